@@ -142,6 +142,19 @@ describe('layers', () => {
     expect(complaints).toEqual([]);
   });
 
+  it('headers that every device compiles include no device', () => {
+    const allowed = /^(tensor|kernels\/shared|kernels\/operands)\/|^kernels\/kernel_table\.h$/;
+    const shared = nativeFiles.filter((path) => path.startsWith('native/kernels/shared/'));
+    const complaints = shared.flatMap((path) =>
+      [...read(path).matchAll(/#\s*include\s*"([^"]+)"/g)]
+        .map((match) => match[1] ?? '')
+        .filter((name) => !allowed.test(name))
+        .map((name) => `${path}: ${name}`),
+    );
+    expect(complaints).toEqual([]);
+    expect(shared.length).toBeGreaterThan(0);
+  });
+
   it('cuda/ has launches, shared memory and PTX in one file each', () => {
     expect(cudaFiles.flatMap((path) => cudaComplaints(path, read(path)))).toEqual([]);
     for (const [, pattern, file] of kCudaOnlyIn.filter(

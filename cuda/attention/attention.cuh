@@ -1,6 +1,6 @@
-// What the attention kernels share: rows of heads, which keys a query sees, the softened scores,
-// and the tiles that a batch of segments is cut into. The tiles are planned on the device, where
-// the bounds of the segments are, so no row waits for a copy to the host and a step stays
+// Common parts of the attention kernels: rows of heads, the keys that a query sees, soft-capped
+// scores, and the tiles that a batch of segments is cut into. The tiles are planned on the device,
+// where the bounds of the segments are, so no row waits for a copy to the host and a step stays
 // capturable: the host only knows how many tiles there can be at most.
 #pragma once
 #include "runtime/common.cuh"
@@ -122,7 +122,7 @@ __device__ inline double hyperbolic_tangent(double x) {
   return tanh(x);
 }
 // 1 - 2 / (e^2x + 1): right to 2e-7 absolute, which is what a score that bf16 made can use.
-__device__ inline float quick_tangent(float x) {
+__device__ inline float tanh_approx(float x) {
   return 1.0f - __fdividef(2.0f, exp2_approx(x * (2 * kLog2e)) + 1.0f);
 }
 

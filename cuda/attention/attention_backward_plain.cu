@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   if (p.tile.first >= p.tile.extent()) return;
   SharedMemory shared;
   const Slices<A> pass(shared);
-  A* weights = shared.array<A>(kSide * kTurnedPitch);
+  A* weights = shared.array<A>(kSide * kTransposedPitch);
   const int64_t row = kOfKeys ? p.tile.key(p.tile.first) : p.tile.query(p.tile.first);
   const int32_t count = p.tile.rows - p.tile.first;
   const Source<T> staying0 = rows_of(kOfKeys ? o.k : o.q, row, p.head, count);
@@ -93,11 +93,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       multiply_rows(dp, staying1, moving1, pass);
       differentiate<kOfKeys>(s, dp, o, p, moved, head);
       if (kOfKeys) {
-        store_turned(weights, s);
+        store_transposed(weights, s);
         multiply_columns(sum_p, weights, moving1, p.column, pass);
         __syncthreads();  // the weights are read
       }
-      store_turned(weights, dp);
+      store_transposed(weights, dp);
       multiply_columns(sum_ds, weights, moving0, p.column, pass);
     }
   }

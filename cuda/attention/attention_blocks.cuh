@@ -11,7 +11,7 @@ constexpr int kDepth = 16;  // of a slice of a product over channels
 constexpr int kSlab = 32;   // of a slice of a product over rows
 constexpr int kEdge = 4;    // rows and columns of a thread
 constexpr int kBlockThreads = 256;
-constexpr int kTurnedPitch = kSide + 4;
+constexpr int kTransposedPitch = kSide + 4;
 
 template <typename A>
 using Corner = A[kEdge][kEdge];
@@ -45,13 +45,13 @@ template <typename A>
 struct Slices {
   A *left, *right;
   __device__ explicit Slices(SharedMemory& shared)
-      : left(shared.array<A>(kDepth * kTurnedPitch)),
-        right(shared.array<A>(kSlab * kTurnedPitch)) {}
+      : left(shared.array<A>(kDepth * kTransposedPitch)),
+        right(shared.array<A>(kSlab * kTransposedPitch)) {}
   static constexpr int64_t kBytes =
-      shared_bytes<A>(kDepth * kTurnedPitch) + shared_bytes<A>(kSlab * kTurnedPitch);
+      shared_bytes<A>(kDepth * kTransposedPitch) + shared_bytes<A>(kSlab * kTransposedPitch);
 };
 template <typename A>
-constexpr int64_t kSquareBytes = shared_bytes<A>(kSide * kTurnedPitch);
+constexpr int64_t kSquareBytes = shared_bytes<A>(kSide * kTransposedPitch);
 
 template <typename A>
 __device__ inline void add_outer(Corner<A>& sums, const A* left, const A* right) {
@@ -73,14 +73,14 @@ __device__ inline void multiply_rows(Corner<Acc<T>>& sums, const Source<T>& x, c
     __syncthreads();
     for (int32_t i = threadIdx.x; i < kSide * kDepth; i += kBlockThreads) {
       const int32_t r = i / kDepth, c = i % kDepth;
-      slices.left[c * kTurnedPitch + r] = x.at(r, d + c);
-      slices.right[c * kTurnedPitch + r] = y.at(r, d + c);
+      slices.left[c * kTransposedPitch + r] = x.at(r, d + c);
+      slices.right[c * kTransposedPitch + r] = y.at(r, d + c);
     }
     __syncthreads();
     BALORA_UNROLL
     for (int c = 0; c < kDepth; ++c) {
-      add_outer(sums, slices.left + c * kTurnedPitch + row,
-                slices.right + c * kTurnedPitch + column);
+      add_outer(sums, slices.left + c * kTransposedPitch + row,
+                slices.right + c * kTransposedPitch + column);
     }
   }
 }
@@ -96,27 +96,27 @@ __device__ inline void multiply_columns(Corner<Acc<T>>& sums, const Acc<T>* weig
     __syncthreads();
     for (int32_t i = threadIdx.x; i < kSlab * kSide; i += kBlockThreads) {
       const int32_t r = i / kSide, c = i % kSide;
-      slices.right[r * kTurnedPitch + c] = x.at(k + r, first + c);
+      slices.right[r * kTransposedPitch + c] = x.at(k + r, first + c);
     }
     __syncthreads();
     BALORA_UNROLL
     for (int r = 0; r < kSlab; ++r) {
-      add_outer(sums, weights + (k + r) * kTurnedPitch + row,
-                slices.right + r * kTurnedPitch + column);
+      add_outer(sums, weights + (k + r) * kTransposedPitch + row,
+                slices.right + r * kTransposedPitch + column);
     }
   }
 }
 
 // Leaves a result as weights (column, row) of multiply_columns.
 template <typename A>
-__device__ inline void store_turned(A* weights, const Corner<A>& values) {
+__device__ inline void store_transposed(A* weights, const Corner<A>& values) {
   const int32_t row = row_of_thread(), column = column_of_thread();
   BALORA_UNROLL
   for (int j = 0; j < kEdge; ++j) {
     Pack<A, kEdge> pack;
     BALORA_UNROLL
     for (int i = 0; i < kEdge; ++i) pack.at[i] = values[i][j];
-    *reinterpret_cast<Pack<A, kEdge>*>(weights + (column + j) * kTurnedPitch + row) = pack;
+    *reinterpret_cast<Pack<A, kEdge>*>(weights + (column + j) * kTransposedPitch + row) = pack;
   }
 }
 

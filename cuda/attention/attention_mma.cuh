@@ -78,7 +78,7 @@ __device__ inline void load_b(uint32_t (&b)[2][2], const T* tile) {
   b[0][0] = all[0], b[0][1] = all[1], b[1][0] = all[2], b[1][1] = all[3];
 }
 template <int kSize, typename T>
-__device__ inline void load_b_turned(uint32_t (&b)[2][2], const T* tile) {
+__device__ inline void load_b_transposed(uint32_t (&b)[2][2], const T* tile) {
   const int lane = threadIdx.x % kWarp;
   uint32_t all[4];
   ldmatrix_x4_trans(all, tile + lane % 16 * kPitch<kSize> + lane / 16 * 8);
@@ -94,13 +94,22 @@ __device__ inline void as_a(uint32_t (&a)[4], const float (&left)[4], const floa
   a[3] = Mma<T>::pack(right[2], right[3]);
 }
 
-// Writes a warp's sums of 16 rows, row g times `low` and row g + 8 times `high`, as rows of `size`
-// values of T, of which `count` exist and kColumns are this warp's. `stage` is a piece of a tile
-// that only this warp uses: through it, rows leave in whole 16-byte accesses.
+// Where a warp's rows go: `count` of them, of `size` values, `stride` elements apart. With `packs`
+// the layout allows 16-byte accesses.
+template <typename T>
+struct TargetRows {
+  T* data;
+  int64_t stride;
+  int32_t count, size;
+  bool packs;
+};
+
+// Writes a warp's sums of 16 rows, row g times `low` and row g + 8 times `high`; kColumns of each
+// row are this warp's. `stage` is a part of a tile that only this warp uses: through it, rows leave
+// in whole 16-byte accesses.
 template <int kSize, int kColumns, typename T>
 __device__ inline void store_rows(T* stage, const float (&sums)[kColumns / 8][4], float low,
-                                  float high, T* rows, int64_t stride, int32_t count, int32_t size,
-                                  bool packs) {
+                                  float high, const TargetRows<T>& to_rows) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   BALORA_UNROLL
   for (int n = 0; n < kColumns / 8; ++n) {
@@ -113,13 +122,13 @@ __device__ inline void store_rows(T* stage, const float (&sums)[kColumns / 8][4]
   constexpr int kChunks = kColumns / 8;
   for (int i = lane; i < 16 * kChunks; i += kWarp) {
     const int row = i / kChunks, column = i % kChunks * 8;
-    if (row >= count || column >= size) continue;
+    if (row >= to_rows.count || column >= to_rows.size) continue;
     const T* from = stage + row * kPitch<kSize> + column;
-    T* to = rows + row * stride + column;
-    if (packs) {
+    T* to = to_rows.data + row * to_rows.stride + column;
+    if (to_rows.packs) {
       *reinterpret_cast<Pack<T, 8>*>(to) = *reinterpret_cast<const Pack<T, 8>*>(from);
     } else {
-      for (int e = 0; e < 8 && column + e < size; ++e) to[e] = from[e];
+      for (int e = 0; e < 8 && column + e < to_rows.size; ++e) to[e] = from[e];
     }
   }
   __syncwarp();

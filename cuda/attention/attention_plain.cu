@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   if (tile.first >= tile.extent()) return;
   SharedMemory shared;
   const Slices<A> pass(shared);
-  A* weights = shared.array<A>(kSide * kTurnedPitch);
+  A* weights = shared.array<A>(kSide * kTransposedPitch);
   const int32_t end = min(tile.rows, tile.first + kSide), kv_head = head / o.g.group;
   const int32_t first_key = o.g.mask.first_key(tile.first) / kSide * kSide;
   const int32_t last_key = end > tile.first ? o.g.mask.last_key(end - 1, tile.rows) : first_key;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     mask_scores(s, o, tile, key);
     A fade[kEdge];
     softmax.take(s, fade);
-    store_turned(weights, s);
+    store_transposed(weights, s);
     const Source<T> v = rows_of(o.v, tile.key(key), kv_head, tile.rows - key);
     BALORA_UNROLL
     for (int part = 0; part < kParts<T>; ++part) {

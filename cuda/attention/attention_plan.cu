@@ -1,11 +1,12 @@
 // The tiles of a batch of segments, and the row sums that both backward kernels read.
 //
 // plan: one block. A thread counts the tiles of a segment, a scan over the threads places them, the
-// thread writes them: 28 bytes a tile, two bounds read a segment. A few microseconds, most of it
-// the launch.
+// thread writes them: 28 bytes a tile, two bounds read a segment. It takes a few microseconds, most
+// of them for the launch.
 // row_dots: eight threads a (row, head), 16 bytes of each operand an access: bound by reading both
 // once, M H D elements each.
 #include "attention/attention.cuh"
+#include "device/scan.cuh"
 
 namespace balora::cuda::attention {
 namespace {
@@ -40,29 +41,9 @@ __device__ bool wrong_segment(const Bounds& b, int32_t s, Fault* fault, int32_t 
   return report(fault, row, kSegmentLength, b.lengths[s], stop - begin, s);
 }
 
-// Exclusive sum over the threads of the block; `total` is the sum of all.
-__device__ int32_t scan(int32_t value, int32_t* scratch, int32_t& total) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  int32_t sum = value;
-  for (int by = 1; by < kWarp; by *= 2) {
-    const int32_t before = __shfl_up_sync(kAllLanes, sum, by);
-    if (lane >= by) sum += before;
-  }
-  if (lane == kWarp - 1) scratch[warp] = sum;
-  __syncthreads();
-  int32_t before = 0;
-  total = 0;
-  for (int w = 0; w < kPlanThreads / kWarp; ++w) {
-    if (w < warp) before += scratch[w];
-    total += scratch[w];
-  }
-  __syncthreads();
-  return before + sum - value;
-}
-
 __global__ void plan(Bounds b, bool of_queries, int32_t side, Tile* tiles, int32_t count,
                      Fault* fault, int32_t row) {
-  BALORA_SHARED(int32_t, scratch, kPlanThreads / kWarp);
+  BALORA_SHARED(int32_t, scratch, kWarp + 1);
   const int32_t thread = threadIdx.x;
   bool wrong = false;
   if (thread == 0 && (b.cu[0] != 0 || b.cu[b.segments] != b.n)) {
@@ -83,7 +64,7 @@ __global__ void plan(Bounds b, bool of_queries, int32_t side, Tile* tiles, int32
     const int32_t queries = (s < segments && b.queries ? b.queries[s] : begin) - skip;
     const int32_t own = (stop - begin - first + side - 1) / side;
     int32_t all = 0;
-    const int32_t at = placed + scan(own, scratch, all);
+    const int32_t at = placed + block_scan(own, scratch, all);
     const int32_t rows = s < segments && b.lengths ? b.lengths[s] : stop - begin;
     for (int32_t t = 0; t < own; ++t) {
       tiles[at + t] = {begin, rows, stop, first + t * side, s, skip, queries};

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const auto column = static_cast<int32_t>(blockIdx.x % slices) * kSide;
   SharedMemory shared;
   const Slices<A> pass(shared);
-  A* weights = shared.array<A>(kSide * kTurnedPitch);
+  A* weights = shared.array<A>(kSide * kTransposedPitch);
   const Rows queries = o.queries.segment(tile.segment), keys = o.keys.segment(tile.segment);
   const int32_t end = min(queries.rows, tile.first + kSide);
   const int32_t seen = tile.first >= end ? 0 : o.causal ? min(keys.rows, end) : keys.rows;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                      key + column_of_thread());
     A fade[kEdge];
     softmax.take(s, fade);
-    store_turned(weights, s);
+    store_transposed(weights, s);
     BALORA_UNROLL
     for (int e = 0; e < kEdge * kEdge; ++e) sums[e / kEdge][e % kEdge] *= fade[e / kEdge];
     multiply_columns(sums, weights, rows_of(o.v, keys.begin + key, head, keys.rows - key), column,

@@ -1,4 +1,4 @@
-// What attention with relative positions shares between its forward and its backward: the operands
+// Common parts of the forward and backward of attention with relative positions: the operands
 // of a call, the terms that a relative position adds to a score, and the position terms of whole
 // heads, q position_k^T and k position_q^T, which scores look up by index. These take N P numbers a
 // head, so heads go through a call in chunks that keep them within a bound.

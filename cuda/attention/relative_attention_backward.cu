@@ -1,10 +1,14 @@
 // Attention with relative positions, backward: probabilities come back from the scores and the
 // saved log-sum-exp.
-//   delta = rowsum(dout * out), dp = dout v^T, ds = p (dp - delta)
-//   dv = p^T dout, dbias = sum of ds by relative position
-//   dq = scale (ds k + (ds by position) position_k), dk = scale (ds^T q + (ds^T by position)
-//   position_q), dposition_k = scale (ds by position)^T q, dposition_q = scale (ds^T by position)^T
-//   k
+//   delta = rowsum(dout * out)
+//   dp = dout v^T
+//   ds = p (dp - delta)
+//   dv = p^T dout
+//   dbias = sum of ds by relative position
+//   dq = scale (ds k + (ds by position) position_k)
+//   dk = scale (ds^T q + (ds^T by position) position_q)
+//   dposition_k = scale (ds by position)^T q
+//   dposition_q = scale (ds^T by position)^T k
 // As in attention_backward_plain.cu a tile of 64 keys (dk, dv) or of 64 queries (dq) stays and the
 // other side moves past it, by FMA. The block that owns a row also adds up its ds by position, in
 // global memory, four threads a row with a quarter of the positions each; the block that owns a
@@ -20,7 +24,7 @@ namespace {
 
 constexpr const char* kRow = "relative_attention_backward";
 
-// What the two passes read and write beside the operands. Of queries stay: dq and by position of
+// Buffers of the two passes beside the operands. Of queries stay: dq and by position of
 // position_k; of keys: dk, dv and position_q.
 template <typename T>
 struct Pass {
@@ -123,7 +127,7 @@ __device__ void add_by_position(const Acc<T>* weights, const Operands<T>& o, con
       if (at >= 0) own[at] += sum;
       at = position, sum = 0;
     }
-    sum += weights[m * kTurnedPitch + row];
+    sum += weights[m * kTransposedPitch + row];
   }
   if (at >= 0) own[at] += sum;
 }
@@ -137,7 +141,7 @@ __device__ void add_by_diagonal(const Acc<T>* weights, const Operands<T>& o, con
   if (diagonal >= kSide || place < 0 || place >= o.terms.relative) return;
   Acc<T> sum = 0;
   for (int32_t q = max(0, -diagonal); q < min(kSide, kSide - diagonal); ++q) {
-    sum += weights[(q + diagonal) * kTurnedPitch + q];
+    sum += weights[(q + diagonal) * kTransposedPitch + q];
   }
   sums[place] += sum;
 }
@@ -153,7 +157,7 @@ __device__ void multiply_positions(Corner<Acc<T>>& sums, Acc<T>* weights, const 
     for (int32_t i = threadIdx.x; i < kSide * kSide; i += kBlockThreads) {
       const int32_t row = i / kSide, position = first + i % kSide;
       const bool there = row < count && position < positions;
-      weights[i % kSide * kTurnedPitch + row] =
+      weights[i % kSide * kTransposedPitch + row] =
           there ? by_position[int64_t{row} * positions + position] : Acc<T>(0);
     }
     multiply_columns(sums, weights, rows_of(pass.table, first, p.head, positions - first),
@@ -181,7 +185,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) backward(Operands<T> o, Pass
   if (p.tile.first >= p.tile.extent()) return;
   SharedMemory shared;
   const Slices<A> slices(shared);
-  A* weights = shared.array<A>(kSide * kTurnedPitch);
+  A* weights = shared.array<A>(kSide * kTransposedPitch);
   const int32_t count = p.tile.rows - p.tile.first;
   A* positions = pass.by_position ? positions_of(o, pass, p) : nullptr;
   A* bias = pass.bias && p.slice == 0 ? bias_of(o, pass, p) : nullptr;
@@ -205,11 +209,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1) backward(Operands<T> o, Pass
     add_terms<kOfKeys>(s, o, p.queries, p.keys, p.own, row, column);
     differentiate<kOfKeys>(s, dp, o, pass, p, row, column);
     if (kOfKeys) {
-      store_turned(weights, s);
+      store_transposed(weights, s);
       multiply_columns(sum_p, weights, moving1, p.column(), slices);
       __syncthreads();  // the weights are read
     }
-    store_turned(weights, dp);
+    store_transposed(weights, dp);
     multiply_columns(sum_ds, weights, moving0, p.column(), slices);
     if (positions) add_by_position<kOfKeys>(weights, o, p, moved, positions);
     if (bias) add_by_diagonal(weights, o, p, moved, bias);
@@ -226,7 +230,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   using A = Acc<T>;
   SharedMemory shared;
   const Slices<A> slices(shared);
-  A* weights = shared.array<A>(kSide * kTurnedPitch);
+  A* weights = shared.array<A>(kSide * kTransposedPitch);
   const int32_t positions = o.terms.positions;
   const auto slice = static_cast<int32_t>(blockIdx.x % pass.slices);
   const auto own = static_cast<int32_t>(blockIdx.x / pass.slices % o.heads);
@@ -242,7 +246,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     for (int32_t i = threadIdx.x; i < kSide * kSide; i += kBlockThreads) {
       const int32_t r = i / kSide, position = first + i % kSide;
       const bool there = r < count && position < positions;
-      weights[r * kTurnedPitch + i % kSide] = there ? from[(row + r) * positions + position] : A(0);
+      weights[r * kTransposedPitch + i % kSide] =
+          there ? from[(row + r) * positions + position] : A(0);
     }
     multiply_columns(sums, weights, rows_of(x, row, o.head + own, count), slice * kSide, slices);
   }

@@ -5,6 +5,7 @@
 // A thread turns eight pairs: 4 bytes of bf16 a channel, bound by memory. The threads of a block
 // are the heads of one or a few rows, so the tables come from the L1 cache.
 #include "elementwise/elementwise.cuh"
+#include "kernels/shared/rope.h"
 
 namespace balora::cuda {
 namespace {
@@ -29,10 +30,7 @@ __device__ void turn_group(const Rotation& r, int64_t from, int64_t to, int64_t 
   read_group(r.sine, angle, count, s);
   BALORA_UNROLL
   for (int j = 0; j < kGroup; ++j) {
-    const A turn = r.inverse ? -s[j] : s[j];
-    const A low = first[j] * c[j] - second[j] * turn;
-    second[j] = second[j] * c[j] + first[j] * turn;
-    first[j] = low;
+    rotate_pair(c[j], r.inverse ? -s[j] : s[j], first[j], second[j]);
   }
   write_group(r.y, to, count, first);
   write_group(r.y, to + r.half, count, second);

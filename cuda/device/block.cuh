@@ -1,4 +1,4 @@
-// What the threads of a block share: its memory, and reductions over a warp or a block.
+// Communication between the threads of a block: its memory, and reductions over a warp or a block.
 // BALORA_SHARED and SharedMemory are the only ways to shared memory, which the emulated device
 // watches.
 #pragma once

@@ -1,5 +1,5 @@
-// Instructions that C++ cannot name: the only PTX of the house (test/layers.test.ts). Each has its
-// twin in test/emulator/instructions.h.
+// Instructions that C++ cannot name: the only PTX of the plug-in (test/layers.test.ts). Each has
+// its counterpart in test/emulator/instructions.h.
 #pragma once
 #include <cuda_runtime.h>
 

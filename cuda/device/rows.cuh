@@ -131,7 +131,7 @@ __device__ inline Group group_of(const RowTask& task) {
           static_cast<int32_t>(threadIdx.x % kWarp), kWarp};
 }
 
-// As block_reduce, over the group's threads.
+// Like block_reduce, over the group's threads.
 template <typename A, typename Op = Sum>
 __device__ inline A group_reduce(const RowTask& task, A value, A identity, A* scratch, Op op = {}) {
   return task.warp_rows ? warp_reduce(value, op) : block_reduce(value, identity, scratch, op);

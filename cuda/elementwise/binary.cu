@@ -1,10 +1,10 @@
 // Elementwise ops on two strided views of one (broadcast) shape, and the gradients that are no
 // products. A thread takes groups of eight along the innermost dimension: contiguous operands move
 // by accesses of 16 bytes, a broadcast scalar or row costs no memory traffic of its own. Bytes of
-// bf16: 6 an element for equal shapes, 4 for a broadcast operand. kernels/elementwise_math.h has
+// bf16: 6 an element for equal shapes, 4 for a broadcast operand. kernels/shared/elementwise_math.h has
 // the formulas.
 #include "elementwise/elementwise.cuh"
-#include "kernels/elementwise_math.h"
+#include "kernels/shared/elementwise_math.h"
 
 namespace balora::cuda {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "elementwise/elementwise.cuh"
-#include "kernels/elementwise_math.h"
+#include "kernels/shared/elementwise_math.h"
 
 namespace balora::cuda {
 namespace {

@@ -1,30 +1,18 @@
-// Element types: storage formats, one rounding on the way out, dispatch by a view's dtype, and
-// packs of neighbours that move in one access.
+// Element types on the device: one rounding on the way out, and packs of neighbours that move in
+// one access.
 #pragma once
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
-#include <utility>
 
 #include "device/instructions.cuh"
 #include "kernels/kernel_table.h"
+#include "kernels/shared/dispatch.h"
+#include "kernels/shared/host_device.h"
 #include "tensor/view.h"
 
 namespace balora::cuda {
-
-// Storage formats; arithmetic happens in Acc<T>.
-struct bf16 {
-  uint16_t bits;
-};
-struct f16 {
-  uint16_t bits;
-};
-
-template <typename T>
-using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 __host__ __device__ inline float bits_to_float(uint32_t bits) {
   union {
@@ -72,38 +60,6 @@ __device__ inline T store(Acc<T> value) {
     return {float_to_half(value)};
   } else {
     return static_cast<T>(value);
-  }
-}
-
-// Calls body.template operator()<T>() for the float type of `dtype`.
-template <typename Body>
-decltype(auto) dispatch_float(int32_t dtype, Body&& body) {
-  switch (dtype) {
-    case BALORA_F32:
-      return body.template operator()<float>();
-    case BALORA_BF16:
-      return body.template operator()<bf16>();
-    case BALORA_F16:
-      return body.template operator()<f16>();
-    case BALORA_F64:
-      return body.template operator()<double>();
-    default:
-      throw std::runtime_error("dtype number " + std::to_string(dtype) + " is not a float type");
-  }
-}
-
-// The same over every element type, for kernels that move or compare values.
-template <typename Body>
-decltype(auto) dispatch_any(int32_t dtype, Body&& body) {
-  switch (dtype) {
-    case BALORA_I32:
-      return body.template operator()<int32_t>();
-    case BALORA_I64:
-      return body.template operator()<int64_t>();
-    case BALORA_U8:
-      return body.template operator()<uint8_t>();
-    default:
-      return dispatch_float(dtype, std::forward<Body>(body));
   }
 }
 

@@ -1,4 +1,4 @@
-// What elementwise kernels share: operands whose type is known at run time, moved by groups of
+// Common parts of elementwise kernels: operands whose type is known at run time, moved by groups of
 // eight elements a thread, and loops over strided views of one shape.
 // A kernel is instantiated for its accumulator (float, double, int64_t) alone. The type of storage
 // is a branch that all threads take alike and that hides behind the memory access; a template over

@@ -3,17 +3,18 @@
 // backward recomputes the activation, so only gate and up are kept. Eight elements a thread; bf16
 // moves 6 bytes an element forward and 10 backward, which is time for 50 and 85 instructions on an
 // H100, more than an exponential or erf with its division takes.
-#include "elementwise/activation.cuh"
+#include "elementwise/device_math.cuh"
 #include "elementwise/elementwise.cuh"
+#include "kernels/shared/activations.h"
 
 namespace balora::cuda {
 namespace {
 
 template <balora_activation Act, typename A>
 __device__ Activated<A> activated(A x) {
-  if constexpr (Act == BALORA_GATE_SILU) return silu(x);
-  if constexpr (Act == BALORA_GATE_GELU) return gelu(x);
-  if constexpr (Act == BALORA_GATE_GELU_TANH) return gelu_tanh(x);
+  if constexpr (Act == BALORA_GATE_SILU) return silu<DeviceMath>(x);
+  if constexpr (Act == BALORA_GATE_GELU) return gelu<DeviceMath>(x);
+  if constexpr (Act == BALORA_GATE_GELU_TANH) return gelu_tanh<DeviceMath>(x);
 }
 
 template <balora_activation Act, typename A>

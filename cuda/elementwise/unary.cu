@@ -1,64 +1,14 @@
-// Elementwise functions of one contiguous operand and their gradients. `saved` is the result where
-// the gradient is cheapest from it (exp, sqrt, rsqrt, tanh, sigmoid, relu), otherwise the operand,
-// as on the CPU (kernels/cpu/elementwise/unary.cc has the formulas). One kernel a function for the
-// types that compute in f32: a thread takes eight elements, forward moves 4 bytes of bf16 an
-// element and backward 6, and even erf stays below the 50 or more instructions an element that the
-// memory's time allows. f64 is for checks: its functions share one kernel.
-#include <cmath>
-
-#include "elementwise/activation.cuh"
+// Elementwise functions of one contiguous operand and their gradients; kernels/shared/unary.h has
+// the formulas. One kernel a function for the types that compute in f32: a thread takes eight
+// elements, forward moves 4 bytes of bf16 an element and backward 6, and even erf stays below the
+// 50 or more instructions an element that the memory's time allows. f64 is for checks: its
+// functions share one kernel.
+#include "elementwise/device_math.cuh"
 #include "elementwise/elementwise.cuh"
-#include "kernels/op_codes.h"
+#include "kernels/shared/unary.h"
 
 namespace balora::cuda {
 namespace {
-
-template <int Op, typename A>
-__device__ A value_of(A x, A a, A b) {
-  if constexpr (Op == BALORA_NEG) return -x;
-  if constexpr (Op == BALORA_ABS) return std::abs(x);
-  if constexpr (Op == BALORA_EXP) return std::exp(x);
-  if constexpr (Op == BALORA_LOG) return std::log(x);
-  if constexpr (Op == BALORA_SQRT) return std::sqrt(x);
-  if constexpr (Op == BALORA_RSQRT) return A(1) / std::sqrt(x);
-  if constexpr (Op == BALORA_SQUARE) return x * x;
-  if constexpr (Op == BALORA_SIN) return std::sin(x);
-  if constexpr (Op == BALORA_COS) return std::cos(x);
-  if constexpr (Op == BALORA_TANH) return std::tanh(x);
-  if constexpr (Op == BALORA_SIGMOID) return sigmoid(x);
-  if constexpr (Op == BALORA_RELU) return x < A(0) ? A(0) : x;
-  if constexpr (Op == BALORA_SILU) return silu(x).value;
-  if constexpr (Op == BALORA_GELU) return gelu(x).value;
-  if constexpr (Op == BALORA_GELU_TANH) return gelu_tanh(x).value;
-  if constexpr (Op == BALORA_SOFTPLUS) {
-    return (x > A(0) ? x : A(0)) + std::log1p(std::exp(x < A(0) ? x : -x));
-  }
-  if constexpr (Op == BALORA_CLAMP) return x < a ? a : x > b ? b : x;
-  if constexpr (Op == BALORA_AFFINE) return a * x + b;
-}
-
-// d value / d x; s is the saved operand or result.
-template <int Op, typename A>
-__device__ A slope_of(A s, A a, A b) {
-  if constexpr (Op == BALORA_NEG) return A(-1);
-  if constexpr (Op == BALORA_ABS) return s > A(0) ? A(1) : s < A(0) ? A(-1) : A(0);
-  if constexpr (Op == BALORA_EXP) return s;
-  if constexpr (Op == BALORA_LOG) return A(1) / s;
-  if constexpr (Op == BALORA_SQRT) return A(0.5) / s;
-  if constexpr (Op == BALORA_RSQRT) return A(-0.5) * s * s * s;
-  if constexpr (Op == BALORA_SQUARE) return A(2) * s;
-  if constexpr (Op == BALORA_SIN) return std::cos(s);
-  if constexpr (Op == BALORA_COS) return -std::sin(s);
-  if constexpr (Op == BALORA_TANH) return A(1) - s * s;
-  if constexpr (Op == BALORA_SIGMOID) return s * (A(1) - s);
-  if constexpr (Op == BALORA_RELU) return s > A(0) ? A(1) : A(0);
-  if constexpr (Op == BALORA_SILU) return silu(s).slope;
-  if constexpr (Op == BALORA_GELU) return gelu(s).slope;
-  if constexpr (Op == BALORA_GELU_TANH) return gelu_tanh(s).slope;
-  if constexpr (Op == BALORA_SOFTPLUS) return sigmoid(s);
-  if constexpr (Op == BALORA_CLAMP) return s >= a && s <= b ? A(1) : A(0);
-  if constexpr (Op == BALORA_AFFINE) return a;
-}
 
 template <int Op>
 __global__ void forward_groups(Operand x, Operand y, int64_t n, float a, float b) {
@@ -67,7 +17,7 @@ __global__ void forward_groups(Operand x, Operand y, int64_t n, float a, float b
     float v[kGroup];
     read_group(x, at, count, v);
     BALORA_UNROLL
-    for (int j = 0; j < kGroup; ++j) v[j] = value_of<Op>(v[j], a, b);
+    for (int j = 0; j < kGroup; ++j) v[j] = unary_value<Op, DeviceMath>(v[j], a, b);
     write_group(y, at, count, v);
   }
 }
@@ -81,15 +31,15 @@ __global__ void backward_groups(Operand dy, Operand saved, Operand dx, int64_t n
     read_group(dy, at, count, slope);
     read_group(saved, at, count, v);
     BALORA_UNROLL
-    for (int j = 0; j < kGroup; ++j) v[j] = slope[j] * slope_of<Op>(v[j], a, b);
+    for (int j = 0; j < kGroup; ++j) v[j] = slope[j] * unary_slope<Op, DeviceMath>(v[j], a, b);
     write_group(dx, at, count, v);
   }
 }
 
 __global__ void forward_f64(const double* x, double* y, int64_t n, int32_t op, double a, double b) {
-#define FORWARD(OP)                  \
-  case OP:                           \
-    y[i] = value_of<OP>(x[i], a, b); \
+#define FORWARD(OP)                                 \
+  case OP:                                          \
+    y[i] = unary_value<OP, DeviceMath>(x[i], a, b); \
     break;
   for (int64_t i = thread_index(); i < n; i += thread_count()) {
     switch (op) { BALORA_EACH_UNARY_OP(FORWARD) }
@@ -99,9 +49,9 @@ __global__ void forward_f64(const double* x, double* y, int64_t n, int32_t op, d
 
 __global__ void backward_f64(const double* dy, const double* saved, double* dx, int64_t n,
                              int32_t op, double a, double b) {
-#define BACKWARD(OP)                              \
-  case OP:                                        \
-    dx[i] = dy[i] * slope_of<OP>(saved[i], a, b); \
+#define BACKWARD(OP)                                             \
+  case OP:                                                       \
+    dx[i] = dy[i] * unary_slope<OP, DeviceMath>(saved[i], a, b); \
     break;
   for (int64_t i = thread_index(); i < n; i += thread_count()) {
     switch (op) { BALORA_EACH_UNARY_OP(BACKWARD) }

@@ -114,7 +114,8 @@ class HeadChunks {
          sum_ ? wide : direct);
     if (v_.mean) return without_mean(first, rows);
     if (!sum_) return;
-    convert_matrix(ctx_, rows, channels_, sum_, kLogits, channels_, to, v_.dh->dtype, channels_);
+    convert_matrix(ctx_, rows, channels_, {sum_, kLogits, channels_},
+                   {to, v_.dh->dtype, channels_});
   }
   // Calls body<T>() for the type of the hidden states, which A fixes for f64.
   template <typename Body>

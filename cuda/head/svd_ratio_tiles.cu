@@ -84,8 +84,8 @@ class Tiles {
       first = false;
     });
     if (!dh || sum.data == dh->data) return;
-    convert_matrix(ctx_, rows_, channels_, sum.data, kLogits, channels_, dh->data, dh->dtype,
-                   channels_);
+    convert_matrix(ctx_, rows_, channels_, {sum.data, kLogits, channels_},
+                   {dh->data, dh->dtype, channels_});
   }
 
  private:

@@ -1,31 +1,156 @@
 // Reads and writes through an index (kernels/cpu/index/index.cc). An index out of range is reported
-// as a fault and touches nothing. select_rows copies 2 * row bytes an id, a warp a stretch of a
+// as a fault and touches nothing. select_rows copies 2 * row bytes an id, a warp a part of a
 // row. select_rows_backward writes every row of dx once: zero, or the sum of its ids' rows in the
-// order of the ids, held in registers (buckets.cuh finds the ids of a row); V=49k, C=576 in f32 is
+// order of the ids, held in registers (buckets find the ids of a row); V=49k, C=576 in f32 is
 // 113 MB, 34 us at 3.35 TB/s, and the buckets add some 10 us. scatter_add walks k with a thread a
 // column or, with few columns and many k, a thread an element of y through the same buckets; both
 // add in the order of k, without atomics, and give the CPU's bits.
 #include "device/rows.cuh"
-#include "index/buckets.cuh"
+#include "device/scan.cuh"
 
 namespace balora::cuda {
 namespace {
 
+// ---- Buckets ------------------------------------------------------------------------------------
+// Positions by the row that their index names, in order: what a scatter that must not add in an
+// order of chance needs. A block owns a span of rows and reads all indices of its slab twice: once
+// to count, once to place. Reads are 2 * ids bytes a span from the L2 cache, so with 512 spans and
+// 8192 ids of 4 bytes 34 MB (some 10 us); nothing is sorted, and no atomic decides an order.
+
+// Indices, i32 or i64.
+struct Ids {
+  const void* data;
+  int32_t wide;
+  __device__ int64_t operator[](int64_t i) const {
+    return wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+  }
+};
+inline Ids ids_of(const View* ids) {
+  return {ids->data, ids->dtype == BALORA_I64};
+}
+
+// Where a fault of this row is reported.
+struct FaultPlace {
+  Fault* fault;
+  int32_t row;
+  __device__ void outside(int64_t index, int64_t position, int64_t limit) const {
+    report_fault(fault, kIndexOutOfRange, row, index, limit, position);
+  }
+};
+inline FaultPlace fault_place(Context* ctx, const char* name) {
+  return {state_of(ctx).fault, fault_row(name)};
+}
+
+// The positions of a key are positions[slab * ids + begin, ... + end), ascending.
+struct Bucket {
+  int32_t begin, end;
+};
+
+// `slabs` independent lists of `ids` indices below `rows`. Position i has the key
+// index * inner + i % inner, so a slab has rows * inner keys.
+struct BucketTask {
+  int64_t slabs, ids, rows, inner;
+  int64_t span, spans;  // keys a block, blocks a slab
+};
+
+constexpr int kBucketThreads = 256, kMaxSpan = 1024;
+
+inline BucketTask bucket_task(int64_t slabs, int64_t ids, int64_t rows, int64_t inner) {
+  const int64_t span = std::clamp<int64_t>(ceil_div(rows * inner, 512), 32, kMaxSpan);
+  return {slabs, ids, rows, inner, span, ceil_div(rows * inner, span)};
+}
+
+// Counts of a span's keys (kMaxSpan) become where each key's positions begin.
+__device__ inline void begin_buckets(int32_t* counts, int32_t below, int64_t span, Bucket* buckets,
+                                     int32_t* scratch) {
+  constexpr int kEach = kMaxSpan / kBucketThreads;
+  const int first = threadIdx.x * kEach;
+  int32_t mine[kEach], sum = 0, total = 0;
+  for (int j = 0; j < kEach; ++j) sum += mine[j] = counts[first + j];
+  int32_t begin = below + block_scan(sum, scratch, total);
+  for (int j = 0; j < kEach; ++j) {
+    counts[first + j] = begin;
+    if (first + j < span) buckets[first + j] = {begin, begin + mine[j]};
+    begin += mine[j];
+  }
+  __syncthreads();
+}
+
+static __global__ void __launch_bounds__(kBucketThreads)
+    fill_buckets(Ids ids, BucketTask t, FaultPlace place, Bucket* buckets, int32_t* positions) {
+  BALORA_SHARED(int32_t, cursor, kMaxSpan);
+  BALORA_SHARED(int32_t, list, kBucketThreads);
+  BALORA_SHARED(int32_t, scratch, kWarp + 1);
+  const int64_t slab = blockIdx.x / t.spans, low = blockIdx.x % t.spans * t.span;
+  const int64_t keys = t.rows * t.inner, span = min(t.span, keys - low), from = slab * t.ids;
+  const auto key_of = [&](int64_t i) { return ids[from + i] * t.inner + i % t.inner; };
+  for (int i = threadIdx.x; i < kMaxSpan; i += kBucketThreads) cursor[i] = 0;
+  __syncthreads();
+  int32_t below = 0;
+  for (int64_t i = threadIdx.x; i < t.ids; i += kBucketThreads) {
+    const int64_t index = ids[from + i];
+    if (index < 0 || index >= t.rows) {
+      if (low == 0) place.outside(index, from + i, t.rows);
+      continue;
+    }
+    const int64_t local = key_of(i) - low;
+    if (local < 0) ++below;
+    if (local >= 0 && local < span) atomicAdd(&cursor[local], 1);
+  }
+  below = block_reduce(below, 0, scratch);
+  begin_buckets(cursor, below, span, buckets + slab * keys + low, scratch);
+  for (int64_t tile = 0; tile < t.ids; tile += kBucketThreads) {
+    const int64_t i = tile + threadIdx.x;
+    int64_t local = -1;
+    if (i < t.ids) {
+      const int64_t index = ids[from + i];
+      if (index >= 0 && index < t.rows) local = key_of(i) - low;
+    }
+    const bool mine = local >= 0 && local < span;
+    if (!__syncthreads_or(mine)) continue;
+    int32_t total = 0;
+    const int32_t slot = block_scan(mine, scratch, total);
+    if (mine) list[slot] = static_cast<int32_t>(local);
+    __syncthreads();
+    int32_t at = mine ? cursor[local] : 0;  // and one on for each earlier position of the tile
+    for (int32_t j = 0; mine && j < slot; ++j) at += list[j] == local;
+    if (mine) positions[from + at] = static_cast<int32_t>(i);
+    __syncthreads();
+    if (mine) atomicAdd(&cursor[local], 1);
+    __syncthreads();
+  }
+}
+
+struct Buckets {
+  const Bucket* of_key;      // (slabs, rows * inner)
+  const int32_t* positions;  // (slabs, ids)
+};
+inline Buckets make_buckets(Context* ctx, const char* name, const View* ids, const BucketTask& t) {
+  if (t.ids > INT32_MAX) {
+    throw std::runtime_error(std::string(name) + ": more than 2^31 - 1 indices");
+  }
+  auto* of_key = workspace<Bucket>(ctx, t.slabs * t.rows * t.inner);
+  auto* positions = workspace<int32_t>(ctx, t.slabs * t.ids);
+  const Grid grid{dim3(static_cast<unsigned>(t.slabs * t.spans)), dim3(kBucketThreads)};
+  launch(ctx, name, grid, fill_buckets, ids_of(ids), t, fault_place(ctx, name), of_key, positions);
+  return {of_key, positions};
+}
+
 constexpr int kCopyThreads = 256;
-constexpr int kStretch = 4;  // units of a row that a thread copies
+constexpr int kCopyUnits = 4;  // units of a row that a thread copies
 
 // ---- select_rows --------------------------------------------------------------------------------
 
-struct Stretches {
+struct RowParts {
   int64_t rows;  // of the table
   int64_t ids;
   int64_t size;     // units of a row
-  int64_t length;   // units of a stretch
-  int64_t per_row;  // stretches of a row
+  int64_t length;   // units of a part
+  int64_t per_row;  // parts of a row
 };
 
 template <typename U>
-__global__ void copy_rows(const U* table, Ids ids, U* y, Stretches s, FaultPlace place) {
+__global__ void copy_rows(const U* table, Ids ids, U* y, RowParts s, FaultPlace place) {
   const int lane = threadIdx.x % kWarp;
   const int64_t warps = thread_count() / kWarp;
   for (int64_t w = thread_index() / kWarp; w < s.ids * s.per_row; w += warps) {
@@ -37,14 +162,14 @@ __global__ void copy_rows(const U* table, Ids ids, U* y, Stretches s, FaultPlace
     }
     const U* from = table + id * s.size;
     U* to = y + n * s.size;
-    U held[kStretch];
+    U held[kCopyUnits];
     BALORA_UNROLL
-    for (int u = 0; u < kStretch; ++u) {
+    for (int u = 0; u < kCopyUnits; ++u) {
       const int64_t i = first + lane + u * kWarp;
       if (i < last) held[u] = from[i];
     }
     BALORA_UNROLL
-    for (int u = 0; u < kStretch; ++u) {
+    for (int u = 0; u < kCopyUnits; ++u) {
       const int64_t i = first + lane + u * kWarp;
       if (i < last) to[i] = held[u];
     }
@@ -231,9 +356,9 @@ int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
   const uint64_t address =
       reinterpret_cast<uintptr_t>(o.table->data) | reinterpret_cast<uintptr_t>(o.y->data);
   dispatch_unit(address, bytes, [&]<typename U>() {
-    constexpr int64_t kLength = kStretch * kWarp;
+    constexpr int64_t kLength = kCopyUnits * kWarp;
     const int64_t size = bytes / static_cast<int64_t>(sizeof(U));
-    const Stretches s{o.table->shape[0], n, size, kLength, ceil_div(size, kLength)};
+    const RowParts s{o.table->shape[0], n, size, kLength, ceil_div(size, kLength)};
     launch(ctx, "select_rows", elements(n * s.per_row * kWarp, kCopyThreads), copy_rows<U>,
            data_of<U>(o.table), ids_of(o.ids), data_of<U>(o.y), s, fault_place(ctx, "select_rows"));
   });

@@ -83,7 +83,7 @@ __global__ void rotate_core(JacobiRound work, Core core) {
   BALORA_SHARED(double, turn, kJacobiTile* kJacobiPitch);
   BALORA_SHARED(double, tile, kJacobiTile* kJacobiPitch);
   const auto pair = static_cast<int>(blockIdx.x);
-  if (work.settled() || !work.turned[pair]) return;
+  if (work.settled() || !work.rotated[pair]) return;
   rotate_rows(work, pair, core.z, core.stride, static_cast<int64_t>(blockIdx.y) * kJacobiTile,
               core.stride, turn, tile);
 }

@@ -1,7 +1,7 @@
 // See eigen.cuh. Up to order 64 one block of threads does everything in shared memory, in one
 // launch. Larger matrices: two-sided block Jacobi, two launches a round of N/16 - 1 rounds a sweep:
 // the N/32 disjoint pairs of 16-row blocks are diagonalised (a block of threads each), then every
-// 32 x 32 tile above the diagonal is turned from both sides and mirrored, and the vectors' rows
+// 32 x 32 tile above the diagonal is rotated from both sides and mirrored, and the vectors' rows
 // with it. A round reads and writes N^2 elements of A and of V (32 N^2 bytes) for 96 N^2 flops, so
 // memory and the pairs' latency (about 0.1 ms) set the time: on paper 20 ms for N = 256, 0.2 s for
 // 1024, 1.5 s for 4096 (8 sweeps, 2 TB/s). A sweep without a rotation ends it on the device: the
@@ -115,7 +115,7 @@ __global__ void solve_pairs(JacobiRound work, double* a, int64_t padded) {
   }
 }
 
-// The tile of rows of pair p and columns of pair q, turned by both; its mirror image is written as
+// The tile of rows of pair p and columns of pair q, rotated by both; its mirror image is written as
 // well, so that a stays symmetric to the bit.
 __device__ void rotate_tile(const JacobiRound& work, int p, int q, double* a, int64_t padded,
                             double* left, double* right, double* tile) {
@@ -154,10 +154,10 @@ __global__ void rotate_all(JacobiRound work, double* a, double* vt, int64_t padd
   const int pairs = work.blocks / 2;
   if (work.settled()) return;
   if (q < pairs) {
-    if (p >= q || (!work.turned[p] && !work.turned[q])) return;
+    if (p >= q || (!work.rotated[p] && !work.rotated[q])) return;
     rotate_tile(work, p, q, a, padded, left, right, tile);
   } else {
-    if (!work.turned[p]) return;
+    if (!work.rotated[p]) return;
     rotate_rows(work, p, vt, padded, static_cast<int64_t>(q - pairs) * kJacobiTile, padded, left,
                 tile);
   }

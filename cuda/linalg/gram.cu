@@ -27,7 +27,7 @@ int32_t gram_kernel(Context* ctx, const balora_gram& o) {
   do {  // once for no rows, which leaves beta g
     const int64_t rows = std::min(step, n - first);
     const void* block = offset_by(o.a->data, first * c, o.a->dtype);
-    if (wide) convert_matrix(ctx, rows, c, block, o.a->dtype, c, wide, BALORA_F64, c);
+    if (wide) convert_matrix(ctx, rows, c, {block, o.a->dtype, c}, {wide, BALORA_F64, c});
     const void* data = wide ? wide : block;
     gemm(ctx, {c, c, rows}, 1, {data, BALORA_F64, c, true}, {data, BALORA_F64, c}, beta,
          {o.g->data, BALORA_F64, c});

@@ -54,7 +54,7 @@ __host__ __device__ inline Pair tournament(int players, int round, int k) {
   return a < b ? Pair{a, b} : Pair{b, a};
 }
 
-// Both sides of the symmetric a, whose tile (i,j) of rows pair i and columns pair j is turned by
+// Both sides of the symmetric a, whose tile (i,j) of rows pair i and columns pair j is rotated by
 // both rotations; i <= j, and the mirrored tile is written too.
 __device__ inline void rotate_both(double* a, int pitch, Pair i, Pair j, const Rotation& left,
                                    const Rotation& right) {
@@ -152,11 +152,11 @@ __device__ inline void set_identity(double* vt, int order) {
 
 // ---- Pairs of blocks ----------------------------------------------------------------------------
 
-// What the kernels of one round share. A sweep that follows one without a rotation does nothing.
+// Arguments of the kernels of one round. A sweep that follows one without a rotation does nothing.
 struct JacobiRound {
-  int32_t* moved;   // a flag a sweep, zero at first
-  int32_t* turned;  // a flag a pair: whether `turns` is not the identity
-  double* turns;    // (pairs, 32, 32): rows are the new basis
+  int32_t* moved;    // a flag a sweep, zero at first
+  int32_t* rotated;  // a flag a pair: whether `turns` is not the identity
+  double* turns;     // (pairs, 32, 32): rows are the new basis
   int sweep, meeting;
   int blocks;  // of the matrix, even
 
@@ -181,7 +181,7 @@ __device__ inline void visit_pair(double* a, double* vt, const JacobiRound& work
     turn[at] = vt[at / kJacobiTile * kJacobiPitch + at % kJacobiTile];
   }
   if (threadIdx.x == 0) {
-    work.turned[blockIdx.x] = outcome.moved ? 1 : 0;
+    work.rotated[blockIdx.x] = outcome.moved ? 1 : 0;
     if (outcome.moved) atomicOr(work.moved + work.sweep, int32_t{1});
   }
 }

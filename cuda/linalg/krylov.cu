@@ -3,21 +3,18 @@
 // what takes the time: 25 rounds a sweep for c = 414.
 #include "linalg/krylov.cuh"
 
+#include "kernels/shared/philox.h"
 #include "linalg/leading_pairs.cuh"
 #include "linalg/qr.cuh"
-#include "random/philox.cuh"
 
 namespace balora::cuda {
 namespace {
 
 __global__ void fill_normals(double* to, int64_t count, uint64_t seed) {
-  constexpr double kTurn = 6.283185307179586476925286766559;
   for (int64_t pair = thread_index(); 2 * pair < count; pair += thread_count()) {
-    const PhiloxBlock block = philox(seed, static_cast<uint64_t>(pair), 0);
-    const double radius = sqrt(-2 * log(1 - philox_double(block.word[0], block.word[1])));
-    const double angle = kTurn * philox_double(block.word[2], block.word[3]);
-    to[2 * pair] = radius * cos(angle);
-    if (2 * pair + 1 < count) to[2 * pair + 1] = radius * sin(angle);
+    const NormalPair z = philox_normals(seed, static_cast<uint64_t>(pair));
+    to[2 * pair] = z.first;
+    if (2 * pair + 1 < count) to[2 * pair + 1] = z.second;
   }
 }
 
@@ -66,7 +63,7 @@ Dense orthonormal_to(Scratch& scratch, const Basis& q, Dense block) {
   return block;
 }
 
-// What the host wants to know of them.
+// The pairs as the host reads them.
 RitzPairs pairs_of(Scratch& scratch, const Basis& q, Ritz& found) {
   RitzPairs pairs;
   const Dense lengths = residual_lengths(scratch, found);
@@ -80,15 +77,15 @@ RitzPairs pairs_of(Scratch& scratch, const Basis& q, Ritz& found) {
 }  // namespace
 
 void Basis::append(Context* ctx, const Dense& block) {
-  convert_matrix(ctx, block.rows, block.cols, block.data(), BALORA_F64, block.cols,
-                 storage.data() + cols, BALORA_F64, storage.cols);
+  convert_matrix(ctx, block.rows, block.cols, {block.data(), BALORA_F64, block.cols},
+                 {storage.data() + cols, BALORA_F64, storage.cols});
   cols += block.cols;
 }
 
 Dense leading_columns(Scratch& scratch, const Dense& a, int64_t count) {
   Dense out(scratch, a.rows, count);
-  convert_matrix(scratch.ctx(), a.rows, count, a.data(), BALORA_F64, a.cols, out.data(), BALORA_F64,
-                 count);
+  convert_matrix(scratch.ctx(), a.rows, count, {a.data(), BALORA_F64, a.cols},
+                 {out.data(), BALORA_F64, count});
   return out;
 }
 

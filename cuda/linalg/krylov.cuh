@@ -7,6 +7,7 @@
 #include <functional>
 #include <vector>
 
+#include "kernels/shared/krylov.h"
 #include "linalg/dense.cuh"
 
 namespace balora::cuda {
@@ -37,19 +38,7 @@ Ritz ritz(Scratch& scratch, const Basis& q, const Basis& aq, int64_t keep, const
 // (K,1): the length of each column of rest.
 Dense residual_lengths(Scratch& scratch, const Ritz& found);
 
-struct RitzPairs {
-  std::vector<double> values;     // descending
-  std::vector<double> residuals;  // |A v - value v| of each pair
-  Dense vectors;                  // (n, values.size()), orthonormal columns
-  bool exact = false;             // the basis spans the whole space
-};
-
-struct KrylovOptions {
-  int64_t block;       // columns of a block = pairs kept at a restart; a few more than are wanted
-  int64_t blocks = 4;  // blocks added between restarts
-  int max_cycles = 60;
-  uint64_t seed = 0;  // of the starting block
-};
+using RitzPairs = RitzPairsOf<Dense>;
 
 // y = A x, x and y (n, any).
 using ApplyFn = std::function<Dense(const Dense& x)>;

@@ -118,8 +118,8 @@ class BlockKrylov {
     launch(ctx_, row_, elements(k), check_residuals, lengths.data(), k, found.values.data(),
            state_of(ctx_).fault, fault_row(row_));
     Eigenpairs pairs = {Dense(scratch_, k, 1), leading_columns(scratch_, found.vectors, k)};
-    convert_matrix(ctx_, k, 1, found.values.data(), BALORA_F64, 1, pairs.values.data(), BALORA_F64,
-                   1);
+    convert_matrix(ctx_, k, 1, {found.values.data(), BALORA_F64, 1},
+                   {pairs.values.data(), BALORA_F64, 1});
     return pairs;
   }
 

@@ -54,8 +54,8 @@ __global__ void divide_by_gaps(double* inner, const double* values, const double
   }
 }
 
-// core += E o (X - X^T) with column j (of_rows: row i) times s, E_ij = 1 / (s_j^2 - s_i^2), 0 where
-// they are equal.
+// With E_ij = 1 / (s_j^2 - s_i^2), 0 where they are equal, and column j (of_rows: row i) times s:
+//   core += E o (X - X^T)
 __global__ void add_rotation(const double* x, const double* s, int64_t k, bool of_rows,
                              double* core) {
   for (int64_t at = thread_index(); at < k * k; at += thread_count()) {
@@ -105,7 +105,8 @@ struct SvdBackward {
 
 }  // namespace
 
-// da = (dq + Q sym(M)) R^-T, M = R dR^T - dQ^T Q.
+//   M = R dR^T - dQ^T Q
+//   da = (dq + Q sym(M)) R^-T
 int32_t qr_backward_kernel(Context* ctx, const balora_qr_backward& o) {
   Scratch scratch(ctx);
   const Dense mq = widened(scratch, *o.q), mr = widened(scratch, *o.r);

@@ -1,7 +1,7 @@
 // randomized_svds: the leading singular triplets from products with A and A^T alone, after Halko,
 // Martinsson and Tropp (2011) with niter power iterations, or to convergence of the captured energy
 // by block Krylov (krylov.cuh), as kernels/cpu/linalg/krylov.h does. A is kept in f32 where its
-// type is not f64, it is large and the numbers allow it (the CPU's conditions, quick_svd.h), else
+// type is not f64, it is large and the numbers allow it (the CPU's conditions, chebyshev_svd.h), else
 // in f64; bases and small problems are f64 in any case. Orthonormalisation follows every product,
 // so nothing overflows, and A is scaled by a power of two.
 //
@@ -126,12 +126,12 @@ class Source {
       return y;
     }
     const Buffer<float> narrow(scratch_, x.size()), image(scratch_, y.size());
-    convert_matrix(ctx, x.rows, x.cols, x.data(), BALORA_F64, x.cols, narrow.data(), BALORA_F32,
-                   x.cols);
+    convert_matrix(ctx, x.rows, x.cols, {x.data(), BALORA_F64, x.cols},
+                   {narrow.data(), BALORA_F32, x.cols});
     gemm(ctx, shape, 1, a, {narrow.data(), BALORA_F32, x.cols}, 0,
          {image.data(), BALORA_F32, y.cols});
-    convert_matrix(ctx, y.rows, y.cols, image.data(), BALORA_F32, y.cols, y.data(), BALORA_F64,
-                   y.cols);
+    convert_matrix(ctx, y.rows, y.cols, {image.data(), BALORA_F32, y.cols},
+                   {y.data(), BALORA_F64, y.cols});
     return y;
   }
 
@@ -161,30 +161,16 @@ Dense power_basis(Scratch& scratch, const Source& a, const Wanted& wanted) {
 // The same to convergence; nothing where the energy does not settle within max_cycles.
 std::optional<Dense> converged_basis(Scratch& scratch, const Source& a, const Wanted& wanted,
                                      double total, int max_cycles) {
-  double captured = -1, gain = -1;  // none yet
-  const ConvergedFn test = [&](const RitzPairs& pairs) {
-    double energy = 0;
-    for (int64_t i = 0; i < wanted.rank; ++i) energy += pairs.values[static_cast<size_t>(i)];
-    const double last = captured, last_gain = gain;
-    captured = energy;
-    if (last < 0) return false;
-    gain = energy - last;
-    if (last_gain < 0) return gain <= 0;
-    // What geometric convergence at the observed ratio leaves uncaptured, against a third of the
-    // tolerance.
-    const double ratio = std::clamp(gain / last_gain, 0.0, 0.95);
-    const double error = std::sqrt(std::max(0.0, 1 - energy / total));
-    const double allowed = 2 * error * (1e-5 * error + 1e-6) * total + 1e-12 * total;
-    return gain * ratio / (1 - ratio) <= allowed / 3;
-  };
+  CapturedEnergy energy(wanted.rank, total);
   KrylovOptions options{std::min(a.n(), wanted.rank + wanted.oversample)};
   options.blocks = 2;
   options.seed = wanted.seed;
   options.max_cycles = max_cycles;
   bool converged = false;
   RitzPairs pairs = block_krylov(
-      scratch, a.n(), options, [&](const Dense& x) { return a.transposed_times(a.times(x)); }, test,
-      &converged, "randomized_svd");
+      scratch, a.n(), options, [&](const Dense& x) { return a.transposed_times(a.times(x)); },
+      [&](const RitzPairs& pairs) { return energy.converged(pairs.values); }, &converged,
+      "randomized_svd");
   if (!converged) return std::nullopt;
   return std::move(pairs.vectors);
 }
@@ -201,7 +187,7 @@ SvdFactors finish(Scratch& scratch, const Source& a, const Dense& q, const Norm&
   return {std::move(core.u), std::move(s), std::move(vt)};
 }
 
-// In f32, where quick_svd.h would; nothing where its numbers are too small for that.
+// In f32, where chebyshev_svd.h would; nothing where its numbers are too small for that.
 std::optional<SvdFactors> in_f32(Scratch& scratch, const View& w, const Norm& norm,
                                  const Wanted& wanted) {
   const int64_t columns = ceil_div(wanted.rank + wanted.oversample, 32) * 32;
@@ -253,8 +239,8 @@ void decompose(Scratch& scratch, const SvdOperands& task, int64_t niter, int64_t
   std::optional<SvdFactors> found = in_f32(scratch, *task.a, norm, wanted);
   if (!found) found = in_f64(scratch, *task.a, norm, wanted);
   const Dense left(scratch, found->u.rows, rank);
-  convert_matrix(scratch.ctx(), left.rows, rank, found->u.data(), BALORA_F64, found->u.cols,
-                 left.data(), BALORA_F64, rank);
+  convert_matrix(scratch.ctx(), left.rows, rank, {found->u.data(), BALORA_F64, found->u.cols},
+                 {left.data(), BALORA_F64, rank});
   store_values(scratch.ctx(), left.data(), *task.u);
   store_values(scratch.ctx(), found->s.data(), *task.s);
   store_values(scratch.ctx(), found->vt.data(), *task.vt);  // its leading rows

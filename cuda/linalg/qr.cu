@@ -14,8 +14,7 @@ constexpr int kPanel = 32;
 constexpr int kPitch = kPanel + 1;
 constexpr int kThreads = 128;
 
-// ---- Cholesky: the upper triangle of G becomes R, R^T R = G
-// ---------------------------------------
+// ---- Cholesky: the upper triangle of G becomes R, R^T R = G -------------------------------------
 
 // The diagonal block of `width` columns at `from`, in shared memory. *failed: a pivot that is not
 // positive.
@@ -102,8 +101,7 @@ void cholesky(Context* ctx, const Dense& g, double limit, int32_t* failed) {
   launch(ctx, "qr", elements(n * n), finish_triangle, g.data(), n, limit, failed);
 }
 
-// ---- X R^-1
-// ---------------------------------------------------------------------------------------
+// ---- X R^-1 -------------------------------------------------------------------------------------
 
 constexpr int kSolveRows = 64;
 
@@ -135,8 +133,7 @@ __global__ void divide_panel(double* x, int64_t rows, int64_t n, const double* r
   }
 }
 
-// ---- Householder, on the columns as rows of W (N,M)
-// -------------------------------------------------
+// ---- Householder, on the columns as rows of W (N,M) ---------------------------------------------
 
 struct Reflectors {
   double* w;           // (ncols, m)

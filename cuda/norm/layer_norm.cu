@@ -6,6 +6,7 @@
 // leaves a partial row of each that sum_partials adds in order. Sums are of at most 16 elements a
 // thread up to C = 8192 in bf16, then a tree.
 #include "device/rows.cuh"
+#include "kernels/shared/norm.h"
 
 namespace balora::cuda {
 namespace {
@@ -56,12 +57,12 @@ __device__ inline Acc<T> squares_of(const Piece<T>& x, Acc<T> mean, int32_t firs
 }
 
 template <typename T>
-__device__ inline Piece<T> normalised(const Piece<T>& x, const Piece<T>& weight,
-                                      const Piece<T>& bias, Acc<T> mean, Acc<T> rstd) {
+__device__ inline Piece<T> normalised_piece(const Piece<T>& x, const Piece<T>& weight,
+                                            const Piece<T>& bias, Acc<T> mean, Acc<T> rstd) {
   Piece<T> out;
   BALORA_UNROLL
   for (int j = 0; j < kPackOf<T>; ++j) {
-    out.put(j, store<T>((x[j] - mean) * rstd * weight[j] + bias[j]));
+    out.put(j, store<T>(normalised(x[j], mean, rstd) * weight[j] + bias[j]));
   }
   return out;
 }
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       squares += squares_of(x.get(cut.first(i), T{}), mean, cut.first(i), task.size);
     }
     const A variance = group_reduce(task, squares, A(0), scratch) / count;
-    const A rstd = A(1) / std::sqrt(variance + eps);
+    const A rstd = reciprocal_deviation(variance, eps);
     if (group.lane == 0) {
       o.mean[n] = mean;
       o.rstd[n] = rstd;
@@ -108,12 +109,12 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     BALORA_UNROLL
     for (int k = 0; k < kHeld; ++k) {
       y.put(cut.first(group.lane + k * group.threads),
-            normalised(held[k], scale[k], shift[k], mean, rstd));
+            normalised_piece(held[k], scale[k], shift[k], mean, rstd));
     }
     for (int32_t i = beyond; i < pieces; i += group.threads) {
       const int32_t first = cut.first(i);
-      y.put(first, normalised(x.get(first, T{}), channels(weight, first, 1),
-                              channels(bias, first, 0), mean, rstd));
+      y.put(first, normalised_piece(x.get(first, T{}), channels(weight, first, 1),
+                                    channels(bias, first, 0), mean, rstd));
     }
   }
 }
@@ -129,7 +130,7 @@ struct Slope {
     for (int j = 0; j < kPackOf<T>; ++j) {
       const A scaled = dy[j] * weight[j];
       sum += scaled;
-      dot += scaled * ((x[j] - mean) * rstd);
+      dot += scaled * normalised(x[j], mean, rstd);
     }
   }
   // sum and dot are means over the row
@@ -137,8 +138,8 @@ struct Slope {
     Piece<T> out;
     BALORA_UNROLL
     for (int j = 0; j < kPackOf<T>; ++j) {
-      const A unit = (x[j] - mean) * rstd;
-      out.put(j, store<T>(rstd * (dy[j] * weight[j] - sum - unit * dot)));
+      const A unit = normalised(x[j], mean, rstd);
+      out.put(j, store<T>(layer_norm_gradient(dy[j] * weight[j], unit, rstd, sum, dot)));
     }
     return out;
   }
@@ -146,7 +147,7 @@ struct Slope {
                                A (&dbias)[kPackOf<T>]) const {
     BALORA_UNROLL
     for (int j = 0; j < kPackOf<T>; ++j) {
-      dweight[j] += dy[j] * ((x[j] - mean) * rstd);
+      dweight[j] += dy[j] * normalised(x[j], mean, rstd);
       dbias[j] += dy[j];
     }
   }

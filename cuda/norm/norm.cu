@@ -7,6 +7,7 @@
 // in order: no atomics, equal bits in every run. Sums in f32 (f64 for f64) are of at most 32
 // elements a thread up to C = 8192 in bf16, then a tree.
 #include "device/rows.cuh"
+#include "kernels/shared/norm.h"
 
 namespace balora::cuda {
 namespace {
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       squares += sum_of_squares<T>(source.take(cut.first(i)));
     }
     squares = group_reduce(task, squares, A(0), scratch);
-    const A scale = A(1) / std::sqrt(squares / static_cast<A>(task.size) + options.eps);
+    const A scale = reciprocal_deviation(squares / static_cast<A>(task.size), options.eps);
     if (group.lane == 0) o.rstd[n] = scale;
     const Row<T> y = cut.row(o.y + at);
     BALORA_UNROLL
@@ -141,7 +142,7 @@ struct Slope {
     Piece<T> out;
     BALORA_UNROLL
     for (int j = 0; j < kPackOf<T>; ++j) {
-      const A through = dy[j] * (weight[j] + offset) - x[j] * mean;
+      const A through = rms_norm_gradient(dy[j], x[j], weight[j] + offset, mean);
       out.put(j, store<T>(dsum[j] + scale * through));
     }
     return out;

@@ -7,6 +7,7 @@
 // backward's sum over the row goes to double after 16 elements, for the reason that log_sum_exp.cuh
 // gives.
 #include "head/log_sum_exp.cuh"
+#include "kernels/shared/norm.h"
 
 namespace balora::cuda {
 namespace {
@@ -86,7 +87,8 @@ struct Slope {
     BALORA_UNROLL
     for (int j = 0; j < kPackOf<T>; ++j) {
       const A p = std::exp(x[j] - lse);
-      out.put(j, store<T>(logarithm ? dy[j] - sum * p : (dy[j] - sum) * p));
+      out.put(j, store<T>(logarithm ? log_softmax_gradient(dy[j], p, sum)
+                                    : softmax_gradient(dy[j], p, sum)));
     }
     return out;
   }

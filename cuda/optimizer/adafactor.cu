@@ -1,5 +1,5 @@
-// Adafactor (Shazeer and Stern, 2018), as transformers runs it; kernels/cpu/optimizer/adafactor.cc
-// has the formulas. Five passes, none of which waits for the host: squares of the parameter (only
+// Adafactor (Shazeer and Stern, 2018), as transformers runs it; kernels/shared/optimizer.h has the
+// formulas. Five passes, none of which waits for the host: squares of the parameter (only
 // where the rate is scaled by it); row and column means of the squared gradient into the second
 // moment; its factors 1/sqrt; squares of the update; the update itself. The gradient is read four
 // times (three for vectors), the parameter twice: 28 bytes of f32 an element, bound by memory. Sums
@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "elementwise/elementwise.cuh"
+#include "kernels/shared/optimizer.h"
 
 namespace balora::cuda {
 namespace {
@@ -16,12 +17,11 @@ constexpr int64_t kPiece = 4096;  // elements of a row that one block sums
 constexpr int kSlabRows = 256;    // rows that one block sums for its 32 columns
 constexpr int64_t kMaxPieces = 1 << 20;
 
-// The parameter as `matrices` of (rows, columns); a vector is one row.
-struct Extents {
-  int64_t matrices, rows, columns;
-  __host__ __device__ int64_t all_rows() const { return matrices * rows; }
-  __host__ __device__ int64_t pieces_of_row() const { return (columns + kPiece - 1) / kPiece; }
-};
+using Extents = AdafactorExtents;
+
+__host__ __device__ inline int64_t pieces_of_row(const Extents& e) {
+  return (e.columns + kPiece - 1) / kPiece;
+}
 
 // Scalars that stay on the device between the passes.
 struct Rates {
@@ -29,7 +29,7 @@ struct Rates {
   double step;  // rate / max(1, RMS(u) / clip)
 };
 
-// Everything the passes share.
+// Operands and buffers of all passes.
 template <typename T>
 struct Problem {
   const T* grad;
@@ -50,20 +50,10 @@ __device__ T scale_of(const Problem<T>& p) {
   return p.coefficient ? static_cast<T>(*p.coefficient) : T(1);
 }
 template <typename T>
-__device__ T blend(T old, double fresh, double beta2) {
-  return static_cast<T>(beta2 * old + (1 - beta2) * fresh);
-}
-template <typename T>
-__device__ double squared(T g, T scale, double eps) {
-  const double value = static_cast<double>(g) * scale;
-  return value * value + eps;
-}
-
-template <typename T>
 __device__ T update_of(const Problem<T>& p, T scale, int64_t r, int64_t c) {
   const T factor = p.factor ? p.factor[r] : T(1);
   const T inverse = p.inverse[r / p.e.rows * p.e.columns + c];
-  return p.grad[r * p.e.columns + c] * scale * (factor * inverse);
+  return adafactor_direction(p.grad[r * p.e.columns + c], scale, factor, inverse);
 }
 
 template <typename T>
@@ -111,11 +101,11 @@ __global__ void row_moments(Problem<T> p) {
     const T* g = p.grad + r * p.e.columns;
     double total = 0;
     for (int64_t c = threadIdx.x; c < p.e.columns; c += blockDim.x) {
-      total += squared(g[c], scale, p.eps);
+      total += adafactor_square(g[c], scale, p.eps);
     }
     total = block_reduce(total, 0.0, scratch);
     if (threadIdx.x == 0) {
-      p.row[r] = blend(p.row[r], total / static_cast<double>(p.e.columns), p.beta2);
+      p.row[r] = adafactor_blend(p.row[r], total / static_cast<double>(p.e.columns), p.beta2);
     }
   }
 }
@@ -133,7 +123,7 @@ __global__ void column_slabs(Problem<T> p, int64_t slabs, double* sums) {
     const int64_t end = first + kSlabRows < p.e.rows ? first + kSlabRows : p.e.rows;
     double total = 0;
     for (int64_t r = first + warp; c < p.e.columns && r < end; r += kThreads / kWarp) {
-      total += squared(p.grad[(matrix * p.e.rows + r) * p.e.columns + c], scale, p.eps);
+      total += adafactor_square(p.grad[(matrix * p.e.rows + r) * p.e.columns + c], scale, p.eps);
     }
     partial[threadIdx.x] = total;
     __syncthreads();
@@ -152,9 +142,9 @@ __global__ void column_moments(Problem<T> p, int64_t slabs, const double* sums) 
     const int64_t matrix = i / p.e.columns, c = i % p.e.columns;
     double total = 0;
     for (int64_t s = 0; s < slabs; ++s) total += sums[(matrix * slabs + s) * p.e.columns + c];
-    const T value = blend(p.column[i], total / static_cast<double>(p.e.rows), p.beta2);
+    const T value = adafactor_blend(p.column[i], total / static_cast<double>(p.e.rows), p.beta2);
     p.column[i] = value;
-    p.inverse[i] = static_cast<T>(1 / std::sqrt(static_cast<double>(value)));
+    p.inverse[i] = adafactor_inverse(value);
   }
 }
 
@@ -168,7 +158,7 @@ __global__ void row_factors(Problem<T> p) {
     for (int64_t r = threadIdx.x; r < p.e.rows; r += blockDim.x) mean += row[r];
     mean = block_reduce(mean, 0.0, scratch) / static_cast<double>(p.e.rows);
     for (int64_t r = threadIdx.x; r < p.e.rows; r += blockDim.x) {
-      p.factor[matrix * p.e.rows + r] = static_cast<T>(std::sqrt(mean / row[r]));
+      p.factor[matrix * p.e.rows + r] = adafactor_factor(mean, row[r]);
     }
   }
 }
@@ -177,9 +167,9 @@ template <typename T>
 __global__ void whole_moments(Problem<T> p) {
   const T scale = scale_of(p);
   for (int64_t i = thread_index(); i < p.e.columns; i += thread_count()) {
-    const T value = blend(p.row[i], squared(p.grad[i], scale, p.eps), p.beta2);
+    const T value = adafactor_blend(p.row[i], adafactor_square(p.grad[i], scale, p.eps), p.beta2);
     p.row[i] = value;
-    p.inverse[i] = static_cast<T>(1 / std::sqrt(static_cast<double>(value)));
+    p.inverse[i] = adafactor_inverse(value);
   }
 }
 
@@ -188,7 +178,7 @@ template <typename T>
 __global__ void update_squares(Problem<T> p, double* partial) {
   BALORA_SHARED(double, scratch, kWarp + 1);
   const T scale = scale_of(p);
-  const int64_t pieces = p.e.pieces_of_row();
+  const int64_t pieces = pieces_of_row(p.e);
   for (int64_t i = blockIdx.x; i < p.e.all_rows() * pieces; i += gridDim.x) {
     const int64_t r = i / pieces, first = i % pieces * kPiece;
     const int64_t end = first + kPiece < p.e.columns ? first + kPiece : p.e.columns;
@@ -206,7 +196,7 @@ template <typename T>
 __global__ void apply_pieces(Problem<T> p, T beta1, double weight_decay) {
   const T scale = scale_of(p), step = static_cast<T>(p.rates->step);
   const T decay = static_cast<T>(1 - weight_decay * p.rates->rate);
-  const int64_t pieces = p.e.pieces_of_row();
+  const int64_t pieces = pieces_of_row(p.e);
   for (int64_t i = blockIdx.x; i < p.e.all_rows() * pieces; i += gridDim.x) {
     const int64_t r = i / pieces, first = i % pieces * kPiece;
     const int64_t end = first + kPiece < p.e.columns ? first + kPiece : p.e.columns;
@@ -248,7 +238,7 @@ struct Settings {
 template <typename T>
 void step(Context* ctx, Problem<T> p, const Settings& k) {
   constexpr const char* kName = "adafactor_step";
-  const int64_t n = p.e.all_rows() * p.e.columns, pieces = p.e.all_rows() * p.e.pieces_of_row();
+  const int64_t n = p.e.all_rows() * p.e.columns, pieces = p.e.all_rows() * pieces_of_row(p.e);
   const int64_t squares = std::min<int64_t>(ceil_div(n, kPiece), 1024);
   auto* partial = workspace<double>(ctx, std::max(pieces, squares));
   p.rates = workspace<Rates>(ctx, 1);
@@ -264,32 +254,27 @@ void step(Context* ctx, Problem<T> p, const Settings& k) {
   launch(ctx, kName, blocks(pieces), apply_pieces<T>, p, k.beta1, k.weight_decay);
 }
 
-Extents extents_of(const View* param, bool factored) {
-  if (!factored) return {1, 1, view_numel(*param)};
-  const int32_t last = param->ndim - 1;
-  Extents e{1, param->shape[last - 1], param->shape[last]};
-  for (int32_t d = 0; d < last - 1; ++d) e.matrices *= param->shape[d];
-  return e;
-}
-
 }  // namespace
 
 int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
   if (view_numel(*o.param) == 0) return 0;
-  const auto run = [&]<typename T>(T* data) {
+  dispatch_optimizer_state(o.param->dtype, [&]<typename T>() {
     step(ctx,
-         Problem<T>{data_of<const T>(o.grad), data_of<const double>(o.coefficient), data,
-                    data_of<T>(o.row), data_of<T>(o.column), data_of<T>(o.m), nullptr, nullptr,
-                    nullptr, extents_of(o.param, o.column != nullptr), o.beta2, o.eps},
-         Settings{o.lr, o.beta1, o.clip, o.weight_decay, o.scale_floor});
-  };
-  if (o.param->dtype == BALORA_F64) {
-    run(data_of<double>(o.param));
-  } else if (o.param->dtype == BALORA_F32) {
-    run(data_of<float>(o.param));
-  } else {
-    throw std::runtime_error("optimiser state must be f32 or f64");
-  }
+         Problem<T>{.grad = data_of<const T>(o.grad),
+                    .coefficient = data_of<const double>(o.coefficient),
+                    .param = data_of<T>(o.param),
+                    .row = data_of<T>(o.row),
+                    .column = data_of<T>(o.column),
+                    .m = data_of<T>(o.m),
+                    .e = adafactor_extents(o),
+                    .beta2 = o.beta2,
+                    .eps = o.eps},
+         Settings{.lr = o.lr,
+                  .beta1 = o.beta1,
+                  .clip = o.clip,
+                  .weight_decay = o.weight_decay,
+                  .scale_floor = o.scale_floor});
+  });
   return 0;
 }
 

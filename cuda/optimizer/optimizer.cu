@@ -1,6 +1,6 @@
-// What an optimiser does to flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
+// Optimizers' updates of flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
 // a coefficient that stays on the device, adding a multiple, and the gradients' norm in f64
-// (kernels/cpu/optimizer/optimizer.cc has the formulas). A thread takes eight elements of every
+// (kernels/shared/optimizer.h has the formulas). A thread takes eight elements of every
 // buffer: AdamW moves 28 bytes of f32 an element for some 20 instructions and is bound by memory.
 // AdamW and the norm take all tensors of an optimiser, 64 a launch: the 420 adapter matrices of
 // SmolLM2 are 7 launches instead of 420, each of which would cost more than its 0.1 us of memory
@@ -8,15 +8,11 @@
 #include <cmath>
 
 #include "elementwise/elementwise.cuh"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
+#include "kernels/shared/optimizer.h"
 
 namespace balora::cuda {
 namespace {
-
-template <typename T>
-struct Adam {
-  T keep1, keep2, eps;  // 1-b1, 1-b2
-};
 
 template <typename T>
 __device__ T scale_of(const double* coefficient) {
@@ -70,17 +66,17 @@ __device__ Operand element_of(void* data, int32_t aligned) {
 
 template <typename T>
 __global__ void adamw_tensors(const __grid_constant__ AdamTable table, const double* coefficient,
-                              Adam<T> k) {
+                              AdamwFactors<T> k) {
   const int block = static_cast<int>(blockIdx.x), t = table.share.tensor(block);
   const int32_t aligned = table.aligned >> t & 1;
   const Operand grad = element_of<T>(const_cast<void*>(table.grad[t]), aligned),
                 param = element_of<T>(table.param[t], aligned),
                 m = element_of<T>(table.m[t], aligned), v = element_of<T>(table.v[t], aligned);
   const double* rate = table.rate[t];
-  const T scale = scale_of<T>(coefficient);
-  // 1-lr*wd, lr/c1, 1/sqrt(c2)
-  const T decay = static_cast<T>(1 - rate[0] * table.weight_decay[t]),
-          step = static_cast<T>(rate[1]), root = static_cast<T>(rate[2]);
+  k.scale = scale_of<T>(coefficient);
+  k.decay = adamw_decay<T>(rate, table.weight_decay[t]);
+  k.step = static_cast<T>(rate[BALORA_RATE_STEP]);
+  k.root = static_cast<T>(rate[BALORA_RATE_ROOT]);
   const int64_t n = table.size[t], begin = (block - table.share.first[t]) * kPiece;
   const int64_t end = n - begin < kPiece ? n : begin + kPiece;
   for (int64_t at = begin + threadIdx.x * kGroup; at < end; at += kTableThreads * kGroup) {
@@ -91,12 +87,7 @@ __global__ void adamw_tensors(const __grid_constant__ AdamTable table, const dou
     read_group(m, at, count, first);
     read_group(v, at, count, second);
     BALORA_UNROLL
-    for (int j = 0; j < kGroup; ++j) {
-      const T scaled = g[j] * scale;
-      first[j] += k.keep1 * (scaled - first[j]);
-      second[j] += k.keep2 * (scaled * scaled - second[j]);
-      p[j] = p[j] * decay - step * first[j] / (std::sqrt(second[j]) * root + k.eps);
-    }
+    for (int j = 0; j < kGroup; ++j) adamw_update(k, g[j], p[j], first[j], second[j]);
     write_group(m, at, count, first);
     write_group(v, at, count, second);
     write_group(param, at, count, p);
@@ -104,14 +95,8 @@ __global__ void adamw_tensors(const __grid_constant__ AdamTable table, const dou
 }
 
 template <typename T>
-struct Sgd {
-  T lr, momentum, fresh, decay;  // fresh: 1-dampening
-  int32_t nesterov, first;
-};
-
-template <typename T>
 __global__ void sgd_groups(Operand grad, const double* coefficient, Operand param, Operand buffer,
-                           int64_t n, Sgd<T> k) {
+                           int64_t n, SgdFactors<T> k) {
   const T scale = scale_of<T>(coefficient);
   for (int64_t at = thread_index() * kGroup; at < n; at += thread_count() * kGroup) {
     const int count = group_count(n, at);
@@ -119,18 +104,18 @@ __global__ void sgd_groups(Operand grad, const double* coefficient, Operand para
     read_group(grad, at, count, g);
     read_group(param, at, count, p);
     BALORA_UNROLL
-    for (int j = 0; j < kGroup; ++j) moment[j] = g[j] = g[j] * scale + k.decay * p[j];
+    for (int j = 0; j < kGroup; ++j) moment[j] = g[j] = sgd_gradient(k, g[j], scale, p[j]);
     if (buffer.data) {
       if (!k.first) {  // in the first step the buffer holds nothing yet
         read_group(buffer, at, count, moment);
         BALORA_UNROLL
-        for (int j = 0; j < kGroup; ++j) moment[j] = k.momentum * moment[j] + k.fresh * g[j];
+        for (int j = 0; j < kGroup; ++j) moment[j] = sgd_moment(k, g[j], moment[j]);
       }
       write_group(buffer, at, count, moment);
     }
     BALORA_UNROLL
     for (int j = 0; j < kGroup; ++j) {
-      p[j] -= k.lr * (k.nesterov && buffer.data ? g[j] + k.momentum * moment[j] : moment[j]);
+      p[j] -= k.lr * (buffer.data ? sgd_direction(k, g[j], moment[j]) : g[j]);
     }
     write_group(param, at, count, p);
   }
@@ -213,33 +198,25 @@ __global__ void norm_total(const double* partial, int64_t pieces, int32_t kind, 
   if (threadIdx.x == 0) *sum = join(kind, *sum, total);
 }
 
-// The types that optimiser state may have.
-void check_state(const View* param) {
-  if (param->dtype == BALORA_F32 || param->dtype == BALORA_F64) return;
-  throw std::runtime_error("optimiser state must be f32 or f64");
-}
-template <typename Body>
-void dispatch_state(const View* param, Body&& body) {
-  check_state(param);
-  if (param->dtype == BALORA_F64) return body.template operator()<double>();
-  return body.template operator()<float>();
-}
-
 }  // namespace
 
 int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
-  for (int32_t i = 0; i < o.tensors->count; ++i) check_state(o.tensors->at[i].param);
+  for (int32_t i = 0; i < o.tensors->count; ++i) {
+    dispatch_optimizer_state(o.tensors->at[i].param->dtype, []<typename T>() {});
+  }
   for (const int32_t dtype : {BALORA_F32, BALORA_F64}) {
     AdamTable table{};
     const auto start = [&] {
       if (table.share.count == 0) return;
       const auto of = [&]<typename T>() {
-        const Adam<T> k{static_cast<T>(1 - o.beta1), static_cast<T>(1 - o.beta2),
-                        static_cast<T>(o.eps)};
+        // The kernel finds the rest on the device.
+        const AdamwFactors<T> k{.keep1 = static_cast<T>(1 - o.beta1),
+                                .keep2 = static_cast<T>(1 - o.beta2),
+                                .eps = static_cast<T>(o.eps)};
         launch(ctx, "adamw_step", table.share.grid(), adamw_tensors<T>, table,
                data_of<double>(o.coefficient), k);
       };
-      dtype == BALORA_F64 ? of.template operator()<double>() : of.template operator()<float>();
+      dispatch_optimizer_state(dtype, of);
       table = {};
     };
     for (int32_t i = 0; i < o.tensors->count; ++i) {
@@ -269,16 +246,11 @@ int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
 
 int32_t sgd_step_kernel(Context* ctx, const balora_sgd_step& o) {
   const int64_t n = view_numel(*o.param);
-  dispatch_state(o.param, [&]<typename T>() {
-    const Sgd<T> k{static_cast<T>(o.lr),
-                   static_cast<T>(o.momentum),
-                   static_cast<T>(1 - o.dampening),
-                   static_cast<T>(o.weight_decay),
-                   o.nesterov,
-                   o.first};
+  dispatch_optimizer_state(o.param->dtype, [&]<typename T>() {
     if (n == 0) return;
     launch(ctx, "sgd_step", groups(n), sgd_groups<T>, operand(o.grad),
-           data_of<double>(o.coefficient), operand(o.param), operand(o.buffer), n, k);
+           data_of<double>(o.coefficient), operand(o.param), operand(o.buffer), n,
+           sgd_factors<T>(o));
   });
   return 0;
 }

@@ -4,6 +4,7 @@
 // an operand without a unit stride is packed first, each of its matrices once.
 #include <vector>
 
+#include "kernels/shared/matmul.h"
 #include "runtime/blas.cuh"
 
 namespace balora::cuda {
@@ -13,21 +14,6 @@ namespace {
 template <typename T>
 __global__ void pack_elements(const T* x, Strided layout, T* y, int64_t n) {
   for (int64_t i = thread_index(); i < n; i += thread_count()) y[i] = x[offset_of(layout, i)];
-}
-
-// How gemm() can read the matrices of a view.
-struct Layout {
-  int64_t stride = 0;
-  bool transposed = false;
-  bool pack = false;  // no unit stride
-};
-
-Layout layout_of(const View& view) {
-  const int64_t rows = view.shape[view.ndim - 2], cols = view.shape[view.ndim - 1];
-  const int64_t row = view.stride[view.ndim - 2], col = view.stride[view.ndim - 1];
-  if ((col == 1 || cols == 1) && (rows == 1 || row >= cols)) return {rows == 1 ? cols : row};
-  if ((row == 1 || rows == 1) && (cols == 1 || col >= rows)) return {cols == 1 ? rows : col, true};
-  return {cols, false, true};
 }
 
 // A dense copy; dimensions that repeat one matrix still do.
@@ -48,36 +34,6 @@ View packed(Context* ctx, const View& view) {
   return dense;
 }
 
-struct BatchDim {
-  int64_t extent, a_stride, b_stride, c_stride;
-};
-
-// The batch dimensions, outermost first, with neighbours merged.
-std::vector<BatchDim> batch_dims(const View& a, const View& b, const View& c) {
-  std::vector<BatchDim> dims;
-  const int32_t count = c.ndim - 2;
-  const auto stride = [count](const View& v, int32_t i) -> int64_t {
-    const int32_t own = i - (count - (v.ndim - 2));
-    return own < 0 || v.shape[own] == 1 ? 0 : v.stride[own];
-  };
-  int64_t inner = 1;
-  for (int32_t i = 0; i < count; ++i) inner *= c.shape[i];
-  for (int32_t i = 0; i < count; ++i) {
-    inner /= c.shape[i];
-    if (c.shape[i] == 1) continue;
-    const BatchDim next = {c.shape[i], stride(a, i), stride(b, i),
-                           inner * c.shape[c.ndim - 2] * c.shape[c.ndim - 1]};
-    BatchDim* last = dims.empty() ? nullptr : &dims.back();
-    if (last && last->a_stride == next.a_stride * next.extent &&
-        last->b_stride == next.b_stride * next.extent) {
-      *last = {last->extent * next.extent, next.a_stride, next.b_stride, next.c_stride};
-    } else {
-      dims.push_back(next);
-    }
-  }
-  return dims;
-}
-
 // Takes the longest dimension out of `dims`.
 BatchDim take_longest(std::vector<BatchDim>& dims) {
   const auto longest =
@@ -95,16 +51,16 @@ int32_t matmul_kernel(Context* ctx, const balora_matmul& o) {
   GemmShape shape = {o.c->shape[o.c->ndim - 2], o.c->shape[o.c->ndim - 1],
                      o.a->shape[o.a->ndim - 1]};
   const bool empty = shape.k == 0;
-  const View left = !empty && layout_of(*o.a).pack ? packed(ctx, *o.a) : *o.a;
-  const View right = !empty && layout_of(*o.b).pack ? packed(ctx, *o.b) : *o.b;
-  const Layout la = layout_of(left), lb = layout_of(right);
+  const View left = !empty && matrix_layout(*o.a).copy ? packed(ctx, *o.a) : *o.a;
+  const View right = !empty && matrix_layout(*o.b).copy ? packed(ctx, *o.b) : *o.b;
+  const MatrixLayout la = matrix_layout(left), lb = matrix_layout(right);
   std::vector<BatchDim> dims = batch_dims(left, right, *o.c);
   if (!dims.empty() && dims.back().b_stride == 0 && !la.transposed &&
       dims.back().a_stride == shape.m * la.stride) {
     shape.m *= dims.back().extent;
     dims.pop_back();
   }
-  BatchDim batch = {1, 0, 0, 0};
+  BatchDim batch{.extent = 1};
   if (!dims.empty()) batch = take_longest(dims);
   shape.batch = batch.extent;
   int64_t count = 1;

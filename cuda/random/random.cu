@@ -1,12 +1,10 @@
-// Random tensors and dropout from Philox counters (philox.cuh): element i reads word i % 4 of block
+// Random tensors and dropout from Philox counters (philox.h): element i reads word i % 4 of block
 // i / 4 (f64 and normals: the halves of block i / 2), as on the CPU, so words, uniforms and masks
 // are the CPU's bits. A thread draws two blocks for its group of eight elements: 40 wide multiplies
 // against the 32 bytes of bf16 that dropout moves, below what the memory's time allows. The dropout
 // mask is never stored: backward draws it again.
-#include <cmath>
-
 #include "elementwise/elementwise.cuh"
-#include "random/philox.cuh"
+#include "kernels/shared/philox.h"
 
 namespace balora::cuda {
 namespace {
@@ -15,13 +13,19 @@ struct Source {
   uint64_t seed, stream;
 };
 
+// offset + factor * value in two roundings, as on the CPU: a fused multiply-add would give other
+// bits.
+__device__ double affine(double offset, double factor, double value) {
+  return __dadd_rn(offset, __dmul_rn(factor, value));
+}
+
 // Words [at, at + 8) of the stream; at is a multiple of 4.
 __device__ void draw_group(const Source& source, int64_t at, uint32_t (&words)[kGroup]) {
   BALORA_UNROLL
   for (int b = 0; b < kGroup / 4; ++b) {
     const PhiloxBlock block = philox(source.seed, static_cast<uint64_t>(at / 4 + b), source.stream);
     BALORA_UNROLL
-    for (int j = 0; j < 4; ++j) words[4 * b + j] = block.word[j];
+    for (int j = 0; j < 4; ++j) words[4 * b + j] = block[j];
   }
 }
 
@@ -44,15 +48,16 @@ __device__ double scaled(double u, double low, double high) {
 }
 
 __global__ void draw_uniform(Operand y, int64_t n, Source source, double low, double high) {
-  const int bits = y.dtype == BALORA_BF16 ? 8 : y.dtype == BALORA_F16 ? 11 : 24;
-  const double unit = 1.0 / (1 << bits);
+  const int bits = y.dtype == BALORA_BF16  ? kUniformBitsBf16
+                   : y.dtype == BALORA_F16 ? kUniformBitsF16
+                                           : kUniformBitsF32;
   for (int64_t at = thread_index() * kGroup; at < n; at += thread_count() * kGroup) {
     uint32_t words[kGroup];
     float v[kGroup];
     draw_group(source, at, words);
     BALORA_UNROLL
     for (int j = 0; j < kGroup; ++j) {
-      v[j] = static_cast<float>(scaled((words[j] >> (32 - bits)) * unit, low, high));
+      v[j] = static_cast<float>(scaled(philox_uniform(words[j], bits), low, high));
     }
     write_group(y, at, group_count(n, at), v);
   }
@@ -61,24 +66,19 @@ __global__ void draw_uniform(Operand y, int64_t n, Source source, double low, do
 __global__ void draw_uniform_f64(double* y, int64_t n, Source source, double low, double high) {
   for (int64_t pair = thread_index(); 2 * pair < n; pair += thread_count()) {
     const PhiloxBlock block = philox(source.seed, static_cast<uint64_t>(pair), source.stream);
-    y[2 * pair] = scaled(philox_double(block.word[0], block.word[1]), low, high);
+    y[2 * pair] = scaled(philox_double(block[0], block[1]), low, high);
     if (2 * pair + 1 < n) {
-      y[2 * pair + 1] = scaled(philox_double(block.word[2], block.word[3]), low, high);
+      y[2 * pair + 1] = scaled(philox_double(block[2], block[3]), low, high);
     }
   }
 }
 
-// Two independent standard normals (Box and Muller) a block, in f64.
 template <typename A>
 __global__ void draw_normal(Operand y, int64_t n, Source source, double mean, double deviation) {
   for (int64_t pair = thread_index(); 2 * pair < n; pair += thread_count()) {
-    const PhiloxBlock block = philox(source.seed, static_cast<uint64_t>(pair), source.stream);
-    const double radius = std::sqrt(-2 * std::log(1 - philox_double(block.word[0], block.word[1])));
-    const double angle = 6.28318530717958647692 * philox_double(block.word[2], block.word[3]);
-    const double first = affine(mean, deviation, __dmul_rn(radius, std::cos(angle)));
-    const double second = affine(mean, deviation, __dmul_rn(radius, std::sin(angle)));
-    write(y, 2 * pair, static_cast<A>(first));
-    if (2 * pair + 1 < n) write(y, 2 * pair + 1, static_cast<A>(second));
+    const NormalPair z = philox_normals(source.seed, static_cast<uint64_t>(pair), source.stream);
+    write(y, 2 * pair, static_cast<A>(affine(mean, deviation, z.first)));
+    if (2 * pair + 1 < n) write(y, 2 * pair + 1, static_cast<A>(affine(mean, deviation, z.second)));
   }
 }
 
@@ -92,7 +92,8 @@ __global__ void drop_groups(Operand x, Operand y, int64_t n, Source source, uint
     read_group(x, at, count, v);
     draw_group(source, at, words);
     BALORA_UNROLL
-    for (int j = 0; j < kGroup; ++j) v[j] = (words[j] >> 8) >= threshold ? v[j] * scale : A(0);
+    for (int j = 0; j < kGroup; ++j)
+      v[j] = dropout_keeps(words[j], threshold) ? v[j] * scale : A(0);
     write_group(y, at, count, v);
   }
 }
@@ -136,11 +137,9 @@ int32_t random_normal_kernel(Context* ctx, const balora_random_normal& o) {
 int32_t dropout_kernel(Context* ctx, const balora_dropout& o) {
   const int64_t n = view_numel(*o.x);
   if (n == 0) return 0;
-  const auto threshold = static_cast<uint32_t>(std::llround(o.p * 0x1p24));
-  const double scale = o.p < 1 ? 1 / (1 - o.p) : 0.0;
   dispatch_accumulator(o.x->dtype, [&]<typename A>() {
     launch(ctx, "dropout", groups(n), drop_groups<A>, operand(o.x), operand(o.y), n,
-           Source{o.seed, o.stream}, threshold, scale);
+           Source{o.seed, o.stream}, dropout_threshold(o.p), dropout_scale(o.p));
   });
   return 0;
 }

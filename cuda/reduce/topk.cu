@@ -1,6 +1,6 @@
 // The K largest of each row in descending order with their columns; equal values by column, a NaN
-// above every number (kernels/cpu/reduce/topk.cc). A block a row, on keys that order as the values
-// do:
+// above every number (kernels/cpu/reduce/topk.cc). A block a row, on keys that order as the
+// values do:
 //   1. Each of up to 512 threads keeps the largest keys of two strided parts of the row; the K-th
 //      largest of these P = 1024 is a lower bound of the row's K-th largest.
 //   2. What lies above the bound, and the first K columns that equal it, are gathered in the order

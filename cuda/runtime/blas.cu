@@ -163,7 +163,7 @@ void multiply_mixed(Context* ctx, const GemmShape& shape, double alpha, const Ge
     // Stored with the inner extent as rows, or as columns.
     const bool by_rows = left == part.transposed;
     const int64_t rows = by_rows ? count : other, cols = by_rows ? other : count;
-    convert_matrix(ctx, rows, cols, part.data, part.dtype, part.stride, wide, BALORA_F32, cols);
+    convert_matrix(ctx, rows, cols, {part.data, part.dtype, part.stride}, {wide, BALORA_F32, cols});
     part.data = wide, part.dtype = BALORA_F32, part.stride = cols;
     multiply(ctx, {shape.m, shape.n, count}, alpha, parts[0], parts[1], first == 0 ? beta : 1, c);
   }
@@ -192,39 +192,26 @@ __global__ void convert_packs(const Pack<From, 8>* from, Pack<To, 8>* to, int64_
 
 }  // namespace
 
-int64_t element_size(int32_t dtype) {
-  switch (dtype) {
-    case BALORA_F64:
-    case BALORA_I64:
-      return 8;
-    case BALORA_F32:
-    case BALORA_I32:
-      return 4;
-    case BALORA_U8:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
-void convert_matrix(Context* ctx, int64_t rows, int64_t cols, const void* from, int32_t from_dtype,
-                    int64_t from_stride, void* to, int32_t to_dtype, int64_t to_stride) {
+void convert_matrix(Context* ctx, int64_t rows, int64_t cols, const SourceRows& from,
+                    const ResultRows& to) {
   const int64_t count = rows * cols;
   if (count == 0) return;
-  const auto address = reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to);
-  const bool dense = (from_stride == cols && to_stride == cols) || rows == 1;
-  dispatch_float(from_dtype, [&]<typename From>() {
-    dispatch_float(to_dtype, [&]<typename To>() {
+  const auto address =
+      reinterpret_cast<uintptr_t>(from.data) | reinterpret_cast<uintptr_t>(to.data);
+  const bool dense = (from.stride == cols && to.stride == cols) || rows == 1;
+  dispatch_float(from.dtype, [&]<typename From>() {
+    dispatch_float(to.dtype, [&]<typename To>() {
       if constexpr (sizeof(From) <= 4 && sizeof(To) <= 4) {
         if (dense && count % 8 == 0 && address % 32 == 0) {
           launch(ctx, "convert_matrix", elements(count / 8), convert_packs<From, To>,
-                 static_cast<const Pack<From, 8>*>(from), static_cast<Pack<To, 8>*>(to), count / 8);
+                 static_cast<const Pack<From, 8>*>(from.data), static_cast<Pack<To, 8>*>(to.data),
+                 count / 8);
           return;
         }
       }
       launch(ctx, "convert_matrix", elements(count), convert_elements<From, To>,
-             static_cast<const From*>(from), from_stride, static_cast<To*>(to), to_stride, rows,
-             cols);
+             static_cast<const From*>(from.data), from.stride, static_cast<To*>(to.data), to.stride,
+             rows, cols);
     });
   });
 }
@@ -238,7 +225,7 @@ Blas* open_blas(DeviceState& state) {
     const auto mode = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                                 CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
     check(library, library.cublasSetMathMode(blas->handle, mode), "cublasSetMathMode");
-    // What cuBLAS itself would take on these architectures; a fixed place lets graphs be captured.
+    // As much as cuBLAS itself takes there; a fixed place lets graphs be captured.
     const size_t bytes = size_t{state.compute_capability >= 90 ? 32u : 8u} << 20;
     cuda::check(cudaMalloc(&blas->workspace, bytes), "the workspace of cuBLAS");
     check(library, library.cublasSetWorkspace_v2(blas->handle, blas->workspace, bytes),

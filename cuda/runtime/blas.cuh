@@ -1,6 +1,7 @@
 // Products of matrices through cuBLAS, opened at run time: the package works on machines that have
 // none, and asking for the device there says what was looked for.
 #pragma once
+#include "kernels/shared/rows.h"
 #include "runtime/common.cuh"
 
 namespace balora::cuda {
@@ -34,7 +35,9 @@ struct GemmShape {
 void gemm(Context* ctx, const GemmShape& shape, double alpha, const GemmOperand& a,
           const GemmOperand& b, double beta, const GemmResult& c);
 
-int64_t element_size(int32_t dtype);
+inline int64_t element_size(int32_t dtype) {
+  return dtype_size(static_cast<DType>(dtype));
+}
 inline int32_t accumulator_of(int32_t dtype) {
   return dtype == BALORA_F64 ? BALORA_F64 : BALORA_F32;
 }
@@ -45,8 +48,8 @@ inline void* offset_by(void* data, int64_t elements, int32_t dtype) {
   return static_cast<char*>(data) + elements * element_size(dtype);
 }
 
-// to (rows,cols; `to_stride` apart) = from, converted and rounded once; both with unit columns.
-void convert_matrix(Context* ctx, int64_t rows, int64_t cols, const void* from, int32_t from_dtype,
-                    int64_t from_stride, void* to, int32_t to_dtype, int64_t to_stride);
+// to (rows,cols) = from, converted and rounded once.
+void convert_matrix(Context* ctx, int64_t rows, int64_t cols, const SourceRows& from,
+                    const ResultRows& to);
 
 }  // namespace balora::cuda

@@ -1,4 +1,4 @@
-// What every kernel file of the CUDA device builds on: the state of a device, launching, indexing,
+// The base of every kernel file of the CUDA device: the state of a device, launching, indexing,
 // faults, and by its includes element types, shared memory, reductions and instructions. The same
 // files compile with the host compiler against test/emulator (a cuda_runtime.h of its own), so:
 // launch() starts every kernel, BALORA_SHARED and SharedMemory (block.cuh) are the only ways to
@@ -21,19 +21,12 @@
 #include "kernels/kernel_table.h"
 #include "tensor/view.h"
 
-// BALORA_UNROLL before a loop: all of it, so that arrays indexed by it live in registers.
-#if BALORA_EMULATED
-#define BALORA_UNROLL
-#else
-#define BALORA_UNROLL _Pragma("unroll")
-#endif
-
 namespace balora::cuda {
 
 struct Blas;
 
-// What a kernel found wrong on the device (an index out of range). Lives in pinned host memory that
-// the device writes; the first fault since the last synchronize() wins.
+// A fault that a kernel found on the device (an index out of range). Lives in pinned host memory
+// that the device writes; the first fault since the last synchronize() wins.
 struct Fault {
   int32_t code;  // 0: none, else a FaultCode
   int32_t row;   // of kernels.def, see fault_row()
@@ -47,7 +40,7 @@ enum FaultCode : int32_t {
   kSingularMatrix = 2,
   kNotFinite = 3,
   kNotConverged = 4,
-  // Of attention's segments; value holds two numbers, see fault_pair().
+  // Faults of attention's segments; value holds two numbers, see fault_pair().
   kSegmentEnds = 5,        // (first, last) bound, limit: rows
   kSegmentFalls = 6,       // (bound, next bound), limit: index of the next
   kSegmentLength = 7,      // (length, rows of the segment), limit: segment

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels/shared/messages.h"
 #include "runtime/blas.cuh"
 
 namespace balora::cuda {
@@ -117,47 +118,37 @@ Mark* recorded_mark(Context* ctx, unsigned flags, const char* what) {
 }
 
 std::string fault_text(const Fault& fault) {
-  const std::string row = row_name(fault.row), limit = std::to_string(fault.limit);
-  const std::string value = std::to_string(fault.value), position = std::to_string(fault.position);
-  const std::string first = std::to_string(static_cast<int32_t>(fault.value >> 32));
-  const std::string second = std::to_string(static_cast<int32_t>(fault.value));
+  const int64_t value = fault.value, limit = fault.limit, position = fault.position;
+  const auto first = static_cast<int32_t>(value >> 32), second = static_cast<int32_t>(value);
   switch (fault.code) {
     case kIndexOutOfRange:
-      return row + ": index " + value + " at position " + position + " is outside [0," + limit +
-             ")";
+      return messages::index_out_of_range(value, position, limit);
     case kTargetOutOfRange:
-      return row + ": target " + value + " of row " + position + " is not a class id below " +
-             limit + " (-100 marks a row to ignore)";
+      return messages::target_out_of_range(value, position, limit);
     case kSingularMatrix:
-      return row + ": the matrix is singular";
+      return messages::singular_matrix();
     case kNotFinite:
-      return row + ": the matrix holds NaN or infinity";
+      return messages::matrix_not_finite();
     case kNotConverged:
-      return row + ": the iteration did not converge";
+      return messages::not_converged();
     case kSegmentEnds:
-      return row + ": cu_seqlens must rise from 0 to the " + limit + " rows, got " + first +
-             " to " + second;
+      return messages::segment_ends(limit, first, second);
     case kQueryEnds:
-      return row + ": cu_queries must rise from 0 to the " + limit + " rows of q, got " + first +
-             " to " + second;
+      return messages::query_ends(limit, first, second);
     case kSegmentQueries:
-      return row + ": segment " + limit + " has " + first + " queries, but " + second + " rows";
+      return messages::segment_queries(limit, first, second);
     case kSegmentFalls:
-      return row + ": cu_seqlens falls from " + first + " to " + second + " at index " + limit;
+      return messages::segment_falls(first, second, limit);
     case kSegmentLength:
-      return row + ": length " + first + " of segment " + limit + " is not within its " + second +
-             " rows";
+      return messages::segment_length(first, limit, second);
     case kSegmentReach:
-      return row + ": segment " + first + " has " + second + " rows, more than the " + limit +
-             " relative positions reach";
+      return messages::segment_reach(first, second, limit);
     case kPositionIndex:
-      return row + ": index[" + first + "] = " + second + " is not a row of the " + limit +
-             " positions";
+      return messages::position_index(first, second, limit);
     case kOutsideTables:
-      return row + ": position " + second + " of row " + first +
-             " is outside the tables, which have " + limit + " rows";
+      return messages::outside_tables(second, first, limit);
     default:
-      return row + ": fault " + std::to_string(fault.code);
+      return "fault " + std::to_string(fault.code);
   }
 }
 
@@ -276,7 +267,7 @@ int32_t synchronize(Context* ctx) {
   if (state.fault->code != kNoFault) {
     const Fault fault = *state.fault;
     *state.fault = Fault{};
-    throw std::runtime_error(fault_text(fault));
+    throw std::runtime_error(row_name(fault.row) + std::string(": ") + fault_text(fault));
   }
   return 0;
 }

@@ -5,48 +5,33 @@
 #include <iterator>
 #include <new>
 
+#include "kernels/shared/guard.h"
 #include "runtime/common.cuh"
 #include "runtime/state.cuh"
 
 namespace balora::cuda {
 namespace {
 
-// The kernel's status, or 1 with the message of what it threw.
-template <typename Call>
-int32_t guarded(Context* ctx, const Call& kernel) {
-  DeviceState& state = state_of(ctx);
-  state.widened_count = 0;
-  try {
-    check_stream(ctx, state.failed.exchange(cudaSuccess), "allocate");
-    // An engine's thread comes with device 0, and its last call may have freed another's memory.
-    check_stream(ctx, cudaSetDevice(state.device), "cudaSetDevice");
-    return kernel();
-  } catch (const std::bad_alloc&) {
-    std::snprintf(ctx->error, sizeof ctx->error, "out of memory on the host");
-  } catch (const std::exception& error) {
-    std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
-  } catch (...) {
-    std::snprintf(ctx->error, sizeof ctx->error, "an unknown failure");
-  }
-  cudaGetLastError();  // cleared, since the next launch must not report it
-  return 1;
-}
-
-template <auto Kernel>
-struct Guard;
-
-template <typename O, int32_t (*Kernel)(Context*, const O&)>
-struct Guard<Kernel> {
-  static int32_t call(Context* ctx, const O* operands) {
-    return guarded(ctx, [&] { return Kernel(ctx, *operands); });
-  }
-};
-
-template <typename... Args, int32_t (*Kernel)(Context*, Args...)>
-  requires(!std::is_reference_v<Args> && ...)
-struct Guard<Kernel> {
-  static int32_t call(Context* ctx, Args... args) {
-    return guarded(ctx, [&] { return Kernel(ctx, args...); });
+struct Device {
+  // The kernel's status, or 1 with the message of what it threw.
+  template <typename Call>
+  static int32_t guarded(Context* ctx, const Call& kernel) {
+    DeviceState& state = state_of(ctx);
+    state.widened_count = 0;
+    try {
+      check_stream(ctx, state.failed.exchange(cudaSuccess), "allocate");
+      // An engine's thread comes with device 0, and its last call may have freed another's memory.
+      check_stream(ctx, cudaSetDevice(state.device), "cudaSetDevice");
+      return kernel();
+    } catch (const std::bad_alloc&) {
+      std::snprintf(ctx->error, sizeof ctx->error, "out of memory on the host");
+    } catch (const std::exception& error) {
+      std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
+    } catch (...) {
+      std::snprintf(ctx->error, sizeof ctx->error, "an unknown failure");
+    }
+    cudaGetLastError();  // cleared, since the next launch must not report it
+    return 1;
   }
 };
 
@@ -73,6 +58,7 @@ const char* row_name(int32_t row) {
 
 extern "C" __attribute__((visibility("default"))) const balora_kernel_table* balora_device_table(
     void) {
+  using balora::Guard;
   using namespace balora::cuda;
   static const balora_kernel_table table = {
       BALORA_ABI,
@@ -83,26 +69,26 @@ extern "C" __attribute__((visibility("default"))) const balora_kernel_table* bal
       allocate,
       release,
       nullptr,  // discard: memory comes and goes in whole segments
-      Guard<&upload>::call,
-      Guard<&download>::call,
+      Guard<Device, &upload>::call,
+      Guard<Device, &download>::call,
       pin,
       unpin,
-      Guard<&copy_in>::call,
-      Guard<&copy_out>::call,
-      Guard<&mark>::call,
+      Guard<Device, &copy_in>::call,
+      Guard<Device, &copy_out>::call,
+      Guard<Device, &mark>::call,
       reached,
       await_mark,
       unmark,
-      Guard<&record>::call,
+      Guard<Device, &record>::call,
       elapsed,
-      Guard<&synchronize>::call,
+      Guard<Device, &synchronize>::call,
       describe,
       memory,
-      Guard<&capture_begin>::call,
-      Guard<&capture_end>::call,
-      Guard<&graph_launch>::call,
+      Guard<Device, &capture_begin>::call,
+      Guard<Device, &capture_end>::call,
+      Guard<Device, &graph_launch>::call,
       graph_destroy,
-#define KERNEL(name) Guard<&name##_kernel>::call,
+#define KERNEL(name) Guard<Device, &name##_kernel>::call,
 #include "kernels/kernels.def"
   };
   return &table;

@@ -115,16 +115,16 @@ export function adamwSteps(
   { betas, eps, coefficient = null }: AdamwStepsOptions,
 ): void {
   native.adamwSteps(
-    parameters.map(({ param }) => param.handle),
-    parameters.map(({ grad }) => grad.handle),
-    parameters.map(({ m }) => m.handle),
-    parameters.map(({ v }) => v.handle),
-    parameters.map(({ rate }) => rate.handle),
-    parameters.map(({ weightDecay }) => weightDecay),
+    {
+      params: parameters.map(({ param }) => param.handle),
+      grads: parameters.map(({ grad }) => grad.handle),
+      m: parameters.map(({ m }) => m.handle),
+      v: parameters.map(({ v }) => v.handle),
+      rates: parameters.map(({ rate }) => rate.handle),
+      weightDecays: parameters.map(({ weightDecay }) => weightDecay),
+    },
     coefficient?.handle ?? null,
-    betas[0],
-    betas[1],
-    eps,
+    { beta1: betas[0], beta2: betas[1], eps },
   );
 }
 
@@ -155,18 +155,14 @@ export interface SgdStepOptions {
 export function sgdStep(param: Tensor, grad: Tensor, options: SgdStepOptions): void {
   const { lr, momentum = 0, dampening = 0, weightDecay = 0 } = options;
   const { nesterov = false, first = false, buffer = null, coefficient = null } = options;
-  native.sgdStep(
-    param.handle,
-    grad.handle,
-    buffer?.handle ?? null,
-    coefficient?.handle ?? null,
+  native.sgdStep(param.handle, grad.handle, buffer?.handle ?? null, coefficient?.handle ?? null, {
     lr,
     momentum,
     dampening,
     weightDecay,
     nesterov,
     first,
-  );
+  });
 }
 
 /** State and settings of {@link adafactorStep}. */
@@ -203,17 +199,9 @@ export function adafactorStep(param: Tensor, grad: Tensor, options: AdafactorSte
   native.adafactorStep(
     param.handle,
     grad.handle,
-    row.handle,
-    column?.handle ?? null,
-    m?.handle ?? null,
+    { row: row.handle, column: column?.handle ?? null, m: m?.handle ?? null },
     coefficient?.handle ?? null,
-    rest.lr,
-    rest.beta1,
-    rest.beta2,
-    rest.eps,
-    rest.clip,
-    rest.weightDecay,
-    scaleFloor ?? -1,
+    { ...rest, scaleFloor: scaleFloor ?? -1 },
   );
 }
 

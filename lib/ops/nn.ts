@@ -99,13 +99,12 @@ export function attention(
       q.handle,
       k.handle,
       v.handle,
-      cuSeqlens.handle,
-      cuQueries?.handle ?? null,
-      lengths?.handle ?? null,
-      scale,
-      softcap,
-      window,
-      causal,
+      {
+        cuSeqlens: cuSeqlens.handle,
+        cuQueries: cuQueries?.handle ?? null,
+        lengths: lengths?.handle ?? null,
+      },
+      { scale, softcap, window, causal },
     ),
   );
 }
@@ -153,15 +152,21 @@ export function relativeAttention(
   const { cuQueries, cuKeys = cuQueries, queryLengths = null } = options;
   const { keyLengths = options.cuKeys === undefined ? queryLengths : null } = options;
   const { bias, positionKeys, positionQueries, index, causal = false } = options;
-  const optional = [queryLengths, keyLengths, bias, positionKeys, positionQueries, index];
   return new Tensor(
     native.relativeAttention(
-      q.handle,
-      k.handle,
-      v.handle,
-      cuQueries.handle,
-      cuKeys.handle,
-      optional.map((operand) => operand?.handle ?? null),
+      {
+        q: q.handle,
+        k: k.handle,
+        v: v.handle,
+        cuQueries: cuQueries.handle,
+        cuKeys: cuKeys.handle,
+        queryLengths: queryLengths?.handle ?? null,
+        keyLengths: keyLengths?.handle ?? null,
+        bias: bias?.handle ?? null,
+        positionKeys: positionKeys?.handle ?? null,
+        positionQueries: positionQueries?.handle ?? null,
+        index: index?.handle ?? null,
+      },
       options.scale ?? 1 / Math.sqrt(q.shape.at(-1) ?? 1),
       causal,
     ),

@@ -9,9 +9,9 @@
 
 namespace balora::binding {
 
-#define ROOM(name) void bind_##name(Module& m);
-#include "binding/rooms.def"
-#undef ROOM
+#define BINDING(name) void bind_##name(Module& m);
+#include "binding/bindings.def"
+#undef BINDING
 
 namespace {
 
@@ -53,9 +53,9 @@ Env* make_env(napi_env napi) noexcept {
 napi_value bind_all(Env& env, Napi::Object exports) {
   const Napi::Env napi(env.napi());
   Module m{env, exports, {}};
-#define ROOM(name) bind_##name(m);
-#include "binding/rooms.def"
-#undef ROOM
+#define BINDING(name) bind_##name(m);
+#include "binding/bindings.def"
+#undef BINDING
   auto signatures = Napi::Array::New(napi, m.signatures.size());
   for (uint32_t i = 0; i < m.signatures.size(); ++i) {
     auto entry = Napi::Object::New(napi);

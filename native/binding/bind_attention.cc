@@ -1,34 +1,46 @@
-// Attention: its options come as single arguments.
+// Attention: its operands and options come as structures.
 #include "binding/bind.h"
 #include "ops/ops.h"
 
 namespace balora::binding {
-namespace {
 
-Tensor attention_row(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
-                     const std::optional<Tensor>& cu_queries, const std::optional<Tensor>& lengths,
-                     double scale, double softcap, int64_t window, bool causal) {
-  return attention(q, k, v, {cu_seqlens, cu_queries, lengths}, {scale, softcap, window, causal});
-}
-
-Tensor relative_attention_row(const Tensor& q, const Tensor& k, const Tensor& v,
-                              const Tensor& cu_queries, const Tensor& cu_keys,
-                              const std::vector<std::optional<Tensor>>& optional, double scale,
-                              bool causal) {
-  if (optional.size() != 6) throw ArgumentError("relative_attention: expected 6 optional operands");
-  return relative_attention({q, k, v, cu_queries, cu_keys, optional[0], optional[1], optional[2],
-                             optional[3], optional[4], optional[5]},
-                            scale, causal);
-}
-
-}  // namespace
+template <>
+struct Named<AttentionSegments> {
+  static auto fields() {
+    using S = AttentionSegments;
+    return std::tuple{field("cuSeqlens", &S::cu_seqlens), field("cuQueries", &S::cu_queries),
+                      field("lengths", &S::lengths)};
+  }
+};
+template <>
+struct Named<AttentionOptions> {
+  static auto fields() {
+    using S = AttentionOptions;
+    return std::tuple{field("scale", &S::scale), field("softcap", &S::softcap),
+                      field("window", &S::window), field("causal", &S::causal)};
+  }
+};
+template <>
+struct Named<RelativeOperands> {
+  static auto fields() {
+    using S = RelativeOperands;
+    return std::tuple{field("q", &S::q),
+                      field("k", &S::k),
+                      field("v", &S::v),
+                      field("cuQueries", &S::cu_queries),
+                      field("cuKeys", &S::cu_keys),
+                      field("queryLengths", &S::query_lengths),
+                      field("keyLengths", &S::key_lengths),
+                      field("bias", &S::bias),
+                      field("positionKeys", &S::position_k),
+                      field("positionQueries", &S::position_q),
+                      field("index", &S::index)};
+  }
+};
 
 void bind_attention(Module& m) {
-  op(m, "attention", &attention_row,
-     {"q", "k", "v", "cuSeqlens", "cuQueries", "lengths", "scale", "softcap", "window", "causal"},
-     Grad::kYes);
-  op(m, "relativeAttention", &relative_attention_row,
-     {"q", "k", "v", "cuQueries", "cuKeys", "optional", "scale", "causal"}, Grad::kYes);
+  op(m, "attention", &attention, {"q", "k", "v", "segments", "options"}, Grad::kYes);
+  op(m, "relativeAttention", &relative_attention, {"operands", "scale", "causal"}, Grad::kYes);
 }
 
 }  // namespace balora::binding

@@ -68,8 +68,8 @@ struct Arg<Box<T>*> {
 
 namespace {
 
-// ---- headers
-// ---------------------------------------------------------------------------------------------------
+// ---- headers ------------------------------------------------------------------------------------
+
 // Exact: a number where a double holds the integer, else a BigInt.
 template <typename Int>
 Napi::Value integer(Napi::Env napi, Int value) {
@@ -187,8 +187,8 @@ std::vector<std::vector<std::string>> safetensors_index(std::string path) {
   return rows;
 }
 
-// ---- reading
-// ---------------------------------------------------------------------------------------------------
+// ---- reading ------------------------------------------------------------------------------------
+
 Shape shape_of(const std::string& path, const std::string& name, const std::vector<int64_t>& dims) {
   if (dims.size() > BALORA_MAX_DIMS) {
     throw UnsupportedError(concat(path, ": ", name, " has ", dims.size(), " dimensions, at most ",
@@ -302,8 +302,8 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
                      std::move(stored), check_finite);
 }
 
-// ---- writing
-// ---------------------------------------------------------------------------------------------------
+// ---- writing ------------------------------------------------------------------------------------
+
 Napi::Value create_safetensors(Env& env, std::string path, std::vector<std::string> names,
                                std::vector<DType> dtypes, std::vector<Shape> shapes,
                                std::vector<std::string> metadata_keys,

@@ -1,6 +1,6 @@
-// What one Node environment (the main thread or a worker) owns: its engines (engines.h), the table
-// of tensors that JS holds by handle, and the queue that settles promises. Nothing here is shared
-// between environments.
+// The state of one Node environment (the main thread or a worker): its engines (engines.h), the
+// table of tensors that JS holds by handle, and the queue that settles promises. Nothing here is
+// shared between environments.
 //
 // A handle is a number: slot, generation and a tag of the environment. A disposed or foreign handle
 // is recognised, so a stale use is a named error and never touches freed memory. No finalizer runs

@@ -10,7 +10,7 @@
 
 namespace balora::binding {
 
-// As units (elements, blocks or rows) that are decoded independently.
+// Data as units (elements, blocks or rows) that are decoded independently.
 struct Stored {
   std::string path, name;
   uint64_t offset;  // in the file, for errors

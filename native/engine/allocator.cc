@@ -20,7 +20,7 @@ constexpr Heap::Options kLargeBlocks = {4 * kKiB, 2 * kMiB, 64 * kGiB, 64 * kMiB
 constexpr int64_t kSlackShare = 4;
 constexpr int64_t kSlackFloor = 32 * kMiB;
 
-// What the machine's memory and swap hold together; 0 where nobody says.
+// Bytes of the machine's memory and swap together; 0 where they are not known.
 int64_t machine_bytes() {
 #if defined(__linux__)
   struct sysinfo info {};

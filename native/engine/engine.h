@@ -24,7 +24,7 @@ inline NativeError behind(const std::string& where, const NativeError& error) {
   return NativeError(where + error.what(), error.code());
 }
 
-// Of the thread that enqueues, for all engines of its environment.
+// State of the thread that enqueues, for all engines of its environment.
 struct EnqueueState {
   bool grad_enabled = true;
   bool recompute = false;     // ops keep how to make cheap inputs again, not the inputs (tape.h)

@@ -50,7 +50,7 @@ class Graph : public std::enable_shared_from_this<Graph> {
   // does not, as recording them has counted already.
   void run();
 
-  // Of an engine that records.
+  // The memory of an engine that records.
   const std::shared_ptr<GraphMemory>& memory() const { return memory_; }
   void own(const Storage& storage) { own_.insert(&storage); }
   void note(const std::shared_ptr<Storage>& storage, bool written);

@@ -21,7 +21,7 @@ struct Failure {
   bool consequence = false;  // something else failed first, and says more
 };
 
-// What an op throws that could not run because another failed.
+// Thrown by an op that could not run because another failed.
 class ConsequenceError : public Error {
  public:
   explicit ConsequenceError(const std::string& message) : Error("ERR_NATIVE", message) {}

@@ -25,7 +25,7 @@ extern "C" {
 
 #define BALORA_ABI 8
 
-// What a kernel may use beside its arguments. One per device stream, used by the engine thread
+// The services that a kernel may use. One per device stream, used by the engine thread
 // only.
 typedef struct balora_context balora_context;
 struct balora_context {

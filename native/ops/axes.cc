@@ -5,7 +5,7 @@
 #include <array>
 
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/ops.h"
 
 namespace balora {

@@ -16,8 +16,8 @@ struct Reduced {
   Shape kept;     // what is left, with extent 1 for the reduced axes
   Shape result;   // kept, or without those axes
   int64_t count;  // R
-  std::vector<int64_t>
-      order;  // the permutation that put the reduced axes last; empty: none was needed
+  // The permutation that put the reduced axes last; empty: none was needed.
+  std::vector<int64_t> order;
 
   // A gradient for (A,R,C) seen in the original shape.
   Tensor restore(const Tensor& dx, const Shape& shape) const;

@@ -58,19 +58,36 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
 // convert.cc
 Tensor to_device(const Tensor& x, Engine& engine);  // x itself where it is there already
 
-// in_place.cc
-// Lists of one length; rates (3) f64 each
-void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
-                 std::vector<Tensor> m, std::vector<Tensor> v, const std::vector<Tensor>& rates,
-                 const std::vector<double>& weight_decays, const std::optional<Tensor>& coefficient,
-                 double beta1, double beta2, double eps);
+// in_place.cc, adafactor.cc
+struct AdamwParameters {  // lists of one length
+  std::vector<Tensor> params, grads, m, v;
+  std::vector<Tensor> rates;  // (3) f64 each
+  std::vector<double> weight_decays;
+};
+struct AdamwOptions {
+  double beta1, beta2, eps;
+};
+void adamw_steps(const AdamwParameters& parameters, const std::optional<Tensor>& coefficient,
+                 const AdamwOptions& options);
+struct SgdOptions {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov;
+  bool first;  // the buffer becomes the gradient
+};
 void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
-              const std::optional<Tensor>& coefficient, double lr, double momentum,
-              double dampening, double weight_decay, bool nesterov, bool first);
+              const std::optional<Tensor>& coefficient, const SgdOptions& options);
+
 // adafactor.cc
-void adafactor_step(Tensor param, const Tensor& grad, Tensor row, std::optional<Tensor> column,
-                    std::optional<Tensor> m, const std::optional<Tensor>& coefficient, double lr,
-                    double beta1, double beta2, double eps, double clip, double weight_decay,
-                    double scale_floor);
+struct AdafactorMoments {
+  Tensor row;                    // (...,R); without a column: the whole second moment
+  std::optional<Tensor> column;  // (...,C)
+  std::optional<Tensor> m;       // the first moment
+};
+struct AdafactorOptions {
+  double lr, beta1, beta2, eps, clip, weight_decay;
+  double scale_floor;  // negative: the rate is not scaled by RMS(param)
+};
+void adafactor_step(Tensor param, const Tensor& grad, AdafactorMoments moments,
+                    const std::optional<Tensor>& coefficient, const AdafactorOptions& options);
 
 }  // namespace balora

@@ -95,7 +95,7 @@ class Shape {
   int ndim_ = 0;
 };
 
-// Of a shape that numel() takes.
+// The strides of a contiguous tensor of a shape that numel() accepts.
 inline Shape contiguous_strides(const Shape& shape) {
   Shape strides = shape;
   int64_t step = 1;

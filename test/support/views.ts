@@ -61,11 +61,17 @@ export function eachPair(body: (a: Form, b: Form, names: string) => void): void 
   }
 }
 
-/** Which arguments of a function of the addon are tensors or lists of them. */
-function tensorArguments(name: string): boolean[] {
+/** The types of the arguments of a function of the addon. */
+function argumentTypes(name: string): string[] {
   const typescript = native.signatures.find((row) => row.name === name)?.typescript ?? '';
   const parameters = typescript.slice(1, typescript.lastIndexOf('): ')).split(/, (?=\w+: )/);
-  return parameters.map((parameter) => /\bHandle\b/.test(parameter));
+  return parameters.map((parameter) => parameter.replace(/^\w+: /, ''));
+}
+
+/** The types of the fields of an object's type. */
+function fieldTypes(type: string): Map<string, string> {
+  const fields = type.slice('{ '.length, -' }'.length).split('; ');
+  return new Map(fields.map((field) => field.split(/: (.*)/s, 2) as [string, string]));
 }
 
 /**
@@ -80,15 +86,21 @@ export function withOperands<T>(
 ): { result: T; changed: number } {
   const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>;
   const original = functions[name] as (...args: unknown[]) => unknown;
-  const isTensor = tensorArguments(name);
+  const types = argumentTypes(name);
   let changed = 0;
   functions[name] = (...args) => {
     // The views are made by ops, too.
     functions[name] = original;
     let place = 0;
-    const viewed = (value: unknown): unknown => {
-      if (Array.isArray(value)) return value.map(viewed);
-      if (typeof value !== 'number') return value;
+    const viewed = (value: unknown, type = ''): unknown => {
+      if (Array.isArray(value)) return value.map((element) => viewed(element, type));
+      if (type.startsWith('{ ') && typeof value === 'object' && value !== null) {
+        const fields = fieldTypes(type);
+        return Object.fromEntries(
+          Object.entries(value).map(([field, part]) => [field, viewed(part, fields.get(field))]),
+        );
+      }
+      if (typeof value !== 'number' || !/\bHandle\b/.test(type)) return value;
       const axes = native.shapeOf(value).map((_, axis) => axis);
       if (axes.length === 0) return value;
       ++changed;
@@ -96,7 +108,7 @@ export function withOperands<T>(
       return change(new Tensor(native.permute(value, axes)), place++).handle;
     };
     try {
-      return original(...args.map((value, i) => (isTensor[i] ? viewed(value) : value)));
+      return original(...args.map((value, i) => viewed(value, types[i])));
     } finally {
       functions[name] = replaced;
     }

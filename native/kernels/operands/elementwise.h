@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus
@@ -93,7 +93,7 @@ typedef struct balora_unary {
 // The gradient of unary.
 typedef struct balora_unary_backward {
   const balora_view* dy;     // contiguous
-  const balora_view* saved;  // x, or y where kernels/cpu/elementwise/unary.cc says so
+  const balora_view* saved;  // x or y, see kernels/shared/unary.h
   const balora_view* dx;     // contiguous
   balora_unary_op op;
   double a;

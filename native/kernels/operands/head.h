@@ -4,7 +4,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus

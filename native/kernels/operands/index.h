@@ -31,7 +31,9 @@ typedef struct balora_gather {
   const balora_view* y;      // (A,K,C)
 } balora_gather;
 
-// y = base, then y[a, index[a,k,c], c] += source[a,k,c], in the order of k.
+// In the order of k:
+//   y = base
+//   y[a, index[a,k,c], c] += source[a,k,c]
 typedef struct balora_scatter_add {
   const balora_view* base;    // (A,R,C); null: zeros
   const balora_view* index;   // (A,K,C) i32 or i64

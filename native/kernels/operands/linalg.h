@@ -47,8 +47,8 @@ typedef struct balora_svd {
 typedef struct balora_randomized_svds {
   const balora_svd_task* tasks;
   int32_t count;  // of tasks
-  int64_t
-      niter;  // power iterations; negative: until |A - U S Vt|_F <= optimum (1 + 1e-5) + 1e-6 |A|_F
+  // Power iterations; negative: until |A - U S Vt|_F <= optimum (1 + 1e-5) + 1e-6 |A|_F.
+  int64_t niter;
   int64_t oversample;  // columns beyond the rank
 } balora_randomized_svds;
 

@@ -19,8 +19,8 @@ typedef struct balora_rms_norm_forward {
   const balora_view* rstd;    // (N) f32 (f64 for f64)
   double eps;
   double weight_offset;  // 1 for Gemma, whose weights are stored minus one
-  int32_t
-      cast_before_weight;  // non-zero: x * rstd is rounded to the dtype before the weight (Llama)
+  // Non-zero: x * rstd is rounded to the dtype before the weight (Llama).
+  int32_t cast_before_weight;
 } balora_rms_norm_forward;
 
 // The same of x + residual: sum is rounded once, and y is the norm of what was stored.
@@ -36,7 +36,7 @@ typedef struct balora_rms_norm_add_forward {
   int32_t cast_before_weight;
 } balora_rms_norm_add_forward;
 
-// Gradients of both, with x what was normalised (the sum). The partial sums of dweight are added in
+// Gradients of both; x is what was normalised, the sum. The partial sums of dweight are added in
 // the threads' order.
 typedef struct balora_rms_norm_backward {
   const balora_view* dy;       // (N,C)

@@ -4,17 +4,25 @@
 #pragma once
 #include <stdint.h>
 
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+// Elements of a parameter's rate in adamw_step, at step t.
+typedef enum balora_adamw_rate {
+  BALORA_RATE_LR = 0,
+  BALORA_RATE_STEP = 1,  // lr / (1 - beta1^t)
+  BALORA_RATE_ROOT = 2,  // 1 / sqrt(1 - beta2^t)
+  BALORA_RATE_SIZE = 3
+} balora_adamw_rate;
+
 // One parameter of adamw_step: buffers of one shape, f32 or f64, all of param's type.
 typedef struct balora_adamw {
   const balora_view* grad;
-  const balora_view* rate;  // (3) f64: lr, lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t) at step t
+  const balora_view* rate;  // (BALORA_RATE_SIZE) f64, see balora_adamw_rate
   const balora_view* param;
   const balora_view* m;
   const balora_view* v;

@@ -2,7 +2,7 @@
 // test. Operands have one dtype: a mixed pair is refused, never promoted. Gradients are summed back
 // over the stretched axes, in f64.
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/axes.h"
 #include "ops/ops.h"
 #include "tape/tape.h"

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
 

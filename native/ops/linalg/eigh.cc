@@ -1,6 +1,8 @@
-// A = V diag(w) V^T. Backward: dA = V (diag(dw) + F o (V^T dV)) V^T, F_ij = 1/(w_j - w_i) off the
-// diagonal, symmetrised. Equal eigenvalues have no gradient of their vectors: their F is taken as
-// 0.
+// Eigenvalues and eigenvectors of a symmetric matrix:
+//   A = V diag(w) V^T
+// Backward, symmetrised, with F_ij = 1 / (w_j - w_i) off the diagonal:
+//   dA = V (diag(dw) + F o (V^T dV)) V^T
+// Equal eigenvalues have no gradient of their vectors: their F is taken as 0.
 #include "engine/launch.h"
 #include "ops/linalg/linalg.h"
 #include "ops/ops.h"

@@ -1,5 +1,7 @@
-// A = Q R. Backward (M >= N): dA = (dQ + Q sym(M)) R^-T, M = R dR^T - dQ^T Q, sym mirrors the lower
-// triangle (Walter and Lehmann 2010; for the thin factor).
+// The thin QR factorisation A = Q R. Backward for M >= N rows (Walter and Lehmann 2010), where sym
+// mirrors the lower triangle:
+//   M = R dR^T - dQ^T Q
+//   dA = (dQ + Q sym(M)) R^-T
 #include <algorithm>
 
 #include "engine/launch.h"

@@ -1,5 +1,6 @@
-// A = U diag(s) Vt, thin. Backward of the factors after Townsend (2016); of the values alone dA = U
-// diag(ds) Vt.
+// The thin singular value decomposition A = U diag(s) Vt. Backward of the factors after Townsend
+// (2016); of the values alone:
+//   dA = U diag(ds) Vt
 #include <algorithm>
 
 #include "engine/launch.h"

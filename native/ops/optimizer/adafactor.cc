@@ -1,4 +1,4 @@
-// One Adafactor step in place (formulas: kernels/cpu/optimizer/adafactor.cc). No gradient.
+// One Adafactor step in place (formulas: kernels/shared/optimizer.h). No gradient.
 #include "engine/launch.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
@@ -25,22 +25,21 @@ Shape without(const Shape& shape, int skipped) {
   return out;
 }
 
-void check_numbers(double beta1, double beta2, double eps, double clip) {
+void check_options(const AdafactorOptions& o) {
   const auto share = [](const char* name, double value) {
     if (value >= 0 && value < 1) return;
     throw ArgumentError(concat(kOp, ": ", name, " must be in [0,1), got ", value));
   };
-  share("beta1", beta1), share("beta2", beta2);
-  if (!(eps > 0)) throw ArgumentError(concat(kOp, ": eps must be > 0, got ", eps));
-  if (!(clip > 0)) throw ArgumentError(concat(kOp, ": clip must be > 0, got ", clip));
+  share("beta1", o.beta1), share("beta2", o.beta2);
+  if (!(o.eps > 0)) throw ArgumentError(concat(kOp, ": eps must be > 0, got ", o.eps));
+  if (!(o.clip > 0)) throw ArgumentError(concat(kOp, ": clip must be > 0, got ", o.clip));
 }
 
 }  // namespace
 
-void adafactor_step(Tensor param, const Tensor& grad, Tensor row, std::optional<Tensor> column,
-                    std::optional<Tensor> m, const std::optional<Tensor>& coefficient, double lr,
-                    double beta1, double beta2, double eps, double clip, double weight_decay,
-                    double scale_floor) {
+void adafactor_step(Tensor param, const Tensor& grad, AdafactorMoments moments,
+                    const std::optional<Tensor>& coefficient, const AdafactorOptions& options) {
+  auto& [row, column, m] = moments;
   check_float(kOp, "param", param);
   if (accumulator_dtype(param.dtype()) != param.dtype()) {
     throw ArgumentError(concat(kOp, ": param must be f32 or f64, got ", dtype_name(param.dtype())));
@@ -59,7 +58,7 @@ void adafactor_step(Tensor param, const Tensor& grad, Tensor row, std::optional<
   check_state("row", row, column ? without(param.shape(), axes - 1) : param.shape(), param);
   if (column) check_state("column", *column, without(param.shape(), axes - 2), param);
   if (m) check_state("m", *m, param.shape(), param);
-  check_numbers(beta1, beta2, eps, clip);
+  check_options(options);
   for (Tensor* t : {&param, &row}) prepare_in_place(kOp, *t);
   if (column) prepare_in_place(kOp, *column);
   if (m) prepare_in_place(kOp, *m);
@@ -71,13 +70,13 @@ void adafactor_step(Tensor param, const Tensor& grad, Tensor row, std::optional<
        {&O::row, row},
        {&O::column, column.value_or(Tensor())},
        {&O::m, m.value_or(Tensor())}},
-      {.lr = lr,
-       .beta1 = beta1,
-       .beta2 = beta2,
-       .eps = eps,
-       .clip = clip,
-       .weight_decay = weight_decay,
-       .scale_floor = scale_floor});
+      {.lr = options.lr,
+       .beta1 = options.beta1,
+       .beta2 = options.beta2,
+       .eps = options.eps,
+       .clip = options.clip,
+       .weight_decay = options.weight_decay,
+       .scale_floor = options.scale_floor});
 }
 
 }  // namespace balora

@@ -1,12 +1,12 @@
-// What optimisers write in place, one launch each: updates of flat buffers, AdamW steps of any
+// In-place ops of optimizers, one launch each: updates of flat buffers, AdamW steps of any
 // number of parameters, SGD steps, and the norm of all gradients with its clipping coefficient,
-// which stay on the device. Formulas are in kernels/cpu/optimizer/optimizer.cc. No gradients: a
+// which stay on the device. Formulas are in kernels/shared/optimizer.h. No gradients: a
 // tensor that wants one may be written only under noGrad (prepare_in_place).
 #include <cmath>
 #include <set>
 
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
 
@@ -73,6 +73,41 @@ void check_step(const char* op, const Tensor& param, const Tensor& grad,
   check_same_engine(op, param, *coefficient);
 }
 
+constexpr const char* kAdamw = "adamw_step";
+
+void check_adamw(const AdamwParameters& parameters, const std::optional<Tensor>& coefficient,
+                 const AdamwOptions& options) {
+  const auto& [params, grads, m, v, rates, weight_decays] = parameters;
+  const size_t count = params.size();
+  for (const size_t size : {grads.size(), m.size(), v.size(), rates.size(), weight_decays.size()}) {
+    if (size != count) {
+      throw ArgumentError(concat(kAdamw, ": the lists of operands differ in length"));
+    }
+  }
+  const auto is_beta = [](double value) { return value >= 0 && value < 1; };
+  if (!is_beta(options.beta1) || !is_beta(options.beta2)) {
+    throw ArgumentError(concat(kAdamw, ": the betas must be in [0,1), got ", options.beta1, " and ",
+                               options.beta2));
+  }
+  if (!(options.eps >= 0)) {
+    throw ArgumentError(concat(kAdamw, ": eps must be >= 0, got ", options.eps));
+  }
+  std::set<std::pair<const Storage*, int64_t>> written;
+  for (size_t i = 0; i < count; ++i) {
+    check_step(kAdamw, params[i], grads[i], coefficient);
+    check_same_engine(kAdamw, params[0], params[i]);
+    check_state(kAdamw, "m", m[i], params[i]);
+    check_state(kAdamw, "v", v[i], params[i]);
+    check_shape(kAdamw, "rate", rates[i], {BALORA_RATE_SIZE}, "(3)");
+    check_dtype(kAdamw, "rate", rates[i], DType::kF64);
+    check_same_engine(kAdamw, params[i], rates[i]);
+    const TensorImpl& impl = *params[i].impl();
+    if (!written.insert({impl.storage.get(), impl.offset}).second && params[i].numel() > 0) {
+      throw ArgumentError(concat(kAdamw, ": a parameter is given twice"));
+    }
+  }
+}
+
 }  // namespace
 
 void copy_in_place(Tensor x, const Tensor& source) {
@@ -116,65 +151,47 @@ void scale_in_place(Tensor x, const Tensor& coefficient) {
                      {{&O::x, x}});
 }
 
-void adamw_steps(std::vector<Tensor> params, const std::vector<Tensor>& grads,
-                 std::vector<Tensor> m, std::vector<Tensor> v, const std::vector<Tensor>& rates,
-                 const std::vector<double>& weight_decays, const std::optional<Tensor>& coefficient,
-                 double beta1, double beta2, double eps) {
-  constexpr const char* kOp = "adamw_step";
-  const size_t count = params.size();
-  for (const size_t size : {grads.size(), m.size(), v.size(), rates.size(), weight_decays.size()}) {
-    if (size != count) throw ArgumentError("adamw_step: the lists of operands differ in length");
-  }
-  if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1)) {
-    throw ArgumentError(
-        concat("adamw_step: the betas must be in [0,1), got ", beta1, " and ", beta2));
-  }
-  if (!(eps >= 0)) throw ArgumentError(concat("adamw_step: eps must be >= 0, got ", eps));
-  if (count == 0) return;
+void adamw_steps(const AdamwParameters& parameters, const std::optional<Tensor>& coefficient,
+                 const AdamwOptions& options) {
+  const auto& [params, grads, m, v, rates, weight_decays] = parameters;
+  check_adamw(parameters, coefficient, options);
+  if (params.empty()) return;
   std::vector<Tensor> in = {coefficient.value_or(Tensor())}, out;
-  std::set<std::pair<const Storage*, int64_t>> written;
-  for (size_t i = 0; i < count; ++i) {
-    check_step(kOp, params[i], grads[i], coefficient);
-    check_same_engine(kOp, params[0], params[i]);
-    check_state(kOp, "m", m[i], params[i]);
-    check_state(kOp, "v", v[i], params[i]);
-    check_shape(kOp, "rate", rates[i], {3}, "(3)");
-    check_dtype(kOp, "rate", rates[i], DType::kF64);
-    check_same_engine(kOp, params[i], rates[i]);
-    const TensorImpl& impl = *params[i].impl();
-    if (!written.insert({impl.storage.get(), impl.offset}).second && params[i].numel() > 0) {
-      throw ArgumentError("adamw_step: a parameter is given twice");
-    }
-  }
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < params.size(); ++i) {
     in.push_back(contiguous(grads[i].detach()));
     in.push_back(contiguous(rates[i].detach()));
-    for (Tensor* t : {&params[i], &m[i], &v[i]}) {
-      prepare_in_place(kOp, *t);
-      out.push_back(*t);
+    for (Tensor t : {params[i], m[i], v[i]}) {
+      prepare_in_place(kAdamw, t);
+      out.push_back(t);
     }
   }
-  launch_in_place(kOp, in, out, [weight_decays, beta1, beta2, eps](Launch& l) {
+  launch_in_place(kAdamw, in, out, [decays = weight_decays, options](Launch& l) {
     std::vector<AdamwOperands> tensors;
-    for (size_t i = 0; i < weight_decays.size(); ++i) {
-      tensors.push_back({l.in(1 + 2 * i), l.in(2 + 2 * i), l.out(3 * i), l.out(3 * i + 1),
-                         l.out(3 * i + 2), weight_decays[i]});
+    for (size_t i = 0; i < decays.size(); ++i) {
+      tensors.push_back({.grad = l.in(1 + 2 * i),
+                         .rate = l.in(2 + 2 * i),
+                         .param = l.out(3 * i),
+                         .m = l.out(3 * i + 1),
+                         .v = l.out(3 * i + 2),
+                         .weight_decay = decays[i]});
     }
     const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())};
-    return call(
-        l.kernels->adamw_step, l.ctx,
-        {.tensors = &list, .coefficient = l.in(0), .beta1 = beta1, .beta2 = beta2, .eps = eps});
+    return call(l.kernels->adamw_step, l.ctx,
+                {.tensors = &list,
+                 .coefficient = l.in(0),
+                 .beta1 = options.beta1,
+                 .beta2 = options.beta2,
+                 .eps = options.eps});
   });
 }
 
 void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
-              const std::optional<Tensor>& coefficient, double lr, double momentum,
-              double dampening, double weight_decay, bool nesterov, bool first) {
+              const std::optional<Tensor>& coefficient, const SgdOptions& options) {
   check_step("sgd_step", param, grad, coefficient);
-  if ((momentum != 0) != buffer.has_value()) {
+  if ((options.momentum != 0) != buffer.has_value()) {
     throw ArgumentError("sgd_step: momentum needs a buffer, and only momentum does");
   }
-  if (nesterov && (!(momentum > 0) || dampening != 0)) {
+  if (options.nesterov && (!(options.momentum > 0) || options.dampening != 0)) {
     throw ArgumentError("sgd_step: nesterov needs momentum > 0 and no dampening");
   }
   if (buffer) {
@@ -187,12 +204,12 @@ void sgd_step(Tensor param, const Tensor& grad, std::optional<Tensor> buffer,
       "sgd_step", &KernelTable::sgd_step,
       {{&O::grad, contiguous(grad.detach())}, {&O::coefficient, coefficient.value_or(Tensor())}},
       {{&O::param, param}, {&O::buffer, buffer.value_or(Tensor())}},
-      {.lr = lr,
-       .momentum = momentum,
-       .dampening = dampening,
-       .weight_decay = weight_decay,
-       .nesterov = nesterov,
-       .first = first});
+      {.lr = options.lr,
+       .momentum = options.momentum,
+       .dampening = options.dampening,
+       .weight_decay = options.weight_decay,
+       .nesterov = options.nesterov,
+       .first = options.first});
 }
 
 Tensor grad_norm(const std::vector<Tensor>& grads, const std::string& kind) {

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
 

@@ -1,10 +1,12 @@
 // Reductions over any axes. Sums run in f64 and are rounded once to the result's dtype (see
-// kernels/cpu/reduce/reduce.cc).
-//   sum, mean: dx = dy spread over the reduced axes (/ R);  logsumexp: dx = dy * e^(x - y);
-//   variance: dx = dy * 2 (x - mean) / (R - correction);  max, min: to the first position that
-//   holds the extreme.
+// kernels/cpu/reduce/reduce.cc). Gradients, with dy spread over the R reduced elements:
+//   sum        dx = dy
+//   mean       dx = dy / R
+//   logsumexp  dx = dy * e^(x - y)
+//   variance   dx = dy * 2 (x - mean) / (R - correction)
+//   max, min   dx = dy at the first position of the extreme, 0 elsewhere
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/axes.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
@@ -26,7 +28,7 @@ void check_not_empty(const char* op, const Tensor& x, const Reduced& r) {
   throw ArgumentError(concat(op, ": nothing to reduce in ", x.shape().to_string()));
 }
 
-// What restore() needs of a reduction, without keeping its tensor alive.
+// The part of a reduction that restore() needs, without keeping its tensor alive.
 Reduced layout_of(const Reduced& r) {
   return {Tensor(), r.kept, r.result, r.count, r.order};
 }

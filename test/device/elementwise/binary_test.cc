@@ -2,7 +2,7 @@
 // permuted, narrow and empty operands, null gradients, NaN.
 #include <limits>
 
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "support/device_test.h"
 #include "support/strided_views.h"
 

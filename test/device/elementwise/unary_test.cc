@@ -1,7 +1,7 @@
 // Elementwise functions and their slopes on the device against the CPU, every function and type.
 #include <limits>
 
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "support/device_test.h"
 
 namespace {

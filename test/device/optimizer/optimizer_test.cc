@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "support/device_test.h"
 #include "support/strided_views.h"
 

@@ -3,7 +3,7 @@
 // CPU's way with infinities, NaN and ties.
 #include <limits>
 
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "support/device_test.h"
 
 namespace {

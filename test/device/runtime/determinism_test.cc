@@ -1,7 +1,7 @@
 // Equal operands give equal bits, whichever block, warp or lane comes first: every row that sums,
 // ranks or places items through atomics or across blocks. Attention's and the teacher summary's are
 // beside their other tests.
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "support/head_arrays.h"
 #include "support/orders.h"
 

@@ -5,7 +5,7 @@
 
 #include "engine/engine.h"
 #include "engine/launch.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "ops/linalg/linalg.h"
 #include "ops/ops.h"
 #include "support/device_test.h"

@@ -47,12 +47,19 @@ function anyTensor() {
   return pool.at(-1);
 }
 
+/** The names and types of the fields of an object's type. */
+const fieldsOf = (type) =>
+  type.slice('{ '.length, -' }'.length).split('; ').map((field) => field.split(/: (.*)/s, 2));
+
 /** An arbitrary argument of a type in the spelling of the addon's signatures. */
 function anyArgument(name, type) {
   if (chance(0.003)) return pick(kOfNoType);
   if (type.endsWith('| null') && chance(0.5)) return null;
   if (type.startsWith('readonly (') && type.endsWith(')[]')) {
     return several(() => anyArgument(name, type.slice('readonly ('.length, -')[]'.length)));
+  }
+  if (type.startsWith('{ ')) {
+    return Object.fromEntries(fieldsOf(type).map(([field, of]) => [field, anyArgument(field, of)]));
   }
   switch (type) {
     case 'Handle':
@@ -103,11 +110,16 @@ function argumentsOf({ name }, parameters) {
   const place = below(values.length);
   if (chance(0.12)) values[place] = anyArgument(...parameters[place]);
   else if (Array.isArray(values[place]) && chance(0.3)) values[place] = values[place].slice(1);
+  else if (parameters[place][1].startsWith('{ ') && chance(0.3)) {
+    const [field, type] = pick(fieldsOf(parameters[place][1]));
+    values[place] = { ...values[place], [field]: anyArgument(field, type) };
+  }
   return values;
 }
 
 function shown(value) {
   if (Array.isArray(value)) return `[${value.map(shown)}]`;
+  if (value?.constructor === Object) return `{${Object.entries(value).map(([k, v]) => `${k}:${shown(v)}`)}}`;
   if (!pool.includes(value)) return typeof value === 'object' ? typeof value : String(value);
   return `${native.dtypeOf(value)}(${native.shapeOf(value)})${native.requiresGrad(value) ? '*' : ''}`;
 }

@@ -100,13 +100,17 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       tensor(dtype, queries ? queries[count] : rows, heads * (1 + below(3)), width),
       tensor(dtype, rows, heads, width),
       tensor(dtype, rows, heads, width),
-      indices(keys),
-      queries && indices(queries),
-      maybe(() => lengthsIn(keys)),
-      pick([1, 0.125, 0, -1]),
-      pick([0, 0, 50]),
-      pick([0, 0, 1, 3, 64]),
-      chance(0.7),
+      {
+        cuSeqlens: indices(keys),
+        cuQueries: queries && indices(queries),
+        lengths: maybe(() => lengthsIn(keys)),
+      },
+      {
+        scale: pick([1, 0.125, 0, -1]),
+        softcap: pick([0, 0, 50]),
+        window: pick([0, 0, 1, 3, 64]),
+        causal: chance(0.7),
+      },
     ];
   }
 
@@ -123,17 +127,20 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     const tables = [table(), table()];
     const bias = maybe(() => tensor(dtype === 'f64' ? 'f64' : 'f32', distances, heads));
     const index = tables.some(Boolean) ? indicesBelow(buckets, distances) : null;
-    const lengths = [maybe(() => lengthsIn(queries)), maybe(() => lengthsIn(keys))];
-    return [
-      tensor(dtype, queries[count], heads, width),
-      tensor(dtype, keys[count], heads, width),
-      tensor(dtype, keys[count], heads, width),
-      indices(queries),
-      indices(keys),
-      [...lengths, bias, ...tables, index],
-      0.2,
-      chance(0.5),
-    ];
+    const operands = {
+      q: tensor(dtype, queries[count], heads, width),
+      k: tensor(dtype, keys[count], heads, width),
+      v: tensor(dtype, keys[count], heads, width),
+      cuQueries: indices(queries),
+      cuKeys: indices(keys),
+      queryLengths: maybe(() => lengthsIn(queries)),
+      keyLengths: maybe(() => lengthsIn(keys)),
+      bias,
+      positionKeys: tables[0],
+      positionQueries: tables[1],
+      index,
+    };
+    return [operands, 0.2, chance(0.5)];
   }
 
   /** The first arguments of the ops on the rows of the head, and their sizes. */
@@ -240,19 +247,21 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const rates = shapes.map(() => constant('f64', [3], 0.1));
       const decays = shapes.map(() => 0.01);
       const coefficient = maybe(() => constant('f64', [], 1));
-      return [states(), grads, states(), states(), rates, decays, coefficient, 0.9, 0.99, 1e-8];
+      const parameters = { params: states(), grads, m: states(), v: states(), rates, weightDecays: decays };
+      return [parameters, coefficient, { beta1: 0.9, beta2: 0.99, eps: 1e-8 }];
     },
     sgdStep: () => {
       const shape = [size(), size()];
       const tensors = [state(...shape), tensor('f32', ...shape), maybe(() => state(...shape)), null];
-      return [...tensors, 0.1, 0.9, 0, 0, chance(0.5), chance(0.5)];
+      const [nesterov, first] = [chance(0.5), chance(0.5)];
+      return [...tensors, { lr: 0.1, momentum: 0.9, dampening: 0, weightDecay: 0, nesterov, first }];
     },
     adafactorStep: () => {
       const [rows, columns] = [size(), size()];
       const values = () => state(rows, columns);
-      const moments = [state(rows), state(columns), maybe(values), null];
-      const scaleFloor = pick([-1, 0.1]);
-      return [values(), tensor('f32', rows, columns), ...moments, 0.1, 0.9, 0.99, 1e-8, 1, 0, scaleFloor];
+      const moments = { row: state(rows), column: state(columns), m: maybe(values) };
+      const numbers = { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, clip: 1, weightDecay: 0 };
+      return [values(), tensor('f32', rows, columns), moments, null, { ...numbers, scaleFloor: pick([-1, 0.1]) }];
     },
     gradNorm: () => [
       list(pick([0, 1, 2, 5]), () => tensor(pick(['f32', 'f64']), size(), size())),

@@ -1,6 +1,10 @@
 // Attention backward: probabilities come back from q, k and the saved log-sum-exp, tile by tile.
-//   delta = rowsum(dout * out), dp = dout v^T, ds = p (dp - delta) * scale
-//   dv = p^T dout, dk = ds^T q, dq = ds k
+//   delta = rowsum(dout * out)
+//   dp = dout v^T
+//   ds = p (dp - delta) * scale
+//   dv = p^T dout
+//   dk = ds^T q
+//   dq = ds k
 // A thread owns runs of key tiles, so dk and dv are its own; dq sums over key tiles, and where
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. Scores are computed transposed (keys x queries), which
@@ -37,15 +41,16 @@ struct Operands {
 template <typename E>
 struct Scratch {
   using A = Acc<E>;
-  E *keys, *values, *keys_turned;        // A operands: (k,d), (k,d), (d,k) a tile
-  E *q, *q_turned, *dout, *dout_turned;  // B operands: (r,d), (d,r) a tile
+  E *keys, *values, *keys_transposed;            // A operands: (k,d), (k,d), (d,k) a tile
+  E *q, *q_transposed, *dout, *dout_transposed;  // B operands: (r,d), (d,r) a tile
   E *p, *ds, *ds_right;
   A *scores, *dp, *dk, *dv, *dq, *lse, *delta;  // dq: (d,r) a tile
   uint8_t *packed_keys, *packed_queries;
 
   Scratch(Arena& arena, const Geometry& g, int64_t longest) {
     const int64_t tiles = tile_count(longest), all = tiles * kTile * g.padded();
-    for (E** operand : {&keys, &values, &keys_turned, &q, &q_turned, &dout, &dout_turned}) {
+    for (E** operand :
+         {&keys, &values, &keys_transposed, &q, &q_transposed, &dout, &dout_transposed}) {
       *operand = arena.take<E>(all);
     }
     for (E** square : {&p, &ds, &ds_right}) *square = arena.take<E>(kTile * kTile);
@@ -115,7 +120,7 @@ class Backward {
     const Source<T> k = o_.k.source(segment.begin + first, kv_head, keys);
     const Source<T> v = o_.v.source(segment.begin + first, kv_head, keys);
     Packing<T, E>::rows_left(k, s.keys + at, n, d);
-    Packing<T, E>::columns_left(k, s.keys_turned + at, n, d);
+    Packing<T, E>::columns_left(k, s.keys_transposed + at, n, d);
     Packing<T, E>::rows_left(v, s.values + at, n, d);
   }
 
@@ -129,9 +134,9 @@ class Backward {
     const Source<T> q = o_.q.source(row, head, queries);
     const Source<T> dout = o_.dout.source(row, head, queries);
     Packing<T, E>::rows_right(q, s.q + at, r, d);
-    Packing<T, E>::columns_right(q, s.q_turned + at, r, d);
+    Packing<T, E>::columns_right(q, s.q_transposed + at, r, d);
     Packing<T, E>::rows_right(dout, s.dout + at, r, d);
-    Packing<T, E>::columns_right(dout, s.dout_turned + at, r, d);
+    Packing<T, E>::columns_right(dout, s.dout_transposed + at, r, d);
     Unpacking<T>::row_dots(dout, o_.out.source(row, head, queries), s.delta + first);
     for (int64_t i = 0; i < queries; ++i) s.lse[first + i] = o_.lse[(row + i) * g_.heads + head];
   }
@@ -144,13 +149,13 @@ class Backward {
     const int64_t r = tile_padded(own.count());
     const int64_t d = g_.padded(), k_at = first_key * d, q_at = at * d;
     const Band band = band_of(g_, own.first, first_key);
-    score_product(band, {n, r, d}, s.keys + k_at, s.q_turned + q_at, s.scores);
-    score_product(band, {n, r, d}, s.values + k_at, s.dout_turned + q_at, s.dp);
+    score_product(band, {n, r, d}, s.keys + k_at, s.q_transposed + q_at, s.scores);
+    score_product(band, {n, r, d}, s.values + k_at, s.dout_transposed + q_at, s.dp);
     ScoreGradient<E>::run({g_, segment.rows, own.first, own.count(), first_key, keys, r, n,
                            s.scores, s.dp, s.lse + at, s.delta + at, s.p, s.ds, s.ds_right});
     sum_over_queries(band, {n, d, r}, s.p, s.dout + q_at, s.dv + k_at);
     sum_over_queries(band, {n, d, r}, s.ds, s.q + q_at, s.dk + k_at);
-    sum_over_keys(band, {d, r, n}, s.keys_turned + k_at, s.ds_right, s.dq + q_at);
+    sum_over_keys(band, {d, r, n}, s.keys_transposed + k_at, s.ds_right, s.dq + q_at);
   }
 
   void write_keys(const Segment& segment, const Run& run, const Scratch<E>& s) const {

@@ -8,13 +8,13 @@
 #ifdef BALORA_TILES
 namespace balora::attention::lanes {
 
-// As Packing<bf16, bf16>.
+// Like Packing<bf16, bf16>.
 void rows_left(const Source<bf16>& s, bf16* out, int64_t r, int64_t d);
 void rows_right(const Source<bf16>& s, bf16* out, int64_t r, int64_t d);
 void columns_left(const Source<bf16>& s, bf16* out, int64_t r, int64_t d);
 void columns_right(const Source<bf16>& s, bf16* out, int64_t r, int64_t d);
 
-// As Unpacking<bf16>.
+// Like Unpacking<bf16>.
 void unpack_rows(const float* sums, int64_t ld, bf16* out, int64_t stride, int64_t rows,
                  int64_t size);
 void unpack_columns(const float* sums, int64_t ld, const float* factors, bf16* out, int64_t stride,
@@ -26,7 +26,7 @@ void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* out);
 void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
                   const float* highest, bf16* p, float* sum);
 
-// As ScoreGradient<bf16>, without soft-cap.
+// Like ScoreGradient<bf16>, without soft-cap.
 void score_gradient(const GradTile<bf16>& tile);
 
 }  // namespace balora::attention::lanes

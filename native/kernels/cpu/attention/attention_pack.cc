@@ -102,26 +102,26 @@ BALORA_INLINE void dot_rows(const Source<T>& x, const Source<T>& y, A* out) {
 }
 
 // target_clones cannot mark a template, so each pair of types gets plain functions of its own.
-#define PACKING(T, E)                                                               \
-  BALORA_SIMD void left(const Source<T>& s, E* out, int64_t r, int64_t d) {         \
-    pack_rows<T, E>(s, out, r, d);                                                  \
-  }                                                                                 \
-  BALORA_SIMD void right(const Source<T>& s, E* out, int64_t r, int64_t d) {        \
-    pack_rows_right<T, E>(s, out, r, d);                                            \
-  }                                                                                 \
-  BALORA_SIMD void turned_left(const Source<T>& s, E* out, int64_t r, int64_t d) {  \
-    pack_columns<T, E>(s, out, r, d);                                               \
-  }                                                                                 \
-  BALORA_SIMD void turned_right(const Source<T>& s, E* out, int64_t r, int64_t d) { \
-    pack_columns_right<T, E>(s, out, r, d);                                         \
+#define PACKING(T, E)                                                                   \
+  BALORA_SIMD void left(const Source<T>& s, E* out, int64_t r, int64_t d) {             \
+    pack_rows<T, E>(s, out, r, d);                                                      \
+  }                                                                                     \
+  BALORA_SIMD void right(const Source<T>& s, E* out, int64_t r, int64_t d) {            \
+    pack_rows_right<T, E>(s, out, r, d);                                                \
+  }                                                                                     \
+  BALORA_SIMD void transposed_left(const Source<T>& s, E* out, int64_t r, int64_t d) {  \
+    pack_columns<T, E>(s, out, r, d);                                                   \
+  }                                                                                     \
+  BALORA_SIMD void transposed_right(const Source<T>& s, E* out, int64_t r, int64_t d) { \
+    pack_columns_right<T, E>(s, out, r, d);                                             \
   }
 #define UNPACKING(T, A)                                                                    \
   BALORA_SIMD void unpack(const A* sums, int64_t ld, T* out, int64_t stride, int64_t rows, \
                           int64_t size) {                                                  \
     unpack_rows<T, A>(sums, ld, out, stride, rows, size);                                  \
   }                                                                                        \
-  BALORA_SIMD void unpack_turned(const A* sums, int64_t ld, const A* factors, T* out,      \
-                                 int64_t stride, int64_t rows, int64_t size) {             \
+  BALORA_SIMD void unpack_transposed(const A* sums, int64_t ld, const A* factors, T* out,  \
+                                     int64_t stride, int64_t rows, int64_t size) {         \
     unpack_columns<T, A>(sums, ld, factors, out, stride, rows, size);                      \
   }                                                                                        \
   BALORA_SIMD void dots(const Source<T>& x, const Source<T>& y, A* out) {                  \
@@ -143,8 +143,8 @@ PACKING(double, double)
   }
 LANES(left, rows_left)
 LANES(right, rows_right)
-LANES(turned_left, columns_left)
-LANES(turned_right, columns_right)
+LANES(transposed_left, columns_left)
+LANES(transposed_right, columns_right)
 #undef LANES
 #else
 PACKING(bf16, bf16)
@@ -164,11 +164,11 @@ void Packing<T, E>::rows_right(const Source<T>& s, E* out, int64_t r, int64_t d)
 }
 template <typename T, typename E>
 void Packing<T, E>::columns_left(const Source<T>& s, E* out, int64_t r, int64_t d) {
-  turned_left(s, out, r, d);
+  transposed_left(s, out, r, d);
 }
 template <typename T, typename E>
 void Packing<T, E>::columns_right(const Source<T>& s, E* out, int64_t r, int64_t d) {
-  turned_right(s, out, r, d);
+  transposed_right(s, out, r, d);
 }
 template <typename T>
 void Unpacking<T>::rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
@@ -189,7 +189,7 @@ void Unpacking<T>::columns(const Acc<T>* sums, int64_t ld, const Acc<T>* factors
       return lanes::unpack_columns(sums, ld, factors, out, stride, rows, size);
   }
 #endif
-  unpack_turned(sums, ld, factors, out, stride, rows, size);
+  unpack_transposed(sums, ld, factors, out, stride, rows, size);
 }
 template <typename T>
 void Unpacking<T>::row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out) {

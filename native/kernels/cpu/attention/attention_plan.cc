@@ -1,6 +1,6 @@
 #include "kernels/cpu/attention/attention_plan.h"
 
-#include "tensor/errors.h"
+#include "kernels/shared/messages.h"
 
 namespace balora::attention {
 
@@ -9,20 +9,17 @@ std::vector<Segment> read_segments(const View* cu_seqlens, const View* lengths, 
   const auto* valid = lengths ? static_cast<const int32_t*>(lengths->data) : nullptr;
   const int64_t count = cu_seqlens->shape[0] - 1;
   if (bounds[0] != 0 || bounds[count] != n) {
-    throw ArgumentError(concat("cu_seqlens must rise from 0 to the ", n, " rows, got ", bounds[0],
-                               " to ", bounds[count]));
+    throw ArgumentError(messages::segment_ends(n, bounds[0], bounds[count]));
   }
   std::vector<Segment> segments;
   for (int64_t b = 0; b < count; ++b) {
     const int64_t begin = bounds[b], stop = bounds[b + 1];
     if (stop < begin) {
-      throw ArgumentError(
-          concat("cu_seqlens falls from ", begin, " to ", stop, " at index ", b + 1));
+      throw ArgumentError(messages::segment_falls(begin, stop, b + 1));
     }
     const int64_t rows = valid ? valid[b] : stop - begin;
     if (rows < 0 || rows > stop - begin) {
-      throw ArgumentError(
-          concat("length ", rows, " of segment ", b, " is not within its ", stop - begin, " rows"));
+      throw ArgumentError(messages::segment_length(rows, b, stop - begin));
     }
     segments.push_back({begin, rows, stop});
   }
@@ -36,14 +33,13 @@ std::vector<Segment> read_segments(const View* cu_seqlens, const View* cu_querie
   const auto* bounds = static_cast<const int32_t*>(cu_queries->data);
   const size_t count = segments.size();
   if (bounds[0] != 0 || bounds[count] != queries) {
-    throw ArgumentError(concat("cu_queries must rise from 0 to the ", queries, " rows of q, got ",
-                               bounds[0], " to ", bounds[count]));
+    throw ArgumentError(messages::query_ends(queries, bounds[0], bounds[count]));
   }
   for (size_t b = 0; b < count; ++b) {
     Segment& segment = segments[b];
     const int64_t rows = segment.stop - segment.begin, own = int64_t{bounds[b + 1]} - bounds[b];
     if (own < 0 || own > rows) {
-      throw ArgumentError(concat("segment ", b, " has ", own, " queries, but ", rows, " rows"));
+      throw ArgumentError(messages::segment_queries(static_cast<int64_t>(b), own, rows));
     }
     segment.skip = rows - own;
     segment.query_begin = bounds[b];

@@ -1,4 +1,4 @@
-// What attention computes where: the segments of a batch, who sees whom, and how the work is dealt
+// The plan of attention: the segments of a batch, who sees whom, and how the work is dealt
 // to threads.
 #pragma once
 #include <algorithm>
@@ -22,15 +22,15 @@ struct Segment {
   int64_t begin, rows, stop;
   int64_t skip = 0, query_begin = begin;
 
-  // Of q, for a row of the segment that is no less than `skip`.
+  // The row of q for a row of the segment that is no less than `skip`.
   int64_t query(int64_t row) const { return query_begin + row - skip; }
 };
 
 // cu_seqlens (B+1) must rise from 0 to n; lengths (B), when there, lie within the segments.
 std::vector<Segment> read_segments(const View* cu_seqlens, const View* lengths, int64_t n);
 
-// Of q, k, v: cu_queries (B+1), when there, must rise from 0 to the rows of q, by at most as many
-// rows as each segment has.
+// Segments of q, k and v: cu_queries (B+1), when there, must rise from 0 to the rows of q, by at
+// most as many rows as each segment has.
 std::vector<Segment> read_segments(const View* cu_seqlens, const View* cu_queries,
                                    const View* lengths, int64_t queries, int64_t n);
 

@@ -77,7 +77,8 @@ struct Softmax {
 };
 
 // Backward, transposed: one key tile (rows) against one query tile (columns).
-//   p = exp(s - lse), ds = p * (dp - delta) * scale * (slope of the soft-cap)
+//   p = exp(s - lse)
+//   ds = p * (dp - delta) * scale * (slope of the soft-cap)
 // written as A operands over queries (p, ds) and as a B operand over keys (ds_right; the same
 // memory as ds for f32, f64).
 template <typename E>

@@ -1,9 +1,15 @@
 // Attention with relative positions, backward: probabilities come back from the scores and the
 // saved log-sum-exp.
-//   delta = rowsum(dout * out), dp = dout v^T, ds = p (dp - delta)
-//   dv = p^T dout, dbias = sum of ds by relative position, and with ds times scale
-//   dq = ds k + (ds by position) position_k, dk = ds^T q + (ds^T by position) position_q
-//   dposition_k = (ds by position)^T q, dposition_q = (ds^T by position)^T k
+//   delta = rowsum(dout * out)
+//   dp = dout v^T
+//   ds = p (dp - delta)
+//   dv = p^T dout
+//   dbias = sum of ds by relative position
+// and, with ds multiplied by scale,
+//   dq = ds k + (ds by position) position_k
+//   dk = ds^T q + (ds^T by position) position_q
+//   dposition_k = (ds by position)^T q
+//   dposition_q = (ds^T by position)^T k
 // A thread owns heads and walks their segments in order, so every sum is its own and a thread count
 // never changes the bits.
 #include "kernels/cpu/attention/relative_scores.h"
@@ -42,10 +48,10 @@ struct Operands {
 };
 
 // x (m,n) -> out (n,m), both multiples of 16
-void turn(const float* x, int64_t m, int64_t n, float* out) {
+void transpose(const float* x, int64_t m, int64_t n, float* out) {
   transpose_floats(x, m, n, out);
 }
-void turn(const double* x, int64_t m, int64_t n, double* out) {
+void transpose(const double* x, int64_t m, int64_t n, double* out) {
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) out[j * m + i] = x[i * n + j];
   }
@@ -59,16 +65,16 @@ class Backward {
   Backward(Arena& arena, const Relative& r, const Extents& e, const Operands<T>& operands)
       : scores_(arena, r, e), o_(operands), e_(e), scale_(static_cast<A>(r.scale)) {
     const int64_t n = e.padded_keys(), d = e.padded_size(), p = e.padded_positions();
-    for (A** rows : {&values_turned_, &keys_, &dk_, &dv_}) *rows = arena.take<A>(n * d);
+    for (A** rows : {&values_transposed_, &keys_, &dk_, &dv_}) *rows = arena.take<A>(n * d);
     for (A** tile : {&dout_, &q_, &dout_left_, &dq_}) *tile = arena.take<A>(kTile * d);
-    for (A** square : {&dp_, &turned_}) *square = arena.take<A>(kTile * n);
+    for (A** square : {&dp_, &transposed_}) *square = arena.take<A>(kTile * n);
     delta_ = arena.take<A>(kTile);
     dbias_ = arena.take<A>(e.relative);
     for (A** table : {&position_k_, &position_q_, &dposition_k_, &dposition_q_}) {
       *table = arena.take<A>(p * d);
     }
     by_position_ = arena.take<A>(kTile * p);
-    by_position_turned_ = arena.take<A>(std::max(kTile, n) * p);
+    by_position_transposed_ = arena.take<A>(std::max(kTile, n) * p);
     key_by_position_ = arena.take<A>(n * p);
   }
 
@@ -127,7 +133,8 @@ class Backward {
     scores_.take_keys(pair);
     const int64_t n = scores_.padded_keys(), d = e_.padded_size(), p = e_.padded_positions();
     const int64_t rows = pair.keys.rows;
-    Packing<T, A>::columns_right(o_.v.source(pair.keys.begin, head_, rows), values_turned_, n, d);
+    Packing<T, A>::columns_right(o_.v.source(pair.keys.begin, head_, rows), values_transposed_, n,
+                                 d);
     Packing<T, A>::rows_right(o_.k.source(pair.keys.begin, head_, rows), keys_, n, d);
     std::fill(dk_, dk_ + n * d, A(0));
     std::fill(dv_, dv_ + n * d, A(0));
@@ -143,16 +150,16 @@ class Backward {
     Packing<T, A>::rows_right(dout, dout_, m, d);
     Packing<T, A>::rows_right(o_.q.source(row, head_, queries), q_, m, d);
     Unpacking<T>::row_dots(dout, o_.out.source(row, head_, queries), delta_);
-    tile_gemm({m, n, d}, dout_left_, d, values_turned_, dp_, n, false);
+    tile_gemm({m, n, d}, dout_left_, d, values_transposed_, dp_, n, false);
     score_gradients(first, row, queries);
     std::fill(scores_.row(queries), scores_.row(m), A(0));
     std::fill(dp_ + queries * n, dp_ + m * n, A(0));
-    turn(scores_.scores(), m, n, turned_);
-    tile_gemm({n, d, m}, turned_, m, dout_, dv_, d, true);
-    turn(dp_, m, n, turned_);
-    tile_gemm({n, d, m}, turned_, m, q_, dk_, d, true);
+    transpose(scores_.scores(), m, n, transposed_);
+    tile_gemm({n, d, m}, transposed_, m, dout_, dv_, d, true);
+    transpose(dp_, m, n, transposed_);
+    tile_gemm({n, d, m}, transposed_, m, q_, dk_, d, true);
     if (o_.position_q.data) {
-      sum_from_key(scores_.key_tile(first, queries), turned_, m, key_by_position_);
+      sum_from_key(scores_.key_tile(first, queries), transposed_, m, key_by_position_);
     }
     tile_gemm({m, d, n}, dp_, n, keys_, dq_, d, false);
     if (o_.position_k.data) to_positions(m);
@@ -179,16 +186,16 @@ class Backward {
   void to_positions(int64_t m) {
     const int64_t d = e_.padded_size(), p = e_.padded_positions();
     tile_gemm({m, d, p}, by_position_, p, position_k_, dq_, d, true);
-    turn(by_position_, m, p, by_position_turned_);
-    tile_gemm({p, d, m}, by_position_turned_, m, q_, dposition_k_, d, true);
+    transpose(by_position_, m, p, by_position_transposed_);
+    tile_gemm({p, d, m}, by_position_transposed_, m, q_, dposition_k_, d, true);
   }
 
   void write_keys(const Pair& pair) {
     const int64_t n = scores_.padded_keys(), d = e_.padded_size(), p = e_.padded_positions();
     if (o_.position_q.data) {
       tile_gemm({n, d, p}, key_by_position_, p, position_q_, dk_, d, true);
-      turn(key_by_position_, n, p, by_position_turned_);
-      tile_gemm({p, d, n}, by_position_turned_, n, keys_, dposition_q_, d, true);
+      transpose(key_by_position_, n, p, by_position_transposed_);
+      tile_gemm({p, d, n}, by_position_transposed_, n, keys_, dposition_q_, d, true);
     }
     const int64_t row = pair.keys.begin;
     Unpacking<T>::rows(dk_, d, o_.dk.at(row, head_), o_.dk.stride, pair.keys.rows, e_.size);
@@ -200,9 +207,10 @@ class Backward {
   Extents e_;
   A scale_;
   int64_t head_ = 0;
-  A *values_turned_, *keys_, *dk_, *dv_, *dout_, *q_, *dout_left_, *dq_, *dp_, *turned_, *delta_;
+  A *values_transposed_, *keys_, *dk_, *dv_, *dout_, *q_, *dout_left_, *dq_, *dp_, *transposed_,
+      *delta_;
   A *dbias_, *position_k_, *position_q_, *dposition_k_, *dposition_q_;
-  A *by_position_, *by_position_turned_, *key_by_position_;
+  A *by_position_, *by_position_transposed_, *key_by_position_;
 };
 
 template <typename T>

@@ -112,11 +112,11 @@ void add_from_key(const KeyTile& t, const A* from_key, A* scores, int64_t ld) {
 }
 
 template <typename A>
-void sum_from_key(const KeyTile& t, const A* turned_ds, int64_t ld, A* from_key) {
+void sum_from_key(const KeyTile& t, const A* transposed_ds, int64_t ld, A* from_key) {
   for (int64_t j = 0; j < t.keys; ++j) {
     A* row = from_key + j * t.stride;
     const int32_t* index = t.index + j;
-    const A* ds = turned_ds + j * ld;
+    const A* ds = transposed_ds + j * ld;
     for (int64_t i = 0; i < t.queries; ++i) row[index[-i]] += ds[i];
   }
 }

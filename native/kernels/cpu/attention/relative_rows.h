@@ -6,8 +6,8 @@
 
 namespace balora::relative {
 
-// What the relative position adds, all pointers at the query's own place: element 0 belongs to key
-// 0.
+// The terms of the relative position. All pointers are at the query's own place: element 0 belongs
+// to key 0.
 template <typename A>
 struct TermRow {
   const A* bias;         // by key, or null
@@ -49,6 +49,6 @@ template <typename A>
 void add_from_key(const KeyTile& tile, const A* from_key, A* scores, int64_t ld);
 // from_key += ds, which is turned: (keys, ld) by query
 template <typename A>
-void sum_from_key(const KeyTile& tile, const A* turned_ds, int64_t ld, A* from_key);
+void sum_from_key(const KeyTile& tile, const A* transposed_ds, int64_t ld, A* from_key);
 
 }  // namespace balora::relative

@@ -1,6 +1,6 @@
 #include "kernels/cpu/attention/relative_scores.h"
 
-#include "tensor/errors.h"
+#include "kernels/shared/messages.h"
 
 namespace balora::relative {
 
@@ -12,8 +12,7 @@ void check_index(const Relative& r) {
   const auto* index = data_of<int32_t>(r.index);
   for (int64_t i = 0; i < r.index->shape[0]; ++i) {
     if (index[i] >= 0 && index[i] < table->shape[0]) continue;
-    throw ArgumentError(concat("index[", i, "] = ", index[i], " is not a row of the ",
-                               table->shape[0], " positions"));
+    throw ArgumentError(messages::position_index(i, index[i], table->shape[0]));
   }
 }
 
@@ -29,8 +28,7 @@ std::vector<Pair> read_pairs(const Relative& r) {
     pairs.push_back({queries[b], keys[b]});
     const int64_t longest = std::max(queries[b].rows, keys[b].rows);
     if (!table || 2 * longest - 1 <= table->shape[0]) continue;
-    throw ArgumentError(concat("segment ", b, " has ", longest, " rows, more than the ",
-                               table->shape[0], " relative positions reach"));
+    throw ArgumentError(messages::segment_reach(static_cast<int64_t>(b), longest, table->shape[0]));
   }
   return pairs;
 }
@@ -63,11 +61,11 @@ Scores<T>::Scores(Arena& arena, const Relative& r, const Extents& e)
   const int64_t n = e.padded_keys(), d = e.padded_size(), p = e.padded_positions();
   scores_ = arena.take<A>(kTile * n);
   queries_ = arena.take<A>(kTile * d);
-  keys_turned_ = arena.take<A>(n * d);
+  keys_transposed_ = arena.take<A>(n * d);
   bias_ = arena.take<A>(e.relative);
   key_rows_ = arena.take<A>(r.position_q ? n * d : 0);
-  position_k_turned_ = arena.take<A>(r.position_k ? p * d : 0);
-  position_q_turned_ = arena.take<A>(r.position_q ? p * d : 0);
+  position_k_transposed_ = arena.take<A>(r.position_k ? p * d : 0);
+  position_q_transposed_ = arena.take<A>(r.position_q ? p * d : 0);
   to_position_ = arena.take<A>(r.position_k ? kTile * p : 0);
   from_key_ = arena.take<A>(r.position_q ? n * p : 0);
 }
@@ -78,11 +76,11 @@ void Scores<T>::take_head(int64_t head) {
   const int64_t p = extents_.padded_positions(), d = extents_.padded_size();
   if (r_.position_k) {
     Packing<T, A>::columns_right(position_k_.source(0, head, extents_.positions),
-                                 position_k_turned_, p, d);
+                                 position_k_transposed_, p, d);
   }
   if (r_.position_q) {
     Packing<T, A>::columns_right(position_q_.source(0, head, extents_.positions),
-                                 position_q_turned_, p, d);
+                                 position_q_transposed_, p, d);
   }
   if (!r_.bias) return;
   const T* bias = data_of<T>(r_.bias) + head;
@@ -95,10 +93,10 @@ void Scores<T>::take_keys(const Pair& pair) {
   keys_ = pair.keys.rows;
   const int64_t n = padded_keys(), d = extents_.padded_size(), p = extents_.padded_positions();
   const Source<T> rows = k_.source(pair.keys.begin, head_, keys_);
-  Packing<T, A>::columns_right(rows, keys_turned_, n, d);
+  Packing<T, A>::columns_right(rows, keys_transposed_, n, d);
   if (!r_.position_q) return;
   Packing<T, A>::rows_left(rows, key_rows_, n, d);
-  tile_gemm({n, p, d}, key_rows_, d, position_q_turned_, from_key_, p, false);
+  tile_gemm({n, p, d}, key_rows_, d, position_q_transposed_, from_key_, p, false);
 }
 
 template <typename T>
@@ -106,9 +104,9 @@ int64_t Scores<T>::compute(int64_t first) {
   const int64_t queries = std::min(kTile, pair_.queries.rows - first), m = tile_padded(queries);
   const int64_t n = padded_keys(), d = extents_.padded_size(), p = extents_.padded_positions();
   Packing<T, A>::rows_left(q_.source(pair_.queries.begin + first, head_, queries), queries_, m, d);
-  tile_gemm({m, n, d}, queries_, d, keys_turned_, scores_, n, false);
+  tile_gemm({m, n, d}, queries_, d, keys_transposed_, scores_, n, false);
   if (r_.position_k) {
-    tile_gemm({m, p, d}, queries_, d, position_k_turned_, to_position_, p, false);
+    tile_gemm({m, p, d}, queries_, d, position_k_transposed_, to_position_, p, false);
   }
   if (r_.position_q) add_from_key(key_tile(first, queries), from_key_, scores_, n);
   for (int64_t i = 0; i < queries; ++i) {

@@ -88,8 +88,8 @@ class Scores {
   bool causal_;
   int64_t head_ = 0, keys_ = 0;
   Pair pair_{};
-  A *scores_, *queries_, *keys_turned_, *bias_;
-  A *key_rows_, *position_k_turned_, *position_q_turned_, *to_position_, *from_key_;
+  A *scores_, *queries_, *keys_transposed_, *bias_;
+  A *key_rows_, *position_k_transposed_, *position_q_transposed_, *to_position_, *from_key_;
 };
 
 }  // namespace balora::relative

@@ -7,6 +7,8 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/messages.h"
+#include "kernels/shared/rope.h"
 
 namespace balora {
 namespace {
@@ -35,9 +37,10 @@ BALORA_INLINE void rotate_rows(const Rotation<T>& r, int64_t begin, int64_t end)
       T* y = r.y + n * r.y_stride + h * r.size;
 #pragma omp simd
       for (int64_t i = 0; i < r.half; ++i) {
-        const A first = load(x[i]), second = load(x[i + r.half]), turn = r.sign * s[i];
-        y[i] = store<T>(first * c[i] - second * turn);
-        y[i + r.half] = store<T>(second * c[i] + first * turn);
+        A first = load(x[i]), second = load(x[i + r.half]);
+        rotate_pair(c[i], r.sign * s[i], first, second);
+        y[i] = store<T>(first);
+        y[i + r.half] = store<T>(second);
       }
       for (int64_t i = 2 * r.half; i < r.size; ++i) y[i] = x[i];
     }
@@ -64,9 +67,7 @@ int32_t rope_kernel(Context* ctx, const balora_rope& o) {
   const int32_t* position = data_of<int32_t>(o.positions);
   for (int64_t n = 0; n < rows; ++n) {
     if (position[n] < 0 || position[n] >= o.cosine->shape[0]) {
-      throw ArgumentError(concat("position ", position[n], " of row ", n,
-                                 " is outside the tables, which have ", o.cosine->shape[0],
-                                 " rows"));
+      throw ArgumentError(messages::outside_tables(position[n], n, o.cosine->shape[0]));
     }
   }
   dispatch_float(o.x->dtype, [&]<typename T>() {

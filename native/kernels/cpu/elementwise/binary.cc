@@ -1,9 +1,9 @@
 // Elementwise ops on two strided views of one (broadcast) shape. Same shape and broadcast scalar or
-// row have loops without index arithmetic. kernels/elementwise_math.h has the formulas.
+// row have loops without index arithmetic. kernels/shared/elementwise_math.h has the formulas.
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/strided.h"
-#include "kernels/elementwise_math.h"
+#include "kernels/shared/elementwise_math.h"
 
 namespace balora {
 namespace {

@@ -6,7 +6,7 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/strided.h"
-#include "kernels/elementwise_math.h"
+#include "kernels/shared/elementwise_math.h"
 
 namespace balora {
 namespace {

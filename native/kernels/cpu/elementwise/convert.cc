@@ -19,18 +19,18 @@ BALORA_INLINE void convert_loop(const From* from, To* to, int64_t cols) {
   }
 }
 
+// PAIR(From, To) for each pair of float types.
+#define PAIRS_FROM(PAIR, From) PAIR(From, float) PAIR(From, bf16) PAIR(From, f16) PAIR(From, double)
+#define EACH_PAIR(PAIR) \
+  PAIRS_FROM(PAIR, float) PAIRS_FROM(PAIR, bf16) PAIRS_FROM(PAIR, f16) PAIRS_FROM(PAIR, double)
+
 // target_clones cannot mark a template, so each pair gets a plain function of its own.
-#define PAIR(From, To)                                               \
+#define CONVERT(From, To)                                            \
   BALORA_SIMD void convert(const From* from, To* to, int64_t cols) { \
     convert_loop(from, to, cols);                                    \
   }
-#define PAIRS(From) PAIR(From, float) PAIR(From, bf16) PAIR(From, f16) PAIR(From, double)
-PAIRS(float)
-PAIRS(bf16)
-PAIRS(f16)
-PAIRS(double)
-#undef PAIRS
-#undef PAIR
+EACH_PAIR(CONVERT)
+#undef CONVERT
 
 }  // namespace
 
@@ -38,23 +38,20 @@ template <typename From, typename To>
 void convert_row(const From* from, To* to, int64_t n) {
   convert(from, to, n);
 }
-#define PAIR(From, To) template void convert_row<From, To>(const From*, To*, int64_t);
-#define PAIRS(From) PAIR(From, float) PAIR(From, bf16) PAIR(From, f16) PAIR(From, double)
-PAIRS(float)
-PAIRS(bf16)
-PAIRS(f16)
-PAIRS(double)
-#undef PAIRS
-#undef PAIR
+#define CONVERT_ROW(From, To) template void convert_row<From, To>(const From*, To*, int64_t);
+EACH_PAIR(CONVERT_ROW)
+#undef CONVERT_ROW
+#undef EACH_PAIR
+#undef PAIRS_FROM
 
-void convert_rows(Context* ctx, const void* from, int32_t from_dtype, int64_t from_ld, void* to,
-                  int32_t to_dtype, int64_t to_ld, int64_t rows, int64_t cols) {
-  dispatch_float(from_dtype, [&]<typename From>() {
-    dispatch_float(to_dtype, [&]<typename To>() {
+void convert_rows(Context* ctx, const SourceRows& from, const ResultRows& to, int64_t rows,
+                  int64_t cols) {
+  dispatch_float(from.dtype, [&]<typename From>() {
+    dispatch_float(to.dtype, [&]<typename To>() {
       const auto range = [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          convert(static_cast<const From*>(from) + i * from_ld, static_cast<To*>(to) + i * to_ld,
-                  cols);
+          convert(static_cast<const From*>(from.data) + i * from.stride,
+                  static_cast<To*>(to.data) + i * to.stride, cols);
         }
       };
       if (!ctx) return range(0, rows);

@@ -7,44 +7,27 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "kernels/shared/activations.h"
 
 namespace balora {
 namespace {
 
-// Value and slope of the activation at x.
-template <typename A>
-struct Activated {
-  A value, slope;
-};
-
 struct Silu {
   template <typename A>
   static BALORA_INLINE Activated<A> at(A x) {
-    const A s = vsigmoid(x);
-    return {x * s, s * (A(1) + x * (A(1) - s))};
+    return silu<VectorMath>(x);
   }
 };
-
 struct Gelu {
   template <typename A>
   static BALORA_INLINE Activated<A> at(A x) {
-    constexpr A kSqrtHalf = A(0.70710678118654752), kInvSqrt2Pi = A(0.39894228040143268);
-    const A cdf = A(0.5) * (A(1) + verf(x * kSqrtHalf));
-    return {x * cdf, cdf + x * kInvSqrt2Pi * vexp(A(-0.5) * x * x)};
+    return gelu<VectorMath>(x);
   }
 };
-
-// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), "gelu_new" and "gelu_pytorch_tanh" in
-// checkpoints.
 struct GeluTanh {
   template <typename A>
   static BALORA_INLINE Activated<A> at(A x) {
-    constexpr A kScale = A(0.79788456080286536), kCubic = A(0.044715);
-    const A square = x * x;
-    const A t = vtanh(kScale * x * (A(1) + kCubic * square));
-    const A half = A(0.5) * (A(1) + t);
-    const A inner_slope = kScale * (A(1) + A(3) * kCubic * square);
-    return {x * half, half + A(0.5) * x * (A(1) - t * t) * inner_slope};
+    return gelu_tanh<VectorMath>(x);
   }
 };
 
@@ -57,12 +40,24 @@ struct Rows {
   BALORA_INLINE T* operator[](int64_t n) const { return data + n * stride; }
 };
 
+template <typename T>
+struct Forward {
+  Rows<T> gate, up, y;
+  int64_t width;
+};
+
+template <typename T>
+struct Backward {
+  Rows<T> dy, gate, up, dgate, dup;
+  int64_t width;
+};
+
 template <typename Act, typename T>
-BALORA_INLINE void forward_rows(Rows<T> gate, Rows<T> up, Rows<T> y, int64_t begin, int64_t end,
-                                int64_t width) {
+BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end) {
+  const int64_t width = o.width;
   for (int64_t n = begin; n < end; ++n) {
-    const T *g = gate[n], *u = up[n];
-    T* out = y[n];
+    const T *g = o.gate[n], *u = o.up[n];
+    T* out = o.y[n];
 #pragma omp simd
     for (int64_t f = 0; f < width; ++f) {
       out[f] = store<T>(Act::template at<Acc<T>>(load(g[f])).value * load(u[f]));
@@ -71,11 +66,11 @@ BALORA_INLINE void forward_rows(Rows<T> gate, Rows<T> up, Rows<T> y, int64_t beg
 }
 
 template <typename Act, typename T>
-BALORA_INLINE void backward_rows(Rows<T> dy, Rows<T> gate, Rows<T> up, Rows<T> dgate, Rows<T> dup,
-                                 int64_t begin, int64_t end, int64_t width) {
+BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t end) {
+  const int64_t width = o.width;
   for (int64_t n = begin; n < end; ++n) {
-    const T *d = dy[n], *g = gate[n], *u = up[n];
-    T *dg = dgate[n], *du = dup[n];
+    const T *d = o.dy[n], *g = o.gate[n], *u = o.up[n];
+    T *dg = o.dgate[n], *du = o.dup[n];
 #pragma omp simd
     for (int64_t f = 0; f < width; ++f) {
       const auto act = Act::template at<Acc<T>>(load(g[f]));
@@ -87,18 +82,18 @@ BALORA_INLINE void backward_rows(Rows<T> dy, Rows<T> gate, Rows<T> up, Rows<T> d
 }
 
 // target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                                    \
-  BALORA_SIMD void forward(Rows<T> g, Rows<T> u, Rows<T> y, int64_t b, int64_t e, int64_t width,   \
-                           balora_activation activation) {                                         \
-    if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(g, u, y, b, e, width);           \
-    if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(g, u, y, b, e, width);           \
-    forward_rows<GeluTanh>(g, u, y, b, e, width);                                                  \
-  }                                                                                                \
-  BALORA_SIMD void backward(Rows<T> dy, Rows<T> g, Rows<T> u, Rows<T> dg, Rows<T> du, int64_t b,   \
-                            int64_t e, int64_t width, balora_activation activation) {              \
-    if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(dy, g, u, dg, du, b, e, width); \
-    if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(dy, g, u, dg, du, b, e, width); \
-    backward_rows<GeluTanh>(dy, g, u, dg, du, b, e, width);                                        \
+#define ROWS(T)                                                                            \
+  BALORA_SIMD void forward(const Forward<T>& o, balora_activation activation, int64_t b,   \
+                           int64_t e) {                                                    \
+    if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(o, b, e);                \
+    if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(o, b, e);                \
+    forward_rows<GeluTanh>(o, b, e);                                                       \
+  }                                                                                        \
+  BALORA_SIMD void backward(const Backward<T>& o, balora_activation activation, int64_t b, \
+                            int64_t e) {                                                   \
+    if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(o, b, e);               \
+    if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(o, b, e);               \
+    backward_rows<GeluTanh>(o, b, e);                                                      \
   }
 ROWS(float)
 ROWS(bf16)
@@ -125,7 +120,7 @@ int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
       if constexpr (std::is_same_v<T, bf16>) {
         for (int64_t n = begin; lanes && n < end; ++n) swiglu_row_bf16(g[n], u[n], to[n], width);
       }
-      if (!lanes) forward(g, u, to, begin, end, width, o.activation);
+      if (!lanes) forward(Forward<T>{g, u, to, width}, o.activation, begin, end);
     });
   });
   return 0;
@@ -142,7 +137,7 @@ int32_t gated_backward_kernel(Context* ctx, const balora_gated_backward& o) {
           swiglu_backward_row_bf16(d[n], g[n], u[n], dg[n], du[n], width);
         }
       }
-      if (!lanes) backward(d, g, u, dg, du, begin, end, width, o.activation);
+      if (!lanes) backward(Backward<T>{d, g, u, dg, du, width}, o.activation, begin, end);
     });
   });
   return 0;

@@ -134,7 +134,8 @@ class HeadChunks {
       }
       if (v_.mean) take_out_mean(first, rows);
       if (sum_) {
-        convert_rows(ctx_, sum_, sum.dtype, channels, dh.data, dh.dtype, channels, rows, channels);
+        convert_rows(ctx_, {sum_, sum.dtype, channels}, {dh.data, dh.dtype, channels}, rows,
+                     channels);
       }
     }
     if (!v_.dw) return;

@@ -181,7 +181,7 @@ template <typename A>
 void HeadRows<A>::dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const {
   if (!keeps_) {
     head::dense_gradient(z, y, n, parts.dense);
-    if (rounded) convert_rows(nullptr, z, BALORA_F32, n, z, BALORA_BF16, n, 1, n);
+    if (rounded) convert_rows(nullptr, {z, BALORA_F32, n}, {z, BALORA_BF16, n}, 1, n);
     return;
   }
   const DenseGradient& g = parts.dense;

@@ -48,7 +48,7 @@ Matrix ratio_gradient(const Context* ctx, const Matrix& u, const SvdRatio& ratio
   }
   Matrix out = p;
   for (double& value : out.values) value *= ratio.shift;
-  product_f64(ctx, u.rows, p.cols, u.cols, u.ref(), inner.ref(), out.values.data(), p.cols, true);
+  add_product_f64(ctx, u.rows, p.cols, u.cols, u.ref(), inner.ref(), out.values.data(), p.cols);
   return out;
 }
 

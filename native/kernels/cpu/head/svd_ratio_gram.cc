@@ -96,8 +96,8 @@ double tall_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, Ma
     for (int64_t j = 0; j < a.cols; ++j) weighted(i, j) *= ratio.weights[static_cast<size_t>(j)];
   }
   for (double& value : inner.values) value *= ratio.shift;
-  product_f64(p.ctx, p.c, p.c, a.cols, weighted.ref(), a.ref().transposed(), inner.values.data(),
-              p.c, true);
+  add_product_f64(p.ctx, p.c, p.c, a.cols, weighted.ref(), a.ref().transposed(),
+                  inner.values.data(), p.c);
   *dh = Matrix(p.n, p.c);
   product_f64(p.ctx, p.n, p.c, p.c, p.h, inner.ref(), dh->values.data(), p.c);
   return ratio.value;

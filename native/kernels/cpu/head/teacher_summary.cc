@@ -22,7 +22,7 @@ namespace {
 void split_pair(float* q, int64_t n, std::vector<float>& scratch) {
   scratch.assign(q, q + n);
   auto* high = reinterpret_cast<bf16*>(q);
-  convert_rows(nullptr, scratch.data(), BALORA_F32, n, high, BALORA_BF16, n, 1, n);
+  convert_rows(nullptr, {scratch.data(), BALORA_F32, n}, {high, BALORA_BF16, n}, 1, n);
   for (int64_t i = 0; i < n; ++i) {
     high[n + i] = to_bf16(scratch[static_cast<size_t>(i)] - to_float(high[i]));
   }

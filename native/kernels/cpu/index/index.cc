@@ -9,6 +9,7 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/workspace.h"
+#include "kernels/shared/messages.h"
 
 namespace balora {
 namespace {
@@ -24,7 +25,7 @@ std::vector<int64_t> checked_indices(const View* ids, int64_t limit) {
     const int64_t id =
         ids->dtype == BALORA_I32 ? data_of<int32_t>(ids)[i] : data_of<int64_t>(ids)[i];
     if (id < 0 || id >= limit) {
-      throw ArgumentError(concat("index ", id, " at position ", i, " is outside [0,", limit, ")"));
+      throw ArgumentError(messages::index_out_of_range(id, i, limit));
     }
     out[static_cast<size_t>(i)] = id;
   }

@@ -8,9 +8,10 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/cpu/random/philox.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/messages.h"
+#include "kernels/shared/philox.h"
 
 namespace balora {
 namespace {
@@ -155,7 +156,7 @@ bool orthonormal_weights(const Matrix& gram, double smallest, Matrix* weights) {
 
 EighResult symmetric_eigen(const Matrix& a) {
   for (const double value : a.values) {
-    if (!std::isfinite(value)) throw NativeError("the matrix holds NaN or infinity");
+    if (!std::isfinite(value)) throw NativeError(messages::matrix_not_finite());
   }
   const EigenColumns source = map(a);
   const Eigen::SelfAdjointEigenSolver<EigenColumns> solver(source);
@@ -174,7 +175,7 @@ SvdResult thin_svd(const Context* ctx, const Matrix& a) {
     return {transposed(flipped.vt), std::move(flipped.s), transposed(flipped.u)};
   }
   for (const double value : a.values) {
-    if (!std::isfinite(value)) throw NativeError("the matrix holds NaN or infinity");
+    if (!std::isfinite(value)) throw NativeError(messages::matrix_not_finite());
   }
   const bool tall = a.rows > 2 * a.cols;
   QrResult qr;

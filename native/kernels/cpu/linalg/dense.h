@@ -19,7 +19,7 @@ struct Matrix {
   std::vector<double> values;
 
   Matrix() = default;
-  // As many elements as a tensor may have at most. @throws std::bad_alloc
+  // Has at most as many elements as a tensor may have. @throws std::bad_alloc
   Matrix(int64_t r, int64_t c) : rows(r), cols(c), values(size_of(r, c)) {}
 
   double* row(int64_t i) { return values.data() + i * cols; }

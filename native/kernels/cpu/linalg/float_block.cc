@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu/random/philox.h"
 #include "kernels/cpu/runtime/simd.h"
+#include "kernels/shared/philox.h"
 
 namespace balora {
 namespace {

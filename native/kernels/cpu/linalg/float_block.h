@@ -1,4 +1,4 @@
-// Blocks of a few dozen f32 columns, the iterates of quick_svd.h: row-major, rows and columns
+// Blocks of a few dozen f32 columns, the iterates of chebyshev_svd.h: row-major, rows and columns
 // padded with zeros to multiples of 32, so that tile_gemm takes them as they are.
 #pragma once
 #include <cstdint>

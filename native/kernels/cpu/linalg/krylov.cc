@@ -217,23 +217,7 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
     full.vt.values.resize(static_cast<size_t>(rank * n));
     return full;
   }
-  const double total = squared_norm(a, m, n);
-  double captured = -1, gain = -1;  // none yet
-  const ConvergedFn test = [&](const RitzPairs& pairs) {
-    double energy = 0;
-    for (int64_t i = 0; i < rank; ++i) energy += pairs.values[static_cast<size_t>(i)];
-    const double last = captured, last_gain = gain;
-    captured = energy;
-    if (last < 0) return false;
-    gain = energy - last;
-    if (last_gain < 0) return gain <= 0;
-    // What geometric convergence at the observed ratio leaves uncaptured, against a third of the
-    // tolerance.
-    const double ratio = std::clamp(gain / last_gain, 0.0, 0.95);
-    const double error = std::sqrt(std::max(0.0, 1 - energy / total));
-    const double allowed = 2 * error * (1e-5 * error + 1e-6) * total + 1e-12 * total;
-    return gain * ratio / (1 - ratio) <= allowed / 3;
-  };
+  CapturedEnergy energy(rank, squared_norm(a, m, n));
   bool converged = false;
   KrylovOptions options{block};
   options.blocks = 2;
@@ -242,7 +226,7 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
   const RitzPairs pairs = block_krylov(
       ctx, n, options,
       [&](const Matrix& x) { return apply_left(ctx, a.transposed(), n, apply_left(ctx, a, m, x)); },
-      test, &converged);
+      [&](const RitzPairs& pairs) { return energy.converged(pairs.values); }, &converged);
   if (!converged) throw NativeError("randomized_svd: the captured energy did not converge");
   return finish(ctx, a, m, pairs.vectors, rank);
 }

@@ -8,22 +8,11 @@
 #include <vector>
 
 #include "kernels/cpu/linalg/dense.h"
+#include "kernels/shared/krylov.h"
 
 namespace balora {
 
-struct RitzPairs {
-  std::vector<double> values;     // descending
-  Matrix vectors;                 // (n, values.size()), orthonormal columns
-  std::vector<double> residuals;  // |A v - value v| of each pair
-  bool exact = false;             // the basis spans the whole space
-};
-
-struct KrylovOptions {
-  int64_t block;       // columns of a block = pairs kept at a restart; a few more than are wanted
-  int64_t blocks = 4;  // blocks added between restarts
-  int max_cycles = 60;
-  uint64_t seed = 0;  // of the starting block
-};
+using RitzPairs = RitzPairsOf<Matrix>;
 
 // y = A x, x and y (n, any).
 using ApplyFn = std::function<Matrix(const Matrix& x)>;

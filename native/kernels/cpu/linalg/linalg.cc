@@ -31,7 +31,7 @@ int32_t svd_kernel(Context* ctx, const balora_svd& o) {
 }
 
 int32_t randomized_svds_kernel(Context* ctx, const balora_randomized_svds& o) {
-  std::vector<QuickProblem> problems;
+  std::vector<LowRankProblem> problems;
   for (int32_t i = 0; i < o.count; ++i) {
     const View& a = *o.tasks[i].a;
     problems.push_back({{a.data, a.dtype, a.shape[0], a.shape[1]},

@@ -16,17 +16,17 @@ namespace {
 
 constexpr int64_t kSmallScratch = 64 << 20;  // bytes, of a matrix that one thread takes
 
-SvdResult exact_svd(const Context* ctx, const QuickProblem& p) {
+SvdResult exact_svd(const Context* ctx, const LowRankProblem& p) {
   const MatrixRef a{p.w.data, p.w.dtype, p.w.cols, 1};
   return p.niter < 0
              ? converged_svd(ctx, a, p.w.rows, p.w.cols, p.rank, p.oversample, p.seed)
              : randomized_svd(ctx, a, p.w.rows, p.w.cols, p.rank, p.niter, p.oversample, p.seed);
 }
 
-// What is still to be done the exact way.
+// The problems, of which some are still to be solved in f64.
 class Tasks {
  public:
-  Tasks(Context* ctx, std::span<const QuickProblem> problems, const StoreSvd& store)
+  Tasks(Context* ctx, std::span<const LowRankProblem> problems, const StoreSvd& store)
       : ctx_(ctx), problems_(problems), store_(store), done_(problems.size(), 0) {}
 
   // One problem after the other, with all threads.
@@ -65,25 +65,25 @@ class Tasks {
  private:
   void attempt(const Context* ctx, size_t i, void* scratch) {
     SvdResult result;
-    if (quick_svd(ctx, problems_[i], scratch, &result) != QuickOutcome::kDone) return;
+    if (chebyshev_svd(ctx, problems_[i], scratch, &result) != SvdOutcome::kDone) return;
     store_(i, result);
     done_[i] = 1;
   }
 
   Context* ctx_;
-  std::span<const QuickProblem> problems_;
+  std::span<const LowRankProblem> problems_;
   const StoreSvd& store_;
   std::vector<char> done_;
 };
 
 }  // namespace
 
-void low_rank_svds(Context* ctx, std::span<const QuickProblem> problems, const StoreSvd& store) {
+void low_rank_svds(Context* ctx, std::span<const LowRankProblem> problems, const StoreSvd& store) {
   std::vector<size_t> small, large;
   int64_t small_bytes = 0, large_bytes = 0;
   for (size_t i = 0; i < problems.size(); ++i) {
-    if (!quick_svd_fits(problems[i])) continue;
-    const int64_t bytes = quick_svd_bytes(problems[i]);
+    if (!chebyshev_svd_fits(problems[i])) continue;
+    const int64_t bytes = chebyshev_svd_bytes(problems[i]);
     const bool alone = bytes > kSmallScratch || problems.size() == 1;
     (alone ? large : small).push_back(i);
     int64_t& most = alone ? large_bytes : small_bytes;

@@ -1,4 +1,4 @@
-// Low-rank SVDs of any number of matrices: the quick way (quick_svd.h) where shape and numbers
+// Low-rank SVDs of any number of matrices: the fast way (chebyshev_svd.h) where shape and numbers
 // allow it, else in f64 (krylov.h). Threads take small matrices whole, one after the other, since
 // the steps of one do not fill several; large ones and those that end in f64 have all threads. A
 // result depends on its matrix alone: neither on the thread count nor on what else is asked for.
@@ -6,13 +6,13 @@
 #include <functional>
 #include <span>
 
-#include "kernels/cpu/linalg/quick_svd.h"
+#include "kernels/cpu/linalg/chebyshev_svd.h"
 
 namespace balora {
 
 // Called once for each problem, on any thread, in no order.
 using StoreSvd = std::function<void(size_t index, const SvdResult& result)>;
 
-void low_rank_svds(Context* ctx, std::span<const QuickProblem> problems, const StoreSvd& store);
+void low_rank_svds(Context* ctx, std::span<const LowRankProblem> problems, const StoreSvd& store);
 
 }  // namespace balora

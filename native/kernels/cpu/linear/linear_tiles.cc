@@ -173,8 +173,8 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     }
     if (linear.bias) {
       auto* wide = bias.take<float>(outs);
-      convert_rows(nullptr, linear.bias->data, linear.bias->dtype, outs, wide, BALORA_F32, outs, 1,
-                   outs);
+      convert_rows(nullptr, {linear.bias->data, linear.bias->dtype, outs}, {wide, BALORA_F32, outs},
+                   1, outs);
       sum.out.bias = wide;
     }
     sum.terms.push_back(base_term(x, *linear.weight, true));

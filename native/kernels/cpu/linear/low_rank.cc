@@ -31,7 +31,7 @@ void for_wide_rows(Context* ctx, const View& x, const Body& body) {
     const int64_t rows = std::min(block, m - first);
     const void* from =
         static_cast<const char*>(x.data) + first * k * dtype_size(static_cast<DType>(x.dtype));
-    convert_rows(ctx, from, x.dtype, k, wide, BALORA_F32, k, rows, k);
+    convert_rows(ctx, {from, x.dtype, k}, {wide, BALORA_F32, k}, rows, k);
     body(first, rows, GemmInput{wide, BALORA_F32, k});
   }
 }

@@ -1,33 +1,59 @@
 // LayerNorm over the last dimension, weight and bias optional; the variance is taken about the mean
 // in a second pass over the row, which stays in cache.
-//   y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+//   rstd = 1 / sqrt(mean((x - mean)^2) + eps)
+//   y = (x - mean) * rstd * weight + bias
 //   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),  g = dy * weight
-#include <cmath>
 #include <vector>
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/norm.h"
 
 namespace balora {
 namespace {
 
 constexpr int64_t kRowGrain = 16;
 
-// Rows are (N,C); the accumulator-typed vectors are (C) copies of weight and bias (1 and 0 where
-// absent).
+// Operands of the forward. Rows are (N,C); weight and bias are (C) copies in the accumulator's type
+// (1 and 0 where absent).
+template <typename T>
+struct Forward {
+  const T* x;
+  const Acc<T>* weight;
+  const Acc<T>* bias;
+  T* y;
+  Acc<T>* mean;  // (N)
+  Acc<T>* rstd;  // (N)
+  int64_t channels;
+  Acc<T> eps;
+};
+
+// Operands of the backward, likewise.
+template <typename T>
+struct Backward {
+  const T* dy;
+  const T* x;
+  const Acc<T>* weight;
+  const Acc<T>* mean;
+  const Acc<T>* rstd;
+  T* dx;  // may be null
+  int64_t channels;
+};
+
+// Sums over rows, of one thread; both null: none.
 template <typename A>
-struct Statistics {
-  A* mean;
-  A* rstd;
+struct Sums {
+  A* dweight;
+  A* dbias;
 };
 
 template <typename T, typename A = Acc<T>>
-BALORA_INLINE void forward_rows(const T* x, const A* weight, const A* bias, T* y,
-                                Statistics<A> stats, int64_t begin, int64_t end, int64_t channels,
-                                A eps) {
+BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end) {
+  const A *weight = o.weight, *bias = o.bias;
+  const int64_t channels = o.channels;
   for (int64_t n = begin; n < end; ++n) {
-    const T* row = x + n * channels;
+    const T* row = o.x + n * channels;
     A sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t c = 0; c < channels; ++c) sum += load(row[c]);
@@ -38,60 +64,61 @@ BALORA_INLINE void forward_rows(const T* x, const A* weight, const A* bias, T* y
       const A centred = load(row[c]) - mean;
       squares += centred * centred;
     }
-    const A rstd = A(1) / std::sqrt(squares / static_cast<A>(channels) + eps);
-    stats.mean[n] = mean;
-    stats.rstd[n] = rstd;
-    T* out = y + n * channels;
+    const A rstd = reciprocal_deviation(squares / static_cast<A>(channels), o.eps);
+    o.mean[n] = mean;
+    o.rstd[n] = rstd;
+    T* out = o.y + n * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      out[c] = store<T>((load(row[c]) - mean) * rstd * weight[c] + bias[c]);
+      out[c] = store<T>(normalised(load(row[c]), mean, rstd) * weight[c] + bias[c]);
     }
   }
 }
 
 template <typename T, typename A = Acc<T>>
-BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* weight, Statistics<A> stats,
-                                 T* dx, A* dweight, A* dbias, int64_t begin, int64_t end,
-                                 int64_t channels) {
+BALORA_INLINE void backward_rows(const Backward<T>& o, const Sums<A>& sums, int64_t begin,
+                                 int64_t end) {
+  const A* weight = o.weight;
+  A *dweight = sums.dweight, *dbias = sums.dbias;
+  const int64_t channels = o.channels;
   for (int64_t n = begin; n < end; ++n) {
-    const T* g = dy + n * channels;
-    const T* row = x + n * channels;
-    const A mean = stats.mean[n], rstd = stats.rstd[n];
+    const T* g = o.dy + n * channels;
+    const T* row = o.x + n * channels;
+    const A mean = o.mean[n], rstd = o.rstd[n];
     if (dweight) {
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
-        dweight[c] += load(g[c]) * ((load(row[c]) - mean) * rstd);
+        dweight[c] += load(g[c]) * normalised(load(row[c]), mean, rstd);
         dbias[c] += load(g[c]);
       }
     }
-    if (!dx) continue;
+    if (!o.dx) continue;
     A sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
     for (int64_t c = 0; c < channels; ++c) {
       const A scaled = load(g[c]) * weight[c];
       sum += scaled;
-      dot += scaled * ((load(row[c]) - mean) * rstd);
+      dot += scaled * normalised(load(row[c]), mean, rstd);
     }
     sum /= static_cast<A>(channels);
     dot /= static_cast<A>(channels);
-    T* out = dx + n * channels;
+    T* out = o.dx + n * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      const A normed = (load(row[c]) - mean) * rstd;
-      out[c] = store<T>(rstd * (load(g[c]) * weight[c] - sum - normed * dot));
+      const A normed = normalised(load(row[c]), mean, rstd);
+      out[c] = store<T>(layer_norm_gradient(load(g[c]) * weight[c], normed, rstd, sum, dot));
     }
   }
 }
 
 // target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                                    \
-  BALORA_SIMD void forward(const T* x, const Acc<T>* w, const Acc<T>* bias, T* y,                  \
-                           Statistics<Acc<T>> s, int64_t b, int64_t e, int64_t c, Acc<T> eps) {    \
-    forward_rows<T>(x, w, bias, y, s, b, e, c, eps);                                               \
-  }                                                                                                \
-  BALORA_SIMD void backward(const T* dy, const T* x, const Acc<T>* w, Statistics<Acc<T>> s, T* dx, \
-                            Acc<T>* dw, Acc<T>* db, int64_t b, int64_t e, int64_t c) {             \
-    backward_rows<T>(dy, x, w, s, dx, dw, db, b, e, c);                                            \
+#define ROWS(T)                                                                            \
+  BALORA_SIMD void forward(const Forward<T>& o, int64_t begin, int64_t end) {              \
+    forward_rows<T>(o, begin, end);                                                        \
+  }                                                                                        \
+  BALORA_SIMD void backward(const Backward<T>& o, const Sums<Acc<T>>& sums, int64_t begin, \
+                            int64_t end) {                                                 \
+    backward_rows<T>(o, sums, begin, end);                                                 \
   }
 ROWS(float)
 ROWS(bf16)
@@ -127,11 +154,16 @@ int32_t layer_norm_forward_kernel(Context* ctx, const balora_layer_norm_forward&
     using A = Acc<T>;
     const std::vector<A> w = widened<T>(o.weight, channels, A(1));
     const std::vector<A> b = widened<T>(o.bias, channels, A(0));
-    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      forward(data_of<T>(o.x), w.data(), b.data(), data_of<T>(o.y),
-              Statistics<A>{data_of<A>(o.mean), data_of<A>(o.rstd)}, begin, end, channels,
-              static_cast<A>(o.eps));
-    });
+    const Forward<T> operands{.x = data_of<T>(o.x),
+                              .weight = w.data(),
+                              .bias = b.data(),
+                              .y = data_of<T>(o.y),
+                              .mean = data_of<A>(o.mean),
+                              .rstd = data_of<A>(o.rstd),
+                              .channels = channels,
+                              .eps = static_cast<A>(o.eps)};
+    parallel_for(ctx, rows, kRowGrain,
+                 [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
   });
   return 0;
 }
@@ -144,13 +176,18 @@ int32_t layer_norm_backward_kernel(Context* ctx, const balora_layer_norm_backwar
     const bool sums = o.dweight || o.dbias;
     const std::vector<A> w = widened<T>(o.weight, channels, A(1));
     std::vector<A> dw(sums ? static_cast<size_t>(width * channels) : 0, A(0)), db(dw);
+    const Backward<T> operands{.dy = data_of<T>(o.dy),
+                               .x = data_of<T>(o.x),
+                               .weight = w.data(),
+                               .mean = data_of<A>(o.mean),
+                               .rstd = data_of<A>(o.rstd),
+                               .dx = o.dx ? data_of<T>(o.dx) : nullptr,
+                               .channels = channels};
     parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
       for (int64_t part = first; part < last; ++part) {
-        backward(data_of<T>(o.dy), data_of<T>(o.x), w.data(),
-                 Statistics<A>{data_of<A>(o.mean), data_of<A>(o.rstd)},
-                 o.dx ? data_of<T>(o.dx) : nullptr, sums ? dw.data() + part * channels : nullptr,
-                 sums ? db.data() + part * channels : nullptr, rows * part / width,
-                 rows * (part + 1) / width, channels);
+        const Sums<A> of_part{sums ? dw.data() + part * channels : nullptr,
+                              sums ? db.data() + part * channels : nullptr};
+        backward(operands, of_part, rows * part / width, rows * (part + 1) / width);
       }
     });
     merge_partials(dw, channels, o.dweight);

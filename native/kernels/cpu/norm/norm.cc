@@ -1,11 +1,11 @@
-// RMSNorm over the last dimension: statistics in f32 (f64 for f64), one read of each row per
-// direction.
-//   y = x * rstd * (weight + weight_offset),  rstd = 1 / sqrt(mean(x^2) + eps)
+// RMSNorm over the last dimension. Statistics are f32 (f64 for f64); forward and backward read each
+// row once.
+//   rstd = 1 / sqrt(mean(x^2) + eps)
+//   y = x * rstd * (weight + weight_offset)
 // rms_norm_add first forms x + residual, rounds it, and normalises what it stored, so it equals the
 // two ops apart. Llama rounds x * rstd to the activation dtype before it multiplies
 // (cast_before_weight); Gemma, whose weights are stored minus one (weight_offset 1), multiplies in
 // f32 and rounds last. f32 and f64 make no difference.
-#include <cmath>
 #include <vector>
 
 #include "kernels/cpu/norm/norm_bf16.h"
@@ -13,6 +13,7 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/norm.h"
 
 namespace balora {
 namespace {
@@ -24,13 +25,44 @@ BALORA_INLINE Acc<T> rounded(Acc<T> value, bool round) {
   return round ? load(store<T>(value)) : value;
 }
 
-// One row once its sum of squares is known; returns rstd.
+// Operands of the forward over rows of `channels` elements.
 template <typename T>
-BALORA_INLINE Acc<T> normalise_row(const T* row, Acc<T> squares, const T* weight, T* out,
-                                   int64_t channels, Acc<T> eps, Acc<T> offset, bool round) {
+struct Forward {
+  const T* x;
+  const T* residual;  // added to x first; null: nothing is added
+  T* sum;             // x + residual, where there is a residual
+  const T* weight;
+  T* y;
+  Acc<T>* rstd;
+  int64_t channels;
+  Acc<T> eps, offset;
+  bool round;  // x * rstd to the dtype before the weight
+};
+
+// Operands of the backward, likewise.
+template <typename T>
+struct Backward {
+  const T* dy;
+  const T* dsum;  // the gradient that reaches x beside the norm; may be null
+  const T* x;
+  const T* weight;
+  const Acc<T>* rstd;
+  T* dx;  // may be null
+  int64_t channels;
+  Acc<T> offset;
+  bool round;
+};
+
+// y of row n, which is at `row`, once its sum of squares is known; returns rstd.
+template <typename T>
+BALORA_INLINE Acc<T> normalise_row(const Forward<T>& o, int64_t n, const T* row, Acc<T> squares) {
   using A = Acc<T>;
-  const A scale = A(1) / std::sqrt(squares / static_cast<A>(channels) + eps);
-  if (round) {
+  const T* weight = o.weight;
+  T* out = o.y + n * o.channels;
+  const A offset = o.offset;
+  const int64_t channels = o.channels;
+  const A scale = reciprocal_deviation(squares / static_cast<A>(channels), o.eps);
+  if (o.round) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       out[c] = store<T>(load(store<T>(load(row[c]) * scale)) * (load(weight[c]) + offset));
@@ -45,98 +77,95 @@ BALORA_INLINE Acc<T> normalise_row(const T* row, Acc<T> squares, const T* weight
 }
 
 template <typename T>
-BALORA_INLINE void forward_rows(const T* x, const T* weight, T* y, Acc<T>* rstd, int64_t begin,
-                                int64_t end, int64_t channels, Acc<T> eps, Acc<T> offset,
-                                bool round) {
+BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end) {
   using A = Acc<T>;
+  const int64_t channels = o.channels;
   for (int64_t n = begin; n < end; ++n) {
-    const T* row = x + n * channels;
+    const T* row = o.x + n * channels;
     A squares = 0;
 #pragma omp simd reduction(+ : squares)
     for (int64_t c = 0; c < channels; ++c) {
       const A value = load(row[c]);
       squares += value * value;
     }
-    rstd[n] =
-        normalise_row<T>(row, squares, weight, y + n * channels, channels, eps, offset, round);
-  }
-}
-
-// dx = rstd * (g - xhat * mean(g * xhat)) + dsum, g = dy * (weight + offset), xhat = x * rstd; dsum
-// (may be null) is the gradient that reaches x beside the norm.
-template <typename T>
-BALORA_INLINE void backward_rows(const T* dy, const T* dsum, const T* x, const T* weight,
-                                 const Acc<T>* rstd, T* dx, Acc<T>* dweight, int64_t begin,
-                                 int64_t end, int64_t channels, Acc<T> offset, bool round) {
-  using A = Acc<T>;
-  for (int64_t n = begin; n < end; ++n) {
-    const T* g = dy + n * channels;
-    const T* row = x + n * channels;
-    const A scale = rstd[n];
-    if (dweight) {
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) {
-        dweight[c] += load(g[c]) * rounded<T>(load(row[c]) * scale, round);
-      }
-    }
-    if (!dx) continue;
-    A dot = 0;
-#pragma omp simd reduction(+ : dot)
-    for (int64_t c = 0; c < channels; ++c) {
-      dot += load(g[c]) * (load(weight[c]) + offset) * load(row[c]);
-    }
-    const A mean = dot * scale * scale / static_cast<A>(channels);
-    T* out = dx + n * channels;
-    if (dsum) {
-      const T* beside = dsum + n * channels;
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) {
-        const A through = load(g[c]) * (load(weight[c]) + offset) - load(row[c]) * mean;
-        out[c] = store<T>(load(beside[c]) + scale * through);
-      }
-      continue;
-    }
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      out[c] = store<T>(scale * (load(g[c]) * (load(weight[c]) + offset) - load(row[c]) * mean));
-    }
+    o.rstd[n] = normalise_row<T>(o, n, row, squares);
   }
 }
 
 template <typename T>
-BALORA_INLINE void forward_add_rows(const T* x, const T* residual, const T* weight, T* sum, T* y,
-                                    Acc<T>* rstd, int64_t begin, int64_t end, int64_t channels,
-                                    Acc<T> eps, Acc<T> offset, bool round) {
+BALORA_INLINE void forward_add_rows(const Forward<T>& o, int64_t begin, int64_t end) {
   using A = Acc<T>;
+  const int64_t channels = o.channels;
   for (int64_t n = begin; n < end; ++n) {
-    const T *a = x + n * channels, *b = residual + n * channels;
-    T* row = sum + n * channels;
+    const T *a = o.x + n * channels, *b = o.residual + n * channels;
+    T* row = o.sum + n * channels;
     A squares = 0;
 #pragma omp simd reduction(+ : squares)
     for (int64_t c = 0; c < channels; ++c) {
       row[c] = store<T>(load(a[c]) + load(b[c]));
       squares += load(row[c]) * load(row[c]);
     }
-    rstd[n] =
-        normalise_row<T>(row, squares, weight, y + n * channels, channels, eps, offset, round);
+    o.rstd[n] = normalise_row<T>(o, n, row, squares);
+  }
+}
+
+// With g = dy * (weight + offset) and xhat = x * rstd:
+//   dx = rstd * (g - xhat * mean(g * xhat)) + dsum
+//   dweight += sum over the rows of dy * xhat, unless dweight is null
+template <typename T>
+BALORA_INLINE void backward_rows(const Backward<T>& o, Acc<T>* dweight, int64_t begin,
+                                 int64_t end) {
+  using A = Acc<T>;
+  const T* weight = o.weight;
+  const A offset = o.offset;
+  const bool round = o.round;
+  const int64_t channels = o.channels;
+  for (int64_t n = begin; n < end; ++n) {
+    const T* g = o.dy + n * channels;
+    const T* row = o.x + n * channels;
+    const A scale = o.rstd[n];
+    if (dweight) {
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        dweight[c] += load(g[c]) * rounded<T>(load(row[c]) * scale, round);
+      }
+    }
+    if (!o.dx) continue;
+    A dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t c = 0; c < channels; ++c) {
+      dot += load(g[c]) * (load(weight[c]) + offset) * load(row[c]);
+    }
+    const A mean = dot * scale * scale / static_cast<A>(channels);
+    T* out = o.dx + n * channels;
+    if (o.dsum) {
+      const T* beside = o.dsum + n * channels;
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        const A through =
+            rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean);
+        out[c] = store<T>(load(beside[c]) + scale * through);
+      }
+      continue;
+    }
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      out[c] = store<T>(
+          scale * rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean));
+    }
   }
 }
 
 // target_clones cannot mark a template, so each dtype gets plain functions of its own.
 #define ROWS(T)                                                                                  \
-  BALORA_SIMD void forward(const T* x, const T* w, T* y, Acc<T>* r, int64_t b, int64_t e,        \
-                           int64_t c, Acc<T> eps, Acc<T> off, bool round) {                      \
-    forward_rows<T>(x, w, y, r, b, e, c, eps, off, round);                                       \
+  BALORA_SIMD void forward(const Forward<T>& o, int64_t begin, int64_t end) {                    \
+    forward_rows<T>(o, begin, end);                                                              \
   }                                                                                              \
-  BALORA_SIMD void forward_add(const T* x, const T* res, const T* w, T* sum, T* y, Acc<T>* r,    \
-                               int64_t b, int64_t e, int64_t c, Acc<T> eps, Acc<T> off,          \
-                               bool round) {                                                     \
-    forward_add_rows<T>(x, res, w, sum, y, r, b, e, c, eps, off, round);                         \
+  BALORA_SIMD void forward_add(const Forward<T>& o, int64_t begin, int64_t end) {                \
+    forward_add_rows<T>(o, begin, end);                                                          \
   }                                                                                              \
-  BALORA_SIMD void backward(const T* dy, const T* dsum, const T* x, const T* w, const Acc<T>* r, \
-                            T* dx, Acc<T>* dw, int64_t b, int64_t e, int64_t c, Acc<T> off,      \
-                            bool round) {                                                        \
-    backward_rows<T>(dy, dsum, x, w, r, dx, dw, b, e, c, off, round);                            \
+  BALORA_SIMD void backward(const Backward<T>& o, Acc<T>* dweight, int64_t begin, int64_t end) { \
+    backward_rows<T>(o, dweight, begin, end);                                                    \
   }
 ROWS(float)
 ROWS(bf16)
@@ -168,11 +197,16 @@ int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) 
   }
   dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      forward(data_of<T>(o.x), data_of<T>(o.weight), data_of<T>(o.y), data_of<A>(o.rstd), begin,
-              end, channels, static_cast<A>(o.eps), static_cast<A>(o.weight_offset),
-              o.cast_before_weight != 0);
-    });
+    const Forward<T> operands{.x = data_of<T>(o.x),
+                              .weight = data_of<T>(o.weight),
+                              .y = data_of<T>(o.y),
+                              .rstd = data_of<A>(o.rstd),
+                              .channels = channels,
+                              .eps = static_cast<A>(o.eps),
+                              .offset = static_cast<A>(o.weight_offset),
+                              .round = o.cast_before_weight != 0};
+    parallel_for(ctx, rows, kRowGrain,
+                 [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
   });
   return 0;
 }
@@ -193,11 +227,18 @@ int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forw
   }
   dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      forward_add(data_of<T>(o.x), data_of<T>(o.residual), data_of<T>(o.weight), data_of<T>(o.sum),
-                  data_of<T>(o.y), data_of<A>(o.rstd), begin, end, channels, static_cast<A>(o.eps),
-                  static_cast<A>(o.weight_offset), o.cast_before_weight != 0);
-    });
+    const Forward<T> operands{.x = data_of<T>(o.x),
+                              .residual = data_of<T>(o.residual),
+                              .sum = data_of<T>(o.sum),
+                              .weight = data_of<T>(o.weight),
+                              .y = data_of<T>(o.y),
+                              .rstd = data_of<A>(o.rstd),
+                              .channels = channels,
+                              .eps = static_cast<A>(o.eps),
+                              .offset = static_cast<A>(o.weight_offset),
+                              .round = o.cast_before_weight != 0};
+    parallel_for(ctx, rows, kRowGrain,
+                 [&](int64_t begin, int64_t end) { forward_add(operands, begin, end); });
   });
   return 0;
 }
@@ -219,14 +260,20 @@ int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o
   dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const int width = parallel_width(ctx, rows, kRowGrain);
+    const Backward<T> operands{.dy = data_of<T>(o.dy),
+                               .dsum = o.dsum ? data_of<T>(o.dsum) : nullptr,
+                               .x = data_of<T>(o.x),
+                               .weight = data_of<T>(o.weight),
+                               .rstd = data_of<A>(o.rstd),
+                               .dx = o.dx ? data_of<T>(o.dx) : nullptr,
+                               .channels = channels,
+                               .offset = static_cast<A>(o.weight_offset),
+                               .round = o.cast_before_weight != 0};
     std::vector<A> partial(o.dweight ? static_cast<size_t>(width * channels) : 0, A(0));
     parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
       for (int64_t part = first; part < last; ++part) {
-        backward(data_of<T>(o.dy), o.dsum ? data_of<T>(o.dsum) : nullptr, data_of<T>(o.x),
-                 data_of<T>(o.weight), data_of<A>(o.rstd), o.dx ? data_of<T>(o.dx) : nullptr,
-                 o.dweight ? partial.data() + part * channels : nullptr, rows * part / width,
-                 rows * (part + 1) / width, channels, static_cast<A>(o.weight_offset),
-                 o.cast_before_weight != 0);
+        backward(operands, o.dweight ? partial.data() + part * channels : nullptr,
+                 rows * part / width, rows * (part + 1) / width);
       }
     });
     if (!o.dweight) return;

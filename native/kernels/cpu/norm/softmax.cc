@@ -6,6 +6,7 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/norm.h"
 
 namespace balora {
 namespace {
@@ -53,12 +54,12 @@ BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* lse, T* dx, i
     if (logarithm) {
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) {
-        out[i] = store<T>(load(g[i]) - sum * vexp(load(row[i]) - lse[n]));
+        out[i] = store<T>(log_softmax_gradient(load(g[i]), vexp(load(row[i]) - lse[n]), sum));
       }
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) {
-        out[i] = store<T>((load(g[i]) - sum) * vexp(load(row[i]) - lse[n]));
+        out[i] = store<T>(softmax_gradient(load(g[i]), vexp(load(row[i]) - lse[n]), sum));
       }
     }
   }

@@ -1,16 +1,12 @@
-// Adafactor (Shazeer and Stern, 2018), as transformers runs it: of the second moment of a matrix
-// only the row and column means are kept. In place; nothing of the parameter's size is made.
-//   g2 = g^2 + eps;  row = b2 row + (1-b2) mean_C g2;  column = b2 column + (1-b2) mean_R g2
-//   u = g / sqrt(row / mean(row)) / sqrt(column), for vectors u = g / sqrt(v)
-//   u *= lr' / max(1, RMS(u) / clip), lr' = lr * max(scale_floor, RMS(param)) if scaled
-//   m = b1 m + (1-b1) u;  param = param (1 - wd lr') - m (or u)
-// Every sum is made by one thread in a fixed order: the thread count changes no bit.
+// Adafactor in place; nothing of the parameter's size is made. kernels/shared/optimizer.h has the
+// formulas. Every sum is made by one thread in a fixed order: the thread count changes no bit.
 #include <cmath>
 #include <vector>
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/optimizer.h"
 
 namespace balora {
 namespace {
@@ -28,6 +24,11 @@ struct Row {
 };
 
 template <typename T>
+BALORA_INLINE T direction(const Row<T>& r, int64_t i) {
+  return adafactor_direction(r.grad[i], r.scale, r.factor, r.inverse[i]);
+}
+
+template <typename T>
 struct Apply {
   T rate, decay, beta1;  // of the update, 1 - wd*lr', of the first moment
 };
@@ -37,8 +38,7 @@ BALORA_INLINE double squares_range(const T* x, int64_t n, T scale, double eps) {
   double total = 0;
 #pragma omp simd reduction(+ : total)
   for (int64_t i = 0; i < n; ++i) {
-    const double value = static_cast<double>(x[i]) * scale;
-    total += value * value + eps;
+    total += adafactor_square(x[i], scale, eps);
   }
   return total;
 }
@@ -48,7 +48,7 @@ BALORA_INLINE double update_squares_range(const Row<T>& r) {
   double total = 0;
 #pragma omp simd reduction(+ : total)
   for (int64_t i = 0; i < r.n; ++i) {
-    const double u = static_cast<double>(r.grad[i] * r.scale * (r.factor * r.inverse[i]));
+    const double u = static_cast<double>(direction(r, i));
     total += u * u;
   }
   return total;
@@ -58,7 +58,7 @@ template <typename T>
 BALORA_INLINE void apply_range(const Row<T>& r, T* param, T* m, const Apply<T>& k) {
 #pragma omp simd
   for (int64_t i = 0; i < r.n; ++i) {
-    T u = r.grad[i] * r.scale * (r.factor * r.inverse[i]) * k.rate;
+    T u = direction(r, i) * k.rate;
     if (m) m[i] = u = k.beta1 * m[i] + (1 - k.beta1) * u;
     param[i] = param[i] * k.decay - u;
   }
@@ -72,8 +72,7 @@ BALORA_INLINE void column_sums_range(const T* grad, int64_t rows, int64_t stride
     const T* g = grad + r * stride;
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
-      const double value = static_cast<double>(g[c]) * scale;
-      sums[c] += value * value + eps;
+      sums[c] += adafactor_square(g[c], scale, eps);
     }
   }
 }
@@ -95,24 +94,6 @@ BALORA_INLINE void column_sums_range(const T* grad, int64_t rows, int64_t stride
 LOOPS(float)
 LOOPS(double)
 #undef LOOPS
-
-// The parameter as `matrices` of (rows, columns); a vector is one row.
-struct Extents {
-  int64_t matrices = 1, rows = 1, columns = 1;
-  int64_t all_rows() const { return matrices * rows; }
-};
-
-Extents extents_of(const View* param, bool factored) {
-  Extents e;
-  if (!factored) {
-    e.columns = view_numel(*param);
-    return e;
-  }
-  e.columns = param->shape[param->ndim - 1];
-  e.rows = param->shape[param->ndim - 2];
-  for (int32_t d = 0; d < param->ndim - 2; ++d) e.matrices *= param->shape[d];
-  return e;
-}
 
 template <typename T>
 double sum_of_squares(Context* ctx, const T* x, int64_t n) {
@@ -136,19 +117,14 @@ struct Moments {
 };
 
 template <typename T>
-T blend(T old, double fresh, double beta2) {
-  return static_cast<T>(beta2 * old + (1 - beta2) * fresh);
-}
-
-template <typename T>
-Moments<T> factored_moments(Context* ctx, const Extents& e, const T* grad, T* row, T* column,
-                            T scale, double beta2, double eps) {
+Moments<T> factored_moments(Context* ctx, const AdafactorExtents& e, const T* grad, T* row,
+                            T* column, T scale, double beta2, double eps) {
   Moments<T> out{std::vector<T>(static_cast<size_t>(e.all_rows())),
                  std::vector<T>(static_cast<size_t>(e.matrices * e.columns))};
   parallel_for(ctx, e.all_rows(), kGrain / (e.columns + 1), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const double sum = squares(grad + r * e.columns, e.columns, scale, eps);
-      row[r] = blend(row[r], sum / static_cast<double>(e.columns), beta2);
+      row[r] = adafactor_blend(row[r], sum / static_cast<double>(e.columns), beta2);
     }
   });
   std::vector<double> sums(static_cast<size_t>(e.columns));
@@ -162,25 +138,25 @@ Moments<T> factored_moments(Context* ctx, const Extents& e, const T* grad, T* ro
     for (int64_t r = 0; r < e.rows; ++r) mean += row[i * e.rows + r];
     mean /= static_cast<double>(e.rows);
     for (int64_t r = i * e.rows; r < (i + 1) * e.rows; ++r) {
-      out.factor[static_cast<size_t>(r)] = static_cast<T>(std::sqrt(mean / row[r]));
+      out.factor[static_cast<size_t>(r)] = adafactor_factor(mean, row[r]);
     }
     for (int64_t c = 0; c < e.columns; ++c) {
       T& value = column[i * e.columns + c];
-      value = blend(value, sums[static_cast<size_t>(c)] / static_cast<double>(e.rows), beta2);
-      out.inverse[static_cast<size_t>(i * e.columns + c)] =
-          static_cast<T>(1 / std::sqrt(static_cast<double>(value)));
+      value =
+          adafactor_blend(value, sums[static_cast<size_t>(c)] / static_cast<double>(e.rows), beta2);
+      out.inverse[static_cast<size_t>(i * e.columns + c)] = adafactor_inverse(value);
     }
   }
   return out;
 }
 
 template <typename T>
-Moments<T> whole_moments(const Extents& e, const T* grad, T* v, T scale, double beta2, double eps) {
+Moments<T> whole_moments(const AdafactorExtents& e, const T* grad, T* v, T scale, double beta2,
+                         double eps) {
   Moments<T> out{{T{1}}, std::vector<T>(static_cast<size_t>(e.columns))};
   for (int64_t c = 0; c < e.columns; ++c) {
-    const double g = static_cast<double>(grad[c]) * scale;
-    v[c] = blend(v[c], g * g + eps, beta2);
-    out.inverse[static_cast<size_t>(c)] = static_cast<T>(1 / std::sqrt(static_cast<double>(v[c])));
+    v[c] = adafactor_blend(v[c], adafactor_square(grad[c], scale, eps), beta2);
+    out.inverse[static_cast<size_t>(c)] = adafactor_inverse(v[c]);
   }
   return out;
 }
@@ -188,7 +164,7 @@ Moments<T> whole_moments(const Extents& e, const T* grad, T* v, T scale, double 
 }  // namespace
 
 int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
-  const Extents e = extents_of(o.param, o.column != nullptr);
+  const AdafactorExtents e = adafactor_extents(o);
   const int64_t n = view_numel(*o.param);
   if (n == 0) return 0;
   const auto step = [&]<typename T>() {
@@ -227,13 +203,7 @@ int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
       }
     });
   };
-  if (o.param->dtype == BALORA_F64) {
-    step.template operator()<double>();
-  } else if (o.param->dtype == BALORA_F32) {
-    step.template operator()<float>();
-  } else {
-    throw UnsupportedError("optimiser state must be f32 or f64");
-  }
+  dispatch_optimizer_state(o.param->dtype, step);
   return 0;
 }
 

@@ -1,11 +1,7 @@
-// What an optimiser does to flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
+// Optimizers' updates of flat buffers, in place and in one pass: AdamW and SGD steps, scaling by
 // a coefficient that stays on the device, adding a multiple, and the gradients' norm in f64. AdamW
 // and the norm take any number of tensors and share all of them out at once.
-//   AdamW (Loshchilov and Hutter, 2019; torch's order): p -= lr*wd*p; m += (1-b1)(g-m); v +=
-//   (1-b2)(g^2-v);
-//     p -= lr/c1 * m / (sqrt(v)/sqrt(c2) + eps), c1 = 1-b1^t, c2 = 1-b2^t
-//   SGD: g += wd*p; buffer = first ? g : mu*buffer + (1-dampening)*g; p -= lr * (nesterov ? g +
-//   mu*buffer : buffer)
+// kernels/shared/optimizer.h has the formulas.
 #include <algorithm>
 #include <cmath>
 #include <span>
@@ -14,7 +10,8 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
+#include "kernels/shared/optimizer.h"
 
 namespace balora {
 namespace {
@@ -23,45 +20,32 @@ constexpr int64_t kGrain = 1 << 13;
 constexpr int64_t kPiece = 1 << 15;  // elements summed by one task; the same for any thread count
 
 template <typename T>
-struct Adam {
-  T decay, keep1, keep2, step, root, eps,
-      scale;  // 1-lr*wd, 1-b1, 1-b2, lr/c1, 1/sqrt(c2), eps, gradient scale
-};
-
-template <typename T>
-BALORA_INLINE void adamw_range(const T* grad, T* param, T* m, T* v, int64_t n, const Adam<T>& k) {
+BALORA_INLINE void adamw_range(const T* grad, T* param, T* m, T* v, int64_t n,
+                               const AdamwFactors<T>& k) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const T g = grad[i] * k.scale;
-    const T first = m[i] + k.keep1 * (g - m[i]);
-    const T second = v[i] + k.keep2 * (g * g - v[i]);
+    T updated = param[i], first = m[i], second = v[i];
+    adamw_update(k, grad[i], updated, first, second);
     m[i] = first;
     v[i] = second;
-    param[i] = param[i] * k.decay - k.step * first / (std::sqrt(second) * k.root + k.eps);
+    param[i] = updated;
   }
 }
 
 template <typename T>
-struct Sgd {
-  T lr, momentum, fresh, decay, scale;  // fresh: 1-dampening, or 1 in the first step
-  bool nesterov, first;
-};
-
-template <typename T>
-BALORA_INLINE void sgd_range(const T* grad, T* param, T* buffer, int64_t n, const Sgd<T>& k) {
+BALORA_INLINE void sgd_range(const T* grad, T scale, T* param, T* buffer, int64_t n,
+                             const SgdFactors<T>& k) {
   if (!buffer) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      param[i] -= k.lr * (grad[i] * k.scale + k.decay * param[i]);
-    }
+    for (int64_t i = 0; i < n; ++i) param[i] -= k.lr * sgd_gradient(k, grad[i], scale, param[i]);
     return;
   }
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const T g = grad[i] * k.scale + k.decay * param[i];
-    const T moment = k.first ? g : k.momentum * buffer[i] + k.fresh * g;
+    const T g = sgd_gradient(k, grad[i], scale, param[i]);
+    const T moment = sgd_moment(k, g, buffer[i]);
     buffer[i] = moment;
-    param[i] -= k.lr * (k.nesterov ? g + k.momentum * moment : moment);
+    param[i] -= k.lr * sgd_direction(k, g, moment);
   }
 }
 
@@ -90,12 +74,12 @@ BALORA_INLINE double norm_range(const T* x, int64_t n, int kind) {
   return total;
 }
 
-#define STEPS(T)                                                                      \
-  BALORA_SIMD void adamw(const T* g, T* p, T* m, T* v, int64_t n, const Adam<T>& k) { \
-    adamw_range<T>(g, p, m, v, n, k);                                                 \
-  }                                                                                   \
-  BALORA_SIMD void sgd(const T* g, T* p, T* buffer, int64_t n, const Sgd<T>& k) {     \
-    sgd_range<T>(g, p, buffer, n, k);                                                 \
+#define STEPS(T)                                                                                  \
+  BALORA_SIMD void adamw(const T* g, T* p, T* m, T* v, int64_t n, const AdamwFactors<T>& k) {     \
+    adamw_range<T>(g, p, m, v, n, k);                                                             \
+  }                                                                                               \
+  BALORA_SIMD void sgd(const T* g, T scale, T* p, T* buffer, int64_t n, const SgdFactors<T>& k) { \
+    sgd_range<T>(g, scale, p, buffer, n, k);                                                      \
   }
 STEPS(float)
 STEPS(double)
@@ -110,14 +94,6 @@ NORM(f16)
 NORM(double)
 #undef NORM
 
-// The dtypes that optimiser state may have.
-template <typename Body>
-void dispatch_state(const View* param, Body&& body) {
-  if (param->dtype == BALORA_F32) return body.template operator()<float>();
-  if (param->dtype == BALORA_F64) return body.template operator()<double>();
-  throw UnsupportedError("optimiser state must be f32 or f64");
-}
-
 double scale_of(const View* coefficient) {
   return coefficient ? *data_of<double>(coefficient) : 1.0;
 }
@@ -128,19 +104,19 @@ int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
   const std::span tensors(o.tensors->at, static_cast<size_t>(o.tensors->count));
   std::vector<int64_t> starts{0};  // of the tensors, laid end to end
   for (const AdamwOperands& t : tensors) {
-    dispatch_state(t.param, []<typename T>() {});
+    dispatch_optimizer_state(t.param->dtype, []<typename T>() {});
     starts.push_back(starts.back() + view_numel(*t.param));
   }
   const auto step = [&](const AdamwOperands& t, int64_t begin, int64_t end) {
-    const double* now = data_of<double>(t.rate);
-    dispatch_state(t.param, [&]<typename T>() {
-      const Adam<T> k{static_cast<T>(1 - now[0] * t.weight_decay),
-                      static_cast<T>(1 - o.beta1),
-                      static_cast<T>(1 - o.beta2),
-                      static_cast<T>(now[1]),
-                      static_cast<T>(now[2]),
-                      static_cast<T>(o.eps),
-                      static_cast<T>(scale_of(o.coefficient))};
+    const double* rate = data_of<double>(t.rate);
+    dispatch_optimizer_state(t.param->dtype, [&]<typename T>() {
+      const AdamwFactors<T> k{.decay = adamw_decay<T>(rate, t.weight_decay),
+                              .keep1 = static_cast<T>(1 - o.beta1),
+                              .keep2 = static_cast<T>(1 - o.beta2),
+                              .step = static_cast<T>(rate[BALORA_RATE_STEP]),
+                              .root = static_cast<T>(rate[BALORA_RATE_ROOT]),
+                              .eps = static_cast<T>(o.eps),
+                              .scale = static_cast<T>(scale_of(o.coefficient))};
       adamw(data_of<T>(t.grad) + begin, data_of<T>(t.param) + begin, data_of<T>(t.m) + begin,
             data_of<T>(t.v) + begin, end - begin, k);
     });
@@ -157,16 +133,11 @@ int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
 }
 
 int32_t sgd_step_kernel(Context* ctx, const balora_sgd_step& o) {
-  dispatch_state(o.param, [&]<typename T>() {
-    const Sgd<T> k{static_cast<T>(o.lr),
-                   static_cast<T>(o.momentum),
-                   static_cast<T>(1 - o.dampening),
-                   static_cast<T>(o.weight_decay),
-                   static_cast<T>(scale_of(o.coefficient)),
-                   o.nesterov != 0,
-                   o.first != 0};
+  dispatch_optimizer_state(o.param->dtype, [&]<typename T>() {
+    const auto k = sgd_factors<T>(o);
+    const T scale = static_cast<T>(scale_of(o.coefficient));
     parallel_for(ctx, view_numel(*o.param), kGrain, [&](int64_t begin, int64_t end) {
-      sgd(data_of<T>(o.grad) + begin, data_of<T>(o.param) + begin,
+      sgd(data_of<T>(o.grad) + begin, scale, data_of<T>(o.param) + begin,
           o.buffer ? data_of<T>(o.buffer) + begin : nullptr, end - begin, k);
     });
   });

@@ -146,7 +146,7 @@ void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
   const auto widen = [&](GemmInput& x, int64_t rows, int64_t cols, T* to) {
     if (x.dtype == kType) return;
     const Stored shape = stored(x, rows, cols);
-    convert_rows(ctx, x.data, x.dtype, x.ld, to, kType, shape.cols, shape.rows, shape.cols);
+    convert_rows(ctx, {x.data, x.dtype, x.ld}, {to, kType, shape.cols}, shape.rows, shape.cols);
     x.data = to, x.dtype = kType, x.ld = shape.cols;
   };
   widen(a, s.m, s.k, wide.a);
@@ -156,7 +156,7 @@ void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
   const bool narrow = c.dtype != kType;
   if (narrow) {
     out = wide.c, ldc = s.n;
-    if (scale.beta != 0) convert_rows(ctx, c.data, c.dtype, c.ld, out, kType, ldc, s.m, s.n);
+    if (scale.beta != 0) convert_rows(ctx, {c.data, c.dtype, c.ld}, {out, kType, ldc}, s.m, s.n);
   }
   if constexpr (sizeof(T) == 8) {
     const auto rows = [&](int64_t begin, int64_t end) {  // Eigen runs on one thread
@@ -172,7 +172,7 @@ void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
   } else {
     f32_product(s, a, b, out, ldc, scale);
   }
-  if (narrow) convert_rows(ctx, out, kType, ldc, c.data, c.dtype, c.ld, s.m, s.n);
+  if (narrow) convert_rows(ctx, {out, kType, ldc}, {c.data, c.dtype, c.ld}, s.m, s.n);
 }
 
 GemmOutput columns(GemmOutput c, int64_t first) {

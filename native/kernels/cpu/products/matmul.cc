@@ -8,50 +8,10 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/workspace.h"
+#include "kernels/shared/matmul.h"
 
 namespace balora {
 namespace {
-
-struct BatchDim {
-  int64_t extent, a_stride, b_stride;
-};
-
-// The batch dimensions, outermost first, with neighbours merged. c is contiguous and needs no
-// strides.
-std::vector<BatchDim> batch_dims(const View& a, const View& b, const View& c) {
-  std::vector<BatchDim> dims;
-  const int32_t count = c.ndim - 2;
-  const auto stride = [count](const View& v, int32_t i) -> int64_t {
-    const int32_t own = i - (count - (v.ndim - 2));
-    return own < 0 || v.shape[own] == 1 ? 0 : v.stride[own];
-  };
-  for (int32_t i = 0; i < count; ++i) {
-    if (c.shape[i] == 1) continue;
-    const BatchDim next = {c.shape[i], stride(a, i), stride(b, i)};
-    if (!dims.empty() && dims.back().a_stride == next.a_stride * next.extent &&
-        dims.back().b_stride == next.b_stride * next.extent) {
-      dims.back() = {dims.back().extent * next.extent, next.a_stride, next.b_stride};
-    } else {
-      dims.push_back(next);
-    }
-  }
-  return dims;
-}
-
-// One matrix of `view` as gemm() can read it.
-struct Layout {
-  int64_t ld = 0;
-  bool transposed = false;
-  bool copy = false;  // no unit stride: dense copy needed
-};
-
-Layout layout_of(const View& view) {
-  const int64_t rows = view.shape[view.ndim - 2], cols = view.shape[view.ndim - 1];
-  const int64_t row = view.stride[view.ndim - 2], col = view.stride[view.ndim - 1];
-  if ((col == 1 || cols == 1) && (rows == 1 || row >= cols)) return {rows == 1 ? cols : row};
-  if ((row == 1 || rows == 1) && (cols == 1 || col >= rows)) return {cols == 1 ? rows : col, true};
-  return {cols, false, true};
-}
 
 template <typename T>
 void copy_matrix(const View& view, const T* from, T* to) {
@@ -63,7 +23,7 @@ void copy_matrix(const View& view, const T* from, T* to) {
 }
 
 // The data of the matrix at `offset`, copied if need be.
-const void* matrix(const View& view, const Layout& layout, int64_t offset, void* copy) {
+const void* matrix(const View& view, const MatrixLayout& layout, int64_t offset, void* copy) {
   const void* result = nullptr;
   dispatch_float(view.dtype, [&]<typename T>() {
     const T* from = data_of<T>(&view) + offset;
@@ -73,7 +33,7 @@ const void* matrix(const View& view, const Layout& layout, int64_t offset, void*
   return result;
 }
 
-void* copy_buffer(Context* ctx, const View& view, const Layout& layout) {
+void* copy_buffer(Context* ctx, const View& view, const MatrixLayout& layout) {
   if (!layout.copy) return nullptr;
   const int64_t size = dtype_size(static_cast<DType>(view.dtype));
   return workspace<char>(ctx, view.shape[view.ndim - 2] * view.shape[view.ndim - 1] * size);
@@ -84,17 +44,17 @@ void* copy_buffer(Context* ctx, const View& view, const Layout& layout) {
 int32_t matmul_kernel(Context* ctx, const balora_matmul& o) {
   const int64_t size = dtype_size(static_cast<DType>(o.c->dtype));
   if (view_numel(*o.c) == 0) return 0;
-  const Layout la = layout_of(*o.a), lb = layout_of(*o.b);
+  const MatrixLayout la = matrix_layout(*o.a), lb = matrix_layout(*o.b);
   GemmShape shape = {o.c->shape[o.c->ndim - 2], o.c->shape[o.c->ndim - 1],
                      o.a->shape[o.a->ndim - 1]};
   std::vector<BatchDim> dims = batch_dims(*o.a, *o.b, *o.c);
   if (!dims.empty() && dims.back().b_stride == 0 && !la.transposed && !la.copy &&
-      dims.back().a_stride == shape.m * la.ld) {
+      dims.back().a_stride == shape.m * la.stride) {
     shape.m *= dims.back().extent;
     dims.pop_back();
   }
-  GemmInput in_a = {nullptr, o.a->dtype, la.ld, la.transposed};
-  GemmInput in_b = {nullptr, o.b->dtype, lb.ld, lb.transposed};
+  GemmInput in_a = {nullptr, o.a->dtype, la.stride, la.transposed};
+  GemmInput in_b = {nullptr, o.b->dtype, lb.stride, lb.transposed};
   GemmOutput out = {o.c->data, o.c->dtype, shape.n, shape.m * shape.n};
   if (!dims.empty() && !la.copy && !lb.copy) {
     shape.batch = dims.back().extent;

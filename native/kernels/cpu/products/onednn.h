@@ -55,7 +55,7 @@ class Matmul {
   bool reference_ = false;
 };
 
-// What a CPU stream keeps: see CpuState::of.
+// The state of a CPU stream, see CpuState::of.
 class CpuState {
  public:
   CpuState() : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}

@@ -128,12 +128,12 @@ void PackedWeight::multiply_apart(Context* ctx, MatmulSpec spec, MatmulArguments
   for (int64_t first = 0; first < spec.m; first += block) {
     const int64_t rows = std::min(block, spec.m - first);
     void* const to = const_cast<char*>(advance(x.c, first * ldc, spec.c_dtype));
-    convert_rows(ctx, advance(x.a, first * lda, dtype_), dtype_, lda, a, dtype_, k_, rows, k_);
-    if (spec.beta != 0) convert_rows(ctx, to, spec.c_dtype, ldc, c, spec.c_dtype, n_, rows, n_);
+    convert_rows(ctx, {advance(x.a, first * lda, dtype_), dtype_, lda}, {a, dtype_, k_}, rows, k_);
+    if (spec.beta != 0) convert_rows(ctx, {to, spec.c_dtype, ldc}, {c, spec.c_dtype, n_}, rows, n_);
     MatmulArguments part = x;
     part.a = a, part.c = c;
     multiply_rows(ctx, spec, 0, rows, part);
-    convert_rows(ctx, c, spec.c_dtype, n_, to, spec.c_dtype, ldc, rows, n_);
+    convert_rows(ctx, {c, spec.c_dtype, n_}, {to, spec.c_dtype, ldc}, rows, n_);
   }
 }
 

@@ -50,8 +50,7 @@ BALORA_SIMD void multiply_tile(const Strip& a, const double* b, int64_t depth, d
   }
 }
 
-// Columns [first, first + width) of a (k x n) block become (depth, width), zero where the matrix
-// ends.
+// Up to `width` columns of a block (depth x lanes) become (depth, width), zero where the matrix ends.
 template <typename T>
 void pack(const T* data, int64_t depth_stride, int64_t lane_stride, int64_t depth, int64_t lanes,
           int64_t width, double* packed) {
@@ -63,16 +62,33 @@ void pack(const T* data, int64_t depth_stride, int64_t lane_stride, int64_t dept
   }
 }
 
-void pack_any(const MatrixRef& m, int64_t depth_stride, int64_t lane_stride, int64_t depth_begin,
-              int64_t depth, int64_t lane_begin, int64_t lanes, int64_t width, double* packed) {
+// Steps [begin, begin + count) of one extent of an operand.
+struct Range {
+  int64_t begin, count;
+};
+
+// The same of an operand (k x n) in any type.
+void pack_any(const MatrixRef& m, const Range& depth, const Range& lanes, int64_t width,
+              double* packed) {
   dispatch_float(m.dtype, [&]<typename T>() {
-    pack(static_cast<const T*>(m.data) + depth_begin * depth_stride + lane_begin * lane_stride,
-         depth_stride, lane_stride, depth, lanes, width, packed);
+    pack(static_cast<const T*>(m.data) + depth.begin * m.row_stride + lanes.begin * m.col_stride,
+         m.row_stride, m.col_stride, depth.count, lanes.count, width, packed);
   });
 }
 
+// The part of a product that one packing of B serves.
 struct Block {
-  int64_t depth_begin, depth, col_begin, cols;
+  Range depth, cols;
+};
+
+// C (m,n) = A (m,k) B (k,n), or C += with accumulate. Of a symmetric product only the tiles that
+// reach below the diagonal are computed.
+struct Product {
+  int64_t m, n, k;
+  MatrixRef a, b;
+  double* c;
+  int64_t ldc;
+  bool accumulate = false, symmetric = false;
 };
 
 double* aligned(std::vector<double>& storage, int64_t count) {
@@ -81,64 +97,63 @@ double* aligned(std::vector<double>& storage, int64_t count) {
   return storage.data() + ((64 - address % 64) % 64) / sizeof(double);
 }
 
-// C[:, block] += A[:, block depth] * packed B. With lower_only, tiles wholly above the diagonal are
-// left out.
-void multiply_block(const Context* ctx, int64_t m, const MatrixRef& a, const double* packed_b,
-                    const Block& block, double* c, int64_t ldc, bool lower_only) {
-  const int64_t panels = (block.cols + kTileCols - 1) / kTileCols;
-  const int64_t row_blocks = (m + kBlockRows - 1) / kBlockRows;
-  const bool few = panels <= kFewPanels && a.dtype == BALORA_F64;
+// C[:, block] += A[:, block depth] * packed B.
+void multiply_block(const Context* ctx, const Product& p, const double* packed_b,
+                    const Block& block) {
+  const int64_t panels = (block.cols.count + kTileCols - 1) / kTileCols;
+  const int64_t row_blocks = (p.m + kBlockRows - 1) / kBlockRows;
+  const bool few = panels <= kFewPanels && p.a.dtype == BALORA_F64;
   // Few rows and many columns: share the columns out instead of the rows.
   const int64_t splits = row_blocks >= 4 ? 1 : std::min<int64_t>(panels, 4);
   parallel_for(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
     std::vector<double> storage;
     double* packed_a = aligned(storage, kDepth * kTileRows);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t row_end = std::min(m, (task / splits + 1) * kBlockRows);
+      const int64_t row_end = std::min(p.m, (task / splits + 1) * kBlockRows);
       const int64_t panel_begin = panels * (task % splits) / splits;
       const int64_t panel_end = panels * (task % splits + 1) / splits;
       for (int64_t i = task / splits * kBlockRows; i < row_end; i += kTileRows) {
         const int64_t rows = std::min(kTileRows, row_end - i);
         Strip strip = {packed_a, kTileRows, 1};
         if (few && rows == kTileRows) {
-          strip = {static_cast<const double*>(a.data) + i * a.row_stride +
-                       block.depth_begin * a.col_stride,
-                   a.col_stride, a.row_stride};
+          strip = {static_cast<const double*>(p.a.data) + i * p.a.row_stride +
+                       block.depth.begin * p.a.col_stride,
+                   p.a.col_stride, p.a.row_stride};
         } else {
-          pack_any(a, a.col_stride, a.row_stride, block.depth_begin, block.depth, i, rows,
-                   kTileRows, packed_a);
+          pack_any(p.a.transposed(), block.depth, {i, rows}, kTileRows, packed_a);
         }
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-          const int64_t j = block.col_begin + panel * kTileCols;
-          if (lower_only && j >= i + rows) break;
-          multiply_tile(strip, packed_b + panel * kTileCols * block.depth, block.depth,
-                        c + i * ldc + j, ldc, rows,
-                        std::min(kTileCols, block.col_begin + block.cols - j));
+          const int64_t j = block.cols.begin + panel * kTileCols;
+          if (p.symmetric && j >= i + rows) break;
+          multiply_tile(strip, packed_b + panel * kTileCols * block.depth.count, block.depth.count,
+                        p.c + i * p.ldc + j, p.ldc, rows,
+                        std::min(kTileCols, block.cols.begin + block.cols.count - j));
         }
       }
     }
   });
 }
 
-void multiply(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
-              const MatrixRef& b, double* c, int64_t ldc, bool accumulate, bool lower_only) {
-  if (!accumulate) {
-    for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, n, 0.0);
+void multiply(const Context* ctx, const Product& p) {
+  if (!p.accumulate) {
+    for (int64_t i = 0; i < p.m; ++i) std::fill_n(p.c + i * p.ldc, p.n, 0.0);
   }
   std::vector<double> storage;
-  double* packed_b = aligned(storage, std::min(kDepth, k) * (std::min(kBlockCols, n) + kTileCols));
-  for (int64_t col = 0; col < n; col += kBlockCols) {
-    for (int64_t depth = 0; depth < k; depth += kDepth) {
-      const Block block{depth, std::min(kDepth, k - depth), col, std::min(kBlockCols, n - col)};
-      const int64_t panels = (block.cols + kTileCols - 1) / kTileCols;
+  double* packed_b =
+      aligned(storage, std::min(kDepth, p.k) * (std::min(kBlockCols, p.n) + kTileCols));
+  for (int64_t col = 0; col < p.n; col += kBlockCols) {
+    for (int64_t depth = 0; depth < p.k; depth += kDepth) {
+      const Block block{{depth, std::min(kDepth, p.k - depth)},
+                        {col, std::min(kBlockCols, p.n - col)}};
+      const int64_t panels = (block.cols.count + kTileCols - 1) / kTileCols;
       parallel_for(ctx, panels, 16, [&](int64_t begin, int64_t end) {
         for (int64_t panel = begin; panel < end; ++panel) {
-          pack_any(b, b.row_stride, b.col_stride, block.depth_begin, block.depth,
-                   col + panel * kTileCols, std::min(kTileCols, block.cols - panel * kTileCols),
-                   kTileCols, packed_b + panel * kTileCols * block.depth);
+          const int64_t first = panel * kTileCols;
+          pack_any(p.b, block.depth, {col + first, std::min(kTileCols, block.cols.count - first)},
+                   kTileCols, packed_b + first * block.depth.count);
         }
       });
-      multiply_block(ctx, m, a, packed_b, block, c, ldc, lower_only);
+      multiply_block(ctx, p, packed_b, block);
     }
   }
 }
@@ -146,13 +161,26 @@ void multiply(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixR
 }  // namespace
 
 void product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
-                 const MatrixRef& b, double* c, int64_t ldc, bool accumulate) {
-  multiply(ctx, m, n, k, a, b, c, ldc, accumulate, false);
+                 const MatrixRef& b, double* c, int64_t ldc) {
+  multiply(ctx, {.m = m, .n = n, .k = k, .a = a, .b = b, .c = c, .ldc = ldc});
+}
+
+void add_product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
+                     const MatrixRef& b, double* c, int64_t ldc) {
+  multiply(ctx, {.m = m, .n = n, .k = k, .a = a, .b = b, .c = c, .ldc = ldc, .accumulate = true});
 }
 
 void symmetric_product_f64(const Context* ctx, int64_t m, int64_t k, const MatrixRef& a,
                            const MatrixRef& b, double* c, bool accumulate) {
-  multiply(ctx, m, m, k, a, b, c, m, accumulate, true);
+  multiply(ctx, {.m = m,
+                 .n = m,
+                 .k = k,
+                 .a = a,
+                 .b = b,
+                 .c = c,
+                 .ldc = m,
+                 .accumulate = accumulate,
+                 .symmetric = true});
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < i; ++j) c[j * m + i] = c[i * m + j];
   }

@@ -19,11 +19,13 @@ struct MatrixRef {
   MatrixRef transposed() const { return {data, dtype, col_stride, row_stride}; }
 };
 
-// C (m,n) = A (m,k) B (k,n), or C += with accumulate; C is row-major f64 with rows ldc apart. Uses
-// all of the stream's threads; each element is summed in one fixed order, so the thread count does
-// not matter.
+// C (m,n) = A (m,k) B (k,n); C is row-major f64 with rows ldc apart. Uses all of the stream's
+// threads; each element is summed in one fixed order, so the thread count does not matter.
 void product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
-                 const MatrixRef& b, double* c, int64_t ldc, bool accumulate = false);
+                 const MatrixRef& b, double* c, int64_t ldc);
+// C += A B
+void add_product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
+                     const MatrixRef& b, double* c, int64_t ldc);
 
 // C (m,m) = A (m,k) B (k,m) where the product is known to be symmetric: computes half of it and
 // mirrors it.

@@ -72,10 +72,10 @@ void sum_narrow(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   void* scratch = CpuState::of(ctx).scratch(CpuState::kSum, sum.m * sum.n * sizeof(float));
   const GemmOutput wide = {scratch, BALORA_F32, sum.n};
   if (sum.accumulate) {
-    convert_rows(ctx, c.data, c.dtype, c.ld, scratch, BALORA_F32, sum.n, sum.m, sum.n);
+    convert_rows(ctx, {c.data, c.dtype, c.ld}, {scratch, BALORA_F32, sum.n}, sum.m, sum.n);
   }
   sum_wide(ctx, sum, wide);
-  convert_rows(ctx, scratch, BALORA_F32, sum.n, c.data, c.dtype, c.ld, sum.m, sum.n);
+  convert_rows(ctx, {scratch, BALORA_F32, sum.n}, {c.data, c.dtype, c.ld}, sum.m, sum.n);
 }
 
 }  // namespace

@@ -12,8 +12,8 @@
 namespace balora {
 namespace {
 
-// ---- f32 and f64: a block of kRows x 2 vectors stays in registers over the whole of k
-// -----------------------------
+// ---- f32 and f64: a block of kRows x 2 vectors stays in registers over the whole of k -----------
+
 template <typename T, int kBytes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kBytes), may_alias));
@@ -83,7 +83,7 @@ LEVEL(f64_avx512, double, AVX512_TARGET, 64, 8)
 #undef LEVEL
 
 #if BALORA_X86
-// What the function was compiled for, and what products are held to.
+// Whether the function was compiled for AVX2, and products may use it.
 bool has_avx2() {
   return cpu_level() >= CpuLevel::kAvx2 && __builtin_cpu_supports("avx2") &&
          __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
@@ -111,8 +111,8 @@ Product<double> choose_f64() {
   return f64_plain;
 }
 
-// ---- bf16
-// ----------------------------------------------------------------------------------------------------------
+// ---- bf16 ---------------------------------------------------------------------------------------
+
 using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t,
                              bool);
 

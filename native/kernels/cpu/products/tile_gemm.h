@@ -36,7 +36,7 @@ void tile_gemm(TileShape shape, const E* a, int64_t lda, const E* b, A* c, int64
   tile_gemm(shape, a, lda, b, shape.n, c, ldc, accumulate);
 }
 
-// What the rows of a product and its depth are counted in.
+// The unit of the rows of a product and of its depth.
 template <typename E>
 int64_t tile_step() {
   return 8;

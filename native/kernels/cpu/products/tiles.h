@@ -92,13 +92,14 @@ struct TileSum {
   TileOutput out;
 };
 
-// What the two columns of a rank hold, and so what A columns the sums that follow get of u.
+// The two columns that a rank has, and so the A columns that the sums that follow get of u.
 enum class FactorForm {
-  kHalves,  // upper and lower halves of w; u's upper halves, then its lower ones, then the upper
-            // again
-  kOnce,    // the same of w; u rounded
-  kChange,  // where w began, and w less that; u, then what the change alone makes of it, each
-            // rounded
+  // Upper and lower halves of w; u's upper halves, then its lower ones, then the upper again.
+  kHalves,
+  // The same of w; u rounded.
+  kOnce,
+  // Where w began, and w less that; u, then what the change alone makes of it, each rounded.
+  kChange,
 };
 
 // u (m,rank) = scale * x w for one factor w, kept in f32 and as A columns of the sums that follow:
@@ -141,7 +142,7 @@ struct RankLine {
   int64_t out_stride;
 };
 
-// Of a value of p, what is multiplied: one bf16, or both halves of a pair.
+// The part of a value of p that is multiplied: one bf16, or both halves of a pair.
 enum class Rounding { kOnce, kHalves };
 
 // p^T x (R,k) in f32, with p's R columns in f32 and x (m,k) bf16 contiguous.

@@ -1,4 +1,4 @@
-// What the tile kernels share: the compiler targets, and AMX's tile configuration.
+// The compiler targets of the tile kernels, and AMX's tile configuration.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -34,7 +34,7 @@ static_assert(sizeof(TileConfig) == 64);
 
 namespace balora {
 
-// Of a static object, since _tile_loadconfig of GCC 12.2 tells the compiler of its first 8 bytes
+// A static object, since _tile_loadconfig of GCC 12.2 tells the compiler of its first 8 bytes
 // alone: the others of a local one would not be written.
 AMX_TARGET inline void configure_tiles() {
   static constexpr TileConfig config;

@@ -3,12 +3,11 @@
 // the bits that fit the type times a power of two, and low + width * u is one rounding of an exact
 // product. The dropout mask is never stored: backward draws it again.
 #include <algorithm>
-#include <cmath>
 
-#include "kernels/cpu/random/philox.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/philox.h"
 
 namespace balora {
 namespace {
@@ -59,12 +58,12 @@ void for_each_tile(const Context* ctx, int64_t n, uint64_t seed, uint64_t stream
   });
 }
 
-// Uniform in [0, 1) with as many bits as the type holds there, so that rounding cannot reach 1.
+// Uniform in [0, 1) with as many bits as the type holds there.
 template <typename T>
 double uniform_of(uint32_t word) {
-  if constexpr (std::is_same_v<T, bf16>) return (word >> 24) * 0x1p-8;
-  if constexpr (std::is_same_v<T, f16>) return (word >> 21) * 0x1p-11;
-  return (word >> 8) * 0x1p-24;
+  return philox_uniform(word, std::is_same_v<T, bf16>  ? kUniformBitsBf16
+                              : std::is_same_v<T, f16> ? kUniformBitsF16
+                                                       : kUniformBitsF32);
 }
 
 template <typename T>
@@ -80,7 +79,7 @@ BALORA_INLINE void drop_range(const T* x, const uint32_t* words, T* y, int64_t n
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const Acc<T> value = load(x[i]) * scale;
-    y[i] = store<T>((words[i] >> 8) >= threshold ? value : Acc<T>(0));
+    y[i] = store<T>(dropout_keeps(words[i], threshold) ? value : Acc<T>(0));
   }
 }
 #define DROP(T)                                                                     \
@@ -146,9 +145,9 @@ int32_t random_normal_kernel(Context* ctx, const balora_random_normal& o) {
 }
 
 int32_t dropout_kernel(Context* ctx, const balora_dropout& o) {
-  const auto threshold = static_cast<uint32_t>(std::llround(o.p * 0x1p24));
+  const uint32_t threshold = dropout_threshold(o.p);
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    const auto scale = o.p < 1 ? static_cast<Acc<T>>(1 / (1 - o.p)) : Acc<T>(0);
+    const auto scale = static_cast<Acc<T>>(dropout_scale(o.p));
     for_each_tile(ctx, view_numel(*o.x), o.seed, o.stream,
                   [&](int64_t begin, const uint32_t* words, int64_t n) {
                     drop(data_of<T>(o.x) + begin, words, data_of<T>(o.y) + begin, n, threshold,

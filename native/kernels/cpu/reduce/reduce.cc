@@ -11,7 +11,7 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 
 namespace balora {
 namespace {
@@ -20,7 +20,7 @@ constexpr int64_t kPiece = 1 << 15;  // elements of a row that one task sums
 constexpr int64_t kColumns = 256;    // columns that one task sums side by side
 constexpr int64_t kGrain = 1 << 14;
 
-// What is added up: x, (x - shift)^2, or e^(x - shift).
+// The terms of a sum: x, (x - shift)^2, or e^(x - shift).
 enum class Term { kValue, kSquare, kExp };
 
 template <Term term, typename A>

@@ -1,5 +1,6 @@
-// What the CPU device keeps between kernels of one stream (the oneDNN engine and its primitive
-// caches). Opaque to everything above the kernels; gemm.cc defines it.
+// The state that the CPU device keeps between the kernels of one stream: oneDNN's engine and stream,
+// a cache of its primitives, and scratch memory. The engine holds it as a void*; cpu_state.cc
+// defines it.
 #pragma once
 #include <cstdint>
 

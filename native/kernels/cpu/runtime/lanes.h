@@ -37,7 +37,7 @@ BF16_TARGET BALORA_INLINE void store_bf16(bf16* to, __mmask16 there, __m512 valu
   _mm256_mask_storeu_epi16(to, there, (__m256i)_mm512_cvtneps_pbh(values));
 }
 
-// What rounding to bf16 takes from a value.
+// The part of a value that rounding to bf16 drops.
 BF16_TARGET BALORA_INLINE __m512 rounding_left(__m512 value) {
   return _mm512_sub_ps(value, widened((__m256i)_mm512_cvtneps_pbh(value)));
 }

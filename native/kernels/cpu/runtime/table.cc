@@ -12,41 +12,26 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/cpu_state.h"
+#include "kernels/shared/guard.h"
 
 namespace balora {
 namespace {
 
-// The kernel's status, or 1 with the message of what it threw.
-template <typename Call>
-int32_t guarded(Context* ctx, const Call& kernel) {
-  try {
-    return kernel();
-  } catch (const std::bad_alloc&) {
-    // workspace() has said why where it was the one to refuse.
-    if (!ctx->error[0]) {
-      std::snprintf(ctx->error, sizeof ctx->error, "out of memory in scratch space");
+struct Device {
+  // The kernel's status, or 1 with the message of what it threw.
+  template <typename Call>
+  static int32_t guarded(Context* ctx, const Call& kernel) {
+    try {
+      return kernel();
+    } catch (const std::bad_alloc&) {
+      // workspace() has said why where it was the one to refuse.
+      if (!ctx->error[0]) {
+        std::snprintf(ctx->error, sizeof ctx->error, "out of memory in scratch space");
+      }
+    } catch (const std::exception& error) {
+      std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
     }
-  } catch (const std::exception& error) {
-    std::snprintf(ctx->error, sizeof ctx->error, "%s", error.what());
-  }
-  return 1;
-}
-
-template <auto Kernel>
-struct Guard;
-
-template <typename O, int32_t (*Kernel)(Context*, const O&)>
-struct Guard<Kernel> {
-  static int32_t call(Context* ctx, const O* operands) {
-    return guarded(ctx, [&] { return Kernel(ctx, *operands); });
-  }
-};
-
-template <typename... Args, int32_t (*Kernel)(Context*, Args...)>
-  requires(!std::is_reference_v<Args> && ...)
-struct Guard<Kernel> {
-  static int32_t call(Context* ctx, Args... args) {
-    return guarded(ctx, [&] { return Kernel(ctx, args...); });
+    return 1;
   }
 };
 
@@ -130,7 +115,7 @@ const KernelTable* cpu_kernel_table() {
       nullptr,
       nullptr,
       nullptr,
-#define KERNEL(name) Guard<&name##_kernel>::call,
+#define KERNEL(name) Guard<Device, &name##_kernel>::call,
 #include "kernels/kernels.def"
   };
   return &table;

@@ -170,4 +170,32 @@ BALORA_INLINE A vsoftplus(A x) {
   return (x > A(0) ? x : A(0)) + (vlog(w) - ((w - A(1)) - u) / w);
 }
 
+// These for the formulas of kernels/shared.
+struct VectorMath {
+  template <typename A>
+  static BALORA_INLINE A exp(A x) {
+    return vexp(x);
+  }
+  template <typename A>
+  static BALORA_INLINE A log(A x) {
+    return vlog(x);
+  }
+  template <typename A>
+  static BALORA_INLINE A tanh(A x) {
+    return vtanh(x);
+  }
+  template <typename A>
+  static BALORA_INLINE A erf(A x) {
+    return verf(x);
+  }
+  template <typename A>
+  static BALORA_INLINE A sigmoid(A x) {
+    return vsigmoid(x);
+  }
+  template <typename A>
+  static BALORA_INLINE A softplus(A x) {
+    return vsoftplus(x);
+  }
+};
+
 }  // namespace balora

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <functional>
 
-#include "kernels/cpu/random/philox.h"
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
+#include "kernels/shared/philox.h"
 #include "support/views.h"
 
 namespace {

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <memory>
 
-#include "kernels/op_codes.h"
+#include "kernels/shared/op_codes.h"
 #include "support/views.h"
 
 namespace {

@@ -20,10 +20,10 @@ constexpr const char* kChild = "BALORA_TEST_ISA_CHILD";
 // Whatever multiplies: products, and the kernels that are made of them. A sanitizer's build takes
 // ten times as long and leaves the second kind, under older instructions, to the uncapped run.
 constexpr const char* kAllCases =
-    "gemm:*,linear:*,matmul:*,quick_svd:*,attention*,tile_gemm*,head losses*,svd ratio*,isa:*";
+    "gemm:*,linear:*,matmul:*,chebyshev_svd:*,attention*,tile_gemm*,head losses*,svd ratio*,isa:*";
 constexpr const char* kCases =
 #if defined(__SANITIZE_ADDRESS__)
-    "gemm:*,linear:*,matmul:*,quick_svd:*,isa:*";
+    "gemm:*,linear:*,matmul:*,chebyshev_svd:*,isa:*";
 #else
     kAllCases;
 #endif

@@ -1,4 +1,4 @@
-// A^T A for the iterations of quick_svd.h, as exactly as they need it: from A rounded to bf16 where
+// A^T A for the iterations of chebyshev_svd.h, as exactly as they need it: from A rounded to bf16 where
 // the CPU multiplies bf16 (AMX, AVX512-BF16), else in f32, and itself kept rounded so. A rounding
 // of 2^-9 moves a subspace by second order in the energy it captures: 1e-6 of the rest, which the
 // products with A itself then take away.
@@ -22,9 +22,9 @@ struct WeightSource {
   int64_t padded_n() const { return tile_padded(n()); }
 };
 
-class RoughGram {
+class LowPrecisionGram {
  public:
-  RoughGram(const WeightSource& w, int64_t block_cols, Arena& arena);
+  LowPrecisionGram(const WeightSource& w, int64_t block_cols, Arena& arena);
   void make(const Context* ctx);
   // Whether G is formed from A as it is: once refined, its products then are within f32's rounding
   // of their largest parts.

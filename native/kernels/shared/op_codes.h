@@ -74,14 +74,14 @@ typedef enum balora_reduce_op {
   BALORA_VARIANCE = 3
 } balora_reduce_op;
 
-// Of a gated activation.
+// Gated activations.
 typedef enum balora_activation {
   BALORA_GATE_SILU = 0,
   BALORA_GATE_GELU = 1,
   BALORA_GATE_GELU_TANH = 2
 } balora_activation;
 
-// Of a loss by row. The mean is over the rows that count.
+// Reductions of a loss by row. The mean is over the rows that count.
 typedef enum balora_reduction {
   BALORA_REDUCTION_NONE = 0,
   BALORA_REDUCTION_SUM = 1,

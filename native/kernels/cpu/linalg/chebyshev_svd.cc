@@ -1,4 +1,4 @@
-#include "kernels/cpu/linalg/quick_svd.h"
+#include "kernels/cpu/linalg/chebyshev_svd.h"
 
 #include <algorithm>
 #include <cmath>
@@ -28,7 +28,7 @@ constexpr double kSmallestPivot = 1e-10;  // of the columns' Gram matrix with a 
 constexpr double kSmallestSigma = 1e-3;
 constexpr double kSmallestRest = 0.05;
 
-int64_t block_cols(const QuickProblem& p) {
+int64_t block_cols(const LowRankProblem& p) {
   return tile_padded(p.rank + p.oversample);
 }
 
@@ -43,7 +43,7 @@ int64_t products_for(int64_t niter) {
 
 // Whether to form A^T A: it costs m n^2 and then saves 4 m n - 2 n^2 a column and product. In bf16
 // its flops are about six times as quick.
-bool gram_pays(const QuickProblem& p) {
+bool gram_pays(const LowRankProblem& p) {
   const double m = static_cast<double>(p.w.m()), n = static_cast<double>(p.w.n());
   const double columns =
       static_cast<double>(block_cols(p)) * static_cast<double>(products_for(p.niter));
@@ -78,9 +78,9 @@ double sum_of_largest(const Matrix& gram, int64_t count) {
   return sum;
 }
 
-class QuickSvd {
+class ChebyshevSvd {
  public:
-  QuickSvd(const QuickProblem& problem, void* scratch)
+  ChebyshevSvd(const LowRankProblem& problem, void* scratch)
       : p_(problem), arena_(scratch), w_(problem.w) {
     const int64_t m = w_.padded_m(), n = w_.padded_n(), b = block_cols(p_);
     for (FloatBlock* block : {&q_, &y_, &z_}) *block = arena_.block(n, b);
@@ -98,22 +98,21 @@ class QuickSvd {
 
   int64_t bytes() const { return arena_.used(); }
 
-  QuickOutcome run(const Context* ctx, SvdResult* result) {
+  SvdOutcome run(const Context* ctx, SvdResult* result) {
     ctx_ = ctx;
     prepare();
     fill_uniform(q_, w_.n(), p_.seed);
     int64_t products = products_for(p_.niter);
     for (int round = 0; round < kMaxRounds; ++round) {
-      if (!iterate(products, round == 0) || !orthonormalise(q_))
-        return QuickOutcome::kIllConditioned;
+      if (!iterate(products, round == 0) || !orthonormalise(q_)) return SvdOutcome::kIllConditioned;
       double before = 0;
-      const QuickOutcome outcome = ritz(&before);
-      if (outcome != QuickOutcome::kDone) return outcome;
+      const SvdOutcome outcome = ritz(&before);
+      if (outcome != SvdOutcome::kDone) return outcome;
       if (p_.niter >= 0 || converged(before)) return finish(result);
       products = kMoreProducts;
       gram_.reset();  // a small gain that stays is its rounding: go on with A itself
     }
-    return QuickOutcome::kStalled;
+    return SvdOutcome::kStalled;
   }
 
  private:
@@ -123,7 +122,7 @@ class QuickSvd {
       if (copied_) {
         auto* to = const_cast<float*>(exact_) + i * cols_;
         const char* from = static_cast<const char*>(w_.data) + i * w_.cols * size;
-        convert_rows(nullptr, from, w_.dtype, w_.cols, to, BALORA_F32, cols_, 1, w_.cols);
+        convert_rows(nullptr, {from, w_.dtype, w_.cols}, {to, BALORA_F32, cols_}, 1, w_.cols);
         std::fill(to + w_.cols, to + cols_, 0.0f);
       }
       total_ += squared_norm(exact_ + i * cols_, cols_);
@@ -220,20 +219,20 @@ class QuickSvd {
 
   // One power iteration with A, then the pairs of A within q. *before: the energy that q captured
   // before that.
-  QuickOutcome ritz(double* before) {
-    if (!orthonormalise(q_)) return QuickOutcome::kIllConditioned;
+  SvdOutcome ritz(double* before) {
+    if (!orthonormalise(q_)) return SvdOutcome::kIllConditioned;
     forward(q_, image_);
     if (ends_with_gram() && spread_ <= kFineSpectrum) return pairs();
     if (p_.niter < 0) *before = sum_of_largest(block_gram(image_, wide_), p_.rank);
     backward(image_, q_);
     for (int pass = 0; pass < 2; ++pass) {
-      if (!orthonormalise(q_)) return QuickOutcome::kIllConditioned;
+      if (!orthonormalise(q_)) return SvdOutcome::kIllConditioned;
     }
     forward(q_, image_);
     return pairs();
   }
 
-  QuickOutcome pairs() {  // of A within q, from its image
+  SvdOutcome pairs() {  // of A within q, from its image
     const EighResult eigen = symmetric_eigen(block_gram(image_, wide_));
     const int64_t b = q_.cols;
     values_.resize(static_cast<size_t>(b));
@@ -245,8 +244,8 @@ class QuickSvd {
       for (int64_t i = 0; i < b; ++i) vectors_(i, j) = eigen.vectors(i, b - 1 - j);
     }
     const double smallest = kSmallestSigma * kSmallestSigma * values_[0];
-    if (!(last_value() > smallest)) return QuickOutcome::kSmallSigma;
-    return rest() > kSmallestRest ? QuickOutcome::kDone : QuickOutcome::kSmallRest;
+    if (!(last_value() > smallest)) return SvdOutcome::kSmallSigma;
+    return rest() > kSmallestRest ? SvdOutcome::kDone : SvdOutcome::kSmallRest;
   }
 
   double last_value() const { return values_[static_cast<size_t>(p_.rank - 1)]; }
@@ -265,7 +264,7 @@ class QuickSvd {
     return gain * ratio / (1 - ratio) <= allowed / 2;
   }
 
-  QuickOutcome finish(SvdResult* result) {
+  SvdOutcome finish(SvdResult* result) {
     const int64_t rank = p_.rank;
     Matrix left = vectors_;
     result->s.clear();
@@ -287,10 +286,10 @@ class QuickSvd {
     for (int64_t i = 0; i < w_.cols; ++i) {
       for (int64_t j = 0; j < rank; ++j) result->vt(j, i) = of_cols.values[i * of_cols.cols + j];
     }
-    return QuickOutcome::kDone;
+    return SvdOutcome::kDone;
   }
 
-  QuickProblem p_;
+  LowRankProblem p_;
   Arena arena_;
   WeightSource w_;
   const Context* ctx_ = nullptr;
@@ -302,7 +301,7 @@ class QuickSvd {
   int64_t rows_, cols_;  // of W, padded
   bool copied_;
   const float* exact_;  // W in f32, padded
-  std::optional<RoughGram> gram_;
+  std::optional<LowPrecisionGram> gram_;
   bool fine_ = false;
   double spread_ = 0;  // of the eigenvalues within q, at the last polynomial
   double total_ = 0;   // |W|_F^2
@@ -313,33 +312,33 @@ class QuickSvd {
 
 }  // namespace
 
-const char* quick_outcome_name(QuickOutcome outcome) {
+const char* svd_outcome_name(SvdOutcome outcome) {
   switch (outcome) {
-    case QuickOutcome::kDone:
+    case SvdOutcome::kDone:
       return "done";
-    case QuickOutcome::kIllConditioned:
+    case SvdOutcome::kIllConditioned:
       return "ill-conditioned";
-    case QuickOutcome::kSmallSigma:
+    case SvdOutcome::kSmallSigma:
       return "small sigma";
-    case QuickOutcome::kSmallRest:
+    case SvdOutcome::kSmallRest:
       return "small rest";
-    case QuickOutcome::kStalled:
+    case SvdOutcome::kStalled:
       return "stalled";
   }
   return "unknown";
 }
 
-bool quick_svd_fits(const QuickProblem& p) {
+bool chebyshev_svd_fits(const LowRankProblem& p) {
   return p.w.dtype != BALORA_F64 && p.w.n() >= kSmallestExtent && 2 * block_cols(p) <= p.w.n();
 }
 
-int64_t quick_svd_bytes(const QuickProblem& problem) {
-  return QuickSvd(problem, nullptr).bytes();
+int64_t chebyshev_svd_bytes(const LowRankProblem& problem) {
+  return ChebyshevSvd(problem, nullptr).bytes();
 }
 
-QuickOutcome quick_svd(const Context* ctx, const QuickProblem& problem, void* scratch,
-                       SvdResult* result) {
-  return QuickSvd(problem, scratch).run(ctx, result);
+SvdOutcome chebyshev_svd(const Context* ctx, const LowRankProblem& problem, void* scratch,
+                         SvdResult* result) {
+  return ChebyshevSvd(problem, scratch).run(ctx, result);
 }
 
 }  // namespace balora

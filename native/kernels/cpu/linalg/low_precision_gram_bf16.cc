@@ -1,4 +1,4 @@
-#include "kernels/cpu/linalg/rough_gram_bf16.h"
+#include "kernels/cpu/linalg/low_precision_gram_bf16.h"
 
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/simd.h"

@@ -1,6 +1,6 @@
 // Philox against the known answers that ship with Random123 (kat_vectors, philox4x32 10), and the
 // normals' moments.
-#include "kernels/cpu/random/philox.h"
+#include "kernels/shared/philox.h"
 
 #include <doctest/doctest.h>
 

@@ -1,9 +1,9 @@
-#include "kernels/cpu/linalg/rough_gram.h"
+#include "kernels/cpu/linalg/low_precision_gram.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/cpu/linalg/rough_gram_bf16.h"
+#include "kernels/cpu/linalg/low_precision_gram_bf16.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
@@ -92,7 +92,7 @@ void round_symmetric(const Context* ctx, const float* sums, int64_t n, bool rest
 
 }  // namespace
 
-RoughGram::RoughGram(const WeightSource& w, int64_t block_cols, Arena& arena)
+LowPrecisionGram::LowPrecisionGram(const WeightSource& w, int64_t block_cols, Arena& arena)
     : w_(w), narrow_(tile_gemm_has_bf16()) {
   const int64_t m = w.padded_m(), n = w.padded_n(), bytes = narrow_ ? 2 : 4;
   left_ld_ = m + 64 / bytes, gram_ld_ = n + 64 / bytes;
@@ -104,12 +104,12 @@ RoughGram::RoughGram(const WeightSource& w, int64_t block_cols, Arena& arena)
   packed_x_ = arena.take<char>(2 * n * block_cols * bytes);
 }
 
-void RoughGram::make(const Context* ctx) {
+void LowPrecisionGram::make(const Context* ctx) {
   narrow_ ? make_in<bf16>(ctx) : make_in<float>(ctx);
 }
 
 template <typename T>
-void RoughGram::make_in(const Context* ctx) {
+void LowPrecisionGram::make_in(const Context* ctx) {
   const int64_t m = w_.padded_m(), n = w_.padded_n();
   const int64_t words = m / kPerWord<T>, left_ld = left_ld_ / kPerWord<T>;
   auto* left = static_cast<uint32_t*>(left_);
@@ -148,21 +148,21 @@ void RoughGram::make_in(const Context* ctx) {
   refined_ = false;
 }
 
-bool RoughGram::refine(const Context* ctx) {
+bool LowPrecisionGram::refine(const Context* ctx) {
   if (!narrow_ || refined_) return false;
   round_symmetric(ctx, sums_, w_.padded_n(), true, static_cast<bf16*>(rest_), gram_ld_);
   refined_ = true;
   return true;
 }
 
-void RoughGram::apply(const Context* ctx, const FloatBlock& x, const FloatBlock& y,
-                      bool fine) const {
+void LowPrecisionGram::apply(const Context* ctx, const FloatBlock& x, const FloatBlock& y,
+                             bool fine) const {
   narrow_ ? apply_in<bf16>(ctx, x, y, fine) : apply_in<float>(ctx, x, y, fine);
 }
 
 template <typename T>
-void RoughGram::apply_in(const Context* ctx, const FloatBlock& x, const FloatBlock& y,
-                         bool fine) const {
+void LowPrecisionGram::apply_in(const Context* ctx, const FloatBlock& x, const FloatBlock& y,
+                                bool fine) const {
   const T *right = nullptr, *right_rest = nullptr;
   if constexpr (std::is_same_v<T, bf16>) {
     auto* packed = static_cast<uint32_t*>(packed_x_);

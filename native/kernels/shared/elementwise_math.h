@@ -1,24 +1,20 @@
-// What the binary ops, their gradients and the comparisons are, for every device. Where both
-// operands are integers they know add, sub, mul, maximum and minimum, and wrap around. Gradients:
-// div da = dy/b, db = -dy*y/b; pow da = dy*b*a^(b-1), db = dy*a^b*ln a; maximum and minimum to the
-// operand that won, half to each in a tie.
+// Binary ops, their gradients and comparisons. Integers have add, sub, mul, maximum and minimum,
+// which wrap around. Gradients:
+//   div      da = dy / b, db = -dy * y / b
+//   pow      da = dy * b * a^(b-1), db = dy * a^b * ln a
+//   maximum, minimum: dy to the operand that won, half to each in a tie
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels/op_codes.h"
-
-#if defined(__CUDACC__)
-#define BALORA_FORMULA __device__ inline
-#else
-#define BALORA_FORMULA inline __attribute__((always_inline))
-#endif
+#include "kernels/shared/host_device.h"
+#include "kernels/shared/op_codes.h"
 
 namespace balora {
 
 template <int Op, typename A>
-BALORA_FORMULA A binary_value(A a, A b) {
+BALORA_HOST_DEVICE A binary_value(A a, A b) {
   if constexpr (std::is_integral_v<A>) {
     using U = std::make_unsigned_t<A>;
     if constexpr (Op == BALORA_ADD) return static_cast<A>(static_cast<U>(a) + static_cast<U>(b));
@@ -37,7 +33,7 @@ BALORA_FORMULA A binary_value(A a, A b) {
 }
 
 template <typename A>
-BALORA_FORMULA void binary_gradients(int32_t op, A dy, A a, A b, A& da, A& db) {
+BALORA_HOST_DEVICE void binary_gradients(int32_t op, A dy, A a, A b, A& da, A& db) {
   if (op == BALORA_DIV) {
     da = dy / b;
     db = -dy * (a / b) / b;
@@ -53,7 +49,7 @@ BALORA_FORMULA void binary_gradients(int32_t op, A dy, A a, A b, A& da, A& db) {
 
 // IEEE: a NaN equals nothing.
 template <typename A>
-BALORA_FORMULA bool comparison(int32_t op, A a, A b) {
+BALORA_HOST_DEVICE bool comparison(int32_t op, A a, A b) {
   switch (op) {
     case BALORA_EQUAL:
       return a == b;

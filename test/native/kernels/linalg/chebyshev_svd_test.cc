@@ -31,7 +31,7 @@ double weight_like(int64_t i) {  // a few large values, then a slow decay, as we
   return 3.0 / (1.0 + static_cast<double>(i)) + 1.0 - 0.0015 * static_cast<double>(i);
 }
 
-Matrix matrix_of(const QuickProblem& p) {
+Matrix matrix_of(const LowRankProblem& p) {
   return widened({p.w.data, p.w.dtype, p.w.cols, 1}, p.w.rows, p.w.cols);
 }
 
@@ -72,25 +72,25 @@ double orthonormality(const Matrix& q) {
   return worst;
 }
 
-QuickOutcome run(const QuickProblem& problem, SvdResult* result) {
+SvdOutcome run(const LowRankProblem& problem, SvdResult* result) {
   TestContext ctx;
-  REQUIRE(quick_svd_fits(problem));
-  const auto bytes = static_cast<size_t>(quick_svd_bytes(problem));
+  REQUIRE(chebyshev_svd_fits(problem));
+  const auto bytes = static_cast<size_t>(chebyshev_svd_bytes(problem));
   void* scratch = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
   std::memset(scratch, 0xff, bytes);  // NaNs: nothing may be read before it is written
-  const QuickOutcome outcome = quick_svd(ctx, problem, scratch, result);
+  const SvdOutcome outcome = chebyshev_svd(ctx, problem, scratch, result);
   std::free(scratch);
   return outcome;
 }
 
-QuickProblem problem_of(const std::vector<float>& w, int64_t rows, int64_t cols, int64_t rank,
+LowRankProblem problem_of(const std::vector<float>& w, int64_t rows, int64_t cols, int64_t rank,
                         int64_t niter) {
   return {{w.data(), BALORA_F32, rows, cols}, rank, niter, 10, 7};
 }
 
-void check_within(const QuickProblem& problem, double excess) {
+void check_within(const LowRankProblem& problem, double excess) {
   SvdResult r;
-  REQUIRE(run(problem, &r) == QuickOutcome::kDone);
+  REQUIRE(run(problem, &r) == SvdOutcome::kDone);
   const Matrix a = matrix_of(problem);
   CHECK(relative_error(a, r) <= optimum(a, problem.rank) * (1 + excess) + 1e-6);
   CHECK(orthonormality(r.u) < 1e-5);
@@ -98,7 +98,7 @@ void check_within(const QuickProblem& problem, double excess) {
   CHECK(std::is_sorted(r.s.rbegin(), r.s.rend()));
 }
 
-std::vector<SvdResult> solve(Context* ctx, const std::vector<QuickProblem>& problems) {
+std::vector<SvdResult> solve(Context* ctx, const std::vector<LowRankProblem>& problems) {
   std::vector<SvdResult> results(problems.size());
   low_rank_svds(ctx, problems, [&](size_t i, const SvdResult& result) {
     CHECK(results[i].s.empty());  // once
@@ -129,7 +129,7 @@ TEST_CASE("orthonormal_weights: Y weights is orthonormal; dependent columns are 
   CHECK_FALSE(orthonormal_weights(Matrix(3, 3), 1e-10, &weights));
 }
 
-TEST_CASE("quick_svd: to convergence, tall, wide, square and odd shapes") {
+TEST_CASE("chebyshev_svd: to convergence, tall, wide, square and odd shapes") {
   for (const auto& [m, n] :
        {std::pair<int64_t, int64_t>{400, 160}, {160, 400}, {192, 192}, {333, 197}, {131, 259}}) {
     const std::vector<float> w = designed(m, n, 11, weight_like);
@@ -137,28 +137,28 @@ TEST_CASE("quick_svd: to convergence, tall, wide, square and odd shapes") {
   }
 }
 
-TEST_CASE("quick_svd: power iterations capture what the f64 ones do, or more") {
+TEST_CASE("chebyshev_svd: power iterations capture what the f64 ones do, or more") {
   const std::vector<float> w = designed(256, 320, 21, weight_like);
   TestContext ctx;
   for (const int64_t niter : {0, 1, 2, 3, 5, 16}) {
-    const QuickProblem problem = problem_of(w, 256, 320, 12, niter);
+    const LowRankProblem problem = problem_of(w, 256, 320, 12, niter);
     SvdResult r;
-    REQUIRE(run(problem, &r) == QuickOutcome::kDone);
+    REQUIRE(run(problem, &r) == SvdOutcome::kDone);
     const Matrix a = matrix_of(problem);
     const SvdResult plain = randomized_svd(ctx, a.ref(), 256, 320, 12, niter, 10, 7);
     CHECK(relative_error(a, r) <= relative_error(a, plain) * (1 + 1e-5) + 1e-6);
   }
 }
 
-TEST_CASE("quick_svd: in bf16, where A^T A is exact, they end without a product with A") {
+TEST_CASE("chebyshev_svd: in bf16, where A^T A is exact, they end without a product with A") {
   const std::vector<float> w = designed(256, 320, 23, weight_like);
   std::vector<bf16> narrow(w.size());
   for (size_t i = 0; i < w.size(); ++i) narrow[i] = to_bf16(w[i]);
   TestContext ctx;
   for (const int64_t niter : {4, 5, 8, 16, 40}) {
-    const QuickProblem problem{{narrow.data(), BALORA_BF16, 256, 320}, 12, niter, 10, 7};
+    const LowRankProblem problem{{narrow.data(), BALORA_BF16, 256, 320}, 12, niter, 10, 7};
     SvdResult r;
-    REQUIRE(run(problem, &r) == QuickOutcome::kDone);
+    REQUIRE(run(problem, &r) == SvdOutcome::kDone);
     const Matrix a = matrix_of(problem);
     const SvdResult plain = randomized_svd(ctx, a.ref(), 256, 320, 12, niter, 10, 7);
     CHECK(relative_error(a, r) <= relative_error(a, plain) + 1e-7);
@@ -167,7 +167,7 @@ TEST_CASE("quick_svd: in bf16, where A^T A is exact, they end without a product 
   }
 }
 
-TEST_CASE("quick_svd: reads bf16 and f16 as they are") {
+TEST_CASE("chebyshev_svd: reads bf16 and f16 as they are") {
   const std::vector<float> w = designed(160, 224, 31, weight_like);
   std::vector<bf16> narrow(w.size());
   std::vector<f16> half(w.size());
@@ -176,7 +176,7 @@ TEST_CASE("quick_svd: reads bf16 and f16 as they are") {
   check_within({{half.data(), BALORA_F16, 160, 224}, 9, -1, 10, 1}, 1e-5);
 }
 
-TEST_CASE("quick_svd: a large first singular value and a large rank") {
+TEST_CASE("chebyshev_svd: a large first singular value and a large rank") {
   const std::vector<float> spiked =
       designed(200, 300, 41, [](int64_t i) { return i ? weight_like(i) : 100.0; });
   check_within(problem_of(spiked, 200, 300, 6, 16), 1e-5);
@@ -184,28 +184,28 @@ TEST_CASE("quick_svd: a large first singular value and a large rank") {
   check_within(problem_of(w, 300, 280, 100, -1), 1e-5);
 }
 
-TEST_CASE("quick_svd: refuses by the numbers, and says why") {
+TEST_CASE("chebyshev_svd: refuses by the numbers, and says why") {
   SvdResult r;
   const auto outcome = [&](const std::vector<float>& w, int64_t rank) {
     return run(problem_of(w, 160, 200, rank, -1), &r);
   };
-  CHECK(outcome(std::vector<float>(160 * 200, 0.0f), 4) == QuickOutcome::kIllConditioned);
+  CHECK(outcome(std::vector<float>(160 * 200, 0.0f), 4) == SvdOutcome::kIllConditioned);
   const auto of_rank_5 = designed(160, 200, 51, [](int64_t i) { return i < 5 ? 1.0 : 0.0; });
-  CHECK(outcome(of_rank_5, 4) != QuickOutcome::kDone);
-  CHECK(outcome(of_rank_5, 8) != QuickOutcome::kDone);
+  CHECK(outcome(of_rank_5, 4) != SvdOutcome::kDone);
+  CHECK(outcome(of_rank_5, 8) != SvdOutcome::kDone);
   CHECK(outcome(designed(160, 200, 53, [](int64_t i) { return std::pow(0.3, i); }), 8) !=
-        QuickOutcome::kDone);
+        SvdOutcome::kDone);
   CHECK(outcome(designed(160, 200, 55,
                          [](int64_t i) {
                            return i < 4 ? 400.0 - static_cast<double>(i) : weight_like(i);
                          }),
-                4) == QuickOutcome::kSmallRest);
+                4) == SvdOutcome::kSmallRest);
   CHECK(outcome(designed(160, 200, 57, [](int64_t i) { return i ? 1e-4 * weight_like(i) : 1.0; }),
-                4) != QuickOutcome::kDone);
-  CHECK(outcome(std::vector<float>(160 * 200, 1e30f), 4) == QuickOutcome::kIllConditioned);
-  CHECK_FALSE(quick_svd_fits(problem_of({}, 100, 200, 4, -1)));
-  CHECK_FALSE(quick_svd_fits(problem_of({}, 200, 200, 95, -1)));
-  CHECK_FALSE(quick_svd_fits({{nullptr, BALORA_F64, 200, 200}, 4, -1, 10, 1}));
+                4) != SvdOutcome::kDone);
+  CHECK(outcome(std::vector<float>(160 * 200, 1e30f), 4) == SvdOutcome::kIllConditioned);
+  CHECK_FALSE(chebyshev_svd_fits(problem_of({}, 100, 200, 4, -1)));
+  CHECK_FALSE(chebyshev_svd_fits(problem_of({}, 200, 200, 95, -1)));
+  CHECK_FALSE(chebyshev_svd_fits({{nullptr, BALORA_F64, 200, 200}, 4, -1, 10, 1}));
 }
 
 TEST_CASE(
@@ -217,7 +217,7 @@ TEST_CASE(
   std::vector<std::vector<double>> values;
   for (const int threads : {1, 2, 3}) {
     TestContext ctx(threads);
-    const std::vector<QuickProblem> problems = {
+    const std::vector<LowRankProblem> problems = {
         problem_of(w, 192, 256, 8, -1), problem_of(steep, 192, 256, 24, -1),
         problem_of(small, 20, 30, 5, 3), problem_of(w, 192, 256, 8, 4)};
     const std::vector<SvdResult> results = solve(ctx, problems);
