@@ -2,14 +2,7 @@
  * Linear modules, and groups of them that read the same input (q, k, v; gate, up) and run as one op. An adapter is installed on a
  * Linear as its `adapter` attribute; a group reads that of each member.
  */
-import {
-  add,
-  columnScale,
-  dropout,
-  type LinearOperands,
-  type LowRank,
-  linearGroup,
-} from '../ops/index.ts';
+import { add, columnScale, dropout, type LinearOperands, linearGroup } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LinearAdapter, LinearUpdate } from './adapter_hook.ts';
 import { Module } from './module.ts';
@@ -81,9 +74,7 @@ function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
 function forwardOperands({ weight, bias: own, adapter }: Linear): ForwardOperands {
   const update = adapter?.update() ?? null;
   if (update === null) return { operands: { weight, bias: own }, update, bias: own };
-  const { a, b, scale, isChange = false, frozen, outputScale } = update;
-  const lowRank: LowRank[] = [{ a, b, scale, isChange }];
-  if (frozen) lowRank.push({ ...frozen, scale: -scale });
+  const { lowRank, outputScale } = update;
   const bias = update.bias ? addBias(own, update.bias, weight.dtype) : own;
   return { operands: { weight, bias: outputScale ? null : bias, lowRank }, update, bias };
 }

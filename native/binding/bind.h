@@ -117,12 +117,12 @@ struct Arg<Tensor> {
     return env.handles().get(v.As<Napi::Number>().Int64Value());
   }
 };
-template <>
-struct Arg<std::optional<Tensor>> {
-  static std::string ts() { return "Handle | null"; }
-  static std::optional<Tensor> from(Env& env, const Napi::Value& v) {
+template <typename T>
+struct Arg<std::optional<T>> {
+  static std::string ts() { return Arg<T>::ts() + " | null"; }
+  static std::optional<T> from(Env& env, const Napi::Value& v) {
     if (v.IsUndefined() || v.IsNull()) return std::nullopt;
-    return Arg<Tensor>::from(env, v);
+    return Arg<T>::from(env, v);
   }
 };
 template <>
@@ -152,6 +152,12 @@ struct Arg<std::vector<T>> {
     return values;
   }
 };
+// A field of an object, for the Arg of a structure.
+template <typename T>
+T field(Env& env, const Napi::Value& object, const char* name) {
+  if (!object.IsObject()) bad_argument("an object", object);
+  return Arg<T>::from(env, field_of(object.As<Napi::Object>(), name));
+}
 template <>
 struct Arg<Napi::Function> {
   static std::string ts() { return "(...args: never[]) => unknown"; }

@@ -25,6 +25,7 @@ napi_value call_js(napi_env env, napi_value function, std::span<const napi_value
 
 // An array's element; a getter may stand behind it.
 Napi::Value element_of(const Napi::Array& array, uint32_t index);
+Napi::Value field_of(const Napi::Object& object, const char* name);
 
 // A native object that JS holds until it is collected or the environment ends. Its type is
 // told by the tag.

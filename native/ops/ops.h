@@ -67,15 +67,24 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const std::str
 // matmul.cc: op(a) (...,M,K), op(b) (...,K,N) -> (...,M,N)
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b);
 
-// linear.cc: x, x_adapter (...,I), weights (O,I), biases (O), a (R,I), b (O,R) -> one (...,O) a
-// weight
+// linear.cc: x, x_adapter (...,I) -> one (...,O) a linear
+struct LowRankFactors {
+  Tensor a, b;  // (R,I), (O,R)
+};
+struct LowRankPart {
+  Tensor a, b;
+  std::optional<LowRankFactors> frozen;  // its start, which is subtracted
+  double scale;
+  bool is_change;
+};
+struct LinearLayer {
+  Tensor weight;                       // (O,I)
+  std::optional<Tensor> bias;          // (O)
+  std::optional<Tensor> output_scale;  // (O) in the accumulator type
+  std::vector<LowRankPart> low_rank;
+};
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
-                                 const std::vector<Tensor>& weights,
-                                 const std::vector<std::optional<Tensor>>& biases,
-                                 const std::vector<Tensor>& a, const std::vector<Tensor>& b,
-                                 const std::vector<double>& scales,
-                                 const std::vector<int64_t>& targets,
-                                 const std::vector<int64_t>& is_change);
+                                 const std::vector<LinearLayer>& linears);
 
 // Declared here because the tape needs them; see their files.
 // convert.cc
@@ -134,9 +143,8 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& x,
 // column_scale.cc: x (...,C), scale (C) in the accumulator type, bias (C) -> x * scale + bias
 Tensor column_scale(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& bias);
 
-// row_norm.cc: ||weight + sum scale b a|| by rows, without a gradient; weight (O,I) -> (O)
-Tensor row_norm(const Tensor& weight, const std::vector<Tensor>& a, const std::vector<Tensor>& b,
-                const std::vector<double>& scales);
+// row_norm.cc: ||weight + sum scale (b a - b0 a0)|| by rows, without a gradient; weight (O,I) -> (O)
+Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts);
 
 // dropout.cc
 Tensor dropout(const Tensor& x, double p, int64_t seed, int64_t stream);

@@ -92,7 +92,8 @@ export async function hookAdapter(model: Model, folder: string): Promise<Record<
     if (pair !== null) {
       const [a, b] = [masterOf(key), masterOf(key.replace('lora_A', 'lora_B'))];
       const scale = config.lora_alpha / (a.shape[0] as number);
-      (model.module(pair[1] as string) as Linear).adapter = { update: () => ({ a, b, scale }) };
+      const lowRank = [{ a, b, scale }];
+      (model.module(pair[1] as string) as Linear).adapter = { update: () => ({ lowRank }) };
     } else if (!path.includes('.lora_')) {
       model.replaceParameter(parameters.get(path) as Tensor, masterOf(key));
     }
