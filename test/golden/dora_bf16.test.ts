@@ -28,7 +28,7 @@ describeShared('DoRA with a bf16 base', [kGolden], () => {
   const load = async () => {
     const { tensors } = await loadSafetensors(sharedPath(`${kGolden}/expected.safetensors`));
     const facts: Facts = JSON.parse(readFileSync(sharedPath(`${kGolden}/expected.json`), 'utf8'));
-    const get = (name: string): Tensor => tensors.get(name) as Tensor;
+    const get = (name: string): Tensor => tensors[name] as Tensor;
     const lowRank = [{ a: get('lora_A'), b: get('lora_B'), scale: facts.layer.scale }];
     const forward = (m: Tensor): Tensor => {
       const linear = new Linear(get('W'));
