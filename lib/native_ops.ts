@@ -68,7 +68,7 @@ export interface NativeOps {
   isFinite(x: Handle): Handle;
   isLeaf(x: Handle): boolean;
   layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
-  linearGroup(x: Handle, adapterInput: Handle | null, weights: readonly (Handle)[], biases: readonly (Handle | null)[], a: readonly (Handle)[], b: readonly (Handle)[], scales: readonly (number)[], linears: readonly (number)[], isChange: readonly (number)[]): (Handle)[];
+  linearGroup(x: Handle, adapterInput: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; frozen: { a: Handle; b: Handle } | null; scale: number; isChange: boolean })[] })[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
   logSumExp(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle;
@@ -98,7 +98,7 @@ export interface NativeOps {
   rmsNorm(x: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): Handle;
   rmsNormAdd(x: Handle, residual: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): [Handle, Handle];
   rope(x: Handle, cos: Handle, sin: Handle, positions: Handle): Handle;
-  rowNorm(weight: Handle, a: readonly (Handle)[], b: readonly (Handle)[], scales: readonly (number)[]): Handle;
+  rowNorm(weight: Handle, lowRank: readonly ({ a: Handle; b: Handle; frozen: { a: Handle; b: Handle } | null; scale: number; isChange: boolean })[]): Handle;
   runGraph(graph: unknown): void;
   safetensorsHeader(file: unknown): unknown;
   safetensorsIndex(path: string): ((string)[])[];

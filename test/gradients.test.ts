@@ -63,13 +63,9 @@ const kChecks: Record<string, GradientCase> = {
     ],
   ],
   linearGroup: [
-    (x, w, a, b) => ops.linear(x, w, { lowRank: [{ a, b, scale: 3 }] }),
-    [
-      [4, 3],
-      [5, 3],
-      [2, 3],
-      [5, 2],
-    ],
+    (x, w, a, b, outputScale, bias) =>
+      ops.linear(x, w, { outputScale, bias, lowRank: [{ a, b, scale: 3 }] }),
+    [[4, 3], [5, 3], [2, 3], [5, 2], [5], [5]],
   ],
   columnScale: [(x, scale, bias) => ops.columnScale(x, scale, bias), [[4, 3], [3], [3]]],
   unary: [(x) => ops.exp(x), [[2, 3]]],

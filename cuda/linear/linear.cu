@@ -70,7 +70,7 @@ bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const b
 void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group) {
   std::vector<Panel> panels;
   for (int32_t i = 0; i < group.count; ++i) {
-    const std::vector<Panel> own = panels_of(group.parts, group.part_count, i, true);
+    const std::vector<Panel> own = panels_of(group.linears[i], i, true);
     panels.insert(panels.end(), own.begin(), own.end());
   }
   const PanelHalves all(std::move(panels));
@@ -81,11 +81,11 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
     u = project_input(ctx, *in.adapted(), all, factors.a);
   }
   for (int32_t i = 0; i < group.count; ++i) {
-    const View &weight = *group.linears[i].weight, &y = *group.linears[i].y;
+    const View &weight = dense(group.linears[i].weight), &y = *group.linears[i].y;
     std::vector<SumTerm> low_rank;
     for (size_t p = 0; u && p < all.panels.size(); ++p) {
       const Panel& panel = all.panels[p];
-      if (panel.part[0]->linear != i) continue;
+      if (panel.linear != i) continue;
       add_terms(low_rank, panel, all.at(p, u), factors.b[p].data, factors.b[p].stride, true);
     }
     const SumTerm base = {data_of<bf16>(in.x),
@@ -94,8 +94,10 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
                           weight.shape[1],
                           static_cast<int32_t>(weight.shape[1]),
                           true};
-    sum_terms(ctx, y.shape[0], y.shape[1], low_rank, {base}, data_of<bf16>(group.linears[i].bias),
-              data_of<bf16>(&y));
+    const LinearOperands& linear = group.linears[i];
+    sum_terms(ctx, low_rank, {base},
+              {y.shape[0], y.shape[1], data_of<bf16>(&y), data_of<bf16>(linear.bias),
+               data_of<float>(linear.output_scale), data_of<bf16>(linear.unscaled)});
   }
 }
 
@@ -151,7 +153,7 @@ void backward_parts(Context* ctx, const LinearInputs& in, const LinearGroup& gro
                     std::vector<SumTerm>& low_rank) {
   const View& dy = *group.linears[linear].y;
   std::vector<Panel> wanted;
-  for (const Panel& panel : panels_of(group.parts, group.part_count, linear, false)) {
+  for (const Panel& panel : panels_of(group.linears[linear], linear, false)) {
     if (panel.part[0]->db) write_db(ctx, dy, *panel.part[0], !panel.change);
     if (panel.part[0]->da || in.adapted_gradient()) wanted.push_back(panel);
   }
@@ -184,13 +186,13 @@ void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& grou
     const View* dy = group.linears[i].y;
     if (!dy) continue;
     backward_parts(ctx, in, group, i, low_rank);
-    const View& weight = *group.linears[i].weight;
+    const View& weight = dense(group.linears[i].weight);
     base.push_back({data_of<bf16>(dy), data_of<bf16>(&weight), dy->shape[1], weight.shape[1],
                     static_cast<int32_t>(dy->shape[1]), false});
   }
   const auto sum = [&](const View& out, const std::vector<SumTerm>& thin,
                        const std::vector<SumTerm>& products) {
-    sum_terms(ctx, out.shape[0], out.shape[1], thin, products, nullptr, data_of<bf16>(&out));
+    sum_terms(ctx, thin, products, {out.shape[0], out.shape[1], data_of<bf16>(&out)});
   };
   if (in.dx) sum(*in.dx, in.x_adapter ? std::vector<SumTerm>() : low_rank, base);
   if (in.x_adapter && in.dx_adapter) sum(*in.dx_adapter, low_rank, {});
@@ -200,20 +202,22 @@ void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& grou
 
 int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
   const LinearInputs in = {o.x, o.x_adapter, nullptr, nullptr};
-  const LinearGroup group = {o.linears, o.count, o.parts, o.part_count};
+  const LinearGroup group = {o.linears, o.count};
   o.x->dtype == BALORA_BF16 ? forward_bf16(ctx, in, group) : linear_forward_wide(ctx, in, group);
   return 0;
 }
 
 int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
-  for (int32_t p = 0; p < o.part_count; ++p) {
-    if (o.linears[o.parts[p].linear].y) continue;
-    if (o.parts[p].da) fill_zero(ctx, *o.parts[p].da);
-    if (o.parts[p].db) fill_zero(ctx, *o.parts[p].db);
+  for (int32_t i = 0; i < o.count; ++i) {
+    if (o.linears[i].y) continue;
+    for (const LowRankOperands& part : parts_of(o.linears[i])) {
+      if (part.da) fill_zero(ctx, *part.da);
+      if (part.db) fill_zero(ctx, *part.db);
+    }
   }
   const LinearInputs in = {o.x, o.x_adapter, o.dx, o.dx_adapter};
-  const LinearGroup group = {o.linears, o.count, o.parts, o.part_count};
-  if (o.linears[0].weight->dtype == BALORA_BF16) {
+  const LinearGroup group = {o.linears, o.count};
+  if (dense(o.linears[0].weight).dtype == BALORA_BF16) {
     backward_bf16(ctx, in, group);
   } else {
     linear_backward_wide(ctx, in, group);

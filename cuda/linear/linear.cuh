@@ -7,8 +7,6 @@ namespace balora::cuda {
 struct LinearGroup {
   const LinearOperands* linears;
   int32_t count;
-  const LowRankOperands* parts;
-  int32_t part_count;
 };
 
 struct LinearInputs {

@@ -1,5 +1,5 @@
 // The tensor-core kernel of the linears: C (M,N) = sum over terms of A_t (M,K_t) B_t (K_t,N) in
-// bf16, one f32 sum, then an f32 addend, the bias and one rounding. Terms are walked as one long
+// bf16, one f32 sum, then an f32 addend, the scale and the bias of the columns and one rounding. Terms are walked as one long
 // inner extent, so a base product and its low-rank parts share the pipeline and the accumulators.
 // A block of four warps makes a Tile x Tile piece of C in steps of 32 of the inner extent, each
 // warp a quarter of it by mma m16n8k16. Of a step, 2 * Tile * 32 elements come by cp.async into one
@@ -188,6 +188,11 @@ class SumTile {
       first += from[0];
       if (both) second += from[1];
     }
+    if (args_.unscaled) write_bf16(args_.unscaled, row, column, first, second);
+    if (args_.scale) {
+      first *= args_.scale[column];
+      if (both) second *= args_.scale[column + 1];
+    }
     if (args_.bias) {
       first += load(args_.bias[column]);
       if (both) second += load(args_.bias[column + 1]);
@@ -198,7 +203,13 @@ class SumTile {
       if (both) to[1] = second;
       return;
     }
-    bf16* to = args_.c + row * args_.n + column;
+    write_bf16(args_.c, row, column, first, second);
+  }
+
+  // Two neighbours of a bf16 (M,N), the second if it is inside.
+  __device__ void write_bf16(bf16* c, int64_t row, int64_t column, float first, float second) {
+    bf16* to = c + row * args_.n + column;
+    const bool both = column + 1 < args_.n;
     if (both && args_.pairs) {
       *reinterpret_cast<Pack<bf16, 2>*>(to) = {store<bf16>(first), store<bf16>(second)};
       return;

@@ -2,8 +2,8 @@
 // (BALORA_CUDA_LINEAR=own|cublas decides by hand). Own kernel: one pass, nothing of C's size beside
 // C, at mma.sync's rate: about 85 % of cuBLAS's on sm_80 to sm_89, about 430 of 700 TFLOP/s on
 // sm_90, where only cuBLAS has wgmma. cuBLAS:
-// - A weight alone, without bias: into C, rounded by cuBLAS.
-// - A weight and one low-rank term (a pair's change), no bias: the low-rank product goes to C
+// - A weight alone, without bias or scale: into C, rounded by cuBLAS.
+// - A weight and one low-rank term (a pair's change), neither bias nor scale: the low-rank product goes to C
 // first,
 //   rounded to bf16, and the base's adds C to its f32 sum before it rounds: 4 more bytes an element
 //   of C, half of them under the base's product. The first rounding is 2^-8 of the change at most,
@@ -63,7 +63,8 @@ void launch_sum(Context* ctx, SumArgs args, const SumTerm* terms, size_t count) 
     term.b_aligned = row_aligned(term.b, term.b_stride);
     args.steps += static_cast<int32_t>(ceil_div(term.k, kStep));
   }
-  args.pairs = args.n % 2 == 0 && reinterpret_cast<uintptr_t>(args.c) % 4 == 0;
+  args.pairs = args.n % 2 == 0 && reinterpret_cast<uintptr_t>(args.c) % 4 == 0 &&
+               reinterpret_cast<uintptr_t>(args.unscaled) % 4 == 0;
   const int64_t large = ceil_div(args.m, 128) * ceil_div(args.n, 128);
   if (large >= state_of(ctx).multiprocessors) {
     start<128>(ctx, args);
@@ -77,7 +78,7 @@ void sum_with_kernel(Context* ctx, SumArgs args, const std::vector<SumTerm>& ter
   size_t first = 0;
   while (terms.size() - first > kMaxTerms) {
     SumArgs part = args;
-    part.bias = nullptr;
+    part.bias = nullptr, part.scale = nullptr, part.unscaled = nullptr;
     part.wide =
         args.addend ? const_cast<float*>(args.addend) : workspace<float>(ctx, args.m * args.n);
     launch_sum(ctx, part, terms.data() + first, kMaxTerms);
@@ -95,7 +96,7 @@ void multiply(Context* ctx, int64_t m, int64_t n, const SumTerm& term, double be
 
 void sum_with_cublas(Context* ctx, const SumArgs& args, const std::vector<SumTerm>& low_rank,
                      const std::vector<SumTerm>& base) {
-  if (low_rank.size() <= 1 && base.size() == 1 && !args.bias) {
+  if (low_rank.size() <= 1 && base.size() == 1 && !args.bias && !args.scale) {
     const GemmResult c = {args.c, BALORA_BF16, args.n};
     if (!low_rank.empty()) multiply(ctx, args.m, args.n, low_rank[0], 0, c);
     return multiply(ctx, args.m, args.n, base[0], low_rank.empty() ? 0 : 1, c);
@@ -112,6 +113,7 @@ void sum_with_cublas(Context* ctx, const SumArgs& args, const std::vector<SumTer
     SumArgs part = args;
     part.m = std::min(block, args.m - first);
     part.c = args.c + first * args.n;
+    if (args.unscaled) part.unscaled = args.unscaled + first * args.n;
     part.addend = sums;
     double beta = 0;
     for (const SumTerm& term : moved(base, first)) {
@@ -124,14 +126,15 @@ void sum_with_cublas(Context* ctx, const SumArgs& args, const std::vector<SumTer
 
 }  // namespace
 
-void sum_terms(Context* ctx, int64_t m, int64_t n, const std::vector<SumTerm>& low_rank,
-               const std::vector<SumTerm>& base, const bf16* bias, bf16* c) {
-  if (m == 0 || n == 0) return;
+void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::vector<SumTerm>& base,
+               const SumOutput& out) {
+  if (out.m == 0 || out.n == 0) return;
   SumArgs args{};
-  args.m = m, args.n = n, args.bias = bias, args.c = c;
+  args.m = out.m, args.n = out.n, args.c = out.c;
+  args.bias = out.bias, args.scale = out.scale, args.unscaled = out.unscaled;
   int64_t inner = 0;
   for (const SumTerm& term : base) inner += term.k;
-  if (!base.empty() && uses_cublas(ctx, m, n, inner)) {
+  if (!base.empty() && uses_cublas(ctx, out.m, out.n, inner)) {
     return sum_with_cublas(ctx, args, low_rank, base);
   }
   std::vector<SumTerm> terms = low_rank;

@@ -26,17 +26,28 @@ struct SumArgs {
   int32_t count;
   int32_t steps;        // of the inner extents, all terms together
   const float* addend;  // (M,N) or null
+  const float* scale;   // (N) or null: 1
   const bf16* bias;     // (N) or null
+  bf16* unscaled;       // (M,N) or null
   bf16* c;
   float* wide;
   bool pairs;  // two neighbours of C may be written at once
   SumTerm terms[kMaxTerms];
 };
 
-// c (M,N) = sum of terms + bias. `base` are the products with weights, which cuBLAS may take over;
+// c (M,N) = scale * sum of terms + bias, and `unscaled` that sum itself; all but c may be null.
+struct SumOutput {
+  int64_t m, n;
+  bf16* c;
+  const bf16* bias = nullptr;    // (N)
+  const float* scale = nullptr;  // (N)
+  bf16* unscaled = nullptr;      // (M,N)
+};
+
+// `base` are the products with weights, which cuBLAS may take over;
 // `low_rank` are summed before them, so that parts which cancel leave the base alone to the last
 // bit.
-void sum_terms(Context* ctx, int64_t m, int64_t n, const std::vector<SumTerm>& low_rank,
-               const std::vector<SumTerm>& base, const bf16* bias, bf16* c);
+void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::vector<SumTerm>& base,
+               const SumOutput& out);
 
 }  // namespace balora::cuda

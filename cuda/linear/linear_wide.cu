@@ -22,54 +22,84 @@ struct WideSum {
   double beta = 0;
 };
 
-// y = sum + bias, rounded.
+// y = scale * sum + bias, rounded; `unscaled` is the sum, rounded. All but y may be null; the sum may
+// be y.
 template <typename T>
-__global__ void finish_sum(const Acc<T>* sum, const T* bias, T* y, int64_t n, int64_t cols) {
+struct Finished {
+  const Acc<T>* scale;
+  const T* bias;
+  T *unscaled, *y;
+};
+template <typename T>
+__global__ void finish_sum(const Acc<T>* sum, Finished<T> out, int64_t n, int64_t cols) {
   for (int64_t at = thread_index(); at < n; at += thread_count()) {
-    y[at] = store<T>(bias ? sum[at] + load(bias[at % cols]) : sum[at]);
+    Acc<T> value = sum[at];
+    if (out.unscaled) out.unscaled[at] = store<T>(value);
+    if (out.scale) value *= out.scale[at % cols];
+    out.y[at] = store<T>(out.bias ? value + load(out.bias[at % cols]) : value);
   }
 }
 
-void finish(Context* ctx, const WideSum& sum, const View* bias, const View& y) {
+// `linear` has what is done to the sum before it is rounded to y; null: nothing.
+void finish(Context* ctx, const WideSum& sum, const View& y, const LinearOperands* linear) {
   const int64_t n = view_numel(y);
   if (n == 0) return;
   if (sum.beta == 0) fill_zero(ctx, sum.view);
-  if (sum.view.dtype == y.dtype && !bias) return;
+  const LinearOperands plain = linear ? *linear : LinearOperands{};
+  if (sum.view.dtype == y.dtype && !plain.bias && !plain.output_scale) return;
   dispatch_float(y.dtype, [&]<typename T>() {
-    launch(ctx, "linear", elements(n), finish_sum<T>, data_of<Acc<T>>(&sum.view), data_of<T>(bias),
-           data_of<T>(&y), n, y.shape[1]);
+    const Finished<T> out = {data_of<Acc<T>>(plain.output_scale), data_of<T>(plain.bias),
+                             data_of<T>(plain.unscaled), data_of<T>(&y)};
+    launch(ctx, "linear", elements(n), finish_sum<T>, data_of<Acc<T>>(&sum.view), out, n,
+           y.shape[1]);
   });
 }
 
-View gradient_of_u(Context* ctx, const View& dy, const LowRankOperands& part) {
-  View du = dy;
-  du.shape[1] = part.b->shape[1];
-  du.dtype = part.b->dtype;
-  du.data = workspace<char>(ctx, view_numel(du) * element_size(du.dtype));
-  gemm(ctx, {du.shape[0], du.shape[1], dy.shape[1]}, part.scale, operand(dy), operand(*part.b), 0,
-       result(du));
-  return du;
+// A product of a part: its own factors, or those of its start, which is subtracted and has neither
+// u nor gradients to write.
+struct Product {
+  const View *a, *b, *u, *da, *db;
+  double scale;
+};
+
+std::vector<Product> products_of(const LinearOperands& linear) {
+  std::vector<Product> products;
+  for (const LowRankOperands& part : parts_of(linear)) {
+    products.push_back({part.a, part.b, part.u, part.da, part.db, part.scale});
+    if (!part.start_a) continue;
+    products.push_back({part.start_a, part.start_b, nullptr, nullptr, nullptr, -part.scale});
+  }
+  return products;
+}
+
+// (N,R) in the factors' type: x a^T, or scale dy b.
+View projected(Context* ctx, double scale, const View& x, const GemmOperand& factor,
+               const View& shape) {
+  gemm(ctx, {shape.shape[0], shape.shape[1], x.shape[1]}, scale, operand(x), factor, 0,
+       result(shape));
+  return shape;
+}
+View scratch(Context* ctx, int64_t rows, const View& b) {
+  View view = b;  // (O,R)
+  view.shape[0] = rows;
+  view.data = workspace<char>(ctx, view_numel(view) * element_size(view.dtype));
+  return view;
 }
 
 }  // namespace
 
 void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group) {
-  for (int32_t p = 0; p < group.part_count; ++p) {
-    const LowRankOperands& part = group.parts[p];
-    gemm(ctx, {part.u->shape[0], part.u->shape[1], part.a->shape[1]}, 1, operand(*in.adapted()),
-         operand(*part.a, true), 0, result(*part.u));
-  }
   for (int32_t i = 0; i < group.count; ++i) {
-    const View &weight = *group.linears[i].weight, &y = *group.linears[i].y;
+    const View &weight = dense(group.linears[i].weight), &y = *group.linears[i].y;
     WideSum sum(ctx, y);
-    for (int32_t p = 0; p < group.part_count; ++p) {
-      const LowRankOperands& part = group.parts[p];
-      if (part.linear != i) continue;
-      sum.add(ctx, part.scale, operand(*part.u), operand(*part.b, true), part.b->shape[1]);
+    for (const Product& part : products_of(group.linears[i])) {
+      const View u = projected(ctx, 1, *in.adapted(), operand(*part.a, true),
+                               part.u ? *part.u : scratch(ctx, y.shape[0], *part.b));
+      sum.add(ctx, part.scale, operand(u), operand(*part.b, true), part.b->shape[1]);
     }
     // Last, so that parts which cancel leave the base alone to the last bit.
     sum.add(ctx, 1, operand(*in.x), operand(weight, true), weight.shape[1]);
-    finish(ctx, sum, group.linears[i].bias, y);
+    finish(ctx, sum, y, &group.linears[i]);
   }
 }
 
@@ -78,30 +108,32 @@ void linear_backward_wide(Context* ctx, const LinearInputs& in, const LinearGrou
   std::vector<WideSum> sums;  // of dx and of the low-rank part where that is another
   if (dx) sums.emplace_back(ctx, *dx);
   if (in.x_adapter && adapted) sums.emplace_back(ctx, *adapted);
-  for (int32_t p = 0; p < group.part_count; ++p) {
-    const LowRankOperands& part = group.parts[p];
-    const View* dy = group.linears[part.linear].y;
+  for (int32_t i = 0; i < group.count; ++i) {
+    const View* dy = group.linears[i].y;
     if (!dy) continue;
     const int64_t n = dy->shape[0];
-    if (part.db) {
-      gemm(ctx, {part.db->shape[0], part.db->shape[1], n}, part.scale, operand(*dy, true),
-           operand(*part.u), 0, result(*part.db));
+    for (const Product& part : products_of(group.linears[i])) {
+      if (part.db) {
+        gemm(ctx, {part.db->shape[0], part.db->shape[1], n}, part.scale, operand(*dy, true),
+             operand(*part.u), 0, result(*part.db));
+      }
+      if (!part.da && !adapted) continue;
+      const View du = projected(ctx, part.scale, *dy, operand(*part.b), scratch(ctx, n, *part.b));
+      if (part.da) {
+        gemm(ctx, {part.da->shape[0], part.da->shape[1], n}, 1, operand(du, true),
+             operand(*in.adapted()), 0, result(*part.da));
+      }
+      if (adapted) sums.back().add(ctx, 1, operand(du), operand(*part.a), du.shape[1]);
     }
-    if (!part.da && !adapted) continue;
-    const View du = gradient_of_u(ctx, *dy, part);
-    if (part.da) {
-      gemm(ctx, {part.da->shape[0], part.da->shape[1], n}, 1, operand(du, true),
-           operand(*in.adapted()), 0, result(*part.da));
-    }
-    if (adapted) sums.back().add(ctx, 1, operand(du), operand(*part.a), du.shape[1]);
   }
   for (int32_t i = 0; dx && i < group.count; ++i) {
     const View* dy = group.linears[i].y;
     if (!dy) continue;
-    sums.front().add(ctx, 1, operand(*dy), operand(*group.linears[i].weight), dy->shape[1]);
+    const View& weight = dense(group.linears[i].weight);
+    sums.front().add(ctx, 1, operand(*dy), operand(weight), dy->shape[1]);
   }
-  if (dx) finish(ctx, sums.front(), nullptr, *dx);
-  if (in.x_adapter && adapted) finish(ctx, sums.back(), nullptr, *adapted);
+  if (dx) finish(ctx, sums.front(), *dx, nullptr);
+  if (in.x_adapter && adapted) finish(ctx, sums.back(), *adapted, nullptr);
 }
 
 }  // namespace balora::cuda

@@ -67,10 +67,9 @@ __global__ void join_pairs(const float* products, int64_t product_stride, int64_
   }
 }
 
-// A change's products: u of its parts from x A^T and x (A - A0)^T, or their sum.
+// A change's products: u from x A^T beside x (A - A0)^T, or their sum.
 __global__ void join_change(const float* products, int64_t product_stride, int64_t n, int64_t width,
-                            int64_t rank, bf16* out, int64_t stride, PartOutputs outputs,
-                            bf16* sum) {
+                            int64_t rank, bf16* out, int64_t stride, float* u, bf16* sum) {
   for (int64_t at = thread_index(); at < n * width; at += thread_count()) {
     const int64_t i = at / width, column = at % width;
     const float first = products[i * product_stride + column];
@@ -78,9 +77,7 @@ __global__ void join_change(const float* products, int64_t product_stride, int64
     out[i * stride + column] = store<bf16>(first);
     out[i * stride + width + column] = store<bf16>(second);
     if (sum) sum[at] = store<bf16>(first + second);
-    if (column >= rank) continue;
-    if (outputs.u[0]) outputs.u[0][i * rank + column] = first;
-    if (outputs.u[1]) outputs.u[1][i * rank + column] = first - second;
+    if (column < rank && u) u[i * rank + column] = first;
   }
 }
 
@@ -148,37 +145,26 @@ Masters masters_of(const Panel& panel) {
   return m;
 }
 
-bool start_of(const LowRankOperands& now, const LowRankOperands& start) {
-  return start.linear == now.linear && start.scale == -now.scale &&
-         start.b->shape[1] == now.b->shape[1] && !start.da && !start.db;
-}
-
 int64_t padded(int64_t columns) {
   return ceil_div(columns, 8) * 8;
 }
 
 }  // namespace
 
-std::vector<Panel> panels_of(const LowRankOperands* parts, int32_t count, int32_t linear,
-                             bool interleave) {
-  std::vector<const LowRankOperands*> own;
-  for (int32_t p = 0; p < count; ++p) {
-    if (parts[p].linear == linear) own.push_back(&parts[p]);
-  }
+std::vector<Panel> panels_of(const LinearOperands& linear, int32_t index, bool interleave) {
   std::vector<Panel> panels;
-  for (size_t p = 0; p < own.size(); ++p) {
-    const int64_t rank = own[p]->b->shape[1];
-    if (p + 1 < own.size() && start_of(*own[p], *own[p + 1])) {
-      panels.push_back({2, true, rank, padded(rank), {own[p], own[p + 1]}});
-      ++p;
+  for (const LowRankOperands& part : parts_of(linear)) {
+    const int64_t rank = part.b->shape[1];
+    if (part.start_a) {
+      panels.push_back({index, 1, true, rank, padded(rank), {&part}});
       continue;
     }
     Panel* last = panels.empty() ? nullptr : &panels.back();
     if (!interleave || !last || last->change || last->rank != rank || last->parts == kPanelParts) {
-      panels.push_back({0, false, rank, 0, {}});
+      panels.push_back({index, 0, false, rank, 0, {}});
       last = &panels.back();
     }
-    last->part[last->parts++] = own[p];
+    last->part[last->parts++] = &part;
     last->width = padded(last->parts * rank);
   }
   return panels;
@@ -186,7 +172,7 @@ std::vector<Panel> panels_of(const LowRankOperands* parts, int32_t count, int32_
 
 void FactorSplitter::add_a(const Panel& panel, bf16* out) {
   if (panel.change) {
-    ChangedFactor f = changed_factor(*panel.part[0]->a, *panel.part[1]->a);
+    ChangedFactor f = changed_factor(*panel.part[0]->a, *panel.part[0]->start_a);
     f.padded_rows = panel.width;
     f.out = out, f.stride = f.cols, f.second = panel.width * f.cols;
     changed_.push_back(f);
@@ -205,7 +191,7 @@ void FactorSplitter::add_a(const Panel& panel, bf16* out) {
 
 void FactorSplitter::add_b(const Panel& panel, const Halves& out) {
   if (panel.change) {
-    ChangedFactor f = changed_factor(*panel.part[0]->b, *panel.part[1]->b);
+    ChangedFactor f = changed_factor(*panel.part[0]->b, *panel.part[0]->start_b);
     f.padded_cols = panel.width;
     f.out = out.data, f.stride = out.stride, f.second = out.width;
     f.scale = static_cast<float>(panel.part[0]->scale), f.of_b = true;
@@ -255,7 +241,7 @@ void join_products(Context* ctx, const Panel& panel, int64_t n, const float* pro
   if (count == 0) return;
   if (panel.change) {
     launch(ctx, "low_rank_join", elements(count), join_change, products, stride, n, panel.width,
-           panel.rank, out.halves.data, out.halves.stride, outputs, out.sum);
+           panel.rank, out.halves.data, out.halves.stride, outputs.u[0], out.sum);
   } else {
     launch(ctx, "low_rank_join", elements(count), join_pairs, products, stride, n, panel.width,
            panel.rank, panel.parts, out.halves.data, out.halves.stride, outputs);

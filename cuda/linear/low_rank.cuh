@@ -16,13 +16,13 @@ namespace balora::cuda {
 
 constexpr int kPanelParts = 4;
 
-// Parts of one linear and rank. `width` columns (padded to a multiple of 8), and as many beside
+// Parts of one linear and rank, or one part with a start. `width` columns (padded to a multiple of 8), and as many beside
 // them: of pairs the hi and the lo halves, the columns of several parts interleaved (element j of
 // part p is column j * parts + p), so that parts which cancel meet in the same mma instruction,
 // where equal products of opposite sign give exactly zero; of a change A and A - A0, or s (B - B0)
 // and s B0.
 struct Panel {
-  int32_t parts;
+  int32_t linear, parts;
   bool change;
   int64_t rank, width;
   const LowRankOperands* part[kPanelParts];
@@ -37,10 +37,9 @@ struct Halves {
   const bf16* second() const { return data + width; }
 };
 
-// Panels of the parts of `linear`: changes where there are such, the others with several parts each
-// if `interleave`.
-std::vector<Panel> panels_of(const LowRankOperands* parts, int32_t count, int32_t linear,
-                             bool interleave);
+// Panels of the parts of a linear, the index-th of its group: a change for each part with a start,
+// the others with several parts each if `interleave`.
+std::vector<Panel> panels_of(const LinearOperands& linear, int32_t index, bool interleave);
 
 // Elements (i, j) of the factors of a change, at i * cols + j, which go to i * stride + j and, the
 // second half, `second` further on.

@@ -5,6 +5,7 @@
 // read once; (4096,4096) with R=128 is 4.3 GFLOP against 32 MB of bf16, bound by arithmetic. The
 // tiles' sums are f64 and added in order by a second kernel.
 #include <cmath>
+#include <vector>
 
 #include "elementwise/elementwise.cuh"
 #include "kernels/operands/linear.h"
@@ -12,9 +13,9 @@
 namespace balora::cuda {
 namespace {
 
-constexpr int kSide = 16;   // threads along each side of a tile
-constexpr int kDepth = 16;  // ranks of a strip
-constexpr int kMaxParts = 32;
+constexpr int kSide = 16;      // threads along each side of a tile
+constexpr int kDepth = 16;     // ranks of a strip
+constexpr int kMaxParts = 32;  // in a launch; more are joined to one first
 
 struct Parts {
   const void* a[kMaxParts];  // (R,I)
@@ -138,18 +139,64 @@ __global__ void add_tiles(const double* partial, int64_t tiles, int64_t rows, A*
   }
 }
 
-Parts parts_of(const LowRankOperands* parts, int32_t count) {
-  if (count > kMaxParts) {
-    throw std::runtime_error("row_norm: at most " + std::to_string(kMaxParts) +
-                             " low-rank parts a weight, got " + std::to_string(count));
+// A product scale * B A of the sum: a part's, or its start's.
+struct Product {
+  const View *a, *b;
+  double scale;
+};
+
+std::vector<Product> products_of(const balora_row_norm& o) {
+  std::vector<Product> products;
+  for (int32_t p = 0; p < o.part_count; ++p) {
+    const LowRankOperands& part = o.parts[p];
+    products.push_back({part.a, part.b, part.scale});
+    if (part.start_a) products.push_back({part.start_a, part.start_b, -part.scale});
   }
+  return products;
+}
+
+// to (rows,cols) = scale * from, rows of `to` stride apart.
+template <typename A>
+__global__ void copy_block(const A* from, int64_t rows, int64_t cols, A scale, A* to,
+                           int64_t stride) {
+  for (int64_t at = thread_index(); at < rows * cols; at += thread_count()) {
+    to[at / cols * stride + at % cols] = scale * from[at];
+  }
+}
+
+// One product of all: their A one below the other, their scaled B side by side.
+template <typename A>
+Parts joined(Context* ctx, const std::vector<Product>& products, int64_t rows, int64_t columns) {
+  Parts all{};
+  all.count = 1, all.scale[0] = 1;
+  for (const Product& product : products) all.rank[0] += product.a->shape[0];
+  const int64_t ranks = all.rank[0];
+  A* const a = workspace<A>(ctx, ranks * columns);
+  A* const b = workspace<A>(ctx, ranks * rows);
+  const auto copy = [&](const View& from, double scale, A* to, int64_t stride) {
+    const int64_t count = view_numel(from);
+    if (count == 0) return;
+    launch(ctx, "row_norm", elements(count), copy_block<A>, data_of<A>(&from), from.shape[0],
+           from.shape[1], static_cast<A>(scale), to, stride);
+  };
+  int64_t first = 0;
+  for (const Product& product : products) {
+    copy(*product.a, 1, a + first * columns, columns);
+    copy(*product.b, product.scale, b + first, ranks);
+    first += product.a->shape[0];
+  }
+  all.a[0] = a, all.b[0] = b;
+  return all;
+}
+
+template <typename A>
+Parts parts_of(Context* ctx, const std::vector<Product>& products, int64_t rows, int64_t columns) {
+  if (products.size() > kMaxParts) return joined<A>(ctx, products, rows, columns);
   Parts out{};
-  out.count = count;
-  for (int32_t i = 0; i < count; ++i) {
-    out.a[i] = parts[i].a->data;
-    out.b[i] = parts[i].b->data;
-    out.rank[i] = parts[i].a->shape[0];
-    out.scale[i] = parts[i].scale;
+  for (const Product& product : products) {
+    out.a[out.count] = product.a->data, out.b[out.count] = product.b->data;
+    out.rank[out.count] = product.a->shape[0], out.scale[out.count] = product.scale;
+    ++out.count;
   }
   return out;
 }
@@ -157,15 +204,17 @@ Parts parts_of(const LowRankOperands* parts, int32_t count) {
 }  // namespace
 
 int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
-  const int64_t rows = o.weight->shape[0], columns = o.weight->shape[1];
-  const Parts all = parts_of(o.parts, o.count);
+  const View& weight = dense(o.weight);
+  const int64_t rows = weight.shape[0], columns = weight.shape[1];
+  const std::vector<Product> products = products_of(o);
   if (rows == 0) return 0;
-  dispatch_accumulator(o.weight->dtype, [&]<typename A>() {
+  dispatch_accumulator(weight.dtype, [&]<typename A>() {
     constexpr int64_t kSize = Tile<A>::kSize;
+    const Parts all = parts_of<A>(ctx, products, rows, columns);
     const int64_t tiles = ceil_div(columns, kSize);
     auto* partial = workspace<double>(ctx, tiles * rows);
     const dim3 grid(static_cast<unsigned>(ceil_div(rows, kSize)), static_cast<unsigned>(tiles));
-    launch(ctx, "row_norm", Grid{grid, dim3(kSide * kSide)}, norm_tiles<A>, operand(o.weight), all,
+    launch(ctx, "row_norm", Grid{grid, dim3(kSide * kSide)}, norm_tiles<A>, operand(&weight), all,
            rows, columns, partial);
     launch(ctx, "row_norm", elements(rows), add_tiles<A>, partial, tiles, rows, data_of<A>(o.norm));
   });

@@ -4,7 +4,7 @@ import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
 import type { LowRank } from '../ops/index.ts';
 import { noGrad, type Tensor, unscoped } from '../tensor.ts';
-import { type LowRankPair, lowRankParts, PAIR_KEYS } from './low_rank.ts';
+import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
 import type { Variant, VariantModule } from './methods/method.ts';
 import type { NamedTensor, TrainingPass } from './tuned_model.ts';
 
@@ -72,20 +72,17 @@ export class LoraModule implements LinearAdapter, VariantModule {
     return this.pair.a.shape[0] as number;
   }
 
-  /** The pairs that are added to W, with their scales. */
+  /** The pair that is added to W, with its scale and its frozen start. */
   get parts(): LowRank[] {
-    return lowRankParts(this);
+    const { pair, frozen, scale } = this;
+    return [{ ...pair, scale, frozen, isChange: this.#isChange }];
   }
 
   update(): LinearUpdate | null {
     if (!this.#state.enabled) return null;
-    const { pair, frozen, scale } = this;
     const { pass, dropout: p } = this.#state;
     return this.variant.update(this, {
-      ...pair,
-      scale,
-      isChange: this.#isChange,
-      ...(frozen === null ? {} : { frozen }),
+      lowRank: this.parts,
       ...(pass === null || p === 0
         ? {}
         : { dropout: { p, seed: this.#seed, stream: streamOf(pass) } }),

@@ -1,5 +1,5 @@
 /** The two factors of an update B A, and the products computed from them. */
-import { type LowRank, matmul, mul, sub } from '../ops/index.ts';
+import { matmul, mul, sub } from '../ops/index.ts';
 import { scope, type Tensor } from '../tensor.ts';
 
 /** The two factors of an update B A. */
@@ -17,11 +17,6 @@ export interface ScaledPair {
 
 /** Keys of the pair in a PEFT file, after the module's path. */
 export const PAIR_KEYS = { a: 'lora_A.weight', b: 'lora_B.weight' } as const;
-
-/** The trained pair, followed by the frozen one with a negative scale. */
-export function lowRankParts({ pair, frozen, scale }: ScaledPair): LowRank[] {
-  return [{ ...pair, scale }, ...(frozen === null ? [] : [{ ...frozen, scale: -scale }])];
-}
 
 /** The product B A of a pair, f64. */
 export function productOf({ a, b }: LowRankPair): Tensor {

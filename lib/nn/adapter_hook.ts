@@ -2,23 +2,19 @@
  * Interface between a linear module and its adapter, the only thing that nn knows about adapters. A Linear has
  * `adapter: LinearAdapter | null`; a LinearGroup asks each of its members.
  */
+import type { LowRank } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 
 /**
  * The update of a linear by its adapter. The linear then computes
  *
- *     y = outputScale * (x W^T + scale * ((d a^T) b^T - (d frozen.a^T) frozen.b^T)) + bias of the linear + bias,
+ *     y = outputScale * (x W^T + low-rank parts) + bias of the linear + bias,
  *
- * where d is x after dropout. Products are accumulated in f32 and rounded once.
+ * where the low-rank parts read x after dropout. Products are accumulated in f32 and rounded once.
  */
 export interface LinearUpdate {
-  readonly a: Tensor; // (R,in), f32 master or the activations' dtype
-  readonly b: Tensor; // (out,R)
-  readonly scale: number;
-  /** See `LowRank`. Default false. */
-  readonly isChange?: boolean;
-  /** The adapter's first pair, which is never trained: the part of the pair that W contains already (PiSSA). */
-  readonly frozen?: { readonly a: Tensor; readonly b: Tensor }; // (R0,in), (out,R0)
+  /** The pairs that are added to W, a (R,in) and b (out,R), each with its scale and its frozen start. */
+  readonly lowRank: readonly LowRank[];
   /** Added to the output, f32 (f64 beside f64). */
   readonly bias?: Tensor; // (out)
   /** Multiplied into the output before any bias, f32 (f64 beside f64). */

@@ -2,14 +2,7 @@
  * Linear modules, and groups of them that read the same input (q, k, v; gate, up) and run as one op. An adapter is installed on a
  * Linear as its `adapter` attribute; a group reads that of each member.
  */
-import {
-  add,
-  columnScale,
-  dropout,
-  type LinearOperands,
-  type LowRank,
-  linearGroup,
-} from '../ops/index.ts';
+import { add, dropout, type LinearOperands, linearGroup } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LinearAdapter, LinearUpdate } from './adapter_hook.ts';
 import { Module } from './module.ts';
@@ -57,35 +50,21 @@ export class LinearGroup {
   }
 }
 
-/** Operands of a linear in one forward, its adapter's update included. */
-interface ForwardOperands {
-  readonly operands: LinearOperands;
-  readonly update: LinearUpdate | null;
-  readonly bias: Tensor | null;
-}
-
 function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
-  const all = linears.map(forwardOperands);
-  const drop = all.find(({ update }) => update?.dropout)?.update?.dropout;
-  const outputs = linearGroup(
+  const updates = linears.map(({ adapter }) => adapter?.update() ?? null);
+  const drop = updates.find((update) => update?.dropout)?.dropout;
+  return linearGroup(
     x,
-    all.map(({ operands }) => operands),
+    linears.map((linear, i) => operandsOf(linear, updates[i] ?? null)),
     { adapterInput: drop ? dropout(x, drop) : null },
   );
-  return outputs.map((y, i) => {
-    const { update, bias } = all[i] as ForwardOperands;
-    return update?.outputScale ? columnScale(y, update.outputScale, bias) : y;
-  });
 }
 
-function forwardOperands({ weight, bias: own, adapter }: Linear): ForwardOperands {
-  const update = adapter?.update() ?? null;
-  if (update === null) return { operands: { weight, bias: own }, update, bias: own };
-  const { a, b, scale, isChange = false, frozen, outputScale } = update;
-  const lowRank: LowRank[] = [{ a, b, scale, isChange }];
-  if (frozen) lowRank.push({ ...frozen, scale: -scale });
-  const bias = update.bias ? addBias(own, update.bias, weight.dtype) : own;
-  return { operands: { weight, bias: outputScale ? null : bias, lowRank }, update, bias };
+/** Operands of a linear in one forward, its adapter's update included. */
+function operandsOf({ weight, bias }: Linear, update: LinearUpdate | null): LinearOperands {
+  if (update === null) return { weight, bias };
+  const { lowRank, outputScale = null, bias: added } = update;
+  return { weight, lowRank, outputScale, bias: added ? addBias(bias, added, weight.dtype) : bias };
 }
 
 /** The sum of both biases in the activations' dtype, summed in f32 (f64). */

@@ -1,5 +1,4 @@
 // Matrix products and linear layers, with the low-rank parts of adapters.
-import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -26,14 +25,22 @@ export function matmul(
   return new Tensor(native.matmul(a.handle, b.handle, transposeA, transposeB));
 }
 
-/** A low-rank part of a linear: it adds scale * (x a^T) b^T (LoRA, Hu et al. 2021). */
+/**
+ * A low-rank part of a linear: it adds scale * (x a^T) b^T (LoRA, Hu et al. 2021) or, with a frozen start,
+ * scale * ((x a^T) b^T - (x frozen.a^T) frozen.b^T) (PiSSA).
+ */
 export interface LowRank {
   /** (R, I): f32 (f64 beside f64) whatever x is, so that small steps are not lost; x's dtype is widened. */
   a: Tensor;
   /** (O, R), likewise. */
   b: Tensor;
-  /** Default 1. A negative scale subtracts a frozen pair (PiSSA: W + s (B A - B0 A0)). */
+  /** Default 1. */
   scale?: number;
+  /**
+   * The first values of a and b, of their shapes, if W contains them already: they are subtracted and never get a gradient. While the pair
+   * is close to them, the part is computed from what has changed since, so that it adds exactly 0 before the first step. Default null.
+   */
+  frozen?: { readonly a: Tensor; readonly b: Tensor } | null;
   /**
    * Whether the part by itself is a small change of the linear, as LoRA's is, and not a difference of large terms, as that of an
    * exported PiSSA pair. Beside a bf16 weight the CPU then represents each value of x a^T and b by one bf16 instead of two, which
@@ -48,6 +55,11 @@ export interface LinearOperands {
   weight: Tensor;
   /** (O), of x's dtype. */
   bias?: Tensor | null;
+  /**
+   * (O), f32 (f64 beside f64) whatever x is: multiplied into the sum of the base and the parts, before the bias and the rounding
+   * (DoRA's factor). Default 1.
+   */
+  outputScale?: Tensor | null;
   lowRank?: readonly LowRank[];
 }
 
@@ -58,10 +70,10 @@ export interface LinearOptions {
 }
 
 /**
- * Linears that share their input (q, k, v; gate, up): y = x W^T + bias + sum of scale * (x a^T) b^T for each. The base and
- * the low-rank parts meet in one f32 sum, rounded once; so does the gradient of x over the whole group. The backward
- * never forms a gradient of W that is not wanted, nor one of x below the first adapter; it keeps x and x a^T only where
- * a gradient needs them.
+ * Linears that share their input (q, k, v; gate, up): y = outputScale * (x W^T + their low-rank parts) + bias for each. The
+ * base and the parts meet in one f32 sum, rounded once; so does the gradient of x over the whole group. The backward never
+ * forms a gradient of W that is not wanted, nor one of x below the first adapter; it keeps x, x a^T and the unscaled sum (in
+ * x's dtype) only where a gradient needs them.
  * @param x (..., I), any float dtype
  * @returns (..., O) for each linear
  * @throws ArgumentError for an empty group, or shapes and dtypes that do not fit.
@@ -71,33 +83,30 @@ export function linearGroup(
   linears: readonly LinearOperands[],
   { adapterInput = null }: LinearOptions = {},
 ): Tensor[] {
-  const parts = linears.flatMap(({ lowRank = [] }, linear) =>
-    lowRank.map(({ a, b, scale = 1, isChange = false }) => {
-      if (!Number.isFinite(scale)) {
-        throw new ArgumentError(
-          `linear: the scale of a low-rank part must be finite, got ${scale}`,
-        );
-      }
-      return { a: a.handle, b: b.handle, scale, linear, isChange: Number(isChange) };
-    }),
-  );
   return native
     .linearGroup(
       x.handle,
       adapterInput?.handle ?? null,
-      linears.map(({ weight }) => weight.handle),
-      linears.map(({ bias }) => bias?.handle ?? null),
-      parts.map(({ a }) => a),
-      parts.map(({ b }) => b),
-      parts.map(({ scale }) => scale),
-      parts.map(({ linear }) => linear),
-      parts.map(({ isChange }) => isChange),
+      linears.map(({ weight, bias, outputScale, lowRank = [] }) => ({
+        weight: weight.handle,
+        bias: bias?.handle ?? null,
+        outputScale: outputScale?.handle ?? null,
+        lowRank: lowRank.map(nativePart),
+      })),
     )
     .map((handle) => new Tensor(handle));
 }
 
+/** A low-rank part with handles in place of tensors. */
+function nativePart({ a, b, scale = 1, frozen = null, isChange = false }: LowRank) {
+  return {
+    ...{ a: a.handle, b: b.handle, scale, isChange },
+    frozen: frozen && { a: frozen.a.handle, b: frozen.b.handle },
+  };
+}
+
 /**
- * A linear layer y = x W^T + bias + sum of scale * (x a^T) b^T: a `linearGroup` of one.
+ * A linear layer y = outputScale * (x W^T + low-rank parts) + bias: a `linearGroup` of one.
  * @param x (..., I), any float dtype
  * @param weight (O, I)
  * @returns (..., O)
@@ -123,19 +132,12 @@ export function columnScale(x: Tensor, scale: Tensor, bias: Tensor | null = null
 }
 
 /**
- * The norm of each row of weight + sum of scale * b a, computed without making that sum as a whole. It has no gradient, since DoRA
+ * The norm of each row of weight + sum of scale * (b a - frozen.b frozen.a), computed without making that sum as a whole. It has no gradient, since DoRA
  * (Liu et al. 2024) holds this norm constant.
  * @param weight (O, I), any float dtype
  * @param parts a (R, I) and b (O, R), f32 (f64 beside f64)
  * @returns (O) f32 (f64)
  */
 export function rowNorm(weight: Tensor, parts: readonly LowRank[]): Tensor {
-  return new Tensor(
-    native.rowNorm(
-      weight.handle,
-      parts.map(({ a }) => a.handle),
-      parts.map(({ b }) => b.handle),
-      parts.map(({ scale = 1 }) => scale),
-    ),
-  );
+  return new Tensor(native.rowNorm(weight.handle, parts.map(nativePart)));
 }

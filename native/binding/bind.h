@@ -117,12 +117,12 @@ struct Arg<Tensor> {
     return env.handles().get(v.As<Napi::Number>().Int64Value());
   }
 };
-template <>
-struct Arg<std::optional<Tensor>> {
-  static std::string ts() { return "Handle | null"; }
-  static std::optional<Tensor> from(Env& env, const Napi::Value& v) {
+template <typename T>
+struct Arg<std::optional<T>> {
+  static std::string ts() { return Arg<T>::ts() + " | null"; }
+  static std::optional<T> from(Env& env, const Napi::Value& v) {
     if (v.IsUndefined() || v.IsNull()) return std::nullopt;
-    return Arg<Tensor>::from(env, v);
+    return Arg<T>::from(env, v);
   }
 };
 template <>

@@ -1,13 +1,36 @@
-// Linears with low-rank parts.
+// Linears with low-rank parts, whose operands come as structures.
 #include "binding/bind.h"
 #include "ops/ops.h"
 
 namespace balora::binding {
 
+template <>
+struct Named<LowRankFactors> {
+  static auto fields() {
+    using S = LowRankFactors;
+    return std::tuple{field("a", &S::a), field("b", &S::b)};
+  }
+};
+template <>
+struct Named<LowRankPart> {
+  static auto fields() {
+    using S = LowRankPart;
+    return std::tuple{field("a", &S::a), field("b", &S::b), field("frozen", &S::frozen),
+                      field("scale", &S::scale), field("isChange", &S::is_change)};
+  }
+};
+template <>
+struct Named<LinearLayer> {
+  static auto fields() {
+    using S = LinearLayer;
+    return std::tuple{field("weight", &S::weight), field("bias", &S::bias),
+                      field("outputScale", &S::output_scale), field("lowRank", &S::low_rank)};
+  }
+};
+
 void bind_linear(Module& m) {
-  op(m, "linearGroup", &linear_group,
-     {"x", "adapterInput", "weights", "biases", "a", "b", "scales", "linears", "isChange"},
-     Grad::kYes);
+  op(m, "linearGroup", &linear_group, {"x", "adapterInput", "linears"}, Grad::kYes);
+  op(m, "rowNorm", &row_norm, {"weight", "lowRank"}, Grad::kNone);
 }
 
 }  // namespace balora::binding

@@ -12,6 +12,13 @@
 
 namespace balora {
 
+// The name of an operand of a launch, given by LaunchOperands. One that was undefined has no view.
+struct Slot {
+  static constexpr size_t kNone = SIZE_MAX;
+  size_t index = kNone;
+  bool is_output = false;
+};
+
 struct Launch {
   const KernelTable* kernels;
   Context* ctx;
@@ -23,6 +30,10 @@ struct Launch {
   // Null for an operand that was undefined.
   const View* in(size_t i) const { return present[i] ? &views[i] : nullptr; }
   const View* out(size_t i) const { return in(num_inputs + i); }
+  const View* operator[](Slot slot) const {
+    if (slot.index == Slot::kNone) return nullptr;
+    return slot.is_output ? out(slot.index) : in(slot.index);
+  }
 };
 
 using LaunchFn = std::function<int32_t(Launch&)>;
@@ -45,6 +56,31 @@ inline void launch_in_place(const char* op, std::initializer_list<Tensor> inputs
                             std::initializer_list<Tensor> outputs, LaunchFn fn) {
   launch_in_place(op, std::span(inputs.begin(), inputs.size()),
                   std::span(outputs.begin(), outputs.size()), std::move(fn));
+}
+
+// The tensors of a launch whose kernel takes lists of structures. read() and write() give each a
+// name, by which the launched function finds its view:
+//   LaunchOperands operands;
+//   const Slot x = operands.read(tensor), y = operands.write(result);
+//   launch("op", operands, [=](Launch& l) { return call(l.kernels->op, l.ctx, {.x = l[x], ...}); });
+class LaunchOperands {
+ public:
+  Slot read(const Tensor& tensor) { return add(inputs_, tensor, false); }
+  Slot write(const Tensor& tensor) { return add(outputs_, tensor, true); }
+
+  std::span<const Tensor> inputs() const { return inputs_; }
+  std::span<const Tensor> outputs() const { return outputs_; }
+
+ private:
+  static Slot add(std::vector<Tensor>& list, const Tensor& tensor, bool is_output) {
+    if (!tensor.defined()) return {};
+    list.push_back(tensor);
+    return {list.size() - 1, is_output};
+  }
+  std::vector<Tensor> inputs_, outputs_;
+};
+inline void launch(const char* op, const LaunchOperands& operands, LaunchFn fn) {
+  launch(op, operands.inputs(), operands.outputs(), std::move(fn));
 }
 
 // An operand of a kernel: the field of the kernel's structure, and the tensor whose view it gets

@@ -45,15 +45,26 @@ struct RelativeOperands {
 };
 Tensor relative_attention(const RelativeOperands& operands, double scale, bool causal);
 
-// linear.cc: x, x_adapter (...,I), weights (O,I), biases (O), a (R,I), b (O,R) -> one (...,O) a
-// weight
+// linear.cc: x, x_adapter (...,I) -> one (...,O) a linear
+struct LowRankFactors {
+  Tensor a, b;  // (R,I), (O,R)
+};
+struct LowRankPart {
+  Tensor a, b;
+  std::optional<LowRankFactors> frozen;  // its start, which is subtracted
+  double scale;
+  bool is_change;
+};
+struct LinearLayer {
+  Tensor weight;                       // (O,I)
+  std::optional<Tensor> bias;          // (O)
+  std::optional<Tensor> output_scale;  // (O) in the accumulator type
+  std::vector<LowRankPart> low_rank;
+};
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
-                                 const std::vector<Tensor>& weights,
-                                 const std::vector<std::optional<Tensor>>& biases,
-                                 const std::vector<Tensor>& a, const std::vector<Tensor>& b,
-                                 const std::vector<double>& scales,
-                                 const std::vector<int64_t>& targets,
-                                 const std::vector<int64_t>& is_change);
+                                 const std::vector<LinearLayer>& linears);
+// row_norm.cc: ||weight + sum scale (b a - b0 a0)|| by rows, without a gradient; weight (O,I) -> (O)
+Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts);
 
 // convert.cc
 Tensor to_device(const Tensor& x, Engine& engine);  // x itself where it is there already

@@ -67,18 +67,30 @@ describe('Linear', () => {
     });
   });
 
-  it('adds the pair of its adapter, and subtracts the frozen pair', () => {
+  it('adds the pairs of its adapter, and subtracts the frozen start of one', () => {
     const linear = new Linear(randomTensor([4, 3], { seed: 1 }));
     const base = values(linear.forward(x));
     const [a, b] = [randomTensor([2, 3], { seed: 6 }), randomTensor([4, 2], { seed: 7 })];
-    linear.adapter = adapterOf({ a, b, scale: 0.5 });
+    linear.adapter = adapterOf({ lowRank: [{ a, b, scale: 0.5 }] });
     const part = values(matmul(matmul(x, a, { transposeB: true }), b, { transposeB: true }));
     values(linear.forward(x)).forEach((v, i) => {
       expect(v).toBeCloseTo((base[i] as number) + 0.5 * (part[i] as number), 12);
     });
-    linear.adapter = adapterOf({ a, b, scale: 0.5, frozen: { a, b } });
+    linear.adapter = adapterOf({ lowRank: [{ a, b, scale: 0.5, frozen: { a, b } }] });
     values(linear.forward(x)).forEach((v, i) => {
       expect(v).toBeCloseTo(base[i] as number, 12);
+    });
+    const [c, d] = [randomTensor([1, 3], { seed: 8 }), randomTensor([4, 1], { seed: 9 })];
+    const other = values(matmul(matmul(x, c, { transposeB: true }), d, { transposeB: true }));
+    linear.adapter = adapterOf({
+      lowRank: [
+        { a, b, scale: 0.5 },
+        { a: c, b: d },
+      ],
+    });
+    values(linear.forward(x)).forEach((v, i) => {
+      const want = (base[i] as number) + 0.5 * (part[i] as number) + (other[i] as number);
+      expect(v).toBeCloseTo(want, 12);
     });
     linear.adapter = adapterOf(null);
     expect(values(linear.forward(x))).toEqual(base);

@@ -6,6 +6,13 @@ import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
+/** Each part, and its frozen start as one with the scale negated. */
+const withStarts = (parts: readonly LowRank[]): LowRank[] =>
+  parts.flatMap(({ frozen, ...part }) => [
+    part,
+    ...(frozen ? [{ ...frozen, scale: -(part.scale ?? 1) }] : []),
+  ]);
+
 const masterOf = (dtype: (typeof kFloatTypes)[number]) => (dtype === 'f64' ? 'f64' : 'f32');
 
 describe('columnScale', () => {
@@ -107,9 +114,14 @@ describe('rowNorm', () => {
           b: randomTensor([outs, rank], { seed: rank + 1, dtype: masterOf(dtype) }),
           scale,
         });
-        for (const parts of [[], [part(1, 2)], [part(5, 0.5), part(7, -0.5)]]) {
+        const start = {
+          a: randomTensor([5, ins], { seed: 40, dtype: masterOf(dtype) }),
+          b: randomTensor([outs, 5], { seed: 41, dtype: masterOf(dtype) }),
+        };
+        const lists: LowRank[][] = [[], [part(1, 2)], [part(5, 0.5), part(7, -0.5)]];
+        for (const parts of [...lists, [{ ...part(5, 0.5), frozen: start }, part(3, 1)]]) {
           const sum = values(weight);
-          for (const { a, b, scale = 1 } of parts) {
+          for (const { a, b, scale = 1 } of withStarts(parts)) {
             const [va, vb, rank] = [values(a), values(b), a.shape[0] as number];
             sum.forEach((_, i) => {
               const [o, c] = [Math.floor(i / ins), i % ins];
@@ -158,7 +170,9 @@ describe('rowNorm', () => {
     const [a, b] = [randomTensor([2, 3], { dtype: 'f32' }), randomTensor([4, 2], { dtype: 'f32' })];
     expect(() => rowNorm(weight, [{ a: b, b }])).toThrow('row_norm: a must be (R,I)=(4,3)');
     expect(() => rowNorm(weight, [{ a, b: a }])).toThrow('row_norm: b must be (O,R)=(4,2)');
-    expect(() => rowNorm(weight, [{ a, b, scale: Number.NaN }])).toThrow('a scale is not finite');
+    expect(() => rowNorm(weight, [{ a, b, scale: Number.NaN }])).toThrow(
+      'row_norm: the scale of a low-rank part must be finite, got nan',
+    );
     expect(() => rowNorm(weight, [{ a: randomTensor([2, 3]), b }])).toThrow(
       'row_norm: a must be f32, got f64',
     );

@@ -51,20 +51,17 @@ const kLinears: Call[] = (
 ).map(([rows, ins, outs, rank]) => ({
   leaves: [
     ...[[rows, ins], [rows, ins], [outs, ins], [3, ins], [outs], [3]],
-    ...[
-      [rank, ins],
-      [outs, rank],
-      [2, ins],
-      [3, 2],
-    ].map((shape) => ({ shape, wide: true }) as const),
+    ...[[rank, ins], [outs, rank], [2, ins], [3, 2], [outs]].map(
+      (shape) => ({ shape, wide: true }) as const,
+    ),
   ],
-  of: ([x, own, first, second, bias, other, a, b, c, d]) => {
+  of: ([x, own, first, second, bias, other, a, b, c, d, outputScale]) => {
     const [adapterInput, weight] = [own as Tensor, first as Tensor];
     const change = { a: a as Tensor, b: b as Tensor, scale: 0.5, isChange: true };
     return linearGroup(
       x as Tensor,
       [
-        { weight, bias: bias as Tensor, lowRank: [change] },
+        { weight, bias: bias as Tensor, outputScale: outputScale as Tensor, lowRank: [change] },
         {
           ...{ weight: second as Tensor, bias: other as Tensor },
           lowRank: [{ a: c as Tensor, b: d as Tensor, scale: -1 }],

@@ -73,7 +73,7 @@ export interface VariantModule extends ScaledPair {
   /** Path of the module in the model. */
   readonly name: string;
   readonly linear: Linear;
-  /** The trained pair, followed by the frozen one with a negative scale. */
+  /** The pairs that are added to W, each with its scale and its frozen start. */
   readonly parts: readonly LowRank[];
   /** The trained tensor of one of the variant's parameters. */
   parameter(key: string): Tensor;
@@ -108,8 +108,8 @@ export interface Variant {
   /** The values of `initLoraWeights` that it needs, in words, where it cannot be combined with the given one; null: it can. */
   refuses(initLoraWeights: unknown): string | null;
   /**
-   * The update of a forward, built from that of plain LoRA: the pair, its scale, the frozen pair, and in training the dropout of
-   * A's input.
+   * The update of a forward, built from that of plain LoRA: the low-rank parts (the pair with its scale and frozen start), and in
+   * training the dropout of A's input.
    */
   update(module: VariantModule, plain: LinearUpdate): LinearUpdate;
   /** Whether a small pair may be multiplied in lower precision as a change of the base (`isChange` of a low-rank part). */

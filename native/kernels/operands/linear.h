@@ -10,40 +10,57 @@
 extern "C" {
 #endif
 
-// One of the linears that share an input: y = x W^T + bias.
-typedef struct balora_linear {
-  const balora_view* weight;  // (O,I)
-  const balora_view* bias;    // (O) or null
-  const balora_view* y;  // (N,O); in backward its gradient, null where that output was not used
-} balora_linear;
+// Formats of a weight's values. Another format, such as blocks of quantised values, gets a number
+// here and views in balora_weight; kernels refuse a format that they do not know.
+enum { BALORA_WEIGHT_DENSE = 0 };
 
-// A low-rank part: y[linear] += scale * (x A^T) B^T, with f32 (f64 beside f64) A, B and U = x A^T.
+typedef struct balora_weight {
+  const balora_view* dense;  // (O,I) of the activations' type, if format is BALORA_WEIGHT_DENSE
+  int32_t format;
+} balora_weight;
+
+// A low-rank part of a linear: it adds scale * (x A^T) B^T or, where it has a start (the frozen
+// first values A0 and B0 of a pair that W contains already), scale * ((x A^T) B^T - (x A0^T) B0^T).
+// A, B, A0, B0 and U = x A^T are f32 (f64 beside f64).
 typedef struct balora_low_rank {
-  const balora_view* a;   // (R,I)
-  const balora_view* b;   // (O,R)
-  const balora_view* u;   // (N,R): written by forward, read by backward (null there if db is)
-  const balora_view* da;  // (R,I) written by backward, or null
-  const balora_view* db;  // (O,R) written by backward, or null
+  const balora_view* a;        // (R,I)
+  const balora_view* b;        // (O,R)
+  const balora_view* start_a;  // (R,I) or null
+  const balora_view* start_b;  // (O,R), null if start_a is
+  const balora_view* u;        // (N,R): written by forward, read by backward (null there if db is)
+  const balora_view* da;       // (R,I) written by backward, or null
+  const balora_view* db;       // (O,R) written by backward, or null
   double scale;
-  int32_t linear;     // index of its linear
-  int32_t is_change;  // non-zero: B A is a change of the base, no difference of large terms
+  int32_t is_change;  // non-zero: B A is a small change of W, no difference of large terms
 } balora_low_rank;
 
-// Linears that share x, with their low-rank parts:
-// y = x W^T + bias + sum over parts of scale * U B^T,  U = x_adapter A^T
-// Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once.
+// One of the linears that share an input: y = output_scale * (x W^T + its parts) + bias, rounded
+// once.
+typedef struct balora_linear {
+  balora_weight weight;
+  const balora_view* bias;          // (O) of x's type, or null; not read by backward
+  const balora_view* output_scale;  // (O) f32 (f64 for f64), or null: 1 (DoRA's factor)
+  // (N,O) of x's type: x W^T + the parts, rounded, for the gradient of output_scale. Written by
+  // forward, or null; not read by backward.
+  const balora_view* unscaled;
+  // (N,O); in backward the gradient of x W^T + the parts, null where that output was not used
+  const balora_view* y;
+  const balora_low_rank* parts;
+  int32_t part_count;
+} balora_linear;
+
+// Linears that share x. Weights are of x's type; the CPU packs frozen f32 ones once.
 typedef struct balora_linear_forward {
   const balora_view* x;          // (N,I)
   const balora_view* x_adapter;  // (N,I) the input of the parts (dropout); null: x
   const balora_linear* linears;
   int32_t count;  // of linears
-  const balora_low_rank* parts;
-  int32_t part_count;
 } balora_linear_forward;
 
-// Gradients of the inputs and the parts; those of linears and parts stand in their structures. With
-// dU = scale * dY B: dx = sum of dY W (+ dU A where x_adapter is null),  dx_adapter = sum of dU A
-// da = dU^T x,  db = scale * dY^T U
+// Gradients of the inputs and the parts; those of linears and parts stand in their structures.
+// output_scale and bias are not read: dY is the gradient of x W^T + the parts (column_scale_backward
+// makes it, and the gradients of output_scale and bias). With dU = scale * dY B: dx = sum of dY W + scale * dY (B A - B0 A0) (the latter goes to dx_adapter
+// where there is an x_adapter),  da = dU^T x,  db = scale * dY^T U.
 // Outputs are overwritten; null ones are not computed.
 typedef struct balora_linear_backward {
   const balora_view* x;           // (N,I); may be null if no da is wanted
@@ -52,8 +69,6 @@ typedef struct balora_linear_backward {
   const balora_view* dx_adapter;  // (N,I), or null
   const balora_linear* linears;
   int32_t count;
-  const balora_low_rank* parts;
-  int32_t part_count;
 } balora_linear_backward;
 
 // dweight = dy^T x,  dbias = the sum of dy's rows
@@ -64,20 +79,36 @@ typedef struct balora_linear_weight_backward {
   const balora_view* dbias;    // (O) f32 (f64 for f64), or null
 } balora_linear_weight_backward;
 
-// norm = || weight + sum over parts of scale * b a ||, by rows (DoRA).
+// norm = || weight + sum over parts of scale * (B A - B0 A0) ||, by rows (DoRA).
 typedef struct balora_row_norm {
-  const balora_view* weight;     // (O,I)
-  const balora_low_rank* parts;  // a (R,I), b (O,R) in f32 (f64 for f64)
-  int32_t count;                 // of parts
-  const balora_view* norm;       // (O) f32 (f64 for f64)
+  balora_weight weight;
+  const balora_low_rank* parts;
+  int32_t part_count;
+  const balora_view* norm;  // (O) f32 (f64 for f64)
 } balora_row_norm;
 
 #ifdef __cplusplus
 }  // extern "C"
 
+#include <span>
+#include <stdexcept>
+#include <string>
+
 namespace balora {
 using LinearOperands = balora_linear;
 using LowRankOperands = balora_low_rank;
+
+// The values of a weight, for kernels that know dense weights only.
+inline const View& dense(const balora_weight& weight) {
+  if (weight.format != BALORA_WEIGHT_DENSE || !weight.dense) {
+    throw std::runtime_error("no dense weight, but one of format " + std::to_string(weight.format));
+  }
+  return *weight.dense;
+}
+
+inline std::span<const balora_low_rank> parts_of(const balora_linear& linear) {
+  return {linear.parts, static_cast<size_t>(linear.part_count)};
+}
 }  // namespace balora
 #endif
 

@@ -1,14 +1,16 @@
 // Linears that share their input, each with any number of low-rank parts:
-//   y_i = x W_i^T + bias_i + sum over parts p of i: scale_p (x_adapter A_p^T) B_p^T,  x_adapter = x
-//   unless given.
-// x (...,I), W (O,I), A (R,I), B (O,R). Base and low-rank parts are summed in f32 and rounded once;
-// A and B are f32 (f64 beside f64), or of x's type and then widened. A frozen W never gets a
-// gradient. Kept for backward: x (or how to make it again) and U = x A^T (N,R), each only where a
-// gradient needs it.
+//   y_i = output_scale_i z_i + bias_i,
+//   z_i = x W_i^T + sum over parts p of i: scale_p x_adapter (B_p A_p - B0_p A0_p)^T,
+//   x_adapter = x unless given, B0 A0 where the part has a frozen start.
+// x (...,I), W (O,I), A (R,I), B (O,R), output_scale and bias (O). Base and low-rank parts are summed
+// in f32, scaled and rounded once; A and B are f32 (f64 beside f64), or of x's type and then widened.
+// A frozen W and the start of a part never get a gradient. With dz = output_scale dy in x's type, the
+// gradient of output_scale is the sum of dy z over the rows in f32, from z rounded to x's type. Kept
+// for backward: x (or how to make it again), U = x A^T (N,R) and z, each only where a gradient needs
+// it.
 #include <algorithm>
 
-#include "engine/launch.h"
-#include "ops/ops.h"
+#include "ops/linear/linear_group.h"
 #include "ops/rows.h"
 #include "tape/tape.h"
 
@@ -17,241 +19,294 @@ namespace {
 
 constexpr const char* kOp = "linear";
 
-// Where things stand in the lists of operands: x, x_adapter, weights, biases, a, b.
-struct Layout {
-  size_t linears = 0, parts = 0;
-  std::vector<double> scales;
-  std::vector<int32_t> targets, is_change;
-
-  size_t weight(size_t i) const { return 2 + i; }
-  size_t bias(size_t i) const { return 2 + linears + i; }
-  size_t a(size_t p) const { return 2 + 2 * linears + p; }
-  size_t b(size_t p) const { return 2 + 2 * linears + parts + p; }
-  size_t operands() const { return 2 + 2 * linears + 2 * parts; }
-};
-
 std::string indexed(const char* name, size_t i) {
   return concat(name, "[", i, "]");
 }
 
-void check_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                  size_t i) {
+void check_linear(const Tensor& x, const LinearLayer& linear, size_t i) {
+  const Tensor& weight = linear.weight;
   const std::string name = indexed("weight", i), bias_name = indexed("bias", i);
   check_ndim(kOp, name.c_str(), weight, 2);
   check_shape(kOp, name.c_str(), weight, {weight.dim(0), x.dim(-1)}, "(O,I)");
   check_dtype(kOp, name.c_str(), weight, x.dtype());
   check_same_engine(kOp, x, weight);
-  if (!bias) return;
-  check_shape(kOp, bias_name.c_str(), *bias, {weight.dim(0)}, "(O)");
-  check_dtype(kOp, bias_name.c_str(), *bias, x.dtype());
+  if (linear.bias) {
+    check_shape(kOp, bias_name.c_str(), *linear.bias, {weight.dim(0)}, "(O)");
+    check_dtype(kOp, bias_name.c_str(), *linear.bias, x.dtype());
+  }
+  if (linear.output_scale) {
+    const std::string scale_name = indexed("outputScale", i);
+    check_shape(kOp, scale_name.c_str(), *linear.output_scale, {weight.dim(0)}, "(O)");
+    check_dtype(kOp, scale_name.c_str(), *linear.output_scale, accumulator_dtype(x.dtype()));
+  }
 }
 
-void check_part(const Tensor& x, const Tensor& weight, const Tensor& a, const Tensor& b, size_t p) {
-  const std::string name_a = indexed("a", p), name_b = indexed("b", p);
-  check_float(kOp, name_a.c_str(), a);
-  check_ndim(kOp, name_a.c_str(), a, 2);
-  check_shape(kOp, name_a.c_str(), a, {a.dim(0), x.dim(-1)}, "(R,I)");
-  check_shape(kOp, name_b.c_str(), b, {weight.dim(0), a.dim(0)}, "(O,R)");
+// The factor in the type of the sums, to which it may have to be widened.
+Tensor master_of(const Tensor& x, const std::string& name, const Tensor& factor) {
   const DType master = accumulator_dtype(x.dtype());
-  for (const auto& [name, factor] : {std::pair{name_a, a}, {name_b, b}}) {
-    if (factor.dtype() == master || factor.dtype() == x.dtype()) continue;
+  if (factor.dtype() != master && factor.dtype() != x.dtype()) {
     const std::string other = master == x.dtype() ? "" : concat(" or ", dtype_name(x.dtype()));
     throw ArgumentError(concat("linear: ", name, " must be ", dtype_name(master), other, ", got ",
                                dtype_name(factor.dtype())));
   }
+  return cast(factor, master);
 }
 
-// The kernels' operands, from views in Layout's order; y (or dy) and u follow as given.
-struct Operands {
-  std::vector<LinearOperands> linears;
-  std::vector<LowRankOperands> parts;
+// The operands as they were given, checked, factors in the type of the sums.
+GroupOf<Tensor> checked_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
+                              const std::vector<LinearLayer>& linears) {
+  if (linears.empty()) throw ArgumentError("linear: no weight given");
+  if (x_adapter) {
+    check_shape(kOp, "adapterInput", *x_adapter, x.shape(), "the shape of x");
+    check_dtype(kOp, "adapterInput", *x_adapter, x.dtype());
+  }
+  GroupOf<Tensor> group{.x = x, .x_adapter = x_adapter.value_or(Tensor())};
+  size_t part_count = 0;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    check_linear(x, linears[i], i);
+    LinearOf<Tensor>& linear = group.linears.emplace_back();
+    linear.weight = linears[i].weight, linear.bias = linears[i].bias.value_or(Tensor());
+    linear.output_scale = linears[i].output_scale.value_or(Tensor());
+    for (const LowRankPart& part : linears[i].low_rank) {
+      const PartNames names{indexed("", part_count++)};
+      check_part(kOp, names, part, linear.weight);
+      PartOf<Tensor>& p = linear.parts.emplace_back();
+      p.a = master_of(x, names.of("a"), part.a), p.b = master_of(x, names.of("b"), part.b);
+      if (part.frozen) {
+        p.start_a = master_of(x, names.of("frozen.a"), part.frozen->a);
+        p.start_b = master_of(x, names.of("frozen.b"), part.frozen->b);
+      }
+      p.scale = part.scale, p.is_change = part.is_change;
+    }
+  }
+  return group;
+}
+
+// The tape's inputs, and the place of each operand among them.
+constexpr size_t kNoInput = SIZE_MAX;
+struct TapeInputs {
+  std::vector<Tensor> tensors;
+  GroupOf<size_t> at;
+
+  explicit TapeInputs(const GroupOf<Tensor>& group) {
+    at = map_group<size_t>(group, [this](const Tensor& t) {
+      if (!t.defined()) return kNoInput;
+      tensors.push_back(t);
+      return tensors.size() - 1;
+    });
+  }
 };
-
-Operands operands_of(const Launch& l, const Layout& at) {
-  Operands o;
-  for (size_t i = 0; i < at.linears; ++i) {
-    o.linears.push_back({l.in(at.weight(i)), l.in(at.bias(i)), nullptr});
-  }
-  for (size_t p = 0; p < at.parts; ++p) {
-    o.parts.push_back({l.in(at.a(p)), l.in(at.b(p)), nullptr, nullptr, nullptr, at.scales[p],
-                       at.targets[p], at.is_change[p]});
-  }
-  return o;
-}
 
 // Everything the backward pass keeps.
 struct Kept {
-  Layout at;
+  GroupOf<size_t> at;
+  GroupOf<Saved> operands;  // x, u and the unscaled sums only if a gradient needs them
   Shape x_shape;
-  std::vector<Saved> operands;  // Layout's order; x only if a gradient needs it
-  std::vector<Saved> u;         // per part, likewise
 };
-
-// da and db of the adapters and the gradient of the input, in one launch.
-void backward_low_rank(const Kept& kept, const std::vector<Tensor>& dy, GradSink& sink) {
-  const Layout& at = kept.at;
-  const Tensor weight = kept.operands[at.weight(0)].get();
-  std::vector<Tensor> in, out(2 + 2 * at.parts);
-  for (const Saved& saved : kept.operands) in.push_back(saved.defined() ? saved.get() : Tensor());
-  for (const Saved& u : kept.u) in.push_back(u.defined() ? u.get() : Tensor());
-  in.insert(in.end(), dy.begin(), dy.end());
-  const auto rows = std::find_if(dy.begin(), dy.end(), [](const Tensor& t) { return t.defined(); });
-  const Shape flat = {(*rows).dim(0), weight.dim(1)};
-  bool wanted = false;
-  for (size_t i = 0; i < 2; ++i) {
-    if (sink.wants(i)) out[i] = Tensor::empty(weight.engine(), flat, weight.dtype());
-    wanted |= out[i].defined();
-  }
-  for (size_t p = 0; p < at.parts; ++p) {
-    if (sink.wants(at.a(p))) out[2 + p] = empty_like(in[at.a(p)]);
-    if (sink.wants(at.b(p))) out[2 + at.parts + p] = empty_like(in[at.b(p)]);
-    wanted |= out[2 + p].defined() || out[2 + at.parts + p].defined();
-  }
-  if (!wanted) return;
-  launch("linear_backward", in, out, [at](Launch& l) {
-    Operands o = operands_of(l, at);
-    const size_t u = at.operands(), grads = u + at.parts;
-    for (size_t i = 0; i < at.linears; ++i) o.linears[i].y = l.in(grads + i);
-    for (size_t p = 0; p < at.parts; ++p) {
-      o.parts[p].u = l.in(u + p);
-      o.parts[p].da = l.out(2 + p), o.parts[p].db = l.out(2 + at.parts + p);
-    }
-    return call(l.kernels->linear_backward, l.ctx,
-                {.x = l.in(0),
-                 .x_adapter = l.in(1),
-                 .dx = l.out(0),
-                 .dx_adapter = l.out(1),
-                 .linears = o.linears.data(),
-                 .count = static_cast<int32_t>(at.linears),
-                 .parts = o.parts.data(),
-                 .part_count = static_cast<int32_t>(at.parts)});
-  });
-  for (size_t i = 0; i < 2; ++i) {
-    if (out[i].defined()) sink.add(i, out[i].view(kept.x_shape));
-  }
-  for (size_t p = 0; p < at.parts; ++p) {
-    sink.add(at.a(p), out[2 + p]);
-    sink.add(at.b(p), out[2 + at.parts + p]);
-  }
-}
-
-void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink& sink) {
-  const Layout& at = kept.at;
-  for (size_t i = 0; i < at.linears; ++i) {
-    const bool wants_weight = sink.wants(at.weight(i)), wants_bias = sink.wants(at.bias(i));
-    if (!dy[i].defined() || !(wants_weight || wants_bias)) continue;
-    const DType wide = accumulator_dtype(dy[i].dtype());
-    const auto gradient = [&](bool wanted, const Shape& shape) {
-      return wanted ? Tensor::empty(dy[i].engine(), shape, wide) : Tensor();
-    };
-    const Tensor weight = kept.operands[at.weight(i)].get();
-    const Tensor dweight = gradient(wants_weight, weight.shape());
-    const Tensor dbias = gradient(wants_bias, {weight.dim(0)});
-    const Tensor x = wants_weight ? kept.operands[0].get() : Tensor();
-    using O = balora_linear_weight_backward;
-    launch<O>("linear_weight_backward", &KernelTable::linear_weight_backward,
-              {{&O::dy, dy[i]}, {&O::x, x}}, {{&O::dweight, dweight}, {&O::dbias, dbias}});
-    sink.add(at.weight(i), dweight);
-    sink.add(at.bias(i), dbias);
-  }
-}
 
 bool wants(const Tensor& t) {
   return t.defined() && grad_wanted({t});
 }
 
-Kept keep_for_backward(const Layout& at, const Tensor& x, const std::vector<Tensor>& inputs,
-                       const std::vector<Tensor>& flat, const std::vector<Tensor>& u) {
-  Kept kept{at, x.shape(), {}, {}};
+// `given` as the caller has it; `flat` with rows of x, contiguous factors, and what forward made.
+Kept keep_for_backward(const GroupOf<size_t>& at, const GroupOf<Tensor>& given,
+                       const GroupOf<Tensor>& flat) {
+  const auto save = [](const Tensor& t) { return t.defined() ? Saved(t) : Saved(); };
+  Kept kept{at, {}, given.x.shape()};
+  if (flat.x_adapter.defined()) {
+    kept.operands.x_adapter = Saved::remade(flat.x_adapter, given.x_adapter);
+  }
   bool needs_x = false;
-  for (size_t i = 0; i < at.linears; ++i) needs_x |= wants(inputs[at.weight(i)]);
-  for (size_t p = 0; p < at.parts; ++p) {
-    needs_x |= !inputs[1].defined() && wants(inputs[at.a(p)]);
-    kept.u.push_back(wants(inputs[at.b(p)]) ? Saved(u[p]) : Saved());
+  for (size_t i = 0; i < flat.linears.size(); ++i) {
+    const LinearOf<Tensor>&linear = flat.linears[i], &origin = given.linears[i];
+    needs_x |= wants(origin.weight);
+    LinearOf<Saved>& saved = kept.operands.linears.emplace_back();
+    saved.weight = Saved(linear.weight);
+    saved.output_scale = save(linear.output_scale), saved.unscaled = save(linear.unscaled);
+    for (size_t p = 0; p < linear.parts.size(); ++p) {
+      needs_x |= !given.x_adapter.defined() && wants(origin.parts[p].a);
+      saved.parts.push_back(map_part<Saved>(linear.parts[p], save));
+      if (!wants(origin.parts[p].b)) saved.parts[p].u = Saved();
+    }
   }
-  for (size_t i = 0; i < flat.size(); ++i) {
-    const bool needed = i == 0 ? needs_x : flat[i].defined();
-    const Tensor& origin = i < 2 ? inputs[i] : Tensor();
-    kept.operands.push_back(needed ? Saved::remade(flat[i], origin) : Saved());
-  }
+  if (needs_x) kept.operands.x = Saved::remade(flat.x, given.x);
   return kept;
+}
+
+// The gradients of the inputs and the parts that the sink wants, to be computed.
+GroupOf<Tensor> wanted_gradients(const Kept& kept, const GroupOf<Tensor>& operands, int64_t rows,
+                                 const GradSink& sink) {
+  const auto wanted = [&](size_t input) { return input != kNoInput && sink.wants(input); };
+  const Tensor& weight = operands.linears[0].weight;
+  const Shape flat = {rows, weight.dim(1)};
+  const auto input = [&](size_t at) {
+    return wanted(at) ? Tensor::empty(weight.engine(), flat, weight.dtype()) : Tensor();
+  };
+  GroupOf<Tensor> out{.dx = input(kept.at.x), .dx_adapter = input(kept.at.x_adapter)};
+  for (size_t i = 0; i < operands.linears.size(); ++i) {
+    LinearOf<Tensor>& linear = out.linears.emplace_back();
+    for (size_t p = 0; p < operands.linears[i].parts.size(); ++p) {
+      const PartOf<Tensor>& part = operands.linears[i].parts[p];
+      const PartOf<size_t>& at = kept.at.linears[i].parts[p];
+      PartOf<Tensor>& gradients = linear.parts.emplace_back();
+      if (wanted(at.a)) gradients.da = empty_like(part.a);
+      if (wanted(at.b)) gradients.db = empty_like(part.b);
+    }
+  }
+  return out;
+}
+
+// The gradients of output scales, and of the biases behind them; dy becomes the gradient of the sums
+// before the scale.
+void backward_output_scales(const Kept& kept, std::vector<Tensor>& dy, GradSink& sink) {
+  for (size_t i = 0; i < dy.size(); ++i) {
+    const LinearOf<size_t>& at = kept.at.linears[i];
+    const LinearOf<Saved>& saved = kept.operands.linears[i];
+    if (!dy[i].defined() || !saved.output_scale.defined()) continue;
+    const auto columns = [&](size_t input) {
+      if (input == kNoInput || !sink.wants(input)) return Tensor();
+      return Tensor::empty(dy[i].engine(), {dy[i].dim(1)}, accumulator_dtype(dy[i].dtype()));
+    };
+    const Tensor dsum = empty_like(dy[i]);
+    const Tensor dscale = columns(at.output_scale), dbias = columns(at.bias);
+    using O = balora_column_scale_backward;
+    launch<O>("linear_backward", &KernelTable::column_scale_backward,
+              {{&O::dy, dy[i]},
+               {&O::x, dscale.defined() ? saved.unscaled.get() : Tensor()},
+               {&O::scale, saved.output_scale.get()}},
+              {{&O::dx, dsum}, {&O::dscale, dscale}, {&O::dbias, dbias}});
+    if (dscale.defined()) sink.add(at.output_scale, dscale);
+    if (dbias.defined()) sink.add(at.bias, dbias);
+    dy[i] = dsum;
+  }
+}
+
+// da and db of the parts and the gradients of the inputs, in one launch.
+void backward_parts(const Kept& kept, const std::vector<Tensor>& dy, GradSink& sink) {
+  GroupOf<Tensor> operands = map_group<Tensor>(
+      kept.operands, [](const Saved& s) { return s.defined() ? s.get() : Tensor(); });
+  const auto used = std::find_if(dy.begin(), dy.end(), [](const Tensor& t) { return t.defined(); });
+  const GroupOf<Tensor> out = wanted_gradients(kept, operands, used->dim(0), sink);
+  for (size_t i = 0; i < dy.size(); ++i) {
+    operands.linears[i].y = dy[i];
+    operands.linears[i].output_scale = operands.linears[i].unscaled = Tensor();
+  }
+  LaunchOperands all;
+  GroupOf<Slot> slots = map_group<Slot>(operands, [&](const Tensor& t) { return all.read(t); });
+  slots.dx = all.write(out.dx), slots.dx_adapter = all.write(out.dx_adapter);
+  for (size_t i = 0; i < dy.size(); ++i) {
+    for (size_t p = 0; p < out.linears[i].parts.size(); ++p) {
+      PartOf<Slot>& part = slots.linears[i].parts[p];
+      part.da = all.write(out.linears[i].parts[p].da);
+      part.db = all.write(out.linears[i].parts[p].db);
+    }
+  }
+  if (all.outputs().empty()) return;
+  launch("linear_backward", all, [slots](Launch& l) {
+    const KernelLinears linears(l, slots);
+    return call(l.kernels->linear_backward, l.ctx,
+                {.x = l[slots.x],
+                 .x_adapter = l[slots.x_adapter],
+                 .dx = l[slots.dx],
+                 .dx_adapter = l[slots.dx_adapter],
+                 .linears = linears.data(),
+                 .count = linears.count()});
+  });
+  if (out.dx.defined()) sink.add(kept.at.x, out.dx.view(kept.x_shape));
+  if (out.dx_adapter.defined()) sink.add(kept.at.x_adapter, out.dx_adapter.view(kept.x_shape));
+  for (size_t i = 0; i < dy.size(); ++i) {
+    for (size_t p = 0; p < out.linears[i].parts.size(); ++p) {
+      sink.add(kept.at.linears[i].parts[p].a, out.linears[i].parts[p].da);
+      sink.add(kept.at.linears[i].parts[p].b, out.linears[i].parts[p].db);
+    }
+  }
+}
+
+void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink& sink) {
+  for (size_t i = 0; i < dy.size(); ++i) {
+    const LinearOf<size_t>& at = kept.at.linears[i];
+    const bool wants_weight = sink.wants(at.weight), is_scaled = at.output_scale != kNoInput;
+    const bool wants_bias = !is_scaled && at.bias != kNoInput && sink.wants(at.bias);
+    if (!dy[i].defined() || !(wants_weight || wants_bias)) continue;
+    const DType wide = accumulator_dtype(dy[i].dtype());
+    const auto gradient = [&](bool wanted, const Shape& shape) {
+      return wanted ? Tensor::empty(dy[i].engine(), shape, wide) : Tensor();
+    };
+    const Tensor weight = kept.operands.linears[i].weight.get();
+    const Tensor dweight = gradient(wants_weight, weight.shape());
+    const Tensor dbias = gradient(wants_bias, {weight.dim(0)});
+    const Tensor x = wants_weight ? kept.operands.x.get() : Tensor();
+    using O = balora_linear_weight_backward;
+    launch<O>("linear_weight_backward", &KernelTable::linear_weight_backward,
+              {{&O::dy, dy[i]}, {&O::x, x}}, {{&O::dweight, dweight}, {&O::dbias, dbias}});
+    sink.add(at.weight, dweight);
+    if (wants_bias) sink.add(at.bias, dbias);
+  }
+}
+
+// Enqueues the forward pass; `flat` has its outputs: y, u and the unscaled sums.
+void launch_forward(const GroupOf<Tensor>& flat) {
+  LaunchOperands all;
+  GroupOf<Tensor> inputs = flat;
+  for (LinearOf<Tensor>& linear : inputs.linears) {
+    linear.y = linear.unscaled = Tensor();
+    for (PartOf<Tensor>& part : linear.parts) part.u = Tensor();
+  }
+  GroupOf<Slot> slots = map_group<Slot>(inputs, [&](const Tensor& t) { return all.read(t); });
+  for (size_t i = 0; i < flat.linears.size(); ++i) {
+    const LinearOf<Tensor>& linear = flat.linears[i];
+    slots.linears[i].y = all.write(linear.y);
+    slots.linears[i].unscaled = all.write(linear.unscaled);
+    for (size_t p = 0; p < linear.parts.size(); ++p) {
+      slots.linears[i].parts[p].u = all.write(linear.parts[p].u);
+    }
+  }
+  launch(kOp, all, [slots](Launch& l) {
+    const KernelLinears linears(l, slots);
+    return call(l.kernels->linear_forward, l.ctx,
+                {.x = l[slots.x],
+                 .x_adapter = l[slots.x_adapter],
+                 .linears = linears.data(),
+                 .count = linears.count()});
+  });
 }
 
 }  // namespace
 
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
-                                 const std::vector<Tensor>& weights,
-                                 const std::vector<std::optional<Tensor>>& biases,
-                                 const std::vector<Tensor>& a, const std::vector<Tensor>& b,
-                                 const std::vector<double>& scales,
-                                 const std::vector<int64_t>& targets,
-                                 const std::vector<int64_t>& is_change) {
-  Layout at{weights.size(), a.size(), scales, {}, {}};
-  if (weights.empty()) throw ArgumentError("linear: no weight given");
-  if (biases.size() != weights.size() || b.size() != a.size() || scales.size() != a.size() ||
-      targets.size() != a.size() || is_change.size() != a.size()) {
-    throw ArgumentError("linear: the lists of operands differ in length");
-  }
+                                 const std::vector<LinearLayer>& linears) {
   const Tensor rows = contiguous_rows(kOp, "x", x);
-  if (x_adapter) {
-    check_shape(kOp, "adapterInput", *x_adapter, x.shape(), "the shape of x");
-    check_dtype(kOp, "adapterInput", *x_adapter, x.dtype());
-  }
-  std::vector<Tensor> inputs = {x, x_adapter.value_or(Tensor())}, outputs;
-  for (size_t i = 0; i < at.linears; ++i) check_linear(x, weights[i], biases[i], i);
-  inputs.insert(inputs.end(), weights.begin(), weights.end());
-  for (const auto& bias : biases) inputs.push_back(bias.value_or(Tensor()));
-  const DType master = accumulator_dtype(x.dtype());
-  for (size_t p = 0; p < at.parts; ++p) {
-    if (targets[p] < 0 || targets[p] >= static_cast<int64_t>(at.linears)) {
-      throw ArgumentError(
-          concat("linear: part ", p, " belongs to linear ", targets[p], " of ", at.linears));
-    }
-    at.targets.push_back(static_cast<int32_t>(targets[p]));
-    at.is_change.push_back(is_change[p] != 0);
-    check_part(x, weights[targets[p]], a[p], b[p], p);
-  }
-  for (const Tensor& factor : a) inputs.push_back(cast(factor, master));
-  for (const Tensor& factor : b) inputs.push_back(cast(factor, master));
-
-  std::vector<Tensor> flat = {
-      rows, x_adapter ? contiguous_rows(kOp, "adapterInput", *x_adapter) : Tensor()};
-  for (size_t i = 2; i < inputs.size(); ++i) {
-    flat.push_back(inputs[i].defined() ? contiguous(inputs[i].detach()) : Tensor());
-  }
-  std::vector<Tensor> out, u;
-  for (size_t i = 0; i < at.linears; ++i) {
+  const GroupOf<Tensor> given = checked_group(x, x_adapter, linears);
+  GroupOf<Tensor> in_rows = given;
+  in_rows.x = rows;
+  if (x_adapter) in_rows.x_adapter = contiguous_rows(kOp, "adapterInput", *x_adapter);
+  GroupOf<Tensor> flat = map_group<Tensor>(
+      in_rows, [](const Tensor& t) { return t.defined() ? contiguous(t.detach()) : Tensor(); });
+  std::vector<Tensor> outputs;
+  for (LinearOf<Tensor>& linear : flat.linears) {
     Shape shape = x.shape();
-    shape[shape.ndim() - 1] = weights[i].dim(0);
+    shape[shape.ndim() - 1] = linear.weight.dim(0);
     outputs.push_back(Tensor::empty(x.engine(), shape, x.dtype()));
-    out.push_back(outputs.back().view({rows.dim(0), weights[i].dim(0)}));
+    linear.y = outputs.back().view({rows.dim(0), linear.weight.dim(0)});
+    if (wants(given.linears[outputs.size() - 1].output_scale))
+      linear.unscaled = empty_like(linear.y);
+    for (PartOf<Tensor>& part : linear.parts) {
+      part.u = Tensor::empty(x.engine(), {rows.dim(0), part.a.dim(0)}, part.a.dtype());
+    }
   }
-  for (size_t p = 0; p < at.parts; ++p) {
-    u.push_back(Tensor::empty(x.engine(), {rows.dim(0), a[p].dim(0)}, master));
-  }
-  out.insert(out.end(), u.begin(), u.end());
-  launch(kOp, flat, out, [at](Launch& l) {
-    Operands o = operands_of(l, at);
-    for (size_t i = 0; i < at.linears; ++i) o.linears[i].y = l.out(i);
-    for (size_t p = 0; p < at.parts; ++p) o.parts[p].u = l.out(at.linears + p);
-    return call(l.kernels->linear_forward, l.ctx,
-                {.x = l.in(0),
-                 .x_adapter = l.in(1),
-                 .linears = o.linears.data(),
-                 .count = static_cast<int32_t>(at.linears),
-                 .parts = o.parts.data(),
-                 .part_count = static_cast<int32_t>(at.parts)});
-  });
+  launch_forward(flat);
 
-  if (!grad_wanted(inputs)) return outputs;
-  record(kOp, inputs, outputs,
-         [kept = keep_for_backward(at, x, inputs, flat, u)](std::span<const Tensor> dy,
+  const TapeInputs inputs(given);
+  if (!grad_wanted(inputs.tensors)) return outputs;
+  record(kOp, inputs.tensors, outputs,
+         [kept = keep_for_backward(inputs.at, given, flat)](std::span<const Tensor> dy,
                                                             GradSink& sink) {
            std::vector<Tensor> grads;
            for (const Tensor& g : dy) {
              grads.push_back(g.defined() ? contiguous_rows(kOp, "dy", g) : Tensor());
            }
-           backward_low_rank(kept, grads, sink);
+           backward_output_scales(kept, grads, sink);
+           backward_parts(kept, grads, sink);
            backward_weights(kept, grads, sink);
          });
   return outputs;

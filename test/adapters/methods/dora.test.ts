@@ -1,9 +1,11 @@
 import { expect, it } from 'vitest';
 import { AdapterModel, type LoraModule } from '../../../lib/adapters/adapter_model.ts';
-import { ones } from '../../../lib/ops/index.ts';
-import type { Tensor } from '../../../lib/tensor.ts';
+import type { Batch } from '../../../lib/data/collate.ts';
+import { copy_, ones, randn } from '../../../lib/ops/index.ts';
+import { noGrad, scope, type Tensor, tensor } from '../../../lib/tensor.ts';
+import { values } from '../../support/compare.ts';
 import { disturb, expectNear } from '../../support/tiny_adapters.ts';
-import { TinyModel } from '../../support/tiny_model.ts';
+import { TinyModel, tinyBatches } from '../../support/tiny_model.ts';
 
 const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
 
@@ -22,6 +24,44 @@ it('initialises the magnitudes as the norms of the rows, and trains them with we
     ['lora_B', undefined],
     ['lora_magnitude_vector', true],
   ]);
+});
+
+/**
+ * The outputs of a bf16 model after four steps that move each trained value by 1e-4, far less than half a step of bf16 of a
+ * magnitude.
+ * @param trains whether the trained tensor of that name is moved
+ */
+async function outputsAfterSteps(
+  config: { useDora?: boolean },
+  trains: (name: string) => boolean = () => true,
+): Promise<number[]> {
+  const model = new TinyModel({ dtype: 'bf16', width: 32 });
+  const tuned = await AdapterModel.create(model, { r: 3, ...config });
+  const batch = tinyBatches({ count: 1, rows: 16 })[0] as Batch;
+  for (let step = 0; step < 4; ++step) {
+    scope(() => {
+      const y = model.forward(batch);
+      y.backward(randn(y.shape, { seed: 5, dtype: 'bf16' }));
+    });
+    for (const { name, tensor: parameter } of tuned.parameters()) {
+      const gradient = numbers(parameter.grad as Tensor);
+      parameter.grad = null;
+      if (!trains(name)) continue;
+      const moved = numbers(parameter).map((v, i) => v - 1e-4 * Math.sign(gradient[i] as number));
+      const value = { shape: parameter.shape };
+      scope(() => noGrad(() => copy_(parameter, tensor(Float32Array.from(moved), value))));
+    }
+    tuned.afterStep();
+  }
+  return scope(() => noGrad(() => Array.from(values(model.forward(batch)))));
+}
+
+it('trains the magnitudes of a bf16 base, by steps below its rounding: not the outputs of LoRA', async () => {
+  const dora = await outputsAfterSteps({ useDora: true });
+  const held = await outputsAfterSteps({ useDora: true }, (name) => !name.includes('magnitude'));
+  const lora = await outputsAfterSteps({});
+  expect(dora).not.toEqual(held);
+  expect(dora).not.toEqual(lora);
 });
 
 it('computes the norms once for each value of A and B, and therefore captures no graphs', async () => {

@@ -35,12 +35,12 @@ void check_row_norm(int64_t rows, int64_t columns, const std::vector<int64_t>& r
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     std::vector<LowRankOperands> parts;
     for (size_t p = 0; p < a.size(); ++p) {
-      parts.push_back({view(a[p]), view(b[p]), nullptr, nullptr, nullptr, 0.7, 0, 0});
+      parts.push_back({.a = view(a[p]), .b = view(b[p]), .scale = 0.7});
     }
     return call(k.row_norm, ctx,
-                {.weight = view(weight),
+                {.weight = {.dense = view(weight)},
                  .parts = parts.data(),
-                 .count = static_cast<int32_t>(parts.size()),
+                 .part_count = static_cast<int32_t>(parts.size()),
                  .norm = view(norm)});
   });
   std::vector<double> truth;
@@ -63,16 +63,37 @@ TEST_CASE_TEMPLATE("row_norm agrees with the CPU", T, float, bf16, f16, double) 
   check_row_norm<T>(130, 260, {8});
 }
 
-TEST_CASE("row_norm says how many parts it takes") {
+TEST_CASE("row_norm takes more parts than a launch") {
+  check_row_norm<bf16>(33, 31, std::vector<int64_t>(40, 2));
+  check_row_norm<double>(3, 70, std::vector<int64_t>(33, 1));
+}
+
+TEST_CASE("row_norm subtracts the start of a part") {
   DeviceTest t;
-  const Array weight = t.random<float>({2, 2}), norm = t.empty<float>({2});
-  CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    const std::vector<LowRankOperands> parts(
-        33, {view(weight), view(weight), nullptr, nullptr, nullptr, 1, 0, 0});
-    return call(k.row_norm, ctx,
-                {.weight = view(weight), .parts = parts.data(), .count = 33, .norm = view(norm)});
-  }) != 0);
-  CHECK(t.error() == "row_norm: at most 32 low-rank parts a weight, got 33");
+  const Array weight = t.random<bf16>({33, 40}), norm = t.empty<float>({33});
+  const Array a = t.random<float>({5, 40}), b = t.random<float>({33, 5});
+  const Array a0 = t.random<float>({5, 40}), b0 = t.random<float>({33, 5});
+  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
+    const LowRankOperands part = {
+        .a = view(a), .b = view(b), .start_a = view(a0), .start_b = view(b0), .scale = 0.5};
+    return call(
+        k.row_norm, ctx,
+        {.weight = {.dense = view(weight)}, .parts = &part, .part_count = 1, .norm = view(norm)});
+  });
+  std::vector<double> truth;
+  for (int64_t o = 0; o < 33; ++o) {
+    double squares = 0;
+    for (int64_t i = 0; i < 40; ++i) {
+      double value = weight->host(o * 40 + i);
+      for (int64_t r = 0; r < 5; ++r) {
+        value += 0.5 * b->host(o * 5 + r) * a->host(r * 40 + i);
+        value -= 0.5 * b0->host(o * 5 + r) * a0->host(r * 40 + i);
+      }
+      squares += value * value;
+    }
+    truth.push_back(std::sqrt(squares));
+  }
+  t.check_truth(norm, truth, 4 * epsilon_of<float>(), 1);
 }
 
 }  // namespace

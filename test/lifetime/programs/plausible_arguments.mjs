@@ -71,21 +71,22 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     const [rows, inputs] = [size(), size()];
     const outputs = list(1 + below(3), size);
     const factors = dtype === 'f64' ? 'f64' : 'f32';
-    const parts = list(below(5), () => ({
-      linear: below(outputs.length),
-      rank: pick([1, 3, 4, 8, 16, 17]),
-    }));
     return [
       tensor(dtype, rows, inputs),
       maybe(() => tensor(dtype, rows, inputs)),
-      outputs.map((output) => tensor(dtype, output, inputs)),
-      outputs.map((output) => maybe(() => tensor(dtype, output))),
-      parts.map(({ rank }) => tensor(factors, rank, inputs)),
-      parts.map(({ linear, rank }) => tensor(factors, outputs[linear], rank)),
-      parts.map(() => pick([1, -1, 2])),
-      parts.map(({ linear }) => linear),
-      parts.map(() => below(2)),
+      outputs.map((output) => ({
+        weight: tensor(dtype, output, inputs),
+        bias: maybe(() => tensor(dtype, output)),
+        outputScale: maybe(() => tensor(factors, output)),
+        lowRank: list(below(3), () => lowRankPart(factors, inputs, output)),
+      })),
     ];
+  }
+
+  function lowRankPart(dtype, inputs, outputs) {
+    const rank = pick([1, 3, 4, 8, 16, 17]);
+    const pair = () => ({ a: tensor(dtype, rank, inputs), b: tensor(dtype, outputs, rank) });
+    return { ...pair(), frozen: maybe(pair), scale: pick([1, -1, 2]), isChange: chance(0.5) };
   }
 
   function attention() {
@@ -218,9 +219,9 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     },
     linearGroup,
     rowNorm: () => {
-      const [outputs, inputs, rank] = [size(), size(), positive()];
-      const factors = [[tensor('f32', rank, inputs)], [tensor('f32', outputs, rank)]];
-      return [tensor(float(), outputs, inputs), ...factors, [2]];
+      const [outputs, inputs] = [size(), size()];
+      const parts = list(below(3), () => lowRankPart('f32', inputs, outputs));
+      return [tensor(float(), outputs, inputs), parts];
     },
     embedding: () => {
       const rows = positive();

@@ -37,16 +37,15 @@ int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
   const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
   const auto forward =
       linear_fits_tiles(*o.x, group) ? &linear_forward_tiles : &linear_forward_wide;
-  forward(ctx, *o.x, o.x_adapter, group, {o.parts, static_cast<size_t>(o.part_count)});
+  forward(ctx, *o.x, o.x_adapter, group);
   return 0;
 }
 
 int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
   const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
-  const bool tiles = linear_fits_tiles(*o.linears[0].weight, group);
+  const bool tiles = linear_fits_tiles(dense(o.linears[0].weight), group);
   const auto backward = tiles ? &linear_backward_tiles : &linear_backward_wide;
-  backward(ctx, {o.x, o.x_adapter, o.dx, o.dx_adapter}, group,
-           {o.parts, static_cast<size_t>(o.part_count)});
+  backward(ctx, {o.x, o.x_adapter, o.dx, o.dx_adapter}, group);
   return 0;
 }
 

@@ -57,22 +57,23 @@ bool is_close(Context* ctx, const View& x, const View& start) {
   return x.dtype == BALORA_F64 ? is_close<double>(ctx, x, start) : is_close<float>(ctx, x, start);
 }
 
-bool is_pair(Context* ctx, const LowRankOperands& part, const LowRankOperands& start) {
-  return part.a->shape[0] == start.a->shape[0] && part.scale == -start.scale && !start.da &&
-         !start.db && is_close(ctx, *part.a, *start.a) && is_close(ctx, *part.b, *start.b);
-}
-
 }  // namespace
 
-std::vector<Piece> pieces_of(Context* ctx, std::span<const LowRankOperands> parts, size_t linear) {
+std::vector<Piece> pieces_of(Context* ctx, const LinearOperands& linear) {
   std::vector<Piece> pieces;
-  for (const LowRankOperands& part : parts) {
-    if (static_cast<size_t>(part.linear) != linear || part.a->shape[0] == 0) continue;
-    if (!pieces.empty() && !pieces.back().start && is_pair(ctx, *pieces.back().part, part)) {
-      pieces.back().start = &part;
-    } else {
-      pieces.push_back({&part});
+  for (const LowRankOperands& part : parts_of(linear)) {
+    if (part.a->shape[0] == 0) continue;
+    Piece piece = {part.a, part.b,  part.start_a, part.start_b, part.scale, part.is_change != 0,
+                   part.u, part.da, part.db};
+    if (!part.start_a ||
+        (is_close(ctx, *part.a, *part.start_a) && is_close(ctx, *part.b, *part.start_b))) {
+      pieces.push_back(piece);
+      continue;
     }
+    piece.start_a = piece.start_b = nullptr;
+    pieces.push_back(piece);
+    pieces.push_back({part.start_a, part.start_b, nullptr, nullptr, -part.scale, false, nullptr,
+                      nullptr, nullptr});
   }
   return pieces;
 }

@@ -1,32 +1,36 @@
-// The low-rank parts of a linear as its kernels take them: alone, or as a pair of neighbours
-// s B A - s B0 A0, as PiSSA trains it, which is written by what has changed:
+// The low-rank parts of a linear as its kernels compute them: alone, or with the start of the pair,
+// s (B A - B0 A0), by what has changed since:
 //
 //   s (dB A + B0 dA) forward, s (B dA + dB A0) backward, with dA = A - A0 and dB = B - B0
 //
-// Before the first step it is exactly zero, and no large terms cancel. A part may say that it
-// is such a change as it stands (LoRA).
+// Before the first step it is exactly zero, and no large terms cancel. A part that says so is such
+// a change as it stands (LoRA).
 // docs/decisions/pissa-pairs-by-their-change.md
 #pragma once
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "kernels/kernel_table.h"
 
 namespace balora {
 
-// A part alone, or with its neighbour `start` less which it is meant.
+// scale * B A, or the change of a pair since its start.
 struct Piece {
-  const LowRankOperands* part;
-  const LowRankOperands* start = nullptr;
+  const View *a, *b;
+  const View *start_a, *start_b;  // null: not computed by its change
+  double scale;
+  bool change_as_it_stands;
+  const View *u, *da, *db;  // null: not wanted
+  float* du = nullptr;      // where backward on tiles keeps dU for da
 
-  int64_t rank() const { return part->a->shape[0]; }
+  int64_t rank() const { return a->shape[0]; }
+  bool has_start() const { return start_a != nullptr; }
   // What 2^-9 of may be lost: products take one bf16 a value.
-  bool is_change() const { return start || part->is_change; }
+  bool is_change() const { return has_start() || change_as_it_stands; }
 };
 
-// The parts of one linear, those that form pairs together: of one rank, the second with the first
-// one's scale negated, unwanted gradients, and factors the first is still close to.
-std::vector<Piece> pieces_of(Context* ctx, std::span<const LowRankOperands> parts, size_t linear);
+// The parts of a linear. One whose factors have moved away from their start by more than a quarter
+// of its norms is two pieces, the part and its start subtracted: its change is no longer small.
+std::vector<Piece> pieces_of(Context* ctx, const LinearOperands& linear);
 
 }  // namespace balora

@@ -14,10 +14,10 @@ struct Lines {
   const float* data;
   int64_t rank_stride, stride;
 
-  Lines(const LowRankOperands& part, Side side)
-      : data(data_of<float>(side == Side::kA ? part.a : part.b)),
-        rank_stride(side == Side::kA ? part.a->shape[1] : 1),
-        stride(side == Side::kA ? 1 : part.b->shape[1]) {}
+  Lines(const View& factor, Side side)
+      : data(data_of<float>(&factor)),
+        rank_stride(side == Side::kA ? factor.shape[1] : 1),
+        stride(side == Side::kA ? 1 : factor.shape[1]) {}
   const float* at(int64_t r) const { return data + r * rank_stride; }
 };
 
@@ -26,10 +26,10 @@ struct Lines {
 enum class Value { kHigh, kLow, kStart, kChange };
 
 FactorLine line_of(const Piece& piece, Side side, Value value, int64_t r, float scale) {
-  const Lines now(*piece.part, side);
+  const Lines now(side == Side::kA ? *piece.a : *piece.b, side);
   const Half half = value == Value::kLow ? Half::kLow : Half::kHigh;
   if (value == Value::kHigh || value == Value::kLow) return {now.at(r), now.stride, scale, half};
-  const Lines start(*piece.start, side);
+  const Lines start(side == Side::kA ? *piece.start_a : *piece.start_b, side);
   if (value == Value::kStart) return {start.at(r), start.stride, scale};
   return {now.at(r), now.stride, scale, half, start.at(r)};
 }
@@ -39,7 +39,7 @@ std::span<const Value> row_values(const Piece& piece) {
   static constexpr Value kAlone[] = {Value::kHigh, Value::kHigh, Value::kLow};
   static constexpr Value kPair[] = {Value::kChange, Value::kStart};
   static constexpr Value kIsChange[] = {Value::kHigh};
-  if (piece.start) return kPair;
+  if (piece.has_start()) return kPair;
   if (piece.is_change()) return kIsChange;
   return kAlone;
 }
@@ -50,7 +50,7 @@ void Stretch::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side si
   a_ = a, b_ = b;
   std::vector<FactorLine> rows;
   for (const Place& place : places_) {
-    const auto scale = scaled ? static_cast<float>(place.piece.part->scale) : 1.0f;
+    const auto scale = scaled ? static_cast<float>(place.piece.scale) : 1.0f;
     for (const Value value : row_values(place.piece)) {
       for (int64_t r = 0; r < place.piece.rank(); ++r) {
         rows.push_back(line_of(place.piece, side, value, r, scale));
@@ -66,16 +66,16 @@ void Stretch::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side si
   });
 }
 
-TileFactor Stretch::factor(const Place& place, float scale, float* u, float* u_start) const {
-  const FactorForm form = place.piece.start         ? FactorForm::kChange
+TileFactor Stretch::factor(const Place& place, float scale, float* u) const {
+  const FactorForm form = place.piece.has_start()   ? FactorForm::kChange
                           : place.piece.is_change() ? FactorForm::kOnce
                                                     : FactorForm::kHalves;
-  return {place.piece.rank(), scale, form, u, u_start, a_ ? a_ + place.first : nullptr, k()};
+  return {place.piece.rank(), scale, form, u, nullptr, a_ ? a_ + place.first : nullptr, k()};
 }
 
 void add_columns(const Piece& piece, Side side, std::vector<FactorLine>& columns) {
-  const Value first = piece.start ? Value::kStart : Value::kHigh;
-  const Value second = piece.start ? Value::kChange : Value::kLow;
+  const Value first = piece.has_start() ? Value::kStart : Value::kHigh;
+  const Value second = piece.has_start() ? Value::kChange : Value::kLow;
   for (int64_t begin = 0; begin < piece.rank(); begin += kRankTile) {
     for (const Value value : {first, second}) {
       for (int64_t r = begin; r < begin + kRankTile; ++r) {

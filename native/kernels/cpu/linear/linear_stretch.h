@@ -62,13 +62,14 @@ class Stretch {
     int64_t first;
   };
   std::span<const Place> places() const { return places_; }
-  // Where the projection of a piece goes; without make(), into f32 alone.
-  TileFactor factor(const Place& place, float scale, float* u, float* u_start) const;
+  // Where the projection of a piece goes: into u (f32) unless that is null, and into the A operand
+  // unless make() was not called.
+  TileFactor factor(const Place& place, float scale, float* u) const;
 
  private:
   // Times R that a piece takes: as many as FactorForm says.
   static int64_t blocks(const Piece& piece) {
-    if (piece.start) return 2;
+    if (piece.has_start()) return 2;
     return piece.is_change() ? 1 : 3;
   }
 

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/linear/linear_stretch.h"
+#include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -58,29 +59,25 @@ void zero(const View& view) {
   std::fill_n(data_of<float>(&view), view_numel(view), 0.0f);
 }
 
-// dU of every part in f32 where da needs it, and the gradients of the inputs. `pieces` are those of
-// each linear.
-std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
-                                    std::span<const LinearOperands> linears,
-                                    std::span<const LowRankOperands> parts,
-                                    std::span<const std::vector<Piece>> pieces, int64_t m,
-                                    int64_t in) {
+// dU of every piece in f32 where da needs it (Piece::du), and the gradients of the inputs. `pieces`
+// are those of each linear.
+void backward_inputs(Context* ctx, const LinearGradients& g,
+                     std::span<const LinearOperands> linears, std::span<std::vector<Piece>> pieces,
+                     int64_t m, int64_t in) {
   const View* low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
-  std::vector<float*> du(parts.size(), nullptr);
-  const auto du_of = [&](const Piece& piece) -> float*& {
-    return du[static_cast<size_t>(piece.part - parts.data())];
-  };
   Stretch stretch;
+  std::vector<size_t> ends;  // of each linear's pieces in the stretch
   int64_t columns_bytes = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
     int64_t columns = 0;
-    for (const Piece& piece : pieces[i]) {
-      if (!linears[i].y || !(piece.part->da || low_rank_dx)) continue;
+    for (Piece& piece : pieces[i]) {
+      if (!linears[i].y || !(piece.da || low_rank_dx)) continue;
+      if (piece.da) piece.du = workspace<float>(ctx, m * piece.rank());
       stretch.add(piece);
       columns += projection_columns(piece);
-      if (piece.part->da) du_of(piece) = workspace<float>(ctx, m * piece.rank());
     }
-    columns_bytes += Arena::bytes<bf16>(tiles_size(linears[i].weight->shape[0], columns));
+    ends.push_back(stretch.places().size());
+    columns_bytes += Arena::bytes<bf16>(tiles_size(dense(linears[i].weight).shape[0], columns));
   }
   const int64_t a_size = low_rank_dx ? stretch.a_size(m) : 0;
   const int64_t b_size = low_rank_dx ? stretch.b_size(in) : 0;
@@ -91,18 +88,18 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
   }
   std::vector<TileProjection> projections;
   std::vector<FactorLine> columns;
+  size_t next = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
     columns.clear();
     TileProjection projection;
-    for (const Stretch::Place& place : stretch.places()) {
-      const LowRankOperands& part = *place.piece.part;
-      if (static_cast<size_t>(part.linear) != i) continue;
+    for (; next < ends[i]; ++next) {
+      const Stretch::Place& place = stretch.places()[next];
       add_columns(place.piece, Side::kB, columns);
-      projection.factors.push_back(
-          stretch.factor(place, static_cast<float>(part.scale), du_of(place.piece), nullptr));
+      const auto scale = static_cast<float>(place.piece.scale);
+      projection.factors.push_back(stretch.factor(place, scale, place.piece.du));
     }
     if (columns.empty()) continue;
-    const int64_t k = linears[i].weight->shape[0];
+    const int64_t k = dense(linears[i].weight).shape[0];
     auto* tiles = b.take<bf16>(tiles_size(k, static_cast<int64_t>(columns.size())));
     pack_factor_columns(ctx, columns, k, tiles);
     projection.x = rows_term(*linears[i].y, tiles);
@@ -114,14 +111,13 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
     if (with_parts && a_size > 0) sum.terms.push_back(stretch.term());
     for (const LinearOperands& linear : linears) {
       if (!with_base || !linear.y) continue;
-      sum.terms.push_back(base_term(*linear.y, *linear.weight, false));
+      sum.terms.push_back(base_term(*linear.y, dense(linear.weight), false));
     }
     sums.push_back(std::move(sum));
   };
   if (g.dx) add_sum(*g.dx, true, !g.x_adapter);
   if (g.x_adapter && g.dx_adapter) add_sum(*g.dx_adapter, false, true);
   run_tiles(ctx, m, projections, sums);
-  return du;
 }
 
 }  // namespace
@@ -129,22 +125,22 @@ std::vector<float*> backward_inputs(Context* ctx, const LinearGradients& g,
 bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linears) {
   if (input.dtype != BALORA_BF16 || !tiles_ready()) return false;
   return std::all_of(linears.begin(), linears.end(), [](const LinearOperands& linear) {
-    return view_contiguous(*linear.weight) && view_numel(*linear.weight) > 0;
+    const View& weight = dense(linear.weight);
+    return view_contiguous(weight) && view_numel(weight) > 0;
   });
 }
 
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears,
-                          std::span<const LowRankOperands> parts) {
+                          std::span<const LinearOperands> linears) {
   const int64_t m = x.shape[0], in = x.shape[1];
   std::vector<Stretch> stretches(linears.size());
   int64_t a_bytes = 0, b_bytes = 0, bias_bytes = 0, column_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
-    for (const Piece& piece : pieces_of(ctx, parts, i)) {
+    for (const Piece& piece : pieces_of(ctx, linears[i])) {
       stretches[i].add(piece);
       column_count += projection_columns(piece);
     }
-    const int64_t outs = linears[i].weight->shape[0];
+    const int64_t outs = dense(linears[i].weight).shape[0];
     a_bytes += Arena::bytes<bf16>(stretches[i].a_size(m));
     b_bytes += Arena::bytes<bf16>(stretches[i].b_size(outs));
     if (linears[i].bias) bias_bytes += Arena::bytes<float>(outs);
@@ -155,10 +151,13 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
   TileProjection projection;
   std::vector<FactorLine> columns;
   std::vector<TileSum> sums;
+  std::vector<View> scaled_sums;
   for (size_t i = 0; i < linears.size(); ++i) {
     const LinearOperands& linear = linears[i];
-    const int64_t outs = linear.weight->shape[0];
-    TileSum sum{outs, {}, {linear.y->data, linear.y->dtype, outs}};
+    const int64_t outs = dense(linear.weight).shape[0];
+    scaled_sums.push_back(linear.output_scale ? sum_before_scale(ctx, linear) : View{});
+    const View& to = linear.output_scale ? scaled_sums.back() : *linear.y;
+    TileSum sum{outs, {}, {to.data, to.dtype, outs}};
     Stretch& stretch = stretches[i];
     if (stretch.k() > 0) {
       stretch.make(ctx, a.take<bf16>(stretch.a_size(m)), b.take<bf16>(stretch.b_size(outs)), m,
@@ -166,64 +165,65 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
       sum.terms.push_back(stretch.term());
     }
     for (const Stretch::Place& place : stretch.places()) {
-      const auto& [part, start] = place.piece;
+      const View* u = place.piece.u;
       add_columns(place.piece, Side::kA, columns);
-      projection.factors.push_back(stretch.factor(place, 1, data_of<float>(part->u),
-                                                  start ? data_of<float>(start->u) : nullptr));
+      projection.factors.push_back(stretch.factor(place, 1, u ? data_of<float>(u) : nullptr));
     }
-    if (linear.bias) {
+    if (linear.bias && !linear.output_scale) {
       auto* wide = bias.take<float>(outs);
       convert_rows(nullptr, {linear.bias->data, linear.bias->dtype, outs}, {wide, BALORA_F32, outs},
                    1, outs);
       sum.out.bias = wide;
     }
-    sum.terms.push_back(base_term(x, *linear.weight, true));
+    sum.terms.push_back(base_term(x, dense(linear.weight), true));
     sums.push_back(std::move(sum));
   }
-  if (columns.empty()) return run_tiles(ctx, m, {}, sums);
-  auto* tiles = b.take<bf16>(columns_size);
-  pack_factor_columns(ctx, columns, in, tiles);
-  projection.x = rows_term(x_adapter ? *x_adapter : x, tiles);
-  run_tiles(ctx, m, {&projection, 1}, sums);
+  std::span<const TileProjection> projections;
+  if (!columns.empty()) {
+    auto* tiles = b.take<bf16>(columns_size);
+    pack_factor_columns(ctx, columns, in, tiles);
+    projection.x = rows_term(x_adapter ? *x_adapter : x, tiles);
+    projections = {&projection, 1};
+  }
+  run_tiles(ctx, m, projections, sums);
+  for (size_t i = 0; i < linears.size(); ++i) {
+    if (linears[i].output_scale) apply_output_scale(ctx, linears[i], scaled_sums[i]);
+  }
 }
 
 void linear_backward_tiles(Context* ctx, const LinearGradients& g,
-                           std::span<const LinearOperands> linears,
-                           std::span<const LowRankOperands> parts) {
+                           std::span<const LinearOperands> linears) {
   int64_t m = 0;
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
-  const int64_t in = linears[0].weight->shape[1];
-  std::vector<std::vector<Piece>> pieces(linears.size());
+  const int64_t in = dense(linears[0].weight).shape[1];
+  std::vector<std::vector<Piece>> pieces;
+  for (const LinearOperands& linear : linears) pieces.push_back(pieces_of(ctx, linear));
+  backward_inputs(ctx, g, linears, pieces, m, in);
   // Of a change, rounding u and dU loses no more than what rounded factors have lost of its sums.
-  std::vector<Rounding> rounding(parts.size(), Rounding::kHalves);
-  for (size_t i = 0; i < linears.size(); ++i) {
-    pieces[i] = pieces_of(ctx, parts, i);
-    for (const Piece& piece : pieces[i]) {
-      if (!piece.is_change()) continue;
-      rounding[static_cast<size_t>(piece.part - parts.data())] = Rounding::kOnce;
-    }
-  }
-  const std::vector<float*> du = backward_inputs(ctx, g, linears, parts, pieces, m, in);
+  const auto rounding = [](const Piece& piece) {
+    return piece.is_change() ? Rounding::kOnce : Rounding::kHalves;
+  };
   std::vector<Contracted> jobs;
-  for (size_t p = 0; p < parts.size(); ++p) {
-    if (!parts[p].da) continue;
-    if (du[p] && m > 0) {
-      jobs.push_back({du[p], 1, parts[p].da, rounding[p]});
-    } else {
-      zero(*parts[p].da);
+  for (const std::vector<Piece>& own : pieces) {
+    for (const Piece& piece : own) {
+      if (!piece.da) continue;
+      if (piece.du && m > 0) {
+        jobs.push_back({piece.du, 1, piece.da, rounding(piece)});
+      } else {
+        zero(*piece.da);
+      }
     }
   }
   if (!jobs.empty()) contract_all(ctx, g.x_adapter ? *g.x_adapter : *g.x, jobs, false);
   for (size_t i = 0; i < linears.size(); ++i) {
     jobs.clear();
-    for (size_t p = 0; p < parts.size(); ++p) {
-      const LowRankOperands& part = parts[p];
-      if (static_cast<size_t>(part.linear) != i || !part.db) continue;
+    for (const Piece& piece : pieces[i]) {
+      if (!piece.db) continue;
       if (linears[i].y && m > 0) {
-        const auto scale = static_cast<float>(part.scale);
-        jobs.push_back({data_of<float>(part.u), scale, part.db, rounding[p]});
+        const auto scale = static_cast<float>(piece.scale);
+        jobs.push_back({data_of<float>(piece.u), scale, piece.db, rounding(piece)});
       } else {
-        zero(*part.db);
+        zero(*piece.db);
       }
     }
     if (!jobs.empty()) contract_all(ctx, *linears[i].y, jobs, true);

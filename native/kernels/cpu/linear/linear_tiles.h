@@ -14,8 +14,7 @@ bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linear
 
 // Operands as in linear_forward_kernel and linear_backward_kernel.
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears,
-                          std::span<const LowRankOperands> parts);
+                          std::span<const LinearOperands> linears);
 
 struct LinearGradients {
   const View* x;          // null if no da is wanted
@@ -24,7 +23,6 @@ struct LinearGradients {
   const View* dx_adapter;
 };
 void linear_backward_tiles(Context* ctx, const LinearGradients& g,
-                           std::span<const LinearOperands> linears,
-                           std::span<const LowRankOperands> parts);
+                           std::span<const LinearOperands> linears);
 
 }  // namespace balora

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/linear/linear_pieces.h"
 #include "kernels/cpu/linear/low_rank.h"
+#include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -29,15 +30,22 @@ struct Block {
 // is now.
 enum class Order { kNowThenChange, kChangeThenStart };
 
+// A factor of a piece and of its start.
+struct Factor {
+  const View* Piece::*now;
+  const View* Piece::*start;
+};
+constexpr Factor kFactorA = {&Piece::a, &Piece::start_a};
+constexpr Factor kFactorB = {&Piece::b, &Piece::start_b};
+
 // Calls body(now, start, column) for the factors of each piece in its group of columns: the
 // difference of two views, or one of them where the other is null.
 template <typename Body>
-void for_factors(const Block& block, Order order, const View* LowRankOperands::*factor,
-                 const Body& body) {
+void for_factors(const Block& block, Order order, const Factor& factor, const Body& body) {
   int64_t column = 0, second = block.ranks;
   for (const Piece& piece : block.pieces) {
-    const View& now = *(piece.part->*factor);
-    const View* start = piece.start ? piece.start->*factor : nullptr;
+    const View& now = *(piece.*factor.now);
+    const View* start = piece.*factor.start;
     const bool change_first = start && order == Order::kChangeThenStart;
     body(piece, now, change_first ? start : nullptr, column);
     column += piece.rank();
@@ -66,7 +74,7 @@ void write_rows(Context* ctx, const Block& block, Order order, E* to) {
                   E(1), (end - begin) * in, to + (column + begin) * in);
     });
   };
-  for_factors(block, order, &LowRankOperands::a, write);
+  for_factors(block, order, kFactorA, write);
 }
 
 // s B (O,R) of the pieces as columns: to (O,columns).
@@ -78,11 +86,11 @@ void write_columns(Context* ctx, const Block& block, Order order, E* to) {
     parallel_for(ctx, now.shape[0], 512, [&](int64_t begin, int64_t end) {
       for (int64_t o = begin; o < end; ++o) {
         copy_scaled(data_of<E>(&now) + o * rank, start ? data_of<E>(start) + o * rank : nullptr,
-                    static_cast<E>(piece.part->scale), rank, to + o * ld + column);
+                    static_cast<E>(piece.scale), rank, to + o * ld + column);
       }
     });
   };
-  for_factors(block, order, &LowRankOperands::b, write);
+  for_factors(block, order, kFactorB, write);
 }
 
 template <typename E>
@@ -117,39 +125,36 @@ int64_t lay_out(std::vector<Block>& blocks) {
     block.first = column;
     for (const Piece& piece : block.pieces) {
       block.ranks += piece.rank();
-      if (piece.start) block.paired += piece.rank();
+      if (piece.has_start()) block.paired += piece.rank();
     }
     column += block.columns();
   }
   return column;
 }
 
-// The U of each part from the columns of x [A | dA]: of where a pair began, u less its change's.
+// The U of each piece where it is wanted, from the columns of x [A | dA].
 template <typename E>
-void split_columns(Context* ctx, const Block& block, const E* columns, int64_t ld, int64_t m) {
-  int64_t first = block.first, second = block.first + block.ranks;
+void copy_u(Context* ctx, const Block& block, const E* columns, int64_t ld, int64_t m) {
+  int64_t first = block.first;
   for (const Piece& piece : block.pieces) {
     const int64_t rank = piece.rank();
-    E* const u = data_of<E>(piece.part->u);
-    E* const began = piece.start ? data_of<E>(piece.start->u) : nullptr;
-    parallel_for(ctx, m, 256, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const E *now = columns + i * ld + first, *change = columns + i * ld + second;
-        std::copy_n(now, rank, u + i * rank);
-        for (int64_t r = 0; began && r < rank; ++r) began[i * rank + r] = now[r] - change[r];
-      }
-    });
+    if (E* const u = piece.u ? data_of<E>(piece.u) : nullptr) {
+      parallel_for(ctx, m, 256, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          std::copy_n(columns + i * ld + first, rank, u + i * rank);
+        }
+      });
+    }
     first += rank;
-    if (piece.start) second += rank;
   }
 }
 
 template <typename E>
 void forward(Context* ctx, const View& x, const View& input,
-             std::span<const LinearOperands> linears, std::span<const LowRankOperands> parts) {
+             std::span<const LinearOperands> linears) {
   const int64_t m = x.shape[0], in = x.shape[1];
   std::vector<Block> blocks(linears.size());
-  for (size_t i = 0; i < linears.size(); ++i) blocks[i].pieces = pieces_of(ctx, parts, i);
+  for (size_t i = 0; i < linears.size(); ++i) blocks[i].pieces = pieces_of(ctx, linears[i]);
   const int64_t count = lay_out(blocks);
   E* u = nullptr;
   if (count > 0) {
@@ -161,18 +166,24 @@ void forward(Context* ctx, const View& x, const View& input,
     project(ctx, input, {a, kTypeOf<E>, in, true}, count, {u, kTypeOf<E>, count});
   }
   for (size_t i = 0; i < linears.size(); ++i) {
-    const View &y = *linears[i].y, &weight = *linears[i].weight;
+    const View &y = *linears[i].y, &weight = dense(linears[i].weight);
     const Block& block = blocks[i];
     std::vector<ProductTerm> terms;
     View b{};
     if (block.columns() > 0) {
-      split_columns(ctx, block, u, count, m);
+      copy_u(ctx, block, u, count, m);
       b = matrix(workspace<E>(ctx, y.shape[1] * block.columns()), y.shape[1], block.columns());
       write_columns(ctx, block, Order::kChangeThenStart, data_of<E>(&b));
       terms.push_back({u + block.first, kTypeOf<E>, count, &b, true});
     }
     terms.push_back(base_term(x, weight, true));
-    sum_products(ctx, {m, y.shape[1], terms, linears[i].bias}, dense_output(y));
+    if (!linears[i].output_scale) {
+      sum_products(ctx, {m, y.shape[1], terms, linears[i].bias}, dense_output(y));
+      continue;
+    }
+    const View sum = sum_before_scale(ctx, linears[i]);
+    sum_products(ctx, {m, y.shape[1], terms}, dense_output(sum));
+    apply_output_scale(ctx, linears[i], sum);
   }
 }
 
@@ -184,7 +195,7 @@ E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
   for (size_t i = 0; i < blocks.size(); ++i) {
     const int64_t columns = blocks[i].columns();
     if (columns == 0) continue;
-    E* const b = workspace<E>(ctx, linears[i].weight->shape[0] * columns);
+    E* const b = workspace<E>(ctx, dense(linears[i].weight).shape[0] * columns);
     write_columns(ctx, blocks[i], Order::kNowThenChange, b);
     project(ctx, *linears[i].y, {b, kTypeOf<E>, columns}, columns,
             {du + blocks[i].first, kTypeOf<E>, count});
@@ -193,36 +204,36 @@ E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
 }
 
 template <typename E>
-void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOperands> linears,
-              std::span<const LowRankOperands> parts) {
+void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOperands> linears) {
   const View* const low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
-  const int64_t in = linears[0].weight->shape[1];
+  const int64_t in = dense(linears[0].weight).shape[1];
   int64_t m = 0;
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i) {
     if (!linears[i].y) continue;
-    for (Piece& piece : pieces_of(ctx, parts, i)) {
-      if (!low_rank_dx) piece.start = nullptr;
-      if (low_rank_dx || piece.part->da) blocks[i].pieces.push_back(piece);
+    for (Piece& piece : pieces_of(ctx, linears[i])) {
+      if (!low_rank_dx) piece.start_a = piece.start_b = nullptr;
+      if (low_rank_dx || piece.da) blocks[i].pieces.push_back(piece);
     }
   }
   const int64_t count = lay_out(blocks);
   E* const du = input_gradients<E>(ctx, linears, blocks, m, count);
-  for (const LowRankOperands& part : parts) {
-    const View* dy = linears[part.linear].y;
-    if (part.da && !dy) fill_zero(*part.da);
-    if (part.db && !dy) fill_zero(*part.db);
-    if (!dy || !part.db) continue;
-    const int64_t rank = part.b->shape[1];
-    contract(ctx, *dy, {part.u->data, rank, rank}, part.scale, *part.db, true);
+  for (const LinearOperands& linear : linears) {
+    for (const LowRankOperands& part : parts_of(linear)) {
+      if (part.da && !linear.y) fill_zero(*part.da);
+      if (part.db && !linear.y) fill_zero(*part.db);
+      if (!linear.y || !part.db) continue;
+      const int64_t rank = part.b->shape[1];
+      contract(ctx, *linear.y, {part.u->data, rank, rank}, part.scale, *part.db, true);
+    }
   }
   for (const Block& block : blocks) {
     int64_t column = block.first;
     for (const Piece& piece : block.pieces) {
       const View* const x = g.x_adapter ? g.x_adapter : g.x;  // there if any da is wanted
       const LeftOperand p = {du + column, count, piece.rank()};
-      if (piece.part->da) contract(ctx, *x, p, 1, *piece.part->da, false);
+      if (piece.da) contract(ctx, *x, p, 1, *piece.da, false);
       column += piece.rank();
     }
   }
@@ -236,31 +247,31 @@ void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOper
     (g.x_adapter ? low_rank : base).push_back({du, kTypeOf<E>, count, &a});
   }
   for (const LinearOperands& linear : linears) {
-    if (linear.y) base.push_back(base_term(*linear.y, *linear.weight, false));
+    if (linear.y) base.push_back(base_term(*linear.y, dense(linear.weight), false));
   }
   if (g.dx) write_sum(ctx, *g.dx, base);
   if (g.x_adapter && g.dx_adapter) write_sum(ctx, *g.dx_adapter, low_rank);
 }
 
-bool in_f64(std::span<const LowRankOperands> parts) {
-  return !parts.empty() && parts[0].a->dtype == BALORA_F64;
+bool in_f64(std::span<const LinearOperands> linears) {
+  return std::any_of(linears.begin(), linears.end(), [](const LinearOperands& linear) {
+    return linear.part_count > 0 && linear.parts[0].a->dtype == BALORA_F64;
+  });
 }
 
 }  // namespace
 
 void linear_forward_wide(Context* ctx, const View& x, const View* x_adapter,
-                         std::span<const LinearOperands> linears,
-                         std::span<const LowRankOperands> parts) {
+                         std::span<const LinearOperands> linears) {
   const View& input = x_adapter ? *x_adapter : x;
-  if (in_f64(parts)) return forward<double>(ctx, x, input, linears, parts);
-  forward<float>(ctx, x, input, linears, parts);
+  if (in_f64(linears)) return forward<double>(ctx, x, input, linears);
+  forward<float>(ctx, x, input, linears);
 }
 
 void linear_backward_wide(Context* ctx, const LinearGradients& g,
-                          std::span<const LinearOperands> linears,
-                          std::span<const LowRankOperands> parts) {
-  if (in_f64(parts)) return backward<double>(ctx, g, linears, parts);
-  backward<float>(ctx, g, linears, parts);
+                          std::span<const LinearOperands> linears) {
+  if (in_f64(linears)) return backward<double>(ctx, g, linears);
+  backward<float>(ctx, g, linears);
 }
 
 }  // namespace balora

@@ -11,10 +11,8 @@ namespace balora {
 
 // Operands as in linear_forward_kernel and linear_backward_kernel.
 void linear_forward_wide(Context* ctx, const View& x, const View* x_adapter,
-                         std::span<const LinearOperands> linears,
-                         std::span<const LowRankOperands> parts);
+                         std::span<const LinearOperands> linears);
 void linear_backward_wide(Context* ctx, const LinearGradients& g,
-                          std::span<const LinearOperands> linears,
-                          std::span<const LowRankOperands> parts);
+                          std::span<const LinearOperands> linears);
 
 }  // namespace balora

@@ -67,25 +67,41 @@ SUMS(float)
 SUMS(double)
 #undef SUMS
 
+// A product scale * B A of the sum: a part's, or its start's.
+struct Product {
+  const View *a, *b;
+  double scale;
+};
+
+std::vector<Product> products_of(const balora_row_norm& o) {
+  std::vector<Product> products;
+  for (int32_t p = 0; p < o.part_count; ++p) {
+    const LowRankOperands& part = o.parts[p];
+    products.push_back({part.a, part.b, part.scale});
+    if (part.start_a) products.push_back({part.start_a, part.start_b, -part.scale});
+  }
+  return products;
+}
+
 // Rows [first, last), at most kRows of them.
 template <typename T>
-void norms_of(const View* weight, const std::vector<LowRankOperands>& parts, int64_t first,
-              int64_t last, Acc<T>* norm) {
+void norms_of(const View& weight, const std::vector<Product>& products, int64_t first, int64_t last,
+              Acc<T>* norm) {
   using A = Acc<T>;
-  const int64_t columns = weight->shape[1];
+  const int64_t columns = weight.shape[1];
   A sum[kStretch];
   std::vector<A> scaled;
   double squared[kRows] = {};
   for (int64_t c = 0; c < columns; c += kStretch) {
     const int64_t n = std::min(kStretch, columns - c);
     for (int64_t o = first; o < last; ++o) {
-      widen(data_of<T>(weight) + o * columns + c, sum, n);
-      for (const LowRankOperands& part : parts) {
-        const int64_t rank = part.a->shape[0];
-        const A* b = data_of<A>(part.b) + o * rank;
+      widen(data_of<T>(&weight) + o * columns + c, sum, n);
+      for (const Product& product : products) {
+        const int64_t rank = product.a->shape[0];
+        const A* b = data_of<A>(product.b) + o * rank;
         scaled.assign(b, b + rank);
-        for (A& value : scaled) value *= static_cast<A>(part.scale);
-        add_rows(data_of<A>(part.a) + c, columns, scaled.data(), rank, sum, n);
+        for (A& value : scaled) value *= static_cast<A>(product.scale);
+        add_rows(data_of<A>(product.a) + c, columns, scaled.data(), rank, sum, n);
       }
       squared[o - first] += squares(sum, n);
     }
@@ -96,12 +112,13 @@ void norms_of(const View* weight, const std::vector<LowRankOperands>& parts, int
 }  // namespace
 
 int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
-  const std::vector<LowRankOperands> all(o.parts, o.parts + o.count);
-  const int64_t rows = o.weight->shape[0], blocks = (rows + kRows - 1) / kRows;
-  dispatch_float(o.weight->dtype, [&]<typename T>() {
+  const View& weight = dense(o.weight);
+  const std::vector<Product> products = products_of(o);
+  const int64_t rows = weight.shape[0], blocks = (rows + kRows - 1) / kRows;
+  dispatch_float(weight.dtype, [&]<typename T>() {
     parallel_for(ctx, blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        norms_of<T>(o.weight, all, i * kRows, std::min(rows, (i + 1) * kRows),
+        norms_of<T>(weight, products, i * kRows, std::min(rows, (i + 1) * kRows),
                     data_of<Acc<T>>(o.norm));
       }
     });

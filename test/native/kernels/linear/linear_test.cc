@@ -1,5 +1,5 @@
 // The linear layers' kernels against plain loops in f64, for every type: several linears on one
-// input, low-rank parts (none, one, a trained and a frozen pair), frozen and free weights, odd
+// input, low-rank parts (none, one, with a start), output scales, frozen and free weights, odd
 // sizes, unwanted operands. The rule: |kernel - truth| <= |plain loops in the same type - truth| +
 // a few roundings.
 #include <doctest/doctest.h>
@@ -20,8 +20,8 @@ struct Part {
   int32_t linear;
   int64_t rank;
   double scale;
-  // The size of what the part before this one has moved by from here: this one is frozen then, and
-  // the two form a pair. Below zero: this part is on its own.
+  // The size of what the part before this one has moved by from here: this one is its start then.
+  // Below zero: this part is one of its own.
   double change = -1;
   bool is_change = false;  // see balora_low_rank
 };
@@ -30,7 +30,7 @@ struct Case {
   int64_t rows, in;
   std::vector<int64_t> outs;
   std::vector<Part> parts;
-  bool frozen = true, bias = true, adapter_input = false;
+  bool frozen = true, bias = true, adapter_input = false, scaled = false;
 };
 
 // A sum of products and the error that f32 (f64) accumulation and bf16-pair factors may leave in
@@ -70,6 +70,8 @@ class Fixture {
       bias_.emplace_back(std::vector<int64_t>{out}, random_);
       dy_.emplace_back(std::vector<int64_t>{c.rows, out}, random_);
       y_.emplace_back(std::vector<int64_t>{c.rows, out});
+      scale_.emplace_back(std::vector<int64_t>{out}, random_, 2.0);
+      unscaled_.emplace_back(std::vector<int64_t>{c.rows, out});
     }
     for (const Part& part : c.parts) {
       a_.emplace_back(std::vector<int64_t>{part.rank, c.in}, random_);
@@ -96,24 +98,30 @@ class Fixture {
     REQUIRE(linear_forward_kernel(ctx_, {.x = &x,
                                          .x_adapter = case_.adapter_input ? &xa : nullptr,
                                          .linears = linears_.data(),
-                                         .count = count(linears_),
-                                         .parts = parts_.data(),
-                                         .part_count = count(parts_)}) == 0);
+                                         .count = count(linears_)}) == 0);
     for (size_t l = 0; l < w_.size(); ++l) {
       const int64_t outs = case_.outs[l];
       for (int64_t i = 0; i < case_.rows * outs; ++i) {
         const int64_t n = i / outs, o = i % outs;
         Sum sum;
-        if (case_.bias) sum.add(bias_[l][o], 1);
         for (int64_t k = 0; k < case_.in; ++k)
           sum.add(x_[n * case_.in + k], w_[l][o * case_.in + k]);
         for_parts(l, [&](size_t p, int64_t rank, double scale) {
           for (int64_t r = 0; r < rank; ++r) sum.add(u(p, n, r), scale * b_[p][o * rank + r]);
         });
-        check_sum<T>(y_[l][i], sum, epsilon_of<T>(), "y", i, change_of_y(l, n, o));
+        const double change = change_of_y(l, n, o);
+        if (case_.scaled) {
+          check_sum<T>(unscaled_[l][i], sum, epsilon_of<T>(), "unscaled", i, change);
+        }
+        const double scale = case_.scaled ? scale_[l][o] : 1;
+        Sum y;
+        y.add(sum, scale);
+        if (case_.bias) y.add(bias_[l][o], 1);
+        check_sum<T>(y_[l][i], y, epsilon_of<T>(), "y", i, change * std::abs(scale));
       }
     }
     for (size_t p = 0; p < a_.size(); ++p) {
+      if (case_.parts[p].change >= 0) continue;
       for (int64_t i = 0; i < u_[p].size(); ++i) {
         const int64_t rank = case_.parts[p].rank;
         const Sum want = u(p, i / rank, i % rank);
@@ -132,9 +140,7 @@ class Fixture {
                                           .dx = with_dx ? &vdx : nullptr,
                                           .dx_adapter = with_dx && split ? &vdxa : nullptr,
                                           .linears = linears_.data(),
-                                          .count = count(linears_),
-                                          .parts = parts_.data(),
-                                          .part_count = count(parts_)}) == 0);
+                                          .count = count(linears_)}) == 0);
     for (size_t p = 0; p < a_.size(); ++p) check_part(p);
     for (int64_t i = 0; with_dx && i < dx.size(); ++i) {
       const int64_t n = i / case_.in, k = i % case_.in;
@@ -288,21 +294,35 @@ class Fixture {
   }
 
   void make_views(std::vector<Array<T>>& y) {
-    views_.clear(), linears_.clear(), parts_.clear();
+    views_.clear(), linears_.clear(), parts_.assign(w_.size(), {});
     views_.reserve(256);
     const auto keep = [&](const View& view) { return &views_.emplace_back(view); };
+    for (size_t p = 0; p < a_.size(); ++p) {
+      const Part& part = case_.parts[p];
+      std::vector<LowRankOperands>& own = parts_[static_cast<size_t>(part.linear)];
+      const View *a = keep(a_[p].view()), *b = keep(b_[p].view());
+      if (part.change >= 0) {
+        own.back().start_a = a, own.back().start_b = b;
+        continue;
+      }
+      own.push_back({.a = a,
+                     .b = b,
+                     .u = keep(u_[p].view()),
+                     .da = keep(da_[p].view()),
+                     .db = keep(db_[p].view()),
+                     .scale = part.scale,
+                     .is_change = part.is_change});
+    }
     for (size_t l = 0; l < w_.size(); ++l) {
       View weight = w_[l].view();
       weight.slots = case_.frozen ? slots_[l].data() : nullptr;
-      linears_.push_back(
-          {keep(weight), case_.bias ? keep(bias_[l].view()) : nullptr, keep(y[l].view())});
-    }
-    for (size_t p = 0; p < a_.size(); ++p) {
-      const bool frozen = case_.parts[p].change >= 0;
-      parts_.push_back({keep(a_[p].view()), keep(b_[p].view()), keep(u_[p].view()),
-                        frozen ? nullptr : keep(da_[p].view()),
-                        frozen ? nullptr : keep(db_[p].view()), case_.parts[p].scale,
-                        case_.parts[p].linear, case_.parts[p].is_change});
+      linears_.push_back({.weight = {.dense = keep(weight)},
+                          .bias = case_.bias ? keep(bias_[l].view()) : nullptr,
+                          .output_scale = case_.scaled ? keep(scale_[l].view()) : nullptr,
+                          .unscaled = case_.scaled ? keep(unscaled_[l].view()) : nullptr,
+                          .y = keep(y[l].view()),
+                          .parts = parts_[l].data(),
+                          .part_count = count(parts_[l])});
     }
   }
 
@@ -310,12 +330,12 @@ class Fixture {
   TestContext ctx_;
   std::mt19937 random_{7};
   Array<T> x_, xa_;
-  std::vector<Array<T>> w_, bias_, dy_, y_;
-  std::vector<Array<A>> a_, b_, u_, da_, db_;
+  std::vector<Array<T>> w_, bias_, dy_, y_, unscaled_;
+  std::vector<Array<A>> a_, b_, u_, da_, db_, scale_;
   std::vector<std::array<balora_slot, BALORA_SLOTS>> slots_;
   std::vector<View> views_;
   std::vector<LinearOperands> linears_;
-  std::vector<LowRankOperands> parts_;
+  std::vector<std::vector<LowRankOperands>> parts_;  // of each linear
 };
 
 template <typename T>
@@ -337,9 +357,12 @@ void check_all() {
       {1, 64, {33}, {{0, 4, 2.0}}},
       {67, 96, {64, 31, 33}, {{0, 16, 2.0}, {1, 3, 0.5}, {2, 16, 2.0}}},
       {130, 40, {65}, {{0, 48, 0.25}}},                          // R > in
-      {70, 64, {32}, {{0, 8, 1.0}, {0, 8, -1.0}}, true, false},  // trained and frozen pair
+      {70, 64, {32}, {{0, 8, 1.0}, {0, 8, -1.0}}, true, false},  // parts of opposite scale
       {70, 33, {31, 17}, {{1, 5, 3.0}}, false, true, true},
       {64, 32, {32}, {{0, 2, 1.0}}, true, false, true},
+      {33, 31, {48}, {}, true, true, false, true},
+      {67, 96, {64, 33}, {{0, 16, 2.0}, {0, 16, -2.0, 0.01}, {1, 3, 0.5}}, true, true, true, true},
+      {1, 33, {31}, {{0, 4, 2.0}}, false, false, false, true},
   };
   for (const Case& c : cases) check_case<T>(c);
 }
@@ -398,8 +421,52 @@ void check_untouched_pair(int64_t rank) {
   CHECK(with.first_outputs() == without.first_outputs());
 }
 
+// DoRA: a change of the scale that is far below half a step of bf16 changes outputs, since it is
+// not multiplied into rounded sums.
+void check_small_scales() {
+  const auto outputs = [](float scale) {
+    TestContext ctx;
+    std::mt19937 random(3);
+    Array<bf16> x({64, 96}, random), w({33, 96}, random), y({64, 33});
+    Array<float> factor({33});
+    std::fill_n(factor.data(), 33, scale);
+    const View vx = x.view(), vw = w.view(), vy = y.view(), vs = factor.view();
+    const LinearOperands linear = {.weight = {.dense = &vw}, .output_scale = &vs, .y = &vy};
+    REQUIRE(linear_forward_kernel(ctx, {.x = &vx, .linears = &linear, .count = 1}) == 0);
+    std::vector<double> values;
+    for (int64_t i = 0; i < y.size(); ++i) values.push_back(y[i]);
+    return values;
+  };
+  const std::vector<double> before = outputs(1.0f), after = outputs(1.0005f);
+  for (int64_t o = 0; o < 33; ++o) {
+    bool moved = false;
+    for (int64_t n = 0; n < 64; ++n) {
+      const auto at = static_cast<size_t>(n * 33 + o);
+      moved |= before[at] != after[at];
+    }
+    CHECK_MESSAGE(moved, "column ", o);
+  }
+}
+
 }  // namespace
 
+TEST_CASE("linear: an output scale joins before the rounding") {
+  check_small_scales();
+}
+TEST_CASE("linear: a weight of an unknown format is refused") {
+  TestContext ctx;
+  std::mt19937 random(3);
+  Array<float> x({2, 3}, random), w({4, 3}, random), y({2, 4}), norm({4});
+  const View vx = x.view(), vw = w.view(), vy = y.view(), vn = norm.view();
+  const balora_weight weight = {.dense = &vw, .format = 7};
+  const LinearOperands linear = {.weight = weight, .y = &vy};
+  const char* const message = "no dense weight, but one of format 7";
+  CHECK_THROWS_WITH(linear_forward_kernel(ctx, {.x = &vx, .linears = &linear, .count = 1}),
+                    message);
+  CHECK_THROWS_WITH(linear_backward_kernel(ctx, {.dx = &vx, .linears = &linear, .count = 1}),
+                    message);
+  CHECK_THROWS_WITH(row_norm_kernel(ctx, {.weight = weight, .norm = &vn}), message);
+}
 TEST_CASE("linear: pairs, f32") {
   check_pairs<float>();
 }

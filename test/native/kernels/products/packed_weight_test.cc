@@ -42,12 +42,11 @@ TEST_CASE("packed weights: batches of all lengths share a bounded number of prim
     Array<float> x({rows, kIn}, frozen.random), y({rows, kOut}), dx({rows, kIn});
     const View xv = x.view(), yv = y.view(), dxv = dx.view();
     LinearOperands linear = {};
-    linear.weight = &w;
+    linear.weight.dense = &w;
     linear.y = &yv;
-    REQUIRE(linear_forward_kernel(
-                ctx, {.x = &xv, .linears = &linear, .count = 1, .part_count = 0}) == 0);
-    REQUIRE(linear_backward_kernel(
-                ctx, {.x = &xv, .dx = &dxv, .linears = &linear, .count = 1, .part_count = 0}) == 0);
+    REQUIRE(linear_forward_kernel(ctx, {.x = &xv, .linears = &linear, .count = 1}) == 0);
+    REQUIRE(linear_backward_kernel(ctx, {.x = &xv, .dx = &dxv, .linears = &linear, .count = 1}) ==
+            0);
   };
   for (int64_t rows = 1; rows <= kMostRows; ++rows) forward_and_back(rows);
   const size_t made = state.primitives();

@@ -1,0 +1,102 @@
+// The operands of linears that share their input, by name. Each of the forms that an op needs them
+// in is a GroupOf: the tensors, their places among the tape's inputs, what backward keeps, the slots
+// of a launch, the views of a kernel.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "engine/launch.h"
+#include "kernels/operands/linear.h"
+#include "ops/ops.h"
+
+namespace balora {
+
+template <typename T>
+struct PartOf {
+  T a{}, b{}, start_a{}, start_b{};
+  T u{}, da{}, db{};
+  double scale = 1;
+  bool is_change = false;
+};
+template <typename T>
+struct LinearOf {
+  T weight{}, bias{}, output_scale{}, unscaled{};
+  T y{};  // in backward the gradient of the sum
+  std::vector<PartOf<T>> parts;
+};
+template <typename T>
+struct GroupOf {
+  T x{}, x_adapter{}, dx{}, dx_adapter{};
+  std::vector<LinearOf<T>> linears;
+};
+
+template <typename To, typename From, typename F>
+PartOf<To> map_part(const PartOf<From>& p, const F& f) {
+  return {f(p.a),  f(p.b),  f(p.start_a), f(p.start_b), f(p.u),
+          f(p.da), f(p.db), p.scale,      p.is_change};
+}
+
+// The group of f's results, f being called for every operand in the order of the fields.
+template <typename To, typename From, typename F>
+GroupOf<To> map_group(const GroupOf<From>& from, const F& f) {
+  GroupOf<To> to{f(from.x), f(from.x_adapter), f(from.dx), f(from.dx_adapter), {}};
+  for (const LinearOf<From>& linear : from.linears) {
+    LinearOf<To>& mapped = to.linears.emplace_back(LinearOf<To>{f(linear.weight),
+                                                                f(linear.bias),
+                                                                f(linear.output_scale),
+                                                                f(linear.unscaled),
+                                                                f(linear.y),
+                                                                {}});
+    for (const PartOf<From>& part : linear.parts) mapped.parts.push_back(map_part<To>(part, f));
+  }
+  return to;
+}
+
+inline balora_low_rank kernel_part(const Launch& l, const PartOf<Slot>& p) {
+  return {.a = l[p.a],
+          .b = l[p.b],
+          .start_a = l[p.start_a],
+          .start_b = l[p.start_b],
+          .u = l[p.u],
+          .da = l[p.da],
+          .db = l[p.db],
+          .scale = p.scale,
+          .is_change = p.is_change};
+}
+
+// The linears of a group as kernels take them, for the time of a launch.
+class KernelLinears {
+ public:
+  KernelLinears(const Launch& l, const GroupOf<Slot>& group) {
+    for (const LinearOf<Slot>& linear : group.linears) {
+      std::vector<balora_low_rank>& parts = parts_.emplace_back();
+      for (const PartOf<Slot>& part : linear.parts) parts.push_back(kernel_part(l, part));
+      linears_.push_back({.weight = {.dense = l[linear.weight]},
+                          .bias = l[linear.bias],
+                          .output_scale = l[linear.output_scale],
+                          .unscaled = l[linear.unscaled],
+                          .y = l[linear.y],
+                          .parts = parts.data(),
+                          .part_count = static_cast<int32_t>(parts.size())});
+    }
+  }
+  const balora_linear* data() const { return linears_.data(); }
+  int32_t count() const { return static_cast<int32_t>(linears_.size()); }
+
+ private:
+  std::vector<std::vector<balora_low_rank>> parts_;
+  std::vector<balora_linear> linears_;
+};
+
+// Names of a part's tensors in messages: a, b, frozen.a and frozen.b, each followed by `suffix`.
+struct PartNames {
+  std::string suffix;
+  std::string of(const char* tensor) const { return tensor + suffix; }
+};
+
+// Throws unless the shapes of a part fit a weight (O,I) and its start is as large as the pair and
+// wants no gradient.
+void check_part(const char* op, const PartNames& names, const LowRankPart& part,
+                const Tensor& weight);
+
+}  // namespace balora
