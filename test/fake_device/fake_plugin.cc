@@ -3,7 +3,10 @@
 // gets addresses of its memory only, and a copy one address on either side. Like a GPU it may find
 // out late that a kernel failed: BALORA_FAKE_FAULT names a row whose failure shows at the next
 // synchronize(), or at once in debug mode. BALORA_FAKE_DEVICE picks a way to be no usable device.
-#include <algorithm>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,13 +15,13 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/cpu_state.h"
+#include "tensor/errors.h"
 
 namespace balora {
 namespace {
@@ -169,25 +172,6 @@ void graph_destroy(void*, void* graph) {
   delete static_cast<Recording*>(graph);
 }
 
-// An argument that outlives its call. Rows whose operands come in structures are not recorded.
-template <typename T>
-struct Held {
-  static constexpr bool kPossible = !std::is_pointer_v<T>;
-  T value;
-  explicit Held(T given) : value(given) {}
-  T get() const { return value; }
-};
-template <>
-struct Held<const View*> {
-  static constexpr bool kPossible = true;
-  View view{};
-  bool present;
-  explicit Held(const View* given) : present(given != nullptr) {
-    if (given) view = *given;
-  }
-  const View* get() const { return present ? &view : nullptr; }
-};
-
 // ---- rows
 // ------------------------------------------------------------------------------------------
 enum RowIndex {
@@ -199,25 +183,7 @@ const char* const kRowNames[] = {
 #include "kernels/kernels.def"
 };
 
-template <typename T>
-bool on_device(State&, const T&) {
-  return true;
-}
-bool on_device(State& state, const View* view) {
-  return !view || view_numel(*view) == 0 || state.owns(view->data, 1);
-}
-bool on_device(State& state, const ViewList* list) {
-  return std::all_of(list->at, list->at + list->count,
-                     [&](const View* view) { return on_device(state, view); });
-}
-bool on_device(State& state, const AdamwList* list) {
-  return std::all_of(list->at, list->at + list->count, [&](const AdamwOperands& t) {
-    return on_device(state, t.grad) && on_device(state, t.rate) && on_device(state, t.param) &&
-           on_device(state, t.m) && on_device(state, t.v);
-  });
-}
-
-// Structures of operands, field by field: up to twelve of them.
+// The fields of a structure of operands, up to sixteen.
 struct AnyField {
   template <typename T>
   operator T() const;
@@ -226,7 +192,7 @@ template <typename O, size_t... I>
 constexpr bool has_fields(std::index_sequence<I...>) {
   return requires { O{(static_cast<void>(I), AnyField{})...}; };
 }
-template <typename O, size_t N = 12>
+template <typename O, size_t N = 16>
 constexpr size_t field_count() {
   if constexpr (has_fields<O>(std::make_index_sequence<N>{})) {
     return N;
@@ -235,67 +201,105 @@ constexpr size_t field_count() {
   }
 }
 template <typename O, typename F>
-void for_each_field(O& o, F f) {
+void for_each_field(O& structure, const F& body) {
   constexpr size_t kCount = field_count<std::remove_const_t<O>>();
-  const auto each = [&](auto&... fields) { (f(fields), ...); };
-  if constexpr (kCount == 4) {
-    auto& [a, b, c, d] = o;
-    each(a, b, c, d);
+  const auto each = [&](auto&... fields) { (body(fields), ...); };
+#define BIND(n, ...)                 \
+  if constexpr (kCount == n) {       \
+    auto& [__VA_ARGS__] = structure; \
+    each(__VA_ARGS__);               \
   }
-  if constexpr (kCount == 5) {
-    auto& [a, b, c, d, e] = o;
-    each(a, b, c, d, e);
-  }
-  if constexpr (kCount == 6) {
-    auto& [a, b, c, d, e, f] = o;
-    each(a, b, c, d, e, f);
-  }
-  if constexpr (kCount == 7) {
-    auto& [a, b, c, d, e, f, g] = o;
-    each(a, b, c, d, e, f, g);
-  }
-  if constexpr (kCount == 8) {
-    auto& [a, b, c, d, e, f, g, h] = o;
-    each(a, b, c, d, e, f, g, h);
-  }
-  if constexpr (kCount == 9) {
-    auto& [a, b, c, d, e, f, g, h, i] = o;
-    each(a, b, c, d, e, f, g, h, i);
-  }
-  if constexpr (kCount == 10) {
-    auto& [a, b, c, d, e, f, g, h, i, j] = o;
-    each(a, b, c, d, e, f, g, h, i, j);
-  }
-  if constexpr (kCount == 11) {
-    auto& [a, b, c, d, e, f, g, h, i, j, k] = o;
-    each(a, b, c, d, e, f, g, h, i, j, k);
-  }
-  if constexpr (kCount == 12) {
-    auto& [a, b, c, d, e, f, g, h, i, j, k, l] = o;
-    each(a, b, c, d, e, f, g, h, i, j, k, l);
-  }
-  static_assert(kCount >= 4);
+  BIND(1, a)
+  BIND(2, a, b)
+  BIND(3, a, b, c)
+  BIND(4, a, b, c, d)
+  BIND(5, a, b, c, d, e)
+  BIND(6, a, b, c, d, e, f)
+  BIND(7, a, b, c, d, e, f, g)
+  BIND(8, a, b, c, d, e, f, g, h)
+  BIND(9, a, b, c, d, e, f, g, h, i)
+  BIND(10, a, b, c, d, e, f, g, h, i, j)
+  BIND(11, a, b, c, d, e, f, g, h, i, j, k)
+  BIND(12, a, b, c, d, e, f, g, h, i, j, k, l)
+  BIND(13, a, b, c, d, e, f, g, h, i, j, k, l, m)
+  BIND(14, a, b, c, d, e, f, g, h, i, j, k, l, m, n)
+  BIND(15, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o)
+  BIND(16, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)
+#undef BIND
 }
-bool fields_on_device(State& state, const auto& operands) {
+
+template <typename T>
+constexpr bool kIsView = std::is_same_v<T, const View*>;
+template <typename T>
+constexpr bool kIsWholeList =
+    std::is_same_v<T, const ViewList*> || std::is_same_v<T, const AdamwList*>;
+
+template <typename T>
+constexpr bool kIsList = false;
+template <typename T>
+constexpr bool kIsList<T*> = std::is_class_v<T> || kIsView<std::remove_const_t<T>>;
+
+// Calls body(view) for each view of operands: those in structures and lists, too. A list is a
+// pointer whose count is the next int32_t, or a structure of both.
+template <typename F>
+void for_each_view(const View* view, const F& body) {
+  body(view);
+}
+template <typename O, typename F>
+  requires std::is_class_v<O>
+void for_each_view(const O& operands, const F& body) {
+  std::function<void(int32_t)> list;
+  for_each_field(operands, [&]<typename T>(const T& field) {
+    if constexpr (kIsView<T>) {
+      body(field);
+    } else if constexpr (kIsWholeList<T>) {
+      for_each_view(*field, body);
+    } else if constexpr (kIsList<T>) {
+      list = [field, &body](int32_t count) {
+        for (int32_t i = 0; i < count; ++i) for_each_view(field[i], body);
+      };
+    } else if constexpr (std::is_class_v<T>) {
+      for_each_view(field, body);
+    } else if constexpr (std::is_same_v<T, int32_t>) {
+      if (list) list(field);
+      list = nullptr;
+    }
+  });
+  if (list) std::abort();  // a list without a count
+}
+
+template <typename O>
+bool on_device(State& state, const O& operands) {
   bool all = true;
-  for_each_field(operands, [&](const auto& field) { all = all && on_device(state, field); });
+  for_each_view(operands, [&](const View* view) {
+    all = all && (!view || view_numel(*view) == 0 || state.owns(view->data, 1));
+  });
   return all;
 }
-// Operands that outlive their call.
+
+// Operands that outlive their call. Those with lists do not.
 template <typename O>
 class HeldOperands {
  public:
-  explicit HeldOperands(const O& given) : operands_(given) {
-    for_each_field(operands_, [&](auto& field) {
-      if constexpr (std::is_same_v<decltype(field), const View*&>) {
+  explicit HeldOperands(const O& given) : operands_(given) { hold(operands_); }
+  const O* get() const { return possible_ ? &operands_ : nullptr; }
+
+ private:
+  template <typename S>
+  void hold(S& structure) {
+    for_each_field(structure, [&]<typename T>(T& field) {
+      if constexpr (kIsView<T>) {
         if (field) field = views_.emplace_back(std::make_shared<View>(*field)).get();
+      } else if constexpr (std::is_pointer_v<T>) {
+        possible_ = false;
+      } else if constexpr (std::is_class_v<T>) {
+        hold(field);
       }
     });
   }
-  const O* get() const { return &operands_; }
 
- private:
   O operands_;
+  bool possible_ = true;
   std::vector<std::shared_ptr<const View>> views_;
 };
 
@@ -309,23 +313,22 @@ int32_t run_on_cpu(Context* ctx, const Call& kernel) {
   return status;
 }
 
-// A row after its operands were looked at: the fault that is asked for, or a run now, or a
-// recording of `held` for a graph (null: the row is not recorded).
-int32_t run_row(Context* ctx, const char* name, bool operands_on_device,
-                const std::function<int32_t(Context*)>& run,
-                const std::function<std::function<int32_t(Context*)>()>& held) {
+// What keeps a row from running now: an operand elsewhere, or the fault that is asked for.
+enum class Obstacle { kNone, kError, kLateFault };
+Obstacle obstacle(Context* ctx, const char* name, bool operands_on_device) {
   State& state = state_of(ctx);
-  if (!operands_on_device) return fail(ctx, concat(name, ": an operand is not on the device"));
-  if (setting("BALORA_FAKE_FAULT") == name) {
-    const std::string fault = concat(name, "_kernel: a pretended fault");
-    if (ctx->debug) return fail(ctx, fault);
-    if (state.fault.empty()) state.fault = fault;
-    return 0;
+  if (!operands_on_device) {
+    fail(ctx, concat(name, ": an operand is not on the device"));
+    return Obstacle::kError;
   }
-  if (!state.recording) return run(ctx);
-  if (!held) return fail(ctx, concat(name, " is not recorded"));
-  state.recording->push_back(held());
-  return 0;
+  if (setting("BALORA_FAKE_FAULT") != name) return Obstacle::kNone;
+  const std::string fault = concat(name, "_kernel: a pretended fault");
+  if (ctx->debug) {
+    fail(ctx, fault);
+    return Obstacle::kError;
+  }
+  if (state.fault.empty()) state.fault = fault;
+  return Obstacle::kLateFault;
 }
 
 template <auto Member, int Index>
@@ -333,35 +336,18 @@ struct Row;
 template <typename O, int32_t (*KernelTable::*Member)(Context*, const O*), int Index>
 struct Row<Member, Index> {
   static int32_t call(Context* ctx, const O* operands) {
-    const auto held = [&]() -> std::function<int32_t(Context*)> {
-      return [held = HeldOperands<O>(*operands)](Context* at) { return run(at, held.get()); };
-    };
-    return run_row(
-        ctx, kRowNames[Index], fields_on_device(state_of(ctx), *operands),
-        [&](Context* at) { return run(at, operands); }, held);
+    State& state = state_of(ctx);
+    const char* name = kRowNames[Index];
+    const Obstacle found = obstacle(ctx, name, on_device(state, *operands));
+    if (found != Obstacle::kNone) return found == Obstacle::kError ? 1 : 0;
+    if (!state.recording) return run(ctx, operands);
+    HeldOperands<O> held(*operands);
+    if (!held.get()) return fail(ctx, concat(name, " is not recorded"));
+    state.recording->push_back([held](Context* at) { return run(at, held.get()); });
+    return 0;
   }
   static int32_t run(Context* ctx, const O* operands) {
     return run_on_cpu(ctx, [&] { return (cpu_kernel_table()->*Member)(ctx, operands); });
-  }
-};
-template <typename... Args, int32_t (*KernelTable::*Member)(Context*, Args...), int Index>
-struct Row<Member, Index> {
-  static int32_t call(Context* ctx, Args... args) {
-    std::function<std::function<int32_t(Context*)>()> held;
-    if constexpr ((Held<Args>::kPossible && ...)) {
-      held = [&]() -> std::function<int32_t(Context*)> {
-        return [held = std::make_tuple(Held<Args>(args)...)](Context* at) {
-          return std::apply([at](const auto&... each) { return run(at, each.get()...); }, held);
-        };
-      };
-    }
-    State& state = state_of(ctx);
-    return run_row(
-        ctx, kRowNames[Index], (on_device(state, args) && ...),
-        [&](Context* at) { return run(at, args...); }, held);
-  }
-  static int32_t run(Context* ctx, Args... args) {
-    return run_on_cpu(ctx, [&] { return (cpu_kernel_table()->*Member)(ctx, args...); });
   }
 };
 
@@ -386,20 +372,43 @@ KernelTable make_table() {
 #define KERNEL(name) table.name = Row<&KernelTable::name, kRow_##name>::call;
 #include "kernels/kernels.def"
   const std::string variant = setting("BALORA_FAKE_DEVICE");
-  if (variant == "abi") table.abi = 2;
-  if (variant == "size") table.size -= sizeof(void*);
+  if (variant == "older") table.abi -= 1;
+  if (variant == "newer") table.abi += 1;
+  if (variant == "shorter") table.size -= sizeof(void*);
+  if (variant == "longer") table.size += sizeof(void*);
   if (variant == "other") table.device = "rocm";
   if (variant == "missing row") table.rope = nullptr;
   if (variant == "missing function") table.upload = nullptr;
+  if (variant == "part of a group") table.graph_launch = nullptr;
   return table;
+}
+
+// The first bytes of a table before a page that cannot be read: reading further ends the process.
+const KernelTable* cut_off(const KernelTable& table, size_t bytes) {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  void* pages = mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED || bytes > page) std::abort();
+  char* end = static_cast<char*>(pages) + page;
+  if (mprotect(end, page, PROT_NONE) != 0) std::abort();
+  std::memcpy(end - bytes, &table, bytes);
+  return reinterpret_cast<const KernelTable*>(end - bytes);
+}
+
+// A table for each call: the variant may have changed, and engines keep the one they were given.
+const KernelTable* new_table() {
+  const std::string variant = setting("BALORA_FAKE_DEVICE");
+  if (variant == "null") return nullptr;
+  const KernelTable table = make_table();
+  // Of another ABI its number and size alone are known.
+  if (table.abi != BALORA_ABI) return cut_off(table, offsetof(KernelTable, device));
+  if (table.size < sizeof table) return cut_off(table, table.size);
+  return new KernelTable(table);
 }
 
 }  // namespace
 }  // namespace balora
 
-// A table for each call: the variant may have changed, and engines keep the one they were given.
 extern "C" __attribute__((visibility("default"))) const balora_kernel_table* balora_device_table(
     void) {
-  if (balora::setting("BALORA_FAKE_DEVICE") == "null") return nullptr;
-  return new balora::KernelTable(balora::make_table());
+  return balora::new_table();
 }
