@@ -1,7 +1,7 @@
 // One template reads a C++ signature and makes the JS function and its TypeScript declaration from
 // it, so the two cannot drift. A row:  op(m, "rmsNorm", &rms_norm, {"x", "weight", "eps", ...},
 // Grad::kYes); A leading Engine& or Env& parameter is filled in and does not appear in JS. Tensors
-// travel as handles.
+// travel as handles, structures as objects (Named).
 #pragma once
 #include <napi.h>
 
@@ -168,6 +168,57 @@ struct Arg<Napi::Uint8Array> {
       bad_argument("a Uint8Array", v);
     }
     return v.As<Napi::Uint8Array>();
+  }
+};
+
+// A structure that JS passes as an object; its fields are listed by a specialisation:
+//   template <>
+//   struct Named<Options> {
+//     static auto fields() { return std::tuple{field("topK", &Options::top_k)}; }
+//   };
+template <typename S>
+struct Named;
+template <typename S, typename T>
+struct NamedField {
+  using Type = T;
+  const char* name;
+  T S::*member;
+};
+template <typename S, typename T>
+constexpr NamedField<S, T> field(const char* name, T S::*member) {
+  return {name, member};
+}
+template <typename S>
+concept Structure = requires { Named<S>::fields(); };
+
+template <typename T>
+T argument_of(Env& env, const Napi::Object& object, const char* name) {
+  try {
+    return Arg<T>::from(env, property_of(object, name));
+  } catch (const ArgumentError& error) {
+    throw ArgumentError(concat(name, ": ", error.what()));
+  }
+}
+
+template <Structure S>
+struct Arg<S> {
+  static std::string ts() {
+    std::string text;
+    const auto add = [&]<typename F>(const F& each) {
+      text += concat(text.empty() ? "{ " : "; ", each.name, ": ", Arg<typename F::Type>::ts());
+    };
+    std::apply([&](const auto&... each) { (add(each), ...); }, Named<S>::fields());
+    return text + " }";
+  }
+  static S from(Env& env, const Napi::Value& v) {
+    if (!v.IsObject()) bad_argument("an object", v);
+    const auto object = v.As<Napi::Object>();
+    S value{};
+    const auto read = [&]<typename F>(const F& each) {
+      value.*each.member = argument_of<typename F::Type>(env, object, each.name);
+    };
+    std::apply([&](const auto&... each) { (read(each), ...); }, Named<S>::fields());
+    return value;
   }
 };
 

@@ -32,4 +32,10 @@ Napi::Value element_of(const Napi::Array& array, uint32_t index) {
   return {array.Env(), value};
 }
 
+Napi::Value property_of(const Napi::Object& object, const char* name) {
+  napi_value value = nullptr;
+  check_js(object.Env(), napi_get_named_property(object.Env(), object, name, &value));
+  return {object.Env(), value};
+}
+
 }  // namespace balora::binding

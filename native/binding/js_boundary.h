@@ -26,6 +26,9 @@ napi_value call_js(napi_env env, napi_value function, std::span<const napi_value
 // An array's element; a getter may stand behind it.
 Napi::Value element_of(const Napi::Array& array, uint32_t index);
 
+// An object's property by name, as element_of().
+Napi::Value property_of(const Napi::Object& object, const char* name);
+
 // A native object that JS holds until it is collected or the environment ends. Its type is
 // told by the tag.
 template <typename T>

@@ -61,11 +61,11 @@ export function eachPair(body: (a: Form, b: Form, names: string) => void): void 
   }
 }
 
-/** Which arguments of a function of the addon are tensors or lists of them. */
-function tensorArguments(name: string): boolean[] {
+/** The types of the arguments of a function of the addon. */
+function argumentTypes(name: string): string[] {
   const typescript = native.signatures.find((row) => row.name === name)?.typescript ?? '';
   const parameters = typescript.slice(1, typescript.lastIndexOf('): ')).split(/, (?=\w+: )/);
-  return parameters.map((parameter) => /\bHandle\b/.test(parameter));
+  return parameters.map((parameter) => parameter.slice(parameter.indexOf(': ') + 2));
 }
 
 /**
@@ -80,14 +80,19 @@ export function withOperands<T>(
 ): { result: T; changed: number } {
   const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>;
   const original = functions[name] as (...args: unknown[]) => unknown;
-  const isTensor = tensorArguments(name);
+  const types = argumentTypes(name);
   let changed = 0;
   functions[name] = (...args) => {
     // The views are made by ops, too.
     functions[name] = original;
     let place = 0;
-    const viewed = (value: unknown): unknown => {
-      if (Array.isArray(value)) return value.map(viewed);
+    /** The value with each of its tensors changed; an object's are the fields of that type. */
+    const viewed = (value: unknown, type: string): unknown => {
+      if (!/\bHandle\b/.test(type)) return value;
+      if (Array.isArray(value)) return value.map((element) => viewed(element, type));
+      if (type.startsWith('{') && typeof value === 'object' && value !== null) {
+        return viewedFields(value as Record<string, unknown>, type);
+      }
       if (typeof value !== 'number') return value;
       const axes = native.shapeOf(value).map((_, axis) => axis);
       if (axes.length === 0) return value;
@@ -95,8 +100,16 @@ export function withOperands<T>(
       // A tensor of its own: the handle belongs to another one.
       return change(new Tensor(native.permute(value, axes)), place++).handle;
     };
+    const viewedFields = (object: Record<string, unknown>, type: string) => {
+      const fields = type.slice('{ '.length, -' }'.length).split('; ');
+      const found = fields.map((field) => {
+        const [key, fieldType] = field.split(': ') as [string, string];
+        return [key, viewed(object[key], fieldType)];
+      });
+      return Object.fromEntries(found) as Record<string, unknown>;
+    };
     try {
-      return original(...args.map((value, i) => (isTensor[i] ? viewed(value) : value)));
+      return original(...args.map((value, i) => viewed(value, types[i] ?? '')));
     } finally {
       functions[name] = replaced;
     }

@@ -51,6 +51,10 @@ function anyTensor() {
 function anyArgument(name, type) {
   if (chance(0.003)) return pick(kOfNoType);
   if (type.endsWith('| null') && chance(0.5)) return null;
+  if (type.startsWith('{')) {
+    const fields = fieldsOf(type).map(([key, fieldType]) => [key, anyArgument(key, fieldType)]);
+    return Object.fromEntries(fields);
+  }
   if (type.startsWith('readonly (') && type.endsWith(')[]')) {
     return several(() => anyArgument(name, type.slice('readonly ('.length, -')[]'.length)));
   }
@@ -79,6 +83,12 @@ function anyArgument(name, type) {
   }
 }
 
+/** The names and types of the fields of an object's type. */
+function fieldsOf(type) {
+  const inside = type.slice('{ '.length, -' }'.length);
+  return inside.split('; ').map((text) => text.split(/: (.*)/s, 2));
+}
+
 const plausible = {
   ...plausibleArguments(native, { pick, chance, below }, keep),
   backward: () => {
@@ -101,13 +111,20 @@ function argumentsOf({ name }, parameters) {
   if (!plausible[name] || chance(0.1)) return arbitrary();
   const values = plausible[name]();
   const place = below(values.length);
-  if (chance(0.12)) values[place] = anyArgument(...parameters[place]);
+  const [parameter, type] = parameters[place];
+  if (type.startsWith('{') && chance(0.3)) {
+    const [key, fieldType] = pick(fieldsOf(type));
+    values[place][key] = anyArgument(key, fieldType);
+  } else if (chance(0.12)) values[place] = anyArgument(parameter, type);
   else if (Array.isArray(values[place]) && chance(0.3)) values[place] = values[place].slice(1);
   return values;
 }
 
 function shown(value) {
   if (Array.isArray(value)) return `[${value.map(shown)}]`;
+  if (value?.constructor === Object) {
+    return `{${Object.entries(value).map(([key, field]) => `${key}: ${shown(field)}`)}}`;
+  }
   if (!pool.includes(value)) return typeof value === 'object' ? typeof value : String(value);
   return `${native.dtypeOf(value)}(${native.shapeOf(value)})${native.requiresGrad(value) ? '*' : ''}`;
 }
