@@ -15,9 +15,9 @@ const sourceOf = (path: string): string => readFileSync(new URL(path, native), '
 const kKernels = [...sourceOf('kernels/kernels.def').matchAll(/^KERNEL\((\w+)/gm)].map(
   ([, name]) => name as string,
 );
-const kOpSources = ['ops/', 'linalg/', 'tape/'].flatMap((folder) =>
-  readdirSync(new URL(folder, native))
-    .filter((name) => name.endsWith('.cc'))
+const kOpSources = ['ops/', 'tape/'].flatMap((folder) =>
+  readdirSync(new URL(folder, native), { recursive: true })
+    .filter((name) => String(name).endsWith('.cc'))
     .map((name) => sourceOf(folder + name)),
 );
 const kRows = [...kMicroTable, ...kLargeMicroTable];
