@@ -61,9 +61,8 @@ export interface NativeOps {
   gram(a: Handle): Handle;
   gramAdd(g: Handle, a: Handle): void;
   gramSpectrum(m: Handle, g: Handle): Handle;
-  headLosses(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, regularized: Handle | null, scales: Handle | null, fixedScales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
-  headLossesCached(hidden: Handle, mean: Handle, entropy: Handle, head: Handle, targets: Handle | null, regularized: Handle | null, scales: Handle | null, fixedScales: readonly (number)[], temperature: number, entropyTopK: number, softcap: number, chunkBytes: number): [Handle, Handle];
-  headRows(hidden: Handle, teacher: Handle | null, head: Handle, teacherHead: Handle | null, targets: Handle | null, temperature: number, entropyTemperature: number, entropyTopK: number, softcap: number, chunkBytes: number): Handle;
+  headLosses(operands: { hidden: Handle; head: Handle; teacher: Handle | null; teacherHead: Handle | null; teacherMean: Handle | null; teacherEntropy: Handle | null; targets: Handle | null; regularized: Handle | null; scales: Handle | null }, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; entropyTopK: number; chunkBytes: number }): [Handle, Handle];
+  headRows(operands: { hidden: Handle; head: Handle; teacher: Handle | null; teacherHead: Handle | null; teacherMean: Handle | null; teacherEntropy: Handle | null; targets: Handle | null; regularized: Handle | null; scales: Handle | null }, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; entropyTopK: number; chunkBytes: number }): Handle;
   indexSelect(x: Handle, rows: Handle): Handle;
   isFinite(x: Handle): Handle;
   isLeaf(x: Handle): boolean;

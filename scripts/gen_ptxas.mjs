@@ -16,7 +16,7 @@ const kHot = [
   ['attention_backward: backward', 128, 'D = 64', /Li64E/, attentionShared(64, 64)],
   ['attention_backward: backward', 128, 'D = 128', /Li128E/, attentionShared(128, 64)],
   ['sum_products', 128, '128 x 128', /Li128E/, 3 * 2 * 128 * 32 * 2], // linear_sum.cu
-  ['head_losses: head_rows', 512, '', /^If/, 11904], // HeadScratch::bytes() of head_select.cuh
+  ['head_rows: head_rows', 512, '', /^If/, 11904], // HeadScratch::bytes() of head_rows.cu
   ['norm: normalise_rows', 256],
   ['norm: norm_gradients', 256],
   ['layer_norm: normalise_rows', 256],

@@ -1,7 +1,6 @@
-// How the rows of the language-model head go through in chunks: how many at a time, how far apart
-// their logits lie, and how many threads take one of them.
+// How the rows of the language-model head go through in chunks: how many at a time, and how far
+// apart their logits lie.
 #pragma once
-#include "head/head_sums.cuh"
 #include "runtime/blas.cuh"
 
 namespace balora::cuda {
@@ -20,12 +19,6 @@ inline int64_t head_chunk_rows(const HeadOptions& options, int64_t m, int64_t ro
   if (options.chunk_bytes <= 0) rows = std::max(kDefaultChunkBytes / row_bytes, kLeastChunkRows);
   if (rows > 128) rows -= rows % 128;
   return std::min(rows, m);
-}
-
-// Threads of a row's block, a multiple of 32.
-inline unsigned head_row_threads(int64_t vocabulary, int64_t least, int64_t most) {
-  const int64_t packs = ceil_div(vocabulary, kHeadPack * kWarp) * kWarp;
-  return static_cast<unsigned>(std::clamp(packs, least, most));
 }
 
 inline GemmOperand rows_of(const View& view, int64_t first) {

@@ -1,95 +1,117 @@
 // Language-model head and losses without the (M,V) logits: rows go through in chunks of a byte
 // budget. For each chunk Z = H W^T and Y = Ht Wt^T by cuBLAS in f32 (f64 for f64), one block a row
-// for the statistics and dZ (head_rows.cuh), then dH = dZ W and dW += dZ^T H. With bf16 operands dZ
+// for the statistics and dZ (head_rows.cu), then dH = dZ W and dW += dZ^T H. With bf16 operands dZ
 // is rounded to bf16 for the products, after p - 1 has been formed in f32. 6 M V C flops (4 without
 // a teacher, 8 with dW) and 28 bytes an element of Z: at M = 8192, V = 128k, C = 4096 on one H100
 // 37 ms of products and 9 ms of rows. W is read once a product and chunk, so a chunk has at least
 // 384 rows where the caller leaves the budget to the device (the products would wait for memory
-// with fewer), and 128 MiB of them: 0.5 GB with V = 128k and a teacher. A teacher may come as its
-// summary (head_mean.cuh); then the second product and half of the rows' first pass are saved.
+// with fewer), and 128 MiB of them: 0.5 GB with V = 128k and a teacher.
+// A teacher may come as its summary (teacher_summary.cu), its entropy H(q) and mean row mu = sum_j
+// q_j w_j; then the second product and half of the rows' first pass are saved. KL(q || p) =
+// lse(z/T) - (H(q) + h mu / T), so the row's pass wants one number, and mu leaves dH as it came
+// into h mu. Both kernels read h or dH and mu once, by one block a row: 6 and 10 bytes an element
+// with bf16, together 0.2 ms of an H100 at M = 8192, C = 4096. A product of h and mu is exact in
+// f64, where they are summed.
 #include "head/head_chunks.cuh"
-#include "head/head_mean.cuh"
 #include "head/head_rows.cuh"
 
 namespace balora::cuda {
 namespace {
 
-template <typename A>
-__global__ void __launch_bounds__(kHeadThreads, 2) head_rows(HeadArgs<A> args) {
-  SharedMemory memory;
-  const HeadScratch<A> scratch = HeadScratch<A>::take(memory);
-  HeadRowPass<A> pass(args, scratch);
-  pass.run();
+constexpr int kMeanThreads = 128;
+
+// offset (M) f64 = T H(q) + h mu
+template <typename T>
+__global__ void teacher_offsets(const T* h, const Acc<T>* mean, const double* entropy,
+                                int64_t channels, double temperature, double* offset) {
+  BALORA_SHARED(double, scratch, kWarp + 1);
+  const int64_t row = blockIdx.x, first = row * channels;
+  double sum = 0;
+  for (int64_t c = threadIdx.x; c < channels; c += blockDim.x) {
+    sum += static_cast<double>(load(h[first + c])) * static_cast<double>(mean[first + c]);
+  }
+  sum = block_reduce(sum, 0.0, scratch);
+  if (threadIdx.x == 0) offset[row] = temperature * entropy[row] + sum;
+}
+
+// dh = sum - consistency_scale T mu, rounded once; rows outside the regularizers (u8, null: none)
+// are sum alone.
+template <typename T>
+__global__ void take_out_mean(const Acc<T>* sum, const Acc<T>* mean, const uint8_t* regularized,
+                              int64_t channels, HeadOptions options, const double* scales, T* dh) {
+  const HeadOptions o = scaled_options(options, scales);
+  const auto factor = static_cast<Acc<T>>(o.consistency_scale * o.temperature);
+  const int64_t row = blockIdx.x, first = row * channels;
+  const bool inside = !regularized || regularized[row] != 0;
+  for (int64_t c = threadIdx.x; c < channels; c += blockDim.x) {
+    const Acc<T> value = sum[first + c];
+    dh[first + c] = store<T>(inside ? value - factor * mean[first + c] : value);
+  }
 }
 
 // One block: sums (4) of the rows' terms and the loss; each thread adds its rows in order.
 __global__ void sum_terms(const double* terms, int64_t rows, double* sums, HeadOptions options,
                           const double* scales) {
   BALORA_SHARED(double, scratch, kWarp + 1);
-  double totals[3];
-  for (int term = 0; term < 3; ++term) {
+  double totals[BALORA_HEAD_TERMS];
+  for (int term = 0; term < BALORA_HEAD_TERMS; ++term) {
     double sum = 0;
-    for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) sum += terms[3 * row + term];
+    for (int64_t row = threadIdx.x; row < rows; row += blockDim.x) {
+      sum += terms[BALORA_HEAD_TERMS * row + term];
+    }
     totals[term] = block_reduce(sum, 0.0, scratch);
   }
   if (threadIdx.x != 0) return;
-  for (int term = 0; term < 3; ++term) sums[term] = totals[term];
+  for (int term = 0; term < BALORA_HEAD_TERMS; ++term) sums[term] = totals[term];
   const HeadOptions o = scaled_options(options, scales);
-  sums[3] =
-      o.task_scale * totals[0] + o.consistency_scale * totals[1] - o.diversity_scale * totals[2];
+  sums[BALORA_HEAD_LOSS] = o.task_scale * totals[BALORA_HEAD_TASK] +
+                           o.consistency_scale * totals[BALORA_HEAD_CONSISTENCY] -
+                           o.diversity_scale * totals[BALORA_HEAD_ENTROPY];
 }
 
-struct HeadViews {
-  const View *h, *ht, *w, *wt, *targets, *regularized, *scales, *sums, *rows, *dh, *dw;
-  const View *mean = nullptr, *entropy = nullptr;  // the teacher's summary, both or none
-
-  const char* name() const { return mean ? "head_losses_cached" : "head_losses"; }
-  bool wants_gradient() const { return dh || dw; }
-};
+constexpr const char* kName = "head_losses";
 
 template <typename A>
 class HeadChunks {
  public:
-  HeadChunks(Context* ctx, const HeadViews& views, const HeadOptions& options)
-      : ctx_(ctx), v_(views) {
-    const int64_t m = v_.h->shape[0];
-    vocabulary_ = v_.w->shape[0], channels_ = v_.h->shape[1];
-    const bool rounds =
-        std::is_same_v<A, float> && v_.wants_gradient() && v_.w->dtype == BALORA_BF16;
+  HeadChunks(Context* ctx, const balora_head_losses& operands) : ctx_(ctx), o_(operands) {
+    const int64_t m = o_.h->shape[0];
+    vocabulary_ = o_.w->shape[0], channels_ = o_.h->shape[1];
+    const bool gradient = o_.dh || o_.dw;
+    const bool rounds = std::is_same_v<A, float> && gradient && o_.w->dtype == BALORA_BF16;
     stride_ = logits_stride(vocabulary_);
     const int64_t row_bytes =
-        stride_ * static_cast<int64_t>(sizeof(A) * (v_.ht ? 2 : 1) + (rounds ? 2 : 0));
-    chunk_ = head_chunk_rows(options, m, row_bytes);
-    args_.options = options;
+        stride_ * static_cast<int64_t>(sizeof(A) * (o_.ht ? 2 : 1) + (rounds ? 2 : 0));
+    chunk_ = head_chunk_rows(o_.options, m, row_bytes);
+    args_.options = o_.options;
     args_.z = workspace<A>(ctx, chunk_ * stride_);
-    if (v_.ht) args_.y = y_ = workspace<A>(ctx, chunk_ * stride_);
+    if (o_.ht) args_.y = y_ = workspace<A>(ctx, chunk_ * stride_);
     if (rounds) args_.rounded = workspace<bf16>(ctx, chunk_ * stride_);
-    if (v_.dh && (v_.mean || (!rounds && v_.dh->dtype == BALORA_F16))) {
+    if (o_.dh && (o_.mean || (!rounds && o_.dh->dtype == BALORA_F16))) {
       sum_ = workspace<A>(ctx, chunk_ * channels_);
     }
-    if (v_.mean) args_.offsets = offsets();
+    if (o_.mean) args_.offsets = offsets();
     args_.stride = stride_, args_.vocabulary = vocabulary_;
-    args_.targets = data_of<int32_t>(v_.targets);
-    args_.regularized = data_of<uint8_t>(v_.regularized);
-    args_.scales = data_of<double>(v_.scales);
-    args_.terms = v_.rows ? data_of<double>(v_.rows) : workspace<double>(ctx, 3 * m);
-    args_.gradient = v_.wants_gradient();
+    args_.targets = data_of<int32_t>(o_.targets);
+    args_.regularized = data_of<uint8_t>(o_.regularized);
+    args_.scales = data_of<double>(o_.scales);
+    args_.terms =
+        o_.rows ? data_of<double>(o_.rows) : workspace<double>(ctx, BALORA_HEAD_TERMS * m);
+    args_.gradient = gradient;
     args_.fault = state_of(ctx).fault;
-    args_.fault_row = fault_row(v_.name());
+    args_.fault_row = fault_row(kName);
   }
 
   const double* run() {
-    const int64_t m = v_.h->shape[0];
+    const int64_t m = o_.h->shape[0];
     for (int64_t first = 0; first < m; first += chunk_) {
       const int64_t rows = std::min(chunk_, m - first);
-      multiply_head(*v_.h, *v_.w, first, rows, args_.z);
-      if (v_.ht) multiply_head(*v_.ht, v_.wt ? *v_.wt : *v_.w, first, rows, y_);
+      multiply_head(*o_.h, *o_.w, first, rows, args_.z);
+      if (o_.ht) multiply_head(*o_.ht, o_.wt ? *o_.wt : *o_.w, first, rows, y_);
       args_.first = first;
-      const unsigned threads = head_row_threads(vocabulary_, kFewSelected, kHeadThreads);
-      Grid grid{dim3(static_cast<unsigned>(rows)), dim3(threads), HeadScratch<A>::bytes()};
-      launch(ctx_, v_.name(), grid, head_rows<A>, args_);
-      if (v_.dh) hidden_gradient(first, rows);
-      if (v_.dw) weight_gradient(first, rows);
+      launch_head_rows(ctx_, kName, args_, rows);
+      if (o_.dh) hidden_gradient(first, rows);
+      if (o_.dw) weight_gradient(first, rows);
     }
     return args_.terms;
   }
@@ -107,15 +129,15 @@ class HeadChunks {
     return {args_.z, kLogits, stride_, transposed};
   }
   void hidden_gradient(int64_t first, int64_t rows) {
-    void* to = offset_by(v_.dh->data, first * channels_, v_.dh->dtype);
-    const GemmResult direct = {to, v_.dh->dtype, channels_};
+    void* to = offset_by(o_.dh->data, first * channels_, o_.dh->dtype);
+    const GemmResult direct = {to, o_.dh->dtype, channels_};
     const GemmResult wide = {sum_, kLogits, channels_};
-    gemm(ctx_, {rows, channels_, vocabulary_}, 1, dz(false), rows_of(*v_.w, 0), 0,
+    gemm(ctx_, {rows, channels_, vocabulary_}, 1, dz(false), rows_of(*o_.w, 0), 0,
          sum_ ? wide : direct);
-    if (v_.mean) return without_mean(first, rows);
+    if (o_.mean) return without_mean(first, rows);
     if (!sum_) return;
     convert_matrix(ctx_, rows, channels_, {sum_, kLogits, channels_},
-                   {to, v_.dh->dtype, channels_});
+                   {to, o_.dh->dtype, channels_});
   }
   // Calls body<T>() for the type of the hidden states, which A fixes for f64.
   template <typename Body>
@@ -123,18 +145,18 @@ class HeadChunks {
     if constexpr (std::is_same_v<A, double>) {
       body.template operator()<double>();
     } else {
-      dispatch_float(v_.h->dtype, [&]<typename T>() {
+      dispatch_float(o_.h->dtype, [&]<typename T>() {
         if constexpr (!std::is_same_v<T, double>) body.template operator()<T>();
       });
     }
   }
   const double* offsets() {
-    const int64_t m = v_.h->shape[0];
+    const int64_t m = o_.h->shape[0];
     auto* offsets = workspace<double>(ctx_, m);
     dispatch_hidden([&]<typename T>() {
-      launch(ctx_, v_.name(), {dim3(static_cast<unsigned>(m)), dim3(kMeanThreads)},
-             teacher_offsets<T>, data_of<T>(v_.h), data_of<A>(v_.mean), data_of<double>(v_.entropy),
-             channels_, args_.options.temperature, offsets);
+      launch(ctx_, kName, {dim3(static_cast<unsigned>(m)), dim3(kMeanThreads)}, teacher_offsets<T>,
+             data_of<T>(o_.h), data_of<A>(o_.mean), data_of<double>(o_.entropy), channels_,
+             args_.options.temperature, offsets);
     });
     return offsets;
   }
@@ -142,46 +164,33 @@ class HeadChunks {
   void without_mean(int64_t first, int64_t rows) {
     const int64_t at = first * channels_;
     dispatch_hidden([&]<typename T>() {
-      launch(ctx_, v_.name(), {dim3(static_cast<unsigned>(rows)), dim3(kMeanThreads)},
-             take_out_mean<T>, sum_, data_of<A>(v_.mean) + at,
+      launch(ctx_, kName, {dim3(static_cast<unsigned>(rows)), dim3(kMeanThreads)}, take_out_mean<T>,
+             sum_, data_of<A>(o_.mean) + at,
              args_.regularized ? args_.regularized + first : nullptr, channels_, args_.options,
-             args_.scales, data_of<T>(v_.dh) + at);
+             args_.scales, data_of<T>(o_.dh) + at);
     });
   }
   void weight_gradient(int64_t first, int64_t rows) {
-    gemm(ctx_, {vocabulary_, channels_, rows}, 1, dz(true), rows_of(*v_.h, first), first ? 1 : 0,
-         {v_.dw->data, v_.dw->dtype, channels_});
+    gemm(ctx_, {vocabulary_, channels_, rows}, 1, dz(true), rows_of(*o_.h, first), first ? 1 : 0,
+         {o_.dw->data, o_.dw->dtype, channels_});
   }
 
   Context* ctx_;
-  HeadViews v_;
+  const balora_head_losses& o_;
   HeadArgs<A> args_{};
   A* y_ = nullptr;
   A* sum_ = nullptr;  // of dH where it is not the product's own result
   int64_t vocabulary_, channels_, stride_, chunk_;
 };
 
-int32_t run_head(Context* ctx, const HeadViews& views, const HeadOptions& options) {
-  const double* terms = views.h->dtype == BALORA_F64 ? HeadChunks<double>(ctx, views, options).run()
-                                                     : HeadChunks<float>(ctx, views, options).run();
-  launch(ctx, views.name(), {dim3(1), dim3(256)}, sum_terms, terms, views.h->shape[0],
-         data_of<double>(views.sums), options, data_of<double>(views.scales));
-  return 0;
-}
-
 }  // namespace
 
 int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
-  return run_head(
-      ctx, {o.h, o.ht, o.w, o.wt, o.targets, o.regularized, o.scales, o.sums, o.rows, o.dh, o.dw},
-      o.options);
-}
-
-int32_t head_losses_cached_kernel(Context* ctx, const balora_head_losses_cached& o) {
-  return run_head(ctx,
-                  {o.h, nullptr, o.w, nullptr, o.targets, o.regularized, o.scales, o.sums, nullptr,
-                   o.dh, nullptr, o.mean, o.entropy},
-                  o.options);
+  const double* terms =
+      o.h->dtype == BALORA_F64 ? HeadChunks<double>(ctx, o).run() : HeadChunks<float>(ctx, o).run();
+  launch(ctx, kName, {dim3(1), dim3(256)}, sum_terms, terms, o.h->shape[0], data_of<double>(o.sums),
+         o.options, data_of<double>(o.scales));
+  return 0;
 }
 
 }  // namespace balora::cuda

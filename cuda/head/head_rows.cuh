@@ -1,283 +1,40 @@
-// One row of the fused head losses on the device, by one block: the statistics of its student
-// logits z (V) and teacher logits y (V) in one pass, and the gradient written over z (or rounded to
-// bf16 beside it) in a second; formulas in native/kernels/cpu/head/head_rows.cc. A teacher that
-// came as its summary has no y: its part of the gradient is taken out of dH (head_mean.cuh). Sums
-// over the vocabulary run in f32 for 128 elements of a thread, then in f64, beside a running
-// maximum. A pass reads 8 bytes an element (4 without a teacher); the second writes 2 (bf16) or 4:
-// 18 bytes and about seven exponentials in all.
+// The rows of a chunk of the fused head losses, one block a row: terms, and the gradient of the
+// logits.
 #pragma once
-#include "head/head_select.cuh"
-#include "head/head_sums.cuh"
+#include "runtime/common.cuh"
 
 namespace balora::cuda {
 
-// What the second pass needs; the same in every thread.
-struct HeadStatistics {
-  double shift = 0, sum = 1, sum_student = 1, shift_teacher = 0, sum_teacher = 1;
-  double shift_entropy = 0, log_sum_entropy = 0;
-  double task = 0, consistency = 0, entropy = 0;
-};
-
+// A chunk of rows, the first of which is row `first` of the call.
 template <typename A>
-class HeadRowPass {
- public:
-  __device__ HeadRowPass(const HeadArgs<A>& args, const HeadScratch<A>& scratch)
-      : args_(args), scratch_(scratch) {
-    const int64_t row = blockIdx.x;
-    const A cap = static_cast<A>(args.options.softcap);
-    const A inverse = cap > A(0) ? A(1) / cap : A(0);
-    z_ = {args.z + row * args.stride, args.vocabulary, cap, inverse};
-    y_ = {args.y ? args.y + row * args.stride : nullptr, args.vocabulary, cap, inverse};
-    target_ = args.targets ? args.targets[args.first + row] : -1;
-    regularized_ = !args.regularized || args.regularized[args.first + row] != 0;
-    if (target_ != -100 && args.targets && (target_ < 0 || target_ >= args.vocabulary)) {
-      if (threadIdx.x == 0) {
-        report_fault(args.fault, kTargetOutOfRange, args.fault_row, target_, args.vocabulary,
-                     args.first + row);
-      }
-      target_ = -1;
-    }
-    live_ = regularized_ && y_.data;
-    consistent_ = live_ || (regularized_ && args.offsets);
-    entropic_ = regularized_ && args.options.entropy_top_k >= 0;
-    dense_ = args.options.entropy_top_k == 0 || args.options.entropy_top_k >= args.vocabulary;
-    scale_ = static_cast<A>(1 / args.options.temperature);
-    entropy_scale_ = static_cast<A>(1 / args.options.entropy_temperature);
-  }
-
-  __device__ void run() {
-    HeadSums<A> sums;
-    gather(sums);
-    combine(sums);
-    if (entropic_ && !dense_) select(sums.max);
-    if (threadIdx.x == 0) {
-      double* terms = args_.terms + 3 * (args_.first + blockIdx.x);
-      terms[0] = s_.task, terms[1] = s_.consistency, terms[2] = s_.entropy;
-    }
-    if (!args_.gradient) return;
-    __syncthreads();  // every thread has read the target's logit
-    write_gradient();
-  }
-
- private:
-  static constexpr int kFlush = 32;  // packs
-
-  __device__ void gather(HeadSums<A>& sums) {
-    int since = 0;
-    for (int64_t pack = threadIdx.x; pack * kHeadPack < args_.vocabulary; pack += blockDim.x) {
-      A x[kHeadPack], t[kHeadPack] = {};
-      const int count = z_.load_pack(pack, x);
-      raise(sums, x, count);
-      if (live_) {
-        y_.load_pack(pack, t);
-        raise_teacher(sums, t, count);
-      }
-      BALORA_UNROLL
-      for (int i = 0; i < kHeadPack; ++i) {
-        if (i < count) add(sums, x[i], t[i]);
-      }
-      if (++since == kFlush) {
-        since = 0;
-        flush(sums);
-      }
-    }
-    flush(sums);
-  }
-
-  __device__ void add(HeadSums<A>& sums, A x, A t) const {
-    if (target_ >= 0) sums.plain.weight += exp_or_zero(x - sums.max);
-    // Equal logits give equal bits in both sums, hence a term of exactly 0.
-    if (consistent_) sums.student.weight += exp_or_zero((x - sums.max) * scale_);
-    if (live_) {
-      const A w = exp_or_zero((t - sums.teacher_max) * scale_);
-      sums.teacher.weight += w;
-      sums.teacher.value += w * (t - x);
-    }
-    if (entropic_ && dense_) {
-      const A offset = x - sums.max, w = exp_or_zero(offset * entropy_scale_);
-      sums.dense.weight += w;
-      sums.dense.value += w * offset;
-    }
-  }
-
-  __device__ static A largest_of(const A (&x)[kHeadPack], int count) {
-    A largest = x[0];
-    BALORA_UNROLL
-    for (int i = 1; i < kHeadPack; ++i) largest = i < count && x[i] > largest ? x[i] : largest;
-    return largest;
-  }
-  __device__ void raise(HeadSums<A>& sums, const A (&x)[kHeadPack], int count) const {
-    const A largest = largest_of(x, count);
-    if (!(largest > sums.max)) return;
-    const A step = largest - sums.max;
-    if (sums.max > -INFINITY) {
-      sums.plain.rescale(step, A(1), false);
-      sums.student.rescale(step, scale_, false);
-      sums.dense.rescale(step, entropy_scale_, true);
-    }
-    sums.max = largest;
-  }
-  __device__ void raise_teacher(HeadSums<A>& sums, const A (&t)[kHeadPack], int count) const {
-    const A largest = largest_of(t, count);
-    if (!(largest > sums.teacher_max)) return;
-    if (sums.teacher_max > -INFINITY) {
-      sums.teacher.rescale(largest - sums.teacher_max, scale_, false);
-    }
-    sums.teacher_max = largest;
-  }
-  __device__ static void flush(HeadSums<A>& sums) {
-    sums.plain.flush(), sums.student.flush(), sums.teacher.flush(), sums.dense.flush();
-  }
-
-  __device__ double total(double value) { return block_reduce(value, 0.0, scratch_.sums); }
-
-  // Brings the threads' sums to one shift and makes the row's terms.
-  __device__ void combine(HeadSums<A>& sums) {
-    const A max = block_reduce(sums.max, A(-INFINITY), scratch_.maxima, Max{});
-    const A teacher_max =
-        live_ ? block_reduce(sums.teacher_max, A(-INFINITY), scratch_.maxima, Max{}) : A(0);
-    s_.shift = static_cast<double>(max);
-    if (sums.max > -INFINITY) {
-      sums.plain.rescale(max - sums.max, A(1), false);
-      sums.student.rescale(max - sums.max, scale_, false);
-      sums.dense.rescale(max - sums.max, entropy_scale_, true);
-      if (live_) sums.teacher.rescale(teacher_max - sums.teacher_max, scale_, false);
-    }
-    if (target_ >= 0) {
-      s_.sum = total(sums.plain.weights);
-      s_.task = s_.shift + log(s_.sum) - static_cast<double>(z_.at(target_));
-    }
-    if (consistent_) compare(sums, teacher_max);
-    if (entropic_ && dense_) {
-      const double weights = total(sums.dense.weights), values = total(sums.dense.values);
-      set_entropy(max, weights, values);
-    }
-  }
-
-  __device__ void compare(const HeadSums<A>& sums, A teacher_max) {
-    const double temperature = args_.options.temperature;
-    s_.sum_student = total(sums.student.weights);
-    if (!live_) {
-      const double lse = s_.shift / temperature + log(s_.sum_student);
-      s_.consistency = temperature * (temperature * lse - args_.offsets[args_.first + blockIdx.x]);
-      return;
-    }
-    s_.sum_teacher = total(sums.teacher.weights);
-    const double value = total(sums.teacher.values);
-    s_.shift_teacher = static_cast<double>(teacher_max);
-    const double gap =
-        (s_.shift - s_.shift_teacher) / temperature + (log(s_.sum_student) - log(s_.sum_teacher));
-    s_.consistency = temperature * temperature * gap + temperature * (value / s_.sum_teacher);
-  }
-
-  __device__ void set_entropy(A max, double weights, double values) {
-    s_.shift_entropy = static_cast<double>(max);
-    s_.log_sum_entropy = log(weights);
-    s_.entropy = s_.log_sum_entropy - values / weights * static_cast<double>(entropy_scale_);
-  }
-
-  // The K largest logits and the entropy of their distribution.
-  __device__ void select(A thread_max) {
-    HeadSelect<A, HeadLogits<A>> finder(z_, scratch_, args_.options.entropy_top_k);
-    chosen_ = finder.find(thread_max);
-    const A max = static_cast<A>(s_.shift);
-    double weights = 0, values = 0;
-    finder.each(chosen_, thread_max, [&](A x) {
-      const A offset = x - max, w = exp_or_zero(offset * entropy_scale_);
-      weights += static_cast<double>(w);
-      values += static_cast<double>(w * offset);
-    });
-    weights = total(weights);
-    values = total(values);
-    set_entropy(max, weights, values);
-  }
-
-  // The gradient's coefficients, rounded as on the CPU.
-  struct Slopes {
-    A shift, task, student, gap, teacher_shift, diversity, entropy_shift, log_sum, entropy,
-        task_scale;
-  };
-  __device__ Slopes slopes() const {
-    const HeadOptions o = scaled_options(args_.options, args_.scales);
-    Slopes g{};
-    g.shift = static_cast<A>(s_.shift);
-    g.task_scale = static_cast<A>(o.task_scale);
-    if (target_ >= 0) g.task = static_cast<A>(o.task_scale / s_.sum);
-    g.teacher_shift = static_cast<A>(s_.shift_teacher);
-    if (consistent_) {
-      const double scale = o.consistency_scale * o.temperature;
-      g.student = static_cast<A>(scale / s_.sum_student);
-      g.gap = static_cast<A>(scale / s_.sum_student - scale / s_.sum_teacher);
-    }
-    if (entropic_) g.diversity = static_cast<A>(o.diversity_scale / o.entropy_temperature);
-    g.entropy_shift = static_cast<A>(s_.shift_entropy);
-    g.log_sum = static_cast<A>(s_.log_sum_entropy);
-    g.entropy = static_cast<A>(s_.entropy);
-    return g;
-  }
-
-  __device__ A gradient_at(const Slopes& g, int64_t i, A x, A t) const {
-    A sum = 0;
-    if (g.task != A(0)) sum = g.task * exp_or_zero(x - g.shift);
-    if (i == target_) sum -= g.task_scale;
-    if (g.student != A(0)) {
-      const A p = exp_or_zero((x - g.shift) * scale_);
-      const A q = live_ ? exp_or_zero((t - g.teacher_shift) * scale_) : A(0);
-      sum += g.student * (p - q) + g.gap * q;
-    }
-    if (g.diversity != A(0) && dense_) {
-      const A log_pi = (x - g.entropy_shift) * entropy_scale_ - g.log_sum;
-      sum += g.diversity * exp_or_zero(log_pi) * (log_pi + g.entropy);
-    } else if (g.diversity != A(0) && chosen_.holds(x, i)) {
-      sum += chosen_gradient(x);
-    }
-    const A capped = x * z_.inverse_cap;
-    return sum * (A(1) - capped * capped);
-  }
-
-  // Few elements, and where they are nearly equal log pi + H cancels: in f64.
-  __device__ A chosen_gradient(A x) const {
-    const HeadOptions o = scaled_options(args_.options, args_.scales);
-    const double log_pi =
-        (static_cast<double>(x) - s_.shift_entropy) / o.entropy_temperature - s_.log_sum_entropy;
-    return static_cast<A>(o.diversity_scale / o.entropy_temperature * exp(log_pi) *
-                          (log_pi + s_.entropy));
-  }
-
-  __device__ void write_gradient() {
-    const Slopes g = slopes();
-    const int64_t row = blockIdx.x;
-    A* dz = args_.z + row * args_.stride;
-    bf16* rounded = args_.rounded ? args_.rounded + row * args_.stride : nullptr;
-    for (int64_t pack = threadIdx.x; pack * kHeadPack < args_.vocabulary; pack += blockDim.x) {
-      A x[kHeadPack], t[kHeadPack] = {};
-      const int count = z_.load_pack(pack, x);
-      if (live_) y_.load_pack(pack, t);
-      Pack<A, kHeadPack> out;
-      BALORA_UNROLL
-      for (int i = 0; i < kHeadPack; ++i) {
-        out.at[i] = i < count ? gradient_at(g, pack * kHeadPack + i, x[i], t[i]) : A(0);
-      }
-      // A row's stride is a multiple of the pack: the last one may run into its padding.
-      if (!rounded) {
-        *reinterpret_cast<Pack<A, kHeadPack>*>(dz + pack * kHeadPack) = out;
-        continue;
-      }
-      Pack<bf16, kHeadPack> narrow;
-      BALORA_UNROLL
-      for (int i = 0; i < kHeadPack; ++i) narrow.at[i] = store<bf16>(static_cast<float>(out.at[i]));
-      *reinterpret_cast<Pack<bf16, kHeadPack>*>(rounded + pack * kHeadPack) = narrow;
-    }
-  }
-
-  const HeadArgs<A>& args_;
-  HeadScratch<A> scratch_;
-  HeadLogits<A> z_, y_;
-  int64_t target_;
-  bool regularized_, live_, consistent_, entropic_, dense_;  // live_: the teacher has logits
-  A scale_, entropy_scale_;
-  HeadStatistics s_;
-  Chosen<A> chosen_;
+struct HeadArgs {
+  A* z;
+  const A* y;             // null, and no offsets: no consistency term
+  const double* offsets;  // (M) T H(q) + h mu of a teacher that came as its summary, or null
+  bf16* rounded;          // where dz goes; null: over z
+  int64_t stride, vocabulary, first;
+  const int32_t* targets;  // may be null, as regularized
+  const uint8_t* regularized;
+  const double* scales;  // (3) or null, see scaled_options
+  double* terms;         // (M,3), of all rows
+  HeadOptions options;
+  bool gradient;
+  Fault* fault;
+  int32_t fault_row;
 };
+
+// The options with their scales multiplied by those that lie on the device (null: ones).
+__device__ inline HeadOptions scaled_options(HeadOptions options, const double* scales) {
+  if (!scales) return options;
+  options.task_scale *= scales[BALORA_HEAD_TASK];
+  options.consistency_scale *= scales[BALORA_HEAD_CONSISTENCY];
+  options.diversity_scale *= scales[BALORA_HEAD_ENTROPY];
+  return options;
+}
+
+// Writes the terms of `rows` rows and, if wanted, dz. A is float or double; `name` is the table's
+// row, for errors.
+template <typename A>
+void launch_head_rows(Context* ctx, const char* name, const HeadArgs<A>& args, int64_t rows);
 
 }  // namespace balora::cuda

@@ -8,30 +8,10 @@ namespace balora::cuda {
 
 constexpr int kHeadPack = 4;  // neighbours that one thread takes
 
-template <typename A>
-struct HeadArgs {
-  A* z;
-  const A* y;             // null, and no offsets: no consistency term
-  const double* offsets;  // (M) T H(q) + h mu of a teacher that came as its summary, or null
-  bf16* rounded;          // where dz goes; null: over z
-  int64_t stride, vocabulary, first;
-  const int32_t* targets;  // may be null, as regularized
-  const uint8_t* regularized;
-  const double* scales;  // (3) or null, see scaled_options
-  double* terms;         // (M,3)
-  HeadOptions options;
-  bool gradient;
-  Fault* fault;
-  int32_t fault_row;
-};
-
-// The options with their scales multiplied by those that lie on the device (null: ones).
-__device__ inline HeadOptions scaled_options(HeadOptions options, const double* scales) {
-  if (!scales) return options;
-  options.task_scale *= scales[0];
-  options.consistency_scale *= scales[1];
-  options.diversity_scale *= scales[2];
-  return options;
+// Threads of a row's block, a multiple of 32.
+inline unsigned head_row_threads(int64_t vocabulary, int64_t least, int64_t most) {
+  const int64_t packs = ceil_div(vocabulary, kHeadPack * kWarp) * kWarp;
+  return static_cast<unsigned>(std::clamp(packs, least, most));
 }
 
 __device__ inline float exp_or_zero(float x) {
@@ -88,13 +68,6 @@ struct Weighted {
     if (centred) values -= static_cast<double>(step) * weights;
     weights *= factor, values *= factor;
   }
-};
-
-// A thread's share of a row.
-template <typename A>
-struct HeadSums {
-  A max = -INFINITY, teacher_max = -INFINITY;
-  Weighted<A> plain, student, teacher, dense;  // temperatures 1, T, T, Te
 };
 
 }  // namespace balora::cuda

@@ -53,13 +53,19 @@ __global__ void add_products(const double* a, const double* b, int64_t count, in
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-Dense sum_elements(Scratch& scratch, const double* a, const double* b, int64_t count,
-                   int64_t step) {
+struct Products {
+  const double* a;
+  const double* b = nullptr;  // null: ones
+  int64_t count;
+  int64_t step = 1;  // from one element to the next
+};
+
+Dense sum_elements(Scratch& scratch, const Products& of) {
   const Dense parts(scratch, kParts, 1);
   Dense total(scratch, 1, 1);
   const double* const none = nullptr;
-  launch(scratch.ctx(), "svd_ratio", {dim3(kParts), dim3(256)}, add_products, a, b, count, step,
-         parts.data());
+  launch(scratch.ctx(), "svd_ratio", {dim3(kParts), dim3(256)}, add_products, of.a, of.b, of.count,
+         of.step, parts.data());
   launch(scratch.ctx(), "svd_ratio", {dim3(1), dim3(kParts)}, add_products, parts.data(), none,
          int64_t{kParts}, int64_t{1}, total.data());
   return total;
@@ -97,11 +103,11 @@ Dense times_shift(Scratch& scratch, const Dense& a, const Dense& shift) {
 }
 
 Dense sum_of_products(Scratch& scratch, const Dense& a, const Dense& b) {
-  return sum_elements(scratch, a.data(), b.data(), a.size(), 1);
+  return sum_elements(scratch, {.a = a.data(), .b = b.data(), .count = a.size()});
 }
 
 Dense trace_of(Scratch& scratch, const Dense& a) {
-  return sum_elements(scratch, a.data(), nullptr, a.rows, a.cols + 1);
+  return sum_elements(scratch, {.a = a.data(), .count = a.rows, .step = a.cols + 1});
 }
 
 }  // namespace balora::cuda

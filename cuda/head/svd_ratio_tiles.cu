@@ -34,12 +34,12 @@ struct Tile {
 template <typename A>
 class Tiles {
  public:
-  Tiles(Scratch& scratch, const View* h, const View* w, double softcap, int64_t chunk_bytes)
-      : scratch_(scratch), ctx_(scratch.ctx()), h_(h), w_(w), softcap_(softcap) {
-    rows_ = h->shape[0], tokens_ = w->shape[0], channels_ = h->shape[1];
+  Tiles(Scratch& scratch, const balora_svd_ratio_tiles& o)
+      : scratch_(scratch), ctx_(scratch.ctx()), h_(o.h), w_(o.w), softcap_(o.softcap) {
+    rows_ = h_->shape[0], tokens_ = w_->shape[0], channels_ = h_->shape[1];
     by_rows_ = rows_ > tokens_;
     const int64_t extent = by_rows_ ? rows_ : tokens_;
-    const int64_t bytes = chunk_bytes > 0 ? chunk_bytes : kDefaultTileBytes;
+    const int64_t bytes = o.chunk_bytes > 0 ? o.chunk_bytes : kDefaultTileBytes;
     // The tile in the logits' type and its f64 image.
     step_ = bytes / (order() * static_cast<int64_t>(sizeof(A) + sizeof(double)));
     step_ = std::clamp<int64_t>(step_, 1, extent);
@@ -135,29 +135,24 @@ class Tiles {
   A* logits_;
 };
 
-struct Outputs {
-  const View *value, *dh, *dw;
-};
-
 template <typename A>
-void run(Context* ctx, const View* h, const View* w, const Outputs& out, int64_t k, bool nuclear,
-         double softcap, int64_t chunk_bytes) {
+void run(Context* ctx, const balora_svd_ratio_tiles& o) {
+  const bool nuclear = o.nuclear != 0;
   Scratch scratch(ctx);
-  Tiles<A> tiles(scratch, h, w, softcap, chunk_bytes);
+  Tiles<A> tiles(scratch, o);
   const Dense gram = tiles.gram();
   const Dense norm2 = trace_of(scratch, gram);  // the sum of the squares of all logits
-  const int64_t wanted = nuclear ? gram.rows : std::min(k, gram.rows);
+  const int64_t wanted = nuclear ? gram.rows : std::min(o.k, gram.rows);
   const Eigenpairs pairs = leading_pairs(scratch, gram, wanted, kRow);
   const SvdRatio ratio =
-      svd_ratio(scratch, pairs.values, norm2, k, nuclear, data_of<double>(out.value));
-  if (out.dh || out.dw) tiles.gradient(pairs.vectors, ratio, out.dh, out.dw);
+      svd_ratio(scratch, pairs.values, norm2, o.k, nuclear, data_of<double>(o.value));
+  if (o.dh || o.dw) tiles.gradient(pairs.vectors, ratio, o.dh, o.dw);
 }
 
 }  // namespace
 
 int32_t svd_ratio_tiles_kernel(Context* ctx, const balora_svd_ratio_tiles& o) {
-  const auto start = o.h->dtype == BALORA_F64 ? run<double> : run<float>;
-  start(ctx, o.h, o.w, {o.value, o.dh, o.dw}, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes);
+  o.h->dtype == BALORA_F64 ? run<double>(ctx, o) : run<float>(ctx, o);
   return 0;
 }
 

@@ -6,6 +6,7 @@
 // V C flops (4 with one product) and 16 bytes an element of Y: at M = 8192, V = 128k, C = 4096 on
 // one H100 37 ms of products and 5 ms of rows, once a training run.
 #include "head/head_chunks.cuh"
+#include "head/head_sums.cuh"
 
 namespace balora::cuda {
 namespace {
@@ -122,31 +123,31 @@ __global__ void __launch_bounds__(kTeacherThreads, 2) teacher_rows(TeacherArgs<A
 }
 
 template <typename A>
-void summarize(Context* ctx, const View& ht, const View& wt, const View& w, const View& mean,
-               const View& entropy, const HeadOptions& options) {
+void summarize(Context* ctx, const balora_teacher_summary& o) {
   constexpr int32_t kLogits = std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32;
+  const View &ht = *o.ht, &wt = *o.wt, &w = *o.w;
   const int64_t m = ht.shape[0], vocabulary = w.shape[0], channels = w.shape[1];
   const int64_t stride = logits_stride(vocabulary);
   const bool pair = std::is_same_v<A, float> && w.dtype == BALORA_BF16;
   const int64_t row_bytes = stride * static_cast<int64_t>(sizeof(A) + (pair ? 4 : 0));
-  const int64_t chunk = head_chunk_rows(options, m, row_bytes);
+  const int64_t chunk = head_chunk_rows(o.options, m, row_bytes);
   TeacherArgs<A> args{};
   args.y = workspace<A>(ctx, chunk * stride);
   if (pair) {
     args.high = workspace<bf16>(ctx, chunk * stride);
     args.low = workspace<bf16>(ctx, chunk * stride);
   }
-  args.stride = stride, args.vocabulary = vocabulary, args.temperature = options.temperature;
+  args.stride = stride, args.vocabulary = vocabulary, args.temperature = o.options.temperature;
   const unsigned threads = head_row_threads(vocabulary, kWarp, kTeacherThreads);
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t rows = std::min(chunk, m - first);
     gemm(ctx, {rows, vocabulary, channels}, 1, rows_of(ht, first),
          {wt.data, wt.dtype, channels, true}, 0, {args.y, kLogits, stride});
-    args.entropy = data_of<double>(&entropy) + first;
+    args.entropy = data_of<double>(o.entropy) + first;
     launch(ctx, "teacher_summary", {dim3(static_cast<unsigned>(rows)), dim3(threads)},
            teacher_rows<A>, args);
     const GemmShape shape = {rows, channels, vocabulary};
-    const GemmResult to = {data_of<A>(&mean) + first * channels, kLogits, channels};
+    const GemmResult to = {data_of<A>(o.mean) + first * channels, kLogits, channels};
     if (!pair) {
       gemm(ctx, shape, 1, {args.y, kLogits, stride}, rows_of(w, 0), 0, to);
       continue;
@@ -160,9 +161,9 @@ void summarize(Context* ctx, const View& ht, const View& wt, const View& w, cons
 
 int32_t teacher_summary_kernel(Context* ctx, const balora_teacher_summary& o) {
   if (o.ht->dtype == BALORA_F64) {
-    summarize<double>(ctx, *o.ht, *o.wt, *o.w, *o.mean, *o.entropy, o.options);
+    summarize<double>(ctx, o);
   } else {
-    summarize<float>(ctx, *o.ht, *o.wt, *o.w, *o.mean, *o.entropy, o.options);
+    summarize<float>(ctx, o);
   }
   return 0;
 }

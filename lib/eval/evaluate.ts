@@ -9,6 +9,7 @@ import { ArgumentError } from '../errors.ts';
 import { EffectiveRank, evaluationRows, HeadGram } from '../losses/fused.ts';
 import { selectRows } from '../losses/positions.ts';
 import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
+import { kHeadTermCount } from '../ops/head_terms.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import type { EvaluateOptions, EvaluationResult, ExampleResult } from './types.ts';
 
@@ -37,9 +38,6 @@ interface Totals {
   supervised: number;
   examples: ExampleResult[];
 }
-
-/** Number of columns in the result of evaluationRows: cross-entropy, KL, entropy. */
-const kColumns = 3;
 
 /**
  * Evaluates a model on batches in which each example is a segment of its own.
@@ -149,8 +147,8 @@ function addExamples(
     let loss = 0;
     for (; next < supervised.length && (supervised[next] as number) < end; next++) {
       const [ce, kl, entropy] = values.subarray(
-        kColumns * next,
-        kColumns * (next + 1),
+        kHeadTermCount * next,
+        kHeadTermCount * (next + 1),
       ) as unknown as [number, number, number];
       loss += ce;
       totals.kl += kl;

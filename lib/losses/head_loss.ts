@@ -11,14 +11,14 @@ import { kIgnoredTarget } from '../ignored_target.ts';
 import {
   add,
   headLosses,
-  headLossesCached,
   headRows,
   indexSelect,
   mul,
   type TeacherSummary,
   teacherSummary,
 } from '../ops/index.ts';
-import { noGrad, type Tensor, tensor } from '../tensor.ts';
+import { kHeadTerm } from '../ops/head_terms.ts';
+import { noGrad, Tensor, tensor } from '../tensor.ts';
 import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
 import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
 import type { StepOfRun } from './schedules.ts';
@@ -59,10 +59,11 @@ export interface HeadLossOptions {
 export interface HeadMicroBatch {
   /** (N, C) after the final norm, on the tape; or (M, C), the rows of {@link HeadLoss.select} alone. */
   readonly hidden: Tensor;
-  /** (N, C) or (M, C) of the teacher, without gradient; needed while a term reads the teacher. */
-  readonly teacherHidden?: Tensor | null;
-  /** A summary of the teacher's selected rows, in place of its hidden states; see {@link HeadLoss.summarize}. */
-  readonly teacher?: TeacherSummary | null;
+  /**
+   * The teacher, needed while a term reads it: its hidden states (N, C) or (M, C), without gradient, or a summary of its selected
+   * rows; see {@link HeadLoss.summarize}.
+   */
+  readonly teacher?: Tensor | TeacherSummary | null;
   readonly batch: RowsOfBatch;
   /** The rows of the batch that terms use, where they are chosen already. Default: `select(batch)`. */
   readonly selected?: SelectedRows;
@@ -94,8 +95,8 @@ export interface LossInputs {
 export interface PreparedMicroBatch {
   /** (M, C) of the selected rows, on the tape. */
   readonly hidden: Tensor;
-  readonly teacher: Tensor | null; // (M, C)
-  readonly summary: TeacherSummary | null;
+  /** (M, C) of the selected rows, or their summary. */
+  readonly teacher: Tensor | TeacherSummary | null;
   readonly inputs: LossInputs;
   /** Keys of the terms outside the head's pass that have a gradient; the others are computed without one. */
   readonly gradients: readonly string[];
@@ -156,19 +157,21 @@ export class HeadLoss {
   compute(
     micro: HeadMicroBatch,
   ): MicroBatchLoss & { sums: Tensor | null; means: PreparedLoss['means'] } {
-    const { hidden, teacherHidden = null, teacher: summary = null, batch, weights, window } = micro;
+    const { hidden, teacher = null, batch, weights, window } = micro;
     const selected = micro.selected ?? this.select(batch);
     const counts = countsOf(selected);
     if (selected.rows.length === 0) {
       return { loss: null, sums: null, means: {}, values: [], counts };
     }
-    if (this.readsTeacher && counts.regularized > 0 && !teacherHidden && !summary) {
-      throw new ArgumentError('HeadLoss: a term reads the teacher; pass teacherHidden');
+    if (this.readsTeacher && counts.regularized > 0 && !teacher) {
+      throw new ArgumentError(
+        'HeadLoss: a term reads the teacher; pass its hidden states, or a summary of them, as teacher',
+      );
     }
     const result = this.computePrepared({
       hidden: selectedStates(hidden, selected),
-      teacher: teacherHidden && noGrad(() => selectedStates(teacherHidden, selected)),
-      summary,
+      teacher:
+        teacher instanceof Tensor ? noGrad(() => selectedStates(teacher, selected)) : teacher,
       inputs: this.prepare(selected, { weights, window }, hidden.device),
       gradients: this.gradientsOf(weights),
       context: { ...micro, selected },
@@ -214,22 +217,18 @@ export class HeadLoss {
 
   /** Computes the loss from tensors alone, so that a graph may record it. */
   computePrepared(micro: PreparedMicroBatch): PreparedLoss {
-    const { hidden, summary, inputs, gradients } = micro;
+    const { hidden, inputs, gradients } = micro;
     const { targets, regularized, scales, factors } = inputs;
     const teacher = this.#divergence === null ? null : micro.teacher;
-    const common = {
-      ...{ hidden, targets, regularized, scales },
+    const { loss, sums } = headLosses({
+      ...{ hidden, targets, regularized, scales, teacher },
       head: this.head.weight,
+      teacherHead: teacher instanceof Tensor ? (this.head.teacherWeight ?? null) : null,
       softcap: this.head.softcap ?? 0,
       temperature: this.temperature,
       entropyTopK: this.#entropy === null ? -1 : this.#entropy.fused.topK,
       chunkBytes: this.chunkBytes,
-    };
-    const teacherHead = teacher ? (this.head.teacherWeight ?? null) : null;
-    const { loss, sums } =
-      this.#divergence !== null && summary
-        ? headLossesCached({ ...common, summary })
-        : headLosses({ ...common, teacher, teacherHead });
+    });
     // Tensors that terms share are made twice: on the tape for terms with a gradient, off it for those without.
     const [taped, untaped] = [new RowsOfTerms(this.head, micro), new RowsOfTerms(this.head, micro)];
     const means: Record<string, Tensor> = {};
@@ -250,13 +249,15 @@ export class HeadLoss {
 
   /** The values of the terms, as elements of the tensors that computePrepared() returned. */
   valuesOf({ sums, means }: Pick<PreparedLoss, 'sums' | 'means'>): TermValue[] {
-    const values: TermValue[] = [{ key: kTask, tensor: sums, index: 0, toSum: 1 }];
+    const values: TermValue[] = [{ key: kTask, tensor: sums, index: kHeadTerm.task, toSum: 1 }];
     if (this.#divergence !== null) {
-      values.push({ key: this.#divergence.key, tensor: sums, index: 1, toSum: 1 });
+      const index = kHeadTerm.consistency;
+      values.push({ key: this.#divergence.key, tensor: sums, index, toSum: 1 });
     }
     // The pass sums entropies, and the term is their negative.
     if (this.#entropy !== null) {
-      values.push({ key: this.#entropy.key, tensor: sums, index: 2, toSum: -1 });
+      const index = kHeadTerm.entropy;
+      values.push({ key: this.#entropy.key, tensor: sums, index, toSum: -1 });
     }
     for (const [key, mean] of Object.entries(means)) {
       values.push({ key, tensor: mean, index: 0, toSum: null });
@@ -340,7 +341,7 @@ class RowsOfTerms {
   /** The context of a term that is computed by its definition. Terms that read the same rows share their logits. */
   contextOf({ rows, teacher: reads, hiddenStates = [] }: Term): TermContext {
     const { context, inputs } = this.micro;
-    const teacher = reads ? this.micro.teacher : null;
+    const teacher = reads && this.micro.teacher instanceof Tensor ? this.micro.teacher : null;
     const key = `${rows} ${reads} ${hiddenStates}`;
     if (context === undefined) throw notInGraph();
     const shared = this.#contexts.get(key);

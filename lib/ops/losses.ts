@@ -1,4 +1,5 @@
 // The language-model head fused with its losses: logits exist for one chunk of rows at a time.
+import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -6,11 +7,14 @@ import { Tensor } from '../tensor.ts';
 export interface HeadInputs {
   /** (M, C) after the final norm, any float dtype. */
   hidden: Tensor;
-  /** (M, C) of the teacher, which gets no gradient. Default, and null: none, and so no consistency term. */
-  teacher?: Tensor | null;
+  /**
+   * The teacher: its hidden states (M, C), which get no gradient, or its summary, for a head that is frozen and not soft-capped.
+   * Default, and null: none, and so no consistency term.
+   */
+  teacher?: Tensor | TeacherSummary | null;
   /** (V, C). It gets a gradient if it requires one. */
   head: Tensor;
-  /** (V, C) of the teacher, where its head differs. Default, and null: `head`. */
+  /** (V, C) of a teacher that is given by its hidden states, where its head differs. Default, and null: `head`. */
   teacherHead?: Tensor | null;
   /** (M) i32: the id that each row must predict, -100 for a row without task term. Default, and null: no row has one. */
   targets?: Tensor | null;
@@ -43,47 +47,67 @@ export interface HeadLossInputs extends HeadInputs {
  *
  * where H is the entropy of the K largest logits (renormalised; ties: lowest index). Gradients are computed in the same pass.
  * @returns loss () f64, differentiable in hidden and head; sums (4) f64 = the three sums, unscaled, and the loss
+ * @throws UnsupportedError for a summary of the teacher beside a head that is trained or soft-capped
  */
 export function headLosses({
-  hidden,
-  teacher = null,
-  head,
-  teacherHead = null,
-  ...terms
+  taskScale,
+  consistencyScale,
+  diversityScale,
+  ...inputs
 }: HeadLossInputs): { loss: Tensor; sums: Tensor } {
-  const [loss, sums] = native.headLosses(
-    hidden.handle,
-    teacher?.handle ?? null,
-    head.handle,
-    teacherHead?.handle ?? null,
-    ...termArguments(terms),
-  );
+  const usual = inputs.scales ? 1 : 0;
+  const [loss, sums] = native.headLosses(handlesOf(inputs), {
+    ...optionsOf(inputs),
+    taskScale: taskScale ?? usual,
+    consistencyScale: consistencyScale ?? usual,
+    diversityScale: diversityScale ?? usual,
+  });
   return { loss: new Tensor(loss), sums: new Tensor(sums) };
 }
 
-/** Arguments of native headLosses() and headLossesCached() that follow hidden states, teacher and head. */
-function termArguments({
+/** The tensors of the head's native functions. */
+function handlesOf({
+  hidden,
+  head,
+  teacher = null,
+  teacherHead = null,
   targets = null,
   regularized = null,
+  scales = null,
+}: HeadInputs & Pick<HeadLossInputs, 'regularized' | 'scales'>) {
+  const live = teacher instanceof Tensor ? teacher : null;
+  const summary = teacher instanceof Tensor ? null : teacher;
+  if (summary && teacherHead) {
+    throw new ArgumentError(
+      "teacherHead is for a teacher's hidden states; leave it out beside a summary, which was made with that head",
+    );
+  }
+  return {
+    hidden: hidden.handle,
+    head: head.handle,
+    teacher: live?.handle ?? null,
+    teacherHead: teacherHead?.handle ?? null,
+    teacherMean: summary?.mean.handle ?? null,
+    teacherEntropy: summary?.entropy.handle ?? null,
+    targets: targets?.handle ?? null,
+    regularized: regularized?.handle ?? null,
+    scales: scales?.handle ?? null,
+  };
+}
+
+/** The numbers of the head's native functions, without scales. */
+function optionsOf({
   softcap = 0,
   temperature = 1,
+  entropyTemperature = 1,
   entropyTopK = 0,
   chunkBytes = 0,
-  scales = null,
-  taskScale = scales === null ? 0 : 1,
-  consistencyScale = scales === null ? 0 : 1,
-  diversityScale = scales === null ? 0 : 1,
-}: Omit<HeadLossInputs, 'hidden' | 'head' | 'teacher' | 'teacherHead'>) {
-  return [
-    targets?.handle ?? null,
-    regularized?.handle ?? null,
-    scales?.handle ?? null,
-    [taskScale, consistencyScale, diversityScale],
-    temperature,
-    entropyTopK,
-    softcap,
-    chunkBytes,
-  ] as const;
+}: Pick<
+  HeadRowInputs,
+  'softcap' | 'temperature' | 'entropyTemperature' | 'entropyTopK' | 'chunkBytes'
+>) {
+  const scales = { taskScale: 0, consistencyScale: 0, diversityScale: 0 };
+  return { ...scales, softcap, temperature, entropyTemperature, entropyTopK, chunkBytes };
 }
 
 /** The quantities of a teacher that the consistency term needs. */
@@ -95,7 +119,8 @@ export interface TeacherSummary {
 }
 
 /**
- * Summarises a teacher, so that it need not run again. The divergence then is
+ * Summarises a teacher, so that it need not run again: headLosses() and headRows() take the summary as their `teacher`. The
+ * divergence then is
  *
  *     KL(q || p) = lse(z / T) - h . mean / T - entropy,
  *
@@ -124,29 +149,6 @@ export function teacherSummary(
   return { mean: new Tensor(mean), entropy: new Tensor(entropy) };
 }
 
-/**
- * Computes headLosses() with a summary in place of the teacher; differentiable in hidden.
- * @throws UnsupportedError for a head that is trained or soft-capped
- */
-export function headLossesCached({
-  hidden,
-  summary,
-  head,
-  ...terms
-}: Omit<HeadLossInputs, 'teacher' | 'teacherHead'> & { summary: TeacherSummary }): {
-  loss: Tensor;
-  sums: Tensor;
-} {
-  const [loss, sums] = native.headLossesCached(
-    hidden.handle,
-    summary.mean.handle,
-    summary.entropy.handle,
-    head.handle,
-    ...termArguments(terms),
-  );
-  return { loss: new Tensor(loss), sums: new Tensor(sums) };
-}
-
 /** The inputs of {@link headRows}. */
 export interface HeadRowInputs extends HeadInputs {
   /** Temperature of the distribution whose entropy is computed. Default 1. */
@@ -158,32 +160,8 @@ export interface HeadRowInputs extends HeadInputs {
  * (0 without a teacher) and entropy, in nats.
  * @returns (M, 3) f64
  */
-export function headRows({
-  hidden,
-  teacher = null,
-  head,
-  teacherHead = null,
-  targets = null,
-  softcap = 0,
-  temperature = 1,
-  entropyTopK = 0,
-  entropyTemperature = 1,
-  chunkBytes = 0,
-}: HeadRowInputs): Tensor {
-  return new Tensor(
-    native.headRows(
-      hidden.handle,
-      teacher?.handle ?? null,
-      head.handle,
-      teacherHead?.handle ?? null,
-      targets?.handle ?? null,
-      temperature,
-      entropyTemperature,
-      entropyTopK,
-      softcap,
-      chunkBytes,
-    ),
-  );
+export function headRows(inputs: HeadRowInputs): Tensor {
+  return new Tensor(native.headRows(handlesOf(inputs), optionsOf(inputs)));
 }
 
 /** Options of {@link svdRatio}. */

@@ -17,10 +17,11 @@ import type { MicroBatchLoss } from '../losses/term_sums.ts';
 import { kLanguageModelTerms } from '../losses/terms/list.ts';
 import type { CausalLM, ForwardOptions, Head, Model, Seq2SeqLM } from '../models/index.ts';
 import type { ModelInputs } from '../models/model.ts';
+import { kHeadTerm, kHeadTermCount } from '../ops/head_terms.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { choice } from '../options/kinds.ts';
 import { withPhase } from '../runtime.ts';
-import { noGrad, scope, type Tensor } from '../tensor.ts';
+import { noGrad, scope, Tensor } from '../tensor.ts';
 import { yieldToEventLoop } from './event_loop.ts';
 import type {
   LossPass,
@@ -133,7 +134,7 @@ export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM
 /**
  * The part of the teacher that a loss reads: its hidden states (M,C) of the selected rows, or a summary of its distribution.
  */
-type Teacher = { readonly hidden: Tensor } | { readonly summary: TeacherSummary };
+type Teacher = Tensor | TeacherSummary;
 
 /** The loss of a language model, made once for each run. */
 export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
@@ -178,31 +179,30 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
 
   async runTeacher(micro: MicroBatch<B>): Promise<Teacher> {
     const teacher = this.#cache
-      ? { summary: await this.#summary(this.#cache, micro) }
-      : { hidden: teacherStates(this.tuned, micro.batch, rowsOf(micro).rows) };
+      ? await this.#summary(this.#cache, micro)
+      : teacherStates(this.tuned, micro.batch, rowsOf(micro).rows);
     await yieldToEventLoop();
     return teacher;
   }
 
   releaseTeacher(teacher: Teacher): void {
-    for (const tensor of 'hidden' in teacher ? [teacher.hidden] : Object.values(teacher.summary)) {
-      tensor.dispose();
-    }
+    const tensors = teacher instanceof Tensor ? [teacher] : Object.values(teacher);
+    for (const tensor of tensors) tensor.dispose();
   }
 
   async entropies(teacher: Teacher, micro: MicroBatch<B>): Promise<ArrayLike<number>> {
     const selected = rowsOf(micro);
-    if ('summary' in teacher) {
+    if (!(teacher instanceof Tensor)) {
       const { regularized } = selected;
-      const values = Array.from((await teacher.summary.entropy.data()) as Float64Array);
+      const values = Array.from((await teacher.entropy.data()) as Float64Array);
       return regularized === null ? values : values.filter((_, i) => regularized[i] === 1);
     }
     const rows = this.kind.rowsOf(micro.batch);
-    const measured = scope(() => this.#loss.teacherEntropyRows(teacher.hidden, rows, selected));
+    const measured = scope(() => this.#loss.teacherEntropyRows(teacher, rows, selected));
     if (measured === null) return [];
     const values = (await measured.data()) as Float64Array;
     measured.dispose();
-    return values.filter((_, i) => i % kRowColumns === kEntropyColumn);
+    return values.filter((_, i) => i % kHeadTermCount === kHeadTerm.entropy);
   }
 
   forward({ batch, selected }: MicroBatch<B>): StudentOutputs {
@@ -221,7 +221,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   compute({ micro, student, teacher, weights, totals, at }: LossPass<B, Teacher>): MicroBatchLoss {
     return this.#loss.compute({
       hidden: student.outputs,
-      ...partsOf(teacher),
+      teacher,
       batch: this.kind.rowsOf(micro.batch),
       source: micro.batch,
       selected: rowsOf(micro),
@@ -272,14 +272,15 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
       model.device,
     );
     const gradients = this.#loss.gradientsOf(weights);
-    const { teacherHidden = null, teacher: summary = null } = partsOf(teacher);
+    const hidden = teacher instanceof Tensor ? teacher : null;
+    const summary = teacher instanceof Tensor ? null : teacher;
     return {
       key: `${length} ${gradients}`,
       inputs: {
         ...tensors,
         ...inputs,
         ...withPrefix(kFactor, factors),
-        teacherHidden: teacherHidden?.detach() ?? null,
+        teacherHidden: hidden?.detach() ?? null,
         mean: summary?.mean.detach() ?? null,
         entropy: summary?.entropy.detach() ?? null,
       },
@@ -292,18 +293,20 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     { length, gradients }: { length: number; gradients: readonly string[] },
   ): ReturnType<RecordedPass['run']> {
     const model = { ...now, length } as unknown as ModelInputs;
-    const summary = now.mean && now.entropy ? { mean: now.mean, entropy: now.entropy } : null;
-    const teacher =
-      this.#loss.readsTeacher && summary === null
-        ? (now.teacherHidden ??
-          this.tuned.withTeacher((base) => noGrad(() => base.forwardPrepared(model))))
-        : null;
+    const teacher = this.#loss.readsTeacher ? this.#teacherOf(now, model) : null;
     const hidden = this.tuned.model.forwardPrepared(model);
     const inputs = { ...now, factors: withoutPrefix(kFactor, now) } as unknown as LossInputs;
     const { loss, sums, means } = this.#loss.computePrepared({
-      ...{ hidden, teacher, summary, inputs, gradients },
+      ...{ hidden, teacher, inputs, gradients },
     });
     return { loss, results: { sums: sums.detach(), ...withPrefix(kMean, means) } };
+  }
+
+  /** The teacher of a prepared pass: the one that was given, or the model itself without its adapter. */
+  #teacherOf({ mean, entropy, teacherHidden }: NamedTensors, model: ModelInputs): Teacher {
+    if (mean && entropy) return { mean, entropy };
+    if (teacherHidden) return teacherHidden;
+    return this.tuned.withTeacher((base) => noGrad(() => base.forwardPrepared(model)));
   }
 
   #valuesOf(results: NamedTensors, micro: MicroBatch<B>): MicroBatchLoss {
@@ -313,23 +316,12 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   }
 }
 
-/** Number of columns in the result of teacherEntropyRows. */
-const kRowColumns = 3;
-const kEntropyColumn = 2;
 /** Prefixes in the names of a graph's tensors. */
 const kFactor = 'factor:';
 const kMean = 'mean:';
 
 function rowsOf({ selected }: MicroBatch): SelectedRows {
   return selected as SelectedRows;
-}
-
-function partsOf(teacher: Teacher | null): {
-  teacherHidden?: Tensor;
-  teacher?: TeacherSummary;
-} {
-  if (teacher === null) return {};
-  return 'hidden' in teacher ? { teacherHidden: teacher.hidden } : { teacher: teacher.summary };
 }
 
 function withPrefix(

@@ -8,46 +8,57 @@ namespace {
 
 using Maybe = std::optional<Tensor>;
 
-std::tuple<Tensor, Tensor> bound_head_losses(const Tensor& hidden, const Maybe& teacher,
-                                             const Tensor& head, const Maybe& teacher_head,
-                                             const Maybe& targets, const Maybe& regularized,
-                                             const Maybe& scales, const std::vector<double>& fixed,
-                                             double temperature, int64_t entropy_top_k,
-                                             double softcap, int64_t chunk_bytes) {
-  if (fixed.size() != 3) throw ArgumentError("head_losses: expected three fixed scales");
-  return head_losses(
-      {hidden, teacher, head, teacher_head, targets, regularized, scales},
-      {fixed[0], fixed[1], fixed[2], temperature, 1.0, softcap, entropy_top_k, chunk_bytes});
+// HeadInputs as JS passes them. The teacher comes as its hidden states, as its summary, or not at
+// all.
+struct HeadOperands {
+  Tensor hidden, head;
+  Maybe teacher, teacher_head, teacher_mean, teacher_entropy;
+  Maybe targets, regularized, scales;
+};
+
+Teacher teacher_of(const char* op, const HeadOperands& given) {
+  const bool live = given.teacher.has_value(), kept = given.teacher_mean.has_value();
+  if (kept != given.teacher_entropy.has_value()) {
+    throw ArgumentError(concat(op, ": a teacher's summary is teacherMean and teacherEntropy"));
+  }
+  if (kept && live) {
+    throw ArgumentError(concat(op, ": teacher, and a summary in its place; give one of them"));
+  }
+  if (given.teacher_head && !live) {
+    throw ArgumentError(concat(op, ": teacherHead without teacher"));
+  }
+  if (live) return LiveTeacher{*given.teacher, given.teacher_head};
+  if (kept) return TeacherSummary{*given.teacher_mean, *given.teacher_entropy};
+  return {};
 }
 
-std::tuple<Tensor, Tensor> bound_head_losses_cached(const Tensor& hidden, const Tensor& mean,
-                                                    const Tensor& entropy, const Tensor& head,
-                                                    const Maybe& targets, const Maybe& regularized,
-                                                    const Maybe& scales,
-                                                    const std::vector<double>& fixed,
-                                                    double temperature, int64_t entropy_top_k,
-                                                    double softcap, int64_t chunk_bytes) {
-  if (fixed.size() != 3) throw ArgumentError("head_losses_cached: expected three fixed scales");
-  return head_losses_cached(
-      {hidden, mean, entropy, head, targets, regularized, scales},
-      {fixed[0], fixed[1], fixed[2], temperature, 1.0, softcap, entropy_top_k, chunk_bytes});
+HeadInputs inputs_of(const char* op, const HeadOperands& given) {
+  return {.hidden = given.hidden,
+          .teacher = teacher_of(op, given),
+          .head = given.head,
+          .targets = given.targets,
+          .regularized = given.regularized,
+          .scales = given.scales};
+}
+
+std::tuple<Tensor, Tensor> bound_head_losses(const HeadOperands& operands,
+                                             const HeadOptions& options) {
+  return head_losses(inputs_of("head_losses", operands), options);
+}
+
+Tensor bound_head_rows(const HeadOperands& operands, const HeadOptions& options) {
+  return head_rows(inputs_of("head_rows", operands), options);
 }
 
 std::tuple<Tensor, Tensor> bound_teacher_summary(const Tensor& teacher, const Maybe& teacher_head,
                                                  const Tensor& head, double temperature,
                                                  double softcap, int64_t chunk_bytes) {
-  return teacher_summary(teacher, teacher_head, head,
-                         {0, 0, 0, temperature, 1.0, softcap, 0, chunk_bytes});
-}
-
-Tensor bound_head_rows(const Tensor& hidden, const Maybe& teacher, const Tensor& head,
-                       const Maybe& teacher_head, const Maybe& targets, double temperature,
-                       double entropy_temperature, int64_t entropy_top_k, double softcap,
-                       int64_t chunk_bytes) {
-  const Maybe all;
-  return head_rows(
-      {hidden, teacher, head, teacher_head, targets, all, all},
-      {0, 0, 0, temperature, entropy_temperature, softcap, entropy_top_k, chunk_bytes});
+  const TeacherSummary summary = summarize_teacher({teacher, teacher_head}, head,
+                                                   {.temperature = temperature,
+                                                    .entropy_temperature = 1,
+                                                    .softcap = softcap,
+                                                    .chunk_bytes = chunk_bytes});
+  return {summary.mean, summary.entropy};
 }
 
 void bound_gram_add(Tensor g, const Tensor& a) {
@@ -55,6 +66,37 @@ void bound_gram_add(Tensor g, const Tensor& a) {
 }
 
 }  // namespace
+
+template <>
+struct Named<HeadOperands> {
+  static auto fields() {
+    using O = HeadOperands;
+    return std::tuple{field("hidden", &O::hidden),
+                      field("head", &O::head),
+                      field("teacher", &O::teacher),
+                      field("teacherHead", &O::teacher_head),
+                      field("teacherMean", &O::teacher_mean),
+                      field("teacherEntropy", &O::teacher_entropy),
+                      field("targets", &O::targets),
+                      field("regularized", &O::regularized),
+                      field("scales", &O::scales)};
+  }
+};
+
+template <>
+struct Named<HeadOptions> {
+  static auto fields() {
+    using O = HeadOptions;
+    return std::tuple{field("taskScale", &O::task_scale),
+                      field("consistencyScale", &O::consistency_scale),
+                      field("diversityScale", &O::diversity_scale),
+                      field("temperature", &O::temperature),
+                      field("entropyTemperature", &O::entropy_temperature),
+                      field("softcap", &O::softcap),
+                      field("entropyTopK", &O::entropy_top_k),
+                      field("chunkBytes", &O::chunk_bytes)};
+  }
+};
 
 void bind_losses(Module& m) {
   op(m, "qr", &qr, {"a"}, Grad::kYes);
@@ -66,20 +108,10 @@ void bind_losses(Module& m) {
   op(m, "gram", &gram, {"a"}, Grad::kNone);
   op(m, "gramAdd", &bound_gram_add, {"g", "a"}, Grad::kNone);
   op(m, "gramSpectrum", &gram_spectrum, {"m", "g"}, Grad::kNone);
-  op(m, "headLosses", &bound_head_losses,
-     {"hidden", "teacher", "head", "teacherHead", "targets", "regularized", "scales", "fixedScales",
-      "temperature", "entropyTopK", "softcap", "chunkBytes"},
-     Grad::kYes);
-  op(m, "headLossesCached", &bound_head_losses_cached,
-     {"hidden", "mean", "entropy", "head", "targets", "regularized", "scales", "fixedScales",
-      "temperature", "entropyTopK", "softcap", "chunkBytes"},
-     Grad::kYes);
+  op(m, "headLosses", &bound_head_losses, {"operands", "options"}, Grad::kYes);
+  op(m, "headRows", &bound_head_rows, {"operands", "options"}, Grad::kNone);
   op(m, "teacherSummary", &bound_teacher_summary,
      {"teacher", "teacherHead", "head", "temperature", "softcap", "chunkBytes"}, Grad::kNone);
-  op(m, "headRows", &bound_head_rows,
-     {"hidden", "teacher", "head", "teacherHead", "targets", "temperature", "entropyTemperature",
-      "entropyTopK", "softcap", "chunkBytes"},
-     Grad::kNone);
   op(m, "svdRatioGram", &svd_ratio_gram, {"hidden", "gram", "k", "norm"}, Grad::kYes);
   op(m, "svdRatio", &svd_ratio, {"hidden", "head", "k", "norm", "softcap", "chunkBytes"},
      Grad::kYes);

@@ -6,10 +6,10 @@
 #endif
 
 #include <cctype>
+#include <cstddef>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
-#include <utility>
+#include <span>
 
 #include "tensor/errors.h"
 
@@ -24,12 +24,17 @@ struct Location {
   std::string beside;    // the other place that was looked at; empty: the path is the variable's
 };
 
-Location locate(const std::string& family, const std::string& folder) {
+// The environment variable with the path of the plug-in.
+std::string variable_of(const std::string& family) {
   std::string variable = "BALORA_";
   for (const char c : family) {
     variable += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
   }
-  variable += "_PLUGIN";
+  return variable + "_PLUGIN";
+}
+
+Location locate(const std::string& family, const std::string& folder) {
+  const std::string variable = variable_of(family);
   const char* value = std::getenv(variable.c_str());
   if (value && value[0]) return {value, variable, ""};
   const std::filesystem::path own(folder);
@@ -71,13 +76,19 @@ Entry open_entry(const std::string& path, const std::string& family) {
   const auto entry = reinterpret_cast<Entry>(dlsym(library, kEntry));
   if (entry) return entry;
   throw UnsupportedError(concat("device \"", family, "\": ", path, " is no plug-in of balora: it ",
-                                "exports no function ", kEntry));
+                                "exports no function ", kEntry, "; set ", variable_of(family),
+                                " to the path of one"));
 }
 #endif
 
+struct Function {
+  bool present;
+  const char* name;
+};
+
 // The first row or function that a device must have and this one has not; null: it has all.
 const char* missing_function(const KernelTable& table) {
-  const std::pair<bool, const char*> needed[] = {
+  const Function needed[] = {
       {table.create_state, "create_state"},
       {table.destroy_state, "destroy_state"},
       {table.allocate, "allocate"},
@@ -93,6 +104,42 @@ const char* missing_function(const KernelTable& table) {
   return nullptr;
 }
 
+// A function that a device has, and another one that it therefore must have and has not.
+struct HalfGroup {
+  const char* present = nullptr;
+  const char* missing = nullptr;
+};
+void look_into_group(std::span<const Function> group, HalfGroup& found) {
+  HalfGroup here;
+  for (const auto& [present, name] : group) {
+    const char*& place = present ? here.present : here.missing;
+    if (!place) place = name;
+  }
+  if (here.present && here.missing && !found.missing) found = here;
+}
+
+// The engine asks for one function of a group, and calls them all where the device has it.
+HalfGroup incomplete_group(const KernelTable& table) {
+#define FUNCTION(name) {table.name != nullptr, #name}
+  const Function pinned[] = {FUNCTION(pin),        FUNCTION(unpin), FUNCTION(copy_in),
+                             FUNCTION(copy_out),   FUNCTION(mark),  FUNCTION(reached),
+                             FUNCTION(await_mark), FUNCTION(unmark)};
+  const Function timed[] = {FUNCTION(record), FUNCTION(elapsed)};
+  const Function graphs[] = {FUNCTION(capture_begin), FUNCTION(capture_end), FUNCTION(graph_launch),
+                             FUNCTION(graph_destroy)};
+#undef FUNCTION
+  HalfGroup found;
+  look_into_group(pinned, found);
+  look_into_group(timed, found);
+  look_into_group(graphs, found);
+  if (table.record && !table.unmark && !found.missing) found = {"record", "unmark"};
+  return found;
+}
+
+// A table that does not fit may be shorter than this build's: these two alone are read of it, and
+// stay where they are in every ABI.
+static_assert(offsetof(KernelTable, abi) == 0 && offsetof(KernelTable, size) == sizeof(uint32_t));
+
 }  // namespace
 
 void check_device_table(const KernelTable* table, const std::string& family,
@@ -102,7 +149,7 @@ void check_device_table(const KernelTable* table, const std::string& family,
   };
   const std::string rebuild =
       concat("; build it from the same source as the addon (\"npm run build:", family, "\")");
-  if (!table) refuse(concat("gave no table from ", kEntry));
+  if (!table) refuse(concat("gave no table from ", kEntry, rebuild));
   if (table->abi != BALORA_ABI) {
     refuse(concat("has ABI ", table->abi, ", this build of balora needs ", BALORA_ABI, rebuild));
   }
@@ -111,9 +158,12 @@ void check_device_table(const KernelTable* table, const std::string& family,
                   sizeof(KernelTable), rebuild));
   }
   if (!table->device || family != table->device) {
-    refuse(concat("is for the device \"", table->device ? table->device : "", "\""));
+    refuse(concat("is for the device \"", table->device ? table->device : "", "\"; set ",
+                  variable_of(family), " to the path of one for \"", family, "\""));
   }
   if (const char* name = missing_function(*table)) refuse(concat("has no ", name, rebuild));
+  const HalfGroup group = incomplete_group(*table);
+  if (group.missing) refuse(concat("has ", group.present, ", but no ", group.missing, rebuild));
 }
 
 const KernelTable* load_device_plugin(const std::string& family, const std::string& folder) {

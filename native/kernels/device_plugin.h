@@ -14,8 +14,9 @@ namespace balora {
 // `family` is a device's name without its number ("cuda"); `folder` is the addon's.
 const KernelTable* load_device_plugin(const std::string& family, const std::string& folder);
 
-// Throws UnsupportedError for a table that this build cannot use: another ABI or size, another
-// device, a function that every device needs or a kernel that is missing. `path` names the library.
+// Throws UnsupportedError for a table that this build cannot use: another ABI or size (nothing else
+// is read of such a table), another device, a function that every device needs or a kernel that is
+// missing, a part of the functions that go together. `path` names the library.
 void check_device_table(const KernelTable* table, const std::string& family,
                         const std::string& path);
 

@@ -43,6 +43,7 @@ struct balora_context {
 };
 
 typedef struct balora_kernel_table {
+  // These two come first in every ABI, and nothing else is read of a table that they do not fit.
   uint32_t abi;        // BALORA_ABI
   uint32_t size;       // sizeof(balora_kernel_table)
   const char* device;  // "cpu", "cuda"

@@ -60,18 +60,43 @@ describe('a plug-in that cannot be loaded', () => {
   it('is refused where it does not export the entry point', () => {
     const library = '/lib/x86_64-linux-gnu/libm.so.6';
     const { message } = refusal(library);
-    expect(message).toMatch(/libm\.so\.6 .*(exports no function balora_device_table|is not there)/);
+    expect(message).toMatch(
+      /libm\.so\.6 .*(exports no function balora_device_table; set BALORA_CUDA_PLUGIN to|is not there)/,
+    );
   });
 });
 
 describe.skipIf(kNoFake !== null)('a plug-in that does not fit', () => {
+  const rebuild = '; build it from the same source as the addon ("npm run build:cuda")';
+
   it.each([
-    ['null', /gave no table from balora_device_table/],
-    ['abi', /has ABI 2, this build of balora needs \d+; build it from the same source/],
-    ['size', /has a table of \d+ bytes, this build of balora needs \d+/],
-    ['other', /is for the device "rocm"/],
-    ['missing row', /has no rope;/],
-    ['missing function', /has no upload;/],
+    ['null', `gave no table from balora_device_table${rebuild}`],
+    ['other', 'is for the device "rocm"; set BALORA_CUDA_PLUGIN to the path of one for "cuda"'],
+    ['missing row', `has no rope${rebuild}`],
+    ['missing function', `has no upload${rebuild}`],
+    ['part of a group', `has capture_begin, but no graph_launch${rebuild}`],
+  ])('is refused by name: %s', (variant, what) => {
+    expect(refusal(kFakePlugin, variant).message).toBe(
+      `device "cuda": the plug-in ${kFakePlugin} ${what}`,
+    );
+  });
+
+  // The tables of the first three end before a page that cannot be read: a loader that read further would end the process.
+  it.each([
+    ['older', /^has ABI (\d+), this build of balora needs (\d+)/, -1],
+    ['newer', /^has ABI (\d+), this build of balora needs (\d+)/, 1],
+    ['shorter', /^has a table of (\d+) bytes, this build of balora needs (\d+)/, -8],
+    ['longer', /^has a table of (\d+) bytes, this build of balora needs (\d+)/, 8],
+  ])('is refused with both numbers: %s', (variant, numbers, difference) => {
+    const { message } = refusal(kFakePlugin, variant);
+    const about = `device "cuda": the plug-in ${kFakePlugin} `;
+    expect(message.slice(0, about.length)).toBe(about);
+    expect(message.endsWith(rebuild)).toBe(true);
+    const found = numbers.exec(message.slice(about.length));
+    expect(Number(found?.[1]) - Number(found?.[2])).toBe(difference);
+  });
+
+  it.each([
     ['no driver', /^cuda:0: no driver: libcuda\.so\.1 was looked for and is not there$/],
     ['no state', /^cuda:0: the device gave no reason$/],
   ])('%s', (variant, message) => {

@@ -231,16 +231,12 @@ void for_each_field(O& structure, const F& body) {
 template <typename T>
 constexpr bool kIsView = std::is_same_v<T, const View*>;
 template <typename T>
-constexpr bool kIsWholeList =
-    std::is_same_v<T, const ViewList*> || std::is_same_v<T, const AdamwList*>;
-
+constexpr bool kIsNested = false;
 template <typename T>
-constexpr bool kIsList = false;
-template <typename T>
-constexpr bool kIsList<T*> = std::is_class_v<T> || kIsView<std::remove_const_t<T>>;
+constexpr bool kIsNested<T*> = std::is_class_v<T> || kIsView<std::remove_const_t<T>>;
 
-// Calls body(view) for each view of operands: those in structures and lists, too. A list is a
-// pointer whose count is the next int32_t, or a structure of both.
+// Calls body(view) for each view of operands, in nested structures, too. A pointer to structures
+// points to as many as the int32_t behind it says, to one where another field follows.
 template <typename F>
 void for_each_view(const View* view, const F& body) {
   body(view);
@@ -248,24 +244,25 @@ void for_each_view(const View* view, const F& body) {
 template <typename O, typename F>
   requires std::is_class_v<O>
 void for_each_view(const O& operands, const F& body) {
-  std::function<void(int32_t)> list;
+  std::function<void(int32_t)> pending;  // a pointer whose count is not known yet
+  const auto finish = [&](int32_t count) {
+    if (pending) pending(count);
+    pending = nullptr;
+  };
   for_each_field(operands, [&]<typename T>(const T& field) {
+    if constexpr (std::is_same_v<T, int32_t>) return finish(field);
+    finish(1);
     if constexpr (kIsView<T>) {
       body(field);
-    } else if constexpr (kIsWholeList<T>) {
-      for_each_view(*field, body);
-    } else if constexpr (kIsList<T>) {
-      list = [field, &body](int32_t count) {
-        for (int32_t i = 0; i < count; ++i) for_each_view(field[i], body);
+    } else if constexpr (kIsNested<T>) {
+      pending = [field, &body](int32_t count) {
+        for (int32_t i = 0; field && i < count; ++i) for_each_view(field[i], body);
       };
     } else if constexpr (std::is_class_v<T>) {
       for_each_view(field, body);
-    } else if constexpr (std::is_same_v<T, int32_t>) {
-      if (list) list(field);
-      list = nullptr;
     }
   });
-  if (list) std::abort();  // a list without a count
+  finish(1);
 }
 
 template <typename O>
@@ -277,7 +274,7 @@ bool on_device(State& state, const O& operands) {
   return all;
 }
 
-// Operands that outlive their call. Those with lists do not.
+// Operands that outlive their call. Those with pointers to structures do not.
 template <typename O>
 class HeldOperands {
  public:

@@ -1,5 +1,6 @@
 // The fused losses against the plain ones on random inputs, in every dtype; gradcheck; evaluation; bad arguments; memory.
 import { describe, expect, it } from 'vitest';
+import { UnsupportedError } from '../../lib/errors.ts';
 import {
   EffectiveRank,
   effectiveRankOf,
@@ -9,12 +10,15 @@ import {
 } from '../../lib/losses/fused.ts';
 import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import { baLoraPlainLoss, headLogits } from '../../lib/losses/plain.ts';
+import { native } from '../../lib/native.ts';
 import {
   headLosses,
+  headRows,
   indexSelect,
   singularValues,
   svdRatio,
   svdRatioGram,
+  teacherSummary,
 } from '../../lib/ops/index.ts';
 import { memoryStats, resetPeakMemory, synchronizeSync } from '../../lib/runtime.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
@@ -63,7 +67,7 @@ describe('fused against plain', () => {
       } as const;
       const fused = new BaLoraLoss({ weight: weight[0], softcap }, options).compute({
         hidden: hidden[0],
-        teacherHidden,
+        teacher: teacherHidden,
         batch,
         weights,
       });
@@ -99,7 +103,7 @@ describe('fused against plain', () => {
       hidden.requiresGrad = true;
       const result = new BaLoraLoss({ weight: cast(narrow([vocabulary, channels], 3)) }).compute({
         hidden,
-        teacherHidden: cast(narrow([rows, channels], 2)),
+        teacher: cast(narrow([rows, channels], 2)),
         batch,
         weights,
       });
@@ -245,7 +249,7 @@ describe('no (M,V) tensor is allocated', () => {
         { positions: 'non_padding', chunkBytes, svdTopK: 3 },
       );
       const batch = randomBatch(rows, vocabulary);
-      const result = loss.compute({ hidden, teacherHidden: hidden.detach(), batch, weights });
+      const result = loss.compute({ hidden, teacher: hidden.detach(), batch, weights });
       (result.loss as Tensor).backward();
       synchronizeSync();
       const logitsBytes = rows * vocabulary * 4;
@@ -253,6 +257,34 @@ describe('no (M,V) tensor is allocated', () => {
       loss.dispose();
     });
   });
+});
+
+describe("a teacher's summary", () => {
+  it.each(['f64', 'f32', 'bf16'] as const)(
+    'in %s gives the terms of its hidden states',
+    (dtype) => {
+      const make = (shape: number[], seed: number) => randomTensor(shape, { seed, dtype });
+      const [hidden, states, head] = [make([9, 12], 1), make([9, 12], 2), make([40, 12], 3)];
+      const targets = tensor(Int32Array.from({ length: 9 }, (_, i) => (i % 4 === 3 ? -100 : i)));
+      const common = { hidden, head, targets, temperature: 2, entropyTopK: 5 };
+      const scales = { taskScale: 0.3, consistencyScale: 0.2, diversityScale: 0.1 };
+      const summary = teacherSummary(states, { head, temperature: 2 });
+      const tolerance = dtype === 'f64' ? 1e-12 : 2e-5;
+      const [kept, live] = [summary, states].map((teacher) => ({
+        rows: valuesOf(headRows({ ...common, teacher })),
+        sums: valuesOf(headLosses({ ...common, ...scales, teacher }).sums),
+      })) as [Record<'rows' | 'sums', Float64Array>, Record<'rows' | 'sums', Float64Array>];
+      expect(relativeError(kept.rows, live.rows)).toBeLessThan(tolerance);
+      expect(relativeError(kept.sums, live.sums)).toBeLessThan(tolerance);
+      // The rows are those whose sums the losses give.
+      const column = (i: number) => kept.rows.filter((_, at) => at % 3 === i);
+      for (let i = 0; i < 3; i++) {
+        const total = column(i).reduce((sum, x) => sum + x, 0);
+        expect(Math.abs(total - (kept.sums[i] as number))).toBeLessThan(1e-12 * (1 + total));
+      }
+      expect(column(1).every((x) => x > 0)).toBe(true);
+    },
+  );
 });
 
 describe('bad arguments', () => {
@@ -289,10 +321,60 @@ describe('bad arguments', () => {
     [
       'a teacher head without a teacher',
       () => headLosses({ hidden, head, teacherHead: head }),
-      /teacherHead/,
+      /teacherHead without teacher/,
+    ],
+    [
+      "a teacher head beside the teacher's summary",
+      () =>
+        headLosses({ hidden, head, teacher: teacherSummary(hidden, { head }), teacherHead: head }),
+      /teacherHead is for a teacher's hidden states; leave it out beside a summary/,
+    ],
+    [
+      'a summary of other rows',
+      () => headLosses({ hidden, head, teacher: teacherSummary(randomTensor([2, 4]), { head }) }),
+      /mean.*\(M,C\)/,
+    ],
+    [
+      'a summary for a soft-capped head',
+      () => headRows({ hidden, head, teacher: teacherSummary(hidden, { head }), softcap: 3 }),
+      /soft-capped/,
     ],
   ])('%s', (_, call, message) => {
     expect(call).toThrow(message);
+  });
+
+  it('include a summary beside a head that is trained', () => {
+    const trained = randomTensor([7, 4], { requiresGrad: true });
+    const teacher = teacherSummary(hidden, { head });
+    expect(() => headLosses({ hidden, head: trained, teacher })).toThrow(UnsupportedError);
+    expect(() => headLosses({ hidden, head: trained, teacher })).toThrow(/head is trained/);
+  });
+
+  it('include both forms of a teacher, or half of one, in a call of the addon', () => {
+    const call = (given: Record<string, number>): void => {
+      const none = { teacher: null, teacherHead: null, teacherMean: null, teacherEntropy: null };
+      const masks = { targets: null, regularized: null, scales: null };
+      const scales = { taskScale: 1, consistencyScale: 1, diversityScale: 1 };
+      native.headLosses(
+        { hidden: hidden.handle, head: head.handle, ...none, ...masks, ...given },
+        {
+          ...scales,
+          temperature: 1,
+          entropyTemperature: 1,
+          softcap: 0,
+          entropyTopK: 0,
+          chunkBytes: 0,
+        },
+      );
+    };
+    const { mean, entropy } = teacherSummary(hidden, { head });
+    const kept = { teacherMean: mean.handle, teacherEntropy: entropy.handle };
+    expect(() => call({ ...kept, teacher: hidden.handle })).toThrow(/give one of them/);
+    expect(() => call({ teacherMean: mean.handle })).toThrow(/teacherMean and teacherEntropy/);
+    expect(() => call({ ...kept, hidden: 'x' as never })).toThrow(
+      /^hidden: expected a tensor, got x/,
+    );
+    expect(() => call(kept)).not.toThrow();
   });
 
   it('of a target outside the vocabulary are reported at the next read', () => {
@@ -304,7 +386,7 @@ describe('bad arguments', () => {
   it('include a consistency weight without a teacher', () => {
     const loss = new BaLoraLoss({ weight: head });
     const batch = { targets: targets.dataSync() as Int32Array, cuSeqlens: Int32Array.of(0, 3) };
-    expect(() => loss.compute({ hidden, batch, weights })).toThrow(/teacherHidden/);
+    expect(() => loss.compute({ hidden, batch, weights })).toThrow(/reads the teacher/);
     expect(() => new BaLoraLoss({ weight: head }, { entropyTopK: -3 })).toThrow(/entropyTopK/);
   });
 });

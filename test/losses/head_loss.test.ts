@@ -49,7 +49,7 @@ describe.each(dtypes)('head in %s', (dtype) => {
       const terms = new TermSums(loss.terms);
       const result = loss.compute({
         hidden,
-        teacherHidden: load(c, 'Ht', dtype),
+        teacher: load(c, 'Ht', dtype),
         batch: wholeBatch(targetsOf(c)),
         weights: weightsOf(c.params.lambda),
       });
@@ -72,7 +72,7 @@ describe.each(dtypes)('head in %s', (dtype) => {
       const hidden = load(c, 'H', dtype, true);
       const teacherHidden = load(c, 'Ht', dtype);
       const batch = wholeBatch(targetsOf(c));
-      (loss.compute({ hidden, teacherHidden, batch, weights }).loss as Tensor).backward();
+      (loss.compute({ hidden, teacher: teacherHidden, batch, weights }).loss as Tensor).backward();
       return gradOf(hidden);
     };
     const none = { consistency: 0, diversity: 0, svd: 0 };
@@ -106,7 +106,7 @@ describe.each(dtypes)('accumulation in %s', (dtype) => {
       const hidden = part('H', true);
       const result = loss.compute({
         hidden,
-        teacherHidden: part('Ht'),
+        teacher: part('Ht'),
         batch: wholeBatch(targets.slice(first, first + rows)),
         weights: weightsOf(c.params.lambda),
         window: { supervised: total, regularized: total },
@@ -203,7 +203,7 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     const terms = new TermSums(loss.terms);
     const result = loss.compute({
       hidden,
-      teacherHidden: rowsAt(c, 'Ht', places, dtype),
+      teacher: rowsAt(c, 'Ht', places, dtype),
       batch,
       weights: weightsOf(c.params.lambda),
     });
@@ -234,7 +234,7 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     const chosen = (x: Tensor): Tensor => indexSelect(x, tensor(selected.rows));
     const run = (hidden: Tensor, teacherHidden: Tensor): number[] => {
       const weights = { consistency: 0.5, diversity: 0.25, svd: 0.125 };
-      const result = loss.compute({ hidden, teacherHidden, batch, weights });
+      const result = loss.compute({ hidden, teacher: teacherHidden, batch, weights });
       (result.loss as Tensor).backward();
       const gradient = Array.from(gradOf(h));
       h.grad = null;
@@ -254,7 +254,7 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     const values = new Float32Array(places.length * 4);
     const hidden = goldenTensor({ shape: [places.length, 4], data: values }, dtype);
     const weights = { consistency: 1, diversity: 1, svd: 1 };
-    const result = loss.compute({ hidden, teacherHidden: hidden, batch, weights });
+    const result = loss.compute({ hidden, teacher: hidden, batch, weights });
     expect(result).toMatchObject({
       loss: null,
       values: [],

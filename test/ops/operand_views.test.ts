@@ -7,7 +7,6 @@ import {
   contiguous,
   gram,
   headLosses,
-  headLossesCached,
   headRows,
   linearGroup,
   matmul,
@@ -172,13 +171,13 @@ const kHeads = (
         return Object.values(headLosses({ ...given, ...common, softcap: 3 }));
       },
     },
-    headLossesCached: {
+    headLossesOfSummary: {
       leaves: both.slice(0, 1),
       of: ([hidden], dtype) => {
         const head = signs([vocabulary, channels], dtype, 3);
         const summary = teacherSummary(signs([rows, channels], dtype, 4), { head, temperature: 2 });
         return Object.values(
-          headLossesCached({ hidden: hidden as Tensor, head, summary, ...common }),
+          headLosses({ hidden: hidden as Tensor, head, teacher: summary, ...common }),
         );
       },
     },
@@ -223,8 +222,7 @@ const kCalls: Record<string, Call[]> = {
   linearGroup: kLinears,
   attention: kAttentions.filter((_, i) => i % 3 < 2),
   relativeAttention: kAttentions.filter((_, i) => i % 3 === 2),
-  headLosses: headCalls('headLosses'),
-  headLossesCached: headCalls('headLossesCached'),
+  headLosses: [...headCalls('headLosses'), ...headCalls('headLossesOfSummary')],
   teacherSummary: headCalls('teacherSummary'),
   headRows: headCalls('headRows'),
   svdRatio: headCalls('svdRatio'),

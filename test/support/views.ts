@@ -65,13 +65,20 @@ export function eachPair(body: (a: Form, b: Form, names: string) => void): void 
 function argumentTypes(name: string): string[] {
   const typescript = native.signatures.find((row) => row.name === name)?.typescript ?? '';
   const parameters = typescript.slice(1, typescript.lastIndexOf('): ')).split(/, (?=\w+: )/);
-  return parameters.map((parameter) => parameter.replace(/^\w+: /, ''));
+  return parameters.map((parameter) => parameter.slice(parameter.indexOf(': ') + 2));
 }
 
-/** The types of the fields of an object's type. */
+/** The types of the fields of an object's type, by name; a field may be an object itself. */
 function fieldTypes(type: string): Map<string, string> {
-  const fields = type.slice('{ '.length, -' }'.length).split('; ');
-  return new Map(fields.map((field) => field.split(/: (.*)/s, 2) as [string, string]));
+  const fields = [''];
+  let depth = 0;
+  for (const c of type.slice(1, type.lastIndexOf('}'))) {
+    if (c === '{') ++depth;
+    if (c === '}') --depth;
+    if (c === ';' && depth === 0) fields.push('');
+    else fields[fields.length - 1] += c;
+  }
+  return new Map(fields.map((field) => field.trim().split(/: (.*)/s, 2) as [string, string]));
 }
 
 /**
@@ -92,15 +99,21 @@ export function withOperands<T>(
     // The views are made by ops, too.
     functions[name] = original;
     let place = 0;
-    const viewed = (value: unknown, type = ''): unknown => {
-      if (Array.isArray(value)) return value.map((element) => viewed(element, type));
-      if (type.startsWith('{ ') && typeof value === 'object' && value !== null) {
-        const fields = fieldTypes(type);
+    /** The value with each of its tensors changed; `type` says which numbers are tensors. */
+    const viewed = (value: unknown, type: string): unknown => {
+      if (!/\bHandle\b/.test(type) || value === null) return value;
+      if (Array.isArray(value)) {
+        const element = type.replace(/^readonly \((.*)\)\[\]$/s, '$1');
+        return value.map((each) => viewed(each, element));
+      }
+      if (typeof value === 'object') {
+        const types = fieldTypes(type);
+        const fields = Object.entries(value);
         return Object.fromEntries(
-          Object.entries(value).map(([field, part]) => [field, viewed(part, fields.get(field))]),
+          fields.map(([key, of]) => [key, viewed(of, types.get(key) ?? '')]),
         );
       }
-      if (typeof value !== 'number' || !/\bHandle\b/.test(type)) return value;
+      if (typeof value !== 'number') return value;
       const axes = native.shapeOf(value).map((_, axis) => axis);
       if (axes.length === 0) return value;
       ++changed;
@@ -108,7 +121,7 @@ export function withOperands<T>(
       return change(new Tensor(native.permute(value, axes)), place++).handle;
     };
     try {
-      return original(...args.map((value, i) => viewed(value, types[i])));
+      return original(...args.map((value, i) => viewed(value, types[i] ?? '')));
     } finally {
       functions[name] = replaced;
     }

@@ -3,7 +3,6 @@ import {
   crossEntropy,
   gram,
   headLosses,
-  headLossesCached,
   svdRatio,
   svdRatioGram,
   teacherSummary,
@@ -56,7 +55,7 @@ function headRun(
   }
   const mean = normal(shape, 'f32');
   const entropy = own(zeros(shape.slice(0, 1), { dtype: 'f64' }));
-  return () => void headLossesCached({ ...operands, summary: { mean, entropy }, ...kAll });
+  return () => void headLosses({ ...operands, teacher: { mean, entropy }, ...kAll });
 }
 
 function summaryCase({ sizes: { c, v }, lossRows, dtype }: MicroContext): MicroCase {
@@ -132,7 +131,7 @@ export const kMicroLosses: MicroTable = [
   },
   {
     name: 'micro-head-losses-cached',
-    kernel: 'head_losses_cached',
+    kernel: 'head_losses',
     make: (context) => headCase(context, 'summary'),
   },
   { name: 'micro-teacher-summary', kernel: 'teacher_summary', make: summaryCase },

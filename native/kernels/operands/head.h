@@ -43,13 +43,23 @@ typedef struct balora_cross_entropy_backward {
   balora_reduction reduction;
 } balora_cross_entropy_backward;
 
+// The terms of the head losses: columns of their rows, elements of their sums, and elements of
+// their scales (the entropy's is the diversity scale).
+enum { BALORA_HEAD_TASK, BALORA_HEAD_CONSISTENCY, BALORA_HEAD_ENTROPY, BALORA_HEAD_TERMS };
+// The element of the sums behind those of the terms, and the number of all.
+enum { BALORA_HEAD_LOSS = BALORA_HEAD_TERMS, BALORA_HEAD_SUMS };
+
 // The head of a language model with its losses, a chunk of rows at a time: no (M,V) tensor exists.
-// loss = task_scale task + consistency_scale consistency - diversity_scale entropy
+// loss = task_scale task + consistency_scale consistency - diversity_scale entropy. The teacher is
+// live (ht and wt), or kept as its summary (mean and entropy of teacher_summary; w is frozen and
+// without soft-capping then), or there is none and no consistency term: all four are null.
 typedef struct balora_head_losses {
   const balora_view* h;            // (M,C) the student's hidden states
-  const balora_view* ht;           // (M,C) the teacher's; null: no consistency
+  const balora_view* ht;           // (M,C) the live teacher's; or null
+  const balora_view* wt;           // (V,C) its head; null: w
+  const balora_view* mean;         // (M,C) f32 (f64 for f64) of the kept teacher; or null
+  const balora_view* entropy;      // (M) f64, likewise
   const balora_view* w;            // (V,C) the head
-  const balora_view* wt;           // (V,C) the teacher's head; null: w
   const balora_view* targets;      // (M) i32, -100: a row without a task term; null: no row has one
   const balora_view* regularized;  // (M) u8: rows with regularizers; null: all
   const balora_view* scales;       // (3) f64, multiplied into the three scales of the options: they
@@ -57,7 +67,7 @@ typedef struct balora_head_losses {
   const balora_view* sums;         // (4) f64 = task, consistency, entropy, unscaled, and the loss
   const balora_view* rows;         // (M,3) f64, the three terms by row; or null
   const balora_view* dh;           // (M,C) the loss's gradient, or null
-  const balora_view* dw;           // (V,C), or null
+  const balora_view* dw;           // (V,C), or null, as beside a kept teacher
   balora_head_options options;
 } balora_head_losses;
 
@@ -71,20 +81,6 @@ typedef struct balora_teacher_summary {
   const balora_view* entropy;  // (M) f64
   balora_head_options options;
 } balora_teacher_summary;
-
-// head_losses with the teacher as its summary: a frozen head without soft-capping.
-typedef struct balora_head_losses_cached {
-  const balora_view* h;            // (M,C)
-  const balora_view* mean;         // (M,C) of teacher_summary
-  const balora_view* entropy;      // (M) f64, likewise
-  const balora_view* w;            // (V,C)
-  const balora_view* targets;      // (M) i32, or null
-  const balora_view* regularized;  // (M) u8, or null
-  const balora_view* scales;       // (3) f64, or null
-  const balora_view* sums;         // (4) f64
-  const balora_view* dh;           // (M,C), or null
-  balora_head_options options;
-} balora_head_losses_cached;
 
 // The SVD term of logits h W^T, through the Gram matrix of the head:
 // value = -(sum of the k largest singular values) / norm
@@ -131,7 +127,6 @@ using HeadOptions = balora_head_options;
   KERNEL(cross_entropy_backward)    \
   KERNEL(head_losses)               \
   KERNEL(teacher_summary)           \
-  KERNEL(head_losses_cached)        \
   KERNEL(svd_ratio_gram)            \
   KERNEL(svd_ratio_tiles)           \
   KERNEL(gram_spectrum)

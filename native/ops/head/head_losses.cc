@@ -26,28 +26,34 @@ void check_hidden(const char* op, const Tensor& hidden) {
   }
 }
 
-void check_head_inputs(const char* op, const HeadInputs& x, const HeadOptions& options) {
-  check_hidden(op, x.hidden);
-  const int64_t rows = x.hidden.dim(0);
-  check_head(op, "head", x.hidden, x.head);
-  if (x.teacher) check_shape(op, "teacher", *x.teacher, x.hidden.shape(), "(M,C)");
-  if (x.teacher_head) {
-    if (!x.teacher) throw ArgumentError(concat(op, ": teacherHead without teacher"));
-    check_shape(op, "teacherHead", *x.teacher_head, x.head.shape(), "(V,C)");
-    check_float(op, "teacherHead", *x.teacher_head);
+// The consistency term from a summary holds for logits that are linear in the hidden states, by a
+// head that stays as it is.
+void check_summarizable(const char* op, const Tensor& head, const HeadOptions& options) {
+  if (options.softcap > 0) {
+    throw UnsupportedError(
+        concat(op, ": logits are soft-capped, a teacher's summary needs them linear"));
   }
-  if (x.targets) {
-    check_shape(op, "targets", *x.targets, {rows}, "(M)");
-    check_dtype(op, "targets", *x.targets, DType::kI32);
+  if (head.requires_grad()) {
+    throw UnsupportedError(
+        concat(op, ": the head is trained, a teacher's summary needs it frozen"));
   }
-  if (x.regularized) {
-    check_shape(op, "regularized", *x.regularized, {rows}, "(M)");
-    check_dtype(op, "regularized", *x.regularized, DType::kU8);
-  }
-  if (x.scales) {
-    check_shape(op, "scales", *x.scales, {3}, "(3)");
-    check_dtype(op, "scales", *x.scales, DType::kF64);
-  }
+}
+
+void check_live_teacher(const char* op, const LiveTeacher& teacher, const HeadInputs& x) {
+  check_shape(op, "teacher", teacher.hidden, x.hidden.shape(), "(M,C)");
+  if (!teacher.head) return;
+  check_shape(op, "teacherHead", *teacher.head, x.head.shape(), "(V,C)");
+  check_float(op, "teacherHead", *teacher.head);
+}
+
+void check_summary(const char* op, const TeacherSummary& summary, const HeadInputs& x) {
+  check_shape(op, "mean", summary.mean, x.hidden.shape(), "(M,C)");
+  check_dtype(op, "mean", summary.mean, accumulator_dtype(x.hidden.dtype()));
+  check_shape(op, "entropy", summary.entropy, {x.hidden.dim(0)}, "(M)");
+  check_dtype(op, "entropy", summary.entropy, DType::kF64);
+}
+
+void check_options(const char* op, const HeadOptions& options) {
   if (!(options.temperature > 0) || !(options.entropy_temperature > 0)) {
     throw ArgumentError(concat(op, ": temperatures must be > 0, got ", options.temperature, " and ",
                                options.entropy_temperature));
@@ -57,22 +63,65 @@ void check_head_inputs(const char* op, const HeadInputs& x, const HeadOptions& o
   }
 }
 
+void check_head_inputs(const char* op, const HeadInputs& x, const HeadOptions& options) {
+  check_hidden(op, x.hidden);
+  const int64_t rows = x.hidden.dim(0);
+  check_head(op, "head", x.hidden, x.head);
+  if (const auto* live = std::get_if<LiveTeacher>(&x.teacher)) check_live_teacher(op, *live, x);
+  if (x.targets) {
+    check_shape(op, "targets", *x.targets, {rows}, "(M)");
+    check_dtype(op, "targets", *x.targets, DType::kI32);
+  }
+  if (x.regularized) {
+    check_shape(op, "regularized", *x.regularized, {rows}, "(M)");
+    check_dtype(op, "regularized", *x.regularized, DType::kU8);
+  }
+  if (x.scales) {
+    check_shape(op, "scales", *x.scales, {BALORA_HEAD_TERMS}, "(3)");
+    check_dtype(op, "scales", *x.scales, DType::kF64);
+  }
+  check_options(op, options);
+  if (const auto* summary = std::get_if<TeacherSummary>(&x.teacher)) {
+    check_summarizable(op, x.head, options);
+    check_summary(op, *summary, x);
+  }
+}
+
 Tensor flat(const std::optional<Tensor>& t) {
   return t ? contiguous(t->detach()) : Tensor();
 }
 
-void launch_head(const char* op, const HeadInputs& x, const Tensor& sums, const Tensor& rows,
-                 const Tensor& dh, const Tensor& dw, const HeadOptions& options) {
+// Those that are undefined are not wanted.
+struct HeadOutputs {
+  Tensor sums = {}, rows = {}, dh = {}, dw = {};
+};
+
+void launch_head(const char* op, const HeadInputs& x, const HeadOutputs& out,
+                 const HeadOptions& options) {
+  LiveTeacher live;
+  TeacherSummary kept;
+  if (const auto* given = std::get_if<LiveTeacher>(&x.teacher)) live = *given;
+  if (const auto* given = std::get_if<TeacherSummary>(&x.teacher)) kept = *given;
+  const auto given = [](const Tensor& t) {
+    return t.defined() ? contiguous(t.detach()) : Tensor();
+  };
   using O = balora_head_losses;
   launch<O>(op, &KernelTable::head_losses,
-            {{&O::h, contiguous(x.hidden.detach())},
-             {&O::ht, flat(x.teacher)},
-             {&O::w, contiguous(x.head.detach())},
-             {&O::wt, flat(x.teacher_head)},
+            {{&O::h, given(x.hidden)},
+             {&O::ht, given(live.hidden)},
+             {&O::wt, flat(live.head)},
+             {&O::mean, given(kept.mean)},
+             {&O::entropy, given(kept.entropy)},
+             {&O::w, given(x.head)},
              {&O::targets, flat(x.targets)},
              {&O::regularized, flat(x.regularized)},
              {&O::scales, flat(x.scales)}},
-            {{&O::sums, sums}, {&O::rows, rows}, {&O::dh, dh}, {&O::dw, dw}}, {.options = options});
+            {{&O::sums, out.sums}, {&O::rows, out.rows}, {&O::dh, out.dh}, {&O::dw, out.dw}},
+            {.options = options});
+}
+
+Tensor new_sums(const Tensor& hidden) {
+  return Tensor::empty(hidden.engine(), {BALORA_HEAD_SUMS}, DType::kF64);
 }
 
 Tensor scaled(const Tensor& x, const Tensor& factor) {
@@ -107,84 +156,46 @@ void check_ratio(const char* op, int64_t k, const std::string& norm) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> head_losses(const HeadInputs& x, const HeadOptions& options) {
-  check_head_inputs("head_losses", x, options);
-  const Tensor sums = Tensor::empty(x.hidden.engine(), {4}, DType::kF64);
-  const Tensor dh = gradient_of(x.hidden, x.hidden.dtype());
-  const Tensor dw = gradient_of(x.head, accumulator_dtype(x.head.dtype()));
-  launch_head("head_losses", x, sums, Tensor(), dh, dw, options);
-  const Tensor loss = sums.view({}, {}, 3);
-  record_ready("head_losses", x.hidden, x.head, loss, dh, dw);
-  return {loss, sums};
+  constexpr const char* kName = "head_losses";
+  check_head_inputs(kName, x, options);
+  const HeadOutputs out = {.sums = new_sums(x.hidden),
+                           .dh = gradient_of(x.hidden, x.hidden.dtype()),
+                           .dw = gradient_of(x.head, accumulator_dtype(x.head.dtype()))};
+  launch_head(kName, x, out, options);
+  const Tensor loss = out.sums.view({}, {}, BALORA_HEAD_LOSS);
+  record_ready(kName, x.hidden, x.head, loss, out.dh, out.dw);
+  return {loss, out.sums};
 }
 
-// The consistency term from a summary holds for logits that are linear in the hidden states, by a
-// head that stays as it is.
-void check_cacheable(const char* op, const Tensor& head, const HeadOptions& options) {
-  if (options.softcap > 0) {
-    throw UnsupportedError(
-        concat(op, ": logits are soft-capped, a teacher's summary needs them linear"));
-  }
-  if (head.requires_grad()) {
-    throw UnsupportedError(
-        concat(op, ": the head is trained, a teacher's summary needs it frozen"));
-  }
-}
-
-std::tuple<Tensor, Tensor> teacher_summary(const Tensor& teacher,
-                                           const std::optional<Tensor>& teacher_head,
-                                           const Tensor& head, const HeadOptions& options) {
+TeacherSummary summarize_teacher(const LiveTeacher& teacher, const Tensor& head,
+                                 const HeadOptions& options) {
   constexpr const char* kName = "teacher_summary";
-  const std::optional<Tensor> none;
-  check_head_inputs(kName, {teacher, none, head, none, none, none, none}, options);
-  check_cacheable(kName, head, options);
-  if (teacher_head) check_shape(kName, "teacherHead", *teacher_head, head.shape(), "(V,C)");
+  const Tensor& hidden = teacher.hidden;
+  const HeadInputs inputs = {.hidden = hidden, .head = head};
+  check_head_inputs(kName, inputs, options);
+  check_summarizable(kName, head, options);
+  check_live_teacher(kName, teacher, inputs);
   const Tensor w = contiguous(head.detach());
-  const Tensor mean =
-      Tensor::empty(teacher.engine(), teacher.shape(), accumulator_dtype(teacher.dtype()));
-  const Tensor entropy = Tensor::empty(teacher.engine(), {teacher.dim(0)}, DType::kF64);
+  const TeacherSummary summary = {
+      .mean = Tensor::empty(hidden.engine(), hidden.shape(), accumulator_dtype(hidden.dtype())),
+      .entropy = Tensor::empty(hidden.engine(), {hidden.dim(0)}, DType::kF64)};
   using O = balora_teacher_summary;
   launch<O>(kName, &KernelTable::teacher_summary,
-            {{&O::ht, contiguous(teacher.detach())},
-             {&O::wt, teacher_head ? contiguous(teacher_head->detach()) : w},
+            {{&O::ht, contiguous(hidden.detach())},
+             {&O::wt, teacher.head ? contiguous(teacher.head->detach()) : w},
              {&O::w, w}},
-            {{&O::mean, mean}, {&O::entropy, entropy}}, {.options = options});
-  return {mean, entropy};
-}
-
-std::tuple<Tensor, Tensor> head_losses_cached(const CachedHeadInputs& x,
-                                              const HeadOptions& options) {
-  constexpr const char* kName = "head_losses_cached";
-  const std::optional<Tensor> none;
-  check_head_inputs(kName, {x.hidden, none, x.head, none, x.targets, x.regularized, x.scales},
-                    options);
-  check_cacheable(kName, x.head, options);
-  check_shape(kName, "mean", x.mean, x.hidden.shape(), "(M,C)");
-  check_dtype(kName, "mean", x.mean, accumulator_dtype(x.hidden.dtype()));
-  check_shape(kName, "entropy", x.entropy, {x.hidden.dim(0)}, "(M)");
-  check_dtype(kName, "entropy", x.entropy, DType::kF64);
-  const Tensor sums = Tensor::empty(x.hidden.engine(), {4}, DType::kF64);
-  const Tensor dh = gradient_of(x.hidden, x.hidden.dtype());
-  using O = balora_head_losses_cached;
-  launch<O>(kName, &KernelTable::head_losses_cached,
-            {{&O::h, contiguous(x.hidden.detach())},
-             {&O::mean, contiguous(x.mean.detach())},
-             {&O::entropy, contiguous(x.entropy.detach())},
-             {&O::w, contiguous(x.head.detach())},
-             {&O::targets, flat(x.targets)},
-             {&O::regularized, flat(x.regularized)},
-             {&O::scales, flat(x.scales)}},
-            {{&O::sums, sums}, {&O::dh, dh}}, {.options = options});
-  const Tensor loss = sums.view({}, {}, 3);
-  record_ready(kName, x.hidden, Tensor(), loss, dh, Tensor());
-  return {loss, sums};
+            {{&O::mean, summary.mean}, {&O::entropy, summary.entropy}}, {.options = options});
+  return summary;
 }
 
 Tensor head_rows(const HeadInputs& x, const HeadOptions& options) {
-  check_head_inputs("head_rows", x, options);
-  const Tensor sums = Tensor::empty(x.hidden.engine(), {4}, DType::kF64);
-  const Tensor rows = Tensor::empty(x.hidden.engine(), {x.hidden.dim(0), 3}, DType::kF64);
-  launch_head("head_rows", x, sums, rows, Tensor(), Tensor(), options);
-  return rows;
+  constexpr const char* kName = "head_rows";
+  check_head_inputs(kName, x, options);
+  const HeadOutputs out = {
+      .sums = new_sums(x.hidden),
+      .rows = Tensor::empty(x.hidden.engine(), {x.hidden.dim(0), BALORA_HEAD_TERMS}, DType::kF64)};
+  launch_head(kName, x, out, options);
+  return out.rows;
 }
 
 Tensor svd_ratio_gram(const Tensor& hidden, const Tensor& gram, int64_t k,

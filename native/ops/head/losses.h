@@ -4,22 +4,37 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <variant>
 
 #include "kernels/operands/head.h"
 #include "tensor/tensor.h"
 
 namespace balora {
 
+// A teacher by its hidden states, which get no gradient.
+struct LiveTeacher {
+  Tensor hidden;               // (M,C)
+  std::optional<Tensor> head;  // (V,C); none: the student's
+};
+
+// A teacher as the consistency term of its student needs it, for a student whose head (V,C) is
+// linear and frozen: mean (M,C) = sum_j q_j head_j in the accumulator type, q the softmax of the
+// teacher's logits at options.temperature, and q's entropy (M) f64.
+struct TeacherSummary {
+  Tensor mean, entropy;
+};
+
+// monostate: no teacher, and no consistency term.
+using Teacher = std::variant<std::monostate, LiveTeacher, TeacherSummary>;
+
 struct HeadInputs {
-  const Tensor& hidden;                       // (M,C), after the final norm
-  const std::optional<Tensor>& teacher;       // (M,C), no gradient; none: no consistency term
-  const Tensor& head;                         // (V,C)
-  const std::optional<Tensor>& teacher_head;  // (V,C); none: head
-  const std::optional<Tensor>&
-      targets;  // (M) i32, -100: the row has no task term; none: no row has
-  const std::optional<Tensor>&
-      regularized;  // (M) u8, 0: the row is in the task term alone; none: all are in
-  const std::optional<Tensor>& scales;  // (3) f64, times the options' scales; none: ones
+  Tensor hidden;  // (M,C), after the final norm
+  Teacher teacher = {};
+  Tensor head;                         // (V,C); frozen beside a TeacherSummary
+  std::optional<Tensor> targets = {};  // (M) i32, -100: no task term; none: no row has one
+  std::optional<Tensor> regularized =
+      {};                             // (M) u8, 0: the task term alone; none: all rows have all
+  std::optional<Tensor> scales = {};  // (3) f64, times the options' scales; none: ones
 };
 
 // -> loss () f64 = task_scale sums[0] + consistency_scale sums[1] - diversity_scale sums[2],
@@ -27,25 +42,8 @@ struct HeadInputs {
 // entropy), unscaled, and the loss. Softmax, sums: head_rows.h
 std::tuple<Tensor, Tensor> head_losses(const HeadInputs& inputs, const HeadOptions& options);
 
-// A teacher as its student's consistency term needs it, for a student whose head (V,C) is linear
-// and frozen: mean (M,C) = sum_j q_j head_j in the accumulator type, q the softmax of the teacher's
-// logits at options.temperature, and q's entropy (M) f64.
-std::tuple<Tensor, Tensor> teacher_summary(const Tensor& teacher,
-                                           const std::optional<Tensor>& teacher_head,
-                                           const Tensor& head, const HeadOptions& options);
-
-// head_losses with the teacher as its summary; differentiable in hidden alone.
-struct CachedHeadInputs {
-  const Tensor& hidden;   // (M,C)
-  const Tensor& mean;     // (M,C)
-  const Tensor& entropy;  // (M)
-  const Tensor& head;     // (V,C), frozen
-  const std::optional<Tensor>& targets;
-  const std::optional<Tensor>& regularized;
-  const std::optional<Tensor>& scales;
-};
-std::tuple<Tensor, Tensor> head_losses_cached(const CachedHeadInputs& inputs,
-                                              const HeadOptions& options);
+TeacherSummary summarize_teacher(const LiveTeacher& teacher, const Tensor& head,
+                                 const HeadOptions& options);
 
 // The terms of each row, (M,3) f64, without gradients: for evaluation and the adaptive schedule.
 Tensor head_rows(const HeadInputs& inputs, const HeadOptions& options);

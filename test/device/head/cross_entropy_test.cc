@@ -91,19 +91,8 @@ void check_all() {
   }
 }
 
-TEST_CASE("cross_entropy forward and backward match f64") {
-  SUBCASE("f32") {
-    check_all<float>();
-  }
-  SUBCASE("bf16") {
-    check_all<bf16>();
-  }
-  SUBCASE("f16") {
-    check_all<f16>();
-  }
-  SUBCASE("f64") {
-    check_all<double>();
-  }
+TEST_CASE_TEMPLATE("cross_entropy forward and backward match f64", T, BALORA_FLOAT_TYPES) {
+  check_all<T>();
 }
 
 TEST_CASE("cross_entropy over a vocabulary keeps f32's last bit") {

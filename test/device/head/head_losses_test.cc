@@ -61,17 +61,8 @@ void check_settings(double tolerance) {
   check_setting<T>(s, tolerance);
 }
 
-TEST_CASE("head losses in f64") {
-  check_settings<double>(1e-12);
-}
-TEST_CASE("head losses in f32") {
-  check_settings<float>(4e-6);
-}
-TEST_CASE("head losses in bf16") {
-  check_settings<bf16>(4e-6);
-}
-TEST_CASE("head losses in f16") {
-  check_settings<f16>(4e-6);
+TEST_CASE_TEMPLATE("head losses agree with the CPU", T, BALORA_FLOAT_TYPES) {
+  check_settings<T>(kHeadTolerance<T>);
 }
 
 // Bytes that the row takes with one row of logits in each chunk.
@@ -99,9 +90,9 @@ TEST_CASE("head losses take the lower index of equal logits into the top K") {
     s.equal = true;
     s.v = 450;
     s.options = {0, 0, 1, 2, 1, 0, k, 0};
-    check_setting<float>(s, 4e-6);
+    check_setting<float>(s, kHeadTolerance<float>);
     s.v = 4500;  // 1,500 logits of the largest value: more than the candidates hold
-    check_setting<double>(s, 1e-12);
+    check_setting<double>(s, kHeadTolerance<double>);
   }
 }
 

@@ -29,6 +29,16 @@
 
 namespace balora::test {
 
+// The types of a test over all of them: TEST_CASE_TEMPLATE("a name", T, BALORA_FLOAT_TYPES).
+#define BALORA_FLOAT_TYPES float, bf16, f16, double
+
+// Calls body for each type, inside a test that has a T already: for_each_type<float, bf16>([&]
+// <typename S>() { check<S, T>(); });
+template <typename... Types, typename Body>
+void for_each_type(const Body& body) {
+  (body.template operator()<Types>(), ...);
+}
+
 // The table of the plug-in named by BALORA_CUDA_PLUGIN, opened once.
 const KernelTable& device_table();
 

@@ -12,6 +12,10 @@ struct HeadSetting {
   bool scaled = false;  // the scales lie on the device, too
 };
 
+// What the device may differ from the CPU by, of the largest: f32 sums in another order, or f64 ones.
+template <typename T>
+constexpr double kHeadTolerance = std::is_same_v<T, double> ? 1e-12 : 4e-6;
+
 // An output that is null is not wanted.
 struct HeadArrays {
   Array h, ht, w, wt, targets, regularized, scales;

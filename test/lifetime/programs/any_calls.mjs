@@ -47,10 +47,6 @@ function anyTensor() {
   return pool.at(-1);
 }
 
-/** The names and types of the fields of an object's type. */
-const fieldsOf = (type) =>
-  type.slice('{ '.length, -' }'.length).split('; ').map((field) => field.split(/: (.*)/s, 2));
-
 /** An arbitrary argument of a type in the spelling of the addon's signatures. */
 function anyArgument(name, type) {
   if (chance(0.003)) return pick(kOfNoType);
@@ -86,6 +82,20 @@ function anyArgument(name, type) {
   }
 }
 
+/** The names and types of the fields of an object's type; a field may be an object itself. */
+function fieldsOf(type) {
+  const inside = type.slice(1, type.lastIndexOf('}')).trim();
+  const fields = [''];
+  let depth = 0;
+  for (const c of inside) {
+    if (c === '{') ++depth;
+    if (c === '}') --depth;
+    if (c === ';' && depth === 0) fields.push('');
+    else fields[fields.length - 1] += c;
+  }
+  return fields.map((text) => text.trim().split(/: (.*)/s, 2));
+}
+
 const plausible = {
   ...plausibleArguments(native, { pick, chance, below }, keep),
   backward: () => {
@@ -108,18 +118,20 @@ function argumentsOf({ name }, parameters) {
   if (!plausible[name] || chance(0.1)) return arbitrary();
   const values = plausible[name]();
   const place = below(values.length);
-  if (chance(0.12)) values[place] = anyArgument(...parameters[place]);
+  const [parameter, type] = parameters[place];
+  if (type.startsWith('{') && values[place] !== null && chance(0.3)) {
+    const [key, fieldType] = pick(fieldsOf(type));
+    values[place] = { ...values[place], [key]: anyArgument(key, fieldType) };
+  } else if (chance(0.12)) values[place] = anyArgument(parameter, type);
   else if (Array.isArray(values[place]) && chance(0.3)) values[place] = values[place].slice(1);
-  else if (parameters[place][1].startsWith('{ ') && chance(0.3)) {
-    const [field, type] = pick(fieldsOf(parameters[place][1]));
-    values[place] = { ...values[place], [field]: anyArgument(field, type) };
-  }
   return values;
 }
 
 function shown(value) {
   if (Array.isArray(value)) return `[${value.map(shown)}]`;
-  if (value?.constructor === Object) return `{${Object.entries(value).map(([k, v]) => `${k}:${shown(v)}`)}}`;
+  if (value?.constructor === Object) {
+    return `{${Object.entries(value).map(([key, field]) => `${key}: ${shown(field)}`)}}`;
+  }
   if (!pool.includes(value)) return typeof value === 'object' ? typeof value : String(value);
   return `${native.dtypeOf(value)}(${native.shapeOf(value)})${native.requiresGrad(value) ? '*' : ''}`;
 }

@@ -155,12 +155,34 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
   const topKs = () => pick([0, 1, 5, 1000]);
   const chunkBytes = () => pick([0, 1000]);
   const softcap = () => pick([0, 0, 30]);
-  const masks = ({ rows, vocabulary }) => [
-    maybe(() => targets(rows, vocabulary)),
-    maybe(() => constant('u8', [rows], 1)),
-    null,
-    [1, 0.5, 0.1],
-  ];
+  /** A teacher by its hidden states, by its summary, or none. */
+  function teacher(of) {
+    const none = { teacher: null, teacherHead: null, teacherMean: null, teacherEntropy: null };
+    const kind = below(3);
+    if (kind === 0) return none;
+    if (kind === 1) {
+      return { ...none, teacher: of.hidden(), teacherHead: chance(0.2) ? of.weight() : null };
+    }
+    const teacherMean = tensor(of.dtype === 'f64' ? 'f64' : 'f32', of.rows, of.width);
+    return { ...none, teacherMean, teacherEntropy: tensor('f64', of.rows) };
+  }
+  function headArguments() {
+    const of = head();
+    const masks = {
+      targets: maybe(() => targets(of.rows, of.vocabulary)),
+      regularized: maybe(() => constant('u8', [of.rows], 1)),
+      scales: null,
+    };
+    const scales = { taskScale: 1, consistencyScale: 0.5, diversityScale: 0.1 };
+    const temperatures = { temperature: pick([1, 2]), entropyTemperature: 1 };
+    return [
+      { hidden: of.hidden(), head: of.weight(), ...teacher(of), ...masks },
+      {
+        ...{ ...scales, ...temperatures, softcap: softcap() },
+        ...{ entropyTopK: topKs(), chunkBytes: chunkBytes() },
+      },
+    ];
+  }
 
   /** A tensor that an optimiser writes: dense, and without a gradient. */
   const state = (...shape) => normal('f32', shape);
@@ -268,28 +290,11 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       list(pick([0, 1, 2, 5]), () => tensor(pick(['f32', 'f64']), size(), size())),
       pick(['1', '2', 'inf']),
     ],
-    headLosses: () => {
-      const of = head();
-      const teacher = maybe(of.hidden);
-      const teacherHead = chance(0.2) ? of.weight() : null;
-      const fixed = [pick([1, 2]), topKs(), softcap(), chunkBytes()];
-      return [of.hidden(), teacher, of.weight(), teacherHead, ...masks(of), ...fixed];
-    },
-    headLossesCached: () => {
-      const of = head();
-      const mean = tensor(of.dtype === 'f64' ? 'f64' : 'f32', of.rows, of.width);
-      const fixed = [pick([1, 2]), topKs(), 0, chunkBytes()];
-      return [of.hidden(), mean, tensor('f64', of.rows), of.weight(), ...masks(of), ...fixed];
-    },
+    headLosses: headArguments,
+    headRows: headArguments,
     teacherSummary: () => {
       const of = head();
       return [of.hidden(), null, of.weight(), pick([1, 2]), 0, chunkBytes()];
-    },
-    headRows: () => {
-      const of = head();
-      const ids = maybe(() => targets(of.rows, of.vocabulary));
-      const fixed = [1, 1, topKs(), softcap(), chunkBytes()];
-      return [of.hidden(), maybe(of.hidden), of.weight(), null, ids, ...fixed];
     },
     svdRatio: () => {
       const of = head();

@@ -1,13 +1,15 @@
-// Where the loader of device plug-ins looks, and in which order. The files hold text, so that the
-// loader's refusal names the one it took. What it says of real libraries:
-// test/device/plugin.test.ts.
+// Where the loader of device plug-ins looks, and in which order; and that a table lacks nothing. The
+// files hold text, so that the loader's refusal names the one it took. What it says of real
+// libraries: test/device/plugin.test.ts.
 #include "kernels/device_plugin.h"
 
 #include <doctest/doctest.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <string>
 
 #include "tensor/errors.h"
 
@@ -46,6 +48,41 @@ class Clone {
   fs::path root_;
 };
 
+// A table with every function, none of which is called.
+balora::KernelTable full_table() {
+  const auto fill = []<typename F>(F*& function) { function = reinterpret_cast<F*>(uintptr_t{1}); };
+  balora::KernelTable table = {};
+  table.abi = BALORA_ABI;
+  table.size = sizeof table;
+  table.device = "odd";
+  fill(table.create_state), fill(table.destroy_state);
+  fill(table.allocate), fill(table.release), fill(table.discard);
+  fill(table.upload), fill(table.download);
+  fill(table.pin), fill(table.unpin), fill(table.copy_in), fill(table.copy_out);
+  fill(table.mark), fill(table.reached), fill(table.await_mark), fill(table.unmark);
+  fill(table.record), fill(table.elapsed);
+  fill(table.synchronize), fill(table.describe), fill(table.memory);
+  fill(table.capture_begin), fill(table.capture_end);
+  fill(table.graph_launch), fill(table.graph_destroy);
+#define KERNEL(name) fill(table.name);
+#include "kernels/kernels.def"
+  return table;
+}
+
+// What check_device_table() says of odd.so's table after "the plug-in odd.so "; "": it fits.
+std::string verdict(const balora::KernelTable& table) {
+  try {
+    balora::check_device_table(&table, "odd", "odd.so");
+    return "";
+  } catch (const balora::UnsupportedError& error) {
+    const std::string message = error.what(), about = "device \"odd\": the plug-in odd.so ";
+    REQUIRE(message.starts_with(about));
+    return message.substr(about.size());
+  }
+}
+
+const std::string kRebuild = "; build it from the same source as the addon (\"npm run build:odd\")";
+
 bool names(const std::string& message, const std::string& path, const std::string& what) {
   return message.find("its plug-in " + path + " " + what) != std::string::npos;
 }
@@ -64,4 +101,55 @@ TEST_CASE("a device's plug-in is looked for beside the addon, then where a clone
   CHECK(names(clone.refusal(), clone.path("release"), "cannot be loaded"));
   setenv("BALORA_ODD_PLUGIN", "/nowhere/odd.so", 1);
   CHECK(names(clone.refusal(), "/nowhere/odd.so", "is not there (the path in BALORA_ODD_PLUGIN)"));
+}
+
+TEST_CASE("a device's table without a row, or without a function that every device has, is named") {
+  CHECK(verdict(full_table()) == "");
+  const auto lacks = [](auto member, const char* name) {
+    balora::KernelTable table = full_table();
+    table.*member = nullptr;
+    CHECK_MESSAGE(verdict(table) == std::string("has no ") + name + kRebuild, name);
+  };
+#define LACKS(name) lacks(&balora::KernelTable::name, #name)
+  LACKS(create_state), LACKS(destroy_state), LACKS(allocate), LACKS(release), LACKS(upload);
+  LACKS(download);
+#define KERNEL(name) LACKS(name);
+#include "kernels/kernels.def"
+#undef LACKS
+}
+
+TEST_CASE("a device has all functions of a group or none of them") {
+  using Table = balora::KernelTable;
+  const auto lacks = [](const char* present, auto member, const char* name) {
+    Table table = full_table();
+    table.*member = nullptr;
+    CHECK(verdict(table) == std::string("has ") + present + ", but no " + name + kRebuild);
+  };
+  lacks("unpin", &Table::pin, "pin");
+  lacks("pin", &Table::unpin, "unpin");
+  lacks("pin", &Table::copy_in, "copy_in");
+  lacks("pin", &Table::copy_out, "copy_out");
+  lacks("pin", &Table::mark, "mark");
+  lacks("pin", &Table::reached, "reached");
+  lacks("pin", &Table::await_mark, "await_mark");
+  lacks("pin", &Table::unmark, "unmark");
+  lacks("elapsed", &Table::record, "record");
+  lacks("record", &Table::elapsed, "elapsed");
+  lacks("capture_end", &Table::capture_begin, "capture_begin");
+  lacks("capture_begin", &Table::capture_end, "capture_end");
+  lacks("capture_begin", &Table::graph_launch, "graph_launch");
+  lacks("capture_begin", &Table::graph_destroy, "graph_destroy");
+  // Without pinned memory and marks.
+  Table table = full_table();
+  table.pin = nullptr, table.unpin = nullptr, table.copy_in = nullptr, table.copy_out = nullptr;
+  table.mark = nullptr, table.reached = nullptr, table.await_mark = nullptr;
+  table.unmark = nullptr;
+  CHECK(verdict(table) == "has record, but no unmark" + kRebuild);  // marks are given back by it
+  table.record = nullptr, table.elapsed = nullptr;
+  CHECK(verdict(table) == "");
+  table.capture_begin = nullptr, table.capture_end = nullptr;
+  table.graph_launch = nullptr, table.graph_destroy = nullptr;
+  table.discard = nullptr, table.synchronize = nullptr, table.describe = nullptr;
+  table.memory = nullptr;
+  CHECK(verdict(table) == "");
 }

@@ -15,26 +15,46 @@ namespace {
 
 constexpr int32_t kIgnored = -100;
 
-template <typename T, typename A = Acc<T>>
-BALORA_INLINE void forward_rows(const T* logits, const int32_t* targets, double* losses, A* lse,
-                                int64_t begin, int64_t end, int64_t classes) {
+template <typename T>
+struct Forward {
+  const T* logits;         // (N,V)
+  const int32_t* targets;  // (N)
+  double* losses;          // (N)
+  Acc<T>* lse;             // (N)
+  int64_t classes;         // V
+};
+
+template <typename T>
+BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end) {
+  const auto [logits, targets, losses, lse, classes] = o;
   for (int64_t n = begin; n < end; ++n) {
     losses[n] = 0;
     lse[n] = 0;
     if (targets[n] == kIgnored) continue;
     const T* row = logits + n * classes;
     const double exact = row_log_sum_exp(row, classes);
-    lse[n] = static_cast<A>(exact);
+    lse[n] = static_cast<Acc<T>>(exact);
     losses[n] = exact - static_cast<double>(load(row[targets[n]]));
   }
 }
 
-// `weight` is the gradient of each row's loss; per row (stride 1) or the same for all (stride 0),
-// times `scale`.
-template <typename T, typename A = Acc<T>>
-BALORA_INLINE void backward_rows(const A* weight, int64_t weight_stride, A scale, const T* logits,
-                                 const int32_t* targets, const A* lse, T* dlogits, int64_t begin,
-                                 int64_t end, int64_t classes) {
+// The gradient of row n's loss is weight[n * weight_stride] * scale; stride 0: the same for all.
+template <typename T>
+struct Backward {
+  const Acc<T>* weight;
+  int64_t weight_stride;
+  Acc<T> scale;
+  const T* logits;         // (N,V)
+  const int32_t* targets;  // (N)
+  const Acc<T>* lse;       // (N)
+  T* dlogits;              // (N,V)
+  int64_t classes;         // V
+};
+
+template <typename T>
+BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const auto [weight, weight_stride, scale, logits, targets, lse, dlogits, classes] = o;
   for (int64_t n = begin; n < end; ++n) {
     const T* row = logits + n * classes;
     T* out = dlogits + n * classes;
@@ -43,23 +63,21 @@ BALORA_INLINE void backward_rows(const A* weight, int64_t weight_stride, A scale
       continue;
     }
     const A slope = weight[n * weight_stride] * scale, shift = lse[n];
+    const int64_t count = classes;
 #pragma omp simd
-    for (int64_t v = 0; v < classes; ++v) out[v] = store<T>(vexp(load(row[v]) - shift) * slope);
+    for (int64_t v = 0; v < count; ++v) out[v] = store<T>(vexp(load(row[v]) - shift) * slope);
     const A p = vexp(load(row[targets[n]]) - shift);
     out[targets[n]] = store<T>((p - A(1)) * slope);  // p - 1 is formed before rounding
   }
 }
 
 // target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                             \
-  BALORA_SIMD void forward(const T* z, const int32_t* targets, double* losses, Acc<T>* lse, \
-                           int64_t b, int64_t e, int64_t classes) {                         \
-    forward_rows<T>(z, targets, losses, lse, b, e, classes);                                \
-  }                                                                                         \
-  BALORA_SIMD void backward(const Acc<T>* w, int64_t w_stride, Acc<T> scale, const T* z,    \
-                            const int32_t* targets, const Acc<T>* lse, T* dz, int64_t b,    \
-                            int64_t e, int64_t classes) {                                   \
-    backward_rows<T>(w, w_stride, scale, z, targets, lse, dz, b, e, classes);               \
+#define ROWS(T)                                                                 \
+  BALORA_SIMD void forward(const Forward<T>& o, int64_t begin, int64_t end) {   \
+    forward_rows<T>(o, begin, end);                                             \
+  }                                                                             \
+  BALORA_SIMD void backward(const Backward<T>& o, int64_t begin, int64_t end) { \
+    backward_rows<T>(o, begin, end);                                            \
   }
 ROWS(float)
 ROWS(bf16)
@@ -90,9 +108,12 @@ int32_t cross_entropy_forward_kernel(Context* ctx, const balora_cross_entropy_fo
   dispatch_float(o.logits->dtype, [&]<typename T>() {
     using A = Acc<T>;
     std::vector<double> losses(static_cast<size_t>(rows));
-    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      forward(data_of<T>(o.logits), target, losses.data(), data_of<A>(o.lse), begin, end, classes);
-    });
+    const Forward<T> operands{.logits = data_of<T>(o.logits),
+                              .targets = target,
+                              .losses = losses.data(),
+                              .lse = data_of<A>(o.lse),
+                              .classes = classes};
+    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
     A* out = data_of<A>(o.loss);
     if (o.reduction == BALORA_REDUCTION_NONE) {
       for (int64_t n = 0; n < rows; ++n) out[n] = static_cast<A>(losses[static_cast<size_t>(n)]);
@@ -115,11 +136,15 @@ int32_t cross_entropy_backward_kernel(Context* ctx, const balora_cross_entropy_b
     const A scale = o.reduction == BALORA_REDUCTION_MEAN
                         ? static_cast<A>(1.0 / static_cast<double>(counted))
                         : A(1);
-    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      backward(data_of<A>(o.dloss), o.reduction == BALORA_REDUCTION_NONE ? 1 : 0, scale,
-               data_of<T>(o.logits), target, data_of<A>(o.lse), data_of<T>(o.dlogits), begin, end,
-               classes);
-    });
+    const Backward<T> operands{.weight = data_of<A>(o.dloss),
+                               .weight_stride = o.reduction == BALORA_REDUCTION_NONE ? 1 : 0,
+                               .scale = scale,
+                               .logits = data_of<T>(o.logits),
+                               .targets = target,
+                               .lse = data_of<A>(o.lse),
+                               .dlogits = data_of<T>(o.dlogits),
+                               .classes = classes};
+    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) { backward(operands, begin, end); });
   });
   return 0;
 }

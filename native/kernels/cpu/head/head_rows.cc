@@ -139,10 +139,11 @@ void HeadRows<A>::take_sums(const A* z, const A* y, int64_t target, HeadRow& row
 }
 
 template <typename A>
-HeadRow HeadRows<A>::statistics(A* z, A* y, int64_t target, bool regularized,
-                                const TeacherRow* teacher) {
+HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
+  const auto& [z, all_y, target, regularized, all_summary] = operands;
+  A* y = regularized ? all_y : nullptr;
+  const TeacherRow* teacher = regularized && all_summary ? &*all_summary : nullptr;
   HeadRow row;
-  if (!regularized) y = nullptr, teacher = nullptr;
   const double temperature = options_.temperature;
   row.shift = static_cast<double>(head::block_maxima(z, vocabulary_, maxima_.data()));
   if (y) row.shift_teacher = static_cast<double>(head::row_max(y, vocabulary_));
@@ -244,9 +245,11 @@ void HeadRows<A>::find_places(int64_t target, bool regularized, const HeadRow& r
 }
 
 template <typename A>
-void HeadRows<A>::gradient(A* z, const A* y, int64_t target, bool regularized, const HeadRow& row,
-                           bool rounded) {
-  if (!regularized) y = nullptr;
+void HeadRows<A>::gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded) {
+  A* z = operands.z;
+  const A* y = operands.regularized ? operands.y : nullptr;
+  const int64_t target = operands.target;
+  const bool regularized = operands.regularized;
   const Parts parts = parts_of(target, regularized, row);
   find_places(target, regularized, row);
   const size_t count = places_.size();

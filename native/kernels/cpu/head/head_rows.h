@@ -5,6 +5,7 @@
 // logits (head_passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels/cpu/head/head_passes.h"
@@ -32,22 +33,28 @@ struct TeacherRow {
   double entropy = 0, mean_logit = 0;
 };
 
+// What the two passes over a row read and write.
+template <typename A>
+struct RowOperands {
+  A* z;                     // student logits
+  A* y = nullptr;           // teacher logits; neither them nor a summary: no consistency term
+  int64_t target = -1;      // < 0: no task term
+  bool regularized = true;  // false: the row is in the task term alone
+  std::optional<TeacherRow> summary = {};
+};
+
 template <typename A>
 class HeadRows {
  public:
   HeadRows(const HeadOptions& options, int64_t vocabulary);
 
-  // y and teacher null: no consistency term. target < 0: no task term. With `regularized` false the
-  // row is in the task term alone. Keeps what a gradient() that follows reads: the row's top-K, and
-  // exponentials in z and y.
-  HeadRow statistics(A* z, A* y, int64_t target, bool regularized,
-                     const TeacherRow* teacher = nullptr);
+  // Keeps what a gradient() that follows reads: the row's top-K, and exponentials in z and y.
+  HeadRow statistics(const RowOperands<A>& operands);
 
   // z becomes d(loss)/d(logits before soft-capping) for the row of the last statistics(); without
   // the teacher's part where it came as a TeacherRow. With `rounded`, of f32 alone, as bf16 in the
   // first half of the row's own place, formed in f32.
-  void gradient(A* z, const A* y, int64_t target, bool regularized, const HeadRow& row,
-                bool rounded);
+  void gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded);
 
   // q = softmax(y / Te) of a row whose entropy over all of V was taken; may be y.
   void probabilities(const A* y, const HeadRow& row, A* q) const;

@@ -26,14 +26,14 @@ struct Tile {
 template <typename A>
 class Tiles {
  public:
-  Tiles(Context* ctx, const View* h, const View* w, double softcap, int64_t chunk_bytes)
-      : ctx_(ctx), h_(h), w_(w), softcap_(softcap) {
-    rows_ = h->shape[0];
-    tokens_ = w->shape[0];
-    channels_ = h->shape[1];
+  Tiles(Context* ctx, const balora_svd_ratio_tiles& o)
+      : ctx_(ctx), h_(o.h), w_(o.w), softcap_(o.softcap) {
+    rows_ = h_->shape[0];
+    tokens_ = w_->shape[0];
+    channels_ = h_->shape[1];
     by_rows_ = rows_ > tokens_;
     const int64_t extent = by_rows_ ? rows_ : tokens_;
-    const int64_t bytes = chunk_bytes > 0 ? chunk_bytes : kDefaultTileBytes;
+    const int64_t bytes = o.chunk_bytes > 0 ? o.chunk_bytes : kDefaultTileBytes;
     // The tile in the logits' type and its f64 image.
     step_ = bytes / (order() * static_cast<int64_t>(sizeof(A) + sizeof(double)));
     step_ = std::clamp<int64_t>(step_, 1, extent);
@@ -136,25 +136,22 @@ class Tiles {
 };
 
 template <typename A>
-double run(Context* ctx, const View* h, const View* w, const View* dh, const View* dw, int64_t k,
-           bool nuclear, double softcap, int64_t chunk_bytes) {
-  Tiles<A> tiles(ctx, h, w, softcap, chunk_bytes);
+double run(Context* ctx, const balora_svd_ratio_tiles& o) {
+  const bool nuclear = o.nuclear != 0;
+  Tiles<A> tiles(ctx, o);
   const Matrix gram = tiles.gram();
   double norm2 = 0;
   for (int64_t i = 0; i < gram.rows; ++i) norm2 += gram(i, i);
-  const RitzPairs pairs = ratio_eigenpairs(ctx, gram, k, nuclear);
-  const SvdRatio ratio = svd_ratio(pairs.values, norm2, k, nuclear);
-  if (dh || dw) tiles.gradient(pairs.vectors, ratio, dh, dw);
+  const RitzPairs pairs = ratio_eigenpairs(ctx, gram, o.k, nuclear);
+  const SvdRatio ratio = svd_ratio(pairs.values, norm2, o.k, nuclear);
+  if (o.dh || o.dw) tiles.gradient(pairs.vectors, ratio, o.dh, o.dw);
   return ratio.value;
 }
 
 }  // namespace
 
 int32_t svd_ratio_tiles_kernel(Context* ctx, const balora_svd_ratio_tiles& o) {
-  *data_of<double>(o.value) =
-      o.h->dtype == BALORA_F64
-          ? run<double>(ctx, o.h, o.w, o.dh, o.dw, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes)
-          : run<float>(ctx, o.h, o.w, o.dh, o.dw, o.k, o.nuclear != 0, o.softcap, o.chunk_bytes);
+  *data_of<double>(o.value) = o.h->dtype == BALORA_F64 ? run<double>(ctx, o) : run<float>(ctx, o);
   return 0;
 }
 

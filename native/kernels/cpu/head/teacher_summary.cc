@@ -29,8 +29,8 @@ void split_pair(float* q, int64_t n, std::vector<float>& scratch) {
 }
 
 template <typename A>
-void summarize(Context* ctx, const View& ht, const View& wt, const View& w, const View& mean,
-               const View& entropy, const HeadOptions& options) {
+void summarize(Context* ctx, const balora_teacher_summary& o, const HeadOptions& options) {
+  const View &ht = *o.ht, &wt = *o.wt, &w = *o.w;
   const int64_t m = ht.shape[0], vocabulary = wt.shape[0], channels = w.shape[1];
   const int64_t ld = logits_ld(vocabulary);
   const bool tiled = std::is_same_v<A, float> && head_fits_tiles(ht, w);
@@ -45,15 +45,15 @@ void summarize(Context* ctx, const View& ht, const View& wt, const View& w, cons
       std::vector<float> scratch;
       for (int64_t i = begin; i < end; ++i) {
         A* row = q + i * ld;
-        const HeadRow found = head.statistics(row, nullptr, -1, true);
-        data_of<double>(&entropy)[first + i] = found.entropy;
+        const HeadRow found = head.statistics({.z = row});
+        data_of<double>(o.entropy)[first + i] = found.entropy;
         head.probabilities(row, found, row);
         if constexpr (std::is_same_v<A, float>) {
           if (tiled) split_pair(row, vocabulary, scratch);
         }
       }
     });
-    A* out = data_of<A>(&mean) + first * channels;
+    A* out = data_of<A>(o.mean) + first * channels;
     if constexpr (std::is_same_v<A, float>) {
       if (tiled) {
         const auto* high = reinterpret_cast<const bf16*>(q);
@@ -74,9 +74,9 @@ int32_t teacher_summary_kernel(Context* ctx, const balora_teacher_summary& o) {
   whole.entropy_top_k = 0;
   whole.entropy_temperature = o.options.temperature;
   if (o.ht->dtype == BALORA_F64) {
-    summarize<double>(ctx, *o.ht, *o.wt, *o.w, *o.mean, *o.entropy, whole);
+    summarize<double>(ctx, o, whole);
   } else {
-    summarize<float>(ctx, *o.ht, *o.wt, *o.w, *o.mean, *o.entropy, whole);
+    summarize<float>(ctx, o, whole);
   }
   return 0;
 }

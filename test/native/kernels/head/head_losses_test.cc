@@ -197,17 +197,21 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
                                .mean = &vmean,
                                .entropy = &ventropy,
                                .options = s.options});
-  head_losses_cached_kernel(ctx, {.h = &vh,
-                                  .mean = &vmean,
-                                  .entropy = &ventropy,
-                                  .w = &vw,
-                                  .targets = &vt,
-                                  .regularized = s.masks ? &vr : nullptr,
-                                  .sums = &vs,
-                                  .dh = &vdh,
-                                  .options = s.options});
+  head_losses_kernel(ctx, {.h = &vh,
+                           .mean = &vmean,
+                           .entropy = &ventropy,
+                           .w = &vw,
+                           .targets = &vt,
+                           .regularized = s.masks ? &vr : nullptr,
+                           .sums = &vs,
+                           .rows = &vrows,
+                           .dh = &vdh,
+                           .options = s.options});
   for (int i = 0; i < 3; ++i) {
     CHECK(std::abs(sums[i] - expected.sums[i]) <= tolerance * (std::abs(expected.sums[i]) + 0.1));
+    double total = 0;
+    for (int64_t n = 0; n < s.m; ++n) total += rows[3 * n + i];
+    CHECK(total == doctest::Approx(sums[i]).epsilon(1e-12));
   }
   check_near(dh, expected.dh, tolerance);
 }
