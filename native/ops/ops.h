@@ -143,7 +143,7 @@ std::tuple<Tensor, Tensor> top_k(const Tensor& x,
 // column_scale.cc: x (...,C), scale (C) in the accumulator type, bias (C) -> x * scale + bias
 Tensor column_scale(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& bias);
 
-// row_norm.cc: ||weight + sum scale (b a - b0 a0)|| by rows, without a gradient; weight (O,I) -> (O)
+// row_norm.cc: ||weight + sum scale (b a - b0 a0)|| by rows, without a gradient: (O)
 Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts);
 
 // dropout.cc
