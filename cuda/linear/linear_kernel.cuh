@@ -1,14 +1,14 @@
 // The tensor-core kernel of the linears: C (M,N) = sum over terms of A_t (M,K_t) B_t (K_t,N) in
-// bf16, one f32 sum, then an f32 addend, the scale and the bias of the columns and one rounding. Terms are walked as one long
-// inner extent, so a base product and its low-rank parts share the pipeline and the accumulators.
-// A block of four warps makes a Tile x Tile piece of C in steps of 32 of the inner extent, each
-// warp a quarter of it by mma m16n8k16. Of a step, 2 * Tile * 32 elements come by cp.async into one
-// of three stages of shared memory and go to registers by ldmatrix. Tile 128: 48 KiB and 128
-// accumulators a thread, two blocks a multiprocessor (8.0: 512 clocks of mma beside 256 of ldmatrix
-// and 128 of filling a step; warps of 64 x 32 would need 384 of ldmatrix). Tile 64 is for results
-// too small to give every multiprocessor a block of the large one. Shared rows hold 16-byte chunks
-// in an order xored with the row, so that the eight rows of an ldmatrix lie in different banks.
-// Rows that are not 16-byte aligned are loaded element by element.
+// bf16, one f32 sum, then an f32 addend, the scale and the bias of the columns and one rounding.
+// Terms are walked as one long inner extent, so a base product and its low-rank parts share the
+// pipeline and the accumulators. A block of four warps makes a Tile x Tile piece of C in steps of
+// 32 of the inner extent, each warp a quarter of it by mma m16n8k16. Of a step, 2 * Tile * 32
+// elements come by cp.async into one of three stages of shared memory and go to registers by
+// ldmatrix. Tile 128: 48 KiB and 128 accumulators a thread, two blocks a multiprocessor (8.0: 512
+// clocks of mma beside 256 of ldmatrix and 128 of filling a step; warps of 64 x 32 would need 384
+// of ldmatrix). Tile 64 is for results too small to give every multiprocessor a block of the large
+// one. Shared rows hold 16-byte chunks in an order xored with the row, so that the eight rows of an
+// ldmatrix lie in different banks. Rows that are not 16-byte aligned are loaded element by element.
 #pragma once
 #include "linear/linear_sum.cuh"
 

@@ -3,11 +3,10 @@
 // C, at mma.sync's rate: about 85 % of cuBLAS's on sm_80 to sm_89, about 430 of 700 TFLOP/s on
 // sm_90, where only cuBLAS has wgmma. cuBLAS:
 // - A weight alone, without bias or scale: into C, rounded by cuBLAS.
-// - A weight and one low-rank term (a pair's change), neither bias nor scale: the low-rank product goes to C
-// first,
-//   rounded to bf16, and the base's adds C to its f32 sum before it rounds: 4 more bytes an element
-//   of C, half of them under the base's product. The first rounding is 2^-8 of the change at most,
-//   as those of its factors are, and zero stays zero.
+// - A weight and one low-rank term (a pair's change), neither bias nor scale: the low-rank product
+//   goes to C first, rounded to bf16, and the base's adds C to its f32 sum before it rounds: 4 more
+//   bytes an element of C, half of them under the base's product. The first rounding is 2^-8 of the
+//   change at most, as those of its factors are, and zero stays zero.
 // - Else the products with weights add up in f32 scratch of at most 64 MiB, in equal blocks of
 // rows,
 //   and the own kernel adds the low-rank terms and the bias to it: 10 more bytes an element

@@ -22,8 +22,8 @@ struct WideSum {
   double beta = 0;
 };
 
-// y = scale * sum + bias, rounded; `unscaled` is the sum, rounded. All but y may be null; the sum may
-// be y.
+// y = scale * sum + bias, rounded; `unscaled` is the sum, rounded. All but y may be null; the sum
+// may be y.
 template <typename T>
 struct Finished {
   const Acc<T>* scale;

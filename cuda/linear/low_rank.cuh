@@ -2,11 +2,11 @@
 // cores, in one of two forms.
 // Pairs: a master m is hi = bf16(m) and lo = bf16(m - hi), off by at most 2^-17 |m|; x is bf16
 // already, so x hi + x lo is as good as f32. Where both sides are pairs (U B^T, dU A) three
-// products are made, hi hi + hi lo + lo hi; what is left out is 2^-18 of each term. A change:
-// neighbouring parts s B A and -s B0 A0, the second without gradients (a PiSSA pair), are s [(B -
-// B0) A + B0 (A - A0)], the differences formed in f32 and every factor rounded to bf16 once. Each
-// rounding is at most 2^-8 of the change, not of B A; before the first step all of it is exactly
-// zero. Inner extents are 2 R, where pairs of both parts need 6 R.
+// products are made, hi hi + hi lo + lo hi; what is left out is 2^-18 of each term.
+// A change: a part with a start (a PiSSA pair), s (B A - B0 A0), is s [(B - B0) A + B0 (A - A0)],
+// the differences formed in f32 and every factor rounded to bf16 once. Each rounding is at most
+// 2^-8 of the change, not of B A; before the first step all of it is exactly zero. Inner extents
+// are 2 R, where pairs of both products need 6 R.
 #pragma once
 #include <vector>
 
@@ -16,11 +16,11 @@ namespace balora::cuda {
 
 constexpr int kPanelParts = 4;
 
-// Parts of one linear and rank, or one part with a start. `width` columns (padded to a multiple of 8), and as many beside
-// them: of pairs the hi and the lo halves, the columns of several parts interleaved (element j of
-// part p is column j * parts + p), so that parts which cancel meet in the same mma instruction,
-// where equal products of opposite sign give exactly zero; of a change A and A - A0, or s (B - B0)
-// and s B0.
+// Parts of one linear and rank, or one part with a start. `width` columns (padded to a multiple of
+// 8), and as many beside them: of pairs the hi and the lo halves, the columns of several parts
+// interleaved (element j of part p is column j * parts + p), so that parts which cancel meet in the
+// same mma instruction, where equal products of opposite sign give exactly zero; of a change A and
+// A - A0, or s (B - B0) and s B0.
 struct Panel {
   int32_t linear, parts;
   bool change;

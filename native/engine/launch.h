@@ -62,7 +62,9 @@ inline void launch_in_place(const char* op, std::initializer_list<Tensor> inputs
 // name, by which the launched function finds its view:
 //   LaunchOperands operands;
 //   const Slot x = operands.read(tensor), y = operands.write(result);
-//   launch("op", operands, [=](Launch& l) { return call(l.kernels->op, l.ctx, {.x = l[x], ...}); });
+//   launch("op", operands, [=](Launch& l) {
+//     return call(l.kernels->op, l.ctx, {.x = l[x], .y = l[y]});
+//   });
 class LaunchOperands {
  public:
   Slot read(const Tensor& tensor) { return add(inputs_, tensor, false); }

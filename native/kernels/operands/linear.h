@@ -49,7 +49,9 @@ typedef struct balora_linear {
   int32_t part_count;
 } balora_linear;
 
-// Linears that share x. Weights are of x's type; the CPU packs frozen f32 ones once.
+// For each of the linears that share x, with x_adapter where it is given and x else:
+// y = output_scale * (x W^T + sum over parts of scale * x_adapter (B A - B0 A0)^T) + bias
+// Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once.
 typedef struct balora_linear_forward {
   const balora_view* x;          // (N,I)
   const balora_view* x_adapter;  // (N,I) the input of the parts (dropout); null: x
@@ -57,10 +59,11 @@ typedef struct balora_linear_forward {
   int32_t count;  // of linears
 } balora_linear_forward;
 
-// Gradients of the inputs and the parts; those of linears and parts stand in their structures.
-// output_scale and bias are not read: dY is the gradient of x W^T + the parts (column_scale_backward
-// makes it, and the gradients of output_scale and bias). With dU = scale * dY B: dx = sum of dY W + scale * dY (B A - B0 A0) (the latter goes to dx_adapter
-// where there is an x_adapter),  da = dU^T x,  db = scale * dY^T U.
+// Gradients of the inputs and the parts; those of linears and parts stand in their structures. dY
+// is the gradient of x W^T + the parts; output_scale and bias are not read (column_scale_backward
+// makes their gradients and that dY). With dU = scale * dY B:
+// dx = sum of dY W,  dx_adapter = sum of scale * dY (B A - B0 A0), part of dx without x_adapter
+// da = dU^T x_adapter,  db = scale * dY^T U
 // Outputs are overwritten; null ones are not computed.
 typedef struct balora_linear_backward {
   const balora_view* x;           // (N,I); may be null if no da is wanted

@@ -2,12 +2,12 @@
 //   y_i = output_scale_i z_i + bias_i,
 //   z_i = x W_i^T + sum over parts p of i: scale_p x_adapter (B_p A_p - B0_p A0_p)^T,
 //   x_adapter = x unless given, B0 A0 where the part has a frozen start.
-// x (...,I), W (O,I), A (R,I), B (O,R), output_scale and bias (O). Base and low-rank parts are summed
-// in f32, scaled and rounded once; A and B are f32 (f64 beside f64), or of x's type and then widened.
-// A frozen W and the start of a part never get a gradient. With dz = output_scale dy in x's type, the
-// gradient of output_scale is the sum of dy z over the rows in f32, from z rounded to x's type. Kept
-// for backward: x (or how to make it again), U = x A^T (N,R) and z, each only where a gradient needs
-// it.
+// x (...,I), W (O,I), A (R,I), B (O,R), output_scale and bias (O). Base and low-rank parts are
+// summed in f32, scaled and rounded once; A and B are f32 (f64 beside f64), or of x's type and then
+// widened. A frozen W and the start of a part never get a gradient. With dz = output_scale dy in
+// x's type, the gradient of output_scale is the sum of dy z over the rows in f32, from z rounded to
+// x's type. Kept for backward: x (or how to make it again), U = x A^T (N,R) and z, each only where
+// a gradient needs it.
 #include <algorithm>
 
 #include "ops/linear/linear_group.h"
@@ -156,8 +156,8 @@ GroupOf<Tensor> wanted_gradients(const Kept& kept, const GroupOf<Tensor>& operan
   return out;
 }
 
-// The gradients of output scales, and of the biases behind them; dy becomes the gradient of the sums
-// before the scale.
+// The gradients of output scales, and of the biases behind them; dy becomes the gradient of the
+// sums before the scale.
 void backward_output_scales(const Kept& kept, std::vector<Tensor>& dy, GradSink& sink) {
   for (size_t i = 0; i < dy.size(); ++i) {
     const LinearOf<size_t>& at = kept.at.linears[i];

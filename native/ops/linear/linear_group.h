@@ -1,6 +1,6 @@
 // The operands of linears that share their input, by name. Each of the forms that an op needs them
-// in is a GroupOf: the tensors, their places among the tape's inputs, what backward keeps, the slots
-// of a launch, the views of a kernel.
+// in is a GroupOf: the tensors, their places among the tape's inputs, what backward keeps, the
+// slots of a launch, the views of a kernel.
 #pragma once
 #include <string>
 #include <vector>

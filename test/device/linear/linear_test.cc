@@ -1,6 +1,6 @@
 // The linears' rows on the device against plain loops in f64, for every type and, in bf16, both
-// ways of summing: several linears on one input, low-rank parts (none, one, some that cancel, with a
-// start), output scales, odd and unaligned sizes, a separate adapter input, unwanted and unused
+// ways of summing: several linears on one input, low-rank parts (none, one, some that cancel, with
+// a start), output scales, odd and unaligned sizes, a separate adapter input, unwanted and unused
 // operands.
 #include "support/device_test.h"
 
@@ -276,8 +276,8 @@ class Fixture {
     for (size_t i = 0; i < out.size(); ++i) out[i].add(more[i], scale);
   }
 
-  // Whether part p has a start, part p + 1, and bf16 computes both by its change, s (dB A + B0 dA) with
-  // rounded factors: A, dA, s dB, s B0, x A^T, x dA^T and the like are rounded once each.
+  // Whether part p has a start, part p + 1, and bf16 computes both by its change, s (dB A + B0 dA)
+  // with rounded factors: A, dA, s dB, s B0, x A^T, x dA^T and the like are rounded once each.
   bool changes(size_t p) const {
     if (!std::is_same_v<T, bf16> || p + 1 >= case_.parts.size()) return false;
     return case_.parts[p + 1].start;
