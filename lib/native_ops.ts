@@ -10,15 +10,15 @@ export interface NativeOps {
   abandonGraph(graph: unknown): void;
   abandonSafetensors(writer: unknown): void;
   abandonWork(): void;
-  adafactorStep(param: Handle, grad: Handle, row: Handle, column: Handle | null, m: Handle | null, coefficient: Handle | null, lr: number, beta1: number, beta2: number, eps: number, clip: number, weightDecay: number, scaleFloor: number): void;
-  adamwSteps(params: readonly (Handle)[], grads: readonly (Handle)[], m: readonly (Handle)[], v: readonly (Handle)[], rates: readonly (Handle)[], weightDecays: readonly (number)[], coefficient: Handle | null, beta1: number, beta2: number, eps: number): void;
+  adafactorStep(param: Handle, grad: Handle, moments: { row: Handle; column: Handle | null; m: Handle | null }, coefficient: Handle | null, options: { lr: number; beta1: number; beta2: number; eps: number; clip: number; weightDecay: number; scaleFloor: number }): void;
+  adamwSteps(parameters: { params: readonly (Handle)[]; grads: readonly (Handle)[]; m: readonly (Handle)[]; v: readonly (Handle)[]; rates: readonly (Handle)[]; weightDecays: readonly (number)[] }, coefficient: Handle | null, options: { beta1: number; beta2: number; eps: number }): void;
   addInPlace(x: Handle, source: Handle, alpha: number): void;
   affine(x: Handle, a: number, b: number): Handle;
   allFinite(tensors: readonly (Handle)[]): Handle;
   arange(start: number, stop: number, step: number, dtype: DType): Handle;
   argmax(x: Handle, axis: number, keepDims: boolean): Handle;
   argmin(x: Handle, axis: number, keepDims: boolean): Handle;
-  attention(q: Handle, k: Handle, v: Handle, cuSeqlens: Handle, cuQueries: Handle | null, lengths: Handle | null, scale: number, softcap: number, window: number, causal: boolean): Handle;
+  attention(q: Handle, k: Handle, v: Handle, segments: { cuSeqlens: Handle; cuQueries: Handle | null; lengths: Handle | null }, options: { scale: number; softcap: number; window: number; causal: boolean }): Handle;
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
   beginGraph(sharing: unknown): unknown;
   binary(a: Handle, b: Handle, name: string): Handle;
@@ -89,7 +89,7 @@ export interface NativeOps {
   readGguf(file: unknown, name: string, dtype: DType, heads: number, checkFinite: boolean): Handle;
   readSafetensors(file: unknown, name: string, dtype: DType, share: boolean, checkFinite: boolean): Handle;
   readSync(x: Handle, into: Uint8Array): void;
-  relativeAttention(q: Handle, k: Handle, v: Handle, cuQueries: Handle, cuKeys: Handle, optional: readonly (Handle | null)[], scale: number, causal: boolean): Handle;
+  relativeAttention(operands: { q: Handle; k: Handle; v: Handle; cuQueries: Handle; cuKeys: Handle; queryLengths: Handle | null; keyLengths: Handle | null; bias: Handle | null; positionKeys: Handle | null; positionQueries: Handle | null; index: Handle | null }, scale: number, causal: boolean): Handle;
   requiresGrad(x: Handle): boolean;
   resetOpTimes(): void;
   resetPeakMemory(device: string): void;
@@ -119,7 +119,7 @@ export interface NativeOps {
   setProfiling(value: boolean): boolean;
   setRecompute(value: boolean): boolean;
   setRequiresGrad(x: Handle, value: boolean): void;
-  sgdStep(param: Handle, grad: Handle, buffer: Handle | null, coefficient: Handle | null, lr: number, momentum: number, dampening: number, weightDecay: number, nesterov: boolean, first: boolean): void;
+  sgdStep(param: Handle, grad: Handle, buffer: Handle | null, coefficient: Handle | null, options: { lr: number; momentum: number; dampening: number; weightDecay: number; nesterov: boolean; first: boolean }): void;
   shapeOf(x: Handle): number[];
   singularValues(a: Handle): Handle;
   slice(x: Handle, axis: number, start: number, stop: number, step: number): Handle;

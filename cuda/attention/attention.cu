@@ -229,9 +229,9 @@ __device__ inline void write_rows(const Operands<T>& o, const Place& p, Sums<kSi
       const float lse = (sums.base[r][half] * factor + log2f(total)) * kLn2;
       o.lse[p.tile.query(row) * o.g.heads + p.head] = total == 0 ? 0 : lse;
     }
-    store_rows<kSize, kSize>(stage + 16 * r * kPitch<kSize>, sums.out[r], inverse[0], inverse[1],
-                             o.out.at(p.tile.query(query), p.head), o.out.stride,
-                             p.tile.extent() - query, o.g.size, o.packs);
+    store_rows<kSize, kSize, T>(stage + 16 * r * kPitch<kSize>, sums.out[r], inverse[0], inverse[1],
+                                {o.out.at(p.tile.query(query), p.head), o.out.stride,
+                                 p.tile.extent() - query, o.g.size, o.packs});
   }
 }
 

@@ -243,12 +243,13 @@ __device__ inline void write_sums(const Operands<T>& o, const Place& p,
   const int32_t count = p.tile.extent() - p.row, size = o.g.size - p.column;
   const Heads<T>& out = kOfKeys ? o.dk : o.dq;
   const int64_t row = kOfKeys ? p.tile.key(p.row) : p.tile.query(p.row);
-  store_rows<kSize, P::kColumns>(tables.staying[0] + at, sums.ds, o.g.scale, o.g.scale,
-                                 out.at(row, p.head) + p.column, out.stride, count, size, o.packs);
+  store_rows<kSize, P::kColumns, T>(
+      tables.staying[0] + at, sums.ds, o.g.scale, o.g.scale,
+      {out.at(row, p.head) + p.column, out.stride, count, size, o.packs});
   if constexpr (kOfKeys) {
-    store_rows<kSize, P::kColumns>(tables.staying[1] + at, sums.p, 1, 1,
-                                   o.dv.at(row, p.head) + p.column, o.dv.stride, count, size,
-                                   o.packs);
+    store_rows<kSize, P::kColumns, T>(
+        tables.staying[1] + at, sums.p, 1, 1,
+        {o.dv.at(row, p.head) + p.column, o.dv.stride, count, size, o.packs});
   }
 }
 
