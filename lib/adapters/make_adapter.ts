@@ -195,7 +195,11 @@ export async function readAdapter(
     linears.filter(({ name }) => !found.has(name) && !isSaved(name, names)),
     path,
   );
-  const warnings = [...(plain ? [] : [residualWarning(config, folder)]), ...missing];
+  const warnings = [
+    ...(plain ? [] : [residualWarning(config, folder)]),
+    ...missing,
+    ...read.warnings,
+  ];
   return new Adapter(adapterName, { config, modules, saved, shared, method, warnings });
 }
 

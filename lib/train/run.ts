@@ -13,6 +13,7 @@ import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import type { Tensor } from '../tensor.ts';
 import { BestKeeper } from './best.ts';
+import { CHECKPOINT_FORMAT } from './checkpoint_state.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
@@ -223,7 +224,7 @@ export class Run {
       folder.checkpoints,
       {
         state: {
-          format: 1,
+          format: CHECKPOINT_FORMAT,
           step: this.step,
           totalSteps: this.totalSteps,
           position: this.progress.position,
@@ -378,7 +379,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
         metrics,
         optimizer,
         passes,
-        keeper: await makeKeeper(input, folder, step > 0),
+        keeper: await makeKeeper(input, { folder, resumed: step > 0, warnings }),
         windows: new WindowReader(
           input.data,
           { accumulation, select: selectorOf(input.tuned.model, options) },
@@ -404,8 +405,11 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
 /** Makes the keeper of the best step; null where the run has no held-out data or exports its last step. */
 async function makeKeeper(
   { tuned, evalData, metricForBestModel, evalSteps = 0 }: AnyTrainerOptions,
-  folder: OutputFolder | null,
-  resumed: boolean,
+  {
+    folder,
+    resumed,
+    warnings,
+  }: { folder: OutputFolder | null; resumed: boolean; warnings: Warning[] },
 ): Promise<BestKeeper | null> {
   const metric =
     metricForBestModel === undefined && evalSteps > 0
@@ -413,7 +417,8 @@ async function makeKeeper(
       : (metricForBestModel ?? null);
   if (metric === null || evalData === undefined) return null;
   const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));
-  if (resumed) await keeper.resume();
+  const message = resumed ? await keeper.resume() : null;
+  if (message !== null) warnings.push({ type: 'warning', code: 'best_damaged', message });
   return keeper;
 }
 
