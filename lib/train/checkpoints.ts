@@ -47,6 +47,9 @@ export async function saveCheckpoint(
   return path;
 }
 
+/** Whether a name is that of a checkpoint's folder. */
+export const isCheckpoint = (name: string): boolean => kFolderName.test(name);
+
 /** The checkpoints in a folder with their step numbers, the latest first. */
 export async function listCheckpoints(folder: string): Promise<{ name: string; step: number }[]> {
   return (await namesIn(folder))

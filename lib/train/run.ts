@@ -2,6 +2,7 @@
  * The state of a run between two steps. It claims the output folder, restores a checkpoint where the run is resumed, and writes
  * the metrics, the checkpoints and the result.
  */
+import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
@@ -187,6 +188,7 @@ export class Run {
       evalSteps > 0 &&
       this.step % evalSteps === 0 &&
       this.step < this.totalSteps;
+    await this.parts.folder?.check();
     await metrics?.append(record);
   }
 
@@ -218,6 +220,7 @@ export class Run {
 
   private async write(folder: OutputFolder): Promise<string> {
     this.checkAdapter();
+    await folder.check();
     const { input, optimizer, options } = this.parts;
     const moments = optimizer.state();
     return saveCheckpoint(
@@ -269,7 +272,7 @@ export class Run {
       ...(second === undefined
         ? []
         : [`step ${this.step} could not be saved (${(second as Error).message})`]),
-      this.savedPath === null
+      this.savedPath === null || !existsSync(this.savedPath)
         ? 'there is no checkpoint'
         : `the last good checkpoint is ${this.savedPath}, and resume: true continues from it`,
     ];
@@ -281,6 +284,7 @@ export class Run {
     this.checkAdapter();
     await keeper?.restore(input.tuned, this.step);
     if (folder === null) return;
+    await folder.check();
     await removeTeacherCache(folder);
     await input.tuned.savePretrained(folder.path, { form: options.output.export });
   }
