@@ -5,13 +5,21 @@
  */
 import { createHash } from 'node:crypto';
 import { setImmediate } from 'node:timers/promises';
-import { FormatError } from '../errors.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
+import { type BaseDigest, baseDigest, kBaseDigestVersion } from '../models/base_digest.ts';
+import type { Model } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
 
 /** Key of the digest of all tensors. */
 const kTensors = 'balora_tensors';
 /** Key of the digest of adapter_config.json. */
 const kConfig = 'balora_config';
+
+/** Key of the digest of the base. */
+const kBase = 'balora_base';
+/** Key of the form, which plain adapters do not have. */
+const kForm = 'balora_form';
+const kForms = ['residual', 'initial'] as const;
 
 /** Keys of adapter_config.json that have no influence on what the adapter computes, and that other programs change. */
 const kFreeKeys = [
@@ -25,13 +33,29 @@ const kFreeKeys = [
 /** Bytes that are hashed at a time: about a millisecond, so that the event loop stays responsive. */
 const kSliceBytes = 1 << 20;
 
+/** A part of an adapter in the residual form. */
+export type ResidualForm = (typeof kForms)[number];
+
+/** The base that an adapter belongs on. */
+export interface AdapterBase {
+  readonly digest: BaseDigest;
+  /**
+   * The part of a residual form, whose base is the model before tuning without the adapter's first pairs: the trained pairs, or these
+   * first ones. Null: the base is the model before tuning.
+   */
+  readonly form: ResidualForm | null;
+}
+
 /** The metadata of an adapter's file with these tensors, whose configuration has this text. */
 export async function adapterMetadata(
   tensors: Readonly<Record<string, Tensor>>,
   configText: string,
+  base: AdapterBase,
 ): Promise<Record<string, string>> {
   return {
     format: 'pt',
+    [kBase]: JSON.stringify(base.digest),
+    ...(base.form !== null && { [kForm]: base.form }),
     [kTensors]: await tensorsDigest(tensors),
     [kConfig]: configDigest(JSON.parse(configText)),
   };
@@ -63,6 +87,73 @@ export function configWarning(
   const written = entryOf(metadata, kConfig);
   if (written === null || written === configDigest(config)) return null;
   return `${path} was changed after the adapter had been saved: it is used as it is now`;
+}
+
+/** The digest of an adapter's tensors in its metadata; null if there is none. */
+export function tensorsDigestIn(metadata: Readonly<Record<string, string>>): string | null {
+  return entryOf(metadata, kTensors);
+}
+
+/** The part of a residual form that the metadata names; null: the adapter does not belong on a residual. */
+export function residualForm(metadata: Readonly<Record<string, string>>): ResidualForm | null {
+  return kForms.find((form) => form === entryOf(metadata, kForm)) ?? null;
+}
+
+/** Options of {@link checkBase}. */
+interface BaseCheck {
+  readonly folder: string;
+  /** Whether a pair may be loaded onto another base than its residual. */
+  readonly allowOtherBase: boolean;
+}
+
+/**
+ * Compares a model with the base that an adapter was saved for.
+ * @returns warnings for the user
+ * @throws ArgumentError for a pair on a residual, if the model is known not to be that residual
+ */
+export async function checkBase(
+  model: Model,
+  metadata: Readonly<Record<string, string>>,
+  { folder, allowOtherBase }: BaseCheck,
+): Promise<string[]> {
+  const text = entryOf(metadata, kBase);
+  if (text === null) return [];
+  const [then, now] = [parseDigest(text), await baseDigest(model)];
+  const difference = differenceOf(then, now);
+  if (difference === null) return [];
+  const isKnown = then !== null && then.of === now.of;
+  const place = model.folder === '' ? model.nameOrPath : model.folder;
+  if (residualForm(metadata) === null) {
+    return [`${folder}: the adapter was saved for another base: ${place} ${difference}`];
+  }
+  const fact =
+    `${folder}: the adapter is a pair on a residual, and means nothing on another model: ` +
+    `${place} ${difference}`;
+  if (allowOtherBase || !isKnown) return [fact];
+  throw new ArgumentError(
+    `${fact}; give the residual model that was written with it (the folder residual), or pass allowOtherBase: true`,
+  );
+}
+
+/** The difference of a model from an adapter's base, as the end of a message; null: there is none. */
+function differenceOf(then: BaseDigest | null, now: BaseDigest): string | null {
+  if (then === null) {
+    return 'cannot be compared with that one, since another version of balora saved the adapter';
+  }
+  if (then.of !== now.of) {
+    return 'cannot be compared with that one, since one of them has no files or was changed in memory';
+  }
+  if (then.tensors !== now.tensors) return 'has other weights';
+  return then.config === now.config ? null : 'has another configuration';
+}
+
+function parseDigest(text: string): BaseDigest | null {
+  try {
+    const value = JSON.parse(text) as BaseDigest | null;
+    return value?.version === kBaseDigestVersion ? value : null;
+  } catch {
+    return null;
+  }
 }
 
 function entryOf(metadata: Readonly<Record<string, string>>, key: string): string | null {

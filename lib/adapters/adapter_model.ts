@@ -13,7 +13,7 @@ import { ArgumentError } from '../errors.ts';
 import type { CausalLM, Model } from '../models/index.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
-import type { Adapter } from './adapter.ts';
+import type { Adapter, ResidualTeacher } from './adapter.ts';
 import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import { checkResidual, savePlain, saveResidual } from './export.ts';
@@ -39,7 +39,6 @@ export type { AdapterConfigInput, CreateOptions, LoadOptions };
  */
 export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'adapter';
-  readonly hasTeacher = true;
   readonly teacherBytes = 0;
   readonly #adapters = new Map<string, Adapter>();
   #activeAdapter: Adapter;
@@ -157,9 +156,19 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.saved;
   }
 
+  /** How the teacher is made where the active adapter belongs on a residual; null: its base is the teacher. */
+  get residual(): ResidualTeacher | null {
+    return this.#active.residual;
+  }
+
   /** Warnings for the user about the active adapter, if it was loaded. */
   get warnings(): readonly string[] {
     return this.#active.warnings;
+  }
+
+  /** Whether the model before tuning is known: for a pair on a residual, only with its first values beside it. */
+  get hasTeacher(): boolean {
+    return this.#active.hasTeacher;
   }
 
   get trainsHead(): boolean {
@@ -175,13 +184,19 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.parameters();
   }
 
-  /** Runs `body` on the teacher: the base as it was loaded, with the adapter switched off. */
+  /**
+   * Runs `body` on the teacher: the base as it was loaded, with the adapter switched off. For an adapter whose base is a residual,
+   * the teacher is the base with the adapter's first pairs, which are the model before tuning.
+   */
   withTeacher<T>(body: (teacher: M) => T): T {
+    const { shared } = this.#active;
     const before = this.#enabled;
     this.enabled = false;
+    shared.teaches = true;
     try {
       return body(this.model);
     } finally {
+      shared.teaches = false;
       this.enabled = before;
     }
   }
@@ -282,6 +297,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
       'was merged into its base by mergeAndUnload(); use the model that it returned, or give that a new adapter';
     for (const other of this.#adapters.values()) if (other !== active) other.dispose();
     active.unload(merged);
+    this.model.stored = null;
     this.#adapters.clear();
     return this.model;
   }

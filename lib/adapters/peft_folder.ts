@@ -8,7 +8,12 @@ import { FormatError, UnsupportedError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
-import { adapterMetadata, checkTensors, configWarning } from './adapter_metadata.ts';
+import {
+  type AdapterBase,
+  adapterMetadata,
+  checkTensors,
+  configWarning,
+} from './adapter_metadata.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
 import { copiesOf } from './copies.ts';
 import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
@@ -20,6 +25,9 @@ import type { NamedTensor } from './tuned_model.ts';
 
 export const ADAPTER_CONFIG = 'adapter_config.json';
 export const ADAPTER_TENSORS = 'adapter_model.safetensors';
+/** Subfolders of the residual form: its base, and the pair as it was before training (PEFT's `pissa_init`). */
+export const RESIDUAL_BASE = 'residual';
+export const INITIAL_ADAPTER = 'initial';
 
 const kPrefix = 'base_model.model.';
 
@@ -66,6 +74,8 @@ export interface PeftFolder {
   readonly saved: ReadonlyMap<string, Tensor>;
   /** Path of the file with the tensors. */
   readonly path: string;
+  /** Metadata of that file. */
+  readonly metadata: Readonly<Record<string, string>>;
   /** Warnings for the user about the files. */
   readonly warnings: readonly string[];
 }
@@ -125,7 +135,7 @@ export async function readPeftFolder(
     Array.from(found, ([name, parts]) => [name, checkModule(name, parts, { variant, path })]),
   );
   const changed = configWarning(JSON.parse(configText), metadata, configPath);
-  return { config, modules, saved, path, warnings: changed === null ? [] : [changed] };
+  return { config, modules, saved, path, metadata, warnings: changed === null ? [] : [changed] };
 }
 
 /** The module that a tensor belongs to, and its key there; null: it belongs neither to a pair nor to a variant. */
@@ -166,14 +176,22 @@ export function savedShape(folder: string, name: string): readonly number[] | nu
   }
 }
 
+/** The content of an adapter that is written. */
+export interface ExportedParts {
+  readonly modules: readonly ExportedModule[];
+  /** Parameters of modules that are saved whole. */
+  readonly saved: readonly NamedTensor[];
+  readonly base: Promise<AdapterBase>;
+}
+
 /** Writes the two files. Ranks and alphas that differ between modules become patterns of full names. */
 export async function writePeftFolder(
   folder: string,
   config: LoraConfig,
-  parts: { modules: readonly ExportedModule[]; saved: readonly NamedTensor[] },
+  parts: ExportedParts,
   allLinears: readonly string[],
 ): Promise<void> {
-  const { modules, saved } = parts;
+  const { modules, saved, base } = parts;
   const tensors: Record<string, Tensor> = {};
   for (const { name, pair, parameters = new Map<string, Tensor>() } of modules) {
     tensors[`${kPrefix}${name}.${PAIR_KEYS.a}`] = pair.a;
@@ -186,7 +204,7 @@ export async function writePeftFolder(
   const copies = copiesOf(tensors);
   try {
     await makeFolder(folder);
-    const metadata = await adapterMetadata(copies, text);
+    const metadata = await adapterMetadata(copies, text, await base);
     await saveSafetensors(join(folder, ADAPTER_TENSORS), copies, metadata);
   } finally {
     for (const copy of Object.values(copies)) copy.dispose();

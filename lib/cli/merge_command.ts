@@ -11,7 +11,7 @@ import { group } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
 import { folderNames } from '../train/output.ts';
 import { addOptions, readOptions } from './command_options.ts';
-import { loadOptions, showWarnings } from './load.ts';
+import { adapterOptions, loadOptions, showWarnings } from './load.ts';
 import type { CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
@@ -58,7 +58,11 @@ export const addMerge: CommandModule = (program, context, run) => {
         ...modelOptions,
       });
       const loaded = showWarnings(
-        await AdapterModel.fromPretrained<Model>(model, adapter as string),
+        await AdapterModel.fromPretrained<Model>(
+          model,
+          adapter as string,
+          adapterOptions(settings),
+        ),
         progress,
       );
       const { maxAbsError, module, relativeToDelta } = await saveMerged(loaded, output as string);

@@ -8,8 +8,12 @@
  */
 import { readFile, rm, rmdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { INITIAL_ADAPTER, RESIDUAL_BASE } from '../adapters/export.ts';
-import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
+import {
+  ADAPTER_CONFIG,
+  ADAPTER_TENSORS,
+  INITIAL_ADAPTER,
+  RESIDUAL_BASE,
+} from '../adapters/peft_folder.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
 import { diskError, makeFolder, namesIn, removeTemporaries, writeFileAtomic } from '../io/files.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';

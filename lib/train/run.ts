@@ -361,6 +361,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
       onNote: ({ code, message }) => warnings.push({ type: 'warning', code, message }),
       ...(options.resources.cacheTeacher && {
         teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
+        ...(folder !== null && { teacherIdentity: teacherIdentity(identity) }),
       }),
     });
     const dropout = dropoutWarning(input.tuned.model);
@@ -424,6 +425,11 @@ async function makeKeeper(
   const message = resumed ? await keeper.resume() : null;
   if (message !== null) warnings.push({ type: 'warning', code: 'best_damaged', message });
   return keeper;
+}
+
+/** The part of a run's identity that the outputs of its teacher depend on. */
+function teacherIdentity({ baseModel, residualTeacher = null }: Identity): string {
+  return JSON.stringify([baseModel, residualTeacher]);
 }
 
 async function removeTeacherCache(folder: OutputFolder): Promise<void> {

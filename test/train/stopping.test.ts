@@ -273,7 +273,9 @@ describe('an error', () => {
       fail('first')();
     };
     const error = await failure({ callbacks: [at('step', 3, blocked)] });
-    expect(error.message).toMatch(/^first; step 3 could not be saved \(.*checkpoints: cannot write: EEXIST.*; there is no/);
+    expect(error.message).toMatch(
+      /^first; step 3 could not be saved \(.*checkpoints: cannot write: EEXIST.*; there is no/,
+    );
     expect(error.cause).toMatchObject({ code: 'ERR_IO' });
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
   });
