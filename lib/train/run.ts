@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
+import { useModel } from '../models/in_use.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
 import { taskOf } from '../tasks/list.ts';
@@ -55,6 +56,8 @@ interface RunParts {
   readonly rate: (step: number) => number;
   /** Warnings that have not been reported yet. */
   readonly warnings: Warning[];
+  /** Ends the run's use of its model. */
+  readonly releaseModel: () => void;
 }
 
 interface Progress {
@@ -155,6 +158,11 @@ export class Run {
     this.checkAdapter();
     const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
     const { tuned, signal, afterBackward = null } = input;
+    if ((tuned as { enabled?: boolean }).enabled === false) {
+      throw new ArgumentError(
+        'the adapter is switched off, so that a step would train nothing: set enabled = true before the run continues',
+      );
+    }
     const { maxGradNorm } = options.optimization;
     const { step, totalSteps } = this;
     const taken = await nullIfAborted(signal, () =>
@@ -292,7 +300,7 @@ export class Run {
   async close(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    const { input, windows, metrics, optimizer, passes, folder, keeper } = this.parts;
+    const { input, windows, metrics, optimizer, passes, folder, keeper, releaseModel } = this.parts;
     // A failed or stopped step leaves gradients behind, and the model may be used for another run.
     input.tuned.zeroGradients();
     try {
@@ -302,6 +310,7 @@ export class Run {
       optimizer.dispose();
       passes.dispose();
       keeper?.dispose();
+      releaseModel();
       await folder?.release();
     }
   }
@@ -316,6 +325,20 @@ export class Run {
 
 /** Prepares a run for its next step. Errors in the options, the output folder or the data are thrown here. */
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
+  const releaseModel = useModel(input.tuned.model);
+  try {
+    return await openRunOf(input, options, releaseModel);
+  } catch (error) {
+    releaseModel();
+    throw error;
+  }
+}
+
+async function openRunOf(
+  input: AnyTrainerOptions,
+  options: ResolvedOptions,
+  releaseModel: () => void,
+): Promise<Run> {
   const { output, overwrite, resume } = options.output;
   input.tuned.zeroGradients();
   const trained = input.tuned.parameters();
@@ -393,6 +416,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
         clock: new StepClock(elapsedSeconds),
         rate,
         warnings,
+        releaseModel,
       },
       { step, position, last },
     );
