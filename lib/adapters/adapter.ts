@@ -22,6 +22,13 @@ export interface AdapterParts {
   readonly warnings?: readonly string[];
   /** Digest of the values that the caller's own start function returned; null or left out: the configuration names the start. */
   readonly startDigest?: string | null;
+  /** How the model before tuning is made from a base that is a residual; left out: that model is the base itself. */
+  readonly residual?: ResidualTeacher;
+}
+
+/** The teacher of an adapter on a residual: the digest of its first pairs, or null if these are not there. */
+export interface ResidualTeacher {
+  readonly digest: string | null;
 }
 
 /** One adapter by its name: its configuration, the linear modules it adapts and the modules it replaces. */
@@ -33,10 +40,20 @@ export class Adapter {
   readonly method: MethodName | null;
   readonly warnings: readonly string[];
   readonly startDigest: string | null;
+  readonly residual: ResidualTeacher | null;
 
   constructor(
     readonly name: string,
-    { config, modules, saved, shared, method, warnings = [], startDigest = null }: AdapterParts,
+    {
+      config,
+      modules,
+      saved,
+      shared,
+      method,
+      warnings = [],
+      startDigest = null,
+      residual,
+    }: AdapterParts,
   ) {
     this.config = config;
     this.modules = modules;
@@ -45,6 +62,12 @@ export class Adapter {
     this.method = method;
     this.startDigest = startDigest;
     this.warnings = warnings;
+    this.residual = residual ?? null;
+  }
+
+  /** Whether the model before tuning is known. */
+  get hasTeacher(): boolean {
+    return this.residual === null || this.residual.digest !== null;
   }
 
   /** Switches the adapter on or off; while it is off, the model computes with the base alone. */
@@ -72,7 +95,10 @@ export class Adapter {
   /** Facts that must match for a saved training state to be restored, as plain JSON. */
   identity(): Record<string, unknown> {
     const adapter = configIdentity(this.config, this.startDigest);
-    return { method: 'adapter', adapter, adapterSeed: this.shared.seed };
+    return {
+      ...{ method: 'adapter', adapter, adapterSeed: this.shared.seed },
+      ...(this.residual !== null && { residualTeacher: this.residual.digest }),
+    };
   }
 
   /** Whether the adapter trains the head of the model. */

@@ -11,9 +11,10 @@
  */
 import { ArgumentError } from '../errors.ts';
 import type { CausalLM, Model } from '../models/index.ts';
+import { refuseInUse } from '../models/in_use.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
-import type { Adapter } from './adapter.ts';
+import type { Adapter, ResidualTeacher } from './adapter.ts';
 import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import { checkResidual, savePlain, saveResidual } from './export.ts';
@@ -39,7 +40,6 @@ export type { AdapterConfigInput, CreateOptions, LoadOptions };
  */
 export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   readonly kind = 'adapter';
-  readonly hasTeacher = true;
   readonly teacherBytes = 0;
   readonly #adapters = new Map<string, Adapter>();
   #activeAdapter: Adapter;
@@ -90,7 +90,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   /**
    * Adds another new adapter; the active one stays active. Until the promise is settled, the model runs without adapters.
-   * @throws ArgumentError as create(), or for a name that is taken
+   * @throws ArgumentError as create(), for a name that is taken, and during a run of a Trainer
    */
   async addAdapter(
     name: string,
@@ -115,10 +115,14 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.name;
   }
 
-  /** Makes another adapter the active one. A run's gradients, moments and checkpoints belong to the adapter that it began with. */
+  /**
+   * Makes another adapter the active one. A run's gradients, moments and checkpoints belong to the adapter that it began with.
+   * @throws ArgumentError for an unknown name, and during a run of a Trainer
+   */
   setAdapter(name: string): void {
     const next = this.#named(name);
     if (next === this.#active) return;
+    refuseInUse(this.model, 'setAdapter');
     this.#active.detach();
     this.#activeAdapter = next;
     next.attach();
@@ -157,9 +161,19 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.saved;
   }
 
+  /** How the teacher is made where the active adapter belongs on a residual; null: its base is the teacher. */
+  get residual(): ResidualTeacher | null {
+    return this.#active.residual;
+  }
+
   /** Warnings for the user about the active adapter, if it was loaded. */
   get warnings(): readonly string[] {
     return this.#active.warnings;
+  }
+
+  /** Whether the model before tuning is known: for a pair on a residual, only with its first values beside it. */
+  get hasTeacher(): boolean {
+    return this.#active.hasTeacher;
   }
 
   get trainsHead(): boolean {
@@ -175,13 +189,19 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.parameters();
   }
 
-  /** Runs `body` on the teacher: the base as it was loaded, with the adapter switched off. */
+  /**
+   * Runs `body` on the teacher: the base as it was loaded, with the adapter switched off. For an adapter whose base is a residual,
+   * the teacher is the base with the adapter's first pairs, which are the model before tuning.
+   */
   withTeacher<T>(body: (teacher: M) => T): T {
+    const { shared } = this.#active;
     const before = this.#enabled;
     this.enabled = false;
+    shared.teaches = true;
     try {
       return body(this.model);
     } finally {
+      shared.teaches = false;
       this.enabled = before;
     }
   }
@@ -255,7 +275,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * given new adapters. Their files name the original base unless the model is first saved with {@link saveModel} and loaded from
    * there.
    * @example const merged = await tuned.mergeAndUnload();
-   * @throws ArgumentError for loraBias on a layer without a bias, and during a step of a Trainer or addAdapter(); UnsupportedError
+   * @throws ArgumentError for loraBias on a layer without a bias, and during a run of a Trainer or addAdapter(); UnsupportedError
    *   for a trained head that the base ties; NativeError if there is not enough memory
    */
   async mergeAndUnload(): Promise<M> {
@@ -265,6 +285,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
         'mergeAndUnload: a training step runs or an adapter is being added; await its end first',
       );
     }
+    refuseInUse(this.model, 'mergeAndUnload');
     checkMergeable(this);
     const merged = mergedLinears(active.modules);
     this.#unavailable = 'is being merged into its base; await mergeAndUnload() first';
@@ -282,13 +303,15 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
       'was merged into its base by mergeAndUnload(); use the model that it returned, or give that a new adapter';
     for (const other of this.#adapters.values()) if (other !== active) other.dispose();
     active.unload(merged);
+    this.model.stored = null;
     this.#adapters.clear();
     return this.model;
   }
 
-  /** Removes all adapters from the model and frees their tensors. */
+  /** Removes all adapters from the model and frees their tensors. @throws ArgumentError during a run of a Trainer */
   dispose(): void {
     if (this.#adapters.size > 0) this.#checkAvailable();
+    refuseInUse(this.model, 'dispose');
     this.#disposed = true;
     for (const adapter of this.#adapters.values()) adapter.dispose();
   }
@@ -296,6 +319,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   async #adding(name: string, make: () => Promise<Adapter>): Promise<void> {
     this.#checkAvailable();
     this.#refuseDisposed(name);
+    refuseInUse(this.model, 'addAdapter');
     if (this.#adapters.has(name)) {
       throw new ArgumentError(`there is an adapter "${name}" already; give this one another name`);
     }

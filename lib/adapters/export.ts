@@ -4,22 +4,26 @@
  */
 import { join } from 'node:path';
 import { UnsupportedError } from '../errors.ts';
+import { type BaseDigest, baseDigest, digestOfFolder } from '../models/base_digest.ts';
 import { type Model, saveModel } from '../models/index.ts';
 import { Conv1D } from '../nn/linear.ts';
 import { add, mul } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
+import type { ResidualTeacher } from './adapter.ts';
+import type { ResidualForm } from './adapter_metadata.ts';
 import { linearNames } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import type { LoraModule } from './lora_module.ts';
 import { type LowRankPair, productOf } from './low_rank.ts';
 import type { Variant } from './methods/method.ts';
 import { STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
-import { type ExportedModule, writePeftFolder } from './peft_folder.ts';
+import {
+  type ExportedModule,
+  INITIAL_ADAPTER,
+  RESIDUAL_BASE,
+  writePeftFolder,
+} from './peft_folder.ts';
 import type { SavedModules } from './saved_modules.ts';
-
-/** Subfolders of the residual form: its base, and the pair as it was before training (PEFT's `pissa_init`). */
-export const RESIDUAL_BASE = 'residual';
-export const INITIAL_ADAPTER = 'initial';
 
 /** The adapter to be written, on its model. */
 interface ExportableAdapter {
@@ -27,6 +31,8 @@ interface ExportableAdapter {
   readonly config: LoraConfig;
   readonly modules: readonly LoraModule[];
   readonly saved: SavedModules | null;
+  /** Set where the model is a residual. */
+  readonly residual: ResidualTeacher | null;
   /** Whether the adapter is applied in the model's forwards. */
   enabled: boolean;
 }
@@ -42,7 +48,22 @@ export async function savePlain(adapter: ExportableAdapter, folder: string): Pro
     const modules = adapter.modules.map((module, i) =>
       exported(module, pairs[i] as LowRankPair, adapter.config),
     );
-    await write(adapter, folder, plainConfig(adapter, modules), modules);
+    const teachers = teacherModules(adapter);
+    const base = {
+      digest: digestOnBase(adapter),
+      form: adapter.residual === null ? null : 'residual',
+    } as const;
+    await write(adapter, folder, { config: plainConfig(adapter, modules), modules, base });
+    if (teachers.length > 0) {
+      const config = { ...adapter.config, initLoraWeights: true };
+      const initial = join(folder, INITIAL_ADAPTER);
+      const { digest } = base;
+      await write(adapter, initial, {
+        config,
+        modules: teachers,
+        base: { digest, form: 'initial' },
+      });
+    }
   } finally {
     for (const tensor of pairs.flatMap(({ a, b }) => [a, b])) {
       if (!own.has(tensor)) tensor.dispose();
@@ -70,8 +91,30 @@ export async function saveResidual(adapter: ExportableAdapter, folder: string): 
     pair: frozen as LowRankPair,
     alpha,
   }));
-  await write(adapter, folder, { ...plain, inferenceMode: true }, trained);
-  await write(adapter, join(folder, INITIAL_ADAPTER), { ...plain, inferenceMode: false }, first);
+  const digest = digestOfFolder(adapter.model, base);
+  for (const [to, written, form] of [
+    [folder, trained, 'residual'],
+    [join(folder, INITIAL_ADAPTER), first, 'initial'],
+  ] as const) {
+    const config = { ...plain, inferenceMode: form === 'residual' };
+    await write(adapter, to, { config, modules: written, base: { digest, form } });
+  }
+}
+
+/** The digest of the base, beginning with the adapter switched off. */
+function digestOnBase(adapter: ExportableAdapter): Promise<BaseDigest> {
+  const before = adapter.enabled;
+  adapter.enabled = false;
+  const digest = baseDigest(adapter.model);
+  adapter.enabled = before;
+  return digest;
+}
+
+/** The first pairs of an adapter that was loaded onto a residual; none for another one. */
+function teacherModules({ modules }: ExportableAdapter): ExportedModule[] {
+  return modules.flatMap(({ name, teacher, alpha }) =>
+    teacher === null ? [] : [{ name, pair: teacher, alpha }],
+  );
 }
 
 /** Checks that an adapter has a residual form. @throws UnsupportedError if it has none */
@@ -128,11 +171,17 @@ function plainConfig(
   };
 }
 
+/** An adapter's folder that is written. */
+interface Written {
+  readonly config: LoraConfig;
+  readonly modules: readonly ExportedModule[];
+  readonly base: { readonly digest: Promise<BaseDigest>; readonly form: ResidualForm | null };
+}
+
 function write(
   adapter: ExportableAdapter,
   folder: string,
-  config: LoraConfig,
-  modules: readonly ExportedModule[],
+  { config, modules, base: { digest, form } }: Written,
 ): Promise<void> {
   const baseModelNameOrPath = config.baseModelNameOrPath ?? adapter.model.nameOrPath;
   const named = {
@@ -143,7 +192,9 @@ function write(
     fanInFanOut: adapter.modules.some(({ linear }) => linear instanceof Conv1D),
   };
   const saved = adapter.saved?.parameters ?? [];
-  return writePeftFolder(folder, named, { modules, saved }, linearNames(adapter.model));
+  const base = digest.then((known) => ({ digest: known, form }));
+  base.catch(() => {}); // it is awaited below, unless something else fails first
+  return writePeftFolder(folder, named, { modules, saved, base }, linearNames(adapter.model));
 }
 
 /** Runs `body` with the adapter switched off, so that modules saved whole are the base's. */

@@ -35,6 +35,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
     private readonly options: { teacher?: M } = {},
   ) {
     checkNoAdapters(model);
+    model.stored = null; // from the first step on, the weights are no longer those of the files
     if (options.teacher) freezeBase(options.teacher);
     const decaying = new Set(decayingTensors(model));
     this.trained = Array.from(model.namedParameters()).map(([name, base]) => {

@@ -11,6 +11,8 @@ import type { NamedTensor, TrainingPass } from './tuned_model.ts';
 /** State that all modules of one adapter share: whether it is applied, and the source of randomness in training. */
 export interface AdapterState {
   enabled: boolean;
+  /** Whether a pass of the teacher is being made, while the adapter is not applied. */
+  teaches: boolean;
   /** The micro-batch that is being trained on; null: no dropout. */
   pass: TrainingPass | null;
   readonly dropout: number;
@@ -22,6 +24,8 @@ export interface LoraParts {
   readonly linear: Linear;
   readonly pair: LowRankPair;
   readonly frozen: LowRankPair | null;
+  /** The pair that makes the model before tuning out of a residual base; null or left out: that model is the base itself. */
+  readonly teacher?: LowRankPair | null;
   /** Whether the pair by itself is the change made to the linear; see {@link LowRank}. */
   readonly isChange: boolean;
   /** The scale s of the update, and the alpha it was computed from. */
@@ -41,6 +45,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
   readonly linear: Linear;
   readonly pair: LowRankPair;
   readonly frozen: LowRankPair | null;
+  readonly teacher: LowRankPair | null;
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;
@@ -56,6 +61,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
     this.linear = parts.linear;
     this.pair = parts.pair;
     this.frozen = parts.frozen;
+    this.teacher = parts.teacher ?? null;
     this.scale = parts.scale;
     this.alpha = parts.alpha;
     this.variant = parts.variant;
@@ -79,7 +85,10 @@ export class LoraModule implements LinearAdapter, VariantModule {
   }
 
   update(): LinearUpdate | null {
-    if (!this.#state.enabled) return null;
+    if (!this.#state.enabled) {
+      const { teacher, scale } = this;
+      return this.#state.teaches && teacher !== null ? { lowRank: [{ ...teacher, scale }] } : null;
+    }
     const { pass, dropout: p } = this.#state;
     return this.variant.update(this, {
       lowRank: this.parts,
@@ -122,9 +131,9 @@ export class LoraModule implements LinearAdapter, VariantModule {
 
   /** All tensors that the module owns: those that are trained and those that it started from. */
   tensors(): Tensor[] {
-    const { pair, frozen, parameters } = this;
+    const { pair, frozen, teacher, parameters } = this;
     const list = [pair.a, pair.b];
-    if (frozen !== null) list.push(frozen.a, frozen.b);
+    for (const fixed of [frozen, teacher]) if (fixed !== null) list.push(fixed.a, fixed.b);
     return [...list, ...parameters.values()];
   }
 

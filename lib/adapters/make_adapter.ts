@@ -1,11 +1,14 @@
 /** Creation of fresh adapters, and of adapters from PEFT folders. No adapter may be on in the model meanwhile. */
-import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
 import { matmul, mul, square, sum } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
-import { Adapter } from './adapter.ts';
+import { Adapter, type ResidualTeacher } from './adapter.ts';
+import { checkBase, residualForm, tensorsDigestIn } from './adapter_metadata.ts';
 import {
   checkShapes,
   freezeBase,
@@ -21,7 +24,13 @@ import { type AdapterState, LoraModule } from './lora_module.ts';
 import type { LowRankPair } from './low_rank.ts';
 import { presetSettings } from './methods/preset.ts';
 import { keepsBase, type MethodName, startNamed, variantOf } from './methods/registry.ts';
-import { readPeftFolder } from './peft_folder.ts';
+import {
+  ADAPTER_CONFIG,
+  INITIAL_ADAPTER,
+  type LoadedModule,
+  type PeftFolder,
+  readPeftFolder,
+} from './peft_folder.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
 import {
   digestOf,
@@ -63,6 +72,8 @@ export interface LoadOptions extends CreateOptions {
   method?: AdapterMethodName;
   /** Keys of adapter_config.json that the caller knows to be harmless although they are not understood. */
   ignoreKeys?: readonly string[];
+  /** Whether a pair on a residual may be loaded onto another model than that residual. Default false. */
+  allowOtherBase?: boolean;
 }
 
 export const DEFAULT_ADAPTER = 'default';
@@ -135,14 +146,15 @@ async function freshModule(
 
 /**
  * Reads the adapter of a PEFT folder. Ranks come from the tensors; every tensor must find its module.
- * @throws FormatError, UnsupportedError for a folder that cannot be understood whole
+ * @throws FormatError, UnsupportedError for a folder that cannot be understood whole; ArgumentError for a pair on a residual, if the
+ *   model is not that residual
  */
 export async function readAdapter(
   model: Model,
   folder: string,
   { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: LoadOptions,
 ): Promise<Adapter> {
-  const { method = null } = options;
+  const { method = null, allowOtherBase = false } = options;
   if (method !== null) settingsOf(method, {});
   const read = await readPeftFolder(folder, { ...options, device: model.device });
   const { config, modules: found, saved: values, path } = read;
@@ -155,6 +167,13 @@ export async function readAdapter(
     );
   }
   const variant = variantOf(config);
+  // Another start than a plain one is computed from whatever base there is, and a warning says so.
+  const check = plain ? checkBase(model, read.metadata, { folder, allowOtherBase }) : [];
+  const otherBase = await Promise.resolve(check).catch((error: unknown) => {
+    disposeRead(read);
+    throw error;
+  });
+  const initial = plain ? await initialOf(folder, read, model.device) : null;
   freezeBase(model);
   const names = config.modulesToSave ?? (values.size > 0 ? CLASSIFIER_MODULES : null);
   const saved = names && new SavedModules(model, names, { tensors: values, path });
@@ -172,21 +191,22 @@ export async function readAdapter(
       const r = loaded.pair.a.shape[0] as number;
       return { name, linear, alpha, r, scale: loraScale(alpha, r, config), seed, loaded };
     });
-    const initial = plain ? [] : initialPairs(init, targets);
+    const starts = plain ? [] : initialPairs(init, targets);
     for (const [i, { name, linear, scale, alpha, loaded }] of targets.entries()) {
       const pair = trainablePair(loaded.pair, linear);
+      const teacher = initial === null ? null : teacherPair(initial, name, linear);
       const parameters = new Map(
         Array.from(loaded.parameters, ([key, value]) => [key, masterOf(value, linear)]),
       );
       for (const tensor of [loaded.pair.a, loaded.pair.b, ...loaded.parameters.values()]) {
         tensor.dispose();
       }
-      const first = initial[i];
+      const first = starts[i];
       const frozen = first === undefined ? null : { a: first.a, b: first.b };
       const isChange =
         variant.pairIsChange && frozen === null && (await isSmallSum(pair, linear, scale));
-      const parts = { name, linear, pair, frozen, isChange, scale, alpha, variant, parameters };
-      modules.push(new LoraModule(parts, shared));
+      const parts = { name, linear, pair, frozen, teacher, isChange, scale, alpha, variant };
+      modules.push(new LoraModule({ ...parts, parameters }, shared));
     }
     await synchronize();
   }
@@ -195,12 +215,77 @@ export async function readAdapter(
     linears.filter(({ name }) => !found.has(name) && !isSaved(name, names)),
     path,
   );
-  const warnings = [...(plain ? [] : [residualWarning(config, folder)]), ...missing];
-  return new Adapter(adapterName, { config, modules, saved, shared, method, warnings });
+  const warnings = [
+    ...(plain ? [] : [residualWarning(config, folder)]),
+    ...missing,
+    ...read.warnings,
+    ...otherBase,
+  ];
+  const residual = residualOf(read, initial);
+  if (residual?.digest === null) {
+    warnings.push(
+      `${folder}: the folder ${INITIAL_ADAPTER} is missing, without which the model before tuning is not known: ` +
+        'there is no KL to it, and no consistency term',
+    );
+  }
+  if (initial !== null && initial !== read) disposeRead(initial);
+  const parts = { config, modules, saved, shared, method, warnings };
+  return new Adapter(adapterName, { ...parts, ...(residual !== null && { residual }) });
+}
+
+/** The first values of a pair on a residual: in a folder beside it, or the pair itself; null where there are none. */
+async function initialOf(
+  folder: string,
+  read: PeftFolder,
+  device: string,
+): Promise<PeftFolder | null> {
+  const { modules, metadata } = read;
+  if (residualForm(metadata) === 'initial') return read;
+  const path = join(folder, INITIAL_ADAPTER);
+  if (!existsSync(join(path, ADAPTER_CONFIG))) return null;
+  const initial = await readPeftFolder(path, { device });
+  for (const [name, { pair }] of modules) {
+    const first = initial.modules.get(name)?.pair;
+    if (
+      first?.a.shape.join() === pair.a.shape.join() &&
+      first.b.shape.join() === pair.b.shape.join()
+    ) {
+      continue;
+    }
+    disposeRead(initial);
+    throw new FormatError(`${path}: ${name} has no first pair of the shape of that in ${folder}`, {
+      path,
+    });
+  }
+  return initial;
+}
+
+/** The residual that an adapter belongs on; null: it belongs on the model before tuning. */
+function residualOf(
+  { config, metadata }: PeftFolder,
+  initial: PeftFolder | null,
+): ResidualTeacher | null {
+  if (!keepsBase(config.initLoraWeights)) return null;
+  if (initial !== null) return { digest: tensorsDigestIn(initial.metadata) ?? 'unknown' };
+  return residualForm(metadata) === null ? null : { digest: null };
+}
+
+/** A frozen copy of a module's first pair, in the dtype of the trained one. */
+function teacherPair({ modules }: PeftFolder, name: string, linear: Linear): LowRankPair {
+  const pair = trainablePair((modules.get(name) as LoadedModule).pair, linear);
+  for (const tensor of [pair.a, pair.b]) tensor.requiresGrad = false;
+  return pair;
+}
+
+function disposeRead({ modules, saved }: PeftFolder): void {
+  for (const { pair, parameters } of modules.values()) {
+    for (const tensor of [pair.a, pair.b, ...parameters.values()]) tensor.dispose();
+  }
+  for (const tensor of saved.values()) tensor.dispose();
 }
 
 function sharedState({ loraDropout: dropout }: LoraConfig, seed: number): AdapterState {
-  return { enabled: false, pass: null, dropout, seed };
+  return { enabled: false, teaches: false, pass: null, dropout, seed };
 }
 
 /** Ratio of the norm of B A to that of its r rank-one terms, below which these cancel; where they are independent it is 1. */

@@ -8,7 +8,14 @@ import { FormatError, UnsupportedError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
+import {
+  type AdapterBase,
+  adapterMetadata,
+  checkTensors,
+  configWarning,
+} from './adapter_metadata.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
+import { copiesOf } from './copies.ts';
 import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
 import type { Variant } from './methods/method.ts';
 import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
@@ -18,6 +25,9 @@ import type { NamedTensor } from './tuned_model.ts';
 
 export const ADAPTER_CONFIG = 'adapter_config.json';
 export const ADAPTER_TENSORS = 'adapter_model.safetensors';
+/** Subfolders of the residual form: its base, and the pair as it was before training (PEFT's `pissa_init`). */
+export const RESIDUAL_BASE = 'residual';
+export const INITIAL_ADAPTER = 'initial';
 
 const kPrefix = 'base_model.model.';
 
@@ -64,6 +74,10 @@ export interface PeftFolder {
   readonly saved: ReadonlyMap<string, Tensor>;
   /** Path of the file with the tensors. */
   readonly path: string;
+  /** Metadata of that file. */
+  readonly metadata: Readonly<Record<string, string>>;
+  /** Warnings for the user about the files. */
+  readonly warnings: readonly string[];
 }
 
 /**
@@ -76,7 +90,8 @@ export async function readPeftFolder(
   { device, ...options }: { ignoreKeys?: readonly string[]; device?: string } = {},
 ): Promise<PeftFolder> {
   const configPath = join(folder, ADAPTER_CONFIG);
-  const config = parseAdapterConfig(await readText(configPath), { path: configPath, ...options });
+  const configText = await readText(configPath);
+  const config = parseAdapterConfig(configText, { path: configPath, ...options });
   const path = join(folder, ADAPTER_TENSORS);
   const whole = [
     ...(config.modulesToSave ?? []),
@@ -84,10 +99,16 @@ export async function readPeftFolder(
   ];
   const found = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
-  const { tensors } = await loadSafetensors(path, {
+  const { tensors, metadata } = await loadSafetensors(path, {
     checkFinite: true,
     ...(device === undefined ? {} : { device }),
   });
+  try {
+    await checkTensors(tensors, metadata, path);
+  } catch (error) {
+    for (const tensor of Object.values(tensors)) tensor.dispose();
+    throw error;
+  }
   for (const [fullKey, tensor] of Object.entries(tensors)) {
     const key = modelKey(fullKey);
     const parameter = adapterParameter(key);
@@ -113,7 +134,8 @@ export async function readPeftFolder(
   const modules = new Map(
     Array.from(found, ([name, parts]) => [name, checkModule(name, parts, { variant, path })]),
   );
-  return { config, modules, saved, path };
+  const changed = configWarning(JSON.parse(configText), metadata, configPath);
+  return { config, modules, saved, path, metadata, warnings: changed === null ? [] : [changed] };
 }
 
 /** The module that a tensor belongs to, and its key there; null: it belongs neither to a pair nor to a variant. */
@@ -154,15 +176,22 @@ export function savedShape(folder: string, name: string): readonly number[] | nu
   }
 }
 
+/** The content of an adapter that is written. */
+export interface ExportedParts {
+  readonly modules: readonly ExportedModule[];
+  /** Parameters of modules that are saved whole. */
+  readonly saved: readonly NamedTensor[];
+  readonly base: Promise<AdapterBase>;
+}
+
 /** Writes the two files. Ranks and alphas that differ between modules become patterns of full names. */
 export async function writePeftFolder(
   folder: string,
   config: LoraConfig,
-  parts: { modules: readonly ExportedModule[]; saved: readonly NamedTensor[] },
+  parts: ExportedParts,
   allLinears: readonly string[],
 ): Promise<void> {
-  const { modules, saved } = parts;
-  await makeFolder(folder);
+  const { modules, saved, base } = parts;
   const tensors: Record<string, Tensor> = {};
   for (const { name, pair, parameters = new Map<string, Tensor>() } of modules) {
     tensors[`${kPrefix}${name}.${PAIR_KEYS.a}`] = pair.a;
@@ -170,8 +199,16 @@ export async function writePeftFolder(
     for (const [key, tensor] of parameters) tensors[`${kPrefix}${name}.${key}`] = tensor;
   }
   for (const { name, tensor } of saved) tensors[kPrefix + name] = tensor;
-  await saveSafetensors(join(folder, ADAPTER_TENSORS), tensors, { format: 'pt' });
   const text = formatAdapterConfig(configOf(config, modules, allLinears));
+  // The digest and the file are made of copies, since the tensors may be trained meanwhile.
+  const copies = copiesOf(tensors);
+  try {
+    await makeFolder(folder);
+    const metadata = await adapterMetadata(copies, text, await base);
+    await saveSafetensors(join(folder, ADAPTER_TENSORS), copies, metadata);
+  } finally {
+    for (const copy of Object.values(copies)) copy.dispose();
+  }
   await writeFileAtomic(join(folder, ADAPTER_CONFIG), text);
 }
 

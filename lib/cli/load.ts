@@ -1,4 +1,5 @@
 /** Loading shared by the commands: data files, models with their tokenizers, and adapters. */
+import type { LoadOptions } from '../adapters/adapter_model.ts';
 import { openRows } from '../data/open_rows.ts';
 import type { RowSource } from '../data/rows.ts';
 import { resolveModel } from '../io/hub.ts';
@@ -86,6 +87,13 @@ export async function openModel(
   const folder = await resolveModel(path, options);
   await check(folder, options);
   return { folder, tokenizer: await Tokenizer.fromPretrained(folder) };
+}
+
+/** The options of loading an adapter that follow from the settings. */
+export function adapterOptions({
+  allowOtherBase = false,
+}: Pick<TrainSettings, 'allowOtherBase'>): Pick<LoadOptions, 'allowOtherBase'> {
+  return { allowOtherBase };
 }
 
 /** Shows the warnings of a loaded adapter or model to the user, and returns it. */

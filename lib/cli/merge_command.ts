@@ -1,7 +1,7 @@
 /** `balora merge`: merges an adapter into its base model and writes the result as a model folder. */
 import type { Command } from 'commander';
 import { AdapterModel } from '../adapters/adapter_model.ts';
-import { saveMerged } from '../adapters/merge.ts';
+import { type MergeError, saveMerged } from '../adapters/merge.ts';
 import { adapterTask } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { isAbandoned, removeTemporaries } from '../io/files.ts';
@@ -11,7 +11,7 @@ import { group } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
 import { folderNames } from '../train/output.ts';
 import { addOptions, readOptions } from './command_options.ts';
-import { loadOptions, showWarnings } from './load.ts';
+import { adapterOptions, loadOptions, showWarnings } from './load.ts';
 import type { CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
@@ -58,11 +58,18 @@ export const addMerge: CommandModule = (program, context, run) => {
         ...modelOptions,
       });
       const loaded = showWarnings(
-        await AdapterModel.fromPretrained<Model>(model, adapter as string),
+        await AdapterModel.fromPretrained<Model>(
+          model,
+          adapter as string,
+          adapterOptions(settings),
+        ),
         progress,
       );
-      const { maxAbsError, module, relativeToDelta } = await saveMerged(loaded, output as string);
+      const error = await saveMerged(loaded, output as string);
       await tokenizer.savePretrained(output as string);
+      const { maxAbsError, module, relativeToDelta } = error;
+      const lost = lostInRounding(error, model.dtype);
+      if (lost !== null) progress.warn(lost);
       context.stdout.write(
         `written to ${output}; largest rounding error ${maxAbsError.toExponential(2)} in ${module}, ` +
           `${(100 * relativeToDelta).toPrecision(2)} % of the largest change there\n`,
@@ -71,6 +78,19 @@ export const addMerge: CommandModule = (program, context, run) => {
     }),
   );
 };
+
+/** The share of the largest change that rounding may take before a merge gives a warning: half of the bits of the change are gone. */
+const kLostShare = 0.25;
+
+/** A warning where rounding to the model's dtype takes a large part of what the adapter changes; else null. */
+function lostInRounding({ module, relativeToDelta }: MergeError, dtype: string): string | null {
+  if (dtype === 'f32' || !(relativeToDelta > kLostShare)) return null;
+  const share = (100 * relativeToDelta).toPrecision(2);
+  return (
+    `in ${dtype} the merged weights lose a part of what the adapter learned: rounding takes up to ${share} % of its largest change ` +
+    `(${module}); merge with --dtype f32, or keep the adapter beside its base`
+  );
+}
 
 /** Removes temporary files that a killed merge left behind, and refuses a folder that holds anything else. */
 async function requireEmptyFolder(folder: string): Promise<void> {

@@ -1,7 +1,7 @@
 /** `balora train`: makes a Trainer from the settings and shows its events on the terminal. */
 import { join } from 'node:path';
 import type { Command } from 'commander';
-import { RESIDUAL_BASE } from '../adapters/export.ts';
+import { RESIDUAL_BASE } from '../adapters/peft_folder.ts';
 import { setNumThreads } from '../runtime.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { checkOutput } from '../train/output.ts';

@@ -137,6 +137,9 @@ export const kModelOptions = group(kRun, {
   ignoreKeys: nameList({
     help: 'keys of config.json to ignore, which balora does not know and which change nothing',
   }),
+  allowOtherBase: onOff({
+    help: 'load an adapter that is a pair on a residual although the model is not that residual',
+  }),
 });
 
 const kEvalData = group(kRun, {

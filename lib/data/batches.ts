@@ -13,6 +13,7 @@ import {
   truncationWarning,
 } from './dataset.ts';
 import { type Example, supervisedCount, truncate } from './example.ts';
+import { EmptyAnswers } from './empty_answers.ts';
 import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
 import { type RowSource, withRowLocation } from './rows.ts';
 
@@ -139,6 +140,9 @@ function kindOf(
 class SupervisionCheck {
   supervisedTokens = 0;
   private first: number | null = null;
+  private readonly empty = new EmptyAnswers();
+  /** Number of rows that are left out because all their answers are empty. */
+  private emptyRows = 0;
 
   constructor(
     private readonly rows: RowSource,
@@ -150,7 +154,14 @@ class SupervisionCheck {
   async keep(example: Example, index: number): Promise<boolean> {
     const supervised = supervisedCount(example);
     this.supervisedTokens += supervised;
+    const { emptyAnswers = 0 } = example;
+    if (emptyAnswers > 0) this.empty.add(index, emptyAnswers);
     if (supervised > 0) return true;
+    if (emptyAnswers > 0 && this.options.onUnsupervised !== 'error') {
+      this.emptyRows++;
+      return false;
+    }
+    if (emptyAnswers > 0) throw await this.empty.error(this.rows);
     if (this.options.onUnsupervised === 'error') throw await this.error(index);
     this.first ??= index;
     return false;
@@ -158,13 +169,15 @@ class SupervisionCheck {
 
   /** Warns about the examples that are left out. @throws ArgumentError if nothing remains */
   async report(skipped: number): Promise<void> {
-    if (this.first === null) return;
     const { length } = this.rows;
     if (skipped === length) {
+      if (this.first === null) throw await this.empty.error(this.rows);
       throw await this.error(this.first, `, nor in any of the ${length} rows`);
     }
+    await this.empty.report(this.rows, this.options);
+    if (this.first === null) return;
     const where = await this.rows.where(this.first);
-    const message = `${skipped} of ${length} examples have no supervised token within ${this.maxLength} tokens and are left out (first: ${where}); raise maxLength to train on them`;
+    const message = `${skipped - this.emptyRows} of ${length} examples have no supervised token within ${this.maxLength} tokens and are left out (first: ${where}); raise maxLength to train on them`;
     this.options.onWarning?.({ code: 'examples_skipped', message });
   }
 

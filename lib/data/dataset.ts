@@ -45,7 +45,7 @@ export interface DatasetOptions {
 
 /** A warning about the data for the user. */
 export interface DataWarning {
-  readonly code: 'examples_skipped' | 'examples_truncated';
+  readonly code: 'answers_empty' | 'examples_skipped' | 'examples_truncated';
   readonly message: string;
 }
 

@@ -4,7 +4,7 @@
  * that token is supervised.
  */
 import { ArgumentError } from '../errors.ts';
-import type { ChatMessage } from '../text/chat_template.ts';
+import type { ChatMessage, RenderOptions } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 
 /**
@@ -14,6 +14,8 @@ import type { Tokenizer } from '../text/tokenizer.ts';
 export interface Example {
   readonly ids: Int32Array; // (T)
   readonly supervised: Uint8Array; // (T), 0 or 1
+  /** Number of answers that are empty, which are not supervised: the model would only learn to say nothing. Default 0. */
+  readonly emptyAnswers?: number;
 }
 
 /** Number of ids that some row can learn to predict: the first id of a text has no row before it. */
@@ -27,13 +29,15 @@ export function supervisedCount(example: Example): number {
 export function truncate(example: Example, maxLength: number): Example {
   if (example.ids.length <= maxLength) return example;
   return {
+    ...example,
     ids: example.ids.slice(0, maxLength),
     supervised: example.supervised.slice(0, maxLength),
   };
 }
 
 /**
- * Encodes prompt + response + EOS, with the response and EOS supervised. Nothing is put between the two.
+ * Encodes prompt + response + EOS, with the response and EOS supervised. Nothing is put between the two. An empty response is not
+ * supervised.
  * @throws ArgumentError if the tokenizer names no EOS token: the model would never learn to stop
  */
 export function encodePromptResponse(
@@ -48,26 +52,42 @@ export function encodePromptResponse(
   }
   const ids = tokenizer.encode(prompt + response);
   if (ids.at(-1) !== tokenizer.eosId) ids.push(tokenizer.eosId);
+  if (response.trim() === '') return { ...withSpans(ids, []), emptyAnswers: 1 };
   const start = commonPrefix(tokenizer.encode(prompt), ids);
   return withSpans(ids, [[start, ids.length]]);
 }
 
 /**
  * Encodes a conversation through the model's chat template, with every assistant message supervised from its first token to its
- * end-of-turn token; white space that the template writes after it is not supervised.
- * @throws ArgumentError if there is no assistant message, or if it cannot be found in the rendered text
+ * end-of-turn token; white space that the template writes after it is not supervised, and neither are empty messages.
+ * @param options tools: descriptions of tools, for a template that knows them
+ * @throws ArgumentError if there is no assistant message, if it cannot be found in the rendered text, or if the template ignores the
+ *   tools
  */
 export function encodeConversation(
   tokenizer: Tokenizer,
   messages: readonly ChatMessage[],
+  { tools }: Pick<RenderOptions, 'tools'> = {},
 ): Example {
-  const text = tokenizer.renderChat(messages);
+  const render: Render = (part, options = {}) =>
+    tokenizer.renderChat(part, { ...options, ...(tools !== undefined && { tools }) });
+  const text = render(messages);
+  if (tools !== undefined && text === tokenizer.renderChat(messages)) {
+    throw new ArgumentError(
+      "tools: the model's chat template does not use them; remove the field, or change chat_template.jinja",
+    );
+  }
   const encode = (part: string) => tokenizer.encode(part, { addSpecialTokens: false });
   const ids = encode(text);
   const spans: [number, number][] = [];
+  let emptyAnswers = 0;
   messages.forEach((message, turn) => {
     if (message.role !== 'assistant') return;
-    const [from, to] = turnSpan(tokenizer, messages, turn, text);
+    if (isEmptyAnswer(message)) {
+      emptyAnswers++;
+      return;
+    }
+    const [from, to] = turnSpan(render, messages, turn, text);
     const start = commonPrefix(encode(text.slice(0, from)), ids);
     const through = encode(text.slice(0, to));
     const common = commonPrefix(through, ids);
@@ -75,11 +95,22 @@ export function encodeConversation(
     const end = Math.min(ids.length, common < through.length ? common + 1 : common);
     spans.push([start, endOfTurn(tokenizer, ids, start, end)]);
   });
-  if (spans.length === 0)
+  if (spans.length === 0 && emptyAnswers === 0)
     throw new ArgumentError(
       'messages: no assistant message to learn from; add one, or remove the row',
     );
-  return withSpans(ids, spans);
+  return { ...withSpans(ids, spans), ...(emptyAnswers > 0 && { emptyAnswers }) };
+}
+
+/** Renders a conversation with the tools of its row. */
+type Render = (messages: readonly ChatMessage[], options?: RenderOptions) => string;
+
+/** Whether a message says nothing: no text, and no call of a tool. */
+function isEmptyAnswer({ content, tool_calls: calls }: ChatMessage): boolean {
+  if (Array.isArray(calls) && calls.length > 0) return false;
+  return typeof content === 'string'
+    ? content.trim() === ''
+    : Array.isArray(content) && content.length === 0;
 }
 
 /**
@@ -89,23 +120,23 @@ export function encodeConversation(
  * in the message's content.
  */
 function turnSpan(
-  tokenizer: Tokenizer,
+  render: Render,
   messages: readonly ChatMessage[],
   turn: number,
   text: string,
 ): [number, number] {
   const earlier = messages.slice(0, turn);
-  const before = tryRender(() => tokenizer.renderChat(earlier, { addGenerationPrompt: true }));
+  const before = tryRender(() => render(earlier, { addGenerationPrompt: true }));
   // A template may have no generation prompt.
-  const opens = before !== tryRender(() => tokenizer.renderChat(earlier));
+  const opens = before !== tryRender(() => render(earlier));
   const from =
     opens && isPrefix(before, text)
       ? before.length
-      : contentBoundary(tokenizer, messages, turn, 'start', text);
-  const through = tryRender(() => tokenizer.renderChat(messages.slice(0, turn + 1)));
+      : contentBoundary(render, messages, turn, 'start', text);
+  const through = tryRender(() => render(messages.slice(0, turn + 1)));
   const to = isPrefix(through, text)
     ? through.length
-    : contentBoundary(tokenizer, messages, turn, 'end', text);
+    : contentBoundary(render, messages, turn, 'end', text);
   if (from === null || to === null || to < from) {
     throw new ArgumentError(
       `messages: the chat template does not show where assistant message ${turn} begins or ends; give the row a prompt ` +
@@ -122,7 +153,7 @@ const kMarker = '\u2042';
  * the content there; null if the marker is not in the text.
  */
 function contentBoundary(
-  tokenizer: Tokenizer,
+  render: Render,
   messages: readonly ChatMessage[],
   turn: number,
   side: 'start' | 'end',
@@ -135,7 +166,7 @@ function contentBoundary(
       ? { ...message, content: side === 'start' ? kMarker + content : content + kMarker }
       : message,
   );
-  const rendered = tryRender(() => tokenizer.renderChat(marked));
+  const rendered = tryRender(() => render(marked));
   const at = rendered === null ? 0 : commonPrefix(rendered, text);
   return rendered?.[at] === kMarker ? at : null;
 }
@@ -152,9 +183,9 @@ function endOfTurn(tokenizer: Tokenizer, ids: number[], start: number, end: numb
   return end;
 }
 
-function tryRender(render: () => string): string | null {
+function tryRender(make: () => string): string | null {
   try {
-    return render();
+    return make();
   } catch (error) {
     if (error instanceof ArgumentError) return null; // the template refuses a part of a conversation
     throw error;

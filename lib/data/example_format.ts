@@ -46,7 +46,7 @@ export function chooseFormat(
   if (isConversation(firstRow, options)) {
     return {
       description: 'messages',
-      encode: (row) => encodeConversation(tokenizer, checkedMessages(row)),
+      encode: (row) => encodeConversation(tokenizer, checkedMessages(row), checkedTools(row)),
     };
   }
   const { promptTemplate = kRecipeTemplate } = options;
@@ -137,11 +137,31 @@ function checkedMessages(row: Row): ChatMessage[] {
         : `field 'messages' must be an array, got ${JSON.stringify(messages)?.slice(0, 40)}`,
     );
   }
-  messages.forEach((message: unknown, i) => {
-    const role = (message as ChatMessage | null)?.role;
-    if (typeof role !== 'string') {
-      throw new ArgumentError(`messages[${i}] has no role; give it one, such as user or assistant`);
-    }
-  });
-  return messages as ChatMessage[];
+  return messages.map((message: unknown, i) => checkedMessage(message, i));
+}
+
+/** A message with a role and content. A message that only calls tools may have no content, which is then an empty text. */
+function checkedMessage(message: unknown, i: number): ChatMessage {
+  const { role, content = null, tool_calls: calls } = (message ?? {}) as Partial<ChatMessage>;
+  if (typeof role !== 'string') {
+    throw new ArgumentError(`messages[${i}] has no role; give it one, such as user or assistant`);
+  }
+  if (content !== null) return message as ChatMessage;
+  if (!Array.isArray(calls) || calls.length === 0) {
+    throw new ArgumentError(
+      `messages[${i}] (${role}) has no content; give it a text, or remove the message or the row`,
+    );
+  }
+  return { ...(message as ChatMessage), content: '' };
+}
+
+/** The descriptions of tools in a row; none for null or an empty list. @throws ArgumentError for another value than a list */
+function checkedTools({ tools = null }: Row): { tools?: unknown[] } {
+  if (tools === null) return {};
+  if (!Array.isArray(tools)) {
+    throw new ArgumentError(
+      `field 'tools' must be a list of descriptions, got ${JSON.stringify(tools).slice(0, 40)}`,
+    );
+  }
+  return tools.length === 0 ? {} : { tools };
 }

@@ -11,6 +11,7 @@ import {
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
+import { EmptyAnswers } from './empty_answers.ts';
 import { chooseSourceTarget, type FormatOptions, type TextFormat } from './example_format.ts';
 import { type RowSource, withRowLocation } from './rows.ts';
 import {
@@ -83,10 +84,16 @@ export class Seq2SeqBatches {
     const first = await rows.row(0);
     const format = await withRowLocation(rows, 0, () => chooseSourceTarget(first, options));
     let [longestSource, longestTarget, supervisedTokens] = [0, 0, 0];
+    const empty = new EmptyAnswers();
     const dataset = await Dataset.read(rows, kindOf(tokenizer, format, settings), {
       ...options,
       order: { batchSize, shuffle, seed },
-      keep: ({ source, target }) => {
+      keep: ({ source, target }, index) => {
+        // A target of its end alone.
+        if (target.length <= 1) {
+          empty.add(index);
+          return false;
+        }
         longestSource = Math.max(longestSource, source.length);
         longestTarget = Math.max(longestTarget, target.length);
         supervisedTokens += target.length;
@@ -94,10 +101,12 @@ export class Seq2SeqBatches {
       },
     });
     const { truncatedSides, ...counts } = dataset.counts;
+    if (counts.examples === 0) throw await empty.error(rows);
+    await empty.report(rows, options);
     const [truncatedSources = 0, truncatedTargets = 0] = truncatedSides;
     const statistics = {
       ...counts,
-      skipped: 0,
+      skipped: counts.rows - counts.examples,
       supervisedTokens,
       longest: Math.max(longestSource, longestTarget),
       longestSource,

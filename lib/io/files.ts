@@ -2,25 +2,52 @@
  * Atomic writing of files: under a temporary name in the same folder, flushed to the disk, then renamed. A process that is killed at
  * any moment leaves the old file or the new one, and at worst a temporary file.
  */
+import { randomBytes } from 'node:crypto';
 import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { ArgumentError, NativeError } from '../errors.ts';
 
-const kTemporary = '.tmp-';
-/** The process id in a temporary name that is written here, or by the engine (native/io/atomic_file.cc). */
-const kWriter = /^\.tmp-(\d+)-|\.safetensors\.(\d+)-\d+\.tmp$/;
+/**
+ * The process id in a temporary name that is made here, or by the engine (native/io/atomic_file.cc). No other name counts as
+ * temporary, since a user may have files and folders whose names only look like one.
+ */
+const kWriter =
+  /^\.balora-(\d+)-[0-9a-f]{16}-|^(?:adapter_model|model|state)\.safetensors\.(\d+)-\d+\.tmp$/;
+
+/** A temporary name beside a path, which no file has. */
+function temporaryFor(path: string): string {
+  const unique = `${process.pid}-${randomBytes(8).toString('hex')}`;
+  return join(dirname(path), `.balora-${unique}-${basename(path)}`);
+}
+
+/**
+ * Writes a file, flushed to the disk, under a new temporary name beside `path`, and returns that name.
+ * @throws NativeError with the path when the disk is full or refuses
+ */
+export async function writeAside(path: string, contents: string | Uint8Array): Promise<string> {
+  const temporary = temporaryFor(path);
+  let file: FileHandle;
+  try {
+    file = await open(temporary, 'wx'); // O_EXCL: never through a link that somebody has put there
+  } catch (error) {
+    throw diskError(path, error);
+  }
+  try {
+    await file
+      .writeFile(contents)
+      .then(() => file.sync())
+      .finally(() => file.close());
+    return temporary;
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw diskError(path, error);
+  }
+}
 
 /** Writes a file atomically. @throws NativeError with the path when the disk is full or refuses. */
 export async function writeFileAtomic(path: string, contents: string | Uint8Array): Promise<void> {
-  const temporary = join(dirname(path), `${kTemporary}${process.pid}-${basename(path)}`);
+  const temporary = await writeAside(path, contents);
   try {
-    const file = await open(temporary, 'w');
-    try {
-      await file.writeFile(contents);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
     await rename(temporary, path);
     await syncFolder(dirname(path));
   } catch (error) {
@@ -37,10 +64,14 @@ export async function writeFolderAtomic(
   path: string,
   fill: (folder: string) => Promise<void>,
 ): Promise<void> {
-  const temporary = join(dirname(path), `${kTemporary}${process.pid}-${basename(path)}`);
+  const temporary = temporaryFor(path);
+  await makeFolder(dirname(path));
   try {
-    await rm(temporary, { recursive: true, force: true });
-    await makeFolder(temporary);
+    await mkdir(temporary);
+  } catch (error) {
+    throw diskError(path, error);
+  }
+  try {
     await fill(temporary);
     await syncFolder(temporary);
     await rm(path, { recursive: true, force: true });

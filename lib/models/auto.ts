@@ -5,6 +5,7 @@ import { type ResolveOptions, resolveModel } from '../io/hub.ts';
 import { max, maximum, sub } from '../ops/index.ts';
 import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
+import { storedFiles } from './base_digest.ts';
 import type { CausalLM } from './causal_lm.ts';
 import { type ConfigOptions, readConfigJson } from './config_keys.ts';
 import type { ConfiguredModel, ModelFamily } from './family.ts';
@@ -203,6 +204,7 @@ export async function finishLoading(
 ): Promise<void> {
   try {
     await synchronize();
+    if (model.folder !== '') model.stored = await storedFiles(model.folder);
   } catch (error) {
     model.dispose();
     throw error;

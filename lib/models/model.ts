@@ -19,6 +19,14 @@ export interface ModelOrigin {
   readonly dtype: DType;
 }
 
+/** A file with weights of a model, as it was when the model was loaded. */
+export interface StoredFile {
+  readonly path: string;
+  readonly size: number;
+  readonly mtimeMs: number;
+  readonly ino: number;
+}
+
 /** A batch as tensors: N rows, of which R are computed; all of them, unless some are the same (`Model.sharePrefixes`). */
 export interface ModelInputs {
   readonly ids: Tensor; // (R) i32
@@ -96,6 +104,8 @@ export abstract class Model extends Module {
   sharePrefixes = true;
   /** Set for passes that drop inputs at random, in which no two rows are the same. */
   dropsInputs = false;
+  /** The files whose tensors the weights are; null where there are none, or the weights have been changed in memory. */
+  stored: readonly StoredFile[] | null = null;
   abstract readonly modelType: string;
   abstract readonly vocabSize: number;
   #device: string | undefined;

@@ -145,20 +145,22 @@ export abstract class Optimizer {
 
   /** Replaces the state by an earlier one, whose tensors become the optimiser's. @throws FormatError if it does not fit */
   restore({ tensors, steps }: ReturnType<Optimizer['state']>, path: string): void {
+    checkSteps(
+      this.slots.map(({ name }) => name),
+      steps,
+      path,
+    );
     for (const slot of this.slots) {
       for (const [name, moment] of Object.entries(slot.moments)) {
         const key = `${name}/${slot.name}`;
         const value = tensors[key];
         if (value === undefined || value.shape.join() !== moment.shape.join()) {
-          throw new FormatError(`${path}: the optimiser's state has no fitting "${key}"`, {
-            path,
-            advice: 'restore it into an optimiser of the same kind, with the same parameters',
-          });
+          throw foreignState(path, `has no fitting "${key}"`);
         }
         moment.dispose();
         slot.moments[name] = value;
       }
-      slot.steps = steps[slot.name] ?? 0;
+      slot.steps = steps[slot.name] as number;
     }
   }
 
@@ -173,6 +175,29 @@ export abstract class Optimizer {
   protected update(_slot: Slot, _grad: Tensor, _update: Update): void {
     throw new ArgumentError('optimizer: a subclass must override update() or updateAll()');
   }
+}
+
+/** Checks that there is a step count for each parameter, and for no other. @throws FormatError */
+function checkSteps(
+  names: readonly string[],
+  steps: Readonly<Record<string, number>>,
+  path: string,
+): void {
+  const known = new Set(names);
+  for (const name of names) {
+    const count = Object.hasOwn(steps, name) ? steps[name] : undefined;
+    if (!Number.isSafeInteger(count) || (count as number) < 0)
+      throw foreignState(path, `has no step count of "${name}"`);
+  }
+  const foreign = Object.keys(steps).find((name) => !known.has(name));
+  if (foreign !== undefined) throw foreignState(path, `counts the steps of "${foreign}"`);
+}
+
+function foreignState(path: string, what: string): FormatError {
+  return new FormatError(`${path}: the optimiser's state ${what}`, {
+    path,
+    advice: 'restore it into an optimiser of the same kind, with the same parameters',
+  });
 }
 
 function makeMoments(shapes: MomentShapes, { dtype, device }: Tensor): Record<string, Tensor> {

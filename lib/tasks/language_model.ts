@@ -148,7 +148,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   constructor(
     private readonly tuned: TunedModel<HeadModel<B>>,
     private readonly kind: LanguageModelKind<B>,
-    { terms, regularizers, chunkBytes = 0, teacherCache }: LossSettings,
+    { terms, regularizers, chunkBytes = 0, teacherCache, teacherIdentity = '' }: LossSettings,
   ) {
     const { model } = tuned;
     const { head } = model;
@@ -163,7 +163,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     this.maxEntropy = Math.log(vocabulary);
     const { temperature } = this.#loss;
     const cacheKind = {
-      model: model.nameOrPath,
+      model: teacherIdentity,
       dtype: model.dtype,
       channels,
       vocabulary,

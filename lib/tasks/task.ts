@@ -107,6 +107,8 @@ export interface LossSettings {
    * not kept.
    */
   readonly teacherCache?: string | null;
+  /** The identity of the teacher, for the header of that file. Default: none, for a temporary file. */
+  readonly teacherIdentity?: string;
   /** Called once for each note about a term that a user should see. */
   readonly onNote?: (note: TermNote) => void;
 }

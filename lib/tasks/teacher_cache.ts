@@ -82,7 +82,10 @@ export class TeacherCache {
     this.#wide = kind.dtype === 'f64';
     this.#channels = kind.channels;
     // The file of an earlier run is kept and extended; all reads and writes give a position.
-    this.#file = openSync(this.#path, constants.O_RDWR | constants.O_CREAT, 0o600);
+    // Neither a temporary file nor that of a run is ever written through a link that somebody has put there.
+    const create =
+      constants.O_CREAT | constants.O_NOFOLLOW | (this.#temporary ? constants.O_EXCL : 0);
+    this.#file = openSync(this.#path, constants.O_RDWR | create, 0o600);
     const header = Buffer.alloc(kHeaderBytes, ' ');
     header.write(JSON.stringify({ format: 1, ...kind }));
     const found = this.#read(0, kHeaderBytes);

@@ -98,6 +98,7 @@ export class Tokenizer {
 
   private constructor({ tokenizerJson, tokenizerConfig, merges, missingBytes }: TokenizerOptions) {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
+    checkIds(tokenizerJson, addedTokens);
     this.parts = { tokenizerJson, tokenizerConfig, ...(merges && { merges }) };
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
     const json: Json = {
@@ -284,6 +285,26 @@ export class Tokenizer {
       `tokenizer: ${id} is no id of the vocabulary; give ids below ${this.vocabSize} that have a token`,
     );
   }
+}
+
+/** Largest id of a vocabulary: far above every real one, and a list of that length still fits into memory. */
+const kMaxId = 2 ** 24;
+
+/** Checks the ids of a vocabulary, from which arrays are made. @throws FormatError naming the token */
+function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
+  const { vocab } = (model ?? {}) as { vocab?: unknown };
+  // Unigram's vocabulary is a list, whose places are the ids.
+  const named = vocab !== null && typeof vocab === 'object' && !Array.isArray(vocab);
+  for (const [token, id] of named ? Object.entries(vocab) : []) checkId('model.vocab', token, id);
+  if (!Array.isArray(addedTokens)) throw new FormatError('tokenizer: added_tokens must be a list');
+  for (const { content, id } of addedTokens) checkId('added_tokens', content, id);
+}
+
+function checkId(where: string, token: string, id: unknown): void {
+  if (Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) <= kMaxId) return;
+  throw new FormatError(
+    `tokenizer: ${where}: the id of ${JSON.stringify(token)} must be a whole number from 0 to ${kMaxId}, got ${JSON.stringify(id)}`,
+  );
 }
 
 /** The special tokens by role, such as `</s>` for `eos_token`. In the configuration, each is a string or an object with its content. */

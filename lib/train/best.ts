@@ -4,21 +4,23 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { copiesOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { MetricName } from '../data/glue.ts';
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
-import { writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
+import { verifyChecksums, writeChecksums } from '../io/checksums.ts';
+import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Model } from '../models/index.ts';
-import { copy_, zeros } from '../ops/index.ts';
 import { taskOf } from '../tasks/list.ts';
-import { noGrad, type Tensor, unscoped } from '../tensor.ts';
+import type { Tensor } from '../tensor.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { BestStep } from './types.ts';
 
 const kNoteFile = 'best.json';
 const kTensorFile = 'state.safetensors';
+const kFiles = [kNoteFile, kTensorFile];
 
 /**
  * Refuses a metric that no evaluation of the model has, before the first step.
@@ -78,15 +80,25 @@ export class BestKeeper {
     private readonly folder: string | null,
   ) {}
 
-  /** Reads the best step that the run kept before it was interrupted. */
-  async resume(): Promise<void> {
-    if (this.folder === null) return;
-    const text = await readFile(join(this.folder, kNoteFile), 'utf8').catch(() => null);
-    const note = text === null ? null : (JSON.parse(text) as Kept);
-    if (note?.step.metric !== this.metric) return;
+  /**
+   * Reads the best step that the run kept before it was interrupted.
+   * @returns a message where it is damaged, so that the run continues without it; else null
+   */
+  async resume(): Promise<string | null> {
+    const { folder } = this;
+    if (folder === null || (await namesIn(folder)).length === 0) return null;
+    try {
+      await verifyChecksums(folder, kFiles);
+    } catch (error) {
+      if (!(error instanceof FormatError)) throw error;
+      return `${folder} is damaged (${withoutAdvice(error)}), so the best step is chosen from the evaluations to come`;
+    }
+    const note = JSON.parse(await readFile(join(folder, kNoteFile), 'utf8')) as Kept;
+    if (note.step.metric !== this.metric) return null;
     // The worst value is infinite, and JSON stores infinities as null.
     const value = note.step.value ?? worstValue(this.metric);
     this.#best = { ...note, step: { ...note.step, value } };
+    return null;
   }
 
   get best(): BestStep | null {
@@ -106,13 +118,14 @@ export class BestKeeper {
     const { folder } = this;
     if (folder === null) {
       this.#disposeState();
-      this.#state = unscoped(() => noGrad(() => copies(tuned.state())));
+      this.#state = copiesOf(tuned.state());
       return;
     }
     const note = `${JSON.stringify(this.#best, null, 2)}\n`;
     await writeFolderAtomic(folder, async (temporary) => {
       await saveSafetensors(join(temporary, kTensorFile), tuned.state());
       await writeFileAtomic(join(temporary, kNoteFile), note);
+      await writeChecksums(temporary, kFiles);
     });
   }
 
@@ -123,6 +136,7 @@ export class BestKeeper {
       if (this.#state !== null) tuned.restore(this.#state, 'the best step');
       return;
     }
+    await verifyChecksums(this.folder, kFiles);
     const path = join(this.folder, kTensorFile);
     const { tensors } = await loadSafetensors(path, { device: tuned.model.device });
     tuned.restore(tensors, path);
@@ -137,12 +151,4 @@ export class BestKeeper {
     for (const tensor of Object.values(this.#state ?? {})) tensor.dispose();
     this.#state = null;
   }
-}
-
-function copies(state: Readonly<Record<string, Tensor>>): Record<string, Tensor> {
-  return Object.fromEntries(Object.entries(state).map(([name, t]) => [name, copyOf(t)]));
-}
-
-function copyOf(source: Tensor): Tensor {
-  return copy_(zeros(source.shape, { dtype: source.dtype, device: source.device }), source);
 }

@@ -1,35 +1,16 @@
 /**
- * Checkpoints: run/checkpoints/step-<number>/{state.json, state.safetensors}. A folder gets this name only after all of its
- * files have been written to disk, so every folder with such a name is complete. If one has been damaged since, the one before
- * it is used.
+ * Checkpoints: run/checkpoints/step-<number>/{state.json, state.safetensors, SHA256SUMS}. A folder gets this name only after all
+ * of its files have been written to disk, so every folder with such a name is complete. If one has been damaged since, which the
+ * checksums show, the one before it is used.
  */
 import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { BaloraError, FormatError, withoutAdvice } from '../errors.ts';
-import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
+import { ArgumentError, BaloraError, FormatError, withoutAdvice } from '../errors.ts';
+import { CHECKSUMS, verifyChecksums, writeChecksums } from '../io/checksums.ts';
+import { diskError, namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
-import type { Identity } from './options.ts';
-import type { StepRecord } from './types.ts';
-import type { Position } from './window.ts';
-
-/** The content of a checkpoint other than its tensors. */
-export interface CheckpointState {
-  readonly format: 1;
-  /** The number of completed optimiser steps. */
-  readonly step: number;
-  /** The total number of steps S. Schedules depend on it, so a resumed run must use the same number. */
-  readonly totalSteps: number;
-  /** The position of the next micro-batch. */
-  readonly position: Position;
-  readonly elapsedSeconds: number;
-  readonly last: StepRecord | null;
-  readonly identity: Identity;
-  /** The number of steps that updated each parameter, by its name. */
-  readonly optimizerSteps: Readonly<Record<string, number>>;
-  /** Whether an evaluation was due at this step and may not have been completed; a resumed run then begins with it. */
-  readonly owesEvaluation?: boolean;
-}
+import { type CheckpointState, parseState } from './checkpoint_state.ts';
 
 export interface Checkpoint {
   readonly path: string;
@@ -40,6 +21,7 @@ export interface Checkpoint {
 const kFolderName = /^step-(\d+)$/;
 const kStateFile = 'state.json';
 const kTensorFile = 'state.safetensors';
+const kFiles = [kStateFile, kTensorFile];
 
 /**
  * Writes a checkpoint, removes all but the latest `keep`, and returns its path. Checkpoints of later steps are not counted:
@@ -55,6 +37,7 @@ export async function saveCheckpoint(
     await saveSafetensors(join(temporary, kTensorFile), checkpoint.tensors);
     const text = `${JSON.stringify(checkpoint.state, null, 2)}\n`;
     await writeFileAtomic(join(temporary, kStateFile), text);
+    await writeChecksums(temporary, kFiles);
   });
   const { step } = checkpoint.state;
   const upToHere = (await listCheckpoints(folder)).filter((other) => other.step <= step);
@@ -63,6 +46,9 @@ export async function saveCheckpoint(
   }
   return path;
 }
+
+/** Whether a name is that of a checkpoint's folder. */
+export const isCheckpoint = (name: string): boolean => kFolderName.test(name);
 
 /** The checkpoints in a folder with their step numbers, the latest first. */
 export async function listCheckpoints(folder: string): Promise<{ name: string; step: number }[]> {
@@ -77,7 +63,7 @@ export async function listCheckpoints(folder: string): Promise<{ name: string; s
 /**
  * The latest checkpoint that can be read, or null if there is none.
  * @param options `device` receives the tensors; `onDamaged` is called for each damaged checkpoint that is skipped
- * @throws FormatError if there are checkpoints and all are damaged
+ * @throws FormatError if there are checkpoints and all are damaged; ArgumentError for one of an earlier version
  */
 export async function latestCheckpoint(
   folder: string,
@@ -85,12 +71,12 @@ export async function latestCheckpoint(
 ): Promise<Checkpoint | null> {
   const names = await listCheckpoints(folder);
   const problems: string[] = [];
-  for (const { name } of names) {
+  for (const { name, step } of names) {
     const path = join(folder, name);
     try {
-      return await readCheckpoint(path, device);
+      return await readCheckpoint(path, { step, device });
     } catch (error) {
-      if (!(error instanceof BaloraError)) throw error;
+      if (!isDamage(error)) throw error;
       const problem = `${path} is damaged (${withoutAdvice(error)})`;
       problems.push(problem);
       onDamaged(problem);
@@ -103,18 +89,36 @@ export async function latestCheckpoint(
   return null;
 }
 
-async function readCheckpoint(path: string, device: string): Promise<Checkpoint> {
+/** Whether a checkpoint could not be read because of its files. A lack of memory, for example, says nothing about them. */
+function isDamage(error: unknown): error is BaloraError {
+  return error instanceof BaloraError && ['ERR_FORMAT', 'ERR_IO'].includes(error.code);
+}
+
+async function readCheckpoint(
+  path: string,
+  { step, device }: { step: number; device: string },
+): Promise<Checkpoint> {
   const statePath = join(path, kStateFile);
-  let state: CheckpointState;
-  try {
-    state = JSON.parse(await readFile(statePath, 'utf8')) as CheckpointState;
-  } catch (error) {
-    throw new FormatError(`${statePath}: ${(error as Error).message}`, { path: statePath });
-  }
-  if (state.format !== 1) {
-    const found = JSON.stringify(state.format);
-    throw new FormatError(`${statePath}: format ${found} is not known`, { path: statePath });
+  await refuseOldFormat(path);
+  await verifyChecksums(path, kFiles);
+  const state = parseState(await readFile(statePath, 'utf8'), statePath);
+  if (state.step !== step) {
+    throw new FormatError(`${statePath}: is the state of step ${state.step}`, { path: statePath });
   }
   const { tensors } = await loadSafetensors(join(path, kTensorFile), { device });
   return { path, state, tensors };
+}
+
+/** Refuses a checkpoint without checksums that an earlier version wrote. @throws ArgumentError */
+async function refuseOldFormat(path: string): Promise<void> {
+  const names = await namesIn(path).catch((error: unknown) => {
+    throw diskError(path, error, 'read');
+  });
+  if (names.includes(CHECKSUMS)) return;
+  const text = await readFile(join(path, kStateFile), 'utf8').catch(() => '');
+  if (!/^\s*\{\s*"format":\s*1\b/.test(text)) return;
+  throw new ArgumentError(
+    `${path} was written by an earlier version of balora, whose checkpoints have no checksums, so it cannot be continued; ` +
+      'finish the run with that version, or begin anew in another folder, or with overwrite: true',
+  );
 }

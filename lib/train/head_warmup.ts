@@ -15,6 +15,7 @@ import { shuffledOrder } from '../data/philox.ts';
 import { ArgumentError } from '../errors.ts';
 import { modelBatch } from '../eval/classify.ts';
 import { nluTaskLoss } from '../losses/logits_loss.ts';
+import { useModel } from '../models/in_use.ts';
 import type { SequenceClassifier } from '../models/index.ts';
 import { concat, indexSelect } from '../ops/index.ts';
 import { AdamW } from '../optim/adamw.ts';
@@ -59,6 +60,19 @@ export async function warmUpHead(
   options: HeadWarmUpOptions = {},
 ): Promise<HeadWarmUp> {
   const settings = checkedOptions(options);
+  const release = useModel(model);
+  try {
+    return await warmUp(model, data, settings);
+  } finally {
+    release();
+  }
+}
+
+async function warmUp(
+  model: SequenceClassifier,
+  data: BatchSource<LabelledBatch>,
+  settings: ReturnType<typeof checkedOptions>,
+): Promise<HeadWarmUp> {
   const { features, labels, width } = await headFeatures(model, data, settings.signal);
   const head = trainableHead(model);
   const optimizer = new AdamW([{ parameters: head }], { weightDecay: settings.weightDecay });

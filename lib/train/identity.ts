@@ -1,12 +1,8 @@
 /** The identity of a run: everything that must be the same for a checkpoint to be continued bit for bit. */
-import { createHash } from 'node:crypto';
-import { isOfHead } from '../adapters/attach.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
-import { UnsupportedError } from '../errors.ts';
+import { baseDigest } from '../models/base_digest.ts';
 import type { Model } from '../models/index.ts';
-import { slice } from '../ops/index.ts';
 import { identityOfTable, type OptionTable } from '../options/option.ts';
-import { noGrad, type Tensor } from '../tensor.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
 import { REGULARIZER_OPTIONS } from './regularizers.ts';
 import {
@@ -63,42 +59,14 @@ const partOf = (table: OptionTable, values: object): Identity =>
  * weights are not.
  */
 async function baseModel(tuned: TunedModel<Model>, parameters: number): Promise<string> {
-  const { model } = tuned;
-  const hash = createHash('sha256').update(JSON.stringify(configOf(model)));
-  // Without a teacher all weights are trained, so the checkpoint contains each of them.
-  if (tuned.hasTeacher) {
-    const samples = tuned.withTeacher((base) => noGrad(() => samplesOf(base)));
-    try {
-      for (const [name, rows] of samples) {
-        const values = await rows.data();
-        hash.update(name).update(new Uint8Array(values.buffer));
-      }
-    } finally {
-      for (const [, rows] of samples) rows.dispose();
-    }
-  }
-  const digest = hash.digest('hex').slice(0, kDigits);
-  return `${model.modelType}, ${parameters} parameters, ${digest}`;
-}
-
-/** The part of the configuration that the computations depend on; the dtype is compared separately. */
-function configOf(model: Model): Record<string, unknown> {
-  try {
-    const { dtype: _, ...config } = model.configJson();
-    return config;
-  } catch (error) {
-    // Some GGUF files have settings that config.json cannot express; they are compared by their weights alone.
-    if (error instanceof UnsupportedError) return {};
-    throw error;
-  }
-}
-
-/**
- * The first row of each weight: tuning, merging or another seed changes every matrix concerned, and reading all rows would take
- * as long as reading the model. A classifier's head is left out, because its values may be new or come from a warm-up.
- */
-function samplesOf(base: Model): [string, Tensor][] {
-  return Array.from(base.namedParameters())
-    .filter(([name]) => !isOfHead(base, name))
-    .map(([name, weight]) => [name, slice(weight, 0, { stop: 1 })]);
+  const { modelType } = tuned.model;
+  const { of, config, tensors } = await (tuned.hasTeacher
+    ? tuned.withTeacher(baseDigest)
+    : baseDigest(tuned.model));
+  // Where all weights are trained, the checkpoint contains each of them, unless they have a frozen copy.
+  const isTrained = tuned.kind === 'full' && !tuned.hasTeacher;
+  return [
+    `${modelType}, ${parameters} parameters, configuration ${config.slice(0, kDigits)}`,
+    ...(isTrained ? [] : [`${of} ${tensors.slice(0, kDigits)}`]),
+  ].join(', ');
 }

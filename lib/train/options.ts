@@ -91,10 +91,9 @@ const kIdentityOptions = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOpt
  */
 export function differences(then: Identity, now: Identity): string[] {
   const defaults: Identity = identityOfTable(kIdentityOptions, defaultsOf(kIdentityOptions));
-  const before = withoutIdle(then);
   const lines: string[] = [];
-  for (const key of [...new Set([...Object.keys(before), ...Object.keys(now)])].sort()) {
-    const known = Object.hasOwn(before, key) ? before[key] : defaults[key];
+  for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
+    const known = Object.hasOwn(then, key) ? then[key] : defaults[key];
     const [was, is] = [known ?? null, now[key] ?? null];
     const whole = key === 'adapter' ? withDefaults(was, loraOptions) : was;
     if (!isDeepStrictEqual(asJson(whole), asJson(is))) {
@@ -102,14 +101,6 @@ export function differences(then: Identity, now: Identity): string[] {
     }
   }
   return lines;
-}
-
-/** An identity without the regularizers that checkpoints of earlier versions have beside a loss that replaces them all. */
-function withoutIdle(identity: Identity): Identity {
-  if (identity.customLoss !== true) return identity;
-  return Object.fromEntries(
-    Object.entries(identity).filter(([key]) => !Object.hasOwn(REGULARIZER_OPTIONS, key)),
-  );
 }
 
 /** Identity of a table's options as a checkpoint has it, completed by those that did not exist when it was written. */

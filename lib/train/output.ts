@@ -3,16 +3,23 @@
  *
  *     <output>/adapter_config.json, adapter_model.safetensors      the result (a full model for method full)
  *     <output>/run/metrics.jsonl, config.json, checkpoints/        the record of the run
+ *     <output>/run/manifest.json                                   the names above that were free when the run began
  *     <output>/run/lock                                            the process that is writing
  */
-import { readFileSync } from 'node:fs';
-import { open, readFile, rm, stat } from 'node:fs/promises';
-import { hostname } from 'node:os';
+import { readFile, rm, rmdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
-import { ArgumentError } from '../errors.ts';
-import { diskError, isRunning, makeFolder, namesIn, removeTemporaries } from '../io/files.ts';
+import {
+  ADAPTER_CONFIG,
+  ADAPTER_TENSORS,
+  INITIAL_ADAPTER,
+  RESIDUAL_BASE,
+} from '../adapters/peft_folder.ts';
+import { ArgumentError, NativeError } from '../errors.ts';
+import { diskError, makeFolder, namesIn, removeTemporaries, writeFileAtomic } from '../io/files.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
+import { isCheckpoint } from './checkpoints.ts';
+import { acquireLock, type FolderLock, type LockHolder, livingHolder } from './folder_lock.ts';
 
 export interface OutputFolder {
   readonly path: string;
@@ -20,6 +27,8 @@ export interface OutputFolder {
   readonly metrics: string;
   readonly config: string;
   readonly checkpoints: string;
+  /** Checks that this process still has the folder. @throws NativeError if it was removed or given to another process */
+  check(): Promise<void>;
   /** Releases this process's claim on the folder. */
   release(): Promise<void>;
 }
@@ -29,17 +38,20 @@ export interface ClaimOptions {
   resume: boolean;
 }
 
-/** Names of the files and folders that a run may have written; `overwrite` removes these and nothing else. */
-const kRunFiles = new Set([
-  'run',
-  ADAPTER_CONFIG,
-  ADAPTER_TENSORS,
-  'residual',
-  'initial',
-  SINGLE_WEIGHTS,
-  'config.json',
-  ...COMPANIONS,
-]);
+const kAdapterFiles = [ADAPTER_CONFIG, ADAPTER_TENSORS];
+const kModelFiles = [SINGLE_WEIGHTS, 'config.json', ...COMPANIONS];
+
+/** Paths, in the output folder, of all files that a run may write as its result. */
+const kResultFiles: readonly string[] = [
+  ...kAdapterFiles,
+  ...kModelFiles,
+  ...kModelFiles.map((name) => join(RESIDUAL_BASE, name)),
+  ...kAdapterFiles.map((name) => join(INITIAL_ADAPTER, name)),
+];
+
+/** Names in run/ besides the checkpoints, the configuration and the lock. */
+const kRecordFiles = ['metrics.jsonl', 'best', kTeacherCacheName];
+const kManifest = 'manifest.json';
 
 /**
  * Checks whether claimOutput() would succeed, without changing anything, for callers with long work to do before the run.
@@ -55,8 +67,15 @@ export async function checkOutput(path: string, options: ClaimOptions): Promise<
     );
   }
   const lock = join(path, 'run', 'lock');
-  const holder = await readHolder(lock);
-  if (holder !== null && isAlive(holder)) throw inUse(path, lock, holder);
+  const holder = await livingHolder(lock);
+  if (holder !== null) throw inUse(path, lock, holder);
+}
+
+function inUse(path: string, lock: string, { pid, host }: LockHolder): ArgumentError {
+  return new ArgumentError(
+    `output folder ${path} is in use by process ${pid} on ${host}; wait for it, choose another folder, or ` +
+      `remove ${lock} if there is no such process`,
+  );
 }
 
 /**
@@ -68,23 +87,34 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
   const run = join(path, 'run');
   const checkpoints = join(run, 'checkpoints');
   const lock = join(run, 'lock');
+  let held: FolderLock | null = null;
   try {
     await makeFolder(run);
-    await acquireLock(lock, path);
+    held = await acquireLock(lock, (holder) => inUse(path, lock, holder));
     if (options.overwrite) await removeEarlierRun(path);
     await makeFolder(checkpoints);
-    const exported = ['residual', 'initial'].map((name) => join(path, name));
+    const exported = [RESIDUAL_BASE, INITIAL_ADAPTER].map((name) => join(path, name));
     for (const folder of [path, run, checkpoints, ...exported]) await removeTemporaries(folder);
+    if (!(await namesIn(run)).includes('config.json')) await writeManifest(path);
   } catch (error) {
+    await held?.release();
     throw diskError(path, error);
   }
+  const { isHeld, release } = held;
   return {
     path,
     run,
     metrics: join(run, 'metrics.jsonl'),
     config: join(run, 'config.json'),
     checkpoints,
-    release: () => rm(lock, { force: true }),
+    check: async () => {
+      if (await isHeld()) return;
+      throw new NativeError(
+        `output folder ${path} was removed or given to another process while the run was writing to it`,
+        { code: 'ERR_IO', advice: 'begin anew in a folder that nothing else changes' },
+      );
+    },
+    release,
   };
 }
 
@@ -103,88 +133,59 @@ export async function folderNames(path: string): Promise<string[]> {
 }
 
 /**
- * Removes everything that an earlier run wrote except the lock, which is now held by this process. Nothing is removed from a
- * folder without run/config.json, because it is not known to be a run's.
+ * Removes everything that an earlier run wrote except the lock, which is now held by this process, and nothing else. Nothing is
+ * removed from a folder without run/config.json, because it is not known to be a run's.
  */
 async function removeEarlierRun(path: string): Promise<void> {
   const run = join(path, 'run');
-  const inside = await namesIn(run);
-  if (!inside.includes('config.json')) return;
-  const own = (await namesIn(path)).filter((name) => kRunFiles.has(name) && name !== 'run');
-  const paths = [
-    ...own.map((name) => join(path, name)),
-    ...inside
-      .filter((name) => name !== 'lock' && name !== 'config.json')
-      .map((name) => join(run, name)),
+  if (!(await namesIn(run)).includes('config.json')) return;
+  for (const name of await readManifest(run)) await rm(join(path, name), { force: true });
+  for (const name of [RESIDUAL_BASE, INITIAL_ADAPTER]) await removeIfEmpty(join(path, name));
+  const checkpoints = join(run, 'checkpoints');
+  const own = [
+    ...kRecordFiles.map((name) => join(run, name)),
+    ...(await namesIn(checkpoints)).filter(isCheckpoint).map((name) => join(checkpoints, name)),
+    join(run, kManifest),
     join(run, 'config.json'), // removed last, so that an interrupted removal can be repeated
   ];
-  for (const old of paths) await rm(old, { recursive: true, force: true });
+  for (const old of own) await rm(old, { recursive: true, force: true });
 }
 
-interface LockHolder {
-  pid: number;
-  host: string;
-  started: string | null;
-}
-
-async function acquireLock(lock: string, path: string): Promise<void> {
-  const mine: LockHolder = {
-    pid: process.pid,
-    host: hostname(),
-    started: processStart(process.pid),
-  };
-  for (let attempt = 0; attempt < 2; attempt++) {
-    try {
-      const file = await open(lock, 'wx');
-      await file.writeFile(JSON.stringify(mine));
-      await file.close();
-      return;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-    }
-    const holder = await readHolder(lock);
-    if (holder !== null && isAlive(holder)) throw inUse(path, lock, holder);
-    await rm(lock, { force: true });
-  }
-  throw new ArgumentError(
-    `output folder ${path} is being claimed by another process; wait for it, or choose another folder`,
-  );
-}
-
-function inUse(path: string, lock: string, { pid, host }: LockHolder): ArgumentError {
-  return new ArgumentError(
-    `output folder ${path} is in use by process ${pid} on ${host}; wait for it, choose another folder, or ` +
-      `remove ${lock} if there is no such process`,
-  );
-}
-
-/** Reads the holder of a lock; null for a lock that its writer did not finish. */
-async function readHolder(lock: string): Promise<LockHolder | null> {
+async function removeIfEmpty(folder: string): Promise<void> {
   try {
-    return JSON.parse(await readFile(lock, 'utf8')) as LockHolder;
-  } catch {
-    return null;
+    await rmdir(folder);
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException;
+    if (!['ENOENT', 'ENOTEMPTY', 'EEXIST', 'ENOTDIR'].includes(code)) throw error;
   }
 }
 
-/**
- * Whether the process that holds a lock is still running. A lock from another machine counts as held, since its process cannot
- * be checked.
- */
-function isAlive({ pid, host, started }: LockHolder): boolean {
-  if (host !== hostname()) return true;
-  return isRunning(pid) && (started === null || processStart(pid) === started);
+/** Writes the names of result files that are free, so that those which are there are never taken for this run's. */
+async function writeManifest(path: string): Promise<void> {
+  const isFree = await Promise.all(
+    kResultFiles.map((name) =>
+      stat(join(path, name)).then(
+        () => false,
+        () => true,
+      ),
+    ),
+  );
+  const free = kResultFiles.filter((_, i) => isFree[i]);
+  await writeFileAtomic(join(path, 'run', kManifest), `${JSON.stringify(free, null, 2)}\n`);
 }
 
-/**
- * The start time of a process in the kernel's clock ticks, which distinguishes it from a later process with the same id; null
- * where it is not known.
- */
-function processStart(pid: number): string | null {
+/** The result files that a run may have written; without a manifest, which earlier versions did not write, all of them. */
+async function readManifest(run: string): Promise<readonly string[]> {
+  const text = await readFile(join(run, kManifest), 'utf8').catch(
+    (error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') return null;
+      throw error;
+    },
+  );
+  if (text === null) return kResultFiles;
+  let names: unknown = null;
   try {
-    const text = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    return text.slice(text.lastIndexOf(')') + 2).split(' ')[19] ?? null;
-  } catch {
-    return null;
-  }
+    names = JSON.parse(text);
+  } catch {}
+  return kResultFiles.filter((name) => Array.isArray(names) && names.includes(name));
 }

@@ -13,7 +13,8 @@ import type { LossFunction } from './types.ts';
 import { UserLossPasses } from './user_loss.ts';
 
 /** Settings for the passes of a run that are not options of its loss. */
-export interface PassResources extends Pick<LossSettings, 'chunkBytes' | 'teacherCache'> {
+export interface PassResources
+  extends Pick<LossSettings, 'chunkBytes' | 'teacherCache' | 'teacherIdentity'> {
   readonly captureGraphs: boolean;
   readonly onNote?: (note: TermNote) => void;
 }

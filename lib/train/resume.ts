@@ -46,12 +46,6 @@ export async function openCheckpoint(
  * @throws ArgumentError for a checkpoint of another run
  */
 function checkSameRun({ state, path }: Checkpoint, identity: Identity, plan: RunPlan): void {
-  if (!('baseModel' in state.identity)) {
-    throw new ArgumentError(
-      `${path} was written by an earlier version of balora, which did not record dtype and base model, so it cannot be ` +
-        'continued; begin anew in another folder, or with overwrite: true',
-    );
-  }
   const changed = differences(
     { ...state.identity, totalSteps: state.totalSteps },
     { ...identity, totalSteps: plan.totalSteps },

@@ -2,17 +2,20 @@
  * The state of a run between two steps. It claims the output folder, restores a checkpoint where the run is resumed, and writes
  * the metrics, the checkpoints and the result.
  */
+import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
+import { useModel } from '../models/in_use.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
 import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import type { Tensor } from '../tensor.ts';
 import { BestKeeper } from './best.ts';
+import { CHECKPOINT_FORMAT } from './checkpoint_state.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
@@ -53,6 +56,8 @@ interface RunParts {
   readonly rate: (step: number) => number;
   /** Warnings that have not been reported yet. */
   readonly warnings: Warning[];
+  /** Ends the run's use of its model. */
+  readonly releaseModel: () => void;
 }
 
 interface Progress {
@@ -153,6 +158,11 @@ export class Run {
     this.checkAdapter();
     const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
     const { tuned, signal, afterBackward = null } = input;
+    if ((tuned as { enabled?: boolean }).enabled === false) {
+      throw new ArgumentError(
+        'the adapter is switched off, so that a step would train nothing: set enabled = true before the run continues',
+      );
+    }
     const { maxGradNorm } = options.optimization;
     const { step, totalSteps } = this;
     const taken = await nullIfAborted(signal, () =>
@@ -186,6 +196,7 @@ export class Run {
       evalSteps > 0 &&
       this.step % evalSteps === 0 &&
       this.step < this.totalSteps;
+    await this.parts.folder?.check();
     await metrics?.append(record);
   }
 
@@ -217,13 +228,14 @@ export class Run {
 
   private async write(folder: OutputFolder): Promise<string> {
     this.checkAdapter();
+    await folder.check();
     const { input, optimizer, options } = this.parts;
     const moments = optimizer.state();
     return saveCheckpoint(
       folder.checkpoints,
       {
         state: {
-          format: 1,
+          format: CHECKPOINT_FORMAT,
           step: this.step,
           totalSteps: this.totalSteps,
           position: this.progress.position,
@@ -268,7 +280,7 @@ export class Run {
       ...(second === undefined
         ? []
         : [`step ${this.step} could not be saved (${(second as Error).message})`]),
-      this.savedPath === null
+      this.savedPath === null || !existsSync(this.savedPath)
         ? 'there is no checkpoint'
         : `the last good checkpoint is ${this.savedPath}, and resume: true continues from it`,
     ];
@@ -280,6 +292,7 @@ export class Run {
     this.checkAdapter();
     await keeper?.restore(input.tuned, this.step);
     if (folder === null) return;
+    await folder.check();
     await removeTeacherCache(folder);
     await input.tuned.savePretrained(folder.path, { form: options.output.export });
   }
@@ -287,7 +300,7 @@ export class Run {
   async close(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    const { input, windows, metrics, optimizer, passes, folder, keeper } = this.parts;
+    const { input, windows, metrics, optimizer, passes, folder, keeper, releaseModel } = this.parts;
     // A failed or stopped step leaves gradients behind, and the model may be used for another run.
     input.tuned.zeroGradients();
     try {
@@ -297,6 +310,7 @@ export class Run {
       optimizer.dispose();
       passes.dispose();
       keeper?.dispose();
+      releaseModel();
       await folder?.release();
     }
   }
@@ -311,6 +325,20 @@ export class Run {
 
 /** Prepares a run for its next step. Errors in the options, the output folder or the data are thrown here. */
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
+  const releaseModel = useModel(input.tuned.model);
+  try {
+    return await openRunOf(input, options, releaseModel);
+  } catch (error) {
+    releaseModel();
+    throw error;
+  }
+}
+
+async function openRunOf(
+  input: AnyTrainerOptions,
+  options: ResolvedOptions,
+  releaseModel: () => void,
+): Promise<Run> {
   const { output, overwrite, resume } = options.output;
   input.tuned.zeroGradients();
   const trained = input.tuned.parameters();
@@ -356,6 +384,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
       onNote: ({ code, message }) => warnings.push({ type: 'warning', code, message }),
       ...(options.resources.cacheTeacher && {
         teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
+        ...(folder !== null && { teacherIdentity: teacherIdentity(identity) }),
       }),
     });
     const dropout = dropoutWarning(input.tuned.model);
@@ -378,7 +407,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
         metrics,
         optimizer,
         passes,
-        keeper: await makeKeeper(input, folder, step > 0),
+        keeper: await makeKeeper(input, { folder, resumed: step > 0, warnings }),
         windows: new WindowReader(
           input.data,
           { accumulation, select: selectorOf(input.tuned.model, options) },
@@ -387,6 +416,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
         clock: new StepClock(elapsedSeconds),
         rate,
         warnings,
+        releaseModel,
       },
       { step, position, last },
     );
@@ -404,8 +434,11 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
 /** Makes the keeper of the best step; null where the run has no held-out data or exports its last step. */
 async function makeKeeper(
   { tuned, evalData, metricForBestModel, evalSteps = 0 }: AnyTrainerOptions,
-  folder: OutputFolder | null,
-  resumed: boolean,
+  {
+    folder,
+    resumed,
+    warnings,
+  }: { folder: OutputFolder | null; resumed: boolean; warnings: Warning[] },
 ): Promise<BestKeeper | null> {
   const metric =
     metricForBestModel === undefined && evalSteps > 0
@@ -413,8 +446,14 @@ async function makeKeeper(
       : (metricForBestModel ?? null);
   if (metric === null || evalData === undefined) return null;
   const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));
-  if (resumed) await keeper.resume();
+  const message = resumed ? await keeper.resume() : null;
+  if (message !== null) warnings.push({ type: 'warning', code: 'best_damaged', message });
   return keeper;
+}
+
+/** The part of a run's identity that the outputs of its teacher depend on. */
+function teacherIdentity({ baseModel, residualTeacher = null }: Identity): string {
+  return JSON.stringify([baseModel, residualTeacher]);
 }
 
 async function removeTeacherCache(folder: OutputFolder): Promise<void> {

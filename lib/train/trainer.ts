@@ -7,6 +7,7 @@ import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
 import type { Term } from '../losses/term.ts';
+import { useModel } from '../models/in_use.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { Latest } from './latest.ts';
@@ -72,8 +73,13 @@ export class Trainer {
    */
   async plan({ measure = false }: { measure?: boolean } = {}): Promise<RunPlan> {
     const { input, options } = this.#check();
-    const plan = await makePlan(input, options);
-    return measure ? measurePlan(plan, input, options) : plan;
+    if (!measure) return makePlan(input, options);
+    const release = useModel(input.tuned.model);
+    try {
+      return await measurePlan(await makePlan(input, options), input, options);
+    } finally {
+      release();
+    }
   }
 
   /**

@@ -268,7 +268,8 @@ describe('an adapter folder', () => {
     const config = JSON.parse(readFileSync(path, 'utf8'));
     const warnings = async (changes: object) => {
       writeFileSync(path, JSON.stringify({ ...config, ...changes }));
-      return (await AdapterModel.fromPretrained(new TinyModel(), folder)).warnings;
+      const { warnings: all } = await AdapterModel.fromPretrained(new TinyModel(), folder);
+      return all.filter((warning) => !warning.includes('was changed after'));
     };
     expect(await warnings({})).toEqual([]);
     expect(await warnings({ target_modules: ['up_proj', 'gate_proj', 'down_proj'] })).toEqual([

@@ -4,7 +4,10 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promis
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { balora } from '../support/run_cli.ts';
+import { disturb } from '../support/tiny_adapters.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kPlain = ['--prompt-template', 'none'];
@@ -55,6 +58,35 @@ describe('balora merge', () => {
     expect((await readdir(output)).sort()).toEqual([
       ...['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'],
     ]);
+  });
+});
+
+describe('a merge in bf16', () => {
+  it('gives a warning where rounding takes a large part of the change, and none in f32', async () => {
+    // Changes of the size of bf16's steps at these weights, and much larger ones.
+    const merged = async (deviation: number, dtype: string) => {
+      const small = join(folder, `small-${deviation}`);
+      const options = { r: 2, loraAlpha: 2, targetModules: ['q_proj'] };
+      const base = await AutoModelForCausalLM.fromPretrained(model);
+      const tuned = await AdapterModel.create(base, options);
+      disturb(tuned, 1, deviation);
+      await tuned.savePretrained(small);
+      return balora([
+        ...['merge', '--model', model, '--adapter', small, '--dtype', dtype],
+        ...['--output', join(folder, `merged-${deviation}-${dtype}`)],
+      ]);
+    };
+    const half = await merged(0.02, 'bf16');
+    expect(half.err).toMatch(
+      /^warning: in bf16 the merged weights lose a part of what the adapter learned: rounding takes up to \d+ % .*q_proj\); merge with --dtype f32, or keep the adapter/m,
+    );
+    expect(half.code).toBe(0);
+    for (const [deviation, dtype] of [
+      [0.02, 'f32'],
+      [0.5, 'bf16'],
+    ] as const) {
+      expect(await merged(deviation, dtype)).toMatchObject({ code: 0, err: '' });
+    }
   });
 });
 

@@ -284,11 +284,11 @@ describe('balora train', () => {
     expect(again.err).toMatch(/is not empty/);
     expect(again.code).toBe(2);
     expect(await metrics('residual')).toHaveLength(2);
-    await writeFile(join(output, 'run', 'of-the-first-run'), '');
+    await writeFile(join(output, 'run', 'my-notes'), '');
     const over = await balora(train('residual', ...flags, '--overwrite'));
     expect(over.code).toBe(0);
     expect(await metrics('residual')).toHaveLength(6);
-    expect(existsSync(join(output, 'run', 'of-the-first-run'))).toBe(false);
+    expect(existsSync(join(output, 'run', 'my-notes'))).toBe(true);
 
     // The output has the pair of rank r, its initial values, and the residual base for both, which is an ordinary model.
     const config = async (...at: string[]) =>

@@ -62,6 +62,7 @@ describe('trainSetup', () => {
       'adapter',
       'newHead',
       'ignoreKeys',
+      'allowOtherBase',
     ];
     const labelled: Record<string, unknown> = {
       ...{ glue: 'cola', problemType: 'regression', variant: '2024', groupByLength: true },

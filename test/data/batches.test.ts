@@ -257,3 +257,34 @@ describe('Batches', () => {
     await expect(make(3, { signal: AbortSignal.abort() })).rejects.toThrow(/abort/i);
   });
 });
+
+describe('empty answers', () => {
+  const data = ['x', '', 'y', ' '].map((a) => ({ q: 'q', a }));
+
+  it('are left out with a warning that names the first row', async () => {
+    const warnings: DataWarning[] = [];
+    const onWarning = (warning: DataWarning) => void warnings.push(warning);
+    const batches = await Batches.create(arrayRows(data), tokenizer, { ...kPlain, onWarning });
+    expect(order(await all(batches)).sort()).toEqual([0, 2]);
+    expect(batches.statistics).toMatchObject({ rows: 4, examples: 2, skipped: 2 });
+    expect(warnings).toEqual([
+      {
+        code: 'answers_empty',
+        message: expect.stringMatching(
+          /^2 of the answers are empty and left out, .*\(first: row 1\)/,
+        ),
+      },
+    ]);
+  });
+
+  it('are an error where no row may be left out, and where there is nothing else', async () => {
+    const strict = { ...kPlain, onUnsupervised: 'error' } as const;
+    await expect(Batches.create(arrayRows(data), tokenizer, strict)).rejects.toThrow(
+      /^row 1: the answer is empty; complete or remove the row$/,
+    );
+    const only = arrayRows([{ q: 'q', a: '' }]);
+    await expect(Batches.create(only, tokenizer, kPlain)).rejects.toThrow(
+      /^row 0: the answer is empty/,
+    );
+  });
+});

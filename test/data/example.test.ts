@@ -35,7 +35,12 @@ function shown(example: { ids: Int32Array; supervised: Uint8Array }, by = tokeni
 describe('encodePromptResponse', () => {
   it('supervises the response and EOS only', () => {
     expect(shown(encodePromptResponse(tokenizer, 'say ', 'hi'))).toBe('say [hi<end>]');
-    expect(shown(encodePromptResponse(tokenizer, 'say ', ''))).toBe('say [<end>]');
+  });
+
+  it.each(['', ' \n'])('does not supervise the end of the empty response %j', (response) => {
+    const example = encodePromptResponse(tokenizer, 'say ', response);
+    expect(shown(example)).toBe(`say ${response}<end>`);
+    expect(example.emptyAnswers).toBe(1);
   });
 
   it('supervises a token that merges across the border', () => {
@@ -51,7 +56,7 @@ describe('encodePromptResponse', () => {
     fc.assert(
       fc.property(
         fc.string({ unit: 'binary' }),
-        fc.string({ unit: 'binary' }),
+        fc.string({ unit: 'binary' }).filter((response) => response.trim() !== ''),
         (prompt, response) => {
           const { ids, supervised } = encodePromptResponse(tokenizer, prompt, response);
           const first = supervised.indexOf(1);
@@ -93,7 +98,7 @@ describe('encodeConversation', () => {
     );
   });
 
-  it('supervises an assistant turn that comes first, and an empty one', () => {
+  it('supervises an assistant turn that comes first, and not an empty one', () => {
     const start = [{ role: 'assistant', content: 'x' }];
     expect(shown(encodeConversation(tokenizer, start))).toBe('<start>assistant\n[x<end>]\n');
     const empty = [
@@ -101,7 +106,7 @@ describe('encodeConversation', () => {
       { role: 'assistant', content: '' },
     ];
     expect(shown(encodeConversation(tokenizer, empty))).toBe(
-      '<start>user\nx<end>\n<start>assistant\n[<end>]\n',
+      '<start>user\nx<end>\n<start>assistant\n<end>\n',
     );
   });
 
@@ -212,5 +217,52 @@ describe('truncate', () => {
 
   it('does not count the first id, which no row predicts', () => {
     expect(supervisedCount({ ids: Int32Array.of(5, 6), supervised: Uint8Array.of(1, 1) })).toBe(1);
+  });
+});
+
+describe('a conversation', () => {
+  const user = { role: 'user', content: 'hi' };
+  const chat = (messages: unknown[], more: object = {}, by = tokenizer) =>
+    chooseFormat(by, { messages, ...more }).encode({ messages, ...more });
+  const kTools = withTemplate(
+    "{% if tools %}{{ '<start>tools' + tools|tojson + '<end>' }}{% endif %}" +
+      "{% for m in messages %}{{ '<start>' + m.role + '\n' + m.content + '<end>\n' }}{% endfor %}" +
+      "{% if add_generation_prompt %}{{ '<start>assistant\n' }}{% endif %}",
+  );
+
+  it('shows its tools to the template, and is refused where the template ignores them', () => {
+    const messages = [user, { role: 'assistant', content: 'ok' }];
+    const tools = [{ name: 'add' }];
+    expect(shown(chat(messages, { tools }, kTools), kTools)).toMatch(
+      /^<start>tools\[\{"name": "add"\}\]<end><start>user\nhi<end>\n<start>assistant\n\[ok<end>\]\n$/,
+    );
+    for (const none of [null, []]) {
+      expect(chat(messages, { tools: none })).toEqual(chat(messages));
+    }
+    expect(() => chat(messages, { tools })).toThrow(
+      /^tools: the model's chat template does not use/,
+    );
+    expect(() => chat(messages, { tools: 'add' })).toThrow(
+      /^field 'tools' must be a list of descriptions, got "add"/,
+    );
+  });
+
+  it('is refused with a message without content, unless that calls a tool', () => {
+    for (const content of [null, undefined]) {
+      expect(() => chat([user, { role: 'assistant', content }])).toThrow(
+        /^messages\[1\] \(assistant\) has no content; give it a text, or remove/,
+      );
+    }
+    const calls = { role: 'assistant', content: null, tool_calls: [{ name: 'add' }] };
+    expect(shown(chat([user, calls]))).toBe('<start>user\nhi<end>\n<start>assistant\n[<end>]\n');
+  });
+
+  it('does not supervise an empty answer', () => {
+    const messages = [user, { role: 'assistant', content: '' }, user];
+    const example = chat([...messages, { role: 'assistant', content: 'ok' }]);
+    expect(shown(example).match(/\[/g)).toHaveLength(1);
+    expect(shown(example)).toContain('[ok<end>]');
+    expect(example.emptyAnswers).toBe(1);
+    expect(supervisedCount(chat(messages))).toBe(0);
   });
 });

@@ -38,7 +38,8 @@ const made = (rows: Row[], options: Partial<Seq2SeqBatchOptions> = {}) =>
 const pair = (prompt: unknown, response: unknown): Row => ({ prompt, response });
 const words = (n: number): string => 'the cat sat a '.repeat(n).split(' ').slice(0, n).join(' ');
 /** Rows of which row i has i % 4 words of source and i % 3 of target. */
-const rows = (n: number) => Array.from({ length: n }, (_, i) => pair(words(i % 4), words(i % 3)));
+const rows = (n: number) =>
+  Array.from({ length: n }, (_, i) => pair(words(i % 4), words(1 + (i % 3))));
 
 async function all(data: Seq2SeqBatches, epoch = 0, start = 0): Promise<Seq2SeqExamples[]> {
   const list: Seq2SeqExamples[] = [];
@@ -187,7 +188,7 @@ describe('collateSeq2Seq', () => {
 
 describe('Seq2SeqBatches', () => {
   it('uses prompts and responses unchanged, without a template', async () => {
-    const data = await made([pair('the cat', 'Katze'), pair('sat', '')], {
+    const data = await made([pair('the cat', 'Katze'), pair('sat', 'Katze')], {
       batchSize: 2,
       shuffle: false,
     });
@@ -197,10 +198,10 @@ describe('Seq2SeqBatches', () => {
         positions: Int32Array.of(0, 1, 2, 0, 1),
         cuSeqlens: Int32Array.of(0, 3, 5),
         decoder: {
-          inputIds: Int32Array.of(kStart, katze, kStart),
-          positions: Int32Array.of(0, 1, 0),
-          cuSeqlens: Int32Array.of(0, 2, 3),
-          targets: Int32Array.of(katze, kEnd, kEnd),
+          inputIds: Int32Array.of(kStart, katze, kStart, katze),
+          positions: Int32Array.of(0, 1, 0, 1),
+          cuSeqlens: Int32Array.of(0, 2, 4),
+          targets: Int32Array.of(katze, kEnd, katze, kEnd),
         },
         indices: Int32Array.of(0, 1),
       },
@@ -211,8 +212,8 @@ describe('Seq2SeqBatches', () => {
       examples: 2,
       skipped: 0,
       truncated: 0,
-      tokens: 8,
-      supervisedTokens: 3,
+      tokens: 9,
+      supervisedTokens: 4,
       longest: 3,
       longestSource: 3,
       longestTarget: 2,
@@ -233,13 +234,27 @@ describe('Seq2SeqBatches', () => {
     expect(await source(own)).toEqual([cat, sat, kEnd]);
   });
 
+  it('leaves out empty targets, with a warning that names the first row', async () => {
+    const warnings: DataWarning[] = [];
+    const onWarning = (warning: DataWarning) => void warnings.push(warning);
+    const data = await made([pair('cat', ''), pair('cat', 'Katze')], { onWarning });
+    expect(data.statistics).toMatchObject({ rows: 2, examples: 1, skipped: 1 });
+    expect(warnings.map(({ code, message }) => [code, message.slice(0, 40)])).toEqual([
+      ['answers_empty', '1 of the answers are empty and left out,'],
+    ]);
+    await expect(made([pair('cat', '')])).rejects.toThrow(/^row 0: the answer is empty/);
+  });
+
   it('warns of truncation and counts it for each side', async () => {
     const warnings: DataWarning[] = [];
-    const data = await made([pair(words(6), words(5)), pair(words(2), words(5)), pair('', '')], {
-      maxSourceLength: 4,
-      maxTargetLength: 3,
-      onWarning: (warning) => warnings.push(warning),
-    });
+    const data = await made(
+      [pair(words(6), words(5)), pair(words(2), words(5)), pair('', words(1))],
+      {
+        maxSourceLength: 4,
+        maxTargetLength: 3,
+        onWarning: (warning) => warnings.push(warning),
+      },
+    );
     expect(warnings).toEqual([
       {
         code: 'examples_truncated',
@@ -257,8 +272,8 @@ describe('Seq2SeqBatches', () => {
       longestSource: 4,
       longestTarget: 3,
       longest: 4,
-      tokens: 4 + 3 + 1 + 3 + 3 + 1,
-      supervisedTokens: 7,
+      tokens: 4 + 3 + 1 + 3 + 3 + 2,
+      supervisedTokens: 8,
     });
     const quiet: DataWarning[] = [];
     await made([pair(words(511), words(127))], { onWarning: (warning) => quiet.push(warning) });

@@ -294,6 +294,20 @@ describe('Tokenizer', () => {
     expect(framed.encode('ab', { addSpecialTokens: false })).toEqual([2]);
   });
 
+  it.each([-1, 1.5, '3', null, 2 ** 24 + 1, 1e308])('refuses the id %j of a token', (id) => {
+    const json = structuredClone(tinyTokenizerJson()) as {
+      model: { vocab: Record<string, unknown> };
+      added_tokens: { id: unknown }[];
+    };
+    json.model.vocab.a = id;
+    expect(() => Tokenizer.fromJson(json)).toThrow(
+      /^tokenizer: model\.vocab: the id of "a" must be a whole number from 0 to 16777216, got /,
+    );
+    const added = structuredClone(tinyTokenizerJson()) as typeof json;
+    (added.added_tokens[0] as { id: unknown }).id = id;
+    expect(() => Tokenizer.fromJson(added)).toThrow(/^tokenizer: added_tokens: the id of "/);
+  });
+
   it('refuses ids outside the vocabulary and chats without a template', () => {
     const tokenizer = Tokenizer.fromJson(tinyTokenizerJson());
     expect(tokenizer.decode([])).toBe('');

@@ -1,10 +1,20 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import crypto from 'node:crypto';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { syncBuiltinESMExports } from 'node:module';
 import { hostname, tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { dirname, join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { ArgumentError, NativeError } from '../../lib/errors.ts';
-import { namesIn, writeFolderAtomic } from '../../lib/io/files.ts';
+import { namesIn, writeFileAtomic, writeFolderAtomic } from '../../lib/io/files.ts';
 import { COMPANIONS } from '../../lib/io/model_folder.ts';
 import { MetricsFile } from '../../lib/train/metrics.ts';
 import { claimOutput } from '../../lib/train/output.ts';
@@ -35,34 +45,83 @@ describe('claimOutput', () => {
 
   it('overwrites only the files of a run', async () => {
     writeFileSync(join(folder, 'thesis.txt'), 'x');
-    for (const name of ['adapter_config.json', 'config.json', ...COMPANIONS]) {
-      writeFileSync(join(folder, name), '{}');
-    }
     mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
     const foreign = await claimOutput(folder, { overwrite: true, resume: false });
     expect(await namesIn(foreign.checkpoints)).toEqual(['step-1']); // without a config.json it is not the folder of a run
-    await foreign.release();
+    for (const name of ['adapter_config.json', 'config.json', ...COMPANIONS]) {
+      writeFileSync(join(folder, name), '{}');
+    }
     writeFileSync(join(folder, 'run/config.json'), '{}');
+    await foreign.release();
     const output = await claimOutput(folder, { overwrite: true, resume: false });
     expect((await namesIn(folder)).sort()).toEqual(['run', 'thesis.txt']);
     expect(await namesIn(output.checkpoints)).toEqual([]);
     await output.release();
   });
 
+  it('overwrites nothing that a user put there', async () => {
+    const mine = [
+      '.tmp-mine/a',
+      'run/.tmp-mine/a',
+      'run/notes/a',
+      'residual/mine.txt',
+      'config.json',
+    ];
+    for (const name of mine) {
+      mkdirSync(dirname(join(folder, name)), { recursive: true });
+      writeFileSync(join(folder, name), 'x');
+    }
+    const options = { overwrite: true, resume: false };
+    const first = await claimOutput(folder, options);
+    // What a run writes.
+    for (const name of ['run/config.json', 'residual/model.safetensors', 'adapter_config.json']) {
+      writeFileSync(join(folder, name), '{}');
+    }
+    mkdirSync(join(first.checkpoints, 'step-1'));
+    mkdirSync(join(first.checkpoints, 'step-mine'));
+    mkdirSync(join(first.run, 'best'));
+    await first.release();
+    await (await claimOutput(folder, { overwrite: false, resume: true })).release();
+    expect(await namesIn(first.checkpoints)).toEqual(['step-1', 'step-mine']);
+    const second = await claimOutput(folder, options);
+    for (const name of mine) expect(readFileSync(join(folder, name), 'utf8'), name).toBe('x');
+    expect(await namesIn(second.checkpoints)).toEqual(['step-mine']);
+    expect((await namesIn(folder)).sort()).toEqual(['.tmp-mine', 'config.json', 'residual', 'run']);
+    expect((await namesIn(second.run)).sort()).toEqual(
+      ['.tmp-mine', 'checkpoints', 'lock', 'manifest.json', 'notes'].sort(),
+    );
+    await second.release();
+  });
+
+  it('releases the folder where it cannot be prepared', async () => {
+    mkdirSync(join(folder, 'run'));
+    writeFileSync(join(folder, 'run/checkpoints'), '');
+    const failing = () => claimOutput(folder, { overwrite: false, resume: true });
+    await expect(failing()).rejects.toThrow(/checkpoints/);
+    await expect(failing()).rejects.not.toThrow(/in use/);
+    rmSync(join(folder, 'run/checkpoints'));
+    await (await failing()).release();
+  });
+
   it('keeps everything except incomplete files on resume', async () => {
     mkdirSync(join(folder, 'run/checkpoints/step-1'), { recursive: true });
     const dead = spawnSync(process.execPath, ['-e', '']).pid;
+    mkdirSync(join(folder, `run/checkpoints/.balora-${dead}-${'0'.repeat(16)}-step-2`));
     mkdirSync(join(folder, `run/checkpoints/.tmp-${dead}-step-2`));
     mkdirSync(join(folder, 'residual'));
-    const names = (pid: number) => [`a.safetensors.${pid}-3.tmp`, `.tmp-${pid}-b.json`];
+    const names = (pid: number) => [
+      `model.safetensors.${pid}-3.tmp`,
+      `.balora-${pid}-${'0'.repeat(16)}-b.json`,
+    ];
     const living = names(process.ppid).sort();
     // A file with our own process number that we have not written is from an earlier process.
-    for (const name of [...living, ...names(dead), ...names(process.pid), 'c.safetensors.tmp']) {
+    const mine = ['c.safetensors.tmp', `c.safetensors.${dead}-1.tmp`, `.tmp-${dead}-c`];
+    for (const name of [...living, ...names(dead), ...names(process.pid), ...mine]) {
       for (const at of [folder, join(folder, 'residual')]) writeFileSync(join(at, name), '');
     }
     const output = await claimOutput(folder, { overwrite: false, resume: true });
-    expect(await namesIn(output.checkpoints)).toEqual(['step-1']);
-    const kept = [...living, 'c.safetensors.tmp'];
+    expect((await namesIn(output.checkpoints)).sort()).toEqual([`.tmp-${dead}-step-2`, 'step-1']);
+    const kept = [...living, ...mine].sort();
     expect((await namesIn(join(folder, 'residual'))).sort()).toEqual(kept);
     expect((await namesIn(folder)).sort()).toEqual([...kept, 'residual', 'run'].sort());
     await output.release();
@@ -81,10 +140,9 @@ describe('claimOutput', () => {
     await output.release();
     const dead = spawnSync(process.execPath, ['-e', '']).pid;
     const lock = join(folder, 'run/lock');
-    for (const text of [JSON.stringify({ pid: dead, host: hostname(), started: '1' }), '{"pi']) {
-      writeFileSync(lock, text);
-      await (await claimOutput(folder, { overwrite: false, resume: true })).release();
-    }
+    writeFileSync(lock, JSON.stringify({ pid: dead, host: hostname(), started: '1' }));
+    await (await claimOutput(folder, { overwrite: false, resume: true })).release();
+    expect(await namesIn(join(folder, 'run'))).toEqual(['checkpoints', 'manifest.json']);
     // The process is alive, but was started later than the one that took the lock.
     writeFileSync(lock, JSON.stringify({ pid: process.pid, host: hostname(), started: '1' }));
     if (existsSync('/proc/self/stat')) {
@@ -94,6 +152,23 @@ describe('claimOutput', () => {
 });
 
 describe('atomic writing', () => {
+  it('never writes through a link of a temporary name', async () => {
+    const victim = join(folder, 'victim');
+    writeFileSync(victim, 'mine');
+    symlinkSync(victim, join(folder, `.tmp-${process.pid}-x`));
+    symlinkSync(victim, join(folder, `.balora-${process.pid}-${'0'.repeat(16)}-x`));
+    const random = vi.spyOn(crypto, 'randomBytes').mockImplementation(() => Buffer.alloc(8));
+    syncBuiltinESMExports();
+    await expect(writeFileAtomic(join(folder, 'x'), 'new')).rejects.toThrow(/EEXIST/);
+    await expect(writeFolderAtomic(join(folder, 'x'), async () => {})).rejects.toThrow(/EEXIST/);
+    expect(await namesIn(folder)).toHaveLength(3);
+    random.mockRestore();
+    syncBuiltinESMExports();
+    await writeFileAtomic(join(folder, 'x'), 'new');
+    expect(readFileSync(victim, 'utf8')).toBe('mine');
+    expect(readFileSync(join(folder, 'x'), 'utf8')).toBe('new');
+  });
+
   it('keeps the old file and leaves no temporary one where writing fails', async () => {
     await writeFolderAtomic(join(folder, 'x'), async (path) => writeFileSync(join(path, 'a'), '1'));
     const failing = writeFolderAtomic(join(folder, 'x'), async (path) => {

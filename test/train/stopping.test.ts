@@ -218,6 +218,19 @@ describe('an error', () => {
     expect(error.message).toContain(`no room; ${saved(6)}`);
   });
 
+  it('that the output folder is gone is an error, and nothing says where the result is', async () => {
+    const remove = (step: number) => (event: TrainEvent) => {
+      const now = event.type === 'step' && event.record.step === step;
+      if (now) rmSync(output, { recursive: true });
+    };
+    for (const step of [3, kSteps]) {
+      const error = await failure({ saveSteps: 2, evalSteps: 0, callbacks: [remove(step)] });
+      expect(error.message).toMatch(/out was removed or given to another process while/);
+      expect(error.message).toMatch(/; there is no checkpoint$/);
+      expect(existsSync(output)).toBe(false);
+    }
+  });
+
   it('before the end of the first step has nothing to save', async () => {
     const error = await failure({ loss: ownLoss(fail('no loss')) });
     expect(error.message).toBe('no loss');
@@ -260,8 +273,10 @@ describe('an error', () => {
       fail('first')();
     };
     const error = await failure({ callbacks: [at('step', 3, blocked)] });
-    expect(error.message).toMatch(/^first; step 3 could not be saved \(ENOTDIR.*; there is no/);
-    expect(error.cause).toMatchObject({ code: 'ENOTDIR' });
+    expect(error.message).toMatch(
+      /^first; step 3 could not be saved \(.*checkpoints: cannot write: EEXIST.*; there is no/,
+    );
+    expect(error.cause).toMatchObject({ code: 'ERR_IO' });
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
   });
 
@@ -354,7 +369,7 @@ describe('a consumer that leaves the loop over events', () => {
         break;
       }
     };
-    await expect(consume()).rejects.toThrow(/ENOTDIR/);
+    await expect(consume()).rejects.toThrow(/checkpoints: cannot write: EEXIST/);
     expect(existsSync(join(output, 'run', 'lock'))).toBe(false);
   });
 });

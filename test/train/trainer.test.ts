@@ -524,7 +524,53 @@ describe('setAdapter', () => {
     );
   });
 
-  it('in the middle of a run ends it, and nothing of the other adapter is saved', async () => {
+  it('in the middle of a run is refused, and so is every other change of the adapters', async () => {
+    const tuned = await both();
+    const refused: string[] = [];
+    const attempt = async (change: () => unknown) => {
+      const error = await Promise.resolve()
+        .then(change)
+        .catch((e: Error) => e);
+      refused.push((error as Error).message);
+    };
+    await new Trainer(
+      optionsFor(tuned, {
+        maxSteps: 1,
+        callbacks: [
+          async (event) => {
+            if (event.type !== 'step') return;
+            await attempt(() => tuned.setAdapter('plain'));
+            await attempt(() => tuned.addAdapter('third'));
+            await attempt(() => tuned.mergeAndUnload());
+            await attempt(() => tuned.dispose());
+          },
+        ],
+      }),
+    ).train();
+    for (const [i, name] of ['setAdapter', 'addAdapter', 'mergeAndUnload', 'dispose'].entries()) {
+      expect(refused[i]).toMatch(
+        new RegExp(`^${name}: the model is being trained, .* await the end`),
+      );
+    }
+    tuned.setAdapter('plain');
+    expect(tuned.names).toEqual(['default', 'plain']);
+    tuned.dispose();
+  });
+
+  it('to none in the middle of a run ends it with the last step saved', async () => {
+    const tuned = await both();
+    const output = join(folder, 'out');
+    const callbacks = [
+      (event: TrainEvent) => {
+        if (event.type === 'step' && event.record.step === 3) tuned.enabled = false;
+      },
+    ];
+    await expect(
+      new Trainer(optionsFor(tuned, { maxSteps: 6, output, callbacks })).train(),
+    ).rejects.toThrow(/^the adapter is switched off, .*the last good checkpoint is .*step-3/);
+  });
+
+  it('in the middle of a run ends it, with its own adapter saved', async () => {
     const tuned = await both();
     const output = join(folder, 'out');
     const trainer = new Trainer(
@@ -538,12 +584,34 @@ describe('setAdapter', () => {
       }),
     );
     await expect(trainer.train()).rejects.toThrow(
-      /^another adapter was made the active one during the run: .*step 3 could not be saved .*the last good checkpoint is .*step-2/s,
+      /^setAdapter: the model is being trained, .*the last good checkpoint is .*step-3/s,
     );
-    expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-2']);
-    tuned.setAdapter('default');
+    expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-2', 'step-3']);
     const again = new Trainer(optionsFor(tuned, { maxSteps: 6, output, resume: true }));
     expect((await again.train()).steps).toBe(6);
+  });
+});
+
+describe('a second run on a model', () => {
+  it('is refused while the first is in progress, and so is its measured plan', async () => {
+    const tuned = await adapted();
+    const first = new Trainer(optionsFor(tuned, { maxSteps: 2 })).run();
+    for (let next = await first.next(); ; next = await first.next()) {
+      if (next.done || next.value.type === 'step') break;
+    }
+    const output = join(folder, 'second');
+    const second = new Trainer(optionsFor(tuned, { maxSteps: 2, output }));
+    const message = /^the model is being trained by another run: await its end/;
+    await expect(second.train()).rejects.toThrow(message);
+    await expect(second.plan({ measure: true })).rejects.toThrow(message);
+    expect(existsSync(output)).toBe(false);
+    expect((await second.plan()).totalSteps).toBe(2);
+    await first.return(undefined as never);
+    expect((await second.train()).reason).toBe('completed');
+    await expect(
+      new Trainer(optionsFor(tuned, { output })).train(), // the folder is not empty
+    ).rejects.toThrow(/is not empty/);
+    expect((await new Trainer(optionsFor(tuned, { maxSteps: 1 })).train()).steps).toBe(1);
   });
 });
 

@@ -21,6 +21,7 @@ import { findFiles } from '../../models/opened.ts';
 import type { Tokenizer } from '../../text/tokenizer.ts';
 import { copyHead, warmUpHead } from '../../train/head_warmup.ts';
 import {
+  adapterOptions,
   type DataOptions,
   loadOptions,
   type ModelLoadOptions,
@@ -171,6 +172,7 @@ export async function loadTunedClassifier(
       });
     return showWarnings(
       await AdapterModel.fromPretrained(model, settings.adapter, {
+        ...adapterOptions(settings),
         seed,
         method: setup.adapter.method,
       }),

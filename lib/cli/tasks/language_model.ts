@@ -14,6 +14,7 @@ import type { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import {
+  adapterOptions,
   type DataCallbacks,
   loadOptions,
   type ModelLoadOptions,
@@ -185,6 +186,7 @@ async function loadTuned<M extends CausalLM | Seq2SeqLM>(
     ? AdapterModel.create(model, adapter, { seed, onProgress: progress.adapterProgress })
     : showWarnings(
         await AdapterModel.fromPretrained(model, settings.adapter, {
+          ...adapterOptions(settings),
           seed,
           method: adapter.method,
         }),
@@ -196,13 +198,17 @@ async function loadTuned<M extends CausalLM | Seq2SeqLM>(
 async function evaluateModel<M extends CausalLM | Seq2SeqLM>(
   model: M,
   data: BatchSource<EvaluatedBatch<M>>,
-  { adapter }: EvaluateSettings,
+  settings: EvaluateSettings,
   { progress, signal }: RunContext,
 ): Promise<Evaluated> {
+  const { adapter } = settings;
   const tuned =
     adapter === undefined
       ? withoutAdapter(model)
-      : showWarnings(await AdapterModel.fromPretrained(model, adapter), progress);
+      : showWarnings(
+          await AdapterModel.fromPretrained(model, adapter, adapterOptions(settings)),
+          progress,
+        );
   const result = await evaluate<M>(tuned, data.batches(0, 0), { signal });
   return { result, text: evaluationText(result) };
 }

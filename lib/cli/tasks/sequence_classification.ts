@@ -11,7 +11,7 @@ import { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import { classifierText } from '../evaluation_view.ts';
-import { loadOptions, showWarnings } from '../load.ts';
+import { adapterOptions, loadOptions, showWarnings } from '../load.ts';
 import { listOf, pick } from '../option_table.ts';
 import type { Progress } from '../progress.ts';
 import {
@@ -134,7 +134,10 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     const model = await loadClassifier(path, data.scheme, { ...modelOptions, newHead });
     model.checkLength(data.statistics.longest);
     if (adapter !== undefined)
-      showWarnings(await AdapterModel.fromPretrained(model, adapter), progress);
+      showWarnings(
+        await AdapterModel.fromPretrained(model, adapter, adapterOptions(settings)),
+        progress,
+      );
     if (head === null) {
       const drawn = model.newlyInitialized.join(', ');
       progress.warn(

@@ -1,0 +1,72 @@
+/** The content of a checkpoint other than its tensors, and the check of what a file holds of it. */
+import { z } from 'zod';
+import { FormatError } from '../errors.ts';
+import type { Identity } from './options.ts';
+import type { StepRecord } from './types.ts';
+import type { Position } from './window.ts';
+
+/** The content of a checkpoint other than its tensors. */
+export interface CheckpointState {
+  readonly format: typeof CHECKPOINT_FORMAT;
+  /** The number of completed optimiser steps. */
+  readonly step: number;
+  /** The total number of steps S. Schedules depend on it, so a resumed run must use the same number. */
+  readonly totalSteps: number;
+  /** The position of the next micro-batch. */
+  readonly position: Position;
+  readonly elapsedSeconds: number;
+  readonly last: StepRecord | null;
+  readonly identity: Identity;
+  /** The number of steps that updated each parameter, by its name. */
+  readonly optimizerSteps: Readonly<Record<string, number>>;
+  /** Whether an evaluation was due at this step and may not have been completed; a resumed run then begins with it. */
+  readonly owesEvaluation?: boolean;
+}
+
+/** The format that is written. Format 1 had no checksums. */
+export const CHECKPOINT_FORMAT = 2;
+
+const count = z.int().nonnegative();
+
+const kState = z
+  .strictObject({
+    format: z.literal(CHECKPOINT_FORMAT),
+    step: count.positive(),
+    totalSteps: count,
+    position: z.strictObject({ epoch: count, microBatch: count }),
+    elapsedSeconds: z.number().nonnegative(),
+    last: z.looseObject({ step: count, epoch: z.number(), loss: z.number() }).nullable(),
+    identity: z.record(z.string(), z.unknown()),
+    optimizerSteps: z.record(z.string(), count),
+    owesEvaluation: z.boolean().optional(),
+  })
+  .refine(({ step, totalSteps }) => step <= totalSteps, {
+    path: ['step'],
+    error: 'is more than totalSteps',
+  })
+  .refine(({ step, last }) => last === null || last.step === step, {
+    path: ['last', 'step'],
+    error: 'is not that of the checkpoint',
+  })
+  .refine(({ step, optimizerSteps }) => Object.values(optimizerSteps).every((n) => n <= step), {
+    path: ['optimizerSteps'],
+    error: 'has more steps than the run',
+  });
+
+/**
+ * Reads the text of a state file.
+ * @throws FormatError naming the file and the field that is wrong
+ */
+export function parseState(text: string, path: string): CheckpointState {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new FormatError(`${path}: ${(error as Error).message}`, { path });
+  }
+  const parsed = kState.safeParse(value);
+  if (parsed.success) return parsed.data as unknown as CheckpointState;
+  const [issue] = parsed.error.issues as [z.core.$ZodIssue];
+  const field = issue.path.length === 0 ? '' : `${issue.path.join('.')}: `;
+  throw new FormatError(`${path}: ${field}${issue.message}`, { path });
+}

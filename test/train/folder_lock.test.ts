@@ -1,0 +1,96 @@
+import { spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { hostname, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { acquireLock, livingHolder } from '../../lib/train/folder_lock.ts';
+
+let folder: string;
+let lock: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-lock-'));
+  lock = join(folder, 'lock');
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const acquire = () => acquireLock(lock, ({ pid }) => new Error(`in use by ${pid}`));
+const dead = () => spawnSync(process.execPath, ['-e', '']).pid;
+const textOf = (pid: number, more: object = {}) =>
+  JSON.stringify({ pid, host: hostname(), started: '1', ...more });
+
+describe('a lock', () => {
+  it('has one holder, and leaves nothing but itself', async () => {
+    const held = await acquire();
+    expect(await held.isHeld()).toBe(true);
+    expect(JSON.parse(readFileSync(lock, 'utf8'))).toMatchObject({ pid: process.pid });
+    await expect(acquire()).rejects.toThrow(`in use by ${process.pid}`);
+    expect(readdirSync(folder)).toEqual(['lock']);
+    await held.release();
+    expect(readdirSync(folder)).toEqual([]);
+  });
+
+  it.each(['', '{"pi', 'null', '{"pid":"1"}'])('that reads %j is refused by name', async (text) => {
+    writeFileSync(lock, text);
+    await expect(acquire()).rejects.toThrow(
+      /lock does not name the process.*; remove it if there is/,
+    );
+    await expect(livingHolder(lock)).rejects.toThrow(/does not name the process/);
+    expect(readFileSync(lock, 'utf8')).toBe(text);
+  });
+
+  it('of a process that died is taken over, and so is that of one that died while taking it over', async () => {
+    writeFileSync(lock, textOf(dead()));
+    const first = await acquire();
+    expect(readdirSync(folder)).toEqual(['lock']);
+    await first.release();
+    const text = textOf(dead());
+    const digest = createHash('sha256').update(text).digest('hex').slice(0, 16);
+    writeFileSync(lock, text);
+    writeFileSync(`${lock}.${digest}`, textOf(dead(), { token: 'successor' }));
+    const second = await acquire();
+    expect(readdirSync(folder)).toEqual(['lock']);
+    await second.release();
+    // The successor lives, and the lock's own name still has the dead one.
+    writeFileSync(lock, text);
+    writeFileSync(`${lock}.${digest}`, JSON.stringify({ pid: process.ppid, host: hostname() }));
+    await expect(acquire()).rejects.toThrow(`in use by ${process.ppid}`);
+  });
+
+  it('that somebody else removed and took is neither held nor released', async () => {
+    const first = await acquire();
+    rmSync(lock);
+    const second = await acquire();
+    expect(await first.isHeld()).toBe(false);
+    await first.release();
+    expect(await second.isHeld()).toBe(true);
+    await second.release();
+  });
+
+  it.skipIf(!existsSync('/proc/thread-self'))(
+    'of a thread that has ended is taken over',
+    async () => {
+      await (await acquire()).release();
+      const held = await acquire();
+      const mine = JSON.parse(readFileSync(lock, 'utf8'));
+      await held.release();
+      expect(mine.thread.id).toBeGreaterThan(0);
+      // A thread that this process does not have, and one whose number was given to another thread.
+      for (const thread of [
+        { id: 2 ** 22 - 1, started: mine.thread.started },
+        { id: mine.thread.id, started: '1' },
+      ]) {
+        writeFileSync(lock, JSON.stringify({ ...mine, thread }));
+        expect(await livingHolder(lock)).toBeNull();
+        await (await acquire()).release();
+      }
+      writeFileSync(lock, JSON.stringify(mine));
+      await expect(acquire()).rejects.toThrow(/in use/);
+    },
+  );
+
+  it('of another machine is held', async () => {
+    writeFileSync(lock, textOf(1, { host: 'elsewhere' }));
+    await expect(acquire()).rejects.toThrow('in use by 1');
+  });
+});
