@@ -30,7 +30,9 @@ __device__ void turn_group(const Rotation& r, int64_t from, int64_t to, int64_t 
   read_group(r.sine, angle, count, s);
   BALORA_UNROLL
   for (int j = 0; j < kGroup; ++j) {
-    rotate_pair(c[j], r.inverse ? -s[j] : s[j], first[j], second[j]);
+    const auto pair = rotated<A>(first[j], second[j], c[j], r.inverse ? -s[j] : s[j]);
+    first[j] = pair.first;
+    second[j] = pair.second;
   }
   write_group(r.y, to, count, first);
   write_group(r.y, to + r.half, count, second);

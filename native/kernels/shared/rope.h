@@ -4,12 +4,17 @@
 
 namespace balora {
 
-// Channels i and i + Drot/2 of a head, rotated by the angle with this cosine and sine.
+// Channels i and i + Drot/2 of a head.
 template <typename A>
-BALORA_HOST_DEVICE void rotate_pair(A cosine, A sine, A& first, A& second) {
-  const A rotated = first * cosine - second * sine;
-  second = second * cosine + first * sine;
-  first = rotated;
+struct RotaryPair {
+  A first, second;
+};
+
+// The pair rotated by the angle with this cosine and sine. By value: through references, GCC
+// vectorises the CPU's loop over f32 and f64 with 16 bytes instead of 64.
+template <typename A>
+BALORA_HOST_DEVICE RotaryPair<A> rotated(A first, A second, A cosine, A sine) {
+  return {first * cosine - second * sine, second * cosine + first * sine};
 }
 
 }  // namespace balora

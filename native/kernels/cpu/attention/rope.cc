@@ -37,10 +37,9 @@ BALORA_INLINE void rotate_rows(const Rotation<T>& r, int64_t begin, int64_t end)
       T* y = r.y + n * r.y_stride + h * r.size;
 #pragma omp simd
       for (int64_t i = 0; i < r.half; ++i) {
-        A first = load(x[i]), second = load(x[i + r.half]);
-        rotate_pair(c[i], r.sign * s[i], first, second);
-        y[i] = store<T>(first);
-        y[i + r.half] = store<T>(second);
+        const auto pair = rotated<A>(load(x[i]), load(x[i + r.half]), c[i], r.sign * s[i]);
+        y[i] = store<T>(pair.first);
+        y[i + r.half] = store<T>(pair.second);
       }
       for (int64_t i = 2 * r.half; i < r.size; ++i) y[i] = x[i];
     }
