@@ -85,17 +85,14 @@ struct Function {
   bool present;
   const char* name;
 };
+#define FUNCTION(name) {table.name != nullptr, #name}
 
 // The first row or function that a device must have and this one has not; null: it has all.
 const char* missing_function(const KernelTable& table) {
   const Function needed[] = {
-      {table.create_state, "create_state"},
-      {table.destroy_state, "destroy_state"},
-      {table.allocate, "allocate"},
-      {table.release, "release"},
-      {table.upload, "upload"},
-      {table.download, "download"},
-#define KERNEL(name) {table.name != nullptr, #name},
+      FUNCTION(create_state), FUNCTION(destroy_state), FUNCTION(allocate),
+      FUNCTION(release),      FUNCTION(upload),        FUNCTION(download),
+#define KERNEL(name) FUNCTION(name),
 #include "kernels/kernels.def"
   };
   for (const auto& [present, name] : needed) {
@@ -120,7 +117,6 @@ void look_into_group(std::span<const Function> group, HalfGroup& found) {
 
 // The engine asks for one function of a group, and calls them all where the device has it.
 HalfGroup incomplete_group(const KernelTable& table) {
-#define FUNCTION(name) {table.name != nullptr, #name}
   const Function pinned[] = {FUNCTION(pin),        FUNCTION(unpin), FUNCTION(copy_in),
                              FUNCTION(copy_out),   FUNCTION(mark),  FUNCTION(reached),
                              FUNCTION(await_mark), FUNCTION(unmark)};
