@@ -255,8 +255,7 @@ std::vector<Case> cases() {
   };
 }
 
-TEST_CASE_TEMPLATE("attention is as near to its definition as the CPU's", T, float, bf16, f16,
-                   double) {
+TEST_CASE_TEMPLATE("attention is as near to its definition as the CPU's", T, BALORA_FLOAT_TYPES) {
   for (const Case& c : cases()) check_attention<T>(c);
 }
 

@@ -245,8 +245,8 @@ std::vector<Case> cases() {
   };
 }
 
-TEST_CASE_TEMPLATE("relative attention is as near to its definition as the CPU's", T, float, bf16,
-                   f16, double) {
+TEST_CASE_TEMPLATE("relative attention is as near to its definition as the CPU's", T,
+                   BALORA_FLOAT_TYPES) {
   for (const Case& c : cases()) check_relative<T>(c);
 }
 

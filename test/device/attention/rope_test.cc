@@ -51,7 +51,7 @@ void check_rope(const Sizes& s) {
   t.check_close(back, 4 * tolerance);
 }
 
-TEST_CASE_TEMPLATE("rope agrees with the CPU", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("rope agrees with the CPU", T, BALORA_FLOAT_TYPES) {
   check_rope<T>({0, 2, 8, 8, 0});
   check_rope<T>({1, 1, 2, 2, 0});
   check_rope<T>({7, 3, 16, 16, 5});

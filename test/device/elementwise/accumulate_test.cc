@@ -31,17 +31,12 @@ void check_accumulate() {
 
 template <typename D>
 void check_sources() {
-  check_accumulate<float, D>();
-  check_accumulate<bf16, D>();
-  check_accumulate<f16, D>();
-  check_accumulate<double, D>();
+  for_each_type<BALORA_FLOAT_TYPES>([]<typename S>() { check_accumulate<S, D>(); });
 }
 
-TEST_CASE("accumulate agrees with the CPU for every pair of types") {
-  check_sources<float>();
-  check_sources<bf16>();
-  check_sources<f16>();
-  check_sources<double>();
+TEST_CASE_TEMPLATE("accumulate agrees with the CPU for every pair of types", T,
+                   BALORA_FLOAT_TYPES) {
+  check_sources<T>();
 }
 
 template <typename T>
@@ -65,11 +60,8 @@ void check_finite_of() {
   }
 }
 
-TEST_CASE("check_finite finds one bad element among many") {
-  check_finite_of<float>();
-  check_finite_of<bf16>();
-  check_finite_of<f16>();
-  check_finite_of<double>();
+TEST_CASE_TEMPLATE("check_finite finds one bad element among many", T, BALORA_FLOAT_TYPES) {
+  check_finite_of<T>();
 }
 
 TEST_CASE("check_finite refuses a strided view") {

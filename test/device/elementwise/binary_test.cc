@@ -56,7 +56,7 @@ void check_binary(const Layout& layout, int op) {
   t.check_close(y, tolerance_of<T>());
 }
 
-TEST_CASE_TEMPLATE("binary ops agree with the CPU", T, float, bf16, f16, double, int32_t, int64_t) {
+TEST_CASE_TEMPLATE("binary ops agree with the CPU", T, BALORA_FLOAT_TYPES, int32_t, int64_t) {
   for (const Layout& layout : kLayouts) {
     for (int op = BALORA_ADD; op <= BALORA_MINIMUM; ++op) {
       if (std::is_integral_v<T> && (op == BALORA_DIV || op == BALORA_POW)) continue;
@@ -94,7 +94,7 @@ TEST_CASE("u8 has no arithmetic") {
   CHECK(t.error() == "u8 has no arithmetic");
 }
 
-TEST_CASE_TEMPLATE("gradients agree with the CPU", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("gradients agree with the CPU", T, BALORA_FLOAT_TYPES) {
   for (const Layout& layout : kLayouts) {
     for (const int op : {BALORA_DIV, BALORA_POW, BALORA_MAXIMUM, BALORA_MINIMUM}) {
       for (const int wanted : {1, 2, 3}) {

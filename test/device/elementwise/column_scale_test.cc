@@ -62,7 +62,7 @@ void check_backward(int64_t rows, int64_t columns, int wanted) {
   if (dbias) t.check_truth(dbias, values, tolerance, 1);
 }
 
-TEST_CASE_TEMPLATE("column_scale agrees with the CPU", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("column_scale agrees with the CPU", T, BALORA_FLOAT_TYPES) {
   for (const auto& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{
            {0, 5}, {3, 0}, {1, 1}, {33, 31}, {5, 264}, {200, 24}, {70, 520}}) {
     check_forward<T>(rows, columns);

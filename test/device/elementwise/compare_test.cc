@@ -22,7 +22,7 @@ Array small(DeviceTest& t, std::vector<int64_t> shape) {
   return x;
 }
 
-TEST_CASE_TEMPLATE("compare", T, float, bf16, f16, double, int32_t, int64_t, uint8_t) {
+TEST_CASE_TEMPLATE("compare", T, BALORA_FLOAT_TYPES, int32_t, int64_t, uint8_t) {
   for (int op = BALORA_EQUAL; op <= BALORA_GREATER_EQUAL; ++op) {
     DeviceTest t;
     const Array a = small<T>(t, {31, 33}), b = small<T>(t, {33, 31}), c = small<T>(t, {1, 33});
@@ -44,7 +44,7 @@ TEST_CASE_TEMPLATE("compare", T, float, bf16, f16, double, int32_t, int64_t, uin
   }
 }
 
-TEST_CASE_TEMPLATE("where", T, float, bf16, f16, double, int32_t, int64_t, uint8_t) {
+TEST_CASE_TEMPLATE("where", T, BALORA_FLOAT_TYPES, int32_t, int64_t, uint8_t) {
   for (const int given : {0, 1, 2, 3}) {
     DeviceTest t;
     const Array condition = small<uint8_t>(t, {1, 33}), a = small<T>(t, {33, 31}),
@@ -67,7 +67,7 @@ TEST_CASE_TEMPLATE("where", T, float, bf16, f16, double, int32_t, int64_t, uint8
   });
 }
 
-TEST_CASE_TEMPLATE("is_finite", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("is_finite", T, BALORA_FLOAT_TYPES) {
   DeviceTest t;
   const Array x = t.random<T>({1500}), y = t.empty<uint8_t>({1500});
   x->set(0, kNan);

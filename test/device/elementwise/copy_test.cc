@@ -36,14 +36,9 @@ void check_cast() {
   t.check_equal(y);
 }
 
-TEST_CASE_TEMPLATE("copy converts between all types", S, float, bf16, f16, double, int32_t, int64_t,
+TEST_CASE_TEMPLATE("copy converts between all types", S, BALORA_FLOAT_TYPES, int32_t, int64_t,
                    uint8_t) {
-  check_cast<S, float>();
-  check_cast<S, bf16>();
-  check_cast<S, f16>();
-  check_cast<S, double>();
-  check_cast<S, int32_t>();
-  check_cast<S, int64_t>();
+  for_each_type<BALORA_FLOAT_TYPES, int32_t, int64_t>([]<typename D>() { check_cast<S, D>(); });
   if (!std::is_same_v<S, int32_t> && !std::is_same_v<S, int64_t>) check_cast<S, uint8_t>();
 }
 

@@ -21,14 +21,9 @@ void check_fill() {
   }
 }
 
-TEST_CASE("fill and arange give the CPU's bits in every dtype") {
-  check_fill<float>();
-  check_fill<bf16>();
-  check_fill<f16>();
-  check_fill<double>();
-  check_fill<int32_t>();
-  check_fill<int64_t>();
-  check_fill<uint8_t>();
+TEST_CASE_TEMPLATE("fill and arange give the CPU's bits in every dtype", T, BALORA_FLOAT_TYPES,
+                   int32_t, int64_t, uint8_t) {
+  check_fill<T>();
 }
 
 }  // namespace

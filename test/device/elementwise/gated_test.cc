@@ -39,7 +39,7 @@ void check_gated(int64_t rows, int64_t width, int32_t activation) {
   t.check_close(dfused, 4 * tolerance);
 }
 
-TEST_CASE_TEMPLATE("gated activations agree with the CPU", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("gated activations agree with the CPU", T, BALORA_FLOAT_TYPES) {
   for (const int32_t activation : {0, 1, 2}) {
     check_gated<T>(0, 8, activation);
     check_gated<T>(5, 0, activation);

@@ -44,7 +44,7 @@ void check_function(int op, int64_t n) {
   t.check_close(dx, 8 * kTolerance<T>);
 }
 
-TEST_CASE_TEMPLATE("functions and slopes agree with the CPU", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("functions and slopes agree with the CPU", T, BALORA_FLOAT_TYPES) {
   for (int op = BALORA_NEG; op <= BALORA_AFFINE; ++op) {
     for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}, int64_t{2500}}) {
       check_function<T>(op, n);

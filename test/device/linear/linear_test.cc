@@ -384,10 +384,8 @@ class Choice {
   ~Choice() { unsetenv("BALORA_CUDA_LINEAR"); }
 };
 
-TEST_CASE("linear in f32, f64 and f16") {
-  check_all<float>();
-  check_all<double>();
-  check_all<f16>();
+TEST_CASE_TEMPLATE("linear in f32, f64 and f16", T, float, double, f16) {
+  check_all<T>();
 }
 
 TEST_CASE("linear in bf16 by the own kernel") {
@@ -498,11 +496,8 @@ void check_weight_backward() {
   }
 }
 
-TEST_CASE("linear_weight_backward sums in the accumulator's type") {
-  check_weight_backward<float>();
-  check_weight_backward<bf16>();
-  check_weight_backward<f16>();
-  check_weight_backward<double>();
+TEST_CASE_TEMPLATE("linear_weight_backward sums in the accumulator's type", T, BALORA_FLOAT_TYPES) {
+  check_weight_backward<T>();
 }
 
 }  // namespace

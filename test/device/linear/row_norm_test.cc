@@ -55,7 +55,7 @@ void check_row_norm(int64_t rows, int64_t columns, const std::vector<int64_t>& r
   t.check_truth(norm, truth, 4 * epsilon_of<AccOf<T>>(), 1);
 }
 
-TEST_CASE_TEMPLATE("row_norm agrees with the CPU", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("row_norm agrees with the CPU", T, BALORA_FLOAT_TYPES) {
   check_row_norm<T>(1, 1, {});
   check_row_norm<T>(3, 0, {2});
   check_row_norm<T>(33, 31, {1});

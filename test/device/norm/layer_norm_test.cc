@@ -110,19 +110,8 @@ void check_all() {
   check<T>({2, 2056}, true, false, false);
 }
 
-TEST_CASE("layer_norm forward and backward match f64 sums") {
-  SUBCASE("f32") {
-    check_all<float>();
-  }
-  SUBCASE("bf16") {
-    check_all<bf16>();
-  }
-  SUBCASE("f16") {
-    check_all<f16>();
-  }
-  SUBCASE("f64") {
-    check_all<double>();
-  }
+TEST_CASE_TEMPLATE("layer_norm forward and backward match f64 sums", T, BALORA_FLOAT_TYPES) {
+  check_all<T>();
 }
 
 TEST_CASE("layer_norm of rows that do not fit into registers") {

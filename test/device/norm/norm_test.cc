@@ -131,19 +131,9 @@ void check_all() {
   check_backward<T>({5, 40}, false, false, true);
 }
 
-TEST_CASE("rms_norm forward, with a residual, and backward match f64 sums") {
-  SUBCASE("f32") {
-    check_all<float>();
-  }
-  SUBCASE("bf16") {
-    check_all<bf16>();
-  }
-  SUBCASE("f16") {
-    check_all<f16>();
-  }
-  SUBCASE("f64") {
-    check_all<double>();
-  }
+TEST_CASE_TEMPLATE("rms_norm forward, with a residual, and backward match f64 sums", T,
+                   BALORA_FLOAT_TYPES) {
+  check_all<T>();
 }
 
 TEST_CASE("rms_norm of rows that do not fit into registers") {

@@ -78,19 +78,9 @@ void check_all() {
   check<T>(3, 2056);
 }
 
-TEST_CASE("softmax and logSoftmax, forward and backward, match f64") {
-  SUBCASE("f32") {
-    check_all<float>();
-  }
-  SUBCASE("bf16") {
-    check_all<bf16>();
-  }
-  SUBCASE("f16") {
-    check_all<f16>();
-  }
-  SUBCASE("f64") {
-    check_all<double>();
-  }
+TEST_CASE_TEMPLATE("softmax and logSoftmax, forward and backward, match f64", T,
+                   BALORA_FLOAT_TYPES) {
+  check_all<T>();
 }
 
 TEST_CASE("softmax of rows that do not fit into registers") {

@@ -146,7 +146,7 @@ TEST_CASE("optimiser state must be f32 or f64") {
   CHECK(t.error() == "optimiser state must be f32 or f64");
 }
 
-TEST_CASE_TEMPLATE("norms add up over calls and repeat bit by bit", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("norms add up over calls and repeat bit by bit", T, BALORA_FLOAT_TYPES) {
   for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}, int64_t{20001}}) {
     for (const int kind : {BALORA_NORM_1, BALORA_NORM_2, BALORA_NORM_INF}) {
       CAPTURE(kind);
@@ -217,7 +217,7 @@ TEST_CASE("the largest magnitude keeps a NaN") {
   CHECK(std::isnan(total->from_device()[0]));
 }
 
-TEST_CASE_TEMPLATE("scale, scale_by and adding a multiple", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("scale, scale_by and adding a multiple", T, BALORA_FLOAT_TYPES) {
   for (const int64_t n : kSizes) {
     DeviceTest t;
     const Array x = t.random<T>({n}), y = t.empty<T>({n}), sum = t.random<T>({n}),

@@ -23,7 +23,7 @@ TEST_CASE("words are the CPU's") {
 }
 
 // The last range holds so few numbers that rounding reaches its end.
-TEST_CASE_TEMPLATE("uniforms are the CPU's", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("uniforms are the CPU's", T, BALORA_FLOAT_TYPES) {
   for (const int64_t n : kSizes) {
     for (const auto& [low, high] : std::vector<std::pair<double, double>>{
              {0, 1}, {-0.1, 0.3}, {-1e-3, 1e3}, {1e15, 1e15 + 1}}) {
@@ -38,7 +38,7 @@ TEST_CASE_TEMPLATE("uniforms are the CPU's", T, float, bf16, f16, double) {
   }
 }
 
-TEST_CASE_TEMPLATE("normals are within 4 units in the last place", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("normals are within 4 units in the last place", T, BALORA_FLOAT_TYPES) {
   for (const int64_t n : kSizes) {
     DeviceTest t;
     const Array y = t.empty<T>({n}), z = t.empty<T>({n});
@@ -60,7 +60,7 @@ TEST_CASE_TEMPLATE("normals are within 4 units in the last place", T, float, bf1
   }
 }
 
-TEST_CASE_TEMPLATE("dropout is the CPU's", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("dropout is the CPU's", T, BALORA_FLOAT_TYPES) {
   for (const int64_t n : kSizes) {
     for (const double p : {0.0, 0.1, 0.5, 1.0}) {
       for (const int64_t skip : {int64_t{0}, std::min<int64_t>(n, 1)}) {

@@ -77,19 +77,8 @@ void check_all() {
   }
 }
 
-TEST_CASE("sum, mean, logsumexp and variance match f64") {
-  SUBCASE("f32") {
-    check_all<float>();
-  }
-  SUBCASE("bf16") {
-    check_all<bf16>();
-  }
-  SUBCASE("f16") {
-    check_all<f16>();
-  }
-  SUBCASE("f64") {
-    check_all<double>();
-  }
+TEST_CASE_TEMPLATE("sum, mean, logsumexp and variance match f64", T, BALORA_FLOAT_TYPES) {
+  check_all<T>();
 }
 
 TEST_CASE("reductions of rows in several pieces") {
@@ -135,14 +124,9 @@ void check_backward(const Extent& e, int32_t op) {
   t.check_truth(dx, truth, 4 * epsilon_of<T>());
 }
 
-TEST_CASE("the gradients of logsumexp and variance match f64") {
+TEST_CASE_TEMPLATE("the gradients of logsumexp and variance match f64", T, BALORA_FLOAT_TYPES) {
   for (const int32_t op : {BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
-    for (const Extent& e : kExtents) {
-      check_backward<float>(e, op);
-      check_backward<bf16>(e, op);
-      check_backward<f16>(e, op);
-      check_backward<double>(e, op);
-    }
+    for (const Extent& e : kExtents) check_backward<T>(e, op);
   }
 }
 

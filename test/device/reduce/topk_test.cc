@@ -40,19 +40,8 @@ void check_all() {
   check_random<T>(1, 4099, 1, true);
 }
 
-TEST_CASE("topk finds the CPU's columns in every dtype") {
-  SUBCASE("f32") {
-    check_all<float>();
-  }
-  SUBCASE("bf16") {
-    check_all<bf16>();
-  }
-  SUBCASE("f16") {
-    check_all<f16>();
-  }
-  SUBCASE("f64") {
-    check_all<double>();
-  }
+TEST_CASE_TEMPLATE("topk finds the CPU's columns in every dtype", T, BALORA_FLOAT_TYPES) {
+  check_all<T>();
 }
 
 TEST_CASE("topk of a vocabulary, and with K in the hundreds") {
@@ -87,10 +76,8 @@ TEST_CASE("topk orders NaN, infinities and zeros as the CPU does") {
   const std::vector<double> row = {0., -0., -inf, nan, 1, inf, -nan, -1, inf, 0., -0., -inf};
   for (const int64_t k : {1, 4, 12}) {
     DeviceTest t;
-    check(t, t.values<float>({1, 12}, row), 1, k);
-    check(t, t.values<bf16>({1, 12}, row), 1, k);
-    check(t, t.values<f16>({1, 12}, row), 1, k);
-    check(t, t.values<double>({1, 12}, row), 1, k);
+    for_each_type<BALORA_FLOAT_TYPES>(
+        [&]<typename T>() { check(t, t.values<T>({1, 12}, row), 1, k); });
   }
   DeviceTest t;
   const Array hollow = t.values<float>({1, 2000}, std::vector<double>(2000, -inf));

@@ -88,11 +88,8 @@ void check_layouts() {
   check_matmul<T>({{5, 3, 4, 5}, {0, 40, 10, 2}}, {{5, 3, 5, 4}, {60, 20, 4, 1}}, {5, 3, 4, 4});
 }
 
-TEST_CASE("matmul takes every layout and type") {
-  check_layouts<float>();
-  check_layouts<bf16>();
-  check_layouts<f16>();
-  check_layouts<double>();
+TEST_CASE_TEMPLATE("matmul takes every layout and type", T, BALORA_FLOAT_TYPES) {
+  check_layouts<T>();
 }
 
 // |a b| with every factor's absolute value: what an error of the factors is measured by.
@@ -159,11 +156,8 @@ void check_gram() {
   }
 }
 
-TEST_CASE("gram sums in f64 and is symmetric") {
-  check_gram<float>();
-  check_gram<bf16>();
-  check_gram<f16>();
-  check_gram<double>();
+TEST_CASE_TEMPLATE("gram sums in f64 and is symmetric", T, BALORA_FLOAT_TYPES) {
+  check_gram<T>();
 }
 
 // What the device says that refuses to open, in all these parts.
