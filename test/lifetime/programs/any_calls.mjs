@@ -54,6 +54,10 @@ function anyArgument(name, type) {
   if (type.startsWith('readonly (') && type.endsWith(')[]')) {
     return several(() => anyArgument(name, type.slice('readonly ('.length, -')[]'.length)));
   }
+  if (type.startsWith('{ ')) {
+    const fields = fieldsOf(type.slice('{ '.length, type.lastIndexOf(' }')));
+    return Object.fromEntries(fields.map(([key, of]) => [key, anyArgument(key, of)]));
+  }
   switch (type) {
     case 'Handle':
     case 'Handle | null':
@@ -77,6 +81,18 @@ function anyArgument(name, type) {
     default:
       throw new Error(`any_calls.mjs makes no ${type}: add it`);
   }
+}
+
+/** The names and types of the fields between the braces of an object's type; a field may be an object, too. */
+function fieldsOf(text) {
+  const fields = [''];
+  let depth = 0;
+  for (const part of text.split(/(; |\{|\})/)) {
+    depth += Number(part === '{') - Number(part === '}');
+    if (part === '; ' && depth === 0) fields.push('');
+    else fields[fields.length - 1] += part;
+  }
+  return fields.map((field) => field.split(/: (.*)/s, 2));
 }
 
 const plausible = {
