@@ -30,7 +30,7 @@ export interface NativeOps {
   columnScale(x: Handle, scale: Handle, bias: Handle | null): Handle;
   commitSafetensors(writer: unknown): Promise<void>;
   compare(a: Handle, b: Handle, name: string): Handle;
-  concat(parts: readonly (Handle)[], axis: number): Handle;
+  concatTensors(parts: readonly (Handle)[], axis: number): Handle;
   contiguous(x: Handle): Handle;
   copyInPlace(x: Handle, source: Handle): void;
   createSafetensors(path: string, names: readonly (string)[], dtypes: readonly (DType)[], shapes: readonly (readonly number[])[], metadataKeys: readonly (string)[], metadataValues: readonly (string)[]): unknown;
