@@ -11,7 +11,7 @@ function rowNames() {
   const families = readFileSync(inRoot('native', 'kernels', 'kernels.def'), 'utf8');
   return [...families.matchAll(/^BALORA_(\w+)_KERNELS\(/gm)].flatMap(([, family]) => {
     const file = inRoot('native', 'kernels', 'operands', `${family.toLowerCase()}.h`);
-    const rows = readFileSync(file, 'utf8').matchAll(/^ {2}KERNEL\((\w+)\)/gm);
+    const rows = readFileSync(file, 'utf8').matchAll(/\bKERNEL\((\w+)\)/g);
     return [...rows].map(([, name]) => name);
   });
 }

@@ -13,7 +13,7 @@ import { timeOps } from '../../../../bench/harness/timing.ts';
 const native = new URL('../../../../native/', import.meta.url);
 const sourceOf = (path: string): string => readFileSync(new URL(path, native), 'utf8');
 const kKernels = readdirSync(new URL('kernels/operands/', native))
-  .flatMap((file) => [...sourceOf(`kernels/operands/${file}`).matchAll(/^ {2}KERNEL\((\w+)/gm)])
+  .flatMap((file) => [...sourceOf(`kernels/operands/${file}`).matchAll(/\bKERNEL\((\w+)/g)])
   .map(([, name]) => name as string);
 const kOpSources = ['ops/', 'tape/'].flatMap((folder) =>
   readdirSync(new URL(folder, native), { recursive: true })
