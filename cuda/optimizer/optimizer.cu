@@ -202,7 +202,7 @@ __global__ void norm_total(const double* partial, int64_t pieces, int32_t kind, 
 
 int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
   for (int32_t i = 0; i < o.tensors->count; ++i) {
-    dispatch_optimizer_state(o.tensors->at[i].param->dtype, []<typename T>() {});
+    dispatch_optimizer_state(o.tensors->at[i].param->dtype, [&]<typename T>() {});
   }
   for (const int32_t dtype : {BALORA_F32, BALORA_F64}) {
     AdamTable table{};
