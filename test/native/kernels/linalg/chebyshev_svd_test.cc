@@ -84,7 +84,7 @@ SvdOutcome run(const LowRankProblem& problem, SvdResult* result) {
 }
 
 LowRankProblem problem_of(const std::vector<float>& w, int64_t rows, int64_t cols, int64_t rank,
-                        int64_t niter) {
+                          int64_t niter) {
   return {{w.data(), BALORA_F32, rows, cols}, rank, niter, 10, 7};
 }
 
