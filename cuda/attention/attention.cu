@@ -11,8 +11,8 @@
 // f32, f64, D > 256: attention_plain.cu.
 //
 // 4 T_seen D flops a query and head. LLaMA-7B's shape (4 x 512, H = 32, D = 128, causal): 8.6 GFLOP
-// and 67 MB; predicted at 60 % of mma.sync's peak: 24 us on an H100 (memory 20 us), 46 us on an
-// A100.
+// and 67 MB; predicted at 60 % of mma.sync's peak: 24 us on an H100 (memory 20
+// us), 46 us on an A100.
 #include "attention/attention_mma.cuh"
 #include "attention/attention_plain.cuh"
 

@@ -104,8 +104,8 @@ __device__ Acc<T>* bias_of(const Operands<T>& o, const Pass<T>& pass, const Plac
 }
 
 // Adds ds, weights (row that moves, row that stays), by position. A position belongs to one thread
-// of its row, whatever moves, so no two meet; neighbours of one position are added before memory
-// is.
+// of its row, whatever moves, so no two meet; neighbours of one position are added
+// before memory is.
 template <bool kOfKeys, typename T>
 __device__ void add_by_position(const Acc<T>* weights, const Operands<T>& o, const Place& p,
                                 int32_t moved, Acc<T>* sums) {

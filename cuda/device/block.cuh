@@ -1,6 +1,6 @@
 // Communication between the threads of a block: its memory, and reductions over a warp or a block.
-// BALORA_SHARED and SharedMemory are the only ways to shared memory, which the emulated device
-// watches.
+// BALORA_SHARED and SharedMemory are the only ways to shared memory, which the
+// emulated device watches.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -81,8 +81,8 @@ int32_t binary_kernel(Context* ctx, const balora_binary& o) {
 }
 
 int32_t binary_backward_kernel(Context* ctx, const balora_binary_backward& o) {
-  // An unwanted output takes the place of the other one in the loop: both are contiguous and of one
-  // shape.
+  // An unwanted output takes the place of the other one in the loop: both are
+  // contiguous and of one shape.
   const View* any = o.da ? o.da : o.db;
   if (!any || view_numel(*any) == 0) return 0;
   const Loop<5> loop = plan_loop<5>({o.dy, o.a, o.b, o.da ? o.da : any, o.db ? o.db : any});

@@ -1,6 +1,6 @@
 // Dense f64 matrices on the device for the decompositions: storage, conversion, products. The
-// device's side of kernels/cpu/linalg/dense.h. Nothing here waits for the device except
-// host_values().
+// device's side of kernels/cpu/linalg/dense.h. Nothing here waits for the
+// device except host_values().
 #pragma once
 #include <map>
 #include <utility>

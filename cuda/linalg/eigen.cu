@@ -35,8 +35,8 @@ struct Small {
   int32_t row;
 };
 
-// Loads the lower triangle, mirrored and scaled; the padding is zero, so that nothing mixes with
-// it.
+// Loads the lower triangle, mirrored and scaled; the padding is zero, so that
+// nothing mixes with it.
 __device__ Scale load_small(const Small& p, double* a) {
   BALORA_SHARED(double, scratch, kWarp + 1);
   const int pitch = p.order + 1;

@@ -40,8 +40,8 @@ __device__ inline Rotation rotation_for(double app, double apq, double aqq,
   return {c, t * c, t};
 }
 
-// The k-th pair of a round in which `players` (even) meet; every two meet once in players - 1
-// rounds.
+// The k-th pair of a round in which `players` (even) meet; every two meet once
+// in players - 1 rounds.
 struct Pair {
   int p, q;  // p < q
 };

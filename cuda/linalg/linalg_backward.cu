@@ -1,6 +1,6 @@
 // Gradients of qr, eigh and svd, in f64 from factors of any float dtype, with the CPU's formulas
-// (native/ops/linalg/*.cc): gemm() for the products, one thread an element for the rest. No host
-// read.
+// (native/ops/linalg/*.cc): gemm() for the products, one thread an element for the
+// rest. No host read.
 #include "linalg/dense.cuh"
 #include "linalg/qr.cuh"
 

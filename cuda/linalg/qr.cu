@@ -16,8 +16,8 @@ constexpr int kThreads = 128;
 
 // ---- Cholesky: the upper triangle of G becomes R, R^T R = G -------------------------------------
 
-// The diagonal block of `width` columns at `from`, in shared memory. *failed: a pivot that is not
-// positive.
+// The diagonal block of `width` columns at `from`, in shared memory. *failed: a
+// pivot that is not positive.
 __global__ void factor_diagonal(double* g, int64_t n, int64_t from, int width, int32_t* failed) {
   BALORA_SHARED(double, tile, kPanel* kPitch);
   const int thread = static_cast<int>(threadIdx.x);

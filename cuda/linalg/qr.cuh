@@ -9,8 +9,8 @@ struct QrFactors {
 };
 
 // a (M,N). CholeskyQR2 where M >= N and the Gram matrix is well-conditioned, which one host read
-// decides; else Householder, so q is orthonormal for any finite input. Scratch: two (M,N) and a few
-// (N,N).
+// decides; else Householder, so q is orthonormal for any finite input. Scratch: two
+// (M,N) and a few (N,N).
 QrFactors thin_qr(Scratch& scratch, const Dense& a);
 
 // X (rows,n) becomes X R^-1 in place; R (n,n) upper triangular.

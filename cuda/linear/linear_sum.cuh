@@ -45,8 +45,8 @@ struct SumOutput {
 };
 
 // `base` are the products with weights, which cuBLAS may take over;
-// `low_rank` are summed before them, so that parts which cancel leave the base alone to the last
-// bit.
+// `low_rank` are summed before them, so that parts which cancel leave the base
+// alone to the last bit.
 void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::vector<SumTerm>& base,
                const SumOutput& out);
 

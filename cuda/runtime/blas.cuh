@@ -30,8 +30,8 @@ struct GemmShape {
 
 // c (M,N) = alpha a (M,K) b (K,N) + beta c; a and b of one float type, c of it or of the
 // accumulator (f32; f64 for f64), in which sums are kept; with beta 0 c is not read. Operands of
-// two types (bf16 or f16 beside f32): batch 1 and c f32; the narrow one is widened to f32 in
-// scratch.
+// two types (bf16 or f16 beside f32): batch 1 and c f32; the narrow one is
+// widened to f32 in scratch.
 void gemm(Context* ctx, const GemmShape& shape, double alpha, const GemmOperand& a,
           const GemmOperand& b, double beta, const GemmResult& c);
 

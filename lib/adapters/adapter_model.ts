@@ -272,8 +272,8 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    *
    * Until the promise is settled, the merged weights take memory beside those that they replace; if it is rejected, nothing has
    * changed. Afterwards this object has no adapter: dispose() does nothing, and what needs an adapter throws. The model may be
-   * given new adapters. Their files name the original base unless the model is first saved with {@link saveModel} and loaded from
-   * there.
+   * given new adapters. Their files name the original base unless the model is first saved with {@link saveModel}
+   * and loaded from there.
    * @example const merged = await tuned.mergeAndUnload();
    * @throws ArgumentError for loraBias on a layer without a bias, and during a run of a Trainer or addAdapter(); UnsupportedError
    *   for a trained head that the base ties; NativeError if there is not enough memory

@@ -36,8 +36,8 @@ export function truncate(example: Example, maxLength: number): Example {
 }
 
 /**
- * Encodes prompt + response + EOS, with the response and EOS supervised. Nothing is put between the two. An empty response is not
- * supervised.
+ * Encodes prompt + response + EOS, with the response and EOS supervised. Nothing is put between the two. An empty
+ * response is not supervised.
  * @throws ArgumentError if the tokenizer names no EOS token: the model would never learn to stop
  */
 export function encodePromptResponse(
@@ -61,8 +61,8 @@ export function encodePromptResponse(
  * Encodes a conversation through the model's chat template, with every assistant message supervised from its first token to its
  * end-of-turn token; white space that the template writes after it is not supervised, and neither are empty messages.
  * @param options tools: descriptions of tools, for a template that knows them
- * @throws ArgumentError if there is no assistant message, if it cannot be found in the rendered text, or if the template ignores the
- *   tools
+ * @throws ArgumentError if there is no assistant message, if it cannot be found in the rendered text, or if the
+ *   template ignores the tools
  */
 export function encodeConversation(
   tokenizer: Tokenizer,

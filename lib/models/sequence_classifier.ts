@@ -170,8 +170,8 @@ export interface LabelOptions {
 }
 
 /**
- * Determines the labels of a head from the caller's options, the head in the checkpoint and the configuration, in this order of
- * precedence.
+ * Determines the labels of a head from the caller's options, the head in the checkpoint and the configuration, in
+ * this order of precedence.
  * @param head name and rows of the head's last weight, if the checkpoint holds one
  * @throws ArgumentError for options that contradict the head, FormatError for a configuration that makes no sense
  */

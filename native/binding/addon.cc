@@ -15,8 +15,8 @@ namespace balora::binding {
 
 namespace {
 
-// OpenMP's threads may outlive the environment that started them: the code they return to must stay
-// mapped.
+// OpenMP's threads may outlive the environment that started them: the code they return
+// to must stay mapped.
 void keep_loaded() {
 #if defined(__linux__)
   Dl_info info;

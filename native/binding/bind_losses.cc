@@ -8,8 +8,8 @@ namespace {
 
 using Maybe = std::optional<Tensor>;
 
-// HeadInputs as JS passes them. The teacher comes as its hidden states, as its summary, or not at
-// all.
+// HeadInputs as JS passes them. The teacher comes as its hidden states, as its
+// summary, or not at all.
 struct HeadOperands {
   Tensor hidden, head;
   Maybe teacher, teacher_head, teacher_mean, teacher_entropy;

@@ -3,8 +3,8 @@
 // JS may be forbidden in the middle of a call: in a worker that was told to stop, and in a script
 // that ran out of its time (vm's timeout) or was interrupted (Ctrl-C in the REPL). Whatever could
 // run JS fails from then on, and so may making or throwing an error of JS; node-addon-api ends the
-// process then. So C++ calls JS through these functions alone, and what it throws ends in
-// Env::guarded().
+// process then. So C++ calls JS through these functions alone, and what it
+// throws ends in Env::guarded().
 #pragma once
 #include <napi.h>
 

@@ -81,8 +81,8 @@ class Engine {
   bool times_by_device() const { return timer_.available() && !capture_memory_; }
   DeviceTimer& timer() { return timer_; }
 
-  // Waits until the device has run what was enqueued to it; throws what failed on it. Engine thread
-  // only.
+  // Waits until the device has run what was enqueued to it; throws what failed on it.
+  // Engine thread only.
   void wait_for_device();
   // A line about the device; free and total bytes as its driver sees them, 0 where nobody counts.
   std::string description() const;

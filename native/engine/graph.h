@@ -1,6 +1,6 @@
 // A recording of ops on a device that can launch many kernels as one: what is enqueued between
-// begin() and end() is recorded, not run; run() launches all of it, on the same addresses each
-// time.
+// begin() and end() is recorded, not run; run() launches all of it, on the same
+// addresses each time.
 //
 // What the recorded ops allocate comes out of memory of the graph's own, which nobody else is given
 // while the graph or one of its results lives (but for graphs that share it). Tensors from outside

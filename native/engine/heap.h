@@ -37,8 +37,8 @@ class Heap {
   void* allocate(int64_t bytes);  // null: the device has no more
   void release(void* data);
 
-  // Gives free pages back, those of the largest blocks first, until at most `keep` bytes are
-  // committed.
+  // Gives free pages back, those of the largest blocks first, until at most
+  // `keep` bytes are committed.
   void discard(int64_t keep);
 
   // Where blocks are allocations of their own: for the time being they are not, and none goes back,

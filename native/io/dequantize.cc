@@ -1,5 +1,5 @@
-// Types of one or 32 elements a block, the two IQ4 types, and element conversion. Layouts:
-// ggml-common.h.
+// Types of one or 32 elements a block, the two IQ4 types, and element
+// conversion. Layouts: ggml-common.h.
 #include "io/dequantize.h"
 
 #include <algorithm>
@@ -116,8 +116,8 @@ void decode_iq4_nl(const std::byte* p, int64_t blocks, float* out) {
   }
 }
 
-// d f16, scales_h u16 (2 bits a group), scales_l (4 bits a group), 8 groups of 32 elements in
-// nibbles
+// d f16, scales_h u16 (2 bits a group), scales_l (4 bits a group), 8 groups of
+// 32 elements in nibbles
 void decode_iq4_xs(const std::byte* p, int64_t blocks, float* out) {
   for (; blocks-- > 0; p += 136, out += 256) {
     const float d = half(p);

@@ -41,8 +41,8 @@ void decode_q3_k(const std::byte* p, int64_t blocks, float* out) {
     const std::byte* qs = p + 32;
     const std::byte* packed = p + 96;
     for (int group = 0; group < 16; ++group) {
-      // Low four bits: nibbles of bytes 0-7; high two bits: bytes 8-11, a pair of bits for each
-      // quarter.
+      // Low four bits: nibbles of bytes 0-7; high two bits: bytes 8-11, a pair of
+      // bits for each quarter.
       const int low = (byte(packed + group % 8) >> (4 * (group / 8))) & 15;
       const int high = (byte(packed + 8 + group % 4) >> (2 * (group / 4))) & 3;
       const float dl = d * static_cast<float>((low | (high << 4)) - 32);
@@ -56,8 +56,8 @@ void decode_q3_k(const std::byte* p, int64_t blocks, float* out) {
   }
 }
 
-// Scale and minimum (6 bits each) of group j of eight, packed in 12 bytes: get_scale_min_k4 of
-// ggml-quants.c.
+// Scale and minimum (6 bits each) of group j of eight, packed in 12 bytes:
+// get_scale_min_k4 of ggml-quants.c.
 struct ScaleMin {
   int scale;
   int min;

@@ -20,8 +20,8 @@ constexpr uint64_t kMaxName = 65535;  // bytes of a key or tensor name
 
 constexpr size_t kScalarBytes[kGgufTypeCount] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
-// Reads forward through the bytes; every step is bounds-checked and errors name the field in
-// progress.
+// Reads forward through the bytes; every step is bounds-checked and errors name
+// the field in progress.
 class Reader {
  public:
   Reader(const std::string& path, std::span<const std::byte> bytes) : path_(path), bytes_(bytes) {}
@@ -88,8 +88,8 @@ GgufValue read_array(Reader& in, const std::string& field, int depth) {
   GgufArray array{read_type(in, field), {}};
   const uint64_t at = in.offset();
   const auto count = in.scalar<uint64_t>(field + ".length");
-  // The smallest encoding of an element bounds the count by what is left, before anything is
-  // reserved.
+  // The smallest encoding of an element bounds the count by what is left,
+  // before anything is reserved.
   const size_t scalar_bytes = kScalarBytes[static_cast<size_t>(array.element)];
   const uint64_t least = scalar_bytes ? scalar_bytes : array.element == GgufType::kString ? 8 : 12;
   if (count > in.remaining() / least) {

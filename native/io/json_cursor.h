@@ -25,8 +25,8 @@ class JsonCursor {
   void skip_value();
   void end();  // only white space may follow
 
-  // Calls member(key, offset of the key) for each member of an object, with the cursor at its
-  // value.
+  // Calls member(key, offset of the key) for each member of an object, with the
+  // cursor at its value.
   template <typename F>
   void object(F&& member) {
     expect('{');

@@ -11,8 +11,8 @@ namespace balora::io {
 
 class MappedFile {
  public:
-  // Throws FormatError (missing, not a regular file, empty) or NativeError (the system refused the
-  // map).
+  // Throws FormatError (missing, not a regular file, empty) or NativeError (the
+  // system refused the map).
   static std::shared_ptr<const MappedFile> open(const std::string& path);
 
   ~MappedFile();

@@ -58,8 +58,8 @@ class SafetensorsFile {
 std::map<std::string, std::string> parse_safetensors_index(const std::string& path,
                                                            std::string_view text);
 
-// Bits of one element, and balora's dtype for it where it has one. False: the format has no such
-// dtype.
+// Bits of one element, and balora's dtype for it where it has one. False: the
+// format has no such dtype.
 struct SafetensorsDType {
   const char* name;
   int bits;

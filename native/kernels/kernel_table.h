@@ -25,8 +25,8 @@ extern "C" {
 
 #define BALORA_ABI 8
 
-// The services that a kernel may use. One per device stream, used by the engine thread
-// only.
+// The services that a kernel may use. One per device stream, used by the
+// engine thread only.
 typedef struct balora_context balora_context;
 struct balora_context {
   // Scratch memory, aligned to 64 bytes, released by the engine when the kernel returns. Null: out

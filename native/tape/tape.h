@@ -54,8 +54,8 @@ enum class Gradient {
   kAnyFloat,  // any: it only moves, converts or scales it, and a weight behind keeps its f32 sums
 };
 
-// dy[i] is undefined where output i was not used. Runs on the enqueueing thread, with no_grad in
-// force.
+// dy[i] is undefined where output i was not used. Runs on the enqueueing thread,
+// with no_grad in force.
 using BackwardFn = std::function<void(std::span<const Tensor> dy, GradSink& sink)>;
 
 struct Edge {

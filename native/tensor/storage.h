@@ -62,8 +62,8 @@ class Storage {
   balora_slot* slots() { return slots_.data(); }
 
   // JS thread only: writes seen so far (a saved tensor compares it), tensors that share this
-  // storage, and whether its values are promised not to change (so that devices may keep derived
-  // layouts).
+  // storage, and whether its values are promised not to change (so that devices may
+  // keep derived layouts).
   int64_t version = 0;
   int tensor_count = 0;
   bool frozen = false;

@@ -44,8 +44,8 @@ class Tensor {
   Engine& engine() const;
   bool is_contiguous() const;
 
-  // The same storage seen with another shape; no gradient is recorded (ops/ has the differentiable
-  // forms).
+  // The same storage seen with another shape; no gradient is recorded (ops/ has
+  // the differentiable forms).
   Tensor view(const Shape& shape, const Shape& strides, int64_t offset_elements) const;
   Tensor view(const Shape& shape) const;  // contiguous tensors only
   Tensor detach() const;                  // the same view, off the tape

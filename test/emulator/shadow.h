@@ -114,8 +114,8 @@ inline Trouble race_of_write(const Running& self, const Cell& cell, bool atomic,
   return Trouble::kNone;
 }
 
-// Atomics race with plain accesses only; the last one's record stands for all that it does not
-// follow.
+// Atomics race with plain accesses only; the last one's record stands for all
+// that it does not follow.
 template <bool kShared>
 inline Record flags_of_atomic(const Running& self, Record before) {
   if (ordered<kShared>(self, before)) return kAtomicFlag;

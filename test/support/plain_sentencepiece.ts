@@ -77,8 +77,8 @@ export function viterbi(text: string, pieces: readonly Piece[], unknown: number)
 }
 
 /**
- * Learns a BPE vocabulary from a text, most frequent pair first. As in a trained model, every piece is the concatenation of two
- * others.
+ * Learns a BPE vocabulary from a text, most frequent pair first. As in a trained model, every piece is the
+ * concatenation of two others.
  * @returns the merges in their order, and the characters of the text
  */
 export function learnMerges(

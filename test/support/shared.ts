@@ -11,8 +11,8 @@ export function sharedPath(path: string): string {
 }
 
 /**
- * A `describe` in whose place one skipped test names what is missing, unless every given shared path exists (default: ../shared
- * itself).
+ * A `describe` in whose place one skipped test names what is missing, unless every given shared path exists
+ * (default: ../shared itself).
  */
 export function describeShared(name: string, body: () => void): void;
 export function describeShared(name: string, paths: string[], body: () => void): void;

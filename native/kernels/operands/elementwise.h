@@ -30,8 +30,8 @@ typedef struct balora_gated_backward {
   balora_activation activation;
 } balora_gated_backward;
 
-// destination = beta * destination + source, in the destination's type, which may be wider than the
-// source's
+// destination = beta * destination + source, in the destination's type, which may be
+// wider than the source's
 typedef struct balora_accumulate {
   const balora_view* source;
   const balora_view* destination;

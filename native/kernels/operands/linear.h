@@ -34,8 +34,8 @@ typedef struct balora_low_rank {
   int32_t is_change;  // non-zero: B A is a small change of W, no difference of large terms
 } balora_low_rank;
 
-// One of the linears that share an input: y = output_scale * (x W^T + its parts) + bias, rounded
-// once.
+// One of the linears that share an input: y = output_scale * (x W^T + its parts) +
+// bias, rounded once.
 typedef struct balora_linear {
   balora_weight weight;
   const balora_view* bias;          // (O) of x's type, or null; not read by backward

@@ -39,8 +39,8 @@ class CapturedEnergy {
     if (last < 0) return false;
     gain_ = energy - last;
     if (last_gain < 0) return gain_ <= 0;
-    // The energy that geometric convergence at this ratio leaves uncaptured, against a third of the
-    // tolerance.
+    // The energy that geometric convergence at this ratio leaves uncaptured, against a
+    // third of the tolerance.
     const double ratio = std::clamp(gain_ / last_gain, 0.0, 0.95);
     const double error = std::sqrt(std::max(0.0, 1 - energy / total_));
     const double allowed = 2 * error * (1e-5 * error + 1e-6) * total_ + 1e-12 * total_;

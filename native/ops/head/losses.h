@@ -51,8 +51,8 @@ Tensor head_rows(const HeadInputs& inputs, const HeadOptions& options);
 // -(sum of the k largest singular values of hidden head^T) / norm, () f64; 0 for zero logits. norm:
 // frobenius or nuclear. By gram = head^T head (C,C) f64: the head is linear and frozen.
 Tensor svd_ratio_gram(const Tensor& hidden, const Tensor& gram, int64_t k, const std::string& norm);
-// By tiles of the logits: the head may want a gradient, the logits may be soft-capped (softcap >
-// 0).
+// By tiles of the logits: the head may want a gradient, the logits may be
+// soft-capped (softcap > 0).
 Tensor svd_ratio(const Tensor& hidden, const Tensor& head, int64_t k, const std::string& norm,
                  double softcap, int64_t chunk_bytes);
 

@@ -22,8 +22,8 @@ std::tuple<Tensor, Tensor, Tensor> svd(const Tensor& a);
 Tensor singular_values(const Tensor& a);
 
 // randomized_svd.cc: each a (M,N) of the list -> u (M,R), s (R), vt (R,N) with its own rank and
-// seed; niter < 0: until the captured energy has converged. No gradient: an input that wants one is
-// refused.
+// seed; niter < 0: until the captured energy has converged. No gradient: an input that
+// wants one is refused.
 std::vector<std::tuple<Tensor, Tensor, Tensor>> randomized_svds(const std::vector<Tensor>& matrices,
                                                                 const std::vector<int64_t>& ranks,
                                                                 int64_t niter, int64_t oversample,

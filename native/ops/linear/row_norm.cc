@@ -1,6 +1,6 @@
 // The norm of each row of weight + sum of scale * (b a - b0 a0): weight (O,I) of any float type, a
-// (R,I) and b (O,R) in the accumulator type -> (O), likewise. No gradient: DoRA holds this norm
-// constant.
+// (R,I) and b (O,R) in the accumulator type -> (O), likewise. No gradient: DoRA
+// holds this norm constant.
 #include "ops/linear/linear_group.h"
 
 namespace balora {

@@ -27,8 +27,8 @@ it('initialises the magnitudes as the norms of the rows, and trains them with we
 });
 
 /**
- * The outputs of a bf16 model after four steps that move each trained value by 1e-4, far less than half a step of bf16 of a
- * magnitude.
+ * The outputs of a bf16 model after four steps that move each trained value by 1e-4, far less than half a step
+ * of bf16 of a magnitude.
  * @param trains whether the trained tensor of that name is moved
  */
 async function outputsAfterSteps(

@@ -1,7 +1,7 @@
 // Attention on the device against its definition in f64, as near to it as the CPU is: every float
 // type, grouped heads, packed and padded segments, causal and full, windows, soft-caps, head sizes
-// that the tensor cores take and those that they do not, operands taken in place from a fused
-// product.
+// that the tensor cores take and those that they do not, operands taken in place
+// from a fused product.
 #include "support/device_test.h"
 #include "support/orders.h"
 

@@ -1,7 +1,7 @@
 // The linears' rows on the device against plain loops in f64, for every type and, in bf16, both
 // ways of summing: several linears on one input, low-rank parts (none, one, some that cancel, with
-// a start), output scales, odd and unaligned sizes, a separate adapter input, unwanted and unused
-// operands.
+// a start), output scales, odd and unaligned sizes, a separate adapter input,
+// unwanted and unused operands.
 #include "support/device_test.h"
 
 namespace {

@@ -1,6 +1,6 @@
 // The optimiser's rows on the device against the CPU: both state types, with and without a
-// coefficient and a buffer, odd sizes, addresses that fit no vector access; norms repeat bit by
-// bit.
+// coefficient and a buffer, odd sizes, addresses that fit no vector access; norms
+// repeat bit by bit.
 #include <array>
 #include <limits>
 #include <vector>

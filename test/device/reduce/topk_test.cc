@@ -1,6 +1,6 @@
 // topk on the device, bit for bit as on the CPU: ties, NaN, both zeros and infinities, K up to the
-// whole row and beyond what the first bound serves, rows on which that bound fails, and a
-// vocabulary.
+// whole row and beyond what the first bound serves, rows on which that bound
+// fails, and a vocabulary.
 #include <limits>
 
 #include "support/device_test.h"

@@ -194,8 +194,8 @@ TEST_CASE("opening a device without cuBLAS" * doctest::skip()) {
                  "LD_LIBRARY_PATH"});
 }
 
-// A folder of LD_LIBRARY_PATH has empty files of its names, so that no library of the machine is
-// met.
+// A folder of LD_LIBRARY_PATH has empty files of its names, so that no library of
+// the machine is met.
 TEST_CASE("a machine without cuBLAS is told what was looked for") {
   if (!cublas_is_emulated()) return;
   std::string folder = (std::filesystem::temp_directory_path() / "balora-blas-XXXXXX").string();

@@ -1,6 +1,6 @@
 // The same work in several orders of blocks, warps and lanes, as far as the device lets them be
-// chosen (the emulated one; a real one has an order of its own each time): its bits must not
-// change.
+// chosen (the emulated one; a real one has an order of its own each time): its
+// bits must not change.
 #pragma once
 #include "support/device_test.h"
 #include "support/setting.h"

@@ -1,5 +1,5 @@
-// An environment variable for the length of a scope. The emulated device reads its own anew at each
-// use.
+// An environment variable for the length of a scope. The emulated device reads its own
+// anew at each use.
 #pragma once
 #include <cstdlib>
 #include <string>

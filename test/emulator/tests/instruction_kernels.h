@@ -12,8 +12,8 @@ std::vector<float> multiply(Format format, const std::vector<float>& a, const st
                             const std::vector<float>& d);
 // The same for bf16, with both operands loaded by ldmatrix (b transposed on the way).
 std::vector<float> multiply_from_shared(const std::vector<float>& a, const std::vector<float>& b);
-// 32 threads copy 4 floats each through shared memory by cp_async, thread i with i % 5 of them
-// valid.
+// 32 threads copy 4 floats each through shared memory by cp_async, thread i with
+// i % 5 of them valid.
 std::vector<float> copy_some(const std::vector<float>& x);
 // Two groups under way, waited for one by one.
 std::vector<float> copy_in_groups(const std::vector<float>& x);

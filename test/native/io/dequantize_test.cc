@@ -139,8 +139,8 @@ TEST_CASE("convert: between float types, from unaligned bytes") {
       convert(from, reinterpret_cast<const std::byte*>(source.data()), 0, n, DType::kF64,
               direct.data());
       for (size_t i = 0; i < values.size(); ++i) {
-        // Halves of 65504 and 1e-7 round; what `from` holds exactly must survive a type at least as
-        // wide.
+        // Halves of 65504 and 1e-7 round; what `from` holds exactly must survive a
+        // type at least as wide.
         if (dtype_size(to) > dtype_size(from) || from == to) CHECK(back[i] == direct[i]);
         if (i < 4) CHECK(back[i] == values[i]);
       }

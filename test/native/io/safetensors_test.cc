@@ -1,5 +1,5 @@
-// The reader refuses every violation of the format with a FormatError that names the place and the
-// field.
+// The reader refuses every violation of the format with a FormatError that names the
+// place and the field.
 #include "io/safetensors.h"
 
 #include <doctest/doctest.h>

@@ -1,5 +1,5 @@
-// Files appear whole or not at all; a disk that fills up is named with sizes and leaves nothing
-// behind.
+// Files appear whole or not at all; a disk that fills up is named with sizes and
+// leaves nothing behind.
 #include <doctest/doctest.h>
 
 #include <cerrno>

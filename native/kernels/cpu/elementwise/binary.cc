@@ -117,8 +117,8 @@ int32_t binary_kernel(Context* ctx, const balora_binary& o) {
 }
 
 int32_t binary_backward_kernel(Context* ctx, const balora_binary_backward& o) {
-  // An unwanted output takes the place of the other one in the plan: both are contiguous and of one
-  // shape.
+  // An unwanted output takes the place of the other one in the plan: both are
+  // contiguous and of one shape.
   const View* any = o.da ? o.da : o.db;
   if (!any) return 0;
   const LoopPlan<5> plan = plan_loops<5>({o.dy, o.a, o.b, o.da ? o.da : any, o.db ? o.db : any});

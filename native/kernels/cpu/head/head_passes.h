@@ -32,8 +32,8 @@ struct KeptShifts {
 };
 
 // dz = task p + student (x - q) + gap q of kept exponentials x and q, p = x, or x^2 if `squares`;
-// task p + student x without q. gap = student - teacher: x = q gives exactly 0 even with fused
-// adds.
+// task p + student x without q. gap = student - teacher: x = q gives exactly 0
+// even with fused adds.
 template <typename A>
 struct KeptGradient {
   A task, student, gap;

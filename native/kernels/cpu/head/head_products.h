@@ -16,8 +16,8 @@ namespace balora {
 // 256 rows of student and teacher at a vocabulary of 49,152: W is packed four times for 1,024 rows.
 constexpr int64_t kDefaultChunkBytes = int64_t{100} << 20;
 
-// Rows of a chunk whose scratch takes `row_bytes` a row: as many in each chunk as they share out
-// to.
+// Rows of a chunk whose scratch takes `row_bytes` a row: as many in each chunk as
+// they share out to.
 inline int64_t chunk_rows(const HeadOptions& options, int64_t rows, int64_t row_bytes) {
   const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : kDefaultChunkBytes;
   const int64_t fitting = std::max<int64_t>(1, budget / row_bytes);

@@ -1,6 +1,6 @@
 // The row statistics of a softmax. Over a vocabulary of 49k an f32 running sum reads the
-// log-sum-exp 1e-5 low, so the sums go in blocks that f32 holds well, and the blocks are added in
-// double.
+// log-sum-exp 1e-5 low, so the sums go in blocks that f32 holds well, and the blocks
+// are added in double.
 #pragma once
 #include <algorithm>
 #include <cmath>

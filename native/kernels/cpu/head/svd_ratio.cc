@@ -17,8 +17,8 @@ SvdRatio svd_ratio(const std::vector<double>& squares, double squared_norm, int6
   SvdRatio ratio;
   ratio.weights.assign(count, 0.0);
   std::vector<double> sigma(count);
-  // Eigenvalues at the rounding of the Gram matrix are zero: as singular values they would add 1e-8
-  // each.
+  // Eigenvalues at the rounding of the Gram matrix are zero: as singular values they
+  // would add 1e-8 each.
   const double noise = count ? squares[0] * static_cast<double>(count) * 0x1p-52 : 0;
   for (size_t i = 0; i < count; ++i) sigma[i] = squares[i] > noise ? std::sqrt(squares[i]) : 0.0;
   const double sum =

@@ -23,8 +23,8 @@ struct SvdRatio {
 SvdRatio svd_ratio(const std::vector<double>& squares, double squared_norm, int64_t k,
                    bool nuclear);
 
-// Eigenpairs that svd_ratio needs of an explicit Gram matrix: the k leading, or all for the nuclear
-// norm.
+// Eigenpairs that svd_ratio needs of an explicit Gram matrix: the k leading, or all
+// for the nuclear norm.
 RitzPairs ratio_eigenpairs(const Context* ctx, const Matrix& gram, int64_t k, bool nuclear);
 
 // out (n,C) = U diag(weights) (U^T p) + shift p

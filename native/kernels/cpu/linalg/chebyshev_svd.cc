@@ -253,8 +253,8 @@ class ChebyshevSvd {
 
   // A power iteration takes 1 - x^2 of a lost share of the energy away, x the ratio of the unwanted
   // eigenvalue behind it to the wanted one: what is still lost is at most x^2 / (1 - x^2) of what
-  // it gained. x is taken from the middle of the block's surplus, which is nearer to 1 than its
-  // end.
+  // it gained. x is taken from the middle of the block's surplus, which is nearer
+  // to 1 than its end.
   bool converged(double before) const {
     const size_t middle = static_cast<size_t>(p_.rank + (q_.cols - p_.rank) / 2);
     const double ratio = std::min(std::pow(values_[middle] / last_value(), 2), 0.95);

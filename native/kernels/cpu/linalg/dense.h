@@ -51,8 +51,8 @@ Matrix transposed(const Matrix& a);
 struct QrResult {
   Matrix q, r;  // thin: q (m,k), r (k,n), k = min(m,n); the diagonal of r is >= 0
 };
-// CholeskyQR2; Householder where the Gram matrix is ill-conditioned, so q is orthonormal for any
-// input.
+// CholeskyQR2; Householder where the Gram matrix is ill-conditioned, so q is
+// orthonormal for any input.
 QrResult thin_qr(const Context* ctx, const Matrix& a);
 
 // Weights (n,n), upper triangular, with Y weights orthonormal where gram = Y^T Y: Cholesky's way,
@@ -63,8 +63,8 @@ struct EighResult {
   std::vector<double> values;  // ascending
   Matrix vectors;              // columns
 };
-// Reads the lower triangle. Throws NativeError when the iteration does not converge (NaN in the
-// input).
+// Reads the lower triangle. Throws NativeError when the iteration does not
+// converge (NaN in the input).
 EighResult symmetric_eigen(const Matrix& a);
 
 struct SvdResult {

@@ -56,8 +56,8 @@ Matrix orthonormal_to(const Context* ctx, const Basis& q, Matrix block) {
   return block;
 }
 
-// Rayleigh-Ritz: the `keep` leading pairs of the operator within the basis; *images = A times their
-// vectors.
+// Rayleigh-Ritz: the `keep` leading pairs of the operator within the basis; *images =
+// A times their vectors.
 RitzPairs ritz(const Context* ctx, const Basis& q, const Basis& aq, int64_t keep, Matrix* images) {
   Matrix projected = against(ctx, q, aq.ref(), aq.cols);
   for (int64_t i = 0; i < projected.rows; ++i) {

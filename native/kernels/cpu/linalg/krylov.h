@@ -35,8 +35,8 @@ SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int6
                          int64_t niter, int64_t oversample, uint64_t seed);
 
 // The same until the captured energy has converged: |A - U S Vt|_F <= optimum (1 + 1e-5) + 1e-6
-// |A|_F. The subspace itself converges far more slowly and is not what a low-rank factorisation
-// needs.
+// |A|_F. The subspace itself converges far more slowly and is not what a
+// low-rank factorisation needs.
 SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
                         int64_t oversample, uint64_t seed);
 

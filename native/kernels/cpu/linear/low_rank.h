@@ -8,8 +8,8 @@
 
 namespace balora {
 
-// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read transposed; x (m,k)
-// contiguous.
+// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read
+// transposed; x (m,k) contiguous.
 void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
              const GemmOutput& out);
 

@@ -1,6 +1,6 @@
 // gemm.h by way of oneDNN (f32, bf16) and Eigen (f64). Mixed and half types are widened into
-// scratch first; a large B is widened and multiplied in blocks of columns so that scratch stays
-// bounded.
+// scratch first; a large B is widened and multiplied in blocks of columns so that
+// scratch stays bounded.
 #include "kernels/cpu/products/gemm.h"
 
 #include <Eigen/Core>
@@ -82,8 +82,8 @@ const void* at(const GemmInput& x, int64_t elements) {
   return static_cast<const char*>(x.data) + elements * dtype_size(static_cast<DType>(x.dtype));
 }
 
-// One f32 product. dnnl_sgemm needs no primitive and, inside a parallel region, runs on the calling
-// thread.
+// One f32 product. dnnl_sgemm needs no primitive and, inside a parallel region, runs
+// on the calling thread.
 void f32_product(const GemmShape& s, const GemmInput& a, const GemmInput& b, float* c, int64_t ldc,
                  const GemmScale& scale) {
   dnnl::error::wrap_c_api(

@@ -39,8 +39,8 @@ struct MatmulArguments {
 class Matmul {
  public:
   // packed_b: B's layout, or null to let oneDNN choose one (b_layout() tells it). Without
-  // spec.packed_b, unused. Throws dnnl::error with dnnl_unimplemented where this CPU has no such
-  // product.
+  // spec.packed_b, unused. Throws dnnl::error with dnnl_unimplemented where this
+  // CPU has no such product.
   Matmul(const dnnl::engine& engine, const MatmulSpec& spec, const dnnl::memory::desc* packed_b);
   void execute(const dnnl::stream& stream, const MatmulArguments& arguments) const;
   uint64_t scratch_bytes() const { return scratch_.get_size(); }
@@ -112,8 +112,8 @@ class CpuState {
 
 dnnl::memory::data_type onednn_dtype(int32_t dtype);
 
-// oneDNN splits work over omp_get_max_threads(): set it to the stream's count for the life of this
-// object.
+// oneDNN splits work over omp_get_max_threads(): set it to the stream's count for the
+// life of this object.
 class OneDnnThreads {
  public:
   explicit OneDnnThreads(int threads);

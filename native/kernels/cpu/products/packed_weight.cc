@@ -1,6 +1,6 @@
 // packed_weight.h. oneDNN compiles a primitive for each number of rows (about half a millisecond),
-// so rows are taken as a multiple of kRowBucket and a rest: batches of all lengths then share a few
-// primitives.
+// so rows are taken as a multiple of kRowBucket and a rest: batches of all lengths
+// then share a few primitives.
 #include "kernels/cpu/products/packed_weight.h"
 
 #include <algorithm>
@@ -43,8 +43,8 @@ const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transpose
   }
   const auto* packed = static_cast<const PackedWeight*>(slot.data);
   const int64_t k = b.shape[transposed ? 1 : 0], n = b.shape[transposed ? 0 : 1];
-  // The slots belong to the storage; another view of it (a slice, a reshape) is multiplied
-  // unpacked.
+  // The slots belong to the storage; another view of it (a slice, a reshape)
+  // is multiplied unpacked.
   const bool same = packed->k_ == k && packed->n_ == n && packed->dtype_ == b.dtype;
   return same && packed->data_ ? packed : nullptr;
 }

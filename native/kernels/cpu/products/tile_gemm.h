@@ -4,8 +4,8 @@
 //   kTileUnit, m and k are of tile_step(), which divides it.
 // A and C are row-major, rows lda and ldc apart. B is in "pair" order: row-major for f32 and f64;
 // for bf16 rows 2i and 2i+1 are interleaved, [k/2][ldb][2], which is what AVX512-BF16 and AMX
-// multiply. It is dense unless ldb says that it is part of a wider one. B and C are aligned to 64
-// bytes.
+// multiply. It is dense unless ldb says that it is part of a wider one. B and C are
+// aligned to 64 bytes.
 #pragma once
 #include <cstdint>
 

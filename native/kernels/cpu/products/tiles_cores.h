@@ -68,8 +68,8 @@ struct AmxCore {
   AMX_TARGET static void open() { configure_tiles(); }
   AMX_TARGET static void close() { _tile_release(); }
 
-  // The block of `rows` rows from `row` on, in `panel`; what it leaves in further rows means
-  // nothing.
+  // The block of `rows` rows from `row` on, in `panel`; what it leaves in
+  // further rows means nothing.
   AMX_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
                                   int64_t panel, PendingRows& pending, BlockPlace c) {
     const bool tail = rows < kPanelRows;
@@ -145,8 +145,8 @@ struct Avx512Core {
       const int64_t lda = tail ? term.tail_ld : term.lda, lda3 = 3 * lda;
       const bf16* b = term.panel(panel);
       // A row in four has a pointer and the others an offset from it: twelve offsets would not fit
-      // the registers. The empty statement keeps the compiler from making one pointer of them
-      // again.
+      // the registers. The empty statement keeps the compiler from making one
+      // pointer of them again.
       const bf16* a0 = tail ? term.tail + tail_row * lda : term.a + row * lda;
       const bf16 *a4 = a0 + 4 * lda, *a8 = a4 + 4 * lda;
       asm("" : "+r"(a4), "+r"(a8));

@@ -1,7 +1,7 @@
 // B operands made of f32 factors (tiles.h): each value scaled, less where it began, rounded to the
 // half that is wanted. Sixteen lines that lie side by side, as the ranks of a factor stored (n,R)
-// do, are read across, a vector for each element; others along, with a gather where they are
-// strided.
+// do, are read across, a vector for each element; others along, with a gather
+// where they are strided.
 #include <cstring>
 #include <vector>
 

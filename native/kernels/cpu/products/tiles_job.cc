@@ -19,8 +19,8 @@ void copy_padded(const bf16* x, int64_t lda, int64_t rows, int64_t k, bf16* to, 
   }
 }
 
-// A tile may read neither past its row nor past the last row, so ragged edges are copied to
-// `scratch`.
+// A tile may read neither past its row nor past the last row, so ragged edges
+// are copied to `scratch`.
 Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
   const int64_t padded = round_up(term.k, kTileK), whole = m / kPanelRows * kPanelRows;
   const int64_t used = term.used > 0 ? term.used : term.k;

@@ -16,8 +16,8 @@ constexpr int64_t kTile = 256;  // elements; a multiple of the 4 words of a bloc
 constexpr int64_t kTilesPerThread = 16;
 
 // Words [4 * first_block, 4 * (first_block + blocks)) of the stream. The lanes of a vector are
-// blocks; the round loop is unrolled before the vectoriser sees it, so that counters stay in
-// registers.
+// blocks; the round loop is unrolled before the vectoriser sees it, so that
+// counters stay in registers.
 BALORA_SIMD void draw_words(uint64_t seed, uint64_t stream, uint64_t first_block, int blocks,
                             uint32_t* words) {
   uint32_t drawn[4][kTile / 4];

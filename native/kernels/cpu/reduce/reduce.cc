@@ -189,8 +189,8 @@ std::vector<double> variance(Context* ctx, const T* x, const Extent& e, double c
     mean_error[i] = sums[i] / rows - static_cast<double>(mean[i]);
   }
   std::vector<double> out = sum_middle<T>(ctx, x, e, Term::kSquare, mean);
-  // The shift was rounded to the accumulator type: take its known effect on the sum of squares out
-  // again.
+  // The shift was rounded to the accumulator type: take its known effect on the sum
+  // of squares out again.
   for (size_t i = 0; i < out.size(); ++i) {
     out[i] = std::max(0.0, out[i] - rows * mean_error[i] * mean_error[i]) / (rows - correction);
     if (!(sums[i] - sums[i] == 0)) out[i] = std::numeric_limits<double>::quiet_NaN();

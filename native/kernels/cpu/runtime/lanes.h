@@ -1,6 +1,6 @@
 // Vectors of f32 beside bf16 in memory, for row loops in AVX512-BF16 instructions: a compiler
-// rounds to bf16 by integers, and takes twice as many instructions for an exponential. Only where
-// cpu_multiplies_bf16().
+// rounds to bf16 by integers, and takes twice as many instructions for an
+// exponential. Only where cpu_multiplies_bf16().
 #pragma once
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/simd.h"

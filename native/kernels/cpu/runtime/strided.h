@@ -1,7 +1,7 @@
 // Loops over strided views of one shape. A plan merges dimensions that every operand walks evenly,
 // so that contiguous operands become one long row and a broadcast row or scalar becomes a row with
-// stride 0; for_each_row() then shares the rows among threads and hands each to a one-dimensional
-// loop.
+// stride 0; for_each_row() then shares the rows among threads and hands each to
+// a one-dimensional loop.
 #pragma once
 #include <algorithm>
 #include <array>

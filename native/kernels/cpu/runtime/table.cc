@@ -1,5 +1,5 @@
-// The CPU device's table: every row of kernels.def behind a guard that turns an exception into a
-// status.
+// The CPU device's table: every row of kernels.def behind a guard that turns an
+// exception into a status.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif

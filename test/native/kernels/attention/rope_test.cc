@@ -1,5 +1,5 @@
-// The rotation against its definition, partial rotary, strided rows, and the inverse that backward
-// uses.
+// The rotation against its definition, partial rotary, strided rows, and the inverse
+// that backward uses.
 #include <doctest/doctest.h>
 
 #include "support/kernel_test.h"

@@ -1,5 +1,5 @@
-// The SVD regularizer's kernels against the dense singular values of Z and central differences, in
-// f64.
+// The SVD regularizer's kernels against the dense singular values of Z and central
+// differences, in f64.
 #include <functional>
 
 #include "kernels/cpu/linalg/krylov.h"

@@ -1,5 +1,5 @@
-// The quick low-rank SVD against the optimum of the dense one, and each ground on which it must
-// refuse.
+// The quick low-rank SVD against the optimum of the dense one, and each ground on
+// which it must refuse.
 #include <algorithm>
 #include <vector>
 

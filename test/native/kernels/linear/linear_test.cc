@@ -33,8 +33,8 @@ struct Case {
   bool frozen = true, bias = true, adapter_input = false, scaled = false;
 };
 
-// A sum of products and the error that f32 (f64) accumulation and bf16-pair factors may leave in
-// it.
+// A sum of products and the error that f32 (f64) accumulation and bf16-pair factors
+// may leave in it.
 struct Sum {
   double value = 0, magnitude = 0;
   void add(double x, double y) { value += x * y, magnitude += std::abs(x * y); }
@@ -368,8 +368,8 @@ void check_all() {
 }
 
 // Every extent at, below and above a tile's, so that every kind of padding occurs; ranks side by
-// side of one linear and of several. The scratch that padding lies in starts as NaNs
-// (TestContext).
+// side of one linear and of several. The scratch that padding lies in
+// starts as NaNs (TestContext).
 template <typename T>
 void check_padding() {
   for (const int64_t rank : {1, 2, 5, 15, 16, 17, 33}) {

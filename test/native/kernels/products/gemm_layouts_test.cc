@@ -1,7 +1,7 @@
 // Products of matrices of every layout that gemm.h can name (transposed or not, rows dense or
 // apart, batches one after the other, apart, side by side or repeated, extents of 1), against plain
-// loops. Values are small integers, so that each sum is exact in every type and is compared bit for
-// bit.
+// loops. Values are small integers, so that each sum is exact in every type and is
+// compared bit for bit.
 #include <doctest/doctest.h>
 
 #include <exception>

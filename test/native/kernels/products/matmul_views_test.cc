@@ -1,7 +1,7 @@
 // The batched product over every kind of view that permute, slice, expand and split can make, with
 // extents of 1, even and odd ones, against plain loops. Values are small integers, so that each sum
-// is exact in every type and is compared bit for bit. cpu_isa_test.cc runs this under each set of
-// instructions.
+// is exact in every type and is compared bit for bit. cpu_isa_test.cc runs this
+// under each set of instructions.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -27,8 +27,8 @@ struct Form {
   std::array<Step, 4> steps;
 };
 
-// The strides of `form`. Those of an extent of 1 are what slicing leaves there: that of the larger
-// tensor.
+// The strides of `form`. Those of an extent of 1 are what slicing leaves there: that
+// of the larger tensor.
 Dims strides_of(const Form& form, const Dims& shape) {
   Dims strides{};
   int64_t step = 1;
@@ -173,8 +173,8 @@ void check_views() {
       }
     }
   }
-  // More rows, or more columns, than a block of any instructions takes, and not a whole number of
-  // blocks.
+  // More rows, or more columns, than a block of any instructions takes, and not a
+  // whole number of blocks.
   for (const Size& size : {Size{1, 3, 1, 33, 5}, {1, 3, 33, 1, 5}, {1, 3, 33, 5, 1}}) {
     products.check(size, forms);
   }
