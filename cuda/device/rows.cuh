@@ -1,7 +1,7 @@
-// Rows of a contiguous (N,C) as the kernels over rows see them: in pieces of 16 bytes, a group of
+// Rows of a contiguous (N,C) as the kernels over rows see them: in packets of 16 bytes, a group of
 // threads a row (a warp where the row is short, a block where it is long). A thread keeps its
-// first pieces in registers, so memory is read once; what does not fit there is read again, from
-// the L2 cache. Pieces that are not aligned or not full are moved element by element, so one kernel
+// first packets in registers, so memory is read once; what does not fit there is read again, from
+// the L2 cache. Packets that are not aligned or not full are moved element by element, so one kernel
 // serves every size.
 #pragma once
 #include "runtime/common.cuh"
@@ -12,7 +12,7 @@ constexpr int kRowThreads = 512;  // the largest block
 
 // 16 bytes of neighbours, kept in four registers whatever the type.
 template <typename T>
-struct alignas(16) Piece {
+struct alignas(16) Packet {
   static constexpr int W = kPackOf<T>;
   uint32_t word[4];
 
@@ -40,8 +40,8 @@ struct alignas(16) Piece {
       word[2 * j + 1] = both.words[1];
     }
   }
-  __device__ static Piece filled(T value) {
-    Piece out;
+  __device__ static Packet filled(T value) {
+    Packet out;
     BALORA_UNROLL
     for (int j = 0; j < W; ++j) out.put(j, value);
     return out;
@@ -54,8 +54,8 @@ struct alignas(16) Piece {
   };
 };
 
-// A row of `size` elements, moved in pieces whose first element is given; elements outside the row
-// read as `missing` and are not written. `vector` says that the pieces are aligned.
+// A row of `size` elements, moved in packets whose first element is given; elements outside the row
+// read as `missing` and are not written. `vector` says that the packets are aligned.
 template <typename T>
 struct Row {
   using Element = std::remove_const_t<T>;
@@ -65,11 +65,11 @@ struct Row {
   int32_t size;
   bool vector;
 
-  __device__ Piece<Element> get(int32_t first, Element missing) const {
+  __device__ Packet<Element> get(int32_t first, Element missing) const {
     if (vector && first >= 0 && first <= size - W) {
-      return *reinterpret_cast<const Piece<Element>*>(data + first);
+      return *reinterpret_cast<const Packet<Element>*>(data + first);
     }
-    Piece<Element> out;
+    Packet<Element> out;
     BALORA_UNROLL
     for (int j = 0; j < W; ++j) {
       const bool inside = first + j >= 0 && first + j < size;
@@ -77,20 +77,20 @@ struct Row {
     }
     return out;
   }
-  __device__ void put(int32_t first, const Piece<Element>& piece) const {
+  __device__ void put(int32_t first, const Packet<Element>& packet) const {
     if (vector && first >= 0 && first <= size - W) {
-      *reinterpret_cast<Piece<Element>*>(data + first) = piece;
+      *reinterpret_cast<Packet<Element>*>(data + first) = packet;
       return;
     }
     BALORA_UNROLL
     for (int j = 0; j < W; ++j) {
-      if (first + j >= 0 && first + j < size) data[first + j] = piece.at(j);
+      if (first + j >= 0 && first + j < size) data[first + j] = packet.at(j);
     }
   }
 };
 
-// How rows are cut: piece i begins at element i * W - skew. Without skew thread t owns the same
-// columns in every row; with the skew of a row's address its pieces are aligned whatever its size.
+// How rows are cut: packet i begins at element i * W - skew. Without skew thread t owns the same
+// columns in every row; with the skew of a row's address its packets are aligned whatever its size.
 template <typename T>
 struct Cut {
   static constexpr int W = kPackOf<T>;
@@ -102,8 +102,8 @@ struct Cut {
     const auto past = reinterpret_cast<uintptr_t>(row) % 16;
     return {size, static_cast<int32_t>(past / sizeof(T))};
   }
-  __device__ int32_t pieces() const { return (size + skew + W - 1) / W; }
-  __device__ int32_t first(int32_t piece) const { return piece * W - skew; }
+  __device__ int32_t packets() const { return (size + skew + W - 1) / W; }
+  __device__ int32_t first(int32_t packet) const { return packet * W - skew; }
   template <typename U>
   __device__ Row<U> row(U* data) const {
     return {data, size, (reinterpret_cast<uintptr_t>(data) - skew * sizeof(T)) % 16 == 0};
@@ -152,20 +152,20 @@ struct RowPlan {
   RowTask task;
   Grid grid;
 };
-// Groups for rows of which a thread holds `held` pieces of T; at most `groups` of them, each of
+// Groups for rows of which a thread holds `held` packets of T; at most `groups` of them, each of
 // which then takes several rows.
 template <typename T>
 RowPlan plan_rows(const char* name, int64_t rows, int64_t size, int held,
                   int64_t groups = kMaxBlocks) {
   constexpr int kWarpsABlock = 4;
-  if (size > INT32_MAX - kRowThreads * kPackOf<T> * 16) {  // room for a thread's next pieces
+  if (size > INT32_MAX - kRowThreads * kPackOf<T> * 16) {  // room for a thread's next packets
     throw std::runtime_error(std::string(name) + ": a row of " + std::to_string(size) +
                              " elements is too long");
   }
-  const int64_t pieces = ceil_div(size, kPackOf<T>);
-  const bool warp_rows = pieces <= int64_t{kWarp} * held;
+  const int64_t packets = ceil_div(size, kPackOf<T>);
+  const bool warp_rows = packets <= int64_t{kWarp} * held;
   groups = std::clamp<int64_t>(rows, 0, groups);
-  const int64_t wanted = ceil_div(ceil_div(pieces, held), kWarp) * kWarp;
+  const int64_t wanted = ceil_div(ceil_div(packets, held), kWarp) * kWarp;
   const int64_t blocks = warp_rows ? ceil_div(groups, kWarpsABlock) : groups;
   const int64_t threads = warp_rows ? kWarpsABlock * kWarp : std::min<int64_t>(wanted, kRowThreads);
   return {{rows, groups, static_cast<int32_t>(size), warp_rows},

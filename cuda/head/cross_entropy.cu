@@ -96,7 +96,7 @@ struct Slopes {
   const A* lse;    // (N)
 };
 
-// A block takes kBatch pieces a thread of one row: `parts` blocks a row.
+// A block takes kBatch packets a thread of one row: `parts` blocks a row.
 template <typename T>
 __global__ void __launch_bounds__(kMoveThreads)
     logit_gradients(Slopes<Acc<T>> s, const T* logits, Targets targets, T* dlogits, int64_t rows,
@@ -113,16 +113,16 @@ __global__ void __launch_bounds__(kMoveThreads)
     const bool counts = targets.counts(n, part == 0 && threadIdx.x == 0);
     const A slope = counts ? s.dloss[n * s.stride] * (s.scale ? *s.scale : A(1)) : A(0);
     const A shift = counts ? s.lse[n] : A(0);
-    Piece<T> held[kBatch];
+    Packet<T> held[kBatch];
     BALORA_UNROLL
     for (int k = 0; k < kBatch; ++k) {
       const int32_t first = cut.first((part * kBatch + k) * kMoveThreads + threadIdx.x);
-      held[k] = counts ? row.get(first, T{}) : Piece<T>::filled(T{});
+      held[k] = counts ? row.get(first, T{}) : Packet<T>::filled(T{});
     }
     BALORA_UNROLL
     for (int k = 0; k < kBatch; ++k) {
       const int32_t first = cut.first((part * kBatch + k) * kMoveThreads + threadIdx.x);
-      Piece<T> gradient;
+      Packet<T> gradient;
       BALORA_UNROLL
       for (int j = 0; j < kPackOf<T>; ++j) {
         const A p = std::exp(held[k][j] - shift);  // p - 1 is formed before rounding
@@ -174,9 +174,9 @@ int32_t cross_entropy_backward_kernel(Context* ctx, const balora_cross_entropy_b
     }
     const Slopes<A> slopes{data_of<A>(o.dloss), o.reduction == BALORA_REDUCTION_NONE, scale,
                            data_of<A>(o.lse)};
-    // One piece more where rows are not aligned.
-    const int64_t pieces = ceil_div(plan.task.size, kPackOf<T>) + 1;
-    const int64_t parts = ceil_div(pieces, kBatch * kMoveThreads);
+    // One packet more where rows are not aligned.
+    const int64_t packets = ceil_div(plan.task.size, kPackOf<T>) + 1;
+    const int64_t parts = ceil_div(packets, kBatch * kMoveThreads);
     const Grid grid{dim3(static_cast<unsigned>(std::min(rows * parts, kMaxBlocks))),
                     dim3(kMoveThreads)};
     launch(ctx, name, grid, logit_gradients<T>, slopes, data_of<T>(o.logits), classes,

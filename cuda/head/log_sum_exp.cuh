@@ -23,7 +23,7 @@ struct LogSum {
 
   // Elements outside the row are lowest<T>(). A NaN stays in the total.
   template <int K>
-  __device__ void take(const Piece<T> (&batch)[K]) {
+  __device__ void take(const Packet<T> (&batch)[K]) {
     A top = highest;
     BALORA_UNROLL
     for (int k = 0; k < K; ++k) {
@@ -60,13 +60,13 @@ struct LogSum {
   }
 };
 
-// Takes in the pieces of a row from `from` on, K a thread at a time.
+// Takes in the packets of a row from `from` on, K a thread at a time.
 template <int K, typename T>
 __device__ inline void take_rest(LogSum<T>& sum, const Row<const T>& row, const Cut<T>& cut,
                                  const Group& group, int32_t from) {
-  const int32_t pieces = cut.pieces();
-  for (int32_t i = from + group.lane; i - group.lane < pieces; i += K * group.threads) {
-    Piece<T> batch[K];
+  const int32_t packets = cut.packets();
+  for (int32_t i = from + group.lane; i - group.lane < packets; i += K * group.threads) {
+    Packet<T> batch[K];
     BALORA_UNROLL
     for (int k = 0; k < K; ++k) {
       batch[k] = row.get(cut.first(i + k * group.threads), lowest<T>());

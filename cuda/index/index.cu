@@ -219,27 +219,27 @@ __global__ void __launch_bounds__(kCopyThreads)
   const Bucket bucket = buckets.of_key[v];
   Acc<S> total[W] = {};
   for (int32_t i = bucket.begin; i < bucket.end; i += kAhead) {
-    Piece<S> piece[kAhead];
+    Packet<S> packet[kAhead];
     BALORA_UNROLL
     for (int u = 0; u < kAhead; ++u) {
       const int64_t n = buckets.positions[min(i + u, bucket.end - 1)];
-      piece[u] = cut.row(dy + n * size).get(first, S{});
+      packet[u] = cut.row(dy + n * size).get(first, S{});
     }
     BALORA_UNROLL
     for (int u = 0; u < kAhead; ++u) {
       BALORA_UNROLL
       for (int j = 0; j < W; ++j) {
-        if (i + u < bucket.end) total[j] += piece[u][j];
+        if (i + u < bucket.end) total[j] += packet[u][j];
       }
     }
   }
   const Row<D> out = Cut<D>::columns(size).row(dx + v * size);
   BALORA_UNROLL
   for (int at = 0; at < W; at += kPackOf<D>) {
-    Piece<D> piece;
+    Packet<D> packet;
     BALORA_UNROLL
-    for (int j = 0; j < kPackOf<D>; ++j) piece.put(j, store<D>(total[at + j]));
-    out.put(first + at, piece);
+    for (int j = 0; j < kPackOf<D>; ++j) packet.put(j, store<D>(total[at + j]));
+    out.put(first + at, packet);
   }
 }
 

@@ -201,7 +201,7 @@ void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& grou
 }  // namespace
 
 int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
-  const LinearInputs in = {o.x, o.x_adapter, nullptr, nullptr};
+  const LinearInputs in = {.x = o.x, .x_adapter = o.x_adapter};
   const LinearGroup group = {o.linears, o.count};
   o.x->dtype == BALORA_BF16 ? forward_bf16(ctx, in, group) : linear_forward_wide(ctx, in, group);
   return 0;

@@ -10,7 +10,7 @@ struct LinearGroup {
 };
 
 struct LinearInputs {
-  const View *x, *x_adapter, *dx, *dx_adapter;
+  const View *x = nullptr, *x_adapter = nullptr, *dx = nullptr, *dx_adapter = nullptr;
 
   const View* adapted() const { return x_adapter ? x_adapter : x; }
   const View* adapted_gradient() const { return x_adapter ? dx_adapter : dx; }

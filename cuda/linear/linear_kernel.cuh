@@ -1,7 +1,7 @@
 // The tensor-core kernel of the linears: C (M,N) = sum over terms of A_t (M,K_t) B_t (K_t,N) in
 // bf16, one f32 sum, then an f32 addend, the scale and the bias of the columns and one rounding.
 // Terms are walked as one long inner extent, so a base product and its low-rank parts share the
-// pipeline and the accumulators. A block of four warps makes a Tile x Tile piece of C in steps of
+// pipeline and the accumulators. A block of four warps makes a Tile x Tile chunk of C in steps of
 // 32 of the inner extent, each warp a quarter of it by mma m16n8k16. Of a step, 2 * Tile * 32
 // elements come by cp.async into one of three stages of shared memory and go to registers by
 // ldmatrix. Tile 128: 48 KiB and 128 accumulators a thread, two blocks a multiprocessor (8.0: 512

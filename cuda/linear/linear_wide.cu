@@ -58,16 +58,18 @@ void finish(Context* ctx, const WideSum& sum, const View& y, const LinearOperand
 // A product of a part: its own factors, or those of its start, which is subtracted and has neither
 // u nor gradients to write.
 struct Product {
-  const View *a, *b, *u, *da, *db;
-  double scale;
+  const View *a = nullptr, *b = nullptr;
+  const View *u = nullptr, *da = nullptr, *db = nullptr;  // null: not wanted
+  double scale = 0;
 };
 
 std::vector<Product> products_of(const LinearOperands& linear) {
   std::vector<Product> products;
   for (const LowRankOperands& part : parts_of(linear)) {
-    products.push_back({part.a, part.b, part.u, part.da, part.db, part.scale});
+    products.push_back(
+        {.a = part.a, .b = part.b, .u = part.u, .da = part.da, .db = part.db, .scale = part.scale});
     if (!part.start_a) continue;
-    products.push_back({part.start_a, part.start_b, nullptr, nullptr, nullptr, -part.scale});
+    products.push_back({.a = part.start_a, .b = part.start_b, .scale = -part.scale});
   }
   return products;
 }

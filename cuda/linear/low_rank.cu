@@ -52,32 +52,37 @@ struct PartOutputs {
   float* u[kPanelParts];  // null: not wanted
 };
 
-__global__ void join_pairs(const float* products, int64_t product_stride, int64_t n, int64_t width,
-                           int64_t rank, int32_t parts, bf16* out, int64_t stride,
-                           PartOutputs outputs) {
-  for (int64_t at = thread_index(); at < n * width; at += thread_count()) {
-    const int64_t i = at / width, column = at % width;
-    const float* from = products + i * product_stride + column;
-    const float sum = from[0] + from[width];
+// Two products (n, width) side by side, and where their rounded halves go.
+struct Products {
+  const float* data;
+  int64_t data_stride, n, width, rank;
+  bf16* out;
+  int64_t out_stride;
+};
+
+__global__ void join_pairs(Products p, int32_t parts, PartOutputs outputs) {
+  for (int64_t at = thread_index(); at < p.n * p.width; at += thread_count()) {
+    const int64_t i = at / p.width, column = at % p.width;
+    const float* from = p.data + i * p.data_stride + column;
+    const float sum = from[0] + from[p.width];
     const HiLo pair = split(sum);
-    out[i * stride + column] = pair.hi;
-    out[i * stride + width + column] = pair.lo;
+    p.out[i * p.out_stride + column] = pair.hi;
+    p.out[i * p.out_stride + p.width + column] = pair.lo;
     const int64_t part = column % parts, j = column / parts;
-    if (j < rank && outputs.u[part]) outputs.u[part][i * rank + j] = sum;
+    if (j < p.rank && outputs.u[part]) outputs.u[part][i * p.rank + j] = sum;
   }
 }
 
 // A change's products: u from x A^T beside x (A - A0)^T, or their sum.
-__global__ void join_change(const float* products, int64_t product_stride, int64_t n, int64_t width,
-                            int64_t rank, bf16* out, int64_t stride, float* u, bf16* sum) {
-  for (int64_t at = thread_index(); at < n * width; at += thread_count()) {
-    const int64_t i = at / width, column = at % width;
-    const float first = products[i * product_stride + column];
-    const float second = products[i * product_stride + width + column];
-    out[i * stride + column] = store<bf16>(first);
-    out[i * stride + width + column] = store<bf16>(second);
+__global__ void join_change(Products p, float* u, bf16* sum) {
+  for (int64_t at = thread_index(); at < p.n * p.width; at += thread_count()) {
+    const int64_t i = at / p.width, column = at % p.width;
+    const float first = p.data[i * p.data_stride + column];
+    const float second = p.data[i * p.data_stride + p.width + column];
+    p.out[i * p.out_stride + column] = store<bf16>(first);
+    p.out[i * p.out_stride + p.width + column] = store<bf16>(second);
     if (sum) sum[at] = store<bf16>(first + second);
-    if (column < rank && u) u[i * rank + column] = first;
+    if (column < p.rank && u) u[i * p.rank + column] = first;
   }
 }
 
@@ -239,12 +244,12 @@ void join_products(Context* ctx, const Panel& panel, int64_t n, const float* pro
   }
   const int64_t count = n * panel.width;
   if (count == 0) return;
+  const Products both{products,        stride,           n, panel.width, panel.rank,
+                      out.halves.data, out.halves.stride};
   if (panel.change) {
-    launch(ctx, "low_rank_join", elements(count), join_change, products, stride, n, panel.width,
-           panel.rank, out.halves.data, out.halves.stride, outputs.u[0], out.sum);
+    launch(ctx, "low_rank_join", elements(count), join_change, both, outputs.u[0], out.sum);
   } else {
-    launch(ctx, "low_rank_join", elements(count), join_pairs, products, stride, n, panel.width,
-           panel.rank, panel.parts, out.halves.data, out.halves.stride, outputs);
+    launch(ctx, "low_rank_join", elements(count), join_pairs, both, panel.parts, outputs);
   }
 }
 

@@ -36,11 +36,17 @@ struct Tile {
   }
 };
 
+// The first row and column of a tile of the weight, and the weight's extents.
+struct TilePlace {
+  int first_row, first_column, rows, columns;
+};
+
 // strip_a[k][column], strip_b[k][row] = scale * b; zeros outside. A thread keeps one column of A
 // and one rank of B.
 template <typename A>
-__device__ void load_strips(const Parts& parts, int part, int first_rank, int first_row,
-                            int first_column, int rows, int columns, A* strip_a, A* strip_b) {
+__device__ void load_strips(const Parts& parts, int part, int first_rank, const TilePlace& tile,
+                            A* strip_a, A* strip_b) {
+  const auto [first_row, first_column, rows, columns] = tile;
   constexpr int kSize = Tile<A>::kSize, kThreads = kSide * kSide;
   constexpr int kStep = kThreads / kSize;
   const int rank = static_cast<int>(parts.rank[part]), t = threadIdx.x;
@@ -104,7 +110,9 @@ __global__ void __launch_bounds__(kSide* kSide, 2)
   A sum[T::kPer][T::kPer] = {};
   for (int part = 0; part < parts.count; ++part) {
     for (int k = 0; k < parts.rank[part]; k += kDepth) {
-      load_strips(parts, part, k, first_row, first_column, rows, columns, strip_a, strip_b);
+      load_strips(parts, part, k,
+                  {first_row, first_column, static_cast<int>(rows), static_cast<int>(columns)},
+                  strip_a, strip_b);
       __syncthreads();
       multiply_strips(strip_a, strip_b, tx, ty, sum);
       __syncthreads();

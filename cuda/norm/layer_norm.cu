@@ -28,16 +28,16 @@ struct BackwardOperands {
   Acc<T>*dweight, *dbias;  // (groups,C), each may be null
 };
 
-// A piece of an operand over the channels, or of a constant where it is absent.
+// A packet of an operand over the channels, or of a constant where it is absent.
 template <typename T>
-__device__ inline Piece<T> channels(const Row<const T>& row, int32_t first, float missing) {
+__device__ inline Packet<T> channels(const Row<const T>& row, int32_t first, float missing) {
   const T constant = store<T>(static_cast<Acc<T>>(missing));
-  return row.data ? row.get(first, T{}) : Piece<T>::filled(constant);
+  return row.data ? row.get(first, T{}) : Packet<T>::filled(constant);
 }
 
-// Sum of the piece's elements within the row.
+// Sum of the packet's elements within the row.
 template <typename T>
-__device__ inline Acc<T> sum_of(const Piece<T>& x) {
+__device__ inline Acc<T> sum_of(const Packet<T>& x) {
   Acc<T> sum = 0;
   BALORA_UNROLL
   for (int j = 0; j < kPackOf<T>; ++j) sum += x[j];
@@ -46,7 +46,7 @@ __device__ inline Acc<T> sum_of(const Piece<T>& x) {
 
 // Sum of (x - mean)^2; what lies outside the row counts nothing.
 template <typename T>
-__device__ inline Acc<T> squares_of(const Piece<T>& x, Acc<T> mean, int32_t first, int32_t size) {
+__device__ inline Acc<T> squares_of(const Packet<T>& x, Acc<T> mean, int32_t first, int32_t size) {
   Acc<T> sum = 0;
   BALORA_UNROLL
   for (int j = 0; j < kPackOf<T>; ++j) {
@@ -57,9 +57,9 @@ __device__ inline Acc<T> squares_of(const Piece<T>& x, Acc<T> mean, int32_t firs
 }
 
 template <typename T>
-__device__ inline Piece<T> normalised_piece(const Piece<T>& x, const Piece<T>& weight,
-                                            const Piece<T>& bias, Acc<T> mean, Acc<T> rstd) {
-  Piece<T> out;
+__device__ inline Packet<T> normalised_piece(const Packet<T>& x, const Packet<T>& weight,
+                                             const Packet<T>& bias, Acc<T> mean, Acc<T> rstd) {
+  Packet<T> out;
   BALORA_UNROLL
   for (int j = 0; j < kPackOf<T>; ++j) {
     out.put(j, store<T>(normalised(x[j], mean, rstd) * weight[j] + bias[j]));
@@ -75,12 +75,12 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   const Group group = group_of(task);
   const Cut<T> cut = Cut<T>::columns(task.size);
   const Row<const T> weight = cut.row(o.weight), bias = cut.row(o.bias);
-  const int32_t pieces = cut.pieces(), beyond = group.lane + kHeld * group.threads;
+  const int32_t packets = cut.packets(), beyond = group.lane + kHeld * group.threads;
   const A count = static_cast<A>(task.size);
   for (int64_t n = group.index; n < task.rows; n += task.groups) {
     const Row<const T> x = cut.row(o.x + n * task.size);
     const Row<T> y = cut.row(o.y + n * task.size);
-    Piece<T> held[kHeld], scale[kHeld], shift[kHeld];
+    Packet<T> held[kHeld], scale[kHeld], shift[kHeld];
     A sum = 0, squares = 0;
     BALORA_UNROLL
     for (int k = 0; k < kHeld; ++k) {
@@ -90,14 +90,14 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       shift[k] = channels(bias, first, 0);
       sum += sum_of(held[k]);
     }
-    for (int32_t i = beyond; i < pieces; i += group.threads)
+    for (int32_t i = beyond; i < packets; i += group.threads)
       sum += sum_of(x.get(cut.first(i), T{}));
     const A mean = group_reduce(task, sum, A(0), scratch) / count;
     BALORA_UNROLL
     for (int k = 0; k < kHeld; ++k) {
       squares += squares_of(held[k], mean, cut.first(group.lane + k * group.threads), task.size);
     }
-    for (int32_t i = beyond; i < pieces; i += group.threads) {
+    for (int32_t i = beyond; i < packets; i += group.threads) {
       squares += squares_of(x.get(cut.first(i), T{}), mean, cut.first(i), task.size);
     }
     const A variance = group_reduce(task, squares, A(0), scratch) / count;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       y.put(cut.first(group.lane + k * group.threads),
             normalised_piece(held[k], scale[k], shift[k], mean, rstd));
     }
-    for (int32_t i = beyond; i < pieces; i += group.threads) {
+    for (int32_t i = beyond; i < packets; i += group.threads) {
       const int32_t first = cut.first(i);
       y.put(first, normalised_piece(x.get(first, T{}), channels(weight, first, 1),
                                     channels(bias, first, 0), mean, rstd));
@@ -119,11 +119,11 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   }
 }
 
-// One piece of a row in the backward; where the row ends dy is zero, so its part of a sum is too.
+// One packet of a row in the backward; where the row ends dy is zero, so its part of a sum is too.
 template <typename T>
 struct Slope {
   using A = Acc<T>;
-  Piece<T> dy, x, weight;
+  Packet<T> dy, x, weight;
 
   __device__ void add(A mean, A rstd, A& sum, A& dot) const {
     BALORA_UNROLL
@@ -134,8 +134,8 @@ struct Slope {
     }
   }
   // sum and dot are means over the row
-  __device__ Piece<T> gradient(A mean, A rstd, A sum, A dot) const {
-    Piece<T> out;
+  __device__ Packet<T> gradient(A mean, A rstd, A sum, A dot) const {
+    Packet<T> out;
     BALORA_UNROLL
     for (int j = 0; j < kPackOf<T>; ++j) {
       const A unit = normalised(x[j], mean, rstd);
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   const Group group = group_of(task);
   const Cut<T> cut = Cut<T>::columns(task.size);
   const Row<const T> weight = cut.row(o.weight);
-  const int32_t pieces = cut.pieces(), beyond = group.lane + kHeld * group.threads;
+  const int32_t packets = cut.packets(), beyond = group.lane + kHeld * group.threads;
   A* const dweight = o.dweight ? o.dweight + group.index * task.size : nullptr;
   A* const dbias = o.dbias ? o.dbias + group.index * task.size : nullptr;
   A weight_totals[kHeld][W] = {}, bias_totals[kHeld][W] = {};
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       held[k].add(mean, rstd, sum, dot);
       held[k].add_channels(mean, rstd, weight_totals[k], bias_totals[k]);
     }
-    for (int32_t i = beyond; i < pieces; i += group.threads) {
+    for (int32_t i = beyond; i < packets; i += group.threads) {
       const Slope<T> slope = slope_at(cut.first(i));
       slope.add(mean, rstd, sum, dot);
       A weight_total[W] = {}, bias_total[W] = {};
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     for (int k = 0; k < kHeld; ++k) {
       dx.put(cut.first(group.lane + k * group.threads), held[k].gradient(mean, rstd, sum, dot));
     }
-    for (int32_t i = beyond; i < pieces; i += group.threads) {
+    for (int32_t i = beyond; i < packets; i += group.threads) {
       dx.put(cut.first(i), slope_at(cut.first(i)).gradient(mean, rstd, sum, dot));
     }
   }

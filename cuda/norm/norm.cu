@@ -26,17 +26,17 @@ __device__ inline Acc<T> rounded(Acc<T> value, int32_t round) {
 }
 
 template <typename T>
-__device__ inline Acc<T> sum_of_squares(const Piece<T>& piece) {
+__device__ inline Acc<T> sum_of_squares(const Packet<T>& packet) {
   Acc<T> sum = 0;
   BALORA_UNROLL
-  for (int j = 0; j < kPackOf<T>; ++j) sum += piece[j] * piece[j];
+  for (int j = 0; j < kPackOf<T>; ++j) sum += packet[j] * packet[j];
   return sum;
 }
 
 template <typename T>
-__device__ inline Piece<T> normalised(const Piece<T>& x, const Piece<T>& weight, Acc<T> scale,
-                                      const NormOptions<Acc<T>>& options) {
-  Piece<T> out;
+__device__ inline Packet<T> normalised(const Packet<T>& x, const Packet<T>& weight, Acc<T> scale,
+                                       const NormOptions<Acc<T>>& options) {
+  Packet<T> out;
   BALORA_UNROLL
   for (int j = 0; j < kPackOf<T>; ++j) {
     const Acc<T> unit = rounded<T>(x[j] * scale, options.round);
@@ -51,17 +51,17 @@ struct Source {
   Row<const T> x, residual;
   Row<T> sum;
 
-  __device__ Piece<T> take(int32_t first) const {
-    const Piece<T> piece = x.get(first, T{});
-    if (!residual.data) return piece;
-    const Piece<T> other = residual.get(first, T{});
-    Piece<T> out;
+  __device__ Packet<T> take(int32_t first) const {
+    const Packet<T> packet = x.get(first, T{});
+    if (!residual.data) return packet;
+    const Packet<T> other = residual.get(first, T{});
+    Packet<T> out;
     BALORA_UNROLL
-    for (int j = 0; j < kPackOf<T>; ++j) out.put(j, store<T>(piece[j] + other[j]));
+    for (int j = 0; j < kPackOf<T>; ++j) out.put(j, store<T>(packet[j] + other[j]));
     sum.put(first, out);
     return out;
   }
-  __device__ Piece<T> again(int32_t first) const {
+  __device__ Packet<T> again(int32_t first) const {
     return residual.data ? Row<const T>{sum.data, sum.size, sum.vector}.get(first, T{})
                          : x.get(first, T{});
   }
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     const int64_t at = n * task.size;
     const Source<T> source{cut.row(o.x + at), cut.row(o.residual ? o.residual + at : nullptr),
                            cut.row(o.sum ? o.sum + at : nullptr)};
-    Piece<T> held[kHeldForward], scales[kHeldForward];
+    Packet<T> held[kHeldForward], scales[kHeldForward];
     A squares = 0;
     BALORA_UNROLL
     for (int k = 0; k < kHeldForward; ++k) {
@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       scales[k] = weight.get(first, T{});
       squares += sum_of_squares<T>(held[k]);
     }
-    const int32_t pieces = cut.pieces();
-    for (int32_t i = group.lane + kHeldForward * group.threads; i < pieces; i += group.threads) {
+    const int32_t packets = cut.packets();
+    for (int32_t i = group.lane + kHeldForward * group.threads; i < packets; i += group.threads) {
       squares += sum_of_squares<T>(source.take(cut.first(i)));
     }
     squares = group_reduce(task, squares, A(0), scratch);
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       y.put(cut.first(group.lane + k * group.threads),
             normalised<T>(held[k], scales[k], scale, options));
     }
-    for (int32_t i = group.lane + kHeldForward * group.threads; i < pieces; i += group.threads) {
+    for (int32_t i = group.lane + kHeldForward * group.threads; i < packets; i += group.threads) {
       const int32_t first = cut.first(i);
       y.put(first, normalised<T>(source.again(first), weight.get(first, T{}), scale, options));
     }
@@ -123,11 +123,11 @@ struct BackwardOperands {
   Acc<T>* partial;  // (groups,C), may be null
 };
 
-// One piece of a row in the backward.
+// One packet of a row in the backward.
 template <typename T>
 struct Slope {
   using A = Acc<T>;
-  Piece<T> dy, x, weight;
+  Packet<T> dy, x, weight;
 
   __device__ A dot(A offset) const {
     A sum = 0;
@@ -138,8 +138,8 @@ struct Slope {
     return sum;
   }
   // dsum + rstd * (dy * (weight + offset) - x * mean)
-  __device__ Piece<T> gradient(const Piece<T>& dsum, A scale, A mean, A offset) const {
-    Piece<T> out;
+  __device__ Packet<T> gradient(const Packet<T>& dsum, A scale, A mean, A offset) const {
+    Packet<T> out;
     BALORA_UNROLL
     for (int j = 0; j < kPackOf<T>; ++j) {
       const A through = rms_norm_gradient(dy[j], x[j], weight[j] + offset, mean);
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   const Group group = group_of(task);
   const Cut<T> cut = Cut<T>::columns(task.size);
   const Row<const T> weight = cut.row(o.weight);
-  const int32_t pieces = cut.pieces();
+  const int32_t packets = cut.packets();
   const int32_t beyond = group.lane + kHeldBackward * group.threads;
   A* const partial = o.partial ? o.partial + group.index * task.size : nullptr;
   A totals[kHeldBackward][kPackOf<T>] = {};
@@ -175,11 +175,11 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       return Slope<T>{dy.get(first, T{}), x.get(first, T{}), weight.get(first, T{})};
     };
     const auto dsum_at = [&](int32_t first) {
-      return dsum.data ? dsum.get(first, T{}) : Piece<T>::filled(T{});
+      return dsum.data ? dsum.get(first, T{}) : Packet<T>::filled(T{});
     };
     const A scale = o.rstd[n];
     Slope<T> held[kHeldBackward];
-    Piece<T> beside[kHeldBackward];
+    Packet<T> beside[kHeldBackward];
     A dot = 0;
     BALORA_UNROLL
     for (int k = 0; k < kHeldBackward; ++k) {
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       dot += held[k].dot(options.offset);
       held[k].add_weight(totals[k], scale, options.round);
     }
-    for (int32_t i = beyond; i < pieces; i += group.threads) {
+    for (int32_t i = beyond; i < packets; i += group.threads) {
       const Slope<T> slope = slope_at(cut.first(i));
       dot += slope.dot(options.offset);
       if (!partial) continue;
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       dx.put(cut.first(group.lane + k * group.threads),
              held[k].gradient(beside[k], scale, mean, options.offset));
     }
-    for (int32_t i = beyond; i < pieces; i += group.threads) {
+    for (int32_t i = beyond; i < packets; i += group.threads) {
       const int32_t first = cut.first(i);
       dx.put(first, slope_at(first).gradient(dsum_at(first), scale, mean, options.offset));
     }

@@ -1,5 +1,5 @@
 // softmax and logSoftmax over the last dimension (kernels/cpu/norm/softmax.cc has the formulas).
-// One read of the row finds maximum and sum together (log_sum_exp.cuh); the first pieces stay in
+// One read of the row finds maximum and sum together (log_sum_exp.cuh); the first packets stay in
 // registers, so rows up to 16384 in bf16 (8192 in the backward, half of both in f32) are read once
 // and longer ones a second time, mostly from the L2 cache: 264 rows of 49k under way are 26 MB. The
 // forward moves 2 * size bytes an element, the backward 3 * size, with some 12 flops and one
@@ -21,9 +21,9 @@ struct Shift {
 };
 
 template <typename T>
-__device__ inline Piece<T> normalised(const Piece<T>& x, const Shift<Acc<T>>& shift,
-                                      int32_t logarithm) {
-  Piece<T> out;
+__device__ inline Packet<T> normalised(const Packet<T>& x, const Shift<Acc<T>>& shift,
+                                       int32_t logarithm) {
+  Packet<T> out;
   BALORA_UNROLL
   for (int j = 0; j < kPackOf<T>; ++j) {
     const Acc<T> below = x[j] - shift.sum;
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     const T* at = x + n * task.size;
     const Cut<T> cut = Cut<T>::aligned(at, task.size);
     const Row<const T> row = cut.row(at);
-    Piece<T> held[kHeldForward];
+    Packet<T> held[kHeldForward];
     BALORA_UNROLL
     for (int k = 0; k < kHeldForward; ++k) {
       held[k] = row.get(cut.first(group.lane + k * group.threads), lowest<T>());
@@ -61,18 +61,18 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     for (int k = 0; k < kHeldForward; ++k) {
       out.put(cut.first(group.lane + k * group.threads), normalised(held[k], shift, logarithm));
     }
-    for (int32_t i = beyond + group.lane; i < cut.pieces(); i += group.threads) {
+    for (int32_t i = beyond + group.lane; i < cut.packets(); i += group.threads) {
       const int32_t first = cut.first(i);
       out.put(first, normalised(row.get(first, lowest<T>()), shift, logarithm));
     }
   }
 }
 
-// One piece of a row in the backward; outside the row dy is zero and x the lowest.
+// One packet of a row in the backward; outside the row dy is zero and x the lowest.
 template <typename T>
 struct Slope {
   using A = Acc<T>;
-  Piece<T> dy, x;
+  Packet<T> dy, x;
 
   __device__ A sum(A lse, int32_t logarithm) const {
     A total = 0;
@@ -82,8 +82,8 @@ struct Slope {
     }
     return total;
   }
-  __device__ Piece<T> gradient(A lse, A sum, int32_t logarithm) const {
-    Piece<T> out;
+  __device__ Packet<T> gradient(A lse, A sum, int32_t logarithm) const {
+    Packet<T> out;
     BALORA_UNROLL
     for (int j = 0; j < kPackOf<T>; ++j) {
       const A p = std::exp(x[j] - lse);
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       return Slope<T>{slopes.get(first, T{}), row.get(first, lowest<T>())};
     };
     const A shift = lse[n];
-    const int32_t beyond = group.lane + kHeldBackward * group.threads, pieces = cut.pieces();
+    const int32_t beyond = group.lane + kHeldBackward * group.threads, packets = cut.packets();
     Slope<T> held[kHeldBackward];
     A first_sum = 0;
     BALORA_UNROLL
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
       first_sum += held[k].sum(shift, logarithm);
     }
     double total = static_cast<double>(first_sum);
-    for (int32_t i = beyond; i < pieces; i += group.threads) {
+    for (int32_t i = beyond; i < packets; i += group.threads) {
       total += static_cast<double>(slope_at(cut.first(i)).sum(shift, logarithm));
     }
     const A sum = static_cast<A>(group_reduce(task, total, 0.0, wide));
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     for (int k = 0; k < kHeldBackward; ++k) {
       out.put(cut.first(group.lane + k * group.threads), held[k].gradient(shift, sum, logarithm));
     }
-    for (int32_t i = beyond; i < pieces; i += group.threads) {
+    for (int32_t i = beyond; i < packets; i += group.threads) {
       out.put(cut.first(i), slope_at(cut.first(i)).gradient(shift, sum, logarithm));
     }
   }

@@ -13,14 +13,14 @@ namespace balora::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kPiece = 4096;  // elements of a row that one block sums
+constexpr int64_t kChunk = 4096;  // elements of a row that one block sums
 constexpr int kSlabRows = 256;    // rows that one block sums for its 32 columns
-constexpr int64_t kMaxPieces = 1 << 20;
+constexpr int64_t kMaxChunks = 1 << 20;
 
 using Extents = AdafactorExtents;
 
-__host__ __device__ inline int64_t pieces_of_row(const Extents& e) {
-  return (e.columns + kPiece - 1) / kPiece;
+__host__ __device__ inline int64_t chunks_of_row(const Extents& e) {
+  return (e.columns + kChunk - 1) / kChunk;
 }
 
 // Scalars that stay on the device between the passes.
@@ -67,26 +67,26 @@ __global__ void param_squares(const T* param, int64_t n, double* partial) {
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-__device__ double sum_of(const double* partial, int64_t pieces, double* scratch) {
+__device__ double sum_of(const double* partial, int64_t chunks, double* scratch) {
   double total = 0;
-  for (int64_t i = threadIdx.x; i < pieces; i += blockDim.x) total += partial[i];
+  for (int64_t i = threadIdx.x; i < chunks; i += blockDim.x) total += partial[i];
   return block_reduce(total, 0.0, scratch);
 }
 
 // partial null: the rate is not scaled.
-__global__ void find_rate(const double* partial, int64_t pieces, int64_t n, double lr,
+__global__ void find_rate(const double* partial, int64_t chunks, int64_t n, double lr,
                           double scale_floor, Rates* rates) {
   BALORA_SHARED(double, scratch, kWarp + 1);
-  const double total = sum_of(partial, partial ? pieces : 0, scratch);
+  const double total = sum_of(partial, partial ? chunks : 0, scratch);
   if (threadIdx.x != 0) return;
   const double rms = std::sqrt(total / static_cast<double>(n));
   rates->rate = partial ? lr * (rms > scale_floor ? rms : scale_floor) : lr;
 }
 
-__global__ void find_step(const double* partial, int64_t pieces, int64_t n, double clip,
+__global__ void find_step(const double* partial, int64_t chunks, int64_t n, double clip,
                           Rates* rates) {
   BALORA_SHARED(double, scratch, kWarp + 1);
-  const double total = sum_of(partial, pieces, scratch);
+  const double total = sum_of(partial, chunks, scratch);
   if (threadIdx.x != 0) return;
   const double over = std::sqrt(total / static_cast<double>(n)) / clip;
   rates->step = rates->rate / (over > 1 ? over : 1.0);
@@ -173,15 +173,15 @@ __global__ void whole_moments(Problem<T> p) {
   }
 }
 
-// One block a piece of a row.
+// One block a chunk of a row.
 template <typename T>
 __global__ void update_squares(Problem<T> p, double* partial) {
   BALORA_SHARED(double, scratch, kWarp + 1);
   const T scale = scale_of(p);
-  const int64_t pieces = pieces_of_row(p.e);
-  for (int64_t i = blockIdx.x; i < p.e.all_rows() * pieces; i += gridDim.x) {
-    const int64_t r = i / pieces, first = i % pieces * kPiece;
-    const int64_t end = first + kPiece < p.e.columns ? first + kPiece : p.e.columns;
+  const int64_t chunks = chunks_of_row(p.e);
+  for (int64_t i = blockIdx.x; i < p.e.all_rows() * chunks; i += gridDim.x) {
+    const int64_t r = i / chunks, first = i % chunks * kChunk;
+    const int64_t end = first + kChunk < p.e.columns ? first + kChunk : p.e.columns;
     double total = 0;
     for (int64_t c = first + threadIdx.x; c < end; c += blockDim.x) {
       const double u = update_of(p, scale, r, c);
@@ -196,10 +196,10 @@ template <typename T>
 __global__ void apply_pieces(Problem<T> p, T beta1, double weight_decay) {
   const T scale = scale_of(p), step = static_cast<T>(p.rates->step);
   const T decay = static_cast<T>(1 - weight_decay * p.rates->rate);
-  const int64_t pieces = pieces_of_row(p.e);
-  for (int64_t i = blockIdx.x; i < p.e.all_rows() * pieces; i += gridDim.x) {
-    const int64_t r = i / pieces, first = i % pieces * kPiece;
-    const int64_t end = first + kPiece < p.e.columns ? first + kPiece : p.e.columns;
+  const int64_t chunks = chunks_of_row(p.e);
+  for (int64_t i = blockIdx.x; i < p.e.all_rows() * chunks; i += gridDim.x) {
+    const int64_t r = i / chunks, first = i % chunks * kChunk;
+    const int64_t end = first + kChunk < p.e.columns ? first + kChunk : p.e.columns;
     for (int64_t c = first + threadIdx.x; c < end; c += blockDim.x) {
       const int64_t at = r * p.e.columns + c;
       T u = update_of(p, scale, r, c) * step;
@@ -210,7 +210,7 @@ __global__ void apply_pieces(Problem<T> p, T beta1, double weight_decay) {
 }
 
 Grid blocks(int64_t n) {
-  return {dim3(static_cast<unsigned>(std::clamp<int64_t>(n, 1, kMaxPieces))), dim3(kThreads)};
+  return {dim3(static_cast<unsigned>(std::clamp<int64_t>(n, 1, kMaxChunks))), dim3(kThreads)};
 }
 
 template <typename T>
@@ -238,9 +238,9 @@ struct Settings {
 template <typename T>
 void step(Context* ctx, Problem<T> p, const Settings& k) {
   constexpr const char* kName = "adafactor_step";
-  const int64_t n = p.e.all_rows() * p.e.columns, pieces = p.e.all_rows() * pieces_of_row(p.e);
-  const int64_t squares = std::min<int64_t>(ceil_div(n, kPiece), 1024);
-  auto* partial = workspace<double>(ctx, std::max(pieces, squares));
+  const int64_t n = p.e.all_rows() * p.e.columns, chunks = p.e.all_rows() * chunks_of_row(p.e);
+  const int64_t squares = std::min<int64_t>(ceil_div(n, kChunk), 1024);
+  auto* partial = workspace<double>(ctx, std::max(chunks, squares));
   p.rates = workspace<Rates>(ctx, 1);
   const Grid one = blocks(1);
   if (k.scale_floor >= 0) {
@@ -249,9 +249,9 @@ void step(Context* ctx, Problem<T> p, const Settings& k) {
   launch(ctx, kName, one, find_rate, k.scale_floor >= 0 ? partial : nullptr, squares, n, k.lr,
          k.scale_floor, p.rates);
   find_moments(ctx, p);
-  launch(ctx, kName, blocks(pieces), update_squares<T>, p, partial);
-  launch(ctx, kName, one, find_step, partial, pieces, n, k.clip, p.rates);
-  launch(ctx, kName, blocks(pieces), apply_pieces<T>, p, k.beta1, k.weight_decay);
+  launch(ctx, kName, blocks(chunks), update_squares<T>, p, partial);
+  launch(ctx, kName, one, find_step, partial, chunks, n, k.clip, p.rates);
+  launch(ctx, kName, blocks(chunks), apply_pieces<T>, p, k.beta1, k.weight_decay);
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ __device__ T scale_of(const double* coefficient) {
 
 constexpr int kTable = 64;  // tensors of a launch: their table is an argument of the kernel
 constexpr int kTableThreads = 256;
-constexpr int64_t kPiece = 2 * kTableThreads * kGroup;  // elements that one block updates
+constexpr int64_t kChunk = 2 * kTableThreads * kGroup;  // elements that one block updates
 
 // Which blocks belong to which tensor: those of tensor t begin at first[t].
 struct Share {
@@ -77,8 +77,8 @@ __global__ void adamw_tensors(const __grid_constant__ AdamTable table, const dou
   k.decay = adamw_decay<T>(rate, table.weight_decay[t]);
   k.step = static_cast<T>(rate[BALORA_RATE_STEP]);
   k.root = static_cast<T>(rate[BALORA_RATE_ROOT]);
-  const int64_t n = table.size[t], begin = (block - table.share.first[t]) * kPiece;
-  const int64_t end = n - begin < kPiece ? n : begin + kPiece;
+  const int64_t n = table.size[t], begin = (block - table.share.first[t]) * kChunk;
+  const int64_t end = n - begin < kChunk ? n : begin + kChunk;
   for (int64_t at = begin + threadIdx.x * kGroup; at < end; at += kTableThreads * kGroup) {
     const int count = group_count(end, at);
     T g[kGroup], p[kGroup], first[kGroup], second[kGroup];
@@ -150,15 +150,15 @@ __global__ void add_scaled_groups(Operand source, Operand destination, int64_t n
 
 // ---- Norms --------------------------------------------------------------------------------------
 
-constexpr int64_t kNormPiece =
+constexpr int64_t kNormChunk =
     4 * kTableThreads * kGroup;        // elements that one block sums, at least
-constexpr int64_t kNormPieces = 2048;  // about, but one a tensor: the second pass is one block's
+constexpr int64_t kNormChunks = 2048;  // about, but one a tensor: the second pass is one block's
 
 struct NormTable {
   Share share;
   Operand x[kTable];
   int64_t size[kTable];
-  int64_t piece;
+  int64_t chunk;
 };
 static_assert(sizeof(NormTable) <= 3968, "4 KiB hold a kernel's arguments");
 
@@ -170,13 +170,13 @@ __device__ double join_block(int32_t kind, double value, double* scratch) {
   return block_reduce(value, 0.0, scratch);
 }
 
-__global__ void norm_pieces(const __grid_constant__ NormTable table, int32_t kind,
+__global__ void norm_chunks(const __grid_constant__ NormTable table, int32_t kind,
                             double* partial) {
   BALORA_SHARED(double, scratch, kWarp + 1);
   const int block = static_cast<int>(blockIdx.x), t = table.share.tensor(block);
   const Operand x = table.x[t];
-  const int64_t n = table.size[t], begin = (block - table.share.first[t]) * table.piece;
-  const int64_t end = n - begin < table.piece ? n : begin + table.piece;
+  const int64_t n = table.size[t], begin = (block - table.share.first[t]) * table.chunk;
+  const int64_t end = n - begin < table.chunk ? n : begin + table.chunk;
   double total = 0;
   for (int64_t at = begin + threadIdx.x * kGroup; at < end; at += kTableThreads * kGroup) {
     double value[kGroup];
@@ -190,10 +190,10 @@ __global__ void norm_pieces(const __grid_constant__ NormTable table, int32_t kin
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-__global__ void norm_total(const double* partial, int64_t pieces, int32_t kind, double* sum) {
+__global__ void norm_total(const double* partial, int64_t chunks, int32_t kind, double* sum) {
   BALORA_SHARED(double, scratch, kWarp + 1);
   double total = 0;
-  for (int64_t i = threadIdx.x; i < pieces; i += blockDim.x) total = join(kind, total, partial[i]);
+  for (int64_t i = threadIdx.x; i < chunks; i += blockDim.x) total = join(kind, total, partial[i]);
   total = join_block(kind, total, scratch);
   if (threadIdx.x == 0) *sum = join(kind, *sum, total);
 }
@@ -236,7 +236,7 @@ int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
         aligned = aligned && aligned16(data_of<char>(view));
       }
       table.aligned |= uint64_t{aligned} << t;
-      table.share.add(ceil_div(n, kPiece));
+      table.share.add(ceil_div(n, kChunk));
       if (table.share.count == kTable) start();
     }
     start();
@@ -259,17 +259,17 @@ int32_t norm_accumulate_kernel(Context* ctx, const balora_norm_accumulate& o) {
   int64_t elements = 0;
   for (int32_t i = 0; i < o.tensors->count; ++i) elements += view_numel(*o.tensors->at[i]);
   if (elements == 0) return 0;
-  const int64_t share = ceil_div(ceil_div(elements, kNormPieces), kGroup) * kGroup;
-  const int64_t piece = std::max(share, kNormPiece);
-  int64_t pieces = 0;
+  const int64_t share = ceil_div(ceil_div(elements, kNormChunks), kGroup) * kGroup;
+  const int64_t chunk = std::max(share, kNormChunk);
+  int64_t chunks = 0;
   for (int32_t i = 0; i < o.tensors->count; ++i)
-    pieces += ceil_div(view_numel(*o.tensors->at[i]), piece);
-  auto* partial = workspace<double>(ctx, pieces);
+    chunks += ceil_div(view_numel(*o.tensors->at[i]), chunk);
+  auto* partial = workspace<double>(ctx, chunks);
   double* next = partial;
   NormTable table{};
   const auto start = [&] {
     if (table.share.count == 0) return;
-    launch(ctx, "norm_accumulate", table.share.grid(), norm_pieces, table, o.kind, next);
+    launch(ctx, "norm_accumulate", table.share.grid(), norm_chunks, table, o.kind, next);
     next += table.share.first[table.share.count];
     table = {};
   };
@@ -278,14 +278,14 @@ int32_t norm_accumulate_kernel(Context* ctx, const balora_norm_accumulate& o) {
     const int64_t n = view_numel(x);
     if (n == 0) continue;
     const int32_t t = table.share.count;
-    table.piece = piece;
+    table.chunk = chunk;
     table.x[t] = operand(&x);
     table.size[t] = n;
-    table.share.add(ceil_div(n, piece));
+    table.share.add(ceil_div(n, chunk));
     if (table.share.count == kTable) start();
   }
   start();
-  launch(ctx, "norm_accumulate", Grid{dim3(1), dim3(kTableThreads)}, norm_total, partial, pieces,
+  launch(ctx, "norm_accumulate", Grid{dim3(1), dim3(kTableThreads)}, norm_total, partial, chunks,
          o.kind, data_of<double>(o.total));
   return 0;
 }

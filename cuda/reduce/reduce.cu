@@ -13,24 +13,24 @@ namespace {
 
 // ---- Folds --------------------------------------------------------------------------------------
 // Folds the middle of a contiguous (A,R,C) into (A,C) for any state that takes elements in and
-// merges with its like. R is cut into pieces whose number depends on the shape alone; a group of
-// threads (C = 1) or a block (32 columns side by side) leaves one state a piece, and what finishes
-// the result merges the pieces in order. Every element is read once, 16 bytes at a time where C = 1
+// merges with its like. R is cut into chunks whose number depends on the shape alone; a group of
+// threads (C = 1) or a block (32 columns side by side) leaves one state a chunk, and what finishes
+// the result merges the chunks in order. Every element is read once, 16 bytes at a time where C = 1
 // and coalesced elsewhere, and the order of merging is fixed.
 //
 // A fold has T, State, start(o) for result o, add(state, x, r) and merge(state, later state).
 
 struct Extent {
   int64_t outer, rows, inner;
-  int64_t length, pieces;  // rows a piece
+  int64_t length, chunks;  // rows a chunk
   __host__ __device__ int64_t results() const { return outer * inner; }
 };
 
 inline Extent extent_of(const View* x) {
-  constexpr int64_t kMaxPieces = 256;
+  constexpr int64_t kMaxChunks = 256;
   const int64_t rows = x->shape[1], inner = x->shape[2];
   const int64_t least = inner == 1 ? 1 << 14 : 512;
-  const int64_t length = std::max(least, ceil_div(rows, kMaxPieces));
+  const int64_t length = std::max(least, ceil_div(rows, kMaxChunks));
   return {x->shape[0], rows, inner, length, std::max<int64_t>(1, ceil_div(rows, length))};
 }
 
@@ -49,9 +49,9 @@ __device__ inline void fold_group(const Fold& fold, const RowTask& task, const G
   }
 }
 
-constexpr int kFoldBatch = 4;  // 16-byte pieces a thread asks for at once
+constexpr int kFoldBatch = 4;  // 16-byte packets a thread asks for at once
 
-// C = 1: a group a piece of a row. partial (pieces,A)
+// C = 1: a group a chunk of a row. partial (chunks,A)
 template <typename Fold>
 __global__ void __launch_bounds__(kRowThreads, 1)
     fold_rows(Fold fold, const typename Fold::T* x, Extent e, RowTask task,
@@ -60,13 +60,13 @@ __global__ void __launch_bounds__(kRowThreads, 1)
   BALORA_SHARED(typename Fold::State, states, kRowThreads);
   const Group group = group_of(task);
   for (int64_t n = group.index; n < task.rows; n += task.groups) {
-    const int64_t a = n / e.pieces, from = n % e.pieces * e.length;
+    const int64_t a = n / e.chunks, from = n % e.chunks * e.length;
     const T* at = x + a * e.rows + from;
     const Cut<T> cut = Cut<T>::aligned(at, static_cast<int32_t>(min(e.length, e.rows - from)));
     const Row<const T> row = cut.row(at);
     typename Fold::State state = fold.start(a);
-    for (int32_t i = group.lane; i < cut.pieces(); i += kFoldBatch * group.threads) {
-      Piece<T> batch[kFoldBatch];
+    for (int32_t i = group.lane; i < cut.packets(); i += kFoldBatch * group.threads) {
+      Packet<T> batch[kFoldBatch];
       BALORA_UNROLL
       for (int k = 0; k < kFoldBatch; ++k) {
         batch[k] = row.get(cut.first(i + k * group.threads), T{});
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
     }
     states[threadIdx.x] = state;
     fold_group(fold, task, group, states);
-    if (group.lane == 0) partial[n % e.pieces * e.outer + a] = states[threadIdx.x];
+    if (group.lane == 0) partial[n % e.chunks * e.outer + a] = states[threadIdx.x];
     if (task.warp_rows) {
       __syncwarp();
     } else {
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kRowThreads, 1)
 
 constexpr int kFoldThreads = 256;
 
-// C > 1: a block `columns` (a power of two up to 32) columns of a piece. partial (pieces,A,C)
+// C > 1: a block `columns` (a power of two up to 32) columns of a chunk. partial (chunks,A,C)
 template <typename Fold>
 __global__ void __launch_bounds__(kFoldThreads)
     fold_columns(Fold fold, const typename Fold::T* x, Extent e, int32_t columns,
@@ -103,12 +103,12 @@ __global__ void __launch_bounds__(kFoldThreads)
   const int64_t tiles = (e.inner + columns - 1) / columns;
   const int column = threadIdx.x % columns, part = threadIdx.x / columns;
   const int parts = kFoldThreads / columns;
-  for (int64_t block = blockIdx.x; block < e.outer * e.pieces * tiles; block += gridDim.x) {
-    const int64_t c = block % tiles * columns + column, piece = block / tiles % e.pieces;
-    const int64_t a = block / tiles / e.pieces, last = min(e.rows, (piece + 1) * e.length);
+  for (int64_t block = blockIdx.x; block < e.outer * e.chunks * tiles; block += gridDim.x) {
+    const int64_t c = block % tiles * columns + column, chunk = block / tiles % e.chunks;
+    const int64_t a = block / tiles / e.chunks, last = min(e.rows, (chunk + 1) * e.length);
     const bool inside = c < e.inner;
     typename Fold::State state = fold.start(inside ? a * e.inner + c : 0);
-    for (int64_t r = piece * e.length + part; inside && r < last; r += parts) {
+    for (int64_t r = chunk * e.length + part; inside && r < last; r += parts) {
       fold.add(state, load(x[(a * e.rows + r) * e.inner + c]), r);
     }
     states[threadIdx.x] = state;
@@ -117,39 +117,39 @@ __global__ void __launch_bounds__(kFoldThreads)
       if (part < n / 2) fold.merge(states[threadIdx.x], states[threadIdx.x + n / 2 * columns]);
     }
     if (part == 0 && inside) {
-      partial[piece * e.results() + a * e.inner + c] = states[threadIdx.x];
+      partial[chunk * e.results() + a * e.inner + c] = states[threadIdx.x];
     }
     __syncthreads();
   }
 }
 
-// partial (pieces,A,C), in scratch.
+// partial (chunks,A,C), in scratch.
 template <typename Fold>
 typename Fold::State* fold_middle(Context* ctx, const char* name, const Fold& fold,
                                   const typename Fold::T* x, const Extent& e) {
   using T = typename Fold::T;
-  auto* partial = workspace<typename Fold::State>(ctx, e.pieces * e.results());
+  auto* partial = workspace<typename Fold::State>(ctx, e.chunks * e.results());
   if (e.results() == 0) return partial;
   if (e.inner == 1) {
     const RowPlan plan =
-        plan_rows<T>(name, e.outer * e.pieces, std::min(e.length, e.rows), kFoldBatch);
+        plan_rows<T>(name, e.outer * e.chunks, std::min(e.length, e.rows), kFoldBatch);
     launch(ctx, name, plan.grid, fold_rows<Fold>, fold, x, e, plan.task, partial);
     return partial;
   }
   int32_t columns = 2;
   while (columns < kWarp && columns < e.inner) columns *= 2;
-  const int64_t blocks = e.outer * e.pieces * ceil_div(e.inner, columns);
+  const int64_t blocks = e.outer * e.chunks * ceil_div(e.inner, columns);
   const Grid grid{dim3(static_cast<unsigned>(std::min(blocks, kMaxBlocks))), dim3(kFoldThreads)};
   launch(ctx, name, grid, fold_columns<Fold>, fold, x, e, columns, partial);
   return partial;
 }
 
-// The state of result o over its pieces, in their order.
+// The state of result o over its chunks, in their order.
 template <typename Fold>
 __device__ inline typename Fold::State merged(const Fold& fold, const typename Fold::State* partial,
-                                              int64_t results, int64_t pieces, int64_t o) {
+                                              int64_t results, int64_t chunks, int64_t o) {
   typename Fold::State state = partial[o];
-  for (int64_t p = 1; p < pieces; ++p) fold.merge(state, partial[p * results + o]);
+  for (int64_t p = 1; p < chunks; ++p) fold.merge(state, partial[p * results + o]);
   return state;
 }
 
@@ -240,29 +240,29 @@ struct ExtremeFold {
 };
 
 template <typename D>
-__global__ void finish_sums(const SumState* partial, D* y, int64_t results, int64_t pieces,
+__global__ void finish_sums(const SumState* partial, D* y, int64_t results, int64_t chunks,
                             double divisor) {
   const SumFold<float> fold{nullptr};
   for (int64_t o = thread_index(); o < results; o += thread_count()) {
-    const double sum = merged(fold, partial, results, pieces, o).total;
+    const double sum = merged(fold, partial, results, chunks, o).total;
     y[o] = store<D>(static_cast<Acc<D>>(sum / divisor));
   }
 }
 
 template <typename A, typename D>
-__global__ void finish_logs(const LogState<A>* partial, D* y, int64_t results, int64_t pieces) {
+__global__ void finish_logs(const LogState<A>* partial, D* y, int64_t results, int64_t chunks) {
   const LogFold<A> fold{};
   for (int64_t o = thread_index(); o < results; o += thread_count()) {
-    const auto state = merged(fold, partial, results, pieces, o);
+    const auto state = merged(fold, partial, results, chunks, o);
     y[o] = store<D>(static_cast<Acc<D>>(LogFold<A>::result(state)));
   }
 }
 
 template <typename T>
 __global__ void finish_extremes(ExtremeFold<T> fold, const ExtremeState<Acc<T>>* partial, T* values,
-                                int32_t* positions, int64_t results, int64_t pieces) {
+                                int32_t* positions, int64_t results, int64_t chunks) {
   for (int64_t o = thread_index(); o < results; o += thread_count()) {
-    const auto state = merged(fold, partial, results, pieces, o);
+    const auto state = merged(fold, partial, results, chunks, o);
     if (values) values[o] = store<T>(state.value);
     if (positions) positions[o] = state.position;
   }
@@ -273,7 +273,7 @@ template <typename T, typename D>
 void sum_middle(Context* ctx, const char* name, const T* x, const Extent& e, const double* shift,
                 double divisor, D* y) {
   const SumState* partial = fold_middle(ctx, name, SumFold<T>{shift}, x, e);
-  launch(ctx, name, elements(e.results()), finish_sums<D>, partial, y, e.results(), e.pieces,
+  launch(ctx, name, elements(e.results()), finish_sums<D>, partial, y, e.results(), e.chunks,
          divisor);
 }
 
@@ -319,7 +319,7 @@ int32_t reduce_kernel(Context* ctx, const balora_reduce& o) {
       const LogState<A>* partial = fold_middle(ctx, name, LogFold<T>{}, data, e);
       dispatch_float(o.y->dtype, [&]<typename D>() {
         launch(ctx, name, elements(e.results()), finish_logs<A, D>, partial, data_of<D>(o.y),
-               e.results(), e.pieces);
+               e.results(), e.chunks);
       });
       return;
     }
@@ -356,7 +356,7 @@ int32_t extreme_kernel(Context* ctx, const balora_extreme& o) {
     const ExtremeFold<T> fold{o.is_max};
     const auto* partial = fold_middle(ctx, name, fold, data_of<T>(o.x), e);
     launch(ctx, name, elements(e.results()), finish_extremes<T>, fold, partial,
-           data_of<T>(o.values), data_of<int32_t>(o.positions), e.results(), e.pieces);
+           data_of<T>(o.values), data_of<int32_t>(o.positions), e.results(), e.chunks);
   });
   return 0;
 }

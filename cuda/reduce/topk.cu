@@ -86,11 +86,11 @@ struct TopRow {
   Row<const T> row;
   int32_t* scratch;  // 33 in shared memory
 
-  // Calls body(key, column) for the piece's elements.
+  // Calls body(key, column) for the packet's elements.
   template <typename Body>
-  __device__ void each(int32_t piece, const Body& body) const {
-    const int32_t first = cut.first(piece);
-    const Piece<T> values = row.get(first, T{});
+  __device__ void each(int32_t packet, const Body& body) const {
+    const int32_t first = cut.first(packet);
+    const Packet<T> values = row.get(first, T{});
     BALORA_UNROLL
     for (int j = 0; j < W; ++j) {
       if (first + j >= 0 && first + j < cut.size) body(key_of<T>(values.at(j)), first + j);
@@ -100,7 +100,7 @@ struct TopRow {
   __device__ K bound(int32_t k) const {
     K best[kParts] = {};
     const auto threads = static_cast<int32_t>(blockDim.x);
-    for (int32_t i = threadIdx.x; i < cut.pieces(); i += kParts * threads) {
+    for (int32_t i = threadIdx.x; i < cut.packets(); i += kParts * threads) {
       BALORA_UNROLL
       for (int p = 0; p < kParts; ++p) {
         each(i + p * threads, [&](K key, int32_t) { best[p] = key > best[p] ? key : best[p]; });
@@ -117,7 +117,7 @@ struct TopRow {
   __device__ K exact(int32_t k) const {
     return kth_largest<kBits, K>(k, [&](K key) {
       int32_t reached = 0;
-      for (int32_t i = threadIdx.x; i < cut.pieces(); i += static_cast<int32_t>(blockDim.x)) {
+      for (int32_t i = threadIdx.x; i < cut.packets(); i += static_cast<int32_t>(blockDim.x)) {
         each(i, [&](K other, int32_t) { reached += other >= key; });
       }
       return block_reduce(reached, 0, scratch);
@@ -132,7 +132,7 @@ struct TopRow {
     for (int32_t s = threadIdx.x; s < task.slots; s += static_cast<int32_t>(blockDim.x))
       list[s] = {0, 0};
     __syncthreads();
-    for (int32_t tile = 0; tile < cut.pieces(); tile += static_cast<int32_t>(blockDim.x)) {
+    for (int32_t tile = 0; tile < cut.packets(); tile += static_cast<int32_t>(blockDim.x)) {
       int32_t mine = 0, total = 0;
       each(tile + threadIdx.x, [&](K key, int32_t) {
         mine += key > bound ? 1 : key == bound ? kEqual : 0;
@@ -224,9 +224,9 @@ int32_t topk_kernel(Context* ctx, const balora_topk& o) {
   const int64_t rows = o.x->shape[0], k = o.values->shape[1];
   if (rows == 0 || k == 0) return 0;
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    const int64_t pieces = ceil_div(o.x->shape[1], kPackOf<T>);
+    const int64_t packets = ceil_div(o.x->shape[1], kPackOf<T>);
     const int64_t threads =
-        std::clamp<int64_t>(ceil_div(pieces, kParts * kWarp) * kWarp, 2 * kWarp, kMaxThreads);
+        std::clamp<int64_t>(ceil_div(packets, kParts * kWarp) * kWarp, 2 * kWarp, kMaxThreads);
     plan_rows<T>("topk", rows, o.x->shape[1], 1);  // refuses a row that is too long
     const TopTask task = top_task(rows, o.x->shape[1], k, threads);
     const int64_t bytes = shared_bytes<Entry<Key<T>>>(task.slots);

@@ -142,7 +142,7 @@ float* widening_scratch(Context* ctx, int64_t count) {
   return state.widened;
 }
 
-// Widens the narrow operand in pieces of the inner extent, whose products add up in c.
+// Widens the narrow operand in chunks of the inner extent, whose products add up in c.
 void multiply_mixed(Context* ctx, const GemmShape& shape, double alpha, const GemmOperand& a,
                     const GemmOperand& b, double beta, const GemmResult& c) {
   const bool left = a.dtype != BALORA_F32;  // is the narrow one

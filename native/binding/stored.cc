@@ -11,17 +11,17 @@
 namespace balora::binding {
 namespace {
 
-// Straight into the tensor where the CPU can write it; else piece by piece into the buffers that
+// Straight into the tensor where the CPU can write it; else chunk by chunk into the buffers that
 // the device copies from, so that the host never holds a second copy of the weights and decoding
-// goes on while a piece is under way.
+// goes on while a chunk is under way.
 int32_t decode_into(Launch& l, const Stored& stored, bool check_finite) {
   const View& out = *l.out(0);
   const auto dtype = static_cast<DType>(out.dtype);
   const int64_t unit_bytes = stored.unit_elements * dtype_size(dtype);
   const bool direct = l.engine->host_memory();
-  const bool staged = !direct && l.kernels->pin && unit_bytes <= StagingRing::kPieceBytes;
+  const bool staged = !direct && l.kernels->pin && unit_bytes <= StagingRing::kChunkBytes;
   const int64_t step =
-      direct ? stored.units : std::max<int64_t>(1, StagingRing::kPieceBytes / unit_bytes);
+      direct ? stored.units : std::max<int64_t>(1, StagingRing::kChunkBytes / unit_bytes);
   std::unique_ptr<char[]> buffer;
   if (!direct && !staged) {
     const int64_t most = std::min(step, stored.units) * unit_bytes;

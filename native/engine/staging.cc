@@ -137,28 +137,28 @@ bool PinnedPool::make_room(int64_t size) {
 // ---- The ring -----------------------------------------------------------------------------------
 
 StagingRing::~StagingRing() {
-  for (Piece& piece : pieces_) {
-    if (piece.mark) {
+  for (Chunk& chunk : chunks_) {
+    if (chunk.mark) {
       char ignored[512];
-      kernels_->await_mark(piece.mark, ignored, sizeof ignored);
-      kernels_->unmark(piece.mark);
+      kernels_->await_mark(chunk.mark, ignored, sizeof ignored);
+      kernels_->unmark(chunk.mark);
     }
-    if (piece.data) kernels_->unpin(device_state_.get(), piece.data);
+    if (chunk.data) kernels_->unpin(device_state_.get(), chunk.data);
   }
 }
 
-StagingRing::Piece& StagingRing::at(int64_t turn) {
-  Piece& piece = pieces_[static_cast<size_t>(turn) % kPieces];
-  if (!piece.data) piece.data = kernels_->pin(device_state_.get(), kPieceBytes);
-  if (!piece.data) {
-    throw OutOfMemoryError(concat(kPieceBytes, " bytes of pinned memory wanted"));
+StagingRing::Chunk& StagingRing::at(int64_t turn) {
+  Chunk& chunk = chunks_[static_cast<size_t>(turn) % kChunks];
+  if (!chunk.data) chunk.data = kernels_->pin(device_state_.get(), kChunkBytes);
+  if (!chunk.data) {
+    throw OutOfMemoryError(concat(kChunkBytes, " bytes of pinned memory wanted"));
   }
-  return piece;
+  return chunk;
 }
 
-void StagingRing::settle(Piece& piece) {
-  if (!piece.mark) return;
-  void* mark = std::exchange(piece.mark, nullptr);
+void StagingRing::settle(Chunk& chunk) {
+  if (!chunk.mark) return;
+  void* mark = std::exchange(chunk.mark, nullptr);
   try {
     wait_for(*kernels_, mark);
   } catch (...) {
@@ -168,58 +168,58 @@ void StagingRing::settle(Piece& piece) {
   kernels_->unmark(mark);
 }
 
-void StagingRing::mark(Context* ctx, Piece& piece) {
-  check_copy(ctx, kernels_->mark(ctx, &piece.mark));
+void StagingRing::mark(Context* ctx, Chunk& chunk) {
+  check_copy(ctx, kernels_->mark(ctx, &chunk.mark));
 }
 
 void* StagingRing::fill() {
-  Piece& piece = at(turn_);
-  settle(piece);
-  return piece.data;
+  Chunk& chunk = at(turn_);
+  settle(chunk);
+  return chunk.data;
 }
 
 void StagingRing::send_filled(Context* ctx, void* device, int64_t bytes) {
-  Piece& piece = at(turn_++);
-  check_copy(ctx, kernels_->copy_in(ctx, device, piece.data, static_cast<uint64_t>(bytes)));
-  mark(ctx, piece);
+  Chunk& chunk = at(turn_++);
+  check_copy(ctx, kernels_->copy_in(ctx, device, chunk.data, static_cast<uint64_t>(bytes)));
+  mark(ctx, chunk);
 }
 
 void StagingRing::send(Context* ctx, void* device, const void* host, int64_t bytes) {
   if (!kernels_->pin) {
     return check_copy(ctx, kernels_->upload(ctx, device, host, static_cast<uint64_t>(bytes)));
   }
-  for (int64_t at = 0; at < bytes; at += kPieceBytes) {
-    const int64_t size = std::min(kPieceBytes, bytes - at);
+  for (int64_t at = 0; at < bytes; at += kChunkBytes) {
+    const int64_t size = std::min(kChunkBytes, bytes - at);
     std::memcpy(fill(), static_cast<const char*>(host) + at, static_cast<size_t>(size));
     send_filled(ctx, static_cast<char*>(device) + at, size);
   }
 }
 
-// As many pieces as the ring has are under way while the oldest is taken out of it.
+// As many chunks as the ring has are under way while the oldest is taken out of it.
 void StagingRing::fetch(Context* ctx, void* host, const void* device, int64_t bytes) {
   if (!kernels_->pin) {
     return check_copy(ctx, kernels_->download(ctx, host, device, static_cast<uint64_t>(bytes)));
   }
-  const int64_t count = (bytes + kPieceBytes - 1) / kPieceBytes;
+  const int64_t count = (bytes + kChunkBytes - 1) / kChunkBytes;
   const auto size_of = [bytes](int64_t i) {
-    return std::min(kPieceBytes, bytes - i * kPieceBytes);
+    return std::min(kChunkBytes, bytes - i * kChunkBytes);
   };
-  const int64_t first = turn_, ahead = static_cast<int64_t>(kPieces);
+  const int64_t first = turn_, ahead = static_cast<int64_t>(kChunks);
   turn_ += count;
   for (int64_t i = 0; i < count + ahead; ++i) {
     const int64_t done = i - ahead;
     if (done >= 0 && done < count) {
-      Piece& piece = at(first + done);
-      settle(piece);
-      std::memcpy(static_cast<char*>(host) + done * kPieceBytes, piece.data,
+      Chunk& chunk = at(first + done);
+      settle(chunk);
+      std::memcpy(static_cast<char*>(host) + done * kChunkBytes, chunk.data,
                   static_cast<size_t>(size_of(done)));
     }
     if (i >= count) continue;
-    Piece& piece = at(first + i);
-    settle(piece);
-    const char* from = static_cast<const char*>(device) + i * kPieceBytes;
-    check_copy(ctx, kernels_->copy_out(ctx, piece.data, from, static_cast<uint64_t>(size_of(i))));
-    mark(ctx, piece);
+    Chunk& chunk = at(first + i);
+    settle(chunk);
+    const char* from = static_cast<const char*>(device) + i * kChunkBytes;
+    check_copy(ctx, kernels_->copy_out(ctx, chunk.data, from, static_cast<uint64_t>(size_of(i))));
+    mark(ctx, chunk);
   }
 }
 

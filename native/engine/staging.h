@@ -2,8 +2,8 @@
 // copy runs in stream order while the thread that asked for it goes on.
 //
 // Whole tensors travel in blocks of a pool, which anybody may fill or read on any thread and which
-// return when the device is done with them. What finds no block (the pool is bounded) goes piece by
-// piece through the few buffers of a ring, whose owner, the engine's thread, waits for the oldest.
+// return when the device is done with them. What finds no block (the pool is bounded) goes chunk by
+// chunk through the few buffers of a ring, whose owner, the engine's thread, waits for the oldest.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -86,8 +86,8 @@ class PinnedPool : public std::enable_shared_from_this<PinnedPool> {
 // Engine thread only.
 class StagingRing {
  public:
-  static constexpr int64_t kPieceBytes = int64_t{4} << 20;
-  static constexpr size_t kPieces = 4;
+  static constexpr int64_t kChunkBytes = int64_t{4} << 20;
+  static constexpr size_t kChunks = 4;
 
   StagingRing(const KernelTable* kernels, std::shared_ptr<void> device_state)
       : kernels_(kernels), device_state_(std::move(device_state)) {}
@@ -97,23 +97,23 @@ class StagingRing {
   void send(Context* ctx, void* device, const void* host, int64_t bytes);
   void fetch(Context* ctx, void* host, const void* device, int64_t bytes);
 
-  // A buffer of kPieceBytes to fill, when the device is done with what was in it; and its way to
+  // A buffer of kChunkBytes to fill, when the device is done with what was in it; and its way to
   // the device, which empties it.
   void* fill();
   void send_filled(Context* ctx, void* device, int64_t bytes);
 
  private:
-  struct Piece {
+  struct Chunk {
     void* data = nullptr;
     void* mark = nullptr;
   };
-  Piece& at(int64_t turn);  // made at its first use
-  void settle(Piece& piece);
-  void mark(Context* ctx, Piece& piece);
+  Chunk& at(int64_t turn);  // made at its first use
+  void settle(Chunk& chunk);
+  void mark(Context* ctx, Chunk& chunk);
 
   const KernelTable* kernels_;
   std::shared_ptr<void> device_state_;
-  std::array<Piece, kPieces> pieces_;
+  std::array<Chunk, kChunks> chunks_;
   int64_t turn_ = 0;
 };
 

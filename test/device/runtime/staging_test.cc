@@ -22,10 +22,10 @@ constexpr int64_t kFloat = sizeof(float);
 const int64_t kSizes[] = {1,
                           1024,
                           1025,
-                          StagingRing::kPieceBytes / kFloat - 1,
+                          StagingRing::kChunkBytes / kFloat - 1,
                           PinnedPool::kLargestBytes / kFloat,
                           PinnedPool::kLargestBytes / kFloat + 1,
-                          5 * StagingRing::kPieceBytes / kFloat + 3};
+                          5 * StagingRing::kChunkBytes / kFloat + 3};
 
 struct Engines {
   Engine host{cpu_kernel_table(), {}};

@@ -123,7 +123,7 @@ TEST_CASE("device errors: a lack of memory keeps its code") {
     check_codes(table, [](Engine& engine) { uploaded(engine, 100); });
   }
   SUBCASE("in a copy piece by piece, and behind it") {
-    constexpr int64_t kBytes = 6 * StagingRing::kPieceBytes;
+    constexpr int64_t kBytes = 6 * StagingRing::kChunkBytes;
     const auto pieces = [](Engine& engine) { uploaded(engine, kBytes); };
     SUBCASE("of the copy") {
       table.copy_in = fail_copy;

@@ -100,15 +100,15 @@ struct Plan {
 // threads alone. by_keys: a run's tiles are key tiles (the backward), else query tiles.
 Plan make_plan(const Geometry& g, const std::vector<Segment>& segments, int threads, bool by_keys);
 
-// Scratch of one call, cut in aligned pieces: laid out twice, first to count, then on the memory.
+// Scratch of one call, cut in aligned chunks: laid out twice, first to count, then on the memory.
 class Arena {
  public:
   explicit Arena(char* base = nullptr) : base_(base) {}
   template <typename T>
   T* take(int64_t count) {
-    char* piece = base_ + used_;
+    char* chunk = base_ + used_;
     used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(piece);
+    return reinterpret_cast<T*>(chunk);
   }
   int64_t used() const { return used_; }
 

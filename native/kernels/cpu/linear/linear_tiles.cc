@@ -1,11 +1,11 @@
-// linear_tiles.h: lays out the stretches, projections and sums of one walk (tiles.h).
+// linear_tiles.h: lays out the segments, projections and sums of one walk (tiles.h).
 #include "kernels/cpu/linear/linear_tiles.h"
 
 #include <algorithm>
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
-#include "kernels/cpu/linear/linear_stretch.h"
+#include "kernels/cpu/linear/low_rank_segment.h"
 #include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
@@ -59,32 +59,32 @@ void zero(const View& view) {
   std::fill_n(data_of<float>(&view), view_numel(view), 0.0f);
 }
 
-// dU of every piece in f32 where da needs it (Piece::du), and the gradients of the inputs. `pieces`
+// dU of every update in f32 where da needs it (LowRankUpdate::du), and the gradients of the inputs. `updates`
 // are those of each linear.
 void backward_inputs(Context* ctx, const LinearGradients& g,
-                     std::span<const LinearOperands> linears, std::span<std::vector<Piece>> pieces,
-                     int64_t m, int64_t in) {
+                     std::span<const LinearOperands> linears,
+                     std::span<std::vector<LowRankUpdate>> updates, int64_t m, int64_t in) {
   const View* low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
-  Stretch stretch;
-  std::vector<size_t> ends;  // of each linear's pieces in the stretch
+  KSegment segment;
+  std::vector<size_t> ends;  // of each linear's updates in the segment
   int64_t columns_bytes = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
     int64_t columns = 0;
-    for (Piece& piece : pieces[i]) {
-      if (!linears[i].y || !(piece.da || low_rank_dx)) continue;
-      if (piece.da) piece.du = workspace<float>(ctx, m * piece.rank());
-      stretch.add(piece);
-      columns += projection_columns(piece);
+    for (LowRankUpdate& update : updates[i]) {
+      if (!linears[i].y || !(update.da || low_rank_dx)) continue;
+      if (update.da) update.du = workspace<float>(ctx, m * update.rank());
+      segment.add(update);
+      columns += projection_columns(update);
     }
-    ends.push_back(stretch.places().size());
+    ends.push_back(segment.places().size());
     columns_bytes += Arena::bytes<bf16>(tiles_size(dense(linears[i].weight).shape[0], columns));
   }
-  const int64_t a_size = low_rank_dx ? stretch.a_size(m) : 0;
-  const int64_t b_size = low_rank_dx ? stretch.b_size(in) : 0;
+  const int64_t a_size = low_rank_dx ? segment.a_size(m) : 0;
+  const int64_t b_size = low_rank_dx ? segment.b_size(in) : 0;
   Arena a(ctx, CpuState::kFactorA, Arena::bytes<bf16>(a_size));
   Arena b(ctx, CpuState::kFactorB, Arena::bytes<bf16>(b_size) + columns_bytes);
   if (a_size > 0) {
-    stretch.make(ctx, a.take<bf16>(a_size), b.take<bf16>(b_size), m, in, Side::kA, false);
+    segment.make(ctx, a.take<bf16>(a_size), b.take<bf16>(b_size), m, in, Side::kA, false);
   }
   std::vector<TileProjection> projections;
   std::vector<FactorLine> columns;
@@ -93,10 +93,10 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
     columns.clear();
     TileProjection projection;
     for (; next < ends[i]; ++next) {
-      const Stretch::Place& place = stretch.places()[next];
-      add_columns(place.piece, Side::kB, columns);
-      const auto scale = static_cast<float>(place.piece.scale);
-      projection.factors.push_back(stretch.factor(place, scale, place.piece.du));
+      const KSegment::Place& place = segment.places()[next];
+      add_columns(place.update, Side::kB, columns);
+      const auto scale = static_cast<float>(place.update.scale);
+      projection.factors.push_back(segment.factor(place, scale, place.update.du));
     }
     if (columns.empty()) continue;
     const int64_t k = dense(linears[i].weight).shape[0];
@@ -108,7 +108,7 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
   std::vector<TileSum> sums;
   const auto add_sum = [&](const View& out, bool with_base, bool with_parts) {
     TileSum sum{in, {}, {out.data, out.dtype, in}};
-    if (with_parts && a_size > 0) sum.terms.push_back(stretch.term());
+    if (with_parts && a_size > 0) sum.terms.push_back(segment.term());
     for (const LinearOperands& linear : linears) {
       if (!with_base || !linear.y) continue;
       sum.terms.push_back(base_term(*linear.y, dense(linear.weight), false));
@@ -133,16 +133,16 @@ bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linear
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
                           std::span<const LinearOperands> linears) {
   const int64_t m = x.shape[0], in = x.shape[1];
-  std::vector<Stretch> stretches(linears.size());
+  std::vector<KSegment> segments(linears.size());
   int64_t a_bytes = 0, b_bytes = 0, bias_bytes = 0, column_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
-    for (const Piece& piece : pieces_of(ctx, linears[i])) {
-      stretches[i].add(piece);
-      column_count += projection_columns(piece);
+    for (const LowRankUpdate& update : low_rank_updates_of(ctx, linears[i])) {
+      segments[i].add(update);
+      column_count += projection_columns(update);
     }
     const int64_t outs = dense(linears[i].weight).shape[0];
-    a_bytes += Arena::bytes<bf16>(stretches[i].a_size(m));
-    b_bytes += Arena::bytes<bf16>(stretches[i].b_size(outs));
+    a_bytes += Arena::bytes<bf16>(segments[i].a_size(m));
+    b_bytes += Arena::bytes<bf16>(segments[i].b_size(outs));
     if (linears[i].bias) bias_bytes += Arena::bytes<float>(outs);
   }
   const int64_t columns_size = tiles_size(in, column_count);
@@ -158,16 +158,16 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     scaled_sums.push_back(linear.output_scale ? sum_before_scale(ctx, linear) : View{});
     const View& to = linear.output_scale ? scaled_sums.back() : *linear.y;
     TileSum sum{outs, {}, {to.data, to.dtype, outs}};
-    Stretch& stretch = stretches[i];
-    if (stretch.k() > 0) {
-      stretch.make(ctx, a.take<bf16>(stretch.a_size(m)), b.take<bf16>(stretch.b_size(outs)), m,
+    KSegment& segment = segments[i];
+    if (segment.k() > 0) {
+      segment.make(ctx, a.take<bf16>(segment.a_size(m)), b.take<bf16>(segment.b_size(outs)), m,
                    outs, Side::kB, true);
-      sum.terms.push_back(stretch.term());
+      sum.terms.push_back(segment.term());
     }
-    for (const Stretch::Place& place : stretch.places()) {
-      const View* u = place.piece.u;
-      add_columns(place.piece, Side::kA, columns);
-      projection.factors.push_back(stretch.factor(place, 1, u ? data_of<float>(u) : nullptr));
+    for (const KSegment::Place& place : segment.places()) {
+      const View* u = place.update.u;
+      add_columns(place.update, Side::kA, columns);
+      projection.factors.push_back(segment.factor(place, 1, u ? data_of<float>(u) : nullptr));
     }
     if (linear.bias && !linear.output_scale) {
       auto* wide = bias.take<float>(outs);
@@ -196,34 +196,34 @@ void linear_backward_tiles(Context* ctx, const LinearGradients& g,
   int64_t m = 0;
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
   const int64_t in = dense(linears[0].weight).shape[1];
-  std::vector<std::vector<Piece>> pieces;
-  for (const LinearOperands& linear : linears) pieces.push_back(pieces_of(ctx, linear));
-  backward_inputs(ctx, g, linears, pieces, m, in);
+  std::vector<std::vector<LowRankUpdate>> updates;
+  for (const LinearOperands& linear : linears) updates.push_back(low_rank_updates_of(ctx, linear));
+  backward_inputs(ctx, g, linears, updates, m, in);
   // Of a change, rounding u and dU loses no more than what rounded factors have lost of its sums.
-  const auto rounding = [](const Piece& piece) {
-    return piece.is_change() ? Rounding::kOnce : Rounding::kHalves;
+  const auto rounding = [](const LowRankUpdate& update) {
+    return update.is_change() ? Rounding::kOnce : Rounding::kHalves;
   };
   std::vector<Contracted> jobs;
-  for (const std::vector<Piece>& own : pieces) {
-    for (const Piece& piece : own) {
-      if (!piece.da) continue;
-      if (piece.du && m > 0) {
-        jobs.push_back({piece.du, 1, piece.da, rounding(piece)});
+  for (const std::vector<LowRankUpdate>& own : updates) {
+    for (const LowRankUpdate& update : own) {
+      if (!update.da) continue;
+      if (update.du && m > 0) {
+        jobs.push_back({update.du, 1, update.da, rounding(update)});
       } else {
-        zero(*piece.da);
+        zero(*update.da);
       }
     }
   }
   if (!jobs.empty()) contract_all(ctx, g.x_adapter ? *g.x_adapter : *g.x, jobs, false);
   for (size_t i = 0; i < linears.size(); ++i) {
     jobs.clear();
-    for (const Piece& piece : pieces[i]) {
-      if (!piece.db) continue;
+    for (const LowRankUpdate& update : updates[i]) {
+      if (!update.db) continue;
       if (linears[i].y && m > 0) {
-        const auto scale = static_cast<float>(piece.scale);
-        jobs.push_back({data_of<float>(piece.u), scale, piece.db, rounding(piece)});
+        const auto scale = static_cast<float>(update.scale);
+        jobs.push_back({data_of<float>(update.u), scale, update.db, rounding(update)});
       } else {
-        zero(*piece.db);
+        zero(*update.db);
       }
     }
     if (!jobs.empty()) contract_all(ctx, *linears[i].y, jobs, true);

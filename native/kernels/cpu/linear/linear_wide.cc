@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu/linear/linear_pieces.h"
 #include "kernels/cpu/linear/low_rank.h"
+#include "kernels/cpu/linear/low_rank_updates.h"
 #include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/product_sum.h"
@@ -16,9 +16,9 @@
 namespace balora {
 namespace {
 
-// The columns of one linear: those of its pieces, then a second group for those that are pairs.
+// The columns of one linear: those of its updates, then a second group for those that are pairs.
 struct Block {
-  std::vector<Piece> pieces;
+  std::vector<LowRankUpdate> updates;
   int64_t first = 0;  // of all columns
   int64_t ranks = 0, paired = 0;
 
@@ -30,32 +30,32 @@ struct Block {
 // is now.
 enum class Order { kNowThenChange, kChangeThenStart };
 
-// A factor of a piece and of its start.
+// A factor of an update and of its start.
 struct Factor {
-  const View* Piece::*now;
-  const View* Piece::*start;
+  const View* LowRankUpdate::*now;
+  const View* LowRankUpdate::*start;
 };
-constexpr Factor kFactorA = {&Piece::a, &Piece::start_a};
-constexpr Factor kFactorB = {&Piece::b, &Piece::start_b};
+constexpr Factor kFactorA = {&LowRankUpdate::a, &LowRankUpdate::start_a};
+constexpr Factor kFactorB = {&LowRankUpdate::b, &LowRankUpdate::start_b};
 
-// Calls body(now, start, column) for the factors of each piece in its group of columns: the
+// Calls body(now, start, column) for the factors of each update in its group of columns: the
 // difference of two views, or one of them where the other is null.
 template <typename Body>
 void for_factors(const Block& block, Order order, const Factor& factor, const Body& body) {
   int64_t column = 0, second = block.ranks;
-  for (const Piece& piece : block.pieces) {
-    const View& now = *(piece.*factor.now);
-    const View* start = piece.*factor.start;
+  for (const LowRankUpdate& update : block.updates) {
+    const View& now = *(update.*factor.now);
+    const View* start = update.*factor.start;
     const bool change_first = start && order == Order::kChangeThenStart;
-    body(piece, now, change_first ? start : nullptr, column);
-    column += piece.rank();
+    body(update, now, change_first ? start : nullptr, column);
+    column += update.rank();
     if (!start) continue;
     if (order == Order::kNowThenChange) {
-      body(piece, now, start, second);
+      body(update, now, start, second);
     } else {
-      body(piece, *start, nullptr, second);
+      body(update, *start, nullptr, second);
     }
-    second += piece.rank();
+    second += update.rank();
   }
 }
 
@@ -64,12 +64,13 @@ void copy_scaled(const E* from, const E* minus, E scale, int64_t count, E* to) {
   for (int64_t j = 0; j < count; ++j) to[j] = scale * (minus ? from[j] - minus[j] : from[j]);
 }
 
-// A (R,I) of the pieces as rows: to (columns,I).
+// A (R,I) of the updates as rows: to (columns,I).
 template <typename E>
 void write_rows(Context* ctx, const Block& block, Order order, E* to) {
-  const auto write = [&](const Piece& piece, const View& now, const View* start, int64_t column) {
+  const auto write = [&](const LowRankUpdate& update, const View& now, const View* start,
+                         int64_t column) {
     const int64_t in = now.shape[1];
-    parallel_for(ctx, piece.rank(), 16, [&](int64_t begin, int64_t end) {
+    parallel_for(ctx, update.rank(), 16, [&](int64_t begin, int64_t end) {
       copy_scaled(data_of<E>(&now) + begin * in, start ? data_of<E>(start) + begin * in : nullptr,
                   E(1), (end - begin) * in, to + (column + begin) * in);
     });
@@ -77,16 +78,17 @@ void write_rows(Context* ctx, const Block& block, Order order, E* to) {
   for_factors(block, order, kFactorA, write);
 }
 
-// s B (O,R) of the pieces as columns: to (O,columns).
+// s B (O,R) of the updates as columns: to (O,columns).
 template <typename E>
 void write_columns(Context* ctx, const Block& block, Order order, E* to) {
   const int64_t ld = block.columns();
-  const auto write = [&](const Piece& piece, const View& now, const View* start, int64_t column) {
-    const int64_t rank = piece.rank();
+  const auto write = [&](const LowRankUpdate& update, const View& now, const View* start,
+                         int64_t column) {
+    const int64_t rank = update.rank();
     parallel_for(ctx, now.shape[0], 512, [&](int64_t begin, int64_t end) {
       for (int64_t o = begin; o < end; ++o) {
         copy_scaled(data_of<E>(&now) + o * rank, start ? data_of<E>(start) + o * rank : nullptr,
-                    static_cast<E>(piece.scale), rank, to + o * ld + column);
+                    static_cast<E>(update.scale), rank, to + o * ld + column);
       }
     });
   };
@@ -123,22 +125,22 @@ int64_t lay_out(std::vector<Block>& blocks) {
   int64_t column = 0;
   for (Block& block : blocks) {
     block.first = column;
-    for (const Piece& piece : block.pieces) {
-      block.ranks += piece.rank();
-      if (piece.has_start()) block.paired += piece.rank();
+    for (const LowRankUpdate& update : block.updates) {
+      block.ranks += update.rank();
+      if (update.has_start()) block.paired += update.rank();
     }
     column += block.columns();
   }
   return column;
 }
 
-// The U of each piece where it is wanted, from the columns of x [A | dA].
+// The U of each update where it is wanted, from the columns of x [A | dA].
 template <typename E>
 void copy_u(Context* ctx, const Block& block, const E* columns, int64_t ld, int64_t m) {
   int64_t first = block.first;
-  for (const Piece& piece : block.pieces) {
-    const int64_t rank = piece.rank();
-    if (E* const u = piece.u ? data_of<E>(piece.u) : nullptr) {
+  for (const LowRankUpdate& update : block.updates) {
+    const int64_t rank = update.rank();
+    if (E* const u = update.u ? data_of<E>(update.u) : nullptr) {
       parallel_for(ctx, m, 256, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           std::copy_n(columns + i * ld + first, rank, u + i * rank);
@@ -154,7 +156,8 @@ void forward(Context* ctx, const View& x, const View& input,
              std::span<const LinearOperands> linears) {
   const int64_t m = x.shape[0], in = x.shape[1];
   std::vector<Block> blocks(linears.size());
-  for (size_t i = 0; i < linears.size(); ++i) blocks[i].pieces = pieces_of(ctx, linears[i]);
+  for (size_t i = 0; i < linears.size(); ++i)
+    blocks[i].updates = low_rank_updates_of(ctx, linears[i]);
   const int64_t count = lay_out(blocks);
   E* u = nullptr;
   if (count > 0) {
@@ -187,7 +190,7 @@ void forward(Context* ctx, const View& x, const View& input,
   }
 }
 
-// dU of every piece whose da or whose share of an input's gradient is wanted; `count` columns.
+// dU of every update whose da or whose share of an input's gradient is wanted; `count` columns.
 template <typename E>
 E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
                    std::span<const Block> blocks, int64_t m, int64_t count) {
@@ -212,9 +215,9 @@ void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOper
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i) {
     if (!linears[i].y) continue;
-    for (Piece& piece : pieces_of(ctx, linears[i])) {
-      if (!low_rank_dx) piece.start_a = piece.start_b = nullptr;
-      if (low_rank_dx || piece.da) blocks[i].pieces.push_back(piece);
+    for (LowRankUpdate& update : low_rank_updates_of(ctx, linears[i])) {
+      if (!low_rank_dx) update.start_a = update.start_b = nullptr;
+      if (low_rank_dx || update.da) blocks[i].updates.push_back(update);
     }
   }
   const int64_t count = lay_out(blocks);
@@ -230,11 +233,11 @@ void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOper
   }
   for (const Block& block : blocks) {
     int64_t column = block.first;
-    for (const Piece& piece : block.pieces) {
+    for (const LowRankUpdate& update : block.updates) {
       const View* const x = g.x_adapter ? g.x_adapter : g.x;  // there if any da is wanted
-      const LeftOperand p = {du + column, count, piece.rank()};
-      if (piece.da) contract(ctx, *x, p, 1, *piece.da, false);
-      column += piece.rank();
+      const LeftOperand p = {du + column, count, update.rank()};
+      if (update.da) contract(ctx, *x, p, 1, *update.da, false);
+      column += update.rank();
     }
   }
   std::vector<ProductTerm> base, low_rank;

@@ -1,5 +1,5 @@
 // The norm of each row of W + sum over parts of scale B A (DoRA's ||W + s B A||), a few rows and a
-// stretch of columns at a time: the sum itself is never whole in memory. Squares are added in f64.
+// block of columns at a time: the sum itself is never whole in memory. Squares are added in f64.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -11,8 +11,8 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kStretch = 512;  // columns at a time: the stretch of A stays in the cache
-constexpr int64_t kRows = 8;       // rows that share it
+constexpr int64_t kColumnBlock = 512;  // columns at a time: the block of A stays in the cache
+constexpr int64_t kRows = 8;           // rows that share it
 
 template <typename T>
 BALORA_INLINE void widen_range(const T* x, Acc<T>* y, int64_t n) {
@@ -89,11 +89,11 @@ void norms_of(const View& weight, const std::vector<Product>& products, int64_t 
               Acc<T>* norm) {
   using A = Acc<T>;
   const int64_t columns = weight.shape[1];
-  A sum[kStretch];
+  A sum[kColumnBlock];
   std::vector<A> scaled;
   double squared[kRows] = {};
-  for (int64_t c = 0; c < columns; c += kStretch) {
-    const int64_t n = std::min(kStretch, columns - c);
+  for (int64_t c = 0; c < columns; c += kColumnBlock) {
+    const int64_t n = std::min(kColumnBlock, columns - c);
     for (int64_t o = first; o < last; ++o) {
       widen(data_of<T>(&weight) + o * columns + c, sum, n);
       for (const Product& product : products) {

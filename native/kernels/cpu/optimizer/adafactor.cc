@@ -12,7 +12,7 @@ namespace balora {
 namespace {
 
 constexpr int64_t kGrain = 1 << 13;
-constexpr int64_t kPiece = 1 << 15;  // elements summed by one task
+constexpr int64_t kChunk = 1 << 15;  // elements summed by one task
 
 // One row of C elements: u = g * scale * factor * inverse[c].
 template <typename T>
@@ -97,12 +97,12 @@ LOOPS(double)
 
 template <typename T>
 double sum_of_squares(Context* ctx, const T* x, int64_t n) {
-  const int64_t pieces = (n + kPiece - 1) / kPiece;
-  std::vector<double> partial(static_cast<size_t>(pieces));
-  parallel_for(ctx, pieces, 1, [&](int64_t begin, int64_t end) {
+  const int64_t chunks = (n + kChunk - 1) / kChunk;
+  std::vector<double> partial(static_cast<size_t>(chunks));
+  parallel_for(ctx, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       partial[static_cast<size_t>(i)] =
-          squares(x + i * kPiece, std::min(kPiece, n - i * kPiece), T{1}, 0.0);
+          squares(x + i * kChunk, std::min(kChunk, n - i * kChunk), T{1}, 0.0);
     }
   });
   double total = 0;

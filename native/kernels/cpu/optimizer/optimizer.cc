@@ -17,7 +17,7 @@ namespace balora {
 namespace {
 
 constexpr int64_t kGrain = 1 << 13;
-constexpr int64_t kPiece = 1 << 15;  // elements summed by one task; the same for any thread count
+constexpr int64_t kChunk = 1 << 15;  // elements summed by one task; the same for any thread count
 
 template <typename T>
 BALORA_INLINE void adamw_range(const T* grad, T* param, T* m, T* v, int64_t n,
@@ -145,31 +145,31 @@ int32_t sgd_step_kernel(Context* ctx, const balora_sgd_step& o) {
 }
 
 int32_t norm_accumulate_kernel(Context* ctx, const balora_norm_accumulate& o) {
-  struct Piece {
+  struct Chunk {
     const View* x;
     int64_t begin;
     double norm;
   };
-  std::vector<Piece> pieces;
+  std::vector<Chunk> chunks;
   for (int32_t t = 0; t < o.tensors->count; ++t) {
     const View* x = o.tensors->at[t];
     dispatch_float(x->dtype, []<typename T>() {});
-    for (int64_t begin = 0; begin < view_numel(*x); begin += kPiece)
-      pieces.push_back({x, begin, 0});
+    for (int64_t begin = 0; begin < view_numel(*x); begin += kChunk)
+      chunks.push_back({x, begin, 0});
   }
-  const auto count = static_cast<int64_t>(pieces.size());
+  const auto count = static_cast<int64_t>(chunks.size());
   parallel_for(ctx, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      Piece& piece = pieces[static_cast<size_t>(i)];
-      dispatch_float(piece.x->dtype, [&]<typename T>() {
-        const int64_t count = std::min(kPiece, view_numel(*piece.x) - piece.begin);
-        piece.norm = norm_of(data_of<T>(piece.x) + piece.begin, count, o.kind);
+      Chunk& chunk = chunks[static_cast<size_t>(i)];
+      dispatch_float(chunk.x->dtype, [&]<typename T>() {
+        const int64_t count = std::min(kChunk, view_numel(*chunk.x) - chunk.begin);
+        chunk.norm = norm_of(data_of<T>(chunk.x) + chunk.begin, count, o.kind);
       });
     }
   });
   double& sum = *data_of<double>(o.total);
-  for (const Piece& piece : pieces) {
-    const double part = piece.norm;
+  for (const Chunk& chunk : chunks) {
+    const double part = chunk.norm;
     if (o.kind == BALORA_NORM_INF) {
       sum = part > sum || part != part ? part : sum;
     } else {

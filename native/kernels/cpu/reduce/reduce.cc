@@ -1,5 +1,5 @@
 // Reductions over the middle of a contiguous (A,R,C) -> (A,C). Sums run in f64 whatever the dtype,
-// in pieces whose boundaries depend on the shape alone and which are combined in order, so the
+// in chunks whose boundaries depend on the shape alone and which are combined in order, so the
 // thread count does not change a bit.
 //   logsumexp = m + ln sum e^(x - m), m the maximum (-infinity where all are);
 //   variance  = sum (x - mean)^2 / (R - correction), in two passes.
@@ -16,7 +16,7 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kPiece = 1 << 15;  // elements of a row that one task sums
+constexpr int64_t kChunk = 1 << 15;  // elements of a row that one task sums
 constexpr int64_t kColumns = 256;    // columns that one task sums side by side
 constexpr int64_t kGrain = 1 << 14;
 
@@ -103,19 +103,19 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e, Term t
                                const std::vector<Acc<T>>& shift) {
   std::vector<double> sums(static_cast<size_t>(e.outer * e.inner), 0.0);
   if (e.inner == 1) {
-    const int64_t pieces = std::max<int64_t>(1, (e.rows + kPiece - 1) / kPiece);
-    std::vector<double> partial(pieces > 1 ? static_cast<size_t>(e.outer * pieces) : 0);
-    double* out = pieces > 1 ? partial.data() : sums.data();
+    const int64_t chunks = std::max<int64_t>(1, (e.rows + kChunk - 1) / kChunk);
+    std::vector<double> partial(chunks > 1 ? static_cast<size_t>(e.outer * chunks) : 0);
+    double* out = chunks > 1 ? partial.data() : sums.data();
     const int64_t grain =
-        std::max<int64_t>(1, kGrain / std::max<int64_t>(1, std::min(e.rows, kPiece)));
-    parallel_for(ctx, e.outer * pieces, grain, [&](int64_t begin, int64_t end) {
+        std::max<int64_t>(1, kGrain / std::max<int64_t>(1, std::min(e.rows, kChunk)));
+    parallel_for(ctx, e.outer * chunks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t a = i / pieces, from = i % pieces * kPiece;
-        out[i] = sum_row(term, x + a * e.rows + from, std::min(kPiece, e.rows - from),
+        const int64_t a = i / chunks, from = i % chunks * kChunk;
+        out[i] = sum_row(term, x + a * e.rows + from, std::min(kChunk, e.rows - from),
                          shift.empty() ? Acc<T>(0) : shift[static_cast<size_t>(a)]);
       }
     });
-    for (size_t i = 0; i < partial.size(); ++i) sums[i / static_cast<size_t>(pieces)] += partial[i];
+    for (size_t i = 0; i < partial.size(); ++i) sums[i / static_cast<size_t>(chunks)] += partial[i];
     return sums;
   }
   const std::vector<Acc<T>> zeros(shift.empty() ? static_cast<size_t>(kColumns) : 0, Acc<T>(0));

@@ -49,21 +49,21 @@ LoopPlan<K> plan_loops(const std::array<const View*, K>& views) {
   return plan;
 }
 
-// Calls row(offsets, n) for pieces of at most kRowPiece elements of the innermost dimension;
-// offsets are in elements. The pieces do not depend on the number of threads.
+// Calls row(offsets, n) for chunks of at most kRowChunk elements of the innermost dimension;
+// offsets are in elements. The chunks do not depend on the number of threads.
 template <int K, typename Row>
 void for_each_row(const Context* ctx, const LoopPlan<K>& plan, const Row& row) {
-  constexpr int64_t kRowPiece = 1 << 14;
+  constexpr int64_t kRowChunk = 1 << 14;
   const int64_t length = plan.row_length();
   int64_t rows = 1;
   for (int d = 0; d + 1 < plan.ndim; ++d) rows *= plan.shape[static_cast<size_t>(d)];
   if (rows == 0 || length == 0) return;
-  const int64_t pieces = (length + kRowPiece - 1) / kRowPiece;
-  const int64_t grain = std::max<int64_t>(1, kRowPiece / std::min(length, kRowPiece));
-  parallel_for(ctx, rows * pieces, grain, [&](int64_t begin, int64_t end) {
+  const int64_t chunks = (length + kRowChunk - 1) / kRowChunk;
+  const int64_t grain = std::max<int64_t>(1, kRowChunk / std::min(length, kRowChunk));
+  parallel_for(ctx, rows * chunks, grain, [&](int64_t begin, int64_t end) {
     std::array<int64_t, BALORA_MAX_DIMS> index{};
     std::array<int64_t, K> base{};
-    int64_t rest = begin / pieces, piece = begin % pieces;
+    int64_t rest = begin / chunks, chunk = begin % chunks;
     for (int d = plan.ndim - 2; d >= 0; --d) {
       const auto at = static_cast<size_t>(d);
       index[at] = rest % plan.shape[at];
@@ -71,12 +71,12 @@ void for_each_row(const Context* ctx, const LoopPlan<K>& plan, const Row& row) {
       for (size_t k = 0; k < K; ++k) base[k] += index[at] * plan.stride[at][k];
     }
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t from = piece * kRowPiece;
+      const int64_t from = chunk * kRowChunk;
       std::array<int64_t, K> offsets;
       for (size_t k = 0; k < K; ++k) offsets[k] = base[k] + from * plan.row_stride()[k];
-      row(offsets, std::min(kRowPiece, length - from));
-      if (++piece < pieces) continue;
-      piece = 0;
+      row(offsets, std::min(kRowChunk, length - from));
+      if (++chunk < chunks) continue;
+      chunk = 0;
       for (int d = plan.ndim - 2; d >= 0; --d) {  // the next row, like an odometer
         const auto at = static_cast<size_t>(d);
         for (size_t k = 0; k < K; ++k) base[k] += plan.stride[at][k];

@@ -1,4 +1,4 @@
-// Low-rank parts as one more stretch of k in the sum of their linear (linear_tiles.h).
+// Low-rank parts as one more segment of k in the sum of their linear (linear_tiles.h).
 //
 // A part alone: with u = u_hi + u_lo and b = b_hi + b_lo (16 bits each in pairs of bf16) it is
 // u_hi b_hi + u_lo b_hi + u_hi b_lo, three times R; what is left out is below 2^-16 of it.
@@ -11,7 +11,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/cpu/linear/linear_pieces.h"
+#include "kernels/cpu/linear/low_rank_updates.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 
@@ -40,37 +40,37 @@ class Arena {
 // A factor of a part: B's rows or A's columns, rank by rank.
 enum class Side { kA, kB };
 
-// The k columns that pieces take in a sum.
-class Stretch {
+// The k columns that updates take in a sum.
+class KSegment {
  public:
-  void add(const Piece& piece) {
-    places_.push_back({piece, used_});
-    used_ += blocks(piece) * piece.rank();
+  void add(const LowRankUpdate& update) {
+    places_.push_back({update, used_});
+    used_ += blocks(update) * update.rank();
   }
   // Elements of the A operand (rows up to a panel, k) and of the B operand, packed.
   int64_t a_size(int64_t m) const { return round_up(m, kPanelRows) * k(); }
   int64_t b_size(int64_t n) const { return tiles_size(k(), n); }
   int64_t k() const { return round_up(used_, kTileK); }
 
-  // Takes the memory of both, packs B's rows of n from one side of the pieces, and clears the
-  // columns of A that no piece fills: they meet zeros, but must not be NaN.
+  // Takes the memory of both, packs B's rows of n from one side of the updates, and clears the
+  // columns of A that no update fills: they meet zeros, but must not be NaN.
   void make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side rows, bool scaled);
   TileTerm term() const { return {a_, k(), k(), b_, true, used_}; }
 
   struct Place {
-    Piece piece;
+    LowRankUpdate update;
     int64_t first;
   };
   std::span<const Place> places() const { return places_; }
-  // Where the projection of a piece goes: into u (f32) unless that is null, and into the A operand
+  // Where the projection of an update goes: into u (f32) unless that is null, and into the A operand
   // unless make() was not called.
   TileFactor factor(const Place& place, float scale, float* u) const;
 
  private:
-  // Times R that a piece takes: as many as FactorForm says.
-  static int64_t blocks(const Piece& piece) {
-    if (piece.has_start()) return 2;
-    return piece.is_change() ? 1 : 3;
+  // Times R that an update takes: as many as FactorForm says.
+  static int64_t blocks(const LowRankUpdate& update) {
+    if (update.has_start()) return 2;
+    return update.is_change() ? 1 : 3;
   }
 
   std::vector<Place> places_;
@@ -79,11 +79,11 @@ class Stretch {
   bf16* b_ = nullptr;
 };
 
-// How many columns a piece takes in a projection.
-inline int64_t projection_columns(const Piece& piece) {
-  return 2 * round_up(piece.rank(), kRankTile);
+// How many columns an update takes in a projection.
+inline int64_t projection_columns(const LowRankUpdate& update) {
+  return 2 * round_up(update.rank(), kRankTile);
 }
-// The columns of a projection on one side of a piece (TileProjection).
-void add_columns(const Piece& piece, Side side, std::vector<FactorLine>& columns);
+// The columns of a projection on one side of an update (TileProjection).
+void add_columns(const LowRankUpdate& update, Side side, std::vector<FactorLine>& columns);
 
 }  // namespace balora

@@ -1,5 +1,5 @@
-// linear_stretch.h.
-#include "kernels/cpu/linear/linear_stretch.h"
+// low_rank_segment.h.
+#include "kernels/cpu/linear/low_rank_segment.h"
 
 #include <algorithm>
 
@@ -25,35 +25,35 @@ struct Lines {
 // from there.
 enum class Value { kHigh, kLow, kStart, kChange };
 
-FactorLine line_of(const Piece& piece, Side side, Value value, int64_t r, float scale) {
-  const Lines now(side == Side::kA ? *piece.a : *piece.b, side);
+FactorLine line_of(const LowRankUpdate& update, Side side, Value value, int64_t r, float scale) {
+  const Lines now(side == Side::kA ? *update.a : *update.b, side);
   const Half half = value == Value::kLow ? Half::kLow : Half::kHigh;
   if (value == Value::kHigh || value == Value::kLow) return {now.at(r), now.stride, scale, half};
-  const Lines start(side == Side::kA ? *piece.start_a : *piece.start_b, side);
+  const Lines start(side == Side::kA ? *update.start_a : *update.start_b, side);
   if (value == Value::kStart) return {start.at(r), start.stride, scale};
   return {now.at(r), now.stride, scale, half, start.at(r)};
 }
 
 // The rows of B that meet FactorForm's columns of A, block by block of R.
-std::span<const Value> row_values(const Piece& piece) {
+std::span<const Value> row_values(const LowRankUpdate& update) {
   static constexpr Value kAlone[] = {Value::kHigh, Value::kHigh, Value::kLow};
   static constexpr Value kPair[] = {Value::kChange, Value::kStart};
   static constexpr Value kIsChange[] = {Value::kHigh};
-  if (piece.has_start()) return kPair;
-  if (piece.is_change()) return kIsChange;
+  if (update.has_start()) return kPair;
+  if (update.is_change()) return kIsChange;
   return kAlone;
 }
 
 }  // namespace
 
-void Stretch::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side side, bool scaled) {
+void KSegment::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side side, bool scaled) {
   a_ = a, b_ = b;
   std::vector<FactorLine> rows;
   for (const Place& place : places_) {
-    const auto scale = scaled ? static_cast<float>(place.piece.scale) : 1.0f;
-    for (const Value value : row_values(place.piece)) {
-      for (int64_t r = 0; r < place.piece.rank(); ++r) {
-        rows.push_back(line_of(place.piece, side, value, r, scale));
+    const auto scale = scaled ? static_cast<float>(place.update.scale) : 1.0f;
+    for (const Value value : row_values(place.update)) {
+      for (int64_t r = 0; r < place.update.rank(); ++r) {
+        rows.push_back(line_of(place.update, side, value, r, scale));
       }
     }
   }
@@ -66,20 +66,20 @@ void Stretch::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side si
   });
 }
 
-TileFactor Stretch::factor(const Place& place, float scale, float* u) const {
-  const FactorForm form = place.piece.has_start()   ? FactorForm::kChange
-                          : place.piece.is_change() ? FactorForm::kOnce
-                                                    : FactorForm::kHalves;
-  return {place.piece.rank(), scale, form, u, nullptr, a_ ? a_ + place.first : nullptr, k()};
+TileFactor KSegment::factor(const Place& place, float scale, float* u) const {
+  const FactorForm form = place.update.has_start()   ? FactorForm::kChange
+                          : place.update.is_change() ? FactorForm::kOnce
+                                                     : FactorForm::kHalves;
+  return {place.update.rank(), scale, form, u, nullptr, a_ ? a_ + place.first : nullptr, k()};
 }
 
-void add_columns(const Piece& piece, Side side, std::vector<FactorLine>& columns) {
-  const Value first = piece.has_start() ? Value::kStart : Value::kHigh;
-  const Value second = piece.has_start() ? Value::kChange : Value::kLow;
-  for (int64_t begin = 0; begin < piece.rank(); begin += kRankTile) {
+void add_columns(const LowRankUpdate& update, Side side, std::vector<FactorLine>& columns) {
+  const Value first = update.has_start() ? Value::kStart : Value::kHigh;
+  const Value second = update.has_start() ? Value::kChange : Value::kLow;
+  for (int64_t begin = 0; begin < update.rank(); begin += kRankTile) {
     for (const Value value : {first, second}) {
       for (int64_t r = begin; r < begin + kRankTile; ++r) {
-        columns.push_back(r < piece.rank() ? line_of(piece, side, value, r, 1) : FactorLine{});
+        columns.push_back(r < update.rank() ? line_of(update, side, value, r, 1) : FactorLine{});
       }
     }
   }

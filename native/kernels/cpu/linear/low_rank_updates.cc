@@ -1,5 +1,5 @@
-// linear_pieces.h.
-#include "kernels/cpu/linear/linear_pieces.h"
+// low_rank_updates.h.
+#include "kernels/cpu/linear/low_rank_updates.h"
 
 #include <algorithm>
 
@@ -59,23 +59,29 @@ bool is_close(Context* ctx, const View& x, const View& start) {
 
 }  // namespace
 
-std::vector<Piece> pieces_of(Context* ctx, const LinearOperands& linear) {
-  std::vector<Piece> pieces;
+std::vector<LowRankUpdate> low_rank_updates_of(Context* ctx, const LinearOperands& linear) {
+  std::vector<LowRankUpdate> updates;
   for (const LowRankOperands& part : parts_of(linear)) {
     if (part.a->shape[0] == 0) continue;
-    Piece piece = {part.a, part.b,  part.start_a, part.start_b, part.scale, part.is_change != 0,
-                   part.u, part.da, part.db};
+    LowRankUpdate update = {.a = part.a,
+                            .b = part.b,
+                            .start_a = part.start_a,
+                            .start_b = part.start_b,
+                            .scale = part.scale,
+                            .change_as_it_stands = part.is_change != 0,
+                            .u = part.u,
+                            .da = part.da,
+                            .db = part.db};
     if (!part.start_a ||
         (is_close(ctx, *part.a, *part.start_a) && is_close(ctx, *part.b, *part.start_b))) {
-      pieces.push_back(piece);
+      updates.push_back(update);
       continue;
     }
-    piece.start_a = piece.start_b = nullptr;
-    pieces.push_back(piece);
-    pieces.push_back({part.start_a, part.start_b, nullptr, nullptr, -part.scale, false, nullptr,
-                      nullptr, nullptr});
+    update.start_a = update.start_b = nullptr;
+    updates.push_back(update);
+    updates.push_back({.a = part.start_a, .b = part.start_b, .scale = -part.scale});
   }
-  return pieces;
+  return updates;
 }
 
 }  // namespace balora

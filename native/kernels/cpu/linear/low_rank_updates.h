@@ -15,13 +15,13 @@
 namespace balora {
 
 // scale * B A, or the change of a pair since its start.
-struct Piece {
-  const View *a, *b;
-  const View *start_a, *start_b;  // null: not computed by its change
-  double scale;
-  bool change_as_it_stands;
-  const View *u, *da, *db;  // null: not wanted
-  float* du = nullptr;      // where backward on tiles keeps dU for da
+struct LowRankUpdate {
+  const View *a = nullptr, *b = nullptr;
+  const View *start_a = nullptr, *start_b = nullptr;  // null: not computed by its change
+  double scale = 0;
+  bool change_as_it_stands = false;
+  const View *u = nullptr, *da = nullptr, *db = nullptr;  // null: not wanted
+  float* du = nullptr;                                    // where backward on tiles keeps dU for da
 
   int64_t rank() const { return a->shape[0]; }
   bool has_start() const { return start_a != nullptr; }
@@ -30,7 +30,7 @@ struct Piece {
 };
 
 // The parts of a linear. One whose factors have moved away from their start by more than a quarter
-// of its norms is two pieces, the part and its start subtracted: its change is no longer small.
-std::vector<Piece> pieces_of(Context* ctx, const LinearOperands& linear);
+// of its norms is two updates, the part and its start subtracted: its change is no longer small.
+std::vector<LowRankUpdate> low_rank_updates_of(Context* ctx, const LinearOperands& linear);
 
 }  // namespace balora
