@@ -10,8 +10,8 @@
  * Several adapters may live on one base. One of them is active: it is the one that runs, is trained and is saved.
  */
 import { ArgumentError } from '../errors.ts';
-import type { CausalLM, Model } from '../models/index.ts';
 import { refuseInUse } from '../models/in_use.ts';
+import type { CausalLM, Model } from '../models/index.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Adapter, ResidualTeacher } from './adapter.ts';

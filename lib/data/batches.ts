@@ -12,8 +12,8 @@ import {
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
-import { type Example, supervisedCount, truncate } from './example.ts';
 import { EmptyAnswers } from './empty_answers.ts';
+import { type Example, supervisedCount, truncate } from './example.ts';
 import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
 import { type RowSource, withRowLocation } from './rows.ts';
 

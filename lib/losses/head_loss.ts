@@ -8,6 +8,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
+import { kHeadTerm } from '../ops/head_terms.ts';
 import {
   add,
   headLosses,
@@ -17,7 +18,6 @@ import {
   type TeacherSummary,
   teacherSummary,
 } from '../ops/index.ts';
-import { kHeadTerm } from '../ops/head_terms.ts';
 import { noGrad, Tensor, tensor } from '../tensor.ts';
 import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
 import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
