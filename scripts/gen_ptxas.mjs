@@ -45,7 +45,7 @@ function heaviest(rows, name, instance, architecture) {
   const own = rows.filter(({ kernel, architecture: its }) => {
     if (its !== architecture || !kernel.startsWith(`${name} `)) return false;
     const rest = kernel.slice(name.length + 1);
-    return !/^I(Li\d+E)?d/.test(rest) && (!instance || instance.test(rest));
+    return !/^I(L(i|\d+\w+?)\d+E)?d/.test(rest) && (!instance || instance.test(rest));
   });
   return own.reduce((most, row) => (!most || row.registers > most.registers ? row : most), null);
 }
