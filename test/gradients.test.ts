@@ -22,6 +22,7 @@ const kChecks: Record<string, GradientCase> = {
   cast: [(x) => ops.mul(onGrid(x).to('f32').to('f64'), 2), [[2, 3]], { step: 2 ** -12 }],
   // To the CPU and back, where the tests run on another device.
   toDevice: [(x) => new Tensor(native.toDevice(x.handle, 'cpu')).to(x.device), [[2, 3]]],
+  rmsNorm: [(x, w) => ops.rmsNorm(x, w), [[2, 5], [5]]],
   rmsNormAdd: [(x, r, w) => ops.rmsNormAdd(x, r, w), [[2, 5], [2, 5], [5]]],
   layerNorm: [(x, weight, bias) => ops.layerNorm(x, { weight, bias }), [[2, 5], [5], [5]]],
   gated: [
