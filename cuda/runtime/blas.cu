@@ -225,7 +225,7 @@ Blas* open_blas(DeviceState& state) {
     const auto mode = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                                 CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
     check(library, library.cublasSetMathMode(blas->handle, mode), "cublasSetMathMode");
-    // As much as cuBLAS itself takes there; a fixed place lets graphs be captured.
+    // A workspace as large as cuBLAS itself takes; a fixed place lets graphs be captured.
     const size_t bytes = size_t{state.compute_capability >= 90 ? 32u : 8u} << 20;
     cuda::check(cudaMalloc(&blas->workspace, bytes), "the workspace of cuBLAS");
     check(library, library.cublasSetWorkspace_v2(blas->handle, blas->workspace, bytes),

@@ -89,7 +89,7 @@ class HeadChunks {
     head_logits<A>(ctx_, products, first, rows, wt);
   }
 
-  // What the summary of a row's teacher says of it.
+  // A row's values in the summary of its teacher.
   TeacherRow teacher_row(int64_t row) const {
     const int64_t channels = o_.h->shape[1];
     const A* mean = static_cast<const A*>(rows_of(o_.mean, row));

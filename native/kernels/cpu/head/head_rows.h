@@ -33,7 +33,7 @@ struct TeacherRow {
   double entropy = 0, mean_logit = 0;
 };
 
-// What the two passes over a row read and write.
+// Operands of the two passes over a row.
 template <typename A>
 struct RowOperands {
   A* z;                     // student logits

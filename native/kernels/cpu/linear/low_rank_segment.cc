@@ -21,7 +21,7 @@ struct Lines {
   const float* at(int64_t r) const { return data + r * rank_stride; }
 };
 
-// What a line holds of a rank: halves of a part alone; of a pair, where it began or how far it is
+// Contents of a line for a rank: halves of a part alone; of a pair, where it began or how far it is
 // from there.
 enum class Value { kHigh, kLow, kStart, kChange };
 

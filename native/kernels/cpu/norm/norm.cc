@@ -109,7 +109,7 @@ BALORA_INLINE void forward_add_rows(const Forward<T>& o, int64_t begin, int64_t 
   }
 }
 
-// With g = dy * (weight + offset) and xhat = x * rstd:
+// Gradients, with g = dy * (weight + offset) and xhat = x * rstd:
 //   dx = rstd * (g - xhat * mean(g * xhat)) + dsum
 //   dweight += sum over the rows of dy * xhat, unless dweight is null
 template <typename T>
