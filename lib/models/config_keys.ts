@@ -43,6 +43,8 @@ export const layerCount = z.int().positive().max(4096);
 /** An extent of a tensor, or a number of parts of one: channels, heads, rows of a table. */
 export const size = z.int().positive();
 export const optionalSize = size.nullish();
+/** Rows of a table that a model may lack; 0: it has none. */
+export const optionalRows = z.int().nonnegative();
 /** A number of positions that no tensor has to have. Ten times the longest context of any model. */
 export const positionCount = z.int().positive().max(1e8);
 /** A number of keys that a row attends to; 0: all. */
@@ -54,6 +56,7 @@ export const windowSize = z
 const kCounts = new Map<unknown, 'layers' | 'extent'>([
   [layerCount, 'layers'],
   [size, 'extent'],
+  [optionalRows, 'extent'],
 ]);
 
 /**

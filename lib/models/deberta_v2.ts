@@ -25,6 +25,7 @@ import {
 import type { ClassifierKind } from './classifier_kind.ts';
 import {
   layerCount,
+  optionalRows,
   optionalSize,
   type ParseConfigOptions,
   parseConfig,
@@ -66,7 +67,7 @@ const kShape = {
   num_hidden_layers: layerCount,
   num_attention_heads: size,
   max_position_embeddings: positionCount,
-  type_vocab_size: z.int().nonnegative().nullish(),
+  type_vocab_size: optionalRows.nullish(),
   hidden_act: z.string().nullish(),
   layer_norm_eps: z.number().positive().nullish(),
   relative_attention: z.boolean().nullish(),

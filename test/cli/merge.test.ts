@@ -189,10 +189,19 @@ describe('a merge in f16', () => {
   });
 
   it('takes a base and an adapter in f16', async () => {
-    const [base, half] = [join(folder, 'base-f16'), join(folder, 'adapter-f16')];
+    const [base, half, strong] = ['base-f16', 'adapter-f16', 'strong'].map((name) =>
+      join(folder, name),
+    ) as [string, string, string];
+    const options = { r: 2, loraAlpha: 2, targetModules: ['q_proj'] };
+    const tuned = await AdapterModel.create(
+      await AutoModelForCausalLM.fromPretrained(model),
+      options,
+    );
+    disturb(tuned, 1, 0.5);
+    await tuned.savePretrained(strong);
     for (const [from, to, file] of [
       [model, base, 'model.safetensors'],
-      [adapter, half, 'adapter_model.safetensors'],
+      [strong, half, 'adapter_model.safetensors'],
     ] as const) {
       await cp(from, to, { recursive: true });
       const { tensors } = await loadSafetensors(join(from, file));

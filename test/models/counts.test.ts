@@ -72,7 +72,11 @@ describe.each(kCheckpoints)('config.json of $type for $task', ({ name, task }) =
         writeFileSync(join(path, 'config.json'), JSON.stringify({ ...config, [key]: value }));
         const error = await load(task, path);
         if (kLayers.test(key) && value === 3000) {
-          expect(error?.message).toContain(`${key} is 3000, but the checkpoint has `);
+          // The list of a layer for each is compared first, where the file has one.
+          const message = config.layer_types
+            ? 'layer_types must have one entry for each of the 3000 layers'
+            : `${key} is 3000, but the checkpoint has `;
+          expect(error?.message).toContain(message);
         } else if (kExtents.test(key) && value >= 3000 && value < 1e300) {
           expect(error?.message).toContain(
             `${key} is ${value}, but the largest extent of a tensor`,
