@@ -7,6 +7,8 @@ const kLayers = {
   errors: [],
   // A constant that data, ops, losses and the benchmark share.
   ignored_target: [],
+  // A limit on the time of work that a file determines.
+  deadline: ['errors'],
   native: ['errors'],
   // Terms, adapters, the trainer and the command line declare their options with it.
   options: ['errors'],
@@ -14,10 +16,10 @@ const kLayers = {
   ops: ['tensor', 'native', 'errors'],
   io: ['tensor', 'native', 'errors'],
   nn: ['ops', 'tensor', 'errors'],
-  text: ['io', 'errors'],
+  text: ['io', 'deadline', 'errors'],
   data: ['text', 'ignored_target', 'errors'],
   models: ['nn', 'io', 'ops', 'tensor', 'errors'],
-  adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+  adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
   eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],

@@ -109,7 +109,7 @@ export { CausalLM, type Head } from './models/causal_lm.ts';
 export { demoCheckpoint } from './models/demo_checkpoint.ts';
 export type { LayerKeep } from './models/layers.ts';
 export { type ForwardOptions, Model } from './models/model.ts';
-export { type SaveModelOptions, saveModel } from './models/save.ts';
+export { type SavedDType, type SaveModelOptions, saveModel } from './models/save.ts';
 export { type Seq2SeqBatch, Seq2SeqLM } from './models/seq2seq_lm.ts';
 export {
   type LabelOptions,

@@ -55,6 +55,7 @@ export interface NativeOps {
   gated(gate: Handle, up: Handle, activation: string): Handle;
   gather(x: Handle, index: Handle, axis: number): Handle;
   ggufHeader(file: unknown): unknown;
+  ggufValue(file: unknown, index: number): unknown;
   gradCountOf(x: Handle): number;
   gradNorm(grads: readonly (Handle)[], kind: string): Handle;
   gradOf(x: Handle): Handle;

@@ -1,5 +1,5 @@
 /** Writing a base with an adapter merged in, as a model folder, with a report of the largest rounding error. */
-import { type Model, saveModel } from '../models/index.ts';
+import { type Model, type SavedDType, saveModel } from '../models/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { AdapterModel } from './adapter_model.ts';
 import { checkMergeable, mergedBias, mergedWeightWithError } from './merged_weights.ts';
@@ -15,11 +15,14 @@ export interface MergeError {
 
 /**
  * Writes the base with the adapter merged in, as a model folder; modules that the adapter saves whole replace the base's.
- * @throws ArgumentError for lora_bias on a layer without a bias, UnsupportedError for a trained head that the base ties
+ * @param options dtype: type of the weights in the file. Default: the base's
+ * @throws ArgumentError for lora_bias on a layer without a bias, or a weight that is too large for f16; UnsupportedError for a
+ *   trained head that the base ties
  */
 export async function saveMerged(
   adapter: AdapterModel<Model>,
   folder: string,
+  { dtype }: { dtype?: SavedDType } = {},
 ): Promise<MergeError> {
   checkMergeable(adapter);
   const byName = new Map(adapter.modules.map((module) => [module.name, module]));
@@ -28,12 +31,13 @@ export async function saveMerged(
   adapter.enabled = true;
   try {
     await saveModel(adapter.model, folder, {
+      ...(dtype !== undefined && { dtype }),
       replace: (name) => {
         const [path, attribute] = split(name);
         const module = byName.get(path);
         if (module === undefined) return null;
         if (attribute === 'bias') return mergedBias(module);
-        const { weight, error, delta } = mergedWeightWithError(module);
+        const { weight, error, delta } = mergedWeightWithError(module, dtype);
         errors.push({ module: module.name, error, delta });
         return weight;
       },

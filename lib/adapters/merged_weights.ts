@@ -3,14 +3,15 @@
  *
  *     W' = W + s (B A - B0 A0).
  *
- * They are computed in f64 and rounded to the base's dtype once. In bf16, that rounding can erase a small update completely.
+ * They are computed in f64 and rounded to the base's dtype, or the file's, once. In bf16, that rounding can erase a small update
+ * completely.
  */
 import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
 import { abs, max, sub } from '../ops/index.ts';
 import { withMemoryTag } from '../runtime.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { type DType, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import type { LoraModule } from './lora_module.ts';
 import type { SavedModules } from './saved_modules.ts';
 
@@ -43,32 +44,36 @@ export function checkMergeable({ model, modules, saved }: MergeableAdapter): voi
   for (const module of modules) mergedBias(module)?.dispose();
 }
 
-/** A merged weight in the base's dtype, the exact one that was rounded to it, and the base's: the latter two in f64. */
+/** A merged weight in its rounded dtype, the exact one that was rounded to it, and the base's: the latter two in f64. */
 interface MergedWeight {
   readonly weight: Tensor;
   readonly exact: Tensor;
   readonly base: Tensor;
 }
 
-function merge(module: LoraModule): MergedWeight {
+function merge(module: LoraModule, dtype: DType = module.linear.weight.dtype): MergedWeight {
   const { linear, variant } = module;
   const base = linear.weight.to('f64');
   const exact = variant.mergedWeight(module, base);
-  return { weight: exact.to(linear.weight.dtype), exact, base };
+  return { weight: exact.to(dtype), exact, base };
 }
 
 /**
- * The merged weight of a module in the base's dtype, its largest rounding error, and the largest change that the adapter makes to
- * an element. The latter two are tensors of one element, f64.
+ * The merged weight of a module, its largest rounding error, and the largest change that the adapter makes to an element. The latter
+ * two are tensors of one element, f64.
+ * @param dtype of the merged weight. Default: the base's
  */
-export function mergedWeightWithError(module: LoraModule): {
+export function mergedWeightWithError(
+  module: LoraModule,
+  dtype?: DType,
+): {
   weight: Tensor;
   error: Tensor;
   delta: Tensor;
 } {
   return scope(() =>
     noGrad(() => {
-      const { weight, exact, base } = merge(module);
+      const { weight, exact, base } = merge(module, dtype);
       const error = max(abs(sub(weight.to('f64'), exact)));
       return { weight, error, delta: max(abs(sub(exact, base))) };
     }),

@@ -4,6 +4,7 @@
  * A list matches whole trailing names (`proj` does not match `q_proj`, `dense` matches `pooler.dense`); one string is a regular
  * expression that must match the whole path. Patterns match `(.*\.)?(pattern)$`, the first in order wins.
  */
+import { withDeadline } from '../deadline.ts';
 import { ArgumentError } from '../errors.ts';
 import { ALL_LINEAR, type LoraConfig, loraScale } from './config.ts';
 
@@ -25,8 +26,17 @@ export interface Target {
   readonly scale: number;
 }
 
-/** Compiles a regular expression written for Python's `re`. @throws ArgumentError if it cannot be compiled */
-export function pythonRegExp(source: string, wrap: (inner: string) => string): RegExp {
+/** A compiled pattern. */
+type Pattern = Pick<RegExp, 'exec' | 'test'>;
+
+/** Time for one name, which usually takes microseconds. */
+const kLimitMs = 1000;
+
+/**
+ * Compiles a regular expression written for Python's `re`, which may come from a file. One that may backtrack for ever is stopped.
+ * @throws ArgumentError if it cannot be compiled; its methods, if a name takes too long
+ */
+export function pythonRegExp(source: string, wrap: (inner: string) => string): Pattern {
   const inline = /^\(\?([aimsux]+)\)/.exec(source);
   const flags = (inline?.[1] ?? '').replace(/[^ims]/g, '');
   const body = source
@@ -36,12 +46,29 @@ export function pythonRegExp(source: string, wrap: (inner: string) => string): R
     .replace(/\\A/g, '^')
     .replace(/\\Z/g, '$$');
   try {
-    return new RegExp(wrap(body), flags);
+    const compiled = new RegExp(wrap(body), flags);
+    // Only repetition takes long, and names as they are written into files have none.
+    return /[*+?{]/.test(source) ? stoppable(compiled, source) : compiled;
   } catch (error) {
     throw new ArgumentError(
       `pattern ${JSON.stringify(source)}: ${(error as Error).message}; write it in the syntax that JavaScript and Python share`,
     );
   }
+}
+
+/** A pattern whose matching ends in an error if it takes too long. */
+function stoppable(pattern: RegExp, source: string): Pattern {
+  const exec = (name: string): RegExpExecArray | null =>
+    withDeadline(
+      kLimitMs,
+      () => pattern.exec(name),
+      () =>
+        new ArgumentError(
+          `pattern ${JSON.stringify(source)}: was not compared with ${name} within ${kLimitMs} ms; write it without repetition ` +
+            'inside repetition, or list the names of the modules',
+        ),
+    );
+  return { exec, test: (name) => exec(name) !== null };
 }
 
 /** A predicate: whether the configuration adapts the module at `name` (the caller handles head and "all-linear"). */

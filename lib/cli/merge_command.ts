@@ -6,7 +6,7 @@ import { adapterTask } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { isAbandoned, removeTemporaries } from '../io/files.ts';
 import type { Model } from '../models/index.ts';
-import { filePath } from '../options/kinds.ts';
+import { choice, filePath } from '../options/kinds.ts';
 import { group } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
 import { folderNames } from '../train/output.ts';
@@ -20,6 +20,12 @@ import { kModelOptions } from './train_options.ts';
 const kMergeOptions = {
   ...kModelOptions,
   ...group('Model and data', {
+    dtype: choice({
+      choices: ['f32', 'bf16', 'f16'],
+      default: 'f32',
+      help: 'type of the weights that are written; f16 is rounded from a base in f32',
+      aliases: ['bf16', 'torch-dtype', 'precision', 'fp16'],
+    }),
     adapter: filePath({
       placeholder: 'folder',
       help: 'the PEFT folder',
@@ -50,7 +56,11 @@ export const addMerge: CommandModule = (program, context, run) => {
       if (threads !== undefined) setNumThreads(threads);
       await requireEmptyFolder(output as string);
       const path = settings.model as string;
-      const modelOptions = loadOptions(settings, progress);
+      const { dtype = 'f32' } = settings;
+      const modelOptions = loadOptions(
+        { ...settings, dtype: dtype === 'f16' ? 'f32' : dtype },
+        progress,
+      );
       const task = cliTaskOfType((await adapterTask(adapter as string)) ?? 'CAUSAL_LM');
       const { model, tokenizer } = await (task ?? CLI_TASKS['causal-lm']).loadBase(path, {
         adapter: adapter as string,
@@ -65,10 +75,10 @@ export const addMerge: CommandModule = (program, context, run) => {
         ),
         progress,
       );
-      const error = await saveMerged(loaded, output as string);
+      const error = await saveMerged(loaded, output as string, { dtype });
       await tokenizer.savePretrained(output as string);
       const { maxAbsError, module, relativeToDelta } = error;
-      const lost = lostInRounding(error, model.dtype);
+      const lost = lostInRounding(error, dtype);
       if (lost !== null) progress.warn(lost);
       context.stdout.write(
         `written to ${output}; largest rounding error ${maxAbsError.toExponential(2)} in ${module}, ` +
@@ -82,7 +92,7 @@ export const addMerge: CommandModule = (program, context, run) => {
 /** The share of the largest change that rounding may take before a merge gives a warning: half of the bits of the change are gone. */
 const kLostShare = 0.25;
 
-/** A warning where rounding to the model's dtype takes a large part of what the adapter changes; else null. */
+/** A warning where rounding to the file's dtype takes a large part of what the adapter changes; else null. */
 function lostInRounding({ module, relativeToDelta }: MergeError, dtype: string): string | null {
   if (dtype === 'f32' || !(relativeToDelta > kLostShare)) return null;
   const share = (100 * relativeToDelta).toPrecision(2);

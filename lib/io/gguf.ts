@@ -7,8 +7,30 @@ import { type DType, native } from '../native.ts';
 import { noGrad, Tensor } from '../tensor.ts';
 import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './tensor_file.ts';
 
-/** A value of GGUF metadata; integers beyond 2^53 arrive as BigInt. */
-export type GgufMetadataValue = number | bigint | boolean | string | readonly GgufMetadataValue[];
+/**
+ * A value of GGUF metadata. Integers beyond 2^53 are BigInts. An array of numbers is a typed array of the file's type, and one of
+ * booleans a Uint8Array of 0 and 1; arrays of strings and of arrays are lists.
+ */
+export type GgufMetadataValue =
+  | number
+  | bigint
+  | boolean
+  | string
+  | GgufNumbers
+  | readonly GgufMetadataValue[];
+
+/** An array of numbers in GGUF metadata. */
+export type GgufNumbers =
+  | Uint8Array
+  | Int8Array
+  | Uint16Array
+  | Int16Array
+  | Uint32Array
+  | Int32Array
+  | Float32Array
+  | Float64Array
+  | BigUint64Array
+  | BigInt64Array;
 
 /** Options of {@link GgufFile.read}. */
 export interface GgufReadOptions extends ReadOptions {
@@ -23,6 +45,7 @@ export interface GgufReadOptions extends ReadOptions {
 export class GgufFile implements TensorFile {
   readonly version: number;
   readonly alignment: number;
+  /** The metadata by key. A value is read from the file when it is asked for, and so before the file is closed. */
   readonly metadata: ReadonlyMap<string, GgufMetadataValue>;
   /** The format's names for the types of the metadata: "UINT32", "ARRAY STRING". */
   readonly metadataTypes: ReadonlyMap<string, string>;
@@ -34,13 +57,13 @@ export class GgufFile implements TensorFile {
     const header = native.ggufHeader(this.#file) as {
       version: number;
       alignment: number;
-      metadata: [string, GgufMetadataValue, string][];
+      metadata: [string, string][];
       tensors: TensorInfo[];
     };
     this.version = header.version;
     this.alignment = header.alignment;
-    this.metadata = new Map(header.metadata.map(([key, value]) => [key, value]));
-    this.metadataTypes = new Map(header.metadata.map(([key, , type]) => [key, type]));
+    this.metadataTypes = new Map(header.metadata);
+    this.metadata = new StoredMetadata(this.#file, [...this.metadataTypes.keys()]);
     this.tensors = infoMap(header.tensors);
   }
 
@@ -78,5 +101,66 @@ export class GgufFile implements TensorFile {
   /** Closes the file at the end of a `using` block. */
   [Symbol.dispose](): void {
     this.close();
+  }
+}
+
+/** The metadata of an open file. A value is read when it is asked for, since one alone may be as large as the file. */
+class StoredMetadata implements ReadonlyMap<string, GgufMetadataValue> {
+  readonly #file: unknown;
+  readonly #indices: ReadonlyMap<string, number>;
+  readonly #values = new Map<string, GgufMetadataValue>();
+
+  constructor(file: unknown, keys: readonly string[]) {
+    this.#file = file;
+    this.#indices = new Map(keys.map((key, index) => [key, index]));
+  }
+
+  get size(): number {
+    return this.#indices.size;
+  }
+
+  has(key: string): boolean {
+    return this.#indices.has(key);
+  }
+
+  get(key: string): GgufMetadataValue | undefined {
+    const index = this.#indices.get(key);
+    if (index === undefined) return undefined;
+    let value = this.#values.get(key);
+    if (value === undefined) {
+      value = native.ggufValue(this.#file, index) as GgufMetadataValue;
+      this.#values.set(key, value);
+    }
+    return value;
+  }
+
+  keys(): MapIterator<string> {
+    return this.#indices.keys();
+  }
+
+  values(): MapIterator<GgufMetadataValue> {
+    return this.#all().values();
+  }
+
+  entries(): MapIterator<[string, GgufMetadataValue]> {
+    return this.#all().entries();
+  }
+
+  [Symbol.iterator](): MapIterator<[string, GgufMetadataValue]> {
+    return this.entries();
+  }
+
+  forEach(
+    visit: (
+      value: GgufMetadataValue,
+      key: string,
+      map: ReadonlyMap<string, GgufMetadataValue>,
+    ) => void,
+  ): void {
+    for (const [key, value] of this) visit(value, key, this);
+  }
+
+  #all(): Map<string, GgufMetadataValue> {
+    return new Map(Array.from(this.keys(), (key) => [key, this.get(key) as GgufMetadataValue]));
   }
 }

@@ -7,7 +7,13 @@ import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
 import { storedFiles } from './base_digest.ts';
 import type { CausalLM } from './causal_lm.ts';
-import { type ConfigOptions, readConfigJson } from './config_keys.ts';
+import {
+  type ConfigOptions,
+  type Counts,
+  checkCounts,
+  initializerRange,
+  readConfigJson,
+} from './config_keys.ts';
 import type { ConfiguredModel, ModelFamily } from './family.ts';
 import { HfWeights } from './hf_weights.ts';
 import type { Model, ModelOrigin } from './model.ts';
@@ -49,9 +55,6 @@ export interface FromConfigOptions extends ConfigOptions {
   /** See {@link FromPretrainedOptions.device}. */
   device?: string;
 }
-
-/** transformers' default of initializer_range. */
-const kDeviation = 0.02;
 
 /** Loads causal language models of every supported family. */
 export const AutoModelForCausalLM = {
@@ -98,7 +101,7 @@ export const AutoModelForCausalLM = {
     const origin: ModelOrigin = { nameOrPath: 'random weights', folder: '', dtype };
     const read: WeightReadOptions = { dtype, checkFinite: false, share: false };
     const shapes = WeightLoader.plan(read, (weights) => causalLM({ weights, origin, tied }));
-    const deviation = Number(config.initializer_range ?? kDeviation);
+    const deviation = initializerRange(config, path);
     const source = new RandomWeights(shapes, { seed, deviation });
     const model = await build({ family, configured, source }, { ...read, device }, origin);
     await finishLoading(model, { trainable });
@@ -135,14 +138,29 @@ async function openFolder(folder: string, options: ConfigOptions): Promise<Opene
   const path = join(folder, 'config.json');
   const json = await readConfigJson(path);
   const family = familyOf(String(json.model_type ?? 'none'), path);
-  const configured = family.configure(json, { ...options, path });
-  return { family, configured, source: HfWeights.open(folder, family.prefix) };
+  const counts: Counts = new Map();
+  const configured = family.configure(json, { ...options, path, counts });
+  const source = HfWeights.open(folder, family.prefix);
+  return closedOnError(source, () => {
+    checkCounts(path, counts, source.shapes);
+    return { family, configured, source };
+  });
 }
 
 async function openDecoderGguf(path: string, options: ConfigOptions): Promise<OpenedModel> {
   const { family, json, source } = await openGguf(path, options, familyOfGguf);
+  return closedOnError(source, () => {
+    const counts: Counts = new Map();
+    const configured = family.configure(json, { path, counts });
+    checkCounts(path, counts, source.shapes);
+    return { family, configured, source };
+  });
+}
+
+/** Runs `make`, and closes the source if it throws. */
+function closedOnError<T>(source: WeightSource, make: () => T): T {
   try {
-    return { family, configured: family.configure(json, { path }), source };
+    return make();
   } catch (error) {
     source.close();
     throw error;

@@ -8,7 +8,7 @@ import {
   finishLoading,
 } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
-import { readConfigJson } from './config_keys.ts';
+import { type Counts, checkCounts, initializerRange, readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
 import type { ModelOrigin } from './model.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
@@ -32,9 +32,6 @@ export interface ClassifierOptions extends FromPretrainedOptions, LabelOptions {
   seed?: number;
 }
 
-/** transformers' default of initializer_range. */
-const kDeviation = 0.02;
-
 /** Loads classifiers and regressors; see {@link AutoModelForSequenceClassification.fromPretrained}. */
 export const AutoModelForSequenceClassification = {
   /**
@@ -54,10 +51,12 @@ export const AutoModelForSequenceClassification = {
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     const { folder, path, json, kind, stored } = await openClassifier(nameOrPath, options);
     try {
-      const make = kind.fromJson(json, { ...options, path });
+      const counts: Counts = new Map();
+      const make = kind.fromJson(json, { ...options, path, counts });
+      checkCounts(path, counts, stored.shapes);
       const { onProgress } = options;
       const read = { dtype, checkFinite, share: !trainable, onProgress };
-      const { source, head } = withHead(kind, stored, { json, options, make, read });
+      const { source, head } = withHead(kind, stored, { json, path, options, make, read });
       const model = buildOn(device, () =>
         WeightLoader.build(source, read, (weights) =>
           make(weights, { nameOrPath, folder, dtype }, head),
@@ -100,7 +99,7 @@ export const AutoModelForSequenceClassification = {
     const plan = WeightLoader.plan(read, (weights) =>
       make(weights, kNoOrigin, { ...labels, newlyInitialized: [] }),
     );
-    const deviation = Number(json.initializer_range ?? kDeviation);
+    const deviation = initializerRange(json, path);
     const origin: ModelOrigin = { nameOrPath: 'random weights', folder: '', dtype };
     const head = { ...labels, newlyInitialized: [...plan.keys()] };
     const source = new RandomWeights(plan, { seed, deviation });
@@ -170,6 +169,8 @@ async function openClassifier(
 
 interface HeadInput {
   readonly json: Record<string, unknown>;
+  /** Path of the configuration, for messages. */
+  readonly path: string;
   readonly options: ClassifierOptions;
   readonly make: MakeClassifier;
   readonly read: WeightReadOptions;
@@ -179,7 +180,7 @@ interface HeadInput {
 function withHead(
   kind: ClassifierKind,
   stored: WeightSource,
-  { json, options, make, read }: HeadInput,
+  { json, path, options, make, read }: HeadInput,
 ): { source: WeightSource; head: HeadOrigin } {
   const { newHead = false, seed = 42 } = options;
   const headModule = kind.headWeight.slice(0, kind.headWeight.indexOf('.'));
@@ -199,7 +200,7 @@ function withHead(
   const fresh = new Map(
     [...plan].filter(([name]) => lacking.some((module) => isBelow(module, name))),
   );
-  const deviation = Number(json.initializer_range ?? kDeviation);
+  const deviation = initializerRange(json, path);
   return {
     source: new CompletedWeights(source, new RandomWeights(fresh, { seed, deviation })),
     head: { ...labels, newlyInitialized: [...fresh.keys()] },

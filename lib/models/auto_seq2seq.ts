@@ -8,7 +8,7 @@ import {
   headIsEmbedding,
   kHead,
 } from './auto.ts';
-import { readConfigJson } from './config_keys.ts';
+import { type Counts, checkCounts, readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { seq2SeqFamilyOf, seq2SeqFamilyOfGguf } from './registry.ts';
@@ -36,7 +36,7 @@ export const AutoModelForSeq2SeqLM = {
     requireDevice(options);
     const { folder, path, family, json, stored } = await openSeq2Seq(nameOrPath, options);
     try {
-      const configured = family.configure(json, { ...options, path });
+      const configured = configure({ family, json, path, stored }, options);
       const source = new RenamedWeights(stored, family.rename);
       const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
       const { onProgress } = options;
@@ -65,10 +65,21 @@ export async function checkSeq2SeqLM(
   requireDevice(options);
   const { family, json, path, stored } = await openSeq2Seq(nameOrPath, options);
   try {
-    family.configure(json, { ...options, path });
+    configure({ family, json, path, stored }, options);
   } finally {
     stored.close();
   }
+}
+
+/** Reads the configuration, and checks its counts against the weights. */
+function configure(
+  { family, json, path, stored }: Omit<OpenedSeq2Seq, 'folder'>,
+  options: FromPretrainedOptions,
+): ReturnType<Seq2SeqFamily['configure']> {
+  const counts: Counts = new Map();
+  const configured = family.configure(json, { ...options, path, counts });
+  checkCounts(path, counts, stored.shapes);
+  return configured;
 }
 
 /** A checkpoint's files with their configuration parsed and their weights not read yet. */

@@ -17,7 +17,13 @@ import {
   type Segments,
 } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import { type ConfigOptions, configError, layerCount, parseConfig } from './config_keys.ts';
+import {
+  configError,
+  layerCount,
+  type ParseConfigOptions,
+  parseConfig,
+  size,
+} from './config_keys.ts';
 import { statedRates } from './dropout_rates.ts';
 import { runLayers } from './layers.ts';
 import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
@@ -37,7 +43,6 @@ export interface BertConfig extends BlockConfig {
   readonly source: Readonly<Record<string, unknown>>;
 }
 
-const size = z.int().positive();
 const rate = z.number().nullish(); // dropout, which is not applied
 const ignored = z.unknown().optional();
 const kShape = {
@@ -72,7 +77,7 @@ const kShape = {
  */
 export function bertConfig(
   json: Record<string, unknown>,
-  options: ConfigOptions & { path: string },
+  options: ParseConfigOptions,
   { firstPosition }: { firstPosition: number } = { firstPosition: 0 },
 ): BertConfig {
   const { path } = options;

@@ -156,6 +156,7 @@ export const robertaGguf: GgufTable = {
       );
     }
     const json = bertJson(keys);
+    checkPadding(ids.pad_token_id, keys);
     const positions = json.max_position_embeddings as number;
     return {
       model_type: 'roberta',
@@ -167,6 +168,16 @@ export const robertaGguf: GgufTable = {
   stored: (name, json) =>
     name === kEmbeddings['position_embd.weight'] ? { leadingRows: missingRows(json) } : {},
 };
+
+/** Checks the id from which the rows of the position table are counted. @throws FormatError for one outside the vocabulary */
+function checkPadding(id: number, { file }: GgufKeys): void {
+  const vocabulary = vocabSize(file);
+  if (Number.isInteger(id) && id >= 0 && id < vocabulary) return;
+  throw new FormatError(
+    `${file.path}: tokenizer.ggml.padding_token_id must be 0 to ${vocabulary - 1}, an id of the vocabulary, got ${id}`,
+    { path: file.path },
+  );
+}
 
 /** Number of rows of the position table up to the padding id's, which the file lacks. */
 const missingRows = ({ pad_token_id }: Readonly<Record<string, unknown>>): number =>

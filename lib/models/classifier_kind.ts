@@ -1,5 +1,5 @@
 /** Description of a model_type's classifier, for the registry. */
-import type { ConfigOptions } from './config_keys.ts';
+import type { ParseConfigOptions } from './config_keys.ts';
 import type { GgufTable } from './gguf.ts';
 import type { ModelOrigin } from './model.ts';
 import type { Rename } from './renamed_weights.ts';
@@ -24,8 +24,5 @@ export interface ClassifierKind {
   /** The GGUF names of an encoder. Left out where llama.cpp has no such architecture, and for a decoder, whose family has them. */
   readonly gguf?: GgufTable;
   /** @throws FormatError, UnsupportedError for a configuration that is wrong or not understood */
-  fromJson(
-    json: Record<string, unknown>,
-    options: ConfigOptions & { path: string },
-  ): MakeClassifier;
+  fromJson(json: Record<string, unknown>, options: ParseConfigOptions): MakeClassifier;
 }

@@ -27,8 +27,63 @@ export interface ConfigOptions {
   ignoreKeys?: readonly string[];
 }
 
+/** Options of a reader of a configuration. */
+export interface ParseConfigOptions extends ConfigOptions {
+  /** Path for messages. */
+  readonly path: string;
+  /** Collects the numbers that the checkpoint's tensors bound, for {@link checkCounts}. */
+  readonly counts?: Counts;
+}
+
+/** Numbers of a configuration by their keys: of layers, each of which has a tensor at least, and extents of tensors. */
+export type Counts = Map<string, { readonly value: number; readonly of: 'layers' | 'extent' }>;
+
 /** A number of layers. Each takes objects before the first weight is looked for, so an absurd number would take all memory. */
 export const layerCount = z.int().positive().max(4096);
+/** An extent of a tensor, or a number of parts of one: channels, heads, rows of a table. */
+export const size = z.int().positive();
+export const optionalSize = size.nullish();
+/** Rows of a table that a model may lack; 0: it has none. */
+export const optionalRows = z.int().nonnegative();
+/** A number of positions that no tensor has to have. Ten times the longest context of any model. */
+export const positionCount = z.int().positive().max(1e8);
+/** A number of keys that a row attends to; 0: all. */
+export const windowSize = z
+  .int()
+  .nonnegative()
+  .max(2 ** 31 - 1);
+
+const kCounts = new Map<unknown, 'layers' | 'extent'>([
+  [layerCount, 'layers'],
+  [size, 'extent'],
+  [optionalRows, 'extent'],
+]);
+
+/**
+ * Checks a configuration's counts against the tensors of its checkpoint, before anything is made of them.
+ * @throws FormatError naming the key, its value and what the tensors allow
+ */
+export function checkCounts(
+  path: string,
+  counts: Counts,
+  shapes: ReadonlyMap<string, readonly number[]>,
+): void {
+  const extent = [...shapes.values()].flat().reduce((most, each) => Math.max(most, each), 0);
+  for (const [key, { value, of }] of counts) {
+    if (of === 'layers' && value > shapes.size) {
+      throw configError(
+        path,
+        `${key} is ${value}, but the checkpoint has ${shapes.size} tensors in all`,
+      );
+    }
+    if (of === 'extent' && value > extent) {
+      throw configError(
+        path,
+        `${key} is ${value}, but the largest extent of a tensor in the checkpoint is ${extent}`,
+      );
+    }
+  }
+}
 
 /** The error for a value of a configuration, which may be a file or a caller's object. */
 export function configError(path: string, message: string): FormatError {
@@ -71,7 +126,7 @@ export async function readConfigJson(path: string): Promise<Record<string, unkno
 export function parseConfig<S extends z.ZodRawShape>(
   shape: S,
   json: Record<string, unknown>,
-  { path, ignoreKeys = [] }: ConfigOptions & { path: string },
+  { path, ignoreKeys = [], counts }: ParseConfigOptions,
 ): z.infer<z.ZodObject<S>> {
   const unknown = Object.keys(json).filter(
     (key) =>
@@ -90,12 +145,40 @@ export function parseConfig<S extends z.ZodRawShape>(
     Object.entries(json).filter(([key]) => !ignoreKeys.includes(key)),
   );
   const parsed = z.object(shape).safeParse(known);
-  if (parsed.success) return parsed.data;
+  if (parsed.success) {
+    for (const [key, schema] of Object.entries(shape)) {
+      const value = known[key];
+      const of = kCounts.get(schema) ?? kCounts.get(innermost(schema));
+      if (of !== undefined && typeof value === 'number') counts?.set(key, { value, of });
+    }
+    return parsed.data;
+  }
   const issue = parsed.error.issues[0] as z.core.$ZodIssue;
   const key = issue.path.join('.');
   const value = Object.hasOwn(json, key) ? JSON.stringify(json[key]) : 'nothing';
   throw configError(path, `${key}: ${issue.message} (the file has ${value})`);
 }
+
+/** The schema that an optional one is of. */
+function innermost(schema: unknown): unknown {
+  let inner = schema;
+  while (inner instanceof z.ZodOptional || inner instanceof z.ZodNullable) inner = inner.unwrap();
+  return inner;
+}
+
+/** Reads initializer_range, the deviation of new weights. @throws FormatError for one that is no number, or below 0 */
+export function initializerRange(json: Readonly<Record<string, unknown>>, path: string): number {
+  const { initializer_range: value } = json;
+  if (value === undefined || value === null) return kInitializerRange;
+  if (typeof value === 'number' && Number.isFinite(value) && value >= 0) return value;
+  throw configError(
+    path,
+    `initializer_range must be a number from 0 on, got ${JSON.stringify(value)}`,
+  );
+}
+
+/** transformers' default of initializer_range. */
+const kInitializerRange = 0.02;
 
 /** Refuses values of keys that are not supported; null: the value is supported. @throws UnsupportedError naming key and value */
 export function refuseValues(path: string, values: Readonly<Record<string, unknown>>): void {

@@ -23,7 +23,16 @@ import {
   type SelfAttention,
 } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import { type ConfigOptions, layerCount, parseConfig, refuseValues } from './config_keys.ts';
+import {
+  layerCount,
+  optionalRows,
+  optionalSize,
+  type ParseConfigOptions,
+  parseConfig,
+  positionCount,
+  refuseValues,
+  size,
+} from './config_keys.ts';
 import { statedRates } from './dropout_rates.ts';
 import { runLayers } from './layers.ts';
 import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
@@ -50,7 +59,6 @@ interface DebertaConfig extends BlockConfig {
   readonly source: Readonly<Record<string, unknown>>;
 }
 
-const size = z.int().positive();
 const ignored = z.unknown().optional();
 const kShape = {
   vocab_size: size,
@@ -58,8 +66,8 @@ const kShape = {
   intermediate_size: size,
   num_hidden_layers: layerCount,
   num_attention_heads: size,
-  max_position_embeddings: size,
-  type_vocab_size: z.int().nonnegative().nullish(),
+  max_position_embeddings: positionCount,
+  type_vocab_size: optionalRows.nullish(),
   hidden_act: z.string().nullish(),
   layer_norm_eps: z.number().positive().nullish(),
   relative_attention: z.boolean().nullish(),
@@ -70,9 +78,9 @@ const kShape = {
   pos_att_type: z.union([z.string(), z.array(z.string())]).nullish(),
   position_biased_input: z.boolean().nullish(),
   pooler_hidden_act: z.string().nullish(),
-  pooler_hidden_size: size.nullish(),
-  embedding_size: size.nullish(),
-  attention_head_size: size.nullish(),
+  pooler_hidden_size: optionalSize,
+  embedding_size: optionalSize,
+  attention_head_size: optionalSize,
   conv_kernel_size: z.int().nullish(),
   // Dropout is not applied; the rest is of the convolution that is refused, and of other heads.
   hidden_dropout_prob: ignored,
@@ -86,10 +94,7 @@ const kShape = {
 };
 type Json = z.infer<z.ZodObject<typeof kShape>>;
 
-function debertaConfig(
-  json: Record<string, unknown>,
-  options: ConfigOptions & { path: string },
-): DebertaConfig {
+function debertaConfig(json: Record<string, unknown>, options: ParseConfigOptions): DebertaConfig {
   const { path } = options;
   const config = parseConfig(kShape, json, options);
   refuseVariants(config, path);
@@ -265,8 +270,9 @@ class DebertaEncoder extends Module {
     const row = (keyMinusQuery: number): number =>
       Math.min(Math.max(debertaBucket(-keyMinusQuery, buckets) + span, 0), 2 * span - 1);
     const wanted = byRelativePosition(length, row);
-    const first = Math.min(...wanted);
-    const rows = Int32Array.from({ length: Math.max(...wanted) - first + 1 }, (_, i) => first + i);
+    const first = wanted.reduce((least, at) => Math.min(least, at));
+    const last = wanted.reduce((most, at) => Math.max(most, at));
+    const rows = Int32Array.from({ length: last - first + 1 }, (_, i) => first + i);
     const states = this.rel_embeddings.forward(tensor(rows));
     return {
       relative: this.LayerNorm?.forward(states) ?? states,

@@ -229,6 +229,10 @@ export class DecoderLM extends CausalLM {
     return steadyLength(this.config.ropes);
   }
 
+  override get contextLength(): number {
+    return this.config.maxPositions;
+  }
+
   protected override get sharesRows(): boolean {
     return true;
   }

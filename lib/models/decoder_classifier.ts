@@ -7,7 +7,7 @@ import type { Linear } from '../nn/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import { type ConfigOptions, configJsonOf } from './config_keys.ts';
+import { configJsonOf, type ParseConfigOptions } from './config_keys.ts';
 import { Decoder, type DecoderConfig, type DecoderFamily } from './decoder.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
@@ -41,6 +41,10 @@ class DecoderForSequenceClassification extends SequenceClassifier {
 
   get headPaths(): readonly string[] {
     return ['score'];
+  }
+
+  override get contextLength(): number {
+    return this.#config.maxPositions;
   }
 
   protected override get sharesRows(): boolean {
@@ -98,10 +102,7 @@ class DecoderForSequenceClassification extends SequenceClassifier {
 /** The classifier of a family that is a Decoder with its own configuration. */
 export function decoderClassifier(
   family: DecoderFamily,
-  configure: (
-    json: Record<string, unknown>,
-    options: ConfigOptions & { path: string },
-  ) => DecoderConfig,
+  configure: (json: Record<string, unknown>, options: ParseConfigOptions) => DecoderConfig,
 ): ClassifierKind {
   return {
     modelType: family.modelType,

@@ -1,17 +1,19 @@
 /** Keys that the configurations of all decoders share, read from config.json (transformers 4 and 5). */
 import { z } from 'zod';
 import {
-  type ConfigOptions,
   configError,
   layerCount,
+  optionalSize,
+  type ParseConfigOptions,
   parseConfig,
+  positionCount,
   refuseValues,
+  size,
+  windowSize,
 } from './config_keys.ts';
 import type { DecoderConfig, LayerAttention } from './decoder.ts';
 import { type RopeConfig, ropeConfig } from './rope.ts';
 
-export const size = z.int().positive();
-export const optionalSize = size.nullish();
 export const flag = z.boolean().nullish();
 export const number = z.number().nullish();
 export const text = z.string().nullish();
@@ -25,12 +27,12 @@ const kShape = {
   num_key_value_heads: optionalSize,
   head_dim: optionalSize,
   rms_norm_eps: z.number().positive().nullish(),
-  max_position_embeddings: optionalSize,
+  max_position_embeddings: positionCount.nullish(),
   hidden_act: text,
   rope_parameters: z.unknown().optional(),
   rope_scaling: z.unknown().optional(),
   rope_theta: z.number().positive().nullish(),
-  partial_rotary_factor: number,
+  partial_rotary_factor: z.number().positive().max(1).nullish(),
   attention_dropout: number,
   tie_word_embeddings: flag,
 };
@@ -48,7 +50,7 @@ export interface DecoderDefaults {
   readonly numKeyValueHeads?: number;
 }
 
-export type ReadOptions = ConfigOptions & { readonly path: string };
+export type ReadOptions = ParseConfigOptions;
 
 /** The parts of a family's configuration that differ from those of other decoders. */
 export interface DecoderReading<S extends z.ZodRawShape> {
@@ -156,7 +158,7 @@ const kLayerTypes = ['full_attention', 'sliding_attention'] as const;
 /** Keys of models with sliding-window attention in some layers. */
 export const kWindowKeys = {
   layer_types: z.array(z.enum(kLayerTypes)).nullish(),
-  sliding_window: z.int().nonnegative().nullish(),
+  sliding_window: windowSize.nullish(),
 };
 
 export interface SlidingOptions {

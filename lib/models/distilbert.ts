@@ -11,7 +11,7 @@ import { checkHeads } from './bert.ts';
 import { distilBertGguf } from './bert_gguf.ts';
 import { attendBothWays, type BlockConfig, layerNorm, type Segments } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import { type ConfigOptions, layerCount, parseConfig } from './config_keys.ts';
+import { layerCount, type ParseConfigOptions, parseConfig, size } from './config_keys.ts';
 import { statedRates } from './dropout_rates.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
@@ -26,7 +26,6 @@ interface DistilBertConfig extends BlockConfig {
   readonly source: Readonly<Record<string, unknown>>;
 }
 
-const size = z.int().positive();
 const ignored = z.unknown().optional();
 const kShape = {
   vocab_size: size,
@@ -51,7 +50,7 @@ const kLayerNormEps = 1e-12;
 
 function distilBertConfig(
   json: Record<string, unknown>,
-  options: ConfigOptions & { path: string },
+  options: ParseConfigOptions,
 ): DistilBertConfig {
   const { path } = options;
   const config = parseConfig(kShape, json, options);

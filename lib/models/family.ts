@@ -1,7 +1,7 @@
 /** The interface of a model family: reading of its configuration, construction, and its names in GGUF files. */
 import type { CausalLM } from './causal_lm.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
-import type { ConfigOptions } from './config_keys.ts';
+import type { ParseConfigOptions } from './config_keys.ts';
 import { type DecoderConfig, type DecoderFamily, DecoderLM } from './decoder.ts';
 import { decoderClassifier } from './decoder_classifier.ts';
 import type { GgufTable } from './gguf.ts';
@@ -23,10 +23,7 @@ export interface ConfiguredModel {
 }
 
 /** Reads config.json. @throws FormatError, UnsupportedError for one that is wrong or not understood */
-export type Configure<T> = (
-  json: Record<string, unknown>,
-  options: ConfigOptions & { path: string },
-) => T;
+export type Configure<T> = (json: Record<string, unknown>, options: ParseConfigOptions) => T;
 
 export interface ModelFamily {
   readonly modelType: string;

@@ -108,8 +108,8 @@ export const kSandwichNames: GgufNames = {
  * layers and have hidden size / number of heads.
  */
 export function queryScalar(keys: GgufKeys, layersOf27B: number): number {
-  const heads = keys.required('attention.head_count');
-  const share = keys.required('embedding_length') / heads;
+  const heads = keys.count('attention.head_count');
+  const share = keys.count('embedding_length') / heads;
   if (keys.required('block_count') === layersOf27B) return share;
   return keys.number('attention.key_length') ?? share;
 }

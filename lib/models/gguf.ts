@@ -3,7 +3,7 @@
  * a table of the differences. Names: llama.cpp's gguf-py/gguf/constants.py.
  */
 import { FormatError, UnsupportedError } from '../errors.ts';
-import type { GgufFile } from '../io/index.ts';
+import type { GgufFile, GgufMetadataValue } from '../io/index.ts';
 import { concat, permute, sub, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ConfigOptions } from './config_keys.ts';
@@ -96,16 +96,25 @@ export class GgufKeys {
   number(key: string): number | undefined {
     const value = this.file.metadata.get(this.#name(key));
     // Files of hybrid models have a list with one value for each layer; equal values are one number.
-    const single = Array.isArray(value) && new Set(value).size === 1 ? value[0] : value;
+    const list = listOf(value);
+    const single = list?.every((item) => item === list[0]) ? list[0] : value;
     if (single === undefined || typeof single === 'number') return single;
-    const shown = JSON.stringify(value, (_, v) => (typeof v === 'bigint' ? String(v) : v));
-    throw this.error(key, `must be one number, got ${shown}`);
+    // The items of 64-bit lists.
+    if (typeof single === 'bigint' && Number.isSafeInteger(Number(single))) return Number(single);
+    throw this.error(key, `must be one number, got ${list === null ? value : shown(list)}`);
   }
 
   required(key: string): number {
     const value = this.number(key);
     if (value === undefined) throw this.error(key, 'is missing from the metadata');
     return value;
+  }
+
+  /** A number of things of which there is at least one. */
+  count(key: string): number {
+    const value = this.required(key);
+    if (Number.isSafeInteger(value) && value > 0) return value;
+    throw this.error(key, `must be a whole number from 1 on, got ${value}`);
   }
 
   text(key: string): string | undefined {
@@ -161,10 +170,24 @@ export class GgufKeys {
   }
 }
 
+/** The items of a list in metadata; null for a value that is none. */
+function listOf(value: GgufMetadataValue | undefined): readonly unknown[] | null {
+  if (ArrayBuffer.isView(value)) return value as unknown as readonly unknown[];
+  return Array.isArray(value) ? value : null;
+}
+
+/** The first items of a list, for messages. */
+function shown(list: readonly unknown[]): string {
+  const first = Array.from(list.slice(0, kShown), String);
+  return `[${first.join(',')}${list.length > kShown ? `, and ${list.length - kShown} more` : ''}]`;
+}
+
+const kShown = 8;
+
 /** The keys of config.json that all decoders have, in transformers 5's spelling. */
 export function decoderJson(keys: GgufKeys): Record<string, unknown> {
-  const heads = keys.required('attention.head_count');
-  const headDim = keys.number('attention.key_length') ?? keys.required('embedding_length') / heads;
+  const heads = keys.count('attention.head_count');
+  const headDim = keys.number('attention.key_length') ?? keys.count('embedding_length') / heads;
   keys.expect('attention.value_length', headDim, "the head's");
   return {
     vocab_size: vocabSize(keys.file),

@@ -9,8 +9,17 @@ import type { Tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
 import { attend, type Rows } from './attention.ts';
 import { CausalLM, type Head, linearHead } from './causal_lm.ts';
-import { configError, configJsonOf, layerCount, parseConfig, refuseValues } from './config_keys.ts';
-import { flag, optionalSize, type ReadOptions, size, text } from './decoder_config.ts';
+import {
+  configError,
+  configJsonOf,
+  layerCount,
+  optionalSize,
+  parseConfig,
+  positionCount,
+  refuseValues,
+  size,
+} from './config_keys.ts';
+import { flag, type ReadOptions, text } from './decoder_config.ts';
 import { statedRates } from './dropout_rates.ts';
 import type { ModelFamily } from './family.ts';
 import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
@@ -193,7 +202,7 @@ const kShape = {
   n_head: size,
   n_inner: optionalSize,
   n_positions: optionalSize,
-  n_ctx: optionalSize,
+  n_ctx: positionCount.nullish(),
   activation_function: text,
   layer_norm_epsilon: z.number().positive().nullish(),
   scale_attn_weights: flag,

@@ -73,7 +73,7 @@ export interface LayerStates {
 }
 
 /** The names of the dtypes in config.json. */
-const kDTypeNames: Readonly<Record<string, string>> = {
+export const DTYPE_NAMES: Readonly<Record<string, string>> = {
   f32: 'float32',
   bf16: 'bfloat16',
   f16: 'float16',
@@ -147,6 +147,11 @@ export abstract class Model extends Module {
     return Number.POSITIVE_INFINITY;
   }
 
+  /** Number of positions that the model was made for; a batch has others only where it has as many rows. 0: there is none. */
+  get contextLength(): number {
+    return Number.isFinite(this.maxPositions) ? this.maxPositions : 0;
+  }
+
   /** The row of the position table that the first token of a sequence reads. */
   protected get firstPosition(): number {
     return 0;
@@ -174,7 +179,7 @@ export abstract class Model extends Module {
 
   /** The name of `dtype` in config.json. */
   protected get dtypeName(): string {
-    return kDTypeNames[this.dtype] as string;
+    return DTYPE_NAMES[this.dtype] as string;
   }
 
   /**
@@ -234,7 +239,7 @@ export abstract class Model extends Module {
     batch: ModelBatch,
     { rows, sharePrefixes = this.sharePrefixes }: ForwardOptions = {},
   ): ModelInputs {
-    checkBatch(batch, this.vocabSize);
+    checkBatch(batch, this);
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
     const inputs = withDevice(this.device, () =>
       modelInputs(batch, {
@@ -348,8 +353,15 @@ function checkTokenTypes(
   });
 }
 
-/** Checks a batch. @throws ArgumentError for parts that do not fit together, or ids outside the vocabulary */
-export function checkBatch(batch: ModelBatch, vocabSize: number): void {
+/**
+ * Checks a batch.
+ * @throws ArgumentError for parts that do not fit together, ids outside the vocabulary, or positions for which tables would be made
+ *   that neither the model nor the batch has a use for
+ */
+export function checkBatch(
+  batch: ModelBatch,
+  { vocabSize, contextLength }: Pick<Model, 'vocabSize' | 'contextLength'>,
+): void {
   const { inputIds, positions, cuSeqlens, lengths } = batch;
   const rows = inputIds.length;
   const segments = cuSeqlens.length - 1;
@@ -374,7 +386,14 @@ export function checkBatch(batch: ModelBatch, vocabSize: number): void {
       refuse(`inputIds[${n}] must be 0 to ${vocabSize - 1}, an id of the vocabulary, got ${id}`);
     }
   });
+  const most = Math.max(contextLength, rows);
   positions.forEach((position, n) => {
     if (position < 0) refuse(`positions[${n}] must be >= 0, got ${position}`);
+    if (position < most) return;
+    const limit =
+      contextLength > rows
+        ? "max_position_embeddings of the model's configuration"
+        : 'the rows of the batch';
+    refuse(`positions[${n}] must be below ${most}, ${limit}, got ${position}`);
   });
 }

@@ -3,13 +3,12 @@ import { type Linear, Module } from '../nn/index.ts';
 import { split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { type AttentionConfig, attend, type DecoderInputs, ropeOf } from './attention.ts';
-import { refuseValues } from './config_keys.ts';
+import { positionCount, refuseValues } from './config_keys.ts';
 import { attentionOf, type DecoderConfig, type MakeLayer, PreNormLayer } from './decoder.ts';
 import {
   flag,
   kWindowKeys,
   number,
-  optionalSize,
   type ReadOptions,
   readDecoder,
   slidingLayers,
@@ -71,7 +70,7 @@ const makeFusedLayer: MakeLayer = (config, weights, i) =>
 
 const kKeys = {
   ...kWindowKeys,
-  original_max_position_embeddings: optionalSize,
+  original_max_position_embeddings: positionCount.nullish(),
   embd_pdrop: number,
   resid_pdrop: number,
   attention_bias: flag,

@@ -72,6 +72,12 @@ export const robertaClassifier: ClassifierKind = {
       throw configError(path, 'pad_token_id must be a whole number, after which positions begin');
     }
     const config = bertConfig(json, options, { firstPosition: padding + 1 });
+    if (config.firstPosition >= config.positionRows) {
+      throw configError(
+        options.path,
+        `pad_token_id ${padding} leaves no row of the ${config.positionRows} in max_position_embeddings, since positions begin after it`,
+      );
+    }
     return (weights, origin, head) =>
       new RobertaForSequenceClassification(config, weights, origin, head);
   },

@@ -4,7 +4,7 @@
  * rounded once.
  */
 import { z } from 'zod';
-import { UnsupportedError } from '../errors.ts';
+import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { RopeTables } from '../ops/index.ts';
 import { type DType, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { configError } from './config_keys.ts';
@@ -250,6 +250,9 @@ export function steadyLength(ropes: readonly RopeConfig[]): number {
   );
 }
 
+/** Values of one table: 1 GiB in f32, for 4 million positions of heads of 128 channels. */
+const kMaxTableValues = 2 ** 28;
+
 /** The tables of a rotary embedding, which the layers of a model share; they grow with the longest sequence so far. */
 export class RopeCache {
   #tables: RopeTables | null = null;
@@ -262,15 +265,21 @@ export class RopeCache {
     private readonly dtype: DType,
   ) {}
 
-  /** Tables for positions below `length`. */
+  /** Tables for positions below `length`. @throws ArgumentError if they would be too large */
   tables(length: number): RopeTables {
     const { config } = this;
+    const most = Math.floor((2 * kMaxTableValues) / config.dim);
+    if (length > most) {
+      throw new ArgumentError(
+        `forward: the rotary embedding's tables for position ${length - 1} would be too large; give positions below ${most}`,
+      );
+    }
     const stale =
       config.type === 'dynamic' &&
       scaledLength(config, length) !== scaledLength(config, this.#length);
     if (this.#tables !== null && length <= this.#rows && !stale) return this.#tables;
     this.dispose();
-    this.#rows = 2 ** Math.ceil(Math.log2(Math.max(length, 128)));
+    this.#rows = Math.min(2 ** Math.ceil(Math.log2(Math.max(length, 128))), most);
     this.#length = length;
     this.#tables = unscoped(() =>
       makeTables(config, { length, rows: this.#rows, dtype: this.dtype }),

@@ -2,55 +2,68 @@
 import { existsSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import { ArgumentError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { Conv1D } from '../nn/index.ts';
-import { contiguous, transpose } from '../ops/index.ts';
+import { abs, contiguous, max, transpose } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
-import { scope, type Tensor } from '../tensor.ts';
-import type { Model } from './model.ts';
+import { noGrad, scope, type Tensor } from '../tensor.ts';
+import { DTYPE_NAMES, type Model } from './model.ts';
 
 /** Options of {@link saveModel}. */
 export interface SaveModelOptions {
+  /** Type of the weights in the file. Default: the model's own. */
+  dtype?: SavedDType;
   /**
-   * Returns a tensor of the same shape and dtype to write in place of a weight, or null for the weight itself. Called in the
-   * order of the parameters; the tensor is disposed of once it is written.
+   * Returns a tensor of the same shape to write in place of a weight, or null for the weight itself. Called in the order of the
+   * parameters; the tensor is converted to the file's dtype, and disposed of once it is written.
    */
   replace?: (name: string, weight: Tensor) => Tensor | null;
 }
 
+/** Types in which a model's weights are written. */
+export type SavedDType = 'f32' | 'bf16' | 'f16' | 'f64';
+
 /**
- * Writes a model in its own dtype; the weights appear whole or not at all. At most one replaced tensor is alive at a time.
- * @throws NativeError with sizes when the disk is full
+ * Writes a model; the weights appear whole or not at all. At most one replaced or converted tensor is alive at a time. Converted
+ * weights are rounded to the nearest value, ties to even.
+ * @throws NativeError with sizes when the disk is full; ArgumentError naming a weight that is too large for f16
  */
 export async function saveModel(
   model: Model,
   folder: string,
-  { replace }: SaveModelOptions = {},
+  { dtype, replace }: SaveModelOptions = {},
 ): Promise<void> {
   const parameters = [...model.namedParameters()];
   const transposed = transposedWeights(model);
   const specs: Record<string, TensorSpec> = Object.fromEntries(
     parameters.map(([name, weight]) => {
-      const { dtype, shape } = weight;
-      return [name, { dtype, shape: transposed.has(weight) ? [...shape].reverse() : shape }];
+      const { shape } = weight;
+      const stored = transposed.has(weight) ? [...shape].reverse() : shape;
+      return [name, { dtype: dtype ?? weight.dtype, shape: stored }];
     }),
   );
-  const config = `${JSON.stringify(model.configJson(), null, 2)}\n`;
+  const json = model.configJson();
+  if (dtype !== undefined) json.dtype = DTYPE_NAMES[dtype];
+  const config = `${JSON.stringify(json, null, 2)}\n`;
   await makeFolder(folder);
   const writer = new SafetensorsWriter(join(folder, SINGLE_WEIGHTS), specs, { format: 'pt' });
   try {
     for (const [name, weight] of parameters) {
       const replacement = replace?.(name, weight) ?? null;
-      const values = replacement ?? weight;
-      scope(() => {
-        writer.write(
-          name,
-          transposed.has(weight) ? contiguous(transpose(values.detach())) : values,
-        );
-      });
-      replacement?.dispose();
+      try {
+        const values = (replacement ?? weight).detach();
+        if (dtype === 'f16') await checkFitsF16(name, values);
+        scope(() => {
+          const converted = dtype === undefined ? values : values.to(dtype);
+          writer.write(name, transposed.has(weight) ? contiguous(transpose(converted)) : converted);
+        });
+        values.dispose();
+      } finally {
+        replacement?.dispose();
+      }
       await synchronize();
     }
     await writer.commit();
@@ -60,6 +73,21 @@ export async function saveModel(
   }
   await writeFileAtomic(join(folder, 'config.json'), config);
   await copyCompanions(model.folder, folder);
+}
+
+/** Magnitudes from here on are infinite in f16, whose largest number is 65504. */
+const kF16Overflow = 65520;
+
+/** @throws ArgumentError naming the tensor and its largest magnitude, if f16 has no number for it */
+async function checkFitsF16(name: string, values: Tensor): Promise<void> {
+  if (values.dtype === 'f16' || values.size === 0) return;
+  const largest = scope(() => noGrad(() => max(abs(values))));
+  const magnitude = await largest.item();
+  largest.dispose();
+  if (magnitude < kF16Overflow) return;
+  throw new ArgumentError(
+    `${name} has a weight of magnitude ${magnitude.toPrecision(6)}, and the largest number in f16 is 65504; write bf16 or f32 (--dtype)`,
+  );
 }
 
 /** Weights that checkpoints store as (in,out). */

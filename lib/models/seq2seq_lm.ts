@@ -7,7 +7,7 @@ import { ArgumentError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
 import { type Head, headLogits } from './causal_lm.ts';
-import type { ConfigOptions } from './config_keys.ts';
+import type { ParseConfigOptions } from './config_keys.ts';
 import type { GgufTable } from './gguf.ts';
 import {
   checkBatch,
@@ -79,8 +79,8 @@ export abstract class Seq2SeqLM extends Model {
 
   override prepare(batch: Seq2SeqBatch, { rows }: ForwardOptions = {}): Seq2SeqInputs {
     this.#requireDecoder(batch.decoder);
-    checkBatch(batch, this.vocabSize);
-    checkBatch(batch.decoder, this.vocabSize);
+    checkBatch(batch, this);
+    checkBatch(batch.decoder, this);
     checkSides(batch);
     const inputs = withDevice(this.device, () => ({
       ...modelInputs(batch),
@@ -122,7 +122,7 @@ export interface Seq2SeqFamily {
   /** @throws FormatError, UnsupportedError for a configuration that is wrong or not understood */
   configure(
     json: Record<string, unknown>,
-    options: ConfigOptions & { path: string },
+    options: ParseConfigOptions,
   ): {
     /** Whether the configuration ties the head to the embedding; the file may hold a head that differs. */
     readonly tied: boolean;

@@ -196,6 +196,10 @@ export function resolveLabels(
     );
   }
   const count = asked ?? head?.rows ?? labelCountOf(json) ?? 2;
+  if (!Number.isInteger(count) || count < 1 || count > kMaxLabels) {
+    const message = `num_labels must be a whole number from 1 to ${kMaxLabels}, got ${count}`;
+    throw asked === undefined ? configError(path, message) : new ArgumentError(message);
+  }
   return {
     numLabels: count,
     problemType: resolveProblem(json, { problemType, count, path }),
@@ -234,6 +238,9 @@ function resolveProblem(
   }
   return stated as ProblemType;
 }
+
+/** More than any task has. Each label of a new head has a row of weights, and a name where it is saved. */
+const kMaxLabels = 2 ** 20;
 
 function labelCountOf(json: Readonly<Record<string, unknown>>): number | undefined {
   const { id2label, num_labels } = json;

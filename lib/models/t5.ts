@@ -318,7 +318,7 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
 
   /** (M,C): the encoder's states for `batch`, after its last norm. */
   encode(batch: Omit<Seq2SeqBatch, 'decoder'>): Tensor {
-    checkBatch(batch, this.vocabSize);
+    checkBatch(batch, this);
     return this.onDevice(() => this.#encoded(modelInputs(batch), batch.inputIds.length));
   }
 

@@ -3,11 +3,14 @@ import { z } from 'zod';
 import type { RmsNormOptions } from '../ops/index.ts';
 import { type Activation, activation } from './activations.ts';
 import {
-  type ConfigOptions,
   configError,
   layerCount,
+  optionalSize,
+  type ParseConfigOptions,
   parseConfig,
+  positionCount,
   refuseValues,
+  size,
 } from './config_keys.ts';
 
 /** The part of a t5 configuration that its computation needs. */
@@ -35,7 +38,6 @@ export interface T5Config {
   readonly source: Readonly<Record<string, unknown>>;
 }
 
-const size = z.int().positive();
 const ignored = z.unknown().optional();
 const kShape = {
   vocab_size: size,
@@ -45,8 +47,8 @@ const kShape = {
   num_layers: layerCount,
   num_decoder_layers: layerCount.nullish(),
   num_heads: size,
-  relative_attention_num_buckets: size.nullish(),
-  relative_attention_max_distance: size.nullish(),
+  relative_attention_num_buckets: optionalSize,
+  relative_attention_max_distance: positionCount.nullish(),
   layer_norm_epsilon: z.number().positive().nullish(),
   feed_forward_proj: z.string().nullish(),
   tie_word_embeddings: z.boolean().nullish(),
@@ -63,10 +65,7 @@ const kShape = {
 };
 
 /** Reads a t5 configuration. @throws FormatError for values that are missing or wrong, UnsupportedError for those not supported */
-export function t5Config(
-  json: Record<string, unknown>,
-  options: ConfigOptions & { path: string },
-): T5Config {
+export function t5Config(json: Record<string, unknown>, options: ParseConfigOptions): T5Config {
   const { path } = options;
   const config = parseConfig(kShape, json, options);
   const tied = config.tie_word_embeddings ?? true;

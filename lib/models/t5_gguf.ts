@@ -66,8 +66,8 @@ export const t5Gguf: GgufTable = {
   ],
   ignoredTensors: [],
   configJson(keys) {
-    const hidden = keys.required('embedding_length');
-    const heads = keys.required('attention.head_count');
+    const hidden = keys.count('embedding_length');
+    const heads = keys.count('attention.head_count');
     const headDim = keys.number('attention.key_length') ?? hidden / heads;
     keys.expect('attention.value_length', headDim, "the head's");
     const start = keys.number('decoder_start_token_id');

@@ -3,7 +3,9 @@
  * @huggingface/jinja.
  */
 import { Template } from '@huggingface/jinja';
+import { withDeadline } from '../deadline.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
+import { kTemplateAdvice, runTemplate } from './bounded_interpreter.ts';
 
 /** One message of a conversation. Templates may read further keys (tool_calls, name, ...). */
 export interface ChatMessage {
@@ -25,7 +27,9 @@ export interface RenderOptions {
 /** The value of chat_template in tokenizer_config.json: one template, or a list of named ones. */
 export type ChatTemplateSource = string | readonly { name: string; template: string }[];
 
-const kAdvice = 'correct chat_template.jinja, or chat_template in tokenizer_config.json';
+/** Published templates have up to 20,000 characters, and are parsed in milliseconds. */
+const kMaxSource = 2 ** 20;
+const kParseMs = 2000;
 
 const text = (error: unknown) => (error instanceof Error ? error.message : String(error));
 
@@ -39,25 +43,30 @@ export class ChatTemplate {
     source: ChatTemplateSource,
     private readonly specialTokens: Readonly<Record<string, string>>,
   ) {
-    this.sources = new Map(
-      typeof source === 'string'
-        ? [['default', source]]
-        : source.map(({ name, template }) => [name, template]),
-    );
-    if (this.sources.size === 0) {
-      throw new FormatError('chat template: the list of templates is empty', { advice: kAdvice });
+    const list = typeof source === 'string' ? [{ name: 'default', template: source }] : source;
+    const isNamed = (entry: unknown): boolean => {
+      const { name, template } = (entry ?? {}) as { name?: unknown; template?: unknown };
+      return typeof name === 'string' && typeof template === 'string';
+    };
+    if (!Array.isArray(list) || list.length === 0 || !list.every(isNamed)) {
+      throw new FormatError(
+        'chat template: must be a text, or a list of templates with a name each',
+        { advice: kTemplateAdvice },
+      );
     }
+    this.sources = new Map(list.map(({ name, template }) => [name, template]));
   }
 
   /**
    * Renders a conversation.
-   * @throws ArgumentError with the template's own message when it refuses the conversation
+   * @throws ArgumentError with the template's own message when it refuses the conversation, FormatError for a template that takes
+   *   too many steps or writes too much
    */
   render(messages: readonly ChatMessage[], options: RenderOptions = {}): string {
     const { addGenerationPrompt = false, tools, variables } = options;
     const template = this.choose(tools !== undefined);
     try {
-      return template.render({
+      return runTemplate(template.parsed, {
         ...this.specialTokens,
         ...variables,
         messages,
@@ -65,6 +74,7 @@ export class ChatTemplate {
         ...(tools === undefined ? {} : { tools }),
       });
     } catch (error) {
+      if (error instanceof FormatError) throw error;
       throw new ArgumentError(
         `chat template: it refuses the messages (${text(error)}); change them to what it accepts`,
       );
@@ -77,15 +87,24 @@ export class ChatTemplate {
     const [name, source] = entry as [string, string];
     let template = this.parsed.get(name);
     if (!template) {
-      try {
-        template = new Template(source);
-      } catch (error) {
-        throw new FormatError(`chat template '${name}' does not parse: ${text(error)}`, {
-          advice: kAdvice,
-        });
-      }
+      template = parsed(name, source);
       this.parsed.set(name, template);
     }
     return template;
+  }
+}
+
+/** Parses a template. @throws FormatError if it cannot be parsed, or is too long */
+function parsed(name: string, source: string): Template {
+  const wrong = (what: string) =>
+    new FormatError(`chat template '${name}' ${what}`, { advice: kTemplateAdvice });
+  if (source.length > kMaxSource) {
+    throw wrong(`has ${source.length} characters, more than the ${kMaxSource} that are read`);
+  }
+  const late = () => wrong(`takes more than ${kParseMs / 1000} s to parse`);
+  try {
+    return withDeadline(kParseMs, () => new Template(source), late);
+  } catch (error) {
+    throw error instanceof FormatError ? error : wrong(`does not parse: ${text(error)}`);
   }
 }

@@ -36,9 +36,8 @@ export class Metadata {
   constructor(private readonly source: GgufMetadata) {}
 
   raw(key: string): unknown {
-    return this.source instanceof Map
-      ? this.source.get(key)
-      : (this.source as Record<string, unknown>)[key];
+    const { source } = this;
+    return isMap(source) ? source.get(key) : source[key];
   }
 
   string(key: string): string | undefined {
@@ -61,15 +60,41 @@ export class Metadata {
     throw new FormatError(`gguf: ${key} must be an integer, got ${String(value)}`);
   }
 
-  list<T extends string | number>(key: string, type: 'string' | 'number'): T[] | undefined {
+  strings(key: string): readonly string[] | undefined {
     const value = this.raw(key);
     if (value === undefined) return undefined;
-    const list = ArrayBuffer.isView(value) ? Array.from(value as unknown as ArrayLike<T>) : value;
-    if (!Array.isArray(list)) throw new FormatError(`gguf: ${key} must be an array`);
-    const bad = list.findIndex((item) => typeof item !== type);
-    if (bad >= 0) throw new FormatError(`gguf: ${key}[${bad}] must be a ${type}`);
-    return list as T[];
+    if (!Array.isArray(value)) throw notAnArray(key);
+    const bad = value.findIndex((item) => typeof item !== 'string');
+    if (bad >= 0) throw new FormatError(`gguf: ${key}[${bad}] must be a string`);
+    return value;
   }
+
+  /** An array of numbers, which a file's own metadata has as a typed array. */
+  numbers(key: string): NumberArray | undefined {
+    const value = this.raw(key);
+    if (value === undefined) return undefined;
+    if (value instanceof BigInt64Array || value instanceof BigUint64Array) {
+      return Float64Array.from(value, Number);
+    }
+    if (ArrayBuffer.isView(value)) return value as Float64Array;
+    if (!Array.isArray(value)) throw notAnArray(key);
+    const bad = value.findIndex((item) => typeof item !== 'number');
+    if (bad >= 0) throw new FormatError(`gguf: ${key}[${bad}] must be a number`);
+    return value;
+  }
+}
+
+/** Numbers by index, without copying a typed array. */
+interface NumberArray extends ArrayLike<number> {
+  findIndex(predicate: (value: number) => boolean): number;
+}
+
+function isMap(source: GgufMetadata): source is ReadonlyMap<string, unknown> {
+  return typeof (source as { get?: unknown }).get === 'function';
+}
+
+function notAnArray(key: string): FormatError {
+  return new FormatError(`gguf: ${key} must be an array`);
 }
 
 /** The error for a vocabulary that lacks what a tokenizer is built from; a tokenizer.json beside the file replaces it. */
@@ -83,11 +108,11 @@ export function incomplete(what: string): FormatError {
 export class GgufVocabulary {
   /** The tokens by id, (V). */
   readonly tokens: readonly string[];
-  readonly #types: readonly number[];
+  readonly #types: NumberArray;
 
   /** Reads the vocabulary. @throws FormatError if there is none, or its lists differ in length */
   constructor(readonly metadata: Metadata) {
-    const tokens = metadata.list<string>('tokenizer.ggml.tokens', 'string');
+    const tokens = metadata.strings('tokenizer.ggml.tokens');
     if (!tokens?.length) throw new FormatError('gguf: tokenizer.ggml.tokens is missing or empty');
     this.tokens = tokens;
     this.#types = this.#parallel('token_type') ?? [];
@@ -108,7 +133,7 @@ export class GgufVocabulary {
    * The tokens' scores, (V).
    * @throws FormatError if they are missing or not finite
    */
-  scores(): readonly number[] {
+  scores(): NumberArray {
     const scores = this.#parallel('scores');
     if (scores === undefined) throw incomplete('tokenizer.ggml.scores is missing');
     const bad = scores.findIndex((score) => !Number.isFinite(score));
@@ -141,8 +166,8 @@ export class GgufVocabulary {
     throw incomplete(`${kRoles[role]} is missing`);
   }
 
-  #parallel(name: string): number[] | undefined {
-    const list = this.metadata.list<number>(`tokenizer.ggml.${name}`, 'number');
+  #parallel(name: string): NumberArray | undefined {
+    const list = this.metadata.numbers(`tokenizer.ggml.${name}`);
     if (list === undefined || list.length === this.tokens.length) return list;
     throw new FormatError(
       `gguf: tokenizer.ggml.${name} has ${list.length} entries, tokens ${this.tokens.length}`,

@@ -15,6 +15,7 @@ import {
   TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';
+import { kMarkedWords } from './pre_tokenizers.ts';
 import { type GreedyMerges, greedyMerges } from './spm_merges.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
 
@@ -64,7 +65,7 @@ export function sentencePieceBpe(vocabulary: GgufVocabulary): TokenizerParts {
 /** Pre-tokenizer that splits a text into words, each with the U+2581 before it. */
 const kWords: Json = {
   type: 'Split',
-  pattern: { Regex: `${kMark}*[^${kMark}]+|${kMark}+` },
+  pattern: { Regex: kMarkedWords },
   behavior: 'Isolated',
   invert: false,
 };
@@ -157,10 +158,18 @@ function hasBytes(vocabulary: GgufVocabulary): boolean {
   return vocabulary.tokens.some((_, id) => vocabulary.type(id) === TokenType.byte);
 }
 
+/** Published maps have 300 KB. */
+const kMaxCharsmap = 2 ** 24;
+
 /** The normalizer of the compiled character map, whose bytes may be signed or unsigned in the file. */
 function charsmapNormalizer({ metadata }: GgufVocabulary): Json[] {
-  const bytes = metadata.list<number>('tokenizer.ggml.precompiled_charsmap', 'number');
+  const bytes = metadata.numbers('tokenizer.ggml.precompiled_charsmap');
   if (bytes === undefined || bytes.length === 0) return [];
+  if (bytes.length > kMaxCharsmap) {
+    throw incomplete(
+      `tokenizer.ggml.precompiled_charsmap has ${bytes.length} bytes, more than the ${kMaxCharsmap} that are read`,
+    );
+  }
   const base64 = Buffer.from(Uint8Array.from(bytes)).toString('base64');
   return [{ type: 'Precompiled', precompiled_charsmap: base64 }];
 }
@@ -176,9 +185,12 @@ function wordsStandAlone(tokens: readonly string[]): boolean {
  */
 function scoredVocabulary(vocabulary: GgufVocabulary): [string, number][] {
   const scores = vocabulary.scores();
-  const normal = scores.filter((_, id) => vocabulary.type(id) === TokenType.normal);
-  if (normal.length === 0) throw incomplete('the vocabulary has no normal token');
-  const lowest = normal.reduce((a, b) => Math.min(a, b));
+  let lowest = Number.POSITIVE_INFINITY;
+  vocabulary.tokens.forEach((_, id) => {
+    if (vocabulary.type(id) !== TokenType.normal) return;
+    lowest = Math.min(lowest, scores[id] as number);
+  });
+  if (lowest === Number.POSITIVE_INFINITY) throw incomplete('the vocabulary has no normal token');
   return vocabulary.tokens.map((token, id) => {
     const score = vocabulary.type(id) === TokenType.userDefined ? 0 : (scores[id] as number);
     return [token, Math.max(score, lowest)];

@@ -90,7 +90,7 @@ function byteLevelBpe(vocabulary: GgufVocabulary): TokenizerParts {
 }
 
 function readMerges(metadata: Metadata): [string, string][] {
-  const merges = metadata.list<string>('tokenizer.ggml.merges', 'string');
+  const merges = metadata.strings('tokenizer.ggml.merges');
   if (!merges) throw incomplete('tokenizer.ggml.merges is missing');
   return merges.map((merge, i) => {
     const space = merge.indexOf(' ', 1);

@@ -155,15 +155,40 @@ function flatten(node: unknown): Json[] {
   return [config];
 }
 
+/** Every mark with the word after it, for Metaspace's mark in a pattern. */
+const fromMarks = (mark: string) => `${mark}[^${mark}]*`;
+
+/** Words of marked text, each with the marks before it. */
+export const kMarkedWords = '\u2581*[^\u2581]+|\u2581+';
+
 /** Metaspace with the split before every mark, so that unknown characters of two words are not joined, and with its older keys. */
 function metaspace(config: Json): Json[] {
   const { replacement = '\u2581', split: cuts = true, add_prefix_space: prefix } = config;
   const scheme = config.prepend_scheme ?? (prefix === false ? 'never' : 'always');
   const mark = String(replacement).replace(/[\\^$.*+?()[\]{}|]/g, '\\$&');
   const whole = { ...config, prepend_scheme: scheme };
-  return cuts === false ? [whole] : [whole, split(`${mark}[^${mark}]*`)];
+  return cuts === false ? [whole] : [whole, split(fromMarks(mark))];
 }
 
 function isBareByteLevel(step: Json | undefined): boolean {
   return step?.type === 'ByteLevel' && step.use_regex === false && !step.add_prefix_space;
+}
+
+/** Patterns whose time grows with the length of the text alone: those of the table, and others of published tokenizers. */
+const kHarmless = new Set([
+  ...[...kByName.values()].flatMap(({ preTokenizer }) => regexesOf(preTokenizer)),
+  ...['\\p{N}', '\\p{N}+', '\\p{N}{1,3}', kMarkedWords, fromMarks('\u2581')],
+  ...[' {2,}', ' \\z', ' +', '\\s+', '\\s', '\\n+'],
+]);
+
+/** The regular expressions of a part of a tokenizer.json that are not known to be harmless, since some take for ever. */
+export function unknownRegexes(part: unknown): string[] {
+  return [...new Set(regexesOf(part))].filter((regex) => !kHarmless.has(regex));
+}
+
+function regexesOf(node: unknown): string[] {
+  if (node === null || typeof node !== 'object') return [];
+  return Object.entries(node).flatMap(([key, value]) =>
+    key === 'Regex' && typeof value === 'string' ? [value] : regexesOf(value),
+  );
 }

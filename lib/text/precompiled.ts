@@ -7,6 +7,8 @@ import { FormatError } from '../errors.ts';
 
 /** Longer graphemes are looked up character by character only, as Hugging Face's tokenizers do. */
 const kLongestWholeGrapheme = 6;
+/** The longest replacement in bytes; NFKC's longest has 33. */
+const kLongestReplacement = 256;
 
 export class PrecompiledMap {
   readonly #units: Uint32Array;
@@ -85,6 +87,11 @@ export class PrecompiledMap {
   #textAt(start: number): string {
     const end = this.#texts.indexOf(0, start);
     const bytes = this.#texts.subarray(start, end < 0 ? this.#texts.length : end);
+    if (bytes.length > kLongestReplacement) {
+      throw new FormatError(
+        `tokenizer: precompiled_charsmap replaces a character by ${bytes.length} bytes, more than the ${kLongestReplacement} that are read`,
+      );
+    }
     return new TextDecoder().decode(bytes);
   }
 }

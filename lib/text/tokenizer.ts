@@ -4,6 +4,7 @@
  * tokenizer.json, llama.cpp for a GGUF (see docs/decisions/tokenizer-missing-bytes.md for the one case where the two differ).
  * Truncation and padding that a tokenizer.json switches on are not applied; the data pipeline does the truncation.
  */
+import { withDeadline } from '../deadline.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { type ResolveOptions, resolveTokenizer } from '../io/hub.ts';
 import { bytesOfToken } from './byte_level.ts';
@@ -25,7 +26,8 @@ import {
   repairDecoder,
 } from './models.ts';
 import { repairNormalizer } from './normalizers.ts';
-import { preTokenizerSteps } from './pre_tokenizers.ts';
+import { preTokenizerSteps, unknownRegexes } from './pre_tokenizers.ts';
+import { type AddedToken, checkTokenizerJson } from './tokenizer_checks.ts';
 import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_files.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
 
@@ -49,12 +51,6 @@ export interface PairOptions extends EncodeOptions {
 export interface DecodeOptions {
   /** Whether to leave special tokens out of the text. Default false. */
   skipSpecialTokens?: boolean;
-}
-
-interface AddedToken {
-  id: number;
-  content: string;
-  special?: boolean;
 }
 
 interface TokenizerOptions extends TokenizerParts {
@@ -95,12 +91,16 @@ export class Tokenizer {
   private readonly cleanUp: boolean;
   private readonly byteLevel: boolean;
   private readonly addedIds: ReadonlySet<number>;
+  /** Regular expressions of the file that may take for ever; with any, texts are converted within a deadline. */
+  private readonly unknownRegexes: readonly string[];
 
   private constructor({ tokenizerJson, tokenizerConfig, merges, missingBytes }: TokenizerOptions) {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
-    checkIds(tokenizerJson, addedTokens);
+    checkTokenizerJson(tokenizerJson, addedTokens);
     this.parts = { tokenizerJson, tokenizerConfig, ...(merges && { merges }) };
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
+    const { normalizer, decoder } = tokenizerJson;
+    this.unknownRegexes = unknownRegexes([normalizer, steps.splits, decoder]);
     const json: Json = {
       ...tokenizerJson,
       post_processor: null,
@@ -202,11 +202,13 @@ export class Tokenizer {
     await writeTokenizerFiles(folder, this.parts);
   }
 
-  /** Converts a text to ids. */
+  /** Converts a text to ids. @throws FormatError if a regular expression of the tokenizer.json takes too long */
   encode(text: string, options: EncodeOptions = {}): number[] {
     const { addSpecialTokens = true, parseSpecial = true } = options;
     const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
-    const { ids } = tokenizer.encode(text, { add_special_tokens: false });
+    const { ids } = this.inTime(text.length, () =>
+      tokenizer.encode(text, { add_special_tokens: false }),
+    );
     return addSpecialTokens ? applyFrame(this.frame, ids, null).ids : ids;
   }
 
@@ -231,12 +233,12 @@ export class Tokenizer {
   /** Converts ids to text. Bytes that are not UTF-8 become U+FFFD. */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
     if (ids.length === 0) return '';
-    return this.tokenizer.decode(
-      Array.from(ids, (id) => this.check(id)),
-      {
+    const checked = Array.from(ids, (id) => this.check(id));
+    return this.inTime(ids.length, () =>
+      this.tokenizer.decode(checked, {
         skip_special_tokens: options.skipSpecialTokens ?? false,
         clean_up_tokenization_spaces: this.cleanUp,
-      },
+      }),
     );
   }
 
@@ -279,6 +281,29 @@ export class Tokenizer {
     return this.encode(this.renderChat(messages, options), { addSpecialTokens: false });
   }
 
+  /** Runs a conversion, and stops it if a regular expression of the file takes too long. @param length of the text, or ids */
+  private inTime<T>(length: number, convert: () => T): T {
+    const { unknownRegexes: regexes } = this;
+    if (regexes.length === 0) return convert();
+    const limitMs = kLimitMs.least + Math.ceil(kLimitMs.each * length);
+    const stopped = (what: string) => {
+      const list = regexes.map((regex) => JSON.stringify(regex.slice(0, kShown))).join(', ');
+      return new FormatError(`tokenizer: a text of length ${length} ${what} (${list})`, {
+        advice: 'correct the pattern in tokenizer.json, or leave the text out',
+      });
+    };
+    try {
+      return withDeadline(limitMs, convert, () =>
+        stopped(
+          `was not converted within ${limitMs} ms, by a tokenizer.json with its own patterns`,
+        ),
+      );
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      throw stopped('takes too much memory, by a tokenizer.json with its own patterns');
+    }
+  }
+
   private check(id: number): number {
     if (this.tokenizer.id_to_token(id) !== undefined) return id;
     throw new ArgumentError(
@@ -287,25 +312,10 @@ export class Tokenizer {
   }
 }
 
-/** Largest id of a vocabulary: far above every real one, and a list of that length still fits into memory. */
-const kMaxId = 2 ** 24;
-
-/** Checks the ids of a vocabulary, from which arrays are made. @throws FormatError naming the token */
-function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
-  const { vocab } = (model ?? {}) as { vocab?: unknown };
-  // Unigram's vocabulary is a list, whose places are the ids.
-  const named = vocab !== null && typeof vocab === 'object' && !Array.isArray(vocab);
-  for (const [token, id] of named ? Object.entries(vocab) : []) checkId('model.vocab', token, id);
-  if (!Array.isArray(addedTokens)) throw new FormatError('tokenizer: added_tokens must be a list');
-  for (const { content, id } of addedTokens) checkId('added_tokens', content, id);
-}
-
-function checkId(where: string, token: string, id: unknown): void {
-  if (Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) <= kMaxId) return;
-  throw new FormatError(
-    `tokenizer: ${where}: the id of ${JSON.stringify(token)} must be a whole number from 0 to ${kMaxId}, got ${JSON.stringify(id)}`,
-  );
-}
+/** Time for a text, and for each of its characters: a hundred times what it usually takes. */
+const kLimitMs = { least: 2000, each: 0.02 };
+/** Characters of a pattern that are shown in messages. */
+const kShown = 80;
 
 /** The special tokens by role, such as `</s>` for `eos_token`. In the configuration, each is a string or an object with its content. */
 function roleTokens(config: Json): Record<string, string> {
@@ -342,6 +352,9 @@ function withPath<T>(path: string, make: () => T): T {
   try {
     return make();
   } catch (error) {
+    if (error instanceof RangeError) {
+      throw new FormatError(`${path}: nests too deeply (${error.message})`, { path });
+    }
     if (error instanceof FormatError && !error.path) {
       throw new FormatError(`${path}: ${error.message}`, { path, advice: '' });
     }

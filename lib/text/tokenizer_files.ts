@@ -63,7 +63,10 @@ async function readGgufMetadata(path: string): Promise<GgufMetadata> {
   const { GgufFile } = await import('../io/gguf.ts');
   const file = GgufFile.open(path);
   try {
-    return file.metadata;
+    const { metadata } = file;
+    // Values are read while the file is open: those of the tokenizer, and the names by which it knows some models.
+    const keys = [...metadata.keys()].filter((key) => /^(tokenizer|general)\./.test(key));
+    return new Map(keys.map((key) => [key, metadata.get(key)]));
   } finally {
     file.close();
   }

@@ -1,8 +1,10 @@
 // Weight files as JS sees them: headers as plain objects, tensors read on the engine's stream (or
 // aliased from the map), safetensors written from it.
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <span>
+#include <string_view>
 
 #include "binding/bind.h"
 #include "binding/stored.h"
@@ -79,20 +81,91 @@ Napi::Value integer(Napi::Env napi, Int value) {
   return Napi::Number::New(napi, static_cast<double>(value));
 }
 
-Napi::Value to_js(Napi::Env napi, const io::GgufValue& value) {
-  if (const auto* u = std::get_if<uint64_t>(&value.value)) return integer(napi, *u);
-  if (const auto* i = std::get_if<int64_t>(&value.value)) return integer(napi, *i);
-  if (const auto* d = std::get_if<double>(&value.value)) return Napi::Number::New(napi, *d);
-  if (const auto* b = std::get_if<bool>(&value.value)) return Napi::Boolean::New(napi, *b);
-  if (const auto* s = std::get_if<std::string>(&value.value)) return Napi::String::New(napi, *s);
-  const auto& values = std::get<io::GgufArray>(value.value).values;
-  auto array = Napi::Array::New(napi, values.size());
-  for (uint32_t i = 0; i < values.size(); ++i) {
-    Napi::HandleScope scope(napi);
-    array.Set(i, to_js(napi, values[i]));
+// Bytes of one value of metadata that JS may get: published templates have 20 KB, and vocabularies
+// 10 MB.
+constexpr uint64_t kMaxTextBytes = uint64_t{1} << 26;
+constexpr uint64_t kMaxArrayBytes = uint64_t{1} << 31;
+
+// Makes the JS value of a value of metadata. Texts and the numbers of arrays are read from the file
+// here.
+class MetadataReader {
+ public:
+  MetadataReader(Napi::Env napi, const GgufFile& file, const std::string& key)
+      : napi_(napi), file_(file), key_(key) {}
+
+  Napi::Value read(const io::GgufValue& value) {
+    return std::visit([&](const auto& v) { return read(v); }, value.value);
   }
-  return array;
-}
+
+ private:
+  Napi::Value read(uint64_t value) { return integer(napi_, value); }
+  Napi::Value read(int64_t value) { return integer(napi_, value); }
+  Napi::Value read(double value) { return Napi::Number::New(napi_, value); }
+  Napi::Value read(bool value) { return Napi::Boolean::New(napi_, value); }
+
+  Napi::Value read(const io::GgufText& text) {
+    take(text.begin, text.bytes, text_bytes_ += text.bytes, kMaxTextBytes);
+    const std::string_view view = file_.text(text);
+    return Napi::String::New(napi_, view.data(), view.size());
+  }
+
+  Napi::Value read(const io::GgufArray& array) {
+    if (io::gguf_scalar_bytes(array.element) > 0) return numbers(array);
+    const std::vector<io::GgufValue> items = file_.items(key_, array);
+    auto result = Napi::Array::New(napi_, items.size());
+    for (uint32_t i = 0; i < items.size(); ++i) {
+      Napi::HandleScope scope(napi_);
+      result.Set(i, read(items[i]));
+    }
+    return result;
+  }
+
+  Napi::Value numbers(const io::GgufArray& array) {
+    const auto bytes = file_.numbers(array);
+    take(array.begin, bytes.size(), array_bytes_ += bytes.size(), kMaxArrayBytes);
+    switch (array.element) {
+      case io::GgufType::kI8:
+        return copied<int8_t>(bytes);
+      case io::GgufType::kU16:
+        return copied<uint16_t>(bytes);
+      case io::GgufType::kI16:
+        return copied<int16_t>(bytes);
+      case io::GgufType::kU32:
+        return copied<uint32_t>(bytes);
+      case io::GgufType::kI32:
+        return copied<int32_t>(bytes);
+      case io::GgufType::kF32:
+        return copied<float>(bytes);
+      case io::GgufType::kU64:
+        return copied<uint64_t>(bytes);
+      case io::GgufType::kI64:
+        return copied<int64_t>(bytes);
+      case io::GgufType::kF64:
+        return copied<double>(bytes);
+      default:  // UINT8 and BOOL
+        return copied<uint8_t>(bytes);
+    }
+  }
+
+  template <typename T>
+  Napi::Value copied(std::span<const std::byte> bytes) {
+    auto array = Napi::TypedArrayOf<T>::New(napi_, bytes.size() / sizeof(T));
+    if (!bytes.empty()) std::memcpy(array.Data(), bytes.data(), bytes.size());
+    return array;
+  }
+
+  void take(uint64_t at, uint64_t bytes, uint64_t total, uint64_t most) const {
+    if (total <= most) return;
+    throw FormatError(file_.path(), static_cast<int64_t>(at),
+                      concat(key_, ": ", bytes, " bytes that make ", total,
+                             " in this value, at most ", most, " are read"));
+  }
+
+  Napi::Env napi_;
+  const GgufFile& file_;
+  const std::string& key_;
+  uint64_t text_bytes_ = 0, array_bytes_ = 0;
+};
 
 Napi::Value shape_to_js(Napi::Env napi, const std::vector<int64_t>& shape) {
   auto array = Napi::Array::New(napi, shape.size());
@@ -146,7 +219,7 @@ Napi::Value safetensors_header(Env& env, SafetensorsBox* file) {
   return object;
 }
 
-// {version, alignment, metadata: [key, value, type][], tensors: as above}
+// {version, alignment, metadata: [key, type][], tensors: as above}
 Napi::Value gguf_header(Env& env, GgufBox* file) {
   Napi::Env napi(env.napi());
   const io::GgufHeader& header = file->get()->header();
@@ -157,10 +230,9 @@ Napi::Value gguf_header(Env& env, GgufBox* file) {
     if (const auto* array = std::get_if<io::GgufArray>(&value.value)) {
       type += std::string(" ") + io::gguf_type_name(array->element);
     }
-    auto entry = Napi::Array::New(napi, 3);
+    auto entry = Napi::Array::New(napi, 2);
     entry.Set(0u, key);
-    entry.Set(1u, to_js(napi, value));
-    entry.Set(2u, type);
+    entry.Set(1u, type);
     metadata.Set(i, entry);
   }
   auto tensors = Napi::Array::New(napi, header.tensors.size());
@@ -174,6 +246,17 @@ Napi::Value gguf_header(Env& env, GgufBox* file) {
   object.Set("metadata", metadata);
   object.Set("tensors", tensors);
   return object;
+}
+
+// The value of the entry `index` of the metadata.
+Napi::Value gguf_value(Env& env, GgufBox* file, int64_t index) {
+  const auto& metadata = file->get()->header().metadata;
+  if (index < 0 || index >= static_cast<int64_t>(metadata.size())) {
+    throw ArgumentError(
+        concat("ggufValue: index must be below ", metadata.size(), ", got ", index));
+  }
+  const auto& [key, value] = metadata[static_cast<size_t>(index)];
+  return MetadataReader(Napi::Env(env.napi()), *file->get(), key).read(value);
 }
 
 std::vector<std::vector<std::string>> safetensors_index(std::string path) {
@@ -359,6 +442,7 @@ void bind_io(Module& m) {
   op(m, "openGguf", &open_gguf, {"path"});
   op(m, "closeGguf", &close_gguf, {"file"});
   op(m, "ggufHeader", &gguf_header, {"file"});
+  op(m, "ggufValue", &gguf_value, {"file", "index"});
   op(m, "readGguf", &read_gguf, {"file", "name", "dtype", "heads", "checkFinite"});
   op(m, "createSafetensors", &create_safetensors,
      {"path", "names", "dtypes", "shapes", "metadataKeys", "metadataValues"});

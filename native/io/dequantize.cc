@@ -236,8 +236,10 @@ void convert(DType from, const std::byte* data, int64_t begin, int64_t end, DTyp
                 static_cast<size_t>((end - begin) * size));
     return;
   }
-  if (from == DType::kBF16 && to == DType::kF32) {  // the usual pair, in a loop that vectorises
-    decode_bf16(data + 2 * begin, end - begin, static_cast<float*>(out) + begin);
+  // The usual pairs, in loops that vectorise.
+  if (to == DType::kF32 && (from == DType::kBF16 || from == DType::kF16)) {
+    const auto decode = from == DType::kBF16 ? decode_bf16 : decode_f16;
+    decode(data + 2 * begin, end - begin, static_cast<float*>(out) + begin);
     return;
   }
   for (int64_t i = begin; i < end; ++i) store_float(to, out, i, load_float(from, data, i));

@@ -18,13 +18,12 @@ constexpr int kMaxDims = 4;           // GGML_MAX_DIMS
 constexpr int kMaxArrayDepth = 4;     // arrays of arrays
 constexpr uint64_t kMaxName = 65535;  // bytes of a key or tensor name
 
-constexpr size_t kScalarBytes[kGgufTypeCount] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-
 // Reads forward through the bytes; every step is bounds-checked and errors name
 // the field in progress.
 class Reader {
  public:
-  Reader(const std::string& path, std::span<const std::byte> bytes) : path_(path), bytes_(bytes) {}
+  Reader(const std::string& path, std::span<const std::byte> bytes, uint64_t offset = 0)
+      : path_(path), bytes_(bytes), offset_(offset) {}
 
   uint64_t offset() const { return offset_; }
   uint64_t remaining() const { return bytes_.size() - offset_; }
@@ -53,25 +52,41 @@ class Reader {
     return value;
   }
 
-  std::string string(const std::string& field, bool must_be_utf8, uint64_t max_bytes = UINT64_MAX) {
+  // A key or a name.
+  std::string name(const std::string& field) {
     const uint64_t start = offset_;
-    const auto length = scalar<uint64_t>(field + ".length");
-    if (length > max_bytes) {
-      fail_at(start, field + ".length", concat(length, " bytes, at most ", max_bytes));
+    const GgufText found = text(field);
+    if (found.bytes > kMaxName) {
+      fail_at(start, field + ".length", concat(found.bytes, " bytes, at most ", kMaxName));
     }
-    need(length, field);
-    const std::string_view text(reinterpret_cast<const char*>(bytes_.data()) + offset_, length);
-    if (must_be_utf8 && find_invalid_utf8(text) != std::string_view::npos) {
+    const std::string_view view(reinterpret_cast<const char*>(bytes_.data()) + found.begin,
+                                found.bytes);
+    if (find_invalid_utf8(view) != std::string_view::npos) {
       fail_at(start, field, "is not valid UTF-8");
     }
+    return std::string(view);
+  }
+
+  // Vocabularies hold pieces of characters, so texts (unlike names) may be any bytes.
+  GgufText text(const std::string& field) {
+    const auto length = scalar<uint64_t>(field);
+    need(length, field);
+    const GgufText found{offset_, length};
     offset_ += length;
-    return std::string(text);
+    return found;
+  }
+
+  // The range of `count` numbers, which the caller has checked to be there.
+  std::span<const std::byte> skip(uint64_t count) {
+    const auto range = bytes_.subspan(offset_, count);
+    offset_ += count;
+    return range;
   }
 
  private:
   const std::string& path_;
   std::span<const std::byte> bytes_;
-  uint64_t offset_ = 0;
+  uint64_t offset_;
 };
 
 GgufType read_type(Reader& in, const std::string& field) {
@@ -85,23 +100,35 @@ GgufValue read_value(Reader& in, const std::string& field, GgufType type, int de
 
 GgufValue read_array(Reader& in, const std::string& field, int depth) {
   if (depth >= kMaxArrayDepth) in.fail(field, concat("arrays nest deeper than ", kMaxArrayDepth));
-  GgufArray array{read_type(in, field), {}};
+  const GgufType element = read_type(in, field);
   const uint64_t at = in.offset();
   const auto count = in.scalar<uint64_t>(field + ".length");
-  // The smallest encoding of an element bounds the count by what is left,
-  // before anything is reserved.
-  const size_t scalar_bytes = kScalarBytes[static_cast<size_t>(array.element)];
-  const uint64_t least = scalar_bytes ? scalar_bytes : array.element == GgufType::kString ? 8 : 12;
+  // The smallest encoding of an element bounds the count by what is left.
+  const size_t scalar_bytes = gguf_scalar_bytes(element);
+  const uint64_t least = scalar_bytes ? scalar_bytes : element == GgufType::kString ? 8 : 12;
   if (count > in.remaining() / least) {
     in.fail_at(
         at, field + ".length",
         concat(count, " elements cannot fit in the ", in.remaining(), " bytes that are left"));
   }
-  array.values.reserve(count);
-  for (uint64_t i = 0; i < count; ++i) {
-    array.values.push_back(read_value(in, field, array.element, depth + 1));
+  const GgufArray array{element, count, in.offset()};
+  if (scalar_bytes) {
+    const auto values = in.skip(count * scalar_bytes);
+    if (element == GgufType::kBool) {
+      const auto bad = std::ranges::find_if(values, [](std::byte b) { return b > std::byte{1}; });
+      if (bad != values.end()) {
+        in.fail_at(array.begin + static_cast<uint64_t>(bad - values.begin()), field,
+                   concat("a BOOL is 0 or 1, got ", static_cast<int>(*bad)));
+      }
+    }
+    return {GgufType::kArray, array};
   }
-  return {GgufType::kArray, std::move(array)};
+  if (count > kMaxGgufItems) {
+    in.fail_at(at, field + ".length",
+               concat(count, " strings or arrays, at most ", kMaxGgufItems, " are read"));
+  }
+  for (uint64_t i = 0; i < count; ++i) read_value(in, field, element, depth + 1);
+  return {GgufType::kArray, array};
 }
 
 GgufValue read_value(Reader& in, const std::string& field, GgufType type, int depth) {
@@ -134,9 +161,8 @@ GgufValue read_value(Reader& in, const std::string& field, GgufType type, int de
       if (value > 1) in.fail_at(at, field, concat("a BOOL is 0 or 1, got ", int{value}));
       return {type, value == 1};
     }
-    // Vocabularies hold pieces of characters, so values (unlike keys) may be any bytes.
     case GgufType::kString:
-      return {type, in.string(field, false)};
+      return {type, in.text(field)};
     case GgufType::kArray:
       return read_array(in, field, depth);
   }
@@ -162,7 +188,7 @@ void read_metadata(Reader& in, uint64_t count, GgufHeader& header) {
   std::set<std::string> keys;
   for (uint64_t i = 0; i < count; ++i) {
     const uint64_t at = in.offset();
-    const std::string key = in.string(concat("metadata[", i, "].key"), true, kMaxName);
+    const std::string key = in.name(concat("metadata[", i, "].key"));
     if (!keys.insert(key).second) in.fail_at(at, key, "occurs twice in the metadata");
     const uint64_t value_at = in.offset();
     const GgufType type = read_type(in, key);
@@ -180,7 +206,7 @@ void read_metadata(Reader& in, uint64_t count, GgufHeader& header) {
 
 GgufTensor read_tensor_info(Reader& in, uint64_t index) {
   GgufTensor tensor;
-  tensor.name = in.string(concat("tensor[", index, "].name"), true, kMaxName);
+  tensor.name = in.name(concat("tensor[", index, "].name"));
   const uint64_t at = in.offset();
   const auto ndim = in.scalar<uint32_t>(tensor.name + ".n_dims");
   if (ndim > kMaxDims) {
@@ -244,6 +270,11 @@ void place_tensors(const Reader& in, GgufHeader& header, uint64_t file_size) {
 
 }  // namespace
 
+size_t gguf_scalar_bytes(GgufType type) {
+  static constexpr size_t kBytes[kGgufTypeCount] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+  return kBytes[static_cast<size_t>(type)];
+}
+
 const char* gguf_type_name(GgufType type) {
   static constexpr const char* kNames[kGgufTypeCount] = {
       "UINT8", "INT8",   "UINT16", "INT16",  "UINT32", "INT32",  "FLOAT32",
@@ -264,6 +295,11 @@ GgufHeader parse_gguf(const std::string& path, std::span<const std::byte> bytes)
         counts_at, "tensor_count, metadata_kv_count",
         concat(tensor_count, " tensors and ", metadata_count, " entries cannot fit in ",
                in.remaining(), " bytes; fetch the file again, since it is cut off or damaged"));
+  }
+  if (tensor_count > kMaxGgufTensors || metadata_count > kMaxGgufEntries) {
+    in.fail_at(counts_at, "tensor_count, metadata_kv_count",
+               concat(tensor_count, " tensors and ", metadata_count, " entries, at most ",
+                      kMaxGgufTensors, " and ", kMaxGgufEntries, " are read"));
   }
   read_metadata(in, metadata_count, header);
   std::set<std::string> names;
@@ -286,6 +322,25 @@ std::shared_ptr<const GgufFile> GgufFile::open(const std::string& path) {
     result->index_.emplace(result->header_.tensors[i].name, i);
   }
   return result;
+}
+
+std::string_view GgufFile::text(const GgufText& text) const {
+  const auto range = file_->bytes().subspan(text.begin, text.bytes);
+  return {reinterpret_cast<const char*>(range.data()), range.size()};
+}
+
+std::span<const std::byte> GgufFile::numbers(const GgufArray& array) const {
+  return file_->bytes().subspan(array.begin, array.count * gguf_scalar_bytes(array.element));
+}
+
+std::vector<GgufValue> GgufFile::items(const std::string& key, const GgufArray& array) const {
+  Reader in(path(), file_->bytes(), array.begin);
+  std::vector<GgufValue> values;
+  values.reserve(array.count);
+  for (uint64_t i = 0; i < array.count; ++i) {
+    values.push_back(read_value(in, key, array.element, 1));
+  }
+  return values;
 }
 
 const GgufTensor* GgufFile::find(const std::string& name) const {

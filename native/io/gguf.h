@@ -1,5 +1,6 @@
 // The GGUF container, versions 2 and 3, little-endian (ggml/docs/gguf.md): metadata of every type,
-// tensor infos, data aligned to general.alignment. Shapes are given row-major (the file's ne
+// tensor infos, data aligned to general.alignment. Texts and arrays of the metadata are checked and
+// stay in the file until somebody asks for them, since they may be as large as the file. Shapes are given row-major (the file's ne
 // reversed). Every violation is a FormatError with path, byte offset and field; what is well formed
 // but not for us (big-endian, version 1) is an UnsupportedError.
 #pragma once
@@ -8,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -34,15 +36,29 @@ enum class GgufType : uint32_t {
 constexpr uint32_t kGgufTypeCount = 13;
 const char* gguf_type_name(GgufType type);  // "UINT32", as the format's document names them
 
-struct GgufValue;
+// A text in the file, from byte `begin` on.
+struct GgufText {
+  uint64_t begin;
+  uint64_t bytes;
+};
+// The elements of an array in the file, from byte `begin` on; strings and arrays among them have
+// their lengths before them.
 struct GgufArray {
   GgufType element;
-  std::vector<GgufValue> values;
+  uint64_t count;
+  uint64_t begin;
 };
 struct GgufValue {
   GgufType type;
-  std::variant<uint64_t, int64_t, double, bool, std::string, GgufArray> value;
+  std::variant<uint64_t, int64_t, double, bool, GgufText, GgufArray> value;
 };
+// Bytes of a number or a BOOL; 0 for strings and arrays.
+size_t gguf_scalar_bytes(GgufType type);
+
+// Far more than any model has: a vocabulary's tokens and merges, tensors, metadata entries.
+constexpr uint64_t kMaxGgufItems = uint64_t{1} << 22;
+constexpr uint64_t kMaxGgufTensors = uint64_t{1} << 20;
+constexpr uint64_t kMaxGgufEntries = uint64_t{1} << 16;
 
 struct GgufTensor {
   std::string name;
@@ -73,6 +89,13 @@ class GgufFile {
     return file_->bytes().subspan(tensor.begin, tensor.bytes);
   }
   const std::shared_ptr<const MappedFile>& file() const { return file_; }
+
+  std::string_view text(const GgufText& text) const;
+  // The numbers of an array, in the file's own representation.
+  std::span<const std::byte> numbers(const GgufArray& array) const;
+  // The elements of an array of strings or arrays. Throws FormatError if the file has been changed
+  // since it was opened so that they do not fit it any more.
+  std::vector<GgufValue> items(const std::string& key, const GgufArray& array) const;
 
  private:
   std::shared_ptr<const MappedFile> file_;

@@ -51,6 +51,17 @@ describe('targets', () => {
     expect(() => names({ targetModules: '(' })).toThrow(/pattern "\("/);
   });
 
+  it('stops a pattern that backtracks for ever, and names it', () => {
+    const evil = '((\\w|\\.|_)+)+!';
+    const stopped =
+      /^pattern "\(\(\\\\w\|\\\\\.\|_\)\+\)\+!": was not compared with model\.layers\.0\.\S+ within 1000 ms; write it/;
+    expect(() => names({ targetModules: evil })).toThrow(stopped);
+    expect(() => names({ excludeModules: evil })).toThrow(stopped);
+    expect(() => names({ rankPattern: { [evil]: 4 } })).toThrow(stopped);
+    expect(() => names({ alphaPattern: { [evil]: 4 } })).toThrow(stopped);
+    expect(() => names({ layersToTransform: [0], layersPattern: evil })).toThrow(stopped);
+  });
+
   it('reads all-linear as all linears except the head', () => {
     expect(names({})).toHaveLength(84);
     expect(names({ targetModules: ['lm_head'] })).toEqual(['lm_head']);

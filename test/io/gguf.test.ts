@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gguf } from '@huggingface/gguf';
-import { describe, expect, it } from 'vitest';
+import { afterAll, describe, expect, it } from 'vitest';
 import { FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { GgufFile } from '../../lib/io/gguf.ts';
 import { SafetensorsFile } from '../../lib/io/safetensors.ts';
@@ -25,12 +25,17 @@ const listing = JSON.parse(readFileSync(fixture('gguf_files.json'), 'utf8')) as 
 /** Whether values are equal; the listing has integers beyond 2^53 and values that are not finite as strings. */
 function same(found: unknown, expected: unknown): boolean {
   if (Array.isArray(expected)) {
+    const list = ArrayBuffer.isView(found) ? Array.from(found as Float64Array) : found;
     return (
-      Array.isArray(found) &&
-      found.length === expected.length &&
-      expected.every((value, i) => same(found[i], value))
+      Array.isArray(list) &&
+      list.length === expected.length &&
+      expected.every((value, i) =>
+        same(list[i], typeof value === 'boolean' ? Number(value) : value),
+      )
     );
   }
+  // Arrays of 64-bit integers have BigInts alone.
+  if (typeof found === 'bigint') return String(found) === String(expected);
   return typeof found === 'bigint' ? String(found) === expected : Object.is(found, expected);
 }
 
@@ -64,13 +69,17 @@ describe.each(listing.files)('$file', ({ file: name, alignment, metadata, tensor
     for (const [key, value] of file.metadata) {
       const other = (metadata as Record<string, unknown>)[key];
       const plain = (v: unknown): unknown =>
-        Array.isArray(v)
-          ? v.map(plain)
-          : typeof v === 'bigint'
-            ? String(v)
-            : typeof v === 'number'
-              ? String(v)
-              : v;
+        ArrayBuffer.isView(v)
+          ? Array.from(v as Float64Array, plain)
+          : typeof v === 'boolean' && ArrayBuffer.isView(value)
+            ? String(Number(v))
+            : Array.isArray(v)
+              ? v.map(plain)
+              : typeof v === 'bigint'
+                ? String(v)
+                : typeof v === 'number'
+                  ? String(v)
+                  : v;
       expect(plain(other), key).toEqual(plain(value));
     }
     expect(tensorInfos.map(({ name, shape }) => [name, shape.map(Number).toReversed()])).toEqual(
@@ -129,6 +138,88 @@ describe('the row order of llama files', () => {
     expect(() => read('blocks')).toThrow(/blocks: a vector in blocks of \w+ has no rows/);
     rmSync(dirname(path), { recursive: true });
   });
+});
+
+describe('metadata', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'balora-gguf-'));
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  it('has arrays of numbers as typed arrays of the type in the file', () => {
+    using file = GgufFile.open(fixture('metadata_arrays.gguf'));
+    const types = { u64: BigUint64Array, i32: Int32Array, f32: Float32Array, str: Array };
+    for (const [name, type] of Object.entries(types)) {
+      const key = `test.arr.${name}`;
+      if (file.metadata.has(key)) expect(file.metadata.get(key), key).toBeInstanceOf(type);
+    }
+    expect(file.metadata.get('test.arr.u64')).toBeInstanceOf(BigUint64Array);
+    expect(file.metadata.get('test.arr.str')).toBeInstanceOf(Array);
+    expect([...file.metadata.values()]).toHaveLength(file.metadata.size);
+    expect(file.metadata.get('none')).toBeUndefined();
+  });
+
+  it('is read from the file when it is asked for, however large it is', () => {
+    const path = join(folder, 'large.gguf');
+    const count = 2 ** 27;
+    writeGguf(path, { 'a.numbers': new Uint8Array(count).fill(3), 'a.name': 'short' }, []);
+    const before = process.memoryUsage();
+    using file = GgufFile.open(path);
+    expect(file.metadata.get('a.name')).toBe('short');
+    expect(file.metadataTypes.get('a.numbers')).toBe('ARRAY UINT8');
+    const { heapUsed, arrayBuffers } = process.memoryUsage();
+    expect(heapUsed - before.heapUsed).toBeLessThan(2 ** 24);
+    expect(arrayBuffers - before.arrayBuffers).toBeLessThan(2 ** 24);
+    const numbers = file.metadata.get('a.numbers') as Uint8Array;
+    expect([numbers.constructor, numbers.length, numbers[count - 1]]).toEqual([
+      Uint8Array,
+      count,
+      3,
+    ]);
+    expect(file.metadata.get('a.numbers')).toBe(numbers);
+  });
+
+  it('with a text that is longer than any has is an error that names the key, where it is asked for', () => {
+    const path = join(folder, 'text.gguf');
+    writeGguf(
+      path,
+      {
+        'a.text': 'x'.repeat(2 ** 26 + 1),
+        'a.list': ['y'.repeat(2 ** 25), 'y'.repeat(2 ** 25 + 1)],
+      },
+      [],
+    );
+    using file = GgufFile.open(path);
+    for (const key of ['a.text', 'a.list']) {
+      expect(() => file.metadata.get(key)).toThrow(
+        new RegExp(`text\\.gguf at byte \\d+: ${key}: \\d+ bytes .* at most 67108864 are read`),
+      );
+      expect(() => file.metadata.get(key)).toThrow(FormatError);
+    }
+  });
+
+  it('that was not read is an error after the file is closed', () => {
+    const file = GgufFile.open(fixture('metadata_arrays.gguf'));
+    const read = file.metadata.get('test.u64');
+    file.close();
+    expect(file.metadata.get('test.u64')).toBe(read);
+    expect(() => file.metadata.get('test.arr.str')).toThrow(/closed/);
+  });
+});
+
+it('permutedHeads that is no number of heads is refused', () => {
+  using file = GgufFile.open(fixture('tiny_llama.gguf'));
+  for (const permutedHeads of [
+    -1,
+    -(2 ** 31),
+    1.5,
+    Number.NaN,
+    Number.POSITIVE_INFINITY,
+    1e300,
+    2 ** 53,
+  ]) {
+    expect(() => file.read('blk.0.attn_q.weight', { permutedHeads })).toThrow(
+      /permutedHeads must be >= 0|expected an integer|not whole pairs in/,
+    );
+  }
 });
 
 describe('bad input', () => {

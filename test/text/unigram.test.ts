@@ -160,5 +160,10 @@ describe('compiled character maps', () => {
     expect(() => new PrecompiledMap('AAAA')).toThrow(FormatError);
     const cut = Buffer.from(source, 'base64').subarray(0, 100).toString('base64');
     expect(() => new PrecompiledMap(cut)).toThrow(/but its trie should have/);
+    const long = new PrecompiledMap(compiledMap({ a: 'b'.repeat(257), c: 'b'.repeat(256) }));
+    expect(() => long.normalize('a')).toThrow(
+      /replaces a character by 257 bytes, more than the 256/,
+    );
+    expect(long.normalize('c')).toHaveLength(256);
   });
 });

@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cstring>
+
 #include "io/fixtures.h"
 #include "tensor/errors.h"
 
@@ -69,18 +71,57 @@ const GgufValue& value_of(const GgufHeader& header, const std::string& key) {
 }  // namespace
 
 TEST_CASE("gguf: metadata of every scalar and array type") {
-  const auto header = GgufFile::open(fixture("quant/metadata_arrays.gguf"))->header();
+  const auto file = GgufFile::open(fixture("quant/metadata_arrays.gguf"));
+  const auto& header = file->header();
   CHECK(header.version == 3);
   CHECK(std::get<uint64_t>(value_of(header, "test.u64").value) == 9223372036854775815u);
   CHECK(std::get<int64_t>(value_of(header, "test.i64").value) == -4611686018427387904);
   CHECK(std::get<int64_t>(value_of(header, "test.i8").value) == -5);
   CHECK(std::get<double>(value_of(header, "test.f64").value) == 0.1);
   CHECK(std::get<bool>(value_of(header, "test.bool_true").value));
-  CHECK(std::get<std::string>(value_of(header, "test.empty").value).empty());
+  CHECK(file->text(std::get<GgufText>(value_of(header, "test.empty").value)).empty());
   const auto& array = std::get<GgufArray>(value_of(header, "test.arr.u64").value);
   CHECK(array.element == GgufType::kU64);
-  CHECK(std::get<uint64_t>(array.values.at(0).value) == UINT64_MAX);
-  CHECK(std::get<GgufArray>(value_of(header, "test.arr.str").value).values.size() == 4);
+  const auto numbers = file->numbers(array);
+  REQUIRE(numbers.size() == 8 * array.count);
+  uint64_t first = 0;
+  std::memcpy(&first, numbers.data(), sizeof first);
+  CHECK(first == UINT64_MAX);
+  const auto& strings = std::get<GgufArray>(value_of(header, "test.arr.str").value);
+  CHECK(strings.count == 4);
+  CHECK(file->items("test.arr.str", strings).size() == 4);
+}
+
+TEST_CASE("gguf: texts and arrays stay in the file, however long they are") {
+  constexpr uint64_t kCount = uint64_t{1} << 27;
+  Builder b = Builder::start(0, 2);
+  b.str("numbers").put<uint32_t>(9).put<uint32_t>(0).put<uint64_t>(kCount);
+  b.text.append(kCount, '\7');
+  b.str("text").put<uint32_t>(8).str(std::string(kCount, 'x'));
+  const std::vector<std::byte> bytes = b.done();
+  b.text.clear();
+  const GgufHeader header = parse_gguf("x", bytes);
+  CHECK(std::get<GgufArray>(value_of(header, "numbers").value).count == kCount);
+  CHECK(std::get<GgufText>(value_of(header, "text").value).bytes == kCount);
+  // Only the places are kept: the elements' own values took 64 bytes each.
+  CHECK(sizeof(GgufValue) <= 40);
+}
+
+TEST_CASE("gguf: more items than any model has are refused, before they are read") {
+  const auto many = [](uint32_t element, uint64_t count, uint64_t each) {
+    Builder b = Builder::start(0, 1).str("k").put<uint32_t>(9).put<uint32_t>(element);
+    b.put<uint64_t>(count);
+    b.text.append(count * each, '\0');
+    return b.done();
+  };
+  check_refused(many(8, kMaxGgufItems + 1, 8), "k.length: 4194305 strings or arrays, at most");
+  check_refused(many(9, kMaxGgufItems + 1, 12), "k.length: 4194305 strings or arrays, at most");
+  Builder entries = Builder::start(0, kMaxGgufEntries + 1);
+  entries.text.append(13 * (kMaxGgufEntries + 1), '\0');
+  check_refused(entries.done(), "65537 entries, at most");
+  Builder tensors = Builder::start(kMaxGgufTensors + 1, 0);
+  tensors.text.append(24 * (kMaxGgufTensors + 1), '\0');
+  check_refused(tensors.done(), "1048577 tensors");
 }
 
 TEST_CASE("gguf: general.alignment moves the data") {
@@ -115,6 +156,14 @@ TEST_CASE("gguf: violations are named") {
   const auto entry = [] { return Builder::start(0, 1).str("k"); };
   check_refused(entry().put<uint32_t>(13).put<uint64_t>(0).done(), "k.type");
   check_refused(entry().put<uint32_t>(7).put<uint8_t>(2).put<uint64_t>(0).done(), "BOOL is 0 or 1");
+  check_refused(entry()
+                    .put<uint32_t>(9)
+                    .put<uint32_t>(7)
+                    .put<uint64_t>(2)
+                    .put<uint8_t>(1)
+                    .put<uint8_t>(3)
+                    .done(),
+                "k: a BOOL is 0 or 1, got 3");
   check_refused(entry().put<uint32_t>(10).put<uint32_t>(0).done(), "k: needs 8 bytes");
   check_refused(entry().put<uint32_t>(8).put<uint64_t>(UINT64_MAX).done(), "k: needs");
   check_refused(entry().put<uint32_t>(9).put<uint32_t>(0).put<uint64_t>(UINT64_MAX).done(),
