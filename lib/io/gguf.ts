@@ -5,7 +5,13 @@
 import { withDevice } from '../device.ts';
 import { type DType, native } from '../native.ts';
 import { noGrad, Tensor } from '../tensor.ts';
-import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './tensor_file.ts';
+import {
+  type FileIdentity,
+  infoMap,
+  type ReadOptions,
+  type TensorFile,
+  type TensorInfo,
+} from './tensor_file.ts';
 
 /** A value of GGUF metadata; integers beyond 2^53 arrive as BigInt. */
 export type GgufMetadataValue = number | bigint | boolean | string | readonly GgufMetadataValue[];
@@ -21,6 +27,7 @@ export interface GgufReadOptions extends ReadOptions {
 
 /** An open GGUF file. Made by {@link GgufFile.open}. */
 export class GgufFile implements TensorFile {
+  readonly identity: FileIdentity;
   readonly version: number;
   readonly alignment: number;
   readonly metadata: ReadonlyMap<string, GgufMetadataValue>;
@@ -32,11 +39,13 @@ export class GgufFile implements TensorFile {
   private constructor(readonly path: string) {
     this.#file = native.openGguf(path);
     const header = native.ggufHeader(this.#file) as {
+      identity: FileIdentity;
       version: number;
       alignment: number;
       metadata: [string, GgufMetadataValue, string][];
       tensors: TensorInfo[];
     };
+    this.identity = header.identity;
     this.version = header.version;
     this.alignment = header.alignment;
     this.metadata = new Map(header.metadata.map(([key, value]) => [key, value]));

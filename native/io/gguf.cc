@@ -281,7 +281,8 @@ GgufHeader parse_gguf(const std::string& path, std::span<const std::byte> bytes)
 std::shared_ptr<const GgufFile> GgufFile::open(const std::string& path) {
   auto result = std::make_shared<GgufFile>();
   result->file_ = MappedFile::open(path);
-  result->header_ = parse_gguf(path, result->file_->bytes());
+  result->header_ = result->file_->parsed(
+      [&path](std::span<const std::byte> bytes) { return parse_gguf(path, bytes); });
   for (size_t i = 0; i < result->header_.tensors.size(); ++i) {
     result->index_.emplace(result->header_.tensors[i].name, i);
   }
