@@ -5,8 +5,9 @@
  * `ERR_ARGUMENT`: the caller passed something wrong. `ERR_UNSUPPORTED`: not available here. `ERR_FORMAT`: a file that is damaged,
  * foreign or cannot be opened. `ERR_OUT_OF_MEMORY`: a device's memory or the limit set for it. `ERR_NOT_FINITE`: a loss, a
  * gradient or, in anomaly mode, any value is NaN or infinite. `ERR_DISK_FULL`: no space, quota or size left for a file.
- * `ERR_IO`: a file cannot be written or mapped for another reason. `ERR_NETWORK`: the Hub cannot be reached. `ERR_GRADIENT`:
- * gradcheck found a wrong one. `ERR_NATIVE`: anything else below JavaScript.
+ * `ERR_IO`: a file cannot be written or mapped for another reason. `ERR_FILE_CHANGED`: a file was written to or shortened while it
+ * was in use. `ERR_NETWORK`: the Hub cannot be reached. `ERR_GRADIENT`: gradcheck found a wrong one. `ERR_NATIVE`: anything else
+ * below JavaScript.
  */
 export type ErrorCode =
   | 'ERR_ARGUMENT'
@@ -16,6 +17,7 @@ export type ErrorCode =
   | 'ERR_NOT_FINITE'
   | 'ERR_DISK_FULL'
   | 'ERR_IO'
+  | 'ERR_FILE_CHANGED'
   | 'ERR_NETWORK'
   | 'ERR_GRADIENT'
   | 'ERR_NATIVE';
@@ -33,6 +35,9 @@ const kAdvice: Readonly<Record<NativeCode, string>> = {
   ERR_NOT_FINITE: 'lower the learning rate, or find the first such value with setAnomalyMode(true)',
   ERR_DISK_FULL: 'free space, or write to another place',
   ERR_IO: 'check that the folder exists and that this process may write there',
+  ERR_FILE_CHANGED:
+    'restore the file and run again, a training run with resume; to replace a file that is in use, write the new one under ' +
+    'another name and rename it',
   ERR_NETWORK: 'check the connection and the name, or give a folder that is here',
   ERR_NATIVE: '',
 };

@@ -1,7 +1,7 @@
 // Errors by code: each code has an error with its message, and a row in docs/errors.md. Public functions raise them, except for a
 // full disk and a code of a later addon: these two errors are made by hand here (a limit on the size of files causes the former
 // for real in test/lifetime/resume.test.ts).
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -72,6 +72,16 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
   ERR_IO: [
     () => saveSafetensors(join(kFolder, 'nowhere', 'file'), { x: tensor([1]) }),
     /cannot be created: .*; check that the folder exists/,
+  ],
+  ERR_FILE_CHANGED: [
+    async () => {
+      const path = join(kFolder, 'weights');
+      await saveSafetensors(path, { x: tensor([1, 2]) });
+      const file = SafetensorsFile.open(path);
+      truncateSync(path, 20);
+      await file.read('x').data();
+    },
+    /weights: was changed while its contents were in use: its size went from \d+ to 20 bytes.*; restore the file .* rename it$/,
   ],
   ERR_NETWORK: [
     () => resolveModel('nobody/nothing', { offline: true, cacheDir: kFolder }),

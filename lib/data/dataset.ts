@@ -5,9 +5,15 @@
  * seed and epoch, so that a checkpoint only remembers a position.
  */
 import { createHash, type Hash } from 'node:crypto';
-import { ArgumentError } from '../errors.ts';
+import { crc32 } from 'node:zlib';
+import { ArgumentError, NativeError } from '../errors.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
 import { type Row, type RowSource, withRowLocation } from './rows.ts';
+
+/** A hash that examples are added to. */
+interface ExampleHash {
+  update(data: string | NodeJS.ArrayBufferView): ExampleHash;
+}
 
 /** Conversion of the rows of one task to examples, and of examples to micro-batches. `E` is an example, `B` a micro-batch. */
 export interface ExampleKind<E, B> {
@@ -22,7 +28,7 @@ export interface ExampleKind<E, B> {
   /** Bytes that an example takes in memory. */
   bytes(example: E): number;
   /** Feeds a digest with everything in the example that a step depends on. */
-  digest(example: E, hash: Hash): void;
+  digest(example: E, hash: ExampleHash): void;
   /** Puts examples into one micro-batch. @param indices index of each example's row in the data */
   collate(examples: readonly E[], indices: Uint32Array): B;
 }
@@ -85,6 +91,8 @@ export class Dataset<E, B> {
   /** Number of tokens of each row. */
   readonly #lengths: Uint32Array;
   readonly #cache = new Map<number, E>();
+  /** CRC-32 of each example that is not in the cache. */
+  readonly #checksums: Uint32Array;
   #cacheLeft: number;
   #kept: Uint32Array;
   #counts: DatasetCounts | null = null;
@@ -96,6 +104,7 @@ export class Dataset<E, B> {
     this.#kind = kind;
     this.#order = options.order;
     this.#lengths = new Uint32Array(rows.length);
+    this.#checksums = new Uint32Array(rows.length);
     this.#kept = new Uint32Array(rows.length);
     this.#cacheLeft = options.cacheBytes ?? kDefaultCacheBytes;
   }
@@ -143,9 +152,19 @@ export class Dataset<E, B> {
     }
   }
 
-  /** The example of a row: from memory, or encoded again. */
+  /**
+   * The example of a row: from memory, or encoded again.
+   * @throws NativeError (`ERR_FILE_CHANGED`) if it is not the one that was read at first; as reading and encoding the row do
+   */
   async example(index: number): Promise<E> {
-    return this.#cache.get(index) ?? (await this.#encode(index)).example;
+    const kept = this.#cache.get(index);
+    if (kept !== undefined) return kept;
+    const { example } = await this.#encode(index);
+    if (checksumOf(this.#kind, example) === this.#checksums[index]) return example;
+    const where = await this.#rows.where(index);
+    throw new NativeError(`${where}: the row is not what it was when the data were read first`, {
+      code: 'ERR_FILE_CHANGED',
+    });
   }
 
   /**
@@ -174,7 +193,9 @@ export class Dataset<E, B> {
       const { example, cut } = await this.#encode(index);
       const length = this.#kind.length(example);
       this.#lengths[index] = length;
-      this.#remember(index, example);
+      if (!this.#remember(index, example)) {
+        this.#checksums[index] = checksumOf(this.#kind, example);
+      }
       this.#kind.digest(example, hash);
       truncated += Number(cut.includes(true));
       cut.forEach((was, side) => {
@@ -195,11 +216,13 @@ export class Dataset<E, B> {
     return withRowLocation(this.#rows, index, () => this.#kind.encode(row));
   }
 
-  #remember(index: number, example: E): void {
+  /** Keeps an example in memory if there is room, and returns whether there is. */
+  #remember(index: number, example: E): boolean {
     const bytes = this.#kind.bytes(example);
-    if (bytes > this.#cacheLeft) return;
+    if (bytes > this.#cacheLeft) return false;
     this.#cacheLeft -= bytes;
     this.#cache.set(index, example);
+    return true;
   }
 
   #orderOf(epoch: number): EpochOrder {
@@ -208,6 +231,19 @@ export class Dataset<E, B> {
     }
     return this.#epoch;
   }
+}
+
+/** The CRC-32 of everything in an example that a step depends on. */
+function checksumOf<E>(kind: Pick<ExampleKind<E, unknown>, 'digest'>, example: E): number {
+  let crc = 0;
+  const hash: ExampleHash = {
+    update: (data) => {
+      crc = crc32(data, crc);
+      return hash;
+    },
+  };
+  kind.digest(example, hash);
+  return crc;
 }
 
 /**

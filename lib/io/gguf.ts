@@ -5,7 +5,13 @@
 import { withDevice } from '../device.ts';
 import { type DType, native } from '../native.ts';
 import { noGrad, Tensor } from '../tensor.ts';
-import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './tensor_file.ts';
+import {
+  type FileIdentity,
+  infoMap,
+  type ReadOptions,
+  type TensorFile,
+  type TensorInfo,
+} from './tensor_file.ts';
 
 /**
  * A value of GGUF metadata. Integers beyond 2^53 are BigInts. An array of numbers is a typed array of the file's type, and one of
@@ -43,6 +49,7 @@ export interface GgufReadOptions extends ReadOptions {
 
 /** An open GGUF file. Made by {@link GgufFile.open}. */
 export class GgufFile implements TensorFile {
+  readonly identity: FileIdentity;
   readonly version: number;
   readonly alignment: number;
   /** The metadata by key. A value is read from the file when it is asked for, and so before the file is closed. */
@@ -55,11 +62,13 @@ export class GgufFile implements TensorFile {
   private constructor(readonly path: string) {
     this.#file = native.openGguf(path);
     const header = native.ggufHeader(this.#file) as {
+      identity: FileIdentity;
       version: number;
       alignment: number;
       metadata: [string, string][];
       tensors: TensorInfo[];
     };
+    this.identity = header.identity;
     this.version = header.version;
     this.alignment = header.alignment;
     this.metadataTypes = new Map(header.metadata);

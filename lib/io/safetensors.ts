@@ -7,7 +7,13 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { type DType, native } from '../native.ts';
 import { synchronize } from '../runtime.ts';
 import { Tensor } from '../tensor.ts';
-import { infoMap, type ReadOptions, type TensorFile, type TensorInfo } from './tensor_file.ts';
+import {
+  type FileIdentity,
+  infoMap,
+  type ReadOptions,
+  type TensorFile,
+  type TensorInfo,
+} from './tensor_file.ts';
 
 const kDTypes: Readonly<Record<string, DType>> = {
   F32: 'f32',
@@ -30,6 +36,7 @@ export interface SafetensorsReadOptions extends ReadOptions {
 
 /** An open safetensors file. Made by {@link SafetensorsFile.open}. */
 export class SafetensorsFile implements TensorFile {
+  readonly identity: FileIdentity;
   /** The file's `__metadata__`, strings only. */
   readonly metadata: ReadonlyMap<string, string>;
   readonly tensors: ReadonlyMap<string, TensorInfo>;
@@ -38,9 +45,11 @@ export class SafetensorsFile implements TensorFile {
   private constructor(readonly path: string) {
     this.#file = native.openSafetensors(path);
     const header = native.safetensorsHeader(this.#file) as {
+      identity: FileIdentity;
       metadata: [string, string][];
       tensors: TensorInfo[];
     };
+    this.identity = header.identity;
     this.metadata = new Map(header.metadata);
     this.tensors = infoMap(header.tensors);
   }

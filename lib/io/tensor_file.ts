@@ -22,9 +22,23 @@ export interface ReadOptions {
   device?: string;
 }
 
-/** A file of named tensors, mapped into memory. */
+/** Size, time of modification and inode of a file. */
+export interface FileIdentity {
+  /** In bytes. */
+  readonly size: bigint;
+  /** In nanoseconds since 1970. */
+  readonly mtimeNs: bigint;
+  readonly ino: bigint;
+}
+
+/**
+ * A file of named tensors, mapped into memory. What is computed from the bytes of a file that is written to or shortened meanwhile
+ * is an error at the next sync (`ERR_FILE_CHANGED`); a file that is replaced by rename stays what it was.
+ */
 export interface TensorFile {
   readonly path: string;
+  /** The file as it was when it was opened. */
+  readonly identity: FileIdentity;
   readonly tensors: ReadonlyMap<string, TensorInfo>;
   /** Enqueues the reading of one tensor. @throws FormatError if the file has no such tensor */
   read(name: string, options?: ReadOptions): Tensor;

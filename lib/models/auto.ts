@@ -5,7 +5,6 @@ import { type ResolveOptions, resolveModel } from '../io/hub.ts';
 import { max, maximum, sub } from '../ops/index.ts';
 import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
-import { storedFiles } from './base_digest.ts';
 import type { CausalLM } from './causal_lm.ts';
 import {
   type ConfigOptions,
@@ -75,7 +74,7 @@ export const AutoModelForCausalLM = {
       const { onProgress } = options;
       const read = { dtype, checkFinite, share: !trainable, onProgress };
       const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
-      await finishLoading(model, { trainable });
+      await finishLoading(model, opened.source, { trainable });
       return model;
     } finally {
       opened.source.close();
@@ -104,7 +103,7 @@ export const AutoModelForCausalLM = {
     const deviation = initializerRange(config, path);
     const source = new RandomWeights(shapes, { seed, deviation });
     const model = await build({ family, configured, source }, { ...read, device }, origin);
-    await finishLoading(model, { trainable });
+    await finishLoading(model, source, { trainable });
     return model;
   },
 };
@@ -215,18 +214,23 @@ export async function headIsEmbedding(source: WeightSource, embedding: string): 
   return value === 0;
 }
 
-/** Waits until a model's weights are read, and freezes them unless they are trainable. If reading fails, frees the model and throws. */
+/**
+ * Waits until a model's weights are read from `source`, and freezes them unless they are trainable. If reading fails, frees the
+ * model and throws.
+ */
 export async function finishLoading(
   model: Model,
+  source: WeightSource,
   { trainable }: { trainable: boolean },
 ): Promise<void> {
   try {
     await synchronize();
-    if (model.folder !== '') model.stored = await storedFiles(model.folder);
   } catch (error) {
     model.dispose();
     throw error;
   }
+  // As they were opened: a file that has the name by now may be another one.
+  model.stored = source.files?.map(({ path, identity }) => ({ path, identity })) ?? null;
   if (trainable) return;
   for (const parameter of model.parameters()) parameter.freeze();
 }

@@ -62,7 +62,7 @@ export const AutoModelForSequenceClassification = {
           make(weights, { nameOrPath, folder, dtype }, head),
         ),
       );
-      await finishLoading(model, { trainable });
+      await finishLoading(model, stored, { trainable });
       return model;
     } finally {
       stored.close();
@@ -106,7 +106,7 @@ export const AutoModelForSequenceClassification = {
     const model = buildOn(device, () =>
       WeightLoader.build(source, read, (weights) => make(weights, origin, head)),
     );
-    await finishLoading(model, { trainable });
+    await finishLoading(model, source, { trainable });
     return model;
   },
 };

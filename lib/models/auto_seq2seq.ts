@@ -46,7 +46,7 @@ export const AutoModelForSeq2SeqLM = {
       const model = buildOn(device, () =>
         WeightLoader.build(source, read, (weights) => configured.make({ weights, origin, tied })),
       );
-      await finishLoading(model, { trainable });
+      await finishLoading(model, stored, { trainable });
       return model;
     } finally {
       stored.close();

@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import { FormatError, UnsupportedError } from '../errors.ts';
-import { readSafetensorsIndex } from '../io/index.ts';
+import { type FileIdentity, readSafetensorsIndex } from '../io/index.ts';
 import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Model, StoredFile } from './model.ts';
@@ -66,15 +66,10 @@ export async function digestOfFolder(model: Model, folder: string): Promise<Base
 }
 
 /** The weight files of a folder or GGUF file, as they are now. */
-export async function storedFiles(path: string): Promise<readonly StoredFile[]> {
+async function storedFiles(path: string): Promise<readonly StoredFile[]> {
   const found = await findFiles(path);
   const paths = found.gguf ? [found.path] : await weightFiles(found.path);
-  return Promise.all(
-    paths.map(async (file) => {
-      const { size, mtimeMs, ino } = await stat(file);
-      return { path: file, size, mtimeMs, ino };
-    }),
-  );
+  return Promise.all(paths.map(async (file) => ({ path: file, identity: await identityOf(file) })));
 }
 
 async function weightFiles(folder: string): Promise<string[]> {
@@ -82,6 +77,11 @@ async function weightFiles(folder: string): Promise<string[]> {
   if (await exists(single)) return [single];
   const shards = new Set(readSafetensorsIndex(join(folder, WEIGHTS_INDEX)).values());
   return [...shards].map((shard) => join(folder, shard));
+}
+
+async function identityOf(path: string): Promise<FileIdentity> {
+  const { size, mtimeNs, ino } = await stat(path, { bigint: true });
+  return { size, mtimeNs, ino };
 }
 
 const exists = (path: string): Promise<boolean> =>
@@ -110,9 +110,15 @@ async function digestOfFiles(stored: readonly StoredFile[]): Promise<string | nu
 }
 
 async function checkUnchanged(stored: readonly StoredFile[]): Promise<void> {
-  for (const { path, size, mtimeMs, ino } of stored) {
-    const now = await stat(path);
-    if (now.size === size && now.mtimeMs === mtimeMs && now.ino === ino) continue;
+  for (const { path, identity } of stored) {
+    const now = await identityOf(path);
+    if (
+      now.size === identity.size &&
+      now.mtimeNs === identity.mtimeNs &&
+      now.ino === identity.ino
+    ) {
+      continue;
+    }
     throw new FormatError(`${path}: has changed since the model was loaded`, { path });
   }
 }

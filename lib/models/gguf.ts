@@ -297,6 +297,7 @@ function shapeOf(shape: readonly number[], stored: TensorStorage): readonly numb
 
 class GgufWeights implements WeightSource {
   readonly path: string;
+  readonly files: readonly GgufFile[];
   readonly shapes: ReadonlyMap<string, readonly number[]>;
   readonly #stored: ReadonlyMap<string, string>; // HF name to GGUF name
 
@@ -305,6 +306,7 @@ class GgufWeights implements WeightSource {
     private readonly table: ReadTable,
   ) {
     this.path = file.path;
+    this.files = [file];
     const tensors = [...file.tensors.values()]
       .filter(({ name }) => !table.ignoredTensors.includes(name))
       .map((tensor) => ({ ...tensor, hf: hfName(tensor.name, table.names) }));

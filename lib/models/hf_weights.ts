@@ -14,11 +14,11 @@ export class HfWeights implements WeightSource {
 
   private constructor(
     readonly path: string,
-    private readonly opened: readonly SafetensorsFile[],
+    readonly files: readonly SafetensorsFile[],
     private readonly prefix: string,
   ) {
     const shapes = new Map<string, readonly number[]>();
-    for (const file of opened) {
+    for (const file of files) {
       for (const { name, shape } of file.tensors.values()) {
         shapes.set(name, shape);
         this.#files.set(name, file);
@@ -64,7 +64,7 @@ export class HfWeights implements WeightSource {
   }
 
   close(): void {
-    for (const file of this.opened) file.close();
+    for (const file of this.files) file.close();
   }
 
   #prefixed(

@@ -4,6 +4,7 @@
  */
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
+import type { FileIdentity } from '../io/index.ts';
 import { Module } from '../nn/index.ts';
 import { type DType, keep, scope, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
@@ -19,12 +20,10 @@ export interface ModelOrigin {
   readonly dtype: DType;
 }
 
-/** A file with weights of a model, as it was when the model was loaded. */
+/** A file with weights of a model, as it was when it was opened to load the model. */
 export interface StoredFile {
   readonly path: string;
-  readonly size: number;
-  readonly mtimeMs: number;
-  readonly ino: number;
+  readonly identity: FileIdentity;
 }
 
 /** A batch as tensors: N rows, of which R are computed; all of them, unless some are the same (`Model.sharePrefixes`). */

@@ -3,6 +3,7 @@
  * that the files hold, and everything that is missing, left over or of the wrong shape is reported in one error.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
+import type { TensorFile } from '../io/index.ts';
 import { Conv1D, LayerNorm, Linear, RMSNorm } from '../nn/index.ts';
 import { contiguous, type RmsNormOptions, transpose } from '../ops/index.ts';
 import { type DType, keep, noGrad, scope, type Tensor } from '../tensor.ts';
@@ -13,6 +14,8 @@ export interface WeightSource {
   readonly path: string;
   /** Name to shape. */
   readonly shapes: ReadonlyMap<string, readonly number[]>;
+  /** The open files; undefined where there are none. */
+  readonly files?: readonly Pick<TensorFile, 'path' | 'identity'>[];
   read(name: string, options: WeightReadOptions): Tensor;
   close(): void;
 }

@@ -196,7 +196,16 @@ void close_gguf(GgufBox* file) {
   file->object.reset();
 }
 
-// {metadata: [key, value][], tensors: {name, dtype, shape, bytes}[]}
+// {size, mtimeNs, ino}
+Napi::Value identity_to_js(Napi::Env napi, const io::FileIdentity& identity) {
+  auto object = Napi::Object::New(napi);
+  object.Set("size", Napi::BigInt::New(napi, identity.size));
+  object.Set("mtimeNs", Napi::BigInt::New(napi, identity.modified));
+  object.Set("ino", Napi::BigInt::New(napi, identity.inode));
+  return object;
+}
+
+// {identity: as above, metadata: [key, value][], tensors: {name, dtype, shape, bytes}[]}
 Napi::Value safetensors_header(Env& env, SafetensorsBox* file) {
   Napi::Env napi(env.napi());
   const io::SafetensorsHeader& header = file->get()->header();
@@ -214,12 +223,13 @@ Napi::Value safetensors_header(Env& env, SafetensorsBox* file) {
         i, tensor_to_js(napi, entry.name, entry.dtype_name, entry.shape, entry.end - entry.begin));
   }
   auto object = Napi::Object::New(napi);
+  object.Set("identity", identity_to_js(napi, file->get()->file()->identity()));
   object.Set("metadata", metadata);
   object.Set("tensors", tensors);
   return object;
 }
 
-// {version, alignment, metadata: [key, type][], tensors: as above}
+// {identity, version, alignment, metadata: [key, type][], tensors: as above}
 Napi::Value gguf_header(Env& env, GgufBox* file) {
   Napi::Env napi(env.napi());
   const io::GgufHeader& header = file->get()->header();
@@ -241,6 +251,7 @@ Napi::Value gguf_header(Env& env, GgufBox* file) {
     tensors.Set(i, tensor_to_js(napi, tensor.name, tensor.type->name, tensor.shape, tensor.bytes));
   }
   auto object = Napi::Object::New(napi);
+  object.Set("identity", identity_to_js(napi, file->get()->file()->identity()));
   object.Set("version", static_cast<double>(header.version));
   object.Set("alignment", static_cast<double>(header.alignment));
   object.Set("metadata", metadata);
@@ -256,17 +267,18 @@ Napi::Value gguf_value(Env& env, GgufBox* file, int64_t index) {
         concat("ggufValue: index must be below ", metadata.size(), ", got ", index));
   }
   const auto& [key, value] = metadata[static_cast<size_t>(index)];
-  return MetadataReader(Napi::Env(env.napi()), *file->get(), key).read(value);
+  return file->get()->file()->parsed([&](std::span<const std::byte>) {
+    return MetadataReader(Napi::Env(env.napi()), *file->get(), key).read(value);
+  });
 }
 
 std::vector<std::vector<std::string>> safetensors_index(std::string path) {
-  const auto file = io::MappedFile::open(path);
-  const auto bytes = file->bytes();
+  const auto shards = io::MappedFile::open(path)->parsed([&path](std::span<const std::byte> bytes) {
+    return io::parse_safetensors_index(path,
+                                       {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  });
   std::vector<std::vector<std::string>> rows;
-  for (const auto& [name, shard] : io::parse_safetensors_index(
-           path, {reinterpret_cast<const char*>(bytes.data()), bytes.size()})) {
-    rows.push_back({name, shard});
-  }
+  for (const auto& [name, shard] : shards) rows.push_back({name, shard});
   return rows;
 }
 
@@ -292,32 +304,23 @@ Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, D
                                   " cannot be read as ", dtype_name(dtype)));
   }
   const Shape shape = shape_of(file->path(), name, entry->shape);
-  const std::byte* data = file->bytes(*entry).data();
+  const std::span<const std::byte> bytes = file->bytes(*entry);
+  const std::byte* data = bytes.data();
   const bool aligned = reinterpret_cast<uintptr_t>(data) % dtype_size(dtype) == 0;
   const DType from = *entry->dtype;
-  Stored stored{file->path(),
+  Stored stored{file->file(),
                 entry->name,
-                entry->begin,
+                bytes,
                 shape.numel(),
                 1,
                 kGrain,
                 [from, data, dtype](int64_t begin, int64_t end, void* out) {
                   io::convert(from, data + begin * dtype_size(from), 0, end - begin, dtype, out);
                 }};
-  auto owner = std::const_pointer_cast<SafetensorsFile>(file);
-  if (!share || from != dtype || !aligned || shape.numel() == 0 || !engine.host_memory()) {
-    return read_stored(engine, shape, dtype, std::move(owner), std::move(stored), check_finite);
-  }
-  const Tensor t =
-      Tensor::external(engine, shape, dtype, const_cast<std::byte*>(data), std::move(owner));
-  if (check_finite) {
-    launch("read", {t}, {}, [stored = std::move(stored)](Launch& l) {
-      const View& view = *l.in(0);
-      refuse_non_finite(stored, static_cast<DType>(view.dtype), view.data, view_numel(view), 0);
-      return 0;
-    });
-  }
-  return t;
+  const bool copied =
+      !share || from != dtype || !aligned || shape.numel() == 0 || !engine.host_memory();
+  const auto read = copied ? &read_stored : &alias_stored;
+  return read(engine, shape, dtype, std::move(stored), check_finite);
 }
 
 // heads > 0: rows are put back from the llama architecture's interleaved order to HF's halves:
@@ -348,20 +351,16 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
     throw FormatError(file->path(), static_cast<int64_t>(tensor->begin),
                       concat(name, ": ", rows, " rows are not whole pairs in ", heads, " heads"));
   }
-  const std::byte* data = file->bytes(*tensor).data();
+  const std::span<const std::byte> bytes = file->bytes(*tensor);
+  const std::byte* data = bytes.data();
   const io::GgmlTypeInfo& type = *tensor->type;
   if (heads > 0 && shape.ndim() == 1 && type.block > 1) {
     throw FormatError(
         file->path(), static_cast<int64_t>(tensor->begin),
         concat(name, ": a vector in blocks of ", type.name, " has no rows to put back"));
   }
-  Stored stored{file->path(),
-                tensor->name,
-                tensor->begin,
-                shape.numel() / type.block,
-                type.block,
-                kGrain / type.block,
-                {}};
+  Stored stored{file->file(), tensor->name,        bytes, shape.numel() / type.block,
+                type.block,   kGrain / type.block, {}};
   if (heads == 0) {
     stored.decode = [&type, data, dtype](int64_t begin, int64_t end, void* out) {
       io::dequantize(type, data + begin * type.bytes, 0, (end - begin) * type.block, dtype, out);
@@ -381,8 +380,7 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
       }
     };
   }
-  return read_stored(engine, shape, dtype, std::const_pointer_cast<GgufFile>(file),
-                     std::move(stored), check_finite);
+  return read_stored(engine, shape, dtype, std::move(stored), check_finite);
 }
 
 // ---- writing ------------------------------------------------------------------------------------
@@ -419,7 +417,11 @@ void write_safetensors(Env& env, WriterBox* box, std::string name, Tensor t) {
 Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
   env.engines().refuse_recording();
   const std::shared_ptr<SafetensorsWriter>& writer = box->get();
-  env.engines().cpu().stream().enqueue([writer] { writer->commit(); });
+  Engine& cpu = env.engines().cpu();
+  cpu.stream().enqueue([writer, &cpu] {
+    cpu.refuse_changed();  // the file gets its name before the sync
+    writer->commit();
+  });
   return env.promise_after(env.engines().all(), Napi::Value());
 }
 

@@ -11,6 +11,19 @@
 namespace balora::binding {
 namespace {
 
+// Throws FormatError for the first NaN or infinity among `count` elements that begin with the
+// tensor's element `first`.
+void refuse_non_finite(const Stored& stored, DType dtype, const void* data, int64_t count,
+                       int64_t first) {
+  const int64_t at = io::find_non_finite(dtype, data, count);
+  if (at >= 0) {
+    throw FormatError(stored.file->path(), stored.bytes.data() - stored.file->bytes().data(),
+                      concat(stored.name, ": element ", first + at,
+                             " is NaN or infinite, so the weights are damaged "
+                             "or their training diverged"));
+  }
+}
+
 // Straight into the tensor where the CPU can write it; else chunk by chunk into the buffers that
 // the device copies from, so that the host never holds a second copy of the weights and decoding
 // goes on while a chunk is under way.
@@ -49,26 +62,40 @@ int32_t decode_into(Launch& l, const Stored& stored, bool check_finite) {
   return 0;
 }
 
-}  // namespace
-
-void refuse_non_finite(const Stored& stored, DType dtype, const void* data, int64_t count,
-                       int64_t first) {
-  const int64_t at = io::find_non_finite(dtype, data, count);
-  if (at >= 0) {
-    throw FormatError(stored.path, static_cast<int64_t>(stored.offset),
-                      concat(stored.name, ": element ", first + at,
-                             " is NaN or infinite, so the weights are damaged "
-                             "or their training diverged"));
-  }
+// Before the bytes are used: what was used is then what the digests are of, or it shows.
+void remember(Launch& l, const Stored& stored) {
+  io::PartDigests digests(stored.bytes);
+  parallel_for(l.ctx, static_cast<int64_t>(digests.blocks()), 1, [&](int64_t begin, int64_t end) {
+    digests.compute(static_cast<size_t>(begin), static_cast<size_t>(end));
+  });
+  stored.file->remember(std::move(digests));
 }
 
-Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, std::shared_ptr<void> file,
-                   Stored stored, bool check_finite) {
+}  // namespace
+
+Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored stored,
+                   bool check_finite) {
   refuse_while_recording(engine, "reading a file");
   const Tensor t = Tensor::empty(engine, shape, dtype);
   if (t.numel() == 0) return t;
-  launch("read", {}, {t}, [file, stored = std::move(stored), check_finite](Launch& l) {
+  launch("read", {}, {t}, [stored = std::move(stored), check_finite](Launch& l) {
+    l.engine->depend_on(stored.file);
+    remember(l, stored);
     return decode_into(l, stored, check_finite);
+  });
+  return t;
+}
+
+Tensor alias_stored(Engine& engine, const Shape& shape, DType dtype, Stored stored,
+                    bool check_finite) {
+  const Tensor t = Tensor::external(engine, shape, dtype, stored.bytes.data(), stored.file);
+  launch("read", {t}, {}, [stored = std::move(stored), check_finite](Launch& l) {
+    remember(l, stored);
+    const View& view = *l.in(0);
+    if (check_finite) {
+      refuse_non_finite(stored, static_cast<DType>(view.dtype), view.data, view_numel(view), 0);
+    }
+    return 0;
   });
   return t;
 }

@@ -17,6 +17,7 @@
 #include <latch>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace balora {
@@ -106,7 +107,7 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
         lower_priority(nice);
         set_openmp_threads(threads);
       },
-      [this] { wait_for_device(); });
+      [this] { finish(); });
 }
 
 Engine::~Engine() {
@@ -122,9 +123,9 @@ std::shared_ptr<Storage> Engine::new_storage(int64_t bytes) {
   return storage;
 }
 
-std::shared_ptr<Storage> Engine::external_storage(void* data, int64_t bytes,
-                                                  std::shared_ptr<void> owner) {
-  return std::make_shared<Storage>(allocator_, data, bytes, std::move(owner));
+std::shared_ptr<Storage> Engine::external_storage(const void* data, int64_t bytes,
+                                                  std::shared_ptr<const ExternalMemory> owner) {
+  return std::make_shared<Storage>(allocator_, const_cast<void*>(data), bytes, std::move(owner));
 }
 
 void Engine::set_num_threads(int threads) {
@@ -175,6 +176,20 @@ void Engine::wait_for_device() {
   if (kernels_->synchronize(&ctx) == 0) return timer_.settle(op_times_);
   timer_.drop();
   throw behind(device_ + ": ", kernel_error(ctx.error, "the device failed"));
+}
+
+void Engine::depend_on(const std::shared_ptr<const ExternalMemory>& memory) {
+  if (std::ranges::find(external_, memory) == external_.end()) external_.push_back(memory);
+}
+
+void Engine::refuse_changed() const {
+  for (const auto& memory : external_) memory->refuse_changed();
+}
+
+void Engine::finish() {
+  wait_for_device();
+  const auto external = std::exchange(external_, {});  // reported once
+  for (const auto& memory : external) memory->refuse_changed();
 }
 
 std::string Engine::description() const {

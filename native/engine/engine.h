@@ -67,7 +67,8 @@ class Engine {
 
   std::shared_ptr<Storage> new_storage(int64_t bytes);
   // Over memory that `owner` keeps alive.
-  std::shared_ptr<Storage> external_storage(void* data, int64_t bytes, std::shared_ptr<void> owner);
+  std::shared_ptr<Storage> external_storage(const void* data, int64_t bytes,
+                                            std::shared_ptr<const ExternalMemory> owner);
 
   // Takes effect in stream order.
   void set_num_threads(int threads);
@@ -84,6 +85,13 @@ class Engine {
   // Waits until the device has run what was enqueued to it; throws what failed on it.
   // Engine thread only.
   void wait_for_device();
+  // Somebody else may change external memory while ops compute with it. An op that reads some says
+  // so, and before results leave the engine (at a sync, to another device, into a file that gets
+  // its name) refuse_changed() throws where the memory that they depend on has changed since. What
+  // was read before the last sync was checked there. Engine thread only.
+  void depend_on(const std::shared_ptr<const ExternalMemory>& memory);
+  void refuse_changed() const;
+
   // A line about the device; free and total bytes as its driver sees them, 0 where nobody counts.
   std::string description() const;
   std::pair<uint64_t, uint64_t> device_memory() const;
@@ -111,6 +119,7 @@ class Engine {
   static void account(Context* ctx, int64_t bytes);
 
   void set_in_order(int32_t Context::*field, bool value);
+  void finish();  // before a sync is answered: throws what went wrong beside the ops
 
   const KernelTable* kernels_;
   std::string device_;
@@ -122,6 +131,7 @@ class Engine {
   std::vector<std::pair<void*, int64_t>> scratch_;
   std::shared_ptr<Allocator> allocator_;
   std::shared_ptr<MemorySource> capture_memory_;  // engine thread: set while a graph is recorded
+  std::vector<std::shared_ptr<const ExternalMemory>> external_;  // engine thread: read since a sync
   OpTimes op_times_;
   DeviceTimer timer_;                   // engine thread only
   std::shared_ptr<PinnedPool> pinned_;  // shared with blocks that another engine reads

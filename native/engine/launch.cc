@@ -177,6 +177,7 @@ struct LaunchTask {
         operand.storage->ensure_allocated();
       }
       views[i] = resolve(operand);
+      if (operand.storage->external()) engine->depend_on(operand.storage->owner());
     }
     Context* ctx = engine->context();
     ctx->error[0] = '\0';
@@ -279,6 +280,7 @@ Tensor transfer(const Tensor& source, Engine& engine) {
   launch("to", {source}, {}, [promise = std::move(promise), pins, bytes](Launch& l) {
     const Filled buffer = HostBuffer::take(*pins, bytes);
     buffer->fetch(l, l.in(0)->data, bytes);
+    l.engine->refuse_changed();  // the target's sync does not wait for this stream
     promise->set_value(buffer);
     return 0;
   });

@@ -64,7 +64,8 @@ std::optional<Failure> Stream::settle(bool abandoned) {
       finish_();
     } catch (const std::exception& error) {
       const Failure late = describe(error, "");
-      if (!failure_ || failure_->consequence) {
+      // On changed bytes an op may fail in any way.
+      if (!failure_ || failure_->consequence || late.code == FileChangedError::kCode) {
         failure_ = late;
       } else {
         failure_->message += "\n  after " + late.message;  // what ran before the op that failed

@@ -317,7 +317,16 @@ GgufHeader parse_gguf(const std::string& path, std::span<const std::byte> bytes)
 std::shared_ptr<const GgufFile> GgufFile::open(const std::string& path) {
   auto result = std::make_shared<GgufFile>();
   result->file_ = MappedFile::open(path);
-  result->header_ = parse_gguf(path, result->file_->bytes());
+  auto [header, digests] = result->file_->parsed([&path](std::span<const std::byte> bytes) {
+    GgufHeader parsed = parse_gguf(path, bytes);
+    const size_t end = std::min<size_t>(parsed.data_begin, bytes.size());
+    PartDigests digests(bytes.first(end));
+    digests.compute(0, digests.blocks());
+    return std::pair(std::move(parsed), std::move(digests));
+  });
+  result->header_ = std::move(header);
+  // Values of the metadata are read from the pages when they are asked for.
+  result->file_->remember(std::move(digests));
   for (size_t i = 0; i < result->header_.tensors.size(); ++i) {
     result->index_.emplace(result->header_.tensors[i].name, i);
   }

@@ -1,33 +1,104 @@
 // A read-only memory map of a whole file. Readers keep it alive with a shared pointer, so tensors
-// may alias its pages. A file that another process shortens while it is mapped raises SIGBUS on
-// access, as with every memory map: replace files by rename (io/atomic_file.h), never in place.
+// may alias its pages.
+//
+// A map shows what is done to the file: bytes that another process writes in place appear in it,
+// and pages behind a new end are gone (guarded_pages.h). So the file stays open, and before anything
+// that was computed from its bytes is handed out, refuse_changed() compares it with what it was.
+// A file that is replaced by rename is another file: the map keeps the old one.
 #pragma once
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
+#include <vector>
+
+#include "io/guarded_pages.h"
+#include "tensor/storage.h"
 
 namespace balora::io {
 
-class MappedFile {
+// Digests of a part of a file, block by block. By them a change of the bytes is told from one of
+// the file's attributes, as its mode or its links.
+class PartDigests {
+ public:
+  explicit PartDigests(std::span<const std::byte> bytes);
+  size_t blocks() const { return digests_.size(); }
+  // Computes those of blocks [begin, end); several threads may compute different ones.
+  void compute(size_t begin, size_t end);
+  std::span<const std::byte> bytes() const { return bytes_; }
+  bool operator==(const PartDigests& other) const { return digests_ == other.digests_; }
+
+ private:
+  std::span<const std::byte> bytes_;
+  std::vector<size_t> digests_;
+};
+
+// A file at some time.
+struct FileIdentity {
+  uint64_t inode = 0;
+  uint64_t size = 0;     // bytes
+  int64_t modified = 0;  // mtime in ns since 1970, which a program may set
+  int64_t changed = 0;   // ctime in ns since 1970, of the bytes or of any attribute
+};
+
+class MappedFile : public ExternalMemory {
  public:
   // Throws FormatError (missing, not a regular file, empty) or NativeError (the
   // system refused the map).
   static std::shared_ptr<const MappedFile> open(const std::string& path);
 
-  ~MappedFile();
+  ~MappedFile() override;
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return bytes_; }
+  const FileIdentity& identity() const { return identity_; }  // on opening
+
+  // Keeps the digests of a part, which were computed before the part was used.
+  void remember(PartDigests part) const;
+
+  // Throws FileChangedError where the file was written to or shortened since it was opened, whatever
+  // was put back afterwards. Other changes (mode, owner, links, a rename) are none.
+  void refuse_changed() const override { check(); }
+
+  // The result of `parse(bytes())`, for the reading of a header at once after opening. Throws
+  // FileChangedError as above, rather than what `parse` threw on changed bytes.
+  template <typename Parse>
+  auto parsed(const Parse& parse) const {
+    constexpr int kMostAttempts = 10;
+    for (int attempt = 1;; ++attempt) {
+      try {
+        auto result = parse(bytes_);
+        // No digest tells yet whether a change of attributes was one of the bytes, too.
+        if (check() == Attributes::kSame) return result;
+      } catch (...) {
+        check();
+        throw;
+      }
+      if (attempt == kMostAttempts) refuse("its attributes change all the time");
+    }
+  }
 
  private:
-  MappedFile(std::string path, std::span<const std::byte> bytes)
-      : path_(std::move(path)), bytes_(bytes) {}
+  enum class Attributes { kSame, kChanged };  // since the check before
+  MappedFile(std::string path, int fd, std::span<const std::byte> bytes,
+             const FileIdentity& identity);
+  Attributes check() const;
+  [[noreturn]] void refuse(const std::string& what) const;
 
   std::string path_;
+  int fd_;
   std::span<const std::byte> bytes_;
+  GuardedPages pages_;
+  FileIdentity identity_;
+
+  mutable std::mutex mutex_;
+  mutable int64_t changed_;  // the last time of change whose bytes were those of the opening
+  mutable std::map<const std::byte*, PartDigests> parts_;  // by their first byte
 };
 
 }  // namespace balora::io

@@ -199,7 +199,8 @@ SafetensorsHeader parse_safetensors(const std::string& path, std::span<const std
 std::shared_ptr<const SafetensorsFile> SafetensorsFile::open(const std::string& path) {
   auto result = std::make_shared<SafetensorsFile>();
   result->file_ = MappedFile::open(path);
-  result->header_ = parse_safetensors(path, result->file_->bytes());
+  result->header_ = result->file_->parsed(
+      [&path](std::span<const std::byte> bytes) { return parse_safetensors(path, bytes); });
   for (size_t i = 0; i < result->header_.entries.size(); ++i) {
     result->index_.emplace(result->header_.entries[i].name, i);
   }

@@ -68,6 +68,14 @@ class NotFiniteError : public NativeError {
   explicit NotFiniteError(const std::string& message) : NativeError(message, "ERR_NOT_FINITE") {}
 };
 
+// The contents of a file changed while results depended on them. `what` says how it is known.
+class FileChangedError : public NativeError {
+ public:
+  static constexpr const char* kCode = "ERR_FILE_CHANGED";
+  FileChangedError(const std::string& path, const std::string& what)
+      : NativeError(path + ": was changed while its contents were in use: " + what, kCode) {}
+};
+
 // The failure that a kernel reported by its text. A kernel has no exceptions, so a lack of memory
 // is told by how the text begins.
 inline NativeError kernel_error(const char* text, const char* fallback) {

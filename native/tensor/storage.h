@@ -21,15 +21,22 @@ class MemorySource {
   virtual void account_derived(int64_t bytes) = 0;
 };
 
+// Memory that something else owns and may change, as the pages of a file.
+class ExternalMemory {
+ public:
+  virtual ~ExternalMemory() = default;
+  // Throws FileChangedError where the values are not those that they were at first. Thread safe.
+  virtual void refuse_changed() const = 0;
+};
+
 class Storage {
  public:
   Storage(std::shared_ptr<MemorySource> source, int64_t bytes, int tag)
       : source_(std::move(source)), bytes_(bytes), tag_(tag) {}
 
-  // Memory that something else owns (a mapped file): kept alive by `owner`, never written. `source`
-  // keeps the statistics.
+  // Memory that `owner` (a mapped file) keeps alive, never written. `source` keeps the statistics.
   Storage(std::shared_ptr<MemorySource> source, void* data, int64_t bytes,
-          std::shared_ptr<void> owner)
+          std::shared_ptr<const ExternalMemory> owner)
       : source_(std::move(source)), owner_(std::move(owner)), data_(data), bytes_(bytes) {}
 
   Storage(const Storage&) = delete;
@@ -48,6 +55,7 @@ class Storage {
   bool has_data() const { return bytes_ == 0 || data() != nullptr; }
   int64_t bytes() const { return bytes_; }
   bool external() const { return owner_ != nullptr; }
+  const std::shared_ptr<const ExternalMemory>& owner() const { return owner_; }  // null: its own
 
   // Engine thread only.
   void ensure_allocated() {
@@ -70,7 +78,7 @@ class Storage {
 
  private:
   std::shared_ptr<MemorySource> source_;
-  std::shared_ptr<void> owner_;
+  std::shared_ptr<const ExternalMemory> owner_;
   std::atomic<void*> data_{nullptr};
   int64_t bytes_ = 0;
   int tag_ = 0;

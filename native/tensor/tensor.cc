@@ -32,8 +32,8 @@ Tensor Tensor::empty(Engine& engine, const Shape& shape, DType dtype) {
                                              contiguous_strides(shape), 0, dtype));
 }
 
-Tensor Tensor::external(Engine& engine, const Shape& shape, DType dtype, void* data,
-                        std::shared_ptr<void> owner) {
+Tensor Tensor::external(Engine& engine, const Shape& shape, DType dtype, const void* data,
+                        std::shared_ptr<const ExternalMemory> owner) {
   auto storage = engine.external_storage(data, bytes_of(shape, dtype), std::move(owner));
   storage->frozen = true;
   return Tensor(std::make_shared<TensorImpl>(&engine, std::move(storage), shape,

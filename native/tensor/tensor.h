@@ -30,8 +30,8 @@ class Tensor {
   // A contiguous tensor whose memory is allocated when the op that writes it runs.
   static Tensor empty(Engine& engine, const Shape& shape, DType dtype);
   // Aliases memory owned by `owner`; read-only and frozen.
-  static Tensor external(Engine& engine, const Shape& shape, DType dtype, void* data,
-                         std::shared_ptr<void> owner);
+  static Tensor external(Engine& engine, const Shape& shape, DType dtype, const void* data,
+                         std::shared_ptr<const ExternalMemory> owner);
 
   bool defined() const { return impl_ != nullptr; }
   const Shape& shape() const;

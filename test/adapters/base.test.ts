@@ -1,6 +1,6 @@
 // An adapter knows the base that it was saved for, by the tensors in that model's files and its configuration, whatever the folder and
 // the dtype. On another base a plain adapter gives a warning, and a pair on a residual is refused.
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -92,6 +92,22 @@ describe('the digest of a base', () => {
     const loaded = await load(path);
     rmSync(path, { recursive: true });
     expect(await baseDigest(loaded)).toEqual(digest);
+  });
+
+  it('is not of files that got the names of those that were opened', async () => {
+    const path = join(folder, 'replaced');
+    cpSync(kModel, path, { recursive: true });
+    let replaced = false;
+    const loaded = await AutoModelForCausalLM.fromPretrained(path, {
+      onProgress: () => {
+        if (replaced) return;
+        replaced = true;
+        cpSync(join(changed, 'model.safetensors'), join(path, 'new'));
+        renameSync(join(path, 'new'), join(path, 'model.safetensors'));
+      },
+    });
+    const merged = await (await AdapterModel.create(await load(kModel), { r: 2 })).mergeAndUnload();
+    expect(await baseDigest(loaded)).toEqual(await baseDigest(merged));
   });
 });
 

@@ -61,6 +61,19 @@ describe('Dataset', () => {
     expect(() => data.collateKept(Uint32Array.of(2))).toThrow(ArgumentError);
   });
 
+  it('refuses an example that is not the one that was read at first', async () => {
+    const rows = rowsOf(1, 2, 3, 4);
+    const data = await read(rows, { cacheBytes: 25 });
+    Object.assign(rows[1] as Row, { n: 3 }); // is in memory
+    Object.assign(rows[3] as Row, { n: 3 });
+    expect(await data.example(1)).toBe(2);
+    expect(await data.example(2)).toBe(3);
+    await expect(data.example(3)).rejects.toMatchObject({
+      code: 'ERR_FILE_CHANGED',
+      message: expect.stringMatching(/^row 3: the row is not what it was.*; restore/),
+    });
+  });
+
   it('has a digest of all examples in the order of the rows, including those that it leaves out', async () => {
     const print = async (rows: Row[], options: Partial<ReadOptions<number>> = {}) =>
       (await read(rows, options)).digest.toString('hex');

@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/launch.h"
@@ -83,4 +86,69 @@ TEST_CASE("engine: a table of another ABI is refused") {
   KernelTable table = *cpu_kernel_table();
   table.abi = BALORA_ABI + 1;
   CHECK_THROWS_AS(Engine(&table, {}), UnsupportedError);
+}
+
+namespace {
+
+// Memory that a test changes.
+struct Shared : ExternalMemory {
+  std::vector<float> values = std::vector<float>(4, 1.0f);
+  mutable std::atomic<int> checks{0};
+  std::atomic<bool> changed{false};
+  void refuse_changed() const override {
+    ++checks;
+    if (changed) throw FileChangedError("weights", "by the test");
+  }
+};
+
+std::string failure_of(Engine& engine) {
+  try {
+    engine.stream().sync();
+  } catch (const StreamError& error) {
+    return error.failure_code();
+  }
+  return "none";
+}
+
+}  // namespace
+
+TEST_CASE("engine: external memory is checked at the sync after an op that read it, once") {
+  Engine engine(cpu_kernel_table(), {});
+  const auto memory = std::make_shared<Shared>();
+  const Tensor x = Tensor::external(engine, {4}, DType::kF32, memory->values.data(), memory);
+  engine.stream().sync();
+  CHECK(memory->checks == 0);
+  Tensor y = binary(x, x, "add");
+  y = binary(y, x, "mul");
+  engine.stream().sync();
+  CHECK(memory->checks == 1);
+  memory->changed = true;
+  binary(y, y, "add");
+  CHECK(failure_of(engine) == "none");  // y was checked, and nothing reads x
+  binary(x, y, "add");
+  CHECK(failure_of(engine) == FileChangedError::kCode);
+  CHECK(failure_of(engine) == "none");
+}
+
+TEST_CASE("engine: memory that changed is the reason, whatever failed on it") {
+  Engine engine(cpu_kernel_table(), {});
+  const auto memory = std::make_shared<Shared>();
+  {
+    const Tensor x = Tensor::external(engine, {4}, DType::kF32, memory->values.data(), memory);
+    memory->changed = true;
+    launch("read", {x}, {}, [](Launch&) -> int32_t { throw NotFiniteError("NaN"); });
+  }  // the memory lives on until it is checked
+  CHECK(failure_of(engine) == FileChangedError::kCode);
+}
+
+TEST_CASE("engine: what was computed from changed memory does not reach another engine") {
+  Engine from(cpu_kernel_table(), {}), to(cpu_kernel_table(), {});
+  const auto memory = std::make_shared<Shared>();
+  const Tensor x = Tensor::external(from, {4}, DType::kF32, memory->values.data(), memory);
+  memory->changed = true;
+  const Tensor there = transfer(binary(x, x, "add"), to);
+  std::vector<float> out(4);
+  download(there, out.data());
+  CHECK(failure_of(to) == "ERR_NATIVE");  // no value came
+  CHECK(failure_of(from) == FileChangedError::kCode);
 }
