@@ -147,6 +147,11 @@ export abstract class Model extends Module {
     return Number.POSITIVE_INFINITY;
   }
 
+  /** Largest number of tokens that a sequence may have in generation; infinity where nothing limits it. */
+  get contextLength(): number {
+    return this.maxPositions;
+  }
+
   /** The row of the position table that the first token of a sequence reads. */
   protected get firstPosition(): number {
     return 0;
