@@ -13,61 +13,74 @@ export interface Bound {
   readonly weight: number;
 }
 
-/** Low bit and mask of each digit, the highest first: 11, 11 and 10 bits. */
-const kDigits = [
-  { shift: 21, mask: 0x7ff, flip: 0x400 },
-  { shift: 10, mask: 0x7ff, flip: 0 },
-  { shift: 0, mask: 0x3ff, flip: 0 },
-] as const;
+/** Number of values of the highest digit and of the middle one, of 11 bits each; the lowest has 10. */
+const kDigits = 0x800;
+const kHigh = 21;
+const kMiddle = 10;
 
 /** Finds bounds; it keeps its scratch memory from call to call. */
 export class Selection {
-  readonly #sums = new Float64Array(0x800);
+  readonly #sums = new Float64Array(kDigits);
   #candidates = new Int32Array(0);
 
   /**
    * Finds the bound of the fewest largest values whose count, or whose summed weights, are at least `target`: all values if
    * they do not reach it, at least one in any case.
    * @param values at least one, none of them NaN
-   * @param weights weights >= 0 of the values; equal values have equal weights. Default: each counts 1
+   * @param weights weights >= 0 of the values, at least one above 0; equal values have equal weights. Default: each counts 1
    */
   largest(values: Float32Array, target: number, weights: Float32Array | null = null): Bound {
     const bits = new Int32Array(values.buffer, values.byteOffset, values.length);
-    const sums = this.#sums;
-    let above = 0;
-    let count = -1; // all values, which are not listed yet
-    for (const { shift, mask, flip } of kDigits) {
-      sums.fill(0);
-      const candidates = this.#candidates;
-      const number = count < 0 ? values.length : count;
-      for (let n = 0; n < number; n++) {
-        const i = count < 0 ? n : (candidates[n] as number);
-        const digit = ((orderOf(bits[i] as number) >> shift) & mask) ^ flip;
-        sums[digit] = (sums[digit] as number) + (weights === null ? 1 : (weights[i] as number));
+    this.#addAll(bits, weights);
+    let { digit, above } = highestDigit(this.#sums, target, 0);
+    let count = this.#list(bits, digit);
+    for (const shift of [kMiddle, 0]) {
+      const digitOf = (i: number): number =>
+        (orderOf(bits[i] as number) >> shift) & (shift === 0 ? 0x3ff : 0x7ff);
+      this.#sums.fill(0);
+      for (const i of this.#candidates.subarray(0, count)) {
+        const sum = this.#sums[digitOf(i)] as number;
+        this.#sums[digitOf(i)] = sum + (weights === null ? 1 : (weights[i] as number));
       }
-      const found = highestDigit(sums, target, above);
-      above = found.above;
-      count = this.#keep(bits, count, (key) => (((key >> shift) & mask) ^ flip) === found.digit);
+      ({ digit, above } = highestDigit(this.#sums, target, above));
+      const wanted = this.#candidates.subarray(0, count).filter((i) => digitOf(i) === digit);
+      this.#candidates.set(wanted);
+      count = wanted.length;
     }
     const i = this.#candidates[0] as number;
-    return {
-      value: values[i] as number,
-      above,
-      weight: weights === null ? 1 : (weights[i] as number),
-    };
+    const weight = weights === null ? 1 : (weights[i] as number);
+    return { value: values[i] as number, above, weight };
   }
 
-  /** Keeps the candidates whose keys are wanted, the first time those among all values, and returns their number. */
-  #keep(bits: Int32Array, count: number, isWanted: (key: number) => boolean): number {
+  /** Sums the weights of all values by their highest digit. Its two loops are simple, since they take most of the time. */
+  #addAll(bits: Int32Array, weights: Float32Array | null): void {
+    const sums = this.#sums;
+    sums.fill(0);
+    if (weights === null) {
+      for (let i = 0; i < bits.length; i++) {
+        const digit = (orderOf(bits[i] as number) >> kHigh) + kDigits / 2;
+        sums[digit] = (sums[digit] as number) + 1;
+      }
+      return;
+    }
+    for (let i = 0; i < bits.length; i++) {
+      const weight = weights[i] as number;
+      if (weight === 0) continue;
+      const digit = (orderOf(bits[i] as number) >> kHigh) + kDigits / 2;
+      sums[digit] = (sums[digit] as number) + weight;
+    }
+  }
+
+  /** Lists the values with a highest digit, and returns their number. */
+  #list(bits: Int32Array, digit: number): number {
     if (this.#candidates.length < bits.length) this.#candidates = new Int32Array(bits.length);
     const candidates = this.#candidates;
-    const number = count < 0 ? bits.length : count;
-    let kept = 0;
-    for (let n = 0; n < number; n++) {
-      const i = count < 0 ? n : (candidates[n] as number);
-      if (isWanted(orderOf(bits[i] as number))) candidates[kept++] = i;
+    let count = 0;
+    for (let i = 0; i < bits.length; i++) {
+      const own = (orderOf(bits[i] as number) >> kHigh) + kDigits / 2;
+      if (own === digit) candidates[count++] = i;
     }
-    return kept;
+    return count;
   }
 }
 

@@ -11,7 +11,7 @@ import { disturb } from '../support/tiny_adapters.ts';
 import { writeTinySeq2Seq } from '../support/tiny_seq2seq.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-cli-generate-'));
-const base = ['generate', '--model', demoCheckpoint, '--max-new-tokens', '8'];
+const base = ['generate', '--model', demoCheckpoint, '--max-new-tokens', '8', '--threads', '1'];
 let model: CausalLM;
 let tokenizer: Tokenizer;
 beforeAll(async () => {
