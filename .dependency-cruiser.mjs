@@ -22,6 +22,10 @@ const kLayers = {
   adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
+  generate: [
+    ...['adapters', 'models', 'data', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+  ],
   eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],
   // The list of tasks, with the differences between language models, encoder-decoders and classifiers.
   tasks: [
@@ -33,7 +37,7 @@ const kLayers = {
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   cli: [
-    ...['train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
 };
@@ -51,7 +55,7 @@ const kPackages = {
   hyparquet: ['data'],
   commander: ['cli', 'bench'],
   yaml: ['cli'],
-  zod: ['models', 'text', 'options', 'adapters', 'train', 'bench'],
+  zod: ['models', 'text', 'options', 'adapters', 'generate', 'train', 'bench'],
 };
 
 const kHarness = '^bench/harness/';

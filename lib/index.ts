@@ -86,6 +86,9 @@ export type {
   EvaluationResult,
   ExampleResult,
 } from './eval/types.ts';
+export { type GenerateOptions, type Generation, generate } from './generate/generate.ts';
+export type { TokenLogprob } from './generate/scores.ts';
+export type { FinishReason, GeneratedText, GeneratedToken } from './generate/sequence.ts';
 export { type GradcheckOptions, gradcheck } from './gradcheck.ts';
 export { type CapturedGraph, captureGraph } from './graph.ts';
 export { kIgnoredTarget } from './ignored_target.ts';
@@ -158,6 +161,7 @@ export {
   type ChatTemplateSource,
   type RenderOptions,
 } from './text/chat_template.ts';
+export type { DecodeStream } from './text/decode_stream.ts';
 export {
   type DecodeOptions,
   type EncodeOptions,

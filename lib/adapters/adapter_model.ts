@@ -129,6 +129,35 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     this.#apply();
   }
 
+  /**
+   * Runs `body` with an adapter in the place of the active one, switched on and without dropout; afterwards everything is as before.
+   * `body` must be synchronous, since between awaits other code uses the model.
+   * @throws ArgumentError for an unknown name
+   */
+  withAdapter<T>(name: string, body: () => T): T {
+    const adapter = this.#named(name);
+    const active = this.#active;
+    const { shared } = adapter;
+    const [enabled, pass, dropsInputs] = [shared.enabled, shared.pass, this.model.dropsInputs];
+    if (adapter !== active) active.detach();
+    adapter.attach();
+    shared.pass = null;
+    this.model.dropsInputs = false;
+    try {
+      return body();
+    } finally {
+      shared.pass = pass;
+      this.model.dropsInputs = dropsInputs;
+      if (adapter === active) {
+        adapter.setEnabled(enabled);
+      } else {
+        adapter.detach();
+        active.attach();
+        this.#apply();
+      }
+    }
+  }
+
   /** Removes an adapter from the model and frees its tensors. @throws ArgumentError for the active one */
   deleteAdapter(name: string): void {
     const adapter = this.#named(name);

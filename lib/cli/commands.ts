@@ -1,5 +1,6 @@
 /** The list of commands, in the order in which the help shows them. */
 import { addEvaluate } from './evaluate_command.ts';
+import { addGenerate } from './generate_command.ts';
 import { addInspect } from './inspect_command.ts';
 import { addMerge } from './merge_command.ts';
 import type { CommandModule } from './program.ts';
@@ -9,6 +10,7 @@ import { addTrain } from './train_command.ts';
 export const kCommands: readonly CommandModule[] = [
   addTrain,
   addEvaluate,
+  addGenerate,
   addInspect,
   addMerge,
   addSchema,

@@ -225,11 +225,18 @@ export class DecoderLM extends CausalLM {
     return linearHead(this.lm_head, this.config.headSoftcap);
   }
 
+  /** `max_position_embeddings`, unless the rotary embedding adapts to any length. */
+  override get contextLength(): number {
+    const { ropes, maxPositions } = this.config;
+    const adapts = ropes.some(({ type }) => type === 'dynamic');
+    return adapts ? Number.POSITIVE_INFINITY : maxPositions;
+  }
+
   override get steadyLength(): number {
     return steadyLength(this.config.ropes);
   }
 
-  override get contextLength(): number {
+  override get configuredPositions(): number {
     return this.config.maxPositions;
   }
 

@@ -43,7 +43,7 @@ class DecoderForSequenceClassification extends SequenceClassifier {
     return ['score'];
   }
 
-  override get contextLength(): number {
+  override get configuredPositions(): number {
     return this.#config.maxPositions;
   }
 

@@ -146,9 +146,14 @@ export abstract class Model extends Module {
     return Number.POSITIVE_INFINITY;
   }
 
-  /** Number of positions that the model was made for; a batch has others only where it has as many rows. 0: there is none. */
-  get contextLength(): number {
+  /** Number of positions that the configuration names; a batch has others only where it has as many rows. 0: it names none. */
+  get configuredPositions(): number {
     return Number.isFinite(this.maxPositions) ? this.maxPositions : 0;
+  }
+
+  /** Largest number of tokens that a sequence may have in generation; infinity where nothing limits it. */
+  get contextLength(): number {
+    return this.maxPositions;
   }
 
   /** The row of the position table that the first token of a sequence reads. */
@@ -359,7 +364,7 @@ function checkTokenTypes(
  */
 export function checkBatch(
   batch: ModelBatch,
-  { vocabSize, contextLength }: Pick<Model, 'vocabSize' | 'contextLength'>,
+  { vocabSize, configuredPositions }: Pick<Model, 'vocabSize' | 'configuredPositions'>,
 ): void {
   const { inputIds, positions, cuSeqlens, lengths } = batch;
   const rows = inputIds.length;
@@ -385,12 +390,12 @@ export function checkBatch(
       refuse(`inputIds[${n}] must be 0 to ${vocabSize - 1}, an id of the vocabulary, got ${id}`);
     }
   });
-  const most = Math.max(contextLength, rows);
+  const most = Math.max(configuredPositions, rows);
   positions.forEach((position, n) => {
     if (position < 0) refuse(`positions[${n}] must be >= 0, got ${position}`);
     if (position < most) return;
     const limit =
-      contextLength > rows
+      configuredPositions > rows
         ? "max_position_embeddings of the model's configuration"
         : 'the rows of the batch';
     refuse(`positions[${n}] must be below ${most}, ${limit}, got ${position}`);

@@ -15,6 +15,8 @@ interface Bounds {
   readonly above?: boolean;
   /** An upper bound that a value must stay below. */
   readonly below?: number;
+  /** The largest value. */
+  readonly most?: number;
 }
 
 function option<T, D, R = T>(kind: Kind<T, R>, entry: Entry<D>): Option<T, D, R> {
@@ -48,16 +50,22 @@ function readBefore<T>(read: (given: unknown) => unknown, schema: z.ZodType<T>):
   return z.preprocess(read, schema) as unknown as z.ZodType<T>;
 }
 
-function numberKind(base: z.ZodNumber, { least, above = false, below }: Bounds, whole = false) {
+function numberKind(
+  base: z.ZodNumber,
+  { least, above = false, below, most }: Bounds,
+  whole = false,
+) {
   const from = least === undefined ? base : above ? base.gt(least) : base.min(least);
+  const under = below === undefined ? from : from.lt(below);
   const bounds = [
     ...(least === undefined ? [] : [`${above ? '>' : '>='} ${least}`]),
     ...(below === undefined ? [] : [`< ${below}`]),
+    ...(most === undefined ? [] : [`<= ${most}`]),
   ];
   const range = bounds.length === 0 ? '' : ` ${bounds.join(' and ')}`;
   const noun = whole ? 'whole number' : bounds.length === 0 ? 'finite number' : 'number';
   return {
-    schema: (below === undefined ? from : from.lt(below)) as z.ZodType<number>,
+    schema: (most === undefined ? under : under.max(most)) as z.ZodType<number>,
     wanted: `a ${noun}${range}`,
     placeholder: whole ? 'n' : 'number',
     fromText: asNumber,

@@ -44,6 +44,7 @@ export interface HfTokenizer {
   model: HfModel;
   readonly normalizer: unknown;
   readonly decoder: unknown;
+  readonly special_tokens: readonly string[];
   encode(text: string, options: { add_special_tokens: boolean }): { ids: number[] };
   decode(
     ids: number[],

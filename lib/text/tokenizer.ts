@@ -14,6 +14,7 @@ import {
   type ChatTemplateSource,
   type RenderOptions,
 } from './chat_template.ts';
+import { DecodeStream } from './decode_stream.ts';
 import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
 import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.ts';
 import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
@@ -93,6 +94,7 @@ export class Tokenizer {
   private readonly addedIds: ReadonlySet<number>;
   /** Regular expressions of the file that may take for ever; with any, texts are converted within a deadline. */
   private readonly unknownRegexes: readonly string[];
+  private readonly addedTokens: ReadonlySet<string>;
 
   private constructor({ tokenizerJson, tokenizerConfig, merges, missingBytes }: TokenizerOptions) {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
@@ -141,6 +143,7 @@ export class Tokenizer {
     this.frame = readFrame(tokenizerJson.post_processor);
     this.vocabSize = model.vocab.length;
     this.addedIds = new Set(addedTokens.map(({ id }) => id));
+    this.addedTokens = new Set(addedTokens.map(({ content }) => content));
     this.specialIds = new Set(addedTokens.filter((token) => token.special).map(({ id }) => id));
     this.cleanUp = tokenizerConfig.clean_up_tokenization_spaces === true;
     this.byteLevel = containsType(tokenizerJson.decoder, 'ByteLevel');
@@ -240,6 +243,20 @@ export class Tokenizer {
         clean_up_tokenization_spaces: this.cleanUp,
       }),
     );
+  }
+
+  /**
+   * Decodes ids one at a time: the parts together are the text of decode(), and none of them ends within a character.
+   * @throws UnsupportedError for a decoder of tokenizer.json that cannot decode id by id
+   */
+  decodeStream({ skipSpecialTokens = false }: DecodeOptions = {}): DecodeStream {
+    return new DecodeStream({
+      decoder: this.parts.tokenizerJson.decoder,
+      tokenOf: (id) => this.tokenizer.id_to_token(id),
+      skipped: new Set(skipSpecialTokens ? this.tokenizer.special_tokens : []),
+      added: this.addedTokens,
+      cleanUp: this.cleanUp,
+    });
   }
 
   /** The token's entry in the vocabulary, e.g. `Ġthe`. */

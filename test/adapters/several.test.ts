@@ -57,6 +57,42 @@ describe('several adapters on one base', () => {
     expect(hidden(model)).toEqual(base);
   });
 
+  it('run in the place of the active one for one call, switched on and without dropout', async () => {
+    const model = new TinyModel();
+    const base = hidden(model);
+    const tuned = await AdapterModel.create(model, { r: 3, loraDropout: 0.5 }, { name: 'one' });
+    disturb(tuned);
+    const one = hidden(model);
+    await tuned.addAdapter('two', { r: 2, modulesToSave: ['norm'] });
+    tuned.setAdapter('two');
+    disturb(tuned, 500);
+    const two = hidden(model);
+    expect(tuned.withAdapter('one', () => hidden(model))).toEqual(one);
+    expect([hidden(model), tuned.active]).toEqual([two, 'two']);
+    tuned.enabled = false;
+    expect(tuned.withAdapter('two', () => hidden(model))).toEqual(two);
+    expect(tuned.withAdapter('one', () => hidden(model))).toEqual(one);
+    expect(hidden(model)).toEqual(base);
+    tuned.enabled = true;
+    tuned.setAdapter('one');
+    tuned.trainingPass({ step: 1, microBatch: 0 });
+    const dropped = hidden(model);
+    expect(dropped).not.toEqual(one);
+    expect(tuned.withAdapter('one', () => hidden(model))).toEqual(one);
+    expect(tuned.withAdapter('two', () => hidden(model))).toEqual(two);
+    expect(hidden(model)).toEqual(dropped);
+    tuned.trainingPass(null);
+    const fail = (): never => {
+      throw new Error('inside');
+    };
+    expect(() => tuned.withAdapter('two', fail)).toThrow('inside');
+    expect(hidden(model)).toEqual(one);
+    expect(() => tuned.withAdapter('three', () => 0)).toThrow(
+      'there is no adapter "three"; known: one, two',
+    );
+    tuned.dispose();
+  });
+
   it('are refused where a name is taken or unknown', async () => {
     const tuned = await AdapterModel.create(new TinyModel(), { r: 3 });
     await expect(tuned.addAdapter('default')).rejects.toThrow(

@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import ts from 'typescript';
 import { beforeAll, describe, expect, it, vi } from 'vitest';
 import { loraOptions } from '../../lib/adapters/lora_options.ts';
+import { generationOptions } from '../../lib/generate/options.ts';
 import { REGULARIZER_OPTIONS } from '../../lib/train/regularizers.ts';
 import { trainerOptions } from '../../lib/train/schema.ts';
 
@@ -16,10 +17,12 @@ const kTables = {
   TrainerOptions: Object.keys(trainerOptions),
   RegularizerOptions: Object.keys(REGULARIZER_OPTIONS),
   LoraConfigInput: Object.keys(loraInput),
+  GenerateOptions: Object.keys(generationOptions),
 };
 /** A program that refers to every option once. */
 const kProgram = [
   "import type { LoraConfigInput } from './adapters/config.ts';",
+  "import type { GenerateOptions } from './generate/generate.ts';",
   "import type { RegularizerOptions } from './train/regularizers.ts';",
   "import type { TrainerOptions } from './train/trainer_options.ts';",
   ...Object.entries(kTables).map(([type, keys]) => {

@@ -42,6 +42,8 @@ describe('a kind of values', () => {
     ['number', number({ least: 0, help }), '-1', 'x must be a number >= 0, got -1'],
     ['number', number({ least: 0, above: true, help }), '0', 'x must be a number > 0, got 0'],
     ['number', number({ least: 0, below: 1, help }), '1', 'x must be a number >= 0 and < 1, got 1'],
+    ['number', number({ least: 0, most: 1, help }), '1', 1],
+    ['number', number({ least: 0, most: 1, help }), '2', 'x must be a number >= 0 and <= 1, got 2'],
     ['whole', whole({ least: 1, help }), '3', 3],
     ['whole', whole({ least: 1, help }), '1.5', 'x must be a whole number >= 1, got 1.5'],
     ['whole', whole({ least: 1, help }), 'many', 'x must be a whole number >= 1, got "many"'],

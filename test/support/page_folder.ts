@@ -9,6 +9,9 @@ const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const kCommit = '0123456789abcdef0123456789abcdef01234567';
 const kNli = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
 
+const kChatTemplate =
+  "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
+
 /** Names of model files on the pages -> the files in the folder of models that replace them. */
 const kModels = {
   decoder: ['SmolLM2-135M', 'SmolLM2-135M-Instruct', 'path/to/model'],
@@ -21,6 +24,7 @@ const kTexts = ['train.jsonl', 'test.jsonl', 'gsm8k/train.jsonl', 'gsm8k/test.js
 export async function writePageModels(folder: string): Promise<void> {
   const at = (...path: string[]) => join(folder, ...path);
   await cp(join(kRoot, 'examples', 'demo', 'checkpoint'), at('decoder'), { recursive: true });
+  await writeFile(at('decoder', 'chat_template.jinja'), kChatTemplate);
   await writeTinyClassifier(at('encoder'), { head: false });
   await writeTinySeq2Seq(at('seq2seq'));
   const repository = at('hub', 'models--FacebookAI--roberta-large-mnli');

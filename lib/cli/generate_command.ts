@@ -1,0 +1,109 @@
+/** `balora generate`: continues or answers a prompt, with or without an adapter. The text goes to stdout as it comes. */
+import type { Command } from 'commander';
+import { AdapterModel } from '../adapters/adapter_model.ts';
+import { ArgumentError } from '../errors.ts';
+import { type Generation, generate } from '../generate/generate.ts';
+import { generationChecks, generationOptions } from '../generate/options.ts';
+import type { GeneratedText } from '../generate/sequence.ts';
+import type { CausalLM } from '../models/index.ts';
+import { checkTogether } from '../options/option.ts';
+import { memoryStats, setNumThreads } from '../runtime.ts';
+import { addOptions, readOptions } from './command_options.ts';
+import { type GenerateCommandSettings, kGenerateOptions } from './generate_options.ts';
+import { abortable, Interrupt } from './interrupt.ts';
+import { adapterOptions, loadOptions, showWarnings } from './load.ts';
+import { flagOf, pick } from './option_table.ts';
+import type { CliContext, CommandModule } from './program.ts';
+import { Progress } from './progress.ts';
+import { cliTaskOf } from './tasks/list.ts';
+import { fixed, formatBytes } from './terminal.ts';
+
+export const addGenerate: CommandModule = (program, context, run) => {
+  const command = program
+    .command('generate')
+    .description(
+      'answer or continue a prompt; greedy and at most 256 tokens unless options say otherwise',
+    );
+  addOptions(command, kGenerateOptions);
+  command.action(
+    run(kGenerateOptions, async (_: unknown, self: Command) => {
+      const settings = await readOptions(self, kGenerateOptions);
+      checkTogether(generationChecks, settings, { name: flagOf });
+      if (settings.task === 'sequence-classification') {
+        throw new ArgumentError(
+          'a classifier does not generate text; balora evaluate shows what it predicts',
+        );
+      }
+      return abortable(
+        (signal) => generateText(settings, { context, signal }),
+        () => {},
+      );
+    }),
+  );
+};
+
+async function generateText(
+  settings: GenerateCommandSettings,
+  { context, signal }: { context: CliContext; signal: AbortSignal },
+): Promise<number> {
+  const progress = new Progress(context.stderr);
+  if (settings.threads !== undefined) setNumThreads(settings.threads);
+  const { model, tokenizer } = await cliTaskOf(settings).loadBase(settings.model as string, {
+    ...{ adapter: '', progress },
+    ...loadOptions(settings, progress),
+  });
+  progress.clear();
+  const { adapter, raw = false, prompt } = settings;
+  const tuned =
+    adapter === undefined
+      ? (model as CausalLM)
+      : showWarnings(
+          await AdapterModel.fromPretrained(model as CausalLM, adapter, adapterOptions(settings)),
+          progress,
+        );
+  const text = prompt as string;
+  const isChat = !raw && tokenizer.chatTemplate !== null;
+  const stream = generate(tuned, {
+    ...pick(settings, Object.keys(generationOptions) as (keyof typeof generationOptions)[]),
+    ...(isChat ? { messages: [{ role: 'user', content: text }] } : { prompt: text }),
+    ...{ tokenizer, signal },
+  });
+  const results = await show(stream, settings, context);
+  context.stderr.write(`${speeds(results, model.device)}\n`);
+  return signal.reason instanceof Interrupt ? signal.reason.exitCode : 0;
+}
+
+/** Writes the texts: the only one as it comes, several one after the other, or all as JSON. */
+async function show(
+  stream: Generation,
+  { json, numReturnSequences = 1 }: GenerateCommandSettings,
+  { stdout }: CliContext,
+): Promise<readonly GeneratedText[]> {
+  if (json) {
+    const results = await stream.result;
+    stdout.write(`${JSON.stringify(results, null, 2)}\n`);
+    return results;
+  }
+  if (numReturnSequences === 1) {
+    for await (const { text } of stream) stdout.write(text);
+    stdout.write('\n');
+    return stream.result;
+  }
+  const results = await stream.result;
+  results.forEach(({ text }, i) => {
+    stdout.write(`--- ${i + 1} of ${results.length}\n${text}\n`);
+  });
+  return results;
+}
+
+/** A line with the number of tokens, the speeds of reading and writing, and the memory that was used at most. */
+function speeds(results: readonly GeneratedText[], device: string): string {
+  const [first] = results as [GeneratedText];
+  const written = results.reduce((sum, { tokens }) => sum + tokens.length, 0);
+  const rate = results.reduce((sum, { tokensPerSecond }) => sum + tokensPerSecond, 0);
+  return [
+    `${first.promptTokens} prompt tokens (${fixed(first.promptTokensPerSecond, 1)} tokens/s)`,
+    `${written} new tokens (${fixed(rate, 1)} tokens/s)`,
+    `${formatBytes(memoryStats({ device }).peakBytes)} at most`,
+  ].join(', ');
+}
