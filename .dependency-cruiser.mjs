@@ -15,7 +15,7 @@ const kLayers = {
   io: ['tensor', 'native', 'errors'],
   nn: ['ops', 'tensor', 'errors'],
   text: ['io', 'errors'],
-  data: ['text', 'ignored_target', 'errors'],
+  data: ['text', 'io', 'ignored_target', 'errors'],
   models: ['nn', 'io', 'ops', 'tensor', 'errors'],
   adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
