@@ -16,6 +16,7 @@ import {
 import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
 import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.ts';
 import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
+import { LongTexts } from './long_texts.ts';
 import {
   dropUnknownCharacters,
   encodeByteLevel,
@@ -26,8 +27,9 @@ import {
 } from './models.ts';
 import { repairNormalizer } from './normalizers.ts';
 import { preTokenizerSteps } from './pre_tokenizers.ts';
+import { GreedyMerges } from './spm_merges.ts';
 import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_files.ts';
-import type { TokenizerParts } from './tokenizer_parts.ts';
+import type { TokenizerOptions, TokenizerParts, TokenizerSetup } from './tokenizer_parts.ts';
 
 type Json = Record<string, unknown>;
 
@@ -55,11 +57,6 @@ interface AddedToken {
   id: number;
   content: string;
   special?: boolean;
-}
-
-interface TokenizerOptions extends TokenizerParts {
-  /** Treatment of a byte without a token: it is dropped before merging (Hugging Face), or merges stop at it (llama.cpp). */
-  missingBytes: 'join' | 'separate';
 }
 
 const kRoles = [
@@ -95,11 +92,14 @@ export class Tokenizer {
   private readonly cleanUp: boolean;
   private readonly byteLevel: boolean;
   private readonly addedIds: ReadonlySet<number>;
+  private readonly longTexts: LongTexts;
 
   private constructor({ tokenizerJson, tokenizerConfig, merges, missingBytes }: TokenizerOptions) {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
     checkIds(tokenizerJson, addedTokens);
     this.parts = { tokenizerJson, tokenizerConfig, ...(merges && { merges }) };
+    const ranks = merges?.ranks ?? null;
+    this.longTexts = new LongTexts({ tokenizerJson, tokenizerConfig, ranks, missingBytes });
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
     const json: Json = {
       ...tokenizerJson,
@@ -194,6 +194,11 @@ export class Tokenizer {
     return new Tokenizer({ ...tokenizerFromGgufMetadata(metadata), missingBytes: 'separate' });
   }
 
+  /** Makes a tokenizer in another process than the one that described it. */
+  static fromSetup({ ranks, ...parts }: TokenizerSetup): Tokenizer {
+    return new Tokenizer({ ...parts, ...(ranks && { merges: new GreedyMerges(ranks) }) });
+  }
+
   /**
    * Writes tokenizer.json and tokenizer_config.json into a folder, for this library and Hugging Face's, also for a tokenizer from a
    * GGUF file. A file that exists is not replaced.
@@ -202,12 +207,26 @@ export class Tokenizer {
     await writeTokenizerFiles(folder, this.parts);
   }
 
-  /** Converts a text to ids. */
+  /**
+   * Converts a text to ids. A text of megabytes takes seconds, in which the event loop waits; the data pipeline therefore encodes in
+   * {@link withLongTexts}.
+   */
   encode(text: string, options: EncodeOptions = {}): number[] {
     const { addSpecialTokens = true, parseSpecial = true } = options;
     const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
-    const { ids } = tokenizer.encode(text, { add_special_tokens: false });
+    const ids =
+      this.longTexts.ids({ text, parseSpecial }) ??
+      tokenizer.encode(text, { add_special_tokens: false }).ids;
     return addSpecialTokens ? applyFrame(this.frame, ids, null).ids : ids;
+  }
+
+  /**
+   * Runs synchronous code that encodes with this tokenizer, and has long texts encoded in another process meanwhile, so that the event
+   * loop stays free. The code runs again for each of them and must have no effects.
+   * @throws what `work` throws, the signal's reason, NativeError for a text for which the memory is not sufficient
+   */
+  withLongTexts<T>(work: () => T, options: { signal?: AbortSignal | undefined } = {}): Promise<T> {
+    return this.longTexts.run(work, options.signal);
   }
 
   /**
