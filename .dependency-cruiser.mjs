@@ -17,7 +17,7 @@ const kLayers = {
   io: ['tensor', 'native', 'errors'],
   nn: ['ops', 'tensor', 'errors'],
   text: ['io', 'deadline', 'errors'],
-  data: ['text', 'ignored_target', 'errors'],
+  data: ['text', 'io', 'ignored_target', 'errors'],
   models: ['nn', 'io', 'ops', 'tensor', 'errors'],
   adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],

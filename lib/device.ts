@@ -16,8 +16,12 @@ export interface DeviceInfo {
    * environment's ONEDNN_MAX_CPU_ISA limits it; '' for other devices.
    */
   instructions: string;
-  /** Free memory in bytes as the driver counts it; 0 where it is not counted. */
+  /**
+   * Free memory in bytes: as the driver counts it; for the CPU what this process may still use, by the machine and the control groups
+   * (containers) that it is in, swap included. 0 where it is not known.
+   */
   freeBytes: number;
+  /** All memory in bytes, counted in the same way. */
   totalBytes: number;
 }
 
@@ -67,8 +71,8 @@ export function deviceInfo(device: string = getDefaultDevice()): DeviceInfo {
 
 /** Whether the device uses the memory of the process, as the CPU does; otherwise the device's driver counts its memory. */
 export function sharesProcessMemory(device: string = getDefaultDevice()): boolean {
-  const { description, totalBytes } = deviceInfo(device);
-  return description === '' && totalBytes === 0;
+  const { device: name, description, totalBytes } = deviceInfo(device);
+  return name === 'cpu' || (description === '' && totalBytes === 0);
 }
 
 /** The canonical name of a device: "cuda" is "cuda:0". */

@@ -5,7 +5,7 @@
  * `ERR_ARGUMENT`: the caller passed something wrong. `ERR_UNSUPPORTED`: not available here. `ERR_FORMAT`: a file that is damaged,
  * foreign or cannot be opened. `ERR_OUT_OF_MEMORY`: a device's memory or the limit set for it. `ERR_NOT_FINITE`: a loss, a
  * gradient or, in anomaly mode, any value is NaN or infinite. `ERR_DISK_FULL`: no space, quota or size left for a file.
- * `ERR_IO`: a file cannot be written or mapped for another reason. `ERR_FILE_CHANGED`: a file was written to or shortened while it
+ * `ERR_IO`: a file cannot be read, written or mapped for another reason. `ERR_FILE_CHANGED`: a file was written to or shortened while it
  * was in use. `ERR_NETWORK`: the Hub cannot be reached. `ERR_GRADIENT`: gradcheck found a wrong one. `ERR_NATIVE`: anything else
  * below JavaScript.
  */
@@ -51,10 +51,13 @@ const kFormatAdvice = 'fetch the file again, or write it again with what made it
 /** Base of every error that balora throws on purpose. */
 export class BaloraError extends Error {
   readonly code: ErrorCode;
+  /** The file or folder at fault, where there is one. */
+  readonly path: string | undefined;
 
-  constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
+  constructor(code: ErrorCode, message: string, options?: ErrorOptions & { path?: string }) {
     super(message, options);
     this.code = code;
+    this.path = options?.path;
     this.name = new.target.name;
   }
 }
@@ -86,18 +89,18 @@ interface FormatErrorOptions extends ErrorOptions {
 
 /** A damaged or foreign file (`ERR_FORMAT`), with its `path` and, where one place is at fault, the byte `offset`. */
 export class FormatError extends BaloraError {
-  readonly path: string | undefined;
   readonly offset: number | undefined;
 
   constructor(message: string, where: FormatErrorOptions = {}) {
     super('ERR_FORMAT', withAdvice(message, where.advice ?? kFormatAdvice), where);
-    this.path = where.path;
     this.offset = where.offset;
   }
 }
 
-/** The kind of a {@link NativeError}, and what to do. */
+/** The kind of a {@link NativeError}, its place, and what to do. */
 interface NativeErrorOptions extends ErrorOptions {
+  /** The file or folder at fault, where there is one. */
+  path?: string;
   /** Default: `ERR_NATIVE`. */
   code?: NativeCode;
   /** End of the message: what to do. Default: that of the code. */
@@ -125,8 +128,9 @@ function withAdvice(message: string, advice: string): string {
 /** The message of an error without the general advice at its end, for another message that quotes it. */
 export function withoutAdvice({ code, message }: BaloraError): string {
   const advice = kAdvice[code as NativeCode] ?? '';
-  if (advice !== '') return message.replace(`; ${advice}`, '');
-  return code === 'ERR_FORMAT' ? splitAdvice(message)[0] : message;
+  // These have advice of their own.
+  if (code === 'ERR_FORMAT' || code === 'ERR_IO') return splitAdvice(message)[0];
+  return advice === '' ? message : message.replace(`; ${advice}`, '');
 }
 
 /** A message of a FormatError and the advice at its end; the addon gives both in one text, or no advice. */

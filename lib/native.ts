@@ -1,6 +1,6 @@
 // The only importer of the addon: finds the binary, loads it, and passes its functions on with the types that the binding generated
 // (native_ops.ts). No other file in lib/ knows where the binary is.
-import { existsSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -48,11 +48,12 @@ function load(): Native {
   const require = createRequire(import.meta.url);
   const reasons: string[] = [];
   for (const path of candidates()) {
-    if (!existsSync(path)) {
-      reasons.push(`${path}: not there`);
-      continue;
-    }
     try {
+      const info = statSync(path, { throwIfNoEntry: false });
+      if (info?.isFile() !== true) {
+        reasons.push(`${path}: ${info === undefined ? 'not there' : 'not a file'}`);
+        continue;
+      }
       const native = require(path) as Native;
       native.setErrorFactory(errorFromCode);
       // Calling process.exit() runs C++ static destructors (oneDNN unmaps its kernels) without Node's clean-up hooks for the

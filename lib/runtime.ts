@@ -1,5 +1,5 @@
 // Settings and statistics of this thread's engines, of which each device has one.
-import { getDefaultDevice } from './device.ts';
+import { deviceInfo, getDefaultDevice } from './device.ts';
 import { inDebugMode, native, withSetting } from './native.ts';
 
 export { setDebugMode } from './native.ts';
@@ -103,6 +103,15 @@ const deviceOf = ({ device }: OfDevice): string => device ?? getDefaultDevice();
 /** Memory by the engine's own count; await {@link synchronize} first for exact figures. */
 export function memoryStats(of: OfDevice = {}): MemoryStats {
   return native.memoryStats(deviceOf(of)) as MemoryStats;
+}
+
+/** Bytes of a device that this process may still use, those that its engine keeps for reuse included; null where it is not known. */
+export function availableMemory(
+  of: OfDevice = {},
+): { device: string; free: number; total: number } | null {
+  const { device, freeBytes, totalBytes } = deviceInfo(deviceOf(of));
+  if (totalBytes === 0) return null;
+  return { device, free: freeBytes + memoryStats({ device }).cachedBytes, total: totalBytes };
 }
 
 /** Resets peakBytes to the bytes that are live now. */

@@ -26,6 +26,11 @@ export interface TensorOptions {
 
 const kDTypes: readonly string[] = ['f32', 'bf16', 'f16', 'f64', 'i32', 'i64', 'u8'];
 
+/** Bytes of an element, by dtype. */
+export const DTYPE_BYTES: Readonly<Record<DType, number>> = {
+  ...{ f64: 8, f32: 4, bf16: 2, f16: 2, i64: 8, i32: 4, u8: 1 },
+};
+
 const kArrays = {
   f32: Float32Array,
   f64: Float64Array,

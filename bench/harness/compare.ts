@@ -1,7 +1,7 @@
 /** Comparison of two reports: the ratio of each figure, and whether it is a regression beyond a margin. */
-import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { FormatError } from '../../lib/errors.ts';
+import { readText } from '../../lib/io/regular_file.ts';
 import type { Report, Row } from './types.ts';
 
 interface Comparison {
@@ -122,9 +122,10 @@ const kReport = z.looseObject({
 
 /** Reads a report from a file. @throws FormatError where the file is not a report */
 export async function readReport(path: string): Promise<Report> {
+  const text = await readText(path);
   let json: unknown;
   try {
-    json = JSON.parse(await readFile(path, 'utf8'));
+    json = JSON.parse(text);
   } catch (error) {
     throw new FormatError(`${path}: ${(error as Error).message}`, { path });
   }

@@ -3,10 +3,11 @@
  * bench/torch/minilm_step.py computes it. It uses the real model and rows where --model is the folder of a bert and --data a .tsv
  * file, otherwise random weights and ids of the same shapes (also where the other rows measure another model).
  */
-import { readFile, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { sharesProcessMemory } from '../../lib/device.ts';
+import { readText } from '../../lib/io/regular_file.ts';
 import {
   AutoModelForSequenceClassification,
   type SequenceClassifier,
@@ -97,7 +98,7 @@ async function openEncoder(
 
 async function isBert(path: string): Promise<boolean> {
   try {
-    const config = JSON.parse(await readFile(join(path, 'config.json'), 'utf8'));
+    const config = JSON.parse(await readText(join(path, 'config.json')));
     return config.model_type === 'bert';
   } catch {
     return false; // a GGUF file, or a name on the Hub: the language model of the other rows

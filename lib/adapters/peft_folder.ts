@@ -2,10 +2,10 @@
  * PEFT adapter folders, read and written: adapter_config.json and adapter_model.safetensors. Tensors are f32 for every dtype of the
  * base, under `base_model.model.<module>.lora_A.weight` and `.lora_B.weight`.
  */
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
+import { isMissing, readText } from '../io/regular_file.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import {
@@ -154,7 +154,7 @@ const savedKey = (key: string): string => key.replace('.modules_to_save.default.
 /** Reads adapter_config.json. @throws FormatError, UnsupportedError if it is missing or cannot be understood */
 export async function readAdapterConfig(folder: string): Promise<LoraConfig> {
   const path = join(folder, ADAPTER_CONFIG);
-  return parseAdapterConfig(await readText(path), { path });
+  return parseAdapterConfig(await readConfig(path), { path });
 }
 
 /** PEFT's name for the task of a folder's adapter; null where the folder has none. */
@@ -289,11 +289,12 @@ function checkModule(
   return { pair: { a, b }, parameters };
 }
 
-async function readText(path: string): Promise<string> {
+async function readConfig(path: string): Promise<string> {
   try {
-    return await readFile(path, 'utf8');
+    return await readText(path);
   } catch (error) {
-    throw new FormatError(`${path}: ${(error as Error).message}`, {
+    if (!isMissing(error)) throw error;
+    throw new FormatError(`${path}: no such file`, {
       path,
       cause: error,
       advice: 'give the folder of a PEFT adapter',

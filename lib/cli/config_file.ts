@@ -1,25 +1,27 @@
 /** Configuration files: YAML or JSON, a flat object of options. */
-import { readFile } from 'node:fs/promises';
-import { parseDocument } from 'yaml';
+import { type Document, parseDocument } from 'yaml';
 import { ArgumentError, FormatError } from '../errors.ts';
+import { isMissing, readText } from '../io/regular_file.ts';
 
 const kAdvice = 'correct this line of YAML';
+/** Largest size of a configuration, which is far above that of all options together. */
+const kMaxBytes = 2 ** 18;
+/** Largest number of aliases that are followed; options are a flat list, for which none are needed. */
+const kMaxAliases = 100;
 
 /**
  * Reads a configuration file. JSON goes through the YAML parser too, since YAML includes it.
- * @throws FormatError naming file, line and column; ArgumentError if there is no such file
+ * @throws FormatError naming file, line and column, or as readText does; ArgumentError if there is no such file
  */
 export async function readConfigFile(path: string): Promise<Record<string, unknown>> {
   let text: string;
   try {
-    text = await readFile(path, 'utf8');
+    text = await readText(path, { limit: kMaxBytes });
   } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const reason = code === 'ENOENT' ? 'no such file' : message;
-    throw new ArgumentError(`cannot read the configuration ${path}: ${reason}; check the path`);
+    if (!isMissing(error)) throw error;
+    throw new ArgumentError(`cannot read the configuration ${path}: no such file; check the path`);
   }
-  // With prettyErrors, messages give line and column; uniqueKeys (on by default) refuses a key that is given twice.
-  const document = parseDocument(text, { prettyErrors: true });
+  const document = parsed(path, text);
   const [error] = document.errors;
   if (error) {
     const { line = 1, col = 1 } = error.linePos?.[0] ?? {};
@@ -28,13 +30,14 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
   }
   let value: unknown;
   try {
-    value = document.toJS();
+    value = document.toJS({ maxAliasCount: kMaxAliases });
   } catch (error) {
-    // An alias (*name) without an anchor, or too many of them.
+    // An alias (*name) without an anchor, or aliases that stand for a huge value.
     const { message } = error as Error;
-    throw new FormatError(`${path}: ${message}`, {
+    const bomb = /excessive alias count/i.test(message);
+    throw new FormatError(`${path}: ${bomb ? `more than ${kMaxAliases} aliases` : message}`, {
       path,
-      advice: 'put quotes around a value that begins with *',
+      advice: bomb ? 'write the values themselves' : 'put quotes around a value that begins with *',
     });
   }
   if (value === null) return {};
@@ -45,4 +48,17 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
     });
   }
   return value as Record<string, unknown>;
+}
+
+/** Parses YAML. @throws FormatError for lists in lists of such a depth that the parser's recursion does not end */
+function parsed(path: string, text: string): Document.Parsed {
+  try {
+    // With prettyErrors, messages give line and column; uniqueKeys (on by default) refuses a key that is given twice.
+    return parseDocument(text, { prettyErrors: true });
+  } catch (error) {
+    throw new FormatError(`${path}: cannot be parsed (${(error as Error).message})`, {
+      path,
+      advice: 'write one option a line, such as learning-rate: 2e-5',
+    });
+  }
 }

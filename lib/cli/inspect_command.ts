@@ -66,7 +66,8 @@ async function showExample(
   const rows = await openData(data, { columns: listOf(columns) });
   try {
     const chosen = chooseFormat(tokenizer, await rows.row(0), format);
-    const whole = chosen.encode(await rows.row(index));
+    const row = await rows.row(index);
+    const whole = await tokenizer.withLongTexts(() => chosen.encode(row));
     const example = truncate(whole, maxLength);
     const colour = hasColour(stdout) && !table;
     const view = colour ? colouredTokens(tokenizer, example) : tokenTable(tokenizer, example);

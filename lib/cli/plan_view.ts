@@ -1,8 +1,9 @@
 /** The text of `--dry-run`: exact counts of a planned run, with measured memory and time. */
 import type { DataStatistics } from '../data/batches.ts';
 import type { LabelledStatistics } from '../data/labelled_batches.ts';
+import { formatBytes } from '../io/format_bytes.ts';
 import type { RunPlan } from '../train/types.ts';
-import { formatBytes, formatCount, formatSeconds } from './terminal.ts';
+import { formatCount, formatSeconds } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
 /** Statistics of the data in a plan: for prompts and responses, or for labelled texts. */
@@ -63,13 +64,14 @@ function detail(data: PlanStatistics): string {
 /** The rows of the table that show the plan chosen for a memory budget. */
 function planRows({ memoryPlan }: RunPlan): [string, string][] {
   if (memoryPlan === null) return [];
-  const { layers, bytes } = memoryPlan;
+  const { layers, bytes, overBudget } = memoryPlan;
+  const note = overBudget ? ', above the budget: no plan is smaller' : '';
   const kept = Object.entries(layers)
     .filter(([, count]) => count > 0)
     .map(([keep, count]) => `${count} ${keep}`);
   return [
     ['  layers', kept.join(', ')],
-    ['  predicted peak', `${formatBytes(bytes)} of the process, from a small forward pass`],
+    ['  predicted peak', `${formatBytes(bytes)} of the process, from a small forward pass${note}`],
   ];
 }
 

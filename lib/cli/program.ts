@@ -6,6 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { ArgumentError, BaloraError } from '../errors.ts';
+import { reasonOf } from '../io/files.ts';
 import type { OptionTable } from '../options/option.ts';
 import { withFlags } from './flag_names.ts';
 import { hasColour, type OutputStream, styler } from './terminal.ts';
@@ -58,12 +59,15 @@ export async function runCli(
 }
 
 /**
- * The text of an error: the message alone, with flags for names of options, for errors of the library; the stack trace as well
- * for unexpected ones, which are bugs.
+ * The text of an error: the message alone, with flags for names of options, for errors of the library; path and reason for a failure
+ * of the system; the stack trace as well for unexpected errors, which are bugs.
  */
 function describe(error: unknown, { stderr }: CliContext, options: OptionTable): string {
   const label = styler(hasColour(stderr))('error:', 'red', 'bold');
   if (error instanceof BaloraError) return `${label} ${withFlags(error.message, options)}`;
+  const reason = reasonOf(error);
+  const { path = 'a file or folder' } = (error ?? {}) as NodeJS.ErrnoException;
+  if (reason !== undefined) return `${label} ${path}: ${reason}`;
   if (error instanceof Error) return `${label} ${error.stack ?? error.message}`;
   return `${label} ${String(error)}`;
 }

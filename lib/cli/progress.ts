@@ -2,17 +2,11 @@
  * The progress display of a run. On a terminal, one line at the bottom is redrawn at most ten times a second, and messages
  * scroll above it. On any other stream each log event is a line of plain text, and nothing is redrawn.
  */
+import { formatBytes } from '../io/format_bytes.ts';
 import type { StepRecord, TrainEvent } from '../train/types.ts';
 import { evaluationLine } from './evaluation_view.ts';
 import { withFlags } from './flag_names.ts';
-import {
-  fixed,
-  formatBytes,
-  formatSeconds,
-  hasColour,
-  type OutputStream,
-  styler,
-} from './terminal.ts';
+import { fixed, formatSeconds, hasColour, type OutputStream, styler } from './terminal.ts';
 import { kTrainOptions } from './train_options.ts';
 
 const kRedrawMs = 100;

@@ -2,17 +2,18 @@
  * The tensors of a model or adapter as a table. Only the headers of the files are read, not the data; a model on the Hub is
  * downloaded whole, into the cache from which it is later loaded.
  */
-import { readdir, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { LoraConfig } from '../adapters/config.ts';
 import { ADAPTER_TENSORS, readAdapterConfig } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
+import { formatBytes } from '../io/format_bytes.ts';
 import { GgufFile } from '../io/gguf.ts';
 import { type ResolveOptions, resolveModel } from '../io/hub.ts';
 import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
+import { listFolder, statPath } from '../io/regular_file.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../io/safetensors.ts';
 import type { TensorInfo } from '../io/tensor_file.ts';
-import { formatBytes, formatCount } from './terminal.ts';
+import { formatCount } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
 interface TensorListing {
@@ -30,8 +31,8 @@ export async function listTensors(
   options: ResolveOptions = {},
 ): Promise<TensorListing> {
   const path = await resolveModel(pathOrId, options);
-  if (!(await stat(path)).isDirectory()) return listFile(path);
-  const names = await readdir(path);
+  if ((await statPath(path))?.isDirectory() !== true) return listFile(path);
+  const names = await listFolder(path);
   if (names.includes(ADAPTER_TENSORS)) return listAdapter(path);
   if (names.includes(WEIGHTS_INDEX)) {
     const index = readSafetensorsIndex(join(path, WEIGHTS_INDEX));

@@ -33,18 +33,6 @@ export function styler(colour: boolean): (text: string, ...styles: Style[]) => s
   return (text, ...styles) => (colour ? styleText(styles, text, { validateStream: false }) : text);
 }
 
-/** A size in bytes as text: 1536 becomes `1.5 KiB`. */
-export function formatBytes(bytes: number): string {
-  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
-  let unit = 0;
-  let value = bytes;
-  while (value >= 1024 && unit < units.length - 1) {
-    value /= 1024;
-    unit++;
-  }
-  return `${unit === 0 ? value : value.toFixed(value < 10 ? 2 : 1)} ${units[unit]}`;
-}
-
 /** A duration as text: 3725 becomes `1h02m`, 65 becomes `1m05s`, and 4.2 becomes `4s`. */
 export function formatSeconds(seconds: number): string {
   if (!Number.isFinite(seconds)) return '?';

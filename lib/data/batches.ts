@@ -87,6 +87,7 @@ export class Batches {
     const padId = tokenizer.padId ?? tokenizer.eosId ?? 0;
     const dataset = await Dataset.read(rows, kindOf(format, { ...settings, padId }), {
       ...options,
+      tokenizer,
       order: { batchSize, shuffle, seed, ...(packing && { packInto: maxLength }) },
       keep: (example, index) => check.keep(example, index),
     });

@@ -7,6 +7,7 @@
 import { createHash, type Hash } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { ArgumentError, NativeError } from '../errors.ts';
+import type { Tokenizer } from '../text/tokenizer.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
 import { type Row, type RowSource, withRowLocation } from './rows.ts';
 
@@ -59,6 +60,8 @@ export interface DataWarning {
 export interface ReadOptions<E>
   extends Pick<DatasetOptions, 'cacheBytes' | 'onProgress' | 'signal'> {
   readonly order: OrderOptions;
+  /** The tokenizer that the kind encodes with: its long texts do not block the event loop. Default: they do. */
+  readonly tokenizer?: Tokenizer;
   /** A digest that the examples are added to, for data that must be hashed before them. Default: a new one. */
   readonly hash?: Hash;
   /** Called for every example in the order of the rows; false leaves it out. Default: all are kept. */
@@ -80,14 +83,16 @@ export interface DatasetCounts {
 }
 
 const kDefaultCacheBytes = 64 << 20;
-/** Number of rows encoded between two yields to the event loop. */
+/** Number of rows encoded, and milliseconds, between two yields to the event loop. */
 const kRowsPerYield = 64;
+const kMsPerYield = 20;
 
 /** Examples of one kind, in micro-batches; the comment at the top of this file describes the pipeline. */
 export class Dataset<E, B> {
   readonly #rows: RowSource;
   readonly #kind: ExampleKind<E, B>;
   readonly #order: OrderOptions;
+  readonly #tokenizer: Tokenizer | undefined;
   /** Number of tokens of each row. */
   readonly #lengths: Uint32Array;
   readonly #cache = new Map<number, E>();
@@ -103,6 +108,7 @@ export class Dataset<E, B> {
     this.#rows = rows;
     this.#kind = kind;
     this.#order = options.order;
+    this.#tokenizer = options.tokenizer;
     this.#lengths = new Uint32Array(rows.length);
     this.#checksums = new Uint32Array(rows.length);
     this.#kept = new Uint32Array(rows.length);
@@ -190,7 +196,7 @@ export class Dataset<E, B> {
     let [examples, tokens, longest, truncated] = [0, 0, 0, 0];
     const truncatedSides: number[] = [];
     await forEachRow(this.#rows, options, async (index) => {
-      const { example, cut } = await this.#encode(index);
+      const { example, cut } = await this.#encode(index, options.signal);
       const length = this.#kind.length(example);
       this.#lengths[index] = length;
       if (!this.#remember(index, example)) {
@@ -211,9 +217,14 @@ export class Dataset<E, B> {
     this.#counts = { rows, examples, tokens, longest, truncated, truncatedSides };
   }
 
-  async #encode(index: number) {
+  async #encode(index: number, signal?: AbortSignal) {
     const row = await this.#rows.row(index);
-    return withRowLocation(this.#rows, index, () => this.#kind.encode(row));
+    const encode = () => this.#kind.encode(row);
+    return withRowLocation(
+      this.#rows,
+      index,
+      () => this.#tokenizer?.withLongTexts(encode, { signal }) ?? encode(),
+    );
   }
 
   /** Keeps an example in memory if there is room, and returns whether there is. */
@@ -255,11 +266,14 @@ export async function forEachRow(
   { signal, onProgress }: Pick<DatasetOptions, 'signal' | 'onProgress'>,
   visit: (index: number) => Promise<void>,
 ): Promise<void> {
+  let yieldedAt = 0;
   for (let index = 0; index < length; index++) {
-    if (index % kRowsPerYield === 0) {
+    const regular = index % kRowsPerYield === 0;
+    if (regular || performance.now() - yieldedAt > kMsPerYield) {
       signal?.throwIfAborted();
-      onProgress?.(index, length);
+      if (regular) onProgress?.(index, length);
       await new Promise((resolve) => setImmediate(resolve));
+      yieldedAt = performance.now();
     }
     await visit(index);
   }

@@ -2,15 +2,19 @@
  * TSV and CSV files as rows. TSV has one row per line and no quoting, as in GLUE's files; CSV is quoted as in RFC 4180 (a quoted
  * field may contain commas, line breaks and quotes, which are doubled). The file is held in memory; rows are parsed when they are read.
  */
-import { readFile } from 'node:fs/promises';
+import { constants } from 'node:buffer';
+import { setImmediate } from 'node:timers/promises';
 import { FormatError } from '../errors.ts';
+import { readBytes } from '../io/regular_file.ts';
 import {
   cannotOpen,
   kEncodingAdvice,
+  kMaxRowBytes,
   noRows,
   noSuchRow,
   type Row,
   type RowSource,
+  rowTooLong,
 } from './rows.ts';
 
 /** Options for reading a TSV or CSV file. */
@@ -19,6 +23,7 @@ export interface DelimitedOptions {
   columns?: readonly string[];
   /** Separator of fields. Default: a comma for a path that ends in .csv (.CSV), else a tab. */
   separator?: ',' | '\t';
+  signal?: AbortSignal;
 }
 
 const kColumnsAdvice =
@@ -42,13 +47,14 @@ export class DelimitedFile implements RowSource {
 
   /**
    * Reads a file and finds its rows.
-   * @throws ArgumentError if it cannot be read or has no rows; FormatError for text that is not UTF-8, a quote that never
-   *   closes, or two columns of one name
+   * @throws ArgumentError if there is no such file or it has no rows; FormatError for text that is not UTF-8, a row above 16 MiB, a
+   *   quote that never closes, or two columns of one name, and as openRegular
    */
   static async open(path: string, options: DelimitedOptions = {}): Promise<DelimitedFile> {
     const separator = options.separator ?? (/\.csv$/i.test(path) ? ',' : '\t');
-    const text = decode(path, await bytesOf(path));
-    const starts = findRecords(path, text, separator);
+    const { signal } = options;
+    const text = await decode(path, await bytesOf(path), signal);
+    const starts = await findRecords(path, text, { separator, signal });
     let { columns } = options;
     if (columns === undefined) {
       const header = starts.shift();
@@ -94,16 +100,32 @@ export class DelimitedFile implements RowSource {
 
 async function bytesOf(path: string): Promise<Uint8Array> {
   try {
-    return await readFile(path);
+    // A string cannot be longer.
+    return await readBytes(path, { limit: constants.MAX_STRING_LENGTH });
   } catch (error) {
     throw cannotOpen(path, error);
   }
 }
 
-function decode(path: string, bytes: Uint8Array): string {
+/** Characters or bytes that are read between two yields to the event loop. */
+const kSlice = 4 * 2 ** 20;
+
+async function decode(
+  path: string,
+  bytes: Uint8Array,
+  signal: AbortSignal | undefined,
+): Promise<string> {
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+    const decoder = new TextDecoder('utf-8', { fatal: true });
+    let text = '';
+    for (let at = 0; at < bytes.length; at += kSlice) {
+      if (at > 0) await setImmediate();
+      signal?.throwIfAborted();
+      text += decoder.decode(bytes.subarray(at, at + kSlice), { stream: true });
+    }
+    return text + decoder.decode();
   } catch {
+    signal?.throwIfAborted();
     let line = 1;
     for (let start = 0; start < bytes.length; line++) {
       const newline = bytes.indexOf(10, start);
@@ -119,15 +141,26 @@ function decode(path: string, bytes: Uint8Array): string {
   }
 }
 
-function findRecords(path: string, text: string, separator: ',' | '\t'): RecordStart[] {
+async function findRecords(
+  path: string,
+  text: string,
+  { separator, signal }: { separator: ',' | '\t'; signal: AbortSignal | undefined },
+): Promise<RecordStart[]> {
   const starts: RecordStart[] = [];
   let line = 1;
+  let yieldAt = kSlice;
   for (let offset = 0; offset < text.length; ) {
+    if (offset >= yieldAt) {
+      await setImmediate();
+      signal?.throwIfAborted();
+      yieldAt = offset + kSlice;
+    }
     const { end, lines, closed, blank } = splitRecord(text, offset, separator);
     if (!closed) {
       const advice = 'close it, or write a quote inside a field twice ("")';
       throw new FormatError(`${path}:${line}: a quote is never closed`, { path, advice });
     }
+    if (end - offset > kMaxRowBytes) throw rowTooLong(path, `:${line}`);
     if (!blank) starts.push({ offset, line });
     line += lines;
     offset = end;

@@ -11,7 +11,7 @@ export {
 } from './example.ts';
 export { GLUE_TASKS, type GlueTask, glueTask } from './glue.ts';
 export { JsonlFile, type JsonlOptions } from './jsonl.ts';
-export { ParquetFile } from './parquet.ts';
+export { ParquetFile, type ParquetOptions } from './parquet.ts';
 export { kNamedTemplates, kRecipeTemplate, PromptTemplate } from './prompt_template.ts';
 export {
   collateSeq2Seq,

@@ -2,22 +2,23 @@
  * JSON Lines files that may be larger than memory: one pass records where each row begins (8 bytes per row), then rows are read by
  * index. Blank lines and a byte-order mark are skipped. A damaged line is an error naming file, line and column.
  */
-import { type FileHandle, open } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
+import { openRegular, readError } from '../io/regular_file.ts';
 import { jsonErrorOffset } from './json_position.ts';
 import {
   cannotOpen,
   kEncodingAdvice,
+  kMaxRowBytes,
   noRows,
   noSuchRow,
   type Row,
   type RowSource,
+  rowTooLong,
 } from './rows.ts';
 
 const kChunkBytes = 1 << 20;
 const kNewline = 10;
-/** Largest size of a row: the most that fits into a JavaScript string. */
-const kMaxRowBytes = 0x1fffffe8;
 
 const kArray = 'this is a JSON array, and not one object a line';
 const kArrayAdvice = "convert it: jq -c '.[]' file.json > file.jsonl";
@@ -47,12 +48,16 @@ class Offsets {
   }
 }
 
-/** Finds the lines that are not blank, fed chunk by chunk. */
+/** Finds the lines that are not blank, fed chunk by chunk. @throws FormatError for a line above the limit, as soon as it is seen */
 class LineFinder {
   readonly starts = new Offsets();
+  /** Number of the line at the current position, from 1. */
+  private line = 1;
   private base = 0;
   private lineStart = 0;
   private lineHasContent = false;
+
+  constructor(private readonly path: string) {}
 
   feed(chunk: Uint8Array): void {
     let at = 0;
@@ -70,7 +75,12 @@ class LineFinder {
         }
       }
       const newline = chunk.indexOf(kNewline, at);
+      const end = newline < 0 ? chunk.length : newline;
+      if (this.lineHasContent && this.base + end - this.lineStart > kMaxRowBytes) {
+        throw rowTooLong(this.path, `:${this.line}`, this.lineStart);
+      }
       if (newline < 0) break;
+      this.line++;
       at = newline + 1;
       this.lineStart = this.base + at;
       this.lineHasContent = false;
@@ -98,23 +108,16 @@ export class JsonlFile implements RowSource {
 
   /**
    * Opens a file and indexes its lines, a chunk at a time.
-   * @throws ArgumentError if it cannot be opened or has no rows
+   * @throws ArgumentError if there is no such file or it has no rows; FormatError for a line above 16 MiB, and as openRegular
    */
   static async open(path: string, options: JsonlOptions = {}): Promise<JsonlFile> {
-    let file: FileHandle;
-    try {
-      file = await open(path, 'r');
-      if ((await file.stat()).isDirectory()) {
-        await file.close();
-        throw new Error('it is a folder');
-      }
-    } catch (error) {
+    const file = await openRegular(path).catch((error: unknown) => {
       throw cannotOpen(path, error);
-    }
+    });
     try {
-      const finder = new LineFinder();
+      const finder = new LineFinder(path);
       let size = 0;
-      for await (const chunk of readChunks(file, 0)) {
+      for await (const chunk of readChunks(path, file)) {
         options.signal?.throwIfAborted();
         finder.feed(chunk);
         size += chunk.length;
@@ -136,7 +139,9 @@ export class JsonlFile implements RowSource {
     if (start === undefined) {
       throw noSuchRow(this, index);
     }
-    const bytes = await this.read(index, start, this.starts[index + 1] ?? this.size);
+    // Behind the row there may be any number of blanks.
+    const end = Math.min(this.starts[index + 1] ?? this.size, start + kMaxRowBytes);
+    const bytes = await this.read(index, start, end);
     const text = await this.decode(index, bytes);
     let value: unknown;
     try {
@@ -169,9 +174,6 @@ export class JsonlFile implements RowSource {
 
   /** Reads bytes of the file. Rows that are read in order come from a window that is filled a chunk at a time. */
   private async read(index: number, start: number, end: number): Promise<Uint8Array> {
-    if (end - start > kMaxRowBytes) {
-      throw await this.damaged(index, 1, `a row of ${end - start} bytes is too long`);
-    }
     const inOrder = index === this.next;
     this.next = index + 1;
     let { window } = this; // one object that is replaced as a whole, because reads may overlap
@@ -187,7 +189,11 @@ export class JsonlFile implements RowSource {
   private async readBytes(index: number, start: number, length: number): Promise<Uint8Array> {
     const bytes = new Uint8Array(length);
     for (let filled = 0; filled < length; ) {
-      const { bytesRead } = await this.file.read(bytes, filled, length - filled, start + filled);
+      const { bytesRead } = await this.file
+        .read(bytes, filled, length - filled, start + filled)
+        .catch((error: unknown) => {
+          throw readError(this.path, error);
+        });
       if (bytesRead === 0) {
         const advice = 'start again with a file that nothing writes to';
         throw await this.damaged(index, 1, 'the file has shrunk while in use', advice);
@@ -223,7 +229,7 @@ export class JsonlFile implements RowSource {
   private async line(index: number): Promise<number> {
     let left = this.starts[index] as number;
     let line = 1;
-    for await (const chunk of readChunks(this.file, 0)) {
+    for await (const chunk of readChunks(this.path, this.file)) {
       const part = chunk.subarray(0, Math.min(left, chunk.length));
       for (let at = part.indexOf(kNewline); at >= 0; at = part.indexOf(kNewline, at + 1)) line++;
       left -= part.length;
@@ -234,10 +240,14 @@ export class JsonlFile implements RowSource {
 }
 
 /** Reads a file in chunks, each of which is valid until the next one is asked for. */
-async function* readChunks(file: FileHandle, from: number): AsyncGenerator<Uint8Array> {
+async function* readChunks(path: string, file: FileHandle): AsyncGenerator<Uint8Array> {
   const buffer = new Uint8Array(kChunkBytes);
-  for (let position = from; ; ) {
-    const { bytesRead } = await file.read(buffer, 0, buffer.length, position);
+  for (let position = 0; ; ) {
+    const { bytesRead } = await file
+      .read(buffer, 0, buffer.length, position)
+      .catch((error: unknown) => {
+        throw readError(path, error);
+      });
     if (bytesRead === 0) return;
     yield buffer.subarray(0, bytesRead);
     position += bytesRead;

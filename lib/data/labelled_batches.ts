@@ -109,6 +109,7 @@ export class LabelledBatches {
     const perClass = Array<number>(scheme.numLabels).fill(0);
     const dataset = await Dataset.read(rows, kindOf(tokenizer, { fields, scheme, settings }), {
       ...options,
+      tokenizer,
       order: { batchSize, shuffle, seed, byLength },
       cacheBytes: Number.POSITIVE_INFINITY,
       // Fingerprints that runs have stored depend on this order: settings and scheme are hashed before the examples.

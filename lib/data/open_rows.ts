@@ -18,12 +18,12 @@ export interface OpenRowsOptions extends JsonlOptions {
 export async function openRows(path: string, options: OpenRowsOptions = {}): Promise<RowSource> {
   const { columns, ...rest } = options;
   if (/\.(tsv|csv)$/i.test(path)) {
-    return DelimitedFile.open(path, columns === undefined ? {} : { columns });
+    return DelimitedFile.open(path, { ...rest, ...(columns !== undefined && { columns }) });
   }
   if (columns !== undefined) {
     throw new ArgumentError(
       `data: columns are for .tsv and .csv files, and ${path} names its own fields; leave them out`,
     );
   }
-  return /\.parquet$/i.test(path) ? ParquetFile.open(path) : JsonlFile.open(path, rest);
+  return /\.parquet$/i.test(path) ? ParquetFile.open(path, rest) : JsonlFile.open(path, rest);
 }

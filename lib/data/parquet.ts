@@ -1,61 +1,66 @@
-/** Parquet files as rows, through hyparquet; one row group is in memory at a time. */
-import { stat } from 'node:fs/promises';
-import { FormatError, UnsupportedError } from '../errors.ts';
+/**
+ * Parquet files as rows. They are decoded in another process (parquet_process.ts), since decoding a row group takes seconds, and a
+ * damaged one may take forever: it is stopped after a time that its size allows for.
+ */
+import { FormatError } from '../errors.ts';
+import { openRegular } from '../io/regular_file.ts';
+import { SideProcess } from '../io/side_process.ts';
+import type { ParquetFooter, ParquetRequest } from './parquet_requests.ts';
 import { cannotOpen, noRows, noSuchRow, type Row, type RowSource } from './rows.ts';
 
-type Hyparquet = typeof import('hyparquet');
-type File = Awaited<ReturnType<Hyparquet['asyncBufferFromFile']>>;
-type Metadata = Awaited<ReturnType<Hyparquet['parquetMetadataAsync']>>;
-
-interface Group {
-  readonly start: number;
-  readonly end: number;
-  readonly rows: Promise<Row[]>;
+/** Options of {@link ParquetFile.open}. */
+export interface ParquetOptions {
+  signal?: AbortSignal;
 }
+
+/** Largest number of rows that are sent at a time: those after the one that was asked for, when rows are read in order. */
+const kRowsAhead = 64;
+/** Time for decoding a row group: seconds, and seconds for a MiB of the file. It takes some 20 ms for a MiB. */
+const kSeconds = 20;
+const kSecondsPerMiB = 0.5;
+/** Heap for a row group, and MiB for a MiB of the file. */
+const kHeapMiB = 1024;
+const kHeapPerMiB = 16;
 
 /** A Parquet file as rows. */
 export class ParquetFile implements RowSource {
-  #group: Group | null = null;
+  #window: { start: number; rows: Promise<Row[]> } | null = null;
+  /** Index of the row after the one that was read last. */
+  #next = 0;
 
   private constructor(
     readonly path: string,
-    private readonly hyparquet: Hyparquet,
-    private readonly file: File,
-    private readonly metadata: Metadata,
+    private readonly reader: SideProcess<ParquetRequest, unknown>,
     /** First row of each row group, and the number of rows. */
     private readonly starts: readonly number[],
+    /** Size of the file in MiB. */
+    private readonly mebibytes: number,
+    private readonly signal: AbortSignal | undefined,
   ) {}
 
   /**
    * Opens a file and reads its footer.
-   * @throws ArgumentError if the file cannot be read or has no rows, FormatError if it is no Parquet file, UnsupportedError for a
+   * @throws ArgumentError if there is no such file or it has no rows, FormatError if it is no Parquet file, UnsupportedError for a
    *   compression other than snappy
    */
-  static async open(path: string): Promise<ParquetFile> {
-    await stat(path).catch((error: NodeJS.ErrnoException) => {
-      throw cannotOpen(path, error);
+  static async open(path: string, { signal }: ParquetOptions = {}): Promise<ParquetFile> {
+    const mebibytes = (await sizeOf(path)) / 2 ** 20;
+    const reader = new SideProcess<ParquetRequest, unknown>({
+      module: 'data/parquet_process.js',
+      setup: { path },
+      heapMiB: Math.ceil(kHeapMiB + kHeapPerMiB * mebibytes),
     });
-    // The package is loaded when needed, since most runs read no Parquet.
-    const hyparquet = await import('hyparquet');
-    const { file, metadata } = await withPath(path, async () => {
-      const opened = await hyparquet.asyncBufferFromFile(path);
-      return { file: opened, metadata: await hyparquet.parquetMetadataAsync(opened) };
-    });
-    for (const { columns } of metadata.row_groups) {
-      for (const { meta_data: column } of columns) {
-        const codec = column?.codec ?? 'UNCOMPRESSED';
-        if (codec === 'UNCOMPRESSED' || codec === 'SNAPPY') continue;
-        throw new UnsupportedError(
-          `${path}: Parquet compression ${codec} is not supported; write the file with SNAPPY or without compression`,
-        );
-      }
+    try {
+      const ask = askOptions(path, mebibytes, signal);
+      const { groups } = (await reader.ask('footer', ask)) as ParquetFooter;
+      const starts = [0];
+      for (const { rows } of groups) starts.push((starts.at(-1) as number) + rows);
+      if (starts.at(-1) === 0) throw noRows(path);
+      return new ParquetFile(path, reader, starts, mebibytes, signal);
+    } catch (error) {
+      reader.end();
+      throw error;
     }
-    const starts = [0];
-    for (const { num_rows } of metadata.row_groups) {
-      starts.push((starts.at(-1) as number) + Number(num_rows));
-    }
-    if (starts.at(-1) === 0) throw noRows(path);
-    return new ParquetFile(path, hyparquet, file, metadata, starts);
   }
 
   get length(): number {
@@ -66,51 +71,56 @@ export class ParquetFile implements RowSource {
     if (!(index >= 0 && index < this.length)) {
       throw noSuchRow(this, index);
     }
-    let group = this.#group;
-    if (group === null || index < group.start || index >= group.end) {
-      group = this.#read(index);
-      this.#group = group;
+    const inOrder = index === this.#next;
+    this.#next = index + 1;
+    let window = this.#window; // one object that is replaced as a whole, because reads may overlap
+    let rows = (await window?.rows.catch(() => null)) ?? [];
+    if (window === null || index < window.start || index >= window.start + rows.length) {
+      window = { start: index, rows: this.#read(index, inOrder ? index + kRowsAhead : index + 1) };
+      this.#window = window;
+      rows = await window.rows;
     }
-    const rows = await group.rows;
-    return rows[index - group.start] as Row;
+    return rows[index - window.start] as Row;
   }
 
   async where(index: number): Promise<string> {
     return `${this.path} row ${index}`;
   }
 
+  /** Ends the process that reads the file. */
   async close(): Promise<void> {
-    this.#group = null;
+    this.#window = null;
+    this.reader.end();
   }
 
-  #read(index: number): Group {
-    const next = this.starts.findIndex((start) => start > index);
-    const [start, end] = [this.starts[next - 1] as number, this.starts[next] as number];
-    const { file, metadata } = this;
-    const rows = withPath(this.path, async () => {
-      const range = { file, metadata, rowStart: start, rowEnd: end };
-      return (await this.hyparquet.parquetReadObjects(range)).map(plainRow);
-    });
-    return { start, end, rows };
+  async #read(start: number, end: number): Promise<Row[]> {
+    const ask = askOptions(this.path, this.mebibytes, this.signal);
+    return (await this.reader.ask({ start, end }, ask)) as Row[];
   }
 }
 
-/** A row whose 64-bit integers are numbers where they fit, since labels are often stored so. */
-function plainRow(row: Readonly<Record<string, unknown>>): Row {
-  return Object.fromEntries(Object.entries(row).map(([name, value]) => [name, plain(value)]));
-}
-
-function plain(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(plain);
-  if (typeof value !== 'bigint') return value;
-  const number = Number(value);
-  return Number.isSafeInteger(number) ? number : String(value);
-}
-
-async function withPath<T>(path: string, work: () => Promise<T>): Promise<T> {
+async function sizeOf(path: string): Promise<number> {
+  const file = await openRegular(path).catch((error: unknown) => {
+    throw cannotOpen(path, error);
+  });
   try {
-    return await work();
-  } catch (error) {
-    throw new FormatError(`${path}: ${(error as Error).message}`, { path });
+    return (await file.stat()).size;
+  } finally {
+    await file.close();
   }
+}
+
+function askOptions(path: string, mebibytes: number, signal: AbortSignal | undefined) {
+  const seconds = kSeconds + kSecondsPerMiB * mebibytes;
+  return {
+    signal,
+    limitMs: 1000 * seconds,
+    onEnd: (why: 'time' | 'memory') => {
+      const what = why === 'time' ? `took more than ${Math.ceil(seconds)} s` : 'ran out of memory';
+      return new FormatError(`${path}: reading it ${what}: a page is damaged or too large`, {
+        path,
+        advice: 'write it again, with smaller row groups, or as JSON Lines',
+      });
+    },
+  };
 }

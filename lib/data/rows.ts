@@ -3,6 +3,8 @@
  * memory; `arrayRows` wraps rows that are in memory already.
  */
 import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
+import { formatBytes } from '../io/format_bytes.ts';
+import { isMissing } from '../io/regular_file.ts';
 
 /** One row of data: its fields by name. */
 export type Row = Readonly<Record<string, unknown>>;
@@ -17,6 +19,12 @@ export interface RowSource {
   /** Closes the file, if there is one. */
   close(): Promise<void>;
 }
+
+/**
+ * Largest size of a row of a file in bytes; in a TSV, CSV or Parquet file characters are counted. It is far above what a model reads,
+ * and a row of this size is read and tokenized in seconds.
+ */
+export const kMaxRowBytes = 16 * 2 ** 20;
 
 /** Advice for text in another encoding. */
 export const kEncodingAdvice = 'save the file as UTF-8';
@@ -33,11 +41,23 @@ export function noSuchRow({ path, length }: { path: string; length: number }, in
   );
 }
 
-/** The error for a file that cannot be opened. */
-export function cannotOpen(path: string, error: unknown): ArgumentError {
-  const { code, message } = error as NodeJS.ErrnoException;
-  const reason = code === 'ENOENT' ? 'no such file' : message;
-  return new ArgumentError(`data: cannot open ${path}: ${reason}; check the path`);
+/** The error for a file that cannot be opened: one of its own where it does not exist. */
+export function cannotOpen(path: string, error: unknown): unknown {
+  if (!isMissing(error)) return error;
+  return new ArgumentError(`data: cannot open ${path}: no such file; check the path`);
+}
+
+/**
+ * The error for a row that is longer than {@link kMaxRowBytes}.
+ * @param place of the row, behind the path: `:12`, ` row 11`
+ */
+export function rowTooLong(path: string, place: string, offset?: number): FormatError {
+  const limit = formatBytes(kMaxRowBytes);
+  return new FormatError(`${path}${place}: the row is longer than ${limit}`, {
+    path,
+    ...(offset !== undefined && { offset }),
+    advice: 'divide its text over several rows, and check that rows end in line breaks',
+  });
 }
 
 /** Rows in memory. */
@@ -60,10 +80,10 @@ export function arrayRows(rows: readonly Row[], name = 'row'): RowSource {
 export async function withRowLocation<T>(
   rows: RowSource,
   index: number,
-  work: () => T,
+  work: () => T | Promise<T>,
 ): Promise<T> {
   try {
-    return work();
+    return await work();
   } catch (error) {
     if (!(error instanceof BaloraError) || (error instanceof FormatError && error.path)) {
       throw error;

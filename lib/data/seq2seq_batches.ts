@@ -87,6 +87,7 @@ export class Seq2SeqBatches {
     const empty = new EmptyAnswers();
     const dataset = await Dataset.read(rows, kindOf(tokenizer, format, settings), {
       ...options,
+      tokenizer,
       order: { batchSize, shuffle, seed },
       keep: ({ source, target }, index) => {
         // A target of its end alone.

@@ -3,11 +3,10 @@
  * checks the folder without balora.
  */
 import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
-import { diskError, writeFileAtomic } from './files.ts';
+import { writeFileAtomic } from './files.ts';
+import { isMissing, readSlices, readText } from './regular_file.ts';
 
 /** Name of the file with the checksums. */
 export const CHECKSUMS = 'SHA256SUMS';
@@ -16,16 +15,10 @@ export const CHECKSUMS = 'SHA256SUMS';
 const kSliceBytes = 1 << 20;
 const kLine = /^([0-9a-f]{64}) [ *](.+)$/;
 
-/** SHA-256 of a file's bytes in hexadecimal digits. @throws NativeError where it cannot be read */
+/** SHA-256 of a file's bytes in hexadecimal digits. @throws FormatError, NativeError where it cannot be read */
 export async function digestOfFile(path: string): Promise<string> {
   const hash = createHash('sha256');
-  try {
-    for await (const bytes of createReadStream(path, { highWaterMark: kSliceBytes })) {
-      hash.update(bytes as Buffer);
-    }
-  } catch (error) {
-    throw diskError(path, error, 'read');
-  }
+  for await (const bytes of readSlices(path, { sliceBytes: kSliceBytes })) hash.update(bytes);
   return hash.digest('hex');
 }
 
@@ -57,10 +50,9 @@ async function readChecksums(folder: string): Promise<Map<string, string>> {
   const path = join(folder, CHECKSUMS);
   let text: string;
   try {
-    text = await readFile(path, 'utf8');
+    text = await readText(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') throw fault(path, 'is missing');
-    throw diskError(path, error, 'read');
+    throw isMissing(error) ? fault(path, 'is missing') : error;
   }
   return new Map(
     text
@@ -73,11 +65,6 @@ async function readChecksums(folder: string): Promise<Map<string, string>> {
         return [name, sum];
       }),
   );
-}
-
-function isMissing(error: unknown): boolean {
-  const { cause } = error as { cause?: NodeJS.ErrnoException };
-  return cause?.code === 'ENOENT';
 }
 
 function fault(path: string, what: string): FormatError {

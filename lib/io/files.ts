@@ -14,6 +14,9 @@ import { ArgumentError, NativeError } from '../errors.ts';
 const kWriter =
   /^\.balora-(\d+)-[0-9a-f]{16}-|^(?:adapter_model|model|state)\.safetensors\.(\d+)-\d+\.tmp$/;
 
+/** Advice where a file cannot be read. */
+const kReadAdvice = 'check the permission to read it, and the disk or network drive that it is on';
+
 /** A temporary name beside a path, which no file has. */
 function temporaryFor(path: string): string {
   const unique = `${process.pid}-${randomBytes(8).toString('hex')}`;
@@ -158,8 +161,22 @@ const kReasons: Readonly<Record<string, string>> = {
   EDQUOT: 'the disk quota is used up',
   EROFS: 'the file system is read-only',
   EACCES: 'permission denied',
+  EPERM: 'permission denied',
   EFBIG: 'the file is larger than the system allows',
+  EIO: 'the disk reports an error',
+  EISDIR: 'it is a folder',
+  ELOOP: 'it is a link that leads in circles',
+  ENAMETOOLONG: 'the name is too long',
+  EMFILE: 'this process has too many files open',
 };
+
+/** Why the system refused, for people; undefined for an error that is not the system's. */
+export function reasonOf(error: unknown): string | undefined {
+  const { code, syscall, message } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
+  if (code === undefined) return undefined;
+  if (Object.hasOwn(kReasons, code)) return `${kReasons[code]} (${code})`;
+  return syscall === undefined ? undefined : message;
+}
 
 /** The named error for a failure of the disk; any other error unchanged. */
 export function diskError(
@@ -167,14 +184,13 @@ export function diskError(
   error: unknown,
   doing: 'write' | 'read' = 'write',
 ): unknown {
-  const { code, syscall, message } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
-  if (code === undefined) return error;
-  const known = Object.hasOwn(kReasons, code) ? `${kReasons[code]} (${code})` : undefined;
-  const reason = known ?? (syscall === undefined ? undefined : message);
+  const reason = reasonOf(error);
   if (reason === undefined) return error;
   return new NativeError(`${path}: cannot ${doing}: ${reason}`, {
-    code: kFull.includes(code) ? 'ERR_DISK_FULL' : 'ERR_IO',
+    path,
     cause: error,
+    code: kFull.includes((error as { code: string }).code) ? 'ERR_DISK_FULL' : 'ERR_IO',
+    ...(doing === 'read' && { advice: kReadAdvice }),
   });
 }
 

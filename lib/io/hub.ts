@@ -2,13 +2,13 @@
  * Resolution of what a user names (a folder, a .gguf file, a model id on the Hub) to files on this machine. Downloads go to the
  * cache shared with Python's huggingface_hub, and are limited to the files that a model and its tokenizer need.
  */
-import { existsSync } from 'node:fs';
 import { ArgumentError, FormatError, NativeError } from '../errors.ts';
 import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
 import { defaultCacheDir, RepoCache } from './hub/cache.ts';
 import { Endpoint, type EndpointOptions, HubError, withoutToken } from './hub/endpoint.ts';
 import { isRepoId, isRevision, pathProblem, printable } from './hub/names.ts';
 import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts';
+import { kMaxTextBytes, statPath } from './regular_file.ts';
 
 /** Options for finding a name on the Hub. */
 export interface ResolveOptions {
@@ -41,8 +41,6 @@ const kShard = /^model-\d+-of-\d+\.safetensors$/;
 const kFileInRepo = /^([^/]+\/[^/]+)\/(.+\.gguf)$/s;
 const kHub = 'https://huggingface.co';
 const kTimeoutMs = 60_000;
-/** Largest size of a file other than weights; the largest tokenizers have a tenth of it. */
-const kMaxTextBytes = 256 * 2 ** 20;
 /** Largest number of file names in a message. */
 const kMaxShownNames = 40;
 const kMalformedAdvice =
@@ -68,7 +66,7 @@ async function resolve(
   options: ResolveOptions,
   choice: Choice,
 ): Promise<string> {
-  if (existsSync(nameOrPath)) return nameOrPath;
+  if (await exists(nameOrPath)) return nameOrPath;
   const { revision = 'main', cacheDir = defaultCacheDir(), onDownload } = options;
   const { offline = process.env.HF_HUB_OFFLINE === '1', signal } = options;
   if (cacheDir === '') throw new ArgumentError('cacheDir must be a path, got ""');
@@ -101,6 +99,18 @@ async function resolve(
     const { cause } = error;
     if (error.malformed) throw new FormatError(message, { cause, advice: kMalformedAdvice });
     throw new NativeError(message, { code: 'ERR_NETWORK', cause });
+  }
+}
+
+/** Whether a name is a path here. A path that may not be looked at is an error: it is no name on the Hub, either. */
+async function exists(nameOrPath: string): Promise<boolean> {
+  if (nameOrPath === '' || nameOrPath.includes('\0')) return false;
+  try {
+    return (await statPath(nameOrPath)) !== null;
+  } catch (error) {
+    const { code } = (error as { cause?: NodeJS.ErrnoException }).cause ?? {};
+    if (code === 'ENAMETOOLONG') return false;
+    throw error;
   }
 }
 

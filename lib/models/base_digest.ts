@@ -4,14 +4,14 @@
  * how they are distributed over files.
  */
 import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
-import { open, stat } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { type FileIdentity, readSafetensorsIndex } from '../io/index.ts';
 import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
+import { openRegular, readSlices } from '../io/regular_file.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Model, StoredFile } from './model.ts';
 import { findFiles } from './opened.ts';
@@ -143,7 +143,7 @@ interface Header {
 
 /** The tensors of a safetensors file, whose header was checked when the model was loaded. */
 async function entriesOf(path: string): Promise<[string, string][]> {
-  const file = await open(path, 'r');
+  const file = await openRegular(path);
   let header: Header;
   let data: number;
   try {
@@ -169,14 +169,8 @@ async function entriesOf(path: string): Promise<[string, string][]> {
 async function crcOf(path: string, start: number, end: number | null): Promise<number> {
   let crc = 0;
   if (end !== null && end <= start) return crc;
-  const last = end === null ? {} : { end: end - 1 };
-  for await (const bytes of createReadStream(path, {
-    start,
-    ...last,
-    highWaterMark: kSliceBytes,
-  })) {
-    crc = crc32(bytes as Buffer, crc);
-  }
+  const place = { start, ...(end !== null && { end }), sliceBytes: kSliceBytes };
+  for await (const bytes of readSlices(path, place)) crc = crc32(bytes, crc);
   return crc;
 }
 

@@ -3,9 +3,9 @@
  * that loads and computes something else is worse than one that does not load. So an unknown key is refused, unless the caller
  * names it in `ignoreKeys`.
  */
-import { readFile } from 'node:fs/promises';
 import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';
+import { readText } from '../io/regular_file.ts';
 
 /** Keys of any transformers version for bookkeeping, labels and generation, which change nothing here. */
 const kHarmlessKeys = new Set(
@@ -93,17 +93,9 @@ export function configError(path: string, message: string): FormatError {
   });
 }
 
-/** Reads a config.json. @throws FormatError if it cannot be read or is no object */
+/** Reads a config.json. @throws FormatError if it cannot be opened or is no object, NativeError if the disk fails */
 export async function readConfigJson(path: string): Promise<Record<string, unknown>> {
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch (error) {
-    throw new FormatError(`${path}: cannot be read: ${(error as Error).message}`, {
-      path,
-      cause: error,
-    });
-  }
+  const text = await readText(path);
   let json: unknown;
   try {
     json = JSON.parse(text);

@@ -56,15 +56,25 @@ export class HfWeights implements WeightSource {
   }
 
   read(name: string, options: WeightReadOptions): Tensor {
-    const file = this.#files.get(name);
-    if (file === undefined)
-      throw new FormatError(`${this.path}: holds no tensor ${name}`, { path: this.path });
-    const stored = file.tensors.has(name) ? name : name.slice(this.prefix.length);
+    const { file, stored } = this.#place(name);
     return file.read(stored, options);
+  }
+
+  aliases(name: string, { dtype }: WeightReadOptions): boolean {
+    const { file, stored } = this.#place(name);
+    return file.tensors.get(stored)?.dtype.toLowerCase() === dtype;
   }
 
   close(): void {
     for (const file of this.files) file.close();
+  }
+
+  /** The file of a tensor, and its name there. @throws FormatError if there is no such tensor */
+  #place(name: string): { file: SafetensorsFile; stored: string } {
+    const file = this.#files.get(name);
+    if (file === undefined)
+      throw new FormatError(`${this.path}: holds no tensor ${name}`, { path: this.path });
+    return { file, stored: file.tensors.has(name) ? name : name.slice(this.prefix.length) };
   }
 
   #prefixed(

@@ -1,11 +1,10 @@
 /** Finding and opening of a model's files, which are a folder with safetensors or a GGUF file. */
-import { statSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { withDevice } from '../device.ts';
 import { FormatError } from '../errors.ts';
 import { GgufFile } from '../io/index.ts';
 import { isModelFolder } from '../io/model_folder.ts';
+import { listFolder, statPath } from '../io/regular_file.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import { type GgufTable, readGguf } from './gguf.ts';
 import type { WeightSource } from './weights.ts';
@@ -21,16 +20,19 @@ export interface FoundFiles {
 const kWhatIsAModel =
   'give a folder with config.json and model.safetensors (or its index and shards), a .gguf file, or a folder with one';
 
-/** Finds the files of a model. @throws FormatError for a path that holds neither a folder nor a GGUF file, or several GGUF files */
+/** Finds the files of a model. @throws FormatError for a path that cannot be read, or holds no model or several */
 export async function findFiles(path: string): Promise<FoundFiles> {
-  if (!statSync(path).isDirectory()) {
+  const info = await statPath(path);
+  if (info?.isDirectory() !== true) {
     if (path.endsWith('.gguf')) return { path, gguf: true };
-    throw new FormatError(`${path}: is neither a model folder nor a .gguf file`, {
+    const what =
+      info === null ? 'no such file or folder' : 'is neither a model folder nor a .gguf file';
+    throw new FormatError(`${path}: ${what}`, {
       path,
       advice: kWhatIsAModel,
     });
   }
-  const names = (await readdir(path)).sort();
+  const names = (await listFolder(path)).sort();
   if (isModelFolder(names)) return { path, gguf: false };
   const ggufs = names.filter((name) => name.endsWith('.gguf'));
   if (ggufs.length === 1) return { path: join(path, ggufs[0] as string), gguf: true };

@@ -42,6 +42,10 @@ export class RenamedWeights implements WeightSource {
     return this.source.read(this.#stored.get(name) ?? name, options);
   }
 
+  aliases(name: string, options: WeightReadOptions): boolean {
+    return this.source.aliases?.(this.#stored.get(name) ?? name, options) ?? false;
+  }
+
   close(): void {
     this.source.close();
   }
@@ -65,6 +69,11 @@ export class CompletedWeights implements WeightSource {
   read(name: string, options: WeightReadOptions): Tensor {
     const from = this.source.shapes.has(name) ? this.source : this.missing;
     return from.read(name, options);
+  }
+
+  aliases(name: string, options: WeightReadOptions): boolean {
+    const from = this.source.shapes.has(name) ? this.source : this.missing;
+    return from.aliases?.(name, options) ?? false;
   }
 
   close(): void {

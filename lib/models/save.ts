@@ -1,11 +1,11 @@
 /** Saving of a model as a Hugging Face folder: config.json, model.safetensors, and the tokenizer's files of its source. */
 import { existsSync, statSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import { readBytes } from '../io/regular_file.ts';
 import { Conv1D } from '../nn/index.ts';
 import { abs, contiguous, max, transpose } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
@@ -100,6 +100,6 @@ async function copyCompanions(from: string, to: string): Promise<void> {
   if (!existsSync(from) || !statSync(from).isDirectory() || resolve(from) === resolve(to)) return;
   for (const name of COMPANIONS) {
     if (!existsSync(join(from, name))) continue;
-    await writeFileAtomic(join(to, name), await readFile(join(from, name)));
+    await writeFileAtomic(join(to, name), await readBytes(join(from, name)));
   }
 }

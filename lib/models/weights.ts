@@ -2,11 +2,13 @@
  * Loading of a model's tensors from its files. The tensors that the configuration implies, by name and shape, are compared with those
  * that the files hold, and everything that is missing, left over or of the wrong shape is reported in one error.
  */
+import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { TensorFile } from '../io/index.ts';
 import { Conv1D, LayerNorm, Linear, RMSNorm } from '../nn/index.ts';
 import { contiguous, type RmsNormOptions, transpose } from '../ops/index.ts';
-import { type DType, keep, noGrad, scope, type Tensor } from '../tensor.ts';
+import { DTYPE_BYTES, type DType, keep, noGrad, scope, type Tensor } from '../tensor.ts';
+import { requireFreeMemory } from './free_memory.ts';
 
 /** The tensors of a checkpoint under Hugging Face's names, whatever the files are. */
 export interface WeightSource {
@@ -17,6 +19,8 @@ export interface WeightSource {
   /** The open files; undefined where there are none. */
   readonly files?: readonly Pick<TensorFile, 'path' | 'identity'>[];
   read(name: string, options: WeightReadOptions): Tensor;
+  /** Whether `read` gives pages of the file, where `share` allows it on the CPU. Default: it never does. */
+  aliases?(name: string, options: WeightReadOptions): boolean;
   close(): void;
 }
 
@@ -64,7 +68,8 @@ export class WeightLoader {
   /**
    * Builds a model from a source.
    * @param options ignore: names that may be left over
-   * @throws FormatError for missing tensors and wrong shapes, UnsupportedError for tensors that the model does not ask for
+   * @throws FormatError for missing tensors and wrong shapes, UnsupportedError for tensors that the model does not ask for,
+   *   NativeError for weights that do not fit into the free memory
    */
   static build<T>(
     source: WeightSource,
@@ -76,6 +81,11 @@ export class WeightLoader {
   ): T {
     const plan = WeightLoader.plan(options, make);
     checkPlan(source, plan, options.ignore ?? []);
+    requireFreeMemory({
+      path: source.path,
+      dtype: options.dtype,
+      bytesIn: (dtype) => weightBytes(source, plan, { ...options, dtype }),
+    });
     const { onProgress } = options;
     const read = onProgress === undefined ? source : withProgress(source, plan.size, onProgress);
     return make(new WeightLoader(read, options, '', null));
@@ -180,6 +190,24 @@ function checkPlan(
         'this checkpoint, or choose another',
     );
   }
+}
+
+/**
+ * Bytes of memory that the weights of a plan take. Those that alias the file's pages take none, since the system reads these again
+ * where it needs their memory.
+ */
+function weightBytes(
+  source: WeightSource,
+  plan: ReadonlyMap<string, readonly number[]>,
+  options: WeightReadOptions,
+): number {
+  const aliases = options.share && sharesProcessMemory();
+  let bytes = 0;
+  for (const [name, shape] of plan) {
+    if (aliases && source.aliases?.(name, options) === true) continue;
+    bytes += shape.reduce((product, extent) => product * extent, DTYPE_BYTES[options.dtype]);
+  }
+  return bytes;
 }
 
 function shortList(names: readonly string[]): string {

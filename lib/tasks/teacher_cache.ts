@@ -21,6 +21,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
+import { requireRegular } from '../io/regular_file.ts';
 import type { SelectedRows } from '../losses/positions.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { noGrad, tensor, unscoped } from '../tensor.ts';
@@ -84,8 +85,12 @@ export class TeacherCache {
     // The file of an earlier run is kept and extended; all reads and writes give a position.
     // Neither a temporary file nor that of a run is ever written through a link that somebody has put there.
     const create =
-      constants.O_CREAT | constants.O_NOFOLLOW | (this.#temporary ? constants.O_EXCL : 0);
+      constants.O_CREAT |
+      constants.O_NOFOLLOW |
+      constants.O_NONBLOCK |
+      (this.#temporary ? constants.O_EXCL : 0);
     this.#file = openSync(this.#path, constants.O_RDWR | create, 0o600);
+    requireRegular(this.#path, fstatSync(this.#file));
     const header = Buffer.alloc(kHeaderBytes, ' ');
     header.write(JSON.stringify({ format: 1, ...kind }));
     const found = this.#read(0, kHeaderBytes);

@@ -18,6 +18,7 @@ import { DecodeStream } from './decode_stream.ts';
 import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
 import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.ts';
 import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
+import { LongTexts } from './long_texts.ts';
 import {
   dropUnknownCharacters,
   encodeByteLevel,
@@ -29,8 +30,9 @@ import {
 import { repairNormalizer } from './normalizers.ts';
 import { preTokenizerSteps, unknownRegexes } from './pre_tokenizers.ts';
 import { type AddedToken, checkTokenizerJson } from './tokenizer_checks.ts';
+import { GreedyMerges } from './spm_merges.ts';
 import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_files.ts';
-import type { TokenizerParts } from './tokenizer_parts.ts';
+import type { TokenizerOptions, TokenizerParts, TokenizerSetup } from './tokenizer_parts.ts';
 
 type Json = Record<string, unknown>;
 
@@ -52,11 +54,6 @@ export interface PairOptions extends EncodeOptions {
 export interface DecodeOptions {
   /** Whether to leave special tokens out of the text. Default false. */
   skipSpecialTokens?: boolean;
-}
-
-interface TokenizerOptions extends TokenizerParts {
-  /** Treatment of a byte without a token: it is dropped before merging (Hugging Face), or merges stop at it (llama.cpp). */
-  missingBytes: 'join' | 'separate';
 }
 
 const kRoles = [
@@ -95,11 +92,14 @@ export class Tokenizer {
   /** Regular expressions of the file that may take for ever; with any, texts are converted within a deadline. */
   private readonly unknownRegexes: readonly string[];
   private readonly addedTokens: ReadonlySet<string>;
+  private readonly longTexts: LongTexts;
 
   private constructor({ tokenizerJson, tokenizerConfig, merges, missingBytes }: TokenizerOptions) {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
     checkTokenizerJson(tokenizerJson, addedTokens);
     this.parts = { tokenizerJson, tokenizerConfig, ...(merges && { merges }) };
+    const ranks = merges?.ranks ?? null;
+    this.longTexts = new LongTexts({ tokenizerJson, tokenizerConfig, ranks, missingBytes });
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
     const { normalizer, decoder } = tokenizerJson;
     this.unknownRegexes = unknownRegexes([normalizer, steps.splits, decoder]);
@@ -197,6 +197,11 @@ export class Tokenizer {
     return new Tokenizer({ ...tokenizerFromGgufMetadata(metadata), missingBytes: 'separate' });
   }
 
+  /** Makes a tokenizer in another process than the one that described it. */
+  static fromSetup({ ranks, ...parts }: TokenizerSetup): Tokenizer {
+    return new Tokenizer({ ...parts, ...(ranks && { merges: new GreedyMerges(ranks) }) });
+  }
+
   /**
    * Writes tokenizer.json and tokenizer_config.json into a folder, for this library and Hugging Face's, also for a tokenizer from a
    * GGUF file. A file that exists is not replaced.
@@ -205,14 +210,27 @@ export class Tokenizer {
     await writeTokenizerFiles(folder, this.parts);
   }
 
-  /** Converts a text to ids. @throws FormatError if a regular expression of the tokenizer.json takes too long */
+  /**
+   * Converts a text to ids. A text of megabytes takes seconds, in which the event loop waits; the data pipeline therefore encodes in
+   * {@link withLongTexts}.
+   * @throws FormatError if a regular expression of the tokenizer.json takes too long
+   */
   encode(text: string, options: EncodeOptions = {}): number[] {
     const { addSpecialTokens = true, parseSpecial = true } = options;
     const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
-    const { ids } = this.inTime(text.length, () =>
-      tokenizer.encode(text, { add_special_tokens: false }),
-    );
+    const ids =
+      this.longTexts.ids({ text, parseSpecial }) ??
+      this.inTime(text.length, () => tokenizer.encode(text, { add_special_tokens: false }).ids);
     return addSpecialTokens ? applyFrame(this.frame, ids, null).ids : ids;
+  }
+
+  /**
+   * Runs synchronous code that encodes with this tokenizer, and has long texts encoded in another process meanwhile, so that the event
+   * loop stays free. The code runs again for each of them and must have no effects.
+   * @throws what `work` throws, the signal's reason, NativeError for a text for which the memory is not sufficient
+   */
+  withLongTexts<T>(work: () => T, options: { signal?: AbortSignal | undefined } = {}): Promise<T> {
+    return this.longTexts.run(work, options.signal);
   }
 
   /**

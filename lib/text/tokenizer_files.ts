@@ -1,10 +1,10 @@
 /** Reading and writing of the files that a tokenizer consists of. */
 import { existsSync } from 'node:fs';
-import { readdir, readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { isModelFolder } from '../io/model_folder.ts';
+import { isMissing, listFolder, readText, statPath } from '../io/regular_file.ts';
 import { type GgufMetadata, ggufTokenizerConfig } from './gguf_metadata.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
 
@@ -41,13 +41,13 @@ export async function readTokenizerFiles(model: string): Promise<TokenizerFiles>
 
 /** The path of the GGUF file that `model` is or contains; null if there is none, or if the folder is a complete model without it. */
 async function findGguf(model: string): Promise<string | null> {
-  const info = await stat(model).catch(() => null);
+  const info = await statPath(model);
   if (info === null) throw noSuchFile(model);
   if (!info.isDirectory()) {
     if (model.endsWith('.gguf')) return model;
     throw new ArgumentError(`tokenizer: ${model} must be a folder or a .gguf file`);
   }
-  const names = await readdir(model);
+  const names = await listFolder(model);
   if (isModelFolder(names)) return null;
   const ggufs = names.filter((name) => name.endsWith('.gguf')).sort();
   if (ggufs.length > 1) {
@@ -88,9 +88,9 @@ export async function readJson(path: string): Promise<Json> {
 
 async function readIfThere(path: string): Promise<string | null> {
   try {
-    return await readFile(path, 'utf8');
+    return await readText(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    if (isMissing(error)) return null;
     throw error;
   }
 }

@@ -2,7 +2,6 @@
  * The best evaluated step of a run. Its parameters are saved when its metric is better than all earlier ones, and restored at
  * the end, so that the run exports them. They are kept in the output folder (run/best/), or in memory where a run has none.
  */
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { copiesOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -11,6 +10,7 @@ import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
 import { verifyChecksums, writeChecksums } from '../io/checksums.ts';
 import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
+import { readText } from '../io/regular_file.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Model } from '../models/index.ts';
 import { taskOf } from '../tasks/list.ts';
@@ -93,7 +93,7 @@ export class BestKeeper {
       if (!(error instanceof FormatError)) throw error;
       return `${folder} is damaged (${withoutAdvice(error)}), so the best step is chosen from the evaluations to come`;
     }
-    const note = JSON.parse(await readFile(join(folder, kNoteFile), 'utf8')) as Kept;
+    const note = JSON.parse(await readText(join(folder, kNoteFile))) as Kept;
     if (note.step.metric !== this.metric) return null;
     // The worst value is infinite, and JSON stores infinities as null.
     const value = note.step.value ?? worstValue(this.metric);

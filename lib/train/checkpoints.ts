@@ -3,11 +3,12 @@
  * of its files have been written to disk, so every folder with such a name is complete. If one has been damaged since, which the
  * checksums show, the one before it is used.
  */
-import { readFile, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError, BaloraError, FormatError, withoutAdvice } from '../errors.ts';
 import { CHECKSUMS, verifyChecksums, writeChecksums } from '../io/checksums.ts';
 import { diskError, namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
+import { readText } from '../io/regular_file.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import { type CheckpointState, parseState } from './checkpoint_state.ts';
@@ -101,7 +102,7 @@ async function readCheckpoint(
   const statePath = join(path, kStateFile);
   await refuseOldFormat(path);
   await verifyChecksums(path, kFiles);
-  const state = parseState(await readFile(statePath, 'utf8'), statePath);
+  const state = parseState(await readText(statePath), statePath);
   if (state.step !== step) {
     throw new FormatError(`${statePath}: is the state of step ${state.step}`, { path: statePath });
   }
@@ -115,7 +116,7 @@ async function refuseOldFormat(path: string): Promise<void> {
     throw diskError(path, error, 'read');
   });
   if (names.includes(CHECKSUMS)) return;
-  const text = await readFile(join(path, kStateFile), 'utf8').catch(() => '');
+  const text = await readText(join(path, kStateFile)).catch(() => '');
   if (!/^\s*\{\s*"format":\s*1\b/.test(text)) return;
   throw new ArgumentError(
     `${path} was written by an earlier version of balora, whose checkpoints have no checksums, so it cannot be continued; ` +

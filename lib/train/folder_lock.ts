@@ -8,10 +8,11 @@
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { readFileSync, readlinkSync } from 'node:fs';
-import { link, readFile, rename, rm } from 'node:fs/promises';
+import { link, rename, rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { ArgumentError } from '../errors.ts';
 import { diskError, isRunning, writeAside } from '../io/files.ts';
+import { isMissing, readText } from '../io/regular_file.ts';
 
 /** The thread that holds a lock. */
 export interface LockHolder {
@@ -113,11 +114,10 @@ function successorOf(lock: string, text: string): string {
 
 async function readLock(path: string): Promise<Found | null> {
   try {
-    return { path, text: await readFile(path, 'utf8') };
+    return { path, text: await readText(path) };
   } catch (error) {
-    const { code = '' } = error as NodeJS.ErrnoException;
-    if (['ENOENT', 'ENOTDIR'].includes(code)) return null;
-    throw diskError(path, error, 'read');
+    if (isMissing(error)) return null;
+    throw error;
   }
 }
 

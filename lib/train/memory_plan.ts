@@ -8,6 +8,7 @@
 
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { sharesProcessMemory } from '../device.ts';
+import { formatBytes } from '../io/format_bytes.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
 import { memoryStats, synchronize, trimMemory } from '../runtime.ts';
@@ -26,6 +27,14 @@ export interface BatchPlan {
   readonly layers: Readonly<Record<LayerKeep, number>>;
   /** Predicted peak memory of the process in bytes (on a GPU, of GPU memory). */
   readonly bytes: number;
+  /** Whether this is the smallest plan, and still above the budget. */
+  readonly overBudget: boolean;
+}
+
+/** A note about a budget for the user; `code` is stable. */
+export interface MemoryNote {
+  readonly code: 'memory_budget_above_memory' | 'memory_budget_too_small';
+  readonly message: string;
 }
 
 /** Bytes per row in all layers together, for each kind of saved activations. */
@@ -54,11 +63,15 @@ export class MemoryPlanner {
   /**
    * Measures the memory of a row and of the process, and sets the model's `layerKeep` to the plan.
    * @param optimizerBytes bytes of moments and gradients, which are not allocated yet
+   * @param onNote called once, when even the smallest plan for a batch is above the budget; at once if that is so for every batch
    */
   static async open(
     tuned: TunedModel<Model>,
     budget: MemoryBudget,
-    { optimizerBytes }: { optimizerBytes: number },
+    {
+      optimizerBytes,
+      onNote = () => {},
+    }: { optimizerBytes: number; onNote?: (note: MemoryNote) => void },
   ): Promise<MemoryPlanner> {
     const { layerCount, costs } = await probe(tuned);
     const { device } = tuned.model;
@@ -69,10 +82,19 @@ export class MemoryPlanner {
     // The backward pass packs a second copy of the weights, in its own layout.
     const persistentBytes = now + optimizerBytes + derivedBytes;
     const planner = new MemoryPlanner(budget, layerCount, costs, persistentBytes);
+    let isNoted = false;
+    const check = (rows: number): void => {
+      const plan = planner.plan(rows);
+      if (isNoted || !plan.overBudget) return;
+      isNoted = true;
+      onNote({ code: 'memory_budget_too_small', message: planner.overBudgetMessage(plan) });
+    };
+    check(1);
     let longest = 0;
     tuned.model.layerKeep = (layer, rows) => {
       // Blocks freed by shorter batches are too small for a longer one and would stay allocated: up to a quarter of all memory.
       if (inProcess && rows > longest) trimMemory({ device });
+      if (rows > longest) check(rows);
       longest = Math.max(longest, rows);
       return planner.keep(layer, rows);
     };
@@ -107,13 +129,24 @@ export class MemoryPlanner {
     return recomputing(over <= 0 ? 0 : Math.min(layerCount, Math.ceil(over / gain)));
   }
 
+  private overBudgetMessage({ rows, bytes }: BatchPlan): string {
+    const [needed, given] = [formatBytes(bytes), formatBytes(Number(this.budget))];
+    return (
+      `memoryBudget: ${given} is below the smallest plan: a micro-batch of ${rows} ${rows === 1 ? 'token' : 'tokens'} takes ${needed} ` +
+      'with every layer checkpointed, and runs so; raise the budget, or use smaller micro-batches or dtype bf16'
+    );
+  }
+
   private planOf(rows: number, layers: BatchPlan['layers']): BatchPlan {
     const { costs, layerCount } = this;
     const kept = kKeeps.reduce((sum, keep) => sum + layers[keep] * costs[keep], 0) / layerCount;
     const inFlight = (kInFlight * costs.saved) / layerCount;
     const batch = (1 + kFragmentation) * rows * (kept + inFlight);
     const fixed = this.persistentBytes + kGrowthBytes + this.chunkBytes;
-    return { rows, layers, bytes: Math.round(fixed + batch) };
+    const bytes = Math.round(fixed + batch);
+    const smallest = layers.checkpointed === layerCount;
+    const overBudget = smallest && typeof this.budget === 'number' && bytes > this.budget;
+    return { rows, layers, bytes, overBudget };
   }
 }
 

@@ -2,8 +2,9 @@
  * The file run/metrics.jsonl: one JSON object for each step, appended when the step ends. A resumed run first removes the lines
  * of steps after its checkpoint, so that no step is listed twice.
  */
-import { type FileHandle, open, readFile } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { diskError, writeFileAtomic } from '../io/files.ts';
+import { isMissing, readText } from '../io/regular_file.ts';
 import type { StepRecord } from './types.ts';
 
 export class MetricsFile {
@@ -42,8 +43,8 @@ export class MetricsFile {
 
 async function linesUpTo(path: string, step: number): Promise<string[]> {
   if (step === 0) return [];
-  const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return '';
+  const text = await readText(path).catch((error: unknown) => {
+    if (isMissing(error)) return '';
     throw error;
   });
   return text.split('\n').filter((line) => {

@@ -6,7 +6,7 @@
  *     <output>/run/manifest.json                                   the names above that were free when the run began
  *     <output>/run/lock                                            the process that is writing
  */
-import { readFile, rm, rmdir, stat } from 'node:fs/promises';
+import { rm, rmdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   ADAPTER_CONFIG,
@@ -17,6 +17,7 @@ import {
 import { ArgumentError, NativeError } from '../errors.ts';
 import { diskError, makeFolder, namesIn, removeTemporaries, writeFileAtomic } from '../io/files.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import { isMissing, readText } from '../io/regular_file.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import { isCheckpoint } from './checkpoints.ts';
 import { acquireLock, type FolderLock, type LockHolder, livingHolder } from './folder_lock.ts';
@@ -176,12 +177,10 @@ async function writeManifest(path: string): Promise<void> {
 
 /** The result files that a run may have written; without a manifest, which earlier versions did not write, all of them. */
 async function readManifest(run: string): Promise<readonly string[]> {
-  const text = await readFile(join(run, kManifest), 'utf8').catch(
-    (error: NodeJS.ErrnoException) => {
-      if (error.code === 'ENOENT') return null;
-      throw error;
-    },
-  );
+  const text = await readText(join(run, kManifest)).catch((error: unknown) => {
+    if (isMissing(error)) return null;
+    throw error;
+  });
   if (text === null) return kResultFiles;
   let names: unknown = null;
   try {

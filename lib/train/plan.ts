@@ -2,10 +2,13 @@
  * The plan of a run, made before its first step. Counts and the memory that stays allocated throughout the run are exact. The
  * additional memory of a step depends on kernels and shapes, so it is measured on one micro-batch rather than estimated.
  */
+import { deviceInfo } from '../device.ts';
+import { NativeError } from '../errors.ts';
+import { formatBytes } from '../io/format_bytes.ts';
 import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
-import { memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
-import type { Tensor } from '../tensor.ts';
-import { MemoryPlanner } from './memory_plan.ts';
+import { availableMemory, memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
+import { DTYPE_BYTES, type Tensor } from '../tensor.ts';
+import { type MemoryNote, MemoryPlanner } from './memory_plan.ts';
 import { momentCount } from './optimizers.ts';
 import type { ResolvedOptions } from './options.ts';
 import { passesOf, selectorOf } from './passes.ts';
@@ -13,8 +16,6 @@ import { accumulateWindow } from './step.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan } from './types.ts';
 import { countSteps, WindowReader } from './window.ts';
-
-const kBytes = { f64: 8, f32: 4, bf16: 2, f16: 2, i64: 8, i32: 4, u8: 1 } as const;
 
 export async function makePlan(
   { tuned, data }: AnyTrainerOptions,
@@ -35,7 +36,7 @@ export async function makePlan(
       baseBytes: bytesOf(base),
       teacherBytes: tuned.teacherBytes,
       adapterBytes: bytesOf(Object.values(tuned.state())),
-      optimizerBytes: kBytes.f32 * momentCount(trained, optimization) + trainedBytes,
+      optimizerBytes: DTYPE_BYTES.f32 * momentCount(trained, optimization) + trainedBytes,
       activationBytes: null,
       totalBytes: null,
     },
@@ -69,15 +70,49 @@ export function learningRateOf(
   return rate;
 }
 
-/** Makes the plan for the run's memory budget and configures the model for it; null without a budget. */
+/**
+ * Refuses a run whose gradients and moments, which are not allocated yet, do not fit into the free memory.
+ * @throws NativeError (ERR_OUT_OF_MEMORY) with the sizes
+ */
+export function requireRunMemory({ tuned }: AnyTrainerOptions, { memory }: RunPlan): void {
+  const available = availableMemory({ device: tuned.model.device });
+  const { optimizerBytes: bytes } = memory;
+  if (available === null || bytes <= available.free) return;
+  const { device, free, total } = available;
+  throw new NativeError(
+    `the gradients and the optimiser's moments take ${formatBytes(bytes)}, and ${formatBytes(free)} of ${formatBytes(total)} are ` +
+      `free on ${device}`,
+    {
+      code: 'ERR_OUT_OF_MEMORY',
+      advice: 'train an adapter, one of a lower rank, or with optim adafactor or sgd',
+    },
+  );
+}
+
+/**
+ * Makes the plan for the run's memory budget and configures the model for it; null without a budget.
+ * @param onNote called where the budget is above the memory that there is, or below that of the smallest plan
+ */
 export async function planMemory(
   { tuned }: AnyTrainerOptions,
   { resources }: ResolvedOptions,
-  plan: RunPlan,
+  { plan, onNote = () => {} }: { plan: RunPlan; onNote?: (note: MemoryNote) => void },
 ): Promise<MemoryPlanner | null> {
-  if (resources.memoryBudget === null) return null;
+  const { memoryBudget } = resources;
+  if (memoryBudget === null) return null;
   const { optimizerBytes } = plan.memory;
-  return MemoryPlanner.open(tuned, resources.memoryBudget, { optimizerBytes });
+  const { device, totalBytes } = deviceInfo(tuned.model.device);
+  const above = typeof memoryBudget === 'number' && totalBytes > 0 && memoryBudget > totalBytes;
+  if (above) {
+    onNote({
+      code: 'memory_budget_above_memory',
+      message:
+        `memoryBudget: ${formatBytes(memoryBudget)} is more than the ${formatBytes(totalBytes)} that ${device} has, so the plan is ` +
+        'made for these',
+    });
+  }
+  const budget = above ? totalBytes : memoryBudget;
+  return MemoryPlanner.open(tuned, budget, { optimizerBytes, onNote });
 }
 
 /**
@@ -91,6 +126,7 @@ export async function measurePlan(
 ): Promise<RunPlan> {
   const { tuned, data } = input;
   const { device } = tuned.model;
+  requireRunMemory(input, plan);
   const windows = new WindowReader(
     data,
     { accumulation: 1, select: selectorOf(tuned.model, options) },
@@ -98,7 +134,7 @@ export async function measurePlan(
   );
   const window = await windows.next();
   await windows.close();
-  const planner = await planMemory(input, options, plan);
+  const planner = await planMemory(input, options, { plan });
   const passes = passesOf(input, options, {
     chunkBytes: planner?.chunkBytes ?? 0,
     captureGraphs: false,
@@ -143,5 +179,5 @@ function count(tensors: readonly Tensor[]): number {
 }
 
 function bytesOf(tensors: readonly Tensor[]): number {
-  return tensors.reduce((sum, { size, dtype }) => sum + size * kBytes[dtype], 0);
+  return tensors.reduce((sum, { size, dtype }) => sum + size * DTYPE_BYTES[dtype], 0);
 }

@@ -26,7 +26,7 @@ import type { Identity, ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { passesOf, selectorOf } from './passes.ts';
-import { learningRateOf, makePlan, planMemory } from './plan.ts';
+import { learningRateOf, makePlan, planMemory, requireRunMemory } from './plan.ts';
 import { StepClock } from './record.ts';
 import { openCheckpoint, restore, savedTensors } from './resume.ts';
 import { type Passes, takeStep } from './step.ts';
@@ -344,6 +344,7 @@ async function openRunOf(
   const trained = input.tuned.parameters();
   const groups = parameterGroups(trained, options.optimization);
   const plan = await makePlan(input, options);
+  requireRunMemory(input, plan);
   const rate = learningRateOf(plan, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
   let metrics: MetricsFile | null = null;
@@ -377,11 +378,13 @@ async function openRunOf(
       await writeFileAtomic(folder.config, configText(options, identity));
     }
     const { gradientAccumulationSteps: accumulation } = options.optimization;
-    const memory = await planMemory(input, options, plan);
+    const onNote = ({ code, message }: { code: string; message: string }) =>
+      warnings.push({ type: 'warning', code, message });
+    const memory = await planMemory(input, options, { plan, onNote });
     passes = passesOf(input, options, {
       chunkBytes: memory?.chunkBytes ?? 0,
       captureGraphs: options.resources.captureGraphs,
-      onNote: ({ code, message }) => warnings.push({ type: 'warning', code, message }),
+      onNote,
       ...(options.resources.cacheTeacher && {
         teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
         ...(folder !== null && { teacherIdentity: teacherIdentity(identity) }),

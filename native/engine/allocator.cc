@@ -1,9 +1,5 @@
 #include "engine/allocator.h"
 
-#if defined(__linux__)
-#include <sys/sysinfo.h>
-#endif
-
 #include <algorithm>
 
 #include "tensor/errors.h"
@@ -20,22 +16,16 @@ constexpr Heap::Options kLargeBlocks = {4 * kKiB, 2 * kMiB, 64 * kGiB, 64 * kMiB
 constexpr int64_t kSlackShare = 4;
 constexpr int64_t kSlackFloor = 32 * kMiB;
 
-// Bytes of the machine's memory and swap together; 0 where they are not known.
-int64_t machine_bytes() {
-#if defined(__linux__)
-  struct sysinfo info {};
-  if (sysinfo(&info) == 0) {
-    return static_cast<int64_t>((info.totalram + info.totalswap) * info.mem_unit);
-  }
-#endif
-  return 0;
-}
+// The host is asked for its free memory each time this much has been added to the heaps, and this
+// much is left for the rest of the process.
+constexpr int64_t kHostMargin = 32 * kMiB;
 
 }  // namespace
 
 Allocator::Allocator(const KernelTable* kernels, std::shared_ptr<void> device_state,
                      std::string device)
-    : device_state_(std::move(device_state)),
+    : kernels_(kernels),
+      device_state_(std::move(device_state)),
       device_(std::move(device)),
       small_(kernels, device_state_.get(), kSmallBlocks),
       large_(kernels, device_state_.get(), kLargeBlocks) {
@@ -48,15 +38,7 @@ void* Allocator::allocate(int64_t bytes, int tag) {
     throw OutOfMemoryError(concat(bytes, " bytes wanted, ", stats_.live_bytes, " in use on ",
                                   device_, ", the limit is ", limit_));
   }
-  // Pages come when they are written to, and the system ends a process that it has none for.
-  static const int64_t kMachine = machine_bytes();
-  if (device_ == "cpu" && kMachine > 0 && stats_.live_bytes + bytes > kMachine) {
-    const int64_t now = machine_bytes();  // swap may have been added, memory plugged in
-    if (stats_.live_bytes + bytes > now) {
-      throw OutOfMemoryError(concat(bytes, " bytes wanted, ", stats_.live_bytes, " in use on ",
-                                    device_, ", the machine and its swap have ", now));
-    }
-  }
+  if (device_ == "cpu") require_free(bytes);
   void* data = take(bytes);
   if (!data) {
     throw OutOfMemoryError(
@@ -66,6 +48,35 @@ void* Allocator::allocate(int64_t bytes, int tag) {
   stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.live_bytes);
   tags_[static_cast<size_t>(tag)].second += bytes;
   return data;
+}
+
+// Pages come when they are written to, and the system ends a process that it has none for. So a
+// block for which the heaps need more pages than the host has free is refused.
+void Allocator::require_free(int64_t bytes) {
+  const auto held = [&] { return small_.committed_bytes() + large_.committed_bytes(); };
+  const auto growth = [&] {
+    const Heap& heap = heap_for(bytes);
+    return std::max<int64_t>(0, bytes - (heap.committed_bytes() - heap.used_bytes()));
+  };
+  checked_at_ = std::min(checked_at_, held());
+  if (growth() == 0 || held() + growth() - checked_at_ < kHostMargin || !kernels_->memory) return;
+  uint64_t free = 0, total = 0;
+  const auto fits = [&] {
+    if (kernels_->memory(device_state_.get(), &free, &total) != 0 || total == 0) return true;
+    return static_cast<uint64_t>(growth()) + kHostMargin <= free;
+  };
+  if (!fits()) {
+    if (!hold_everything_) {
+      small_.discard(0);
+      large_.discard(0);
+    }
+    if (!fits()) {
+      throw OutOfMemoryError(concat(bytes, " bytes wanted, ", stats_.live_bytes, " in use on ",
+                                    device_, ", of the ", total,
+                                    " that this process may have with swap ", free, " are free"));
+    }
+  }
+  checked_at_ = held() + growth();
 }
 
 void* Allocator::take(int64_t bytes) {

@@ -48,16 +48,19 @@ class Allocator : public MemorySource {
   Heap& heap_for(int64_t bytes) { return bytes < kLarge ? small_ : large_; }
   void* take(int64_t bytes);
   void hold_to_bound();
+  void require_free(int64_t bytes);
 
   static constexpr int64_t kLarge = int64_t{256} << 10;
 
+  const KernelTable* kernels_;
   std::shared_ptr<void> device_state_;  // before the heaps, which give their memory back to it
   std::string device_;
   mutable std::mutex mutex_;
   Heap small_, large_;
   std::vector<std::pair<std::string, int64_t>> tags_;
   MemoryStats stats_;
-  int64_t most_used_ = 0;  // the largest sum of both heaps' used bytes
+  int64_t most_used_ = 0;   // the largest sum of both heaps' used bytes
+  int64_t checked_at_ = 0;  // committed bytes when the host was last asked for free ones
   int64_t limit_ = 0;
   int64_t reserved_ = 0;  // of live_bytes: not in these heaps
   bool hold_everything_ = false;

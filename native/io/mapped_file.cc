@@ -89,7 +89,8 @@ void PartDigests::compute(size_t begin, size_t end) {
 }
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without O_NONBLOCK a named pipe that nobody writes to would stop this thread for good.
+  const int fd = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
   if (fd < 0) {
     throw FormatError(path, -1,
                       concat("cannot be opened (", std::strerror(errno),

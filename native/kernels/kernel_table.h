@@ -82,8 +82,8 @@ typedef struct balora_kernel_table {
   // Waits until the device has run everything, and reports what failed since the last call. Null: a
   // kernel has run when its row returns (the CPU).
   int32_t (*synchronize)(balora_context* ctx);
-  // A line about the device, and its memory: free and total bytes as the driver sees them. Null
-  // where the engine has no use for it (the CPU).
+  // A line about the device (null for the CPU), and its memory: free and total bytes as the driver
+  // sees them, for the CPU those that the process may use.
   void (*describe)(void* state, char* text, uint64_t text_size);
   int32_t (*memory)(void* state, uint64_t* free_bytes, uint64_t* total_bytes);
   // Kernels launched between begin and end are recorded, not run; a graph is launched any number of

@@ -34,6 +34,8 @@ const kConditions = {
   'without AVX512-BF16': () => processorLacks('avx512_bf16'),
   'without AMX': () => processorLacks('amx_bf16'),
   'on a Node that cannot require an ES module': () => process.features.require_module !== true,
+  'without a C compiler': () => !['cc', 'gcc', 'clang'].some((name) => has(name, ['--version'])),
+  'where this process may not mount file systems or make control groups': () => null,
   'on a busy machine': () => null,
 };
 

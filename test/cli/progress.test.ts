@@ -2,13 +2,8 @@ import { EventEmitter } from 'node:events';
 import { stripVTControlCharacters } from 'node:util';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Progress, stepLine } from '../../lib/cli/progress.ts';
-import {
-  formatBytes,
-  formatCount,
-  formatSeconds,
-  hasColour,
-  ignoreClosedPipe,
-} from '../../lib/cli/terminal.ts';
+import { formatCount, formatSeconds, hasColour, ignoreClosedPipe } from '../../lib/cli/terminal.ts';
+import { formatBytes } from '../../lib/io/format_bytes.ts';
 import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
 
 const record = (step: number, over: Partial<StepRecord> = {}): StepRecord => ({

@@ -109,10 +109,39 @@ describe('JsonlFile', () => {
 
   it('refuses a file that cannot be opened or has no rows, and a row that it lacks', async () => {
     await expect(JsonlFile.open(join(folder, 'none.jsonl'))).rejects.toThrow(/no such file/);
-    await expect(JsonlFile.open(folder)).rejects.toThrow(/it is a folder/);
+    await expect(JsonlFile.open(folder)).rejects.toThrow(/is a folder, not a regular file/);
     await writeFile(join(folder, 'empty.jsonl'), '\n  \n');
     await expect(JsonlFile.open(join(folder, 'empty.jsonl'))).rejects.toThrow(ArgumentError);
     await withFile('{}', (file) => expect(file.row(1)).rejects.toThrow(/has 1 rows, no row 1/));
+  });
+
+  it('refuses a line above 16 MiB by its number, before it has read the whole line', async () => {
+    const path = join(folder, 'long.jsonl');
+    const row = (bytes: number) => `{"a":"${'x'.repeat(bytes - 8)}"}`;
+    await writeFile(path, `{"a": 1}\n\n${row(2 ** 24)}\n{"a": 2}`);
+    const file = await JsonlFile.open(path);
+    expect(file.length).toBe(3);
+    expect((await file.row(1)).a).toHaveLength(2 ** 24 - 8);
+    await file.close();
+    await writeFile(path, `{"a": 1}\n\n${row(2 ** 24 + 1)}\n{"a": 2}`);
+    const error = await JsonlFile.open(path).catch((thrown: unknown) => thrown);
+    expect(error).toBeInstanceOf(FormatError);
+    expect(error).toMatchObject({ path, offset: 10 });
+    expect((error as Error).message).toBe(
+      `${path}:3: the row is longer than 16.0 MiB; divide its text over several rows, and check that rows end in line breaks`,
+    );
+    // Of a line that never ends, only the first 17 MiB are read.
+    await writeFile(path, '{"a": 1}\n');
+    await truncate(path, 2 ** 40);
+    await expect(JsonlFile.open(path)).rejects.toThrow(`${path}:2: the row is longer`);
+  });
+
+  it('allows any number of blanks between rows', async () => {
+    const path = join(folder, 'blank.jsonl');
+    await writeFile(path, `{"a": 1}\n${' '.repeat(2 ** 24 + 2 ** 20)}\n{"a": 2}`);
+    const file = await JsonlFile.open(path);
+    expect([await file.row(0), await file.row(1)]).toEqual([{ a: 1 }, { a: 2 }]);
+    await file.close();
   });
 
   it('notices that the file has shrunk', async () => {

@@ -1,11 +1,11 @@
 // TSV, CSV and Parquet files as rows, and the errors of damaged ones.
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openRows } from '../../lib/data/open_rows.ts';
 import type { RowSource } from '../../lib/data/rows.ts';
-import { ArgumentError, FormatError } from '../../lib/errors.ts';
+import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { fixturePath } from '../support/fixtures.ts';
 
 let folder: string;
@@ -70,6 +70,27 @@ describe('TSV', () => {
   });
 });
 
+it.each(['tsv', 'csv'])(
+  'a .%s file with a row above 16 MiB is refused by its line',
+  async (end) => {
+    const [separator, quote] = end === 'csv' ? [',', '"'] : ['\t', ''];
+    const row = (length: number) => `${quote}${'x'.repeat(length)}${quote}${separator}1\n`;
+    const path = await written(`long.${end}`, `a${separator}b\n${row(3)}${row(2 ** 24)}`);
+    await expect(openRows(path)).rejects.toThrow(`${path}:3: the row is longer than 16.0 MiB`);
+    const whole = await openRows(
+      await written(`whole.${end}`, `a${separator}b\n${row(2 ** 24 - 5)}`),
+    );
+    expect((await whole.row(0)).a).toHaveLength(2 ** 24 - 5);
+  },
+);
+
+it.each(['tsv', 'csv', 'jsonl', 'parquet'])('opening a .%s file can be aborted', async (end) => {
+  const path =
+    end === 'parquet' ? fixturePath('data/rows.parquet') : await written(`stop.${end}`, '{}\n1\n');
+  const opening = openRows(path, { signal: AbortSignal.abort(new Error('enough')) });
+  await expect(opening).rejects.toThrow(/^enough$/);
+});
+
 describe('CSV', () => {
   it('has quoted fields with commas, quotes and line ends', async () => {
     const path = await written('a.csv', 'n,text\r\n1,"a, ""b""\nc"\r\n\r\n2,plain\r\n');
@@ -110,6 +131,60 @@ describe('Parquet', () => {
     await expect(rows.row(7)).rejects.toThrow(/has 7 rows, no row 7/);
     await rows.close();
   });
+
+  it('gives rows of several groups to reads that overlap', async () => {
+    const rows = await openRows(path);
+    const order = [6, 0, 5, 1, 1, 3, 2, 4, 6];
+    const found = await Promise.all(order.map((i) => rows.row(i)));
+    expect(found.map(({ score }) => Number(score) * 2)).toEqual(order);
+    await rows.close();
+    expect((await rows.row(2)).score).toBe(1);
+    await rows.close();
+  });
+
+  it('whose page says that a value comes a billion times is refused, while the event loop runs', async () => {
+    const bytes = await readFile(path);
+    // The levels of the first page, 03 07, become a run of 2^30 - 1 levels.
+    expect(bytes.toString('hex', 0x19, 0x1b)).toBe('0307');
+    bytes.set([0xfe, 0xff, 0xff, 0xff, 0x07], 0x19);
+    const rows = await openRows(await written('run.parquet', bytes));
+    let ticks = 0;
+    const clock = setInterval(() => ticks++, 20);
+    const error = await rows.row(0).catch((thrown: unknown) => thrown);
+    clearInterval(clock);
+    expect(error).toBeInstanceOf(FormatError);
+    expect((error as Error).message).toMatch(
+      /run\.parquet: reading it (ran out of memory|took more than \d+ s): a page is damaged or too large; write it again/,
+    );
+    expect(ticks).toBeGreaterThan(5);
+    await rows.close();
+  });
+
+  it('with any byte changed gives rows or an error, and never hangs', async () => {
+    const original = await readFile(path);
+    const damaged: string[] = [];
+    for (let at = 4; at < original.length; at += 97) {
+      const bytes = Buffer.from(original);
+      bytes[at] = (bytes[at] as number) ^ 0xff;
+      const file = await written('flipped.parquet', bytes);
+      const rows = await openRows(file).catch((error: unknown) => error);
+      if (rows instanceof Error) {
+        expect([ArgumentError, FormatError, UnsupportedError], rows.message).toContain(
+          rows.constructor,
+        );
+        damaged.push(rows.message);
+        continue;
+      }
+      for (let i = 0; i < (rows as RowSource).length && i < 10; i++) {
+        await (rows as RowSource).row(i).catch((error: unknown) => {
+          expect(error).toBeInstanceOf(FormatError);
+          damaged.push((error as Error).message);
+        });
+      }
+      await (rows as RowSource).close();
+    }
+    expect(damaged.length).toBeGreaterThan(2);
+  }, 60_000);
 
   it('refuses other files, and the option columns', async () => {
     const bad = await written('a.parquet', 'not a parquet file');

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { deviceInfo } from '../../lib/device.ts';
 import type { DecoderLM } from '../../lib/models/decoder.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { full } from '../../lib/ops/index.ts';
@@ -11,8 +12,9 @@ import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
 import { type MemoryBudget, MemoryPlanner } from '../../lib/train/memory_plan.ts';
 import { resolveOptions } from '../../lib/train/options.ts';
+import { requireRunMemory } from '../../lib/train/plan.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
-import type { Batch } from '../../lib/train/types.ts';
+import type { Batch, RunPlan } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinySource } from '../support/tiny_model.ts';
@@ -88,6 +90,65 @@ describe.each([
   });
 });
 
+describe('a budget that cannot be kept', () => {
+  const warningsOf = async (memoryBudget: number) => {
+    const tuned = await adapted('bf16');
+    const found: { code: string; message: string }[] = [];
+    const input = { tuned, data: tinySource(batches()), maxSteps: 4, memoryBudget };
+    for await (const event of new Trainer(input).run()) {
+      if (event.type === 'warning' && event.code.startsWith('memory_budget')) found.push(event);
+    }
+    tuned.model.dispose();
+    tuned.dispose();
+    return found;
+  };
+
+  it('below the smallest plan is a warning with what that plan takes, given once', async () => {
+    const warnings = await warningsOf(1000);
+    expect(warnings.map(({ code }) => code)).toEqual(['memory_budget_too_small']);
+    expect(warnings[0]?.message).toMatch(
+      /^memoryBudget: 1000 B is below the smallest plan: a micro-batch of 1 token takes [\d.]+ MiB with every layer checkpointed, and/,
+    );
+    expect(await warningsOf(deviceInfo('cpu').totalBytes)).toEqual([]);
+  });
+
+  it('for some batch only is a warning with its rows, when that comes', async () => {
+    const tuned = await adapted('bf16');
+    const notes: string[] = [];
+    const roomy = await MemoryPlanner.open(tuned, 2 ** 50, { optimizerBytes: 0 });
+    const rows = 2 ** 24;
+    const budget = roomy.plan(rows).bytes / 4;
+    const onNote = ({ message }: { message: string }) => notes.push(message);
+    await MemoryPlanner.open(tuned, budget, { optimizerBytes: 0, onNote });
+    expect(notes).toEqual([]);
+    const { layerKeep } = tuned.model;
+    for (const n of [10, rows, 10, 2 * rows]) layerKeep?.(0, n);
+    expect(notes).toEqual([expect.stringContaining(`a micro-batch of ${rows} tokens takes `)]);
+    tuned.model.dispose();
+    tuned.dispose();
+  });
+
+  it('above the memory that there is is a warning with its size', async () => {
+    const [warning, ...others] = await warningsOf(2 ** 50);
+    expect(others).toEqual([]);
+    expect(warning?.code).toBe('memory_budget_above_memory');
+    expect(warning?.message).toMatch(
+      /^memoryBudget: 1024\.0 TiB is more than the [\d.]+ GiB that cpu has, so the plan is made for these$/,
+    );
+  });
+
+  it('gradients and moments that do not fit are refused before the first step', () => {
+    const plan = { memory: { optimizerBytes: 2 ** 60 } } as RunPlan;
+    const input = { tuned: { model: { device: 'cpu' } } } as never;
+    expect(() => requireRunMemory(input, plan)).toThrow(
+      /^the gradients and the optimiser's moments take 1048576\.0 TiB, and [\d.]+ GiB of [\d.]+ GiB are free on cpu; train an adapter, /,
+    );
+    expect(() =>
+      requireRunMemory(input, { memory: { optimizerBytes: 2 ** 20 } } as RunPlan),
+    ).not.toThrow();
+  });
+});
+
 describe('lean layers', () => {
   /** Bytes that a forward keeps for its backward, and the gradients of all master weights. */
   const pass = async (keep: 'saved' | 'lean') => {
@@ -135,6 +196,7 @@ describe('MemoryPlanner', () => {
     expect((await open(2 ** 40)).plan(rows).layers).toEqual(max.layers);
     const tight = (await open(1)).plan(rows);
     expect(tight.layers).toEqual(min.layers);
+    expect([max, min, tight].map(({ overBudget }) => overBudget)).toEqual([false, false, true]);
     // A budget slightly below that of keeping everything: first cheap results are dropped, then layers.
     // The rows are so many that the memory of the process itself, which varies a little, does not matter.
     const many = 2 ** 24;

@@ -8,6 +8,7 @@ import type { TunedModel } from '../../adapters/tuned_model.ts';
 import type { MetricName } from '../../data/glue.ts';
 import { LabelledBatches, type LabelledOptions } from '../../data/labelled_batches.ts';
 import type { LabelKind, LabelScheme } from '../../data/labels.ts';
+import { formatBytes } from '../../io/format_bytes.ts';
 import { resolveModel } from '../../io/hub.ts';
 import { kProblemTypes } from '../../losses/problem_type.ts';
 import { readConfigJson } from '../../models/config_keys.ts';
@@ -29,7 +30,6 @@ import {
   showWarnings,
 } from '../load.ts';
 import type { Progress } from '../progress.ts';
-import { formatBytes } from '../terminal.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { Examples, RunContext, TrainSetup } from './cli_task.ts';
 

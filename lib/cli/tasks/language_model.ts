@@ -9,6 +9,7 @@ import type { RowSource } from '../../data/rows.ts';
 import { ArgumentError } from '../../errors.ts';
 import { type EvaluatedBatch, type EvaluatedModel, evaluate } from '../../eval/evaluate.ts';
 import type { EvaluationResult } from '../../eval/types.ts';
+import { formatBytes } from '../../io/format_bytes.ts';
 import type { CausalLM, Seq2SeqLM } from '../../models/index.ts';
 import type { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
@@ -23,7 +24,7 @@ import {
   showWarnings,
 } from '../load.ts';
 import { listOf } from '../option_table.ts';
-import { fixed, formatBytes, formatSeconds } from '../terminal.ts';
+import { fixed, formatSeconds } from '../terminal.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { CliTask, Evaluated, RunContext, TrainSetup } from './cli_task.ts';
 

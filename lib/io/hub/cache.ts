@@ -10,7 +10,6 @@ import {
   mkdir,
   open,
   readdir,
-  readFile,
   realpath,
   rename,
   rm,
@@ -24,6 +23,7 @@ import { FormatError } from '../../errors.ts';
 import { diskError, makeFolder, syncFolder } from '../files.ts';
 import type { FileHash, RepoFile } from './api.ts';
 import { HubError } from './endpoint.ts';
+import { readText } from '../regular_file.ts';
 import { isCommit } from './names.ts';
 
 const kIncomplete = '.incomplete';
@@ -154,7 +154,7 @@ export class RepoCache {
     const path = this.#refPath(revision);
     if ((await statOrNull(path)) === null) return null;
     await this.#requireWithin(path, 'refs', ...revision.split('/'));
-    return readFile(path, 'utf8');
+    return readText(path);
   }
 
   #refPath(revision: string): string {

@@ -7,12 +7,14 @@
 #include <cstring>
 #include <map>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "engine/allocator.h"
 #include "engine/engine.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "ops/ops.h"
+#include "tensor/errors.h"
 
 using namespace balora;
 
@@ -243,6 +245,66 @@ TEST_CASE("allocator: a peak that is over is not kept for ever") {
   }
   const MemoryStats stats = allocator.stats();
   CHECK(stats.cached_bytes <= stats.peak_bytes + stats.peak_bytes / 4 + 40 * kMiB);
+}
+
+namespace {
+
+// Free bytes of a pretended machine, and how often it was asked.
+uint64_t host_free = 0;
+int64_t host_asked = 0;
+
+const KernelTable* small_machine() {
+  static const KernelTable table = [] {
+    KernelTable copy = *cpu_kernel_table();
+    copy.memory = [](void*, uint64_t* free_bytes, uint64_t* total_bytes) {
+      ++host_asked;
+      *free_bytes = host_free;
+      *total_bytes = 1000 * kMiB;
+      return int32_t{0};
+    };
+    return copy;
+  }();
+  return &table;
+}
+
+}  // namespace
+
+TEST_CASE("allocator: a block that the host has no memory for is refused") {
+  Allocator allocator(small_machine(), nullptr, "cpu");
+  host_free = 600 * kMiB;
+  void* half = allocator.allocate(300 * kMiB, 0);
+  host_free = 300 * kMiB;
+  try {
+    allocator.allocate(400 * kMiB, 0);
+    FAIL("400 MiB were given where 300 are free");
+  } catch (const OutOfMemoryError& error) {
+    CHECK(std::string(error.what()) ==
+          "out of memory: 419430400 bytes wanted, 314572800 in use on cpu, of the 1048576000 that "
+          "this process may have with swap 314572800 are free");
+  }
+  CHECK(allocator.stats().live_bytes == 300 * kMiB);
+  void* more = allocator.allocate(200 * kMiB, 0);
+  allocator.release(more, 200 * kMiB, 0);
+  allocator.release(half, 300 * kMiB, 0);
+  // Pages that the heap has already are the process's own.
+  host_free = 0;
+  void* again = allocator.allocate(250 * kMiB, 0);
+  allocator.release(again, 250 * kMiB, 0);
+}
+
+TEST_CASE("allocator: many small blocks are refused, too, and the host is not asked for each") {
+  Allocator allocator(small_machine(), nullptr, "cpu");
+  std::vector<void*> blocks;
+  host_asked = 0;
+  const auto take = [&] {
+    host_free = static_cast<uint64_t>(600 * kMiB - allocator.stats().live_bytes);
+    blocks.push_back(allocator.allocate(kMiB, 0));
+  };
+  CHECK_THROWS_AS(for (int i = 0; i < 1000; ++i) take(), OutOfMemoryError);
+  CHECK(blocks.size() > 500);
+  CHECK(blocks.size() <= 600);
+  CHECK(host_asked < 40);
+  for (void* block : blocks) allocator.release(block, kMiB, 0);
 }
 
 TEST_CASE("engine: packed weights are counted while they live, and no longer") {

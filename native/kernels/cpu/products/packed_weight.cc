@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/runtime/machine_memory.h"
 #include "tensor/dtype.h"
 #include "tensor/errors.h"
 
@@ -56,6 +57,7 @@ PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
 
 void PackedWeight::allocate(Context* ctx, uint64_t bytes) {
   const uint64_t rounded = (bytes + 63) / 64 * 64;
+  require_host_memory(rounded);
   data_.reset(std::aligned_alloc(64, rounded));
   if (!data_) throw std::bad_alloc();
   bytes_ = static_cast<int64_t>(rounded);

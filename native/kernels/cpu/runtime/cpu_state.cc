@@ -14,6 +14,7 @@
 
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/onednn_versions.h"
+#include "kernels/cpu/runtime/machine_memory.h"
 #include "tensor/errors.h"
 
 namespace balora {
@@ -130,6 +131,7 @@ void* CpuState::scratch(Scratch index, uint64_t bytes) {
     std::free(buffer.data);
     buffer = {};
     const uint64_t rounded = (bytes + 4095) / 4096 * 4096;
+    require_host_memory(rounded);
     buffer.data = std::aligned_alloc(64, rounded);
     if (!buffer.data) throw std::bad_alloc();
     buffer.bytes = rounded;

@@ -12,6 +12,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/cpu_state.h"
+#include "kernels/cpu/runtime/machine_memory.h"
 #include "kernels/shared/guard.h"
 
 namespace balora {
@@ -79,6 +80,17 @@ void release(void*, void* data, uint64_t) {
 constexpr decltype(KernelTable::discard) kDiscard = nullptr;
 #endif
 
+int32_t memory(void*, uint64_t* free_bytes, uint64_t* total_bytes) {
+  try {
+    const MachineMemory found = machine_memory();
+    *free_bytes = found.free_bytes;
+    *total_bytes = found.total_bytes;
+    return 0;
+  } catch (const std::exception&) {
+    return 1;
+  }
+}
+
 int32_t copy(Context*, void* destination, const void* source, uint64_t bytes) {
   if (bytes) std::memcpy(destination, source, bytes);
   return 0;
@@ -110,7 +122,7 @@ const KernelTable* cpu_kernel_table() {
       nullptr,
       nullptr,  // synchronize: rows return when they have run
       nullptr,
-      nullptr,
+      memory,
       nullptr,
       nullptr,
       nullptr,

@@ -1,0 +1,9 @@
+/** What `ParquetFile` asks the process that reads the file (parquet_process.ts), and what it answers. */
+
+/** The footer, or the rows from `start` to `end`; no more than those in one row group are returned. */
+export type ParquetRequest = 'footer' | { readonly start: number; readonly end: number };
+
+/** Rows and stored bytes of each row group, as the footer says. */
+export interface ParquetFooter {
+  readonly groups: readonly { readonly rows: number; readonly bytes: number }[];
+}

@@ -1,0 +1,148 @@
+/**
+ * Reading of the files and folders that a user names. Everything in lib/ that opens one does it here: only regular files are read (a
+ * link to one is one). A named pipe or a device would stop a thread until somebody writes to it, or never end. Every failure is an
+ * error with the path, the reason and advice.
+ */
+import { constants, type Stats } from 'node:fs';
+import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
+import { FormatError } from '../errors.ts';
+import { diskError, reasonOf } from './files.ts';
+import { formatBytes } from './format_bytes.ts';
+
+/** Largest size of a file other than weights and data; the largest tokenizers have a tenth of it. */
+export const kMaxTextBytes = 256 * 2 ** 20;
+
+// With O_NONBLOCK a named pipe is opened at once, and refused. O_NOCTTY: a terminal does not become that of the process. Windows has
+// neither.
+const kFlags = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0) | (constants.O_NOCTTY ?? 0);
+
+/** Failures of opening that are in the path, not in the disk. */
+const kPathCodes: readonly string[] = [
+  ...['ENOENT', 'ENOTDIR', 'EISDIR', 'EACCES', 'EPERM', 'ELOOP', 'ENAMETOOLONG', 'ENXIO', 'ENODEV'],
+];
+
+const kPathAdvice = 'check the path and the permission to read it';
+
+/** Options of {@link readText} and {@link readBytes}. */
+export interface ReadFileOptions {
+  /** Largest size in bytes; a larger file is refused before it is read. Default: {@link kMaxTextBytes}. */
+  limit?: number;
+}
+
+/**
+ * Opens a regular file for reading.
+ * @throws FormatError for a path that cannot be opened or is no regular file (the cause has the system's code), NativeError where
+ *   the disk fails
+ */
+export async function openRegular(path: string): Promise<FileHandle> {
+  let file: FileHandle;
+  try {
+    file = await open(path, kFlags);
+  } catch (error) {
+    throw readError(path, error);
+  }
+  try {
+    requireRegular(path, await file.stat());
+    return file;
+  } catch (error) {
+    await file.close();
+    throw readError(path, error);
+  }
+}
+
+/** Refuses anything but a regular file. @throws FormatError that says what the path is */
+export function requireRegular(path: string, info: Stats): void {
+  if (info.isFile()) return;
+  const [kind, advice] = kindOf(info);
+  throw new FormatError(`${path}: is ${kind}, not a regular file`, { path, advice });
+}
+
+function kindOf(info: Stats): [kind: string, advice: string] {
+  if (info.isDirectory()) return ['a folder', 'give the path of a file'];
+  if (info.isFIFO()) return ['a pipe', 'write what comes through it to a file, and give that'];
+  if (info.isSocket()) return ['a socket', 'write what comes through it to a file, and give that'];
+  return ['a device', 'give the path of a file'];
+}
+
+/** Reads a whole file. @throws as {@link openRegular} does; FormatError for a file above the limit */
+export async function readBytes(
+  path: string,
+  { limit = kMaxTextBytes }: ReadFileOptions = {},
+): Promise<Buffer> {
+  const file = await openRegular(path);
+  try {
+    const { size } = await file.stat();
+    if (size > limit) {
+      throw new FormatError(
+        `${path}: has ${formatBytes(size)}, and such a file may have ${formatBytes(limit)}`,
+        { path, advice: 'check that it is the right file' },
+      );
+    }
+    return await file.readFile();
+  } catch (error) {
+    throw readError(path, error);
+  } finally {
+    await file.close();
+  }
+}
+
+/** Reads a whole file as UTF-8. @throws as {@link readBytes} does */
+export async function readText(path: string, options: ReadFileOptions = {}): Promise<string> {
+  return (await readBytes(path, options)).toString('utf8');
+}
+
+/** Reads a part of a file in slices, to its end by default. @throws as {@link openRegular} does */
+export async function* readSlices(
+  path: string,
+  { start = 0, end, sliceBytes }: { start?: number; end?: number; sliceBytes: number },
+): AsyncGenerator<Buffer> {
+  const file = await openRegular(path);
+  try {
+    const last = end === undefined ? {} : { end: end - 1 };
+    yield* file.createReadStream({ start, ...last, highWaterMark: sliceBytes, autoClose: false });
+  } catch (error) {
+    throw readError(path, error);
+  } finally {
+    await file.close();
+  }
+}
+
+/** What a path leads to; null where there is nothing. @throws as {@link openRegular} does */
+export async function statPath(path: string): Promise<Stats | null> {
+  try {
+    return await stat(path);
+  } catch (error) {
+    if (isMissing(error)) return null;
+    throw readError(path, error);
+  }
+}
+
+/** The names in a folder. @throws as {@link openRegular} does */
+export async function listFolder(path: string): Promise<string[]> {
+  try {
+    return await readdir(path);
+  } catch (error) {
+    throw readError(path, error);
+  }
+}
+
+/** Whether an error says that there is no such file: one of the system, or one that was made of it here. */
+export function isMissing(error: unknown): boolean {
+  const { code, cause } = (error ?? {}) as { code?: string; cause?: { code?: string } };
+  return [code, cause?.code].some((found) => found === 'ENOENT' || found === 'ENOTDIR');
+}
+
+/** The error for a failure of the system to open or read a path; any other error unchanged. */
+export function readError(path: string, error: unknown): unknown {
+  const { code, syscall } = (error ?? {}) as NodeJS.ErrnoException;
+  if (syscall === undefined || code === undefined) return error;
+  if (isMissing(error)) {
+    const advice = 'check the path, or fetch the file';
+    return new FormatError(`${path}: no such file`, { path, advice, cause: error });
+  }
+  if (!kPathCodes.includes(code)) return diskError(path, error, 'read');
+  return new FormatError(`${path}: cannot be opened: ${reasonOf(error)}`, {
+    ...{ path, cause: error },
+    advice: kPathAdvice,
+  });
+}
