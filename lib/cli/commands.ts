@@ -1,5 +1,6 @@
 /** The list of commands, in the order in which the help shows them. */
 import { addEvaluate } from './evaluate_command.ts';
+import { addExport } from './export_command.ts';
 import { addInspect } from './inspect_command.ts';
 import { addMerge } from './merge_command.ts';
 import type { CommandModule } from './program.ts';
@@ -11,5 +12,6 @@ export const kCommands: readonly CommandModule[] = [
   addEvaluate,
   addInspect,
   addMerge,
+  addExport,
   addSchema,
 ];
