@@ -5,6 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { verifyChecksums } from '../../lib/io/checksums.ts';
+import { listSteps } from '../../lib/io/run_folder.ts';
 import type { EvaluationLine } from '../../lib/train/evaluation_log.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { StepRecord, TrainResult } from '../../lib/train/types.ts';
@@ -75,6 +77,19 @@ const timeless = ({ best, evaluation, steps }: TrainResult) => ({
   evaluation: { ...evaluation, seconds: 0 },
 });
 
+/** The steps whose parameters are kept as the best, complete. */
+async function completeBest(output: string): Promise<number[]> {
+  const best = join(output, 'run/best');
+  const complete: number[] = [];
+  for (const { name, step } of await listSteps(best)) {
+    await verifyChecksums(join(best, name), ['best.json', 'state.safetensors']).then(
+      () => complete.push(step),
+      () => {},
+    );
+  }
+  return complete;
+}
+
 it('at every change to its folder', { timeout: 240_000 }, async () => {
   const whole = join(folder, 'whole');
   const straight = await attempt(whole);
@@ -87,8 +102,9 @@ it('at every change to its folder', { timeout: 240_000 }, async () => {
     const first = await attempt(output, changes);
     if (first.result !== null) break;
     rmSync(join(output, 'run/lock'), { force: true }); // this process is alive, and a killed one is not
-    const rest = await attempt(output);
     const at = `killed at change ${changes + 1}`;
+    if (first.evaluated.length > 0) expect(await completeBest(output), at).not.toEqual([]);
+    const rest = await attempt(output);
     expect(timeless(rest.result as TrainResult), at).toEqual(expected);
     expect(traces(output), at).toEqual(traces(whole));
     expect(
