@@ -71,6 +71,7 @@ export interface NativeOps {
   linearGroup(x: Handle, adapterInput: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; frozen: { a: Handle; b: Handle } | null; scale: number; isChange: boolean })[] })[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
   logSumExp(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
+  mallocBytes(): number;
   matmul(a: Handle, b: Handle, transposeA: boolean, transposeB: boolean): Handle;
   max(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   mean(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;

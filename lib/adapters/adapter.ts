@@ -4,7 +4,8 @@ import { copy_ } from '../ops/index.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
 import { checkSameTensors, isOfHead } from './attach.ts';
 import { configIdentity, type LoraConfig } from './config.ts';
-import type { AdapterState, LoraModule } from './lora_module.ts';
+import { type AdapterState, type LoraModule, stateName } from './lora_module.ts';
+import { FIRST_KEYS } from './low_rank.ts';
 import type { MergedLinear } from './merged_weights.ts';
 import { type MethodName, variantOf } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
@@ -126,8 +127,8 @@ export class Adapter {
     for (const { name, tensor } of this.parameters()) state[name] = tensor;
     for (const { name, frozen } of this.modules) {
       if (frozen === null) continue;
-      state[`${name}.initial_A`] = frozen.a;
-      state[`${name}.initial_B`] = frozen.b;
+      state[stateName(name, FIRST_KEYS.a)] = frozen.a;
+      state[stateName(name, FIRST_KEYS.b)] = frozen.b;
     }
     return state;
   }

@@ -99,8 +99,8 @@ export function residualForm(metadata: Readonly<Record<string, string>>): Residu
   return kForms.find((form) => form === entryOf(metadata, kForm)) ?? null;
 }
 
-/** Options of {@link checkBase}. */
-interface BaseCheck {
+/** Options of a comparison of a model with an adapter's base. */
+export interface BaseCheck {
   readonly folder: string;
   /** Whether a pair may be loaded onto another base than its residual. */
   readonly allowOtherBase: boolean;

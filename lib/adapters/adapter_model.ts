@@ -75,7 +75,8 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /**
-   * Adds the adapter of a PEFT folder to a model. Ranks come from the tensors; every tensor must belong to a module of the model.
+   * Adds the adapter of a folder to a model: of a PEFT folder, or of a checkpoint of a run (`run/checkpoints/step-<number>` in its
+   * output folder). Ranks come from the tensors; every tensor must belong to a module of the model.
    * @throws FormatError for files that are damaged or do not fit the model, UnsupportedError for settings that are not supported
    */
   static async fromPretrained<M extends Model>(
@@ -100,7 +101,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     await this.#adding(name, () => createAdapter(this.model, config, { ...options, name }));
   }
 
-  /** Adds the adapter of a PEFT folder beside the present ones; the active one stays active. @throws as fromPretrained() */
+  /** Adds the adapter of a folder beside the present ones; the active one stays active. @throws as fromPretrained() */
   async loadAdapter(folder: string, name: string, options: LoadOptions = {}): Promise<void> {
     await this.#adding(name, () => readAdapter(this.model, folder, { ...options, name }));
   }

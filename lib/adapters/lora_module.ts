@@ -117,7 +117,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
   /** The trained tensors, named as PEFT names them (without the last `.weight`). */
   trained(): NamedTensor[] {
     const { name, pair } = this;
-    const named = (key: string): string => `${name}.${key.replace(/\.weight$/, '')}`;
+    const named = (key: string): string => stateName(name, key);
     return [
       { name: named(PAIR_KEYS.a), tensor: pair.a },
       { name: named(PAIR_KEYS.b), tensor: pair.b },
@@ -153,6 +153,11 @@ export class LoraModule implements LinearAdapter, VariantModule {
       }),
     );
   }
+}
+
+/** The name, in an adapter's state, of the tensor that a module's files have under a key: PEFT's without the last `.weight`. */
+export function stateName(module: string, key: string): string {
+  return `${module}.${key.replace(/\.weight$/, '')}`;
 }
 
 function streamOf({ step, microBatch }: TrainingPass): number {

@@ -1,4 +1,4 @@
-/** Creation of fresh adapters, and of adapters from PEFT folders. No adapter may be on in the model meanwhile. */
+/** Creation of fresh adapters, and of adapters from folders. No adapter may be on in the model meanwhile. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
@@ -8,7 +8,8 @@ import { matmul, mul, square, sum } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { Adapter, type ResidualTeacher } from './adapter.ts';
-import { checkBase, residualForm, tensorsDigestIn } from './adapter_metadata.ts';
+import { type AdapterFolder, readAdapterFolder } from './adapter_folder.ts';
+import { type BaseCheck, checkBase, residualForm, tensorsDigestIn } from './adapter_metadata.ts';
 import {
   checkShapes,
   freezeBase,
@@ -19,6 +20,7 @@ import {
   refuseHead,
   trainablePair,
 } from './attach.ts';
+import { checkSavedBase } from './checkpoint_folder.ts';
 import { type LoraConfig, type LoraConfigInput, loraConfig, loraScale } from './config.ts';
 import { type AdapterState, LoraModule } from './lora_module.ts';
 import type { LowRankPair } from './low_rank.ts';
@@ -145,7 +147,8 @@ async function freshModule(
 }
 
 /**
- * Reads the adapter of a PEFT folder. Ranks come from the tensors; every tensor must find its module.
+ * Reads the adapter of a folder: a PEFT folder, or a checkpoint of a run. Ranks come from the tensors; every tensor must find its
+ * module.
  * @throws FormatError, UnsupportedError for a folder that cannot be understood whole; ArgumentError for a pair on a residual, if the
  *   model is not that residual
  */
@@ -156,10 +159,11 @@ export async function readAdapter(
 ): Promise<Adapter> {
   const { method = null, allowOtherBase = false } = options;
   if (method !== null) settingsOf(method, {});
-  const read = await readPeftFolder(folder, { ...options, device: model.device });
-  const { config, modules: found, saved: values, path } = read;
+  const read = await readAdapterFolder(folder, { ...options, device: model.device });
+  const { config, modules: found, saved: values, path, checkpoint } = read;
   const { initLoraWeights: init } = config;
-  const plain = keepsBase(init);
+  // First pairs that a checkpoint holds are not computed again.
+  const plain = checkpoint !== undefined || keepsBase(init);
   if (!plain && startNamed(init) === null) {
     throw new UnsupportedError(
       `${folder}: the adapter was saved as init_lora_weights "${String(init)}", so it belongs on a residual that only PEFT ` +
@@ -168,12 +172,14 @@ export async function readAdapter(
   }
   const variant = variantOf(config);
   // Another start than a plain one is computed from whatever base there is, and a warning says so.
-  const check = plain ? checkBase(model, read.metadata, { folder, allowOtherBase }) : [];
-  const otherBase = await Promise.resolve(check).catch((error: unknown) => {
-    disposeRead(read);
-    throw error;
-  });
-  const initial = plain ? await initialOf(folder, read, model.device) : null;
+  const otherBase = await warningsOfBase(model, read, { folder, allowOtherBase, plain }).catch(
+    (error: unknown) => {
+      disposeRead(read);
+      throw error;
+    },
+  );
+  const isPeft = checkpoint === undefined;
+  const initial = plain && isPeft ? await initialOf(folder, read, model.device) : null;
   freezeBase(model);
   const names = config.modulesToSave ?? (values.size > 0 ? CLASSIFIER_MODULES : null);
   const saved = names && new SavedModules(model, names, { tensors: values, path });
@@ -201,8 +207,7 @@ export async function readAdapter(
       for (const tensor of [loaded.pair.a, loaded.pair.b, ...loaded.parameters.values()]) {
         tensor.dispose();
       }
-      const first = starts[i];
-      const frozen = first === undefined ? null : { a: first.a, b: first.b };
+      const frozen = frozenPair(read, name, linear) ?? pairOf(starts[i]);
       const isChange =
         variant.pairIsChange && frozen === null && (await isSmallSum(pair, linear, scale));
       const parts = { name, linear, pair, frozen, teacher, isChange, scale, alpha, variant };
@@ -210,6 +215,7 @@ export async function readAdapter(
     }
     await synchronize();
   }
+  disposeFirst(read);
   const missing = missingWarning(
     config,
     linears.filter(({ name }) => !found.has(name) && !isSaved(name, names)),
@@ -223,14 +229,36 @@ export async function readAdapter(
   ];
   const residual = residualOf(read, initial);
   if (residual?.digest === null) {
+    const why = isPeft
+      ? `the folder ${INITIAL_ADAPTER} is missing`
+      : 'a checkpoint does not hold the first pairs of an adapter on a residual';
     warnings.push(
-      `${folder}: the folder ${INITIAL_ADAPTER} is missing, without which the model before tuning is not known: ` +
-        'there is no KL to it, and no consistency term',
+      `${folder}: ${why}, without which the model before tuning is not known: there is no KL to it, and no consistency term`,
     );
   }
   if (initial !== null && initial !== read) disposeRead(initial);
   const parts = { config, modules, saved, shared, method, warnings };
   return new Adapter(adapterName, { ...parts, ...(residual !== null && { residual }) });
+}
+
+/** Warnings about the base, which an adapter whose start is computed from whatever base there is does not know. */
+async function warningsOfBase(
+  model: Model,
+  { metadata, checkpoint }: AdapterFolder,
+  { plain, ...check }: BaseCheck & { readonly plain: boolean },
+): Promise<string[]> {
+  if (checkpoint !== undefined) return checkSavedBase(model, checkpoint, check);
+  return plain ? checkBase(model, metadata, check) : [];
+}
+
+/** The first pair of a module that a checkpoint holds, as a frozen copy; null: it holds none. */
+function frozenPair(read: AdapterFolder, name: string, linear: Linear): LowRankPair | null {
+  const first = read.checkpoint === undefined ? undefined : read.firstPairs.get(name);
+  return first === undefined ? null : frozenCopy(first, linear);
+}
+
+function pairOf(start: LowRankPair | undefined): LowRankPair | null {
+  return start === undefined ? null : { a: start.a, b: start.b };
 }
 
 /** The first values of a pair on a residual: in a folder beside it, or the pair itself; null where there are none. */
@@ -262,9 +290,10 @@ async function initialOf(
 
 /** The residual that an adapter belongs on; null: it belongs on the model before tuning. */
 function residualOf(
-  { config, metadata }: PeftFolder,
+  { config, metadata, checkpoint }: AdapterFolder,
   initial: PeftFolder | null,
 ): ResidualTeacher | null {
+  if (checkpoint !== undefined) return checkpoint.onResidual ? { digest: null } : null;
   if (!keepsBase(config.initLoraWeights)) return null;
   if (initial !== null) return { digest: tensorsDigestIn(initial.metadata) ?? 'unknown' };
   return residualForm(metadata) === null ? null : { digest: null };
@@ -272,9 +301,18 @@ function residualOf(
 
 /** A frozen copy of a module's first pair, in the dtype of the trained one. */
 function teacherPair({ modules }: PeftFolder, name: string, linear: Linear): LowRankPair {
-  const pair = trainablePair((modules.get(name) as LoadedModule).pair, linear);
+  return frozenCopy((modules.get(name) as LoadedModule).pair, linear);
+}
+
+function frozenCopy(given: LowRankPair, linear: Linear): LowRankPair {
+  const pair = trainablePair(given, linear);
   for (const tensor of [pair.a, pair.b]) tensor.requiresGrad = false;
   return pair;
+}
+
+function disposeFirst(read: AdapterFolder): void {
+  if (read.checkpoint === undefined) return;
+  for (const { a, b } of read.firstPairs.values()) for (const tensor of [a, b]) tensor.dispose();
 }
 
 function disposeRead({ modules, saved }: PeftFolder): void {

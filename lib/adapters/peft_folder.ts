@@ -157,11 +157,6 @@ export async function readAdapterConfig(folder: string): Promise<LoraConfig> {
   return parseAdapterConfig(await readConfig(path), { path });
 }
 
-/** PEFT's name for the task of a folder's adapter; null where the folder has none. */
-export async function adapterTask(folder: string): Promise<string | null> {
-  return (await readAdapterConfig(folder)).taskType;
-}
-
 /**
  * Shape of a parameter that a folder's adapter saves whole, by its path in the model; null: it saves no such parameter. Reads only
  * the file's header.
@@ -260,7 +255,7 @@ function sortedPattern(pattern: LoraConfig['rankPattern']): LoraConfig['rankPatt
 }
 
 /** Checks that a module's tensors are those of its variant. @throws FormatError if they are not */
-function checkModule(
+export function checkModule(
   name: string,
   parts: ReadonlyMap<string, Tensor>,
   { variant, path }: { variant: Variant; path: string },

@@ -1,5 +1,6 @@
 /** The list of commands, in the order in which the help shows them. */
 import { addEvaluate } from './evaluate_command.ts';
+import { addExport } from './export_command.ts';
 import { addGenerate } from './generate_command.ts';
 import { addInspect } from './inspect_command.ts';
 import { addMerge } from './merge_command.ts';
@@ -13,5 +14,6 @@ export const kCommands: readonly CommandModule[] = [
   addGenerate,
   addInspect,
   addMerge,
+  addExport,
   addSchema,
 ];

@@ -12,7 +12,7 @@ export const kEvaluateOptions = {
   ...group('Model and data', {
     adapter: filePath({
       placeholder: 'folder',
-      help: 'a PEFT folder to load onto the model',
+      help: 'the adapter to load onto the model: a PEFT folder, or a checkpoint of a run',
       aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
     }),
     data: filePath({

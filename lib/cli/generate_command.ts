@@ -5,6 +5,7 @@ import { ArgumentError } from '../errors.ts';
 import { type Generation, generate } from '../generate/generate.ts';
 import { generationChecks, generationOptions } from '../generate/options.ts';
 import type { GeneratedText } from '../generate/sequence.ts';
+import { formatBytes } from '../io/format_bytes.ts';
 import type { CausalLM } from '../models/index.ts';
 import { checkTogether } from '../options/option.ts';
 import { memoryStats, setNumThreads } from '../runtime.ts';
@@ -16,7 +17,7 @@ import { flagOf, pick } from './option_table.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { cliTaskOf } from './tasks/list.ts';
-import { fixed, formatBytes } from './terminal.ts';
+import { fixed } from './terminal.ts';
 
 export const addGenerate: CommandModule = (program, context, run) => {
   const command = program

@@ -3,10 +3,10 @@
  * and exit codes.
  * The exit codes are 0 for success, 1 for a failure, 2 for wrong usage, and 128 + n where signal n stopped the command.
  */
-import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { ArgumentError, BaloraError } from '../errors.ts';
 import { reasonOf } from '../io/files.ts';
+import { packageVersion } from '../io/package_version.ts';
 import type { OptionTable } from '../options/option.ts';
 import { withFlags } from './flag_names.ts';
 import { hasColour, type OutputStream, styler } from './terminal.ts';
@@ -17,8 +17,13 @@ export interface CliContext {
   readonly stderr: OutputStream;
 }
 
+/** The streams of a command, and the arguments with which the program was called. */
+export interface CommandContext extends CliContext {
+  readonly args: readonly string[];
+}
+
 /** A function that adds one command to the program. */
-export type CommandModule = (program: Command, context: CliContext, run: RunAction) => void;
+export type CommandModule = (program: Command, context: CommandContext, run: RunAction) => void;
 /** Makes the action of a command, which returns its exit code. Its errors name the given options by their flags. */
 export type RunAction = <A extends unknown[]>(
   options: OptionTable,
@@ -48,7 +53,7 @@ export async function runCli(
       writeErr: (text) => context.stderr.write(text),
     });
   try {
-    for (const addCommand of await commands()) addCommand(program, context, run);
+    for (const add of await commands()) add(program, { ...context, args }, run);
     await program.parseAsync([...args], { from: 'user' });
     return exitCode;
   } catch (error) {
@@ -70,10 +75,4 @@ function describe(error: unknown, { stderr }: CliContext, options: OptionTable):
   if (reason !== undefined) return `${label} ${path}: ${reason}`;
   if (error instanceof Error) return `${label} ${error.stack ?? error.message}`;
   return `${label} ${String(error)}`;
-}
-
-function packageVersion(): string {
-  // The path is relative to this file: lib/cli and dist/cli both lie two folders below package.json.
-  const path = new URL('../../package.json', import.meta.url);
-  return (JSON.parse(readFileSync(path, 'utf8')) as { version: string }).version;
 }

@@ -10,7 +10,7 @@ import type { TrainResult } from '../train/types.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { abortable, type Interrupt, interruptOf } from './interrupt.ts';
 import { dataText, planText } from './plan_view.ts';
-import type { CliContext, CommandModule } from './program.ts';
+import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import type { Prepared, RunContext } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
@@ -28,7 +28,7 @@ export const addTrain: CommandModule = (program, context, run) => {
   );
 };
 
-async function train(settings: TrainSettings, context: CliContext): Promise<number> {
+async function train(settings: TrainSettings, context: CommandContext): Promise<number> {
   const progress = new Progress(context.stderr);
   let begun = false;
   const onBegin = () => {
@@ -58,7 +58,7 @@ async function train(settings: TrainSettings, context: CliContext): Promise<numb
 }
 
 interface TrainContext extends RunContext {
-  readonly context: CliContext;
+  readonly context: CommandContext;
   /** Called when training itself begins; from then on there may be steps to save when it is interrupted. */
   readonly onBegin: () => void;
 }
@@ -83,7 +83,7 @@ async function run(
   const prepared = await cliTaskOf(settings).prepare(settings, setup, { progress, signal });
   const { input, tokenizer, statistics, format, close } = prepared;
   try {
-    const trainer = new Trainer(input as TrainerOptions);
+    const trainer = new Trainer({ ...(input as TrainerOptions), commandLine: context.args });
     if (settings.dryRun) {
       const plan = await trainer.plan({ measure: true });
       context.stdout.write(`${planText(plan, statistics, format)}\n`);

@@ -186,7 +186,7 @@ export const kTrainOptions = withFlags({
   ...group('Method and adapter', {
     adapter: filePath({
       placeholder: 'folder',
-      help: 'continue training an adapter (PEFT folder)',
+      help: 'continue training an adapter: a PEFT folder, or a checkpoint of a run',
       aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
     }),
   }),

@@ -61,7 +61,7 @@ export async function writeFileAtomic(path: string, contents: string | Uint8Arra
 
 /**
  * Writes a folder atomically: `fill` writes its files under a temporary name, then it is renamed. A folder that already has the name
- * is replaced.
+ * is removed just before, so a process that is killed between the two leaves neither: replace only a folder that is of no use any more.
  */
 export async function writeFolderAtomic(
   path: string,

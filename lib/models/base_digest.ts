@@ -65,6 +65,25 @@ export async function digestOfFolder(model: Model, folder: string): Promise<Base
   return { version: kBaseDigestVersion, of: 'files', config, tensors };
 }
 
+/** The number of hexadecimal digits of a digest in a summary. */
+const kSummaryDigits = 16;
+
+/**
+ * A line that identifies a base in a run's checkpoints: kind, number of parameters and digest.
+ * @param options.tensors whether the digest of the tensors is part of it. Default true
+ */
+export function baseSummary(
+  model: Model,
+  { of, config, tensors }: BaseDigest,
+  { tensors: named = true }: { tensors?: boolean } = {},
+): string {
+  const parameters = model.parameters().reduce((sum, { size }) => sum + size, 0);
+  return [
+    `${model.modelType}, ${parameters} parameters, configuration ${config.slice(0, kSummaryDigits)}`,
+    ...(named ? [`${of} ${tensors.slice(0, kSummaryDigits)}`] : []),
+  ].join(', ');
+}
+
 /** The weight files of a folder or GGUF file, as they are now. */
 async function storedFiles(path: string): Promise<readonly StoredFile[]> {
   const found = await findFiles(path);

@@ -29,8 +29,8 @@ import {
 } from './models.ts';
 import { repairNormalizer } from './normalizers.ts';
 import { preTokenizerSteps, unknownRegexes } from './pre_tokenizers.ts';
-import { type AddedToken, checkTokenizerJson } from './tokenizer_checks.ts';
 import { GreedyMerges } from './spm_merges.ts';
+import { type AddedToken, checkTokenizerJson } from './tokenizer_checks.ts';
 import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_files.ts';
 import type { TokenizerOptions, TokenizerParts, TokenizerSetup } from './tokenizer_parts.ts';
 

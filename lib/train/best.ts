@@ -1,7 +1,9 @@
 /**
  * The best evaluated step of a run. Its parameters are saved when its metric is better than all earlier ones, and restored at
- * the end, so that the run exports them. They are kept in the output folder (run/best/), or in memory where a run has none.
+ * the end, so that the run exports them. They are kept in the output folder (run/best/step-<number>/), or in memory where a run has
+ * none. The folder of the former best step is removed only when that of the new one is there, complete.
  */
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { copiesOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -11,10 +13,12 @@ import type { Evaluation } from '../eval/types.ts';
 import { verifyChecksums, writeChecksums } from '../io/checksums.ts';
 import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { readText } from '../io/regular_file.ts';
+import { listSteps, stepFolder } from '../io/run_folder.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Model } from '../models/index.ts';
 import { taskOf } from '../tasks/list.ts';
 import type { Tensor } from '../tensor.ts';
+import { fromJson, toJson } from './json.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { BestStep } from './types.ts';
 
@@ -81,24 +85,29 @@ export class BestKeeper {
   ) {}
 
   /**
-   * Reads the best step that the run kept before it was interrupted.
+   * Reads the best step that the run kept before it was interrupted. A process that was killed may have left the former one beside it,
+   * whole or in part.
    * @returns a message where it is damaged, so that the run continues without it; else null
    */
   async resume(): Promise<string | null> {
     const { folder } = this;
-    if (folder === null || (await namesIn(folder)).length === 0) return null;
-    try {
-      await verifyChecksums(folder, kFiles);
-    } catch (error) {
-      if (!(error instanceof FormatError)) throw error;
-      return `${folder} is damaged (${withoutAdvice(error)}), so the best step is chosen from the evaluations to come`;
+    if (folder === null) return null;
+    const isOld = (await namesIn(folder)).includes(kNoteFile);
+    let problem = isOld ? `${folder} was written by an earlier version of balora` : null;
+    for (const { name } of (await listSteps(folder)).reverse()) {
+      const path = join(folder, name);
+      problem = null;
+      try {
+        await verifyChecksums(path, kFiles);
+      } catch (error) {
+        if (!(error instanceof FormatError)) throw error;
+        problem = `${path} is damaged (${withoutAdvice(error)})`;
+        continue;
+      }
+      const note = fromJson(await readText(join(path, kNoteFile))) as Kept;
+      if (note.step.metric === this.metric && this.#isBetter(note.step.value)) this.#best = note;
     }
-    const note = JSON.parse(await readText(join(folder, kNoteFile))) as Kept;
-    if (note.step.metric !== this.metric) return null;
-    // The worst value is infinite, and JSON stores infinities as null.
-    const value = note.step.value ?? worstValue(this.metric);
-    this.#best = { ...note, step: { ...note.step, value } };
-    return null;
+    return problem && `${problem}, so the best step is chosen from the other evaluations`;
   }
 
   get best(): BestStep | null {
@@ -109,24 +118,45 @@ export class BestKeeper {
     return this.#best?.evaluation ?? null;
   }
 
-  /** Keeps the parameters if their evaluation is the best so far; of equal evaluations the first is kept. */
-  async offer(tuned: TunedModel<Model>, evaluation: Evaluation, step: number): Promise<void> {
+  /**
+   * Keeps the parameters if their evaluation is the best so far; of equal evaluations the first is kept.
+   * @param options.save whether to save them; otherwise they are those of the run's end, which need no copy. Default true
+   */
+  async offer(
+    tuned: TunedModel<Model>,
+    evaluation: Evaluation,
+    step: number,
+    { save = true }: { save?: boolean } = {},
+  ): Promise<void> {
     const value = metricOf(evaluation, this.metric);
+    if (!this.#isBetter(value)) return;
+    const best: Kept = { step: { step, metric: this.metric, value }, evaluation };
+    if (save) await this.#save(tuned, best);
+    this.#best = best;
+  }
+
+  /** Whether a value of the metric is better than that of the best step so far. */
+  #isBetter(value: number): boolean {
     const sign = this.metric === 'loss' ? -1 : 1;
-    if (this.#best !== null && !(sign * value > sign * this.#best.step.value)) return;
-    this.#best = { step: { step, metric: this.metric, value }, evaluation };
+    return this.#best === null || sign * value > sign * this.#best.step.value;
+  }
+
+  async #save(tuned: TunedModel<Model>, best: Kept): Promise<void> {
     const { folder } = this;
     if (folder === null) {
       this.#disposeState();
       this.#state = copiesOf(tuned.state());
       return;
     }
-    const note = `${JSON.stringify(this.#best, null, 2)}\n`;
-    await writeFolderAtomic(folder, async (temporary) => {
+    const own = stepFolder(best.step.step);
+    await writeFolderAtomic(join(folder, own), async (temporary) => {
       await saveSafetensors(join(temporary, kTensorFile), tuned.state());
-      await writeFileAtomic(join(temporary, kNoteFile), note);
+      await writeFileAtomic(join(temporary, kNoteFile), `${toJson(best, 2)}\n`);
       await writeChecksums(temporary, kFiles);
     });
+    for (const { name } of await listSteps(folder)) {
+      if (name !== own) await rm(join(folder, name), { recursive: true, force: true });
+    }
   }
 
   /** Puts the best parameters back into the model, unless `step` is the best one itself. */
@@ -136,8 +166,9 @@ export class BestKeeper {
       if (this.#state !== null) tuned.restore(this.#state, 'the best step');
       return;
     }
-    await verifyChecksums(this.folder, kFiles);
-    const path = join(this.folder, kTensorFile);
+    const folder = join(this.folder, stepFolder(this.#best.step.step));
+    await verifyChecksums(folder, kFiles);
+    const path = join(folder, kTensorFile);
     const { tensors } = await loadSafetensors(path, { device: tuned.model.device });
     tuned.restore(tensors, path);
     for (const tensor of Object.values(tensors)) tensor.dispose();

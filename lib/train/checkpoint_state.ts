@@ -1,6 +1,7 @@
 /** The content of a checkpoint other than its tensors, and the check of what a file holds of it. */
 import { z } from 'zod';
 import { FormatError } from '../errors.ts';
+import { CHECKPOINT_FORMAT } from '../io/run_folder.ts';
 import type { Identity } from './options.ts';
 import type { StepRecord } from './types.ts';
 import type { Position } from './window.ts';
@@ -10,21 +11,20 @@ export interface CheckpointState {
   readonly format: typeof CHECKPOINT_FORMAT;
   /** The number of completed optimiser steps. */
   readonly step: number;
-  /** The total number of steps S. Schedules depend on it, so a resumed run must use the same number. */
+  /** The total number of steps S. Where schedules depend on it, a resumed run must use the same number; see extension.ts. */
   readonly totalSteps: number;
   /** The position of the next micro-batch. */
   readonly position: Position;
   readonly elapsedSeconds: number;
   readonly last: StepRecord | null;
   readonly identity: Identity;
+  /** PEFT's name for the model's task, for loading the adapter from the checkpoint. */
+  readonly taskType?: string;
   /** The number of steps that updated each parameter, by its name. */
   readonly optimizerSteps: Readonly<Record<string, number>>;
   /** Whether an evaluation was due at this step and may not have been completed; a resumed run then begins with it. */
   readonly owesEvaluation?: boolean;
 }
-
-/** The format that is written. Format 1 had no checksums. */
-export const CHECKPOINT_FORMAT = 2;
 
 const count = z.int().nonnegative();
 
@@ -37,6 +37,7 @@ const kState = z
     elapsedSeconds: z.number().nonnegative(),
     last: z.looseObject({ step: count, epoch: z.number(), loss: z.number() }).nullable(),
     identity: z.record(z.string(), z.unknown()),
+    taskType: z.string().optional(),
     optimizerSteps: z.record(z.string(), count),
     owesEvaluation: z.boolean().optional(),
   })

@@ -9,6 +9,7 @@ import { ArgumentError, BaloraError, FormatError, withoutAdvice } from '../error
 import { CHECKSUMS, verifyChecksums, writeChecksums } from '../io/checksums.ts';
 import { diskError, namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { readText } from '../io/regular_file.ts';
+import { CHECKPOINT_FILES, listSteps, stepFolder } from '../io/run_folder.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import { type CheckpointState, parseState } from './checkpoint_state.ts';
@@ -19,10 +20,7 @@ export interface Checkpoint {
   readonly tensors: Record<string, Tensor>;
 }
 
-const kFolderName = /^step-(\d+)$/;
-const kStateFile = 'state.json';
-const kTensorFile = 'state.safetensors';
-const kFiles = [kStateFile, kTensorFile];
+const kFiles = Object.values(CHECKPOINT_FILES);
 
 /**
  * Writes a checkpoint, removes all but the latest `keep`, and returns its path. Checkpoints of later steps are not counted:
@@ -33,32 +31,19 @@ export async function saveCheckpoint(
   checkpoint: { state: CheckpointState; tensors: Readonly<Record<string, Tensor>> },
   keep: number,
 ): Promise<string> {
-  const path = join(folder, `step-${checkpoint.state.step}`);
+  const path = join(folder, stepFolder(checkpoint.state.step));
   await writeFolderAtomic(path, async (temporary) => {
-    await saveSafetensors(join(temporary, kTensorFile), checkpoint.tensors);
+    await saveSafetensors(join(temporary, CHECKPOINT_FILES.tensors), checkpoint.tensors);
     const text = `${JSON.stringify(checkpoint.state, null, 2)}\n`;
-    await writeFileAtomic(join(temporary, kStateFile), text);
+    await writeFileAtomic(join(temporary, CHECKPOINT_FILES.state), text);
     await writeChecksums(temporary, kFiles);
   });
   const { step } = checkpoint.state;
-  const upToHere = (await listCheckpoints(folder)).filter((other) => other.step <= step);
+  const upToHere = (await listSteps(folder)).filter((other) => other.step <= step);
   for (const { name } of upToHere.slice(keep)) {
     await rm(join(folder, name), { recursive: true, force: true });
   }
   return path;
-}
-
-/** Whether a name is that of a checkpoint's folder. */
-export const isCheckpoint = (name: string): boolean => kFolderName.test(name);
-
-/** The checkpoints in a folder with their step numbers, the latest first. */
-export async function listCheckpoints(folder: string): Promise<{ name: string; step: number }[]> {
-  return (await namesIn(folder))
-    .flatMap((name) => {
-      const match = kFolderName.exec(name);
-      return match === null ? [] : [{ name, step: Number(match[1]) }];
-    })
-    .sort((a, b) => b.step - a.step);
 }
 
 /**
@@ -70,7 +55,7 @@ export async function latestCheckpoint(
   folder: string,
   { device, onDamaged }: { device: string; onDamaged: (message: string) => void },
 ): Promise<Checkpoint | null> {
-  const names = await listCheckpoints(folder);
+  const names = await listSteps(folder);
   const problems: string[] = [];
   for (const { name, step } of names) {
     const path = join(folder, name);
@@ -99,14 +84,14 @@ async function readCheckpoint(
   path: string,
   { step, device }: { step: number; device: string },
 ): Promise<Checkpoint> {
-  const statePath = join(path, kStateFile);
+  const statePath = join(path, CHECKPOINT_FILES.state);
   await refuseOldFormat(path);
   await verifyChecksums(path, kFiles);
   const state = parseState(await readText(statePath), statePath);
   if (state.step !== step) {
     throw new FormatError(`${statePath}: is the state of step ${state.step}`, { path: statePath });
   }
-  const { tensors } = await loadSafetensors(join(path, kTensorFile), { device });
+  const { tensors } = await loadSafetensors(join(path, CHECKPOINT_FILES.tensors), { device });
   return { path, state, tensors };
 }
 
@@ -116,7 +101,7 @@ async function refuseOldFormat(path: string): Promise<void> {
     throw diskError(path, error, 'read');
   });
   if (names.includes(CHECKSUMS)) return;
-  const text = await readText(join(path, kStateFile)).catch(() => '');
+  const text = await readText(join(path, CHECKPOINT_FILES.state)).catch(() => '');
   if (!/^\s*\{\s*"format":\s*1\b/.test(text)) return;
   throw new ArgumentError(
     `${path} was written by an earlier version of balora, whose checkpoints have no checksums, so it cannot be continued; ` +

@@ -1,6 +1,6 @@
 /** The identity of a run: everything that must be the same for a checkpoint to be continued bit for bit. */
 import type { TunedModel } from '../adapters/tuned_model.ts';
-import { baseDigest } from '../models/base_digest.ts';
+import { baseDigest, baseSummary } from '../models/base_digest.ts';
 import type { Model } from '../models/index.ts';
 import { identityOfTable, type OptionTable } from '../options/option.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
@@ -15,9 +15,6 @@ import {
 } from './schema.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan } from './types.ts';
-
-/** The number of hexadecimal digits of a digest, as shown in errors. */
-const kDigits = 16;
 
 /**
  * The identity of a run, which covers everything that its numbers depend on except the number of threads and the machine; see
@@ -37,7 +34,7 @@ export async function identityOf(
     ...partOf(seedOptions, options),
     data: input.data.fingerprint,
     dtype: input.tuned.model.dtype,
-    baseModel: await baseModel(input.tuned, plan.baseParameters),
+    baseModel: await baseModel(input.tuned),
     ...partOf(resourceOptions, options.resources),
     ...(!sharesPrefixes && { sharePrefixes: false }),
     customLoss: input.loss !== undefined,
@@ -58,15 +55,9 @@ const partOf = (table: OptionTable, values: object): Identity =>
  * A description of a model that does not depend on its path: copies in different folders are the same, models with different
  * weights are not.
  */
-async function baseModel(tuned: TunedModel<Model>, parameters: number): Promise<string> {
-  const { modelType } = tuned.model;
-  const { of, config, tensors } = await (tuned.hasTeacher
-    ? tuned.withTeacher(baseDigest)
-    : baseDigest(tuned.model));
+async function baseModel(tuned: TunedModel<Model>): Promise<string> {
+  const digest = await (tuned.hasTeacher ? tuned.withTeacher(baseDigest) : baseDigest(tuned.model));
   // Where all weights are trained, the checkpoint contains each of them, unless they have a frozen copy.
   const isTrained = tuned.kind === 'full' && !tuned.hasTeacher;
-  return [
-    `${modelType}, ${parameters} parameters, configuration ${config.slice(0, kDigits)}`,
-    ...(isTrained ? [] : [`${of} ${tensors.slice(0, kDigits)}`]),
-  ].join(', ');
+  return baseSummary(tuned.model, digest, { tensors: !isTrained });
 }

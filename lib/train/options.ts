@@ -63,7 +63,7 @@ export interface OptionsInput
  */
 export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'): ResolvedOptions {
   const optimization = resolveTable(optimizationOptions, input);
-  const { output, runConfig, ...whenWritten } = resolveTable(outputOptions, input);
+  const { output, runConfig, commandLine, ...whenWritten } = resolveTable(outputOptions, input);
   const { seed } = resolveTable(seedOptions, input);
   // These are only checked here; the trainer reads them as given, since their defaults depend on the model.
   resolveTable({ ...preparationOptions, ...bestOptions }, input);
@@ -73,7 +73,7 @@ export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'
     optimization,
     regularizers: resolveRegularizers(input.regularizers ?? {}, task),
     resources: resolveTable(resourceOptions, input),
-    output: { ...whenWritten, output, runConfig },
+    output: { ...whenWritten, output, runConfig, commandLine },
     seed,
   };
 }

@@ -2,8 +2,9 @@
  * The output folder of a run: its lock, which lets one process at a time use it, and the layout of its files.
  *
  *     <output>/adapter_config.json, adapter_model.safetensors      the result (a full model for method full)
- *     <output>/run/metrics.jsonl, config.json, checkpoints/        the record of the run
- *     <output>/run/manifest.json                                   the names above that were free when the run began
+ *     <output>/run/<RUN_FILES>                                     the record of the run; docs/training.md describes each file
+ *     <output>/run/manifest.json                                   what of it is this run's: results whose names were free at its
+ *                                                                  beginning, and the record
  *     <output>/run/lock                                            the process that is writing
  */
 import { rm, rmdir, stat } from 'node:fs/promises';
@@ -18,14 +19,13 @@ import { ArgumentError, NativeError } from '../errors.ts';
 import { diskError, makeFolder, namesIn, removeTemporaries, writeFileAtomic } from '../io/files.ts';
 import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
+import { isStepFolder, RUN, RUN_FILES } from '../io/run_folder.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
-import { isCheckpoint } from './checkpoints.ts';
 import { acquireLock, type FolderLock, type LockHolder, livingHolder } from './folder_lock.ts';
 
 export interface OutputFolder {
   readonly path: string;
   readonly run: string;
-  readonly metrics: string;
   readonly config: string;
   readonly checkpoints: string;
   /** Checks that this process still has the folder. @throws NativeError if it was removed or given to another process */
@@ -50,9 +50,17 @@ const kResultFiles: readonly string[] = [
   ...kAdapterFiles.map((name) => join(INITIAL_ADAPTER, name)),
 ];
 
-/** Names in run/ besides the checkpoints, the configuration and the lock. */
-const kRecordFiles = ['metrics.jsonl', 'best', kTeacherCacheName];
-const kManifest = 'manifest.json';
+/** Paths, in the output folder, of what a run leaves in run/ besides the checkpoints, the configuration, the manifest and the lock. */
+const kRecordFiles: readonly string[] = [
+  RUN_FILES.metrics,
+  RUN_FILES.evaluations,
+  RUN_FILES.lastEvaluation,
+  RUN_FILES.environment,
+  RUN_FILES.exported,
+  RUN_FILES.result,
+  RUN_FILES.best,
+  kTeacherCacheName,
+].map((name) => join(RUN, name));
 
 /**
  * Checks whether claimOutput() would succeed, without changing anything, for callers with long work to do before the run.
@@ -67,7 +75,7 @@ export async function checkOutput(path: string, options: ClaimOptions): Promise<
         'choose another one, or pass overwrite: true or resume: true',
     );
   }
-  const lock = join(path, 'run', 'lock');
+  const lock = join(path, RUN, RUN_FILES.lock);
   const holder = await livingHolder(lock);
   if (holder !== null) throw inUse(path, lock, holder);
 }
@@ -85,9 +93,9 @@ function inUse(path: string, lock: string, { pid, host }: LockHolder): ArgumentE
  */
 export async function claimOutput(path: string, options: ClaimOptions): Promise<OutputFolder> {
   await checkOutput(path, options);
-  const run = join(path, 'run');
-  const checkpoints = join(run, 'checkpoints');
-  const lock = join(run, 'lock');
+  const run = join(path, RUN);
+  const checkpoints = join(run, RUN_FILES.checkpoints);
+  const lock = join(run, RUN_FILES.lock);
   let held: FolderLock | null = null;
   try {
     await makeFolder(run);
@@ -95,8 +103,9 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
     if (options.overwrite) await removeEarlierRun(path);
     await makeFolder(checkpoints);
     const exported = [RESIDUAL_BASE, INITIAL_ADAPTER].map((name) => join(path, name));
-    for (const folder of [path, run, checkpoints, ...exported]) await removeTemporaries(folder);
-    if (!(await namesIn(run)).includes('config.json')) await writeManifest(path);
+    const written = [path, run, checkpoints, join(run, RUN_FILES.best), ...exported];
+    for (const folder of written) await removeTemporaries(folder);
+    if (!(await namesIn(run)).includes(RUN_FILES.config)) await writeManifest(path);
   } catch (error) {
     await held?.release();
     throw diskError(path, error);
@@ -105,8 +114,7 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
   return {
     path,
     run,
-    metrics: join(run, 'metrics.jsonl'),
-    config: join(run, 'config.json'),
+    config: join(run, RUN_FILES.config),
     checkpoints,
     check: async () => {
       if (await isHeld()) return;
@@ -138,16 +146,16 @@ export async function folderNames(path: string): Promise<string[]> {
  * removed from a folder without run/config.json, because it is not known to be a run's.
  */
 async function removeEarlierRun(path: string): Promise<void> {
-  const run = join(path, 'run');
-  if (!(await namesIn(run)).includes('config.json')) return;
+  const run = join(path, RUN);
+  if (!(await namesIn(run)).includes(RUN_FILES.config)) return;
   for (const name of await readManifest(run)) await rm(join(path, name), { force: true });
   for (const name of [RESIDUAL_BASE, INITIAL_ADAPTER]) await removeIfEmpty(join(path, name));
-  const checkpoints = join(run, 'checkpoints');
+  const checkpoints = join(run, RUN_FILES.checkpoints);
   const own = [
-    ...kRecordFiles.map((name) => join(run, name)),
-    ...(await namesIn(checkpoints)).filter(isCheckpoint).map((name) => join(checkpoints, name)),
-    join(run, kManifest),
-    join(run, 'config.json'), // removed last, so that an interrupted removal can be repeated
+    ...kRecordFiles.map((name) => join(path, name)),
+    ...(await namesIn(checkpoints)).filter(isStepFolder).map((name) => join(checkpoints, name)),
+    join(run, RUN_FILES.manifest),
+    join(run, RUN_FILES.config), // removed last, so that an interrupted removal can be repeated
   ];
   for (const old of own) await rm(old, { recursive: true, force: true });
 }
@@ -161,7 +169,7 @@ async function removeIfEmpty(folder: string): Promise<void> {
   }
 }
 
-/** Writes the names of result files that are free, so that those which are there are never taken for this run's. */
+/** Writes what is this run's: of the result files those that are free, so that what is there is never taken for its own. */
 async function writeManifest(path: string): Promise<void> {
   const isFree = await Promise.all(
     kResultFiles.map((name) =>
@@ -171,13 +179,14 @@ async function writeManifest(path: string): Promise<void> {
       ),
     ),
   );
-  const free = kResultFiles.filter((_, i) => isFree[i]);
-  await writeFileAtomic(join(path, 'run', kManifest), `${JSON.stringify(free, null, 2)}\n`);
+  const own = [...kResultFiles.filter((_, i) => isFree[i]), ...kRecordFiles];
+  const manifest = join(path, RUN, RUN_FILES.manifest);
+  await writeFileAtomic(manifest, `${JSON.stringify(own, null, 2)}\n`);
 }
 
 /** The result files that a run may have written; without a manifest, which earlier versions did not write, all of them. */
 async function readManifest(run: string): Promise<readonly string[]> {
-  const text = await readText(join(run, kManifest)).catch((error: unknown) => {
+  const text = await readText(join(run, RUN_FILES.manifest)).catch((error: unknown) => {
     if (isMissing(error)) return null;
     throw error;
   });

@@ -54,7 +54,7 @@ const kCheckedRates = 100_000;
  * @throws ArgumentError where the schedule's options give no learning rate for some step
  */
 export function learningRateOf(
-  { totalSteps, warmupSteps }: RunPlan,
+  { totalSteps, warmupSteps }: Pick<RunPlan, 'totalSteps' | 'warmupSteps'>,
   { optimization }: ResolvedOptions,
 ): (step: number) => number {
   const rate = learningRateSchedule({

@@ -1,23 +1,43 @@
 /** The checkpoint from which a run is resumed, and the check that it belongs to the same run. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
+import { TUNED_PREFIX } from '../io/run_folder.ts';
 import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
+import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import type { Tensor } from '../tensor.ts';
+import type { BestKeeper } from './best.ts';
 import { type Checkpoint, latestCheckpoint } from './checkpoints.ts';
-import { differences, type Identity } from './options.ts';
+import { checkNewLength } from './extension.ts';
+import { differences, type Identity, type ResolvedOptions } from './options.ts';
 import type { OutputFolder } from './output.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan, Warning } from './types.ts';
 
-const kPrefix = { tuned: 'tuned/', optimizer: 'optimizer/' } as const;
+const kPrefix = { tuned: TUNED_PREFIX, optimizer: 'optimizer/' } as const;
 
-/** Opens the checkpoint to resume from; returns null, with a warning, if the earlier run did not write one. */
+/** The run that is to be resumed, and the place for warnings about what is found. */
+interface Resumed {
+  readonly input: AnyTrainerOptions;
+  readonly options: ResolvedOptions;
+  readonly plan: RunPlan;
+  readonly identity: Identity;
+  readonly keeper: BestKeeper | null;
+  readonly warnings: Warning[];
+}
+
+/**
+ * Opens the checkpoint to resume from, and the best step kept beside it; returns null, with a warning, if the earlier run did not
+ * write one.
+ */
 export async function openCheckpoint(
   folder: OutputFolder,
-  found: { identity: Identity; plan: RunPlan; warnings: Warning[]; device: string },
+  resumed: Resumed,
 ): Promise<Checkpoint | null> {
-  const { identity, plan, warnings, device } = found;
+  const { warnings, keeper } = resumed;
+  const { device } = resumed.input.tuned.model;
   const warn = (code: string, message: string): void => {
     warnings.push({ type: 'warning', code, message });
   };
@@ -33,7 +53,10 @@ export async function openCheckpoint(
     return null;
   }
   try {
-    checkSameRun(checkpoint, identity, plan);
+    checkSameRun(checkpoint, resumed);
+    const problem = (await keeper?.resume()) ?? null;
+    if (problem !== null) warn('best_damaged', problem);
+    await checkLength(checkpoint, resumed, folder);
   } catch (error) {
     disposeAll(checkpoint.tensors);
     throw error;
@@ -41,19 +64,43 @@ export async function openCheckpoint(
   return checkpoint;
 }
 
+/** The options that the number of steps is computed from, and another one whose meaning depends on that number. */
+const kLengthOptions = ['maxSteps', 'numTrainEpochs'];
+const kOfLength = 'warmupSteps';
+
 /**
- * Checks that a checkpoint belongs to this run.
+ * Checks that a checkpoint belongs to this run, whose number of steps may be another one.
  * @throws ArgumentError for a checkpoint of another run
  */
-function checkSameRun({ state, path }: Checkpoint, identity: Identity, plan: RunPlan): void {
-  const changed = differences(
-    { ...state.identity, totalSteps: state.totalSteps },
-    { ...identity, totalSteps: plan.totalSteps },
-  );
+function checkSameRun({ state, path }: Checkpoint, { identity, plan }: Resumed): void {
+  const free =
+    state.totalSteps === plan.totalSteps ? kLengthOptions : [...kLengthOptions, kOfLength];
+  const fixed = (whole: Identity): Identity =>
+    Object.fromEntries(Object.entries(whole).filter(([key]) => !free.includes(key)));
+  const changed = differences(fixed(state.identity), fixed(identity));
   if (changed.length > 0) {
     throw new ArgumentError(
       `${path} belongs to another run and cannot be continued bit for bit (${changed.join('; ')}); ` +
         'give the options of that run, or begin anew with overwrite: true',
+    );
+  }
+}
+
+/** Checks that the run may have the number of steps that is asked for. @throws ArgumentError if it may not */
+async function checkLength(
+  { state, path }: Checkpoint,
+  { input, options, plan, keeper }: Resumed,
+  folder: OutputFolder,
+): Promise<void> {
+  const { step, totalSteps } = state;
+  if (totalSteps === plan.totalSteps) return;
+  const used = Math.max(step, keeper?.best?.step ?? 0);
+  const from = { totalSteps, warmupSteps: Number(state.identity[kOfLength]) };
+  await checkNewLength({ path, step, used, from, to: plan }, input, options);
+  if (options.resources.cacheTeacher && !existsSync(join(folder.run, kTeacherCacheName))) {
+    throw new ArgumentError(
+      `${path} is of a run that has come to its end, and its cache of the teacher was removed then: one that is made now may differ ` +
+        'by rounding (cacheTeacher), so the run cannot be continued bit for bit; train its adapter further in a new run',
     );
   }
 }

@@ -6,7 +6,9 @@ import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
+import type { Evaluation } from '../eval/types.ts';
 import { writeFileAtomic } from '../io/files.ts';
+import { CHECKPOINT_FORMAT, RUN_FILES } from '../io/run_folder.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
 import { useModel } from '../models/in_use.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
@@ -15,12 +17,11 @@ import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import type { Tensor } from '../tensor.ts';
 import { BestKeeper } from './best.ts';
-import { CHECKPOINT_FORMAT } from './checkpoint_state.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
+import { describeEnvironment } from './environment.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
 import { idleOptions } from './idle_options.ts';
-import { MetricsFile } from './metrics.ts';
 import { makeOptimizer } from './optimizers.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
@@ -29,10 +30,11 @@ import { passesOf, selectorOf } from './passes.ts';
 import { learningRateOf, makePlan, planMemory, requireRunMemory } from './plan.ts';
 import { StepClock } from './record.ts';
 import { openCheckpoint, restore, savedTensors } from './resume.ts';
+import { RunRecord } from './run_record.ts';
 import { type Passes, takeStep } from './step.ts';
 import { nullIfAborted } from './stop.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
-import type { RunPlan, StepRecord, Warning } from './types.ts';
+import type { RunPlan, StepRecord, TrainResult, Warning } from './types.ts';
 import { type Position, WindowReader } from './window.ts';
 
 const kStart: Position = { epoch: 0, microBatch: 0 };
@@ -47,7 +49,8 @@ interface RunParts {
   /** Tensors that the run trains, in the order of the tuned model's parameters. */
   readonly trained: readonly Tensor[];
   readonly folder: OutputFolder | null;
-  readonly metrics: MetricsFile | null;
+  /** Steps, evaluations and result in the output folder; null where there is none. */
+  readonly record: RunRecord | null;
   readonly optimizer: Optimizer;
   readonly passes: Passes;
   readonly windows: WindowReader;
@@ -79,6 +82,8 @@ export class Run {
   /** Whether parameters are being updated, so that they belong to no step and cannot be saved. */
   private updating = false;
   private closed = false;
+  /** The step at which the run was resumed; null for one that began anew. */
+  private resumedAt: number | null = null;
 
   constructor(
     private readonly parts: RunParts,
@@ -187,17 +192,32 @@ export class Run {
 
   /** Records a completed step. */
   private async commit(record: StepRecord, position: Position): Promise<void> {
-    const { metrics, input, options } = this.parts;
-    const { evalSteps } = options.output;
     this.progress = { step: record.step, position, last: record };
     this.updating = false;
-    this.evaluationDue =
-      input.evalData !== undefined &&
-      evalSteps > 0 &&
-      this.step % evalSteps === 0 &&
-      this.step < this.totalSteps;
+    this.evaluationDue = this.isEvaluated && this.step < this.totalSteps;
     await this.parts.folder?.check();
-    await metrics?.append(record);
+    await this.parts.record?.addStep(record);
+  }
+
+  /** Whether this step is one of those that `evalSteps` names, in a run of whatever length. */
+  private get isEvaluated(): boolean {
+    const { evalSteps } = this.parts.options.output;
+    return this.parts.input.evalData !== undefined && evalSteps > 0 && this.step % evalSteps === 0;
+  }
+
+  /** The evaluation of this step, in full, that was made before the run was resumed; null where there is none. */
+  get earlierEvaluation(): Evaluation | null {
+    if (this.step !== this.resumedAt) return null;
+    return this.parts.record?.earlierEvaluation?.result ?? null;
+  }
+
+  /** Writes the result of an evaluation, and keeps the parameters if they are the best so far. */
+  async keepEvaluation(result: Evaluation): Promise<void> {
+    const { record, keeper, input } = this.parts;
+    if (result !== this.earlierEvaluation) await record?.addEvaluation(this.step, result);
+    // The parameters of the end are in the last checkpoint. Kept as the best, they could displace those that a longer run needs.
+    const save = this.step < this.totalSteps || this.isEvaluated;
+    await keeper?.offer(input.tuned, result, this.step, { save });
   }
 
   /** Discards an incomplete window: its gradients, and pending errors of the engine. */
@@ -242,6 +262,7 @@ export class Run {
           elapsedSeconds: this.elapsedSeconds,
           last: this.last,
           identity: this.parts.identity,
+          taskType: input.tuned.model.taskType,
           optimizerSteps: moments.steps,
           ...(this.evaluationDue && { owesEvaluation: true }),
         },
@@ -288,25 +309,34 @@ export class Run {
 
   /** Writes the adapter or model to the output folder. */
   async exportResult(): Promise<void> {
-    const { folder, input, options, keeper } = this.parts;
+    const { folder, input, options, keeper, record } = this.parts;
     this.checkAdapter();
     await keeper?.restore(input.tuned, this.step);
-    if (folder === null) return;
+    if (folder === null || record === null) return;
     await folder.check();
     await removeTeacherCache(folder);
-    await input.tuned.savePretrained(folder.path, { form: options.output.export });
+    const { step: steps, totalSteps } = this;
+    await record.export({ step: keeper?.best?.step ?? steps, steps, totalSteps }, () =>
+      input.tuned.savePretrained(folder.path, { form: options.output.export }),
+    );
+  }
+
+  /** Writes the result of the run to its folder. */
+  async writeResult(result: TrainResult): Promise<void> {
+    await this.parts.folder?.check();
+    await this.parts.record?.writeResult(result);
   }
 
   async close(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    const { input, windows, metrics, optimizer, passes, folder, keeper, releaseModel } = this.parts;
+    const { input, windows, record, optimizer, passes, folder, keeper, releaseModel } = this.parts;
     // A failed or stopped step leaves gradients behind, and the model may be used for another run.
     input.tuned.zeroGradients();
     try {
       await windows.close();
     } finally {
-      await metrics?.close().catch(() => {});
+      await record?.close().catch(() => {});
       optimizer.dispose();
       passes.dispose();
       keeper?.dispose();
@@ -317,9 +347,17 @@ export class Run {
 
   /** Marks a checkpoint that is in the folder as the state of this run. */
   continueFrom({ path, state }: Checkpoint): void {
+    const { record, keeper } = this.parts;
     this.savedStep = state.step;
     this.savedPath = path;
-    this.evaluationDue = state.owesEvaluation ?? false;
+    this.resumedAt = state.step;
+    // The end of a shorter run may be a step at which the longer one evaluates.
+    const wasEnd = state.step === state.totalSteps && state.step < this.totalSteps;
+    const owed = state.owesEvaluation === true || (wasEnd && this.isEvaluated);
+    // Where an evaluation has been made, later ones may have followed, and then the best step is kept. It is repeated only to
+    // find a best step that is not there.
+    const isMade = record?.earlierEvaluation?.result === null && keeper?.best !== null;
+    this.evaluationDue = owed && !isMade;
   }
 }
 
@@ -347,24 +385,19 @@ async function openRunOf(
   requireRunMemory(input, plan);
   const rate = learningRateOf(plan, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
-  let metrics: MetricsFile | null = null;
+  let record: RunRecord | null = null;
   let optimizer: Optimizer | null = null;
   let passes: Passes | null = null;
   try {
     // Without an output folder there is no checkpoint to compare the identity with, so it is not computed.
     const identity = folder === null ? {} : await identityOf(input, options, plan);
     const warnings: Warning[] = [];
+    const keeper = makeKeeper(input, folder);
     const checkpoint =
       folder !== null && resume
-        ? await openCheckpoint(folder, {
-            identity,
-            plan,
-            warnings,
-            device: input.tuned.model.device,
-          })
+        ? await openCheckpoint(folder, { input, options, plan, identity, keeper, warnings })
         : null;
-    // Without a checkpoint it is unknown which base model an earlier teacher cache was computed with.
-    if (folder !== null && checkpoint === null) await removeTeacherCache(folder);
+    if (folder !== null && checkpoint === null) await removeLeftovers(folder);
     optimizer = makeOptimizer(groups, options.optimization);
     if (checkpoint !== null) restore(checkpoint, input, optimizer);
     const { step, position, last, elapsedSeconds } = checkpoint?.state ?? {
@@ -374,52 +407,27 @@ async function openRunOf(
       elapsedSeconds: 0,
     };
     if (folder !== null) {
-      metrics = await MetricsFile.open(folder.metrics, { step, last });
+      const evalData = input.evalData?.fingerprint ?? null;
+      record = await RunRecord.open(folder.run, { step, last, evalData });
       await writeFileAtomic(folder.config, configText(options, identity));
     }
-    const { gradientAccumulationSteps: accumulation } = options.optimization;
-    const onNote = ({ code, message }: { code: string; message: string }) =>
-      warnings.push({ type: 'warning', code, message });
-    const memory = await planMemory(input, options, { plan, onNote });
-    passes = passesOf(input, options, {
-      chunkBytes: memory?.chunkBytes ?? 0,
-      captureGraphs: options.resources.captureGraphs,
-      onNote,
-      ...(options.resources.cacheTeacher && {
-        teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
-        ...(folder !== null && { teacherIdentity: teacherIdentity(identity) }),
+    passes = await openPasses(input, options, { plan, folder, identity, warnings });
+    if (step === 0) warnings.push(...firstWarnings(input, options));
+    await record?.begin(
+      describeEnvironment(input.tuned.model, {
+        ...{ startStep: step, totalSteps: plan.totalSteps },
+        commandLine: options.output.commandLine,
       }),
-    });
-    const dropout = dropoutWarning(input.tuned.model);
-    if (dropout !== null && step === 0) {
-      warnings.push({ type: 'warning', code: 'dropout_not_applied', message: dropout });
-    }
-    if (step === 0) {
-      for (const message of idleOptions(input, options)) {
-        warnings.push({ type: 'warning', code: 'option_without_effect', message });
-      }
-    }
+    );
+    const { gradientAccumulationSteps: accumulation } = options.optimization;
+    const select = selectorOf(input.tuned.model, options);
     const run = new Run(
       {
-        input,
-        options,
-        plan,
-        identity,
+        ...{ input, options, plan, identity, folder, record, optimizer, passes, keeper },
         trained: trained.map(({ tensor }) => tensor),
-        folder,
-        metrics,
-        optimizer,
-        passes,
-        keeper: await makeKeeper(input, { folder, resumed: step > 0, warnings }),
-        windows: new WindowReader(
-          input.data,
-          { accumulation, select: selectorOf(input.tuned.model, options) },
-          position,
-        ),
+        windows: new WindowReader(input.data, { accumulation, select }, position),
         clock: new StepClock(elapsedSeconds),
-        rate,
-        warnings,
-        releaseModel,
+        ...{ rate, warnings, releaseModel },
       },
       { step, position, last },
     );
@@ -428,30 +436,61 @@ async function openRunOf(
   } catch (error) {
     optimizer?.dispose();
     passes?.dispose();
-    await metrics?.close();
+    await record?.close();
     await folder?.release();
     throw error;
   }
 }
 
+/** The parts of a run that its passes depend on, and the place for their notes. */
+interface PassesOf {
+  readonly plan: RunPlan;
+  readonly folder: OutputFolder | null;
+  readonly identity: Identity;
+  readonly warnings: Warning[];
+}
+
+/** Makes the way in which the run computes its micro-batches, within its memory budget. */
+async function openPasses(
+  input: AnyTrainerOptions,
+  options: ResolvedOptions,
+  { plan, folder, identity, warnings }: PassesOf,
+): Promise<Passes> {
+  const onNote = ({ code, message }: { code: string; message: string }) =>
+    warnings.push({ type: 'warning', code, message });
+  const memory = await planMemory(input, options, { plan, onNote });
+  return passesOf(input, options, {
+    chunkBytes: memory?.chunkBytes ?? 0,
+    captureGraphs: options.resources.captureGraphs,
+    onNote,
+    ...(options.resources.cacheTeacher && {
+      teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
+      ...(folder !== null && { teacherIdentity: teacherIdentity(identity) }),
+    }),
+  });
+}
+
+/** The warnings that a run begins with, and that are not repeated where it is resumed. */
+function firstWarnings(input: AnyTrainerOptions, options: ResolvedOptions): Warning[] {
+  const dropout = dropoutWarning(input.tuned.model);
+  const idle = idleOptions(input, options);
+  return [
+    ...(dropout === null ? [] : [{ code: 'dropout_not_applied', message: dropout }]),
+    ...idle.map((message) => ({ code: 'option_without_effect', message })),
+  ].map((warning) => ({ type: 'warning', ...warning }));
+}
+
 /** Makes the keeper of the best step; null where the run has no held-out data or exports its last step. */
-async function makeKeeper(
+function makeKeeper(
   { tuned, evalData, metricForBestModel, evalSteps = 0 }: AnyTrainerOptions,
-  {
-    folder,
-    resumed,
-    warnings,
-  }: { folder: OutputFolder | null; resumed: boolean; warnings: Warning[] },
-): Promise<BestKeeper | null> {
+  folder: OutputFolder | null,
+): BestKeeper | null {
   const metric =
     metricForBestModel === undefined && evalSteps > 0
       ? taskOf(tuned.model).metrics(tuned.model).defaultMetric
       : (metricForBestModel ?? null);
   if (metric === null || evalData === undefined) return null;
-  const keeper = new BestKeeper(metric, folder === null ? null : join(folder.run, 'best'));
-  const message = resumed ? await keeper.resume() : null;
-  if (message !== null) warnings.push({ type: 'warning', code: 'best_damaged', message });
-  return keeper;
+  return new BestKeeper(metric, folder === null ? null : join(folder.run, RUN_FILES.best));
 }
 
 /** The part of a run's identity that the outputs of its teacher depend on. */
@@ -459,12 +498,21 @@ function teacherIdentity({ baseModel, residualTeacher = null }: Identity): strin
   return JSON.stringify([baseModel, residualTeacher]);
 }
 
+/**
+ * Removes what an earlier run has left that wrote no checkpoint: it is unknown with which base model its teacher's cache and its best
+ * step were computed.
+ */
+async function removeLeftovers(folder: OutputFolder): Promise<void> {
+  await removeTeacherCache(folder);
+  await rm(join(folder.run, RUN_FILES.best), { recursive: true, force: true });
+}
+
 async function removeTeacherCache(folder: OutputFolder): Promise<void> {
   await rm(join(folder.run, kTeacherCacheName), { force: true });
 }
 
 function configText(options: ResolvedOptions, identity: Identity): string {
-  const { runConfig, ...output } = options.output;
+  const { runConfig, commandLine: _, ...output } = options.output;
   const trainer = {
     ...options.optimization,
     ...(identity.customLoss !== true && options.regularizers),

@@ -230,6 +230,15 @@ export const outputOptions = group(kOutputGroup, {
     identity: false,
     only: 'library',
   }),
+  /** The arguments of the command line that makes the run, kept in run/environment.jsonl. Default: none. */
+  commandLine: json<readonly string[], null>({
+    of: 'a list of texts',
+    schema: z.array(z.string()).readonly(),
+    default: null,
+    help: 'the arguments of the command line',
+    identity: false,
+    only: 'library',
+  }),
 });
 
 /** The option that records how the model was prepared before the run. */

@@ -172,6 +172,7 @@ export class Trainer {
       output: aborted ? null : (run.folder?.path ?? null),
       checkpoint: run.lastCheckpoint,
     };
+    await run.writeResult(result);
     return yield* this.end(result);
   }
 
@@ -194,14 +195,17 @@ export class Trainer {
 
   /**
    * Evaluates, and offers the result to the keeper of the best step. Returns null without held-out data, and where the signal
-   * stopped the evaluation. In the latter case the run evaluates when it is resumed.
+   * stopped the evaluation. In the latter case the run evaluates when it is resumed. An evaluation that was made before the run was
+   * resumed is not repeated.
    */
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
-    const result = yield* this.evaluate(run);
-    if (result !== null) await run.keeper?.offer(this.input.tuned, result, run.step);
+    const earlier = run.earlierEvaluation;
+    const result = earlier ?? (yield* this.evaluate(run));
+    if (result !== null) await run.keepEvaluation(result);
     run.evaluationDue = result === null && this.input.evalData !== undefined;
-    if (result === null) return null;
-    yield await this.emit({ type: 'evaluation', step: run.step, result });
+    if (result !== null && result !== earlier) {
+      yield await this.emit({ type: 'evaluation', step: run.step, result });
+    }
     return result;
   }
 

@@ -1,4 +1,8 @@
 // The engines of an environment as JS sees them: devices, settings, memory, and where time goes.
+#if __has_include(<malloc.h>)
+#include <malloc.h>
+#endif
+
 #include "binding/bind.h"
 #include "kernels/cpu/products/gemm.h"
 
@@ -81,6 +85,17 @@ Napi::Value memory_stats(Env& env, std::string device) {
   return object;
 }
 
+// Bytes that malloc has given out and that have not been freed, in all threads of the process; -1 where the C library does not say.
+double malloc_bytes(Env&) {
+#ifdef __GLIBC_PREREQ
+#if __GLIBC_PREREQ(2, 33)
+  const struct mallinfo2 info = mallinfo2();
+  return static_cast<double>(info.uordblks + info.hblkhd);
+#endif
+#endif
+  return -1;
+}
+
 void reset_op_times(Env& env) {
   for (Engine* engine : env.engines().all()) engine->op_times().reset();
 }
@@ -119,6 +134,7 @@ void bind_runtime(Module& m) {
   op(m, "resetPeakMemory", &reset_peak_memory, {"device"});
   op(m, "trimMemory", &trim_memory, {"device"});
   op(m, "memoryStats", &memory_stats, {"device"});
+  op(m, "mallocBytes", &malloc_bytes, {});
   op(m, "setPhase", &set_phase, {"name"});
   op(m, "opTimes", &op_times, {});
   op(m, "resetOpTimes", &reset_op_times, {});

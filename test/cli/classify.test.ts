@@ -55,6 +55,21 @@ it('trains, keeps the best step, and evaluates', async () => {
   expect(json.predictions).toEqual(json.labels);
 });
 
+it('takes a checkpoint as the adapter, with its head, the names of its labels and its task', async () => {
+  const checkpoint = join(folder, 'out', 'run', 'checkpoints', 'step-100');
+  const ofLast = ['--label-field', 'verdict', '--adapter', checkpoint];
+  const last = await balora([
+    ...['evaluate', ...kTask, '--model', model, '--data', data, ...ofLast],
+  ]);
+  expect(last.err).toMatch(/^the label ids of .*step-100 stand for bad, middling, good; /);
+  expect(last.out).toMatch(/^label \\ predicted +bad +middling +good$/m);
+  const merged = join(folder, 'merged-checkpoint');
+  const args = ['merge', '--model', model, '--adapter', checkpoint, '--output', merged];
+  expect((await balora(args)).code).toBe(0);
+  const { id2label } = JSON.parse(await readFile(join(merged, 'config.json'), 'utf8'));
+  expect(id2label).toEqual({ 0: 'bad', 1: 'middling', 2: 'good' });
+});
+
 it('evaluates by the labels of the trained head', async () => {
   const ids = tinyRows(30).map(({ text, label }) => `${label}\t${text}`);
   const [all, part] = [join(folder, 'ids.tsv'), join(folder, 'part.tsv')];

@@ -227,6 +227,36 @@ describe('balora train', () => {
     expect(values(await metrics('stopped'))).toEqual(values(await metrics('plain')));
   });
 
+  it('goes on with more steps, and refuses where a schedule depends on their number', async () => {
+    const constant = ['--method', 'pissa', '--lr-scheduler-type', 'constant'];
+    expect((await balora(train('longer', ...constant, '--max-steps', '9'))).code).toBe(0);
+    expect((await balora(train('extended', ...constant))).code).toBe(0);
+    const more = await balora(train('extended', ...constant, '--max-steps', '9', '--resume'));
+    expect(more.err).toMatch(/^data: .*\nstep 7\/9/);
+    expect(more.code).toBe(0);
+    const adapter = (name: string) => readFile(join(folder, name, 'adapter_model.safetensors'));
+    expect(await adapter('extended')).toEqual(await adapter('longer'));
+    expect(values(await metrics('extended'))).toEqual(values(await metrics('longer')));
+    const refused = await balora(train('plain', '--max-steps', '9', '--resume'));
+    expect(refused.err).toMatch(
+      /step-6 is of a run of 6 steps, and cannot be continued to 9 bit for bit: the weight of the term consistency /,
+    );
+    expect(refused.code).toBe(2);
+    const fewer = await balora(train('extended', ...constant, '--resume'));
+    expect(fewer.err).toMatch(
+      /has 9 steps, and --max-steps or --num-train-epochs ask for a run of 6/,
+    );
+  });
+
+  it('notes the command line and its result', async () => {
+    const args = train('noted', '--method', 'lora', '--eval-data', data);
+    expect((await balora(args)).code).toBe(0);
+    const run = (name: string) => readFile(join(folder, 'noted', 'run', name), 'utf8');
+    expect(JSON.parse(await run('environment.jsonl'))).toMatchObject({ commandLine: args });
+    expect(JSON.parse(await run('result.json'))).toMatchObject({ reason: 'completed', steps: 6 });
+    expect(JSON.parse(await run('evaluations.jsonl'))).toMatchObject({ step: 6, examples: 24 });
+  });
+
   it.each(['lora', 'rslora', 'pissa', 'full'])('--method %s lowers the loss', async (method) => {
     const { code } = await balora(
       train(method, '--method', method, '--packing', '--max-steps', '12').filter(
@@ -425,6 +455,44 @@ describe('balora evaluate and merge', () => {
     const whole = await evaluate('--model', merged);
     expect(whole.loss).toBeCloseTo(tuned.loss as number, 5);
     expect((await balora(args)).err).toMatch(/is not empty/);
+  });
+
+  it('take a checkpoint as the adapter, and say what an unfinished run has', async () => {
+    const output = join(folder, 'unfinished');
+    const args = train('unfinished', '--save-steps', '2', '--save-total-limit', '9');
+    let sent = false;
+    await balora(args, (err) => {
+      if (sent || !err.includes('step 5/6')) return;
+      sent = true;
+      process.emit('SIGINT');
+    });
+    const checkpoint = (step: number) => join(output, 'run', 'checkpoints', `step-${step}`);
+    const of = (command: string, adapter: string, ...more: string[]) =>
+      balora([command, '--model', model, '--adapter', adapter, ...more]);
+    const held = ['--data', data, '--prompt-template', 'none', '--max-length', '64', '--json'];
+    for (const refused of [
+      await of('evaluate', output, ...held),
+      await of('merge', output, '--output', join(folder, 'unwritten')),
+    ]) {
+      expect(refused.err).toContain(
+        `has not written an adapter yet, and is at step 5 of 6; resume the run, or give a checkpoint: ${checkpoint(5)}, `,
+      );
+      expect(refused.code).toBe(1);
+    }
+    const early = await of('evaluate', checkpoint(4), ...held);
+    expect(early.err).toBe(
+      `warning: ${checkpoint(4)}: this is the adapter of step 4 of 6 of a run\n`,
+    );
+    const merged = join(folder, 'merged-early');
+    expect((await of('merge', checkpoint(4), '--output', merged)).code).toBe(0);
+    const whole = await evaluate('--model', merged);
+    expect(whole.loss).toBeCloseTo((JSON.parse(early.out) as { loss: number }).loss, 5);
+    const further = train('from-early', '--adapter', checkpoint(4)).filter(
+      (arg, i, all) => arg !== '--r' && all[i - 1] !== '--r',
+    );
+    expect((await balora(further)).code).toBe(0);
+    expect((await balora([...args, '--resume'])).code).toBe(0);
+    expect((await of('evaluate', output, ...held)).err).toBe('');
   });
 
   it('print a table without --json', async () => {

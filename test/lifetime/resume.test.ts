@@ -30,11 +30,20 @@ const metrics = (name: string): Pick<Line, 'step' | 'loss' | 'gradNorm' | 'consi
       return { step, loss, gradNorm, consistency };
     });
 
+/** Step and loss of each evaluation. */
+const evaluations = (name: string): [number, number][] =>
+  readFileSync(join(folder, name, 'run/evaluations.jsonl'), 'utf8')
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line) as { step: number; loss: number })
+    .map(({ step, loss }) => [step, loss]);
+
 it.each([
   { source: 'arithmetic', steps: 300, maxKills: 12 },
   // Each epoch has an order of its own, so that the position to resume at is one in a permutation.
   { source: 'shuffled', steps: 90, maxKills: 4 },
   { source: 'seq2seq', steps: 60, maxKills: 4 },
+  { source: 'evaluated', steps: 90, maxKills: 6 },
 ])(
   `ends in the same bytes, $source (seed ${kSeed})`,
   async ({ source, steps, maxKills }) => {
@@ -70,6 +79,7 @@ it.each([
     expect(digest).toMatch(/^done [0-9a-f]{64}$/);
     expect(last).toBe(digest);
     expect(metrics(`${source}-b`)).toEqual(metrics(`${source}-a`));
+    expect(evaluations(`${source}-b`)).toEqual(evaluations(`${source}-a`));
   },
   240_000,
 );

@@ -157,12 +157,12 @@ describe('the best step', () => {
       ...{ overwrite: true, resume: false, signal: stop.signal },
       callbacks: [(event) => void (event.type === 'evaluation' && stop.abort())],
     });
-    const best = join(output, 'run/best');
+    const best = join(output, 'run/best/step-2');
     expect(existsSync(best)).toBe(true);
     flipBit(join(best, name), readFileSync(join(best, name)).length - 12);
     const { result, warnings } = await evaluated(8);
     expect(warnings.map(({ code }) => code)).toEqual(['best_damaged']);
-    expect(warnings[0]?.message).toMatch(new RegExp(`run/best is damaged .*${name}`));
+    expect(warnings[0]?.message).toMatch(new RegExp(`run/best/step-2 is damaged .*${name}`));
     expect(result.best?.step).toBeGreaterThan(2);
   });
 });

@@ -1,5 +1,5 @@
 // Training a classifier on a tiny bert: learning, accumulation, the best step, resuming, the warm-up of the head, bad input.
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -215,7 +215,9 @@ describe('the best step', () => {
     if (where === 'on disk') {
       const again = await AdapterModel.fromPretrained(await tinyClassifier(), output);
       expect((await evaluateClassifier(again.model, data.batches())).loss).toBeCloseTo(loss, 6);
-      const note = JSON.parse(await readFile(join(output, 'run', 'best', 'best.json'), 'utf8'));
+      const best = join(output, 'run', 'best', `step-${step}`);
+      expect(await readdir(join(output, 'run', 'best'))).toEqual([`step-${step}`]);
+      const note = JSON.parse(await readFile(join(best, 'best.json'), 'utf8'));
       expect(note.step.step).toBe(step);
     }
   });

@@ -16,7 +16,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { ArgumentError, NativeError } from '../../lib/errors.ts';
 import { namesIn, writeFileAtomic, writeFolderAtomic } from '../../lib/io/files.ts';
 import { COMPANIONS } from '../../lib/io/model_folder.ts';
-import { MetricsFile } from '../../lib/train/metrics.ts';
+import { openMetrics } from '../../lib/train/metrics.ts';
 import { claimOutput } from '../../lib/train/output.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 
@@ -186,11 +186,11 @@ it('truncates metrics to the step of a checkpoint', async () => {
   const path = join(folder, 'metrics.jsonl');
   const line = (step: number): string => JSON.stringify({ step, loss: step / 2 });
   writeFileSync(path, `${line(1)}\n${line(2)}\n${line(3)}\n{"step":4,"lo`);
-  const file = await MetricsFile.open(path, { step: 2 });
+  const file = await openMetrics(path, { step: 2 });
   await file.append({ step: 3, loss: 9 } as StepRecord);
   await file.close();
   const lines = readFileSync(path, 'utf8').trimEnd().split('\n');
   expect(lines).toEqual([line(1), line(2), '{"step":3,"loss":9}']);
-  await (await MetricsFile.open(path, { step: 0 })).close();
+  await (await openMetrics(path, { step: 0 })).close();
   expect(readFileSync(path, 'utf8')).toBe('');
 });

@@ -1,15 +1,16 @@
 /** Loading for classification: labelled data, a model with a head, and the adapter or full model to train. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { savedParameterShape } from '../../adapters/adapter_folder.ts';
 import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { FullModel } from '../../adapters/full_model.ts';
-import { savedShape } from '../../adapters/peft_folder.ts';
 import type { TunedModel } from '../../adapters/tuned_model.ts';
 import type { MetricName } from '../../data/glue.ts';
 import { LabelledBatches, type LabelledOptions } from '../../data/labelled_batches.ts';
 import type { LabelKind, LabelScheme } from '../../data/labels.ts';
 import { formatBytes } from '../../io/format_bytes.ts';
 import { resolveModel } from '../../io/hub.ts';
+import { RUN_FILES, recordOf } from '../../io/run_folder.ts';
 import { kProblemTypes } from '../../losses/problem_type.ts';
 import { readConfigJson } from '../../models/config_keys.ts';
 import {
@@ -80,7 +81,8 @@ export async function trainedHead(
 ): Promise<TrainedHead | null> {
   const { weight, labels, labelNames } = await checkpointHead(path, options);
   const configured = await configuredProblemType(path, options);
-  const saved = adapter === undefined ? undefined : savedShape(adapter, weight)?.[0];
+  const saved =
+    adapter === undefined ? undefined : (await savedParameterShape(adapter, weight))?.[0];
   if (adapter !== undefined && saved !== undefined) {
     const { names, problemType } = await labelsOfRun(adapter, saved);
     // A configuration with another number of labels describes another head.
@@ -100,7 +102,7 @@ async function labelsOfRun(
   folder: string,
   labels: number,
 ): Promise<Pick<TrainedHead, 'names' | 'problemType'>> {
-  const path = join(folder, 'run', 'config.json');
+  const path = join(recordOf(folder), RUN_FILES.config);
   if (!existsSync(path)) return { names: null, problemType: null };
   const { command } = (await readConfigJson(path)) as { command?: Record<string, unknown> };
   const names = command?.['label-names'];

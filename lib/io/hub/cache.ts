@@ -21,9 +21,9 @@ import { homedir } from 'node:os';
 import { basename, dirname, join, relative, sep } from 'node:path';
 import { FormatError } from '../../errors.ts';
 import { diskError, makeFolder, syncFolder } from '../files.ts';
+import { readText } from '../regular_file.ts';
 import type { FileHash, RepoFile } from './api.ts';
 import { HubError } from './endpoint.ts';
-import { readText } from '../regular_file.ts';
 import { isCommit } from './names.ts';
 
 const kIncomplete = '.incomplete';

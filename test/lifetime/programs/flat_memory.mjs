@@ -1,11 +1,10 @@
 // Runs small training steps in an async loop, and prints the memory in use at intervals as one line of JSON: of the heap, of the
-// engine, and the rest of the process's own (the C library's: queues, the tape, tables). The total resident memory would be no
-// measure, since the number of empty pages that V8 keeps depends on the load of the machine.
+// engine, and what malloc has given out beside V8's (queues, the tape, tables). Each is counted by whoever gives it out. Resident
+// memory would be no measure, since the number of empty pages that V8 and malloc keep depends on the load of the machine.
 //
 //   node --expose-gc flat_memory.mjs STEPS [LEAK]
 //
 // LEAK: number of bytes that each step leaks in a tensor, and once more in the addon's own memory.
-import { readFileSync } from 'node:fs';
 import { getHeapStatistics } from 'node:v8';
 import { memoryStats, setNumThreads, synchronize } from 'balora';
 import { zeros } from 'balora/ops';
@@ -25,11 +24,11 @@ function lose(i) {
   for (const handle of native.customNode(name, [one], [one], [], () => [0])) native.dispose(handle);
 }
 
-/** Bytes of anonymous pages that belong neither to V8's heap nor to the engine's blocks; null without /proc. */
-function ownBytes({ liveBytes, cachedBytes }) {
-  if (process.platform !== 'linux') return null;
-  const kibibytes = Number(/^RssAnon:\s*(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]);
-  return 1024 * kibibytes - getHeapStatistics().total_physical_size - liveBytes - cachedBytes;
+/** Bytes that malloc has given out, without V8's own and its buffers; null where the C library does not count them. */
+function ownBytes() {
+  const bytes = native.mallocBytes();
+  if (!(bytes > 0)) return null;
+  return bytes - getHeapStatistics().malloced_memory - process.memoryUsage().arrayBuffers;
 }
 
 const samples = [];
@@ -41,10 +40,9 @@ for (let i = 1; i <= steps; ++i) {
   if (i % (steps / 10) === 0) {
     await synchronize();
     globalThis.gc();
-    const stats = memoryStats();
-    const { liveBytes, liveTensors } = stats;
+    const { liveBytes, liveTensors } = memoryStats();
     const { heapUsed } = process.memoryUsage();
-    samples.push({ step: i, heapUsed, liveBytes, liveTensors, ownBytes: ownBytes(stats) });
+    samples.push({ step: i, heapUsed, liveBytes, liveTensors, ownBytes: ownBytes() });
   }
 }
 console.log(JSON.stringify(samples));

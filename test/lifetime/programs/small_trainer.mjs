@@ -12,7 +12,7 @@ import {
   Trainer,
 } from 'balora';
 import { Linear, Module } from 'balora/nn';
-import { add, embedding, randn, silu } from 'balora/ops';
+import { add, embedding, indexSelect, randn, silu } from 'balora/ops';
 
 const kVocabulary = 31;
 const kWidth = 16;
@@ -48,8 +48,9 @@ class Small extends CausalLM {
     return { model_type: 'small' };
   }
 
-  hidden({ ids }) {
-    return this.blocks.reduce((x, block) => block.forward(x), embedding(this.embed, ids));
+  hidden({ ids, wanted }) {
+    const all = this.blocks.reduce((x, block) => block.forward(x), embedding(this.embed, ids));
+    return wanted === null ? all : indexSelect(all, wanted);
   }
 }
 
@@ -105,7 +106,15 @@ function segment(inputIds) {
   return { inputIds, positions, cuSeqlens: Int32Array.of(0, inputIds.length) };
 }
 
+/** Other batches to evaluate on. */
+const held = { fingerprint: 'held', batchCount: () => 2, batches: () => [batch(100, 1), batch(100, 2)] };
+
 async function subject(source) {
+  if (source === 'evaluated') {
+    // The loss becomes worse in the end, so that the best step is an early one.
+    const options = { evalData: held, evalSteps: 3, metricForBestModel: 'loss', learningRate: 0.1 };
+    return { data: arithmetic, model: new Small(kVocabulary), options };
+  }
   if (source === 'seq2seq') {
     return { data: pairs, model: await AutoModelForSeq2SeqLM.fromPretrained(kT5) };
   }
@@ -114,10 +123,10 @@ async function subject(source) {
   return { data, model: new Small(vocabulary) };
 }
 
-/** @param source 'arithmetic', 'shuffled' or 'seq2seq' */
+/** @param source 'arithmetic', 'evaluated', 'shuffled' or 'seq2seq' */
 export async function smallTrainer({ source = 'arithmetic', ...options }) {
   setNumThreads(1);
-  const { data, model } = await subject(source);
+  const { data, model, options: own = {} } = await subject(source);
   const tuned = await AdapterModel.create(model, {
     ...{ r: 4, loraAlpha: 4, initLoraWeights: 'pissa' },
   });
@@ -129,6 +138,7 @@ export async function smallTrainer({ source = 'arithmetic', ...options }) {
     learningRate: 0.01,
     gradientAccumulationSteps: 2,
     regularizers: { consistencyWeight: 0.05, diversityWeight: 0.01, svdWeight: 0.01, svdTopK: 4 },
+    ...own,
     ...options,
   });
 }

@@ -1,7 +1,7 @@
 // Trains an adapter on a small model into the folder of its first argument, from the last checkpoint where there is one, and
 // prints a line per step. It may be killed at any moment. At the end it prints "done" and a digest of the result.
 //
-//   node train_run.mjs FOLDER [STEPS [arithmetic|shuffled|seq2seq]]
+//   node train_run.mjs FOLDER [STEPS [arithmetic|evaluated|shuffled|seq2seq]]
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,0 +1,192 @@
+/**
+ * The adapter in a run's checkpoint. A checkpoint holds more than a PEFT folder: the first pairs of an adapter that starts from the
+ * weights are beside the trained ones, so that they need not be computed again.
+ */
+import { join } from 'node:path';
+import { z } from 'zod';
+import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
+import { verifyChecksums } from '../io/checksums.ts';
+import { readText } from '../io/regular_file.ts';
+import { CHECKPOINT_FILES, CHECKPOINT_FORMAT, TUNED_PREFIX } from '../io/run_folder.ts';
+import { SafetensorsFile } from '../io/safetensors.ts';
+import { baseDigest, baseSummary } from '../models/base_digest.ts';
+import type { Model } from '../models/index.ts';
+import { synchronize } from '../runtime.ts';
+import type { Tensor } from '../tensor.ts';
+import type { BaseCheck } from './adapter_metadata.ts';
+import { type LoraConfig, loraConfig } from './config.ts';
+import { stateName } from './lora_module.ts';
+import { FIRST_KEYS, type LowRankPair, PAIR_KEYS } from './low_rank.ts';
+import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
+import { checkModule, type PeftFolder } from './peft_folder.ts';
+
+/** An adapter as a checkpoint holds it. */
+export interface CheckpointFolder extends PeftFolder {
+  readonly checkpoint: SavedRun;
+  /** The pairs that modules started from, where these were computed from the weights, by the module's path. */
+  readonly firstPairs: ReadonlyMap<string, LowRankPair>;
+}
+
+/** What a checkpoint says of its run. */
+export interface SavedRun {
+  readonly step: number;
+  readonly totalSteps: number;
+  readonly taskType: string | null;
+  /** The line that identifies the base; see {@link baseSummary}. */
+  readonly baseModel: string;
+  /** Whether the base is a residual, so that the model before tuning is another one. */
+  readonly onResidual: boolean;
+  readonly config: LoraConfig;
+}
+
+/** The part of a state file that is read here; lib/train/checkpoint_state.ts has all of it. */
+const kState = z.looseObject({
+  format: z.literal(CHECKPOINT_FORMAT),
+  step: z.int().positive(),
+  totalSteps: z.int().positive(),
+  taskType: z.string().optional(),
+  identity: z.looseObject({
+    method: z.string(),
+    baseModel: z.string(),
+    adapter: z.record(z.string(), z.unknown()).optional(),
+  }),
+});
+
+/**
+ * Checks the files of a checkpoint, and reads what it says of its run.
+ * @throws FormatError for damaged files, UnsupportedError for a checkpoint without an adapter
+ */
+export async function readSavedRun(folder: string): Promise<SavedRun> {
+  await verifyChecksums(folder, Object.values(CHECKPOINT_FILES));
+  const path = join(folder, CHECKPOINT_FILES.state);
+  const found = kState.safeParse(JSON.parse(await readText(path)));
+  if (!found.success) {
+    const [issue] = found.error.issues as [z.core.$ZodIssue];
+    throw new FormatError(`${path}: ${issue.path.join('.')}: ${issue.message}`, { path });
+  }
+  const { step, totalSteps, taskType = null, identity } = found.data;
+  if (identity.adapter === undefined) {
+    throw new UnsupportedError(
+      `${folder} is a checkpoint of the method ${identity.method}, which has no adapter; resume its run to get the model`,
+    );
+  }
+  const config = configOf(identity.adapter, path);
+  return {
+    ...{ step, totalSteps, taskType: config.taskType ?? taskType, config },
+    baseModel: identity.baseModel,
+    onResidual: Object.hasOwn(identity, 'residualTeacher'),
+  };
+}
+
+/** The configuration in a run's identity. A start function is named by a digest; its pairs are in the checkpoint. */
+function configOf(identity: Readonly<Record<string, unknown>>, path: string): LoraConfig {
+  const { initLoraWeights: init } = identity;
+  const isFunction = typeof init === 'string' && init.startsWith('function ');
+  try {
+    return loraConfig({ ...identity, ...(isFunction && { initLoraWeights: true }) });
+  } catch (error) {
+    if (!(error instanceof ArgumentError)) throw error;
+    throw new FormatError(`${path}: identity.adapter: ${error.message}`, { path });
+  }
+}
+
+/** Reads the adapter in a checkpoint. @throws as readSavedRun(), and FormatError for tensors that make no adapter */
+export async function readCheckpointFolder(
+  folder: string,
+  { device }: { device?: string } = {},
+): Promise<CheckpointFolder> {
+  const checkpoint = await readSavedRun(folder);
+  const { config } = checkpoint;
+  const path = join(folder, CHECKPOINT_FILES.tensors);
+  const found = new Map<string, Map<string, Tensor>>();
+  const first = new Map<string, Map<string, Tensor>>();
+  const saved = new Map<string, Tensor>();
+  for (const [name, tensor] of await tunedTensors(path, device)) {
+    const of = parameterOf(name, kFirst);
+    const own = parameterOf(name, kTrained);
+    const { module, key } = of ?? own ?? { module: '', key: '' };
+    if (of === null && own === null) saved.set(name, tensor);
+    else {
+      const parts = of === null ? found : first;
+      parts.set(module, (parts.get(module) ?? new Map()).set(key, tensor));
+    }
+  }
+  const variant = variantOf(config);
+  const modules = new Map(
+    Array.from(found, ([name, parts]) => [name, checkModule(name, parts, { variant, path })]),
+  );
+  const firstPairs = new Map(
+    Array.from(first, ([name, parts]) => [name, pairOf(name, parts, path)]),
+  );
+  return { config, modules, saved, path, metadata: {}, warnings: [], checkpoint, firstPairs };
+}
+
+/** The tensors of the tuned model in a checkpoint's file, without the optimiser's, by their names in its state. */
+async function tunedTensors(path: string, device: string | undefined): Promise<[string, Tensor][]> {
+  const file = SafetensorsFile.open(path);
+  try {
+    const names = [...file.tensors.keys()].filter((name) => name.startsWith(TUNED_PREFIX));
+    const options = { checkFinite: true, ...(device !== undefined && { device }) };
+    const tensors = names.map((name): [string, Tensor] => [
+      name.slice(TUNED_PREFIX.length),
+      file.read(name, options),
+    ]);
+    await synchronize();
+    return tensors;
+  } finally {
+    file.close();
+  }
+}
+
+/** Shape of a parameter that the adapter in a checkpoint saves whole, by its path in the model; null: it saves no such parameter. */
+export function checkpointShape(folder: string, name: string): readonly number[] | null {
+  const file = SafetensorsFile.open(join(folder, CHECKPOINT_FILES.tensors));
+  try {
+    return file.tensors.get(TUNED_PREFIX + name)?.shape ?? null;
+  } finally {
+    file.close();
+  }
+}
+
+const kFirst = Object.values(FIRST_KEYS);
+const kTrained = [...Object.values(PAIR_KEYS), ...VARIANT_PARAMETERS.map(({ key }) => key)];
+
+/** The module that a tensor belongs to, and which of `keys` it has there; null: it has none of them. */
+function parameterOf(
+  name: string,
+  keys: readonly string[],
+): { module: string; key: string } | null {
+  for (const key of keys) {
+    const end = stateName('', key);
+    if (name.endsWith(end)) return { module: name.slice(0, -end.length), key };
+  }
+  return null;
+}
+
+function pairOf(name: string, parts: ReadonlyMap<string, Tensor>, path: string): LowRankPair {
+  const [a, b] = [parts.get(FIRST_KEYS.a), parts.get(FIRST_KEYS.b)];
+  if (a !== undefined && b !== undefined) return { a, b };
+  throw new FormatError(`${path}: ${name} has one of its first factors and lacks the other`, {
+    path,
+  });
+}
+
+/**
+ * Compares a model with the base of a checkpoint.
+ * @returns warnings for the user
+ * @throws ArgumentError for an adapter on a residual, if the model is not that residual
+ */
+export async function checkSavedBase(
+  model: Model,
+  { baseModel, onResidual }: SavedRun,
+  { folder, allowOtherBase }: BaseCheck,
+): Promise<string[]> {
+  const now = baseSummary(model, await baseDigest(model));
+  if (now === baseModel) return [];
+  const place = model.folder === '' ? model.nameOrPath : model.folder;
+  const fact = `${folder}: the adapter was trained on another base: ${place} is "${now}", and that was "${baseModel}"`;
+  if (!onResidual || allowOtherBase) return [fact];
+  throw new ArgumentError(
+    `${fact}; it is a pair on a residual, and means nothing on another model: give that one, or pass allowOtherBase: true`,
+  );
+}

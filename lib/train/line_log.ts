@@ -1,0 +1,69 @@
+/**
+ * Logs of a run: files of one JSON object a line, to which lines are only added. A process that is killed leaves at worst a last line
+ * that is cut off, which readers pass over and the resumed run removes.
+ */
+import { type FileHandle, open } from 'node:fs/promises';
+import { diskError, writeFileAtomic } from '../io/files.ts';
+import { isMissing, readText } from '../io/regular_file.ts';
+import { objectIn } from '../io/run_folder.ts';
+import { toJson } from './json.ts';
+
+export class LineLog<T extends object> {
+  private constructor(
+    private readonly path: string,
+    private readonly file: FileHandle,
+    /** The last object that was kept when the log was opened; null: none was. */
+    readonly last: T | null,
+  ) {}
+
+  /** Opens a log for adding to it. Lines that are cut off, and those that `keeps` refuses, are removed. */
+  static async open<T extends object>(
+    path: string,
+    keeps: (value: T) => boolean = () => true,
+  ): Promise<LineLog<T>> {
+    const text = await textOf(path);
+    let [kept, last] = ['', null as T | null];
+    for (const line of (text ?? '').split('\n')) {
+      const value = objectIn<T>(line);
+      if (value === null || !keeps(value)) continue;
+      kept += `${line}\n`;
+      last = value;
+    }
+    if (kept !== text) await writeFileAtomic(path, kept);
+    try {
+      return new LineLog(path, await open(path, 'a'), last);
+    } catch (error) {
+      throw diskError(path, error);
+    }
+  }
+
+  /**
+   * Adds a line.
+   * @param options.sync whether the line must have reached the disk, for one that is rare and dear
+   */
+  async append(value: T, { sync = false }: { sync?: boolean } = {}): Promise<void> {
+    try {
+      await this.file.appendFile(`${toJson(value)}\n`);
+      if (sync) await this.file.sync();
+    } catch (error) {
+      throw diskError(this.path, error);
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.file.close();
+  }
+}
+
+/** The longest text that V8 has room for, in ASCII. */
+const kMaxLogBytes = 2 ** 29 - 32;
+
+/** The text of a file; null where there is none. */
+async function textOf(path: string): Promise<string | null> {
+  try {
+    return await readText(path, { limit: kMaxLogBytes });
+  } catch (error) {
+    if (isMissing(error)) return null;
+    throw error;
+  }
+}
