@@ -3,12 +3,16 @@
 import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, describe, expect, it } from 'vitest';
 import { demoCheckpoint } from '../../lib/models/demo_checkpoint.ts';
 import { runProgram } from '../support/child.ts';
 
 const kRoot = mkdtempSync(join(tmpdir(), 'balora-changed-'));
 afterAll(() => rmSync(kRoot, { recursive: true, force: true }));
+const kProgram = 'test/lifetime/programs/changed_weights.mjs';
+const kLimitMs = 120_000;
+/** Copies of weights on a busy disk take a while. */
+const kHangMs = 60_000;
 const kGguf = 'test/fixtures/quant/tiny_llama.gguf';
 
 interface Outcome {
@@ -19,41 +23,52 @@ interface Outcome {
 }
 
 interface Use {
-  activity: string;
-  /** A shell command, in which F stands for the model's file and N for a name beside it. */
-  change: string;
-  dtype?: string;
+  activity: 'load' | 'train' | 'evaluate' | 'merge';
+  dtype?: 'bf16' | 'f32';
   gguf?: boolean;
+  worker?: boolean;
+}
+
+/** What became of a copy of the model. */
+interface Ended extends Outcome {
+  file: string;
+  output: string;
 }
 
 let count = 0;
 
-/** Runs the program on a copy of the model. Its end by a signal, or of its own accord without an outcome, fails the test. */
-async function use({ activity, change, dtype = 'bf16', gguf = false }: Use) {
-  const folder = join(kRoot, String(count++));
-  const model = join(folder, gguf ? 'model.gguf' : 'model');
-  const file = gguf ? model : join(model, 'model.safetensors');
-  cpSync(gguf ? kGguf : demoCheckpoint, model, { recursive: true });
-  const output = join(folder, 'output');
-  const command = `F='${file}'; N='${folder}/new'; set -e; ${change}`;
-  const ended = await runProgram('test/lifetime/programs/changed_weights.mjs', {
-    args: [activity, model, output, command, dtype],
+/**
+ * Runs the program on one copy of the model for each shell command, in which F stands for the model's file and N for a name beside
+ * it. An end by a signal, or without an outcome, fails the test.
+ */
+async function use(
+  { activity, dtype = 'bf16', gguf = false, worker = false }: Use,
+  changes: readonly string[],
+): Promise<Ended[]> {
+  const cases = changes.map((change) => {
+    const folder = join(kRoot, String(count++));
+    const path = join(folder, gguf ? 'model.gguf' : 'model');
+    const file = gguf ? path : join(path, 'model.safetensors');
+    cpSync(gguf ? kGguf : demoCheckpoint, path, { recursive: true });
+    const command = `F='${file}'; N='${folder}/new'; set -e; ${change}`;
+    return { activity, worker, dtype, path, file, command, output: join(folder, 'output') };
   });
+  const ended = await runProgram(kProgram, { args: [JSON.stringify(cases)], hangMs: kHangMs });
   expect(ended, ended.stderr).toMatchObject({ code: 0, signal: null, stopped: null });
-  return { ...(JSON.parse(ended.stdout) as Outcome), file, output };
+  const outcomes = JSON.parse(ended.stdout) as Outcome[];
+  return outcomes.map((outcome, i) => ({ ...outcome, ...(cases[i] as (typeof cases)[number]) }));
 }
+
+const kWritten = 'dd if=/dev/zero of="$F" bs=64 seek=1000 count=1 conv=notrunc';
 
 /** Changes of the bytes, and the part of the message that says how each is known. */
 const kDamage: Record<string, [change: string, how: RegExp]> = {
   truncated: ['truncate -s 1000 "$F"', /its size went from 5145664 to 1000 bytes/],
   'truncated to nothing': [': > "$F"', /its size went from 5145664 to 0 bytes/],
   'grown by a page': ['truncate -s +4096 "$F"', /its size went from 5145664 to 5149760 bytes/],
-  'written in place': [
-    'dd if=/dev/zero of="$F" bs=64 seek=1000 count=1 conv=notrunc',
-    /its time of modification went from \d{4}-\S+Z to \d{4}-\S+Z/,
-  ],
+  'written in place': [kWritten, /its time of modification went from \d{4}-\S+Z to \d{4}-\S+Z/],
   'written in place, with the time put back': [
-    'touch -r "$F" "$N"; dd if=/dev/zero of="$F" bs=64 seek=1000 count=1 conv=notrunc; touch -r "$N" "$F"',
+    `touch -r "$F" "$N"; ${kWritten}; touch -r "$N" "$F"`,
     /bytes \d+ to \d+ are others, under the same time/,
   ],
   'copied over': [
@@ -72,87 +87,111 @@ const kHarmless: Record<string, string> = {
   'read, with a new time of access': 'touch -a "$F"; cat "$F" > "$N"',
 };
 
-const entries = <T>(record: Record<string, T>) =>
-  Object.entries(record).map(([name, value]) => [name, value] as const);
-
-const refused = (file: string, how: RegExp) => ({
+/** The outcome of a use in which the file's change was noticed. */
+const refused = ({ file }: Ended, how: RegExp) => ({
   result: null,
   code: 'ERR_FILE_CHANGED',
   message: expect.stringMatching(
-    new RegExp(`${file}: was changed while its contents were in use: .*${how.source}.*restore the file`),
+    new RegExp(`${file}: was changed while its contents were in use: .*${how.source}.*; restore`),
   ),
 });
 
+const kUndisturbed = ':';
+const kDamages = Object.values(kDamage);
+
+/** Checks a use of a base whose file is watched: in all cases of damage it is refused, in all others nothing changes. */
+async function checkWatched(given: Use): Promise<Ended[]> {
+  const changes = [
+    kUndisturbed,
+    ...Object.values(kHarmless),
+    ...kDamages.map(([change]) => change),
+  ];
+  const [whole, ...ended] = await use(given, changes);
+  expect(whole).toMatchObject({ result: expect.any(String), code: null });
+  const harmless = ended.splice(0, Object.keys(kHarmless).length);
+  for (const [i, { seen, result, message }] of harmless.entries()) {
+    const name = Object.keys(kHarmless)[i];
+    expect({ name, seen, result, message }).toEqual({
+      ...{ name, seen: whole?.seen, result: whole?.result, message: '' },
+    });
+  }
+  for (const [i, each] of ended.entries()) {
+    const [name, [, how]] = Object.entries(kDamage)[i] as [string, [string, RegExp]];
+    expect(each, name).toMatchObject(refused(each, how));
+    expect(existsSync(join(each.output, 'model.safetensors')), name).toBe(false);
+  }
+  return ended;
+}
+
 describe('a base in bf16, which is the pages of its file', () => {
-  let whole: Outcome;
-  beforeAll(async () => {
-    whole = await use({ activity: 'train', change: ':' });
-    expect(whole).toMatchObject({ seen: 6, code: null });
-  }, 60_000);
-
-  it.each(entries(kDamage))('in training: %s', async (_, [change, how]) => {
-    const { file, output, ...outcome } = await use({ activity: 'train', change });
-    expect(outcome).toMatchObject({ seen: 3, ...refused(file, how) });
-    expect(outcome.message).toMatch(/the last good checkpoint is .*step-3, and resume: true/);
-    expect(existsSync(join(output, 'adapter_model.safetensors'))).toBe(false);
-    expect(readdirSync(join(output, 'run/checkpoints')).sort()).toEqual([
-      ...['step-1', 'step-2', 'step-3'],
-    ]);
-    expect(readFileSync(join(output, 'run/metrics.jsonl'), 'utf8').split('\n')).toHaveLength(4);
-  });
-
-  it.each(entries(kHarmless))('in training: %s', async (_, change) => {
-    const { seen, result, code, message } = await use({ activity: 'train', change });
-    expect({ seen, result, code, message }).toEqual(whole);
-  });
-
-  it.each(['evaluate', 'merge', 'load', 'worker-train', 'worker-evaluate'])(
-    'in %s: all of these',
-    async (activity) => {
-      const { result: expected } = await use({ activity, change: ':' });
-      expect(expected).not.toBeNull();
-      for (const [change, how] of Object.values(kDamage)) {
-        const { file, output, ...outcome } = await use({ activity, change });
-        expect(outcome, change).toMatchObject(refused(file, how));
-        expect(existsSync(join(output, 'model.safetensors')), change).toBe(false);
-      }
-      for (const change of Object.values(kHarmless)) {
-        const { result, message } = await use({ activity, change });
-        expect({ result, message }, change).toEqual({ result: expected, message: '' });
+  it.each([false, true])(
+    'in training, in a worker: %s',
+    async (worker) => {
+      for (const { output, seen, message } of await checkWatched({ activity: 'train', worker })) {
+        expect(seen).toBe(3);
+        expect(message).toMatch(/the last good checkpoint is .*step-3, and resume: true/);
+        expect(existsSync(join(output, 'adapter_model.safetensors'))).toBe(false);
+        const checkpoints = readdirSync(join(output, 'run/checkpoints')).sort();
+        expect(checkpoints).toEqual(['step-1', 'step-2', 'step-3']);
+        const metrics = readFileSync(join(output, 'run/metrics.jsonl'), 'utf8').split('\n');
+        expect(metrics).toHaveLength(4);
       }
     },
-    120_000,
+    kLimitMs,
+  );
+
+  it.each(['evaluate', 'merge', 'load'] as const)(
+    'in %s',
+    async (activity) => {
+      await checkWatched({ activity });
+    },
+    kLimitMs,
   );
 });
 
 describe('a base that is converted into memory', () => {
-  const kBases = [{ dtype: 'f32' }, { dtype: 'f32', gguf: true }, { dtype: 'bf16', gguf: true }];
+  it.each([{ dtype: 'f32' }, { dtype: 'f32', gguf: true }, { dtype: 'bf16', gguf: true }] as const)(
+    'while it is loaded: %o',
+    async (base) => {
+      const changes = [kUndisturbed, ...Object.values(kHarmless)];
+      const damages = ['truncate -s 8000 "$F"', kWritten];
+      const ended = await use({ activity: 'load', ...base }, [...changes, ...damages]);
+      for (const each of ended.splice(-damages.length)) {
+        expect(each).toMatchObject(refused(each, /went from/));
+      }
+      const results = new Set(ended.map(({ result }) => result));
+      expect(results).toEqual(new Set([expect.any(String)]));
+    },
+    kLimitMs,
+  );
 
-  it.each(kBases)('while it is loaded, $dtype, GGUF: $gguf', async (base) => {
-    const { result: expected } = await use({ activity: 'load', change: ':', ...base });
-    expect(expected).not.toBeNull();
-    for (const change of ['truncate -s 8000 "$F"', kDamage['written in place']?.[0] as string]) {
-      const { file, output: _, ...outcome } = await use({ activity: 'load', change, ...base });
-      expect(outcome, change).toMatchObject(refused(file, /went from/));
-    }
-    for (const change of Object.values(kHarmless)) {
-      const { result, message } = await use({ activity: 'load', change, ...base });
-      expect({ result, message }, change).toEqual({ result: expected, message: '' });
-    }
-  });
-
-  it('once it is loaded, f32', async () => {
-    const { result: expected } = await use({ activity: 'evaluate', change: ':', dtype: 'f32' });
-    for (const [change] of Object.values(kDamage)) {
-      const outcome = await use({ activity: 'evaluate', change, dtype: 'f32' });
-      expect(outcome, change).toMatchObject({ seen: 6, result: expected, code: null });
-    }
-  });
+  it(
+    'once it is loaded',
+    async () => {
+      const changes = [kUndisturbed, ...kDamages.map(([change]) => change)];
+      const ended = await use({ activity: 'evaluate', dtype: 'f32' }, changes);
+      for (const { seen, result, message } of ended) {
+        expect({ seen, result, message }).toEqual({
+          seen: 6,
+          result: ended[0]?.result,
+          message: '',
+        });
+      }
+    },
+    kLimitMs,
+  );
 });
 
-it('a SIGBUS of another origin ends the process as ever', async () => {
-  const { signal } = await runProgram('test/lifetime/programs/changed_weights.mjs', {
-    args: ['evaluate', demoCheckpoint, '', 'kill -BUS $PPID'],
+it('a SIGBUS of another origin ends the process as ever', { timeout: kLimitMs }, async () => {
+  const given = {
+    activity: 'evaluate',
+    dtype: 'bf16',
+    path: demoCheckpoint,
+    command: 'kill -BUS $PPID',
+  };
+  const { signal } = await runProgram(kProgram, {
+    args: [JSON.stringify([given])],
+    hangMs: kHangMs,
   });
   expect(signal).toBe('SIGBUS');
 });

@@ -1,9 +1,9 @@
-// Uses a model, runs a shell command once the model is in use, and prints what became of it as JSON: the steps or batches that were
+// Uses models, runs a shell command once each is in use, and prints what became of them as JSON: for each the steps or batches that were
 // seen, the error, and a digest of what was computed.
 //
-//   node changed_weights.mjs ACTIVITY MODEL OUTPUT COMMAND [DTYPE]
+//   node changed_weights.mjs '[{"activity": "train", "path": MODEL, "output": FOLDER, "command": COMMAND, "dtype": "bf16"}, ...]'
 //
-// Activities: load (the command runs while the weights are read), train, evaluate, merge; worker-train and so on do it in a worker.
+// Activities: load (the command runs while the weights are read), train, evaluate, merge. With "worker": true they run in a worker.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -23,15 +23,13 @@ import {
   Trainer,
 } from 'balora';
 
-const [activity, path, output, command, dtype = 'bf16'] = isMainThread
-  ? process.argv.slice(2)
-  : workerData;
 const kSteps = 6;
 /** The step or batch after which the command runs. */
 const kWhen = 3;
-let seen = 0;
+/** The case that runs. */
+let [path, output, command, dtype, seen] = ['', '', '', 'bf16', 0];
 
-const change = () => execFileSync('sh', ['-c', command]);
+const change = () => execFileSync('sh', ['-c', command], { stdio: 'ignore' });
 const digest = (bytes) => createHash('sha256').update(bytes).digest('hex');
 const digestOf = (name) => digest(readFileSync(join(output, name)));
 
@@ -95,29 +93,31 @@ const kActivities = {
   },
 };
 
-async function run(name) {
-  setNumThreads(2);
+async function run({ activity, ...given }) {
+  ({ path, output, command, dtype } = given);
+  seen = 0;
   try {
-    return { seen, result: await kActivities[name](), code: null, message: '' };
+    const result = await kActivities[activity]();
+    return { seen, result, code: null, message: '' };
   } catch (error) {
     return { seen, result: null, code: error.code ?? null, message: String(error.message) };
   }
 }
 
-async function runInWorker(name) {
-  const worker = new Worker(new URL(import.meta.url), {
-    workerData: [name, path, output, command, dtype],
-  });
-  return new Promise((resolve, reject) => {
+const runInWorker = (given) =>
+  new Promise((resolve, reject) => {
+    const worker = new Worker(new URL(import.meta.url), { workerData: given });
     worker.once('message', resolve).once('error', reject);
   });
-}
 
+setNumThreads(2);
 if (isMainThread) {
-  const inWorker = /^worker-(.*)$/.exec(activity)?.[1];
-  const outcome = inWorker === undefined ? await run(activity) : await runInWorker(inWorker);
-  console.log(JSON.stringify({ ...outcome, seen: outcome.seen || seen }));
+  const outcomes = [];
+  for (const given of JSON.parse(process.argv[2])) {
+    outcomes.push(await (given.worker ? runInWorker : run)(given));
+    console.error(`${outcomes.length} done`);
+  }
+  console.log(JSON.stringify(outcomes));
 } else {
-  const outcome = await run(activity);
-  parentPort.postMessage({ ...outcome, seen });
+  parentPort.postMessage(await run(workerData));
 }
