@@ -2,6 +2,8 @@
 // With CI=true a run that leaves out anything else, or runs what is listed as left out, fails.
 import { existsSync, readFileSync } from 'node:fs';
 import { nvccMissing } from './cuda_build.mjs';
+import { fuzzingCompiler } from './fuzz.mjs';
+import { mayMount } from './mount.mjs';
 import { has, inRoot } from './shell.mjs';
 
 /** Whether the processor is without a feature, by its flag in /proc/cpuinfo. */
@@ -34,6 +36,9 @@ const kConditions = {
   'without AVX512-BF16': () => processorLacks('avx512_bf16'),
   'without AMX': () => processorLacks('amx_bf16'),
   'on a Node that cannot require an ES module': () => process.features.require_module !== true,
+  'without clang with libFuzzer': () => fuzzingCompiler() === null,
+  'without the right to mount': () => !mayMount(),
+  'with a registry without signatures': () => null,
   'on a busy machine': () => null,
 };
 
