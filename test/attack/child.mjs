@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { BaloraError, setNumThreads, synchronize } from 'balora';
 import { Finding } from './finding.mjs';
-import { saveInput, writeFiles } from './inputs.mjs';
+import { saveInput, textOf, writeFiles } from './inputs.mjs';
 import { randomOf } from './random.mjs';
 import { loadTarget } from './targets.mjs';
 
@@ -56,8 +56,8 @@ function fault(target, input, error) {
   if (names.length > 0 && !names.some((part) => error.message.includes(part))) {
     return { kind: 'does not name its subject', message: `${error.message} (none of ${names.join(', ')})` };
   }
-  const [unclear] = /\bundefined\b|\[object Object\]|\bNaN must\b/.exec(error.message) ?? [];
-  if (unclear && !JSON.stringify(input).includes(unclear) && !target.unclear) {
+  const [unclear] = /(?<!received )\bundefined\b|\[object Object\]/.exec(error.message) ?? [];
+  if (unclear && !target.unclear && !textOf(input).includes(unclear)) {
     return { kind: 'unclear message', message: error.message };
   }
   return null;

@@ -123,6 +123,16 @@ int ftruncate(int fd, off_t size) {
   return ftruncate64(fd, size);
 }
 
+int fallocate64(int fd, int mode, off64_t from, off64_t size) {
+  REAL(fallocate64);
+  FAIL_WITH(of_descriptor(fd), 't');
+  return real(fd, mode, from, size);
+}
+
+int fallocate(int fd, int mode, off_t from, off_t size) {
+  return fallocate64(fd, mode, from, size);
+}
+
 int posix_fallocate64(int fd, off64_t from, off64_t size) {
   REAL(posix_fallocate64);
   if (error_number && of_descriptor(fd) && fails('t')) return (int)error_number;

@@ -82,10 +82,17 @@ function ggufText(text) {
   return Buffer.concat([u64(bytes.length), bytes]);
 }
 
+/** The bytes of an array in an array, so many times, the innermost empty. */
+function nestedArrays(depth) {
+  const outer = Buffer.concat([u32(kArray), u64(1)]);
+  return Buffer.concat([...Array(depth).fill(outer), u32(4), u64(0)]);
+}
+
 /** The bytes of a value of metadata, without its type. */
 function ggufValue(type, value) {
   if (type === kString) return ggufText(value);
   if (type === kArray) {
+    if (value.depth) return nestedArrays(value.depth);
     const items = value.items.map((item) => ggufValue(value.type, item));
     return Buffer.concat([u32(value.type), u64(value.count ?? items.length), ...items]);
   }

@@ -15,7 +15,18 @@ export function writeFiles(folder, { files = {} }) {
 export function saveInput(folder, input) {
   mkdirSync(folder, { recursive: true });
   writeFiles(folder, input);
-  const { files: _, ...rest } = input;
-  const plain = (_key, value) => (typeof value === 'bigint' ? `${value}n` : typeof value === 'function' ? String(value) : value);
-  writeFileSync(join(folder, 'input.json'), `${JSON.stringify(rest, plain, 2)}\n`);
+  writeFileSync(join(folder, 'input.json'), `${jsonOf(input)}\n`);
 }
+
+/** An input without its files as JSON, with the values that JSON does not have as texts. */
+function jsonOf({ files: _, ...rest }) {
+  const plain = (_key, value) => {
+    if (typeof value === 'bigint') return `${value}n`;
+    if (value?.type === 'Buffer') return Buffer.from(value.data).toString('base64');
+    return ['function', 'undefined'].includes(typeof value) || Number.isNaN(value) ? String(value) : value;
+  };
+  return JSON.stringify(rest, plain, 2);
+}
+
+/** Everything of an input as one text, to look for words in. */
+export const textOf = (input) => [jsonOf(input), ...Object.values(input.files ?? {}).map((contents) => Buffer.from(contents).toString('latin1'))].join('\n');

@@ -63,13 +63,17 @@ function runChild(task, { hangSeconds, mostMiB }) {
   });
 }
 
-/** The part of a message that is the same for every input that shows the same fault. */
-const shape = ({ kind, message }) =>
-  `${kind}: ${message.split('\n')[0]}`
+/** The part of a finding that is the same for every input that shows the same fault: where it was thrown, else its message's form. */
+function shape({ kind, message, stack }) {
+  const frames = stack.split('\n').filter((line) => /^\s+at .*\/dist\//.test(line));
+  if (frames.length > 0) return `${kind}: ${frames.slice(0, 3).join()}`;
+  const form = message
+    .split('\n')[0]
     .replace(/\/\S+/g, '/')
     .replace(/"([^"\\]|\\.)*"/g, '""')
-    .replace(/-?\d+(\.\d+)?(e[+-]?\d+)?/g, '#')
-    .slice(0, 120);
+    .replace(/-?\d+(\.\d+)?(e[+-]?\d+)?/g, '#');
+  return `${kind}: ${form.slice(0, 120)}`;
+}
 
 /** The last lines of what a dying process printed. */
 const tail = (log) => log.trimEnd().split('\n').slice(-12).join('\n').slice(-2000);

@@ -7,17 +7,23 @@ const kFile = 'config.json';
 
 function input(random, { folders }) {
   const at = random.below(folders.length);
-  const { config } = folders[at];
-  if (random.chance(0.3)) return { at, config: mutateJson(random, config) };
+  const { config, loader } = folders[at];
+  if (loader.fromConfig && random.chance(0.3)) {
+    const changed = mutateJson(random, config);
+    return { at, config: changed !== null && typeof changed === 'object' && !Array.isArray(changed) ? changed : config };
+  }
   return { at, files: { [kFile]: random.chance(0.05) ? JSON.stringify(config) : mutateJsonText(random, config) } };
 }
 
-async function run({ at, config }, { folders }, folder) {
+function load({ at, config }, { folders }, folder) {
   const { folder: origin, loader } = folders[at];
-  if (!config) linkWeights(origin, folder);
-  const random = config !== null && typeof config === 'object' && !Array.isArray(config);
-  if (config !== undefined && !random) return;
-  const model = random ? await loader.fromConfig(config) : await loader.fromPretrained(folder);
+  if (config !== undefined) return loader.fromConfig(config);
+  linkWeights(origin, folder);
+  return loader.fromPretrained(folder);
+}
+
+async function run(input, state, folder) {
+  const model = await load(input, state, folder);
   try {
     await useModel(model);
   } finally {

@@ -23,6 +23,8 @@ import { anyJson } from '../mutations.mjs';
 
 /** Options that name a place on the disk, which is never a random one. */
 const kPlaces = ['output', 'overwrite', 'resume'];
+/** The limit of memory in bytes, beyond which an allocation is an error. */
+const kMemory = 2 ** 29;
 const kBatchOptions = ['batchSize', 'maxLength', 'packing', 'padding', 'onUnsupervised', 'shuffle', 'seed', 'promptTemplate', 'promptField', 'responseField'];
 const kLoaderOptions = ['dtype', 'device', 'trainable', 'checkFinite', 'revision', 'timeoutMs', 'cacheDir'];
 
@@ -82,7 +84,7 @@ const kPlacesOfOptions = {
         if (device !== undefined) setDefaultDevice(device);
       } finally {
         setNumThreads(1);
-        setMemoryLimit(0);
+        setMemoryLimit(kMemory);
         setDefaultDevice('cpu');
       }
     },
@@ -129,6 +131,7 @@ export default {
   what: 'options of every function of the library, of any type and size',
   share: 2,
   open: async () => {
+    setMemoryLimit(kMemory);
     const load = () => AutoModelForCausalLM.fromPretrained(demoCheckpoint);
     const tokenizer = await Tokenizer.fromPretrained(demoCheckpoint);
     const rows = arrayRows([{ prompt: 'Call me', response: ' Ishmael.' }, { prompt: 'There she', response: ' blows!' }]);

@@ -33,7 +33,7 @@ function anyTensors(random) {
 
 function input(random) {
   const tensors = anyTensors(random);
-  const metadata = random.chance(0.4) ? Object.fromEntries(random.several(0, 3, (i) => [`k${i}`, random.text()])) : null;
+  const metadata = random.chance(0.4) ? Object.fromEntries(random.several(0, 3, (i) => [`k${i}`, random.text().replace(/[\ud800-\udfff]/g, '?')])) : null;
   const options = { metadata, padding: random.pick([0, 0, 1, 7, 64]) };
   const kind = random.pick(['valid', 'header', 'text', 'bytes', 'bytes']);
   if (kind === 'header') options.change = (header) => mutateJson(random, header);
