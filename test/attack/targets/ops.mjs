@@ -1,6 +1,6 @@
 // Ops on tensors of any shape (no elements included), memory layout and dtype, against plain loops in f64; their gradients' shapes; and
 // wrong arguments, which are refused.
-import { backward, BaloraError, scope, tensor } from 'balora';
+import { BaloraError, scope, tensor } from 'balora';
 import * as ops from 'balora/ops';
 import * as plain from '../arrays.mjs';
 import { require, requireClose } from '../finding.mjs';
@@ -194,7 +194,7 @@ const kCases = {
     const operands = [operand(random, [rows, inputs], dtype), operand(random, [outputs, inputs], dtype), ...(bias ? [operand(random, [outputs], dtype)] : [])];
     const product = (x, w) => plain.matmul(x, plain.permute(w, [1, 0]));
     return {
-      ...{ name: 'linear', operands, call: ([x, w, b = null]) => ops.linear(x, w, b) },
+      ...{ name: 'linear', operands, call: ([x, weight, bias = null]) => ops.linear(x, weight, { bias }) },
       ...{ expect: ([x, w, b]) => (b ? plain.combine(product(x, w), b, (p, q) => p + q) : product(x, w)), units: 4, scale: 64 },
     };
   },
@@ -302,7 +302,7 @@ async function compare({ name, operands, expect, units, scale = 0 }, found, dtyp
 async function checkGradients({ name }, tensors, result) {
   const leaves = tensors.filter(({ requiresGrad }) => requiresGrad);
   if (!result.requiresGrad || leaves.length === 0) return;
-  backward(ops.sum(result));
+  scope(() => ops.sum(result).backward());
   for (const leaf of leaves) {
     require(leaf.grad === null || leaf.grad.shape.join() === leaf.shape.join(), () => `${name}: a gradient of the shape (${leaf.grad.shape})`);
     if (leaf.grad !== null) await leaf.grad.data();

@@ -135,7 +135,7 @@ export default {
     const load = () => AutoModelForCausalLM.fromPretrained(demoCheckpoint);
     const tokenizer = await Tokenizer.fromPretrained(demoCheckpoint);
     const rows = arrayRows([{ prompt: 'Call me', response: ' Ishmael.' }, { prompt: 'There she', response: ' blows!' }]);
-    const data = await Batches.create(rows, tokenizer, { maxLength: 24 });
+    const data = await Batches.create(rows, tokenizer, { maxLength: 24, promptTemplate: 'none' });
     return { rows, tokenizer, data, other: await load(), tuned: await AdapterModel.create(await load(), { r: 2, loraAlpha: 2 }) };
   },
   input,
