@@ -4,7 +4,7 @@
  * tokenizer.json, llama.cpp for a GGUF (see docs/decisions/tokenizer-missing-bytes.md for the one case where the two differ).
  * Truncation and padding that a tokenizer.json switches on are not applied; the data pipeline does the truncation.
  */
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import { type ResolveOptions, resolveTokenizer } from '../io/hub.ts';
 import { bytesOfToken } from './byte_level.ts';
 import {
@@ -207,6 +207,11 @@ export class Tokenizer {
     const { addSpecialTokens = true, parseSpecial = true } = options;
     const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
     const { ids } = tokenizer.encode(text, { add_special_tokens: false });
+    if (ids.includes(undefined as never)) {
+      throw new FormatError(
+        'tokenizer: the text has a character without a token, and the vocabulary does not have the unknown token',
+      );
+    }
     return addSpecialTokens ? applyFrame(this.frame, ids, null).ids : ids;
   }
 
@@ -297,7 +302,13 @@ function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
   const named = vocab !== null && typeof vocab === 'object' && !Array.isArray(vocab);
   for (const [token, id] of named ? Object.entries(vocab) : []) checkId('model.vocab', token, id);
   if (!Array.isArray(addedTokens)) throw new FormatError('tokenizer: added_tokens must be a list');
-  for (const { content, id } of addedTokens) checkId('added_tokens', content, id);
+  for (const [i, token] of addedTokens.entries()) {
+    const { content, id } = (token ?? {}) as Partial<AddedToken>;
+    if (typeof content !== 'string') {
+      throw new FormatError(`tokenizer: added_tokens.${i}.content must be a text`);
+    }
+    checkId('added_tokens', content, id);
+  }
 }
 
 function checkId(where: string, token: string, id: unknown): void {
@@ -337,13 +348,16 @@ function containsType(node: unknown, type: string): boolean {
   );
 }
 
-/** Runs `make`, and adds the file's path to a FormatError that has none. */
+/** Runs `make`, and adds the file's path to an error about its contents that has none. */
 function withPath<T>(path: string, make: () => T): T {
   try {
     return make();
   } catch (error) {
     if (error instanceof FormatError && !error.path) {
       throw new FormatError(`${path}: ${error.message}`, { path, advice: '' });
+    }
+    if (error instanceof UnsupportedError && !error.message.startsWith(path)) {
+      throw new UnsupportedError(`${path}: ${error.message}`);
     }
     throw error;
   }

@@ -93,7 +93,7 @@ async function runOne(target, state, index) {
   const risen = (process.resourceUsage().maxRSS - before.peak) / 1024;
   if (risen > (target.peakMiB ?? kPeakMiB)) tell(index, 'memory', `the process grew by ${Math.round(risen)} MiB`);
   rmSync(here, { recursive: true, force: true });
-  if (descriptors() > before.files) {
+  if (!target.elsewhere && descriptors() > before.files) {
     await settle();
     if (descriptors() > before.files) tell(index, 'open files', `${descriptors() - before.files} more than before`);
   }

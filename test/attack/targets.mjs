@@ -10,6 +10,7 @@
 // - share: its part of the time, 1 unless given
 // - perProcess: how many inputs run in one process
 // - hangSeconds, slowSeconds, peakMiB, growthMiB: limits, where the general ones do not fit
+// - elsewhere: whether balora runs in processes of their own, so that the open files of this one say nothing
 // - missing(): why this machine cannot run it, or null
 
 /** The names of all targets, in the order in which they are listed. */

@@ -16,5 +16,6 @@ export default {
   what: "sequences of calls of the addon's functions",
   input: (random) => ({ seed: random.below(2 ** 31) }),
   run,
+  elsewhere: true,
   hangSeconds: 90,
 };

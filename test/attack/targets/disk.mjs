@@ -60,6 +60,7 @@ export default {
     last: random.pick([1, 1, 2, 1000000]),
   }),
   run,
+  elsewhere: true,
   hangSeconds: 200,
   slowSeconds: 60,
 };

@@ -42,6 +42,7 @@ export default {
     readOnlyAfterMs: random.chance(0.3) ? random.integer(100, 900) : null,
   }),
   run,
+  elsewhere: true,
   hangSeconds: 200,
   slowSeconds: 60,
 };

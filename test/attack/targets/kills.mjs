@@ -45,6 +45,7 @@ export default {
     delays: random.several(1, 4, () => random.below(1200) / 10),
   }),
   run,
+  elsewhere: true,
   hangSeconds: 200,
   slowSeconds: 60,
 };

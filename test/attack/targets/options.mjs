@@ -62,7 +62,7 @@ const kPlacesOfOptions = {
       for await (const batch of data.batches(0)) require(batch.inputIds.length > 0, 'a batch without tokens');
     },
   },
-  evaluation: { names: ['kl', 'signal', 'onProgress'], use: ({ tuned, data }, options) => evaluate(tuned, data.batches(0), options) },
+  evaluation: { names: ['kl'], use: ({ tuned, data }, options) => evaluate(tuned, data.batches(0), options) },
   loader: {
     names: kLoaderOptions,
     use: async (_state, options) => (await AutoModelForCausalLM.fromPretrained(demoCheckpoint, options)).dispose(),
@@ -97,9 +97,9 @@ async function train(options) {
   for await (const event of new Trainer({ maxSteps: 2, ...options }).run()) if (event.type === 'step' && ++steps === 2) break;
 }
 
-/** Whether an option's declaration allows a value. */
-function allows(option, value) {
-  if (value === undefined || (value === null && option.default === null)) return true;
+/** Whether an option's declaration allows a value; PEFT's null stands for an option of an adapter that is not set. */
+function allows(option, value, table) {
+  if (value === undefined || (value === null && (option.default === null || table === loraOptions))) return true;
   return option.schema.safeParse(value).success;
 }
 
@@ -115,7 +115,7 @@ function input(random) {
 
 async function run({ where, options, choice }, state) {
   const { table, use } = kPlacesOfOptions[where];
-  const bad = table ? Object.keys(options).filter((key) => Object.hasOwn(table, key) && !allows(table[key], options[key])) : [];
+  const bad = table ? Object.keys(options).filter((key) => Object.hasOwn(table, key) && !allows(table[key], options[key], table)) : [];
   try {
     await use(state, options, choice);
   } catch (error) {

@@ -15,5 +15,6 @@ export default {
   what: 'workers that end at any moment',
   input: (random) => ({ first: 1 + random.below(2 ** 30) }),
   run,
+  elsewhere: true,
   hangSeconds: 150,
 };
