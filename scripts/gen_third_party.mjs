@@ -7,7 +7,15 @@ import { inRoot, main, SetupError } from './support/shell.mjs';
 
 const kFile = 'THIRD_PARTY.md';
 /** Licences under which a package may be used beside, or compiled into, one under Apache-2.0. */
-const kCompatible = ['MIT', 'ISC', 'Apache-2.0', 'BSD-2-Clause', 'BSD-3-Clause', '0BSD', 'BlueOak-1.0.0'];
+const kCompatible = [
+  'MIT',
+  'ISC',
+  'Apache-2.0',
+  'BSD-2-Clause',
+  'BSD-3-Clause',
+  '0BSD',
+  'BlueOak-1.0.0',
+];
 /** Packages for development whose headers are compiled into the addon. */
 const kHeaders = ['node-addon-api', 'node-api-headers'];
 

@@ -15,7 +15,8 @@ function parse(args) {
     if (args[i] === '--quick') options.run = 'quick';
     else if (args[i] === '--all') options.run = 'all';
     else if (args[i] === '--only' && args[i + 1]) options.only = args[++i].split(',');
-    else if (kAttackArguments.includes(args[i]) && args[i + 1]) options.attack.push(args[i], args[++i]);
+    else if (kAttackArguments.includes(args[i]) && args[i + 1])
+      options.attack.push(args[i], args[++i]);
     else {
       throw new SetupError(
         `usage: npm test -- [--quick | --all] [--only NAME,...] [${kAttackArguments.join(' N] [')} N], got ${args[i]}`,

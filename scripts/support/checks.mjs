@@ -97,7 +97,9 @@ export async function runThreadSanitized() {
   const defines = ['BALORA_SANITIZE=thread', 'BALORA_ADDON=OFF'];
   await buildNative({ out: 'thread', targets: ['balora_tests'], defines });
   const suppressions = inRoot('test', 'native', 'tsan.supp');
-  const env = { TSAN_OPTIONS: `halt_on_error=0:second_deadlock_stack=1:suppressions=${suppressions}` };
+  const env = {
+    TSAN_OPTIONS: `halt_on_error=0:second_deadlock_stack=1:suppressions=${suppressions}`,
+  };
   return cases('tsan', 'thread/balora_tests', { env });
 }
 
@@ -135,10 +137,10 @@ export function runAttack({ attack = [] } = {}) {
 
 /** Runs libFuzzer's programs (test/native/fuzz). @param options attack: its --seed and --minutes count here, too */
 export async function runFuzz({ attack = [] } = {}) {
-  const valueOf = (name, otherwise) =>
+  const given = (name, otherwise) =>
     attack.includes(name) ? Number(attack[attack.indexOf(name) + 1]) : otherwise;
-  const seconds = Math.round(20 * valueOf('--minutes', kFuzzMinutes));
-  const seed = valueOf('--seed', 1 + (Date.now() % 1_000_000));
+  const seconds = Math.round(20 * given('--minutes', kFuzzMinutes));
+  const seed = given('--seed', 1 + (Date.now() % 1_000_000));
   const rows = await runFuzzers({ seed, seconds });
   return rows === null ? lacking('fuzz', 'no clang with libFuzzer on this machine') : sum(rows);
 }
@@ -262,8 +264,10 @@ export function runSignatures() {
     return single(true);
   }
   // npm fails in these ways where there is nothing to check, and names the packages where a signature is wrong.
-  const none = /found no (dependencies|installed dependencies)|No registry keys|E404|ENOTFOUND|ECONN|EAI_AGAIN|network/i;
-  if (none.test(text)) return lacking('signatures', 'the registry has no signatures, or cannot be reached');
+  const none =
+    /found no (dependencies|installed dependencies)|No registry keys|E404|ENOTFOUND|ECONN|EAI_AGAIN|network/i;
+  if (none.test(text))
+    return lacking('signatures', 'the registry has no signatures, or cannot be reached');
   say(red(text.trim()));
   return single(false);
 }

@@ -24,7 +24,7 @@ const kFaults = {
     kept.push(openSync('/dev/null'));
   },
   memory: () => {
-    kept.push(Buffer.alloc(600 << 20, 1));
+    kept.push(Buffer.alloc(450 << 20, 1));
     kept.pop();
   },
   rejection: async () => {
@@ -43,5 +43,5 @@ export default {
   input: (random, _state, index) => ({ number: random.below(1e6), fault: Object.keys(kFaults)[index % 12] }),
   run: ({ fault }) => kFaults[fault](),
   mentions: () => ['planted'],
-  hangSeconds: 3,
+  hangSeconds: 8,
 };

@@ -10,7 +10,7 @@ const kRoot = fileURLToPath(new URL('../..', import.meta.url));
  * @param options args, env, seconds; onLine(line, kill): called with each line of its output
  * @returns { code, signal, stdout, stderr, timedOut }
  */
-export function runProgram(program, { args = [], env = {}, seconds = 60, onLine = () => {} } = {}) {
+export function runProgram(program, { args = [], env = {}, seconds = 150, onLine = () => {} } = {}) {
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [program, ...args], {
       cwd: kRoot,

@@ -10,8 +10,11 @@ import { loadTarget } from './targets.mjs';
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const kChild = fileURLToPath(new URL('child.mjs', import.meta.url));
 const kPollMs = 200;
-/** Seconds without a new input that count as a hang, and resident memory at which a process is stopped. */
+/** Processor seconds without a new input that count as a hang, and resident memory at which a process is stopped. */
 const kHangSeconds = 30;
+/** How much more time that may take by the clock, where the process waits or others have the processor. */
+const kWaiting = 4;
+const kTicksPerSecond = 100; // USER_HZ, 100 on every Linux
 const kMostMiB = 3000;
 const kPerProcess = 1500;
 /** A process that starts, loads balora and makes its first input takes no longer than this. */
@@ -25,6 +28,13 @@ const readText = (path) => (existsSync(path) ? readFileSync(path, 'utf8') : '');
 function residentMiB(pid) {
   const [, kiB] = /VmRSS:\s+(\d+) kB/.exec(readText(`/proc/${pid}/status`)) ?? [];
   return kiB === undefined ? 0 : Number(kiB) / 1024;
+}
+
+/** Processor seconds of a process, or 0 without /proc. */
+function processorSeconds(pid) {
+  const stat = readText(`/proc/${pid}/stat`);
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return (Number(fields[11] ?? 0) + Number(fields[12] ?? 0)) / kTicksPerSecond;
 }
 
 /** Runs one process; its findings, counts, and the number of the input at which it ended by itself or by force. */
@@ -41,12 +51,13 @@ function runChild(task, { hangSeconds, mostMiB }) {
   });
   const at = () => readText(join(report, 'at')).trim();
   let stopped = null;
-  let [seen, since] = ['', performance.now()];
+  let [seen, since, used] = ['', performance.now(), 0];
   const watch = setInterval(() => {
     const now = at();
-    if (now !== seen) [seen, since] = [now, performance.now()];
+    if (now !== seen) [seen, since, used] = [now, performance.now(), processorSeconds(child.pid)];
     const limit = seen === '' ? Math.max(kStartSeconds, hangSeconds) : hangSeconds;
-    if (performance.now() - since > 1000 * limit) stopped ??= ['hang', `no end within ${limit} s`];
+    const waited = performance.now() - since > 1000 * limit * kWaiting;
+    if (waited || processorSeconds(child.pid) - used > limit) stopped ??= ['hang', `no end within ${limit} s`];
     const held = residentMiB(child.pid);
     if (held > mostMiB) stopped ??= ['memory', `stopped at ${Math.round(held)} MiB`];
     if (stopped) child.kill('SIGKILL');

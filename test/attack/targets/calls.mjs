@@ -17,5 +17,5 @@ export default {
   input: (random) => ({ seed: random.below(2 ** 31) }),
   run,
   elsewhere: true,
-  hangSeconds: 90,
+  hangSeconds: 60,
 };

@@ -43,6 +43,6 @@ export default {
   }),
   run,
   elsewhere: true,
-  hangSeconds: 200,
+  hangSeconds: 150,
   slowSeconds: 60,
 };

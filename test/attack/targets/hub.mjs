@@ -140,5 +140,5 @@ export default {
   run,
   accepts: ['ERR_NETWORK', 'ERR_IO'],
   perProcess: 300,
-  hangSeconds: 90,
+  hangSeconds: 30,
 };

@@ -16,5 +16,5 @@ export default {
   input: (random) => ({ first: 1 + random.below(2 ** 30) }),
   run,
   elsewhere: true,
-  hangSeconds: 150,
+  hangSeconds: 60,
 };
