@@ -6,7 +6,7 @@ import { lowerCpuLevels } from './test/support/cpu_levels.ts';
 // Tests that measure time or memory: one file at a time, after all the others.
 const kAlone = ['test/lifetime/{long_run,memory_budget,worker_endings}.test.ts'];
 // Tests that start processes.
-const kProcesses = ['test/{examples,lifetime,package,studies}/**/*.test.ts'];
+const kProcesses = ['test/{attack,examples,lifetime,package,studies}/**/*.test.ts'];
 
 // By default OpenMP's threads wait for their next work by spinning, which takes the processor from the other worker's threads:
 // two workers with a real model then need half as much processor time again. How threads wait has no effect on results.

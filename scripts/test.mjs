@@ -6,15 +6,20 @@ import { setUp } from './support/set_up.mjs';
 import { main, SetupError, say, textOf } from './support/shell.mjs';
 import { kSuites, runSuites, targetsFor, toolsFor } from './support/suites.mjs';
 
+/** Arguments of the checks `attack` and `fuzz` (test/README.md). */
+const kAttackArguments = ['--seed', '--minutes', '--target', '--first', '--count', '--lanes'];
+
 function parse(args) {
-  const options = { run: process.env.CI === 'true' ? 'all' : 'default', only: null };
+  const options = { run: process.env.CI === 'true' ? 'all' : 'default', only: null, attack: [] };
   for (let i = 0; i < args.length; ++i) {
     if (args[i] === '--quick') options.run = 'quick';
     else if (args[i] === '--all') options.run = 'all';
     else if (args[i] === '--only' && args[i + 1]) options.only = args[++i].split(',');
+    else if (kAttackArguments.includes(args[i]) && args[i + 1])
+      options.attack.push(args[i], args[++i]);
     else {
       throw new SetupError(
-        `usage: npm test -- [--quick | --all] [--only NAME,...], got ${args[i]}`,
+        `usage: npm test -- [--quick | --all] [--only NAME,...] [${kAttackArguments.join(' N] [')} N], got ${args[i]}`,
       );
     }
   }

@@ -3,6 +3,7 @@
  * post-processor describes it, and the truncation of the texts. Both are done here, on ids, because truncation must not remove
  * special tokens.
  */
+import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';
 
 type Json = Record<string, unknown>;
@@ -40,12 +41,12 @@ const kTextsOnly: Frame = {
  */
 export function readFrame(postProcessor: unknown): Frame {
   if (postProcessor === null || postProcessor === undefined) return kTextsOnly;
-  const config = postProcessor as Json;
+  const config = checked(kProcessor, postProcessor);
   switch (config.type) {
     case 'ByteLevel':
       return kTextsOnly;
     case 'Sequence': {
-      const frames = (config.processors as unknown[]).map(readFrame);
+      const frames = checked(kSequence, config).processors.map(readFrame);
       return frames.find((frame) => frame !== kTextsOnly) ?? kTextsOnly;
     }
     case 'TemplateProcessing':
@@ -62,15 +63,37 @@ export function readFrame(postProcessor: unknown): Frame {
   }
 }
 
+const tokenId = z.int().nonnegative();
+const kProcessor = z.looseObject({ type: z.string() });
+const kSequence = z.looseObject({ processors: z.array(z.unknown()) });
+const kPart = z.union([
+  z.object({ SpecialToken: z.object({ id: z.string(), type_id: tokenId }) }),
+  z.object({ Sequence: z.object({ id: z.string(), type_id: tokenId }) }),
+]);
+const kTemplate = z.looseObject({
+  single: z.array(kPart),
+  pair: z.array(kPart),
+  special_tokens: z.record(z.string(), z.looseObject({ ids: z.array(tokenId) })).default({}),
+});
+
+/** Checks a part of the post-processor. @throws FormatError naming the field */
+function checked<T>(schema: z.ZodType<T>, value: unknown): T {
+  const { data, error } = schema.safeParse(value);
+  const issue = error?.issues[0];
+  if (issue === undefined) return data as T;
+  const field = ['post_processor', ...issue.path].join('.');
+  throw new FormatError(`tokenizer: ${field}: ${issue.message}`);
+}
+
 function template(config: Json): Frame {
-  const specials = (config.special_tokens ?? {}) as Record<string, { ids?: number[] }>;
-  const parts = (list: unknown): FramePart[] =>
-    (list as Record<'SpecialToken' | 'Sequence', { id: string; type_id: number }>[]).map((item) => {
-      if (item.Sequence) {
+  const { single, pair, special_tokens: specials } = checked(kTemplate, config);
+  const parts = (list: typeof single): FramePart[] =>
+    list.map((item) => {
+      if ('Sequence' in item) {
         return { text: item.Sequence.id === 'B' ? 'b' : 'a', typeId: item.Sequence.type_id };
       }
       const { id, type_id: typeId } = item.SpecialToken;
-      const ids = specials[id]?.ids;
+      const ids = Object.hasOwn(specials, id) ? specials[id]?.ids : undefined;
       if (ids === undefined) {
         throw new FormatError(
           `tokenizer: the post-processor gives no id for ${JSON.stringify(id)}`,
@@ -78,14 +101,15 @@ function template(config: Json): Frame {
       }
       return { ids, typeId };
     });
-  return { single: parts(config.single), pair: parts(config.pair) };
+  return { single: parts(single), pair: parts(pair) };
 }
 
 /** The frame of BERT and RoBERTa: cls a sep, and cls a sep (sep) b sep. */
 function bertFrame(config: Json, form: { between: 1 | 2; typeOfB: 0 | 1 }): Frame {
   const idOf = (role: 'cls' | 'sep'): number => {
-    const id = (config[role] as [string, number] | undefined)?.[1];
-    if (typeof id === 'number') return id;
+    const given = config[role];
+    const id = tokenId.safeParse(Array.isArray(given) ? given[1] : undefined);
+    if (id.success) return id.data;
     throw new FormatError(`tokenizer: the post-processor gives no id for ${role}`);
   };
   const [cls, sep] = [idOf('cls'), idOf('sep')];

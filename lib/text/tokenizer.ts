@@ -5,7 +5,7 @@
  * Truncation and padding that a tokenizer.json switches on are not applied; the data pipeline does the truncation.
  */
 import { withDeadline } from '../deadline.ts';
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import { type ResolveOptions, resolveTokenizer } from '../io/hub.ts';
 import { bytesOfToken } from './byte_level.ts';
 import {
@@ -221,6 +221,11 @@ export class Tokenizer {
     const ids =
       this.longTexts.ids({ text, parseSpecial }) ??
       this.inTime(text.length, () => tokenizer.encode(text, { add_special_tokens: false }).ids);
+    if (ids.includes(undefined as never)) {
+      throw new FormatError(
+        'tokenizer: the text has a character without a token, and the vocabulary does not have the unknown token',
+      );
+    }
     return addSpecialTokens ? applyFrame(this.frame, ids, null).ids : ids;
   }
 
@@ -382,7 +387,7 @@ function containsType(node: unknown, type: string): boolean {
   );
 }
 
-/** Runs `make`, and adds the file's path to a FormatError that has none. */
+/** Runs `make`, and adds the file's path to an error about its contents that has none. */
 function withPath<T>(path: string, make: () => T): T {
   try {
     return make();
@@ -392,6 +397,9 @@ function withPath<T>(path: string, make: () => T): T {
     }
     if (error instanceof FormatError && !error.path) {
       throw new FormatError(`${path}: ${error.message}`, { path, advice: '' });
+    }
+    if (error instanceof UnsupportedError && !error.message.startsWith(path)) {
+      throw new UnsupportedError(`${path}: ${error.message}`);
     }
     throw error;
   }

@@ -58,7 +58,13 @@ function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
   const named = vocab !== null && typeof vocab === 'object' && !Array.isArray(vocab);
   for (const [token, id] of named ? Object.entries(vocab) : []) checkId('model.vocab', token, id);
   if (!Array.isArray(addedTokens)) throw new FormatError('tokenizer: added_tokens must be a list');
-  for (const { content, id } of addedTokens) checkId('added_tokens', content, id);
+  for (const [i, token] of addedTokens.entries()) {
+    const { content, id } = (token ?? {}) as Partial<AddedToken>;
+    if (typeof content !== 'string') {
+      throw new FormatError(`tokenizer: added_tokens.${i}.content must be a text`);
+    }
+    checkId('added_tokens', content, id);
+  }
 }
 
 function checkId(where: string, token: string, id: unknown): void {

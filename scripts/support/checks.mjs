@@ -2,12 +2,13 @@
 // and what it left out by name. A program that fails without a count is counted as one failure.
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { buildNative, configureNative } from './build_steps.mjs';
 import { chooseCompiler } from './compiler.mjs';
 import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
 import { runDoctest } from './doctest.mjs';
+import { runFuzzers } from './fuzz.mjs';
 import { hasGpu, processorLacks } from './left_out.mjs';
 import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
 import { findOneDnn } from './onednn.mjs';
@@ -63,7 +64,7 @@ export const runGenerated = () =>
   sum(
     [
       ...['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs'],
-      ...['gen_options_doc.mjs', 'gen_performance.mjs', 'gen_ptxas.mjs'],
+      ...['gen_options_doc.mjs', 'gen_performance.mjs', 'gen_ptxas.mjs', 'gen_third_party.mjs'],
     ].map(checkGenerated),
   );
 
@@ -86,6 +87,62 @@ export async function runSanitized() {
     UBSAN_OPTIONS: 'print_stacktrace=1',
   };
   return cases('sanitize', 'sanitize/balora_tests', { env });
+}
+
+/**
+ * Runs the C++ tests with the thread sanitizer, without OpenMP, whose synchronisation it cannot see. test/native/tsan.supp lists what
+ * it must not report, with the reasons.
+ */
+export async function runThreadSanitized() {
+  const defines = ['BALORA_SANITIZE=thread', 'BALORA_ADDON=OFF'];
+  await buildNative({ out: 'thread', targets: ['balora_tests'], defines });
+  const suppressions = inRoot('test', 'native', 'tsan.supp');
+  const env = {
+    TSAN_OPTIONS: `halt_on_error=0:second_deadlock_stack=1:suppressions=${suppressions}`,
+  };
+  return cases('tsan', 'thread/balora_tests', { env });
+}
+
+/** Minutes of the attack and of the fuzzers in a run that names no other time; together they take four. */
+const kAttackMinutes = 3;
+const kFuzzMinutes = 1;
+
+/**
+ * Runs the attack (test/attack). A target without a finding counts as passed.
+ * @param options attack: further arguments of its program
+ */
+export function runAttack({ attack = [] } = {}) {
+  const report = inRoot('build', 'attack', 'report.json');
+  rmSync(report, { force: true });
+  const minutes = ['--minutes', `${kAttackMinutes}`];
+  const limited = attack.some((argument) => ['--minutes', '--count'].includes(argument));
+  const args = [inRoot('test', 'attack', 'main.mjs'), ...(limited ? [] : minutes), ...attack];
+  const status = runVisible(process.execPath, args);
+  if (!existsSync(report)) return { passed: 0, failed: 1, failures: ['it ended without a report'] };
+  const { results } = JSON.parse(readFileSync(report, 'utf8'));
+  const ran = results.filter(({ missing }) => missing === null);
+  const failing = ran.filter(({ findings }) => findings.length > 0);
+  return {
+    passed: ran.length - failing.length,
+    failed: Math.max(failing.length, status === 0 ? 0 : 1),
+    assertions: ran.reduce((sum, { inputs }) => sum + inputs, 0),
+    failures: failing.flatMap(({ name, findings }) =>
+      findings.map(({ kind, repeat }) => `${name}: ${kind}: ${repeat}`),
+    ),
+    leftOut: results
+      .filter(({ missing }) => missing !== null)
+      .map(({ name, missing }) => ({ name: `attack: ${name}`, why: missing })),
+  };
+}
+
+/** Runs libFuzzer's programs (test/native/fuzz). @param options attack: its --seed and --minutes count here, too */
+export async function runFuzz({ attack = [] } = {}) {
+  const given = (name, otherwise) =>
+    attack.includes(name) ? Number(attack[attack.indexOf(name) + 1]) : otherwise;
+  const seconds = Math.round(20 * given('--minutes', kFuzzMinutes));
+  const seed = given('--seed', 1 + (Date.now() % 1_000_000));
+  const rows = await runFuzzers({ seed, seconds });
+  return rows === null ? lacking('fuzz', 'no clang with libFuzzer on this machine') : sum(rows);
 }
 
 const kEmulated = inRoot('build', 'emulator', 'balora_cuda.so');
@@ -195,6 +252,24 @@ export async function runTidy() {
   const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
   const flags = ['-quiet', '-p', folder, ...extra.map((flag) => `-extra-arg=${flag}`)];
   return program(clangTidy(), [...flags, `^${inRoot('native')}/`]);
+}
+
+/** Checks the registry's signatures of the installed npm packages, where the registry has any and can be reached. */
+export function runSignatures() {
+  const options = { cwd: root, encoding: 'utf8' };
+  const { status, stdout, stderr } = spawnSync('npm', ['audit', 'signatures'], options);
+  const text = `${stdout ?? ''}${stderr ?? ''}`;
+  if (status === 0) {
+    say(text.trim());
+    return single(true);
+  }
+  // npm fails in these ways where there is nothing to check, and names the packages where a signature is wrong.
+  const none =
+    /found no (dependencies|installed dependencies)|No registry keys|E404|ENOTFOUND|ECONN|EAI_AGAIN|network/i;
+  if (none.test(text))
+    return lacking('signatures', 'the registry has no signatures, or cannot be reached');
+  say(red(text.trim()));
+  return single(false);
 }
 
 /** Builds the addon once more by binding.gyp, without CMake, loads it and asks for its signatures. */

@@ -2,6 +2,8 @@
 // With CI=true a run that leaves out anything else, or runs what is listed as left out, fails.
 import { existsSync, readFileSync } from 'node:fs';
 import { nvccMissing } from './cuda_build.mjs';
+import { fuzzingCompiler } from './fuzz.mjs';
+import { mayMount } from './mount.mjs';
 import { has, inRoot } from './shell.mjs';
 
 /** Whether the processor is without a feature, by its flag in /proc/cpuinfo. */
@@ -36,6 +38,9 @@ const kConditions = {
   'on a Node that cannot require an ES module': () => process.features.require_module !== true,
   'without a C compiler': () => !['cc', 'gcc', 'clang'].some((name) => has(name, ['--version'])),
   'where this process may not mount file systems or make control groups': () => null,
+  'without clang with libFuzzer': () => fuzzingCompiler() === null,
+  'without the right to mount': () => !mayMount(),
+  'with a registry without signatures': () => null,
   'on a busy machine': () => null,
 };
 

@@ -68,11 +68,36 @@ export const kSuites = [
     run: checks.runSanitized,
   },
   {
+    name: 'attack',
+    what: 'random and damaged inputs for three minutes',
+    since: 'all',
+    run: checks.runAttack,
+  },
+  {
+    name: 'fuzz',
+    what: "libFuzzer on the readers of files for a minute, with clang's sanitizers",
+    since: 'all',
+    run: checks.runFuzz,
+  },
+  {
+    name: 'tsan',
+    what: 'the C++ tests with the thread sanitizer',
+    since: 'by hand',
+    tools: ['doctest'],
+    run: checks.runThreadSanitized,
+  },
+  {
     name: 'gyp',
     what: "node-gyp's build",
     since: 'all',
     tools: ['python', 'node-headers'],
     run: checks.runGyp,
+  },
+  {
+    name: 'signatures',
+    what: "the registry's signatures of the npm packages",
+    since: 'all',
+    run: checks.runSignatures,
   },
   { name: 'nvcc', what: 'the CUDA files with nvcc', since: 'all', run: checks.runNvcc },
   { name: 'gpu', what: 'a GPU against the CPU', since: 'all', run: checks.runGpu },
@@ -123,7 +148,7 @@ export function targetsFor(options, without) {
 }
 
 /** Runs one suite, or leaves it out where a tool is missing; its counts. */
-async function runSuite({ name, tools = [], run }, without) {
+async function runSuite({ name, tools = [], run }, without, options) {
   const lacks = without.filter(({ id }) => tools.includes(id));
   if (lacks.length > 0) {
     for (const { reason } of lacks) say(yellow(`left out: ${reason}`));
@@ -131,7 +156,7 @@ async function runSuite({ name, tools = [], run }, without) {
     return { passed: 0, failed: 0, leftOut: [{ name, why }] };
   }
   try {
-    return { leftOut: [], ...(await run()) };
+    return { leftOut: [], ...(await run(options)) };
   } catch (error) {
     say(red(error.message));
     return { passed: 0, failed: 1, leftOut: [] };
@@ -140,7 +165,7 @@ async function runSuite({ name, tools = [], run }, without) {
 
 /**
  * Runs the wanted suites.
- * @param options { run: one of kRuns, only: names of suites, or null for all of the run }
+ * @param options { run: one of kRuns, only: names of suites, or null for all of the run, attack: arguments of the attack }
  * @param without the tools that the machine lacks: [{ id, reason }]
  * @returns the sums of their counts: { passed, failed, skipped }
  */
@@ -150,7 +175,7 @@ export async function runSuites(options, without) {
   for (const suite of wanted(options)) {
     say(`\n${bold(`── ${suite.name}`)}`);
     const started = performance.now();
-    const counts = await runSuite(suite, without);
+    const counts = await runSuite(suite, without, options);
     rows.push({ suite, seconds: (performance.now() - started) / 1000, ...counts });
   }
   const others = options.only ? [] : kSuites.filter((suite) => !includes(options, suite));

@@ -6,46 +6,17 @@
 #include <memory>
 #include <random>
 
-#include "io/dequantize.h"
+#include "io/consume.h"
 #include "io/fixtures.h"
-#include "io/gguf.h"
-#include "io/safetensors.h"
 #include "tensor/errors.h"
 
 using namespace balora;
 using namespace balora::io;
-using balora::io::test::fixture;
-using balora::io::test::read_bytes;
+using namespace balora::io::test;
 
 namespace {
 
 constexpr int kCases = 3000;  // of each file
-
-// Reads all of it, as loading a model would.
-void consume_gguf(std::span<const std::byte> bytes) {
-  const GgufHeader header = parse_gguf("fuzz", bytes);
-  for (const GgufTensor& tensor : header.tensors) {
-    if (!tensor.type->decoded) continue;
-    const int64_t n = static_cast<int64_t>(tensor.bytes) / tensor.type->bytes * tensor.type->block;
-    std::vector<float> out(static_cast<size_t>(n));
-    dequantize(*tensor.type, bytes.data() + tensor.begin, 0, n, DType::kF32, out.data());
-    find_non_finite(DType::kF32, out.data(), n);
-  }
-}
-
-void consume_safetensors(std::span<const std::byte> bytes) {
-  const SafetensorsHeader header = parse_safetensors("fuzz", bytes);
-  for (const SafetensorsEntry& entry : header.entries) {
-    if (!entry.dtype) continue;
-    const int64_t n = static_cast<int64_t>(entry.end - entry.begin) / dtype_size(*entry.dtype);
-    std::vector<std::byte> out(entry.end - entry.begin);
-    convert(*entry.dtype, bytes.data() + entry.begin, 0, n, *entry.dtype, out.data());
-  }
-}
-
-void consume_index(std::span<const std::byte> bytes) {
-  parse_safetensors_index("fuzz", {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-}
 
 struct Tally {
   int read = 0, refused = 0;

@@ -1,0 +1,73 @@
+// tokenizer.json files with parts of another type than they should have: each is refused with the file and the field.
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { FormatError, UnsupportedError } from '../../lib/errors.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
+import { tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
+import { tinyWordPieceJson } from '../support/tiny_wordpiece.ts';
+
+const folder = mkdtempSync(join(tmpdir(), 'balora-tokenizer-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const path = join(folder, 'tokenizer.json');
+const base = tinyTokenizerJson() as Record<string, unknown>;
+const wordPiece = tinyWordPieceJson(['the', 'cat']);
+
+async function load(json: unknown): Promise<Tokenizer> {
+  writeFileSync(path, JSON.stringify(json));
+  return Tokenizer.fromPretrained(folder);
+}
+
+describe('a damaged tokenizer.json', () => {
+  it.each([
+    ['an added token that is none', { added_tokens: [null] }, /added_tokens\.0\.content must be/],
+    ['an added token without content', { added_tokens: [{ id: 1 }] }, /added_tokens\.0\.content/],
+    ['a post-processor without type', { post_processor: {} }, /post_processor\.type: /],
+    [
+      'a sequence of no list',
+      { post_processor: { type: 'Sequence', processors: 7 } },
+      /post_processor\.processors: /,
+    ],
+    [
+      'an id that is no whole number',
+      { post_processor: { type: 'BertProcessing', cls: ['a', 1], sep: ['b', -128] } },
+      /gives no id for sep/,
+    ],
+    [
+      'a template without parts',
+      { post_processor: { type: 'TemplateProcessing', single: 5, pair: [] } },
+      /post_processor\.single: /,
+    ],
+    [
+      'a special token whose ids are texts',
+      {
+        post_processor: {
+          type: 'TemplateProcessing',
+          single: [{ SpecialToken: { id: 'x', type_id: 0 } }],
+          pair: [],
+          special_tokens: { x: { ids: ['1'] } },
+        },
+      },
+      /post_processor\.special_tokens\.x\.ids\.0: /,
+    ],
+  ])('with %s is refused by file and field', async (_, change, message) => {
+    const error = await load({ ...base, ...change }).catch((e: unknown) => e);
+    expect(error).toBeInstanceOf(FormatError);
+    expect((error as Error).message).toContain(path);
+    expect((error as Error).message).toMatch(message);
+  });
+
+  it('of an unknown kind names the file', async () => {
+    const error = await load({ ...base, post_processor: { type: 'New' } }).catch((e: unknown) => e);
+    expect(error).toBeInstanceOf(UnsupportedError);
+    expect((error as Error).message).toMatch(/tokenizer\.json: tokenizer: post-processor "New"/);
+  });
+
+  it('without its unknown token gives no ids that are none', async () => {
+    const model = { ...(wordPiece.model as object), unk_token: '[NONE]' };
+    const tokenizer = await load({ ...wordPiece, model });
+    expect(() => tokenizer.encode('xyz')).toThrow(FormatError);
+  });
+});
