@@ -18,7 +18,7 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
     const reason = code === 'ENOENT' ? 'no such file' : message;
     throw new ArgumentError(`cannot read the configuration ${path}: ${reason}; check the path`);
   }
-  // With prettyErrors, messages give line and column; uniqueKeys (on by default) refuses a key that is given twice.
+  // prettyErrors: messages give line and column; uniqueKeys (on by default) refuses a key that is given twice.
   const document = parseDocument(text, { prettyErrors: true });
   const [error] = document.errors;
   if (error) {
