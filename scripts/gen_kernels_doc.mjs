@@ -1,39 +1,18 @@
 // Writes docs/kernels.md, the table of kernels by device, from native/kernels/kernels.def, the operands'
 // structures and the sources that define the kernels. `--check` only compares, and fails when the page is stale.
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { operandsOf } from './support/kernel_operands.mjs';
 import { inRoot, main, SetupError } from './support/shell.mjs';
 
 const target = inRoot('docs', 'kernels.md');
 
-/** The names of the rows, in the order of kernels.def. */
-function rowNames() {
+/** The rows of all families, in the order of kernels.def. */
+function rows() {
   const families = readFileSync(inRoot('native', 'kernels', 'kernels.def'), 'utf8');
   return [...families.matchAll(/^BALORA_(\w+)_KERNELS\(/gm)].flatMap(([, family]) => {
-    const file = inRoot('native', 'kernels', 'operands', `${family.toLowerCase()}.h`);
-    const rows = readFileSync(file, 'utf8').matchAll(/\bKERNEL\((\w+)\)/g);
-    return [...rows].map(([, name]) => name);
+    const file = `native/kernels/operands/${family.toLowerCase()}.h`;
+    return operandsOf(file, readFileSync(inRoot(file), 'utf8'));
   });
-}
-
-/** A map from each NAME to what kernels/operands/ says of balora_NAME: its comment, and its tensors with their shapes. */
-function descriptions() {
-  const found = new Map();
-  const folder = inRoot('native', 'kernels', 'operands');
-  for (const file of readdirSync(folder).sort()) {
-    const source = readFileSync(join(folder, file), 'utf8');
-    const structures = /((?:^\/\/.*\n)+)typedef struct balora_(\w+) \{\n([^}]*)\}/gm;
-    for (const [, comment, name, fields] of source.matchAll(structures)) {
-      const tensors = [...fields.matchAll(/balora_view\* (\w+);(?: *\/\/ (\(.*?\)))?/g)];
-      const listed = tensors.map(([, field, shape]) => (shape ? `${field} ${shape}` : field));
-      const sentence = comment
-        .replaceAll(/^\/\/ */gm, '')
-        .trim()
-        .replaceAll('\n', ' ');
-      found.set(name, { sentence, tensors: listed.join(', ') });
-    }
-  }
-  return found;
 }
 
 /** A map from each NAME to the file that defines NAME_kernel, for the sources of a folder. */
@@ -48,16 +27,12 @@ function definitions(folder, ending) {
   return found;
 }
 
-const cell = (text) => text.replaceAll('|', '\\|').replaceAll('<', '\\<').replaceAll('*', '\\*');
-
 function page() {
   const cpu = definitions('native/kernels/cpu', '.cc');
   const cuda = definitions('cuda', '.cu');
-  const described = descriptions();
-  const lines = rowNames().map((name) => {
+  const lines = rows().map(({ name, text, tensors }) => {
     const device = (files) => files.get(name) ?? '–';
-    const { sentence, tensors } = described.get(name);
-    return `| \`${name}\` | ${device(cpu)} | ${device(cuda)} | ${cell(sentence)} | ${cell(tensors)} |`;
+    return `| \`${name}\` | ${device(cpu)} | ${device(cuda)} | ${text} | ${tensors} |`;
   });
   return `# Kernels
 

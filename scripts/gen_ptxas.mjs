@@ -15,7 +15,7 @@ const kHot = [
   ['attention: forward', 128, 'D = 128', /Li128E/, attentionShared(128, 128)],
   ['attention_backward: backward', 128, 'D = 64', /Li64E/, attentionShared(64, 64)],
   ['attention_backward: backward', 128, 'D = 128', /Li128E/, attentionShared(128, 64)],
-  ['sum_products', 128, '128 x 128', /Li128E/, 3 * 2 * 128 * 32 * 2], // linear_sum.cu
+  ['linear_sum: sum_products', 128, '128 x 128', /Li128E/, 3 * 2 * 128 * 32 * 2],
   ['head_rows: head_rows', 512, '', /^If/, 11904], // HeadScratch::bytes() of head_rows.cu
   ['norm: normalise_rows', 256],
   ['norm: norm_gradients', 256],

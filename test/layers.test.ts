@@ -93,6 +93,41 @@ function cudaComplaints(path: string, source: string): string[] {
     .map(([what, , file]) => `${path}: ${what} belongs to ${file}`);
 }
 
+/** The comments of a source that stand on lines of their own. */
+function commentsOf(source: string): { line: number; text: string[] }[] {
+  const comments: { line: number; text: string[] }[] = [];
+  let before = '';
+  for (const [i, line] of source.split('\n').entries()) {
+    const found = /^\s*(\/\/|\/\*\*|\*(?!\/))(?: (.*?))?(?: ?\*\/)?$/.exec(line);
+    const [, mark = '', text = ''] = found ?? [];
+    const continues = mark === '//' ? before === '//' : mark === '*' && before !== '';
+    if (mark === '/**' || (mark === '//' && !continues)) comments.push({ line: i + 1, text: [] });
+    if (mark === '/**' || mark === '//' || continues) comments.at(-1)?.text.push(text);
+    before = mark === '*' && !continues ? '' : mark;
+  }
+  return comments;
+}
+
+/**
+ * A complaint for each comment that begins with With, What, Of or As, for each paragraph of one that ends in a line of one word
+ * (a path may stand there), and for each comment line of C++ that is longer than clang-format allows code to be.
+ */
+function commentComplaints(path: string, source: string): string[] {
+  const complaints = commentsOf(source).flatMap(({ line, text }) => {
+    const first = /^(With|What|Of|As)\b/.exec(text.find((words) => words !== '') ?? '');
+    const single = text.flatMap((words, i) => {
+      const ends = (text[i + 1] ?? '') === '' && text[i - 1]?.includes(' ');
+      return ends && /^[^\s/]*[a-z][^\s/]*$/i.test(words)
+        ? [`"${words}" has a line of its own`]
+        : [];
+    });
+    const all = [...(first ? [`begins with "${first[0]}"`] : []), ...single];
+    return all.map((complaint) => `${path}:${line}: ${complaint}`);
+  });
+  const long = /\.(h|cc|cu|cuh)$/.test(path) ? (source.match(/^\s*\/\/.{99,}$/gm) ?? []) : [];
+  return [...complaints, ...long.map((line) => `${path}: longer than 100: ${line.trim()}`)];
+}
+
 /** The folders of test/ that mirror no folder of the sources, as the table of test/README.md lists them. */
 const kOtherTests = [
   ...(read('test/README.md').split('\n## ')[0] ?? '').matchAll(/^\| ((?:`\w+`(?:, )?)+) \|/gm),
@@ -304,6 +339,22 @@ describe('style', () => {
       (path.endsWith('.cc') && nativeFiles.includes(path.replace(/\.cc$/, '.h'))) ||
       (path.endsWith('.cu') && cudaFiles.includes(`${path}h`));
     expect(bare.filter((path) => !excused(path))).toEqual([]);
+  });
+
+  it('comments begin with the thing, and no paragraph ends in a line of one word', () => {
+    const others = [
+      ...['native', 'device', 'emulator', 'fake_device'].flatMap((folder) =>
+        filesBelow(`test/${folder}`, /\.(h|cc|cu)$/),
+      ),
+      ...filesBelow('scripts', /\.mjs$/),
+    ];
+    const all = [...sources, ...others];
+    expect(all.flatMap((path) => commentComplaints(path, read(path)))).toEqual([]);
+    const bad = ['// Of a row.', '/** What it is. */', '// x y\n// z.', '/**\n * x y\n * z.\n */'];
+    for (const text of bad) expect(commentComplaints('x.ts', `${text}\n`), text).toHaveLength(1);
+    const good = ['// A row of\n// (x/y.h).', '// Often\n//   x = y\n// as well', '// ---- What'];
+    for (const text of good) expect(commentComplaints('x.cc', `${text}\n`), text).toEqual([]);
+    expect(commentComplaints('x.cc', `// ${'x '.repeat(50)}`)).toHaveLength(1);
   });
 
   it('index files only re-export', () => {

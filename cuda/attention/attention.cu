@@ -11,8 +11,8 @@
 // f32, f64, D > 256: attention_plain.cu.
 //
 // 4 T_seen D flops a query and head. LLaMA-7B's shape (4 x 512, H = 32, D = 128, causal): 8.6 GFLOP
-// and 67 MB; predicted at 60 % of mma.sync's peak: 24 us on an H100 (memory 20
-// us), 46 us on an A100.
+// and 67 MB; predicted at 60 % of mma.sync's peak: 24 us on an H100 (memory 20 us),
+// 46 us on an A100.
 #include "attention/attention_mma.cuh"
 #include "attention/attention_plain.cuh"
 
@@ -315,9 +315,9 @@ namespace balora::cuda {
 
 int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o) {
   using namespace attention;
-  const Segments segments{o.cu_seqlens, o.cu_queries, o.lengths, o.k->shape[0], o.q->shape[0]};
+  const Segments segments = segments_of(o);
   const auto run_with = [&]<typename T>() {
-    const auto g = geometry_of<Acc<T>>(o.q, o.k, o.scale, o.softcap, o.window, o.causal);
+    const auto g = geometry_of<Acc<T>>(o);
     if constexpr (sizeof(T) == 2) {
       if (g.size <= 256) {
         const Operands<T> heads{heads_of<const T>(o.q),

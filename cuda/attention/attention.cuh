@@ -52,9 +52,9 @@ struct Tiles {
 
 // The segments of a call: n rows of k and v, m of q.
 struct Segments {
-  const View* cu_seqlens;  // (B+1)
-  const View* cu_queries;  // (B+1) or null
-  const View* lengths;     // (B) or null
+  const View* cu_seqlens;            // (B+1)
+  const View* cu_queries = nullptr;  // (B+1) or null
+  const View* lengths = nullptr;     // (B) or null
   int64_t n, m;
 };
 
@@ -138,16 +138,24 @@ struct Geometry {
   int32_t heads, group, size;  // H, H / Hkv, D
   A scale, softcap;            // softcap 0: none
 };
-template <typename A>
-Geometry<A> geometry_of(const View* q, const View* k, double scale, double softcap, int64_t window,
-                        int32_t causal) {
-  const int64_t heads = q->shape[1];
-  return {mask_of(window, causal, k->shape[0]),
-          static_cast<int32_t>(heads),
-          static_cast<int32_t>(heads / k->shape[1]),
-          static_cast<int32_t>(q->shape[2]),
-          static_cast<A>(scale),
-          static_cast<A>(softcap)};
+// The numbers and the segments of a forward or a backward.
+template <typename A, typename O>
+Geometry<A> geometry_of(const O& o) {
+  const int64_t heads = o.q->shape[1];
+  return {.mask = mask_of(o.window, o.causal, o.k->shape[0]),
+          .heads = static_cast<int32_t>(heads),
+          .group = static_cast<int32_t>(heads / o.k->shape[1]),
+          .size = static_cast<int32_t>(o.q->shape[2]),
+          .scale = static_cast<A>(o.scale),
+          .softcap = static_cast<A>(o.softcap)};
+}
+template <typename O>
+Segments segments_of(const O& o) {
+  return {.cu_seqlens = o.cu_seqlens,
+          .cu_queries = o.cu_queries,
+          .lengths = o.lengths,
+          .n = o.k->shape[0],
+          .m = o.q->shape[0]};
 }
 
 }  // namespace balora::cuda::attention

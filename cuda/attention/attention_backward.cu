@@ -338,11 +338,11 @@ namespace balora::cuda {
 int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
   using namespace attention;
   const int64_t m = o.q->shape[0];
-  const Segments segments{o.cu_seqlens, o.cu_queries, o.lengths, o.k->shape[0], m};
+  const Segments segments = segments_of(o);
   if (segments.n == 0) return 0;
   dispatch_float(o.q->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const auto g = geometry_of<A>(o.q, o.k, o.scale, o.softcap, o.window, o.causal);
+    const auto g = geometry_of<A>(o);
     A* delta = workspace<A>(ctx, m * g.heads);
     if (m > 0) {
       row_dots<T>(ctx, "attention_backward", heads_of<const T>(o.dout), heads_of<const T>(o.out), m,

@@ -1,7 +1,7 @@
 // Tensor-core tiles of attention in bf16 and f16: rows of D values in shared memory, D rounded up
 // to kSize with zeros, rows padded by 16 bytes so that the eight rows of a matrix that ldmatrix
-// reads lie in different banks. Copies run in the background where the layout
-// allows 16-byte accesses.
+// reads lie in different banks. Copies run in the background where the layout allows
+// 16-byte accesses.
 #pragma once
 #include "attention/attention.cuh"
 

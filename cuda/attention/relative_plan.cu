@@ -89,9 +89,10 @@ PairTiles plan_pairs(Context* ctx, const char* row, const Relative& r) {
            table->shape[0], fault, fault_row(row));
   }
   const int64_t n = r.q->shape[0], m = r.k->shape[0];
-  const PairTiles tiles{
-      plan_tiles(ctx, row, {r.cu_queries, nullptr, r.query_lengths, n, n}, true, kSide),
-      plan_tiles(ctx, row, {r.cu_keys, nullptr, r.key_lengths, m, m}, false, kSide)};
+  const Segments queries{.cu_seqlens = r.cu_queries, .lengths = r.query_lengths, .n = n, .m = n};
+  const Segments keys{.cu_seqlens = r.cu_keys, .lengths = r.key_lengths, .n = m, .m = m};
+  const PairTiles tiles{plan_tiles(ctx, row, queries, true, kSide),
+                        plan_tiles(ctx, row, keys, false, kSide)};
   const View* placed = r.bias ? r.bias : r.index;
   if (placed) {
     launch(ctx, row, one, check_reach, bounds_of(r.cu_queries, r.query_lengths, n),

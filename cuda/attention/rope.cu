@@ -1,8 +1,8 @@
 // Rotary position embedding in the rotate-half convention of the HF checkpoints: channels i and i +
-// Drot/2 of each head turn by the angle of (position, i); channels from Drot on pass through
+// Drot/2 of each head are rotated by the angle of (position, i); channels from Drot on are copied
 // (partial rotary). The backward is the same rotation with the angle negated. Heads may be
 // row-strided, as slices of a fused q, k, v product are.
-// A thread turns eight pairs: 4 bytes of bf16 a channel, bound by memory. The threads of a block
+// A thread rotates eight pairs: 4 bytes of bf16 a channel, bound by memory. The threads of a block
 // are the heads of one or a few rows, so the tables come from the L1 cache.
 #include "elementwise/elementwise.cuh"
 #include "kernels/shared/rope.h"
@@ -15,14 +15,15 @@ struct Rotation {
   const int32_t* positions;
   int64_t x_stride, y_stride;  // of a row
   int64_t heads, size, half, table;
-  int64_t turning, passing;  // groups of a head that turn and that pass through
+  int64_t rotated, copied;  // groups of a head
   int32_t inverse;
   Fault* fault;
   int32_t row;
 };
 
 template <typename A>
-__device__ void turn_group(const Rotation& r, int64_t from, int64_t to, int64_t angle, int count) {
+__device__ void rotate_group(const Rotation& r, int64_t from, int64_t to, int64_t angle,
+                             int count) {
   A first[kGroup], second[kGroup], c[kGroup], s[kGroup];
   read_group(r.x, from, count, first);
   read_group(r.x, from + r.half, count, second);
@@ -45,7 +46,7 @@ __device__ int64_t quotient(int64_t a, int64_t b, bool small) {
 
 template <typename A>
 __global__ void rotate(const __grid_constant__ Rotation r, int64_t n_items) {
-  const int64_t groups = r.turning + r.passing;
+  const int64_t groups = r.rotated + r.copied;
   const bool small = n_items <= 0x7fffffff;
   for (int64_t i = thread_index(); i < n_items; i += thread_count()) {
     const int64_t head = quotient(i, groups, small), group = i - head * groups;
@@ -57,12 +58,12 @@ __global__ void rotate(const __grid_constant__ Rotation r, int64_t n_items) {
       continue;
     }
     const int64_t from = n * r.x_stride + h * r.size, to = n * r.y_stride + h * r.size;
-    if (group < r.turning) {
+    if (group < r.rotated) {
       const int64_t first = group * kGroup;
-      turn_group<A>(r, from + first, to + first, position * r.half + first,
-                    group_count(r.half, first));
+      rotate_group<A>(r, from + first, to + first, position * r.half + first,
+                      group_count(r.half, first));
     } else {
-      const int64_t first = 2 * r.half + (group - r.turning) * kGroup;
+      const int64_t first = 2 * r.half + (group - r.rotated) * kGroup;
       const int count = group_count(r.size, first);
       A value[kGroup];
       read_group(r.x, from + first, count, value);
@@ -74,14 +75,14 @@ __global__ void rotate(const __grid_constant__ Rotation r, int64_t n_items) {
 // Whether groups of a head start at multiples of 16 bytes.
 Operand rows_of(const View* view, int64_t half) {
   Operand out = operand(view);
-  const int64_t pack = view->dtype == BALORA_F64 ? 2 : view->dtype == BALORA_F32 ? 4 : 8;
+  const int64_t pack = pack_of(view->dtype);
   out.aligned =
       out.aligned && view->stride[0] % pack == 0 && view->shape[2] % pack == 0 && half % pack == 0;
   return out;
 }
 Operand table_of(const View* view) {
   Operand out = operand(view);
-  out.aligned = out.aligned && view->shape[1] % (view->dtype == BALORA_F64 ? 2 : 4) == 0;
+  out.aligned = out.aligned && view->shape[1] % pack_of(view->dtype) == 0;
   return out;
 }
 
@@ -90,23 +91,23 @@ Operand table_of(const View* view) {
 int32_t rope_kernel(Context* ctx, const balora_rope& o) {
   if (view_numel(*o.x) == 0) return 0;
   const int64_t heads = o.x->shape[1], size = o.x->shape[2], half = o.cosine->shape[1];
-  const Rotation r{rows_of(o.x, half),
-                   rows_of(o.y, half),
-                   table_of(o.cosine),
-                   table_of(o.sine),
-                   data_of<const int32_t>(o.positions),
-                   o.x->stride[0],
-                   o.y->stride[0],
-                   heads,
-                   size,
-                   half,
-                   o.cosine->shape[0],
-                   ceil_div(half, kGroup),
-                   ceil_div(size - 2 * half, kGroup),
-                   o.inverse,
-                   state_of(ctx).fault,
-                   fault_row("rope")};
-  const int64_t items = o.x->shape[0] * heads * (r.turning + r.passing);
+  const Rotation r{.x = rows_of(o.x, half),
+                   .y = rows_of(o.y, half),
+                   .cosine = table_of(o.cosine),
+                   .sine = table_of(o.sine),
+                   .positions = data_of<const int32_t>(o.positions),
+                   .x_stride = o.x->stride[0],
+                   .y_stride = o.y->stride[0],
+                   .heads = heads,
+                   .size = size,
+                   .half = half,
+                   .table = o.cosine->shape[0],
+                   .rotated = ceil_div(half, kGroup),
+                   .copied = ceil_div(size - 2 * half, kGroup),
+                   .inverse = o.inverse,
+                   .fault = state_of(ctx).fault,
+                   .row = fault_row("rope")};
+  const int64_t items = o.x->shape[0] * heads * (r.rotated + r.copied);
   dispatch_accumulator(
       o.x->dtype, [&]<typename A>() { launch(ctx, "rope", elements(items), rotate<A>, r, items); });
   return 0;

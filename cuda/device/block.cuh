@@ -1,6 +1,6 @@
-// Communication between the threads of a block: its memory, and reductions over a warp or a block.
-// BALORA_SHARED and SharedMemory are the only ways to shared memory, which the
-// emulated device watches.
+// Communication between the threads of a block: its memory, and reductions over a warp or a
+// block. BALORA_SHARED and SharedMemory are the only ways to shared memory: the emulated device
+// watches it.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -28,7 +28,7 @@ __host__ __device__ constexpr int64_t shared_bytes(int64_t count) {
   return (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
 }
 
-// Hands out the dynamic shared memory of a block, piece by piece; every thread asks for the same.
+// Hands out the dynamic shared memory of a block, array by array; every thread asks for the same.
 class SharedMemory {
  public:
 #if BALORA_EMULATED
@@ -46,9 +46,9 @@ class SharedMemory {
   }
   template <typename T>
   __device__ T* array(int64_t count) {
-    T* piece = reinterpret_cast<T*>(next_);
+    T* array = reinterpret_cast<T*>(next_);
     next_ += shared_bytes<T>(count);
-    return piece;
+    return array;
   }
 
  private:

@@ -1,8 +1,8 @@
 // Rows of a contiguous (N,C) as the kernels over rows see them: in packets of 16 bytes, a group of
 // threads a row (a warp where the row is short, a block where it is long). A thread keeps its
 // first packets in registers, so memory is read once; what does not fit there is read again, from
-// the L2 cache. Packets that are not aligned or not full are moved element by element, so one kernel
-// serves every size.
+// the L2 cache. Packets that are not aligned or not full are moved element by element, so one
+// kernel serves every size.
 #pragma once
 #include "runtime/common.cuh"
 
@@ -172,19 +172,19 @@ RowPlan plan_rows(const char* name, int64_t rows, int64_t size, int held,
           {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads))}};
 }
 
-// ---- Sums of columns over groups ----------------------------------------------------------------
+// ---- Sums of columns ----------------------------------------------------------------------------
 
 constexpr int kColumnLanes = 8;
 
-// y (C) = sum over the rows of partial (G,C), every column in the same order.
-template <typename A>
-__global__ void sum_partials(const A* partial, A* y, int64_t groups, int64_t size) {
-  BALORA_SHARED(A, sums, kColumnLanes * kWarp);
+// A block sums 32 columns; warp w adds rows w, w + 8, ..., and the eight sums are added in order.
+template <typename T>
+__global__ void add_columns(const T* x, Acc<T>* y, int64_t rows, int64_t size) {
+  BALORA_SHARED(Acc<T>, sums, kColumnLanes * kWarp);
   const int column = threadIdx.x % kWarp, part = threadIdx.x / kWarp;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + column;
-  A sum = 0;
+  Acc<T> sum = 0;
   if (c < size) {
-    for (int64_t g = part; g < groups; g += kColumnLanes) sum += partial[g * size + c];
+    for (int64_t r = part; r < rows; r += kColumnLanes) sum += load(x[r * size + c]);
   }
   sums[threadIdx.x] = sum;
   __syncthreads();
@@ -193,12 +193,14 @@ __global__ void sum_partials(const A* partial, A* y, int64_t groups, int64_t siz
   y[c] = sum;
 }
 
-template <typename A>
-void launch_sum_partials(Context* ctx, const char* name, const A* partial, A* y, int64_t groups,
-                         int64_t size) {
+// y (C) = sum over the rows of x (N,C), every column in the same order; x may be partial sums of
+// groups of rows.
+template <typename T>
+void sum_columns(Context* ctx, const char* name, const T* x, Acc<T>* y, int64_t rows,
+                 int64_t size) {
   if (size == 0) return;
   const Grid grid{dim3(static_cast<unsigned>(ceil_div(size, kWarp))), dim3(kColumnLanes * kWarp)};
-  launch(ctx, name, grid, sum_partials<A>, partial, y, groups, size);
+  launch(ctx, name, grid, add_columns<T>, x, y, rows, size);
 }
 
 // A thread's sums of the columns from `first` go into its group's partial row (may be null), or are

@@ -1,8 +1,8 @@
 // Elementwise ops on two strided views of one (broadcast) shape, and the gradients that are no
 // products. A thread takes groups of eight along the innermost dimension: contiguous operands move
 // by accesses of 16 bytes, a broadcast scalar or row costs no memory traffic of its own. Bytes of
-// bf16: 6 an element for equal shapes, 4 for a broadcast operand. kernels/shared/elementwise_math.h has
-// the formulas.
+// bf16: 6 an element for equal shapes, 4 for a broadcast operand. kernels/shared/elementwise_math.h
+// has the formulas.
 #include "elementwise/elementwise.cuh"
 #include "kernels/shared/elementwise_math.h"
 
@@ -81,8 +81,8 @@ int32_t binary_kernel(Context* ctx, const balora_binary& o) {
 }
 
 int32_t binary_backward_kernel(Context* ctx, const balora_binary_backward& o) {
-  // An unwanted output takes the place of the other one in the loop: both are
-  // contiguous and of one shape.
+  // The other output takes the place of an unwanted one in the loop: both are contiguous, of
+  // one shape.
   const View* any = o.da ? o.da : o.db;
   if (!any || view_numel(*any) == 0) return 0;
   const Loop<5> loop = plan_loop<5>({o.dy, o.a, o.b, o.da ? o.da : any, o.db ? o.db : any});

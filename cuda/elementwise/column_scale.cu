@@ -27,8 +27,8 @@ __global__ void scale_groups(Operand x, Operand scale, Operand bias, Operand y,
   }
 }
 
-constexpr int kLanes = 32;  // threads along a row: 256 columns
-constexpr int kTurns = 8;   // threads that take turns at the rows
+constexpr int kLanes = 32;     // threads along a row: 256 columns
+constexpr int kRowGroups = 8;  // groups of threads that share the rows
 constexpr int64_t kSlabRows = 64;
 
 template <typename A>
@@ -37,26 +37,26 @@ struct Sums {
   A* bias;
 };
 
-// Adds the turns' sums of a thread's columns in order and writes them.
+// Adds the groups' sums of a thread's columns in order and writes them.
 template <typename A>
 __device__ void write_sums(A (&sum)[kGroup], A* scratch, A* out, int64_t column, int64_t columns) {
-  const int lane = threadIdx.x % kLanes, turn = threadIdx.x / kLanes;
+  const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes;
   BALORA_UNROLL
-  for (int j = 0; j < kGroup; ++j) scratch[(turn * kGroup + j) * kLanes + lane] = sum[j];
+  for (int j = 0; j < kGroup; ++j) scratch[(own * kGroup + j) * kLanes + lane] = sum[j];
   __syncthreads();
-  // Each turn finishes one of the eight columns.
+  // Each group finishes one of the eight columns.
   A total = 0;
-  for (int t = 0; t < kTurns; ++t) total += scratch[(t * kGroup + turn) * kLanes + lane];
-  if (out && column + turn < columns) out[column + turn] = total;
+  for (int g = 0; g < kRowGroups; ++g) total += scratch[(g * kGroup + own) * kLanes + lane];
+  if (out && column + own < columns) out[column + own] = total;
   __syncthreads();
 }
 
 template <typename A>
 __global__ void scale_gradients(Operand dy, Operand x, Operand scale, Operand dx, Sums<A> sums,
                                 int64_t rows, int64_t columns) {
-  static_assert(kTurns == kGroup);
-  BALORA_SHARED(A, scratch, kTurns * kGroup * kLanes);
-  const int lane = threadIdx.x % kLanes, turn = threadIdx.x / kLanes;
+  static_assert(kRowGroups == kGroup);
+  BALORA_SHARED(A, scratch, kRowGroups * kGroup * kLanes);
+  const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes;
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * kLanes + lane) * kGroup;
   const int count = column < columns ? group_count(columns, column) : 0;
   A by[kGroup];
@@ -64,7 +64,7 @@ __global__ void scale_gradients(Operand dy, Operand x, Operand scale, Operand dx
   for (int64_t slab = blockIdx.y; slab * kSlabRows < rows; slab += gridDim.y) {
     const int64_t end = (slab + 1) * kSlabRows < rows ? (slab + 1) * kSlabRows : rows;
     A products[kGroup] = {}, values[kGroup] = {};
-    for (int64_t r = slab * kSlabRows + turn; count > 0 && r < end; r += kTurns) {
+    for (int64_t r = slab * kSlabRows + own; count > 0 && r < end; r += kRowGroups) {
       const int64_t at = r * columns + column;
       A d[kGroup], v[kGroup];
       read_group(dy, at, count, d);
@@ -110,23 +110,22 @@ View repeated(const View* row, const View* x) {
   return out;
 }
 
-void scale_rows(Context* ctx, const char* name, const View* x, const View* scale, const View* bias,
-                const View* y) {
-  const View factors = repeated(scale, x), offsets = repeated(bias ? bias : scale, x);
-  const Loop<4> loop = plan_loop<4>({x, &factors, &offsets, y}), by_eight = by_groups(loop);
+void scale_rows(Context* ctx, const char* name, const balora_column_scale_forward& o) {
+  const View factors = repeated(o.scale, o.x);
+  const View offsets = repeated(o.bias ? o.bias : o.scale, o.x);
+  const Loop<4> loop = plan_loop<4>({o.x, &factors, &offsets, o.y}), by_eight = by_groups(loop);
   if (loop.count == 0) return;
-  dispatch_accumulator(x->dtype, [&]<typename A>() {
-    launch(ctx, name, elements(by_eight.count), scale_groups<A>, operand(x, loop, 0),
-           operand(&factors, loop, 1), operand(bias ? &offsets : nullptr, loop, 2),
-           operand(y, loop, 3), by_eight);
+  dispatch_accumulator(o.x->dtype, [&]<typename A>() {
+    launch(ctx, name, elements(by_eight.count), scale_groups<A>, operand(o.x, loop, 0),
+           operand(&factors, loop, 1), operand(o.bias ? &offsets : nullptr, loop, 2),
+           operand(o.y, loop, 3), by_eight);
   });
 }
 
 // A contiguous operand whose rows keep groups aligned.
 Operand rows_of(const View* view) {
   Operand out = operand(view);
-  const int64_t pack = !view || view->dtype == BALORA_F64 ? 2 : view->dtype == BALORA_F32 ? 4 : 8;
-  out.aligned = out.aligned && view->shape[view->ndim - 1] % pack == 0;
+  out.aligned = out.aligned && view->shape[view->ndim - 1] % pack_of(view->dtype) == 0;
   return out;
 }
 
@@ -139,7 +138,7 @@ void find_gradients(Context* ctx, const View* dy, const View* x, const View* sca
                      totals.bias ? workspace<A>(ctx, slabs * columns) : nullptr};
   const dim3 grid(static_cast<unsigned>(ceil_div(columns, kLanes * kGroup)),
                   static_cast<unsigned>(std::min<int64_t>(slabs, 65535)));
-  launch(ctx, kName, Grid{grid, dim3(kLanes * kTurns)}, scale_gradients<A>, rows_of(dy),
+  launch(ctx, kName, Grid{grid, dim3(kLanes * kRowGroups)}, scale_gradients<A>, rows_of(dy),
          rows_of(totals.scale ? x : nullptr), operand(scale), rows_of(dx), sums, rows, columns);
   launch(ctx, kName, elements(columns), add_slabs<A>, sums, totals, slabs, columns);
 }
@@ -147,14 +146,16 @@ void find_gradients(Context* ctx, const View* dy, const View* x, const View* sca
 }  // namespace
 
 int32_t column_scale_forward_kernel(Context* ctx, const balora_column_scale_forward& o) {
-  scale_rows(ctx, "column_scale_forward", o.x, o.scale, o.bias, o.y);
+  scale_rows(ctx, "column_scale_forward", o);
   return 0;
 }
 
 int32_t column_scale_backward_kernel(Context* ctx, const balora_column_scale_backward& o) {
   if (o.dy->shape[1] == 0) return 0;
   if (!o.dscale && !o.dbias) {
-    if (o.dx) scale_rows(ctx, "column_scale_backward", o.dy, o.scale, nullptr, o.dx);
+    if (o.dx) {
+      scale_rows(ctx, "column_scale_backward", {.x = o.dy, .scale = o.scale, .y = o.dx});
+    }
     return 0;
   }
   dispatch_accumulator(o.dy->dtype, [&]<typename A>() {

@@ -63,11 +63,6 @@ __device__ inline T store(Acc<T> value) {
   }
 }
 
-template <typename T>
-T* data_of(const View* view) {
-  return view ? static_cast<T*>(view->data) : nullptr;
-}
-
 // K neighbours moved in one access of K * sizeof(T) bytes; the address must be a multiple of that.
 template <typename T, int K>
 struct alignas(sizeof(T) * K) Pack {

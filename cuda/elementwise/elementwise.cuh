@@ -1,5 +1,6 @@
 // Common parts of elementwise kernels: operands whose type is known at run time, moved by groups of
 // eight elements a thread, and loops over strided views of one shape.
+//
 // A kernel is instantiated for its accumulator (float, double, int64_t) alone. The type of storage
 // is a branch that all threads take alike and that hides behind the memory access; a template over
 // types, or over pairs of them, would multiply the time and size of the build instead.
@@ -20,6 +21,11 @@ struct Operand {
 inline Operand operand(const View* view) {
   if (!view) return {nullptr, BALORA_F32, 0};
   return {view->data, view->dtype, aligned16(data_of<char>(view))};
+}
+
+// Elements of a group that move in one access of 16 bytes.
+inline int64_t pack_of(int32_t dtype) {
+  return dtype == BALORA_F64 ? 2 : dtype == BALORA_F32 ? 4 : 8;
 }
 
 inline Grid groups(int64_t n) {
@@ -225,12 +231,12 @@ Loop<K> by_groups(Loop<K> loop) {
   return loop;
 }
 
-// Operand k of a loop, whose stride tells whether its groups can be read whole.
+// Operand k of a loop, whose strides decide whether its groups can be read whole.
 template <int K>
 Operand operand(const View* view, const Loop<K>& loop, int k) {
   Operand out = operand(view);
   if (!view) return out;
-  const int64_t pack = view->dtype == BALORA_F64 ? 2 : view->dtype == BALORA_F32 ? 4 : 8;
+  const int64_t pack = pack_of(view->dtype);
   bool aligned = out.aligned && loop.step(k) == 1;
   for (int32_t d = 0; d + 1 < loop.ndim; ++d) aligned &= loop.stride[d][k] % pack == 0;
   out.aligned = aligned;

@@ -37,7 +37,7 @@ __global__ void teacher_offsets(const T* h, const Acc<T>* mean, const double* en
 // dh = sum - consistency_scale T mu, rounded once; rows outside the regularizers (u8, null: none)
 // are sum alone.
 template <typename T>
-__global__ void take_out_mean(const Acc<T>* sum, const Acc<T>* mean, const uint8_t* regularized,
+__global__ void subtract_mean(const Acc<T>* sum, const Acc<T>* mean, const uint8_t* regularized,
                               int64_t channels, HeadOptions options, const double* scales, T* dh) {
   const HeadOptions o = scaled_options(options, scales);
   const auto factor = static_cast<Acc<T>>(o.consistency_scale * o.temperature);
@@ -117,7 +117,7 @@ class HeadChunks {
   }
 
  private:
-  static constexpr int32_t kLogits = std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32;
+  static constexpr int32_t kLogits = kDtypeOfAcc<A>;
 
   // (rows,C) x (V,C)^T -> logits (rows,V)
   void multiply_head(const View& h, const View& w, int64_t first, int64_t rows, A* logits) {
@@ -164,7 +164,7 @@ class HeadChunks {
   void without_mean(int64_t first, int64_t rows) {
     const int64_t at = first * channels_;
     dispatch_hidden([&]<typename T>() {
-      launch(ctx_, kName, {dim3(static_cast<unsigned>(rows)), dim3(kMeanThreads)}, take_out_mean<T>,
+      launch(ctx_, kName, {dim3(static_cast<unsigned>(rows)), dim3(kMeanThreads)}, subtract_mean<T>,
              sum_, data_of<A>(o_.mean) + at,
              args_.regularized ? args_.regularized + first : nullptr, channels_, args_.options,
              args_.scales, data_of<T>(o_.dh) + at);

@@ -248,7 +248,7 @@ struct HeadSums {
   Weighted<A> plain, student, teacher, dense;  // temperatures 1, T, T, Te
 };
 
-// What the second pass needs; the same in every thread.
+// The results of the first pass for the second; the same in every thread.
 struct HeadStatistics {
   double shift = 0, sum = 1, sum_student = 1, shift_teacher = 0, sum_teacher = 1;
   double shift_entropy = 0, log_sum_entropy = 0;
@@ -267,7 +267,8 @@ class HeadRowPass {
     y_ = {args.y ? args.y + row * args.stride : nullptr, args.vocabulary, cap, inverse};
     target_ = args.targets ? args.targets[args.first + row] : -1;
     regularized_ = !args.regularized || args.regularized[args.first + row] != 0;
-    if (target_ != -100 && args.targets && (target_ < 0 || target_ >= args.vocabulary)) {
+    if (target_ != BALORA_IGNORED_TARGET && args.targets &&
+        (target_ < 0 || target_ >= args.vocabulary)) {
       if (threadIdx.x == 0) {
         report_fault(args.fault, kTargetOutOfRange, args.fault_row, target_, args.vocabulary,
                      args.first + row);

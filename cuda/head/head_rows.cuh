@@ -1,5 +1,5 @@
-// The rows of a chunk of the fused head losses, one block a row: terms, and the
-// gradient of the logits.
+// The rows of a chunk of the fused head losses, one block a row: terms, and the gradient of
+// the logits.
 #pragma once
 #include "runtime/common.cuh"
 

@@ -1,6 +1,6 @@
-// What one thread of a row's block holds of the fused head losses: the row's logits as the losses
-// see them, and sums of exponentials beside a running maximum. Sums run in f32 for 128 elements,
-// then in f64: plain f32 sums read the cross-entropy 1e-5 low at V = 49152.
+// The part of the fused head losses that one thread of a row's block holds: the row's logits as the
+// losses see them, and sums of exponentials beside a running maximum. Sums run in f32 for 128
+// elements, then in f64: plain f32 sums read the cross-entropy 1e-5 low at V = 49152.
 #pragma once
 #include "runtime/common.cuh"
 
@@ -51,7 +51,7 @@ struct HeadLogits {
   }
 };
 
-// Of w = e^((x - shift) scale) over a thread's elements: sum w, and sum w times something.
+// Sums of w = e^((x - shift) scale), and of w times something, over a thread's elements.
 template <typename A>
 struct Weighted {
   A weight = 0, value = 0;  // since the last flush

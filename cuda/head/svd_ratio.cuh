@@ -22,7 +22,7 @@ Dense ratio_gradient(Scratch& scratch, const Dense& u, const SvdRatio& ratio, co
 // Rows of a times weights, and a times shift.
 void scale_rows(Context* ctx, const Dense& a, const Dense& weights);
 Dense times_shift(Scratch& scratch, const Dense& a, const Dense& shift);
-// Of a o b, and of the diagonal of a: (1,1), added in an order that depends on the size alone.
+// Sums (1,1) of a o b and of the diagonal of a, in an order that depends on the size alone.
 Dense sum_of_products(Scratch& scratch, const Dense& a, const Dense& b);
 Dense trace_of(Scratch& scratch, const Dense& a);
 

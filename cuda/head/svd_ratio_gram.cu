@@ -2,8 +2,9 @@
 // kernels/cpu/head/svd_ratio_gram.cc): sigma(Z)^2 = eig(H G H^T), G = W^T W; with P = H G the
 // gradient is U diag(weights) U^T P + shift P. The leading pairs come from products with H and P
 // alone; all pairs (nuclear norm) or small problems from the smaller of two dense matrices: H G
-// H^T, or L^T (H^T H) L with G = L L^T, L from G's eigen-decomposition. f64 throughout: 2 N C^2
-// flops for P and 4 N C b for each of the iteration's 25 products, and 32 N C bytes of scratch.
+// H^T, or L^T (H^T H) L with G = L L^T, L from G's eigen-decomposition (Cholesky fails on a
+// rank-deficient G), which also gives all singular values of Z (gram_spectrum). f64 throughout:
+// 2 N C^2 flops for P, 4 N C b for each of the iteration's 25 products, 32 N C bytes of scratch.
 #include "head/svd_ratio.cuh"
 
 namespace balora::cuda {
@@ -30,22 +31,26 @@ struct Problem {
 };
 
 // L (c,c) with G = L L^T; negative eigenvalues are rounding and count as zero.
-Dense gram_root(const Problem& t) {
-  const int64_t c = t.h.cols;
-  const Dense values(t.scratch, c, 1);
-  Dense vectors(t.scratch, c, c);
-  symmetric_eigen(t.scratch, c, t.g, values.data(), vectors.data(), kRow);
-  launch(t.scratch.ctx(), kRow, elements(c * c), scale_columns, vectors.data(), values.data(), c);
+Dense gram_root(Scratch& scratch, const double* g, int64_t c, const char* row) {
+  const Dense values(scratch, c, 1);
+  Dense vectors(scratch, c, c);
+  symmetric_eigen(scratch, c, g, values.data(), vectors.data(), row);
+  launch(scratch.ctx(), row, elements(c * c), scale_columns, vectors.data(), values.data(), c);
   return vectors;
+}
+
+// L^T M L for a symmetric M.
+Dense congruent(Scratch& scratch, const Dense& root, const Dense& m) {
+  Dense out = product_tn(scratch, root, product(scratch, m, root));
+  symmetrise(scratch.ctx(), out);
+  return out;
 }
 
 // More rows than channels: dL/dH = H (A diag(weights) A^T + shift G), A = L V.
 Dense tall_form(const Problem& t, double* value, bool gradient) {
   Scratch& scratch = t.scratch;
-  const Dense root = gram_root(t);
-  const Dense inside = product(scratch, product_tn(scratch, t.h, t.h), root);
-  const Dense gram = product_tn(scratch, root, inside);
-  symmetrise(scratch.ctx(), gram);
+  const Dense root = gram_root(scratch, t.g, t.h.cols, kRow);
+  const Dense gram = congruent(scratch, root, product_tn(scratch, t.h, t.h));
   const Eigenpairs pairs = leading_pairs(scratch, gram, t.wanted(gram.rows), kRow);
   const SvdRatio ratio = svd_ratio(scratch, pairs.values, t.norm2, t.k, t.nuclear, value);
   if (!gradient) return {};
@@ -77,12 +82,20 @@ Eigenpairs pairs_of(const Problem& t, bool iterates) {
   return krylov_pairs(scratch, n, t.k, apply, kRow);
 }
 
-// As many channels as rows, or leading pairs alone: dL/dH = U diag(weights) (U^T P) + shift P.
+// No more rows than channels, or leading pairs alone: dL/dH = U diag(weights) (U^T P) + shift P.
 Dense wide_form(const Problem& t, bool iterates, double* value, bool gradient) {
   const Eigenpairs pairs = pairs_of(t, iterates);
   const SvdRatio ratio = svd_ratio(t.scratch, pairs.values, t.norm2, t.k, t.nuclear, value);
   if (!gradient) return {};
   return ratio_gradient(t.scratch, pairs.vectors, ratio, t.p);
+}
+
+// s = sqrt(max(values, 0)) in reverse.
+__global__ void falling_roots(const double* values, int64_t n, double* s) {
+  for (int64_t i = thread_index(); i < n; i += thread_count()) {
+    const double value = values[n - 1 - i];
+    s[i] = value < 0 ? 0 : sqrt(value);
+  }
 }
 
 }  // namespace
@@ -99,6 +112,19 @@ int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
   const Dense gradient = !iterates && n > c ? tall_form(problem, to, o.dh != nullptr)
                                             : wide_form(problem, iterates, to, o.dh != nullptr);
   if (o.dh) store_values(ctx, gradient.data(), *o.dh);
+  return 0;
+}
+
+int32_t gram_spectrum_kernel(Context* ctx, const balora_gram_spectrum& o) {
+  constexpr const char* kName = "gram_spectrum";
+  Scratch scratch(ctx);
+  const int64_t c = o.m->shape[0];
+  const Dense root = gram_root(scratch, data_of<double>(o.g), c, kName);
+  const Dense inner = congruent(scratch, root, widened(scratch, *o.m));
+  const Dense values(scratch, c, 1), sigma(scratch, c, 1);
+  symmetric_eigen(scratch, c, inner.data(), values.data(), nullptr, kName);
+  launch(ctx, kName, elements(c), falling_roots, values.data(), c, sigma.data());
+  store_values(ctx, sigma.data(), *o.s);
   return 0;
 }
 

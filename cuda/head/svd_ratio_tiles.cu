@@ -89,7 +89,7 @@ class Tiles {
   }
 
  private:
-  static constexpr int32_t kLogits = std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32;
+  static constexpr int32_t kLogits = kDtypeOfAcc<A>;
 
   GemmOperand rows_of(const View& view, int64_t first, bool transposed = false) const {
     return {offset_by(view.data, first * channels_, view.dtype), view.dtype, channels_, transposed};
@@ -116,8 +116,8 @@ class Tiles {
   void replace_by_gradient(const Tile& tile, const Dense& vectors, const SvdRatio& ratio) {
     Dense z = make_logits(tile);
     if (by_rows_) {
-      // From the right the roles of rows and columns swap: dZ^T = V diag(weights) V^T Z^T + shift
-      // Z^T.
+      // From the right the roles of rows and columns swap:
+      //   dZ^T = V diag(weights) V^T Z^T + shift Z^T
       z = transposed(scratch_, ratio_gradient(scratch_, vectors, ratio, transposed(scratch_, z)));
     } else {
       z = ratio_gradient(scratch_, vectors, ratio, z);

@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kTeacherThreads, 2) teacher_rows(TeacherArgs<A
 
 template <typename A>
 void summarize(Context* ctx, const balora_teacher_summary& o) {
-  constexpr int32_t kLogits = std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32;
+  constexpr int32_t kLogits = kDtypeOfAcc<A>;
   const View &ht = *o.ht, &wt = *o.wt, &w = *o.w;
   const int64_t m = ht.shape[0], vocabulary = w.shape[0], channels = w.shape[1];
   const int64_t stride = logits_stride(vocabulary);

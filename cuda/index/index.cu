@@ -7,6 +7,7 @@
 // add in the order of k, without atomics, and give the CPU's bits.
 #include "device/rows.cuh"
 #include "device/scan.cuh"
+#include "kernels/shared/rows.h"
 
 namespace balora::cuda {
 namespace {
@@ -188,21 +189,6 @@ void dispatch_unit(uint64_t address, int64_t bytes, Body&& body) {
   return body.template operator()<uint8_t>();
 }
 
-int64_t bytes_of(int32_t dtype) {
-  switch (dtype) {
-    case BALORA_U8:
-      return 1;
-    case BALORA_BF16:
-    case BALORA_F16:
-      return 2;
-    case BALORA_F64:
-    case BALORA_I64:
-      return 8;
-    default:
-      return 4;
-  }
-}
-
 // ---- select_rows_backward -----------------------------------------------------------------------
 
 // dx (V,C): a warp sums the columns [chunk * kWarp * W, ...) of one row.
@@ -351,7 +337,7 @@ void scatter_add(Context* ctx, const View* base, const View* index, const View* 
 }  // namespace
 
 int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
-  const int64_t bytes = o.table->shape[1] * bytes_of(o.table->dtype), n = view_numel(*o.ids);
+  const int64_t bytes = o.table->shape[1] * element_size(o.table->dtype), n = view_numel(*o.ids);
   if (bytes == 0 || n == 0) return 0;
   const uint64_t address =
       reinterpret_cast<uintptr_t>(o.table->data) | reinterpret_cast<uintptr_t>(o.y->data);
@@ -380,7 +366,7 @@ int32_t select_rows_backward_kernel(Context* ctx, const balora_select_rows_backw
 
 int32_t gather_kernel(Context* ctx, const balora_gather& o) {
   const Middle m{o.x->shape[0], o.x->shape[1], o.index->shape[1], o.x->shape[2]};
-  dispatch_unit(0, bytes_of(o.x->dtype), [&]<typename U>() {
+  dispatch_unit(0, element_size(o.x->dtype), [&]<typename U>() {
     launch(ctx, "gather", elements(view_numel(*o.index)), gather_elements<U>, data_of<U>(o.x),
            ids_of(o.index), data_of<U>(o.y), m, fault_place(ctx, "gather"));
   });

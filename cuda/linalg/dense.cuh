@@ -1,6 +1,5 @@
-// Dense f64 matrices on the device for the decompositions: storage, conversion, products. The
-// device's side of kernels/cpu/linalg/dense.h. Nothing here waits for the
-// device except host_values().
+// Dense f64 matrices on the device for the decompositions: storage, conversion, products. It is the
+// device's side of kernels/cpu/linalg/dense.h. Only host_values() waits for the device.
 #pragma once
 #include <map>
 #include <utility>

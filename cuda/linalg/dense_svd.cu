@@ -1,7 +1,7 @@
 // See dense_svd.cuh. A long matrix becomes its R factor, then one-sided block Jacobi (jacobi.cuh)
-// turns the rows of the square core C until they are orthogonal: W^T C = diag(s) V^T. Three
+// rotates the rows of the square core C until they are orthogonal: W^T C = diag(s) V^T. Three
 // launches a round: the Gram matrices of the pairs of 16 rows in parts of 256 columns, their
-// rotations, and the turning of [C | W^T] by them. The Gram matrices are fresh from the rows each
+// rotations, and the rotation of [C | W^T] by them. The Gram matrices are fresh from the rows each
 // time, so small singular values are as accurate as the rows are; a decomposition of C^T C would
 // lose those below 1e-8 of the largest. A round reads C twice and W once and writes both, 40 N^2
 // bytes for 192 N^2 flops: on paper 20 ms for N = 128 (latency), 0.3 s for 1024, 2 s for 4096. Rows
@@ -80,12 +80,12 @@ __global__ void solve_pairs(JacobiRound work, JacobiRule rule, const double* par
 }
 
 __global__ void rotate_core(JacobiRound work, Core core) {
-  BALORA_SHARED(double, turn, kJacobiTile* kJacobiPitch);
+  BALORA_SHARED(double, basis, kJacobiTile* kJacobiPitch);
   BALORA_SHARED(double, tile, kJacobiTile* kJacobiPitch);
   const auto pair = static_cast<int>(blockIdx.x);
   if (work.settled() || !work.rotated[pair]) return;
   rotate_rows(work, pair, core.z, core.stride, static_cast<int64_t>(blockIdx.y) * kJacobiTile,
-              core.stride, turn, tile);
+              core.stride, basis, tile);
 }
 
 __global__ void row_lengths(Core core, double* lengths) {
@@ -131,11 +131,11 @@ struct CoreFactors {
   Dense w, s, vt;  // C = w diag(s) vt
 };
 
-void turn_until_orthogonal(Scratch& scratch, const Core& core, int32_t* flags) {
+void orthogonalise_rows(Scratch& scratch, const Core& core, int32_t* flags) {
   Context* ctx = scratch.ctx();
   const auto blocks = static_cast<int>(core.padded / kJacobiRows), pairs = blocks / 2;
   const auto count = static_cast<int>(ceil_div(core.n, kPartCols));
-  const Buffer<double> turns(scratch, pairs * kJacobiTile * kJacobiTile),
+  const Buffer<double> bases(scratch, pairs * kJacobiTile * kJacobiTile),
       parts(scratch, static_cast<int64_t>(pairs) * count * kJacobiTile * kJacobiTile);
   // Two rows count as orthogonal at the rounding of their product.
   const JacobiRule rule{0, 0x1p-52 * (4 + std::sqrt(static_cast<double>(core.n)) / 2),
@@ -143,7 +143,7 @@ void turn_until_orthogonal(Scratch& scratch, const Core& core, int32_t* flags) {
   const auto across = static_cast<unsigned>(ceil_div(core.stride, kJacobiTile));
   const auto down = static_cast<unsigned>(pairs);
   clear_flags(ctx, flags, kJacobiSweeps);
-  JacobiRound work{flags, flags + kJacobiSweeps, turns.data(), 0, 0, blocks};
+  JacobiRound work{flags, flags + kJacobiSweeps, bases.data(), 0, 0, blocks};
   for (work.sweep = 0; work.sweep < kJacobiSweeps; ++work.sweep) {
     for (work.meeting = 0; work.meeting < blocks - 1; ++work.meeting) {
       launch(ctx, "svd", {dim3(down, static_cast<unsigned>(count)), dim3(kJacobiThreads)},
@@ -163,7 +163,7 @@ CoreFactors square_svd(Scratch& scratch, const Dense& c, bool vectors, const cha
   const Buffer<Scale> scale = scale_of(scratch, c.data(), c.size());
   const Buffer<int32_t> flags(scratch, kJacobiSweeps + padded / kJacobiTile);
   launch(ctx, "svd", elements(z.size()), load_core, c.data(), scale.data(), core);
-  turn_until_orthogonal(scratch, core, flags.data());
+  orthogonalise_rows(scratch, core, flags.data());
   const Buffer<double> lengths(scratch, n);
   const Buffer<int64_t> ranks(scratch, n);
   CoreFactors out{Dense(), Dense(scratch, n, 1), Dense()};

@@ -120,8 +120,8 @@ __global__ void solve_pairs(JacobiRound work, double* a, int64_t padded) {
 __device__ void rotate_tile(const JacobiRound& work, int p, int q, double* a, int64_t padded,
                             double* left, double* right, double* tile) {
   const Pair rows = work.pair(p), cols = work.pair(q);
-  load_turn(work, p, left);
-  load_turn(work, q, right);
+  load_basis(work, p, left);
+  load_basis(work, q, right);
   for (int at = static_cast<int>(threadIdx.x); at < kJacobiTile * kJacobiTile;
        at += kJacobiThreads) {
     const int i = at / kJacobiTile, j = at % kJacobiTile;
@@ -191,7 +191,7 @@ void solve_large(Scratch& scratch, int64_t n, const double* from, double* values
   const auto blocks = static_cast<int>(padded / kJacobiRows), pairs = blocks / 2;
   const Dense a(scratch, padded, padded);
   const Dense vt = vectors ? Dense(scratch, padded, padded) : Dense();
-  const Buffer<double> turns(scratch, pairs * kJacobiTile * kJacobiTile), diagonal(scratch, n);
+  const Buffer<double> bases(scratch, pairs * kJacobiTile * kJacobiTile), diagonal(scratch, n);
   const Buffer<int32_t> flags(scratch, kJacobiSweeps + pairs);
   const Buffer<int64_t> ranks(scratch, n);
   launch(ctx, "eigh", elements(a.size()), mirror_lower, from, n, a.data(), vt.data(), padded);
@@ -199,7 +199,7 @@ void solve_large(Scratch& scratch, int64_t n, const double* from, double* values
   launch(ctx, "eigh", elements(a.size()), scale_up, a.data(), a.size(), scale.data());
   clear_flags(ctx, flags.data(), kJacobiSweeps);
   const auto tiles = static_cast<unsigned>(pairs + (vectors ? padded / kJacobiTile : 0));
-  JacobiRound work{flags.data(), flags.data() + kJacobiSweeps, turns.data(), 0, 0, blocks};
+  JacobiRound work{flags.data(), flags.data() + kJacobiSweeps, bases.data(), 0, 0, blocks};
   for (work.sweep = 0; work.sweep < kJacobiSweeps; ++work.sweep) {
     for (work.meeting = 0; work.meeting < blocks - 1; ++work.meeting) {
       launch(ctx, "eigh", {dim3(static_cast<unsigned>(pairs)), dim3(kJacobiThreads)}, solve_pairs,

@@ -71,8 +71,8 @@ __device__ inline void rotate_both(double* a, int pitch, Pair i, Pair j, const R
 }
 
 // The pair's own 2 x 2: exactly diagonal afterwards.
-__device__ inline void rotate_own(double* a, int pitch, Pair i, const Rotation& turn) {
-  const double shift = turn.t * a[i.p * pitch + i.q];
+__device__ inline void rotate_own(double* a, int pitch, Pair i, const Rotation& rotation) {
+  const double shift = rotation.t * a[i.p * pitch + i.q];
   a[i.p * pitch + i.p] -= shift;
   a[i.q * pitch + i.q] += shift;
   a[i.p * pitch + i.q] = a[i.q * pitch + i.p] = 0;
@@ -107,14 +107,14 @@ __device__ inline bool jacobi_round(double* a, double* vt, int order, int round,
     }
   }
   for (int at = thread; at < pairs * order; at += threads) {
-    const Rotation turn = rotations[at / order];
-    if (turn.s == 0) continue;
+    const Rotation rotation = rotations[at / order];
+    if (rotation.s == 0) continue;
     const Pair rows = tournament(order, round, at / order);
     double& p = vt[rows.p * pitch + at % order];
     double& q = vt[rows.q * pitch + at % order];
     const double before = p;
-    p = turn.c * before - turn.s * q;
-    q = turn.s * before + turn.c * q;
+    p = rotation.c * before - rotation.s * q;
+    q = rotation.s * before + rotation.c * q;
   }
   __syncthreads();
   return any;
@@ -155,8 +155,8 @@ __device__ inline void set_identity(double* vt, int order) {
 // Arguments of the kernels of one round. A sweep that follows one without a rotation does nothing.
 struct JacobiRound {
   int32_t* moved;    // a flag a sweep, zero at first
-  int32_t* rotated;  // a flag a pair: whether `turns` is not the identity
-  double* turns;     // (pairs, 32, 32): rows are the new basis
+  int32_t* rotated;  // a flag a pair: whether its basis is not the identity
+  double* bases;     // (pairs, 32, 32): rows are the new basis
   int sweep, meeting;
   int blocks;  // of the matrix, even
 
@@ -170,15 +170,15 @@ __device__ inline int64_t pair_row(Pair pair, int i) {
   return static_cast<int64_t>(block) * kJacobiRows + i % kJacobiRows;
 }
 
-// Solves the pair's problem in shared memory and leaves its rotation for the others.
+// Solves the pair's problem in shared memory and leaves its basis for the others.
 __device__ inline void visit_pair(double* a, double* vt, const JacobiRound& work,
                                   const JacobiRule& rule, Rotation* rotations) {
   const JacobiOutcome outcome =
       diagonalise(a, vt, kJacobiTile, kJacobiVisitSweeps, rule, rotations);
-  double* turn = work.turns + static_cast<int64_t>(blockIdx.x) * kJacobiTile * kJacobiTile;
+  double* basis = work.bases + static_cast<int64_t>(blockIdx.x) * kJacobiTile * kJacobiTile;
   for (int at = static_cast<int>(threadIdx.x); at < kJacobiTile * kJacobiTile;
        at += static_cast<int>(blockDim.x)) {
-    turn[at] = vt[at / kJacobiTile * kJacobiPitch + at % kJacobiTile];
+    basis[at] = vt[at / kJacobiTile * kJacobiPitch + at % kJacobiTile];
   }
   if (threadIdx.x == 0) {
     work.rotated[blockIdx.x] = outcome.moved ? 1 : 0;
@@ -186,11 +186,11 @@ __device__ inline void visit_pair(double* a, double* vt, const JacobiRound& work
   }
 }
 
-__device__ inline void load_turn(const JacobiRound& work, int k, double* tile) {
-  const double* turn = work.turns + static_cast<int64_t>(k) * kJacobiTile * kJacobiTile;
+__device__ inline void load_basis(const JacobiRound& work, int k, double* tile) {
+  const double* basis = work.bases + static_cast<int64_t>(k) * kJacobiTile * kJacobiTile;
   for (int at = static_cast<int>(threadIdx.x); at < kJacobiTile * kJacobiTile;
        at += kJacobiThreads) {
-    tile[at / kJacobiTile * kJacobiPitch + at % kJacobiTile] = turn[at];
+    tile[at / kJacobiTile * kJacobiPitch + at % kJacobiTile] = basis[at];
   }
 }
 
@@ -229,11 +229,11 @@ __device__ inline void multiply_tiles(const double* left, const double* right, T
 }
 
 // The pair's rows of z (rows `stride` apart), columns [col, min(col + 32, cols)), times the pair's
-// rotation. turn and tile: shared tiles.
+// basis. basis and tile: shared tiles.
 __device__ inline void rotate_rows(const JacobiRound& work, int k, double* z, int64_t stride,
-                                   int64_t col, int64_t cols, double* turn, double* tile) {
+                                   int64_t col, int64_t cols, double* basis, double* tile) {
   const Pair pair = work.pair(k);
-  load_turn(work, k, turn);
+  load_basis(work, k, basis);
   for (int at = static_cast<int>(threadIdx.x); at < kJacobiTile * kJacobiTile;
        at += kJacobiThreads) {
     const int i = at / kJacobiTile, j = at % kJacobiTile;
@@ -241,7 +241,7 @@ __device__ inline void rotate_rows(const JacobiRound& work, int k, double* z, in
   }
   __syncthreads();
   TilePart part;
-  multiply_tiles<false>(turn, tile, part);
+  multiply_tiles<false>(basis, tile, part);
   __syncthreads();
   part.put(tile);
   __syncthreads();

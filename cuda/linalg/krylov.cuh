@@ -1,8 +1,8 @@
 // Leading eigenpairs of a large symmetric positive semidefinite operator by block Krylov iteration
 // with thick restart: the device's side of kernels/cpu/linalg/krylov.h, and the steps of it that
 // read nothing on the host, which leading_pairs.cu goes through as well. The basis is f64, stays on
-// the device and is fully reorthogonalised; in block_krylov() the host reads the Ritz
-// values once a cycle.
+// the device and is fully reorthogonalised; in block_krylov() the host reads the Ritz values
+// once a cycle.
 #pragma once
 #include <functional>
 #include <vector>

@@ -1,6 +1,6 @@
 // Gradients of qr, eigh and svd, in f64 from factors of any float dtype, with the CPU's formulas
-// (native/ops/linalg/*.cc): gemm() for the products, one thread an element for the
-// rest. No host read.
+// (native/ops/linalg/*.cc): gemm() for the products, one thread an element for the rest. Nothing is
+// read on the host.
 #include "linalg/dense.cuh"
 #include "linalg/qr.cuh"
 
@@ -54,15 +54,15 @@ __global__ void divide_by_gaps(double* inner, const double* values, const double
   }
 }
 
-// With E_ij = 1 / (s_j^2 - s_i^2), 0 where they are equal, and column j (of_rows: row i) times s:
-//   core += E o (X - X^T)
+// Adds E o (X - X^T), E_ij = 1 / (s_j^2 - s_i^2), 0 where they are equal, with column j (of_rows:
+// row i) times s, to core.
 __global__ void add_rotation(const double* x, const double* s, int64_t k, bool of_rows,
                              double* core) {
   for (int64_t at = thread_index(); at < k * k; at += thread_count()) {
     const int64_t i = at / k, j = at % k;
     const double a = s[i], b = s[j];
-    const double turn = a == b ? 0 : (x[at] - x[j * k + i]) / ((b - a) * (b + a));
-    core[at] += turn * (of_rows ? a : b);
+    const double rotation = a == b ? 0 : (x[at] - x[j * k + i]) / ((b - a) * (b + a));
+    core[at] += rotation * (of_rows ? a : b);
   }
 }
 
@@ -105,6 +105,7 @@ struct SvdBackward {
 
 }  // namespace
 
+// The gradient of qr:
 //   M = R dR^T - dQ^T Q
 //   da = (dq + Q sym(M)) R^-T
 int32_t qr_backward_kernel(Context* ctx, const balora_qr_backward& o) {

@@ -3,9 +3,11 @@
 // (linear_sum.cu); the gradient of a shared input is one such sum over every linear. bf16: the
 // parts' f32 masters go through the tensor cores as bf16 matrices (low_rank.cuh), and the sum is
 // linear_sum.cuh's, by the own kernel or by cuBLAS. Flops beside the base's 2 N O I, for x (N,I), W
-// (O,I), rank R: a PiSSA pair 4 N R (I + O) forward (U, then its product with B) and 6 N R (I + O)
-// backward (dU, its product with A, dA, dB); other parts, each 2 N R (2 I + 3 O) and 2 N R (5 I + 4
-// O). docs/gpu-performance.md has the arithmetic for a layer. f32, f64 and f16: linear_wide.cu.
+// (O,I), rank R:
+//   a PiSSA pair: 4 N R (I + O) forward (U, then its product with B)
+//                 6 N R (I + O) backward (dU, its product with A, dA, dB)
+//   other parts, each: 2 N R (2 I + 3 O) forward, 2 N R (5 I + 4 O) backward
+// docs/gpu-performance.md has the arithmetic for a layer. f32, f64 and f16: linear_wide.cu.
 #include <vector>
 
 #include "linear/linear.cuh"

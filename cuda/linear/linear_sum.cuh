@@ -17,24 +17,6 @@ struct SumTerm {
   bool a_aligned = false, b_aligned = false;  // rows start at 16-byte addresses; set by sum_terms
 };
 
-constexpr int kMaxTerms = 24;
-
-// What the kernel gets: C (M,N) contiguous, in bf16, or in f32 where `wide` is given (which may be
-// the addend).
-struct SumArgs {
-  int64_t m, n;
-  int32_t count;
-  int32_t steps;        // of the inner extents, all terms together
-  const float* addend;  // (M,N) or null
-  const float* scale;   // (N) or null: 1
-  const bf16* bias;     // (N) or null
-  bf16* unscaled;       // (M,N) or null
-  bf16* c;
-  float* wide;
-  bool pairs;  // two neighbours of C may be written at once
-  SumTerm terms[kMaxTerms];
-};
-
 // c (M,N) = scale * sum of terms + bias, and `unscaled` that sum itself; all but c may be null.
 struct SumOutput {
   int64_t m, n;
@@ -44,9 +26,8 @@ struct SumOutput {
   bf16* unscaled = nullptr;      // (M,N)
 };
 
-// `base` are the products with weights, which cuBLAS may take over;
-// `low_rank` are summed before them, so that parts which cancel leave the base
-// alone to the last bit.
+// `base` are the products with weights, which cuBLAS may compute; `low_rank` are summed before
+// them, so that parts which cancel leave the base alone to the last bit.
 void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::vector<SumTerm>& base,
                const SumOutput& out);
 

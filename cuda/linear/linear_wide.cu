@@ -3,6 +3,7 @@
 // f16 activations in f32.
 #include <vector>
 
+#include "kernels/shared/low_rank.h"
 #include "linear/linear.cuh"
 
 namespace balora::cuda {
@@ -40,38 +41,18 @@ __global__ void finish_sum(const Acc<T>* sum, Finished<T> out, int64_t n, int64_
   }
 }
 
-// `linear` has what is done to the sum before it is rounded to y; null: nothing.
-void finish(Context* ctx, const WideSum& sum, const View& y, const LinearOperands* linear) {
+// `linear` has the scale and bias that are applied to the sum before it is rounded to y.
+void finish(Context* ctx, const WideSum& sum, const View& y, const LinearOperands& linear = {}) {
   const int64_t n = view_numel(y);
   if (n == 0) return;
   if (sum.beta == 0) fill_zero(ctx, sum.view);
-  const LinearOperands plain = linear ? *linear : LinearOperands{};
-  if (sum.view.dtype == y.dtype && !plain.bias && !plain.output_scale) return;
+  if (sum.view.dtype == y.dtype && !linear.bias && !linear.output_scale) return;
   dispatch_float(y.dtype, [&]<typename T>() {
-    const Finished<T> out = {data_of<Acc<T>>(plain.output_scale), data_of<T>(plain.bias),
-                             data_of<T>(plain.unscaled), data_of<T>(&y)};
+    const Finished<T> out = {data_of<Acc<T>>(linear.output_scale), data_of<T>(linear.bias),
+                             data_of<T>(linear.unscaled), data_of<T>(&y)};
     launch(ctx, "linear", elements(n), finish_sum<T>, data_of<Acc<T>>(&sum.view), out, n,
            y.shape[1]);
   });
-}
-
-// A product of a part: its own factors, or those of its start, which is subtracted and has neither
-// u nor gradients to write.
-struct Product {
-  const View *a = nullptr, *b = nullptr;
-  const View *u = nullptr, *da = nullptr, *db = nullptr;  // null: not wanted
-  double scale = 0;
-};
-
-std::vector<Product> products_of(const LinearOperands& linear) {
-  std::vector<Product> products;
-  for (const LowRankOperands& part : parts_of(linear)) {
-    products.push_back(
-        {.a = part.a, .b = part.b, .u = part.u, .da = part.da, .db = part.db, .scale = part.scale});
-    if (!part.start_a) continue;
-    products.push_back({.a = part.start_a, .b = part.start_b, .scale = -part.scale});
-  }
-  return products;
 }
 
 // (N,R) in the factors' type: x a^T, or scale dy b.
@@ -94,14 +75,14 @@ void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup
   for (int32_t i = 0; i < group.count; ++i) {
     const View &weight = dense(group.linears[i].weight), &y = *group.linears[i].y;
     WideSum sum(ctx, y);
-    for (const Product& part : products_of(group.linears[i])) {
+    for (const LowRankProduct& part : products_of(parts_of(group.linears[i]))) {
       const View u = projected(ctx, 1, *in.adapted(), operand(*part.a, true),
                                part.u ? *part.u : scratch(ctx, y.shape[0], *part.b));
       sum.add(ctx, part.scale, operand(u), operand(*part.b, true), part.b->shape[1]);
     }
     // Last, so that parts which cancel leave the base alone to the last bit.
     sum.add(ctx, 1, operand(*in.x), operand(weight, true), weight.shape[1]);
-    finish(ctx, sum, y, &group.linears[i]);
+    finish(ctx, sum, y, group.linears[i]);
   }
 }
 
@@ -114,7 +95,7 @@ void linear_backward_wide(Context* ctx, const LinearInputs& in, const LinearGrou
     const View* dy = group.linears[i].y;
     if (!dy) continue;
     const int64_t n = dy->shape[0];
-    for (const Product& part : products_of(group.linears[i])) {
+    for (const LowRankProduct& part : products_of(parts_of(group.linears[i]))) {
       if (part.db) {
         gemm(ctx, {part.db->shape[0], part.db->shape[1], n}, part.scale, operand(*dy, true),
              operand(*part.u), 0, result(*part.db));
@@ -134,8 +115,8 @@ void linear_backward_wide(Context* ctx, const LinearInputs& in, const LinearGrou
     const View& weight = dense(group.linears[i].weight);
     sums.front().add(ctx, 1, operand(*dy), operand(weight), dy->shape[1]);
   }
-  if (dx) finish(ctx, sums.front(), *dx, nullptr);
-  if (in.x_adapter && adapted) finish(ctx, sums.back(), *adapted, nullptr);
+  if (dx) finish(ctx, sums.front(), *dx);
+  if (in.x_adapter && adapted) finish(ctx, sums.back(), *adapted);
 }
 
 }  // namespace balora::cuda

@@ -70,8 +70,8 @@ class FactorSplitter {
 // U (N,R), f32 -> pairs.
 void split_u(Context* ctx, const View& u, const Halves& out);
 
-// Of the products (N, 2 width; f32, rows `stride` apart) of a panel: their halves in bf16, and what
-// is not null of the rest. Of pairs the halves are summed first.
+// Results of the products (N, 2 width; f32, rows `stride` apart) of a panel: their halves in bf16,
+// and those of the others that are not null. Halves of pairs are summed first.
 struct Joined {
   Halves halves;
   bool write_u = false;  // each part's u in f32

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "elementwise/elementwise.cuh"
-#include "kernels/operands/linear.h"
+#include "kernels/shared/low_rank.h"
 
 namespace balora::cuda {
 namespace {
@@ -147,22 +147,6 @@ __global__ void add_tiles(const double* partial, int64_t tiles, int64_t rows, A*
   }
 }
 
-// A product scale * B A of the sum: a part's, or its start's.
-struct Product {
-  const View *a, *b;
-  double scale;
-};
-
-std::vector<Product> products_of(const balora_row_norm& o) {
-  std::vector<Product> products;
-  for (int32_t p = 0; p < o.part_count; ++p) {
-    const LowRankOperands& part = o.parts[p];
-    products.push_back({part.a, part.b, part.scale});
-    if (part.start_a) products.push_back({part.start_a, part.start_b, -part.scale});
-  }
-  return products;
-}
-
 // to (rows,cols) = scale * from, rows of `to` stride apart.
 template <typename A>
 __global__ void copy_block(const A* from, int64_t rows, int64_t cols, A scale, A* to,
@@ -174,10 +158,11 @@ __global__ void copy_block(const A* from, int64_t rows, int64_t cols, A scale, A
 
 // One product of all: their A one below the other, their scaled B side by side.
 template <typename A>
-Parts joined(Context* ctx, const std::vector<Product>& products, int64_t rows, int64_t columns) {
+Parts joined(Context* ctx, const std::vector<LowRankProduct>& products, int64_t rows,
+             int64_t columns) {
   Parts all{};
   all.count = 1, all.scale[0] = 1;
-  for (const Product& product : products) all.rank[0] += product.a->shape[0];
+  for (const LowRankProduct& product : products) all.rank[0] += product.a->shape[0];
   const int64_t ranks = all.rank[0];
   A* const a = workspace<A>(ctx, ranks * columns);
   A* const b = workspace<A>(ctx, ranks * rows);
@@ -188,7 +173,7 @@ Parts joined(Context* ctx, const std::vector<Product>& products, int64_t rows, i
            from.shape[1], static_cast<A>(scale), to, stride);
   };
   int64_t first = 0;
-  for (const Product& product : products) {
+  for (const LowRankProduct& product : products) {
     copy(*product.a, 1, a + first * columns, columns);
     copy(*product.b, product.scale, b + first, ranks);
     first += product.a->shape[0];
@@ -198,10 +183,11 @@ Parts joined(Context* ctx, const std::vector<Product>& products, int64_t rows, i
 }
 
 template <typename A>
-Parts parts_of(Context* ctx, const std::vector<Product>& products, int64_t rows, int64_t columns) {
+Parts parts_of(Context* ctx, const std::vector<LowRankProduct>& products, int64_t rows,
+               int64_t columns) {
   if (products.size() > kMaxParts) return joined<A>(ctx, products, rows, columns);
   Parts out{};
-  for (const Product& product : products) {
+  for (const LowRankProduct& product : products) {
     out.a[out.count] = product.a->data, out.b[out.count] = product.b->data;
     out.rank[out.count] = product.a->shape[0], out.scale[out.count] = product.scale;
     ++out.count;
@@ -214,7 +200,7 @@ Parts parts_of(Context* ctx, const std::vector<Product>& products, int64_t rows,
 int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
   const View& weight = dense(o.weight);
   const int64_t rows = weight.shape[0], columns = weight.shape[1];
-  const std::vector<Product> products = products_of(o);
+  const std::vector<LowRankProduct> products = products_of(balora::parts_of(o));
   if (rows == 0) return 0;
   dispatch_accumulator(weight.dtype, [&]<typename A>() {
     constexpr int64_t kSize = Tile<A>::kSize;

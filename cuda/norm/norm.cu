@@ -3,7 +3,7 @@
 // element (4 * size with the residual, whose sum is formed, stored and normalised in one pass), the
 // backward 3 * size (4 with dsum); about 10 flops an element. N=2048, C=4096 in bf16: 34 MB and 50
 // MB, so 10 and 15 us at 3.35 TB/s. A group of threads a row (rows.cuh). The weight's gradient
-// stays in registers over the rows of a group, which leaves one partial row that sum_partials adds
+// stays in registers over the rows of a group, which leaves one partial row that sum_columns adds
 // in order: no atomics, equal bits in every run. Sums in f32 (f64 for f64) are of at most 32
 // elements a thread up to C = 8192 in bf16, then a tree.
 #include "device/rows.cuh"
@@ -69,8 +69,11 @@ struct Source {
 
 template <typename T>
 struct ForwardOperands {
-  const T *x, *residual, *weight;  // residual may be null
-  T *sum, *y;
+  const T* x;
+  const T* residual = nullptr;  // null: nothing is added
+  const T* weight;
+  T* sum = nullptr;  // x + residual, where there is a residual
+  T* y;
   Acc<T>* rstd;
 };
 
@@ -225,12 +228,17 @@ NormOptions<Acc<T>> options_of(const O& o, double eps) {
 
 // The norm of x, or of x + residual where the operands have one.
 template <typename O>
-void forward(Context* ctx, const char* name, const O& o, const View* residual, const View* sum) {
+void forward(Context* ctx, const char* name, const O& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
     const RowPlan plan = plan_rows<T>(name, o.x->shape[0], o.x->shape[1], kHeldForward);
-    const ForwardOperands<T> operands{data_of<T>(o.x),      data_of<T>(residual),
-                                      data_of<T>(o.weight), data_of<T>(sum),
-                                      data_of<T>(o.y),      data_of<Acc<T>>(o.rstd)};
+    ForwardOperands<T> operands{.x = data_of<T>(o.x),
+                                .weight = data_of<T>(o.weight),
+                                .y = data_of<T>(o.y),
+                                .rstd = data_of<Acc<T>>(o.rstd)};
+    if constexpr (std::is_same_v<O, balora_rms_norm_add_forward>) {
+      operands.residual = data_of<T>(o.residual);
+      operands.sum = data_of<T>(o.sum);
+    }
     launch(ctx, name, plan.grid, normalise_rows<T>, operands, plan.task, options_of<T>(o, o.eps));
   });
 }
@@ -238,12 +246,12 @@ void forward(Context* ctx, const char* name, const O& o, const View* residual, c
 }  // namespace
 
 int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) {
-  forward(ctx, "rms_norm_forward", o, nullptr, nullptr);
+  forward(ctx, "rms_norm_forward", o);
   return 0;
 }
 
 int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forward& o) {
-  forward(ctx, "rms_norm_add_forward", o, o.residual, o.sum);
+  forward(ctx, "rms_norm_add_forward", o);
   return 0;
 }
 
@@ -254,14 +262,18 @@ int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o
     const RowPlan plan = plan_rows<T>("rms_norm_backward", rows, channels, kHeldBackward,
                                       o.dweight ? partial_groups(rows) : kMaxBlocks);
     A* partial = o.dweight ? workspace<A>(ctx, plan.task.groups * channels) : nullptr;
-    const BackwardOperands<T> operands{
-        data_of<T>(o.dy),   data_of<T>(o.dsum), data_of<T>(o.x), data_of<T>(o.weight),
-        data_of<A>(o.rstd), data_of<T>(o.dx),   partial};
+    const BackwardOperands<T> operands{.dy = data_of<T>(o.dy),
+                                       .dsum = data_of<T>(o.dsum),
+                                       .x = data_of<T>(o.x),
+                                       .weight = data_of<T>(o.weight),
+                                       .rstd = data_of<A>(o.rstd),
+                                       .dx = data_of<T>(o.dx),
+                                       .partial = partial};
     launch(ctx, "rms_norm_backward", plan.grid, norm_gradients<T>, operands, plan.task,
            options_of<T>(o, 0));
     if (o.dweight) {
-      launch_sum_partials(ctx, "rms_norm_backward", partial, data_of<A>(o.dweight),
-                          plan.task.groups, channels);
+      sum_columns(ctx, "rms_norm_backward", partial, data_of<A>(o.dweight), plan.task.groups,
+                  channels);
     }
   });
   return 0;

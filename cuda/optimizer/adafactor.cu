@@ -49,6 +49,7 @@ template <typename T>
 __device__ T scale_of(const Problem<T>& p) {
   return p.coefficient ? static_cast<T>(*p.coefficient) : T(1);
 }
+
 template <typename T>
 __device__ T update_of(const Problem<T>& p, T scale, int64_t r, int64_t c) {
   const T factor = p.factor ? p.factor[r] : T(1);
@@ -193,7 +194,7 @@ __global__ void update_squares(Problem<T> p, double* partial) {
 }
 
 template <typename T>
-__global__ void apply_pieces(Problem<T> p, T beta1, double weight_decay) {
+__global__ void apply_chunks(Problem<T> p, T beta1, double weight_decay) {
   const T scale = scale_of(p), step = static_cast<T>(p.rates->step);
   const T decay = static_cast<T>(1 - weight_decay * p.rates->rate);
   const int64_t chunks = chunks_of_row(p.e);
@@ -251,7 +252,7 @@ void step(Context* ctx, Problem<T> p, const Settings& k) {
   find_moments(ctx, p);
   launch(ctx, kName, blocks(chunks), update_squares<T>, p, partial);
   launch(ctx, kName, one, find_step, partial, chunks, n, k.clip, p.rates);
-  launch(ctx, kName, blocks(chunks), apply_pieces<T>, p, k.beta1, k.weight_decay);
+  launch(ctx, kName, blocks(chunks), apply_chunks<T>, p, k.beta1, k.weight_decay);
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ struct Source {
   uint64_t seed, stream;
 };
 
-// offset + factor * value in two roundings, as on the CPU: a fused multiply-add
-// would give other bits.
+// offset + factor * value in two roundings, as on the CPU: a fused multiply-add would give
+// other bits.
 __device__ double affine(double offset, double factor, double value) {
   return __dadd_rn(offset, __dmul_rn(factor, value));
 }

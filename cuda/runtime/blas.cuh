@@ -29,23 +29,14 @@ struct GemmShape {
 };
 
 // c (M,N) = alpha a (M,K) b (K,N) + beta c; a and b of one float type, c of it or of the
-// accumulator (f32; f64 for f64), in which sums are kept; with beta 0 c is not read. Operands of
-// two types (bf16 or f16 beside f32): batch 1 and c f32; the narrow one is
-// widened to f32 in scratch.
+// accumulator (f32; f64 for f64), in which sums are kept; with beta 0 c is not read. Operands
+// of two types (bf16 or f16 beside f32): batch 1 and c f32; the narrow one is widened to f32
+// in scratch.
 void gemm(Context* ctx, const GemmShape& shape, double alpha, const GemmOperand& a,
           const GemmOperand& b, double beta, const GemmResult& c);
 
-inline int64_t element_size(int32_t dtype) {
-  return dtype_size(static_cast<DType>(dtype));
-}
 inline int32_t accumulator_of(int32_t dtype) {
   return dtype == BALORA_F64 ? BALORA_F64 : BALORA_F32;
-}
-inline const void* offset_by(const void* data, int64_t elements, int32_t dtype) {
-  return static_cast<const char*>(data) + elements * element_size(dtype);
-}
-inline void* offset_by(void* data, int64_t elements, int32_t dtype) {
-  return static_cast<char*>(data) + elements * element_size(dtype);
 }
 
 // to (rows,cols) = from, converted and rounded once.

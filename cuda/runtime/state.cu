@@ -55,7 +55,7 @@ void close_device(DeviceState* state) {
 DeviceState* open_device(int32_t device) {
   find_device(device);
   check(cudaSetDevice(device), "cudaSetDevice");
-  // What was made before a failure goes again.
+  // Everything that was made before a failure is freed.
   std::unique_ptr<DeviceState, void (*)(DeviceState*)> state(new DeviceState(), close_device);
   state->device = device;
   cudaDeviceProp properties{};

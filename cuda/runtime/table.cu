@@ -60,36 +60,38 @@ extern "C" __attribute__((visibility("default"))) const balora_kernel_table* bal
     void) {
   using balora::Guard;
   using namespace balora::cuda;
-  static const balora_kernel_table table = {
-      BALORA_ABI,
-      sizeof(balora_kernel_table),
-      "cuda",
-      create_state,
-      destroy_state,
-      allocate,
-      release,
-      nullptr,  // discard: memory comes and goes in whole segments
-      Guard<Device, &upload>::call,
-      Guard<Device, &download>::call,
-      pin,
-      unpin,
-      Guard<Device, &copy_in>::call,
-      Guard<Device, &copy_out>::call,
-      Guard<Device, &mark>::call,
-      reached,
-      await_mark,
-      unmark,
-      Guard<Device, &record>::call,
-      elapsed,
-      Guard<Device, &synchronize>::call,
-      describe,
-      memory,
-      Guard<Device, &capture_begin>::call,
-      Guard<Device, &capture_end>::call,
-      Guard<Device, &graph_launch>::call,
-      graph_destroy,
-#define KERNEL(name) Guard<Device, &name##_kernel>::call,
+  // discard is left out: memory comes and goes in whole segments.
+  static const balora_kernel_table table = [] {
+    balora_kernel_table t{};
+    t.abi = BALORA_ABI;
+    t.size = sizeof(balora_kernel_table);
+    t.device = "cuda";
+    t.create_state = create_state;
+    t.destroy_state = destroy_state;
+    t.allocate = allocate;
+    t.release = release;
+    t.upload = Guard<Device, &upload>::call;
+    t.download = Guard<Device, &download>::call;
+    t.pin = pin;
+    t.unpin = unpin;
+    t.copy_in = Guard<Device, &copy_in>::call;
+    t.copy_out = Guard<Device, &copy_out>::call;
+    t.mark = Guard<Device, &mark>::call;
+    t.reached = reached;
+    t.await_mark = await_mark;
+    t.unmark = unmark;
+    t.record = Guard<Device, &record>::call;
+    t.elapsed = elapsed;
+    t.synchronize = Guard<Device, &synchronize>::call;
+    t.describe = describe;
+    t.memory = memory;
+    t.capture_begin = Guard<Device, &capture_begin>::call;
+    t.capture_end = Guard<Device, &capture_end>::call;
+    t.graph_launch = Guard<Device, &graph_launch>::call;
+    t.graph_destroy = graph_destroy;
+#define KERNEL(name) t.name = Guard<Device, &name##_kernel>::call;
 #include "kernels/kernels.def"
-  };
+    return t;
+  }();
   return &table;
 }

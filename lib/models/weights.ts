@@ -131,7 +131,7 @@ export class WeightLoader {
     return new Conv1D(weight, bias);
   }
 
-  /** With a bias. @param channels C */
+  /** A LayerNorm with a bias. @param channels C */
   layerNorm(name: string, channels: number, eps: number): LayerNorm {
     const weight = this.tensor(`${name}.weight`, [channels]);
     return new LayerNorm(weight, this.tensor(`${name}.bias`, [channels]), { eps });

@@ -27,7 +27,8 @@ void start_read(const Tensor& t, Napi::Uint8Array into) {
   download(contiguous(t.detach()), into.Data());
 }
 
-// What may throw comes first: a write to `into` that is on its way needs a promise that keeps it.
+// Calls that may throw come first: a write to `into` that is on its way needs a promise that
+// keeps it.
 Napi::Promise read(Env& env, Tensor t, Napi::Uint8Array into) {
   env.engines().refuse_recording();
   start_read(t, into);

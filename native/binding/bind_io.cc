@@ -324,8 +324,8 @@ Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, D
 }
 
 // heads > 0: rows are put back from the llama architecture's interleaved order to HF's halves:
-// within a head of D rows, stored row 2i + j is row j*D/2 +
-// i (convert_hf_to_gguf.py, LlamaModel.permute).
+// within a head of D rows, stored row 2i + j is row j*D/2 + i
+// (convert_hf_to_gguf.py, LlamaModel.permute).
 Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, int64_t heads,
                  bool check_finite) {
   const std::shared_ptr<const GgufFile>& file = box->get();

@@ -1,15 +1,13 @@
-// Linear algebra and the fused head losses.
+// The fused head losses, whose operands and options come as structures.
 #include "binding/bind.h"
 #include "ops/head/losses.h"
-#include "ops/linalg/linalg.h"
 
 namespace balora::binding {
 namespace {
 
 using Maybe = std::optional<Tensor>;
 
-// HeadInputs as JS passes them. The teacher comes as its hidden states, as its
-// summary, or not at all.
+// HeadInputs as JS passes them: the teacher by its hidden states, by its summary, or none.
 struct HeadOperands {
   Tensor hidden, head;
   Maybe teacher, teacher_head, teacher_mean, teacher_entropy;
@@ -61,10 +59,6 @@ std::tuple<Tensor, Tensor> bound_teacher_summary(const Tensor& teacher, const Ma
   return {summary.mean, summary.entropy};
 }
 
-void bound_gram_add(Tensor g, const Tensor& a) {
-  gram_add(g, a);
-}
-
 }  // namespace
 
 template <>
@@ -99,15 +93,6 @@ struct Named<HeadOptions> {
 };
 
 void bind_losses(Module& m) {
-  op(m, "qr", &qr, {"a"}, Grad::kYes);
-  op(m, "eigh", &eigh, {"a"}, Grad::kYes);
-  op(m, "svd", &svd, {"a"}, Grad::kYes);
-  op(m, "singularValues", &singular_values, {"a"}, Grad::kYes);
-  op(m, "randomizedSvds", &randomized_svds, {"matrices", "ranks", "niter", "oversample", "seeds"},
-     Grad::kNone);
-  op(m, "gram", &gram, {"a"}, Grad::kNone);
-  op(m, "gramAdd", &bound_gram_add, {"g", "a"}, Grad::kNone);
-  op(m, "gramSpectrum", &gram_spectrum, {"m", "g"}, Grad::kNone);
   op(m, "headLosses", &bound_head_losses, {"operands", "options"}, Grad::kYes);
   op(m, "headRows", &bound_head_rows, {"operands", "options"}, Grad::kNone);
   op(m, "teacherSummary", &bound_teacher_summary,

@@ -195,7 +195,8 @@ void StagingRing::send(Context* ctx, void* device, const void* host, int64_t byt
   }
 }
 
-// Copies out chunk by chunk: as many as the ring has are under way while the oldest is taken out of it.
+// Copies chunk by chunk: as many as the ring has are under way while the oldest is copied
+// out of it.
 void StagingRing::fetch(Context* ctx, void* host, const void* device, int64_t bytes) {
   if (!kernels_->pin) {
     return check_copy(ctx, kernels_->download(ctx, host, device, static_cast<uint64_t>(bytes)));

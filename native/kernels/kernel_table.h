@@ -75,8 +75,8 @@ typedef struct balora_kernel_table {
   int32_t (*await_mark)(void* mark, char* error, uint64_t error_size);
   void (*unmark)(void* mark);
   // Marks that know the time, given back with unmark: `record` puts one behind what the stream was
-  // given so far, `elapsed` tells the seconds between two that were reached (non-zero: it cannot).
-  // Null where a kernel has run when its row returns, so that the host's clock tells (the CPU).
+  // given so far, `elapsed` gives the seconds between two that were reached (non-zero: it cannot).
+  // Null where a kernel has run when its row returns, so that the host's clock will do (the CPU).
   int32_t (*record)(balora_context* ctx, void** mark);
   int32_t (*elapsed)(void* from, void* to, double* seconds);
   // Waits until the device has run everything, and reports what failed since the last call. Null: a
@@ -107,8 +107,8 @@ using KernelTable = balora_kernel_table;
 template <typename O>
 using KernelRow = int32_t (*KernelTable::*)(Context*, const O*);
 
-// Calls a row with named operands: call(kernels.rms_norm_forward, ctx, {.x = &x, .weight =
-// &weight}).
+// Calls a row with named operands:
+//   call(kernels.rms_norm_forward, ctx, {.x = &x, .weight = &weight});
 template <typename O>
 int32_t call(int32_t (*row)(Context*, const O*), Context* ctx,
              const std::type_identity_t<O>& operands) {

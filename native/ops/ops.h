@@ -1,8 +1,8 @@
-// Declarations of every op. Most are rows of a family's ops.def, OP(name, (parameters), grad, result),
-// from which the binding makes the JavaScript function, too; an op whose parameters JavaScript passes
-// in another form is declared below and bound by hand in native/binding. What an op computes stands in
-// its file. Dimensions: B batch, T time, N rows, C channels, V vocabulary, H heads, D head size, F mlp
-// width, R rank, L layers.
+// Declarations of every op. Most are rows of a family's ops.def, OP(name, (parameters), grad,
+// result), from which the binding makes the JavaScript function, too; an op whose parameters
+// JavaScript passes in another form is declared below and bound by hand in native/binding. The file
+// of an op says what it computes. Dimensions: B batch, T time, N rows, C channels, V vocabulary, H
+// heads, D head size, F mlp width, R rank, L layers.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -63,7 +63,7 @@ struct LinearLayer {
 };
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
                                  const std::vector<LinearLayer>& linears);
-// row_norm.cc: ||weight + sum scale (b a - b0 a0)|| by rows, without a gradient; weight (O,I) -> (O)
+// row_norm.cc: weight (O,I) -> ||weight + sum scale (b a - b0 a0)|| by rows (O), without a gradient
 Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts);
 
 // convert.cc

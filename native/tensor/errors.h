@@ -90,8 +90,8 @@ inline const char* code_of(const std::exception& error) {
   return dynamic_cast<const std::bad_alloc*>(&error) ? "ERR_OUT_OF_MEMORY" : "ERR_NATIVE";
 }
 
-// Joins the parts with operator<<: `throw ArgumentError(concat("rms_norm: eps must be
-// >= 0, got ", eps))`.
+// Joins the parts with operator<<:
+//   throw ArgumentError(concat("rms_norm: eps must be >= 0, got ", eps));
 template <typename... Parts>
 std::string concat(const Parts&... parts) {
   std::ostringstream out;

@@ -85,7 +85,7 @@ const kMostRegisters = 128;
 
 /** Kernels that may use more registers, since they hold a tile or a row in them and hide their waiting behind it. */
 const kMayHold = [
-  'sum_products',
+  'linear_sum: sum_products',
   ...['attention: forward', 'attention_backward: backward'],
   ...['attention_plain: forward_plain', 'attention_backward_plain: backward_plain'],
   ...['relative_attention: forward', 'relative_attention_backward: backward'],

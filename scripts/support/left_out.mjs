@@ -1,4 +1,4 @@
-// What a run of `npm test` leaves out: test/left_out.json lists all of it by name, with the condition, the reason and what runs it.
+// Tests and checks that a run of `npm test` leaves out: test/left_out.json lists all of them by name, with the condition, the reason and what runs it.
 // With CI=true a run that leaves out anything else, or runs what is listed as left out, fails.
 import { existsSync, readFileSync } from 'node:fs';
 import { nvccMissing } from './cuda_build.mjs';

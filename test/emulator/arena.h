@@ -29,7 +29,7 @@ class Arena {
     return static_cast<size_t>(static_cast<const char*>(at) - base_) < kPart * (kDevices + 1);
   }
   size_t used(int part) const { return parts_[part].used; }
-  // Of the part that begins at `part`, which is a device's.
+  // The shadow of the device's part that begins at `part`.
   Shadow shadow(const char* part) const {
     const auto offset = static_cast<size_t>(part - base_);
     return {fours_ + offset / 4, bytes_ + offset};

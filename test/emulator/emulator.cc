@@ -90,7 +90,7 @@ const char* name_of(Meeting meeting) {
   return "";
 }
 
-// What the lanes of `present` did before is from now on ordered before what each of them does.
+// Everything that the lanes of `present` did is ordered before what each of them does from now on.
 void order_lanes(Block& block, Warp& warp, unsigned first, unsigned present) {
   const bool all = present == warp.alive;
   const uint32_t before = warp.clock;

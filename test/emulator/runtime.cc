@@ -90,7 +90,7 @@ cudaError_t take_error(Stream& stream) {
   return report(cudaErrorLaunchFailure, sticky() ? stream.error : std::exchange(stream.error, ""));
 }
 
-// What any call is told of a device that a kernel broke.
+// The status of any call to a device that a kernel broke.
 cudaError_t refuse_when_broken(int device) {
   if (!sticky()) return cudaSuccess;
   for (Stream* stream : runtime().streams) {
@@ -103,8 +103,8 @@ bool capturing() {
   return host_thread().capturing != nullptr;
 }
 
-// What may not happen while a stream is captured spoils the capture. In the relaxed mode memory may
-// be asked for meanwhile.
+// A call that is not allowed while a stream is captured spoils the capture. In the relaxed mode
+// memory may be asked for meanwhile.
 cudaError_t refuse_in_capture(Stream& stream) {
   stream.capture_broken = true;
   return report(cudaErrorStreamCaptureUnsupported, "");
@@ -145,7 +145,7 @@ bool is_device_memory(const void* data, size_t bytes) {
 
 namespace {
 
-// As the device refuses a launch at once.
+// Whether the device would accept a launch; it refuses one at once.
 bool allowed(const Launch& launch) {
   const auto product = [](dim3 d) { return uint64_t{d.x} * d.y * d.z; };
   const dim3 grid = launch.grid, dims = launch.dims;

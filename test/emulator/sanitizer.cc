@@ -1,5 +1,6 @@
-// What g++ calls for every access of a file compiled with -fsanitize=thread,alignment. No sanitizer
-// library is linked: these functions take its place, and outside of a kernel they do nothing.
+// The functions that g++ calls for every access of a file compiled with
+// -fsanitize=thread,alignment. No sanitizer library is linked: these functions take its place, and
+// outside of a kernel they do nothing.
 #include "checks.h"
 
 using emulator::Access;

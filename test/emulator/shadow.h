@@ -1,4 +1,4 @@
-// What is remembered of every four bytes of device and shared memory, and the rules that make two
+// The state of every four bytes of device and shared memory, and the rules that make two
 // accesses a race. A record holds who accessed last and when: an epoch is the time between two
 // barriers of one block and is never used twice, so nothing is cleared between blocks or launches;
 // a stamp counts the meetings of a warp inside an epoch. Where a kernel touches less than four

@@ -36,7 +36,7 @@ bool SharedRoom::valid_range(size_t offset, size_t bytes) const {
 
 void open_shared(Block& block) {
   block.pieces.clear();
-  // As many pieces as the dynamic part can have, each with its guard; a few may be empty.
+  // The most arrays that the dynamic part can have, each with its guard; a few may be empty.
   block.dynamic_room = 2 * round_up(static_cast<size_t>(block.launch->shared_bytes)) + 18 * kUnit;
   block.static_bytes = 0;
   block.room = block.dynamic_room;

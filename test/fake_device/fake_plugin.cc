@@ -310,7 +310,7 @@ int32_t run_on_cpu(Context* ctx, const Call& kernel) {
   return status;
 }
 
-// What keeps a row from running now: an operand elsewhere, or the fault that is asked for.
+// The reason why a row does not run now: an operand elsewhere, or the fault that is asked for.
 enum class Obstacle { kNone, kError, kLateFault };
 Obstacle obstacle(Context* ctx, const char* name, bool operands_on_device) {
   State& state = state_of(ctx);
@@ -396,7 +396,7 @@ const KernelTable* new_table() {
   const std::string variant = setting("BALORA_FAKE_DEVICE");
   if (variant == "null") return nullptr;
   const KernelTable table = make_table();
-  // Of another ABI its number and size alone are known.
+  // A table of another ABI is known by its number and size alone.
   if (table.abi != BALORA_ABI) return cut_off(table, offsetof(KernelTable, device));
   if (table.size < sizeof table) return cut_off(table, table.size);
   return new KernelTable(table);

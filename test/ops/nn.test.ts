@@ -253,7 +253,7 @@ describe('rope', () => {
     );
     expect(() => rope(x, tables(8, 'f32'), p)).toThrow('rope: cos must be f64, got f32');
     expect(() => rope(x, tables(10, 'f64'), p)).toThrow(
-      'rope: the tables turn 10 channels of a head, x has 8',
+      'rope: the tables rotate 10 channels of a head, x has 8',
     );
     expect(() => rope(x, t, tensor(positions(3)))).toThrow(
       'rope: positions must be (N)=(2), got (3)',

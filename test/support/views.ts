@@ -6,6 +6,15 @@ import type { kFloatTypes } from './compare.ts';
 import { kTestDevice } from './device.ts';
 import { testRandom } from './gradcheck.ts';
 
+type Fields = [name: string, type: string][];
+interface Signatures {
+  parametersOf(signature: { typescript: string }): Fields;
+  fieldsOf(type: string): Fields;
+}
+// The module has no types.
+const path = './signatures.mjs';
+const { parametersOf, fieldsOf } = (await import(path)) as Signatures;
+
 export type FloatType = (typeof kFloatTypes)[number];
 export type Form = (x: Tensor) => Tensor;
 
@@ -61,26 +70,6 @@ export function eachPair(body: (a: Form, b: Form, names: string) => void): void 
   }
 }
 
-/** The types of the arguments of a function of the addon. */
-function argumentTypes(name: string): string[] {
-  const typescript = native.signatures.find((row) => row.name === name)?.typescript ?? '';
-  const parameters = typescript.slice(1, typescript.lastIndexOf('): ')).split(/, (?=\w+: )/);
-  return parameters.map((parameter) => parameter.slice(parameter.indexOf(': ') + 2));
-}
-
-/** The types of the fields of an object's type, by name; a field may be an object itself. */
-function fieldTypes(type: string): Map<string, string> {
-  const fields = [''];
-  let depth = 0;
-  for (const c of type.slice(1, type.lastIndexOf('}'))) {
-    if (c === '{') ++depth;
-    if (c === '}') --depth;
-    if (c === ';' && depth === 0) fields.push('');
-    else fields[fields.length - 1] += c;
-  }
-  return new Map(fields.map((field) => field.trim().split(/: (.*)/s, 2) as [string, string]));
-}
-
 /**
  * Runs `body`; each tensor that it gives to a function of the addon goes through `change` first.
  * @param change gets the operand and its place among those of the call
@@ -93,7 +82,8 @@ export function withOperands<T>(
 ): { result: T; changed: number } {
   const functions = native as unknown as Record<string, (...args: unknown[]) => unknown>;
   const original = functions[name] as (...args: unknown[]) => unknown;
-  const types = argumentTypes(name);
+  const signature = native.signatures.find((row) => row.name === name);
+  const types = signature ? parametersOf(signature).map(([, type]) => type) : [];
   let changed = 0;
   functions[name] = (...args) => {
     // The views are made by ops, too.
@@ -107,7 +97,7 @@ export function withOperands<T>(
         return value.map((each) => viewed(each, element));
       }
       if (typeof value === 'object') {
-        const types = fieldTypes(type);
+        const types = new Map(fieldsOf(type));
         const fields = Object.entries(value);
         return Object.fromEntries(
           fields.map(([key, of]) => [key, viewed(of, types.get(key) ?? '')]),

@@ -1,6 +1,4 @@
-// Operands of attention: one structure a kernel, read by
-// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
-// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of attention (kernels.def has the rules).
 #pragma once
 #include <stdint.h>
 
@@ -41,8 +39,9 @@ typedef struct balora_relative_gradients {
 } balora_relative_gradients;
 
 // Attention over segments: rows [cu_seqlens[b], cu_seqlens[b+1]) are the sequence b.
-// out = softmax(scores) v,  scores = softcap * tanh(scale q k^T / softcap)  (softcap 0: scale q
-// k^T) A query sees itself and, with a window W > 0, the W - 1 keys before it (and after it, when
+//   out = softmax(scores) v
+//   scores = softcap * tanh(scale q k^T / softcap), without a softcap scale q k^T
+// A query sees itself and, with a window W > 0, the W - 1 keys before it (and after it, when
 // not causal).
 typedef struct balora_attention_forward {
   const balora_view* q;           // (M,H,D) rows strided

@@ -1,6 +1,4 @@
-// Operands of ops that work element by element: one structure a kernel, read by
-// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
-// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of ops that work element by element (kernels.def has the rules).
 #pragma once
 #include <stdint.h>
 
@@ -12,7 +10,7 @@ extern "C" {
 #endif
 
 // The gated activation of an mlp:
-// y = activation(gate) * up
+//   y = activation(gate) * up
 typedef struct balora_gated_forward {
   const balora_view* gate;  // (N,F) rows strided
   const balora_view* up;    // (N,F) rows strided
@@ -30,8 +28,7 @@ typedef struct balora_gated_backward {
   balora_activation activation;
 } balora_gated_backward;
 
-// destination = beta * destination + source, in the destination's type, which may be
-// wider than the source's
+// destination = beta * destination + source, in the destination's type (the source's, or wider)
 typedef struct balora_accumulate {
   const balora_view* source;
   const balora_view* destination;

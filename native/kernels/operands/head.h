@@ -1,6 +1,4 @@
-// Operands of the language model's head and its losses: one structure a kernel, read by
-// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
-// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of the language model's head and its losses (kernels.def has the rules).
 #pragma once
 #include <stdint.h>
 
@@ -24,7 +22,7 @@ typedef struct balora_head_options {
   int64_t chunk_bytes;    // bound on the scratch for a chunk's logits; 0: the device's choice
 } balora_head_options;
 
-// loss = lse - logits[target], by row or reduced; rows whose target is -100 do not count.
+// loss = lse - logits[target], by row or reduced. A target of BALORA_IGNORED_TARGET does not count.
 typedef struct balora_cross_entropy_forward {
   const balora_view* logits;   // (N,V)
   const balora_view* targets;  // (N) i32
@@ -50,9 +48,10 @@ enum { BALORA_HEAD_TASK, BALORA_HEAD_CONSISTENCY, BALORA_HEAD_ENTROPY, BALORA_HE
 enum { BALORA_HEAD_LOSS = BALORA_HEAD_TERMS, BALORA_HEAD_SUMS };
 
 // The head of a language model with its losses, a chunk of rows at a time: no (M,V) tensor exists.
-// loss = task_scale task + consistency_scale consistency - diversity_scale entropy. The teacher is
-// live (ht and wt), or kept as its summary (mean and entropy of teacher_summary; w is frozen and
-// without soft-capping then), or there is none and no consistency term: all four are null.
+//   loss = task_scale task + consistency_scale consistency - diversity_scale entropy
+// The teacher is live (ht and wt), or kept as its summary (mean and entropy of teacher_summary; w
+// is frozen and without soft-capping then), or there is none and no consistency term: all four are
+// null in that case.
 typedef struct balora_head_losses {
   const balora_view* h;            // (M,C) the student's hidden states
   const balora_view* ht;           // (M,C) the live teacher's; or null
@@ -71,8 +70,10 @@ typedef struct balora_head_losses {
   balora_head_options options;
 } balora_head_losses;
 
-// What a consistency term needs of a teacher with a linear, frozen head. With q = softmax(ht wt^T /
-// T): mean = sum_j q_j w_j,  entropy = -sum_j q_j log q_j
+// The summary of a teacher that a consistency term needs where the student's head is linear and
+// frozen. With q = softmax(ht wt^T / T):
+//   mean = sum_j q_j w_j
+//   entropy = -sum_j q_j log q_j
 typedef struct balora_teacher_summary {
   const balora_view* ht;       // (M,C)
   const balora_view* wt;       // (V,C) the teacher's head
@@ -83,7 +84,7 @@ typedef struct balora_teacher_summary {
 } balora_teacher_summary;
 
 // The SVD term of logits h W^T, through the Gram matrix of the head:
-// value = -(sum of the k largest singular values) / norm
+//   value = -(sum of the k largest singular values) / norm
 typedef struct balora_svd_ratio_gram {
   const balora_view* h;      // (M,C)
   const balora_view* g;      // (C,C) f64 = W^T W

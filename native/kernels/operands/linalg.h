@@ -1,7 +1,5 @@
-// Operands of linear algebra. K = min(M,N); computed in f64 from any float type and rounded once:
-// one structure a kernel, read by native/ops, kernels/cpu and cuda. Plain C, since it crosses the
-// plug-in's boundary: a change of a structure needs a new BALORA_ABI (kernel_table.h). A field that
-// is left out is null or 0.
+// Operands of linear algebra (kernels.def has the rules). K = min(M,N). Results are computed in f64
+// from any float type and rounded once.
 #pragma once
 #include <stdint.h>
 

@@ -1,6 +1,4 @@
-// Operands of linear layers: one structure a kernel, read by
-// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
-// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of linear layers (kernels.def has the rules).
 #pragma once
 #include <stdint.h>
 
@@ -34,8 +32,8 @@ typedef struct balora_low_rank {
   int32_t is_change;  // non-zero: B A is a small change of W, no difference of large terms
 } balora_low_rank;
 
-// One of the linears that share an input: y = output_scale * (x W^T + its parts) +
-// bias, rounded once.
+// One of the linears that share an input, rounded once:
+//   y = output_scale * (x W^T + its parts) + bias
 typedef struct balora_linear {
   balora_weight weight;
   const balora_view* bias;          // (O) of x's type, or null; not read by backward
@@ -50,7 +48,7 @@ typedef struct balora_linear {
 } balora_linear;
 
 // For each of the linears that share x, with x_adapter where it is given and x else:
-// y = output_scale * (x W^T + sum over parts of scale * x_adapter (B A - B0 A0)^T) + bias
+//   y = output_scale * (x W^T + sum over parts of scale * x_adapter (B A - B0 A0)^T) + bias
 // Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once.
 typedef struct balora_linear_forward {
   const balora_view* x;          // (N,I)
@@ -62,8 +60,10 @@ typedef struct balora_linear_forward {
 // Gradients of the inputs and the parts; those of linears and parts stand in their structures. dY
 // is the gradient of x W^T + the parts; output_scale and bias are not read (column_scale_backward
 // makes their gradients and that dY). With dU = scale * dY B:
-// dx = sum of dY W,  dx_adapter = sum of scale * dY (B A - B0 A0), part of dx without x_adapter
-// da = dU^T x_adapter,  db = scale * dY^T U
+//   dx = sum of dY W
+//   dx_adapter = sum of scale * dY (B A - B0 A0), part of dx without x_adapter
+//   da = dU^T x_adapter
+//   db = scale * dY^T U
 // Outputs are overwritten; null ones are not computed.
 typedef struct balora_linear_backward {
   const balora_view* x;           // (N,I); may be null if no da is wanted
@@ -74,7 +74,9 @@ typedef struct balora_linear_backward {
   int32_t count;
 } balora_linear_backward;
 
-// dweight = dy^T x,  dbias = the sum of dy's rows
+// Gradients of a trained weight and bias.
+//   dweight = dy^T x
+//   dbias = the sum of dy's rows
 typedef struct balora_linear_weight_backward {
   const balora_view* dy;       // (N,O)
   const balora_view* x;        // (N,I); may be null without dweight
@@ -109,8 +111,10 @@ inline const View& dense(const balora_weight& weight) {
   return *weight.dense;
 }
 
-inline std::span<const balora_low_rank> parts_of(const balora_linear& linear) {
-  return {linear.parts, static_cast<size_t>(linear.part_count)};
+// The parts of a linear, or of a row_norm.
+template <typename O>
+std::span<const balora_low_rank> parts_of(const O& o) {
+  return {o.parts, static_cast<size_t>(o.part_count)};
 }
 }  // namespace balora
 #endif

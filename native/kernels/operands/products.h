@@ -1,6 +1,4 @@
-// Operands of matrix products: one structure a kernel, read by
-// native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's boundary: a change of a
-// structure needs a new BALORA_ABI (kernel_table.h). A field that is left out is null or 0.
+// Operands of matrix products (kernels.def has the rules).
 #pragma once
 #include <stdint.h>
 

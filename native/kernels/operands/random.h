@@ -1,7 +1,5 @@
-// Operands of random numbers. Element i of (seed, stream) depends on nothing else: one structure a
-// kernel, read by native/ops, kernels/cpu and cuda. Plain C, since it crosses the plug-in's
-// boundary: a change of a structure needs a new BALORA_ABI (kernel_table.h). A field that is left
-// out is null or 0.
+// Operands of random numbers (kernels.def has the rules). Element i of (seed, stream) depends on
+// nothing else.
 #pragma once
 #include <stdint.h>
 

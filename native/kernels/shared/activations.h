@@ -33,8 +33,7 @@ BALORA_HOST_DEVICE Activated<A> gelu(A x) {
   return {x * cdf, cdf + x * kDensity * Math::exp(A(-0.5) * x * x)};
 }
 
-// The tanh form of gelu (Hendrycks and Gimpel, 2016), "gelu_new" and "gelu_pytorch_tanh" in
-// checkpoints:
+// The tanh form of gelu (Hendrycks and Gimpel, 2016; "gelu_new" or "gelu_pytorch_tanh"):
 //   x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
 template <typename A>
 constexpr A kGeluTanhScale = static_cast<A>(0.79788456080286535588);  // sqrt(2 / pi)

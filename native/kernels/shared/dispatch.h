@@ -1,5 +1,5 @@
-// From a run-time dtype to a compile-time element type. Kernels load into Acc<T>, compute there,
-// and store with one rounding to nearest even.
+// From a view and its run-time dtype to elements of a compile-time type. Kernels load into Acc<T>,
+// compute there, and store with one rounding to nearest even.
 #pragma once
 #include <string>
 #include <type_traits>
@@ -14,6 +14,16 @@ namespace balora {
 // The type of arithmetic on T: double for double, else float.
 template <typename T>
 using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// The dtype of a type of arithmetic.
+template <typename A>
+constexpr int32_t kDtypeOfAcc = std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32;
+
+// The elements of a view; null for an operand that is absent.
+template <typename T>
+T* data_of(const View* view) {
+  return view ? static_cast<T*>(view->data) : nullptr;
+}
 
 // Calls body.template operator()<T>() for the float type of `dtype`.
 template <typename Body>

@@ -23,8 +23,7 @@ struct RitzPairsOf {
   bool exact = false;             // the basis spans the whole space
 };
 
-// Whether the energy that `rank` leading pairs of A^T A capture has converged, asked after each
-// cycle:
+// Convergence of the energy that `rank` leading pairs of A^T A capture, asked after each cycle:
 //   |A - U S Vt|_F <= optimum * (1 + 1e-5) + 1e-6 * |A|_F
 class CapturedEnergy {
  public:

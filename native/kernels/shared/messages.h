@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/shared/op_codes.h"
 #include "tensor/errors.h"
 
 namespace balora::messages {
@@ -11,8 +12,8 @@ inline std::string index_out_of_range(int64_t index, int64_t position, int64_t l
   return concat("index ", index, " at position ", position, " is outside [0,", limit, ")");
 }
 inline std::string target_out_of_range(int64_t target, int64_t row, int64_t classes) {
-  return concat("target ", target, " of row ", row, " is not a class id below ", classes,
-                " (-100 marks a row to ignore)");
+  return concat("target ", target, " of row ", row, " is not a class id below ", classes, " (",
+                int{BALORA_IGNORED_TARGET}, " marks a row to ignore)");
 }
 inline std::string singular_matrix() {
   return "the matrix is singular";

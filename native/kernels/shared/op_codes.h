@@ -81,6 +81,9 @@ typedef enum balora_activation {
   BALORA_GATE_GELU_TANH = 2
 } balora_activation;
 
+// The target of a row that does not count.
+enum { BALORA_IGNORED_TARGET = -100 };
+
 // Reductions of a loss by row. The mean is over the rows that count.
 typedef enum balora_reduction {
   BALORA_REDUCTION_NONE = 0,

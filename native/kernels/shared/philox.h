@@ -65,10 +65,10 @@ struct NormalPair {
 
 // Two independent standard normals (Box and Muller) from one block.
 BALORA_HOST_DEVICE NormalPair philox_normals(uint64_t seed, uint64_t index, uint64_t stream = 0) {
-  constexpr double kTurn = 6.28318530717958647692;  // 2 pi
+  constexpr double kTwoPi = 6.28318530717958647692;
   const PhiloxBlock block = philox(seed, index, stream);
   const double radius = std::sqrt(-2 * std::log(1 - philox_double(block[0], block[1])));
-  const double angle = kTurn * philox_double(block[2], block[3]);
+  const double angle = kTwoPi * philox_double(block[2], block[3]);
   return {radius * std::cos(angle), radius * std::sin(angle)};
 }
 

@@ -1,6 +1,6 @@
 // Rotary position embedding: x (N,H,D), tables (P,Drot/2), positions (N) i32 -> (N,H,D). The first
-// Drot channels of each head turn, the rest pass through. Nothing but the tables is kept: backward
-// turns the gradient back.
+// Drot channels of each head are rotated, the others copied. Nothing but the tables is kept:
+// backward rotates the gradient back.
 #include "engine/launch.h"
 #include "ops/ops.h"
 #include "ops/rows.h"
@@ -19,7 +19,7 @@ void check(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Tens
   check_shape("rope", "positions", positions, {x.dim(0)}, "(N)");
   check_dtype("rope", "positions", positions, DType::kI32);
   if (2 * cosine.dim(1) > x.dim(2)) {
-    throw ArgumentError(concat("rope: the tables turn ", 2 * cosine.dim(1),
+    throw ArgumentError(concat("rope: the tables rotate ", 2 * cosine.dim(1),
                                " channels of a head, x has ", x.dim(2)));
   }
 }

@@ -4,6 +4,7 @@
 // caller may use (losses/fused.ts has the predicate).
 #include "engine/launch.h"
 #include "ops/head/losses.h"
+#include "ops/linalg/linalg.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
 
@@ -202,8 +203,7 @@ Tensor svd_ratio_gram(const Tensor& hidden, const Tensor& gram, int64_t k,
                       const std::string& norm) {
   check_hidden("svd_ratio_gram", hidden);
   check_ratio("svd_ratio_gram", k, norm);
-  check_dtype("svd_ratio_gram", "gram", gram, DType::kF64);
-  check_shape("svd_ratio_gram", "gram", gram, {hidden.dim(1), hidden.dim(1)}, "(C,C)");
+  check_gram("svd_ratio_gram", "gram", gram, hidden.dim(1));
   const Tensor value = Tensor::empty(hidden.engine(), {}, DType::kF64);
   const Tensor dh = gradient_of(hidden, hidden.dtype());
   const int32_t nuclear = norm == "nuclear";

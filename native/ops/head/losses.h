@@ -32,8 +32,8 @@ struct HeadInputs {
   Teacher teacher = {};
   Tensor head;                         // (V,C); frozen beside a TeacherSummary
   std::optional<Tensor> targets = {};  // (M) i32, -100: no task term; none: no row has one
-  std::optional<Tensor> regularized =
-      {};                             // (M) u8, 0: the task term alone; none: all rows have all
+  // (M) u8, 0: the task term alone; none: all rows have all.
+  std::optional<Tensor> regularized = {};
   std::optional<Tensor> scales = {};  // (3) f64, times the options' scales; none: ones
 };
 
@@ -51,8 +51,8 @@ Tensor head_rows(const HeadInputs& inputs, const HeadOptions& options);
 // -(sum of the k largest singular values of hidden head^T) / norm, () f64; 0 for zero logits. norm:
 // frobenius or nuclear. By gram = head^T head (C,C) f64: the head is linear and frozen.
 Tensor svd_ratio_gram(const Tensor& hidden, const Tensor& gram, int64_t k, const std::string& norm);
-// By tiles of the logits: the head may want a gradient, the logits may be
-// soft-capped (softcap > 0).
+// The same by tiles of the logits: the head may want a gradient, the logits may be soft-capped
+// (softcap > 0).
 Tensor svd_ratio(const Tensor& hidden, const Tensor& head, int64_t k, const std::string& norm,
                  double softcap, int64_t chunk_bytes);
 

@@ -11,12 +11,6 @@
 
 namespace balora {
 
-void check_matrix(const char* op, const Tensor& a) {
-  check_float(op, "a", a);
-  check_ndim(op, "a", a, 2);
-  if (a.numel() == 0) throw ArgumentError(concat(op, ": a is empty ", a.shape().to_string()));
-}
-
 std::tuple<Tensor, Tensor> qr(const Tensor& a) {
   check_matrix("qr", a);
   const int64_t m = a.dim(0), n = a.dim(1), k = std::min(m, n);

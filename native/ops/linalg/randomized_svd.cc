@@ -19,10 +19,7 @@ void check_task(const Tensor& a, int64_t rank) {
     throw ArgumentError(concat("randomized_svd: rank must be 1..", most, " for ",
                                a.shape().to_string(), ", got ", rank));
   }
-  if (grad_wanted({a})) {
-    throw ArgumentError(
-        "randomized_svd: has no gradient; call it under noGrad() or on a detached tensor");
-  }
+  refuse_gradient("randomized_svd", a);
 }
 
 }  // namespace
@@ -58,8 +55,11 @@ std::vector<std::tuple<Tensor, Tensor, Tensor>> randomized_svds(const std::vecto
   launch("randomized_svd", in, out, [=](Launch& l) {
     std::vector<SvdOperands> tasks;
     for (size_t i = 0; i < seeds.size(); ++i) {
-      tasks.push_back({l.in(i), l.out(3 * i), l.out(3 * i + 1), l.out(3 * i + 2),
-                       static_cast<uint64_t>(seeds[i])});
+      tasks.push_back({.a = l.in(i),
+                       .u = l.out(3 * i),
+                       .s = l.out(3 * i + 1),
+                       .vt = l.out(3 * i + 2),
+                       .seed = static_cast<uint64_t>(seeds[i])});
     }
     return call(l.kernels->randomized_svds, l.ctx,
                 {.tasks = tasks.data(),

@@ -9,13 +9,14 @@ using namespace balora::test;
 
 template <typename T>
 using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-enum Reduction : int32_t { kNone, kSum, kMean };
+constexpr balora_reduction kNone = BALORA_REDUCTION_NONE, kSum = BALORA_REDUCTION_SUM,
+                           kMean = BALORA_REDUCTION_MEAN;
 
 struct Truth {
   std::vector<double> loss, lse, dlogits;
 };
 Truth truth_of(const Operand& z, const Operand& targets, const Operand& dloss, int64_t rows,
-               int64_t classes, Reduction reduction) {
+               int64_t classes, balora_reduction reduction) {
   Truth t;
   double total = 0, counted = 0;
   for (int64_t n = 0; n < rows; ++n) counted += targets.host(n) >= 0;
@@ -39,8 +40,35 @@ Truth truth_of(const Operand& z, const Operand& targets, const Operand& dloss, i
   return t;
 }
 
+struct Arrays {
+  Array z, targets, loss, lse, dloss, dz;
+};
+
+// The two kernels as functions of a table, for DeviceTest.
+auto forward_of(const Arrays& a, balora_reduction reduction) {
+  return [a, reduction](const KernelTable& k, Context* ctx, const auto& view) {
+    return call(k.cross_entropy_forward, ctx,
+                {.logits = view(a.z),
+                 .targets = view(a.targets),
+                 .loss = view(a.loss),
+                 .lse = view(a.lse),
+                 .reduction = reduction});
+  };
+}
+auto backward_of(const Arrays& a, balora_reduction reduction) {
+  return [a, reduction](const KernelTable& k, Context* ctx, const auto& view) {
+    return call(k.cross_entropy_backward, ctx,
+                {.dloss = view(a.dloss),
+                 .logits = view(a.z),
+                 .targets = view(a.targets),
+                 .lse = view(a.lse),
+                 .dlogits = view(a.dz),
+                 .reduction = reduction});
+  };
+}
+
 template <typename T>
-void check(int64_t rows, int64_t classes, Reduction reduction) {
+void check(int64_t rows, int64_t classes, balora_reduction reduction) {
   CAPTURE(rows);
   CAPTURE(classes);
   CAPTURE(static_cast<int>(reduction));
@@ -54,35 +82,21 @@ void check(int64_t rows, int64_t classes, Reduction reduction) {
   }
   const Array loss = t.empty<Wide<T>>(results), lse = t.empty<Wide<T>>({rows});
   const Array dloss = t.random<Wide<T>>(results), dz = t.empty<T>({rows, classes});
-  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(k.cross_entropy_forward, ctx,
-                {.logits = view(z),
-                 .targets = view(targets),
-                 .loss = view(loss),
-                 .lse = view(lse),
-                 .reduction = static_cast<balora_reduction>(reduction)});
-  });
+  const Arrays arrays{z, targets, loss, lse, dloss, dz};
+  t.both(forward_of(arrays, reduction));
   const Truth truth = truth_of(*z, *targets, *dloss, rows, classes, reduction);
   // On the CPU f64 has the truth's very bits: what two orders of addition differ by.
   const bool f64 = std::is_same_v<T, double>;
   const double wide = (f64 ? 8 : 2) * epsilon_of<Wide<T>>();
   t.check_truth(loss, truth.loss, wide, 0);
   t.check_truth(lse, truth.lse, wide, 0);
-  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(k.cross_entropy_backward, ctx,
-                {.dloss = view(dloss),
-                 .logits = view(z),
-                 .targets = view(targets),
-                 .lse = view(lse),
-                 .dlogits = view(dz),
-                 .reduction = static_cast<balora_reduction>(reduction)});
-  });
+  t.both(backward_of(arrays, reduction));
   t.check_truth(dz, truth.dlogits, (f64 ? 16 : 1) * epsilon_of<T>());
 }
 
 template <typename T>
 void check_all() {
-  for (const Reduction reduction : {kNone, kSum, kMean}) {
+  for (const balora_reduction reduction : {kNone, kSum, kMean}) {
     check<T>(1, 1, reduction);
     check<T>(5, 31, reduction);
     check<T>(4, 123, reduction);
@@ -110,20 +124,9 @@ TEST_CASE("cross_entropy with every row ignored gives the CPU's NaN and no gradi
   const Array z = t.random<float>({2, 5}), targets = t.values<int32_t>({2}, {-100, -100});
   const Array loss = t.empty<float>({}), lse = t.empty<float>({2});
   const Array dloss = t.random<float>({}), dz = t.empty<float>({2, 5});
+  const Arrays arrays{z, targets, loss, lse, dloss, dz};
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    return call(k.cross_entropy_forward, ctx,
-                {.logits = view(z),
-                 .targets = view(targets),
-                 .loss = view(loss),
-                 .lse = view(lse),
-                 .reduction = static_cast<balora_reduction>(kMean)}) |
-           call(k.cross_entropy_backward, ctx,
-                {.dloss = view(dloss),
-                 .logits = view(z),
-                 .targets = view(targets),
-                 .lse = view(lse),
-                 .dlogits = view(dz),
-                 .reduction = static_cast<balora_reduction>(kMean)});
+    return forward_of(arrays, kMean)(k, ctx, view) | backward_of(arrays, kMean)(k, ctx, view);
   });
   t.check_equal(loss);
   t.check_equal(lse);
@@ -136,25 +139,11 @@ TEST_CASE("a target that is no class is reported") {
     const Array z = t.random<float>({2, 5}), targets = t.values<int32_t>({2}, {1, bad});
     const Array loss = t.empty<float>({}), lse = t.random<float>({2});
     const Array dloss = t.random<float>({}), dz = t.empty<float>({2, 5});
-    REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return call(k.cross_entropy_forward, ctx,
-                  {.logits = view(z),
-                   .targets = view(targets),
-                   .loss = view(loss),
-                   .lse = view(lse),
-                   .reduction = static_cast<balora_reduction>(kSum)});
-    }) == 0);
+    const Arrays arrays{z, targets, loss, lse, dloss, dz};
+    REQUIRE(t.on_device(forward_of(arrays, kSum)) == 0);
     CHECK(t.synchronize() != 0);
     CHECK(t.error().find("cross_entropy_forward: target ") != std::string::npos);
-    REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-      return call(k.cross_entropy_backward, ctx,
-                  {.dloss = view(dloss),
-                   .logits = view(z),
-                   .targets = view(targets),
-                   .lse = view(lse),
-                   .dlogits = view(dz),
-                   .reduction = static_cast<balora_reduction>(kMean)});
-    }) == 0);
+    REQUIRE(t.on_device(backward_of(arrays, kMean)) == 0);
     CHECK(t.synchronize() != 0);
     CHECK(t.error().find(" of row 1 is not a class id below 5") != std::string::npos);
   }

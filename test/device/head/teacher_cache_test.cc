@@ -74,7 +74,7 @@ void check_setting(const HeadSetting& s, double tolerance, bool gradient = true)
   a.dw = nullptr;  // a summary is for a frozen head
   if (!gradient) a.dh = nullptr;
   t.both(summary_of(a, s));
-  // What q loses as two bf16.
+  // The rounding error of q as two bf16.
   const double pair = kRounds ? 0x1p-16 : 0;
   check_near(a.mean->from_device(), a.mean->host_values(), tolerance + pair, "mean");
   t.check_close(a.entropy, tolerance);

@@ -1,6 +1,6 @@
 // The optimiser's rows on the device against the CPU: both state types, with and without a
-// coefficient and a buffer, odd sizes, addresses that fit no vector access; norms
-// repeat bit by bit.
+// coefficient and a buffer, odd sizes, addresses that fit no vector access; norms repeat
+// bit by bit.
 #include <array>
 #include <limits>
 #include <vector>
@@ -47,7 +47,7 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
   }
 }
 
-// More than fit one table, f32 and f64 mixed, sizes around a block's piece, some of nothing; every
+// More than fit one table, f32 and f64 mixed, sizes around a block's chunk, some of nothing; every
 // third with another rate and decay, every fourth at an address that fits no vector access.
 TEST_CASE("AdamW steps of many tensors") {
   DeviceTest t;
@@ -146,24 +146,26 @@ TEST_CASE("optimiser state must be f32 or f64") {
   CHECK(t.error() == "optimiser state must be f32 or f64");
 }
 
+// Adds the norm of the tensors to the total.
+auto accumulation_of(const std::vector<Array>& tensors, const Array& total, balora_norm_kind kind) {
+  return [=](const KernelTable& k, Context* ctx, const auto& view) {
+    std::vector<const View*> views;
+    for (const Array& x : tensors) views.push_back(view(x));
+    const ViewList list{views.data(), static_cast<int32_t>(views.size())};
+    return call(k.norm_accumulate, ctx, {.tensors = &list, .total = view(total), .kind = kind});
+  };
+}
+
 TEST_CASE_TEMPLATE("norms add up over calls and repeat bit by bit", T, BALORA_FLOAT_TYPES) {
   for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}, int64_t{20001}}) {
-    for (const int kind : {BALORA_NORM_1, BALORA_NORM_2, BALORA_NORM_INF}) {
-      CAPTURE(kind);
+    for (const balora_norm_kind kind : {BALORA_NORM_1, BALORA_NORM_2, BALORA_NORM_INF}) {
+      CAPTURE(static_cast<int>(kind));
       DeviceTest t;
       const Array x = t.random<T>({n}), total = t.values<double>({}, {0.5}),
                   again = t.values<double>({}, {0.5});
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-        const View* const views[] = {view(x)};
-        const ViewList list{views, 1};
-        return call(k.norm_accumulate, ctx,
-                    {.tensors = &list,
-                     .total = view(total),
-                     .kind = static_cast<balora_norm_kind>(kind)}) |
-               call(k.norm_accumulate, ctx,
-                    {.tensors = &list,
-                     .total = view(again),
-                     .kind = static_cast<balora_norm_kind>(kind)});
+        return accumulation_of({x}, total, kind)(k, ctx, view) |
+               accumulation_of({x}, again, kind)(k, ctx, view);
       });
       t.check_close(total, 1e-13);
       CHECK(total->from_device() == again->from_device());
@@ -178,25 +180,13 @@ TEST_CASE("the norm of many tensors") {
   for (int i = 0; i < 131; ++i) {  // three tables
     all.push_back(t.random(dtypes[i % 4], {i == 70 ? 30001 : i % 6 * 29}));
   }
-  for (const int kind : {BALORA_NORM_1, BALORA_NORM_2, BALORA_NORM_INF}) {
+  for (const balora_norm_kind kind : {BALORA_NORM_1, BALORA_NORM_2, BALORA_NORM_INF}) {
     const Array total = t.values<double>({}, {0.5}), again = t.values<double>({}, {0.5}),
                 still = t.values<double>({}, {0.5});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-      std::vector<const View*> views;
-      for (const Array& x : all) views.push_back(view(x));
-      const ViewList list{views.data(), static_cast<int32_t>(views.size())}, none{nullptr, 0};
-      return call(k.norm_accumulate, ctx,
-                  {.tensors = &list,
-                   .total = view(total),
-                   .kind = static_cast<balora_norm_kind>(kind)}) |
-             call(k.norm_accumulate, ctx,
-                  {.tensors = &list,
-                   .total = view(again),
-                   .kind = static_cast<balora_norm_kind>(kind)}) |
-             call(k.norm_accumulate, ctx,
-                  {.tensors = &none,
-                   .total = view(still),
-                   .kind = static_cast<balora_norm_kind>(kind)});
+      return accumulation_of(all, total, kind)(k, ctx, view) |
+             accumulation_of(all, again, kind)(k, ctx, view) |
+             accumulation_of({}, still, kind)(k, ctx, view);
     });
     t.check_close(total, 1e-13);
     CHECK(total->from_device() == again->from_device());
@@ -208,12 +198,7 @@ TEST_CASE("the largest magnitude keeps a NaN") {
   DeviceTest t;
   const Array x = t.random<float>({700}), total = t.values<double>({}, {0.5});
   x->set(650, std::numeric_limits<double>::quiet_NaN());
-  t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
-    const View* const views[] = {view(x)};
-    const ViewList list{views, 1};
-    return call(k.norm_accumulate, ctx,
-                {.tensors = &list, .total = view(total), .kind = BALORA_NORM_INF});
-  });
+  t.both(accumulation_of({x}, total, BALORA_NORM_INF));
   CHECK(std::isnan(total->from_device()[0]));
 }
 

@@ -160,7 +160,7 @@ TEST_CASE_TEMPLATE("gram sums in f64 and is symmetric", T, BALORA_FLOAT_TYPES) {
   check_gram<T>();
 }
 
-// What the device says that refuses to open, in all these parts.
+// The message of a device that refuses to open has all these parts.
 void check_refusal(const std::vector<const char*>& parts) {
   std::string said;
   try {

@@ -22,7 +22,7 @@ bool emulated() {
   return value;
 }
 
-// What create_state says of a device that it refuses; "" for one that it opens.
+// The message of create_state about a device that it refuses; "" for one that it opens.
 std::string refusal(int32_t device) {
   char error[512] = "";
   void* state = device_table().create_state(device, error, sizeof error);

@@ -1,4 +1,4 @@
-// What a test of a device plug-in needs: the plug-in's table and the CPU's side by side, arrays
+// Helpers of tests of a device plug-in: the plug-in's table and the CPU's side by side, arrays
 // that live on both, and values from a seeded generator. A test gives the same operands to a row of
 // both tables and compares. Device memory around every array is filled with a pattern that is
 // checked when the array goes; on the emulated device, which checks each access, there is none.

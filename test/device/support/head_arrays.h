@@ -12,7 +12,8 @@ struct HeadSetting {
   bool scaled = false;  // the scales lie on the device, too
 };
 
-// What the device may differ from the CPU by, of the largest: f32 sums in another order, or f64 ones.
+// The largest difference of the device from the CPU as a share of the largest value: f32 sums are
+// in another order, as are those in f64.
 template <typename T>
 constexpr double kHeadTolerance = std::is_same_v<T, double> ? 1e-12 : 4e-6;
 

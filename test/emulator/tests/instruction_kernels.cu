@@ -15,7 +15,7 @@ __device__ uint32_t pair_of(Format format, float low, float high) {
   return store<f16>(low).bits | static_cast<uint32_t>(store<f16>(high).bits) << 16;
 }
 
-// As mma.m16n8k16 lays its operands out (PTX ISA; instructions.cuh).
+// Operands in the layout of mma.m16n8k16 (PTX ISA; instructions.cuh).
 __global__ void multiply_halves(Format format, const float* a, const float* b, float* d) {
   const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
   const auto of_a = [&](int row, int col) {

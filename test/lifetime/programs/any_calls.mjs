@@ -1,6 +1,7 @@
 // Calls the addon's own functions thousands of times: with valid arguments (plausible_arguments.mjs), with one of them replaced
 // by a wrong value, and with arbitrary ones of the right type. An error is an accepted result; a crash ends the process, and the
-// last printed line is the call that caused it.
+// last printed line is the call that caused it. A function of several tensors that is not in plausible_arguments.mjs is called with
+// tensors of one dtype and shape; if none of its calls succeeds, the last line names it, and it needs an entry there.
 //
 //   node any_calls.mjs SEED COUNT [DEVICE]
 //
@@ -9,6 +10,7 @@ import { mkdtempSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { native } from '../../../dist/native.js';
+import { fieldsOf, parametersOf } from '../../support/signatures.mjs';
 import { kNames, plausibleArguments } from './plausible_arguments.mjs';
 import { choices } from './random.mjs';
 
@@ -82,20 +84,6 @@ function anyArgument(name, type) {
   }
 }
 
-/** The names and types of the fields of an object's type; a field may be an object itself. */
-function fieldsOf(type) {
-  const inside = type.slice(1, type.lastIndexOf('}')).trim();
-  const fields = [''];
-  let depth = 0;
-  for (const c of inside) {
-    if (c === '{') ++depth;
-    if (c === '}') --depth;
-    if (c === ';' && depth === 0) fields.push('');
-    else fields[fields.length - 1] += c;
-  }
-  return fields.map((text) => text.trim().split(/: (.*)/s, 2));
-}
-
 const plausible = {
   ...plausibleArguments(native, { pick, chance, below }, keep),
   backward: () => {
@@ -106,16 +94,25 @@ const plausible = {
   },
 };
 
-/** The names and types of a function's parameters. */
-function parametersOf({ typescript }) {
-  const inside = typescript.slice(1, typescript.lastIndexOf('): '));
-  if (inside === '') return [];
-  return inside.split(/, (?=[a-zA-Z0-9]+: )/).map((text) => text.split(/: (.*)/s, 2));
+const isTensor = (type) => type === 'Handle' || type === 'Handle | null';
+const isOfTensors = (parameters) => parameters.filter(([, type]) => isTensor(type)).length > 1;
+
+/** Arbitrary arguments, but the tensors among them have the dtype and shape of the first. */
+function alikeArguments(parameters) {
+  const first = anyTensor();
+  const another = () => {
+    keep(native.cast(native.randomNormal(native.shapeOf(first), 0, 1, 1, 0, 'f32'), native.dtypeOf(first)));
+    return pool.at(-1);
+  };
+  const values = parameters.map(([name, type]) => (isTensor(type) ? another() : anyArgument(name, type)));
+  values[parameters.findIndex(([, type]) => isTensor(type))] = first;
+  return values;
 }
 
 function argumentsOf({ name }, parameters) {
   const arbitrary = () => parameters.map((parameter) => anyArgument(...parameter));
-  if (!plausible[name] || chance(0.1)) return arbitrary();
+  if (chance(0.1)) return arbitrary();
+  if (!plausible[name]) return isOfTensors(parameters) ? alikeArguments(parameters) : arbitrary();
   const values = plausible[name]();
   const place = below(values.length);
   const [parameter, type] = parameters[place];
@@ -158,7 +155,7 @@ native.setDevice(device);
 native.setMemoryLimit('cpu', kMemory);
 native.setMemoryLimit(device, kMemory);
 const rows = native.signatures.filter(({ name }) => !kLeftOut.has(name));
-const ops = rows.filter(({ name }) => plausible[name]);
+const ops = rows.filter((row) => plausible[row.name] || isOfTensors(parametersOf(row)));
 const backward = rows.find(({ name }) => name === 'backward');
 const ran = new Set();
 for (let i = 0; i < Number(count); ++i) {

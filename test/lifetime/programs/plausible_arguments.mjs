@@ -203,6 +203,16 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const names = ['silu', 'gelu', 'gelu_tanh', 'relu'];
       return [tensor(dtype, rows, columns), tensor(dtype, rows, columns), pick(names)];
     },
+    where: () => {
+      const [dtype, rows, columns] = [float(), size(), size()];
+      const condition = constant('u8', pick([[rows, columns], [columns]]), below(2));
+      return [condition, tensor(dtype, rows, columns), tensor(dtype, rows, columns)];
+    },
+    columnScale: () => {
+      const [dtype, columns] = [float(), size()];
+      const scale = tensor(dtype === 'f64' ? 'f64' : 'f32', columns);
+      return [tensor(dtype, size(), columns), scale, maybe(() => tensor(dtype, columns))];
+    },
     rmsNorm: () => {
       const [dtype, columns] = [float(), size()];
       const weight = tensor(pick([dtype, 'f32']), columns);
@@ -286,6 +296,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const numbers = { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, clip: 1, weightDecay: 0 };
       return [values(), tensor('f32', rows, columns), moments, null, { ...numbers, scaleFloor: pick([-1, 0.1]) }];
     },
+    scaleInPlace: () => [normal(float(), [size(), size()]), constant('f64', [], 0.5)],
     gradNorm: () => [
       list(pick([0, 1, 2, 5]), () => tensor(pick(['f32', 'f64']), size(), size())),
       pick(['1', '2', 'inf']),
@@ -300,6 +311,15 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const of = head();
       const norm = pick(kNorms);
       return [of.hidden(), of.weight(), pick([0, 1, 2, 10]), norm, softcap(), chunkBytes()];
+    },
+    gramAdd: () => {
+      const columns = positive();
+      return [constant('f64', [columns, columns], 0), normal(float(), [positive(), columns])];
+    },
+    gramSpectrum: () => {
+      const columns = positive();
+      const gram = () => kept(native.gram(normal('f32', [positive(), columns])));
+      return [gram(), gram()];
     },
     svdRatioGram: () => {
       const of = head();

@@ -82,7 +82,7 @@ void exercise(const KernelTable* table) {
   CHECK(heap.committed_bytes() == 0);
 }
 
-// What a device was asked for and has not got back.
+// Blocks that a device was asked for and has not got back.
 std::map<void*, uint64_t> outstanding;
 
 const KernelTable* recording_table() {

@@ -1,5 +1,5 @@
-// Where the loader of device plug-ins looks, and in which order; and that a table lacks nothing. The
-// files hold text, so that the loader's refusal names the one it took. What it says of real
+// Where the loader of device plug-ins looks, and in which order; and that a table lacks nothing.
+// The files hold text, so that the loader's refusal names the one it took. What it says of real
 // libraries: test/device/plugin.test.ts.
 #include "kernels/device_plugin.h"
 
@@ -69,7 +69,8 @@ balora::KernelTable full_table() {
   return table;
 }
 
-// What check_device_table() says of odd.so's table after "the plug-in odd.so "; "": it fits.
+// The message of check_device_table() about odd.so's table after "the plug-in odd.so "; "":
+// it fits.
 std::string verdict(const balora::KernelTable& table) {
   try {
     balora::check_device_table(&table, "odd", "odd.so");

@@ -1,4 +1,4 @@
-// What a kernel test needs: a context, owned arrays that convert to views, and values from a seeded
+// Helpers of kernel tests: a context, owned arrays that convert to views, and values from a seeded
 // generator. Every array has guard bands on both sides, checked when it is destroyed, so a stray
 // write fails the test that made it.
 #pragma once

@@ -158,11 +158,8 @@ namespace balora {
 
 int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o) {
   using namespace attention;
-  const Geometry g{o.q->shape[1], o.k->shape[1], o.q->shape[2],
-                   o.scale,       o.softcap,     window_of(o.window, o.k->shape[0]),
-                   o.causal != 0};
-  const std::vector<Segment> segments =
-      read_segments(o.cu_seqlens, o.cu_queries, o.lengths, o.q->shape[0], o.k->shape[0]);
+  const Geometry g = geometry_of(o);
+  const std::vector<Segment> segments = segments_of(o);
   dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
     const Operands<T> operands{data_of<T>(o.q), data_of<T>(o.k), data_of<T>(o.v), data_of<T>(o.out),
                                o.q->stride[0],  o.k->stride[0],  o.v->stride[0]};

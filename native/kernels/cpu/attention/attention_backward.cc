@@ -253,11 +253,8 @@ namespace balora {
 
 int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
   using namespace attention;
-  const Geometry g{o.q->shape[1], o.k->shape[1], o.q->shape[2],
-                   o.scale,       o.softcap,     window_of(o.window, o.k->shape[0]),
-                   o.causal != 0};
-  const std::vector<Segment> segments =
-      read_segments(o.cu_seqlens, o.cu_queries, o.lengths, o.q->shape[0], o.k->shape[0]);
+  const Geometry g = geometry_of(o);
+  const std::vector<Segment> segments = segments_of(o);
   dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
     const Operands<T, Acc<E>> operands{Heads<T>(o.dout), Heads<T>(o.q),   Heads<T>(o.k),
                                        Heads<T>(o.v),    Heads<T>(o.out), Heads<T>(o.dq),

@@ -1,5 +1,4 @@
-// The plan of attention: the segments of a batch, who sees whom, and how the work is dealt
-// to threads.
+// The plan of attention: the segments of a batch, who sees whom, and how threads share the work.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -34,11 +33,6 @@ std::vector<Segment> read_segments(const View* cu_seqlens, const View* lengths, 
 std::vector<Segment> read_segments(const View* cu_seqlens, const View* cu_queries,
                                    const View* lengths, int64_t queries, int64_t n);
 
-// A window that no segment of n rows is longer than is none.
-inline int64_t window_of(int64_t window, int64_t n) {
-  return window >= n ? 0 : window;
-}
-
 struct Geometry {
   int64_t heads, kv_heads, size;  // H, Hkv, D
   double scale, softcap;          // softcap 0: none
@@ -63,6 +57,24 @@ struct Geometry {
     return window ? std::min(rows, j + window) : rows;
   }
 };
+
+// The geometry and the segments of a forward or a backward.
+template <typename O>
+Geometry geometry_of(const O& o) {
+  const int64_t rows = o.k->shape[0];
+  return {.heads = o.q->shape[1],
+          .kv_heads = o.k->shape[1],
+          .size = o.q->shape[2],
+          .scale = o.scale,
+          .softcap = o.softcap,
+          // A window that no segment is longer than is none.
+          .window = o.window >= rows ? 0 : o.window,
+          .causal = o.causal != 0};
+}
+template <typename O>
+std::vector<Segment> segments_of(const O& o) {
+  return read_segments(o.cu_seqlens, o.cu_queries, o.lengths, o.q->shape[0], o.k->shape[0]);
+}
 
 // Queries [first, last) of a tile of a segment; none where all of them are skipped.
 struct Queries {

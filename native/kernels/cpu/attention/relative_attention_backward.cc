@@ -42,7 +42,7 @@ struct Operands {
         dv(g.v),
         dposition_k(g.position_k),
         dposition_q(g.position_q),
-        dbias(g.bias ? data_of<T>(g.bias) : nullptr),
+        dbias(data_of<T>(g.bias)),
         lse(data_of<Acc<T>>(l)),
         heads(r.q->shape[1]) {}
 };

@@ -47,7 +47,7 @@ struct KeyTile {
 // scores (queries, ld) += from_key
 template <typename A>
 void add_from_key(const KeyTile& tile, const A* from_key, A* scores, int64_t ld);
-// from_key += ds, which is turned: (keys, ld) by query
+// from_key += ds, which is transposed: (keys, ld) by query
 template <typename A>
 void sum_from_key(const KeyTile& tile, const A* transposed_ds, int64_t ld, A* from_key);
 

@@ -51,7 +51,7 @@ Scores<T>::Scores(Arena& arena, const Relative& r, const Extents& e)
       position_k_(r.position_k),
       position_q_(r.position_q),
       extents_(e),
-      index_(r.index ? data_of<int32_t>(r.index) : nullptr),
+      index_(data_of<int32_t>(r.index)),
       reach_(((r.bias    ? r.bias->shape[0]
                : r.index ? r.index->shape[0]
                          : 1) -

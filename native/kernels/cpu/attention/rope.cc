@@ -1,5 +1,5 @@
 // Rotary position embedding in the rotate-half convention of the HF checkpoints: channels i and i +
-// Drot/2 of each head turn by the angle of (position, i); channels from Drot on pass through
+// Drot/2 of each head are rotated by the angle of (position, i); channels from Drot on are copied
 // (partial rotary). The backward is the same rotation with the angle negated. Heads may be
 // row-strided, as slices of a fused q, k, v product are.
 #include <cstring>
@@ -23,7 +23,7 @@ struct Rotation {
   const Acc<T>* sine;
   const int32_t* positions;
   int64_t heads, size, half;  // half = Drot/2
-  Acc<T> sign;                // -1 turns back
+  Acc<T> sign;                // -1 rotates back
 };
 
 template <typename T>
@@ -70,17 +70,17 @@ int32_t rope_kernel(Context* ctx, const balora_rope& o) {
     }
   }
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    const Rotation<T> rotation{data_of<T>(o.x),
-                               o.x->stride[0],
-                               data_of<T>(o.y),
-                               o.y->stride[0],
-                               data_of<Acc<T>>(o.cosine),
-                               data_of<Acc<T>>(o.sine),
-                               position,
-                               o.x->shape[1],
-                               o.x->shape[2],
-                               o.cosine->shape[1],
-                               Acc<T>(o.inverse ? -1 : 1)};
+    const Rotation<T> rotation{.x = data_of<T>(o.x),
+                               .x_stride = o.x->stride[0],
+                               .y = data_of<T>(o.y),
+                               .y_stride = o.y->stride[0],
+                               .cosine = data_of<Acc<T>>(o.cosine),
+                               .sine = data_of<Acc<T>>(o.sine),
+                               .positions = position,
+                               .heads = o.x->shape[1],
+                               .size = o.x->shape[2],
+                               .half = o.cosine->shape[1],
+                               .sign = Acc<T>(o.inverse ? -1 : 1)};
     parallel_for(ctx, rows, kRowGrain,
                  [&](int64_t begin, int64_t end) { rotate(rotation, begin, end); });
   });

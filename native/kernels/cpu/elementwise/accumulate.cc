@@ -45,8 +45,7 @@ BALORA_INLINE bool finite_range(const T* x, int64_t begin, int64_t end) {
 #pragma omp simd reduction(| : bad)
   for (int64_t i = begin; i < end; ++i) {
     const Acc<T> value = load(x[i]);
-    bad |= !(value - value ==
-             Acc<T>(0));  // NaN and infinity are the values whose difference is no zero
+    bad |= !(value - value == Acc<T>(0));  // NaN less NaN and infinity less infinity are NaN
   }
   return bad == 0;
 }

@@ -8,27 +8,6 @@
 namespace balora {
 namespace {
 
-template <typename T>
-BALORA_INLINE T load_any(const T& value)
-  requires std::is_integral_v<T>
-{
-  return value;
-}
-template <typename T>
-BALORA_INLINE Acc<T> load_any(const T& value)
-  requires(!std::is_integral_v<T>)
-{
-  return load(value);
-}
-template <typename T, typename A>
-BALORA_INLINE T store_any(A value) {
-  if constexpr (std::is_integral_v<T>) {
-    return value;
-  } else {
-    return store<T>(value);
-  }
-}
-
 template <int Op, typename T>
 BALORA_INLINE void loop(const T* a, int64_t a_step, const T* b, int64_t b_step, T* y, int64_t n) {
   if (a_step == 1 && b_step == 1) {
@@ -117,8 +96,8 @@ int32_t binary_kernel(Context* ctx, const balora_binary& o) {
 }
 
 int32_t binary_backward_kernel(Context* ctx, const balora_binary_backward& o) {
-  // An unwanted output takes the place of the other one in the plan: both are
-  // contiguous and of one shape.
+  // The other output takes the place of an unwanted one in the plan: both are contiguous, of
+  // one shape.
   const View* any = o.da ? o.da : o.db;
   if (!any) return 0;
   const LoopPlan<5> plan = plan_loops<5>({o.dy, o.a, o.b, o.da ? o.da : any, o.db ? o.db : any});

@@ -49,12 +49,12 @@ ROWS(f16)
 #undef ROWS
 
 template <typename T>
-void scale_rows(Context* ctx, const View* x, const View* scale, const View* bias, const View* y) {
-  const int64_t rows = x->shape[0], columns = x->shape[1];
+void scale_rows(Context* ctx, const balora_column_scale_forward& o) {
+  const int64_t rows = o.x->shape[0], columns = o.x->shape[1];
   parallel_for(ctx, rows, kGrain / (columns + 1), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      scale_row(data_of<T>(x) + r * columns, data_of<Acc<T>>(scale),
-                bias ? data_of<T>(bias) : nullptr, data_of<T>(y) + r * columns, columns);
+      scale_row(data_of<T>(o.x) + r * columns, data_of<Acc<T>>(o.scale), data_of<T>(o.bias),
+                data_of<T>(o.y) + r * columns, columns);
     }
   });
 }
@@ -62,7 +62,7 @@ void scale_rows(Context* ctx, const View* x, const View* scale, const View* bias
 }  // namespace
 
 int32_t column_scale_forward_kernel(Context* ctx, const balora_column_scale_forward& o) {
-  dispatch_float(o.x->dtype, [&]<typename T>() { scale_rows<T>(ctx, o.x, o.scale, o.bias, o.y); });
+  dispatch_float(o.x->dtype, [&]<typename T>() { scale_rows<T>(ctx, o); });
   return 0;
 }
 
@@ -70,7 +70,7 @@ int32_t column_scale_backward_kernel(Context* ctx, const balora_column_scale_bac
   dispatch_float(o.dy->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const int64_t rows = o.dy->shape[0], columns = o.dy->shape[1];
-    if (o.dx) scale_rows<T>(ctx, o.dy, o.scale, nullptr, o.dx);
+    if (o.dx) scale_rows<T>(ctx, {.x = o.dy, .scale = o.scale, .y = o.dx});
     if (!o.dscale && !o.dbias) return;
     // A column's sum is one thread's, over the rows in order.
     parallel_for(ctx, columns, kGrain / (rows + 1), [&](int64_t begin, int64_t end) {

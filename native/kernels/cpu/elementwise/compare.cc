@@ -11,19 +11,10 @@
 namespace balora {
 namespace {
 
-template <typename T>
-auto value_of(const T& x) {
-  if constexpr (std::is_integral_v<T>) {
-    return x;
-  } else {
-    return load(x);
-  }
-}
-
 template <int Op, typename T>
 void compare_row(const T* a, int64_t a_step, const T* b, int64_t b_step, uint8_t* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const auto x = value_of(a[i * a_step]), z = value_of(b[i * b_step]);
+    const auto x = load_any(a[i * a_step]), z = load_any(b[i * b_step]);
     y[i] = comparison(Op, x, z) ? 1 : 0;
   }
 }

@@ -36,7 +36,7 @@ template <typename T>
 struct Rows {
   T* data;
   int64_t stride;
-  explicit Rows(const View* v) : data(v ? data_of<T>(v) : nullptr), stride(v ? v->stride[0] : 0) {}
+  explicit Rows(const View* v) : data(data_of<T>(v)), stride(v ? v->stride[0] : 0) {}
   BALORA_INLINE T* operator[](int64_t n) const { return data + n * stride; }
 };
 

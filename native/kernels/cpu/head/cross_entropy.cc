@@ -1,7 +1,7 @@
-// Cross-entropy of rows of logits against class ids; rows whose target is kIgnored count for
-// nothing. The plain form, for heads whose logits exist anyway; the fused head losses never build
-// them.
-//   loss_n = lse(z_n) - z_n[target],  dz_n = (softmax(z_n) - onehot(target)) * dloss * scale
+// Cross-entropy of rows of logits against class ids; rows whose target is BALORA_IGNORED_TARGET do
+// not count. It is for logits that exist anyway: the fused head losses never build them.
+//   loss_n = lse(z_n) - z_n[target]
+//   dz_n = (softmax(z_n) - onehot(target)) * dloss * scale
 #include <limits>
 #include <vector>
 
@@ -9,11 +9,10 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/messages.h"
 
 namespace balora {
 namespace {
-
-constexpr int32_t kIgnored = -100;
 
 template <typename T>
 struct Forward {
@@ -30,7 +29,7 @@ BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end)
   for (int64_t n = begin; n < end; ++n) {
     losses[n] = 0;
     lse[n] = 0;
-    if (targets[n] == kIgnored) continue;
+    if (targets[n] == BALORA_IGNORED_TARGET) continue;
     const T* row = logits + n * classes;
     const double exact = row_log_sum_exp(row, classes);
     lse[n] = static_cast<Acc<T>>(exact);
@@ -58,7 +57,7 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t en
   for (int64_t n = begin; n < end; ++n) {
     const T* row = logits + n * classes;
     T* out = dlogits + n * classes;
-    if (targets[n] == kIgnored) {
+    if (targets[n] == BALORA_IGNORED_TARGET) {
       std::fill(out, out + classes, T{});
       continue;
     }
@@ -89,10 +88,9 @@ ROWS(double)
 int64_t count_targets(const int32_t* targets, int64_t rows, int64_t classes) {
   int64_t counted = 0;
   for (int64_t n = 0; n < rows; ++n) {
-    if (targets[n] == kIgnored) continue;
+    if (targets[n] == BALORA_IGNORED_TARGET) continue;
     if (targets[n] < 0 || targets[n] >= classes) {
-      throw ArgumentError(concat("target ", targets[n], " of row ", n, " is not a class id below ",
-                                 classes, " (", kIgnored, " marks a row to ignore)"));
+      throw ArgumentError(messages::target_out_of_range(targets[n], n, classes));
     }
     ++counted;
   }

@@ -15,6 +15,7 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/workspace.h"
+#include "kernels/shared/messages.h"
 
 namespace balora {
 namespace {
@@ -34,9 +35,8 @@ void check_targets(const Operands& o) {
   const int64_t vocabulary = o.w->shape[0];
   for (int64_t n = 0; n < o.h->shape[0]; ++n) {
     const int64_t target = target_of(o, n);
-    if (target != -100 && (target < 0 || target >= vocabulary)) {
-      throw ArgumentError(concat("head_losses: target ", target, " of row ", n,
-                                 " is outside the vocabulary of ", vocabulary));
+    if (target != BALORA_IGNORED_TARGET && (target < 0 || target >= vocabulary)) {
+      throw ArgumentError(messages::target_out_of_range(target, n, vocabulary));
     }
   }
 }
@@ -69,7 +69,7 @@ class HeadChunks {
       parallel_for(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
         HeadRows<A> head(options_, vocabulary_);
         for (int64_t i = begin; i < end; ++i) {
-          take_row(head, first, i, row_terms + BALORA_HEAD_TERMS * (first + i));
+          compute_row(head, first, i, row_terms + BALORA_HEAD_TERMS * (first + i));
         }
       });
       if (wants_gradient()) multiply_back(first, rows);
@@ -104,7 +104,7 @@ class HeadChunks {
   }
 
   // Row `i` of the chunk that begins with row `first`.
-  void take_row(HeadRows<A>& head, int64_t first, int64_t i, double* terms) const {
+  void compute_row(HeadRows<A>& head, int64_t first, int64_t i, double* terms) const {
     const int64_t row = first + i;
     RowOperands<A> operands{.z = z_ + i * ld_,
                             .y = y_ ? y_ + i * ld_ : nullptr,
@@ -121,12 +121,12 @@ class HeadChunks {
   }
 
   void multiply_back(int64_t first, int64_t rows) {
-    const int32_t dtype = rounds_ ? static_cast<int32_t>(BALORA_BF16) : dtype_of_logits<A>();
+    const int32_t dtype = rounds_ ? static_cast<int32_t>(BALORA_BF16) : kDtypeOfAcc<A>;
     const int64_t dz_ld = rounds_ ? 2 * ld_ : ld_;
     const int64_t channels = o_.h->shape[1];
     if (o_.dh) {
-      const GemmOutput dh = {const_cast<void*>(rows_of(o_.dh, first)), o_.dh->dtype, channels};
-      const GemmOutput sum = {sum_, dtype_of_logits<A>(), channels};
+      const GemmOutput dh = {rows_of(o_.dh, first), o_.dh->dtype, channels};
+      const GemmOutput sum = {sum_, kDtypeOfAcc<A>, channels};
       if (tiled_) {
         if constexpr (std::is_same_v<A, float>) {
           const auto* rounded = reinterpret_cast<const bf16*>(z_);
@@ -136,7 +136,7 @@ class HeadChunks {
         const ProductTerm term{z_, dtype, dz_ld, o_.w};
         sum_products(ctx_, {rows, channels, {&term, 1}}, sum_ ? sum : dh);
       }
-      if (o_.mean) take_out_mean(first, rows);
+      if (o_.mean) subtract_mean(first, rows);
       if (sum_) {
         convert_rows(ctx_, {sum_, sum.dtype, channels}, {dh.data, dh.dtype, channels}, rows,
                      channels);
@@ -149,7 +149,7 @@ class HeadChunks {
   }
 
   // sum -= consistency_scale T mu, for the rows of the regularizers.
-  void take_out_mean(int64_t first, int64_t rows) {
+  void subtract_mean(int64_t first, int64_t rows) {
     const int64_t channels = o_.h->shape[1];
     const A factor = static_cast<A>(options_.consistency_scale * options_.temperature);
     for (int64_t i = 0; i < rows; ++i) {
@@ -186,7 +186,7 @@ int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
   const int64_t m = o.h->shape[0];
   check_targets(o);
   std::vector<double> own;
-  double* terms = o.rows ? data_of<double>(o.rows) : nullptr;
+  double* terms = data_of<double>(o.rows);
   if (!terms) {
     own.resize(static_cast<size_t>(BALORA_HEAD_TERMS * m));
     terms = own.data();

@@ -20,8 +20,9 @@ struct WeightedSum {
   double weight, value;
 };
 
-// Of x = e^((z - z_shift) scale), written over z, and q, the same of y: sum x, sum x^2, sum q, sum
-// q (y - z). Equal z and y give equal sums of x and q, and exactly 0 for the last.
+// Sums of x = e^((z - z_shift) scale), which is written over z, and of q, the same of y: sum x,
+// sum x^2, sum q, sum q (y - z). Equal z and y give equal sums of x and q, and exactly 0 for the
+// last of the four.
 struct KeptSums {
   double student = 0, squares = 0, teacher = 0, gap = 0;
 };
@@ -31,9 +32,9 @@ struct KeptShifts {
   A z, y, scale;
 };
 
-// dz = task p + student (x - q) + gap q of kept exponentials x and q, p = x, or x^2 if `squares`;
-// task p + student x without q. gap = student - teacher: x = q gives exactly 0
-// even with fused adds.
+// dz = task p + student (x - q) + gap q of kept exponentials x and q, p = x, or x^2 if
+// `squares`; task p + student x without q. gap = student - teacher: x = q gives exactly 0 even
+// with fused adds.
 template <typename A>
 struct KeptGradient {
   A task, student, gap;
@@ -58,9 +59,9 @@ struct DenseGradient {
   int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found);             \
   /* sum e^((x - shift) * scale) */                                                  \
   double exp_sum(const A* x, int64_t n, A shift, A scale);                           \
-  /* Of w = e^((y - shift) * scale): sum w and sum w (y - z). */                     \
+  /* sum w and sum w (y - z), w = e^((y - shift) * scale) */                         \
   WeightedSum teacher_sums(const A* y, const A* z, int64_t n, A shift, A scale);     \
-  /* Of w = e^((x - shift) * scale): sum w and sum w (x - shift). */                 \
+  /* sum w and sum w (x - shift), w = e^((x - shift) * scale) */                     \
   WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale);                 \
   /* z becomes the dense part of dz; y null: there is no teacher. */                 \
   void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g);       \

@@ -9,15 +9,17 @@
 #include "kernels/cpu/head/head_tiles.h"
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/operands/head.h"
+#include "kernels/shared/rows.h"
 
 namespace balora {
 
 // 256 rows of student and teacher at a vocabulary of 49,152: W is packed four times for 1,024 rows.
 constexpr int64_t kDefaultChunkBytes = int64_t{100} << 20;
 
-// Rows of a chunk whose scratch takes `row_bytes` a row: as many in each chunk as
-// they share out to.
+// Rows of a chunk whose scratch takes `row_bytes` a row: the rows shared out evenly to as few
+// chunks as the budget allows.
 inline int64_t chunk_rows(const HeadOptions& options, int64_t rows, int64_t row_bytes) {
   const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : kDefaultChunkBytes;
   const int64_t fitting = std::max<int64_t>(1, budget / row_bytes);
@@ -35,15 +37,9 @@ inline int64_t logits_ld(int64_t vocabulary) {
   return (vocabulary + 15) / 16 * 16 + 16;
 }
 
-template <typename A>
-constexpr int32_t dtype_of_logits() {
-  return std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32;
-}
-
 // A matrix from one of its rows on.
-inline const void* rows_of(const View* view, int64_t row) {
-  return static_cast<const char*>(view->data) +
-         row * view->stride[0] * dtype_size(static_cast<DType>(view->dtype));
+inline void* rows_of(const View* view, int64_t row) {
+  return offset_by(view->data, row * view->stride[0], view->dtype);
 }
 
 template <typename A>
@@ -73,7 +69,7 @@ void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t fi
     const ProductTerm term{rows_of(product.h, first), product.h->dtype, product.h->stride[0], &w,
                            true};
     sum_products(ctx, {rows, w.shape[0], {&term, 1}},
-                 {product.logits, dtype_of_logits<A>(), logits_ld(w.shape[0])});
+                 {product.logits, kDtypeOfAcc<A>, logits_ld(w.shape[0])});
   }
 }
 

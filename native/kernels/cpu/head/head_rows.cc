@@ -1,7 +1,9 @@
 // Formulas (p, q softmax of z/T and y/T, pi softmax of z/Te over the K largest, H its entropy):
-//   task lse(z) - z_c;  consistency T^2 (lse(z/T) - lse(y/T) + sum q (y-z)/T), exactly 0 where y ==
-//   z;  entropy H dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te, times 1 -
-//   (z/cap)^2 under soft-capping
+//   task = lse(z) - z_c
+//   consistency = T^2 (lse(z/T) - lse(y/T) + sum q (y-z)/T), exactly 0 where y == z
+//   entropy = H
+//   dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te
+// and under soft-capping dz times 1 - (z/cap)^2, with ts, cs and ds the scales of the three terms.
 #include "kernels/cpu/head/head_rows.h"
 
 #include <algorithm>
@@ -91,7 +93,7 @@ void HeadRows<A>::find_top_k(const A* z) {
 }
 
 template <typename A>
-void HeadRows<A>::take_entropy(const A* z, HeadRow& row) {
+void HeadRows<A>::compute_entropy(const A* z, HeadRow& row) {
   const A scale = static_cast<A>(1 / options_.entropy_temperature);
   const A* values = z;
   int64_t count = vocabulary_;
@@ -124,7 +126,7 @@ void HeadRows<A>::keep(A* z, A* y, HeadRow& row) const {
 
 // The row's sums.
 template <typename A>
-void HeadRows<A>::take_sums(const A* z, const A* y, int64_t target, HeadRow& row) const {
+void HeadRows<A>::compute_sums(const A* z, const A* y, int64_t target, HeadRow& row) const {
   const A scale = static_cast<A>(1 / options_.temperature);
   const A shift = static_cast<A>(row.shift);
   if (target >= 0) row.sum = head::exp_sum(z, vocabulary_, shift, A(1));
@@ -147,14 +149,14 @@ HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
   const double temperature = options_.temperature;
   row.shift = static_cast<double>(head::block_maxima(z, vocabulary_, maxima_.data()));
   if (y) row.shift_teacher = static_cast<double>(head::row_max(y, vocabulary_));
-  if (regularized && options_.entropy_top_k >= 0) take_entropy(z, row);
+  if (regularized && options_.entropy_top_k >= 0) compute_entropy(z, row);
   const double target_logit = target >= 0 ? static_cast<double>(z[target]) : 0;
   row.summarized = teacher != nullptr;
   row.compared = y || teacher;
   if (keeps_) {
     keep(z, y, row);
   } else {
-    take_sums(z, y, target, row);
+    compute_sums(z, y, target, row);
   }
   if (target >= 0) row.task = row.shift + std::log(row.sum) - target_logit;
   if (teacher) {
@@ -182,7 +184,9 @@ template <typename A>
 void HeadRows<A>::dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const {
   if (!keeps_) {
     head::dense_gradient(z, y, n, parts.dense);
-    if (rounded) convert_rows(nullptr, {z, BALORA_F32, n}, {z, BALORA_BF16, n}, 1, n);
+    if constexpr (std::is_same_v<A, float>) {
+      if (rounded) convert_row(z, reinterpret_cast<bf16*>(z), n);
+    }
     return;
   }
   const DenseGradient& g = parts.dense;
@@ -257,8 +261,8 @@ void HeadRows<A>::gradient(const RowOperands<A>& operands, const HeadRow& row, b
   for (size_t i = 0; i < count; ++i) {
     place_z_[i] = z[places_[i].index];
     if (y) place_y_[i] = y[places_[i].index];
-    const A capped =
-        place_z_[i] * parts.dense.inverse_cap;  // of a logit: none is kept beside a cap
+    // A logit, since no exponential is kept beside a cap.
+    const A capped = place_z_[i] * parts.dense.inverse_cap;
     places_[i].added *= A(1) - capped * capped;
   }
   dense_part(place_z_.data(), y ? place_y_.data() : nullptr, static_cast<int64_t>(count), parts,

@@ -13,10 +13,10 @@
 
 namespace balora {
 
-// What stays of a row between its two passes.
+// The results of a row's first pass, for the second.
 struct HeadRow {
-  double task = 0, consistency = 0,
-         entropy = 0;  // the row's terms, unscaled; consistency includes T^2
+  // The row's terms, unscaled; consistency includes T^2.
+  double task = 0, consistency = 0, entropy = 0;
   // Largest logit and the sum of e^(logit - largest), at temperature 1, T and Te: exact
   // differences, so that the gradient does not inherit the rounding of a log-sum-exp stored in f32.
   double shift = 0, sum = 1, sum_student = 1;
@@ -64,11 +64,11 @@ class HeadRows {
 
  private:
   bool dense_entropy() const { return options_.entropy_top_k == 0 || top_k_ >= vocabulary_; }
-  void take_entropy(const A* z, HeadRow& row);
+  void compute_entropy(const A* z, HeadRow& row);
   void find_top_k(const A* z);
   void offer_top_k(const A* z, int64_t index);
   void keep(A* z, A* y, HeadRow& row) const;
-  void take_sums(const A* z, const A* y, int64_t target, HeadRow& row) const;
+  void compute_sums(const A* z, const A* y, int64_t target, HeadRow& row) const;
 
   using DenseGradient = head::DenseGradient<A>;
   struct Parts {

@@ -45,8 +45,8 @@ Grid grid_of(int64_t threads, int64_t row_panels, int64_t column_panels) {
   return best;
 }
 
-// A product of rows x columns, its sums over `inner` in blocks of at most `block`, of `terms`
-// terms.
+// A product of rows x columns with `terms` terms, its sums over `inner` in blocks of at
+// most `block`.
 struct Extents {
   int64_t rows, columns, inner, block, terms;
 

@@ -2,7 +2,8 @@
 // H^T), G = W^T W. With P = H G the gradient is dL/dH = U diag(weights) U^T P + shift P. The
 // leading pairs come from products with H and G alone (block Krylov); all pairs (nuclear norm) or
 // small problems from the smaller of two dense matrices: H G H^T, or L^T (H^T H) L with G = L L^T,
-// L from G's eigen-decomposition (Cholesky fails on rank-deficient heads).
+// L from G's eigen-decomposition (Cholesky fails on rank-deficient heads), which also gives all
+// singular values of Z (gram_spectrum).
 #include <algorithm>
 #include <cmath>
 
@@ -103,7 +104,7 @@ double tall_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, Ma
   return ratio.value;
 }
 
-// As many channels as rows, or pairs found already: dL/dH = U diag(weights) (U^T P) + shift P.
+// No more rows than channels, or pairs found already: dL/dH = U diag(weights) (U^T P) + shift P.
 double wide_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, const Matrix& ph,
                  RitzPairs pairs, Matrix* dh) {
   if (pairs.values.empty()) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/head/head_products.h"
 #include "kernels/cpu/head/svd_ratio.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
@@ -42,12 +43,12 @@ class Tiles {
 
   int64_t order() const { return by_rows_ ? tokens_ : rows_; }
 
-  // Sum of the squares of all logits = trace of the Gram matrix.
+  // The smaller Gram matrix of the logits.
   Matrix gram() {
     Matrix sum(order(), order());
     each_tile([&](const Tile& tile) {
       make_logits(tile);
-      const MatrixRef z{logits_, dtype(), tile.tokens, 1};
+      const MatrixRef z{logits_, kDtype, tile.tokens, 1};
       if (by_rows_) {
         symmetric_product_f64(ctx_, tokens_, tile.rows, z.transposed(), z, sum.values.data(), true);
       } else {
@@ -58,22 +59,20 @@ class Tiles {
   }
 
   void gradient(const Matrix& vectors, const SvdRatio& ratio, const View* dh, const View* dw) {
-    const int32_t sum_dtype = dtype();
     A* sum = dh ? workspace<A>(ctx_, rows_ * channels_) : nullptr;
     if (sum) std::fill_n(sum, rows_ * channels_, A(0));
     each_tile([&](const Tile& tile) {
       make_logits(tile);
       replace_by_gradient(tile, vectors, ratio);
       if (dh) {
-        gemm(ctx_, {tile.rows, channels_, tile.tokens}, {logits_, dtype(), tile.tokens},
-             {at(w_, tile.token), w_->dtype, channels_},
-             {sum + tile.row * channels_, sum_dtype, channels_}, {1, 1});
+        gemm(ctx_, {tile.rows, channels_, tile.tokens}, {logits_, kDtype, tile.tokens},
+             {rows_of(w_, tile.token), w_->dtype, channels_},
+             {sum + tile.row * channels_, kDtype, channels_}, {1, 1});
       }
       if (dw) {
-        gemm(ctx_, {tile.tokens, channels_, tile.rows}, {logits_, dtype(), tile.tokens, true},
-             {at(h_, tile.row), h_->dtype, channels_},
-             {const_cast<void*>(at(dw, tile.token)), dw->dtype, channels_},
-             {1, tile.row > 0 ? 1.0 : 0.0});
+        gemm(ctx_, {tile.tokens, channels_, tile.rows}, {logits_, kDtype, tile.tokens, true},
+             {rows_of(h_, tile.row), h_->dtype, channels_},
+             {rows_of(dw, tile.token), dw->dtype, channels_}, {1, tile.row > 0 ? 1.0 : 0.0});
       }
     });
     if (!dh) return;
@@ -85,12 +84,7 @@ class Tiles {
   }
 
  private:
-  static constexpr int32_t dtype() { return std::is_same_v<A, double> ? BALORA_F64 : BALORA_F32; }
-
-  const void* at(const View* view, int64_t row) const {
-    return static_cast<const char*>(view->data) +
-           row * channels_ * dtype_size(static_cast<DType>(view->dtype));
-  }
+  static constexpr int32_t kDtype = kDtypeOfAcc<A>;
 
   template <typename Body>
   void each_tile(const Body& body) {
@@ -102,8 +96,8 @@ class Tiles {
   }
 
   void make_logits(const Tile& tile) {
-    gemm(ctx_, {tile.rows, tile.tokens, channels_}, {at(h_, tile.row), h_->dtype, channels_},
-         {at(w_, tile.token), w_->dtype, channels_, true}, {logits_, dtype(), tile.tokens});
+    gemm(ctx_, {tile.rows, tile.tokens, channels_}, {rows_of(h_, tile.row), h_->dtype, channels_},
+         {rows_of(w_, tile.token), w_->dtype, channels_, true}, {logits_, kDtype, tile.tokens});
     if (!(softcap_ > 0)) return;
     const A cap = static_cast<A>(softcap_);
     parallel_for(ctx_, tile.rows * tile.tokens, 1 << 14, [&](int64_t begin, int64_t end) {
@@ -112,10 +106,10 @@ class Tiles {
   }
 
   void replace_by_gradient(const Tile& tile, const Matrix& vectors, const SvdRatio& ratio) {
-    const MatrixRef logits{logits_, dtype(), tile.tokens, 1};
+    const MatrixRef logits{logits_, kDtype, tile.tokens, 1};
     Matrix z = widened(logits, tile.rows, tile.tokens);
-    // From the right the roles of rows and columns swap: dZ^T = V diag(weights) V^T Z^T + shift
-    // Z^T.
+    // From the right the roles of rows and columns swap:
+    //   dZ^T = V diag(weights) V^T Z^T + shift Z^T
     z = by_rows_ ? transposed(ratio_gradient(ctx_, vectors, ratio, transposed(z)))
                  : ratio_gradient(ctx_, vectors, ratio, z);
     const double inverse = softcap_ > 0 ? 1 / softcap_ : 0;
@@ -140,7 +134,7 @@ double run(Context* ctx, const balora_svd_ratio_tiles& o) {
   const bool nuclear = o.nuclear != 0;
   Tiles<A> tiles(ctx, o);
   const Matrix gram = tiles.gram();
-  double norm2 = 0;
+  double norm2 = 0;  // the sum of the squares of all logits
   for (int64_t i = 0; i < gram.rows; ++i) norm2 += gram(i, i);
   const RitzPairs pairs = ratio_eigenpairs(ctx, gram, o.k, nuclear);
   const SvdRatio ratio = svd_ratio(pairs.values, norm2, o.k, nuclear);

@@ -1,7 +1,7 @@
-// All that a consistency term asks of a teacher whose student's head is linear and frozen: q's
-// entropy and the mean of the head's rows under q = softmax(y / T). KL(q || p) and its gradient
-// follow from them (head_losses.cc), so a teacher can be kept in C numbers a row instead of being
-// run again. q is rounded to 16 bits (a pair of bf16) for the product, or not at all.
+// The numbers of a teacher that a consistency term needs, where the student's head is linear and
+// frozen: q's entropy and the mean of the head's rows under q = softmax(y / T). KL(q || p) and its
+// gradient follow from them (head_losses.cc), so a teacher can be kept in C numbers a row instead
+// of being run again. q is rounded to 16 bits (a pair of bf16) for the product, or not at all.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -22,7 +22,7 @@ namespace {
 void split_pair(float* q, int64_t n, std::vector<float>& scratch) {
   scratch.assign(q, q + n);
   auto* high = reinterpret_cast<bf16*>(q);
-  convert_rows(nullptr, {scratch.data(), BALORA_F32, n}, {high, BALORA_BF16, n}, 1, n);
+  convert_row(scratch.data(), high, n);
   for (int64_t i = 0; i < n; ++i) {
     high[n + i] = to_bf16(scratch[static_cast<size_t>(i)] - to_float(high[i]));
   }
@@ -62,8 +62,8 @@ void summarize(Context* ctx, const balora_teacher_summary& o, const HeadOptions&
         continue;
       }
     }
-    const ProductTerm term{q, dtype_of_logits<A>(), ld, &w};
-    sum_products(ctx, {rows, channels, {&term, 1}}, {out, dtype_of_logits<A>(), channels});
+    const ProductTerm term{q, kDtypeOfAcc<A>, ld, &w};
+    sum_products(ctx, {rows, channels, {&term, 1}}, {out, kDtypeOfAcc<A>, channels});
   }
 }
 

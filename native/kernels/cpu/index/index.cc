@@ -10,6 +10,7 @@
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
+#include "kernels/shared/rows.h"
 
 namespace balora {
 namespace {
@@ -91,8 +92,7 @@ struct Middle {
 int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
   const int64_t columns = o.table->shape[1];
   const std::vector<int64_t> rows = checked_indices(o.ids, o.table->shape[0]);
-  const auto row_bytes =
-      static_cast<size_t>(columns * dtype_size(static_cast<DType>(o.table->dtype)));
+  const auto row_bytes = static_cast<size_t>(columns * element_size(o.table->dtype));
   const char* source = data_of<char>(o.table);
   char* out = data_of<char>(o.y);
   const int64_t grain = std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(columns, 1));

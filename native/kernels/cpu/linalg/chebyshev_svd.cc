@@ -117,12 +117,12 @@ class ChebyshevSvd {
 
  private:
   void prepare() {
-    const int64_t size = dtype_size(static_cast<DType>(w_.dtype));
     for (int64_t i = 0; i < w_.rows; ++i) {
       if (copied_) {
         auto* to = const_cast<float*>(exact_) + i * cols_;
-        const char* from = static_cast<const char*>(w_.data) + i * w_.cols * size;
-        convert_rows(nullptr, {from, w_.dtype, w_.cols}, {to, BALORA_F32, cols_}, 1, w_.cols);
+        dispatch_float(w_.dtype, [&]<typename T>() {
+          convert_row(static_cast<const T*>(w_.data) + i * w_.cols, to, w_.cols);
+        });
         std::fill(to + w_.cols, to + cols_, 0.0f);
       }
       total_ += squared_norm(exact_ + i * cols_, cols_);

@@ -4,8 +4,8 @@
 //   2. One power iteration and the Rayleigh-Ritz step with A itself in f32, its small problem in
 //      f64. The power iteration is left out where the caller asks for a number of them that the
 //      polynomials do with fewer products, and where A^T A has no rounding of A in it.
-// Squares in f32 lose small values: chebyshev_svd looks at what it found and refuses, and the caller
-// takes krylov.h instead.
+// Squares in f32 lose small values: chebyshev_svd checks its result and refuses where it is not
+// good enough, and the caller uses krylov.h instead.
 #pragma once
 #include <cstdint>
 

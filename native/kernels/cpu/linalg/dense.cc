@@ -26,6 +26,16 @@ Eigen::Map<const EigenMatrix> map(const Matrix& a) {
   return {a.values.data(), a.rows, a.cols};
 }
 
+// Eigen 5 has the options as a template argument, and deprecates the form of Eigen 3.4.
+auto svd_of(const EigenColumns& a) {
+  constexpr int kThin = Eigen::ComputeThinU | Eigen::ComputeThinV;
+#if EIGEN_MAJOR_VERSION >= 5
+  return Eigen::BDCSVD<EigenColumns, kThin>(a);
+#else
+  return Eigen::BDCSVD<EigenColumns>(a, kThin);
+#endif
+}
+
 Matrix gram(const Context* ctx, const Matrix& a) {
   Matrix g(a.cols, a.cols);
   symmetric_product_f64(ctx, a.cols, a.rows, a.ref().transposed(), a.ref(), g.values.data());
@@ -181,7 +191,7 @@ SvdResult thin_svd(const Context* ctx, const Matrix& a) {
   QrResult qr;
   if (tall) qr = thin_qr(ctx, a);
   const EigenColumns core = map(tall ? std::as_const(qr.r) : a);
-  const Eigen::BDCSVD<EigenColumns> solver(core, Eigen::ComputeThinU | Eigen::ComputeThinV);
+  const auto solver = svd_of(core);
   SvdResult result{Matrix(core.rows(), a.cols), std::vector<double>(static_cast<size_t>(a.cols)),
                    Matrix(a.cols, a.cols)};
   map(result.u) = solver.matrixU();

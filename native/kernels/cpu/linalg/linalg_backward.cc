@@ -48,8 +48,7 @@ Matrix times_inverse_transposed(Matrix x, const Matrix& r) {
   return x;
 }
 
-// With X = F^T dF and E_ij = 1 / (s_j^2 - s_i^2), 0 where they are equal:
-//   E o (X - X^T)
+// E o (X - X^T), with X = F^T dF and E_ij = 1 / (s_j^2 - s_i^2), 0 where they are equal.
 Matrix rotation(const Matrix& x, const std::vector<double>& s) {
   Matrix out(x.rows, x.cols);
   for (int64_t i = 0; i < x.rows; ++i) {

@@ -1,7 +1,7 @@
-// A^T A for the iterations of chebyshev_svd.h, as exactly as they need it: from A rounded to bf16 where
-// the CPU multiplies bf16 (AMX, AVX512-BF16), else in f32, and itself kept rounded so. A rounding
-// of 2^-9 moves a subspace by second order in the energy it captures: 1e-6 of the rest, which the
-// products with A itself then take away.
+// A^T A for the iterations of chebyshev_svd.h, as exactly as they need it: from A rounded to bf16
+// where the CPU multiplies bf16 (AMX, AVX512-BF16), else in f32, and itself kept rounded so. A
+// rounding of 2^-9 moves a subspace by second order in the energy it captures: 1e-6 of the rest,
+// which the products with A itself then take away.
 #pragma once
 #include "kernels/cpu/linalg/float_block.h"
 #include "kernels/cpu/products/product_f64.h"

@@ -1,5 +1,6 @@
-// The row loops of low_precision_gram.h on bf16, in AVX512-BF16 instructions: whole vectors are rounded and
-// interleaved where a compiler leaves loops over bf16 scalar. Only where tile_gemm_has_bf16().
+// The row loops of low_precision_gram.h on bf16, in AVX512-BF16 instructions: whole
+// vectors are rounded and interleaved where a compiler leaves loops over bf16 scalar. Only
+// where tile_gemm_has_bf16().
 #pragma once
 #include <cstdint>
 

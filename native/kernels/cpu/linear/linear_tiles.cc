@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/linear/low_rank.h"
 #include "kernels/cpu/linear/low_rank_segment.h"
 #include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/onednn.h"
@@ -55,12 +56,8 @@ void contract_all(Context* ctx, const View& x, std::span<const Contracted> jobs,
   }
 }
 
-void zero(const View& view) {
-  std::fill_n(data_of<float>(&view), view_numel(view), 0.0f);
-}
-
-// dU of every update in f32 where da needs it (LowRankUpdate::du), and the gradients of the inputs. `updates`
-// are those of each linear.
+// dU of every update in f32 where da needs it (LowRankUpdate::du), and the gradients of the inputs.
+// `updates` are those of each linear.
 void backward_inputs(Context* ctx, const LinearGradients& g,
                      std::span<const LinearOperands> linears,
                      std::span<std::vector<LowRankUpdate>> updates, int64_t m, int64_t in) {
@@ -167,12 +164,11 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     for (const KSegment::Place& place : segment.places()) {
       const View* u = place.update.u;
       add_columns(place.update, Side::kA, columns);
-      projection.factors.push_back(segment.factor(place, 1, u ? data_of<float>(u) : nullptr));
+      projection.factors.push_back(segment.factor(place, 1, data_of<float>(u)));
     }
     if (linear.bias && !linear.output_scale) {
       auto* wide = bias.take<float>(outs);
-      convert_rows(nullptr, {linear.bias->data, linear.bias->dtype, outs}, {wide, BALORA_F32, outs},
-                   1, outs);
+      convert_row(data_of<bf16>(linear.bias), wide, outs);
       sum.out.bias = wide;
     }
     sum.terms.push_back(base_term(x, dense(linear.weight), true));
@@ -199,7 +195,7 @@ void linear_backward_tiles(Context* ctx, const LinearGradients& g,
   std::vector<std::vector<LowRankUpdate>> updates;
   for (const LinearOperands& linear : linears) updates.push_back(low_rank_updates_of(ctx, linear));
   backward_inputs(ctx, g, linears, updates, m, in);
-  // Of a change, rounding u and dU loses no more than what rounded factors have lost of its sums.
+  // Rounding u and dU of a change loses no more than what rounded factors have lost of its sums.
   const auto rounding = [](const LowRankUpdate& update) {
     return update.is_change() ? Rounding::kOnce : Rounding::kHalves;
   };
@@ -210,7 +206,7 @@ void linear_backward_tiles(Context* ctx, const LinearGradients& g,
       if (update.du && m > 0) {
         jobs.push_back({update.du, 1, update.da, rounding(update)});
       } else {
-        zero(*update.da);
+        fill_zero(*update.da);
       }
     }
   }
@@ -223,7 +219,7 @@ void linear_backward_tiles(Context* ctx, const LinearGradients& g,
         const auto scale = static_cast<float>(update.scale);
         jobs.push_back({data_of<float>(update.u), scale, update.db, rounding(update)});
       } else {
-        zero(*update.db);
+        fill_zero(*update.db);
       }
     }
     if (!jobs.empty()) contract_all(ctx, *linears[i].y, jobs, true);

@@ -25,9 +25,9 @@ struct Block {
   int64_t columns() const { return ranks + paired; }
 };
 
-// What the columns hold, of a pair: of the factor that x or dY is multiplied by, where it is now,
-// then its change; of the other factor, its change, then where it began. Of a part alone, where it
-// is now.
+// The order of a pair's two groups of columns: of the factor that x or dY is multiplied by, where
+// it is now, then its change; of the other factor, its change, then where it began. The columns of
+// a part alone have where it is now.
 enum class Order { kNowThenChange, kChangeThenStart };
 
 // A factor of an update and of its start.
@@ -96,23 +96,15 @@ void write_columns(Context* ctx, const Block& block, Order order, E* to) {
 }
 
 template <typename E>
-constexpr int32_t kTypeOf = std::is_same_v<E, double> ? BALORA_F64 : BALORA_F32;
-
-template <typename E>
 View matrix(E* data, int64_t rows, int64_t cols) {
   View view{};
-  view.data = data, view.dtype = kTypeOf<E>, view.ndim = 2;
+  view.data = data, view.dtype = kDtypeOfAcc<E>, view.ndim = 2;
   view.shape[0] = rows, view.shape[1] = cols, view.stride[0] = cols, view.stride[1] = 1;
   return view;
 }
 
 ProductTerm base_term(const View& x, const View& weight, bool transposed) {
   return {x.data, x.dtype, x.shape[1], &weight, transposed};
-}
-
-void fill_zero(const View& view) {
-  std::fill_n(static_cast<char*>(view.data),
-              view_numel(view) * dtype_size(static_cast<DType>(view.dtype)), char{0});
 }
 
 void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {
@@ -140,7 +132,7 @@ void copy_u(Context* ctx, const Block& block, const E* columns, int64_t ld, int6
   int64_t first = block.first;
   for (const LowRankUpdate& update : block.updates) {
     const int64_t rank = update.rank();
-    if (E* const u = update.u ? data_of<E>(update.u) : nullptr) {
+    if (E* const u = data_of<E>(update.u)) {
       parallel_for(ctx, m, 256, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           std::copy_n(columns + i * ld + first, rank, u + i * rank);
@@ -166,7 +158,7 @@ void forward(Context* ctx, const View& x, const View& input,
     for (const Block& block : blocks) {
       write_rows(ctx, block, Order::kNowThenChange, a + block.first * in);
     }
-    project(ctx, input, {a, kTypeOf<E>, in, true}, count, {u, kTypeOf<E>, count});
+    project(ctx, input, {a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count});
   }
   for (size_t i = 0; i < linears.size(); ++i) {
     const View &y = *linears[i].y, &weight = dense(linears[i].weight);
@@ -177,7 +169,7 @@ void forward(Context* ctx, const View& x, const View& input,
       copy_u(ctx, block, u, count, m);
       b = matrix(workspace<E>(ctx, y.shape[1] * block.columns()), y.shape[1], block.columns());
       write_columns(ctx, block, Order::kChangeThenStart, data_of<E>(&b));
-      terms.push_back({u + block.first, kTypeOf<E>, count, &b, true});
+      terms.push_back({u + block.first, kDtypeOfAcc<E>, count, &b, true});
     }
     terms.push_back(base_term(x, weight, true));
     if (!linears[i].output_scale) {
@@ -200,8 +192,8 @@ E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
     if (columns == 0) continue;
     E* const b = workspace<E>(ctx, dense(linears[i].weight).shape[0] * columns);
     write_columns(ctx, blocks[i], Order::kNowThenChange, b);
-    project(ctx, *linears[i].y, {b, kTypeOf<E>, columns}, columns,
-            {du + blocks[i].first, kTypeOf<E>, count});
+    project(ctx, *linears[i].y, {b, kDtypeOfAcc<E>, columns}, columns,
+            {du + blocks[i].first, kDtypeOfAcc<E>, count});
   }
   return du;
 }
@@ -247,7 +239,7 @@ void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOper
     for (const Block& block : blocks) {
       write_rows(ctx, block, Order::kChangeThenStart, data_of<E>(&a) + block.first * in);
     }
-    (g.x_adapter ? low_rank : base).push_back({du, kTypeOf<E>, count, &a});
+    (g.x_adapter ? low_rank : base).push_back({du, kDtypeOfAcc<E>, count, &a});
   }
   for (const LinearOperands& linear : linears) {
     if (linear.y) base.push_back(base_term(*linear.y, dense(linear.weight), false));

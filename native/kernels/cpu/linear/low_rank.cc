@@ -29,23 +29,22 @@ void for_wide_rows(Context* ctx, const View& x, const Body& body) {
   void* wide = CpuState::of(ctx).scratch(CpuState::kFirst, block * k * sizeof(float));
   for (int64_t first = 0; first < m; first += block) {
     const int64_t rows = std::min(block, m - first);
-    const void* from =
-        static_cast<const char*>(x.data) + first * k * dtype_size(static_cast<DType>(x.dtype));
-    convert_rows(ctx, {from, x.dtype, k}, {wide, BALORA_F32, k}, rows, k);
+    convert_rows(ctx, {offset_by(x.data, first * k, x.dtype), x.dtype, k}, {wide, BALORA_F32, k},
+                 rows, k);
     body(first, rows, GemmInput{wide, BALORA_F32, k});
   }
 }
 
-int64_t element_bytes(int32_t accumulator) {
-  return accumulator == BALORA_F64 ? 8 : 4;
-}
-
 }  // namespace
+
+void fill_zero(const View& view) {
+  std::fill_n(static_cast<char*>(view.data), view_numel(view) * element_size(view.dtype), char{0});
+}
 
 void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
              const GemmOutput& out) {
   for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, const GemmInput& wide) {
-    void* to = static_cast<char*>(out.data) + first * out.ld * element_bytes(out.dtype);
+    void* to = offset_by(out.data, first * out.ld, out.dtype);
     gemm(ctx, {rows, columns, x.shape[1]}, wide, w, {to, out.dtype, out.ld});
   });
 }
@@ -54,13 +53,9 @@ void contract(Context* ctx, const View& x, const LeftOperand& p, double scale, c
               bool transposed) {
   const int64_t k = x.shape[1];
   const int32_t type = out.dtype;
-  if (x.shape[0] == 0) {
-    std::fill_n(static_cast<char*>(out.data), view_numel(out) * element_bytes(type), char{0});
-    return;
-  }
+  if (x.shape[0] == 0) return fill_zero(out);
   for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, GemmInput wide) {
-    const void* block = static_cast<const char*>(p.data) + first * p.ld * element_bytes(type);
-    GemmInput left = {block, type, p.ld, true};
+    GemmInput left = {offset_by(p.data, first * p.ld, type), type, p.ld, true};
     const GemmScale sum = {scale, first == 0 ? 0.0 : 1.0};
     if (transposed) {
       left.transposed = false, wide.transposed = true;

@@ -8,8 +8,11 @@
 
 namespace balora {
 
-// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read
-// transposed; x (m,k) contiguous.
+// A contiguous view of any type.
+void fill_zero(const View& view);
+
+// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read transposed;
+// x (m,k) contiguous.
 void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
              const GemmOutput& out);
 

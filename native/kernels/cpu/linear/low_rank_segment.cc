@@ -70,7 +70,7 @@ TileFactor KSegment::factor(const Place& place, float scale, float* u) const {
   const FactorForm form = place.update.has_start()   ? FactorForm::kChange
                           : place.update.is_change() ? FactorForm::kOnce
                                                      : FactorForm::kHalves;
-  return {place.update.rank(), scale, form, u, nullptr, a_ ? a_ + place.first : nullptr, k()};
+  return {place.update.rank(), scale, form, u, a_ ? a_ + place.first : nullptr, k()};
 }
 
 void add_columns(const LowRankUpdate& update, Side side, std::vector<FactorLine>& columns) {

@@ -62,8 +62,8 @@ class KSegment {
     int64_t first;
   };
   std::span<const Place> places() const { return places_; }
-  // Where the projection of an update goes: into u (f32) unless that is null, and into the A operand
-  // unless make() was not called.
+  // The places that the projection of an update is written to: u (f32) unless that is null, and the
+  // A operand unless make() was not called.
   TileFactor factor(const Place& place, float scale, float* u) const;
 
  private:

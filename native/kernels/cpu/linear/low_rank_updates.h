@@ -25,7 +25,7 @@ struct LowRankUpdate {
 
   int64_t rank() const { return a->shape[0]; }
   bool has_start() const { return start_a != nullptr; }
-  // What 2^-9 of may be lost: products take one bf16 a value.
+  // Whether 2^-9 of it may be lost: products then take one bf16 a value.
   bool is_change() const { return has_start() || change_as_it_stands; }
 };
 

@@ -51,8 +51,8 @@ void apply_output_scale(Context* ctx, const LinearOperands& linear, const View& 
   const int64_t rows = sum.shape[0], columns = sum.shape[1];
   dispatch_float(linear.y->dtype, [&]<typename T>() {
     const Acc<T>* const from = data_of<Acc<T>>(&sum);
-    const T* const bias = linear.bias ? data_of<T>(linear.bias) : nullptr;
-    T* const unscaled = linear.unscaled ? data_of<T>(linear.unscaled) : nullptr;
+    const T* const bias = data_of<T>(linear.bias);
+    T* const unscaled = data_of<T>(linear.unscaled);
     parallel_for(ctx, rows, kGrain / (columns + 1), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const int64_t at = r * columns;

@@ -7,6 +7,7 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/low_rank.h"
 
 namespace balora {
 namespace {
@@ -67,26 +68,10 @@ SUMS(float)
 SUMS(double)
 #undef SUMS
 
-// A product scale * B A of the sum: a part's, or its start's.
-struct Product {
-  const View *a, *b;
-  double scale;
-};
-
-std::vector<Product> products_of(const balora_row_norm& o) {
-  std::vector<Product> products;
-  for (int32_t p = 0; p < o.part_count; ++p) {
-    const LowRankOperands& part = o.parts[p];
-    products.push_back({part.a, part.b, part.scale});
-    if (part.start_a) products.push_back({part.start_a, part.start_b, -part.scale});
-  }
-  return products;
-}
-
 // Rows [first, last), at most kRows of them.
 template <typename T>
-void norms_of(const View& weight, const std::vector<Product>& products, int64_t first, int64_t last,
-              Acc<T>* norm) {
+void norms_of(const View& weight, const std::vector<LowRankProduct>& products, int64_t first,
+              int64_t last, Acc<T>* norm) {
   using A = Acc<T>;
   const int64_t columns = weight.shape[1];
   A sum[kColumnBlock];
@@ -96,7 +81,7 @@ void norms_of(const View& weight, const std::vector<Product>& products, int64_t 
     const int64_t n = std::min(kColumnBlock, columns - c);
     for (int64_t o = first; o < last; ++o) {
       widen(data_of<T>(&weight) + o * columns + c, sum, n);
-      for (const Product& product : products) {
+      for (const LowRankProduct& product : products) {
         const int64_t rank = product.a->shape[0];
         const A* b = data_of<A>(product.b) + o * rank;
         scaled.assign(b, b + rank);
@@ -113,7 +98,7 @@ void norms_of(const View& weight, const std::vector<Product>& products, int64_t 
 
 int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
   const View& weight = dense(o.weight);
-  const std::vector<Product> products = products_of(o);
+  const std::vector<LowRankProduct> products = products_of(parts_of(o));
   const int64_t rows = weight.shape[0], blocks = (rows + kRows - 1) / kRows;
   dispatch_float(weight.dtype, [&]<typename T>() {
     parallel_for(ctx, blocks, 1, [&](int64_t begin, int64_t end) {

@@ -5,6 +5,7 @@
 //   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)),  g = dy * weight
 #include <vector>
 
+#include "kernels/cpu/norm/partials.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
@@ -136,16 +137,6 @@ std::vector<Acc<T>> widened(const View* v, int64_t channels, Acc<T> missing) {
   return out;
 }
 
-// Adds the threads' partial sums, in thread order.
-template <typename A>
-void merge_partials(const std::vector<A>& partial, int64_t channels, const View* out) {
-  if (!out) return;
-  A* total = data_of<A>(out);
-  std::fill(total, total + channels, A(0));
-  for (size_t i = 0; i < partial.size(); ++i)
-    total[i % static_cast<size_t>(channels)] += partial[i];
-}
-
 }  // namespace
 
 int32_t layer_norm_forward_kernel(Context* ctx, const balora_layer_norm_forward& o) {
@@ -181,7 +172,7 @@ int32_t layer_norm_backward_kernel(Context* ctx, const balora_layer_norm_backwar
                                .weight = w.data(),
                                .mean = data_of<A>(o.mean),
                                .rstd = data_of<A>(o.rstd),
-                               .dx = o.dx ? data_of<T>(o.dx) : nullptr,
+                               .dx = data_of<T>(o.dx),
                                .channels = channels};
     parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
       for (int64_t part = first; part < last; ++part) {
@@ -190,8 +181,8 @@ int32_t layer_norm_backward_kernel(Context* ctx, const balora_layer_norm_backwar
         backward(operands, of_part, rows * part / width, rows * (part + 1) / width);
       }
     });
-    merge_partials(dw, channels, o.dweight);
-    merge_partials(db, channels, o.dbias);
+    if (o.dweight) sum_partials(dw, channels, data_of<A>(o.dweight));
+    if (o.dbias) sum_partials(db, channels, data_of<A>(o.dbias));
   });
   return 0;
 }

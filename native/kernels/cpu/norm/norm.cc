@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cpu/norm/norm_bf16.h"
+#include "kernels/cpu/norm/partials.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -29,8 +30,8 @@ BALORA_INLINE Acc<T> rounded(Acc<T> value, bool round) {
 template <typename T>
 struct Forward {
   const T* x;
-  const T* residual;  // added to x first; null: nothing is added
-  T* sum;             // x + residual, where there is a residual
+  const T* residual = nullptr;  // added to x first; null: nothing is added
+  T* sum = nullptr;             // x + residual, where there is a residual
   const T* weight;
   T* y;
   Acc<T>* rstd;
@@ -173,6 +174,19 @@ ROWS(f16)
 ROWS(double)
 #undef ROWS
 
+// The operands that forwards with and without a residual have in common.
+template <typename T, typename O>
+Forward<T> forward_operands(const O& o) {
+  return {.x = data_of<T>(o.x),
+          .weight = data_of<T>(o.weight),
+          .y = data_of<T>(o.y),
+          .rstd = data_of<Acc<T>>(o.rstd),
+          .channels = o.x->shape[1],
+          .eps = static_cast<Acc<T>>(o.eps),
+          .offset = static_cast<Acc<T>>(o.weight_offset),
+          .round = o.cast_before_weight != 0};
+}
+
 // The constants of rows of bf16, which have functions of their own.
 template <typename O>
 RmsNormRow lanes_row(const O& o, double eps) {
@@ -196,15 +210,7 @@ int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) 
     return 0;
   }
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    using A = Acc<T>;
-    const Forward<T> operands{.x = data_of<T>(o.x),
-                              .weight = data_of<T>(o.weight),
-                              .y = data_of<T>(o.y),
-                              .rstd = data_of<A>(o.rstd),
-                              .channels = channels,
-                              .eps = static_cast<A>(o.eps),
-                              .offset = static_cast<A>(o.weight_offset),
-                              .round = o.cast_before_weight != 0};
+    const Forward<T> operands = forward_operands<T>(o);
     parallel_for(ctx, rows, kRowGrain,
                  [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
   });
@@ -226,17 +232,9 @@ int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forw
     return 0;
   }
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    using A = Acc<T>;
-    const Forward<T> operands{.x = data_of<T>(o.x),
-                              .residual = data_of<T>(o.residual),
-                              .sum = data_of<T>(o.sum),
-                              .weight = data_of<T>(o.weight),
-                              .y = data_of<T>(o.y),
-                              .rstd = data_of<A>(o.rstd),
-                              .channels = channels,
-                              .eps = static_cast<A>(o.eps),
-                              .offset = static_cast<A>(o.weight_offset),
-                              .round = o.cast_before_weight != 0};
+    Forward<T> operands = forward_operands<T>(o);
+    operands.residual = data_of<T>(o.residual);
+    operands.sum = data_of<T>(o.sum);
     parallel_for(ctx, rows, kRowGrain,
                  [&](int64_t begin, int64_t end) { forward_add(operands, begin, end); });
   });
@@ -261,11 +259,11 @@ int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o
     using A = Acc<T>;
     const int width = parallel_width(ctx, rows, kRowGrain);
     const Backward<T> operands{.dy = data_of<T>(o.dy),
-                               .dsum = o.dsum ? data_of<T>(o.dsum) : nullptr,
+                               .dsum = data_of<T>(o.dsum),
                                .x = data_of<T>(o.x),
                                .weight = data_of<T>(o.weight),
                                .rstd = data_of<A>(o.rstd),
-                               .dx = o.dx ? data_of<T>(o.dx) : nullptr,
+                               .dx = data_of<T>(o.dx),
                                .channels = channels,
                                .offset = static_cast<A>(o.weight_offset),
                                .round = o.cast_before_weight != 0};
@@ -276,12 +274,7 @@ int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o
                  rows * part / width, rows * (part + 1) / width);
       }
     });
-    if (!o.dweight) return;
-    A* out = data_of<A>(o.dweight);
-    for (int64_t c = 0; c < channels; ++c) {
-      out[c] = 0;
-      for (int part = 0; part < width; ++part) out[c] += partial[part * channels + c];
-    }
+    if (o.dweight) sum_partials(partial, channels, data_of<A>(o.dweight));
   });
   return 0;
 }

@@ -14,6 +14,7 @@
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/rows.h"
 
 namespace balora {
 namespace {
@@ -79,7 +80,7 @@ MatmulSpec spec_of(const GemmShape& s, const GemmInput& a, const GemmInput& b, c
 }
 
 const void* at(const GemmInput& x, int64_t elements) {
-  return static_cast<const char*>(x.data) + elements * dtype_size(static_cast<DType>(x.dtype));
+  return offset_by(x.data, elements, x.dtype);
 }
 
 // One f32 product. dnnl_sgemm needs no primitive and, inside a parallel region, runs
@@ -176,7 +177,7 @@ void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
 }
 
 GemmOutput columns(GemmOutput c, int64_t first) {
-  c.data = static_cast<char*>(c.data) + first * dtype_size(static_cast<DType>(c.dtype));
+  c.data = offset_by(c.data, first, c.dtype);
   return c;
 }
 

@@ -42,8 +42,8 @@ inline GemmOutput dense_output(const View& c) {
   return {c.data, c.dtype, c.shape[1]};
 }
 
-// With bf16 operands alpha and beta are compiled into the cached primitive: keep
-// them to a few values.
+// Factors of a product and of what C was before. With bf16 operands they are compiled into the
+// cached primitive: keep them to a few values.
 struct GemmScale {
   double alpha = 1;
   double beta = 0;  // 0: C is not read

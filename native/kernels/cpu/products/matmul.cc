@@ -9,6 +9,7 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/matmul.h"
+#include "kernels/shared/rows.h"
 
 namespace balora {
 namespace {
@@ -35,14 +36,13 @@ const void* matrix(const View& view, const MatrixLayout& layout, int64_t offset,
 
 void* copy_buffer(Context* ctx, const View& view, const MatrixLayout& layout) {
   if (!layout.copy) return nullptr;
-  const int64_t size = dtype_size(static_cast<DType>(view.dtype));
-  return workspace<char>(ctx, view.shape[view.ndim - 2] * view.shape[view.ndim - 1] * size);
+  const int64_t count = view.shape[view.ndim - 2] * view.shape[view.ndim - 1];
+  return workspace<char>(ctx, count * element_size(view.dtype));
 }
 
 }  // namespace
 
 int32_t matmul_kernel(Context* ctx, const balora_matmul& o) {
-  const int64_t size = dtype_size(static_cast<DType>(o.c->dtype));
   if (view_numel(*o.c) == 0) return 0;
   const MatrixLayout la = matrix_layout(*o.a), lb = matrix_layout(*o.b);
   GemmShape shape = {o.c->shape[o.c->ndim - 2], o.c->shape[o.c->ndim - 1],
@@ -75,7 +75,7 @@ int32_t matmul_kernel(Context* ctx, const balora_matmul& o) {
     in_a.data = matrix(*o.a, la, offset_a, copy_a);
     in_b.data = matrix(*o.b, lb, offset_b, copy_b);
     gemm(ctx, shape, in_a, in_b, out, {o.alpha, 0});
-    out.data = static_cast<char*>(out.data) + shape.batch * shape.m * shape.n * size;
+    out.data = offset_by(out.data, shape.batch * shape.m * shape.n, out.dtype);
   }
   return 0;
 }

@@ -11,7 +11,7 @@
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/machine_memory.h"
-#include "tensor/dtype.h"
+#include "kernels/shared/rows.h"
 #include "tensor/errors.h"
 
 namespace balora {
@@ -20,10 +20,6 @@ namespace {
 constexpr int64_t kRowBucket = 64;
 constexpr int64_t kApartElements = int64_t{1} << 20;  // of A or C at a time in multiply_apart
 constexpr int64_t kTypicalRows = 1024;  // the layout is chosen for products of this size
-
-const char* advance(const void* data, int64_t elements, int32_t dtype) {
-  return static_cast<const char*>(data) + elements * dtype_size(static_cast<DType>(dtype));
-}
 
 }  // namespace
 
@@ -103,8 +99,8 @@ void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda,
 void PackedWeight::multiply_rows(Context* ctx, MatmulSpec spec, int64_t first, int64_t rows,
                                  MatmulArguments x) const {
   spec.m = rows;
-  x.a = advance(x.a, first * spec.a_row, dtype_);
-  x.c = const_cast<char*>(advance(x.c, first * spec.c_row, spec.c_dtype));
+  x.a = offset_by(x.a, first * spec.a_row, dtype_);
+  x.c = offset_by(x.c, first * spec.c_row, spec.c_dtype);
   CpuState& state = CpuState::of(ctx);
   const auto matmul = state.matmul(spec, &layout_);
   if (!matmul) throw UnsupportedError("oneDNN refuses a product with a packed weight");
@@ -122,15 +118,15 @@ void PackedWeight::multiply_apart(Context* ctx, MatmulSpec spec, MatmulArguments
   const int64_t fitting = kApartElements / std::max(k_, n_) / kRowBucket * kRowBucket;
   const int64_t block = std::min(std::max(fitting, kRowBucket), spec.m);
   const auto dense = [&](CpuState::Scratch index, int64_t columns, int32_t dtype) {
-    const int64_t size = dtype_size(static_cast<DType>(dtype));
-    return state.scratch(index, static_cast<uint64_t>(block * columns * size));
+    return state.scratch(index, static_cast<uint64_t>(block * columns * element_size(dtype)));
   };
   void* const a = dense(CpuState::kWideA, k_, dtype_);
   void* const c = dense(CpuState::kWideC, n_, spec.c_dtype);
   for (int64_t first = 0; first < spec.m; first += block) {
     const int64_t rows = std::min(block, spec.m - first);
-    void* const to = const_cast<char*>(advance(x.c, first * ldc, spec.c_dtype));
-    convert_rows(ctx, {advance(x.a, first * lda, dtype_), dtype_, lda}, {a, dtype_, k_}, rows, k_);
+    void* const to = offset_by(x.c, first * ldc, spec.c_dtype);
+    convert_rows(ctx, {offset_by(x.a, first * lda, dtype_), dtype_, lda}, {a, dtype_, k_}, rows,
+                 k_);
     if (spec.beta != 0) convert_rows(ctx, {to, spec.c_dtype, ldc}, {c, spec.c_dtype, n_}, rows, n_);
     MatmulArguments part = x;
     part.a = a, part.c = c;

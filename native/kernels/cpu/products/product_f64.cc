@@ -50,7 +50,8 @@ BALORA_SIMD void multiply_tile(const Strip& a, const double* b, int64_t depth, d
   }
 }
 
-// Up to `width` columns of a block (depth x lanes) become (depth, width), zero where the matrix ends.
+// Up to `width` columns of a block (depth x lanes) become (depth, width), zero where
+// the matrix ends.
 template <typename T>
 void pack(const T* data, int64_t depth_stride, int64_t lane_stride, int64_t depth, int64_t lanes,
           int64_t width, double* packed) {

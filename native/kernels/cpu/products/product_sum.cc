@@ -9,15 +9,12 @@
 #include "kernels/cpu/products/packed_weight.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/shared/rows.h"
 
 namespace balora {
 namespace {
 
 constexpr int64_t kSumElements = int64_t{1} << 20;  // of the f32 sum of one block of rows: 4 MiB
-
-const void* row(const void* data, int32_t dtype, int64_t elements) {
-  return static_cast<const char*>(data) + elements * dtype_size(static_cast<DType>(dtype));
-}
 
 const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
   if (term.alpha != 1 || term.a_dtype != term.b->dtype) return nullptr;
@@ -93,9 +90,9 @@ void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
     block.m = std::min(fitting, sum.m - first);
     block.terms = terms;
     GemmOutput rows = c;
-    rows.data = const_cast<void*>(row(c.data, c.dtype, first * c.ld));
+    rows.data = offset_by(c.data, first * c.ld, c.dtype);
     sum_narrow(ctx, block, rows);
-    for (ProductTerm& term : terms) term.a = row(term.a, term.a_dtype, block.m * term.lda);
+    for (ProductTerm& term : terms) term.a = offset_by(term.a, block.m * term.lda, term.a_dtype);
   }
 }
 

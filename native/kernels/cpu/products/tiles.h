@@ -110,7 +110,6 @@ struct TileFactor {
   float scale;
   FactorForm form;
   float* u;
-  float* u_start;  // kChange: u of where w began, or null
   bf16* columns;
   int64_t ld;
 };

@@ -72,11 +72,7 @@ BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t r
     const __m512 left = _mm512_maskz_load_ps(valid, block + r * kTileN);
     const __m512 right = _mm512_maskz_load_ps(valid, block + r * kTileN + 16);
     const __m512 u = _mm512_mul_ps(scale, _mm512_add_ps(left, right));
-    if (r < rows) {
-      const int64_t at = (row + r) * f.rank + first;
-      if (f.u) _mm512_mask_storeu_ps(f.u + at, mask, u);
-      if (f.u_start) _mm512_mask_storeu_ps(f.u_start + at, mask, _mm512_mul_ps(scale, left));
-    }
+    if (f.u && r < rows) _mm512_mask_storeu_ps(f.u + (row + r) * f.rank + first, mask, u);
     if (!f.columns) continue;
     bf16* to = f.columns + (row + r) * f.ld + first;
     const __m256i high = narrow(u);

@@ -258,7 +258,7 @@ int32_t extreme_kernel(Context* ctx, const balora_extreme& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
     std::vector<Acc<T>> wide(o.values ? static_cast<size_t>(e.outer * e.inner) : 0);
     Acc<T>* to = o.values ? wide.data() : nullptr;
-    int32_t* at = o.positions ? data_of<int32_t>(o.positions) : nullptr;
+    int32_t* at = data_of<int32_t>(o.positions);
     if (o.is_max) {
       extremes<true>(ctx, data_of<T>(o.x), e, to, at);
     } else {

@@ -1,6 +1,6 @@
-// The state that the CPU device keeps between the kernels of one stream: oneDNN's engine and stream,
-// a cache of its primitives, and scratch memory. The engine holds it as a void*; cpu_state.cc
-// defines it.
+// The state that the CPU device keeps between the kernels of one stream: oneDNN's engine and
+// stream, a cache of its primitives, and scratch memory. The engine holds it as a void*;
+// cpu_state.cc defines it.
 #pragma once
 #include <cstdint>
 

@@ -30,9 +30,22 @@ BALORA_INLINE T store(Acc<T> value) {
   }
 }
 
+// The same for every element type: integers are computed with as they are.
 template <typename T>
-T* data_of(const View* view) {
-  return static_cast<T*>(view->data);
+BALORA_INLINE auto load_any(T value) {
+  if constexpr (std::is_integral_v<T>) {
+    return value;
+  } else {
+    return load(value);
+  }
+}
+template <typename T, typename A>
+BALORA_INLINE T store_any(A value) {
+  if constexpr (std::is_integral_v<T>) {
+    return value;
+  } else {
+    return store<T>(value);
+  }
 }
 
 }  // namespace balora

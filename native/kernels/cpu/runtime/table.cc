@@ -99,37 +99,25 @@ int32_t copy(Context*, void* destination, const void* source, uint64_t bytes) {
 }  // namespace
 
 const KernelTable* cpu_kernel_table() {
-  static const KernelTable table = {
-      BALORA_ABI,
-      sizeof(KernelTable),
-      "cpu",
-      create_cpu_state,
-      destroy_cpu_state,
-      allocate,
-      release,
-      kDiscard,
-      copy,
-      copy,
-      nullptr,  // pin, and what goes with it: kernels work on the host's memory
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr,  // record and elapsed: the host's clock is the device's
-      nullptr,
-      nullptr,  // synchronize: rows return when they have run
-      nullptr,
-      memory,
-      nullptr,
-      nullptr,
-      nullptr,
-      nullptr,
-#define KERNEL(name) Guard<Device, &name##_kernel>::call,
+  // Functions that are left out are null: kernels work on the host's memory, by the host's clock,
+  // and have run when their rows return.
+  static const KernelTable table = [] {
+    KernelTable t{};
+    t.abi = BALORA_ABI;
+    t.size = sizeof(KernelTable);
+    t.device = "cpu";
+    t.create_state = create_cpu_state;
+    t.destroy_state = destroy_cpu_state;
+    t.allocate = allocate;
+    t.release = release;
+    t.discard = kDiscard;
+    t.upload = copy;
+    t.download = copy;
+    t.memory = memory;
+#define KERNEL(name) t.name = Guard<Device, &name##_kernel>::call;
 #include "kernels/kernels.def"
-  };
+    return t;
+  }();
   return &table;
 }
 

@@ -41,6 +41,16 @@ BALORA_INLINE float exp_near_zero(float r) {  // e^r for |r| <= ln(2)/2
   p = p * r + 0.5f;
   return (p * r) * r + r + 1.0f;
 }
+
+// e^x = 2^n * fraction, with n in the low bits of `shifted` (kRound).
+struct ExpParts {
+  float shifted, fraction;
+};
+BALORA_INLINE ExpParts exp_parts(float x) {
+  const float shifted = x * kLog2e + kRound;
+  const float n = shifted - kRound;
+  return {shifted, exp_near_zero((x - n * kLn2High) - n * kLn2Low)};
+}
 }  // namespace vec
 
 // e^x, 1.5 ulp. The argument is clamped where the result is 0 or infinity anyway; the comparisons
@@ -48,10 +58,7 @@ BALORA_INLINE float exp_near_zero(float r) {  // e^r for |r| <= ln(2)/2
 BALORA_INLINE float vexp(float x) {
   x = x < -104.0f ? -104.0f : x;
   x = x > 89.0f ? 89.0f : x;
-  const float shifted = x * vec::kLog2e + vec::kRound;
-  const float n = shifted - vec::kRound;
-  const float r = (x - n * vec::kLn2High) - n * vec::kLn2Low;
-  const float p = vec::exp_near_zero(r);
+  const auto [shifted, p] = vec::exp_parts(x);
   // 2^n as two factors: each is a normal number where the result is subnormal or overflows. For a
   // NaN the exponent bits are garbage in range, and p is NaN.
   const int32_t exponent =
@@ -123,10 +130,6 @@ BALORA_INLINE float verf(float x) {
   return magnitude < 0.921875f ? small : (x == x ? large : x);
 }
 
-BALORA_INLINE double vexp(double x) {
-  return std::exp(x);
-}
-
 // e^x, 1.5 ulp, for x <= 0 where the results are summed up: 0 below -60, which the sums cannot see
 // anyway. So no result is a subnormal number (products with those run a hundred times slower on
 // most CPUs), and 2^n is one factor. A NaN stays one.
@@ -135,16 +138,17 @@ constexpr float kVanishing = -60.0f;
 }
 BALORA_INLINE float vexp_or_zero(float x) {
   const float bounded = x < vec::kVanishing ? vec::kVanishing : x;
-  const float shifted = bounded * vec::kLog2e + vec::kRound;
-  const float n = shifted - vec::kRound;
-  const float r = (bounded - n * vec::kLn2High) - n * vec::kLn2Low;
-  const float p = vec::exp_near_zero(r);
+  const auto [shifted, p] = vec::exp_parts(bounded);
   // The shift leaves of kRound's bits nothing, n's in the exponent.
   const float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
   return x < vec::kVanishing ? 0.0f : p * power;
 }
+
+BALORA_INLINE double vexp(double x) {
+  return std::exp(x);
+}
 BALORA_INLINE double vexp_or_zero(double x) {
-  return vexp(x);
+  return std::exp(x);
 }
 BALORA_INLINE double vlog(double x) {
   return std::log(x);
@@ -170,7 +174,7 @@ BALORA_INLINE A vsoftplus(A x) {
   return (x > A(0) ? x : A(0)) + (vlog(w) - ((w - A(1)) - u) / w);
 }
 
-// These for the formulas of kernels/shared.
+// These functions under the names that the formulas of kernels/shared call.
 struct VectorMath {
   template <typename A>
   static BALORA_INLINE A exp(A x) {
