@@ -27,7 +27,7 @@ export interface CheckpointFolder extends PeftFolder {
   readonly firstPairs: ReadonlyMap<string, LowRankPair>;
 }
 
-/** What a checkpoint says of its run. */
+/** The run of a checkpoint, by the checkpoint's state. */
 export interface SavedRun {
   readonly step: number;
   readonly totalSteps: number;

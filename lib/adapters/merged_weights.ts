@@ -3,8 +3,7 @@
  *
  *     W' = W + s (B A - B0 A0).
  *
- * They are computed in f64 and rounded to the base's dtype, or the file's, once. In bf16, that rounding can erase a small update
- * completely.
+ * They are computed in f64 and rounded to the base's dtype, or the file's, once. In bf16, that rounding can erase a small update.
  */
 import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';

@@ -53,7 +53,7 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
 /** Parses YAML. @throws FormatError for lists in lists of such a depth that the parser's recursion does not end */
 function parsed(path: string, text: string): Document.Parsed {
   try {
-    // With prettyErrors, messages give line and column; uniqueKeys (on by default) refuses a key that is given twice.
+    // Messages give line and column (prettyErrors); uniqueKeys (on by default) refuses a key that is given twice.
     return parseDocument(text, { prettyErrors: true });
   } catch (error) {
     throw new FormatError(`${path}: cannot be parsed (${(error as Error).message})`, {

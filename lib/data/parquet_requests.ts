@@ -1,4 +1,4 @@
-/** What `ParquetFile` asks the process that reads the file (parquet_process.ts), and what it answers. */
+/** Requests of `ParquetFile` to the process that reads the file (parquet_process.ts), and the answers. */
 
 /** The footer, or the rows from `start` to `end`; no more than those in one row group are returned. */
 export type ParquetRequest = 'footer' | { readonly start: number; readonly end: number };

@@ -37,8 +37,7 @@ export interface DecodeSession {
   release(sequence: number): void;
 
   /**
-   * Frees everything. It may be called while a promise is pending, which is then settled all the same. Calling it again does
-   * nothing.
+   * Frees everything; a second call has no effect. It may be called while a promise is pending, which is then settled all the same.
    */
   dispose(): void;
 }

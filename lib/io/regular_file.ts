@@ -12,8 +12,7 @@ import { formatBytes } from './format_bytes.ts';
 /** Largest size of a file other than weights and data; the largest tokenizers have a tenth of it. */
 export const kMaxTextBytes = 256 * 2 ** 20;
 
-// With O_NONBLOCK a named pipe is opened at once, and refused. O_NOCTTY: a terminal does not become that of the process. Windows has
-// neither.
+// O_NONBLOCK: a named pipe is opened at once, and refused. O_NOCTTY: a terminal does not become that of the process. (Not on Windows.)
 const kFlags = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0) | (constants.O_NOCTTY ?? 0);
 
 /** Failures of opening that are in the path, not in the disk. */
@@ -107,7 +106,7 @@ export async function* readSlices(
   }
 }
 
-/** What a path leads to; null where there is nothing. @throws as {@link openRegular} does */
+/** The kind and size of what a path leads to; null where there is nothing. @throws as {@link openRegular} does */
 export async function statPath(path: string): Promise<Stats | null> {
   try {
     return await stat(path);

@@ -78,7 +78,7 @@ export interface ExportNote {
 export interface RunState {
   /** Number of steps that the run was to do when it was last started; null where that is not recorded. */
   readonly totalSteps: number | null;
-  /** What its adapter or model is of; null where the run has written none. */
+  /** The step that its adapter or model is of; null where the run has written none. */
   readonly exported: ExportNote | null;
   /** Paths of its checkpoints, the latest first. */
   readonly checkpoints: readonly { readonly path: string; readonly step: number }[];

@@ -229,7 +229,7 @@ export async function finishLoading(
     model.dispose();
     throw error;
   }
-  // As they were opened: a file that has the name by now may be another one.
+  // The files as they were opened: what has the name by now may be another one.
   model.stored = source.files?.map(({ path, identity }) => ({ path, identity })) ?? null;
   if (trainable) return;
   for (const parameter of model.parameters()) parameter.freeze();

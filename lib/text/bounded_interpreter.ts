@@ -55,7 +55,7 @@ const kSteps = { least: 1e6, each: 32 };
 const kSize = { least: 2 ** 20, each: 16 };
 /** The characters of a text, and the values in a list or a mapping, that cost as much as a step. */
 const kPerStep = { text: 64, values: 1024 };
-/** What a turn of a loop and a call cost, which make scopes of their own. */
+/** The cost of an iteration of a loop and of a call, which make scopes of their own. */
 const kPerScope = 16;
 /** Lists in lists, and mappings in them. */
 const kDepth = 128;

@@ -1,6 +1,6 @@
 /**
- * The removal of spaces before punctuation that some tokenizers ask for (`clean_up_tokenization_spaces`), on whole texts and on
- * streams.
+ * The removal of spaces before punctuation, for tokenizers that ask for it (`clean_up_tokenization_spaces`). It works on whole texts
+ * and on streams.
  */
 
 /** Replacements of transformers' clean_up_tokenization(), applied one after the other. */
@@ -24,7 +24,7 @@ export function cleanUpSpaces(text: string): string {
   return cleaned;
 }
 
-/** What is replaced: the texts above, and those of them whose quote stands between spaces, which are removed first. */
+/** The texts to replace: those above, and those of them whose quote stands between spaces, which are removed first. */
 const kReplaced: readonly string[] = kReplacements.flatMap(([spaced]) =>
   spaced === " ' " || !spaced.includes("'") ? [spaced] : [spaced, spaced.replace("'", " ' ")],
 );

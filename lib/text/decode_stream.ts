@@ -156,7 +156,7 @@ function fusedStage(decoder: Json): Stage {
 
 /** A stage that decodes the bytes that tokens stand for; a token without bytes ends a character that is incomplete. */
 function bytes(bytesOf: (token: string) => Uint8Array | null): Stage {
-  // As in the tokenizer itself, U+FEFF is a character like others.
+  // U+FEFF is a character like others, as in the tokenizer itself.
   const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
   let isOpen = false;
   const close = (): string[] => {

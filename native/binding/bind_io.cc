@@ -86,8 +86,7 @@ Napi::Value integer(Napi::Env napi, Int value) {
 constexpr uint64_t kMaxTextBytes = uint64_t{1} << 26;
 constexpr uint64_t kMaxArrayBytes = uint64_t{1} << 31;
 
-// Makes the JS value of a value of metadata. Texts and the numbers of arrays are read from the file
-// here.
+// Makes the JS value of a value of metadata, whose texts and numbers are read from the file here.
 class MetadataReader {
  public:
   MetadataReader(Napi::Env napi, const GgufFile& file, const std::string& key)

@@ -85,7 +85,8 @@ Napi::Value memory_stats(Env& env, std::string device) {
   return object;
 }
 
-// Bytes that malloc has given out and that have not been freed, in all threads of the process; -1 where the C library does not say.
+// Bytes that malloc has given out and that have not been freed, in all threads of the process; -1
+// where the C library does not say.
 double malloc_bytes(Env&) {
 #ifdef __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 33)

@@ -1,8 +1,8 @@
 // The GGUF container, versions 2 and 3, little-endian (ggml/docs/gguf.md): metadata of every type,
 // tensor infos, data aligned to general.alignment. Texts and arrays of the metadata are checked and
-// stay in the file until somebody asks for them, since they may be as large as the file. Shapes are given row-major (the file's ne
-// reversed). Every violation is a FormatError with path, byte offset and field; what is well formed
-// but not for us (big-endian, version 1) is an UnsupportedError.
+// stay in the file until somebody asks for them, since they may be as large as the file. Shapes are
+// given row-major (the file's ne reversed). Every violation is a FormatError with path, byte offset
+// and field; what is well formed but not for us (big-endian, version 1) is an UnsupportedError.
 #pragma once
 #include <cstdint>
 #include <map>

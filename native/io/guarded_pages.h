@@ -12,7 +12,7 @@ namespace balora::io {
 
 class GuardedPages {
  public:
-  // Of a map that was just made, before its first access. Throws NativeError where the system
+  // Guards a map that was just made, before its first access. Throws NativeError where the system
   // accepts no handler.
   explicit GuardedPages(std::span<const std::byte> map);
   ~GuardedPages();  // to be destroyed before the map is

@@ -2,9 +2,9 @@
 // may alias its pages.
 //
 // A map shows what is done to the file: bytes that another process writes in place appear in it,
-// and pages behind a new end are gone (guarded_pages.h). So the file stays open, and before anything
-// that was computed from its bytes is handed out, refuse_changed() compares it with what it was.
-// A file that is replaced by rename is another file: the map keeps the old one.
+// and pages behind a new end are gone (guarded_pages.h). So the file stays open, and before
+// anything that was computed from its bytes is handed out, refuse_changed() compares it with what
+// it was. A file that is replaced by rename is another file: the map keeps the old one.
 #pragma once
 #include <cstddef>
 #include <cstdint>

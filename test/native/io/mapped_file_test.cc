@@ -36,7 +36,7 @@ struct Mapped {
     file = MappedFile::open(path);
   }
 
-  // As the reading of a tensor does.
+  // Remembers a part, as the reading of a tensor does.
   void read(size_t begin, size_t end) const {
     PartDigests part(file->bytes().subspan(begin, end - begin));
     part.compute(0, part.blocks());

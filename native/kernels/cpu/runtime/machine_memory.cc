@@ -120,9 +120,8 @@ std::vector<std::string> group_folders(const std::string& root, bool version2) {
   }
 }
 
-// What a group leaves: caches of files count as free but for pages that processes have mapped, which
-// they need (their code, weights in use). With the swap that it may use; kNone in both where it
-// sets no limit.
+// Memory that a group leaves, and swap; kNone in both where it sets no limit. Caches of files count
+// as free but for pages that processes have mapped, which they need (their code, weights in use).
 MachineMemory left_by_group2(const std::string& folder, const System& system) {
   const auto limit = number_in(folder + "/memory.max");
   if (!limit) return {kNone, kNone};
