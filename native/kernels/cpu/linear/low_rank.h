@@ -9,9 +9,9 @@
 namespace balora {
 
 // out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read
-// transposed; x (m,k) contiguous.
+// transposed; x (m,k) contiguous. by_rows: by row_product(), for a w that is read transposed.
 void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
-             const GemmOutput& out);
+             const GemmOutput& out, bool by_rows = false);
 
 // p (m,R), rows ld apart, in the type of the factors.
 struct LeftOperand {

@@ -125,9 +125,15 @@ struct Avx512Core {
       if (rows - r > 8) {
         multiply_rows<12>(terms, row + r, tail_row, panel, at);
         r += 12;
-      } else {
+      } else if (rows - r > 4) {
         multiply_rows<8>(terms, row + r, tail_row, panel, at);
         r += 8;
+      } else if (rows - r > 1) {
+        multiply_rows<4>(terms, row + r, tail_row, panel, at);
+        r += 4;
+      } else {
+        multiply_rows<1>(terms, row + r, tail_row, panel, at);
+        r += 1;
       }
     }
   }

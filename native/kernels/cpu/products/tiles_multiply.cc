@@ -169,13 +169,16 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
   std::vector<Sum> sums = job.sums;
   Core::open();
   BlockWriter writer(Core::kRounds);
+  // What one panel of rows packs is used once: a panel of B is multiplied while the next one, which
+  // packing has asked for, is on its way from memory.
+  const int64_t cached_bytes = row_end - row_begin > 1 ? Core::kCachedBytes : 0;
   bool project = true;
   size_t first = item_begin;
   do {
     size_t last = first;
     for (int64_t bytes = 0; last < item_end; ++last) {
       bytes += job.items[last].bytes;
-      if (bytes > Core::kCachedBytes && last > first) break;
+      if (bytes > cached_bytes && last > first) break;
     }
     if (own) pack_items(job, first, last, sums, own);
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
@@ -280,12 +283,17 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
   const auto items = static_cast<int64_t>(job.items.size());
   const int threads = ctx->num_threads;
+  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
+  if (rows == 1 && threads > 1 && !job.projections.empty()) {
+    // Threads share the sums of a single panel, which read what its projections write.
+    run(job, 0, 1, 0, 0, nullptr);
+    job.projections.clear();
+  }
   const bool by_rows =
-      !projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
+      !job.projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
   if (by_rows && threads > kMostPackers) pack_all(ctx, job);
   const int64_t size = largest_packing(job);
   bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
-  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
   parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const auto part = [&](int64_t n, int64_t index) { return n * index / threads; };

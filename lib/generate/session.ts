@@ -1,0 +1,61 @@
+/**
+ * The interface between text generation and the forward of a model. A session holds the state of the sequences that one model
+ * decodes: a cache of keys and values, or nothing but their ids. Generation above it knows neither layers nor tensors.
+ */
+
+/**
+ * The sequences that a model is decoding, by numbers that the session gives out. Calls come one after the other: a new one is made
+ * when the promise of the one before is settled. The rows of logits that a call returns belong to the caller, who may overwrite
+ * them. What a call returns for a sequence must not depend on the other sequences of the session, except by rounding.
+ *
+ * The model's adapters may be switched by other code while a promise is pending. A session therefore enqueues its forward within
+ * the call, before its first await, and inside the `run` that it was opened with (see {@link SessionOptions}).
+ */
+export interface DecodeSession {
+  /**
+   * Starts a sequence for each prompt, of at least one id each. For an encoder-decoder the prompt is the source: the encoder runs
+   * once, and the decoder reads its start token.
+   * @returns for each prompt the number of its sequence, and the logits (V) that follow the prompt
+   */
+  prefill(prompts: readonly Int32Array[]): Promise<readonly Prefilled[]>;
+
+  /**
+   * Appends one token to each of the given sequences. Sequences that are not named keep their state.
+   * @param sequences numbers of live sequences, each at most once, in any order
+   * @param tokens the token of each
+   * @returns the logits (V) that follow each token, in the order of `sequences`
+   */
+  step(sequences: readonly number[], tokens: readonly number[]): Promise<readonly Float32Array[]>;
+
+  /**
+   * Makes copies of a sequence, which then go their own ways; what they have in common may be shared.
+   * @returns the numbers of the `count` new sequences; the given one stays
+   */
+  fork(sequence: number, count: number): readonly number[];
+
+  /** Ends a sequence and frees its state; its number is not used again. */
+  release(sequence: number): void;
+
+  /**
+   * Frees everything. It may be called while a promise is pending, which is then settled all the same. Calling it again does
+   * nothing.
+   */
+  dispose(): void;
+}
+
+/** The result of a prefill for one prompt. */
+export interface Prefilled {
+  readonly sequence: number;
+  readonly logits: Float32Array; // (V)
+}
+
+/** Settings of a session. */
+export interface SessionOptions {
+  /**
+   * Runs the synchronous part of a forward under the adapter that the session generates with, without recording it for backward.
+   * `model.forward`, `model.head` and any other use of the model's weights happen in it.
+   */
+  readonly run: <T>(body: () => T) => T;
+  /** Largest number of tokens that a sequence can have, prompt included, by which memory may be reserved. */
+  readonly maxLength: number;
+}
