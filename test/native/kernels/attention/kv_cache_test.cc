@@ -293,9 +293,9 @@ TEST_CASE("what does not fit together is refused by what it is") {
                        "2 rows of sequence 1 are more than its 1 positions", ArgumentError);
   CHECK_THROWS_WITH_AS(attend({40, 97}, {1, 2}, setup),
                        "sequence 1 of 97 positions needs more than its 3 blocks", ArgumentError);
-  setup.tables()[1] = 8;
+  setup.tables()[1] = 9;
   CHECK_THROWS_WITH_AS(attend({40, 70}, {1, 2}, setup),
-                       "block 8 of sequence 0 is not one of the cache's 8", ArgumentError);
+                       "block 9 of sequence 0 is not one of the cache's 9", ArgumentError);
   setup.tables()[1] = -1;
   CHECK_THROWS_WITH_AS(
       setup.with_cache({40, 70}, {1, 2},
@@ -303,7 +303,7 @@ TEST_CASE("what does not fit together is refused by what it is") {
                          cache_append_kernel(
                              ctx, {.k = &vk, .v = &vk, .cu_rows = &cu_rows, .cache = &cache});
                        }),
-      "block -1 of sequence 0 is not one of the cache's 8", ArgumentError);
+      "block -1 of sequence 0 is not one of the cache's 9", ArgumentError);
   const Case windowed{{100}, {3}, 2, 1, 8, 10};
   Setup<float> narrow(windowed);
   CHECK_THROWS_WITH_AS(attend({100}, {3}, narrow, 90),
