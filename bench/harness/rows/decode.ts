@@ -1,11 +1,10 @@
 /** Speed of text generation: of decoding one sequence against the memory's, of a batch against one, of prompts against training. */
 import { openCachedSession } from '../../../lib/generate/cached_session.ts';
 import type { CausalLM } from '../../../lib/models/index.ts';
-import { add, rand } from '../../../lib/ops/index.ts';
 import { noGrad } from '../../../lib/tensor.ts';
+import { memoryBandwidth } from '../machine.ts';
 import { median } from '../statistics.ts';
 import { openSubject } from '../subject.ts';
-import { timeOps } from '../timing.ts';
 import type { BenchDType, RatioRow } from '../types.ts';
 
 /** The figures of decoding that are compared, each a row of its own. */
@@ -39,8 +38,9 @@ export async function decodeRow({
   dtype,
 }: DecodeInput): Promise<RatioRow> {
   const { model } = await openSubject({ shape, model: path, dtype });
+  const trial = shape === 'tiny' && path === undefined;
   try {
-    return { kind: 'ratio', name, dtype, ...(await kDecodeRows[name](model)) };
+    return { kind: 'ratio', name, dtype, ...(await kDecodeRows[name](model, { trial })) };
   } finally {
     model.dispose();
   }
@@ -75,18 +75,9 @@ function bytesPerToken(model: CausalLM): number {
   }, 0);
 }
 
-/** Bytes per second of reading alone: the sum of a large array and itself reads twice what it writes. */
-async function readBandwidth(): Promise<number> {
-  const elements = 64 << 20;
-  using a = rand([elements], { seed: 1 });
-  using b = rand([elements], { seed: 2 });
-  const samples = await timeOps(() => noGrad(() => add(a, b)), { least: 3, most: 5 });
-  return (3 * 4 * elements) / median(samples);
-}
-
-async function bandwidthRow(model: CausalLM): Promise<Figures> {
+async function bandwidthRow(model: CausalLM, { trial }: { trial: boolean }): Promise<Figures> {
   const seconds = await stepSeconds(model, 1);
-  const bandwidth = await readBandwidth();
+  const bandwidth = await memoryBandwidth(trial);
   const bytes = bytesPerToken(model);
   const bound = bandwidth / bytes;
   return {

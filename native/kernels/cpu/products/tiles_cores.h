@@ -123,8 +123,8 @@ struct AmxCore {
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(5, columns + 16 * ld, stride);
       _tile_dpbf16ps(1, 5, 6);
-      prefetch_half(ahead);
-      prefetch_half(ahead + kStepElements / 2);
+#pragma GCC unroll 32
+      for (int64_t i = 0; i < 32; ++i) __builtin_prefetch(ahead + 32 * i, 0, 2);
       columns += kTileK, rows += kStepElements, ahead += kStepElements;
     }
     _tile_stored(0, c, 64);

@@ -84,7 +84,7 @@ std::vector<Case> cases() {
           {33, 96, 40, 4, true}, {19, 577, 70, 0}, {130, 32, 96, 16}};
 }
 
-TEST_CASE_TEMPLATE("a linear's rows do not depend on each other", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("linear: rows do not depend on each other", T, float, bf16, f16, double) {
   for (const Case& c : cases()) {
     CAPTURE(c.in);
     CAPTURE(c.outs);
@@ -105,7 +105,8 @@ TEST_CASE_TEMPLATE("a linear's rows do not depend on each other", T, float, bf16
   }
 }
 
-TEST_CASE_TEMPLATE("rows that do not depend on each other are right", T, float, bf16, f16, double) {
+TEST_CASE_TEMPLATE("linear: rows that do not depend on each other are right", T, float, bf16, f16,
+                   double) {
   for (const Case& c : cases()) {
     CAPTURE(c.in);
     CAPTURE(c.outs);
