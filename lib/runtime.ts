@@ -127,7 +127,7 @@ export function withMemoryTag<T>(name: string, body: () => T): T {
 
 /**
  * Runs `body` with products whose rows do not depend on each other: what a linear computes for a row is the same, bit for bit,
- * whichever rows are beside it. Otherwise the order of a sum may depend on the number of rows.
+ * whichever rows are beside it. Otherwise the order of a sum may depend on the number of rows. On a GPU it still may.
  */
 export function batchInvariant<T>(body: () => T): T {
   return withSetting(native.setBatchInvariant, true, body);
