@@ -22,6 +22,8 @@ export interface NativeOps {
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
   beginGraph(sharing: unknown): unknown;
   binary(a: Handle, b: Handle, name: string): Handle;
+  cacheAppend(k: Handle, v: Handle, cache: { chunks: readonly (Handle)[]; layer: number; cuRows: Handle; lengths: Handle; tables: Handle; firstBlocks: Handle | null }): void;
+  cachedAttention(q: Handle, cache: { chunks: readonly (Handle)[]; layer: number; cuRows: Handle; lengths: Handle; tables: Handle; firstBlocks: Handle | null }, bias: Handle | null, options: { scale: number; softcap: number; window: number; causal: boolean }): Handle;
   cast(x: Handle, dtype: DType): Handle;
   clamp(x: Handle, low: number, high: number): Handle;
   clipCoefficient(norm: Handle, maxNorm: number): Handle;
@@ -107,6 +109,7 @@ export interface NativeOps {
   scatterAdd(x: Handle, index: Handle, source: Handle, axis: number): Handle;
   setAllowTf32(value: boolean): boolean;
   setAnomalyMode(value: boolean): boolean;
+  setBatchInvariant(value: boolean): boolean;
   setCallSite(site: string): void;
   setDebug(value: boolean): boolean;
   setDeterministic(value: boolean): boolean;

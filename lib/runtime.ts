@@ -134,6 +134,14 @@ export function withMemoryTag<T>(name: string, body: () => T): T {
   return withSetting(native.setMemoryTag, name, body);
 }
 
+/**
+ * Runs `body` with products whose rows do not depend on each other: what a linear computes for a row is the same, bit for bit,
+ * whichever rows are beside it. Otherwise the order of a sum may depend on the number of rows. On a GPU it still may.
+ */
+export function batchInvariant<T>(body: () => T): T {
+  return withSetting(native.setBatchInvariant, true, body);
+}
+
 /** Times of the engine's ops, by phase and op (await `synchronize()` first). */
 export function opTimes(): OpTime[] {
   return native.opTimes() as OpTime[];

@@ -37,7 +37,7 @@ function bandwidthElements(): number {
 }
 
 /** Bytes per second that c = a + b reads and writes. */
-async function memoryBandwidth(trial: boolean): Promise<number> {
+export async function memoryBandwidth(trial: boolean): Promise<number> {
   const elements = trial ? 1 << 16 : bandwidthElements();
   using a = rand([elements], { seed: 1 });
   using b = rand([elements], { seed: 2 });

@@ -62,7 +62,9 @@ export class RowMaker {
   }
 
   /** Measures a row that needs no other row. */
-  async make(plan: Extract<Plan, { kind: 'step' | 'pissa' | 'overhead' | 'start' }>): Promise<Row> {
+  async make(
+    plan: Extract<Plan, { kind: 'step' | 'pissa' | 'overhead' | 'decode' | 'start' }>,
+  ): Promise<Row> {
     switch (plan.kind) {
       case 'step':
         return this.stepOrReason(plan.name, plan.workload);
@@ -72,6 +74,8 @@ export class RowMaker {
         const { shape, dtype } = this.subject;
         return this.job('overhead', { name: plan.name, shape, dtype, rank: plan.rank });
       }
+      case 'decode':
+        return this.job('decode', { ...this.subject, name: plan.name });
       case 'start':
         return this.start(plan.name);
     }

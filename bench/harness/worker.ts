@@ -6,6 +6,7 @@ import { setDefaultDevice } from '../../lib/device.ts';
 import { setNumThreads } from '../../lib/runtime.ts';
 import { type MicroInput, microRows } from './kernels/row.ts';
 import { describeMachine } from './machine.ts';
+import { type DecodeInput, decodeRow } from './rows/decode.ts';
 import { type OverheadInput, overheadRow } from './rows/overhead.ts';
 import { type PissaRowInput, pissaRow } from './rows/pissa.ts';
 import { type StartRowInput, startSeconds } from './rows/start.ts';
@@ -17,6 +18,7 @@ const kJobs = {
   machine: (input: { trial: boolean }) => describeMachine(input),
   step: (input: StepRowInput) => stepRow(input),
   micro: (input: MicroInput) => microRows(input),
+  decode: (input: DecodeInput) => decodeRow(input),
   overhead: (input: OverheadInput) => overheadRow(input),
   pissa: (input: PissaRowInput) => pissaRow(input),
   start: (input: StartRowInput) => startSeconds(input),

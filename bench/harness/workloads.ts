@@ -2,6 +2,7 @@
 import type { InitLoraWeights } from '../../lib/adapters/config.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { kLargeMicroNames, kMicroNames } from './kernels/row.ts';
+import { type DecodeInput, kDecodeRows } from './rows/decode.ts';
 import type { BenchMethod, Workload } from './types.ts';
 
 /** A row that can be chosen. `byName`: only by its own name, since groups are for the CPU and the row needs a GPU. */
@@ -15,6 +16,7 @@ export type Plan = { readonly byName?: true } & (
       readonly rank: number;
     }
   | { readonly kind: 'overhead'; readonly name: string; readonly rank: number }
+  | { readonly kind: 'decode'; readonly name: DecodeInput['name'] }
   | { readonly kind: 'start'; readonly name: string }
   | { readonly kind: 'ratio'; readonly name: string; readonly needs: readonly string[] }
 );
@@ -73,6 +75,8 @@ export const kRatioNeeds = {
 
 export type RatioName = keyof typeof kRatioNeeds;
 
+const kDecodeNames = Object.keys(kDecodeRows) as DecodeInput['name'][];
+
 export const kPlans: readonly Plan[] = [
   ...kSteps,
   ...Object.entries(kRatioNeeds).map(([name, needs]): Plan => ({ kind: 'ratio', name, needs })),
@@ -81,6 +85,7 @@ export const kPlans: readonly Plan[] = [
   { kind: 'pissa', name: 'pissa-converged-r128', init: 'pissa', rank: 128, byName: true },
   { kind: 'pissa', name: 'pissa-niter-16-r128', init: 'pissa_niter_16', rank: 128, byName: true },
   { kind: 'overhead', name: 'lora-overhead-r128', rank: 128, byName: true },
+  ...kDecodeNames.map((name): Plan => ({ kind: 'decode', name })),
   { kind: 'start', name: 'start-lora' },
   ...kMicroNames.map((name): Plan => ({ kind: 'micro', name })),
   ...kLargeMicroNames.map((name): Plan => ({ kind: 'micro', name, byName: true })),
@@ -88,10 +93,11 @@ export const kPlans: readonly Plan[] = [
 
 /** Groups of rows by name. `growth` is no part of `all`, because it takes long. */
 const kGroups: Readonly<Record<string, readonly Plan['kind'][]>> = {
-  all: ['step', 'ratio', 'pissa', 'start', 'micro'],
+  all: ['step', 'ratio', 'pissa', 'decode', 'start', 'micro'],
   steps: ['step', 'ratio'],
   micro: ['micro'],
   pissa: ['pissa'],
+  decode: ['decode'],
   start: ['start'],
 };
 

@@ -50,6 +50,12 @@ enum FaultCode : int32_t {
   kTargetOutOfRange = 11,  // value at position, limit: classes
   kQueryEnds = 12,         // (first, last) bound, limit: rows of q
   kSegmentQueries = 13,    // (queries, rows of the segment), limit: segment
+  // Faults of a cache's lists.
+  kCacheRows = 14,    // (rows, positions), limit: sequence
+  kCacheBlocks = 15,  // (sequence, positions), limit: blocks of its list
+  kCacheBlock = 16,   // (block, sequence), limit: blocks of the cache
+  kCacheWindow = 17,  // (sequence, position)
+  kCacheBias = 18,    // (sequence, positions), limit: distances of the bias
 };
 
 // One device in one environment. Used by the engine thread only, except allocate and release.

@@ -147,6 +147,16 @@ std::string fault_text(const Fault& fault) {
       return messages::position_index(first, second, limit);
     case kOutsideTables:
       return messages::outside_tables(second, first, limit);
+    case kCacheRows:
+      return messages::cache_rows(first, limit, second);
+    case kCacheBlocks:
+      return messages::cache_blocks(first, second, limit);
+    case kCacheBlock:
+      return messages::cache_block(first, second, limit);
+    case kCacheWindow:
+      return messages::cache_window(first, second);
+    case kCacheBias:
+      return messages::cache_bias(first, second, limit);
     default:
       return "fault " + std::to_string(fault.code);
   }

@@ -1,26 +1,26 @@
 /** The attention of decoders and encoders over unpadded rows, and the module that most decoders share. */
 import { type Linear, LinearGroup, Module, type RMSNorm } from '../nn/index.ts';
-import {
-  attention,
-  indexSelect,
-  type RmsNormOptions,
-  type RopeTables,
-  reshape,
-  rope,
-} from '../ops/index.ts';
+import { attention, indexSelect, type RmsNormOptions, reshape, rope } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
-import type { ModelInputs } from './model.ts';
+import type { PassInputs } from './model.ts';
+import type { RowTables } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
 /** The bounds of a batch's segments, and the rows of a decoder that are computed. */
-export type Rows = Pick<ModelInputs, 'positions' | 'cuSeqlens' | 'lengths'> &
-  Partial<Pick<ModelInputs, 'rowOf' | 'cuOwn'>>;
+export type Rows = Pick<PassInputs, 'positions' | 'cuSeqlens' | 'lengths'> &
+  Partial<Pick<PassInputs, 'rowOf' | 'cuOwn' | 'cached'>>;
+
+/** The rows of a forward, as attention reads them. */
+export function rowsOf({ positions, cuSeqlens, lengths, rowOf, cuOwn, cached }: PassInputs): Rows {
+  const rows = { positions, cuSeqlens, lengths, rowOf, cuOwn };
+  return cached === undefined ? rows : { ...rows, cached };
+}
 
 /** Inputs that all layers of a decoder share. */
 export interface DecoderInputs {
   readonly rows: Rows;
   /** The tables of every rotary embedding that some layer uses. */
-  readonly ropes: readonly RopeTables[];
+  readonly ropes: readonly RowTables[];
 }
 
 export interface HeadShape {
@@ -41,7 +41,9 @@ export interface AttendOptions {
   /** Norms of each head of q and k, before the rotary embedding. */
   readonly headNorms?: readonly [q: RMSNorm, k: RMSNorm] | null;
   /** Rotary embedding of q and k. */
-  readonly rope?: RopeTables | null;
+  readonly rope?: RowTables | null;
+  /** The number of the attention among those that a cache keeps, see `Model.cachedLayers`. Default: it has none. */
+  readonly layer?: number;
 }
 
 /**
@@ -52,15 +54,23 @@ export interface AttendOptions {
 export function attend(
   [q, k, v]: readonly [Tensor, Tensor, Tensor],
   { numHeads, numKeyValueHeads, headDim }: HeadShape,
-  { positions, cuSeqlens, lengths, rowOf = null, cuOwn = null }: Rows,
-  { headNorms = null, rope: tables = null, ...options }: AttendOptions = {},
+  { positions, cuSeqlens, lengths, rowOf = null, cuOwn = null, cached }: Rows,
+  { headNorms = null, rope: tables = null, layer, ...options }: AttendOptions = {},
 ): Tensor {
   const n = q.shape[0] as number;
   const rotated = (x: Tensor, heads: number, norm: RMSNorm | undefined): Tensor => {
     const byHead = reshape(x, [n, heads, headDim]);
     const normed = norm === undefined ? byHead : norm.forward(byHead);
-    return tables === null ? normed : rope(normed, tables, positions);
+    return tables === null ? normed : rope(normed, tables, tables.rows ?? positions);
   };
+  if (cached !== undefined && layer !== undefined) {
+    const qkv = [
+      rotated(q, numHeads, headNorms?.[0]),
+      rotated(k, numKeyValueHeads, headNorms?.[1]),
+      reshape(v, [n, numKeyValueHeads, headDim]),
+    ] as const;
+    return reshape(cached.pass.attend(layer, qkv, options), [n, numHeads * headDim]);
+  }
   // A shared row is one query and a key in each of its segments; the gradients that it gets from these add up.
   const perSegment = (x: Tensor): Tensor => (rowOf === null ? x : indexSelect(x, rowOf));
   const attended = attention(
@@ -85,14 +95,16 @@ export interface AttentionConfig extends HeadShape {
   readonly scale: number;
   /** Index into DecoderInputs.ropes; null: no rotary embedding. */
   readonly rope: number | null;
+  /** The index of the layer. */
+  readonly layer: number;
 }
 
 /** The tables of a layer's rotary embedding; null: it has none. */
 export function ropeOf(
   { ropes }: DecoderInputs,
   { rope: index }: AttentionConfig,
-): RopeTables | null {
-  return index === null ? null : (ropes[index] as RopeTables);
+): RowTables | null {
+  return index === null ? null : (ropes[index] as RowTables);
 }
 
 /** Rotary attention with four projections, q, k and v as one product. */
@@ -125,7 +137,7 @@ export class SelfAttention extends Module {
 
   /** x (N,C) -> (N,H*D), the input of o_proj */
   forward(x: Tensor, inputs: DecoderInputs): Tensor {
-    const { qkNorm, window, softcap, scale } = this.#config;
+    const { qkNorm, window, softcap, scale, layer } = this.#config;
     let [q, k, v] = this.#qkv.forward(x) as [Tensor, Tensor, Tensor];
     const norms =
       this.q_norm === null || this.k_norm === null ? null : ([this.q_norm, this.k_norm] as const);
@@ -134,6 +146,7 @@ export class SelfAttention extends Module {
       window,
       softcap,
       scale,
+      layer,
       rope: ropeOf(inputs, this.#config),
       headNorms: qkNorm === 'head' ? norms : null,
     });

@@ -2,7 +2,10 @@
 import { UnsupportedError } from '../errors.ts';
 import type { Linear } from '../nn/index.ts';
 import { indexSelect, linear, mul, tanh } from '../ops/index.ts';
-import { scope, type Tensor, tensor } from '../tensor.ts';
+import { batchInvariant } from '../runtime.ts';
+import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
+import { addedRows, cachedInputs, checkTokens, type NewTokens } from './cached_rows.ts';
+import type { KvCache } from './kv_cache.ts';
 import { Model } from './model.ts';
 
 /** An output head: logits = hidden weight^T, then softcap * tanh(logits / softcap) where softcap is not 0. */
@@ -27,6 +30,24 @@ export abstract class CausalLM extends Model {
 
   get taskType(): 'CAUSAL_LM' {
     return 'CAUSAL_LM';
+  }
+
+  /**
+   * Hidden states of the last token of each sequence, from new tokens and the keys and values of those before, which the cache
+   * holds; those of the new tokens are added. Nothing is recorded for backward. What a sequence gets is the same, bit for bit,
+   * whichever sequences are decoded with it, as long as all or none of them are new.
+   * @param cache made with `cachedLayers` of this model
+   * @returns (B,C) for B sequences
+   * @throws ArgumentError for ids outside the vocabulary, sequences that the cache does not have or that get too long
+   */
+  forwardCached(cache: KvCache, tokens: readonly NewTokens[]): Tensor {
+    const checkLength = (length: number): void => this.checkLength(length);
+    checkTokens(cache, tokens, { vocabSize: this.vocabSize, checkLength });
+    const forward = (): Tensor =>
+      cache.extend({ own: addedRows(tokens) }, (pass) =>
+        this.hidden(cachedInputs(cache, tokens, pass)),
+      );
+    return this.onDevice(() => noGrad(() => batchInvariant(forward)));
   }
 
   /**

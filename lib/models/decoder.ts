@@ -6,12 +6,13 @@
 import { Embedding, Linear, Module, type RMSNorm } from '../nn/index.ts';
 import { mul, type RmsNormOptions } from '../ops/index.ts';
 import type { DType, Tensor } from '../tensor.ts';
-import { type AttentionConfig, type DecoderInputs, SelfAttention } from './attention.ts';
+import { type AttentionConfig, type DecoderInputs, rowsOf, SelfAttention } from './attention.ts';
 import { CausalLM, type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf } from './config_keys.ts';
+import type { CachedLayer } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import { type GatedActivation, GatedMlp } from './mlp.ts';
-import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
+import type { LayerSettings, PassInputs, ModelOrigin } from './model.ts';
 import { RopeCache, type RopeConfig, steadyLength } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
@@ -67,7 +68,7 @@ export type MakeLayer = (config: DecoderConfig, weights: WeightLoader, i: number
 export function attentionOf(config: DecoderConfig, i: number): AttentionConfig {
   const { window, rope } = config.layers[i] as LayerAttention;
   const { attentionScale: scale, attentionSoftcap: softcap, ...rest } = config;
-  return { ...rest, window, rope, scale, softcap };
+  return { ...rest, window, rope, scale, softcap, layer: i };
 }
 
 export interface Attention extends Module {
@@ -149,16 +150,16 @@ export class Decoder extends Module {
   }
 
   /** @returns (N,C) after the last norm, or its wanted rows */
-  forward(inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
-    const { ids, positions, cuSeqlens, lengths, rowOf, cuOwn, length, wanted } = inputs;
+  forward(inputs: PassInputs, { keepOf, onLayer }: LayerSettings): Tensor {
+    const { ids, rowOf, wanted } = inputs;
     const embedded = this.embed_tokens.forward(ids);
     return runLayers(
       this.layers,
       this.#embeddingScale === 1 ? embedded : mul(embedded, this.#embeddingScale),
       {
         shared: {
-          rows: { positions, cuSeqlens, lengths, rowOf, cuOwn },
-          ropes: this.#ropes.map((rope) => rope.tables(length)),
+          rows: rowsOf(inputs),
+          ropes: this.#ropes.map((rope) => rope.tablesOf(inputs)),
         },
         last: this.norm,
         wanted,
@@ -244,13 +245,18 @@ export class DecoderLM extends CausalLM {
     return true;
   }
 
+  override get cachedLayers(): readonly CachedLayer[] {
+    const { layers, numKeyValueHeads, headDim } = this.config;
+    return layers.map(({ window }) => ({ window, numKeyValueHeads, headDim }));
+  }
+
   configJson(): Record<string, unknown> {
     const { source, tied } = this.config;
     return configJsonOf(source, { ...this.#family, dtypeName: this.dtypeName, tied });
   }
 
-  protected hidden(inputs: ModelInputs): Tensor {
-    return this.model.forward(inputs, this);
+  protected hidden(inputs: PassInputs): Tensor {
+    return this.model.forward(inputs, this.settingsOf(inputs));
   }
 
   override dispose(): void {

@@ -7,7 +7,7 @@ import { type Conv1D, Embedding, type LayerNorm, Linear, Module } from '../nn/in
 import { add, split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
-import { attend, type Rows } from './attention.ts';
+import { attend, type Rows, rowsOf } from './attention.ts';
 import { CausalLM, type Head, linearHead } from './causal_lm.ts';
 import {
   configError,
@@ -23,8 +23,9 @@ import { flag, type ReadOptions, text } from './decoder_config.ts';
 import { statedRates } from './dropout_rates.ts';
 import type { ModelFamily } from './family.ts';
 import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
+import type { CachedLayer } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
-import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
+import type { LayerSettings, PassInputs, ModelOrigin } from './model.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface Gpt2Config {
@@ -47,6 +48,7 @@ class Gpt2Attention extends Module {
   readonly c_proj: Conv1D;
   readonly #heads: { numHeads: number; numKeyValueHeads: number; headDim: number };
   readonly #scale: number;
+  readonly #layer: number;
 
   constructor({ hiddenSize: c, numHeads, scales }: Gpt2Config, weights: WeightLoader, i: number) {
     super();
@@ -54,13 +56,14 @@ class Gpt2Attention extends Module {
     this.c_proj = weights.conv1d('c_proj', [c, c]);
     this.#heads = { numHeads, numKeyValueHeads: numHeads, headDim: c / numHeads };
     this.#scale = scales[i] as number;
+    this.#layer = i;
   }
 
   /** x (N,C) -> (N,C), the input of c_proj */
   forward(x: Tensor, rows: Rows): Tensor {
     const c = x.shape[1] as number;
     const qkv = split(this.c_attn.forward(x), [c, c, c], 1) as [Tensor, Tensor, Tensor];
-    return attend(qkv, this.#heads, rows, { scale: this.#scale });
+    return attend(qkv, this.#heads, rows, { scale: this.#scale, layer: this.#layer });
   }
 }
 
@@ -130,11 +133,11 @@ class Gpt2Model extends Module {
     this.ln_f = weights.layerNorm('ln_f', c, config.eps);
   }
 
-  forward(inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
-    const { ids, positions, cuSeqlens, lengths, rowOf, cuOwn, wanted } = inputs;
+  forward(inputs: PassInputs, { keepOf, onLayer }: LayerSettings): Tensor {
+    const { ids, positions, rowOf, wanted } = inputs;
     const embedded = add(this.wte.forward(ids), this.wpe.forward(positions));
     return runLayers(this.h, embedded, {
-      shared: { positions, cuSeqlens, lengths, rowOf, cuOwn },
+      shared: rowsOf(inputs),
       last: this.ln_f,
       wanted,
       keep: keepOf,
@@ -180,6 +183,12 @@ class Gpt2LM extends CausalLM {
     return true;
   }
 
+  override get cachedLayers(): readonly CachedLayer[] {
+    const { numLayers, numHeads, hiddenSize } = this.config;
+    const layer = { window: 0, numKeyValueHeads: numHeads, headDim: hiddenSize / numHeads };
+    return Array.from({ length: numLayers }, () => layer);
+  }
+
   override get dropoutRates(): Readonly<Record<string, number>> {
     return statedRates(this.config.source, kDropouts);
   }
@@ -189,8 +198,8 @@ class Gpt2LM extends CausalLM {
     return configJsonOf(source, { ...kModel, dtypeName: this.dtypeName, tied });
   }
 
-  protected hidden(inputs: ModelInputs): Tensor {
-    return this.transformer.forward(inputs, this);
+  protected hidden(inputs: PassInputs): Tensor {
+    return this.transformer.forward(inputs, this.settingsOf(inputs));
   }
 }
 

@@ -18,6 +18,7 @@ export { DebertaV2ForSequenceClassification } from './deberta_v2.ts';
 export { type DecoderConfig, DecoderLM, type LayerAttention } from './decoder.ts';
 export { demoCheckpoint } from './demo_checkpoint.ts';
 export { DistilBertForSequenceClassification } from './distilbert.ts';
+export { KvCache } from './kv_cache.ts';
 export type { LayerKeep } from './layers.ts';
 export {
   type ForwardOptions,

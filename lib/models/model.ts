@@ -8,6 +8,7 @@ import type { FileIdentity } from '../io/index.ts';
 import { Module } from '../nn/index.ts';
 import { type DType, keep, scope, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
+import type { CachedLayer, CachePass } from './kv_cache.ts';
 import type { LayerKeep } from './layers.ts';
 import { sharedRows } from './shared_rows.ts';
 
@@ -44,6 +45,21 @@ export interface ModelInputs {
   readonly length: number;
 }
 
+/** The inputs of a forward, whose rows may continue sequences of a cache. */
+export interface PassInputs extends ModelInputs {
+  /** Left out: the segments are whole. */
+  readonly cached?: CachedRows;
+}
+
+/** New rows of sequences whose earlier rows are in a cache of keys and values. Each segment has the new rows of one sequence. */
+export interface CachedRows {
+  readonly pass: CachePass;
+  /** The position of each row in its sequence, from 0 on. */
+  readonly positions: Int32Array; // (R)
+  /** Length of each row's sequence, with the new rows. */
+  readonly lengths: Int32Array; // (R)
+}
+
 /** Options of {@link Model.forward}. */
 export interface ForwardOptions {
   /**
@@ -62,6 +78,9 @@ export interface LayerSettings {
   /** Called with the output of each layer but the last, see {@link runLayers}; null: none are asked for. */
   readonly onLayer: ((layer: number, stream: Tensor) => void) | null;
 }
+
+/** The settings of a forward that is not recorded. */
+const kNothingKept: LayerSettings = { keepOf: () => 'saved', onLayer: null };
 
 /** The result of a forward with the hidden states of single layers. */
 export interface LayerStates {
@@ -129,6 +148,16 @@ export abstract class Model extends Module {
   readonly keepOf = (layer: number, rows: number): LayerKeep =>
     this.gradientCheckpointing ? 'checkpointed' : this.layerKeep(layer, rows);
 
+  /** Settings of the layers for a forward of these inputs. */
+  protected settingsOf({ cached }: PassInputs): LayerSettings {
+    return cached === undefined ? this : kNothingKept;
+  }
+
+  /** The attentions whose keys and values a cache keeps, by their numbers; null: the model cannot decode step by step. */
+  get cachedLayers(): readonly CachedLayer[] | null {
+    return null;
+  }
+
   /** Paths of the modules that make up the head, which reads the hidden states. */
   abstract get headPaths(): readonly string[];
 
@@ -139,7 +168,7 @@ export abstract class Model extends Module {
   abstract configJson(): Record<string, unknown>;
 
   /** forward() on checked inputs: (N,C), or the rows `inputs.wanted` of it. */
-  protected abstract hidden(inputs: ModelInputs): Tensor;
+  protected abstract hidden(inputs: PassInputs): Tensor;
 
   /** Largest number of rows of a segment, which a learned table of positions limits. */
   protected get maxPositions(): number {

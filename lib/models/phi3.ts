@@ -33,10 +33,10 @@ class FusedAttention extends Module {
 
   /** x (N,C) -> (N,H*D), the input of o_proj */
   forward(x: Tensor, inputs: DecoderInputs): Tensor {
-    const { headDim, numHeads, numKeyValueHeads, window, scale } = this.#config;
+    const { headDim, numHeads, numKeyValueHeads, window, scale, layer } = this.#config;
     const sizes = [numHeads, numKeyValueHeads, numKeyValueHeads].map((heads) => heads * headDim);
     const parts = split(this.qkv_proj.forward(x), sizes, 1) as [Tensor, Tensor, Tensor];
-    const options = { window, scale, rope: ropeOf(inputs, this.#config) };
+    const options = { window, scale, layer, rope: ropeOf(inputs, this.#config) };
     return attend(parts, this.#config, inputs.rows, options);
   }
 }

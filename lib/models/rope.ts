@@ -8,6 +8,7 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { RopeTables } from '../ops/index.ts';
 import { type DType, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { configError } from './config_keys.ts';
+import type { PassInputs } from './model.ts';
 
 interface RopeBase {
   readonly theta: number;
@@ -253,6 +254,11 @@ export function steadyLength(ropes: readonly RopeConfig[]): number {
 /** Values of one table: 1 GiB in f32, for 4 million positions of heads of 128 channels. */
 const kMaxTableValues = 2 ** 28;
 
+/** Tables of a rotary embedding, and the row of them that each row of a forward reads; left out: that of its position. */
+export interface RowTables extends RopeTables {
+  readonly rows?: Tensor; // (R) i32
+}
+
 /** The tables of a rotary embedding, which the layers of a model share; they grow with the longest sequence so far. */
 export class RopeCache {
   #tables: RopeTables | null = null;
@@ -287,6 +293,30 @@ export class RopeCache {
     return this.#tables;
   }
 
+  /**
+   * Tables for the rows of a forward. The frequencies of `dynamic` depend on the length of a sequence: rows that continue sequences
+   * of a cache get those of their own sequence's length now, as if it were alone, and earlier keys keep what they had.
+   */
+  tablesOf({ length, cached }: Pick<PassInputs, 'length' | 'cached'>): RowTables {
+    const { config } = this;
+    if (cached === undefined || config.type !== 'dynamic' || length <= config.maxPositions) {
+      return this.tables(length);
+    }
+    const { positions, lengths } = cached;
+    const rows = positions.map((_, row) => row);
+    return {
+      ...rotations(
+        { config, dtype: this.dtype },
+        (row) => {
+          const frequencies = ropeFrequencies(config, lengths[row] as number);
+          return { position: positions[row] as number, frequencies };
+        },
+        rows.length,
+      ),
+      rows: tensor(rows),
+    };
+  }
+
   dispose(): void {
     this.#tables?.cos.dispose();
     this.#tables?.sin.dispose();
@@ -304,13 +334,23 @@ function makeTables(
   { length, rows, dtype }: { length: number; rows: number; dtype: DType },
 ): RopeTables {
   const frequencies = ropeFrequencies(config, length);
-  const half = frequencies.length;
+  return rotations({ config, dtype }, (position) => ({ position, frequencies }), rows);
+}
+
+/** Cosines and sines of the angles at a number of positions, each with its frequencies. */
+function rotations(
+  { config, dtype }: { config: RopeConfig; dtype: DType },
+  at: (row: number) => { position: number; frequencies: Float64Array },
+  rows: number,
+): RopeTables {
+  const half = config.dim / 2;
   const scale = config.type === 'yarn' ? config.attentionFactor : 1;
   const table = (f: (angle: number) => number): Tensor => {
     const values = dtype === 'f64' ? new Float64Array(rows * half) : new Float32Array(rows * half);
-    for (let position = 0; position < rows; ++position) {
+    for (let row = 0; row < rows; ++row) {
+      const { position, frequencies } = at(row);
       for (let i = 0; i < half; ++i) {
-        values[position * half + i] = scale * f(position * (frequencies[i] as number));
+        values[row * half + i] = scale * f(position * (frequencies[i] as number));
       }
     }
     return tensor(values, { shape: [rows, half] });

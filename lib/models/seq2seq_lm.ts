@@ -4,11 +4,14 @@
  */
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
-import type { Tensor } from '../tensor.ts';
+import { batchInvariant } from '../runtime.ts';
+import { noGrad, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
+import { addedRows, cachedInputs, checkTokens, type NewTokens } from './cached_rows.ts';
 import { type Head, headLogits } from './causal_lm.ts';
 import type { ParseConfigOptions } from './config_keys.ts';
 import type { GgufTable } from './gguf.ts';
+import { type AddedRows, bounds, type KvCache } from './kv_cache.ts';
 import {
   checkBatch,
   type ForwardOptions,
@@ -16,6 +19,7 @@ import {
   type ModelInputs,
   type ModelOrigin,
   modelInputs,
+  type PassInputs,
   probeBatch,
 } from './model.ts';
 import type { Rename } from './renamed_weights.ts';
@@ -30,6 +34,19 @@ export interface Seq2SeqBatch extends ModelBatch {
 /** A batch as tensors: the encoder's side, and the decoder's, whose `wanted` rows are the result's. */
 export interface Seq2SeqInputs extends ModelInputs {
   readonly decoder: ModelInputs;
+}
+
+/** New tokens of the decoder. A new sequence gets its source with them. */
+export interface NewSeq2SeqTokens extends NewTokens {
+  /** The encoder's tokens, at least one; left out for a sequence that has them. */
+  readonly source?: Int32Array | readonly number[] | undefined;
+}
+
+/** The rows of the encoder that the decoder reads. */
+export interface EncoderRows {
+  readonly states: Tensor; // (M,C)
+  readonly cuSeqlens: Tensor; // (B+1) i32
+  readonly lengths: Tensor | null; // (B) i32
 }
 
 /**
@@ -55,6 +72,37 @@ export abstract class Seq2SeqLM extends Model {
   }
 
   protected abstract override hidden(inputs: Seq2SeqInputs): Tensor;
+
+  /** (M,C): the encoder's states for `batch`, after its last norm. */
+  abstract encode(batch: ModelBatch): Tensor;
+
+  /**
+   * (N,C): the decoder's states as the head reads them.
+   * @param encoder the encoder's rows; null where a cache has them
+   */
+  protected abstract decoded(target: PassInputs, encoder: EncoderRows | null): Tensor;
+
+  /**
+   * Hidden states of the last token of each sequence; see CausalLM.forwardCached. The encoder runs over the sources of new
+   * sequences, and each layer's keys and values of its rows are kept in the cache.
+   * @param tokens either all with a source or none
+   */
+  forwardCached(cache: KvCache, tokens: readonly NewSeq2SeqTokens[]): Tensor {
+    const checkLength = (length: number): void => this.checkLength(length);
+    checkTokens(cache, tokens, { vocabSize: this.vocabSize, checkLength });
+    const batch = sourcesOf(tokens);
+    return this.onDevice(() =>
+      noGrad(() =>
+        batchInvariant(() => {
+          const encoder = batch && encoderRows(batch, this.encode(batch));
+          return cache.extend(
+            { own: addedRows(tokens), encoder: batch && addedSources(tokens) },
+            (pass) => this.decoded(cachedInputs(cache, tokens, pass), encoder),
+          );
+        }),
+      ),
+    );
+  }
 
   /**
    * Hidden states of the decoder's rows as the head reads them: after the last norm, and multiplied by the factor that tied
@@ -150,4 +198,29 @@ function checkSides({ cuSeqlens, lengths, decoder }: Seq2SeqBatch): void {
     if (rows < 1)
       throw new ArgumentError(`forward: segment ${b} of the encoder must have at least one token`);
   }
+}
+
+/** The sources of new sequences as a batch; null: the sequences have theirs. */
+function sourcesOf(tokens: readonly NewSeq2SeqTokens[]): ModelBatch | null {
+  const sources = tokens.flatMap(({ source }) => (source === undefined ? [] : [source]));
+  if (sources.length === 0) return null;
+  if (sources.length < tokens.length || sources.some(({ length }) => length === 0)) {
+    throw new ArgumentError('either every sequence gets a source of at least one id, or none does');
+  }
+  return {
+    inputIds: Int32Array.from(sources.flatMap((source) => Array.from(source))),
+    positions: Int32Array.from(sources.flatMap((source) => Array.from(source, (_, i) => i))),
+    cuSeqlens: bounds(sources.map(({ length }) => length)),
+  };
+}
+
+function addedSources(tokens: readonly NewSeq2SeqTokens[]): AddedRows {
+  return {
+    sequences: tokens.map(({ sequence }) => sequence),
+    counts: tokens.map(({ source }) => source?.length ?? 0),
+  };
+}
+
+function encoderRows({ cuSeqlens }: ModelBatch, states: Tensor): EncoderRows {
+  return { states, cuSeqlens: tensor(cuSeqlens), lengths: null };
 }

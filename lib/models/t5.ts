@@ -6,9 +6,11 @@
 import { Embedding, Linear, LinearGroup, Module, type RMSNorm } from '../nn/index.ts';
 import { mul, relativeAttention, reshape } from '../ops/index.ts';
 import { type Tensor, tensor } from '../tensor.ts';
+import type { ModelBatch } from './batch.ts';
 import { type Head, linearHead } from './causal_lm.ts';
 import { configJsonOf } from './config_keys.ts';
 import { statedRates } from './dropout_rates.ts';
+import type { CachedLayer, CachePass } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import {
   checkBatch,
@@ -16,10 +18,11 @@ import {
   type ModelInputs,
   type ModelOrigin,
   modelInputs,
+  type PassInputs,
 } from './model.ts';
 import { byRelativePosition, t5Bucket } from './relative_positions.ts';
 import {
-  type Seq2SeqBatch,
+  type EncoderRows,
   type Seq2SeqFamily,
   type Seq2SeqInputs,
   Seq2SeqLM,
@@ -36,9 +39,13 @@ interface Segments {
 /** Inputs that the blocks of one stack share. */
 interface Shared {
   readonly own: Segments;
-  readonly bias: Tensor; // (2L-1,H)
-  /** The encoder's result; null in the encoder itself. */
-  readonly encoder: (Segments & { readonly states: Tensor }) | null; // (M,C)
+  /** (2L-1,H) by key - query; (L,H) by query - key where there is a cache. */
+  readonly bias: Tensor;
+  readonly decoder: boolean;
+  /** The encoder's result; null in the encoder itself, and where the cache has its keys and values. */
+  readonly encoder: EncoderRows | null;
+  /** The cache of the decoder's keys and values; null: there is none. */
+  readonly cached: CachePass | null;
 }
 
 class T5Attention extends Module {
@@ -50,8 +57,14 @@ class T5Attention extends Module {
   readonly #all: LinearGroup;
   readonly #keyValue: LinearGroup;
   readonly #config: T5Config;
+  readonly #layer: number;
 
-  constructor(config: T5Config, weights: WeightLoader, { withBias }: { withBias: boolean }) {
+  /** @param layer the number of the attention among those that a cache keeps */
+  constructor(
+    config: T5Config,
+    weights: WeightLoader,
+    { withBias, layer }: { withBias: boolean; layer: number },
+  ) {
     super();
     const { hiddenSize: c, numHeads: h, headDim: d, numBuckets } = config;
     this.q = weights.linear('q', [h * d, c], false);
@@ -64,33 +77,38 @@ class T5Attention extends Module {
     this.#all = new LinearGroup([this.q, this.k, this.v]);
     this.#keyValue = new LinearGroup([this.k, this.v]);
     this.#config = config;
+    this.#layer = layer;
   }
 
   /** Self-attention: x (N,C) -> (N,H*D), the input of `o` */
-  self(x: Tensor, { own, bias, encoder }: Shared): Tensor {
+  self(x: Tensor, { own, bias, decoder, cached }: Shared): Tensor {
     const [q, k, v] = this.#all.forward(x).map((y) => this.#splitHeads(y)) as [
       Tensor,
       Tensor,
       Tensor,
     ];
+    if (cached !== null) {
+      return this.#mergeHeads(cached.attend(this.#layer, [q, k, v], { bias, scale: 1 }));
+    }
     const attended = relativeAttention(q, k, v, {
       cuQueries: own.cuSeqlens,
       queryLengths: own.lengths,
       bias,
-      causal: encoder !== null,
+      causal: decoder,
       scale: 1,
     });
     return this.#mergeHeads(attended);
   }
 
   /** Cross-attention to the encoder's rows: x (N,C) -> (N,H*D), the input of `o` */
-  cross(x: Tensor, { own, encoder }: Shared): Tensor {
-    const { states, cuSeqlens, lengths } = encoder as NonNullable<Shared['encoder']>;
-    const [k, v] = this.#keyValue.forward(states).map((y) => this.#splitHeads(y)) as [
-      Tensor,
-      Tensor,
-    ];
-    const attended = relativeAttention(this.#splitHeads(this.q.forward(x)), k, v, {
+  cross(x: Tensor, { own, encoder, cached }: Shared): Tensor {
+    const added = encoder && this.#keysAndValues(encoder.states);
+    const q = this.#splitHeads(this.q.forward(x));
+    if (cached !== null) {
+      return this.#mergeHeads(cached.attendToEncoder(this.#layer, q, { added, scale: 1 }));
+    }
+    const { cuSeqlens, lengths } = encoder as EncoderRows;
+    const attended = relativeAttention(q, ...(added as readonly [Tensor, Tensor]), {
       cuQueries: own.cuSeqlens,
       cuKeys: cuSeqlens,
       queryLengths: own.lengths,
@@ -98,6 +116,11 @@ class T5Attention extends Module {
       scale: 1,
     });
     return this.#mergeHeads(attended);
+  }
+
+  #keysAndValues(states: Tensor): readonly [Tensor, Tensor] {
+    const both = this.#keyValue.forward(states).map((y) => this.#splitHeads(y));
+    return both as [Tensor, Tensor];
   }
 
   #splitHeads(x: Tensor): Tensor {
@@ -152,12 +175,12 @@ class T5Sublayer extends Module {
     kind: 'SelfAttention' | 'EncDecAttention' | 'DenseReluDense',
     config: T5Config,
     weights: WeightLoader,
-    { withBias }: { withBias: boolean },
+    { withBias, layer }: { withBias: boolean; layer: number },
   ) {
     super();
     const at = weights.at(kind);
     const attention = (wanted: string) =>
-      kind === wanted ? new T5Attention(config, at, { withBias }) : null;
+      kind === wanted ? new T5Attention(config, at, { withBias, layer }) : null;
     this.SelfAttention = attention('SelfAttention');
     this.EncDecAttention = attention('EncDecAttention');
     this.DenseReluDense = kind === 'DenseReluDense' ? new T5Mlp(config, at) : null;
@@ -185,15 +208,19 @@ class T5Block extends Layer<Shared> {
   constructor(
     config: T5Config,
     weights: WeightLoader,
-    { decoder, first }: { decoder: boolean; first: boolean },
+    { decoder, index }: { decoder: boolean; index: number },
   ) {
     super();
+    const first = index === 0;
     const kinds = decoder
       ? (['SelfAttention', 'EncDecAttention', 'DenseReluDense'] as const)
       : (['SelfAttention', 'DenseReluDense'] as const);
     this.layer = kinds.map(
       (kind, i) =>
-        new T5Sublayer(kind, config, weights.at(`layer.${i}`), { withBias: first && i === 0 }),
+        new T5Sublayer(kind, config, weights.at(`layer.${i}`), {
+          withBias: first && i === 0,
+          layer: kind === 'EncDecAttention' ? config.decoderLayers + index : index,
+        }),
     );
     this.#branches = this.layer.map((sublayer) => ({
       preNorm: sublayer.layer_norm,
@@ -228,7 +255,7 @@ class T5Stack extends Module {
     const count = decoder ? config.decoderLayers : config.encoderLayers;
     this.block = Array.from(
       { length: count },
-      (_, i) => new T5Block(config, weights.at(`block.${i}`), { decoder, first: i === 0 }),
+      (_, i) => new T5Block(config, weights.at(`block.${i}`), { decoder, index: i }),
     );
     this.final_layer_norm = weights.rmsNorm('final_layer_norm', config.hiddenSize, config.norm);
   }
@@ -236,12 +263,14 @@ class T5Stack extends Module {
   /** @param embedded (N,C) -> (N,C) after the last norm, or its wanted rows */
   forward(
     embedded: Tensor,
-    { cuSeqlens, lengths, length, wanted }: ModelInputs,
+    { cuSeqlens, lengths, length, wanted, cached }: PassInputs,
     { encoder, keepOf, batchRows, onLayer }: StackRun,
   ): Tensor {
     const own = { cuSeqlens, lengths };
+    const pass = cached?.pass ?? null;
+    const bias = pass === null ? this.#bias(length) : this.#biasByDistance(length);
     return runLayers(this.block, embedded, {
-      shared: { own, bias: this.#bias(length), encoder },
+      shared: { own, bias, decoder: this.#decoder, encoder, cached: pass },
       last: this.final_layer_norm,
       wanted,
       keep: keepOf,
@@ -252,11 +281,23 @@ class T5Stack extends Module {
 
   /** (2L-1,H) by key - query */
   #bias(length: number): Tensor {
+    return this.#biasOf(byRelativePosition(length, (relative) => this.#bucket(relative)));
+  }
+
+  /** (L,H) by query - key */
+  #biasByDistance(length: number): Tensor {
+    return this.#biasOf(Int32Array.from({ length }, (_, distance) => this.#bucket(-distance)));
+  }
+
+  /** The bucket of a relative position, key - query. */
+  #bucket(relative: number): number {
     const { numBuckets, maxDistance } = this.#config;
-    const buckets = { numBuckets, maxDistance, bidirectional: !this.#decoder };
-    const ids = byRelativePosition(length, (relative) => t5Bucket(relative, buckets));
+    return t5Bucket(relative, { numBuckets, maxDistance, bidirectional: !this.#decoder });
+  }
+
+  #biasOf(buckets: Int32Array): Tensor {
     const table = this.block[0]?.layer[0]?.SelfAttention?.relative_attention_bias as Embedding;
-    return table.forward(tensor(ids));
+    return table.forward(tensor(buckets));
   }
 }
 
@@ -308,6 +349,13 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
     };
   }
 
+  override get cachedLayers(): readonly CachedLayer[] {
+    const { decoderLayers, numHeads, headDim } = this.config;
+    const layer = { window: 0, numKeyValueHeads: numHeads, headDim };
+    const own = Array.from({ length: decoderLayers }, () => layer);
+    return [...own, ...own.map((each) => ({ ...each, of: 'encoder' as const }))];
+  }
+
   get decoderStartTokenId(): number {
     return this.config.decoderStartTokenId;
   }
@@ -317,7 +365,7 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
   }
 
   /** (M,C): the encoder's states for `batch`, after its last norm. */
-  encode(batch: Omit<Seq2SeqBatch, 'decoder'>): Tensor {
+  encode(batch: ModelBatch): Tensor {
     checkBatch(batch, this);
     return this.onDevice(() => this.#encoded(modelInputs(batch), batch.inputIds.length));
   }
@@ -338,11 +386,20 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
     const { cuSeqlens, lengths, decoder: target } = inputs;
     const batchRows = (inputs.ids.shape[0] as number) + (target.ids.shape[0] as number);
     const states = this.#encoded(inputs, batchRows);
+    return this.#decoded(target, { states, cuSeqlens, lengths }, batchRows);
+  }
+
+  protected decoded(target: PassInputs, encoder: EncoderRows | null): Tensor {
+    return this.#decoded(target, encoder, target.ids.shape[0] as number);
+  }
+
+  #decoded(target: PassInputs, encoder: EncoderRows | null, batchRows: number): Tensor {
     const first = this.config.encoderLayers;
+    const { keepOf, onLayer } = this.settingsOf(target);
     const decoded = this.decoder.forward(this.shared.forward(target.ids), target, {
-      encoder: { states, cuSeqlens, lengths },
-      keepOf: (layer, rows) => this.keepOf(first + layer, rows),
-      onLayer: this.onLayer,
+      encoder,
+      keepOf: (layer, rows) => keepOf(first + layer, rows),
+      onLayer,
       batchRows,
     });
     return this.config.scaledHead ? mul(decoded, this.config.hiddenSize ** -0.5) : decoded;

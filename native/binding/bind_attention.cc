@@ -37,10 +37,21 @@ struct Named<RelativeOperands> {
                       field("index", &S::index)};
   }
 };
+template <>
+struct Named<KvCache> {
+  static auto fields() {
+    using S = KvCache;
+    return std::tuple{field("chunks", &S::chunks),  field("layer", &S::layer),
+                      field("cuRows", &S::cu_rows), field("lengths", &S::lengths),
+                      field("tables", &S::tables),  field("firstBlocks", &S::first_blocks)};
+  }
+};
 
 void bind_attention(Module& m) {
   op(m, "attention", &attention, {"q", "k", "v", "segments", "options"}, Grad::kYes);
   op(m, "relativeAttention", &relative_attention, {"operands", "scale", "causal"}, Grad::kYes);
+  op(m, "cacheAppend", &cache_append, {"k", "v", "cache"}, Grad::kNone);
+  op(m, "cachedAttention", &cached_attention, {"q", "cache", "bias", "options"}, Grad::kNone);
 }
 
 }  // namespace balora::binding

@@ -106,6 +106,9 @@ void backward_from(std::vector<Tensor> roots, std::vector<std::optional<Tensor>>
 bool set_grad_enabled(Env& env, bool value) {
   return std::exchange(env.engines().state().grad_enabled, value);
 }
+bool set_batch_invariant(Env& env, bool value) {
+  return std::exchange(env.engines().state().batch_invariant, value);
+}
 bool set_recompute(Env& env, bool value) {
   return std::exchange(env.engines().state().recompute, value);
 }
@@ -233,6 +236,7 @@ void bind_core(Module& m) {
   op(m, "backward", &backward_from, {"roots", "grads", "retainGraph"});
   op(m, "customNode", &custom_node, {"name", "inputs", "outputs", "saved", "backward"});
   op(m, "setGradEnabled", &set_grad_enabled, {"value"});
+  op(m, "setBatchInvariant", &set_batch_invariant, {"value"});
   op(m, "setRecompute", &set_recompute, {"value"});
   op(m, "setAnomalyMode", &set_anomaly_mode, {"value"});
   op(m, "setCallSite", &set_call_site, {"site"});

@@ -27,9 +27,10 @@ inline NativeError behind(const std::string& where, const NativeError& error) {
 // State of the thread that enqueues, for all engines of its environment.
 struct EnqueueState {
   bool grad_enabled = true;
-  bool recompute = false;     // ops keep how to make cheap inputs again, not the inputs (tape.h)
-  bool anomaly_mode = false;  // every op's outputs are checked for NaN and infinity
-  bool debug = false;         // as set_debug() has told every engine
+  bool batch_invariant = false;  // rows of a product must not depend on each other
+  bool recompute = false;        // ops keep how to make cheap inputs again, not the inputs (tape.h)
+  bool anomaly_mode = false;     // every op's outputs are checked for NaN and infinity
+  bool debug = false;            // as set_debug() has told every engine
   bool profiling = false;  // op_times() has an op's kernels by the device's clock, not its launch
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
   uint64_t next_sequence = 0;                    // of tape nodes, across devices

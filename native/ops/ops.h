@@ -45,6 +45,21 @@ struct RelativeOperands {
 };
 Tensor relative_attention(const RelativeOperands& operands, double scale, bool causal);
 
+// kv_cache.cc: a cache of keys and values as one layer sees it (kernels/operands/attention.h)
+struct KvCache {
+  std::vector<Tensor> chunks;  // (blocks,layers,2,Hkv,32,Dp) each
+  int64_t layer;
+  Tensor cu_rows;                      // (B+1) i32, of the N rows of the call
+  Tensor lengths;                      // (B) i32
+  Tensor tables;                       // (B,W) i32
+  std::optional<Tensor> first_blocks;  // (B) i32
+};
+// k, v (N,Hkv,D) into the chunks, in place
+void cache_append(const Tensor& k, const Tensor& v, const KvCache& cache);
+// q (N,H,D), bias (R,H) by distance -> (N,H,D)
+Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::optional<Tensor>& bias,
+                        const AttentionOptions& options);
+
 // linear.cc: x, x_adapter (...,I) -> one (...,O) a linear
 struct LowRankFactors {
   Tensor a, b;  // (R,I), (O,R)

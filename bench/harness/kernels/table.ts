@@ -1,4 +1,5 @@
 /** The table of kernel rows at the model's shapes, one or more rows per kernel. */
+import { kMicroDecoding } from './decoding.ts';
 import { kMicroElementwise } from './elementwise.ts';
 import { kMicroIndices } from './indices.ts';
 import type { MicroTable } from './kit.ts';
@@ -10,6 +11,7 @@ import { kMicroOptimizers } from './optimizers.ts';
 
 export const kMicroTable: MicroTable = [
   ...kMicroLinears,
+  ...kMicroDecoding,
   ...kMicroNorms,
   ...kMicroLosses,
   ...kMicroLinalg,

@@ -106,6 +106,50 @@ typedef struct balora_rope {
   int32_t inverse;               // non-zero: rotate back
 } balora_rope;
 
+// Positions of a block of a cache of keys and values.
+#define BALORA_CACHE_BLOCK 32
+
+// A cache of keys and values in blocks of BALORA_CACHE_BLOCK positions, as one layer sees it. The
+// blocks of all chunks are numbered one after the other. In a block each layer has, for each head,
+// its keys by channel, (Dp,BLOCK), and its values by position, (BLOCK,Dp), with Dp the channels D
+// of a head rounded up to 32; what lies beyond D, and beyond a sequence's length, has no meaning.
+typedef struct balora_kv_cache {
+  // Each (blocks,layers,2,Hkv,BLOCK,Dp) of the keys' type, contiguous.
+  const balora_view* const* chunks;
+  int32_t chunk_count;
+  int32_t layer;
+  const balora_view* lengths;  // (B) i32: positions of each sequence
+  // (B,W) i32: the blocks of each sequence, from block first_blocks[b] of its positions on
+  const balora_view* tables;
+  const balora_view* first_blocks;  // (B) i32: the blocks before are not kept; null: all are
+} balora_kv_cache;
+
+// Writes the keys and values of the newest positions of each sequence: rows [cu_rows[b],
+// cu_rows[b+1]) are those of its last positions. Positions whose blocks are not kept are left out.
+typedef struct balora_cache_append {
+  const balora_view* k;        // (N,Hkv,D) rows strided
+  const balora_view* v;        // (N,Hkv,D) rows strided
+  const balora_view* cu_rows;  // (B+1) i32
+  const balora_kv_cache* cache;
+} balora_cache_append;
+
+// Attention of rows to what a cache holds of their sequences, by head; heads of a group share a kv
+// head: out = softmax(scores) v,  scores = softcap * tanh(scale q k^T / softcap) + bias[t - j]
+// (softcap 0: scale q k^T). Causal rows are the last positions of their sequence, and row t sees
+// the keys j <= t of which, with a window W > 0, the last W; other rows see every key. What a row
+// gets depends on its own sequence alone, bit for bit.
+typedef struct balora_cached_attention {
+  const balora_view* q;        // (N,H,D) rows strided
+  const balora_view* cu_rows;  // (B+1) i32
+  const balora_kv_cache* cache;
+  const balora_view* bias;  // (R,H) of q's type, R no less than any length; causal only; or null
+  const balora_view* out;   // (N,H,D) contiguous
+  double scale;
+  double softcap;  // 0: none
+  int64_t window;  // 0: none
+  int32_t causal;
+} balora_cached_attention;
+
 #ifdef __cplusplus
 }  // extern "C"
 
@@ -121,4 +165,6 @@ using RelativeGradients = balora_relative_gradients;
   KERNEL(attention_forward)              \
   KERNEL(attention_backward)             \
   KERNEL(relative_attention_forward)     \
-  KERNEL(relative_attention_backward)
+  KERNEL(relative_attention_backward)    \
+  KERNEL(cache_append)                   \
+  KERNEL(cached_attention)

@@ -49,12 +49,16 @@ typedef struct balora_linear {
 
 // For each of the linears that share x, with x_adapter where it is given and x else:
 //   y = output_scale * (x W^T + sum over parts of scale * x_adapter (B A - B0 A0)^T) + bias
-// Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once.
+// Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once, unless rows must not
+// depend on each other.
 typedef struct balora_linear_forward {
   const balora_view* x;          // (N,I)
   const balora_view* x_adapter;  // (N,I) the input of the parts (dropout); null: x
   const balora_linear* linears;
   int32_t count;  // of linears
+  // Non-zero: a row of y is the same bit for bit whichever rows stand beside it. The CPU's kernel
+  // knows it, CUDA's does not yet.
+  int32_t batch_invariant;
 } balora_linear_forward;
 
 // Gradients of the inputs and the parts; those of linears and parts stand in their structures. dY

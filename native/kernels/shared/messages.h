@@ -55,4 +55,23 @@ inline std::string outside_tables(int64_t position, int64_t row, int64_t rows) {
                 " rows");
 }
 
+// ---- The cache of keys and values ---------------------------------------------------------------
+
+inline std::string cache_rows(int64_t rows, int64_t sequence, int64_t length) {
+  return concat(rows, " rows of sequence ", sequence, " are more than its ", length, " positions");
+}
+inline std::string cache_blocks(int64_t sequence, int64_t length, int64_t blocks) {
+  return concat("sequence ", sequence, " of ", length, " positions needs more than its ", blocks,
+                " blocks");
+}
+inline std::string cache_block(int64_t block, int64_t sequence, int64_t blocks) {
+  return concat("block ", block, " of sequence ", sequence, " is not one of the cache's ", blocks);
+}
+inline std::string cache_window(int64_t sequence, int64_t position) {
+  return concat("position ", position, " of sequence ", sequence, " is seen, but no longer kept");
+}
+inline std::string cache_bias(int64_t sequence, int64_t length, int64_t distances) {
+  return concat("sequence ", sequence, " has ", length, " positions, the bias only ", distances);
+}
+
 }  // namespace balora::messages

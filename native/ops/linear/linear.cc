@@ -261,13 +261,15 @@ void launch_forward(const GroupOf<Tensor>& flat) {
       slots.linears[i].parts[p].u = all.write(linear.parts[p].u);
     }
   }
-  launch(kOp, all, [slots](Launch& l) {
+  const bool invariant = flat.x.engine().state().batch_invariant;
+  launch(kOp, all, [slots, invariant](Launch& l) {
     const KernelLinears linears(l, slots);
     return call(l.kernels->linear_forward, l.ctx,
                 {.x = l[slots.x],
                  .x_adapter = l[slots.x_adapter],
                  .linears = linears.data(),
-                 .count = linears.count()});
+                 .count = linears.count(),
+                 .batch_invariant = invariant});
   });
 }
 

@@ -144,6 +144,43 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     return [operands, 0.2, chance(0.5)];
   }
 
+  /** A cache of keys and values with some sequences, and the number of rows that a call adds to them. */
+  function kvCache(dtype, heads, width) {
+    const [count, layers] = [below(4), 1 + below(2)];
+    const lengths = list(count, () => below(100));
+    const bounds = [0];
+    for (const length of lengths) bounds.push(bounds.at(-1) + below(Math.min(length, 5) + 1));
+    const [blocks, columns] = [positive(), 1 + below(4)];
+    const channels = 32 * Math.ceil(width / 32);
+    const chunk = () => normal(dtype, [blocks, layers, 2, heads, 32, channels]);
+    const chunks = list(1 + below(2), chunk);
+    const tables = native.reshape(indicesBelow(chunks.length * blocks, count * columns), [count, columns]);
+    const cache = {
+      ...{ chunks, layer: below(layers), cuRows: indices(bounds), lengths: indices(lengths) },
+      ...{ tables: kept(tables), firstBlocks: maybe(() => indicesBelow(2, count)) },
+    };
+    return { cache, rows: bounds.at(-1) };
+  }
+
+  function cacheAppend() {
+    const [dtype, heads, width] = [float(), 1 + below(3), pick([1, 8, 31, 32, 40])];
+    const { cache, rows } = kvCache(dtype, heads, width);
+    return [normal(dtype, [rows, heads, width]), normal(dtype, [rows, heads, width]), cache];
+  }
+
+  function cachedAttention() {
+    const [dtype, heads, width] = [float(), 1 + below(3), pick([1, 8, 31, 32, 40])];
+    const { cache, rows } = kvCache(dtype, heads, width);
+    const queries = heads * (1 + below(6));
+    const causal = chance(0.7);
+    return [
+      normal(dtype, [rows, queries, width]),
+      cache,
+      causal ? maybe(() => normal(dtype, [pick([100, 3]), queries])) : null,
+      { scale: pick([1, 0.125]), softcap: pick([0, 0, 50]), window: pick([0, 0, 1, 40]), causal },
+    ];
+  }
+
   /** The first arguments of the ops on the rows of the head, and their sizes. */
   function head() {
     const dtype = float();
@@ -237,6 +274,8 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     },
     attention,
     relativeAttention,
+    cacheAppend,
+    cachedAttention,
     crossEntropy: () => {
       const [rows, vocabulary] = [size(), positive()];
       return [tensor(float(), rows, vocabulary), targets(rows, vocabulary), pick(kReductions)];

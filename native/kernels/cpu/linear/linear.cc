@@ -35,9 +35,11 @@ ROWS(double)
 
 int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
   const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
-  const auto forward =
-      linear_fits_tiles(*o.x, group) ? &linear_forward_tiles : &linear_forward_wide;
-  forward(ctx, *o.x, o.x_adapter, group);
+  if (linear_fits_tiles(*o.x, group)) {
+    linear_forward_tiles(ctx, *o.x, o.x_adapter, group);  // whose rows never depend on each other
+  } else {
+    linear_forward_wide(ctx, *o.x, o.x_adapter, group, o.batch_invariant != 0);
+  }
   return 0;
 }
 

@@ -145,7 +145,7 @@ void copy_u(Context* ctx, const Block& block, const E* columns, int64_t ld, int6
 
 template <typename E>
 void forward(Context* ctx, const View& x, const View& input,
-             std::span<const LinearOperands> linears) {
+             std::span<const LinearOperands> linears, bool by_rows) {
   const int64_t m = x.shape[0], in = x.shape[1];
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i)
@@ -158,7 +158,7 @@ void forward(Context* ctx, const View& x, const View& input,
     for (const Block& block : blocks) {
       write_rows(ctx, block, Order::kNowThenChange, a + block.first * in);
     }
-    project(ctx, input, {a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count});
+    project(ctx, input, {a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count}, by_rows);
   }
   for (size_t i = 0; i < linears.size(); ++i) {
     const View &y = *linears[i].y, &weight = dense(linears[i].weight);
@@ -173,11 +173,15 @@ void forward(Context* ctx, const View& x, const View& input,
     }
     terms.push_back(base_term(x, weight, true));
     if (!linears[i].output_scale) {
-      sum_products(ctx, {m, y.shape[1], terms, linears[i].bias}, dense_output(y));
+      sum_products(
+          ctx,
+          {.m = m, .n = y.shape[1], .terms = terms, .bias = linears[i].bias, .by_rows = by_rows},
+          dense_output(y));
       continue;
     }
     const View sum = sum_before_scale(ctx, linears[i]);
-    sum_products(ctx, {m, y.shape[1], terms}, dense_output(sum));
+    sum_products(ctx, {.m = m, .n = y.shape[1], .terms = terms, .by_rows = by_rows},
+                 dense_output(sum));
     apply_output_scale(ctx, linears[i], sum);
   }
 }
@@ -257,10 +261,10 @@ bool in_f64(std::span<const LinearOperands> linears) {
 }  // namespace
 
 void linear_forward_wide(Context* ctx, const View& x, const View* x_adapter,
-                         std::span<const LinearOperands> linears) {
+                         std::span<const LinearOperands> linears, bool by_rows) {
   const View& input = x_adapter ? *x_adapter : x;
-  if (in_f64(linears)) return forward<double>(ctx, x, input, linears);
-  forward<float>(ctx, x, input, linears);
+  if (in_f64(linears)) return forward<double>(ctx, x, input, linears, by_rows);
+  forward<float>(ctx, x, input, linears, by_rows);
 }
 
 void linear_backward_wide(Context* ctx, const LinearGradients& g,

@@ -6,6 +6,7 @@
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/onednn.h"
+#include "kernels/cpu/products/row_product.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 
@@ -42,10 +43,12 @@ void fill_zero(const View& view) {
 }
 
 void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
-             const GemmOutput& out) {
+             const GemmOutput& out, bool by_rows) {
   for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, const GemmInput& wide) {
     void* to = offset_by(out.data, first * out.ld, out.dtype);
-    gemm(ctx, {rows, columns, x.shape[1]}, wide, w, {to, out.dtype, out.ld});
+    const GemmShape shape = {rows, columns, x.shape[1]};
+    if (by_rows) return row_product(ctx, shape, wide, w, {to, out.dtype, out.ld}, 0);
+    gemm(ctx, shape, wide, w, {to, out.dtype, out.ld});
   });
 }
 

@@ -11,10 +11,10 @@ namespace balora {
 // A contiguous view of any type.
 void fill_zero(const View& view);
 
-// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read transposed;
-// x (m,k) contiguous.
+// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read
+// transposed; x (m,k) contiguous. by_rows: by row_product(), for a w that is read transposed.
 void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
-             const GemmOutput& out);
+             const GemmOutput& out, bool by_rows = false);
 
 // p (m,R), rows ld apart, in the type of the factors.
 struct LeftOperand {

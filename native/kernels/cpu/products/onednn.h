@@ -85,6 +85,7 @@ class CpuState {
     kFactorA,
     kFactorB,
     kWeightTiles,
+    kInPlaceRows,
     kScratchCount
   };
   void* scratch(Scratch index, uint64_t bytes);

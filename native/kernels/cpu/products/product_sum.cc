@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/packed_weight.h"
+#include "kernels/cpu/products/row_product.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/rows.h"
@@ -22,8 +23,13 @@ const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
 }
 
 // C (m,n) = A B + beta C for the rows of `term`; C in f32 or f64.
-void multiply(Context* ctx, const ProductTerm& term, int64_t m, int64_t n, const GemmOutput& c,
+void multiply(Context* ctx, const ProductSum& sum, const ProductTerm& term, const GemmOutput& c,
               double beta) {
+  const int64_t m = sum.m, n = sum.n;
+  if (sum.by_rows) {
+    return row_product(ctx, {m, n, term.k()}, {term.a, term.a_dtype, term.lda},
+                       {term.b->data, term.b->dtype, term.b->stride[0], true}, c, beta);
+  }
   if (const PackedWeight* packed = packed_of(ctx, term)) {
     return packed->multiply(ctx, m, term.a, term.lda, c.data, c.dtype, c.ld,
                             static_cast<float>(beta));
@@ -60,7 +66,7 @@ void sum_wide(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
     written = true;
   }
   for (const ProductTerm& term : sum.terms) {
-    multiply(ctx, term, sum.m, sum.n, c, written ? 1 : 0);
+    multiply(ctx, sum, term, c, written ? 1 : 0);
     written = true;
   }
 }

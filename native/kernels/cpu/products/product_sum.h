@@ -24,12 +24,14 @@ struct ProductTerm {
   int64_t k() const { return b->shape[transposed ? 1 : 0]; }
 };
 
-// bias (n) may be null; accumulate adds to what C holds.
+// bias (n) may be null; accumulate adds to what C holds. by_rows: no row of C depends on the others
+// (row_product.h); every B is then read transposed, of A's type or both f32 or f64, and alpha is 1.
 struct ProductSum {
   int64_t m, n;
   std::span<const ProductTerm> terms;
   const View* bias = nullptr;
   bool accumulate = false;
+  bool by_rows = false;
 };
 
 void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c);

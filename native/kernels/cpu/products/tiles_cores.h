@@ -61,6 +61,8 @@ struct BlockPlace {
   int64_t ld;
 };
 
+constexpr int64_t kInPlaceRows = 16;  // of A, one tile: more are multiplied by packed operands
+
 struct AmxCore {
   static constexpr bool kRounds = false;
   static constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, in L2 over all rows: 1.25 MiB
@@ -104,6 +106,30 @@ struct AmxCore {
     _tile_stored(2, c.data + 16 * c.ld, stride);
     _tile_stored(3, c.data + 16 * c.ld + 16, stride);
   }
+
+  // 32 columns of B that lie one after the other, `ld` apart, are the left operand, and a tile of
+  // rows of A, packed as a B operand, is the right one: nothing of B is packed, and a weight is read
+  // once at the speed of memory. The transposed block (32,16) at c is added to; each of its sums is
+  // the one that multiply() makes, bit for bit.
+  AMX_TARGET static void multiply_columns(const bf16* columns, int64_t ld, const bf16* rows,
+                                          int64_t steps, float* c) {
+    _tile_loadd(0, c, 64);
+    _tile_loadd(1, c + 16 * kInPlaceRows, 64);
+    const int64_t stride = ld * static_cast<int64_t>(sizeof(bf16));
+    const bf16* ahead = columns + kTileN * ld;  // asked for in the order of memory
+    for (int64_t step = 0; step < steps; ++step) {
+      _tile_loadd(6, rows, 64);
+      _tile_loadd(4, columns, stride);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, columns + 16 * ld, stride);
+      _tile_dpbf16ps(1, 5, 6);
+#pragma GCC unroll 32
+      for (int64_t i = 0; i < 32; ++i) __builtin_prefetch(ahead + 32 * i, 0, 2);
+      columns += kTileK, rows += kStepElements, ahead += kStepElements;
+    }
+    _tile_stored(0, c, 64);
+    _tile_stored(1, c + 16 * kInPlaceRows, 64);
+  }
 };
 
 struct Avx512Core {
@@ -125,9 +151,15 @@ struct Avx512Core {
       if (rows - r > 8) {
         multiply_rows<12>(terms, row + r, tail_row, panel, at);
         r += 12;
-      } else {
+      } else if (rows - r > 4) {
         multiply_rows<8>(terms, row + r, tail_row, panel, at);
         r += 8;
+      } else if (rows - r > 1) {
+        multiply_rows<4>(terms, row + r, tail_row, panel, at);
+        r += 4;
+      } else {
+        multiply_rows<1>(terms, row + r, tail_row, panel, at);
+        r += 1;
       }
     }
   }

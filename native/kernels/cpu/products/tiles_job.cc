@@ -70,6 +70,45 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
   return job;
 }
 
+namespace {
+
+// The last term, if its B can be multiplied where it lies.
+const Unpacked* in_place_term(const Job& job, const Sum& sum) {
+  if (job.m > kInPlaceRows || sum.unpacked.size() != 1) return nullptr;
+  const Unpacked& operand = sum.unpacked[0];
+  const bool last = operand.term + 1 == sum.terms.size();
+  return last && operand.matrix.k_stride == 1 && operand.k % kTileK == 0 ? &operand : nullptr;
+}
+
+}  // namespace
+
+int64_t in_place_elements(const Job& job) {
+  int64_t elements = 0;
+  for (const Sum& sum : job.sums) {
+    if (const Unpacked* operand = in_place_term(job, sum)) {
+      elements += tiles_size(operand->k, kInPlaceRows);
+    }
+  }
+  return elements;
+}
+
+void pack_in_place_rows(Job& job, bf16* scratch) {
+  for (size_t s = 0; s < job.sums.size(); ++s) {
+    Sum& sum = job.sums[s];
+    const Unpacked* operand = in_place_term(job, sum);
+    if (!operand) continue;
+    const Source& term = sum.terms[operand->term];
+    const Sum* const before = s > 0 ? &job.sums[s - 1] : nullptr;
+    if (before && before->rows && before->terms.back().a == term.a) {
+      sum.rows = before->rows;  // linears that share their input
+      continue;
+    }
+    pack_tile_panels({term.a, 1, term.lda}, operand->k, job.m, 0, 1, scratch);
+    sum.rows = scratch;
+    scratch += tiles_size(operand->k, kInPlaceRows);
+  }
+}
+
 void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sums, bf16* to) {
   for (size_t begin = first, end = first; begin < last; begin = end) {
     while (end < last && job.items[end].sum == job.items[begin].sum) ++end;

@@ -30,6 +30,9 @@ struct Sum {
   std::vector<Unpacked> unpacked;
   TileOutput out;
   bool plain;  // nothing is added to the sum
+  // A of the last term as a packed B operand, where the columns of that term's B are multiplied as
+  // they lie in memory (AmxCore::multiply_columns); null: B is packed.
+  const bf16* rows = nullptr;
 };
 
 // One panel of columns of one sum.
@@ -52,6 +55,16 @@ int64_t padding_elements(const TileTerm& term, int64_t m);
 // `scratch` has the elements of padding that all terms ask for.
 Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<const TileSum> sums,
              bf16* scratch);
+
+// Elements of `rows` for the sums of a walk that has them: few rows, and AMX.
+int64_t in_place_elements(const Job& job);
+// Makes them in `scratch`.
+void pack_in_place_rows(Job& job, bf16* scratch);
+// Whether the panel of an item is multiplied as it lies.
+inline bool in_place(const Job& job, const Item& item) {
+  const Sum& sum = job.sums[item.sum];
+  return sum.rows && (item.panel + 1) * kTileN <= sum.n;
+}
 
 // Packs what the items [first, last) multiply by and nobody has packed.
 void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sums, bf16* to);

@@ -13,6 +13,7 @@
 #include "kernels/cpu/products/tiles_cores.h"
 #include "kernels/cpu/products/tiles_job.h"
 #include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "tensor/errors.h"
@@ -157,6 +158,32 @@ class BlockWriter {
   alignas(64) float blocks_[2 * kPanelRows * kTileN];
 };
 
+// 16 x 16 floats, turned.
+void transpose_floats_16(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  transpose16(reinterpret_cast<const uint32_t*>(from), from_stride, reinterpret_cast<uint32_t*>(to),
+              to_stride);
+}
+
+// A block of up to 16 rows whose last term is multiplied as it lies: at c, 32 columns in a row.
+AMX_TARGET void multiply_in_place(const Sum& sum, int64_t row, int64_t rows, int64_t panel,
+                                  float* c) {
+  alignas(64) float turned[kTileN * kInPlaceRows];
+  const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
+  PendingRows none;
+  if (before.empty()) {
+    std::memset(turned, 0, sizeof turned);
+  } else {
+    AmxCore::multiply(before, row, rows, panel, none, {c, nullptr, kTileN});
+    transpose_floats_16(c, kTileN, turned, kInPlaceRows);
+    transpose_floats_16(c + 16, kTileN, turned + 16 * kInPlaceRows, kInPlaceRows);
+  }
+  const TileMatrix& matrix = sum.unpacked[0].matrix;
+  AmxCore::multiply_columns(matrix.at(0, panel * kTileN).data, matrix.n_stride, sum.rows,
+                            sum.terms.back().steps, turned);
+  transpose_floats_16(turned, kInPlaceRows, c, kTileN);
+  transpose_floats_16(turned + 16 * kInPlaceRows, kInPlaceRows, c + 16, kTileN);
+}
+
 // Row panels and items given as [begin, end). `own`: this thread's memory for what it has to pack.
 template <typename Core>
 AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
@@ -165,15 +192,18 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
   std::vector<Sum> sums = job.sums;
   Core::open();
   BlockWriter writer(Core::kRounds);
+  // What one panel of rows packs is used once: a panel of B is multiplied while the next one, which
+  // packing has asked for, is on its way from memory.
+  const int64_t cached_bytes = row_end - row_begin > 1 ? Core::kCachedBytes : 0;
   bool project = true;
   size_t first = item_begin;
   do {
     size_t last = first;
     for (int64_t bytes = 0; last < item_end; ++last) {
       bytes += job.items[last].bytes;
-      if (bytes > Core::kCachedBytes && last > first) break;
+      if (bytes > cached_bytes && last > first) break;
     }
-    if (own) pack_items(job, first, last, sums, own);
+    if (own && !in_place(job, job.items[first])) pack_items(job, first, last, sums, own);
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
       const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
       if (project) {
@@ -184,8 +214,12 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
         const Item& item = job.items[i];
         const Sum& sum = sums[item.sum];
         const int64_t col = item.panel * kTileN;
-        Core::multiply(sum.terms, row, rows, item.panel, writer.pending(),
-                       writer.place(sum, row, col, rows));
+        if (in_place(job, item)) {
+          multiply_in_place(sum, row, rows, item.panel, writer.place(sum, row, col, rows).data);
+        } else {
+          Core::multiply(sum.terms, row, rows, item.panel, writer.pending(),
+                         writer.place(sum, row, col, rows));
+        }
         writer.flush();
         writer.take(sum, row, col, rows);
       }
@@ -273,15 +307,23 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   int64_t padding = tile_padding(m, sums);
   for (const TileProjection& p : projections) padding += padding_elements(p.x, m);
   Job job = make_job(m, projections, sums, tile_scratch(ctx, CpuState::kTilePadding, padding));
+  if (tiles_use_amx() && in_place_elements(job) > 0) {
+    pack_in_place_rows(job, tile_scratch(ctx, CpuState::kInPlaceRows, in_place_elements(job)));
+  }
   const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
   const auto items = static_cast<int64_t>(job.items.size());
   const int threads = ctx->num_threads;
+  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
+  if (rows == 1 && threads > 1 && !job.projections.empty()) {
+    // Threads share the sums of a single panel, which read what its projections write.
+    run(job, 0, 1, 0, 0, nullptr);
+    job.projections.clear();
+  }
   const bool by_rows =
-      !projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
+      !job.projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
   if (by_rows && threads > kMostPackers) pack_all(ctx, job);
   const int64_t size = largest_packing(job);
   bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
-  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
   parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const auto part = [&](int64_t n, int64_t index) { return n * index / threads; };

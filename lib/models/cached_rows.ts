@@ -1,0 +1,82 @@
+/** New rows of sequences of a cache, as the inputs of a forward. */
+import { ArgumentError } from '../errors.ts';
+import { tensor } from '../tensor.ts';
+import { type AddedRows, bounds, type CachePass, type KvCache } from './kv_cache.ts';
+import type { PassInputs } from './model.ts';
+
+/** New tokens of a sequence, at least one. */
+export interface NewTokens {
+  /** The number of the sequence in its cache. */
+  readonly sequence: number;
+  readonly ids: Int32Array | readonly number[];
+}
+
+/** What a model checks new tokens by. */
+export interface TokenLimits {
+  readonly vocabSize: number;
+  /** Checks the length of a sequence. @throws ArgumentError for one that is too long */
+  readonly checkLength: (tokens: number) => void;
+}
+
+/** The numbers of rows that these tokens add to their sequences. */
+export function addedRows(tokens: readonly NewTokens[]): AddedRows {
+  return {
+    sequences: tokens.map(({ sequence }) => sequence),
+    counts: tokens.map(({ ids }) => ids.length),
+  };
+}
+
+/**
+ * Checks tokens against a model and the lengths of their sequences.
+ * @throws ArgumentError for no tokens, ids outside the vocabulary, or a sequence that would be longer than the position table
+ */
+export function checkTokens(
+  cache: KvCache,
+  tokens: readonly NewTokens[],
+  { vocabSize, checkLength }: TokenLimits,
+): void {
+  if (tokens.length === 0) throw new ArgumentError('no sequence was given to decode');
+  for (const { sequence, ids } of tokens) {
+    if (ids.length === 0) throw new ArgumentError(`sequence ${sequence} must get at least one id`);
+    ids.forEach((id, i) => {
+      if (Number.isInteger(id) && id >= 0 && id < vocabSize) return;
+      throw new ArgumentError(
+        `ids[${i}] of sequence ${sequence} must be 0 to ${vocabSize - 1}, got ${id}`,
+      );
+    });
+    checkLength(cache.lengthOf(sequence) + ids.length);
+  }
+}
+
+/** The inputs of a forward of the new tokens, whose last row of each sequence is wanted. Call it within `KvCache.extend`. */
+export function cachedInputs(
+  cache: KvCache,
+  tokens: readonly NewTokens[],
+  pass: CachePass,
+): PassInputs {
+  const { counts } = addedRows(tokens);
+  const cuRows = bounds(counts);
+  const rows = cuRows[tokens.length] as number;
+  const inputIds = new Int32Array(rows);
+  const positions = new Int32Array(rows);
+  const lengths = new Int32Array(rows);
+  tokens.forEach(({ sequence, ids }, b) => {
+    const [first, before] = [cuRows[b] as number, cache.lengthOf(sequence)];
+    inputIds.set(ids, first);
+    for (let i = 0; i < ids.length; i++) positions[first + i] = before + i;
+    lengths.fill(before + ids.length, first, first + ids.length);
+  });
+  const last = Int32Array.from(tokens, (_, b) => (cuRows[b + 1] as number) - 1);
+  return {
+    ids: tensor(inputIds),
+    positions: tensor(positions),
+    cuSeqlens: tensor(cuRows),
+    lengths: null,
+    tokenTypes: null,
+    rowOf: null,
+    cuOwn: null,
+    wanted: rows === tokens.length ? null : tensor(last),
+    length: lengths.reduce((most, length) => Math.max(most, length), 0),
+    cached: { pass, positions, lengths },
+  };
+}
