@@ -33,7 +33,6 @@ const kLayers = {
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   // Text generation: the state of the sequences that a model decodes, and what chooses their tokens.
-  generate: ['adapters', 'models', 'text', 'nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   train: [
     ...['tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],

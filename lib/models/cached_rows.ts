@@ -11,7 +11,7 @@ export interface NewTokens {
   readonly ids: Int32Array | readonly number[];
 }
 
-/** What a model checks new tokens by. */
+/** Limits of a model that new tokens are checked by. */
 export interface TokenLimits {
   readonly vocabSize: number;
   /** Checks the length of a sequence. @throws ArgumentError for one that is too long */

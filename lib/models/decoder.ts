@@ -12,7 +12,7 @@ import { configJsonOf } from './config_keys.ts';
 import type { CachedLayer } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import { type GatedActivation, GatedMlp } from './mlp.ts';
-import type { LayerSettings, PassInputs, ModelOrigin } from './model.ts';
+import type { LayerSettings, ModelOrigin, PassInputs } from './model.ts';
 import { RopeCache, type RopeConfig, steadyLength } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 

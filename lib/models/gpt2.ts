@@ -25,7 +25,7 @@ import type { ModelFamily } from './family.ts';
 import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 import type { CachedLayer } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
-import type { LayerSettings, PassInputs, ModelOrigin } from './model.ts';
+import type { LayerSettings, ModelOrigin, PassInputs } from './model.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface Gpt2Config {

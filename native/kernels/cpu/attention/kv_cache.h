@@ -1,5 +1,5 @@
-// The cache of keys and values (kernels/operands/attention.h) as the CPU's kernels read it: checked,
-// with the blocks of every sequence as pointers.
+// The cache of keys and values (kernels/operands/attention.h) as the CPU's kernels read it: it is
+// checked, and has the blocks of every sequence as pointers.
 #pragma once
 #include <algorithm>
 #include <cstdint>

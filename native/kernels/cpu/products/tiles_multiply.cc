@@ -192,7 +192,7 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
   std::vector<Sum> sums = job.sums;
   Core::open();
   BlockWriter writer(Core::kRounds);
-  // What one panel of rows packs is used once: a panel of B is multiplied while the next one, which
+  // One panel of rows uses what it packs once: a panel of B is multiplied while the next one, which
   // packing has asked for, is on its way from memory.
   const int64_t cached_bytes = row_end - row_begin > 1 ? Core::kCachedBytes : 0;
   bool project = true;
