@@ -224,8 +224,9 @@ export class KvCache {
   }
 
   /**
-   * Runs a forward that adds rows to sequences. If it throws, the sequences are as before.
-   * @param added rows of the decoder, and those of the encoder where they are added by this forward
+   * Runs a forward that adds rows to sequences. If it throws, the sequences are as before. Where all of them are new, their rows
+   * attend to each other without the cache.
+   * @param rows `own`, those of the decoder, and `encoder`, those of the encoder where this forward adds them
    */
   extend<T>(
     { own, encoder = null }: { readonly own: AddedRows; readonly encoder?: AddedRows | null },
