@@ -90,7 +90,7 @@ export async function readPeftFolder(
   { device, ...options }: { ignoreKeys?: readonly string[]; device?: string } = {},
 ): Promise<PeftFolder> {
   const configPath = join(folder, ADAPTER_CONFIG);
-  const configText = await readText(configPath);
+  const configText = await readConfig(configPath);
   const config = parseAdapterConfig(configText, { path: configPath, ...options });
   const path = join(folder, ADAPTER_TENSORS);
   const whole = [
