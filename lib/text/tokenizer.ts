@@ -144,7 +144,7 @@ export class Tokenizer {
     this.specialIds = new Set(addedTokens.filter((token) => token.special).map(({ id }) => id));
     this.cleanUp = tokenizerConfig.clean_up_tokenization_spaces === true;
     this.byteLevel = containsType(tokenizerJson.decoder, 'ByteLevel');
-    const template = tokenizerConfig.chat_template as ChatTemplateSource | undefined | null;
+    const template = checkedTemplate(tokenizerConfig.chat_template);
     this.chatTemplate = template ? new ChatTemplate(template, roleTokens(tokenizerConfig)) : null;
   }
 
@@ -297,7 +297,11 @@ const kMaxId = 2 ** 24;
 
 /** Checks the ids of a vocabulary, from which arrays are made. @throws FormatError naming the token */
 function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
-  const { vocab } = (model ?? {}) as { vocab?: unknown };
+  const { vocab, unk_id: unknown } = (model ?? {}) as { vocab?: unknown; unk_id?: unknown };
+  if (vocab !== undefined && (vocab === null || typeof vocab !== 'object')) {
+    throw new FormatError('tokenizer: model.vocab must be an object or a list');
+  }
+  if (unknown !== undefined && unknown !== null) checkId('model', 'unk_id', unknown);
   // Unigram's vocabulary is a list, whose places are the ids.
   const named = vocab !== null && typeof vocab === 'object' && !Array.isArray(vocab);
   for (const [token, id] of named ? Object.entries(vocab) : []) checkId('model.vocab', token, id);
@@ -314,7 +318,19 @@ function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
 function checkId(where: string, token: string, id: unknown): void {
   if (Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) <= kMaxId) return;
   throw new FormatError(
-    `tokenizer: ${where}: the id of ${JSON.stringify(token)} must be a whole number from 0 to ${kMaxId}, got ${JSON.stringify(id)}`,
+    `tokenizer: ${where}: the id of ${JSON.stringify(token)} must be a whole number from 0 to ${kMaxId}, got ${JSON.stringify(id) ?? 'nothing'}`,
+  );
+}
+
+/** The chat template of a configuration. @throws FormatError for one of another form */
+function checkedTemplate(given: unknown): ChatTemplateSource | null {
+  if (given === undefined || given === null || typeof given === 'string') return given ?? null;
+  const named = (item: unknown) =>
+    typeof (item as Json | null)?.name === 'string' &&
+    typeof (item as Json | null)?.template === 'string';
+  if (Array.isArray(given) && given.every(named)) return given as ChatTemplateSource;
+  throw new FormatError(
+    'tokenizer: chat_template must be a text, or a list of objects with name and template',
   );
 }
 
