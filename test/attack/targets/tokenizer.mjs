@@ -34,5 +34,5 @@ export default {
   share: 1.5,
   input,
   run,
-  quotes: /^chat template/,
+  quotes: /^chat template|Unknown [\w-]+ type/,
 };
