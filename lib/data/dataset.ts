@@ -293,7 +293,8 @@ export function orderOptions({
 /** Checks that an option is an integer and not too small. @throws ArgumentError naming the option */
 export function checkInteger(name: string, value: number, least: number): void {
   if (Number.isSafeInteger(value) && value >= least) return;
-  throw new ArgumentError(`data: ${name} must be an integer of at least ${least}, got ${value}`);
+  const given = typeof value === 'number' ? String(value) : JSON.stringify(value);
+  throw new ArgumentError(`data: ${name} must be an integer of at least ${least}, got ${given}`);
 }
 
 /** The warning that `truncated` of the rows were cut. */

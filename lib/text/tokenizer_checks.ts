@@ -53,7 +53,11 @@ const kMaxId = 2 ** 24;
 
 /** Checks the ids of a vocabulary, from which arrays are made. @throws FormatError naming the token */
 function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
-  const { vocab } = (model ?? {}) as { vocab?: unknown };
+  const { vocab, unk_id: unknown } = (model ?? {}) as { vocab?: unknown; unk_id?: unknown };
+  if (vocab !== undefined && (vocab === null || typeof vocab !== 'object')) {
+    throw new FormatError('tokenizer: model.vocab must be an object or a list');
+  }
+  if (unknown !== undefined && unknown !== null) checkId('model', 'unk_id', unknown);
   // Unigram's vocabulary is a list, whose places are the ids.
   const named = vocab !== null && typeof vocab === 'object' && !Array.isArray(vocab);
   for (const [token, id] of named ? Object.entries(vocab) : []) checkId('model.vocab', token, id);
@@ -70,7 +74,7 @@ function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
 function checkId(where: string, token: string, id: unknown): void {
   if (Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) <= kMaxId) return;
   throw new FormatError(
-    `tokenizer: ${where}: the id of ${JSON.stringify(token)} must be a whole number from 0 to ${kMaxId}, got ${JSON.stringify(id)}`,
+    `tokenizer: ${where}: the id of ${JSON.stringify(token)} must be a whole number from 0 to ${kMaxId}, got ${JSON.stringify(id) ?? 'nothing'}`,
   );
 }
 

@@ -98,6 +98,7 @@ export async function runThreadSanitized() {
   await buildNative({ out: 'thread', targets: ['balora_tests'], defines });
   const suppressions = inRoot('test', 'native', 'tsan.supp');
   const env = {
+    OMP_NUM_THREADS: '1', // oneDNN has OpenMP of its own
     TSAN_OPTIONS: `halt_on_error=0:second_deadlock_stack=1:suppressions=${suppressions}`,
   };
   return cases('tsan', 'thread/balora_tests', { env });

@@ -52,9 +52,9 @@ describe('targets', () => {
   });
 
   it('stops a pattern that backtracks for ever, and names it', () => {
-    const evil = '((\\w|\\.|_)+)+!';
+    const evil = '((\\w|\\w|\\w|\\.)+)+!';
     const stopped =
-      /^pattern "\(\(\\\\w\|\\\\\.\|_\)\+\)\+!": was not compared with model\.layers\.0\.\S+ within 1000 ms; write it/;
+      /^pattern "\(\(\\\\w\|\\\\w\|\\\\w\|\\\\\.\)\+\)\+!": was not compared with model\.layers\.0\.\S+ within 1000 ms; write it/;
     expect(() => names({ targetModules: evil })).toThrow(stopped);
     expect(() => names({ excludeModules: evil })).toThrow(stopped);
     expect(() => names({ rankPattern: { [evil]: 4 } })).toThrow(stopped);

@@ -100,19 +100,19 @@ export function permute(x, order) {
 /** The element at an index of all axes. */
 export const exactly = ({ shape, data }, index) => data[shape.reduce((n, extent, axis) => n * extent + index[axis], 0)];
 
-/** The error function, to 1e-15 or so: its series near 0, a continued fraction beyond. */
-export function erf(x) {
+/** 1 - erf(x), to 1e-15 or so: the series of erf near 0, a continued fraction beyond. */
+export function erfc(x) {
   const z = Math.abs(x);
-  if (z > 6) return Math.sign(x);
   if (z < 2.5) {
     let [term, sum] = [z, z];
     for (let n = 1; n < 100 && Math.abs(term) > 1e-18; ++n) {
       term *= (-z * z) / n;
       sum += term / (2 * n + 1);
     }
-    return (Math.sign(x) * 2 * sum) / Math.sqrt(Math.PI);
+    return 1 - (Math.sign(x) * 2 * sum) / Math.sqrt(Math.PI);
   }
   let fraction = z;
   for (let n = 80; n > 0; --n) fraction = z + n / 2 / fraction;
-  return Math.sign(x) * (1 - Math.exp(-z * z) / (fraction * Math.sqrt(Math.PI)));
+  const tail = Math.exp(-z * z) / (fraction * Math.sqrt(Math.PI));
+  return x > 0 ? tail : 2 - tail;
 }

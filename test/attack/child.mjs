@@ -57,7 +57,7 @@ function fault(target, input, error) {
     return { kind: 'does not name its subject', message: `${error.message} (none of ${names.join(', ')})` };
   }
   const [unclear] = /(?<!received )\bundefined\b|\[object Object\]/.exec(error.message) ?? [];
-  if (unclear && !target.unclear && !textOf(input).includes(unclear)) {
+  if (unclear && !target.quotes?.test(error.message) && !textOf(input).includes(unclear)) {
     return { kind: 'unclear message', message: error.message };
   }
   return null;

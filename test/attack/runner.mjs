@@ -134,6 +134,9 @@ export async function attackTarget({ target: name, seed, seconds, first = 0, cou
     result.refused += run.counts?.refused ?? 0;
     next = last + 1;
   }
+  if (result.inputs === 0 && byShape.size === 0 && seconds > 0) {
+    await found({ index: first, kind: 'no input', message: `none ran within ${seconds} s`, stack: '' });
+  }
   rmSync(folder, { recursive: true, force: true });
   return { ...result, findings: [...byShape.values()], seconds: (performance.now() - started) / 1000 };
 }
@@ -148,18 +151,14 @@ export async function attackAll({ targets, minutes, lanes = Math.ceil(availableP
     .filter((target) => (target.missing?.() ?? null) === null)
     .sort((a, b) => (b.share ?? 1) - (a.share ?? 1));
   const results = new Map();
-  let shares = waiting.reduce((sum, { share = 1 }) => sum + share, 0);
-  const started = performance.now();
+  const shares = waiting.reduce((sum, { share = 1 }) => sum + share, 0);
   const width = Math.max(1, Math.min(lanes, waiting.length));
   const lane = async () => {
     for (let target = waiting.shift(); target; target = waiting.shift()) {
       const { name, share = 1 } = target;
-      // The time that earlier targets did not use goes to the later ones.
-      const left = 60 * minutes - (performance.now() - started) / 1000;
-      const seconds = Math.max(1, (left * width * share) / shares);
-      const result = attackTarget({ ...rest, target: name, seconds: Math.min(seconds, left) });
-      results.set(name, await result);
-      shares -= share;
+      // A target that takes longer, by a hang or a long input, takes nothing from the others.
+      const seconds = (60 * minutes * width * share) / shares;
+      results.set(name, await attackTarget({ ...rest, target: name, seconds }));
     }
   };
   await Promise.all(Array.from({ length: width }, lane));

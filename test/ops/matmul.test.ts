@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { matmul } from '../../lib/ops/index.ts';
+import { matmul, ones, sum } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
@@ -111,5 +111,25 @@ describe('matmul', () => {
     expect(() => matmul(f32(3), f32(3, 2))).toThrow('matmul: a needs at least two dimensions');
     expect(() => matmul(f32(2, 2, 3), f32(3, 3, 2))).toThrow('batch dimensions do not broadcast');
     expect(() => matmul(f32(2, 3), randomTensor([3, 2]))).toThrow('matmul: b must be f32, got f64');
+  });
+});
+
+describe('matmul of an empty batch', () => {
+  it.each([
+    { a: [0, 2, 3], b: [1, 3, 4] },
+    { a: [1, 2, 3], b: [0, 3, 4] },
+    { a: [0, 2, 3], b: [3, 4] },
+    { a: [2, 3], b: [2, 0, 3, 4] },
+    { a: [3, 2, 0], b: [0, 4] },
+    { a: [1, 2, 0], b: [0, 0, 4] },
+  ])('($a) x ($b): the gradients have the operands’ shapes and are zero', ({ a, b }) => {
+    const [x, y] = [tensor(new Float32Array(a.reduce((p, e) => p * e)), { shape: a }), ones(b)];
+    x.requiresGrad = true;
+    y.requiresGrad = true;
+    sum(matmul(x, y)).backward();
+    for (const leaf of [x, y]) {
+      expect(leaf.grad?.shape).toEqual(leaf.shape);
+      expect(values(leaf.grad as Tensor).every((value) => value === 0)).toBe(true);
+    }
   });
 });

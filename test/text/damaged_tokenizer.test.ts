@@ -52,12 +52,27 @@ describe('a damaged tokenizer.json', () => {
       },
       /post_processor\.special_tokens\.x\.ids\.0: /,
     ],
+    ['a vocabulary that is a text', { model: { type: 'BPE', vocab: 'a' } }, /model\.vocab must be/],
+    [
+      'an unknown id that is a list',
+      { model: { type: 'Unigram', vocab: [['a', 0]], unk_id: [0] } },
+      /the id of "unk_id" must be a whole number/,
+    ],
   ])('with %s is refused by file and field', async (_, change, message) => {
     const error = await load({ ...base, ...change }).catch((e: unknown) => e);
     expect(error).toBeInstanceOf(FormatError);
     expect((error as Error).message).toContain(path);
     expect((error as Error).message).toMatch(message);
   });
+
+  it.each([7, {}, [null], [{ name: 'default' }]])(
+    'with the chat template %j is refused',
+    (given) => {
+      expect(() => Tokenizer.fromJson(base, { chat_template: given })).toThrow(
+        /chat_template must be a text, or a list/,
+      );
+    },
+  );
 
   it('of an unknown kind names the file', async () => {
     const error = await load({ ...base, post_processor: { type: 'New' } }).catch((e: unknown) => e);

@@ -51,9 +51,10 @@ Tensor sum_repeats(Tensor grad, const Shape& shape) {
   for (int i = 0; i < grad.ndim() - 2; ++i) {
     const int64_t extent = grad.dim(i);
     if (extent == 1 || (i >= extra && shape[i - extra] == extent)) continue;
-    int64_t outer = 1;
+    // The extents are multiplied, not divided out of numel(): an empty batch has a sum, of zeros.
+    int64_t outer = 1, inner = 1;
     for (int d = 0; d < i; ++d) outer *= grad.dim(d);
-    const int64_t inner = grad.numel() / std::max<int64_t>(outer * extent, 1);
+    for (int d = i + 1; d < grad.ndim(); ++d) inner *= grad.dim(d);
     Shape reduced = grad.shape();
     reduced[i] = 1;
     const Tensor sum = Tensor::empty(grad.engine(), reduced, grad.dtype());
@@ -67,8 +68,9 @@ Tensor sum_repeats(Tensor grad, const Shape& shape) {
 
 // Contiguous x (...,M,K) as (rows,K).
 Tensor as_rows(const Tensor& x) {
-  const int64_t columns = x.dim(-1);
-  return x.view({columns ? x.numel() / columns : 0, columns});
+  int64_t rows = 1;
+  for (int d = 0; d < x.ndim() - 1; ++d) rows *= x.dim(d);
+  return x.view({rows, x.dim(-1)});
 }
 
 // x^T y for every matrix of the batch, summed to `shape`. Where the batch was repeated over a plain

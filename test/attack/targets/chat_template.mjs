@@ -48,6 +48,5 @@ export default {
   input,
   run,
   mentions: () => ['chat template'],
-  // The template's own texts are in the messages.
-  unclear: true,
+  quotes: /^chat template/,
 };

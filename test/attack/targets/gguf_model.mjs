@@ -97,5 +97,6 @@ export default {
   input,
   run,
   accepts: ['ERR_OUT_OF_MEMORY'],
-  mentions: (_input, { code }) => (code === 'ERR_ARGUMENT' || code === 'ERR_OUT_OF_MEMORY' ? [] : [kFile]),
+  mentions: (_input, { code }) => (code === 'ERR_ARGUMENT' || code === 'ERR_OUT_OF_MEMORY' ? [] : [kFile, 'chat template']),
+  quotes: /^chat template/,
 };

@@ -82,4 +82,5 @@ export default {
   input,
   run,
   mentions: ({ files }) => Object.keys(files),
+  quotes: /rows\.parquet: /,
 };

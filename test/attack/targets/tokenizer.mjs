@@ -34,4 +34,5 @@ export default {
   share: 1.5,
   input,
   run,
+  quotes: /^chat template|Unknown [\w-]+ type/,
 };
