@@ -69,7 +69,7 @@ describe('a damaged tokenizer.json', () => {
     'with the chat template %j is refused',
     (given) => {
       expect(() => Tokenizer.fromJson(base, { chat_template: given })).toThrow(
-        /chat_template must be a text, or a list/,
+        /chat template: must be a text, or a list/,
       );
     },
   );
