@@ -41,6 +41,11 @@ __device__ Seen keys_of(const kv_cache::Cache& cache, const Attention<T>& o, int
   const int32_t length = cache.lengths[b];
   const auto position = static_cast<int32_t>(length - (cache.cu_rows[b + 1] - n));
   const int32_t last = o.causal ? position + 1 : length;
+  // Before the walk, which would take long over billions of keys that there cannot be.
+  if (length > (int64_t{cache.first_block(b)} + cache.width) * kv_cache::kBlock) {
+    report_fault(cache.fault, kCacheBlocks, cache.row, fault_pair(b, length), cache.width);
+    return {0, 0, 0};
+  }
   const int64_t first = o.window > 0 && last > o.window ? last - o.window : 0;
   if (o.bias && length > o.distances) {
     report_fault(cache.fault, kCacheBias, cache.row, fault_pair(b, length), o.distances);
@@ -74,8 +79,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   A highest = -INFINITY, total = A(0);
-  for (int32_t tile = seen.first / kThreads * kThreads; tile < seen.last; tile += kThreads) {
-    const int32_t j = tile + thread;
+  const int64_t first_tile = seen.first / kThreads * kThreads;  // 64 bits: no overflow at the end
+  for (int64_t tile = first_tile; tile < seen.last; tile += kThreads) {
+    const auto j = static_cast<int32_t>(min(tile + thread, int64_t{INT32_MAX}));
     const bool inside = j >= seen.first && j < seen.last;
     const T* keys = inside ? cache.block_of<const T>(b, j) : nullptr;
     A score = -INFINITY;
@@ -95,7 +101,8 @@ __global__ void __launch_bounds__(kThreads)
     highest = higher;
     weights[thread] = weight;
     __syncthreads();
-    const int32_t begin = max(seen.first, tile), end = min(seen.last, tile + kThreads);
+    const auto begin = static_cast<int32_t>(max(int64_t{seen.first}, tile));
+    const auto end = static_cast<int32_t>(min(int64_t{seen.last}, tile + kThreads));
     for (int64_t d = thread; d < o.size; d += kThreads) {
       A sum = sums[d] * fade;
       const T* values = nullptr;

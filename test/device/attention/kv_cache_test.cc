@@ -107,14 +107,17 @@ TEST_CASE_TEMPLATE("a cache and attention to it agree with the CPU", T, BALORA_F
 }
 
 TEST_CASE("lists of a cache that do not fit are reported") {
-  const auto error = [](const std::function<void(Setup<float>&)>& change) {
-    Setup<float> setup({{40, 70}, {1, 2}, 2, 1, 8});
+  const auto error_of = [](const Case& c, const std::function<void(Setup<float>&)>& change) {
+    Setup<float> setup(c);
     change(setup);
     REQUIRE(setup.t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
       return setup.run(k, ctx, view);
     }) == 0);
     CHECK(setup.t.synchronize() != 0);
     return setup.t.error();
+  };
+  const auto error = [&](const std::function<void(Setup<float>&)>& change) {
+    return error_of({{40, 70}, {1, 2}, 2, 1, 8}, change);
   };
   CHECK(error([](auto& s) { s.cu->set(2, 2); }) ==
         "cache_append: cu_seqlens must rise from 0 to the 3 rows, got 0 to 2");
@@ -126,6 +129,9 @@ TEST_CASE("lists of a cache that do not fit are reported") {
         "cache_append: block 99 of sequence 0 is not one of the cache's 9");
   CHECK(error([](auto& s) { s.first->set(0, 1); }) ==
         "cached_attention: position 0 of sequence 0 is seen, but no longer kept");
+  const Case whole{{40, 70}, {1, 2}, 2, 1, 8, 40, 0, false, false};
+  CHECK(error_of(whole, [](auto& s) { s.lengths->set(1, INT32_MAX); }) ==
+        "cached_attention: sequence 1 of 2147483647 positions needs more than its 3 blocks");
 }
 
 }  // namespace
