@@ -4,6 +4,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { constants } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { ArgumentError, NativeError } from '../errors.ts';
 
@@ -170,9 +171,16 @@ const kReasons: Readonly<Record<string, string>> = {
   EMFILE: 'this process has too many files open',
 };
 
+/** The system's name for an error; Node knows a quota that is used up by its number alone. */
+function codeOf(error: unknown): string | undefined {
+  const { code, errno } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
+  return errno === -constants.errno.EDQUOT ? 'EDQUOT' : code;
+}
+
 /** Why the system refused, for people; undefined for an error that is not the system's. */
 export function reasonOf(error: unknown): string | undefined {
-  const { code, syscall, message } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
+  const { syscall, message } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
+  const code = codeOf(error);
   if (code === undefined) return undefined;
   if (Object.hasOwn(kReasons, code)) return `${kReasons[code]} (${code})`;
   return syscall === undefined ? undefined : message;
@@ -189,7 +197,7 @@ export function diskError(
   return new NativeError(`${path}: cannot ${doing}: ${reason}`, {
     path,
     cause: error,
-    code: kFull.includes((error as { code: string }).code) ? 'ERR_DISK_FULL' : 'ERR_IO',
+    code: kFull.includes(codeOf(error) ?? '') ? 'ERR_DISK_FULL' : 'ERR_IO',
     ...(doing === 'read' && { advice: kReadAdvice }),
   });
 }

@@ -16,6 +16,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type BaloraError, FormatError, NativeError } from '../../lib/errors.ts';
+import { diskError } from '../../lib/io/files.ts';
 import {
   isMissing,
   kMaxTextBytes,
@@ -108,6 +109,15 @@ describe('anything else is refused at once', () => {
 });
 
 describe('what the system refuses', () => {
+  it('is a full disk where a quota is used up, which Node knows by its number alone', () => {
+    const code = 'Unknown system error -122';
+    const error = Object.assign(new Error(code), { code, errno: -122, syscall: 'write' });
+    expect(diskError('a/b', error)).toMatchObject({
+      code: 'ERR_DISK_FULL',
+      message: expect.stringContaining('a/b: cannot write: the disk quota is used up'),
+    });
+  });
+
   it.each([
     ['nothing', 'no such file; check the path'],
     ['dangling', 'no such file'],
