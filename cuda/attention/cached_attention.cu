@@ -41,8 +41,10 @@ __device__ Seen keys_of(const kv_cache::Cache& cache, const Attention<T>& o, int
   const int32_t length = cache.lengths[b];
   const auto position = static_cast<int32_t>(length - (cache.cu_rows[b + 1] - n));
   const int32_t last = o.causal ? position + 1 : length;
-  // Before the walk, which would take long over billions of keys that there cannot be.
-  if (length > (int64_t{cache.first_block(b)} + cache.width) * kv_cache::kBlock) {
+  // Before the walk, which would take long over billions of keys that there cannot be, and whose
+  // last tile must end below 2^31.
+  if (length > (int64_t{cache.first_block(b)} + cache.width) * kv_cache::kBlock ||
+      length > INT_MAX - kThreads) {
     report_fault(cache.fault, kCacheBlocks, cache.row, fault_pair(b, length), cache.width);
     return {0, 0, 0};
   }
@@ -59,8 +61,9 @@ __device__ Seen keys_of(const kv_cache::Cache& cache, const Attention<T>& o, int
   return {static_cast<int32_t>(first), last, position};
 }
 
+// With 4 blocks a multiprocessor nothing spills; left to itself, ptxas takes few registers.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     attend(const __grid_constant__ kv_cache::Cache cache, Attention<T> o) {
   using A = Acc<T>;
   BALORA_SHARED(A, weights, kThreads);
@@ -79,9 +82,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   A highest = -INFINITY, total = A(0);
-  const int64_t first_tile = seen.first / kThreads * kThreads;  // 64 bits: no overflow at the end
-  for (int64_t tile = first_tile; tile < seen.last; tile += kThreads) {
-    const auto j = static_cast<int32_t>(min(tile + thread, int64_t{INT32_MAX}));
+  for (int32_t tile = seen.first / kThreads * kThreads; tile < seen.last; tile += kThreads) {
+    const int32_t j = tile + thread;
     const bool inside = j >= seen.first && j < seen.last;
     const T* keys = inside ? cache.block_of<const T>(b, j) : nullptr;
     A score = -INFINITY;
@@ -101,8 +103,7 @@ __global__ void __launch_bounds__(kThreads)
     highest = higher;
     weights[thread] = weight;
     __syncthreads();
-    const auto begin = static_cast<int32_t>(max(int64_t{seen.first}, tile));
-    const auto end = static_cast<int32_t>(min(int64_t{seen.last}, tile + kThreads));
+    const int32_t begin = max(seen.first, tile), end = min(seen.last, tile + kThreads);
     for (int64_t d = thread; d < o.size; d += kThreads) {
       A sum = sums[d] * fade;
       const T* values = nullptr;
