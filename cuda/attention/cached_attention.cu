@@ -61,7 +61,7 @@ __device__ Seen keys_of(const kv_cache::Cache& cache, const Attention<T>& o, int
   return {static_cast<int32_t>(first), last, position};
 }
 
-// With 4 blocks a multiprocessor nothing spills; left to itself, ptxas takes few registers.
+// Nothing spills with 4 blocks a multiprocessor; left to itself, ptxas takes too few registers.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
     attend(const __grid_constant__ kv_cache::Cache cache, Attention<T> o) {
