@@ -147,8 +147,8 @@ async function freshModule(
 }
 
 /**
- * Reads the adapter of a folder: a PEFT folder, or a checkpoint of a run. Ranks come from the tensors; every tensor must find its
- * module.
+ * Reads the adapter of a folder: a PEFT folder, or a checkpoint of a run. Ranks come from the tensors, and each tensor must belong
+ * to a module.
  * @throws FormatError, UnsupportedError for a folder that cannot be understood whole; ArgumentError for a pair on a residual, if the
  *   model is not that residual
  */

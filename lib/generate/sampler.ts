@@ -1,6 +1,6 @@
 /** Drawing of tokens. Each draw is a function of the seed, the sequence and the position, so that a batch changes nothing. */
 import { philox4x32 } from '../data/philox.ts';
-import { largestOf } from './scores.ts';
+import { exponentials } from './scores.ts';
 
 /** Counter word that separates this use of a seed from others ("draw"). */
 const kDrawStream = 0x64726177;
@@ -32,15 +32,7 @@ export class Sampler {
   draw(scores: Float32Array, { sequence, position }: DrawPlace): number {
     if (this.#powers.length !== scores.length) this.#powers = new Float64Array(scores.length);
     const powers = this.#powers;
-    const largest = largestOf(scores);
-    let sum = 0;
-    for (let id = 0; id < scores.length; id++) {
-      const score = scores[id] as number;
-      const power = score === Number.NEGATIVE_INFINITY ? 0 : Math.exp(score - largest);
-      powers[id] = power;
-      sum += power;
-    }
-    let rest = uniform(this.seed, sequence, position) * sum;
+    let rest = uniform(this.seed, sequence, position) * exponentials(scores, powers);
     let last = 0;
     for (let id = 0; id < scores.length; id++) {
       const power = powers[id] as number;

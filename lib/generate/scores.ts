@@ -29,6 +29,19 @@ export function firstInvalid(scores: Float32Array): number {
   return -1;
 }
 
+/** Writes exp(score - largest score) of each score (V) into `to`, and returns their sum, in float64. */
+export function exponentials(scores: Float32Array, to: Float32Array | Float64Array): number {
+  const largest = largestOf(scores);
+  let sum = 0;
+  for (let id = 0; id < scores.length; id++) {
+    const score = scores[id] as number;
+    const power = score === Number.NEGATIVE_INFINITY ? 0 : Math.exp(score - largest);
+    to[id] = power;
+    sum += power;
+  }
+  return sum;
+}
+
 /** Probabilities of rows of scores; it keeps the memory of its result from call to call. */
 export class Probabilities {
   #row = new Float32Array(0);
@@ -37,14 +50,7 @@ export class Probabilities {
   of(scores: Float32Array): Float32Array {
     if (this.#row.length !== scores.length) this.#row = new Float32Array(scores.length);
     const row = this.#row;
-    const largest = largestOf(scores);
-    let sum = 0;
-    for (let id = 0; id < scores.length; id++) {
-      const score = scores[id] as number;
-      const power = score === Number.NEGATIVE_INFINITY ? 0 : Math.exp(score - largest);
-      row[id] = power;
-      sum += power;
-    }
+    const sum = exponentials(scores, row);
     for (let id = 0; id < scores.length; id++) row[id] = (row[id] as number) / sum;
     return row;
   }

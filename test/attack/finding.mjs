@@ -1,4 +1,4 @@
-// What the oracle of a target throws where balora did something wrong.
+// The error that the oracle of a target throws where balora did something wrong.
 
 /** A fault of balora that an input has shown; `kind` is a short name of it. */
 export class Finding extends Error {

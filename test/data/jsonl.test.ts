@@ -130,7 +130,7 @@ describe('JsonlFile', () => {
     expect((error as Error).message).toBe(
       `${path}:3: the row is longer than 16.0 MiB; divide its text over several rows, and check that rows end in line breaks`,
     );
-    // Of a line that never ends, only the first 17 MiB are read.
+    // Only the first 17 MiB of a line that never ends are read.
     await writeFile(path, '{"a": 1}\n');
     await truncate(path, 2 ** 40);
     await expect(JsonlFile.open(path)).rejects.toThrow(`${path}:2: the row is longer`);

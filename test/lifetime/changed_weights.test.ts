@@ -29,7 +29,7 @@ interface Use {
   worker?: boolean;
 }
 
-/** What became of a copy of the model. */
+/** The outcome of an activity with a copy of the model, and its files. */
 interface Ended extends Outcome {
   file: string;
   output: string;

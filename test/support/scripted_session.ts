@@ -5,7 +5,7 @@ import type { DecodeSession, Prefilled } from '../../lib/generate/session.ts';
 /** Logits that follow ids. */
 export type Script = (ids: readonly number[]) => ArrayLike<number> | Promise<ArrayLike<number>>;
 
-/** What a scripted session notes of its use. */
+/** The uses of a scripted session, as it notes them. */
 export class ScriptedSession implements DecodeSession {
   isDisposed = false;
   steps = 0;

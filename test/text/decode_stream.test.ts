@@ -14,7 +14,7 @@ import {
 
 type Json = Record<string, unknown>;
 
-/** What comes out of a stream with each id, and at the end. */
+/** The texts that a stream gives with each id, and at the end. */
 function streamed(tokenizer: Tokenizer, ids: readonly number[], skipSpecialTokens = false) {
   const stream = tokenizer.decodeStream({ skipSpecialTokens });
   return { chunks: ids.map((id) => stream.push(id)), flush: stream.end() };

@@ -38,7 +38,7 @@ async function run(
   }).train();
 }
 
-/** What a run leaves behind, without times. */
+/** The files that a run leaves behind, without times. */
 const traces = (name: string) => {
   const checkpoints = join(folder, name, 'run/checkpoints');
   return {

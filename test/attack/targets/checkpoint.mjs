@@ -62,7 +62,7 @@ async function run({ kind, overwrite }, { expected }, folder) {
   const output = join(folder, 'out');
   await train(output, overwrite ? { overwrite: true, resume: false } : {});
   const found = digest(readFileSync(join(output, kResult)));
-  // What was signed again counts as written by balora, and may lead elsewhere.
+  // A file that was signed again counts as written by balora, and may lead elsewhere.
   if (kind !== 'signed' && found !== expected) throw new Finding('the continued run ended in other bytes');
   require(readFileSync(join(output, 'notes.txt'), 'utf8') === 'mine', 'a file of the user was changed');
   require(!existsSync(join(output, 'run/lock')), 'the lock is still there');

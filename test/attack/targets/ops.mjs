@@ -60,7 +60,7 @@ function make({ shape, dtype, layout, data, grad }) {
     if (dtype === 'i64') return tensor(BigInt64Array.from(values, BigInt), { shape: of });
     return tensor(Float64Array.from(values), { shape: of }).to(dtype);
   };
-  // What lies between and around the elements must not matter.
+  // Values between and around the elements must not matter.
   const other = dtype[0] === 'i' ? 99 : Number.NaN;
   let made;
   if (layout === 'permuted') {
