@@ -2,7 +2,7 @@
 // that they name must exist.
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const kSuitesPath = '../../scripts/support/suites.mjs';
@@ -131,7 +131,8 @@ function vitestProblem(words: readonly string[]): string | null {
     if (words[i - 1] === '--project' && !config.includes(`'${word}'`)) {
       return `vitest.config.ts has no project ${word}`;
     }
-    if (word.startsWith('test/') && !existsSync(join(kRoot, word))) return `${word} is not there`;
+    const problem = word.startsWith('test/') ? fileProblem(word) : null;
+    if (problem) return problem;
   }
   return null;
 }
@@ -154,5 +155,8 @@ function targetProblem(name: string): string | null {
   return target.test(read('CMakeLists.txt')) ? null : `CMakeLists.txt makes no ${name}`;
 }
 
-export const fileProblem = (path: string): string | null =>
-  existsSync(join(kRoot, path)) ? null : `${path} is not there`;
+/** The problem with a path: it, or the folder of a file that a reader names (NAME), does not exist; otherwise null. */
+export function fileProblem(path: string): string | null {
+  const existing = basename(path).includes('NAME') ? dirname(path) : path;
+  return existsSync(join(kRoot, existing)) ? null : `${existing} is not there`;
+}
