@@ -26,7 +26,10 @@ const kLayers = {
     ...['adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
-  eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],
+  eval: [
+    ...['generate', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+  ],
   // The list of tasks, with the differences between language models, encoder-decoders and classifiers.
   tasks: [
     ...['eval', 'losses', 'adapters', 'models', 'data', 'text'],

@@ -69,3 +69,74 @@ function decimal(number: string): string {
   const [before, after] = [whole.replace(/^0+/, ''), fraction.replace(/0+$/, '')];
   return before === '' && after === '' ? '0' : `${sign}${before || '0'}.${after}`;
 }
+
+/** The value of a rule of lm-evaluation-harness that finds nothing. */
+export const kInvalidAnswer = '[invalid]';
+
+const kStrict = /#### (-?[0-9.,]+)/;
+const kFlexible = /-?[$0-9.,]{2,}|-?[0-9]+/g;
+
+/** The answer of a text to a GSM8K question by lm-evaluation-harness's filter strict-match: the number after the first "#### ". */
+export function gsm8kStrictMatch(output: string): string {
+  return kStrict.exec(output)?.[1] ?? kInvalidAnswer;
+}
+
+/** The answer of a text by lm-evaluation-harness's filter flexible-extract: the last number, or what looks like one. */
+export function gsm8kFlexibleExtract(output: string): string {
+  return output.match(kFlexible)?.at(-1) ?? kInvalidAnswer;
+}
+
+/**
+ * Whether an extracted answer equals the reference's by lm-evaluation-harness's exact_match for GSM8K. Texts are compared, not numbers:
+ * 3.0 is not 3.
+ */
+export function gsm8kExactMatch(extracted: string, answer: string): boolean {
+  const plain = (text: string): string =>
+    (afterLast(text.replace(/[,$]/g, ''), kGoldMarker) ?? text.replace(/[,$]/g, ''))
+      .replace(/\.(?=\n?$)/, '')
+      .toLowerCase();
+  return plain(extracted) === plain(answer);
+}
+
+/** What PEFT's benchmark takes as the beginning of an answer, by preference. */
+const kPeftMarkers = [
+  'The answer is: ',
+  'The answer is ',
+  'The final answer is: ',
+  'The final answer is ',
+  kGoldMarker,
+];
+
+/** The answer of a text by the rule of PEFT's MetaMathQA benchmark; null: none. */
+export function peftAnswer(output: string): string | null {
+  const text = output.trim().replace(/[.!?]+$/, '');
+  const marker = kPeftMarkers.find((one) => text.includes(one));
+  if (marker === undefined) return null;
+  const [line = ''] = (afterLast(text, marker) as string).trim().split('\n');
+  return line.replace(/^[ .!?$%]+/, '').replace(/[ .!?$%]+$/, '');
+}
+
+/** Whether two answers are equal by the rule of PEFT's MetaMathQA benchmark: as doubles where both are numbers, else as texts. */
+export function peftCorrect(answer: string | null, gold: string | null): boolean {
+  if (answer === null || gold === null) return false;
+  const [a, b] = [peftNumber(answer), peftNumber(gold)];
+  return a === null || b === null ? answer === gold : a === b;
+}
+
+/** A number as Python's Decimal reads it, or the quotient of two; null: it is neither. */
+function peftNumber(text: string): number | null {
+  const parts = text.split('/');
+  if (parts.length > 2) return null;
+  const [above, below] = parts.map(decimalNumber) as [number | null, number | null | undefined];
+  if (above === null || below === undefined) return above;
+  return below === null || below === 0 ? null : above / below;
+}
+
+function decimalNumber(text: string): number | null {
+  const bare = text.trim().replaceAll('_', '');
+  if (/^[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$/i.test(bare)) return Number(bare);
+  if (/^[+-]?inf(?:inity)?$/i.test(bare)) {
+    return bare.startsWith('-') ? Number.NEGATIVE_INFINITY : Number.POSITIVE_INFINITY;
+  }
+  return /^[+-]?s?nan\d*$/i.test(bare) ? Number.NaN : null;
+}

@@ -1,0 +1,95 @@
+/** Fields of a row of a task's data, whose types are checked where they are read. */
+import type { Row } from '../../data/rows.ts';
+import { ArgumentError } from '../../errors.ts';
+
+const kShownCharacters = 60;
+
+/** The fields of a row. */
+export class Fields {
+  constructor(private readonly row: Row) {}
+
+  /** Whether the row has all of these fields. */
+  has(...names: readonly string[]): boolean {
+    return names.every((name) => Object.hasOwn(this.row, name));
+  }
+
+  /** A field of any type. @throws ArgumentError where there is none */
+  value(name: string): unknown {
+    if (this.has(name)) return this.row[name];
+    throw new ArgumentError(
+      `there is no field "${name}"; the row has ${Object.keys(this.row).join(', ')}`,
+    );
+  }
+
+  /** A text. @throws ArgumentError for anything else, or an empty one unless that is allowed */
+  text(name: string, { mayBeEmpty = false }: { mayBeEmpty?: boolean } = {}): string {
+    const value = this.value(name);
+    if (typeof value !== 'string') throw this.wrong(name, 'a text');
+    if (value === '' && !mayBeEmpty) throw this.wrong(name, 'a text that is not empty');
+    return value;
+  }
+
+  /** A list of at least two texts. @throws ArgumentError for anything else */
+  texts(name: string): readonly string[] {
+    const value = this.value(name);
+    if (!Array.isArray(value) || value.length < 2 || !value.every(isText)) {
+      throw this.wrong(name, 'a list of at least two texts that are not empty');
+    }
+    return value;
+  }
+
+  /** An index below `count`, as a number or as digits. @throws ArgumentError for anything else */
+  index(name: string, count: number): number {
+    const value = this.value(name);
+    const isDigits = typeof value === 'string' && /^\d+$/.test(value);
+    const index = isDigits || typeof value === 'bigint' ? Number(value) : value;
+    if (Number.isInteger(index) && (index as number) >= 0 && (index as number) < count) {
+      return index as number;
+    }
+    throw this.wrong(name, `a whole number from 0 to ${count - 1}`);
+  }
+
+  /** A field that has fields of its own. @throws ArgumentError for anything else */
+  nested(name: string): Fields {
+    const value = this.value(name);
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+      return new Nested(name, value as Row);
+    }
+    throw this.wrong(name, 'an object');
+  }
+
+  /** The error for a field with a wrong value. */
+  wrong(name: string, wanted: string): ArgumentError {
+    const json = JSON.stringify(this.row[name], (_, part) =>
+      typeof part === 'bigint' ? String(part) : part,
+    );
+    const shown =
+      json !== undefined && json.length > kShownCharacters
+        ? `${json.slice(0, kShownCharacters)}...`
+        : json;
+    return new ArgumentError(`field "${this.path(name)}" must be ${wanted}, got ${shown}`);
+  }
+
+  /** The name of a field in messages. */
+  protected path(name: string): string {
+    return name;
+  }
+}
+
+/** The fields of a field. */
+class Nested extends Fields {
+  constructor(
+    private readonly parent: string,
+    row: Row,
+  ) {
+    super(row);
+  }
+
+  protected override path(name: string): string {
+    return `${this.parent}.${name}`;
+  }
+}
+
+function isText(value: unknown): value is string {
+  return typeof value === 'string' && value !== '';
+}
