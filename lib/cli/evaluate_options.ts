@@ -1,10 +1,42 @@
 /** The options of `balora evaluate`. */
-import { filePath, onOff, whole } from '../options/kinds.ts';
+import { filePath, nameList, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { kExampleOptions, kLabelOptions, kModelOptions, kTaskOption } from './train_options.ts';
 
 /** The number of examples in a batch where the user gives none. */
 export const kEvalBatchSize = 8;
+
+/** The options of scoring a language model on benchmarks. */
+export const kScoreOptions = group('Benchmarks (--tasks)', {
+  tasks: nameList({
+    help: 'benchmarks to score a language model on, instead of a loss: gsm8k, mmlu, crows_pairs and others (docs/scoring.md)',
+    aliases: ['benchmarks'],
+  }),
+  numFewshot: whole({
+    least: 0,
+    help: 'examples in front of each question; default: those of the task',
+    aliases: ['fewshot', 'shots', 'n-shot'],
+  }),
+  fewshotData: filePath({
+    placeholder: 'path',
+    help: 'files of the examples, in the forms of --data; default: the folder of --data',
+  }),
+  limit: whole({ least: 1, help: 'items of each task, from the first on; default: all' }),
+  maxNewTokens: whole({
+    least: 1,
+    help: 'new tokens of a generated answer; default: those of the task',
+    aliases: ['max-gen-toks', 'max-tokens'],
+  }),
+  base: onOff({
+    help: 'score the model without the adapter, too, beside the one with it',
+    aliases: ['with-base'],
+  }),
+  output: filePath({
+    placeholder: 'folder',
+    help: 'write a record of each item; a command that was stopped goes on from them',
+    aliases: ['output-dir', 'output-path', 'out'],
+  }),
+});
 
 export const kEvaluateOptions = {
   ...kTaskOption,
@@ -17,8 +49,7 @@ export const kEvaluateOptions = {
     }),
     data: filePath({
       placeholder: 'file',
-      help: 'held-out data: .tsv, .csv, .parquet or JSON Lines',
-      required: true,
+      help: 'held-out data: .tsv, .csv, .parquet or JSON Lines; with --tasks their folder or task=file,task=file; required',
       aliases: ['eval-data', 'validation-file', 'eval-file', 'test-file', 'dataset'],
     }),
     perDeviceEvalBatchSize: whole({
@@ -28,6 +59,7 @@ export const kEvaluateOptions = {
       aliases: ['batch-size', 'eval-batch-size'],
     }),
   }),
+  ...kScoreOptions,
   ...group('Output', { json: onOff({ help: 'print the result as JSON, with every example' }) }),
   ...kExampleOptions,
   ...kLabelOptions,

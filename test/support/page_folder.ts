@@ -20,6 +20,8 @@ const kModels = {
 };
 const kTexts = ['train.jsonl', 'test.jsonl', 'gsm8k/train.jsonl', 'gsm8k/test.jsonl'];
 
+const kSums = '{"question": "What is 1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'.repeat(3);
+
 /** Writes the models for all pages, once, since they are only read. `hub` is a cache as huggingface_hub leaves it. */
 export async function writePageModels(folder: string): Promise<void> {
   const at = (...path: string[]) => join(folder, ...path);
@@ -55,6 +57,9 @@ export async function writePageFolder(folder: string, models: string): Promise<v
     }
   }
   for (const name of kTexts) await write(name, jsonLines());
+  await write('benchmarks/gsm8k/test.jsonl', kSums);
+  await write('benchmarks/crows_pairs.csv', 'sent_more,sent_less\nthe cat,the dog\na dog,a cat\n');
+  await write('benchmarks/documents.txt', 'Call me Ishmael. Some years ago.\n');
   const sentences = tinyRows(12)
     .map(({ text, label }) => `${label % 2}\t${text}\n`)
     .join('');
