@@ -8,7 +8,7 @@ export type Handle = number;
 
 export interface NativeOps {
   abandonGraph(graph: unknown): void;
-  abandonSafetensors(writer: unknown): void;
+  abandonSafetensors(writer: unknown): Promise<void>;
   abandonWork(): void;
   adafactorStep(param: Handle, grad: Handle, moments: { row: Handle; column: Handle | null; m: Handle | null }, coefficient: Handle | null, options: { lr: number; beta1: number; beta2: number; eps: number; clip: number; weightDecay: number; scaleFloor: number }): void;
   adamwSteps(parameters: { params: readonly (Handle)[]; grads: readonly (Handle)[]; m: readonly (Handle)[]; v: readonly (Handle)[]; rates: readonly (Handle)[]; weightDecays: readonly (number)[] }, coefficient: Handle | null, options: { beta1: number; beta2: number; eps: number }): void;

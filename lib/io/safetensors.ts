@@ -155,14 +155,14 @@ export class SafetensorsWriter {
     try {
       await native.commitSafetensors(this.#writer);
     } catch (error) {
-      this.abandon();
+      await this.abandon();
       throw error;
     }
   }
 
-  /** Removes what was written. Idempotent; after commit() it does nothing. */
-  abandon(): void {
-    native.abandonSafetensors(this.#writer);
+  /** Removes what was written, and resolves when it is gone. Idempotent; after commit() it does nothing. */
+  abandon(): Promise<void> {
+    return native.abandonSafetensors(this.#writer);
   }
 }
 
@@ -181,7 +181,7 @@ export async function saveSafetensors(
   try {
     for (const [name, tensor] of Object.entries(tensors)) writer.write(name, tensor);
   } catch (error) {
-    writer.abandon();
+    await writer.abandon();
     throw error;
   }
   await writer.commit();

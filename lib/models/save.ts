@@ -53,22 +53,22 @@ export async function saveModel(
   try {
     for (const [name, weight] of parameters) {
       const replacement = replace?.(name, weight) ?? null;
+      const values = (replacement ?? weight).detach();
       try {
-        const values = (replacement ?? weight).detach();
         if (dtype === 'f16') await checkFitsF16(name, values);
         scope(() => {
           const converted = dtype === undefined ? values : values.to(dtype);
           writer.write(name, transposed.has(weight) ? contiguous(transpose(converted)) : converted);
         });
-        values.dispose();
       } finally {
+        values.dispose();
         replacement?.dispose();
       }
       await synchronize();
     }
     await writer.commit();
   } catch (error) {
-    writer.abandon();
+    await writer.abandon();
     throw error;
   }
   await writeFileAtomic(join(folder, 'config.json'), config);
@@ -78,16 +78,17 @@ export async function saveModel(
 /** Magnitudes from here on are infinite in f16, whose largest number is 65504. */
 const kF16Overflow = 65520;
 
-/** @throws ArgumentError naming the tensor and its largest magnitude, if f16 has no number for it */
+/** @throws ArgumentError naming the tensor and its largest magnitude, if that is not finite or f16 has no number for it */
 async function checkFitsF16(name: string, values: Tensor): Promise<void> {
   if (values.dtype === 'f16' || values.size === 0) return;
   const largest = scope(() => noGrad(() => max(abs(values))));
   const magnitude = await largest.item();
   largest.dispose();
   if (magnitude < kF16Overflow) return;
-  throw new ArgumentError(
-    `${name} has a weight of magnitude ${magnitude.toPrecision(6)}, and the largest number in f16 is 65504; write bf16 or f32 (--dtype)`,
-  );
+  const problem = Number.isFinite(magnitude)
+    ? `a weight of magnitude ${magnitude.toPrecision(6)}, and the largest number in f16 is 65504`
+    : `a weight that is not finite (${magnitude}), which f16 is not written with`;
+  throw new ArgumentError(`${name} has ${problem}; write bf16 or f32 (dtype)`);
 }
 
 /** Weights that checkpoints store as (in,out). */

@@ -424,12 +424,12 @@ Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
   return env.promise_after(env.engines().all(), Napi::Value());
 }
 
-// In stream order too, after the writes that may still use it. No marker: a failure is not its to
-// take, whoever syncs next is told.
-void abandon_safetensors(Env& env, WriterBox* box) {
-  if (!box->object) return;
+// In stream order too, after the writes that may still use it.
+Napi::Promise abandon_safetensors(Env& env, WriterBox* box) {
   const std::shared_ptr<SafetensorsWriter> writer = std::move(box->object);
-  env.engines().cpu().stream().enqueue_always([writer] { writer->abandon(); });
+  return env.promise_of(env.engines().cpu(), [writer] {
+    if (writer) writer->abandon();
+  });
 }
 
 }  // namespace

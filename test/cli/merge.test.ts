@@ -182,7 +182,7 @@ describe('a merge in f16', () => {
       if (code === 0) continue;
       expect(result.err).toContain(
         `error: ${name} has a weight of magnitude ${Math.abs(value).toPrecision(6)}, and the largest number in f16 is 65504; ` +
-          'write bf16 or f32 (--dtype)',
+          'write bf16 or f32 (dtype)',
       );
       expect(await readdir(output)).toEqual([]);
     }
