@@ -8,6 +8,7 @@ import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { readBytes } from '../io/regular_file.ts';
 import { Conv1D } from '../nn/index.ts';
 import { abs, contiguous, max, transpose } from '../ops/index.ts';
+import { type CallTable, checkArgument, checkCall, kCall, oneOf } from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { DTYPE_NAMES, type Model } from './model.ts';
@@ -26,6 +27,10 @@ export interface SaveModelOptions {
 /** Types in which a model's weights are written. */
 export type SavedDType = 'f32' | 'bf16' | 'f16' | 'f64';
 
+/** The types in which weights are written, and what the options must be. */
+export const kSavedDType = oneOf(['f32', 'bf16', 'f16', 'f64']);
+const kTable: CallTable<SaveModelOptions> = { dtype: kSavedDType, replace: kCall.function };
+
 /**
  * Writes a model; the weights appear whole or not at all. At most one replaced or converted tensor is alive at a time. Converted
  * weights are rounded to the nearest value, ties to even.
@@ -34,8 +39,11 @@ export type SavedDType = 'f32' | 'bf16' | 'f16' | 'f64';
 export async function saveModel(
   model: Model,
   folder: string,
-  { dtype, replace }: SaveModelOptions = {},
+  options: SaveModelOptions = {},
 ): Promise<void> {
+  checkArgument('saveModel', 'the folder', kCall.path, folder);
+  checkCall('saveModel', options, kTable);
+  const { dtype, replace } = options;
   const parameters = [...model.namedParameters()];
   const transposed = transposedWeights(model);
   const specs: Record<string, TensorSpec> = Object.fromEntries(
