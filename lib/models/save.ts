@@ -10,7 +10,8 @@ import { Conv1D } from '../nn/index.ts';
 import { abs, contiguous, max, transpose } from '../ops/index.ts';
 import { type CallTable, checkArgument, checkCall, kCall, oneOf } from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
-import { noGrad, scope, type Tensor } from '../tensor.ts';
+import { shown } from '../shown.ts';
+import { noGrad, scope, Tensor } from '../tensor.ts';
 import { DTYPE_NAMES, type Model } from './model.ts';
 
 /** Options of {@link saveModel}. */
@@ -60,7 +61,8 @@ export async function saveModel(
   const writer = new SafetensorsWriter(join(folder, SINGLE_WEIGHTS), specs, { format: 'pt' });
   try {
     for (const [name, weight] of parameters) {
-      const replacement = replace?.(name, weight) ?? null;
+      const replacement: unknown = replace?.(name, weight) ?? null;
+      checkReplacement(replacement, name, weight);
       try {
         const values = (replacement ?? weight).detach();
         if (dtype === 'f16') await checkFitsF16(name, values);
@@ -81,6 +83,20 @@ export async function saveModel(
   }
   await writeFileAtomic(join(folder, 'config.json'), config);
   await copyCompanions(model.folder, folder);
+}
+
+/** @throws ArgumentError for anything but null or a tensor of the weight's shape */
+function checkReplacement(
+  given: unknown,
+  name: string,
+  weight: Tensor,
+): asserts given is Tensor | null {
+  if (given === null || (given instanceof Tensor && given.shape.join() === weight.shape.join()))
+    return;
+  const found = given instanceof Tensor ? `the shape (${given.shape.join(',')})` : shown(given);
+  throw new ArgumentError(
+    `saveModel: replace must return null or a tensor of the shape (${weight.shape.join(',')}) for ${name}, got ${found}`,
+  );
 }
 
 /** Magnitudes from here on are infinite in f16, whose largest number is 65504. */

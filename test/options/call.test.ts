@@ -119,7 +119,12 @@ const tuned = await AdapterModel.create(model, { r: 2, loraAlpha: 2 });
 const other = await AutoModelForCausalLM.fromPretrained(demoCheckpoint);
 const kTiny = {
   ...{ model_type: 'bert', vocab_size: 8, hidden_size: 8, intermediate_size: 8 },
-  ...{ num_hidden_layers: 1, num_attention_heads: 1, max_position_embeddings: 8, type_vocab_size: 2 },
+  ...{
+    num_hidden_layers: 1,
+    num_attention_heads: 1,
+    max_position_embeddings: 8,
+    type_vocab_size: 2,
+  },
 };
 const classifier = await AutoModelForSequenceClassification.fromConfig(kTiny);
 const full = await AutoModelForCausalLM.fromPretrained(demoCheckpoint, { trainable: true });

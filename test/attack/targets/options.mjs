@@ -128,15 +128,13 @@ const kPlacesOfOptions = {
   },
   probe: {
     names: ['epochs', 'learningRate', 'weightDecay', 'batchSize', 'seed', 'signal'],
-    use: ({ classifier, labelled }, options) => warmUpHead(classifier, labelled, { epochs: 1, ...options, ...(options.epochs > 20 && { epochs: 20 }) }),
+    use: ({ classifier, labelled }, options) => warmUpHead(classifier, labelled, { epochs: 1, ...atMost(options, { epochs: 20 }) }),
   },
   generation: {
     names: kGenerateOptions,
     use: ({ tuned }, options) => {
-      const { maxNewTokens = 2, numReturnSequences = 1 } = options;
-      const small = { ...(maxNewTokens > 8 && { maxNewTokens: 8 }), ...(numReturnSequences > 8 && { numReturnSequences: 8 }) };
       const prompt = ['prompt', 'messages', 'ids'].some((key) => Object.hasOwn(options, key)) ? {} : { ids: [1, 2] };
-      return generate(tuned, { maxNewTokens, ...prompt, ...options, ...small }).result;
+      return generate(tuned, { maxNewTokens: 2, ...prompt, ...atMost(options, { maxNewTokens: 8, numReturnSequences: 8 }) }).result;
     },
   },
   loader: {
@@ -166,6 +164,12 @@ const kPlacesOfOptions = {
     },
   },
 };
+
+/** Options with numbers that are larger than these made smaller, so that an input takes no longer than it must. */
+function atMost(options, limits) {
+  const large = Object.entries(limits).filter(([key, most]) => typeof options[key] === 'number' && options[key] > most);
+  return { ...options, ...Object.fromEntries(large) };
+}
 
 async function useBatches(data) {
   for await (const batch of data.batches(0)) require(batch.inputIds.length > 0, 'a batch without tokens');
