@@ -10,15 +10,15 @@ const kLayers = {
   // A limit on the time of work that a file determines.
   deadline: ['errors'],
   native: ['errors'],
-  // Terms, adapters, the trainer and the command line declare their options with it.
+  // What options must be: those of tables, which the command line has, too, and those of a function's call.
   options: ['errors'],
   tensor: ['native', 'errors'],
   ops: ['tensor', 'native', 'errors'],
-  io: ['tensor', 'native', 'errors'],
+  io: ['tensor', 'native', 'options', 'errors'],
   nn: ['ops', 'tensor', 'errors'],
-  text: ['io', 'deadline', 'errors'],
-  data: ['text', 'io', 'ignored_target', 'errors'],
-  models: ['nn', 'io', 'ops', 'tensor', 'errors'],
+  text: ['io', 'deadline', 'options', 'errors'],
+  data: ['text', 'io', 'ignored_target', 'options', 'errors'],
+  models: ['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
@@ -26,7 +26,10 @@ const kLayers = {
     ...['adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
-  eval: ['losses', 'adapters', 'models', 'data', 'text', 'nn', 'io', 'ops', 'tensor', 'errors'],
+  eval: [
+    ...['losses', 'adapters', 'models', 'data', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+  ],
   // The list of tasks, with the differences between language models, encoder-decoders and classifiers.
   tasks: [
     ...['eval', 'losses', 'adapters', 'models', 'data', 'text'],
@@ -45,6 +48,7 @@ const kLayers = {
 
 /** Files at the top of lib/ that belong to a layer with another name. */
 const kFiles = {
+  errors: ['shown'],
   native: ['native_ops'],
   tensor: ['autograd', 'device', 'gradcheck', 'graph', 'runtime'],
 };

@@ -1,5 +1,6 @@
 // The Tensor class, a thin object around a native handle. Memory is reference-counted natively; JavaScript frees its references with
 // dispose(), `using`, or at the end of a scope(). A FinalizationRegistry only catches leaks.
+import { shown } from './shown.ts';
 import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { type DType, type Handle, native, withSetting } from './native.ts';
@@ -237,7 +238,8 @@ function firstValue(data: TensorData): number {
 
 function newArray(dtype: DType, size: number): TensorData {
   const Type = kArrays[dtype as keyof typeof kArrays];
-  if (!Type) throw new ArgumentError(`dtype must be one of ${kDTypes.join(', ')}, got ${dtype}`);
+  if (!Type)
+    throw new ArgumentError(`dtype must be one of ${kDTypes.join(', ')}, got ${shown(dtype)}`);
   try {
     return new Type(size);
   } catch {

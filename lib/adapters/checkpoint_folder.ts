@@ -5,8 +5,7 @@
 import { join } from 'node:path';
 import { z } from 'zod';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import { verifyChecksums } from '../io/checksums.ts';
-import { readText } from '../io/regular_file.ts';
+import { CheckedFolder } from '../io/checksums.ts';
 import { CHECKPOINT_FILES, CHECKPOINT_FORMAT, TUNED_PREFIX } from '../io/run_folder.ts';
 import { SafetensorsFile } from '../io/safetensors.ts';
 import { baseDigest, baseSummary } from '../models/base_digest.ts';
@@ -57,9 +56,16 @@ const kState = z.looseObject({
  * @throws FormatError for damaged files, UnsupportedError for a checkpoint without an adapter
  */
 export async function readSavedRun(folder: string): Promise<SavedRun> {
-  await verifyChecksums(folder, Object.values(CHECKPOINT_FILES));
+  const checked = await CheckedFolder.open(folder);
+  await checked.verify(CHECKPOINT_FILES.tensors);
+  return savedRunOf(checked);
+}
+
+async function savedRunOf(checked: CheckedFolder): Promise<SavedRun> {
+  const folder = checked.path;
   const path = join(folder, CHECKPOINT_FILES.state);
-  const found = kState.safeParse(JSON.parse(await readText(path)));
+  const text = await checked.text(CHECKPOINT_FILES.state);
+  const found = kState.safeParse(parsed(text, path));
   if (!found.success) {
     const [issue] = found.error.issues as [z.core.$ZodIssue];
     throw new FormatError(`${path}: ${issue.path.join('.')}: ${issue.message}`, { path });
@@ -76,6 +82,14 @@ export async function readSavedRun(folder: string): Promise<SavedRun> {
     baseModel: identity.baseModel,
     onResidual: Object.hasOwn(identity, 'residualTeacher'),
   };
+}
+
+function parsed(text: string, path: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new FormatError(`${path}: is not JSON: ${(error as Error).message}`, { path });
+  }
 }
 
 /** The configuration in a run's identity. A start function is named by a digest; its pairs are in the checkpoint. */
@@ -95,13 +109,14 @@ export async function readCheckpointFolder(
   folder: string,
   { device }: { device?: string } = {},
 ): Promise<CheckpointFolder> {
-  const checkpoint = await readSavedRun(folder);
+  const checked = await CheckedFolder.open(folder);
+  const checkpoint = await savedRunOf(checked);
   const { config } = checkpoint;
   const path = join(folder, CHECKPOINT_FILES.tensors);
   const found = new Map<string, Map<string, Tensor>>();
   const first = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
-  for (const [name, tensor] of await tunedTensors(path, device)) {
+  for (const [name, tensor] of await tunedTensors(checked, device)) {
     const of = parameterOf(name, kFirst);
     const own = parameterOf(name, kTrained);
     const { module, key } = of ?? own ?? { module: '', key: '' };
@@ -122,8 +137,11 @@ export async function readCheckpointFolder(
 }
 
 /** The tensors of the tuned model in a checkpoint's file, without the optimiser's, by their names in its state. */
-async function tunedTensors(path: string, device: string | undefined): Promise<[string, Tensor][]> {
-  const file = SafetensorsFile.open(path);
+async function tunedTensors(
+  checked: CheckedFolder,
+  device: string | undefined,
+): Promise<[string, Tensor][]> {
+  const file = await checked.openTensors(CHECKPOINT_FILES.tensors);
   try {
     const names = [...file.tensors.keys()].filter((name) => name.startsWith(TUNED_PREFIX));
     const options = { checkFinite: true, ...(device !== undefined && { device }) };

@@ -5,7 +5,16 @@ import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
 import { matmul, mul, square, sum } from '../ops/index.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  kCall,
+  orNull,
+  wholeNumber,
+} from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
+import { shown } from '../shown.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { Adapter, type ResidualTeacher } from './adapter.ts';
 import { type AdapterFolder, readAdapterFolder } from './adapter_folder.ts';
@@ -78,6 +87,19 @@ export interface LoadOptions extends CreateOptions {
   allowOtherBase?: boolean;
 }
 
+/** What each option must be. */
+const kCreateTable: CallTable<CreateOptions> = {
+  seed: wholeNumber({ least: 0 }),
+  name: kCall.name,
+  onProgress: kCall.function,
+};
+const kLoadTable: CallTable<LoadOptions> = {
+  ...kCreateTable,
+  method: orNull(kCall.text),
+  ignoreKeys: kCall.texts,
+  allowOtherBase: kCall.boolean,
+};
+
 export const DEFAULT_ADAPTER = 'default';
 const kSeed = 42;
 const kNamesShown = 3;
@@ -86,8 +108,11 @@ const kNamesShown = 3;
 export async function createAdapter(
   model: Model,
   input: AdapterConfigInput,
-  { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress }: CreateOptions,
+  options: CreateOptions,
 ): Promise<Adapter> {
+  checkArgument('AdapterModel', 'the configuration', kCall.object, input);
+  checkCall('AdapterModel', options, kCreateTable);
+  const { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress } = options;
   const { method = null, ...given } = input;
   const config = withHead(model, loraConfig(settingsOf(method, given)));
   const { initLoraWeights: init } = config;
@@ -155,8 +180,11 @@ async function freshModule(
 export async function readAdapter(
   model: Model,
   folder: string,
-  { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: LoadOptions,
+  given: LoadOptions,
 ): Promise<Adapter> {
+  checkArgument('AdapterModel', 'the folder', kCall.path, folder);
+  checkCall('AdapterModel', given, kLoadTable);
+  const { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options } = given;
   const { method = null, allowOtherBase = false } = options;
   if (method !== null) settingsOf(method, {});
   const read = await readAdapterFolder(folder, { ...options, device: model.device });
@@ -166,7 +194,7 @@ export async function readAdapter(
   const plain = checkpoint !== undefined || keepsBase(init);
   if (!plain && startNamed(init) === null) {
     throw new UnsupportedError(
-      `${folder}: the adapter was saved as init_lora_weights "${String(init)}", so it belongs on a residual that only PEFT ` +
+      `${folder}: the adapter was saved as init_lora_weights ${shown(init)}, so it belongs on a residual that only PEFT ` +
         'makes; save it there as a plain LoRA (path_initial_model_for_weight_conversion)',
     );
   }
@@ -368,7 +396,7 @@ function withHead(model: Model, config: LoraConfig): LoraConfig {
 
 function residualWarning(config: LoraConfig, folder: string): string {
   return (
-    `${folder}: the adapter was saved as initLoraWeights "${String(config.initLoraWeights)}", so it belongs on a residual ` +
+    `${folder}: the adapter was saved as initLoraWeights ${shown(config.initLoraWeights)}, so it belongs on a residual ` +
     'that is computed again from this base, as PEFT does; export it as a plain LoRA to be independent of that'
   );
 }

@@ -1,5 +1,6 @@
 /** Writing a base with an adapter merged in, as a model folder, with a report of the largest rounding error. */
-import { type Model, type SavedDType, saveModel } from '../models/index.ts';
+import { kSavedDType, type Model, type SavedDType, saveModel } from '../models/index.ts';
+import { checkArgument, checkCall, kCall } from '../options/call.ts';
 import type { Tensor } from '../tensor.ts';
 import type { AdapterModel } from './adapter_model.ts';
 import { checkMergeable, mergedBias, mergedWeightWithError } from './merged_weights.ts';
@@ -22,8 +23,11 @@ export interface MergeError {
 export async function saveMerged(
   adapter: AdapterModel<Model>,
   folder: string,
-  { dtype }: { dtype?: SavedDType } = {},
+  options: { dtype?: SavedDType } = {},
 ): Promise<MergeError> {
+  checkArgument('saveMerged', 'the folder', kCall.path, folder);
+  checkCall('saveMerged', options, { dtype: kSavedDType });
+  const { dtype } = options;
   checkMergeable(adapter);
   const byName = new Map(adapter.modules.map((module) => [module.name, module]));
   const errors: { module: string; error: Tensor; delta: Tensor }[] = [];

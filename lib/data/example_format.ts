@@ -3,6 +3,8 @@
  * template. Options that are not given are inferred from the first row.
  */
 import { ArgumentError } from '../errors.ts';
+import { type CallTable, kCall } from '../options/call.ts';
+import { shown } from '../shown.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { type Example, encodeConversation, encodePromptResponse } from './example.ts';
@@ -16,6 +18,13 @@ export interface FormatOptions {
   promptField?: string;
   responseField?: string;
 }
+
+/** What each option must be. */
+export const formatTable: CallTable<FormatOptions> = {
+  promptTemplate: kCall.text,
+  promptField: kCall.text,
+  responseField: kCall.text,
+};
 
 export interface ExampleFormat {
   /** Description for people: `question -> answer` or `messages`. */
@@ -134,7 +143,7 @@ function checkedMessages(row: Row): ChatMessage[] {
     throw new ArgumentError(
       messages === undefined
         ? `no field 'messages' (fields: ${Object.keys(row).join(', ') || 'none'}); every row needs it where the first has it`
-        : `field 'messages' must be an array, got ${JSON.stringify(messages)?.slice(0, 40)}`,
+        : `field 'messages' must be an array, got ${shown(messages, 40)}`,
     );
   }
   return messages.map((message: unknown, i) => checkedMessage(message, i));
@@ -160,7 +169,7 @@ function checkedTools({ tools = null }: Row): { tools?: unknown[] } {
   if (tools === null) return {};
   if (!Array.isArray(tools)) {
     throw new ArgumentError(
-      `field 'tools' must be a list of descriptions, got ${JSON.stringify(tools).slice(0, 40)}`,
+      `field 'tools' must be a list of descriptions, got ${shown(tools, 40)}`,
     );
   }
   return tools.length === 0 ? {} : { tools };

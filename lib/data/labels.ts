@@ -1,5 +1,7 @@
 /** Labels of rows: a class by id or name, a number, or D yes-or-no values. Options that are not given are inferred from the data. */
 import { ArgumentError } from '../errors.ts';
+import { type CallTable, kCall, oneOf, orNull, wholeNumber } from '../options/call.ts';
+import { shown } from '../shown.ts';
 
 /** The meaning of a head's outputs: `problem_type` in config.json. */
 export type LabelKind = 'single_label_classification' | 'regression' | 'multi_label_classification';
@@ -19,6 +21,13 @@ export interface LabelOptions {
    */
   labelNames?: readonly string[] | null;
 }
+
+/** What each option must be. */
+export const labelTable: CallTable<LabelOptions> = {
+  problemType: oneOf(['single_label_classification', 'regression', 'multi_label_classification']),
+  numLabels: wholeNumber({ least: 1 }),
+  labelNames: orNull(kCall.texts),
+};
 
 /** Options of the labels, with the class names that a task's ids stand for. */
 export interface TaskLabelOptions extends LabelOptions {
@@ -109,7 +118,7 @@ function foundNames(values: readonly unknown[]): string[] | null {
   let [named, ids] = [0, 0];
   for (const value of values) {
     for (const item of isList(value) ? (value as unknown[]) : [value]) {
-      if (wholeNumber(item) !== null) ids++;
+      if (asWhole(item) !== null) ids++;
       else if (typeof item === 'string') {
         names.add(item);
         named++;
@@ -121,7 +130,7 @@ function foundNames(values: readonly unknown[]): string[] | null {
 
 function countIds(values: readonly unknown[], kind: LabelKind): number {
   if (kind === 'multi_label_classification') return listLength(values[0]) ?? 0;
-  return values.reduce<number>((most, value) => Math.max(most, (wholeNumber(value) ?? -1) + 1), 0);
+  return values.reduce<number>((most, value) => Math.max(most, (asWhole(value) ?? -1) + 1), 0);
 }
 
 /**
@@ -148,9 +157,9 @@ export function parseLabel(value: unknown, scheme: LabelScheme): number[] {
 function classId(value: unknown, { numLabels, names, ids }: LabelScheme): number {
   const exact = names?.indexOf(String(value)) ?? -1;
   if (exact >= 0) return exact;
-  const id = wholeNumber(value);
+  const id = asWhole(value);
   // Where names are numbers, a number is a name.
-  const isId = names?.every((name) => wholeNumber(name) === null) ?? true;
+  const isId = names?.every((name) => asWhole(name) === null) ?? true;
   if (id !== null && isId && id >= 0 && id < numLabels) return ids?.[id] ?? id;
   const alike = names === null ? -1 : indexOfName(String(value), names);
   if (alike >= 0) return alike;
@@ -184,7 +193,7 @@ export function rawLabel(value: unknown): Raw | null {
   return (typeof value === 'boolean' ? Number(value) : value) as Raw | null;
 }
 
-function wholeNumber(value: unknown): number | null {
+function asWhole(value: unknown): number | null {
   if (typeof value === 'number') return Number.isInteger(value) ? value : null;
   return typeof value === 'string' && /^-?\d+$/.test(value.trim()) ? Number(value) : null;
 }
@@ -192,4 +201,3 @@ function wholeNumber(value: unknown): number | null {
 const isList = (value: unknown): boolean => Array.isArray(value) || ArrayBuffer.isView(value);
 const listLength = (value: unknown): number | null =>
   isList(value) ? (value as ArrayLike<unknown>).length : null;
-const shown = (value: unknown): string => (value === undefined ? 'nothing' : JSON.stringify(value));

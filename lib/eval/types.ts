@@ -1,5 +1,6 @@
 /** Results of an evaluation. */
 import type { LabelKind } from '../data/labels.ts';
+import { type CallTable, checkArgument, checkCall, kCall } from '../options/call.ts';
 import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from './metrics.ts';
 
 /** Options of an evaluation. */
@@ -10,6 +11,22 @@ export interface EvaluateOptions {
   signal?: AbortSignal;
   /** Called after each batch with the number of examples evaluated so far. */
   onProgress?: (examples: number) => void;
+}
+
+/** What each option must be. */
+const kTable: CallTable<EvaluateOptions> = {
+  kl: kCall.boolean,
+  signal: kCall.signal,
+  onProgress: kCall.function,
+};
+
+/**
+ * Checks the arguments of an evaluation beside the model.
+ * @throws ArgumentError naming the argument or the option
+ */
+export function checkEvaluation(batches: unknown, options: EvaluateOptions): void {
+  checkArgument('evaluate', 'the data', kCall.batches, batches);
+  checkCall('evaluate', options, kTable);
 }
 
 /** The result of an evaluation, for any task. */

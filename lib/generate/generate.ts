@@ -8,8 +8,9 @@ import { checkNoAdapters } from '../adapters/attach.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
 import { CausalLM, Model, Seq2SeqLM } from '../models/index.ts';
+import { type CallTable, checkCall, instanceOf, kCall, orNull } from '../options/call.ts';
 import { noGrad } from '../tensor.ts';
-import type { Tokenizer } from '../text/tokenizer.ts';
+import { Tokenizer } from '../text/tokenizer.ts';
 import { endTokens } from './end_tokens.ts';
 import { type GeneratingModel, type OpenSession, openSession } from './open_session.ts';
 import { type GenerationSettings, type ResolvedSettings, resolveSettings } from './options.ts';
@@ -35,6 +36,13 @@ export interface GenerateOptions extends GenerationSettings, PromptInput {
   signal?: AbortSignal;
 }
 
+/** What the options must be that are in no table of settings; the prompts are checked one by one. */
+const kTable: CallTable<Pick<GenerateOptions, 'tokenizer' | 'adapter' | 'signal'>> = {
+  tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
+  adapter: orNull(kCall.text),
+  signal: kCall.signal,
+};
+
 /** A model that generates, or a tuned one. */
 export type Generator = GeneratingModel | TunedModel<CausalLM> | TunedModel<Seq2SeqLM>;
 
@@ -59,6 +67,7 @@ export function generateWith(
   model: Generator,
   options: GenerateOptions,
 ): Generation {
+  checkCall('generate', options, kTable);
   const { tokenizer, adapter, signal, prompt, messages, ids, ...given } = options;
   const settings = resolveSettings(given, ['tokenizer', 'adapter', 'signal', ...PROMPT_KEYS]);
   const base = modelOf(model);

@@ -8,6 +8,7 @@ import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
 import { diskError, reasonOf } from './files.ts';
 import { formatBytes } from './format_bytes.ts';
+import type { FileIdentity } from './tensor_file.ts';
 
 /** Largest size of a file other than weights and data; the largest tokenizers have a tenth of it. */
 export const kMaxTextBytes = 256 * 2 ** 20;
@@ -90,13 +91,25 @@ export async function readText(path: string, options: ReadFileOptions = {}): Pro
   return (await readBytes(path, options)).toString('utf8');
 }
 
-/** Reads a part of a file in slices, to its end by default. @throws as {@link openRegular} does */
+/** The part of a file to read, and how. */
+interface Slices {
+  /** Offset of the first byte. Default 0. */
+  start?: number;
+  /** Offset behind the last byte. Default: the end of the file. */
+  end?: number;
+  sliceBytes: number;
+  /** The file that has to be read: another one under its name, or one that was changed since, is refused. Default: any file. */
+  identity?: FileIdentity;
+}
+
+/** Reads a part of a file in slices. @throws as {@link openRegular} does, FormatError for another file than `identity` */
 export async function* readSlices(
   path: string,
-  { start = 0, end, sliceBytes }: { start?: number; end?: number; sliceBytes: number },
+  { start = 0, end, sliceBytes, identity }: Slices,
 ): AsyncGenerator<Buffer> {
   const file = await openRegular(path);
   try {
+    if (identity !== undefined) await requireSame(path, file, identity);
     const last = end === undefined ? {} : { end: end - 1 };
     yield* file.createReadStream({ start, ...last, highWaterMark: sliceBytes, autoClose: false });
   } catch (error) {
@@ -104,6 +117,15 @@ export async function* readSlices(
   } finally {
     await file.close();
   }
+}
+
+async function requireSame(path: string, file: FileHandle, identity: FileIdentity): Promise<void> {
+  const { size, mtimeNs, ino } = await file.stat({ bigint: true });
+  if (size === identity.size && mtimeNs === identity.mtimeNs && ino === identity.ino) return;
+  throw new FormatError(`${path}: was changed or replaced while it was read`, {
+    path,
+    advice: 'try again when nothing writes to it',
+  });
 }
 
 /** The kind and size of what a path leads to; null where there is nothing. @throws as {@link openRegular} does */

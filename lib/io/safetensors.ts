@@ -5,12 +5,12 @@
 import { withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { type DType, native } from '../native.ts';
-import { synchronize } from '../runtime.ts';
 import { Tensor } from '../tensor.ts';
 import {
   type FileIdentity,
   infoMap,
   type ReadOptions,
+  readAll,
   type TensorFile,
   type TensorInfo,
 } from './tensor_file.ts';
@@ -99,11 +99,7 @@ export async function loadSafetensors(
 ): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
   const file = SafetensorsFile.open(path);
   try {
-    // From entries, since assigning to the key __proto__ would add none.
-    const tensors = Object.fromEntries(
-      Array.from(file.tensors.keys(), (name) => [name, file.read(name, options)]),
-    );
-    await synchronize();
+    const tensors = await readAll(file, options);
     return { tensors, metadata: Object.fromEntries(file.metadata) };
   } finally {
     file.close();

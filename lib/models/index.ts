@@ -28,7 +28,7 @@ export {
 } from './model.ts';
 export { RobertaForSequenceClassification } from './roberta.ts';
 export type { RopeConfig } from './rope.ts';
-export { type SavedDType, type SaveModelOptions, saveModel } from './save.ts';
+export { kSavedDType, type SavedDType, type SaveModelOptions, saveModel } from './save.ts';
 export { type Seq2SeqBatch, Seq2SeqLM } from './seq2seq_lm.ts';
 export {
   type HeadOrigin,

@@ -6,6 +6,7 @@
 import { z } from 'zod';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { RopeTables } from '../ops/index.ts';
+import { shown } from '../shown.ts';
 import { type DType, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { configError } from './config_keys.ts';
 import type { PassInputs } from './model.ts';
@@ -96,14 +97,17 @@ export function ropeConfig(keys: RopeKeys, headDim: number, path: string): RopeC
   if (typeof given !== 'object' || Array.isArray(given)) {
     throw configError(path, `${field} must be an object`);
   }
-  const type = String(given.rope_type ?? given.type ?? 'default');
+  const type = given.rope_type ?? given.type ?? 'default';
+  if (typeof type !== 'string') {
+    throw configError(path, `${field}.rope_type must be a text, got ${shown(type)}`);
+  }
   const schema = Object.hasOwn(kSchemas, type)
     ? kSchemas[type as keyof typeof kSchemas]
     : undefined;
   if (schema === undefined) {
     const known = Object.keys(kSchemas).join(', ');
     throw new UnsupportedError(
-      `${path}: ${field}.rope_type "${type}" is not supported; known: ${known}`,
+      `${path}: ${field}.rope_type ${shown(type)} is not supported; known: ${known}`,
     );
   }
   const parsed = schema.safeParse({ ...given, rope_type: type });

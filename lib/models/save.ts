@@ -8,8 +8,10 @@ import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { readBytes } from '../io/regular_file.ts';
 import { Conv1D } from '../nn/index.ts';
 import { abs, contiguous, max, transpose } from '../ops/index.ts';
+import { type CallTable, checkArgument, checkCall, kCall, oneOf } from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
-import { noGrad, scope, type Tensor } from '../tensor.ts';
+import { shown } from '../shown.ts';
+import { noGrad, scope, Tensor } from '../tensor.ts';
 import { DTYPE_NAMES, type Model } from './model.ts';
 
 /** Options of {@link saveModel}. */
@@ -26,6 +28,10 @@ export interface SaveModelOptions {
 /** Types in which a model's weights are written. */
 export type SavedDType = 'f32' | 'bf16' | 'f16' | 'f64';
 
+/** The types in which weights are written, and what the options must be. */
+export const kSavedDType = oneOf(['f32', 'bf16', 'f16', 'f64']);
+const kTable: CallTable<SaveModelOptions> = { dtype: kSavedDType, replace: kCall.function };
+
 /**
  * Writes a model; the weights appear whole or not at all. At most one replaced or converted tensor is alive at a time. Converted
  * weights are rounded to the nearest value, ties to even.
@@ -34,8 +40,11 @@ export type SavedDType = 'f32' | 'bf16' | 'f16' | 'f64';
 export async function saveModel(
   model: Model,
   folder: string,
-  { dtype, replace }: SaveModelOptions = {},
+  options: SaveModelOptions = {},
 ): Promise<void> {
+  checkArgument('saveModel', 'the folder', kCall.path, folder);
+  checkCall('saveModel', options, kTable);
+  const { dtype, replace } = options;
   const parameters = [...model.namedParameters()];
   const transposed = transposedWeights(model);
   const specs: Record<string, TensorSpec> = Object.fromEntries(
@@ -52,7 +61,8 @@ export async function saveModel(
   const writer = new SafetensorsWriter(join(folder, SINGLE_WEIGHTS), specs, { format: 'pt' });
   try {
     for (const [name, weight] of parameters) {
-      const replacement = replace?.(name, weight) ?? null;
+      const replacement: unknown = replace?.(name, weight) ?? null;
+      checkReplacement(replacement, name, weight);
       const values = (replacement ?? weight).detach();
       try {
         if (dtype === 'f16') await checkFitsF16(name, values);
@@ -73,6 +83,20 @@ export async function saveModel(
   }
   await writeFileAtomic(join(folder, 'config.json'), config);
   await copyCompanions(model.folder, folder);
+}
+
+/** @throws ArgumentError for anything but null or a tensor of the weight's shape */
+function checkReplacement(
+  given: unknown,
+  name: string,
+  weight: Tensor,
+): asserts given is Tensor | null {
+  if (given === null || (given instanceof Tensor && given.shape.join() === weight.shape.join()))
+    return;
+  const found = given instanceof Tensor ? `the shape (${given.shape.join(',')})` : shown(given);
+  throw new ArgumentError(
+    `saveModel: replace must return null or a tensor of the shape (${weight.shape.join(',')}) for ${name}, got ${found}`,
+  );
 }
 
 /** Magnitudes from here on are infinite in f16, whose largest number is 65504. */

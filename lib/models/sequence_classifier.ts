@@ -4,6 +4,8 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { indexSelect } from '../ops/index.ts';
+import { type CallTable, kCall, oneOf, orNull, wholeNumber } from '../options/call.ts';
+import { shown } from '../shown.ts';
 import { scope, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
 import { configError } from './config_keys.ts';
@@ -169,6 +171,13 @@ export interface LabelOptions {
   problemType?: ProblemType;
 }
 
+/** What each option must be. */
+export const labelTable: CallTable<LabelOptions> = {
+  numLabels: wholeNumber({ least: 1 }),
+  labelNames: orNull(kCall.texts),
+  problemType: oneOf(kProblemTypes),
+};
+
 /**
  * Determines the labels of a head from the caller's options, the head in the checkpoint and the configuration, in
  * this order of precedence.
@@ -180,9 +189,6 @@ export function resolveLabels(
   { numLabels, labelNames = null, problemType }: LabelOptions,
   { path, head }: { path: string; head: { name: string; rows: number } | null },
 ): Labels & Required<Pick<HeadOrigin, 'labelNames'>> {
-  if (numLabels !== undefined && (!Number.isInteger(numLabels) || numLabels < 1)) {
-    throw new ArgumentError(`numLabels must be a whole number from 1 on, got ${numLabels}`);
-  }
   const asked = numLabels ?? labelNames?.length;
   if (labelNames !== null && labelNames.length !== asked) {
     throw new ArgumentError(
@@ -197,7 +203,7 @@ export function resolveLabels(
   }
   const count = asked ?? head?.rows ?? labelCountOf(json) ?? 2;
   if (!Number.isInteger(count) || count < 1 || count > kMaxLabels) {
-    const message = `num_labels must be a whole number from 1 to ${kMaxLabels}, got ${count}`;
+    const message = `num_labels must be a whole number from 1 to ${kMaxLabels}, got ${shown(count)}`;
     throw asked === undefined ? configError(path, message) : new ArgumentError(message);
   }
   return {
@@ -227,7 +233,7 @@ function resolveProblem(
   const stated = problemType ?? json.problem_type ?? null;
   if (stated === null) return count === 1 ? 'regression' : 'single_label_classification';
   if (!kProblemTypes.includes(stated as ProblemType)) {
-    const message = `the problem type must be one of ${kProblemTypes.join(', ')}, got ${JSON.stringify(stated)}`;
+    const message = `the problem type must be one of ${kProblemTypes.join(', ')}, got ${shown(stated)}`;
     if (problemType !== undefined) throw new ArgumentError(message);
     throw configError(path, message);
   }

@@ -8,7 +8,7 @@ import { camel, type Entry, type Kind, type Option, snake, spellings } from './o
 type Widened<D> = D extends number ? number : D;
 
 /** Bounds of a number. */
-interface Bounds {
+export interface Bounds {
   /** The least value. */
   readonly least?: number;
   /** Whether the least value itself is refused, too. */
@@ -50,7 +50,8 @@ function readBefore<T>(read: (given: unknown) => unknown, schema: z.ZodType<T>):
   return z.preprocess(read, schema) as unknown as z.ZodType<T>;
 }
 
-function numberKind(
+/** The kind of a number within bounds. */
+export function numberKind(
   base: z.ZodNumber,
   { least, above = false, below, most }: Bounds,
   whole = false,

@@ -8,6 +8,7 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
 import type { Term } from '../losses/term.ts';
 import { useModel } from '../models/in_use.ts';
+import { checkArgument, checkCall } from '../options/call.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { Latest } from './latest.ts';
@@ -18,11 +19,12 @@ import { makePlan, measurePlan } from './plan.ts';
 import { termsOf } from './regularizers.ts';
 import { openRun, type Run } from './run.ts';
 import { nullIfAborted } from './stop.ts';
-import type {
-  AnyTrainerOptions,
-  ClassifierTrainerOptions,
-  Seq2SeqTrainerOptions,
-  TrainerOptions,
+import {
+  type AnyTrainerOptions,
+  type ClassifierTrainerOptions,
+  inputTable,
+  type Seq2SeqTrainerOptions,
+  type TrainerOptions,
 } from './trainer_options.ts';
 import type { MethodName, RunPlan, TrainEvent, TrainResult } from './types.ts';
 
@@ -47,7 +49,12 @@ export class Trainer {
   #checked: Checked;
 
   constructor(input: TrainerOptions | Seq2SeqTrainerOptions | ClassifierTrainerOptions) {
-    this.#given = { ...(input as unknown as AnyTrainerOptions) };
+    const given = input as unknown as AnyTrainerOptions;
+    checkCall('Trainer', given, inputTable);
+    for (const key of ['tuned', 'data'] as const) {
+      checkArgument('Trainer', key, inputTable[key], given[key]);
+    }
+    this.#given = { ...given };
     this.task = taskOf(this.#given.tuned.model);
     this.#checked = checked(this.#given, this.task);
   }

@@ -5,6 +5,7 @@ import type { LabelledBatch } from '../data/labelled_batches.ts';
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import type { Term } from '../losses/term.ts';
 import type { Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
+import { type CallTable, kCall, listOf, withMethods } from '../options/call.ts';
 import type { OptionsInput } from './options.ts';
 import type { AfterBackward } from './step.ts';
 import type { BestOptions, LossFunction, TrainCallback } from './types.ts';
@@ -63,3 +64,25 @@ export interface AnyTrainerOptions extends RunInput {
   evalData?: BatchSource<unknown>;
   loss?: LossFunction<never>;
 }
+
+type Objects =
+  | Exclude<keyof AnyTrainerOptions, keyof OptionsInput | keyof BestOptions>
+  | 'regularizers';
+
+const kSource = withMethods('a source of micro-batches, such as Batches', 'batches', 'batchCount');
+
+/** What the part of the input must be that is no option of a table: objects and functions. */
+export const inputTable: CallTable<Pick<AnyTrainerOptions, Objects>> = {
+  tuned: withMethods('an AdapterModel or a FullModel', 'parameters', 'withTeacher'),
+  data: kSource,
+  evalData: kSource,
+  loss: kCall.function,
+  regularizers: kCall.object,
+  terms: listOf(
+    withMethods('a term', 'weightAt', 'value'),
+    'a list of terms that defineTerm() returned',
+  ),
+  afterBackward: kCall.function,
+  callbacks: listOf(kCall.function, 'a list of functions'),
+  signal: kCall.signal,
+};

@@ -487,7 +487,12 @@ describe('bad input names file, line and field', () => {
       { maxLength: 2 },
       /maxLength must be above 2, .* got 2/,
     ],
-    ['a batch size', 'text\tlabel\na\t0\n', { batchSize: 0 }, /batchSize must be an integer/],
+    [
+      'a batch size',
+      'text\tlabel\na\t0\n',
+      { batchSize: 0 },
+      /batchSize must be a whole number >= 1, got 0/,
+    ],
   ])('%s', async (_, content, options, message) => {
     await expect(fromFile(content, options)).rejects.toThrow(message);
     await expect(fromFile(content, options)).rejects.toThrow(ArgumentError);

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -62,4 +63,22 @@ describe('endTokens', () => {
       );
     },
   );
+
+  it('of a model that was made in memory do not come from a file that happens to be here', async () => {
+    const { folder } = modelWith({}, '{"eos_token_id": 7}');
+    const here = process.cwd();
+    const model = { folder: '', configJson: () => ({ eos_token_id: 5 }) } as unknown as Model;
+    process.chdir(folder);
+    try {
+      expect(await endTokens(model, undefined)).toEqual([5]);
+    } finally {
+      process.chdir(here);
+    }
+  });
+
+  it('are not waited for where the file is a pipe', async () => {
+    const model = modelWith({ eos_token_id: 5 });
+    execFileSync('mkfifo', [join(model.folder, 'generation_config.json')]);
+    await expect(endTokens(model, undefined)).rejects.toThrow(/is a pipe, not a regular file/);
+  });
 });

@@ -65,7 +65,7 @@ describe('the commit', () => {
       [fakeCommit],
     ]) {
       hub.sha = sha;
-      await expectRefusal(/commit of main: sha must be 40 lower-case hex digits, not /);
+      await expectRefusal(/commit of main: sha must be 40 lower-case hex digits, got /);
       expect(written(), String(sha)).toEqual([]);
     }
   });
@@ -135,20 +135,20 @@ describe('the list of files', () => {
     const lfs = honestRow('a.gguf', Buffer.from('weights')).lfs as object;
     for (const oid of ['../../../../planted', 'A'.repeat(64), 'a'.repeat(63), '', 3, null]) {
       listWeightsAs({ lfs: { ...lfs, oid } });
-      await expectRefusal(/model\.safetensors: lfs\.oid must be 64 lower-case hex digits, not /);
+      await expectRefusal(/model\.safetensors: lfs\.oid must be 64 lower-case hex digits, got /);
       listWeightsAs({ lfs: undefined, oid });
-      await expectRefusal(/model\.safetensors: oid must be 40 lower-case hex digits, not /);
+      await expectRefusal(/model\.safetensors: oid must be 40 lower-case hex digits, got /);
     }
     // The hash of a Xet file's chunks is not a hash of its bytes.
     listWeightsAs({ lfs: undefined, oid: undefined, xetHash: 'a'.repeat(64) });
-    await expectRefusal(/model\.safetensors: oid must be 40 lower-case hex digits, not undefined/);
+    await expectRefusal(/model\.safetensors: oid must be 40 lower-case hex digits, got nothing/);
     expect(written()).toEqual([]);
   });
 
   it('must have valid sizes', async () => {
     for (const size of [-1, 1.5, 1e300, '7', null, undefined]) {
       listWeightsAs({ size });
-      await expectRefusal(/model\.safetensors: size must be a whole number of bytes, not /);
+      await expectRefusal(/model\.safetensors: size must be a whole number of bytes, got /);
       expect(written()).toEqual([]);
     }
   });
