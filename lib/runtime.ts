@@ -10,7 +10,10 @@ export interface MemoryStats {
   liveBytes: number;
   /** The largest liveBytes since the start or the last resetPeakMemory(). */
   peakBytes: number;
-  /** Bytes kept for reuse, including those that rounding adds to live blocks; at most about a quarter of the largest liveBytes. */
+  /**
+   * Bytes kept for reuse, including those that rounding adds to live blocks. Together with liveBytes they are at most about a quarter
+   * more than the largest liveBytes so far; {@link trimMemory} gives them back.
+   */
   cachedBytes: number;
   /** Bytes of packed layouts of frozen weights. */
   derivedBytes: number;

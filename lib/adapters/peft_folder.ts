@@ -5,7 +5,7 @@
 import { join } from 'node:path';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
-import { isMissing, readText } from '../io/regular_file.ts';
+import { isMissing, kMaxConfigBytes, readText } from '../io/regular_file.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import {
@@ -286,7 +286,7 @@ export function checkModule(
 
 async function readConfig(path: string): Promise<string> {
   try {
-    return await readText(path);
+    return await readText(path, { limit: kMaxConfigBytes });
   } catch (error) {
     if (!isMissing(error)) throw error;
     throw new FormatError(`${path}: no such file`, {

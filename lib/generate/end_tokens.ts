@@ -1,7 +1,7 @@
 /** The ids that end a sequence unless the caller names some. */
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
-import { isMissing, readText } from '../io/regular_file.ts';
+import { isMissing, kMaxConfigBytes, readText } from '../io/regular_file.ts';
 import type { Model } from '../models/index.ts';
 import { shown } from '../shown.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
@@ -24,7 +24,7 @@ export async function endTokens(model: Model, tokenizer: Tokenizer | undefined):
 
 async function readConfig(model: Model, path: string): Promise<Record<string, unknown> | null> {
   if (model.folder === '') return null; // it was made in memory
-  const text = await readText(path).catch((error: unknown) => {
+  const text = await readText(path, { limit: kMaxConfigBytes }).catch((error: unknown) => {
     // The folder of a model from a GGUF file is that file, below which there is nothing.
     if (isMissing(error)) return null;
     throw error;

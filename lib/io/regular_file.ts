@@ -10,8 +10,13 @@ import { diskError, reasonOf } from './files.ts';
 import { formatBytes } from './format_bytes.ts';
 import type { FileIdentity } from './tensor_file.ts';
 
-/** Largest size of a file other than weights and data; the largest tokenizers have a tenth of it. */
-export const kMaxTextBytes = 256 * 2 ** 20;
+/**
+ * Largest size of a file other than weights and data; the largest tokenizers have half of it. JSON of that size may take 2 GiB when it is
+ * parsed, and of four times the size more than V8's heap has.
+ */
+export const kMaxTextBytes = 64 * 2 ** 20;
+/** Largest size of a configuration of a model, a tokenizer or an adapter; the largest have some hundred KiB. */
+export const kMaxConfigBytes = 8 * 2 ** 20;
 
 // O_NONBLOCK: a named pipe is opened at once, and refused. O_NOCTTY: a terminal does not become that of the process. (Not on Windows.)
 const kFlags = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0) | (constants.O_NOCTTY ?? 0);

@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';
-import { readText } from '../io/regular_file.ts';
+import { kMaxConfigBytes, readText } from '../io/regular_file.ts';
 import { shown } from '../shown.ts';
 
 /** Keys of any transformers version for bookkeeping, labels and generation, which change nothing here. */
@@ -96,7 +96,7 @@ export function configError(path: string, message: string): FormatError {
 
 /** Reads a config.json. @throws FormatError if it cannot be opened or is no object, NativeError if the disk fails */
 export async function readConfigJson(path: string): Promise<Record<string, unknown>> {
-  const text = await readText(path);
+  const text = await readText(path, { limit: kMaxConfigBytes });
   let json: unknown;
   try {
     json = JSON.parse(text);

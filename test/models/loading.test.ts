@@ -8,6 +8,7 @@ import {
   readFileSync,
   rmSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -199,6 +200,8 @@ describe('config.json', () => {
     const path = await changed({});
     writeFileSync(join(path, 'config.json'), '{"model_type": ');
     expect((await failure(path)).message).toMatch(/config\.json: is not JSON/);
+    truncateSync(join(path, 'config.json'), 9 * 2 ** 20);
+    expect((await failure(path)).message).toMatch(/config\.json: has 9\.00 MiB, and .* 8\.00 MiB/);
   });
 });
 

@@ -1,5 +1,5 @@
 // tokenizer.json files with parts of another type than they should have: each is refused with the file and the field.
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -131,6 +131,20 @@ describe('a damaged tokenizer.json', () => {
       );
     },
   );
+
+  it('and its configuration have limits of size', async () => {
+    const config = join(folder, 'tokenizer_config.json');
+    writeFileSync(config, '');
+    truncateSync(config, 9 * 2 ** 20);
+    await expect(load(base)).rejects.toThrow(
+      /tokenizer_config\.json: has 9\.00 MiB, and .* 8\.00 MiB/,
+    );
+    rmSync(config);
+    truncateSync(path, 65 * 2 ** 20);
+    await expect(Tokenizer.fromPretrained(folder)).rejects.toThrow(
+      /tokenizer\.json: has 65\.0 MiB/,
+    );
+  });
 
   it('of an unknown kind names the file', async () => {
     const error = await load({ ...base, post_processor: { type: 'New' } }).catch((e: unknown) => e);

@@ -156,7 +156,7 @@ describe('the list of files', () => {
   it('must not make a text file or a message of unlimited size', async () => {
     hub.listed = (rows) =>
       rows.map((row) => (row.path === 'config.json' ? { ...row, size: 2 ** 40 } : row));
-    await expectRefusal(/config\.json: 1099511627776 bytes are more than 268435456/);
+    await expectRefusal(/config\.json: 1099511627776 bytes are more than 67108864/);
     hub.listed = (rows) => [
       ...rows,
       ...Array.from({ length: 50 }, (_, i) => ({ ...rows[0], path: `b\u001b[2J${i}.gguf` })),
