@@ -319,8 +319,9 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
     run(job, 0, 1, 0, 0, nullptr);
     job.projections.clear();
   }
-  const bool by_rows =
-      !job.projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
+  // A single panel is not divided; what it multiplies in place must stay unpacked.
+  const bool by_rows = rows > 1 && (!job.projections.empty() ||
+                                    evenness(rows, threads) + 0.02 >= evenness(items, threads));
   if (by_rows && threads > kMostPackers) pack_all(ctx, job);
   const int64_t size = largest_packing(job);
   bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
