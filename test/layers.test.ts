@@ -73,6 +73,22 @@ function nativeComplaints(path: string, source: string): string[] {
   return complaints;
 }
 
+/** Files outside of lib/io that open files without it, none of which a user names, and why. */
+const kOpeners: Record<string, string> = {
+  'lib/train/line_log.ts': 'appends',
+  'lib/train/folder_lock.ts': 'reads /proc',
+  'lib/tasks/teacher_cache.ts': 'reads and writes records in place, and requires a regular file',
+};
+
+/** A complaint for each import of lib/ outside of lib/io by which a file can be opened past regular_file.ts. */
+function openingComplaints(path: string, source: string): string[] {
+  if (path.startsWith('lib/io/') || path in kOpeners) return [];
+  const names = /\b(readFile|open|createReadStream|readFileSync|openSync|opendir|opendirSync)\b/;
+  return [...source.matchAll(/^import ([^;]*?) from 'node:fs(?:\/promises)?';/gm)]
+    .filter(([, what = '']) => names.test(what) || !what.includes('{'))
+    .map(([, what]) => `${path}: lib/io opens files, found ${what}`);
+}
+
 /** Constructs that only one file of cuda/ may contain, since the emulated device has to replace or watch them. */
 const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
   ['a launch', /<<</, 'cuda/runtime/common.cuh'],
@@ -188,6 +204,15 @@ describe('layers', () => {
     );
     expect(complaints).toEqual([]);
     expect(shared.length).toBeGreaterThan(0);
+  });
+
+  it('lib/io alone opens the files that users name', () => {
+    expect(libFiles.flatMap((path) => openingComplaints(path, read(path)))).toEqual([]);
+    for (const path of Object.keys(kOpeners))
+      expect(openingComplaints('', read(path))).not.toEqual([]);
+    const bad = "import { readFile, stat } from 'node:fs/promises';\nimport fs from 'node:fs';\n";
+    expect(openingComplaints('lib/x.ts', bad)).toHaveLength(2);
+    expect(openingComplaints('lib/x.ts', "import { existsSync } from 'node:fs';\n")).toEqual([]);
   });
 
   it('cuda/ has launches, shared memory and PTX in one file each', () => {

@@ -17,6 +17,7 @@ import { type ChildOptions, type ChildResult, runProgram } from '../support/chil
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMain = 'dist/cli/main.js';
+const kGeneration = 'generation_config.json';
 const kPath = '/usr/bin:/bin';
 const isRoot = process.geteuid?.() === 0;
 
@@ -62,7 +63,7 @@ describe('a file of any kind', () => {
     });
     expect(result, result.stderr).toMatchObject({ code: 0, stopped: null, stderr: '' });
     const lines = result.stdout.trim().split('\n');
-    expect(lines.length).toBeGreaterThan(29);
+    expect(lines.length).toBeGreaterThan(30);
     for (const line of lines) {
       const said = JSON.parse(line) as Said;
       expect(['ERR_FORMAT', 'ERR_ARGUMENT'], line).toContain(said.code);
@@ -80,6 +81,10 @@ const balora = (args: string[], options: ChildOptions = {}): Promise<ChildResult
 
 const evaluate = (model: string, file = data): string[] => [
   ...['evaluate', '--model', model, '--data', file, '--prompt-template', 'none'],
+];
+
+const generate = (model: string): string[] => [
+  ...['generate', '--model', model, '--prompt', 'a', '--max-new-tokens', '1'],
 ];
 
 /** One line of a message, without a stack. */
@@ -153,6 +158,13 @@ describe('a file that may not be read', () => {
       const result = await asNobody(evaluate(model));
       expectMessage(result, new RegExp(`${name}.*(${denied.source})`));
     }
+    writeFileSync(at('model', kGeneration), '{}');
+    execFileSync('cp', ['-r', at('model'), at('closed-generation')]);
+    chmodSync(at('closed-generation', kGeneration), 0);
+    expectMessage(
+      await asNobody(generate(at('closed-generation'))),
+      new RegExp(`${kGeneration}.*${denied.source}`),
+    );
     for (const name of ['closed.jsonl', 'closed.tsv', 'closed.parquet']) {
       writeFileSync(at(name), 'x');
       chmodSync(at(name), 0);
@@ -192,6 +204,9 @@ describe('a disk that fails', () => {
         const result = await failing(name, evaluate(at('model')));
         expectMessage(result, new RegExp(`${name}: ${failed.source}`));
       }
+      writeFileSync(at('model', kGeneration), '{}');
+      const generation = await failing(kGeneration, generate(at('model')));
+      expectMessage(generation, new RegExp(`${kGeneration}: ${failed.source}`));
       writeFileSync(at('data.tsv'), 'prompt\tresponse\na\tb\n');
       expectMessage(await failing('data.tsv', evaluate(at('model'), at('data.tsv'))), failed);
       const parquet = evaluate(at('model'), 'test/fixtures/data/rows.parquet');
