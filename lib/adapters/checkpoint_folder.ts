@@ -6,13 +6,13 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import { verifyChecksums } from '../io/checksums.ts';
-import { readText } from '../io/regular_file.ts';
 import { CHECKPOINT_FILES, CHECKPOINT_FORMAT, TUNED_PREFIX } from '../io/run_folder.ts';
 import { SafetensorsFile } from '../io/safetensors.ts';
 import { baseDigest, baseSummary } from '../models/base_digest.ts';
+import { readConfigJson } from '../models/config_keys.ts';
 import type { Model } from '../models/index.ts';
 import { synchronize } from '../runtime.ts';
-import type { Tensor } from '../tensor.ts';
+import { disposeOnError, type Tensor } from '../tensor.ts';
 import type { BaseCheck } from './adapter_metadata.ts';
 import { type LoraConfig, loraConfig } from './config.ts';
 import { stateName } from './lora_module.ts';
@@ -59,7 +59,7 @@ const kState = z.looseObject({
 export async function readSavedRun(folder: string): Promise<SavedRun> {
   await verifyChecksums(folder, Object.values(CHECKPOINT_FILES));
   const path = join(folder, CHECKPOINT_FILES.state);
-  const found = kState.safeParse(JSON.parse(await readText(path)));
+  const found = kState.safeParse(await readConfigJson(path));
   if (!found.success) {
     const [issue] = found.error.issues as [z.core.$ZodIssue];
     throw new FormatError(`${path}: ${issue.path.join('.')}: ${issue.message}`, { path });
@@ -98,10 +98,22 @@ export async function readCheckpointFolder(
   const checkpoint = await readSavedRun(folder);
   const { config } = checkpoint;
   const path = join(folder, CHECKPOINT_FILES.tensors);
+  const tensors = await tunedTensors(path, device);
+  return disposeOnError(tensors.values(), () => {
+    const parts = partsOf(tensors, { config, path });
+    return { config, ...parts, path, metadata: {}, warnings: [], checkpoint };
+  });
+}
+
+/** Assigns the tensors of a checkpoint to modules. @throws FormatError for tensors that make no adapter */
+function partsOf(
+  tensors: ReadonlyMap<string, Tensor>,
+  { config, path }: { config: LoraConfig; path: string },
+): Pick<CheckpointFolder, 'modules' | 'saved' | 'firstPairs'> {
   const found = new Map<string, Map<string, Tensor>>();
   const first = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
-  for (const [name, tensor] of await tunedTensors(path, device)) {
+  for (const [name, tensor] of tensors) {
     const of = parameterOf(name, kFirst);
     const own = parameterOf(name, kTrained);
     const { module, key } = of ?? own ?? { module: '', key: '' };
@@ -118,20 +130,22 @@ export async function readCheckpointFolder(
   const firstPairs = new Map(
     Array.from(first, ([name, parts]) => [name, pairOf(name, parts, path)]),
   );
-  return { config, modules, saved, path, metadata: {}, warnings: [], checkpoint, firstPairs };
+  return { modules, saved, firstPairs };
 }
 
 /** The tensors of the tuned model in a checkpoint's file, without the optimiser's, by their names in its state. */
-async function tunedTensors(path: string, device: string | undefined): Promise<[string, Tensor][]> {
+async function tunedTensors(
+  path: string,
+  device: string | undefined,
+): Promise<ReadonlyMap<string, Tensor>> {
   const file = SafetensorsFile.open(path);
   try {
     const names = [...file.tensors.keys()].filter((name) => name.startsWith(TUNED_PREFIX));
     const options = { checkFinite: true, ...(device !== undefined && { device }) };
-    const tensors = names.map((name): [string, Tensor] => [
-      name.slice(TUNED_PREFIX.length),
-      file.read(name, options),
-    ]);
-    await synchronize();
+    const tensors = new Map(
+      names.map((name) => [name.slice(TUNED_PREFIX.length), file.read(name, options)]),
+    );
+    await disposeOnError(tensors.values(), () => synchronize());
     return tensors;
   } finally {
     file.close();

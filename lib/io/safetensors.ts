@@ -6,7 +6,7 @@ import { withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { type DType, native } from '../native.ts';
 import { synchronize } from '../runtime.ts';
-import { Tensor } from '../tensor.ts';
+import { disposeOnError, Tensor } from '../tensor.ts';
 import {
   type FileIdentity,
   infoMap,
@@ -103,7 +103,7 @@ export async function loadSafetensors(
     const tensors = Object.fromEntries(
       Array.from(file.tensors.keys(), (name) => [name, file.read(name, options)]),
     );
-    await synchronize();
+    await disposeOnError(Object.values(tensors), () => synchronize());
     return { tensors, metadata: Object.fromEntries(file.metadata) };
   } finally {
     file.close();
