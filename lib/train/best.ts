@@ -9,7 +9,7 @@ import { copiesOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { MetricName } from '../data/glue.ts';
 import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
-import type { Evaluation } from '../eval/types.ts';
+import { EVALUATION_TEXTS, type Evaluation } from '../eval/types.ts';
 import { verifyChecksums, writeChecksums } from '../io/checksums.ts';
 import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { readText } from '../io/regular_file.ts';
@@ -104,7 +104,8 @@ export class BestKeeper {
         problem = `${path} is damaged (${withoutAdvice(error)})`;
         continue;
       }
-      const note = fromJson(await readText(join(path, kNoteFile))) as Kept;
+      const text = await readText(join(path, kNoteFile));
+      const note = fromJson(text, { texts: ['metric', ...EVALUATION_TEXTS] }) as Kept;
       if (note.step.metric === this.metric && this.#isBetter(note.step.value)) this.#best = note;
     }
     return problem && `${problem}, so the best step is chosen from the other evaluations`;

@@ -237,6 +237,9 @@ describe('an evaluation that was made before the run stopped', () => {
 });
 
 it('numbers that are not finite survive in the record', () => {
-  const value = { loss: Number.NaN, best: [Number.NEGATIVE_INFINITY, 1.5], kl: null, name: 'x' };
-  expect(fromJson(toJson(value))).toEqual(value);
+  const value = {
+    ...{ loss: Number.NaN, best: [Number.NEGATIVE_INFINITY, { f1: 1.5 }], kl: null, metric: 'f1' },
+    labels: ['NaN', 'Infinity', 'x'],
+  };
+  expect(fromJson(toJson(value), { texts: ['labels'] })).toEqual(value);
 });
