@@ -39,12 +39,18 @@ export interface SavedRun {
   readonly config: LoraConfig;
 }
 
-/** The part of a state file that is read here; lib/train/checkpoint_state.ts has all of it. */
-const kState = z.looseObject({
+/** The fields of a state file that say which step of which run it is of. */
+export const RUN_STATE = {
   format: z.literal(CHECKPOINT_FORMAT),
   step: z.int().positive(),
   totalSteps: z.int().positive(),
+  /** PEFT's name for the model's task. */
   taskType: z.string().optional(),
+};
+
+/** The part of a state file that is read here; lib/train/checkpoint_state.ts has all of it. */
+const kState = z.looseObject({
+  ...RUN_STATE,
   identity: z.looseObject({
     method: z.string(),
     baseModel: z.string(),
