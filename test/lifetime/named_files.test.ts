@@ -97,6 +97,15 @@ function expectMessage(result: ChildResult, message: RegExp): void {
   expect(result.stderr).not.toMatch(/^\s+at |node:internal/m);
 }
 
+/** Waits until a process has started one of its own, as that which encodes long texts. */
+async function startOfChild(pid: number): Promise<void> {
+  for (;;) {
+    const parents = execFileSync('ps', ['-A', '-o', 'ppid='], { encoding: 'utf8' });
+    if (parents.split('\n').map(Number).includes(pid)) return;
+    await sleep(50);
+  }
+}
+
 describe('the command line', () => {
   it('refuses a pipe as data, from the shell too', async () => {
     expectMessage(
@@ -117,7 +126,7 @@ describe('the command line', () => {
       stdio: 'ignore',
     });
     const ended = once(child, 'exit');
-    await sleep(4000);
+    await startOfChild(child.pid as number);
     const asked = performance.now();
     child.kill('SIGINT');
     expect(await ended).toEqual([130, null]);
