@@ -123,12 +123,13 @@ class BlockWriter {
   BlockPlace place(const Sum& sum, int64_t row, int64_t col, int64_t rows) const {
     const TileOutput& out = sum.out;
     if (is_whole(sum, col, rows) && out.dtype == BALORA_F32) {
-      return {static_cast<float*>(out.c) + row * out.ldc + col, nullptr, out.ldc};
+      return {.data = static_cast<float*>(out.c) + row * out.ldc + col, .ld = out.ldc};
     }
     if (is_whole(sum, col, rows) && rounds_) {
-      return {nullptr, static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc};
+      return {.rounded = static_cast<bf16*>(out.c) + row * out.ldc + col, .ld = out.ldc};
     }
-    return {const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN, nullptr, kTileN};
+    return {.data = const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN,
+            .ld = kTileN};
   }
 
   // Takes note that it is there. The one before must be flushed.
