@@ -125,20 +125,26 @@ function commentsOf(source: string): { line: number; text: string[] }[] {
 }
 
 /**
- * A complaint for each comment that begins with With, What, Of or As, for each paragraph of one that ends in a line of one word
- * (a path may stand there), and for each comment line of C++ that is longer than clang-format allows code to be.
+ * A complaint for each paragraph of a comment that begins with With, What, Of or As, or has a line that begins a sentence with What or
+ * Of; for each paragraph that ends in a line of one word (a path may stand there), and for each comment line of C++ that is longer
+ * than clang-format allows code to be.
  */
 function commentComplaints(path: string, source: string): string[] {
   const complaints = commentsOf(source).flatMap(({ line, text }) => {
-    const first = /^(With|What|Of|As)\b/.exec(text.find((words) => words !== '') ?? '');
+    const first = text.flatMap((words, i) => {
+      const before = text[i - 1] ?? '';
+      const begins = before === '' || before.startsWith('----') ? 'With|What|Of|As' : 'What|Of';
+      if (begins === 'What|Of' && !/[.:]$/.test(before)) return [];
+      const [found] = new RegExp(`^(${begins})\\b`).exec(words) ?? [];
+      return found === undefined ? [] : [`begins with "${found}"`];
+    });
     const single = text.flatMap((words, i) => {
       const ends = (text[i + 1] ?? '') === '' && text[i - 1]?.includes(' ');
       return ends && /^[^\s/]*[a-z][^\s/]*$/i.test(words)
         ? [`"${words}" has a line of its own`]
         : [];
     });
-    const all = [...(first ? [`begins with "${first[0]}"`] : []), ...single];
-    return all.map((complaint) => `${path}:${line}: ${complaint}`);
+    return [...first, ...single].map((complaint) => `${path}:${line}: ${complaint}`);
   });
   const long = /\.(h|cc|cu|cuh)$/.test(path) ? (source.match(/^\s*\/\/.{99,}$/gm) ?? []) : [];
   return [...complaints, ...long.map((line) => `${path}: longer than 100: ${line.trim()}`)];
@@ -372,10 +378,18 @@ describe('style', () => {
         filesBelow(`test/${folder}`, /\.(h|cc|cu)$/),
       ),
       ...filesBelow('scripts', /\.mjs$/),
+      ...filesBelow('test', /\.ts$/),
     ];
     const all = [...sources, ...others];
     expect(all.flatMap((path) => commentComplaints(path, read(path)))).toEqual([]);
-    const bad = ['// Of a row.', '/** What it is. */', '// x y\n// z.', '/**\n * x y\n * z.\n */'];
+    const bad = [
+      ...['// Of a row.', '/** What it is. */', '// x y\n// z.', '/**\n * x y\n * z.\n */'],
+      ...[
+        '// A row.\n// Of two.',
+        '/**\n * A row.\n *\n * As two.\n */',
+        '// ---- rows ----\n// With x.',
+      ],
+    ];
     for (const text of bad) expect(commentComplaints('x.ts', `${text}\n`), text).toHaveLength(1);
     const good = ['// A row of\n// (x/y.h).', '// Often\n//   x = y\n// as well', '// ---- What'];
     for (const text of good) expect(commentComplaints('x.cc', `${text}\n`), text).toEqual([]);

@@ -1,4 +1,4 @@
-// What sessions have in common: the forwards of a call are enqueued together, and leave nothing behind when one of them fails.
+// The part that sessions have in common: the forwards of a call are enqueued together, and leave nothing behind when one fails.
 import { expect, it } from 'vitest';
 import { logitRows } from '../../lib/generate/session.ts';
 import { memoryStats } from '../../lib/runtime.ts';
