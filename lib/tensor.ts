@@ -406,6 +406,19 @@ export function unscoped<T>(body: () => T): T {
   }
 }
 
+/** Waits for `work`, which uses these tensors or passes them on, and disposes of them if it fails. */
+export async function disposeOnError<T>(
+  tensors: Iterable<Tensor>,
+  work: () => T | Promise<T>,
+): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    for (const tensor of tensors) tensor.dispose();
+    throw error;
+  }
+}
+
 /** Runs `body` without recording ops for backward(). */
 export function noGrad<T>(body: () => T): T {
   return withGrad(false, body);

@@ -141,11 +141,11 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     const active = this.#active;
     const { shared } = adapter;
     const [enabled, pass, dropsInputs] = [shared.enabled, shared.pass, this.model.dropsInputs];
-    if (adapter !== active) active.detach();
-    adapter.attach();
-    shared.pass = null;
-    this.model.dropsInputs = false;
     try {
+      if (adapter !== active) active.detach();
+      adapter.attach();
+      shared.pass = null;
+      this.model.dropsInputs = false;
       return body();
     } finally {
       shared.pass = pass;

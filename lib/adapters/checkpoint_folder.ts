@@ -11,7 +11,7 @@ import { SafetensorsFile } from '../io/safetensors.ts';
 import { baseDigest, baseSummary } from '../models/base_digest.ts';
 import type { Model } from '../models/index.ts';
 import { synchronize } from '../runtime.ts';
-import type { Tensor } from '../tensor.ts';
+import { disposeOnError, type Tensor } from '../tensor.ts';
 import type { BaseCheck } from './adapter_metadata.ts';
 import { type LoraConfig, loraConfig } from './config.ts';
 import { stateName } from './lora_module.ts';
@@ -38,12 +38,18 @@ export interface SavedRun {
   readonly config: LoraConfig;
 }
 
-/** The part of a state file that is read here; lib/train/checkpoint_state.ts has all of it. */
-const kState = z.looseObject({
+/** The fields of a state file that say which step of which run it is of. */
+export const RUN_STATE = {
   format: z.literal(CHECKPOINT_FORMAT),
   step: z.int().positive(),
   totalSteps: z.int().positive(),
+  /** PEFT's name for the model's task. */
   taskType: z.string().optional(),
+};
+
+/** The part of a state file that is read here; lib/train/checkpoint_state.ts has all of it. */
+const kState = z.looseObject({
+  ...RUN_STATE,
   identity: z.looseObject({
     method: z.string(),
     baseModel: z.string(),
@@ -113,10 +119,22 @@ export async function readCheckpointFolder(
   const checkpoint = await savedRunOf(checked);
   const { config } = checkpoint;
   const path = join(folder, CHECKPOINT_FILES.tensors);
+  const tensors = await tunedTensors(checked, device);
+  return disposeOnError(tensors.values(), () => {
+    const parts = partsOf(tensors, { config, path });
+    return { config, ...parts, path, metadata: {}, warnings: [], checkpoint };
+  });
+}
+
+/** Assigns the tensors of a checkpoint to modules. @throws FormatError for tensors that make no adapter */
+function partsOf(
+  tensors: ReadonlyMap<string, Tensor>,
+  { config, path }: { config: LoraConfig; path: string },
+): Pick<CheckpointFolder, 'modules' | 'saved' | 'firstPairs'> {
   const found = new Map<string, Map<string, Tensor>>();
   const first = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
-  for (const [name, tensor] of await tunedTensors(checked, device)) {
+  for (const [name, tensor] of tensors) {
     const of = parameterOf(name, kFirst);
     const own = parameterOf(name, kTrained);
     const { module, key } = of ?? own ?? { module: '', key: '' };
@@ -133,23 +151,22 @@ export async function readCheckpointFolder(
   const firstPairs = new Map(
     Array.from(first, ([name, parts]) => [name, pairOf(name, parts, path)]),
   );
-  return { config, modules, saved, path, metadata: {}, warnings: [], checkpoint, firstPairs };
+  return { modules, saved, firstPairs };
 }
 
 /** The tensors of the tuned model in a checkpoint's file, without the optimiser's, by their names in its state. */
 async function tunedTensors(
   checked: CheckedFolder,
   device: string | undefined,
-): Promise<[string, Tensor][]> {
+): Promise<ReadonlyMap<string, Tensor>> {
   const file = await checked.openTensors(CHECKPOINT_FILES.tensors);
   try {
     const names = [...file.tensors.keys()].filter((name) => name.startsWith(TUNED_PREFIX));
     const options = { checkFinite: true, ...(device !== undefined && { device }) };
-    const tensors = names.map((name): [string, Tensor] => [
-      name.slice(TUNED_PREFIX.length),
-      file.read(name, options),
-    ]);
-    await synchronize();
+    const tensors = new Map(
+      names.map((name) => [name.slice(TUNED_PREFIX.length), file.read(name, options)]),
+    );
+    await disposeOnError(tensors.values(), () => synchronize());
     return tensors;
   } finally {
     file.close();

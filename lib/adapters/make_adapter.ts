@@ -180,14 +180,43 @@ async function freshModule(
 export async function readAdapter(
   model: Model,
   folder: string,
-  given: LoadOptions,
+  options: LoadOptions,
 ): Promise<Adapter> {
   checkArgument('AdapterModel', 'the folder', kCall.path, folder);
-  checkCall('AdapterModel', given, kLoadTable);
-  const { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options } = given;
-  const { method = null, allowOtherBase = false } = options;
+  checkCall('AdapterModel', options, kLoadTable);
+  const { method = null } = options;
   if (method !== null) settingsOf(method, {});
   const read = await readAdapterFolder(folder, { ...options, device: model.device });
+  const made: Disposable[] = [];
+  try {
+    return await adapterOf(model, read, { ...options, folder, made });
+  } catch (error) {
+    for (const each of made) each.dispose();
+    throw error;
+  } finally {
+    disposeRead(read);
+  }
+}
+
+/** An owner of tensors. */
+interface Disposable {
+  dispose(): void;
+}
+
+/** Options of {@link adapterOf}. */
+interface ReadOptions extends LoadOptions {
+  readonly folder: string;
+  /** Receives what the adapter will own, for the caller to dispose of after an error. */
+  readonly made: Disposable[];
+}
+
+/** Makes the adapter that was read from a folder; the tensors that were read are the caller's. */
+async function adapterOf(
+  model: Model,
+  read: AdapterFolder,
+  { folder, made, seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: ReadOptions,
+): Promise<Adapter> {
+  const { method = null, allowOtherBase = false } = options;
   const { config, modules: found, saved: values, path, checkpoint } = read;
   const { initLoraWeights: init } = config;
   // First pairs that a checkpoint holds are not computed again.
@@ -200,17 +229,14 @@ export async function readAdapter(
   }
   const variant = variantOf(config);
   // Another start than a plain one is computed from whatever base there is, and a warning says so.
-  const otherBase = await warningsOfBase(model, read, { folder, allowOtherBase, plain }).catch(
-    (error: unknown) => {
-      disposeRead(read);
-      throw error;
-    },
-  );
+  const otherBase = await warningsOfBase(model, read, { folder, allowOtherBase, plain });
   const isPeft = checkpoint === undefined;
   const initial = plain && isPeft ? await initialOf(folder, read, model.device) : null;
+  if (initial !== null) made.push({ dispose: () => disposeRead(initial) });
   freezeBase(model);
   const names = config.modulesToSave ?? (values.size > 0 ? CLASSIFIER_MODULES : null);
   const saved = names && new SavedModules(model, names, { tensors: values, path });
+  if (saved !== null) made.push(saved);
   for (const tensor of values.values()) tensor.dispose();
   const linears = linearsOf(model);
   const settings = moduleSettings(config);
@@ -239,11 +265,12 @@ export async function readAdapter(
       const isChange =
         variant.pairIsChange && frozen === null && (await isSmallSum(pair, linear, scale));
       const parts = { name, linear, pair, frozen, teacher, isChange, scale, alpha, variant };
-      modules.push(new LoraModule({ ...parts, parameters }, shared));
+      const module = new LoraModule({ ...parts, parameters }, shared);
+      modules.push(module);
+      made.push(module);
     }
     await synchronize();
   }
-  disposeFirst(read);
   const missing = missingWarning(
     config,
     linears.filter(({ name }) => !found.has(name) && !isSaved(name, names)),
@@ -338,16 +365,13 @@ function frozenCopy(given: LowRankPair, linear: Linear): LowRankPair {
   return pair;
 }
 
-function disposeFirst(read: AdapterFolder): void {
-  if (read.checkpoint === undefined) return;
-  for (const { a, b } of read.firstPairs.values()) for (const tensor of [a, b]) tensor.dispose();
-}
-
-function disposeRead({ modules, saved }: PeftFolder): void {
-  for (const { pair, parameters } of modules.values()) {
+function disposeRead(read: AdapterFolder): void {
+  for (const { pair, parameters } of read.modules.values()) {
     for (const tensor of [pair.a, pair.b, ...parameters.values()]) tensor.dispose();
   }
-  for (const tensor of saved.values()) tensor.dispose();
+  for (const tensor of read.saved.values()) tensor.dispose();
+  if (read.checkpoint === undefined) return;
+  for (const { a, b } of read.firstPairs.values()) for (const tensor of [a, b]) tensor.dispose();
 }
 
 function sharedState({ loraDropout: dropout }: LoraConfig, seed: number): AdapterState {

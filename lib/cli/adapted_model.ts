@@ -12,20 +12,13 @@ import { folderNames } from '../train/output.ts';
 import { adapterOptions, loadOptions, showWarnings } from './load.ts';
 import type { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
-import { kModelOptions } from './train_options.ts';
+import { adapterOption, kModelOptions } from './train_options.ts';
 
 /** The options of these commands, with the help of `output`. */
 export function adaptedOptions(output: string) {
   return {
     ...kModelOptions,
-    ...group('Model and data', {
-      adapter: filePath({
-        placeholder: 'folder',
-        help: 'the adapter: a PEFT folder, or a checkpoint of a run',
-        required: true,
-        aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
-      }),
-    }),
+    ...group('Model and data', { adapter: adapterOption('the adapter', { required: true }) }),
     ...group('Output', {
       output: filePath({
         placeholder: 'folder',

@@ -50,7 +50,7 @@ async function generateText(
   const progress = new Progress(context.stderr);
   if (settings.threads !== undefined) setNumThreads(settings.threads);
   const { model, tokenizer } = await cliTaskOf(settings).loadBase(settings.model as string, {
-    ...{ adapter: '', progress },
+    progress,
     ...loadOptions(settings, progress),
   });
   progress.clear();

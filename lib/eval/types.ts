@@ -32,6 +32,9 @@ export function checkEvaluation(batches: unknown, options: EvaluateOptions): voi
 /** The result of an evaluation, for any task. */
 export type Evaluation = EvaluationResult | ClassifierEvaluation;
 
+/** The fields of an {@link Evaluation} that are texts. */
+export const EVALUATION_TEXTS: readonly string[] = ['problemType'];
+
 /** The result of evaluating a language model on the supervised tokens of the data. */
 export interface EvaluationResult {
   /** Mean cross-entropy of the supervised tokens, in nats. */

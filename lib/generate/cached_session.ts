@@ -3,7 +3,7 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { CausalLM, KvCache, type Model, Seq2SeqLM } from '../models/index.ts';
 import { batchInvariant } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
-import type { DecodeSession, Prefilled, SessionOptions } from './session.ts';
+import { type DecodeSession, logitRows, type Prefilled, type SessionOptions } from './session.ts';
 
 /** Most tokens of prompts that one forward takes, unless a single prompt is longer: its activations are memory, too. */
 const kPrefillRows = 4096;
@@ -97,13 +97,7 @@ export class CachedSession implements DecodeSession {
 
   /** Enqueues forwards within the call, and reads their logits. */
   async #forwardAll(parts: readonly (readonly Continuation[])[]): Promise<readonly Float32Array[]> {
-    const logits = this.#options.run(() => parts.map((part) => this.#forward(part)));
-    try {
-      const read = await Promise.all(logits.map((part) => rowsOf(part)));
-      return read.flat();
-    } finally {
-      for (const part of logits) part.dispose();
-    }
+    return logitRows(this.#options.run, parts, (part) => this.#forward(part));
   }
 
   /** Logits (B,V) after the new tokens. */
@@ -140,12 +134,4 @@ function batches(prompts: readonly Continuation[]): readonly (readonly Continuat
     }
   }
   return parts;
-}
-
-/** The rows of logits (B,V) as numbers in float32. */
-async function rowsOf(logits: Tensor): Promise<Float32Array[]> {
-  const [count, width] = logits.shape as [number, number];
-  const data = await logits.data();
-  const all = data instanceof Float32Array ? data : Float32Array.from(data as Float64Array);
-  return Array.from({ length: count }, (_, b) => all.subarray(b * width, (b + 1) * width));
 }

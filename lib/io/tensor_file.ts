@@ -1,6 +1,6 @@
 /** The interface of every weight file: its tensors by name, read one at a time, and the metadata beside them. */
 import { synchronize } from '../runtime.ts';
-import type { DType, Tensor } from '../tensor.ts';
+import { type DType, disposeOnError, type Tensor } from '../tensor.ts';
 
 /** A tensor as the header describes it; nothing of its data has been read. */
 export interface TensorInfo {
@@ -61,6 +61,6 @@ export async function readAll(
   const tensors = Object.fromEntries(
     Array.from(file.tensors.keys(), (name) => [name, file.read(name, options)]),
   );
-  await synchronize();
+  await disposeOnError(Object.values(tensors), () => synchronize());
   return tensors;
 }

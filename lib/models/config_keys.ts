@@ -94,20 +94,27 @@ export function configError(path: string, message: string): FormatError {
   });
 }
 
-/** Reads a config.json. @throws FormatError if it cannot be opened or is no object, NativeError if the disk fails */
-export async function readConfigJson(path: string): Promise<Record<string, unknown>> {
+/**
+ * Reads a file of one JSON object, as config.json.
+ * @param options advice: how to mend a file that is no such object, as the end of the message
+ * @throws FormatError if it cannot be opened, is too large or is no object, NativeError if the disk fails
+ */
+export async function readConfigJson(
+  path: string,
+  { advice }: { advice?: string } = {},
+): Promise<Record<string, unknown>> {
+  const options = { path, ...(advice !== undefined && { advice }) };
   const text = await readText(path, { limit: kMaxConfigBytes });
   let json: unknown;
   try {
     json = JSON.parse(text);
   } catch (error) {
     throw new FormatError(`${path}: is not JSON: ${(error as Error).message}`, {
-      path,
-      cause: error,
+      ...{ ...options, cause: error },
     });
   }
   if (json === null || typeof json !== 'object' || Array.isArray(json)) {
-    throw new FormatError(`${path}: must hold a JSON object`, { path });
+    throw new FormatError(`${path}: must hold a JSON object`, options);
   }
   return json as Record<string, unknown>;
 }

@@ -308,13 +308,15 @@ export class RopeCache {
     }
     const { positions, lengths } = cached;
     const rows = positions.map((_, row) => row);
+    const ofLength = new Map<number, Float64Array>();
+    for (const length of new Set(lengths)) ofLength.set(length, ropeFrequencies(config, length));
     return {
       ...rotations(
         { config, dtype: this.dtype },
-        (row) => {
-          const frequencies = ropeFrequencies(config, lengths[row] as number);
-          return { position: positions[row] as number, frequencies };
-        },
+        (row) => ({
+          position: positions[row] as number,
+          frequencies: ofLength.get(lengths[row] as number) as Float64Array,
+        }),
         rows.length,
       ),
       rows: tensor(rows),
@@ -349,15 +351,17 @@ function rotations(
 ): RopeTables {
   const half = config.dim / 2;
   const scale = config.type === 'yarn' ? config.attentionFactor : 1;
-  const table = (f: (angle: number) => number): Tensor => {
-    const values = dtype === 'f64' ? new Float64Array(rows * half) : new Float32Array(rows * half);
-    for (let row = 0; row < rows; ++row) {
-      const { position, frequencies } = at(row);
-      for (let i = 0; i < half; ++i) {
-        values[row * half + i] = scale * f(position * (frequencies[i] as number));
-      }
+  const table = () =>
+    dtype === 'f64' ? new Float64Array(rows * half) : new Float32Array(rows * half);
+  const [cos, sin] = [table(), table()];
+  for (let row = 0; row < rows; ++row) {
+    const { position, frequencies } = at(row);
+    for (let i = 0; i < half; ++i) {
+      const angle = position * (frequencies[i] as number);
+      cos[row * half + i] = scale * Math.cos(angle);
+      sin[row * half + i] = scale * Math.sin(angle);
     }
-    return tensor(values, { shape: [rows, half] });
-  };
-  return { cos: table(Math.cos), sin: table(Math.sin) };
+  }
+  const shape = [rows, half];
+  return { cos: tensor(cos, { shape }), sin: tensor(sin, { shape }) };
 }

@@ -10,7 +10,7 @@ import { copiesOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { MetricName } from '../data/glue.ts';
 import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
-import type { Evaluation } from '../eval/types.ts';
+import { EVALUATION_TEXTS, type Evaluation } from '../eval/types.ts';
 import { CheckedFolder, writeChecksums } from '../io/checksums.ts';
 import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { listSteps, stepFolder } from '../io/run_folder.ts';
@@ -83,7 +83,9 @@ const kKept = z.looseObject({
 /** Reads the record of the best step; null for anything else. */
 function keptOf(text: string): Kept | null {
   try {
-    return kKept.parse(fromJson(text)) as unknown as Kept;
+    return kKept.parse(
+      fromJson(text, { texts: ['metric', ...EVALUATION_TEXTS] }),
+    ) as unknown as Kept;
   } catch {
     return null;
   }

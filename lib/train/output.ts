@@ -169,7 +169,7 @@ async function removeIfEmpty(folder: string): Promise<void> {
   }
 }
 
-/** Writes what is this run's: of the result files those that are free, so that what is there is never taken for its own. */
+/** Writes which result files are this run's: those that are free, so that what is there is never taken for its own. */
 async function writeManifest(path: string): Promise<void> {
   const isFree = await Promise.all(
     kResultFiles.map((name) =>
@@ -179,7 +179,7 @@ async function writeManifest(path: string): Promise<void> {
       ),
     ),
   );
-  const own = [...kResultFiles.filter((_, i) => isFree[i]), ...kRecordFiles];
+  const own = kResultFiles.filter((_, i) => isFree[i]);
   const manifest = join(path, RUN, RUN_FILES.manifest);
   await writeFileAtomic(manifest, `${JSON.stringify(own, null, 2)}\n`);
 }

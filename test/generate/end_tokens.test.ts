@@ -53,6 +53,17 @@ describe('endTokens', () => {
     expect(await endTokens(model, undefined)).toEqual([2]);
   });
 
+  it('of a model made in memory are not those of a file in the working directory', async () => {
+    const before = process.cwd();
+    process.chdir(modelWith({}, '{"eos_token_id": 1}').folder);
+    try {
+      const model = { folder: '', configJson: () => ({ eos_token_id: 2 }) } as unknown as Model;
+      expect(await endTokens(model, undefined)).toEqual([2]);
+    } finally {
+      process.chdir(before);
+    }
+  });
+
   it.each(['{', '[1]', '3', '{"eos_token_id": "2"}', '{"eos_token_id": [1.5]}'])(
     'cannot come from a damaged file: %s',
     async (generation) => {

@@ -59,7 +59,12 @@ struct Setup {
 
   int32_t run(const KernelTable& table, Context* ctx, const DeviceTest::ViewOf& view) const {
     const View* const chunks[] = {view(first_chunk), view(second_chunk)};
-    const balora_kv_cache cache{chunks, 2, 1, view(lengths), view(tables), view(first)};
+    const balora_kv_cache cache{.chunks = chunks,
+                                .chunk_count = 2,
+                                .layer = 1,
+                                .lengths = view(lengths),
+                                .tables = view(tables),
+                                .first_blocks = view(first)};
     View keys = *view(v);
     keys.data = view(k)->data, keys.stride[0] = c.kv_heads * c.size + 3;
     int32_t status = 0;

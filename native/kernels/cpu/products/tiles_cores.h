@@ -56,9 +56,9 @@ BF16_TARGET BALORA_INLINE void prefetch_half(const bf16* b) {
 
 // Where a block of sums goes: 32 x 32, rows ld apart, in f32 or, from a core that rounds, in bf16.
 struct BlockPlace {
-  float* data;
-  bf16* rounded;  // null: data
-  int64_t ld;
+  float* data = nullptr;
+  bf16* rounded = nullptr;  // null: data
+  int64_t ld = 0;
 };
 
 constexpr int64_t kInPlaceRows = 16;  // of A, one tile: more are multiplied by packed operands

@@ -1,4 +1,4 @@
-// tiles_job.h.
+// Terms as a walk reads them: ragged edges copied and filled up with zeros, rows and panels packed.
 #include "kernels/cpu/products/tiles_job.h"
 
 #include <algorithm>

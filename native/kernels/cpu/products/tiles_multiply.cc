@@ -123,12 +123,13 @@ class BlockWriter {
   BlockPlace place(const Sum& sum, int64_t row, int64_t col, int64_t rows) const {
     const TileOutput& out = sum.out;
     if (is_whole(sum, col, rows) && out.dtype == BALORA_F32) {
-      return {static_cast<float*>(out.c) + row * out.ldc + col, nullptr, out.ldc};
+      return {.data = static_cast<float*>(out.c) + row * out.ldc + col, .ld = out.ldc};
     }
     if (is_whole(sum, col, rows) && rounds_) {
-      return {nullptr, static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc};
+      return {.rounded = static_cast<bf16*>(out.c) + row * out.ldc + col, .ld = out.ldc};
     }
-    return {const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN, nullptr, kTileN};
+    return {.data = const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN,
+            .ld = kTileN};
   }
 
   // Takes note that it is there. The one before must be flushed.
@@ -319,8 +320,9 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
     run(job, 0, 1, 0, 0, nullptr);
     job.projections.clear();
   }
-  const bool by_rows =
-      !job.projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
+  // A single panel is not divided; what it multiplies in place must stay unpacked.
+  const bool by_rows = rows > 1 && (!job.projections.empty() ||
+                                    evenness(rows, threads) + 0.02 >= evenness(items, threads));
   if (by_rows && threads > kMostPackers) pack_all(ctx, job);
   const int64_t size = largest_packing(job);
   bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
