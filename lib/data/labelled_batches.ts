@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
 import { type CallTable, kCall, wholeNumber } from '../options/call.ts';
+import { labelTable } from '../options/labels.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { concatenate, type Segments } from './collate.ts';
 import {
@@ -28,7 +29,6 @@ import {
 import {
   type LabelOptions,
   type LabelScheme,
-  labelTable,
   parseLabel,
   rawLabel,
   resolveScheme,

@@ -1,6 +1,6 @@
 /** Labels of rows: a class by id or name, a number, or D yes-or-no values. Options that are not given are inferred from the data. */
 import { ArgumentError } from '../errors.ts';
-import { type CallTable, kCall, oneOf, orNull, wholeNumber } from '../options/call.ts';
+import { kMaxLabels } from '../options/labels.ts';
 import { shown } from '../shown.ts';
 
 /** The meaning of a head's outputs: `problem_type` in config.json. */
@@ -21,13 +21,6 @@ export interface LabelOptions {
    */
   labelNames?: readonly string[] | null;
 }
-
-/** What each option must be. */
-export const labelTable: CallTable<LabelOptions> = {
-  problemType: oneOf(['single_label_classification', 'regression', 'multi_label_classification']),
-  numLabels: wholeNumber({ least: 1 }),
-  labelNames: orNull(kCall.texts),
-};
 
 /** Options of the labels, with the class names that a task's ids stand for. */
 export interface TaskLabelOptions extends LabelOptions {
@@ -74,7 +67,8 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
     );
   }
   if (problemType === 'regression') {
-    return { problemType, numLabels: numLabels ?? listLength(values[0]) ?? 1, names: null };
+    const count = checkedCount(numLabels ?? listLength(values[0]) ?? 1);
+    return { problemType, numLabels: count, names: null };
   }
   const names = labelNames ?? foundNames(values);
   if (numLabels !== undefined && names !== null && names.length !== numLabels) {
@@ -82,7 +76,7 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
       `labels: the data names ${names.length} classes (${names.slice(0, 8).join(', ')}), numLabels is ${numLabels}; give the names of all labels as labelNames`,
     );
   }
-  const count = numLabels ?? names?.length ?? countIds(values, problemType);
+  const count = checkedCount(numLabels ?? names?.length ?? countIds(values, problemType));
   const least = problemType === 'single_label_classification' ? 2 : 1;
   if (count < least) {
     throw new ArgumentError(
@@ -92,6 +86,14 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
   const ids = taskNames && names ? indicesIn(taskNames, names) : null;
   const moved = ids?.some((place, id) => place !== id) ? { ids } : {};
   return { problemType, numLabels: count, names, ...moved };
+}
+
+/** @throws ArgumentError for more labels than a head can have, as a number that is no label would ask for */
+function checkedCount(count: number): number {
+  if (count <= kMaxLabels) return count;
+  throw new ArgumentError(
+    `labels: the data ask for ${count} labels, and a head has at most ${kMaxLabels}; check that the field is the label's`,
+  );
 }
 
 /** The index of a name in a list; case is ignored if there is no exact match and only one match without case. -1 if there is none. */

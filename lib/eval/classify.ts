@@ -3,9 +3,12 @@ import type { LabelledBatch } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
 import { nluTaskLoss } from '../losses/logits_loss.ts';
 import type { SequenceClassifier } from '../models/index.ts';
+import { withMethods } from '../options/call.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import { classificationMetrics, multiLabelMetrics, regressionMetrics } from './metrics.ts';
 import { type ClassifierEvaluation, checkEvaluation, type EvaluateOptions } from './types.ts';
+
+const kClassifier = withMethods('a classifier', 'outputs', 'forward');
 
 /** The inputs of a model's forward pass for a batch: with token types if the model reads them. */
 export function modelBatch(model: SequenceClassifier, batch: LabelledBatch) {
@@ -38,7 +41,7 @@ export async function evaluateClassifier(
   batches: AsyncIterable<LabelledBatch> | Iterable<LabelledBatch>,
   options: EvaluateOptions = {},
 ): Promise<ClassifierEvaluation> {
-  checkEvaluation(batches, options);
+  checkEvaluation({ model, kind: kClassifier, batches }, options);
   const { signal, onProgress } = options;
   const begun = performance.now();
   const rows: { index: number; label: number[]; prediction: number[] }[] = [];

@@ -10,6 +10,7 @@ import { EffectiveRank, evaluationRows, HeadGram } from '../losses/fused.ts';
 import { selectRows } from '../losses/positions.ts';
 import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
 import { kHeadTermCount } from '../ops/head_terms.ts';
+import { withMethods } from '../options/call.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import {
   checkEvaluation,
@@ -34,6 +35,8 @@ type AnyBatch = Batch | Seq2SeqExamples;
 
 export type { EvaluateOptions } from './types.ts';
 
+const kTuned = withMethods('an AdapterModel or a FullModel', 'withTeacher');
+
 /** Sums over the supervised rows. */
 interface Totals {
   loss: number;
@@ -53,7 +56,7 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
   batches: AsyncIterable<EvaluatedBatch<M>> | Iterable<EvaluatedBatch<M>>,
   options: EvaluateOptions = {},
 ): Promise<EvaluationResult> {
-  checkEvaluation(batches, options);
+  checkEvaluation({ model: tuned, kind: kTuned, batches }, options);
   const begun = performance.now();
   const withKl = options.kl ?? tuned.hasTeacher;
   const totals: Totals = { loss: 0, kl: 0, entropy: 0, tokens: 0, supervised: 0, examples: [] };

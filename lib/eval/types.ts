@@ -1,6 +1,6 @@
 /** Results of an evaluation. */
 import type { LabelKind } from '../data/labels.ts';
-import { type CallTable, checkArgument, checkCall, kCall } from '../options/call.ts';
+import { type CallKind, type CallTable, checkArgument, checkCall, kCall } from '../options/call.ts';
 import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from './metrics.ts';
 
 /** Options of an evaluation. */
@@ -21,10 +21,15 @@ const kTable: CallTable<EvaluateOptions> = {
 };
 
 /**
- * Checks the arguments of an evaluation beside the model.
+ * Checks the arguments of an evaluation.
+ * @param kind what the model must be
  * @throws ArgumentError naming the argument or the option
  */
-export function checkEvaluation(batches: unknown, options: EvaluateOptions): void {
+export function checkEvaluation(
+  { model, kind, batches }: { model: unknown; kind: CallKind; batches: unknown },
+  options: EvaluateOptions,
+): void {
+  checkArgument('evaluate', 'the model', kind, model);
   checkArgument('evaluate', 'the data', kCall.batches, batches);
   checkCall('evaluate', options, kTable);
 }

@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { resolveModel } from '../io/hub.ts';
 import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
+import { labelTable } from '../options/labels.ts';
 import {
   buildOn,
   configTable,
@@ -28,7 +29,6 @@ import {
   type HeadOrigin,
   type LabelOptions,
   labelNamesOf,
-  labelTable,
   resolveLabels,
   type SequenceClassifier,
 } from './sequence_classifier.ts';

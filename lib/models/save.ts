@@ -8,11 +8,18 @@ import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { readBytes } from '../io/regular_file.ts';
 import { Conv1D } from '../nn/index.ts';
 import { abs, contiguous, max, transpose } from '../ops/index.ts';
-import { type CallTable, checkArgument, checkCall, kCall, oneOf } from '../options/call.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  instanceOf,
+  kCall,
+  oneOf,
+} from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
 import { shown } from '../shown.ts';
 import { noGrad, scope, Tensor } from '../tensor.ts';
-import { DTYPE_NAMES, type Model } from './model.ts';
+import { DTYPE_NAMES, Model } from './model.ts';
 
 /** Options of {@link saveModel}. */
 export interface SaveModelOptions {
@@ -30,6 +37,7 @@ export type SavedDType = 'f32' | 'bf16' | 'f16' | 'f64';
 
 /** The types in which weights are written, and what the options must be. */
 export const kSavedDType = oneOf(['f32', 'bf16', 'f16', 'f64']);
+const kModel = instanceOf(Model, 'a model');
 const kTable: CallTable<SaveModelOptions> = { dtype: kSavedDType, replace: kCall.function };
 
 /**
@@ -42,6 +50,7 @@ export async function saveModel(
   folder: string,
   options: SaveModelOptions = {},
 ): Promise<void> {
+  checkArgument('saveModel', 'the model', kModel, model);
   checkArgument('saveModel', 'the folder', kCall.path, folder);
   checkCall('saveModel', options, kTable);
   const { dtype, replace } = options;

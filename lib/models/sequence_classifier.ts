@@ -4,7 +4,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { indexSelect } from '../ops/index.ts';
-import { type CallTable, kCall, oneOf, orNull, wholeNumber } from '../options/call.ts';
+import { kMaxLabels } from '../options/labels.ts';
 import { shown } from '../shown.ts';
 import { scope, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
@@ -171,13 +171,6 @@ export interface LabelOptions {
   problemType?: ProblemType;
 }
 
-/** What each option must be. */
-export const labelTable: CallTable<LabelOptions> = {
-  numLabels: wholeNumber({ least: 1 }),
-  labelNames: orNull(kCall.texts),
-  problemType: oneOf(kProblemTypes),
-};
-
 /**
  * Determines the labels of a head from the caller's options, the head in the checkpoint and the configuration, in
  * this order of precedence.
@@ -244,9 +237,6 @@ function resolveProblem(
   }
   return stated as ProblemType;
 }
-
-/** More than any task has. Each label of a new head has a row of weights, and a name where it is saved. */
-const kMaxLabels = 2 ** 20;
 
 function labelCountOf(json: Readonly<Record<string, unknown>>): number | undefined {
   const { id2label, num_labels } = json;

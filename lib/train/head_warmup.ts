@@ -78,6 +78,7 @@ export async function warmUpHead(
   data: BatchSource<LabelledBatch>,
   options: HeadWarmUpOptions = {},
 ): Promise<HeadWarmUp> {
+  checkArgument('warmUpHead', 'the model', kClassifier, model);
   checkArgument('warmUpHead', 'the data', kBatchSource, data);
   checkCall('warmUpHead', options, kTable);
   const settings = withDefaults(options);
@@ -89,6 +90,7 @@ export async function warmUpHead(
   }
 }
 
+const kClassifier = withMethods('a classifier', 'headInputsOf', 'namedModules');
 /** Data of which each epoch is made of micro-batches. */
 const kBatchSource = withMethods('a source of micro-batches, such as LabelledBatches', 'batches');
 

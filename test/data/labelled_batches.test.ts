@@ -488,6 +488,18 @@ describe('bad input names file, line and field', () => {
       /maxLength must be above 2, .* got 2/,
     ],
     [
+      'a label of another field, which counts from 0',
+      'text\tlabel\na\t0\nb\t2147483646\n',
+      {},
+      /labels: the data ask for 2147483647 labels, and a head has at most 1048576; check that/,
+    ],
+    [
+      'more labels than a head has',
+      'text\tlabel\na\t0\n',
+      { numLabels: 2 ** 31 },
+      /numLabels must be a whole number >= 1 and <= 1048576, got 2147483648/,
+    ],
+    [
       'a batch size',
       'text\tlabel\na\t0\n',
       { batchSize: 0 },

@@ -248,6 +248,14 @@ it('arguments beside the options are checked, too', async () => {
   await expect(evaluate(tuned, data as never)).rejects.toThrow(
     /the data must be micro-batches, such/,
   );
+  for (const call of [
+    () => evaluate({} as never, []),
+    () => evaluateClassifier(5 as never, []),
+    () => warmUpHead(null as never, { batches: () => [] } as never),
+    () => saveModel({} as never, 'x'),
+  ]) {
+    await expect(call()).rejects.toThrow(/the model must be a/);
+  }
   await expect(AdapterModel.create({} as never)).rejects.toThrow(/the model must be a model, such/);
   await expect(openRows(5 as never)).rejects.toThrow(/the file must be a path, got 5/);
   expect(() => new Trainer(null as never)).toThrow(/the options must be an object, got null/);
