@@ -187,7 +187,7 @@ export async function readAdapter(
   const { method = null } = options;
   if (method !== null) settingsOf(method, {});
   const read = await readAdapterFolder(folder, { ...options, device: model.device });
-  const made: Disposable[] = [];
+  const made: TensorOwner[] = [];
   try {
     return await adapterOf(model, read, { ...options, folder, made });
   } catch (error) {
@@ -199,7 +199,7 @@ export async function readAdapter(
 }
 
 /** An owner of tensors. */
-interface Disposable {
+interface TensorOwner {
   dispose(): void;
 }
 
@@ -207,7 +207,7 @@ interface Disposable {
 interface ReadOptions extends LoadOptions {
   readonly folder: string;
   /** Receives what the adapter will own, for the caller to dispose of after an error. */
-  readonly made: Disposable[];
+  readonly made: TensorOwner[];
 }
 
 /** Makes the adapter that was read from a folder; the tensors that were read are the caller's. */

@@ -2,7 +2,6 @@
  * A session without a cache: every step computes all tokens of a sequence again. It needs nothing but the model's forward, and is what
  * sessions with a cache are compared with.
  */
-
 import { batchOf } from '../models/batch.ts';
 import { CausalLM, type Seq2SeqBatch, Seq2SeqLM } from '../models/index.ts';
 import { scope, type Tensor } from '../tensor.ts';
