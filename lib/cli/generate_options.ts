@@ -4,15 +4,20 @@ import { filePath, onOff, text } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { kModelOptions, kTaskOption } from './train_options.ts';
 
+/** The option that names the adapter of a model that generates. */
+export const kAdapterOption = group('Model and data', {
+  adapter: filePath({
+    placeholder: 'folder',
+    help: 'a PEFT folder to load onto the model',
+    aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
+  }),
+});
+
 export const kGenerateOptions = {
   ...kTaskOption,
   ...kModelOptions,
+  ...kAdapterOption,
   ...group('Model and data', {
-    adapter: filePath({
-      placeholder: 'folder',
-      help: 'a PEFT folder to load onto the model',
-      aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
-    }),
     prompt: text({
       help: 'the text that the model answers, or with --raw continues',
       required: true,
