@@ -36,7 +36,7 @@ const kLayers = {
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   train: [
-    ...['tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   cli: [

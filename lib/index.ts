@@ -198,6 +198,8 @@ export type {
   OutputOptions,
   ResourceOptions,
   RunPlan,
+  Sample,
+  SamplePrompts,
   StepRecord,
   StopReason,
   TrainCallback,
