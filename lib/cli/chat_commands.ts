@@ -1,4 +1,4 @@
-/** What can be typed in a conversation besides messages: lines that begin with a slash. */
+/** The commands of a conversation: lines that begin with a slash. */
 import type { Chat } from '../generate/chat.ts';
 
 /** The conversation, and the adapter with which it began. */
@@ -10,7 +10,7 @@ export interface ChatState {
 
 /** A command of a conversation. */
 interface ChatCommand {
-  /** What follows the name, for the help. */
+  /** The text that follows the name, for the help. */
   readonly argument?: string;
   readonly help: string;
   /** @returns what is shown to the user; null: the conversation ends */

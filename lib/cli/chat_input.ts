@@ -5,10 +5,10 @@
 import { createInterface } from 'node:readline';
 import type { InputStream, OutputStream } from './terminal.ts';
 
-/** What came instead of a line: the end of the input, or Ctrl-C on an empty line. */
+/** An event in the place of a line: the end of the input, or Ctrl-C on an empty line. */
 export type NoLine = 'end' | 'interrupt';
 
-/** A line, or what came instead. */
+/** A line, or the event in its place. */
 export type Entered = { readonly line: string } | NoLine;
 
 /** A source of lines. */
@@ -22,7 +22,7 @@ export interface ChatInput {
 
 /** Opens a stream as lines. */
 export function openChatInput(stdin: InputStream, stdout: OutputStream): ChatInput {
-  // With an output that is none, such as that to a file, the editor of a terminal would write into it.
+  // The editor writes control sequences, which do not belong into an output that is a file or a pipe.
   const isTerminal = stdin.isTTY === true && stdout.isTTY === true;
   return isTerminal ? new TerminalInput(stdin, stdout) : new PipedInput(stdin);
 }

@@ -22,7 +22,7 @@ export class ChatLoop {
   readonly #streams: ChatStreams;
   readonly #adapter: string | null;
   readonly #style: ReturnType<typeof styler>;
-  /** What stops the answer that is being written; null between answers. */
+  /** The controller that stops the answer that is being written; null between answers. */
   #stop: AbortController | null = null;
   #hasFailed = false;
   /** The signal that ends the conversation; null: none has come. */

@@ -41,7 +41,6 @@ export type ChatModel = CausalLM | TunedModel<CausalLM>;
  * @example
  * const chat = openChat(model, { tokenizer, system: 'Answer in one sentence.' });
  * for await (const { text } of chat.send('What is a whale?')) process.stdout.write(text);
- * chat.dispose();
  */
 export function openChat(model: ChatModel, options: ChatOptions): Chat {
   return new Chat(model, options);
@@ -237,7 +236,7 @@ export class Chat {
   }
 }
 
-/** What an answer passes its tokens to, and what ends it. */
+/** The receiver of an answer's tokens, and the ways to end it. */
 interface Answering {
   readonly emit: (token: GeneratedToken) => void;
   readonly isLeft: () => boolean;

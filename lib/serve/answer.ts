@@ -20,7 +20,7 @@ import type { GenerationRequest } from './request.ts';
 import { modelNamed, type ServedModels } from './served_models.ts';
 import type { Slots } from './slots.ts';
 
-/** What an answer is made with. */
+/** The parts of the server that an answer uses. */
 export interface AnswerContext {
   readonly served: ServedModels;
   readonly slots: Slots;

@@ -1,4 +1,4 @@
-/** What chat completions and completions differ in: the prompt of a request, and the objects of an answer. */
+/** The interface in which chat completions and completions differ: the prompt of a request, and the objects of an answer. */
 import type { TokenLogprob } from '../generate/scores.ts';
 import type { FinishReason, GeneratedText, GeneratedToken } from '../generate/sequence.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';

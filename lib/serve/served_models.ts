@@ -14,7 +14,7 @@ export interface ServedModel {
   readonly adapter: string | null | undefined;
 }
 
-/** What a server answers with. */
+/** The model, the adapters and the tokenizer that a server answers with. */
 export interface ServedModels {
   readonly generator: Generator;
   readonly model: GeneratingModel;

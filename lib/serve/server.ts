@@ -96,7 +96,7 @@ export class ApiServer {
   readonly #access: Access;
   readonly #slots: Slots;
   readonly #server: Server;
-  /** What stops each request. */
+  /** The controllers that stop requests. */
   readonly #active = new Set<AbortController>();
   readonly #created = Math.floor(Date.now() / 1000);
   #served: ServedModels | null = null;
@@ -228,7 +228,7 @@ export class ApiServer {
     return this.#served === null ? 'loading' : 'ok';
   }
 
-  /** What answers requests. @throws ApiError (503) before there is a model, and while the server stops */
+  /** The models that answer requests. @throws ApiError (503) before there is a model, and while the server stops */
   get #ready(): ServedModels {
     if (this.#isStopping) throw stopping();
     if (this.#served !== null) return this.#served;

@@ -15,7 +15,7 @@ export interface SlotLimits {
 
 export class Slots {
   readonly #limits: SlotLimits;
-  /** What starts each of the requests that wait, in order. */
+  /** The functions that start the requests that wait, in order. */
   readonly #waiting: (() => void)[] = [];
   readonly #seconds: number[] = [];
   #active = 0;

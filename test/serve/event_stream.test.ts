@@ -8,7 +8,7 @@ import { ConnectionLost, EventStream, waitFor } from '../../lib/serve/event_stre
 /** More than the buffers of a connection take. */
 const kSize = 96 * 2 ** 20;
 
-/** What a handler gives for a response that a client reads by `read`, in parts of a few kilobytes. */
+/** The result of a handler, for a response that a client reads by `read`, in parts of a few kilobytes. */
 async function serve<T>(
   handle: (response: ServerResponse) => Promise<T>,
   read: (part: Buffer) => Promise<void>,

@@ -64,7 +64,7 @@ export interface Received {
   readonly json: Record<string, unknown>;
 }
 
-/** What is sent: by default a GET, or a POST of JSON. */
+/** A request: by default a GET, or a POST of JSON. */
 export interface Sent {
   readonly method?: string;
   readonly headers?: Record<string, string>;

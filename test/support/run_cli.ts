@@ -9,7 +9,7 @@ interface CliResult {
   err: string;
 }
 
-/** What a command reads, and what is called with its output so far after each write. */
+/** The input of a command, and callbacks with its output so far after each write. */
 interface CliOptions {
   readonly stdin?: InputStream;
   readonly onErr?: ((err: string) => void) | undefined;
