@@ -22,6 +22,7 @@ const kLayers = {
   adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
+  // Text generation: the state of the sequences that a model decodes, and what chooses their tokens.
   generate: [
     ...['adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
@@ -30,18 +31,19 @@ const kLayers = {
     ...['losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
+  // The HTTP server of text generation.
+  serve: ['generate', 'adapters', 'models', 'text', 'io', 'options', 'errors'],
   // The list of tasks, with the differences between language models, encoder-decoders and classifiers.
   tasks: [
     ...['eval', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
-  // Text generation: the state of the sequences that a model decodes, and what chooses their tokens.
   train: [
-    ...['tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   cli: [
-    ...['generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['serve', 'generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
 };

@@ -4,11 +4,16 @@ import { onOff, text } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { adapterOption, kModelOptions, kTaskOption } from './train_options.ts';
 
+/** The option that names the adapter of a model that generates. */
+export const kAdapterOption = group('Model and data', {
+  adapter: adapterOption('the adapter to load onto the model'),
+});
+
 export const kGenerateOptions = {
   ...kTaskOption,
   ...kModelOptions,
+  ...kAdapterOption,
   ...group('Model and data', {
-    adapter: adapterOption('the adapter to load onto the model'),
     prompt: text({
       help: 'the text that the model answers, or with --raw continues',
       required: true,

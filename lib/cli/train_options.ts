@@ -172,6 +172,13 @@ export const kTrainOptions = withFlags({
     }),
   }),
   ...kEvalData,
+  ...group(kRun, {
+    samplePrompts: filePath({
+      placeholder: 'file',
+      help: 'rows like the training data, whose prompts the model answers at each evaluation',
+      aliases: ['sample-prompt', 'eval-prompts', 'test-prompts'],
+    }),
+  }),
   ...seedOptions,
   ...group(kRun, {
     dryRun: onOff({

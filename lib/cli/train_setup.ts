@@ -54,7 +54,10 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   };
   // The options are checked here, before a model is loaded.
   const { regularizers } = method;
-  resolveOptions({ ...training, regularizers, ...pick(settings, ['evalData']) }, task.task.name);
+  resolveOptions(
+    { ...training, regularizers, ...pick(settings, ['evalData', 'samplePrompts']) },
+    task.task.name,
+  );
   return {
     task: task.task.name,
     method,

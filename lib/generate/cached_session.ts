@@ -83,6 +83,14 @@ export class CachedSession implements DecodeSession {
     return this.#forwardAll([continuations]);
   }
 
+  /**
+   * Shortens a sequence to its first `length` tokens, at least one.
+   * @returns false, with nothing changed, where a layer's window has left keys behind that the next token would see
+   */
+  truncate(sequence: number, length: number): boolean {
+    return this.#cache.truncate(sequence, length);
+  }
+
   fork(sequence: number, count: number): readonly number[] {
     return Array.from({ length: count }, () => this.#cache.fork(sequence));
   }

@@ -108,7 +108,10 @@ function modelOf(given: Generator): GeneratingModel {
 }
 
 /** A function that runs forwards under an adapter. @throws ArgumentError for a name that the model does not have */
-function adapterRun(given: Generator, adapter: string | null | undefined): SessionOptions['run'] {
+export function adapterRun(
+  given: Generator,
+  adapter: string | null | undefined,
+): SessionOptions['run'] {
   if (given instanceof AdapterModel) {
     const tuned: AdapterModel<Model> = given;
     if (typeof adapter === 'string') {
@@ -327,10 +330,14 @@ class Loop {
     const prefilled = await session.prefill(admitted.map(({ prompt }) => prompt));
     const seconds = (performance.now() - begun) / 1000;
     admitted.forEach(({ sequences }, i) => {
-      const { sequence: number, logits } = prefilled[i] as (typeof prefilled)[number];
+      const {
+        sequence: number,
+        logits,
+        cachedTokens = 0,
+      } = prefilled[i] as (typeof prefilled)[number];
       const numbers = [number, ...session.fork(number, sequences.length - 1)];
       sequences.forEach((sequence, r) => {
-        sequence.begin(seconds);
+        sequence.begin(seconds, cachedTokens);
         const own = r === 0 ? logits : logits.slice();
         this.#live.push({ sequence, number: numbers[r] as number, logits: own });
       });

@@ -47,6 +47,8 @@ export interface DecodeSession {
 export interface Prefilled {
   readonly sequence: number;
   readonly logits: Float32Array; // (V)
+  /** Number of the prompt's first tokens that the session had computed before. Default 0. */
+  readonly cachedTokens?: number;
 }
 
 /** Settings of a session. */

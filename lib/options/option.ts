@@ -59,6 +59,8 @@ export interface Kind<T = unknown, R = T> {
    * schema to refuse.
    */
   fromText(text: string): unknown;
+  /** Converts the texts of a flag that may be given several times, in the place of `fromText`. Default: only the last one counts. */
+  fromTexts?(texts: readonly string[]): unknown;
   /** Converts a value of a configuration file, once it is checked, to a value for the schema. Default: unchanged. */
   fromFile?(value: unknown): unknown;
   /** The schema of values in a configuration file, where it differs from the schema of the option. */

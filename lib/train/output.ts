@@ -55,6 +55,7 @@ const kRecordFiles: readonly string[] = [
   RUN_FILES.metrics,
   RUN_FILES.evaluations,
   RUN_FILES.lastEvaluation,
+  RUN_FILES.samples,
   RUN_FILES.environment,
   RUN_FILES.exported,
   RUN_FILES.result,

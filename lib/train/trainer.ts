@@ -18,6 +18,7 @@ import { Pause } from './pause.ts';
 import { makePlan, measurePlan } from './plan.ts';
 import { termsOf } from './regularizers.ts';
 import { openRun, type Run } from './run.ts';
+import { checkSamplePrompts } from './samples.ts';
 import { nullIfAborted } from './stop.ts';
 import {
   type AnyTrainerOptions,
@@ -207,11 +208,16 @@ export class Trainer {
    */
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const earlier = run.earlierEvaluation;
-    const result = earlier ?? (yield* this.evaluate(run));
+    const evaluated = earlier ?? (yield* this.evaluate(run));
+    const samples = evaluated === null || evaluated === earlier ? [] : await run.sample();
+    const result = samples === null ? null : evaluated;
     if (result !== null) await run.keepEvaluation(result);
     run.evaluationDue = result === null && this.input.evalData !== undefined;
     if (result !== null && result !== earlier) {
       yield await this.emit({ type: 'evaluation', step: run.step, result });
+      if (samples !== null && samples.length > 0) {
+        yield await this.emit({ type: 'samples', step: run.step, samples });
+      }
     }
     return result;
   }
@@ -325,6 +331,7 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
   }
   task.check(run);
   checkMetric(input);
+  if (input.samplePrompts !== undefined) checkSamplePrompts(tuned, input.samplePrompts);
   if (options.output.output !== null) tuned.checkForm(options.output.export);
 }
 

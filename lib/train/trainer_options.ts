@@ -7,6 +7,7 @@ import type { Term } from '../losses/term.ts';
 import type { Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
 import { type CallTable, kCall, listOf, withMethods } from '../options/call.ts';
 import type { OptionsInput } from './options.ts';
+import type { SamplePrompts } from './samples.ts';
 import type { AfterBackward } from './step.ts';
 import type { BestOptions, LossFunction, TrainCallback } from './types.ts';
 
@@ -52,6 +53,11 @@ interface RunInput extends OptionsInput, BestOptions {
   terms?: readonly Term[];
   /** Function that is called when all gradients of a step have been computed, before they are measured and clipped. */
   afterBackward?: AfterBackward;
+  /**
+   * Prompts that the model answers at each evaluation, each token the most likely one. The answers are an event and lines of
+   * run/samples.jsonl; training is the same, bit for bit, without them. They need `evalData`. Default none.
+   */
+  samplePrompts?: SamplePrompts;
   callbacks?: readonly TrainCallback[];
   /** Signal that stops the run after the current micro-batch; the run can be resumed. */
   signal?: AbortSignal;
@@ -83,6 +89,7 @@ export const inputTable: CallTable<Pick<AnyTrainerOptions, Objects>> = {
     'a list of terms that defineTerm() returned',
   ),
   afterBackward: kCall.function,
+  samplePrompts: kCall.object,
   callbacks: listOf(kCall.function, 'a list of functions'),
   signal: kCall.signal,
 };

@@ -53,6 +53,14 @@ it('succeeds and prints a row of numbers for each method', () => {
   }
 });
 
+it('ends with a text of the model before tuning and of each adapter', () => {
+  const lines = result.stdout.trimEnd().split('\n').slice(-5);
+  expect(lines[0]).toBe('"The whale", continued with the most likely tokens:');
+  const texts = lines.slice(1).map((line) => line.split(/ {2,}/));
+  expect(texts.map(([label]) => label)).toEqual(['before', 'LoRA', 'PiSSA', 'BA-LoRA']);
+  for (const [, text] of texts) expect(text).toMatch(/^The whale.{20,}/);
+});
+
 it.each(kMethods)('leaves the adapter of %s, and a record of each step', (method) => {
   const read = (name: string): string => readFileSync(join(folder, method, name), 'utf8');
   // PiSSA and BA-LoRA are exported as a LoRA of twice the rank for the unchanged base.
