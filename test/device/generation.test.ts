@@ -36,7 +36,7 @@ async function decode(model: CausalLM, prompts: readonly number[][]): Promise<Fl
       started.map(({ sequence }) => sequence),
       tokens,
     );
-    rows.forEach((row, i) => found[i]?.push(row));
+    for (const [i, row] of rows.entries()) found[i]?.push(row);
   }
   session.dispose();
   return found;
