@@ -3,16 +3,16 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { CausalLM, KvCache, type Model, Seq2SeqLM } from '../models/index.ts';
 import { batchInvariant } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
-import { type DecodeSession, logitRows, type Prefilled, type SessionOptions } from './session.ts';
+import {
+  type Continuation,
+  type DecodeSession,
+  logitRows,
+  type Prefilled,
+  type SessionOptions,
+} from './session.ts';
 
 /** Most tokens of prompts that one forward takes, unless a single prompt is longer: its activations are memory, too. */
 const kPrefillRows = 4096;
-
-/** New tokens of a sequence of a session. */
-export interface Continuation {
-  readonly sequence: number;
-  readonly ids: Int32Array | readonly number[];
-}
 
 /**
  * Opens a session that computes each token once and keeps the keys and values of every layer in a cache, which grows with the
@@ -46,17 +46,29 @@ export class CachedSession implements DecodeSession {
     return { bytes: this.#cache.bytes, usedBytes: this.#cache.usedBytes };
   }
 
+  /** See {@link DecodeSession.prefill}. Equal prompts are computed once, and share their blocks of the cache. */
   async prefill(prompts: readonly Int32Array[]): Promise<readonly Prefilled[]> {
-    const added: { sequence: number; ids: Int32Array }[] = [];
+    const { distinct, indexOf } = distinctPrompts(prompts);
+    const made: number[] = [];
     try {
-      for (const ids of prompts) added.push({ sequence: this.#cache.create(), ids });
-      const logits = this.#forwardAll(batches(added));
-      return (await logits).map((row, i) => ({
-        sequence: (added[i] as Continuation).sequence,
-        logits: row,
-      }));
+      for (const _ of distinct) made.push(this.#cache.create());
+      const added = distinct.map((ids, i) => ({ sequence: made[i] as number, ids }));
+      const pending = this.#forwardAll(batches(added));
+      // Before the first await, after which the cache may have been disposed of.
+      const sequences = indexOf.map((index, i) => {
+        const sequence = made[index] as number;
+        if (indexOf.indexOf(index) === i) return sequence;
+        const fork = this.#cache.fork(sequence);
+        made.push(fork);
+        return fork;
+      });
+      const rows = await pending;
+      return sequences.map((sequence, i) => {
+        const [index, row] = [indexOf[i] as number, rows[indexOf[i] as number] as Float32Array];
+        return { sequence, logits: indexOf.indexOf(index) === i ? row : row.slice() };
+      });
     } catch (error) {
-      for (const { sequence } of added) this.release(sequence);
+      for (const sequence of made) this.release(sequence);
       throw error;
     }
   }
@@ -73,14 +85,10 @@ export class CachedSession implements DecodeSession {
     return this.extend(sequences.map((sequence, i) => ({ sequence, ids: [tokens[i] as number] })));
   }
 
-  /**
-   * Appends any number of tokens to each of several sequences, which have tokens already.
-   * @returns the logits (V) that follow the last token of each
-   */
   async extend(continuations: readonly Continuation[]): Promise<readonly Float32Array[]> {
     const empty = continuations.find(({ sequence }) => this.#cache.lengthOf(sequence) === 0);
     if (empty) throw new ArgumentError(`sequence ${empty.sequence} has no prompt yet`);
-    return this.#forwardAll([continuations]);
+    return this.#forwardAll(batches(continuations));
   }
 
   /**
@@ -127,7 +135,23 @@ export class CachedSession implements DecodeSession {
   }
 }
 
-/** Divides prompts into forwards of a limited number of rows. */
+/** The prompts that differ, in the order in which they come, and for each prompt the index of its equal among them. */
+function distinctPrompts(prompts: readonly Int32Array[]): {
+  readonly distinct: readonly Int32Array[];
+  readonly indexOf: readonly number[];
+} {
+  const indices = new Map<string, number>();
+  const distinct: Int32Array[] = [];
+  const indexOf = prompts.map((ids) => {
+    const key = ids.join();
+    const index = indices.get(key) ?? distinct.push(ids) - 1;
+    indices.set(key, index);
+    return index;
+  });
+  return { distinct, indexOf };
+}
+
+/** Divides new tokens into forwards of a limited number of rows. */
 function batches(prompts: readonly Continuation[]): readonly (readonly Continuation[])[] {
   const parts: Continuation[][] = [];
   let rows = 0;

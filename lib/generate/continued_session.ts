@@ -6,7 +6,7 @@ import { ArgumentError } from '../errors.ts';
 import type { CausalLM } from '../models/index.ts';
 import { type CachedSession, openCachedSession } from './cached_session.ts';
 import type { OpenSession } from './open_session.ts';
-import type { DecodeSession, Prefilled, SessionOptions } from './session.ts';
+import type { Continuation, DecodeSession, Prefilled, SessionOptions } from './session.ts';
 
 /**
  * A cache of one sequence, and the ids that it holds. Generations use it one after the other, through {@link ContinuedSession.open};
@@ -38,7 +38,7 @@ export class ContinuedSession {
     this.#session ??= openCachedSession(this.#model, options);
     return new Turn({
       prefill: (prompt) => this.#prefill(prompt, options),
-      step: (token) => this.#step(token),
+      extend: (ids) => this.#extend(ids),
     });
   };
 
@@ -61,21 +61,16 @@ export class ContinuedSession {
         this.#ids = Array.from(prompt);
         return started as Prefilled;
       }
-      const sequence = this.#sequence as number;
-      const ids = prompt.subarray(kept);
-      const [logits] = await session.extend([{ sequence, ids }]);
-      this.#ids.push(...ids);
-      return { sequence, logits: logits as Float32Array, cachedTokens: kept };
+      const logits = await this.#extend(prompt.subarray(kept));
+      return { sequence: this.#sequence as number, logits, cachedTokens: kept };
     });
   }
 
-  async #step(token: number): Promise<Float32Array> {
+  async #extend(ids: Int32Array | readonly number[]): Promise<Float32Array> {
     return this.#orReset(async () => {
-      const [logits] = await (this.#session as CachedSession).step(
-        [this.#sequence as number],
-        [token],
-      );
-      this.#ids.push(token);
+      const continuation = { sequence: this.#sequence as number, ids };
+      const [logits] = await (this.#session as CachedSession).extend([continuation]);
+      for (const id of ids) this.#ids.push(id);
       return logits as Float32Array;
     });
   }
@@ -108,7 +103,7 @@ export class ContinuedSession {
 /** The forwards of a generation on a sequence that is kept. */
 interface Forwards {
   readonly prefill: (prompt: Int32Array) => Promise<Prefilled>;
-  readonly step: (token: number) => Promise<Float32Array>;
+  readonly extend: (ids: Int32Array | readonly number[]) => Promise<Float32Array>;
 }
 
 /** The session of one generation of a single sequence, whose end changes nothing. */
@@ -126,7 +121,11 @@ class Turn implements DecodeSession {
   }
 
   async step(_: readonly number[], tokens: readonly number[]): Promise<readonly Float32Array[]> {
-    return [await this.#forwards.step(tokens[0] as number)];
+    return [await this.#forwards.extend(tokens.slice(0, 1))];
+  }
+
+  async extend([continuation]: readonly Continuation[]): Promise<readonly Float32Array[]> {
+    return [await this.#forwards.extend((continuation as Continuation).ids)];
   }
 
   fork(_: number, count: number): readonly number[] {

@@ -20,7 +20,7 @@ import { encodePrompts, PROMPT_KEYS, type PromptInput } from './prompts.ts';
 import { Sampler } from './sampler.ts';
 import { argmax, firstInvalid, logSumExp, topLogprobs } from './scores.ts';
 import { type Choice, type GeneratedText, type GeneratedToken, Sequence } from './sequence.ts';
-import type { DecodeSession, SessionOptions } from './session.ts';
+import type { DecodeSession, Prefilled, SessionOptions } from './session.ts';
 import { StopStrings } from './stop_strings.ts';
 
 /** Options of {@link generate}. */
@@ -32,14 +32,22 @@ export interface GenerateOptions extends GenerationSettings, PromptInput {
    * adapter. Default: the model as it is, with its active adapter.
    */
   adapter?: string | null;
+  /**
+   * Whether the tokens with which all prompts of the call begin (examples before each question, a question before each of its
+   * answers) are computed once, and the rest of each prompt after them. The results are those of whole prompts up to rounding; it
+   * pays where the common beginning is the longer part. Causal language models only. Default false; prompts that are equal share
+   * everything in any case.
+   */
+  sharePrefix?: boolean;
   /** Signal that ends the generation after the current token; sequences that have not ended then have finishReason `abort`. */
   signal?: AbortSignal;
 }
 
 /** What the options must be that are in no table of settings; the prompts are checked one by one. */
-const kTable: CallTable<Pick<GenerateOptions, 'tokenizer' | 'adapter' | 'signal'>> = {
+const kTable: CallTable<Pick<GenerateOptions, 'tokenizer' | 'adapter' | 'signal' | 'sharePrefix'>> = {
   tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
   adapter: orNull(kCall.text),
+  sharePrefix: kCall.boolean,
   signal: kCall.signal,
 };
 
@@ -68,8 +76,18 @@ export function generateWith(
   options: GenerateOptions,
 ): Generation {
   checkCall('generate', options, kTable);
-  const { tokenizer, adapter, signal, prompt, messages, ids, ...given } = options;
-  const settings = resolveSettings(given, ['tokenizer', 'adapter', 'signal', ...PROMPT_KEYS]);
+  const {
+    tokenizer,
+    adapter,
+    signal,
+    sharePrefix = false,
+    prompt,
+    messages,
+    ids,
+    ...given
+  } = options;
+  const others = ['tokenizer', 'adapter', 'signal', 'sharePrefix', ...PROMPT_KEYS];
+  const settings = resolveSettings(given, others);
   const base = modelOf(model);
   const run = adapterRun(model, adapter);
   if (tokenizer === undefined && settings.stopStrings.length > 0) {
@@ -81,7 +99,11 @@ export function generateWith(
     ...(ids !== undefined && { ids }),
   };
   const prompts = encodePrompts(input, { tokenizer, model: base });
-  const call: Call = { open, model: base, run, settings, tokenizer, prompts };
+  if (typeof sharePrefix !== 'boolean') {
+    throw new ArgumentError(`generate: sharePrefix must be true or false, got ${sharePrefix}`);
+  }
+  const prefix = sharePrefix ? commonPrefix(prompts, base) : new Int32Array(0);
+  const call: Call = { open, model: base, run, settings, tokenizer, prompts, prefix };
   tokenizer?.decodeStream(); // refuses a decoder that has no stream
   return new Generation((emit, isLeft) => {
     return new Loop(call, emit, () => isLeft() || signal?.aborted === true).run();
@@ -96,6 +118,26 @@ interface Call {
   readonly settings: ResolvedSettings;
   readonly tokenizer: Tokenizer | undefined;
   readonly prompts: readonly Int32Array[];
+  /** The ids with which all prompts begin, to be computed once; none: each prompt is computed as a whole. */
+  readonly prefix: Int32Array;
+}
+
+/**
+ * The ids with which all of several prompts begin, less than the whole of any.
+ * @throws ArgumentError for an encoder-decoder, whose encoder reads each source as a whole
+ */
+function commonPrefix(prompts: readonly Int32Array[], model: GeneratingModel): Int32Array {
+  if (model instanceof Seq2SeqLM) {
+    throw new ArgumentError(
+      `generate: sharePrefix is for causal language models; the encoder of this ${model.modelType} model reads each prompt as a whole`,
+    );
+  }
+  const [first] = prompts as [Int32Array];
+  if (prompts.length === 1) return first.subarray(0, 0);
+  const most = Math.min(...prompts.map(({ length }) => length)) - 1;
+  let count = 0;
+  while (count < most && prompts.every((ids) => ids[count] === first[count])) count++;
+  return first.subarray(0, count);
 }
 
 function modelOf(given: Generator): GeneratingModel {
@@ -238,6 +280,8 @@ class Loop {
   readonly #sampler: Sampler | null;
   #live: Live[] = [];
   #turn = 0;
+  /** The sequence of the common beginning of all prompts, once it has been computed. */
+  #prefix: number | null = null;
 
   constructor(call: Call, emit: (token: GeneratedToken) => void, isAborted: () => boolean) {
     const { settings } = call;
@@ -327,7 +371,10 @@ class Loop {
     }
     if (admitted.length === 0) return;
     const begun = performance.now();
-    const prefilled = await session.prefill(admitted.map(({ prompt }) => prompt));
+    const prefilled = await this.#prefill(
+      session,
+      admitted.map(({ prompt }) => prompt),
+    );
     const seconds = (performance.now() - begun) / 1000;
     admitted.forEach(({ sequences }, i) => {
       const {
@@ -342,6 +389,26 @@ class Loop {
         this.#live.push({ sequence, number: numbers[r] as number, logits: own });
       });
     });
+  }
+
+  /** Reads prompts, their common beginning once for all of the call. */
+  async #prefill(
+    session: DecodeSession,
+    prompts: readonly Int32Array[],
+  ): Promise<readonly Prefilled[]> {
+    const { prefix } = this.#call;
+    if (prefix.length === 0) return session.prefill(prompts);
+    if (this.#prefix === null) {
+      const [begun] = await session.prefill([prefix]);
+      this.#prefix = (begun as Prefilled).sequence;
+    }
+    const sequences = session.fork(this.#prefix, prompts.length);
+    const rest = prompts.map((ids, i) => ({
+      sequence: sequences[i] as number,
+      ids: ids.subarray(prefix.length),
+    }));
+    const rows = await session.extend(rest);
+    return rest.map(({ sequence }, i) => ({ sequence, logits: rows[i] as Float32Array }));
   }
 
   /** Chooses the next token of every live sequence, and lets go of those that end. */

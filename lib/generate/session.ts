@@ -29,6 +29,13 @@ export interface DecodeSession {
   step(sequences: readonly number[], tokens: readonly number[]): Promise<readonly Float32Array[]>;
 
   /**
+   * Appends any number of tokens to each of several sequences, which have tokens already. The sequences of an encoder-decoder are
+   * its decoder's.
+   * @returns the logits (V) that follow the last token of each
+   */
+  extend(continuations: readonly Continuation[]): Promise<readonly Float32Array[]>;
+
+  /**
    * Makes copies of a sequence, which then go their own ways; what they have in common may be shared.
    * @returns the numbers of the `count` new sequences; the given one stays
    */
@@ -41,6 +48,12 @@ export interface DecodeSession {
    * Frees everything; a second call has no effect. It may be called while a promise is pending, which is then settled all the same.
    */
   dispose(): void;
+}
+
+/** New tokens of a sequence, at least one. */
+export interface Continuation {
+  readonly sequence: number;
+  readonly ids: Int32Array | readonly number[];
 }
 
 /** The result of a prefill for one prompt. */

@@ -5,7 +5,13 @@
 import { batchOf } from '../models/batch.ts';
 import { CausalLM, type Seq2SeqBatch, Seq2SeqLM } from '../models/index.ts';
 import { scope, type Tensor } from '../tensor.ts';
-import { type DecodeSession, logitRows, type Prefilled, type SessionOptions } from './session.ts';
+import {
+  type Continuation,
+  type DecodeSession,
+  logitRows,
+  type Prefilled,
+  type SessionOptions,
+} from './session.ts';
 
 /** The ids of one sequence. */
 interface Ids {
@@ -50,10 +56,12 @@ export class UncachedSession implements DecodeSession {
     sequences: readonly number[],
     tokens: readonly number[],
   ): Promise<readonly Float32Array[]> {
-    sequences.forEach((sequence, i) => {
-      this.#ids(sequence).own.push(tokens[i] as number);
-    });
-    return this.#logits(sequences);
+    return this.extend(sequences.map((sequence, i) => ({ sequence, ids: [tokens[i] as number] })));
+  }
+
+  async extend(continuations: readonly Continuation[]): Promise<readonly Float32Array[]> {
+    for (const { sequence, ids } of continuations) this.#ids(sequence).own.push(...ids);
+    return this.#logits(continuations.map(({ sequence }) => sequence));
   }
 
   fork(sequence: number, count: number): readonly number[] {

@@ -6,6 +6,8 @@ import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { type CachedSession, openCachedSession } from '../../lib/generate/cached_session.ts';
+import { generate } from '../../lib/generate/generate.ts';
+import type { DecoderLM } from '../../lib/models/decoder.ts';
 import {
   AutoModelForCausalLM,
   AutoModelForSeq2SeqLM,
@@ -14,8 +16,9 @@ import {
   type Model,
   type Seq2SeqLM,
 } from '../../lib/models/index.ts';
+import { copy_, mul } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
-import { noGrad } from '../../lib/tensor.ts';
+import { noGrad, type Tensor } from '../../lib/tensor.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { architecture, normError } from '../support/golden_checkpoints.ts';
 
@@ -199,6 +202,116 @@ describe('a fork', () => {
   });
 });
 
+describe('equal prompts', () => {
+  it('are computed once, with the bits that each has alone, and then go their own ways', async () => {
+    await withModel('llama-untied-gqa', 'bf16', async (model) => {
+      const session = open(model);
+      const prompt = Int32Array.from({ length: 40 }, (_, i) => (7 * i) % 50);
+      const other = Int32Array.from({ length: 33 }, (_, i) => (3 * i) % 50);
+      const [alone] = await session.prefill([prompt]);
+      const before = session.memory.usedBytes;
+      const started = await session.prefill([prompt, other, prompt, other, prompt]);
+      const numbers = started.map(({ sequence }) => sequence);
+      expect(new Set(numbers).size).toBe(5);
+      expect(session.memory.usedBytes).toBe(3 * before); // as many blocks for each of the two
+      for (const i of [0, 2, 4]) {
+        const rows = [started[i]?.logits as Float32Array];
+        expect(difference([alone?.logits as Float32Array], rows)).toBeNull();
+      }
+      started[0]?.logits.fill(0); // belongs to the caller
+      expect(
+        difference([alone?.logits as Float32Array], [started[2]?.logits as Float32Array]),
+      ).toBe(null);
+      const together = await session.step(numbers, [4, 5, 6, 7, 8]);
+      const [after] = await session.step([alone?.sequence as number], [6]);
+      expect(difference([after as Float32Array], [together[2] as Float32Array])).toBeNull();
+      for (const number of numbers) session.release(number);
+      session.release(alone?.sequence as number);
+      expect(session.memory.usedBytes).toBe(0);
+      session.dispose();
+    });
+  });
+
+  it('leave nothing behind when their forward fails', async () => {
+    await withModel('gpt2', 'f32', async (model) => {
+      const session = open(model);
+      const bad = Int32Array.of(100_000);
+      await expect(session.prefill([bad, bad])).rejects.toThrow(/ids\[0\] of sequence 0/);
+      expect(session.memory.usedBytes).toBe(0);
+      session.dispose();
+    });
+  });
+});
+
+describe('prompts that share their beginning', () => {
+  const prompts = [3, 20, 12].map((length, p) =>
+    Int32Array.from({ length: 35 + length }, (_, i) => (i < 35 ? 5 * i : 11 * i + p) % 50),
+  );
+  const ids = prompts.map((prompt) => Array.from(prompt));
+
+  it.each(['llama-untied-gqa/adapter', 'mistral', 'gemma3-text', 'gemma2'])(
+    'give what whole prompts give, whatever the size of a batch: %s',
+    async (name) => {
+      await withModel(name, 'f64', async (model) => {
+        const logprobsOf = async (options: { sharePrefix: boolean; batchSize?: number }) => {
+          const call = { ids, maxNewTokens: 6, eosTokenIds: [], logprobs: 0, ...options };
+          const results = await generate(model, call).result;
+          return results.map(({ tokens, logprobs }) => ({ tokens, logprobs }));
+        };
+        const shared = await logprobsOf({ sharePrefix: true });
+        expect(await logprobsOf({ sharePrefix: true, batchSize: 1 })).toEqual(shared);
+        (await logprobsOf({ sharePrefix: false })).forEach(({ tokens, logprobs }, i) => {
+          expect(shared[i]?.tokens).toEqual(tokens);
+          logprobs?.forEach((value, t) => {
+            expect(shared[i]?.logprobs?.[t]).toBeCloseTo(value, 5);
+          });
+        });
+      });
+    },
+  );
+
+  it('are refused for an encoder-decoder', async () => {
+    await withModel('t5', 'f32', async (model) => {
+      expect(() => generate(model, { ids, sharePrefix: true })).toThrow(
+        /the encoder of this t5 model reads each prompt as a whole/,
+      );
+      expect(() => generate(model, { ids, sharePrefix: 1 as never })).toThrow(
+        'generate: sharePrefix must be true or false, got 1',
+      );
+    });
+  });
+});
+
+describe.each(['f32', 'bf16'] as const)(
+  'an adapter in %s whose factors are kept packed',
+  (dtype) => {
+    it('is followed as it changes, and back', async () => {
+      const folder = architecture('llama-untied-gqa');
+      using model = await AutoModelForCausalLM.fromPretrained(join(folder, 'model'), { dtype });
+      const tuned = await AdapterModel.fromPretrained(model, join(folder, 'adapter'));
+      const session = open(model);
+      const logits = async () => {
+        const [decoded] = await decode(session, [[3, 9, 4, 17, 5]], [4]);
+        return (decoded as Decoded).logits;
+      };
+      const first = await logits();
+      const parameters = tuned.parameters().map(({ tensor }) => tensor);
+      const before = parameters.map((parameter) => noGrad(() => mul(parameter, 1)));
+      const set = (values: readonly Tensor[]): void =>
+        noGrad(() => {
+          for (const [i, parameter] of parameters.entries()) copy_(parameter, values[i] as Tensor);
+        });
+      set(before.map((values) => noGrad(() => mul(values, -2))));
+      const changed = await logits();
+      expect(difference(changed, first)).not.toBeNull();
+      set(before);
+      expect(difference(await logits(), first)).toBeNull();
+      session.dispose();
+      tuned.dispose();
+    });
+  },
+);
+
 describe('a continuation of several tokens', () => {
   it.each(['llama-untied-gqa', 'mistral', 'gemma3-text', 'gpt2'])(
     'equals single steps: %s',
@@ -220,6 +333,33 @@ describe('a continuation of several tokens', () => {
 });
 
 describe('the memory of sessions', () => {
+  /** Bytes of keys and values of so many positions, in whole blocks of 32 with whole groups of 32 channels. */
+  const onPaper = (
+    positions: readonly number[],
+    { layers, heads, channels }: { layers: number; heads: number; channels: number },
+    bytes: number,
+  ): number => {
+    const blocks = positions.reduce((sum, count) => sum + Math.ceil(count / 32), 0);
+    return blocks * 32 * layers * 2 * heads * Math.ceil(channels / 32) * 32 * bytes;
+  };
+
+  it.each([
+    ['f32', 4],
+    ['bf16', 2],
+  ] as const)('in %s is what the positions take on paper', async (dtype, bytes) => {
+    await withModel('llama-untied-gqa', dtype, async (model) => {
+      const { numLayers, numKeyValueHeads, headDim } = (model as DecoderLM).config;
+      const shape = { layers: numLayers, heads: numKeyValueHeads, channels: headDim };
+      const session = open(model);
+      const prompts = [1, 32, 33, 64].map((length) => new Int32Array(length).fill(length));
+      const numbers = (await session.prefill(prompts)).map(({ sequence }) => sequence);
+      expect(session.memory.usedBytes).toBe(onPaper([1, 32, 33, 64], shape, bytes));
+      await session.step(numbers, [1, 1, 1, 1]);
+      expect(session.memory.usedBytes).toBe(onPaper([2, 33, 34, 65], shape, bytes));
+      session.dispose();
+    });
+  });
+
   it('is that of the cache on paper, and all is freed', async () => {
     await withModel('mistral', 'bf16', async (model) => {
       const cacheBytes = () => memoryStats().byTag['kv cache'] ?? 0;

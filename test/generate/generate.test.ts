@@ -299,6 +299,39 @@ describe('generate', () => {
       expect(results).toHaveLength(9);
       expect(session.mostLive).toBe(3);
     });
+
+    it('read the beginning of all prompts once where they are asked to share it', async () => {
+      const script: Script = (ids) => hashed(ids, 3);
+      const ids = [
+        [7, 8, 9, 1],
+        [7, 8, 9],
+        [7, 8, 5, 6, 6],
+      ];
+      const options = { ids, maxNewTokens: 5, batchSize: 2 };
+      const whole = await collect(script, options);
+      const shared = await collect(script, { ...options, sharePrefix: true });
+      expect(shared.results.map(({ tokens }) => tokens)).toEqual(
+        whole.results.map(({ tokens }) => tokens),
+      );
+      expect(shared.results.map(({ promptTokens }) => promptTokens)).toEqual([4, 3, 5]);
+      expect([shared.session.prefills, shared.session.extensions]).toEqual([[1], [2, 1]]);
+      const differ = await collect(script, {
+        ids: [
+          [1, 2],
+          [2, 2],
+        ],
+        sharePrefix: true,
+      });
+      expect([differ.session.prefills, differ.session.extensions]).toEqual([[2], []]);
+      const same = await collect(script, {
+        ids: [
+          [1, 2, 3],
+          [1, 2, 3],
+        ],
+        sharePrefix: true,
+      });
+      expect([same.session.prefills, same.session.extensions]).toEqual([[1], [2]]);
+    });
   });
 
   it('repeats its draws with the same seed, and draws others with another', async () => {

@@ -1,6 +1,6 @@
 /** A session whose logits are a function of the ids, for tests of generation without a model's forward. */
 import type { OpenSession } from '../../lib/generate/open_session.ts';
-import type { DecodeSession, Prefilled } from '../../lib/generate/session.ts';
+import type { Continuation, DecodeSession, Prefilled } from '../../lib/generate/session.ts';
 
 /** Logits that follow ids. */
 export type Script = (ids: readonly number[]) => ArrayLike<number> | Promise<ArrayLike<number>>;
@@ -10,6 +10,8 @@ export class ScriptedSession implements DecodeSession {
   isDisposed = false;
   steps = 0;
   prefills: number[] = [];
+  /** Number of sequences of each call of extend(). */
+  extensions: number[] = [];
   /** Largest number of sequences that were live at the same time. */
   mostLive = 0;
   readonly #script: Script;
@@ -36,6 +38,12 @@ export class ScriptedSession implements DecodeSession {
       this.#ids(sequence).push(tokens[i] as number);
     });
     return this.#rows(sequences);
+  }
+
+  async extend(continuations: readonly Continuation[]): Promise<readonly Float32Array[]> {
+    this.extensions.push(continuations.length);
+    for (const { sequence, ids } of continuations) this.#ids(sequence).push(...ids);
+    return this.#rows(continuations.map(({ sequence }) => sequence));
   }
 
   fork(sequence: number, count: number): readonly number[] {
