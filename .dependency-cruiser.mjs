@@ -37,8 +37,13 @@ const kLayers = {
     ...['tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
+  // Files of a model and its adapter for other programs.
+  export: [
+    ...['generate', 'adapters', 'models', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+  ],
   cli: [
-    ...['generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['export', 'generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
 };

@@ -1,15 +1,18 @@
-/** Saving of a model as a Hugging Face folder: config.json, model.safetensors, and the tokenizer's files of its source. */
+/**
+ * Saving of a model as a Hugging Face folder: config.json, model.safetensors (or several files with their index), and the tokenizer's
+ * files of its source.
+ */
 import { existsSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
-import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import { COMPANIONS, SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import { readBytes } from '../io/regular_file.ts';
 import { Conv1D } from '../nn/index.ts';
 import { abs, contiguous, max, transpose } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
-import { noGrad, scope, type Tensor } from '../tensor.ts';
+import { DTYPE_BYTES, noGrad, scope, type Tensor } from '../tensor.ts';
 import { DTYPE_NAMES, type Model } from './model.ts';
 
 /** Options of {@link saveModel}. */
@@ -21,6 +24,8 @@ export interface SaveModelOptions {
    * parameters; the tensor is converted to the file's dtype, and disposed of once it is written.
    */
   replace?: (name: string, weight: Tensor) => Tensor | null;
+  /** Largest size of a file of weights, in bytes; a tensor that is larger has a file of its own. Default: no limit. */
+  maxShardSize?: number;
 }
 
 /** Types in which a model's weights are written. */
@@ -34,7 +39,7 @@ export type SavedDType = 'f32' | 'bf16' | 'f16' | 'f64';
 export async function saveModel(
   model: Model,
   folder: string,
-  { dtype, replace }: SaveModelOptions = {},
+  { dtype, replace, maxShardSize = Number.POSITIVE_INFINITY }: SaveModelOptions = {},
 ): Promise<void> {
   const parameters = [...model.namedParameters()];
   const transposed = transposedWeights(model);
@@ -49,7 +54,7 @@ export async function saveModel(
   if (dtype !== undefined) json.dtype = DTYPE_NAMES[dtype];
   const config = `${JSON.stringify(json, null, 2)}\n`;
   await makeFolder(folder);
-  const writer = new SafetensorsWriter(join(folder, SINGLE_WEIGHTS), specs, { format: 'pt' });
+  const writer = new ShardedWriter(folder, specs, maxShardSize);
   try {
     for (const [name, weight] of parameters) {
       const replacement = replace?.(name, weight) ?? null;
@@ -75,6 +80,87 @@ export async function saveModel(
   await copyCompanions(model.folder, folder);
 }
 
+/** Writes weights into one file, or into several with an index. The files get their names together, at commit. */
+class ShardedWriter {
+  readonly #writers: readonly SafetensorsWriter[];
+  readonly #files: readonly string[];
+  readonly #shardOf: ReadonlyMap<string, number>;
+  readonly #totalSize: number;
+
+  /** Reserves the room of all files. @throws NativeError with sizes when the disk cannot hold one */
+  constructor(
+    private readonly folder: string,
+    specs: Readonly<Record<string, TensorSpec>>,
+    maxShardSize: number,
+  ) {
+    const shards = shardsOf(specs, maxShardSize);
+    this.#files = shardNames(shards.length);
+    this.#shardOf = new Map(
+      shards.flatMap((names, shard) => names.map((name) => [name, shard] as const)),
+    );
+    this.#totalSize = Object.values(specs).reduce((sum, spec) => sum + bytesOf(spec), 0);
+    const writers: SafetensorsWriter[] = [];
+    this.#writers = writers;
+    try {
+      shards.forEach((names, shard) => {
+        const own = Object.fromEntries(names.map((name) => [name, specs[name] as TensorSpec]));
+        const path = join(folder, this.#files[shard] as string);
+        writers.push(new SafetensorsWriter(path, own, { format: 'pt' }));
+      });
+    } catch (error) {
+      this.abandon();
+      throw error;
+    }
+  }
+
+  write(name: string, tensor: Tensor): void {
+    (this.#writers[this.#shardOf.get(name) as number] as SafetensorsWriter).write(name, tensor);
+  }
+
+  async commit(): Promise<void> {
+    for (const writer of this.#writers) await writer.commit();
+    if (this.#files.length === 1) return;
+    const files = Array.from(this.#shardOf, ([name, shard]) => [name, this.#files[shard]] as const);
+    const index = {
+      metadata: { total_size: this.#totalSize },
+      weight_map: Object.fromEntries(files.sort(([a], [b]) => (a < b ? -1 : 1))),
+    };
+    const path = join(this.folder, WEIGHTS_INDEX);
+    await writeFileAtomic(path, `${JSON.stringify(index, null, 2)}\n`);
+  }
+
+  abandon(): void {
+    for (const writer of this.#writers) writer.abandon();
+  }
+}
+
+/** The names of the tensors of each file, in their order: a file is full when the next tensor would make it larger than `most`. */
+function shardsOf(specs: Readonly<Record<string, TensorSpec>>, most: number): string[][] {
+  const shards: string[][] = [[]];
+  let size = 0;
+  for (const [name, spec] of Object.entries(specs)) {
+    const bytes = bytesOf(spec);
+    const full = size + bytes > most && (shards.at(-1) as string[]).length > 0;
+    if (full) shards.push([]);
+    size = full ? bytes : size + bytes;
+    (shards.at(-1) as string[]).push(name);
+  }
+  return shards;
+}
+
+const bytesOf = ({ dtype, shape }: TensorSpec): number =>
+  shape.reduce((product, extent) => product * extent, DTYPE_BYTES[dtype]);
+
+/** File names of the weights as transformers gives them. */
+function shardNames(count: number): string[] {
+  if (count === 1) return [SINGLE_WEIGHTS];
+  const padded = (number: number): string => `${number}`.padStart(5, '0');
+  return Array.from(
+    { length: count },
+    (_, i) => `model-${padded(i + 1)}-of-${padded(count)}.safetensors`,
+  );
+}
+
 /** Magnitudes from here on are infinite in f16, whose largest number is 65504. */
 const kF16Overflow = 65520;
 
@@ -96,9 +182,17 @@ function transposedWeights(model: Model): ReadonlySet<Tensor> {
   return new Set(modules.flatMap((module) => (module instanceof Conv1D ? [module.weight] : [])));
 }
 
-async function copyCompanions(from: string, to: string): Promise<void> {
+/**
+ * Copies the files of the vocabulary from a model's folder.
+ * @param names those to copy. Default: all
+ */
+export async function copyCompanions(
+  from: string,
+  to: string,
+  names: readonly string[] = COMPANIONS,
+): Promise<void> {
   if (!existsSync(from) || !statSync(from).isDirectory() || resolve(from) === resolve(to)) return;
-  for (const name of COMPANIONS) {
+  for (const name of names) {
     if (!existsSync(join(from, name))) continue;
     await writeFileAtomic(join(to, name), await readBytes(join(from, name)));
   }
