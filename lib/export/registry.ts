@@ -2,13 +2,14 @@
 import { UnsupportedError } from '../errors.ts';
 import { gguf } from './gguf.ts';
 import { ggufLora } from './gguf_lora.ts';
+import { mlx } from './mlx.ts';
 import { modelfile } from './modelfile.ts';
 import { checkNewOutput } from './output.ts';
 import { peft } from './peft.ts';
 import { safetensors } from './safetensors.ts';
 import type { ExportInput, ExportTarget, OutType } from './target.ts';
 
-const kTargets = [peft, safetensors, gguf, ggufLora, modelfile] as const;
+const kTargets = [peft, safetensors, gguf, ggufLora, modelfile, mlx] as const;
 
 /** Names of the targets: `balora export --to`. */
 export type ExportTargetName = (typeof kTargets)[number]['name'];
