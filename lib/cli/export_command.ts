@@ -12,7 +12,8 @@ import {
   OUT_TYPES,
   outtypeOf,
 } from '../export/registry.ts';
-import { choice, size } from '../options/kinds.ts';
+import { readText } from '../io/regular_file.ts';
+import { choice, filePath, size } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { outputOptions } from '../train/schema.ts';
 import { adaptedOptions, loadAdapted } from './adapted_model.ts';
@@ -38,6 +39,10 @@ export const kExportOptions = {
       words: ['none'],
       default: null,
       help: `safetensors: largest file of weights; default: ${MAX_SHARD_SIZE / 1e9}GB`,
+    }),
+    klText: filePath({
+      placeholder: 'file',
+      help: 'gguf, modelfile: a text on which the divergence (KL) of the file from F32 is measured',
     }),
   }),
   export: outputOptions.export,
@@ -67,6 +72,10 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
     throw new ArgumentError(`export "residual" is a form of --to peft, got --to ${to}`);
   }
   outtypeOf(target, outtype);
+  if (settings.klText !== undefined && to !== 'gguf' && to !== 'modelfile') {
+    throw new ArgumentError(`klText is for --to gguf and modelfile, got --to ${to}`);
+  }
+  const klText = settings.klText === undefined ? null : await readText(settings.klText);
   await checkTargetOutput(target, output);
   const progress = new Progress(context.stderr);
   const { tuned, tokenizer } = await loadAdapted(settings, progress);
@@ -80,7 +89,7 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
     const { maxShardSize } = settings;
     const most = maxShardSize === 'none' ? Number.POSITIVE_INFINITY : (maxShardSize ?? undefined);
     const warn = (message: string): void => progress.warn(message);
-    const input = { tuned, tokenizer, adapter, outtype, maxShardSize: most, warn };
+    const input = { tuned, tokenizer, adapter, outtype, maxShardSize: most, klText, warn };
     lines.push(...(await exportModel(target, input, output)));
   }
   context.stdout.write(`${[`written to ${output}`, ...lines].join('\n')}\n`);

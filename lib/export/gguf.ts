@@ -2,6 +2,7 @@
  * The merged model as a GGUF file. From a base that is a GGUF file every entry of its metadata is kept, and so is every tensor that
  * neither the adapter nor the type changes; from a Hugging Face folder the metadata are made from its configuration and tokenizer.
  */
+import type { AdapterModel } from '../adapters/adapter_model.ts';
 import { checkMergeable, mergedBias, mergedWeightWithError } from '../adapters/merged_weights.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import {
@@ -17,6 +18,7 @@ import { findFiles } from '../models/opened.ts';
 import { square, sum } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { divergenceOf } from './divergence.ts';
 import { folderEntries, folderTensors } from './gguf_folder.ts';
 import { FILE_TYPES, type FileTraits, staysAsItIs, typeOf } from './gguf_types.ts';
 import { makeFolderOf } from './output.ts';
@@ -83,7 +85,7 @@ export async function writeGguf(input: ExportInput, output: string): Promise<rea
       throw error;
     }
     await writer.commit();
-    return errorLines(errors, outtype);
+    return [...errorLines(errors, outtype), ...(await divergenceLines(input, output))];
   } finally {
     tuned.enabled = before;
     plan.close();
@@ -190,12 +192,13 @@ function folderPlan({ tuned, tokenizer, outtype, warn }: ExportInput, layout: Gg
 /** The types of weights that hold a value without blocks. */
 const kPlain: readonly string[] = ['F32', 'F16', 'BF16'];
 
-/** Warns of a base that was quantised before, whose weights are quantised or rounded once more. */
-function warnOfRounding({ tensors }: Plan, { outtype, warn }: ExportInput): void {
+/** Warns of a base that was quantised before, where weights that are not kept as they are would be rounded once more. */
+function warnOfRounding({ tensors }: Plan, { tuned, outtype, warn }: ExportInput): void {
   const before = new Set(
-    tensors.flatMap(({ name, source, type }) => {
+    tensors.flatMap(({ name, source, type, hf }) => {
       const stored = source?.tensors.get(name)?.dtype ?? 'F32';
-      return kPlain.includes(stored) || (stored === type && outtype !== 'f32') ? [] : [stored];
+      const isKept = stored === type && !isChanged(hf, tuned);
+      return kPlain.includes(stored) || isKept ? [] : [stored];
     }),
   );
   if (before.size === 0) return;
@@ -206,6 +209,13 @@ function warnOfRounding({ tensors }: Plan, { outtype, warn }: ExportInput): void
   warn(
     `the base is quantised (${[...before].sort().join(', ')}), so its weights were rounded once: ${again}`,
   );
+}
+
+/** Whether the adapter changes a weight, by its Hugging Face name. */
+function isChanged(hf: string | null, { modules, saved }: AdapterModel<Model>): boolean {
+  if (hf === null) return false;
+  if (saved?.parameters.some(({ name }) => name === hf) === true) return true;
+  return modules.some(({ name }) => hf === `${name}.weight`);
 }
 
 /** A tensor whose values were rounded, with its root mean square error against F32, and that relative to its values. */
@@ -295,6 +305,23 @@ function unchangedValues(
 
 const sumOfSquares = (values: Tensor): Tensor =>
   unscoped(() => scope(() => noGrad(() => sum(square(values)))));
+
+/** Characters of a text of which tokens are made: more than {@link divergenceOf} uses. */
+const kMostText = 2 ** 15;
+
+/** A line with the divergence on a text, where one is given. */
+async function divergenceLines(
+  { tuned, tokenizer, klText }: ExportInput,
+  path: string,
+): Promise<string[]> {
+  if (klText === null) return [];
+  const { kl, tokens } = await divergenceOf(
+    tuned,
+    path,
+    tokenizer.encode(klText.slice(0, kMostText)),
+  );
+  return [`mean KL from F32 on ${tokens} tokens of the text: ${kl.toExponential(2)} nats a token`];
+}
 
 /** The errors as lines for the user: those of each tensor, the largest in proportion first. */
 function errorLines(errors: readonly Rounded[], outtype: OutType): string[] {

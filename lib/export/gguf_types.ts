@@ -21,7 +21,7 @@ interface NamedShape {
   readonly shape: readonly number[];
 }
 
-/** What the types of a file's tensors depend on. */
+/** The facts about a file that the types of its tensors depend on. */
 export interface FileTraits {
   readonly architecture: string;
   /** Number of layers. */

@@ -35,7 +35,7 @@ export async function writeCard(tuned: AdapterModel<Model>, options: CardOptions
   await writeFileAtomic(path, modelCard(tuned, await readRun(options.adapter), options.merged));
 }
 
-/** What a card uses of a step's record; a line of another version may lack any of it. */
+/** The part of a step's record that a card uses; a line of another version may lack any of it. */
 interface Step {
   readonly step: number;
   readonly epoch?: number;

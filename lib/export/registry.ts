@@ -46,9 +46,10 @@ export function checkTargetOutput(target: ExportTarget, output: string): Promise
 }
 
 /** Settings of {@link exportModel}. */
-export type ExportSettings = Omit<ExportInput, 'outtype' | 'maxShardSize'> & {
+export type ExportSettings = Omit<ExportInput, 'outtype' | 'maxShardSize' | 'klText'> & {
   readonly outtype?: OutType | undefined;
   readonly maxShardSize?: number | undefined;
+  readonly klText?: string | null | undefined;
 };
 
 /** Default of the largest size of a file of weights, in bytes: that of transformers' save_pretrained. */
@@ -61,10 +62,10 @@ export const MAX_SHARD_SIZE = 5e9;
  */
 export async function exportModel(
   target: ExportTarget,
-  { outtype, maxShardSize = MAX_SHARD_SIZE, ...input }: ExportSettings,
+  { outtype, maxShardSize = MAX_SHARD_SIZE, klText = null, ...input }: ExportSettings,
   output: string,
 ): Promise<readonly string[]> {
   const type = outtypeOf(target, outtype);
   await checkTargetOutput(target, output);
-  return target.write({ ...input, outtype: type, maxShardSize }, output);
+  return target.write({ ...input, outtype: type, maxShardSize, klText }, output);
 }

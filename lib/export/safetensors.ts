@@ -30,8 +30,8 @@ export const safetensors = defineTarget({
   },
 });
 
-/** What {@link writeMerged} writes. */
-type MergedInput = Omit<ExportInput, 'outtype'> & { readonly dtype: SavedDType };
+/** The input of {@link writeMerged}. */
+type MergedInput = Omit<ExportInput, 'outtype' | 'klText'> & { readonly dtype: SavedDType };
 
 /**
  * Writes the base with the adapter merged in, as a folder that appears complete or not at all. Warns where rounding takes a large

@@ -6,7 +6,7 @@ import type { Tokenizer } from '../text/tokenizer.ts';
 /** Types in which a target may write weights, as `--outtype` names them. */
 export type OutType = 'f32' | 'bf16' | 'f16' | 'q8_0' | 'q4_k_m';
 
-/** What is exported: a model with its adapter, and the settings. */
+/** The input of an export: a model with its adapter, and the settings. */
 export interface ExportInput {
   readonly tuned: AdapterModel<Model>;
   readonly tokenizer: Tokenizer;
@@ -15,6 +15,8 @@ export interface ExportInput {
   readonly outtype: OutType;
   /** Largest size of a file of weights, in bytes, for targets that write shards. */
   readonly maxShardSize: number;
+  /** A text on which the divergence of a rounded file from F32 is measured; null: none is. */
+  readonly klText: string | null;
   /** Shows a warning to the user. */
   readonly warn: (message: string) => void;
 }

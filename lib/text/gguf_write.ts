@@ -12,7 +12,7 @@ import type { TokenizerParts } from './tokenizer_parts.ts';
 type Json = Record<string, unknown>;
 type Entries = [string, GgufTypedValue][];
 
-/** What {@link vocabularyMetadata} needs to know besides the files. */
+/** Facts about a tokenizer and its model besides the files. */
 interface VocabularyOptions {
   /** Rows of the model's embedding, at least as many as tokens; the rest become unused tokens. */
   readonly rows: number;
@@ -32,7 +32,9 @@ export function vocabularyMetadata(parts: TokenizerParts, options: VocabularyOpt
   if (!isBpe || parts.merges !== undefined) throw unknownKind(String(model.type ?? 'none'));
   const tokens = tokensOf(model, (tokenizerJson.added_tokens ?? []) as AddedToken[], options.rows);
   const kind =
-    model.byte_fallback === true ? sentencePiece(model, tokens) : byteLevel(tokenizerJson, model);
+    model.byte_fallback === true
+      ? sentencePiece(tokenizerJson, tokens)
+      : byteLevel(tokenizerJson, model);
   return [
     ...kind,
     ['tokenizer.ggml.tokens', { type: 'ARRAY STRING', value: tokens.map(({ text }) => text) }],
@@ -64,7 +66,9 @@ function tokensOf(model: Json, added: readonly AddedToken[], rows: number): Toke
     vocab.map(([text, id]) => [id, { text, type: typeOf(text, model) }]),
   );
   for (const { id, content, special } of added) {
-    byId.set(id, { text: content, type: special ? TokenType.control : TokenType.userDefined });
+    const isUnknown = typeOf(content, model) === TokenType.unknown;
+    const control = isUnknown ? TokenType.unknown : TokenType.control;
+    byId.set(id, { text: content, type: special ? control : TokenType.userDefined });
   }
   const most = Math.max(...byId.keys());
   if (most >= rows) {
@@ -108,10 +112,12 @@ function byteLevel(tokenizerJson: Json, model: Json): Entries {
 }
 
 /** Qwen's normalizer, which llama.cpp leaves out: texts are in this form as a rule. */
-const isNfc = (normalizer: unknown): boolean => (normalizer as Json).type === 'NFC';
+export const isNfc = (normalizer: unknown): boolean =>
+  (normalizer as Json | null | undefined)?.type === 'NFC';
 
 /** SentencePiece BPE: llama.cpp merges the pair whose token has the highest score, so the scores are the ranks of the merges. */
-function sentencePiece(model: Json, tokens: readonly Token[]): Entries {
+function sentencePiece(tokenizerJson: Json, tokens: readonly Token[]): Entries {
+  const model = tokenizerJson.model as Json;
   const ranks = new Map<string, number>();
   for (const [rank, [a, b]] of mergesOf(model).entries()) {
     if (!ranks.has(a + b)) ranks.set(a + b, rank);
@@ -123,7 +129,19 @@ function sentencePiece(model: Json, tokens: readonly Token[]): Entries {
     ['tokenizer.ggml.model', { type: 'STRING', value: 'llama' }],
     ['tokenizer.ggml.pre', { type: 'STRING', value: 'default' }],
     ['tokenizer.ggml.scores', { type: 'ARRAY FLOAT32', value: scores }],
+    ['tokenizer.ggml.add_space_prefix', { type: 'BOOL', value: addsSpace(tokenizerJson) }],
   ];
+}
+
+/** Whether a space is put before a text: by a normalizer, or by Metaspace unless it says never. */
+function addsSpace({ normalizer, pre_tokenizer: preTokenizer }: Json): boolean {
+  const [normal, pre] = [JSON.stringify(normalizer ?? null), JSON.stringify(preTokenizer ?? null)];
+  return (
+    normal.includes('"Prepend"') ||
+    (pre.includes('"Metaspace"') &&
+      !pre.includes('"never"') &&
+      !pre.includes('"add_prefix_space":false'))
+  );
 }
 
 function chatTemplates(template: unknown): Entries {

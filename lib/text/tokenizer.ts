@@ -18,7 +18,7 @@ import {
 import { DecodeStream } from './decode_stream.ts';
 import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
 import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.ts';
-import { vocabularyMetadata } from './gguf_write.ts';
+import { isNfc, vocabularyMetadata } from './gguf_write.ts';
 import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
 import { LongTexts } from './long_texts.ts';
 import {
@@ -228,7 +228,8 @@ export class Tokenizer {
     const written = Tokenizer.fromGguf(
       new Map(Array.from(entries, ([key, { value }]) => [key, value])),
     );
-    for (const text of kProbes) {
+    const inForm = isNfc(this.parts.tokenizerJson.normalizer);
+    for (const text of kProbes.map((probe) => (inForm ? probe.normalize('NFC') : probe))) {
       const [own, other] = [this.encode(text).join(), written.encode(text).join()];
       if (own === other) continue;
       throw new UnsupportedError(

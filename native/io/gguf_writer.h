@@ -1,6 +1,6 @@
-// Writes a GGUF file (version 3; ggml/docs/gguf.md). The metadata are given as they stand in a file;
-// the layout of the tensors is fixed up front. Their data may then be written in any order and in
-// parts, so that a large model never has to be in memory at once.
+// Writes a GGUF file (version 3; ggml/docs/gguf.md). The metadata are given as they stand in a
+// file; the layout of the tensors is fixed up front. Their data may then be written in any order
+// and in parts, so that a large model never has to be in memory at once.
 #pragma once
 #include <cstdint>
 #include <map>

@@ -1,5 +1,5 @@
-// Types of one or 32 elements a block. Layouts: ggml-common.h; the choice of scales: ggml-quants.c,
-// quantize_row_<type>_ref.
+// Types of one or 32 elements a block. Layouts: ggml-common.h. The choice of scales is that of the
+// functions quantize_row_<type>_ref in ggml-quants.c.
 #include "io/quantize.h"
 
 #include <algorithm>

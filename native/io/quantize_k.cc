@@ -102,7 +102,7 @@ Affine fit_group(const float* x, const Grid& grid) {
   levels(x, first, min, grid.most, q);
   float least = weighted_error(x, w, q, best);
   for (int i = 0; i <= grid.steps; ++i) {
-    // With the minimum that is the best so far, as ggml has it.
+    // The minimum is the best so far, as in ggml.
     if (!(max > best.min)) break;
     const float inverse_scale =
         (grid.first + grid.step * static_cast<float>(i) + most) / (max - best.min);

@@ -121,6 +121,16 @@ describe('types', () => {
     const source = GgufFile.open(base);
     const { output, warnings } = await exported(tuned, 'q8_0');
     expect(warnings).toHaveLength(1);
+    // Types of the base that are rounded again: those that change, and those that the adapter is merged into.
+    const written = GgufFile.open(output);
+    const again = [...source.tensors.values()].filter(
+      ({ name, dtype }) =>
+        /^I?Q/.test(dtype) &&
+        (dtype !== written.tensors.get(name)?.dtype || name.includes('attn_q.')),
+    );
+    written.close();
+    const types = [...new Set(again.map(({ dtype }) => dtype))].sort();
+    expect(warnings[0]).toContain(`(${types.join(', ')})`);
     expect(warnings[0]).toMatch(
       /^the base is quantised \(.*Q4_\d.*\), so its weights were rounded once: they are rounded a second time, by the errors below/,
     );

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { exportModel, exportTarget } from '../../lib/export/registry.ts';
 import { GgufFile, saveSafetensors } from '../../lib/io/index.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
@@ -148,6 +149,23 @@ describe('gguf-lora', () => {
       expect(file.tensors.get('blk.0.attn_q.weight.lora_b')?.dtype).toBe(ofB);
       expect(file.tensors.get('blk.0.ffn_down.weight.lora_a')?.dtype).toBe(outtype.toUpperCase());
       file.close();
+    },
+  );
+
+  it.each(METHOD_NAMES.filter((name) => name !== 'full'))(
+    'of the method %s has the deltas of the method, or a reason why it has none',
+    async (method) => {
+      const tuned = await made({ method, r: 2, loraAlpha: 4 } as Config);
+      const found = await exported(tuned).catch((error: unknown) => error as Error);
+      if (found instanceof Error) {
+        expect(found.message).toMatch(
+          /holds pairs A, B alone, and this adapter (also|belongs) .*; merge it/,
+        );
+      } else {
+        for (const [name, error] of deltaErrors(found.path, tuned)) {
+          expect(error, name).toBeLessThan(1e-6);
+        }
+      }
     },
   );
 
