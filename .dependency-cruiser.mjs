@@ -58,6 +58,7 @@ const kFiles = {
 const kPackages = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
+  '@huggingface/hub': ['export'],
   hyparquet: ['data'],
   commander: ['cli', 'bench'],
   yaml: ['cli'],
