@@ -37,7 +37,8 @@ export const addMerge: CommandModule = (program, context, run) => {
       const base = { ...settings, dtype: dtype === 'f16' ? 'f32' : dtype } as const;
       const loaded = await loadAdapted(base, progress);
       const warn = (message: string): void => progress.warn(message);
-      const input = { ...loaded, adapter, dtype, maxShardSize: MAX_SHARD_SIZE, warn };
+      const settled = { dtype, typeFlag: '--dtype', maxShardSize: MAX_SHARD_SIZE } as const;
+      const input = { ...loaded, ...settled, adapter, warn };
       const error = await writeMerged(input, output);
       context.stdout.write(`written to ${output}; ${roundingText(error)}\n`);
       return 0;

@@ -21,13 +21,12 @@ export const modelfile = defineTarget({
   ],
   write: async (input, output) => {
     const text = modelfileText(chatFormatOf(input.tokenizer));
-    let lines: readonly string[] = [];
-    const fill = async (folder: string): Promise<void> => {
-      lines = await writeGguf(input, join(folder, kModel));
+    const fill = async (folder: string): Promise<readonly string[]> => {
+      const lines = await writeGguf(input, join(folder, kModel));
       await writeFileAtomic(join(folder, kModelfile), text);
+      return lines;
     };
-    await fillFolder(output, fill, [kModel, kModelfile]);
-    return lines;
+    return fillFolder(output, fill, [kModel, kModelfile]);
   },
 });
 

@@ -54,12 +54,13 @@ export function makeFolderOf(path: string): Promise<void> {
 /**
  * Fills a folder that is absent or empty: `fill` writes into a temporary folder inside it, whose files are then moved to their places,
  * the ones in `last` after all others. After a failure the folder is as it was.
+ * @returns the result of `fill`
  */
-export async function fillFolder(
+export async function fillFolder<T>(
   path: string,
-  fill: (folder: string) => Promise<void>,
+  fill: (folder: string) => Promise<T>,
   last: readonly string[],
-): Promise<void> {
+): Promise<T> {
   const existed = await stat(path).then(
     () => true,
     () => false,
@@ -68,7 +69,7 @@ export async function fillFolder(
   const temporary = temporaryFor(join(path, 'export'));
   try {
     await mkdir(temporary);
-    await fill(temporary);
+    const result = await fill(temporary);
     await syncFolder(temporary);
     const names = await readdir(temporary);
     const ordered = [...names.filter((name) => !last.includes(name)), ...last];
@@ -77,6 +78,7 @@ export async function fillFolder(
     }
     await rmdir(temporary);
     await syncFolder(path);
+    return result;
   } catch (error) {
     await rm(temporary, { recursive: true, force: true });
     if (!existed) await rmdir(path).catch(() => {}); // it may hold files that were moved already

@@ -25,13 +25,17 @@ export const safetensors = defineTarget({
   ],
   write: async ({ outtype, ...input }, output) => {
     const dtype = outtype as SavedDType;
-    const error = await writeMerged({ ...input, dtype }, output);
+    const error = await writeMerged({ ...input, dtype, typeFlag: '--outtype' }, output);
     return [roundingText(error)];
   },
 });
 
 /** The input of {@link writeMerged}. */
-type MergedInput = Omit<ExportInput, 'outtype' | 'klText'> & { readonly dtype: SavedDType };
+interface MergedInput extends Omit<ExportInput, 'outtype' | 'klText'> {
+  readonly dtype: SavedDType;
+  /** The flag that sets the type, for a warning. */
+  readonly typeFlag: '--dtype' | '--outtype';
+}
 
 /**
  * Writes the base with the adapter merged in, as a folder that appears complete or not at all. Warns where rounding takes a large
@@ -39,17 +43,17 @@ type MergedInput = Omit<ExportInput, 'outtype' | 'klText'> & { readonly dtype: S
  */
 export async function writeMerged(input: MergedInput, output: string): Promise<MergeError> {
   const { tuned, tokenizer, adapter, dtype, maxShardSize, warn } = input;
-  let error: MergeError | null = null;
-  const fill = async (folder: string): Promise<void> => {
-    error = await saveMerged(tuned, folder, { dtype, maxShardSize });
+  const fill = async (folder: string): Promise<MergeError> => {
+    const error = await saveMerged(tuned, folder, { dtype, maxShardSize });
     await writeTokenizer(tuned.model, tokenizer, folder);
     await writeGenerationConfig(tuned.model, tokenizer, folder);
     await writeCard(tuned, { folder, adapter, merged: true });
+    return error;
   };
-  await fillFolder(output, fill, [SINGLE_WEIGHTS, WEIGHTS_INDEX, 'config.json']);
-  const lost = lostInRounding(error as unknown as MergeError, dtype);
+  const error = await fillFolder(output, fill, [SINGLE_WEIGHTS, WEIGHTS_INDEX, 'config.json']);
+  const lost = lostInRounding(error, input);
   if (lost !== null) warn(lost);
-  return error as unknown as MergeError;
+  return error;
 }
 
 /** The largest rounding error of a merge, for the user. */
@@ -64,12 +68,15 @@ export function roundingText({ maxAbsError, module, relativeToDelta }: MergeErro
 const kLostShare = 0.25;
 
 /** A warning where rounding to the file's dtype takes a large part of what the adapter changes; else null. */
-function lostInRounding({ module, relativeToDelta }: MergeError, dtype: string): string | null {
+function lostInRounding(
+  { module, relativeToDelta }: MergeError,
+  { dtype, typeFlag }: MergedInput,
+): string | null {
   if (dtype === 'f32' || !(relativeToDelta > kLostShare)) return null;
   const share = (100 * relativeToDelta).toPrecision(2);
   return (
     `in ${dtype} the merged weights lose a part of what the adapter learned: rounding takes up to ${share} % of its largest change ` +
-    `(${module}); merge with --dtype f32, or keep the adapter beside its base`
+    `(${module}); merge with ${typeFlag} f32, or keep the adapter beside its base`
   );
 }
 
