@@ -42,8 +42,13 @@ const kLayers = {
     ...['generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
+  // Files of a model and its adapter for other programs.
+  export: [
+    ...['generate', 'adapters', 'models', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+  ],
   cli: [
-    ...['serve', 'generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['export', 'serve', 'generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
 };
@@ -59,6 +64,7 @@ const kFiles = {
 const kPackages = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
+  '@huggingface/hub': ['export'],
   hyparquet: ['data'],
   commander: ['cli', 'bench'],
   yaml: ['cli'],

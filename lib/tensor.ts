@@ -1,9 +1,10 @@
 // The Tensor class, a thin object around a native handle. Memory is reference-counted natively; JavaScript frees its references with
 // dispose(), `using`, or at the end of a scope(). A FinalizationRegistry only catches leaks.
-import { shown } from './shown.ts';
+
 import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { type DType, type Handle, native, withSetting } from './native.ts';
+import { shown } from './shown.ts';
 
 export type { DType } from './native.ts';
 

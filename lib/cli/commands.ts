@@ -6,6 +6,7 @@ import { addGenerate } from './generate_command.ts';
 import { addInspect } from './inspect_command.ts';
 import { addMerge } from './merge_command.ts';
 import type { CommandModule } from './program.ts';
+import { addPush } from './push_command.ts';
 import { addSchema } from './schema_command.ts';
 import { addServe } from './serve_command.ts';
 import { addTrain } from './train_command.ts';
@@ -19,5 +20,6 @@ export const kCommands: readonly CommandModule[] = [
   addInspect,
   addMerge,
   addExport,
+  addPush,
   addSchema,
 ];

@@ -6,6 +6,7 @@ import type { LoraConfig, LoraConfigInput } from '../adapters/config.ts';
 import { loraChecks, loraOptions } from '../adapters/lora_options.ts';
 import { METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
+import { hubIdOf } from '../io/hub/names.ts';
 import {
   checkTogether,
   defaultsOf,
@@ -64,7 +65,9 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     adapter: method.adapter && {
       ...method.adapter,
       taskType: task.taskType,
-      ...(settings.model === undefined ? {} : { baseModelNameOrPath: settings.model }),
+      ...(settings.model === undefined
+        ? {}
+        : { baseModelNameOrPath: hubIdOf(settings.model) ?? settings.model }),
     },
     training,
     columns: listOf(settings.columns),

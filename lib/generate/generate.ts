@@ -44,12 +44,13 @@ export interface GenerateOptions extends GenerationSettings, PromptInput {
 }
 
 /** What the options must be that are in no table of settings; the prompts are checked one by one. */
-const kTable: CallTable<Pick<GenerateOptions, 'tokenizer' | 'adapter' | 'signal' | 'sharePrefix'>> = {
-  tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
-  adapter: orNull(kCall.text),
-  sharePrefix: kCall.boolean,
-  signal: kCall.signal,
-};
+const kTable: CallTable<Pick<GenerateOptions, 'tokenizer' | 'adapter' | 'signal' | 'sharePrefix'>> =
+  {
+    tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
+    adapter: orNull(kCall.text),
+    sharePrefix: kCall.boolean,
+    signal: kCall.signal,
+  };
 
 /** A model that generates, or a tuned one. */
 export type Generator = GeneratingModel | TunedModel<CausalLM> | TunedModel<Seq2SeqLM>;

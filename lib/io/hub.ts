@@ -3,6 +3,7 @@
  * cache shared with Python's huggingface_hub, and are limited to the files that a model and its tokenizer need.
  */
 import { ArgumentError, FormatError, NativeError } from '../errors.ts';
+import { type CallTable, checkArgument, checkCall, finiteNumber, kCall } from '../options/call.ts';
 import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
 import { defaultCacheDir, RepoCache } from './hub/cache.ts';
 import {
@@ -13,7 +14,6 @@ import {
   withoutToken,
 } from './hub/endpoint.ts';
 import { isRepoId, isRevision, pathProblem, printable } from './hub/names.ts';
-import { type CallTable, checkArgument, checkCall, finiteNumber, kCall } from '../options/call.ts';
 import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts';
 import { kMaxTextBytes, statPath } from './regular_file.ts';
 

@@ -6,6 +6,7 @@
  */
 import { withDeadline } from '../deadline.ts';
 import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
+import type { GgufTypedValue } from '../io/gguf_writer.ts';
 import { type ResolveOptions, resolveTokenizer } from '../io/hub.ts';
 import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
 import { shown } from '../shown.ts';
@@ -19,6 +20,7 @@ import {
 import { DecodeStream } from './decode_stream.ts';
 import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
 import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.ts';
+import { isNfc, vocabularyMetadata } from './gguf_write.ts';
 import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
 import { LongTexts } from './long_texts.ts';
 import {
@@ -226,6 +228,34 @@ export class Tokenizer {
   }
 
   /**
+   * The vocabulary as metadata of a GGUF file (tokenizer.*), by which llama.cpp gives the same ids.
+   * @param rows of the model's embedding, at least as many as tokens
+   * @throws UnsupportedError for a tokenizer of a kind that is not written, or with more tokens than rows
+   */
+  ggufMetadata(rows: number): ReadonlyMap<string, GgufTypedValue> {
+    const ids = { bos: this.bosId, eos: this.eosId, padding: this.padId, unknown: this.unkId };
+    const [first, last] = [this.encode('a')[0], this.encode('a').at(-1)];
+    const adds = {
+      bos: this.bosId !== null && first === this.bosId,
+      eos: this.eosId !== null && last === this.eosId,
+    };
+    const entries = new Map(vocabularyMetadata(this.parts, { rows, ids, adds }));
+    const written = Tokenizer.fromGguf(
+      new Map(Array.from(entries, ([key, { value }]) => [key, value])),
+    );
+    const inForm = isNfc(this.parts.tokenizerJson.normalizer);
+    for (const text of kProbes.map((probe) => (inForm ? probe.normalize('NFC') : probe))) {
+      const [own, other] = [this.encode(text).join(), written.encode(text).join()];
+      if (own === other) continue;
+      throw new UnsupportedError(
+        `gguf: this tokenizer gives other ids than llama.cpp would, as for ${JSON.stringify(text)}; give the GGUF file of the model ` +
+          'as the base, whose vocabulary is kept',
+      );
+    }
+    return entries;
+  }
+
+  /**
    * Converts a text to ids. A text of megabytes takes seconds, in which the event loop waits; the data pipeline therefore encodes in
    * {@link withLongTexts}.
    * @throws FormatError if a regular expression of the tokenizer.json takes too long; ArgumentError for a text or an option of another
@@ -390,6 +420,18 @@ function converted<T>(convert: () => T): T {
     );
   }
 }
+
+/** Texts in which pre-tokenizers and merges differ. */
+const kProbes: readonly string[] = [
+  'a',
+  ' Hello  world!\n\n\tTabs,\r\nlines   ',
+  "I'll say IT'S 12345 and 3.14159, 1234567",
+  'naïve café Ünïcödé ŒUVRE straße',
+  '日本語の文章と中文，한국어도',
+  'Привет, мир! שלום مرحبا नमस्ते',
+  '🙂👍🏽 🇫🇷 e\u0301 \u00a0 \u200b ',
+  'def f(x):\n    return x**2 # camelCaseWord HTTPServer',
+];
 
 /** Time for a text, and for each of its characters: a hundred times what it usually takes. */
 const kLimitMs = { least: 2000, each: 0.02 };

@@ -16,8 +16,15 @@ import {
   RESIDUAL_BASE,
 } from '../adapters/peft_folder.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
-import { diskError, makeFolder, namesIn, removeTemporaries, writeFileAtomic } from '../io/files.ts';
-import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import {
+  diskError,
+  folderNames,
+  makeFolder,
+  namesIn,
+  removeTemporaries,
+  writeFileAtomic,
+} from '../io/files.ts';
+import { COMPANIONS, MODEL_CARD, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { isStepFolder, RUN, RUN_FILES } from '../io/run_folder.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
@@ -46,6 +53,7 @@ const kModelFiles = [SINGLE_WEIGHTS, 'config.json', ...COMPANIONS];
 const kResultFiles: readonly string[] = [
   ...kAdapterFiles,
   ...kModelFiles,
+  MODEL_CARD,
   ...kModelFiles.map((name) => join(RESIDUAL_BASE, name)),
   ...kAdapterFiles.map((name) => join(INITIAL_ADAPTER, name)),
 ];
@@ -126,20 +134,6 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
     },
     release,
   };
-}
-
-/**
- * The names in an output folder; none if the folder does not exist.
- * @throws ArgumentError for a file
- */
-export async function folderNames(path: string): Promise<string[]> {
-  const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return null;
-    throw diskError(path, error, 'read');
-  });
-  if (info !== null && !info.isDirectory())
-    throw new ArgumentError(`output ${path} is a file, not a folder; choose another path`);
-  return namesIn(path);
 }
 
 /**

@@ -38,6 +38,8 @@ const kConditions = {
   'on a Node that cannot require an ES module': () => process.features.require_module !== true,
   'without a C compiler': () => !['cc', 'gcc', 'clang'].some((name) => has(name, ['--version'])),
   'where this process may not mount file systems or make control groups': () => null,
+  'without Go': () => !has('go', ['version']),
+  'where node-llama-cpp has no binary': () => null,
   'without clang with libFuzzer': () => fuzzingCompiler() === null,
   'without the right to mount': () => !mayMount(),
   'with a registry without signatures': () => null,

@@ -90,7 +90,10 @@ describe('balora train', () => {
     expect(err).not.toContain('no --output');
     expect(err).not.toContain('\u001b');
     const names = await readdir(join(folder, 'plain'));
-    expect(names.sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors', 'run']);
+    expect(names.sort()).toEqual([
+      ...['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'run'],
+      ...['tokenizer.json', 'tokenizer_config.json'],
+    ]);
     expect((await metrics('plain')).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6]);
     const { command } = JSON.parse(
       await readFile(join(folder, 'plain', 'run', 'config.json'), 'utf8'),

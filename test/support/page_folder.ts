@@ -9,8 +9,10 @@ const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const kCommit = '0123456789abcdef0123456789abcdef01234567';
 const kNli = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
 
+/** ChatML, which --to modelfile knows. */
 const kChatTemplate =
-  "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+  "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}" +
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /** Names of model files on the pages -> the files in the folder of models that replace them. */
 const kModels = {

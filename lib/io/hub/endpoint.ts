@@ -277,7 +277,10 @@ class AnswerTimeout {
 }
 
 /** The text with the token removed, since a server may repeat what it was sent. */
-export function withoutToken(text: string, { accessToken }: EndpointOptions): string {
+export function withoutToken(
+  text: string,
+  { accessToken }: Pick<EndpointOptions, 'accessToken'>,
+): string {
   return accessToken === '' ? text : text.replaceAll(accessToken, '(the token)');
 }
 
