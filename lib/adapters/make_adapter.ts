@@ -110,7 +110,7 @@ export async function createAdapter(
   input: AdapterConfigInput,
   options: CreateOptions,
 ): Promise<Adapter> {
-  checkArgument('AdapterModel', 'the configuration', kCall.object, input);
+  checkArgument('AdapterModel: the configuration', kCall.object, input);
   checkCall('AdapterModel', options, kCreateTable);
   const { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress } = options;
   const { method = null, ...given } = input;
@@ -182,7 +182,7 @@ export async function readAdapter(
   folder: string,
   given: LoadOptions,
 ): Promise<Adapter> {
-  checkArgument('AdapterModel', 'the folder', kCall.path, folder);
+  checkArgument('AdapterModel: the folder', kCall.path, folder);
   checkCall('AdapterModel', given, kLoadTable);
   const { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options } = given;
   const { method = null, allowOtherBase = false } = options;

@@ -25,7 +25,7 @@ export async function saveMerged(
   folder: string,
   options: { dtype?: SavedDType } = {},
 ): Promise<MergeError> {
-  checkArgument('saveMerged', 'the folder', kCall.path, folder);
+  checkArgument('saveMerged: the folder', kCall.path, folder);
   checkCall('saveMerged', options, { dtype: kSavedDType });
   const { dtype } = options;
   checkMergeable(adapter);

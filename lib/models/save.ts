@@ -50,8 +50,8 @@ export async function saveModel(
   folder: string,
   options: SaveModelOptions = {},
 ): Promise<void> {
-  checkArgument('saveModel', 'the model', kModel, model);
-  checkArgument('saveModel', 'the folder', kCall.path, folder);
+  checkArgument('saveModel: the model', kModel, model);
+  checkArgument('saveModel: the folder', kCall.path, folder);
   checkCall('saveModel', options, kTable);
   const { dtype, replace } = options;
   const parameters = [...model.namedParameters()];
