@@ -289,7 +289,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    *   pair of rank r, with the residual model that it is added to in `residual/` and its initial values in `initial/`.
    */
   async savePretrained(folder: string, options: { form?: ExportForm } = {}): Promise<void> {
-    checkArgument('savePretrained', 'the folder', kCall.path, folder);
+    checkArgument('savePretrained: the folder', kCall.path, folder);
     checkCall('savePretrained', options, { form: oneOf(['lora', 'residual']) });
     const { form = 'lora' } = options;
     await (form === 'lora' ? savePlain(this, folder) : saveResidual(this, folder));

@@ -24,7 +24,7 @@ const kModel = instanceOf(Model, 'a model, such as AutoModelForCausalLM loads');
 
 /** Checks that no linear module has an adapter yet, and none is being made. @throws ArgumentError if one has */
 export function checkNoAdapters(model: Model): void {
-  checkArgument('tuning', 'the model', kModel, model);
+  checkArgument('tuning: the model', kModel, model);
   if (kBeingAdapted.has(model)) {
     throw new ArgumentError(
       'the model is being given an adapter already: await that, and use addAdapter() for another one',

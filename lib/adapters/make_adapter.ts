@@ -110,7 +110,7 @@ export async function createAdapter(
   input: AdapterConfigInput,
   options: CreateOptions,
 ): Promise<Adapter> {
-  checkArgument('AdapterModel', 'the configuration', kCall.object, input);
+  checkArgument('AdapterModel: the configuration', kCall.object, input);
   checkCall('AdapterModel', options, kCreateTable);
   const { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress } = options;
   const { method = null, ...given } = input;
@@ -182,7 +182,7 @@ export async function readAdapter(
   folder: string,
   options: LoadOptions,
 ): Promise<Adapter> {
-  checkArgument('AdapterModel', 'the folder', kCall.path, folder);
+  checkArgument('AdapterModel: the folder', kCall.path, folder);
   checkCall('AdapterModel', options, kLoadTable);
   const { method = null } = options;
   if (method !== null) settingsOf(method, {});

@@ -26,7 +26,7 @@ export async function saveMerged(
   folder: string,
   options: { dtype?: SavedDType; maxShardSize?: number } = {},
 ): Promise<MergeError> {
-  checkArgument('saveMerged', 'the folder', kCall.path, folder);
+  checkArgument('saveMerged: the folder', kCall.path, folder);
   checkCall('saveMerged', options, { dtype: kSavedDType, maxShardSize: kCall.amount });
   const { dtype, maxShardSize } = options;
   checkMergeable(adapter);

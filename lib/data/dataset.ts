@@ -319,8 +319,8 @@ export function checkData<T extends object>(
   options: T,
   table: CallTable<T>,
 ): void {
-  checkArgument('data', 'rows', kSourceOfRows, rows);
-  checkArgument('data', 'tokenizer', kTokenizer, tokenizer);
+  checkArgument('data: rows', kSourceOfRows, rows);
+  checkArgument('data: tokenizer', kTokenizer, tokenizer);
   checkCall('data', options, table);
 }
 

@@ -17,7 +17,7 @@ export interface OpenRowsOptions extends JsonlOptions {
  * @throws ArgumentError, FormatError, UnsupportedError as the reader of that kind does
  */
 export async function openRows(path: string, options: OpenRowsOptions = {}): Promise<RowSource> {
-  checkArgument('data', 'the file', kCall.path, path);
+  checkArgument('data: the file', kCall.path, path);
   checkCall('data', options, { columns: kCall.texts, signal: kCall.signal });
   const { columns, ...rest } = options;
   if (/\.(tsv|csv)$/i.test(path)) {

@@ -32,7 +32,7 @@ export class PromptTemplate {
    * @throws ArgumentError for unbalanced braces, or a template without a placeholder
    */
   constructor(source: string) {
-    checkArgument('prompt template', 'it', kCall.text, source);
+    checkArgument('prompt template: it', kCall.text, source);
     const text = Object.hasOwn(kNamedTemplates, source)
       ? (kNamedTemplates[source] as string)
       : source;

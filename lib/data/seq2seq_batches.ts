@@ -189,7 +189,7 @@ function settingsOf(options: Seq2SeqBatchOptions): Settings {
     maxSourceLength = kDefaultMaxSourceLength,
     maxTargetLength = kDefaultMaxTargetLength,
   } = options;
-  checkArgument('data', 'decoderStartTokenId', kTable.decoderStartTokenId, decoderStartTokenId);
+  checkArgument('data: decoderStartTokenId', kTable.decoderStartTokenId, decoderStartTokenId);
   const { batchSize, shuffle, seed } = orderOptions(options);
   return { decoderStartTokenId, batchSize, maxSourceLength, maxTargetLength, shuffle, seed };
 }

@@ -29,8 +29,8 @@ export function checkEvaluation(
   { model, kind, batches }: { model: unknown; kind: CallKind; batches: unknown },
   options: EvaluateOptions,
 ): void {
-  checkArgument('evaluate', 'the model', kind, model);
-  checkArgument('evaluate', 'the data', kCall.batches, batches);
+  checkArgument('evaluate: the model', kind, model);
+  checkArgument('evaluate: the data', kCall.batches, batches);
   checkCall('evaluate', options, kTable);
 }
 

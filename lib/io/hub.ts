@@ -85,7 +85,7 @@ async function resolve(
   options: ResolveOptions,
   choice: Choice,
 ): Promise<string> {
-  checkArgument('the Hub', 'the name or path', kCall.text, nameOrPath);
+  checkArgument('the Hub: the name or path', kCall.text, nameOrPath);
   checkCall('the Hub', options, hubTable);
   if (await exists(nameOrPath)) return nameOrPath;
   const { revision = 'main', cacheDir = defaultCacheDir(), onDownload } = options;

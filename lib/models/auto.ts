@@ -125,7 +125,7 @@ export const AutoModelForCausalLM = {
     config: Readonly<Record<string, unknown>>,
     given: FromConfigOptions = {},
   ): Promise<CausalLM> {
-    checkArgument('fromConfig', 'the configuration', kCall.object, config);
+    checkArgument('fromConfig: the configuration', kCall.object, config);
     checkCall('fromConfig', given, configTable);
     const { dtype = 'f32', seed = 42, trainable = false, device, ...options } = given;
     requireDevice({ device });

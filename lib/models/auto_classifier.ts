@@ -102,7 +102,7 @@ export const AutoModelForSequenceClassification = {
     config: Readonly<Record<string, unknown>>,
     options: FromConfigOptions & LabelOptions = {},
   ): Promise<SequenceClassifier> {
-    checkArgument('fromConfig', 'the configuration', kCall.object, config);
+    checkArgument('fromConfig: the configuration', kCall.object, config);
     checkCall('fromConfig', options, { ...configTable, ...labelTable });
     const { dtype = 'f32', seed = 42, trainable = false, device } = options;
     requireDevice({ device });

@@ -59,8 +59,8 @@ export async function saveModel(
   folder: string,
   options: SaveModelOptions = {},
 ): Promise<void> {
-  checkArgument('saveModel', 'the model', kModel, model);
-  checkArgument('saveModel', 'the folder', kCall.path, folder);
+  checkArgument('saveModel: the model', kModel, model);
+  checkArgument('saveModel: the folder', kCall.path, folder);
   checkCall('saveModel', options, kTable);
   const { dtype, replace, maxShardSize = Number.POSITIVE_INFINITY } = options;
   const parameters = [...model.namedParameters()];

@@ -93,15 +93,15 @@ export function checkCall<T extends object>(where: string, options: T, table: Ca
     throw new ArgumentError(`${where}: the options must be an object, got ${shown(options)}`);
   }
   for (const [key, kind] of Object.entries(table) as [keyof T & string, CallKind][]) {
-    if (options[key] !== undefined) checkArgument(where, key, kind, options[key]);
+    if (options[key] !== undefined) checkArgument(`${where}: ${key}`, kind, options[key]);
   }
 }
 
-/** Checks an argument of a call. @throws as checkCall() does */
-export function checkArgument(where: string, name: string, kind: CallKind, value: unknown): void {
+/** Checks an argument of a call. @param name the function and the argument: `data: rows`. @throws as checkCall() does */
+export function checkArgument(name: string, kind: CallKind, value: unknown): void {
   if (kind.schema.safeParse(value).success) return;
   const what = kind.isSecret ? `must be ${kind.wanted}` : complaint(kind, value);
-  throw new ArgumentError(`${where}: ${name} ${what}`);
+  throw new ArgumentError(`${name} ${what}`);
 }
 
 function isObject(value: unknown): boolean {

@@ -165,8 +165,8 @@ export class Tokenizer {
 
   /** Makes a tokenizer from the contents of tokenizer.json and tokenizer_config.json. */
   static fromJson(tokenizerJson: object, tokenizerConfig: object = {}): Tokenizer {
-    checkArgument('tokenizer', 'tokenizer.json', kCall.object, tokenizerJson);
-    checkArgument('tokenizer', 'tokenizer_config.json', kCall.object, tokenizerConfig);
+    checkArgument('tokenizer: tokenizer.json', kCall.object, tokenizerJson);
+    checkArgument('tokenizer: tokenizer_config.json', kCall.object, tokenizerConfig);
     return new Tokenizer({
       tokenizerJson: tokenizerJson as Json,
       tokenizerConfig: tokenizerConfig as Json,
@@ -180,7 +180,7 @@ export class Tokenizer {
    * @throws FormatError naming the file
    */
   static async fromFile(path: string, options: { configPath?: string } = {}): Promise<Tokenizer> {
-    checkArgument('tokenizer', 'the file', kCall.path, path);
+    checkArgument('tokenizer: the file', kCall.path, path);
     checkCall('tokenizer', options, { configPath: kCall.path });
     const json = await readJson(path);
     const config = options.configPath === undefined ? {} : await readJson(options.configPath);
@@ -223,7 +223,7 @@ export class Tokenizer {
    * GGUF file. A file that exists is not replaced.
    */
   async savePretrained(folder: string): Promise<void> {
-    checkArgument('tokenizer', 'the folder', kCall.path, folder);
+    checkArgument('tokenizer: the folder', kCall.path, folder);
     await writeTokenizerFiles(folder, this.parts);
   }
 
@@ -262,7 +262,7 @@ export class Tokenizer {
    *   type
    */
   encode(text: string, options: EncodeOptions = {}): number[] {
-    checkArgument('tokenizer', 'the text', kCall.text, text);
+    checkArgument('tokenizer: the text', kCall.text, text);
     checkCall('tokenizer', options, kEncodeTable);
     const { addSpecialTokens = true, parseSpecial = true } = options;
     const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
@@ -308,7 +308,7 @@ export class Tokenizer {
 
   /** Converts ids to text. Bytes that are not UTF-8 become U+FFFD. */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
-    checkArgument('tokenizer', 'the ids', kCall.ids, ids);
+    checkArgument('tokenizer: the ids', kCall.ids, ids);
     checkCall('tokenizer', options, kDecodeTable);
     if (ids.length === 0) return '';
     const checked = Array.from(ids, (id) => this.check(id));

@@ -78,8 +78,8 @@ export async function warmUpHead(
   data: BatchSource<LabelledBatch>,
   options: HeadWarmUpOptions = {},
 ): Promise<HeadWarmUp> {
-  checkArgument('warmUpHead', 'the model', kClassifier, model);
-  checkArgument('warmUpHead', 'the data', kBatchSource, data);
+  checkArgument('warmUpHead: the model', kClassifier, model);
+  checkArgument('warmUpHead: the data', kBatchSource, data);
   checkCall('warmUpHead', options, kTable);
   const settings = withDefaults(options);
   const release = useModel(model);

@@ -53,7 +53,7 @@ export class Trainer {
     const given = input as unknown as AnyTrainerOptions;
     checkCall('Trainer', given, inputTable);
     for (const key of ['tuned', 'data'] as const) {
-      checkArgument('Trainer', key, inputTable[key], given[key]);
+      checkArgument(`Trainer: ${key}`, inputTable[key], given[key]);
     }
     this.#given = { ...given };
     this.task = taskOf(this.#given.tuned.model);

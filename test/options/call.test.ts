@@ -73,29 +73,27 @@ describe('a kind of value', () => {
       'rows, got {"row":1}',
     ],
   ])('%s', (_, kind, good, bad, message) => {
-    for (const value of good) checkArgument('f', 'x', kind as typeof kCall.text, value);
+    for (const value of good) checkArgument('f: x', kind as typeof kCall.text, value);
     for (const value of bad) {
-      expect(() => checkArgument('f', 'x', kind as typeof kCall.text, value)).toThrow(
-        ArgumentError,
-      );
+      expect(() => checkArgument('f: x', kind as typeof kCall.text, value)).toThrow(ArgumentError);
     }
-    const first = () => checkArgument('f', 'x', kind as typeof kCall.text, bad[0]);
+    const first = () => checkArgument('f: x', kind as typeof kCall.text, bad[0]);
     expect(first).toThrow(`f: x must be ${message}`);
   });
 
   it('signal is any AbortSignal', () => {
     const { signal } = new AbortController();
     for (const good of [signal, AbortSignal.any([signal]), AbortSignal.timeout(1)]) {
-      checkArgument('f', 'x', kCall.signal, good);
+      checkArgument('f: x', kCall.signal, good);
     }
     for (const bad of [{}, null, new AbortController(), { aborted: false }, () => {}]) {
-      expect(() => checkArgument('f', 'x', kCall.signal, bad)).toThrow('x must be an AbortSignal');
+      expect(() => checkArgument('f: x', kCall.signal, bad)).toThrow('x must be an AbortSignal');
     }
   });
 
   it('that is secret is not shown', () => {
     const secret = { ...kCall.text, isSecret: true };
-    expect(() => checkArgument('f', 'x', secret, ['hf_secret'])).toThrow(/^f: x must be text$/);
+    expect(() => checkArgument('f: x', secret, ['hf_secret'])).toThrow(/^f: x must be text$/);
   });
 });
 
