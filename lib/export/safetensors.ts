@@ -82,14 +82,15 @@ function lostInRounding(
 
 /**
  * Writes generation_config.json: that of the base, with every id that ends a text: those of the base, and the end of a turn in the
- * chat template. A model without any (a classifier) gets no such file.
+ * chat template. Only for language models: a classifier ends nothing, and an encoder-decoder's file, without which transformers reads
+ * config.json, would lack the id that its decoder starts with.
  */
 async function writeGenerationConfig(
   model: Model,
   tokenizer: Tokenizer,
   folder: string,
 ): Promise<void> {
-  if (model.taskType === 'SEQ_CLS') return;
+  if (model.taskType !== 'CAUSAL_LM') return;
   const turn = endOfTurn(tokenizer);
   const ids = [
     ...new Set([...(await endTokens(model, tokenizer)), ...(turn === null ? [] : [turn])]),

@@ -5,11 +5,12 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { loadSafetensors, readSafetensorsIndex } from '../../lib/io/index.ts';
-import { AutoModelForCausalLM, saveModel } from '../../lib/models/index.ts';
+import { AutoModelForCausalLM, AutoModelForSeq2SeqLM, saveModel } from '../../lib/models/index.ts';
 import { synchronize } from '../../lib/runtime.ts';
 import { balora } from '../support/run_cli.ts';
 import { disturb } from '../support/tiny_adapters.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+import { writeTinySeq2Seq } from '../support/tiny_seq2seq.ts';
 
 let folder: string;
 let model: string;
@@ -133,6 +134,23 @@ describe('the folder', () => {
       eos_token_id: [end.id, turn.id],
     });
     expect((await json('chat-merged', 'tokenizer_config.json')).chat_template).toBe(template);
+  });
+
+  it('of an encoder-decoder has no generation_config.json that its base lacks', async () => {
+    const [t5, output] = [join(folder, 't5'), join(folder, 't5-merged')];
+    await writeTinySeq2Seq(t5);
+    const base = await AutoModelForSeq2SeqLM.fromPretrained(t5);
+    const tuned = await AdapterModel.create(base, { r: 2, targetModules: ['q'] });
+    await tuned.savePretrained(join(folder, 't5-adapter'));
+    const { code, err } = await balora([
+      ...['merge', '--model', t5, '--adapter', join(folder, 't5-adapter'), '--output', output],
+    ]);
+    expect(code, err).toBe(0);
+    const names = await readdir(output);
+    expect(names).toContain('README.md');
+    expect(names.includes('generation_config.json')).toBe(
+      (await readdir(t5)).includes('generation_config.json'),
+    );
   });
 
   it('is as it was after a failure: absent, or empty', async () => {
