@@ -1,7 +1,7 @@
 // Values as messages show them: JSON, cut, and never an error.
 import { describe, expect, it } from 'vitest';
-import { shown } from '../lib/shown.ts';
 import { zeros } from '../lib/ops/index.ts';
+import { shown } from '../lib/shown.ts';
 
 const round: Record<string, unknown> = {};
 round.self = round;
@@ -17,11 +17,11 @@ describe('shown', () => {
     [5n, '5n'],
     [true, 'true'],
     [null, 'null'],
-    [undefined, 'nothing'],
+    [undefined, 'undefined'],
     [() => 1, 'a function'],
     [Symbol('x'), 'a symbol'],
     [{ a: [1, { b: 2n }], c: Number.NaN }, '{"a":[1,{"b":"2n"}],"c":"NaN"}'],
-    [[undefined, () => 1], '["nothing","a function"]'],
+    [[undefined, () => 1], '["undefined","a function"]'],
     [Object.create(null), '{}'],
     [new Map(), 'a Map'],
     [Int32Array.of(1), 'an Int32Array'],

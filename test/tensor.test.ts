@@ -118,7 +118,7 @@ describe('lifetime', () => {
     expect(() => outside.shape).toThrow('disposed');
   });
 
-  // What a scope disposes of is not watched by the collector, so whatever survives one must be from then on.
+  // The collector does not watch tensors that a scope disposes of, so it must watch whatever survives one from then on.
   it.each<[string, () => unknown]>([
     ['was made outside a scope', () => tensor([1])],
     ['is the result of a scope', () => scope(() => [tensor([1]), { inner: tensor([2]) }])],

@@ -66,7 +66,7 @@ __device__ Seen keys_of(const kv_cache::Cache& cache, const Attention<T>& o, int
   return {static_cast<int32_t>(first), last, position};
 }
 
-// What a walk over some keys has found: sums (D) of values by weights exp(score - highest), and the
+// Result of a walk over some keys: sums (D) of values by weights exp(score - highest), and the
 // sum of the weights, 0 for no key.
 template <typename A>
 struct Found {
@@ -180,8 +180,8 @@ __device__ void load_query(const Attention<T>& o, int64_t n, int64_t head, Acc<T
   __syncthreads();
 }
 
-// A block a row and head. Nothing spills with 4 blocks a multiprocessor; left to itself, ptxas takes
-// too few registers.
+// A block a row and head. Nothing spills with 4 blocks a multiprocessor; left to itself, ptxas
+// takes too few registers.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
     attend(const __grid_constant__ kv_cache::Cache cache, Attention<T> o) {

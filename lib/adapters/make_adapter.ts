@@ -87,7 +87,7 @@ export interface LoadOptions extends CreateOptions {
   allowOtherBase?: boolean;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kCreateTable: CallTable<CreateOptions> = {
   seed: wholeNumber({ least: 0 }),
   name: kCall.name,

@@ -40,7 +40,7 @@ export interface BatchOptions extends FormatOptions, DatasetOptions {
   onWarning?: (warning: DataWarning) => void;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<BatchOptions> = {
   ...formatTable,
   ...datasetTable,

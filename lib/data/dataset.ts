@@ -58,7 +58,7 @@ export interface DatasetOptions {
   signal?: AbortSignal;
 }
 
-/** What the options of every kind of data must be. */
+/** The kinds of the options of every kind of data. */
 export const datasetTable: CallTable<DatasetOptions> = {
   batchSize: wholeNumber({ least: 1 }),
   shuffle: kCall.boolean,
@@ -68,7 +68,7 @@ export const datasetTable: CallTable<DatasetOptions> = {
   signal: kCall.signal,
 };
 
-/** What the functions that make micro-batches are given beside their options. */
+/** The other arguments of the functions that make micro-batches. */
 const kSourceOfRows = withMethods('what openRows() or arrayRows() returns', 'row', 'where');
 const kTokenizer = withMethods('a Tokenizer', 'encode', 'encodePair');
 

@@ -27,7 +27,7 @@ export interface DelimitedOptions {
   signal?: AbortSignal;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<DelimitedOptions> = {
   columns: kCall.texts,
   separator: { ...oneOf([',', '\t']), wanted: 'a comma or a tab' },

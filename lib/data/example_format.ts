@@ -19,7 +19,7 @@ export interface FormatOptions {
   responseField?: string;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 export const formatTable: CallTable<FormatOptions> = {
   promptTemplate: kCall.text,
   promptField: kCall.text,

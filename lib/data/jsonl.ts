@@ -30,7 +30,7 @@ export interface JsonlOptions {
   signal?: AbortSignal;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<JsonlOptions> = { signal: kCall.signal };
 
 /** Growing list of byte offsets (exact up to 2^53). */

@@ -63,7 +63,7 @@ export interface LabelledOptions
 }
 
 const { cacheBytes: _, ...kDatasetTable } = datasetTable;
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<LabelledOptions> = {
   ...fieldTable,
   ...labelTable,

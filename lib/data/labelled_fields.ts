@@ -18,7 +18,7 @@ export interface FieldOptions {
   labelField?: string;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 export const fieldTable: CallTable<FieldOptions> = {
   glue: kCall.text,
   textField: kCall.text,

@@ -14,7 +14,7 @@ export interface ParquetOptions {
   signal?: AbortSignal;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<ParquetOptions> = { signal: kCall.signal };
 
 /** Largest number of rows that are sent at a time: those after the one that was asked for, when rows are read in order. */

@@ -43,7 +43,7 @@ export interface Seq2SeqBatchOptions extends FormatOptions, DatasetOptions {
   onWarning?: (warning: DataWarning) => void;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<Seq2SeqBatchOptions> = {
   ...formatTable,
   ...datasetTable,

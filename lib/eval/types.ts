@@ -13,7 +13,7 @@ export interface EvaluateOptions {
   onProgress?: (examples: number) => void;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<EvaluateOptions> = {
   kl: kCall.boolean,
   signal: kCall.signal,

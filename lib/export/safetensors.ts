@@ -1,10 +1,11 @@
 /** The merged model as a Hugging Face folder, for transformers, vLLM and everything else that reads one. */
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type MergeError, saveMerged } from '../adapters/merge.ts';
 import { endTokens } from '../generate/end_tokens.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { GENERATION_CONFIG, SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
+import { isMissing } from '../io/regular_file.ts';
+import { readConfigJson } from '../models/config_keys.ts';
 import type { Model, SavedDType } from '../models/index.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { endOfTurn } from './chat_turns.ts';
@@ -99,10 +100,13 @@ async function writeGenerationConfig(
   const path = join(folder, GENERATION_CONFIG);
   const { bosId, padId } = tokenizer;
   // The copy of the base's, which endTokens() has checked.
-  const base = await readFile(path, 'utf8').then(JSON.parse, () => ({
-    ...(bosId !== null && { bos_token_id: bosId }),
-    ...(padId !== null && { pad_token_id: padId }),
-  }));
+  const base = await readConfigJson(path).catch((error: unknown) => {
+    if (!isMissing(error)) throw error;
+    return {
+      ...(bosId !== null && { bos_token_id: bosId }),
+      ...(padId !== null && { pad_token_id: padId }),
+    };
+  });
   const config = { ...base, eos_token_id: ids.length === 1 ? ids[0] : ids };
   await writeFileAtomic(path, `${JSON.stringify(config, null, 2)}\n`);
 }

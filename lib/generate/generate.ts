@@ -43,7 +43,7 @@ export interface GenerateOptions extends GenerationSettings, PromptInput {
   signal?: AbortSignal;
 }
 
-/** What the options must be that are in no table of settings; the prompts are checked one by one. */
+/** The kinds of the options that are in no table of settings; the prompts are checked one by one. */
 const kTable: CallTable<Pick<GenerateOptions, 'tokenizer' | 'adapter' | 'signal' | 'sharePrefix'>> =
   {
     tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),

@@ -37,7 +37,7 @@ export interface ResolveOptions {
   onDownload?: (path: string, bytes: number) => void;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 export const hubTable: CallTable<ResolveOptions> = {
   revision: kCall.text,
   hubUrl: kCall.text,

@@ -66,7 +66,7 @@ export interface FromConfigOptions extends ConfigOptions {
 
 const kDType = oneOf(['f32', 'bf16', 'f64']);
 
-/** What each option of a loader must be. */
+/** The kinds of the options of a loader. */
 export const loadTable: CallTable<FromPretrainedOptions> = {
   ...hubTable,
   ignoreKeys: kCall.texts,
@@ -77,7 +77,7 @@ export const loadTable: CallTable<FromPretrainedOptions> = {
   onProgress: kCall.function,
 };
 
-/** What each option of `fromConfig` must be. */
+/** The kinds of the options of `fromConfig`. */
 export const configTable: CallTable<FromConfigOptions> = {
   ignoreKeys: kCall.texts,
   dtype: kDType,

@@ -42,7 +42,7 @@ export interface ClassifierOptions extends FromPretrainedOptions, LabelOptions {
   seed?: number;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<ClassifierOptions> = {
   ...loadTable,
   ...labelTable,

@@ -14,7 +14,7 @@ export interface CallKind extends Pick<Kind, 'schema' | 'wanted'> {
   readonly isSecret?: boolean;
 }
 
-/** What each option of a call must be. An option without an entry does not compile. */
+/** The kind of each option of a call. An option without an entry does not compile. */
 export type CallTable<T> = { readonly [K in keyof T]-?: CallKind };
 
 const kindOf = (wanted: string, is: (value: unknown) => boolean): CallKind => ({

@@ -25,7 +25,7 @@ export interface RenderOptions {
   variables?: Record<string, unknown>;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<RenderOptions> = {
   addGenerationPrompt: kCall.boolean,
   tools: kCall.list,

@@ -60,7 +60,7 @@ export interface DecodeOptions {
   skipSpecialTokens?: boolean;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kEncodeTable: CallTable<EncodeOptions> = {
   addSpecialTokens: kCall.boolean,
   parseSpecial: kCall.boolean,

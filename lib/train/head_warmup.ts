@@ -48,7 +48,7 @@ export interface HeadWarmUpOptions {
   signal?: AbortSignal;
 }
 
-/** What each option must be. */
+/** The kinds of the options. */
 const kTable: CallTable<HeadWarmUpOptions> = {
   epochs: wholeNumber({ least: 1 }),
   learningRate: finiteNumber({ least: 0, above: true }),

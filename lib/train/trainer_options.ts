@@ -77,7 +77,7 @@ type Objects =
 
 const kSource = withMethods('a source of micro-batches, such as Batches', 'batches', 'batchCount');
 
-/** What the part of the input must be that is no option of a table: objects and functions. */
+/** The kinds of the parts of the input that are no options of a table: objects and functions. */
 export const inputTable: CallTable<Pick<AnyTrainerOptions, Objects>> = {
   tuned: withMethods('an AdapterModel or a FullModel', 'parameters', 'withTeacher'),
   data: kSource,

@@ -91,8 +91,8 @@ class Env {
   // be empty) stays alive until then.
   Napi::Promise promise_after(const std::vector<Engine*>& engines, Napi::Value keep);
 
-  // A promise that resolves when `op`, which may not throw, has run after everything enqueued so far, even after a failure; the
-  // failure is left to the next promise_after().
+  // A promise that resolves when `op`, which may not throw, has run after everything enqueued so
+  // far, even after a failure; the failure is left to the next promise_after().
   Napi::Promise promise_of(Engine& engine, const std::function<void()>& op);
 
   // Runs what Node called. Nothing that it throws gets out of here, since the frame below is C's:

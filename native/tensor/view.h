@@ -20,8 +20,9 @@ typedef enum balora_dtype {
   BALORA_U8 = 6
 } balora_dtype;
 
-// Data a device derived from a tensor (a packed layout of a weight): filled by the first kernel that
-// wants it, reused by the next, freed with the tensor's storage. Touched by the engine thread only.
+// Data a device derived from a tensor (a packed layout of a weight): filled by the first kernel
+// that wants it, reused by the next, freed with the tensor's storage. The engine thread alone
+// touches it.
 typedef struct balora_slot {
   void* data;
   void (*destroy)(void* data);

@@ -92,7 +92,7 @@ describe('a conversation', () => {
   });
 
   it('goes back to what is the same where the template changes what came before', async () => {
-    // Of answers before the last message only the beginning stays, as of those that think aloud.
+    // Only the beginning of answers before the last message stays, as with those that think aloud.
     const shortening = chatTokenizer(
       "{% for m in messages %}{{ m['role'] + ':' + (m['content'] if m['role'] == 'user' else m['content'][:9]) + '\n' }}" +
         '{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}',

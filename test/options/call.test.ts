@@ -1,6 +1,7 @@
 // The options of every function of the library that is no list of settings: a value of another type is an error that names the function
 // and the option, before anything is done with it.
 import { afterAll, describe, expect, it } from 'vitest';
+import { PromptTemplate } from '../../lib/data/index.ts';
 import {
   AdapterModel,
   ArgumentError,
@@ -25,7 +26,6 @@ import {
   Trainer,
   warmUpHead,
 } from '../../lib/index.ts';
-import { PromptTemplate } from '../../lib/data/index.ts';
 import {
   checkArgument,
   checkCall,

@@ -1,6 +1,7 @@
 /** The demo's model with a chat template, for tests of conversations: a tokenizer, and a folder. */
-import { cp, writeFile } from 'node:fs/promises';
+
 import { readFileSync } from 'node:fs';
+import { cp, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { demoCheckpoint } from '../../lib/models/index.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';

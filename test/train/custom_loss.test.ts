@@ -2,8 +2,8 @@
 // gemma2, whose logits are soft-capped.
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import { ArgumentError } from '../../lib/errors.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import { ArgumentError } from '../../lib/errors.ts';
 import {
   consistencyLoss,
   diversityLoss,
@@ -203,7 +203,7 @@ it('does not free tensors that the function keeps', async () => {
 });
 
 it.each<[unknown, RegExp]>([
-  [undefined, /loss: the function must return \{ loss \}, a tensor, got nothing/],
+  [undefined, /loss: the function must return \{ loss \}, a tensor, got undefined/],
   [{ loss: 1 }, /got {"loss":1}/],
   [{ metrics: {} }, /a tensor, got {"metrics":{}}/],
 ])('that returns %o is refused', async (result, message) => {

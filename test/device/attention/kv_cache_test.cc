@@ -113,8 +113,8 @@ TEST_CASE_TEMPLATE("a cache and attention to it agree with the CPU", T, BALORA_F
   }
 }
 
-// Together, the rows fill the device, so that a block walks all parts of one; alone, each part has a
-// block of its own.
+// Together, the rows fill the device, so that a block walks all parts of one; alone, each part has
+// a block of its own.
 TEST_CASE_TEMPLATE("a row gets the same bits alone and in a batch", T, BALORA_FLOAT_TYPES) {
   for (const int64_t window : {0, 300}) {
     const Case c{{700, 90, 257, 30, 512, 513, 256, 5}, {1, 1, 1, 1, 1, 1, 1, 1}, 2, 1, 40, window};

@@ -1,7 +1,7 @@
-// What kernels derive from the factors of low-rank parts (packed tiles, wide matrices, how far a pair
-// is from its start), kept for products of few rows, beside which it would take as long to make as
-// they do: text generation asks for the same factors at each token. It stays in a slot of the
-// factor's storage and is used while every factor that it was made of has the same values.
+// Data that kernels derive from the factors of low-rank parts (packed tiles, wide matrices, how far
+// a pair is from its start), kept for products of few rows, beside which it would take as long to
+// make as they do: text generation asks for the same factors at each token. It stays in a slot of
+// the factor's storage and is used while every factor that it was made of has the same values.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -24,7 +24,7 @@ struct FactorValues {
   bool operator==(const FactorValues&) const = default;
 };
 
-// What a matrix was made of: factors in their order, how, and to which size.
+// Origin of a matrix: factors in their order, how, and to which size.
 struct KeptKey {
   struct Part {
     FactorValues now, start;
