@@ -95,8 +95,10 @@ async function folderOf(page: string, kind: 'programs' | 'commands'): Promise<st
 }
 
 function environment(cwd: string): NodeJS.ProcessEnv {
-  const { PATH, HOME } = process.env;
+  const { PATH, HOME, OMP_NUM_THREADS, OMP_WAIT_POLICY } = process.env;
   return {
+    ...(OMP_NUM_THREADS && { OMP_NUM_THREADS }),
+    ...(OMP_WAIT_POLICY && { OMP_WAIT_POLICY }),
     ...{ PATH: `${join(cwd, 'node_modules', '.bin')}:${PATH}`, HOME },
     ...{ HF_HUB_CACHE: join(models, 'hub'), HF_HUB_OFFLINE: '1' },
     ...(kNoFake === null ? { BALORA_CUDA_PLUGIN: kFakePlugin } : {}),
