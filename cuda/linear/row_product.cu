@@ -3,9 +3,9 @@
 // one fixed order, whatever the rows.
 //
 // 2 m n k operations on the plain cores. With one row a weight is read once, at the speed of
-// memory: k n bytes times its type's. With many rows B comes from L2 every kRows rows; that is slower than
-// the tensor cores, but only f32 (without TF32 there are none for it), f64 and f16 come here. Not
-// measured on a GPU.
+// memory: k n bytes times its type's. With many rows B comes from L2 every kRows rows; that is
+// slower than the tensor cores, but only f32 (without TF32 there are none for it), f64 and f16
+// come here. Not measured on a GPU.
 #include "linear/row_product.cuh"
 
 namespace balora::cuda {

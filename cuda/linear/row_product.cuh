@@ -6,7 +6,8 @@
 
 namespace balora::cuda {
 
-// The counterpart of gemm() for one matrix in f32, f64 or f16, with A read row by row and B stored (n,k).
+// The counterpart of gemm() for one matrix in f32, f64 or f16, with A read row by row and B
+// stored (n,k).
 void row_product(Context* ctx, const GemmShape& shape, double alpha, const GemmOperand& a,
                  const GemmOperand& b, double beta, const GemmResult& c);
 

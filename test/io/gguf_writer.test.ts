@@ -124,18 +124,18 @@ describe('what cannot be written', () => {
     },
   );
 
-  it('is refused at the call: other sizes, types without an encoder, rows that are no blocks, keys that there are not', () => {
+  it('is refused at the call: other sizes, types without an encoder, rows that are no blocks, keys that there are not', async () => {
     const writer = make('size.gguf', 'F32');
     expect(() => writer.write('x', randn([3], { seed: 1 }))).toThrow(
       'gguf: x needs 64 values in f32',
     );
     expect(() => writer.write('y', randn([3], { seed: 1 }))).toThrow('gguf: y was not announced');
-    writer.abandon();
+    await writer.abandon();
     const other = make('type.gguf', 'Q4_1');
     expect(() => other.write('x', randn([2, 32], { seed: 1 }))).toThrow(
       /x cannot be written as Q4_1; supported: F32/,
     );
-    other.abandon();
+    await other.abandon();
     expect(() => make('rows.gguf', 'Q8_0', [2, 33])).toThrow(/no whole blocks of 32/);
     expect(() => make('name.gguf', 'Q9')).toThrow('Q9 is not a ggml type');
     const source = GgufFile.open(fixture('tiny_llama.gguf'));
