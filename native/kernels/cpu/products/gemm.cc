@@ -33,12 +33,14 @@ bool strided_vector(const GemmInput& x, int64_t rows, int64_t cols) {
 
 // oneDNN's primitives (3.7) find out which stride of a matrix is 1 without regard to its extents of
 // 1, and take a strided vector for a dense one. They also refuse a batch of which both sides are
-// repeated. dnnl_sgemm and Eigen, matrix by matrix, go by the leading dimension.
+// repeated, and those of 3.12 take a batch with an inner extent of 1 for a dense one. dnnl_sgemm
+// and Eigen, matrix by matrix, go by the leading dimension.
 bool primitive_takes(const GemmShape& s, const GemmInput& a, const GemmInput& b,
                      const GemmOutput& c) {
   const bool one_product = s.batch > 1 && a.batch_stride == 0 && b.batch_stride == 0;
-  return !one_product && !strided_vector(a, s.m, s.k) && !strided_vector(b, s.k, s.n) &&
-         !strided_vector(s.m, s.n, c.ld);
+  const bool outer_products = s.batch > 1 && s.k == 1;
+  return !one_product && !outer_products && !strided_vector(a, s.m, s.k) &&
+         !strided_vector(b, s.k, s.n) && !strided_vector(s.m, s.n, c.ld);
 }
 
 // A primitive multiplies bf16, and a batch of f32 matrices: one call shares it among the threads.
