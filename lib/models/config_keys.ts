@@ -156,7 +156,8 @@ export function parseConfig<S extends z.ZodRawShape>(
   const issue = parsed.error.issues[0] as z.core.$ZodIssue;
   const key = issue.path.join('.');
   const value = Object.hasOwn(json, key) ? json[key] : undefined;
-  throw configError(path, `${key}: ${issue.message} (the file has ${shown(value)})`);
+  const found = value === undefined ? 'the file does not have it' : `the file has ${shown(value)}`;
+  throw configError(path, `${key}: ${issue.message} (${found})`);
 }
 
 /** The schema that an optional one is of. */

@@ -138,7 +138,7 @@ describe('config.json', () => {
     [
       'a missing size',
       ({ hidden_size: _, ...c }) => c,
-      /hidden_size: .*the file has nothing/,
+      /hidden_size: .*the file does not have it/,
       'ERR_FORMAT',
     ],
     [
