@@ -10,44 +10,52 @@ const kLayers = {
   // A limit on the time of work that a file determines.
   deadline: ['errors'],
   native: ['errors'],
-  // Terms, adapters, the trainer and the command line declare their options with it.
+  // What options must be: those of tables, which the command line has, too, and those of a function's call.
   options: ['errors'],
   tensor: ['native', 'errors'],
   ops: ['tensor', 'native', 'errors'],
-  io: ['tensor', 'native', 'errors'],
+  io: ['tensor', 'native', 'options', 'errors'],
   nn: ['ops', 'tensor', 'errors'],
-  text: ['io', 'deadline', 'errors'],
-  data: ['text', 'io', 'ignored_target', 'errors'],
-  models: ['nn', 'io', 'ops', 'tensor', 'errors'],
+  text: ['io', 'deadline', 'options', 'errors'],
+  data: ['text', 'io', 'ignored_target', 'options', 'errors'],
+  models: ['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
+  // Text generation: the state of the sequences that a model decodes, and what chooses their tokens.
   generate: [
     ...['adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   eval: [
     ...['generate', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'errors'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
+  // The HTTP server of text generation.
+  serve: ['generate', 'adapters', 'models', 'text', 'io', 'options', 'errors'],
   // The list of tasks, with the differences between language models, encoder-decoders and classifiers.
   tasks: [
     ...['eval', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
-  // Text generation: the state of the sequences that a model decodes, and what chooses their tokens.
   train: [
-    ...['tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+  ],
+  // Files of a model and its adapter for other programs.
+  export: [
+    ...['generate', 'adapters', 'models', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   cli: [
-    ...['generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['export', 'serve', 'generate', 'train', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
 };
 
 /** Files at the top of lib/ that belong to a layer with another name. */
 const kFiles = {
+  errors: ['shown'],
   native: ['native_ops'],
   tensor: ['autograd', 'device', 'gradcheck', 'graph', 'runtime'],
 };
@@ -56,6 +64,7 @@ const kFiles = {
 const kPackages = {
   '@huggingface/tokenizers': ['text'],
   '@huggingface/jinja': ['text'],
+  '@huggingface/hub': ['export'],
   hyparquet: ['data'],
   commander: ['cli', 'bench'],
   yaml: ['cli'],

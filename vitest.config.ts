@@ -16,7 +16,7 @@ const kTwoWorkers = { maxWorkers: 2, env: { OMP_WAIT_POLICY: 'passive' } };
 const kOnDevices = [
   'test/{ops,losses,optim}/**/*.test.ts',
   'test/{autograd,gradients,tensor}.test.ts',
-  'test/device/{bench_cuda,graph,train_graphs,training,weights}.test.ts',
+  'test/device/{bench_cuda,generation,graph,train_graphs,training,weights}.test.ts',
 ];
 const kEmulated = fileURLToPath(new URL('build/emulator/balora_cuda.so', import.meta.url));
 

@@ -86,7 +86,9 @@ export type {
   EvaluationResult,
   ExampleResult,
 } from './eval/types.ts';
+export { type Chat, type ChatAnswer, type ChatOptions, openChat } from './generate/chat.ts';
 export { type GenerateOptions, type Generation, generate } from './generate/generate.ts';
+export { ContextLengthError } from './generate/prompts.ts';
 export type { TokenLogprob } from './generate/scores.ts';
 export type { FinishReason, GeneratedText, GeneratedToken } from './generate/sequence.ts';
 export { type GradcheckOptions, gradcheck } from './gradcheck.ts';
@@ -196,6 +198,8 @@ export type {
   OutputOptions,
   ResourceOptions,
   RunPlan,
+  Sample,
+  SamplePrompts,
   StepRecord,
   StopReason,
   TrainCallback,

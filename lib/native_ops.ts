@@ -7,8 +7,9 @@ export type DType = 'f32' | 'bf16' | 'f16' | 'f64' | 'i32' | 'i64' | 'u8';
 export type Handle = number;
 
 export interface NativeOps {
+  abandonGguf(writer: unknown): Promise<void>;
   abandonGraph(graph: unknown): void;
-  abandonSafetensors(writer: unknown): void;
+  abandonSafetensors(writer: unknown): Promise<void>;
   abandonWork(): void;
   adafactorStep(param: Handle, grad: Handle, moments: { row: Handle; column: Handle | null; m: Handle | null }, coefficient: Handle | null, options: { lr: number; beta1: number; beta2: number; eps: number; clip: number; weightDecay: number; scaleFloor: number }): void;
   adamwSteps(parameters: { params: readonly (Handle)[]; grads: readonly (Handle)[]; m: readonly (Handle)[]; v: readonly (Handle)[]; rates: readonly (Handle)[]; weightDecays: readonly (number)[] }, coefficient: Handle | null, options: { beta1: number; beta2: number; eps: number }): void;
@@ -30,11 +31,14 @@ export interface NativeOps {
   closeGguf(file: unknown): void;
   closeSafetensors(file: unknown): void;
   columnScale(x: Handle, scale: Handle, bias: Handle | null): Handle;
+  commitGguf(writer: unknown): Promise<void>;
   commitSafetensors(writer: unknown): Promise<void>;
   compare(a: Handle, b: Handle, name: string): Handle;
   concatTensors(parts: readonly (Handle)[], axis: number): Handle;
   contiguous(x: Handle): Handle;
+  copyGguf(writer: unknown, name: string, file: unknown, source: string): void;
   copyInPlace(x: Handle, source: Handle): void;
+  createGguf(path: string, metadata: Uint8Array, entries: number, alignment: number, names: readonly (string)[], types: readonly (string)[], shapes: readonly (readonly number[])[]): unknown;
   createSafetensors(path: string, names: readonly (string)[], dtypes: readonly (DType)[], shapes: readonly (readonly number[])[], metadataKeys: readonly (string)[], metadataValues: readonly (string)[]): unknown;
   crossEntropy(logits: Handle, targets: Handle, reduction: string): Handle;
   currentDevice(): string;
@@ -56,6 +60,7 @@ export interface NativeOps {
   full(shape: readonly number[], value: number, dtype: DType): Handle;
   gated(gate: Handle, up: Handle, activation: string): Handle;
   gather(x: Handle, index: Handle, axis: number): Handle;
+  ggufEntry(file: unknown, index: number): unknown;
   ggufHeader(file: unknown): unknown;
   ggufValue(file: unknown, index: number): unknown;
   gradCountOf(x: Handle): number;
@@ -144,5 +149,6 @@ export interface NativeOps {
   variance(x: Handle, axes: readonly (number)[], keepDims: boolean, correction: number): Handle;
   versionOf(x: Handle): number;
   where(condition: Handle, a: Handle, b: Handle): Handle;
+  writeGguf(writer: unknown, name: string, x: Handle): Handle;
   writeSafetensors(writer: unknown, name: string, x: Handle): void;
 }

@@ -10,9 +10,12 @@ export interface MemoryStats {
   liveBytes: number;
   /** The largest liveBytes since the start or the last resetPeakMemory(). */
   peakBytes: number;
-  /** Bytes kept for reuse, including those that rounding adds to live blocks; at most about a quarter of the largest liveBytes. */
+  /**
+   * Bytes kept for reuse, including those that rounding adds to live blocks. Together with liveBytes they are at most about a quarter
+   * more than the largest liveBytes so far; {@link trimMemory} gives them back.
+   */
   cachedBytes: number;
-  /** Bytes of packed layouts of frozen weights. */
+  /** Bytes of packed layouts of frozen weights, and of adapters' factors that text generation uses again and again. */
   derivedBytes: number;
   /** Number of requests that needed pages of the device; none in the steady state of a training loop. */
   deviceAllocations: number;
@@ -136,7 +139,7 @@ export function withMemoryTag<T>(name: string, body: () => T): T {
 
 /**
  * Runs `body` with products whose rows do not depend on each other: what a linear computes for a row is the same, bit for bit,
- * whichever rows are beside it. Otherwise the order of a sum may depend on the number of rows. On a GPU it still may.
+ * whichever rows are beside it. Otherwise the order of a sum may depend on the number of rows.
  */
 export function batchInvariant<T>(body: () => T): T {
   return withSetting(native.setBatchInvariant, true, body);

@@ -1,8 +1,10 @@
 // The Tensor class, a thin object around a native handle. Memory is reference-counted natively; JavaScript frees its references with
 // dispose(), `using`, or at the end of a scope(). A FinalizationRegistry only catches leaks.
+
 import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { type DType, type Handle, native, withSetting } from './native.ts';
+import { shown } from './shown.ts';
 
 export type { DType } from './native.ts';
 
@@ -41,6 +43,12 @@ const kArrays = {
 
 const registry = new FinalizationRegistry<Handle>((handle) => native.dispose(handle));
 
+/**
+ * Lets the garbage collector free a tensor that nobody disposes of. A scope disposes of its tensors itself, so only those that
+ * outlive it are watched: a step of decoding makes 600, and watching one takes longer than many an op.
+ */
+let watch: (tensor: Tensor) => void;
+
 /** The innermost scope's tensors, or null outside any scope. */
 let currentScope: Set<Tensor> | null = null;
 
@@ -53,12 +61,23 @@ export class Tensor {
   #shape: readonly number[] | undefined;
   #dtype: DType | undefined;
   #device: string | undefined;
+  #isWatched = false;
+
+  static {
+    watch = (tensor) => tensor.#watch();
+  }
 
   /** Wraps a native handle, for lib/ops; users call `tensor()`. */
   constructor(handle: Handle) {
     this.#handle = handle;
-    registry.register(this, handle, this);
-    currentScope?.add(this);
+    if (currentScope === null) this.#watch();
+    else currentScope.add(this);
+  }
+
+  #watch(): void {
+    if (this.#isWatched) return;
+    this.#isWatched = true;
+    registry.register(this, this.#handle, this);
   }
 
   /** The native handle; a disposed tensor's handle is refused by every op with a named error. */
@@ -199,7 +218,7 @@ export class Tensor {
 
   /** Frees this reference. The memory is freed when no op in flight, view or graph needs it. Idempotent. */
   dispose(): void {
-    registry.unregister(this);
+    if (this.#isWatched) registry.unregister(this);
     currentScope?.delete(this);
     native.dispose(this.#handle);
   }
@@ -237,7 +256,8 @@ function firstValue(data: TensorData): number {
 
 function newArray(dtype: DType, size: number): TensorData {
   const Type = kArrays[dtype as keyof typeof kArrays];
-  if (!Type) throw new ArgumentError(`dtype must be one of ${kDTypes.join(', ')}, got ${dtype}`);
+  if (!Type)
+    throw new ArgumentError(`dtype must be one of ${kDTypes.join(', ')}, got ${shown(dtype)}`);
   try {
     return new Type(size);
   } catch {
@@ -367,8 +387,10 @@ export function scope<T>(body: () => T): T {
       if (!survivors.has(made)) made.dispose();
     }
     currentScope = outer;
-    if (outer) {
-      for (const kept of survivors) if (mine.has(kept)) outer.add(kept);
+    for (const kept of survivors) {
+      if (!mine.has(kept)) continue;
+      if (outer === null) watch(kept);
+      else outer.add(kept);
     }
   }
 }
@@ -384,12 +406,13 @@ export function collecting<T>(into: Set<Tensor>, body: () => T): T {
     return body();
   } finally {
     currentScope = outer;
+    for (const made of into) watch(made);
   }
 }
 
 /** Removes a tensor from the scope that would free it (and from the scopes around that). */
 export function keep<T extends Tensor>(kept: T): T {
-  currentScope?.delete(kept);
+  if (currentScope?.delete(kept)) watch(kept);
   return kept;
 }
 
@@ -401,6 +424,19 @@ export function unscoped<T>(body: () => T): T {
     return body();
   } finally {
     currentScope = outer;
+  }
+}
+
+/** Waits for `work`, which uses these tensors or passes them on, and disposes of them if it fails. */
+export async function disposeOnError<T>(
+  tensors: Iterable<Tensor>,
+  work: () => T | Promise<T>,
+): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    for (const tensor of tensors) tensor.dispose();
+    throw error;
   }
 }
 

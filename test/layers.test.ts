@@ -73,6 +73,22 @@ function nativeComplaints(path: string, source: string): string[] {
   return complaints;
 }
 
+/** Files outside of lib/io that open files without it, none of which a user names, and why. */
+const kOpeners: Record<string, string> = {
+  'lib/train/line_log.ts': 'appends',
+  'lib/train/folder_lock.ts': 'reads /proc',
+  'lib/tasks/teacher_cache.ts': 'reads and writes records in place, and requires a regular file',
+};
+
+/** A complaint for each import of lib/ outside of lib/io by which a file can be opened past regular_file.ts. */
+function openingComplaints(path: string, source: string): string[] {
+  if (path.startsWith('lib/io/') || path in kOpeners) return [];
+  const names = /\b(readFile|open|createReadStream|readFileSync|openSync|opendir|opendirSync)\b/;
+  return [...source.matchAll(/^import ([^;]*?) from 'node:fs(?:\/promises)?';/gm)]
+    .filter(([, what = '']) => names.test(what) || !what.includes('{'))
+    .map(([, what]) => `${path}: lib/io opens files, found ${what}`);
+}
+
 /** Constructs that only one file of cuda/ may contain, since the emulated device has to replace or watch them. */
 const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
   ['a launch', /<<</, 'cuda/runtime/common.cuh'],
@@ -109,20 +125,26 @@ function commentsOf(source: string): { line: number; text: string[] }[] {
 }
 
 /**
- * A complaint for each comment that begins with With, What, Of or As, for each paragraph of one that ends in a line of one word
- * (a path may stand there), and for each comment line of C++ that is longer than clang-format allows code to be.
+ * A complaint for each paragraph of a comment that begins with With, What, Of or As, or has a line that begins a sentence with What or
+ * Of; for each paragraph that ends in a line of one word (a path may stand there), and for each comment line of C++ that is longer
+ * than clang-format allows code to be.
  */
 function commentComplaints(path: string, source: string): string[] {
   const complaints = commentsOf(source).flatMap(({ line, text }) => {
-    const first = /^(With|What|Of|As)\b/.exec(text.find((words) => words !== '') ?? '');
+    const first = text.flatMap((words, i) => {
+      const before = text[i - 1] ?? '';
+      const begins = before === '' || before.startsWith('----') ? 'With|What|Of|As' : 'What|Of';
+      if (begins === 'What|Of' && !/[.:]$/.test(before)) return [];
+      const [found] = new RegExp(`^(${begins})\\b`).exec(words) ?? [];
+      return found === undefined ? [] : [`begins with "${found}"`];
+    });
     const single = text.flatMap((words, i) => {
       const ends = (text[i + 1] ?? '') === '' && text[i - 1]?.includes(' ');
       return ends && /^[^\s/]*[a-z][^\s/]*$/i.test(words)
         ? [`"${words}" has a line of its own`]
         : [];
     });
-    const all = [...(first ? [`begins with "${first[0]}"`] : []), ...single];
-    return all.map((complaint) => `${path}:${line}: ${complaint}`);
+    return [...first, ...single].map((complaint) => `${path}:${line}: ${complaint}`);
   });
   const long = /\.(h|cc|cu|cuh)$/.test(path) ? (source.match(/^\s*\/\/.{99,}$/gm) ?? []) : [];
   return [...complaints, ...long.map((line) => `${path}: longer than 100: ${line.trim()}`)];
@@ -188,6 +210,15 @@ describe('layers', () => {
     );
     expect(complaints).toEqual([]);
     expect(shared.length).toBeGreaterThan(0);
+  });
+
+  it('lib/io alone opens the files that users name', () => {
+    expect(libFiles.flatMap((path) => openingComplaints(path, read(path)))).toEqual([]);
+    for (const path of Object.keys(kOpeners))
+      expect(openingComplaints('', read(path))).not.toEqual([]);
+    const bad = "import { readFile, stat } from 'node:fs/promises';\nimport fs from 'node:fs';\n";
+    expect(openingComplaints('lib/x.ts', bad)).toHaveLength(2);
+    expect(openingComplaints('lib/x.ts', "import { existsSync } from 'node:fs';\n")).toEqual([]);
   });
 
   it('cuda/ has launches, shared memory and PTX in one file each', () => {
@@ -347,10 +378,18 @@ describe('style', () => {
         filesBelow(`test/${folder}`, /\.(h|cc|cu)$/),
       ),
       ...filesBelow('scripts', /\.mjs$/),
+      ...filesBelow('test', /\.ts$/),
     ];
     const all = [...sources, ...others];
     expect(all.flatMap((path) => commentComplaints(path, read(path)))).toEqual([]);
-    const bad = ['// Of a row.', '/** What it is. */', '// x y\n// z.', '/**\n * x y\n * z.\n */'];
+    const bad = [
+      ...['// Of a row.', '/** What it is. */', '// x y\n// z.', '/**\n * x y\n * z.\n */'],
+      ...[
+        '// A row.\n// Of two.',
+        '/**\n * A row.\n *\n * As two.\n */',
+        '// ---- rows ----\n// With x.',
+      ],
+    ];
     for (const text of bad) expect(commentComplaints('x.ts', `${text}\n`), text).toHaveLength(1);
     const good = ['// A row of\n// (x/y.h).', '// Often\n//   x = y\n// as well', '// ---- What'];
     for (const text of good) expect(commentComplaints('x.cc', `${text}\n`), text).toEqual([]);

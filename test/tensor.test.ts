@@ -9,7 +9,7 @@ import {
   synchronize,
   synchronizeSync,
 } from '../lib/runtime.ts';
-import { keep, scope, type Tensor, tensor } from '../lib/tensor.ts';
+import { collecting, keep, scope, type Tensor, tensor, unscoped } from '../lib/tensor.ts';
 import { collectGarbage } from './support/collect_garbage.ts';
 
 afterEach(() => setMemoryLimit(0));
@@ -116,6 +116,24 @@ describe('lifetime', () => {
       outside = t;
     }
     expect(() => outside.shape).toThrow('disposed');
+  });
+
+  // The collector does not watch tensors that a scope disposes of, so it must watch whatever survives one from then on.
+  it.each<[string, () => unknown]>([
+    ['was made outside a scope', () => tensor([1])],
+    ['is the result of a scope', () => scope(() => [tensor([1]), { inner: tensor([2]) }])],
+    ['is the result of a scope in a scope', () => scope(() => scope(() => tensor([1])))],
+    ['was kept', () => scope(() => void keep(tensor([1])))],
+    ['was kept in a scope in a scope', () => scope(() => scope(() => void keep(tensor([1]))))],
+    ['was made unscoped', () => scope(() => void unscoped(() => tensor([1])))],
+    ['was made for a collector that nobody keeps', () => collecting(new Set(), () => tensor([1]))],
+  ])('ends when nobody refers to it any more, if it %s', async (_, make) => {
+    await collectGarbage();
+    const { liveTensors } = memoryStats();
+    for (let i = 0; i < 5; i++) make();
+    expect(memoryStats().liveTensors).toBeGreaterThan(liveTensors);
+    await collectGarbage();
+    expect(memoryStats().liveTensors).toBeLessThanOrEqual(liveTensors);
   });
 });
 

@@ -2,8 +2,8 @@
 import { readFileSync } from 'node:fs';
 import { availableParallelism, cpus, release, totalmem, type } from 'node:os';
 import { deviceInfo } from '../../lib/device.ts';
-import { add, rand } from '../../lib/ops/index.ts';
-import { getNumThreads } from '../../lib/runtime.ts';
+import { add, rand, sum } from '../../lib/ops/index.ts';
+import { getNumThreads, opTimes, resetOpTimes, synchronize } from '../../lib/runtime.ts';
 import { noGrad } from '../../lib/tensor.ts';
 import { peakRate } from './products.ts';
 import { median } from './statistics.ts';
@@ -43,6 +43,24 @@ export async function memoryBandwidth(trial: boolean): Promise<number> {
   using b = rand([elements], { seed: 2 });
   const samples = await timeOps(() => noGrad(() => add(a, b)), { least: 3, most: 5 });
   return (3 * 4 * elements) / median(samples);
+}
+
+/** Makes an array that fits in no cache, to measure the rate at which all threads read memory. */
+export function bandwidthReader({ trial }: { readonly trial: boolean }): {
+  readonly bytes: number;
+  /** Seconds of one pass over the array. */
+  readonly readSeconds: () => Promise<number>;
+  readonly dispose: () => void;
+} {
+  const elements = trial ? 1 << 16 : bandwidthElements();
+  const array = rand([elements], { seed: 1 });
+  const readSeconds = async (): Promise<number> => {
+    resetOpTimes();
+    noGrad(() => sum(array)).dispose();
+    await synchronize();
+    return opTimes().reduce((total, { seconds }) => total + seconds, 0);
+  };
+  return { bytes: 4 * elements, readSeconds, dispose: () => array.dispose() };
 }
 
 /** Measures the machine in this process, in a few seconds. @param trial uses tiny sizes, to try the benchmark itself */

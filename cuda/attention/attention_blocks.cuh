@@ -1,6 +1,6 @@
 // Products of 64 x 64 tiles by fused multiply-add, for attention in f32 and f64: 256 threads hold
-// 4 x 4 of the result each, operands pass through shared memory in slices, turned so that a thread
-// reads its four values of either side in one access: two accesses for 16 products.
+// 4 x 4 of the result each, operands pass through shared memory in slices, transposed so that a
+// thread reads its four values of either side in one access: two accesses for 16 products.
 #pragma once
 #include "attention/attention.cuh"
 

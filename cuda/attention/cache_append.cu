@@ -38,8 +38,12 @@ int32_t cache_append_kernel(Context* ctx, const balora_cache_append& o) {
   if (items == 0) return 0;
   const kv_cache::Cache cache = kv_cache::cache_of(ctx, "cache_append", *o.cache, o.cu_rows);
   dispatch_float(o.k->dtype, [&]<typename T>() {
-    const Rows<T> rows{data_of<const T>(o.k), data_of<const T>(o.v), o.k->stride[0],
-                       o.v->stride[0],        o.k->shape[0],         o.k->shape[2]};
+    const Rows<T> rows{.k = data_of<const T>(o.k),
+                       .v = data_of<const T>(o.v),
+                       .k_stride = o.k->stride[0],
+                       .v_stride = o.v->stride[0],
+                       .count = o.k->shape[0],
+                       .size = o.k->shape[2]};
     launch(ctx, "cache_append", elements(items), append_rows<T>, cache, rows);
   });
   return 0;

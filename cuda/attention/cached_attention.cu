@@ -1,10 +1,13 @@
-// Attention of a few rows to cached keys and values. A block of 128 threads has one row and head
-// and walks its keys in tiles of 128 from a multiple of 128 on, with an online softmax: first a
-// thread a key (keys lie by channel, so neighbours read neighbours), then a thread a channel. The
-// order of every sum depends on the row's own sequence alone.
+// Attention of a few rows to cached keys and values. The keys of a row are split at multiples of
+// kPart; a part is walked by a block of 128 threads in tiles of 128 keys, with an online softmax:
+// first a thread a key (keys lie by channel, so neighbours read neighbours), then a thread a
+// channel. The parts of a row and head are joined in their order, by the block that walks them all,
+// or where there are too few rows to fill the device, by a second kernel, each part then having a
+// block of its own. Both ways give the same bits, so the choice may depend on the batch: the order
+// of every sum depends on the row's own sequence alone.
 //
-// 4 D T bytes of bf16 a kv head; heads of a group find them in L2. Not yet split over T: one long
-// sequence with few heads leaves multiprocessors idle. Not measured on a GPU.
+// 4 D T bytes of bf16 a kv head; heads of a group find them in L2. Blocks of parts write and read
+// 4 (D + 2) bytes more for each 256 keys. Not measured on a GPU.
 #include <cmath>
 
 #include "attention/attention.cuh"
@@ -17,6 +20,8 @@ using attention::exponential;
 using attention::hyperbolic_tangent;
 
 constexpr int kThreads = 128;
+constexpr int32_t kPart = 2 * kThreads;    // keys, of which a part has no more
+constexpr int64_t kMaxPartBlocks = 65535;  // of a grid's second dimension
 
 template <typename T>
 struct Attention {
@@ -61,26 +66,61 @@ __device__ Seen keys_of(const kv_cache::Cache& cache, const Attention<T>& o, int
   return {static_cast<int32_t>(first), last, position};
 }
 
-// Nothing spills with 4 blocks a multiprocessor; left to itself, ptxas takes too few registers.
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 4)
-    attend(const __grid_constant__ kv_cache::Cache cache, Attention<T> o) {
-  using A = Acc<T>;
-  BALORA_SHARED(A, weights, kThreads);
-  BALORA_SHARED(A, scratch, kWarp + 1);
-  SharedMemory shared;
-  A* const query = shared.array<A>(o.size);
-  A* const sums = shared.array<A>(o.size);
-  const int thread = static_cast<int>(threadIdx.x);
-  const int64_t n = blockIdx.x / o.heads, head = blockIdx.x % o.heads;
-  const int64_t kv_head = head / (o.heads / cache.heads);
-  const int32_t b = cache.sequence_of(n);
-  const Seen seen = keys_of(cache, o, b, n);
-  for (int64_t d = thread; d < o.size; d += kThreads) {
-    query[d] = load(o.q[n * o.q_stride + head * o.size + d]);
-    sums[d] = A(0);
+// Result of a walk over some keys: sums (D) of values by weights exp(score - highest), and the
+// sum of the weights, 0 for no key.
+template <typename A>
+struct Found {
+  A highest, total;
+};
+
+// The factors of what two walks found, in their sum.
+template <typename A>
+struct Fade {
+  A first, second;
+};
+template <typename A>
+__device__ Fade<A> join(Found<A>& all, const Found<A>& part) {
+  if (part.total == A(0)) return {A(1), A(0)};
+  if (all.total == A(0)) {
+    all = part;
+    return {A(0), A(1)};
   }
-  __syncthreads();
+  const A higher = Max()(part.highest, all.highest);
+  const Fade<A> fade = {exponential(all.highest - higher), exponential(part.highest - higher)};
+  all = {higher, all.total * fade.first + part.total * fade.second};
+  return fade;
+}
+// Sums of no walk are not read.
+template <typename A>
+__device__ A joined(const Fade<A>& fade, const A& first, const A& second) {
+  if (fade.second == A(0)) return first;
+  if (fade.first == A(0)) return second;
+  return first * fade.first + second * fade.second;
+}
+
+// A block's shared memory: kThreads weights, memory of reductions, and three arrays of D.
+template <typename A>
+struct Scratch {
+  A *weights, *reduced, *query, *sums, *joined;
+};
+template <typename A>
+__device__ Scratch<A> scratch_of(int64_t size) {
+  BALORA_SHARED(A, weights, kThreads);
+  BALORA_SHARED(A, reduced, kWarp + 1);
+  SharedMemory shared;
+  A* const query = shared.array<A>(size);
+  A* const sums = shared.array<A>(size);
+  return {weights, reduced, query, sums, shared.array<A>(size)};
+}
+
+// One part of the keys of a row and head, those in [first, last), into scratch.sums.
+template <typename T>
+__device__ Found<Acc<T>> walk_part(const kv_cache::Cache& cache, const Attention<T>& o, int32_t b,
+                                   int64_t head, const Seen& seen, Scratch<Acc<T>> scratch) {
+  using A = Acc<T>;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t kv_head = head / (o.heads / cache.heads);
+  for (int64_t d = thread; d < o.size; d += kThreads) scratch.sums[d] = A(0);
   A highest = -INFINITY, total = A(0);
   for (int32_t tile = seen.first / kThreads * kThreads; tile < seen.last; tile += kThreads) {
     const int32_t j = tile + thread;
@@ -90,22 +130,23 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (keys) {
       keys += kv_head * cache.head_elements() + j % kv_cache::kBlock;
       A sum = A(0);
-      for (int64_t d = 0; d < o.size; ++d) sum += query[d] * load(keys[d * kv_cache::kBlock]);
+      for (int64_t d = 0; d < o.size; ++d)
+        sum += scratch.query[d] * load(keys[d * kv_cache::kBlock]);
       score = sum * o.scale;
       if (o.softcap != A(0)) score = o.softcap * hyperbolic_tangent(score / o.softcap);
       if (o.bias) score += load(o.bias[(seen.position - j) * o.heads + head]);
     }
-    const A top = block_reduce(score, static_cast<A>(-INFINITY), scratch, Max());
+    const A top = block_reduce(score, static_cast<A>(-INFINITY), scratch.reduced, Max());
     const A higher = top > highest || top != top ? top : highest;
     const A weight = keys ? exponential(score - higher) : A(0);
     const A fade = total == A(0) ? A(0) : exponential(highest - higher);
-    total = total * fade + block_reduce(weight, A(0), scratch);
+    total = total * fade + block_reduce(weight, A(0), scratch.reduced);
     highest = higher;
-    weights[thread] = weight;
+    scratch.weights[thread] = weight;
     __syncthreads();
     const int32_t begin = max(seen.first, tile), end = min(seen.last, tile + kThreads);
     for (int64_t d = thread; d < o.size; d += kThreads) {
-      A sum = sums[d] * fade;
+      A sum = scratch.sums[d] * fade;
       const T* values = nullptr;
       for (int32_t key = begin; key < end; ++key) {
         if (!values || key % kv_cache::kBlock == 0) {
@@ -113,16 +154,107 @@ __global__ void __launch_bounds__(kThreads, 4)
           if (!block) break;
           values = block + kv_head * cache.head_elements() + cache.values_at() + d;
         }
-        sum += weights[key - tile] * load(values[key % kv_cache::kBlock * cache.padded]);
+        sum += scratch.weights[key - tile] * load(values[key % kv_cache::kBlock * cache.padded]);
       }
-      sums[d] = sum;
+      scratch.sums[d] = sum;
     }
     __syncthreads();
   }
-  T* const out = o.out + (n * o.heads + head) * o.size;
-  for (int64_t d = thread; d < o.size; d += kThreads) {
-    out[d] = store<T>(total == A(0) ? A(0) : sums[d] / total);
+  return {highest, total};
+}
+
+// Part `index` of the keys that a row sees, counted from its first one.
+__device__ Seen part_of(const Seen& seen, int32_t index) {
+  const int32_t begin = (seen.first / kPart + index) * kPart;
+  return {max(seen.first, begin), min(seen.last, begin + kPart), seen.position};
+}
+__device__ int32_t parts_of(const Seen& seen) {
+  return seen.first < seen.last ? (seen.last - 1) / kPart - seen.first / kPart + 1 : 0;
+}
+
+template <typename T>
+__device__ void load_query(const Attention<T>& o, int64_t n, int64_t head, Acc<T>* query) {
+  for (int64_t d = threadIdx.x; d < o.size; d += kThreads) {
+    query[d] = load(o.q[n * o.q_stride + head * o.size + d]);
   }
+  __syncthreads();
+}
+
+// A block a row and head. Nothing spills with 4 blocks a multiprocessor; left to itself, ptxas
+// takes too few registers.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4)
+    attend(const __grid_constant__ kv_cache::Cache cache, Attention<T> o) {
+  using A = Acc<T>;
+  const Scratch<A> scratch = scratch_of<A>(o.size);
+  const int64_t n = blockIdx.x / o.heads, head = blockIdx.x % o.heads;
+  const int32_t b = cache.sequence_of(n);
+  const Seen seen = keys_of(cache, o, b, n);
+  load_query(o, n, head, scratch.query);
+  Found<A> all = {-INFINITY, A(0)};
+  for (int32_t part = 0; part < parts_of(seen); ++part) {
+    const Found<A> found = walk_part(cache, o, b, head, part_of(seen, part), scratch);
+    const Fade<A> fade = join(all, found);
+    for (int64_t d = threadIdx.x; d < o.size; d += kThreads) {
+      scratch.joined[d] = joined(fade, scratch.joined[d], scratch.sums[d]);
+    }
+  }
+  T* const out = o.out + (n * o.heads + head) * o.size;
+  for (int64_t d = threadIdx.x; d < o.size; d += kThreads) {
+    out[d] = store<T>(all.total == A(0) ? A(0) : scratch.joined[d] / all.total);
+  }
+}
+
+// A block a part: (rows, heads, parts, 2 + D) of what each found.
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 4)
+    attend_part(const __grid_constant__ kv_cache::Cache cache, Attention<T> o, Acc<T>* found) {
+  using A = Acc<T>;
+  const Scratch<A> scratch = scratch_of<A>(o.size);
+  const int64_t n = blockIdx.x / o.heads, head = blockIdx.x % o.heads;
+  const int32_t b = cache.sequence_of(n), part = static_cast<int32_t>(blockIdx.y);
+  const Seen seen = keys_of(cache, o, b, n);
+  if (part >= parts_of(seen)) return;  // all threads of the block
+  load_query(o, n, head, scratch.query);
+  const Found<A> own = walk_part(cache, o, b, head, part_of(seen, part), scratch);
+  A* const to = found + (int64_t{blockIdx.x} * gridDim.y + part) * (2 + o.size);
+  if (threadIdx.x == 0) to[0] = own.highest, to[1] = own.total;
+  for (int64_t d = threadIdx.x; d < o.size; d += kThreads) to[2 + d] = scratch.sums[d];
+}
+
+template <typename T>
+__global__ void join_parts(const __grid_constant__ kv_cache::Cache cache, Attention<T> o,
+                           const Acc<T>* found, int32_t parts) {
+  using A = Acc<T>;
+  const int64_t n = blockIdx.x / o.heads;
+  const Seen seen = keys_of(cache, o, cache.sequence_of(n), n);
+  const A* const own = found + int64_t{blockIdx.x} * parts * (2 + o.size);
+  T* const out = o.out + int64_t{blockIdx.x} * o.size;
+  for (int64_t d = threadIdx.x; d < o.size; d += kThreads) {
+    Found<A> all = {-INFINITY, A(0)};
+    A sum = A(0);
+    for (int32_t part = 0; part < parts_of(seen); ++part) {
+      const A* const one = own + part * (2 + o.size);
+      const Fade<A> fade = join(all, {one[0], one[1]});
+      sum = joined(fade, sum, one[2 + d]);
+    }
+    out[d] = store<T>(all.total == A(0) ? A(0) : sum / all.total);
+  }
+}
+
+constexpr int64_t kFoundBytes = int64_t{32} << 20;  // of parts, at most
+
+// Parts that get blocks of their own: where a row may have several, and rows and heads alone would
+// leave multiprocessors idle; else 1. Both ways give the same bits.
+template <typename T>
+int64_t blocks_of_parts(Context* ctx, const kv_cache::Cache& cache, const Attention<T>& o) {
+  // A list that does not begin at a part's first key may reach into one more.
+  const int64_t keys = int64_t{cache.width} * kv_cache::kBlock;
+  const int64_t parts = ceil_div(keys, kPart) + (cache.first_blocks ? 1 : 0);
+  const int64_t blocks = o.rows * o.heads;
+  const int64_t bytes = blocks * parts * (2 + o.size) * static_cast<int64_t>(sizeof(Acc<T>));
+  const bool fills = blocks >= 4 * int64_t{state_of(ctx).multiprocessors};
+  return fills || bytes > kFoundBytes || parts > kMaxPartBlocks ? 1 : parts;
 }
 
 }  // namespace
@@ -144,10 +276,18 @@ int32_t cached_attention_kernel(Context* ctx, const balora_cached_attention& o) 
                                  static_cast<Acc<T>>(o.softcap),
                                  o.window,
                                  o.causal};
-    launch(
-        ctx, "cached_attention",
-        {dim3(static_cast<unsigned>(rows * heads)), dim3(kThreads), 2 * shared_bytes<Acc<T>>(size)},
-        attend<T>, cache, attention);
+    const dim3 blocks(static_cast<unsigned>(rows * heads)), threads(kThreads);
+    const int64_t parts = blocks_of_parts(ctx, cache, attention);
+    const int64_t bytes = 3 * shared_bytes<Acc<T>>(size);
+    if (parts == 1) {
+      launch(ctx, "cached_attention", {blocks, threads, bytes}, attend<T>, cache, attention);
+      return;
+    }
+    auto* const found = workspace<Acc<T>>(ctx, rows * heads * parts * (2 + size));
+    launch(ctx, "cached_attention", {dim3(blocks.x, static_cast<unsigned>(parts)), threads, bytes},
+           attend_part<T>, cache, attention, found);
+    launch(ctx, "cached_attention", {blocks, threads}, join_parts<T>, cache, attention, found,
+           static_cast<int32_t>(parts));
   });
   return 0;
 }

@@ -1,10 +1,12 @@
 // copy: the one kernel behind contiguous(), cast() and copy_(): any strides, any pair of types, one
 // read and one write of each element.
-// Of one type it moves bytes: a contiguous view by the driver; rows by the widest access (up to 16
-// bytes) that lengths, strides and addresses allow; a transposed source through tiles in shared
-// memory, so that both sides are read and written by whole lines. Of two types it converts, float
-// rows by groups of eight. A float becomes an integer by truncation towards zero, saturating at the
-// ends (NaN gives 0); f64 and integers become bf16 or f16 through f32.
+//
+// Elements of one type are moved as bytes: a contiguous view by the driver; rows by the widest
+// access (up to 16 bytes) that lengths, strides and addresses allow; a transposed source through
+// tiles in shared memory, so that both sides are read and written by whole lines. Elements of two
+// types are converted, float rows by groups of eight. A float becomes an integer by truncation
+// towards zero, saturating at the ends (NaN gives 0); f64 and integers go through f32 on their way
+// to bf16 or f16.
 #include "elementwise/elementwise.cuh"
 
 namespace balora::cuda {

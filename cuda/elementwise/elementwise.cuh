@@ -5,6 +5,7 @@
 // is a branch that all threads take alike and that hides behind the memory access; a template over
 // types, or over pairs of them, would multiply the time and size of the build instead.
 #pragma once
+#include "kernels/shared/rows.h"
 #include "runtime/common.cuh"
 
 namespace balora::cuda {
@@ -25,7 +26,7 @@ inline Operand operand(const View* view) {
 
 // Elements of a group that move in one access of 16 bytes.
 inline int64_t pack_of(int32_t dtype) {
-  return dtype == BALORA_F64 ? 2 : dtype == BALORA_F32 ? 4 : 8;
+  return std::min<int64_t>(kGroup, 16 / element_size(dtype));
 }
 
 inline Grid groups(int64_t n) {

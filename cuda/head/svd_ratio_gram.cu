@@ -34,7 +34,7 @@ struct Problem {
 Dense gram_root(Scratch& scratch, const double* g, int64_t c, const char* row) {
   const Dense values(scratch, c, 1);
   Dense vectors(scratch, c, c);
-  symmetric_eigen(scratch, c, g, values.data(), vectors.data(), row);
+  symmetric_eigen(scratch, c, g, {values.data(), vectors.data()}, row);
   launch(scratch.ctx(), row, elements(c * c), scale_columns, vectors.data(), values.data(), c);
   return vectors;
 }
@@ -122,7 +122,7 @@ int32_t gram_spectrum_kernel(Context* ctx, const balora_gram_spectrum& o) {
   const Dense root = gram_root(scratch, data_of<double>(o.g), c, kName);
   const Dense inner = congruent(scratch, root, widened(scratch, *o.m));
   const Dense values(scratch, c, 1), sigma(scratch, c, 1);
-  symmetric_eigen(scratch, c, inner.data(), values.data(), nullptr, kName);
+  symmetric_eigen(scratch, c, inner.data(), {.values = values.data()}, kName);
   launch(ctx, kName, elements(c), falling_roots, values.data(), c, sigma.data());
   store_values(ctx, sigma.data(), *o.s);
   return 0;

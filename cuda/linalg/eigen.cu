@@ -184,13 +184,13 @@ __global__ void place_vectors(const double* vt, int64_t padded, int64_t n, const
   }
 }
 
-void solve_large(Scratch& scratch, int64_t n, const double* from, double* values, double* vectors,
+void solve_large(Scratch& scratch, int64_t n, const double* from, const EigenOutputs& out,
                  int32_t row) {
   Context* ctx = scratch.ctx();
   const int64_t padded = ceil_div(n, kJacobiTile) * kJacobiTile;
   const auto blocks = static_cast<int>(padded / kJacobiRows), pairs = blocks / 2;
   const Dense a(scratch, padded, padded);
-  const Dense vt = vectors ? Dense(scratch, padded, padded) : Dense();
+  const Dense vt = out.vectors ? Dense(scratch, padded, padded) : Dense();
   const Buffer<double> bases(scratch, pairs * kJacobiTile * kJacobiTile), diagonal(scratch, n);
   const Buffer<int32_t> flags(scratch, kJacobiSweeps + pairs);
   const Buffer<int64_t> ranks(scratch, n);
@@ -198,7 +198,7 @@ void solve_large(Scratch& scratch, int64_t n, const double* from, double* values
   const Buffer<Scale> scale = scale_of(scratch, a.data(), a.size());
   launch(ctx, "eigh", elements(a.size()), scale_up, a.data(), a.size(), scale.data());
   clear_flags(ctx, flags.data(), kJacobiSweeps);
-  const auto tiles = static_cast<unsigned>(pairs + (vectors ? padded / kJacobiTile : 0));
+  const auto tiles = static_cast<unsigned>(pairs + (out.vectors ? padded / kJacobiTile : 0));
   JacobiRound work{flags.data(), flags.data() + kJacobiSweeps, bases.data(), 0, 0, blocks};
   for (work.sweep = 0; work.sweep < kJacobiSweeps; ++work.sweep) {
     for (work.meeting = 0; work.meeting < blocks - 1; ++work.meeting) {
@@ -209,34 +209,33 @@ void solve_large(Scratch& scratch, int64_t n, const double* from, double* values
     }
   }
   launch(ctx, "eigh", elements(n), take_diagonal, a.data(), padded, n, diagonal.data());
-  launch(ctx, "eigh", elements(n), rank_values, diagonal.data(), n, scale.data(), values,
+  launch(ctx, "eigh", elements(n), rank_values, diagonal.data(), n, scale.data(), out.values,
          ranks.data(), flags.data(), state_of(ctx).fault, row);
-  if (vectors) {
+  if (out.vectors) {
     launch(ctx, "eigh", elements(n * n), place_vectors, vt.data(), padded, n, ranks.data(),
-           vectors);
+           out.vectors);
   }
 }
 
 }  // namespace
 
-void symmetric_eigen(Scratch& scratch, int64_t n, const double* a, double* values, double* vectors,
+void symmetric_eigen(Scratch& scratch, int64_t n, const double* a, const EigenOutputs& out,
                      const char* row) {
   if (n == 0) return;
-  if (n > kJacobiLargest) return solve_large(scratch, n, a, values, vectors, fault_row(row));
+  if (n > kJacobiLargest) return solve_large(scratch, n, a, out, fault_row(row));
   Context* ctx = scratch.ctx();
   const auto order = static_cast<int>(ceil_div(n, 4) * 4);
   const int64_t bytes = 2 * shared_bytes<double>(order * (order + 1)) +
                         shared_bytes<double>(order) + shared_bytes<Rotation>(order / 2);
   const unsigned threads = order > kJacobiTile ? 256 : kJacobiThreads;
-  launch(
-      ctx, "eigh", {dim3(1), dim3(threads), bytes}, solve_small,
-      Small{static_cast<int>(n), order, a, values, vectors, state_of(ctx).fault, fault_row(row)});
-}
-
-void eigh_device(Context* ctx, int64_t n, const double* a, double* values, double* vectors,
-                 const char* row) {
-  Scratch scratch(ctx);
-  symmetric_eigen(scratch, n, a, values, vectors, row);
+  const Small small{.n = static_cast<int>(n),
+                    .order = order,
+                    .a = a,
+                    .values = out.values,
+                    .vectors = out.vectors,
+                    .fault = state_of(ctx).fault,
+                    .row = fault_row(row)};
+  launch(ctx, "eigh", {dim3(1), dim3(threads), bytes}, solve_small, small);
 }
 
 }  // namespace balora::cuda

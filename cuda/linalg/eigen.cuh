@@ -5,13 +5,14 @@
 
 namespace balora::cuda {
 
-// a (N,N) f64, lower triangle read -> values (N) ascending, vectors (N,N) in columns (may be null).
-// NaN or infinity in a: everything becomes NaN and synchronize() reports it in the name of `row`.
-void symmetric_eigen(Scratch& scratch, int64_t n, const double* a, double* values, double* vectors,
-                     const char* row = "eigh");
+struct EigenOutputs {
+  double* values;             // (N) ascending
+  double* vectors = nullptr;  // (N,N) in columns
+};
 
-// The same with scratch of its own: for a single decomposition in a row, not for a loop.
-void eigh_device(Context* ctx, int64_t n, const double* a, double* values, double* vectors,
-                 const char* row = "eigh");
+// Eigenvalues, and vectors where asked for, of a (N,N) f64, whose lower triangle is read. NaN or
+// infinity in a: everything becomes NaN and synchronize() reports it in the name of `row`.
+void symmetric_eigen(Scratch& scratch, int64_t n, const double* a, const EigenOutputs& out,
+                     const char* row = "eigh");
 
 }  // namespace balora::cuda

@@ -172,7 +172,7 @@ Eigenpairs krylov_pairs(Scratch& scratch, int64_t n, int64_t k, const ApplyOpera
 
 Eigenpairs dense_pairs(Scratch& scratch, const Dense& a, int64_t k, const char* row) {
   const Dense values(scratch, a.rows, 1), vectors(scratch, a.rows, a.rows);
-  symmetric_eigen(scratch, a.rows, a.data(), values.data(), vectors.data(), row);
+  symmetric_eigen(scratch, a.rows, a.data(), {values.data(), vectors.data()}, row);
   Eigenpairs pairs = {Dense(scratch, k, 1), Dense(scratch, a.rows, k)};
   launch(scratch.ctx(), row, elements(a.rows * k), take_largest, values.data(), vectors.data(),
          a.rows, k, pairs.values.data(), pairs.vectors.data());

@@ -19,7 +19,7 @@ int32_t eigh_kernel(Context* ctx, const balora_eigh& o) {
   const int64_t n = o.a->shape[0];
   const Dense wide = widened(scratch, *o.a), found(scratch, n, 1);
   const Dense columns = o.vectors ? Dense(scratch, n, n) : Dense();
-  symmetric_eigen(scratch, n, wide.data(), found.data(), columns.data());
+  symmetric_eigen(scratch, n, wide.data(), {found.data(), columns.data()});
   store_values(ctx, found.data(), *o.values);
   if (o.vectors) store_values(ctx, columns.data(), *o.vectors);
   return 0;

@@ -56,12 +56,19 @@ PanelFactors factors_of(Context* ctx, const PanelHalves& all, int64_t in) {
 
 // U of every panel in halves, and the parts' u in f32: one product for all linears, whose inner
 // extent is x read once.
-bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const bf16* a) {
+bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const bf16* a,
+                    bool by_rows) {
   const int64_t n = x.shape[0], in = x.shape[1];
   float* products = workspace<float>(ctx, n * all.stride);
   bf16* u = workspace<bf16>(ctx, n * all.stride);
-  gemm(ctx, {n, all.stride, in}, 1, operand(x), {a, BALORA_BF16, in, true}, 0,
-       {products, BALORA_F32, all.stride});
+  if (by_rows) {
+    const SumTerm term = {data_of<bf16>(&x), a, in, in, static_cast<int32_t>(in), true};
+    sum_terms(ctx, {}, {term},
+              {.m = n, .n = all.stride, .c = nullptr, .wide = products, .by_rows = true});
+  } else {
+    gemm(ctx, {n, all.stride, in}, 1, operand(x), {a, BALORA_BF16, in, true}, 0,
+         {products, BALORA_F32, all.stride});
+  }
   for (size_t i = 0; i < all.panels.size(); ++i) {
     join_products(ctx, all.panels[i], n, products + all.offsets[i], all.stride,
                   {all.at(i, u), true});
@@ -69,7 +76,7 @@ bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const b
   return u;
 }
 
-void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group) {
+void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group, bool by_rows) {
   std::vector<Panel> panels;
   for (int32_t i = 0; i < group.count; ++i) {
     const std::vector<Panel> own = panels_of(group.linears[i], i, true);
@@ -80,7 +87,7 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
   bf16* u = nullptr;
   if (all.stride) {
     factors = factors_of(ctx, all, in.x->shape[1]);
-    u = project_input(ctx, *in.adapted(), all, factors.a);
+    u = project_input(ctx, *in.adapted(), all, factors.a, by_rows);
   }
   for (int32_t i = 0; i < group.count; ++i) {
     const View &weight = dense(group.linears[i].weight), &y = *group.linears[i].y;
@@ -98,8 +105,13 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
                           true};
     const LinearOperands& linear = group.linears[i];
     sum_terms(ctx, low_rank, {base},
-              {y.shape[0], y.shape[1], data_of<bf16>(&y), data_of<bf16>(linear.bias),
-               data_of<float>(linear.output_scale), data_of<bf16>(linear.unscaled)});
+              {.m = y.shape[0],
+               .n = y.shape[1],
+               .c = data_of<bf16>(&y),
+               .bias = data_of<bf16>(linear.bias),
+               .scale = data_of<float>(linear.output_scale),
+               .unscaled = data_of<bf16>(linear.unscaled),
+               .by_rows = by_rows});
   }
 }
 
@@ -205,7 +217,12 @@ void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& grou
 int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
   const LinearInputs in = {.x = o.x, .x_adapter = o.x_adapter};
   const LinearGroup group = {o.linears, o.count};
-  o.x->dtype == BALORA_BF16 ? forward_bf16(ctx, in, group) : linear_forward_wide(ctx, in, group);
+  const bool by_rows = o.batch_invariant != 0;
+  if (o.x->dtype == BALORA_BF16) {
+    forward_bf16(ctx, in, group, by_rows);
+  } else {
+    linear_forward_wide(ctx, in, group, by_rows);
+  }
   return 0;
 }
 

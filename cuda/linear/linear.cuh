@@ -28,8 +28,9 @@ inline GemmResult result(const View& view) {
   return {view.data, view.dtype, view.shape[1]};
 }
 
-// The rows in f32, f64 and f16.
-void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group);
+// The rows in f32, f64 and f16. by_rows: no row of y depends on the others (row_product.cuh).
+void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group,
+                         bool by_rows);
 void linear_backward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group);
 
 }  // namespace balora::cuda

@@ -14,7 +14,9 @@
 //   (smaller blocks would stay in the L2 cache, and leave cuBLAS waves of tiles that do not fill
 //   the device).
 // With 3 TB/s the last wins on sm_90 from 2 K (1/430 - 1/700) > 10 / 3e12 s on, K > 1,900. One rule
-// for all three, so that a linear goes the same way with and without its adapter.
+// for all three, so that a linear goes the same way with and without its adapter. Where rows must
+// not depend on each other the own kernel is always taken: an element's products are added in the
+// same order whatever the tile.
 #include "linear/linear_sum.cuh"
 
 #include <cstdlib>
@@ -389,9 +391,10 @@ void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::ve
   SumArgs args{};
   args.m = out.m, args.n = out.n, args.c = out.c;
   args.bias = out.bias, args.scale = out.scale, args.unscaled = out.unscaled;
+  args.wide = out.wide;
   int64_t inner = 0;
   for (const SumTerm& term : base) inner += term.k;
-  if (!base.empty() && uses_cublas(ctx, out.m, out.n, inner)) {
+  if (!base.empty() && !out.wide && !out.by_rows && uses_cublas(ctx, out.m, out.n, inner)) {
     return sum_with_cublas(ctx, args, low_rank, base);
   }
   std::vector<SumTerm> terms = low_rank;

@@ -17,13 +17,17 @@ struct SumTerm {
   bool a_aligned = false, b_aligned = false;  // rows start at 16-byte addresses; set by sum_terms
 };
 
-// c (M,N) = scale * sum of terms + bias, and `unscaled` that sum itself; all but c may be null.
+// c (M,N) = scale * sum of terms + bias, and `unscaled` that sum itself; all but c may be null, and
+// c too where `wide` is given, to which the sum goes in f32. by_rows: no row of c depends on how
+// many there are, bit for bit; cuBLAS chooses the order of its sums by that, so it is not asked.
 struct SumOutput {
   int64_t m, n;
   bf16* c;
   const bf16* bias = nullptr;    // (N)
   const float* scale = nullptr;  // (N)
   bf16* unscaled = nullptr;      // (M,N)
+  float* wide = nullptr;         // (M,N)
+  bool by_rows = false;
 };
 
 // `base` are the products with weights, which cuBLAS may compute; `low_rank` are summed before

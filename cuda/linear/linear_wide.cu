@@ -5,6 +5,7 @@
 
 #include "kernels/shared/low_rank.h"
 #include "linear/linear.cuh"
+#include "linear/row_product.cuh"
 
 namespace balora::cuda {
 namespace {
@@ -16,10 +17,12 @@ struct WideSum {
     if (view.dtype != out.dtype) view.data = workspace<float>(ctx, view_numel(out));
   }
   void add(Context* ctx, double alpha, const GemmOperand& a, const GemmOperand& b, int64_t k) {
-    gemm(ctx, {view.shape[0], view.shape[1], k}, alpha, a, b, beta, result(view));
+    const auto product = by_rows ? &row_product : &gemm;
+    product(ctx, {view.shape[0], view.shape[1], k}, alpha, a, b, beta, result(view));
     beta = 1;
   }
   View view;
+  bool by_rows = false;
   double beta = 0;
 };
 
@@ -57,9 +60,10 @@ void finish(Context* ctx, const WideSum& sum, const View& y, const LinearOperand
 
 // (N,R) in the factors' type: x a^T, or scale dy b.
 View projected(Context* ctx, double scale, const View& x, const GemmOperand& factor,
-               const View& shape) {
-  gemm(ctx, {shape.shape[0], shape.shape[1], x.shape[1]}, scale, operand(x), factor, 0,
-       result(shape));
+               const View& shape, bool by_rows = false) {
+  const auto product = by_rows ? &row_product : &gemm;
+  product(ctx, {shape.shape[0], shape.shape[1], x.shape[1]}, scale, operand(x), factor, 0,
+          result(shape));
   return shape;
 }
 View scratch(Context* ctx, int64_t rows, const View& b) {
@@ -71,13 +75,15 @@ View scratch(Context* ctx, int64_t rows, const View& b) {
 
 }  // namespace
 
-void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group) {
+void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group,
+                         bool by_rows) {
   for (int32_t i = 0; i < group.count; ++i) {
     const View &weight = dense(group.linears[i].weight), &y = *group.linears[i].y;
     WideSum sum(ctx, y);
+    sum.by_rows = by_rows;
     for (const LowRankProduct& part : products_of(parts_of(group.linears[i]))) {
       const View u = projected(ctx, 1, *in.adapted(), operand(*part.a, true),
-                               part.u ? *part.u : scratch(ctx, y.shape[0], *part.b));
+                               part.u ? *part.u : scratch(ctx, y.shape[0], *part.b), by_rows);
       sum.add(ctx, part.scale, operand(u), operand(*part.b, true), part.b->shape[1]);
     }
     // Last, so that parts which cancel leave the base alone to the last bit.

@@ -244,8 +244,13 @@ void join_products(Context* ctx, const Panel& panel, int64_t n, const float* pro
   }
   const int64_t count = n * panel.width;
   if (count == 0) return;
-  const Products both{products,        stride,           n, panel.width, panel.rank,
-                      out.halves.data, out.halves.stride};
+  const Products both{.data = products,
+                      .data_stride = stride,
+                      .n = n,
+                      .width = panel.width,
+                      .rank = panel.rank,
+                      .out = out.halves.data,
+                      .out_stride = out.halves.stride};
   if (panel.change) {
     launch(ctx, "low_rank_join", elements(count), join_change, both, outputs.u[0], out.sum);
   } else {

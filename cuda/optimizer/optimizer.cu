@@ -61,7 +61,7 @@ static_assert(sizeof(AdamTable) <= 3968, "4 KiB hold a kernel's arguments");
 
 template <typename T>
 __device__ Operand element_of(void* data, int32_t aligned) {
-  return {data, std::is_same_v<T, double> ? BALORA_F64 : BALORA_F32, aligned};
+  return {data, kDtypeOfAcc<T>, aligned};
 }
 
 template <typename T>

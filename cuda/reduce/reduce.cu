@@ -163,7 +163,7 @@ template <typename Element>
 struct SumFold {
   using T = Element;
   using State = SumState;
-  const double* shift;  // a result each, or null: sum of x
+  const double* shift = nullptr;  // a result each; null: the sum of x
 
   __device__ State start(int64_t o) const {
     const double about = shift ? shift[o] : 0;
@@ -270,9 +270,9 @@ __global__ void finish_extremes(ExtremeFold<T> fold, const ExtremeState<Acc<T>>*
 
 // y (A,C) = sum of x, or of (x - shift)^2, over divisor
 template <typename T, typename D>
-void sum_middle(Context* ctx, const char* name, const T* x, const Extent& e, const double* shift,
+void sum_middle(Context* ctx, const char* name, const SumFold<T>& fold, const T* x, const Extent& e,
                 double divisor, D* y) {
-  const SumState* partial = fold_middle(ctx, name, SumFold<T>{shift}, x, e);
+  const SumState* partial = fold_middle(ctx, name, fold, x, e);
   launch(ctx, name, elements(e.results()), finish_sums<D>, partial, y, e.results(), e.chunks,
          divisor);
 }
@@ -280,7 +280,7 @@ void sum_middle(Context* ctx, const char* name, const T* x, const Extent& e, con
 template <typename T>
 double* means(Context* ctx, const char* name, const T* x, const Extent& e) {
   auto* mean = workspace<double>(ctx, e.results());
-  sum_middle<T, double>(ctx, name, x, e, nullptr, static_cast<double>(e.rows), mean);
+  sum_middle<T, double>(ctx, name, {}, x, e, static_cast<double>(e.rows), mean);
   return mean;
 }
 
@@ -327,7 +327,7 @@ int32_t reduce_kernel(Context* ctx, const balora_reduce& o) {
                            : o.op == BALORA_MEAN   ? rows
                                                    : 1;
     dispatch_float(o.y->dtype, [&]<typename D>() {
-      sum_middle<T, D>(ctx, name, data, e, mean, divisor, data_of<D>(o.y));
+      sum_middle<T, D>(ctx, name, {.shift = mean}, data, e, divisor, data_of<D>(o.y));
     });
   });
   return 0;

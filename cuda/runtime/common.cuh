@@ -16,8 +16,8 @@
 #include <utility>
 
 #include "device/block.cuh"
+#include "device/elements.cuh"
 #include "device/instructions.cuh"
-#include "elementwise/elements.cuh"
 #include "kernels/kernel_table.h"
 #include "tensor/view.h"
 

@@ -1,6 +1,6 @@
 // The demo: fine-tunes a small model, pre-trained on the State of the Union addresses, on Moby Dick with LoRA, PiSSA and BA-LoRA
-// from the same seed, and prints how much each learned and forgot. The adapters are written to --output as PEFT folders. --model
-// replaces the small model by any decoder of the README's table.
+// from the same seed, and prints how much each learned and forgot, and how each goes on with a beginning. The adapters are written to
+// --output as PEFT folders. --model replaces the small model by any decoder of the README's table.
 //
 //   npm run demo [-- --model PATH --steps N --batch-size N --rank N --dtype f32|bf16 --held-out N --output DIR]
 import { existsSync, rmSync } from 'node:fs';
@@ -13,6 +13,7 @@ import {
   arrayRows,
   Batches,
   evaluate,
+  generate,
   memoryStats,
   resetPeakMemory,
   synchronize,
@@ -48,6 +49,7 @@ function parsed(known) {
 }
 
 const kMethods = ['lora', 'pissa', 'balora'];
+const kBeginning = 'The whale';
 const kLabels = { lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
 
 const tokenizer = await Tokenizer.fromPretrained(options.model);
@@ -82,7 +84,7 @@ async function run(method) {
   const model = await AutoModelForCausalLM.fromPretrained(options.model, { dtype: options.dtype });
   const [r, seed] = [Number(options.rank), Number(options.seed)];
   const config = { method, r, loraAlpha: r, baseModelNameOrPath: options.model };
-  const tuned = await AdapterModel.create(model, config, { seed });
+  const tuned = await AdapterModel.create(model, config, { seed, name: method });
   const output = join(options.output, method);
   if (existsSync(output)) rmSync(output, { recursive: true });
   const before = await evaluate(tuned, heldOutNovel.batches(0));
@@ -110,9 +112,19 @@ async function run(method) {
   const task = await evaluate(tuned, heldOutNovel.batches(0));
   const drift = await evaluate(tuned, heldOutAddresses.batches(0));
   const { peakBytes, derivedBytes } = memoryStats();
+  const texts = { before: await continued(tuned, null), after: await continued(tuned, method) };
   tuned.dispose();
   model.dispose();
-  return { method, before, task, drift, seconds, bytes: peakBytes + derivedBytes, output };
+  return { method, before, task, drift, seconds, bytes: peakBytes + derivedBytes, output, texts };
+}
+
+/** The beginning with what the model writes after it, with an adapter or, for null, as it was before tuning. */
+async function continued(tuned, adapter) {
+  const [{ text }] = await generate(tuned, {
+    ...{ tokenizer, prompt: kBeginning, adapter, maxNewTokens: 40 },
+    repetitionPenalty: 1.3, // a small model says the same again and again without it
+  }).result;
+  return (kBeginning + text).replaceAll(/\s+/g, ' ').trim();
 }
 
 const rows = [];
@@ -142,3 +154,11 @@ One seed and one learning rate: the numbers show how the methods behave, not whi
 
 Adapters (PEFT folders, rank 2r for PiSSA and BA-LoRA):`);
 for (const { output } of rows) console.log(`  ${output}`);
+
+console.log(`
+"${kBeginning}", continued with the most likely tokens:`);
+const samples = [
+  ['before', base.texts.before],
+  ...rows.map(({ method, texts }) => [kLabels[method], texts.after]),
+];
+console.log(textTable(samples));

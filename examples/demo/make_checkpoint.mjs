@@ -26,7 +26,7 @@ import { kPassageFormat, passages, split, stateOfTheUnion } from './corpus.mjs';
 const { values: options } = parseArgs({
   options: {
     epochs: { type: 'string', default: '1' },
-    steps: { type: 'string' }, // overrides the epochs
+    steps: { type: 'string' }, // overrides the epochs, and leaves out the evaluations
     threads: { type: 'string' }, // default: the number of cores
     out: {
       type: 'string',
@@ -130,14 +130,14 @@ console.log(`${data.statistics.tokens} tokens an epoch`);
 const trainer = new Trainer({
   tuned: new FullModel(model),
   data,
-  evalData: await open(documents.heldOut),
   learningRate: 2e-3,
   lrSchedulerType: 'cosine',
   warmupSteps: 0.02,
   weightDecay: 0.01,
   numTrainEpochs: Number(options.epochs),
-  ...(options.steps === undefined ? {} : { maxSteps: Number(options.steps) }),
-  evalSteps: 500,
+  ...(options.steps === undefined
+    ? { evalData: await open(documents.heldOut), evalSteps: 500 }
+    : { maxSteps: Number(options.steps) }),
   loggingSteps: 25,
   output: trained,
 });

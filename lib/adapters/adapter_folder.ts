@@ -1,6 +1,6 @@
 /**
- * The folders that an adapter is loaded from: a PEFT folder, which may be the output of a run, and a checkpoint of a run. Where the run
- * has not come to its end, a message says of which step the adapter is, or which checkpoints there are.
+ * The folders that an adapter is loaded from: a PEFT folder, which may be the output of a run, a checkpoint of a run, and a folder of
+ * mlx-lm. Where the run has not come to its end, a message says of which step the adapter is, or which checkpoints there are.
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -12,6 +12,7 @@ import {
   readCheckpointFolder,
   readSavedRun,
 } from './checkpoint_folder.ts';
+import { isMlxFolder, readMlxFolder } from './mlx_folder.ts';
 import {
   ADAPTER_CONFIG,
   type PeftFolder,
@@ -36,6 +37,7 @@ export async function readAdapterFolder(
     const read = await readCheckpointFolder(folder, options);
     return { ...read, warnings: [...read.warnings, ...checkpointWarnings(folder, read)] };
   }
+  if (isMlxFolder(folder)) return readMlxFolder(folder, options);
   const state = await stateOf(folder);
   const read = await readPeftFolder(folder, options);
   return { ...read, warnings: [...read.warnings, ...runWarnings(folder, state)] };
@@ -44,6 +46,7 @@ export async function readAdapterFolder(
 /** PEFT's name for the task of a folder's adapter; null where the folder has none. */
 export async function adapterTask(folder: string): Promise<string | null> {
   if (isCheckpointFolder(folder)) return (await readSavedRun(folder)).taskType;
+  if (isMlxFolder(folder)) return 'CAUSAL_LM';
   await stateOf(folder);
   return (await readAdapterConfig(folder)).taskType;
 }
@@ -57,6 +60,7 @@ export async function savedParameterShape(
   name: string,
 ): Promise<readonly number[] | null> {
   if (isCheckpointFolder(folder)) return checkpointShape(folder, name);
+  if (isMlxFolder(folder)) return null; // which has pairs alone
   await stateOf(folder);
   return savedShape(folder, name);
 }

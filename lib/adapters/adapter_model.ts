@@ -12,6 +12,7 @@
 import { ArgumentError } from '../errors.ts';
 import { refuseInUse } from '../models/in_use.ts';
 import type { CausalLM, Model } from '../models/index.ts';
+import { checkArgument, checkCall, kCall, oneOf } from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Adapter, ResidualTeacher } from './adapter.ts';
@@ -140,11 +141,11 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     const active = this.#active;
     const { shared } = adapter;
     const [enabled, pass, dropsInputs] = [shared.enabled, shared.pass, this.model.dropsInputs];
-    if (adapter !== active) active.detach();
-    adapter.attach();
-    shared.pass = null;
-    this.model.dropsInputs = false;
     try {
+      if (adapter !== active) active.detach();
+      adapter.attach();
+      shared.pass = null;
+      this.model.dropsInputs = false;
       return body();
     } finally {
       shared.pass = pass;
@@ -287,10 +288,10 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r. `residual`: PiSSA's
    *   pair of rank r, with the residual model that it is added to in `residual/` and its initial values in `initial/`.
    */
-  async savePretrained(
-    folder: string,
-    { form = 'lora' }: { form?: ExportForm } = {},
-  ): Promise<void> {
+  async savePretrained(folder: string, options: { form?: ExportForm } = {}): Promise<void> {
+    checkArgument('savePretrained: the folder', kCall.path, folder);
+    checkCall('savePretrained', options, { form: oneOf(['lora', 'residual']) });
+    const { form = 'lora' } = options;
     await (form === 'lora' ? savePlain(this, folder) : saveResidual(this, folder));
   }
 

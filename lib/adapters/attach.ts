@@ -1,8 +1,9 @@
 /** Lookup of the linear modules that adapters are installed on, and the checks that come with it. */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import type { Model } from '../models/index.ts';
+import { Model } from '../models/index.ts';
 import { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
+import { checkArgument, instanceOf } from '../options/call.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
 import type { Variant } from './methods/method.ts';
@@ -19,8 +20,11 @@ export interface NamedLinear extends TargetCandidate {
 /** Models that are being given their first adapter: nothing on the model shows it before it is there. */
 const kBeingAdapted = new WeakSet<Model>();
 
+const kModel = instanceOf(Model, 'a model, such as AutoModelForCausalLM loads');
+
 /** Checks that no linear module has an adapter yet, and none is being made. @throws ArgumentError if one has */
 export function checkNoAdapters(model: Model): void {
+  checkArgument('tuning: the model', kModel, model);
   if (kBeingAdapted.has(model)) {
     throw new ArgumentError(
       'the model is being given an adapter already: await that, and use addAdapter() for another one',

@@ -5,14 +5,13 @@
 import { join } from 'node:path';
 import { z } from 'zod';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import { verifyChecksums } from '../io/checksums.ts';
-import { readText } from '../io/regular_file.ts';
+import { CheckedFolder } from '../io/checksums.ts';
 import { CHECKPOINT_FILES, CHECKPOINT_FORMAT, TUNED_PREFIX } from '../io/run_folder.ts';
 import { SafetensorsFile } from '../io/safetensors.ts';
 import { baseDigest, baseSummary } from '../models/base_digest.ts';
 import type { Model } from '../models/index.ts';
 import { synchronize } from '../runtime.ts';
-import type { Tensor } from '../tensor.ts';
+import { disposeOnError, type Tensor } from '../tensor.ts';
 import type { BaseCheck } from './adapter_metadata.ts';
 import { type LoraConfig, loraConfig } from './config.ts';
 import { stateName } from './lora_module.ts';
@@ -39,12 +38,18 @@ export interface SavedRun {
   readonly config: LoraConfig;
 }
 
-/** The part of a state file that is read here; lib/train/checkpoint_state.ts has all of it. */
-const kState = z.looseObject({
+/** The fields of a state file that say which step of which run it is of. */
+export const RUN_STATE = {
   format: z.literal(CHECKPOINT_FORMAT),
   step: z.int().positive(),
   totalSteps: z.int().positive(),
+  /** PEFT's name for the model's task. */
   taskType: z.string().optional(),
+};
+
+/** The part of a state file that is read here; lib/train/checkpoint_state.ts has all of it. */
+const kState = z.looseObject({
+  ...RUN_STATE,
   identity: z.looseObject({
     method: z.string(),
     baseModel: z.string(),
@@ -57,9 +62,16 @@ const kState = z.looseObject({
  * @throws FormatError for damaged files, UnsupportedError for a checkpoint without an adapter
  */
 export async function readSavedRun(folder: string): Promise<SavedRun> {
-  await verifyChecksums(folder, Object.values(CHECKPOINT_FILES));
+  const checked = await CheckedFolder.open(folder);
+  await checked.verify(CHECKPOINT_FILES.tensors);
+  return savedRunOf(checked);
+}
+
+async function savedRunOf(checked: CheckedFolder): Promise<SavedRun> {
+  const folder = checked.path;
   const path = join(folder, CHECKPOINT_FILES.state);
-  const found = kState.safeParse(JSON.parse(await readText(path)));
+  const text = await checked.text(CHECKPOINT_FILES.state);
+  const found = kState.safeParse(parsed(text, path));
   if (!found.success) {
     const [issue] = found.error.issues as [z.core.$ZodIssue];
     throw new FormatError(`${path}: ${issue.path.join('.')}: ${issue.message}`, { path });
@@ -76,6 +88,14 @@ export async function readSavedRun(folder: string): Promise<SavedRun> {
     baseModel: identity.baseModel,
     onResidual: Object.hasOwn(identity, 'residualTeacher'),
   };
+}
+
+function parsed(text: string, path: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new FormatError(`${path}: is not JSON: ${(error as Error).message}`, { path });
+  }
 }
 
 /** The configuration in a run's identity. A start function is named by a digest; its pairs are in the checkpoint. */
@@ -95,13 +115,26 @@ export async function readCheckpointFolder(
   folder: string,
   { device }: { device?: string } = {},
 ): Promise<CheckpointFolder> {
-  const checkpoint = await readSavedRun(folder);
+  const checked = await CheckedFolder.open(folder);
+  const checkpoint = await savedRunOf(checked);
   const { config } = checkpoint;
   const path = join(folder, CHECKPOINT_FILES.tensors);
+  const tensors = await tunedTensors(checked, device);
+  return disposeOnError(tensors.values(), () => {
+    const parts = partsOf(tensors, { config, path });
+    return { config, ...parts, path, metadata: {}, warnings: [], checkpoint };
+  });
+}
+
+/** Assigns the tensors of a checkpoint to modules. @throws FormatError for tensors that make no adapter */
+function partsOf(
+  tensors: ReadonlyMap<string, Tensor>,
+  { config, path }: { config: LoraConfig; path: string },
+): Pick<CheckpointFolder, 'modules' | 'saved' | 'firstPairs'> {
   const found = new Map<string, Map<string, Tensor>>();
   const first = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
-  for (const [name, tensor] of await tunedTensors(path, device)) {
+  for (const [name, tensor] of tensors) {
     const of = parameterOf(name, kFirst);
     const own = parameterOf(name, kTrained);
     const { module, key } = of ?? own ?? { module: '', key: '' };
@@ -118,20 +151,22 @@ export async function readCheckpointFolder(
   const firstPairs = new Map(
     Array.from(first, ([name, parts]) => [name, pairOf(name, parts, path)]),
   );
-  return { config, modules, saved, path, metadata: {}, warnings: [], checkpoint, firstPairs };
+  return { modules, saved, firstPairs };
 }
 
 /** The tensors of the tuned model in a checkpoint's file, without the optimiser's, by their names in its state. */
-async function tunedTensors(path: string, device: string | undefined): Promise<[string, Tensor][]> {
-  const file = SafetensorsFile.open(path);
+async function tunedTensors(
+  checked: CheckedFolder,
+  device: string | undefined,
+): Promise<ReadonlyMap<string, Tensor>> {
+  const file = await checked.openTensors(CHECKPOINT_FILES.tensors);
   try {
     const names = [...file.tensors.keys()].filter((name) => name.startsWith(TUNED_PREFIX));
     const options = { checkFinite: true, ...(device !== undefined && { device }) };
-    const tensors = names.map((name): [string, Tensor] => [
-      name.slice(TUNED_PREFIX.length),
-      file.read(name, options),
-    ]);
-    await synchronize();
+    const tensors = new Map(
+      names.map((name) => [name.slice(TUNED_PREFIX.length), file.read(name, options)]),
+    );
+    await disposeOnError(tensors.values(), () => synchronize());
     return tensors;
   } finally {
     file.close();

@@ -19,6 +19,7 @@ import {
   type ResolvedOf,
   snake,
 } from '../options/option.ts';
+import { shown } from '../shown.ts';
 import {
   ALL_LINEAR,
   type LoraInputOptions,
@@ -148,7 +149,7 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
   }
   if (type !== 'LORA')
     throw new UnsupportedError(
-      `${path}: peft_type ${JSON.stringify(type)} is not supported; give the folder of an adapter with peft_type "LORA"`,
+      `${path}: peft_type ${shown(type)} is not supported; give the folder of an adapter with peft_type "LORA"`,
     );
   refuseUnsupported(raw as Raw, path, new Set(options.ignoreKeys));
   try {
@@ -225,12 +226,12 @@ function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>
     if (Object.hasOwn(kUnsupported, key)) {
       if (value === kUnsupported[key]) continue;
       throw new UnsupportedError(
-        `${where}: ${key} = ${JSON.stringify(value)} is not supported yet; ` +
+        `${where}: ${key} = ${shown(value)} is not supported yet; ` +
           (ignored === null ? 'leave it out' : 'name it in ignoreKeys if it changes nothing here'),
       );
     }
     throw new UnsupportedError(
-      `${where}: the key "${key}" = ${JSON.stringify(value)} is not understood and may change the mathematics; ` +
+      `${where}: the key "${key}" = ${shown(value)} is not understood and may change the mathematics; ` +
         'name it in ignoreKeys if it does not',
     );
   }

@@ -4,6 +4,7 @@
  */
 import { join } from 'node:path';
 import { UnsupportedError } from '../errors.ts';
+import { hubIdOf } from '../io/hub/names.ts';
 import { type BaseDigest, baseDigest, digestOfFolder } from '../models/base_digest.ts';
 import { type Model, saveModel } from '../models/index.ts';
 import { Conv1D } from '../nn/linear.ts';
@@ -183,7 +184,8 @@ function write(
   folder: string,
   { config, modules, base: { digest, form } }: Written,
 ): Promise<void> {
-  const baseModelNameOrPath = config.baseModelNameOrPath ?? adapter.model.nameOrPath;
+  const { nameOrPath } = adapter.model;
+  const baseModelNameOrPath = config.baseModelNameOrPath ?? hubIdOf(nameOrPath) ?? nameOrPath;
   const named = {
     ...config,
     baseModelNameOrPath,

@@ -3,8 +3,9 @@
  * with rounded copies that are written anew after each step. A teacher is a second, frozen model.
  */
 import { ArgumentError } from '../errors.ts';
-import { type CausalLM, type Model, saveModel } from '../models/index.ts';
+import { type CausalLM, Model, saveModel } from '../models/index.ts';
 import { copy_ } from '../ops/index.ts';
+import { checkCall, instanceOf } from '../options/call.ts';
 import { noGrad, Tensor } from '../tensor.ts';
 import { checkNoAdapters, checkSameTensors, freezeBase } from './attach.ts';
 import {
@@ -35,6 +36,7 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
     private readonly options: { teacher?: M } = {},
   ) {
     checkNoAdapters(model);
+    checkCall('FullModel', options, { teacher: instanceOf(Model, 'a model') });
     model.stored = null; // from the first step on, the weights are no longer those of the files
     if (options.teacher) freezeBase(options.teacher);
     const decaying = new Set(decayingTensors(model));

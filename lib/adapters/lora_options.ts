@@ -16,6 +16,7 @@ import {
   whole,
 } from '../options/kinds.ts';
 import { type Check, group, type Option, type ResolvedOf } from '../options/option.ts';
+import { shown } from '../shown.ts';
 import {
   type InitLoraWeights,
   METHOD_OPTION_NAMES,
@@ -278,7 +279,7 @@ export const loraChecks: readonly Check<Values>[] = [
     message: (config, name) => {
       const [option, wanted] = refusal(config) as [string, string];
       const init = name('initLoraWeights');
-      return `${name(option)} needs ${init} ${wanted}, got ${JSON.stringify(config.initLoraWeights)}`;
+      return `${name(option)} needs ${init} ${wanted}, got ${shown(config.initLoraWeights)}`;
     },
   },
   {

@@ -5,7 +5,16 @@ import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
 import { matmul, mul, square, sum } from '../ops/index.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  kCall,
+  orNull,
+  wholeNumber,
+} from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
+import { shown } from '../shown.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { Adapter, type ResidualTeacher } from './adapter.ts';
 import { type AdapterFolder, readAdapterFolder } from './adapter_folder.ts';
@@ -78,6 +87,19 @@ export interface LoadOptions extends CreateOptions {
   allowOtherBase?: boolean;
 }
 
+/** The kinds of the options. */
+const kCreateTable: CallTable<CreateOptions> = {
+  seed: wholeNumber({ least: 0 }),
+  name: kCall.name,
+  onProgress: kCall.function,
+};
+const kLoadTable: CallTable<LoadOptions> = {
+  ...kCreateTable,
+  method: orNull(kCall.text),
+  ignoreKeys: kCall.texts,
+  allowOtherBase: kCall.boolean,
+};
+
 export const DEFAULT_ADAPTER = 'default';
 const kSeed = 42;
 const kNamesShown = 3;
@@ -86,8 +108,11 @@ const kNamesShown = 3;
 export async function createAdapter(
   model: Model,
   input: AdapterConfigInput,
-  { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress }: CreateOptions,
+  options: CreateOptions,
 ): Promise<Adapter> {
+  checkArgument('AdapterModel: the configuration', kCall.object, input);
+  checkCall('AdapterModel', options, kCreateTable);
+  const { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress } = options;
   const { method = null, ...given } = input;
   const config = withHead(model, loraConfig(settingsOf(method, given)));
   const { initLoraWeights: init } = config;
@@ -155,34 +180,63 @@ async function freshModule(
 export async function readAdapter(
   model: Model,
   folder: string,
-  { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: LoadOptions,
+  options: LoadOptions,
 ): Promise<Adapter> {
-  const { method = null, allowOtherBase = false } = options;
+  checkArgument('AdapterModel: the folder', kCall.path, folder);
+  checkCall('AdapterModel', options, kLoadTable);
+  const { method = null } = options;
   if (method !== null) settingsOf(method, {});
   const read = await readAdapterFolder(folder, { ...options, device: model.device });
+  const made: TensorOwner[] = [];
+  try {
+    return await adapterOf(model, read, { ...options, folder, made });
+  } catch (error) {
+    for (const each of made) each.dispose();
+    throw error;
+  } finally {
+    disposeRead(read);
+  }
+}
+
+/** An owner of tensors. */
+interface TensorOwner {
+  dispose(): void;
+}
+
+/** Options of {@link adapterOf}. */
+interface ReadOptions extends LoadOptions {
+  readonly folder: string;
+  /** Receives what the adapter will own, for the caller to dispose of after an error. */
+  readonly made: TensorOwner[];
+}
+
+/** Makes the adapter that was read from a folder; the tensors that were read are the caller's. */
+async function adapterOf(
+  model: Model,
+  read: AdapterFolder,
+  { folder, made, seed = kSeed, name: adapterName = DEFAULT_ADAPTER, ...options }: ReadOptions,
+): Promise<Adapter> {
+  const { method = null, allowOtherBase = false } = options;
   const { config, modules: found, saved: values, path, checkpoint } = read;
   const { initLoraWeights: init } = config;
   // First pairs that a checkpoint holds are not computed again.
   const plain = checkpoint !== undefined || keepsBase(init);
   if (!plain && startNamed(init) === null) {
     throw new UnsupportedError(
-      `${folder}: the adapter was saved as init_lora_weights "${String(init)}", so it belongs on a residual that only PEFT ` +
+      `${folder}: the adapter was saved as init_lora_weights ${shown(init)}, so it belongs on a residual that only PEFT ` +
         'makes; save it there as a plain LoRA (path_initial_model_for_weight_conversion)',
     );
   }
   const variant = variantOf(config);
   // Another start than a plain one is computed from whatever base there is, and a warning says so.
-  const otherBase = await warningsOfBase(model, read, { folder, allowOtherBase, plain }).catch(
-    (error: unknown) => {
-      disposeRead(read);
-      throw error;
-    },
-  );
+  const otherBase = await warningsOfBase(model, read, { folder, allowOtherBase, plain });
   const isPeft = checkpoint === undefined;
   const initial = plain && isPeft ? await initialOf(folder, read, model.device) : null;
+  if (initial !== null) made.push({ dispose: () => disposeRead(initial) });
   freezeBase(model);
   const names = config.modulesToSave ?? (values.size > 0 ? CLASSIFIER_MODULES : null);
   const saved = names && new SavedModules(model, names, { tensors: values, path });
+  if (saved !== null) made.push(saved);
   for (const tensor of values.values()) tensor.dispose();
   const linears = linearsOf(model);
   const settings = moduleSettings(config);
@@ -211,11 +265,12 @@ export async function readAdapter(
       const isChange =
         variant.pairIsChange && frozen === null && (await isSmallSum(pair, linear, scale));
       const parts = { name, linear, pair, frozen, teacher, isChange, scale, alpha, variant };
-      modules.push(new LoraModule({ ...parts, parameters }, shared));
+      const module = new LoraModule({ ...parts, parameters }, shared);
+      modules.push(module);
+      made.push(module);
     }
     await synchronize();
   }
-  disposeFirst(read);
   const missing = missingWarning(
     config,
     linears.filter(({ name }) => !found.has(name) && !isSaved(name, names)),
@@ -310,16 +365,13 @@ function frozenCopy(given: LowRankPair, linear: Linear): LowRankPair {
   return pair;
 }
 
-function disposeFirst(read: AdapterFolder): void {
-  if (read.checkpoint === undefined) return;
-  for (const { a, b } of read.firstPairs.values()) for (const tensor of [a, b]) tensor.dispose();
-}
-
-function disposeRead({ modules, saved }: PeftFolder): void {
-  for (const { pair, parameters } of modules.values()) {
+function disposeRead(read: AdapterFolder): void {
+  for (const { pair, parameters } of read.modules.values()) {
     for (const tensor of [pair.a, pair.b, ...parameters.values()]) tensor.dispose();
   }
-  for (const tensor of saved.values()) tensor.dispose();
+  for (const tensor of read.saved.values()) tensor.dispose();
+  if (read.checkpoint === undefined) return;
+  for (const { a, b } of read.firstPairs.values()) for (const tensor of [a, b]) tensor.dispose();
 }
 
 function sharedState({ loraDropout: dropout }: LoraConfig, seed: number): AdapterState {
@@ -368,7 +420,7 @@ function withHead(model: Model, config: LoraConfig): LoraConfig {
 
 function residualWarning(config: LoraConfig, folder: string): string {
   return (
-    `${folder}: the adapter was saved as initLoraWeights "${String(config.initLoraWeights)}", so it belongs on a residual ` +
+    `${folder}: the adapter was saved as initLoraWeights ${shown(config.initLoraWeights)}, so it belongs on a residual ` +
     'that is computed again from this base, as PEFT does; export it as a plain LoRA to be independent of that'
   );
 }

@@ -1,5 +1,6 @@
 /** Writing a base with an adapter merged in, as a model folder, with a report of the largest rounding error. */
-import { type Model, type SavedDType, saveModel } from '../models/index.ts';
+import { kSavedDType, type Model, type SavedDType, saveModel } from '../models/index.ts';
+import { checkArgument, checkCall, kCall } from '../options/call.ts';
 import type { Tensor } from '../tensor.ts';
 import type { AdapterModel } from './adapter_model.ts';
 import { checkMergeable, mergedBias, mergedWeightWithError } from './merged_weights.ts';
@@ -15,15 +16,19 @@ export interface MergeError {
 
 /**
  * Writes the base with the adapter merged in, as a model folder; modules that the adapter saves whole replace the base's.
- * @param options dtype: type of the weights in the file. Default: the base's
+ * @param options dtype: type of the weights in the file. Default: the base's. maxShardSize: largest size of a file of weights, in
+ *   bytes; see {@link saveModel}. Default: no limit
  * @throws ArgumentError for lora_bias on a layer without a bias, or a weight that is too large for f16; UnsupportedError for a
  *   trained head that the base ties
  */
 export async function saveMerged(
   adapter: AdapterModel<Model>,
   folder: string,
-  { dtype }: { dtype?: SavedDType } = {},
+  options: { dtype?: SavedDType; maxShardSize?: number } = {},
 ): Promise<MergeError> {
+  checkArgument('saveMerged: the folder', kCall.path, folder);
+  checkCall('saveMerged', options, { dtype: kSavedDType, maxShardSize: kCall.amount });
+  const { dtype, maxShardSize } = options;
   checkMergeable(adapter);
   const byName = new Map(adapter.modules.map((module) => [module.name, module]));
   const errors: { module: string; error: Tensor; delta: Tensor }[] = [];
@@ -32,6 +37,7 @@ export async function saveMerged(
   try {
     await saveModel(adapter.model, folder, {
       ...(dtype !== undefined && { dtype }),
+      ...(maxShardSize !== undefined && { maxShardSize }),
       replace: (name) => {
         const [path, attribute] = split(name);
         const module = byName.get(path);

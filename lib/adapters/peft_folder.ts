@@ -5,9 +5,9 @@
 import { join } from 'node:path';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
-import { isMissing, readText } from '../io/regular_file.ts';
+import { isMissing, kMaxConfigBytes, readText } from '../io/regular_file.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
-import type { Tensor } from '../tensor.ts';
+import { disposeOnError, type Tensor } from '../tensor.ts';
 import {
   type AdapterBase,
   adapterMetadata,
@@ -97,18 +97,25 @@ export async function readPeftFolder(
     ...(config.modulesToSave ?? []),
     ...(config.taskType === 'SEQ_CLS' ? CLASSIFIER_MODULES : []),
   ];
-  const found = new Map<string, Map<string, Tensor>>();
-  const saved = new Map<string, Tensor>();
   const { tensors, metadata } = await loadSafetensors(path, {
     checkFinite: true,
     ...(device === undefined ? {} : { device }),
   });
-  try {
+  return disposeOnError(Object.values(tensors), async () => {
     await checkTensors(tensors, metadata, path);
-  } catch (error) {
-    for (const tensor of Object.values(tensors)) tensor.dispose();
-    throw error;
-  }
+    const parts = partsOf(tensors, { config, whole, path });
+    const changed = configWarning(JSON.parse(configText), metadata, configPath);
+    return { config, ...parts, path, metadata, warnings: changed === null ? [] : [changed] };
+  });
+}
+
+/** Assigns the tensors of a file to modules. @throws FormatError, UnsupportedError for tensors that make no adapter */
+function partsOf(
+  tensors: Readonly<Record<string, Tensor>>,
+  { config, whole, path }: { config: LoraConfig; whole: readonly string[]; path: string },
+): Pick<PeftFolder, 'modules' | 'saved'> {
+  const found = new Map<string, Map<string, Tensor>>();
+  const saved = new Map<string, Tensor>();
   for (const [fullKey, tensor] of Object.entries(tensors)) {
     const key = modelKey(fullKey);
     const parameter = adapterParameter(key);
@@ -134,8 +141,7 @@ export async function readPeftFolder(
   const modules = new Map(
     Array.from(found, ([name, parts]) => [name, checkModule(name, parts, { variant, path })]),
   );
-  const changed = configWarning(JSON.parse(configText), metadata, configPath);
-  return { config, modules, saved, path, metadata, warnings: changed === null ? [] : [changed] };
+  return { modules, saved };
 }
 
 /** The module that a tensor belongs to, and its key there; null: it belongs neither to a pair nor to a variant. */
@@ -286,7 +292,7 @@ export function checkModule(
 
 async function readConfig(path: string): Promise<string> {
   try {
-    return await readText(path);
+    return await readText(path, { limit: kMaxConfigBytes });
   } catch (error) {
     if (!isMissing(error)) throw error;
     throw new FormatError(`${path}: no such file`, {

@@ -5,6 +5,7 @@
 import { ArgumentError, FormatError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Module } from '../nn/index.ts';
+import { shown } from '../shown.ts';
 import { Tensor } from '../tensor.ts';
 import { kOtherModel } from './attach.ts';
 import { isTrailing, lastNames } from './targets.ts';
@@ -152,7 +153,7 @@ function parametersOfModules(model: Model, names: readonly string[]): BaseParame
   if (missing.length > 0) {
     const paths = Array.from(model.namedModules(), ([path]) => path).filter((path) => path !== '');
     throw new ArgumentError(
-      `modulesToSave ${JSON.stringify(missing)} matches no module; names that exist: ${lastNames(paths)}`,
+      `modulesToSave ${shown(missing)} matches no module; names that exist: ${lastNames(paths)}`,
     );
   }
   return [...parameters.values()];

@@ -7,6 +7,7 @@ import { withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
+import { shown } from '../shown.ts';
 import { noGrad, scope, Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
 import type { StartModule } from './methods/method.ts';
@@ -101,7 +102,7 @@ function pairsOfStart(init: boolean | string, targets: readonly PairTarget[]) {
   const start = startNamed(init);
   if (start === null) {
     throw new UnsupportedError(
-      `initLoraWeights "${String(init)}" is not supported; known: ${INIT_CHOICES}`,
+      `initLoraWeights ${shown(init)} is not supported; known: ${INIT_CHOICES}`,
     );
   }
   const { fromWeight } = start;
@@ -131,7 +132,7 @@ function pairsOfFunction(init: StartFunction, targets: readonly PairTarget[]) {
       );
     }
     if (!Array.isArray(found) || found.length !== targets.length) {
-      const got = Array.isArray(found) ? `a list of ${found.length}` : typeof found;
+      const got = Array.isArray(found) ? `a list of ${found.length}` : shown(found);
       throw new ArgumentError(
         `initLoraWeights: the function must return a list of ${targets.length} pairs, one a module, got ${got}`,
       );
@@ -145,14 +146,13 @@ function ownPair(target: PairTarget, found: unknown): Required<InitialPair> {
   const { name, r, linear } = target;
   const { inFeatures, outFeatures } = linear;
   const given = (typeof found === 'object' ? found : null) as Partial<InitialPair> | null;
-  if (given === null)
-    refuse(name, `the function must return a pair { a, b }, got ${String(found)}`);
+  if (given === null) refuse(name, `the function must return a pair { a, b }, got ${shown(found)}`);
   const { fromWeight = false } = given;
   if (typeof fromWeight !== 'boolean')
-    refuse(name, `fromWeight must be true or false, got ${String(fromWeight)}`);
+    refuse(name, `fromWeight must be true or false, got ${shown(fromWeight)}`);
   const copy = (key: 'a' | 'b', shape: [number, number], wanted: string): Tensor => {
     const tensor: unknown = given[key];
-    if (!(tensor instanceof Tensor)) refuse(name, `${key} must be a tensor, got ${typeof tensor}`);
+    if (!(tensor instanceof Tensor)) refuse(name, `${key} must be a tensor, got ${shown(tensor)}`);
     const { device } = linear.weight;
     const fits = tensor.shape.join() === shape.join();
     if (!fits) refuse(name, `${key} must be ${wanted}=(${shape}), got (${tensor.shape})`);

@@ -6,6 +6,7 @@
  */
 import { withDeadline } from '../deadline.ts';
 import { ArgumentError } from '../errors.ts';
+import { shown } from '../shown.ts';
 import { ALL_LINEAR, type LoraConfig, loraScale } from './config.ts';
 
 /** A linear module of a model, as targets see it. */
@@ -51,7 +52,7 @@ export function pythonRegExp(source: string, wrap: (inner: string) => string): P
     return /[*+?{]/.test(source) ? stoppable(compiled, source) : compiled;
   } catch (error) {
     throw new ArgumentError(
-      `pattern ${JSON.stringify(source)}: ${(error as Error).message}; write it in the syntax that JavaScript and Python share`,
+      `pattern ${shown(source)}: ${(error as Error).message}; write it in the syntax that JavaScript and Python share`,
     );
   }
 }
@@ -64,7 +65,7 @@ function stoppable(pattern: RegExp, source: string): Pattern {
       () => pattern.exec(name),
       () =>
         new ArgumentError(
-          `pattern ${JSON.stringify(source)}: was not compared with ${name} within ${kLimitMs} ms; write it without repetition ` +
+          `pattern ${shown(source)}: was not compared with ${name} within ${kLimitMs} ms; write it without repetition ` +
             'inside repetition, or list the names of the modules',
         ),
     );
@@ -105,7 +106,7 @@ export function resolveTargets(
   if (found.length === 0 || missing.length > 0) {
     const wanted = found.length === 0 ? targetModules : missing;
     throw new ArgumentError(
-      `targetModules ${JSON.stringify(wanted)} matches no linear module; names that exist: ${lastNames(candidates.map(({ name }) => name)) || '(the model has no linear module)'}`,
+      `targetModules ${shown(wanted)} matches no linear module; names that exist: ${lastNames(candidates.map(({ name }) => name)) || '(the model has no linear module)'}`,
     );
   }
   const settings = moduleSettings(config);

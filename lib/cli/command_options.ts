@@ -47,7 +47,12 @@ function flagsOf(key: string, option: Option): Flag[] {
   }
   const among = choices ? `: ${choices.join(', ')}` : '';
   const text = `${help}${among}${hint(key, option)}`;
-  return [new Flag(`--${name} <${placeholder}>`, text).helpGroup(heading)];
+  const flag = new Flag(`--${name} <${placeholder}>`, text).helpGroup(heading);
+  return [
+    option.fromTexts === undefined
+      ? flag
+      : flag.argParser<string[]>((given, before = []) => [...before, given]),
+  ];
 }
 
 /** Refuses a name that other programs use for an option, and suggests the name that it has here. */
@@ -97,7 +102,7 @@ export async function readOptions<T extends OptionTable>(
   command: Command,
   table: T,
 ): Promise<ValuesOf<T>> {
-  const flags: Record<string, string | boolean> = {};
+  const flags: Record<string, string | boolean | string[]> = {};
   for (const key of Object.keys(table)) {
     if (command.getOptionValueSource(key) === 'cli') flags[key] = command.getOptionValue(key);
   }

@@ -1,5 +1,5 @@
 /** Configuration files: YAML or JSON, a flat object of options. */
-import { type Document, parseDocument } from 'yaml';
+import { type Document, isScalar, parseDocument, visit } from 'yaml';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 
@@ -22,12 +22,14 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
     throw new ArgumentError(`cannot read the configuration ${path}: no such file; check the path`);
   }
   const document = parsed(path, text);
-  const [error] = document.errors;
+  // A warning, such as one of a tag that is not known, says that a value is not what was written.
+  const [error] = [...document.errors, ...document.warnings];
   if (error) {
     const { line = 1, col = 1 } = error.linePos?.[0] ?? {};
     const what = error.message.split(' at line')[0];
     throw new FormatError(`${path}:${line}:${col}: ${what}`, { path, advice: kAdvice });
   }
+  refuseOddKeys(path, text, document);
   let value: unknown;
   try {
     value = document.toJS({ maxAliasCount: kMaxAliases });
@@ -48,6 +50,21 @@ export async function readConfigFile(path: string): Promise<Record<string, unkno
     });
   }
   return value as Record<string, unknown>;
+}
+
+/** Refuses a key that is a list, an object or an alias: it would become a text. @throws FormatError with its line */
+function refuseOddKeys(path: string, text: string, document: Document.Parsed): void {
+  visit(document, {
+    Pair: (_, { key }) => {
+      if (key === null || isScalar(key)) return;
+      const [offset = 0] = (key as { range?: readonly number[] | null }).range ?? [];
+      const line = text.slice(0, offset).split('\n').length;
+      throw new FormatError(`${path}:${line}: a key must be the name of an option`, {
+        path,
+        advice: kAdvice,
+      });
+    },
+  });
 }
 
 /** Parses YAML. @throws FormatError for lists in lists of such a depth that the parser's recursion does not end */

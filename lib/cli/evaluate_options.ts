@@ -1,7 +1,13 @@
 /** The options of `balora evaluate`. */
 import { filePath, nameList, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
-import { kExampleOptions, kLabelOptions, kModelOptions, kTaskOption } from './train_options.ts';
+import {
+  adapterOption,
+  kExampleOptions,
+  kLabelOptions,
+  kModelOptions,
+  kTaskOption,
+} from './train_options.ts';
 
 /** The number of examples in a batch where the user gives none. */
 export const kEvalBatchSize = 8;
@@ -42,11 +48,7 @@ export const kEvaluateOptions = {
   ...kTaskOption,
   ...kModelOptions,
   ...group('Model and data', {
-    adapter: filePath({
-      placeholder: 'folder',
-      help: 'the adapter to load onto the model: a PEFT folder, or a checkpoint of a run',
-      aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
-    }),
+    adapter: adapterOption('the adapter to load onto the model'),
     data: filePath({
       placeholder: 'file',
       help: 'held-out data: .tsv, .csv, .parquet or JSON Lines; with --tasks their folder or task=file,task=file; required',

@@ -1,35 +1,97 @@
-/** `balora export`: writes an adapter, such as that of a checkpoint, as a PEFT folder. */
+/** `balora export`: writes a model with its adapter, such as that of a checkpoint, for another program. */
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { RESIDUAL_BASE } from '../adapters/peft_folder.ts';
+import { ArgumentError } from '../errors.ts';
+import {
+  checkTargetOutput,
+  EXPORT_TARGET_NAMES,
+  exportModel,
+  exportTarget,
+  MAX_SHARD_SIZE,
+  OUT_TYPES,
+  outtypeOf,
+} from '../export/registry.ts';
+import { readText } from '../io/regular_file.ts';
+import { choice, filePath, size } from '../options/kinds.ts';
+import { group, type ValuesOf } from '../options/option.ts';
 import { outputOptions } from '../train/schema.ts';
 import { adaptedOptions, loadAdapted } from './adapted_model.ts';
 import { addOptions, readOptions } from './command_options.ts';
-import type { CommandModule } from './program.ts';
+import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 
-const kExportOptions = {
-  ...adaptedOptions('where the adapter is written'),
+export const kExportOptions = {
+  ...adaptedOptions('where the export is written: a folder, or for gguf and gguf-lora a file'),
+  ...group('Output', {
+    to: choice({
+      choices: EXPORT_TARGET_NAMES,
+      default: 'peft',
+      help: 'the form that is written',
+      aliases: ['format', 'target'],
+    }),
+    outtype: choice({
+      choices: OUT_TYPES,
+      help: 'type of the weights that are written; default: f32, for gguf f16',
+      aliases: ['quantization', 'quant'],
+    }),
+    maxShardSize: size({
+      words: ['none'],
+      default: null,
+      help: `safetensors: largest file of weights; default: ${MAX_SHARD_SIZE / 1e9}GB`,
+    }),
+    klText: filePath({
+      placeholder: 'file',
+      help: 'gguf, modelfile: a text on which the divergence (KL) of the file from F32 is measured',
+    }),
+  }),
   export: outputOptions.export,
 };
 
 export const addExport: CommandModule = (program, context, run) => {
   const command = program
     .command('export')
-    .description('write an adapter, such as that of a checkpoint, as a PEFT folder');
+    .description(
+      'write an adapter, such as that of a checkpoint, or its merged model for another program',
+    );
   addOptions(command, kExportOptions);
   command.action(
-    run(kExportOptions, async (_: unknown, self: Command) => {
-      const settings = await readOptions(self, kExportOptions);
-      const { output, export: form = 'lora' } = settings;
-      const { tuned, tokenizer } = await loadAdapted(settings, new Progress(context.stderr));
-      tuned.checkForm(form);
-      await tuned.savePretrained(output as string, { form });
-      // A base that was read from a GGUF file has no tokenizer files to copy.
-      if (form === 'residual')
-        await tokenizer.savePretrained(join(output as string, RESIDUAL_BASE));
-      context.stdout.write(`written to ${output}\n`);
-      return 0;
-    }),
+    run(kExportOptions, async (_: unknown, self: Command) =>
+      exportTo(await readOptions(self, kExportOptions), context),
+    ),
   );
 };
+
+type ExportSettings = ValuesOf<typeof kExportOptions>;
+
+async function exportTo(settings: ExportSettings, context: CommandContext): Promise<number> {
+  const { to = 'peft', export: form = 'lora', outtype } = settings;
+  const [output, adapter] = [settings.output, settings.adapter] as [string, string];
+  const target = exportTarget(to);
+  if (form === 'residual' && to !== 'peft') {
+    throw new ArgumentError(`export "residual" is a form of --to peft, got --to ${to}`);
+  }
+  outtypeOf(target, outtype);
+  if (settings.klText !== undefined && to !== 'gguf' && to !== 'modelfile') {
+    throw new ArgumentError(`klText is for --to gguf and modelfile, got --to ${to}`);
+  }
+  const klText = settings.klText === undefined ? null : await readText(settings.klText);
+  await checkTargetOutput(target, output);
+  const progress = new Progress(context.stderr);
+  const { tuned, tokenizer } = await loadAdapted(settings, progress);
+  tuned.checkForm(form);
+  const lines: string[] = [];
+  if (form === 'residual') {
+    await tuned.savePretrained(output, { form });
+    // A base that was read from a GGUF file has no tokenizer files to copy.
+    await tokenizer.savePretrained(join(output, RESIDUAL_BASE));
+  } else {
+    const { maxShardSize } = settings;
+    const most = maxShardSize === 'none' ? Number.POSITIVE_INFINITY : (maxShardSize ?? undefined);
+    const warn = (message: string): void => progress.warn(message);
+    const input = { tuned, tokenizer, adapter, outtype, maxShardSize: most, klText, warn };
+    lines.push(...(await exportModel(target, input, output)));
+  }
+  context.stdout.write(`${[`written to ${output}`, ...lines].join('\n')}\n`);
+  return 0;
+}

@@ -1,18 +1,16 @@
 /** `balora generate`: continues or answers a prompt, with or without an adapter. The text goes to stdout as it comes. */
 import type { Command } from 'commander';
-import { AdapterModel } from '../adapters/adapter_model.ts';
 import { ArgumentError } from '../errors.ts';
 import { type Generation, generate } from '../generate/generate.ts';
 import { generationChecks, generationOptions } from '../generate/options.ts';
 import type { GeneratedText } from '../generate/sequence.ts';
 import { formatBytes } from '../io/format_bytes.ts';
-import type { CausalLM } from '../models/index.ts';
 import { checkTogether } from '../options/option.ts';
-import { memoryStats, setNumThreads } from '../runtime.ts';
+import { memoryStats } from '../runtime.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { type GenerateCommandSettings, kGenerateOptions } from './generate_options.ts';
+import { loadGenerator } from './generator.ts';
 import { abortable, Interrupt } from './interrupt.ts';
-import { adapterOptions, loadOptions, showWarnings } from './load.ts';
 import { flagOf, pick } from './option_table.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
@@ -47,21 +45,11 @@ async function generateText(
   settings: GenerateCommandSettings,
   { context, signal }: { context: CliContext; signal: AbortSignal },
 ): Promise<number> {
-  const progress = new Progress(context.stderr);
-  if (settings.threads !== undefined) setNumThreads(settings.threads);
-  const { model, tokenizer } = await cliTaskOf(settings).loadBase(settings.model as string, {
-    ...{ adapter: '', progress },
-    ...loadOptions(settings, progress),
-  });
-  progress.clear();
   const { adapter, raw = false, prompt } = settings;
-  const tuned =
-    adapter === undefined
-      ? (model as CausalLM)
-      : showWarnings(
-          await AdapterModel.fromPretrained(model as CausalLM, adapter, adapterOptions(settings)),
-          progress,
-        );
+  const { model, tuned, tokenizer } = await loadGenerator(settings, {
+    ...{ task: cliTaskOf(settings), progress: new Progress(context.stderr) },
+    adapters: adapter === undefined ? [] : [{ path: adapter }],
+  });
   const text = prompt as string;
   const isChat = !raw && tokenizer.chatTemplate !== null;
   const stream = generate(tuned, {

@@ -1,18 +1,19 @@
 /** The options of `balora generate`. */
 import { generationOptions } from '../generate/options.ts';
-import { filePath, onOff, text } from '../options/kinds.ts';
+import { onOff, text } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
-import { kModelOptions, kTaskOption } from './train_options.ts';
+import { adapterOption, kModelOptions, kTaskOption } from './train_options.ts';
+
+/** The option that names the adapter of a model that generates. */
+export const kAdapterOption = group('Model and data', {
+  adapter: adapterOption('the adapter to load onto the model'),
+});
 
 export const kGenerateOptions = {
   ...kTaskOption,
   ...kModelOptions,
+  ...kAdapterOption,
   ...group('Model and data', {
-    adapter: filePath({
-      placeholder: 'folder',
-      help: 'a PEFT folder to load onto the model',
-      aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
-    }),
     prompt: text({
       help: 'the text that the model answers, or with --raw continues',
       required: true,

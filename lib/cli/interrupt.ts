@@ -1,12 +1,12 @@
 /**
- * Handling of SIGINT (Ctrl-C), SIGTERM and SIGHUP: the first signal asks the command to stop at a point from which it can be
- * resumed, the second ends the process.
+ * Handling of SIGINT (Ctrl-C), SIGTERM and SIGHUP. In most commands the first signal asks the command to stop at a point from which it
+ * can be resumed, and the second ends the process.
  */
 import { constants } from 'node:os';
 import { causes } from '../train/stop.ts';
 
 const kSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
-type InterruptSignal = (typeof kSignals)[number];
+export type InterruptSignal = (typeof kSignals)[number];
 
 /**
  * The time within which a repeated signal counts as the same one: npx and npm run forward a signal that the terminal has
@@ -34,6 +34,25 @@ export function interruptOf(error: unknown): Interrupt | null {
 }
 
 /**
+ * Calls `listener` at each of these signals, but once for those of one key press.
+ * @returns a function that stops listening
+ */
+export function onSignals(listener: (name: InterruptSignal) => void): () => void {
+  let last: { name: InterruptSignal; at: number } | null = null;
+  const receive = (name: InterruptSignal): void => {
+    const at = performance.now();
+    if (last?.name === name && at - last.at < kRepeatMs) return;
+    last = { name, at };
+    listener(name);
+  };
+  const listeners = kSignals.map((name) => [name, () => receive(name)] as const);
+  for (const [name, own] of listeners) process.on(name, own);
+  return () => {
+    for (const [name, own] of listeners) process.off(name, own);
+  };
+}
+
+/**
  * Runs `work` with an AbortSignal that aborts at the first interrupt, with an {@link Interrupt} as its reason.
  * @param onFirst called at the first interrupt, to inform the user
  */
@@ -42,23 +61,18 @@ export async function abortable<T>(
   onFirst: () => void,
 ): Promise<T> {
   const controller = new AbortController();
-  let first: { name: InterruptSignal; at: number } | null = null;
-  const interrupt = (name: InterruptSignal): void => {
-    if (first === null) {
-      first = { name, at: performance.now() };
+  const stopListening = onSignals((name) => {
+    if (!controller.signal.aborted) {
       controller.abort(new Interrupt(name));
       onFirst();
-      return;
+    } else if (name !== 'SIGHUP') {
+      // The shell and the kernel may both send SIGHUP when a terminal closes, so a second one does not end the process.
+      process.exit(new Interrupt(name).exitCode);
     }
-    // The shell and the kernel may both send SIGHUP when a terminal closes, so a second one does not end the process.
-    const isRepeat = name === first.name && performance.now() - first.at < kRepeatMs;
-    if (name !== 'SIGHUP' && !isRepeat) process.exit(new Interrupt(name).exitCode);
-  };
-  const listeners = kSignals.map((name) => [name, () => interrupt(name)] as const);
-  for (const [name, listener] of listeners) process.on(name, listener);
+  });
   try {
     return await work(controller.signal);
   } finally {
-    for (const [name, listener] of listeners) process.off(name, listener);
+    stopListening();
   }
 }

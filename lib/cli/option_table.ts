@@ -80,19 +80,25 @@ export function didYouMean(name: string, table: OptionTable): string {
 }
 
 /**
- * Checks the values of the command line: the text of each flag (true for a switch), by camel-case key.
+ * Checks the values of the command line: the text of each flag (true for a switch, a list for one that may be repeated), by camel-case
+ * key.
  * @throws ArgumentError naming the flag
  */
 export function checkFlags<T extends OptionTable>(
   table: T,
-  flags: Readonly<Record<string, string | boolean>>,
+  flags: Readonly<Record<string, string | boolean | readonly string[]>>,
 ): ValuesOf<T> {
   const values = Object.entries(flags).map(([key, given]) => {
     const option = table[key] as Option;
-    const value = typeof given === 'string' ? option.fromText(given) : given;
-    return [key, checkValue(flagOf(key), option, value)];
+    return [key, checkValue(flagOf(key), option, fromFlag(option, given))];
   });
   return Object.fromEntries(values) as ValuesOf<T>;
+}
+
+/** The value that the text of a flag stands for, or the texts of one that was repeated. */
+function fromFlag(option: Option, given: string | boolean | readonly string[]): unknown {
+  if (typeof given === 'boolean') return given;
+  return typeof given === 'string' ? option.fromText(given) : option.fromTexts?.(given);
 }
 
 /** The flag of an option's key: `learningRate` becomes `--learning-rate`. */

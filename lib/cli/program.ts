@@ -9,10 +9,12 @@ import { reasonOf } from '../io/files.ts';
 import { packageVersion } from '../io/package_version.ts';
 import type { OptionTable } from '../options/option.ts';
 import { withFlags } from './flag_names.ts';
-import { hasColour, type OutputStream, styler } from './terminal.ts';
+import { hasColour, type InputStream, type OutputStream, styler } from './terminal.ts';
 
-/** The output streams that commands write to. */
+/** The output streams that commands write to, and the input that some read. */
 export interface CliContext {
+  /** Default: that of the process. */
+  readonly stdin?: InputStream;
   readonly stdout: OutputStream;
   readonly stderr: OutputStream;
 }

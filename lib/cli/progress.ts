@@ -3,7 +3,8 @@
  * scroll above it. On any other stream each log event is a line of plain text, and nothing is redrawn.
  */
 import { formatBytes } from '../io/format_bytes.ts';
-import type { StepRecord, TrainEvent } from '../train/types.ts';
+import type { ChatMessage } from '../text/chat_template.ts';
+import type { Sample, StepRecord, TrainEvent } from '../train/types.ts';
 import { evaluationLine } from './evaluation_view.ts';
 import { withFlags } from './flag_names.ts';
 import { fixed, formatSeconds, hasColour, type OutputStream, styler } from './terminal.ts';
@@ -41,6 +42,9 @@ export class Progress {
         this.message(this.style(line, 'bold'));
         break;
       }
+      case 'samples':
+        this.message(samplesText(event.step, event.samples));
+        break;
       case 'evaluating':
         this.status(`evaluating at step ${event.step}: ${event.examples} examples`);
         break;
@@ -98,6 +102,28 @@ export class Progress {
     this.stream.write(`\r\u001b[K${cut}`);
     this.line = cut;
   }
+}
+
+/** The characters of a prompt that are shown, from its end. */
+const kShownPrompt = 60;
+
+/** The answers of an evaluation, each below the end of its prompt. */
+function samplesText(step: number, samples: readonly Sample[]): string {
+  return samples
+    .map(({ prompt, text }, i) => {
+      const asked = typeof prompt === 'string' ? prompt : contentOf(prompt);
+      const line = asked.replaceAll(/\s+/g, ' ').trim();
+      const shown = line.length > kShownPrompt ? `...${line.slice(-kShownPrompt)}` : line;
+      const answer = text.trim().replaceAll('\n', '\n  ');
+      return `sample ${i + 1} of ${samples.length} at step ${step}: ${shown}\n  ${answer}`;
+    })
+    .join('\n');
+}
+
+/** The text of the last message of a conversation; ids are shown as they are. */
+function contentOf(prompt: Exclude<Sample['prompt'], string>): string {
+  const last: unknown = prompt.at(-1);
+  return typeof last === 'object' ? String((last as ChatMessage).content) : prompt.join(' ');
 }
 
 /** The text of the progress line, `step 12/200  loss 1.2345  ...`: the terms of the loss, the speed and the time left. */

@@ -8,6 +8,9 @@ export interface OutputStream {
   columns?: number;
 }
 
+/** A stream that a user, a pipe or a test writes lines to. */
+export type InputStream = NodeJS.ReadableStream & { readonly isTTY?: boolean };
+
 /** Error codes of a pipe whose reader has exited and of a terminal that has been closed. */
 const kClosedPipeCodes = ['EPIPE', 'EIO'];
 

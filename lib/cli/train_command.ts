@@ -1,7 +1,10 @@
 /** `balora train`: makes a Trainer from the settings and shows its events on the terminal. */
 import { join } from 'node:path';
 import type { Command } from 'commander';
+import { AdapterModel } from '../adapters/adapter_model.ts';
 import { RESIDUAL_BASE } from '../adapters/peft_folder.ts';
+import { writeCard } from '../export/model_card.ts';
+import { writeTokenizer } from '../export/tokenizer_files.ts';
 import { setNumThreads } from '../runtime.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { checkOutput } from '../train/output.ts';
@@ -96,7 +99,7 @@ async function run(
     for (;;) {
       const { value, done } = await events.next();
       if (done) {
-        await saveTokenizer(value, input, tokenizer);
+        await complete(value, input, tokenizer);
         return report(value, settings, { progress, signal });
       }
       progress.show(value);
@@ -106,17 +109,19 @@ async function run(
   }
 }
 
-/**
- * Saves the tokenizer beside a model that was written: a base that was read from a GGUF file has no tokenizer files to copy.
- */
-async function saveTokenizer(
+/** Completes what a run has written: the tokenizer's files, and beside an adapter a model card. */
+async function complete(
   { output }: TrainResult,
   { tuned, export: form }: Prepared['input'],
   tokenizer: Tokenizer,
 ): Promise<void> {
   if (output === null) return;
-  if (tuned.kind === 'full') await tokenizer.savePretrained(output);
-  else if (form === 'residual') await tokenizer.savePretrained(join(output, RESIDUAL_BASE));
+  if (tuned.kind === 'full') return tokenizer.savePretrained(output);
+  // A base that was read from a GGUF file has no tokenizer files to copy.
+  if (form === 'residual') await tokenizer.savePretrained(join(output, RESIDUAL_BASE));
+  if (!(tuned instanceof AdapterModel)) return;
+  await writeTokenizer(tuned.model, tokenizer, output);
+  await writeCard(tuned, { folder: output, adapter: output, merged: false });
 }
 
 function report(

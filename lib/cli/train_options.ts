@@ -114,6 +114,16 @@ export const kTaskOption = group(kRun, {
   }),
 });
 
+/** The option of an adapter that is loaded onto the model. @param help what is done with it */
+export function adapterOption(help: string, { required = false }: { required?: boolean } = {}) {
+  return filePath({
+    placeholder: 'folder',
+    help: `${help}: a PEFT folder, or a checkpoint of a run`,
+    aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
+    ...(required && { required }),
+  });
+}
+
 /** Options that determine how a model is loaded and run. */
 export const kModelOptions = group(kRun, {
   model: filePath({
@@ -162,6 +172,13 @@ export const kTrainOptions = withFlags({
     }),
   }),
   ...kEvalData,
+  ...group(kRun, {
+    samplePrompts: filePath({
+      placeholder: 'file',
+      help: 'rows like the training data, whose prompts the model answers at each evaluation',
+      aliases: ['sample-prompt', 'eval-prompts', 'test-prompts'],
+    }),
+  }),
   ...seedOptions,
   ...group(kRun, {
     dryRun: onOff({
@@ -184,11 +201,7 @@ export const kTrainOptions = withFlags({
   }),
   ...loraOptions,
   ...group('Method and adapter', {
-    adapter: filePath({
-      placeholder: 'folder',
-      help: 'continue training an adapter: a PEFT folder, or a checkpoint of a run',
-      aliases: ['adapter-name-or-path', 'adapter-path', 'lora-path'],
-    }),
+    adapter: adapterOption('continue training an adapter'),
   }),
 
   ...optimizationOptions,

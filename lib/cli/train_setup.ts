@@ -6,6 +6,7 @@ import type { LoraConfig, LoraConfigInput } from '../adapters/config.ts';
 import { loraChecks, loraOptions } from '../adapters/lora_options.ts';
 import { METHODS } from '../adapters/methods/registry.ts';
 import { ArgumentError } from '../errors.ts';
+import { hubIdOf } from '../io/hub/names.ts';
 import {
   checkTogether,
   defaultsOf,
@@ -54,14 +55,19 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   };
   // The options are checked here, before a model is loaded.
   const { regularizers } = method;
-  resolveOptions({ ...training, regularizers, ...pick(settings, ['evalData']) }, task.task.name);
+  resolveOptions(
+    { ...training, regularizers, ...pick(settings, ['evalData', 'samplePrompts']) },
+    task.task.name,
+  );
   return {
     task: task.task.name,
     method,
     adapter: method.adapter && {
       ...method.adapter,
       taskType: task.taskType,
-      ...(settings.model === undefined ? {} : { baseModelNameOrPath: settings.model }),
+      ...(settings.model === undefined
+        ? {}
+        : { baseModelNameOrPath: hubIdOf(settings.model) ?? settings.model }),
     },
     training,
     columns: listOf(settings.columns),

@@ -1,20 +1,27 @@
 /** Micro-batches of encoded examples for a causal language model: rows -> examples -> micro-batches, see `Dataset`. */
 import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
+import { type CallTable, kCall, oneOf, wholeNumber } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { type Batch, collate } from './collate.ts';
 import {
-  checkInteger,
+  checkData,
   Dataset,
   type DatasetOptions,
   type DataWarning,
+  datasetTable,
   type ExampleKind,
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
 import { EmptyAnswers } from './empty_answers.ts';
 import { type Example, supervisedCount, truncate } from './example.ts';
-import { chooseFormat, type ExampleFormat, type FormatOptions } from './example_format.ts';
+import {
+  chooseFormat,
+  type ExampleFormat,
+  type FormatOptions,
+  formatTable,
+} from './example_format.ts';
 import { type RowSource, withRowLocation } from './rows.ts';
 
 /** Options for turning rows into micro-batches. */
@@ -32,6 +39,17 @@ export interface BatchOptions extends FormatOptions, DatasetOptions {
   /** Called with each warning for the user; by default warnings are dropped. */
   onWarning?: (warning: DataWarning) => void;
 }
+
+/** The kinds of the options. */
+const kTable: CallTable<BatchOptions> = {
+  ...formatTable,
+  ...datasetTable,
+  maxLength: wholeNumber({ least: 2 }),
+  packing: kCall.boolean,
+  padding: oneOf(['none', 'longest']),
+  onUnsupervised: oneOf(['skip', 'error']),
+  onWarning: kCall.function,
+};
 
 /** Counts of the data over one epoch. */
 export interface DataStatistics {
@@ -71,7 +89,8 @@ export class Batches {
 
   /**
    * Reads and encodes every row once.
-   * @throws ArgumentError for a row without the fields (naming it), or when no example has a supervised token
+   * @throws ArgumentError for an option of another type or out of range, a row without the fields (naming it), or when no example
+   *   has a supervised token
    * @throws FormatError for damaged data
    */
   static async create(
@@ -79,7 +98,8 @@ export class Batches {
     tokenizer: Tokenizer,
     options: BatchOptions = {},
   ): Promise<Batches> {
-    const settings = checkedSettings(options);
+    checkData({ rows, tokenizer }, options, kTable);
+    const settings = settingsOf(options);
     const { batchSize, shuffle, seed, packing, maxLength } = settings;
     const first = await rows.row(0);
     const format = await withRowLocation(rows, 0, () => chooseFormat(tokenizer, first, options));
@@ -190,10 +210,9 @@ class SupervisionCheck {
   }
 }
 
-function checkedSettings(options: BatchOptions): Settings {
+function settingsOf(options: BatchOptions): Settings {
   const { maxLength = kDefaultMaxLength, packing = false, padding = 'none' } = options;
   const { batchSize, shuffle, seed } = orderOptions(options);
-  checkInteger('maxLength', maxLength, 2);
   if (packing && padding !== 'none') {
     throw new ArgumentError(
       "data: packing: true and padding: 'longest' exclude each other; leave one of them out",

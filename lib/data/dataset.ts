@@ -7,6 +7,14 @@
 import { createHash, type Hash } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { ArgumentError, NativeError } from '../errors.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  kCall,
+  wholeNumber,
+  withMethods,
+} from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
 import { type Row, type RowSource, withRowLocation } from './rows.ts';
@@ -49,6 +57,20 @@ export interface DatasetOptions {
   /** Signal that aborts the reading with its reason. */
   signal?: AbortSignal;
 }
+
+/** The kinds of the options of every kind of data. */
+export const datasetTable: CallTable<DatasetOptions> = {
+  batchSize: wholeNumber({ least: 1 }),
+  shuffle: kCall.boolean,
+  seed: wholeNumber({ least: 0 }),
+  onProgress: kCall.function,
+  cacheBytes: kCall.amount,
+  signal: kCall.signal,
+};
+
+/** The other arguments of the functions that make micro-batches. */
+const kSourceOfRows = withMethods('what openRows() or arrayRows() returns', 'row', 'where');
+const kTokenizer = withMethods('a Tokenizer', 'encode', 'encodePair');
 
 /** A warning about the data for the user. */
 export interface DataWarning {
@@ -279,22 +301,27 @@ export async function forEachRow(
   }
 }
 
-/** The options of the order with their defaults. @throws ArgumentError naming the option */
+/** The options of the order with their defaults. */
 export function orderOptions({
   batchSize = 1,
   shuffle = true,
   seed = 42,
 }: DatasetOptions): OrderOptions {
-  checkInteger('batchSize', batchSize, 1);
-  checkInteger('seed', seed, 0);
   return { batchSize, shuffle, seed };
 }
 
-/** Checks that an option is an integer and not too small. @throws ArgumentError naming the option */
-export function checkInteger(name: string, value: number, least: number): void {
-  if (Number.isSafeInteger(value) && value >= least) return;
-  const given = typeof value === 'number' ? String(value) : JSON.stringify(value);
-  throw new ArgumentError(`data: ${name} must be an integer of at least ${least}, got ${given}`);
+/**
+ * Checks what a function that makes micro-batches was given.
+ * @throws ArgumentError naming the argument or the option
+ */
+export function checkData<T extends object>(
+  { rows, tokenizer }: { rows: unknown; tokenizer: unknown },
+  options: T,
+  table: CallTable<T>,
+): void {
+  checkArgument('data: rows', kSourceOfRows, rows);
+  checkArgument('data: tokenizer', kTokenizer, tokenizer);
+  checkCall('data', options, table);
 }
 
 /** The warning that `truncated` of the rows were cut. */

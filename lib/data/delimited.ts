@@ -6,6 +6,7 @@ import { constants } from 'node:buffer';
 import { setImmediate } from 'node:timers/promises';
 import { FormatError } from '../errors.ts';
 import { readBytes } from '../io/regular_file.ts';
+import { type CallTable, checkCall, kCall, oneOf } from '../options/call.ts';
 import {
   cannotOpen,
   kEncodingAdvice,
@@ -25,6 +26,13 @@ export interface DelimitedOptions {
   separator?: ',' | '\t';
   signal?: AbortSignal;
 }
+
+/** The kinds of the options. */
+const kTable: CallTable<DelimitedOptions> = {
+  columns: kCall.texts,
+  separator: { ...oneOf([',', '\t']), wanted: 'a comma or a tab' },
+  signal: kCall.signal,
+};
 
 const kColumnsAdvice =
   "rename one, or name the columns with columns: ['label', 'text'] where the first line is a row";
@@ -51,6 +59,7 @@ export class DelimitedFile implements RowSource {
    *   quote that never closes, or two columns of one name, and as openRegular
    */
   static async open(path: string, options: DelimitedOptions = {}): Promise<DelimitedFile> {
+    checkCall('data', options, kTable);
     const separator = options.separator ?? (/\.csv$/i.test(path) ? ',' : '\t');
     const { signal } = options;
     const text = await decode(path, await bytesOf(path), signal);

@@ -3,6 +3,8 @@
  * template. Options that are not given are inferred from the first row.
  */
 import { ArgumentError } from '../errors.ts';
+import { type CallTable, kCall } from '../options/call.ts';
+import { shown } from '../shown.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { type Example, encodeConversation, encodePromptResponse } from './example.ts';
@@ -16,6 +18,13 @@ export interface FormatOptions {
   promptField?: string;
   responseField?: string;
 }
+
+/** The kinds of the options. */
+export const formatTable: CallTable<FormatOptions> = {
+  promptTemplate: kCall.text,
+  promptField: kCall.text,
+  responseField: kCall.text,
+};
 
 export interface ExampleFormat {
   /** Description for people: `question -> answer` or `messages`. */
@@ -92,6 +101,52 @@ function chooseTexts(
   };
 }
 
+/** The prompts of rows whose responses are not needed: all texts, or all conversations. */
+export type RowPrompts = { prompt: string[] } | { messages: ChatMessage[][] };
+
+/**
+ * Converts rows to prompts as training does. Of a conversation that ends with an answer, this is left out.
+ * @param isSource whether the prompts are sources of an encoder-decoder, which have no template unless one is given
+ * @throws ArgumentError naming the row, and the fields that there are where none is known
+ */
+export function rowPrompts(
+  rows: readonly Row[],
+  { isSource, ...options }: FormatOptions & { isSource: boolean },
+): RowPrompts {
+  const [first = {}] = rows;
+  if (!isSource && isConversation(first, options)) return { messages: rows.map(questionOf) };
+  const field = promptField(first, options);
+  const { promptTemplate = isSource ? null : kRecipeTemplate } = options;
+  const template = promptTemplate === null ? null : new PromptTemplate(promptTemplate);
+  return {
+    prompt: rows.map((row) =>
+      template === null ? fieldText(row, field as string) : template.fill(row, field),
+    ),
+  };
+}
+
+/** A conversation without the answer at its end. */
+function questionOf(row: Row): ChatMessage[] {
+  const messages = checkedMessages(row);
+  const asked = messages.at(-1)?.role === 'assistant' ? messages.slice(0, -1) : messages;
+  if (asked.length > 0) return asked;
+  throw new ArgumentError("field 'messages' has no message that could be answered");
+}
+
+/** The field of the prompt in rows that may have no response; null if the template names its own fields. */
+function promptField(
+  row: Row,
+  { promptField: given, promptTemplate }: FormatOptions,
+): string | null {
+  if (given !== undefined) return given;
+  const found = kKnownPairs.find(([prompt]) => Object.hasOwn(row, prompt));
+  if (found !== undefined) return found[0];
+  if (promptTemplate !== undefined) return null;
+  throw new ArgumentError(
+    `cannot tell which field holds the prompt (fields: ${Object.keys(row).join(', ') || 'none'}); name it with promptField`,
+  );
+}
+
 /**
  * Chooses the source and the target of an encoder-decoder: the prompt as it stands, unless there is a template, and the response.
  * @throws ArgumentError naming the fields that there are when no known pair fits, or for conversations
@@ -134,7 +189,7 @@ function checkedMessages(row: Row): ChatMessage[] {
     throw new ArgumentError(
       messages === undefined
         ? `no field 'messages' (fields: ${Object.keys(row).join(', ') || 'none'}); every row needs it where the first has it`
-        : `field 'messages' must be an array, got ${JSON.stringify(messages)?.slice(0, 40)}`,
+        : `field 'messages' must be an array, got ${shown(messages, 40)}`,
     );
   }
   return messages.map((message: unknown, i) => checkedMessage(message, i));
@@ -160,7 +215,7 @@ function checkedTools({ tools = null }: Row): { tools?: unknown[] } {
   if (tools === null) return {};
   if (!Array.isArray(tools)) {
     throw new ArgumentError(
-      `field 'tools' must be a list of descriptions, got ${JSON.stringify(tools).slice(0, 40)}`,
+      `field 'tools' must be a list of descriptions, got ${shown(tools, 40)}`,
     );
   }
   return tools.length === 0 ? {} : { tools };

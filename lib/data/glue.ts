@@ -3,6 +3,7 @@
  * Hugging Face data sets, then those of the original files where they differ.
  */
 import { ArgumentError } from '../errors.ts';
+import { shown } from '../shown.ts';
 
 /** Names of the metrics by which the best step may be chosen. */
 export const kMetricNames = [
@@ -79,6 +80,6 @@ export function glueTask(name: string): GlueTask {
   const found = Object.hasOwn(GLUE_TASKS, name) ? GLUE_TASKS[name] : undefined;
   if (found) return found;
   throw new ArgumentError(
-    `GLUE task must be one of ${Object.keys(GLUE_TASKS).join(', ')}, got ${JSON.stringify(name)}`,
+    `GLUE task must be one of ${Object.keys(GLUE_TASKS).join(', ')}, got ${shown(name)}`,
   );
 }

@@ -5,6 +5,7 @@
 import type { FileHandle } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
 import { openRegular, readError } from '../io/regular_file.ts';
+import { type CallTable, checkCall, kCall } from '../options/call.ts';
 import { jsonErrorOffset } from './json_position.ts';
 import {
   cannotOpen,
@@ -28,6 +29,9 @@ const kRowAdvice = 'correct this line, or remove it';
 export interface JsonlOptions {
   signal?: AbortSignal;
 }
+
+/** The kinds of the options. */
+const kTable: CallTable<JsonlOptions> = { signal: kCall.signal };
 
 /** Growing list of byte offsets (exact up to 2^53). */
 class Offsets {
@@ -111,6 +115,7 @@ export class JsonlFile implements RowSource {
    * @throws ArgumentError if there is no such file or it has no rows; FormatError for a line above 16 MiB, and as openRegular
    */
   static async open(path: string, options: JsonlOptions = {}): Promise<JsonlFile> {
+    checkCall('data', options, kTable);
     const file = await openRegular(path).catch((error: unknown) => {
       throw cannotOpen(path, error);
     });

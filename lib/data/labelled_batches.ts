@@ -4,19 +4,28 @@
  */
 import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
+import { type CallTable, kCall, wholeNumber } from '../options/call.ts';
+import { labelTable } from '../options/labels.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { concatenate, type Segments } from './collate.ts';
 import {
-  checkInteger,
+  checkData,
   Dataset,
   type DatasetOptions,
   type DataWarning,
+  datasetTable,
   type ExampleKind,
   forEachRow,
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
-import { chooseFields, type FieldOptions, type Fields, labelOptions } from './labelled_fields.ts';
+import {
+  chooseFields,
+  type FieldOptions,
+  type Fields,
+  fieldTable,
+  labelOptions,
+} from './labelled_fields.ts';
 import {
   type LabelOptions,
   type LabelScheme,
@@ -52,6 +61,17 @@ export interface LabelledOptions
   /** Called with each warning for the user; by default warnings are dropped. */
   onWarning?: (warning: LabelledWarning) => void;
 }
+
+const { cacheBytes: _, ...kDatasetTable } = datasetTable;
+/** The kinds of the options. */
+const kTable: CallTable<LabelledOptions> = {
+  ...fieldTable,
+  ...labelTable,
+  ...kDatasetTable,
+  maxLength: wholeNumber({ least: 2 }),
+  groupByLength: kCall.boolean,
+  onWarning: kCall.function,
+};
 
 /** A warning about the data for the user; `code` is stable. */
 export interface LabelledWarning {
@@ -99,7 +119,8 @@ export class LabelledBatches {
     tokenizer: Tokenizer,
     options: LabelledOptions = {},
   ): Promise<LabelledBatches> {
-    const settings = checkedSettings(options);
+    checkData({ rows, tokenizer }, options, kTable);
+    const settings = settingsOf(options);
     const { batchSize, shuffle, seed, groupByLength: byLength } = settings;
     const first = await rows.row(0);
     const fields = await withRowLocation(rows, 0, () => chooseFields(first, options));
@@ -241,10 +262,9 @@ function reportWarnings(
   }
 }
 
-function checkedSettings(options: LabelledOptions): Settings {
+function settingsOf(options: LabelledOptions): Settings {
   const { maxLength = kMaxLength, groupByLength = false } = options;
   const { batchSize, shuffle, seed } = orderOptions(options);
-  checkInteger('maxLength', maxLength, 2);
   // The fingerprint hashes the fields in this order.
   return { batchSize, maxLength, shuffle, seed, groupByLength };
 }

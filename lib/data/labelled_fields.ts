@@ -2,6 +2,7 @@
  * Selection of the fields of a row that are its texts and its label: named by options or a GLUE task, or found among known names.
  */
 import { ArgumentError } from '../errors.ts';
+import { type CallTable, kCall } from '../options/call.ts';
 import { glueTask } from './glue.ts';
 import type { LabelOptions, TaskLabelOptions } from './labels.ts';
 import type { Row } from './rows.ts';
@@ -16,6 +17,14 @@ export interface FieldOptions {
   /** Field of the label. Default `label`. */
   labelField?: string;
 }
+
+/** The kinds of the options. */
+export const fieldTable: CallTable<FieldOptions> = {
+  glue: kCall.text,
+  textField: kCall.text,
+  textPairField: kCall.text,
+  labelField: kCall.text,
+};
 
 export interface Fields {
   readonly texts: readonly string[];

@@ -1,5 +1,7 @@
 /** Labels of rows: a class by id or name, a number, or D yes-or-no values. Options that are not given are inferred from the data. */
 import { ArgumentError } from '../errors.ts';
+import { kMaxLabels } from '../options/labels.ts';
+import { shown } from '../shown.ts';
 
 /** The meaning of a head's outputs: `problem_type` in config.json. */
 export type LabelKind = 'single_label_classification' | 'regression' | 'multi_label_classification';
@@ -65,7 +67,8 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
     );
   }
   if (problemType === 'regression') {
-    return { problemType, numLabels: numLabels ?? listLength(values[0]) ?? 1, names: null };
+    const count = checkedCount(numLabels ?? listLength(values[0]) ?? 1);
+    return { problemType, numLabels: count, names: null };
   }
   const names = labelNames ?? foundNames(values);
   if (numLabels !== undefined && names !== null && names.length !== numLabels) {
@@ -73,7 +76,7 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
       `labels: the data names ${names.length} classes (${names.slice(0, 8).join(', ')}), numLabels is ${numLabels}; give the names of all labels as labelNames`,
     );
   }
-  const count = numLabels ?? names?.length ?? countIds(values, problemType);
+  const count = checkedCount(numLabels ?? names?.length ?? countIds(values, problemType));
   const least = problemType === 'single_label_classification' ? 2 : 1;
   if (count < least) {
     throw new ArgumentError(
@@ -83,6 +86,14 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
   const ids = taskNames && names ? indicesIn(taskNames, names) : null;
   const moved = ids?.some((place, id) => place !== id) ? { ids } : {};
   return { problemType, numLabels: count, names, ...moved };
+}
+
+/** @throws ArgumentError for more labels than a head can have, as a number that is no label would ask for */
+function checkedCount(count: number): number {
+  if (count <= kMaxLabels) return count;
+  throw new ArgumentError(
+    `labels: the data ask for ${count} labels, and a head has at most ${kMaxLabels}; check that the field is the label's`,
+  );
 }
 
 /** The index of a name in a list; case is ignored if there is no exact match and only one match without case. -1 if there is none. */
@@ -109,7 +120,7 @@ function foundNames(values: readonly unknown[]): string[] | null {
   let [named, ids] = [0, 0];
   for (const value of values) {
     for (const item of isList(value) ? (value as unknown[]) : [value]) {
-      if (wholeNumber(item) !== null) ids++;
+      if (asWhole(item) !== null) ids++;
       else if (typeof item === 'string') {
         names.add(item);
         named++;
@@ -121,7 +132,7 @@ function foundNames(values: readonly unknown[]): string[] | null {
 
 function countIds(values: readonly unknown[], kind: LabelKind): number {
   if (kind === 'multi_label_classification') return listLength(values[0]) ?? 0;
-  return values.reduce<number>((most, value) => Math.max(most, (wholeNumber(value) ?? -1) + 1), 0);
+  return values.reduce<number>((most, value) => Math.max(most, (asWhole(value) ?? -1) + 1), 0);
 }
 
 /**
@@ -148,9 +159,9 @@ export function parseLabel(value: unknown, scheme: LabelScheme): number[] {
 function classId(value: unknown, { numLabels, names, ids }: LabelScheme): number {
   const exact = names?.indexOf(String(value)) ?? -1;
   if (exact >= 0) return exact;
-  const id = wholeNumber(value);
+  const id = asWhole(value);
   // Where names are numbers, a number is a name.
-  const isId = names?.every((name) => wholeNumber(name) === null) ?? true;
+  const isId = names?.every((name) => asWhole(name) === null) ?? true;
   if (id !== null && isId && id >= 0 && id < numLabels) return ids?.[id] ?? id;
   const alike = names === null ? -1 : indexOfName(String(value), names);
   if (alike >= 0) return alike;
@@ -184,7 +195,7 @@ export function rawLabel(value: unknown): Raw | null {
   return (typeof value === 'boolean' ? Number(value) : value) as Raw | null;
 }
 
-function wholeNumber(value: unknown): number | null {
+function asWhole(value: unknown): number | null {
   if (typeof value === 'number') return Number.isInteger(value) ? value : null;
   return typeof value === 'string' && /^-?\d+$/.test(value.trim()) ? Number(value) : null;
 }
@@ -192,4 +203,3 @@ function wholeNumber(value: unknown): number | null {
 const isList = (value: unknown): boolean => Array.isArray(value) || ArrayBuffer.isView(value);
 const listLength = (value: unknown): number | null =>
   isList(value) ? (value as ArrayLike<unknown>).length : null;
-const shown = (value: unknown): string => (value === undefined ? 'nothing' : JSON.stringify(value));

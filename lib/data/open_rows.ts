@@ -1,5 +1,6 @@
 /** Opening of a data file as rows, by the extension of its name. */
 import { ArgumentError } from '../errors.ts';
+import { checkArgument, checkCall, kCall } from '../options/call.ts';
 import { DelimitedFile } from './delimited.ts';
 import { JsonlFile, type JsonlOptions } from './jsonl.ts';
 import { ParquetFile } from './parquet.ts';
@@ -16,6 +17,8 @@ export interface OpenRowsOptions extends JsonlOptions {
  * @throws ArgumentError, FormatError, UnsupportedError as the reader of that kind does
  */
 export async function openRows(path: string, options: OpenRowsOptions = {}): Promise<RowSource> {
+  checkArgument('data: the file', kCall.path, path);
+  checkCall('data', options, { columns: kCall.texts, signal: kCall.signal });
   const { columns, ...rest } = options;
   if (/\.(tsv|csv)$/i.test(path)) {
     return DelimitedFile.open(path, { ...rest, ...(columns !== undefined && { columns }) });

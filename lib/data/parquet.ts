@@ -5,6 +5,7 @@
 import { FormatError } from '../errors.ts';
 import { openRegular } from '../io/regular_file.ts';
 import { SideProcess } from '../io/side_process.ts';
+import { type CallTable, checkCall, kCall } from '../options/call.ts';
 import type { ParquetFooter, ParquetRequest } from './parquet_requests.ts';
 import { cannotOpen, noRows, noSuchRow, type Row, type RowSource } from './rows.ts';
 
@@ -12,6 +13,9 @@ import { cannotOpen, noRows, noSuchRow, type Row, type RowSource } from './rows.
 export interface ParquetOptions {
   signal?: AbortSignal;
 }
+
+/** The kinds of the options. */
+const kTable: CallTable<ParquetOptions> = { signal: kCall.signal };
 
 /** Largest number of rows that are sent at a time: those after the one that was asked for, when rows are read in order. */
 const kRowsAhead = 64;
@@ -43,7 +47,9 @@ export class ParquetFile implements RowSource {
    * @throws ArgumentError if there is no such file or it has no rows, FormatError if it is no Parquet file, UnsupportedError for a
    *   compression other than snappy
    */
-  static async open(path: string, { signal }: ParquetOptions = {}): Promise<ParquetFile> {
+  static async open(path: string, options: ParquetOptions = {}): Promise<ParquetFile> {
+    checkCall('data', options, kTable);
+    const { signal } = options;
     const mebibytes = (await sizeOf(path)) / 2 ** 20;
     const reader = new SideProcess<ParquetRequest, unknown>({
       module: 'data/parquet_process.js',
@@ -58,7 +64,7 @@ export class ParquetFile implements RowSource {
       if (starts.at(-1) === 0) throw noRows(path);
       return new ParquetFile(path, reader, starts, mebibytes, signal);
     } catch (error) {
-      reader.end();
+      await reader.end();
       throw error;
     }
   }
@@ -87,10 +93,10 @@ export class ParquetFile implements RowSource {
     return `${this.path} row ${index}`;
   }
 
-  /** Ends the process that reads the file. */
+  /** Ends the process that reads the file. A row that is being read is an error. */
   async close(): Promise<void> {
     this.#window = null;
-    this.reader.end();
+    await this.reader.end();
   }
 
   async #read(start: number, end: number): Promise<Row[]> {

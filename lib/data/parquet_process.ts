@@ -43,7 +43,6 @@ class Reader {
   /** @throws UnsupportedError for a compression other than snappy, FormatError for counts that cannot be */
   footer(): ParquetFooter {
     const groups = this.metadata.row_groups.map(({ num_rows, columns }) => {
-      let bytes = 0;
       for (const { meta_data: column } of columns) {
         const codec = column?.codec ?? 'UNCOMPRESSED';
         if (codec !== 'UNCOMPRESSED' && codec !== 'SNAPPY') {
@@ -51,9 +50,8 @@ class Reader {
             `${this.path}: Parquet compression ${codec} is not supported; write the file with SNAPPY or without compression`,
           );
         }
-        bytes += Number(column?.total_compressed_size ?? 0);
       }
-      return { rows: Number(num_rows), bytes };
+      return { rows: Number(num_rows) };
     });
     const rows = groups.reduce((sum, group) => sum + group.rows, 0);
     const said = Number(this.metadata.num_rows);

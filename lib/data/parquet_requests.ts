@@ -3,7 +3,7 @@
 /** The footer, or the rows from `start` to `end`; no more than those in one row group are returned. */
 export type ParquetRequest = 'footer' | { readonly start: number; readonly end: number };
 
-/** Rows and stored bytes of each row group, as the footer says. */
+/** Rows of each row group, as the footer says. */
 export interface ParquetFooter {
-  readonly groups: readonly { readonly rows: number; readonly bytes: number }[];
+  readonly groups: readonly { readonly rows: number }[];
 }

@@ -3,6 +3,8 @@
  * prompt field whatever its name, unless the row has a field of that name.
  */
 import { ArgumentError } from '../errors.ts';
+import { checkArgument, kCall } from '../options/call.ts';
+import { shown } from '../shown.ts';
 import type { Row } from './rows.ts';
 
 /** The prompt of the BA-LoRA recipe (and of Alpaca and PiSSA). */
@@ -30,6 +32,7 @@ export class PromptTemplate {
    * @throws ArgumentError for unbalanced braces, or a template without a placeholder
    */
   constructor(source: string) {
+    checkArgument('prompt template: it', kCall.text, source);
     const text = Object.hasOwn(kNamedTemplates, source)
       ? (kNamedTemplates[source] as string)
       : source;
@@ -37,7 +40,7 @@ export class PromptTemplate {
     if (!this.parts.some((part) => 'field' in part)) {
       throw new ArgumentError(
         `prompt template: must hold a {field}, or be one of the names ${Object.keys(kNamedTemplates).join(', ')}, ` +
-          `got ${JSON.stringify(source)}`,
+          `got ${shown(source)}`,
       );
     }
   }

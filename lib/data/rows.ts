@@ -5,6 +5,7 @@
 import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import { isMissing } from '../io/regular_file.ts';
+import { shown } from '../shown.ts';
 
 /** One row of data: its fields by name. */
 export type Row = Readonly<Record<string, unknown>>;
@@ -60,10 +61,20 @@ export function rowTooLong(path: string, place: string, offset?: number): Format
   });
 }
 
-/** Rows in memory. */
+/**
+ * Rows in memory.
+ * @throws ArgumentError for a list that is empty, or has anything but objects
+ */
 export function arrayRows(rows: readonly Row[], name = 'row'): RowSource {
+  if (!Array.isArray(rows)) {
+    throw new ArgumentError(`data: the rows must be a list of objects, got ${shown(rows)}`);
+  }
   if (rows.length === 0)
     throw new ArgumentError('data: the list of rows is empty; give at least one');
+  const odd = rows.findIndex((row) => typeof row !== 'object' || row === null);
+  if (odd >= 0) {
+    throw new ArgumentError(`data: ${name} ${odd} must be an object, got ${shown(rows[odd])}`);
+  }
   return {
     length: rows.length,
     row: async (index) => rows[index] as Row,

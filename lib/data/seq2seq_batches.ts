@@ -1,18 +1,25 @@
 /** Micro-batches for an encoder-decoder, see `Dataset`: the prompt is the source, the response the target. */
 import { createHash } from 'node:crypto';
+import { type CallTable, checkArgument, kCall, wholeNumber } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { DataStatistics } from './batches.ts';
 import {
-  checkInteger,
+  checkData,
   Dataset,
   type DatasetOptions,
   type DataWarning,
+  datasetTable,
   type ExampleKind,
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
 import { EmptyAnswers } from './empty_answers.ts';
-import { chooseSourceTarget, type FormatOptions, type TextFormat } from './example_format.ts';
+import {
+  chooseSourceTarget,
+  type FormatOptions,
+  formatTable,
+  type TextFormat,
+} from './example_format.ts';
 import { type RowSource, withRowLocation } from './rows.ts';
 import {
   collateSeq2Seq,
@@ -35,6 +42,16 @@ export interface Seq2SeqBatchOptions extends FormatOptions, DatasetOptions {
   /** Called with each warning for the user; by default warnings are dropped. */
   onWarning?: (warning: DataWarning) => void;
 }
+
+/** The kinds of the options. */
+const kTable: CallTable<Seq2SeqBatchOptions> = {
+  ...formatTable,
+  ...datasetTable,
+  decoderStartTokenId: wholeNumber({ least: 0 }),
+  maxSourceLength: wholeNumber({ least: 2 }),
+  maxTargetLength: wholeNumber({ least: 2 }),
+  onWarning: kCall.function,
+};
 
 /** Counts over one epoch. Tokens are those of both sides; no example is ever left out, since each has an end to learn. */
 export interface Seq2SeqStatistics extends DataStatistics {
@@ -77,7 +94,8 @@ export class Seq2SeqBatches {
     tokenizer: Tokenizer,
     options: Seq2SeqBatchOptions,
   ): Promise<Seq2SeqBatches> {
-    const settings = checkedSettings(options);
+    checkData({ rows, tokenizer }, options, kTable);
+    const settings = settingsOf(options);
     const { batchSize, shuffle, seed } = settings;
     // Settings under which no row could be encoded are refused before any row is read.
     encodeSeq2Seq(tokenizer, ['', ''], settings);
@@ -165,15 +183,13 @@ function reportTruncation(
   }
 }
 
-function checkedSettings(options: Seq2SeqBatchOptions): Settings {
+function settingsOf(options: Seq2SeqBatchOptions): Settings {
   const {
     decoderStartTokenId,
     maxSourceLength = kDefaultMaxSourceLength,
     maxTargetLength = kDefaultMaxTargetLength,
   } = options;
-  checkInteger('decoderStartTokenId', decoderStartTokenId, 0);
-  checkInteger('maxSourceLength', maxSourceLength, 2);
-  checkInteger('maxTargetLength', maxTargetLength, 2);
+  checkArgument('data: decoderStartTokenId', kTable.decoderStartTokenId, decoderStartTokenId);
   const { batchSize, shuffle, seed } = orderOptions(options);
   return { decoderStartTokenId, batchSize, maxSourceLength, maxTargetLength, shuffle, seed };
 }

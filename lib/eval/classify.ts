@@ -3,9 +3,12 @@ import type { LabelledBatch } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
 import { nluTaskLoss } from '../losses/logits_loss.ts';
 import type { SequenceClassifier } from '../models/index.ts';
+import { withMethods } from '../options/call.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import { classificationMetrics, multiLabelMetrics, regressionMetrics } from './metrics.ts';
-import type { ClassifierEvaluation, EvaluateOptions } from './types.ts';
+import { type ClassifierEvaluation, checkEvaluation, type EvaluateOptions } from './types.ts';
+
+const kClassifier = withMethods('a classifier', 'outputs', 'forward');
 
 /** The inputs of a model's forward pass for a batch: with token types if the model reads them. */
 export function modelBatch(model: SequenceClassifier, batch: LabelledBatch) {
@@ -31,13 +34,15 @@ export function labelTensor(model: SequenceClassifier, { labels, indices }: Labe
 /**
  * Computes loss, metrics and predictions. The prediction is the class of the largest output (the first of equals), the outputs
  * themselves for regression, or 1 for each label whose output is above 0.
- * @throws ArgumentError when there is no example
+ * @throws ArgumentError for an option of another type, and when there is no example
  */
 export async function evaluateClassifier(
   model: SequenceClassifier,
   batches: AsyncIterable<LabelledBatch> | Iterable<LabelledBatch>,
-  { signal, onProgress }: EvaluateOptions = {},
+  options: EvaluateOptions = {},
 ): Promise<ClassifierEvaluation> {
+  checkEvaluation({ model, kind: kClassifier, batches }, options);
+  const { signal, onProgress } = options;
   const begun = performance.now();
   const rows: { index: number; label: number[]; prediction: number[] }[] = [];
   let [loss, tokens] = [0, 0];

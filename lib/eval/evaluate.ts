@@ -10,8 +10,14 @@ import { EffectiveRank, evaluationRows, HeadGram } from '../losses/fused.ts';
 import { selectRows } from '../losses/positions.ts';
 import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
 import { kHeadTermCount } from '../ops/head_terms.ts';
+import { withMethods } from '../options/call.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
-import type { EvaluateOptions, EvaluationResult, ExampleResult } from './types.ts';
+import {
+  checkEvaluation,
+  type EvaluateOptions,
+  type EvaluationResult,
+  type ExampleResult,
+} from './types.ts';
 
 /** The part of a tuned model that an evaluation uses; a model without a teacher can provide it as well. */
 export type EvaluatedModel<M extends CausalLM | Seq2SeqLM = CausalLM> = Pick<
@@ -29,6 +35,8 @@ type AnyBatch = Batch | Seq2SeqExamples;
 
 export type { EvaluateOptions } from './types.ts';
 
+const kTuned = withMethods('an AdapterModel or a FullModel', 'withTeacher');
+
 /** Sums over the supervised rows. */
 interface Totals {
   loss: number;
@@ -41,13 +49,14 @@ interface Totals {
 
 /**
  * Evaluates a model on batches in which each example is a segment of its own.
- * @throws ArgumentError when no row is supervised
+ * @throws ArgumentError for an option of another type, and when no row is supervised
  */
 export async function evaluate<M extends CausalLM | Seq2SeqLM>(
   tuned: EvaluatedModel<M>,
   batches: AsyncIterable<EvaluatedBatch<M>> | Iterable<EvaluatedBatch<M>>,
   options: EvaluateOptions = {},
 ): Promise<EvaluationResult> {
+  checkEvaluation({ model: tuned, kind: kTuned, batches }, options);
   const begun = performance.now();
   const withKl = options.kl ?? tuned.hasTeacher;
   const totals: Totals = { loss: 0, kl: 0, entropy: 0, tokens: 0, supervised: 0, examples: [] };

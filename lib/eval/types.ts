@@ -1,5 +1,6 @@
 /** Results of an evaluation. */
 import type { LabelKind } from '../data/labels.ts';
+import { type CallKind, type CallTable, checkArgument, checkCall, kCall } from '../options/call.ts';
 import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from './metrics.ts';
 
 /** Options of an evaluation. */
@@ -12,8 +13,32 @@ export interface EvaluateOptions {
   onProgress?: (examples: number) => void;
 }
 
+/** The kinds of the options. */
+const kTable: CallTable<EvaluateOptions> = {
+  kl: kCall.boolean,
+  signal: kCall.signal,
+  onProgress: kCall.function,
+};
+
+/**
+ * Checks the arguments of an evaluation.
+ * @param kind what the model must be
+ * @throws ArgumentError naming the argument or the option
+ */
+export function checkEvaluation(
+  { model, kind, batches }: { model: unknown; kind: CallKind; batches: unknown },
+  options: EvaluateOptions,
+): void {
+  checkArgument('evaluate: the model', kind, model);
+  checkArgument('evaluate: the data', kCall.batches, batches);
+  checkCall('evaluate', options, kTable);
+}
+
 /** The result of an evaluation, for any task. */
 export type Evaluation = EvaluationResult | ClassifierEvaluation;
+
+/** The fields of an {@link Evaluation} that are texts. */
+export const EVALUATION_TEXTS: readonly string[] = ['problemType'];
 
 /** The result of evaluating a language model on the supervised tokens of the data. */
 export interface EvaluationResult {

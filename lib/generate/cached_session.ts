@@ -3,7 +3,13 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { CausalLM, KvCache, type Model, Seq2SeqLM } from '../models/index.ts';
 import { batchInvariant } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
-import type { Continuation, DecodeSession, Prefilled, SessionOptions } from './session.ts';
+import {
+  type Continuation,
+  type DecodeSession,
+  logitRows,
+  type Prefilled,
+  type SessionOptions,
+} from './session.ts';
 
 /** Most tokens of prompts that one forward takes, unless a single prompt is longer: its activations are memory, too. */
 const kPrefillRows = 4096;
@@ -85,6 +91,14 @@ export class CachedSession implements DecodeSession {
     return this.#forwardAll(batches(continuations));
   }
 
+  /**
+   * Shortens a sequence to its first `length` tokens, at least one.
+   * @returns false, with nothing changed, where a layer's window has left keys behind that the next token would see
+   */
+  truncate(sequence: number, length: number): boolean {
+    return this.#cache.truncate(sequence, length);
+  }
+
   fork(sequence: number, count: number): readonly number[] {
     return Array.from({ length: count }, () => this.#cache.fork(sequence));
   }
@@ -99,13 +113,7 @@ export class CachedSession implements DecodeSession {
 
   /** Enqueues forwards within the call, and reads their logits. */
   async #forwardAll(parts: readonly (readonly Continuation[])[]): Promise<readonly Float32Array[]> {
-    const logits = this.#options.run(() => parts.map((part) => this.#forward(part)));
-    try {
-      const read = await Promise.all(logits.map((part) => rowsOf(part)));
-      return read.flat();
-    } finally {
-      for (const part of logits) part.dispose();
-    }
+    return logitRows(this.#options.run, parts, (part) => this.#forward(part));
   }
 
   /** Logits (B,V) after the new tokens. */
@@ -158,12 +166,4 @@ function batches(prompts: readonly Continuation[]): readonly (readonly Continuat
     }
   }
   return parts;
-}
-
-/** The rows of logits (B,V) as numbers in float32. */
-async function rowsOf(logits: Tensor): Promise<Float32Array[]> {
-  const [count, width] = logits.shape as [number, number];
-  const data = await logits.data();
-  const all = data instanceof Float32Array ? data : Float32Array.from(data as Float64Array);
-  return Array.from({ length: count }, (_, b) => all.subarray(b * width, (b + 1) * width));
 }

@@ -1,8 +1,10 @@
 /** The ids that end a sequence unless the caller names some. */
-import { readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
+import { isMissing } from '../io/regular_file.ts';
+import { readConfigJson } from '../models/config_keys.ts';
 import type { Model } from '../models/index.ts';
+import { shown } from '../shown.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 
 const kFile = 'generation_config.json';
@@ -10,30 +12,27 @@ const kFile = 'generation_config.json';
 /**
  * The end tokens of a model: eos_token_id of its generation_config.json, from which nothing else is taken over; where the model has no
  * such file or key, those of config.json (or of the GGUF file) and of the tokenizer.
- * @throws FormatError naming the file if it is no JSON object, or the key is neither an id nor a list of them
+ * @throws FormatError naming the file if it cannot be opened or is no JSON object, or the key is neither an id nor a list of them;
+ *   NativeError if the disk fails
  */
 export async function endTokens(model: Model, tokenizer: Tokenizer | undefined): Promise<number[]> {
-  const path = join(model.folder, kFile);
-  const config = await readConfig(path);
-  const ids = idsOf(config?.eos_token_id, path);
+  const { folder } = model;
+  const ids = folder === '' ? null : await generationIds(join(folder, kFile));
   if (ids !== null) return ids;
-  const own = idsOf(model.configJson().eos_token_id, join(model.folder, 'config.json')) ?? [];
+  const path = folder === '' ? 'the configuration' : join(folder, 'config.json');
+  const own = idsOf(model.configJson().eos_token_id, path) ?? [];
   return [...new Set([...own, ...(tokenizer?.eosId == null ? [] : [tokenizer.eosId])])];
 }
 
-async function readConfig(path: string): Promise<Record<string, unknown> | null> {
-  // The folder of a model from a GGUF file is that file, below which there is nothing; that of a model made in memory is empty.
-  const found = await stat(path).catch(() => null);
-  if (found === null) return null;
+/** The ids in a generation_config.json; null where there is none: a model from a GGUF file has that file as its folder. */
+async function generationIds(path: string): Promise<number[] | null> {
   try {
-    const json: unknown = JSON.parse(await readFile(path, 'utf8'));
-    if (typeof json === 'object' && json !== null && !Array.isArray(json)) {
-      return json as Record<string, unknown>;
-    }
+    const { eos_token_id: ids } = await readConfigJson(path, { advice: kAdvice });
+    return idsOf(ids, path);
   } catch (error) {
-    throw new FormatError(`${path}: ${(error as Error).message}`, { path, advice: kAdvice });
+    if (isMissing(error)) return null;
+    throw error;
   }
-  throw new FormatError(`${path}: must be a JSON object`, { path, advice: kAdvice });
 }
 
 const kAdvice = 'correct or delete the file, or pass eosTokenIds';
@@ -42,8 +41,8 @@ function idsOf(given: unknown, path: string): number[] | null {
   if (given === undefined || given === null) return null;
   const ids = Array.isArray(given) ? given : [given];
   if (ids.every((id) => Number.isInteger(id) && id >= 0)) return ids as number[];
-  const shown = JSON.stringify(given);
-  throw new FormatError(`${path}: eos_token_id must be an id or a list of ids, got ${shown}`, {
+  const found = shown(given);
+  throw new FormatError(`${path}: eos_token_id must be an id or a list of ids, got ${found}`, {
     ...{ path, advice: kAdvice },
   });
 }

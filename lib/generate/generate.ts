@@ -8,8 +8,9 @@ import { checkNoAdapters } from '../adapters/attach.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
 import { CausalLM, Model, Seq2SeqLM } from '../models/index.ts';
+import { type CallTable, checkCall, instanceOf, kCall, orNull } from '../options/call.ts';
 import { noGrad } from '../tensor.ts';
-import type { Tokenizer } from '../text/tokenizer.ts';
+import { Tokenizer } from '../text/tokenizer.ts';
 import { endTokens } from './end_tokens.ts';
 import { type GeneratingModel, type OpenSession, openSession } from './open_session.ts';
 import { type GenerationSettings, type ResolvedSettings, resolveSettings } from './options.ts';
@@ -42,6 +43,15 @@ export interface GenerateOptions extends GenerationSettings, PromptInput {
   signal?: AbortSignal;
 }
 
+/** The kinds of the options that are in no table of settings; the prompts are checked one by one. */
+const kTable: CallTable<Pick<GenerateOptions, 'tokenizer' | 'adapter' | 'signal' | 'sharePrefix'>> =
+  {
+    tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
+    adapter: orNull(kCall.text),
+    sharePrefix: kCall.boolean,
+    signal: kCall.signal,
+  };
+
 /** A model that generates, or a tuned one. */
 export type Generator = GeneratingModel | TunedModel<CausalLM> | TunedModel<Seq2SeqLM>;
 
@@ -66,6 +76,7 @@ export function generateWith(
   model: Generator,
   options: GenerateOptions,
 ): Generation {
+  checkCall('generate', options, kTable);
   const {
     tokenizer,
     adapter,
@@ -140,7 +151,10 @@ function modelOf(given: Generator): GeneratingModel {
 }
 
 /** A function that runs forwards under an adapter. @throws ArgumentError for a name that the model does not have */
-function adapterRun(given: Generator, adapter: string | null | undefined): SessionOptions['run'] {
+export function adapterRun(
+  given: Generator,
+  adapter: string | null | undefined,
+): SessionOptions['run'] {
   if (given instanceof AdapterModel) {
     const tuned: AdapterModel<Model> = given;
     if (typeof adapter === 'string') {
@@ -364,10 +378,14 @@ class Loop {
     );
     const seconds = (performance.now() - begun) / 1000;
     admitted.forEach(({ sequences }, i) => {
-      const { sequence: number, logits } = prefilled[i] as (typeof prefilled)[number];
+      const {
+        sequence: number,
+        logits,
+        cachedTokens = 0,
+      } = prefilled[i] as (typeof prefilled)[number];
       const numbers = [number, ...session.fork(number, sequences.length - 1)];
       sequences.forEach((sequence, r) => {
-        sequence.begin(seconds);
+        sequence.begin(seconds, cachedTokens);
         const own = r === 0 ? logits : logits.slice();
         this.#live.push({ sequence, number: numbers[r] as number, logits: own });
       });

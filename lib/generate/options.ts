@@ -100,7 +100,10 @@ const resultOptions = {
     help: 'most likely ids whose log-probabilities are returned with each token',
     aliases: ['top-logprobs'],
   }),
-  /** Largest number of sequences that are decoded at the same time. It changes results by rounding only. Default 16. */
+  /**
+   * Largest number of sequences that are decoded at the same time. On the CPU it changes nothing in the result of a model with a
+   * cache; on a GPU, and for a model of one's own without a cache, it changes results by rounding only. Default 16.
+   */
   batchSize: whole({
     least: 1,
     default: 16,

@@ -7,6 +7,27 @@ import type { Tokenizer } from '../text/tokenizer.ts';
 /** Ids as a caller gives them. */
 export type TokenIds = readonly number[] | Int32Array;
 
+/** A prompt that leaves no room for a new token in the model's context (`ERR_ARGUMENT`). */
+export class ContextLengthError extends ArgumentError {
+  /** Number of the prompt's tokens. */
+  readonly tokens: number;
+  /** Number of tokens that the model's context has, those of the prompt and new ones. */
+  readonly contextLength: number;
+
+  /** @param what the prompt, as the beginning of the message */
+  constructor(
+    what: string,
+    { tokens, model, advice }: { tokens: number; model: Model; advice: string },
+  ) {
+    const { modelType, contextLength } = model;
+    super(
+      `${what} has ${tokens} tokens, but the context of this ${modelType} model has ${contextLength}, new tokens included; ${advice}`,
+    );
+    this.tokens = tokens;
+    this.contextLength = contextLength;
+  }
+}
+
 /** The prompts of a call, of which exactly one is given. */
 export interface PromptInput {
   /** A text or several, with the tokenizer's special tokens (BOS) but in no template. */
@@ -39,7 +60,7 @@ export function encodePrompts(
   if (prompts.length === 0) {
     throw new ArgumentError(`generate: ${key} is an empty list; give at least one prompt`);
   }
-  return prompts.map(({ ids, name }) => checkedIds(ids, name, model));
+  return prompts.map(({ ids, name }) => checkIds(ids, { what: `generate: ${name}`, model }));
 }
 
 interface NamedIds {
@@ -109,25 +130,30 @@ function wrongType(name: string): ArgumentError {
   return new ArgumentError(`generate: ${name} must be ${kWanted[name.replace(/\[.*/, '')]}`);
 }
 
-function checkedIds(ids: TokenIds, name: string, model: Model): Int32Array {
+/**
+ * Checks ids as a prompt.
+ * @param options what: the prompt, as the beginning of messages; advice: what to do about too many tokens
+ * @throws ArgumentError as {@link encodePrompts}
+ */
+export function checkIds(
+  ids: TokenIds,
+  { what, model, advice = 'shorten the prompt' }: { what: string; model: Model; advice?: string },
+): Int32Array {
   if (ids.length === 0) {
     throw new ArgumentError(
-      `generate: ${name} has no tokens; give at least one, such as the tokenizer's bosId`,
+      `${what} has no tokens; give at least one, such as the tokenizer's bosId`,
     );
   }
   for (const id of ids) {
     if (Number.isInteger(id) && id >= 0 && id < model.vocabSize) continue;
     throw new ArgumentError(
-      `generate: ${name} has the id ${id}, which the model does not have; give ids from 0 to ${model.vocabSize - 1}, by the ` +
+      `${what} has the id ${id}, which the model does not have; give ids from 0 to ${model.vocabSize - 1}, by the ` +
         "model's own tokenizer",
     );
   }
   // The prompt of an encoder-decoder is not in the context of the new tokens.
   if (!(model instanceof Seq2SeqLM) && ids.length >= model.contextLength) {
-    throw new ArgumentError(
-      `generate: ${name} has ${ids.length} tokens, but the context of this ${model.modelType} model has ${model.contextLength}, ` +
-        'new tokens included; shorten the prompt',
-    );
+    throw new ContextLengthError(what, { tokens: ids.length, model, advice });
   }
   return Int32Array.from(ids);
 }

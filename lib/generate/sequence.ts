@@ -32,6 +32,8 @@ export interface GeneratedText {
   readonly logprobs: readonly number[] | null;
   readonly finishReason: FinishReason;
   readonly promptTokens: number;
+  /** Tokens of the prompt that were read before, and whose keys and values were kept: those of earlier turns of a {@link Chat}. */
+  readonly cachedTokens: number;
   /** Tokens of the prompt per second of the pass that read it, with the other prompts of its batch; 0 if it was not read. */
   readonly promptTokensPerSecond: number;
   /** New tokens after the first per second; 0 for fewer than two. */
@@ -66,6 +68,7 @@ export class Sequence {
   readonly seen: Set<number>;
   readonly tokens: number[] = [];
   #promptSeconds = 0;
+  #cachedTokens = 0;
   /** Times of the first and of the last token so far. */
   #first = 0;
   #last = 0;
@@ -90,9 +93,10 @@ export class Sequence {
     return this.#finishReason !== null;
   }
 
-  /** Notes that the prompt has been read, in so many seconds. */
-  begin(promptSeconds: number): void {
+  /** Notes that the prompt has been read in so many seconds, except for its first tokens, which were in the cache. */
+  begin(promptSeconds: number, cachedTokens: number): void {
     this.#promptSeconds = promptSeconds;
+    this.#cachedTokens = cachedTokens;
   }
 
   /** Adds the next token, and returns it with the text that became certain by it: at the end of the sequence all that is left. */
@@ -130,7 +134,8 @@ export class Sequence {
       logprobs: isWithLogprobs ? (this.#logprobs as number[]) : null,
       finishReason: this.#finishReason ?? 'abort',
       promptTokens,
-      promptTokensPerSecond: rate(promptTokens, this.#promptSeconds),
+      cachedTokens: this.#cachedTokens,
+      promptTokensPerSecond: rate(promptTokens - this.#cachedTokens, this.#promptSeconds),
       tokensPerSecond: rate(this.tokens.length - 1, (this.#last - this.#first) / 1000),
     };
   }

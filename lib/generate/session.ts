@@ -2,6 +2,7 @@
  * The interface between text generation and the forward of a model. A session holds the state of the sequences that one model
  * decodes: a cache of keys and values, or nothing but their ids. Generation above it knows neither layers nor tensors.
  */
+import type { Tensor } from '../tensor.ts';
 
 /**
  * The sequences that a model is decoding, by numbers that the session gives out. Calls come one after the other: a new one is made
@@ -59,6 +60,8 @@ export interface Continuation {
 export interface Prefilled {
   readonly sequence: number;
   readonly logits: Float32Array; // (V)
+  /** Number of the prompt's first tokens that the session had computed before. Default 0. */
+  readonly cachedTokens?: number;
 }
 
 /** Settings of a session. */
@@ -70,4 +73,33 @@ export interface SessionOptions {
   readonly run: <T>(body: () => T) => T;
   /** Largest number of tokens that a sequence can have, prompt included, by which memory may be reserved. */
   readonly maxLength: number;
+}
+
+/**
+ * Enqueues a forward for each part, under the adapter that `run` chooses, and reads their logits. All are enqueued before the first
+ * is awaited: afterwards another adapter may be active.
+ * @param forward returns the logits (B,V) of a part
+ * @returns the rows of all parts in float32, in their order
+ */
+export async function logitRows<P>(
+  run: SessionOptions['run'],
+  parts: readonly P[],
+  forward: (part: P) => Tensor,
+): Promise<Float32Array[]> {
+  const logits: Tensor[] = [];
+  try {
+    run(() => {
+      for (const part of parts) logits.push(forward(part));
+    });
+    const rows: Float32Array[] = [];
+    for (const part of logits) {
+      const [count, width] = part.shape as [number, number];
+      const data = await part.data();
+      const all = data instanceof Float32Array ? data : Float32Array.from(data as Float64Array);
+      for (let b = 0; b < count; b++) rows.push(all.subarray(b * width, (b + 1) * width));
+    }
+    return rows;
+  } finally {
+    for (const part of logits) part.dispose();
+  }
 }

@@ -2,9 +2,16 @@
  * A session without a cache: every step computes all tokens of a sequence again. It needs nothing but the model's forward, and is what
  * sessions with a cache are compared with.
  */
-import { CausalLM, type ModelBatch, type Seq2SeqBatch, Seq2SeqLM } from '../models/index.ts';
+import { batchOf } from '../models/batch.ts';
+import { CausalLM, type Seq2SeqBatch, Seq2SeqLM } from '../models/index.ts';
 import { scope, type Tensor } from '../tensor.ts';
-import type { Continuation, DecodeSession, Prefilled, SessionOptions } from './session.ts';
+import {
+  type Continuation,
+  type DecodeSession,
+  logitRows,
+  type Prefilled,
+  type SessionOptions,
+} from './session.ts';
 
 /** The ids of one sequence. */
 interface Ids {
@@ -81,22 +88,7 @@ export class UncachedSession implements DecodeSession {
 
   async #logits(sequences: readonly number[]): Promise<Float32Array[]> {
     const all = sequences.map((sequence) => this.#ids(sequence));
-    const passes = this.#passes(all);
-    // All passes are enqueued before the first is awaited: afterwards another adapter may be active.
-    const made = passes.map((pass) => this.options.run(() => lastLogits(this.model, pass)));
-    try {
-      const rows: Float32Array[] = [];
-      for (const logits of made)
-        rows.push(
-          ...rowsOf(
-            (await logits.data()) as Float32Array | Float64Array,
-            logits.shape[1] as number,
-          ),
-        );
-      return rows;
-    } finally {
-      for (const logits of made) logits.dispose();
-    }
+    return logitRows(this.options.run, this.#passes(all), (pass) => lastLogits(this.model, pass));
   }
 
   /** Divides sequences into passes: one for all, unless their rows depend on the longest sequence of the pass. */
@@ -117,28 +109,4 @@ function lastLogits(model: CausalLM | Seq2SeqLM, sequences: readonly Ids[]): Ten
     const batch: Seq2SeqBatch = { ...sources, decoder: own };
     return model.logits(model.forward(batch, { rows }));
   });
-}
-
-/** A batch with a segment for each list of ids. */
-function batchOf(lists: readonly ArrayLike<number>[]): ModelBatch {
-  const cuSeqlens = new Int32Array(lists.length + 1);
-  lists.forEach((ids, b) => {
-    cuSeqlens[b + 1] = (cuSeqlens[b] as number) + ids.length;
-  });
-  const total = cuSeqlens[lists.length] as number;
-  const [inputIds, positions] = [new Int32Array(total), new Int32Array(total)];
-  lists.forEach((ids, b) => {
-    const begin = cuSeqlens[b] as number;
-    inputIds.set(ids, begin);
-    for (let t = 0; t < ids.length; t++) positions[begin + t] = t;
-  });
-  return { inputIds, positions, cuSeqlens };
-}
-
-/** The rows of logits (B,V) in float32. */
-function rowsOf(data: Float32Array | Float64Array, width: number): Float32Array[] {
-  const all = data instanceof Float32Array ? data : Float32Array.from(data);
-  return Array.from({ length: all.length / width }, (_, b) =>
-    all.subarray(b * width, (b + 1) * width),
-  );
 }

@@ -5,8 +5,11 @@
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
+import type { Tensor } from '../tensor.ts';
 import { writeFileAtomic } from './files.ts';
-import { isMissing, readSlices, readText } from './regular_file.ts';
+import { isMissing, readBytes, readSlices, readText } from './regular_file.ts';
+import { SafetensorsFile } from './safetensors.ts';
+import { type FileIdentity, type ReadOptions, readAll } from './tensor_file.ts';
 
 /** Name of the file with the checksums. */
 export const CHECKSUMS = 'SHA256SUMS';
@@ -16,9 +19,10 @@ const kSliceBytes = 1 << 20;
 const kLine = /^([0-9a-f]{64}) [ *](.+)$/;
 
 /** SHA-256 of a file's bytes in hexadecimal digits. @throws FormatError, NativeError where it cannot be read */
-export async function digestOfFile(path: string): Promise<string> {
+export async function digestOfFile(path: string, identity?: FileIdentity): Promise<string> {
   const hash = createHash('sha256');
-  for await (const bytes of readSlices(path, { sliceBytes: kSliceBytes })) hash.update(bytes);
+  const slices = { sliceBytes: kSliceBytes, ...(identity !== undefined && { identity }) };
+  for await (const bytes of readSlices(path, slices)) hash.update(bytes);
   return hash.digest('hex');
 }
 
@@ -29,22 +33,83 @@ export async function writeChecksums(folder: string, names: readonly string[]): 
   await writeFileAtomic(join(folder, CHECKSUMS), lines.join(''));
 }
 
-/**
- * Checks that the files of these names are those whose checksums were written.
- * @throws FormatError naming the file that is missing, damaged or without a checksum; NativeError where one cannot be read
- */
-export async function verifyChecksums(folder: string, names: readonly string[]): Promise<void> {
-  const sums = await readChecksums(folder);
-  for (const name of names) {
-    const path = join(folder, name);
-    const expected = sums.get(name);
-    if (expected === undefined) throw fault(folder, `${CHECKSUMS} has no checksum of ${name}`);
-    const found = await digestOfFile(path).catch((error: unknown) => {
+/** A folder whose files are checked as they are read: what is used of a file are the bytes that were checked. */
+export class CheckedFolder {
+  private constructor(
+    readonly path: string,
+    private readonly sums: ReadonlyMap<string, string>,
+  ) {}
+
+  /** Reads the checksums of a folder. @throws FormatError where they are missing or damaged */
+  static async open(path: string): Promise<CheckedFolder> {
+    return new CheckedFolder(path, await readChecksums(path));
+  }
+
+  /**
+   * Checks that the file of a name is the one whose checksum was written.
+   * @param identity the file that must be under the name. Default: any
+   * @throws FormatError naming the file that is missing, damaged, changed or without a checksum; NativeError where it cannot be read
+   */
+  async verify(name: string, identity?: FileIdentity): Promise<void> {
+    const path = join(this.path, name);
+    const expected = this.#sumOf(name);
+    const found = await digestOfFile(path, identity).catch((error: unknown) => {
       throw isMissing(error) ? fault(path, 'is missing') : error;
     });
-    if (found !== expected) throw fault(path, `its checksum is not the one in ${CHECKSUMS}`);
+    if (found !== expected) throw damaged(path);
+  }
+
+  /** Reads a whole file as UTF-8, and checks it. @throws as verify() */
+  async text(name: string): Promise<string> {
+    const path = join(this.path, name);
+    const expected = this.#sumOf(name);
+    const bytes = await readBytes(path).catch((error: unknown) => {
+      throw isMissing(error) ? fault(path, 'is missing') : error;
+    });
+    if (createHash('sha256').update(bytes).digest('hex') !== expected) throw damaged(path);
+    return bytes.toString('utf8');
+  }
+
+  /**
+   * Opens a safetensors file, and checks it. A change of its bytes from then on is an error at the next sync, as of every open file.
+   * @throws as verify()
+   */
+  async openTensors(name: string): Promise<SafetensorsFile> {
+    const path = join(this.path, name);
+    let file: SafetensorsFile;
+    try {
+      file = SafetensorsFile.open(path);
+    } catch (error) {
+      await this.verify(name); // says that it is damaged, not only where
+      throw error;
+    }
+    try {
+      await this.verify(name, file.identity);
+      return file;
+    } catch (error) {
+      file.close();
+      throw error;
+    }
+  }
+
+  /** Reads all tensors of a file, and checks it. @throws as openTensors(), and where the file has changed meanwhile */
+  async tensors(name: string, options: ReadOptions = {}): Promise<Record<string, Tensor>> {
+    const file = await this.openTensors(name);
+    try {
+      return await readAll(file, options);
+    } finally {
+      file.close();
+    }
+  }
+
+  #sumOf(name: string): string {
+    const sum = this.sums.get(name);
+    if (sum === undefined) throw fault(this.path, `${CHECKSUMS} has no checksum of ${name}`);
+    return sum;
   }
 }
+
+const damaged = (path: string) => fault(path, `its checksum is not the one in ${CHECKSUMS}`);
 
 async function readChecksums(folder: string): Promise<Map<string, string>> {
   const path = join(folder, CHECKSUMS);

@@ -13,13 +13,13 @@ import { ArgumentError, NativeError } from '../errors.ts';
  * temporary, since a user may have files and folders whose names only look like one.
  */
 const kWriter =
-  /^\.balora-(\d+)-[0-9a-f]{16}-|^(?:adapter_model|model|state)\.safetensors\.(\d+)-\d+\.tmp$/;
+  /^\.balora-(\d+)-[0-9a-f]{16}-|^(?:(?:adapter_model|adapters|model(?:-\d{5}-of-\d{5})?|state)\.safetensors|.+\.gguf)\.(\d+)-\d+\.tmp$/;
 
 /** Advice where a file cannot be read. */
 const kReadAdvice = 'check the permission to read it, and the disk or network drive that it is on';
 
 /** A temporary name beside a path, which no file has. */
-function temporaryFor(path: string): string {
+export function temporaryFor(path: string): string {
   const unique = `${process.pid}-${randomBytes(8).toString('hex')}`;
   return join(dirname(path), `.balora-${unique}-${basename(path)}`);
 }
@@ -112,6 +112,20 @@ export async function removeTemporaries(folder: string): Promise<void> {
   for (const name of await namesIn(folder)) {
     if (isAbandoned(name)) await rm(join(folder, name), { recursive: true, force: true });
   }
+}
+
+/**
+ * The names in an output folder; none if the folder does not exist.
+ * @throws ArgumentError for a file
+ */
+export async function folderNames(path: string): Promise<string[]> {
+  const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return null;
+    throw diskError(path, error, 'read');
+  });
+  if (info !== null && !info.isDirectory())
+    throw new ArgumentError(`output ${path} is a file, not a folder; choose another path`);
+  return namesIn(path);
 }
 
 /** Names in a folder; none if it does not exist. */

@@ -3,6 +3,7 @@
  * on the engine's stream. Every violation of the format is a FormatError with the path, the byte offset and the field.
  */
 import { withDevice } from '../device.ts';
+import { ArgumentError } from '../errors.ts';
 import { type DType, native } from '../native.ts';
 import { noGrad, Tensor } from '../tensor.ts';
 import {
@@ -101,6 +102,21 @@ export class GgufFile implements TensorFile {
     const converted = noGrad(() => tensor.to(dtype));
     tensor.dispose();
     return converted;
+  }
+
+  /**
+   * The bytes of an entry of the metadata as they stand in the file: key, type and value. A text in it need not be UTF-8.
+   * @throws ArgumentError if the file has no such key
+   */
+  entry(key: string): Uint8Array {
+    const index = [...this.metadataTypes.keys()].indexOf(key);
+    if (index < 0) throw new ArgumentError(`${this.path}: the metadata have no ${key}`);
+    return native.ggufEntry(this.#file, index) as Uint8Array;
+  }
+
+  /** Enqueues the copying of one tensor's bytes to a file that is being written: use `GgufWriter.copy`. @internal */
+  copyTo(writer: unknown, name: string, source: string): void {
+    native.copyGguf(writer, name, this.#file, source);
   }
 
   close(): void {

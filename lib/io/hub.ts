@@ -3,9 +3,16 @@
  * cache shared with Python's huggingface_hub, and are limited to the files that a model and its tokenizer need.
  */
 import { ArgumentError, FormatError, NativeError } from '../errors.ts';
+import { type CallTable, checkArgument, checkCall, finiteNumber, kCall } from '../options/call.ts';
 import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
 import { defaultCacheDir, RepoCache } from './hub/cache.ts';
-import { Endpoint, type EndpointOptions, HubError, withoutToken } from './hub/endpoint.ts';
+import {
+  Endpoint,
+  type EndpointOptions,
+  HubError,
+  kMaxTimeoutMs,
+  withoutToken,
+} from './hub/endpoint.ts';
 import { isRepoId, isRevision, pathProblem, printable } from './hub/names.ts';
 import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts';
 import { kMaxTextBytes, statPath } from './regular_file.ts';
@@ -29,6 +36,18 @@ export interface ResolveOptions {
   /** Called before each file is downloaded, with its path and size. */
   onDownload?: (path: string, bytes: number) => void;
 }
+
+/** The kinds of the options. */
+export const hubTable: CallTable<ResolveOptions> = {
+  revision: kCall.text,
+  hubUrl: kCall.text,
+  cacheDir: kCall.text,
+  accessToken: { ...kCall.text, isSecret: true },
+  offline: kCall.boolean,
+  timeoutMs: finiteNumber({ least: 0, above: true, most: kMaxTimeoutMs }),
+  signal: kCall.signal,
+  onDownload: kCall.function,
+};
 
 const kTokenizerFiles = [
   'tokenizer.json',
@@ -66,6 +85,8 @@ async function resolve(
   options: ResolveOptions,
   choice: Choice,
 ): Promise<string> {
+  checkArgument('the Hub: the name or path', kCall.text, nameOrPath);
+  checkCall('the Hub', options, hubTable);
   if (await exists(nameOrPath)) return nameOrPath;
   const { revision = 'main', cacheDir = defaultCacheDir(), onDownload } = options;
   const { offline = process.env.HF_HUB_OFFLINE === '1', signal } = options;

@@ -4,13 +4,18 @@
 export const SINGLE_WEIGHTS = 'model.safetensors';
 export const WEIGHTS_INDEX = 'model.safetensors.index.json';
 
-/** Files beside the weights that belong to the vocabulary; saving a model copies them. */
-export const COMPANIONS: readonly string[] = [
+/** Settings of text generation beside the weights. */
+export const GENERATION_CONFIG = 'generation_config.json';
+
+/** The description of a model on the Hub. */
+export const MODEL_CARD = 'README.md';
+
+/** Files that belong to the vocabulary. */
+export const TOKENIZER_FILES: readonly string[] = [
   'tokenizer.json',
   'tokenizer_config.json',
   'special_tokens_map.json',
   'chat_template.jinja',
-  'generation_config.json',
   'vocab.txt',
   'vocab.json',
   'merges.txt',
@@ -18,6 +23,9 @@ export const COMPANIONS: readonly string[] = [
   'tokenizer.model',
   'added_tokens.json',
 ];
+
+/** Files beside the weights that saving a model copies. */
+export const COMPANIONS: readonly string[] = [...TOKENIZER_FILES, GENERATION_CONFIG];
 
 /** Whether a folder of these files is a complete model: GGUF files beside it are then other forms of it, and are ignored. */
 export function isModelFolder(names: readonly string[]): boolean {

@@ -8,9 +8,15 @@ import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
 import { diskError, reasonOf } from './files.ts';
 import { formatBytes } from './format_bytes.ts';
+import type { FileIdentity } from './tensor_file.ts';
 
-/** Largest size of a file other than weights and data; the largest tokenizers have a tenth of it. */
-export const kMaxTextBytes = 256 * 2 ** 20;
+/**
+ * Largest size of a file other than weights and data; the largest tokenizers have half of it. JSON of that size may take 2 GiB when it is
+ * parsed, and of four times the size more than V8's heap has.
+ */
+export const kMaxTextBytes = 64 * 2 ** 20;
+/** Largest size of a configuration of a model, a tokenizer or an adapter; the largest have some hundred KiB. */
+export const kMaxConfigBytes = 8 * 2 ** 20;
 
 // O_NONBLOCK: a named pipe is opened at once, and refused. O_NOCTTY: a terminal does not become that of the process. (Not on Windows.)
 const kFlags = constants.O_RDONLY | (constants.O_NONBLOCK ?? 0) | (constants.O_NOCTTY ?? 0);
@@ -90,13 +96,25 @@ export async function readText(path: string, options: ReadFileOptions = {}): Pro
   return (await readBytes(path, options)).toString('utf8');
 }
 
-/** Reads a part of a file in slices, to its end by default. @throws as {@link openRegular} does */
+/** The part of a file to read, and how. */
+interface Slices {
+  /** Offset of the first byte. Default 0. */
+  start?: number;
+  /** Offset behind the last byte. Default: the end of the file. */
+  end?: number;
+  sliceBytes: number;
+  /** The file that has to be read: another one under its name, or one that was changed since, is refused. Default: any file. */
+  identity?: FileIdentity;
+}
+
+/** Reads a part of a file in slices. @throws as {@link openRegular} does, FormatError for another file than `identity` */
 export async function* readSlices(
   path: string,
-  { start = 0, end, sliceBytes }: { start?: number; end?: number; sliceBytes: number },
+  { start = 0, end, sliceBytes, identity }: Slices,
 ): AsyncGenerator<Buffer> {
   const file = await openRegular(path);
   try {
+    if (identity !== undefined) await requireSame(path, file, identity);
     const last = end === undefined ? {} : { end: end - 1 };
     yield* file.createReadStream({ start, ...last, highWaterMark: sliceBytes, autoClose: false });
   } catch (error) {
@@ -104,6 +122,15 @@ export async function* readSlices(
   } finally {
     await file.close();
   }
+}
+
+async function requireSame(path: string, file: FileHandle, identity: FileIdentity): Promise<void> {
+  const { size, mtimeNs, ino } = await file.stat({ bigint: true });
+  if (size === identity.size && mtimeNs === identity.mtimeNs && ino === identity.ino) return;
+  throw new FormatError(`${path}: was changed or replaced while it was read`, {
+    path,
+    advice: 'try again when nothing writes to it',
+  });
 }
 
 /** The kind and size of what a path leads to; null where there is nothing. @throws as {@link openRegular} does */

@@ -18,6 +18,7 @@ export const RUN_FILES = {
   metrics: 'metrics.jsonl',
   evaluations: 'evaluations.jsonl',
   lastEvaluation: 'last_evaluation.json',
+  samples: 'samples.jsonl',
   environment: 'environment.jsonl',
   exported: 'export.json',
   result: 'result.json',

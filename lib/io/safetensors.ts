@@ -5,12 +5,12 @@
 import { withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { type DType, native } from '../native.ts';
-import { synchronize } from '../runtime.ts';
 import { Tensor } from '../tensor.ts';
 import {
   type FileIdentity,
   infoMap,
   type ReadOptions,
+  readAll,
   type TensorFile,
   type TensorInfo,
 } from './tensor_file.ts';
@@ -99,11 +99,7 @@ export async function loadSafetensors(
 ): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
   const file = SafetensorsFile.open(path);
   try {
-    // From entries, since assigning to the key __proto__ would add none.
-    const tensors = Object.fromEntries(
-      Array.from(file.tensors.keys(), (name) => [name, file.read(name, options)]),
-    );
-    await synchronize();
+    const tensors = await readAll(file, options);
     return { tensors, metadata: Object.fromEntries(file.metadata) };
   } finally {
     file.close();
@@ -155,14 +151,14 @@ export class SafetensorsWriter {
     try {
       await native.commitSafetensors(this.#writer);
     } catch (error) {
-      this.abandon();
+      await this.abandon();
       throw error;
     }
   }
 
-  /** Removes what was written. Idempotent; after commit() it does nothing. */
-  abandon(): void {
-    native.abandonSafetensors(this.#writer);
+  /** Removes what was written, and resolves when it is gone. Idempotent; after commit() it does nothing. */
+  abandon(): Promise<void> {
+    return native.abandonSafetensors(this.#writer);
   }
 }
 
@@ -181,7 +177,7 @@ export async function saveSafetensors(
   try {
     for (const [name, tensor] of Object.entries(tensors)) writer.write(name, tensor);
   } catch (error) {
-    writer.abandon();
+    await writer.abandon();
     throw error;
   }
   await writer.commit();

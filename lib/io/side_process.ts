@@ -53,9 +53,16 @@ export interface AskOptions {
   readonly onEnd: (why: 'time' | 'memory') => Error;
 }
 
+/** A process that was started. */
+interface Running {
+  readonly child: ChildProcess;
+  /** Resolves when the process has ended and its pipes are closed. */
+  readonly closed: Promise<void>;
+}
+
 /** A process that answers requests of type Q with answers of type A. */
 export class SideProcess<Q, A> {
-  #child: ChildProcess | null = null;
+  #running: Running | null = null;
   /** The request that was sent last. */
   #last: Promise<unknown> = Promise.resolve();
   #idle: NodeJS.Timeout | undefined;
@@ -73,31 +80,34 @@ export class SideProcess<Q, A> {
     return answer;
   }
 
-  /** Ends the process; the next request starts a new one. */
-  end(): void {
+  /** Ends the process, and waits until it has ended and its pipes are closed; the next request starts a new one. */
+  async end(): Promise<void> {
     clearTimeout(this.#idle);
-    this.#child?.kill('SIGKILL');
-    this.#child = null;
+    const running = this.#running;
+    this.#running = null;
+    if (running !== null) await kill(running);
   }
 
   async #ask(request: Q, options: AskOptions): Promise<A> {
     options.signal?.throwIfAborted();
     clearTimeout(this.#idle);
-    this.#child ??= this.#start();
-    const child = this.#child;
+    this.#running ??= this.#start();
+    const running = this.#running;
+    const { child } = running;
     hold(child, true);
     try {
-      const answer = await exchange(child, request as Serializable, options);
+      const answer = await exchange(running, request as Serializable, options);
       if ('error' in answer) throw errorOf(answer.error);
       return answer.value as A;
     } finally {
       hold(child, false);
-      if (child.killed && this.#child === child) this.#child = null;
-      if (this.#child === child) this.#idle = setTimeout(() => this.end(), kIdleMs).unref();
+      if (child.killed && this.#running === running) this.#running = null;
+      if (this.#running === running)
+        this.#idle = setTimeout(() => void this.end(), kIdleMs).unref();
     }
   }
 
-  #start(): ChildProcess {
+  #start(): Running {
     const { module, setup, heapMiB } = this.options;
     // From lib/io as well as from dist/io: a process runs the compiled library.
     const entry = fileURLToPath(new URL(`../../dist/${module}`, import.meta.url));
@@ -112,19 +122,24 @@ export class SideProcess<Q, A> {
     child.stdin?.on('error', () => {});
     (child.stdin as Socket | null)?.unref();
     child.once('exit', () => {
-      if (this.#child === child) this.#child = null;
+      if (this.#running?.child === child) this.#running = null;
+    });
+    const closed = new Promise<void>((resolve) => {
+      child.once('close', () => resolve());
+      if (child.pid === undefined) resolve(); // it could not be started
     });
     child.send({ setup } satisfies Setup);
-    return child;
+    return { child, closed };
   }
 }
 
 /** Sends a request and waits for the answer; kills the process if it rejects. */
 async function exchange(
-  child: ChildProcess,
+  running: Running,
   request: Serializable,
   { signal, limitMs = Number.POSITIVE_INFINITY, onEnd }: AskOptions,
 ): Promise<Answer> {
+  const { child } = running;
   let stop = (): void => {};
   try {
     return await new Promise<Answer>((resolve, reject) => {
@@ -150,11 +165,19 @@ async function exchange(
       });
     });
   } catch (error) {
-    child.kill('SIGKILL');
+    stop();
+    await kill(running);
     throw error;
   } finally {
     stop();
   }
+}
+
+/** Kills a process, and waits until it has ended and its pipes are closed. */
+async function kill({ child, closed }: Running): Promise<void> {
+  hold(child, true);
+  child.kill('SIGKILL');
+  await closed;
 }
 
 /** Lets a process keep this one alive, or not. */

@@ -1,5 +1,6 @@
 /** The interface of every weight file: its tensors by name, read one at a time, and the metadata beside them. */
-import type { DType, Tensor } from '../tensor.ts';
+import { synchronize } from '../runtime.ts';
+import { type DType, disposeOnError, type Tensor } from '../tensor.ts';
 
 /** A tensor as the header describes it; nothing of its data has been read. */
 export interface TensorInfo {
@@ -49,4 +50,17 @@ export interface TensorFile {
 /** Descriptions of tensors by their names. */
 export function infoMap(tensors: readonly TensorInfo[]): Map<string, TensorInfo> {
   return new Map(tensors.map((info) => [info.name, info]));
+}
+
+/** Reads all tensors of a file, which own their memory. @throws as their reading does, and where the file has changed meanwhile */
+export async function readAll(
+  file: TensorFile,
+  options: ReadOptions = {},
+): Promise<Record<string, Tensor>> {
+  // From entries, since assigning to the key __proto__ would add none.
+  const tensors = Object.fromEntries(
+    Array.from(file.tensors.keys(), (name) => [name, file.read(name, options)]),
+  );
+  await disposeOnError(Object.values(tensors), () => synchronize());
+  return tensors;
 }

@@ -6,6 +6,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { add, crossEntropy, mean, mul, reshape, square, stack, sub, zeros } from '../ops/index.ts';
+import { shown } from '../shown.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
 import type { TermWeights } from './head_loss.ts';
 import { binaryCrossEntropy, type NluVariant } from './nlu_terms.ts';
@@ -201,14 +202,14 @@ function checkOptions({ problemType, variant, temperature, svdTopK }: NluOptions
   for (const [name, [value, allowed]] of Object.entries(choices)) {
     if (value === undefined || (allowed as readonly string[]).includes(value)) continue;
     throw new ArgumentError(
-      `NluLoss: ${name} must be one of ${allowed.join(', ')}, got ${JSON.stringify(value)}`,
+      `NluLoss: ${name} must be one of ${allowed.join(', ')}, got ${shown(value)}`,
     );
   }
   if (temperature !== undefined && !(temperature > 0)) {
-    throw new ArgumentError(`NluLoss: temperature must be > 0, got ${temperature}`);
+    throw new ArgumentError(`NluLoss: temperature must be > 0, got ${shown(temperature)}`);
   }
   if (svdTopK !== undefined && !(Number.isInteger(svdTopK) && svdTopK >= 1)) {
-    throw new ArgumentError(`NluLoss: svdTopK must be a whole number >= 1, got ${svdTopK}`);
+    throw new ArgumentError(`NluLoss: svdTopK must be a whole number >= 1, got ${shown(svdTopK)}`);
   }
 }
 

@@ -23,6 +23,7 @@ import {
   sum,
   where,
 } from '../ops/index.ts';
+import { shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
 import { consistencyLoss, rowsOf, svdLoss } from './plain.ts';
 import type { ProblemType } from './problem_type.ts';
@@ -106,7 +107,7 @@ export function nluSvdLoss(student: Tensor, { k = 5 }: { k?: number } = {}): Ten
  * ratio would be the constant 1 with gradient 0, as for every task of at most k classes.
  */
 export function clampSvdTopK(k: number, [rows, classes]: readonly [number, number]): number {
-  if (!(k >= 1)) throw new ArgumentError(`nluSvdLoss: k must be >= 1, got ${k}`);
+  if (!(k >= 1)) throw new ArgumentError(`nluSvdLoss: k must be >= 1, got ${shown(k)}`);
   return Math.min(k, Math.min(rows, classes) - 1);
 }
 
@@ -122,7 +123,9 @@ export function binaryCrossEntropy(logits: Tensor, targets: Tensor): Tensor {
 /** T^2 mean_N sum_D KL(sigmoid(p/T) || sigmoid(z/T)), from ln sigmoid(x) = -softplus(-x). */
 function bernoulliDivergence(z: Tensor, p: Tensor, temperature: number): Tensor {
   if (!(temperature > 0)) {
-    throw new ArgumentError(`nluConsistencyLoss: temperature must be > 0, got ${temperature}`);
+    throw new ArgumentError(
+      `nluConsistencyLoss: temperature must be > 0, got ${shown(temperature)}`,
+    );
   }
   const [a, b] = [mul(z, 1 / temperature), mul(p, 1 / temperature)];
   const yes = mul(sigmoid(b), sub(softplus(neg(a)), softplus(neg(b))));

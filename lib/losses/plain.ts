@@ -24,6 +24,7 @@ import {
   topK,
   where,
 } from '../ops/index.ts';
+import { shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
 
 /** Singular values up to this share of the largest carry no gradient. */
@@ -55,7 +56,7 @@ export function consistencyLoss(
   { temperature = 2 }: { temperature?: number } = {},
 ): Tensor {
   if (!(temperature > 0)) {
-    throw new ArgumentError(`consistencyLoss: temperature must be > 0, got ${temperature}`);
+    throw new ArgumentError(`consistencyLoss: temperature must be > 0, got ${shown(temperature)}`);
   }
   const z = rowsOf('consistencyLoss', student);
   const logP = logSoftmax(mul(centred(z), 1 / temperature));
@@ -70,7 +71,7 @@ export function consistencyLoss(
  * @param options topK: K; 0 or >= V: the whole vocabulary. Default 20
  */
 export function diversityLoss(student: Tensor, { topK: k = 20 }: { topK?: number } = {}): Tensor {
-  if (!(k >= 0)) throw new ArgumentError(`diversityLoss: topK must be >= 0, got ${k}`);
+  if (!(k >= 0)) throw new ArgumentError(`diversityLoss: topK must be >= 0, got ${shown(k)}`);
   const z = rowsOf('diversityLoss', student);
   const kept = k === 0 || k >= (z.shape[1] as number) ? z : topK(z, k).values;
   const logPi = logSoftmax(centred(kept));
@@ -87,7 +88,7 @@ export function svdLoss(
   student: Tensor,
   { k = 10, norm = 'frobenius' }: { k?: number; norm?: 'frobenius' | 'nuclear' } = {},
 ): Tensor {
-  if (!(k >= 1)) throw new ArgumentError(`svdLoss: k must be >= 1, got ${k}`);
+  if (!(k >= 1)) throw new ArgumentError(`svdLoss: k must be >= 1, got ${shown(k)}`);
   const z = rowsOf('svdLoss', student);
   const all = singularValues(z);
   const threshold = mul(slice(all, 0, { stop: 1 }), kRankTolerance).detach();

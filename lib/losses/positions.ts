@@ -2,6 +2,7 @@
 // number of valid ones of each segment; targets are shifted already (targets[n] is the id that row n must predict).
 import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
+import { shown } from '../shown.ts';
 
 /**
  * The rows of the regularizers. `supervised`: the rows of the task loss. `non_padding`: the rows of all tokens, as in the paper's
@@ -97,7 +98,7 @@ function isRegularized(
       return n > start && targets[n - 1] !== kIgnoredTarget;
     default:
       throw new ArgumentError(
-        `selectRows: positions must be supervised, non_padding or label_aligned, got ${JSON.stringify(positions)}`,
+        `selectRows: positions must be supervised, non_padding or label_aligned, got ${shown(positions)}`,
       );
   }
 }

@@ -11,6 +11,7 @@ import {
   type OptionTable,
   type ResolvedOf,
 } from '../options/option.ts';
+import { shown } from '../shown.ts';
 import { type DType, Tensor } from '../tensor.ts';
 import type { Head } from './fused.ts';
 import { headLogits } from './plain.ts';
@@ -133,17 +134,19 @@ export function defineTerm(input: TermInput): Term {
   const { key, weight, rows = 'regularized', teacher = false, hiddenStates, value } = input;
   if (!kKey.test(key) || kReservedKeys.includes(key)) {
     throw new ArgumentError(
-      `terms: a key must be an identifier other than ${kReservedKeys.join(', ')}, got ${JSON.stringify(key)}`,
+      `terms: a key must be an identifier other than ${kReservedKeys.join(', ')}, got ${shown(key)}`,
     );
   }
   const weightAt = (at: WeightContext): number => {
     const found = typeof weight === 'function' ? weight(at) : weight;
     if (typeof found === 'number' && Number.isFinite(found)) return found;
-    throw new ArgumentError(`terms: the weight of ${key} must be a finite number, got ${found}`);
+    throw new ArgumentError(
+      `terms: the weight of ${key} must be a finite number, got ${shown(found)}`,
+    );
   };
   if (typeof weight !== 'function') weightAt({ step: 0, totalSteps: 1, teacherEntropy: null });
   if (typeof value !== 'function') {
-    throw new ArgumentError(`terms: the value of ${key} must be a function, got ${String(value)}`);
+    throw new ArgumentError(`terms: the value of ${key} must be a function, got ${shown(value)}`);
   }
   return {
     ...{ key, rows, teacher, weightAt, value },
@@ -169,7 +172,7 @@ export function termValue(
     value.catch(() => {});
     throw wrong('must not be async, because a step only enqueues');
   }
-  if (!(value instanceof Tensor)) throw wrong(`must be a tensor or null, got ${String(value)}`);
+  if (!(value instanceof Tensor)) throw wrong(`must be a tensor or null, got ${shown(value)}`);
   if (value.size !== 1) throw wrong(`must be one number, got the shape (${value.shape.join(',')})`);
   if (onTape && !value.requiresGrad) {
     throw wrong(

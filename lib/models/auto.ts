@@ -1,8 +1,16 @@
 /** Loading of causal language models from a folder or a GGUF file, by the model_type in them (see registry.ts). */
 import { join } from 'node:path';
 import { withDevice } from '../device.ts';
-import { type ResolveOptions, resolveModel } from '../io/hub.ts';
+import { hubTable, type ResolveOptions, resolveModel } from '../io/hub.ts';
 import { max, maximum, sub } from '../ops/index.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  kCall,
+  oneOf,
+  wholeNumber,
+} from '../options/call.ts';
 import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
 import type { CausalLM } from './causal_lm.ts';
@@ -11,6 +19,7 @@ import {
   type Counts,
   checkCounts,
   initializerRange,
+  modelTypeOf,
   readConfigJson,
 } from './config_keys.ts';
 import type { ConfiguredModel, ModelFamily } from './family.ts';
@@ -55,6 +64,28 @@ export interface FromConfigOptions extends ConfigOptions {
   device?: string;
 }
 
+const kDType = oneOf(['f32', 'bf16', 'f64']);
+
+/** The kinds of the options of a loader. */
+export const loadTable: CallTable<FromPretrainedOptions> = {
+  ...hubTable,
+  ignoreKeys: kCall.texts,
+  dtype: kDType,
+  device: kCall.text,
+  trainable: kCall.boolean,
+  checkFinite: kCall.boolean,
+  onProgress: kCall.function,
+};
+
+/** The kinds of the options of `fromConfig`. */
+export const configTable: CallTable<FromConfigOptions> = {
+  ignoreKeys: kCall.texts,
+  dtype: kDType,
+  seed: wholeNumber({ least: 0 }),
+  trainable: kCall.boolean,
+  device: kCall.text,
+};
+
 /** Loads causal language models of every supported family. */
 export const AutoModelForCausalLM = {
   /**
@@ -62,10 +93,12 @@ export const AutoModelForCausalLM = {
    * @param nameOrPath a Hugging Face folder (safetensors, single or sharded), a .gguf file, a folder that holds one, or an
    *   id on the Hub
    * @throws UnsupportedError for a model_type, device or config key that is not known; FormatError for damaged files,
-   *   missing tensors, wrong shapes, NaN in the weights; ArgumentError, NativeError as resolveModel does
+   *   missing tensors, wrong shapes, NaN in the weights; ArgumentError for an option of another type; ArgumentError, NativeError as
+   *   resolveModel does
    * @example const model = await AutoModelForCausalLM.fromPretrained('./SmolLM2-135M', { dtype: 'bf16' });
    */
   async fromPretrained(nameOrPath: string, options: FromPretrainedOptions = {}): Promise<CausalLM> {
+    checkCall('fromPretrained', options, loadTable);
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     requireDevice(options);
     const folder = await resolveModel(nameOrPath, options);
@@ -90,11 +123,14 @@ export const AutoModelForCausalLM = {
    */
   async fromConfig(
     config: Readonly<Record<string, unknown>>,
-    { dtype = 'f32', seed = 42, trainable = false, device, ...options }: FromConfigOptions = {},
+    given: FromConfigOptions = {},
   ): Promise<CausalLM> {
+    checkArgument('fromConfig: the configuration', kCall.object, config);
+    checkCall('fromConfig', given, configTable);
+    const { dtype = 'f32', seed = 42, trainable = false, device, ...options } = given;
     requireDevice({ device });
     const path = 'the configuration';
-    const family = familyOf(String(config.model_type ?? 'none'), path);
+    const family = familyOf(modelTypeOf(config, path), path);
     const configured = family.configure({ ...config }, { ...options, path });
     const { tied, causalLM } = configured;
     const origin: ModelOrigin = { nameOrPath: 'random weights', folder: '', dtype };
@@ -116,6 +152,7 @@ export async function checkCausalLM(
   nameOrPath: string,
   options: FromPretrainedOptions = {},
 ): Promise<void> {
+  checkCall('checkCausalLM', options, loadTable);
   requireDevice(options);
   const { source } = await open(await resolveModel(nameOrPath, options), options);
   source.close();
@@ -136,7 +173,7 @@ async function open(path: string, options: ConfigOptions): Promise<OpenedModel> 
 async function openFolder(folder: string, options: ConfigOptions): Promise<OpenedModel> {
   const path = join(folder, 'config.json');
   const json = await readConfigJson(path);
-  const family = familyOf(String(json.model_type ?? 'none'), path);
+  const family = familyOf(modelTypeOf(json, path), path);
   const counts: Counts = new Map();
   const configured = family.configure(json, { ...options, path, counts });
   const source = HfWeights.open(folder, family.prefix);

@@ -1,14 +1,24 @@
 /** Loading of models with a classification or regression head: the checkpoint's, or a new one on a pre-trained model. */
 import { join } from 'node:path';
 import { resolveModel } from '../io/hub.ts';
+import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
+import { labelTable } from '../options/labels.ts';
 import {
   buildOn,
+  configTable,
   type FromConfigOptions,
   type FromPretrainedOptions,
   finishLoading,
+  loadTable,
 } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
-import { type Counts, checkCounts, initializerRange, readConfigJson } from './config_keys.ts';
+import {
+  type Counts,
+  checkCounts,
+  initializerRange,
+  modelTypeOf,
+  readConfigJson,
+} from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
 import type { ModelOrigin } from './model.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
@@ -32,6 +42,14 @@ export interface ClassifierOptions extends FromPretrainedOptions, LabelOptions {
   seed?: number;
 }
 
+/** The kinds of the options. */
+const kTable: CallTable<ClassifierOptions> = {
+  ...loadTable,
+  ...labelTable,
+  newHead: kCall.boolean,
+  seed: wholeNumber({ least: 0 }),
+};
+
 /** Loads classifiers and regressors; see {@link AutoModelForSequenceClassification.fromPretrained}. */
 export const AutoModelForSequenceClassification = {
   /**
@@ -48,6 +66,7 @@ export const AutoModelForSequenceClassification = {
     nameOrPath: string,
     options: ClassifierOptions = {},
   ): Promise<SequenceClassifier> {
+    checkCall('fromPretrained', options, kTable);
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     const { folder, path, json, kind, stored } = await openClassifier(nameOrPath, options);
     try {
@@ -83,11 +102,13 @@ export const AutoModelForSequenceClassification = {
     config: Readonly<Record<string, unknown>>,
     options: FromConfigOptions & LabelOptions = {},
   ): Promise<SequenceClassifier> {
+    checkArgument('fromConfig: the configuration', kCall.object, config);
+    checkCall('fromConfig', options, { ...configTable, ...labelTable });
     const { dtype = 'f32', seed = 42, trainable = false, device } = options;
     requireDevice({ device });
     const path = 'the configuration';
     const json = { ...config };
-    const make = classifierKind(String(json.model_type ?? 'none'), path).fromJson(json, {
+    const make = classifierKind(modelTypeOf(json, path), path).fromJson(json, {
       ...options,
       path,
     });
@@ -160,7 +181,7 @@ async function openClassifier(
   if (!gguf) {
     const path = join(folder, 'config.json');
     const json = await readConfigJson(path);
-    const kind = classifierKind(String(json.model_type ?? 'none'), path);
+    const kind = classifierKind(modelTypeOf(json, path), path);
     return { folder, path, json, kind, stored: HfWeights.open(folder, '') };
   }
   const { family, json, source } = await openGguf(folder, options, classifierKindOfGguf);

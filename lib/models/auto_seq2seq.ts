@@ -1,14 +1,16 @@
 /** Loading of encoder-decoders from a folder or a GGUF file. */
 import { join } from 'node:path';
 import { resolveModel } from '../io/hub.ts';
+import { checkCall } from '../options/call.ts';
 import {
   buildOn,
   type FromPretrainedOptions,
   finishLoading,
   headIsEmbedding,
   kHead,
+  loadTable,
 } from './auto.ts';
-import { type Counts, checkCounts, readConfigJson } from './config_keys.ts';
+import { type Counts, checkCounts, modelTypeOf, readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
 import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { seq2SeqFamilyOf, seq2SeqFamilyOfGguf } from './registry.ts';
@@ -32,6 +34,7 @@ export const AutoModelForSeq2SeqLM = {
     nameOrPath: string,
     options: FromPretrainedOptions = {},
   ): Promise<Seq2SeqLM> {
+    checkCall('fromPretrained', options, loadTable);
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     requireDevice(options);
     const { folder, path, family, json, stored } = await openSeq2Seq(nameOrPath, options);
@@ -104,6 +107,6 @@ async function openSeq2Seq(
   }
   const path = join(folder, 'config.json');
   const json = await readConfigJson(path);
-  const family = seq2SeqFamilyOf(String(json.model_type ?? 'none'), path);
+  const family = seq2SeqFamilyOf(modelTypeOf(json, path), path);
   return { folder, path, family, json, stored: HfWeights.open(folder, '') };
 }

@@ -5,6 +5,7 @@
  */
 import { FormatError, UnsupportedError } from '../errors.ts';
 import type { GgufFile } from '../io/index.ts';
+import { shown } from '../shown.ts';
 import { type GgufKeys, type GgufNames, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 
 /** model_types that the architecture stands for. */
@@ -23,7 +24,7 @@ export function bertLikeOf({ metadata, tensors, path }: GgufFile): BertLike {
   if (vocabulary === 'bert' && (types as number) > 1) return 'bert';
   throw new UnsupportedError(
     `${path}: which model the architecture bert stands for is not clear: tokenizer.ggml.model is ` +
-      `"${vocabulary}" and token_types.weight ${types === undefined ? 'missing' : `of ${types} row(s)`}; known: ` +
+      `${shown(vocabulary)} and token_types.weight ${types === undefined ? 'missing' : `of ${types} row(s)`}; known: ` +
       'bert: "bert" with 2 rows or more, distilbert: "bert" without, roberta: "gpt2" with',
   );
 }

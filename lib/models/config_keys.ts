@@ -5,7 +5,8 @@
  */
 import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';
-import { readText } from '../io/regular_file.ts';
+import { kMaxConfigBytes, readText } from '../io/regular_file.ts';
+import { shown } from '../shown.ts';
 
 /** Keys of any transformers version for bookkeeping, labels and generation, which change nothing here. */
 const kHarmlessKeys = new Set(
@@ -93,20 +94,27 @@ export function configError(path: string, message: string): FormatError {
   });
 }
 
-/** Reads a config.json. @throws FormatError if it cannot be opened or is no object, NativeError if the disk fails */
-export async function readConfigJson(path: string): Promise<Record<string, unknown>> {
-  const text = await readText(path);
+/**
+ * Reads a file of one JSON object, as config.json.
+ * @param options advice: how to mend a file that is no such object, as the end of the message
+ * @throws FormatError if it cannot be opened, is too large or is no object, NativeError if the disk fails
+ */
+export async function readConfigJson(
+  path: string,
+  { advice }: { advice?: string } = {},
+): Promise<Record<string, unknown>> {
+  const options = { path, ...(advice !== undefined && { advice }) };
+  const text = await readText(path, { limit: kMaxConfigBytes });
   let json: unknown;
   try {
     json = JSON.parse(text);
   } catch (error) {
     throw new FormatError(`${path}: is not JSON: ${(error as Error).message}`, {
-      path,
-      cause: error,
+      ...{ ...options, cause: error },
     });
   }
   if (json === null || typeof json !== 'object' || Array.isArray(json)) {
-    throw new FormatError(`${path}: must hold a JSON object`, { path });
+    throw new FormatError(`${path}: must hold a JSON object`, options);
   }
   return json as Record<string, unknown>;
 }
@@ -147,8 +155,9 @@ export function parseConfig<S extends z.ZodRawShape>(
   }
   const issue = parsed.error.issues[0] as z.core.$ZodIssue;
   const key = issue.path.join('.');
-  const value = Object.hasOwn(json, key) ? JSON.stringify(json[key]) : 'nothing';
-  throw configError(path, `${key}: ${issue.message} (the file has ${value})`);
+  const value = Object.hasOwn(json, key) ? json[key] : undefined;
+  const found = value === undefined ? 'the file does not have it' : `the file has ${shown(value)}`;
+  throw configError(path, `${key}: ${issue.message} (${found})`);
 }
 
 /** The schema that an optional one is of. */
@@ -158,15 +167,20 @@ function innermost(schema: unknown): unknown {
   return inner;
 }
 
+/** Reads model_type; `none` where there is none. @throws FormatError for one that is no text */
+export function modelTypeOf(json: Readonly<Record<string, unknown>>, path: string): string {
+  const { model_type: type = null } = json;
+  if (type === null) return 'none';
+  if (typeof type === 'string') return type;
+  throw configError(path, `model_type must be a text, got ${shown(type)}`);
+}
+
 /** Reads initializer_range, the deviation of new weights. @throws FormatError for one that is no number, or below 0 */
 export function initializerRange(json: Readonly<Record<string, unknown>>, path: string): number {
   const { initializer_range: value } = json;
   if (value === undefined || value === null) return kInitializerRange;
   if (typeof value === 'number' && Number.isFinite(value) && value >= 0) return value;
-  throw configError(
-    path,
-    `initializer_range must be a number from 0 on, got ${JSON.stringify(value)}`,
-  );
+  throw configError(path, `initializer_range must be a number from 0 on, got ${shown(value)}`);
 }
 
 /** transformers' default of initializer_range. */
@@ -177,7 +191,7 @@ export function refuseValues(path: string, values: Readonly<Record<string, unkno
   for (const [key, value] of Object.entries(values)) {
     if (value === null || value === undefined) continue;
     throw new UnsupportedError(
-      `${path}: ${key} ${JSON.stringify(value)} is not supported; choose a model without it`,
+      `${path}: ${key} ${shown(value)} is not supported; choose a model without it`,
     );
   }
 }

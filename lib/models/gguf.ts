@@ -4,7 +4,7 @@
  */
 import { FormatError, UnsupportedError } from '../errors.ts';
 import type { GgufFile, GgufMetadataValue } from '../io/index.ts';
-import { concat, permute, sub, zeros } from '../ops/index.ts';
+import { concat, contiguous, permute, reshape, sub, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import type { WeightReadOptions, WeightSource } from './weights.ts';
@@ -282,6 +282,31 @@ function hfName(name: string, names: readonly GgufNames[]): string {
     if (found !== undefined) return found;
   }
   return name;
+}
+
+/** The name in a GGUF file of a tensor with this Hugging Face name; null where the architecture has none. */
+export function ggufName(
+  hf: string,
+  { top, blocks = 'blk', layers, block }: GgufNames,
+): string | null {
+  const whole = Object.entries(top).find(([, name]) => name === hf);
+  if (whole !== undefined) return whole[0];
+  if (!hf.startsWith(`${layers}.`)) return null;
+  const [, layer, module, kind] =
+    /^(\d+)\.(.+)\.(weight|bias)$/.exec(hf.slice(layers.length + 1)) ?? [];
+  const own = Object.entries(block).find(([, name]) => name === module);
+  return own === undefined ? null : `${blocks}.${layer}.${own[0]}.${kind}`;
+}
+
+/**
+ * A tensor of rows in Hugging Face's order of halves, in the interleaved order of heads in which the llama architecture stores them:
+ * the inverse of `permutedHeads` in `GgufFile.read`.
+ */
+export function interleavedRows(tensor: Tensor, heads: number): Tensor {
+  const [rows, ...rest] = tensor.shape as readonly [number, ...number[]];
+  const columns = rest.reduce((product, extent) => product * extent, 1);
+  const halves = reshape(tensor, [heads, 2, rows / heads / 2, columns]);
+  return reshape(contiguous(permute(halves, [0, 2, 1, 3])), tensor.shape);
 }
 
 /** A table completed for one file. */

@@ -18,6 +18,7 @@ export { DebertaV2ForSequenceClassification } from './deberta_v2.ts';
 export { type DecoderConfig, DecoderLM, type LayerAttention } from './decoder.ts';
 export { demoCheckpoint } from './demo_checkpoint.ts';
 export { DistilBertForSequenceClassification } from './distilbert.ts';
+export { type GgufLayout, ggufLayoutOf } from './gguf_layout.ts';
 export { KvCache } from './kv_cache.ts';
 export type { LayerKeep } from './layers.ts';
 export {
@@ -28,7 +29,13 @@ export {
 } from './model.ts';
 export { RobertaForSequenceClassification } from './roberta.ts';
 export type { RopeConfig } from './rope.ts';
-export { type SavedDType, type SaveModelOptions, saveModel } from './save.ts';
+export {
+  copyCompanions,
+  kSavedDType,
+  type SavedDType,
+  type SaveModelOptions,
+  saveModel,
+} from './save.ts';
 export { type Seq2SeqBatch, Seq2SeqLM } from './seq2seq_lm.ts';
 export {
   type HeadOrigin,

@@ -214,6 +214,33 @@ export class KvCache {
     return number;
   }
 
+  /**
+   * Shortens a sequence to its first positions, as if the others had never been added. Rows of an encoder stay.
+   * @param length from 1 to the present length
+   * @returns whether it was shortened: false, with nothing changed, where a layer's window has left keys behind that the next row
+   *   would see
+   */
+  truncate(sequence: number, length: number): boolean {
+    const own = this.#sequence(sequence).flatMap((list, g) => {
+      const group = this.#groups[g] as Group;
+      return group.of === 'own' ? [{ list, g, window: group.window }] : [];
+    });
+    if (!Number.isInteger(length) || length < 1 || length > this.lengthOf(sequence)) {
+      throw new ArgumentError(
+        `sequence ${sequence} has ${this.lengthOf(sequence)} positions and cannot be shortened to ${length}`,
+      );
+    }
+    const isLeft = own.some(
+      ({ list, window }) => window > 0 && list.first > firstKept(length, window),
+    );
+    if (isLeft) return false;
+    for (const { list, g } of own) {
+      list.length = length;
+      this.#shrink(list, g);
+    }
+    return true;
+  }
+
   /** Ends a sequence. Its blocks are free for others, unless they are shared. After dispose() there is nothing to end. */
   release(sequence: number): void {
     if (this.#disposed) return;

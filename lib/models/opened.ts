@@ -5,6 +5,7 @@ import { FormatError } from '../errors.ts';
 import { GgufFile } from '../io/index.ts';
 import { isModelFolder } from '../io/model_folder.ts';
 import { listFolder, statPath } from '../io/regular_file.ts';
+import { shown } from '../shown.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import { type GgufTable, readGguf } from './gguf.ts';
 import type { WeightSource } from './weights.ts';
@@ -55,11 +56,12 @@ export async function openGguf<F>(
 ): Promise<{ family: F; json: Record<string, unknown>; source: WeightSource }> {
   const file = GgufFile.open(path);
   try {
-    const { family, table } = find(
-      String(file.metadata.get('general.architecture') ?? 'none'),
-      path,
-      file,
-    );
+    const architecture = file.metadata.get('general.architecture') ?? 'none';
+    if (typeof architecture !== 'string') {
+      const found = shown(architecture);
+      throw new FormatError(`${path}: general.architecture must be a text, got ${found}`, { path });
+    }
+    const { family, table } = find(architecture, path, file);
     return { family, ...(await readGguf(file, table, options)) };
   } catch (error) {
     file.close();

@@ -1,6 +1,7 @@
 /** The list of architectures that can be loaded, by model_type, or by general.architecture in GGUF files. */
 import { UnsupportedError } from '../errors.ts';
 import type { GgufFile } from '../io/index.ts';
+import { shown } from '../shown.ts';
 import { bertClassifier } from './bert.ts';
 import { bertGguf, bertLikeOf } from './bert_gguf.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
@@ -51,7 +52,7 @@ export const kSeq2SeqFamilies: readonly Seq2SeqFamily[] = [t5];
 export function familyOf(type: string, path: string): ModelFamily {
   const found = kFamilies.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unsupportedModel(`${path}: model_type "${type}"`, {
+  throw unsupportedModel(`${path}: model_type ${shown(type)}`, {
     as: otherTasks(type, 'as a language model'),
     known: kFamilies.map(({ modelType }) => modelType),
   });
@@ -65,7 +66,7 @@ export function familyOfGguf(
   for (const family of kFamilies) {
     if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
   }
-  throw unsupportedModel(`${path}: general.architecture "${architecture}"`, {
+  throw unsupportedModel(`${path}: general.architecture ${shown(architecture)}`, {
     ...(isEncoder(architecture) && { as: otherTasks(architecture, 'as a language model') }),
     known: kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
   });
@@ -79,7 +80,7 @@ export function seq2SeqFamilyOfGguf(
   for (const family of kSeq2SeqFamilies) {
     if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
   }
-  throw unsupportedModel(`${path}: general.architecture "${architecture}"`, {
+  throw unsupportedModel(`${path}: general.architecture ${shown(architecture)}`, {
     as: ' as an encoder-decoder',
     known: kSeq2SeqFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
   });
@@ -89,7 +90,7 @@ export function seq2SeqFamilyOfGguf(
 export function seq2SeqFamilyOf(type: string, path: string): Seq2SeqFamily {
   const found = kSeq2SeqFamilies.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unsupportedModel(`${path}: model_type "${type}"`, {
+  throw unsupportedModel(`${path}: model_type ${shown(type)}`, {
     as: otherTasks(type, 'as an encoder-decoder'),
     known: kSeq2SeqFamilies.map(({ modelType }) => modelType),
   });
@@ -100,7 +101,7 @@ export function classifierKind(type: string, path: string): ClassifierKind {
   const kinds = [...kEncoders, ...kFamilies.flatMap(({ classifier }) => classifier ?? [])];
   const found = kinds.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
-  throw unsupportedModel(`${path}: model_type "${type}"`, {
+  throw unsupportedModel(`${path}: model_type ${shown(type)}`, {
     as: otherTasks(type, 'for classification'),
     known: kinds.map(({ modelType }) => modelType),
   });
@@ -125,7 +126,7 @@ export function classifierKindOfGguf(
   }
   const known = kFamilies.flatMap(({ gguf, classifier }) => (classifier && gguf) ?? []);
   if (kFamilies.every(({ gguf }) => gguf?.architecture !== architecture)) {
-    throw unsupportedModel(`${path}: general.architecture "${architecture}"`, {
+    throw unsupportedModel(`${path}: general.architecture ${shown(architecture)}`, {
       as: ' for classification',
       known: [bertGguf, ...known].map((table) => table.architecture),
     });

@@ -6,6 +6,7 @@
 import { z } from 'zod';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { RopeTables } from '../ops/index.ts';
+import { shown } from '../shown.ts';
 import { type DType, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { configError } from './config_keys.ts';
 import type { PassInputs } from './model.ts';
@@ -96,14 +97,17 @@ export function ropeConfig(keys: RopeKeys, headDim: number, path: string): RopeC
   if (typeof given !== 'object' || Array.isArray(given)) {
     throw configError(path, `${field} must be an object`);
   }
-  const type = String(given.rope_type ?? given.type ?? 'default');
+  const type = given.rope_type ?? given.type ?? 'default';
+  if (typeof type !== 'string') {
+    throw configError(path, `${field}.rope_type must be a text, got ${shown(type)}`);
+  }
   const schema = Object.hasOwn(kSchemas, type)
     ? kSchemas[type as keyof typeof kSchemas]
     : undefined;
   if (schema === undefined) {
     const known = Object.keys(kSchemas).join(', ');
     throw new UnsupportedError(
-      `${path}: ${field}.rope_type "${type}" is not supported; known: ${known}`,
+      `${path}: ${field}.rope_type ${shown(type)} is not supported; known: ${known}`,
     );
   }
   const parsed = schema.safeParse({ ...given, rope_type: type });
@@ -304,13 +308,15 @@ export class RopeCache {
     }
     const { positions, lengths } = cached;
     const rows = positions.map((_, row) => row);
+    const ofLength = new Map<number, Float64Array>();
+    for (const length of new Set(lengths)) ofLength.set(length, ropeFrequencies(config, length));
     return {
       ...rotations(
         { config, dtype: this.dtype },
-        (row) => {
-          const frequencies = ropeFrequencies(config, lengths[row] as number);
-          return { position: positions[row] as number, frequencies };
-        },
+        (row) => ({
+          position: positions[row] as number,
+          frequencies: ofLength.get(lengths[row] as number) as Float64Array,
+        }),
         rows.length,
       ),
       rows: tensor(rows),
@@ -345,15 +351,17 @@ function rotations(
 ): RopeTables {
   const half = config.dim / 2;
   const scale = config.type === 'yarn' ? config.attentionFactor : 1;
-  const table = (f: (angle: number) => number): Tensor => {
-    const values = dtype === 'f64' ? new Float64Array(rows * half) : new Float32Array(rows * half);
-    for (let row = 0; row < rows; ++row) {
-      const { position, frequencies } = at(row);
-      for (let i = 0; i < half; ++i) {
-        values[row * half + i] = scale * f(position * (frequencies[i] as number));
-      }
+  const table = () =>
+    dtype === 'f64' ? new Float64Array(rows * half) : new Float32Array(rows * half);
+  const [cos, sin] = [table(), table()];
+  for (let row = 0; row < rows; ++row) {
+    const { position, frequencies } = at(row);
+    for (let i = 0; i < half; ++i) {
+      const angle = position * (frequencies[i] as number);
+      cos[row * half + i] = scale * Math.cos(angle);
+      sin[row * half + i] = scale * Math.sin(angle);
     }
-    return tensor(values, { shape: [rows, half] });
-  };
-  return { cos: table(Math.cos), sin: table(Math.sin) };
+  }
+  const shape = [rows, half];
+  return { cos: tensor(cos, { shape }), sin: tensor(sin, { shape }) };
 }

@@ -6,12 +6,12 @@ import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import { batchInvariant } from '../runtime.ts';
 import { noGrad, type Tensor, tensor } from '../tensor.ts';
-import type { ModelBatch } from './batch.ts';
+import { batchOf, type ModelBatch } from './batch.ts';
 import { addedRows, cachedInputs, checkTokens, type NewTokens } from './cached_rows.ts';
 import { type Head, headLogits } from './causal_lm.ts';
 import type { ParseConfigOptions } from './config_keys.ts';
 import type { GgufTable } from './gguf.ts';
-import { type AddedRows, bounds, type KvCache } from './kv_cache.ts';
+import type { AddedRows, KvCache } from './kv_cache.ts';
 import {
   checkBatch,
   type ForwardOptions,
@@ -207,11 +207,7 @@ function sourcesOf(tokens: readonly NewSeq2SeqTokens[]): ModelBatch | null {
   if (sources.length < tokens.length || sources.some(({ length }) => length === 0)) {
     throw new ArgumentError('either every sequence gets a source of at least one id, or none does');
   }
-  return {
-    inputIds: Int32Array.from(sources.flatMap((source) => Array.from(source))),
-    positions: Int32Array.from(sources.flatMap((source) => Array.from(source, (_, i) => i))),
-    cuSeqlens: bounds(sources.map(({ length }) => length)),
-  };
+  return batchOf(sources);
 }
 
 function addedSources(tokens: readonly NewSeq2SeqTokens[]): AddedRows {

@@ -4,6 +4,8 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { indexSelect } from '../ops/index.ts';
+import { kMaxLabels } from '../options/labels.ts';
+import { shown } from '../shown.ts';
 import { scope, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
 import { configError } from './config_keys.ts';
@@ -180,9 +182,6 @@ export function resolveLabels(
   { numLabels, labelNames = null, problemType }: LabelOptions,
   { path, head }: { path: string; head: { name: string; rows: number } | null },
 ): Labels & Required<Pick<HeadOrigin, 'labelNames'>> {
-  if (numLabels !== undefined && (!Number.isInteger(numLabels) || numLabels < 1)) {
-    throw new ArgumentError(`numLabels must be a whole number from 1 on, got ${numLabels}`);
-  }
   const asked = numLabels ?? labelNames?.length;
   if (labelNames !== null && labelNames.length !== asked) {
     throw new ArgumentError(
@@ -197,7 +196,7 @@ export function resolveLabels(
   }
   const count = asked ?? head?.rows ?? labelCountOf(json) ?? 2;
   if (!Number.isInteger(count) || count < 1 || count > kMaxLabels) {
-    const message = `num_labels must be a whole number from 1 to ${kMaxLabels}, got ${count}`;
+    const message = `num_labels must be a whole number from 1 to ${kMaxLabels}, got ${shown(count)}`;
     throw asked === undefined ? configError(path, message) : new ArgumentError(message);
   }
   return {
@@ -227,7 +226,7 @@ function resolveProblem(
   const stated = problemType ?? json.problem_type ?? null;
   if (stated === null) return count === 1 ? 'regression' : 'single_label_classification';
   if (!kProblemTypes.includes(stated as ProblemType)) {
-    const message = `the problem type must be one of ${kProblemTypes.join(', ')}, got ${JSON.stringify(stated)}`;
+    const message = `the problem type must be one of ${kProblemTypes.join(', ')}, got ${shown(stated)}`;
     if (problemType !== undefined) throw new ArgumentError(message);
     throw configError(path, message);
   }
@@ -238,9 +237,6 @@ function resolveProblem(
   }
   return stated as ProblemType;
 }
-
-/** More than any task has. Each label of a new head has a row of weights, and a name where it is saved. */
-const kMaxLabels = 2 ** 20;
 
 function labelCountOf(json: Readonly<Record<string, unknown>>): number | undefined {
   const { id2label, num_labels } = json;

@@ -10,7 +10,9 @@ export const kCacheChannels = 32;
 
 /** A cache of keys and values as one layer sees it. The blocks of all chunks are numbered one after the other. */
 export interface KvCacheView {
-  /** (blocks, layers, 2, Hkv, 32, Dp) each, with Dp the channels D of a head rounded up to 32. */
+  /**
+   * (blocks, layers, 2, Hkv, kCacheBlock, Dp) each, with Dp the channels D of a head rounded up to a multiple of kCacheChannels.
+   */
   readonly chunks: readonly Tensor[];
   readonly layer: number;
   /** (B+1) i32: rows [cuRows[b], cuRows[b+1]) of the call belong to sequence b. */

@@ -2,6 +2,7 @@
 // the largest wherever a Gram matrix is involved. randomizedSvd alone has a quicker way for weights (docs/performance-log.md).
 import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
+import { shown } from '../shown.ts';
 import { Tensor } from '../tensor.ts';
 
 /**
@@ -104,7 +105,9 @@ export function randomizedSvds(
   { niter = 'converged', oversample = 10 }: SvdSearch = {},
 ): SvdFactors[] {
   if (niter !== 'converged' && !(niter >= 0)) {
-    throw new ArgumentError(`randomizedSvd: niter must be >= 0 or 'converged', got ${niter}`);
+    throw new ArgumentError(
+      `randomizedSvd: niter must be >= 0 or 'converged', got ${shown(niter)}`,
+    );
   }
   const found = native.randomizedSvds(
     tasks.map(({ a }) => a.handle),

@@ -5,6 +5,7 @@
  * s = 0, so its first step has rate 0. Nothing is stored between steps, so a resumed run needs only the step number.
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { shown } from '../shown.ts';
 
 /** Parameters of a schedule under transformers' names in camel case. Each schedule reads those that it has. */
 export interface SchedulerOptions {
@@ -108,7 +109,9 @@ function polynomialFactor(input: FactorInput): Factor {
 function inverseSqrtFactor({ warmup, options }: FactorInput): Factor {
   const timescale = options.timescale ?? (warmup > 0 ? warmup : kInverseSqrtTimescale);
   if (!(timescale > 0)) {
-    throw new ArgumentError(`inverse_sqrt: timescale must be a number > 0, got ${timescale}`);
+    throw new ArgumentError(
+      `inverse_sqrt: timescale must be a number > 0, got ${shown(timescale)}`,
+    );
   }
   return (step) =>
     step < warmup ? ramp(step, warmup) : 1 / Math.sqrt((step + timescale - warmup) / timescale);
@@ -206,7 +209,7 @@ export function learningRateSchedule(input: ScheduleInput): (step: number) => nu
   checkCount('warmup', warmup, 0);
   if (!(learningRate >= 0) || !Number.isFinite(learningRate)) {
     throw new ArgumentError(
-      `learningRateSchedule: learningRate must be finite and >= 0, got ${learningRate}`,
+      `learningRateSchedule: learningRate must be finite and >= 0, got ${shown(learningRate)}`,
     );
   }
   const factor = make({ total, warmup, learningRate, options });
@@ -225,7 +228,7 @@ export function learningRateSchedule(input: ScheduleInput): (step: number) => nu
  */
 export function warmupStepsFrom(warmupSteps: number, total: number): number {
   if (!(warmupSteps >= 0) || !Number.isFinite(warmupSteps)) {
-    throw new ArgumentError(`warmupSteps must be finite and >= 0, got ${warmupSteps}`);
+    throw new ArgumentError(`warmupSteps must be finite and >= 0, got ${shown(warmupSteps)}`);
   }
   return warmupSteps >= 1 ? Math.floor(warmupSteps) : Math.ceil(total * warmupSteps);
 }
@@ -233,7 +236,7 @@ export function warmupStepsFrom(warmupSteps: number, total: number): number {
 function checkCount(name: string, value: number, least: number): void {
   if (!Number.isSafeInteger(value) || value < least) {
     throw new ArgumentError(
-      `learningRateSchedule: ${name} must be a whole number >= ${least}, got ${value}`,
+      `learningRateSchedule: ${name} must be a whole number >= ${least}, got ${shown(value)}`,
     );
   }
 }

@@ -2,13 +2,14 @@
  * The kinds of values that options take. One kind serves the library, the command line (where values are text), the
  * configuration file (YAML or JSON values), the help page and the JSON schema, so that these cannot disagree.
  */
+import { basename } from 'node:path';
 import { z } from 'zod';
 import { camel, type Entry, type Kind, type Option, snake, spellings } from './option.ts';
 
 type Widened<D> = D extends number ? number : D;
 
 /** Bounds of a number. */
-interface Bounds {
+export interface Bounds {
   /** The least value. */
   readonly least?: number;
   /** Whether the least value itself is refused, too. */
@@ -50,7 +51,8 @@ function readBefore<T>(read: (given: unknown) => unknown, schema: z.ZodType<T>):
   return z.preprocess(read, schema) as unknown as z.ZodType<T>;
 }
 
-function numberKind(
+/** The kind of a number within bounds. */
+export function numberKind(
   base: z.ZodNumber,
   { least, above = false, below, most }: Bounds,
   whole = false,
@@ -192,6 +194,28 @@ export function size<const W extends string>(
     placeholder: [...words, 'size'].join('|'),
     fromText: (given) => given,
     fileSchema: z.union([z.enum(words), z.number().gt(0), z.string().regex(kSize)]),
+  };
+  return option(kind, entry);
+}
+
+/** Declares paths by name: an object, or on the command line a flag for each (`name=path`, or a path, whose last part is the name). */
+export function namedPaths(
+  entry: Entry<undefined> & { readonly placeholder: string },
+): Option<Readonly<Record<string, string>>, undefined> {
+  const read = (given: string): [name: string, path: string] => {
+    const [, name = '', path = ''] = /^([^=/]+)=(.+)$/.exec(given) ?? [];
+    return name === '' ? [basename(given), given] : [name, path];
+  };
+  const kind: Kind<Readonly<Record<string, string>>> = {
+    schema: z.record(z.string().min(1), z.string().min(1)),
+    wanted: 'name=path, each name once',
+    placeholder: entry.placeholder,
+    fromText: (given) => Object.fromEntries([read(given)]),
+    fromTexts: (given) => {
+      const pairs = given.map(read);
+      const isUnique = new Set(pairs.map(([name]) => name)).size === pairs.length;
+      return isUnique ? Object.fromEntries(pairs) : given;
+    },
   };
   return option(kind, entry);
 }

@@ -4,6 +4,7 @@
  */
 import type { z } from 'zod';
 import { ArgumentError } from '../errors.ts';
+import { shown } from '../shown.ts';
 
 /** The circumstances that a default may depend on. The defaults of a method are its presets, in lib/adapters/methods. */
 export interface DefaultContext {
@@ -58,6 +59,8 @@ export interface Kind<T = unknown, R = T> {
    * schema to refuse.
    */
   fromText(text: string): unknown;
+  /** Converts the texts of a flag that may be given several times, in the place of `fromText`. Default: only the last one counts. */
+  fromTexts?(texts: readonly string[]): unknown;
   /** Converts a value of a configuration file, once it is checked, to a value for the schema. Default: unchanged. */
   fromFile?(value: unknown): unknown;
   /** The schema of values in a configuration file, where it differs from the schema of the option. */
@@ -149,21 +152,6 @@ export function checkFileValue(name: string, option: Option, value: unknown): un
 /** The second half of a message, after the option's name, that explains why a value is refused. */
 export function complaint({ wanted }: Pick<Kind, 'wanted'>, value: unknown): string {
   return `must be ${wanted}, got ${shown(value)}`;
-}
-
-function shown(value: unknown): string {
-  if (typeof value === 'number' || typeof value === 'bigint') return String(value);
-  if (typeof value === 'function') return 'a function';
-  try {
-    return JSON.stringify(value, (_, part) => finite(part)) ?? String(value);
-  } catch {
-    return String(value);
-  }
-}
-
-/** Replaces a number that is not finite, which JSON cannot represent, by its text. */
-function finite(part: unknown): unknown {
-  return typeof part === 'number' && !Number.isFinite(part) ? String(part) : part;
 }
 
 /**

@@ -4,7 +4,7 @@
  * limits grow with the conversation, and are far beyond what published templates need.
  */
 import * as jinja from '@huggingface/jinja';
-import { FormatError } from '../errors.ts';
+import { FormatError, UnsupportedError } from '../errors.ts';
 
 /** A value of a running template. */
 interface Value {
@@ -49,6 +49,15 @@ interface Package {
   };
 }
 const { Environment, Interpreter } = jinja as unknown as Package;
+
+/** The methods that are overridden here. A version of the package in which one has another name would run without its limit. */
+const kOverridden = ['evaluate', 'applyFilter', 'evaluateFor', 'evaluateCallExpression'] as const;
+for (const name of kOverridden) {
+  if (typeof Interpreter.prototype[name] === 'function') continue;
+  throw new UnsupportedError(
+    `the package @huggingface/jinja has no Interpreter.${name}; install the version that balora's package.json names`,
+  );
+}
 
 /** Limits for an empty conversation, and their growth with each character and value of it. */
 const kSteps = { least: 1e6, each: 32 };

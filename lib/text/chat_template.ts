@@ -5,6 +5,7 @@
 import { Template } from '@huggingface/jinja';
 import { withDeadline } from '../deadline.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
+import { type CallTable, checkCall, kCall } from '../options/call.ts';
 import { kTemplateAdvice, runTemplate } from './bounded_interpreter.ts';
 
 /** One message of a conversation. Templates may read further keys (tool_calls, name, ...). */
@@ -23,6 +24,13 @@ export interface RenderOptions {
   /** Further variables of the template. */
   variables?: Record<string, unknown>;
 }
+
+/** The kinds of the options. */
+const kTable: CallTable<RenderOptions> = {
+  addGenerationPrompt: kCall.boolean,
+  tools: kCall.list,
+  variables: kCall.object,
+};
 
 /** The value of chat_template in tokenizer_config.json: one template, or a list of named ones. */
 export type ChatTemplateSource = string | readonly { name: string; template: string }[];
@@ -63,6 +71,7 @@ export class ChatTemplate {
    *   too many steps or writes too much
    */
   render(messages: readonly ChatMessage[], options: RenderOptions = {}): string {
+    checkCall('chat template', options, kTable);
     const { addGenerationPrompt = false, tools, variables } = options;
     const template = this.choose(tools !== undefined);
     try {

@@ -4,6 +4,7 @@
  * bytes, as in a TextDecoder with `stream: true`; bytes that can no longer become a character come out at once as U+FFFD.
  */
 import { UnsupportedError } from '../errors.ts';
+import { shown } from '../shown.ts';
 import { bytesOfToken } from './byte_level.ts';
 import { CleanUpStream, cleanUpSpaces } from './clean_up.ts';
 
@@ -219,7 +220,7 @@ function runAtEnd(text: string, char: string, most: number): number {
 }
 
 function unsupported(decoder: Json): UnsupportedError {
-  const pattern = decoder.type === 'Replace' ? ` of ${JSON.stringify(decoder.pattern)}` : '';
+  const pattern = decoder.type === 'Replace' ? ` of ${shown(decoder.pattern)}` : '';
   return new UnsupportedError(
     `tokenizer: the decoder ${String(decoder.type)}${pattern} cannot decode id by id; known: ByteLevel, ByteFallback, Fuse, ` +
       'Metaspace, Replace with a String, Strip, WordPiece and sequences of them; decode all ids at once with decode()',

@@ -5,6 +5,7 @@
  */
 import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';
+import { shown } from '../shown.ts';
 
 type Json = Record<string, unknown>;
 
@@ -57,7 +58,7 @@ export function readFrame(postProcessor: unknown): Frame {
       return bertFrame(config, { between: 2, typeOfB: 0 });
     default:
       throw new UnsupportedError(
-        `tokenizer: post-processor ${JSON.stringify(config.type)} is not supported; write it in tokenizer.json as ` +
+        `tokenizer: post-processor ${shown(config.type)} is not supported; write it in tokenizer.json as ` +
           'TemplateProcessing',
       );
   }
@@ -95,9 +96,7 @@ function template(config: Json): Frame {
       const { id, type_id: typeId } = item.SpecialToken;
       const ids = Object.hasOwn(specials, id) ? specials[id]?.ids : undefined;
       if (ids === undefined) {
-        throw new FormatError(
-          `tokenizer: the post-processor gives no id for ${JSON.stringify(id)}`,
-        );
+        throw new FormatError(`tokenizer: the post-processor gives no id for ${shown(id)}`);
       }
       return { ids, typeId };
     });

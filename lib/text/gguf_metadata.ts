@@ -1,5 +1,6 @@
 /** The metadata tokenizer.ggml.* of a GGUF file: values with their types checked, tokens and their types, special tokens. */
 import { FormatError } from '../errors.ts';
+import { shown } from '../shown.ts';
 
 /** The metadata of a GGUF file, by key. */
 export type GgufMetadata = Readonly<Record<string, unknown>> | ReadonlyMap<string, unknown>;
@@ -57,7 +58,7 @@ export class Metadata {
     if (value === undefined) return undefined;
     const number = typeof value === 'bigint' ? Number(value) : value;
     if (typeof number === 'number' && Number.isSafeInteger(number)) return number;
-    throw new FormatError(`gguf: ${key} must be an integer, got ${String(value)}`);
+    throw new FormatError(`gguf: ${key} must be an integer, got ${shown(value)}`);
   }
 
   strings(key: string): readonly string[] | undefined {

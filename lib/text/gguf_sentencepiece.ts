@@ -3,6 +3,7 @@
  * meanings and defaults of llama.cpp's llama-vocab.cpp. Spaces are written as U+2581.
  */
 import { UnsupportedError } from '../errors.ts';
+import { shown } from '../shown.ts';
 import {
   addedToken,
   type GgufVocabulary,
@@ -203,7 +204,7 @@ function refuseDuplicates(tokens: readonly string[]): void {
     const first = ids.get(token);
     if (first !== undefined) {
       throw new UnsupportedError(
-        `tokenizer: the GGUF's token ${JSON.stringify(token)} has the ids ${first} and ${id}; put the model's ` +
+        `tokenizer: the GGUF's token ${shown(token)} has the ids ${first} and ${id}; put the model's ` +
           'tokenizer.json beside the file',
       );
     }

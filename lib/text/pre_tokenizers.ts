@@ -115,6 +115,32 @@ export function ggufPreTokenizer(name: string): GgufPreTokenizer {
   );
 }
 
+/** The name in tokenizer.ggml.pre of a tokenizer.json's pre-tokenizer; null: it has none in the table. */
+export function ggufNameOfPreTokenizer(
+  config: unknown,
+  { ignoreMerges }: { ignoreMerges: boolean },
+): string | null {
+  const wanted = comparable(config);
+  for (const [name, known] of kByName) {
+    if (known.ignoreMerges === ignoreMerges && comparable(known.preTokenizer) === wanted)
+      return name;
+  }
+  return null;
+}
+
+/** The steps of a pre-tokenizer as text, without settings that change no id. */
+function comparable(config: unknown): string {
+  const { splits, byteLevel } = preTokenizerSteps(config);
+  const steps = ((splits as Json | null)?.pretokenizers ?? []) as Json[];
+  const patterns = steps.map(({ type, pattern, behavior, invert }) => [
+    type,
+    pattern,
+    behavior,
+    invert,
+  ]);
+  return JSON.stringify([patterns, byteLevel]);
+}
+
 /** The steps of a tokenizer.json's pre-tokenizer. */
 interface PreTokenizerSteps {
   /** The steps that split the text. */

@@ -5,8 +5,11 @@
  * Truncation and padding that a tokenizer.json switches on are not applied; the data pipeline does the truncation.
  */
 import { withDeadline } from '../deadline.ts';
-import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
+import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
+import type { GgufTypedValue } from '../io/gguf_writer.ts';
 import { type ResolveOptions, resolveTokenizer } from '../io/hub.ts';
+import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
+import { shown } from '../shown.ts';
 import { bytesOfToken } from './byte_level.ts';
 import {
   type ChatMessage,
@@ -17,6 +20,7 @@ import {
 import { DecodeStream } from './decode_stream.ts';
 import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
 import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.ts';
+import { isNfc, vocabularyMetadata } from './gguf_write.ts';
 import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
 import { LongTexts } from './long_texts.ts';
 import {
@@ -55,6 +59,14 @@ export interface DecodeOptions {
   /** Whether to leave special tokens out of the text. Default false. */
   skipSpecialTokens?: boolean;
 }
+
+/** The kinds of the options. */
+const kEncodeTable: CallTable<EncodeOptions> = {
+  addSpecialTokens: kCall.boolean,
+  parseSpecial: kCall.boolean,
+};
+const kPairTable: CallTable<PairOptions> = { ...kEncodeTable, maxLength: wholeNumber() };
+const kDecodeTable: CallTable<DecodeOptions> = { skipSpecialTokens: kCall.boolean };
 
 const kRoles = [
   'bos_token',
@@ -96,7 +108,7 @@ export class Tokenizer {
 
   private constructor({ tokenizerJson, tokenizerConfig, merges, missingBytes }: TokenizerOptions) {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
-    checkTokenizerJson(tokenizerJson, addedTokens);
+    checkTokenizerJson(tokenizerJson, addedTokens, tokenizerConfig);
     this.parts = { tokenizerJson, tokenizerConfig, ...(merges && { merges }) };
     const ranks = merges?.ranks ?? null;
     this.longTexts = new LongTexts({ tokenizerJson, tokenizerConfig, ranks, missingBytes });
@@ -153,6 +165,8 @@ export class Tokenizer {
 
   /** Makes a tokenizer from the contents of tokenizer.json and tokenizer_config.json. */
   static fromJson(tokenizerJson: object, tokenizerConfig: object = {}): Tokenizer {
+    checkArgument('tokenizer: tokenizer.json', kCall.object, tokenizerJson);
+    checkArgument('tokenizer: tokenizer_config.json', kCall.object, tokenizerConfig);
     return new Tokenizer({
       tokenizerJson: tokenizerJson as Json,
       tokenizerConfig: tokenizerConfig as Json,
@@ -166,6 +180,8 @@ export class Tokenizer {
    * @throws FormatError naming the file
    */
   static async fromFile(path: string, options: { configPath?: string } = {}): Promise<Tokenizer> {
+    checkArgument('tokenizer: the file', kCall.path, path);
+    checkCall('tokenizer', options, { configPath: kCall.path });
     const json = await readJson(path);
     const config = options.configPath === undefined ? {} : await readJson(options.configPath);
     return withPath(path, () => Tokenizer.fromJson(json, config));
@@ -207,15 +223,47 @@ export class Tokenizer {
    * GGUF file. A file that exists is not replaced.
    */
   async savePretrained(folder: string): Promise<void> {
+    checkArgument('tokenizer: the folder', kCall.path, folder);
     await writeTokenizerFiles(folder, this.parts);
+  }
+
+  /**
+   * The vocabulary as metadata of a GGUF file (tokenizer.*), by which llama.cpp gives the same ids.
+   * @param rows of the model's embedding, at least as many as tokens
+   * @throws UnsupportedError for a tokenizer of a kind that is not written, or with more tokens than rows
+   */
+  ggufMetadata(rows: number): ReadonlyMap<string, GgufTypedValue> {
+    const ids = { bos: this.bosId, eos: this.eosId, padding: this.padId, unknown: this.unkId };
+    const [first, last] = [this.encode('a')[0], this.encode('a').at(-1)];
+    const adds = {
+      bos: this.bosId !== null && first === this.bosId,
+      eos: this.eosId !== null && last === this.eosId,
+    };
+    const entries = new Map(vocabularyMetadata(this.parts, { rows, ids, adds }));
+    const written = Tokenizer.fromGguf(
+      new Map(Array.from(entries, ([key, { value }]) => [key, value])),
+    );
+    const inForm = isNfc(this.parts.tokenizerJson.normalizer);
+    for (const text of kProbes.map((probe) => (inForm ? probe.normalize('NFC') : probe))) {
+      const [own, other] = [this.encode(text).join(), written.encode(text).join()];
+      if (own === other) continue;
+      throw new UnsupportedError(
+        `gguf: this tokenizer gives other ids than llama.cpp would, as for ${JSON.stringify(text)}; give the GGUF file of the model ` +
+          'as the base, whose vocabulary is kept',
+      );
+    }
+    return entries;
   }
 
   /**
    * Converts a text to ids. A text of megabytes takes seconds, in which the event loop waits; the data pipeline therefore encodes in
    * {@link withLongTexts}.
-   * @throws FormatError if a regular expression of the tokenizer.json takes too long
+   * @throws FormatError if a regular expression of the tokenizer.json takes too long; ArgumentError for a text or an option of another
+   *   type
    */
   encode(text: string, options: EncodeOptions = {}): number[] {
+    checkArgument('tokenizer: the text', kCall.text, text);
+    checkCall('tokenizer', options, kEncodeTable);
     const { addSpecialTokens = true, parseSpecial = true } = options;
     const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
     const ids =
@@ -235,6 +283,7 @@ export class Tokenizer {
    * @throws what `work` throws, the signal's reason, NativeError for a text for which the memory is not sufficient
    */
   withLongTexts<T>(work: () => T, options: { signal?: AbortSignal | undefined } = {}): Promise<T> {
+    checkCall('tokenizer', options, { signal: kCall.signal });
     return this.longTexts.run(work, options.signal);
   }
 
@@ -244,6 +293,7 @@ export class Tokenizer {
    * @throws ArgumentError if maxLength leaves no room for a token of text
    */
   encodePair(a: string, b: string | null = null, options: PairOptions = {}): Encoding {
+    checkCall('tokenizer', options, kPairTable);
     const { addSpecialTokens = true, maxLength, ...rest } = options;
     const frame = addSpecialTokens ? this.frame : readFrame(null);
     const own = frameLength(frame, b === null ? 1 : 2);
@@ -258,6 +308,8 @@ export class Tokenizer {
 
   /** Converts ids to text. Bytes that are not UTF-8 become U+FFFD. */
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
+    checkArgument('tokenizer: the ids', kCall.ids, ids);
+    checkCall('tokenizer', options, kDecodeTable);
     if (ids.length === 0) return '';
     const checked = Array.from(ids, (id) => this.check(id));
     return this.inTime(ids.length, () =>
@@ -272,7 +324,9 @@ export class Tokenizer {
    * Decodes ids one at a time: the parts together are the text of decode(), and none of them ends within a character.
    * @throws UnsupportedError for a decoder of tokenizer.json that cannot decode id by id
    */
-  decodeStream({ skipSpecialTokens = false }: DecodeOptions = {}): DecodeStream {
+  decodeStream(options: DecodeOptions = {}): DecodeStream {
+    checkCall('tokenizer', options, kDecodeTable);
+    const { skipSpecialTokens = false } = options;
     return new DecodeStream({
       decoder: this.parts.tokenizerJson.decoder,
       tokenOf: (id) => this.tokenizer.id_to_token(id),
@@ -324,7 +378,7 @@ export class Tokenizer {
   /** Runs a conversion, and stops it if a regular expression of the file takes too long. @param length of the text, or ids */
   private inTime<T>(length: number, convert: () => T): T {
     const { unknownRegexes: regexes } = this;
-    if (regexes.length === 0) return convert();
+    if (regexes.length === 0) return converted(convert);
     const limitMs = kLimitMs.least + Math.ceil(kLimitMs.each * length);
     const stopped = (what: string) => {
       const list = regexes.map((regex) => JSON.stringify(regex.slice(0, kShown))).join(', ');
@@ -333,10 +387,13 @@ export class Tokenizer {
       });
     };
     try {
-      return withDeadline(limitMs, convert, () =>
-        stopped(
-          `was not converted within ${limitMs} ms, by a tokenizer.json with its own patterns`,
-        ),
+      return withDeadline(
+        limitMs,
+        () => converted(convert),
+        () =>
+          stopped(
+            `was not converted within ${limitMs} ms, by a tokenizer.json with its own patterns`,
+          ),
       );
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
@@ -347,10 +404,34 @@ export class Tokenizer {
   private check(id: number): number {
     if (this.tokenizer.id_to_token(id) !== undefined) return id;
     throw new ArgumentError(
-      `tokenizer: ${id} is no id of the vocabulary; give ids below ${this.vocabSize} that have a token`,
+      `tokenizer: ${shown(id)} is no id of the vocabulary; give ids below ${this.vocabSize} that have a token`,
     );
   }
 }
+
+/** Runs a conversion; an error of the package below is one of the tokenizer.json, which asks for what it cannot do. */
+function converted<T>(convert: () => T): T {
+  try {
+    return convert();
+  } catch (error) {
+    if (error instanceof RangeError || error instanceof BaloraError) throw error;
+    throw new FormatError(
+      `tokenizer: the text cannot be converted as tokenizer.json says (${(error as Error).message})`,
+    );
+  }
+}
+
+/** Texts in which pre-tokenizers and merges differ. */
+const kProbes: readonly string[] = [
+  'a',
+  ' Hello  world!\n\n\tTabs,\r\nlines   ',
+  "I'll say IT'S 12345 and 3.14159, 1234567",
+  'naïve café Ünïcödé ŒUVRE straße',
+  '日本語の文章と中文，한국어도',
+  'Привет, мир! שלום مرحبا नमस्ते',
+  '🙂👍🏽 🇫🇷 e\u0301 \u00a0 \u200b ',
+  'def f(x):\n    return x**2 # camelCaseWord HTTPServer',
+];
 
 /** Time for a text, and for each of its characters: a hundred times what it usually takes. */
 const kLimitMs = { least: 2000, each: 0.02 };

@@ -4,11 +4,20 @@ import { dirname, join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { isModelFolder } from '../io/model_folder.ts';
-import { isMissing, listFolder, readText, statPath } from '../io/regular_file.ts';
+import {
+  isMissing,
+  kMaxConfigBytes,
+  listFolder,
+  type ReadFileOptions,
+  readText,
+  statPath,
+} from '../io/regular_file.ts';
 import { type GgufMetadata, ggufTokenizerConfig } from './gguf_metadata.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
 
 type Json = Record<string, unknown>;
+
+const kConfig: ReadFileOptions = { limit: kMaxConfigBytes };
 
 /** Either a tokenizer.json with its configuration, or the metadata of a GGUF file with a vocabulary. */
 type TokenizerFiles =
@@ -31,10 +40,10 @@ export async function readTokenizerFiles(model: string): Promise<TokenizerFiles>
   }
   const tokenizerConfig: Json = {
     ...(metadata === null ? null : ggufTokenizerConfig(metadata)),
-    ...(await readJsonIfThere(join(folder, 'special_tokens_map.json'))),
-    ...(await readJsonIfThere(join(folder, 'tokenizer_config.json'))),
+    ...(await readJsonIfThere(join(folder, 'special_tokens_map.json'), kConfig)),
+    ...(await readJsonIfThere(join(folder, 'tokenizer_config.json'), kConfig)),
   };
-  const template = await readIfThere(join(folder, 'chat_template.jinja'));
+  const template = await readIfThere(join(folder, 'chat_template.jinja'), kConfig);
   if (template !== null) tokenizerConfig.chat_template = template;
   return { path, tokenizerJson, tokenizerConfig };
 }
@@ -86,17 +95,17 @@ export async function readJson(path: string): Promise<Json> {
   return json;
 }
 
-async function readIfThere(path: string): Promise<string | null> {
+async function readIfThere(path: string, options?: ReadFileOptions): Promise<string | null> {
   try {
-    return await readText(path);
+    return await readText(path, options);
   } catch (error) {
     if (isMissing(error)) return null;
     throw error;
   }
 }
 
-async function readJsonIfThere(path: string): Promise<Json | null> {
-  const text = await readIfThere(path);
+async function readJsonIfThere(path: string, options?: ReadFileOptions): Promise<Json | null> {
+  const text = await readIfThere(path, options);
   if (text === null) return null;
   let value: unknown;
   try {

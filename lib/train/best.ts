@@ -5,16 +5,16 @@
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { z } from 'zod';
 import { copiesOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { MetricName } from '../data/glue.ts';
 import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
-import type { Evaluation } from '../eval/types.ts';
-import { verifyChecksums, writeChecksums } from '../io/checksums.ts';
+import { EVALUATION_TEXTS, type Evaluation } from '../eval/types.ts';
+import { CheckedFolder, writeChecksums } from '../io/checksums.ts';
 import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
-import { readText } from '../io/regular_file.ts';
 import { listSteps, stepFolder } from '../io/run_folder.ts';
-import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
+import { saveSafetensors } from '../io/safetensors.ts';
 import type { Model } from '../models/index.ts';
 import { taskOf } from '../tasks/list.ts';
 import type { Tensor } from '../tensor.ts';
@@ -70,6 +70,27 @@ interface Kept {
   readonly evaluation: Evaluation;
 }
 
+/** The part of a record that is used before the run ends. */
+const kKept = z.looseObject({
+  step: z.looseObject({
+    step: z.int().nonnegative(),
+    metric: z.string(),
+    value: z.custom<number>((value) => typeof value === 'number'), // it may be infinite
+  }),
+  evaluation: z.looseObject({}),
+});
+
+/** Reads the record of the best step; null for anything else. */
+function keptOf(text: string): Kept | null {
+  try {
+    return kKept.parse(
+      fromJson(text, { texts: ['metric', ...EVALUATION_TEXTS] }),
+    ) as unknown as Kept;
+  } catch {
+    return null;
+  }
+}
+
 /** Keeps the parameters of the best evaluated step of a run. */
 export class BestKeeper {
   #best: Kept | null = null;
@@ -97,14 +118,21 @@ export class BestKeeper {
     for (const { name } of (await listSteps(folder)).reverse()) {
       const path = join(folder, name);
       problem = null;
+      let text: string;
       try {
-        await verifyChecksums(path, kFiles);
+        const checked = await CheckedFolder.open(path);
+        await checked.verify(kTensorFile); // and again when it is read, at the end of the run
+        text = await checked.text(kNoteFile);
       } catch (error) {
         if (!(error instanceof FormatError)) throw error;
         problem = `${path} is damaged (${withoutAdvice(error)})`;
         continue;
       }
-      const note = fromJson(await readText(join(path, kNoteFile))) as Kept;
+      const note = keptOf(text);
+      if (note === null) {
+        problem = `${path} is damaged (${kNoteFile} is no record of an evaluation)`;
+        continue;
+      }
       if (note.step.metric === this.metric && this.#isBetter(note.step.value)) this.#best = note;
     }
     return problem && `${problem}, so the best step is chosen from the other evaluations`;
@@ -167,10 +195,9 @@ export class BestKeeper {
       return;
     }
     const folder = join(this.folder, stepFolder(this.#best.step.step));
-    await verifyChecksums(folder, kFiles);
-    const path = join(folder, kTensorFile);
-    const { tensors } = await loadSafetensors(path, { device: tuned.model.device });
-    tuned.restore(tensors, path);
+    const checked = await CheckedFolder.open(folder);
+    const tensors = await checked.tensors(kTensorFile, { device: tuned.model.device });
+    tuned.restore(tensors, join(folder, kTensorFile));
     for (const tensor of Object.values(tensors)) tensor.dispose();
   }
 

@@ -1,7 +1,8 @@
 /** The content of a checkpoint other than its tensors, and the check of what a file holds of it. */
 import { z } from 'zod';
+import { RUN_STATE } from '../adapters/checkpoint_folder.ts';
 import { FormatError } from '../errors.ts';
-import { CHECKPOINT_FORMAT } from '../io/run_folder.ts';
+import type { CHECKPOINT_FORMAT } from '../io/run_folder.ts';
 import type { Identity } from './options.ts';
 import type { StepRecord } from './types.ts';
 import type { Position } from './window.ts';
@@ -30,14 +31,11 @@ const count = z.int().nonnegative();
 
 const kState = z
   .strictObject({
-    format: z.literal(CHECKPOINT_FORMAT),
-    step: count.positive(),
-    totalSteps: count,
+    ...RUN_STATE,
     position: z.strictObject({ epoch: count, microBatch: count }),
     elapsedSeconds: z.number().nonnegative(),
     last: z.looseObject({ step: count, epoch: z.number(), loss: z.number() }).nullable(),
     identity: z.record(z.string(), z.unknown()),
-    taskType: z.string().optional(),
     optimizerSteps: z.record(z.string(), count),
     owesEvaluation: z.boolean().optional(),
   })

@@ -6,11 +6,11 @@
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError, BaloraError, FormatError, withoutAdvice } from '../errors.ts';
-import { CHECKSUMS, verifyChecksums, writeChecksums } from '../io/checksums.ts';
+import { CHECKSUMS, CheckedFolder, writeChecksums } from '../io/checksums.ts';
 import { diskError, namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { readText } from '../io/regular_file.ts';
 import { CHECKPOINT_FILES, listSteps, stepFolder } from '../io/run_folder.ts';
-import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
+import { saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 import { type CheckpointState, parseState } from './checkpoint_state.ts';
 
@@ -77,7 +77,10 @@ export async function latestCheckpoint(
 
 /** Whether a checkpoint could not be read because of its files. A lack of memory, for example, says nothing about them. */
 function isDamage(error: unknown): error is BaloraError {
-  return error instanceof BaloraError && ['ERR_FORMAT', 'ERR_IO'].includes(error.code);
+  return (
+    error instanceof BaloraError &&
+    ['ERR_FORMAT', 'ERR_IO', 'ERR_FILE_CHANGED'].includes(error.code)
+  );
 }
 
 async function readCheckpoint(
@@ -86,12 +89,12 @@ async function readCheckpoint(
 ): Promise<Checkpoint> {
   const statePath = join(path, CHECKPOINT_FILES.state);
   await refuseOldFormat(path);
-  await verifyChecksums(path, kFiles);
-  const state = parseState(await readText(statePath), statePath);
+  const checked = await CheckedFolder.open(path);
+  const state = parseState(await checked.text(CHECKPOINT_FILES.state), statePath);
   if (state.step !== step) {
     throw new FormatError(`${statePath}: is the state of step ${state.step}`, { path: statePath });
   }
-  const { tensors } = await loadSafetensors(join(path, CHECKPOINT_FILES.tensors), { device });
+  const tensors = await checked.tensors(CHECKPOINT_FILES.tensors, { device });
   return { path, state, tensors };
 }
 

@@ -1,5 +1,5 @@
 /**
- * The surroundings in which a run computes its steps: versions, processor, threads, device. run/environment.jsonl has a line for
+ * The environment in which a run computes its steps: versions, processor, threads, device. run/environment.jsonl has a line for
  * each start of the run, since a resumed run may be on another machine, and its numbers depend on that (docs/repeatability.md).
  */
 import { availableParallelism, cpus } from 'node:os';
@@ -40,7 +40,7 @@ export interface Environment {
   readonly commandLine: readonly string[] | null;
 }
 
-/** Describes the surroundings of a run that begins now. */
+/** Describes the environment of a run that begins now. */
 export function describeEnvironment(
   { dtype, device }: Pick<Model, 'dtype' | 'device'>,
   start: Pick<Environment, 'startStep' | 'totalSteps' | 'commandLine'>,

@@ -4,7 +4,12 @@
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { ClassifierEvaluation, Evaluation, EvaluationResult } from '../eval/types.ts';
+import {
+  type ClassifierEvaluation,
+  EVALUATION_TEXTS,
+  type Evaluation,
+  type EvaluationResult,
+} from '../eval/types.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { RUN_FILES } from '../io/run_folder.ts';
@@ -89,7 +94,9 @@ async function readFull(path: string): Promise<(Place & { result: Evaluation }) 
     throw error;
   });
   try {
-    return fromJson(text) as (Place & { result: Evaluation }) | null;
+    return fromJson(text, { texts: ['data', ...EVALUATION_TEXTS] }) as
+      | (Place & { result: Evaluation })
+      | null;
   } catch {
     return null; // a file that somebody changed; the evaluation is made again
   }

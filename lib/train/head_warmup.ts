@@ -19,6 +19,15 @@ import { useModel } from '../models/in_use.ts';
 import type { SequenceClassifier } from '../models/index.ts';
 import { concat, indexSelect } from '../ops/index.ts';
 import { AdamW } from '../optim/adamw.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  finiteNumber,
+  kCall,
+  wholeNumber,
+  withMethods,
+} from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import { noGrad, scope, Tensor, tensor, unscoped } from '../tensor.ts';
@@ -38,6 +47,16 @@ export interface HeadWarmUpOptions {
   seed?: number;
   signal?: AbortSignal;
 }
+
+/** The kinds of the options. */
+const kTable: CallTable<HeadWarmUpOptions> = {
+  epochs: wholeNumber({ least: 1 }),
+  learningRate: finiteNumber({ least: 0, above: true }),
+  weightDecay: finiteNumber({ least: 0 }),
+  batchSize: wholeNumber({ least: 1 }),
+  seed: wholeNumber({ least: 0 }),
+  signal: kCall.signal,
+};
 
 /** The result of {@link warmUpHead}. */
 export interface HeadWarmUp {
@@ -59,7 +78,10 @@ export async function warmUpHead(
   data: BatchSource<LabelledBatch>,
   options: HeadWarmUpOptions = {},
 ): Promise<HeadWarmUp> {
-  const settings = checkedOptions(options);
+  checkArgument('warmUpHead: the model', kClassifier, model);
+  checkArgument('warmUpHead: the data', kBatchSource, data);
+  checkCall('warmUpHead', options, kTable);
+  const settings = withDefaults(options);
   const release = useModel(model);
   try {
     return await warmUp(model, data, settings);
@@ -68,10 +90,14 @@ export async function warmUpHead(
   }
 }
 
+const kClassifier = withMethods('a classifier', 'headInputsOf', 'namedModules');
+/** Data of which each epoch is made of micro-batches. */
+const kBatchSource = withMethods('a source of micro-batches, such as LabelledBatches', 'batches');
+
 async function warmUp(
   model: SequenceClassifier,
   data: BatchSource<LabelledBatch>,
-  settings: ReturnType<typeof checkedOptions>,
+  settings: ReturnType<typeof withDefaults>,
 ): Promise<HeadWarmUp> {
   const { features, labels, width } = await headFeatures(model, data, settings.signal);
   const head = trainableHead(model);
@@ -216,17 +242,7 @@ function probeLoss(
   });
 }
 
-function checkedOptions(options: HeadWarmUpOptions) {
+function withDefaults(options: HeadWarmUpOptions) {
   const { epochs = 20, learningRate = 5e-3, weightDecay = 0, batchSize = 64, seed = 42 } = options;
-  for (const [name, value, whole] of [
-    ['epochs', epochs, true],
-    ['batchSize', batchSize, true],
-    ['learningRate', learningRate, false],
-  ] as const) {
-    if (Number.isFinite(value) && value > 0 && (!whole || Number.isInteger(value))) continue;
-    throw new ArgumentError(
-      `warmUpHead: ${name} must be a ${whole ? 'whole ' : ''}number > 0, got ${value}`,
-    );
-  }
   return { epochs, learningRate, weightDecay, batchSize, seed, signal: options.signal };
 }

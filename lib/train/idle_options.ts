@@ -5,6 +5,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { learningRateSchedule, type ScheduleInput } from '../optim/schedulers.ts';
 import { defaultsOf, type OptionTable } from '../options/option.ts';
+import { shown } from '../shown.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import type { ResolvedOptimization, ResolvedOptions, ResolvedOutput } from './options.ts';
 import { REGULARIZER_OPTIONS } from './regularizers.ts';
@@ -153,6 +154,6 @@ function unmet<V extends object>(
     .flatMap(({ keys, needs: wanted }) =>
       keys
         .filter((key) => !isDeepStrictEqual(values[key], defaults[key]))
-        .map((key) => `${key} ${JSON.stringify(values[key])} has no effect: it needs ${wanted}`),
+        .map((key) => `${key} ${shown(values[key])} has no effect: it needs ${wanted}`),
     );
 }

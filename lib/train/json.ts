@@ -14,7 +14,23 @@ export function toJson(value: unknown, indent = 0): string {
   );
 }
 
-/** The value of a JSON that {@link toJson} wrote. @throws SyntaxError for another text */
-export function fromJson(text: string): unknown {
-  return JSON.parse(text, (_, part) => (kNotFinite.includes(part) ? Number(part) : part));
+/**
+ * The value of a JSON that {@link toJson} wrote.
+ * @param texts fields that are texts; where any other field holds the text of such a number, it was a number
+ * @throws SyntaxError for another text
+ */
+export function fromJson(text: string, { texts }: { texts: readonly string[] }): unknown {
+  const numbersOf = (part: unknown): unknown => {
+    if (Array.isArray(part)) return part.map(numbersOf);
+    if (typeof part === 'object' && part !== null) {
+      return Object.fromEntries(
+        Object.entries(part).map(([key, inner]) => [
+          key,
+          texts.includes(key) ? inner : numbersOf(inner),
+        ]),
+      );
+    }
+    return kNotFinite.includes(part as string) ? Number(part) : part;
+  };
+  return numbersOf(JSON.parse(text));
 }

@@ -39,7 +39,7 @@ export class LineLog<T extends object> {
 
   /**
    * Adds a line.
-   * @param options.sync whether the line must have reached the disk, for one that is rare and dear
+   * @param options.sync whether the line must have reached the disk, for one that is rare and must not be lost
    */
   async append(value: T, { sync = false }: { sync?: boolean } = {}): Promise<void> {
     try {

@@ -6,7 +6,8 @@ import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
 import type { AdapterConfigInput, AdapterMethodName } from '../adapters/make_adapter.ts';
 import { defined, presetSettings } from '../adapters/methods/preset.ts';
 import { METHODS } from '../adapters/methods/registry.ts';
-import type { TaskName } from '../tasks/list.ts';
+import { checkCall, kCall, oneOf } from '../options/call.ts';
+import { TASKS, type TaskName } from '../tasks/list.ts';
 import {
   type RegularizerOptions,
   type ResolvedRegularizers,
@@ -41,6 +42,11 @@ type MethodOverrides = {
 export function resolveMethod(name: AdapterMethodName, overrides?: MethodOverrides): AdapterMethod;
 export function resolveMethod(name: MethodName, overrides?: MethodOverrides): ResolvedMethod;
 export function resolveMethod(name: MethodName, overrides: MethodOverrides = {}): ResolvedMethod {
+  checkCall('resolveMethod', overrides, {
+    adapter: kCall.object,
+    regularizers: kCall.object,
+    task: oneOf(Object.keys(TASKS)),
+  });
   const { task = 'causal-lm', adapter: given = {}, regularizers = {} } = overrides;
   const adapter = presetSettings(name, given);
   if (adapter !== null) loraConfig(adapter);

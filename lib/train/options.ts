@@ -15,6 +15,7 @@ import {
   type ResolvedOf,
   resolveTable,
 } from '../options/option.ts';
+import { shown } from '../shown.ts';
 import type { TaskName } from '../tasks/list.ts';
 import {
   REGULARIZER_OPTIONS,
@@ -78,6 +79,9 @@ export function resolveOptions(input: OptionsInput, task: TaskName = 'causal-lm'
   };
 }
 
+/** Characters of a value that a difference shows: those of all options of an adapter. */
+const kShown = 2000;
+
 /** Everything that the numbers of a run depend on, as plain JSON. */
 export type Identity = Record<string, unknown>;
 
@@ -97,7 +101,7 @@ export function differences(then: Identity, now: Identity): string[] {
     const [was, is] = [known ?? null, now[key] ?? null];
     const whole = key === 'adapter' ? withDefaults(was, loraOptions) : was;
     if (!isDeepStrictEqual(asJson(whole), asJson(is))) {
-      lines.push(`${key}: was ${JSON.stringify(was)}, is ${JSON.stringify(is)}`);
+      lines.push(`${key}: was ${shown(was, kShown)}, is ${shown(is, kShown)}`);
     }
   }
   return lines;

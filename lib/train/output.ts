@@ -16,8 +16,15 @@ import {
   RESIDUAL_BASE,
 } from '../adapters/peft_folder.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
-import { diskError, makeFolder, namesIn, removeTemporaries, writeFileAtomic } from '../io/files.ts';
-import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import {
+  diskError,
+  folderNames,
+  makeFolder,
+  namesIn,
+  removeTemporaries,
+  writeFileAtomic,
+} from '../io/files.ts';
+import { COMPANIONS, MODEL_CARD, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { isStepFolder, RUN, RUN_FILES } from '../io/run_folder.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
@@ -46,6 +53,7 @@ const kModelFiles = [SINGLE_WEIGHTS, 'config.json', ...COMPANIONS];
 const kResultFiles: readonly string[] = [
   ...kAdapterFiles,
   ...kModelFiles,
+  MODEL_CARD,
   ...kModelFiles.map((name) => join(RESIDUAL_BASE, name)),
   ...kAdapterFiles.map((name) => join(INITIAL_ADAPTER, name)),
 ];
@@ -55,6 +63,7 @@ const kRecordFiles: readonly string[] = [
   RUN_FILES.metrics,
   RUN_FILES.evaluations,
   RUN_FILES.lastEvaluation,
+  RUN_FILES.samples,
   RUN_FILES.environment,
   RUN_FILES.exported,
   RUN_FILES.result,
@@ -128,20 +137,6 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
 }
 
 /**
- * The names in an output folder; none if the folder does not exist.
- * @throws ArgumentError for a file
- */
-export async function folderNames(path: string): Promise<string[]> {
-  const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return null;
-    throw diskError(path, error, 'read');
-  });
-  if (info !== null && !info.isDirectory())
-    throw new ArgumentError(`output ${path} is a file, not a folder; choose another path`);
-  return namesIn(path);
-}
-
-/**
  * Removes everything that an earlier run wrote except the lock, which is now held by this process, and nothing else. Nothing is
  * removed from a folder without run/config.json, because it is not known to be a run's.
  */
@@ -169,7 +164,7 @@ async function removeIfEmpty(folder: string): Promise<void> {
   }
 }
 
-/** Writes what is this run's: of the result files those that are free, so that what is there is never taken for its own. */
+/** Writes which result files are this run's: those that are free, so that what is there is never taken for its own. */
 async function writeManifest(path: string): Promise<void> {
   const isFree = await Promise.all(
     kResultFiles.map((name) =>
@@ -179,7 +174,7 @@ async function writeManifest(path: string): Promise<void> {
       ),
     ),
   );
-  const own = [...kResultFiles.filter((_, i) => isFree[i]), ...kRecordFiles];
+  const own = kResultFiles.filter((_, i) => isFree[i]);
   const manifest = join(path, RUN, RUN_FILES.manifest);
   await writeFileAtomic(manifest, `${JSON.stringify(own, null, 2)}\n`);
 }

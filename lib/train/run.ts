@@ -31,6 +31,7 @@ import { learningRateOf, makePlan, planMemory, requireRunMemory } from './plan.t
 import { StepClock } from './record.ts';
 import { openCheckpoint, restore, savedTensors } from './resume.ts';
 import { RunRecord } from './run_record.ts';
+import { answerSamples, type Sample } from './samples.ts';
 import { type Passes, takeStep } from './step.ts';
 import { nullIfAborted } from './stop.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
@@ -209,6 +210,21 @@ export class Run {
   get earlierEvaluation(): Evaluation | null {
     if (this.step !== this.resumedAt) return null;
     return this.parts.record?.earlierEvaluation?.result ?? null;
+  }
+
+  /**
+   * Answers the sample prompts and writes the answers; none without prompts, null where the signal stopped that. It comes before
+   * {@link keepEvaluation}, whose line says that everything of the evaluation is there.
+   */
+  async sample(): Promise<readonly Sample[] | null> {
+    const { input, folder, record } = this.parts;
+    const { samplePrompts, tuned, signal } = input;
+    if (samplePrompts === undefined) return [];
+    const samples = await answerSamples(tuned, samplePrompts, signal);
+    if (samples === null) return null;
+    await folder?.check();
+    await record?.addSamples(this.step, samples);
+    return samples;
   }
 
   /** Writes the result of an evaluation, and keeps the parameters if they are the best so far. */
@@ -408,7 +424,8 @@ async function openRunOf(
     };
     if (folder !== null) {
       const evalData = input.evalData?.fingerprint ?? null;
-      record = await RunRecord.open(folder.run, { step, last, evalData });
+      const hasSamples = input.samplePrompts !== undefined;
+      record = await RunRecord.open(folder.run, { step, last, evalData, hasSamples });
       await writeFileAtomic(folder.config, configText(options, identity));
     }
     passes = await openPasses(input, options, { plan, folder, identity, warnings });

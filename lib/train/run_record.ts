@@ -1,4 +1,5 @@
 /** The record that a run leaves in run/ of its output folder, beside its checkpoints: steps, evaluations, export and result. */
+import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Evaluation } from '../eval/types.ts';
@@ -7,8 +8,9 @@ import { type ExportNote, RUN_FILES } from '../io/run_folder.ts';
 import { type Environment, logEnvironment } from './environment.ts';
 import { type EarlierEvaluation, EvaluationLog } from './evaluation_log.ts';
 import { toJson } from './json.ts';
-import type { LineLog } from './line_log.ts';
+import { LineLog } from './line_log.ts';
 import { openMetrics } from './metrics.ts';
+import type { Sample } from './samples.ts';
 import type { StepRecord, TrainResult } from './types.ts';
 
 /** The point at which a record is opened. */
@@ -19,6 +21,15 @@ interface RecordStart {
   readonly last: StepRecord | null;
   /** The fingerprint of the held-out data; null without them. */
   readonly evalData: string | null;
+  /** Whether the run answers prompts of the user's. */
+  readonly hasSamples: boolean;
+}
+
+/** A line of run/samples.jsonl: an answer to a prompt. */
+interface SampleLine extends Sample {
+  readonly step: number;
+  /** Index of the prompt. */
+  readonly sample: number;
 }
 
 export class RunRecord {
@@ -26,15 +37,25 @@ export class RunRecord {
     private readonly run: string,
     private readonly metrics: LineLog<StepRecord>,
     private readonly evaluations: EvaluationLog,
+    private readonly samples: LineLog<SampleLine> | null,
   ) {}
 
   /** Opens the record in a run's folder run/. */
-  static async open(run: string, { step, last, evalData }: RecordStart): Promise<RunRecord> {
+  static async open(
+    run: string,
+    { step, last, evalData, hasSamples: isWanted }: RecordStart,
+  ): Promise<RunRecord> {
     const metrics = await openMetrics(join(run, RUN_FILES.metrics), { step, last });
+    let evaluations: EvaluationLog | null = null;
     try {
-      return new RunRecord(run, metrics, await EvaluationLog.open(run, { step, data: evalData }));
+      evaluations = await EvaluationLog.open(run, { step, data: evalData });
+      // Answers of an evaluation that was interrupted are given again with it.
+      const kept = evaluations.earlier === null ? step - 1 : step;
+      const samples = await openSamples(join(run, RUN_FILES.samples), { isWanted, kept });
+      return new RunRecord(run, metrics, evaluations, samples);
     } catch (error) {
       await metrics.close();
+      await evaluations?.close();
       throw error;
     }
   }
@@ -58,6 +79,13 @@ export class RunRecord {
     await this.evaluations.append(step, result);
   }
 
+  /** Adds the answers of an evaluation, before the evaluation itself. */
+  async addSamples(step: number, samples: readonly Sample[]): Promise<void> {
+    for (const [sample, answer] of samples.entries()) {
+      await this.samples?.append({ step, sample, ...answer });
+    }
+  }
+
   /** Runs `write`, which writes the adapter or model. While it does, there is no note of what these are. */
   async export(note: ExportNote, write: () => Promise<void>): Promise<void> {
     const path = join(this.run, RUN_FILES.exported);
@@ -75,6 +103,16 @@ export class RunRecord {
       await this.metrics.close();
     } finally {
       await this.evaluations.close();
+      await this.samples?.close();
     }
   }
+}
+
+/** Opens the log of answers after step `kept`. A run that gives none has no such file, unless it had one before it was resumed. */
+async function openSamples(
+  path: string,
+  { isWanted, kept }: { isWanted: boolean; kept: number },
+): Promise<LineLog<SampleLine> | null> {
+  if (!isWanted && !existsSync(path)) return null;
+  return LineLog.open<SampleLine>(path, ({ step }) => step <= kept);
 }

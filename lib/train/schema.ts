@@ -337,8 +337,11 @@ export const trainerOptions = {
   ...seedOptions,
 };
 
-/** The values that {@link trainerChecks} examine: the options, and whether there are held-out examples. */
-type TogetherInput = InputOf<typeof trainerOptions> & { readonly evalData?: unknown };
+/** The values that {@link trainerChecks} examine: the options, and whether there are held-out examples and sample prompts. */
+type TogetherInput = InputOf<typeof trainerOptions> & {
+  readonly evalData?: unknown;
+  readonly samplePrompts?: unknown;
+};
 
 /** Checks that refuse combinations of a run's options. */
 export const trainerChecks: readonly Check<TogetherInput>[] = [
@@ -355,5 +358,11 @@ export const trainerChecks: readonly Check<TogetherInput>[] = [
     when: ({ metricForBestModel, evalData }) =>
       (metricForBestModel ?? null) !== null && (evalData ?? null) === null,
     message: (_, name) => `${name('metricForBestModel')} needs ${name('evalData')}`,
+  },
+  {
+    when: ({ samplePrompts, evalData }) =>
+      (samplePrompts ?? null) !== null && (evalData ?? null) === null,
+    message: (_, name) =>
+      `${name('samplePrompts')} needs ${name('evalData')}, since the prompts are answered at each evaluation`,
   },
 ];

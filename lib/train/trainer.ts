@@ -8,6 +8,7 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
 import type { Term } from '../losses/term.ts';
 import { useModel } from '../models/in_use.ts';
+import { checkArgument, checkCall } from '../options/call.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { Latest } from './latest.ts';
@@ -17,12 +18,14 @@ import { Pause } from './pause.ts';
 import { makePlan, measurePlan } from './plan.ts';
 import { termsOf } from './regularizers.ts';
 import { openRun, type Run } from './run.ts';
+import { checkSamplePrompts } from './samples.ts';
 import { nullIfAborted } from './stop.ts';
-import type {
-  AnyTrainerOptions,
-  ClassifierTrainerOptions,
-  Seq2SeqTrainerOptions,
-  TrainerOptions,
+import {
+  type AnyTrainerOptions,
+  type ClassifierTrainerOptions,
+  inputTable,
+  type Seq2SeqTrainerOptions,
+  type TrainerOptions,
 } from './trainer_options.ts';
 import type { MethodName, RunPlan, TrainEvent, TrainResult } from './types.ts';
 
@@ -47,7 +50,12 @@ export class Trainer {
   #checked: Checked;
 
   constructor(input: TrainerOptions | Seq2SeqTrainerOptions | ClassifierTrainerOptions) {
-    this.#given = { ...(input as unknown as AnyTrainerOptions) };
+    const given = input as unknown as AnyTrainerOptions;
+    checkCall('Trainer', given, inputTable);
+    for (const key of ['tuned', 'data'] as const) {
+      checkArgument(`Trainer: ${key}`, inputTable[key], given[key]);
+    }
+    this.#given = { ...given };
     this.task = taskOf(this.#given.tuned.model);
     this.#checked = checked(this.#given, this.task);
   }
@@ -200,11 +208,16 @@ export class Trainer {
    */
   private async *evaluation(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const earlier = run.earlierEvaluation;
-    const result = earlier ?? (yield* this.evaluate(run));
+    const evaluated = earlier ?? (yield* this.evaluate(run));
+    const samples = evaluated === null || evaluated === earlier ? [] : await run.sample();
+    const result = samples === null ? null : evaluated;
     if (result !== null) await run.keepEvaluation(result);
     run.evaluationDue = result === null && this.input.evalData !== undefined;
     if (result !== null && result !== earlier) {
       yield await this.emit({ type: 'evaluation', step: run.step, result });
+      if (samples !== null && samples.length > 0) {
+        yield await this.emit({ type: 'samples', step: run.step, samples });
+      }
     }
     return result;
   }
@@ -318,6 +331,7 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
   }
   task.check(run);
   checkMetric(input);
+  if (input.samplePrompts !== undefined) checkSamplePrompts(tuned, input.samplePrompts);
   if (options.output.output !== null) tuned.checkForm(options.output.export);
 }
 

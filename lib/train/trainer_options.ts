@@ -5,7 +5,9 @@ import type { LabelledBatch } from '../data/labelled_batches.ts';
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import type { Term } from '../losses/term.ts';
 import type { Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
+import { type CallTable, kCall, listOf, withMethods } from '../options/call.ts';
 import type { OptionsInput } from './options.ts';
+import type { SamplePrompts } from './samples.ts';
 import type { AfterBackward } from './step.ts';
 import type { BestOptions, LossFunction, TrainCallback } from './types.ts';
 
@@ -51,6 +53,11 @@ interface RunInput extends OptionsInput, BestOptions {
   terms?: readonly Term[];
   /** Function that is called when all gradients of a step have been computed, before they are measured and clipped. */
   afterBackward?: AfterBackward;
+  /**
+   * Prompts that the model answers at each evaluation, each token the most likely one. The answers are an event and lines of
+   * run/samples.jsonl; training is the same, bit for bit, without them. They need `evalData`. Default none.
+   */
+  samplePrompts?: SamplePrompts;
   callbacks?: readonly TrainCallback[];
   /** Signal that stops the run after the current micro-batch; the run can be resumed. */
   signal?: AbortSignal;
@@ -63,3 +70,26 @@ export interface AnyTrainerOptions extends RunInput {
   evalData?: BatchSource<unknown>;
   loss?: LossFunction<never>;
 }
+
+type Objects =
+  | Exclude<keyof AnyTrainerOptions, keyof OptionsInput | keyof BestOptions>
+  | 'regularizers';
+
+const kSource = withMethods('a source of micro-batches, such as Batches', 'batches', 'batchCount');
+
+/** The kinds of the parts of the input that are no options of a table: objects and functions. */
+export const inputTable: CallTable<Pick<AnyTrainerOptions, Objects>> = {
+  tuned: withMethods('an AdapterModel or a FullModel', 'parameters', 'withTeacher'),
+  data: kSource,
+  evalData: kSource,
+  loss: kCall.function,
+  regularizers: kCall.object,
+  terms: listOf(
+    withMethods('a term', 'weightAt', 'value'),
+    'a list of terms that defineTerm() returned',
+  ),
+  afterBackward: kCall.function,
+  samplePrompts: kCall.object,
+  callbacks: listOf(kCall.function, 'a list of functions'),
+  signal: kCall.signal,
+};

@@ -8,6 +8,7 @@ import type { Evaluation } from '../eval/types.ts';
 import type { InputOf } from '../options/option.ts';
 import type { Tensor } from '../tensor.ts';
 import type { BatchPlan } from './memory_plan.ts';
+import type { Sample } from './samples.ts';
 import type {
   bestOptions,
   optimizationOptions,
@@ -19,6 +20,7 @@ import type {
 export type { MethodName } from '../adapters/methods/registry.ts';
 export type { BatchSource } from '../data/batch_source.ts';
 export type { ClassifierEvaluation, EvaluationResult, ExampleResult } from '../eval/types.ts';
+export type { Sample, SamplePrompts } from './samples.ts';
 export { OPTIMIZER_NAMES, type OptimizerName } from './schema.ts';
 export type { Batch };
 
@@ -168,6 +170,8 @@ export type TrainEvent =
       readonly step: number;
       readonly result: Evaluation;
     }
+  /** The event after an evaluation, with the answers to `samplePrompts`. */
+  | { readonly type: 'samples'; readonly step: number; readonly samples: readonly Sample[] }
   /** The event during an evaluation, with the number of examples evaluated so far. */
   | { readonly type: 'evaluating'; readonly step: number; readonly examples: number }
   | { readonly type: 'checkpoint'; readonly step: number; readonly path: string }

@@ -8,11 +8,12 @@ import { ArgumentError } from '../errors.ts';
 import type { Term } from '../losses/term.ts';
 import { kTask } from '../losses/term_sums.ts';
 import { synchronize, withPhase } from '../runtime.ts';
+import { shown } from '../shown.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import { type HeadModel, teacherHead, teacherStates } from '../tasks/language_model.ts';
-import { collecting, scope, type Tensor, tensor } from '../tensor.ts';
+import { collecting, scope, Tensor, tensor } from '../tensor.ts';
 import type { PassInput } from './pass.ts';
-import type { LossContext, LossFunction } from './types.ts';
+import type { LossContext, LossFunction, LossResult } from './types.ts';
 import type { WindowBatch } from './window.ts';
 
 /** Computes micro-batches by the caller's own loss, each weighted by its share of the window's supervised rows. */
@@ -66,9 +67,11 @@ export class UserLossPasses {
         supervisedRows: counts.supervised,
         windowSupervisedRows: totals.supervised,
       };
-      const { loss, metrics = {} } = await withPhase('losses', () =>
+      const result: unknown = await withPhase('losses', () =>
         collecting(made, () => startOnDevice(hidden.device, () => this.lossOf(context))),
       );
+      checkResult(result);
+      const { loss, metrics = {} } = result;
       const results = new Set([hidden, loss, ...Object.values(metrics)]);
       for (const value of made) if (!results.has(value)) value.dispose(); // the tape still holds those it needs
       for (const value of results) made.add(value);
@@ -112,6 +115,23 @@ function backwardOf(loss: Tensor, share: number): void {
       loss.backward(tensor([share], { dtype, shape, device }));
     }),
   );
+}
+
+/** Checks what a loss function returned. @throws ArgumentError for anything but tensors */
+function checkResult(result: unknown): asserts result is LossResult {
+  const { loss, metrics = {} } = (result ?? {}) as Partial<LossResult>;
+  if (!(loss instanceof Tensor)) {
+    throw new ArgumentError(
+      `loss: the function must return { loss }, a tensor, got ${shown(result)}`,
+    );
+  }
+  if (typeof metrics !== 'object' || metrics === null) {
+    throw new ArgumentError(`loss: metrics must be an object of tensors, got ${shown(metrics)}`);
+  }
+  for (const [name, value] of Object.entries(metrics)) {
+    if (value instanceof Tensor) continue;
+    throw new ArgumentError(`loss: metrics.${name} must be a tensor, got ${shown(value)}`);
+  }
 }
 
 function checkLoss(loss: Tensor): void {

@@ -1,5 +1,5 @@
 // Weight files as JS sees them: headers as plain objects, tensors read on the engine's stream (or
-// aliased from the map), safetensors written from it.
+// aliased from the map), files written from it.
 #include <algorithm>
 #include <cstring>
 #include <functional>
@@ -11,14 +11,18 @@
 #include "engine/launch.h"
 #include "io/dequantize.h"
 #include "io/gguf.h"
+#include "io/gguf_writer.h"
+#include "io/quantize.h"
 #include "io/safetensors.h"
 #include "io/safetensors_writer.h"
+#include "kernels/cpu/runtime/parallel.h"
 #include "ops/ops.h"
 
 namespace balora::binding {
 
 using io::GgufFile;
 using io::GgufTensor;
+using io::GgufWriter;
 using io::SafetensorsEntry;
 using io::SafetensorsFile;
 using io::SafetensorsWriter;
@@ -39,6 +43,7 @@ struct Box {
 using SafetensorsBox = Box<const SafetensorsFile>;
 using GgufBox = Box<const GgufFile>;
 using WriterBox = Box<SafetensorsWriter>;
+using GgufWriterBox = Box<GgufWriter>;
 
 template <typename T>
 constexpr napi_type_tag kTag{};
@@ -48,6 +53,8 @@ template <>
 constexpr napi_type_tag kTag<GgufBox>{0x62616c6f7261696f, 2};
 template <>
 constexpr napi_type_tag kTag<WriterBox>{0x62616c6f7261696f, 3};
+template <>
+constexpr napi_type_tag kTag<GgufWriterBox>{0x62616c6f7261696f, 4};
 
 template <typename B>
 Napi::Value wrap(Env& env, B box) {
@@ -258,16 +265,31 @@ Napi::Value gguf_header(Env& env, GgufBox* file) {
   return object;
 }
 
+// The place of the entry `index` of the metadata.
+size_t entry_at(const GgufFile& file, int64_t index) {
+  const size_t count = file.header().metadata.size();
+  if (index < 0 || index >= static_cast<int64_t>(count)) {
+    throw ArgumentError(concat("gguf: index must be below ", count, ", got ", index));
+  }
+  return static_cast<size_t>(index);
+}
+
 // The value of the entry `index` of the metadata.
 Napi::Value gguf_value(Env& env, GgufBox* file, int64_t index) {
-  const auto& metadata = file->get()->header().metadata;
-  if (index < 0 || index >= static_cast<int64_t>(metadata.size())) {
-    throw ArgumentError(
-        concat("ggufValue: index must be below ", metadata.size(), ", got ", index));
-  }
-  const auto& [key, value] = metadata[static_cast<size_t>(index)];
+  const auto& [key, value] = file->get()->header().metadata[entry_at(*file->get(), index)];
   return file->get()->file()->parsed([&](std::span<const std::byte>) {
     return MetadataReader(Napi::Env(env.napi()), *file->get(), key).read(value);
+  });
+}
+
+// The bytes of the entry `index` of the metadata, its key included, as a Uint8Array.
+Napi::Value gguf_entry(Env& env, GgufBox* file, int64_t index) {
+  const io::GgufText& entry = file->get()->header().entries[entry_at(*file->get(), index)];
+  return file->get()->file()->parsed([&](std::span<const std::byte>) {
+    const std::string_view bytes = file->get()->text(entry);
+    auto array = Napi::Uint8Array::New(Napi::Env(env.napi()), bytes.size());
+    std::memcpy(array.Data(), bytes.data(), bytes.size());
+    return array;
   });
 }
 
@@ -413,9 +435,10 @@ void write_safetensors(Env& env, WriterBox* box, std::string name, Tensor t) {
   });
 }
 
-Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
+template <typename T>
+Napi::Promise commit(Env& env, Box<T>* box) {
   env.engines().refuse_recording();
-  const std::shared_ptr<SafetensorsWriter>& writer = box->get();
+  const std::shared_ptr<T>& writer = box->get();
   Engine& cpu = env.engines().cpu();
   cpu.stream().enqueue([writer, &cpu] {
     cpu.refuse_changed();  // the file gets its name before the sync
@@ -424,12 +447,140 @@ Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
   return env.promise_after(env.engines().all(), Napi::Value());
 }
 
-// In stream order too, after the writes that may still use it. No marker: a failure is not its to
-// take, whoever syncs next is told.
-void abandon_safetensors(Env& env, WriterBox* box) {
-  if (!box->object) return;
-  const std::shared_ptr<SafetensorsWriter> writer = std::move(box->object);
-  env.engines().cpu().stream().enqueue_always([writer] { writer->abandon(); });
+// In stream order too, after the writes that may still use it.
+template <typename T>
+Napi::Promise abandon(Env& env, Box<T>* box) {
+  const std::shared_ptr<T> writer = std::move(box->object);
+  return env.promise_of(env.engines().cpu(), [writer] {
+    if (writer) writer->abandon();
+  });
+}
+
+Napi::Promise commit_safetensors(Env& env, WriterBox* box) {
+  return commit(env, box);
+}
+Napi::Promise abandon_safetensors(Env& env, WriterBox* box) {
+  return abandon(env, box);
+}
+Napi::Promise commit_gguf(Env& env, GgufWriterBox* box) {
+  return commit(env, box);
+}
+Napi::Promise abandon_gguf(Env& env, GgufWriterBox* box) {
+  return abandon(env, box);
+}
+
+// The entries of the metadata are given as they stand in a file.
+Napi::Value create_gguf(Env& env, std::string path, Napi::Uint8Array metadata, int64_t entries,
+                        int64_t alignment, std::vector<std::string> names,
+                        std::vector<std::string> types, std::vector<Shape> shapes) {
+  if (types.size() != names.size() || shapes.size() != names.size()) {
+    throw ArgumentError("createGguf: the lists differ in length");
+  }
+  std::vector<io::GgufSpec> specs;
+  for (size_t i = 0; i < names.size(); ++i) {
+    const io::GgmlTypeInfo* type = io::find_ggml_type(types[i]);
+    if (!type) throw ArgumentError(concat("createGguf: ", types[i], " is not a ggml type"));
+    specs.push_back({names[i], type, {shapes[i].begin(), shapes[i].end()}});
+  }
+  const auto bytes = std::as_bytes(std::span(metadata.Data(), metadata.ElementLength()));
+  const io::GgufEntries all{bytes, static_cast<uint64_t>(entries),
+                            static_cast<uint64_t>(alignment)};
+  return wrap(env, GgufWriterBox{std::make_shared<GgufWriter>(path, all, specs)});
+}
+
+// Units of the encoding, whose squared errors are summed in order, whatever the threads.
+constexpr int64_t kUnitElements = 1 << 13;  // whole blocks of every type
+constexpr int64_t kUnitsAtOnce = 256;
+
+// Encodes f32 values chunk by chunk into the file. Returns the sum of the squared differences
+// between them and what the file holds.
+double encode_into(Launch& l, GgufWriter& writer, const std::string& name, const float* values) {
+  const GgufWriter::Slot& slot = writer.slot(name);
+  const io::GgmlTypeInfo& type = *slot.type;
+  const auto encode = io::find_block_encoder(static_cast<io::GgmlType>(type.id));
+  const auto decode = io::find_block_decoder(static_cast<io::GgmlType>(type.id));
+  const int64_t blocks = slot.elements / type.block, unit_blocks = kUnitElements / type.block;
+  std::vector<std::byte> encoded(
+      static_cast<size_t>(std::min(blocks, kUnitsAtOnce * unit_blocks) * type.bytes));
+  double sum = 0;
+  for (int64_t first = 0; first < blocks; first += kUnitsAtOnce * unit_blocks) {
+    const int64_t count = std::min(blocks - first, kUnitsAtOnce * unit_blocks);
+    const int64_t units = (count + unit_blocks - 1) / unit_blocks;
+    double errors[kUnitsAtOnce];
+    int64_t bad[kUnitsAtOnce];
+    parallel_for(l.ctx, units, 1, [&](int64_t from, int64_t to) {
+      float decoded[kUnitElements];
+      for (int64_t unit = from; unit < to; ++unit) {
+        const int64_t begin = unit * unit_blocks, n = std::min(unit_blocks, count - begin);
+        const float* x = values + (first + begin) * type.block;
+        std::byte* out = encoded.data() + begin * type.bytes;
+        bad[unit] = io::find_non_finite(DType::kF32, x, n * type.block);
+        errors[unit] = 0;
+        if (bad[unit] >= 0) continue;
+        encode(x, n, out);
+        decode(out, n, decoded);
+        bad[unit] = io::find_non_finite(DType::kF32, decoded, n * type.block);
+        for (int64_t i = 0; i < n * type.block; ++i) {
+          const double difference = static_cast<double>(decoded[i]) - static_cast<double>(x[i]);
+          errors[unit] += difference * difference;
+        }
+      }
+    });
+    for (int64_t unit = 0; unit < units; ++unit) {
+      if (bad[unit] >= 0) {
+        const int64_t at = (first + unit * unit_blocks) * type.block + bad[unit];
+        throw ArgumentError(concat(writer.path(), ": element ", at, " of ", name, ", ", values[at],
+                                   ", has no value in ", type.name, "; write F32 or BF16"));
+      }
+      sum += errors[unit];
+    }
+    writer.write(name, static_cast<uint64_t>(first * type.bytes),
+                 std::span(encoded.data(), static_cast<size_t>(count * type.bytes)));
+  }
+  return sum;
+}
+
+// Encodes a tensor of f32 on the CPU's stream, as write_safetensors() does.
+Tensor write_gguf(Env& env, GgufWriterBox* box, std::string name, Tensor t) {
+  const std::shared_ptr<GgufWriter>& writer = box->get();
+  const GgufWriter::Slot& slot = writer->slot(name);
+  if (!io::find_block_encoder(static_cast<io::GgmlType>(slot.type->id))) {
+    throw UnsupportedError(concat("gguf: ", name, " cannot be written as ", slot.type->name,
+                                  "; supported: ", io::encoded_ggml_types()));
+  }
+  if (t.dtype() != DType::kF32 || t.numel() != slot.elements) {
+    throw ArgumentError(concat("gguf: ", name, " needs ", slot.elements, " values in f32"));
+  }
+  Engine& cpu = env.engines().cpu();
+  const Tensor source = to_device(contiguous(t.detach()), cpu);
+  const Tensor error = Tensor::empty(cpu, Shape{1}, DType::kF64);
+  launch("write", {source}, {error}, [writer, name](Launch& l) {
+    const auto* values = static_cast<const float*>(l.in(0)->data);
+    *static_cast<double*>(l.out(0)->data) = encode_into(l, *writer, name, values);
+    return 0;
+  });
+  return error;
+}
+
+// Copies the bytes of a tensor of another file, of the same type and size.
+void copy_gguf(Env& env, GgufWriterBox* box, std::string name, GgufBox* from, std::string source) {
+  const std::shared_ptr<GgufWriter>& writer = box->get();
+  const std::shared_ptr<const GgufFile>& file = from->get();
+  const GgufTensor* tensor = file->find(source);
+  if (!tensor) throw FormatError(file->path(), -1, concat("holds no tensor ", source));
+  const GgufWriter::Slot& slot = writer->slot(name);
+  if (slot.type != tensor->type || slot.bytes != tensor->bytes) {
+    throw ArgumentError(concat("gguf: ", name, " differs from ", source, " in type or size"));
+  }
+  env.engines().refuse_recording();
+  Engine& cpu = env.engines().cpu();
+  cpu.stream().enqueue([writer, name, file, tensor, &cpu] {
+    cpu.depend_on(file->file());
+    io::PartDigests digests(file->bytes(*tensor));
+    digests.compute(0, digests.blocks());
+    file->file()->remember(std::move(digests));
+    writer->write(name, 0, file->bytes(*tensor));
+  });
 }
 
 }  // namespace
@@ -444,12 +595,19 @@ void bind_io(Module& m) {
   op(m, "closeGguf", &close_gguf, {"file"});
   op(m, "ggufHeader", &gguf_header, {"file"});
   op(m, "ggufValue", &gguf_value, {"file", "index"});
+  op(m, "ggufEntry", &gguf_entry, {"file", "index"});
   op(m, "readGguf", &read_gguf, {"file", "name", "dtype", "heads", "checkFinite"});
   op(m, "createSafetensors", &create_safetensors,
      {"path", "names", "dtypes", "shapes", "metadataKeys", "metadataValues"});
   op(m, "writeSafetensors", &write_safetensors, {"writer", "name", "x"});
   op(m, "commitSafetensors", &commit_safetensors, {"writer"});
   op(m, "abandonSafetensors", &abandon_safetensors, {"writer"});
+  op(m, "createGguf", &create_gguf,
+     {"path", "metadata", "entries", "alignment", "names", "types", "shapes"});
+  op(m, "writeGguf", &write_gguf, {"writer", "name", "x"});
+  op(m, "copyGguf", &copy_gguf, {"writer", "name", "file", "source"});
+  op(m, "commitGguf", &commit_gguf, {"writer"});
+  op(m, "abandonGguf", &abandon_gguf, {"writer"});
 }
 
 }  // namespace balora::binding

@@ -128,30 +128,54 @@ void Env::shut_down() {
   napi_release_threadsafe_function(settle_queue_, napi_tsfn_abort);
 }
 
-Napi::Promise Env::promise_after(const std::vector<Engine*>& engines, Napi::Value keep) {
-  engines_->refuse_recording();
+std::pair<Env::Completion*, Napi::Promise> Env::new_completion(size_t waiting, Napi::Value keep) {
   auto completion = std::make_unique<Completion>();
   completion->env = this;
-  completion->waiting = engines.size();
-  napi_value promise;
+  completion->waiting = waiting;
+  napi_value promise = nullptr;
   if ((!keep.IsEmpty() && napi_create_reference(env_, keep, 1, &completion->keep) != napi_ok) ||
       napi_create_promise(env_, &completion->deferred, &promise) != napi_ok) {
+    if (completion->keep) napi_delete_reference(env_, completion->keep);
+    throw NativeError("cannot create a promise");
+  }
+  if (pending_++ == 0) napi_ref_threadsafe_function(env_, settle_queue_);
+  return {completion.release(), Napi::Promise(env_, promise)};
+}
+
+Napi::Promise Env::promise_after(const std::vector<Engine*>& engines, Napi::Value keep) {
+  engines_->refuse_recording();
+  try {
+    const auto [completion, promise] = new_completion(engines.size(), keep);
+    for (Engine* engine : engines) {
+      engine->stream().enqueue_marker(
+          [completion = completion, queue = settle_queue_](const Failure* failure) {
+            completion->arrive(failure, queue);
+          });
+    }
+    return promise;
+  } catch (const Error&) {
     for (Engine* engine : engines) {  // an op may be writing to `keep`
       try {
         engine->stream().sync();
       } catch (const Error&) {  // there is no promise to tell it by
       }
     }
-    if (completion->keep) napi_delete_reference(env_, completion->keep);
-    throw NativeError("cannot create a promise");
+    throw;
   }
-  if (pending_++ == 0) napi_ref_threadsafe_function(env_, settle_queue_);
-  Completion* raw = completion.release();
-  for (Engine* engine : engines) {
-    engine->stream().enqueue_marker(
-        [raw, queue = settle_queue_](const Failure* failure) { raw->arrive(failure, queue); });
+}
+
+Napi::Promise Env::promise_of(Engine& engine, const std::function<void()>& op) {
+  try {
+    const auto [completion, promise] = new_completion(1, Napi::Value());
+    engine.stream().enqueue_always([op, completion = completion, queue = settle_queue_] {
+      op();
+      completion->arrive(nullptr, queue);
+    });
+    return promise;
+  } catch (const Error&) {
+    engine.stream().enqueue_always(op);
+    throw;
   }
-  return Napi::Promise(env_, promise);
 }
 
 void Env::settle(napi_env env, napi_value, void*, void* data) {

@@ -91,6 +91,10 @@ class Env {
   // be empty) stays alive until then.
   Napi::Promise promise_after(const std::vector<Engine*>& engines, Napi::Value keep);
 
+  // A promise that resolves when `op`, which may not throw, has run after everything enqueued so
+  // far, even after a failure; the failure is left to the next promise_after().
+  Napi::Promise promise_of(Engine& engine, const std::function<void()>& op);
+
   // Runs what Node called. Nothing that it throws gets out of here, since the frame below is C's:
   // it is thrown in JS instead, and lost where JS may not run.
   template <typename Body>
@@ -110,6 +114,7 @@ class Env {
 
  private:
   struct Completion;
+  std::pair<Completion*, Napi::Promise> new_completion(size_t waiting, Napi::Value keep);
   static void settle(napi_env env, napi_value, void* context, void* data);
   void settle(const Completion& completion);
   void throw_in_js() noexcept;                  // the exception that is being handled

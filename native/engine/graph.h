@@ -1,10 +1,10 @@
 // A recording of ops on a device that can launch many kernels as one: what is enqueued between
-// begin() and end() is recorded, not run; run() launches all of it, on the same
-// addresses each time.
+// begin() and end() is recorded, not run; run() launches all of it, each time on the same
+// addresses as before.
 //
-// What the recorded ops allocate comes out of memory of the graph's own, which nobody else is given
-// while the graph or one of its results lives (but for graphs that share it). Tensors from outside
-// are kept alive. Nothing may pass between host and device while a graph is recorded.
+// The recorded ops allocate from memory of the graph's own, which nobody else is given while the
+// graph or one of its results lives (but for graphs that share it). Tensors from outside are kept
+// alive. Nothing may pass between host and device while a graph is recorded.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -35,10 +35,10 @@ class GraphMemory : public MemorySource {
 // On the enqueueing thread, but for what says otherwise.
 class Graph : public std::enable_shared_from_this<Graph> {
  public:
-  // Waits for what was enqueued before. Throws UnsupportedError where the device cannot record,
-  // ArgumentError where it must not.
-  // With `sharing`, a graph of the same device: out of that one's memory, so that several take no
-  // more than the largest needs; then none of their results outlives the next run of another.
+  // Waits for what was enqueued before. A graph that is `sharing` the memory of another one of the
+  // same device allocates from that, so that several take no more than the largest needs; then none
+  // of their results outlives the next run of another. Throws UnsupportedError where the device
+  // cannot record, ArgumentError where it must not.
   static std::shared_ptr<Graph> begin(Engine& engine, const Graph* sharing = nullptr);
   ~Graph();
 

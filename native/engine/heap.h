@@ -24,7 +24,7 @@ class Heap {
  public:
   struct Options {
     int64_t unit;      // blocks begin and end at multiples of it; at least 64
-    int64_t granule;   // pages are committed and discarded in pieces of this size
+    int64_t granule;   // pages are committed and discarded in chunks of this size
     int64_t reserved;  // size of a segment where pages can be discarded
     int64_t eager;     // and where they cannot, to begin with
   };

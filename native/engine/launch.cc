@@ -21,6 +21,7 @@ struct Operand {
   View view;                         // data is the offset until the storage has memory
   int64_t offset = 0;
   bool frozen = false;
+  bool whole = false;  // begins where its storage does
 };
 
 Operand capture(const Tensor& t) {
@@ -29,7 +30,9 @@ Operand capture(const Tensor& t) {
   Operand operand;
   operand.storage = impl.storage;
   operand.offset = impl.offset;
-  operand.frozen = impl.storage->frozen && impl.offset == 0;
+  operand.whole = impl.offset == 0;
+  operand.frozen = impl.storage->frozen && operand.whole;
+  operand.view.version = impl.storage->version;
   operand.view.ndim = impl.shape.ndim();
   operand.view.dtype = static_cast<int32_t>(impl.dtype);
   for (int i = 0; i < impl.shape.ndim(); ++i) {
@@ -44,6 +47,7 @@ View resolve(Operand& operand) {
   char* data = static_cast<char*>(operand.storage->data());
   view.data = data ? data + operand.offset * dtype_size(static_cast<DType>(view.dtype)) : nullptr;
   view.slots = operand.frozen ? operand.storage->slots() : nullptr;
+  view.versioned = operand.whole ? operand.storage->versioned() : nullptr;
   return view;
 }
 

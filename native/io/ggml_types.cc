@@ -31,6 +31,13 @@ const GgmlTypeInfo* find_ggml_type(uint32_t id) {
   return nullptr;
 }
 
+const GgmlTypeInfo* find_ggml_type(std::string_view name) {
+  for (const GgmlTypeInfo& type : kTypes) {
+    if (type.name == name) return &type;
+  }
+  return nullptr;
+}
+
 std::string decoded_ggml_types() {
   std::string names;
   for (const GgmlTypeInfo& type : kTypes) {

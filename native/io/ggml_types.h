@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace balora::io {
 
@@ -35,6 +36,7 @@ struct GgmlTypeInfo {
 
 // Null: no such type (or one that ggml has removed).
 const GgmlTypeInfo* find_ggml_type(uint32_t id);
+const GgmlTypeInfo* find_ggml_type(std::string_view name);
 std::string decoded_ggml_types();  // "F32, F16, ...": for errors
 
 }  // namespace balora::io

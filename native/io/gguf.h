@@ -36,7 +36,7 @@ enum class GgufType : uint32_t {
 constexpr uint32_t kGgufTypeCount = 13;
 const char* gguf_type_name(GgufType type);  // "UINT32", as the format's document names them
 
-// A text in the file, from byte `begin` on.
+// A range of the file, from byte `begin` on: a text or an entry.
 struct GgufText {
   uint64_t begin;
   uint64_t bytes;
@@ -73,7 +73,8 @@ struct GgufHeader {
   uint64_t alignment = 32;
   uint64_t data_begin = 0;
   std::vector<std::pair<std::string, GgufValue>> metadata;  // in file order, keys unique
-  std::vector<GgufTensor> tensors;                          // in file order, names unique
+  std::vector<GgufText> entries;    // the bytes of each entry of the metadata, its key included
+  std::vector<GgufTensor> tensors;  // in file order, names unique
 };
 
 GgufHeader parse_gguf(const std::string& path, std::span<const std::byte> bytes);

@@ -133,6 +133,7 @@ MappedFile::MappedFile(std::string path, int fd, std::span<const std::byte> byte
       changed_(identity.changed) {}
 
 MappedFile::~MappedFile() {
+  pages_.reset();  // after munmap(), another map may be at these addresses
   munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
   ::close(fd_);
 }
@@ -158,7 +159,7 @@ MappedFile::Attributes MappedFile::check() const {
                   text_of(found.modified)));
   }
   const auto refuse_lost = [this] {
-    if (!pages_.lost()) return;
+    if (!pages_->lost()) return;
     refuse("some of its pages could not be read: it was shorter for a while, or its disk failed");
   };
   refuse_lost();

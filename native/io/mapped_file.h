@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -93,7 +94,7 @@ class MappedFile : public ExternalMemory {
   std::string path_;
   int fd_;
   std::span<const std::byte> bytes_;
-  GuardedPages pages_;
+  std::optional<GuardedPages> pages_;  // until just before the map goes
   FileIdentity identity_;
 
   mutable std::mutex mutex_;

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 9
+#define BALORA_ABI 10
 
 // The services that a kernel may use. One per device stream, used by the
 // engine thread only.

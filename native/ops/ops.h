@@ -47,7 +47,7 @@ Tensor relative_attention(const RelativeOperands& operands, double scale, bool c
 
 // kv_cache.cc: a cache of keys and values as one layer sees it (kernels/operands/attention.h)
 struct KvCache {
-  std::vector<Tensor> chunks;  // (blocks,layers,2,Hkv,32,Dp) each
+  std::vector<Tensor> chunks;  // (blocks,layers,2,Hkv,BLOCK,Dp) each
   int64_t layer;
   Tensor cu_rows;                      // (B+1) i32, of the N rows of the call
   Tensor lengths;                      // (B) i32

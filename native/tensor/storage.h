@@ -43,11 +43,8 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
 
   ~Storage() {
-    for (balora_slot& slot : slots_) {
-      if (!slot.data) continue;
-      slot.destroy(slot.data);
-      source_->account_derived(-slot.bytes);
-    }
+    for (balora_slot& slot : slots_) empty(slot);
+    empty(versioned_);
     if (!owner_ && data_) source_->release(data_, bytes_, tag_);
   }
 
@@ -68,6 +65,7 @@ class Storage {
     if (void* data = data_.exchange(nullptr)) source_->release(data, bytes_, tag_);
   }
   balora_slot* slots() { return slots_.data(); }
+  balora_slot* versioned() { return &versioned_; }
 
   // JS thread only: writes seen so far (a saved tensor compares it), tensors that share this
   // storage, and whether its values are promised not to change (so that devices may
@@ -77,12 +75,19 @@ class Storage {
   bool frozen = false;
 
  private:
+  void empty(balora_slot& slot) {
+    if (!slot.data) return;
+    slot.destroy(slot.data);
+    source_->account_derived(-slot.bytes);
+  }
+
   std::shared_ptr<MemorySource> source_;
   std::shared_ptr<const ExternalMemory> owner_;
   std::atomic<void*> data_{nullptr};
   int64_t bytes_ = 0;
   int tag_ = 0;
   std::array<balora_slot, BALORA_SLOTS> slots_{};
+  balora_slot versioned_{};
 };
 
 }  // namespace balora

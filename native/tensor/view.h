@@ -20,9 +20,9 @@ typedef enum balora_dtype {
   BALORA_U8 = 6
 } balora_dtype;
 
-// Data a device derived from a frozen tensor (a packed layout of a weight): filled by the first
-// kernel that wants it, reused by the next, freed with the tensor's storage. Touched by the engine
-// thread only.
+// Data a device derived from a tensor (a packed layout of a weight): filled by the first kernel
+// that wants it, reused by the next, freed with the tensor's storage. The engine thread alone
+// touches it.
 typedef struct balora_slot {
   void* data;
   void (*destroy)(void* data);
@@ -39,6 +39,10 @@ typedef struct balora_view {
   int32_t ndim;
   int32_t dtype;       // balora_dtype
   balora_slot* slots;  // BALORA_SLOTS entries for a frozen tensor, else null
+  // One entry for what is derived from the values that the tensor has at a version, frozen or not:
+  // while the version is the same, so are the values. Null for a part of a storage.
+  balora_slot* versioned;
+  int64_t version;
 } balora_view;
 
 #ifdef __cplusplus

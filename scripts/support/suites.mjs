@@ -70,7 +70,7 @@ export const kSuites = [
   {
     name: 'attack',
     what: 'random and damaged inputs for three minutes',
-    since: 'by hand',
+    since: 'all',
     run: checks.runAttack,
   },
   {

@@ -11,9 +11,13 @@ import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
 import { writeChecksums } from '../../lib/io/checksums.ts';
-import { AutoModelForCausalLM } from '../../lib/models/index.ts';
-import { mul, randn } from '../../lib/ops/index.ts';
+import { loadSafetensors, saveSafetensors } from '../../lib/io/safetensors.ts';
+import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
+import { mul, randn, zeros } from '../../lib/ops/index.ts';
+import { memoryStats, synchronize } from '../../lib/runtime.ts';
+import type { Tensor } from '../../lib/tensor.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { tinyClassifier, tinyLabelled } from '../support/tiny_classifier.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
@@ -169,17 +173,51 @@ describe('a checkpoint', () => {
     const state = join(checkpoint(3), 'state.json');
     const json = JSON.parse(readFileSync(state, 'utf8'));
     for (const [change, message] of [
+      [null, /step-3\/state\.json: is not JSON: /],
       [{ format: 3 }, /step-3\/state\.json: format: /],
       [
         { identity: { ...json.identity, adapter: { r: 'many' } } },
         /identity\.adapter: .*r must be/,
       ],
     ] as const) {
-      writeFileSync(state, JSON.stringify({ ...json, ...change }));
+      writeFileSync(state, change === null ? '{' : JSON.stringify({ ...json, ...change }));
       await writeChecksums(checkpoint(3), ['state.json', 'state.safetensors']);
       const odd = AdapterModel.fromPretrained(await load(), checkpoint(3));
       await expect(odd).rejects.toThrow(FormatError);
       await expect(odd).rejects.toThrow(message);
+    }
+  });
+
+  it('that cannot be loaded leaves no tensors behind', async () => {
+    const refused = async (model: CausalLM, path: string, message: RegExp): Promise<void> => {
+      await collectGarbage();
+      await synchronize();
+      const before = memoryStats().liveTensors;
+      await expect(AdapterModel.fromPretrained(model, path)).rejects.toThrow(message);
+      await synchronize();
+      expect(memoryStats().liveTensors).toBe(before);
+    };
+    const kept = { modulesToSave: ['norm'], layersToTransform: [1] };
+    await train(await AdapterModel.create(await load(), { r: 2, method: 'pissa', ...kept }));
+    const tensors = join(checkpoint(2), 'state.safetensors');
+    const file = await loadSafetensors(tensors);
+    const [first] = Object.keys(file.tensors).filter((name) => /^tuned.*lora_A$/.test(name));
+    const wrong = (changes: Record<string, Tensor | undefined>) => async () => {
+      const all = Object.entries({ ...file.tensors, ...changes });
+      const given = all.filter((entry): entry is [string, Tensor] => entry[1] !== undefined);
+      await saveSafetensors(tensors, Object.fromEntries(given), file.metadata);
+      await writeChecksums(checkpoint(2), ['state.json', 'state.safetensors']);
+    };
+    const other = await load();
+    for (const [change, message] of [
+      [wrong({ [first as string]: undefined }), /has no lora_A/],
+      [
+        wrong({ 'tuned/nowhere.lora_A': zeros([2, 8]), 'tuned/nowhere.lora_B': zeros([8, 2]) }),
+        /no linear module/,
+      ],
+    ] as const) {
+      await change();
+      await refused(other, checkpoint(2), message);
     }
   });
 

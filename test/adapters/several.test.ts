@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { AdapterModel, type LoraModule } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
@@ -86,6 +86,18 @@ describe('several adapters on one base', () => {
       throw new Error('inside');
     };
     expect(() => tuned.withAdapter('two', fail)).toThrow('inside');
+    expect(hidden(model)).toEqual(one);
+    const last = tuned.modules.at(-1) as LoraModule;
+    let adapter: unknown = last;
+    Object.defineProperty(last.linear, 'adapter', {
+      configurable: true,
+      get: () => adapter,
+      set: (value) => {
+        if (value !== null && value !== last) fail();
+        adapter = value;
+      },
+    });
+    expect(() => tuned.withAdapter('two', () => 0)).toThrow('inside');
     expect(hidden(model)).toEqual(one);
     expect(() => tuned.withAdapter('three', () => 0)).toThrow(
       'there is no adapter "three"; known: one, two',

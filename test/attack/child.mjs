@@ -5,7 +5,7 @@
 import { appendFileSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { BaloraError, setNumThreads, synchronize } from 'balora';
+import { BaloraError, setNumThreads, synchronize, trimMemory } from 'balora';
 import { Finding } from './finding.mjs';
 import { saveInput, textOf, writeFiles } from './inputs.mjs';
 import { randomOf } from './random.mjs';
@@ -36,12 +36,13 @@ process.on('warning', (warning) => tell(current, 'warning', warning.message, war
 
 const descriptors = () => (process.platform === 'linux' ? readdirSync('/proc/self/fd').length : 0);
 
-/** Lets the garbage collector and the callbacks of finished work run. */
+/** Lets the garbage collector and the callbacks of finished work run, and gives back what the engine keeps for reuse. */
 async function settle() {
   for (let i = 0; i < 3; ++i) {
     globalThis.gc();
     await wait(1);
   }
+  trimMemory();
 }
 
 /** Why an error is not one that a caller should see; null: it is fine. */

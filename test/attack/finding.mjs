@@ -13,13 +13,13 @@ export function require(condition, message) {
   if (!condition) throw new Finding(typeof message === 'function' ? message() : message);
 }
 
-/** Throws a finding unless both lists of numbers agree: equal, both NaN, or closer than relative * |expected| + absolute. */
-export function requireClose(what, found, expected, { relative = 0, absolute = 0 } = {}) {
+/** Throws a finding unless both lists of numbers agree: equal, both NaN, or not farther apart than the bound of each (default 0). */
+export function requireClose(what, found, expected, bounds = []) {
   require(found.length === expected.length, () => `${what}: ${found.length} values instead of ${expected.length}`);
   for (let i = 0; i < expected.length; ++i) {
     const [a, b] = [Number(found[i]), Number(expected[i])];
     if (a === b || (Number.isNaN(a) && Number.isNaN(b))) continue;
-    const fits = Math.abs(a - b) <= relative * Math.abs(b) + absolute;
-    require(fits, `${what}: value ${i} is ${a} instead of ${b}`);
+    const fits = Number.isFinite(b) && Math.abs(a - b) <= (bounds[i] ?? 0);
+    require(fits, `${what}: value ${i} is ${a} instead of ${b}, farther than ${bounds[i] ?? 0}`);
   }
 }

@@ -324,6 +324,9 @@ describe('configuration files', () => {
     ['max_length: 4\nmax-length: 4', '"max-length" is given in two spellings'],
     ['- a', 'must hold options by name'],
     ['r: 1\nr: 2', ':2:1: '],
+    ['r: 1\n? [a, b]\n: 2', ':2: a key must be the name of an option'],
+    ['r: 1\n? {a: 1}\n: 2', ':2: a key must be the name of an option'],
+    ['r: !!js/function x', ':1:4: Unresolved tag'],
     ['a: [1', ':1:6: '],
   ])('%j is refused', async (text, message) => {
     const path = await configFile(text);

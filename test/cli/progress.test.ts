@@ -60,7 +60,7 @@ class Stream {
   }
 }
 
-// With TERM=dumb there are plain lines whatever the stream is, and the tests may run in such a terminal.
+// The tests may run in a terminal with TERM=dumb, where there are plain lines whatever the stream is.
 beforeEach(() => {
   vi.stubEnv('TERM', 'xterm');
 });

@@ -90,7 +90,10 @@ describe('balora train', () => {
     expect(err).not.toContain('no --output');
     expect(err).not.toContain('\u001b');
     const names = await readdir(join(folder, 'plain'));
-    expect(names.sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors', 'run']);
+    expect(names.sort()).toEqual([
+      ...['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'run'],
+      ...['tokenizer.json', 'tokenizer_config.json'],
+    ]);
     expect((await metrics('plain')).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6]);
     const { command } = JSON.parse(
       await readFile(join(folder, 'plain', 'run', 'config.json'), 'utf8'),
@@ -255,6 +258,30 @@ describe('balora train', () => {
     expect(JSON.parse(await run('environment.jsonl'))).toMatchObject({ commandLine: args });
     expect(JSON.parse(await run('result.json'))).toMatchObject({ reason: 'completed', steps: 6 });
     expect(JSON.parse(await run('evaluations.jsonl'))).toMatchObject({ step: 6, examples: 24 });
+  });
+
+  it('answers sample prompts at each evaluation', async () => {
+    const prompts = join(folder, 'prompts.jsonl');
+    await writeFile(prompts, '{"prompt": "a b"}\n{"prompt": "the"}\n');
+    const more = ['--method', 'lora', '--eval-steps', '3', '--sample-prompts', prompts];
+    const { code, err } = await balora(train('samples', ...more, '--eval-data', data));
+    expect(code, err).toBe(0);
+    expect(err).toMatch(/\nsample 1 of 2 at step 3: .*a b.*\n {2}/);
+    expect(err).toContain('sample 2 of 2 at step 6:');
+    const text = await readFile(join(folder, 'samples', 'run', 'samples.jsonl'), 'utf8');
+    expect(
+      text
+        .trimEnd()
+        .split('\n')
+        .map((line) => JSON.parse(line).step),
+    ).toEqual([3, 3, 6, 6]);
+    const without = await balora(train('none', ...more));
+    expect(without.err).toContain('--sample-prompts needs --eval-data');
+    expect(without.code).toBe(2);
+    await writeFile(prompts, '{"what": "a b"}\n');
+    const unknown = await balora(train('none', ...more, '--eval-data', data));
+    expect(unknown.err).toMatch(/prompts.jsonl: .*fields: what/);
+    expect(unknown.code).toBe(2);
   });
 
   it.each(['lora', 'rslora', 'pissa', 'full'])('--method %s lowers the loss', async (method) => {

@@ -249,7 +249,9 @@ describe('Batches', () => {
       /row 0: cannot tell which fields .*\(fields: x\)/,
     );
     expect(() => arrayRows([])).toThrow(/list of rows is empty/);
-    await expect(make(3, { batchSize: 0 })).rejects.toThrow(/batchSize must be an integer/);
+    await expect(make(3, { batchSize: 0 })).rejects.toThrow(
+      /batchSize must be a whole number >= 1, got 0/,
+    );
     await expect(make(3, { maxLength: 1 })).rejects.toThrow(/maxLength/);
     await expect(make(3, { packing: true, padding: 'longest' })).rejects.toThrow(
       /exclude each other/,

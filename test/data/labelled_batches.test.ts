@@ -487,7 +487,24 @@ describe('bad input names file, line and field', () => {
       { maxLength: 2 },
       /maxLength must be above 2, .* got 2/,
     ],
-    ['a batch size', 'text\tlabel\na\t0\n', { batchSize: 0 }, /batchSize must be an integer/],
+    [
+      'a label of another field, which counts from 0',
+      'text\tlabel\na\t0\nb\t2147483646\n',
+      {},
+      /labels: the data ask for 2147483647 labels, and a head has at most 1048576; check that/,
+    ],
+    [
+      'more labels than a head has',
+      'text\tlabel\na\t0\n',
+      { numLabels: 2 ** 31 },
+      /numLabels must be a whole number >= 1 and <= 1048576, got 2147483648/,
+    ],
+    [
+      'a batch size',
+      'text\tlabel\na\t0\n',
+      { batchSize: 0 },
+      /batchSize must be a whole number >= 1, got 0/,
+    ],
   ])('%s', async (_, content, options, message) => {
     await expect(fromFile(content, options)).rejects.toThrow(message);
     await expect(fromFile(content, options)).rejects.toThrow(ArgumentError);
@@ -504,7 +521,7 @@ describe('bad input names file, line and field', () => {
     ],
     [[[1, 0], 1], /row 1: field 'label': must be a list, got 1/],
     [[0, null, 1], /row 1: field 'label': must be one of the ids .*, got null/],
-    [[0, undefined, 1], /row 1: field 'label': must be one of the ids .*, got nothing/],
+    [[0, undefined, 1], /row 1: field 'label': must be one of the ids .*, got undefined/],
     [[0, 0.5, 1], /row 1: field 'label': must be one of the ids .*, got 0\.5/],
   ])('labels %j', async (labels, message) => {
     const rows = labels.map((label) => ({ text: 'a', label }));

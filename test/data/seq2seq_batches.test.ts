@@ -363,10 +363,15 @@ describe('Seq2SeqBatches', () => {
       {},
       /^row 0: rows with 'messages' are conversations.*promptField and responseField$/,
     ],
-    ['no start token', rows(2), { decoderStartTokenId: -1 }, /decoderStartTokenId must be an/],
+    [
+      'no start token',
+      rows(2),
+      { decoderStartTokenId: -1 },
+      /decoderStartTokenId must be a whole number >= 0, got -1/,
+    ],
     ['a source without room', rows(2), { maxSourceLength: 1 }, /maxSourceLength must be .* 2/],
     ['a target without room', rows(2), { maxTargetLength: 1 }, /maxTargetLength must be .* 2/],
-    ['a batch size', rows(2), { batchSize: 0 }, /batchSize must be an integer/],
+    ['a batch size', rows(2), { batchSize: 0 }, /batchSize must be a whole number >= 1, got 0/],
   ])('refuses %s', async (_, data, options, message) => {
     await expect(made(data, options)).rejects.toThrow(message);
     await expect(made(data, options)).rejects.toThrow(ArgumentError);

@@ -121,7 +121,7 @@ afterAll(() => {
 
 it('captureGraphs is refused on the CPU', () => {
   const model = new TinyModel();
-  const tuned = { model, graphObstacle: null } as unknown as TunedModel;
+  const tuned = new FullModel(model);
   expect(() => new Trainer({ tuned, data: tinySource([]), captureGraphs: true })).toThrow(
     'captureGraphs: graphs need a GPU, and the device is cpu',
   );

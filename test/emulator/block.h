@@ -49,8 +49,8 @@ struct Warp {
   Slots taken[2];  // of meetings of the whole warp
 };
 
-// Shared memory that was asked for: a static array, or a piece of the dynamic part.
-struct Piece {
+// Shared memory that was asked for: a static array, or a region of the dynamic part.
+struct Region {
   const void* key;  // null: dynamic
   size_t offset, bytes;
   Site site;
@@ -65,7 +65,7 @@ struct Block {
   unsigned running = 0;                             // index in lanes
   int count = 0;                                    // result of the latest block_count
   std::vector<std::pair<uint32_t, uint3>> started;  // first epoch and index of each block so far
-  std::vector<Piece> pieces;
+  std::vector<Region> regions;
   size_t dynamic_room = 0, static_bytes = 0, room = 0;
   std::string error;
 };
@@ -87,9 +87,9 @@ std::string text_of(Site site);
 std::string text_of_thread(const Block& block, uint32_t thread);
 
 // Shared memory of the block that runs (shared.cc): the dynamic part, then the static arrays, with
-// room that may not be touched behind every piece. Offsets count from the start of `memory`.
+// room that may not be touched behind every region. Offsets count from the start of `memory`.
 struct SharedRoom {
-  static constexpr size_t kUnit = 128;  // alignment of every piece, and the room behind it
+  static constexpr size_t kUnit = 128;  // alignment of every region, and the room behind it
   static constexpr size_t kBytes = 2 * (kSharedLimit + kStaticLimit) + (64 << 10);
 
   alignas(kUnit) char memory[kBytes];

@@ -69,7 +69,7 @@ __attribute__((const)) int lane();
 
 // An array known by `key`, the same for every thread that asks.
 void* static_shared(const void* key, size_t bytes, Site site);
-// A place in the dynamic part: where it is in the emulated block, which has guards between pieces,
+// A place in the dynamic part: where it is in the emulated block, which has guards between regions,
 // and how many bytes a real one would have used.
 struct SharedCursor {
   size_t offset = 0, used = 0;

@@ -15,11 +15,11 @@ size_t round_up(size_t value) {
   return (value + kUnit - 1) / kUnit * kUnit;
 }
 
-void add_piece(const Piece& piece) {
-  current->pieces.push_back(piece);
-  for (size_t at = 0; at < piece.bytes; at += kUnit) {
-    uint8_t& unit = shared_room.valid_of[(piece.offset + at) / kUnit];
-    unit = std::max(unit, static_cast<uint8_t>(std::min(piece.bytes - at, kUnit)));
+void add_region(const Region& region) {
+  current->regions.push_back(region);
+  for (size_t at = 0; at < region.bytes; at += kUnit) {
+    uint8_t& unit = shared_room.valid_of[(region.offset + at) / kUnit];
+    unit = std::max(unit, static_cast<uint8_t>(std::min(region.bytes - at, kUnit)));
   }
 }
 
@@ -35,7 +35,7 @@ bool SharedRoom::valid_range(size_t offset, size_t bytes) const {
 }
 
 void open_shared(Block& block) {
-  block.pieces.clear();
+  block.regions.clear();
   // The most arrays that the dynamic part can have, each with its guard; a few may be empty.
   block.dynamic_room = 2 * round_up(static_cast<size_t>(block.launch->shared_bytes)) + 18 * kUnit;
   block.static_bytes = 0;
@@ -47,8 +47,8 @@ void* static_shared(const void* key, size_t bytes, Site site) {
   Running* const caller = std::exchange(running, nullptr);
   Block& block = *current;
   size_t offset = 0;
-  for (const Piece& piece : block.pieces) {
-    if (piece.key == key) offset = piece.offset;
+  for (const Region& region : block.regions) {
+    if (region.key == key) offset = region.offset;
   }
   if (offset == 0) {
     block.static_bytes += bytes;
@@ -61,7 +61,7 @@ void* static_shared(const void* key, size_t bytes, Site site) {
     }
     offset = block.room;
     block.room += round_up(bytes) + kUnit;
-    add_piece({key, offset, bytes, site});
+    add_region({key, offset, bytes, site});
   }
   running = caller;
   return shared_room.memory + offset;
@@ -78,8 +78,9 @@ void* dynamic_array(SharedCursor& cursor, size_t bytes) {
          " bytes of dynamic shared memory, the launch gave " + std::to_string(declared));
   }
   bool known = false;
-  for (const Piece& piece : block.pieces) known |= piece.offset == offset && piece.bytes == bytes;
-  if (!known) add_piece({nullptr, offset, bytes, {}});
+  for (const Region& region : block.regions)
+    known |= region.offset == offset && region.bytes == bytes;
+  if (!known) add_region({nullptr, offset, bytes, {}});
   cursor.offset += round_up(bytes) + kUnit;
   cursor.used += round_up(bytes);
   running = caller;
@@ -87,18 +88,18 @@ void* dynamic_array(SharedCursor& cursor, size_t bytes) {
 }
 
 std::string describe_shared(const Block& block, size_t offset) {
-  const Piece* before = nullptr;
+  const Region* before = nullptr;
   int number = 0, dynamic = 0;
-  for (const Piece& piece : block.pieces) {
-    dynamic += piece.key == nullptr;
-    if (piece.offset > offset || (before && piece.offset < before->offset)) continue;
-    before = &piece;
+  for (const Region& region : block.regions) {
+    dynamic += region.key == nullptr;
+    if (region.offset > offset || (before && region.offset < before->offset)) continue;
+    before = &region;
     number = dynamic;
   }
   if (!before) return "of shared memory that belongs to no array";
   const std::string of =
       (before->key ? "the static array of " + std::to_string(before->bytes) + " bytes"
-                   : "piece " + std::to_string(number) + " of the dynamic part, " +
+                   : "region " + std::to_string(number) + " of the dynamic part, " +
                          std::to_string(before->bytes) + " bytes") +
       (before->key ? " declared at" + text_of(before->site) : "");
   const size_t inside = offset - before->offset;

@@ -53,6 +53,14 @@ it('succeeds and prints a row of numbers for each method', () => {
   }
 });
 
+it('ends with a text of the model before tuning and of each adapter', () => {
+  const lines = result.stdout.trimEnd().split('\n').slice(-5);
+  expect(lines[0]).toBe('"The whale", continued with the most likely tokens:');
+  const texts = lines.slice(1).map((line) => line.split(/ {2,}/));
+  expect(texts.map(([label]) => label)).toEqual(['before', 'LoRA', 'PiSSA', 'BA-LoRA']);
+  for (const [, text] of texts) expect(text).toMatch(/^The whale.{20,}/);
+});
+
 it.each(kMethods)('leaves the adapter of %s, and a record of each step', (method) => {
   const read = (name: string): string => readFileSync(join(folder, method, name), 'utf8');
   // PiSSA and BA-LoRA are exported as a LoRA of twice the rank for the unchanged base.
@@ -96,19 +104,19 @@ it('has a checkpoint that its script reproduces byte for byte', async () => {
   const make = async (name: string): Promise<Map<string, Buffer>> => {
     const out = join(folder, name);
     const made = await runProgram('examples/demo/make_checkpoint.mjs', {
-      args: ['--steps', '3', '--threads', '1', '--out', out],
+      args: ['--steps', '2', '--threads', '1', '--out', out],
       hangMs: 60_000,
       limitMs: 280_000,
     });
     expect(made, made.stderr).toMatchObject({ code: 0, stopped: null });
     return new Map(readdirSync(out).map((file) => [file, readFileSync(join(out, file))]));
   };
-  const [first, second] = [await make('first'), await make('second')];
+  const [first, second] = await Promise.all([make('first'), make('second')]);
   const committed = 'examples/demo/checkpoint';
   expect([...first.keys()].sort()).toEqual(readdirSync(committed).sort());
   for (const [file, bytes] of first) {
     expect(bytes.equals(second.get(file) as Buffer), file).toBe(true);
-    // After three steps only the weights differ from the committed files.
+    // After two steps only the weights differ from the committed files.
     const same = bytes.equals(readFileSync(join(committed, file)));
     expect(same, file).toBe(file !== 'model.safetensors');
   }

@@ -148,7 +148,6 @@ int32_t memory(void* data, uint64_t* free_bytes, uint64_t* total_bytes) {
 }
 
 // ---- graphs: rows that were called between begin and end, to be called again
-// ------------------------------------------------------------------------------------------
 using Recording = std::vector<std::function<int32_t(Context*)>>;
 
 int32_t capture_begin(Context* ctx) {
@@ -173,7 +172,6 @@ void graph_destroy(void*, void* graph) {
 }
 
 // ---- rows
-// ------------------------------------------------------------------------------------------
 enum RowIndex {
 #define KERNEL(name) kRow_##name,
 #include "kernels/kernels.def"

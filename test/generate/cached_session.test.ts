@@ -7,6 +7,7 @@ import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { type CachedSession, openCachedSession } from '../../lib/generate/cached_session.ts';
 import { generate } from '../../lib/generate/generate.ts';
+import type { DecoderLM } from '../../lib/models/decoder.ts';
 import {
   AutoModelForCausalLM,
   AutoModelForSeq2SeqLM,
@@ -15,9 +16,9 @@ import {
   type Model,
   type Seq2SeqLM,
 } from '../../lib/models/index.ts';
+import { copy_, mul } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
-import type { DecoderLM } from '../../lib/models/decoder.ts';
-import { noGrad } from '../../lib/tensor.ts';
+import { noGrad, type Tensor } from '../../lib/tensor.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { architecture, normError } from '../support/golden_checkpoints.ts';
 
@@ -280,6 +281,36 @@ describe('prompts that share their beginning', () => {
     });
   });
 });
+
+describe.each(['f32', 'bf16'] as const)(
+  'an adapter in %s whose factors are kept packed',
+  (dtype) => {
+    it('is followed as it changes, and back', async () => {
+      const folder = architecture('llama-untied-gqa');
+      using model = await AutoModelForCausalLM.fromPretrained(join(folder, 'model'), { dtype });
+      const tuned = await AdapterModel.fromPretrained(model, join(folder, 'adapter'));
+      const session = open(model);
+      const logits = async () => {
+        const [decoded] = await decode(session, [[3, 9, 4, 17, 5]], [4]);
+        return (decoded as Decoded).logits;
+      };
+      const first = await logits();
+      const parameters = tuned.parameters().map(({ tensor }) => tensor);
+      const before = parameters.map((parameter) => noGrad(() => mul(parameter, 1)));
+      const set = (values: readonly Tensor[]): void =>
+        noGrad(() => {
+          for (const [i, parameter] of parameters.entries()) copy_(parameter, values[i] as Tensor);
+        });
+      set(before.map((values) => noGrad(() => mul(values, -2))));
+      const changed = await logits();
+      expect(difference(changed, first)).not.toBeNull();
+      set(before);
+      expect(difference(await logits(), first)).toBeNull();
+      session.dispose();
+      tuned.dispose();
+    });
+  },
+);
 
 describe('a continuation of several tokens', () => {
   it.each(['llama-untied-gqa', 'mistral', 'gemma3-text', 'gpt2'])(

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -52,6 +53,17 @@ describe('endTokens', () => {
     expect(await endTokens(model, undefined)).toEqual([2]);
   });
 
+  it('of a model made in memory are not those of a file in the working directory', async () => {
+    const before = process.cwd();
+    process.chdir(modelWith({}, '{"eos_token_id": 1}').folder);
+    try {
+      const model = { folder: '', configJson: () => ({ eos_token_id: 2 }) } as unknown as Model;
+      expect(await endTokens(model, undefined)).toEqual([2]);
+    } finally {
+      process.chdir(before);
+    }
+  });
+
   it.each(['{', '[1]', '3', '{"eos_token_id": "2"}', '{"eos_token_id": [1.5]}'])(
     'cannot come from a damaged file: %s',
     async (generation) => {
@@ -62,4 +74,22 @@ describe('endTokens', () => {
       );
     },
   );
+
+  it('of a model that was made in memory do not come from a file that happens to be here', async () => {
+    const { folder } = modelWith({}, '{"eos_token_id": 7}');
+    const here = process.cwd();
+    const model = { folder: '', configJson: () => ({ eos_token_id: 5 }) } as unknown as Model;
+    process.chdir(folder);
+    try {
+      expect(await endTokens(model, undefined)).toEqual([5]);
+    } finally {
+      process.chdir(here);
+    }
+  });
+
+  it('are not waited for where the file is a pipe', async () => {
+    const model = modelWith({ eos_token_id: 5 });
+    execFileSync('mkfifo', [join(model.folder, 'generation_config.json')]);
+    await expect(endTokens(model, undefined)).rejects.toThrow(/is a pipe, not a regular file/);
+  });
 });

@@ -85,7 +85,7 @@ interface LoopReport {
 
 it('the event loop stays free while the trainer runs', { timeout: 240_000 }, async ({ skip }) => {
   const { idle, busy, steps, consistency, threads } = (await report('event_loop.mjs', [
-    ...['5000', '30000'],
+    ...['2000', '10000'],
   ])) as LoopReport;
   console.log(
     `event loop delay, ms: idle p99 ${idle.p99?.toFixed(2)}, max ${idle.max?.toFixed(2)}; ` +

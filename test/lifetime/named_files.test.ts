@@ -17,6 +17,7 @@ import { type ChildOptions, type ChildResult, runProgram } from '../support/chil
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMain = 'dist/cli/main.js';
+const kGeneration = 'generation_config.json';
 const kPath = '/usr/bin:/bin';
 const isRoot = process.geteuid?.() === 0;
 
@@ -62,7 +63,7 @@ describe('a file of any kind', () => {
     });
     expect(result, result.stderr).toMatchObject({ code: 0, stopped: null, stderr: '' });
     const lines = result.stdout.trim().split('\n');
-    expect(lines.length).toBeGreaterThan(29);
+    expect(lines.length).toBeGreaterThan(30);
     for (const line of lines) {
       const said = JSON.parse(line) as Said;
       expect(['ERR_FORMAT', 'ERR_ARGUMENT'], line).toContain(said.code);
@@ -82,6 +83,10 @@ const evaluate = (model: string, file = data): string[] => [
   ...['evaluate', '--model', model, '--data', file, '--prompt-template', 'none'],
 ];
 
+const generate = (model: string): string[] => [
+  ...['generate', '--model', model, '--prompt', 'a', '--max-new-tokens', '1'],
+];
+
 /** One line of a message, without a stack. */
 function expectMessage(result: ChildResult, message: RegExp): void {
   expect(result.stopped).toBeNull();
@@ -90,6 +95,15 @@ function expectMessage(result: ChildResult, message: RegExp): void {
   expect(result.stderr).toMatch(message);
   expect(result.stderr.trimEnd().split('\n').at(-1)).toMatch(/^error: /);
   expect(result.stderr).not.toMatch(/^\s+at |node:internal/m);
+}
+
+/** Waits until a process has started one of its own, as that which encodes long texts. */
+async function startOfChild(pid: number): Promise<void> {
+  for (;;) {
+    const parents = execFileSync('ps', ['-A', '-o', 'ppid='], { encoding: 'utf8' });
+    if (parents.split('\n').map(Number).includes(pid)) return;
+    await sleep(50);
+  }
 }
 
 describe('the command line', () => {
@@ -112,7 +126,7 @@ describe('the command line', () => {
       stdio: 'ignore',
     });
     const ended = once(child, 'exit');
-    await sleep(4000);
+    await startOfChild(child.pid as number);
     const asked = performance.now();
     child.kill('SIGINT');
     expect(await ended).toEqual([130, null]);
@@ -153,6 +167,13 @@ describe('a file that may not be read', () => {
       const result = await asNobody(evaluate(model));
       expectMessage(result, new RegExp(`${name}.*(${denied.source})`));
     }
+    writeFileSync(at('model', kGeneration), '{}');
+    execFileSync('cp', ['-r', at('model'), at('closed-generation')]);
+    chmodSync(at('closed-generation', kGeneration), 0);
+    expectMessage(
+      await asNobody(generate(at('closed-generation'))),
+      new RegExp(`${kGeneration}.*${denied.source}`),
+    );
     for (const name of ['closed.jsonl', 'closed.tsv', 'closed.parquet']) {
       writeFileSync(at(name), 'x');
       chmodSync(at(name), 0);
@@ -192,6 +213,9 @@ describe('a disk that fails', () => {
         const result = await failing(name, evaluate(at('model')));
         expectMessage(result, new RegExp(`${name}: ${failed.source}`));
       }
+      writeFileSync(at('model', kGeneration), '{}');
+      const generation = await failing(kGeneration, generate(at('model')));
+      expectMessage(generation, new RegExp(`${kGeneration}: ${failed.source}`));
       writeFileSync(at('data.tsv'), 'prompt\tresponse\na\tb\n');
       expectMessage(await failing('data.tsv', evaluate(at('model'), at('data.tsv'))), failed);
       const parquet = evaluate(at('model'), 'test/fixtures/data/rows.parquet');

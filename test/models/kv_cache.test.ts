@@ -78,6 +78,32 @@ describe('the blocks of a cache', () => {
     expect(usedBlocks()).toBe(0);
   });
 
+  it('after the end of a sequence that is shortened are free, unless a fork has them', () => {
+    make([kFull, { ...kFull, window: 40 }]);
+    const a = cache.create();
+    add([a, 100]); // four blocks, and two of the window: 64 to 99
+    expect(usedBlocks()).toBe(4 + 3);
+    expect(cache.truncate(a, 100)).toBe(true);
+    const fork = cache.fork(a);
+    expect(cache.truncate(a, 97)).toBe(true);
+    expect(cache.lengthOf(a)).toBe(97);
+    expect(cache.truncate(a, 80)).toBe(true); // the next row sees 41 to 80
+    expect([cache.lengthOf(a), cache.lengthOf(fork)]).toEqual([80, 100]);
+    expect(usedBlocks()).toBe(4 + 3);
+    cache.release(fork);
+    expect(usedBlocks()).toBe(3 + 2);
+    // The window of the next row would begin in a block that has been released.
+    expect(cache.truncate(a, 50)).toBe(false);
+    expect(cache.lengthOf(a)).toBe(80);
+    add([a, 1]);
+    expect(usedBlocks()).toBe(3 + 2);
+    for (const length of [0, 82, 1.5]) {
+      expect(() => cache.truncate(a, length)).toThrow('has 81 positions and cannot be shortened');
+    }
+    cache.release(a);
+    expect(usedBlocks()).toBe(0);
+  });
+
   it('come in chunks that grow by a quarter at least, and are freed by dispose', async () => {
     make([kFull, { ...kFull, window: 8 }]);
     await synchronize();

@@ -1,12 +1,14 @@
 // Refusals of loading; GGUF files against their values; a round trip through saveModel.
 import {
   cpSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -72,6 +74,24 @@ describe('config.json', () => {
       /model_type "mamba" is not supported as a language model; known: llama.*docs\/how-to-add-a-model\.md/,
       'ERR_UNSUPPORTED',
     ],
+    [
+      'a list of one model_type',
+      (c) => ({ ...c, model_type: ['llama'] }),
+      /config\.json: model_type must be a text, got \["llama"\]/,
+      'ERR_FORMAT',
+    ],
+    [
+      'an object as model_type',
+      (c) => ({ ...c, model_type: { a: 1 } }),
+      /model_type must be a text, got {"a":1}/,
+      'ERR_FORMAT',
+    ],
+    [
+      'a rope_type that is a list',
+      (c) => ({ ...c, rope_parameters: { rope_type: ['default'], rope_theta: 1e4 } }),
+      /rope_parameters\.rope_type must be a text, got \["default"\]/,
+      'ERR_FORMAT',
+    ],
     ['none at all', ({ model_type: _, ...c }) => c, /model_type "none"/, 'ERR_UNSUPPORTED'],
     [
       'a key that is not understood',
@@ -118,7 +138,7 @@ describe('config.json', () => {
     [
       'a missing size',
       ({ hidden_size: _, ...c }) => c,
-      /hidden_size: .*the file has nothing/,
+      /hidden_size: .*the file does not have it/,
       'ERR_FORMAT',
     ],
     [
@@ -180,6 +200,8 @@ describe('config.json', () => {
     const path = await changed({});
     writeFileSync(join(path, 'config.json'), '{"model_type": ');
     expect((await failure(path)).message).toMatch(/config\.json: is not JSON/);
+    truncateSync(join(path, 'config.json'), 9 * 2 ** 20);
+    expect((await failure(path)).message).toMatch(/config\.json: has 9\.00 MiB, and .* 8\.00 MiB/);
   });
 });
 
@@ -350,6 +372,20 @@ describe('saveModel', () => {
     }
     expect(readFileSync(other, 'utf8')).toBe('of somebody else');
     expect(readdirSync(to)).toHaveLength(4);
+  });
+
+  it('refuses replacements that are no tensors, or of another shape', async () => {
+    const model = await AutoModelForCausalLM.fromPretrained(architecture('llama-tied/model'));
+    const to = join(folder, 'not-replaced');
+    for (const [given, message] of [
+      [1, /replace must return null or a tensor of the shape \(\d+,\d+\) for .*, got 1$/],
+      [tensor([1, 2]), /got the shape \(2\)$/],
+    ] as const) {
+      const saved = saveModel(model, to, { replace: () => given as never });
+      await expect(saved).rejects.toThrow(message);
+      expect(existsSync(join(to, 'model.safetensors'))).toBe(false);
+    }
+    model.dispose();
   });
 
   it('writes replaced tensors, in the dtype of the model', async () => {

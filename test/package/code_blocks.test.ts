@@ -1,7 +1,7 @@
 // Code on the pages of the documentation: programs and commands of balora are run in a folder with the files that they name, with
 // training cut to two steps. Other commands are checked for the names in them. test/package/how_to.test.ts tests the files that
 // how-tos add to the library.
-import { spawnSync } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -95,8 +95,10 @@ async function folderOf(page: string, kind: 'programs' | 'commands'): Promise<st
 }
 
 function environment(cwd: string): NodeJS.ProcessEnv {
-  const { PATH, HOME } = process.env;
+  const { PATH, HOME, OMP_NUM_THREADS, OMP_WAIT_POLICY } = process.env;
   return {
+    ...(OMP_NUM_THREADS && { OMP_NUM_THREADS }),
+    ...(OMP_WAIT_POLICY && { OMP_WAIT_POLICY }),
     ...{ PATH: `${join(cwd, 'node_modules', '.bin')}:${PATH}`, HOME },
     ...{ HF_HUB_CACHE: join(models, 'hub'), HF_HUB_OFFLINE: '1' },
     ...(kNoFake === null ? { BALORA_CUDA_PLUGIN: kFakePlugin } : {}),
@@ -111,11 +113,46 @@ function run(command: string, args: string[], cwd: string): void {
   throw new Error(`${[command, ...args].join(' ')}: ${status ?? signal}\n${stdout}${stderr}`);
 }
 
+/** Whether a program or a command is for the server of its page, which the commands of the page start. */
+const isForServer = (text: string): boolean => text.includes(kServed);
+const kServed = 'http://127.0.0.1:8080';
+
+/** A server of a page, on a free port. */
+interface PageServer {
+  readonly url: string;
+  /** @throws Error unless it ends as a server should */
+  readonly stop: () => Promise<void>;
+}
+
+/** Starts `balora serve` as a page shows it, and waits until it is ready. */
+async function startServer(command: string, cwd: string): Promise<PageServer> {
+  const shown = command.replace(/^npx /, '').replace(/--port \d+/, '--port 0');
+  const child: ChildProcess = spawn('sh', ['-c', `exec ${shown}`], {
+    ...{ cwd, env: environment(cwd), stdio: ['ignore', 'ignore', 'pipe'] },
+  });
+  let log = '';
+  const ended = new Promise<number | null>((resolve) => child.once('close', resolve));
+  const url = await new Promise<string>((resolve, reject) => {
+    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      log += text;
+      const found = /ready at (\S+)\/v1/.exec(log)?.[1];
+      if (found !== undefined) resolve(found);
+    });
+    void ended.then(() => reject(new Error(`${command}: it ended\n${log}`)));
+  });
+  const stop = async (): Promise<void> => {
+    child.kill('SIGTERM');
+    const code = await ended;
+    if (code !== 0) throw new Error(`${command}: it ended with ${code}\n${log}`);
+  };
+  return { url, stop };
+}
+
 describe('programs', () => {
   const pages = kPages.filter((page) => kBlocks.some((b) => b.page === page && isProgram(b)));
 
   it.for(pages)('of %s run', { timeout: 150_000 }, async (page, { skip }) => {
-    const programs = programsOf(page);
+    const programs = programsOf(page).filter(({ text }) => !isForServer(text));
     if (kNoFake !== null && programs.some(({ text }) => text.includes("'cuda'"))) skip(kNoFake);
     const cwd = await folderOf(page, 'programs');
     for (const { line, text } of programs) {
@@ -147,18 +184,41 @@ describe('commands of balora', () => {
           block.text.replace(/max-steps: \d+/, 'max-steps: 2'),
         );
       }
-      for (const block of blocks.filter(isShell)) {
-        for (const line of linesOf(block.text)) {
-          const words = line.split(/\s+/);
-          const command = baloraCommand(words);
-          if (command === null) continue;
-          if (isSynopsis(line)) expect(baloraProblem(command), where(block)).toBeNull();
-          else await runsAsShown(block, line);
+      let server: PageServer | null = null;
+      try {
+        for (const block of blocks.filter(isShell)) {
+          for (const line of linesOf(block.text)) {
+            const words = line.split(/\s+/);
+            const command = baloraCommand(words);
+            if (command === null && !isForServer(line)) continue;
+            if (isForServer(line)) {
+              await asksServer(server, block, line);
+            } else if (command?.[0] === 'serve' && !isSynopsis(line)) {
+              server = await startServer(line, await folderOf(page, 'commands'));
+            } else if (isSynopsis(line)) {
+              expect(baloraProblem(command as string[]), where(block)).toBeNull();
+            } else await runsAsShown(block, line);
+          }
         }
+        for (const { line, text } of programsOf(page).filter((one) => isForServer(one.text))) {
+          const cwd = await folderOf(page, 'commands');
+          const url = (server as PageServer | null)?.url ?? expect.unreachable(`${page}:${line}`);
+          await writeFile(join(cwd, `line_${line}.mjs`), text.replaceAll(kServed, url));
+          run(process.execPath, [`line_${line}.mjs`], cwd);
+        }
+      } finally {
+        await server?.stop();
       }
     },
     300_000,
   );
+
+  /** Sends what a page shows to its server; an answer that is an error fails. */
+  async function asksServer(server: PageServer | null, block: Block, line: string): Promise<void> {
+    const url = server?.url ?? expect.unreachable(`${where(block)}: no server was started`);
+    const asked = line.replaceAll(kServed, url).replace(/^curl /, 'curl -sS --fail-with-body ');
+    run('sh', ['-c', asked], await folderOf(block.page, 'commands'));
+  }
 
   async function runsAsShown(block: Block, line: string): Promise<void> {
     const cwd = await folderOf(block.page, 'commands');
@@ -173,6 +233,7 @@ it('commands name existing scripts, files, options and targets', () => {
   for (const block of kBlocks.filter(isShell)) {
     for (const line of linesOf(block.text)) {
       if (isSynopsis(line)) continue;
+      if (isForServer(line)) continue; // sent to the server of the page, above
       for (const words of commandsOf(line)) {
         const problem = problemOf(words);
         if (problem === undefined && leftOut(words.join(' '))) continue;
@@ -205,7 +266,7 @@ it('spans of code name existing commands and files', () => {
       const command = baloraCommand(text.split(' '));
       const names = kFile.test(text) && !/NAME|my_op/.test(text) && !added.includes(text);
       const problem =
-        command && /^(train|evaluate|inspect|merge)$/.test(command[0] ?? '')
+        command && /^(train|evaluate|generate|chat|serve|inspect|merge)$/.test(command[0] ?? '')
           ? baloraProblem(command)
           : names
             ? fileProblem(text)

@@ -26,6 +26,7 @@ describe('programs', () => {
     folder = mkdtempSync(join(tmpdir(), 'balora-pages-'));
     await mkdir(join(folder, 'node_modules'));
     symlinkSync(kRoot, join(folder, 'node_modules', 'balora'));
+    symlinkSync(join(kRoot, 'node_modules', 'openai'), join(folder, 'node_modules', 'openai'));
   });
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 

@@ -35,7 +35,7 @@ describe('a run', () => {
     const order = kSuites.map(({ name }) => name);
     expect(quick).toEqual(order.filter((name) => quick.includes(name)));
     expect(normal).toEqual(order.filter((name) => [...quick, 'processes'].includes(name)));
-    expect(all).toEqual(order.filter((name) => !['attack', 'tidy', 'tsan'].includes(name)));
+    expect(all).toEqual(order.filter((name) => !['tidy', 'tsan'].includes(name)));
     expect(quick).toEqual(expect.arrayContaining(['types', 'cpp', 'unit']));
   });
 

@@ -9,8 +9,10 @@ const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const kCommit = '0123456789abcdef0123456789abcdef01234567';
 const kNli = ['CONTRADICTION', 'NEUTRAL', 'ENTAILMENT'];
 
+/** ChatML, which --to modelfile knows. */
 const kChatTemplate =
-  "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
+  "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}" +
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 /** Names of model files on the pages -> the files in the folder of models that replace them. */
 const kModels = {
@@ -18,6 +20,7 @@ const kModels = {
   encoder: ['all-MiniLM-L6-v2', 'path/to/bert'],
   seq2seq: ['t5-small', 'path/to/t5-small'],
 };
+const kConversations = 'conversations.jsonl';
 const kTexts = ['train.jsonl', 'test.jsonl', 'gsm8k/train.jsonl', 'gsm8k/test.jsonl'];
 
 const kSums = '{"question": "What is 1 + 1?", "answer": "1 + 1 = 2\\n#### 2"}\n'.repeat(3);
@@ -48,6 +51,7 @@ export async function writePageFolder(folder: string, models: string): Promise<v
   };
   await mkdir(join(folder, 'node_modules', '.bin'), { recursive: true });
   await symlink(kRoot, join(folder, 'node_modules', 'balora'));
+  await symlink(join(kRoot, 'node_modules', 'openai'), join(folder, 'node_modules', 'openai'));
   const main = join(kRoot, 'dist', 'cli', 'main.js');
   await symlink(main, join(folder, 'node_modules', '.bin', 'balora'));
   for (const [model, names] of Object.entries(kModels)) {
@@ -60,6 +64,7 @@ export async function writePageFolder(folder: string, models: string): Promise<v
   await write('benchmarks/gsm8k/test.jsonl', kSums);
   await write('benchmarks/crows_pairs.csv', 'sent_more,sent_less\nthe cat,the dog\na dog,a cat\n');
   await write('benchmarks/documents.txt', 'Call me Ishmael. Some years ago.\n');
+  await write(kConversations, conversations());
   const sentences = tinyRows(12)
     .map(({ text, label }) => `${label % 2}\t${text}\n`)
     .join('');
@@ -69,6 +74,16 @@ export async function writePageFolder(folder: string, models: string): Promise<v
   }
   const pairs = tinyRows(6).map(({ text, label }) => `${text}\t${text}\t${kNli[label]}\n`);
   await write('mnli/dev_matched.tsv', `sentence1\tsentence2\tgold_label\n${pairs.join('')}`);
+}
+
+function conversations(): string {
+  const rows = ['Ishmael', 'Ahab', 'Queequeg'].map((name) => ({
+    messages: [
+      { role: 'user', content: `Who is ${name}?` },
+      { role: 'assistant', content: `${name} is on the Pequod.` },
+    ],
+  }));
+  return rows.map((row) => `${JSON.stringify(row)}\n`).join('');
 }
 
 function jsonLines(): string {

@@ -1,6 +1,7 @@
 /** Runs the command line inside the test's process, and collects its output as text. */
 import { kCommands } from '../../lib/cli/commands.ts';
 import { runCli } from '../../lib/cli/program.ts';
+import type { InputStream } from '../../lib/cli/terminal.ts';
 
 interface CliResult {
   code: number;
@@ -8,16 +9,36 @@ interface CliResult {
   err: string;
 }
 
-/** Runs a command. @param onErr called after each write with the text of stderr so far */
-export async function balora(args: string[], onErr?: (err: string) => void): Promise<CliResult> {
+/** The input of a command, and callbacks with its output so far after each write. */
+interface CliOptions {
+  readonly stdin?: InputStream;
+  readonly onErr?: ((err: string) => void) | undefined;
+  readonly onOut?: (out: string) => void;
+}
+
+/** Runs a command. @param options stdin and callbacks, or the callback for stderr alone */
+export async function balora(
+  args: string[],
+  options: CliOptions | ((err: string) => void) = {},
+): Promise<CliResult> {
+  const { stdin, onErr, onOut } = typeof options === 'function' ? { onErr: options } : options;
   let [out, err] = ['', ''];
-  const stdout = { write: (text: string) => (out += text) };
+  const stdout = {
+    write: (text: string) => {
+      out += text;
+      onOut?.(out);
+    },
+  };
   const stderr = {
     write: (text: string) => {
       err += text;
       onErr?.(err);
     },
   };
-  const code = await runCli(args, { stdout, stderr }, async () => kCommands);
+  const code = await runCli(
+    args,
+    { stdout, stderr, ...(stdin && { stdin }) },
+    async () => kCommands,
+  );
   return { code, out, err };
 }

@@ -1,5 +1,5 @@
 // tokenizer.json files with parts of another type than they should have: each is refused with the file and the field.
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -52,6 +52,64 @@ describe('a damaged tokenizer.json', () => {
       },
       /post_processor\.special_tokens\.x\.ids\.0: /,
     ],
+    [
+      'a behavior that is a number',
+      { pre_tokenizer: { type: 'Split', pattern: { String: ' ' }, behavior: 5, invert: false } },
+      /pre_tokenizer\.behavior must be text or null, got 5/,
+    ],
+    [
+      'a step of a sequence without a type',
+      { normalizer: { type: 'Sequence', normalizers: [{ type: 'NFC' }, {}] } },
+      /normalizer\.normalizers\.1\.type must be text, got undefined/,
+    ],
+    [
+      'steps that are no list',
+      { decoder: { type: 'Sequence', decoders: 5 } },
+      /decoder\.decoders must be a list, got 5/,
+    ],
+    [
+      'a split without a pattern',
+      { pre_tokenizer: { type: 'Split', behavior: 'Isolated' } },
+      /pre_tokenizer\.pattern must be an object, got undefined/,
+    ],
+    [
+      'a pattern of another type',
+      { normalizer: { type: 'Replace', pattern: { Regex: null, String: 'a' }, content: '' } },
+      /normalizer\.pattern\.Regex must be text, got null/,
+    ],
+    [
+      'words of length 0, which would never end',
+      { pre_tokenizer: { type: 'FixedLength', length: 0 } },
+      /pre_tokenizer\.length must be a whole number >= 1 or null, got 0/,
+    ],
+    ['a model that is none', { model: null }, /model must be an object, got null/],
+    ['no vocabulary', { model: { type: 'BPE', merges: [] } }, /model\.vocab must be/],
+    ['no merges', { model: { type: 'BPE', vocab: { a: 0 } } }, /model\.merges must be a list/],
+    [
+      'a merge of one token',
+      { model: { type: 'BPE', vocab: { a: 0 }, merges: ['a'] } },
+      /model\.merges\.0 must be two tokens in the form of the first merge, got "a"/,
+    ],
+    [
+      'merges of two forms',
+      { model: { type: 'BPE', vocab: { a: 0 }, merges: [['a', 'a'], 'a a'] } },
+      /model\.merges\.1 must be two tokens/,
+    ],
+    [
+      'a piece without a score',
+      { model: { type: 'Unigram', vocab: [['a', 0], ['b']] } },
+      /model\.vocab\.1 must be a token with its score, got \["b"\]/,
+    ],
+    [
+      'an unknown token that is an object',
+      { model: { type: 'BPE', vocab: { a: 0 }, merges: [], unk_token: {} } },
+      /model\.unk_token must be text or null, got {}/,
+    ],
+    [
+      'a flag that is a text',
+      { added_tokens: [{ id: 1, content: 'a', special: 'yes' }] },
+      /added_tokens\.0\.special must be true or false or null, got "yes"/,
+    ],
     ['a vocabulary that is a text', { model: { type: 'BPE', vocab: 'a' } }, /model\.vocab must be/],
     [
       'an unknown id that is a list',
@@ -73,6 +131,20 @@ describe('a damaged tokenizer.json', () => {
       );
     },
   );
+
+  it('and its configuration have limits of size', async () => {
+    const config = join(folder, 'tokenizer_config.json');
+    writeFileSync(config, '');
+    truncateSync(config, 9 * 2 ** 20);
+    await expect(load(base)).rejects.toThrow(
+      /tokenizer_config\.json: has 9\.00 MiB, and .* 8\.00 MiB/,
+    );
+    rmSync(config);
+    truncateSync(path, 65 * 2 ** 20);
+    await expect(Tokenizer.fromPretrained(folder)).rejects.toThrow(
+      /tokenizer\.json: has 65\.0 MiB/,
+    );
+  });
 
   it('of an unknown kind names the file', async () => {
     const error = await load({ ...base, post_processor: { type: 'New' } }).catch((e: unknown) => e);

@@ -48,8 +48,14 @@ describe('a pattern that backtracks for ever is stopped', () => {
   ])('%s', (_, parts, run) => {
     const tokenizer = made(parts);
     const begin = performance.now();
-    expect(() => run(tokenizer)).toThrow(kStopped);
-    expect(() => run(tokenizer)).toThrow(FormatError);
+    let error: unknown;
+    try {
+      run(tokenizer);
+    } catch (thrown) {
+      error = thrown;
+    }
+    expect(error).toBeInstanceOf(FormatError);
+    expect((error as Error).message).toMatch(kStopped);
     expect(performance.now() - begin).toBeLessThan(20_000);
     // The tokenizer remains usable.
     expect(tokenizer.encode('the')).toEqual(tinyTokenizer().encode('the'));

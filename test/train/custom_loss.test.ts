@@ -3,6 +3,7 @@
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
+import { ArgumentError } from '../../lib/errors.ts';
 import {
   consistencyLoss,
   diversityLoss,
@@ -19,7 +20,7 @@ import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { LossContext, LossResult, StepRecord } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { fixturePath } from '../support/fixtures.ts';
-import { tinySource } from '../support/tiny_model.ts';
+import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 const kModel = fixturePath('architectures/llama-untied-gqa/model');
 const kCapped = fixturePath('architectures/gemma2/model');
@@ -199,4 +200,16 @@ it('does not free tensors that the function keeps', async () => {
   );
   expect(records).toHaveLength(4);
   expect((kept as Tensor | null)?.itemSync()).toBe(2);
+});
+
+it.each<[unknown, RegExp]>([
+  [undefined, /loss: the function must return \{ loss \}, a tensor, got undefined/],
+  [{ loss: 1 }, /got {"loss":1}/],
+  [{ metrics: {} }, /a tensor, got {"metrics":{}}/],
+])('that returns %o is refused', async (result, message) => {
+  const tuned = await AdapterModel.create(new TinyModel(), { r: 2 });
+  const data = tinySource(tinyBatches());
+  const trainer = new Trainer({ tuned, data, maxSteps: 1, loss: () => result as never });
+  await expect(trainer.train()).rejects.toThrow(message);
+  await expect(trainer.train()).rejects.toThrow(ArgumentError);
 });

@@ -210,7 +210,7 @@ describe('is refused with the reason', () => {
     expect((error as Error).message).toMatch(kFit);
     expect(kFit.exec((error as Error).message)?.[1]).toMatch(reason);
     expect(traces('out')).toEqual(before);
-    // With its own number of steps it is still what it was.
+    // The run is still what it was, by its own number of steps.
     expect(await run('out', { ...more, maxSteps: 3, resume: true })).toMatchObject({ steps: 3 });
   });
 

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import { verifyChecksums } from '../../lib/io/checksums.ts';
+import { CheckedFolder } from '../../lib/io/checksums.ts';
 import { listSteps } from '../../lib/io/run_folder.ts';
 import type { EvaluationLine } from '../../lib/train/evaluation_log.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
@@ -82,10 +82,13 @@ async function completeBest(output: string): Promise<number[]> {
   const best = join(output, 'run/best');
   const complete: number[] = [];
   for (const { name, step } of await listSteps(best)) {
-    await verifyChecksums(join(best, name), ['best.json', 'state.safetensors']).then(
-      () => complete.push(step),
-      () => {},
-    );
+    try {
+      const checked = await CheckedFolder.open(join(best, name));
+      for (const file of ['best.json', 'state.safetensors']) await checked.verify(file);
+      complete.push(step);
+    } catch {
+      // It is not complete.
+    }
   }
   return complete;
 }

@@ -73,7 +73,7 @@ describe('claimOutput', () => {
     }
     const options = { overwrite: true, resume: false };
     const first = await claimOutput(folder, options);
-    // What a run writes.
+    // Files that a run writes.
     for (const name of ['run/config.json', 'residual/model.safetensors', 'adapter_config.json']) {
       writeFileSync(join(folder, name), '{}');
     }

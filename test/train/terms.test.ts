@@ -146,7 +146,9 @@ describe('a custom term of a language model', () => {
     await expect(train({ terms: [said], regularizers, cacheTeacher: true })).rejects.toThrow(
       /the term said reads more of the teacher than the cache holds/,
     );
-    await expect(train({ terms: { key: 'raw' } as never })).rejects.toThrow(/made by defineTerm/);
+    await expect(train({ terms: { key: 'raw' } as never })).rejects.toThrow(
+      /terms must be a list of terms that defineTerm\(\) returned/,
+    );
   });
 
   it('is refused with a key that is taken, beside a custom loss, and with a value that is not one number', async () => {

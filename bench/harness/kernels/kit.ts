@@ -1,7 +1,7 @@
 /** Helpers for the tables of kernel rows: operands by shape, counts of bytes, and cases of a backward pass alone. */
 import { backward } from '../../../lib/autograd.ts';
 import { rand, randn } from '../../../lib/ops/index.ts';
-import { noGrad, type Tensor, tensor, unscoped } from '../../../lib/tensor.ts';
+import { DTYPE_BYTES, noGrad, type Tensor, tensor, unscoped } from '../../../lib/tensor.ts';
 import type { Sizes } from '../shapes.ts';
 import type { BenchDType } from '../types.ts';
 
@@ -86,7 +86,7 @@ export function integers(count: number, value: (i: number) => number): Tensor {
 }
 
 export function bytesOf(dtype: BenchDType, ...elements: number[]): number {
-  return (dtype === 'bf16' ? 2 : 4) * elements.reduce((sum, n) => sum + n, 0);
+  return DTYPE_BYTES[dtype] * elements.reduce((sum, n) => sum + n, 0);
 }
 
 /** A case without a tape. */

@@ -1,15 +1,14 @@
 /** The preset of a method, overridden by the caller's settings: a method only fills in what was left open. */
 import { ArgumentError } from '../../errors.ts';
 import { camel } from '../../options/option.ts';
+import { shown } from '../../shown.ts';
 import type { LoraConfigInput } from '../config.ts';
 import { METHOD_NAMES, METHODS, type MethodName } from './registry.ts';
 
 /** Refuses an unknown method name, which a JavaScript program may pass. @throws ArgumentError with all names */
 export function checkMethodName(name: MethodName): void {
-  if (Object.hasOwn(METHODS, name)) return;
-  throw new ArgumentError(
-    `method must be one of ${METHOD_NAMES.join(', ')}, got ${JSON.stringify(name)}`,
-  );
+  if (typeof name === 'string' && Object.hasOwn(METHODS, name)) return;
+  throw new ArgumentError(`method must be one of ${METHOD_NAMES.join(', ')}, got ${shown(name)}`);
 }
 
 /**

@@ -8,7 +8,14 @@ import { formatOptions, languageModelCli } from './language_model.ts';
 export const causalLmCli = languageModelCli<CausalLM, BatchOptions>({
   task: causalLm,
   taskType: 'CAUSAL_LM',
-  ownOptions: ['promptTemplate', 'promptField', 'responseField', 'maxLength', 'packing'],
+  ownOptions: [
+    'promptTemplate',
+    'promptField',
+    'responseField',
+    'maxLength',
+    'packing',
+    'samplePrompts',
+  ],
   check: checkCausalLM,
   load: (folder, options) => AutoModelForCausalLM.fromPretrained(folder, options),
   shared: (settings) => ({

@@ -67,10 +67,10 @@ export interface Evaluated {
   readonly text: string;
 }
 
-/** Options of loading the base model of an adapter. */
+/** Options of loading a model without its adapter. */
 export interface BaseModelOptions extends ModelLoadOptions {
-  /** Path of the adapter's folder. */
-  readonly adapter: string;
+  /** Path of the folder of the adapter that will be loaded onto it. Default: none will be. */
+  readonly adapter?: string;
   readonly progress: Progress;
 }
 
@@ -84,7 +84,7 @@ export interface CliTask<E extends Examples = Examples> {
   examples(settings: TrainSettings, common: CommonExamples): E;
   /** Opens the data and loads the model for `train`. */
   prepare(settings: TrainSettings, setup: TrainSetup<E>, context: RunContext): Promise<Prepared>;
-  /** Loads the base model of an adapter and its tokenizer, for `merge`. */
+  /** Loads a model without its adapter, and its tokenizer, for `merge`, `export` and `generate`. */
   loadBase(
     path: string,
     context: BaseModelOptions,

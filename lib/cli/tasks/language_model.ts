@@ -4,8 +4,8 @@ import { FullModel } from '../../adapters/full_model.ts';
 import type { TunedModel } from '../../adapters/tuned_model.ts';
 import type { BatchSource } from '../../data/batch_source.ts';
 import type { DataStatistics } from '../../data/batches.ts';
-import type { FormatOptions } from '../../data/example_format.ts';
-import type { RowSource } from '../../data/rows.ts';
+import { type FormatOptions, rowPrompts } from '../../data/example_format.ts';
+import type { Row, RowSource } from '../../data/rows.ts';
 import { ArgumentError } from '../../errors.ts';
 import { type EvaluatedBatch, type EvaluatedModel, evaluate } from '../../eval/evaluate.ts';
 import type { EvaluationResult } from '../../eval/types.ts';
@@ -17,9 +17,11 @@ import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import {
   adapterOptions,
   type DataCallbacks,
+  type DataOptions,
   loadOptions,
   type ModelLoadOptions,
   openBatches,
+  openData,
   openModel,
   showWarnings,
 } from '../load.ts';
@@ -94,6 +96,11 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
         modelOptions,
       );
       const load = (options: ModelLoadOptions) => kind.load(folder, options);
+      // They are read before the weights, so that what is wrong with them is known at once.
+      const samples = await samplePromptsOf(settings, {
+        ...{ tokenizer, columns: setup.columns, isSource: kind.taskType === 'SEQ_2_SEQ_LM' },
+        signal: context.signal,
+      });
       const tuned = await loadTuned(load, settings, setup, context);
       const { model } = tuned;
       const opened: (() => Promise<void>)[] = [];
@@ -124,7 +131,10 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
           : { evalData: await open(settings.evalData, setup.examples.evalData) };
       const { signal } = context;
       return {
-        input: { ...setup.training, tuned, data, ...evalData, signal } as AnyTrainerOptions,
+        input: {
+          ...setup.training,
+          ...{ tuned, data, ...evalData, ...samples, signal },
+        } as AnyTrainerOptions,
         tokenizer,
         statistics: data.statistics,
         format: data.format,
@@ -161,6 +171,32 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
       }
     },
   };
+}
+
+/** The prompts of --sample-prompts, as an option of the trainer. */
+async function samplePromptsOf(
+  settings: TrainSettings,
+  {
+    tokenizer,
+    columns,
+    isSource,
+    signal,
+  }: DataOptions & { tokenizer: Tokenizer; isSource: boolean },
+): Promise<Pick<AnyTrainerOptions, 'samplePrompts'>> {
+  const { samplePrompts: path } = settings;
+  if (path === undefined) return {};
+  const rows = await openData(path, { columns, signal });
+  try {
+    const all: Row[] = [];
+    for (let i = 0; i < rows.length; i++) all.push(await rows.row(i));
+    const prompts = rowPrompts(all, { ...formatOptions(settings), isSource });
+    return { samplePrompts: { ...prompts, tokenizer } };
+  } catch (error) {
+    if (!(error instanceof ArgumentError)) throw error;
+    throw new ArgumentError(`${path}: ${error.message}`);
+  } finally {
+    await rows.close();
+  }
 }
 
 /** Loads the model of the settings and makes it trainable: by a new adapter, by a loaded one, or in all of its weights. */

@@ -16,6 +16,7 @@ export const seq2seqLmCli = languageModelCli<
     'responseField',
     'maxSourceLength',
     'maxTargetLength',
+    'samplePrompts',
   ],
   check: checkSeq2SeqLM,
   load: (folder, options) => AutoModelForSeq2SeqLM.fromPretrained(folder, options),

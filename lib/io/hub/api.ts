@@ -1,4 +1,5 @@
 /** The three requests to the Hub: the commit of a revision, the files of a commit, the bytes of a file. */
+import { shown } from '../../shown.ts';
 import { type Answer, type Endpoint, HubError, readAll } from './endpoint.ts';
 import { isCommit, pathProblem, printable } from './names.ts';
 
@@ -37,7 +38,7 @@ export async function commitOf(
   const { json } = await readJson(answer, { what, maxBytes: kMaxJsonBytes });
   const { sha } = (json ?? {}) as { sha?: unknown };
   if (!isCommit(sha)) {
-    throw new HubError(`${what}: sha must be 40 lower-case hex digits, not ${quoted(sha)}`);
+    throw new HubError(`${what}: sha must be 40 lower-case hex digits, got ${quoted(sha)}`);
   }
   if (isCommit(revision) && sha !== revision)
     throw new HubError(`${what}: the server gives ${sha}`);
@@ -80,7 +81,7 @@ export function checkedFile(row: FileRow): RepoFile {
   }
   const { size } = row;
   if (!Number.isSafeInteger(size) || (size as number) < 0) {
-    throw new HubError(`${path}: size must be a whole number of bytes, not ${quoted(size)}`);
+    throw new HubError(`${path}: size must be a whole number of bytes, got ${quoted(size)}`);
   }
   return { path, bytes: size as number, hash: hashOf(path, row) };
 }
@@ -121,10 +122,10 @@ function hashOf(path: string, { lfs, oid }: FileRow): FileHash {
   if (lfs !== undefined && lfs !== null) {
     const hex = (lfs as { oid?: unknown }).oid;
     if (typeof hex === 'string' && /^[0-9a-f]{64}$/.test(hex)) return { kind: 'sha256', hex };
-    throw new HubError(`${path}: lfs.oid must be 64 lower-case hex digits, not ${quoted(hex)}`);
+    throw new HubError(`${path}: lfs.oid must be 64 lower-case hex digits, got ${quoted(hex)}`);
   }
   if (isCommit(oid)) return { kind: 'git-sha1', hex: oid };
-  throw new HubError(`${path}: oid must be 40 lower-case hex digits, not ${quoted(oid)}`);
+  throw new HubError(`${path}: oid must be 40 lower-case hex digits, got ${quoted(oid)}`);
 }
 
 async function readJson(
@@ -151,5 +152,5 @@ function nextPage({ headers, url }: Answer): URL | null {
 }
 
 function quoted(value: unknown): string {
-  return printable(JSON.stringify(value) ?? String(value), 120);
+  return printable(shown(value), 120);
 }

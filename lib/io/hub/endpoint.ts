@@ -65,7 +65,7 @@ const kRedirects: readonly number[] = [301, 302, 303, 307, 308];
 /** Number of bytes of a large answer to which the timeout applies. */
 const kTimedBytes = 65_536;
 const kMaxRefusalBytes = 65_536;
-const kMaxTimeoutMs = 2 ** 31 - 1;
+export const kMaxTimeoutMs = 2 ** 31 - 1;
 
 export class Endpoint {
   /** Name of the server in messages. */
@@ -75,13 +75,9 @@ export class Endpoint {
 
   /** Checks the address and the token. @throws ArgumentError for an address or a token that cannot be used, or not together */
   constructor(options: EndpointOptions) {
-    const { timeoutMs, accessToken } = options;
-    if (!(timeoutMs > 0 && timeoutMs <= kMaxTimeoutMs)) {
-      throw new ArgumentError(`timeoutMs must be above 0 and at most ${kMaxTimeoutMs}`);
-    }
     this.#base = parseHubUrl(options.hubUrl);
     this.name = this.#base.href.replace(/\/$/, '');
-    checkToken(accessToken, this.#base);
+    checkToken(options.accessToken, this.#base);
     this.#options = options;
   }
 
@@ -281,7 +277,10 @@ class AnswerTimeout {
 }
 
 /** The text with the token removed, since a server may repeat what it was sent. */
-export function withoutToken(text: string, { accessToken }: EndpointOptions): string {
+export function withoutToken(
+  text: string,
+  { accessToken }: Pick<EndpointOptions, 'accessToken'>,
+): string {
   return accessToken === '' ? text : text.replaceAll(accessToken, '(the token)');
 }
 

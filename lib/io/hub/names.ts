@@ -1,5 +1,7 @@
 /** The form of names that a user or a server gives, checked before any of them becomes part of a path or a URL. */
 
+import { existsSync } from 'node:fs';
+
 /** Owner or name in an id: the Hub's own rules, which keep ids and folders of the cache one to one. */
 const kIdPart = /^\w(?:[\w.-]{0,94}\w)?$/;
 /** Control, format and unpaired characters: two names that look alike could differ by them. */
@@ -15,6 +17,16 @@ export function isRepoId(text: string): boolean {
   return (
     parts.length === 2 && parts.every((part) => kIdPart.test(part)) && !/--|\.\.|\.git$/.test(text)
   );
+}
+
+/** A snapshot in the Hub's cache, as huggingface_hub lays it out. */
+const kSnapshot = /(?:^|[/\\])models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]/;
+
+/** The id on the Hub that a model's name or path stands for: the id itself, or that of a snapshot in the cache; null: none is known. */
+export function hubIdOf(nameOrPath: string): string | null {
+  const [, owner, name] = kSnapshot.exec(nameOrPath) ?? [];
+  const id = owner === undefined ? nameOrPath : `${owner}/${name}`;
+  return isRepoId(id) && !existsSync(id) ? id : null;
 }
 
 /** Whether a value is a commit as git names it: 40 lower-case hex digits. */

@@ -108,11 +108,14 @@ typedef struct balora_rope {
 
 // Positions of a block of a cache of keys and values.
 #define BALORA_CACHE_BLOCK 32
+// Channels to whose next multiple those of a head are rounded up in it.
+#define BALORA_CACHE_CHANNELS 32
 
 // A cache of keys and values in blocks of BALORA_CACHE_BLOCK positions, as one layer sees it. The
 // blocks of all chunks are numbered one after the other. In a block each layer has, for each head,
 // its keys by channel, (Dp,BLOCK), and its values by position, (BLOCK,Dp), with Dp the channels D
-// of a head rounded up to 32; what lies beyond D, and beyond a sequence's length, has no meaning.
+// of a head rounded up to BALORA_CACHE_CHANNELS; what lies beyond D, and beyond a sequence's
+// length, has no meaning.
 typedef struct balora_kv_cache {
   // Each (blocks,layers,2,Hkv,BLOCK,Dp) of the keys' type, contiguous.
   const balora_view* const* chunks;
@@ -133,8 +136,11 @@ typedef struct balora_cache_append {
   const balora_kv_cache* cache;
 } balora_cache_append;
 
-// Attention of rows to what a cache holds of their sequences, by head; heads of a group share a kv
-// head: out = softmax(scores) v,  scores = softcap * tanh(scale q k^T / softcap) + bias[t - j]
+// Attention of rows to what a cache holds of their sequences, by head. The heads of a group share a
+// head of keys and values:
+//
+//   out = softmax(scores) v,  scores = softcap * tanh(scale q k^T / softcap) + bias[t - j]
+//
 // (softcap 0: scale q k^T). Causal rows are the last positions of their sequence, and row t sees
 // the keys j <= t of which, with a window W > 0, the last W; other rows see every key. What a row
 // gets depends on its own sequence alone, bit for bit.

@@ -56,8 +56,7 @@ typedef struct balora_linear_forward {
   const balora_view* x_adapter;  // (N,I) the input of the parts (dropout); null: x
   const balora_linear* linears;
   int32_t count;  // of linears
-  // Non-zero: a row of y is the same bit for bit whichever rows stand beside it. The CPU's kernel
-  // knows it, CUDA's does not yet.
+  // Non-zero: a row of y is the same bit for bit whichever rows stand beside it.
   int32_t batch_invariant;
 } balora_linear_forward;
 

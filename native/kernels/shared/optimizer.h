@@ -79,7 +79,7 @@ BALORA_HOST_DEVICE T sgd_direction(const SgdFactors<T>& k, T g, T moment) {
 }
 
 // ---- Adafactor (Shazeer and Stern, 2018), as transformers runs it -------------------------------
-// Of the second moment of a matrix only the row and column means are kept.
+// The second moment of a matrix is kept as the means of its rows and of its columns.
 //   g2 = g^2 + eps
 //   row = b2 * row + (1 - b2) * mean_C g2
 //   column = b2 * column + (1 - b2) * mean_R g2

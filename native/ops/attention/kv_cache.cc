@@ -9,7 +9,8 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kBlock = BALORA_CACHE_BLOCK, kChannels = 32;
+constexpr int64_t kBlock = BALORA_CACHE_BLOCK, kChannels = BALORA_CACHE_CHANNELS;
+constexpr const char* kChunk = "a chunk (blocks,layers,2,Hkv,BLOCK,Dp)";
 
 void check_i32(const char* op, const char* name, const Tensor& t, const Shape& shape,
                const char* symbols) {
@@ -22,11 +23,11 @@ void check_cache(const char* op, const KvCache& cache, const Tensor& rows, int64
   if (cache.chunks.empty()) throw ArgumentError(concat(op, ": the cache has no chunk"));
   const int64_t padded = (rows.dim(2) + kChannels - 1) / kChannels * kChannels;
   const Tensor& first = cache.chunks[0];
-  check_ndim(op, "a chunk (blocks,layers,2,Hkv,32,Dp)", first, 6);
+  check_ndim(op, kChunk, first, 6);
   for (const Tensor& chunk : cache.chunks) {
-    check_ndim(op, "a chunk (blocks,layers,2,Hkv,32,Dp)", chunk, 6);
+    check_ndim(op, kChunk, chunk, 6);
     check_shape(op, "a chunk", chunk, {chunk.dim(0), first.dim(1), 2, kv_heads, kBlock, padded},
-                "(blocks,layers,2,Hkv,32,Dp)");
+                "(blocks,layers,2,Hkv,BLOCK,Dp)");
     check_dtype(op, "a chunk", chunk, rows.dtype());
     check_same_engine(op, rows, chunk);
     if (!chunk.is_contiguous()) throw ArgumentError(concat(op, ": a chunk must be contiguous"));
@@ -112,7 +113,7 @@ Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::option
   check_ndim(kOp, "q (N,H,D)", q, 3);
   check_rows_i32(kOp, "q", q);
   if (cache.chunks.empty()) throw ArgumentError("cached_attention: the cache has no chunk");
-  check_ndim(kOp, "a chunk (blocks,layers,2,Hkv,32,Dp)", cache.chunks[0], 6);
+  check_ndim(kOp, kChunk, cache.chunks[0], 6);
   const int64_t kv_heads = cache.chunks[0].dim(3);
   check_cache(kOp, cache, q, kv_heads);
   if (kv_heads < 1 || q.dim(1) % kv_heads != 0) {

@@ -19,8 +19,9 @@ namespace {
 
 constexpr const char* kOp = "linear";
 
+// Without a stream, since it is made for every operand of every call.
 std::string indexed(const char* name, size_t i) {
-  return concat(name, "[", i, "]");
+  return name + ('[' + std::to_string(i)) + ']';
 }
 
 void check_linear(const Tensor& x, const LinearLayer& linear, size_t i) {
@@ -298,6 +299,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
   }
   launch_forward(flat);
 
+  if (!x.engine().state().grad_enabled) return outputs;
   const TapeInputs inputs(given);
   if (!grad_wanted(inputs.tensors)) return outputs;
   record(kOp, inputs.tensors, outputs,

@@ -6,8 +6,13 @@ import * as plain from '../arrays.mjs';
 import { Finding, require, requireClose } from '../finding.mjs';
 
 const kFloats = ['f32', 'f32', 'f64', 'bf16', 'f16'];
-/** One unit in the last place, relative. */
-const kUnit = { f64: 2 ** -52, f32: 2 ** -23, bf16: 2 ** -8, f16: 2 ** -10, i32: 0, i64: 0 };
+/** Relative distance between neighbouring numbers, in the type in which kernels compute and in that of the loops. */
+const unitOf = (dtype) => (dtype === 'f64' ? 2 ** -52 : 2 ** -23);
+const kLoopUnit = 2 ** -52;
+/** Rounding of a computed number to the dtype of the result: relative, and for numbers that are subnormal there. */
+const kRounding = { bf16: [2 ** -8, 2 ** -134], f16: [2 ** -11, 2 ** -25], f32: [0, 2 ** -150], f64: [0, 2 ** -1075] };
+/** Largest number of elements of an operand. The loops take up to a second for so many. */
+const kMostElements = 2 ** 15;
 const kExtents = [0, 1, 1, 2, 2, 3, 4, 5, 7, 8, 16, 17, 33];
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
@@ -34,7 +39,10 @@ const logSumExp = (values) => {
 };
 const kReduce = {
   ...{ sum, mean, logSumExp, max: (values) => Math.max(...values), min: (values) => Math.min(...values) },
-  variance: (values) => sum(values.map((value) => (value - mean(values)) ** 2)) / (values.length - 1),
+  variance: (values) => {
+    const center = mean(values);
+    return sum(values.map((value) => (value - center) ** 2)) / (values.length - 1);
+  },
 };
 /** Reductions that are errors over nothing. */
 const kLeast = { sum: 0, mean: 1, logSumExp: 1, max: 1, min: 1, variance: 2 };
@@ -82,21 +90,46 @@ function make({ shape, dtype, layout, data, grad }) {
   return made;
 }
 
-const shapeOf = (random, least = 0, most = 4) => random.several(least, most, () => random.pick(kExtents));
+function shapeOf(random, least = 0, most = 4) {
+  const shape = random.several(least, most, () => random.pick(kExtents));
+  while (plain.sizeOf(shape) > kMostElements) shape[shape.indexOf(Math.max(...shape))] = 2;
+  return shape;
+}
 
 /** A shape that broadcasts with another one. */
 const partner = (random, shape) => shape.slice(random.below(shape.length + 1)).map((extent) => (random.chance(0.3) ? 1 : extent));
 
 /**
- * The ops. Each makes its case from random choices: operands, the call, the same by plain loops, and a bound of the error in units in
- * the last place of a value, plus that of `scale` where sums cancel.
+ * Errors of functions of one number, in units of the type in which they are computed, by x and y = f(x). Kernels of f32 have those of
+ * native/kernels/cpu/runtime/vec_math.h (exp, log 1.5; tanh, erf 2; sigmoid 2.5 units in the last place of their results), those of f64
+ * and the loops those of the C library and V8, which are smaller. Every rounding of an operation adds half a unit of its result.
+ */
+const kUnaryErrors = {
+  ...{ neg: () => 0, abs: () => 0, relu: () => 0 },
+  ...{ square: (_, y) => 0.5 * y, sqrt: (_, y) => 0.5 * y, rsqrt: (_, y) => y, sin: (_, y) => Math.abs(y), cos: (_, y) => Math.abs(y) },
+  ...{ exp: (_, y) => 1.5 * y, log: (_, y) => 1.5 * Math.abs(y), tanh: (_, y) => 2 * Math.abs(y), sigmoid: (_, y) => 2.5 * y },
+  silu: (_, y) => 3 * Math.abs(y), // the sigmoid's error, and the product's
+  // max(x, 0) + r, r = ln(1 + e^-|x|), which exp, log, a difference and a quotient make.
+  softplus: (x, y) => 5 * Math.log1p(Math.exp(-Math.abs(x))) + 0.5 * y,
+  // x (1 + erf(z)) / 2, z = x / sqrt(2): 2 of erf, 0.5 by the rounding of z (z erf'(z) < 0.5, of a unit), 0.5 of the sum; halved, times |x|.
+  gelu: (x, y) => 1.5 * Math.abs(x) + 0.5 * Math.abs(y),
+};
+const halfOf = (y) => 0.5 * Math.abs(y);
+/** Error of log sum e^x over n numbers, the exps of which are summed in the kernel's type: 1.5 of each exp, (n - 1) / 2 of the sum. */
+const logSumError = (n, y) => 1.5 + 0.5 * (n - 1) + halfOf(y);
+
+/**
+ * The ops. Each makes its case from random choices: operands, the call, the same by plain loops, and `errors`: a bound of each result's
+ * error in units of the type in which the kernel computes, by a forward analysis of its formula. Operands are multiples of 1/8 up to 8, so
+ * that their sums and the sums of their products are exact in f32: without `errors` a result is the exact one, rounded to its dtype.
  */
 const kCases = {
   unary: (random) => {
     const name = random.pick(Object.keys(kUnary));
     const positive = ['log', 'sqrt', 'rsqrt'].includes(name);
     const x = operand(random, shapeOf(random), random.pick(kFloats), positive ? { least: 1 } : {});
-    return { name, operands: [x], call: ([a]) => ops[name](a), expect: ([a]) => plain.map(a, kUnary[name]), units: 8, scale: 1 };
+    const errors = ([a], y) => y.map((value, i) => kUnaryErrors[name](a.data[i], value));
+    return { name, operands: [x], call: ([a]) => ops[name](a), expect: ([a]) => plain.map(a, kUnary[name]), errors };
   },
   binary: (random) => {
     const name = random.pick(Object.keys(kBinary));
@@ -106,14 +139,14 @@ const kCases = {
     const a = whole(operand(random, shape, dtype));
     const b = whole(operand(random, partner(random, shape), dtype, name === 'div' ? { least: 1 } : {}));
     const [first, second] = random.chance(0.5) && name !== 'div' ? [b, a] : [a, b];
-    return { name, operands: [first, second], call: ([x, y]) => ops[name](x, y), expect: ([x, y]) => plain.combine(x, y, kBinary[name]), units: 2 };
+    return { name, operands: [first, second], call: ([x, y]) => ops[name](x, y), expect: ([x, y]) => plain.combine(x, y, kBinary[name]), errors: name === 'div' ? (_, y) => y.map(halfOf) : null };
   },
   compare: (random) => {
     const name = random.pick(Object.keys(kCompare));
     const shape = shapeOf(random);
     const dtype = random.pick(kFloats);
     const operands = [shape, partner(random, shape)].map((of) => ({ ...operand(random, of, dtype, { least: -3, most: 3 }), grad: false }));
-    return { name, operands, call: ([x, y]) => ops[name](x, y), expect: ([x, y]) => plain.combine(x, y, (a, b) => Number(kCompare[name](a, b))), units: 0 };
+    return { name, operands, call: ([x, y]) => ops[name](x, y), expect: ([x, y]) => plain.combine(x, y, (a, b) => Number(kCompare[name](a, b))) };
   },
   reduce: (random) => {
     const name = random.pick(Object.keys(kReduce));
@@ -124,9 +157,19 @@ const kCases = {
     const over = axes.length === 0 ? x.shape : axes.map((axis) => x.shape[axis]);
     const options = { keepDims, ...(axes.length > 0 && { axis: axes.length === 1 && random.chance(0.5) ? axes[0] - (random.chance(0.5) ? rank : 0) : axes }) };
     const count = plain.sizeOf(over);
+    // Sums are in f64, in the loops as in the kernels: n of its units. The kernel's own type rounds exps and the result.
+    const errors = {
+      ...{ mean: (_, y) => y.map(halfOf), variance: (_, y) => y.map(halfOf) },
+      logSumExp: (_, y) => y.map((value) => 1.5 + halfOf(value)),
+    };
+    const loopErrors = {
+      mean: (_, y) => y.map(halfOf),
+      variance: (_, y) => y.map((value) => 2 * count * value),
+      logSumExp: (_, y) => y.map((value) => 2 * (count + Math.abs(value))),
+    };
     return {
       ...{ name, operands: [x], call: ([a]) => ops[name](a, options), refused: count < kLeast[name] },
-      ...{ expect: ([a]) => plain.reduce(a, axes, keepDims, kReduce[name]), units: 4, scale: 1 },
+      ...{ expect: ([a]) => plain.reduce(a, axes, keepDims, kReduce[name]), errors: errors[name], loopErrors: loopErrors[name] },
     };
   },
   argument: (random) => {
@@ -137,7 +180,7 @@ const kCases = {
     const best = name === 'argmax' ? (values) => values.indexOf(Math.max(...values)) : (values) => values.indexOf(Math.min(...values));
     return {
       ...{ name, operands: [x], call: ([a]) => ops[name](a, { axis, keepDims }), refused: x.shape.at(axis) === 0 },
-      ...{ expect: ([a]) => plain.reduce(a, [axis], keepDims, best), units: 0 },
+      ...{ expect: ([a]) => plain.reduce(a, [axis], keepDims, best) },
     };
   },
   softmax: (random) => {
@@ -148,22 +191,36 @@ const kCases = {
       return powers.map((power) => power / sum(powers));
     };
     const row = name === 'softmax' ? shares : (values) => values.map((value) => value - logSumExp(values));
-    return { name, operands: [x], call: ([a]) => ops[name](a), expect: ([a]) => plain.mapRows(a, row), units: 8, scale: name === 'softmax' ? 0.01 : 16 };
+    // z = x - lse has the error of lse and of the difference; e^z has it relative to itself, and 1.5 of exp.
+    const errorsOf = (values) => {
+      const lse = logSumExp(values);
+      return values.map((value) => {
+        const error = logSumError(values.length, lse) + halfOf(value - lse);
+        return name === 'softmax' ? Math.exp(value - lse) * (error + 1.5) : error + halfOf(value - lse);
+      });
+    };
+    const errors = ([a]) => plain.mapRows(a, errorsOf).data;
+    return { name, operands: [x], call: ([a]) => ops[name](a), expect: ([a]) => plain.mapRows(a, row), errors };
   },
   topK: (random) => {
     const x = operand(random, shapeOf(random, 1, 3), random.pick(kFloats));
     const k = random.below(x.shape.at(-1) + 1);
     const row = (values) => [...values].sort((a, b) => b - a).slice(0, k);
-    return { name: 'topK', operands: [x], call: ([a]) => ops.topK(a, k).values, expect: ([a]) => plain.mapRows(a, row, k), units: 0 };
+    return { name: 'topK', operands: [x], call: ([a]) => ops.topK(a, k).values, expect: ([a]) => plain.mapRows(a, row, k) };
   },
   rmsNorm: (random) => {
     const dtype = random.pick(kFloats);
     const shape = [...shapeOf(random, 0, 2), random.pick([1, 2, 5, 16, 33, 64])];
     const operands = [operand(random, shape, dtype), operand(random, [shape.at(-1)], dtype)];
-    const row = (weights) => (values) => values.map((value, i) => (value / Math.sqrt(mean(values.map((v) => v * v)) + 1e-5)) * weights.data[i]);
+    const row = (weights) => (values) => {
+      const deviation = Math.sqrt(mean(values.map((value) => value * value)) + 1e-5);
+      return values.map((value, i) => (value / deviation) * weights.data[i]);
+    };
+    // The sum of squares is exact. Half a unit each: mean, eps itself, the sum of both (halved by the root), root, quotient, two products.
+    const errors = (_, y) => y.map((value) => 3 * Math.abs(value));
     return {
       ...{ name: 'rmsNorm', operands, call: ([x, w]) => ops.rmsNorm(x, w, { eps: 1e-5, castBeforeWeight: false }) },
-      ...{ expect: ([x, w]) => plain.mapRows(x, row(w)), units: 8, scale: 1 },
+      ...{ expect: ([x, w]) => plain.mapRows(x, row(w)), errors },
     };
   },
   layerNorm: (random) => {
@@ -175,9 +232,23 @@ const kCases = {
       const width = Math.sqrt(mean(values.map((value) => (value - center) ** 2)) + 1e-5);
       return values.map((value, i) => ((value - center) / width) * w.data[i] + b.data[i]);
     };
+    // c = x - mean has half a unit of the mean and of itself. So has each term of the variance, twice; its sum has n / 2 more.
+    const errorsOf = (w, b) => (values) => {
+      const [n, center] = [values.length, mean(values)];
+      const centered = values.map((value) => Math.abs(value - center));
+      const squares = sum(centered.map((c) => c * c));
+      const deviation = Math.sqrt(squares / n + 1e-5);
+      const ofVariance = ((1 + 0.5 * n) * squares + Math.abs(center) * sum(centered)) / (squares + n * 1e-5);
+      return centered.map((c, i) => {
+        const [normed, weight] = [c / deviation, Math.abs(w.data[i])];
+        const ofNormed = (0.5 * (c + Math.abs(center))) / deviation + normed * (0.5 * ofVariance + 2.5);
+        return weight * ofNormed + 0.5 * weight * normed + 0.5 * (weight * normed + Math.abs(b.data[i]));
+      });
+    };
+    const errors = ([x, w, b]) => plain.mapRows(x, errorsOf(w, b)).data;
     return {
       ...{ name: 'layerNorm', operands, call: ([x, weight, bias]) => ops.layerNorm(x, { weight, bias, eps: 1e-5 }) },
-      ...{ expect: ([x, w, b]) => plain.mapRows(x, row(w, b)), units: 8, scale: 16 },
+      ...{ expect: ([x, w, b]) => plain.mapRows(x, row(w, b)), errors },
     };
   },
   matmul: (random) => {
@@ -190,7 +261,7 @@ const kCases = {
     const turned = (x, swap) => (swap ? plain.permute(x, [...x.shape.keys()].slice(0, -2).concat([x.shape.length - 1, x.shape.length - 2])) : x);
     return {
       ...{ name: 'matmul', operands: [a, b], call: ([x, y]) => ops.matmul(x, y, { transposeA, transposeB }) },
-      ...{ expect: ([x, y]) => plain.matmul(turned(x, transposeA), turned(y, transposeB)), units: 4, scale: 64 },
+      ...{ expect: ([x, y]) => plain.matmul(turned(x, transposeA), turned(y, transposeB)) },
     };
   },
   linear: (random) => {
@@ -201,7 +272,7 @@ const kCases = {
     const product = (x, w) => plain.matmul(x, plain.permute(w, [1, 0]));
     return {
       ...{ name: 'linear', operands, call: ([x, weight, bias = null]) => ops.linear(x, weight, { bias }) },
-      ...{ expect: ([x, w, b]) => (b ? plain.combine(product(x, w), b, (p, q) => p + q) : product(x, w)), units: 4, scale: 64 },
+      ...{ expect: ([x, w, b]) => (b ? plain.combine(product(x, w), b, (p, q) => p + q) : product(x, w)) },
     };
   },
   rows: (random) => {
@@ -210,7 +281,7 @@ const kCases = {
     const ids = indices(random, name === 'embedding' ? shapeOf(random, 1, 2) : [random.pick(kExtents)], count);
     const operands = [operand(random, [count, width], random.pick(kFloats)), ids];
     const expect = ([x, index]) => plain.build([...index.shape, width], (place) => plain.exactly(x, [plain.exactly(index, place.slice(0, -1)), place.at(-1)]));
-    return { name, operands, call: ([x, index]) => ops[name](x, index), expect, units: 0 };
+    return { name, operands, call: ([x, index]) => ops[name](x, index), expect };
   },
   gather: (random) => {
     const shape = shapeOf(random, 1, 3).map((extent) => Math.max(1, extent));
@@ -218,12 +289,12 @@ const kCases = {
     const at = normal(axis, shape.length);
     const index = indices(random, shape.map((extent, i) => (i === at ? random.pick([1, 2, 5]) : extent)), shape[at]);
     const expect = ([x, of]) => plain.build(of.shape, (place) => plain.exactly(x, place.map((p, i) => (i === at ? plain.exactly(of, place) : p))));
-    return { name: 'gather', operands: [operand(random, shape, random.pick(kFloats)), index], call: ([x, of]) => ops.gather(x, of, { axis }), expect, units: 0 };
+    return { name: 'gather', operands: [operand(random, shape, random.pick(kFloats)), index], call: ([x, of]) => ops.gather(x, of, { axis }), expect };
   },
   permute: (random) => {
     const x = operand(random, shapeOf(random), random.pick(kFloats));
     const order = x.shape.map((_, i) => i).sort(() => random.below(3) - 1);
-    return { name: 'permute', operands: [x], call: ([a]) => ops.permute(a, order), expect: ([a]) => plain.permute(a, order), units: 0 };
+    return { name: 'permute', operands: [x], call: ([a]) => ops.permute(a, order), expect: ([a]) => plain.permute(a, order) };
   },
   slice: (random) => {
     const x = operand(random, shapeOf(random, 1), random.pick(kFloats));
@@ -234,7 +305,7 @@ const kCases = {
     const picked = Array.from({ length: extent }, (_, i) => i).slice(start, stop).filter((_, i) => i % step === 0);
     const shape = x.shape.map((size, i) => (i === axis ? picked.length : size));
     const expect = ([a]) => plain.build(shape, (place) => plain.exactly(a, place.map((p, i) => (i === axis ? picked[p] : p))));
-    return { name: 'slice', operands: [x], call: ([a]) => ops.slice(a, axis, { start, stop, step }), expect, units: 0 };
+    return { name: 'slice', operands: [x], call: ([a]) => ops.slice(a, axis, { start, stop, step }), expect };
   },
   concat: (random) => {
     const [shape, dtype] = [shapeOf(random, 1, 3), random.pick(kFloats)];
@@ -250,7 +321,7 @@ const kCases = {
         }
         return Number.NaN;
       });
-    return { name: 'concat', operands, call: (parts) => ops.concat(parts, axis), expect, units: 0 };
+    return { name: 'concat', operands, call: (parts) => ops.concat(parts, axis), expect };
   },
   crossEntropy: (random) => {
     const [rows, classes] = [random.pick([1, 2, 5, 17]), random.pick([1, 2, 7, 33])];
@@ -258,7 +329,9 @@ const kCases = {
     if (random.chance(0.5)) targets.data[0] = -100;
     const operands = [operand(random, [rows, classes], random.pick(kFloats)), targets];
     const losses = ([x, of]) => of.data.map((id, r) => (id === -100 ? 0 : logSumExp(x.data.slice(r * classes, (r + 1) * classes)) - x.data[r * classes + id]));
-    return { name: 'crossEntropy', operands, call: ([x, of]) => ops.crossEntropy(x, of, { reduction: 'none' }), expect: (all) => plain.array([rows], losses(all)), units: 8, scale: 16 };
+    const errors = ([x], y) => y.map((loss, r) => logSumError(classes, logSumExp(x.data.slice(r * classes, (r + 1) * classes))) + halfOf(loss));
+    const call = ([x, of]) => ops.crossEntropy(x, of, { reduction: 'none' });
+    return { name: 'crossEntropy', operands, call, expect: (all) => plain.array([rows], losses(all)), errors };
   },
 };
 
@@ -296,13 +369,17 @@ function input(random) {
 }
 
 /** Compares a result with the plain loops'. */
-async function compare({ name, operands, expect, units, scale = 0 }, found, dtype) {
-  const expected = expect(operands.map(({ shape, data }) => ({ shape, data })));
+async function compare({ name, operands, expect, errors = null, loopErrors = errors }, found, dtype) {
+  const values = operands.map(({ shape, data }) => ({ shape, data }));
+  const expected = expect(values);
   require(found.shape.join() === expected.shape.join(), () => `${name} gives the shape (${found.shape}) instead of (${expected.shape})`);
-  const unit = (kUnit[dtype] ?? 0) * units;
-  requireClose(`${name} of ${operands.map((o) => `${o.dtype}(${o.shape}) ${o.layout}`).join(', ')}`, await found.data(), expected.data, {
-    ...{ relative: unit, absolute: unit * scale },
+  const [own, loop] = [errors, loopErrors].map((of) => of?.(values, expected.data));
+  const [relative, least] = kRounding[found.dtype] ?? [0, 0];
+  const bounds = expected.data.map((value, i) => {
+    const computed = unitOf(dtype) * (own?.[i] ?? 0) + kLoopUnit * (loop?.[i] ?? 0);
+    return computed + relative * (Math.abs(value) + computed) + least;
   });
+  requireClose(`${name} of ${operands.map((o) => `${o.dtype}(${o.shape}) ${o.layout}`).join(', ')}`, await found.data(), expected.data, bounds);
 }
 
 async function checkGradients({ name }, tensors, result) {

@@ -59,7 +59,12 @@ struct Setup {
 
   int32_t run(const KernelTable& table, Context* ctx, const DeviceTest::ViewOf& view) const {
     const View* const chunks[] = {view(first_chunk), view(second_chunk)};
-    const balora_kv_cache cache{chunks, 2, 1, view(lengths), view(tables), view(first)};
+    const balora_kv_cache cache{.chunks = chunks,
+                                .chunk_count = 2,
+                                .layer = 1,
+                                .lengths = view(lengths),
+                                .tables = view(tables),
+                                .first_blocks = view(first)};
     View keys = *view(v);
     keys.data = view(k)->data, keys.stride[0] = c.kv_heads * c.size + 3;
     int32_t status = 0;
@@ -90,6 +95,8 @@ TEST_CASE_TEMPLATE("a cache and attention to it agree with the CPU", T, BALORA_F
       {{90, 129}, {2, 1}, 4, 2, 32, 0, 3.0},
       {{140, 5}, {3, 5}, 3, 3, 17, 0, 0, true},
       {{120, 300, 0}, {2, 5, 1}, 2, 2, 20, 0, 0, false, false},
+      {{600, 260}, {1, 1}, 2, 1, 16, 0, 2.0, false},
+      {{700}, {1}, 2, 2, 24, 290},
   };
   for (const Case& c : cases) {
     CAPTURE(c.size);
@@ -103,6 +110,48 @@ TEST_CASE_TEMPLATE("a cache and attention to it agree with the CPU", T, BALORA_F
     setup.t.check_close(setup.out, std::is_same_v<T, double>  ? 1e-14
                                    : std::is_same_v<T, float> ? 2e-6
                                                               : 2 * epsilon_of<T>());
+  }
+}
+
+// Together, the rows fill the device, so that a block walks all parts of one; alone, each part has
+// a block of its own.
+TEST_CASE_TEMPLATE("a row gets the same bits alone and in a batch", T, BALORA_FLOAT_TYPES) {
+  for (const int64_t window : {0, 300}) {
+    const Case c{{700, 90, 257, 30, 512, 513, 256, 5}, {1, 1, 1, 1, 1, 1, 1, 1}, 2, 1, 40, window};
+    Setup<T> s(c);
+    // Sequences [b, b + count), of one row each.
+    const auto run = [&](int64_t b, int64_t count) {
+      REQUIRE(s.t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+        const auto part = [&](const Array& array, int64_t first, int64_t rows) {
+          View v = *view(array);
+          const int64_t bytes = v.stride[0] * dtype_size(static_cast<DType>(v.dtype));
+          v.data = static_cast<char*>(v.data) + first * bytes, v.shape[0] = rows;
+          return v;
+        };
+        const View q = part(s.q, b, count), out = part(s.out, b, count);
+        const View lengths = part(s.lengths, b, count), tables = part(s.tables, b, count);
+        const View first = part(s.first, b, count), cu = part(s.cu, 0, count + 1);
+        const View* const chunks[] = {view(s.first_chunk), view(s.second_chunk)};
+        const balora_kv_cache cache{chunks, 2, 1, &lengths, &tables, &first};
+        return call(k.cached_attention, ctx,
+                    {.q = &q,
+                     .cu_rows = &cu,
+                     .cache = &cache,
+                     .out = &out,
+                     .scale = 0.3,
+                     .window = window,
+                     .causal = 1});
+      }) == 0);
+      return s.out->from_device();
+    };
+    const std::vector<double> together = run(0, 8);
+    for (int64_t b = 0; b < 8; ++b) {
+      const std::vector<double> alone = run(b, 1);
+      CAPTURE(b);
+      const int64_t width = c.heads * c.size;
+      CHECK(std::equal(alone.begin() + b * width, alone.begin() + (b + 1) * width,
+                       together.begin() + b * width));
+    }
   }
 }
 

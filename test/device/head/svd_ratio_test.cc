@@ -191,9 +191,9 @@ int64_t scratch_of_tiles(const Case& t) {
 
 TEST_CASE("svd ratio: all tiles of a narrow head are widened in one place") {
   const Case t = kCases[0];
-  const int64_t piece = t.m * t.c * static_cast<int64_t>(sizeof(float));  // the largest widened
-  // Beside it the gradient in f32 and the first tile's smaller piece; f32 has none of the three.
-  CHECK(scratch_of_tiles<bf16>(t) - scratch_of_tiles<float>(t) <= 3 * piece);
+  const int64_t tile = t.m * t.c * static_cast<int64_t>(sizeof(float));  // the largest, widened
+  // Beside it the gradient in f32 and the first, smaller tile; f32 has none of the three.
+  CHECK(scratch_of_tiles<bf16>(t) - scratch_of_tiles<float>(t) <= 3 * tile);
 }
 
 TEST_CASE("svd ratio: hidden states that are no numbers are reported") {

@@ -1,5 +1,5 @@
 // Reductions on the device against f64: along the last dimension and along the middle, rows in one
-// piece and in several, rows that do not begin on 16 bytes, every dtype into every dtype, and the
+// chunk and in several, rows that do not begin on 16 bytes, every dtype into every dtype, and the
 // CPU's way with infinities, NaN and ties.
 #include <limits>
 
@@ -81,7 +81,7 @@ TEST_CASE_TEMPLATE("sum, mean, logsumexp and variance match f64", T, BALORA_FLOA
   check_all<T>();
 }
 
-TEST_CASE("reductions of rows in several pieces") {
+TEST_CASE("reductions of rows in several chunks") {
   for (const int32_t op : {BALORA_SUM, BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
     check<float, float>({2, 50257, 1}, op);
     check<bf16, float>({1, 3 * (1 << 14) + 1, 1}, op);

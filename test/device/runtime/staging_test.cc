@@ -17,7 +17,7 @@ using namespace balora;
 using namespace balora::test;
 
 constexpr int64_t kFloat = sizeof(float);
-// One element; a block's size and beside it; pieces of the ring and beside them; more than the ring
+// One element; a block's size and beside it; parts of the ring and beside them; more than the ring
 // holds and than a block may have.
 const int64_t kSizes[] = {1,
                           1024,

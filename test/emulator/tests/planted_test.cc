@@ -51,7 +51,7 @@ const Case kCases[] = {
          R"(thread \(63,0,0\) reads 4 bytes 0 bytes past the end of the static )"
          R"(array of 256 bytes declared at \[shared\.cu:\d+\])"),
     CASE(dynamic_past_the_end,
-         R"(thread \(63,0,0\) reads 4 bytes 0 bytes past the end of piece 1 of )"
+         R"(thread \(63,0,0\) reads 4 bytes 0 bytes past the end of region 1 of )"
          R"(the dynamic part, 256 bytes)"),
     CASE(more_shared_than_launched,
          R"(asks for 512 bytes of dynamic shared memory, the launch gave 256)"),

@@ -297,7 +297,7 @@ describe('an address', () => {
     }
     for (const timeoutMs of [0, -1, Number.NaN, Number.POSITIVE_INFINITY]) {
       expect(await messageOf(ask({ timeoutMs }), ArgumentError)).toMatch(
-        /timeoutMs must be above 0/,
+        /timeoutMs must be a number > 0 and <= 2147483647, got /,
       );
     }
     expect(asked).toEqual([]);

@@ -8,6 +8,7 @@ import { AdapterModel, AutoModelForCausalLM, Tokenizer } from '../../../dist/ind
 import { openRows } from '../../../dist/data/open_rows.js';
 import { readConfigFile } from '../../../dist/cli/config_file.js';
 import { listTensors } from '../../../dist/cli/tensor_view.js';
+import { generate } from '../../../dist/generate/generate.js';
 import { GgufFile, loadSafetensors } from '../../../dist/io/index.js';
 import { saveModel } from '../../../dist/models/index.js';
 import { latestCheckpoint } from '../../../dist/train/checkpoints.js';
@@ -74,6 +75,10 @@ const ways = {
   'GgufFile.open': async () => GgufFile.open(named('x.gguf')),
   inspect: () => listTensors(named('x.safetensors')),
   '--config': () => readConfigFile(named('options.yaml')),
+  'generation_config.json': async () => {
+    const own = await load(copyWith('model', 'generation_config.json'));
+    await generate(own, { ids: [[1]], maxNewTokens: 1 }).result;
+  },
   'a saved file beside the weights': async () => {
     const own = await load(copyWith('model', 'tokenizer.json'));
     await saveModel(own, join(folder, 'saved'));

@@ -1,5 +1,6 @@
 // Valid arguments for each op of the addon: matching shapes of odd and empty sizes, every dtype, strided views, indices that are
 // mostly in range. any_calls.mjs replaces some of them by wrong values.
+import { kCacheBlock, kCacheChannels } from '../../../dist/ops/kv_cache.js';
 
 const kSizes = [0, 1, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 64, 65, 100];
 const kWrongIndices = [-1, 5, 1000, 2 ** 31 - 1, -(2 ** 31)];
@@ -151,8 +152,8 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     const bounds = [0];
     for (const length of lengths) bounds.push(bounds.at(-1) + below(Math.min(length, 5) + 1));
     const [blocks, columns] = [positive(), 1 + below(4)];
-    const channels = 32 * Math.ceil(width / 32);
-    const chunk = () => normal(dtype, [blocks, layers, 2, heads, 32, channels]);
+    const channels = kCacheChannels * Math.ceil(width / kCacheChannels);
+    const chunk = () => normal(dtype, [blocks, layers, 2, heads, kCacheBlock, channels]);
     const chunks = list(1 + below(2), chunk);
     const tables = native.reshape(indicesBelow(chunks.length * blocks, count * columns), [count, columns]);
     const cache = {

@@ -122,22 +122,22 @@ TEST_CASE("device errors: a lack of memory keeps its code") {
     table.copy_in = fail_copy;
     check_codes(table, [](Engine& engine) { uploaded(engine, 100); });
   }
-  SUBCASE("in a copy piece by piece, and behind it") {
+  SUBCASE("in a copy part by part, and behind it") {
     constexpr int64_t kBytes = 6 * StagingRing::kChunkBytes;
-    const auto pieces = [](Engine& engine) { uploaded(engine, kBytes); };
+    const auto parts = [](Engine& engine) { uploaded(engine, kBytes); };
     SUBCASE("of the copy") {
       table.copy_in = fail_copy;
     }
     SUBCASE("of the mark") {
       table.mark = fail_marking;
     }
-    SUBCASE("of the wait for a piece") {
+    SUBCASE("of the wait for a part") {
       table.await_mark = [](void*, char* error, uint64_t size) {
         std::snprintf(error, size, "%s", said);
         return int32_t{1};
       };
     }
-    check_codes(table, pieces);
+    check_codes(table, parts);
   }
   SUBCASE("in a copy without pinned memory") {
     table.pin = nullptr;

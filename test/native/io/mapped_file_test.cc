@@ -9,6 +9,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 
 #include <atomic>
 #include <fstream>
@@ -229,3 +232,30 @@ TEST_CASE("mapped file: an earlier handler of SIGBUS gets what is not of a map")
           if (truncate(mapped.path.c_str(), 0) != 0 || mapped.sum() != 0) _exit(1);
         }) == 0);
 }
+
+#ifdef __linux__
+namespace {
+
+std::atomic<const void*> watched{nullptr};  // a map whose pages are lost
+int status_at_unmapping = -1;
+
+}  // namespace
+
+// Takes the place of the C library's: what a read of the watched map does when that is about to go.
+extern "C" int munmap(void* address, size_t bytes) noexcept {
+  if (address == watched.load()) {
+    status_at_unmapping =
+        status_of(BUS_ADRERR, [&] { (void)*static_cast<const volatile char*>(address); });
+  }
+  return static_cast<int>(syscall(SYS_munmap, address, bytes));
+}
+
+TEST_CASE("mapped file: its addresses are no longer guarded when they become free") {
+  Mapped mapped;
+  REQUIRE(truncate(mapped.path.c_str(), 0) == 0);
+  watched = mapped.file->bytes().data();
+  mapped.file.reset();
+  watched = nullptr;
+  CHECK(status_at_unmapping == kSeen);
+}
+#endif

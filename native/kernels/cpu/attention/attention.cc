@@ -1,6 +1,6 @@
 // Attention forward over unpadded segments: per tile of queries an online softmax over the tiles of
 // keys that they see (Dao et al. 2022, FlashAttention), so scores live in one thread's tile only.
-// What the backward needs is each row's log-sum-exp. The heads of a group share the packed keys and
+// Each row's log-sum-exp is kept for the backward. The heads of a group share the packed keys and
 // values of their kv head.
 #include <cmath>
 #include <limits>
@@ -107,9 +107,9 @@ class Forward {
       lse_[(row + i) * g_.heads + head] = scratch.highest[i] + std::log(scratch.total[i]);
       scratch.total[i] = A(1) / scratch.total[i];
     }
-    Unpacking<T>::columns(scratch.out, tile_padded(queries), scratch.total,
+    Unpacking<T>::columns(scratch.out, tile_padded(queries),
                           operands_.out + (row * g_.heads + head) * g_.size, g_.heads * g_.size,
-                          queries, g_.size);
+                          queries, g_.size, scratch.total);
   }
 
   Geometry g_;

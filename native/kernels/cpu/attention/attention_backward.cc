@@ -105,7 +105,7 @@ class Backward {
     for (int64_t tile = segment.skip / kTile; tile < tile_count(segment.rows); ++tile) {
       const Queries own(segment, tile);
       if (own.count() == 0) continue;
-      Unpacking<T>::columns(sums + tile * kTile * g_.padded(), tile_padded(own.count()), nullptr,
+      Unpacking<T>::columns(sums + tile * kTile * g_.padded(), tile_padded(own.count()),
                             o_.dq.at(segment.query(own.first), head), o_.dq.stride, own.count(),
                             g_.size);
     }

@@ -116,7 +116,7 @@ BF16_TARGET void rows_right(const Source<bf16>& s, bf16* out, int64_t r, int64_t
   }
 }
 
-// Row pairs as words, 16 pairs x 16 columns at a time, turned.
+// Row pairs as words, 16 pairs x 16 columns at a time, transposed.
 BF16_TARGET void columns_left(const Source<bf16>& s, bf16* out, int64_t r, int64_t d) {
   const Interleaved order = interleaving();
   for (int64_t i = 0; i < r; i += 32) {

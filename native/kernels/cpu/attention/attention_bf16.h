@@ -1,5 +1,5 @@
 // The row loops of attention (attention_tiles.h) for tiles of bf16 multiplied as such, in
-// AVX512-BF16 instructions: whole vectors of rows are turned, interleaved and rounded where a
+// AVX512-BF16 instructions: whole vectors of rows are transposed, interleaved and rounded where a
 // compiler leaves loops over bf16 scalar. Only where tile_gemm_has_bf16().
 #pragma once
 #include "kernels/cpu/attention/attention_tiles.h"

@@ -181,8 +181,8 @@ void Unpacking<T>::rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, 
   unpack(sums, ld, out, stride, rows, size);
 }
 template <typename T>
-void Unpacking<T>::columns(const Acc<T>* sums, int64_t ld, const Acc<T>* factors, T* out,
-                           int64_t stride, int64_t rows, int64_t size) {
+void Unpacking<T>::columns(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
+                           int64_t size, const Acc<T>* factors) {
 #ifdef BALORA_TILES
   if constexpr (std::is_same_v<T, bf16>) {
     if (tile_gemm_has_bf16())

@@ -49,8 +49,8 @@ struct Unpacking {
   static void rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
                    int64_t size);
   // sums (size, ld): row i of out is column i, times its factor (null: 1)
-  static void columns(const Acc<T>* sums, int64_t ld, const Acc<T>* factors, T* out, int64_t stride,
-                      int64_t rows, int64_t size);
+  static void columns(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
+                      int64_t size, const Acc<T>* factors = nullptr);
   // out[i] = <x[i], y[i]>
   static void row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out);
 };

@@ -12,6 +12,8 @@
 namespace balora::kv_cache {
 
 constexpr int64_t kBlock = BALORA_CACHE_BLOCK;
+// Kernels go through the channels of a head in steps of a block.
+static_assert(BALORA_CACHE_CHANNELS % BALORA_CACHE_BLOCK == 0);
 
 // Rows [begin, end) of a call, and the positions of their sequence.
 struct Sequence {

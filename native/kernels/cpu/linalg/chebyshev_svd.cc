@@ -80,7 +80,7 @@ double sum_of_largest(const Matrix& gram, int64_t count) {
 
 class ChebyshevSvd {
  public:
-  ChebyshevSvd(const LowRankProblem& problem, void* scratch)
+  explicit ChebyshevSvd(const LowRankProblem& problem, void* scratch = nullptr)
       : p_(problem), arena_(scratch), w_(problem.w) {
     const int64_t m = w_.padded_m(), n = w_.padded_n(), b = block_cols(p_);
     for (FloatBlock* block : {&q_, &y_, &z_}) *block = arena_.block(n, b);
@@ -203,10 +203,10 @@ class ChebyshevSvd {
     const double growth = std::log(kLargestGrowth) / std::log(4 * spread_);
     const int64_t degree = std::clamp<int64_t>(static_cast<int64_t>(growth), 1, most);
     const auto half = static_cast<float>(quotients.smallest / 2);
-    chebyshev_step(y_, q_, nullptr, half, 1 / half);
+    chebyshev_step(y_, q_, half, 1 / half);
     for (int64_t k = 2; k <= degree; ++k) {
       apply(y_, z_);
-      chebyshev_step(z_, y_, &q_, half, 2 / half);
+      chebyshev_step(z_, y_, half, 2 / half, &q_);
       std::swap(q_.values, y_.values);
       std::swap(y_.values, z_.values);
     }
@@ -333,7 +333,7 @@ bool chebyshev_svd_fits(const LowRankProblem& p) {
 }
 
 int64_t chebyshev_svd_bytes(const LowRankProblem& problem) {
-  return ChebyshevSvd(problem, nullptr).bytes();
+  return ChebyshevSvd(problem).bytes();
 }
 
 SvdOutcome chebyshev_svd(const Context* ctx, const LowRankProblem& problem, void* scratch,

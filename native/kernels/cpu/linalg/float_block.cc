@@ -104,8 +104,8 @@ Quotients rayleigh_quotients(const FloatBlock& q, const FloatBlock& y) {
   return {*least, *most};
 }
 
-void chebyshev_step(const FloatBlock& y, const FloatBlock& x, const FloatBlock* before, float shift,
-                    float scale) {
+void chebyshev_step(const FloatBlock& y, const FloatBlock& x, float shift, float scale,
+                    const FloatBlock* before) {
   if (before) {
     later_step(y.values, x.values, before->values, y.size(), shift, scale);
   } else {

@@ -15,7 +15,7 @@ struct FloatBlock {
   int64_t size() const { return rows * cols; }
 };
 
-// Hands out parts of one piece of memory. Without a piece it only counts, so that the same layout
+// Hands out parts of one block of memory. Without a block it only counts, so that the same layout
 // code first tells how much is needed.
 class Arena {
  public:
@@ -51,8 +51,8 @@ struct Quotients {
 };
 Quotients rayleigh_quotients(const FloatBlock& q, const FloatBlock& y);
 
-// y = scale (y - shift x) - before; `before` may be null for zero.
-void chebyshev_step(const FloatBlock& y, const FloatBlock& x, const FloatBlock* before, float shift,
-                    float scale);
+// y = scale (y - shift x) - before; without `before`, minus zero.
+void chebyshev_step(const FloatBlock& y, const FloatBlock& x, float shift, float scale,
+                    const FloatBlock* before = nullptr);
 
 }  // namespace balora

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/linear/kept_factors.h"
 #include "kernels/cpu/linear/low_rank.h"
 #include "kernels/cpu/linear/low_rank_segment.h"
 #include "kernels/cpu/linear/output_scale.h"
@@ -16,15 +17,15 @@
 namespace balora {
 namespace {
 
-TileTerm rows_term(const View& x, const bf16* tiles) {
-  return {data_of<bf16>(&x), x.shape[1], x.shape[1], tiles};
+TileTerm rows_term(const View& x) {
+  return {data_of<bf16>(&x), x.shape[1], x.shape[1], nullptr};
 }
 
 // x W^T, or x W. The walk packs W anew each time: next to the products of a few hundred rows that
 // costs nothing (it reads what has to be read anyhow), and nothing of it has to be kept.
 TileTerm base_term(const View& x, const View& weight, bool transposed) {
   const int64_t in = weight.shape[1];
-  TileTerm term = rows_term(x, nullptr);
+  TileTerm term = rows_term(x);
   term.matrix = transposed ? TileMatrix{data_of<bf16>(&weight), 1, in}
                            : TileMatrix{data_of<bf16>(&weight), in, 1};
   return term;
@@ -56,6 +57,29 @@ void contract_all(Context* ctx, const View& x, std::span<const Contracted> jobs,
   }
 }
 
+// The columns of factors that are packed together, one after the other.
+class PackedColumns {
+ public:
+  explicit PackedColumns(int64_t k) : k_(k) {}
+
+  void add(const LowRankUpdate& update, Side side) { add_columns(update, side, lines_); }
+  int64_t size() const { return tiles_size(k_, static_cast<int64_t>(lines_.size())); }
+  // Packs them and gives them to the factors that have no tiles, in the order of add().
+  void pack(Context* ctx, bf16* to, std::span<TileFactor> factors) const {
+    if (lines_.empty()) return;
+    pack_factor_columns(ctx, lines_, k_, to);
+    for (TileFactor& factor : factors) {
+      if (factor.tiles) continue;
+      factor.tiles = to;
+      to += tiles_size(k_, 2 * round_up(factor.rank, kRankTile));
+    }
+  }
+
+ private:
+  int64_t k_;
+  std::vector<FactorLine> lines_;
+};
+
 // dU of every update in f32 where da needs it (LowRankUpdate::du), and the gradients of the inputs.
 // `updates` are those of each linear.
 void backward_inputs(Context* ctx, const LinearGradients& g,
@@ -81,25 +105,24 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
   Arena a(ctx, CpuState::kFactorA, Arena::bytes<bf16>(a_size));
   Arena b(ctx, CpuState::kFactorB, Arena::bytes<bf16>(b_size) + columns_bytes);
   if (a_size > 0) {
-    segment.make(ctx, a.take<bf16>(a_size), b.take<bf16>(b_size), m, in, Side::kA, false);
+    auto* rows = b.take<bf16>(b_size);
+    segment.pack_rows(ctx, rows, in, Side::kA, false);
+    segment.use(ctx, a.take<bf16>(a_size), rows, m);
   }
   std::vector<TileProjection> projections;
-  std::vector<FactorLine> columns;
   size_t next = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
-    columns.clear();
-    TileProjection projection;
+    if (next == ends[i]) continue;
+    const int64_t k = dense(linears[i].weight).shape[0];
+    PackedColumns columns(k);
+    TileProjection projection{.x = rows_term(*linears[i].y)};
     for (; next < ends[i]; ++next) {
       const KSegment::Place& place = segment.places()[next];
-      add_columns(place.update, Side::kB, columns);
       const auto scale = static_cast<float>(place.update.scale);
-      projection.factors.push_back(segment.factor(place, scale, place.update.du));
+      projection.factors.push_back(segment.factor(place, scale, place.update.du, nullptr));
+      columns.add(place.update, Side::kB);
     }
-    if (columns.empty()) continue;
-    const int64_t k = dense(linears[i].weight).shape[0];
-    auto* tiles = b.take<bf16>(tiles_size(k, static_cast<int64_t>(columns.size())));
-    pack_factor_columns(ctx, columns, k, tiles);
-    projection.x = rows_term(*linears[i].y, tiles);
+    columns.pack(ctx, b.take<bf16>(columns.size()), projection.factors);
     projections.push_back(std::move(projection));
   }
   std::vector<TileSum> sums;
@@ -115,6 +138,39 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
   if (g.dx) add_sum(*g.dx, true, !g.x_adapter);
   if (g.x_adapter && g.dx_adapter) add_sum(*g.dx_adapter, false, true);
   run_tiles(ctx, m, projections, sums);
+}
+
+// B of the updates of a linear (outs,R) as rows of k, where it is kept (kept_factors.h); else null.
+const bf16* kept_rows(Context* ctx, const KSegment& segment, int64_t outs, int64_t m) {
+  if (m > kFewRows) {
+    for (const KSegment::Place& place : segment.places()) drop_stale(ctx, *place.update.b);
+    return nullptr;
+  }
+  KeptKey key{.form = KeptKey::Form::kTileRows, .extent = outs};
+  for (const KSegment::Place& place : segment.places()) key.add(place.update, Side::kB);
+  const auto pack = [&](void* to) {
+    segment.pack_rows(ctx, static_cast<bf16*>(to), outs, Side::kB, true);
+  };
+  return static_cast<const bf16*>(kept_matrix(ctx, *segment.places()[0].update.b, key,
+                                              Arena::bytes<bf16>(segment.b_size(outs)), pack));
+}
+
+// A of an update (R,in) as columns, likewise.
+const bf16* kept_columns(Context* ctx, const LowRankUpdate& update, int64_t in, int64_t m) {
+  if (m > kFewRows) {
+    drop_stale(ctx, *update.a);
+    return nullptr;
+  }
+  KeptKey key{.form = KeptKey::Form::kTileColumns, .extent = in};
+  key.add(update, Side::kA);
+  const auto pack = [&](void* to) {
+    std::vector<FactorLine> lines;
+    add_columns(update, Side::kA, lines);
+    pack_factor_columns(ctx, lines, in, static_cast<bf16*>(to));
+  };
+  const int64_t elements = tiles_size(in, projection_columns(update));
+  return static_cast<const bf16*>(
+      kept_matrix(ctx, *update.a, key, Arena::bytes<bf16>(elements), pack));
 }
 
 }  // namespace
@@ -142,11 +198,10 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     b_bytes += Arena::bytes<bf16>(segments[i].b_size(outs));
     if (linears[i].bias) bias_bytes += Arena::bytes<float>(outs);
   }
-  const int64_t columns_size = tiles_size(in, column_count);
   Arena a(ctx, CpuState::kFactorA, a_bytes), bias(ctx, CpuState::kWideC, bias_bytes);
-  Arena b(ctx, CpuState::kFactorB, b_bytes + Arena::bytes<bf16>(columns_size));
-  TileProjection projection;
-  std::vector<FactorLine> columns;
+  Arena b(ctx, CpuState::kFactorB, b_bytes + Arena::bytes<bf16>(tiles_size(in, column_count)));
+  TileProjection projection{.x = rows_term(x_adapter ? *x_adapter : x)};
+  PackedColumns columns(in);
   std::vector<TileSum> sums;
   std::vector<View> scaled_sums;
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -157,14 +212,20 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     TileSum sum{outs, {}, {to.data, to.dtype, outs}};
     KSegment& segment = segments[i];
     if (segment.k() > 0) {
-      segment.make(ctx, a.take<bf16>(segment.a_size(m)), b.take<bf16>(segment.b_size(outs)), m,
-                   outs, Side::kB, true);
+      const bf16* rows = kept_rows(ctx, segment, outs, m);
+      if (!rows) {
+        auto* const packed = b.take<bf16>(segment.b_size(outs));
+        segment.pack_rows(ctx, packed, outs, Side::kB, true);
+        rows = packed;
+      }
+      segment.use(ctx, a.take<bf16>(segment.a_size(m)), rows, m);
       sum.terms.push_back(segment.term());
     }
     for (const KSegment::Place& place : segment.places()) {
+      const bf16* const tiles = kept_columns(ctx, place.update, in, m);
+      if (!tiles) columns.add(place.update, Side::kA);
       const View* u = place.update.u;
-      add_columns(place.update, Side::kA, columns);
-      projection.factors.push_back(segment.factor(place, 1, data_of<float>(u)));
+      projection.factors.push_back(segment.factor(place, 1, data_of<float>(u), tiles));
     }
     if (linear.bias && !linear.output_scale) {
       auto* wide = bias.take<float>(outs);
@@ -175,10 +236,8 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     sums.push_back(std::move(sum));
   }
   std::span<const TileProjection> projections;
-  if (!columns.empty()) {
-    auto* tiles = b.take<bf16>(columns_size);
-    pack_factor_columns(ctx, columns, in, tiles);
-    projection.x = rows_term(x_adapter ? *x_adapter : x, tiles);
+  if (!projection.factors.empty()) {
+    columns.pack(ctx, b.take<bf16>(columns.size()), projection.factors);
     projections = {&projection, 1};
   }
   run_tiles(ctx, m, projections, sums);

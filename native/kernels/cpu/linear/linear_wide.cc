@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cpu/linear/kept_factors.h"
 #include "kernels/cpu/linear/low_rank.h"
 #include "kernels/cpu/linear/low_rank_updates.h"
 #include "kernels/cpu/linear/output_scale.h"
@@ -96,9 +97,9 @@ void write_columns(Context* ctx, const Block& block, Order order, E* to) {
 }
 
 template <typename E>
-View matrix(E* data, int64_t rows, int64_t cols) {
+View matrix(const E* data, int64_t rows, int64_t cols) {
   View view{};
-  view.data = data, view.dtype = kDtypeOfAcc<E>, view.ndim = 2;
+  view.data = const_cast<E*>(data), view.dtype = kDtypeOfAcc<E>, view.ndim = 2;
   view.shape[0] = rows, view.shape[1] = cols, view.stride[0] = cols, view.stride[1] = 1;
   return view;
 }
@@ -143,6 +144,52 @@ void copy_u(Context* ctx, const Block& block, const E* columns, int64_t ld, int6
   }
 }
 
+// A matrix of factors of updates, kept where it is for few rows (kept_factors.h).
+template <typename E, typename Write>
+const E* factor_matrix(Context* ctx, std::span<const Block> blocks, Side side, int64_t extent,
+                       int64_t m, const Write& write) {
+  const View* owner = nullptr;
+  KeptKey key;
+  int64_t columns = 0, linear = 0;
+  for (const Block& block : blocks) {
+    columns += block.columns();
+    for (const LowRankUpdate& update : block.updates) {
+      if (!owner) owner = &update.factor(side);
+      if (m > kFewRows) drop_stale(ctx, update.factor(side));
+      key.add(update, side, linear);
+    }
+    ++linear;
+  }
+  key.form = side == Side::kA ? KeptKey::Form::kWideRows : KeptKey::Form::kWideColumns;
+  key.extent = extent;
+  if (m <= kFewRows) {
+    const auto bytes = columns * extent * static_cast<int64_t>(sizeof(E));
+    const void* const kept =
+        kept_matrix(ctx, *owner, key, bytes, [&](void* to) { write(static_cast<E*>(to)); });
+    if (kept) return static_cast<const E*>(kept);
+  }
+  E* const made = workspace<E>(ctx, columns * extent);
+  write(made);
+  return made;
+}
+
+// A of all linears, (columns,in), by which x is multiplied.
+template <typename E>
+const E* projecting(Context* ctx, std::span<const Block> blocks, int64_t in, int64_t m) {
+  return factor_matrix<E>(ctx, blocks, Side::kA, in, m, [&](E* to) {
+    for (const Block& block : blocks) {
+      write_rows(ctx, block, Order::kNowThenChange, to + block.first * in);
+    }
+  });
+}
+
+// s B of a linear, (outs,columns), by which that is multiplied.
+template <typename E>
+const E* expanding(Context* ctx, const Block& block, int64_t outs, int64_t m) {
+  return factor_matrix<E>(ctx, {&block, 1}, Side::kB, outs, m,
+                          [&](E* to) { write_columns(ctx, block, Order::kChangeThenStart, to); });
+}
+
 template <typename E>
 void forward(Context* ctx, const View& x, const View& input,
              std::span<const LinearOperands> linears, bool by_rows) {
@@ -154,10 +201,7 @@ void forward(Context* ctx, const View& x, const View& input,
   E* u = nullptr;
   if (count > 0) {
     u = workspace<E>(ctx, m * count);
-    E* const a = workspace<E>(ctx, count * in);
-    for (const Block& block : blocks) {
-      write_rows(ctx, block, Order::kNowThenChange, a + block.first * in);
-    }
+    const E* const a = projecting<E>(ctx, blocks, in, m);
     project(ctx, input, {a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count}, by_rows);
   }
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -167,8 +211,7 @@ void forward(Context* ctx, const View& x, const View& input,
     View b{};
     if (block.columns() > 0) {
       copy_u(ctx, block, u, count, m);
-      b = matrix(workspace<E>(ctx, y.shape[1] * block.columns()), y.shape[1], block.columns());
-      write_columns(ctx, block, Order::kChangeThenStart, data_of<E>(&b));
+      b = matrix(expanding<E>(ctx, block, y.shape[1], m), y.shape[1], block.columns());
       terms.push_back({u + block.first, kDtypeOfAcc<E>, count, &b, true});
     }
     terms.push_back(base_term(x, weight, true));

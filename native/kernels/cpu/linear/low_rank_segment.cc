@@ -14,6 +14,7 @@ struct Lines {
   const float* data;
   int64_t rank_stride, stride;
 
+  // B's rows or A's columns, rank by rank.
   Lines(const View& factor, Side side)
       : data(data_of<float>(&factor)),
         rank_stride(side == Side::kA ? factor.shape[1] : 1),
@@ -26,10 +27,10 @@ struct Lines {
 enum class Value { kHigh, kLow, kStart, kChange };
 
 FactorLine line_of(const LowRankUpdate& update, Side side, Value value, int64_t r, float scale) {
-  const Lines now(side == Side::kA ? *update.a : *update.b, side);
+  const Lines now(update.factor(side), side);
   const Half half = value == Value::kLow ? Half::kLow : Half::kHigh;
   if (value == Value::kHigh || value == Value::kLow) return {now.at(r), now.stride, scale, half};
-  const Lines start(side == Side::kA ? *update.start_a : *update.start_b, side);
+  const Lines start(*update.start(side), side);
   if (value == Value::kStart) return {start.at(r), start.stride, scale};
   return {now.at(r), now.stride, scale, half, start.at(r)};
 }
@@ -46,8 +47,7 @@ std::span<const Value> row_values(const LowRankUpdate& update) {
 
 }  // namespace
 
-void KSegment::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side side, bool scaled) {
-  a_ = a, b_ = b;
+void KSegment::pack_rows(Context* ctx, bf16* to, int64_t n, Side side, bool scaled) const {
   std::vector<FactorLine> rows;
   for (const Place& place : places_) {
     const auto scale = scaled ? static_cast<float>(place.update.scale) : 1.0f;
@@ -57,7 +57,11 @@ void KSegment::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side s
       }
     }
   }
-  pack_factor_rows(ctx, rows, n, b);
+  pack_factor_rows(ctx, rows, n, to);
+}
+
+void KSegment::use(Context* ctx, bf16* a, const bf16* b, int64_t m) {
+  a_ = a, b_ = b;
   const int64_t used = used_, width = k();
   if (used == width) return;
   parallel_for(ctx, round_up(m, kPanelRows), 1024, [&](int64_t begin, int64_t end) {
@@ -66,11 +70,11 @@ void KSegment::make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side s
   });
 }
 
-TileFactor KSegment::factor(const Place& place, float scale, float* u) const {
+TileFactor KSegment::factor(const Place& place, float scale, float* u, const bf16* tiles) const {
   const FactorForm form = place.update.has_start()   ? FactorForm::kChange
                           : place.update.is_change() ? FactorForm::kOnce
                                                      : FactorForm::kHalves;
-  return {place.update.rank(), scale, form, u, a_ ? a_ + place.first : nullptr, k()};
+  return {place.update.rank(), scale, form, tiles, u, a_ ? a_ + place.first : nullptr, k()};
 }
 
 void add_columns(const LowRankUpdate& update, Side side, std::vector<FactorLine>& columns) {

@@ -37,9 +37,6 @@ class Arena {
   char* at_;
 };
 
-// A factor of a part: B's rows or A's columns, rank by rank.
-enum class Side { kA, kB };
-
 // The k columns that updates take in a sum.
 class KSegment {
  public:
@@ -52,9 +49,11 @@ class KSegment {
   int64_t b_size(int64_t n) const { return tiles_size(k(), n); }
   int64_t k() const { return round_up(used_, kTileK); }
 
-  // Takes the memory of both, packs B's rows of n from one side of the updates, and clears the
-  // columns of A that no update fills: they meet zeros, but must not be NaN.
-  void make(Context* ctx, bf16* a, bf16* b, int64_t m, int64_t n, Side rows, bool scaled);
+  // Packs B's rows of n from one side of the updates.
+  void pack_rows(Context* ctx, bf16* to, int64_t n, Side side, bool scaled) const;
+  // Takes the operands: B packed, and memory for A, of which the columns that no update fills are
+  // cleared: they meet zeros, but must not be NaN.
+  void use(Context* ctx, bf16* a, const bf16* b, int64_t m);
   TileTerm term() const { return {a_, k(), k(), b_, true, used_}; }
 
   struct Place {
@@ -62,9 +61,9 @@ class KSegment {
     int64_t first;
   };
   std::span<const Place> places() const { return places_; }
-  // The places that the projection of an update is written to: u (f32) unless that is null, and the
-  // A operand unless make() was not called.
-  TileFactor factor(const Place& place, float scale, float* u) const;
+  // The projection of an update by its packed columns, and where it is written to: u (f32) unless
+  // that is null, and the A operand unless use() was not called.
+  TileFactor factor(const Place& place, float scale, float* u, const bf16* tiles) const;
 
  private:
   // Times R that an update takes: as many as FactorForm says.
@@ -76,7 +75,7 @@ class KSegment {
   std::vector<Place> places_;
   int64_t used_ = 0;
   bf16* a_ = nullptr;
-  bf16* b_ = nullptr;
+  const bf16* b_ = nullptr;
 };
 
 // How many columns an update takes in a projection.

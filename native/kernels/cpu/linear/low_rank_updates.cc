@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/linear/kept_factors.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -53,8 +54,12 @@ bool is_close(Context* ctx, const View& x, const View& start) {
   return all.change <= kLargestChange * kLargestChange * all.start;  // false for NaN
 }
 
-bool is_close(Context* ctx, const View& x, const View& start) {
+bool compare(Context* ctx, const View& x, const View& start) {
   return x.dtype == BALORA_F64 ? is_close<double>(ctx, x, start) : is_close<float>(ctx, x, start);
+}
+
+bool is_close(Context* ctx, const View& x, const View& start) {
+  return kept_fact(x, start, [&] { return compare(ctx, x, start); });
 }
 
 }  // namespace

@@ -14,6 +14,9 @@
 
 namespace balora {
 
+// A factor of a part.
+enum class Side { kA, kB };
+
 // scale * B A, or the change of a pair since its start.
 struct LowRankUpdate {
   const View *a = nullptr, *b = nullptr;
@@ -23,6 +26,8 @@ struct LowRankUpdate {
   const View *u = nullptr, *da = nullptr, *db = nullptr;  // null: not wanted
   float* du = nullptr;                                    // where backward on tiles keeps dU for da
 
+  const View& factor(Side side) const { return side == Side::kA ? *a : *b; }
+  const View* start(Side side) const { return side == Side::kA ? start_a : start_b; }
   int64_t rank() const { return a->shape[0]; }
   bool has_start() const { return start_a != nullptr; }
   // Whether 2^-9 of it may be lost: products then take one bf16 a value.

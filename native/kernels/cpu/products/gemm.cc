@@ -33,12 +33,14 @@ bool strided_vector(const GemmInput& x, int64_t rows, int64_t cols) {
 
 // oneDNN's primitives (3.7) find out which stride of a matrix is 1 without regard to its extents of
 // 1, and take a strided vector for a dense one. They also refuse a batch of which both sides are
-// repeated. dnnl_sgemm and Eigen, matrix by matrix, go by the leading dimension.
+// repeated, and those of 3.12 take a batch with an inner extent of 1 for a dense one. dnnl_sgemm
+// and Eigen, matrix by matrix, go by the leading dimension.
 bool primitive_takes(const GemmShape& s, const GemmInput& a, const GemmInput& b,
                      const GemmOutput& c) {
   const bool one_product = s.batch > 1 && a.batch_stride == 0 && b.batch_stride == 0;
-  return !one_product && !strided_vector(a, s.m, s.k) && !strided_vector(b, s.k, s.n) &&
-         !strided_vector(s.m, s.n, c.ld);
+  const bool outer_products = s.batch > 1 && s.k == 1;
+  return !one_product && !outer_products && !strided_vector(a, s.m, s.k) &&
+         !strided_vector(b, s.k, s.n) && !strided_vector(s.m, s.n, c.ld);
 }
 
 // A primitive multiplies bf16, and a batch of f32 matrices: one call shares it among the threads.
@@ -141,9 +143,9 @@ struct Wide {
 
 // Widens what is not T, multiplies, and narrows C. Conversions share the work when `ctx` is given.
 template <typename T>
-void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
-                     const GemmOutput& c, const GemmScale& scale, const Wide<T>& wide) {
-  constexpr int32_t kType = sizeof(T) == 8 ? BALORA_F64 : BALORA_F32;
+void widened_product(const GemmShape& s, GemmInput a, GemmInput b, const GemmOutput& c,
+                     const GemmScale& scale, const Wide<T>& wide, Context* ctx = nullptr) {
+  constexpr int32_t kType = kDtypeOfAcc<T>;
   const auto widen = [&](GemmInput& x, int64_t rows, int64_t cols, T* to) {
     if (x.dtype == kType) return;
     const Stored shape = stored(x, rows, cols);
@@ -184,7 +186,7 @@ GemmOutput columns(GemmOutput c, int64_t first) {
 template <typename T>
 void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
                const GemmOutput& c, const GemmScale& scale) {
-  constexpr int32_t kType = sizeof(T) == 8 ? BALORA_F64 : BALORA_F32;
+  constexpr int32_t kType = kDtypeOfAcc<T>;
   CpuState& state = CpuState::of(ctx);
   const bool whole = b.dtype == kType && c.dtype == kType;
   const int64_t fitting = std::max<int64_t>(kWideBlockElements / std::max<int64_t>(s.k, 1), 64);
@@ -200,7 +202,7 @@ void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmI
     GemmInput right = b;
     right.data = at(b, b.transposed ? first * b.ld : first);
     const GemmShape part = {s.m, std::min(block, s.n - first), s.k};
-    widened_product<T>(ctx, part, left, right, columns(c, first), scale, wide);
+    widened_product<T>(part, left, right, columns(c, first), scale, wide, ctx);
     if (left.dtype != kType) {  // widened by the first block, dense from here on
       left.data = wide.a, left.dtype = kType, left.ld = stored(a, s.m, s.k).cols;
     }
@@ -320,7 +322,7 @@ void SerialGemm::run(const void* a, const void* b, void* c) const {
   const auto product = [&]<typename T>(T* wide_a) {
     T* wide_b = wide_a + shape_.m * shape_.k;
     T* wide_c = wide_b + shape_.k * shape_.n;
-    widened_product<T>(nullptr, shape_, ai, bi, ci, scale_, {wide_a, wide_b, wide_c});
+    widened_product<T>(shape_, ai, bi, ci, scale_, {wide_a, wide_b, wide_c});
   };
   if (path == Path::kF64) {
     product(reinterpret_cast<double*>(scratch));

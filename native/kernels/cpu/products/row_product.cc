@@ -1,6 +1,7 @@
-// row_product.h. An element of C is the sum of the lanes of one vector, which goes along k; a block
-// of rows and columns keeps as many vectors as there are registers. A single row is multiplied as
-// often as a block has rows, since products are not what it waits for.
+// Products whose rows do not depend on each other. An element of C is the sum of the lanes of one
+// vector, which goes along k; a block of rows and columns keeps as many vectors as there are
+// registers. A single row is multiplied as often as a block has rows, since products are not what
+// it waits for.
 #include "kernels/cpu/products/row_product.h"
 
 #include <algorithm>

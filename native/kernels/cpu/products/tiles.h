@@ -102,20 +102,21 @@ enum class FactorForm {
   kChange,
 };
 
-// u (m,rank) = scale * x w for one factor w, kept in f32 and as A columns of the sums that follow:
-// of row i at columns + i * ld. Both may be null. `columns` has rows up to a multiple of
-// kPanelRows; those past m are written as zeros.
+// u (m,rank) = scale * x w for one factor w, whose packed columns are filled up to kRankTile ranks,
+// each kRankTile of them as a panel of their first columns, then their second ones. u is kept in
+// f32 and as A columns of the sums that follow: of row i at columns + i * ld. Both may be null.
+// `columns` has rows up to a multiple of kPanelRows; those past m are written as zeros.
 struct TileFactor {
   int64_t rank;
   float scale;
   FactorForm form;
+  const bf16* tiles;
   float* u;
   bf16* columns;
   int64_t ld;
 };
 
-// x times factors whose columns are packed one after the other, each filled up to kRankTile ranks
-// and each kRankTile ranks as a panel of their first columns, then their second ones.
+// x, whose term has no B, times factors.
 struct TileProjection {
   TileTerm x;
   std::vector<TileFactor> factors;

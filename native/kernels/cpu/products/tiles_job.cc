@@ -1,4 +1,4 @@
-// tiles_job.h.
+// Terms as a walk reads them: ragged edges copied and filled up with zeros, rows and panels packed.
 #include "kernels/cpu/products/tiles_job.h"
 
 #include <algorithm>
@@ -19,9 +19,9 @@ void copy_padded(const bf16* x, int64_t lda, int64_t rows, int64_t k, bf16* to, 
   }
 }
 
-// A tile may read neither past its row nor past the last row, so ragged edges
-// are copied to `scratch`.
-Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
+// A tile may read neither past its row nor past the last row, so ragged edges are copied to
+// `scratch`; of a term without a tail not the rows, which nobody reads.
+Source make_source(const TileTerm& term, int64_t m, bool has_tail, bf16*& scratch) {
   const int64_t padded = round_up(term.k, kTileK), whole = m / kPanelRows * kPanelRows;
   const int64_t used = term.used > 0 ? term.used : term.k;
   Source source = {term.a, term.lda, nullptr, padded, padded / kTileK, (used + 1) / 2, term.tiles};
@@ -30,6 +30,7 @@ Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
     source.a = scratch, source.lda = padded;
     scratch += m * padded;
   }
+  if (!has_tail) return source;
   if (term.padded_rows) {
     source.tail = source.a + whole * source.lda, source.tail_ld = source.lda;
   } else if (whole < m) {
@@ -39,6 +40,28 @@ Source make_source(const TileTerm& term, int64_t m, bf16*& scratch) {
     scratch += kPanelRows * padded;
   }
   return source;
+}
+
+// Whether B of the last term of a sum of m rows is multiplied where it lies, but for a last panel
+// that is not whole.
+bool is_in_place(int64_t m, const TileSum& sum) {
+  if (!tiles_use_amx() || m > kInPlaceRows || sum.terms.empty()) return false;
+  const TileTerm& last = sum.terms.back();
+  if (last.tiles || last.matrix.k_stride != 1 || last.k % kTileK != 0) return false;
+  const auto unpacked = [](const TileTerm& term) { return !term.tiles; };
+  return std::count_if(sum.terms.begin(), sum.terms.end(), unpacked) == 1;
+}
+
+// The rows of A (m,k), k a multiple of kTileK, as columns of a packed B operand of which only the
+// first m exist: the products of the others, of whatever is there, are not used.
+void pack_columns(const bf16* a, int64_t lda, int64_t m, int64_t k, bf16* to) {
+  for (int64_t j = 0; j < m; ++j) {
+    for (int64_t pair = 0; pair < k / 2; ++pair) {
+      const int64_t step = pair / (kTileK / 2), row = pair % (kTileK / 2);
+      std::memcpy(to + step * kStepElements + row * kTileN + 2 * j, a + j * lda + 2 * pair,
+                  2 * sizeof(bf16));
+    }
+  }
 }
 
 }  // namespace
@@ -52,14 +75,16 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
              bf16* scratch) {
   Job job{m, {}, {}, {}};
   for (const TileProjection& p : projections) {
-    job.projections.push_back({make_source(p.x, m, scratch), p.factors});
+    job.projections.push_back({make_source(p.x, m, true, scratch), p.factors});
   }
   for (const TileSum& sum : sums) {
     const bool plain = !sum.out.accumulate && !sum.out.bias;
     Sum& made = job.sums.emplace_back(Sum{sum.n, {}, {}, sum.out, plain});
+    made.in_place = is_in_place(m, sum);
     for (const TileTerm& term : sum.terms) {
+      const bool read_in_place = made.in_place && &term == &sum.terms.back() && sum.n % kTileN == 0;
       if (!term.tiles) made.unpacked.push_back({made.terms.size(), term.matrix, term.k});
-      made.terms.push_back(make_source(term, m, scratch));
+      made.terms.push_back(make_source(term, m, !read_in_place, scratch));
     }
   }
   for (size_t s = 0; s < job.sums.size(); ++s) {
@@ -70,24 +95,10 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
   return job;
 }
 
-namespace {
-
-// The last term, if its B can be multiplied where it lies.
-const Unpacked* in_place_term(const Job& job, const Sum& sum) {
-  if (job.m > kInPlaceRows || sum.unpacked.size() != 1) return nullptr;
-  const Unpacked& operand = sum.unpacked[0];
-  const bool last = operand.term + 1 == sum.terms.size();
-  return last && operand.matrix.k_stride == 1 && operand.k % kTileK == 0 ? &operand : nullptr;
-}
-
-}  // namespace
-
 int64_t in_place_elements(const Job& job) {
   int64_t elements = 0;
   for (const Sum& sum : job.sums) {
-    if (const Unpacked* operand = in_place_term(job, sum)) {
-      elements += tiles_size(operand->k, kInPlaceRows);
-    }
+    if (sum.in_place) elements += tiles_size(sum.unpacked[0].k, kInPlaceRows);
   }
   return elements;
 }
@@ -95,17 +106,17 @@ int64_t in_place_elements(const Job& job) {
 void pack_in_place_rows(Job& job, bf16* scratch) {
   for (size_t s = 0; s < job.sums.size(); ++s) {
     Sum& sum = job.sums[s];
-    const Unpacked* operand = in_place_term(job, sum);
-    if (!operand) continue;
-    const Source& term = sum.terms[operand->term];
+    if (!sum.in_place) continue;
+    const Source& term = sum.terms.back();
+    const int64_t k = sum.unpacked[0].k;
     const Sum* const before = s > 0 ? &job.sums[s - 1] : nullptr;
     if (before && before->rows && before->terms.back().a == term.a) {
       sum.rows = before->rows;  // linears that share their input
       continue;
     }
-    pack_tile_panels({term.a, 1, term.lda}, operand->k, job.m, 0, 1, scratch);
+    pack_columns(term.a, term.lda, job.m, k, scratch);
     sum.rows = scratch;
-    scratch += tiles_size(operand->k, kInPlaceRows);
+    scratch += tiles_size(k, kInPlaceRows);
   }
 }
 

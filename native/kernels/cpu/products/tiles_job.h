@@ -29,9 +29,10 @@ struct Sum {
   std::vector<Source> terms;
   std::vector<Unpacked> unpacked;
   TileOutput out;
-  bool plain;  // nothing is added to the sum
-  // A of the last term as a packed B operand, where the columns of that term's B are multiplied as
-  // they lie in memory (AmxCore::multiply_columns); null: B is packed.
+  bool plain;             // nothing is added to the sum
+  bool in_place = false;  // its last term's B is multiplied as it lies (few rows, AMX)
+  // A of the last term as a packed B operand, where that term is multiplied in place
+  // (AmxCore::multiply_columns); null: B is packed.
   const bf16* rows = nullptr;
 };
 

@@ -93,10 +93,12 @@ template <typename Core>
 AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t rows,
                               PendingRows& pending) {
   alignas(64) float block[kPanelRows * kTileN];
-  int64_t panel = 0;
+  Source x = projection.x;
   for (const TileFactor& factor : projection.factors) {
+    x.tiles = factor.tiles;
     for (int64_t first = 0; first < factor.rank; first += kRankTile) {
-      Core::multiply({&projection.x, 1}, row, rows, panel++, pending, {block, nullptr, kTileN});
+      const int64_t panel = first / kRankTile;
+      Core::multiply({&x, 1}, row, rows, panel, pending, {block, nullptr, kTileN});
       write_factor(block, factor, row, rows, first);
     }
   }
@@ -123,12 +125,13 @@ class BlockWriter {
   BlockPlace place(const Sum& sum, int64_t row, int64_t col, int64_t rows) const {
     const TileOutput& out = sum.out;
     if (is_whole(sum, col, rows) && out.dtype == BALORA_F32) {
-      return {static_cast<float*>(out.c) + row * out.ldc + col, nullptr, out.ldc};
+      return {.data = static_cast<float*>(out.c) + row * out.ldc + col, .ld = out.ldc};
     }
     if (is_whole(sum, col, rows) && rounds_) {
-      return {nullptr, static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc};
+      return {.rounded = static_cast<bf16*>(out.c) + row * out.ldc + col, .ld = out.ldc};
     }
-    return {const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN, nullptr, kTileN};
+    return {.data = const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN,
+            .ld = kTileN};
   }
 
   // Takes note that it is there. The one before must be flushed.
@@ -164,22 +167,29 @@ void transpose_floats_16(const float* from, int64_t from_stride, float* to, int6
               to_stride);
 }
 
+// Rows up to which they are taken out of a transposed block one by one.
+constexpr int64_t kGatheredRows = 3;
+
 // A block of up to 16 rows whose last term is multiplied as it lies: at c, 32 columns in a row.
 AMX_TARGET void multiply_in_place(const Sum& sum, int64_t row, int64_t rows, int64_t panel,
                                   float* c) {
   alignas(64) float turned[kTileN * kInPlaceRows];
   const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
   PendingRows none;
-  if (before.empty()) {
-    std::memset(turned, 0, sizeof turned);
-  } else {
+  if (!before.empty()) {
     AmxCore::multiply(before, row, rows, panel, none, {c, nullptr, kTileN});
     transpose_floats_16(c, kTileN, turned, kInPlaceRows);
     transpose_floats_16(c + 16, kTileN, turned + 16 * kInPlaceRows, kInPlaceRows);
   }
   const TileMatrix& matrix = sum.unpacked[0].matrix;
   AmxCore::multiply_columns(matrix.at(0, panel * kTileN).data, matrix.n_stride, sum.rows,
-                            sum.terms.back().steps, turned);
+                            sum.terms.back().steps, turned, !before.empty());
+  if (rows <= kGatheredRows) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t j = 0; j < kTileN; ++j) c[r * kTileN + j] = turned[j * kInPlaceRows + r];
+    }
+    return;
+  }
   transpose_floats_16(turned, kInPlaceRows, c, kTileN);
   transpose_floats_16(turned + 16 * kInPlaceRows, kInPlaceRows, c + 16, kTileN);
 }
@@ -189,7 +199,9 @@ template <typename Core>
 AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
                           size_t item_end, bf16* own) {
   if (row_begin == row_end || (item_begin == item_end && job.projections.empty())) return;
-  std::vector<Sum> sums = job.sums;
+  std::vector<Sum> packed;  // with the panels that this thread has packed
+  if (own) packed = job.sums;
+  const std::vector<Sum>& sums = own ? packed : job.sums;
   Core::open();
   BlockWriter writer(Core::kRounds);
   // One panel of rows uses what it packs once: a panel of B is multiplied while the next one, which
@@ -203,7 +215,7 @@ AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, si
       bytes += job.items[last].bytes;
       if (bytes > cached_bytes && last > first) break;
     }
-    if (own && !in_place(job, job.items[first])) pack_items(job, first, last, sums, own);
+    if (own && !in_place(job, job.items[first])) pack_items(job, first, last, packed, own);
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
       const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
       if (project) {
@@ -243,8 +255,9 @@ constexpr int kMostPackers = 4;
 
 // Elements that a thread packs at a time, at most; whole pages, so that threads share no line.
 int64_t largest_packing(const Job& job) {
-  const bool any = std::any_of(job.sums.begin(), job.sums.end(),
-                               [](const Sum& sum) { return !sum.unpacked.empty(); });
+  const bool any = std::any_of(job.sums.begin(), job.sums.end(), [](const Sum& sum) {
+    return !sum.unpacked.empty() && !(sum.rows && sum.n % kTileN == 0);
+  });
   if (!any) return 0;
   int64_t all = 0, largest = tiles_use_amx() ? AmxCore::kCachedBytes : Avx512Core::kCachedBytes;
   for (const Item& item : job.items) all += item.bytes, largest = std::max(largest, item.bytes);
@@ -307,7 +320,7 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   int64_t padding = tile_padding(m, sums);
   for (const TileProjection& p : projections) padding += padding_elements(p.x, m);
   Job job = make_job(m, projections, sums, tile_scratch(ctx, CpuState::kTilePadding, padding));
-  if (tiles_use_amx() && in_place_elements(job) > 0) {
+  if (in_place_elements(job) > 0) {
     pack_in_place_rows(job, tile_scratch(ctx, CpuState::kInPlaceRows, in_place_elements(job)));
   }
   const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
@@ -319,8 +332,9 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
     run(job, 0, 1, 0, 0, nullptr);
     job.projections.clear();
   }
-  const bool by_rows =
-      !job.projections.empty() || evenness(rows, threads) + 0.02 >= evenness(items, threads);
+  // A single panel is not divided; what it multiplies in place must stay unpacked.
+  const bool by_rows = rows > 1 && (!job.projections.empty() ||
+                                    evenness(rows, threads) + 0.02 >= evenness(items, threads));
   if (by_rows && threads > kMostPackers) pack_all(ctx, job);
   const int64_t size = largest_packing(job);
   bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;

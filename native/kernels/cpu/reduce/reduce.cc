@@ -136,7 +136,8 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e, Term t
 
 // The extreme of each column and, where asked for, its first position. A NaN beats every number.
 template <bool kMax, typename T>
-void extremes(Context* ctx, const T* x, const Extent& e, Acc<T>* values, int32_t* positions) {
+void extremes(Context* ctx, const T* x, const Extent& e, Acc<T>* values,
+              int32_t* positions = nullptr) {
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.rows));
   parallel_for(ctx, e.outer * e.inner, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -167,7 +168,7 @@ Extent extent_of(const View* x) {
 template <typename T>
 std::vector<double> logsumexp(Context* ctx, const T* x, const Extent& e) {
   std::vector<Acc<T>> shift(static_cast<size_t>(e.outer * e.inner));
-  extremes<true>(ctx, x, e, shift.data(), nullptr);
+  extremes<true>(ctx, x, e, shift.data());
   std::vector<Acc<T>> finite = shift;  // x - x is NaN for an infinite maximum: shift by 0 there
   for (Acc<T>& m : finite) m = std::isinf(m) ? Acc<T>(0) : m;
   std::vector<double> sums = sum_middle<T>(ctx, x, e, Term::kExp, finite);

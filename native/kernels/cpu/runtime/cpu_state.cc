@@ -13,8 +13,8 @@
 #endif
 
 #include "kernels/cpu/products/onednn.h"
-#include "kernels/cpu/products/onednn_versions.h"
 #include "kernels/cpu/runtime/machine_memory.h"
+#include "kernels/cpu/runtime/onednn_versions.h"
 #include "tensor/errors.h"
 
 namespace balora {

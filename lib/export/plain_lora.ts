@@ -1,0 +1,60 @@
+/** An adapter as pairs A, B on the untouched base, for formats that hold nothing else. */
+import type { AdapterModel } from '../adapters/adapter_model.ts';
+import type { LowRankPair } from '../adapters/low_rank.ts';
+import { UnsupportedError } from '../errors.ts';
+import type { Model } from '../models/index.ts';
+
+/** The pair of one module: it adds scale B A to the weight. */
+export interface PlainModule {
+  /** Path of the module in the model. */
+  readonly name: string;
+  readonly pair: LowRankPair;
+  readonly scale: number;
+}
+
+/**
+ * Runs `body` with the pairs of the active adapter; those that are made for it are freed afterwards. A frozen first pair is part of
+ * them: [A; A0], [B | -B0].
+ * @param format the name of the format, for messages
+ * @throws UnsupportedError for an adapter that is more than pairs
+ */
+export async function withPlainLora<T>(
+  tuned: AdapterModel<Model>,
+  format: string,
+  body: (modules: readonly PlainModule[]) => Promise<T>,
+): Promise<T> {
+  const obstacle = plainObstacle(tuned);
+  if (obstacle !== null) {
+    throw new UnsupportedError(
+      `${format} holds pairs A, B alone, and this adapter ${obstacle}; merge it into its base instead (safetensors, gguf), or keep ` +
+        'it as a PEFT folder (peft)',
+    );
+  }
+  const own = new Set(tuned.modules.flatMap((module) => module.tensors()));
+  const modules = tuned.modules.map((module) => ({
+    name: module.name,
+    pair: module.variant.toLora(module),
+    scale: module.scale,
+  }));
+  try {
+    return await body(modules);
+  } finally {
+    for (const { a, b } of modules.map(({ pair }) => pair)) {
+      for (const tensor of [a, b]) if (!own.has(tensor)) tensor.dispose();
+    }
+  }
+}
+
+/** The reason why an adapter is more than pairs on the untouched base; null: it is not. */
+function plainObstacle({ modules, saved, residual }: AdapterModel<Model>): string | null {
+  if (saved !== null && saved.parameters.length > 0) {
+    return `also trains whole modules (${saved.parameters.map(({ name }) => name).join(', ')})`;
+  }
+  for (const { variant } of modules) {
+    const keys = variant.parameters.map(({ key }) => key);
+    if (keys.length > 0)
+      return `also trains ${keys.join(', ')} (${variant.option ?? 'its variant'})`;
+  }
+  if (residual !== null) return 'belongs on a residual of its base, not on the base itself';
+  return null;
+}

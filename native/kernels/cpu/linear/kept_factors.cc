@@ -1,0 +1,106 @@
+// kept_factors.h.
+#include "kernels/cpu/linear/kept_factors.h"
+
+#include <cstdlib>
+#include <new>
+#include <optional>
+
+#include "kernels/cpu/runtime/machine_memory.h"
+
+namespace balora {
+namespace {
+
+// The content of a factor's slot.
+struct Kept {
+  std::shared_ptr<const char> storage = std::make_shared<const char>();
+
+  struct Free {
+    void operator()(void* data) const { std::free(data); }
+  };
+  KeptKey key;
+  std::unique_ptr<void, Free> matrix;
+
+  struct Fact {
+    FactorValues now, start;
+    bool holds;
+  };
+  std::optional<Fact> fact;
+};
+
+Kept* kept_of(const View& factor) {
+  if (!factor.versioned || !view_contiguous(factor)) return nullptr;
+  balora_slot& slot = *factor.versioned;
+  if (!slot.data) {
+    slot.data = new Kept;
+    slot.destroy = [](void* data) { delete static_cast<Kept*>(data); };
+  }
+  return static_cast<Kept*>(slot.data);
+}
+
+FactorValues values_of(const View& factor) {
+  const Kept* const kept = kept_of(factor);
+  return kept ? FactorValues{kept->storage, factor.version} : FactorValues{};
+}
+
+void account(Context* ctx, balora_slot& slot, int64_t bytes) {
+  if (ctx->account) ctx->account(ctx, bytes - slot.bytes);
+  slot.bytes = bytes;
+}
+
+void free_matrix(Context* ctx, balora_slot& slot) {
+  Kept& kept = *static_cast<Kept*>(slot.data);
+  kept.matrix.reset();
+  kept.key = {};
+  account(ctx, slot, 0);
+}
+
+}  // namespace
+
+void KeptKey::add(const LowRankUpdate& update, Side side, int64_t linear) {
+  const View* const start = update.start(side);
+  Part part{.now = values_of(update.factor(side)), .linear = linear};
+  if (start) part.start = values_of(*start);
+  if (side == Side::kB) part.scale = update.scale, part.is_change = update.is_change();
+  is_known = is_known && part.now.storage && (!start || part.start.storage);
+  parts.push_back(std::move(part));
+}
+
+const void* kept_matrix(Context* ctx, const View& owner, const KeptKey& key, int64_t bytes,
+                        const std::function<void(void*)>& make) {
+  Kept* const kept = key.is_known ? kept_of(owner) : nullptr;
+  if (!kept) return nullptr;
+  if (kept->matrix && kept->key == key) return kept->matrix.get();
+  drop_stale(ctx, owner);
+  if (kept->matrix) return nullptr;
+  balora_slot& slot = *owner.versioned;
+  const uint64_t rounded = (static_cast<uint64_t>(bytes) + 63) / 64 * 64;
+  require_host_memory(rounded);
+  std::unique_ptr<void, Kept::Free> matrix(std::aligned_alloc(64, rounded));
+  if (!matrix) throw std::bad_alloc();
+  make(matrix.get());
+  kept->matrix = std::move(matrix);
+  kept->key = key;
+  account(ctx, slot, static_cast<int64_t>(rounded));
+  return kept->matrix.get();
+}
+
+bool kept_fact(const View& now, const View& start, const std::function<bool()>& compute) {
+  const FactorValues own = values_of(now), other = values_of(start);
+  if (!own.storage || !other.storage) return compute();
+  std::optional<Kept::Fact>& fact = static_cast<Kept*>(now.versioned->data)->fact;
+  if (!fact || fact->now != own || fact->start != other) fact = {own, other, compute()};
+  return fact->holds;
+}
+
+void drop_stale(Context* ctx, const View& factor) {
+  if (!factor.versioned || !factor.versioned->data) return;
+  const Kept& kept = *static_cast<const Kept*>(factor.versioned->data);
+  if (!kept.matrix) return;
+  for (const KeptKey::Part& part : kept.key.parts) {
+    if (part.now.storage == kept.storage && part.now.version == factor.version) return;
+    if (part.start.storage == kept.storage && part.start.version == factor.version) return;
+  }
+  free_matrix(ctx, *factor.versioned);
+}
+
+}  // namespace balora

@@ -1,0 +1,192 @@
+/** Pushing to a local server that speaks the Hub's protocol: which files arrive, what is refused, and that no message has the token. */
+import { createHash } from 'node:crypto';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer, type IncomingMessage, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
+import { balora } from '../support/run_cli.ts';
+
+const kToken = 'hf_secretSECRETsecret';
+
+/** The requests of a push, answered as the Hub does; files named *.safetensors are stored in LFS. */
+class PushedHub {
+  readonly files = new Map<string, Buffer>();
+  readonly lfs = new Map<string, Buffer>();
+  readonly authorizations = new Set<string | undefined>();
+  created: unknown = null;
+  summary: unknown = null;
+  /** Status and message of the answer to a commit; null: it is accepted. */
+  refusal: [number, string] | null = null;
+  private constructor(
+    private readonly server: Server,
+    readonly url: string,
+  ) {}
+
+  static async start(): Promise<PushedHub> {
+    const server = createServer();
+    await new Promise<void>((done) => server.listen(0, '127.0.0.1', done));
+    const hub = new PushedHub(server, `http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    server.on('request', async (request, response) => {
+      const [status, body] = hub.answer(request, await bodyOf(request));
+      response.writeHead(status, { 'content-type': 'application/json' });
+      response.end(JSON.stringify(body));
+    });
+    return hub;
+  }
+
+  close(): void {
+    this.server.close();
+  }
+
+  private answer({ url = '', method, headers }: IncomingMessage, body: Buffer): [number, unknown] {
+    if (url.startsWith('/upload/')) {
+      // A storage elsewhere, which has no business with the token.
+      expect(headers.authorization).toBeUndefined();
+      this.lfs.set(url.slice('/upload/'.length), body);
+      return [200, {}];
+    }
+    this.authorizations.add(headers.authorization);
+    if (method === 'GET') return this.created === null ? [404, { error: 'none' }] : [200, {}];
+    const json = (): Record<string, unknown> => JSON.parse(body.toString());
+    if (url === '/api/repos/create') {
+      this.created = json();
+      return [200, { url: `${this.url}/me/tuned`, name: 'me/tuned' }];
+    }
+    if (url === '/api/models/me/tuned/preupload/main') {
+      const files = json().files as { path: string }[];
+      const mode = (path: string) => (path.endsWith('.safetensors') ? 'lfs' : 'regular');
+      return [200, { files: files.map(({ path }) => ({ path, uploadMode: mode(path) })) }];
+    }
+    if (url === '/me/tuned.git/info/lfs/objects/batch') {
+      const objects = json().objects as { oid: string; size: number }[];
+      const upload = (oid: string) => ({
+        actions: { upload: { href: `${this.url}/upload/${oid}` } },
+      });
+      return [
+        200,
+        {
+          transfer: 'basic',
+          objects: objects.map(({ oid, size }) => ({ oid, size, ...upload(oid) })),
+        },
+      ];
+    }
+    if (url === '/api/models/me/tuned/commit/main') {
+      if (this.refusal !== null) return [this.refusal[0], { error: this.refusal[1] }];
+      for (const line of body.toString().trim().split('\n')) {
+        const { key, value } = JSON.parse(line);
+        if (key === 'header') this.summary = value.summary;
+        if (key === 'file') this.files.set(value.path, Buffer.from(value.content, value.encoding));
+        if (key === 'lfsFile') this.files.set(value.path, this.lfs.get(value.oid) as Buffer);
+      }
+      return [
+        200,
+        { success: true, commitOid: '0'.repeat(40), commitUrl: this.url, hookOutput: '' },
+      ];
+    }
+    return [404, { error: `no such address: ${method} ${url}` }];
+  }
+}
+
+async function bodyOf(request: IncomingMessage): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of request) chunks.push(chunk as Buffer);
+  return Buffer.concat(chunks);
+}
+
+let folder: string;
+let hub: PushedHub;
+const kWeights = Buffer.from(Array.from({ length: 5000 }, (_, i) => i % 251));
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'balora-push-'));
+  await mkdir(join(folder, 'run', 'checkpoints'), { recursive: true });
+  await mkdir(join(folder, 'initial'));
+  await mkdir(join(folder, 'nothing'));
+  for (const [name, content] of [
+    ['adapter_model.safetensors', kWeights],
+    ['adapter_config.json', '{"r": 2}'],
+    ['README.md', '# é'],
+    ['initial/adapter_config.json', '{}'],
+    ['run/metrics.jsonl', 'of nobody else'],
+    ['.hidden', 'mine'],
+    ['model.safetensors.2147483646-0.tmp', 'half'],
+  ] as const) {
+    await writeFile(join(folder, name), content);
+  }
+});
+afterAll(() => rm(folder, { recursive: true }));
+beforeEach(async () => {
+  hub = await PushedHub.start();
+  vi.stubEnv('HF_ENDPOINT', hub.url);
+  vi.stubEnv('HF_TOKEN', kToken);
+});
+afterEach(() => {
+  vi.unstubAllEnvs();
+  hub.close();
+});
+
+const push = (...args: string[]) => balora(['push', ...args]);
+
+describe('balora push', () => {
+  it('makes the repository and pushes the files, but not the record of the run', async () => {
+    const { code, out, err } = await push(
+      folder,
+      '--repo',
+      'me/tuned',
+      '--private',
+      '--message',
+      'First',
+    );
+    expect(err).not.toMatch(/error/);
+    expect(out).toBe(`pushed to ${hub.url}/me/tuned\n`);
+    expect(code).toBe(0);
+    expect(hub.created).toMatchObject({ name: 'tuned', organization: 'me', visibility: 'private' });
+    expect(hub.summary).toBe('First');
+    expect([...hub.files.keys()].sort()).toEqual([
+      ...['README.md', 'adapter_config.json', 'adapter_model.safetensors'],
+      'initial/adapter_config.json',
+    ]);
+    expect(hub.files.get('adapter_model.safetensors')).toEqual(kWeights);
+    expect(hub.files.get('README.md')?.toString()).toBe('# é');
+    expect([...hub.lfs.keys()]).toEqual([createHash('sha256').update(kWeights).digest('hex')]);
+    expect([...hub.authorizations]).toEqual([`Bearer ${kToken}`]);
+    expect(out + err).not.toContain(kToken);
+    // A repository that exists is not made again.
+    hub.created = 'before';
+    expect((await push(folder, '--repo', 'me/tuned')).code).toBe(0);
+    expect(hub.created).toBe('before');
+  });
+
+  it("shows the Hub's reason, without the token that it repeats", async () => {
+    hub.refusal = [403, `the token ${kToken} may not write`];
+    const { code, out, err } = await push(folder, '--repo', 'me/tuned');
+    expect(code).toBe(1);
+    expect(err).toMatch(
+      /error: push to http:\/\/127.*\/me\/tuned: the token \(the token\) may not write/,
+    );
+    expect(out + err).not.toContain(kToken);
+  });
+
+  it('is refused before anything is sent: no token, no repository, no files, an address that is not safe', async () => {
+    expect((await push(folder, '--repo', 'tuned')).err).toMatch(
+      /must be a name on the Hub, owner\/name, got "tuned"/,
+    );
+    expect((await push(join(folder, 'nothing'), '--repo', 'me/tuned')).err).toMatch(
+      /holds no files to push/,
+    );
+    expect((await push(join(folder, 'none'), '--repo', 'me/tuned')).err).toMatch(
+      /holds no files to push/,
+    );
+    vi.stubEnv('HF_ENDPOINT', 'http://hub.example');
+    expect((await push(folder, '--repo', 'me/tuned')).err).toMatch(
+      /an access token is not sent to http:\/\/hub\.example/,
+    );
+    vi.stubEnv('HF_ENDPOINT', hub.url);
+    vi.stubEnv('HF_TOKEN', '');
+    expect((await push(folder, '--repo', 'me/tuned')).err).toMatch(
+      /needs an access token .* set HF_TOKEN/,
+    );
+    expect(hub.authorizations.size).toBe(0);
+  });
+});
