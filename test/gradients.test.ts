@@ -159,8 +159,9 @@ describe('the list of functions', () => {
     const made = native.signatures
       .filter(({ grad }) => grad === 'plain')
       .filter(({ typescript }) => /\bHandle\b.*\): [^:]*\bHandle\b[^:]*$/.test(typescript));
-    // Functions of the tape itself map tensors to tensors without being ops.
-    expect(made.map(({ name }) => name).sort()).toEqual(['customNode', 'detach', 'gradOf']);
+    // Functions of the tape itself map tensors to tensors without being ops; that of a file returns the error of its rounding.
+    const known = ['customNode', 'detach', 'gradOf', 'writeGguf'];
+    expect(made.map(({ name }) => name).sort()).toEqual(known);
   });
 
   it('has a check for every function with a gradient, and for no other', () => {

@@ -40,6 +40,12 @@ export const kSuites = [
     run: checks.runUnit,
   },
   {
+    name: 'reference',
+    what: 'training and talking with a real model for minutes',
+    since: 'all',
+    run: checks.runReference,
+  },
+  {
     // Before `processes`, which then finds the emulated device.
     name: 'emulated',
     what: 'the CUDA kernels on an emulated device',

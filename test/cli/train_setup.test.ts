@@ -54,6 +54,7 @@ describe('trainSetup', () => {
       'model',
       'data',
       'evalData',
+      'samplePrompts',
       'dtype',
       'device',
       'threads',

@@ -101,7 +101,7 @@ describe('refusals of encoders and t5', () => {
       ],
       [name, { embedding_size: 20 }, /embedding_size is not understood/, unsupported],
       [name, { type_vocab_size: 0 }, /type_vocab_size: .*\(the file has 0\)/, format],
-      [name, { vocab_size: undefined }, /vocab_size: .*\(the file has nothing\)/, format],
+      [name, { vocab_size: undefined }, /vocab_size: .*\(the file does not have it\)/, format],
     ]),
     ...['-1', -1, 1.5].map((id): [string, Json, RegExp, string | undefined] => [
       'roberta',
@@ -153,7 +153,7 @@ describe('refusals of encoders and t5', () => {
         /relative_attention_num_buckets must be >= 4, got 3/,
         format,
       ],
-      [name, { d_kv: undefined }, /d_kv: .*\(the file has nothing\)/, format],
+      [name, { d_kv: undefined }, /d_kv: .*\(the file does not have it\)/, format],
       [name, { num_layers: 1.5 }, /num_layers: .*\(the file has 1\.5\)/, format],
       [name, { rope_theta: 1e4 }, /rope_theta is not understood/, unsupported],
     ]),
