@@ -9,7 +9,10 @@ const kAlone = ['test/lifetime/{long_run,memory_budget,worker_endings}.test.ts']
 const kProcesses = ['test/{attack,examples,lifetime,package,studies}/**/*.test.ts'];
 
 // Training and talking with a real model for minutes. They are in no run of ten minutes.
-const kReference = ['test/golden/smollm2_{talk,train}.test.ts', 'test/export/llama_cpp.test.ts'];
+const kReference = [
+  'test/golden/{scoring,smollm2_talk,smollm2_train}.test.ts',
+  'test/export/llama_cpp.test.ts',
+];
 
 // By default OpenMP's threads wait for their next work by spinning, which takes the processor from the other worker's threads:
 // two workers with a real model then need half as much processor time again. How threads wait has no effect on results.

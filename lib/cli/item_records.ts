@@ -1,12 +1,12 @@
 /** Files with the records of scored items: a line for each, after one that says what was scored. */
-import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import type { ItemRecord } from '../eval/scoring.ts';
 import { makeFolder } from '../io/files.ts';
+import { isMissing, openRegular } from '../io/regular_file.ts';
 import { LineLog } from '../train/line_log.ts';
 
-/** What the records of a task depend on, as plain JSON. Records of another identity are not mixed with these. */
+/** The values that the records of a task depend on, as plain JSON. Records of another identity are not mixed with these. */
 export type RecordsIdentity = Readonly<Record<string, string | number | boolean | null>>;
 
 interface Header {
@@ -58,7 +58,10 @@ const kBegin = '{"scored":';
 
 /** Refuses a file that something else wrote, before it is opened for writing. @throws ArgumentError */
 async function checkIsRecords(path: string): Promise<void> {
-  const file = await open(path, 'r').catch(() => null);
+  const file = await openRegular(path).catch((error: unknown) => {
+    if (isMissing(error)) return null;
+    throw error;
+  });
   if (file === null) return;
   try {
     const { bytesRead, buffer } = await file.read(Buffer.alloc(kBegin.length), 0, kBegin.length, 0);

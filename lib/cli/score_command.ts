@@ -75,7 +75,7 @@ interface Prepared {
 interface Candidate {
   readonly name: 'model' | 'base' | 'adapter';
   readonly scored: ScoredModel;
-  /** What identifies its weights. */
+  /** Digest of its weights. */
   readonly digest: string;
 }
 

@@ -98,7 +98,7 @@ export function gsm8kExactMatch(extracted: string, answer: string): boolean {
   return plain(extracted) === plain(answer);
 }
 
-/** What PEFT's benchmark takes as the beginning of an answer, by preference. */
+/** Beginnings of an answer for PEFT's benchmark, by preference. */
 const kPeftMarkers = [
   'The answer is: ',
   'The answer is ',

@@ -30,7 +30,7 @@ const gsm8kData = {
 
 const questionAndAnswer = ({ question }: QuestionItem): string => `Question: ${question}\nAnswer:`;
 
-/** As lm-evaluation-harness's task of this name; the examples are drawn anew for each item. */
+/** The task of this name of lm-evaluation-harness; the examples are drawn anew for each item. */
 export const gsm8k: GenerationTask = {
   ...gsm8kData,
   name: 'gsm8k',
@@ -59,7 +59,7 @@ export const gsm8k: GenerationTask = {
 
 const recipe = new PromptTemplate(kRecipeTemplate);
 
-/** As the BA-LoRA paper asks: the prompt of its training data, and the number after "The answer is: ". */
+/** The BA-LoRA paper's protocol: the prompt of its training data, and the number after "The answer is: ". */
 export const gsm8kAlpaca: GenerationTask = {
   ...gsm8kData,
   name: 'gsm8k_alpaca',
@@ -76,7 +76,7 @@ export const gsm8kAlpaca: GenerationTask = {
   }),
 };
 
-/** As PEFT's MetaMathQA benchmark asks. */
+/** The protocol of PEFT's MetaMathQA benchmark. */
 export const gsm8kPeft: GenerationTask = {
   ...gsm8kData,
   name: 'gsm8k_peft',

@@ -16,7 +16,7 @@ interface TaskBase<D> {
   readonly name: string;
   /** It is raised when the prompts or the metrics change: results of different versions are not comparable. */
   readonly version: number;
-  /** What is measured, for the list of tasks. */
+  /** The measure in words, for the list of tasks. */
   readonly help: string;
   /** Sets of fields of which a row of the data has at least one as a whole. */
   readonly fields: readonly (readonly string[])[];
