@@ -17,6 +17,7 @@ import {
   AutoModelForCausalLM,
   Batches,
   evaluate,
+  FullModel,
   openRows,
   resolveMethod,
   Tokenizer,
@@ -73,7 +74,7 @@ async function measure() {
   const tuned = options.method === 'none' ? null : await tune(model, tokenizer);
   const pairs = await readPairs(options.pairs, Number(options.every));
   const likelihoods = await logLikelihoods(
-    tuned ?? { model, hasTeacher: false },
+    tuned ?? new FullModel(model),
     pairs.flatMap(({ sent_more, sent_less }) => [sent_more, sent_less]),
     tokenizer,
   );
