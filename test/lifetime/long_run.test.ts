@@ -93,7 +93,7 @@ it('the event loop stays free while the trainer runs', { timeout: 240_000 }, asy
   );
   if (process.platform === 'linux') expectNiced(threads);
   skip((idle.p99 ?? 0) > kMaxDelayMs / 2, 'the machine is too busy: it delays an idle loop too');
-  expect(steps).toBeGreaterThan(10);
+  expect(steps).toBeGreaterThan(3);
   expect(consistency).toBeGreaterThan(0); // the teacher ran, and the student differs from it
   expect(busy.p99).toBeLessThan(kMaxDelayMs);
 });
