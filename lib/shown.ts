@@ -5,7 +5,7 @@ const kMost = 200;
 
 /**
  * A value as text for a message: as JSON, and cut where it is long. What JSON does not have is named: `NaN`, `5n`, `a function`,
- * `a Map`, `undefined`. It never throws, whatever the value is.
+ * `a Map`, and `nothing` for undefined. It never throws, whatever the value is.
  * @param most largest number of characters. Default 200
  */
 export function shown(value: unknown, most = kMost): string {
@@ -31,7 +31,7 @@ function inner(part: unknown): unknown {
 function nameOf(value: unknown): string | null {
   switch (typeof value) {
     case 'undefined':
-      return 'undefined';
+      return 'nothing';
     case 'function':
       return 'a function';
     case 'symbol':

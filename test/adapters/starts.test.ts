@@ -167,10 +167,10 @@ describe('an initialisation function', () => {
   const b = ({ r, outFeatures }: StartModule): Tensor => zeros([outFeatures, r]);
   it.each<[unknown, RegExp]>([
     [() => [], /the function must return a list of 6 pairs, one a module, got a list of 0$/],
-    [() => undefined, /must return a list of 6 pairs, one a module, got undefined/],
+    [() => undefined, /must return a list of 6 pairs, one a module, got nothing/],
     [async () => [], /must return the pairs, not a promise of them; await/],
     [one(() => null), /layers\.0\.up_proj: the function must return a pair { a, b }, got null/],
-    [one((m) => ({ a: a(m) })), /up_proj: b must be a tensor, got undefined/],
+    [one((m) => ({ a: a(m) })), /up_proj: b must be a tensor, got nothing/],
     [one((m) => ({ a: b(m), b: b(m) })), /up_proj: a must be \(r,in\)=\(3,8\), got \(16,3\)/],
     [one((m) => ({ a: a(m), b: a(m) })), /up_proj: b must be \(out,r\)=\(16,3\), got \(3,8\)/],
     [one((m) => ({ a: a(m).to('i32'), b: b(m) })), /up_proj: a must hold floats, got i32/],

@@ -521,7 +521,7 @@ describe('bad input names file, line and field', () => {
     ],
     [[[1, 0], 1], /row 1: field 'label': must be a list, got 1/],
     [[0, null, 1], /row 1: field 'label': must be one of the ids .*, got null/],
-    [[0, undefined, 1], /row 1: field 'label': must be one of the ids .*, got undefined/],
+    [[0, undefined, 1], /row 1: field 'label': must be one of the ids .*, got nothing/],
     [[0, 0.5, 1], /row 1: field 'label': must be one of the ids .*, got 0\.5/],
   ])('labels %j', async (labels, message) => {
     const rows = labels.map((label) => ({ text: 'a', label }));

@@ -60,7 +60,7 @@ describe('a damaged tokenizer.json', () => {
     [
       'a step of a sequence without a type',
       { normalizer: { type: 'Sequence', normalizers: [{ type: 'NFC' }, {}] } },
-      /normalizer\.normalizers\.1\.type must be text, got undefined/,
+      /normalizer\.normalizers\.1\.type must be text, got nothing/,
     ],
     [
       'steps that are no list',
@@ -70,7 +70,7 @@ describe('a damaged tokenizer.json', () => {
     [
       'a split without a pattern',
       { pre_tokenizer: { type: 'Split', behavior: 'Isolated' } },
-      /pre_tokenizer\.pattern must be an object, got undefined/,
+      /pre_tokenizer\.pattern must be an object, got nothing/,
     ],
     [
       'a pattern of another type',

@@ -203,7 +203,7 @@ it('does not free tensors that the function keeps', async () => {
 });
 
 it.each<[unknown, RegExp]>([
-  [undefined, /loss: the function must return \{ loss \}, a tensor, got undefined/],
+  [undefined, /loss: the function must return \{ loss \}, a tensor, got nothing/],
   [{ loss: 1 }, /got {"loss":1}/],
   [{ metrics: {} }, /a tensor, got {"metrics":{}}/],
 ])('that returns %o is refused', async (result, message) => {

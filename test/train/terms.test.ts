@@ -127,7 +127,7 @@ describe('a custom term of a language model', () => {
   it.each([
     ['a promise', async () => mean(square(zeros([1]))), /must not be async/],
     ['a number', () => 1, /must be a tensor or null, got 1/],
-    ['nothing', () => undefined, /must be a tensor or null, got undefined/],
+    ['nothing', () => undefined, /must be a tensor or null, got nothing/],
     ['a detached tensor', ({ logits }: TermContext) => mean(logits()).detach(), /not attached/],
   ])('a value that is %s is refused by the name of the term', async (_, value, message) => {
     const bad = defineTerm({ key: 'bad', weight: 1, value: value as never });

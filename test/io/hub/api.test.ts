@@ -141,7 +141,7 @@ describe('the list of files', () => {
     }
     // The hash of a Xet file's chunks is not a hash of its bytes.
     listWeightsAs({ lfs: undefined, oid: undefined, xetHash: 'a'.repeat(64) });
-    await expectRefusal(/model\.safetensors: oid must be 40 lower-case hex digits, got undefined/);
+    await expectRefusal(/model\.safetensors: oid must be 40 lower-case hex digits, got nothing/);
     expect(written()).toEqual([]);
   });
 
