@@ -35,7 +35,7 @@ export default {
   what: 'config.json of every model family, with its weights or random ones',
   share: 1.5,
   open: () => {
-    setMemoryLimit(256 * 2 ** 20);
+    setMemoryLimit(64 * 2 ** 20);
     return { folders: modelFolders() };
   },
   input,
@@ -43,8 +43,5 @@ export default {
   // A configuration alone may ask for a model that is too large, or whose numbers overflow.
   accepts: ['ERR_OUT_OF_MEMORY', 'ERR_NATIVE'],
   mentions: ({ config }, error) => (config || error.code === 'ERR_ARGUMENT' ? [] : [kFile, 'safetensors', 'configuration']),
-  // A configuration without weights may ask for thousands of layers, and the modules of a layer take some 200 KiB: with 4096 layers
-  // 950 MiB, of which V8 keeps a part for later.
-  peakMiB: 1200,
-  growthMiB: 800,
+  peakMiB: 600,
 };
