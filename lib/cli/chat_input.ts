@@ -93,7 +93,7 @@ class TerminalInput implements ChatInput {
           return;
         }
         entered = { line };
-        // Not at once, since what is pasted behind the line would then be lost.
+        // The editor is closed a turn later: closed at once, it would lose what is pasted behind the line.
         setImmediate(() => {
           this.#begun = editor.line;
           editor.close();

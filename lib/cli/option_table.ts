@@ -80,8 +80,8 @@ export function didYouMean(name: string, table: OptionTable): string {
 }
 
 /**
- * Checks the values of the command line: the text of each flag (true for a switch, a list for one that may be repeated), by camel-case
- * key.
+ * Checks the values of the command line, by camel-case key: the text of each flag, true for a switch, and a list for a flag that may
+ * be repeated.
  * @throws ArgumentError naming the flag
  */
 export function checkFlags<T extends OptionTable>(

@@ -297,7 +297,7 @@ function refuseBody(
     Connection: 'close',
     ...headers,
   });
-  // Not end(), after which Node reads the rest of the body and closes the connection.
+  // The answer is written without end(), after which Node would read the rest of the body and close the connection.
   response.write(text);
   const { socket } = request;
   const timer = setTimeout(() => socket.destroy(), kLingerMs);

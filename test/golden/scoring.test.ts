@@ -107,6 +107,20 @@ function expectItem(found: ItemRecord, golden: GoldenItem): void {
   }
 }
 
+/** Compares every item of a task, and the means over all of them. */
+function expectRun(
+  task: ChoiceTask,
+  records: readonly ItemRecord[],
+  { items, results }: GoldenRun,
+): void {
+  expect(records).toHaveLength(items.length);
+  records.forEach((record, i) => {
+    expectItem(record, items[i] as GoldenItem);
+  });
+  const metrics = records.map((record) => record.metrics);
+  expectResults(summarize(task, metrics), results);
+}
+
 describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'], () => {
   let model: CausalLM;
   let tokenizer: Tokenizer;
@@ -147,17 +161,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
         shots === null ? [] : await readItems(sharedPath(`${kGolden}/data/${shots}.jsonl`), task);
       const file = `${kGolden}/data/${data}.jsonl`;
       const records = await run(task, file, { numFewshot, examples: examples as never[] });
-      expect(records).toHaveLength(items.length);
-      records.forEach((record, i) => {
-        expectItem(record, items[i] as GoldenItem);
-      });
-      expectResults(
-        summarize(
-          task,
-          records.map(({ metrics }) => metrics),
-        ),
-        results,
-      );
+      expectRun(task, records, { items, results });
     }
   });
 
@@ -166,16 +170,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
     const rows = items.map(({ row }) => row as number);
     const task = choice('crows_pairs');
     const records = await run(task, 'data/crows_pairs/crows_pairs.csv', { rows });
-    records.forEach((record, i) => {
-      expectItem(record, items[i] as GoldenItem);
-    });
-    expectResults(
-      summarize(
-        task,
-        records.map(({ metrics }) => metrics),
-      ),
-      results,
-    );
+    expectRun(task, records, { items, results });
   });
 
   it('has the same numbers where each answer is computed alone', { timeout: 300_000 }, async () => {
