@@ -26,7 +26,7 @@ import { kPassageFormat, mobyDick, passages, split, stateOfTheUnion } from './co
 const here = dirname(fileURLToPath(import.meta.url));
 const options = parsed({
   model: { type: 'string', default: join(here, 'checkpoint') },
-  steps: { type: 'string', default: '100' },
+  steps: { type: 'string', default: '60' },
   'batch-size': { type: 'string', default: '8' },
   rank: { type: 'string', default: '8' },
   'learning-rate': { type: 'string', default: '1e-3' },

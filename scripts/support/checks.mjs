@@ -252,7 +252,8 @@ export function runGpu() {
 /** Runs clang-tidy over the product's C++, without OpenMP, whose GCC header clang does not read. */
 export async function runTidy() {
   const folder = inRoot('build', 'tidy'); // clang cannot read the precompiled headers of GCC
-  await configureNative({ out: 'tidy', defines: ['CMAKE_DISABLE_PRECOMPILE_HEADERS=ON'] });
+  const defines = ['CMAKE_DISABLE_PRECOMPILE_HEADERS=ON', 'BALORA_UNITY=OFF'];
+  await configureNative({ out: 'tidy', defines });
   const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
   const flags = ['-quiet', '-p', folder, ...extra.map((flag) => `-extra-arg=${flag}`)];
   return program(clangTidy(), [...flags, `^${inRoot('native')}/`]);
