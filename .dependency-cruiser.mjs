@@ -14,18 +14,19 @@ const kLayers = {
   options: ['errors'],
   tensor: ['native', 'errors'],
   ops: ['tensor', 'native', 'errors'],
+  graph_cache: ['ops', 'tensor', 'errors'],
   io: ['tensor', 'native', 'options', 'errors'],
   nn: ['ops', 'tensor', 'errors'],
   text: ['io', 'deadline', 'options', 'errors'],
   data: ['text', 'io', 'ignored_target', 'options', 'errors'],
-  models: ['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+  models: ['nn', 'io', 'graph_cache', 'ops', 'tensor', 'options', 'errors'],
   adapters: ['models', 'nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
   losses: ['ops', 'tensor', 'ignored_target', 'options', 'errors'],
   optim: ['nn', 'ops', 'tensor', 'errors'],
   // Text generation: the state of the sequences that a model decodes, and what chooses their tokens.
   generate: [
     ...['adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+    ...['nn', 'io', 'graph_cache', 'ops', 'tensor', 'options', 'errors'],
   ],
   eval: [
     ...['generate', 'losses', 'adapters', 'models', 'data', 'text'],
@@ -40,7 +41,7 @@ const kLayers = {
   ],
   train: [
     ...['generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+    ...['nn', 'io', 'graph_cache', 'ops', 'tensor', 'options', 'errors'],
   ],
   // Files of a model and its adapter for other programs.
   export: [

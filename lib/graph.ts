@@ -1,10 +1,13 @@
 /**
- * Recorded graphs: the kernels of a function, recorded once and launched together, for steps that repeat with the same shapes. On a
- * GPU the launch then costs next to nothing.
+ * Recorded graphs: the kernels of a function, recorded once and launched together, for steps that repeat with the same shapes. The
+ * launch then costs next to nothing: on a GPU that of one kernel, on the CPU that of one op.
  */
 import { withDevice } from './device.ts';
 import { native } from './native.ts';
-import { scope, unscoped } from './tensor.ts';
+import { scope, type Tensor, unscoped } from './tensor.ts';
+
+/** Tensors by name; a null stands for an absent tensor. */
+export type NamedTensors = Readonly<Record<string, Tensor | null>>;
 
 /** A recorded graph, made by {@link captureGraph}. */
 export class CapturedGraph<T> {
@@ -55,7 +58,7 @@ export class CapturedGraph<T> {
  * copy_(x, next);
  * graph.replay();
  * await graph.result.data();
- * @throws UnsupportedError where the device has no graphs (the CPU); ArgumentError for what cannot be recorded, and in
+ * @throws UnsupportedError where the device has no graphs; ArgumentError for what cannot be recorded, and in
  *   debug mode, anomaly mode and while profiling; NativeError when the device cannot record an op
  */
 export function captureGraph<T>(

@@ -416,6 +416,12 @@ export function keep<T extends Tensor>(kept: T): T {
   return kept;
 }
 
+/** Hands a tensor to the scope that is open, which disposes of it; the opposite of keep(). */
+export function adopt<T extends Tensor>(adopted: T): T {
+  currentScope?.add(adopted);
+  return adopted;
+}
+
 /** Runs `body` outside any scope, so that the caller disposes of the tensors made in it. */
 export function unscoped<T>(body: () => T): T {
   const outer = currentScope;

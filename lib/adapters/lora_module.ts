@@ -84,6 +84,14 @@ export class LoraModule implements LinearAdapter, VariantModule {
     return [{ ...pair, scale, frozen, isChange: this.#isChange }];
   }
 
+  /** See {@link LinearAdapter.updateKey}: the pair that update() adds, or null. */
+  get updateKey(): unknown {
+    const { enabled, teaches, pass, dropout } = this.#state;
+    if (!enabled) return teaches ? this.teacher : null;
+    const drops = pass !== null && dropout > 0;
+    return drops || this.variant.graphObstacle !== null ? undefined : this.pair;
+  }
+
   update(): LinearUpdate | null {
     if (!this.#state.enabled) {
       const { teacher, scale } = this;

@@ -1,6 +1,8 @@
 /** The session of a model whose keys and values are kept in a cache. */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { GraphCache } from '../graph_cache.ts';
 import { CausalLM, KvCache, type Model, Seq2SeqLM } from '../models/index.ts';
+import { ParameterWatch } from '../nn/parameter_watch.ts';
 import { batchInvariant } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import {
@@ -34,11 +36,17 @@ export class CachedSession implements DecodeSession {
   readonly #model: CausalLM | Seq2SeqLM;
   readonly #cache: KvCache;
   readonly #options: SessionOptions;
+  /** Steps of one token for each sequence, recorded; null where the model's cannot be. */
+  readonly #graphs: GraphCache | null;
+  readonly #watch: ParameterWatch;
 
   constructor(model: CausalLM | Seq2SeqLM, cache: KvCache, options: SessionOptions) {
     this.#model = model;
     this.#cache = cache;
     this.#options = options;
+    const isRecorded = model instanceof CausalLM && model.graphObstacle === null;
+    this.#graphs = isRecorded ? new GraphCache(model.device, { whenFull: 'replace' }) : null;
+    this.#watch = new ParameterWatch(model);
   }
 
   /** Bytes that the cache takes, and those of it that sequences use. */
@@ -108,7 +116,15 @@ export class CachedSession implements DecodeSession {
   }
 
   dispose(): void {
+    this.#graphs?.dispose();
     this.#cache.dispose();
+  }
+
+  /** The recorded steps, without those of a model that has changed since. */
+  #usableGraphs(): GraphCache | null {
+    if (this.#graphs === null || this.#watch.isSame()) return this.#graphs;
+    this.#graphs.dispose();
+    return this.#watch.isRecordable ? this.#graphs : null;
   }
 
   /** Enqueues forwards within the call, and reads their logits. */
@@ -120,7 +136,8 @@ export class CachedSession implements DecodeSession {
   #forward(tokens: readonly Continuation[]): Tensor {
     const [model, cache] = [this.#model, this.#cache];
     const hidden = (): Tensor => {
-      if (model instanceof CausalLM) return model.forwardCached(cache, tokens);
+      if (model instanceof CausalLM)
+        return model.forwardCached(cache, tokens, this.#usableGraphs());
       const start = [model.decoderStartTokenId];
       return model.forwardCached(
         cache,

@@ -1,8 +1,10 @@
 /** New rows of sequences of a cache, as the inputs of a forward. */
 import { ArgumentError } from '../errors.ts';
-import { tensor } from '../tensor.ts';
+import type { NamedTensors } from '../graph.ts';
+import { type GraphCache, shapesOf } from '../graph_cache.ts';
+import { adopt, type Tensor, tensor } from '../tensor.ts';
 import { type AddedRows, bounds, type CachePass, type KvCache } from './kv_cache.ts';
-import type { PassInputs } from './model.ts';
+import type { CachedRows, PassInputs } from './model.ts';
 
 /** New tokens of a sequence, at least one. */
 export interface NewTokens {
@@ -46,6 +48,31 @@ export function checkTokens(
     });
     checkLength(cache.lengthOf(sequence) + ids.length);
   }
+}
+
+/**
+ * Computes, records or repeats the forward of a step, of one token for each sequence.
+ * @param inputs of the step, with tensors that no scope owns; the graph takes them over
+ * @returns (B,C), valid until the next step where the step is or was recorded
+ */
+export function recordedStep(
+  graphs: GraphCache,
+  inputs: PassInputs,
+  forward: (inputs: PassInputs) => Tensor,
+): Tensor {
+  const { cached, ids, positions, cuSeqlens, length } = inputs;
+  const { pass } = cached as CachedRows;
+  const own = { ids, positions, cuSeqlens };
+  const given: NamedTensors = { ...own, ...pass.tensors() };
+  // Tables of positions are made anew where they become too short, by powers of two.
+  const tableRows = 2 ** Math.ceil(Math.log2(Math.max(length, 128)));
+  const key = `${shapesOf(given)} chunks:${pass.chunkCounts} rows:${tableRows}`;
+  const run = graphs.run(key, given, (now) => {
+    const { ids, positions, cuSeqlens } = now as typeof own;
+    const step = { ...(cached as CachedRows), pass: pass.over(now) };
+    return { hidden: forward({ ...inputs, ids, positions, cuSeqlens, cached: step }) };
+  });
+  return run.isGraph ? run.results.hidden : adopt(run.results.hidden);
 }
 
 /** The inputs of a forward of the new tokens, whose last row of each sequence is wanted. Call it within `KvCache.extend`. */

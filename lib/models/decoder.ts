@@ -222,6 +222,10 @@ export class DecoderLM extends CausalLM {
     return this.config.vocabSize;
   }
 
+  override get graphObstacle(): string | null {
+    return null;
+  }
+
   get head(): Head {
     return linearHead(this.lm_head, this.config.headSoftcap);
   }

@@ -167,6 +167,10 @@ class Gpt2LM extends CausalLM {
       : weights.linear('lm_head', [config.vocabSize, config.hiddenSize], false);
   }
 
+  override get graphObstacle(): string | null {
+    return null;
+  }
+
   get vocabSize(): number {
     return this.config.vocabSize;
   }

@@ -5,6 +5,7 @@
  */
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
+import type { NamedTensors } from '../graph.ts';
 import { attention, copy_, slice, zeros } from '../ops/index.ts';
 import {
   type CachedAttentionOptions,
@@ -253,10 +254,11 @@ export class KvCache {
   /**
    * Runs a forward that adds rows to sequences. If it throws, the sequences are as before. Where all of them are new, their rows
    * attend to each other without the cache.
-   * @param rows `own`, those of the decoder, and `encoder`, those of the encoder where this forward adds them
+   * @param rows `own`, those of the decoder, and `encoder`, those of the encoder where this forward adds them. `recorded`: the tables
+   *   belong to nobody, and are wide enough for more positions, so that they have the same shape for many steps
    */
   extend<T>(
-    { own, encoder = null }: { readonly own: AddedRows; readonly encoder?: AddedRows | null },
+    { own, encoder = null, recorded = false }: ExtendOptions,
     forward: (pass: CachePass) => T,
   ): T {
     this.#checkAlive();
@@ -270,7 +272,9 @@ export class KvCache {
         this.#groups.map((group, g) => {
           const added = rowsOf(group);
           if (added !== null) this.#grow(lists(added, g), { ...added, isFresh, group: g });
-          return new GroupTables(lists(own, g), { added, own, chunks: this.#pool(g).chunks });
+          const { chunks } = this.#pool(g);
+          const make = () => new GroupTables(lists(own, g), { added, own, chunks, recorded });
+          return recorded ? unscoped(make) : make();
         }),
       );
       const result = forward(
@@ -397,6 +401,19 @@ function grouped(layers: readonly CachedLayer[]): { groups: Group[]; places: Pla
   return { groups, places };
 }
 
+/** Rows that a forward adds, and whether it is recorded. */
+interface ExtendOptions {
+  readonly own: AddedRows;
+  readonly encoder?: AddedRows | null;
+  readonly recorded?: boolean;
+}
+
+/** The tensors of {@link GroupTables}. */
+type TableTensors = Pick<GroupTables, 'lengths' | 'tables' | 'firstBlocks' | 'cuRows' | 'cuAdded'>;
+
+/** Least width of the tables of a recorded forward: 256 positions. */
+const kRecordedWidth = 8;
+
 /** The lists of blocks of one forward as tensors, which belong to the scope around it. */
 class GroupTables {
   readonly chunks: readonly Tensor[];
@@ -406,11 +423,9 @@ class GroupTables {
   readonly cuRows: Tensor; // (B+1) i32, of the rows that are decoded
   readonly cuAdded: Tensor | null; // (B+1) i32, of the rows that are added
 
-  constructor(
-    lists: readonly BlockList[],
-    { added, own, chunks }: { added: AddedRows | null; own: AddedRows; chunks: readonly Tensor[] },
-  ) {
-    const width = lists.reduce((most, { blocks }) => Math.max(most, blocks.length), 1);
+  constructor(lists: readonly BlockList[], { added, own, chunks, recorded }: GroupTablesOptions) {
+    const blocks = lists.reduce((most, { blocks }) => Math.max(most, blocks.length), 1);
+    const width = recorded ? 2 ** Math.ceil(Math.log2(Math.max(blocks, kRecordedWidth))) : blocks;
     const tables = new Int32Array(lists.length * width);
     lists.forEach(({ blocks }, b) => {
       tables.set(blocks, b * width);
@@ -420,12 +435,20 @@ class GroupTables {
       Int32Array.from(lists, ({ length }, b) => length + (added?.counts[b] ?? 0)),
     );
     this.tables = tensor(tables, { shape: [lists.length, width] });
-    this.firstBlocks = lists.some(({ first }) => first > 0)
-      ? tensor(Int32Array.from(lists, ({ first }) => first))
-      : null;
+    this.firstBlocks =
+      recorded || lists.some(({ first }) => first > 0)
+        ? tensor(Int32Array.from(lists, ({ first }) => first))
+        : null;
     this.cuRows = tensor(bounds(own.counts));
     this.cuAdded = added === null || added === own ? null : tensor(bounds(added.counts));
   }
+}
+
+interface GroupTablesOptions {
+  readonly added: AddedRows | null;
+  readonly own: AddedRows;
+  readonly chunks: readonly Tensor[];
+  readonly recorded: boolean;
 }
 
 /** (B+1): where the rows of each sequence begin, and how many there are. */
@@ -463,6 +486,28 @@ export class CachePass {
     this.#groups = groups;
     this.#tables = tables;
     this.#isFresh = isFresh;
+  }
+
+  /** Numbers of the chunks of each list. */
+  get chunkCounts(): readonly number[] {
+    return this.#tables.map(({ chunks }) => chunks.length);
+  }
+
+  /** The tensors that differ from step to step, by names for {@link CachePass.over}. */
+  tensors(): NamedTensors {
+    const named = this.#tables.map(({ chunks, ...tensors }, g) =>
+      Object.entries(tensors).map(([name, tensor]) => [`${name}.${g}`, tensor] as const),
+    );
+    return Object.fromEntries(named.flat());
+  }
+
+  /** The same pass with other tensors, named as those of tensors(). */
+  over(named: NamedTensors): CachePass {
+    const tables = this.#tables.map(({ chunks, ...tensors }, g) => {
+      const own = Object.keys(tensors).map((name) => [name, named[`${name}.${g}`]]);
+      return { chunks, ...(Object.fromEntries(own) as TableTensors) };
+    });
+    return new CachePass(this.#places, { groups: this.#groups, tables, isFresh: this.#isFresh });
   }
 
   /**

@@ -34,4 +34,9 @@ export interface InputDropout {
 export interface LinearAdapter {
   /** The update for a forward; null: none, since the adapter is switched off. */
   update(): LinearUpdate | null;
+  /**
+   * A value that is the same for as long as update() returns the same tensors and numbers, so that a recorded forward may be
+   * repeated. undefined: each forward needs an update of its own.
+   */
+  readonly updateKey?: unknown;
 }

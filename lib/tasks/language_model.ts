@@ -5,6 +5,7 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import { evaluate } from '../eval/evaluate.ts';
+import type { NamedTensors } from '../graph.ts';
 import { HeadLoss, type LossInputs } from '../losses/head_loss.ts';
 import {
   type Positions,
@@ -27,7 +28,6 @@ import type {
   LossPass,
   LossSettings,
   MicroBatch,
-  NamedTensors,
   RecordedLoss,
   RecordedPass,
   StudentOutputs,

@@ -6,6 +6,7 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { BatchSource } from '../data/batch_source.ts';
 import type { MetricName } from '../data/glue.ts';
 import type { EvaluateOptions, Evaluation } from '../eval/types.ts';
+import type { NamedTensors } from '../graph.ts';
 import type { SelectedRows } from '../losses/positions.ts';
 import type { StepOfRun } from '../losses/schedules.ts';
 import type { Term, TermDefinition, TermNote } from '../losses/term.ts';
@@ -70,9 +71,6 @@ export interface TaskLoss<B = unknown, T = unknown> {
   readonly recorded: RecordedLoss<B, T> | null;
   dispose(): void;
 }
-
-/** Tensors by name; a null stands for an absent tensor. */
-export type NamedTensors = Readonly<Record<string, Tensor | null>>;
 
 /** A micro-batch that is ready to be recorded as a graph, or to be run by one. */
 export interface RecordedPass {

@@ -4,14 +4,15 @@
  * window) are inputs of the graph.
  */
 import type { TunedModel } from '../adapters/tuned_model.ts';
+import type { NamedTensors } from '../graph.ts';
+import { GraphCache, type GraphRun, shapesOf } from '../graph_cache.ts';
 import type { Term } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
-import type { NamedTensors, RecordedLoss, RecordedPass, TaskLoss } from '../tasks/task.ts';
+import type { RecordedLoss, RecordedPass, TaskLoss } from '../tasks/task.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { GradientBuffers } from './gradient_buffers.ts';
-import { GraphCache, type GraphRun, shapesOf } from './graph_cache.ts';
 import { isEmpty, type PassInput, releaseTeacher } from './pass.ts';
 import type { WindowBatch } from './window.ts';
 

@@ -2,11 +2,11 @@
  * The optimiser's part of a step: the norm of the gradients, and the update. Both run as graphs if the micro-batches do and the
  * optimiser reads its scalars from the device (AdamW); other optimisers update op by op.
  */
+import type { NamedTensors } from '../graph.ts';
+import { shapesOf } from '../graph_cache.ts';
 import { clippedNorm } from '../optim/clip.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
-import type { NamedTensors } from '../tasks/task.ts';
 import type { Tensor } from '../tensor.ts';
-import { shapesOf } from './graph_cache.ts';
 import type { StepGraphs } from './graph_passes.ts';
 
 export interface UpdateParts {

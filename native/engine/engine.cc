@@ -159,13 +159,15 @@ void Engine::set_debug(bool value) {
   set_in_order(&Context::debug, value);
 }
 
-void Engine::enter_capture(std::shared_ptr<MemorySource> memory) {
+void Engine::enter_capture(std::shared_ptr<MemorySource> memory, RecordedOps* ops) {
   capture_memory_ = std::move(memory);
+  recorded_ops_ = ops;
   allocator_->hold_everything(true);
 }
 
 void Engine::leave_capture() {
   capture_memory_ = nullptr;
+  recorded_ops_ = nullptr;
   allocator_->hold_everything(false);
 }
 

@@ -37,6 +37,7 @@ struct EnqueueState {
 };
 
 class Graph;
+class RecordedOps;
 
 struct EngineOptions {
   int num_threads = 0;  // 0: one per core that this process may use
@@ -98,9 +99,11 @@ class Engine {
   std::pair<uint64_t, uint64_t> device_memory() const;
 
   // While a graph is recorded scratch comes out of its memory, and nothing waits for the device.
+  // Ops go into `ops` instead of running, unless that is null because the device records them.
   // Engine thread only.
-  void enter_capture(std::shared_ptr<MemorySource> memory);
+  void enter_capture(std::shared_ptr<MemorySource> memory, RecordedOps* ops);
   void leave_capture();
+  RecordedOps* recorded_ops() { return recorded_ops_; }
 
   // Releases the scratch of the kernel that just returned. Engine thread only.
   void release_workspace();
@@ -132,6 +135,7 @@ class Engine {
   std::vector<std::pair<void*, int64_t>> scratch_;
   std::shared_ptr<Allocator> allocator_;
   std::shared_ptr<MemorySource> capture_memory_;  // engine thread: set while a graph is recorded
+  RecordedOps* recorded_ops_ = nullptr;           // engine thread
   std::vector<std::shared_ptr<const ExternalMemory>> external_;  // engine thread: read since a sync
   OpTimes op_times_;
   DeviceTimer timer_;                   // engine thread only

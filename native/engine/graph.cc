@@ -37,7 +37,9 @@ Graph::Graph(Engine& engine, const Graph* sharing)
                   ? sharing->memory_
                   : std::make_shared<GraphMemory>(
                         engine.shared_allocator(),
-                        std::make_unique<Allocator>(kernels_, device_state_, engine.device()))) {}
+                        std::make_unique<Allocator>(kernels_, device_state_, engine.device()))) {
+  if (!kernels_->capture_begin) ops_ = std::make_unique<RecordedOps>();
+}
 
 Graph::~Graph() {
   if (handle_) kernels_->graph_destroy(device_state_.get(), handle_);
@@ -45,10 +47,11 @@ Graph::~Graph() {
 
 std::shared_ptr<Graph> Graph::begin(Engine& engine, const Graph* sharing) {
   const KernelTable& kernels = *engine.kernels();
-  if (!kernels.capture_begin || !kernels.capture_end || !kernels.graph_launch ||
-      !kernels.graph_destroy) {
-    throw UnsupportedError(concat("captureGraph: the device ", engine.device(),
-                                  " cannot record a graph; graphs are for GPUs"));
+  const bool device_records =
+      kernels.capture_begin && kernels.capture_end && kernels.graph_launch && kernels.graph_destroy;
+  if (!device_records && !engine.host_memory()) {
+    throw UnsupportedError(
+        concat("captureGraph: the device ", engine.device(), " cannot record a graph"));
   }
   if (engine.recording) throw ArgumentError("captureGraph: a graph is being recorded already");
   if (sharing && sharing->engine_ != &engine) {
@@ -63,13 +66,14 @@ std::shared_ptr<Graph> Graph::begin(Engine& engine, const Graph* sharing) {
   engine.stream().sync();
   const std::shared_ptr<Graph> graph(new Graph(engine, sharing));
   engine.stream().enqueue([graph] {
-    Context* ctx = graph->engine_->context();
+    Engine& engine = *graph->engine_;
+    Context* ctx = engine.context();
     ctx->error[0] = '\0';
-    if (graph->kernels_->capture_begin(ctx) != 0) {
+    if (!graph->ops_ && graph->kernels_->capture_begin(ctx) != 0) {
       throw behind("captureGraph: ", kernel_error(ctx->error, "the device cannot record"));
     }
     graph->open_ = true;
-    graph->engine_->enter_capture(graph->memory_);
+    engine.enter_capture(graph->memory_, graph->ops_.get());
   });
   engine.recording = graph;
   return graph;
@@ -86,6 +90,10 @@ std::optional<Failure> Graph::close(const Failure* failure) {
   if (!open_) return first;
   open_ = false;
   engine_->leave_capture();
+  if (ops_) {
+    complete_ = !first;
+    return first;
+  }
   Context* ctx = engine_->context();
   ctx->error[0] = '\0';
   const int32_t status = kernels_->capture_end(ctx, &handle_);
@@ -94,6 +102,7 @@ std::optional<Failure> Graph::close(const Failure* failure) {
         behind("captureGraph: ", kernel_error(ctx->error, "nothing was recorded"));
     first = Failure{error.code(), error.what()};
   }
+  complete_ = handle_ != nullptr;
   return first;
 }
 
@@ -122,25 +131,36 @@ void Graph::run() {
       if (const auto storage = written.lock()) ++storage->version;
     }
   }
-  engine_->stream().enqueue([self = shared_from_this(), phase = engine_->phase] {
-    if (!self->handle_) throw NativeError("graph: it was not recorded to its end");
-    using Clock = std::chrono::steady_clock;
-    const Clock::time_point start = Clock::now();
-    Engine& engine = *self->engine_;
-    Context* ctx = engine.context();
-    ctx->error[0] = '\0';
-    const bool profiling = engine.state().profiling;
-    const bool by_device = profiling && engine.times_by_device();
-    if (by_device) engine.timer().begin(ctx);
-    if (self->kernels_->graph_launch(ctx, self->handle_) != 0) {
-      throw behind("graph: ", kernel_error(ctx->error, "it cannot be launched"));
-    }
-    if (by_device) engine.timer().end(ctx, phase, "graph");
-    if (profiling && (!by_device || engine.timer().full())) engine.wait_for_device();
-    if (by_device) return;
-    const std::chrono::duration<double> spent = Clock::now() - start;
-    engine.op_times().add(phase, "graph", spent.count());
-  });
+  std::vector<int64_t> versions;
+  if (ops_) versions = ops_->versions();
+  engine_->stream().enqueue(
+      [self = shared_from_this(), phase = engine_->phase, versions = std::move(versions)] {
+        if (!self->complete_) throw NativeError("graph: it was not recorded to its end");
+        using Clock = std::chrono::steady_clock;
+        const Clock::time_point start = Clock::now();
+        Engine& engine = *self->engine_;
+        const bool profiling = engine.state().profiling;
+        const bool by_device = profiling && engine.times_by_device();
+        if (by_device) engine.timer().begin(engine.context());
+        if (self->ops_) {
+          self->ops_->run(engine, versions);
+        } else {
+          self->launch();
+        }
+        if (by_device) engine.timer().end(engine.context(), phase, "graph");
+        if (profiling && (!by_device || engine.timer().full())) engine.wait_for_device();
+        if (by_device) return;
+        const std::chrono::duration<double> spent = Clock::now() - start;
+        engine.op_times().add(phase, "graph", spent.count());
+      });
+}
+
+void Graph::launch() {
+  Context* ctx = engine_->context();
+  ctx->error[0] = '\0';
+  if (kernels_->graph_launch(ctx, handle_) != 0) {
+    throw behind("graph: ", kernel_error(ctx->error, "it cannot be launched"));
+  }
 }
 
 void refuse_while_recording(const Engine& engine, const char* what) {

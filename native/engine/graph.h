@@ -1,6 +1,7 @@
-// A recording of ops on a device that can launch many kernels as one: what is enqueued between
-// begin() and end() is recorded, not run; run() launches all of it, each time on the same
-// addresses as before.
+// A recording of ops: what is enqueued between begin() and end() is recorded, not run; run() runs
+// all of it, each time on the same addresses as before. A device that can launch many kernels as
+// one records them itself. For the CPU the engine keeps the calls of the kernels
+// (recorded_ops.h), so that a run costs the enqueueing thread one call instead of one for each op.
 //
 // The recorded ops allocate from memory of the graph's own, which nobody else is given while the
 // graph or one of its results lives (but for graphs that share it). Tensors from outside are kept
@@ -13,6 +14,7 @@
 #include <unordered_set>
 
 #include "engine/engine.h"
+#include "engine/recorded_ops.h"
 
 namespace balora {
 
@@ -38,7 +40,7 @@ class Graph : public std::enable_shared_from_this<Graph> {
   // Waits for what was enqueued before. A graph that is `sharing` the memory of another one of the
   // same device allocates from that, so that several take no more than the largest needs; then none
   // of their results outlives the next run of another. Throws UnsupportedError where the device
-  // cannot record, ArgumentError where it must not.
+  // can neither record nor is the CPU, ArgumentError where it must not.
   static std::shared_ptr<Graph> begin(Engine& engine, const Graph* sharing = nullptr);
   ~Graph();
 
@@ -53,19 +55,23 @@ class Graph : public std::enable_shared_from_this<Graph> {
   // The memory of an engine that records.
   const std::shared_ptr<GraphMemory>& memory() const { return memory_; }
   void own(const Storage& storage) { own_.insert(&storage); }
+  bool is_own(const Storage& storage) const { return own_.contains(&storage); }
   void note(const std::shared_ptr<Storage>& storage, bool written);
 
  private:
   Graph(Engine& engine, const Graph* sharing);
   std::optional<Failure> finish();
   std::optional<Failure> close(const Failure* failure);  // engine thread
+  void launch();                                         // engine thread
 
   Engine* engine_;
   const KernelTable* kernels_;
   std::shared_ptr<void> device_state_;
   std::shared_ptr<GraphMemory> memory_;
-  void* handle_ = nullptr;
-  bool open_ = false;  // engine thread: the device records
+  void* handle_ = nullptr;            // of the device's own recording
+  std::unique_ptr<RecordedOps> ops_;  // null where the device records
+  bool open_ = false;                 // engine thread: the device, or the engine, records
+  bool complete_ = false;             // engine thread: it was recorded to its end
   bool ran_ = false;
   std::unordered_set<const Storage*> own_;  // made while recording
   std::unordered_set<std::shared_ptr<Storage>> kept_;

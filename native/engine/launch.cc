@@ -1,5 +1,6 @@
 #include "engine/launch.h"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
@@ -9,19 +10,20 @@
 #include <string>
 
 #include "engine/graph.h"
+#include "engine/recorded_ops.h"
 
 namespace balora {
 namespace {
 
 constexpr size_t kInlineOperands = 12;
-constexpr size_t kNamedOperands = 24;  // of a failed op; some take a thousand
 
 struct Operand {
   std::shared_ptr<Storage> storage;  // null: absent
   View view;                         // data is the offset until the storage has memory
   int64_t offset = 0;
   bool frozen = false;
-  bool whole = false;  // begins where its storage does
+  bool whole = false;    // begins where its storage does
+  bool outside = false;  // while recording: made before
 };
 
 Operand capture(const Tensor& t) {
@@ -49,26 +51,6 @@ View resolve(Operand& operand) {
   view.slots = operand.frozen ? operand.storage->slots() : nullptr;
   view.versioned = operand.whole ? operand.storage->versioned() : nullptr;
   return view;
-}
-
-std::string describe(const std::vector<Operand>& operands, size_t num_inputs) {
-  std::string text;
-  for (size_t i = 0; i < operands.size(); ++i) {
-    if (i == num_inputs)
-      text += " -> ";
-    else if (i)
-      text += ", ";
-    if (i == kNamedOperands) return text + concat("and ", operands.size() - i, " more");
-    const Operand& operand = operands[i];
-    if (!operand.storage) {
-      text += "none";
-      continue;
-    }
-    text += dtype_name(static_cast<DType>(operand.view.dtype));
-    text +=
-        Shape(std::span(operand.view.shape, static_cast<size_t>(operand.view.ndim))).to_string();
-  }
-  return text;
 }
 
 // Anomaly mode: the first output with a NaN or an infinity fails the op that made it. Values that
@@ -150,8 +132,7 @@ struct LaunchTask {
     } catch (const std::exception& error) {
       engine->release_workspace();
       for (Storage* storage : fresh) storage->drop_data();
-      std::string message =
-          std::string(op) + ": " + error.what() + " [" + describe(operands, num_inputs) + "]";
+      std::string message = std::string(op) + ": " + error.what() + " [" + describe() + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
       if (dynamic_cast<const ConsequenceError*>(&error)) throw ConsequenceError(message);
       throw Error(code_of(error), message);
@@ -183,6 +164,10 @@ struct LaunchTask {
       views[i] = resolve(operand);
       if (operand.storage->external()) engine->depend_on(operand.storage->owner());
     }
+    if (engine->recorded_ops()) {
+      record(std::move(views), present);
+      return true;
+    }
     Context* ctx = engine->context();
     ctx->error[0] = '\0';
     Launch launch{engine->kernels(), ctx, engine, views, {present, operands.size()}, num_inputs};
@@ -195,6 +180,28 @@ struct LaunchTask {
     if (profiling && (!by_device || engine->timer().full())) engine->wait_for_device();
     engine->release_workspace();
     return by_device;
+  }
+
+  // The operands' memory is that of the graph, or of tensors that it keeps.
+  void record(std::vector<View> views, const bool* present) {
+    std::vector<const Storage*> outside;
+    for (const Operand& operand : operands) {
+      outside.push_back(operand.outside ? operand.storage.get() : nullptr);
+    }
+    auto kept = std::make_unique<bool[]>(operands.size());
+    std::copy_n(present, operands.size(), kept.get());
+    engine->recorded_ops()->add({op, std::move(fn), std::move(views), std::move(kept), num_inputs},
+                                outside);
+  }
+
+  std::string describe() const {
+    std::vector<View> views;
+    auto present = std::make_unique<bool[]>(operands.size());
+    for (const Operand& operand : operands) {
+      present[views.size()] = operand.storage != nullptr;
+      views.push_back(operand.view);
+    }
+    return describe_operands(views, {present.get(), views.size()}, num_inputs);
   }
 };
 
@@ -217,7 +224,10 @@ void enqueue(const char* op, std::span<const Tensor> inputs, std::span<const Ten
   if (!task->engine) throw ArgumentError(concat(op, ": no tensor given"));
   if (Graph* graph = task->engine->recording.get()) {
     for (size_t i = 0; i < task->operands.size(); ++i) {
-      if (task->operands[i].storage) graph->note(task->operands[i].storage, i >= task->num_inputs);
+      Operand& operand = task->operands[i];
+      if (!operand.storage) continue;
+      operand.outside = !graph->is_own(*operand.storage);
+      graph->note(operand.storage, i >= task->num_inputs);
     }
   }
   task->fn = std::move(fn);

@@ -3,16 +3,18 @@
  * and fills caches), the second is recorded as a graph, and from the third run on the graph is launched. Inputs are copied into
  * tensors that the graph keeps. All graphs of a cache share one memory pool, which is as large as the largest of them needs.
  */
-import { type CapturedGraph, captureGraph } from '../graph.ts';
-import { copy_ } from '../ops/index.ts';
-import { trimMemory, waitsForEachOp } from '../runtime.ts';
-import type { NamedTensors } from '../tasks/task.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { sharesProcessMemory } from './device.ts';
+import { type CapturedGraph, captureGraph, type NamedTensors } from './graph.ts';
+import { copy_ } from './ops/index.ts';
+import { trimMemory, waitsForEachOp } from './runtime.ts';
+import { noGrad, scope, type Tensor, unscoped } from './tensor.ts';
 
 /** The results of running a function. */
 export interface GraphRun<T> {
   /** The resulting tensors, valid until release() and until the next run of any graph of the cache. */
   readonly results: T;
+  /** Whether the results belong to a graph, which overwrites them when it runs again. */
+  readonly isGraph: boolean;
   release(): void;
 }
 
@@ -21,18 +23,24 @@ interface Entry {
   readonly inputs: NamedTensors;
 }
 
-/** The largest number of graphs in a cache; any further shapes run without one. */
+/** The largest number of graphs in a cache. */
 const kMaxGraphs = 16;
 /** The largest number of keys that are remembered after their first run. */
 const kMaxKeys = 4096;
 
 export class GraphCache {
   readonly #device: string;
+  readonly #whenFull: 'run' | 'replace';
   readonly #seenKeys = new Set<string>();
   readonly #entries = new Map<string, Entry>();
 
-  constructor(device: string) {
+  /**
+   * @param options whenFull: what happens to another key than those of the largest number of graphs. 'run': it runs without a graph.
+   *   'replace': its graph replaces the one that was not run for the longest time. Default 'run'
+   */
+  constructor(device: string, { whenFull = 'run' }: { whenFull?: 'run' | 'replace' } = {}) {
     this.#device = device;
+    this.#whenFull = whenFull;
   }
 
   /** The number of graphs in the cache. */
@@ -61,24 +69,27 @@ export class GraphCache {
     }
     const entry = this.#entries.get(key);
     if (entry !== undefined) {
+      this.#entries.delete(key); // the one that was run last comes last
+      this.#entries.set(key, entry);
       replay(entry, inputs);
-      return { results: entry.graph.result as T, release: () => {} };
+      return { results: entry.graph.result as T, isGraph: true, release: () => {} };
     }
     if (!this.#seenKeys.has(key)) {
       if (this.#seenKeys.size < kMaxKeys) this.#seenKeys.add(key);
       return runOpByOp(inputs, body);
     }
-    if (this.#entries.size >= kMaxGraphs) return runOpByOp(inputs, body);
-    return { results: this.#capture(key, inputs, body), release: () => {} };
+    if (this.#entries.size >= kMaxGraphs) {
+      if (this.#whenFull === 'run') return runOpByOp(inputs, body);
+      const [oldest, replaced] = [...this.#entries][0] as [string, Entry];
+      this.#entries.delete(oldest);
+      disposeEntry(replaced);
+    }
+    return { results: this.#capture(key, inputs, body), isGraph: true, release: () => {} };
   }
 
   /** Frees all graphs. */
   dispose(): void {
-    for (const { graph, inputs } of this.#entries.values()) {
-      graph.dispose();
-      disposeAll(graph.result);
-      disposeAll(inputs);
-    }
+    for (const entry of this.#entries.values()) disposeEntry(entry);
     this.#entries.clear();
   }
 
@@ -89,8 +100,8 @@ export class GraphCache {
   ): T {
     const sharing = [...this.#entries.values()][0]?.graph;
     try {
-      // The memory that ordinary runs of this shape left in the allocator may be needed for the graph.
-      trimMemory({ device: this.#device });
+      // The memory that ordinary runs of this shape left in a GPU's allocator may be needed for the graph.
+      if (!sharesProcessMemory(this.#device)) trimMemory({ device: this.#device });
       const graph = captureGraph(() => body(inputs), { device: this.#device, sharing });
       this.#entries.set(key, { graph, inputs });
       return graph.result;
@@ -101,13 +112,19 @@ export class GraphCache {
   }
 }
 
+function disposeEntry({ graph, inputs }: Entry): void {
+  graph.dispose();
+  disposeAll(graph.result);
+  disposeAll(inputs);
+}
+
 function runOpByOp<T extends NamedTensors>(
   inputs: NamedTensors,
   body: (inputs: NamedTensors) => T,
 ): GraphRun<T> {
   try {
     const results = unscoped(() => scope(() => body(inputs)));
-    return { results, release: () => disposeAll(results) };
+    return { results, isGraph: false, release: () => disposeAll(results) };
   } finally {
     disposeAll(inputs);
   }
