@@ -1,5 +1,6 @@
 /** Calibration of predictions: whether a model is right as often as it is sure of itself. */
 import { ArgumentError } from '../errors.ts';
+import { checkCall, wholeNumber } from '../options/call.ts';
 
 /** The predictions whose confidences lie between two edges. */
 export interface CalibrationBin {
@@ -29,8 +30,10 @@ export interface CalibrationError {
 export function expectedCalibrationError(
   confidences: ArrayLike<number>,
   correct: ArrayLike<boolean | number>,
-  { bins = 15 }: { readonly bins?: number } = {},
+  options: { readonly bins?: number } = {},
 ): CalibrationError {
+  checkCall('expectedCalibrationError', options, { bins: wholeNumber({ least: 1 }) });
+  const { bins = 15 } = options;
   if (confidences.length !== correct.length || confidences.length === 0) {
     throw new ArgumentError(
       `calibration: there must be as many confidences as predictions, and at least one, got ${confidences.length} and ${correct.length}`,

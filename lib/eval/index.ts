@@ -5,7 +5,6 @@ export {
   type CalibrationBin,
   type CalibrationError,
   expectedCalibrationError,
-  softmax,
 } from './calibration.ts';
 export { choiceCalibration, outputDiversity, predictionCollapse } from './collapse.ts';
 export {
@@ -48,7 +47,7 @@ export {
   type Outcome,
   openCodeRunner,
 } from './run_code.ts';
-export { runPrograms, type Sample, samplesOf } from './run_programs.ts';
+export { type ProgramSample, runPrograms, samplesOf } from './run_programs.ts';
 export { scoreItems, summarize } from './score.ts';
 export type { ItemRecord, ScoredChoice, ScoreOptions } from './scoring.ts';
 export { participationRatioOf, stableRankOf } from './spectrum.ts';

@@ -5,6 +5,7 @@
 import type { AdapterModel } from '../adapters/adapter_model.ts';
 import type { Model } from '../models/index.ts';
 import { abs, matmul, max, slice, svd, transpose } from '../ops/index.ts';
+import { type CallTable, checkCall, finiteNumber, kCall, wholeNumber } from '../options/call.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 
 /** Options of {@link intruderDimensions}. */
@@ -14,6 +15,11 @@ export interface IntruderOptions {
   /** The cosine that an intruder stays below with every singular vector of the weight before. Default 0.5. */
   readonly threshold?: number;
 }
+
+const kTable: CallTable<IntruderOptions> = {
+  topK: wholeNumber({ least: 1 }),
+  threshold: finiteNumber({ least: 0, most: 1 }),
+};
 
 /** The singular vectors of a tuned weight that were looked at. */
 export interface IntruderDimensions {
@@ -31,8 +37,10 @@ export interface IntruderDimensions {
 export async function intruderDimensions(
   base: Tensor,
   tuned: Tensor,
-  { topK = 10, threshold = 0.5 }: IntruderOptions = {},
+  options: IntruderOptions = {},
 ): Promise<IntruderDimensions> {
+  checkCall('intruderDimensions', options, kTable);
+  const { topK = 10, threshold = 0.5 } = options;
   const found = scope(() => noGrad(() => largestCosines(base, tuned, topK)));
   return readIntruders(found, threshold);
 }
@@ -69,11 +77,19 @@ export interface AdapterIntruderOptions extends IntruderOptions {
   readonly onProgress?: (done: number, all: number) => void;
 }
 
+const kAdapterTable: CallTable<AdapterIntruderOptions> = {
+  ...kTable,
+  signal: kCall.signal,
+  onProgress: kCall.function,
+};
+
 /** Finds the intruder dimensions of each module of the active adapter. The time is that of two decompositions a module. */
 export async function adapterIntruders(
   tuned: AdapterModel<Model>,
-  { topK = 10, threshold = 0.5, signal, onProgress }: AdapterIntruderOptions = {},
+  options: AdapterIntruderOptions = {},
 ): Promise<AdapterIntruders> {
+  checkCall('adapterIntruders', options, kAdapterTable);
+  const { topK = 10, threshold = 0.5, signal, onProgress } = options;
   const modules: Record<string, IntruderDimensions> = {};
   let count = 0;
   for (const [done, module] of tuned.modules.entries()) {

@@ -9,6 +9,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { UnsupportedError } from '../errors.ts';
+import { type CallTable, checkCall, kCall, wholeNumber } from '../options/call.ts';
 
 /** How a program ended: without an error, with one (or by a limit on memory or files), or not within its time. */
 export type Outcome = 'passed' | 'failed' | 'timed out';
@@ -20,11 +21,18 @@ export interface CodeRunnerOptions {
    * network and the user's files. Default false.
    */
   readonly unsafe?: boolean;
-  /** Seconds that a program may take. Default 10. */
+  /** Seconds that a program may take, a whole number. Default 10. */
   readonly seconds?: number;
   /** Address space of a program in bytes. Default 1 GiB. */
   readonly memoryBytes?: number;
 }
+
+/** The kinds of the options. */
+const kTable: CallTable<CodeRunnerOptions> = {
+  unsafe: kCall.boolean,
+  seconds: wholeNumber({ least: 1, most: 3600 }),
+  memoryBytes: wholeNumber({ least: 2 ** 26 }),
+};
 
 /** Runs programs. */
 export interface CodeRunner {
@@ -107,11 +115,9 @@ os._exit(0)
  * Prepares the running of programs, by running one that does nothing.
  * @throws UnsupportedError where there is no python3, or where no namespaces can be made and that is not allowed
  */
-export async function openCodeRunner({
-  unsafe = false,
-  seconds = 10,
-  memoryBytes = 2 ** 30,
-}: CodeRunnerOptions = {}): Promise<CodeRunner> {
+export async function openCodeRunner(options: CodeRunnerOptions = {}): Promise<CodeRunner> {
+  checkCall('openCodeRunner', options, kTable);
+  const { unsafe = false, seconds = 10, memoryBytes = 2 ** 30 } = options;
   const limits = { seconds, memoryBytes };
   const runner = (isIsolated: boolean): CodeRunner => ({
     isIsolated,

@@ -4,7 +4,7 @@ import type { ItemRecord } from './scoring.ts';
 import type { CodeItem, CodeTask } from './tasks/task.ts';
 
 /** A line of a file of samples, as the graders of HumanEval (`completion`) and EvalPlus (`solution`) read it. */
-export interface Sample {
+export interface ProgramSample {
   readonly task_id: string;
   /** The generated text. */
   readonly completion: string;
@@ -17,7 +17,7 @@ export function samplesOf(
   task: CodeTask,
   items: readonly CodeItem[],
   records: readonly ItemRecord[],
-): readonly Sample[] {
+): readonly ProgramSample[] {
   return records.map(({ index, output = '' }) => {
     const item = items[index] as CodeItem;
     return {

@@ -3,6 +3,14 @@ import { openRows } from '../data/open_rows.ts';
 import { arrayRows, type Row, type RowSource, withRowLocation } from '../data/rows.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { readText } from '../io/regular_file.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  kCall,
+  oneOf,
+  wholeNumber,
+} from '../options/call.ts';
 import { Fields } from './tasks/fields.ts';
 import { SCORING_TASKS } from './tasks/registry.ts';
 import type { DataPart, ScoringTask } from './tasks/task.ts';
@@ -19,6 +27,13 @@ export interface ReadItemsOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** The kinds of the options. */
+const kTable: CallTable<ReadItemsOptions> = {
+  limit: wholeNumber({ least: 1 }),
+  part: oneOf(['items', 'examples']),
+  signal: kCall.signal,
+};
+
 const kText = /\.(txt|md|raw|tokens)$/i;
 const kJson = /\.json$/i;
 
@@ -34,8 +49,11 @@ const kMaxWholeBytes = 256 * 2 ** 20;
 export async function readItems<T extends ScoringTask>(
   path: string,
   task: T,
-  { limit = Number.POSITIVE_INFINITY, part = 'items', signal }: ReadItemsOptions = {},
+  options: ReadItemsOptions = {},
 ): Promise<ItemOf<T>[]> {
+  checkArgument('readItems: the file', kCall.path, path);
+  checkCall('readItems', options, kTable);
+  const { limit = Number.POSITIVE_INFINITY, part = 'items', signal } = options;
   const rows = await openTaskRows(path, task, signal);
   try {
     const items: ItemOf<T>[] = [];

@@ -15,6 +15,7 @@ import type { ScoringTask } from './task.ts';
 import { truthfulqaMc1, truthfulqaMc2 } from './truthfulqa.ts';
 import { winogender } from './winogender.ts';
 
+/** The tasks in the order in which messages list them. */
 export const SCORING_TASKS: readonly ScoringTask[] = [
   gsm8k,
   gsm8kAlpaca,
