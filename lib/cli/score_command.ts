@@ -1,6 +1,6 @@
 /**
- * `balora evaluate --tasks`: scores a language model on benchmarks, with an adapter or without, or several adapters and the base side by
- * side.
+ * `balora evaluate --tasks`: scores a language model on benchmarks, with an adapter or without, or several adapters beside each
+ * other and the base.
  */
 import { ArgumentError } from '../errors.ts';
 import { openCodeRunner } from '../eval/run_code.ts';
@@ -115,7 +115,7 @@ function checkLimits({ limit }: EvaluateSettings, prepared: readonly PreparedTas
   throw new ArgumentError(`--limit: ${odd} is not among the tasks ${names.join(', ')}`);
 }
 
-/** What runs programs, after a warning; null: it is not allowed. */
+/** The runner of programs, after a warning; null: it is not allowed. */
 async function runnerOf(
   { allowCodeExecution = false, unsafe = false }: EvaluateSettings,
   progress: Progress,

@@ -44,7 +44,7 @@ export interface Candidate {
   readonly digest: string;
 }
 
-/** What the scoring of all models and tasks has in common. */
+/** The context that the scoring of all models and tasks has in common. */
 export interface ScoreContext extends RunContext {
   readonly tokenizer: Tokenizer;
   readonly settings: EvaluateSettings;

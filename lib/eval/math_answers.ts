@@ -50,7 +50,7 @@ const kReplaced: readonly (readonly [from: string, to: string])[] = [
   ['\\$', ''],
 ];
 
-/** What stands before a unit. */
+/** The text before a unit. */
 const kUnit = '\\text{ ';
 
 /**

@@ -242,7 +242,7 @@ function finished(
       err += error.message;
       if (child.pid === undefined) done();
     });
-    // What the program started may hold the pipes open after its end.
+    // Processes that the program started may hold the pipes open after its end.
     child.on('exit', () => killGroup(child));
     child.on('close', done);
     child.stdin?.on('error', () => {}); // it ended before it read everything

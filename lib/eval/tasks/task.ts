@@ -12,7 +12,7 @@ export type DataPart = 'items' | 'examples';
 /** Numbers of one item by name; a task's summary is made of those of all items. */
 export type ItemMetrics = Readonly<Record<string, number>>;
 
-/** What an item adds to the numbers of its task. */
+/** The part of an item in the numbers of its task. */
 export interface ItemResult {
   readonly metrics: ItemMetrics;
   /** Groups that the item belongs to, by the name of the grouping. */
