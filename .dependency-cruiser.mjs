@@ -30,7 +30,7 @@ const kLayers = {
   ],
   eval: [
     ...['generate', 'losses', 'adapters', 'models', 'data', 'text'],
-    ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
+    ...['nn', 'io', 'ops', 'tensor', 'options', 'deadline', 'errors'],
   ],
   // The HTTP server of text generation.
   serve: ['generate', 'adapters', 'models', 'text', 'io', 'options', 'errors'],
@@ -68,8 +68,8 @@ const kPackages = {
   '@huggingface/hub': ['export'],
   hyparquet: ['data'],
   commander: ['cli', 'bench'],
-  yaml: ['cli'],
-  zod: ['models', 'text', 'options', 'adapters', 'generate', 'train', 'bench'],
+  yaml: ['io'],
+  zod: ['models', 'text', 'options', 'adapters', 'generate', 'eval', 'train', 'bench'],
 };
 
 const kHarness = '^bench/harness/';

@@ -1,5 +1,5 @@
 // The public names of `balora`: re-exports only. Further names for research are in the subpaths (`balora/ops`, `balora/nn`,
-// `balora/losses`, `balora/optim`, `balora/data`, `balora/io`), each the index of the folder of that name.
+// `balora/losses`, `balora/optim`, `balora/data`, `balora/eval`, `balora/io`), each the index of the folder of that name.
 // test/package/exports.test.ts counts them and requires a doc comment and a page of each.
 
 // Adapters, full fine-tuning, merging.

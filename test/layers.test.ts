@@ -300,13 +300,16 @@ describe('dependency-cruiser', () => {
     const folder = mkdtempSync(join(tmpdir(), 'balora-layers-'));
     try {
       cpSync(join(kRoot, 'tsconfig.json'), join(folder, 'tsconfig.json'));
-      const manifest = { dependencies: { zod: '4', yaml: '2' }, devDependencies: { vitest: '4' } };
+      const manifest = {
+        dependencies: { zod: '4', commander: '14' },
+        devDependencies: { vitest: '4' },
+      };
       writeFileSync(join(folder, 'package.json'), JSON.stringify(manifest));
       for (const [name, text] of Object.entries(sources)) {
         mkdirSync(dirname(join(folder, name)), { recursive: true });
         writeFileSync(join(folder, name), text);
       }
-      for (const name of ['zod', 'yaml', 'vitest']) {
+      for (const name of ['zod', 'commander', 'vitest']) {
         const home = join(folder, 'node_modules', name);
         mkdirSync(home, { recursive: true });
         writeFileSync(join(home, 'package.json'), JSON.stringify({ name, main: 'index.js' }));
@@ -338,7 +341,7 @@ describe('dependency-cruiser', () => {
         'lib/ops/x.ts': "export const x = () => import('../cli/x.ts');\n",
         'lib/attic/x.ts': "import '../tensor.ts';\n",
         'lib/cli/x.ts':
-          "import 'yaml';\nimport 'vitest';\nimport 'node:fs';\nimport '../../bench/harness/x.ts';\n",
+          "import 'commander';\nimport 'vitest';\nimport 'node:fs';\nimport '../../bench/harness/x.ts';\n",
         'bench/harness/x.ts':
           "import '../../lib/models/x.ts';\nimport '../../lib/index.ts';\nimport '../y.ts';\nimport 'zod';\n",
         'bench/y.ts': empty,

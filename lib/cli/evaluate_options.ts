@@ -1,5 +1,5 @@
 /** The options of `balora evaluate`. */
-import { filePath, nameList, onOff, whole } from '../options/kinds.ts';
+import { countByName, filePath, nameList, onOff, pathList, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import {
   adapterOption,
@@ -15,7 +15,9 @@ export const kEvalBatchSize = 8;
 /** The options of scoring a language model on benchmarks. */
 export const kScoreOptions = group('Benchmarks (--tasks)', {
   tasks: nameList({
-    help: 'benchmarks to score a language model on, instead of a loss: gsm8k, mmlu, crows_pairs and others (docs/scoring.md)',
+    help:
+      'benchmarks to score a language model on, instead of a loss: gsm8k, mmlu, crows_pairs and others (docs/scoring.md), ' +
+      'or YAML files of your own',
     aliases: ['benchmarks'],
   }),
   numFewshot: whole({
@@ -27,15 +29,34 @@ export const kScoreOptions = group('Benchmarks (--tasks)', {
     placeholder: 'path',
     help: 'files of the examples, in the forms of --data; default: the folder of --data',
   }),
-  limit: whole({ least: 1, help: 'items of each task, from the first on; default: all' }),
+  limit: countByName({
+    help: 'items of each task, from the first on, or of the named ones (gsm8k=50); default: all',
+  }),
   maxNewTokens: whole({
     least: 1,
     help: 'new tokens of a generated answer; default: those of the task',
     aliases: ['max-gen-toks', 'max-tokens'],
   }),
+  compare: pathList({
+    placeholder: 'folder',
+    help: 'score the model with each of these adapters, side by side, with measures of their collapse',
+    aliases: ['adapters'],
+  }),
   base: onOff({
-    help: 'score the model without the adapter, too, beside the one with it',
+    help: 'score the model without an adapter, too, beside those with one',
     aliases: ['with-base'],
+  }),
+  intruders: onOff({
+    default: true,
+    help: 'count the intruder dimensions of the adapters that are compared',
+    helpOff: 'with --compare: do not count intruder dimensions, which takes long for large models',
+  }),
+  allowCodeExecution: onOff({
+    help: 'run the programs that the model writes, without network and with limits (docs/scoring.md)',
+    aliases: ['confirm-run-unsafe-code'],
+  }),
+  unsafe: onOff({
+    help: 'run them also where they cannot be kept from the network and your files',
   }),
   output: filePath({
     placeholder: 'folder',
@@ -62,7 +83,11 @@ export const kEvaluateOptions = {
     }),
   }),
   ...kScoreOptions,
-  ...group('Output', { json: onOff({ help: 'print the result as JSON, with every example' }) }),
+  ...group('Output', {
+    json: onOff({
+      help: 'print the result as JSON; of a loss with every example, of --tasks see --output for the items',
+    }),
+  }),
   ...kExampleOptions,
   ...kLabelOptions,
 };

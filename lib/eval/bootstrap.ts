@@ -1,7 +1,7 @@
 /** Confidence intervals of a task's numbers, by the bootstrap over items (Efron 1979), percentiles. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { PythonRandom } from './python_random.ts';
-import type { ItemMetrics, TaskMetrics } from './tasks/task.ts';
+import type { ItemResult, TaskMetrics } from './tasks/task.ts';
 
 /** Options of {@link confidenceIntervals}. */
 export interface BootstrapOptions {
@@ -26,8 +26,8 @@ const kTurnMs = 8;
  * @returns intervals by name; null for a number that is null in the summary of all items
  */
 export async function confidenceIntervals(
-  items: readonly ItemMetrics[],
-  summarize: (items: readonly ItemMetrics[]) => TaskMetrics,
+  items: readonly ItemResult[],
+  summarize: (items: readonly ItemResult[]) => TaskMetrics,
   { resamples = 1000, seed = 1234, level = 0.95, signal }: BootstrapOptions = {},
 ): Promise<Readonly<Record<string, Interval | null>>> {
   const whole = summarize(items);
@@ -35,7 +35,7 @@ export async function confidenceIntervals(
   const random = new PythonRandom(seed);
   let turn = performance.now();
   for (let n = 0; n < resamples; n++) {
-    const sample = summarize(items.map(() => items[random.below(items.length)] as ItemMetrics));
+    const sample = summarize(items.map(() => items[random.below(items.length)] as ItemResult));
     for (const { name, of } of values) {
       const value = sample[name];
       if (typeof value === 'number' && !Number.isNaN(value)) of.push(value);

@@ -9,7 +9,7 @@ import { scoreChoices } from './score_choices.ts';
 import { scoreTexts } from './score_texts.ts';
 import type { ItemRecord, ScoreOptions } from './scoring.ts';
 import type { ItemOf } from './task_data.ts';
-import type { ItemMetrics, ScoringTask, TaskMetrics } from './tasks/task.ts';
+import type { ItemResult, ScoringTask, TaskMetrics } from './tasks/task.ts';
 
 /**
  * Scores the items of a task, in order.
@@ -37,10 +37,10 @@ export function scoreItems<T extends ScoringTask>(
   }
 }
 
-/** The numbers of a task by those of its items. @throws ArgumentError without items */
+/** The numbers of a task by the results of its items. @throws ArgumentError without items */
 export function summarize(
   { name, summarize: own = means }: Pick<ScoringTask, 'name' | 'summarize'>,
-  items: readonly ItemMetrics[],
+  items: readonly ItemResult[],
 ): TaskMetrics {
   if (items.length === 0) {
     throw new ArgumentError(`score: there is no result of an item of ${name}; score at least one`);
@@ -49,10 +49,10 @@ export function summarize(
 }
 
 /** The mean of each number. */
-function means(items: readonly ItemMetrics[]): TaskMetrics {
+function means(items: readonly ItemResult[]): TaskMetrics {
   const sums: Record<string, number> = {};
-  for (const item of items) {
-    for (const [name, value] of Object.entries(item)) sums[name] = (sums[name] ?? 0) + value;
+  for (const { metrics } of items) {
+    for (const [name, value] of Object.entries(metrics)) sums[name] = (sums[name] ?? 0) + value;
   }
   return Object.fromEntries(Object.entries(sums).map(([name, sum]) => [name, sum / items.length]));
 }

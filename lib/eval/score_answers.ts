@@ -10,19 +10,20 @@ import {
   maxLengthOf,
   type ScoreOptions,
 } from './scoring.ts';
-import type { GenerationTask, QuestionItem } from './tasks/task.ts';
+import { type CodeTask, type GenerationTask, isCodeTask, type QuestionItem } from './tasks/task.ts';
 
 const kBatchSize = 16;
 /** Batches of answers that are generated in one call, after which their records are complete. */
 const kBatches = 2;
 
 /**
- * Scores items in order. A prompt that leaves no room for the answer in the model's context is cut on the left.
+ * Scores items in order. A prompt that leaves no room for the answer in the model's context is cut on the left. Answers that are
+ * programs have no numbers before they are run (run_programs.ts).
  * @throws ArgumentError before anything is generated for maxNewTokens that fill the context
  */
 export async function* scoreAnswers(
   scored: ScoredModel,
-  task: GenerationTask,
+  task: GenerationTask | CodeTask,
   items: readonly QuestionItem[],
   options: ScoreOptions<QuestionItem>,
 ): AsyncGenerator<ItemRecord> {
@@ -37,9 +38,11 @@ export async function* scoreAnswers(
   }
   const { bosId } = tokenizer;
   const bos = addsBosToken(model, options) && bosId !== null ? [bosId] : [];
-  const examples = fewshotTexts(task, options);
+  // The items are those of the task, whose type the caller checks.
+  const asked = task as GenerationTask;
+  const examples = fewshotTexts(asked, options);
   const encode = (item: QuestionItem) => {
-    const prompt = examples() + task.prompt(item);
+    const prompt = examples() + asked.prompt(item);
     const ids = [...bos, ...tokenizer.encode(prompt, { addSpecialTokens: false })];
     return { value: ids.slice(-room), isCut: ids.length > room };
   };
@@ -56,7 +59,12 @@ export async function* scoreAnswers(
     for (const [i, { index, isCut }] of some.entries()) {
       const item = items[index] as QuestionItem;
       const output = results[i]?.text as string;
-      yield { index, ...task.extract(item, output), isCut, output, answer: item.answer };
+      yield {
+        index,
+        ...(isCodeTask(task) ? { metrics: {} } : task.extract(item, output)),
+        ...(item.groups && { groups: item.groups }),
+        ...{ isCut, output, answer: item.answer },
+      };
     }
   }
 }

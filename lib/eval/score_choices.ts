@@ -43,12 +43,13 @@ export async function* scoreChoices(
     encoded.map(({ value }) => value),
     options,
   )) {
-    const { index, isCut } = encoded[next++] as (typeof encoded)[number];
+    const { index, value, isCut } = encoded[next++] as (typeof encoded)[number];
     const item = items[index] as ChoiceItem;
     const values = found.map(({ loglikelihood }) => loglikelihood);
+    const tokens = value.map(({ continuation }) => continuation.length);
     yield {
       index,
-      metrics: task.measure(item, values),
+      metrics: task.measure(item, values, tokens),
       isCut,
       ...(item.groups && { groups: item.groups }),
       prediction: indexOfLargest(values),

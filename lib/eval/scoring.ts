@@ -4,7 +4,8 @@ import { ArgumentError } from '../errors.ts';
 import type { CausalLM } from '../models/index.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { LoglikelihoodOptions } from './loglikelihood.ts';
-import type { ItemMetrics } from './tasks/task.ts';
+import type { Outcome } from './run_code.ts';
+import type { ItemResult } from './tasks/task.ts';
 
 /** Options of scoring a task. D is the type of its items. */
 export interface ScoreOptions<D = unknown> extends LoglikelihoodOptions {
@@ -35,13 +36,11 @@ export interface ScoredChoice {
 }
 
 /** The result of one item. */
-export interface ItemRecord {
+export interface ItemRecord extends ItemResult {
   /** Index of the item in the data, from 0. */
   readonly index: number;
-  readonly metrics: ItemMetrics;
   /** Whether the beginning of its prompt was left out, because it is longer than the context. */
   readonly isCut: boolean;
-  readonly groups?: Readonly<Record<string, string>>;
   /** Answers of a multiple choice. */
   readonly choices?: readonly ScoredChoice[];
   /** Index of the answer with the largest log-likelihood. */
@@ -54,6 +53,8 @@ export interface ItemRecord {
   readonly extracted?: Readonly<Record<string, string | null>>;
   /** The reference's answer, beside a generated one. */
   readonly answer?: string;
+  /** How the program ended that the generated text is a part of; left out: it was not run. */
+  readonly outcome?: Outcome;
 }
 
 /** An item whose prompt has been encoded as E. */

@@ -3,9 +3,17 @@ import { openRows } from '../data/open_rows.ts';
 import { arrayRows, type Row, type RowSource, withRowLocation } from '../data/rows.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { readText } from '../io/regular_file.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  kCall,
+  oneOf,
+  wholeNumber,
+} from '../options/call.ts';
 import { Fields } from './tasks/fields.ts';
 import { SCORING_TASKS } from './tasks/registry.ts';
-import type { ScoringTask } from './tasks/task.ts';
+import type { DataPart, ScoringTask } from './tasks/task.ts';
 
 /** The items of a task. */
 export type ItemOf<T extends ScoringTask> = ReturnType<T['read']>;
@@ -14,48 +22,66 @@ export type ItemOf<T extends ScoringTask> = ReturnType<T['read']>;
 export interface ReadItemsOptions {
   /** Number of items to read at most, from the first on. Default: all. */
   readonly limit?: number | undefined;
+  /** The part of the data to read, of a file that has both. Default: the items. */
+  readonly part?: DataPart | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-const kText = /\.(txt|md)$/i;
-const kArray = /\.json$/i;
+/** The kinds of the options. */
+const kTable: CallTable<ReadItemsOptions> = {
+  limit: wholeNumber({ least: 1 }),
+  part: oneOf(['items', 'examples']),
+  signal: kCall.signal,
+};
 
-/** The largest file that is read as a whole: a JSON array or plain text. */
+const kText = /\.(txt|md|raw|tokens)$/i;
+const kJson = /\.json$/i;
+
+/** The largest file that is read as a whole: a JSON document or plain text. */
 const kMaxWholeBytes = 256 * 2 ** 20;
 
 /**
- * Reads the items of a task: a row each of JSON Lines, a JSON array, CSV, TSV or Parquet; for `documents` also a plain text.
+ * Reads the items of a task: a row each of JSON Lines, a JSON array, CSV, TSV or Parquet; for some tasks also plain text or a JSON
+ * document.
  * @throws ArgumentError naming file, line and field for a row that the task cannot read; where all its fields are those of another
  *   task, the message says so. Errors of the file itself are those of its reader
  */
 export async function readItems<T extends ScoringTask>(
   path: string,
   task: T,
-  { limit = Number.POSITIVE_INFINITY, signal }: ReadItemsOptions = {},
+  options: ReadItemsOptions = {},
 ): Promise<ItemOf<T>[]> {
-  if (kText.test(path)) return [await textItem(path, task)] as ItemOf<T>[];
+  checkArgument('readItems: the file', kCall.path, path);
+  checkCall('readItems', options, kTable);
+  const { limit = Number.POSITIVE_INFINITY, part = 'items', signal } = options;
   const rows = await openTaskRows(path, task, signal);
   try {
     const items: ItemOf<T>[] = [];
-    const count = Math.min(limit, rows.length);
-    for (let i = 0; i < count; i++) {
+    for (let i = 0; i < rows.length && items.length < limit; i++) {
       signal?.throwIfAborted();
       const row = await rows.row(i);
-      items.push(await withRowLocation(rows, i, () => itemOf(row, task) as ItemOf<T>));
+      await withRowLocation(rows, i, () => {
+        const fields = checkedFields(row, task);
+        if (task.belongsTo?.(fields, part) === false) return;
+        items.push(task.read(fields) as ItemOf<T>);
+      });
     }
-    return items;
+    if (items.length > 0) return items;
+    throw new ArgumentError(`data: ${path} has no ${part} of the task ${task.name}`);
   } finally {
     await rows.close();
   }
 }
 
-function itemOf(row: Row, task: ScoringTask): unknown {
+/** The fields of a row. @throws ArgumentError where they are not those that the task reads */
+function checkedFields(row: Row, task: ScoringTask): Fields {
   const fields = new Fields(row);
-  if (task.fields.some((names) => fields.has(...names))) return task.read(fields);
+  if (task.fields.some((names) => fields.has(...names))) return fields;
   const [first] = task.fields as readonly [readonly string[]];
   const missing = first.filter((name) => !fields.has(name)).join(', ');
-  const others = SCORING_TASKS.filter((other) =>
-    other.fields.some((names) => fields.has(...names)),
+  const others = SCORING_TASKS.filter(
+    (other) =>
+      other.fields.some((names) => fields.has(...names)) || other.rowsOfJson?.(row)?.length,
   );
   const hint =
     others.length > 0
@@ -69,11 +95,16 @@ function itemOf(row: Row, task: ScoringTask): unknown {
 
 async function openTaskRows(
   path: string,
-  { columns }: ScoringTask,
+  task: ScoringTask,
   signal: AbortSignal | undefined,
 ): Promise<RowSource> {
-  const array = kArray.test(path) ? await arrayOf(path) : null;
-  if (array !== null) return arrayRows(array, `${path} row`);
+  const { columns } = task;
+  const whole = kText.test(path)
+    ? await textRows(path, task)
+    : kJson.test(path)
+      ? await jsonRows(path, task)
+      : null;
+  if (whole !== null) return arrayRows(whole, `${path} row`);
   const isDelimited = /\.(csv|tsv)$/i.test(path);
   return openRows(path, {
     ...(columns !== undefined && isDelimited && { columns }),
@@ -81,16 +112,21 @@ async function openTaskRows(
   });
 }
 
-/** The objects of a file that is one JSON array; null: it begins otherwise, as JSON Lines do. */
-async function arrayOf(path: string): Promise<readonly Row[] | null> {
-  const text = await wholeText(path);
-  if (!/^\uFEFF?\s*\[/.test(text)) return null;
+/** The rows of a file that is one JSON document: an array, or what the task makes rows of; null: it is JSON Lines. */
+async function jsonRows(
+  path: string,
+  { rowsOfJson = () => null }: ScoringTask,
+): Promise<readonly Row[] | null> {
+  const text = (await wholeText(path)).replace(/^\uFEFF/, '');
+  const isArray = /^\s*\[/.test(text);
   let value: unknown;
   try {
-    value = JSON.parse(text.replace(/^\uFEFF/, ''));
+    value = JSON.parse(text);
   } catch (error) {
+    if (!isArray) return null;
     throw new FormatError(`${path}: not valid JSON (${(error as Error).message})`, { path });
   }
+  if (!isArray) return rowsOfJson(value);
   const isRow = (one: unknown): one is Row =>
     typeof one === 'object' && one !== null && !Array.isArray(one);
   if (Array.isArray(value) && value.every(isRow)) return value;
@@ -100,15 +136,16 @@ async function arrayOf(path: string): Promise<readonly Row[] | null> {
   });
 }
 
-async function textItem(path: string, task: ScoringTask): Promise<unknown> {
-  if (task.kind === 'rolling' && task.fromText !== undefined) {
-    const text = await wholeText(path);
-    if (text !== '') return task.fromText(text);
-    throw new ArgumentError(`data: ${path} is empty; give a file with text`);
+/** The rows of a file that is plain text. */
+async function textRows(path: string, task: ScoringTask): Promise<readonly Row[]> {
+  if (task.rowsOfText === undefined) {
+    throw new ArgumentError(
+      `data: ${path} is plain text, which the task ${task.name} cannot read; give .jsonl, .json, .csv, .tsv or .parquet`,
+    );
   }
-  throw new ArgumentError(
-    `data: ${path} is plain text, which the task ${task.name} cannot read; give .jsonl, .json, .csv, .tsv or .parquet`,
-  );
+  const text = await wholeText(path);
+  if (text !== '') return task.rowsOfText(text);
+  throw new ArgumentError(`data: ${path} is empty; give a file with text`);
 }
 
 async function wholeText(path: string): Promise<string> {

@@ -2,31 +2,36 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
-import type { ScoringTask } from './tasks/task.ts';
+import type { DataPart, ScoringTask } from './tasks/task.ts';
 
-/** The part of a task's data: the items, or those from which examples are taken. */
-export type DataPart = 'items' | 'examples';
+const kExtensions = ['jsonl', 'json', 'csv', 'tsv', 'parquet', 'txt', 'raw', 'tokens'];
 
-const kExtensions = ['jsonl', 'json', 'csv', 'tsv', 'parquet', 'txt'];
+/** Names of a file of items without its extension, by preference. */
+function itemStems(name: string): readonly string[] {
+  return [name, ...['test', 'validation', 'val', name].map((split) => `${name}/${split}`)];
+}
 
-/** Names of a file without its extension, by preference. A task's data may be that of another one. */
-function stems(name: string, part: DataPart): readonly string[] {
-  return part === 'items'
-    ? [name, ...['test', 'validation', 'val', name].map((split) => `${name}/${split}`)]
-    : ['train', 'dev'].flatMap((split) => [`${name}.${split}`, `${name}/${split}`]);
+/** Names of a file of examples without its extension, by preference. */
+function exampleStems(name: string): readonly string[] {
+  return ['train', 'dev'].flatMap((split) => [`${name}.${split}`, `${name}/${split}`]);
 }
 
 /**
  * The file of a task in a folder: `mmlu.jsonl` or `mmlu/test.jsonl` for its items, `mmlu.train.jsonl`, `mmlu/train.jsonl` or the same
- * with dev for its examples; also .json, .csv, .tsv, .parquet and .txt.
+ * with dev for its examples; also .json, .csv, .tsv, .parquet and plain text. Where the only file of a benchmark has all parts, it is
+ * that of its examples, too.
  * @throws ArgumentError with the names that were looked for
  */
 export async function findTaskFile(
   folder: string,
-  { name, dataName = name }: Pick<ScoringTask, 'name' | 'dataName'>,
+  { name, dataName = name, belongsTo }: Pick<ScoringTask, 'name' | 'dataName' | 'belongsTo'>,
   part: DataPart,
 ): Promise<string> {
-  const names = [...new Set([name, dataName])].flatMap((one) => stems(one, part));
+  const own = [...new Set([name, dataName])];
+  const names = [
+    ...(part === 'examples' ? own.flatMap(exampleStems) : []),
+    ...(part === 'items' || belongsTo !== undefined ? own.flatMap(itemStems) : []),
+  ];
   for (const stem of names) {
     for (const extension of kExtensions) {
       const path = join(folder, `${stem}.${extension}`);

@@ -247,6 +247,40 @@ export function nameList<const D extends null | undefined = undefined>(
   return option(kind, entry);
 }
 
+/** Declares a count, a whole number >= 1 for all things or one for each by its name; on the command line `name=n,name=n`. */
+export function countByName(
+  entry: Entry<undefined>,
+): Option<number | Readonly<Record<string, number>>, undefined> {
+  const count = z.int().min(1);
+  const kind: Kind<number | Readonly<Record<string, number>>> = {
+    schema: z.union([count, z.record(z.string().min(1), count)]),
+    wanted: 'a whole number >= 1, or name=n,name=n',
+    placeholder: 'n|name=n',
+    fromText: (given) => {
+      if (!given.includes('=')) return asNumber(given);
+      const pairs = commaList(given).map((one) => one.split('='));
+      if (pairs.some(({ length }) => length !== 2)) return given;
+      return Object.fromEntries(pairs.map(([name, n]) => [name, asNumber(n as string)]));
+    },
+  };
+  return option(kind, entry);
+}
+
+/** Declares a list of paths, which on the command line follow the flag one after the other. */
+export function pathList<const D extends null | undefined = undefined>(
+  entry: Entry<D> & { readonly placeholder: string },
+): Option<readonly string[], D> {
+  const kind: Kind<readonly string[]> = {
+    schema: z.array(z.string().min(1)).min(1).readonly(),
+    wanted: 'a list of paths',
+    placeholder: `${entry.placeholder}...`,
+    fromText: (given) => [given],
+    fromTexts: (texts) => texts,
+    normalize: (list) => Object.freeze([...list]),
+  };
+  return option(kind, entry);
+}
+
 const kName = /^[\w.-]+$/;
 
 /**

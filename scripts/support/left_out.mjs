@@ -38,6 +38,9 @@ const kConditions = {
   'on a Node that cannot require an ES module': () => process.features.require_module !== true,
   'without a C compiler': () => !['cc', 'gcc', 'clang'].some((name) => has(name, ['--version'])),
   'where this process may not mount file systems or make control groups': () => null,
+  'where a user cannot make namespaces': () =>
+    !has('unshare', ['--user', '--map-root-user', '--mount', '--net', '--pid', '--fork', 'true']),
+  'without python3': () => !has('python3'),
   'without Go': () => !has('go', ['version']),
   'where node-llama-cpp has no binary': () => null,
   'without clang with libFuzzer': () => fuzzingCompiler() === null,

@@ -1,12 +1,12 @@
 import { expect, it } from 'vitest';
 import { confidenceIntervals } from '../../lib/eval/bootstrap.ts';
 import { summarize } from '../../lib/eval/score.ts';
-import type { ItemMetrics } from '../../lib/eval/tasks/task.ts';
+import type { ItemResult } from '../../lib/eval/tasks/task.ts';
 
-const mean = (items: readonly ItemMetrics[]) => summarize({ name: 'own' }, items);
+const mean = (items: readonly ItemResult[]) => summarize({ name: 'own' }, items);
 
 it('agrees with the normal approximation of a mean', async () => {
-  const items = Array.from({ length: 400 }, (_, i) => ({ acc: Number(i % 4 === 0) }));
+  const items = Array.from({ length: 400 }, (_, i) => ({ metrics: { acc: Number(i % 4 === 0) } }));
   const { acc } = await confidenceIntervals(items, mean, { resamples: 2000 });
   const deviation = 1.96 * Math.sqrt((0.25 * 0.75) / 400);
   expect(acc?.[0]).toBeCloseTo(0.25 - deviation, 2);
@@ -14,20 +14,20 @@ it('agrees with the normal approximation of a mean', async () => {
 });
 
 it('depends on the seed and nothing else', async () => {
-  const items = Array.from({ length: 30 }, (_, i) => ({ acc: Number(i % 3 === 0) }));
+  const items = Array.from({ length: 30 }, (_, i) => ({ metrics: { acc: Number(i % 3 === 0) } }));
   const of = (seed: number) => confidenceIntervals(items, mean, { resamples: 200, seed });
   expect(await of(1)).toEqual(await of(1));
   expect(await of(1)).not.toEqual(await of(2));
 });
 
 it('has no interval for an undefined number, and none that is wide for equal items', async () => {
-  const items = [{ acc: 1 }, { acc: 1 }];
+  const items = [{ metrics: { acc: 1 } }, { metrics: { acc: 1 } }];
   const found = await confidenceIntervals(items, (given) => ({ ...mean(given), bias: null }));
   expect(found).toEqual({ acc: [1, 1], bias: null });
 });
 
 it('lets the event loop run', async () => {
-  const items = Array.from({ length: 5000 }, (_, i) => ({ acc: i % 2 }));
+  const items = Array.from({ length: 5000 }, (_, i) => ({ metrics: { acc: i % 2 } }));
   let turns = 0;
   const timer = setInterval(() => turns++, 1);
   await confidenceIntervals(items, mean, { resamples: 300 });

@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import { beforeAll, expect, it } from 'vitest';
 import { readItems } from '../../lib/eval/task_data.ts';
 import { SCORING_TASKS, scoringTask } from '../../lib/eval/tasks/registry.ts';
-import type { ChoiceItem } from '../../lib/eval/tasks/task.ts';
+import type { ChoiceItem, TextItem } from '../../lib/eval/tasks/task.ts';
+import { fixturePath } from '../support/fixtures.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -117,6 +118,38 @@ it('removes the spaces of WikiText, and counts the original', async () => {
     text: ' = Title =\n\nIt was 1,234.5 m, (or so), on a 3-day trip; "fine".\n',
     original: page,
   });
+});
+
+it('divides a raw file of WikiText into pages', async () => {
+  const items = await readItems(fixturePath('scoring/wikitext.raw'), scoringTask('wikitext'));
+  expect(items.map((item) => (item as TextItem).original?.split('\n')[0])).toEqual([
+    ' = First page = ',
+    ' = Second page = ',
+  ]);
+  const [first] = items as readonly TextItem[];
+  expect(first?.original).toMatch(/ = = A section = = /);
+  expect(first?.text).toBe(
+    ' = First page =\n\nText of it, 1,000 words long.\n\n== A section ==\n\nMore text.\n',
+  );
+});
+
+it('refuses an example of GSM8K whose answer is no number', async () => {
+  const of = (answer: string) => fileOf('g.jsonl', lines({ question: 'How many?', answer }));
+  for (const name of ['gsm8k', 'gsm8k_alpaca', 'gsm8k_peft']) {
+    for (const answer of ['Many.', 'Many.\n#### many', '#### ']) {
+      await expect(readItems(await of(answer), scoringTask(name))).rejects.toThrow(
+        /g\.jsonl:1: field "answer" must be a solution that ends in "#### " and a number/,
+      );
+    }
+    expect(await readItems(await of('#### -1,250'), scoringTask(name))).toHaveLength(1);
+  }
+});
+
+it('says where a file has no row of the part', async () => {
+  const row = { task_id: 600, text: 'a', code: 'b', test_list: ['c'] };
+  await expect(readItems(await fileOf('m.jsonl', lines(row)), scoringTask('mbpp'))).rejects.toThrow(
+    /m\.jsonl has no items of the task mbpp/,
+  );
 });
 
 it('cleans the texts of HellaSwag', async () => {

@@ -1,4 +1,4 @@
-// Where the files of test/fixtures come from: programs of tools/fixtures, or copies of ../shared/golden.
+// Where the files of test/fixtures come from: programs of tools/fixtures, texts written by hand, or copies of ../shared/golden.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
@@ -9,6 +9,7 @@ const files = readdirSync(fixturePath(''), { recursive: true, withFileTypes: tru
   .filter((entry) => entry.isFile() && entry.name !== 'README.md')
   .map((entry) => join(entry.parentPath, entry.name).slice(fixturePath('').length));
 const isOwn = (file: string) => file.startsWith('data/');
+const isByHand = (file: string) => file.startsWith('scoring/');
 
 describe('own fixtures', () => {
   it.each(files.filter(isOwn))('%s is written by a program of tools/fixtures', (file) => {
@@ -22,9 +23,18 @@ describe('own fixtures', () => {
   });
 });
 
+describe('fixtures that were written by hand', () => {
+  it('are listed in the README', () => {
+    const readme = readFileSync(fixturePath('README.md'), 'utf8');
+    const names = files.filter(isByHand).map((file) => file.replace('scoring/', ''));
+    expect(names.length).toBeGreaterThan(5);
+    expect(names.filter((name) => !readme.includes(`\`${name}\``))).toEqual([]);
+  });
+});
+
 describeShared('copied fixtures', ['golden'], () => {
   it('have the bytes of ../shared/golden', () => {
-    const copied = files.filter((file) => !isOwn(file));
+    const copied = files.filter((file) => !isOwn(file) && !isByHand(file));
     expect(copied.length).toBeGreaterThan(300);
     const different = copied.filter((file) => {
       const original = sharedPath(`golden/${file}`);

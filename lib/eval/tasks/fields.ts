@@ -29,11 +29,13 @@ export class Fields {
     return value;
   }
 
-  /** A list of at least two texts. @throws ArgumentError for anything else */
-  texts(name: string): readonly string[] {
+  /** A list of at least two texts, or of another number. @throws ArgumentError for anything else */
+  texts(name: string, { least = 2 }: { least?: number } = {}): readonly string[] {
     const value = this.value(name);
-    if (!Array.isArray(value) || value.length < 2 || !value.every(isText)) {
-      throw this.wrong(name, 'a list of at least two texts that are not empty');
+    if (!Array.isArray(value) || value.length < least || !value.every(isText)) {
+      const count = ['', 'one text', 'two texts'][least] ?? `${least} texts`;
+      const wanted = least === 0 ? 'a list of texts' : `a list of at least ${count}`;
+      throw this.wrong(name, `${wanted} that are not empty`);
     }
     return value;
   }
@@ -47,6 +49,15 @@ export class Fields {
       return index as number;
     }
     throw this.wrong(name, `a whole number from 0 to ${count - 1}`);
+  }
+
+  /** A whole number, also as digits. @throws ArgumentError for anything else */
+  whole(name: string): number {
+    const value = this.value(name);
+    const isDigits = typeof value === 'string' && /^-?\d+$/.test(value);
+    const number = isDigits || typeof value === 'bigint' ? Number(value) : value;
+    if (Number.isSafeInteger(number)) return number as number;
+    throw this.wrong(name, 'a whole number');
   }
 
   /** A field that has fields of its own. @throws ArgumentError for anything else */

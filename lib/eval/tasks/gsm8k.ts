@@ -14,9 +14,11 @@ import { PythonRandom } from '../python_random.ts';
 import type { Fields } from './fields.ts';
 import type { GenerationTask, QuestionItem } from './task.ts';
 
+const kNumber = /^-?(?:\d+(?:\.\d*)?|\.\d+)$/;
+
 function read(fields: Fields): QuestionItem {
   const answer = fields.text('answer');
-  if (gsm8kGold(answer)) return { question: fields.text('question'), answer };
+  if (kNumber.test(gsm8kGold(answer) ?? '')) return { question: fields.text('question'), answer };
   throw fields.wrong('answer', 'a solution that ends in "#### " and a number');
 }
 

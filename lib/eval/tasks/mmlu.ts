@@ -45,5 +45,6 @@ export const mmlu: ChoiceTask = {
       ...(fields.has('subject') && { groups: { subject: fields.text('subject') } }),
     };
   },
+  hasClasses: true,
   measure: accuracy,
 };

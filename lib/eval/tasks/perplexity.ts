@@ -1,10 +1,12 @@
 /** Perplexity of texts: of any texts, or of WikiText-2's pages, by which forgetting is measured. */
-import type { ItemMetrics, RollingTask, TaskMetrics } from './task.ts';
+import type { Row } from '../../data/rows.ts';
+import { strip } from '../python_text.ts';
+import type { ItemResult, RollingTask, TaskMetrics } from './task.ts';
 
 /** Perplexities by the sums over all texts. */
-function summarize(items: readonly ItemMetrics[]): TaskMetrics {
+function summarize(items: readonly ItemResult[]): TaskMetrics {
   const sum = (name: string): number =>
-    items.reduce((total, item) => total + (item[name] as number), 0);
+    items.reduce((total, { metrics }) => total + (metrics[name] as number), 0);
   const loss = -sum('loglikelihood');
   const bytes = sum('bytes');
   return {
@@ -22,7 +24,7 @@ export const documents: RollingTask = {
   help: 'perplexity of texts',
   fields: [['text']],
   read: (fields) => ({ text: fields.text('text') }),
-  fromText: (text) => ({ text }),
+  rowsOfText: (text) => [{ text }],
   summarize,
 };
 
@@ -46,6 +48,29 @@ const kSpacing: readonly (readonly [RegExp, string])[] = [
   [/ 's/g, "'s"],
 ];
 
+/** Whether a line of WikiText's raw files is the title of a page: it has one sign `=` on each side, and sections have more. */
+function isTitle(line: string): boolean {
+  const text = strip(line.replaceAll('= = =', '===').replaceAll('= =', '=='));
+  return text.startsWith('= ') && text.endsWith(' =');
+}
+
+/** The pages of a raw file of WikiText, as lm-evaluation-harness's data set divides it: a page begins with its title. */
+function pages(text: string): readonly Row[] {
+  const found: string[] = [];
+  let lines: string[] = [];
+  const end = (): void => {
+    const page = lines.join('\n');
+    if (strip(page) !== '') found.push(page);
+    lines = [];
+  };
+  for (const line of text.split('\n')) {
+    if (isTitle(line)) end();
+    lines.push(line);
+  }
+  end();
+  return found.map((page) => ({ page }));
+}
+
 /** WikiText by pages, whose words and bytes are counted before the spaces around signs are removed. */
 export const wikitext: RollingTask = {
   name: 'wikitext',
@@ -53,6 +78,7 @@ export const wikitext: RollingTask = {
   kind: 'rolling',
   help: "perplexity of WikiText's pages",
   fields: [['page']],
+  rowsOfText: pages,
   read(fields) {
     const original = fields.text('page');
     const text = kSpacing.reduce((page, [from, to]) => page.replace(from, to), original);

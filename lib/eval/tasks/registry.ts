@@ -1,18 +1,29 @@
 /** The list of tasks that a language model is scored on. A new one is a file beside this one and a line here. */
 import { ArgumentError } from '../../errors.ts';
 import { arcChallenge, arcEasy } from './arc.ts';
+import { bbq } from './bbq.ts';
 import { crowsPairs } from './crows_pairs.ts';
 import { gsm8k, gsm8kAlpaca, gsm8kPeft } from './gsm8k.ts';
 import { hellaswag } from './hellaswag.ts';
+import { humaneval } from './humaneval.ts';
+import { hendrycksMath, math } from './math.ts';
+import { mbpp } from './mbpp.ts';
 import { mmlu } from './mmlu.ts';
 import { documents, wikitext } from './perplexity.ts';
+import { stereoset } from './stereoset.ts';
 import type { ScoringTask } from './task.ts';
 import { truthfulqaMc1, truthfulqaMc2 } from './truthfulqa.ts';
+import { winogender } from './winogender.ts';
 
+/** The tasks in the order in which messages list them. */
 export const SCORING_TASKS: readonly ScoringTask[] = [
   gsm8k,
   gsm8kAlpaca,
   gsm8kPeft,
+  math,
+  hendrycksMath,
+  humaneval,
+  mbpp,
   mmlu,
   arcEasy,
   arcChallenge,
@@ -20,6 +31,9 @@ export const SCORING_TASKS: readonly ScoringTask[] = [
   truthfulqaMc1,
   truthfulqaMc2,
   crowsPairs,
+  bbq,
+  stereoset,
+  winogender,
   wikitext,
   documents,
 ];
