@@ -1,7 +1,7 @@
 // Attention of a few rows to cached keys and values. The keys of a row are split at multiples of
 // kPart. A block of 128 threads goes through a part in tiles of 128 keys with an online softmax:
-// first with a thread for each key (keys are stored by channel, so neighbours read neighbours), then
-// with a thread for each channel.
+// first with a thread for each key (keys are stored by channel, so neighbours read neighbours),
+// then with a thread for each channel.
 //
 // The parts of a row and head are merged in their order: by one block that computes all of them or,
 // where there are too few rows to fill the device, by a second kernel after a block for each part.

@@ -83,7 +83,7 @@ inline cudaStream_t stream_of(Context* ctx) {
   return state_of(ctx).stream;
 }
 
-// A lack of memory, which the engine recognises by the beginning of the text (kernels/kernel_table.h).
+// A lack of memory, which the engine recognises by how the text begins (kernels/kernel_table.h).
 class OutOfMemory : public std::runtime_error {
  public:
   explicit OutOfMemory(const std::string& what) : std::runtime_error("out of memory: " + what) {}

@@ -86,8 +86,8 @@ bool succeeded(cudaError_t status) {
   return status == cudaSuccess;
 }
 
-// The caller sees null and takes it for a lack of memory; another failure (a kernel before broke the
-// device) is reported by the next row.
+// The caller sees null and takes it for a lack of memory; another failure (a kernel before broke
+// the device) is reported by the next row.
 void* memory_or_null(DeviceState& state, cudaError_t status, void* data) {
   if (succeeded(status)) return data;
   if (status != cudaErrorMemoryAllocation) state.failed = status;

@@ -1,5 +1,5 @@
-// Weight files written from the CPU's stream, whatever device a tensor is on: in that stream's order,
-// a failure surfacing where the caller awaits it.
+// Weight files written from the CPU's stream, whatever device a tensor is on: in that stream's
+// order, a failure surfacing where the caller awaits it.
 #include <algorithm>
 #include <cstring>
 #include <map>

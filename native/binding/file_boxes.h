@@ -1,4 +1,4 @@
-// Weight files as JS holds them: boxes around readers and writers, until they are closed or collected.
+// Boxes in which JS holds readers and writers of weight files until they are closed or collected.
 #pragma once
 #include <memory>
 #include <string>

@@ -76,8 +76,8 @@ class FileChangedError : public NativeError {
       : NativeError(path + ": was changed while its contents were in use: " + what, kCode) {}
 };
 
-// The failure that a kernel reported by its text. A kernel has no exceptions, so a lack of memory is
-// recognised by the beginning of the text.
+// The failure that a kernel reported by its text. A kernel has no exceptions, so a lack of memory
+// is recognised by the beginning of the text.
 inline NativeError kernel_error(const char* text, const char* fallback) {
   const std::string message = text[0] ? text : fallback;
   const bool memory = std::string_view(message).starts_with("out of memory");

@@ -1,6 +1,6 @@
-// The tiles in which the SVD regularizer computes the logits Z = cap(H W^T): all rows of some tokens
-// of the vocabulary or, where rows outnumber it, the whole vocabulary of some rows. The Gram matrix
-// that the tiles are summed to is the smaller one then.
+// The tiles in which the SVD regularizer computes the logits Z = cap(H W^T): all rows of some
+// tokens of the vocabulary or, where rows outnumber it, the whole vocabulary of some rows. The Gram
+// matrix that the tiles are summed to is then the smaller one.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -24,7 +24,7 @@ class LogitsTiles {
   }
 
   bool by_rows() const { return rows_ > tokens_; }
-  // Of the Gram matrix.
+  // Rows and columns of the Gram matrix.
   int64_t order() const { return std::min(rows_, tokens_); }
   // Logits of the largest tile.
   int64_t tile_size() const { return order() * step_; }

@@ -147,7 +147,7 @@ Relative relative_of(const Launch& l, const OperandsOf<Slot>& slots, const Score
           .causal = scores.causal};
 }
 
-// What backward reads.
+// The values that backward reads.
 struct Kept {
   OperandsOf<Saved> operands;
   Saved out, lse;

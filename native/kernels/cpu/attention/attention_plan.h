@@ -141,8 +141,7 @@ int64_t scratch_bytes(const Geometry& g, const Plan& plan) {
   return count.used();
 }
 
-// Calls body(run, scratch) for the runs of every thread, whose scratch is in `memory`, one after the
-// other.
+// Calls body(run, scratch) for the runs of every thread. `memory` has the scratch of all threads.
 template <typename Scratch, typename Body>
 void for_runs(Context* ctx, const Geometry& g, const Plan& plan, char* memory, const Body& body) {
   const int64_t bytes = scratch_bytes<Scratch>(g, plan);

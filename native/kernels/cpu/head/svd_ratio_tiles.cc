@@ -1,7 +1,7 @@
 // The SVD regularizer where the Gram form is not allowed: the head is trained (G changes every step
-// and dW is wanted) or its logits are soft-capped (not linear). Tiles Z_t of Z = cap(H W^T) are made
-// twice. Once they are summed to the smaller Gram matrix, over tiles of tokens, or of rows where
-// these outnumber the vocabulary:
+// and dW is wanted) or its logits are soft-capped (not linear). Tiles Z_t of Z = cap(H W^T) are
+// made twice. Once they are summed to the smaller Gram matrix, over tiles of tokens, or of rows
+// where these outnumber the vocabulary:
 //   K = sum Z_t Z_t^T,  or  K = sum Z_t^T Z_t
 // And once they are replaced by their gradients, from which those of the operands follow:
 //   dZ_t = U diag(weights) U^T Z_t + shift Z_t, times 1 - (Z_t / cap)^2
