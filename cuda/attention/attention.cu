@@ -122,13 +122,13 @@ __device__ inline void raise_bases(const Scores<kSize>& s, Sums<kSize>& sums, fl
     for (int half = 0; half < 2; ++half) {
       // Where nothing was seen yet both are -infinity.
       const float now = raised[r][half], before = sums.base[r][half];
-      const float fade = now == before ? 1.0f : exp2_approx((before - now) * factor);
+      const float rescale = now == before ? 1.0f : exp2_approx((before - now) * factor);
       sums.base[r][half] = now;
-      sums.total[r][half] *= fade;
+      sums.total[r][half] *= rescale;
       BALORA_UNROLL
       for (int n = 0; n < kSize / 8; ++n) {
-        sums.out[r][n][2 * half] *= fade;
-        sums.out[r][n][2 * half + 1] *= fade;
+        sums.out[r][n][2 * half] *= rescale;
+        sums.out[r][n][2 * half + 1] *= rescale;
       }
     }
   }
@@ -180,10 +180,10 @@ template <typename T>
 struct Operands {
   Heads<const T> q, k, v;
   Heads<T> out;
-  float* lse;  // (M,H)
-  Tiles tiles;
+  float* lse;        // (M,H)
+  Tiles tiles = {};  // set by run_mma, as is packs
   Geometry<float> g;
-  bool packs;  // rows move in 16-byte accesses
+  bool packs = false;  // rows move in 16-byte accesses
 };
 
 // Where a block works, and a warp in it.
@@ -320,25 +320,22 @@ int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o
     const auto g = geometry_of<Acc<T>>(o);
     if constexpr (sizeof(T) == 2) {
       if (g.size <= 256) {
-        const Operands<T> heads{heads_of<const T>(o.q),
-                                heads_of<const T>(o.k),
-                                heads_of<const T>(o.v),
-                                heads_of<T>(o.out),
-                                data_of<float>(o.lse),
-                                {},
-                                g,
-                                false};
+        const Operands<T> heads{.q = heads_of<const T>(o.q),
+                                .k = heads_of<const T>(o.k),
+                                .v = heads_of<const T>(o.v),
+                                .out = heads_of<T>(o.out),
+                                .lse = data_of<float>(o.lse),
+                                .g = g};
         return run_mma(ctx, heads, segments);
       }
     }
     plain_forward<T>(ctx,
-                     {heads_of<const T>(o.q),
-                      heads_of<const T>(o.k),
-                      heads_of<const T>(o.v),
-                      heads_of<T>(o.out),
-                      data_of<Acc<T>>(o.lse),
-                      {},
-                      g},
+                     {.q = heads_of<const T>(o.q),
+                      .k = heads_of<const T>(o.k),
+                      .v = heads_of<const T>(o.v),
+                      .out = heads_of<T>(o.out),
+                      .lse = data_of<Acc<T>>(o.lse),
+                      .g = g},
                      segments);
   };
   dispatch_float(o.q->dtype, run_with);

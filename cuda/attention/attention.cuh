@@ -3,6 +3,8 @@
 // where the bounds of the segments are, so no row waits for a copy to the host and a step stays
 // capturable: the host only knows how many tiles there can be at most.
 #pragma once
+#include <cmath>
+
 #include "runtime/common.cuh"
 
 namespace balora::cuda::attention {
@@ -103,24 +105,6 @@ inline Mask mask_of(int64_t window, int32_t causal, int64_t n) {
   return {window >= n ? 0 : static_cast<int32_t>(window), causal};
 }
 
-__device__ inline float exponential(float x) {
-  return expf(x);
-}
-__device__ inline double exponential(double x) {
-  return exp(x);
-}
-__device__ inline float logarithm(float x) {
-  return logf(x);
-}
-__device__ inline double logarithm(double x) {
-  return log(x);
-}
-__device__ inline float hyperbolic_tangent(float x) {
-  return tanhf(x);
-}
-__device__ inline double hyperbolic_tangent(double x) {
-  return tanh(x);
-}
 // 1 - 2 / (e^2x + 1): right to 2e-7 absolute, which is what a score that bf16 made can use.
 __device__ inline float tanh_approx(float x) {
   return 1.0f - __fdividef(2.0f, exp2_approx(x * (2 * kLog2e)) + 1.0f);

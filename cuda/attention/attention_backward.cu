@@ -37,9 +37,9 @@ struct Operands {
   Heads<T> dq, dk, dv;
   const float* lse;    // (M,H)
   const float* delta;  // (M,H)
-  Tiles tiles;
+  Tiles tiles = {};    // set for each pass, as is packs
   Geometry<float> g;
-  bool packs;  // rows move in 16-byte accesses
+  bool packs = false;  // rows move in 16-byte accesses
 };
 
 template <int kSize, bool kOfKeys>
@@ -334,6 +334,26 @@ void run_mma(Context* ctx, Operands<T> o, const Segments& segments) {
 }  // namespace balora::cuda::attention::gradient
 
 namespace balora::cuda {
+namespace {
+
+// The operands as the kernels of one kind take them; the plan of a pass is set later.
+template <typename Operands, typename T>
+Operands operands_of(const balora_attention_backward& o, const Acc<T>* delta,
+                     const attention::Geometry<Acc<T>>& g) {
+  using attention::heads_of;
+  return {.dout = heads_of<const T>(o.dout),
+          .q = heads_of<const T>(o.q),
+          .k = heads_of<const T>(o.k),
+          .v = heads_of<const T>(o.v),
+          .dq = heads_of<T>(o.dq),
+          .dk = heads_of<T>(o.dk),
+          .dv = heads_of<T>(o.dv),
+          .lse = data_of<Acc<T>>(o.lse),
+          .delta = delta,
+          .g = g};
+}
+
+}  // namespace
 
 int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
   using namespace attention;
@@ -348,18 +368,12 @@ int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward&
       row_dots<T>(ctx, "attention_backward", heads_of<const T>(o.dout), heads_of<const T>(o.out), m,
                   g.heads, delta);
     }
-    const Heads<const T> dy = heads_of<const T>(o.dout), query = heads_of<const T>(o.q),
-                         key = heads_of<const T>(o.k), value = heads_of<const T>(o.v);
-    const Heads<T> gq = heads_of<T>(o.dq), gk = heads_of<T>(o.dk), gv = heads_of<T>(o.dv);
     if constexpr (sizeof(T) == 2) {
       if (g.size <= 256) {
-        const gradient::Operands<T> heads{
-            dy, query, key, value, gq, gk, gv, data_of<float>(o.lse), delta, {}, g, false};
-        return gradient::run_mma(ctx, heads, segments);
+        return gradient::run_mma(ctx, operands_of<gradient::Operands<T>, T>(o, delta, g), segments);
       }
     }
-    plain_backward<T>(ctx, {dy, query, key, value, gq, gk, gv, data_of<A>(o.lse), delta, {}, g},
-                      segments);
+    plain_backward<T>(ctx, operands_of<PlainBackward<T>, T>(o, delta, g), segments);
   });
   return 0;
 }

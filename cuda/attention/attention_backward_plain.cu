@@ -55,12 +55,12 @@ __device__ void differentiate(Corner<Acc<T>>& s, Corner<Acc<T>>& dp, const Plain
       const int of = kOfKeys ? j : i;
       A score = s[i][j] * o.g.scale, slope = 1;
       if (o.g.softcap != 0) {
-        const A ratio = hyperbolic_tangent(score / o.g.softcap);
+        const A ratio = std::tanh(score / o.g.softcap);
         score = o.g.softcap * ratio, slope = 1 - ratio * ratio;
       }
       const int32_t query = kOfKeys ? column + j : row + i, key = kOfKeys ? row + i : column + j;
       const bool seen = o.g.mask.sees(query, key, p.tile.rows);
-      s[i][j] = seen ? exponential(score - lse[of]) : A(0);
+      s[i][j] = seen ? std::exp(score - lse[of]) : A(0);
       dp[i][j] = seen ? s[i][j] * (dp[i][j] - delta[of]) * slope : A(0);
     }
   }

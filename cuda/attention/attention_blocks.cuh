@@ -147,9 +147,9 @@ struct RunningSoftmax {
     for (int i = 0; i < kEdge; ++i) highest[i] = -INFINITY, total[i] = 0;
   }
 
-  // Scores, -infinity where a key is not seen, become probabilities against the maximum so far;
-  // fade is what older sums are to be multiplied with.
-  __device__ void take(Corner<A>& scores, A (&fade)[kEdge]) {
+  // Scores, -infinity where a key is not seen, become probabilities relative to the maximum so far;
+  // older sums are to be multiplied by `rescale`.
+  __device__ void take(Corner<A>& scores, A (&rescale)[kEdge]) {
     BALORA_UNROLL
     for (int i = 0; i < kEdge; ++i) {
       A best = highest[i];
@@ -163,20 +163,20 @@ struct RunningSoftmax {
       A sum = 0;
       BALORA_UNROLL
       for (int j = 0; j < kEdge; ++j) {
-        scores[i][j] = exponential(scores[i][j] - base);
+        scores[i][j] = std::exp(scores[i][j] - base);
         sum += scores[i][j];
       }
       for (int by = kSide / kEdge / 2; by > 0; by /= 2) {
         sum += __shfl_xor_sync(kAllLanes, sum, by);
       }
-      fade[i] = exponential(highest[i] - base);
-      total[i] = total[i] * fade[i] + sum;
+      rescale[i] = std::exp(highest[i] - base);
+      total[i] = total[i] * rescale[i] + sum;
       highest[i] = best;
     }
   }
 
   // 0 for a row without a key.
-  __device__ A lse(int i) const { return total[i] == 0 ? A(0) : highest[i] + logarithm(total[i]); }
+  __device__ A lse(int i) const { return total[i] == 0 ? A(0) : highest[i] + std::log(total[i]); }
   __device__ A inverse(int i) const { return total[i] == 0 ? A(0) : A(1) / total[i]; }
 };
 

@@ -24,7 +24,7 @@ __device__ void mask_scores(Corner<Acc<T>>& s, const PlainForward<T>& o, const T
     BALORA_UNROLL
     for (int j = 0; j < kEdge; ++j) {
       Acc<T> score = s[i][j] * o.g.scale;
-      if (o.g.softcap != 0) score = o.g.softcap * hyperbolic_tangent(score / o.g.softcap);
+      if (o.g.softcap != 0) score = o.g.softcap * std::tanh(score / o.g.softcap);
       const bool seen =
           o.g.mask.sees(tile.first + row_of_thread() + i, key + column_of_thread() + j, tile.rows);
       s[i][j] = seen ? score : static_cast<Acc<T>>(-INFINITY);
@@ -53,14 +53,14 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     Corner<A> s = {};
     multiply_rows(s, q, rows_of(o.k, tile.key(key), kv_head, tile.rows - key), pass);
     mask_scores(s, o, tile, key);
-    A fade[kEdge];
-    softmax.take(s, fade);
+    A rescale[kEdge];
+    softmax.take(s, rescale);
     store_transposed(weights, s);
     const Source<T> v = rows_of(o.v, tile.key(key), kv_head, tile.rows - key);
     BALORA_UNROLL
     for (int part = 0; part < kParts<T>; ++part) {
       BALORA_UNROLL
-      for (int e = 0; e < kEdge * kEdge; ++e) out[part][e / kEdge][e % kEdge] *= fade[e / kEdge];
+      for (int e = 0; e < kEdge * kEdge; ++e) out[part][e / kEdge][e % kEdge] *= rescale[e / kEdge];
       if (column + part * kSide >= o.g.size) continue;
       multiply_columns(out[part], weights, v, column + part * kSide, pass);
     }

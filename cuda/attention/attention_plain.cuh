@@ -8,8 +8,8 @@ template <typename T>
 struct PlainForward {
   Heads<const T> q, k, v;
   Heads<T> out;
-  Acc<T>* lse;  // (M,H)
-  Tiles tiles;  // set by plain_forward
+  Acc<T>* lse;       // (M,H)
+  Tiles tiles = {};  // set by plain_forward
   Geometry<Acc<T>> g;
 };
 template <typename T>
@@ -21,7 +21,7 @@ struct PlainBackward {
   Heads<T> dq, dk, dv;
   const Acc<T>* lse;    // (M,H)
   const Acc<T>* delta;  // (M,H)
-  Tiles tiles;          // set by plain_backward
+  Tiles tiles = {};     // set by plain_backward
   Geometry<Acc<T>> g;
 };
 template <typename T>

@@ -67,7 +67,13 @@ __global__ void plan(Bounds b, bool of_queries, int32_t side, Tile* tiles, int32
     const int32_t at = placed + block_scan(own, scratch, all);
     const int32_t rows = s < segments && b.lengths ? b.lengths[s] : stop - begin;
     for (int32_t t = 0; t < own; ++t) {
-      tiles[at + t] = {begin, rows, stop, first + t * side, s, skip, queries};
+      tiles[at + t] = {.begin = begin,
+                       .rows = rows,
+                       .stop = stop,
+                       .first = first + t * side,
+                       .segment = s,
+                       .skip = skip,
+                       .queries = queries};
     }
     placed += all;
   }
@@ -107,9 +113,12 @@ Tiles plan_tiles(Context* ctx, const char* row, const Segments& of, bool of_quer
   const auto segments = static_cast<int32_t>(of.cu_seqlens->shape[0] - 1);
   const int64_t count = (of_queries ? of.m : of.n) / side + segments;
   Tile* tiles = workspace<Tile>(ctx, count);
-  const Bounds bounds{data_of<int32_t>(of.cu_seqlens), data_of<int32_t>(of.cu_queries),
-                      data_of<int32_t>(of.lengths),    segments,
-                      static_cast<int32_t>(of.n),      static_cast<int32_t>(of.m)};
+  const Bounds bounds{.cu = data_of<int32_t>(of.cu_seqlens),
+                      .queries = data_of<int32_t>(of.cu_queries),
+                      .lengths = data_of<int32_t>(of.lengths),
+                      .segments = segments,
+                      .n = static_cast<int32_t>(of.n),
+                      .m = static_cast<int32_t>(of.m)};
   launch(ctx, row, {dim3(1), dim3(kPlanThreads)}, plan, bounds, of_queries, side, tiles, count,
          state_of(ctx).fault, fault_row(row));
   return {tiles, count};

@@ -1,10 +1,12 @@
 // Attention of a few rows to cached keys and values. The keys of a row are split at multiples of
-// kPart; a part is walked by a block of 128 threads in tiles of 128 keys, with an online softmax:
-// first a thread a key (keys lie by channel, so neighbours read neighbours), then a thread a
-// channel. The parts of a row and head are joined in their order, by the block that walks them all,
-// or where there are too few rows to fill the device, by a second kernel, each part then having a
-// block of its own. Both ways give the same bits, so the choice may depend on the batch: the order
-// of every sum depends on the row's own sequence alone.
+// kPart. A block of 128 threads goes through a part in tiles of 128 keys with an online softmax:
+// first with a thread for each key (keys are stored by channel, so neighbours read neighbours),
+// then with a thread for each channel.
+//
+// The parts of a row and head are merged in their order: by one block that computes all of them or,
+// where there are too few rows to fill the device, by a second kernel after a block for each part.
+// Both ways give the same bits, so the choice may depend on the batch: the order of every sum
+// depends on the row's own sequence alone.
 //
 // 4 D T bytes of bf16 a kv head; heads of a group find them in L2. Blocks of parts write and read
 // 4 (D + 2) bytes more for each 256 keys. Not measured on a GPU.
@@ -15,9 +17,6 @@
 
 namespace balora::cuda {
 namespace {
-
-using attention::exponential;
-using attention::hyperbolic_tangent;
 
 constexpr int kThreads = 128;
 constexpr int32_t kPart = 2 * kThreads;    // keys, of which a part has no more
@@ -36,18 +35,19 @@ struct Attention {
 };
 
 // Keys [first, last) that a row sees; none after a fault.
-struct Seen {
+struct KeyRange {
   int32_t first, last, position;
 };
 
 template <typename T>
-__device__ Seen keys_of(const kv_cache::Cache& cache, const Attention<T>& o, int32_t b, int64_t n) {
+__device__ KeyRange range_of(const kv_cache::Cache& cache, const Attention<T>& o, int32_t b,
+                             int64_t n) {
   if (!cache.check_rows(b, o.rows, o.causal != 0)) return {0, 0, 0};
   const int32_t length = cache.lengths[b];
   const auto position = static_cast<int32_t>(length - (cache.cu_rows[b + 1] - n));
   const int32_t last = o.causal ? position + 1 : length;
-  // Before the walk, which would take long over billions of keys that there cannot be, and whose
-  // last tile must end below 2^31.
+  // Checked before the loop over the keys, which would take long for billions of keys that there
+  // cannot be, and whose last tile must end below 2^31.
   if (length > (int64_t{cache.first_block(b)} + cache.width) * kv_cache::kBlock ||
       length > INT_MAX - kThreads) {
     report_fault(cache.fault, kCacheBlocks, cache.row, fault_pair(b, length), cache.width);
@@ -66,42 +66,43 @@ __device__ Seen keys_of(const kv_cache::Cache& cache, const Attention<T>& o, int
   return {static_cast<int32_t>(first), last, position};
 }
 
-// Result of a walk over some keys: sums (D) of values by weights exp(score - highest), and the
-// sum of the weights, 0 for no key.
+// The softmax over some of the keys: the highest score, and the sum of the weights
+// exp(score - highest), 0 where there is no key. Beside it stand the sums (D) of the values with
+// these weights.
 template <typename A>
-struct Found {
+struct PartialSoftmax {
   A highest, total;
 };
 
-// The factors of what two walks found, in their sum.
+// The factors by which two partial sums are multiplied before they are added.
 template <typename A>
-struct Fade {
+struct Rescale {
   A first, second;
 };
 template <typename A>
-__device__ Fade<A> join(Found<A>& all, const Found<A>& part) {
+__device__ Rescale<A> merge(PartialSoftmax<A>& all, const PartialSoftmax<A>& part) {
   if (part.total == A(0)) return {A(1), A(0)};
   if (all.total == A(0)) {
     all = part;
     return {A(0), A(1)};
   }
   const A higher = Max()(part.highest, all.highest);
-  const Fade<A> fade = {exponential(all.highest - higher), exponential(part.highest - higher)};
-  all = {higher, all.total * fade.first + part.total * fade.second};
-  return fade;
+  const Rescale<A> rescale = {std::exp(all.highest - higher), std::exp(part.highest - higher)};
+  all = {higher, all.total * rescale.first + part.total * rescale.second};
+  return rescale;
 }
-// Sums of no walk are not read.
+// A sum whose factor is 0 is not read.
 template <typename A>
-__device__ A joined(const Fade<A>& fade, const A& first, const A& second) {
-  if (fade.second == A(0)) return first;
-  if (fade.first == A(0)) return second;
-  return first * fade.first + second * fade.second;
+__device__ A merged(const Rescale<A>& rescale, const A& first, const A& second) {
+  if (rescale.second == A(0)) return first;
+  if (rescale.first == A(0)) return second;
+  return first * rescale.first + second * rescale.second;
 }
 
-// A block's shared memory: kThreads weights, memory of reductions, and three arrays of D.
+// A block's shared memory: kThreads weights, memory for reductions, and three arrays of D.
 template <typename A>
 struct Scratch {
-  A *weights, *reduced, *query, *sums, *joined;
+  A *weights, *reduced, *query, *sums, *merged;
 };
 template <typename A>
 __device__ Scratch<A> scratch_of(int64_t size) {
@@ -113,18 +114,19 @@ __device__ Scratch<A> scratch_of(int64_t size) {
   return {weights, reduced, query, sums, shared.array<A>(size)};
 }
 
-// One part of the keys of a row and head, those in [first, last), into scratch.sums.
+// Attention of a row and head to the keys of one part; the sums are in scratch.sums.
 template <typename T>
-__device__ Found<Acc<T>> walk_part(const kv_cache::Cache& cache, const Attention<T>& o, int32_t b,
-                                   int64_t head, const Seen& seen, Scratch<Acc<T>> scratch) {
+__device__ PartialSoftmax<Acc<T>> attend_to_part(const kv_cache::Cache& cache,
+                                                 const Attention<T>& o, int32_t b, int64_t head,
+                                                 const KeyRange& range, Scratch<Acc<T>> scratch) {
   using A = Acc<T>;
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t kv_head = head / (o.heads / cache.heads);
   for (int64_t d = thread; d < o.size; d += kThreads) scratch.sums[d] = A(0);
   A highest = -INFINITY, total = A(0);
-  for (int32_t tile = seen.first / kThreads * kThreads; tile < seen.last; tile += kThreads) {
+  for (int32_t tile = range.first / kThreads * kThreads; tile < range.last; tile += kThreads) {
     const int32_t j = tile + thread;
-    const bool inside = j >= seen.first && j < seen.last;
+    const bool inside = j >= range.first && j < range.last;
     const T* keys = inside ? cache.block_of<const T>(b, j) : nullptr;
     A score = -INFINITY;
     if (keys) {
@@ -133,20 +135,20 @@ __device__ Found<Acc<T>> walk_part(const kv_cache::Cache& cache, const Attention
       for (int64_t d = 0; d < o.size; ++d)
         sum += scratch.query[d] * load(keys[d * kv_cache::kBlock]);
       score = sum * o.scale;
-      if (o.softcap != A(0)) score = o.softcap * hyperbolic_tangent(score / o.softcap);
-      if (o.bias) score += load(o.bias[(seen.position - j) * o.heads + head]);
+      if (o.softcap != A(0)) score = o.softcap * std::tanh(score / o.softcap);
+      if (o.bias) score += load(o.bias[(range.position - j) * o.heads + head]);
     }
     const A top = block_reduce(score, static_cast<A>(-INFINITY), scratch.reduced, Max());
     const A higher = top > highest || top != top ? top : highest;
-    const A weight = keys ? exponential(score - higher) : A(0);
-    const A fade = total == A(0) ? A(0) : exponential(highest - higher);
-    total = total * fade + block_reduce(weight, A(0), scratch.reduced);
+    const A weight = keys ? std::exp(score - higher) : A(0);
+    const A rescale = total == A(0) ? A(0) : std::exp(highest - higher);
+    total = total * rescale + block_reduce(weight, A(0), scratch.reduced);
     highest = higher;
     scratch.weights[thread] = weight;
     __syncthreads();
-    const int32_t begin = max(seen.first, tile), end = min(seen.last, tile + kThreads);
+    const int32_t begin = max(range.first, tile), end = min(range.last, tile + kThreads);
     for (int64_t d = thread; d < o.size; d += kThreads) {
-      A sum = scratch.sums[d] * fade;
+      A sum = scratch.sums[d] * rescale;
       const T* values = nullptr;
       for (int32_t key = begin; key < end; ++key) {
         if (!values || key % kv_cache::kBlock == 0) {
@@ -164,12 +166,12 @@ __device__ Found<Acc<T>> walk_part(const kv_cache::Cache& cache, const Attention
 }
 
 // Part `index` of the keys that a row sees, counted from its first one.
-__device__ Seen part_of(const Seen& seen, int32_t index) {
-  const int32_t begin = (seen.first / kPart + index) * kPart;
-  return {max(seen.first, begin), min(seen.last, begin + kPart), seen.position};
+__device__ KeyRange part_of(const KeyRange& range, int32_t index) {
+  const int32_t begin = (range.first / kPart + index) * kPart;
+  return {max(range.first, begin), min(range.last, begin + kPart), range.position};
 }
-__device__ int32_t parts_of(const Seen& seen) {
-  return seen.first < seen.last ? (seen.last - 1) / kPart - seen.first / kPart + 1 : 0;
+__device__ int32_t parts_of(const KeyRange& range) {
+  return range.first < range.last ? (range.last - 1) / kPart - range.first / kPart + 1 : 0;
 }
 
 template <typename T>
@@ -189,60 +191,63 @@ __global__ void __launch_bounds__(kThreads, 4)
   const Scratch<A> scratch = scratch_of<A>(o.size);
   const int64_t n = blockIdx.x / o.heads, head = blockIdx.x % o.heads;
   const int32_t b = cache.sequence_of(n);
-  const Seen seen = keys_of(cache, o, b, n);
+  const KeyRange range = range_of(cache, o, b, n);
   load_query(o, n, head, scratch.query);
-  Found<A> all = {-INFINITY, A(0)};
-  for (int32_t part = 0; part < parts_of(seen); ++part) {
-    const Found<A> found = walk_part(cache, o, b, head, part_of(seen, part), scratch);
-    const Fade<A> fade = join(all, found);
+  PartialSoftmax<A> all = {-INFINITY, A(0)};
+  for (int32_t part = 0; part < parts_of(range); ++part) {
+    const PartialSoftmax<A> one = attend_to_part(cache, o, b, head, part_of(range, part), scratch);
+    const Rescale<A> rescale = merge(all, one);
     for (int64_t d = threadIdx.x; d < o.size; d += kThreads) {
-      scratch.joined[d] = joined(fade, scratch.joined[d], scratch.sums[d]);
+      scratch.merged[d] = merged(rescale, scratch.merged[d], scratch.sums[d]);
     }
   }
   T* const out = o.out + (n * o.heads + head) * o.size;
   for (int64_t d = threadIdx.x; d < o.size; d += kThreads) {
-    out[d] = store<T>(all.total == A(0) ? A(0) : scratch.joined[d] / all.total);
+    out[d] = store<T>(all.total == A(0) ? A(0) : scratch.merged[d] / all.total);
   }
 }
 
-// A block a part: (rows, heads, parts, 2 + D) of what each found.
+// The results of a part in memory, (rows, heads, parts, kSums + D): the softmax and its sums.
+enum : int64_t { kHighest, kTotal, kSums };
+
+// A block a part.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 4)
-    attend_part(const __grid_constant__ kv_cache::Cache cache, Attention<T> o, Acc<T>* found) {
+    attend_part(const __grid_constant__ kv_cache::Cache cache, Attention<T> o, Acc<T>* partials) {
   using A = Acc<T>;
   const Scratch<A> scratch = scratch_of<A>(o.size);
   const int64_t n = blockIdx.x / o.heads, head = blockIdx.x % o.heads;
   const int32_t b = cache.sequence_of(n), part = static_cast<int32_t>(blockIdx.y);
-  const Seen seen = keys_of(cache, o, b, n);
-  if (part >= parts_of(seen)) return;  // all threads of the block
+  const KeyRange range = range_of(cache, o, b, n);
+  if (part >= parts_of(range)) return;  // all threads of the block
   load_query(o, n, head, scratch.query);
-  const Found<A> own = walk_part(cache, o, b, head, part_of(seen, part), scratch);
-  A* const to = found + (int64_t{blockIdx.x} * gridDim.y + part) * (2 + o.size);
-  if (threadIdx.x == 0) to[0] = own.highest, to[1] = own.total;
-  for (int64_t d = threadIdx.x; d < o.size; d += kThreads) to[2 + d] = scratch.sums[d];
+  const PartialSoftmax<A> own = attend_to_part(cache, o, b, head, part_of(range, part), scratch);
+  A* const to = partials + (int64_t{blockIdx.x} * gridDim.y + part) * (kSums + o.size);
+  if (threadIdx.x == 0) to[kHighest] = own.highest, to[kTotal] = own.total;
+  for (int64_t d = threadIdx.x; d < o.size; d += kThreads) to[kSums + d] = scratch.sums[d];
 }
 
 template <typename T>
-__global__ void join_parts(const __grid_constant__ kv_cache::Cache cache, Attention<T> o,
-                           const Acc<T>* found, int32_t parts) {
+__global__ void merge_parts(const __grid_constant__ kv_cache::Cache cache, Attention<T> o,
+                            const Acc<T>* partials, int32_t parts) {
   using A = Acc<T>;
   const int64_t n = blockIdx.x / o.heads;
-  const Seen seen = keys_of(cache, o, cache.sequence_of(n), n);
-  const A* const own = found + int64_t{blockIdx.x} * parts * (2 + o.size);
+  const KeyRange range = range_of(cache, o, cache.sequence_of(n), n);
+  const A* const own = partials + int64_t{blockIdx.x} * parts * (kSums + o.size);
   T* const out = o.out + int64_t{blockIdx.x} * o.size;
   for (int64_t d = threadIdx.x; d < o.size; d += kThreads) {
-    Found<A> all = {-INFINITY, A(0)};
+    PartialSoftmax<A> all = {-INFINITY, A(0)};
     A sum = A(0);
-    for (int32_t part = 0; part < parts_of(seen); ++part) {
-      const A* const one = own + part * (2 + o.size);
-      const Fade<A> fade = join(all, {one[0], one[1]});
-      sum = joined(fade, sum, one[2 + d]);
+    for (int32_t part = 0; part < parts_of(range); ++part) {
+      const A* const one = own + part * (kSums + o.size);
+      const Rescale<A> rescale = merge(all, {one[kHighest], one[kTotal]});
+      sum = merged(rescale, sum, one[kSums + d]);
     }
     out[d] = store<T>(all.total == A(0) ? A(0) : sum / all.total);
   }
 }
 
-constexpr int64_t kFoundBytes = int64_t{32} << 20;  // of parts, at most
+constexpr int64_t kPartialBytes = int64_t{32} << 20;  // of parts, at most
 
 // Parts that get blocks of their own: where a row may have several, and rows and heads alone would
 // leave multiprocessors idle; else 1. Both ways give the same bits.
@@ -252,9 +257,9 @@ int64_t blocks_of_parts(Context* ctx, const kv_cache::Cache& cache, const Attent
   const int64_t keys = int64_t{cache.width} * kv_cache::kBlock;
   const int64_t parts = ceil_div(keys, kPart) + (cache.first_blocks ? 1 : 0);
   const int64_t blocks = o.rows * o.heads;
-  const int64_t bytes = blocks * parts * (2 + o.size) * static_cast<int64_t>(sizeof(Acc<T>));
+  const int64_t bytes = blocks * parts * (kSums + o.size) * static_cast<int64_t>(sizeof(Acc<T>));
   const bool fills = blocks >= 4 * int64_t{state_of(ctx).multiprocessors};
-  return fills || bytes > kFoundBytes || parts > kMaxPartBlocks ? 1 : parts;
+  return fills || bytes > kPartialBytes || parts > kMaxPartBlocks ? 1 : parts;
 }
 
 }  // namespace
@@ -264,18 +269,18 @@ int32_t cached_attention_kernel(Context* ctx, const balora_cached_attention& o) 
   if (rows == 0) return 0;
   const kv_cache::Cache cache = kv_cache::cache_of(ctx, "cached_attention", *o.cache, o.cu_rows);
   dispatch_float(o.q->dtype, [&]<typename T>() {
-    const Attention<T> attention{data_of<const T>(o.q),
-                                 o.q->stride[0],
-                                 rows,
-                                 heads,
-                                 size,
-                                 data_of<const T>(o.bias),
-                                 o.bias ? o.bias->shape[0] : 0,
-                                 data_of<T>(o.out),
-                                 static_cast<Acc<T>>(o.scale),
-                                 static_cast<Acc<T>>(o.softcap),
-                                 o.window,
-                                 o.causal};
+    const Attention<T> attention{.q = data_of<const T>(o.q),
+                                 .q_stride = o.q->stride[0],
+                                 .rows = rows,
+                                 .heads = heads,
+                                 .size = size,
+                                 .bias = data_of<const T>(o.bias),
+                                 .distances = o.bias ? o.bias->shape[0] : 0,
+                                 .out = data_of<T>(o.out),
+                                 .scale = static_cast<Acc<T>>(o.scale),
+                                 .softcap = static_cast<Acc<T>>(o.softcap),
+                                 .window = o.window,
+                                 .causal = o.causal};
     const dim3 blocks(static_cast<unsigned>(rows * heads)), threads(kThreads);
     const int64_t parts = blocks_of_parts(ctx, cache, attention);
     const int64_t bytes = 3 * shared_bytes<Acc<T>>(size);
@@ -283,10 +288,10 @@ int32_t cached_attention_kernel(Context* ctx, const balora_cached_attention& o) 
       launch(ctx, "cached_attention", {blocks, threads, bytes}, attend<T>, cache, attention);
       return;
     }
-    auto* const found = workspace<Acc<T>>(ctx, rows * heads * parts * (2 + size));
+    auto* const partials = workspace<Acc<T>>(ctx, rows * heads * parts * (kSums + size));
     launch(ctx, "cached_attention", {dim3(blocks.x, static_cast<unsigned>(parts)), threads, bytes},
-           attend_part<T>, cache, attention, found);
-    launch(ctx, "cached_attention", {blocks, threads}, join_parts<T>, cache, attention, found,
+           attend_part<T>, cache, attention, partials);
+    launch(ctx, "cached_attention", {blocks, threads}, merge_parts<T>, cache, attention, partials,
            static_cast<int32_t>(parts));
   });
   return 0;

@@ -39,11 +39,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     multiply_rows(s, q, rows_of(o.k, keys.begin + key, head, keys.rows - key), pass);
     add_terms<false>(s, o, queries, keys, own, tile.first + row_of_thread(),
                      key + column_of_thread());
-    A fade[kEdge];
-    softmax.take(s, fade);
+    A rescale[kEdge];
+    softmax.take(s, rescale);
     store_transposed(weights, s);
     BALORA_UNROLL
-    for (int e = 0; e < kEdge * kEdge; ++e) sums[e / kEdge][e % kEdge] *= fade[e / kEdge];
+    for (int e = 0; e < kEdge * kEdge; ++e) sums[e / kEdge][e % kEdge] *= rescale[e / kEdge];
     multiply_columns(sums, weights, rows_of(o.v, keys.begin + key, head, keys.rows - key), column,
                      pass);
   }

@@ -29,14 +29,14 @@ constexpr const char* kRow = "relative_attention_backward";
 template <typename T>
 struct Pass {
   Heads<const T> dout;
-  Heads<T> ds, p;        // dq or dk; dv
-  const Acc<T>* lse;     // (N,H)
-  const Acc<T>* delta;   // (N,H)
-  Acc<T>* by_position;   // (slices, heads of the chunk, rows that stay, P) or null
-  Acc<T>* bias;          // (tiles, heads of the chunk, R) or null
-  Heads<const T> table;  // of by_position
-  int32_t rows;          // N or M
-  Tiles tiles;
+  Heads<T> ds = {}, p = {};       // dq or dk; dv
+  const Acc<T>* lse;              // (N,H)
+  const Acc<T>* delta;            // (N,H)
+  Acc<T>* by_position = nullptr;  // (slices, heads of the chunk, rows that stay, P) or null
+  Acc<T>* bias = nullptr;         // (tiles, heads of the chunk, R) or null
+  Heads<const T> table = {};      // of by_position
+  int32_t rows = 0;               // N or M
+  Tiles tiles = {};
   int32_t slices;
 };
 
@@ -85,7 +85,7 @@ __device__ void differentiate(Corner<Acc<T>>& s, Corner<Acc<T>>& dp, const Opera
     for (int j = 0; j < kEdge; ++j) {
       const int of = kOfKeys ? j : i;
       const bool unseen = s[i][j] == -INFINITY;
-      s[i][j] = unseen ? A(0) : exponential(s[i][j] - lse[of]);
+      s[i][j] = unseen ? A(0) : std::exp(s[i][j] - lse[of]);
       dp[i][j] = unseen ? A(0) : s[i][j] * (dp[i][j] - delta[of]);
     }
   }
@@ -282,17 +282,8 @@ class Backward {
     A* delta = workspace<A>(ctx, int64_t{n} * o_.all_heads);
     row_dots<T>(ctx, kRow, heads_of<const T>(dout), heads_of<const T>(out), n, o_.all_heads, delta);
     const auto slices = static_cast<int32_t>(ceil_div(o_.size, kSide));
-    const Pass<T> pass{heads_of<const T>(dout),
-                       {},
-                       {},
-                       data_of<A>(lse),
-                       delta,
-                       nullptr,
-                       nullptr,
-                       {},
-                       0,
-                       {},
-                       slices};
+    const Pass<T> pass{
+        .dout = heads_of<const T>(dout), .lse = data_of<A>(lse), .delta = delta, .slices = slices};
     of_queries_ = of_keys_ = pass;
     of_queries_.ds = heads_of<T>(g.q), of_queries_.table = o_.position_k, of_queries_.rows = n;
     of_queries_.tiles = tiles_.queries;

@@ -59,15 +59,15 @@ int32_t where_kernel(Context* ctx, const balora_where& o) {
   // y takes the place of a null operand in the loop.
   const Loop<4> loop = plan_loop<4>({o.condition, o.a ? o.a : o.y, o.b ? o.b : o.y, o.y});
   if (loop.count == 0) return 0;
-  const auto choose = [&]<typename U>(U*) {
+  const auto choose = [&]<typename U>() {
     launch(ctx, "where", elements(loop.count), choose_elements<U>, data_of<uint8_t>(o.condition),
            data_of<U>(o.a), data_of<U>(o.b), data_of<U>(o.y), loop);
   };
   dispatch_any(o.y->dtype, [&]<typename T>() {
-    if constexpr (sizeof(T) == 1) choose(static_cast<uint8_t*>(nullptr));
-    if constexpr (sizeof(T) == 2) choose(static_cast<uint16_t*>(nullptr));
-    if constexpr (sizeof(T) == 4) choose(static_cast<uint32_t*>(nullptr));
-    if constexpr (sizeof(T) == 8) choose(static_cast<uint64_t*>(nullptr));
+    if constexpr (sizeof(T) == 1) choose.template operator()<uint8_t>();
+    if constexpr (sizeof(T) == 2) choose.template operator()<uint16_t>();
+    if constexpr (sizeof(T) == 4) choose.template operator()<uint32_t>();
+    if constexpr (sizeof(T) == 8) choose.template operator()<uint64_t>();
   });
   return 0;
 }

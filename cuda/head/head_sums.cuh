@@ -2,6 +2,8 @@
 // losses see them, and sums of exponentials beside a running maximum. Sums run in f32 for 128
 // elements, then in f64: plain f32 sums read the cross-entropy 1e-5 low at V = 49152.
 #pragma once
+#include <cmath>
+
 #include "runtime/common.cuh"
 
 namespace balora::cuda {
@@ -20,12 +22,6 @@ __device__ inline float exp_or_zero(float x) {
 __device__ inline double exp_or_zero(double x) {
   return exp(x);
 }
-__device__ inline float tanh_of(float x) {
-  return tanhf(x);
-}
-__device__ inline double tanh_of(double x) {
-  return tanh(x);
-}
 
 // Logits of a row as the losses see them, after soft-capping.
 template <typename A>
@@ -34,7 +30,7 @@ struct HeadLogits {
   int64_t count;
   A cap, inverse_cap;  // 0: none
 
-  __device__ A capped(A x) const { return cap > A(0) ? cap * tanh_of(x * inverse_cap) : x; }
+  __device__ A capped(A x) const { return cap > A(0) ? cap * std::tanh(x * inverse_cap) : x; }
   __device__ A at(int64_t i) const { return capped(data[i]); }
   // Elements 4 pack .. 4 pack + 3; returns how many there are.
   __device__ int load_pack(int64_t pack, A (&x)[kHeadPack]) const {

@@ -22,7 +22,7 @@ __global__ void scale_columns(double* vectors, const double* values, int64_t c) 
 
 struct Problem {
   Scratch& scratch;
-  Dense h, p, norm2;  // (N,C), H G, |Z|^2
+  Dense h, p, norm2 = {};  // (N,C), H G, |Z|^2
   const double* g;
   int64_t k;
   bool nuclear;
@@ -103,8 +103,12 @@ __global__ void falling_roots(const double* values, int64_t n, double* s) {
 int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
   Scratch scratch(ctx);
   const int64_t n = o.h->shape[0], c = o.h->shape[1];
-  Problem problem{scratch, widened(scratch, *o.h), Dense(scratch, n, c), {}, data_of<double>(o.g),
-                  o.k,     o.nuclear != 0};
+  Problem problem{.scratch = scratch,
+                  .h = widened(scratch, *o.h),
+                  .p = Dense(scratch, n, c),
+                  .g = data_of<double>(o.g),
+                  .k = o.k,
+                  .nuclear = o.nuclear != 0};
   multiply(ctx, {n, c, c}, 1, {problem.h.data(), c}, {problem.g, c}, 0, problem.p.data(), c);
   problem.norm2 = sum_of_products(scratch, problem.h, problem.p);
   const bool iterates = !o.nuclear && iterates_for(std::min(n, c), o.k);

@@ -1,10 +1,10 @@
 // The SVD regularizer where the Gram form is not allowed: the head is trained, or its logits are
-// soft-capped (the algebra is that of kernels/cpu/head/svd_ratio_tiles.cc). Tiles of Z = cap(H W^T)
-// are made twice: once to sum the smaller Gram matrix in f64, over vocabulary tiles, or over row
-// tiles when rows outnumber the vocabulary, and once to turn each tile into dZ = U diag(weights)
-// U^T Z + shift Z, then dH += dZ W, dW = dZ^T H. 2 min(N,V)^2 max(N,V) f64 flops for the Gram
-// matrix, 8 N V C flops for the products.
+// soft-capped. The algebra, and the two times that each tile of logits is made, are those of
+// kernels/cpu/head/svd_ratio_tiles.cc.
+//
+// 2 min(N,V)^2 max(N,V) f64 flops for the Gram matrix, 8 N V C flops for the products.
 #include "head/svd_ratio.cuh"
+#include "kernels/shared/svd_ratio_tiles.h"
 
 namespace balora::cuda {
 namespace {
@@ -26,52 +26,47 @@ __global__ void replace_logits(A* z, const double* dz, int64_t count, double inv
   }
 }
 
-// A tile is all rows of some tokens of the vocabulary, or the whole vocabulary of some rows.
-struct Tile {
-  int64_t row, rows, token, tokens;
-};
-
 template <typename A>
-class Tiles {
+class Logits {
  public:
-  Tiles(Scratch& scratch, const balora_svd_ratio_tiles& o)
-      : scratch_(scratch), ctx_(scratch.ctx()), h_(o.h), w_(o.w), softcap_(o.softcap) {
-    rows_ = h_->shape[0], tokens_ = w_->shape[0], channels_ = h_->shape[1];
-    by_rows_ = rows_ > tokens_;
-    const int64_t extent = by_rows_ ? rows_ : tokens_;
-    const int64_t bytes = o.chunk_bytes > 0 ? o.chunk_bytes : kDefaultTileBytes;
-    // The tile in the logits' type and its f64 image.
-    step_ = bytes / (order() * static_cast<int64_t>(sizeof(A) + sizeof(double)));
-    step_ = std::clamp<int64_t>(step_, 1, extent);
-    logits_ = workspace<A>(ctx_, order() * step_);
-  }
+  Logits(Scratch& scratch, const balora_svd_ratio_tiles& o)
+      : scratch_(scratch),
+        ctx_(scratch.ctx()),
+        h_(o.h),
+        w_(o.w),
+        softcap_(o.softcap),
+        channels_(o.h->shape[1]),
+        tiles_(o, sizeof(A) + sizeof(double), kDefaultTileBytes),
+        logits_(workspace<A>(ctx_, tiles_.tile_size())) {}
 
-  int64_t order() const { return by_rows_ ? tokens_ : rows_; }
-
+  // The smaller Gram matrix of the logits.
   Dense gram() {
-    Dense sum = zeros(scratch_, order(), order());
-    each_tile([&](const Tile& tile) {
-      const Dense z = make_logits(tile);
-      const GemmShape shape = {order(), order(), by_rows_ ? tile.rows : tile.tokens};
-      multiply(ctx_, shape, 1, {z.data(), z.cols, by_rows_}, {z.data(), z.cols, !by_rows_}, 1,
-               sum.data(), order());
+    const int64_t order = tiles_.order();
+    const bool by_rows = tiles_.by_rows();
+    Dense sum = zeros(scratch_, order, order);
+    tiles_.each([&](const LogitsTile& tile) {
+      const Dense z = make(tile);
+      const GemmShape shape = {order, order, by_rows ? tile.rows : tile.tokens};
+      multiply(ctx_, shape, 1, {z.data(), z.cols, by_rows}, {z.data(), z.cols, !by_rows}, 1,
+               sum.data(), order);
     });
     symmetrise(ctx_, sum);
     return sum;
   }
 
   void gradient(const Dense& vectors, const SvdRatio& ratio, const View* dh, const View* dw) {
+    const int64_t rows = h_->shape[0];
     View sum{};
     if (dh) {
       sum = *dh;
       sum.dtype = kLogits;
-      sum.data = dh->dtype == kLogits ? dh->data : workspace<A>(ctx_, rows_ * channels_);
+      sum.data = dh->dtype == kLogits ? dh->data : workspace<A>(ctx_, rows * channels_);
     }
     bool first = true;
-    each_tile([&](const Tile& tile) {
+    tiles_.each([&](const LogitsTile& tile) {
       replace_by_gradient(tile, vectors, ratio);
       if (dh) {
-        const bool fresh = by_rows_ || first;
+        const bool fresh = tiles_.by_rows() || first;
         gemm(ctx_, {tile.rows, channels_, tile.tokens}, 1, {logits_, kLogits, tile.tokens},
              rows_of(*w_, tile.token), fresh ? 0 : 1,
              {offset_by(sum.data, tile.row * channels_, kLogits), kLogits, channels_});
@@ -84,7 +79,7 @@ class Tiles {
       first = false;
     });
     if (!dh || sum.data == dh->data) return;
-    convert_matrix(ctx_, rows_, channels_, {sum.data, kLogits, channels_},
+    convert_matrix(ctx_, rows, channels_, {sum.data, kLogits, channels_},
                    {dh->data, dh->dtype, channels_});
   }
 
@@ -95,17 +90,8 @@ class Tiles {
     return {offset_by(view.data, first * channels_, view.dtype), view.dtype, channels_, transposed};
   }
 
-  template <typename Body>
-  void each_tile(const Body& body) {
-    const int64_t extent = by_rows_ ? rows_ : tokens_;
-    for (int64_t first = 0; first < extent; first += step_) {
-      const int64_t count = std::min(step_, extent - first);
-      body(by_rows_ ? Tile{first, count, 0, tokens_} : Tile{0, rows_, first, count});
-    }
-  }
-
   // Into logits_; returns their f64 image.
-  Dense make_logits(const Tile& tile) {
+  Dense make(const LogitsTile& tile) {
     const int64_t count = tile.rows * tile.tokens;
     gemm(ctx_, {tile.rows, tile.tokens, channels_}, 1, rows_of(*h_, tile.row),
          rows_of(*w_, tile.token, true), 0, {logits_, kLogits, tile.tokens});
@@ -113,9 +99,9 @@ class Tiles {
     return widened(scratch_, logits_, kLogits, tile.rows, tile.tokens);
   }
 
-  void replace_by_gradient(const Tile& tile, const Dense& vectors, const SvdRatio& ratio) {
-    Dense z = make_logits(tile);
-    if (by_rows_) {
+  void replace_by_gradient(const LogitsTile& tile, const Dense& vectors, const SvdRatio& ratio) {
+    Dense z = make(tile);
+    if (tiles_.by_rows()) {
       // From the right the roles of rows and columns swap:
       //   dZ^T = V diag(weights) V^T Z^T + shift Z^T
       z = transposed(scratch_, ratio_gradient(scratch_, vectors, ratio, transposed(scratch_, z)));
@@ -130,8 +116,8 @@ class Tiles {
   Context* ctx_;
   const View *h_, *w_;
   double softcap_;
-  int64_t rows_, tokens_, channels_, step_;
-  bool by_rows_;
+  int64_t channels_;
+  LogitsTiles tiles_;
   A* logits_;
 };
 
@@ -139,14 +125,14 @@ template <typename A>
 void run(Context* ctx, const balora_svd_ratio_tiles& o) {
   const bool nuclear = o.nuclear != 0;
   Scratch scratch(ctx);
-  Tiles<A> tiles(scratch, o);
-  const Dense gram = tiles.gram();
+  Logits<A> logits(scratch, o);
+  const Dense gram = logits.gram();
   const Dense norm2 = trace_of(scratch, gram);  // the sum of the squares of all logits
   const int64_t wanted = nuclear ? gram.rows : std::min(o.k, gram.rows);
   const Eigenpairs pairs = leading_pairs(scratch, gram, wanted, kRow);
   const SvdRatio ratio =
       svd_ratio(scratch, pairs.values, norm2, o.k, nuclear, data_of<double>(o.value));
-  if (o.dh || o.dw) tiles.gradient(pairs.vectors, ratio, o.dh, o.dw);
+  if (o.dh || o.dw) logits.gradient(pairs.vectors, ratio, o.dh, o.dw);
 }
 
 }  // namespace

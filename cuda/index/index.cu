@@ -58,7 +58,12 @@ constexpr int kBucketThreads = 256, kMaxSpan = 1024;
 
 inline BucketTask bucket_task(int64_t slabs, int64_t ids, int64_t rows, int64_t inner) {
   const int64_t span = std::clamp<int64_t>(ceil_div(rows * inner, 512), 32, kMaxSpan);
-  return {slabs, ids, rows, inner, span, ceil_div(rows * inner, span)};
+  return {.slabs = slabs,
+          .ids = ids,
+          .rows = rows,
+          .inner = inner,
+          .span = span,
+          .spans = ceil_div(rows * inner, span)};
 }
 
 // Counts of a span's keys (kMaxSpan) become where each key's positions begin.

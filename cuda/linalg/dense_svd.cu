@@ -143,7 +143,8 @@ void orthogonalise_rows(Scratch& scratch, const Core& core, int32_t* flags) {
   const auto across = static_cast<unsigned>(ceil_div(core.stride, kJacobiTile));
   const auto down = static_cast<unsigned>(pairs);
   clear_flags(ctx, flags, kJacobiSweeps);
-  JacobiRound work{flags, flags + kJacobiSweeps, bases.data(), 0, 0, blocks};
+  JacobiRound work{
+      .moved = flags, .rotated = flags + kJacobiSweeps, .bases = bases.data(), .blocks = blocks};
   for (work.sweep = 0; work.sweep < kJacobiSweeps; ++work.sweep) {
     for (work.meeting = 0; work.meeting < blocks - 1; ++work.meeting) {
       launch(ctx, "svd", {dim3(down, static_cast<unsigned>(count)), dim3(kJacobiThreads)},

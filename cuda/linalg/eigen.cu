@@ -199,7 +199,10 @@ void solve_large(Scratch& scratch, int64_t n, const double* from, const EigenOut
   launch(ctx, "eigh", elements(a.size()), scale_up, a.data(), a.size(), scale.data());
   clear_flags(ctx, flags.data(), kJacobiSweeps);
   const auto tiles = static_cast<unsigned>(pairs + (out.vectors ? padded / kJacobiTile : 0));
-  JacobiRound work{flags.data(), flags.data() + kJacobiSweeps, bases.data(), 0, 0, blocks};
+  JacobiRound work{.moved = flags.data(),
+                   .rotated = flags.data() + kJacobiSweeps,
+                   .bases = bases.data(),
+                   .blocks = blocks};
   for (work.sweep = 0; work.sweep < kJacobiSweeps; ++work.sweep) {
     for (work.meeting = 0; work.meeting < blocks - 1; ++work.meeting) {
       launch(ctx, "eigh", {dim3(static_cast<unsigned>(pairs)), dim3(kJacobiThreads)}, solve_pairs,

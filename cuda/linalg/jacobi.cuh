@@ -157,8 +157,8 @@ struct JacobiRound {
   int32_t* moved;    // a flag a sweep, zero at first
   int32_t* rotated;  // a flag a pair: whether its basis is not the identity
   double* bases;     // (pairs, 32, 32): rows are the new basis
-  int sweep, meeting;
-  int blocks;  // of the matrix, even
+  int blocks;        // of the matrix, even
+  int sweep = 0, meeting = 0;
 
   __device__ bool settled() const { return sweep > 0 && moved[sweep - 1] == 0; }
   __device__ Pair pair(int k) const { return tournament(blocks, meeting, k); }

@@ -140,12 +140,12 @@ int32_t eigh_backward_kernel(Context* ctx, const balora_eigh_backward& o) {
 int32_t svd_backward_kernel(Context* ctx, const balora_svd_backward& o) {
   Scratch scratch(ctx);
   const int64_t m = o.u->shape[0], k = o.u->shape[1], n = o.vt->shape[1];
-  SvdBackward b{scratch,
-                widened(scratch, *o.u),
-                widened(scratch, *o.s),
-                widened(scratch, *o.vt),
-                zeros(scratch, k, k),
-                zeros(scratch, m, n)};
+  SvdBackward b{.scratch = scratch,
+                .u = widened(scratch, *o.u),
+                .s = widened(scratch, *o.s),
+                .vt = widened(scratch, *o.vt),
+                .core = zeros(scratch, k, k),
+                .outside = zeros(scratch, m, n)};
   if (o.ds) {
     const Dense d = widened(scratch, *o.ds);
     launch(ctx, "svd_backward", elements(k), set_diagonal, b.core.data(), d.data(), k);

@@ -20,7 +20,7 @@ namespace balora::cuda {
 namespace {
 
 constexpr int64_t kSmallestExtent = 128;  // from here on f32 will do
-constexpr int64_t kDenseOrder = 96;       // up to here the dense SVD is as quick
+constexpr int64_t kDenseOrder = 96;       // up to here the dense SVD is as fast
 constexpr double kSmallestSigma = 1e-3;   // of the first, for f32
 constexpr double kSmallestRest = 0.05;    // |A - A_r| / |A|, for f32
 constexpr int kCycles = 200, kCyclesF32 = 40;

@@ -62,9 +62,13 @@ bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const b
   float* products = workspace<float>(ctx, n * all.stride);
   bf16* u = workspace<bf16>(ctx, n * all.stride);
   if (by_rows) {
-    const SumTerm term = {data_of<bf16>(&x), a, in, in, static_cast<int32_t>(in), true};
-    sum_terms(ctx, {}, {term},
-              {.m = n, .n = all.stride, .c = nullptr, .wide = products, .by_rows = true});
+    const SumTerm term = {.a = data_of<bf16>(&x),
+                          .b = a,
+                          .a_stride = in,
+                          .b_stride = in,
+                          .k = static_cast<int32_t>(in),
+                          .b_inner = true};
+    sum_terms(ctx, {}, {term}, {.m = n, .n = all.stride, .wide = products, .by_rows = true});
   } else {
     gemm(ctx, {n, all.stride, in}, 1, operand(x), {a, BALORA_BF16, in, true}, 0,
          {products, BALORA_F32, all.stride});
@@ -97,12 +101,12 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
       if (panel.linear != i) continue;
       add_terms(low_rank, panel, all.at(p, u), factors.b[p].data, factors.b[p].stride, true);
     }
-    const SumTerm base = {data_of<bf16>(in.x),
-                          data_of<bf16>(&weight),
-                          in.x->shape[1],
-                          weight.shape[1],
-                          static_cast<int32_t>(weight.shape[1]),
-                          true};
+    const SumTerm base = {.a = data_of<bf16>(in.x),
+                          .b = data_of<bf16>(&weight),
+                          .a_stride = in.x->shape[1],
+                          .b_stride = weight.shape[1],
+                          .k = static_cast<int32_t>(weight.shape[1]),
+                          .b_inner = true};
     const LinearOperands& linear = group.linears[i];
     sum_terms(ctx, low_rank, {base},
               {.m = y.shape[0],
@@ -201,8 +205,12 @@ void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& grou
     if (!dy) continue;
     backward_parts(ctx, in, group, i, low_rank);
     const View& weight = dense(group.linears[i].weight);
-    base.push_back({data_of<bf16>(dy), data_of<bf16>(&weight), dy->shape[1], weight.shape[1],
-                    static_cast<int32_t>(dy->shape[1]), false});
+    base.push_back({.a = data_of<bf16>(dy),
+                    .b = data_of<bf16>(&weight),
+                    .a_stride = dy->shape[1],
+                    .b_stride = weight.shape[1],
+                    .k = static_cast<int32_t>(dy->shape[1]),
+                    .b_inner = false});
   }
   const auto sum = [&](const View& out, const std::vector<SumTerm>& thin,
                        const std::vector<SumTerm>& products) {

@@ -22,7 +22,7 @@ struct SumTerm {
 // many there are, bit for bit; cuBLAS chooses the order of its sums by that, so it is not asked.
 struct SumOutput {
   int64_t m, n;
-  bf16* c;
+  bf16* c = nullptr;
   const bf16* bias = nullptr;    // (N)
   const float* scale = nullptr;  // (N)
   bf16* unscaled = nullptr;      // (M,N)

@@ -161,12 +161,17 @@ std::vector<Panel> panels_of(const LinearOperands& linear, int32_t index, bool i
   for (const LowRankOperands& part : parts_of(linear)) {
     const int64_t rank = part.b->shape[1];
     if (part.start_a) {
-      panels.push_back({index, 1, true, rank, padded(rank), {&part}});
+      panels.push_back({.linear = index,
+                        .parts = 1,
+                        .change = true,
+                        .rank = rank,
+                        .width = padded(rank),
+                        .part = {&part}});
       continue;
     }
     Panel* last = panels.empty() ? nullptr : &panels.back();
     if (!interleave || !last || last->change || last->rank != rank || last->parts == kPanelParts) {
-      panels.push_back({index, 0, false, rank, 0, {}});
+      panels.push_back({.linear = index, .rank = rank});
       last = &panels.back();
     }
     last->part[last->parts++] = &part;
@@ -260,15 +265,20 @@ void join_products(Context* ctx, const Panel& panel, int64_t n, const float* pro
 
 void add_terms(std::vector<SumTerm>& terms, const Panel& panel, const Halves& a, const bf16* b,
                int64_t b_stride, bool b_inner) {
-  const auto k = static_cast<int32_t>(panel.width);
-  if (panel.change) {
-    terms.push_back({a.data, b, a.stride, b_stride, 2 * k, b_inner});
-    return;
-  }
-  const bf16* const b_lo = b + panel.width * (b_inner ? 1 : b_stride);
-  terms.push_back({a.second(), b, a.stride, b_stride, k, b_inner});
-  terms.push_back({a.first(), b_lo, a.stride, b_stride, k, b_inner});
-  terms.push_back({a.first(), b, a.stride, b_stride, k, b_inner});
+  const auto add = [&](const bf16* left, const bf16* right, int64_t k) {
+    terms.push_back({.a = left,
+                     .b = right,
+                     .a_stride = a.stride,
+                     .b_stride = b_stride,
+                     .k = static_cast<int32_t>(k),
+                     .b_inner = b_inner});
+  };
+  const int64_t width = panel.width;
+  if (panel.change) return add(a.data, b, 2 * width);
+  const bf16* const b_lo = b + width * (b_inner ? 1 : b_stride);
+  add(a.second(), b, width);
+  add(a.first(), b_lo, width);
+  add(a.first(), b, width);
 }
 
 }  // namespace balora::cuda

@@ -22,10 +22,10 @@ constexpr int kPanelParts = 4;
 // same mma instruction, where equal products of opposite sign give exactly zero; of a change A and
 // A - A0, or s (B - B0) and s B0.
 struct Panel {
-  int32_t linear, parts;
-  bool change;
-  int64_t rank, width;
-  const LowRankOperands* part[kPanelParts];
+  int32_t linear, parts = 0;
+  bool change = false;
+  int64_t rank, width = 0;
+  const LowRankOperands* part[kPanelParts] = {};
 };
 
 // Both halves of a panel's rows: (rows, 2 width) at `data`, `stride` apart.

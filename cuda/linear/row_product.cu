@@ -66,15 +66,15 @@ void row_product(Context* ctx, const GemmShape& shape, double alpha, const GemmO
   grid.threads = dim3(kWarps * kWarp);
   const auto run = [&]<typename TA, typename TB>() {
     using A = Acc<TA>;
-    const Product<A> product{shape.m,
-                             shape.n,
-                             shape.k,
-                             static_cast<A>(alpha),
-                             static_cast<A>(beta),
-                             static_cast<A*>(c.data),
-                             a.stride,
-                             b.stride,
-                             c.stride};
+    const Product<A> product{.m = shape.m,
+                             .n = shape.n,
+                             .k = shape.k,
+                             .alpha = static_cast<A>(alpha),
+                             .beta = static_cast<A>(beta),
+                             .c = static_cast<A*>(c.data),
+                             .a_stride = a.stride,
+                             .b_stride = b.stride,
+                             .c_stride = c.stride};
     launch(ctx, "linear", grid, multiply_rows<TA, TB, A>, static_cast<const TA*>(a.data),
            static_cast<const TB*>(b.data), product);
   };

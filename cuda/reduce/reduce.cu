@@ -242,7 +242,7 @@ struct ExtremeFold {
 template <typename D>
 __global__ void finish_sums(const SumState* partial, D* y, int64_t results, int64_t chunks,
                             double divisor) {
-  const SumFold<float> fold{nullptr};
+  const SumFold<float> fold{};
   for (int64_t o = thread_index(); o < results; o += thread_count()) {
     const double sum = merged(fold, partial, results, chunks, o).total;
     y[o] = store<D>(static_cast<Acc<D>>(sum / divisor));

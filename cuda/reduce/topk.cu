@@ -64,7 +64,7 @@ struct TopTask {
   int32_t bound;  // a BoundKind
 };
 
-// The largest key that at least k keys reach, 0 where there are fewer; count(key) tells how many
+// The largest key that at least k keys reach, 0 where there are fewer; count(key) returns how many
 // reach it, the same in every thread.
 template <int kBits, typename K, typename Count>
 __device__ inline K kth_largest(int32_t k, const Count& count) {

@@ -69,7 +69,7 @@ struct DeviceState {
   int64_t shared_limit = 48 << 10;  // dynamic shared memory a block may ask for
   std::string name;
   const char* launched = nullptr;  // the last kernel, for an error that shows later
-  // Why allocate() failed, which can only say that there is no memory: the next row tells.
+  // Why allocate() failed, which can only say that there is no memory: the next row reports it.
   std::atomic<cudaError_t> failed{cudaSuccess};
   // Scratch of the row that runs (blas.cu): its products share it, however many there are.
   float* widened = nullptr;
@@ -83,7 +83,7 @@ inline cudaStream_t stream_of(Context* ctx) {
   return state_of(ctx).stream;
 }
 
-// A lack of memory, which the engine tells by how the text begins (kernels/kernel_table.h).
+// A lack of memory, which the engine recognises by how the text begins (kernels/kernel_table.h).
 class OutOfMemory : public std::runtime_error {
  public:
   explicit OutOfMemory(const std::string& what) : std::runtime_error("out of memory: " + what) {}
@@ -99,15 +99,14 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) fail(status, what, cudaGetErrorString(status));
 }
 
-// CUDA tells what went wrong in a kernel when somebody waits or asks for the next thing, and does
-// not say in which.
+// CUDA reports what went wrong in a kernel at a later call, and does not say in which kernel.
 inline std::string later_failure(cudaError_t status, const char* launched) {
   std::string text = cudaGetErrorString(status);
   if (launched) text += std::string(", at or before the kernel ") + launched;
   return text;
 }
 
-// For a call that may be told of what went wrong before it.
+// For a call that may return the failure of something before it.
 inline void check_stream(Context* ctx, cudaError_t status, const char* what) {
   if (status != cudaSuccess) fail(status, what, later_failure(status, state_of(ctx).launched));
 }

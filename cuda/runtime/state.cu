@@ -79,15 +79,15 @@ DeviceState* open_device(int32_t device) {
   return state.release();
 }
 
-// For calls outside of the table's guard: a failure is taken note of, so that this thread's next
-// launch does not report it.
+// For calls outside of the table's guard: a failure is cleared, so that this thread's next launch
+// does not report it.
 bool succeeded(cudaError_t status) {
   if (status != cudaSuccess) cudaGetLastError();
   return status == cudaSuccess;
 }
 
-// The caller sees null and takes it for want of memory; that something else is wrong (a kernel
-// before broke the device) is for the next row to tell.
+// The caller sees null and takes it for a lack of memory; another failure (a kernel before broke
+// the device) is reported by the next row.
 void* memory_or_null(DeviceState& state, cudaError_t status, void* data) {
   if (succeeded(status)) return data;
   if (status != cudaErrorMemoryAllocation) state.failed = status;

@@ -92,7 +92,8 @@ struct Env::Completion {
   std::mutex mutex;
   std::unique_ptr<Failure> failure;
 
-  void arrive(const Failure* one, napi_threadsafe_function queue) {
+  // `one`: the stream's failure, or null.
+  void arrive(napi_threadsafe_function queue, const Failure* one = nullptr) {
     if (one) {
       std::lock_guard lock(mutex);
       if (says_more(*one, failure.get())) failure = std::make_unique<Failure>(*one);
@@ -149,7 +150,7 @@ Napi::Promise Env::promise_after(const std::vector<Engine*>& engines, Napi::Valu
     for (Engine* engine : engines) {
       engine->stream().enqueue_marker(
           [completion = completion, queue = settle_queue_](const Failure* failure) {
-            completion->arrive(failure, queue);
+            completion->arrive(queue, failure);
           });
     }
     return promise;
@@ -157,7 +158,7 @@ Napi::Promise Env::promise_after(const std::vector<Engine*>& engines, Napi::Valu
     for (Engine* engine : engines) {  // an op may be writing to `keep`
       try {
         engine->stream().sync();
-      } catch (const Error&) {  // there is no promise to tell it by
+      } catch (const Error&) {  // there is no promise to reject
       }
     }
     throw;
@@ -169,7 +170,7 @@ Napi::Promise Env::promise_of(Engine& engine, const std::function<void()>& op) {
     const auto [completion, promise] = new_completion(1, Napi::Value());
     engine.stream().enqueue_always([op, completion = completion, queue = settle_queue_] {
       op();
-      completion->arrive(nullptr, queue);
+      completion->arrive(queue);
     });
     return promise;
   } catch (const Error&) {

@@ -131,7 +131,7 @@ class Env {
   Napi::FunctionReference error_factory_;
   napi_threadsafe_function settle_queue_ = nullptr;
   int64_t pending_ = 0;            // promises not settled yet
-  int64_t reported_external_ = 0;  // bytes told to the JS collector
+  int64_t reported_external_ = 0;  // bytes reported to the JS collector
 };
 
 }  // namespace balora::binding

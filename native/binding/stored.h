@@ -20,7 +20,8 @@ struct Stored {
   int64_t units;
   int64_t unit_elements;
   int64_t grain;  // units a thread decodes at least
-  std::function<void(int64_t begin, int64_t end, void* out)> decode;  // out: where `begin` goes
+  std::function<void(int64_t begin, int64_t end, void* out)> decode =
+      {};  // out: where `begin` goes
 };
 
 // A new tensor of the decoded values.

@@ -23,22 +23,22 @@ void DeviceTimer::begin(Context* ctx) {
 }
 
 void DeviceTimer::end(Context* ctx, int phase, const char* op) {
-  ops_.push_back({std::exchange(open_, nullptr), nullptr, phase, op});
+  ops_.push_back({.from = std::exchange(open_, nullptr), .phase = phase, .op = op});
   ops_.back().to = mark(ctx);
 }
 
 void DeviceTimer::settle(OpTimes& times) {
-  bool told = true;
+  bool complete = true;
   for (const Timed& op : ops_) {
     double seconds = 0;
     if (op.to && kernels_->elapsed(op.from, op.to, &seconds) == 0) {
       times.add(op.phase, op.op, seconds);
     } else {
-      told = false;
+      complete = false;
     }
   }
   drop();
-  if (!told) throw NativeError("the device's clock did not tell the time of an op");
+  if (!complete) throw NativeError("the device's clock did not give the time of an op");
 }
 
 void DeviceTimer::drop() {

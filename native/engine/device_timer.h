@@ -1,7 +1,7 @@
-// Seconds of ops by the device's own clock, where it has one: a mark that knows the time before and
-// behind each op's kernels, read once the device has been waited for. Kernels that wait in a queue
-// which the host keeps full are all that lies between their marks; on a stream that ran dry the
-// launch does, too (some microseconds).
+// Seconds of ops by the device's own clock, where it has one: a mark with the time before and after
+// each op's kernels, read once the device has been waited for. While the host keeps the stream's
+// queue full, only the kernels lie between their marks; where the queue was empty, the time of the
+// launch does too (some microseconds).
 #pragma once
 #include <vector>
 
@@ -30,7 +30,7 @@ class DeviceTimer {
   static constexpr size_t kMostOps = 4096;
   struct Timed {
     void* from;
-    void* to;
+    void* to = nullptr;
     int phase;
     const char* op;
   };

@@ -30,7 +30,7 @@ struct EnqueueState {
   bool batch_invariant = false;  // rows of a product must not depend on each other
   bool recompute = false;        // ops keep how to make cheap inputs again, not the inputs (tape.h)
   bool anomaly_mode = false;     // every op's outputs are checked for NaN and infinity
-  bool debug = false;            // as set_debug() has told every engine
+  bool debug = false;            // as set by set_debug() on every engine
   bool profiling = false;  // op_times() has an op's kernels by the device's clock, not its launch
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
   uint64_t next_sequence = 0;                    // of tape nodes, across devices
@@ -42,7 +42,7 @@ class RecordedOps;
 struct EngineOptions {
   int num_threads = 0;  // 0: one per core that this process may use
   int nice =
-      10;  // added to the engine threads' niceness, so that an event loop beside them stays quick
+      10;  // added to the engine threads' niceness, so that an event loop beside them stays responsive
   int device_index = 0;
   std::shared_ptr<EnqueueState> state;  // null: the engine has one of its own
 };

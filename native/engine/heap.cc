@@ -66,10 +66,11 @@ void Heap::hold_exact(bool value) {
 void* Heap::allocate(int64_t bytes) {
   if (exact_ && !held_) return allocate_exact(bytes);
   const int64_t size = round_up(std::max<int64_t>(bytes, 1), options_.unit);
-  auto found = free_.lower_bound({size, nullptr});
+  const std::pair<int64_t, char*> smallest{size, {}};
+  auto found = free_.lower_bound(smallest);
   if (found == free_.end()) {
     if (!add_segment(size)) return nullptr;
-    found = free_.lower_bound({size, nullptr});
+    found = free_.lower_bound(smallest);
   }
   const auto block = blocks_.find(found->second);
   free_.erase(found);

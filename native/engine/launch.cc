@@ -170,7 +170,12 @@ struct LaunchTask {
     }
     Context* ctx = engine->context();
     ctx->error[0] = '\0';
-    Launch launch{engine->kernels(), ctx, engine, views, {present, operands.size()}, num_inputs};
+    Launch launch{.kernels = engine->kernels(),
+                  .ctx = ctx,
+                  .engine = engine,
+                  .views = views,
+                  .present = {present, operands.size()},
+                  .num_inputs = num_inputs};
     const bool by_device = profiling && engine->times_by_device();
     if (by_device) engine->timer().begin(ctx);
     const int32_t status = fn(launch);

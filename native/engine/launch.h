@@ -84,6 +84,9 @@ class LaunchOperands {
 inline void launch(const char* op, const LaunchOperands& operands, LaunchFn fn) {
   launch(op, operands.inputs(), operands.outputs(), std::move(fn));
 }
+inline void launch_in_place(const char* op, const LaunchOperands& operands, LaunchFn fn) {
+  launch_in_place(op, operands.inputs(), operands.outputs(), std::move(fn));
+}
 
 // An operand of a kernel: the field of the kernel's structure, and the tensor whose view it gets
 // (null for an undefined one).

@@ -30,13 +30,13 @@ void Stream::push(Task task) {
 }
 
 void Stream::enqueue(Op op) {
-  push({std::move(op), nullptr});
+  push({.op = std::move(op)});
 }
 void Stream::enqueue_marker(Marker marker) {
-  push({nullptr, std::move(marker)});
+  push({.marker = std::move(marker)});
 }
 void Stream::enqueue_always(Op op) {
-  push({std::move(op), nullptr, true});
+  push({.op = std::move(op), .always = true});
 }
 
 void Stream::abandon() {

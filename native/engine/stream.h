@@ -34,7 +34,7 @@ class Stream {
 
   // `start` runs first on the new thread (thread priority, thread counts); `finish` before each
   // marker: it waits for what the ops left running and throws what failed there.
-  explicit Stream(std::function<void()> start, std::function<void()> finish = {});
+  explicit Stream(std::function<void()> start = {}, std::function<void()> finish = {});
   ~Stream();  // runs what is queued, unless abandon() was called, then joins
 
   void enqueue(Op op);
@@ -49,13 +49,13 @@ class Stream {
 
  private:
   struct Task {
-    Op op;
-    Marker marker;
+    Op op = {};
+    Marker marker = {};
     bool always = false;
   };
   void push(Task task);
   void run();
-  std::optional<Failure> settle(bool abandoned);  // what the next marker is told
+  std::optional<Failure> settle(bool abandoned);  // the failure that the next marker gets
 
   static constexpr size_t kMaxQueued = 1 << 16;  // ops; a producer that is further ahead waits
 

@@ -1,9 +1,9 @@
 // Pages of a memory map that cannot be had. Reading a page beyond the end of a file that was
 // shortened, or one that its disk cannot give, raises SIGBUS, which would end the process. The
 // first GuardedPages therefore installs a handler, for the whole process since signals have no
-// other: it puts zeros in the place of the pages and remembers that they are lost. Whoever reads
-// them goes on with zeros, and asks lost() before the results are used. Every other SIGBUS goes to
-// the handler that was there before, or ends the process as usual.
+// other: it replaces the pages by zeros and remembers that they are lost. The reader continues with
+// zeros, and checks lost() before its results are used. Every other SIGBUS goes to the handler that
+// was there before, or ends the process as usual.
 #pragma once
 #include <cstddef>
 #include <span>

@@ -21,8 +21,8 @@
 
 namespace balora::io {
 
-// Digests of a part of a file, block by block. By them a change of the bytes is told from one of
-// the file's attributes, as its mode or its links.
+// Digests of a part of a file, block by block. They distinguish a change of the bytes from a change
+// of the file's attributes, such as its mode or its links.
 class PartDigests {
  public:
   explicit PartDigests(std::span<const std::byte> bytes);

@@ -53,7 +53,9 @@ struct RawEntry {
 };
 
 RawEntry parse_entry(JsonCursor& json, const std::string& name, uint64_t at) {
-  RawEntry raw{{name, {}, {}, {}, 0, 0}, at, 0};
+  RawEntry raw;
+  raw.entry.name = name;
+  raw.at = at;
   std::set<std::string> seen;
   std::vector<uint64_t> offsets;
   if (json.peek() != '{') json.fail(concat(name, " must be an object"));

@@ -77,7 +77,7 @@ class FileChangedError : public NativeError {
 };
 
 // The failure that a kernel reported by its text. A kernel has no exceptions, so a lack of memory
-// is told by how the text begins.
+// is recognised by the beginning of the text.
 inline NativeError kernel_error(const char* text, const char* fallback) {
   const std::string message = text[0] ? text : fallback;
   const bool memory = std::string_view(message).starts_with("out of memory");

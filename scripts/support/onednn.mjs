@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
 import { chooseCompiler } from './compiler.mjs';
 import { SetupError } from './shell.mjs';
 
-/** The oldest oneDNN that native/kernels/cpu/runtime/onednn_versions.h supports; Ubuntu 22.04 has it. */
+/** The oldest oneDNN that native/kernels/cpu/runtime/cpu_state.cc supports; Ubuntu 22.04 has it. */
 export const kOldestOneDnn = [2, 5];
 
 /** The version that is built from source on request. */

@@ -1,6 +1,6 @@
 // The emulated device's face towards kernels. A launch runs its blocks one after the other, the
 // threads of a block as fibres of the calling thread, each until its next barrier; every access of
-// a kernel to memory is checked. README.md tells how, and what is found.
+// a kernel to memory is checked. README.md says how, and what is found.
 #pragma once
 #include <algorithm>
 #include <cstddef>

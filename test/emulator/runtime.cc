@@ -127,7 +127,8 @@ cudaError_t put(Stream* stream, Work work) {
   stream->queue.push_back(std::move(work));
   if (lazy()) return cudaSuccess;
   drain(*stream);
-  return sticky() ? cudaSuccess : take_error(*stream);  // a GPU tells the next call, not this one
+  return sticky() ? cudaSuccess
+                  : take_error(*stream);  // a GPU reports it at the next call, not at this one
 }
 
 void enqueue(Stream* stream, const char*, std::function<void()> work) {

@@ -67,7 +67,7 @@ struct Finding {
   size_t offset = 0;  // of the byte
 };
 
-// Whether what `record` tells of happened before what the running thread does now.
+// Whether the access of `record` happened before what the running thread does now.
 template <bool kShared>
 inline bool ordered(const Running& self, Record record) {
   const uint32_t epoch = epoch_of(record);
@@ -94,7 +94,7 @@ inline void note_read(const Running& self, Cell& cell) {
   } else if (fresh && thread_of(before) / 32 == thread_of(self.mine) / 32) {
     cell.read = self.mine | kLanesFlag;
   } else if (fresh) {
-    cell.read = before | kWarpsFlag;  // whoever writes now races with one of them
+    cell.read = before | kWarpsFlag;  // a write now races with one of them
   }
   // Else an earlier block's: it stands for a race with any writer.
 }

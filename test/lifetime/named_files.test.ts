@@ -2,9 +2,17 @@
 // that names the file, and neither hangs nor prints a stack.
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { constants, tmpdir } from 'node:os';
+import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
@@ -202,31 +210,35 @@ describe('a disk that fails', () => {
     'while a file is read is an error of the file (needs a C compiler)',
     { timeout: 120_000 },
     async () => {
-      const library = at('eio.so');
-      const source = 'test/lifetime/programs/failing_disk.c';
+      const library = at('faulty_disk.so');
+      const source = 'test/support/faulty_disk.c';
       execFileSync(compiler as string, ['-shared', '-fPIC', '-O1', '-o', library, source, '-ldl']);
-      const failing = (name: string, args: string[]): Promise<ChildResult> =>
-        balora(args, { env: { LD_PRELOAD: library, BALORA_FAILING_FILE: name } });
+      const failing = (file: string, args: string[]): Promise<ChildResult> => {
+        const every = `d 1 ${constants.errno.EIO} ${Number.MAX_SAFE_INTEGER}`;
+        const env = { LD_PRELOAD: library, BALORA_FAULT: `${realpathSync(file)} ${every}` };
+        return balora(args, { env });
+      };
       const failed =
         /cannot read: the disk reports an error \(EIO\); check the permission to read it, and/;
-      for (const name of ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'data.jsonl']) {
-        const result = await failing(name, evaluate(at('model')));
-        expectMessage(result, new RegExp(`${name}: ${failed.source}`));
+      const names = ['config.json', 'tokenizer.json', 'tokenizer_config.json'];
+      for (const file of [...names.map((name) => at('model', name)), data]) {
+        const result = await failing(file, evaluate(at('model')));
+        expectMessage(result, new RegExp(`${basename(file)}: ${failed.source}`));
       }
       writeFileSync(at('model', kGeneration), '{}');
-      const generation = await failing(kGeneration, generate(at('model')));
+      const generation = await failing(at('model', kGeneration), generate(at('model')));
       expectMessage(generation, new RegExp(`${kGeneration}: ${failed.source}`));
       writeFileSync(at('data.tsv'), 'prompt\tresponse\na\tb\n');
-      expectMessage(await failing('data.tsv', evaluate(at('model'), at('data.tsv'))), failed);
-      const parquet = evaluate(at('model'), 'test/fixtures/data/rows.parquet');
-      expectMessage(await failing('rows.parquet', parquet), failed);
+      for (const file of [at('data.tsv'), 'test/fixtures/data/rows.parquet']) {
+        expectMessage(await failing(file, evaluate(at('model'), file)), failed);
+      }
       writeFileSync(at('options.yaml'), 'r: 4\n');
       expectMessage(
-        await failing('options.yaml', ['train', '--config', at('options.yaml')]),
+        await failing(at('options.yaml'), ['train', '--config', at('options.yaml')]),
         failed,
       );
       const adapter = [...evaluate(at('model')), '--adapter', at('adapter')];
-      expectMessage(await failing('adapter_config.json', adapter), failed);
+      expectMessage(await failing(at('adapter', 'adapter_config.json'), adapter), failed);
     },
   );
 });

@@ -22,6 +22,8 @@ export interface ChildOptions {
   args?: string[];
   nodeArgs?: string[];
   env?: Record<string, string>;
+  /** Working directory; default: the top of the clone. */
+  cwd?: string;
   /** Milliseconds without output and processor time that count as a hang. */
   hangMs?: number;
   /** Time limit in milliseconds. */
@@ -41,12 +43,13 @@ function processorSeconds(pid: number): number | null {
   }
 }
 
-/** Runs a program with this Node. @param program path from the repository's root */
+/** Runs a program with this Node. @param program path from the working directory */
 export function runProgram(program: string, options: ChildOptions = {}): Promise<ChildResult> {
-  const { args = [], nodeArgs = [], env = {}, hangMs = 10_000, limitMs = 120_000 } = options;
+  const { args = [], nodeArgs = [], env = {}, cwd = kRoot } = options;
+  const { hangMs = 10_000, limitMs = 120_000 } = options;
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [...nodeArgs, program, ...args], {
-      cwd: kRoot,
+      cwd,
       env: { ...process.env, NODE_OPTIONS: '', ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
     });

@@ -7,7 +7,7 @@ import type { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
 import type { Model } from '../../lib/models/index.ts';
 import { copy_ } from '../../lib/ops/index.ts';
-import { noGrad, type Tensor } from '../../lib/tensor.ts';
+import { noGrad, Tensor } from '../../lib/tensor.ts';
 import { values } from './compare.ts';
 
 export interface AdapterFacts {
@@ -120,6 +120,27 @@ export function relativeError(actual: Tensor, expected: Tensor): number {
     const error = Math.abs((got[i] as number) - v) / scale;
     return Math.max(error, worst);
   }, 0);
+}
+
+/**
+ * Compares gradients with the golden ones, which have the keys of their parameters behind "grad.".
+ * @param gradientOf the gradient of the parameter with a key
+ * @param tolerance of an error as a share of the largest value
+ * @returns the number of gradients
+ */
+export function expectGradients(
+  expected: Readonly<Record<string, Tensor>>,
+  gradientOf: (key: string) => Tensor | null | undefined,
+  tolerance: number,
+): number {
+  const prefix = 'grad.';
+  const keys = Object.keys(expected).filter((key) => key.startsWith(prefix));
+  for (const key of keys) {
+    const grad = gradientOf(key.slice(prefix.length));
+    expect(grad instanceof Tensor, key).toBe(true);
+    expect(relativeError(grad as Tensor, expected[key] as Tensor), key).toBeLessThan(tolerance);
+  }
+  return keys.length;
 }
 
 /**

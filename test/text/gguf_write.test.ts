@@ -2,7 +2,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
-import { bytePieces, kSample, learnMerges } from '../support/plain_sentencepiece.ts';
+import { bpeTokens, sentencePieceBpe } from '../support/sentencepiece_bpe.ts';
 import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 
 type Json = Record<string, unknown>;
@@ -95,54 +95,17 @@ describe('byte-level BPE', () => {
 });
 
 describe('SentencePiece BPE', () => {
-  const { merges, chars } = learnMerges(kSample.replaceAll(' ', '▁'), 160);
-  const tokens = [
-    ...['<unk>', '<s>', '</s>'],
-    ...bytePieces().map(({ token }) => token),
-    ...new Set([...merges.map(([a, b]) => a + b), ...chars]),
-  ];
-  const replace = { type: 'Replace', pattern: { String: ' ' }, content: '▁' };
-  const made = (prefix: boolean): Tokenizer =>
-    Tokenizer.fromJson(
-      {
-        version: '1.0',
-        added_tokens: [0, 1, 2].map((id) => ({
-          ...{ id, content: tokens[id], special: true, normalized: false },
-        })),
-        normalizer: {
-          type: 'Sequence',
-          normalizers: [...(prefix ? [{ type: 'Prepend', prepend: '▁' }] : []), replace],
-        },
-        pre_tokenizer: null,
-        post_processor: {
-          type: 'TemplateProcessing',
-          single: [
-            { SpecialToken: { id: '<s>', type_id: 0 } },
-            { Sequence: { id: 'A', type_id: 0 } },
-          ],
-          pair: [],
-          special_tokens: { '<s>': { id: '<s>', ids: [1], tokens: ['<s>'] } },
-        },
-        decoder: { type: 'ByteFallback' },
-        model: {
-          ...{ type: 'BPE', unk_token: '<unk>', fuse_unk: true, byte_fallback: true, merges },
-          vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
-        },
-      },
-      { bos_token: '<s>', eos_token: '</s>', unk_token: '<unk>' },
-    );
-
   it.each([
     ['with a space in front', true],
     ['without', false],
   ])('has scores by the ranks of its merges, and the same ids: %s', (_, prefix) => {
-    const tokenizer = made(prefix);
-    const values = valuesOf(tokenizer, tokens.length);
+    const tokenizer = sentencePieceBpe(prefix);
+    const values = valuesOf(tokenizer, bpeTokens.length);
     expect(values.get('tokenizer.ggml.model')).toBe('llama');
     expect(values.get('tokenizer.ggml.add_space_prefix')).toBe(prefix);
     expect(values.get('tokenizer.ggml.add_bos_token')).toBe(true);
     expect((values.get('tokenizer.ggml.token_type') as number[]).slice(0, 4)).toEqual([2, 3, 3, 6]);
-    expectSameIds(tokenizer, tokens.length);
+    expectSameIds(tokenizer, bpeTokens.length);
   });
 });
 

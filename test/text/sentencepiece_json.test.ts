@@ -4,75 +4,12 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { compiledMap } from '../support/compiled_map.ts';
-import {
-  bytePieces,
-  idsWithBytes,
-  kSample,
-  learnMerges,
-  type Piece,
-  viterbi,
-} from '../support/plain_sentencepiece.ts';
-
-type Json = Record<string, unknown>;
-
-const { merges, chars } = learnMerges(kSample.replaceAll(' ', '▁'), 160);
-const tokens = [
-  ...['<unk>', '<s>', '</s>'],
-  ...bytePieces().map(({ token }) => token),
-  ...new Set([...merges.map(([a, b]) => a + b), ...chars]),
-];
-const special = (ids: number[]): Json[] =>
-  ids.map((id) => ({ id, content: tokens[id], special: true, normalized: false }));
-const replace = (from: string, content: string): Json => ({
-  type: 'Replace',
-  pattern: { String: from },
-  content,
-});
-
-function bpe(prefix: boolean): Tokenizer {
-  return Tokenizer.fromJson(
-    {
-      version: '1.0',
-      added_tokens: special([0, 1, 2]),
-      normalizer: {
-        type: 'Sequence',
-        normalizers: [...(prefix ? [{ type: 'Prepend', prepend: '▁' }] : []), replace(' ', '▁')],
-      },
-      pre_tokenizer: null,
-      post_processor: {
-        type: 'TemplateProcessing',
-        single: [
-          { SpecialToken: { id: '<s>', type_id: 0 } },
-          { Sequence: { id: 'A', type_id: 0 } },
-        ],
-        pair: [],
-        special_tokens: { '<s>': { id: '<s>', ids: [1], tokens: ['<s>'] } },
-      },
-      decoder: {
-        type: 'Sequence',
-        decoders: [
-          replace('▁', ' '),
-          { type: 'ByteFallback' },
-          { type: 'Fuse' },
-          ...(prefix ? [{ type: 'Strip', content: ' ', start: 1, stop: 0 }] : []),
-        ],
-      },
-      model: {
-        type: 'BPE',
-        unk_token: '<unk>',
-        fuse_unk: true,
-        byte_fallback: true,
-        vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
-        merges,
-      },
-    },
-    { bos_token: '<s>', eos_token: '</s>', unk_token: '<unk>' },
-  );
-}
+import { idsWithBytes, type Piece, viterbi } from '../support/plain_sentencepiece.ts';
+import { bpeMerges, bpeTokens, bpeWords, sentencePieceBpe } from '../support/sentencepiece_bpe.ts';
 
 /** BPE by the list of merges: repeatedly joins the leftmost occurrence of the pair that comes first in the list. */
 function joinedByList(text: string): string[] {
-  const rank = new Map(merges.map(([a, b], i) => [`${a}\0${b}`, i]));
+  const rank = new Map(bpeMerges.map(([a, b], i) => [`${a}\0${b}`, i]));
   const symbols = Array.from(text);
   for (;;) {
     let [best, bestRank] = [-1, Number.POSITIVE_INFINITY];
@@ -116,12 +53,12 @@ describe('SentencePiece BPE', () => {
     ['with a space in front (Llama 2, Mistral, Phi-3)', true],
     ['without (Gemma)', false],
   ])('joins by the list of merges, unknown characters as bytes: %s', (_, prefix) => {
-    const tokenizer = bpe(prefix);
+    const tokenizer = sentencePieceBpe(prefix);
     fc.assert(
       fc.property(texts, (text) => {
         const marked = text.replaceAll(' ', '▁');
         const whole = prefix && text !== '' ? `▁${marked}` : marked;
-        const expected = idsWithBytes(joinedByList(whole), tokens);
+        const expected = idsWithBytes(joinedByList(whole), bpeTokens);
         expect(tokenizer.encode(text, bare)).toEqual(expected);
         expect(tokenizer.encode(text, { parseSpecial: false })).toEqual([1, ...expected]);
         expect(tokenizer.decode(expected)).toBe(text);
@@ -132,8 +69,10 @@ describe('SentencePiece BPE', () => {
 
   it('decodes invalid bytes to U+FFFD, and a byte order mark to itself', () => {
     const byte = (value: number) => 3 + value;
-    expect(bpe(false).decode([byte(0xe4), byte(0xb8)])).toBe('\ufffd');
-    expect(bpe(false).decode([byte(0xef), byte(0xbb), byte(0xbf), byte(0x41)])).toBe('\ufeffA');
+    expect(sentencePieceBpe(false).decode([byte(0xe4), byte(0xb8)])).toBe('\ufffd');
+    expect(sentencePieceBpe(false).decode([byte(0xef), byte(0xbb), byte(0xbf), byte(0x41)])).toBe(
+      '\ufeffA',
+    );
   });
 });
 
@@ -142,7 +81,7 @@ describe("T5's Unigram", () => {
     { token: '<pad>', score: 0, type: 3 },
     { token: '</s>', score: 0, type: 3 },
     { token: '<unk>', score: 0, type: 2 },
-    ...[...new Set([...merges.map(([a, b]) => a + b), ...chars])].map((token, i) => ({
+    ...bpeWords.map((token, i) => ({
       token,
       score: -2 - 0.731 * Math.log1p(i) - 0.35 * ((i * 7919) % 13),
       type: 1,

@@ -18,8 +18,10 @@ struct LowRankProduct {
 inline std::vector<LowRankProduct> products_of(std::span<const balora_low_rank> parts) {
   std::vector<LowRankProduct> products;
   for (const balora_low_rank& part : parts) {
-    products.push_back({part.a, part.b, part.scale, part.u, part.da, part.db});
-    if (part.start_a) products.push_back({part.start_a, part.start_b, -part.scale});
+    products.push_back(
+        {.a = part.a, .b = part.b, .scale = part.scale, .u = part.u, .da = part.da, .db = part.db});
+    if (!part.start_a) continue;
+    products.push_back({.a = part.start_a, .b = part.start_b, .scale = -part.scale});
   }
   return products;
 }

@@ -114,7 +114,12 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
              .window = options.window,
              .causal = options.causal});
   record("attention", {q, k, v}, {out},
-         [in = Inputs{Saved(q3), Saved(k3), Saved(v3), Saved(cu), Saved(cu_queries), Saved(valid)},
+         [in = Inputs{.q = Saved(q3),
+                      .k = Saved(k3),
+                      .v = Saved(v3),
+                      .cu_seqlens = Saved(cu),
+                      .cu_queries = Saved(cu_queries),
+                      .lengths = Saved(valid)},
           out = Saved(out), lse = Saved(lse), options](std::span<const Tensor> dy, GradSink& sink) {
            backward(in, out.get(), lse.get(), options, dy[0], sink);
          });

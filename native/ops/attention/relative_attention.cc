@@ -3,6 +3,8 @@
 // by head, r = j - t + (R-1)/2, p = index[r]: the bias is T5's (Raffel et al. 2020), the position
 // terms are DeBERTa's disentangled attention (He et al. 2021). Kept for backward: the operands,
 // out, and each row's log-sum-exp; never a matrix of scores.
+#include <array>
+
 #include "engine/launch.h"
 #include "ops/ops.h"
 #include "ops/rows.h"
@@ -13,9 +15,49 @@ namespace {
 
 constexpr const char* kOp = "relative_attention";
 
-// Where the operands stand in the list that the kernel reads.
-enum : size_t { kQ, kK, kV, kBias, kPositionK, kPositionQ, kCuQ, kCuK, kLenQ, kLenK, kIndex };
-constexpr size_t kDifferentiable = 6;  // the first of them
+// The operands by name, in one of the forms that the op needs them in: tensors, what backward keeps
+// of them, slots of a launch.
+template <typename T>
+struct OperandsOf {
+  T q, k, v, bias, position_k, position_q;
+  T cu_queries, cu_keys, query_lengths, key_lengths, index;
+};
+template <typename To, typename From, typename F>
+OperandsOf<To> map_operands(const OperandsOf<From>& o, const F& f) {
+  return {.q = f(o.q),
+          .k = f(o.k),
+          .v = f(o.v),
+          .bias = f(o.bias),
+          .position_k = f(o.position_k),
+          .position_q = f(o.position_q),
+          .cu_queries = f(o.cu_queries),
+          .cu_keys = f(o.cu_keys),
+          .query_lengths = f(o.query_lengths),
+          .key_lengths = f(o.key_lengths),
+          .index = f(o.index)};
+}
+
+// The operands that have gradients, in the order in which the tape has them.
+template <typename T>
+struct DifferentiableOf {
+  T q, k, v, bias, position_k, position_q;
+
+  std::array<T, 6> list() const { return {q, k, v, bias, position_k, position_q}; }
+};
+template <typename To, typename From, typename F>
+DifferentiableOf<To> map_differentiable(const From& o, const F& f) {
+  return {.q = f(o.q),
+          .k = f(o.k),
+          .v = f(o.v),
+          .bias = f(o.bias),
+          .position_k = f(o.position_k),
+          .position_q = f(o.position_q)};
+}
+
+struct Scores {
+  double scale;
+  bool causal;
+};
 
 void check_segments(const char* name, const Tensor& cu, const char* lengths_name,
                     const std::optional<Tensor>& lengths) {
@@ -85,10 +127,60 @@ Tensor plain(const std::optional<Tensor>& t) {
   return t ? contiguous(t->detach()) : Tensor();
 }
 
-Relative relative_of(const Launch& l, size_t at, double scale, bool causal) {
-  const auto in = [&](size_t i) { return l.in(at + i); };
-  return {in(kQ),    in(kK),         in(kV),         in(kCuQ),   in(kCuK), in(kLenQ), in(kLenK),
-          in(kBias), in(kPositionK), in(kPositionQ), in(kIndex), scale,    causal};
+OperandsOf<Slot> read_all(LaunchOperands& all, const OperandsOf<Tensor>& operands) {
+  return map_operands<Slot>(operands, [&](const Tensor& t) { return all.read(t); });
+}
+
+Relative relative_of(const Launch& l, const OperandsOf<Slot>& slots, const Scores& scores) {
+  return {.q = l[slots.q],
+          .k = l[slots.k],
+          .v = l[slots.v],
+          .cu_queries = l[slots.cu_queries],
+          .cu_keys = l[slots.cu_keys],
+          .query_lengths = l[slots.query_lengths],
+          .key_lengths = l[slots.key_lengths],
+          .bias = l[slots.bias],
+          .position_k = l[slots.position_k],
+          .position_q = l[slots.position_q],
+          .index = l[slots.index],
+          .scale = scores.scale,
+          .causal = scores.causal};
+}
+
+// The values that backward reads.
+struct Kept {
+  OperandsOf<Saved> operands;
+  Saved out, lse;
+};
+
+void backward(const Kept& kept, const Scores& scores, const Tensor& dy, GradSink& sink) {
+  const auto operands =
+      map_operands<Tensor>(kept.operands, [](const Saved& saved) { return saved.get(); });
+  // q, k and v always get theirs: they come from one pass.
+  const auto gradients = map_differentiable<Tensor>(operands, [](const Tensor& t) {
+    return t.defined() ? Tensor::empty(t.engine(), t.shape(), t.dtype()) : Tensor();
+  });
+  LaunchOperands all;
+  const Slot dout = all.read(row_strided(dy)), out = all.read(kept.out.get());
+  const Slot lse = all.read(kept.lse.get());
+  const OperandsOf<Slot> slots = read_all(all, operands);
+  const auto written =
+      map_differentiable<Slot>(gradients, [&](const Tensor& t) { return all.write(t); });
+  launch("relative_attention_backward", all, [=](Launch& l) {
+    const Relative r = relative_of(l, slots, scores);
+    const RelativeGradients g{.q = l[written.q],
+                              .k = l[written.k],
+                              .v = l[written.v],
+                              .bias = l[written.bias],
+                              .position_k = l[written.position_k],
+                              .position_q = l[written.position_q]};
+    return call(l.kernels->relative_attention_backward, l.ctx,
+                {.dout = l[dout], .r = &r, .out = l[out], .lse = l[lse], .gradients = &g});
+  });
+  const auto list = gradients.list();
+  for (size_t i = 0; i < list.size(); ++i) {
+    if (list[i].defined()) sink.add(i, list[i]);
+  }
 }
 
 }  // namespace
@@ -96,48 +188,36 @@ Relative relative_of(const Launch& l, size_t at, double scale, bool causal) {
 Tensor relative_attention(const RelativeOperands& o, double scale, bool causal) {
   check_rows(o);
   check_terms(o);
-  const std::vector<Tensor> in = {
-      rows_of(o.q),           rows_of(o.k),          rows_of(o.v),        plain(o.bias),
-      rows_of(o.position_k),  rows_of(o.position_q), plain(o.cu_queries), plain(o.cu_keys),
-      plain(o.query_lengths), plain(o.key_lengths),  plain(o.index)};
+  const OperandsOf<Tensor> in = {.q = rows_of(o.q),
+                                 .k = rows_of(o.k),
+                                 .v = rows_of(o.v),
+                                 .bias = plain(o.bias),
+                                 .position_k = rows_of(o.position_k),
+                                 .position_q = rows_of(o.position_q),
+                                 .cu_queries = plain(o.cu_queries),
+                                 .cu_keys = plain(o.cu_keys),
+                                 .query_lengths = plain(o.query_lengths),
+                                 .key_lengths = plain(o.key_lengths),
+                                 .index = plain(o.index)};
   const Tensor out = Tensor::empty(o.q.engine(), o.q.shape(), o.q.dtype());
   const Tensor lse =
       Tensor::empty(o.q.engine(), {o.q.dim(0), o.q.dim(1)}, accumulator_dtype(o.q.dtype()));
-  const std::vector<Tensor> results = {out, lse};
-  launch(kOp, in, results, [scale, causal](Launch& l) {
-    const Relative r = relative_of(l, 0, scale, causal);
+  const Scores scores{scale, causal};
+  LaunchOperands all;
+  const OperandsOf<Slot> slots = read_all(all, in);
+  const Slot to = all.write(out), to_lse = all.write(lse);
+  launch(kOp, all, [=](Launch& l) {
+    const Relative r = relative_of(l, slots, scores);
     return call(l.kernels->relative_attention_forward, l.ctx,
-                {.r = &r, .out = l.out(0), .lse = l.out(1)});
+                {.r = &r, .out = l[to], .lse = l[to_lse]});
   });
 
-  std::vector<Saved> kept;
-  for (const Tensor& t : in) kept.emplace_back(t);
-  record(kOp,
-         {o.q, o.k, o.v, o.bias.value_or(Tensor()), o.position_k.value_or(Tensor()),
-          o.position_q.value_or(Tensor())},
-         {out},
-         [kept = std::move(kept), out = Saved(out), lse = Saved(lse), scale, causal](
-             std::span<const Tensor> dy, GradSink& sink) {
-           std::vector<Tensor> inputs = {row_strided(dy[0]), out.get(), lse.get()};
-           for (const Saved& saved : kept) inputs.push_back(saved.get());
-           std::vector<Tensor> gradients;
-           for (size_t i = 0; i < kDifferentiable; ++i) {
-             const Tensor& t = inputs[3 + i];
-             // q, k and v always get theirs: they come from one pass.
-             gradients.push_back(t.defined() ? Tensor::empty(t.engine(), t.shape(), t.dtype())
-                                             : Tensor());
-           }
-           launch("relative_attention_backward", inputs, gradients, [scale, causal](Launch& l) {
-             const Relative r = relative_of(l, 3, scale, causal);
-             const RelativeGradients g{l.out(0), l.out(1), l.out(2), l.out(3), l.out(4), l.out(5)};
-             return call(
-                 l.kernels->relative_attention_backward, l.ctx,
-                 {.dout = l.in(0), .r = &r, .out = l.in(1), .lse = l.in(2), .gradients = &g});
-           });
-           for (size_t i = 0; i < kDifferentiable; ++i) {
-             if (gradients[i].defined()) sink.add(i, gradients[i]);
-           }
-         });
+  const auto given = map_differentiable<Tensor>(
+      o, [](const std::optional<Tensor>& t) { return t.value_or(Tensor()); });
+  const auto save = [](const Tensor& t) { return Saved(t); };
+  record(kOp, given.list(), std::vector<Tensor>{out},
+         [kept = Kept{map_operands<Saved>(in, save), Saved(out), Saved(lse)}, scores](
+             std::span<const Tensor> dy, GradSink& sink) { backward(kept, scores, dy[0], sink); });
   return out;
 }
 

@@ -22,6 +22,12 @@ void check_task(const Tensor& a, int64_t rank) {
   refuse_gradient("randomized_svd", a);
 }
 
+// The tensors of one matrix in a launch.
+struct SvdSlots {
+  Slot a, u, s, vt;
+  uint64_t seed;
+};
+
 }  // namespace
 
 std::vector<std::tuple<Tensor, Tensor, Tensor>> randomized_svds(const std::vector<Tensor>& matrices,
@@ -41,25 +47,26 @@ std::vector<std::tuple<Tensor, Tensor, Tensor>> randomized_svds(const std::vecto
   for (size_t i = 0; i < matrices.size(); ++i) check_task(matrices[i], ranks[i]);
   std::vector<std::tuple<Tensor, Tensor, Tensor>> factors;
   if (matrices.empty()) return factors;
-  std::vector<Tensor> in, out;
+  LaunchOperands all;
+  std::vector<SvdSlots> slots;
   for (size_t i = 0; i < matrices.size(); ++i) {
     const Tensor& a = matrices[i];
     const DType wide = accumulator_dtype(a.dtype());
-    in.push_back(contiguous(a.detach()));
     const Tensor u = Tensor::empty(a.engine(), {a.dim(0), ranks[i]}, wide);
     const Tensor s = Tensor::empty(a.engine(), {ranks[i]}, wide);
     const Tensor vt = Tensor::empty(a.engine(), {ranks[i], a.dim(1)}, wide);
-    out.insert(out.end(), {u, s, vt});
+    slots.push_back({.a = all.read(contiguous(a.detach())),
+                     .u = all.write(u),
+                     .s = all.write(s),
+                     .vt = all.write(vt),
+                     .seed = static_cast<uint64_t>(seeds[i])});
     factors.emplace_back(u, s, vt);
   }
-  launch("randomized_svd", in, out, [=](Launch& l) {
+  launch("randomized_svd", all, [=](Launch& l) {
     std::vector<SvdOperands> tasks;
-    for (size_t i = 0; i < seeds.size(); ++i) {
-      tasks.push_back({.a = l.in(i),
-                       .u = l.out(3 * i),
-                       .s = l.out(3 * i + 1),
-                       .vt = l.out(3 * i + 2),
-                       .seed = static_cast<uint64_t>(seeds[i])});
+    for (const SvdSlots& each : slots) {
+      tasks.push_back(
+          {.a = l[each.a], .u = l[each.u], .s = l[each.s], .vt = l[each.vt], .seed = each.seed});
     }
     return call(l.kernels->randomized_svds, l.ctx,
                 {.tasks = tasks.data(),

@@ -1,4 +1,3 @@
-// linear_group.h.
 #include "ops/linear/linear_group.h"
 
 #include <cmath>

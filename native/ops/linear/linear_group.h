@@ -22,32 +22,42 @@ template <typename T>
 struct LinearOf {
   T weight{}, bias{}, output_scale{}, unscaled{};
   T y{};  // in backward the gradient of the sum
-  std::vector<PartOf<T>> parts;
+  std::vector<PartOf<T>> parts = {};
 };
 template <typename T>
 struct GroupOf {
   T x{}, x_adapter{}, dx{}, dx_adapter{};
-  std::vector<LinearOf<T>> linears;
+  std::vector<LinearOf<T>> linears = {};
 };
 
 template <typename To, typename From, typename F>
 PartOf<To> map_part(const PartOf<From>& p, const F& f) {
-  return {f(p.a),  f(p.b),  f(p.start_a), f(p.start_b), f(p.u),
-          f(p.da), f(p.db), p.scale,      p.is_change};
+  return {.a = f(p.a),
+          .b = f(p.b),
+          .start_a = f(p.start_a),
+          .start_b = f(p.start_b),
+          .u = f(p.u),
+          .da = f(p.da),
+          .db = f(p.db),
+          .scale = p.scale,
+          .is_change = p.is_change};
 }
 
 // The group of f's results, f being called for every operand in the order of the fields.
 template <typename To, typename From, typename F>
 GroupOf<To> map_group(const GroupOf<From>& from, const F& f) {
-  GroupOf<To> to{f(from.x), f(from.x_adapter), f(from.dx), f(from.dx_adapter), {}};
+  GroupOf<To> to{.x = f(from.x),
+                 .x_adapter = f(from.x_adapter),
+                 .dx = f(from.dx),
+                 .dx_adapter = f(from.dx_adapter)};
   for (const LinearOf<From>& linear : from.linears) {
-    LinearOf<To>& mapped = to.linears.emplace_back(LinearOf<To>{f(linear.weight),
-                                                                f(linear.bias),
-                                                                f(linear.output_scale),
-                                                                f(linear.unscaled),
-                                                                f(linear.y),
-                                                                {}});
+    LinearOf<To> mapped{.weight = f(linear.weight),
+                        .bias = f(linear.bias),
+                        .output_scale = f(linear.output_scale),
+                        .unscaled = f(linear.unscaled),
+                        .y = f(linear.y)};
     for (const PartOf<From>& part : linear.parts) mapped.parts.push_back(map_part<To>(part, f));
+    to.linears.push_back(std::move(mapped));
   }
   return to;
 }

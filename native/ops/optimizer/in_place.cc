@@ -108,6 +108,12 @@ void check_adamw(const AdamwParameters& parameters, const std::optional<Tensor>&
   }
 }
 
+// The tensors of one parameter in a launch.
+struct AdamwSlots {
+  Slot grad, rate, param, m, v;
+  double weight_decay;
+};
+
 }  // namespace
 
 void copy_in_place(Tensor x, const Tensor& source) {
@@ -156,29 +162,35 @@ void adamw_steps(const AdamwParameters& parameters, const std::optional<Tensor>&
   const auto& [params, grads, m, v, rates, weight_decays] = parameters;
   check_adamw(parameters, coefficient, options);
   if (params.empty()) return;
-  std::vector<Tensor> in = {coefficient.value_or(Tensor())}, out;
+  LaunchOperands all;
+  const auto write = [&](Tensor t) {
+    prepare_in_place(kAdamw, t);
+    return all.write(t);
+  };
+  const Slot clip = all.read(coefficient.value_or(Tensor()));
+  std::vector<AdamwSlots> slots;
   for (size_t i = 0; i < params.size(); ++i) {
-    in.push_back(contiguous(grads[i].detach()));
-    in.push_back(contiguous(rates[i].detach()));
-    for (Tensor t : {params[i], m[i], v[i]}) {
-      prepare_in_place(kAdamw, t);
-      out.push_back(t);
-    }
+    slots.push_back({.grad = all.read(contiguous(grads[i].detach())),
+                     .rate = all.read(contiguous(rates[i].detach())),
+                     .param = write(params[i]),
+                     .m = write(m[i]),
+                     .v = write(v[i]),
+                     .weight_decay = weight_decays[i]});
   }
-  launch_in_place(kAdamw, in, out, [decays = weight_decays, options](Launch& l) {
+  launch_in_place(kAdamw, all, [clip, slots = std::move(slots), options](Launch& l) {
     std::vector<AdamwOperands> tensors;
-    for (size_t i = 0; i < decays.size(); ++i) {
-      tensors.push_back({.grad = l.in(1 + 2 * i),
-                         .rate = l.in(2 + 2 * i),
-                         .param = l.out(3 * i),
-                         .m = l.out(3 * i + 1),
-                         .v = l.out(3 * i + 2),
-                         .weight_decay = decays[i]});
+    for (const AdamwSlots& each : slots) {
+      tensors.push_back({.grad = l[each.grad],
+                         .rate = l[each.rate],
+                         .param = l[each.param],
+                         .m = l[each.m],
+                         .v = l[each.v],
+                         .weight_decay = each.weight_decay});
     }
     const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())};
     return call(l.kernels->adamw_step, l.ctx,
                 {.tensors = &list,
-                 .coefficient = l.in(0),
+                 .coefficient = l[clip],
                  .beta1 = options.beta1,
                  .beta2 = options.beta2,
                  .eps = options.eps});

@@ -9,7 +9,7 @@ import { Finding, require } from '../finding.mjs';
 import { lastLine, runProgram } from '../processes.mjs';
 
 const kProgram = 'test/attack/programs/train_reporting.mjs';
-const kSource = fileURLToPath(new URL('../faulty_disk.c', import.meta.url));
+const kSource = fileURLToPath(new URL('../../support/faulty_disk.c', import.meta.url));
 const kLibrary = fileURLToPath(new URL('../../../build/attack/faulty_disk.so', import.meta.url));
 const kErrors = { EIO: 5, EACCES: 13, EFBIG: 27, ENOSPC: 28, EROFS: 30, EDQUOT: 122, short: 0 };
 const kFull = ['EFBIG', 'ENOSPC', 'EDQUOT'];
@@ -25,8 +25,8 @@ function build() {
 /** Names of files that only look complete. */
 const leftovers = (folder) => (existsSync(folder) ? readdirSync(folder, { recursive: true }).filter((name) => /(^|\/)\.balora-|\.tmp$/.test(name)) : []);
 
-function result({ code, signal, stdout, stderr, timedOut }) {
-  require(!timedOut, 'the run did not end');
+function result({ code, signal, stdout, stderr, stopped }) {
+  require(stopped === null, 'the run did not end');
   if (code !== 0) throw new Finding(`the run ended with ${signal ?? code}: ${(stderr || stdout).slice(-600)}`);
   return JSON.parse(lastLine(stdout));
 }

@@ -2,6 +2,7 @@
 // type, grouped heads, packed and padded segments, causal and full, windows, soft-caps, head sizes
 // that the tensor cores take and those that they do not, operands taken in place
 // from a fused product.
+#include "support/attention_definition.h"
 #include "support/device_test.h"
 #include "support/orders.h"
 
@@ -10,120 +11,7 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-struct Case {
-  std::vector<int32_t> cu;
-  std::vector<int32_t> lengths;  // empty: all rows take part
-  int64_t heads, kv_heads, size;
-  bool causal = true;
-  int64_t window = 0;
-  double softcap = 0;
-  int64_t pad = 0;                  // elements between the rows of the fused product
-  std::vector<int32_t> skips = {};  // first rows of each segment that are no queries; empty: none
-
-  int64_t rows() const { return cu.back(); }
-  int32_t skip(size_t segment) const { return skips.empty() ? 0 : skips[segment]; }
-  std::vector<int32_t> cu_queries() const {
-    std::vector<int32_t> bounds = {0};
-    for (size_t b = 0; b + 1 < cu.size(); ++b) {
-      bounds.push_back(bounds.back() + cu[b + 1] - cu[b] - skip(b));
-    }
-    return bounds;
-  }
-  int64_t group() const { return heads / kv_heads; }
-  int64_t width() const { return (heads + 2 * kv_heads) * size + pad; }
-  double scale() const { return 1 / std::sqrt(static_cast<double>(size)); }
-  bool sees(int64_t t, int64_t j) const {
-    return (!causal || j <= t) && (window == 0 || std::abs(t - j) < window);
-  }
-};
-
-struct Expected {
-  std::vector<double> out, lse, dq, dk, dv;
-};
-
-// One row of a head: probabilities, slopes of the soft-cap, gradients of the scores.
-class Definition {
- public:
-  Definition(const Case& c, const std::vector<double>& fused, const std::vector<double>& dout)
-      : c_(c), fused_(fused), dout_(dout) {
-    const auto n = static_cast<size_t>(c.rows());
-    const std::vector<int32_t> cu_queries = c.cu_queries();
-    const auto m = static_cast<size_t>(cu_queries.back());
-    want.out.assign(m * static_cast<size_t>(c.heads * c.size), 0), want.dq = want.out;
-    want.dk.assign(n * static_cast<size_t>(c.kv_heads * c.size), 0), want.dv = want.dk;
-    want.lse.assign(m * static_cast<size_t>(c.heads), 0);
-    for (size_t b = 0; b + 1 < c.cu.size(); ++b) {
-      const int64_t rows = c.lengths.empty() ? c.cu[b + 1] - c.cu[b] : c.lengths[b];
-      for (int64_t h = 0; h < c.heads; ++h) {
-        for (int64_t t = c.skip(b); t < rows; ++t) {
-          query({c.cu[b], rows, cu_queries[b] - c.skip(b)}, h, t);
-        }
-      }
-    }
-  }
-  Expected want;
-
- private:
-  double dot(const double* x, const double* y) const {
-    double sum = 0;
-    for (int64_t d = 0; d < c_.size; ++d) sum += x[d] * y[d];
-    return sum;
-  }
-  void add(double* y, double factor, const double* x) const {
-    for (int64_t d = 0; d < c_.size; ++d) y[d] += factor * x[d];
-  }
-
-  struct Segment {
-    int64_t begin, rows, queries;  // row t is row queries + t of q
-  };
-
-  void query(const Segment& segment, int64_t h, int64_t t) {
-    const auto [begin, rows, queries] = segment;
-    const int64_t kv = h / c_.group(), row = (queries + t) * c_.heads + h;
-    const auto in = [this](int64_t r, int64_t head) {
-      return fused_.data() + r * c_.width() + head * c_.size;
-    };
-    const double *q = in(queries + t, h), *g = dout_.data() + row * c_.size;
-    std::vector<double> p(static_cast<size_t>(rows), 0), slope(p.size(), 1), dp(p.size(), 0);
-    double sum = 0, highest = -INFINITY, delta = 0;
-    for (int64_t j = 0; j < rows; ++j) {
-      if (!c_.sees(t, j)) continue;
-      double& score = p[static_cast<size_t>(j)];
-      score = c_.scale() * dot(q, in(begin + j, c_.heads + kv));
-      if (c_.softcap > 0) {
-        const double ratio = std::tanh(score / c_.softcap);
-        score = c_.softcap * ratio, slope[static_cast<size_t>(j)] = 1 - ratio * ratio;
-      }
-      highest = std::max(highest, score);
-    }
-    for (int64_t j = 0; j < rows; ++j) {
-      double& score = p[static_cast<size_t>(j)];
-      score = c_.sees(t, j) ? std::exp(score - highest) : 0;
-      sum += score;
-    }
-    want.lse[static_cast<size_t>(row)] = highest + std::log(sum);
-    for (int64_t j = 0; j < rows; ++j) {
-      const auto at = static_cast<size_t>(j);
-      const double* v = in(begin + j, c_.heads + c_.kv_heads + kv);
-      p[at] /= sum, dp[at] = dot(g, v), delta += p[at] * dp[at];
-      add(want.out.data() + row * c_.size, p[at], v);
-    }
-    for (int64_t j = 0; j < rows; ++j) {
-      const auto at = static_cast<size_t>(j);
-      const double ds = p[at] * (dp[at] - delta) * slope[at] * c_.scale();
-      const int64_t key = ((begin + j) * c_.kv_heads + kv) * c_.size;
-      add(want.dq.data() + row * c_.size, ds, in(begin + j, c_.heads + kv));
-      add(want.dk.data() + key, ds, q);
-      add(want.dv.data() + key, p[at], g);
-    }
-  }
-
-  const Case& c_;
-  const std::vector<double>&fused_, &dout_;
-};
+using Case = AttentionCase;
 
 // Both rows on operands that live on both sides.
 template <typename T>
@@ -132,7 +20,7 @@ class Attention {
   explicit Attention(const Case& c) : c_(c) {
     const int64_t n = c.rows(), m = c.cu_queries().back();
     fused = t.random<T>({n, c.width()}, 2), dout = t.random<T>({m, c.heads, c.size});
-    out = t.empty<T>({m, c.heads, c.size}), lse = t.empty<AccT<T>>({m, c.heads});
+    out = t.empty<T>({m, c.heads, c.size}), lse = t.empty<Acc<T>>({m, c.heads});
     dq = t.empty<T>({m, c.heads, c.size});
     dk = t.empty<T>({n, c.kv_heads, c.size}), dv = t.empty<T>({n, c.kv_heads, c.size});
     const auto integers = [&](const std::vector<int32_t>& list) {
@@ -189,6 +77,11 @@ class Attention {
     });
   }
 
+  AttentionResults definition() const {
+    const std::vector<double> in = fused->host_values(), gradient = dout->host_values();
+    return AttentionDefinition(c_, in, gradient).results();
+  }
+
   DeviceTest t;
   Array fused, dout, out, lse, dq, dk, dv, cu, cu_queries, lengths;
 
@@ -214,7 +107,7 @@ void check_attention(const Case& c) {
   CAPTURE(c.softcap);
   Attention<T> a(c);
   a.both();
-  const Expected want = Definition(c, a.fused->host_values(), a.dout->host_values()).want;
+  const AttentionResults want = a.definition();
   const double tolerance = std::is_same_v<T, double>  ? 1e-14
                            : std::is_same_v<T, float> ? 1e-6
                                                       : epsilon_of<T>();
@@ -231,10 +124,10 @@ std::vector<Case> cases() {
       {{0, 31}, {}, 2, 1, 16},
       {{0, 33}, {}, 3, 1, 80, false},
       {{0, 130}, {}, 1, 1, 64},
-      {{0, 65}, {}, 2, 2, 128, true, 0, 0, 8},
+      {{0, 65}, {}, 2, 2, 128, true, 0, 0, {}, 8},
       {{0, 1, 34, 34, 165}, {}, 3, 3, 7},
       {{0, 33, 123}, {}, 2, 1, 4, false},
-      {{0, 33}, {}, 1, 1, 96, true, 0, 0, 3},
+      {{0, 33}, {}, 1, 1, 96, true, 0, 0, {}, 3},
       {{0, 65}, {}, 1, 1, 256},
       {{0, 150}, {}, 1, 1, 16, true, 1},
       {{0, 130}, {}, 2, 1, 24, true, 5},
@@ -245,13 +138,13 @@ std::vector<Case> cases() {
       {{0, 70, 140, 210}, {33, 70, 1}, 3, 1, 64},
       {{0, 70, 140, 210}, {65, 0, 64}, 1, 1, 48, false},
       {{0, 33}, {}, 1, 1, 300},
-      {{0, 70, 140, 280}, {}, 2, 1, 64, true, 0, 0, 0, {0, 24, 128}},
-      {{0, 33, 66, 200}, {}, 1, 1, 33, true, 0, 3.0, 0, {0, 33, 70}},
-      {{0, 200, 330}, {}, 1, 1, 256, true, 50, 0, 0, {150, 9}},
-      {{0, 90, 180}, {}, 1, 1, 24, false, 40, 0, 0, {65, 3}},
-      {{0, 90, 180, 270}, {80, 20, 0}, 2, 1, 40, true, 0, 0, 0, {0, 20, 7}},
-      {{0, 90, 180}, {30, 90}, 1, 1, 128, false, 0, 0, 0, {40, 64}},
-      {{0, 40, 80}, {}, 1, 1, 300, true, 0, 0, 0, {0, 17}},
+      {{0, 70, 140, 280}, {}, 2, 1, 64, true, 0, 0, {0, 24, 128}},
+      {{0, 33, 66, 200}, {}, 1, 1, 33, true, 0, 3.0, {0, 33, 70}},
+      {{0, 200, 330}, {}, 1, 1, 256, true, 50, 0, {150, 9}},
+      {{0, 90, 180}, {}, 1, 1, 24, false, 40, 0, {65, 3}},
+      {{0, 90, 180, 270}, {80, 20, 0}, 2, 1, 40, true, 0, 0, {0, 20, 7}},
+      {{0, 90, 180}, {30, 90}, 1, 1, 128, false, 0, 0, {40, 64}},
+      {{0, 40, 80}, {}, 1, 1, 300, true, 0, 0, {0, 17}},
   };
 }
 
@@ -265,7 +158,7 @@ TEST_CASE("attention takes large scores and repeats its bits") {
     Attention<bf16> a(c);
     for (int64_t i = 0; i < a.fused->size(); ++i) a.fused->set(i, 12 * a.fused->host(i));
     a.both();
-    const Expected want = Definition(c, a.fused->host_values(), a.dout->host_values()).want;
+    const AttentionResults want = a.definition();
     a.t.check_truth(a.out, want.out, epsilon_of<bf16>());
     a.t.check_truth(a.lse, want.lse, 1e-6);
     return values_of({a.out, a.dq, a.dk, a.dv});

@@ -132,7 +132,12 @@ TEST_CASE_TEMPLATE("a row gets the same bits alone and in a batch", T, BALORA_FL
         const View lengths = part(s.lengths, b, count), tables = part(s.tables, b, count);
         const View first = part(s.first, b, count), cu = part(s.cu, 0, count + 1);
         const View* const chunks[] = {view(s.first_chunk), view(s.second_chunk)};
-        const balora_kv_cache cache{chunks, 2, 1, &lengths, &tables, &first};
+        const balora_kv_cache cache{.chunks = chunks,
+                                    .chunk_count = 2,
+                                    .layer = 1,
+                                    .lengths = &lengths,
+                                    .tables = &tables,
+                                    .first_blocks = &first};
         return call(k.cached_attention, ctx,
                     {.q = &q,
                      .cu_rows = &cu,

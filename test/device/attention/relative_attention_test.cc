@@ -1,6 +1,7 @@
 // Attention with relative positions on the device against its definition in f64, as near to it as
 // the CPU is: every combination of terms, other keys than queries, padding, causal, heads of more
 // than one slice, more than one tile, gradients of everything.
+#include "support/attention_definition.h"
 #include "support/device_test.h"
 #include "support/orders.h"
 
@@ -8,9 +9,6 @@ namespace {
 
 using namespace balora;
 using namespace balora::test;
-
-template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 enum Term { kBias = 1, kPositionK = 2, kPositionQ = 4, kAll = 7 };
 
@@ -83,14 +81,8 @@ class Definition {
   std::vector<double> lse, dbias;
 
  private:
-  double dot(const double* x, const double* y) const {
-    double sum = 0;
-    for (int64_t d = 0; d < c_.size; ++d) sum += x[d] * y[d];
-    return sum;
-  }
-  void add(double* y, double factor, const double* x) const {
-    for (int64_t d = 0; d < c_.size; ++d) y[d] += factor * x[d];
-  }
+  double dot(const double* x, const double* y) const { return test::dot(x, y, c_.size); }
+  void add(double* y, double factor, const double* x) const { add_scaled(y, factor, x, c_.size); }
   double score(int64_t row, int64_t t, int64_t j, int64_t h) {
     const int64_t place = j - t + c_.longest() - 1;
     double sum = dot(q_.row(row, h), k_.row(first_key_ + j, h));
@@ -155,7 +147,7 @@ class RelativeAttention {
     const int64_t n = c.cu.back(), m = c.keys().back(), h = c.heads, d = c.size;
     q = t.random<T>({n, h, d}), k = t.random<T>({m, h, d}), v = t.random<T>({m, h, d});
     dout = t.random<T>({n, h, d});
-    out = t.empty<T>({n, h, d}), lse = t.empty<AccT<T>>({n, h});
+    out = t.empty<T>({n, h, d}), lse = t.empty<Acc<T>>({n, h});
     dq = t.empty<T>({n, h, d}), dk = t.empty<T>({m, h, d}), dv = t.empty<T>({m, h, d});
     if (c.terms & kBias)
       bias = t.random<T>({c.relative(), h}), dbias = t.empty<T>({c.relative(), h});
@@ -170,10 +162,25 @@ class RelativeAttention {
   }
 
   int32_t run(const KernelTable& table, Context* ctx, const DeviceTest::ViewOf& view) const {
-    const Relative r{view(q),       view(k),           view(v),    view(cu), view(cu_keys),
-                     view(lengths), view(key_lengths), view(bias), view(pk), view(pq),
-                     view(index),   c_.scale,          c_.causal};
-    const RelativeGradients g{view(dq), view(dk), view(dv), view(dbias), view(dpk), view(dpq)};
+    const Relative r{.q = view(q),
+                     .k = view(k),
+                     .v = view(v),
+                     .cu_queries = view(cu),
+                     .cu_keys = view(cu_keys),
+                     .query_lengths = view(lengths),
+                     .key_lengths = view(key_lengths),
+                     .bias = view(bias),
+                     .position_k = view(pk),
+                     .position_q = view(pq),
+                     .index = view(index),
+                     .scale = c_.scale,
+                     .causal = c_.causal};
+    const RelativeGradients g{.q = view(dq),
+                              .k = view(dk),
+                              .v = view(dv),
+                              .bias = view(dbias),
+                              .position_k = view(dpk),
+                              .position_q = view(dpq)};
     return call(table.relative_attention_forward, ctx,
                 {.r = &r, .out = view(out), .lse = view(lse)}) |
            call(table.relative_attention_backward, ctx,

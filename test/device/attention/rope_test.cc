@@ -8,9 +8,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Sizes {
   int64_t rows, heads, size, rotary, extra;  // extra: what a row holds beside the heads
 };
@@ -24,8 +21,8 @@ void check_rope(const Sizes& s) {
   const int64_t half = s.rotary / 2, width = s.heads * s.size + s.extra;
   const Array fused = t.random<T>({s.rows, width}), y = t.empty<T>({s.rows, s.heads, s.size}),
               back = t.empty<T>({s.rows, s.heads, s.size}),
-              cosine = t.random<AccOf<T>>({kTable, half}),
-              sine = t.random<AccOf<T>>({kTable, half}), positions = t.empty<int32_t>({s.rows});
+              cosine = t.random<Acc<T>>({kTable, half}), sine = t.random<Acc<T>>({kTable, half}),
+              positions = t.empty<int32_t>({s.rows});
   for (int64_t n = 0; n < s.rows; ++n) positions->set(n, static_cast<double>(n * 7 % kTable));
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     View x = *view(y);
@@ -63,7 +60,7 @@ TEST_CASE_TEMPLATE("rope agrees with the CPU", T, BALORA_FLOAT_TYPES) {
   check_rope<T>({2, 9, 128, 128, 0});
 }
 
-TEST_CASE("a position outside the tables is reported and its row not turned") {
+TEST_CASE("a position outside the tables is reported and its row not rotated") {
   DeviceTest t;
   const Array x = t.random<float>({3, 2, 8}), y = t.empty<float>({3, 2, 8}),
               cosine = t.random<float>({40, 4}), sine = t.random<float>({40, 4}),

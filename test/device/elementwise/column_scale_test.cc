@@ -8,12 +8,9 @@ using namespace balora;
 using namespace balora::test;
 
 template <typename T>
-using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <typename T>
 void check_forward(int64_t rows, int64_t columns) {
   DeviceTest t;
-  const Array x = t.random<T>({rows, columns}), scale = t.random<AccOf<T>>({columns}),
+  const Array x = t.random<T>({rows, columns}), scale = t.random<Acc<T>>({columns}),
               bias = t.random<T>({columns}), y = t.empty<T>({rows, columns}),
               z = t.empty<T>({rows, columns});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
@@ -31,11 +28,11 @@ void check_backward(int64_t rows, int64_t columns, int wanted) {
   CAPTURE(columns);
   CAPTURE(wanted);
   DeviceTest t;
-  const Array dy = t.random<T>({rows, columns}), scale = t.random<AccOf<T>>({columns}),
+  const Array dy = t.random<T>({rows, columns}), scale = t.random<Acc<T>>({columns}),
               x = wanted & 2 ? t.random<T>({rows, columns}) : nullptr,
               dx = wanted & 1 ? t.empty<T>({rows, columns}) : nullptr,
-              dscale = wanted & 2 ? t.empty<AccOf<T>>({columns}) : nullptr,
-              dbias = wanted & 4 ? t.empty<AccOf<T>>({columns}) : nullptr;
+              dscale = wanted & 2 ? t.empty<Acc<T>>({columns}) : nullptr,
+              dbias = wanted & 4 ? t.empty<Acc<T>>({columns}) : nullptr;
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.column_scale_backward, ctx,
                 {.dy = view(dy),
@@ -57,7 +54,7 @@ void check_backward(int64_t rows, int64_t columns, int wanted) {
     products.push_back(static_cast<double>(product));
     values.push_back(static_cast<double>(value));
   }
-  const double tolerance = 16 * epsilon_of<AccOf<T>>();
+  const double tolerance = 16 * epsilon_of<Acc<T>>();
   if (dscale) t.check_truth(dscale, products, tolerance, 1);
   if (dbias) t.check_truth(dbias, values, tolerance, 1);
 }

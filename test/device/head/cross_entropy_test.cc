@@ -7,8 +7,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 constexpr balora_reduction kNone = BALORA_REDUCTION_NONE, kSum = BALORA_REDUCTION_SUM,
                            kMean = BALORA_REDUCTION_MEAN;
 
@@ -80,14 +78,14 @@ void check(int64_t rows, int64_t classes, balora_reduction reduction) {
     const auto target = t.generator()() % static_cast<uint32_t>(classes);
     targets->set(n, n % 3 == 1 ? -100 : static_cast<double>(target));
   }
-  const Array loss = t.empty<Wide<T>>(results), lse = t.empty<Wide<T>>({rows});
-  const Array dloss = t.random<Wide<T>>(results), dz = t.empty<T>({rows, classes});
+  const Array loss = t.empty<Acc<T>>(results), lse = t.empty<Acc<T>>({rows});
+  const Array dloss = t.random<Acc<T>>(results), dz = t.empty<T>({rows, classes});
   const Arrays arrays{z, targets, loss, lse, dloss, dz};
   t.both(forward_of(arrays, reduction));
   const Truth truth = truth_of(*z, *targets, *dloss, rows, classes, reduction);
   // On the CPU f64 has the truth's very bits: what two orders of addition differ by.
   const bool f64 = std::is_same_v<T, double>;
-  const double wide = (f64 ? 8 : 2) * epsilon_of<Wide<T>>();
+  const double wide = (f64 ? 8 : 2) * epsilon_of<Acc<T>>();
   t.check_truth(loss, truth.loss, wide, 0);
   t.check_truth(lse, truth.lse, wide, 0);
   t.both(backward_of(arrays, reduction));

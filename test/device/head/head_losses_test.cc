@@ -89,7 +89,8 @@ TEST_CASE("head losses take the lower index of equal logits into the top K") {
     HeadSetting s;
     s.equal = true;
     s.v = 450;
-    s.options = {0, 0, 1, 2, 1, 0, k, 0};
+    s.options = {
+        .diversity_scale = 1, .temperature = 2, .entropy_temperature = 1, .entropy_top_k = k};
     check_setting<float>(s, kHeadTolerance<float>);
     s.v = 4500;  // 1,500 logits of the largest value: more than the candidates hold
     check_setting<double>(s, kHeadTolerance<double>);
@@ -98,7 +99,15 @@ TEST_CASE("head losses take the lower index of equal logits into the top K") {
 
 TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   DeviceTest t;
-  const HeadSetting s{5, 16, 4999, {0, 1, 0, 2, 1, 0, -1, 0}, true, false, false, false};
+  const HeadSetting s{.m = 5,
+                      .c = 16,
+                      .v = 4999,
+                      .options = {.consistency_scale = 1,
+                                  .temperature = 2,
+                                  .entropy_temperature = 1,
+                                  .entropy_top_k = -1},
+                      .masks = false,
+                      .targets = false};
   const HeadArrays a = make_head_arrays<bf16>(t, s);
   REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.head_losses, ctx,
@@ -121,7 +130,7 @@ TEST_CASE("head losses sum a large vocabulary better than f32") {
   DeviceTest t;
   HeadSetting s;
   s.m = 2, s.c = 2, s.v = 49152;
-  s.options = {1, 0, 0, 2, 1, 0, 20, 0};
+  s.options = {.task_scale = 1, .temperature = 2, .entropy_temperature = 1, .entropy_top_k = 20};
   s.teacher = s.masks = false;
   const HeadArrays a = make_head_arrays<float>(t, s);
   for (int64_t i = 0; i < a.w->size(); ++i) a.w->set(i, 1e-3 * a.w->host(i));

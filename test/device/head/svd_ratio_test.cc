@@ -9,9 +9,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Case {
   int64_t m, c, v, k;
   bool nuclear;
@@ -42,7 +39,7 @@ void check_case(const Case& t, double value_tolerance, double tolerance) {
   DeviceTest d;
   const Array h = d.random<T>({t.m, t.c}), w = d.random<T>({t.v, t.c}, 2);
   const Array value = d.empty<double>({}), dh = d.empty<T>({t.m, t.c}),
-              dw = d.empty<Accumulator<T>>({t.v, t.c}), g = d.empty<double>({t.c, t.c});
+              dw = d.empty<Acc<T>>({t.v, t.c}), g = d.empty<double>({t.c, t.c});
   const double rounding = 2 * epsilon_of<T>();
   if (t.softcap == 0) {
     REQUIRE(d.on_cpu([&](const KernelTable& k, Context* ctx, const auto& view) {

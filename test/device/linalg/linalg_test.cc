@@ -148,7 +148,7 @@ TEST_CASE("qr on the device: Cholesky's way, Householder's for what it cannot do
 }
 
 // Either way gives the same factors, so a broken Cholesky would go unseen behind Householder: they
-// are told apart by the scratch they take, 2 M N + 3 N^2 elements or M N and more on top.
+// are distinguished by the scratch they take, 2 M N + 3 N^2 elements or M N and more on top.
 int64_t scratch_of_qr(const Matrix& a) {
   DeviceTest t;
   const Array x = t.values<double>({a.rows, a.cols}, a.values),

@@ -2,6 +2,7 @@
 // alone and among others, and the values of the CPU, in every type, with a bias, low-rank parts and
 // an output scale.
 #include "support/device_test.h"
+#include "support/linear_rows_case.h"
 #include "support/setting.h"
 
 namespace {
@@ -9,13 +10,7 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-struct Case {
-  int64_t rows, in, outs, rank;  // rank 0: no low-rank part
-  bool scaled = false;
-};
+using Case = LinearRowsCase;
 
 template <typename T>
 struct Layer {
@@ -24,7 +19,7 @@ struct Layer {
   Array x, w, bias, a, b, start_a, start_b, a2, b2, u, u2, scale, y;
 
   explicit Layer(const Case& given) : c(given) {
-    using A = AccT<T>;
+    using A = Acc<T>;
     x = t.random<T>({c.rows, c.in}), w = t.random<T>({c.outs, c.in}, 0.5);
     bias = t.random<T>({c.outs}), scale = t.random<A>({c.outs}, 2),
     y = t.empty<T>({c.rows, c.outs});

@@ -9,9 +9,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Part {
   int32_t linear;
   int64_t rank;
@@ -66,7 +63,7 @@ void check_sums(const Array& array, const Sums& want, double storage_epsilon, co
 template <typename T>
 class Fixture {
  public:
-  using A = Accumulator<T>;
+  using A = Acc<T>;
 
   explicit Fixture(const Case& c) : case_(c) {
     x_ = t_.random<T>({c.rows, c.in}), xa_ = t_.random<T>({c.rows, c.in});
@@ -479,7 +476,7 @@ void check_weight_backward() {
   for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{123}}) {
     CAPTURE(n);
     DeviceTest t;
-    using A = Accumulator<T>;
+    using A = Acc<T>;
     const Array dy = t.random<T>({n, 33}), x = t.random<T>({n, 31});
     const Array dweight = t.empty<A>({33, 31}), dbias = t.empty<A>({33});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {

@@ -9,20 +9,17 @@ using namespace balora;
 using namespace balora::test;
 
 template <typename T>
-using AccOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <typename T>
 void check_row_norm(int64_t rows, int64_t columns, const std::vector<int64_t>& ranks) {
   CAPTURE(rows);
   CAPTURE(columns);
   DeviceTest t;
-  const Array weight = t.random<T>({rows, columns}), norm = t.empty<AccOf<T>>({rows});
+  const Array weight = t.random<T>({rows, columns}), norm = t.empty<Acc<T>>({rows});
   std::vector<Array> a, b;
   std::vector<double> sums(static_cast<size_t>(rows * columns));
   for (int64_t i = 0; i < rows * columns; ++i) sums[static_cast<size_t>(i)] = weight->host(i);
   for (const int64_t rank : ranks) {
-    a.push_back(t.random<AccOf<T>>({rank, columns}));
-    b.push_back(t.random<AccOf<T>>({rows, rank}));
+    a.push_back(t.random<Acc<T>>({rank, columns}));
+    b.push_back(t.random<Acc<T>>({rows, rank}));
     for (int64_t o = 0; o < rows; ++o) {
       for (int64_t i = 0; i < columns; ++i) {
         for (int64_t r = 0; r < rank; ++r) {
@@ -52,7 +49,7 @@ void check_row_norm(int64_t rows, int64_t columns, const std::vector<int64_t>& r
     }
     truth.push_back(std::sqrt(squares));
   }
-  t.check_truth(norm, truth, 4 * epsilon_of<AccOf<T>>(), 1);
+  t.check_truth(norm, truth, 4 * epsilon_of<Acc<T>>(), 1);
 }
 
 TEST_CASE_TEMPLATE("row_norm agrees with the CPU", T, BALORA_FLOAT_TYPES) {

@@ -12,9 +12,6 @@ struct Case {
   bool weight = true, bias = true;
 };
 
-template <typename T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Truth {
   std::vector<double> y, mean, rstd, dx, dweight, dbias;
 };
@@ -62,7 +59,7 @@ void check(const Case& s, bool wants_x = true, bool wants_weight = true, bool wa
   const Array w = s.weight ? t.random<T>({s.c}) : nullptr;
   const Array b = s.bias ? t.random<T>({s.c}) : nullptr;
   const Array y = t.empty<T>({s.n, s.c});
-  const Array mean = t.empty<Wide<T>>({s.n}), rstd = t.empty<Wide<T>>({s.n});
+  const Array mean = t.empty<Acc<T>>({s.n}), rstd = t.empty<Acc<T>>({s.n});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.layer_norm_forward, ctx,
                 {.x = view(x),
@@ -73,15 +70,15 @@ void check(const Case& s, bool wants_x = true, bool wants_weight = true, bool wa
                  .rstd = view(rstd),
                  .eps = 1e-5});
   });
-  const double wide = 8 * epsilon_of<Wide<T>>();
+  const double wide = 8 * epsilon_of<Acc<T>>();
   const Truth truth = truth_of(s, *x, w.get(), b.get(), dy.get());
   t.check_truth(y, truth.y, epsilon_of<T>() + wide);
   t.check_truth(mean, truth.mean, wide);
   t.check_truth(rstd, truth.rstd, wide);
 
   const Array dx = wants_x ? t.empty<T>({s.n, s.c}) : nullptr;
-  const Array dw = wants_weight ? t.empty<Wide<T>>({s.c}) : nullptr;
-  const Array db = wants_bias ? t.empty<Wide<T>>({s.c}) : nullptr;
+  const Array dw = wants_weight ? t.empty<Acc<T>>({s.c}) : nullptr;
+  const Array db = wants_bias ? t.empty<Acc<T>>({s.c}) : nullptr;
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.layer_norm_backward, ctx,
                 {.dy = view(dy),

@@ -17,9 +17,6 @@ const std::vector<Case> kCases = {{1, 1},       {3, 31, 1},     {5, 33, 0, 1},
                                   {4, 123},     {2, 576, 0, 1}, {7, 64, 1},
                                   {2, 1025, 1}, {3, 1024},      {2, 2056, 1}};
 
-template <typename T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Truth {
   std::vector<double> y, rstd;
 };
@@ -46,7 +43,7 @@ void check_forward(const Case& s) {
   DeviceTest t;
   const Array x = t.random<T>({s.n, s.c}, 2), r = t.random<T>({s.n, s.c}), w = t.random<T>({s.c});
   const Array y = t.empty<T>({s.n, s.c}), sum = t.empty<T>({s.n, s.c}), y2 = t.empty<T>({s.n, s.c});
-  const Array rstd = t.empty<Wide<T>>({s.n}), rstd2 = t.empty<Wide<T>>({s.n});
+  const Array rstd = t.empty<Acc<T>>({s.n}), rstd2 = t.empty<Acc<T>>({s.n});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.rms_norm_forward, ctx,
                 {.x = view(x),
@@ -67,7 +64,7 @@ void check_forward(const Case& s) {
                  .weight_offset = s.offset,
                  .cast_before_weight = s.cast});
   });
-  const double wide = 4 * epsilon_of<Wide<T>>();
+  const double wide = 4 * epsilon_of<Acc<T>>();
   const Truth plain = forward(s, *x, *w), added = forward(s, *sum, *w);
   t.check_equal(sum);
   t.check_truth(y, plain.y, epsilon_of<T>());
@@ -84,9 +81,9 @@ void check_backward(const Case& s, bool with_dsum, bool wants_x, bool wants_weig
   const Array x = t.random<T>({s.n, s.c}, 2), w = t.random<T>({s.c}), dy = t.random<T>({s.n, s.c});
   const Array dsum = with_dsum ? t.random<T>({s.n, s.c}) : nullptr;
   const Array dx = wants_x ? t.empty<T>({s.n, s.c}) : nullptr;
-  const Array dw = wants_weight ? t.empty<Wide<T>>({s.c}) : nullptr;
+  const Array dw = wants_weight ? t.empty<Acc<T>>({s.c}) : nullptr;
   const Truth norm = forward(s, *x, *w);
-  const Array rstd = t.values<Wide<T>>({s.n}, norm.rstd);
+  const Array rstd = t.values<Acc<T>>({s.n}, norm.rstd);
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.rms_norm_backward, ctx,
                 {.dy = view(dy),
@@ -118,7 +115,7 @@ void check_backward(const Case& s, bool with_dsum, bool wants_x, bool wants_weig
     }
   }
   if (dx) t.check_truth(dx, true_dx, 2 * epsilon_of<T>());
-  if (dw) t.check_truth(dw, true_dw, 8 * epsilon_of<Wide<T>>());
+  if (dw) t.check_truth(dw, true_dw, 8 * epsilon_of<Acc<T>>());
 }
 
 template <typename T>

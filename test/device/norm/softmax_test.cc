@@ -10,9 +10,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Truth {
   std::vector<double> y, lse, dx;
 };
@@ -46,7 +43,7 @@ void check(int64_t rows, int64_t size, double scale = 4) {
     DeviceTest t;
     const Array x = t.random<T>({rows, size}, scale), dy = t.random<T>({rows, size});
     const Array y = t.empty<T>({rows, size}), dx = t.empty<T>({rows, size});
-    const Array lse = t.empty<Wide<T>>({rows});
+    const Array lse = t.empty<Acc<T>>({rows});
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
       return call(k.softmax_forward, ctx,
                   {.x = view(x), .y = view(y), .lse = view(lse), .logarithm = logarithm});
@@ -55,9 +52,9 @@ void check(int64_t rows, int64_t size, double scale = 4) {
     // On the CPU f64 has the truth's very bits; an exponential shows a last bit of the log-sum-exp
     // (up to 30 here) that another order of addition turns.
     const double each = (std::is_same_v<T, double> ? 64 : 1) * epsilon_of<T>();
-    const double wide = std::max(each, 4 * epsilon_of<Wide<T>>());
+    const double wide = std::max(each, 4 * epsilon_of<Acc<T>>());
     t.check_truth(y, truth.y, each);
-    t.check_truth(lse, truth.lse, 2 * epsilon_of<Wide<T>>(), 0);
+    t.check_truth(lse, truth.lse, 2 * epsilon_of<Acc<T>>(), 0);
     t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
       return call(
           k.softmax_backward, ctx,

@@ -28,8 +28,14 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
       t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
         const View g = from(*view(grad), skip), p = from(*view(param), skip),
                    first = from(*view(m), skip), second = from(*view(v), skip);
-        const AdamwOperands now{&g, view(rate), &p, &first, &second, 0.1},
-            then{&g, view(later), &p, &first, &second, 0.1};
+        const AdamwOperands now{.grad = &g,
+                                .rate = view(rate),
+                                .param = &p,
+                                .m = &first,
+                                .v = &second,
+                                .weight_decay = 0.1};
+        AdamwOperands then = now;
+        then.rate = view(later);
         const AdamwList one{&now, 1}, other{&then, 1};
         return call(k.adamw_step, ctx,
                     {.tensors = &one,
@@ -75,9 +81,14 @@ TEST_CASE("AdamW steps of many tensors") {
     std::vector<AdamwOperands> tensors;
     for (size_t i = 0; i < all.size(); ++i) {
       const auto& [grad, param, m, v] = views[i];
-      tensors.push_back({&grad, view(i % 3 ? slow : fast), &param, &m, &v, i % 3 ? 0.1 : 0});
+      tensors.push_back({.grad = &grad,
+                         .rate = view(i % 3 ? slow : fast),
+                         .param = &param,
+                         .m = &m,
+                         .v = &v,
+                         .weight_decay = i % 3 ? 0.1 : 0});
     }
-    const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())}, none{nullptr, 0};
+    const AdamwList list{tensors.data(), static_cast<int32_t>(tensors.size())}, none{};
     return call(k.adamw_step, ctx,
                 {.tensors = &list,
                  .coefficient = view(coefficient),
@@ -139,7 +150,8 @@ TEST_CASE("optimiser state must be f32 or f64") {
   DeviceTest t;
   const Array x = t.random<bf16>({3}), rate = t.values<double>({3}, {0, 0, 0});
   CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
-    const AdamwOperands tensor{view(x), view(rate), view(x), view(x), view(x), 0};
+    const AdamwOperands tensor{
+        .grad = view(x), .rate = view(rate), .param = view(x), .m = view(x), .v = view(x)};
     const AdamwList list{&tensor, 1};
     return call(k.adamw_step, ctx, {.tensors = &list, .beta1 = 0, .beta2 = 0, .eps = 0});
   }) != 0);

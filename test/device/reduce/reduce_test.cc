@@ -11,9 +11,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Extent {
   int64_t a, r, c;
 };
@@ -69,7 +66,7 @@ void check(const Extent& e, int32_t op) {
 template <typename T>
 void check_all() {
   for (const int32_t op : {BALORA_SUM, BALORA_MEAN, BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
-    for (const Extent& e : kExtents) check<T, Wide<T>>(e, op);
+    for (const Extent& e : kExtents) check<T, Acc<T>>(e, op);
     check<T, bf16>({3, 40, 2}, op);
     check<T, f16>({3, 40, 1}, op);
     check<T, double>({3, 41, 1}, op);
@@ -94,7 +91,7 @@ void check_backward(const Extent& e, int32_t op) {
   CAPTURE(op);
   DeviceTest t;
   const Array x = t.random<T>({e.a, e.r, e.c}, 3), dy = t.random<T>({e.a, e.c});
-  const Array y = t.empty<Wide<T>>({e.a, e.c}), dx = t.empty<T>({e.a, e.r, e.c});
+  const Array y = t.empty<Acc<T>>({e.a, e.c}), dx = t.empty<T>({e.a, e.r, e.c});
   const Array mean = t.empty<double>({e.a, e.c});
   t.both([&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.reduce, ctx,

@@ -157,7 +157,7 @@ TEST_CASE("staging: blocks are used again, and other sizes make room") {
   CHECK(e.first.pinned().held_bytes() <= PinnedPool::kMostBytes);
 }
 
-TEST_CASE("staging: a source that failed is told, and its blocks come back") {
+TEST_CASE("staging: a source that failed is reported, and its blocks come back") {
   Engines e;
   e.first.allocator().set_limit(1000);
   const Tensor there = transfer(full(e.first, {1000}, 1, DType::kF32), e.host);

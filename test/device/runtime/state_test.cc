@@ -1,6 +1,6 @@
-// Opening a device: each reason why it cannot be used is told in words that say what to do, and
-// leaves nothing behind. And errors of kernels that show later: they name the kernel, whoever meets
-// them, and are told once.
+// Opening a device: each reason why it cannot be used is an error that says what to do, and leaves
+// nothing behind. And errors of kernels that show later: they name the kernel, whichever call finds
+// them, and are reported once.
 #include <thread>
 
 #include "engine/engine.h"
@@ -125,16 +125,16 @@ TEST_CASE("an error that shows later names the last kernel before it") {
     CHECK(error == words);
     device_table().unmark(mark);
   }
-  CHECK(t.synchronize() == 0);  // the emulated device tells once
+  CHECK(t.synchronize() == 0);  // the emulated device reports it once
 }
 
-// While it lives a kernel's error is what every later call is told, from the next one on.
+// While it lives, every later call returns a kernel's error, from the next one on.
 struct AsOnAGpu {
   Setting at_once{"BALORA_EMULATOR_LAZY", "0"}, stays{"BALORA_EMULATOR_STICKY", "1"},
       bare{"BALORA_EMULATOR_WORDS", "0"};
 };
 
-// Writes beyond the end, and succeeds as far as its launch can tell.
+// Writes beyond the end, and succeeds as far as its launch knows.
 int32_t fill_too_much(const KernelTable& k, Context* ctx, View view) {
   view.shape[0] = 4000;
   return call(k.fill, ctx, {.y = &view, .value = 3});
@@ -163,12 +163,12 @@ TEST_CASE("what a broken device refuses is not the fault of who asks") {
       CHECK(call(k.copy, ctx, {.source = &vx, .destination = &vy}) != 0);
       CHECK(t.error() == "copy: " + kBrokenByFill);
     }
-    SUBCASE("device memory, which the next row tells") {
+    SUBCASE("device memory, which the next row reports") {
       CHECK(k.allocate(ctx->device_state, 64) == nullptr);
       CHECK(k.synchronize(ctx) != 0);
       CHECK(t.error() == "allocate: " + kBrokenByFill);
     }
-    SUBCASE("pinned memory, which the next row tells") {
+    SUBCASE("pinned memory, which the next row reports") {
       CHECK(k.pin(ctx->device_state, 64) == nullptr);
       CHECK(k.synchronize(ctx) != 0);
       CHECK(t.error() == "allocate: " + kBrokenByFill);
@@ -224,7 +224,7 @@ TEST_CASE("memory that is used up is no failure of the device") {
   CHECK(t.synchronize() == 0);
 }
 
-TEST_CASE("an op that a broken device cannot serve is told with what broke it") {
+TEST_CASE("an op that a broken device cannot serve is reported with what broke it") {
   if (!emulated()) return;
   const Setting exact("BALORA_EXACT_BLOCKS", "1");  // so that a tensor's end is known
   Engine engine(&device_table(), {});
@@ -247,7 +247,7 @@ TEST_CASE("an op that a broken device cannot serve is told with what broke it") 
   CHECK_NOTHROW(engine.stream().sync());
 }
 
-TEST_CASE("an error that was told is not that of the next launch") {
+TEST_CASE("an error that was reported is not that of the next launch") {
   DeviceTest t;
   const KernelTable& k = device_table();
   Context* ctx = t.device_context();

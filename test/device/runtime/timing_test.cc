@@ -20,7 +20,7 @@ TEST_CASE("marks tell the seconds between them, once they are reached") {
   TableContext device(k);
   const auto seconds_of = [&](int64_t n) {
     void* data = device.allocate(static_cast<uint64_t>(n) * sizeof(float));
-    View view{data, {n}, {1}, 1, BALORA_F32, nullptr};
+    const View view = contiguous_view(data, BALORA_F32, {n});
     void *from = nullptr, *to = nullptr;
     double seconds = -1;
     REQUIRE(k.record(device.get(), &from) == 0);

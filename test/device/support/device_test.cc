@@ -162,20 +162,6 @@ std::vector<double> Operand::host_values() const {
   return out;
 }
 
-View Operand::view_on(void* data) const {
-  View v{};
-  v.data = data;
-  v.ndim = static_cast<int32_t>(shape_.size());
-  v.dtype = dtype_;
-  int64_t step = 1;
-  for (int32_t i = v.ndim - 1; i >= 0; --i) {
-    v.shape[i] = shape_[static_cast<size_t>(i)];
-    v.stride[i] = step;
-    step *= v.shape[i];
-  }
-  return v;
-}
-
 DeviceTest::DeviceTest(uint32_t seed)
     : random_(seed), device_(device_table()), cpu_(*cpu_kernel_table()) {}
 

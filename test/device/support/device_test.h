@@ -25,7 +25,7 @@
 #include <vector>
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "tensor/dtype.h"
+#include "support/elements.h"
 
 namespace balora::test {
 
@@ -41,26 +41,6 @@ void for_each_type(const Body& body) {
 
 // The table of the plug-in named by BALORA_CUDA_PLUGIN, opened once.
 const KernelTable& device_table();
-
-template <typename T>
-constexpr int32_t dtype_of() {
-  if constexpr (std::is_same_v<T, float>) return BALORA_F32;
-  if constexpr (std::is_same_v<T, bf16>) return BALORA_BF16;
-  if constexpr (std::is_same_v<T, f16>) return BALORA_F16;
-  if constexpr (std::is_same_v<T, double>) return BALORA_F64;
-  if constexpr (std::is_same_v<T, int32_t>) return BALORA_I32;
-  if constexpr (std::is_same_v<T, int64_t>) return BALORA_I64;
-  if constexpr (std::is_same_v<T, uint8_t>) return BALORA_U8;
-}
-
-// Machine epsilon of the storage type.
-template <typename T>
-constexpr double epsilon_of() {
-  if constexpr (std::is_same_v<T, bf16>) return 0x1p-8;
-  if constexpr (std::is_same_v<T, f16>) return 0x1p-11;
-  if constexpr (std::is_same_v<T, float>) return 0x1p-24;
-  return 0x1p-53;
-}
 
 double element(int32_t dtype, const void* data, int64_t i);
 void set_element(int32_t dtype, void* data, int64_t i, double value);
@@ -112,7 +92,7 @@ class Operand {
   View device_view() const { return view_on(static_cast<char*>(device_data_) + guard_); }
 
  private:
-  View view_on(void* data) const;
+  View view_on(void* data) const { return contiguous_view(data, dtype_, shape_); }
 
   TableContext& device_;
   uint64_t guard_;  // bytes of a pattern before and after the array
@@ -153,7 +133,7 @@ class DeviceTest {
 
   // Copies every array to the device, runs the row there and on the CPU; both must succeed.
   void both(const Row& row);
-  // On one side only; returns the status. `error()` and `synchronize()` tell more.
+  // On one side only; returns the status. `error()` and `synchronize()` say more.
   int32_t on_device(const Row& row);
   int32_t on_cpu(const Row& row);
   int32_t synchronize();

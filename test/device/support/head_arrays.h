@@ -6,7 +6,12 @@ namespace balora::test {
 
 struct HeadSetting {
   int64_t m = 9, c = 8, v = 37;
-  HeadOptions options{0.3, 0.2, 0.15, 2.0, 1.0, 0.0, 5, 0};
+  HeadOptions options{.task_scale = 0.3,
+                      .consistency_scale = 0.2,
+                      .diversity_scale = 0.15,
+                      .temperature = 2.0,
+                      .entropy_temperature = 1.0,
+                      .entropy_top_k = 5};
   bool teacher = true, other_head = false, masks = true, targets = true;
   bool equal = false;   // runs of equal logits, also among the largest
   bool scaled = false;  // the scales lie on the device, too
@@ -32,7 +37,7 @@ struct HeadArrays {
 
 template <typename T>
 HeadArrays make_head_arrays(DeviceTest& t, const HeadSetting& s) {
-  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using Sum = Acc<T>;
   HeadArrays a;
   a.h = t.random<T>({s.m, s.c}, 2), a.ht = t.random<T>({s.m, s.c}, 2);
   a.w = t.random<T>({s.v, s.c}), a.wt = t.random<T>({s.v, s.c});

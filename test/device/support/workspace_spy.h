@@ -1,4 +1,4 @@
-// Counts the scratch that a row takes: where two ways give the same result, it tells which one ran,
+// Counts the scratch that a row takes: where two ways give the same result, it shows which one ran,
 // so that a broken way does not hide behind the one it falls back to.
 #pragma once
 #include <algorithm>

@@ -121,7 +121,7 @@ TEST_CASE("a pinned buffer that goes before its copy is an error of the stream")
   const cudaError_t status = cudaStreamSynchronize(b.stream);
   CHECK(status == cudaErrorLaunchFailure);
   CHECK(std::string(cudaGetErrorString(status)).find("freed before it ran") != std::string::npos);
-  CHECK(cudaStreamSynchronize(b.stream) == cudaSuccess);  // told once
+  CHECK(cudaStreamSynchronize(b.stream) == cudaSuccess);  // reported once
 }
 
 TEST_CASE("a device that broke refuses everything where its error is to stay") {

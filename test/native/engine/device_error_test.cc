@@ -1,4 +1,4 @@
-// Codes of what goes wrong on a device, wherever the engine is told of it: a lack of memory is
+// Codes of what goes wrong on a device, wherever the engine learns of it: a lack of memory is
 // ERR_OUT_OF_MEMORY, anything else ERR_NATIVE. The device is the CPU under another name, one of
 // whose rows fails.
 #include <doctest/doctest.h>

@@ -22,7 +22,7 @@ TEST_CASE("stream: runs in order on a thread of its own") {
 }
 
 TEST_CASE("stream: the first failure skips what follows, surfaces once, then all is well again") {
-  Stream stream(nullptr);
+  Stream stream;
   std::atomic<int> ran{0};
   stream.enqueue([] { throw ArgumentError("first"); });
   stream.enqueue([&] { ++ran; });
@@ -41,7 +41,7 @@ TEST_CASE("stream: the first failure skips what follows, surfaces once, then all
 }
 
 TEST_CASE("stream: a producer that runs far ahead waits for room") {
-  Stream stream(nullptr);
+  Stream stream;
   std::atomic<int64_t> ran{0};
   constexpr int64_t kOps = 200'000;  // more than the queue holds
   for (int64_t i = 0; i < kOps; ++i) stream.enqueue([&ran] { ++ran; });
@@ -51,7 +51,7 @@ TEST_CASE("stream: a producer that runs far ahead waits for room") {
 
 TEST_CASE("stream: what finishing finds surfaces at the next marker, behind an op's own failure") {
   std::string fault;
-  Stream stream(nullptr, [&fault] {
+  Stream stream({}, [&fault] {
     if (!fault.empty()) throw NativeError(std::exchange(fault, {}));
   });
   const auto failure = [&stream]() -> std::string {
@@ -77,7 +77,7 @@ TEST_CASE("stream: what finishing finds surfaces at the next marker, behind an o
 TEST_CASE("stream: an abandoned one drops its ops and still answers its markers") {
   std::atomic<int> ran{0}, failed{0};
   {
-    Stream stream(nullptr);
+    Stream stream;
     stream.enqueue([&stream] { stream.abandon(); });
     for (int i = 0; i < 10; ++i) stream.enqueue([&] { ++ran; });
     stream.enqueue_marker([&](const Failure* failure) { failed += failure != nullptr; });
@@ -89,7 +89,7 @@ TEST_CASE("stream: an abandoned one drops its ops and still answers its markers"
 TEST_CASE("stream: what must always run does, and leaves the failure to the next marker") {
   std::atomic<int> ran{0};
   {
-    Stream stream(nullptr);
+    Stream stream;
     stream.enqueue([] { throw ArgumentError("first"); });
     stream.enqueue_always([&] { ++ran; });
     CHECK_THROWS_WITH(stream.sync(), "first");
@@ -104,7 +104,7 @@ TEST_CASE("stream: what must always run does, and leaves the failure to the next
 TEST_CASE("stream: a full queue does not outlive its stream") {
   std::atomic<int> ran{0};
   {
-    Stream stream(nullptr);
+    Stream stream;
     for (int i = 0; i < 100; ++i) stream.enqueue([&] { ++ran; });
   }
   CHECK(ran == 100);

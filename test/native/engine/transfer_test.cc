@@ -52,7 +52,8 @@ TEST_CASE("transfer: values arrive in the order in which they were enqueued") {
   CHECK(transfer(full(first, {0}, 0, DType::kF32), second).numel() == 0);
 }
 
-TEST_CASE("transfer: a source that failed is told on both sides, as a cause and as a consequence") {
+TEST_CASE(
+    "transfer: a source that failed is reported on both sides, as a cause and as a consequence") {
   Engine first(cpu_kernel_table(), {}), second(cpu_kernel_table(), {});
   first.allocator().set_limit(1000);
   const Tensor there = transfer(full(first, {1000}, 1, DType::kF32), second);

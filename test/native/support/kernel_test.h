@@ -13,7 +13,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/cpu_state.h"
-#include "tensor/dtype.h"
+#include "support/elements.h"
 #include "tensor/errors.h"
 
 namespace balora::test {
@@ -47,44 +47,6 @@ class TestContext {
   Context ctx_{};  // first member: workspace() finds the object from it
   std::vector<std::unique_ptr<void, decltype(&std::free)>> scratch_;
 };
-
-template <typename T>
-constexpr int32_t dtype_of() {
-  if constexpr (std::is_same_v<T, float>) return BALORA_F32;
-  if constexpr (std::is_same_v<T, bf16>) return BALORA_BF16;
-  if constexpr (std::is_same_v<T, f16>) return BALORA_F16;
-  if constexpr (std::is_same_v<T, double>) return BALORA_F64;
-  if constexpr (std::is_same_v<T, int32_t>) return BALORA_I32;
-  if constexpr (std::is_same_v<T, int64_t>) return BALORA_I64;
-  if constexpr (std::is_same_v<T, uint8_t>) return BALORA_U8;
-}
-
-template <typename T>
-double to_double(T value) {
-  if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>)
-    return to_float(value);
-  else
-    return static_cast<double>(value);
-}
-
-template <typename T>
-T from_double(double value) {
-  if constexpr (std::is_same_v<T, bf16>)
-    return to_bf16(static_cast<float>(value));
-  else if constexpr (std::is_same_v<T, f16>)
-    return to_f16(static_cast<float>(value));
-  else
-    return static_cast<T>(value);
-}
-
-// Machine epsilon of the storage type.
-template <typename T>
-constexpr double epsilon_of() {
-  if constexpr (std::is_same_v<T, bf16>) return 0x1p-8;
-  if constexpr (std::is_same_v<T, f16>) return 0x1p-11;
-  if constexpr (std::is_same_v<T, float>) return 0x1p-24;
-  return 0x1p-53;
-}
 
 template <typename T>
 class Array {
@@ -124,19 +86,7 @@ class Array {
     return out;
   }
 
-  View view() {
-    View v{};
-    v.data = data();
-    v.ndim = static_cast<int32_t>(shape_.size());
-    v.dtype = dtype_of<T>();
-    int64_t step = 1;
-    for (int32_t i = v.ndim - 1; i >= 0; --i) {
-      v.shape[i] = shape_[static_cast<size_t>(i)];
-      v.stride[i] = step;
-      step *= v.shape[i];
-    }
-    return v;
-  }
+  View view() { return contiguous_view(data(), dtype_of<T>(), shape_); }
 
  private:
   static constexpr size_t kGuard = 64;

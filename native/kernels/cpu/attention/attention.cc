@@ -8,7 +8,6 @@
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "kernels/cpu/runtime/parallel.h"
 
 namespace balora::attention {
 namespace {
@@ -81,8 +80,20 @@ class Forward {
       const Band band = band_of(g_, first, first_key);
       score_product(band, {n, r, d}, scratch.keys + key_tile * kTile * d, scratch.q,
                     scratch.scores);
-      Softmax<E>::run({g_, segment.rows, first, queries, first_key, keys, r, n, d, scratch.scores,
-                       scratch.p, scratch.highest, scratch.total, scratch.out});
+      Softmax<E>::run({.geometry = g_,
+                       .segment_rows = segment.rows,
+                       .first_query = first,
+                       .queries = queries,
+                       .first_key = first_key,
+                       .keys = keys,
+                       .padded_queries = r,
+                       .padded_keys = n,
+                       .padded_size = d,
+                       .scores = scratch.scores,
+                       .p = scratch.p,
+                       .highest = scratch.highest,
+                       .total = scratch.total,
+                       .out = scratch.out});
       sum_over_keys(band, {d, r, n}, scratch.values + key_tile * kTile * d, scratch.p, scratch.out);
     }
     finish(row, queries, head, scratch);
@@ -134,20 +145,10 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
   for (const Segment& segment : segments) {
     clear_padding(segment, g, operands.out, data_of<A>(lse));
   }
-  Arena count;
-  Scratch<E>(count, g, plan.longest);
-  const int64_t width = static_cast<int64_t>(plan.threads.size());
-  char* memory = workspace<char>(ctx, count.used() * width);
+  char* memory = workspace<char>(ctx, scratch_bytes<Scratch<E>>(g, plan) * plan.width());
   const Forward<T, E> forward(g, operands, data_of<A>(lse));
-  parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
-    const TileScope scope;
-    for (int64_t thread = begin; thread < end; ++thread) {
-      Arena arena(memory + thread * count.used());
-      const Scratch<E> scratch(arena, g, plan.longest);
-      for (const Run& run : plan.threads[static_cast<size_t>(thread)]) {
-        forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
-      }
-    }
+  for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
+    forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
 }
 
@@ -161,8 +162,13 @@ int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o
   const Geometry g = geometry_of(o);
   const std::vector<Segment> segments = segments_of(o);
   dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
-    const Operands<T> operands{data_of<T>(o.q), data_of<T>(o.k), data_of<T>(o.v), data_of<T>(o.out),
-                               o.q->stride[0],  o.k->stride[0],  o.v->stride[0]};
+    const Operands<T> operands{.q = data_of<T>(o.q),
+                               .k = data_of<T>(o.k),
+                               .v = data_of<T>(o.v),
+                               .out = data_of<T>(o.out),
+                               .q_stride = o.q->stride[0],
+                               .k_stride = o.k->stride[0],
+                               .v_stride = o.v->stride[0]};
     attention::forward<T, E>(ctx, g, segments, operands, o.lse);
   });
   return 0;

@@ -151,8 +151,21 @@ class Backward {
     const Band band = band_of(g_, own.first, first_key);
     score_product(band, {n, r, d}, s.keys + k_at, s.q_transposed + q_at, s.scores);
     score_product(band, {n, r, d}, s.values + k_at, s.dout_transposed + q_at, s.dp);
-    ScoreGradient<E>::run({g_, segment.rows, own.first, own.count(), first_key, keys, r, n,
-                           s.scores, s.dp, s.lse + at, s.delta + at, s.p, s.ds, s.ds_right});
+    ScoreGradient<E>::run({.geometry = g_,
+                           .segment_rows = segment.rows,
+                           .first_query = own.first,
+                           .queries = own.count(),
+                           .first_key = first_key,
+                           .keys = keys,
+                           .padded_queries = r,
+                           .padded_keys = n,
+                           .scores = s.scores,
+                           .dp = s.dp,
+                           .lse = s.lse + at,
+                           .delta = s.delta + at,
+                           .p = s.p,
+                           .ds = s.ds,
+                           .ds_right = s.ds_right});
     sum_over_queries(band, {n, d, r}, s.p, s.dout + q_at, s.dv + k_at);
     sum_over_queries(band, {n, d, r}, s.ds, s.q + q_at, s.dk + k_at);
     sum_over_keys(band, {d, r, n}, s.keys_transposed + k_at, s.ds_right, s.dq + q_at);
@@ -225,23 +238,14 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
     clear_rows(operands.dv, g.kv_heads, padding, segment.stop);
   }
   const Plan plan = make_plan(g, segments, ctx->num_threads, true);
-  Arena count;
-  Scratch<E>(count, g, plan.longest);
-  const int64_t width = static_cast<int64_t>(plan.threads.size());
+  const int64_t scratch_size = scratch_bytes<Scratch<E>>(g, plan) * plan.width();
   const int64_t slot_size = tile_count(plan.longest) * kTile * g.padded();
   const int64_t slot_bytes = plan.slots * g.group() * slot_size * static_cast<int64_t>(sizeof(A));
-  char* memory = workspace<char>(ctx, count.used() * width + slot_bytes);
-  A* slots = reinterpret_cast<A*>(memory + count.used() * width);
+  char* memory = workspace<char>(ctx, scratch_size + slot_bytes);
+  A* slots = reinterpret_cast<A*>(memory + scratch_size);
   const Backward<T, E> backward(g, operands, slots, slot_size);
-  parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
-    const TileScope scope;
-    for (int64_t thread = begin; thread < end; ++thread) {
-      Arena arena(memory + thread * count.used());
-      const Scratch<E> scratch(arena, g, plan.longest);
-      for (const Run& run : plan.threads[static_cast<size_t>(thread)]) {
-        backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
-      }
-    }
+  for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
+    backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
   merge_slots(ctx, g, segments, plan, backward);
 }
@@ -256,9 +260,15 @@ int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward&
   const Geometry g = geometry_of(o);
   const std::vector<Segment> segments = segments_of(o);
   dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
-    const Operands<T, Acc<E>> operands{Heads<T>(o.dout), Heads<T>(o.q),   Heads<T>(o.k),
-                                       Heads<T>(o.v),    Heads<T>(o.out), Heads<T>(o.dq),
-                                       Heads<T>(o.dk),   Heads<T>(o.dv),  data_of<Acc<E>>(o.lse)};
+    const Operands<T, Acc<E>> operands{.dout = Heads<T>(o.dout),
+                                       .q = Heads<T>(o.q),
+                                       .k = Heads<T>(o.k),
+                                       .v = Heads<T>(o.v),
+                                       .out = Heads<T>(o.out),
+                                       .dq = Heads<T>(o.dq),
+                                       .dk = Heads<T>(o.dk),
+                                       .dv = Heads<T>(o.dv),
+                                       .lse = data_of<Acc<E>>(o.lse)};
     attention::backward<T, E>(ctx, g, segments, operands);
   });
   return 0;

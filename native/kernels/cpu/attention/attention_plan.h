@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/products/tile_gemm.h"
+#include "kernels/cpu/runtime/parallel.h"
 #include "kernels/kernel_table.h"
 
 namespace balora::attention {
@@ -106,6 +107,8 @@ struct Plan {
   std::vector<std::vector<Run>> threads;
   int64_t slots = 0;
   int64_t longest = 0;  // rows of the longest segment
+
+  int64_t width() const { return static_cast<int64_t>(threads.size()); }
 };
 
 // Deals the tiles in order, in shares of equal cost (tiles met), so the split depends on shapes and
@@ -128,5 +131,28 @@ class Arena {
   char* base_;
   int64_t used_ = 0;
 };
+
+// Bytes of the scratch of one thread. A Scratch is laid out by its constructor (arena, geometry,
+// rows of the longest segment).
+template <typename Scratch>
+int64_t scratch_bytes(const Geometry& g, const Plan& plan) {
+  Arena count;
+  Scratch(count, g, plan.longest);
+  return count.used();
+}
+
+// Calls body(run, scratch) for the runs of every thread. `memory` has the scratch of all threads.
+template <typename Scratch, typename Body>
+void for_runs(Context* ctx, const Geometry& g, const Plan& plan, char* memory, const Body& body) {
+  const int64_t bytes = scratch_bytes<Scratch>(g, plan);
+  parallel_for(ctx, plan.width(), 1, [&](int64_t begin, int64_t end) {
+    const TileScope scope;
+    for (int64_t thread = begin; thread < end; ++thread) {
+      Arena arena(memory + thread * bytes);
+      const Scratch scratch(arena, g, plan.longest);
+      for (const Run& run : plan.threads[static_cast<size_t>(thread)]) body(run, scratch);
+    }
+  });
+}
 
 }  // namespace balora::attention

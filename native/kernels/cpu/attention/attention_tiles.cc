@@ -38,21 +38,11 @@ BALORA_INLINE void fill_outside(X* row, Columns inner, int64_t first, int64_t la
   for (int64_t j = inner.last; j < last; ++j) row[j] = value;
 }
 
-// e^x for x at most a little above 0, as softmax needs it; 0 below -87. 2 ulp (see vexp, whose
-// polynomial this is).
+// e^x for x at most a little above 0, as softmax needs it; 0 below -87. 2 ulp.
 BALORA_INLINE float exp_unit(float x) {
   const bool vanishes = x < -87.0f;
   x = vanishes ? -87.0f : x;
-  const float shifted = x * vec::kLog2e + vec::kRound;
-  const float n = shifted - vec::kRound;
-  const float r = (x - n * vec::kLn2High) - n * vec::kLn2Low;
-  float p = 1.979029767e-4f;
-  p = p * r + 1.394470339e-3f;
-  p = p * r + 8.333497681e-3f;
-  p = p * r + 4.166629538e-2f;
-  p = p * r + 1.666666567e-1f;
-  p = p * r + 0.5f;
-  p = (p * r) * r + r + 1.0f;
+  const auto [shifted, p] = vec::exp_parts(x);
   const uint32_t scaled = std::bit_cast<uint32_t>(p) + (std::bit_cast<uint32_t>(shifted) << 23);
   return vanishes ? 0.0f : std::bit_cast<float>(scaled);
 }
@@ -157,11 +147,11 @@ BALORA_INLINE void mask_block(const SoftmaxTile<E>& t, int64_t column, const Blo
 
 // Brings what out has summed so far to a new maximum.
 template <typename E>
-BALORA_INLINE void fade_columns(const SoftmaxTile<E>& t, int64_t column, const Acc<E>* fade) {
+BALORA_INLINE void rescale_columns(const SoftmaxTile<E>& t, int64_t column, const Acc<E>* rescale) {
   for (int64_t d = 0; d < t.padded_size; ++d) {
     Acc<E>* out = t.out + d * t.padded_queries + column;
 #pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l) out[l] *= fade[l];
+    for (int64_t l = 0; l < kLanes; ++l) out[l] *= rescale[l];
   }
 }
 
@@ -233,20 +223,21 @@ BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t column) {
     }
   }
   mask_block(t, column, keys);
-  A highest[kLanes], before[kLanes], sum[kLanes] = {}, fade[kLanes];
+  A highest[kLanes], before[kLanes], sum[kLanes] = {}, rescale[kLanes];
   raise_maxima(t, column, keys, scale, before, highest);
   sum_exponentials(t, column, keys, scale, highest, sum);
   zero_pairs(t, column, 0, keys.first);
   zero_pairs(t, column, keys.last, t.padded_keys);
-  int faded = 0;
-#pragma omp simd reduction(| : faded)
+  int rescaled = 0;
+#pragma omp simd reduction(| : rescaled)
   for (int64_t l = 0; l < kLanes; ++l) {
-    fade[l] = vexp(before[l] - highest[l]);  // 0 for the first tile, before which it was -infinity
-    t.total[column + l] = t.total[column + l] * fade[l] + sum[l];
+    rescale[l] =
+        vexp(before[l] - highest[l]);  // 0 for the first tile, before which it was -infinity
+    t.total[column + l] = t.total[column + l] * rescale[l] + sum[l];
     // Before the first tile that is seen, out is 0.
-    faded |= (fade[l] != A(1)) & (before[l] != -std::numeric_limits<A>::infinity());
+    rescaled |= (rescale[l] != A(1)) & (before[l] != -std::numeric_limits<A>::infinity());
   }
-  if (faded) fade_columns(t, column, fade);
+  if (rescaled) rescale_columns(t, column, rescale);
 }
 
 template <typename E>

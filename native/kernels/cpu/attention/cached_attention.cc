@@ -173,7 +173,7 @@ struct Work {
   int64_t row, kv_head;
   int64_t head, heads;  // of the kv head's group
   int64_t first, last;  // keys
-  int64_t part, parts;  // which of the row's
+  int64_t parts;        // of the row's keys
   int64_t slot;         // of the first of the heads among all partial results
 };
 
@@ -195,12 +195,16 @@ Plan make_plan(const Layer& layer, const balora_cached_attention& o) {
       for (int64_t kv_head = 0; kv_head < layer.heads(); ++kv_head) {
         for (int64_t head = 0; head < group; head += kShared) {
           const int64_t heads = std::min(kShared, group - head);
-          Work work{&sequence, row, kv_head, head, heads, 0, 0, 0, parts, 0};
           for (int64_t part = 0; part < std::max<int64_t>(parts, 1); ++part) {
-            work.part = part;
-            work.first = std::max(first, (from + part) * kPart);
-            work.last = std::min(last, (from + part + 1) * kPart);
-            work.slot = plan.slots;
+            const Work work{.sequence = &sequence,
+                            .row = row,
+                            .kv_head = kv_head,
+                            .head = head,
+                            .heads = heads,
+                            .first = std::max(first, (from + part) * kPart),
+                            .last = std::min(last, (from + part + 1) * kPart),
+                            .parts = parts,
+                            .slot = plan.slots};
             if (parts > 1) plan.slots += heads;
             plan.work.push_back(work);
             if (parts > 1 && part == 0) plan.rows.push_back(work);

@@ -19,8 +19,8 @@ static_assert(BALORA_CACHE_CHANNELS % BALORA_CACHE_BLOCK == 0);
 struct Sequence {
   int64_t begin, end;
   int64_t length;
-  int64_t first;        // of the blocks that are kept
-  char* const* blocks;  // from that one on: where the layer's keys begin
+  int64_t first;                  // of the blocks that are kept
+  char* const* blocks = nullptr;  // from that one on: where the layer's keys begin
 
   int64_t rows() const { return end - begin; }
 };
@@ -63,7 +63,10 @@ class Layer {
       if (lengths[b] < 0 || (causal && end - begin > lengths[b])) {
         throw ArgumentError(messages::cache_rows(end - begin, b, lengths[b]));
       }
-      sequences_.push_back({begin, end, lengths[b], first ? std::max(first[b], 0) : 0, nullptr});
+      sequences_.push_back({.begin = begin,
+                            .end = end,
+                            .length = lengths[b],
+                            .first = first ? std::max(first[b], 0) : 0});
     }
   }
 

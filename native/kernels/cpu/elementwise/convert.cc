@@ -48,15 +48,13 @@ void convert_rows(Context* ctx, const SourceRows& from, const ResultRows& to, in
                   int64_t cols) {
   dispatch_float(from.dtype, [&]<typename From>() {
     dispatch_float(to.dtype, [&]<typename To>() {
-      const auto range = [&](int64_t begin, int64_t end) {
+      const int64_t grain = std::max<int64_t>(kGrainElements / std::max<int64_t>(cols, 1), 1);
+      parallel_for(ctx, rows, grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           convert(static_cast<const From*>(from.data) + i * from.stride,
                   static_cast<To*>(to.data) + i * to.stride, cols);
         }
-      };
-      if (!ctx) return range(0, rows);
-      parallel_for(ctx, rows, std::max<int64_t>(kGrainElements / std::max<int64_t>(cols, 1), 1),
-                   range);
+      });
     });
   });
 }

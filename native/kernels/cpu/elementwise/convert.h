@@ -7,7 +7,7 @@
 
 namespace balora {
 
-// to[i][j] = from[i][j] for rows x cols elements. ctx null: on the calling thread.
+// to[i][j] = from[i][j] for rows x cols elements.
 void convert_rows(Context* ctx, const SourceRows& from, const ResultRows& to, int64_t rows,
                   int64_t cols);
 

@@ -120,7 +120,9 @@ int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
       if constexpr (std::is_same_v<T, bf16>) {
         for (int64_t n = begin; lanes && n < end; ++n) swiglu_row_bf16(g[n], u[n], to[n], width);
       }
-      if (!lanes) forward(Forward<T>{g, u, to, width}, o.activation, begin, end);
+      if (lanes) return;
+      const Forward<T> rows{.gate = g, .up = u, .y = to, .width = width};
+      forward(rows, o.activation, begin, end);
     });
   });
   return 0;
@@ -137,7 +139,9 @@ int32_t gated_backward_kernel(Context* ctx, const balora_gated_backward& o) {
           swiglu_backward_row_bf16(d[n], g[n], u[n], dg[n], du[n], width);
         }
       }
-      if (!lanes) backward(Backward<T>{d, g, u, dg, du, width}, o.activation, begin, end);
+      if (lanes) return;
+      const Backward<T> rows{.dy = d, .gate = g, .up = u, .dgate = dg, .dup = du, .width = width};
+      backward(rows, o.activation, begin, end);
     });
   });
   return 0;

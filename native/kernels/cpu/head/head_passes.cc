@@ -1,4 +1,3 @@
-// head_passes.h.
 #include "kernels/cpu/head/head_passes.h"
 
 #include <algorithm>

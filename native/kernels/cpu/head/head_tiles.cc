@@ -78,7 +78,12 @@ void for_parts(Context* ctx, const Extents& extents, int64_t size, const Body& b
       const int64_t last = std::min((c + 1) * column_panels / grid.columns * kTileN, columns);
       bf16* tiles = memory + p * each;
       if (row < row_end && first < last) {
-        body(Part{row, row_end - row, first, last, tiles, tiles + round_up(size, kPage)});
+        body(Part{.row = row,
+                  .rows = row_end - row,
+                  .first = first,
+                  .last = last,
+                  .tiles = tiles,
+                  .padding = tiles + round_up(size, kPage)});
       }
     }
   });

@@ -42,7 +42,7 @@ int64_t products_for(int64_t niter) {
 }
 
 // Whether to form A^T A: it costs m n^2 and then saves 4 m n - 2 n^2 a column and product. In bf16
-// its flops are about six times as quick.
+// its flops are about six times as fast.
 bool gram_pays(const LowRankProblem& p) {
   const double m = static_cast<double>(p.w.m()), n = static_cast<double>(p.w.n());
   const double columns =

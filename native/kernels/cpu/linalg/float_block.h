@@ -16,7 +16,7 @@ struct FloatBlock {
 };
 
 // Hands out parts of one block of memory. Without a block it only counts, so that the same layout
-// code first tells how much is needed.
+// code first computes how much is needed.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}

@@ -8,7 +8,7 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kDenseOrder = 192;       // up to here a dense eigen-solver is as quick
+constexpr int64_t kDenseOrder = 192;       // up to here a dense eigen-solver is as fast
 constexpr double kEigenTolerance = 1e-12;  // residual over the largest eigenvalue
 
 // A matrix that grows by columns: storage for `capacity` of them, `cols` in use.

@@ -20,7 +20,7 @@ constexpr int64_t kPerWord = 4 / static_cast<int64_t>(sizeof(T));
 // 16 lines of 16 words, from the rows of W. One function a type, since a template cannot be
 // compiled for several CPUs.
 #define READ_LINES(S)                                                                         \
-  BALORA_SIMD void read_lines(float*, const S* w, int64_t ld, bool, uint32_t* words) {        \
+  BALORA_SIMD void read_lines(const S* w, int64_t ld, uint32_t* words) {                      \
     for (int64_t i = 0; i < 16; ++i) {                                                        \
       for (int64_t j = 0; j < 16; ++j) {                                                      \
         words[i * 16 + j] = std::bit_cast<uint32_t>(static_cast<float>(load(w[i * ld + j]))); \
@@ -32,9 +32,14 @@ READ_LINES(bf16)
 READ_LINES(f16)
 #undef READ_LINES
 
-template <typename S>
-void read_lines(bf16*, const S* w, int64_t ld, bool across, uint32_t* words) {
-  lanes::read_lines(w, ld, across, words);
+// 16 lines of 16 words of T: values in f32, or pairs of bf16 (lanes::read_lines).
+template <typename T, typename S>
+void read_words(const S* w, int64_t ld, bool across, uint32_t* words) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    lanes::read_lines(w, ld, across, words);
+  } else {
+    read_lines(w, ld, words);
+  }
 }
 
 // The 16 x (16 words of k) block of A^T at row `row`, word `word`: lines of words of k (tall) or of
@@ -49,14 +54,13 @@ void read_block(const WeightSource& w, int64_t row, int64_t word, uint32_t* word
   const int64_t rows = std::clamp<int64_t>(w.rows - w_row, 0, height);
   const int64_t cols = std::clamp<int64_t>(w.cols - w_col, 0, width);
   if (rows == height && cols == width) {
-    return read_lines(static_cast<T*>(nullptr), data + w_row * w.cols + w_col, w.cols, w.tall(),
-                      words);
+    return read_words<T>(data + w_row * w.cols + w_col, w.cols, w.tall(), words);
   }
   S edge[32 * 32] = {};
   for (int64_t i = 0; i < rows; ++i) {
     std::copy_n(data + (w_row + i) * w.cols + w_col, cols, edge + i * width);
   }
-  read_lines(static_cast<T*>(nullptr), edge, width, w.tall(), words);
+  read_words<T>(static_cast<const S*>(edge), width, w.tall(), words);
 }
 
 void copy_lines(const uint32_t* from, uint32_t* to, int64_t stride) {

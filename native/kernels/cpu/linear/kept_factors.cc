@@ -1,4 +1,3 @@
-// kept_factors.h.
 #include "kernels/cpu/linear/kept_factors.h"
 
 #include <cstdlib>
@@ -10,7 +9,7 @@
 namespace balora {
 namespace {
 
-// The content of a factor's slot.
+// The content of a slot.
 struct Kept {
   std::shared_ptr<const char> storage = std::make_shared<const char>();
 
@@ -27,6 +26,7 @@ struct Kept {
   std::optional<Fact> fact;
 };
 
+// The content of a factor's slot, made at the first call; null for a factor without a slot.
 Kept* kept_of(const View& factor) {
   if (!factor.versioned || !view_contiguous(factor)) return nullptr;
   balora_slot& slot = *factor.versioned;
@@ -60,7 +60,10 @@ void KeptKey::add(const LowRankUpdate& update, Side side, int64_t linear) {
   const View* const start = update.start(side);
   Part part{.now = values_of(update.factor(side)), .linear = linear};
   if (start) part.start = values_of(*start);
-  if (side == Side::kB) part.scale = update.scale, part.is_change = update.is_change();
+  if (side == Side::kB) {
+    part.scale = update.scale;
+    part.is_change = update.is_change();
+  }
   is_known = is_known && part.now.storage && (!start || part.start.storage);
   parts.push_back(std::move(part));
 }
@@ -87,7 +90,7 @@ const void* kept_matrix(Context* ctx, const View& owner, const KeptKey& key, int
 bool kept_fact(const View& now, const View& start, const std::function<bool()>& compute) {
   const FactorValues own = values_of(now), other = values_of(start);
   if (!own.storage || !other.storage) return compute();
-  std::optional<Kept::Fact>& fact = static_cast<Kept*>(now.versioned->data)->fact;
+  std::optional<Kept::Fact>& fact = kept_of(now)->fact;
   if (!fact || fact->now != own || fact->start != other) fact = {own, other, compute()};
   return fact->holds;
 }

@@ -39,7 +39,7 @@ struct KeptKey {
   std::vector<Part> parts;
   Form form = Form::kTileRows;
   int64_t extent = 0;    // of the factors' other side
-  bool is_known = true;  // else the values of some factor cannot be told, and nothing is kept
+  bool is_known = true;  // else the version of some factor is unknown, and nothing is kept
 
   void add(const LowRankUpdate& update, Side side, int64_t linear = 0);
   bool operator==(const KeptKey&) const = default;

@@ -18,7 +18,7 @@ namespace balora {
 namespace {
 
 TileTerm rows_term(const View& x) {
-  return {data_of<bf16>(&x), x.shape[1], x.shape[1], nullptr};
+  return {.a = data_of<bf16>(&x), .lda = x.shape[1], .k = x.shape[1]};
 }
 
 // x W^T, or x W. The walk packs W anew each time: next to the products of a few hundred rows that
@@ -119,7 +119,7 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
     for (; next < ends[i]; ++next) {
       const KSegment::Place& place = segment.places()[next];
       const auto scale = static_cast<float>(place.update.scale);
-      projection.factors.push_back(segment.factor(place, scale, place.update.du, nullptr));
+      projection.factors.push_back(segment.factor(place, scale, place.update.du));
       columns.add(place.update, Side::kB);
     }
     columns.pack(ctx, b.take<bf16>(columns.size()), projection.factors);

@@ -31,69 +31,67 @@ struct Block {
 // a part alone have where it is now.
 enum class Order { kNowThenChange, kChangeThenStart };
 
-// A factor of an update and of its start.
-struct Factor {
-  const View* LowRankUpdate::*now;
-  const View* LowRankUpdate::*start;
+// A factor, less another one where that is given.
+struct Values {
+  const View& factor;
+  const View* minus = nullptr;
 };
-constexpr Factor kFactorA = {&LowRankUpdate::a, &LowRankUpdate::start_a};
-constexpr Factor kFactorB = {&LowRankUpdate::b, &LowRankUpdate::start_b};
 
-// Calls body(now, start, column) for the factors of each update in its group of columns: the
-// difference of two views, or one of them where the other is null.
+// Calls body(update, values, column) for each group of columns of each update.
 template <typename Body>
-void for_factors(const Block& block, Order order, const Factor& factor, const Body& body) {
+void for_factors(const Block& block, Order order, Side side, const Body& body) {
   int64_t column = 0, second = block.ranks;
   for (const LowRankUpdate& update : block.updates) {
-    const View& now = *(update.*factor.now);
-    const View* start = update.*factor.start;
-    const bool change_first = start && order == Order::kChangeThenStart;
-    body(update, now, change_first ? start : nullptr, column);
-    column += update.rank();
-    if (!start) continue;
-    if (order == Order::kNowThenChange) {
-      body(update, now, start, second);
+    const View& now = update.factor(side);
+    const View* const start = update.start(side);
+    if (!start) {
+      body(update, {now}, column);
+    } else if (order == Order::kNowThenChange) {
+      body(update, {now}, column);
+      body(update, {now, start}, second);
     } else {
-      body(update, *start, nullptr, second);
+      body(update, {now, start}, column);
+      body(update, {*start}, second);
     }
-    second += update.rank();
+    column += update.rank();
+    if (start) second += update.rank();
   }
 }
 
+// `count` scaled values from the element `first` on.
 template <typename E>
-void copy_scaled(const E* from, const E* minus, E scale, int64_t count, E* to) {
+void copy_scaled(const Values& values, int64_t first, E scale, int64_t count, E* to) {
+  const E* const from = data_of<E>(&values.factor) + first;
+  const E* const minus = values.minus ? data_of<E>(values.minus) + first : nullptr;
   for (int64_t j = 0; j < count; ++j) to[j] = scale * (minus ? from[j] - minus[j] : from[j]);
 }
 
 // A (R,I) of the updates as rows: to (columns,I).
 template <typename E>
 void write_rows(Context* ctx, const Block& block, Order order, E* to) {
-  const auto write = [&](const LowRankUpdate& update, const View& now, const View* start,
-                         int64_t column) {
-    const int64_t in = now.shape[1];
+  const auto write = [&](const LowRankUpdate& update, const Values& values, int64_t column) {
+    const int64_t in = values.factor.shape[1];
     parallel_for(ctx, update.rank(), 16, [&](int64_t begin, int64_t end) {
-      copy_scaled(data_of<E>(&now) + begin * in, start ? data_of<E>(start) + begin * in : nullptr,
-                  E(1), (end - begin) * in, to + (column + begin) * in);
+      copy_scaled<E>(values, begin * in, E(1), (end - begin) * in, to + (column + begin) * in);
     });
   };
-  for_factors(block, order, kFactorA, write);
+  for_factors(block, order, Side::kA, write);
 }
 
 // s B (O,R) of the updates as columns: to (O,columns).
 template <typename E>
 void write_columns(Context* ctx, const Block& block, Order order, E* to) {
   const int64_t ld = block.columns();
-  const auto write = [&](const LowRankUpdate& update, const View& now, const View* start,
-                         int64_t column) {
+  const auto write = [&](const LowRankUpdate& update, const Values& values, int64_t column) {
     const int64_t rank = update.rank();
-    parallel_for(ctx, now.shape[0], 512, [&](int64_t begin, int64_t end) {
+    const auto scale = static_cast<E>(update.scale);
+    parallel_for(ctx, values.factor.shape[0], 512, [&](int64_t begin, int64_t end) {
       for (int64_t o = begin; o < end; ++o) {
-        copy_scaled(data_of<E>(&now) + o * rank, start ? data_of<E>(start) + o * rank : nullptr,
-                    static_cast<E>(update.scale), rank, to + o * ld + column);
+        copy_scaled<E>(values, o * rank, scale, rank, to + o * ld + column);
       }
     });
   };
-  for_factors(block, order, kFactorB, write);
+  for_factors(block, order, Side::kB, write);
 }
 
 template <typename E>

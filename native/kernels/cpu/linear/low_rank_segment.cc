@@ -1,4 +1,3 @@
-// low_rank_segment.h.
 #include "kernels/cpu/linear/low_rank_segment.h"
 
 #include <algorithm>
@@ -74,7 +73,13 @@ TileFactor KSegment::factor(const Place& place, float scale, float* u, const bf1
   const FactorForm form = place.update.has_start()   ? FactorForm::kChange
                           : place.update.is_change() ? FactorForm::kOnce
                                                      : FactorForm::kHalves;
-  return {place.update.rank(), scale, form, tiles, u, a_ ? a_ + place.first : nullptr, k()};
+  return {.rank = place.update.rank(),
+          .scale = scale,
+          .form = form,
+          .tiles = tiles,
+          .u = u,
+          .columns = a_ ? a_ + place.first : nullptr,
+          .ld = k()};
 }
 
 void add_columns(const LowRankUpdate& update, Side side, std::vector<FactorLine>& columns) {

@@ -54,16 +54,18 @@ class KSegment {
   // Takes the operands: B packed, and memory for A, of which the columns that no update fills are
   // cleared: they meet zeros, but must not be NaN.
   void use(Context* ctx, bf16* a, const bf16* b, int64_t m);
-  TileTerm term() const { return {a_, k(), k(), b_, true, used_}; }
+  TileTerm term() const {
+    return {.a = a_, .lda = k(), .k = k(), .tiles = b_, .padded_rows = true, .used = used_};
+  }
 
   struct Place {
     LowRankUpdate update;
     int64_t first;
   };
   std::span<const Place> places() const { return places_; }
-  // The projection of an update by its packed columns, and where it is written to: u (f32) unless
-  // that is null, and the A operand unless use() was not called.
-  TileFactor factor(const Place& place, float scale, float* u, const bf16* tiles) const;
+  // The projection of an update by its packed columns (null: set later), and where it is written
+  // to: u (f32) unless that is null, and the A operand unless use() was not called.
+  TileFactor factor(const Place& place, float scale, float* u, const bf16* tiles = nullptr) const;
 
  private:
   // Times R that an update takes: as many as FactorForm says.

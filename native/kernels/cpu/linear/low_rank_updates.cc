@@ -1,4 +1,3 @@
-// low_rank_updates.h.
 #include "kernels/cpu/linear/low_rank_updates.h"
 
 #include <algorithm>
@@ -54,12 +53,11 @@ bool is_close(Context* ctx, const View& x, const View& start) {
   return all.change <= kLargestChange * kLargestChange * all.start;  // false for NaN
 }
 
-bool compare(Context* ctx, const View& x, const View& start) {
-  return x.dtype == BALORA_F64 ? is_close<double>(ctx, x, start) : is_close<float>(ctx, x, start);
-}
-
+// Once for the values that the factor has: a step of the optimiser makes others.
 bool is_close(Context* ctx, const View& x, const View& start) {
-  return kept_fact(x, start, [&] { return compare(ctx, x, start); });
+  return kept_fact(x, start, [&] {
+    return x.dtype == BALORA_F64 ? is_close<double>(ctx, x, start) : is_close<float>(ctx, x, start);
+  });
 }
 
 }  // namespace

@@ -194,18 +194,23 @@ RmsNormRow lanes_row(const O& o, double eps) {
           static_cast<float>(o.weight_offset), o.cast_before_weight != 0};
 }
 
+template <typename Body>
+void for_each_row(Context* ctx, int64_t rows, const Body& body) {
+  parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) body(n);
+  });
+}
+
 }  // namespace
 
 int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) {
   const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
   if (o.x->dtype == BALORA_BF16 && tiles_ready()) {
     const RmsNormRow norm = lanes_row(o, o.eps);
-    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const int64_t at = n * channels;
-        data_of<float>(o.rstd)[n] =
-            rms_norm_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.y) + at);
-      }
+    for_each_row(ctx, rows, [&](int64_t n) {
+      const int64_t at = n * channels;
+      data_of<float>(o.rstd)[n] =
+          rms_norm_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.y) + at);
     });
     return 0;
   }
@@ -221,13 +226,11 @@ int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forw
   const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
   if (o.x->dtype == BALORA_BF16 && tiles_ready()) {
     const RmsNormRow norm = lanes_row(o, o.eps);
-    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const int64_t at = n * channels;
-        data_of<float>(o.rstd)[n] =
-            rms_norm_add_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.residual) + at,
-                                  data_of<bf16>(o.sum) + at, data_of<bf16>(o.y) + at);
-      }
+    for_each_row(ctx, rows, [&](int64_t n) {
+      const int64_t at = n * channels;
+      data_of<float>(o.rstd)[n] =
+          rms_norm_add_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.residual) + at,
+                                data_of<bf16>(o.sum) + at, data_of<bf16>(o.y) + at);
     });
     return 0;
   }
@@ -245,13 +248,11 @@ int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o
   const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
   if (o.x->dtype == BALORA_BF16 && !o.dweight && o.dx && tiles_ready()) {
     const RmsNormRow norm = lanes_row(o, 0);
-    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const int64_t at = n * channels;
-        rms_norm_backward_row_bf16(
-            norm, data_of<bf16>(o.dy) + at, o.dsum ? data_of<bf16>(o.dsum) + at : nullptr,
-            data_of<bf16>(o.x) + at, data_of<float>(o.rstd)[n], data_of<bf16>(o.dx) + at);
-      }
+    for_each_row(ctx, rows, [&](int64_t n) {
+      const int64_t at = n * channels;
+      rms_norm_backward_row_bf16(
+          norm, data_of<bf16>(o.dy) + at, o.dsum ? data_of<bf16>(o.dsum) + at : nullptr,
+          data_of<bf16>(o.x) + at, data_of<float>(o.rstd)[n], data_of<bf16>(o.dx) + at);
     });
     return 0;
   }

@@ -6,10 +6,6 @@
 #include <Eigen/Core>
 #include <algorithm>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -141,10 +137,10 @@ struct Wide {
   T* c;
 };
 
-// Widens what is not T, multiplies, and narrows C. Conversions share the work when `ctx` is given.
+// Widens what is not T, multiplies, and narrows C.
 template <typename T>
-void widened_product(const GemmShape& s, GemmInput a, GemmInput b, const GemmOutput& c,
-                     const GemmScale& scale, const Wide<T>& wide, Context* ctx = nullptr) {
+void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
+                     const GemmOutput& c, const GemmScale& scale, const Wide<T>& wide) {
   constexpr int32_t kType = kDtypeOfAcc<T>;
   const auto widen = [&](GemmInput& x, int64_t rows, int64_t cols, T* to) {
     if (x.dtype == kType) return;
@@ -162,16 +158,11 @@ void widened_product(const GemmShape& s, GemmInput a, GemmInput b, const GemmOut
     if (scale.beta != 0) convert_rows(ctx, {c.data, c.dtype, c.ld}, {out, kType, ldc}, s.m, s.n);
   }
   if constexpr (sizeof(T) == 8) {
-    const auto rows = [&](int64_t begin, int64_t end) {  // Eigen runs on one thread
+    parallel_for(ctx, s.m, 16, [&](int64_t begin, int64_t end) {  // Eigen runs on one thread
       GemmInput part = a;
       part.data = at(a, a.transposed ? begin : begin * a.ld);
       f64_product({end - begin, s.n, s.k}, part, b, out + begin * ldc, ldc, scale);
-    };
-    if (ctx) {
-      parallel_for(ctx, s.m, 16, rows);
-    } else {
-      rows(0, s.m);
-    }
+    });
   } else {
     f32_product(s, a, b, out, ldc, scale);
   }
@@ -202,7 +193,7 @@ void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmI
     GemmInput right = b;
     right.data = at(b, b.transposed ? first * b.ld : first);
     const GemmShape part = {s.m, std::min(block, s.n - first), s.k};
-    widened_product<T>(part, left, right, columns(c, first), scale, wide, ctx);
+    widened_product<T>(ctx, part, left, right, columns(c, first), scale, wide);
     if (left.dtype != kType) {  // widened by the first block, dense from here on
       left.data = wide.a, left.dtype = kType, left.ld = stored(a, s.m, s.k).cols;
     }
@@ -225,14 +216,6 @@ void scale_only(const GemmShape& s, const GemmOutput& c, double beta) {
 bool cpu_has(dnnl::cpu_isa level) {
   const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
   return (isa & static_cast<unsigned>(level)) == static_cast<unsigned>(level);
-}
-
-int thread_index() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
 }
 
 }  // namespace
@@ -282,53 +265,6 @@ void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput&
   }
   one_by_one(
       [&](auto& ai, auto& bi, auto& ci) { wide_gemm<float>(ctx, single, ai, bi, ci, scale); });
-}
-
-SerialGemm::SerialGemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
-                       const GemmOutput& c, const GemmScale& scale)
-    : shape_(shape), a_(a), b_(b), c_(c), scale_(scale) {
-  CpuState& state = CpuState::of(ctx);
-  const Path path = choose_path(shape, a, b, c);
-  if (path == Path::kEmpty || shape.k == 0) return;
-  int64_t bytes = 0;
-  if (path == Path::kPrimitive) {
-    matmul_ = state.matmul(spec_of(shape, a, b, c, scale, 1));
-    stream_ = &state.stream();
-  }
-  if (matmul_) {
-    bytes = static_cast<int64_t>(matmul_->scratch_bytes());
-  } else {
-    const int64_t size = path == Path::kF64 ? 8 : 4;
-    bytes = (shape.m * shape.k + shape.k * shape.n + shape.m * shape.n) * size;
-  }
-  scratch_stride_ = (bytes + 63) / 64 * 64;
-  if (scratch_stride_ == 0) return;
-  scratch_ = static_cast<char*>(
-      ctx->workspace(ctx, static_cast<uint64_t>(scratch_stride_) * std::max(ctx->num_threads, 1)));
-  if (!scratch_) throw std::bad_alloc();
-}
-
-void SerialGemm::run(const void* a, const void* b, void* c) const {
-  const Path path = choose_path(shape_, a_, b_, c_);
-  GemmInput ai = a_, bi = b_;
-  GemmOutput ci = c_;
-  ai.data = a, bi.data = b, ci.data = c;
-  if (path == Path::kEmpty) return;
-  if (shape_.k == 0) return scale_only(shape_, ci, scale_.beta);
-  char* scratch = scratch_ + thread_index() * scratch_stride_;
-  if (matmul_) {
-    return matmul_->execute(*static_cast<const dnnl::stream*>(stream_), {a, b, c, scratch});
-  }
-  const auto product = [&]<typename T>(T* wide_a) {
-    T* wide_b = wide_a + shape_.m * shape_.k;
-    T* wide_c = wide_b + shape_.k * shape_.n;
-    widened_product<T>(shape_, ai, bi, ci, scale_, {wide_a, wide_b, wide_c});
-  };
-  if (path == Path::kF64) {
-    product(reinterpret_cast<double*>(scratch));
-  } else {
-    product(reinterpret_cast<float*>(scratch));
-  }
 }
 
 }  // namespace balora

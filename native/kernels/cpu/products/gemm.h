@@ -23,7 +23,7 @@ struct GemmShape {
 // (cols,rows). batch_stride 0 repeats one matrix for the whole batch; other matrices of a batch
 // share no element.
 struct GemmInput {
-  const void* data;
+  const void* data = nullptr;
   int32_t dtype;
   int64_t ld;
   bool transposed = false;
@@ -31,7 +31,7 @@ struct GemmInput {
 };
 
 struct GemmOutput {
-  void* data;
+  void* data = nullptr;
   int32_t dtype;
   int64_t ld;
   int64_t batch_stride = 0;
@@ -68,30 +68,5 @@ inline bool cpu_multiplies_bf16() {
 inline bool cpu_has_amx() {
   return cpu_level() >= CpuLevel::kAmx;
 }
-
-class Matmul;
-
-// A product whose shape, types and strides are fixed, for use by several threads at once, each on
-// its own matrices:
-//   const SerialGemm scores(ctx, {bq, bk, d}, {nullptr, dtype, ldq}, {nullptr, dtype, ldk, true},
-//   {nullptr, f32, bk}); parallel_for(..., [&](...) { scores.run(q, k, s); });
-// The data pointers given to the constructor are ignored. Scratch comes from the context's
-// workspace, so construct outside of loops. batch must be 1.
-class SerialGemm {
- public:
-  SerialGemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
-             const GemmOutput& c, const GemmScale& scale = {});
-  void run(const void* a, const void* b, void* c) const;
-
- private:
-  GemmShape shape_;
-  GemmInput a_, b_;
-  GemmOutput c_;
-  GemmScale scale_;
-  std::shared_ptr<const Matmul> matmul_;  // null: widen and use the f32 or f64 product
-  char* scratch_ = nullptr;               // scratch_stride_ bytes a thread
-  int64_t scratch_stride_ = 0;
-  const void* stream_ = nullptr;
-};
 
 }  // namespace balora

@@ -53,8 +53,8 @@ int32_t matmul_kernel(Context* ctx, const balora_matmul& o) {
     shape.m *= dims.back().extent;
     dims.pop_back();
   }
-  GemmInput in_a = {nullptr, o.a->dtype, la.stride, la.transposed};
-  GemmInput in_b = {nullptr, o.b->dtype, lb.stride, lb.transposed};
+  GemmInput in_a = {.dtype = o.a->dtype, .ld = la.stride, .transposed = la.transposed};
+  GemmInput in_b = {.dtype = o.b->dtype, .ld = lb.stride, .transposed = lb.transposed};
   GemmOutput out = {o.c->data, o.c->dtype, shape.n, shape.m * shape.n};
   if (!dims.empty() && !la.copy && !lb.copy) {
     shape.batch = dims.back().extent;

@@ -38,7 +38,7 @@ struct MatmulArguments {
 
 class Matmul {
  public:
-  // packed_b: B's layout, or null to let oneDNN choose one (b_layout() tells it). Without
+  // packed_b: B's layout, or null to let oneDNN choose one (b_layout() returns it). Without
   // spec.packed_b, unused. Throws dnnl::error with dnnl_unimplemented where this
   // CPU has no such product.
   Matmul(const dnnl::engine& engine, const MatmulSpec& spec, const dnnl::memory::desc* packed_b);

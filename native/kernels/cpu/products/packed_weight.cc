@@ -91,7 +91,7 @@ void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda,
   spec.threads = ctx->num_threads;
   const OneDnnThreads threads(ctx->num_threads);
   const int64_t body = m / kRowBucket * kRowBucket;
-  const MatmulArguments arguments = {a, data_.get(), c, nullptr};
+  const MatmulArguments arguments = {.a = a, .b = data_.get(), .c = c};
   if (body > 0) multiply_rows(ctx, spec, 0, body, arguments);
   if (body < m) multiply_rows(ctx, spec, body, m - body, arguments);
 }

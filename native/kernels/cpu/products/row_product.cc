@@ -109,15 +109,15 @@ RANGE(double)
 void row_product(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
                  const GemmOutput& c, double beta) {
   dispatch_float(a.dtype, [&]<typename T>() {
-    const Product<T> product{static_cast<const T*>(a.data),
-                             static_cast<const T*>(b.data),
-                             static_cast<Acc<T>*>(c.data),
-                             a.ld,
-                             b.ld,
-                             c.ld,
-                             s.k,
-                             beta != 0,
-                             cpu_level() >= CpuLevel::kAvx512};
+    const Product<T> product{.a = static_cast<const T*>(a.data),
+                             .b = static_cast<const T*>(b.data),
+                             .c = static_cast<Acc<T>*>(c.data),
+                             .lda = a.ld,
+                             .ldb = b.ld,
+                             .ldc = c.ld,
+                             .k = s.k,
+                             .accumulate = beta != 0,
+                             .wide_blocks = cpu_level() >= CpuLevel::kAvx512};
     const int64_t row_bytes = std::max<int64_t>(s.k, 1) * static_cast<int64_t>(sizeof(T));
     const int64_t rows = std::max<int64_t>(kCachedBytes / row_bytes / 4 * 4, 32);
     const int64_t grain = std::max<int64_t>(4, (1 << 15) / std::max<int64_t>(s.k * s.m, 1));

@@ -156,7 +156,8 @@ BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16
 AMX_TARGET void bf16_amx(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
                          float* c, int64_t ldc, bool accumulate) {
   const int64_t a_bytes = lda * 2, b_bytes = ldb * 4, c_bytes = ldc * 4;
-  asm volatile("" ::: "memory");  // the tile instructions do not tell the compiler what they touch
+  asm volatile("" ::
+                   : "memory");  // the compiler does not know what memory the tile instructions use
   for (int64_t m = 0; m < s.m; m += 32) {
     for (int64_t n = 0; n < s.n; n += 32) {
       float* block = c + m * ldc + n;

@@ -71,10 +71,10 @@ struct TileTerm {
   const bf16* a;
   int64_t lda;
   int64_t k;
-  const bf16* tiles;         // null: `matrix` is to be packed
-  bool padded_rows = false;  // A has zeroed rows up to a multiple of kPanelRows
-  int64_t used = 0;          // of k, the rest being zeros; 0: all
-  TileMatrix matrix = {};    // B (k,n)
+  const bf16* tiles = nullptr;  // null: `matrix` is to be packed
+  bool padded_rows = false;     // A has zeroed rows up to a multiple of kPanelRows
+  int64_t used = 0;             // of k, the rest being zeros; 0: all
+  TileMatrix matrix = {};       // B (k,n)
 };
 
 // Where a sum goes: C (m,n) = sum (+ C) (+ bias), in f32 or bf16.

@@ -305,7 +305,8 @@ void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, std::span
   parallel_for(ctx, steps, 8, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) pack_step(tiles, m, s, halves, pt + s * step_elements);
   });
-  const Contraction work = {x, m, k, pt, rank_tiles, sums};
+  const Contraction work = {
+      .x = x, .m = m, .k = k, .pt = pt, .rank_tiles = rank_tiles, .sums = sums};
   const auto contract =
       tiles_use_amx() ? contract_with<AmxCore>(halves) : contract_with<Avx512Core>(halves);
   parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {

@@ -19,7 +19,7 @@ constexpr int64_t kRowsAStep = 2;  // of the block before, written in one step
 struct Source {
   const bf16* a;
   int64_t lda;
-  const bf16* tail;
+  const bf16* tail = nullptr;  // the last rows, where they are not a whole panel
   int64_t tail_ld;
   int64_t steps, pairs;
   const bf16* tiles;  // of the panels from `first_panel` on

@@ -24,7 +24,12 @@ void copy_padded(const bf16* x, int64_t lda, int64_t rows, int64_t k, bf16* to, 
 Source make_source(const TileTerm& term, int64_t m, bool has_tail, bf16*& scratch) {
   const int64_t padded = round_up(term.k, kTileK), whole = m / kPanelRows * kPanelRows;
   const int64_t used = term.used > 0 ? term.used : term.k;
-  Source source = {term.a, term.lda, nullptr, padded, padded / kTileK, (used + 1) / 2, term.tiles};
+  Source source = {.a = term.a,
+                   .lda = term.lda,
+                   .tail_ld = padded,
+                   .steps = padded / kTileK,
+                   .pairs = (used + 1) / 2,
+                   .tiles = term.tiles};
   if (padded != term.k) {
     copy_padded(term.a, term.lda, m, term.k, scratch, m, padded);
     source.a = scratch, source.lda = padded;

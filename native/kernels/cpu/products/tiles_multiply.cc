@@ -98,7 +98,7 @@ AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t
     x.tiles = factor.tiles;
     for (int64_t first = 0; first < factor.rank; first += kRankTile) {
       const int64_t panel = first / kRankTile;
-      Core::multiply({&x, 1}, row, rows, panel, pending, {block, nullptr, kTileN});
+      Core::multiply({&x, 1}, row, rows, panel, pending, {.data = block, .ld = kTileN});
       write_factor(block, factor, row, rows, first);
     }
   }
@@ -134,7 +134,7 @@ class BlockWriter {
             .ld = kTileN};
   }
 
-  // Takes note that it is there. The one before must be flushed.
+  // Records that the block of place() is finished. The one before must be flushed.
   void take(const Sum& sum, int64_t row, int64_t col, int64_t rows) {
     const TileOutput& out = sum.out;
     const bool whole = is_whole(sum, col, rows);
@@ -161,7 +161,7 @@ class BlockWriter {
   alignas(64) float blocks_[2 * kPanelRows * kTileN];
 };
 
-// 16 x 16 floats, turned.
+// Transposes 16 x 16 floats.
 void transpose_floats_16(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
   transpose16(reinterpret_cast<const uint32_t*>(from), from_stride, reinterpret_cast<uint32_t*>(to),
               to_stride);
@@ -173,31 +173,38 @@ constexpr int64_t kGatheredRows = 3;
 // A block of up to 16 rows whose last term is multiplied as it lies: at c, 32 columns in a row.
 AMX_TARGET void multiply_in_place(const Sum& sum, int64_t row, int64_t rows, int64_t panel,
                                   float* c) {
-  alignas(64) float turned[kTileN * kInPlaceRows];
+  alignas(64) float transposed[kTileN * kInPlaceRows];
   const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
   PendingRows none;
   if (!before.empty()) {
-    AmxCore::multiply(before, row, rows, panel, none, {c, nullptr, kTileN});
-    transpose_floats_16(c, kTileN, turned, kInPlaceRows);
-    transpose_floats_16(c + 16, kTileN, turned + 16 * kInPlaceRows, kInPlaceRows);
+    AmxCore::multiply(before, row, rows, panel, none, {.data = c, .ld = kTileN});
+    transpose_floats_16(c, kTileN, transposed, kInPlaceRows);
+    transpose_floats_16(c + 16, kTileN, transposed + 16 * kInPlaceRows, kInPlaceRows);
   }
   const TileMatrix& matrix = sum.unpacked[0].matrix;
   AmxCore::multiply_columns(matrix.at(0, panel * kTileN).data, matrix.n_stride, sum.rows,
-                            sum.terms.back().steps, turned, !before.empty());
+                            sum.terms.back().steps, transposed, !before.empty());
   if (rows <= kGatheredRows) {
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t j = 0; j < kTileN; ++j) c[r * kTileN + j] = turned[j * kInPlaceRows + r];
+      for (int64_t j = 0; j < kTileN; ++j) c[r * kTileN + j] = transposed[j * kInPlaceRows + r];
     }
     return;
   }
-  transpose_floats_16(turned, kInPlaceRows, c, kTileN);
-  transpose_floats_16(turned + 16 * kInPlaceRows, kInPlaceRows, c + 16, kTileN);
+  transpose_floats_16(transposed, kInPlaceRows, c, kTileN);
+  transpose_floats_16(transposed + 16 * kInPlaceRows, kInPlaceRows, c + 16, kTileN);
 }
 
-// Row panels and items given as [begin, end). `own`: this thread's memory for what it has to pack.
+// A thread's part of a job: row panels and items as [begin, end).
+struct Part {
+  int64_t row_begin = 0, row_end = 0;
+  size_t item_begin = 0, item_end = 0;
+  bf16* own =
+      nullptr;  // the thread's memory for what it has to pack; null: nothing is to be packed
+};
+
 template <typename Core>
-AMX_TARGET void run_range(const Job& job, int64_t row_begin, int64_t row_end, size_t item_begin,
-                          size_t item_end, bf16* own) {
+AMX_TARGET void run_part(const Job& job, const Part& part) {
+  const auto [row_begin, row_end, item_begin, item_end, own] = part;
   if (row_begin == row_end || (item_begin == item_end && job.projections.empty())) return;
   std::vector<Sum> packed;  // with the panels that this thread has packed
   if (own) packed = job.sums;
@@ -310,8 +317,8 @@ int64_t tile_padding(int64_t m, std::span<const TileSum> sums) {
 void run_tiles_alone(int64_t m, std::span<const TileSum> sums, bf16* padding) {
   if (m == 0) return;
   const Job job = make_job(m, {}, sums, padding);
-  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
-  run(job, 0, round_up(m, kPanelRows) / kPanelRows, 0, job.items.size(), nullptr);
+  const auto run = tiles_use_amx() ? &run_part<AmxCore> : &run_part<Avx512Core>;
+  run(job, {.row_end = round_up(m, kPanelRows) / kPanelRows, .item_end = job.items.size()});
 }
 
 void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projections,
@@ -326,10 +333,10 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
   const auto items = static_cast<int64_t>(job.items.size());
   const int threads = ctx->num_threads;
-  const auto run = tiles_use_amx() ? &run_range<AmxCore> : &run_range<Avx512Core>;
+  const auto run = tiles_use_amx() ? &run_part<AmxCore> : &run_part<Avx512Core>;
   if (rows == 1 && threads > 1 && !job.projections.empty()) {
     // Threads share the sums of a single panel, which read what its projections write.
-    run(job, 0, 1, 0, 0, nullptr);
+    run(job, {.row_end = rows});
     job.projections.clear();
   }
   // A single panel is not divided; what it multiplies in place must stay unpacked.
@@ -340,14 +347,15 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
   parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const auto part = [&](int64_t n, int64_t index) { return n * index / threads; };
-      bf16* memory = own ? own + t * size : nullptr;
+      Part part{.row_end = rows, .item_end = job.items.size(), .own = own ? own + t * size : own};
       if (by_rows) {
-        run(job, part(rows, t), part(rows, t + 1), 0, job.items.size(), memory);
+        part.row_begin = rows * t / threads;
+        part.row_end = rows * (t + 1) / threads;
       } else {
-        run(job, 0, rows, static_cast<size_t>(part(items, t)),
-            static_cast<size_t>(part(items, t + 1)), memory);
+        part.item_begin = static_cast<size_t>(items * t / threads);
+        part.item_end = static_cast<size_t>(items * (t + 1) / threads);
       }
+      run(job, part);
     }
   });
 }

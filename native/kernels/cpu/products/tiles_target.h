@@ -34,8 +34,8 @@ static_assert(sizeof(TileConfig) == 64);
 
 namespace balora {
 
-// A static object, since _tile_loadconfig of GCC 12.2 tells the compiler of its first 8 bytes
-// alone: the others of a local one would not be written.
+// A static object, since _tile_loadconfig of GCC 12.2 declares only the first 8 bytes as read: the
+// others of a local object would not be written.
 AMX_TARGET inline void configure_tiles() {
   static constexpr TileConfig config;
   _tile_loadconfig(&config);

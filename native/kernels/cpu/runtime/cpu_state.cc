@@ -14,11 +14,40 @@
 
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/runtime/machine_memory.h"
-#include "kernels/cpu/runtime/onednn_versions.h"
 #include "tensor/errors.h"
+
+#if DNNL_VERSION_MAJOR < 2 || (DNNL_VERSION_MAJOR == 2 && DNNL_VERSION_MINOR < 5)
+#error "balora needs oneDNN 2.5 or newer (Debian, Ubuntu: libdnnl-dev)"
+#endif
 
 namespace balora {
 namespace {
+
+// ---- The calls in which oneDNN 2.5 to 2.7 differ from oneDNN 3 ----------------------------------
+// Debian 12 has 2.6, Ubuntu 22.04 has 2.5.
+
+dnnl::matmul::primitive_desc matmul_description(const dnnl::engine& engine,
+                                                const dnnl::memory::desc& a,
+                                                const dnnl::memory::desc& b,
+                                                const dnnl::memory::desc& c,
+                                                const dnnl::primitive_attr& attributes) {
+#if DNNL_VERSION_MAJOR >= 3
+  return {engine, a, b, c, attributes};
+#else
+  return {dnnl::matmul::desc(a, b, c), attributes, engine};
+#endif
+}
+
+// The product is multiplied by a constant before what follows in `post`.
+void append_scale(dnnl::post_ops& post, float factor) {
+#if DNNL_VERSION_MAJOR >= 3
+  post.append_eltwise(dnnl::algorithm::eltwise_linear, factor, 0);
+#else
+  post.append_eltwise(1, dnnl::algorithm::eltwise_linear, factor, 0);
+#endif
+}
+
+// ---- Products -----------------------------------------------------------------------------------
 
 // Bounds the memory of generated code: a primitive's takes some 100 KB.
 constexpr size_t kMaxPrimitives = 1024;

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include "kernels/cpu/products/tile_gemm.h"
+#include "support/attention_definition.h"
 #include "support/kernel_test.h"
 
 namespace {
@@ -11,106 +12,12 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-struct Case {
-  std::vector<int32_t> cu;
-  std::vector<int32_t> lengths;  // empty: all rows valid
-  int64_t heads, kv_heads, size;
-  bool causal = true;
-  int64_t window = 0;
-  double softcap = 0;
-  std::vector<int32_t> skips = {};  // first rows of each segment that are no queries; empty: none
-
-  std::vector<int32_t> cu_queries() const {
-    std::vector<int32_t> bounds = cu;
-    for (size_t b = 0, skipped = 0; b < skips.size(); ++b) {
-      skipped += static_cast<size_t>(skips[b]);
-      bounds[b + 1] -= static_cast<int32_t>(skipped);
-    }
-    return bounds;
-  }
-};
-
-struct Expected {
-  std::vector<double> out, lse, dq, dk, dv;
-};
-
-// q, k, v, dout as (row, head, d) accessors of the values the kernel saw; of q, dout and what is
-// like them a row is a query.
-template <typename Q, typename K, typename V, typename G>
-Expected definition(const Case& c, double scale, const Q& q, const K& k, const V& v, const G& g) {
-  const int64_t n = c.cu.back(), group = c.heads / c.kv_heads, size = c.size;
-  const std::vector<int32_t> cu_queries = c.cu_queries();
-  Expected e;
-  e.out.assign(cu_queries.back() * c.heads * size, 0), e.dq = e.out;
-  e.dk.assign(n * c.kv_heads * size, 0), e.dv = e.dk;
-  e.lse.assign(cu_queries.back() * c.heads, 0);
-  for (size_t b = 0; b + 1 < c.cu.size(); ++b) {
-    const int64_t begin = c.cu[b];
-    const int64_t rows = c.lengths.empty() ? c.cu[b + 1] - begin : c.lengths[b];
-    for (int64_t h = 0; h < c.heads; ++h) {
-      const int64_t kv = h / group;
-      const int64_t skip = c.skips.empty() ? 0 : c.skips[b];
-      for (int64_t t = skip; t < rows; ++t) {
-        const int64_t query = cu_queries[b] + t - skip;
-        std::vector<double> p(rows, 0), slope(rows, 1);
-        double sum = 0, highest = -INFINITY;
-        const auto seen = [&](int64_t j) {
-          if (c.causal && j > t) return false;
-          return c.window == 0 || std::abs(t - j) < c.window;
-        };
-        for (int64_t j = 0; j < rows; ++j) {
-          if (!seen(j)) continue;
-          for (int64_t d = 0; d < size; ++d) p[j] += q(query, h, d) * k(begin + j, kv, d);
-          p[j] *= scale;
-          if (c.softcap > 0) {
-            const double ratio = std::tanh(p[j] / c.softcap);
-            p[j] = c.softcap * ratio;
-            slope[j] = 1 - ratio * ratio;
-          }
-          highest = std::max(highest, p[j]);
-        }
-        for (int64_t j = 0; j < rows; ++j) {
-          p[j] = seen(j) ? std::exp(p[j] - highest) : 0;
-          sum += p[j];
-        }
-        const int64_t row = query * c.heads + h;
-        e.lse[row] = highest + std::log(sum);
-        double delta = 0;
-        std::vector<double> dp(rows, 0);
-        for (int64_t j = 0; j < rows; ++j) {
-          p[j] /= sum;
-          for (int64_t d = 0; d < size; ++d) {
-            e.out[row * size + d] += p[j] * v(begin + j, kv, d);
-            dp[j] += g(query, h, d) * v(begin + j, kv, d);
-          }
-          delta += p[j] * dp[j];
-        }
-        for (int64_t j = 0; j < rows; ++j) {
-          const double ds = p[j] * (dp[j] - delta) * slope[j] * scale;
-          const int64_t key = ((begin + j) * c.kv_heads + kv) * size;
-          for (int64_t d = 0; d < size; ++d) {
-            e.dq[row * size + d] += ds * k(begin + j, kv, d);
-            e.dk[key + d] += ds * q(query, h, d);
-            e.dv[key + d] += p[j] * g(query, h, d);
-          }
-        }
-      }
-    }
-  }
-  return e;
-}
+using Case = AttentionCase;
 
 template <typename T>
-struct Result {
-  Array<T> out, dq, dk, dv;
-  Array<AccT<T>> lse;
-};
-
-template <typename T>
-void check_attention(const Case& c, int threads = 2) {
+void check_attention(const Case& given, int threads = 2) {
+  Case c = given;
+  c.pad = 3;
   CAPTURE(c.size);
   CAPTURE(c.cu.back());
   CAPTURE(c.causal);
@@ -118,13 +25,13 @@ void check_attention(const Case& c, int threads = 2) {
   CAPTURE(c.softcap);
   std::mt19937 random(29);
   TestContext ctx(threads);
-  const int64_t n = c.cu.back(), width = (c.heads + 2 * c.kv_heads) * c.size + 3;
+  const int64_t n = c.cu.back(), width = c.width();
   const std::vector<int32_t> query_bounds = c.cu_queries();
   const int64_t m = query_bounds.back();
   Array<T> fused({n, width}, random, 2), dout({m, c.heads, c.size}, random);
   Array<T> out({m, c.heads, c.size}), dq({m, c.heads, c.size});
   Array<T> dk({n, c.kv_heads, c.size}), dv({n, c.kv_heads, c.size});
-  Array<AccT<T>> lse({m, c.heads});
+  Array<Acc<T>> lse({m, c.heads});
   Array<int32_t> cu_queries({static_cast<int64_t>(query_bounds.size())},
                             std::vector<double>(query_bounds.begin(), query_bounds.end()));
   Array<int32_t> cu({static_cast<int64_t>(c.cu.size())},
@@ -143,7 +50,6 @@ void check_attention(const Case& c, int threads = 2) {
   View v = slice(c.heads + c.kv_heads, c.kv_heads);
   View vcu = cu.view(), vlen = lengths.view(), vout = out.view(), vlse = lse.view();
   View vg = dout.view(), vdq = dq.view(), vdk = dk.view(), vdv = dv.view();
-  const double scale = 1 / std::sqrt(static_cast<double>(c.size));
   View vqueries = cu_queries.view();
   const View* len = c.lengths.empty() ? nullptr : &vlen;
   const View* queries = c.skips.empty() ? nullptr : &vqueries;
@@ -155,7 +61,7 @@ void check_attention(const Case& c, int threads = 2) {
                                          .lengths = len,
                                          .out = &vout,
                                          .lse = &vlse,
-                                         .scale = scale,
+                                         .scale = c.scale(),
                                          .softcap = c.softcap,
                                          .window = c.window,
                                          .causal = c.causal}) == 0);
@@ -171,26 +77,20 @@ void check_attention(const Case& c, int threads = 2) {
                                           .dq = &vdq,
                                           .dk = &vdk,
                                           .dv = &vdv,
-                                          .scale = scale,
+                                          .scale = c.scale(),
                                           .softcap = c.softcap,
                                           .window = c.window,
                                           .causal = c.causal}) == 0);
-  const auto at = [&](int64_t first_head) {
-    return [&, first_head](int64_t row, int64_t head, int64_t d) {
-      return fused[row * width + (first_head + head) * c.size + d];
-    };
-  };
-  const auto g = [&](int64_t row, int64_t head, int64_t d) {
-    return dout[(row * c.heads + head) * c.size + d];
-  };
-  const Expected want = definition(c, scale, at(0), at(c.heads), at(c.heads + c.kv_heads), g);
+  const std::vector<double> in = fused.values(), gradient = dout.values();
+  const AttentionDefinition definition(c, in, gradient);
+  const AttentionResults& want = definition.results();
   // bf16 rounds p and ds before their products, and the backward reads a rounded out.
   const double tolerance = std::is_same_v<T, double>  ? 1e-13
                            : std::is_same_v<T, float> ? 3e-6
                                                       : 4 * epsilon_of<T>();
   check_close(out, want.out, tolerance);
   check_close(lse, want.lse, std::is_same_v<T, double> ? 1e-13 : 3e-6);
-  const double group = std::sqrt(static_cast<double>(c.heads / c.kv_heads));
+  const double group = std::sqrt(static_cast<double>(c.group()));
   check_close(dq, want.dq, 2 * tolerance);
   check_close(dk, want.dk, 3 * group * tolerance);
   check_close(dv, want.dv, 3 * group * tolerance);
@@ -274,14 +174,13 @@ TEST_CASE("attention refuses segments that do not cover its rows") {
 template <typename E, typename A>
 void check_tile_product(int64_t m, int64_t n, int64_t k) {
   std::mt19937 random(31);
-  const auto aligned = [](auto* type, int64_t count) {
-    using X = std::remove_pointer_t<decltype(type)>;
+  const auto aligned = []<typename X>(int64_t count) {
     return std::unique_ptr<X, decltype(&std::free)>(
         static_cast<X*>(std::aligned_alloc(64, static_cast<size_t>(count) * sizeof(X))),
         &std::free);
   };
-  auto a = aligned(static_cast<E*>(nullptr), m * k), b = aligned(static_cast<E*>(nullptr), k * n);
-  auto c = aligned(static_cast<A*>(nullptr), m * n);
+  auto a = aligned.template operator()<E>(m * k), b = aligned.template operator()<E>(k * n);
+  auto c = aligned.template operator()<A>(m * n);
   Array<E> plain_a({m, k}, random), plain_b({k, n}, random);
   std::copy(plain_a.data(), plain_a.data() + m * k, a.get());
   for (int64_t i = 0; i < k; ++i) {

@@ -133,8 +133,12 @@ class Setup {
     View vtables = table_array.view();
     vtables.ndim = 2, vtables.shape[0] = static_cast<int64_t>(lengths.size());
     vtables.shape[1] = vtables.stride[0] = width_, vtables.stride[1] = 1;
-    body(balora_kv_cache{pointers.data(), static_cast<int32_t>(pointers.size()), kLayer, &vlengths,
-                         &vtables, c_.window ? &vfirst : nullptr},
+    body(balora_kv_cache{.chunks = pointers.data(),
+                         .chunk_count = static_cast<int32_t>(pointers.size()),
+                         .layer = kLayer,
+                         .lengths = &vlengths,
+                         .tables = &vtables,
+                         .first_blocks = c_.window ? &vfirst : nullptr},
          vcu);
   }
 

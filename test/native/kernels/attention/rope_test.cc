@@ -10,9 +10,6 @@ using namespace balora;
 using namespace balora::test;
 
 template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <typename T>
 void check_rope(int64_t rows, int64_t heads, int64_t size, int64_t rotary) {
   CAPTURE(size);
   CAPTURE(rotary);
@@ -21,13 +18,13 @@ void check_rope(int64_t rows, int64_t heads, int64_t size, int64_t rotary) {
   const int64_t half = rotary / 2, table = 40, extra = 5;
   Array<T> fused({rows, heads * size + extra}, random), y({rows, heads, size});
   Array<T> back({rows, heads, size});
-  Array<AccT<T>> cosine({table, half}), sine({table, half});
+  Array<Acc<T>> cosine({table, half}), sine({table, half});
   for (int64_t p = 0; p < table; ++p) {
     for (int64_t i = 0; i < half; ++i) {
       const double angle = static_cast<double>(p) * std::pow(1e4, -2.0 * static_cast<double>(i) /
                                                                       static_cast<double>(rotary));
-      cosine.data()[p * half + i] = static_cast<AccT<T>>(std::cos(angle));
-      sine.data()[p * half + i] = static_cast<AccT<T>>(std::sin(angle));
+      cosine.data()[p * half + i] = static_cast<Acc<T>>(std::cos(angle));
+      sine.data()[p * half + i] = static_cast<Acc<T>>(std::sin(angle));
     }
   }
   Array<int32_t> positions({rows});
@@ -63,8 +60,8 @@ void check_rope(int64_t rows, int64_t heads, int64_t size, int64_t rotary) {
   check_close(back, original, 2 * tolerance);
 }
 
-TEST_CASE_TEMPLATE("rope turns each half pair and the inverse turns it back", T, float, bf16, f16,
-                   double) {
+TEST_CASE_TEMPLATE("rope rotates each half pair and the inverse rotates it back", T, float, bf16,
+                   f16, double) {
   check_rope<T>(33, 3, 64, 64);
   check_rope<T>(31, 1, 2, 2);
   check_rope<T>(1, 2, 33, 18);

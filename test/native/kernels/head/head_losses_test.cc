@@ -19,7 +19,12 @@ struct Plain {
 
 struct Setting {
   int64_t m = 9, c = 8, v = 37;
-  HeadOptions options{0.3, 0.2, 0.15, 2.0, 1.0, 0.0, 5, 0};
+  HeadOptions options{.task_scale = 0.3,
+                      .consistency_scale = 0.2,
+                      .diversity_scale = 0.15,
+                      .temperature = 2.0,
+                      .entropy_temperature = 1.0,
+                      .entropy_top_k = 5};
   bool teacher = true, other_head = false, masks = true;
 };
 
@@ -131,7 +136,7 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
     targets.data()[n] = n % 3 == 1 ? -100 : static_cast<int32_t>((n * 7) % s.v);
     regularized.data()[n] = n % 4 != 2;
   }
-  using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using Sum = Acc<T>;
   Array<double> sums(std::vector<int64_t>{4}), rows({s.m, 3});
   Array<T> dh({s.m, s.c});
   Array<Sum> dw({s.v, s.c});
@@ -272,7 +277,8 @@ TEST_CASE("head losses: the K largest by value, then by index, wherever they sta
   Array<double> sums(std::vector<int64_t>{4});
   Array<float> dw(std::vector<int64_t>{v, 1});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vdw = dw.view();
-  const HeadOptions options{0, 0, 1, 1, 1, 0, k, 0};
+  const HeadOptions options{
+      .diversity_scale = 1, .temperature = 1, .entropy_temperature = 1, .entropy_top_k = k};
   head_losses_kernel(ctx, {.h = &vh, .w = &vw, .sums = &vs, .dw = &vdw, .options = options});
   const double rest = std::exp(0.6 - 3.0), sum = 5 + rest;
   CHECK(sums[2] == doctest::Approx(std::log(sum) - rest * (0.6 - 3.0) / sum).epsilon(1e-6));
@@ -293,7 +299,12 @@ TEST_CASE("head losses: a NaN comes out, and nothing is read past the K") {
   const View vh = h.view(), vw = w.view(), vt = targets.view(), vs = sums.view(),
              vrows = rows.view(), vdh = dh.view();
   for (const double temperature : {2.0, 3.0}) {
-    const HeadOptions options{1, 1, 1, temperature, 1, 0, 20, 0};
+    const HeadOptions options{.task_scale = 1,
+                              .consistency_scale = 1,
+                              .diversity_scale = 1,
+                              .temperature = temperature,
+                              .entropy_temperature = 1,
+                              .entropy_top_k = 20};
     head_losses_kernel(ctx, {.h = &vh,
                              .ht = &vh,
                              .w = &vw,
@@ -322,7 +333,8 @@ TEST_CASE("head losses: a NaN is among the K largest beyond the insertion limit"
     w.data()[at] = std::numeric_limits<float>::quiet_NaN();
     Array<double> sums(std::vector<int64_t>{4});
     const View vh = h.view(), vw = w.view(), vs = sums.view();
-    const HeadOptions options{0, 0, 1, 1, 1, 0, 90, 0};
+    const HeadOptions options{
+        .diversity_scale = 1, .temperature = 1, .entropy_temperature = 1, .entropy_top_k = 90};
     head_losses_kernel(ctx, {.h = &vh, .w = &vw, .sums = &vs, .options = options});
     CHECK(std::isnan(sums[2]));
   }
@@ -336,7 +348,10 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   Array<float> dh({5, 16});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vdh = dh.view();
   for (const double temperature : {1.0, 2.0, 3.0}) {
-    const HeadOptions options{0, 1, 0, temperature, 1, 0, -1, 0};
+    const HeadOptions options{.consistency_scale = 1,
+                              .temperature = temperature,
+                              .entropy_temperature = 1,
+                              .entropy_top_k = -1};
     head_losses_kernel(
         ctx, {.h = &vh, .ht = &vh, .w = &vw, .sums = &vs, .dh = &vdh, .options = options});
     CHECK(sums[1] == 0);
@@ -351,7 +366,8 @@ TEST_CASE("head losses: a target outside the vocabulary is named") {
   Array<double> sums(std::vector<int64_t>{4});
   Array<int32_t> targets(std::vector<int64_t>{2}, {1, 5});
   const View vh = h.view(), vw = w.view(), vs = sums.view(), vt = targets.view();
-  const HeadOptions options{1, 0, 0, 1, 1, 0, -1, 0};
+  const HeadOptions options{
+      .task_scale = 1, .temperature = 1, .entropy_temperature = 1, .entropy_top_k = -1};
   CHECK_THROWS_WITH_AS(
       head_losses_kernel(ctx,
                          {.h = &vh, .w = &vw, .targets = &vt, .sums = &vs, .options = options}),
@@ -362,7 +378,11 @@ TEST_CASE("head losses do not depend on the thread count") {
   std::mt19937 random(6);
   Array<float> h({13, 24}, random, 2), w({400, 24}, random);
   const View vh = h.view(), vw = w.view();
-  const HeadOptions options{0, 0.5, 0.5, 2, 1, 0, 20, 0};
+  const HeadOptions options{.consistency_scale = 0.5,
+                            .diversity_scale = 0.5,
+                            .temperature = 2,
+                            .entropy_temperature = 1,
+                            .entropy_top_k = 20};
   std::vector<double> values[2];
   for (int i = 0; i < 2; ++i) {
     TestContext ctx(i ? 4 : 1);
@@ -384,7 +404,10 @@ TEST_CASE("head losses leave no subnormal numbers in the gradient of f32 logits"
   Array<double> sums(std::vector<int64_t>{4});
   const View vh = h.view(), vw = w.view(), vt = targets.view(), vs = sums.view(), vdw = dw.view();
   for (const double temperature : {1.0, 2.0}) {  // the squares of what is kept are at T = 1
-    const HeadOptions options{1e-4, 0, 0, temperature, 1, 0, -1, 0};
+    const HeadOptions options{.task_scale = 1e-4,
+                              .temperature = temperature,
+                              .entropy_temperature = 1,
+                              .entropy_top_k = -1};
     head_losses_kernel(ctx, {.h = &vh,
                              .ht = temperature == 2 ? &vh : nullptr,
                              .w = &vw,

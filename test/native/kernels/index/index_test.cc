@@ -23,7 +23,7 @@ void check_rows(int64_t vocabulary, int64_t channels, int64_t n) {
   Array<T> table({vocabulary, channels}, random), dy({n, channels}, random);
   Array<I> ids({n}, some_ids(n, vocabulary, random));
   Array<T> y({n, channels}), narrow({vocabulary, channels});
-  Array<std::conditional_t<std::is_same_v<T, double>, double, float>> wide({vocabulary, channels});
+  Array<Acc<T>> wide({vocabulary, channels});
   const View vt = table.view(), vi = ids.view(), vy = y.view(), vdy = dy.view(), vn = narrow.view(),
              vw = wide.view();
   REQUIRE(select_rows_kernel(ctx, {.table = &vt, .ids = &vi, .y = &vy}) == 0);

@@ -5,19 +5,14 @@
 
 #include "kernels/cpu/products/row_product.h"
 #include "support/kernel_test.h"
+#include "support/linear_rows_case.h"
 
 namespace {
 
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-struct Case {
-  int64_t rows, in, outs, rank;  // rank 0: no low-rank part
-  bool scaled = false;
-};
+using Case = LinearRowsCase;
 
 template <typename T>
 class Layer {
@@ -37,7 +32,7 @@ class Layer {
   Array<T> rows(int64_t first, int64_t count, int threads = 2) {
     TestContext ctx(threads);
     Array<T> y({count, c_.outs});
-    Array<AccT<T>> u({count, c_.rank});
+    Array<Acc<T>> u({count, c_.rank});
     View x = x_.view(), w = w_.view(), bias = bias_.view(), vy = y.view(), scale = scale_.view();
     View a = a_.view(), b = b_.view(), sa = start_a_.view(), sb = start_b_.view(), vu = u.view();
     x.data = x_.data() + first * c_.in;
@@ -76,7 +71,7 @@ class Layer {
   Case c_;
   std::mt19937 random_{11};
   Array<T> x_, w_, bias_;
-  Array<AccT<T>> a_, b_, start_a_, start_b_, scale_;
+  Array<Acc<T>> a_, b_, start_a_, start_b_, scale_;
 };
 
 std::vector<Case> cases() {

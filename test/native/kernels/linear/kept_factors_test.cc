@@ -11,9 +11,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // A slot as a storage has it.
 struct Slot : balora_slot {
   Slot() : balora_slot{} {}
@@ -27,7 +24,7 @@ struct Slot : balora_slot {
 template <typename T>
 class Layer {
  public:
-  using A = AccT<T>;
+  using A = Acc<T>;
   static constexpr int64_t kRows = 80, kIn = 70, kOuts = 45, kRank = 6;
 
   Layer()

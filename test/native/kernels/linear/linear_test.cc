@@ -13,9 +13,6 @@
 namespace balora::test {
 namespace {
 
-template <typename T>
-using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Part {
   int32_t linear;
   int64_t rank;
@@ -61,7 +58,7 @@ void check_sum(double got, const Sum& want, double storage_epsilon, const char* 
 template <typename T>
 class Fixture {
  public:
-  using A = Accumulator<T>;
+  using A = Acc<T>;
   explicit Fixture(const Case& c)
       : case_(c), x_({c.rows, c.in}, random_), xa_({c.rows, c.in}, random_) {
     slots_.resize(c.outs.size());

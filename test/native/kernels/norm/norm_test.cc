@@ -9,9 +9,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Storage roundings on the way (the cast before the weight, then the store) plus f32 sums.
 template <typename T>
 double tolerance() {
@@ -52,7 +49,7 @@ void check_rms(int64_t rows, int64_t channels, double offset, int32_t cast_first
   TestContext ctx;
   Array<T> x({rows, channels}, random), w({channels}, random), dy({rows, channels}, random);
   Array<T> y({rows, channels}), dx({rows, channels});
-  Array<AccT<T>> rstd({rows}), dw({channels});
+  Array<Acc<T>> rstd({rows}), dw({channels});
   View vx = x.view(), vw = w.view(), vdy = dy.view(), vy = y.view(), vr = rstd.view();
   View vdx = dx.view(), vdw = dw.view();
   REQUIRE(rms_norm_forward_kernel(ctx, {.x = &vx,
@@ -115,7 +112,7 @@ TEST_CASE_TEMPLATE("rms_norm and rms_norm_add equal their definitions", T, float
   }
 }
 
-TEST_CASE("rms_norm rounds to bf16 before the weight only when told to") {
+TEST_CASE("rms_norm rounds to bf16 before the weight only where that is wanted") {
   TestContext ctx;
   Array<bf16> x({1, 2}, std::vector<double>{1.0, 0.71875}), w({2}, std::vector<double>{3.0, 3.0});
   Array<bf16> cast({1, 2}), late({1, 2});
@@ -146,7 +143,7 @@ void check_layer_norm(int64_t rows, int64_t channels, bool affine) {
   TestContext ctx;
   Array<T> x({rows, channels}, random, 3), w({channels}, random), b({channels}, random);
   Array<T> dy({rows, channels}, random), y({rows, channels}), dx({rows, channels});
-  Array<AccT<T>> mean({rows}), rstd({rows}), dw({channels}), db({channels});
+  Array<Acc<T>> mean({rows}), rstd({rows}), dw({channels}), db({channels});
   View vx = x.view(), vw = w.view(), vb = b.view(), vdy = dy.view(), vy = y.view();
   View vdx = dx.view(), vm = mean.view(), vr = rstd.view(), vdw = dw.view(), vdb = db.view();
   const double eps = 1e-3;

@@ -9,9 +9,6 @@ namespace {
 using namespace balora;
 using namespace balora::test;
 
-template <typename T>
-using AccT = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // ln sum exp of row n in long double, straight from the definition.
 template <typename T>
 double log_sum_exp(const Array<T>& x, int64_t n, int64_t size) {
@@ -33,7 +30,7 @@ void check_softmax(int64_t rows, int64_t size, bool logarithm) {
   std::mt19937 random(17);
   TestContext ctx;
   Array<T> x({rows, size}, random, 8), dy({rows, size}, random), y({rows, size}), dx({rows, size});
-  Array<AccT<T>> lse({rows});
+  Array<Acc<T>> lse({rows});
   View vx = x.view(), vdy = dy.view(), vy = y.view(), vdx = dx.view(), vl = lse.view();
   REQUIRE(softmax_forward_kernel(ctx, {.x = &vx, .y = &vy, .lse = &vl, .logarithm = logarithm}) ==
           0);
@@ -94,7 +91,7 @@ void check_cross_entropy(int64_t rows, int64_t classes, int32_t reduction) {
     counted += n % 3 != 1;
   }
   const int64_t outputs = reduction == 0 ? rows : 1;
-  Array<AccT<T>> loss({outputs}), lse({rows}), dloss({outputs}, random);
+  Array<Acc<T>> loss({outputs}), lse({rows}), dloss({outputs}, random);
   View vz = z.view(), vt = targets.view(), vl = loss.view(), vs = lse.view();
   View vdl = dloss.view(), vdz = dz.view();
   REQUIRE(cross_entropy_forward_kernel(

@@ -35,7 +35,10 @@ TEST_CASE_TEMPLATE("AdamW steps", T, float, double) {
     TestContext one(1), three(3);
     Array<double> rate({3}, {lr, lr / (1 - std::pow(b1, 3)), 1 / std::sqrt(1 - std::pow(b2, 3))});
     const View vr = rate.view();
-    const AdamwOperands first{&vg, &vr, &vp, &vm, &vv, decay}, same{&vg, &vr, &wp, &wm, &wv, decay};
+    const AdamwOperands first{
+        .grad = &vg, .rate = &vr, .param = &vp, .m = &vm, .v = &vv, .weight_decay = decay};
+    AdamwOperands same = first;
+    same.param = &wp, same.m = &wm, same.v = &wv;
     const AdamwList one_tensor{&first, 1}, again{&same, 1};
     REQUIRE(
         adamw_step_kernel(
@@ -84,7 +87,12 @@ TEST_CASE("AdamW steps of many tensors are the steps of each, bit by bit") {
     std::vector<AdamwOperands> list;
     for (size_t i = 0; i < all.size(); ++i) {
       const View* views = all[i]->views;
-      list.push_back({&views[0], &rates[i % 2], &views[1], &views[2], &views[3], i % 3 ? 0.1 : 0});
+      list.push_back({.grad = &views[0],
+                      .rate = &rates[i % 2],
+                      .param = &views[1],
+                      .m = &views[2],
+                      .v = &views[3],
+                      .weight_decay = i % 3 ? 0.1 : 0});
     }
     return list;
   };
@@ -115,7 +123,7 @@ TEST_CASE("AdamW steps of many tensors are the steps of each, bit by bit") {
       check_close(many[i]->v, each[i]->v.values(), 0);
     }
   }
-  const AdamwList none{nullptr, 0};
+  const AdamwList none{};
   CHECK(adamw_step_kernel(single, {.tensors = &none,
                                    .coefficient = &coefficient,
                                    .beta1 = 0.9,
@@ -225,7 +233,7 @@ TEST_CASE("the norm of many tensors is that of one after the other, bit by bit")
                                            .total = &ve,
                                            .kind = static_cast<balora_norm_kind>(kind)}) == 0);
     }
-    const ViewList list{views, 4}, none{nullptr, 0};
+    const ViewList list{views, 4}, none{};
     REQUIRE(norm_accumulate_kernel(three, {.tensors = &list,
                                            .total = &vm,
                                            .kind = static_cast<balora_norm_kind>(kind)}) == 0);

@@ -57,8 +57,7 @@ TEST_CASE_TEMPLATE("sum, mean, logsumexp and variance", T, float, bf16, f16, dou
           expected.push_back(plain(op, column(x, e, a, c), correction));
       }
       // Outputs wider than the input: the sum itself must be right, not just its rounding.
-      Array<std::conditional_t<std::is_same_v<T, double>, double, float>> first({e[0], e[2]}),
-          second({e[0], e[2]});
+      Array<Acc<T>> first({e[0], e[2]}), second({e[0], e[2]});
       const View v1 = first.view(), v2 = second.view();
       TestContext one(1), three(3);
       REQUIRE(reduce_kernel(one, {.x = &vx,
