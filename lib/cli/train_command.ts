@@ -11,13 +11,14 @@ import { checkOutput } from '../train/output.ts';
 import { Trainer, type TrainerOptions } from '../train/trainer.ts';
 import type { TrainResult } from '../train/types.ts';
 import { addOptions, readOptions } from './command_options.ts';
+import { exampleText } from './example_view.ts';
 import { abortable, type Interrupt, interruptOf } from './interrupt.ts';
 import { dataText, planText } from './plan_view.ts';
 import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import type { Prepared, RunContext } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
-import { formatSeconds } from './terminal.ts';
+import { formatSeconds, hasColour } from './terminal.ts';
 import { kTrainOptions, type TrainSettings } from './train_options.ts';
 import { trainSetup } from './train_setup.ts';
 
@@ -90,6 +91,10 @@ async function run(
     if (settings.dryRun) {
       const plan = await trainer.plan({ measure: true });
       context.stdout.write(`${planText(plan, statistics, format)}\n`);
+      const colour = hasColour(context.stdout);
+      for (const example of await prepared.examples()) {
+        context.stdout.write(`\n${exampleText(example, { tokenizer, colour })}\n`);
+      }
       return 0;
     }
     progress.message(`data: ${dataText(statistics, format)}`);
