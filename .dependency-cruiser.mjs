@@ -39,7 +39,7 @@ const kLayers = {
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   train: [
-    ...['generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['export', 'generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   // Files of a model and its adapter for other programs.

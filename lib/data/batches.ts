@@ -90,6 +90,7 @@ export class Batches {
     readonly statistics: DataStatistics,
     /** A string that changes with the examples' ids and supervision, their order and their batching. */
     readonly fingerprint: string,
+    readonly tokenizer: Tokenizer,
   ) {}
 
   /**
@@ -137,7 +138,7 @@ export class Batches {
       .update(dataset.digest)
       .update(JSON.stringify(settings))
       .digest('hex');
-    return new Batches(dataset, describeFormats(formats), statistics, fingerprint);
+    return new Batches(dataset, describeFormats(formats), statistics, fingerprint, tokenizer);
   }
 
   /** Number of micro-batches in an epoch (when packing, it depends on the order). */

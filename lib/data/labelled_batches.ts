@@ -113,6 +113,7 @@ export class LabelledBatches {
     readonly statistics: LabelledStatistics,
     /** Description of the fields that are used, for people. */
     readonly format: string,
+    readonly tokenizer: Tokenizer,
   ) {}
 
   /**
@@ -158,7 +159,7 @@ export class LabelledBatches {
     };
     const format = describeFormats(fields);
     reportWarnings(statistics, scheme, { ...options, format });
-    return new LabelledBatches(dataset, scheme, statistics, format);
+    return new LabelledBatches(dataset, scheme, statistics, format, tokenizer);
   }
 
   /** A string that changes with the examples' ids and labels, their order and their batching. */

@@ -85,6 +85,7 @@ export class Seq2SeqBatches {
     readonly statistics: Seq2SeqStatistics,
     /** A string that changes with the examples' ids, the start token, their order and their batching. */
     readonly fingerprint: string,
+    readonly tokenizer: Tokenizer,
   ) {}
 
   /**
@@ -143,7 +144,13 @@ export class Seq2SeqBatches {
       .update(dataset.digest)
       .update(JSON.stringify(settings))
       .digest('hex');
-    return new Seq2SeqBatches(dataset, describeFormats(formats), statistics, fingerprint);
+    return new Seq2SeqBatches(
+      dataset,
+      describeFormats(formats),
+      statistics,
+      fingerprint,
+      tokenizer,
+    );
   }
 
   /** Number of micro-batches in an epoch, the same for every one. */
