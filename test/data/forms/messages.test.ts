@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { Batches } from '../../../lib/data/batches.ts';
 import { arrayRows, type Row } from '../../../lib/data/rows.ts';
+import { fixturePath } from '../../support/fixtures.ts';
 import { shownExample, shownRows, withChatTemplate } from '../../support/shown_rows.ts';
 import { tinyTokenizer } from '../../support/tiny_tokenizer.ts';
 
@@ -20,6 +21,14 @@ describe('messages', () => {
       '<start>user\n2 + 2?<end>\n<start>assistant\nFive.<end>\n' +
         '<start>user\nSure?<end>\n<start>assistant\n[No: four.<end>]\n',
       '<start>user\nGrüße!<end>\n<start>assistant\n[Hello.\nWorld 🌍<end>]\n',
+    ]);
+  });
+
+  it('of a Parquet file are lists of structures, whose nulls are left out', async () => {
+    expect(await shownRows(fixturePath('data/messages.parquet'))).toEqual([
+      '<start>user\nhi<end>\n<start>assistant\n[yo<end>]\n',
+      '<start>user\nhi<end>\n<start>assistant\nno<end>\n' +
+        '<start>user\nso?<end>\n<start>assistant\n[é<end>]\n',
     ]);
   });
 
