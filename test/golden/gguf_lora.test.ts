@@ -11,8 +11,7 @@ import { exportModel, exportTarget } from '../../lib/export/registry.ts';
 import { openSession } from '../../lib/generate/open_session.ts';
 import { GgufFile } from '../../lib/io/index.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
-import { matmul, mul } from '../../lib/ops/index.ts';
-import { noGrad, scope } from '../../lib/tensor.ts';
+import { noGrad, scope, type Tensor } from '../../lib/tensor.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { readJson } from '../support/fixtures.ts';
 import { divergence, noLlamaCpp, openLlamaCpp } from '../support/llama_cpp.ts';
@@ -35,14 +34,41 @@ interface Prompt {
 const promptsOf = (name: string) =>
   (readJson(sharedPath(`${kGolden}/${name}/expected.json`)) as { prompts: Prompt[] }).prompts;
 
-/** The change of a weight that llama.cpp computes from the tensors of an adapter. */
-function deltaOf(file: GgufFile, tensor: string): Float64Array {
+/** The tensors of a pair in f64, with the scale that llama.cpp gives their product: a (r,in), b (out,r). */
+function pairOf(file: GgufFile, tensor: string) {
   const alpha = file.metadata.get('adapter.lora.alpha') as number;
   return scope(() => {
-    const b = file.read(`${tensor}.lora_b`).to('f64');
-    const product = matmul(b, file.read(`${tensor}.lora_a`).to('f64'));
-    return mul(product, alpha / (b.shape[1] as number)).dataSync() as Float64Array;
+    const [a, b] = [file.read(`${tensor}.lora_a`), file.read(`${tensor}.lora_b`)];
+    const rank = b.shape[1] as number;
+    const values = (one: Tensor) => one.to('f64').dataSync() as Float64Array;
+    return { rank, scale: alpha / rank, a: values(a), b: values(b) };
   });
+}
+
+/** The Frobenius norm of the sum of pairs, by the Gram matrices of their factors, since the product itself is large. */
+function norm(pairs: readonly (ReturnType<typeof pairOf> & { readonly sign: number })[]): number {
+  // Rows of all A, and columns of all B with their scales.
+  const rows = pairs.flatMap(({ rank, a }) => {
+    const width = a.length / rank;
+    return Array.from({ length: rank }, (_, i) => a.subarray(i * width, (i + 1) * width));
+  });
+  const columns = pairs.flatMap(({ rank, b, scale, sign }) =>
+    Array.from({ length: rank }, (_, i) =>
+      Float64Array.from(
+        { length: b.length / rank },
+        (_, row) => sign * scale * (b[row * rank + i] as number),
+      ),
+    ),
+  );
+  const dot = (x: Float64Array, y: Float64Array) =>
+    x.reduce((sum, value, i) => sum + value * (y[i] as number), 0);
+  let sum = 0;
+  for (const [i, row] of rows.entries()) {
+    for (const [j, other] of rows.entries()) {
+      sum += dot(row, other) * dot(columns[i] as Float64Array, columns[j] as Float64Array);
+    }
+  }
+  return Math.sqrt(Math.max(0, sum));
 }
 
 describeShared("PEFT's adapters as GGUF", [kModel, kGolden], () => {
@@ -54,7 +80,7 @@ describeShared("PEFT's adapters as GGUF", [kModel, kGolden], () => {
     folder = await mkdtemp(join(tmpdir(), 'balora-golden-gguf-lora-'));
     model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel));
     tokenizer = await Tokenizer.fromPretrained(sharedPath(kModel));
-  }, 120_000);
+  }, 600_000);
   afterAll(async () => {
     model.dispose();
     await rm(folder, { recursive: true });
@@ -85,20 +111,20 @@ describeShared("PEFT's adapters as GGUF", [kModel, kGolden], () => {
     expect([...own.tensors.keys()].sort()).toEqual([...golden.tensors.keys()].sort());
     for (const name of modules) {
       const tensor = name.slice(0, -'.lora_a'.length);
-      const [a, b] = [deltaOf(own, tensor), deltaOf(golden, tensor)];
-      const largest = b.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-      const error = b.reduce(
-        (most, value, i) => Math.max(most, Math.abs(value - (a[i] as number))),
-        0,
-      );
-      expect(largest).toBeGreaterThan(0);
-      // Both files have factors in f32, whose products are summed over a rank of 4 in f64.
-      expect(error / largest, tensor).toBeLessThan(1e-6);
+      const [a, b] = [pairOf(own, tensor), pairOf(golden, tensor)];
+      const size = norm([{ ...b, sign: 1 }]);
+      expect(size).toBeGreaterThan(0);
+      // Both files have factors in f32; the difference of squares in f64 is exact to 1e-8 of the size.
+      const difference = norm([
+        { ...a, sign: 1 },
+        { ...b, sign: -1 },
+      ]);
+      expect(difference / size, tensor).toBeLessThan(1e-6);
     }
     own.close();
     golden.close();
     tuned.dispose();
-  }, 120_000);
+  }, 600_000);
 
   it.for(['lora_r4', 'pissa_2r'])(
     'have the logits and tokens of PEFT in llama.cpp: %s',
@@ -109,8 +135,9 @@ describeShared("PEFT's adapters as GGUF", [kModel, kGolden], () => {
       const missing = await noLlamaCpp();
       if (missing !== null) skip(missing);
       base ??= writeBase();
+      const path = await base; // before the model gets the next adapter
       const tuned = await AdapterModel.fromPretrained(model, sharedPath(`${kGolden}/${name}/peft`));
-      const llama = await openLlamaCpp(await base, await write(tuned, 'gguf-lora', name));
+      const llama = await openLlamaCpp(path, await write(tuned, 'gguf-lora', name));
       const golden =
         name === 'lora_r4'
           ? readFloatTensors(sharedPath(`${kGolden}/${name}/logits.safetensors`)).get('peft_f32')
