@@ -40,7 +40,7 @@ const kLayers = {
     ...['nn', 'io', 'ops', 'tensor', 'options', 'errors'],
   ],
   train: [
-    ...['generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
+    ...['export', 'generate', 'tasks', 'eval', 'optim', 'losses', 'adapters', 'models', 'data', 'text'],
     ...['nn', 'io', 'graph_cache', 'ops', 'tensor', 'options', 'errors'],
   ],
   // Files of a model and its adapter for other programs.

@@ -10,7 +10,7 @@ const kProcesses = ['test/{attack,examples,lifetime,package,studies}/**/*.test.t
 
 // Training and talking with a real model for minutes. They are in no run of ten minutes.
 const kReference = [
-  'test/golden/{scoring,smollm2_talk,smollm2_train}.test.ts',
+  'test/golden/{gguf_lora,scoring,smollm2_talk,smollm2_train}.test.ts',
   'test/export/llama_cpp.test.ts',
 ];
 

@@ -52,7 +52,7 @@ export interface LoraConfig extends Readonly<ResolvedOf<typeof loraOptions>> {}
 type Raw = Record<string, unknown>;
 
 /** The PEFT release whose adapter_config.json is written. */
-const kPeftVersion = '0.21.2';
+export const PEFT_VERSION = '0.21.2';
 
 /** The options by their keys in adapter_config.json. */
 const kByKey = new Map(
@@ -177,7 +177,7 @@ export function formatAdapterConfig(config: LoraConfig): string {
     lora_ga_config: null,
     megatron_core: 'megatron.core',
     peft_type: 'LORA',
-    peft_version: kPeftVersion,
+    peft_version: PEFT_VERSION,
     qalora_group_size: 16,
     ...Object.fromEntries(written),
   });

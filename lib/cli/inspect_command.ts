@@ -1,7 +1,7 @@
 /** `balora inspect`: shows the tensors of a model or adapter, or the tokens of an example. */
 import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
-import { chooseFormat } from '../data/example_format.ts';
+import { chooseFormats, type ExampleFormat } from '../data/example_format.ts';
 import { filePath, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
@@ -13,7 +13,7 @@ import { Progress } from './progress.ts';
 import { listTensors, tensorTable } from './tensor_view.ts';
 import { hasColour, styler } from './terminal.ts';
 import { colouredTokens, tokenTable } from './token_view.ts';
-import { kExampleOptions, kTrainDefaults } from './train_options.ts';
+import { kExampleOptions, kLabelOptions, kTrainDefaults } from './train_options.ts';
 
 const kRow = 0;
 
@@ -21,12 +21,13 @@ const kInspectOptions = {
   ...group('Examples', {
     data: filePath({
       placeholder: 'file',
-      help: 'show the tokens of a row of this file: .tsv, .csv, .parquet or JSON Lines',
+      help: 'show the tokens of a row of this file: .tsv, .csv, .parquet, JSON Lines or a JSON array',
     }),
     row: whole({ least: 0, default: kRow, help: 'number of the row, from 0', aliases: ['index'] }),
     table: onOff({ help: 'one line per token, also on a terminal' }),
   }),
   ...kExampleOptions,
+  textField: { ...kLabelOptions.textField, group: 'Examples' },
 };
 
 type InspectSettings = ValuesOf<typeof kInspectOptions>;
@@ -65,7 +66,7 @@ async function showExample(
   const tokenizer = await Tokenizer.fromPretrained(path, { onDownload });
   const rows = await openData(data, { columns: listOf(columns) });
   try {
-    const chosen = chooseFormat(tokenizer, await rows.row(0), format);
+    const [chosen] = (await chooseFormats(rows, tokenizer, format)) as [ExampleFormat];
     const row = await rows.row(index);
     const whole = await tokenizer.withLongTexts(() => chosen.encode(row));
     const example = truncate(whole, maxLength);

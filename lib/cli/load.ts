@@ -11,19 +11,35 @@ import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 /** The number of rows below which reading is too quick for progress messages. */
 const kMinRowsForProgress = 20_000;
 
-/** Options for opening a data file. */
+/** Path of a data file, or of several. */
+export type DataPaths = string | readonly string[];
+
+/** Options for opening data files. */
 export interface DataOptions {
   /** Names of the columns, for a file that has no header. */
   readonly columns: readonly string[] | undefined;
+  /** Weights of several files. Default: none. */
+  readonly dataWeights?: readonly number[] | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Opens a data file as a source of rows. */
-export function openData(path: string, { columns, signal }: DataOptions): Promise<RowSource> {
-  return openRows(path, {
+/** Opens data files as a source of rows. */
+export function openData(
+  paths: DataPaths,
+  { columns, dataWeights, signal }: DataOptions,
+): Promise<RowSource> {
+  return openRows(paths, {
     ...(columns === undefined ? {} : { columns }),
+    ...(dataWeights === undefined ? {} : { dataWeights }),
     ...(signal === undefined ? {} : { signal }),
   });
+}
+
+/** The name of data files in messages: that of the first, and the number of the others. */
+export function nameOfData(paths: DataPaths): string {
+  if (typeof paths === 'string') return paths;
+  const [first, ...others] = paths;
+  return others.length === 0 ? `${first}` : `${first} and ${others.length} more`;
 }
 
 /** Callbacks for opening data that show warnings and progress to the user. */
@@ -32,13 +48,14 @@ export interface DataCallbacks {
   readonly onProgress: (rowsRead: number, rows: number) => void;
 }
 
-/** Opens a data file and makes micro-batches from it; warnings and the progress of slow reads are shown to the user. */
+/** Opens data files and makes micro-batches from them; warnings and the progress of slow reads are shown to the user. */
 export async function openBatches<B>(
-  path: string,
+  paths: DataPaths,
   make: (rows: RowSource, callbacks: DataCallbacks) => Promise<B>,
   { progress, ...options }: DataOptions & { progress: Progress },
 ): Promise<{ batches: B; close: () => Promise<void> }> {
-  const rows = await openData(path, options);
+  const rows = await openData(paths, options);
+  const path = nameOfData(paths);
   try {
     let shown = 0;
     const batches = await make(rows, {

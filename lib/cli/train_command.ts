@@ -1,23 +1,18 @@
 /** `balora train`: makes a Trainer from the settings and shows its events on the terminal. */
-import { join } from 'node:path';
 import type { Command } from 'commander';
-import { AdapterModel } from '../adapters/adapter_model.ts';
-import { RESIDUAL_BASE } from '../adapters/peft_folder.ts';
-import { writeCard } from '../export/model_card.ts';
-import { writeTokenizer } from '../export/tokenizer_files.ts';
 import { setNumThreads } from '../runtime.ts';
-import type { Tokenizer } from '../text/tokenizer.ts';
 import { checkOutput } from '../train/output.ts';
 import { Trainer, type TrainerOptions } from '../train/trainer.ts';
 import type { TrainResult } from '../train/types.ts';
 import { addOptions, readOptions } from './command_options.ts';
+import { exampleText } from './example_view.ts';
 import { abortable, type Interrupt, interruptOf } from './interrupt.ts';
 import { dataText, planText } from './plan_view.ts';
 import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
-import type { Prepared, RunContext } from './tasks/cli_task.ts';
+import type { RunContext } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
-import { formatSeconds } from './terminal.ts';
+import { formatSeconds, hasColour } from './terminal.ts';
 import { kTrainOptions, type TrainSettings } from './train_options.ts';
 import { trainSetup } from './train_setup.ts';
 
@@ -90,6 +85,10 @@ async function run(
     if (settings.dryRun) {
       const plan = await trainer.plan({ measure: true });
       context.stdout.write(`${planText(plan, statistics, format)}\n`);
+      const colour = hasColour(context.stdout);
+      for (const example of await prepared.examples()) {
+        context.stdout.write(`\n${exampleText(example, { tokenizer, colour })}\n`);
+      }
       return 0;
     }
     progress.message(`data: ${dataText(statistics, format)}`);
@@ -98,30 +97,12 @@ async function run(
     const events = trainer.run();
     for (;;) {
       const { value, done } = await events.next();
-      if (done) {
-        await complete(value, input, tokenizer);
-        return report(value, settings, { progress, signal });
-      }
+      if (done) return report(value, settings, { progress, signal });
       progress.show(value);
     }
   } finally {
     await close();
   }
-}
-
-/** Completes what a run has written: the tokenizer's files, and beside an adapter a model card. */
-async function complete(
-  { output }: TrainResult,
-  { tuned, export: form }: Prepared['input'],
-  tokenizer: Tokenizer,
-): Promise<void> {
-  if (output === null) return;
-  if (tuned.kind === 'full') return tokenizer.savePretrained(output);
-  // A base that was read from a GGUF file has no tokenizer files to copy.
-  if (form === 'residual') await tokenizer.savePretrained(join(output, RESIDUAL_BASE));
-  if (!(tuned instanceof AdapterModel)) return;
-  await writeTokenizer(tuned.model, tokenizer, output);
-  await writeCard(tuned, { folder: output, adapter: output, merged: false });
 }
 
 function report(

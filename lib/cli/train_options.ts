@@ -4,17 +4,23 @@
  */
 import { loraOptions } from '../adapters/lora_options.ts';
 import { METHOD_NAMES } from '../adapters/methods/registry.ts';
+import { corruptionOptions } from '../data/corruption_options.ts';
+import { TRAINED_TURNS } from '../data/example_format.ts';
+import { DATA_FORMATS } from '../data/forms/list.ts';
 import { GLUE_TASKS } from '../data/glue.ts';
 import { kProblemTypes } from '../losses/problem_type.ts';
 import {
   choice,
   filePath,
+  filePaths,
   nameList,
   names,
+  numbers,
   onOff,
   template,
   text,
   whole,
+  wordsByName,
 } from '../options/kinds.ts';
 import { defaultsOf, group, type ValuesOf } from '../options/option.ts';
 import { TASK_NAMES } from '../tasks/list.ts';
@@ -32,8 +38,13 @@ const kRun = 'Model and data';
 
 /** Options that determine how rows become examples; `evaluate` and `inspect` have them as well. */
 export const kExampleOptions = group('Examples', {
+  dataFormat: choice({
+    choices: DATA_FORMATS,
+    help: 'the form of the rows; default: found by their columns',
+    aliases: ['formatting', 'dataset-type', 'dataset-format'],
+  }),
   promptTemplate: template({
-    help: 'text with {field} placeholders, or alpaca (that of the recipe), or none',
+    help: "chat (the model's chat template), alpaca (that of the recipe), none, text with {field} placeholders, or a file of such text",
     aliases: ['template'],
   }),
   promptField: text({
@@ -45,6 +56,28 @@ export const kExampleOptions = group('Examples', {
     placeholder: 'field',
     help: "the response's field",
     aliases: ['response-column', 'answer-field', 'output-field', 'target-field'],
+  }),
+  messagesField: text({
+    placeholder: 'field',
+    help: "a conversation's field; default: messages or conversations",
+    aliases: ['field-messages', 'messages-column', 'conversations-field'],
+  }),
+  roleMap: wordsByName({
+    placeholder: 'from=role,...',
+    help: "roles of the chat template for the data's own, beside the known ones",
+    aliases: ['roles', 'role-tags'],
+  }),
+  trainOnTurns: choice({
+    choices: TRAINED_TURNS,
+    help: "what is trained on: the assistant's messages, the last of them, or all of the text; default: assistant",
+    aliases: [
+      'mask-history',
+      'train-on-prompt',
+      'train-on-inputs',
+      'completion-only-loss',
+      'assistant-only-loss',
+      'roles-to-train',
+    ],
   }),
   maxLength: whole({
     least: 2,
@@ -72,7 +105,7 @@ export const kLabelOptions = group('Classification (--task sequence-classificati
   }),
   textField: text({
     placeholder: 'field',
-    help: "the text's field; default: found among known ones",
+    help: "the text's field, also of plain texts for causal-lm; default: found among known ones",
     aliases: ['text-column'],
   }),
   textPairField: text({ placeholder: 'field', help: "the second text's field, for pairs" }),
@@ -164,11 +197,15 @@ export const kTrainOptions = withFlags({
   ...kTaskOption,
   ...kModelOptions,
   ...group(kRun, {
-    data: filePath({
+    data: filePaths({
       placeholder: 'file',
-      help: 'training data: .tsv, .csv, .parquet or JSON Lines',
+      help: 'training data: .tsv, .csv, .parquet, JSON Lines or a JSON array; may be given several times',
       required: true,
       aliases: ['train-file', 'dataset', 'dataset-name', 'train-data', 'data-path'],
+    }),
+    dataWeights: numbers({
+      help: "shares of an epoch's examples that come from each of several files; default: every row once",
+      aliases: ['interleave-probs', 'probabilities', 'dataset-weights'],
     }),
   }),
   ...kEvalData,
@@ -237,6 +274,7 @@ export const kTrainOptions = withFlags({
 
   ...kLabelOptions,
   ...kLabelTrainOptions,
+  ...corruptionOptions,
 
   ...REGULARIZER_OPTIONS,
 });

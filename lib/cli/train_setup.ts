@@ -5,6 +5,12 @@
 import type { LoraConfig, LoraConfigInput } from '../adapters/config.ts';
 import { loraChecks, loraOptions } from '../adapters/lora_options.ts';
 import { METHODS } from '../adapters/methods/registry.ts';
+import {
+  type CorruptionOptions,
+  corruptionChecks,
+  corruptionOptions,
+} from '../data/corruption_options.ts';
+import { checkWeights } from '../data/mixed_rows.ts';
 import { ArgumentError } from '../errors.ts';
 import { hubIdOf } from '../io/hub/names.ts';
 import {
@@ -38,6 +44,7 @@ import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 export function trainSetup(settings: TrainSettings): TrainSetup {
   checkTask(settings);
   checkTogether(trainerChecks, settings, { name: flagOf });
+  checkWeights([settings.data ?? []].flat().length, settings.dataWeights);
   const task = cliTaskOf(settings);
   const seed = settings.seed ?? kTrainDefaults.seed;
   const method = chooseMethod(settings);
@@ -71,8 +78,19 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     },
     training,
     columns: listOf(settings.columns),
-    examples: task.examples(settings, { batchSize, evalBatchSize, seed, shuffle }),
+    dataWeights: settings.dataWeights,
+    examples: task.examples(settings, {
+      ...{ batchSize, evalBatchSize, seed, shuffle },
+      corruption: corruptionOf(settings),
+    }),
   };
+}
+
+/** The corruptions of the training data; undefined where none is asked for. */
+function corruptionOf(settings: TrainSettings): CorruptionOptions | undefined {
+  const given = pickOptions(settings, corruptionOptions);
+  checkTogether(corruptionChecks, given, { name: flagOf });
+  return Object.keys(given).length === 0 ? undefined : given;
 }
 
 /**

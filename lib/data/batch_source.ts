@@ -1,4 +1,5 @@
 /** The data of a run as the trainer sees them: micro-batches in an order that can be resumed at any position. */
+import type { Tokenizer } from '../text/tokenizer.ts';
 import type { Batch } from './collate.ts';
 import type { LabelScheme } from './labels.ts';
 
@@ -18,4 +19,6 @@ export interface BatchSource<B = Batch> {
    * Meaning of the labels, where the data have labels and it is known: held-out data whose labels mean something else are refused.
    */
   readonly scheme?: LabelScheme;
+  /** The tokenizer that encoded the data, where there is one. */
+  readonly tokenizer?: Tokenizer;
 }

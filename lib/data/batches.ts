@@ -4,6 +4,7 @@ import { ArgumentError } from '../errors.ts';
 import { type CallTable, kCall, oneOf, wholeNumber } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { type Batch, collate } from './collate.ts';
+import { type CorruptionCounts, corruptRows, reportCorruption } from './corruption.ts';
 import {
   checkData,
   Dataset,
@@ -17,12 +18,14 @@ import {
 import { EmptyAnswers } from './empty_answers.ts';
 import { type Example, supervisedCount, truncate } from './example.ts';
 import {
-  chooseFormat,
+  chooseFormats,
+  describeFormats,
   type ExampleFormat,
   type FormatOptions,
   formatTable,
 } from './example_format.ts';
-import { type RowSource, withRowLocation } from './rows.ts';
+import { choiceOf } from './mixed_rows.ts';
+import type { RowSource } from './rows.ts';
 
 /** Options for turning rows into micro-batches. */
 export interface BatchOptions extends FormatOptions, DatasetOptions {
@@ -63,6 +66,8 @@ export interface DataStatistics {
   readonly tokens: number;
   readonly supervisedTokens: number;
   readonly longest: number;
+  /** Counts of what was corrupted on purpose, where it was asked for. */
+  readonly corruption?: CorruptionCounts;
 }
 
 interface Settings {
@@ -85,6 +90,7 @@ export class Batches {
     readonly statistics: DataStatistics,
     /** A string that changes with the examples' ids and supervision, their order and their batching. */
     readonly fingerprint: string,
+    readonly tokenizer: Tokenizer,
   ) {}
 
   /**
@@ -94,18 +100,19 @@ export class Batches {
    * @throws FormatError for damaged data
    */
   static async create(
-    rows: RowSource,
+    given: RowSource,
     tokenizer: Tokenizer,
     options: BatchOptions = {},
   ): Promise<Batches> {
-    checkData({ rows, tokenizer }, options, kTable);
+    checkData({ rows: given, tokenizer }, options, kTable);
     const settings = settingsOf(options);
     const { batchSize, shuffle, seed, packing, maxLength } = settings;
-    const first = await rows.row(0);
-    const format = await withRowLocation(rows, 0, () => chooseFormat(tokenizer, first, options));
+    const formats = await chooseFormats(given, tokenizer, options);
+    const columns = formats.map(({ columns: texts }) => ({ texts }));
+    const { rows, corruption } = await corruptRows(given, columns, options);
     const check = new SupervisionCheck(rows, maxLength, options);
     const padId = tokenizer.padId ?? tokenizer.eosId ?? 0;
-    const dataset = await Dataset.read(rows, kindOf(format, { ...settings, padId }), {
+    const dataset = await Dataset.read(rows, kindOf(rows, formats, { ...settings, padId }), {
       ...options,
       tokenizer,
       order: { batchSize, shuffle, seed, ...(packing && { packInto: maxLength }) },
@@ -120,12 +127,18 @@ export class Batches {
       options.onWarning?.(truncationWarning(truncated, about));
     }
     const { supervisedTokens } = check;
-    const statistics = { ...counts, skipped, truncated, supervisedTokens };
+    const statistics = {
+      ...counts,
+      skipped,
+      truncated,
+      supervisedTokens,
+      ...reportCorruption(corruption, options),
+    };
     const fingerprint = createHash('sha256')
       .update(dataset.digest)
       .update(JSON.stringify(settings))
       .digest('hex');
-    return new Batches(dataset, format.description, statistics, fingerprint);
+    return new Batches(dataset, describeFormats(formats), statistics, fingerprint, tokenizer);
   }
 
   /** Number of micro-batches in an epoch (when packing, it depends on the order). */
@@ -137,15 +150,31 @@ export class Batches {
   batches(epoch: number, start = 0): AsyncGenerator<Batch> {
     return this.dataset.batches(epoch, start);
   }
+
+  /** Indices of rows to show as examples: of each file the first that is trained on. */
+  get firstRows(): readonly number[] {
+    return this.dataset.firstRows;
+  }
+
+  /** The location of a row, for messages. */
+  where(row: number): Promise<string> {
+    return this.dataset.where(row);
+  }
+
+  /** The example of a row, within the length limit. @throws as reading and encoding the row do */
+  example(row: number): Promise<Example> {
+    return this.dataset.example(row);
+  }
 }
 
 function kindOf(
-  format: ExampleFormat,
+  rows: RowSource,
+  formats: readonly ExampleFormat[],
   { maxLength, padding, padId }: Settings & { padId: number },
 ): ExampleKind<Example, Batch> {
   return {
-    encode: (row) => {
-      const whole = format.encode(row);
+    encode: (row, index) => {
+      const whole = choiceOf(formats, rows, index).encode(row);
       return { example: truncate(whole, maxLength), cut: [whole.ids.length > maxLength] };
     },
     length: ({ ids }) => ids.length,
@@ -160,7 +189,11 @@ function kindOf(
 /** Finds the examples that have nothing to learn, and counts the supervised tokens of the others. */
 class SupervisionCheck {
   supervisedTokens = 0;
+  /** The first row that is left out because of its length. */
   private first: number | null = null;
+  /** The first row whose answers are all masked, and the number of such rows. */
+  private firstMasked: number | null = null;
+  private maskedRows = 0;
   private readonly empty = new EmptyAnswers();
   /** Number of rows that are left out because all their answers are empty. */
   private emptyRows = 0;
@@ -175,15 +208,22 @@ class SupervisionCheck {
   async keep(example: Example, index: number): Promise<boolean> {
     const supervised = supervisedCount(example);
     this.supervisedTokens += supervised;
-    const { emptyAnswers = 0 } = example;
+    const { emptyAnswers = 0, isMasked = false } = example;
     if (emptyAnswers > 0) this.empty.add(index, emptyAnswers);
     if (supervised > 0) return true;
-    if (emptyAnswers > 0 && this.options.onUnsupervised !== 'error') {
+    const isError = this.options.onUnsupervised === 'error';
+    if (isMasked) {
+      if (isError) throw await this.maskedError(index);
+      this.maskedRows++;
+      this.firstMasked ??= index;
+      return false;
+    }
+    if (emptyAnswers > 0 && !isError) {
       this.emptyRows++;
       return false;
     }
     if (emptyAnswers > 0) throw await this.empty.error(this.rows);
-    if (this.options.onUnsupervised === 'error') throw await this.error(index);
+    if (isError) throw await this.error(index);
     this.first ??= index;
     return false;
   }
@@ -192,13 +232,22 @@ class SupervisionCheck {
   async report(skipped: number): Promise<void> {
     const { length } = this.rows;
     if (skipped === length) {
-      if (this.first === null) throw await this.empty.error(this.rows);
-      throw await this.error(this.first, `, nor in any of the ${length} rows`);
+      if (this.first !== null) {
+        throw await this.error(this.first, `, nor in any of the ${length} rows`);
+      }
+      if (this.firstMasked !== null) throw await this.maskedError(this.firstMasked);
+      throw await this.empty.error(this.rows);
     }
     await this.empty.report(this.rows, this.options);
+    if (this.firstMasked !== null) {
+      const where = await this.rows.where(this.firstMasked);
+      const message = `${this.maskedRows} of ${length} examples have no message that is trained on and are left out (first: ${where})`;
+      this.options.onWarning?.({ code: 'examples_masked', message });
+    }
     if (this.first === null) return;
     const where = await this.rows.where(this.first);
-    const message = `${skipped - this.emptyRows} of ${length} examples have no supervised token within ${this.maxLength} tokens and are left out (first: ${where}); raise maxLength to train on them`;
+    const count = skipped - this.emptyRows - this.maskedRows;
+    const message = `${count} of ${length} examples have no supervised token within ${this.maxLength} tokens and are left out (first: ${where}); raise maxLength to train on them`;
     this.options.onWarning?.({ code: 'examples_skipped', message });
   }
 
@@ -206,6 +255,13 @@ class SupervisionCheck {
     const where = await this.rows.where(index);
     return new ArgumentError(
       `${where}: no supervised token within ${this.maxLength} tokens${others}; raise maxLength or shorten the prompt`,
+    );
+  }
+
+  private async maskedError(index: number): Promise<ArgumentError> {
+    const where = await this.rows.where(index);
+    return new ArgumentError(
+      `${where}: no message of the row is trained on; mark one with train: true, or remove the row`,
     );
   }
 }

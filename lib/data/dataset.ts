@@ -16,8 +16,9 @@ import {
   withMethods,
 } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
+import type { CorruptionOptions } from './corruption_options.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
-import { type Row, type RowSource, withRowLocation } from './rows.ts';
+import { type Row, type RowFile, type RowSource, withRowLocation } from './rows.ts';
 
 /** A hash that examples are added to. */
 interface ExampleHash {
@@ -28,10 +29,11 @@ interface ExampleHash {
 export interface ExampleKind<E, B> {
   /**
    * Encodes a row as an example within the length limits, with a flag for each side of the example (such as source and target) that
-   * says whether it was truncated. It must be a pure function of the row, since a row that is not kept in memory is encoded again.
+   * says whether it was truncated. It must be a pure function of the row and its index, since a row that is not kept in memory is
+   * encoded again.
    * @throws ArgumentError about the contents of the row; the row's place is put in front of the message
    */
-  encode(row: Row): { readonly example: E; readonly cut: readonly boolean[] };
+  encode(row: Row, index: number): { readonly example: E; readonly cut: readonly boolean[] };
   /** Number of tokens in an example, which packing adds up and grouping by length compares. */
   length(example: E): number;
   /** Bytes that an example takes in memory. */
@@ -56,6 +58,8 @@ export interface DatasetOptions {
   cacheBytes?: number;
   /** Signal that aborts the reading with its reason. */
   signal?: AbortSignal;
+  /** Corruptions of the rows on purpose, for studies. Default: none. */
+  corruption?: CorruptionOptions;
 }
 
 /** The kinds of the options of every kind of data. */
@@ -66,6 +70,7 @@ export const datasetTable: CallTable<DatasetOptions> = {
   onProgress: kCall.function,
   cacheBytes: kCall.amount,
   signal: kCall.signal,
+  corruption: kCall.object,
 };
 
 /** The other arguments of the functions that make micro-batches. */
@@ -74,7 +79,12 @@ const kTokenizer = withMethods('a Tokenizer', 'encode', 'encodePair');
 
 /** A warning about the data for the user. */
 export interface DataWarning {
-  readonly code: 'answers_empty' | 'examples_skipped' | 'examples_truncated';
+  readonly code:
+    | 'answers_empty'
+    | 'examples_masked'
+    | 'examples_skipped'
+    | 'examples_truncated'
+    | 'data_corrupted';
   readonly message: string;
 }
 
@@ -129,7 +139,8 @@ export class Dataset<E, B> {
   private constructor(rows: RowSource, kind: ExampleKind<E, B>, options: ReadOptions<E>) {
     this.#rows = rows;
     this.#kind = kind;
-    this.#order = options.order;
+    const { files } = rows;
+    this.#order = { ...options.order, ...(isWeighted(files) && { files }) };
     this.#tokenizer = options.tokenizer;
     this.#lengths = new Uint32Array(rows.length);
     this.#checksums = new Uint32Array(rows.length);
@@ -163,6 +174,20 @@ export class Dataset<E, B> {
   /** Number of micro-batches in an epoch (when packing, it depends on the order). */
   batchCount(epoch: number): number {
     return this.#orderOf(epoch).starts.length - 1;
+  }
+
+  /** The first row of each file that is kept, without those of files none of whose rows is. */
+  get firstRows(): number[] {
+    const files = this.#rows.files ?? [{ start: 0, length: this.#rows.length }];
+    return files.flatMap(({ start, length }) => {
+      const first = this.#kept.find((index) => index >= start && index < start + length);
+      return first === undefined ? [] : [first];
+    });
+  }
+
+  /** The location of a row, for messages. */
+  where(index: number): Promise<string> {
+    return this.#rows.where(index);
   }
 
   /** The rows of each micro-batch of an epoch, from micro-batch `start` on. */
@@ -235,13 +260,20 @@ export class Dataset<E, B> {
       longest = Math.max(longest, length);
     });
     this.#kept = this.#kept.slice(0, examples);
+    const { files } = this.#rows;
+    // Files without weights are one list of rows, whose examples are in the digest.
+    if (isWeighted(files)) {
+      hash.update(JSON.stringify({ files }));
+      await requireExamples(this.#rows, files, this.#kept);
+    }
+    if (this.#rows.recipe !== undefined) hash.update(JSON.stringify(this.#rows.recipe));
     this.#digest = hash.digest();
     this.#counts = { rows, examples, tokens, longest, truncated, truncatedSides };
   }
 
   async #encode(index: number, signal?: AbortSignal) {
     const row = await this.#rows.row(index);
-    const encode = () => this.#kind.encode(row);
+    const encode = () => this.#kind.encode(row, index);
     return withRowLocation(
       this.#rows,
       index,
@@ -263,6 +295,25 @@ export class Dataset<E, B> {
       this.#epoch = { epoch, ...epochOrder(this.#kept, this.#lengths, epoch, this.#order) };
     }
     return this.#epoch;
+  }
+}
+
+/** Whether files have weights: either all of them do, or none. */
+function isWeighted(files: readonly RowFile[] | undefined): files is readonly RowFile[] {
+  return files?.some(({ weight }) => weight !== null) ?? false;
+}
+
+/** Refuses a file with a weight none of whose rows is trained on: no epoch could have its share. @throws ArgumentError */
+async function requireExamples(
+  rows: RowSource,
+  files: readonly RowFile[],
+  kept: Uint32Array,
+): Promise<void> {
+  for (const { start, length } of files) {
+    if (kept.some((index) => index >= start && index < start + length)) continue;
+    throw new ArgumentError(
+      `${await rows.where(start)}: no row of this file can be trained on, so that its weight in dataWeights has no meaning; leave the file out`,
+    );
   }
 }
 

@@ -16,6 +16,8 @@ export interface Example {
   readonly supervised: Uint8Array; // (T), 0 or 1
   /** Number of answers that are empty, which are not supervised: the model would only learn to say nothing. Default 0. */
   readonly emptyAnswers?: number;
+  /** Whether nothing is supervised because the row or the options say so of all its answers. Default false. */
+  readonly isMasked?: boolean;
 }
 
 /** Number of ids that some row can learn to predict: the first id of a text has no row before it. */
@@ -58,16 +60,37 @@ export function encodePromptResponse(
 }
 
 /**
+ * Encodes a text + EOS, all of which is supervised. An empty text is not.
+ * @throws ArgumentError if the tokenizer names no EOS token
+ */
+export function encodeText(tokenizer: Tokenizer, text: string): Example {
+  const example = encodePromptResponse(tokenizer, '', text);
+  return example.emptyAnswers === undefined ? wholly(example) : example;
+}
+
+/** An example with all of its ids supervised, unless it has nothing to learn. */
+export function wholly(example: Example): Example {
+  if (!example.supervised.includes(1)) return example;
+  return { ...example, supervised: new Uint8Array(example.ids.length).fill(1) };
+}
+
+/** Options of {@link encodeConversation}. */
+export interface ConversationOptions extends Pick<RenderOptions, 'tools'> {
+  /** Whether to train on each message; only those of the assistant ever are. Default: on all of them. */
+  trains?: readonly boolean[];
+}
+
+/**
  * Encodes a conversation through the model's chat template, with every assistant message supervised from its first token to its
  * end-of-turn token; white space that the template writes after it is not supervised, and neither are empty messages.
- * @param options tools: descriptions of tools, for a template that knows them
+ * @param options tools: descriptions of tools, for a template that knows them; trains: the messages to train on
  * @throws ArgumentError if there is no assistant message, if it cannot be found in the rendered text, or if the
  *   template ignores the tools
  */
 export function encodeConversation(
   tokenizer: Tokenizer,
   messages: readonly ChatMessage[],
-  { tools }: Pick<RenderOptions, 'tools'> = {},
+  { tools, trains }: ConversationOptions = {},
 ): Example {
   const render: Render = (part, options = {}) =>
     tokenizer.renderChat(part, { ...options, ...(tools !== undefined && { tools }) });
@@ -80,9 +103,13 @@ export function encodeConversation(
   const encode = (part: string) => tokenizer.encode(part, { addSpecialTokens: false });
   const ids = encode(text);
   const spans: [number, number][] = [];
-  let emptyAnswers = 0;
+  let [emptyAnswers, masked] = [0, 0];
   messages.forEach((message, turn) => {
     if (message.role !== 'assistant') return;
+    if (trains?.[turn] === false) {
+      masked++;
+      return;
+    }
     if (isEmptyAnswer(message)) {
       emptyAnswers++;
       return;
@@ -95,11 +122,15 @@ export function encodeConversation(
     const end = Math.min(ids.length, common < through.length ? common + 1 : common);
     spans.push([start, endOfTurn(tokenizer, ids, start, end)]);
   });
-  if (spans.length === 0 && emptyAnswers === 0)
+  if (spans.length === 0 && emptyAnswers === 0 && masked === 0)
     throw new ArgumentError(
       'messages: no assistant message to learn from; add one, or remove the row',
     );
-  return { ...withSpans(ids, spans), ...(emptyAnswers > 0 && { emptyAnswers }) };
+  return {
+    ...withSpans(ids, spans),
+    ...(emptyAnswers > 0 && { emptyAnswers }),
+    ...(spans.length === 0 && emptyAnswers === 0 && { isMasked: true }),
+  };
 }
 
 /** Renders a conversation with the tools of its row. */

@@ -1,104 +1,280 @@
 /**
- * Conversion of a row to an example: prompt and response fields through a prompt template, or `messages` through the model's chat
- * template. Options that are not given are inferred from the first row.
+ * Conversion of a row to an example: the form of the rows (forms/list.ts) says what a row contains, and a prompt template or the
+ * model's chat template puts it into a text. Options that are not given are inferred from the first row of each file.
  */
 import { ArgumentError } from '../errors.ts';
-import { type CallTable, kCall } from '../options/call.ts';
-import { shown } from '../shown.ts';
+import { type CallTable, kCall, oneOf } from '../options/call.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
-import { type Example, encodeConversation, encodePromptResponse } from './example.ts';
-import { fieldText, kRecipeTemplate, PromptTemplate } from './prompt_template.ts';
-import type { Row } from './rows.ts';
+import {
+  type Example,
+  encodeConversation,
+  encodePromptResponse,
+  encodeText,
+  wholly,
+} from './example.ts';
+import { fieldNames } from './forms/fields.ts';
+import {
+  type Conversation,
+  type FindOptions,
+  type FormOptions,
+  type FormReader,
+  formTable,
+  type PairReader,
+  type RowForm,
+} from './forms/form.ts';
+import { DATA_FORMATS, ROW_FORMS } from './forms/list.ts';
+import { kChatTemplateName, kRecipeTemplate, PromptTemplate } from './prompt_template.ts';
+import { type Row, type RowSource, withRowLocation } from './rows.ts';
+import { readTemplate } from './template_file.ts';
 
-/** Field names of prompt and response in a row, and the template around them. */
-export interface FormatOptions {
-  /** A template with {field} places, or the name of one. Default: the recipe's. */
+/** Parts of an example that can be trained on: the assistant's messages, the last of them, or everything. */
+export const TRAINED_TURNS = ['assistant', 'last', 'all'] as const;
+/** Part of an example that is trained on. */
+export type TrainedTurns = (typeof TRAINED_TURNS)[number];
+
+/** The form and the fields of rows, the template around them, and what of them is trained on. */
+export interface FormatOptions extends FormOptions {
+  /**
+   * A template with {field} places, a file of one, or a name: `alpaca` (the recipe's), `none` (the prompt alone) or `chat` (the
+   * model's chat template). Default: `alpaca`; conversations always get the chat template.
+   */
   promptTemplate?: string;
-  promptField?: string;
-  responseField?: string;
+  /**
+   * The part that is trained on: `assistant` (the response, every message of the assistant), `last` (its last message only) or `all` (prompts,
+   * too). Default `assistant`; of plain texts everything.
+   */
+  trainOnTurns?: TrainedTurns;
 }
 
 /** The kinds of the options. */
 export const formatTable: CallTable<FormatOptions> = {
+  ...formTable,
+  dataFormat: oneOf(DATA_FORMATS),
   promptTemplate: kCall.text,
-  promptField: kCall.text,
-  responseField: kCall.text,
+  trainOnTurns: oneOf(TRAINED_TURNS),
 };
 
 export interface ExampleFormat {
   /** Description for people: `question -> answer` or `messages`. */
   readonly description: string;
+  /** The columns whose texts the model reads. */
+  readonly columns: readonly string[];
   encode(row: Row): Example;
 }
 
-/** Field names of public data sets for prompt and response, tried in this order. */
-const kKnownPairs = [
-  ['instruction', 'output'],
-  ['query', 'response'],
-  ['query', 'answer'],
-  ['question', 'answer'],
-  ['prompt', 'completion'],
-  ['prompt', 'response'],
-  ['human', 'assistant'],
-] as const;
+/** Makes a choice for each file by its first row. @throws what `choose` does, with the row's place */
+export async function perFile<T>(
+  rows: RowSource,
+  choose: (firstRow: Row) => T,
+): Promise<readonly T[]> {
+  const all: T[] = [];
+  for (const { start } of rows.files ?? [{ start: 0 }]) {
+    const row = await rows.row(start);
+    all.push(await withRowLocation(rows, start, () => choose(row)));
+  }
+  return all;
+}
+
+/** Descriptions of formats, each once: `messages`, `messages, prompt -> completion`. */
+export function describeFormats(formats: readonly { readonly description: string }[]): string {
+  return [...new Set(formats.map(({ description }) => description))].join(', ');
+}
+
+/**
+ * Chooses the format of the rows of each file by the options and its first row, and reads the file of a template.
+ * @throws ArgumentError as {@link chooseFormat} does, with the row's place; as readTemplate() does
+ */
+export async function chooseFormats(
+  rows: RowSource,
+  tokenizer: Tokenizer,
+  options: FormatOptions = {},
+): Promise<readonly ExampleFormat[]> {
+  const given = await withTemplate(options);
+  return perFile(rows, (row) => chooseFormat(tokenizer, row, given));
+}
+
+/** The options with the text of a template in the place of its file. */
+async function withTemplate<T extends FormatOptions>(options: T): Promise<T> {
+  const { promptTemplate } = options;
+  if (promptTemplate === undefined) return options;
+  return { ...options, promptTemplate: await readTemplate(promptTemplate) };
+}
 
 /**
  * Chooses the format by the options and the fields of the first row.
- * @throws ArgumentError naming the fields that there are when no known pair fits
+ * @throws ArgumentError naming the fields that there are when no form fits, and the forms where several do
  */
 export function chooseFormat(
   tokenizer: Tokenizer,
   firstRow: Row,
   options: FormatOptions = {},
 ): ExampleFormat {
-  if (isConversation(firstRow, options)) {
+  const { form, reader } = findForm(firstRow, options);
+  const { promptTemplate = kRecipeTemplate, trainOnTurns } = options;
+  const { description, columns, pair } = reader;
+  const checked = checkedForm(form, reader, options);
+  if (reader.text !== undefined && promptTemplate !== kChatTemplateName) {
+    const text = (row: Row) => (reader.text as (row: Row) => string)(checked(row));
+    return { description, columns, encode: (row) => encodeText(tokenizer, text(row)) };
+  }
+  if (pair === undefined || promptTemplate === kChatTemplateName) {
+    const read = conversationOf(reader);
     return {
-      description: 'messages',
-      encode: (row) => encodeConversation(tokenizer, checkedMessages(row), checkedTools(row)),
+      description: pair === undefined ? description : `${description} as messages`,
+      columns,
+      encode: (row) => encodeTurns(tokenizer, read(checked(row)), trainOnTurns),
     };
   }
-  const { promptTemplate = kRecipeTemplate } = options;
-  const { description, texts } = chooseTexts(firstRow, options, promptTemplate);
-  return { description, encode: (row) => encodePromptResponse(tokenizer, ...texts(row)) };
+  const template = new PromptTemplate(promptTemplate);
+  return {
+    description,
+    columns,
+    encode: (row) => {
+      const [prompt, response] = textsOf(pair, checked(row), template);
+      const example = encodePromptResponse(tokenizer, prompt, response);
+      return trainOnTurns === 'all' ? wholly(example) : example;
+    },
+  };
 }
 
-/** Whether rows are conversations: they have `messages`, and no option names other fields or a template. */
-function isConversation(
-  firstRow: Row,
-  { promptTemplate, promptField, responseField }: FormatOptions,
-): boolean {
-  const asksForFields = [promptTemplate, promptField, responseField].some((o) => o !== undefined);
-  return !asksForFields && Array.isArray(firstRow.messages);
+/** A conversation as an example, with the messages supervised that the options and the row's own marks choose. */
+function encodeTurns(
+  tokenizer: Tokenizer,
+  { messages, trained, asked = 0, tools }: Conversation,
+  turns: TrainedTurns = 'assistant',
+): Example {
+  const shownTools = tools === undefined ? {} : { tools };
+  if (turns === 'all') {
+    const marked = trained.indexOf(false);
+    if (marked >= 0) {
+      throw new ArgumentError(
+        `message ${marked} is marked not to be trained on, and trainOnTurns: 'all' trains on everything; leave one of them out`,
+      );
+    }
+    return wholly(encodeConversation(tokenizer, messages, shownTools));
+  }
+  const last = messages.findLastIndex(({ role }) => role === 'assistant');
+  const first = turns === 'last' ? last : asked;
+  const trains = trained.map((mark, turn) => (mark ?? true) && turn >= first);
+  return encodeConversation(tokenizer, messages, { ...shownTools, trains });
+}
+
+function textsOf(
+  pair: PairReader,
+  row: Row,
+  template: PromptTemplate | null,
+): [prompt: string, response: string] {
+  return [pair.prompt(row, template), pair.response(row)];
+}
+
+function conversationOf(reader: FormReader): (row: Row) => Conversation {
+  const { conversation, description } = reader;
+  if (conversation !== undefined) return conversation;
+  throw new ArgumentError(
+    `rows of the form ${description} are no conversations; leave promptTemplate: 'chat' out`,
+  );
+}
+
+/**
+ * Finds the form of a row.
+ * @throws ArgumentError naming the row's fields where no form fits, and the forms where several do
+ */
+function findForm(
+  row: Row,
+  options: FormatOptions,
+  { promptsOnly = false }: { promptsOnly?: boolean } = {},
+): { form: RowForm; reader: FormReader } {
+  const find = findOptions(options, promptsOnly);
+  const found = candidates(options).flatMap((form) => {
+    const reader = form.find(row, find);
+    return reader === null ? [] : [{ form, reader }];
+  });
+  const [first] = found;
+  if (first === undefined) throw new ArgumentError(noForm(row, options, promptsOnly));
+  // A text is often there beside the form that it was made from.
+  const rivals = found.filter(({ form }) => form.name !== 'text');
+  if (rivals.length > 1 && !promptsOnly) {
+    const names = rivals.map(({ form, reader }) => `${form.name} (${reader.description})`);
+    throw new ArgumentError(
+      `the row mixes the forms ${names.join(' and ')}; name the one to read with dataFormat: '${first.form.name}'`,
+    );
+  }
+  return first;
+}
+
+function findOptions(options: FormatOptions, promptsOnly: boolean): FindOptions {
+  const { promptTemplate } = options;
+  const hasTemplate = promptTemplate !== undefined && promptTemplate !== kChatTemplateName;
+  return { ...options, promptsOnly, hasTemplate };
+}
+
+/** The forms that the options leave: that which they name, or those that read the named fields and can have the named template. */
+function candidates(options: FormatOptions): readonly RowForm[] {
+  const { dataFormat, promptTemplate } = options;
+  const forms = ROW_FORMS.filter(({ name }) => dataFormat === undefined || name === dataFormat);
+  const named = (['promptField', 'responseField', 'messagesField', 'textField'] as const).filter(
+    (key) => options[key] !== undefined,
+  );
+  const isTemplate = promptTemplate !== undefined && promptTemplate !== kChatTemplateName;
+  return forms.filter(
+    (form) =>
+      named.every((key) => form.options.includes(key)) &&
+      (!isTemplate || dataFormat !== undefined || form.options.includes('promptField')),
+  );
+}
+
+/** The message for a row in which no form was found. */
+function noForm(row: Row, options: FormatOptions, promptsOnly: boolean): string {
+  const { dataFormat, promptTemplate } = options;
+  const fields = `(fields: ${fieldNames(row)})`;
+  const form = ROW_FORMS.find(({ name }) => name === dataFormat);
+  if (form !== undefined) {
+    return `dataFormat: '${form.name}' needs ${form.needs} ${fields}; name the fields, or another form`;
+  }
+  const other = candidates({}).find((one) => one.find(row, {}) !== null);
+  if (other !== undefined && promptTemplate !== undefined) {
+    return `the rows are of the form ${other.name} ${fields}, and a prompt template is for prompts and responses; leave promptTemplate out, or name the fields with promptField and responseField`;
+  }
+  if (promptsOnly) {
+    return `cannot tell which field holds the prompt ${fields}; name it with promptField`;
+  }
+  return (
+    `cannot tell which fields hold prompt and response, or which of the forms ${DATA_FORMATS.join(', ')} it is ${fields}; ` +
+    'name the fields with promptField and responseField'
+  );
+}
+
+/**
+ * The check that a row is of the form of its file alone, where the form was found by columns. It returns the row.
+ * @throws ArgumentError for a row of another form, or of several
+ */
+function checkedForm(form: RowForm, reader: FormReader, options: FormatOptions): (row: Row) => Row {
+  const { dataFormat, promptField, responseField, messagesField, textField } = options;
+  const isNamed = [dataFormat, promptField, responseField, messagesField, textField].some(
+    (option) => option !== undefined,
+  );
+  if (isNamed) return (row) => row;
+  const others = ROW_FORMS.filter((other) => other !== form && other.name !== 'text');
+  return (row) => {
+    const found = others.find((other) => other.find(row, {}) !== null);
+    if (found === undefined) return row;
+    const description = found.find(row, {})?.description;
+    throw new ArgumentError(
+      `the row has fields of the form ${found.name} (${description}), and the first row of the file is of the form ${form.name} ` +
+        `(${reader.description}); write all rows in one form, or divide the file`,
+    );
+  };
 }
 
 /** A way of reading prompt and response from a row. */
 export interface TextFormat {
   /** Description for people: `question -> answer`. */
   readonly description: string;
+  /** The columns whose texts the model reads. */
+  readonly columns: readonly string[];
   /** The two texts of a row. @throws ArgumentError naming a field that is missing or not a text */
   texts(row: Row): [prompt: string, response: string];
-}
-
-/**
- * Chooses the two fields by the options and the first row.
- * @param promptTemplate template around the prompt; null: none
- * @throws ArgumentError naming the fields that there are when no known pair fits
- */
-function chooseTexts(
-  firstRow: Row,
-  options: FormatOptions,
-  promptTemplate: string | null,
-): TextFormat {
-  const [prompt, response] = chooseFields(firstRow, options);
-  const template = promptTemplate === null ? null : new PromptTemplate(promptTemplate);
-  return {
-    description: `${prompt ?? 'template'} -> ${response}`,
-    texts: (row) => [
-      template === null ? fieldText(row, prompt as string) : template.fill(row, prompt),
-      fieldText(row, response),
-    ],
-  };
 }
 
 /** The prompts of rows whose responses are not needed: all texts, or all conversations. */
@@ -109,114 +285,71 @@ export type RowPrompts = { prompt: string[] } | { messages: ChatMessage[][] };
  * @param isSource whether the prompts are sources of an encoder-decoder, which have no template unless one is given
  * @throws ArgumentError naming the row, and the fields that there are where none is known
  */
-export function rowPrompts(
+export async function rowPrompts(
   rows: readonly Row[],
   { isSource, ...options }: FormatOptions & { isSource: boolean },
-): RowPrompts {
+): Promise<RowPrompts> {
+  const given = await withTemplate(options);
   const [first = {}] = rows;
-  if (!isSource && isConversation(first, options)) return { messages: rows.map(questionOf) };
-  const field = promptField(first, options);
-  const { promptTemplate = isSource ? null : kRecipeTemplate } = options;
-  const template = promptTemplate === null ? null : new PromptTemplate(promptTemplate);
-  return {
-    prompt: rows.map((row) =>
-      template === null ? fieldText(row, field as string) : template.fill(row, field),
-    ),
-  };
+  const { reader } = findForm(first, given, { promptsOnly: true });
+  const { promptTemplate = isSource ? null : kRecipeTemplate } = given;
+  const { pair } = reader;
+  if (pair !== undefined && promptTemplate !== kChatTemplateName) {
+    const template = promptTemplate === null ? null : new PromptTemplate(promptTemplate);
+    return { prompt: rows.map((row) => pair.prompt(row, template)) };
+  }
+  if (isSource) throw noConversations(reader);
+  if (reader.text !== undefined) {
+    return { prompt: rows.map((row) => (reader.text as (row: Row) => string)(row)) };
+  }
+  const read = conversationOf(reader);
+  return { messages: rows.map((row) => questionOf(read(row), reader)) };
 }
 
 /** A conversation without the answer at its end. */
-function questionOf(row: Row): ChatMessage[] {
-  const messages = checkedMessages(row);
+function questionOf({ messages }: Conversation, { columns }: FormReader): ChatMessage[] {
   const asked = messages.at(-1)?.role === 'assistant' ? messages.slice(0, -1) : messages;
-  if (asked.length > 0) return asked;
-  throw new ArgumentError("field 'messages' has no message that could be answered");
-}
-
-/** The field of the prompt in rows that may have no response; null if the template names its own fields. */
-function promptField(
-  row: Row,
-  { promptField: given, promptTemplate }: FormatOptions,
-): string | null {
-  if (given !== undefined) return given;
-  const found = kKnownPairs.find(([prompt]) => Object.hasOwn(row, prompt));
-  if (found !== undefined) return found[0];
-  if (promptTemplate !== undefined) return null;
-  throw new ArgumentError(
-    `cannot tell which field holds the prompt (fields: ${Object.keys(row).join(', ') || 'none'}); name it with promptField`,
-  );
+  if (asked.length > 0) return [...asked];
+  throw new ArgumentError(`field '${columns[0]}' has no message that could be answered`);
 }
 
 /**
- * Chooses the source and the target of an encoder-decoder: the prompt as it stands, unless there is a template, and the response.
- * @throws ArgumentError naming the fields that there are when no known pair fits, or for conversations
+ * Chooses the source and the target of an encoder-decoder for each file: the prompt as it stands, unless there is a template, and the
+ * response.
+ * @throws ArgumentError naming the fields that there are when no form fits, and for conversations and plain texts
  */
-export function chooseSourceTarget(firstRow: Row, options: FormatOptions = {}): TextFormat {
-  if (isConversation(firstRow, options)) {
-    throw new ArgumentError(
-      "rows with 'messages' are conversations, which an encoder-decoder has no template for; give each row a source and a " +
-        'target, and name their fields with promptField and responseField',
-    );
-  }
-  return chooseTexts(firstRow, options, options.promptTemplate ?? null);
+export async function chooseSourceTargets(
+  rows: RowSource,
+  options: FormatOptions = {},
+): Promise<readonly TextFormat[]> {
+  const given = await withTemplate(options);
+  return perFile(rows, (row) => chooseSourceTarget(row, given));
 }
 
-/** The fields of the prompt (null if the template names its own fields) and of the response. */
-function chooseFields(row: Row, options: FormatOptions): [string | null, string] {
-  const { promptField, responseField, promptTemplate } = options;
-  for (const field of [promptField, responseField]) {
-    if (field !== undefined) fieldText(row, field); // throws if a field that was named is missing
+function chooseSourceTarget(firstRow: Row, options: FormatOptions): TextFormat {
+  const { form, reader } = findForm(firstRow, options);
+  const { promptTemplate, trainOnTurns } = options;
+  const { description, columns, pair } = reader;
+  if (pair === undefined || promptTemplate === kChatTemplateName) throw noConversations(reader);
+  if (trainOnTurns === 'all') {
+    throw new ArgumentError(
+      "an encoder-decoder learns its target, never its source; leave trainOnTurns: 'all' out",
+    );
   }
-  if (promptField !== undefined && responseField !== undefined) return [promptField, responseField];
-  const pair = kKnownPairs.find(
-    ([p, r]) =>
-      Object.hasOwn(row, promptField ?? p) &&
-      Object.hasOwn(row, responseField ?? r) &&
-      (promptField === undefined || p === promptField) &&
-      (responseField === undefined || r === responseField),
+  const template = promptTemplate === undefined ? null : new PromptTemplate(promptTemplate);
+  const checked = checkedForm(form, reader, options);
+  return { description, columns, texts: (row) => textsOf(pair, checked(row), template) };
+}
+
+function noConversations({ description, pair, text }: FormReader): ArgumentError {
+  if (pair !== undefined) {
+    return new ArgumentError(
+      "an encoder-decoder has no chat template; leave promptTemplate: 'chat' out, or give a template",
+    );
+  }
+  const what = text === undefined ? 'conversations' : 'texts without a prompt';
+  return new ArgumentError(
+    `rows with '${description}' are ${what}, which an encoder-decoder has no template for; give each row a source ` +
+      'and a target, and name their fields with promptField and responseField',
   );
-  if (pair) return [...pair];
-  if (promptTemplate !== undefined && responseField !== undefined) return [null, responseField];
-  throw new ArgumentError(
-    `cannot tell which fields hold prompt and response (fields: ${Object.keys(row).join(', ') || 'none'}); ` +
-      'name them with promptField and responseField',
-  );
-}
-
-function checkedMessages(row: Row): ChatMessage[] {
-  const { messages } = row;
-  if (!Array.isArray(messages)) {
-    throw new ArgumentError(
-      messages === undefined
-        ? `no field 'messages' (fields: ${Object.keys(row).join(', ') || 'none'}); every row needs it where the first has it`
-        : `field 'messages' must be an array, got ${shown(messages, 40)}`,
-    );
-  }
-  return messages.map((message: unknown, i) => checkedMessage(message, i));
-}
-
-/** A message with a role and content. A message that only calls tools may have no content, which is then an empty text. */
-function checkedMessage(message: unknown, i: number): ChatMessage {
-  const { role, content = null, tool_calls: calls } = (message ?? {}) as Partial<ChatMessage>;
-  if (typeof role !== 'string') {
-    throw new ArgumentError(`messages[${i}] has no role; give it one, such as user or assistant`);
-  }
-  if (content !== null) return message as ChatMessage;
-  if (!Array.isArray(calls) || calls.length === 0) {
-    throw new ArgumentError(
-      `messages[${i}] (${role}) has no content; give it a text, or remove the message or the row`,
-    );
-  }
-  return { ...(message as ChatMessage), content: '' };
-}
-
-/** The descriptions of tools in a row; none for null or an empty list. @throws ArgumentError for another value than a list */
-function checkedTools({ tools = null }: Row): { tools?: unknown[] } {
-  if (tools === null) return {};
-  if (!Array.isArray(tools)) {
-    throw new ArgumentError(
-      `field 'tools' must be a list of descriptions, got ${shown(tools, 40)}`,
-    );
-  }
-  return tools.length === 0 ? {} : { tools };
 }

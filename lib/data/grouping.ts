@@ -3,7 +3,9 @@
  * to `packInto` tokens, each filled with whole examples in their order until the next does not fit. Filling in order (not by best
  * fit) keeps the shuffled order; unused room at the end of a row costs nothing, since rows are not padded.
  */
+import { mixedOrder } from './mixture.ts';
 import { shuffledOrder } from './philox.ts';
+import type { RowFile } from './rows.ts';
 
 export interface GroupOptions {
   readonly batchSize: number;
@@ -18,6 +20,8 @@ export interface OrderOptions extends GroupOptions {
   readonly seed: number;
   /** Whether sequences of similar length share a micro-batch. Default false. */
   readonly byLength?: boolean;
+  /** Files with weights, which an epoch is mixed from. Default: every example comes once in an epoch. */
+  readonly files?: readonly RowFile[];
 }
 
 /** Micro-batches as slices of the order: group g is order[starts[g]] to order[starts[g+1]-1]. */
@@ -68,10 +72,11 @@ export function epochOrder(
   epoch: number,
   options: OrderOptions,
 ): EpochOrder {
-  const { shuffle, seed, byLength = false, batchSize } = options;
+  const { shuffle, seed, byLength = false, batchSize, files } = options;
+  const examples = files === undefined ? kept : mixedOrder(kept, files, { epoch, shuffle, seed });
   const order = shuffle
-    ? shuffledOrder(kept.length, seed, epoch).map((i) => kept[i] as number)
-    : kept.slice();
+    ? shuffledOrder(examples.length, seed, epoch).map((i) => examples[i] as number)
+    : examples.slice();
   if (byLength) sortBuckets(order, lengths, kBucketBatches * batchSize);
   const starts = groupStarts(order, lengths, options);
   // Sorted buckets run from long to short, so the micro-batches are shuffled again, under a key of their own.

@@ -4,21 +4,24 @@
  */
 import type { FileHandle } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
-import { openRegular, readError } from '../io/regular_file.ts';
+import { openRegular } from '../io/regular_file.ts';
 import { type CallTable, checkCall, kCall } from '../options/call.ts';
+import { decodeUtf8, FileWindow, lineAt, markBytes, Offsets, readChunks } from './file_window.ts';
 import { jsonErrorOffset } from './json_position.ts';
 import {
   cannotOpen,
   kEncodingAdvice,
   kMaxRowBytes,
+  kShrunk,
+  kShrunkAdvice,
   noRows,
   noSuchRow,
+  notARow,
   type Row,
   type RowSource,
   rowTooLong,
 } from './rows.ts';
 
-const kChunkBytes = 1 << 20;
 const kNewline = 10;
 
 const kArray = 'this is a JSON array, and not one object a line';
@@ -33,25 +36,6 @@ export interface JsonlOptions {
 /** The kinds of the options. */
 const kTable: CallTable<JsonlOptions> = { signal: kCall.signal };
 
-/** Growing list of byte offsets (exact up to 2^53). */
-class Offsets {
-  private values = new Float64Array(1024);
-  length = 0;
-
-  push(value: number): void {
-    if (this.length === this.values.length) {
-      const grown = new Float64Array(2 * this.values.length);
-      grown.set(this.values);
-      this.values = grown;
-    }
-    this.values[this.length++] = value;
-  }
-
-  finish(): Float64Array {
-    return this.values.slice(0, this.length);
-  }
-}
-
 /** Finds the lines that are not blank, fed chunk by chunk. @throws FormatError for a line above the limit, as soon as it is seen */
 class LineFinder {
   readonly starts = new Offsets();
@@ -65,9 +49,9 @@ class LineFinder {
 
   feed(chunk: Uint8Array): void {
     let at = 0;
-    if (this.base === 0 && chunk[0] === 0xef && chunk[1] === 0xbb && chunk[2] === 0xbf) {
-      at = 3;
-      this.lineStart = 3;
+    if (this.base === 0) {
+      at = markBytes(chunk);
+      this.lineStart = at;
     }
     while (at < chunk.length) {
       if (!this.lineHasContent) {
@@ -99,16 +83,16 @@ function isBlank(byte: number | undefined): boolean {
 
 /** A JSON-lines file of any size: lines are indexed by offset and read when asked for. */
 export class JsonlFile implements RowSource {
-  private window = { start: 0, bytes: new Uint8Array() as Uint8Array };
-  /** Index of the row after the one that was read last. */
-  private next = 0;
+  private readonly window: FileWindow;
 
   private constructor(
     readonly path: string,
     private readonly file: FileHandle,
     private readonly starts: Float64Array,
     private readonly size: number,
-  ) {}
+  ) {
+    this.window = new FileWindow(path, file, size);
+  }
 
   /**
    * Opens a file and indexes its lines, a chunk at a time.
@@ -146,7 +130,8 @@ export class JsonlFile implements RowSource {
     }
     // Behind the row there may be any number of blanks.
     const end = Math.min(this.starts[index + 1] ?? this.size, start + kMaxRowBytes);
-    const bytes = await this.read(index, start, end);
+    const bytes = await this.window.read(index, start, end);
+    if (bytes === null) throw await this.damaged(index, 1, kShrunk, kShrunkAdvice);
     const text = await this.decode(index, bytes);
     let value: unknown;
     try {
@@ -160,11 +145,8 @@ export class JsonlFile implements RowSource {
     if (Array.isArray(value) && this.length === 1) {
       throw await this.damaged(0, 1, kArray, kArrayAdvice);
     }
-    if (value === null || typeof value !== 'object' || Array.isArray(value)) {
-      const kind =
-        value === null ? 'null' : Array.isArray(value) ? 'an array' : `a ${typeof value}`;
-      throw await this.damaged(index, 1, `a row must be a JSON object, got ${kind}`);
-    }
+    const wrong = notARow(value);
+    if (wrong !== null) throw await this.damaged(index, 1, wrong);
     return value as Row;
   }
 
@@ -177,45 +159,11 @@ export class JsonlFile implements RowSource {
     await this.file.close();
   }
 
-  /** Reads bytes of the file. Rows that are read in order come from a window that is filled a chunk at a time. */
-  private async read(index: number, start: number, end: number): Promise<Uint8Array> {
-    const inOrder = index === this.next;
-    this.next = index + 1;
-    let { window } = this; // one object that is replaced as a whole, because reads may overlap
-    if (start < window.start || end > window.start + window.bytes.length) {
-      const ahead = Math.min(Math.max(end - start, kChunkBytes), this.size - start);
-      const bytes = await this.readBytes(index, start, inOrder ? ahead : end - start);
-      window = { start, bytes };
-      this.window = window;
-    }
-    return window.bytes.subarray(start - window.start, end - window.start);
-  }
-
-  private async readBytes(index: number, start: number, length: number): Promise<Uint8Array> {
-    const bytes = new Uint8Array(length);
-    for (let filled = 0; filled < length; ) {
-      const { bytesRead } = await this.file
-        .read(bytes, filled, length - filled, start + filled)
-        .catch((error: unknown) => {
-          throw readError(this.path, error);
-        });
-      if (bytesRead === 0) {
-        const advice = 'start again with a file that nothing writes to';
-        throw await this.damaged(index, 1, 'the file has shrunk while in use', advice);
-      }
-      filled += bytesRead;
-    }
-    return bytes;
-  }
-
   private async decode(index: number, bytes: Uint8Array): Promise<string> {
-    try {
-      return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
-    } catch {
-      const at = invalidUtf8Offset(bytes);
-      const column = new TextDecoder().decode(bytes.subarray(0, at)).length + 1;
-      throw await this.damaged(index, column, 'not valid UTF-8', kEncodingAdvice);
-    }
+    const decoded = decodeUtf8(bytes);
+    if (decoded.text !== null) return decoded.text;
+    const column = decoded.good.length + 1;
+    throw await this.damaged(index, column, 'not valid UTF-8', kEncodingAdvice);
   }
 
   /** The error for a damaged row; `column` counts UTF-16 units from 1. */
@@ -230,52 +178,8 @@ export class JsonlFile implements RowSource {
     return new FormatError(`${where}: ${what}`, options);
   }
 
-  /** The row's line number from 1: blank lines count, so the file is read again up to the row. */
-  private async line(index: number): Promise<number> {
-    let left = this.starts[index] as number;
-    let line = 1;
-    for await (const chunk of readChunks(this.path, this.file)) {
-      const part = chunk.subarray(0, Math.min(left, chunk.length));
-      for (let at = part.indexOf(kNewline); at >= 0; at = part.indexOf(kNewline, at + 1)) line++;
-      left -= part.length;
-      if (left === 0) break;
-    }
-    return line;
+  /** The row's line number from 1. */
+  private line(index: number): Promise<number> {
+    return lineAt(this.path, this.file, this.starts[index] as number);
   }
-}
-
-/** Reads a file in chunks, each of which is valid until the next one is asked for. */
-async function* readChunks(path: string, file: FileHandle): AsyncGenerator<Uint8Array> {
-  const buffer = new Uint8Array(kChunkBytes);
-  for (let position = 0; ; ) {
-    const { bytesRead } = await file
-      .read(buffer, 0, buffer.length, position)
-      .catch((error: unknown) => {
-        throw readError(path, error);
-      });
-    if (bytesRead === 0) return;
-    yield buffer.subarray(0, bytesRead);
-    position += bytesRead;
-  }
-}
-
-/** Number of bytes before the first that cannot belong to UTF-8: the longest prefix that decodes. */
-function invalidUtf8Offset(bytes: Uint8Array): number {
-  let good = 0;
-  let bad = bytes.length + 1;
-  while (bad - good > 1) {
-    const middle = (good + bad) >> 1;
-    try {
-      // stream: true lets a character be cut by the end of the prefix.
-      new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(0, middle), { stream: true });
-      good = middle;
-    } catch {
-      bad = middle;
-    }
-  }
-  // All of it decodes but for a character that the end cuts: step back to its first byte.
-  if (good === bytes.length)
-    do good--;
-    while (good > 0 && ((bytes[good] as number) & 0xc0) === 0x80);
-  return good;
 }

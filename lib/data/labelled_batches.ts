@@ -19,6 +19,8 @@ import {
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
+import { corruptRows, type CorruptionCounts, reportCorruption } from './corruption.ts';
+import { describeFormats, perFile } from './example_format.ts';
 import {
   chooseFields,
   type FieldOptions,
@@ -34,7 +36,8 @@ import {
   resolveScheme,
 } from './labels.ts';
 import { fieldText } from './prompt_template.ts';
-import { type RowSource, withRowLocation } from './rows.ts';
+import { choiceOf } from './mixed_rows.ts';
+import type { RowSource } from './rows.ts';
 
 /** Concatenated sequences, each with its label. N tokens, B sequences, D labels. */
 export interface LabelledBatch extends Segments {
@@ -88,6 +91,8 @@ export interface LabelledStatistics {
   readonly truncated: number;
   /** Number of examples of each class; null for regression. */
   readonly perClass: readonly number[] | null;
+  /** Counts of what was corrupted on purpose, where it was asked for. */
+  readonly corruption?: CorruptionCounts;
 }
 
 interface Labelled {
@@ -108,6 +113,7 @@ export class LabelledBatches {
     readonly statistics: LabelledStatistics,
     /** Description of the fields that are used, for people. */
     readonly format: string,
+    readonly tokenizer: Tokenizer,
   ) {}
 
   /**
@@ -115,37 +121,45 @@ export class LabelledBatches {
    * @throws ArgumentError naming file, line and field of a text or label that is missing or wrong
    */
   static async create(
-    rows: RowSource,
+    given: RowSource,
     tokenizer: Tokenizer,
     options: LabelledOptions = {},
   ): Promise<LabelledBatches> {
-    checkData({ rows, tokenizer }, options, kTable);
+    checkData({ rows: given, tokenizer }, options, kTable);
     const settings = settingsOf(options);
     const { batchSize, shuffle, seed, groupByLength: byLength } = settings;
-    const first = await rows.row(0);
-    const fields = await withRowLocation(rows, 0, () => chooseFields(first, options));
+    const fields = await perFile(given, (row) => chooseFields(row, options));
     // A maxLength that leaves no room for a text is refused before all rows are read.
-    tokenizer.encodePair('', fields.texts.length > 1 ? '' : null, settings);
+    const hasPairs = fields.some(({ texts }) => texts.length > 1);
+    tokenizer.encodePair('', hasPairs ? '' : null, settings);
+    const { rows, corruption } = await corruptRows(given, fields, options);
     const scheme = await schemeOf(rows, fields, options);
     const perClass = Array<number>(scheme.numLabels).fill(0);
-    const dataset = await Dataset.read(rows, kindOf(tokenizer, { fields, scheme, settings }), {
-      ...options,
-      tokenizer,
-      order: { batchSize, shuffle, seed, byLength },
-      cacheBytes: Number.POSITIVE_INFINITY,
-      // Fingerprints that runs have stored depend on this order: settings and scheme are hashed before the examples.
-      hash: createHash('sha256').update(JSON.stringify({ settings, scheme })),
-      keep: ({ label }) => {
-        countClasses(perClass, label, scheme);
-        return true;
+    const dataset = await Dataset.read(
+      rows,
+      kindOf(tokenizer, { rows, fields, scheme, settings }),
+      {
+        ...options,
+        tokenizer,
+        order: { batchSize, shuffle, seed, byLength },
+        cacheBytes: Number.POSITIVE_INFINITY,
+        // Fingerprints that runs have stored depend on this order: settings and scheme are hashed before the examples.
+        hash: createHash('sha256').update(JSON.stringify({ settings, scheme })),
+        keep: ({ label }) => {
+          countClasses(perClass, label, scheme);
+          return true;
+        },
       },
-    });
+    );
     const { examples, tokens, longest, truncated } = dataset.counts;
     const counted = scheme.problemType === 'regression' ? null : perClass;
-    const statistics = { examples, tokens, longest, truncated, perClass: counted };
-    const format = `${fields.texts.join(' + ')} -> ${fields.label}`;
+    const statistics = {
+      ...{ examples, tokens, longest, truncated, perClass: counted },
+      ...reportCorruption(corruption, options),
+    };
+    const format = describeFormats(fields);
     reportWarnings(statistics, scheme, { ...options, format });
-    return new LabelledBatches(dataset, scheme, statistics, format);
+    return new LabelledBatches(dataset, scheme, statistics, format, tokenizer);
   }
 
   /** A string that changes with the examples' ids and labels, their order and their batching. */
@@ -161,6 +175,16 @@ export class LabelledBatches {
   /** The micro-batches of an epoch from index `start` on. */
   *batches(epoch = 0, start = 0): Generator<LabelledBatch> {
     for (const indices of this.dataset.groups(epoch, start)) yield this.collate(indices);
+  }
+
+  /** Indices of rows to show as examples: of each file the first. */
+  get firstRows(): readonly number[] {
+    return this.dataset.firstRows;
+  }
+
+  /** The location of a row, for messages. */
+  where(row: number): Promise<string> {
+    return this.dataset.where(row);
   }
 
   /** Collates examples by their rows into one micro-batch. */
@@ -180,27 +204,33 @@ interface Settings {
 /** The meaning of the labels, resolved from the options and all rows. */
 async function schemeOf(
   rows: RowSource,
-  { label }: Fields,
+  fields: readonly Fields[],
   { onProgress: _, ...options }: LabelledOptions,
 ): Promise<LabelScheme> {
   const raw: unknown[] = [];
   await forEachRow(rows, options, async (index) => {
-    raw.push(rawLabel((await rows.row(index))[label]));
+    raw.push(rawLabel((await rows.row(index))[choiceOf(fields, rows, index).label]));
   });
   return resolveScheme(raw, labelOptions(options));
 }
 
 function kindOf(
   tokenizer: Tokenizer,
-  { fields, scheme, settings }: { fields: Fields; scheme: LabelScheme; settings: Settings },
+  {
+    rows,
+    fields,
+    scheme,
+    settings,
+  }: { rows: RowSource; fields: readonly Fields[]; scheme: LabelScheme; settings: Settings },
 ): ExampleKind<Labelled, LabelledBatch> {
   const classes = scheme.problemType === 'single_label_classification';
   return {
-    encode: (row) => {
-      const [a, b] = fields.texts.map((field) => fieldText(row, field));
+    encode: (row, index) => {
+      const { texts, label: labelField } = choiceOf(fields, rows, index);
+      const [a, b] = texts.map((field) => fieldText(row, field));
       const { ids, typeIds, cut } = tokenizer.encodePair(a as string, b ?? null, settings);
-      if (ids.length === 0) throw withoutTokens(fields.texts);
-      const label = labelOf(row[fields.label], fields.label, scheme);
+      if (ids.length === 0) throw withoutTokens(texts);
+      const label = labelOf(row[labelField], labelField, scheme);
       const example = { ids: Int32Array.from(ids), typeIds: Uint8Array.from(typeIds), label };
       return { example, cut: [cut > 0] };
     },

@@ -26,9 +26,12 @@ export const fieldTable: CallTable<FieldOptions> = {
   labelField: kCall.text,
 };
 
+/** The fields of rows that are their texts and their label. */
 export interface Fields {
   readonly texts: readonly string[];
   readonly label: string;
+  /** Description for people: `sentence -> label`. */
+  readonly description: string;
 }
 
 /** Known fields of texts, pairs before single texts: a row with both fields is a pair. */
@@ -59,16 +62,20 @@ export function chooseFields(row: Row, options: FieldOptions): Fields {
       throw new ArgumentError('textPairField needs textField; give both');
     const texts = [textField, ...(textPairField === undefined ? [] : [textPairField])];
     const missing = texts.find((name) => !has(name));
-    if (missing === undefined) return { texts, label };
+    if (missing === undefined) return fieldsOf(texts, label);
     throw new ArgumentError(
       `no field '${missing}' (fields: ${names}); name one of these, or ${hint}`,
     );
   }
   const texts = (task?.texts ?? kKnownTexts).find((fields) => fields.every(has));
-  if (texts) return { texts, label };
+  if (texts) return fieldsOf(texts, label);
   throw new ArgumentError(
     `none of the fields is known to be the text (fields: ${names}); name it with textField, or ${hint}`,
   );
+}
+
+function fieldsOf(texts: readonly string[], label: string): Fields {
+  return { texts, label, description: `${texts.join(' + ')} -> ${label}` };
 }
 
 /** The options of the labels: those of the caller, and those of the GLUE task for what the caller leaves open. */

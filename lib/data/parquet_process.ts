@@ -13,7 +13,7 @@ import { BaloraError, FormatError, UnsupportedError } from '../errors.ts';
 import { openRegular, readError } from '../io/regular_file.ts';
 import { answerRequests } from '../io/side_process.ts';
 import type { ParquetFooter, ParquetRequest } from './parquet_requests.ts';
-import { kMaxRowBytes, type Row, rowTooLong } from './rows.ts';
+import { kMaxRowBytes, kShrunk, type Row, rowTooLong } from './rows.ts';
 
 /** Bytes of rows that are sent at a time. */
 const kMessageBytes = 4 * 2 ** 20;
@@ -128,7 +128,7 @@ async function fill(handle: FileHandle, bytes: Uint8Array, start: number): Promi
   for (let filled = 0; filled < bytes.length; ) {
     const left = bytes.length - filled;
     const { bytesRead } = await handle.read(bytes, filled, left, start + filled);
-    if (bytesRead === 0) throw new Error('the file has shrunk while in use');
+    if (bytesRead === 0) throw new Error(kShrunk);
     filled += bytesRead;
   }
 }
@@ -148,6 +148,14 @@ function plainRow(row: Readonly<Record<string, unknown>>): Row {
 
 function plain(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(plain);
+  // A structure, such as a message.
+  if (
+    value !== null &&
+    typeof value === 'object' &&
+    Object.getPrototypeOf(value) === Object.prototype
+  ) {
+    return plainRow(value as Row);
+  }
   if (typeof value !== 'bigint') return value;
   const number = Number(value);
   return Number.isSafeInteger(number) ? number : String(value);

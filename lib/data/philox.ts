@@ -39,14 +39,27 @@ export function philox4x32(counter: Readonly<Words4>, key: readonly [number, num
   return [c0, c1, c2, c3];
 }
 
-/** Counter word that separates this use of a seed from others ("shuf"). */
+/** Counter word that separates the shuffles of epochs from other uses of a seed ("shuf"). */
 const kShuffleStream = 0x73687566;
 
+/** Random 32-bit words, one at each call. */
+export type RandomWords = () => number;
+
 /**
- * A uniformly random order of 0..n-1 (Fisher-Yates), a pure function of its arguments.
+ * A sequence of random words that is a pure function of its arguments.
  * @param seed integer from 0 to 2^53 - 1
+ * @param stream 32-bit number that separates the uses of a seed
+ * @param index 32-bit number of the sequence within its stream
  */
-export function shuffledOrder(n: number, seed: number, epoch: number): Uint32Array {
+export function randomWords({
+  seed,
+  stream,
+  index,
+}: {
+  seed: number;
+  stream: number;
+  index: number;
+}): RandomWords {
   if (!Number.isSafeInteger(seed) || seed < 0) {
     throw new ArgumentError(`shuffle: seed must be an integer from 0 to 2^53 - 1, got ${seed}`);
   }
@@ -54,24 +67,41 @@ export function shuffledOrder(n: number, seed: number, epoch: number): Uint32Arr
   let block: Words4 = [0, 0, 0, 0];
   let used = 4;
   let blocks = 0;
-  const next = () => {
+  return () => {
     if (used === 4) {
-      block = philox4x32([blocks >>> 0, Math.floor(blocks / 2 ** 32), epoch, kShuffleStream], key);
+      block = philox4x32([blocks >>> 0, Math.floor(blocks / 2 ** 32), index, stream], key);
       blocks++;
       used = 0;
     }
     return block[used++] as number;
   };
+}
+
+/** A random whole number below a bound, each alike likely. */
+export function randomBelow(next: RandomWords, bound: number): number {
+  // Words beyond the last whole multiple of the bound are drawn again, so that no number is favoured.
+  const limit = 2 ** 32 - (2 ** 32 % bound);
+  let word = next();
+  while (word >= limit) word = next();
+  return word % bound;
+}
+
+/** A uniformly random order of 0..n-1 (Fisher-Yates). */
+export function randomOrder(n: number, next: RandomWords): Uint32Array {
   const order = Uint32Array.from({ length: n }, (_, i) => i);
   for (let i = n - 1; i > 0; i--) {
-    // Words beyond the last whole multiple of i + 1 are drawn again, so that no index is favoured.
-    const limit = 2 ** 32 - (2 ** 32 % (i + 1));
-    let word = next();
-    while (word >= limit) word = next();
-    const j = word % (i + 1);
+    const j = randomBelow(next, i + 1);
     const kept = order[i] as number;
     order[i] = order[j] as number;
     order[j] = kept;
   }
   return order;
+}
+
+/**
+ * A uniformly random order of 0..n-1 for an epoch, a pure function of its arguments.
+ * @param seed integer from 0 to 2^53 - 1
+ */
+export function shuffledOrder(n: number, seed: number, epoch: number): Uint32Array {
+  return randomOrder(n, randomWords({ seed, stream: kShuffleStream, index: epoch }));
 }

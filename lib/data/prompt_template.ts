@@ -12,6 +12,15 @@ export const kRecipeTemplate =
   'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n' +
   '### Instruction:\n{instruction}\n\n### Response:';
 
+/** The prompt of Alpaca for a row that has an input, too. */
+export const kInputTemplate =
+  'Below is an instruction that describes a task, paired with an input that provides further context. ' +
+  'Write a response that appropriately completes the request.\n\n' +
+  '### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:';
+
+/** The name that stands for the model's own chat template in the place of a template. */
+export const kChatTemplateName = 'chat';
+
 /** Templates that can be given by name. */
 export const kNamedTemplates: Readonly<Record<string, string>> = {
   alpaca: kRecipeTemplate,
@@ -25,6 +34,8 @@ type TemplatePart = { text: string } | { field: string };
 /** A text with `{field}` placeholders that are filled from a row. */
 export class PromptTemplate {
   private readonly parts: TemplatePart[];
+  /** The text of the template, also where it was given by name. */
+  readonly source: string;
 
   /**
    * Parses a template.
@@ -33,16 +44,21 @@ export class PromptTemplate {
    */
   constructor(source: string) {
     checkArgument('prompt template: it', kCall.text, source);
-    const text = Object.hasOwn(kNamedTemplates, source)
+    this.source = Object.hasOwn(kNamedTemplates, source)
       ? (kNamedTemplates[source] as string)
       : source;
-    this.parts = parse(text);
+    this.parts = parse(this.source);
     if (!this.parts.some((part) => 'field' in part)) {
       throw new ArgumentError(
         `prompt template: must hold a {field}, or be one of the names ${Object.keys(kNamedTemplates).join(', ')}, ` +
           `got ${shown(source)}`,
       );
     }
+  }
+
+  /** Whether the template has a placeholder for a field. */
+  names(field: string): boolean {
+    return this.parts.some((part) => 'field' in part && part.field === field);
   }
 
   /** Fills the placeholders from a row. @throws ArgumentError where the row lacks a field */

@@ -19,6 +19,19 @@ export interface RowSource {
   where(index: number): Promise<string>;
   /** Closes the file, if there is one. */
   close(): Promise<void>;
+  /** The files that the rows come from, in their order, where there are several. */
+  readonly files?: readonly RowFile[];
+  /** The settings by which the rows were made from those of the files, which become a part of a run's identity. */
+  readonly recipe?: object;
+}
+
+/** The rows of one of several files. */
+export interface RowFile {
+  /** Index of its first row among the rows of all files. */
+  readonly start: number;
+  readonly length: number;
+  /** Weight of the file in an epoch; null for files without weights, each row of which comes once in an epoch. */
+  readonly weight: number | null;
 }
 
 /**
@@ -29,6 +42,17 @@ export const kMaxRowBytes = 16 * 2 ** 20;
 
 /** Advice for text in another encoding. */
 export const kEncodingAdvice = 'save the file as UTF-8';
+
+/** Message and advice for a file that has become shorter while it is read. */
+export const kShrunk = 'the file has shrunk while in use';
+export const kShrunkAdvice = 'start again with a file that nothing writes to';
+
+/** Complaint about a value of JSON that is no row; null for one that is. */
+export function notARow(value: unknown): string | null {
+  if (value !== null && typeof value === 'object' && !Array.isArray(value)) return null;
+  const kind = value === null ? 'null' : Array.isArray(value) ? 'an array' : `a ${typeof value}`;
+  return `a row must be a JSON object, got ${kind}`;
+}
 
 /** The error for a file without rows. */
 export function noRows(path: string): ArgumentError {

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { type CallTable, checkArgument, kCall, wholeNumber } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { DataStatistics } from './batches.ts';
+import { corruptRows, reportCorruption } from './corruption.ts';
 import {
   checkData,
   Dataset,
@@ -15,12 +16,14 @@ import {
 } from './dataset.ts';
 import { EmptyAnswers } from './empty_answers.ts';
 import {
-  chooseSourceTarget,
+  chooseSourceTargets,
+  describeFormats,
   type FormatOptions,
   formatTable,
   type TextFormat,
 } from './example_format.ts';
-import { type RowSource, withRowLocation } from './rows.ts';
+import { choiceOf } from './mixed_rows.ts';
+import type { RowSource } from './rows.ts';
 import {
   collateSeq2Seq,
   encodeSeq2Seq,
@@ -82,6 +85,7 @@ export class Seq2SeqBatches {
     readonly statistics: Seq2SeqStatistics,
     /** A string that changes with the examples' ids, the start token, their order and their batching. */
     readonly fingerprint: string,
+    readonly tokenizer: Tokenizer,
   ) {}
 
   /**
@@ -90,20 +94,21 @@ export class Seq2SeqBatches {
    * @throws FormatError for damaged data
    */
   static async create(
-    rows: RowSource,
+    given: RowSource,
     tokenizer: Tokenizer,
     options: Seq2SeqBatchOptions,
   ): Promise<Seq2SeqBatches> {
-    checkData({ rows, tokenizer }, options, kTable);
+    checkData({ rows: given, tokenizer }, options, kTable);
     const settings = settingsOf(options);
     const { batchSize, shuffle, seed } = settings;
     // Settings under which no row could be encoded are refused before any row is read.
     encodeSeq2Seq(tokenizer, ['', ''], settings);
-    const first = await rows.row(0);
-    const format = await withRowLocation(rows, 0, () => chooseSourceTarget(first, options));
+    const formats = await chooseSourceTargets(given, options);
+    const columns = formats.map(({ columns: texts }) => ({ texts }));
+    const { rows, corruption } = await corruptRows(given, columns, options);
     let [longestSource, longestTarget, supervisedTokens] = [0, 0, 0];
     const empty = new EmptyAnswers();
-    const dataset = await Dataset.read(rows, kindOf(tokenizer, format, settings), {
+    const dataset = await Dataset.read(rows, kindOf(tokenizer, { rows, formats, settings }), {
       ...options,
       tokenizer,
       order: { batchSize, shuffle, seed },
@@ -132,13 +137,20 @@ export class Seq2SeqBatches {
       longestTarget,
       truncatedSources,
       truncatedTargets,
+      ...reportCorruption(corruption, options),
     };
     reportTruncation(statistics, settings, options);
     const fingerprint = createHash('sha256')
       .update(dataset.digest)
       .update(JSON.stringify(settings))
       .digest('hex');
-    return new Seq2SeqBatches(dataset, format.description, statistics, fingerprint);
+    return new Seq2SeqBatches(
+      dataset,
+      describeFormats(formats),
+      statistics,
+      fingerprint,
+      tokenizer,
+    );
   }
 
   /** Number of micro-batches in an epoch, the same for every one. */
@@ -150,16 +162,35 @@ export class Seq2SeqBatches {
   batches(epoch: number, start = 0): AsyncGenerator<Seq2SeqExamples> {
     return this.dataset.batches(epoch, start);
   }
+
+  /** Indices of rows to show as examples: of each file the first that is trained on. */
+  get firstRows(): readonly number[] {
+    return this.dataset.firstRows;
+  }
+
+  /** The location of a row, for messages. */
+  where(row: number): Promise<string> {
+    return this.dataset.where(row);
+  }
+
+  /** The example of a row, within the length limits. @throws as reading and encoding the row do */
+  example(row: number): Promise<Seq2SeqExample> {
+    return this.dataset.example(row);
+  }
 }
 
 function kindOf(
   tokenizer: Tokenizer,
-  { texts }: TextFormat,
-  settings: Settings,
+  {
+    rows,
+    formats,
+    settings,
+  }: { rows: RowSource; formats: readonly TextFormat[]; settings: Settings },
 ): ExampleKind<Seq2SeqExample, Seq2SeqExamples> {
   const { decoderStartTokenId } = settings;
   return {
-    encode: (row) => encodeSeq2Seq(tokenizer, texts(row), settings),
+    encode: (row, index) =>
+      encodeSeq2Seq(tokenizer, choiceOf(formats, rows, index).texts(row), settings),
     length: ({ source, target }) => source.length + target.length,
     bytes: ({ source, target }) => source.byteLength + target.byteLength,
     digest: ({ source, target }, hash) => {

@@ -8,6 +8,7 @@ import {
   type GgufLayout,
   type Model,
   type RopeConfig,
+  yarnAttentionFactor,
 } from '../models/index.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 
@@ -94,11 +95,40 @@ function ropeEntries(rope: RopeConfig): Record<string, GgufTypedValue> {
         'rope.scaling.type': text('linear'),
         'rope.scaling.factor': f32(rope.factor),
       };
-    default:
+    case 'yarn':
+      return { ...common, ...yarnEntries(rope) };
+    case 'dynamic':
       throw new UnsupportedError(
-        `gguf: a rotary embedding of type ${rope.type} is not written from a Hugging Face folder; ${kAdvice}`,
+        'gguf: the rotary embedding is of type dynamic, whose frequencies change with the length of the text, and llama.cpp has no ' +
+          'such type; export to safetensors, or remove rope_scaling from config.json for texts within the original context',
       );
   }
+}
+
+/** YaRN's constants in llama.cpp, which reads no others for these architectures. */
+const kBetas = { fast: 32, slow: 1 };
+
+/**
+ * The entries of YaRN. llama.cpp multiplies cos and sin by 0.1 ln(factor) + 1, the default of transformers' attention_factor, and by
+ * attn_factor.
+ * @throws UnsupportedError for a ramp that llama.cpp does not have
+ */
+function yarnEntries(rope: RopeConfig & { type: 'yarn' }): Record<string, GgufTypedValue> {
+  const { factor, originalMaxPositions, attentionFactor } = rope;
+  const { betaFast, betaSlow, truncate } = rope;
+  if (betaFast !== kBetas.fast || betaSlow !== kBetas.slow || !truncate) {
+    throw new UnsupportedError(
+      `gguf: the rotary embedding is of type yarn with beta_fast ${betaFast}, beta_slow ${betaSlow} and truncate ${truncate}, and ` +
+        `llama.cpp has ${kBetas.fast}, ${kBetas.slow} and true for this architecture; export to safetensors`,
+    );
+  }
+  const own = attentionFactor / yarnAttentionFactor(factor);
+  return {
+    'rope.scaling.type': text('yarn'),
+    'rope.scaling.factor': f32(factor),
+    'rope.scaling.original_context_length': u32(originalMaxPositions),
+    ...(Math.abs(own - 1) > 1e-6 && { 'rope.scaling.attn_factor': f32(own) }),
+  };
 }
 
 /** The tensors in the order of the model's parameters. @throws UnsupportedError for one that the architecture has not */

@@ -1,6 +1,7 @@
 /** The model card: README.md with the front matter that PEFT and the Hub read, the settings of the adapter, and the run as table and plot. */
 import { basename, join, resolve } from 'node:path';
 import type { AdapterModel } from '../adapters/adapter_model.ts';
+import { PEFT_VERSION } from '../adapters/config.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import { hubIdOf } from '../io/hub/names.ts';
@@ -109,7 +110,7 @@ export function modelCard(
     `## Settings\n\n${table(['setting', 'value'], settings)}`,
     ...(steps.length === 0 ? [] : [`## Training\n\n${trainingText(steps)}`]),
     ...(evaluations.length === 0 ? [] : [`## Evaluation\n\n${evaluationText(evaluations)}`]),
-    `### Framework versions\n\n- balora ${packageVersion()}${merged ? '' : '\n- PEFT 0.21.2 (format of the files)'}`,
+    `### Framework versions\n\n- balora ${packageVersion()}${merged ? '' : `\n- PEFT ${PEFT_VERSION} (format of the files)`}`,
   ];
   return `${parts.join('\n\n')}\n`;
 }

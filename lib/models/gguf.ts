@@ -7,6 +7,7 @@ import type { GgufFile, GgufMetadataValue } from '../io/index.ts';
 import { concat, contiguous, permute, reshape, sub, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ConfigOptions } from './config_keys.ts';
+import { yarnAttentionFactor } from './rope.ts';
 import type { WeightReadOptions, WeightSource } from './weights.ts';
 
 /** The ways in which the storage of a tensor differs from that in safetensors. */
@@ -84,7 +85,7 @@ const kCommonKeys =
   `vocab_size context_length embedding_length block_count feed_forward_length attention.head_count
    attention.head_count_kv attention.layer_norm_rms_epsilon attention.key_length attention.value_length
    rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
-   rope.scaling.finetuned tensor_data_layout`.split(/\s+/);
+   rope.scaling.attn_factor rope.scaling.finetuned tensor_data_layout`.split(/\s+/);
 
 /** A file's metadata under its architecture, each value checked for its type. */
 export class GgufKeys {
@@ -217,6 +218,12 @@ function ropeParameters(keys: GgufKeys, headDim: number): Record<string, unknown
   const type = keys.text('rope.scaling.type') ?? 'none';
   const dim = keys.number('rope.dimension_count') ?? headDim;
   const common = { rope_theta, ...(dim !== headDim && { partial_rotary_factor: dim / headDim }) };
+  const attention = keys.number('rope.scaling.attn_factor') ?? 1;
+  if (attention !== 1 && type !== 'yarn') {
+    throw new UnsupportedError(
+      `${keys.file.path}: ${keys.architecture}.rope.scaling.attn_factor ${attention} is only known with rope.scaling.type yarn, got ${type}`,
+    );
+  }
   if (type === 'none') return { rope_type: 'default', ...common };
   const factor = keys.required('rope.scaling.factor');
   if (type === 'linear') return { rope_type: 'linear', ...common, factor };
@@ -227,7 +234,13 @@ function ropeParameters(keys: GgufKeys, headDim: number): Record<string, unknown
     );
   }
   const original_max_position_embeddings = keys.required('rope.scaling.original_context_length');
-  return { rope_type: 'yarn', ...common, factor, original_max_position_embeddings };
+  return {
+    rope_type: 'yarn',
+    ...common,
+    factor,
+    original_max_position_embeddings,
+    ...(attention !== 1 && { attention_factor: attention * yarnAttentionFactor(factor) }),
+  };
 }
 
 /** Ids of special tokens under their keys in config.json. */

@@ -28,7 +28,7 @@ export {
   type ModelOrigin,
 } from './model.ts';
 export { RobertaForSequenceClassification } from './roberta.ts';
-export type { RopeConfig } from './rope.ts';
+export { type RopeConfig, yarnAttentionFactor } from './rope.ts';
 export {
   copyCompanions,
   kSavedDType,

@@ -137,6 +137,11 @@ function ropeError(error: z.ZodError, field: string, path: string): Error {
   return configError(path, `${field}.${issue.path.join('.')}: ${issue.message}`);
 }
 
+/** The factor of cos and sin in YaRN, unless the configuration has its own. */
+export function yarnAttentionFactor(factor: number): number {
+  return factor > 1 ? 0.1 * Math.log(factor) + 1 : 1;
+}
+
 function ropeOfType(
   values: Record<string, unknown>,
   base: RopeBase,
@@ -167,7 +172,7 @@ function ropeOfType(
         originalMaxPositions,
         betaFast: number('beta_fast', 32),
         betaSlow: number('beta_slow', 1),
-        attentionFactor: number('attention_factor', factor > 1 ? 0.1 * Math.log(factor) + 1 : 1),
+        attentionFactor: number('attention_factor', yarnAttentionFactor(factor)),
         truncate: values.truncate !== false,
       };
     default:

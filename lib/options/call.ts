@@ -30,6 +30,12 @@ export const kCall = {
     'a list of texts',
     (value) => Array.isArray(value) && value.every((one) => typeof one === 'string'),
   ),
+  /** An object whose values are texts. */
+  textsByName: kindOf(
+    'an object of texts',
+    (value) =>
+      isObject(value) && Object.values(value as object).every((one) => typeof one === 'string'),
+  ),
   /** A text that is not empty. */
   name: kindOf('a name', (value) => typeof value === 'string' && value !== ''),
   path: kindOf('a path', (value) => typeof value === 'string' && value !== ''),

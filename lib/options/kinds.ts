@@ -154,6 +154,51 @@ export function filePath<const D extends string | null | undefined = undefined>(
   return { ...text(entry), schema: z.string().min(1), wanted: 'a path' };
 }
 
+/** Declares paths of files: one, or a list; on the command line, a flag for each. */
+export function filePaths(
+  entry: Entry<undefined> & { readonly placeholder: string },
+): Option<string | readonly string[], undefined> {
+  const path = z.string().min(1);
+  const kind: Kind<string | readonly string[]> = {
+    schema: z.union([path, z.array(path).min(1).readonly()]),
+    wanted: 'a path or a list of paths',
+    placeholder: entry.placeholder,
+    fromText: (given) => given,
+    fromTexts: (given) => (given.length === 1 ? given[0] : given),
+  };
+  return option(kind, entry);
+}
+
+/** Declares a list of numbers above 0; on the command line, they are separated by commas. */
+export function numbers(entry: Entry<undefined>): Option<readonly number[], undefined> {
+  const kind: Kind<readonly number[]> = {
+    schema: z.array(z.number().gt(0)).min(1).readonly(),
+    wanted: 'a list of numbers > 0',
+    placeholder: 'number,number',
+    fromText: (given) => commaList(given).map(asNumber),
+  };
+  return option(kind, entry);
+}
+
+/** Declares words by name: an object, or on the command line `name=word,name=word`. */
+export function wordsByName(
+  entry: Entry<undefined> & { readonly placeholder: string },
+): Option<Readonly<Record<string, string>>, undefined> {
+  const word = z.string().min(1);
+  const kind: Kind<Readonly<Record<string, string>>> = {
+    schema: z.record(word, word),
+    wanted: 'name=word,name=word, each name once',
+    placeholder: entry.placeholder,
+    fromText: (given) => {
+      const pairs = commaList(given).map((pair) => pair.split('='));
+      const isRight = pairs.every(({ length }) => length === 2);
+      const isUnique = new Set(pairs.map(([name]) => name)).size === pairs.length;
+      return isRight && isUnique ? Object.fromEntries(pairs) : given;
+    },
+  };
+  return option(kind, entry);
+}
+
 /** Declares a prompt template; on the command line, \\n and \\t stand for a line break and a tab. */
 export function template(entry: Entry<undefined>): Option<string, undefined> {
   const escapes: Record<string, string> = { n: '\n', t: '\t', '\\': '\\' };

@@ -7,6 +7,7 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
+import { completeResult } from '../export/result_folder.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { CHECKPOINT_FORMAT, RUN_FILES } from '../io/run_folder.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
@@ -323,7 +324,7 @@ export class Run {
     ];
   }
 
-  /** Writes the adapter or model to the output folder. */
+  /** Writes the adapter or model to the output folder, with the tokenizer's files where it is known and an adapter's model card. */
   async exportResult(): Promise<void> {
     const { folder, input, options, keeper, record } = this.parts;
     this.checkAdapter();
@@ -332,9 +333,12 @@ export class Run {
     await folder.check();
     await removeTeacherCache(folder);
     const { step: steps, totalSteps } = this;
+    const { export: form } = options.output;
     await record.export({ step: keeper?.best?.step ?? steps, steps, totalSteps }, () =>
-      input.tuned.savePretrained(folder.path, { form: options.output.export }),
+      input.tuned.savePretrained(folder.path, { form }),
     );
+    const { tokenizer = input.data.tokenizer ?? null } = input;
+    await completeResult(input.tuned, { folder: folder.path, form, tokenizer });
   }
 
   /** Writes the result of the run to its folder. */

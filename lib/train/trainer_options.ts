@@ -6,6 +6,7 @@ import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import type { Term } from '../losses/term.ts';
 import type { Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
 import { type CallTable, kCall, listOf, withMethods } from '../options/call.ts';
+import type { Tokenizer } from '../text/tokenizer.ts';
 import type { OptionsInput } from './options.ts';
 import type { SamplePrompts } from './samples.ts';
 import type { AfterBackward } from './step.ts';
@@ -58,6 +59,11 @@ interface RunInput extends OptionsInput, BestOptions {
    * run/samples.jsonl; training is the same, bit for bit, without them. They need `evalData`. Default none.
    */
   samplePrompts?: SamplePrompts;
+  /**
+   * The model's tokenizer, whose files with the chat template are written beside the result. Default: that of the data, if they are
+   * Batches, Seq2SeqBatches or LabelledBatches.
+   */
+  tokenizer?: Tokenizer;
   callbacks?: readonly TrainCallback[];
   /** Signal that stops the run after the current micro-batch; the run can be resumed. */
   signal?: AbortSignal;
@@ -90,6 +96,7 @@ export const inputTable: CallTable<Pick<AnyTrainerOptions, Objects>> = {
   ),
   afterBackward: kCall.function,
   samplePrompts: kCall.object,
+  tokenizer: withMethods('a Tokenizer', 'savePretrained'),
   callbacks: listOf(kCall.function, 'a list of functions'),
   signal: kCall.signal,
 };

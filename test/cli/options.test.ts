@@ -145,7 +145,7 @@ describe('flags', () => {
   });
 
   it.each([
-    ['train', kNeeded, ['model', 'data', 'eval-data', 'adapter', 'output', 'config']],
+    ['train', kNeeded, ['model', 'eval-data', 'adapter', 'output', 'config']],
     ['evaluate', kNeeded, ['model', 'data', 'adapter']],
     ['merge', ['--model=m', '--adapter=a', '--output=o'], ['model', 'adapter', 'output']],
     ['inspect', ['m'], ['data']],
@@ -154,6 +154,13 @@ describe('flags', () => {
       const { code, out, err } = await balora([command, ...needed, `--${name}=`]);
       expect([code, out, err]).toEqual([2, '', `error: --${name} must be a path, got ""\n`]);
     }
+  });
+
+  it('of several files refuse an empty one', async () => {
+    const { err } = await balora(['train', '--model', 'm', '--data', 'd', '--data=']);
+    expect(err).toBe('error: --data must be a path or a list of paths, got ["d",""]\n');
+    const { err: alone } = await balora(['train', '--model', 'm', '--data=']);
+    expect(alone).toBe('error: --data must be a path or a list of paths, got ""\n');
   });
 
   it('are named where they are missing, and suggested for a similar unknown one', async () => {

@@ -69,17 +69,22 @@ describe('trainSetup', () => {
       ...{ glue: 'cola', problemType: 'regression', variant: '2024', groupByLength: true },
       ...{ labelNames: ['x', 'y'], metricForBestModel: 'matthews' },
       ...{ textField: 'x', textPairField: 'x', labelField: 'x', numLabels: 3, headWarmupEpochs: 2 },
+      ...{ labelNoise: 0.5, classImbalance: 2, rareClass: 'x' },
     };
     // Values of the options for which markOf finds no valid one.
     const marks: Record<string, unknown> = {
       ...{ initLoraWeights: 'gaussian', consistencyWeightMin: 0.01, layersToTransform: [1] },
       ...{ lrSchedulerType: 'linear', lrSchedulerKwargs: { numCycles: 2 } },
+      ...{ dataWeights: [2], roleMap: { x: 'user' }, textNoiseKinds: ['drop'] },
     };
     const needs: Record<string, Partial<TrainSettings>> = {
       loraBias: { method: 'lora' },
       consistencyWeightMin: { consistencySchedule: 'adaptive' },
       consistencyWeightMax: { consistencySchedule: 'adaptive' },
       layersPattern: { layersToTransform: [1] },
+      textNoiseKinds: { textNoise: 0.5 },
+      corruptionSeed: { textNoise: 0.5 },
+      rareClass: { classImbalance: 3 },
     };
     const handedOn = (settings: Partial<TrainSettings>) => {
       const { training, ...rest } = setup(settings);
@@ -103,7 +108,8 @@ describe('trainSetup', () => {
       evalData: 'e',
     };
     for (const [key, value] of Object.entries(labelled)) {
-      expect(handedOn({ ...classifier, [key]: value }), key).not.toBe(handedOn(classifier));
+      const given = { ...classifier, ...needs[key] };
+      expect(handedOn({ ...given, [key]: value }), key).not.toBe(handedOn(given));
     }
   });
 

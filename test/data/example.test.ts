@@ -185,9 +185,8 @@ describe('chooseFormat', () => {
     expect(chooseFormat(tokenizer, row).description).toBe(description);
   });
 
-  it('takes messages when no field is named', () => {
+  it('takes the pair of fields of which one is named', () => {
     const row = { messages: [{ role: 'assistant', content: 'x' }], question: 'q', answer: 'r' };
-    expect(chooseFormat(tokenizer, row).description).toBe('messages');
     const named = chooseFormat(tokenizer, row, { promptField: 'question' });
     expect(named.description).toBe('question -> answer');
   });
@@ -202,7 +201,7 @@ describe('chooseFormat', () => {
   });
 
   it('lists the existing fields where it cannot choose', () => {
-    expect(() => chooseFormat(tokenizer, { text: 'x', id: 1 })).toThrow(/\(fields: text, id\)/);
+    expect(() => chooseFormat(tokenizer, { body: 'x', id: 1 })).toThrow(/\(fields: body, id\)/);
   });
 });
 

@@ -1,6 +1,6 @@
 /** Merged GGUF files: weights of every family as the merged model has them, metadata that are kept, errors that are told. */
 import { existsSync, statSync } from 'node:fs';
-import { appendFile, cp, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { appendFile, cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -210,8 +210,21 @@ describe('from a Hugging Face folder', () => {
       /a file is written for llama, mistral, qwen2, qwen3, not for gemma; give the GGUF file/,
     );
     await expect(of('llama-dynamic-rope', tokenizerOf(64))).rejects.toThrow(
-      /rotary embedding of type dynamic is not written/,
+      /rotary embedding is of type dynamic, whose frequencies .* llama\.cpp has no such type; export to safetensors/,
     );
+    const ramp = join(folder, 'ramp');
+    await cp(fixturePath('architectures/llama-yarn/model'), ramp, { recursive: true });
+    const config = JSON.parse(await readFile(join(ramp, 'config.json'), 'utf8'));
+    const { rope_parameters: rope } = config;
+    for (const own of [{}, { beta_fast: 32, truncate: false }]) {
+      const changed = { ...config, rope_parameters: { ...rope, ...own } };
+      await writeFile(join(ramp, 'config.json'), JSON.stringify(changed));
+      const tuned = await adapted(ramp);
+      await expect(exported(tuned, 'f32', tokenizerOf(64))).rejects.toThrow(
+        /of type yarn with beta_fast (4|32), beta_slow 1 and truncate (true|false), and llama\.cpp has 32, 1 and true/,
+      );
+    }
+    await rm(ramp, { recursive: true });
     await expect(of('llama-untied-gqa', tinyTokenizer())).rejects.toThrow(
       /the tokenizer has the id 261, and the model's embedding \d+ rows: its vocabulary was resized/,
     );

@@ -2,7 +2,7 @@
  * llama.cpp reads what is exported: a base in F32 with a GGUF adapter and the merged model, each with the logits and the greedy tokens
  * of `generate`; and the quantised files, whose divergence is that of their rounding.
  */
-import { mkdtemp, rm } from 'node:fs/promises';
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -129,6 +129,50 @@ describe('the demo model', () => {
       await llama.dispose();
     }
   });
+});
+
+describe('a rotary embedding of type yarn', () => {
+  const kText = 'Call me Ishmael. Some years ago - never mind how long precisely - having little';
+
+  it.for([
+    ['with the default attention factor', {}],
+    ['with one of its own', { attention_factor: 1.5 }],
+  ] as const)(
+    '%s has our logits in llama.cpp, and is read back',
+    {
+      timeout: 120_000,
+    },
+    async ([, own], { skip }) => {
+      const base = join(folder, `yarn-${Object.keys(own).length}`);
+      await cp(demoCheckpoint, base, { recursive: true });
+      const path = join(base, 'config.json');
+      const config = JSON.parse(await readFile(path, 'utf8'));
+      const scaling = {
+        rope_type: 'yarn',
+        factor: 8,
+        original_max_position_embeddings: 64,
+        ...own,
+      };
+      await writeFile(path, JSON.stringify({ ...config, rope_scaling: scaling }));
+      const tokenizer = await Tokenizer.fromPretrained(base);
+      const made = async (source: string) => {
+        const model = await AutoModelForCausalLM.fromPretrained(source);
+        return { tuned: await AdapterModel.create(model, { r: 2 }), tokenizer };
+      };
+      const yarn = await made(base);
+      const ids = tokenizer.encode(kText.repeat(6)).slice(0, 200);
+      const file = await write(yarn, 'gguf', 'f32');
+      const logits = await ownLogits(yarn, ids);
+      expect(divergence(logits, await ownLogits(await made(demoCheckpoint), ids))).toBeGreaterThan(
+        0.01,
+      );
+      expect(divergence(logits, await ownLogits(await made(file), ids))).toBeLessThan(1e-9);
+      if (missing !== null) skip(missing);
+      const llama = await openLlamaCpp(file);
+      expect(divergence(logits, await llama.logits(ids))).toBeLessThan(1e-7);
+      await llama.dispose();
+    },
+  );
 });
 
 const kSmolLm = 'models/smollm2-135m-instruct-gguf';

@@ -170,14 +170,14 @@ const kFunctions: Record<string, [call: (options: never) => unknown, names: stri
   decode: [(options) => tokenizer.decode([1], options), 'skipSpecialTokens'],
   decodeStream: [(options) => tokenizer.decodeStream(options), 'skipSpecialTokens'],
   withLongTexts: [(options) => tokenizer.withLongTexts(() => 1, options), 'signal'],
-  openRows: [(options) => openRows('x.jsonl', options), 'columns signal'],
+  openRows: [(options) => openRows('x.jsonl', options), 'columns signal dataWeights'],
   'Batches.create': [
     (options) => Batches.create(rows, tokenizer, options),
-    'batchSize maxLength packing padding onUnsupervised onWarning shuffle seed onProgress cacheBytes signal promptTemplate promptField responseField',
+    'batchSize maxLength packing padding onUnsupervised onWarning shuffle seed onProgress cacheBytes signal promptTemplate promptField responseField dataFormat messagesField textField roleMap trainOnTurns corruption',
   ],
   'LabelledBatches.create': [
     (options) => LabelledBatches.create(labelled, tokenizer, options),
-    'batchSize maxLength groupByLength onWarning shuffle seed onProgress signal glue textField labelField numLabels labelNames problemType',
+    'batchSize maxLength groupByLength onWarning shuffle seed onProgress signal glue textField labelField numLabels labelNames problemType corruption',
   ],
   'Seq2SeqBatches.create': [
     (options: Options) =>
@@ -255,7 +255,9 @@ it('arguments beside the options are checked, too', async () => {
     await expect(call()).rejects.toThrow(/the model must be a/);
   }
   await expect(AdapterModel.create({} as never)).rejects.toThrow(/the model must be a model, such/);
-  await expect(openRows(5 as never)).rejects.toThrow(/the file must be a path, got 5/);
+  await expect(openRows(5 as never)).rejects.toThrow(
+    /the file must be a path or a list of paths, got 5/,
+  );
   expect(() => new Trainer(null as never)).toThrow(/the options must be an object, got null/);
   expect(() => new Trainer({} as never)).toThrow(
     /Trainer: tuned must be an AdapterModel or a FullModel/,

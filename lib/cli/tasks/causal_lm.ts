@@ -1,17 +1,23 @@
 /** The causal language model task on the command line. */
 import { Batches, type BatchOptions } from '../../data/batches.ts';
+import type { Example } from '../../data/example.ts';
 import { AutoModelForCausalLM, type CausalLM, checkCausalLM } from '../../models/index.ts';
 import { causalLm } from '../../tasks/causal_lm.ts';
 import { kTrainDefaults } from '../train_options.ts';
 import { formatOptions, languageModelCli } from './language_model.ts';
 
-export const causalLmCli = languageModelCli<CausalLM, BatchOptions>({
+export const causalLmCli = languageModelCli<CausalLM, BatchOptions, Example>({
   task: causalLm,
   taskType: 'CAUSAL_LM',
   ownOptions: [
+    'dataFormat',
     'promptTemplate',
     'promptField',
     'responseField',
+    'messagesField',
+    'textField',
+    'roleMap',
+    'trainOnTurns',
     'maxLength',
     'packing',
     'samplePrompts',
@@ -24,4 +30,5 @@ export const causalLmCli = languageModelCli<CausalLM, BatchOptions>({
   }),
   training: ({ packing = false }) => ({ packing }),
   batches: ({ rows, tokenizer, options }) => Batches.create(rows, tokenizer, options),
+  shown: (example) => example,
 });

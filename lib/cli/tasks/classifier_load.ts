@@ -25,8 +25,10 @@ import { copyHead, warmUpHead } from '../../train/head_warmup.ts';
 import {
   adapterOptions,
   type DataOptions,
+  type DataPaths,
   loadOptions,
   type ModelLoadOptions,
+  nameOfData,
   openData,
   showWarnings,
 } from '../load.ts';
@@ -43,14 +45,15 @@ export interface LabelledExamples extends Examples {
   readonly metricForBestModel: MetricName | null | undefined;
 }
 
-/** Opens a labelled file as micro-batches; warnings are shown to the user. */
+/** Opens labelled files as micro-batches; warnings are shown to the user. */
 export async function openLabelled(
-  path: string,
+  paths: DataPaths,
   tokenizer: Tokenizer,
   options: LabelledOptions & DataOptions & { progress: Progress },
 ): Promise<LabelledBatches> {
-  const { progress, columns, signal, ...labelled } = options;
-  const rows = await openData(path, { columns, signal });
+  const { progress, columns, dataWeights, signal, ...labelled } = options;
+  const rows = await openData(paths, { columns, dataWeights, signal });
+  const path = nameOfData(paths);
   try {
     return await LabelledBatches.create(rows, tokenizer, {
       ...labelled,

@@ -3,6 +3,7 @@
  * `evaluate`, and how its results are shown. The commands use this interface alone; list.ts lists the tasks.
  */
 import type { AdapterConfigInput } from '../../adapters/make_adapter.ts';
+import type { CorruptionOptions } from '../../data/corruption_options.ts';
 import type { Evaluation } from '../../eval/types.ts';
 import type { Model } from '../../models/index.ts';
 import type { TaskName } from '../../tasks/list.ts';
@@ -12,6 +13,7 @@ import type { ResolvedMethod } from '../../train/methods.ts';
 import type { OptionsInput } from '../../train/options.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import type { EvaluateSettings } from '../evaluate_options.ts';
+import type { ShownExample } from '../example_view.ts';
 import type { ModelLoadOptions } from '../load.ts';
 import type { PlanStatistics } from '../plan_view.ts';
 import type { Progress } from '../progress.ts';
@@ -29,6 +31,8 @@ export interface CommonExamples {
   readonly evalBatchSize: number;
   readonly seed: number;
   readonly shuffle: boolean;
+  /** Corruptions of the training data; undefined: none. */
+  readonly corruption?: CorruptionOptions | undefined;
 }
 
 /** Options of the data of a run: those of the training data and those of the held-out data. */
@@ -47,6 +51,8 @@ export interface TrainSetup<E extends Examples = Examples> {
   readonly training: OptionsInput;
   /** Names of the columns, for files that have no header. */
   readonly columns: readonly string[] | undefined;
+  /** Weights of the training data's files. */
+  readonly dataWeights: readonly number[] | undefined;
   /** Options of the data. */
   readonly examples: E;
 }
@@ -57,6 +63,8 @@ export interface Prepared {
   readonly tokenizer: Tokenizer;
   readonly statistics: PlanStatistics;
   readonly format: string;
+  /** The first example of each file of the training data, for `--dry-run`. */
+  examples(): Promise<readonly ShownExample[]>;
   close(): Promise<void>;
 }
 

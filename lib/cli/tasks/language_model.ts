@@ -4,6 +4,7 @@ import { FullModel } from '../../adapters/full_model.ts';
 import type { TunedModel } from '../../adapters/tuned_model.ts';
 import type { BatchSource } from '../../data/batch_source.ts';
 import type { DataStatistics } from '../../data/batches.ts';
+import type { Example } from '../../data/example.ts';
 import { type FormatOptions, rowPrompts } from '../../data/example_format.ts';
 import type { Row, RowSource } from '../../data/rows.ts';
 import { ArgumentError } from '../../errors.ts';
@@ -18,6 +19,7 @@ import {
   adapterOptions,
   type DataCallbacks,
   type DataOptions,
+  type DataPaths,
   loadOptions,
   type ModelLoadOptions,
   openBatches,
@@ -25,26 +27,30 @@ import {
   openModel,
   showWarnings,
 } from '../load.ts';
-import { listOf } from '../option_table.ts';
+import { listOf, pick } from '../option_table.ts';
 import { fixed, formatSeconds } from '../terminal.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { CliTask, Evaluated, RunContext, TrainSetup } from './cli_task.ts';
 
-/** The template and the field names of prompts and responses, those that were given. */
-export function formatOptions({
-  promptTemplate,
-  promptField,
-  responseField,
-}: Pick<TrainSettings, 'promptTemplate' | 'promptField' | 'responseField'>): FormatOptions {
-  return {
-    ...(promptTemplate === undefined ? {} : { promptTemplate }),
-    ...(promptField === undefined ? {} : { promptField }),
-    ...(responseField === undefined ? {} : { responseField }),
-  };
+/** The settings that determine the form of the rows, and what of them is trained on. */
+const kFormatKeys = [
+  'dataFormat',
+  'promptTemplate',
+  'promptField',
+  'responseField',
+  'messagesField',
+  'textField',
+  'roleMap',
+  'trainOnTurns',
+] as const satisfies readonly (keyof FormatOptions & keyof TrainSettings)[];
+
+/** The form, the template and the field names of rows, those that were given. */
+export function formatOptions(settings: DataSettings): FormatOptions {
+  return pick(settings, kFormatKeys) as FormatOptions;
 }
 
-/** Properties in which the kinds of language models differ. M is the type of the model, D that of its data options. */
-export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends object>
+/** Properties in which the kinds of language models differ. Types: M of the model, D of its data options, E of an example. */
+export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends object, E>
   extends Pick<CliTask, 'task' | 'taskType' | 'ownOptions'> {
   check(folder: string, options: ModelLoadOptions): Promise<void>;
   load(folder: string, options: ModelLoadOptions): Promise<M>;
@@ -57,35 +63,41 @@ export interface LanguageModelCli<M extends CausalLM | Seq2SeqLM, D extends obje
     readonly tokenizer: Tokenizer;
     readonly model: M;
     readonly options: D & DataCallbacks & { signal: AbortSignal };
-  }): Promise<LanguageModelData<M>>;
+  }): Promise<LanguageModelData<M, E>>;
+  /** The tokens of an example, those of both sides one after the other. */
+  shown(example: E): Example;
 }
 
 /** The settings of `train` and `evaluate` that determine how examples are made. */
 export type DataSettings = Pick<
   TrainSettings,
-  | 'promptTemplate'
-  | 'promptField'
-  | 'responseField'
-  | 'maxLength'
-  | 'maxSourceLength'
-  | 'maxTargetLength'
+  (typeof kFormatKeys)[number] | 'maxLength' | 'maxSourceLength' | 'maxTargetLength'
 >;
 
 /** Micro-batches with their statistics for the plan. */
-interface LanguageModelData<M extends CausalLM | Seq2SeqLM> extends BatchSource<EvaluatedBatch<M>> {
+interface LanguageModelData<M extends CausalLM | Seq2SeqLM, E>
+  extends BatchSource<EvaluatedBatch<M>> {
   readonly statistics: DataStatistics;
   readonly format: string;
+  readonly firstRows: readonly number[];
+  example(row: number): Promise<E>;
+  where(row: number): Promise<string>;
 }
 
 /** Makes the command-line task of a kind of language model. Held-out data keeps its order and is never packed. */
-export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends object>(
-  kind: LanguageModelCli<M, D>,
+export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends object, E>(
+  kind: LanguageModelCli<M, D, E>,
 ): CliTask<{ data: D; evalData: D }> {
   const { task, taskType, ownOptions } = kind;
   return {
     ...{ task, taskType, ownOptions },
-    examples: (settings, { batchSize, evalBatchSize, seed, shuffle }) => ({
-      data: { ...kind.shared(settings), ...kind.training(settings), batchSize, seed, shuffle },
+    examples: (settings, { batchSize, evalBatchSize, seed, shuffle, corruption }) => ({
+      data: {
+        ...kind.shared(settings),
+        ...kind.training(settings),
+        ...{ batchSize, seed, shuffle },
+        ...(corruption && { corruption }),
+      },
       evalData: { ...kind.shared(settings), batchSize: evalBatchSize, shuffle: false },
     }),
     prepare: async (settings, setup, context) => {
@@ -107,15 +119,15 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
       const closeAll = async () => {
         for (const close of opened) await close();
       };
-      const open = async (file: string, given: D) => {
+      const open = async (files: DataPaths, given: D, dataWeights?: readonly number[]) => {
         try {
           const { batches, close } = await openBatches(
-            file,
+            files,
             (rows, callbacks) => {
               const options = { ...given, ...callbacks, signal: context.signal };
               return kind.batches({ rows, tokenizer, model, options });
             },
-            { columns: setup.columns, ...context },
+            { columns: setup.columns, dataWeights, ...context },
           );
           opened.push(close);
           return batches;
@@ -124,7 +136,8 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
           throw error;
         }
       };
-      const data = await open(settings.data as string, setup.examples.data);
+      const files = settings.data as DataPaths;
+      const data = await open(files, setup.examples.data, setup.dataWeights);
       const evalData =
         settings.evalData === undefined
           ? {}
@@ -138,6 +151,13 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
         tokenizer,
         statistics: data.statistics,
         format: data.format,
+        examples: () =>
+          Promise.all(
+            data.firstRows.map(async (row) => ({
+              where: await data.where(row),
+              ...kind.shown(await data.example(row)),
+            })),
+          ),
         close: closeAll,
       };
     },
@@ -189,7 +209,7 @@ async function samplePromptsOf(
   try {
     const all: Row[] = [];
     for (let i = 0; i < rows.length; i++) all.push(await rows.row(i));
-    const prompts = rowPrompts(all, { ...formatOptions(settings), isSource });
+    const prompts = await rowPrompts(all, { ...formatOptions(settings), isSource });
     return { samplePrompts: { ...prompts, tokenizer } };
   } catch (error) {
     if (!(error instanceof ArgumentError)) throw error;

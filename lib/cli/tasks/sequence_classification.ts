@@ -1,7 +1,7 @@
 /** The classification task on the command line: labelled data, a head that may be new, and the meaning of its label ids. */
 import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { glueTask, type MetricName } from '../../data/glue.ts';
-import type { LabelledOptions } from '../../data/labelled_batches.ts';
+import type { LabelledBatches, LabelledOptions } from '../../data/labelled_batches.ts';
 import type { LabelOptions } from '../../data/labels.ts';
 import { ArgumentError } from '../../errors.ts';
 import { evaluateClassifier } from '../../eval/classify.ts';
@@ -11,7 +11,14 @@ import { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import { classifierText } from '../evaluation_view.ts';
-import { adapterOptions, loadOptions, showWarnings } from '../load.ts';
+import type { ShownExample } from '../example_view.ts';
+import {
+  adapterOptions,
+  type DataOptions,
+  type DataPaths,
+  loadOptions,
+  showWarnings,
+} from '../load.ts';
 import { listOf, pick } from '../option_table.ts';
 import type { Progress } from '../progress.ts';
 import {
@@ -37,12 +44,18 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
   ownOptions: [
     ...(Object.keys({ ...kLabelOptions, ...kLabelTrainOptions }) as (keyof TrainSettings)[]),
     'maxLength',
+    'labelNoise',
+    'classImbalance',
+    'rareClass',
   ],
-  examples: (settings, { batchSize, evalBatchSize, seed, shuffle }) => {
+  examples: (settings, { batchSize, evalBatchSize, seed, shuffle, corruption }) => {
     const shared = labelledOptions(settings);
     const groupByLength = settings.groupByLength ?? false;
     return {
-      data: { ...shared, batchSize, seed, shuffle, groupByLength },
+      data: {
+        ...{ ...shared, batchSize, seed, shuffle, groupByLength },
+        ...(corruption && { corruption }),
+      },
       evalData: { ...shared, batchSize: evalBatchSize, shuffle: false },
       headWarmupEpochs: settings.headWarmupEpochs ?? 0,
       metricForBestModel:
@@ -59,12 +72,13 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     // The model is checked before its tokenizer is loaded, so that an error about the model comes first.
     const head = await trainedHead(path, { adapter: settings.adapter, ...modelOptions });
     const tokenizer = await Tokenizer.fromPretrained(path, modelOptions);
-    const open = (file: string, options: LabelledOptions) =>
-      openLabelled(file, tokenizer, { ...options, columns: setup.columns, progress, signal });
+    const open = (files: DataPaths, options: LabelledOptions & Partial<DataOptions>) =>
+      openLabelled(files, tokenizer, { ...options, columns: setup.columns, progress, signal });
     const kept = head !== null && (head.inAdapter || !settings.newHead) ? head : null;
     const headNames = kept === null ? undefined : namesOfHead(kept, settings, progress);
-    const data = await open(settings.data as string, {
+    const data = await open(settings.data as DataPaths, {
       ...dataOptions,
+      dataWeights: setup.dataWeights,
       ...(headNames === undefined ? {} : { labelNames: headNames }),
     });
     if (kept !== null) warnOfGuessedLabels(kept, data.scheme, { ...settings, progress });
@@ -95,6 +109,7 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
       tokenizer,
       statistics: data.statistics,
       format: data.format,
+      examples: async () => data.firstRows.map((row) => shownExample(data, row)),
       close: async () => {},
     };
   },
@@ -148,6 +163,20 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     return { result, text: classifierText(result, data.scheme.names) };
   },
 };
+
+/** A text with its label, of which no token is trained on: the head learns from the whole text. */
+function shownExample(data: LabelledBatches, row: number): ShownExample {
+  const { inputIds: ids, labels } = data.collate([row]);
+  const { names, problemType } = data.scheme;
+  const nameOf = (id: number) => names?.[id] ?? String(id);
+  const label =
+    problemType === 'single_label_classification'
+      ? nameOf(labels[0] as number)
+      : problemType === 'regression'
+        ? [...labels].join(', ')
+        : [...labels].flatMap((on, id) => (on ? [nameOf(id)] : [])).join(', ') || 'none';
+  return { where: `row ${row}`, ids, supervised: new Uint8Array(ids.length), label };
+}
 
 /** The metric by which GLUE ranks its task, used to choose the best step where evaluations are made during training. */
 function glueMetric({ glue, evalData, evalSteps = 0 }: TrainSettings): MetricName | undefined {
