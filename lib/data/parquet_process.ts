@@ -114,14 +114,25 @@ async function bufferOf(path: string): Promise<AsyncBuffer> {
   const { size } = await handle.stat();
   return {
     byteLength: size,
-    async slice(start, end = size) {
-      const buffer = new ArrayBuffer(Math.max(0, Math.min(end, size) - start));
-      await fill(handle, new Uint8Array(buffer), start).catch((error: unknown) => {
-        throw readError(path, error);
-      });
-      return buffer;
+    slice(start, end = size) {
+      const read = readRange(path, { handle, start, end: Math.min(end, size) });
+      // hyparquet begins to read before it knows whether it will ask for all of it: a failure that nobody awaits must not end the process.
+      read.catch(() => {});
+      return read;
     },
   };
+}
+
+/** The bytes of a file from `start` to `end`. */
+async function readRange(
+  path: string,
+  { handle, start, end }: { handle: FileHandle; start: number; end: number },
+): Promise<ArrayBuffer> {
+  const buffer = new ArrayBuffer(Math.max(0, end - start));
+  await fill(handle, new Uint8Array(buffer), start).catch((error: unknown) => {
+    throw readError(path, error);
+  });
+  return buffer;
 }
 
 async function fill(handle: FileHandle, bytes: Uint8Array, start: number): Promise<void> {

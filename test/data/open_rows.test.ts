@@ -1,5 +1,5 @@
 // TSV, CSV and Parquet files as rows, and the errors of damaged ones.
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -185,6 +185,23 @@ describe('Parquet', () => {
     }
     expect(damaged.length).toBeGreaterThan(2);
   }, 60_000);
+
+  it('that cannot be read, and whose columns are damaged, is an error of the file each time', async () => {
+    const bytes = await readFile(path);
+    // The column of the first row group that the schema does not have: its bytes are being read when that is found out.
+    const at = bytes.indexOf('score', bytes.indexOf('score') + 1);
+    bytes.write('scorf', at);
+    const file = await written('torn.parquet', bytes);
+    for (let i = 0; i < 8; i++) {
+      const rows = await openRows(file);
+      await truncate(file, 100);
+      const error = await rows.row(0).catch((thrown: unknown) => thrown);
+      await rows.close();
+      await writeFile(file, bytes);
+      expect(error).toBeInstanceOf(FormatError);
+      expect((error as Error).message).toContain(file);
+    }
+  });
 
   it('refuses other files, and the option columns', async () => {
     const bad = await written('a.parquet', 'not a parquet file');
