@@ -17,6 +17,8 @@ const kBodyLimit = 1 << 16;
 /** Time for an answer to come, and for what a client leaves behind to go. */
 const kAnswerMs = 10_000;
 const kGoneMs = 5000;
+/** Time without an answer, and between two parts of one, after which none is expected. */
+const kSilentMs = { first: 40, next: 10 };
 const kConfig = {
   ...{ model_type: 'llama', hidden_size: 16, intermediate_size: 24, num_hidden_layers: 1, num_attention_heads: 2 },
   ...{ num_key_value_heads: 1, vocab_size: 264, max_position_embeddings: 64, rms_norm_eps: 1e-5, hidden_act: 'silu' },
@@ -154,12 +156,21 @@ async function exchange(port, { kind, parts, pauseMs = null, then = 'end', after
   }
   if (afterBytes === null && then === 'destroy') socket.destroy();
   if (then === 'leave') setTimeout(() => socket.destroy(), 5);
-  // The server need not answer a client that closes its half of the connection.
-  if (then === 'end' && !kWhole.includes(kind) && !socket.destroyed) socket.end();
+  // The server need not answer a client that closes its half of the connection, so it is closed when nothing more comes.
+  if (then === 'end' && !kWhole.includes(kind)) await endWhenSilent(socket, () => count);
   const ended = await Promise.race([closed.then(() => true), wait(kAnswerMs, false, { ref: false })]);
   socket.destroy();
   require(ended, () => `the connection is open after ${kAnswerMs} ms; it gave ${Buffer.concat(received).toString('latin1').slice(0, 300)}`);
   return Buffer.concat(received);
+}
+
+/** Closes this half of a connection when so long nothing has come. */
+async function endWhenSilent(socket, received) {
+  for (let before = -1; received() !== before && !socket.destroyed; ) {
+    before = received();
+    await wait(before === 0 ? kSilentMs.first : kSilentMs.next);
+  }
+  if (!socket.destroyed) socket.end();
 }
 
 /** The responses in the bytes that a connection gave: status, headers, body; the last one may be cut where the client left. */
