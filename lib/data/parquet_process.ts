@@ -18,6 +18,10 @@ import { kMaxRowBytes, kShrunk, type Row, rowTooLong } from './rows.ts';
 /** Bytes of rows that are sent at a time. */
 const kMessageBytes = 4 * 2 ** 20;
 
+// hyparquet begins to read columns before it has looked at all of them. Where one is damaged, it forgets the others' promises; their failure
+// must not end the process, since the request has an error already.
+process.on('unhandledRejection', () => {});
+
 await answerRequests<ParquetRequest>(async (setup) => {
   const reader = await Reader.open((setup as { path: string }).path);
   return async (request) =>

@@ -7,8 +7,17 @@ import { AdapterModel } from '../adapters/adapter_model.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { CausalLM, Model } from '../models/index.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  instanceOf,
+  kCall,
+  listOf,
+  orNull,
+} from '../options/call.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
-import type { Tokenizer } from '../text/tokenizer.ts';
+import { Tokenizer } from '../text/tokenizer.ts';
 import { ContinuedSession } from './continued_session.ts';
 import { adapterRun, type GenerateOptions, Generation, generateWith } from './generate.ts';
 import { openSession } from './open_session.ts';
@@ -51,6 +60,13 @@ const kOwnKeys = ['tokenizer', 'adapter', 'system', 'messages'];
 /** The options of text generation that a conversation, which has one answer at a time, does not have. */
 const kForeignKeys = ['numReturnSequences', 'batchSize'] as const;
 
+/** The kinds of the options that are not those of text generation. */
+const kTable: CallTable<Pick<ChatOptions, 'tokenizer' | 'adapter' | 'messages'>> = {
+  tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
+  adapter: orNull(kCall.text),
+  messages: listOf(kCall.object, 'a list of messages { role, content }'),
+};
+
 /** A conversation; see {@link openChat}. */
 export class Chat {
   readonly #model: ChatModel;
@@ -72,6 +88,7 @@ export class Chat {
 
   /** @internal */
   constructor(model: ChatModel, options: ChatOptions) {
+    checkCall('chat', options, kTable);
     const { tokenizer, adapter, system = null, messages = [], ...settings } = options;
     const foreign = kForeignKeys.find((key) => key in settings);
     if (foreign !== undefined) {
@@ -108,6 +125,7 @@ export class Chat {
    */
   set adapter(name: string | null) {
     this.#checkIdle();
+    checkArgument('chat: adapter', orNull(kCall.text), name);
     adapterRun(this.#model, name);
     this.#adapter = name;
   }
@@ -146,8 +164,10 @@ export class Chat {
    * @throws ArgumentError for a message that is no text or empty, and during another answer. Errors of the generation reject the
    *   stream and the promise: ContextLengthError for a conversation that the context has no room for
    */
-  send(content: string, { signal }: { signal?: AbortSignal } = {}): ChatAnswer {
+  send(content: string, options: { signal?: AbortSignal } = {}): ChatAnswer {
     this.#checkIdle();
+    checkCall('chat', options, { signal: kCall.signal });
+    const { signal } = options;
     if (typeof content !== 'string' || content === '') {
       throw new ArgumentError('chat: the message must be a text that is not empty');
     }

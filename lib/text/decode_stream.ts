@@ -7,6 +7,7 @@ import { UnsupportedError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import { bytesOfToken } from './byte_level.ts';
 import { CleanUpStream, cleanUpSpaces } from './clean_up.ts';
+import { unmarked } from './decoders.ts';
 
 /** One stage: what a token adds to the tokens that the next stage gets, and what is left at the end. */
 interface Stage {
@@ -119,13 +120,8 @@ function stageOf(decoder: Json, added: ReadonlySet<string>): Stage {
         return kept.slice(0, kept.length - runAtEnd(kept, content, stop));
       });
     }
-    case 'Metaspace': {
-      const mark = (decoder.replacement as string | undefined) ?? '\u2581';
-      return eachToken((token, isFirst) => {
-        const spaced = token.replaceAll(mark, ' ');
-        return isFirst && spaced.startsWith(' ') ? spaced.slice(1) : spaced;
-      });
-    }
+    case 'Metaspace':
+      return eachToken((token, isFirst) => unmarked(decoder, token, isFirst));
     case 'WordPiece':
       return wordPiece(decoder);
     default:

@@ -48,7 +48,12 @@ export function readFrame(postProcessor: unknown): Frame {
       return kTextsOnly;
     case 'Sequence': {
       const frames = checked(kSequence, config).processors.map(readFrame);
-      return frames.find((frame) => frame !== kTextsOnly) ?? kTextsOnly;
+      const [frame = kTextsOnly, ...others] = frames.filter((one) => one !== kTextsOnly);
+      if (others.length === 0) return frame;
+      throw new UnsupportedError(
+        'tokenizer: several post-processors that add special tokens are not supported; write them in tokenizer.json as one ' +
+          'TemplateProcessing',
+      );
     }
     case 'TemplateProcessing':
       return template(config);
@@ -69,7 +74,7 @@ const kProcessor = z.looseObject({ type: z.string() });
 const kSequence = z.looseObject({ processors: z.array(z.unknown()) });
 const kPart = z.union([
   z.object({ SpecialToken: z.object({ id: z.string(), type_id: tokenId }) }),
-  z.object({ Sequence: z.object({ id: z.string(), type_id: tokenId }) }),
+  z.object({ Sequence: z.object({ id: z.enum(['A', 'B']), type_id: tokenId }) }),
 ]);
 const kTemplate = z.looseObject({
   single: z.array(kPart),

@@ -23,6 +23,8 @@ interface HfNode {
 export interface HfBpe extends HfModel {
   unk_token?: string | null;
   byte_fallback: boolean;
+  /** Whether a word of the vocabulary is its token without merges. */
+  ignore_merges: boolean;
   end_of_word_suffix?: string | null;
   /** Merges one pre-token. */
   bpe(token: string): string[];
@@ -37,27 +39,36 @@ interface HfTrieNode {
 }
 
 export interface HfUnigram extends HfModel {
+  readonly scores: number[];
   readonly trie: { readonly root: HfTrieNode };
 }
 
 export interface HfTokenizer {
   model: HfModel;
-  readonly normalizer: unknown;
   readonly decoder: unknown;
   readonly special_tokens: readonly string[];
-  encode(text: string, options: { add_special_tokens: boolean }): { ids: number[] };
   decode(
     ids: number[],
     options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean },
   ): string;
-  token_to_id(token: string): number | undefined;
   id_to_token(id: number): string | undefined;
+}
+
+/** A pre-tokenizer, whose pattern is the translation of one of Oniguruma. */
+interface HfSplit {
+  readonly pattern: RegExp | null;
 }
 
 interface Package {
   Tokenizer: new (tokenizerJson: object, tokenizerConfig: object) => HfTokenizer;
   BPE: new (...args: never[]) => HfBpe;
   Unigram: new (...args: never[]) => HfUnigram;
+  SplitPreTokenizer: new (config: object) => HfSplit;
 }
 
-export const { Tokenizer: HfTokenizer, BPE: HfBpe, Unigram: HfUnigram } = hf as unknown as Package;
+export const {
+  Tokenizer: HfTokenizer,
+  BPE: HfBpe,
+  Unigram: HfUnigram,
+  SplitPreTokenizer: HfSplit,
+} = hf as unknown as Package;

@@ -1,13 +1,12 @@
 /**
- * Pre-tokenizers in the form of tokenizer.json: the table of those that GGUF files name (tokenizer.ggml.pre), and corrections of
- * those whose JavaScript port differs from the original. The patterns are those of llama.cpp's llama-vocab.cpp and of the models'
- * own tokenizer.json files.
+ * Pre-tokenizers in the form of tokenizer.json: the table of those that GGUF files name (tokenizer.ggml.pre), and the steps that they
+ * consist of, which splits.ts carries out. The patterns are those of llama.cpp's llama-vocab.cpp and of the models' own files.
  */
 import { UnsupportedError } from '../errors.ts';
 
 type Json = Record<string, unknown>;
 
-/** GPT-2's pattern. `\s` is Unicode White_Space here: the tokenizers package translates it in Split patterns. */
+/** GPT-2's pattern. `\s` is Unicode's White_Space here, as in all patterns of a tokenizer.json. */
 const kGpt2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 const kContractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const kLlama3 = (digits: string) =>
@@ -150,18 +149,12 @@ interface PreTokenizerSteps {
 }
 
 /**
- * Separates a pre-tokenizer into splitting and the conversion to the byte alphabet, if that is the last step, and rewrites steps that
- * @huggingface/tokenizers 0.2 does differently from the original:
- *
- * - `Digits` splits at any Unicode number, but the package uses JavaScript's \d, which is ASCII only.
- * - `ByteLevel` has a pattern whose \s is White_Space, but JavaScript's \s contains U+FEFF and lacks U+0085.
- * - `Metaspace` splits before every mark, but the package does not split.
- *
- * All become Split, whose patterns the package translates faithfully.
+ * Separates a pre-tokenizer into splitting and the conversion to the byte alphabet, if that is the last step. Steps that do several things
+ * become several: `Digits`, `ByteLevel` with its pattern or a prefix space, `Metaspace` with the split before every mark.
  */
 export function preTokenizerSteps(config: unknown): PreTokenizerSteps {
   const steps = flatten(config);
-  const byteLevel = isBareByteLevel(steps.at(-1));
+  const byteLevel = steps.at(-1)?.type === 'ByteLevel';
   if (byteLevel) steps.pop();
   return { splits: steps.length === 0 ? null : sequence(...steps), byteLevel };
 }
@@ -174,9 +167,9 @@ function flatten(node: unknown): Json[] {
   }
   if (config.type === 'Digits') return [split(config.individual_digits ? '\\p{N}' : '\\p{N}+')];
   if (config.type === 'Metaspace') return metaspace(config);
-  // A prefix space must be added before the pattern runs, which only the original step can do.
-  if (config.type === 'ByteLevel' && config.use_regex !== false && !config.add_prefix_space) {
-    return [split(kGpt2), kBytes];
+  if (config.type === 'ByteLevel') {
+    const prefix: Json[] = config.add_prefix_space ? [{ type: 'PrefixSpace' }] : [];
+    return [...prefix, ...(config.use_regex === false ? [] : [split(kGpt2)]), kBytes];
   }
   return [config];
 }
@@ -194,10 +187,6 @@ function metaspace(config: Json): Json[] {
   const mark = String(replacement).replace(/[\\^$.*+?()[\]{}|]/g, '\\$&');
   const whole = { ...config, prepend_scheme: scheme };
   return cuts === false ? [whole] : [whole, split(fromMarks(mark))];
-}
-
-function isBareByteLevel(step: Json | undefined): boolean {
-  return step?.type === 'ByteLevel' && step.use_regex === false && !step.add_prefix_space;
 }
 
 /** Patterns whose time grows with the length of the text alone: those of the table, and others of published tokenizers. */

@@ -18,23 +18,25 @@ import {
   type RenderOptions,
 } from './chat_template.ts';
 import { DecodeStream } from './decode_stream.ts';
+import { repairDecoder } from './decoders.ts';
+import { TextEncoding } from './encoder.ts';
 import { applyFrame, type Encoding, type Frame, frameLength, readFrame } from './frame.ts';
 import { type GgufMetadata, tokenizerFromGgufMetadata } from './gguf_vocabulary.ts';
 import { isNfc, vocabularyMetadata } from './gguf_write.ts';
-import { HfBpe, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
+import { HfBpe, type HfModel, HfTokenizer, HfUnigram } from './hf_tokenizers.ts';
 import { LongTexts } from './long_texts.ts';
-import {
-  dropUnknownCharacters,
-  encodeByteLevel,
-  fallBackToBytes,
-  hideSpecialTokens,
-  mergeByRank,
-  repairDecoder,
-} from './models.ts';
-import { repairNormalizer } from './normalizers.ts';
+import { hideSpecialTokens, mergeByRank, restoreScore, wordIdsOf } from './models.ts';
+import { compileNormalizer } from './normalizers.ts';
 import { preTokenizerSteps, unknownRegexes } from './pre_tokenizers.ts';
+import { compilePreTokenizer } from './splits.ts';
 import { GreedyMerges } from './spm_merges.ts';
-import { type AddedToken, checkTokenizerJson } from './tokenizer_checks.ts';
+import {
+  type AddedToken,
+  checkConsistency,
+  checkTokenizerJson,
+  ownIds,
+  withType,
+} from './tokenizer_checks.ts';
 import { readJson, readTokenizerFiles, writeTokenizerFiles } from './tokenizer_files.ts';
 import type { TokenizerOptions, TokenizerParts, TokenizerSetup } from './tokenizer_parts.ts';
 
@@ -96,54 +98,55 @@ export class Tokenizer {
 
   private readonly parts: TokenizerParts;
   private readonly tokenizer: HfTokenizer;
-  private readonly plainText: HfTokenizer;
+  /** The encoding that finds special tokens in a text, and the one for which they are text. */
+  private readonly encoding: Readonly<Record<'special' | 'plain', TextEncoding>>;
   private readonly frame: Frame;
   private readonly cleanUp: boolean;
   private readonly byteLevel: boolean;
-  private readonly addedIds: ReadonlySet<number>;
+  /** Ids of the added tokens by their texts. */
+  private readonly addedIds: ReadonlyMap<string, number>;
   /** Regular expressions of the file that may take for ever; with any, texts are converted within a deadline. */
   private readonly unknownRegexes: readonly string[];
-  private readonly addedTokens: ReadonlySet<string>;
   private readonly longTexts: LongTexts;
 
   private constructor({ tokenizerJson, tokenizerConfig, merges, missingBytes }: TokenizerOptions) {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
     checkTokenizerJson(tokenizerJson, addedTokens, tokenizerConfig);
+    if (missingBytes === 'join') checkConsistency(tokenizerJson.model as Json, addedTokens);
     this.parts = { tokenizerJson, tokenizerConfig, ...(merges && { merges }) };
     const ranks = merges?.ranks ?? null;
     this.longTexts = new LongTexts({ tokenizerJson, tokenizerConfig, ranks, missingBytes });
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
     const { normalizer, decoder } = tokenizerJson;
     this.unknownRegexes = unknownRegexes([normalizer, steps.splits, decoder]);
-    const json: Json = {
-      ...tokenizerJson,
-      post_processor: null,
-      added_tokens: addedTokens,
-      pre_tokenizer: steps.splits,
-    };
-    const config = { ...tokenizerConfig, ...roleTokens(tokenizerConfig) };
-    this.tokenizer = build(json, config);
-    // A second tokenizer treats special tokens as text; both share the model with the vocabulary.
-    this.plainText = build(
-      {
-        ...json,
-        added_tokens: addedTokens.filter((token) => !token.special),
-        model: { type: 'BPE', vocab: {}, merges: [] },
-      },
-      config,
+    const config = roleTokens(tokenizerConfig);
+    const modelConfig = withType(tokenizerJson.model as Json);
+    this.tokenizer = build(
+      { decoder: decoder ?? null, added_tokens: addedTokens, model: modelConfig },
+      tokenizerConfig.additional_special_tokens,
     );
-    this.plainText.model = this.tokenizer.model;
     const { model } = this.tokenizer;
-    if (missingBytes === 'join' && model instanceof HfBpe) dropUnknownCharacters(model);
+    this.addedIds = new Map(addedTokens.map(({ content, id }) => [content, id]));
+    hideAddedTokens(model, modelConfig, this.addedIds);
     if (merges && model instanceof HfBpe) mergeByRank(model, merges);
-    if (steps.byteLevel) encodeByteLevel(model);
-    if (model instanceof HfUnigram) hideSpecialTokens(model, addedTokens);
-    const { type, byte_fallback: byteFallback } = (tokenizerJson.model ?? {}) as Json;
-    if (type === 'Unigram' && byteFallback === true) fallBackToBytes(model);
+    if (model instanceof HfUnigram) {
+      restoreScore(model, modelConfig);
+      hideSpecialTokens(model, addedTokens);
+    }
+    const encoderSteps = {
+      normalize: compileNormalizer(normalizer),
+      split: compilePreTokenizer(steps.splits),
+      wordIds: wordIdsOf(model, { config: modelConfig, missingBytes, byteLevel: steps.byteLevel }),
+    };
+    const plain = addedTokens.filter((token) => !token.special);
+    this.encoding = {
+      special: new TextEncoding(encoderSteps, addedTokens),
+      plain: new TextEncoding(encoderSteps, plain),
+    };
 
     const idOf = (role: string) => {
-      const token = (config as Json)[role];
-      return typeof token === 'string' ? (this.tokenizer.token_to_id(token) ?? null) : null;
+      const token = config[role];
+      return token === undefined ? null : this.tokenId(token);
     };
     this.bosId = idOf('bos_token');
     this.eosId = idOf('eos_token');
@@ -154,8 +157,6 @@ export class Tokenizer {
     this.maskId = idOf('mask_token');
     this.frame = readFrame(tokenizerJson.post_processor);
     this.vocabSize = model.vocab.length;
-    this.addedIds = new Set(addedTokens.map(({ id }) => id));
-    this.addedTokens = new Set(addedTokens.map(({ content }) => content));
     this.specialIds = new Set(addedTokens.filter((token) => token.special).map(({ id }) => id));
     this.cleanUp = tokenizerConfig.clean_up_tokenization_spaces === true;
     this.byteLevel = containsType(tokenizerJson.decoder, 'ByteLevel');
@@ -265,11 +266,11 @@ export class Tokenizer {
     checkArgument('tokenizer: the text', kCall.text, text);
     checkCall('tokenizer', options, kEncodeTable);
     const { addSpecialTokens = true, parseSpecial = true } = options;
-    const tokenizer = parseSpecial ? this.tokenizer : this.plainText;
+    const encoding = this.encoding[parseSpecial ? 'special' : 'plain'];
     const ids =
       this.longTexts.ids({ text, parseSpecial }) ??
-      this.inTime(text.length, () => tokenizer.encode(text, { add_special_tokens: false }).ids);
-    if (ids.includes(undefined as never)) {
+      this.inTime(text.length, () => encoding.ids(text));
+    if (!isComplete(ids)) {
       throw new FormatError(
         'tokenizer: the text has a character without a token, and the vocabulary does not have the unknown token',
       );
@@ -331,7 +332,7 @@ export class Tokenizer {
       decoder: this.parts.tokenizerJson.decoder,
       tokenOf: (id) => this.tokenizer.id_to_token(id),
       skipped: new Set(skipSpecialTokens ? this.tokenizer.special_tokens : []),
-      added: this.addedTokens,
+      added: new Set(this.addedIds.keys()),
       cleanUp: this.cleanUp,
     });
   }
@@ -343,7 +344,7 @@ export class Tokenizer {
 
   /** The id of a vocabulary entry, or null. */
   tokenId(token: string): number | null {
-    return this.tokenizer.token_to_id(token) ?? null;
+    return this.addedIds.get(token) ?? this.tokenizer.model.tokens_to_ids.get(token) ?? null;
   }
 
   /**
@@ -352,7 +353,7 @@ export class Tokenizer {
    */
   tokenBytes(id: number): Uint8Array {
     const token = this.token(id);
-    const isAdded = this.addedIds.has(id);
+    const isAdded = this.addedIds.get(token) === id;
     const bytes = this.byteLevel && !isAdded ? bytesOfToken(token) : null;
     return bytes ?? new TextEncoder().encode(isAdded ? token : this.decode([id]));
   }
@@ -449,14 +450,41 @@ function roleTokens(config: Json): Record<string, string> {
   return tokens;
 }
 
-function build(json: Json, config: Json): HfTokenizer {
+/** Whether every token has an id. */
+function isComplete(ids: readonly (number | undefined)[]): ids is number[] {
+  return !ids.includes(undefined);
+}
+
+/**
+ * The package's model and decoder. The other steps are done here, and of the configuration it gets the names of special tokens alone:
+ * it takes more from there, which Hugging Face's tokenizers do not.
+ */
+function build(parts: Json, specialTokens: unknown): HfTokenizer {
+  const unused = { normalizer: null, pre_tokenizer: null, post_processor: null };
   try {
-    const tokenizer = new HfTokenizer(json, config);
-    repairNormalizer(tokenizer.normalizer);
+    const tokenizer = new HfTokenizer(
+      { ...unused, ...parts },
+      { additional_special_tokens: specialTokens },
+    );
     repairDecoder(tokenizer.decoder);
     return tokenizer;
   } catch (error) {
+    if (error instanceof BaloraError) throw error;
     throw new FormatError(`tokenizer: ${error instanceof Error ? error.message : String(error)}`);
+  }
+}
+
+/** Takes added tokens out of the vocabulary of a model that does not have them, where the package puts them. */
+function hideAddedTokens(
+  model: HfModel,
+  { vocab }: Json,
+  addedIds: ReadonlyMap<string, number>,
+): void {
+  const own = ownIds(vocab);
+  for (const content of addedIds.keys()) {
+    const id = own(content);
+    if (id === undefined) model.tokens_to_ids.delete(content);
+    else model.tokens_to_ids.set(content, id);
   }
 }
 

@@ -2,7 +2,7 @@
  * Checks of a tokenizer.json before a tokenizer is made of it: values of another type, which would fail at some text in the middle of
  * the data, and values from which lists of that length, texts without bound or words in quadratic time would follow.
  */
-import { FormatError } from '../errors.ts';
+import { FormatError, UnsupportedError } from '../errors.ts';
 import { type CallKind, kCall, orNull, wholeNumber } from '../options/call.ts';
 import { shown } from '../shown.ts';
 
@@ -12,7 +12,14 @@ type Json = Record<string, unknown>;
 export interface AddedToken {
   id: number;
   content: string;
-  special?: boolean;
+  special?: boolean | null;
+  /** Whether it is found in the normalized text; by default what `special` is not. */
+  normalized?: boolean | null;
+  /** Whether it is found only where no letter stands beside it. */
+  single_word?: boolean | null;
+  /** Whether white space before it belongs to it, and that behind it. */
+  lstrip?: boolean | null;
+  rstrip?: boolean | null;
 }
 
 /**
@@ -83,6 +90,13 @@ function checkPart(where: string, part: unknown): void {
   const { type, pattern } = part as Json;
   check(`${where}.type`, type, kCall.text);
   checkFields(where, part as Json, kPartFields);
+  if (type === 'Metaspace') checkMetaspace(where, part as Json);
+  if (type === 'CharDelimiterSplit') checkCharacter(`${where}.delimiter`, (part as Json).delimiter);
+  if (where.startsWith('decoder') && !kDecoders.includes(type as string)) {
+    throw new UnsupportedError(
+      `tokenizer: the decoder ${shown(type)} is not supported (known: ${kDecoders.join(', ')}); write it in tokenizer.json by these`,
+    );
+  }
   const hasPattern = pattern !== null && pattern !== undefined;
   if (hasPattern || type === 'Split' || type === 'Replace') {
     checkPattern(`${where}.pattern`, pattern);
@@ -95,6 +109,26 @@ function checkPart(where: string, part: unknown): void {
       checkPart(`${where}.${key}.${i}`, step);
     }
   }
+}
+
+/** The decoders that are known. */
+const kDecoders = [
+  ...['BPEDecoder', 'ByteFallback', 'ByteLevel', 'CTC', 'Fuse', 'Metaspace', 'Replace', 'Sequence'],
+  ...['Strip', 'WordPiece'],
+];
+const kPrependSchemes: readonly unknown[] = ['always', 'first', 'never'];
+
+function checkMetaspace(where: string, { replacement, prepend_scheme: scheme }: Json): void {
+  checkCharacter(`${where}.replacement`, replacement ?? '\u2581');
+  if (scheme === undefined || scheme === null || kPrependSchemes.includes(scheme)) return;
+  throw new UnsupportedError(
+    `tokenizer: ${where}.prepend_scheme must be ${kPrependSchemes.join(', ')}, got ${shown(scheme)}`,
+  );
+}
+
+function checkCharacter(where: string, value: unknown): void {
+  if (typeof value === 'string' && Array.from(value).length === 1) return;
+  throw new FormatError(`tokenizer: ${where} must be one character, got ${shown(value)}`);
 }
 
 function checkPattern(where: string, pattern: unknown): void {
@@ -112,24 +146,113 @@ const kModelFields: Fields = {
   ...fieldsOf('byte_fallback fuse_unk ignore_merges', kCall.boolean),
 };
 
+const kModels: readonly unknown[] = ['BPE', 'Unigram', 'WordLevel', 'WordPiece'];
+
+/** A model's configuration with its type, which older files leave out. */
+export function withType(model: Json): Json {
+  const { type, vocab } = model;
+  if (type !== undefined && type !== null) return model;
+  if (Object.hasOwn(model, 'merges')) return { ...model, type: 'BPE' };
+  if (Array.isArray(vocab)) return { ...model, type: 'Unigram' };
+  const isWordPiece = Object.hasOwn(model, 'continuing_subword_prefix');
+  return { ...model, type: isWordPiece ? 'WordPiece' : 'WordLevel' };
+}
+
 /** Checks the types of a model's fields, and the pairs that a BPE merges. */
-function checkModel(model: unknown): void {
-  check('model', model, kCall.object);
-  const { type, vocab, merges } = model as Json;
-  checkFields('model', model as Json, kModelFields);
-  check('model.vocab', vocab, type === 'Unigram' ? kCall.list : kVocabulary);
+function checkModel(given: unknown): void {
+  check('model', given, kCall.object);
+  const model = withType(given as Json);
+  const { type, vocab, merges } = model;
+  checkFields('model', model, kModelFields);
+  if (!kModels.includes(type)) {
+    throw new UnsupportedError(
+      `tokenizer: the model ${shown(type)} is not supported (known: ${kModels.join(', ')})`,
+    );
+  }
+  check('model.vocab', vocab, type === 'Unigram' ? kCall.list : kCall.object);
   if (Array.isArray(vocab)) vocab.forEach(checkPiece);
-  if (merges === undefined && type !== 'BPE') return;
+  if (type === 'WordPiece') {
+    check('model.unk_token', model.unk_token, kCall.text);
+    check('model.continuing_subword_prefix', model.continuing_subword_prefix, kCall.text);
+  }
+  if (type !== 'BPE') return;
+  refuseOptions(model);
   check('model.merges', merges, kCall.list);
   for (const [i, merge] of (merges as unknown[]).entries()) {
     checkMerge(merge, i, typeof (merges as unknown[])[0]);
   }
 }
 
-const kVocabulary: CallKind = {
-  schema: kCall.object.schema.or(kCall.list.schema),
-  wanted: 'an object or a list',
-};
+/** @throws UnsupportedError for options of a BPE that change ids and are not implemented */
+function refuseOptions({ dropout, continuing_subword_prefix: prefix }: Json): void {
+  if (dropout !== undefined && dropout !== null && dropout !== 0) {
+    throw new UnsupportedError(
+      `tokenizer: model.dropout ${shown(dropout)}, which leaves out merges at random, is not supported; set it to null`,
+    );
+  }
+  if (prefix !== undefined && prefix !== null && prefix !== '') {
+    throw new UnsupportedError(
+      `tokenizer: model.continuing_subword_prefix ${shown(prefix)} of a BPE is not supported; use a tokenizer without it`,
+    );
+  }
+}
+
+/** The function that gives the id of a token in a model's own vocabulary. */
+export function ownIds(vocab: unknown): (token: string) => number | undefined {
+  if (!Array.isArray(vocab)) {
+    const ids = vocab as Record<string, number>;
+    return (token) => (Object.hasOwn(ids, token) ? ids[token] : undefined);
+  }
+  const ids = new Map((vocab as [string, number][]).map(([token], id) => [token, id]));
+  return (token) => ids.get(token);
+}
+
+/**
+ * Checks that a tokenizer.json says the same everywhere, where Hugging Face's tokenizers refuse it or give other ids than it states:
+ * merges of tokens that are not in the vocabulary, and added tokens with ids of their own choice.
+ * @throws FormatError naming the merge or the token
+ */
+export function checkConsistency(given: Json, addedTokens: readonly AddedToken[]): void {
+  const model = withType(given);
+  const idOf = ownIds(model.vocab);
+  if (model.type === 'BPE') checkMerges(model.merges as (string | string[])[], idOf);
+  const size = Array.isArray(model.vocab)
+    ? model.vocab.length
+    : Object.keys(model.vocab as object).length;
+  const { unk_id: unknown } = model;
+  if (model.type === 'Unigram' && typeof unknown === 'number' && unknown >= size) {
+    throw new FormatError(
+      `tokenizer: model.unk_id must be below the ${size} tokens of the vocabulary, got ${unknown}`,
+    );
+  }
+  let next = size;
+  const seen = new Map<string, number>();
+  for (const { content, id } of addedTokens) {
+    if (content === '' || seen.has(content)) continue;
+    const given = idOf(content) ?? next;
+    seen.set(content, given);
+    next = Math.max(next, given + 1);
+    if (id === given) continue;
+    throw new FormatError(
+      `tokenizer: the added token ${shown(content)} has the id ${id} in added_tokens, and Hugging Face's tokenizers would give it ` +
+        `${given}: ids of added tokens are those of the vocabulary, or follow it without a gap`,
+    );
+  }
+}
+
+function checkMerges(
+  merges: readonly (string | string[])[],
+  idOf: (token: string) => number | undefined,
+): void {
+  for (const [i, merge] of merges.entries()) {
+    const pair = typeof merge === 'string' ? merge.split(' ') : merge;
+    const missing = [...pair, pair.join('')].find((token) => idOf(token) === undefined);
+    if (missing === undefined) continue;
+    throw new FormatError(
+      `tokenizer: model.merges.${i} needs the token ${shown(missing)}, which the vocabulary does not have`,
+    );
+  }
+}
 
 function checkPiece(piece: unknown, i: number): void {
   const [token, score] = Array.isArray(piece) ? piece : [];

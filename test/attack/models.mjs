@@ -45,13 +45,16 @@ function batchOf(rows, first = 0) {
   };
 }
 
-/** Runs a loaded model on a few ids, and checks that there is a number for each row and channel. */
+/** Runs a loaded model on a few ids, and checks that there is a number for each row, of the decoder where it has one, and channel. */
 export async function useModel(model) {
-  const batch = batchOf(5);
+  const isSeq2Seq = model.taskType === 'SEQ_2_SEQ_LM';
+  const [batch, rows] = [batchOf(5), isSeq2Seq ? 4 : 5];
   const hidden = scope(() =>
-    noGrad(() => model.forward(model.taskType === 'SEQ_2_SEQ_LM' ? { ...batch, decoder: { ...batchOf(4), targets: batch.inputIds.slice(0, 4) } } : batch)),
+    noGrad(() => model.forward(isSeq2Seq ? { ...batch, decoder: { ...batchOf(rows), targets: batch.inputIds.slice(0, rows) } } : batch)),
   );
+  const { shape } = hidden;
   const values = await hidden.data();
   hidden.dispose();
-  require(values.length > 0, 'a loaded model gives no hidden states');
+  require(shape.length === 2 && shape[0] === rows, () => `hidden states of the shape ${shape} for ${rows} rows`);
+  require(shape[1] > 0 && values.length === rows * shape[1], () => `${values.length} values for the shape ${shape}`);
 }

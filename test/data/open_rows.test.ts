@@ -1,11 +1,12 @@
 // TSV, CSV and Parquet files as rows, and the errors of damaged ones.
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { openRows } from '../../lib/data/open_rows.ts';
 import type { RowSource } from '../../lib/data/rows.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
+import { SideProcess } from '../../lib/io/side_process.ts';
 import { fixturePath } from '../support/fixtures.ts';
 
 let folder: string;
@@ -185,6 +186,41 @@ describe('Parquet', () => {
     }
     expect(damaged.length).toBeGreaterThan(2);
   }, 60_000);
+
+  it('that cannot be read, and whose columns are damaged, is an error of the file each time', async () => {
+    const bytes = await readFile(path);
+    // The column of the first row group that the schema does not have: its bytes are being read when that is found out.
+    const at = bytes.indexOf('score', bytes.indexOf('score') + 1);
+    bytes.write('scorf', at);
+    const file = await written('torn.parquet', bytes);
+    const rows = await openRows(file);
+    await truncate(file, 100);
+    // The process that reads goes on, so that the next error is one of the file, too.
+    for (let i = 0; i < 8; i++) {
+      const error = await rows.row(0).catch((thrown: unknown) => thrown);
+      expect(error).toBeInstanceOf(FormatError);
+      expect((error as Error).message).toContain(file);
+    }
+    await rows.close();
+  });
+
+  it('is read with a limit of time that its size allows for', async () => {
+    const ask = vi.spyOn(SideProcess.prototype, 'ask');
+    const rows = await openRows(path);
+    await rows.row(0);
+    await rows.close();
+    const calls = ask.mock.calls.map(([, options]) => options);
+    ask.mockRestore();
+    expect(calls).toHaveLength(2);
+    for (const { limitMs = 0, onEnd } of calls) {
+      expect(limitMs).toBeGreaterThan(20_000);
+      expect(limitMs).toBeLessThan(20_001);
+      expect(onEnd('time')).toBeInstanceOf(FormatError);
+      expect(onEnd('time').message).toMatch(
+        /rows\.parquet: reading it took more than 21 s: a page is/,
+      );
+    }
+  });
 
   it('refuses other files, and the option columns', async () => {
     const bad = await written('a.parquet', 'not a parquet file');

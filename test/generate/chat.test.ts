@@ -300,10 +300,18 @@ describe('an error', () => {
     expect(bad({ stopStrings: '' })).toThrow('stopStrings must be a text that is not empty');
     expect(bad({ temp: 1 })).toThrow(ArgumentError);
     expect(bad({ adapter: 'none' })).toThrow('there is no adapter "none"');
+    expect(bad({ adapter: 7 })).toThrow('chat: adapter must be text or null, got 7');
+    for (const messages of [null, 'a', [7]]) {
+      expect(bad({ messages })).toThrow('chat: messages must be a list of messages');
+    }
     using t5 = await AutoModelForSeq2SeqLM.fromPretrained(kTinyT5);
     expect(() => openChat(t5 as never, { tokenizer })).toThrow(UnsupportedError);
     const chat = open();
     expect(() => chat.send('')).toThrow('chat: the message must be a text that is not empty');
+    expect(() => chat.send('a', { signal: 7 as never })).toThrow('chat: signal must be');
+    expect(() => {
+      chat.adapter = 7 as never;
+    }).toThrow('chat: adapter must be text or null, got 7');
     const running = chat.send('a');
     for (const act of [() => chat.send('b'), () => chat.reset(), () => chat.dispose()]) {
       expect(act).toThrow('chat: the answer before has not ended');

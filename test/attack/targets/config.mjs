@@ -41,7 +41,7 @@ export default {
   input,
   run,
   // A configuration alone may ask for a model that is too large, or whose numbers overflow.
-  accepts: ['ERR_OUT_OF_MEMORY', 'ERR_NATIVE'],
+  accepts: ['ERR_OUT_OF_MEMORY'],
   mentions: ({ config }, error) => (config || error.code === 'ERR_ARGUMENT' ? [] : [kFile, 'safetensors', 'configuration']),
   peakMiB: 600,
 };

@@ -230,7 +230,7 @@ export default {
   },
   input,
   run,
-  accepts: ['ERR_NOT_FINITE', 'ERR_OUT_OF_MEMORY', 'ERR_NETWORK', 'ERR_IO', 'ERR_NATIVE'],
+  accepts: ['ERR_NOT_FINITE', 'ERR_OUT_OF_MEMORY', 'ERR_NETWORK', 'ERR_IO'],
   // A field of a row may be called so.
   quotes: /no field '/,
   perProcess: 400,
