@@ -1,6 +1,5 @@
 // The calls of kernels that a graph of the CPU consists of: a function each, and its operands by
-// address. Tensors that were made while recording may be gone; the memory that they had is the
-// graph's.
+// address. Tensors that were made while recording may be gone; their memory is the graph's.
 #pragma once
 #include <cstdint>
 #include <memory>

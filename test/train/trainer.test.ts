@@ -182,6 +182,7 @@ describe('Trainer', () => {
     );
     expect(last).toMatchObject({ type: 'end', reason: 'completed', result: { steps: 6, output } });
     expect((await namesIn(output)).sort()).toEqual([
+      'README.md',
       'adapter_config.json',
       'adapter_model.safetensors',
       'run',
