@@ -170,6 +170,13 @@ async function withPath<T>(path: string, work: () => Promise<T>): Promise<T> {
     return await work();
   } catch (error) {
     if (error instanceof BaloraError) throw error;
+    // V8 may refuse an array before the memory is used up.
+    if (error instanceof RangeError && /array length/i.test(error.message)) {
+      throw new FormatError(
+        `${path}: reading it needed too long an array: a page is damaged or too large`,
+        { path, advice: 'write it again, with smaller row groups, or as JSON Lines' },
+      );
+    }
     throw new FormatError(`${path}: ${(error as Error).message}`, { path });
   }
 }
