@@ -8,6 +8,7 @@ import { type CallTable, kCall, wholeNumber } from '../options/call.ts';
 import { labelTable } from '../options/labels.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { concatenate, type Segments } from './collate.ts';
+import { type CorruptionCounts, corruptRows, reportCorruption } from './corruption.ts';
 import {
   checkData,
   Dataset,
@@ -19,7 +20,6 @@ import {
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
-import { corruptRows, type CorruptionCounts, reportCorruption } from './corruption.ts';
 import { describeFormats, perFile } from './example_format.ts';
 import {
   chooseFields,
@@ -35,8 +35,8 @@ import {
   rawLabel,
   resolveScheme,
 } from './labels.ts';
-import { fieldText } from './prompt_template.ts';
 import { choiceOf } from './mixed_rows.ts';
+import { fieldText } from './prompt_template.ts';
 import type { RowSource } from './rows.ts';
 
 /** Concatenated sequences, each with its label. N tokens, B sequences, D labels. */

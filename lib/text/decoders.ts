@@ -1,5 +1,5 @@
 /** Corrections of decoders of @huggingface/tokenizers 0.2, which are those of decode_stream.ts, too. */
-import { type Pattern, compilePattern, replaceMatches } from './regexes.ts';
+import { compilePattern, type Pattern, replaceMatches } from './regexes.ts';
 
 /** A decoder of the package. */
 interface Decoder {

@@ -12,7 +12,7 @@ import { runFuzzers } from './fuzz.mjs';
 import { hasGpu, processorLacks } from './left_out.mjs';
 import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
 import { findOneDnn } from './onednn.mjs';
-import { capture, inRoot, red, root, runVisible, say, yellow } from './shell.mjs';
+import { capture, inRoot, red, root, runBeside, runVisible, say, yellow } from './shell.mjs';
 import { runVitest } from './vitest.mjs';
 
 const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
@@ -30,6 +30,15 @@ function program(command, args, options) {
 /** A script's exit status as one check. */
 const node = (...args) => program(process.execPath, args);
 
+/** The exit status of a program that runs beside others as one check; `text` is what it printed. */
+async function besideOthers(command, args) {
+  const { status, text } = await runBeside(command, args);
+  return { ...single(status === 0), text };
+}
+
+/** The same of a script. */
+const nodeBeside = (...args) => besideOthers(process.execPath, args);
+
 /** The sum of counts. */
 function sum(rows) {
   const total = (key) => rows.reduce((so, row) => so + (row[key] ?? 0), 0);
@@ -38,6 +47,7 @@ function sum(rows) {
     failures: rows.flatMap((row) => row.failures ?? []),
     leftOut: rows.flatMap((row) => row.leftOut ?? []),
     projects: rows.flatMap((row) => row.projects ?? []),
+    text: rows.map((row) => row.text ?? '').join(''),
   };
 }
 
@@ -63,16 +73,18 @@ function tests(suite, projects, env) {
 }
 
 /** Checks that committed generated files are those that their scripts write. */
-export const runGenerated = () =>
-  sum(
-    [
-      ...['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs'],
-      ...['gen_options_doc.mjs', 'gen_performance.mjs', 'gen_ptxas.mjs', 'gen_third_party.mjs'],
-    ].map(checkGenerated),
-  );
+export async function runGenerated() {
+  const scripts = [
+    ...['gen_types.mjs', 'gen_kernels_doc.mjs', 'gen_models_doc.mjs'],
+    ...['gen_options_doc.mjs', 'gen_performance.mjs', 'gen_ptxas.mjs', 'gen_third_party.mjs'],
+  ];
+  const rows = [];
+  for (const script of scripts) rows.push(await checkGenerated(script));
+  return sum(rows);
+}
 
 /** Checks that every export has a doc comment, and that every link in one leads somewhere. */
-export const runApi = () => node(bin('typedoc', 'bin/typedoc'), '--emit', 'none');
+export const runApi = () => nodeBeside(bin('typedoc', 'bin/typedoc'), '--emit', 'none');
 
 /** The C++ tests that run the tests of products again, under older instructions: half of the time of all. */
 const kOlderInstructions = 'products *';
@@ -225,7 +237,7 @@ export async function runNvcc() {
   }
   const failed = spilling.length + above.length;
   const kernels = { passed: rows.length - failed, failed };
-  return sum([kernels, checkGenerated('gen_ptxas.mjs'), checkPlugin()]);
+  return sum([kernels, await checkGenerated('gen_ptxas.mjs'), checkPlugin()]);
 }
 
 /** Checks the libraries that the plug-in links against, and its messages through the addon; a GPU is used where there is one. */
@@ -317,20 +329,21 @@ export function nativeFiles() {
 
 /** Checks that a committed generated file is the one that its script writes. */
 function checkGenerated(script) {
-  return node(inRoot('scripts', script), '--check');
+  return nodeBeside(inRoot('scripts', script), '--check');
 }
 
 const biome = bin('@biomejs/biome', 'bin/biome');
 
 /** Checks the types of everything that tsconfig.json includes. */
-export const runTypes = () => node(bin('typescript', 'bin/tsc'), '--noEmit', '-p', 'tsconfig.json');
+export const runTypes = () =>
+  nodeBeside(bin('typescript', 'bin/tsc'), '--noEmit', '-p', 'tsconfig.json');
 
 /** Runs biome's rules, and the rules of who may import whom. */
-export function runLint() {
+export async function runLint() {
   const cruiser = bin('dependency-cruiser', 'bin/dependency-cruise.mjs');
   return sum([
-    node(biome, 'lint', '--error-on-warnings'),
-    node(cruiser, '--config', '.dependency-cruiser.mjs', ...kCruised),
+    await nodeBeside(biome, 'lint', '--error-on-warnings'),
+    await nodeBeside(cruiser, '--config', '.dependency-cruiser.mjs', ...kCruised),
   ]);
 }
 
@@ -338,8 +351,8 @@ export function runLint() {
 const kCruised = ['lib', 'bench/harness'];
 
 /** Checks the format of TypeScript, JavaScript and JSON. */
-export const runFormatTs = () => node(biome, 'check', '--linter-enabled=false');
+export const runFormatTs = () => nodeBeside(biome, 'check', '--linter-enabled=false');
 
 /** Checks the format of C++. */
 export const runFormatCpp = () =>
-  program(`clang-format-${kClangFormat}`, ['--dry-run', '-Werror', ...nativeFiles()]);
+  besideOthers(`clang-format-${kClangFormat}`, ['--dry-run', '-Werror', ...nativeFiles()]);

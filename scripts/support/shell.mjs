@@ -56,6 +56,22 @@ export function runVisible(command, args, { env } = {}) {
   return status;
 }
 
+/** Runs a command beside others: its status, and what it printed. */
+export async function runBeside(command, args) {
+  const child = spawn(command, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
+  let text = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (chunk) => {
+      text += chunk;
+    });
+  }
+  const status = await new Promise((resolve, reject) => {
+    child.once('error', (error) => reject(notStarted(command, error)));
+    child.once('close', resolve);
+  });
+  return { status, text };
+}
+
 /** Runs a command quietly into build/logs/NAME.log; a failure throws with the log's last lines. */
 export async function runLogged(name, command, args, { env, cwd = root } = {}) {
   const log = inRoot('build', 'logs', `${name}.log`);

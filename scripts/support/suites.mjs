@@ -13,19 +13,26 @@ const kRuns = ['quick', 'default', 'all', 'by hand'];
  * - since: the smallest run that includes it
  * - tools: what the machine needs for it (needs.mjs)
  * - targets: the CMake targets that it uses
+ * - beside: whether it takes one processor, and may run beside another of these
  */
 export const kSuites = [
-  { name: 'types', what: "TypeScript's types", run: checks.runTypes },
-  { name: 'lint', what: "biome's rules, and who may import whom", run: checks.runLint },
-  { name: 'format-ts', what: 'the format of TypeScript', run: checks.runFormatTs },
+  { name: 'types', what: "TypeScript's types", beside: true, run: checks.runTypes },
+  {
+    name: 'lint',
+    what: "biome's rules, and who may import whom",
+    beside: true,
+    run: checks.runLint,
+  },
+  { name: 'format-ts', what: 'the format of TypeScript', beside: true, run: checks.runFormatTs },
   {
     name: 'format-cpp',
     what: 'the format of C++',
+    beside: true,
     tools: ['clang-format'],
     run: checks.runFormatCpp,
   },
-  { name: 'generated', what: 'generated files', run: checks.runGenerated },
-  { name: 'api', what: 'doc comments of exports', run: checks.runApi },
+  { name: 'generated', what: 'generated files', beside: true, run: checks.runGenerated },
+  { name: 'api', what: 'doc comments of exports', beside: true, run: checks.runApi },
   {
     name: 'cpp',
     what: 'the C++ tests',
@@ -178,11 +185,34 @@ async function runSuite({ name, tools = [], run }, without, options) {
 export async function runSuites(options, without) {
   const groups = leftOutList();
   const rows = [];
-  for (const suite of wanted(options)) {
-    say(`\n${bold(`── ${suite.name}`)}`);
+  const began = performance.now();
+  const suites = wanted(options);
+  const timed = async (suite) => {
     const started = performance.now();
     const counts = await runSuite(suite, without, options);
-    rows.push({ suite, seconds: (performance.now() - started) / 1000, ...counts });
+    return { suite, seconds: (performance.now() - started) / 1000, ...counts };
+  };
+  const head = ({ name }) => say(`\n${bold(`── ${name}`)}`);
+  // Each of the first takes one processor, so they run two at a time.
+  const first = suites.filter(({ beside }) => beside);
+  const running = first.map(() => null);
+  const lane = async () => {
+    for (let i = running.indexOf(null); i >= 0; i = running.indexOf(null)) {
+      running[i] = timed(first[i]);
+      await running[i];
+    }
+  };
+  await Promise.all([lane(), lane()]);
+  for (const row of await Promise.all(running)) {
+    head(row.suite);
+    process.stdout.write(row.text ?? '');
+    rows.push(row);
+  }
+  for (const suite of suites.filter(({ beside }) => !beside)) {
+    head(suite);
+    const row = await timed(suite);
+    process.stdout.write(row.text ?? '');
+    rows.push(row);
   }
   const others = options.only ? [] : kSuites.filter((suite) => !includes(options, suite));
   const unexpected = process.env.CI === 'true' ? unlisted(options, rows, others, groups) : [];
@@ -192,7 +222,7 @@ export async function runSuites(options, without) {
     for (const failure of failures ?? []) say(red(`${suite.name}: ${failure}`));
   }
   for (const line of unexpected) say(red(line));
-  await sayTable(rows);
+  await sayTable(rows, (performance.now() - began) / 1000);
   sayLeftOut(rows, others, groups);
   const failing = rows.filter(({ failed }) => failed > 0).map(({ suite }) => suite.name);
   if (failing.length > 0) say(`Run these alone: ${commandFor(...failing)}`);
@@ -223,7 +253,7 @@ export function unlisted(options, rows, others, groups) {
 }
 
 /** Prints a row of counts for each suite. */
-async function sayTable(rows) {
+async function sayTable(rows, seconds) {
   const { textTable } = await import('../../dist/cli/text_table.js');
   const lines = rows.map(({ suite, seconds, passed, failed, leftOut, assertions = 0 }) => {
     const state = failed > 0 ? red('failed') : leftOut.length > 0 ? yellow('ok') : green('ok');
@@ -231,7 +261,6 @@ async function sayTable(rows) {
     const more = assertions > 0 ? `${assertions} assertions` : '';
     return [state, suite.name, counts, more, `${seconds.toFixed(1)} s`];
   });
-  const seconds = rows.reduce((so, row) => so + row.seconds, 0);
   say(textTable([...lines, ['', '', '', '', `${(seconds / 60).toFixed(1)} min`]], 'lllrr'));
 }
 

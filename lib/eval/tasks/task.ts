@@ -127,6 +127,7 @@ interface GeneratedTask<D extends QuestionItem> extends TaskBase<D>, FewShot<D> 
 
 /** A task whose answers are generated, and compared with the reference's. */
 export interface GenerationTask extends GeneratedTask<QuestionItem> {
+  /** Finds the answer in a generated text, and compares it with the item's. */
   extract(item: QuestionItem, output: string): Extraction;
 }
 
