@@ -7,7 +7,7 @@
 //   An ArgumentError, UnsupportedError or FormatError is a good answer to a bad input
 // - accepts: further codes of errors that are good answers
 // - mentions(input): texts of which an error's message must have one
-// - quotes: a pattern of messages that quote the text of a library
+// - quotes: a pattern of messages that quote the text of a library, or of an input that is made in run()
 // - share: its part of the time, 1 unless given
 // - perProcess: how many inputs run in one process
 // - hangSeconds, slowSeconds, peakMiB, growthMiB: limits, where the general ones do not fit

@@ -139,6 +139,8 @@ export default {
   input,
   run,
   accepts: ['ERR_NETWORK', 'ERR_IO'],
+  // A text in a row that the server lists, which input() only has the seed of.
+  quotes: /, got .*"\[object Object\]"/,
   perProcess: 300,
   hangSeconds: 30,
 };
