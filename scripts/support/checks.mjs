@@ -119,7 +119,7 @@ export async function runThreadSanitized() {
     OMP_NUM_THREADS: '1', // oneDNN has OpenMP of its own
     TSAN_OPTIONS: `halt_on_error=0:second_deadlock_stack=1:suppressions=${suppressions}`,
   };
-  return cases('tsan', 'thread/balora_tests', { env });
+  return cases('tsan', 'thread/balora_tests', { env, beside: kOlderInstructions });
 }
 
 /** Minutes of the attack and of the fuzzers in a run that names no other time; together they take four. */

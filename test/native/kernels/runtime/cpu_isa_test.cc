@@ -22,7 +22,7 @@ constexpr const char* kChild = "BALORA_TEST_ISA_CHILD";
 constexpr const char* kAllCases =
     "gemm:*,linear:*,matmul:*,chebyshev_svd:*,attention*,tile_gemm*,head losses*,svd ratio*,isa:*";
 constexpr const char* kCases =
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     "gemm:*,linear:*,matmul:*,chebyshev_svd:*,isa:*";
 #else
     kAllCases;
@@ -51,7 +51,7 @@ TEST_CASE("products held to AVX512_CORE_BF16") {
 }
 
 // A sanitizer's build leaves out what runs under AVX2 in other widths.
-#if !defined(__SANITIZE_ADDRESS__)
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST_CASE("products held to SSE41") {
   run_with("SSE41");
 }
