@@ -151,15 +151,17 @@ describe.each(['cpu', 'cuda'])('captureGraph on the device %s', (device) => {
     expect(values(graph.result)).toEqual(Float64Array.of(4, 4, 4));
   });
 
-  // The kernels of the fake device never wait for the device, so that all of them can be captured there.
-  it.skipIf(device === 'cpu' || kPlugin === undefined)(
-    'fails at an op that waits for the device, which stays usable',
-    () => {
-      const x = rand([8, 4], { seed: 1 });
-      expect(() => captureGraph(() => qr(x).r)).toThrow(/^qr: /);
-      expect(values(add(tensor([1, 2]), 1))).toEqual(Float64Array.of(2, 3));
-    },
-  );
+  if (device !== 'cpu') {
+    // The kernels of the fake device never wait for the device, so that all of them can be captured there.
+    it.skipIf(kPlugin === undefined)(
+      'fails at an op that waits for the device, which stays usable',
+      () => {
+        const x = rand([8, 4], { seed: 1 });
+        expect(() => captureGraph(() => qr(x).r)).toThrow(/^qr: /);
+        expect(values(add(tensor([1, 2]), 1))).toEqual(Float64Array.of(2, 3));
+      },
+    );
+  }
 
   it.skipIf(!kHasCuda)(
     'refuses to read from another device before a copy to unowned memory is enqueued',
