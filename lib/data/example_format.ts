@@ -314,8 +314,8 @@ function questionOf({ messages }: Conversation, { columns }: FormReader): ChatMe
 }
 
 /**
- * Chooses the source and the target of an encoder-decoder for each file: the prompt as it stands, unless there is a template, and the
- * response.
+ * Chooses the source and the target of an encoder-decoder for each file: the prompt, which stays as it is unless there is a template,
+ * and the response.
  * @throws ArgumentError naming the fields that there are when no form fits, and for conversations and plain texts
  */
 export async function chooseSourceTargets(

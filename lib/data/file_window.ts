@@ -3,7 +3,8 @@
  * order, and the place of bytes that are not UTF-8.
  */
 import type { FileHandle } from 'node:fs/promises';
-import { readError } from '../io/regular_file.ts';
+import { openRegular, readError } from '../io/regular_file.ts';
+import { cannotOpen } from './rows.ts';
 
 const kChunkBytes = 1 << 20;
 const kNewline = 10;
@@ -44,6 +45,39 @@ export async function* readChunks(path: string, file: FileHandle): AsyncGenerato
     if (bytesRead === 0) return;
     yield buffer.subarray(0, bytesRead);
     position += bytesRead;
+  }
+}
+
+/**
+ * Opens a data file and passes it to `index` in chunks. The file is closed where that, or `make`, throws.
+ * @param make returns the result, from the open file and its size in bytes
+ * @throws ArgumentError if there is no such file, and as openRegular
+ */
+export async function openIndexed<T>(
+  path: string,
+  signal: AbortSignal | undefined,
+  {
+    index,
+    make,
+  }: {
+    readonly index: (chunk: Uint8Array) => void;
+    readonly make: (file: FileHandle, size: number) => T;
+  },
+): Promise<T> {
+  const file = await openRegular(path).catch((error: unknown) => {
+    throw cannotOpen(path, error);
+  });
+  try {
+    let size = 0;
+    for await (const chunk of readChunks(path, file)) {
+      signal?.throwIfAborted();
+      index(chunk);
+      size += chunk.length;
+    }
+    return make(file, size);
+  } catch (error) {
+    await file.close();
+    throw error;
   }
 }
 

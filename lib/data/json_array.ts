@@ -6,7 +6,15 @@ import type { FileHandle } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
 import { openRegular } from '../io/regular_file.ts';
 import { type CallTable, checkCall, kCall } from '../options/call.ts';
-import { decodeUtf8, FileWindow, lineAt, markBytes, Offsets, readChunks } from './file_window.ts';
+import {
+  decodeUtf8,
+  FileWindow,
+  lineAt,
+  markBytes,
+  Offsets,
+  openIndexed,
+  readChunks,
+} from './file_window.ts';
 import { jsonErrorOffset } from './json_position.ts';
 import {
   cannotOpen,
@@ -141,25 +149,16 @@ export class JsonArrayFile implements RowSource {
    */
   static async open(path: string, options: JsonArrayOptions = {}): Promise<JsonArrayFile> {
     checkCall('data', options, kTable);
-    const file = await openRegular(path).catch((error: unknown) => {
-      throw cannotOpen(path, error);
+    const finder = new ElementFinder(path);
+    return await openIndexed(path, options.signal, {
+      index: (chunk) => finder.feed(chunk),
+      make: (file, size) => {
+        finder.finish();
+        if (finder.starts.length === 0) throw noRows(path);
+        const index = { starts: finder.starts.finish(), ends: finder.ends.finish() };
+        return new JsonArrayFile(path, file, index, size);
+      },
     });
-    try {
-      const finder = new ElementFinder(path);
-      let size = 0;
-      for await (const chunk of readChunks(path, file)) {
-        options.signal?.throwIfAborted();
-        finder.feed(chunk);
-        size += chunk.length;
-      }
-      finder.finish();
-      if (finder.starts.length === 0) throw noRows(path);
-      const index = { starts: finder.starts.finish(), ends: finder.ends.finish() };
-      return new JsonArrayFile(path, file, index, size);
-    } catch (error) {
-      await file.close();
-      throw error;
-    }
   }
 
   /** Whether a file begins with an array, after a byte-order mark and blanks. @throws as openRegular does */

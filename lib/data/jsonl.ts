@@ -4,12 +4,10 @@
  */
 import type { FileHandle } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
-import { openRegular } from '../io/regular_file.ts';
 import { type CallTable, checkCall, kCall } from '../options/call.ts';
-import { decodeUtf8, FileWindow, lineAt, markBytes, Offsets, readChunks } from './file_window.ts';
+import { decodeUtf8, FileWindow, lineAt, markBytes, Offsets, openIndexed } from './file_window.ts';
 import { jsonErrorOffset } from './json_position.ts';
 import {
-  cannotOpen,
   kEncodingAdvice,
   kMaxRowBytes,
   kShrunk,
@@ -100,23 +98,14 @@ export class JsonlFile implements RowSource {
    */
   static async open(path: string, options: JsonlOptions = {}): Promise<JsonlFile> {
     checkCall('data', options, kTable);
-    const file = await openRegular(path).catch((error: unknown) => {
-      throw cannotOpen(path, error);
+    const finder = new LineFinder(path);
+    return await openIndexed(path, options.signal, {
+      index: (chunk) => finder.feed(chunk),
+      make: (file, size) => {
+        if (finder.starts.length === 0) throw noRows(path);
+        return new JsonlFile(path, file, finder.starts.finish(), size);
+      },
     });
-    try {
-      const finder = new LineFinder(path);
-      let size = 0;
-      for await (const chunk of readChunks(path, file)) {
-        options.signal?.throwIfAborted();
-        finder.feed(chunk);
-        size += chunk.length;
-      }
-      if (finder.starts.length === 0) throw noRows(path);
-      return new JsonlFile(path, file, finder.starts.finish(), size);
-    } catch (error) {
-      await file.close();
-      throw error;
-    }
   }
 
   get length(): number {

@@ -41,8 +41,8 @@ const kJson = /\.json$/i;
 const kMaxWholeBytes = 256 * 2 ** 20;
 
 /**
- * Reads the items of a task: a row each of JSON Lines, a JSON array, CSV, TSV or Parquet; for some tasks also plain text or a JSON
- * document.
+ * Reads the items of a task: a row each of JSON Lines, a JSON array, CSV, TSV or Parquet; for some tasks also plain text, or a file
+ * that is one JSON document.
  * @throws ArgumentError naming file, line and field for a row that the task cannot read; where all its fields are those of another
  *   task, the message says so. Errors of the file itself are those of its reader
  */

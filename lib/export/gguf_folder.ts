@@ -109,8 +109,8 @@ function ropeEntries(rope: RopeConfig): Record<string, GgufTypedValue> {
 const kBetas = { fast: 32, slow: 1 };
 
 /**
- * The entries of YaRN. llama.cpp multiplies cos and sin by 0.1 ln(factor) + 1, the default of transformers' attention_factor, and by
- * attn_factor.
+ * The entries of YaRN. llama.cpp multiplies cos and sin by attn_factor and by 0.1 ln(factor) + 1, which is the default of
+ * transformers' attention_factor.
  * @throws UnsupportedError for a ramp that llama.cpp does not have
  */
 function yarnEntries(rope: RopeConfig & { type: 'yarn' }): Record<string, GgufTypedValue> {

@@ -183,7 +183,7 @@ function checkModel(given: unknown): void {
   }
 }
 
-/** @throws UnsupportedError for options of a BPE that change ids and are not implemented */
+/** @throws UnsupportedError for options of a BPE that would change ids, so that leaving them out would be wrong */
 function refuseOptions({ dropout, continuing_subword_prefix: prefix }: Json): void {
   if (dropout !== undefined && dropout !== null && dropout !== 0) {
     throw new UnsupportedError(

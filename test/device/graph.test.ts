@@ -37,7 +37,9 @@ import { kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
 const kHasCuda = kPlugin !== undefined || kNoFake === null;
 
-describe.each(['cpu', 'cuda'])('captureGraph on the device %s', (device) => {
+const kDevices = ['cpu', ...(kHasCuda ? ['cuda'] : [])];
+
+describe.each(kDevices)('captureGraph on the device %s', (device) => {
   const kOther = device === 'cpu' ? 'cuda' : 'cpu';
   let before: string;
   beforeAll(() => {
@@ -47,8 +49,6 @@ describe.each(['cpu', 'cuda'])('captureGraph on the device %s', (device) => {
   afterAll(() => {
     setDefaultDevice(before);
   });
-  if (device === 'cuda' && !kHasCuda) return it.skip(`needs a device: ${kNoFake}`, () => {});
-
   it('runs the function once, and replays it on new values', () => {
     const x = tensor([1, 2, 3]);
     using graph = captureGraph(() => add(mul(exp(mul(x, 0)), x), 1));

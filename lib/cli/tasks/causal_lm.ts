@@ -4,24 +4,12 @@ import type { Example } from '../../data/example.ts';
 import { AutoModelForCausalLM, type CausalLM, checkCausalLM } from '../../models/index.ts';
 import { causalLm } from '../../tasks/causal_lm.ts';
 import { kTrainDefaults } from '../train_options.ts';
-import { formatOptions, languageModelCli } from './language_model.ts';
+import { formatOptions, kFormatKeys, languageModelCli } from './language_model.ts';
 
 export const causalLmCli = languageModelCli<CausalLM, BatchOptions, Example>({
   task: causalLm,
   taskType: 'CAUSAL_LM',
-  ownOptions: [
-    'dataFormat',
-    'promptTemplate',
-    'promptField',
-    'responseField',
-    'messagesField',
-    'textField',
-    'roleMap',
-    'trainOnTurns',
-    'maxLength',
-    'packing',
-    'samplePrompts',
-  ],
+  ownOptions: [...kFormatKeys, 'maxLength', 'packing', 'samplePrompts'],
   check: checkCausalLM,
   load: (folder, options) => AutoModelForCausalLM.fromPretrained(folder, options),
   shared: (settings) => ({

@@ -33,7 +33,7 @@ import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { CliTask, Evaluated, RunContext, TrainSetup } from './cli_task.ts';
 
 /** The settings that determine the form of the rows, and what of them is trained on. */
-const kFormatKeys = [
+export const kFormatKeys = [
   'dataFormat',
   'promptTemplate',
   'promptField',
