@@ -36,17 +36,20 @@ export class CachedSession implements DecodeSession {
   readonly #model: CausalLM | Seq2SeqLM;
   readonly #cache: KvCache;
   readonly #options: SessionOptions;
-  /** Steps of one token for each sequence, recorded; null where the model's cannot be. */
-  readonly #graphs: GraphCache | null;
-  readonly #watch: ParameterWatch;
+  /** Steps of one token for each sequence, recorded, and the tensors that they read; null where the model's cannot be. */
+  readonly #recorded: { readonly graphs: GraphCache; readonly watch: ParameterWatch } | null;
 
   constructor(model: CausalLM | Seq2SeqLM, cache: KvCache, options: SessionOptions) {
     this.#model = model;
     this.#cache = cache;
     this.#options = options;
     const isRecorded = model instanceof CausalLM && model.graphObstacle === null;
-    this.#graphs = isRecorded ? new GraphCache(model.device, { whenFull: 'replace' }) : null;
-    this.#watch = new ParameterWatch(model);
+    this.#recorded = isRecorded
+      ? {
+          graphs: new GraphCache(model.device, { whenFull: 'replace' }),
+          watch: new ParameterWatch(model),
+        }
+      : null;
   }
 
   /** Bytes that the cache takes, and those of it that sequences use. */
@@ -116,15 +119,16 @@ export class CachedSession implements DecodeSession {
   }
 
   dispose(): void {
-    this.#graphs?.dispose();
+    this.#recorded?.graphs.dispose();
     this.#cache.dispose();
   }
 
   /** The recorded steps, without those of a model that has changed since. */
   #usableGraphs(): GraphCache | null {
-    if (this.#graphs === null || this.#watch.isSame()) return this.#graphs;
-    this.#graphs.dispose();
-    return this.#watch.isRecordable ? this.#graphs : null;
+    if (this.#recorded === null) return null;
+    const { graphs, watch } = this.#recorded;
+    if (!watch.isSame()) graphs.dispose();
+    return watch.isRecordable ? graphs : null;
   }
 
   /** Enqueues forwards within the call, and reads their logits. */
