@@ -3,6 +3,7 @@
  * find them. @huggingface/tokenizers 0.2 ignores `single_word`, loses an added token of white space beside one that strips it, and takes
  * the tokens of normalized and of original text in one pass.
  */
+import { kWordCharacters } from './regexes.ts';
 import type { AddedToken } from './tokenizer_checks.ts';
 
 /** A part of a text: that of an added token with its id, or what is between them. */
@@ -18,8 +19,8 @@ interface Node {
   token: AddedToken | null;
 }
 
-const kWordAtEnd = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]$/u;
-const kWordAtStart = /^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]/u;
+const kWordAtEnd = new RegExp(`[${kWordCharacters}]$`, 'u');
+const kWordAtStart = new RegExp(`^[${kWordCharacters}]`, 'u');
 const kSpace = /\p{White_Space}/u;
 
 /** Added tokens by their texts. */

@@ -6,6 +6,9 @@ import { FormatError, UnsupportedError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import { HfSplit } from './hf_tokenizers.ts';
 
+/** The characters of Rust's `\w`, for a class of a regular expression with the flag `u`. */
+export const kWordCharacters = '\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\u200c\\u200d';
+
 /** A pattern of a Split or Replace step. */
 export interface Pattern {
   readonly Regex?: string | undefined;

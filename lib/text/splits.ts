@@ -6,7 +6,7 @@
 import { UnsupportedError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import { toByteLevel } from './byte_level.ts';
-import { compilePattern, matchesOf, type Pattern } from './regexes.ts';
+import { compilePattern, kWordCharacters, matchesOf, type Pattern } from './regexes.ts';
 
 type Json = Record<string, unknown>;
 
@@ -98,11 +98,11 @@ function behaviorOf({ type, behavior = 'Isolated' }: Json): Behavior {
 
 const kSpace = /\p{White_Space}/gu;
 const kPunctuation = /[\p{P}!-/:-@[-`{-~]/gu;
-/** Words and runs of other characters; a word's characters are those of Rust's `\w`. */
-const kWordOrOther = (() => {
-  const word = '\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\u200c\\u200d';
-  return new RegExp(`[${word}]+|[^${word}\\p{White_Space}]+`, 'gu');
-})();
+/** Words and runs of other characters. */
+const kWordOrOther = new RegExp(
+  `[${kWordCharacters}]+|[^${kWordCharacters}\\p{White_Space}]+`,
+  'gu',
+);
 
 /** The splitters by type. */
 const kSplitters: Readonly<Record<string, (config: Json) => Splitter>> = {
