@@ -102,7 +102,8 @@ function input(random) {
 function atMost(options) {
   const limits = { maxNewTokens: kMostTokens, numReturnSequences: 4 };
   const large = Object.entries(limits).filter(([key, most]) => typeof options[key] === 'number' && options[key] > most);
-  return { maxNewTokens: 6, ...options, ...Object.fromEntries(large) };
+  // An option that is undefined has its default, which is more tokens than an input should take.
+  return { ...options, maxNewTokens: options.maxNewTokens === undefined ? 6 : options.maxNewTokens, ...Object.fromEntries(large) };
 }
 
 const promptsOf = ({ prompt, ids, messages }) => {
