@@ -6,12 +6,15 @@ import { lowerCpuLevels } from './test/support/cpu_levels.ts';
 // Tests that measure time or memory: one file at a time, after all the others.
 const kAlone = ['test/lifetime/{long_run,memory_budget,worker_endings}.test.ts'];
 // Tests that start processes.
-const kProcesses = ['test/{attack,examples,lifetime,package,studies}/**/*.test.ts'];
+const kProcesses = ['test/{examples,lifetime,package}/**/*.test.ts'];
 
-// Training and talking with a real model for minutes. They are in no run of ten minutes.
-const kReference = [
-  'test/golden/{gguf_lora,scoring,smollm2_talk,smollm2_train}.test.ts',
-  'test/export/llama_cpp.test.ts',
+// Files that take half a minute or more and repeat what shorter ones test: on real models, at random moments, on what is packed. Only
+// `npm test -- --all` runs them.
+const kLong = [
+  'test/golden/{gguf_lora,scoring,smollm2_adapters,smollm2_talk,smollm2_train}.test.ts',
+  'test/lifetime/{endings,interrupts,resume}.test.ts',
+  'test/{attack,studies}/**/*.test.ts',
+  'test/{bench/harness/command,examples/demo,export/llama_cpp,package/tarball}.test.ts',
 ];
 
 // By default OpenMP's threads wait for their next work by spinning, which takes the processor from the other worker's threads:
@@ -95,7 +98,7 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['test/**/*.test.ts'],
-          exclude: [...kProcesses, ...kReference],
+          exclude: [...kProcesses, ...kLong],
           ...kTwoWorkers,
           sequence: { groupOrder: 0 },
         },
@@ -103,8 +106,8 @@ export default defineConfig({
       {
         extends: true,
         test: {
-          name: 'reference',
-          include: kReference,
+          name: 'long',
+          include: kLong,
           ...kTwoWorkers,
           sequence: { groupOrder: 0 },
         },
@@ -114,7 +117,7 @@ export default defineConfig({
         test: {
           name: 'processes',
           include: kProcesses,
-          exclude: kAlone,
+          exclude: [...kAlone, ...kLong],
           ...kTwoWorkers,
           sequence: { groupOrder: 1 },
         },

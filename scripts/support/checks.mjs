@@ -193,8 +193,8 @@ export async function runEmulated() {
 /** Runs vitest's tests that need no order. */
 export const runUnit = () => tests('unit', ['unit']);
 
-/** Runs vitest's tests that use a real model for minutes. */
-export const runReference = () => tests('reference', ['reference']);
+/** Runs vitest's files that take half a minute or more. */
+export const runLong = () => tests('long', ['long']);
 
 /** Runs vitest's tests that start processes, and those that measure time or memory, one file of these at a time. */
 export const runProcesses = () => tests('processes', ['processes', 'alone']);

@@ -47,13 +47,7 @@ export const kSuites = [
     run: checks.runUnit,
   },
   {
-    name: 'reference',
-    what: 'training and talking with a real model for minutes',
-    since: 'all',
-    run: checks.runReference,
-  },
-  {
-    // Before `processes`, which then finds the emulated device.
+    // Before `processes` and `long`, which then find the emulated device.
     name: 'emulated',
     what: 'the CUDA kernels on an emulated device',
     since: 'all',
@@ -66,6 +60,13 @@ export const kSuites = [
     since: 'default',
     targets: ['balora_fake_device', checks.emulatedIfBuilt],
     run: checks.runProcesses,
+  },
+  {
+    name: 'long',
+    what: 'the TypeScript tests that take minutes: real models, ends at random moments, the package, the demo',
+    since: 'all',
+    targets: ['balora_fake_device', checks.emulatedIfBuilt],
+    run: checks.runLong,
   },
   {
     name: 'levels',

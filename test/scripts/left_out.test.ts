@@ -24,7 +24,7 @@ const suites = '../../scripts/support/suites.mjs';
 const { kSuites } = (await import(suites)) as { kSuites: { name: string }[] };
 const list = leftOutList();
 const kProjects = [
-  ...['unit', 'processes', 'alone', 'cuda-emulated'],
+  ...['unit', 'long', 'processes', 'alone', 'cuda-emulated'],
   ...kCpuLevels.map(({ name }) => `cpu-${name.replace('_', '-')}`),
 ];
 

@@ -50,7 +50,7 @@ Source make_source(const TileTerm& term, int64_t m, bool has_tail, bf16*& scratc
 // Whether B of the last term of a sum of m rows is multiplied where it lies, but for a last panel
 // that is not whole.
 bool is_in_place(int64_t m, const TileSum& sum) {
-  if (!tiles_use_amx() || m > kInPlaceRows || sum.terms.empty()) return false;
+  if (m > kInPlaceRows || sum.terms.empty()) return false;
   const TileTerm& last = sum.terms.back();
   if (last.tiles || last.matrix.k_stride != 1 || last.k % kTileK != 0) return false;
   const auto unpacked = [](const TileTerm& term) { return !term.tiles; };
@@ -102,6 +102,7 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
 
 int64_t in_place_elements(const Job& job) {
   int64_t elements = 0;
+  if (!tiles_use_amx()) return elements;
   for (const Sum& sum : job.sums) {
     if (sum.in_place) elements += tiles_size(sum.unpacked[0].k, kInPlaceRows);
   }

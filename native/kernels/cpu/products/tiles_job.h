@@ -30,9 +30,8 @@ struct Sum {
   std::vector<Unpacked> unpacked;
   TileOutput out;
   bool plain;             // nothing is added to the sum
-  bool in_place = false;  // its last term's B is multiplied as it lies (few rows, AMX)
-  // A of the last term as a packed B operand, where that term is multiplied in place
-  // (AmxCore::multiply_columns); null: B is packed.
+  bool in_place = false;  // its last term's B is multiplied as it lies (few rows)
+  // A of the last term as a packed B operand, where AMX multiplies that term in place.
   const bf16* rows = nullptr;
 };
 
@@ -57,14 +56,14 @@ int64_t padding_elements(const TileTerm& term, int64_t m);
 Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<const TileSum> sums,
              bf16* scratch);
 
-// Elements of `rows` for the sums of a walk that has them: few rows, and AMX.
+// Elements of `rows` for the sums of a walk that has them: few rows, on AMX.
 int64_t in_place_elements(const Job& job);
 // Makes them in `scratch`.
 void pack_in_place_rows(Job& job, bf16* scratch);
 // Whether the panel of an item is multiplied as it lies.
 inline bool in_place(const Job& job, const Item& item) {
   const Sum& sum = job.sums[item.sum];
-  return sum.rows && (item.panel + 1) * kTileN <= sum.n;
+  return sum.in_place && (item.panel + 1) * kTileN <= sum.n;
 }
 
 // Packs what the items [first, last) multiply by and nobody has packed.

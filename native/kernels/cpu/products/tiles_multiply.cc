@@ -170,11 +170,11 @@ void transpose_floats_16(const float* from, int64_t from_stride, float* to, int6
 // Rows up to which they are taken out of a transposed block one by one.
 constexpr int64_t kGatheredRows = 3;
 
-// A block of up to 16 rows whose last term is multiplied as it lies: at c, 32 columns in a row.
-AMX_TARGET void multiply_in_place(const Sum& sum, int64_t row, int64_t rows, int64_t panel,
-                                  float* c) {
+// A block of few rows whose last term is multiplied as it lies: at c, 32 columns in a row. `before`:
+// its other terms.
+AMX_TARGET void multiply_in_place(AmxCore, const Sum& sum, std::span<const Source> before,
+                                  int64_t row, int64_t rows, int64_t panel, float* c) {
   alignas(64) float transposed[kTileN * kInPlaceRows];
-  const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
   PendingRows none;
   if (!before.empty()) {
     AmxCore::multiply(before, row, rows, panel, none, {.data = c, .ld = kTileN});
@@ -192,6 +192,17 @@ AMX_TARGET void multiply_in_place(const Sum& sum, int64_t row, int64_t rows, int
   }
   transpose_floats_16(transposed, kInPlaceRows, c, kTileN);
   transpose_floats_16(transposed + 16 * kInPlaceRows, kInPlaceRows, c + 16, kTileN);
+}
+
+BF16_TARGET void multiply_in_place(Avx512Core, const Sum& sum, std::span<const Source> before,
+                                   int64_t row, int64_t rows, int64_t panel, float* c) {
+  PendingRows none;
+  if (!before.empty()) {
+    Avx512Core::multiply(before, row, rows, panel, none, {.data = c, .ld = kTileN});
+  }
+  const TileMatrix& matrix = sum.unpacked[0].matrix;
+  Avx512Core::multiply_columns(matrix.at(0, panel * kTileN).data, matrix.n_stride, sum.terms.back(),
+                               rows, c, !before.empty());
 }
 
 // A thread's part of a job: row panels and items as [begin, end).
@@ -234,7 +245,9 @@ AMX_TARGET void run_part(const Job& job, const Part& part) {
         const Sum& sum = sums[item.sum];
         const int64_t col = item.panel * kTileN;
         if (in_place(job, item)) {
-          multiply_in_place(sum, row, rows, item.panel, writer.place(sum, row, col, rows).data);
+          const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
+          float* const to = writer.place(sum, row, col, rows).data;
+          multiply_in_place(Core(), sum, before, row, rows, item.panel, to);
         } else {
           Core::multiply(sum.terms, row, rows, item.panel, writer.pending(),
                          writer.place(sum, row, col, rows));
@@ -263,7 +276,7 @@ constexpr int kMostPackers = 4;
 // Elements that a thread packs at a time, at most; whole pages, so that threads share no line.
 int64_t largest_packing(const Job& job) {
   const bool any = std::any_of(job.sums.begin(), job.sums.end(), [](const Sum& sum) {
-    return !sum.unpacked.empty() && !(sum.rows && sum.n % kTileN == 0);
+    return !sum.unpacked.empty() && !(sum.in_place && sum.n % kTileN == 0);
   });
   if (!any) return 0;
   int64_t all = 0, largest = tiles_use_amx() ? AmxCore::kCachedBytes : Avx512Core::kCachedBytes;
