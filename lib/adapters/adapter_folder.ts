@@ -71,6 +71,15 @@ async function stateOf(folder: string): Promise<RunState> {
   const { totalSteps, checkpoints } = state;
   const hasAdapter = existsSync(join(folder, ADAPTER_CONFIG));
   if (hasAdapter || (totalSteps === null && checkpoints.length === 0)) return state;
+  if (existsSync(join(folder, 'config.json'))) {
+    throw new FormatError(
+      `${folder}: its run trained every weight, so it is a model and no adapter`,
+      {
+        path: folder,
+        advice: 'give it in the place of the model (--model), without an adapter',
+      },
+    );
+  }
   const [last] = checkpoints;
   const of = totalSteps === null ? '' : ` of ${totalSteps}`;
   const reached = last === undefined ? 'has no checkpoint yet' : `is at step ${last.step}${of}`;

@@ -1,6 +1,7 @@
 /** A model with its adapter, for the commands that write something made of both: `merge` and `export`. */
 import { adapterTask } from '../adapters/adapter_folder.ts';
 import { AdapterModel } from '../adapters/adapter_model.ts';
+import type { ModelAlone } from '../export/target.ts';
 import type { Model } from '../models/index.ts';
 import { filePath } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
@@ -11,11 +12,11 @@ import type { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
 import { adapterOption, kModelOptions } from './train_options.ts';
 
-/** The options of these commands, with the help of `output`. */
-export function adaptedOptions(output: string) {
+/** The options of these commands, with the help of `output`. @param required whether there must be an adapter */
+export function adaptedOptions(output: string, { required = true } = {}) {
   return {
     ...kModelOptions,
-    ...group('Model and data', { adapter: adapterOption('the adapter', { required: true }) }),
+    ...group('Model and data', { adapter: adapterOption('the adapter', { required }) }),
     ...group('Output', {
       output: filePath({
         placeholder: 'folder',
@@ -28,6 +29,20 @@ export function adaptedOptions(output: string) {
 }
 
 export type AdaptedSettings = ValuesOf<ReturnType<typeof adaptedOptions>>;
+
+/** Loads the model and the adapter that the settings name, or the model alone where they name none. */
+export async function loadAdaptedOrAlone(
+  settings: AdaptedSettings,
+  progress: Progress,
+): Promise<{ tuned: AdapterModel<Model> | ModelAlone; tokenizer: Tokenizer }> {
+  if (settings.adapter !== undefined) return loadAdapted(settings, progress);
+  if (settings.threads !== undefined) setNumThreads(settings.threads);
+  const { model, tokenizer } = await CLI_TASKS['causal-lm'].loadBase(settings.model as string, {
+    progress,
+    ...loadOptions(settings, progress),
+  });
+  return { tuned: { kind: 'model', model }, tokenizer };
+}
 
 /** Loads the model and the adapter that the settings name. */
 export async function loadAdapted(

@@ -4,6 +4,7 @@ import type { Command } from 'commander';
 import { RESIDUAL_BASE } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import {
+  checkAdapter,
   checkTargetOutput,
   EXPORT_TARGET_NAMES,
   exportModel,
@@ -16,13 +17,15 @@ import { readText } from '../io/regular_file.ts';
 import { choice, filePath, size } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { outputOptions } from '../train/schema.ts';
-import { adaptedOptions, loadAdapted } from './adapted_model.ts';
+import { adaptedOptions, loadAdaptedOrAlone } from './adapted_model.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 
 export const kExportOptions = {
-  ...adaptedOptions('where the export is written: a folder, or for gguf and gguf-lora a file'),
+  ...adaptedOptions('where the export is written: a folder, or for gguf and gguf-lora a file', {
+    required: false,
+  }),
   ...group('Output', {
     to: choice({
       choices: EXPORT_TARGET_NAMES,
@@ -52,7 +55,7 @@ export const addExport: CommandModule = (program, context, run) => {
   const command = program
     .command('export')
     .description(
-      'write an adapter, such as that of a checkpoint, or its merged model for another program',
+      'write an adapter, such as that of a checkpoint, its merged model, or a model without one for another program',
     );
   addOptions(command, kExportOptions);
   command.action(
@@ -66,8 +69,9 @@ type ExportSettings = ValuesOf<typeof kExportOptions>;
 
 async function exportTo(settings: ExportSettings, context: CommandContext): Promise<number> {
   const { to = 'peft', export: form = 'lora', outtype } = settings;
-  const [output, adapter] = [settings.output, settings.adapter] as [string, string];
+  const { output, adapter } = settings as typeof settings & { output: string };
   const target = exportTarget(to);
+  checkAdapter(target, adapter);
   if (form === 'residual' && to !== 'peft') {
     throw new ArgumentError(`export "residual" is a form of --to peft, got --to ${to}`);
   }
@@ -78,10 +82,10 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
   const klText = settings.klText === undefined ? null : await readText(settings.klText);
   await checkTargetOutput(target, output);
   const progress = new Progress(context.stderr);
-  const { tuned, tokenizer } = await loadAdapted(settings, progress);
-  tuned.checkForm(form);
+  const { tuned, tokenizer } = await loadAdaptedOrAlone(settings, progress);
+  if (tuned.kind === 'adapter') tuned.checkForm(form);
   const lines: string[] = [];
-  if (form === 'residual') {
+  if (form === 'residual' && tuned.kind === 'adapter') {
     await tuned.savePretrained(output, { form });
     // A base that was read from a GGUF file has no tokenizer files to copy.
     await tokenizer.savePretrained(join(output, RESIDUAL_BASE));
@@ -89,7 +93,8 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
     const { maxShardSize } = settings;
     const most = maxShardSize === 'none' ? Number.POSITIVE_INFINITY : (maxShardSize ?? undefined);
     const warn = (message: string): void => progress.warn(message);
-    const input = { tuned, tokenizer, adapter, outtype, maxShardSize: most, klText, warn };
+    const source = { tuned, tokenizer, adapter: adapter ?? null };
+    const input = { ...source, outtype, maxShardSize: most, klText, warn };
     lines.push(...(await exportModel(target, input, output)));
   }
   context.stdout.write(`${[`written to ${output}`, ...lines].join('\n')}\n`);

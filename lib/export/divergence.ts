@@ -1,5 +1,4 @@
 /** How far a file's predictions are from those of the model that was written to it. */
-import type { AdapterModel } from '../adapters/adapter_model.ts';
 import { ArgumentError } from '../errors.ts';
 import { AutoModelForCausalLM, type CausalLM, type Model } from '../models/index.ts';
 import { div, exp, linear, logSoftmax, mul, slice, sub, sum, tanh } from '../ops/index.ts';
@@ -18,12 +17,12 @@ export interface Divergence {
 }
 
 /**
- * The mean over the tokens of a text of KL(p || q), where p are the predictions of the model with its adapter and q those of a file,
+ * The mean over the tokens of a text of KL(p || q), where p are the predictions of the model as it is now and q those of a file,
  * both computed in f32. The text is read in windows of 256 tokens, up to 2048 tokens of it.
  * @throws ArgumentError for a text without tokens
  */
 export async function divergenceOf(
-  { model }: AdapterModel<Model>,
+  model: Model,
   path: string,
   ids: readonly number[],
 ): Promise<Divergence> {

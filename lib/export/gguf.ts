@@ -2,7 +2,6 @@
  * The merged model as a GGUF file. From a base that is a GGUF file every entry of its metadata is kept, and so is every tensor that
  * neither the adapter nor the type changes; from a Hugging Face folder the metadata are made from its configuration and tokenizer.
  */
-import type { AdapterModel } from '../adapters/adapter_model.ts';
 import { checkMergeable, mergedBias, mergedWeightWithError } from '../adapters/merged_weights.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import {
@@ -22,7 +21,7 @@ import { divergenceOf } from './divergence.ts';
 import { folderEntries, folderTensors } from './gguf_folder.ts';
 import { FILE_TYPES, type FileTraits, staysAsItIs, typeOf } from './gguf_types.ts';
 import { makeFolderOf } from './output.ts';
-import { defineTarget, type ExportInput, type OutType } from './target.ts';
+import { defineTarget, type ExportInput, hasAdapter, type OutType } from './target.ts';
 
 export const gguf = defineTarget({
   name: 'gguf',
@@ -59,16 +58,17 @@ export interface PlannedTensor extends GgufTensorSpec {
 /** Writes the file. @returns the error of each tensor whose values were rounded */
 export async function writeGguf(input: ExportInput, output: string): Promise<readonly string[]> {
   const { tuned, outtype } = input;
+  const adapted = hasAdapter(input) ? input.tuned : null;
   if (tuned.model.dtype === 'bf16') {
     throw new ArgumentError(
       'gguf: the base was loaded in bf16, and its weights would be rounded twice; load it in f32 (--dtype f32)',
     );
   }
-  checkMergeable(tuned);
+  if (adapted !== null) checkMergeable(adapted);
   const layout = ggufLayoutOf(tuned.model);
   const plan = await planOf(input, layout);
-  const before = tuned.enabled;
-  tuned.enabled = true;
+  const before = adapted?.enabled ?? false;
+  if (adapted !== null) adapted.enabled = true;
   try {
     warnOfRounding(plan, input);
     await makeFolderOf(output);
@@ -87,7 +87,7 @@ export async function writeGguf(input: ExportInput, output: string): Promise<rea
     await writer.commit();
     return [...errorLines(errors, outtype), ...(await divergenceLines(input, output))];
   } finally {
-    tuned.enabled = before;
+    if (adapted !== null) adapted.enabled = before;
     plan.close();
   }
 }
@@ -212,8 +212,9 @@ function warnOfRounding({ tensors }: Plan, { tuned, outtype, warn }: ExportInput
 }
 
 /** Whether the adapter changes a weight, by its Hugging Face name. */
-function isChanged(hf: string | null, { modules, saved }: AdapterModel<Model>): boolean {
-  if (hf === null) return false;
+function isChanged(hf: string | null, tuned: ExportInput['tuned']): boolean {
+  if (hf === null || tuned.kind === 'model') return false;
+  const { modules, saved } = tuned;
   if (saved?.parameters.some(({ name }) => name === hf) === true) return true;
   return modules.some(({ name }) => hf === `${name}.weight`);
 }
@@ -264,7 +265,7 @@ function changedValues(
   { hf }: PlannedTensor,
   { input: { tuned }, layout }: WriteContext,
 ): Tensor | null {
-  if (hf === null) return null;
+  if (hf === null || tuned.kind === 'model') return null;
   const at = hf.lastIndexOf('.');
   const [path, attribute] = [hf.slice(0, at), hf.slice(at + 1)];
   const module = tuned.modules.find(({ name }) => name === path);
@@ -316,7 +317,7 @@ async function divergenceLines(
 ): Promise<string[]> {
   if (klText === null) return [];
   const { kl, tokens } = await divergenceOf(
-    tuned,
+    tuned.model,
     path,
     tokenizer.encode(klText.slice(0, kMostText)),
   );

@@ -16,7 +16,7 @@ import { synchronize } from '../runtime.ts';
 import { noGrad, scope } from '../tensor.ts';
 import { makeFolderOf } from './output.ts';
 import { type PlainModule, withPlainLora } from './plain_lora.ts';
-import { defineTarget, type ExportInput, type OutType } from './target.ts';
+import { type AdapterInput, defineAdapterTarget, type OutType } from './target.ts';
 
 const kTypes: Readonly<Partial<Record<OutType, keyof typeof GGUF_FILE_TYPES>>> = {
   f32: 'F32',
@@ -27,7 +27,7 @@ const kTypes: Readonly<Partial<Record<OutType, keyof typeof GGUF_FILE_TYPES>>> =
 const kQ8Block = 32;
 const kQuantizationVersion = 2;
 
-export const ggufLora = defineTarget({
+export const ggufLora = defineAdapterTarget({
   name: 'gguf-lora',
   title: 'the adapter alone as a GGUF file, for llama.cpp beside its base',
   output: 'file',
@@ -47,7 +47,7 @@ interface StoredModule extends PlainModule {
 
 async function writeLora(
   modules: readonly PlainModule[],
-  { tuned: { model }, outtype }: ExportInput,
+  { tuned: { model }, outtype }: AdapterInput,
   output: string,
 ): Promise<readonly string[]> {
   const layout = ggufLayoutOf(model);

@@ -14,9 +14,9 @@ import { concat, contiguous, mul, transpose, zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { fillFolder } from './output.ts';
 import { type PlainModule, withPlainLora } from './plain_lora.ts';
-import { defineTarget } from './target.ts';
+import { defineAdapterTarget } from './target.ts';
 
-export const mlx = defineTarget({
+export const mlx = defineAdapterTarget({
   name: 'mlx',
   title: 'the adapter alone as mlx-lm stores it',
   output: 'folder',

@@ -2,10 +2,10 @@
 import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
 import { writeCard } from './model_card.ts';
 import { fillFolder } from './output.ts';
-import { defineTarget } from './target.ts';
+import { defineAdapterTarget } from './target.ts';
 import { writeTokenizer } from './tokenizer_files.ts';
 
-export const peft = defineTarget({
+export const peft = defineAdapterTarget({
   name: 'peft',
   title: 'the adapter alone as a PEFT folder',
   output: 'folder',

@@ -7,7 +7,7 @@ import { modelfile } from './modelfile.ts';
 import { checkNewOutput } from './output.ts';
 import { peft } from './peft.ts';
 import { safetensors } from './safetensors.ts';
-import type { ExportInput, ExportTarget, OutType } from './target.ts';
+import { type ExportInput, type ExportTarget, needsAdapter, type OutType } from './target.ts';
 
 const kTargets = [peft, safetensors, gguf, ggufLora, modelfile, mlx] as const;
 
@@ -45,6 +45,11 @@ export function checkTargetOutput(target: ExportTarget, output: string): Promise
   return checkNewOutput(output, target.output);
 }
 
+/** Checks that a target has the adapter that it is made of, before models are loaded. @throws UnsupportedError without one */
+export function checkAdapter({ name, ofAdapter }: ExportTarget, adapter: string | undefined): void {
+  if (ofAdapter && adapter === undefined) throw needsAdapter(name);
+}
+
 /** Settings of {@link exportModel}. */
 export type ExportSettings = Omit<ExportInput, 'outtype' | 'maxShardSize' | 'klText'> & {
   readonly outtype?: OutType | undefined;
@@ -56,7 +61,7 @@ export type ExportSettings = Omit<ExportInput, 'outtype' | 'maxShardSize' | 'klT
 export const MAX_SHARD_SIZE = 5e9;
 
 /**
- * Writes a model with its adapter for another program.
+ * Writes a model, with its adapter if it has one, for another program.
  * @returns lines about what was written, for the user
  * @throws ArgumentError for an output that exists, UnsupportedError for what the format cannot hold
  */

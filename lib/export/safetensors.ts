@@ -6,12 +6,12 @@ import { writeFileAtomic } from '../io/files.ts';
 import { GENERATION_CONFIG, SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import { isMissing } from '../io/regular_file.ts';
 import { readConfigJson } from '../models/config_keys.ts';
-import type { Model, SavedDType } from '../models/index.ts';
+import { type Model, type SavedDType, saveModel } from '../models/index.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { endOfTurn } from './chat_turns.ts';
 import { writeCard } from './model_card.ts';
 import { fillFolder } from './output.ts';
-import { defineTarget, type ExportInput } from './target.ts';
+import { type AdapterInput, defineTarget, type ExportInput, hasAdapter } from './target.ts';
 import { writeTokenizer } from './tokenizer_files.ts';
 
 export const safetensors = defineTarget({
@@ -26,13 +26,14 @@ export const safetensors = defineTarget({
   ],
   write: async ({ outtype, ...input }, output) => {
     const dtype = outtype as SavedDType;
+    if (!hasAdapter(input)) return writeAlone({ ...input, dtype }, output);
     const error = await writeMerged({ ...input, dtype, typeFlag: '--outtype' }, output);
     return [roundingText(error)];
   },
 });
 
 /** The input of {@link writeMerged}. */
-interface MergedInput extends Omit<ExportInput, 'outtype' | 'klText'> {
+interface MergedInput extends Omit<AdapterInput, 'outtype' | 'klText'> {
   readonly dtype: SavedDType;
   /** The flag that sets the type, for a warning. */
   readonly typeFlag: '--dtype' | '--outtype';
@@ -55,6 +56,27 @@ export async function writeMerged(input: MergedInput, output: string): Promise<M
   const lost = lostInRounding(error, input);
   if (lost !== null) warn(lost);
   return error;
+}
+
+/** Writes a model that has no adapter, as a folder that appears complete or not at all. */
+async function writeAlone(
+  {
+    tuned: { model },
+    tokenizer,
+    dtype,
+    maxShardSize,
+  }: Omit<ExportInput, 'outtype'> & {
+    readonly dtype: SavedDType;
+  },
+  output: string,
+): Promise<readonly string[]> {
+  const fill = async (folder: string): Promise<readonly string[]> => {
+    await saveModel(model, folder, { dtype, maxShardSize });
+    await writeTokenizer(model, tokenizer, folder);
+    await writeGenerationConfig(model, tokenizer, folder);
+    return [];
+  };
+  return fillFolder(output, fill, [SINGLE_WEIGHTS, WEIGHTS_INDEX, 'config.json']);
 }
 
 /** The largest rounding error of a merge, for the user. */

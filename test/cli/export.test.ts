@@ -70,3 +70,44 @@ it('refuses a folder that is not empty, and a form that there is not', async () 
   expect(plain.err).toMatch(/export "residual" is for adapters that start from the weights/);
   await expect(readdir(join(folder, 'none'))).rejects.toThrow('ENOENT');
 });
+
+it('writes a model whose weights were all trained, for other programs', async () => {
+  const [data, full] = [join(folder, 'd.jsonl'), join(folder, 'full')];
+  const trained = await balora([
+    ...['train', '--model', model, '--data', data, '--output', full, '--method', 'full'],
+    ...['--max-steps', '2', '--prompt-template', 'none', '--learning-rate', '0.01'],
+  ]);
+  expect(trained.code).toBe(0);
+  const folderOf = join(folder, 'whole');
+  const whole = await balora([
+    'export',
+    '--model',
+    full,
+    '--to',
+    'safetensors',
+    '--output',
+    folderOf,
+  ]);
+  expect(whole).toMatchObject({ code: 0, out: `written to ${folderOf}\n` });
+  const weights = (path: string) => readFile(join(path, 'model.safetensors'));
+  expect(await weights(folderOf)).toEqual(await weights(full));
+  expect(await readdir(folderOf)).toContain('tokenizer.json');
+});
+
+it('refuses a model alone where an adapter is needed, and the adapter of a run that made none', async () => {
+  const alone = (...more: string[]) =>
+    balora(['export', '--model', model, '--output', join(folder, 'alone'), ...more]);
+  for (const to of ['peft', 'gguf-lora', 'mlx']) {
+    const { code, err } = await alone('--to', to);
+    expect(err).toMatch(
+      new RegExp(
+        `^error: export to ${to}: it is made of an adapter, and none is given; give --adapter`,
+      ),
+    );
+    expect(code).toBe(1);
+  }
+  const { err } = await alone('--adapter', join(folder, 'full'), '--to', 'gguf');
+  expect(err).toMatch(
+    /full: its run trained every weight, so it is a model and no adapter; give it/,
+  );
+});

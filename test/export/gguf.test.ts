@@ -53,6 +53,24 @@ function differences(a: CausalLM, b: CausalLM): number {
   return most;
 }
 
+it('of a model alone has its weights, whether these come from a folder or a GGUF file', async () => {
+  const path = join(folder, 'alone');
+  await writeTinyCheckpoint(path);
+  const gguf = join(folder, 'alone.gguf');
+  writeGoldenGguf(gguf, 'llama-untied-gqa');
+  for (const source of [path, gguf]) {
+    const model = await AutoModelForCausalLM.fromPretrained(source);
+    const output = join(folder, `out-${count++}.gguf`);
+    const tuned = { kind: 'model', model } as const;
+    const input = { tuned, tokenizer: tinyTokenizer(), adapter: null, warn: () => {} };
+    const lines = await exportModel(exportTarget('gguf'), { ...input, outtype: 'f32' }, output);
+    expect(lines).toEqual(['F32: no value was rounded']);
+    const read = await AutoModelForCausalLM.fromPretrained(output);
+    expect(differences(model, read)).toBe(0);
+    for (const made of [model, read]) made.dispose();
+  }
+});
+
 describe.each(Object.keys(kConversions))('%s', (family) => {
   it('from a GGUF base has the merged weights in F32, and every entry of the metadata', async () => {
     const base = join(folder, `${family}.gguf`);
