@@ -109,7 +109,9 @@ TEST_CASE("quantize: any finite values give finite ones, and zeros zeros") {
 }
 
 TEST_CASE("quantize: what is not encoded has no encoder") {
-  CHECK_FALSE(find_block_encoder(GgmlType::kQ4_1));
-  CHECK_FALSE(find_block_encoder(GgmlType::kIQ4_XS));
+  // doctest 2.4.9, Debian 12's, cannot show a pointer to a function.
+  const auto encodes = [](GgmlType type) { return find_block_encoder(type) != nullptr; };
+  CHECK_FALSE(encodes(GgmlType::kQ4_1));
+  CHECK_FALSE(encodes(GgmlType::kIQ4_XS));
   CHECK(encoded_ggml_types() == "F32, F16, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, BF16");
 }
