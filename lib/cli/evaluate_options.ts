@@ -72,7 +72,7 @@ export const kEvaluateOptions = {
     adapter: adapterOption('the adapter to load onto the model'),
     data: filePath({
       placeholder: 'file',
-      help: 'held-out data: .tsv, .csv, .parquet or JSON Lines; with --tasks their folder or task=file,task=file; required',
+      help: 'held-out data: .tsv, .csv, .parquet, JSON Lines or a JSON array; with --tasks their folder or task=file,task=file; required',
       aliases: ['eval-data', 'validation-file', 'eval-file', 'test-file', 'dataset'],
     }),
     perDeviceEvalBatchSize: whole({

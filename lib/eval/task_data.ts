@@ -1,7 +1,7 @@
 /** Items of a task from a file of its data. */
 import { openRows } from '../data/open_rows.ts';
 import { arrayRows, type Row, type RowSource, withRowLocation } from '../data/rows.ts';
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError } from '../errors.ts';
 import { readText } from '../io/regular_file.ts';
 import {
   type CallTable,
@@ -101,8 +101,8 @@ async function openTaskRows(
   const { columns } = task;
   const whole = kText.test(path)
     ? await textRows(path, task)
-    : kJson.test(path)
-      ? await jsonRows(path, task)
+    : kJson.test(path) && task.rowsOfJson !== undefined
+      ? await documentRows(path, task.rowsOfJson)
       : null;
   if (whole !== null) return arrayRows(whole, `${path} row`);
   const isDelimited = /\.(csv|tsv)$/i.test(path);
@@ -112,28 +112,19 @@ async function openTaskRows(
   });
 }
 
-/** The rows of a file that is one JSON document: an array, or what the task makes rows of; null: it is JSON Lines. */
-async function jsonRows(
+/** The rows that a task makes of a JSON document; null for an array or JSON Lines, which are rows already. */
+async function documentRows(
   path: string,
-  { rowsOfJson = () => null }: ScoringTask,
+  rowsOfJson: NonNullable<ScoringTask['rowsOfJson']>,
 ): Promise<readonly Row[] | null> {
   const text = (await wholeText(path)).replace(/^\uFEFF/, '');
-  const isArray = /^\s*\[/.test(text);
-  let value: unknown;
+  if (/^\s*\[/.test(text)) return null;
   try {
-    value = JSON.parse(text);
+    return rowsOfJson(JSON.parse(text));
   } catch (error) {
-    if (!isArray) return null;
-    throw new FormatError(`${path}: not valid JSON (${(error as Error).message})`, { path });
+    if (error instanceof SyntaxError) return null; // of JSON Lines the reader of rows tells what is wrong
+    throw error;
   }
-  if (!isArray) return rowsOfJson(value);
-  const isRow = (one: unknown): one is Row =>
-    typeof one === 'object' && one !== null && !Array.isArray(one);
-  if (Array.isArray(value) && value.every(isRow)) return value;
-  throw new FormatError(`${path}: must be an array of objects`, {
-    path,
-    advice: 'make each element an object with the fields of the task',
-  });
 }
 
 /** The rows of a file that is plain text. */

@@ -96,17 +96,17 @@ it('reads the original files of ARC and TruthfulQA', async () => {
     JSON.stringify([{ ...targets, mc1_targets: { yes: 0, no: 0 } }]),
   );
   await expect(readItems(wrong, scoringTask('truthfulqa_mc1'))).rejects.toThrow(
-    /mc_wrong\.json row 0: field "mc1_targets" must be answers with a label 0 or 1 each/,
+    /mc_wrong\.json:1 \(row 0\): field "mc1_targets" must be answers with a label 0 or 1 each/,
   );
 });
 
 it('refuses a JSON file that is no array of objects', async () => {
   const task = scoringTask('mmlu');
   await expect(readItems(await fileOf('b.json', '[1, 2]'), task)).rejects.toThrow(
-    /b\.json: must be an array of objects/,
+    /b\.json:1 \(row 0\): a row must be a JSON object, got a number/,
   );
   await expect(readItems(await fileOf('c.json', '[{"a": }]'), task)).rejects.toThrow(
-    /c\.json: not valid JSON/,
+    /c\.json:1 \(row 0\): not valid JSON/,
   );
 });
 
