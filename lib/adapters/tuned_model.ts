@@ -23,7 +23,7 @@ export interface TrainingPass {
 }
 
 /** Form of an exported adapter: see {@link AdapterModel.savePretrained}. */
-export type ExportForm = 'lora' | 'residual';
+export type ExportForm = 'lora' | 'plain-lora' | 'residual';
 
 /**
  * A model that is being tuned, as the trainer sees it.

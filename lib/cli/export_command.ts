@@ -72,8 +72,8 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
   const { output, adapter } = settings as typeof settings & { output: string };
   const target = exportTarget(to);
   checkAdapter(target, adapter);
-  if (form === 'residual' && to !== 'peft') {
-    throw new ArgumentError(`export "residual" is a form of --to peft, got --to ${to}`);
+  if (form !== 'lora' && to !== 'peft') {
+    throw new ArgumentError(`export "${form}" is a form of --to peft, got --to ${to}`);
   }
   outtypeOf(target, outtype);
   if (settings.klText !== undefined && to !== 'gguf' && to !== 'modelfile') {
@@ -85,10 +85,10 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
   const { tuned, tokenizer } = await loadAdaptedOrAlone(settings, progress);
   if (tuned.kind === 'adapter') tuned.checkForm(form);
   const lines: string[] = [];
-  if (form === 'residual' && tuned.kind === 'adapter') {
+  if (form !== 'lora' && tuned.kind === 'adapter') {
     await tuned.savePretrained(output, { form });
     // A base that was read from a GGUF file has no tokenizer files to copy.
-    await tokenizer.savePretrained(join(output, RESIDUAL_BASE));
+    await tokenizer.savePretrained(form === 'residual' ? join(output, RESIDUAL_BASE) : output);
   } else {
     const { maxShardSize } = settings;
     const most = maxShardSize === 'none' ? Number.POSITIVE_INFINITY : (maxShardSize ?? undefined);
