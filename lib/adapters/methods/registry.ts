@@ -1,8 +1,12 @@
 /** The list of methods, and the parts of it that a configuration selects. */
 import { balora } from './balora.ts';
+import { corda } from './corda.ts';
 import { dora } from './dora.ts';
+import { eva } from './eva.ts';
 import { full } from './full.ts';
+import { gaussian } from './gaussian.ts';
 import { lora } from './lora.ts';
+import { loraGa, loraGaPeft } from './lora_ga.ts';
 import type {
   Method,
   MethodOption,
@@ -12,6 +16,9 @@ import type {
   Variant,
   VariantParameter,
 } from './method.ts';
+import { milora } from './milora.ts';
+import { olora } from './olora.ts';
+import { orthogonal } from './orthogonal.ts';
 import { pissa } from './pissa.ts';
 import { rslora } from './rslora.ts';
 
@@ -26,7 +33,30 @@ const kMethods: readonly [
   typeof pissa,
   typeof balora,
   typeof full,
-] = [lora, rslora, dora, pissa, balora, full];
+  typeof gaussian,
+  typeof orthogonal,
+  typeof olora,
+  typeof milora,
+  typeof eva,
+  typeof corda,
+  typeof loraGa,
+  typeof loraGaPeft,
+] = [
+  lora,
+  rslora,
+  dora,
+  pissa,
+  balora,
+  full,
+  gaussian,
+  orthogonal,
+  olora,
+  milora,
+  eva,
+  corda,
+  loraGa,
+  loraGaPeft,
+];
 
 type Listed = (typeof kMethods)[number];
 
@@ -89,11 +119,6 @@ export const STARTS_FROM_WEIGHT: readonly string[] = kStarts
   .filter(({ fromWeight }) => fromWeight)
   .flatMap(({ shown }) => shown);
 
-/**
- * PEFT's initialisations beyond this list that leave the base as it is, so that an adapter trained from one is read as a plain LoRA.
- */
-const kPlainInPeft = new Set<unknown>(['eva', 'orthogonal']);
-
 /** The start that a value of `initLoraWeights` names; null: none is implemented here. */
 export function startNamed(value: unknown): Start | null {
   if (typeof value !== 'boolean' && typeof value !== 'string') return null;
@@ -103,7 +128,7 @@ export function startNamed(value: unknown): Start | null {
 /** Whether the tensors of an adapter with this start belong on the untouched base. */
 export function keepsBase(value: unknown): boolean {
   const start = startNamed(value);
-  return start === null ? kPlainInPeft.has(value) : !start.fromWeight;
+  return start !== null && !start.fromWeight;
 }
 
 /** The variants that a configuration's switches select: none means plain LoRA, and more than one cannot run together. */
