@@ -10,6 +10,7 @@ export {
   type LoadOptions,
   type LoraModule,
 } from './adapters/adapter_model.ts';
+export { Calibration, type CalibrationFacts } from './adapters/calibration.ts';
 export type { LoraConfig, LoraConfigInput } from './adapters/config.ts';
 export { FullModel } from './adapters/full_model.ts';
 export type { LowRankPair } from './adapters/low_rank.ts';
@@ -170,6 +171,7 @@ export {
   type PairOptions,
   Tokenizer,
 } from './text/tokenizer.ts';
+export { type CalibrateOptions, calibrate } from './train/calibrate.ts';
 export {
   copyHead,
   type HeadWarmUp,

@@ -23,6 +23,8 @@ export interface AdapterParts {
   readonly warnings?: readonly string[];
   /** Digest of the values that the caller's own start function returned; null or left out: the configuration names the start. */
   readonly startDigest?: string | null;
+  /** Identity of the calibration that the start was computed from; null or left out: none. */
+  readonly calibration?: string | null;
   /** How the model before tuning is made from a base that is a residual; left out: that model is the base itself. */
   readonly residual?: ResidualTeacher;
 }
@@ -41,6 +43,7 @@ export class Adapter {
   readonly method: MethodName | null;
   readonly warnings: readonly string[];
   readonly startDigest: string | null;
+  readonly calibration: string | null;
   readonly residual: ResidualTeacher | null;
 
   constructor(
@@ -53,6 +56,7 @@ export class Adapter {
       method,
       warnings = [],
       startDigest = null,
+      calibration = null,
       residual,
     }: AdapterParts,
   ) {
@@ -62,6 +66,7 @@ export class Adapter {
     this.shared = shared;
     this.method = method;
     this.startDigest = startDigest;
+    this.calibration = calibration;
     this.warnings = warnings;
     this.residual = residual ?? null;
   }
@@ -98,6 +103,7 @@ export class Adapter {
     const adapter = configIdentity(this.config, this.startDigest);
     return {
       ...{ method: 'adapter', adapter, adapterSeed: this.shared.seed },
+      ...(this.calibration !== null && { calibration: this.calibration }),
       ...(this.residual !== null && { residualTeacher: this.residual.digest }),
     };
   }

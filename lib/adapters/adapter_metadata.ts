@@ -161,7 +161,7 @@ function entryOf(metadata: Readonly<Record<string, string>>, key: string): strin
 }
 
 /** A digest of names, dtypes, shapes and values. */
-async function tensorsDigest(tensors: Readonly<Record<string, Tensor>>): Promise<string> {
+export async function tensorsDigest(tensors: Readonly<Record<string, Tensor>>): Promise<string> {
   const hash = createHash('sha256');
   for (const name of Object.keys(tensors).sort()) {
     const tensor = tensors[name] as Tensor;

@@ -9,6 +9,7 @@ import {
   type CallTable,
   checkArgument,
   checkCall,
+  instanceOf,
   kCall,
   orNull,
   wholeNumber,
@@ -23,19 +24,27 @@ import {
   checkShapes,
   freezeBase,
   linearNamed,
+  linearNames,
   linearsOf,
   masterOf,
   type NamedLinear,
   refuseHead,
   trainablePair,
 } from './attach.ts';
+import { Calibration, checkCalibration } from './calibration.ts';
 import { checkSavedBase } from './checkpoint_folder.ts';
 import { type LoraConfig, type LoraConfigInput, loraConfig, loraScale } from './config.ts';
 import { type AdapterState, LoraModule } from './lora_module.ts';
 import type { LowRankPair } from './low_rank.ts';
-import type { OwnForm } from './methods/method.ts';
+import type { OwnForm, Start } from './methods/method.ts';
 import { presetSettings } from './methods/preset.ts';
-import { keepsBase, type MethodName, startNamed, variantOf } from './methods/registry.ts';
+import {
+  keepsBase,
+  type MethodName,
+  scalingOf,
+  startNamed,
+  variantOf,
+} from './methods/registry.ts';
 import {
   checkOwnShapes,
   checkOwnTargets,
@@ -59,8 +68,9 @@ import {
   initialPairs,
   type PairTarget,
   startBatches,
+  startModule,
 } from './starts.ts';
-import { isSelected, moduleSettings, resolveTargets } from './targets.ts';
+import { isSelected, moduleSettings, resolveTargets, shortestNames } from './targets.ts';
 
 /** Names of the methods that have an adapter. */
 export type AdapterMethodName = Exclude<MethodName, 'full'>;
@@ -82,10 +92,12 @@ export interface CreateOptions {
   name?: string;
   /** Called while the first values are made, which may take long (PiSSA's SVDs), with the adapted modules so far and in all. */
   onProgress?: (modules: number, total: number) => void;
+  /** What a start that is computed from data needs (EVA, CorDA, LoRA-GA): made by {@link calibrate}. Default: none. */
+  calibration?: Calibration;
 }
 
 /** Options of {@link AdapterModel.fromPretrained}. */
-export interface LoadOptions extends CreateOptions {
+export interface LoadOptions extends Omit<CreateOptions, 'calibration'> {
   /**
    * The method that training continues with, since a folder does not name it. See {@link AdapterConfigInput.method}; the folder's
    * own settings stay. Default: none.
@@ -98,13 +110,17 @@ export interface LoadOptions extends CreateOptions {
 }
 
 /** The kinds of the options. */
-const kCreateTable: CallTable<CreateOptions> = {
+const kCommonTable: CallTable<Omit<CreateOptions, 'calibration'>> = {
   seed: wholeNumber({ least: 0 }),
   name: kCall.name,
   onProgress: kCall.function,
 };
+const kCreateTable: CallTable<CreateOptions> = {
+  ...kCommonTable,
+  calibration: instanceOf(Calibration, 'a Calibration, which calibrate() makes'),
+};
 const kLoadTable: CallTable<LoadOptions> = {
-  ...kCreateTable,
+  ...kCommonTable,
   method: orNull(kCall.text),
   ignoreKeys: kCall.texts,
   allowOtherBase: kCall.boolean,
@@ -123,16 +139,15 @@ export async function createAdapter(
   checkArgument('AdapterModel: the configuration', kCall.object, input);
   checkCall('AdapterModel', options, kCreateTable);
   const { seed = kSeed, name: adapterName = DEFAULT_ADAPTER, onProgress } = options;
-  const { method = null, ...given } = input;
-  const config = withHead(model, loraConfig(settingsOf(method, given)));
-  const { initLoraWeights: init } = config;
+  const { calibration = null } = options;
+  const configured = adapterTargets(model, input, seed);
+  const { method } = configured;
+  const { initLoraWeights: init } = configured.config;
   freezeBase(model);
+  const start = startNamed(init);
+  await checkCalibration(model, { init, start, targets: configured.targets }, calibration);
+  const { config, targets } = calibrated(model, configured, { start, calibration });
   const saved = config.modulesToSave && new SavedModules(model, config.modulesToSave);
-  const linears = linearsOf(model).filter(({ name }) => !isSaved(name, config.modulesToSave));
-  const targets = resolveTargets(config, linears).map((target) => {
-    refuseHead(model, target.name);
-    return { ...target, seed, linear: linearNamed(linears, target.name, 'targetModules') };
-  });
   const { own } = variantOf(config);
   const settings = { ...config };
   if (own !== undefined) checkOwnTargets(targets, { own, settings });
@@ -165,7 +180,67 @@ export async function createAdapter(
     saved?.dispose();
     throw error;
   }
-  return new Adapter(adapterName, { config, modules, saved, shared, method, startDigest });
+  const origin = { startDigest, calibration: calibration?.identity ?? null };
+  return new Adapter(adapterName, { config, modules, saved, shared, method, ...origin });
+}
+
+/** The modules that an adapter is to be made for, with its configuration. */
+export interface AdapterTargets {
+  readonly method: AdapterMethodName | null;
+  readonly config: LoraConfig;
+  readonly targets: readonly PairTarget[];
+}
+
+/**
+ * The modules that a configuration selects, in the order of the model.
+ * @throws ArgumentError if targets match nothing, or a rank exceeds a matrix
+ */
+export function adapterTargets(
+  model: Model,
+  input: AdapterConfigInput,
+  seed = kSeed,
+): AdapterTargets {
+  const { method = null, ...given } = input;
+  const config = withHead(model, loraConfig(settingsOf(method, given)));
+  const linears = linearsOf(model).filter(({ name }) => !isSaved(name, config.modulesToSave));
+  const targets = resolveTargets(config, linears).map((target) => {
+    refuseHead(model, target.name);
+    return { ...target, seed, linear: linearNamed(linears, target.name, 'targetModules') };
+  });
+  return { method, config, targets };
+}
+
+/** The modules with what a calibration found for them, and with the ranks that the start distributes. */
+function calibrated(
+  model: Model,
+  { config, targets }: AdapterTargets,
+  { start, calibration }: { start: Start | null; calibration: Calibration | null },
+): Pick<AdapterTargets, 'config' | 'targets'> {
+  if (calibration === null) return { config, targets };
+  const known = targets.map((target) => ({ ...target, calibrated: calibration.of(target.name) }));
+  if (start?.ranks === undefined) return { config, targets: known };
+  const ranks = start.ranks(known.map(startModule));
+  const { divisor } = scalingOf(config);
+  const kept = known.flatMap((target, i) => {
+    const r = ranks[i] as number;
+    return r === 0
+      ? []
+      : [{ ...target, r, alpha: (target.alpha * divisor(r)) / divisor(target.r) }];
+  });
+  const names = kept.map(({ name }) => name);
+  const others = kept.filter(({ r }) => r !== config.r);
+  const scaled = kept.filter(({ alpha }) => alpha !== config.loraAlpha);
+  return {
+    targets: kept,
+    config: {
+      ...config,
+      ...(kept.length < known.length && {
+        targetModules: shortestNames(names, linearNames(model)),
+      }),
+      rankPattern: others.map(({ name, r }) => [name, r] as const),
+      alphaPattern: scaled.map(({ name, alpha }) => [name, alpha] as const),
+    },
+  };
 }
 
 /** A module without a pair A, B, which owns its tensors. */
@@ -213,9 +288,10 @@ async function freshModule(
   const pair = trainablePair(first, linear);
   const frozen = fromWeight ? first : null;
   if (frozen === null) for (const tensor of Object.values(first)) tensor.dispose();
-  // Only a caller's function may return factors of any size: a listed start that leaves the base alone is small by construction.
+  // A caller's function may return factors of any size; a listed start says whether its own are small by construction.
   const isSmall =
-    typeof config.initLoraWeights !== 'function' || (await isSmallSum(pair, linear, scale));
+    (startNamed(config.initLoraWeights)?.isSmall ?? typeof config.initLoraWeights !== 'function') ||
+    (await isSmallSum(pair, linear, scale));
   const isChange = variant.pairIsChange && frozen === null && isSmall;
   return new LoraModule({ name, linear, pair, frozen, isChange, scale, alpha, variant }, shared);
 }
@@ -270,10 +346,12 @@ async function adapterOf(
   const { initLoraWeights: init } = config;
   // First pairs that a checkpoint holds are not computed again.
   const plain = checkpoint !== undefined || keepsBase(init);
-  if (!plain && startNamed(init) === null) {
+  const start = startNamed(init);
+  if (!plain && (start === null || start.calibration !== undefined)) {
+    const maker = start === null ? 'that only PEFT makes' : 'that was computed from data';
     throw new UnsupportedError(
-      `${folder}: the adapter was saved as init_lora_weights ${shown(init)}, so it belongs on a residual that only PEFT ` +
-        'makes; save it there as a plain LoRA (path_initial_model_for_weight_conversion)',
+      `${folder}: the adapter was saved as init_lora_weights ${shown(init)}, so it belongs on a residual ${maker}; save it there ` +
+        'as a plain LoRA (path_initial_model_for_weight_conversion)',
     );
   }
   const variant = variantOf(config);

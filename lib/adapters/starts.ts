@@ -10,7 +10,7 @@ import { copy_, zeros } from '../ops/index.ts';
 import { shown } from '../shown.ts';
 import { noGrad, scope, Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
-import type { StartModule } from './methods/method.ts';
+import type { StartModule, Statistics } from './methods/method.ts';
 import { START_NAMES, startNamed } from './methods/registry.ts';
 
 /** First values of a module's pair. */
@@ -29,6 +29,12 @@ export interface InitialPair extends LowRankPair {
  */
 export type StartFunction = (modules: readonly StartModule[]) => readonly InitialPair[];
 
+/** What a calibration found for a module; see `StartModule`. */
+export interface CalibratedModule {
+  readonly statistics: Statistics;
+  readonly inputOf: string;
+}
+
 /** A module whose pair {@link initialPairs} makes. */
 export interface PairTarget {
   readonly name: string;
@@ -38,6 +44,8 @@ export interface PairTarget {
   readonly linear: Linear;
   /** The adapter's seed. */
   readonly seed: number;
+  /** What a calibration found for it; left out: nothing. */
+  readonly calibrated?: CalibratedModule;
 }
 
 /** The values that `initLoraWeights` may have, for messages. */
@@ -170,9 +178,21 @@ function refuse(name: string, what: string): never {
 }
 
 /** A module as a start sees it. */
-export function startModule({ name, r, alpha, scale, linear, seed }: PairTarget): StartModule {
+export function startModule({
+  name,
+  r,
+  alpha,
+  scale,
+  linear,
+  seed,
+  calibrated,
+}: PairTarget): StartModule {
   const { inFeatures, outFeatures, weight } = linear;
   const seedFor = (purpose: string): number =>
     createHash('sha256').update(`${seed}/${name}/${purpose}`).digest().readUIntBE(0, 6);
-  return { name, inFeatures, outFeatures, weight, r, alpha, scale, seed: seedFor };
+  const { statistics = {}, inputOf = name } = calibrated ?? {};
+  return {
+    ...{ name, inFeatures, outFeatures, weight, r, alpha, scale, seed: seedFor },
+    ...{ statistics, inputOf },
+  };
 }

@@ -1,4 +1,5 @@
 /** The list of commands, in the order in which the help shows them. */
+import { addCalibrate } from './calibrate_command.ts';
 import { addChat } from './chat_command.ts';
 import { addEvaluate } from './evaluate_command.ts';
 import { addExport } from './export_command.ts';
@@ -13,6 +14,7 @@ import { addTrain } from './train_command.ts';
 
 export const kCommands: readonly CommandModule[] = [
   addTrain,
+  addCalibrate,
   addEvaluate,
   addGenerate,
   addChat,

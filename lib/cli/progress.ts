@@ -82,6 +82,10 @@ export class Progress {
   readonly adapterProgress = (modules: number, total: number): void =>
     this.status(`initializing the adapter: ${modules} of ${total} modules`);
 
+  /** The `onProgress` callback of a calibration. */
+  readonly calibrationProgress = (done: number, total: number): void =>
+    this.status(`reading the data for the adapter's start: ${done} of ${total}`);
+
   /** Writes a warning, in which the names of options become flags. */
   warn(text: string): void {
     this.message(`${this.style('warning:', 'yellow')} ${withFlags(text, kTrainOptions)}`);

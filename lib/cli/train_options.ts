@@ -157,6 +157,24 @@ export function adapterOption(help: string, { required = false }: { required?: b
   });
 }
 
+/** Options of the starts that are computed from the training data. */
+export const calibrationOptions = group('Method and adapter', {
+  calibration: filePath({
+    placeholder: 'file',
+    help: 'file that keeps what eva, corda and lora_ga compute from the training data; written where it does not exist',
+    aliases: ['calibration-file', 'covariance-file'],
+  }),
+  calibrationData: filePaths({
+    placeholder: 'file',
+    help: 'what they read in the place of the training data, such as data whose knowledge corda_kpm is to keep',
+  }),
+  calibrationBatches: whole({
+    least: 1,
+    help: 'micro-batches that eva, corda and lora_ga read; default: 32, or an epoch',
+    aliases: ['calibration-samples', 'num-calibration-samples'],
+  }),
+});
+
 /** Options that determine how a model is loaded and run. */
 export const kModelOptions = group(kRun, {
   model: filePath({
@@ -237,6 +255,7 @@ export const kTrainOptions = withFlags({
     }),
   }),
   ...loraOptions,
+  ...calibrationOptions,
   ...group('Method and adapter', {
     adapter: adapterOption('continue training an adapter'),
   }),

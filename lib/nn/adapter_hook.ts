@@ -42,4 +42,9 @@ export interface LinearAdapter {
    * repeated. undefined: each forward needs an update of its own.
    */
   readonly updateKey?: unknown;
+  /**
+   * Called with the input (...,in) of each forward, before update(). Linears of a group are given the same tensor, one after the other.
+   * It must not write to it, and keep() what it wants to have after the forward.
+   */
+  observe?(x: Tensor): void;
 }

@@ -51,6 +51,7 @@ export class LinearGroup {
 }
 
 function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
+  for (const { adapter } of linears) adapter?.observe?.(x);
   const updates = linears.map(({ adapter }) => adapter?.update() ?? null);
   const drop = updates.find((update) => update?.dropout)?.dropout;
   const adapterInput = drop ? dropout(x, drop) : null;

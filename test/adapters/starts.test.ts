@@ -200,7 +200,7 @@ describe('an initialisation function', () => {
   it('is refused with an ArgumentError; an unknown name is told the known ones', async () => {
     await expect(create(() => [])).rejects.toThrow(ArgumentError);
     await expect(create('olora2')).rejects.toThrow(
-      /initLoraWeights must be one of true, gaussian, false, pissa, pissa_niter_N.* or a function, got "olora2"/,
+      /initLoraWeights must be one of true, false, pissa, pissa_niter_N.* or a function, got "olora2"/,
     );
   });
 });

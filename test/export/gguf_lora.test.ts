@@ -4,7 +4,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { exportModel, exportTarget } from '../../lib/export/registry.ts';
 import { GgufFile, saveSafetensors } from '../../lib/io/index.ts';
@@ -12,6 +12,7 @@ import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { matmul, mul, randn, sub } from '../../lib/ops/index.ts';
 import { scope, type Tensor } from '../../lib/tensor.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
+import { createCalibrated } from '../support/calibrated.ts';
 import { balora } from '../support/run_cli.ts';
 import { disturb } from '../support/tiny_adapters.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
@@ -28,10 +29,10 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-type Config = Parameters<typeof AdapterModel.create>[1];
+type Config = NonNullable<Parameters<typeof AdapterModel.create>[1]>;
 
 async function made(config: Config): Promise<AdapterModel> {
-  const tuned = await AdapterModel.create(await AutoModelForCausalLM.fromPretrained(model), config);
+  const tuned = await createCalibrated(await AutoModelForCausalLM.fromPretrained(model), config);
   disturb(tuned, 1, 0.3);
   return tuned;
 }

@@ -20,8 +20,8 @@ const kLines = [
   {
     path: 'lib/adapters/methods/registry.ts',
     array: 'kMethods',
-    name: 'olora',
-    from: './olora.ts',
+    name: 'lq',
+    from: './lq.ts',
   },
   {
     path: 'lib/losses/terms/list.ts',

@@ -67,7 +67,7 @@ const kAdapter: [string, unknown][] = [
   ['r', 0],
   ['loraDropout', 1],
   ['loraAlpha', 'big'],
-  ['initLoraWeights', 'eva'],
+  ['initLoraWeights', 'loftq'],
   ['rankPattern', { a: 0 }],
 ];
 

@@ -3,7 +3,7 @@
  * bias of B.
  */
 import { ArgumentError } from '../../errors.ts';
-import { add, concat, mul, neg, rand, randn, zeros } from '../../ops/index.ts';
+import { add, concat, mul, neg, rand, zeros } from '../../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../../tensor.ts';
 import { deltaOf, masterDType } from '../low_rank.ts';
 import { defineMethod, defineStart, type StartModule, type Variant } from './method.ts';
@@ -15,19 +15,6 @@ const uniform = defineStart<true>({
   accepts: (value) => value === true,
   fromWeight: false,
   pairs: (modules) => modules.map((module) => ({ a: uniformA(module), b: zeroB(module) })),
-});
-
-const gaussian = defineStart<'gaussian'>({
-  shown: ['gaussian'],
-  title: 'A normal with deviation 1/r, B zero',
-  accepts: (value) => value === 'gaussian',
-  fromWeight: false,
-  pairs: (modules) =>
-    modules.map((module) => {
-      const { r, inFeatures } = module;
-      const a = randn([r, inFeatures], { seed: module.seed('A') });
-      return { a: mul(a, 1 / r), b: zeroB(module) };
-    }),
 });
 
 const random = defineStart<false>({
@@ -106,7 +93,7 @@ export const lora = defineMethod({
     /** Whether B has a bias of its own (default false). */
     loraBias: { help: 'give B a bias' },
   },
-  starts: [uniform, gaussian, random],
+  starts: [uniform, random],
   variants: [plain, withBias],
   scaling: { option: null, divisor: (r) => r },
 });

@@ -54,6 +54,67 @@ export interface StartModule {
   readonly scale: number;
   /** A 48-bit seed that depends on the adapter's seed, the module's path and the purpose alone. */
   seed(purpose: string): number;
+  /** What a calibration found for the module (`Start.calibration`); empty for a start without one. */
+  readonly statistics: Statistics;
+  /** Path of the first module with the same input (q for k and v), its own where there is none; known after a calibration only. */
+  readonly inputOf: string;
+}
+
+/** Tensors that a calibration keeps for a module, by the start's own names. */
+export type Statistics = Readonly<Record<string, Tensor>>;
+
+/**
+ * What a start reads of the user's data, in one or more passes of the untouched base over the first micro-batches (calibrate.ts). It
+ * keeps small tensors for each module, which may depend on the module's weight and rank, but not on alpha or the scale.
+ */
+export type StartCalibration = CovarianceCalibration | GradientCalibration | InputCalibration;
+
+/** A calibration by the second moments of the modules' inputs. */
+export interface CovarianceCalibration {
+  readonly reads: 'covariance';
+  /**
+   * Keeps what the start needs. Runs without recording, in a scope.
+   * @param covariances (in,in) f64 for each module: the mean over sequences of X^T X, where X (tokens,in) is a sequence's input without
+   *   padding, divided by the absolute value of its largest element
+   */
+  reduce(modules: readonly StartModule[], covariances: readonly Tensor[]): readonly Statistics[];
+}
+
+/** A calibration by the gradients of the weights. */
+export interface GradientCalibration {
+  readonly reads: 'gradient';
+  /** Refuses a module before the passes. @throws ArgumentError */
+  check?(module: StartModule): void;
+  /**
+   * Keeps what the start needs. Runs without recording, in a scope.
+   * @param gradients (out,in) f32 (f64 beside f64) for each module: the mean over micro-batches of the gradient of the mean loss
+   */
+  reduce(modules: readonly StartModule[], gradients: readonly Tensor[]): readonly Statistics[];
+}
+
+/** A calibration by the inputs themselves, micro-batch by micro-batch, as often as it needs. */
+export interface InputCalibration {
+  readonly reads: 'inputs';
+  /** Its settings with their defaults; `calibrate` may be given others. */
+  readonly settings: Readonly<Record<string, number>>;
+  /** Makes the collector for modules in groups of equal inputs. @throws ArgumentError for modules or settings that it cannot do */
+  collector(
+    groups: readonly (readonly StartModule[])[],
+    settings: Readonly<Record<string, number>>,
+  ): InputCollector;
+}
+
+/** Collects inputs of groups of modules until it knows enough. */
+export interface InputCollector {
+  /** Whether a group needs the inputs of the next micro-batch. */
+  wants(group: number): boolean;
+  /** Takes a group's inputs x (rows,in) at the supervised tokens of a micro-batch; called without recording, in a scope. */
+  add(group: number, x: Tensor): void;
+  /** Ends a micro-batch. @returns whether some group has learnt from it */
+  endBatch(): Promise<boolean>;
+  /** The statistics of each group. */
+  results(): readonly Statistics[];
+  dispose(): void;
 }
 
 /** One way to initialise A and B: a value, or a family of values, of `initLoraWeights`. */
@@ -70,6 +131,20 @@ export interface Start<Value extends boolean | string = boolean | string> {
    * pair); the export on the original weights has twice the rank.
    */
   readonly fromWeight: boolean;
+  /**
+   * Whether B A is zero or a small change of W without large terms that cancel (default true). False: it is measured, and a pair that
+   * is not small is multiplied in full precision (`isChange` of a low-rank part).
+   */
+  readonly isSmall?: boolean;
+  /** What PEFT does differently under this name, as a clause for the page of methods; left out: nothing. */
+  readonly differs?: string;
+  /** What the start reads of the user's data (default: nothing). `StartModule.statistics` holds what it kept. */
+  readonly calibration?: StartCalibration;
+  /**
+   * Distributes the ranks anew, in the modules' order, where the calibration says so (default: the configured ranks stay). A module of
+   * rank 0 gets no pair; alpha changes with the rank such that the scale stays.
+   */
+  ranks?(modules: readonly StartModule[]): readonly number[];
   /**
    * Makes the initial pairs of many modules, in their order: f32, a (r,in) and b (out,r). Runs without recording, in a scope, on the
    * modules' device. The values of a pair must depend on its own module alone, so that adapting one more changes no other.

@@ -3,11 +3,15 @@
 import { onOff } from '../../options/kinds.ts';
 import type { Option, ResolvedOf } from '../../options/option.ts';
 import { balora } from './balora.ts';
+import { corda } from './corda.ts';
 import { dora } from './dora.ts';
+import { eva } from './eva.ts';
 import { full } from './full.ts';
+import { gaussian } from './gaussian.ts';
 import { hira } from './hira.ts';
 import { hra } from './hra.ts';
 import { lora } from './lora.ts';
+import { loraGa, loraGaPeft } from './lora_ga.ts';
 import { loraXs } from './lora_xs.ts';
 import type {
   Method,
@@ -19,8 +23,11 @@ import type {
   Variant,
   VariantParameter,
 } from './method.ts';
+import { milora } from './milora.ts';
 import { miss } from './miss.ts';
 import { neat, peanut } from './neat.ts';
+import { olora } from './olora.ts';
+import { orthogonal } from './orthogonal.ts';
 import { pissa } from './pissa.ts';
 import { randlora } from './randlora.ts';
 import { rslora } from './rslora.ts';
@@ -37,6 +44,14 @@ const kMethods: readonly [
   typeof pissa,
   typeof balora,
   typeof full,
+  typeof gaussian,
+  typeof orthogonal,
+  typeof olora,
+  typeof milora,
+  typeof eva,
+  typeof corda,
+  typeof loraGa,
+  typeof loraGaPeft,
   typeof vera,
   typeof loraXs,
   typeof miss,
@@ -47,6 +62,7 @@ const kMethods: readonly [
   typeof randlora,
 ] = [
   ...[lora, rslora, dora, pissa, balora, full],
+  ...[gaussian, orthogonal, olora, milora, eva, corda, loraGa, loraGaPeft],
   ...[vera, loraXs, miss, hra, neat, peanut, hira, randlora],
 ] as const;
 
@@ -131,11 +147,6 @@ export const STARTS_FROM_WEIGHT: readonly string[] = kStarts
   .filter(({ fromWeight }) => fromWeight)
   .flatMap(({ shown }) => shown);
 
-/**
- * PEFT's initialisations beyond this list that leave the base as it is, so that an adapter trained from one is read as a plain LoRA.
- */
-const kPlainInPeft = new Set<unknown>(['eva', 'orthogonal']);
-
 /** The start that a value of `initLoraWeights` names; null: none is implemented here. */
 export function startNamed(value: unknown): Start | null {
   if (typeof value !== 'boolean' && typeof value !== 'string') return null;
@@ -145,7 +156,7 @@ export function startNamed(value: unknown): Start | null {
 /** Whether the tensors of an adapter with this start belong on the untouched base. */
 export function keepsBase(value: unknown): boolean {
   const start = startNamed(value);
-  return start === null ? kPlainInPeft.has(value) : !start.fromWeight;
+  return start !== null && !start.fromWeight;
 }
 
 /** The value of `peftType` that stands for a pair A, B. */

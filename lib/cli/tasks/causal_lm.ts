@@ -9,7 +9,7 @@ import { formatOptions, kFormatKeys, languageModelCli } from './language_model.t
 export const causalLmCli = languageModelCli<CausalLM, BatchOptions, Example>({
   task: causalLm,
   taskType: 'CAUSAL_LM',
-  ownOptions: [...kFormatKeys, 'maxLength', 'packing', 'samplePrompts'],
+  ownOptions: [...kFormatKeys, 'maxLength', 'packing', 'samplePrompts', 'calibrationData'],
   check: checkCausalLM,
   load: (folder, options) => AutoModelForCausalLM.fromPretrained(folder, options),
   shared: (settings) => ({

@@ -32,6 +32,7 @@ import {
   openData,
   showWarnings,
 } from '../load.ts';
+import { newAdapter } from '../new_adapter.ts';
 import type { Progress } from '../progress.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
 import type { Examples, RunContext, TrainSetup } from './cli_task.ts';
@@ -171,10 +172,7 @@ export async function loadTunedClassifier(
   signal.throwIfAborted();
   if (setup.adapter !== null) {
     if (settings.adapter === undefined)
-      return AdapterModel.create(model, setup.adapter, {
-        seed,
-        onProgress: progress.adapterProgress,
-      });
+      return newAdapter(model, setup.adapter, { data, settings, progress, signal });
     return showWarnings(
       await AdapterModel.fromPretrained(model, settings.adapter, {
         ...adapterOptions(settings),

@@ -27,6 +27,7 @@ import {
   openModel,
   showWarnings,
 } from '../load.ts';
+import { newAdapter } from '../new_adapter.ts';
 import { listOf, pick } from '../option_table.ts';
 import { fixed, formatSeconds } from '../terminal.ts';
 import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
@@ -113,8 +114,9 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
         ...{ tokenizer, columns: setup.columns, isSource: kind.taskType === 'SEQ_2_SEQ_LM' },
         signal: context.signal,
       });
-      const tuned = await loadTuned(load, settings, setup, context);
-      const { model } = tuned;
+      const model = await load({ ...modelOptions, trainable: setup.adapter === null });
+      // Reading the data may take as long as loading the model, so an interrupt is checked for in between.
+      context.signal.throwIfAborted();
       const opened: (() => Promise<void>)[] = [];
       const closeAll = async () => {
         for (const close of opened) await close();
@@ -143,6 +145,15 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
           ? {}
           : { evalData: await open(settings.evalData, setup.examples.evalData) };
       const { signal } = context;
+      const { calibrationData } = settings;
+      const read =
+        calibrationData === undefined ? data : await open(calibrationData, setup.examples.data);
+      const tuned = await tunedOf(model, { load, data: read, settings, setup, ...context }).catch(
+        async (error: unknown) => {
+          await closeAll();
+          throw error;
+        },
+      );
       return {
         input: {
           ...setup.training,
@@ -219,28 +230,33 @@ async function samplePromptsOf(
   }
 }
 
-/** Loads the model of the settings and makes it trainable: by a new adapter, by a loaded one, or in all of its weights. */
-async function loadTuned<M extends CausalLM | Seq2SeqLM>(
-  load: (options: ModelLoadOptions) => Promise<M>,
-  settings: TrainSettings,
-  { method, adapter }: Pick<TrainSetup, 'method' | 'adapter'>,
-  { progress, signal }: RunContext,
+/** What {@link tunedOf} reads: the settings of the run, the data for a start that needs some, and how the model is loaded a second time. */
+interface Tuning<M> extends RunContext {
+  readonly load: (options: ModelLoadOptions) => Promise<M>;
+  readonly data: BatchSource<unknown>;
+  readonly settings: TrainSettings;
+  readonly setup: Pick<TrainSetup, 'method' | 'adapter'>;
+}
+
+/** Makes a model trainable: by a new adapter, by a loaded one, or in all of its weights. */
+async function tunedOf<M extends CausalLM | Seq2SeqLM>(
+  model: M,
+  { load, data, settings, setup: { method, adapter }, progress, signal }: Tuning<M>,
 ): Promise<TunedModel<M>> {
   const seed = settings.seed ?? kTrainDefaults.seed;
-  const modelOptions = loadOptions(settings, progress);
-  const model = await load({ ...modelOptions, trainable: adapter === null });
   // Creating an adapter may take as long as loading the model, so an interrupt is checked for in between.
   signal.throwIfAborted();
   if (adapter === null) {
     if (method.regularizers.consistencyWeight === 0) return new FullModel<M>(model);
-    const full = new FullModel<M>(model, { teacher: await load(modelOptions) });
+    const teacher = await load(loadOptions(settings, progress));
+    const full = new FullModel<M>(model, { teacher });
     progress.message(
       `--consistency-weight with --method full needs a second copy of the model: ${formatBytes(full.teacherBytes)}`,
     );
     return full;
   }
   return settings.adapter === undefined
-    ? AdapterModel.create(model, adapter, { seed, onProgress: progress.adapterProgress })
+    ? newAdapter(model, adapter, { data, settings, progress, signal })
     : showWarnings(
         await AdapterModel.fromPretrained(model, settings.adapter, {
           ...adapterOptions(settings),

@@ -20,6 +20,7 @@ export const seq2seqLmCli = languageModelCli<
     'maxSourceLength',
     'maxTargetLength',
     'samplePrompts',
+    'calibrationData',
   ],
   check: checkSeq2SeqLM,
   load: (folder, options) => AutoModelForSeq2SeqLM.fromPretrained(folder, options),

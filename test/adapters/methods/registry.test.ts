@@ -9,7 +9,12 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import { type LoraConfigInput, loraConfig } from '../../../lib/adapters/config.ts';
 import { saveMerged } from '../../../lib/adapters/merge.ts';
-import type { Method, Start, Variant } from '../../../lib/adapters/methods/method.ts';
+import type {
+  Method,
+  Start,
+  StartCalibration,
+  Variant,
+} from '../../../lib/adapters/methods/method.ts';
 import {
   keepsBase,
   METHOD_NAMES,
@@ -21,6 +26,7 @@ import {
 } from '../../../lib/adapters/methods/registry.ts';
 import { ArgumentError, UnsupportedError } from '../../../lib/errors.ts';
 import { resolveMethod } from '../../../lib/train/methods.ts';
+import { createCalibrated } from '../../support/calibrated.ts';
 import { goldenArrays } from '../../support/golden.ts';
 import { disturb, expectNear, hidden, readWeights } from '../../support/tiny_adapters.ts';
 import { TinyModel } from '../../support/tiny_model.ts';
@@ -66,10 +72,11 @@ const configs: [string, LoraConfigInput][] = [
   }),
 ];
 
+// The ranks are even, as the orthogonal start needs them.
 const create = (model: TinyModel, config: LoraConfigInput) =>
-  AdapterModel.create(model, {
-    r: 3,
-    loraAlpha: 6,
+  createCalibrated(model, {
+    r: 4,
+    loraAlpha: 8,
     rankPattern: { 'layers.1.up_proj': 2 },
     ...config,
   });
@@ -102,11 +109,15 @@ describe.each(configs)('%s', (_, config) => {
     expect(again.warnings).toEqual([]);
     expect(again.modules.every(({ frozen }) => frozen === null)).toBe(true);
     expectNear(hidden(loaded), expected, 1e-5);
-    const fromWeight = startNamed(config.initLoraWeights ?? true)?.fromWeight;
+    const { fromWeight, ranks } = startNamed(config.initLoraWeights ?? true) as Start;
     const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
+    const shape = {
+      ...{ r: fromWeight ? 8 : 4, rank_pattern: { 'layers.1.up_proj': fromWeight ? 4 : 2 } },
+      lora_alpha: !fromWeight ? 8 : config.useRslora ? 8 * Math.SQRT2 : 16,
+    };
     expect(written).toMatchObject({
-      ...{ r: fromWeight ? 6 : 3, rank_pattern: { 'layers.1.up_proj': fromWeight ? 4 : 2 } },
-      lora_alpha: !fromWeight ? 6 : config.useRslora ? 6 * Math.SQRT2 : 12,
+      // A start that distributes the ranks anew has others.
+      ...(ranks === undefined && shape),
       init_lora_weights: fromWeight ? true : (config.initLoraWeights ?? true),
       ...{ target_modules: ['down_proj', 'gate_proj', 'up_proj'], task_type: 'CAUSAL_LM' },
       base_model_name_or_path: 'tiny',
@@ -256,6 +267,11 @@ describe('the list', () => {
 });
 
 const kDefaults = { ...loraConfig() };
+const kReads: Readonly<Record<StartCalibration['reads'], string>> = {
+  covariance: 'second moments of the inputs',
+  gradient: 'gradients of the weights',
+  inputs: 'the inputs, several times',
+};
 
 /** The text of docs/methods.md. */
 function page(): string {
@@ -304,13 +320,22 @@ ${table(
 \`initLoraWeights\`, how A and B start:
 
 ${table(
-  ['value', 'A, B', 'exported with'],
-  starts.map(({ shown, title, fromWeight }) => [
+  ['value', 'A, B', 'reads of the data', 'exported with'],
+  starts.map(({ shown, title, fromWeight, calibration }) => [
     shown.map(code).join(', '),
     title,
+    calibration === undefined ? 'nothing' : kReads[calibration.reads],
     fromWeight ? 'twice the rank' : 'its rank',
   ]),
 )}
+
+Where PEFT 0.21 has these starts and does something else:
+
+${starts
+  .flatMap(({ shown, differs }) =>
+    differs === undefined ? [] : [`- ${shown.map(code).join(', ')}: ${differs}`],
+  )
+  .join('\n')}
 
 What an adapted linear computes, and what it trains beside A and B (by its key in a PEFT file):
 

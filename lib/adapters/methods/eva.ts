@@ -1,0 +1,182 @@
+/**
+ * EVA (Paischer et al. 2024): A is the leading principal components of the module's inputs at the supervised tokens, B is 0, and the
+ * ranks go to the modules whose components explain most of their inputs. As PEFT computes it, with exact components in place of a
+ * randomised search of few iterations: incremental analyses over the micro-batches, until the components that are used stand still.
+ */
+import { ArgumentError } from '../../errors.ts';
+import { slice, zeros } from '../../ops/index.ts';
+import type { Tensor } from '../../tensor.ts';
+import { IncrementalPca } from '../incremental_pca.ts';
+import {
+  defineMethod,
+  defineStart,
+  type InputCollector,
+  type StartModule,
+  type Statistics,
+} from './method.ts';
+
+/** The settings of the analyses, under PEFT's names. */
+interface Settings {
+  /** Components that are computed for each one that is used on average. */
+  readonly rho: number;
+  /** Cosine of a component with the one before from which on it stands still. */
+  readonly tau: number;
+}
+
+const kSettings: Settings = { rho: 2, tau: 0.99 };
+
+const start = defineStart<'eva'>({
+  shown: ['eva'],
+  title: "A the principal components of the module's inputs, ranks by explained variance, B zero",
+  accepts: (value) => value === 'eva',
+  fromWeight: false,
+  differs:
+    'its components are those of a randomised search of few iterations, up to 5 % off; with whitening, which is not offered here, it ' +
+    'divides the components of modules that share an input two and three times; ties at the last rank are broken by an unstable sort',
+  calibration: {
+    reads: 'inputs',
+    settings: { ...kSettings },
+    collector: (groups, settings) => new Collector(groups, settings as unknown as Settings),
+  },
+  ranks: (modules) =>
+    distributed(
+      modules,
+      modules.map(({ statistics }) => (statistics.ratios as Tensor).dataSync() as Float32Array),
+    ),
+  pairs: (modules) =>
+    modules.map(({ statistics, r, outFeatures }) => ({
+      a: slice(statistics.vectors as Tensor, 0, { stop: r }),
+      b: zeros([outFeatures, r]),
+    })),
+});
+
+export const eva = defineMethod({
+  name: 'eva',
+  title: 'EVA: LoRA that starts from the principal components of the activations',
+  source: 'arXiv 2410.07170',
+  since: '0.2.0',
+  adapter: { initLoraWeights: 'eva' },
+  starts: [start],
+});
+
+/** The number of components that are computed for a module: r rho, rounded as Python rounds. */
+function sizeFor({ r }: StartModule, { rho }: Settings): number {
+  const size = r * rho;
+  const near = Math.round(size);
+  return near - size === 0.5 && near % 2 === 1 ? near - 1 : near;
+}
+
+/**
+ * Distributes the sum of the modules' ranks over their components by explained variance. Among modules with the same input, the first
+ * one gets the largest rank, since its components must stand still.
+ * @param ratios of each module's components, in falling order
+ */
+export function distributed(
+  modules: readonly Pick<StartModule, 'name' | 'r' | 'inputOf' | 'inFeatures' | 'outFeatures'>[],
+  ratios: readonly ArrayLike<number>[],
+): number[] {
+  const budget = modules.reduce((total, { r }) => total + r, 0);
+  const all = modules.flatMap(({ inFeatures, outFeatures }, module) => {
+    const usable = Math.min(inFeatures, outFeatures);
+    const own = Array.from(ratios[module] as ArrayLike<number>).slice(0, usable);
+    return own.map((ratio) => ({ module, ratio }));
+  });
+  all.sort((a, b) => b.ratio - a.ratio);
+  const ranks = modules.map(() => 0);
+  for (const { module } of all.slice(0, budget)) ranks[module] = (ranks[module] as number) + 1;
+  for (const [i, { inputOf }] of modules.entries()) {
+    const first = modules.findIndex(({ name }) => name === inputOf);
+    const [rank, most] = [ranks[i] as number, ranks[first] as number];
+    if (most < rank) [ranks[first], ranks[i]] = [rank, most];
+  }
+  return ranks;
+}
+
+/** The analysis of a group's inputs, and the number of its components. */
+interface Analysis {
+  readonly pca: IncrementalPca;
+  readonly size: number;
+}
+
+/** An analysis for each group of modules, each updated until the components that are used stand still. */
+class Collector implements InputCollector {
+  readonly #modules: readonly StartModule[];
+  readonly #analyses: readonly Analysis[];
+  /** Whether each component of a group stands still. */
+  readonly #still: boolean[][];
+  /** Rank of each group's first module, by the ratios known so far. */
+  #ranks: number[];
+  /** Groups that were given rows since the last micro-batch. */
+  readonly #given = new Set<number>();
+
+  constructor(
+    private readonly groups: readonly (readonly StartModule[])[],
+    private readonly settings: Settings,
+  ) {
+    const { rho, tau } = settings;
+    if (!(rho >= 1)) throw new ArgumentError(`eva: rho must be >= 1, got ${rho}`);
+    if (!(tau > 0 && tau < 1)) throw new ArgumentError(`eva: tau must be > 0 and < 1, got ${tau}`);
+    this.#modules = groups.flatMap((group) =>
+      group.map((module) => ({ ...module, inputOf: (group[0] as StartModule).name })),
+    );
+    this.#analyses = groups.map((group) => {
+      const [first] = group as [StartModule];
+      const size = Math.max(...group.map((module) => sizeFor(module, settings)));
+      if (size > first.inFeatures) {
+        throw new ArgumentError(
+          `${first.name}: initLoraWeights eva computes ${size} components for r=${first.r}, and there are only ${first.inFeatures} ` +
+            `inputs; set r, or rankPattern for it, to ${Math.floor(first.inFeatures / rho)} at most`,
+        );
+      }
+      return { pca: new IncrementalPca({ size, seed: first.seed('svd') }), size };
+    });
+    this.#still = this.#analyses.map(({ size }) => new Array<boolean>(size).fill(false));
+    this.#ranks = this.#analyses.map(({ size }) => size);
+  }
+
+  wants(group: number): boolean {
+    const rank = this.#ranks[group] as number;
+    return !(this.#still[group] as boolean[]).slice(0, rank).every(Boolean);
+  }
+
+  add(group: number, x: Tensor): void {
+    const { pca, size } = this.#analyses[group] as Analysis;
+    if ((x.shape[0] as number) < size) return;
+    pca.add(x);
+    this.#given.add(group);
+  }
+
+  async endBatch(): Promise<boolean> {
+    const given = [...this.#given];
+    this.#given.clear();
+    for (const group of given) {
+      const cosines = await this.#analyses[group]?.pca.known?.cosines?.data();
+      if (cosines !== undefined)
+        this.#still[group] = Array.from(
+          cosines as Float32Array,
+          (cosine) => cosine >= this.settings.tau,
+        );
+    }
+    const known = this.#analyses.map(({ pca }) => pca.known);
+    if (given.length > 0 && known.every((one) => one !== null)) {
+      const ratios = await Promise.all(known.map((one) => one.ratios.data()));
+      const each = this.groups.flatMap((group, i) => group.map(() => ratios[i] as Float32Array));
+      const ranks = distributed(this.#modules, each);
+      this.#ranks = this.groups.map(
+        ([first]) => ranks[this.#modules.findIndex(({ name }) => name === first?.name)] as number,
+      );
+    }
+    return given.length > 0;
+  }
+
+  results(): readonly Statistics[] {
+    return this.#analyses.map(({ pca }) => {
+      const { vectors, ratios } = pca.known as { vectors: Tensor; ratios: Tensor };
+      return { vectors, ratios };
+    });
+  }
+
+  dispose(): void {
+    for (const { pca } of this.#analyses) pca.dispose();
+  }
+}

@@ -1,0 +1,24 @@
+/** PEFT's Gaussian initialisation of LoRA: A ~ N(0, 1/r^2), whatever the width, and B = 0. */
+import { mul, randn, zeros } from '../../ops/index.ts';
+import { defineMethod, defineStart } from './method.ts';
+
+const start = defineStart<'gaussian'>({
+  shown: ['gaussian'],
+  title: 'A normal with deviation 1/r, B zero',
+  accepts: (value) => value === 'gaussian',
+  fromWeight: false,
+  pairs: (modules) =>
+    modules.map(({ r, inFeatures, outFeatures, seed }) => ({
+      a: mul(randn([r, inFeatures], { seed: seed('A') }), 1 / r),
+      b: zeros([outFeatures, r]),
+    })),
+});
+
+export const gaussian = defineMethod({
+  name: 'gaussian',
+  title: 'LoRA that starts from normal values of A',
+  source: null,
+  since: '0.2.0',
+  adapter: { initLoraWeights: 'gaussian' },
+  starts: [start],
+});

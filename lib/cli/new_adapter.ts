@@ -1,0 +1,62 @@
+/** A new adapter for the commands, with the calibration that its start needs. */
+import { AdapterModel } from '../adapters/adapter_model.ts';
+import type { Calibration } from '../adapters/calibration.ts';
+import { loraConfig } from '../adapters/config.ts';
+import type { AdapterConfigInput } from '../adapters/make_adapter.ts';
+import { startNamed } from '../adapters/methods/registry.ts';
+import type { BatchSource } from '../data/batch_source.ts';
+import { ArgumentError } from '../errors.ts';
+import type { Model } from '../models/index.ts';
+import { type CalibrateOptions, calibrate } from '../train/calibrate.ts';
+import type { RunContext } from './tasks/cli_task.ts';
+import { kTrainDefaults, type TrainSettings } from './train_options.ts';
+
+/** What a new adapter is computed from. */
+interface Origin extends RunContext {
+  readonly data: BatchSource<unknown>;
+  readonly settings: TrainSettings;
+}
+
+/** Creates an adapter. Where its start is computed from data, the training data are read for that first. */
+export async function newAdapter<M extends Model>(
+  model: M,
+  config: AdapterConfigInput,
+  origin: Origin,
+): Promise<AdapterModel<M>> {
+  const { settings, progress } = origin;
+  const seed = settings.seed ?? kTrainDefaults.seed;
+  const calibration = await calibrationFor(model, config, origin);
+  try {
+    return await AdapterModel.create(model, config, {
+      ...{ seed, onProgress: progress.adapterProgress },
+      ...(calibration !== null && { calibration }),
+    });
+  } finally {
+    calibration?.dispose();
+  }
+}
+
+/** The calibration of a configuration's start; null: it reads no data. @throws ArgumentError for options that it has no use for */
+async function calibrationFor(
+  model: Model,
+  { method: _, ...config }: AdapterConfigInput,
+  { data, settings, progress, signal }: Origin,
+): Promise<Calibration | null> {
+  const { calibration: file, calibrationBatches: batches, calibrationData } = settings;
+  const { seed = kTrainDefaults.seed } = settings;
+  const { initLoraWeights } = loraConfig(config);
+  if (startNamed(initLoraWeights)?.calibration === undefined) {
+    const all = { calibration: file, calibrationBatches: batches, calibrationData };
+    const given = Object.entries(all).find(([, value]) => value !== undefined)?.[0];
+    if (given === undefined) return null;
+    throw new ArgumentError(
+      `${given} is for starts that are computed from data, and initLoraWeights ${String(initLoraWeights)} is not; leave it out`,
+    );
+  }
+  const options: CalibrateOptions = {
+    ...{ data, seed, signal, onProgress: progress.calibrationProgress },
+    ...(file !== undefined && { file }),
+    ...(batches !== undefined && { batches }),
+  };
+  return calibrate(model, config, options);
+}
