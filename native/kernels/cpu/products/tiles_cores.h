@@ -200,7 +200,7 @@ struct Avx512Core {
       sums[r] = accumulate ? _mm512_loadu_ps(c + r * kTileN) : _mm512_setzero_ps();
     }
     const int64_t lda = rows.lda, lda3 = 3 * lda;
-    // As in multiply_rows: a pointer for four rows.
+    // A row in four has a pointer, as in multiply_rows.
     const bf16 *a0 = rows.a, *a4 = a0 + 4 * lda, *a8 = a4 + 4 * lda, *a12 = a8 + 4 * lda;
     asm("" : "+r"(a4), "+r"(a8), "+r"(a12));
     const auto multiply = [&](__m512i pair) BF16_TARGET {
@@ -235,9 +235,9 @@ struct Avx512Core {
     for (size_t r = 0; r < kRows; ++r) _mm512_storeu_ps(c + r * kTileN, sums[r]);
   }
 
-  // Of four columns the four words of each lane, transposed: word i of every lane goes to to[4 i]. The
-  // sixteenth columns from here are asked for, into L2, which waits for more lines at a time than
-  // L1 does.
+  // Transposes the four words of each lane of four columns: word i of every lane goes to to[4 i].
+  // The sixteenth columns from here are asked for, into L2, which waits for more lines at a time
+  // than L1 does.
   BF16_TARGET BALORA_INLINE static void transpose_quarter(const bf16* columns, int64_t ld,
                                                           __m512i* to) {
     __m512i column[4];
@@ -256,7 +256,7 @@ struct Avx512Core {
     to[12] = _mm512_unpackhi_epi64(high01, high23);
   }
 
-  // Of four vectors their four lanes, transposed: lane i of every vector goes to to[4 i].
+  // Transposes the four lanes of four vectors: lane i of every vector goes to to[4 i].
   BF16_TARGET BALORA_INLINE static void join_quarters(const __m512i* from, __m512i* to) {
     const __m512i low01 = _mm512_shuffle_i32x4(from[0], from[1], 0x44);
     const __m512i low23 = _mm512_shuffle_i32x4(from[2], from[3], 0x44);

@@ -170,8 +170,8 @@ void transpose_floats_16(const float* from, int64_t from_stride, float* to, int6
 // Rows up to which they are taken out of a transposed block one by one.
 constexpr int64_t kGatheredRows = 3;
 
-// A block of few rows whose last term is multiplied as it lies: at c, 32 columns in a row. `before`:
-// its other terms.
+// A block of few rows whose last term is multiplied as it lies, and whose other terms are `before`:
+// at c, 32 columns in a row.
 AMX_TARGET void multiply_in_place(AmxCore, const Sum& sum, std::span<const Source> before,
                                   int64_t row, int64_t rows, int64_t panel, float* c) {
   alignas(64) float transposed[kTileN * kInPlaceRows];
