@@ -17,7 +17,7 @@ import { calibrate } from '../../lib/train/calibrate.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
-import { relativeError } from '../support/fixtures.ts';
+import { fixturePath, relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
 import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
@@ -46,7 +46,7 @@ interface Facts {
   readonly r_1_case?: { readonly ranks: Readonly<Record<string, number>> };
 }
 
-const kBase = 'golden/architectures/llama-untied-gqa';
+const kBase = fixturePath('architectures/llama-untied-gqa');
 const kStarts = 'golden/methods/starts';
 const kShape = { r: 4, loraAlpha: 8 };
 
@@ -69,7 +69,7 @@ const out = mkdtempSync(join(tmpdir(), 'balora-starts-'));
 afterAll(() => rmSync(out, { recursive: true, force: true }));
 
 const load = (): Promise<CausalLM> =>
-  AutoModelForCausalLM.fromPretrained(sharedPath(`${kBase}/model`), { dtype: 'f32' });
+  AutoModelForCausalLM.fromPretrained(join(kBase, 'model'), { dtype: 'f32' });
 const facts = (folder: string): Facts =>
   JSON.parse(readFileSync(sharedPath(`${kStarts}/${folder}/expected.json`), 'utf8')) as Facts;
 const arrays = (path: string): Map<string, GoldenArray> =>
@@ -78,7 +78,7 @@ const numbers = (array: GoldenArray): number[] => Array.from(array.data as Float
 
 /** The batch on which the reference evaluates and trains. */
 const evaluation = (): PaddedBatch =>
-  goldenBatch(goldenArrays(sharedPath(`${kBase}/inputs.safetensors`)), {
+  goldenBatch(goldenArrays(join(kBase, 'inputs.safetensors')), {
     ...{ ids: 'input_ids', mask: 'attention_mask', labels: 'labels' },
   });
 
@@ -178,7 +178,7 @@ function dispose(tuned: AdapterModel): void {
   tuned.model.dispose();
 }
 
-describeShared('the starts of A and B', [kStarts, kBase], () => {
+describeShared('the starts of A and B', [kStarts], () => {
   it.each([
     ['olora', 'olora'],
     ['milora', 'milora'],
