@@ -124,11 +124,11 @@ export class LoraModule implements LinearAdapter, VariantModule {
 
   /** The trained tensors, named as PEFT names them (without the last `.weight`). */
   trained(): NamedTensor[] {
-    const { name, pair } = this;
+    const { name, pair, scale } = this;
     const named = (key: string): string => stateName(name, key);
     return [
-      { name: named(PAIR_KEYS.a), tensor: pair.a },
-      { name: named(PAIR_KEYS.b), tensor: pair.b },
+      { name: named(PAIR_KEYS.a), tensor: pair.a, factor: { role: 'a', ...pair, scale } },
+      { name: named(PAIR_KEYS.b), tensor: pair.b, factor: { role: 'b', ...pair, scale } },
       ...this.variant.parameters.map(({ key, decays }) => ({
         name: named(key),
         tensor: this.parameter(key),

@@ -40,3 +40,12 @@ export interface LinearAdapter {
    */
   readonly updateKey?: unknown;
 }
+
+/** A trained matrix's place in its pair, for optimisers that read both factors. */
+export interface FactorOfPair {
+  readonly role: 'a' | 'b';
+  readonly a: Tensor; // (r,in)
+  readonly b: Tensor; // (out,r)
+  /** The scale s of s B A. */
+  readonly scale: number;
+}

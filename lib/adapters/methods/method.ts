@@ -98,6 +98,50 @@ export interface VariantParameter {
   start(module: VariantModule): Tensor;
 }
 
+/** A step of a run, before it or after its update. */
+export interface TrainingStep {
+  /** Number of optimiser steps done before it. */
+  readonly step: number;
+  readonly totalSteps: number;
+  /** Number of micro-batches in its accumulation window. */
+  readonly microBatches: number;
+}
+
+/** A step whose parameters are updated, its gradients still there. */
+export interface UpdatedStep extends TrainingStep {
+  /** () f64 by which the update multiplied the gradients (clipping), which `grad` does not contain; null: 1. */
+  readonly coefficient: Tensor | null;
+}
+
+/** A term of the loss that depends on the trained tensors alone; it is added once a step, whatever the micro-batches. */
+export interface VariantTerm {
+  /** Its name in the records of steps, which no other term may have. */
+  readonly key: string;
+  /** Its weight in the loss; 0: it is left out. */
+  weight(modules: readonly VariantModule[]): number;
+  /** Its value, () on the tape. */
+  value(modules: readonly VariantModule[]): Tensor;
+}
+
+/**
+ * What a variant does in a run beside its formula, for all modules of an adapter at once. Hooks open scopes of their own. What they keep
+ * from step to step is in tensors of the modules, so that a resumed run has it.
+ */
+export interface VariantTraining {
+  readonly term?: VariantTerm;
+  /** The reason why the adapter cannot be trained in a run that begins so, as `field and value: fix`; null: it can. */
+  refuses?(modules: readonly VariantModule[], first: TrainingStep): string | null;
+  /**
+   * A number that tells what the hooks do at a step where that depends on the run's length: a run can be given another length if the
+   * numbers of all steps done are the same in both. Left out: they do not depend on it.
+   */
+  plan?(modules: readonly VariantModule[], at: Pick<TrainingStep, 'step' | 'totalSteps'>): number;
+  /** Called before the first forward pass of a step. */
+  beforeStep?(modules: readonly VariantModule[], at: TrainingStep): void | Promise<void>;
+  /** Called when the parameters of a step have been updated. */
+  afterStep?(modules: readonly VariantModule[], at: UpdatedStep): void | Promise<void>;
+}
+
 /** A form of the adapted linear: its formula, and how it is merged and exported. */
 export interface Variant {
   /** The option that selects it; null: it runs where no other is selected. */
@@ -105,6 +149,8 @@ export interface Variant {
   /** A line that gives the output y for the input x. */
   readonly formula: string;
   readonly parameters: readonly VariantParameter[];
+  /** What it does in a run beside its formula (default: nothing). */
+  readonly training?: VariantTraining;
   /** The values of `initLoraWeights` that it needs, in words, where it cannot be combined with the given one; null: it can. */
   refuses(initLoraWeights: unknown): string | null;
   /**
@@ -160,6 +206,8 @@ export interface Method<
   readonly adapter: MethodPreset | null;
   /** Settings of the regularizers that the name stands for, by task (default: none, so no regularizer runs). */
   readonly regularizers?: Readonly<Record<string, Readonly<Record<string, number>>>>;
+  /** Settings of the run's optimisation that the name stands for, such as `optim` (default: none). */
+  readonly optimization?: Readonly<Record<string, string | number>>;
   /** Switches of PEFT's LoraConfig that it adds. */
   readonly options?: Options;
   /** Values of `initLoraWeights` that it adds. */

@@ -3,6 +3,7 @@ import { balora } from './balora.ts';
 import { dora } from './dora.ts';
 import { full } from './full.ts';
 import { lora } from './lora.ts';
+import { loraFa } from './lora_fa.ts';
 import type {
   Method,
   MethodOption,
@@ -26,7 +27,8 @@ const kMethods: readonly [
   typeof pissa,
   typeof balora,
   typeof full,
-] = [lora, rslora, dora, pissa, balora, full];
+  typeof loraFa,
+] = [lora, rslora, dora, pissa, balora, full, loraFa];
 
 type Listed = (typeof kMethods)[number];
 
