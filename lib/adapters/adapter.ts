@@ -121,10 +121,11 @@ export class Adapter {
     ];
   }
 
-  /** The trained tensors and the frozen first pairs, by name. */
+  /** The trained tensors, the frozen first pairs, and the other tensors that are kept as they started, by name. */
   state(): Record<string, Tensor> {
-    const state: Record<string, Tensor> = {};
-    for (const { name, tensor } of this.parameters()) state[name] = tensor;
+    const state: Record<string, Tensor> = Object.fromEntries(this.shared.tensors);
+    const kept = this.modules.flatMap((module) => module.kept());
+    for (const { name, tensor } of [...this.parameters(), ...kept]) state[name] = tensor;
     for (const { name, frozen } of this.modules) {
       if (frozen === null) continue;
       state[stateName(name, FIRST_KEYS.a)] = frozen.a;
@@ -140,6 +141,7 @@ export class Adapter {
     noGrad(() => {
       for (const [name, target] of Object.entries(current)) copy_(target, tensors[name] as Tensor);
     });
+    this.#dropConstants();
     this.saved?.refresh();
   }
 
@@ -157,13 +159,25 @@ export class Adapter {
       linear.bias?.dispose();
       linear.bias = bias.freeze();
     }
-    for (const module of this.modules) module.dispose();
+    this.#disposeTensors();
   }
 
   /** Removes the adapter from the model and frees its tensors; the base's weights stay. */
   dispose(): void {
     this.detach();
-    for (const module of this.modules) module.dispose();
+    this.#disposeTensors();
     this.saved?.dispose();
+  }
+
+  #disposeTensors(): void {
+    for (const module of this.modules) module.dispose();
+    for (const tensor of this.shared.tensors.values()) tensor.dispose();
+    this.#dropConstants();
+  }
+
+  /** Frees what was computed from tensors that are not trained, which restore() may have replaced. */
+  #dropConstants(): void {
+    for (const tensor of this.shared.constants.values()) tensor.dispose();
+    this.shared.constants.clear();
   }
 }

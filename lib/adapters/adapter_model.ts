@@ -18,7 +18,7 @@ import type { Tensor } from '../tensor.ts';
 import type { Adapter, ResidualTeacher } from './adapter.ts';
 import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
-import { checkResidual, savePlain, saveResidual } from './export.ts';
+import { checkAsLora, checkResidual, saveAsLora, savePlain, saveResidual } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
 import {
   type AdapterConfigInput,
@@ -293,18 +293,22 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   checkForm(form: ExportForm): void {
     if (form === 'residual') checkResidual(this);
+    if (form === 'plain-lora') checkAsLora(this);
   }
 
   /**
    * Writes the active adapter's adapter_config.json and adapter_model.safetensors as PEFT does.
-   * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r. `residual`: PiSSA's
-   *   pair of rank r, with the residual model that it is added to in `residual/` and its initial values in `initial/`.
+   * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r; a method without a pair (VeRA)
+   *   writes its own tensors. `plain-lora`: a pair in any case. `residual`: PiSSA's pair of rank r, with the residual model that it is
+   *   added to in `residual/` and its initial values in `initial/`.
+   * @throws UnsupportedError for an adapter that has no such form
    */
   async savePretrained(folder: string, options: { form?: ExportForm } = {}): Promise<void> {
     checkArgument('savePretrained: the folder', kCall.path, folder);
-    checkCall('savePretrained', options, { form: oneOf(['lora', 'residual']) });
+    checkCall('savePretrained', options, { form: oneOf(['lora', 'plain-lora', 'residual']) });
     const { form = 'lora' } = options;
-    await (form === 'lora' ? savePlain(this, folder) : saveResidual(this, folder));
+    const save = { lora: savePlain, 'plain-lora': saveAsLora, residual: saveResidual }[form];
+    await save(this, folder);
   }
 
   /**

@@ -130,13 +130,22 @@ export async function readCheckpointFolder(
 function partsOf(
   tensors: ReadonlyMap<string, Tensor>,
   { config, path }: { config: LoraConfig; path: string },
-): Pick<CheckpointFolder, 'modules' | 'saved' | 'firstPairs'> {
+): Required<Pick<CheckpointFolder, 'modules' | 'shared' | 'saved' | 'firstPairs'>> {
+  const variant = variantOf(config);
+  const settings = { ...config };
+  const keys = variant.own?.tensors(settings).map(({ key }) => key) ?? kTrained;
+  const sharedKeys = new Set(variant.own?.shared.map(({ key }) => key));
+  const shared = new Map<string, Tensor>();
   const found = new Map<string, Map<string, Tensor>>();
   const first = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
   for (const [name, tensor] of tensors) {
+    if (sharedKeys.has(name)) {
+      shared.set(name, tensor);
+      continue;
+    }
     const of = parameterOf(name, kFirst);
-    const own = parameterOf(name, kTrained);
+    const own = parameterOf(name, keys);
     const { module, key } = of ?? own ?? { module: '', key: '' };
     if (of === null && own === null) saved.set(name, tensor);
     else {
@@ -144,14 +153,16 @@ function partsOf(
       parts.set(module, (parts.get(module) ?? new Map()).set(key, tensor));
     }
   }
-  const variant = variantOf(config);
   const modules = new Map(
-    Array.from(found, ([name, parts]) => [name, checkModule(name, parts, { variant, path })]),
+    Array.from(found, ([name, parts]) => [
+      name,
+      checkModule(name, parts, { variant, settings, path }),
+    ]),
   );
   const firstPairs = new Map(
     Array.from(first, ([name, parts]) => [name, pairOf(name, parts, path)]),
   );
-  return { modules, saved, firstPairs };
+  return { modules, shared, saved, firstPairs };
 }
 
 /** The tensors of the tuned model in a checkpoint's file, without the optimiser's, by their names in its state. */

@@ -7,6 +7,7 @@
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import {
+  camel,
   checkTogether,
   checkValue,
   complaint,
@@ -28,10 +29,14 @@ import {
   PEFT_SWITCHES,
   type PeftForm,
 } from './lora_options.ts';
+import type { ConfigKey, OwnForm } from './methods/method.ts';
 import {
   type InitLoraWeights,
+  LORA_TYPE,
   METHOD_OPTION_NAMES,
   type MethodSwitches,
+  ownFormOf,
+  PEFT_TYPES,
   scalingOf,
   startNamed,
 } from './methods/registry.ts';
@@ -63,7 +68,6 @@ const kByKey = new Map(
 
 /** Keys that change nothing in what an adapter computes. */
 const kIgnored = new Set([
-  'peft_type',
   'peft_version',
   'auto_mapping',
   'megatron_core',
@@ -147,23 +151,66 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
       advice: 'add "peft_type": "LORA" if the folder holds a LoRA adapter',
     });
   }
-  if (type !== 'LORA')
+  const own = ownFormOf(type);
+  if (type !== LORA_TYPE && own === null)
     throw new UnsupportedError(
-      `${path}: peft_type ${shown(type)} is not supported; give the folder of an adapter with peft_type "LORA"`,
+      `${path}: peft_type ${shown(type)} is not supported; give the folder of an adapter with one of ${PEFT_TYPES.join(', ')}`,
     );
-  refuseUnsupported(raw as Raw, path, new Set(options.ignoreKeys));
+  const ignored = new Set(options.ignoreKeys);
+  const values = own === null ? (raw as Raw) : valuesOfOwn(raw as Raw, own, { path, ignored });
+  if (own === null) refuseUnsupported(values, path, ignored);
   try {
-    return build(raw as Raw, { where: path, inFile: true, nameOf: (key) => key });
+    return build(values, { where: path, inFile: true, nameOf: (key) => key });
   } catch (error) {
     if (error instanceof ArgumentError) throw new FormatError(error.message, { path });
     throw error;
   }
 }
 
+/** Keys that the configurations of all types have. */
+const kCommonKeys = [
+  'base_model_name_or_path',
+  'inference_mode',
+  'layers_pattern',
+  'layers_to_transform',
+  'modules_to_save',
+  'r',
+  'revision',
+  'target_modules',
+  'task_type',
+];
+
+/** The values of the configuration of a type without a pair A, B, under the keys of LoRA's. @throws FormatError, UnsupportedError */
+function valuesOfOwn(
+  raw: Raw,
+  { peftType, keys }: OwnForm,
+  { path, ignored }: { path: string; ignored: ReadonlySet<string> },
+): Raw {
+  const values: Raw = { peft_type: peftType };
+  for (const [key, value] of Object.entries(raw)) {
+    if (key === 'peft_type') continue;
+    const known = Object.hasOwn(keys, key) ? (keys[key] as ConfigKey) : null;
+    if (known !== null && 'option' in known) {
+      values[snake(known.option)] = known.fromFile ? known.fromFile(value) : value;
+    } else if (kCommonKeys.includes(key)) values[key] = value;
+    else if (known !== null && 'only' in known && value !== known.only) {
+      throw new UnsupportedError(
+        `${path}: ${key} = ${shown(value)} is not supported for peft_type "${peftType}", only ${shown(known.only)} is`,
+      );
+    } else if (known === null && !isIgnored(key, value, ignored)) {
+      throw new UnsupportedError(notUnderstood(path, key, value));
+    }
+  }
+  if (values.r !== undefined) return values;
+  throw new FormatError(`${path}: r is missing`, { path });
+}
+
 /** The text of adapter_config.json, byte for byte as PEFT 0.21 writes it (no newline at the end). */
 export function formatAdapterConfig(config: LoraConfig): string {
+  const own = ownFormOf(config.peftType);
+  if (own !== null) return formatOwn(config, own);
   const written = [...kByKey]
-    .filter(([key, { name }]) => isPeftKey(key, name) || config[name as keyof LoraConfig] !== false)
+    .filter(([key, { name }]) => isPeftKey(key, name) || isSet(name, config))
     .map(([key, { name, option }]): [string, PythonJson] => {
       const value = config[name as keyof LoraConfig];
       return [key, option.toPeft?.(value as never) ?? plainJson(value)];
@@ -176,10 +223,32 @@ export function formatAdapterConfig(config: LoraConfig): string {
     loftq_config: {},
     lora_ga_config: null,
     megatron_core: 'megatron.core',
-    peft_type: 'LORA',
     peft_version: PEFT_VERSION,
     qalora_group_size: 16,
     ...Object.fromEntries(written),
+  });
+}
+
+/** The text of the adapter_config.json of a type without a pair A, B. */
+function formatOwn(config: LoraConfig, { peftType, keys }: OwnForm): string {
+  const writtenOf = (name: string): PythonJson => {
+    const { toPeft } = loraOptions[name as keyof typeof loraOptions] as Option & PeftForm;
+    const value = config[name as keyof LoraConfig];
+    return toPeft?.(value as never) ?? plainJson(value);
+  };
+  const common = kCommonKeys.map((key) => [key, writtenOf(camel(key))] as const);
+  const particular = Object.entries(keys).map(([key, known]) => {
+    if ('only' in known) return [key, known.only] as const;
+    if ('written' in known) return [key, known.written] as const;
+    const { option, toFile } = known;
+    return [
+      key,
+      toFile?.(config[option as keyof LoraConfig] as never) ?? writtenOf(option),
+    ] as const;
+  });
+  return pythonJson({
+    ...{ auto_mapping: null, peft_type: peftType, peft_version: PEFT_VERSION },
+    ...Object.fromEntries([...common, ...particular]),
   });
 }
 
@@ -193,12 +262,29 @@ function isPeftKey(key: string, name: string): boolean {
   );
 }
 
+/** Whether an option has another value than its default. */
+function isSet(name: string, config: LoraConfig): boolean {
+  const option: Option = loraOptions[name as keyof typeof loraOptions];
+  return config[name as keyof LoraConfig] !== defaultOf(option);
+}
+
 const plainJson = (value: unknown): PythonJson =>
   Array.isArray(value) ? [...value] : (value as PythonJson);
 
-/** The scale s of an update: alpha / r, with rank-stabilised LoRA alpha / sqrt(r). */
-export function loraScale(alpha: number, r: number, switches: MethodSwitches): number {
-  return alpha / scalingOf(switches).divisor(r);
+/** The scale s of an update: alpha / r, with rank-stabilised LoRA alpha / sqrt(r); 1 for a type that has no alpha. */
+export function loraScale(
+  alpha: number,
+  r: number,
+  config: MethodSwitches & { readonly peftType: string },
+): number {
+  return hasAlpha(config.peftType) ? alpha / scalingOf(config).divisor(r) : 1;
+}
+
+/** Whether the updates of a type are scaled by an alpha. */
+export function hasAlpha(peftType: string): boolean {
+  const own = ownFormOf(peftType);
+  if (own === null) return true;
+  return Object.values(own.keys).some((key) => 'option' in key && key.option === 'loraAlpha');
 }
 
 /**
@@ -222,7 +308,7 @@ function isNeutral(value: unknown): boolean {
 /** @param ignored keys of a file that the caller knows to be harmless; null for a caller's own configuration */
 function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string> | null): void {
   for (const [key, value] of Object.entries(raw)) {
-    if (kByKey.has(key) || kIgnored.has(key) || ignored?.has(key) || isNeutral(value)) continue;
+    if (kByKey.has(key) || isIgnored(key, value, ignored)) continue;
     if (Object.hasOwn(kUnsupported, key)) {
       if (value === kUnsupported[key]) continue;
       throw new UnsupportedError(
@@ -230,11 +316,19 @@ function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>
           (ignored === null ? 'leave it out' : 'name it in ignoreKeys if it changes nothing here'),
       );
     }
-    throw new UnsupportedError(
-      `${where}: the key "${key}" = ${shown(value)} is not understood and may change the mathematics; ` +
-        'name it in ignoreKeys if it does not',
-    );
+    throw new UnsupportedError(notUnderstood(where, key, value));
   }
+}
+
+function isIgnored(key: string, value: unknown, ignored: ReadonlySet<string> | null): boolean {
+  return kIgnored.has(key) || ignored?.has(key) === true || isNeutral(value);
+}
+
+function notUnderstood(where: string, key: string, value: unknown): string {
+  return (
+    `${where}: the key "${key}" = ${shown(value)} is not understood and may change the mathematics; ` +
+    'name it in ignoreKeys if it does not'
+  );
 }
 
 interface Source {

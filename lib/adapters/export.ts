@@ -13,11 +13,11 @@ import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ResidualTeacher } from './adapter.ts';
 import type { ResidualForm } from './adapter_metadata.ts';
 import { linearNames } from './attach.ts';
-import type { LoraConfig } from './config.ts';
+import { hasAlpha, type LoraConfig, loraConfig } from './config.ts';
 import type { LoraModule } from './lora_module.ts';
 import { type LowRankPair, productOf } from './low_rank.ts';
 import type { Variant } from './methods/method.ts';
-import { STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
+import { ownFormOf, STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
 import {
   type ExportedModule,
   INITIAL_ADAPTER,
@@ -43,6 +43,10 @@ interface ExportableAdapter {
  * [B|-B0], the rank doubled and the scale kept.
  */
 export async function savePlain(adapter: ExportableAdapter, folder: string): Promise<void> {
+  if (adapter.modules.some(({ variant }) => variant.own !== undefined)) {
+    await saveOwn(adapter, folder);
+    return;
+  }
   const pairs = adapter.modules.map((module) => module.variant.toLora(module));
   const own = new Set(adapter.modules.flatMap((module) => module.tensors()));
   try {
@@ -72,6 +76,66 @@ export async function savePlain(adapter: ExportableAdapter, folder: string): Pro
   }
 }
 
+/** Saves the tensors of an adapter that has no pair A, B, under the keys of its type. */
+async function saveOwn(adapter: ExportableAdapter, folder: string): Promise<void> {
+  const modules = adapter.modules.map(({ name, r, alpha, parameters }) => {
+    return { name, pair: null, r, alpha, parameters };
+  });
+  const base = { digest: digestOnBase(adapter), form: null };
+  await write(adapter, folder, { config: adapter.config, modules, base });
+}
+
+/**
+ * Saves a plain LoRA that computes the same on the untouched base, whatever the method: A' and B' of scale 1 where it has no pair.
+ * @throws UnsupportedError for an adapter that no plain LoRA equals
+ */
+export async function saveAsLora(adapter: ExportableAdapter, folder: string): Promise<void> {
+  checkAsLora(adapter);
+  if (adapter.modules.every(({ variant }) => variant.own === undefined)) {
+    await savePlain(adapter, folder);
+    return;
+  }
+  const pairs = adapter.modules.map((module) => module.variant.toLora(module));
+  const modules = adapter.modules.map(({ name, r, scale }, i) => {
+    return { name, pair: pairs[i] as LowRankPair, r, alpha: scale * r };
+  });
+  try {
+    const base = { digest: digestOnBase(adapter), form: null };
+    await write(adapter, folder, { config: asLora(adapter.config), modules, base });
+  } finally {
+    for (const { a, b } of pairs) for (const tensor of [a, b]) tensor.dispose();
+  }
+}
+
+/** Checks that a plain LoRA computes the same as an adapter. @throws UnsupportedError if none does */
+export function checkAsLora({ modules }: ExportableAdapter): void {
+  for (const { variant, settings } of modules) {
+    const { own, option } = variant;
+    const keys = variant.parameters.map(({ key }) => key);
+    const ofType = own?.loraObstacle(settings) ?? null;
+    const obstacle =
+      keys.length > 0
+        ? `this adapter also trains ${keys.join(', ')} (${option})`
+        : ofType && `${own?.peftType} ${ofType}`;
+    if (obstacle === null) continue;
+    throw new UnsupportedError(
+      `export "plain-lora" is for adapters that a pair A, B equals, and ${obstacle}; export it as "lora"`,
+    );
+  }
+}
+
+/** The configuration of the plain LoRA that an adapter of another type is exported as. */
+function asLora(config: LoraConfig): LoraConfig {
+  const { r, targetModules, modulesToSave, layersToTransform, layersPattern } = config;
+  const { loraDropout, excludeModules, rankPattern, taskType, revision } = config;
+  const kept = { r, targetModules, modulesToSave, layersToTransform, layersPattern, rankPattern };
+  const scaled = hasAlpha(config.peftType);
+  const alphas = scaled ? { alphaPattern: config.alphaPattern } : {};
+  const loraAlpha = scaled ? config.loraAlpha : r;
+  const plain = { ...kept, ...alphas, loraAlpha, loraDropout, excludeModules, taskType, revision };
+  return { ...loraConfig(plain), baseModelNameOrPath: config.baseModelNameOrPath };
+}
+
 /**
  * Saves the residual form: the pair of rank r, with the model W - s B0 A0 that it belongs on and its first values beside it.
  * @throws UnsupportedError for an adapter that has no residual form
@@ -86,10 +150,11 @@ export async function saveResidual(adapter: ExportableAdapter, folder: string): 
     }),
   );
   const plain = { ...config, initLoraWeights: true, baseModelNameOrPath: base };
-  const trained = modules.map(({ name, pair, alpha }) => ({ name, pair, alpha }));
-  const first = modules.map(({ name, frozen, alpha }) => ({
+  const trained = modules.map(({ name, pair, r, alpha }) => ({ name, pair, r, alpha }));
+  const first = modules.map(({ name, frozen, r, alpha }) => ({
     name,
     pair: frozen as LowRankPair,
+    r,
     alpha,
   }));
   const digest = digestOfFolder(adapter.model, base);
@@ -113,8 +178,8 @@ function digestOnBase(adapter: ExportableAdapter): Promise<BaseDigest> {
 
 /** The first pairs of an adapter that was loaded onto a residual; none for another one. */
 function teacherModules({ modules }: ExportableAdapter): ExportedModule[] {
-  return modules.flatMap(({ name, teacher, alpha }) =>
-    teacher === null ? [] : [{ name, pair: teacher, alpha }],
+  return modules.flatMap(({ name, teacher, r, alpha }) =>
+    teacher === null ? [] : [{ name, pair: teacher, r, alpha }],
   );
 }
 
@@ -141,9 +206,9 @@ function ownParameters({ parameters }: Variant): string | null {
 
 /** A module with the pair to be written; alpha keeps the scale at the pair's rank. */
 function exported(module: LoraModule, pair: LowRankPair, config: LoraConfig): ExportedModule {
-  const { name, r, alpha, parameters } = module;
-  const growth = (pair.a.shape[0] as number) / r;
-  return { name, pair, alpha: scalingOf(config).divisor(growth) * alpha, parameters };
+  const { name, alpha, parameters } = module;
+  const r = pair.a.shape[0] as number;
+  return { name, pair, r, alpha: scalingOf(config).divisor(r / module.r) * alpha, parameters };
 }
 
 /**
@@ -154,9 +219,7 @@ function plainConfig(
   { config, modules }: ExportableAdapter,
   written: readonly ExportedModule[],
 ): LoraConfig {
-  const growths = new Set(
-    modules.map(({ r }, i) => ((written[i] as ExportedModule).pair.a.shape[0] as number) / r),
-  );
+  const growths = new Set(modules.map(({ r }, i) => (written[i] as ExportedModule).r / r));
   const [growth = 1] = growths;
   // Where the ranks of modules grew by different factors, every module is written by name.
   const times = growths.size === 1 ? growth : 1;
@@ -196,7 +259,10 @@ function write(
   const saved = adapter.saved?.parameters ?? [];
   const base = digest.then((known) => ({ digest: known, form }));
   base.catch(() => {}); // it is awaited below, unless something else fails first
-  return writePeftFolder(folder, named, { modules, saved, base }, linearNames(adapter.model));
+  const shared =
+    ownFormOf(config.peftType) === null ? undefined : adapter.modules[0]?.sharedTensors;
+  const parts = { modules, saved, base, ...(shared && { shared }) };
+  return writePeftFolder(folder, named, parts, linearNames(adapter.model));
 }
 
 /** Runs `body` with the adapter switched off, so that modules saved whole are the base's. */

@@ -1,11 +1,12 @@
 /** One adapted linear: its trained pair, the frozen first pair that W already contains, and the parameters of its variant. */
 import { createHash } from 'node:crypto';
+import { ArgumentError } from '../errors.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
 import type { LowRank } from '../ops/index.ts';
-import { noGrad, type Tensor, unscoped } from '../tensor.ts';
+import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
-import type { Variant, VariantModule } from './methods/method.ts';
+import type { Settings, Variant, VariantModule } from './methods/method.ts';
 import type { NamedTensor, TrainingPass } from './tuned_model.ts';
 
 /** State that all modules of one adapter share: whether it is applied, and the source of randomness in training. */
@@ -17,12 +18,21 @@ export interface AdapterState {
   pass: TrainingPass | null;
   readonly dropout: number;
   readonly seed: number;
+  /** The adapter's configuration. */
+  readonly settings: Settings;
+  /** Frozen tensors that all modules share, by their keys in a PEFT file. */
+  readonly tensors: ReadonlyMap<string, Tensor>;
+  /** Tensors that depend on no trained value, by keys of the variant's own. */
+  readonly constants: Map<string, Tensor>;
 }
 
 export interface LoraParts {
   readonly name: string;
   readonly linear: Linear;
-  readonly pair: LowRankPair;
+  /** Null where the variant has tensors of its own, which are all among `parameters`. */
+  readonly pair: LowRankPair | null;
+  /** The rank where there is no pair. */
+  readonly r?: number;
   readonly frozen: LowRankPair | null;
   /** The pair that makes the model before tuning out of a residual base; null or left out: that model is the base itself. */
   readonly teacher?: LowRankPair | null;
@@ -43,15 +53,18 @@ const kPassesPerStep = 2 ** 20;
 export class LoraModule implements LinearAdapter, VariantModule {
   readonly name: string;
   readonly linear: Linear;
-  readonly pair: LowRankPair;
+  /** Rank of the module. */
+  readonly r: number;
   readonly frozen: LowRankPair | null;
   readonly teacher: LowRankPair | null;
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;
-  /** Tensors that the variant trains beside the pair, by their keys in a PEFT file. */
+  /** Tensors of the variant beside the pair, or in its place, by their keys in a PEFT file. */
   readonly parameters: ReadonlyMap<string, Tensor>;
-  readonly #isChange: boolean;
+  /** Whether the update by itself is the change made to the linear; see {@link LowRank}. */
+  isChange: boolean;
+  readonly #pair: LowRankPair | null;
   readonly #state: AdapterState;
   readonly #seed: number;
   readonly #derived = new Map<string, { tensor: Tensor; versions: string }>();
@@ -59,13 +72,14 @@ export class LoraModule implements LinearAdapter, VariantModule {
   constructor(parts: LoraParts, state: AdapterState) {
     this.name = parts.name;
     this.linear = parts.linear;
-    this.pair = parts.pair;
+    this.#pair = parts.pair;
+    this.r = parts.r ?? (this.pair.a.shape[0] as number);
     this.frozen = parts.frozen;
     this.teacher = parts.teacher ?? null;
     this.scale = parts.scale;
     this.alpha = parts.alpha;
     this.variant = parts.variant;
-    this.#isChange = parts.isChange;
+    this.isChange = parts.isChange;
     this.#state = state;
     this.#seed = createHash('sha256')
       .update(`${state.seed}/${this.name}/dropout`)
@@ -74,22 +88,39 @@ export class LoraModule implements LinearAdapter, VariantModule {
     this.parameters = parts.parameters ?? this.#startParameters();
   }
 
-  get r(): number {
-    return this.pair.a.shape[0] as number;
+  /** The trained pair. @throws ArgumentError for a method that trains other tensors, which are `parameters` */
+  get pair(): LowRankPair {
+    if (this.#pair !== null) return this.#pair;
+    const type = this.variant.own?.peftType;
+    throw new ArgumentError(
+      `${this.name}: an adapter of the type ${type} has no pair A, B; read its tensors from \`parameters\``,
+    );
   }
 
-  /** The pair that is added to W, with its scale and its frozen start. */
+  /** The adapter's configuration. */
+  get settings(): Settings {
+    return this.#state.settings;
+  }
+
+  /** Frozen tensors that all modules of the adapter share, by their keys in a PEFT file. */
+  get sharedTensors(): ReadonlyMap<string, Tensor> {
+    return this.#state.tensors;
+  }
+
+  /** The pair that is added to W, with its scale and its frozen start; none where the variant has tensors of its own. */
   get parts(): LowRank[] {
-    const { pair, frozen, scale } = this;
-    return [{ ...pair, scale, frozen, isChange: this.#isChange }];
+    const { frozen, scale, isChange } = this;
+    return this.#pair === null ? [] : [{ ...this.#pair, scale, frozen, isChange }];
   }
 
-  /** See {@link LinearAdapter.updateKey}: the pair that update() adds, or null. */
+  /** See {@link LinearAdapter.updateKey}: the tensors that update() is computed from, or null. */
   get updateKey(): unknown {
     const { enabled, teaches, pass, dropout } = this.#state;
     if (!enabled) return teaches ? this.teacher : null;
     const drops = pass !== null && dropout > 0;
-    return drops || this.variant.graphObstacle !== null ? undefined : this.pair;
+    return drops || this.variant.graphObstacle !== null
+      ? undefined
+      : (this.#pair ?? this.parameters);
   }
 
   update(): LinearUpdate | null {
@@ -107,7 +138,14 @@ export class LoraModule implements LinearAdapter, VariantModule {
   }
 
   parameter(key: string): Tensor {
-    return this.parameters.get(key) as Tensor;
+    return (this.parameters.get(key) ?? this.sharedTensors.get(key)) as Tensor;
+  }
+
+  constant(key: string, make: () => Tensor): Tensor {
+    const { constants } = this.#state;
+    const kept = constants.get(key) ?? unscoped(() => noGrad(() => scope(make)));
+    constants.set(key, kept);
+    return kept;
   }
 
   derived(key: string, make: () => Tensor): Tensor {
@@ -124,8 +162,16 @@ export class LoraModule implements LinearAdapter, VariantModule {
 
   /** The trained tensors, named as PEFT names them (without the last `.weight`). */
   trained(): NamedTensor[] {
-    const { name, pair, scale } = this;
+    const { name } = this;
     const named = (key: string): string => stateName(name, key);
+    const { own } = this.variant;
+    if (own !== undefined) {
+      return own
+        .tensors(this.settings)
+        .filter(({ trained }) => trained)
+        .map(({ key, decays }) => ({ name: named(key), tensor: this.parameter(key), decays }));
+    }
+    const { pair, scale } = this;
     return [
       { name: named(PAIR_KEYS.a), tensor: pair.a, factor: { role: 'a', ...pair, scale } },
       { name: named(PAIR_KEYS.b), tensor: pair.b, factor: { role: 'b', ...pair, scale } },
@@ -137,10 +183,18 @@ export class LoraModule implements LinearAdapter, VariantModule {
     ];
   }
 
+  /** The tensors that a variant with tensors of its own does not train, by their names in an adapter's state. */
+  kept(): NamedTensor[] {
+    const tensors = this.variant.own?.tensors(this.settings) ?? [];
+    return tensors
+      .filter(({ trained }) => !trained)
+      .map(({ key }) => ({ name: stateName(this.name, key), tensor: this.parameter(key) }));
+  }
+
   /** All tensors that the module owns: those that are trained and those that it started from. */
   tensors(): Tensor[] {
-    const { pair, frozen, teacher, parameters } = this;
-    const list = [pair.a, pair.b];
+    const { frozen, teacher, parameters } = this;
+    const list = this.#pair === null ? [] : [this.#pair.a, this.#pair.b];
     for (const fixed of [frozen, teacher]) if (fixed !== null) list.push(fixed.a, fixed.b);
     return [...list, ...parameters.values()];
   }

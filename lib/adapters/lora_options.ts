@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import {
+  choice,
   indices,
   modules,
   nameList,
@@ -15,13 +16,24 @@ import {
   value,
   whole,
 } from '../options/kinds.ts';
-import { type Check, group, type Option, type ResolvedOf } from '../options/option.ts';
+import {
+  type Check,
+  defaultOf,
+  group,
+  normalized,
+  type Option,
+  type ResolvedOf,
+} from '../options/option.ts';
 import { shown } from '../shown.ts';
 import {
   type InitLoraWeights,
+  LORA_TYPE,
   METHOD_OPTION_NAMES,
   METHOD_OPTIONS,
+  type MethodOptions,
   type MethodSwitches,
+  ownFormOf,
+  PEFT_TYPES,
   START_NAMES,
   selectedVariants,
   startNamed,
@@ -60,27 +72,28 @@ const kPatterns: PeftForm = {
   toPeft: (pairs: readonly (readonly [string, number])[]) => Object.fromEntries(pairs),
 };
 
-/** Switches that every run's identity contains, on or off, in this order: those of the first version. */
-/** The switches of PEFT's LoraConfig that every file of PEFT has. */
+/** The switches of PEFT's LoraConfig that every file of PEFT has, and every run's identity, in this order. */
 export const PEFT_SWITCHES: readonly (keyof MethodSwitches)[] = [
   'useRslora',
   'useDora',
   'loraBias',
 ];
 
-type SwitchOptions = { readonly [K in keyof MethodSwitches]: Option<boolean, boolean> };
+/** The part of an option that was added later in an identity: none for its default, so that checkpoints from before it still fit. */
+const onlyWhereSet =
+  (absent: unknown) =>
+  (value: unknown): unknown =>
+    value === absent ? undefined : value;
 
 const switches = Object.fromEntries(
   [...PEFT_SWITCHES, ...METHOD_OPTION_NAMES.filter((name) => !PEFT_SWITCHES.includes(name))].map(
     (name) => {
-      // A switch that was added later is part of an identity only where it is on, so that checkpoints from before it still fit.
-      const later = PEFT_SWITCHES.includes(name)
-        ? {}
-        : { identity: (on: boolean) => on || undefined };
-      return [name, onOff({ default: false, ...METHOD_OPTIONS[name], ...later })];
+      const option: Option = METHOD_OPTIONS[name];
+      if (PEFT_SWITCHES.includes(name)) return [name, option];
+      return [name, { identity: onlyWhereSet(option.default), ...option }];
     },
   ),
-) as unknown as SwitchOptions;
+) as unknown as MethodOptions;
 
 const kStartWords = ['lora', ...START_NAMES.filter((name) => startNamed(name) !== null)];
 /** Names of starts with a number, for which N stands in their list. */
@@ -96,6 +109,16 @@ const init = z.union([
 
 /** Options for the shape of the pair and the modules that get one. */
 const shape = {
+  /**
+   * PEFT's name for the tensors that are trained: `LORA` for a pair A, B, or that of a method with tensors of its own, such as `VERA`.
+   * Default `LORA`.
+   */
+  peftType: choice({
+    choices: PEFT_TYPES,
+    default: LORA_TYPE as string,
+    help: 'what is trained beside each weight',
+    identity: onlyWhereSet(LORA_TYPE),
+  }),
   /** Rank of the pair. Default 8, as in PEFT. */
   r: whole({
     least: 1,
@@ -241,7 +264,7 @@ const inFile = {
 };
 
 // Named types, because a declaration file would lose the doc comments of spread properties.
-type LoraOptions = typeof shape & SwitchOptions & typeof start & typeof inFile & typeof about;
+type LoraOptions = typeof shape & MethodOptions & typeof start & typeof inFile & typeof about;
 
 /** All options of an adapter, in the order in which a run's identity lists them. */
 export const loraOptions: LoraOptions = group('Method and adapter', {
@@ -253,26 +276,68 @@ export const loraOptions: LoraOptions = group('Method and adapter', {
 });
 
 /** The options that a caller may set. */
-export type LoraInputOptions = typeof shape & SwitchOptions & typeof start & typeof about;
+export type LoraInputOptions = typeof shape & MethodOptions & typeof start & typeof about;
 
 const refusal = (config: Values): readonly [option: string, wanted: string] | null => {
   for (const { option, refuses } of selectedVariants(config)) {
     const wanted = refuses(config.initLoraWeights);
-    if (wanted !== null) return [option as string, wanted];
+    if (wanted !== null) return [option ?? 'peftType', wanted];
   }
   return null;
 };
 
 type Values = ResolvedOf<LoraOptions>;
 
+/** Options of LoRA that PEFT's configurations of other types may lack. */
+const kOfLora = [
+  'loraAlpha',
+  'loraDropout',
+  'excludeModules',
+  'rankPattern',
+  'alphaPattern',
+  ...METHOD_OPTION_NAMES,
+] as const;
+
+const kOwnOptions = new Set(
+  PEFT_TYPES.flatMap((type) => optionsOf(type)).filter((name) =>
+    (METHOD_OPTION_NAMES as readonly string[]).includes(name),
+  ),
+);
+
+/** The options that the configuration of a type with tensors of its own has. */
+function optionsOf(peftType: string): string[] {
+  const keys = Object.values(ownFormOf(peftType)?.keys ?? {});
+  return keys.flatMap((key) => ('option' in key ? [key.option] : []));
+}
+
+/** An option that is set and that the adapter's type does not have; undefined: there is none. */
+function foreignOption(config: Values): string | undefined {
+  const own = optionsOf(config.peftType);
+  const isForeign = (name: string): boolean =>
+    config.peftType === LORA_TYPE ? kOwnOptions.has(name) : !own.includes(name);
+  return kOfLora.find((name) => isForeign(name) && !isDefault(name, config[name]));
+}
+
+function isDefault(name: keyof Values, value: unknown): boolean {
+  const option: Option = loraOptions[name];
+  return JSON.stringify(value) === JSON.stringify(normalized(option, defaultOf(option)));
+}
+
 /** Combinations that are refused, as PEFT refuses them. */
 export const loraChecks: readonly Check<Values>[] = [
   {
     when: (config) => selectedVariants(config).length > 1,
     message: (config, name) => {
-      const [first, second] = selectedVariants(config).map(({ option }) => name(option as string));
+      const [first, second] = selectedVariants(config).map(({ option }) =>
+        name(option ?? 'peftType'),
+      );
       return `${first} cannot go with ${second}; switch one of them off`;
     },
+  },
+  {
+    when: (config) => foreignOption(config) !== undefined,
+    message: (config, name) =>
+      `${name(foreignOption(config) as string)} is no option of ${name('peftType')} ${config.peftType}; leave it out`,
   },
   {
     when: (config) => refusal(config) !== null,

@@ -33,8 +33,18 @@ import { checkSavedBase } from './checkpoint_folder.ts';
 import { type LoraConfig, type LoraConfigInput, loraConfig, loraScale } from './config.ts';
 import { type AdapterState, LoraModule } from './lora_module.ts';
 import type { LowRankPair } from './low_rank.ts';
+import type { OwnForm } from './methods/method.ts';
 import { presetSettings } from './methods/preset.ts';
 import { keepsBase, type MethodName, startNamed, variantOf } from './methods/registry.ts';
+import {
+  checkOwnShapes,
+  checkOwnTargets,
+  mastersOf,
+  sharedContext,
+  sharedOf,
+  startOwn,
+  startShared,
+} from './own_tensors.ts';
 import {
   ADAPTER_CONFIG,
   INITIAL_ADAPTER,
@@ -123,26 +133,65 @@ export async function createAdapter(
     refuseHead(model, target.name);
     return { ...target, seed, linear: linearNamed(linears, target.name, 'targetModules') };
   });
-  const shared = sharedState(config, seed);
+  const { own } = variantOf(config);
+  const settings = { ...config };
+  if (own !== undefined) checkOwnTargets(targets, { own, settings });
+  const tensors = own && startShared(own, sharedContext(targets, settings, seed), targets);
+  const shared = sharedState(config, seed, tensors);
   const modules: LoraModule[] = [];
   let startDigest: string | null = null;
   try {
     for (const batch of startBatches(init, targets)) {
-      const initial = initialPairs(init, batch);
-      if (typeof init === 'function') startDigest = await digestOf(initial, batch);
-      for (const [i, target] of batch.entries()) {
-        const first = initial[i] as Required<InitialPair>;
-        modules.push(await freshModule(target, first, { config, shared }));
+      if (own !== undefined) {
+        const parameters = startOwn(batch, { own, settings });
+        for (const [i, target] of batch.entries()) {
+          const module = { target, parameters: parameters[i] as Map<string, Tensor> };
+          modules.push(ownModule(module, { config, shared }));
+        }
+      } else {
+        const initial = initialPairs(init, batch);
+        if (typeof init === 'function') startDigest = await digestOf(initial, batch);
+        for (const [i, target] of batch.entries()) {
+          const first = initial[i] as Required<InitialPair>;
+          modules.push(await freshModule(target, first, { config, shared }));
+        }
       }
       await synchronize();
       onProgress?.(modules.length, targets.length);
     }
   } catch (error) {
     for (const module of modules) module.dispose();
+    for (const tensor of shared.tensors.values()) tensor.dispose();
     saved?.dispose();
     throw error;
   }
   return new Adapter(adapterName, { config, modules, saved, shared, method, startDigest });
+}
+
+/** A module without a pair A, B, which owns its tensors. */
+function ownModule(
+  {
+    target: { name, linear, r, scale, alpha },
+    parameters,
+  }: { target: PairTarget; parameters: ReadonlyMap<string, Tensor> },
+  { config, shared }: { config: LoraConfig; shared: AdapterState },
+): LoraModule {
+  const variant = variantOf(config);
+  return new LoraModule(
+    {
+      ...{ name, linear, r, scale, alpha, variant, parameters },
+      ...{ pair: null, frozen: null, isChange: variant.pairIsChange },
+    },
+    shared,
+  );
+}
+
+/** Finds out whether the update of a module that was read from a file is a small change of its linear. */
+async function checkIsChange(module: LoraModule): Promise<void> {
+  if (!module.isChange || module.variant.own?.loraObstacle(module.settings) !== null) return;
+  const pair = module.variant.toLora(module);
+  module.isChange = await isSmallSum(pair, module.linear, module.scale);
+  for (const tensor of [pair.a, pair.b]) tensor.dispose();
 }
 
 /** The settings under a method's name, which must be that of a method with an adapter. @throws ArgumentError */
@@ -234,22 +283,44 @@ async function adapterOf(
   const initial = plain && isPeft ? await initialOf(folder, read, model.device) : null;
   if (initial !== null) made.push({ dispose: () => disposeRead(initial) });
   freezeBase(model);
+  const { own } = variant;
   const names = config.modulesToSave ?? (values.size > 0 ? CLASSIFIER_MODULES : null);
   const saved = names && new SavedModules(model, names, { tensors: values, path });
   if (saved !== null) made.push(saved);
   for (const tensor of values.values()) tensor.dispose();
   const linears = linearsOf(model);
   const settings = moduleSettings(config);
-  const shared = sharedState(config, seed);
+  const all = Array.from(found, ([name, loaded]) => {
+    const linear = linearNamed(linears, name, folder);
+    refuseHead(model, name);
+    const { alpha, r: named } = settings(name);
+    const r = loaded.pair === null ? named : (loaded.pair.a.shape[0] as number);
+    return { name, linear, alpha, r, scale: loraScale(alpha, r, config), seed, loaded };
+  });
+  const tensors = own && sharedTensors(read, all, { own, seed });
+  const shared = sharedState(config, seed, tensors);
+  made.push(...shared.tensors.values());
   const modules: LoraModule[] = [];
-  for (const batch of startBatches(init, [...found])) {
-    const targets = batch.map(([name, loaded]) => {
-      const linear = linearNamed(linears, name, folder);
-      refuseHead(model, name);
-      checkShapes({ name, ...loaded }, { linear, variant }, folder);
-      const { alpha } = settings(name);
-      const r = loaded.pair.a.shape[0] as number;
-      return { name, linear, alpha, r, scale: loraScale(alpha, r, config), seed, loaded };
+  for (const batch of startBatches(init, all)) {
+    if (own !== undefined) {
+      for (const { loaded, ...target } of batch) {
+        const context = { own, settings: { ...config }, path, linear: target.linear };
+        checkOwnShapes(target, loaded.parameters, context);
+        const parameters = mastersOf(loaded.parameters, context);
+        for (const tensor of loaded.parameters.values()) tensor.dispose();
+        const module = ownModule({ target, parameters }, { config, shared });
+        modules.push(module);
+        made.push(module);
+        await checkIsChange(module);
+      }
+      await synchronize();
+      continue;
+    }
+    const targets = batch.map(({ loaded, ...target }) => {
+      const pair = loaded.pair as LowRankPair;
+      const { name, linear } = target;
+      checkShapes({ name, ...loaded, pair }, { linear, variant }, folder);
+      return { ...target, loaded: { ...loaded, pair } };
     });
     const starts = plain ? [] : initialPairs(init, targets);
     for (const [i, { name, linear, scale, alpha, loaded }] of targets.entries()) {
@@ -330,8 +401,8 @@ async function initialOf(
   for (const [name, { pair }] of modules) {
     const first = initial.modules.get(name)?.pair;
     if (
-      first?.a.shape.join() === pair.a.shape.join() &&
-      first.b.shape.join() === pair.b.shape.join()
+      first?.a.shape.join() === pair?.a.shape.join() &&
+      first?.b.shape.join() === pair?.b.shape.join()
     ) {
       continue;
     }
@@ -356,7 +427,7 @@ function residualOf(
 
 /** A frozen copy of a module's first pair, in the dtype of the trained one. */
 function teacherPair({ modules }: PeftFolder, name: string, linear: Linear): LowRankPair {
-  return frozenCopy((modules.get(name) as LoadedModule).pair, linear);
+  return frozenCopy((modules.get(name) as LoadedModule).pair as LowRankPair, linear);
 }
 
 function frozenCopy(given: LowRankPair, linear: Linear): LowRankPair {
@@ -367,15 +438,38 @@ function frozenCopy(given: LowRankPair, linear: Linear): LowRankPair {
 
 function disposeRead(read: AdapterFolder): void {
   for (const { pair, parameters } of read.modules.values()) {
-    for (const tensor of [pair.a, pair.b, ...parameters.values()]) tensor.dispose();
+    for (const tensor of [...Object.values(pair ?? {}), ...parameters.values()]) tensor.dispose();
   }
+  for (const tensor of read.shared?.values() ?? []) tensor.dispose();
   for (const tensor of read.saved.values()) tensor.dispose();
   if (read.checkpoint === undefined) return;
   for (const { a, b } of read.firstPairs.values()) for (const tensor of [a, b]) tensor.dispose();
 }
 
-function sharedState({ loraDropout: dropout }: LoraConfig, seed: number): AdapterState {
-  return { enabled: false, teaches: false, pass: null, dropout, seed };
+/** @param tensors those that all modules share, which the adapter owns from now on; default: none */
+function sharedState(
+  config: LoraConfig,
+  seed: number,
+  tensors: ReadonlyMap<string, Tensor> = new Map(),
+): AdapterState {
+  const { loraDropout: dropout } = config;
+  const state = { enabled: false, teaches: false, pass: null, dropout, seed };
+  return { ...state, settings: { ...config }, tensors, constants: new Map() };
+}
+
+/** The tensors of a folder that all modules share, checked for the modules there, as copies. The read ones are freed. */
+function sharedTensors(
+  { config, shared = new Map<string, Tensor>(), path }: AdapterFolder,
+  targets: readonly PairTarget[],
+  { own, seed }: { own: OwnForm; seed: number },
+): Map<string, Tensor> {
+  const settings = { ...config };
+  checkOwnTargets(targets, { own, settings });
+  const context = sharedContext(targets, settings, seed);
+  const { linear } = targets[0] as PairTarget;
+  const tensors = sharedOf(shared, { own, context, linear, path });
+  for (const tensor of shared.values()) tensor.dispose();
+  return tensors;
 }
 
 /** Ratio of the norm of B A to that of its r rank-one terms, below which these cancel; where they are independent it is 1. */

@@ -7,7 +7,8 @@ import { FormatError, UnsupportedError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { isMissing, kMaxConfigBytes, readText } from '../io/regular_file.ts';
 import { loadSafetensors, SafetensorsFile, saveSafetensors } from '../io/safetensors.ts';
-import { disposeOnError, type Tensor } from '../tensor.ts';
+import { abs, max, sub } from '../ops/index.ts';
+import { disposeOnError, noGrad, scope, type Tensor } from '../tensor.ts';
 import {
   type AdapterBase,
   adapterMetadata,
@@ -17,7 +18,7 @@ import {
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
 import { copiesOf } from './copies.ts';
 import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
-import type { Variant } from './methods/method.ts';
+import type { Settings, Variant } from './methods/method.ts';
 import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
 import { CLASSIFIER_MODULES, isSaved } from './saved_modules.ts';
 import { moduleSettings, shortestNames, targetMatcher } from './targets.ts';
@@ -30,18 +31,28 @@ export const RESIDUAL_BASE = 'residual';
 export const INITIAL_ADAPTER = 'initial';
 
 const kPrefix = 'base_model.model.';
+const kSharedPrefix = 'base_model.';
 
-/** The keys of the pair and of every variant's parameters, each with a pattern of its spellings after a module's path in files. */
-const kKeys: readonly { key: string; spelling: RegExp }[] = [
-  PAIR_KEYS.a,
-  PAIR_KEYS.b,
+/** A key, with a pattern of one of its spellings after a module's path in files. */
+interface KeySpelling {
+  readonly key: string;
+  readonly spelling: RegExp;
+}
+
+/** The keys of the pair and of every variant's parameters. */
+const kPairKeys: readonly KeySpelling[] = [
+  ...Object.values(PAIR_KEYS).map((key) => [key, key] as const),
   ...VARIANT_PARAMETERS.flatMap(({ key, alsoReadAs = [] }) =>
     [key, ...alsoReadAs].map((read) => [key, read] as const),
   ),
-].map((entry) => {
-  const [key, read] = typeof entry === 'string' ? [entry, entry] : entry;
-  return { key, spelling: spellingOf(read) };
-});
+].map(([key, read]) => ({ key, spelling: spellingOf(read) }));
+
+/** The keys that tensors of a module may have: those of its type where it has no pair. */
+function keysOf(config: LoraConfig): readonly KeySpelling[] {
+  const { own } = variantOf(config);
+  if (own === undefined) return kPairKeys;
+  return own.tensors({ ...config }).map(({ key }) => ({ key, spelling: spellingOf(key) }));
+}
 
 /** The pattern of a key's spellings: a state dict not saved by save_pretrained has the adapter's name after the parameter's. */
 function spellingOf(key: string): RegExp {
@@ -52,16 +63,19 @@ function spellingOf(key: string): RegExp {
 /** The tensors and alpha of one module of an adapter that is written. */
 export interface ExportedModule {
   readonly name: string;
-  readonly pair: LowRankPair;
+  /** Null where the variant has tensors of its own. */
+  readonly pair: LowRankPair | null;
+  readonly r: number;
   readonly alpha: number;
-  /** Tensors that its variant trains beside the pair, by their keys behind the module's path. */
+  /** Tensors of its variant beside the pair, or in its place, by their keys behind the module's path. */
   readonly parameters?: ReadonlyMap<string, Tensor>;
 }
 
 /** The tensors of one module of an adapter that was read. */
 export interface LoadedModule {
-  readonly pair: LowRankPair;
-  /** Tensors that its variant trains beside the pair, by their keys behind the module's path. */
+  /** Null where the variant has tensors of its own. */
+  readonly pair: LowRankPair | null;
+  /** Tensors of its variant beside the pair, or in its place, by their keys behind the module's path. */
   readonly parameters: ReadonlyMap<string, Tensor>;
 }
 
@@ -70,6 +84,8 @@ export interface PeftFolder {
   readonly config: LoraConfig;
   /** Modules by path, in the order of the file. */
   readonly modules: ReadonlyMap<string, LoadedModule>;
+  /** Tensors that all modules share, by their keys after `base_model.`; left out: none. */
+  readonly shared?: ReadonlyMap<string, Tensor>;
   /** Parameters of modules that were saved whole, by path. */
   readonly saved: ReadonlyMap<string, Tensor>;
   /** Path of the file with the tensors. */
@@ -113,12 +129,25 @@ export async function readPeftFolder(
 function partsOf(
   tensors: Readonly<Record<string, Tensor>>,
   { config, whole, path }: { config: LoraConfig; whole: readonly string[]; path: string },
-): Pick<PeftFolder, 'modules' | 'saved'> {
+): Required<Pick<PeftFolder, 'modules' | 'shared' | 'saved'>> {
   const found = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
+  const variant = variantOf(config);
+  const keys = keysOf(config);
+  const shared = new Map(
+    (variant.own?.shared ?? []).flatMap(({ key }) => {
+      const tensor = tensors[kSharedPrefix + key];
+      return tensor === undefined ? [] : [[key, tensor] as const];
+    }),
+  );
   for (const [fullKey, tensor] of Object.entries(tensors)) {
     const key = modelKey(fullKey);
-    const parameter = adapterParameter(key);
+    if (shared.get(fullKey.slice(kSharedPrefix.length)) === tensor) continue;
+    if (repeats(tensor, key, { shared, path })) {
+      tensor.dispose();
+      continue;
+    }
+    const parameter = adapterParameter(key, keys);
     const plain = savedKey(key);
     if (parameter !== null) {
       const { module } = parameter;
@@ -137,16 +166,43 @@ function partsOf(
       advice: 'give the folder of a LoRA adapter',
     });
   }
-  const variant = variantOf(config);
+  const settings = { ...config };
   const modules = new Map(
-    Array.from(found, ([name, parts]) => [name, checkModule(name, parts, { variant, path })]),
+    Array.from(found, ([name, parts]) => [
+      name,
+      checkModule(name, parts, { variant, settings, path }),
+    ]),
   );
-  return { modules, saved };
+  return { modules, shared, saved };
+}
+
+/**
+ * Whether a tensor of a module repeats one that all modules share, as PEFT writes them for RandLoRA.
+ * @throws FormatError where it is another one
+ */
+function repeats(
+  tensor: Tensor,
+  name: string,
+  { shared, path }: { shared: ReadonlyMap<string, Tensor>; path: string },
+): boolean {
+  const common = shared.get(name.slice(name.lastIndexOf('.') + 1));
+  if (common === undefined) return false;
+  const isSame =
+    common.shape.join() === tensor.shape.join() &&
+    scope(() => noGrad(() => max(abs(sub(common, tensor))).itemSync())) === 0;
+  if (isSame) return true;
+  throw new FormatError(
+    `${path}: ${name} differs from the tensor of that name that all modules share`,
+    { path, advice: 'save the adapter again' },
+  );
 }
 
 /** The module that a tensor belongs to, and its key there; null: it belongs neither to a pair nor to a variant. */
-function adapterParameter(name: string): { module: string; key: string } | null {
-  for (const { key, spelling } of kKeys) {
+function adapterParameter(
+  name: string,
+  keys: readonly KeySpelling[],
+): { module: string; key: string } | null {
+  for (const { key, spelling } of keys) {
     const module = spelling.exec(name)?.[1];
     if (module !== undefined) return { module, key };
   }
@@ -180,6 +236,8 @@ export function savedShape(folder: string, name: string): readonly number[] | nu
 /** The content of an adapter that is written. */
 export interface ExportedParts {
   readonly modules: readonly ExportedModule[];
+  /** Tensors that all modules share, by their keys; left out: none. */
+  readonly shared?: ReadonlyMap<string, Tensor>;
   /** Parameters of modules that are saved whole. */
   readonly saved: readonly NamedTensor[];
   readonly base: Promise<AdapterBase>;
@@ -192,11 +250,14 @@ export async function writePeftFolder(
   parts: ExportedParts,
   allLinears: readonly string[],
 ): Promise<void> {
-  const { modules, saved, base } = parts;
+  const { modules, shared = new Map<string, Tensor>(), saved, base } = parts;
   const tensors: Record<string, Tensor> = {};
+  for (const [key, tensor] of shared) tensors[kSharedPrefix + key] = tensor;
   for (const { name, pair, parameters = new Map<string, Tensor>() } of modules) {
-    tensors[`${kPrefix}${name}.${PAIR_KEYS.a}`] = pair.a;
-    tensors[`${kPrefix}${name}.${PAIR_KEYS.b}`] = pair.b;
+    if (pair !== null) {
+      tensors[`${kPrefix}${name}.${PAIR_KEYS.a}`] = pair.a;
+      tensors[`${kPrefix}${name}.${PAIR_KEYS.b}`] = pair.b;
+    }
     for (const [key, tensor] of parameters) tensors[`${kPrefix}${name}.${key}`] = tensor;
   }
   for (const { name, tensor } of saved) tensors[kPrefix + name] = tensor;
@@ -239,9 +300,9 @@ export function configOf(
     alphaPattern: sortedPattern(config.alphaPattern),
   };
   const settings = moduleSettings(sorted);
-  const same = modules.every(({ name, pair, alpha }) => {
+  const same = modules.every(({ name, r: rank, alpha }) => {
     const { r, alpha: written } = settings(name);
-    return r === pair.a.shape[0] && Math.abs(written - alpha) <= 1e-12 * Math.abs(alpha);
+    return r === rank && Math.abs(written - alpha) <= 1e-12 * Math.abs(alpha);
   });
   if (same) return sorted;
   // Patterns are regular expressions, so a dot matches anything; PEFT, too, writes paths as they are.
@@ -251,7 +312,7 @@ export function configOf(
       .map((module) => [module.name, value(module)] as const);
   return {
     ...named,
-    rankPattern: sortedPattern(patternOf(({ pair }) => pair.a.shape[0] as number, config.r)),
+    rankPattern: sortedPattern(patternOf(({ r }) => r, config.r)),
     alphaPattern: sortedPattern(patternOf(({ alpha }) => alpha, config.loraAlpha)),
   };
 }
@@ -264,23 +325,27 @@ function sortedPattern(pattern: LoraConfig['rankPattern']): LoraConfig['rankPatt
 export function checkModule(
   name: string,
   parts: ReadonlyMap<string, Tensor>,
-  { variant, path }: { variant: Variant; path: string },
+  { variant, settings, path }: { variant: Variant; settings: Settings; path: string },
 ): LoadedModule {
-  const own = variant.parameters.map(({ key }) => key);
-  const missing = [...Object.values(PAIR_KEYS), ...own].find((key) => !parts.has(key));
+  const keys =
+    variant.own === undefined
+      ? [...Object.values(PAIR_KEYS), ...variant.parameters.map(({ key }) => key)]
+      : variant.own.tensors(settings).map(({ key }) => key);
+  const missing = keys.find((key) => !parts.has(key));
   if (missing !== undefined) {
     throw new FormatError(`${path}: ${name} has no ${missing.replace(/\.weight$/, '')}`, { path });
   }
-  const [a, b] = [parts.get(PAIR_KEYS.a) as Tensor, parts.get(PAIR_KEYS.b) as Tensor];
-  const parameters = new Map(parts);
-  for (const key of Object.values(PAIR_KEYS)) parameters.delete(key);
-  const foreign = [...parameters.keys()].find((key) => !own.includes(key));
+  const foreign = [...parts.keys()].find((key) => !keys.includes(key));
   if (foreign !== undefined) {
     throw new FormatError(
       `${path}: ${name} has a ${foreign}, which its ${ADAPTER_CONFIG} does not provide for`,
       { path, advice: `set the option that it belongs to (such as use_dora) in ${ADAPTER_CONFIG}` },
     );
   }
+  if (variant.own !== undefined) return { pair: null, parameters: parts };
+  const [a, b] = [parts.get(PAIR_KEYS.a) as Tensor, parts.get(PAIR_KEYS.b) as Tensor];
+  const parameters = new Map(parts);
+  for (const key of Object.values(PAIR_KEYS)) parameters.delete(key);
   if (a.shape.length !== 2 || b.shape.length !== 2 || a.shape[0] !== b.shape[1]) {
     throw new FormatError(
       `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}) and lora_B (out,r)=(${b.shape.join(',')}) do not fit`,

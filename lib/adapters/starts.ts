@@ -169,7 +169,8 @@ function refuse(name: string, what: string): never {
   throw new ArgumentError(`initLoraWeights: ${name}: ${what}`);
 }
 
-function startModule({ name, r, alpha, scale, linear, seed }: PairTarget): StartModule {
+/** A module as a start sees it. */
+export function startModule({ name, r, alpha, scale, linear, seed }: PairTarget): StartModule {
   const { inFeatures, outFeatures, weight } = linear;
   const seedFor = (purpose: string): number =>
     createHash('sha256').update(`${seed}/${name}/${purpose}`).digest().readUIntBE(0, 6);

@@ -8,6 +8,7 @@ import { withDeadline } from '../deadline.ts';
 import { ArgumentError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import { ALL_LINEAR, type LoraConfig, loraScale } from './config.ts';
+import { variantOf } from './methods/registry.ts';
 
 /** A linear module of a model, as targets see it. */
 export interface TargetCandidate {
@@ -112,7 +113,7 @@ export function resolveTargets(
   const settings = moduleSettings(config);
   return found.map((candidate) => {
     const target = settings(candidate.name);
-    checkRank(candidate, target.r);
+    if (variantOf(config).own === undefined) checkRank(candidate, target.r);
     return target;
   });
 }

@@ -27,7 +27,7 @@ export interface TrainingPass {
 }
 
 /** Form of an exported adapter: see {@link AdapterModel.savePretrained}. */
-export type ExportForm = 'lora' | 'residual';
+export type ExportForm = 'lora' | 'plain-lora' | 'residual';
 
 /** What the method of a tuned model does in a run beside its forward passes; see VariantTraining in methods/method.ts. */
 export interface MethodTraining {

@@ -68,8 +68,8 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
   const { to = 'peft', export: form = 'lora', outtype } = settings;
   const [output, adapter] = [settings.output, settings.adapter] as [string, string];
   const target = exportTarget(to);
-  if (form === 'residual' && to !== 'peft') {
-    throw new ArgumentError(`export "residual" is a form of --to peft, got --to ${to}`);
+  if (form !== 'lora' && to !== 'peft') {
+    throw new ArgumentError(`export "${form}" is a form of --to peft, got --to ${to}`);
   }
   outtypeOf(target, outtype);
   if (settings.klText !== undefined && to !== 'gguf' && to !== 'modelfile') {
@@ -81,10 +81,10 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
   const { tuned, tokenizer } = await loadAdapted(settings, progress);
   tuned.checkForm(form);
   const lines: string[] = [];
-  if (form === 'residual') {
+  if (form !== 'lora') {
     await tuned.savePretrained(output, { form });
     // A base that was read from a GGUF file has no tokenizer files to copy.
-    await tokenizer.savePretrained(join(output, RESIDUAL_BASE));
+    await tokenizer.savePretrained(form === 'residual' ? join(output, RESIDUAL_BASE) : output);
   } else {
     const { maxShardSize } = settings;
     const most = maxShardSize === 'none' ? Number.POSITIVE_INFINITY : (maxShardSize ?? undefined);

@@ -50,7 +50,9 @@ function plainObstacle({ modules, saved, residual }: AdapterModel<Model>): strin
   if (saved !== null && saved.parameters.length > 0) {
     return `also trains whole modules (${saved.parameters.map(({ name }) => name).join(', ')})`;
   }
-  for (const { variant } of modules) {
+  for (const { variant, settings } of modules) {
+    const ofType = variant.own?.loraObstacle(settings) ?? null;
+    if (ofType !== null) return ofType;
     const keys = variant.parameters.map(({ key }) => key);
     if (keys.length > 0)
       return `also trains ${keys.join(', ')} (${variant.option ?? 'its variant'})`;

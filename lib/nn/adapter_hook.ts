@@ -8,9 +8,10 @@ import type { Tensor } from '../tensor.ts';
 /**
  * The update of a linear by its adapter. The linear then computes
  *
- *     y = outputScale * (x W^T + low-rank parts) + bias of the linear + bias,
+ *     y = outputScale * (x W^T + low-rank parts) + bias of the linear + bias + x weightChange^T,
  *
- * where the low-rank parts read x after dropout. Products are accumulated in f32 and rounded once.
+ * where the low-rank parts and the change of the weight read x after dropout. Products are accumulated in f32 and rounded once; the
+ * product with the change is rounded apart where the weight is in 16 bits, which could not hold a small change.
  */
 export interface LinearUpdate {
   /** The pairs that are added to W, a (R,in) and b (out,R), each with its scale and its frozen start. */
@@ -19,6 +20,8 @@ export interface LinearUpdate {
   readonly bias?: Tensor; // (out)
   /** Multiplied into the output before any bias, f32 (f64 beside f64). */
   readonly outputScale?: Tensor; // (out)
+  /** Added to the weight, f32 (f64 beside f64). */
+  readonly weightChange?: Tensor; // (out,in)
   readonly dropout?: InputDropout;
 }
 

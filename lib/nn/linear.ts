@@ -2,7 +2,7 @@
  * Linear modules, and groups of them that read the same input (q, k, v; gate, up) and run as one op. An adapter is installed on a
  * Linear as its `adapter` attribute; a group reads that of each member.
  */
-import { add, dropout, type LinearOperands, linearGroup } from '../ops/index.ts';
+import { add, dropout, type LinearOperands, linear, linearGroup } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LinearAdapter, LinearUpdate } from './adapter_hook.ts';
 import { Module } from './module.ts';
@@ -53,18 +53,34 @@ export class LinearGroup {
 function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
   const updates = linears.map(({ adapter }) => adapter?.update() ?? null);
   const drop = updates.find((update) => update?.dropout)?.dropout;
-  return linearGroup(
+  const adapterInput = drop ? dropout(x, drop) : null;
+  const outputs = linearGroup(
     x,
     linears.map((linear, i) => operandsOf(linear, updates[i] ?? null)),
-    { adapterInput: drop ? dropout(x, drop) : null },
+    { adapterInput },
   );
+  return outputs.map((y, i) => {
+    const update = updates[i] ?? null;
+    const change = update?.weightChange;
+    if (change === undefined || isInWeight(update, x.dtype)) return y;
+    return add(y, linear(adapterInput ?? x, change.to(x.dtype)));
+  });
+}
+
+/** Whether the change of the weight is added to the weight itself, which saves a product. */
+function isInWeight(update: LinearUpdate | null, dtype: Tensor['dtype']): boolean {
+  return update?.weightChange?.dtype === dtype && update.dropout === undefined;
 }
 
 /** Operands of a linear in one forward, its adapter's update included. */
 function operandsOf({ weight, bias }: Linear, update: LinearUpdate | null): LinearOperands {
   if (update === null) return { weight, bias };
-  const { lowRank, outputScale = null, bias: added } = update;
-  return { weight, lowRank, outputScale, bias: added ? addBias(bias, added, weight.dtype) : bias };
+  const { lowRank, outputScale = null, bias: added, weightChange } = update;
+  return {
+    ...{ lowRank, outputScale },
+    weight: weightChange && isInWeight(update, weight.dtype) ? add(weight, weightChange) : weight,
+    bias: added ? addBias(bias, added, weight.dtype) : bias,
+  };
 }
 
 /** The sum of both biases in the activations' dtype, summed in f32 (f64). */

@@ -225,13 +225,13 @@ export const outputOptions = group(kOutputGroup, {
     aliases: ['keep-checkpoints', 'max-checkpoints'],
   }),
   /**
-   * Form of an exported PiSSA adapter: a LoRA of rank 2r on the unchanged base, or the pair of rank r with the residual model.
-   * Default `lora`.
+   * Form of the exported adapter: `lora`, on the unchanged base (PiSSA of rank 2r; a method without a pair A, B with its own tensors),
+   * `plain-lora`, a pair on the unchanged base in any case, or `residual`, PiSSA's pair of rank r with the residual model. Default `lora`.
    */
   export: choice({
-    choices: ['lora', 'residual'],
+    choices: ['lora', 'plain-lora', 'residual'],
     default: 'lora',
-    help: 'form of a PiSSA adapter: rank 2r on the untouched base, or the residual pair',
+    help: "form of the adapter: on the untouched base (PiSSA: rank 2r), as a plain LoRA in any case, or PiSSA's residual pair",
     identity: false,
   }),
   /** Any JSON value, kept in run/config.json under "command" beside the trainer's own resolved options. */

@@ -9,17 +9,26 @@
 import type { LinearUpdate } from '../../nn/adapter_hook.ts';
 import type { Linear } from '../../nn/linear.ts';
 import type { LowRank } from '../../ops/index.ts';
+import type { Option } from '../../options/option.ts';
 import type { Tensor } from '../../tensor.ts';
 import type { LowRankPair, ScaledPair } from '../low_rank.ts';
+import type { PythonJson } from '../python_json.ts';
 
 /**
  * A switch of the adapter's configuration, PEFT's where it has one; off unless it is set. Its key in adapter_config.json is its name
  * in snake case; a switch that PEFT does not have is written only where it is on, and PEFT refuses such a file.
  */
-export interface MethodOption {
+export interface MethodSwitch {
   /** Description of the switch in `balora train --help`. */
   readonly help: string;
+  readonly schema?: undefined;
 }
+
+/**
+ * An option of the adapter's configuration that a method adds: a switch, or one of any other kind (lib/options/kinds.ts) for a variant
+ * with tensors of its own, whose `keys` give its key in adapter_config.json.
+ */
+export type MethodOption = MethodSwitch | Option;
 
 /** Settings that a method's name stands for, under PEFT's names. The caller's own settings override them. */
 export interface MethodPreset {
@@ -73,10 +82,18 @@ export interface VariantModule extends ScaledPair {
   /** Path of the module in the model. */
   readonly name: string;
   readonly linear: Linear;
-  /** The pairs that are added to W, each with its scale and its frozen start. */
+  /** Rank of the module. */
+  readonly r: number;
+  /** The adapter's configuration. */
+  readonly settings: Settings;
+  /** Whether the update by itself is a small change of the linear; see {@link LowRank}. */
+  readonly isChange: boolean;
+  /** The pairs that are added to W, each with its scale and its frozen start; none where the variant has tensors of its own. */
   readonly parts: readonly LowRank[];
-  /** The trained tensor of one of the variant's parameters. */
+  /** The tensor of one of the variant's parameters, or one that all modules share. */
   parameter(key: string): Tensor;
+  /** A tensor that depends on no trained value, made once for all modules of the adapter that ask for the same key. */
+  constant(key: string, make: () => Tensor): Tensor;
   /**
    * A tensor that is a function of A and B, made without recording when it is first asked for and kept until A or B is
    * written: the micro-batches of a step share it. It belongs to the module.
@@ -142,10 +159,93 @@ export interface VariantTraining {
   afterStep?(modules: readonly VariantModule[], at: UpdatedStep): void | Promise<void>;
 }
 
+/** A checked configuration of an adapter, by the names of its options. */
+export type Settings = Readonly<Record<string, unknown>>;
+
+/** The sizes of an adapted linear. */
+export interface ModuleSizes {
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  readonly r: number;
+}
+
+/** A tensor that each module of an adapter has. */
+export interface OwnTensor {
+  /** Its key in a PEFT file, after the module's path. */
+  readonly key: string;
+  /** Whether it is trained. If not, it keeps its first value, and is saved with the adapter all the same. */
+  readonly trained: boolean;
+  /** Whether weight decay applies to it. */
+  readonly decays: boolean;
+  shape(sizes: ModuleSizes): readonly number[];
+}
+
+/** The modules of an adapter whose shared tensors are made. */
+export interface SharedContext {
+  readonly settings: Settings;
+  /** The sizes of all adapted modules. */
+  readonly modules: readonly ModuleSizes[];
+  /** A 48-bit seed that depends on the adapter's seed and the purpose alone. */
+  seed(purpose: string): number;
+}
+
+/** A frozen tensor that all modules of an adapter share, f32. In a PEFT file it stands once, under `base_model.<key>`. */
+export interface SharedTensor {
+  readonly key: string;
+  shape(context: SharedContext): readonly number[];
+  /** Makes it for a fresh adapter. Runs without recording, in a scope, on the modules' device. */
+  start(context: SharedContext): Tensor;
+}
+
+/**
+ * A key of adapter_config.json: the option that it holds, in its own form where the file has another one; the only value that is
+ * supported; or the value that is written, where any other one may be read, since it changes nothing in what the tensors compute.
+ */
+export type ConfigKey =
+  | {
+      readonly option: string;
+      toFile?(value: never): PythonJson;
+      fromFile?(value: unknown): unknown;
+    }
+  | { readonly only: PythonJson }
+  | { readonly written: PythonJson };
+
+/** The tensors of a variant that has no pair A, B, and their form in a PEFT folder. */
+export interface OwnForm {
+  /** The value of `peft_type`, and of the option `peftType` that selects the variant. */
+  readonly peftType: string;
+  /** Whether PEFT has it. If not, the name must be none of PEFT's, so that PEFT refuses the file. */
+  readonly inPeft: boolean;
+  /** Keys of its adapter_config.json beside those that every configuration of PEFT has (config.ts lists these). */
+  readonly keys: Readonly<Record<string, ConfigKey>>;
+  /** The tensors of each module, in the order in which they are listed. */
+  tensors(settings: Settings): readonly OwnTensor[];
+  readonly shared: readonly SharedTensor[];
+  /**
+   * Makes the first values of many modules' tensors by key, f32, in the modules' order, so that the model is unchanged. Runs without
+   * recording, in a scope, on the modules' device.
+   */
+  start(
+    modules: readonly StartModule[],
+    settings: Settings,
+  ): readonly Readonly<Record<string, Tensor>>[];
+  /** The reason why a module of these sizes cannot be adapted, as `field and value: fix`; null: it can. */
+  refuses(sizes: ModuleSizes, settings: Settings): string | null;
+  /** The reason why no fresh adapter starts as the base with these settings, while one from a file can be used; null: it does. */
+  refusesStart(sizes: ModuleSizes, settings: Settings): string | null;
+  /** The reason why no plain LoRA computes the same, to follow the name of the type; null: one does. */
+  loraObstacle(settings: Settings): string | null;
+}
+
 /** A form of the adapted linear: its formula, and how it is merged and exported. */
 export interface Variant {
   /** The option that selects it; null: it runs where no other is selected. */
   readonly option: string | null;
+  /**
+   * The tensors that it has in the place of the pair A, B, and its configuration in PEFT; `peftType` then selects it, `option` is null
+   * and there are no `parameters`. Left out: it trains a pair. own_form.ts makes such variants.
+   */
+  readonly own?: OwnForm;
   /** A line that gives the output y for the input x. */
   readonly formula: string;
   readonly parameters: readonly VariantParameter[];
@@ -208,7 +308,7 @@ export interface Method<
   readonly regularizers?: Readonly<Record<string, Readonly<Record<string, number>>>>;
   /** Settings of the run's optimisation that the name stands for, such as `optim` (default: none). */
   readonly optimization?: Readonly<Record<string, string | number>>;
-  /** Switches of PEFT's LoraConfig that it adds. */
+  /** Options of the adapter's configuration that it adds. */
   readonly options?: Options;
   /** Values of `initLoraWeights` that it adds. */
   readonly starts?: Starts;

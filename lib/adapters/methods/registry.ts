@@ -1,20 +1,31 @@
 /** The list of methods, and the parts of it that a configuration selects. */
+
+import { onOff } from '../../options/kinds.ts';
+import type { Option, ResolvedOf } from '../../options/option.ts';
 import { balora } from './balora.ts';
 import { dora } from './dora.ts';
 import { full } from './full.ts';
+import { hira } from './hira.ts';
+import { hra } from './hra.ts';
 import { lora } from './lora.ts';
 import { loraFa } from './lora_fa.ts';
+import { loraXs } from './lora_xs.ts';
 import type {
   Method,
   MethodOption,
   MethodPreset,
+  OwnForm,
   Scaling,
   Start,
   Variant,
   VariantParameter,
 } from './method.ts';
+import { miss } from './miss.ts';
+import { neat, peanut } from './neat.ts';
 import { pissa } from './pissa.ts';
+import { randlora } from './randlora.ts';
 import { rslora } from './rslora.ts';
+import { vera } from './vera.ts';
 
 /**
  * Every method, in the order in which help and errors name them. The type is written out because a declaration file would lose the
@@ -28,7 +39,18 @@ const kMethods: readonly [
   typeof balora,
   typeof full,
   typeof loraFa,
-] = [lora, rslora, dora, pissa, balora, full, loraFa];
+  typeof vera,
+  typeof loraXs,
+  typeof miss,
+  typeof hra,
+  typeof neat,
+  typeof peanut,
+  typeof hira,
+  typeof randlora,
+] = [
+  ...[lora, rslora, dora, pissa, balora, full, loraFa],
+  ...[vera, loraXs, miss, hra, neat, peanut, hira, randlora],
+] as const;
 
 type Listed = (typeof kMethods)[number];
 
@@ -52,8 +74,18 @@ type ValuesOf<S> = S extends readonly Start[]
     : never
   : never;
 
-/** The switches of PEFT's LoraConfig that the methods add. */
-export type MethodSwitches = { readonly [K in keyof AllOptions]: boolean };
+/** The options that the methods add, by name. */
+export type MethodOptions = {
+  readonly [K in keyof AllOptions]: AllOptions[K] extends Option
+    ? AllOptions[K]
+    : Option<boolean, boolean>;
+};
+
+/** The values of the options that the methods add. */
+export type MethodSwitches = Readonly<ResolvedOf<MethodOptions>>;
+
+/** The values that select a variant. */
+type Selection = MethodSwitches & { readonly peftType: string };
 
 /** The values of `initLoraWeights` that name a start. */
 export type InitLoraWeights = ValuesOf<StartsOf<Listed>>;
@@ -71,16 +103,26 @@ export const METHODS = Object.freeze(
   Object.fromEntries(kMethods.map((method) => [method.name, method])),
 ) as { readonly [Name in MethodName]: ListedMethod<Name> };
 
-/** The switches of all methods. */
+/** The options of all methods; a switch is off unless it is set. */
 export const METHOD_OPTIONS = Object.freeze(
-  Object.assign({}, ...kMethods.map(({ options }) => options)),
-) as { readonly [K in keyof AllOptions]: MethodOption };
+  Object.fromEntries(
+    kMethods
+      .flatMap(({ options }) => Object.entries<MethodOption>(options ?? {}))
+      .map(([name, option]) => [
+        name,
+        option.schema === undefined ? onOff({ default: false, help: option.help }) : option,
+      ]),
+  ),
+) as unknown as MethodOptions;
 
 /** The names of {@link METHOD_OPTIONS}. */
 export const METHOD_OPTION_NAMES = Object.keys(METHOD_OPTIONS) as (keyof AllOptions)[];
 
 const kStarts: readonly Start[] = kMethods.flatMap(({ starts }): readonly Start[] => starts ?? []);
 const kVariants: readonly Variant[] = kMethods.flatMap(({ variants }) => variants ?? []);
+const kPlainVariant = kVariants.find(
+  ({ option, own }) => option === null && own === undefined,
+) as Variant;
 const kScalings: readonly Scaling[] = kMethods.flatMap(({ scaling }) => scaling ?? []);
 
 /** The values of `initLoraWeights` as help and errors write them. */
@@ -108,15 +150,32 @@ export function keepsBase(value: unknown): boolean {
   return start === null ? kPlainInPeft.has(value) : !start.fromWeight;
 }
 
-/** The variants that a configuration's switches select: none means plain LoRA, and more than one cannot run together. */
-export function selectedVariants(switches: MethodSwitches): Variant[] {
-  return kVariants.filter(({ option }) => isOn(switches, option));
+/** The value of `peftType` that stands for a pair A, B. */
+export const LORA_TYPE = 'LORA';
+
+/** The values of `peftType`. */
+export const PEFT_TYPES: readonly string[] = [
+  LORA_TYPE,
+  ...kVariants.flatMap(({ own }) => (own === undefined ? [] : [own.peftType])),
+];
+
+/** The form of a `peft_type` whose adapters have no pair A, B; null: none is implemented here. */
+export function ownFormOf(peftType: unknown): OwnForm | null {
+  return kVariants.find(({ own }) => own?.peftType === peftType)?.own ?? null;
+}
+
+/** The variants that a configuration selects: none means plain LoRA, and more than one cannot run together. */
+export function selectedVariants(switches: Selection): Variant[] {
+  return kVariants.filter(
+    ({ option, own }) =>
+      isOn(switches, option) || (own !== undefined && own.peftType === switches.peftType),
+  );
 }
 
 /** The variant that a checked configuration runs. */
-export function variantOf(switches: MethodSwitches): Variant {
+export function variantOf(switches: Selection): Variant {
   const [selected] = selectedVariants(switches);
-  return selected ?? (kVariants.find(({ option }) => option === null) as Variant);
+  return selected ?? kPlainVariant;
 }
 
 /** The scaling of a checked configuration. */

@@ -41,8 +41,11 @@ const sample = (shown: string): boolean | string =>
 
 /** The settings of each method, and every initialisation with every valid combination of at most two switches. */
 const configs: [string, LoraConfigInput][] = [
+  // Methods with tensors of their own are tested by own_form.test.ts.
   ...methods.flatMap(({ name, adapter }): [string, LoraConfigInput][] =>
-    adapter === null ? [] : [[`method ${name}`, adapter as LoraConfigInput]],
+    adapter === null || adapter.peftType !== undefined
+      ? []
+      : [[`method ${name}`, adapter as LoraConfigInput]],
   ),
   ...START_NAMES.flatMap((shown) => {
     const one = METHOD_OPTION_NAMES.map((name) => [name]);
@@ -211,8 +214,10 @@ describe('the list', () => {
     const keys = variants.flatMap(({ parameters }) =>
       parameters.flatMap(({ key, alsoReadAs = [] }) => [key, ...alsoReadAs]),
     );
-    const plain = [variants, methods.flatMap(({ scaling }) => scaling ?? [])];
-    for (const names of [METHOD_NAMES, START_NAMES, options, keys]) {
+    const types = variants.flatMap(({ own }) => (own === undefined ? [] : [own.peftType]));
+    const ofPairs = variants.filter(({ own }) => own === undefined);
+    const plain = [ofPairs, methods.flatMap(({ scaling }) => scaling ?? [])];
+    for (const names of [METHOD_NAMES, START_NAMES, options, keys, types]) {
       expect(new Set(names).size).toBe(names.length);
     }
     for (const shown of START_NAMES) {
@@ -249,6 +254,8 @@ describe('the list', () => {
     await expect(page()).toMatchFileSnapshot('../../../docs/methods.md');
   });
 });
+
+const kDefaults = { ...loraConfig() };
 
 /** The text of docs/methods.md. */
 function page(): string {
@@ -309,11 +316,37 @@ What an adapted linear computes, and what it trains beside A and B (by its key i
 
 ${table(
   ['switch', 'y', 'trains'],
-  variants.map(({ option, formula, parameters }) => [
-    option === null ? 'none' : code(option),
-    formula,
-    parameters.map(({ key }) => code(key)).join(', ') || 'nothing',
-  ]),
+  variants
+    .filter(({ own }) => own === undefined)
+    .map(({ option, formula, parameters }) => [
+      option === null ? 'none' : code(option),
+      formula,
+      parameters.map(({ key }) => code(key)).join(', ') || 'nothing',
+    ]),
+)}
+
+What it computes with tensors in the place of A and B, and which options it has besides \`r\` and the choice of modules:
+
+${table(
+  ['`peftType`', 'in PEFT', 'y', 'trains', 'frozen', 'options', 'as a plain LoRA'],
+  variants.flatMap(({ own, formula }) => {
+    if (own === undefined) return [];
+    const tensors = own.tensors(kDefaults);
+    const listed = (keys: readonly string[]): string => keys.map(code).join(', ') || 'nothing';
+    const keysOf = (trained: boolean) =>
+      tensors.filter((one) => one.trained === trained).map(({ key }) => key);
+    return [
+      [
+        code(own.peftType),
+        own.inPeft ? 'yes' : 'no',
+        formula,
+        listed(keysOf(true)),
+        listed([...keysOf(false), ...own.shared.map(({ key }) => key)]),
+        listed(Object.values(own.keys).flatMap((key) => ('option' in key ? [key.option] : []))),
+        own.loraObstacle(kDefaults) === null ? 'exact' : 'no',
+      ],
+    ];
+  }),
 )}
 `;
 }

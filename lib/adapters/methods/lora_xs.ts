@@ -1,0 +1,63 @@
+/**
+ * LoRA-XS (Balazy et al. 2024): W' = W + s B R A, where A = S_r V_r^T and B = U_r hold the leading singular triplets of W and stay
+ * frozen; the matrix R (r,r) alone is trained. R starts as normal noise of deviation 1e-5 in the authors' code, and as 0 here, so that
+ * the adapter starts as the base; its gradient does not depend on R.
+ */
+import { matmul, mul, randomizedSvds, reshape, zeros } from '../../ops/index.ts';
+import { defineMethod, type ModuleSizes } from './method.ts';
+import { lowRankVariant } from './own_form.ts';
+
+const kA = 'lora_A.weight';
+const kB = 'lora_B.weight';
+const kR = 'default_lora_latent_mapping.weight';
+
+const variant = lowRankVariant({
+  peftType: 'LORA_XS',
+  inPeft: false,
+  formula: 'W x + s B R A x; A = S V^T and B = U of the leading singular triplets of W are frozen',
+  keys: {
+    alpha_pattern: { option: 'alphaPattern' },
+    bias: { only: 'none' },
+    exclude_modules: { option: 'excludeModules' },
+    fan_in_fan_out: { option: 'fanInFanOut' },
+    lora_alpha: { option: 'loraAlpha' },
+    lora_dropout: { option: 'loraDropout' },
+    rank_pattern: { option: 'rankPattern' },
+  },
+  tensors: () => [
+    {
+      key: kA,
+      trained: false,
+      decays: false,
+      shape: ({ r, inFeatures }: ModuleSizes) => [r, inFeatures],
+    },
+    {
+      key: kB,
+      trained: false,
+      decays: false,
+      shape: ({ r, outFeatures }: ModuleSizes) => [outFeatures, r],
+    },
+    { key: kR, trained: true, decays: true, shape: ({ r }) => [r, r] },
+  ],
+  start: (modules) => {
+    const tasks = modules.map((module) => {
+      const { weight, r: rank } = module;
+      const a = weight.dtype === 'f64' ? weight.to('f32') : weight;
+      return { a, rank, seed: module.seed('svd') };
+    });
+    return randomizedSvds(tasks).map(({ u, s, vt }) => {
+      const { size: r } = s;
+      return { [kA]: mul(vt, reshape(s, [r, 1])), [kB]: u, [kR]: zeros([r, r]) };
+    });
+  },
+  factors: ({ tensor }) => ({ a: tensor(kA), b: matmul(tensor(kB), tensor(kR)) }),
+});
+
+export const loraXs = defineMethod({
+  name: 'lora_xs',
+  title: 'LoRA-XS: a trained r x r matrix between the frozen singular vectors of each weight',
+  source: 'arXiv 2405.17604',
+  since: '0.2.0',
+  adapter: { peftType: 'LORA_XS' },
+  variants: [variant],
+});

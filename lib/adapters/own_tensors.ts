@@ -1,0 +1,166 @@
+/** The tensors of adapters that have no pair A, B (methods/own_form.ts): first values, and checks of those that were read from a file. */
+import { createHash } from 'node:crypto';
+import { withDevice } from '../device.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
+import type { Linear } from '../nn/linear.ts';
+import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { kOtherModel, masterOf } from './attach.ts';
+import { copyOf } from './copies.ts';
+import { masterDType } from './low_rank.ts';
+import type { ModuleSizes, OwnForm, Settings, SharedContext } from './methods/method.ts';
+import { type PairTarget, startModule } from './starts.ts';
+
+/** What the tensors of all modules are made or checked by. */
+export interface OwnContext {
+  readonly own: OwnForm;
+  readonly settings: Settings;
+}
+
+/** The context of the tensors that the modules of an adapter share. */
+export function sharedContext(
+  targets: readonly PairTarget[],
+  settings: Settings,
+  seed: number,
+): SharedContext {
+  return {
+    settings,
+    modules: targets.map(sizesOf),
+    seed: (purpose) => createHash('sha256').update(`${seed}/${purpose}`).digest().readUIntBE(0, 6),
+  };
+}
+
+/** First values of the tensors that all modules share. All modules are on one device and in one dtype. */
+export function startShared(
+  own: OwnForm,
+  context: SharedContext,
+  [target]: readonly PairTarget[],
+): Map<string, Tensor> {
+  if (target === undefined) return new Map();
+  const { weight } = target.linear;
+  const dtype = masterDType(weight.dtype);
+  const made = withDevice(weight.device, () =>
+    unscoped(() =>
+      noGrad(() =>
+        scope(() =>
+          Object.fromEntries(
+            own.shared.map((tensor) => [tensor.key, copyOf(tensor.start(context).to(dtype))]),
+          ),
+        ),
+      ),
+    ),
+  );
+  return new Map(Object.entries(made));
+}
+
+/** First values of the modules' own tensors, in their order, as masters. @throws ArgumentError where none leave the base as it is */
+export function startOwn(
+  targets: readonly PairTarget[],
+  { own, settings }: OwnContext,
+): Map<string, Tensor>[] {
+  for (const target of targets) {
+    const complaint = own.refusesStart(sizesOf(target), settings);
+    if (complaint !== null) throw new ArgumentError(`${target.name}: ${complaint}`);
+  }
+  const first = withDevice(targets[0]?.linear.weight.device, () =>
+    unscoped(() => noGrad(() => scope(() => own.start(targets.map(startModule), settings)))),
+  );
+  const masters = targets.map(({ linear }, i) =>
+    mastersOf(new Map(Object.entries(first[i] as Record<string, Tensor>)), {
+      linear,
+      ...{ own, settings },
+    }),
+  );
+  for (const tensors of first) for (const tensor of Object.values(tensors)) tensor.dispose();
+  return masters;
+}
+
+/** Copies of a module's tensors in the masters' dtype, those that are trained collecting gradients. The given ones stay their owner's. */
+export function mastersOf(
+  values: ReadonlyMap<string, Tensor>,
+  { own, settings, linear }: OwnContext & { readonly linear: Linear },
+): Map<string, Tensor> {
+  return new Map(
+    own.tensors(settings).map(({ key, trained }) => {
+      const master = masterOf(values.get(key) as Tensor, linear);
+      master.requiresGrad = trained;
+      return [key, master];
+    }),
+  );
+}
+
+/** Checks that a variant can be applied to every module. @throws ArgumentError with the module's name */
+export function checkOwnTargets(targets: readonly PairTarget[], context: OwnContext): void {
+  const { own, settings } = context;
+  for (const target of targets) {
+    const complaint = own.refuses(sizesOf(target), settings);
+    if (complaint !== null) throw new ArgumentError(`${target.name}: ${complaint}`);
+  }
+}
+
+/** Checks that a module's tensors fit it. @throws FormatError if one does not */
+export function checkOwnShapes(
+  target: PairTarget,
+  values: ReadonlyMap<string, Tensor>,
+  { own, settings, path }: OwnContext & { readonly path: string },
+): void {
+  const sizes = sizesOf(target);
+  for (const { key, shape } of own.tensors(settings)) {
+    checkShape(`${target.name}: ${key}`, {
+      found: values.get(key)?.shape ?? [],
+      wanted: shape(sizes),
+      path,
+    });
+  }
+}
+
+/**
+ * Checks the tensors of a file that all modules share, and makes copies of them in the masters' dtype.
+ * @throws FormatError if one is missing or does not fit
+ */
+export function sharedOf(
+  values: ReadonlyMap<string, Tensor>,
+  { own, context, linear, path }: SharedFile,
+): Map<string, Tensor> {
+  for (const { key, shape } of own.shared) {
+    const found = values.get(key);
+    if (found === undefined) {
+      throw new FormatError(
+        `${path}: has no base_model.${key}, which all modules share and which a seed of PyTorch's does not restore here`,
+        { path, advice: 'save the adapter with save_projection true' },
+      );
+    }
+    checkShape(`base_model.${key}`, { found: found.shape, wanted: shape(context), path });
+  }
+  const dtype = masterDType(linear.weight.dtype);
+  return new Map(
+    own.shared.map(({ key }) => [
+      key,
+      unscoped(() => noGrad(() => scope(() => copyOf((values.get(key) as Tensor).to(dtype))))),
+    ]),
+  );
+}
+
+/** A file whose shared tensors are read. */
+interface SharedFile {
+  readonly own: OwnForm;
+  readonly context: SharedContext;
+  /** One of the adapted linears. */
+  readonly linear: Linear;
+  readonly path: string;
+}
+
+function checkShape(
+  what: string,
+  { found, wanted, path }: { found: readonly number[]; wanted: readonly number[]; path: string },
+): void {
+  if (found.join() === wanted.join()) return;
+  throw new FormatError(
+    `${path}: ${what} must have the shape (${wanted.join(',')}) for this model, got (${found.join(',')})`,
+    { path, advice: kOtherModel },
+  );
+}
+
+function sizesOf({ linear, r }: PairTarget): ModuleSizes {
+  const { inFeatures, outFeatures } = linear;
+  return { inFeatures, outFeatures, r };
+}
