@@ -81,7 +81,6 @@ export const optimizationOptions = group('Optimization', {
     below: 1,
     default: 0.9,
     help: 'decay of the first moment',
-    aliases: ['beta1'],
   }),
   /** Decay rate of AdamW's second moment. Default 0.999. */
   adamBeta2: number({
@@ -89,7 +88,6 @@ export const optimizationOptions = group('Optimization', {
     below: 1,
     default: 0.999,
     help: 'decay of the second moment',
-    aliases: ['beta2'],
   }),
   /**
    * Number added to the square root of AdamW's second moment, for numerical stability. Default 1e-8; under the method lora_fa 1e-6.

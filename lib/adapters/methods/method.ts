@@ -177,7 +177,20 @@ export interface OwnTensor {
   readonly trained: boolean;
   /** Whether weight decay applies to it. */
   readonly decays: boolean;
+  /**
+   * Whether it is only what the variant's `training` keeps from step to step (default false): it starts as 0, is part of checkpoints, and
+   * no file of an adapter has it.
+   */
+  readonly isState?: boolean;
   shape(sizes: ModuleSizes): readonly number[];
+}
+
+/** The tensors of an adapter as its files hold them, where these are others than those in memory. */
+export interface FileForm {
+  /** The tensors of each module by key, in the modules' order; they belong to the caller. */
+  readonly tensors: readonly Readonly<Record<string, Tensor>>[];
+  /** Options of the configuration that say what the files hold. */
+  readonly settings: Settings;
 }
 
 /** The modules of an adapter whose shared tensors are made. */
@@ -221,9 +234,24 @@ export interface OwnForm {
   /** The tensors of each module, in the order in which they are listed. */
   tensors(settings: Settings): readonly OwnTensor[];
   readonly shared: readonly SharedTensor[];
+  /** Rank of every module (default: the options `r` and `rankPattern` say it). */
+  rank?(settings: Settings): number;
+  /** The scale s (default: alpha / r, or 1 for a type that has no alpha). */
+  scale?(settings: Settings, alpha: number): number;
+  /** The tensors that a file gets, without states, and options that go with them (default: the tensors in memory). */
+  toFile?(modules: readonly VariantModule[]): FileForm;
+  /**
+   * The tensors of a module from those in a file, where `toFile` is defined. Runs without recording.
+   * @throws ArgumentError for tensors that make none
+   */
+  fromFile?(
+    module: { readonly name: string; readonly r: number },
+    values: ReadonlyMap<string, Tensor>,
+    settings: Settings,
+  ): ReadonlyMap<string, Tensor>;
   /**
    * Makes the first values of many modules' tensors by key, f32, in the modules' order, so that the model is unchanged. Runs without
-   * recording, in a scope, on the modules' device.
+   * recording, in a scope, on the modules' device. States are left out.
    */
   start(
     modules: readonly StartModule[],

@@ -2,12 +2,14 @@
 
 import { onOff } from '../../options/kinds.ts';
 import type { Option, ResolvedOf } from '../../options/option.ts';
+import { adalora } from './adalora.ts';
 import { balora } from './balora.ts';
 import { dora } from './dora.ts';
 import { full } from './full.ts';
 import { hira } from './hira.ts';
 import { hra } from './hra.ts';
 import { lora } from './lora.ts';
+import { loraDash } from './lora_dash.ts';
 import { loraFa } from './lora_fa.ts';
 import { loraXs } from './lora_xs.ts';
 import type {
@@ -39,6 +41,8 @@ const kMethods: readonly [
   typeof balora,
   typeof full,
   typeof loraFa,
+  typeof adalora,
+  typeof loraDash,
   typeof vera,
   typeof loraXs,
   typeof miss,
@@ -48,7 +52,7 @@ const kMethods: readonly [
   typeof hira,
   typeof randlora,
 ] = [
-  ...[lora, rslora, dora, pissa, balora, full, loraFa],
+  ...[lora, rslora, dora, pissa, balora, full, loraFa, adalora, loraDash],
   ...[vera, loraXs, miss, hra, neat, peanut, hira, randlora],
 ] as const;
 
