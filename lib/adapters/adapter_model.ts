@@ -28,9 +28,16 @@ import {
   readAdapter,
 } from './make_adapter.ts';
 import { checkMergeable, mergedLinears } from './merged_weights.ts';
-import type { MethodName } from './methods/registry.ts';
+import { methodTraining } from './method_training.ts';
+import { type MethodName, variantOf } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
-import type { ExportForm, NamedTensor, TrainingPass, TunedModel } from './tuned_model.ts';
+import type {
+  ExportForm,
+  MethodTraining,
+  NamedTensor,
+  TrainingPass,
+  TunedModel,
+} from './tuned_model.ts';
 
 export { LoraModule } from './lora_module.ts';
 export type { AdapterConfigInput, CreateOptions, LoadOptions };
@@ -209,6 +216,11 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   get trainsHead(): boolean {
     return this.#active.trainsHead(this.model);
+  }
+
+  get methodTraining(): MethodTraining | null {
+    const { config, modules } = this.#active;
+    return methodTraining(variantOf(config), modules);
   }
 
   get graphObstacle(): string | null {

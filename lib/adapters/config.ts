@@ -277,6 +277,8 @@ export function loraScale(
   r: number,
   config: MethodSwitches & { readonly peftType: string },
 ): number {
+  const own = ownFormOf(config.peftType);
+  if (own?.scale !== undefined) return own.scale({ ...config }, alpha);
   return hasAlpha(config.peftType) ? alpha / scalingOf(config).divisor(r) : 1;
 }
 

@@ -16,8 +16,9 @@ import { linearNames } from './attach.ts';
 import { hasAlpha, type LoraConfig, loraConfig } from './config.ts';
 import type { LoraModule } from './lora_module.ts';
 import { type LowRankPair, productOf } from './low_rank.ts';
-import type { Variant } from './methods/method.ts';
+import type { OwnForm, Variant } from './methods/method.ts';
 import { ownFormOf, STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
+import { fileKeys } from './own_tensors.ts';
 import {
   type ExportedModule,
   INITIAL_ADAPTER,
@@ -78,11 +79,32 @@ export async function savePlain(adapter: ExportableAdapter, folder: string): Pro
 
 /** Saves the tensors of an adapter that has no pair A, B, under the keys of its type. */
 async function saveOwn(adapter: ExportableAdapter, folder: string): Promise<void> {
-  const modules = adapter.modules.map(({ name, r, alpha, parameters }) => {
-    return { name, pair: null, r, alpha, parameters };
+  const own = ownFormOf(adapter.config.peftType) as OwnForm;
+  const form = own.toFile?.(adapter.modules);
+  const keys = fileKeys(own, { ...adapter.config });
+  const modules = adapter.modules.map(({ name, r, alpha, parameters }, i) => {
+    const tensors = form?.tensors[i];
+    const inFile = (key: string): Tensor => (tensors?.[key] ?? parameters.get(key)) as Tensor;
+    return {
+      name,
+      pair: null,
+      r,
+      alpha,
+      parameters: new Map(keys.map((key) => [key, inFile(key)])),
+    };
   });
   const base = { digest: digestOnBase(adapter), form: null };
-  await write(adapter, folder, { config: adapter.config, modules, base });
+  try {
+    await write(adapter, folder, {
+      config: { ...adapter.config, ...form?.settings },
+      modules,
+      base,
+    });
+  } finally {
+    for (const tensors of form?.tensors ?? []) {
+      for (const tensor of Object.values(tensors)) tensor.dispose();
+    }
+  }
 }
 
 /**
@@ -96,8 +118,11 @@ export async function saveAsLora(adapter: ExportableAdapter, folder: string): Pr
     return;
   }
   const pairs = adapter.modules.map((module) => module.variant.toLora(module));
-  const modules = adapter.modules.map(({ name, r, scale }, i) => {
-    return { name, pair: pairs[i] as LowRankPair, r, alpha: scale * r };
+  const modules = adapter.modules.flatMap(({ name, scale }, i) => {
+    const pair = pairs[i] as LowRankPair;
+    const r = pair.a.shape[0] as number;
+    // A module that has lost its whole rank is the base's.
+    return r === 0 ? [] : [{ name, pair, r, alpha: scale * r }];
   });
   try {
     const base = { digest: digestOnBase(adapter), form: null };

@@ -171,10 +171,10 @@ export class LoraModule implements LinearAdapter, VariantModule {
         .filter(({ trained }) => trained)
         .map(({ key, decays }) => ({ name: named(key), tensor: this.parameter(key), decays }));
     }
-    const { pair } = this;
+    const { pair, scale } = this;
     return [
-      { name: named(PAIR_KEYS.a), tensor: pair.a },
-      { name: named(PAIR_KEYS.b), tensor: pair.b },
+      { name: named(PAIR_KEYS.a), tensor: pair.a, factor: { role: 'a', ...pair, scale } },
+      { name: named(PAIR_KEYS.b), tensor: pair.b, factor: { role: 'b', ...pair, scale } },
       ...this.variant.parameters.map(({ key, decays }) => ({
         name: named(key),
         tensor: this.parameter(key),

@@ -48,6 +48,7 @@ import {
 import {
   checkOwnShapes,
   checkOwnTargets,
+  fromFile,
   mastersOf,
   sharedContext,
   sharedOf,
@@ -382,10 +383,11 @@ async function adapterOf(
   for (const batch of startBatches(init, all)) {
     if (own !== undefined) {
       for (const { loaded, ...target } of batch) {
-        const context = { own, settings: { ...config }, path, linear: target.linear };
-        checkOwnShapes(target, loaded.parameters, context);
-        const parameters = mastersOf(loaded.parameters, context);
-        for (const tensor of loaded.parameters.values()) tensor.dispose();
+        const context = { own, settings: { ...config }, path };
+        const values = isPeft ? fromFile(target, loaded.parameters, context) : loaded.parameters;
+        checkOwnShapes(target, values, context);
+        const parameters = mastersOf(target, values, context);
+        for (const tensor of [...loaded.parameters.values(), ...values.values()]) tensor.dispose();
         const module = ownModule({ target, parameters }, { config, shared });
         modules.push(module);
         made.push(module);

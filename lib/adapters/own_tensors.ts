@@ -3,12 +3,18 @@ import { createHash } from 'node:crypto';
 import { withDevice } from '../device.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import type { Linear } from '../nn/linear.ts';
+import { zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { kOtherModel, masterOf } from './attach.ts';
 import { copyOf } from './copies.ts';
 import { masterDType } from './low_rank.ts';
 import type { ModuleSizes, OwnForm, Settings, SharedContext } from './methods/method.ts';
 import { type PairTarget, startModule } from './starts.ts';
+
+/** The keys of the tensors that a module has in files. */
+export function fileKeys(own: OwnForm, settings: Settings): string[] {
+  return own.tensors(settings).flatMap(({ key, isState }) => (isState ? [] : [key]));
+}
 
 /** What the tensors of all modules are made or checked by. */
 export interface OwnContext {
@@ -64,9 +70,8 @@ export function startOwn(
   const first = withDevice(targets[0]?.linear.weight.device, () =>
     unscoped(() => noGrad(() => scope(() => own.start(targets.map(startModule), settings)))),
   );
-  const masters = targets.map(({ linear }, i) =>
-    mastersOf(new Map(Object.entries(first[i] as Record<string, Tensor>)), {
-      linear,
+  const masters = targets.map((target, i) =>
+    mastersOf(target, new Map(Object.entries(first[i] as Record<string, Tensor>)), {
       ...{ own, settings },
     }),
   );
@@ -74,18 +79,40 @@ export function startOwn(
   return masters;
 }
 
-/** Copies of a module's tensors in the masters' dtype, those that are trained collecting gradients. The given ones stay their owner's. */
+/**
+ * Copies of a module's tensors in the masters' dtype, those that are trained collecting gradients; a state that is not there starts as 0.
+ * The given ones stay their owner's.
+ */
 export function mastersOf(
+  target: PairTarget,
   values: ReadonlyMap<string, Tensor>,
-  { own, settings, linear }: OwnContext & { readonly linear: Linear },
+  { own, settings }: OwnContext,
 ): Map<string, Tensor> {
+  const { linear } = target;
   return new Map(
-    own.tensors(settings).map(({ key, trained }) => {
-      const master = masterOf(values.get(key) as Tensor, linear);
+    own.tensors(settings).map(({ key, trained, shape }) => {
+      const { device } = linear.weight;
+      const master = scope(() =>
+        masterOf(values.get(key) ?? zeros(shape(sizesOf(target)), { device }), linear),
+      );
       master.requiresGrad = trained;
       return [key, master];
     }),
   );
+}
+
+/** The tensors of a module from those in its file, which stay their owner's. @throws FormatError for tensors that make none */
+export function fromFile(
+  target: PairTarget,
+  values: ReadonlyMap<string, Tensor>,
+  { own, settings, path }: OwnContext & { readonly path: string },
+): ReadonlyMap<string, Tensor> {
+  try {
+    return own.fromFile?.(target, values, settings) ?? values;
+  } catch (error) {
+    if (!(error instanceof ArgumentError)) throw error;
+    throw new FormatError(`${path}: ${error.message}`, { path });
+  }
 }
 
 /** Checks that a variant can be applied to every module. @throws ArgumentError with the module's name */
@@ -104,7 +131,8 @@ export function checkOwnShapes(
   { own, settings, path }: OwnContext & { readonly path: string },
 ): void {
   const sizes = sizesOf(target);
-  for (const { key, shape } of own.tensors(settings)) {
+  for (const { key, shape, isState } of own.tensors(settings)) {
+    if (isState && !values.has(key)) continue;
     checkShape(`${target.name}: ${key}`, {
       found: values.get(key)?.shape ?? [],
       wanted: shape(sizes),

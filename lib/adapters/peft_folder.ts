@@ -20,6 +20,7 @@ import { copiesOf } from './copies.ts';
 import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
 import type { Settings, Variant } from './methods/method.ts';
 import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
+import { fileKeys } from './own_tensors.ts';
 import { CLASSIFIER_MODULES, isSaved } from './saved_modules.ts';
 import { moduleSettings, shortestNames, targetMatcher } from './targets.ts';
 import type { NamedTensor } from './tuned_model.ts';
@@ -51,7 +52,7 @@ const kPairKeys: readonly KeySpelling[] = [
 function keysOf(config: LoraConfig): readonly KeySpelling[] {
   const { own } = variantOf(config);
   if (own === undefined) return kPairKeys;
-  return own.tensors({ ...config }).map(({ key }) => ({ key, spelling: spellingOf(key) }));
+  return fileKeys(own, { ...config }).map((key) => ({ key, spelling: spellingOf(key) }));
 }
 
 /** The pattern of a key's spellings: a state dict not saved by save_pretrained has the adapter's name after the parameter's. */
@@ -331,7 +332,8 @@ export function checkModule(
     variant.own === undefined
       ? [...Object.values(PAIR_KEYS), ...variant.parameters.map(({ key }) => key)]
       : variant.own.tensors(settings).map(({ key }) => key);
-  const missing = keys.find((key) => !parts.has(key));
+  const needed = variant.own === undefined ? keys : fileKeys(variant.own, settings);
+  const missing = needed.find((key) => !parts.has(key));
   if (missing !== undefined) {
     throw new FormatError(`${path}: ${name} has no ${missing.replace(/\.weight$/, '')}`, { path });
   }

@@ -120,7 +120,8 @@ export function resolveTargets(
 
 /** A function that gives rank, alpha and scale of any module path. */
 export function moduleSettings(config: LoraConfig): (name: string) => Target {
-  const rankOf = firstMatch(config.rankPattern, config.r);
+  const rank = variantOf(config).own?.rank?.({ ...config });
+  const rankOf = rank === undefined ? firstMatch(config.rankPattern, config.r) : () => rank;
   const alphaOf = firstMatch(config.alphaPattern, config.loraAlpha);
   return (name) => {
     const [r, alpha] = [rankOf(name), alphaOf(name)];

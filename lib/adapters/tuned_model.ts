@@ -3,7 +3,9 @@
  * implementations: an adapter on a frozen base, and a model whose own weights are trained.
  */
 import type { CausalLM, Model } from '../models/index.ts';
+import type { FactorOfPair } from '../nn/adapter_hook.ts';
 import type { Tensor } from '../tensor.ts';
+import type { TrainingStep, UpdatedStep } from './methods/method.ts';
 import type { MethodName } from './methods/registry.ts';
 
 /** A tensor and its path in the model. */
@@ -12,6 +14,8 @@ export interface NamedTensor {
   readonly tensor: Tensor;
   /** Whether weight decay applies (default true): not to biases and the weights of norms. */
   readonly decays?: boolean;
+  /** Its place in a low-rank pair, for optimisers that read both factors. Left out: it is no factor of one. */
+  readonly factor?: FactorOfPair;
 }
 
 /** A micro-batch's place in a run. */
@@ -25,6 +29,20 @@ export interface TrainingPass {
 /** Form of an exported adapter: see {@link AdapterModel.savePretrained}. */
 export type ExportForm = 'lora' | 'plain-lora' | 'residual';
 
+/** What the method of a tuned model does in a run beside its forward passes; see VariantTraining in methods/method.ts. */
+export interface MethodTraining {
+  /** The name and the weight of its term of the loss; null: there is none. */
+  readonly term: { readonly key: string; readonly weight: number } | null;
+  /** Enqueues the computation of the term and its gradients, which are added to those of the parameters; () detached. */
+  addTerm(): Tensor;
+  /** The reason why it cannot be trained in a run that begins so; null: it can. */
+  refuses(first: TrainingStep): string | null;
+  /** A number that tells what it does at a step where that depends on the run's length. */
+  plan(at: Pick<TrainingStep, 'step' | 'totalSteps'>): number;
+  beforeStep(at: TrainingStep): Promise<void>;
+  afterStep(at: UpdatedStep): Promise<void>;
+}
+
 /**
  * A model that is being tuned, as the trainer sees it.
  * @typeParam M what is tuned: a causal language model unless said otherwise
@@ -34,6 +52,8 @@ export interface TunedModel<M extends Model = CausalLM> {
   readonly kind: 'adapter' | 'full';
   /** The method it was made with, whose weights a Trainer takes for each regularizer that its own options do not set. Null or left out: none. */
   readonly method?: MethodName | null;
+  /** What its method does in a run beside its forward passes. Null or left out: nothing. */
+  readonly methodTraining?: MethodTraining | null;
   /** Whether the output head is trained: then the losses must not use what only holds for a frozen one. */
   readonly trainsHead: boolean;
   readonly hasTeacher: boolean;

@@ -76,8 +76,9 @@ function hint(key: string, option: Option): string {
 
 /** Options whose default depends on the preset of the chosen method. */
 const kPresetOptions = new Set(
-  Object.values(METHODS).flatMap(({ adapter, regularizers = {} }) => [
+  Object.values(METHODS).flatMap(({ adapter, optimization = {}, regularizers = {} }) => [
     ...Object.keys(adapter ?? {}),
+    ...Object.keys(optimization),
     ...Object.values(regularizers).flatMap((weights) => Object.keys(weights)),
   ]),
 );

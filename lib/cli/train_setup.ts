@@ -21,7 +21,7 @@ import {
   type ValuesOf,
 } from '../options/option.ts';
 import { TASKS, type TaskName } from '../tasks/list.ts';
-import { type ResolvedMethod, resolveMethod } from '../train/methods.ts';
+import { type ResolvedMethod, resolveMethod, withOptimizationOf } from '../train/methods.ts';
 import { resolveOptions } from '../train/options.ts';
 import { REGULARIZER_OPTIONS } from '../train/regularizers.ts';
 import {
@@ -63,7 +63,10 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   // The options are checked here, before a model is loaded.
   const { regularizers } = method;
   resolveOptions(
-    { ...training, regularizers, ...pick(settings, ['evalData', 'samplePrompts']) },
+    {
+      ...withOptimizationOf(method.name, training),
+      ...{ regularizers, ...pick(settings, ['evalData', 'samplePrompts']) },
+    },
     task.task.name,
   );
   return {

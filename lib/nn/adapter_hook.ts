@@ -48,3 +48,12 @@ export interface LinearAdapter {
    */
   observe?(x: Tensor): void;
 }
+
+/** A trained matrix's place in its pair, for optimisers that read both factors. */
+export interface FactorOfPair {
+  readonly role: 'a' | 'b';
+  readonly a: Tensor; // (r,in)
+  readonly b: Tensor; // (out,r)
+  /** The scale s of s B A. */
+  readonly scale: number;
+}

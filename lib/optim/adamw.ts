@@ -23,7 +23,7 @@ export const adamwMoments = (shape: readonly number[]): MomentShapes => ({
 
 /** AdamW: p -= lr wd p, then p -= lr m_hat / (sqrt(v_hat) + eps). */
 export class AdamW extends Optimizer {
-  private readonly options: Required<Omit<AdamWOptions, 'weightDecay'>>;
+  protected readonly options: Required<Omit<AdamWOptions, 'weightDecay'>>;
   /** Tensors (3) f64 of {@link adamwRate}, one for each pair of learning rate and step count that parameters have. */
   private readonly rates: Tensor[] = [];
   private rateOf: ReadonlyMap<Slot, number> = new Map();
@@ -34,7 +34,7 @@ export class AdamW extends Optimizer {
     this.options = { beta1, beta2, eps };
   }
 
-  override get recordingKey(): string {
+  override get recordingKey(): string | null {
     return [...this.rateOf].map(([{ name }, rate]) => `${name}:${rate}`).join();
   }
 
@@ -65,17 +65,30 @@ export class AdamW extends Optimizer {
   }
 
   protected override updateAll(active: readonly Slot[], coefficient: Tensor | null): void {
-    const { beta1, beta2, eps } = this.options;
-    scope(() =>
-      noGrad(() => {
-        const parameters = active.map((slot) => {
-          const { exp_avg: m, exp_avg_sq: v } = slot.moments as unknown as AdamwState;
-          const rate = this.rates[this.rateOf.get(slot) as number] as Tensor;
-          const { tensor: param, weightDecay } = slot;
-          return { param, grad: param.grad as Tensor, m, v, rate, weightDecay };
-        });
-        adamwSteps(parameters, { betas: [beta1, beta2], eps, coefficient });
-      }),
-    );
+    scope(() => noGrad(() => this.adamw(active, { coefficient, eps: this.options.eps })));
+  }
+
+  /** Enqueues the update of some parameters, with weight decay or without; runs without recording, in a scope. */
+  protected adamw(
+    slots: readonly Slot[],
+    {
+      coefficient,
+      eps,
+      decays = true,
+    }: { coefficient: Tensor | null; eps: number; decays?: boolean },
+  ): void {
+    const { beta1, beta2 } = this.options;
+    const parameters = slots.map((slot) => {
+      const { exp_avg: m, exp_avg_sq: v } = slot.moments as unknown as AdamwState;
+      const rate = this.rates[this.rateOf.get(slot) as number] as Tensor;
+      const weightDecay = decays ? slot.weightDecay : 0;
+      return { param: slot.tensor, grad: this.gradientOf(slot), m, v, rate, weightDecay };
+    });
+    adamwSteps(parameters, { betas: [beta1, beta2], eps, coefficient });
+  }
+
+  /** The gradient that a parameter's moments take up, of its shape and dtype. A subclass may transform it. */
+  protected gradientOf({ tensor: parameter }: Slot): Tensor {
+    return parameter.grad as Tensor;
   }
 }

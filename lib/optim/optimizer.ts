@@ -3,6 +3,7 @@
  * arithmetic is in the kernels. A parameter without a gradient is not changed.
  */
 import { ArgumentError, FormatError } from '../errors.ts';
+import type { FactorOfPair } from '../nn/adapter_hook.ts';
 import { zeros } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 
@@ -10,6 +11,8 @@ import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 export interface OptimizerParameter {
   readonly name: string;
   readonly tensor: Tensor;
+  /** Its place in a low-rank pair. Left out: it is no factor of one. */
+  readonly factor?: FactorOfPair;
 }
 
 /** Parameters that share settings. */
@@ -61,7 +64,7 @@ export abstract class Optimizer {
   ) {
     const names = new Set<string>();
     for (const group of groups) {
-      for (const { name, tensor: parameter } of group.parameters) {
+      for (const { name, tensor: parameter, factor } of group.parameters) {
         if (names.has(name))
           throw new ArgumentError(
             `optimizer: the parameter "${name}" is given twice; list it in one group alone`,
@@ -70,6 +73,7 @@ export abstract class Optimizer {
         this.slots.push({
           name,
           tensor: parameter,
+          ...(factor !== undefined && { factor }),
           moments: makeMoments(shapesOf(parameter.shape), parameter),
           weightDecay: group.weightDecay ?? weightDecay,
           learningRateScale: group.learningRateScale ?? 1,

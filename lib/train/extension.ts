@@ -114,6 +114,10 @@ function schedulesOf(
       name: `the learning rate (${lrSchedulerType}, ${warmupSteps} steps of warm-up)`,
       at: learningRateOf(length, options),
     },
+    {
+      name: "what the adapter's method does",
+      at: (step) => input.tuned.methodTraining?.plan({ step, totalSteps }) ?? 0,
+    },
     ...terms.flatMap((term) => entropies.map((entropy) => weight(term, entropy))),
   ];
 }

@@ -40,8 +40,9 @@ export class GraphPasses {
     private readonly cachesTeacher: boolean,
   ) {
     this.terms = loss.terms;
+    const trained = tuned.parameters().map(({ tensor }) => tensor);
     this.graphs = {
-      gradients: new GradientBuffers(tuned.parameters().map(({ tensor }) => tensor)),
+      gradients: new GradientBuffers(trained.filter(({ requiresGrad }) => requiresGrad)),
       cache: new GraphCache(tuned.model.device),
     };
   }

@@ -23,8 +23,13 @@ const kOptimization: readonly Need<ResolvedOptimization>[] = [
   { keys: ['momentum'], needs: 'optim sgd', isMet: ({ optim }) => optim === 'sgd' },
   {
     keys: ['adamBeta1', 'adamBeta2', 'adamEpsilon'],
-    needs: 'optim adamw',
-    isMet: ({ optim }) => optim === 'adamw',
+    needs: 'optim adamw, lora_fa or riemannian',
+    isMet: ({ optim }) => ['adamw', 'lora_fa', 'riemannian'].includes(optim),
+  },
+  {
+    keys: ['riemannianReg'],
+    needs: 'optim riemannian',
+    isMet: ({ optim }) => optim === 'riemannian',
   },
   {
     keys: ['warmupSteps'],

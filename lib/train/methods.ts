@@ -13,7 +13,7 @@ import {
   type ResolvedRegularizers,
   resolveRegularizers,
 } from './regularizers.ts';
-import type { MethodName } from './types.ts';
+import type { MethodName, OptimizationOptions } from './types.ts';
 
 export { METHODS };
 
@@ -23,6 +23,8 @@ export interface ResolvedMethod {
   /** The checked configuration for {@link AdapterModel.create}, which includes the method's name; null for full fine-tuning. */
   readonly adapter: AdapterConfigInput | null;
   readonly regularizers: ResolvedRegularizers;
+  /** Settings of the optimisation that the name stands for; a Trainer takes them for an adapter that was made with the method. */
+  readonly optimization: OptimizationOptions;
 }
 
 /** A method that trains an adapter. */
@@ -54,7 +56,21 @@ export function resolveMethod(name: MethodName, overrides: MethodOverrides = {})
     name,
     adapter: adapter && { ...adapter, method: name as AdapterMethodName },
     regularizers: resolveRegularizers(regularizersOf(name, { task, given: regularizers }), task),
+    optimization: optimizationOf(name),
   };
+}
+
+/**
+ * The caller's options with the settings of the optimisation that a method sets (none where it is null) and they leave open. A caller who
+ * chooses another optimiser gets none of them.
+ */
+export function withOptimizationOf<O extends OptimizationOptions>(
+  method: MethodName | null,
+  given: O,
+): O {
+  const preset = method === null ? {} : optimizationOf(method);
+  const chosen = given.optim ?? preset.optim;
+  return chosen === preset.optim ? { ...given, ...preset, ...defined(given) } : given;
 }
 
 /** The weights that a method sets for a task (none where it is null), overridden by the caller's options. */
@@ -64,4 +80,8 @@ export function regularizersOf(
 ): RegularizerOptions {
   const preset = method === null ? undefined : METHODS[method].regularizers?.[task];
   return { ...preset, ...defined(given) };
+}
+
+function optimizationOf(name: MethodName): OptimizationOptions {
+  return (METHODS[name].optimization ?? {}) as OptimizationOptions;
 }

@@ -9,7 +9,7 @@ import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
 import { availableMemory, memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import { DTYPE_BYTES, type Tensor } from '../tensor.ts';
 import { type MemoryNote, MemoryPlanner } from './memory_plan.ts';
-import { momentCount } from './optimizers.ts';
+import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
 import type { ResolvedOptions } from './options.ts';
 import { passesOf, selectorOf } from './passes.ts';
 import { accumulateWindow } from './step.ts';
@@ -24,7 +24,7 @@ export async function makePlan(
   const { gradientAccumulationSteps: accumulation, numTrainEpochs, maxSteps } = optimization;
   const totalSteps = await countSteps(data, { accumulation, numTrainEpochs, maxSteps });
   const base = tuned.model.parameters();
-  const trained = tuned.parameters().map(({ tensor }) => tensor);
+  const trained = updatedBy(optimization, tuned.parameters()).map(({ tensor }) => tensor);
   const trainedBytes = bytesOf(trained);
   return {
     totalSteps,
@@ -143,18 +143,20 @@ export async function measurePlan(
   const at = { step: 0, totalSteps: plan.totalSteps };
   let [seconds, persistentBytes] = [0, 0];
   tuned.zeroGradients();
+  const giveBack = withoutGradients(options.optimization, tuned.parameters());
   try {
     for (let pass = 0; pass < 2; pass++) {
       await synchronize();
       persistentBytes = memoryStats({ device }).liveBytes;
       resetPeakMemory({ device });
       const start = performance.now();
-      await accumulateWindow({ passes, signal: undefined }, window, at);
+      await accumulateWindow({ tuned, passes, signal: undefined }, window, at);
       await synchronize();
       seconds = (performance.now() - start) / 1000;
       tuned.zeroGradients();
     }
   } finally {
+    giveBack();
     tuned.zeroGradients();
     passes.dispose();
   }

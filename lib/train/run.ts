@@ -23,7 +23,7 @@ import { describeEnvironment } from './environment.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
 import { idleOptions } from './idle_options.ts';
-import { makeOptimizer } from './optimizers.ts';
+import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
 import type { Identity, ResolvedOptions } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
@@ -383,7 +383,12 @@ export class Run {
 
 /** Prepares a run for its next step. Errors in the options, the output folder or the data are thrown here. */
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
-  const releaseModel = useModel(input.tuned.model);
+  const release = useModel(input.tuned.model);
+  const giveBack = withoutGradients(options.optimization, input.tuned.parameters());
+  const releaseModel = (): void => {
+    giveBack();
+    release();
+  };
   try {
     return await openRunOf(input, options, releaseModel);
   } catch (error) {
@@ -400,8 +405,9 @@ async function openRunOf(
   const { output, overwrite, resume } = options.output;
   input.tuned.zeroGradients();
   const trained = input.tuned.parameters();
-  const groups = parameterGroups(trained, options.optimization);
+  const groups = parameterGroups(updatedBy(options.optimization, trained), options.optimization);
   const plan = await makePlan(input, options);
+  checkMethod(input, options, plan);
   requireRunMemory(input, plan);
   const rate = learningRateOf(plan, options);
   const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
@@ -461,6 +467,25 @@ async function openRunOf(
     await folder?.release();
     throw error;
   }
+}
+
+/** Refuses a run in which the method of the adapter cannot do its part. @throws ArgumentError */
+function checkMethod(
+  { tuned, terms = [] }: AnyTrainerOptions,
+  { optimization }: ResolvedOptions,
+  { totalSteps }: RunPlan,
+): void {
+  const { methodTraining } = tuned;
+  if (!methodTraining) return;
+  const key = methodTraining.term?.key;
+  if (terms.some((term) => term.key === key)) {
+    throw new ArgumentError(
+      `terms: the adapter's method has a term ${key} of its own; give yours another key`,
+    );
+  }
+  const microBatches = optimization.gradientAccumulationSteps;
+  const reason = methodTraining.refuses({ step: 0, totalSteps, microBatches });
+  if (reason !== null) throw new ArgumentError(reason);
 }
 
 /** The parts of a run that its passes depend on, and the place for their notes. */

@@ -19,8 +19,11 @@ import {
 import { type Check, group, type InputOf } from '../options/option.ts';
 
 /** Names of the optimisers. */
-export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd'] as const;
-/** The name of an optimiser: `adamw`, `adafactor` or `sgd`. */
+export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd', 'lora_fa', 'riemannian'] as const;
+/**
+ * The name of an optimiser: `adamw`, `adafactor`, `sgd`, or one for adapters alone: `lora_fa` (LoRA-FA: trains B, not A), `riemannian`
+ * (AdamW with Riemannian preconditioning of A and B).
+ */
 export type OptimizerName = (typeof OPTIMIZER_NAMES)[number];
 
 const share = z.number().optional();
@@ -34,11 +37,11 @@ const schedulerFields = z.strictObject({
 
 /** Options of the optimisation, under the names of transformers. */
 export const optimizationOptions = group('Optimization', {
-  /** Optimiser to use. Default `adamw`. */
+  /** Optimiser to use. Default `adamw`, unless the method has one of its own. */
   optim: choice({
     choices: OPTIMIZER_NAMES,
     default: 'adamw',
-    help: 'optimizer',
+    help: "optimizer; default: the method's, adamw for most",
     aliases: ['optimizer', 'optimiser'],
   }),
   /** Peak learning rate. Default 2e-5. */
@@ -78,7 +81,6 @@ export const optimizationOptions = group('Optimization', {
     below: 1,
     default: 0.9,
     help: 'decay of the first moment',
-    aliases: ['beta1'],
   }),
   /** Decay rate of AdamW's second moment. Default 0.999. */
   adamBeta2: number({
@@ -86,13 +88,14 @@ export const optimizationOptions = group('Optimization', {
     below: 1,
     default: 0.999,
     help: 'decay of the second moment',
-    aliases: ['beta2'],
   }),
-  /** Number added to the square root of AdamW's second moment, for numerical stability. Default 1e-8. */
+  /**
+   * Number added to the square root of AdamW's second moment, for numerical stability. Default 1e-8; under the method lora_fa 1e-6.
+   */
   adamEpsilon: number({
     least: 0,
     default: 1e-8,
-    help: 'added to the root of the second moment',
+    help: "added to the root of the second moment; default: the method's, 1e-8 for most",
     aliases: ['eps', 'epsilon', 'adam-eps'],
   }),
   /** Momentum of SGD; the other optimisers do not have this option. Default 0. */
@@ -102,6 +105,14 @@ export const optimizationOptions = group('Optimization', {
     default: 0,
     help: 'momentum of sgd',
     aliases: ['sgd-momentum'],
+  }),
+  /** Number on the diagonals of the Gram matrices of A and B by which `riemannian` divides. Default 0.01, as in PEFT. */
+  riemannianReg: number({
+    least: 0,
+    above: true,
+    default: 0.01,
+    help: 'riemannian: number on the diagonal of the Gram matrices of A and B',
+    aliases: ['riemannian-regularization'],
   }),
   /** Ratio of the learning rate of B to that of A, as in LoRA+. Default 1. */
   loraplusLrRatio: number({

@@ -63,6 +63,9 @@ export async function takeStep(
   const { tuned, passes, optimizer, clock, maxGradNorm } = parts;
   clock.start();
   const window = await parts.windows.next();
+  const method = tuned.methodTraining ?? null;
+  const inMethod = { ...at, microBatches: window.batches.length };
+  await method?.beforeStep(inMethod);
   const terms = await accumulateWindow(parts, window, at);
 
   withPhase('optimizer', () => tuned.collectGradients());
@@ -83,8 +86,9 @@ export async function takeStep(
     throw notFinite(at.step + 1, terms, norm);
   }
   onUpdate();
+  withPhase('optimizer', () => update.step(learningRate));
+  await method?.afterStep({ ...inMethod, coefficient: update.coefficient });
   withPhase('optimizer', () => {
-    update.step(learningRate);
     update.dispose();
     optimizer.zeroGrad();
     tuned.afterStep();
@@ -102,11 +106,12 @@ export async function takeStep(
 
 /** Computes the gradients of a window and returns the values of the terms, with the weights that were applied. */
 export async function accumulateWindow(
-  { passes, signal }: Pick<StepParts, 'passes' | 'signal'>,
+  { tuned, passes, signal }: Pick<StepParts, 'tuned' | 'passes' | 'signal'>,
   window: Window,
   at: StepOfRun,
 ): Promise<CombinedTerms> {
   const sums = new TermSums(passes.terms);
+  let own: ReturnType<typeof addMethodTerm> = null;
   try {
     const weights = await weightsAt(passes, window, { ...at, signal });
     passes.begin();
@@ -114,14 +119,24 @@ export async function accumulateWindow(
       signal?.throwIfAborted();
       await passes.run(micro, { weights, totals: window.totals, at, sums });
     }
+    own = addMethodTerm(tuned);
     passes.end();
     const custom = 'custom' in passes ? passes.custom : null;
-    return weightedTerms(await sums.read(), weights, custom);
+    const values = { ...(await sums.read()), ...(own && { [own.key]: await own.tensor.item() }) };
+    return weightedTerms(values, { ...weights, ...(own && { [own.key]: own.weight }) }, custom);
   } finally {
+    own?.tensor.dispose();
     sums.dispose();
     const { loss } = passes;
     if (loss !== null) for (const micro of window.batches) releaseTeacher(micro, loss);
   }
+}
+
+/** Adds the gradients of the method's own term, once for the window; null: it has no term. */
+function addMethodTerm({ methodTraining }: TunedModel<Model>) {
+  const term = methodTraining?.term ?? null;
+  if (!methodTraining || term === null) return null;
+  return { ...term, tensor: withPhase('losses', () => methodTraining.addTerm()) };
 }
 
 /**

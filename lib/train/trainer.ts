@@ -12,7 +12,7 @@ import { checkArgument, checkCall } from '../options/call.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { Latest } from './latest.ts';
-import { regularizersOf } from './methods.ts';
+import { regularizersOf, withOptimizationOf } from './methods.ts';
 import { type ResolvedOptions, resolveOptions } from './options.ts';
 import { Pause } from './pause.ts';
 import { makePlan, measurePlan } from './plan.ts';
@@ -289,7 +289,7 @@ function checked(given: AnyTrainerOptions, task: AnyTask): Checked {
   const own = given.regularizers ?? {};
   const regularizers =
     given.loss === undefined ? regularizersOf(method, { task: task.name, given: own }) : own;
-  const input = { ...given, regularizers };
+  const input = { ...withOptimizationOf(method, given), regularizers };
   const options = resolveOptions(input, task.name);
   checkInput(input, options, task);
   return { method, input, options };

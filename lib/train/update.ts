@@ -22,7 +22,8 @@ export class Update {
   private constructor(
     private readonly parts: UpdateParts,
     private readonly normTensor: Tensor,
-    private readonly coefficient: Tensor | null,
+    /** () f64 by which the update multiplies the gradients; null: 1. */
+    readonly coefficient: Tensor | null,
   ) {}
 
   /** Enqueues the computation of the norm. */

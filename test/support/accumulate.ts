@@ -27,7 +27,8 @@ export function accumulator(tuned: TunedModel<Model>, regularizers: RegularizerO
   return {
     async accumulate(window: Window<never> | Window, totalSteps = 1): Promise<FlatTerms> {
       const at = { step: 0, totalSteps };
-      const terms = await accumulateWindow({ passes, signal: undefined }, window as Window, at);
+      const parts = { tuned, passes, signal: undefined };
+      const terms = await accumulateWindow(parts, window as Window, at);
       const { consistency = null, diversity = null, svd = null } = terms.values;
       return { loss: terms.loss, taskLoss: terms.taskLoss, consistency, diversity, svd };
     },

@@ -14,11 +14,17 @@ const kOthers: readonly [string, LoraConfigInput][] = [
   ['randlora very sparse', { peftType: 'RANDLORA', r: 3, randloraVerySparse: true }],
 ];
 
+/** Further settings of methods whose ranks or counts have names of their own. */
+const kSmall: Readonly<Record<string, LoraConfigInput>> = {
+  adalora: { initR: 4, targetR: 2 },
+  lora_dash: { dashWarmup: 3, dashIndex: 3 },
+};
+
 /** The preset of each such method with a small rank, and further settings. */
 export const kOwnForms: readonly [string, LoraConfigInput][] = [
   ...METHOD_NAMES.flatMap((name): [string, LoraConfigInput][] => {
     const preset = METHODS[name].adapter as MethodPreset | null;
-    return preset?.peftType === undefined ? [] : [[name, { ...preset, r: 4 } as LoraConfigInput]];
+    return preset?.peftType === undefined ? [] : [[name, { ...preset, r: 4, ...kSmall[name] } as LoraConfigInput]];
   }),
   ...kOthers,
 ];

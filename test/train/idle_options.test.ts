@@ -47,12 +47,16 @@ describe('an option without effect', () => {
     [
       { optim: 'sgd', adamBeta1: 0.8, adamBeta2: 0.9, adamEpsilon: 1e-6 },
       [
-        'adamBeta1 0.8 has no effect: it needs optim adamw',
-        'adamBeta2 0.9 has no effect: it needs optim adamw',
-        'adamEpsilon 0.000001 has no effect: it needs optim adamw',
+        'adamBeta1 0.8 has no effect: it needs optim adamw, lora_fa or riemannian',
+        'adamBeta2 0.9 has no effect: it needs optim adamw, lora_fa or riemannian',
+        'adamEpsilon 0.000001 has no effect: it needs optim adamw, lora_fa or riemannian',
       ],
     ],
-    [{ optim: 'adafactor', adamBeta2: 0.9 }, ['adamBeta2 0.9 has no effect: it needs optim adamw']],
+    [
+      { optim: 'adafactor', adamBeta2: 0.9 },
+      ['adamBeta2 0.9 has no effect: it needs optim adamw, lora_fa or riemannian'],
+    ],
+    [{ riemannianReg: 0.1 }, ['riemannianReg 0.1 has no effect: it needs optim riemannian']],
     [
       { lrSchedulerType: 'constant', warmupSteps: 5 },
       [
@@ -126,6 +130,7 @@ describe('an option without effect', () => {
   it.each<[Partial<TrainerOptions>]>([
     [{}],
     [{ optim: 'sgd', momentum: 0.9 }],
+    [{ optim: 'riemannian', riemannianReg: 0.1, adamBeta1: 0.8 }],
     [{ momentum: 0, optim: 'adamw', adamBeta1: 0.8, saveTotalLimit: 2 }],
     [{ optim: 'sgd', adamBeta1: 0.9, lrSchedulerType: 'constant', warmupSteps: 0.03 }],
     [{ lrSchedulerType: 'cosine_with_min_lr', lrSchedulerKwargs: { minLr: 1e-7, numCycles: 1 } }],

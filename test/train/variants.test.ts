@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
 import type { NamedTensor, TunedModel } from '../../lib/adapters/tuned_model.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { zeros } from '../../lib/ops/index.ts';
@@ -91,7 +92,9 @@ describe('a run that is stopped and resumed is bit-identical', () => {
     ['dropout', { loraDropout: 0.2 }, { gradientAccumulationSteps: 2 }],
     ['saved modules', { modulesToSave: ['norm'] }, { weightDecay: 0.1 }],
     ['adafactor', {}, { optim: 'adafactor' as OptimizerName }],
-  ] satisfies [string, LoraConfigInput, Partial<TrainerOptions>][])(
+    ['lora_fa', { method: 'lora_fa' }, { weightDecay: 0.1, gradientAccumulationSteps: 2 }],
+    ['riemannian', { loraDropout: 0.1 }, { optim: 'riemannian' as OptimizerName }],
+  ] satisfies [string, AdapterConfigInput, Partial<TrainerOptions>][])(
     '%s',
     async (_, config, more) => {
       const start = () => AdapterModel.create(new TinyModel(), { r: 4, loraAlpha: 8, ...config });

@@ -5,7 +5,7 @@
 import { ArgumentError } from '../../errors.ts';
 import { add, concat, mul, neg, rand, zeros } from '../../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../../tensor.ts';
-import { deltaOf, masterDType } from '../low_rank.ts';
+import { deltaOf, type LowRankPair, masterDType } from '../low_rank.ts';
 import { defineMethod, defineStart, type StartModule, type Variant } from './method.ts';
 
 /** PEFT's default initialisation, kaiming_uniform(a = sqrt 5), which is uniform within 1/sqrt(in). */
@@ -14,7 +14,7 @@ const uniform = defineStart<true>({
   title: 'A uniform within 1/sqrt(in), B zero',
   accepts: (value) => value === true,
   fromWeight: false,
-  pairs: (modules) => modules.map((module) => ({ a: uniformA(module), b: zeroB(module) })),
+  pairs: (modules) => modules.map(uniformPair),
 });
 
 const random = defineStart<false>({
@@ -97,6 +97,11 @@ export const lora = defineMethod({
   variants: [plain, withBias],
   scaling: { option: null, divisor: (r) => r },
 });
+
+/** The first pair of plain LoRA. */
+export function uniformPair(module: StartModule): LowRankPair {
+  return { a: uniformA(module), b: zeroB(module) };
+}
 
 function uniformA(module: StartModule): Tensor {
   const { r, inFeatures } = module;

@@ -190,6 +190,50 @@ export interface VariantParameter {
   start(module: VariantModule): Tensor;
 }
 
+/** A step of a run, before it or after its update. */
+export interface TrainingStep {
+  /** Number of optimiser steps done before it. */
+  readonly step: number;
+  readonly totalSteps: number;
+  /** Number of micro-batches in its accumulation window. */
+  readonly microBatches: number;
+}
+
+/** A step whose parameters are updated, its gradients still there. */
+export interface UpdatedStep extends TrainingStep {
+  /** () f64 by which the update multiplied the gradients (clipping), which `grad` does not contain; null: 1. */
+  readonly coefficient: Tensor | null;
+}
+
+/** A term of the loss that depends on the trained tensors alone; it is added once a step, whatever the micro-batches. */
+export interface VariantTerm {
+  /** Its name in the records of steps, which no other term may have. */
+  readonly key: string;
+  /** Its weight in the loss; 0: it is left out. */
+  weight(modules: readonly VariantModule[]): number;
+  /** Its value, () on the tape. */
+  value(modules: readonly VariantModule[]): Tensor;
+}
+
+/**
+ * What a variant does in a run beside its formula, for all modules of an adapter at once. Hooks open scopes of their own. What they keep
+ * from step to step is in tensors of the modules, so that a resumed run has it.
+ */
+export interface VariantTraining {
+  readonly term?: VariantTerm;
+  /** The reason why the adapter cannot be trained in a run that begins so, as `field and value: fix`; null: it can. */
+  refuses?(modules: readonly VariantModule[], first: TrainingStep): string | null;
+  /**
+   * A number that tells what the hooks do at a step where that depends on the run's length: a run can be given another length if the
+   * numbers of all steps done are the same in both. Left out: they do not depend on it.
+   */
+  plan?(modules: readonly VariantModule[], at: Pick<TrainingStep, 'step' | 'totalSteps'>): number;
+  /** Called before the first forward pass of a step. */
+  beforeStep?(modules: readonly VariantModule[], at: TrainingStep): void | Promise<void>;
+  /** Called when the parameters of a step have been updated. */
+  afterStep?(modules: readonly VariantModule[], at: UpdatedStep): void | Promise<void>;
+}
+
 /** A checked configuration of an adapter, by the names of its options. */
 export type Settings = Readonly<Record<string, unknown>>;
 
@@ -208,7 +252,20 @@ export interface OwnTensor {
   readonly trained: boolean;
   /** Whether weight decay applies to it. */
   readonly decays: boolean;
+  /**
+   * Whether it is only what the variant's `training` keeps from step to step (default false): it starts as 0, is part of checkpoints, and
+   * no file of an adapter has it.
+   */
+  readonly isState?: boolean;
   shape(sizes: ModuleSizes): readonly number[];
+}
+
+/** The tensors of an adapter as its files hold them, where these are others than those in memory. */
+export interface FileForm {
+  /** The tensors of each module by key, in the modules' order; they belong to the caller. */
+  readonly tensors: readonly Readonly<Record<string, Tensor>>[];
+  /** Options of the configuration that say what the files hold. */
+  readonly settings: Settings;
 }
 
 /** The modules of an adapter whose shared tensors are made. */
@@ -252,9 +309,24 @@ export interface OwnForm {
   /** The tensors of each module, in the order in which they are listed. */
   tensors(settings: Settings): readonly OwnTensor[];
   readonly shared: readonly SharedTensor[];
+  /** Rank of every module (default: the options `r` and `rankPattern` say it). */
+  rank?(settings: Settings): number;
+  /** The scale s (default: alpha / r, or 1 for a type that has no alpha). */
+  scale?(settings: Settings, alpha: number): number;
+  /** The tensors that a file gets, without states, and options that go with them (default: the tensors in memory). */
+  toFile?(modules: readonly VariantModule[]): FileForm;
+  /**
+   * The tensors of a module from those in a file, where `toFile` is defined. Runs without recording.
+   * @throws ArgumentError for tensors that make none
+   */
+  fromFile?(
+    module: { readonly name: string; readonly r: number },
+    values: ReadonlyMap<string, Tensor>,
+    settings: Settings,
+  ): ReadonlyMap<string, Tensor>;
   /**
    * Makes the first values of many modules' tensors by key, f32, in the modules' order, so that the model is unchanged. Runs without
-   * recording, in a scope, on the modules' device.
+   * recording, in a scope, on the modules' device. States are left out.
    */
   start(
     modules: readonly StartModule[],
@@ -280,6 +352,8 @@ export interface Variant {
   /** A line that gives the output y for the input x. */
   readonly formula: string;
   readonly parameters: readonly VariantParameter[];
+  /** What it does in a run beside its formula (default: nothing). */
+  readonly training?: VariantTraining;
   /** The values of `initLoraWeights` that it needs, in words, where it cannot be combined with the given one; null: it can. */
   refuses(initLoraWeights: unknown): string | null;
   /**
@@ -335,6 +409,8 @@ export interface Method<
   readonly adapter: MethodPreset | null;
   /** Settings of the regularizers that the name stands for, by task (default: none, so no regularizer runs). */
   readonly regularizers?: Readonly<Record<string, Readonly<Record<string, number>>>>;
+  /** Settings of the run's optimisation that the name stands for, such as `optim` (default: none). */
+  readonly optimization?: Readonly<Record<string, string | number>>;
   /** Options of the adapter's configuration that it adds. */
   readonly options?: Options;
   /** Values of `initLoraWeights` that it adds. */

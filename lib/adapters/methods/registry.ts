@@ -2,6 +2,7 @@
 
 import { onOff } from '../../options/kinds.ts';
 import type { Option, ResolvedOf } from '../../options/option.ts';
+import { adalora } from './adalora.ts';
 import { balora } from './balora.ts';
 import { corda } from './corda.ts';
 import { dora } from './dora.ts';
@@ -11,6 +12,8 @@ import { gaussian } from './gaussian.ts';
 import { hira } from './hira.ts';
 import { hra } from './hra.ts';
 import { lora } from './lora.ts';
+import { loraDash } from './lora_dash.ts';
+import { loraFa } from './lora_fa.ts';
 import { loraGa, loraGaPeft } from './lora_ga.ts';
 import { loraXs } from './lora_xs.ts';
 import type {
@@ -44,6 +47,9 @@ const kMethods: readonly [
   typeof pissa,
   typeof balora,
   typeof full,
+  typeof loraFa,
+  typeof adalora,
+  typeof loraDash,
   typeof gaussian,
   typeof orthogonal,
   typeof olora,
@@ -61,7 +67,7 @@ const kMethods: readonly [
   typeof hira,
   typeof randlora,
 ] = [
-  ...[lora, rslora, dora, pissa, balora, full],
+  ...[lora, rslora, dora, pissa, balora, full, loraFa, adalora, loraDash],
   ...[gaussian, orthogonal, olora, milora, eva, corda, loraGa, loraGaPeft],
   ...[vera, loraXs, miss, hra, neat, peanut, hira, randlora],
 ] as const;

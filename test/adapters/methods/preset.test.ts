@@ -8,7 +8,7 @@ import type { AdapterMethodName } from '../../../lib/adapters/make_adapter.ts';
 import { METHOD_NAMES } from '../../../lib/adapters/methods/registry.ts';
 import { resolveMethod } from '../../../lib/train/methods.ts';
 import type { RegularizerOptions } from '../../../lib/train/regularizers.ts';
-import { Trainer } from '../../../lib/train/trainer.ts';
+import { Trainer, type TrainerOptions } from '../../../lib/train/trainer.ts';
 import { TinyModel, tinySource } from '../../support/tiny_model.ts';
 
 const kFolder = mkdtempSync(join(tmpdir(), 'balora-preset-'));
@@ -48,6 +48,19 @@ describe('the argument `method`', () => {
     expect(optionsOf(tuned, { consistencyWeight: undefined }).regularizers.consistencyWeight).toBe(
       0.025,
     );
+  });
+
+  it('sets options of the optimisation in the trainer, unless the caller chooses another optimiser', async () => {
+    const tuned = await create({ method: 'lora_fa', r: 2 });
+    const optimizationOf = (given: Partial<TrainerOptions>) =>
+      new Trainer({ tuned, data: tinySource([]), ...given }).options.optimization;
+    expect(optimizationOf({})).toMatchObject({ optim: 'lora_fa', adamEpsilon: 1e-6 });
+    expect(optimizationOf({ adamEpsilon: 1e-7 })).toMatchObject({
+      ...{ optim: 'lora_fa', adamEpsilon: 1e-7 },
+    });
+    expect(optimizationOf({ optim: 'adamw' })).toMatchObject({ optim: 'adamw', adamEpsilon: 1e-8 });
+    expect(resolveMethod('lora_fa').optimization).toEqual({ optim: 'lora_fa', adamEpsilon: 1e-6 });
+    expect(resolveMethod('lora').optimization).toEqual({});
   });
 
   it('leaves the identity of a run unchanged', async () => {
