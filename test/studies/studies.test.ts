@@ -244,3 +244,40 @@ describe('CrowS-Pairs', () => {
     kTimeout,
   );
 });
+
+describe('the study of methods', () => {
+  const study = (...more: string[]) =>
+    script(
+      'methods/methods.mjs',
+      ...['--model', at('lm'), '--data', at('pairs.jsonl'), '--eval-data', at('pairs.jsonl')],
+      ...['--prompt-field', 'q', '--response-field', 'a', '--dtype', 'f32', '--steps', '3'],
+      ...['--methods', 'eva,vera', '--rates', '1e-3,1e-2', '--seeds', '0,1', '--rank', '2'],
+      ...['--output', at('methods'), ...more],
+    );
+
+  it(
+    'sweeps the rates, repeats the best one, and does nothing twice',
+    async () => {
+      await writeTinyCheckpoint(at('lm'));
+      const rows = Array.from({ length: 12 }, (_, i) => ({ q: `ab${i % 7}`, a: `c${i % 5}d` }));
+      await writeFile(at('pairs.jsonl'), rows.map((row) => JSON.stringify(row)).join('\n'));
+      const first = await study();
+      const runs = linesOf(at('methods', 'runs.jsonl'));
+      for (const method of ['eva', 'vera']) {
+        const own = runs.filter((run) => run.method === method);
+        const best = own.slice(0, 2).sort((a, b) => a.loss - b.loss)[0];
+        expect(own.map(({ rate, seed }) => [rate, seed])).toEqual([
+          ...[
+            [1e-3, 0],
+            [1e-2, 0],
+          ],
+          [best.rate, 1],
+        ]);
+        expect(first).toMatch(new RegExp(`\\| ${method} \\| ${best.rate} \\| 2 \\| \\d`));
+      }
+      expect((await study()).split('\n')).toHaveLength(5); // the table alone
+      expect(linesOf(at('methods', 'runs.jsonl'))).toEqual(runs);
+    },
+    kTimeout,
+  );
+});
