@@ -117,18 +117,50 @@ export async function saveAsLora(adapter: ExportableAdapter, folder: string): Pr
     await savePlain(adapter, folder);
     return;
   }
-  const pairs = adapter.modules.map((module) => module.variant.toLora(module));
-  const modules = adapter.modules.flatMap(({ name, scale }, i) => {
-    const pair = pairs[i] as LowRankPair;
+  await writeLora(
+    adapter,
+    folder,
+    adapter.modules.map((module) => ({
+      name: module.name,
+      scale: module.scale,
+      pair: module.variant.toLora(module),
+    })),
+  );
+}
+
+/** A module of a plain LoRA. */
+export interface PlainPair {
+  readonly name: string;
+  readonly pair: LowRankPair;
+  readonly scale: number;
+}
+
+/**
+ * Writes pairs on the untouched base, in the place of an adapter's own tensors, and frees them.
+ * @param rank the rank that the configuration names; others are written as patterns. Default: the adapter's
+ */
+export async function writeLora(
+  adapter: ExportableAdapter,
+  folder: string,
+  pairs: readonly PlainPair[],
+  rank?: number,
+): Promise<void> {
+  const modules = pairs.flatMap(({ name, pair, scale }) => {
     const r = pair.a.shape[0] as number;
     // A module that has lost its whole rank is the base's.
     return r === 0 ? [] : [{ name, pair, r, alpha: scale * r }];
   });
   try {
     const base = { digest: digestOnBase(adapter), form: null };
-    await write(adapter, folder, { config: asLora(adapter.config), modules, base });
+    const sizes =
+      rank === undefined ? {} : { r: rank, loraAlpha: rank, rankPattern: [], alphaPattern: [] };
+    await write(adapter, folder, {
+      config: { ...asLora(adapter.config), ...sizes },
+      modules,
+      base,
+    });
   } finally {
-    for (const { a, b } of pairs) for (const tensor of [a, b]) tensor.dispose();
+    for (const { pair } of pairs) for (const tensor of [pair.a, pair.b]) tensor.dispose();
   }
 }
 

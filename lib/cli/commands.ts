@@ -1,6 +1,7 @@
 /** The list of commands, in the order in which the help shows them. */
 import { addCalibrate } from './calibrate_command.ts';
 import { addChat } from './chat_command.ts';
+import { addConvert } from './convert_command.ts';
 import { addEvaluate } from './evaluate_command.ts';
 import { addExport } from './export_command.ts';
 import { addGenerate } from './generate_command.ts';
@@ -22,6 +23,7 @@ export const kCommands: readonly CommandModule[] = [
   addInspect,
   addMerge,
   addExport,
+  addConvert,
   addPush,
   addSchema,
 ];

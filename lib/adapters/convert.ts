@@ -1,0 +1,201 @@
+/**
+ * Conversion of an adapter of any method to a plain LoRA: of what it changes in each weight the leading singular triplets, as PEFT's
+ * convert_to_lora makes them, optionally with its intruder dimensions reduced (Shuttleworth et al. 2024; PEFT's
+ * reduce_intruder_dimension).
+ */
+import { ArgumentError, UnsupportedError } from '../errors.ts';
+import type { Model } from '../models/index.ts';
+import {
+  abs,
+  add,
+  matmul,
+  max,
+  mul,
+  reshape,
+  slice,
+  sqrt,
+  sub,
+  svd,
+  transpose,
+} from '../ops/index.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  finiteNumber,
+  kCall,
+  wholeNumber,
+} from '../options/call.ts';
+import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
+import type { AdapterModel } from './adapter_model.ts';
+import { type PlainPair, writeLora } from './export.ts';
+import type { LoraModule } from './lora_module.ts';
+import { masterDType } from './low_rank.ts';
+
+/** Options of {@link convertToLora}: a rank for all modules, or a share of each one's energy. */
+export interface ConvertOptions {
+  /** Rank of every module, at most that of its weight. Either this or `energy` must be given. */
+  readonly rank?: number | undefined;
+  /** Share of the squared singular values of each module's change that is kept, above 0 and at most 1; the ranks follow. */
+  readonly energy?: number | undefined;
+  /**
+   * Factor of the intruder dimensions of the tuned weight, by PEFT's rule: those of its ten leading left singular vectors whose cosine with
+   * every one of the base's is below 0.5. PEFT's default is 0.75. Default 1: they stay as they are.
+   */
+  readonly intruderFactor?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /** Called after each module with the number of modules that are done, and of all. */
+  readonly onProgress?: ((done: number, all: number) => void) | undefined;
+}
+
+const kTable: CallTable<ConvertOptions> = {
+  rank: wholeNumber({ least: 1 }),
+  energy: finiteNumber({ least: 0, above: true, most: 1 }),
+  intruderFactor: finiteNumber({ least: 0, most: 1 }),
+  signal: kCall.signal,
+  onProgress: kCall.function,
+};
+
+/** A module of a conversion. */
+export interface ConvertedModule {
+  readonly name: string;
+  /** Rank of its pair; 0 for a module that the adapter does not change, which is left out. */
+  readonly r: number;
+  /** ||change - B A||_F / ||change||_F. */
+  readonly error: number;
+  /** Number of intruder dimensions that were reduced. */
+  readonly intruders: number;
+}
+
+const kIntruders = { topK: 10, threshold: 0.5 };
+
+/**
+ * Writes an adapter as a plain LoRA, alpha the rank of each module, into a PEFT folder. Its A and B have equal shares of the singular
+ * values. Modules that are saved whole are written as they are.
+ * @param folder must not exist or be empty
+ * @returns a line for each module
+ * @throws ArgumentError without a rank or an energy, or with both; UnsupportedError for an adapter that changes a bias
+ */
+export async function convertToLora(
+  adapter: AdapterModel<Model>,
+  folder: string,
+  options: ConvertOptions,
+): Promise<readonly ConvertedModule[]> {
+  checkArgument('convertToLora: the folder', kCall.path, folder);
+  checkCall('convertToLora', options, kTable);
+  const { rank, energy, intruderFactor = 1, signal, onProgress } = options;
+  if ((rank === undefined) === (energy === undefined)) {
+    throw new ArgumentError('convertToLora: give either rank or energy');
+  }
+  for (const module of adapter.modules) refuseBias(module);
+  const converted: ConvertedModule[] = [];
+  const pairs: PlainPair[] = [];
+  try {
+    for (const module of adapter.modules) {
+      signal?.throwIfAborted();
+      const { pair, ...facts } = await converting(module, { rank, energy, intruderFactor });
+      if (pair !== null) pairs.push({ name: module.name, pair, scale: 1 });
+      converted.push({ name: module.name, ...facts });
+      onProgress?.(converted.length, adapter.modules.length);
+    }
+  } catch (error) {
+    for (const { pair } of pairs) for (const tensor of [pair.a, pair.b]) tensor.dispose();
+    throw error;
+  }
+  const ranks = converted.map(({ r }) => r).sort((a, b) => a - b);
+  await writeLora(adapter, folder, pairs, Math.max(1, ranks[ranks.length >> 1] ?? 1));
+  return converted;
+}
+
+function refuseBias({ name, variant }: LoraModule): void {
+  if (variant.option !== 'loraBias') return;
+  throw new UnsupportedError(
+    `${name}: the adapter has a bias (loraBias), which a pair A, B cannot hold; merge it into the model instead`,
+  );
+}
+
+type Wanted = Pick<ConvertOptions, 'rank' | 'energy'> & { readonly intruderFactor: number };
+
+/** The pair of a module, null where it changes nothing. */
+async function converting(
+  module: LoraModule,
+  { rank, energy, intruderFactor }: Wanted,
+): Promise<Omit<ConvertedModule, 'name'> & { pair: PlainPair['pair'] | null }> {
+  const { change, intruders } = await changeOf(module, intruderFactor);
+  const factors = unscoped(() => scope(() => noGrad(() => svd(change))));
+  change.dispose();
+  try {
+    const values = Array.from((await factors.s.data()) as Float64Array);
+    const squares = values.map((value) => value * value);
+    const total = squares.reduce((sum, square) => sum + square, 0);
+    if (total === 0) return { pair: null, r: 0, error: 0, intruders };
+    const r =
+      rank === undefined
+        ? rankOf(squares, (energy as number) * total)
+        : Math.min(rank, values.length);
+    const rest = squares.slice(r).reduce((sum, square) => sum + square, 0);
+    const dtype = masterDType(module.linear.weight.dtype);
+    const pair = unscoped(() =>
+      scope(() =>
+        noGrad(() => {
+          const root = sqrt(slice(factors.s, 0, { stop: r }));
+          const b = mul(slice(factors.u, 1, { stop: r }), root).to(dtype);
+          const a = mul(slice(factors.vt, 0, { stop: r }), reshape(root, [r, 1])).to(dtype);
+          return { a, b };
+        }),
+      ),
+    );
+    return { pair, r, error: Math.sqrt(rest / total), intruders };
+  } finally {
+    for (const tensor of Object.values(factors)) (tensor as Tensor).dispose();
+  }
+}
+
+/** The smallest number of leading squares whose sum is at least `wanted`. */
+function rankOf(squares: readonly number[], wanted: number): number {
+  let sum = 0;
+  const last = squares.findIndex((square) => {
+    sum += square;
+    return sum >= wanted * (1 - 1e-12);
+  });
+  return last < 0 ? squares.length : last + 1;
+}
+
+/** What the adapter changes in the module's weight, f64, with its intruder dimensions multiplied by a factor. */
+async function changeOf(
+  module: LoraModule,
+  factor: number,
+): Promise<{ change: Tensor; intruders: number }> {
+  const exactly = <T>(body: () => T): T => unscoped(() => scope(() => noGrad(body)));
+  const difference = (): Tensor => {
+    const base = module.linear.weight.to('f64');
+    return sub(module.variant.mergedWeight(module, base), base);
+  };
+  const change = exactly(difference);
+  if (factor === 1) return { change, intruders: 0 };
+  const { topK, threshold } = kIntruders;
+  const found = exactly(() => {
+    const base = module.linear.weight.to('f64');
+    const { u, s, vt } = svd(add(base, change));
+    const leading = slice(u, 1, { stop: topK });
+    const cosines = max(abs(matmul(transpose(leading), svd(base).u)), { axis: 1 });
+    const right = mul(slice(vt, 0, { stop: topK }), reshape(slice(s, 0, { stop: topK }), [-1, 1]));
+    return { cosines, leading, right };
+  });
+  try {
+    const cosines = Array.from((await found.cosines.data()) as Float64Array);
+    const reduced = cosines.map((cosine) => (cosine < threshold ? factor - 1 : 0));
+    const intruders = reduced.filter((one) => one !== 0).length;
+    if (intruders === 0) return { change, intruders };
+    const less = exactly(() => {
+      const columns = found.leading.shape[1] as number;
+      const { device } = found.leading;
+      const weights = tensor(reduced, { shape: [1, columns], dtype: 'f64', device });
+      return add(change, matmul(mul(found.leading, weights), found.right));
+    });
+    change.dispose();
+    return { change: less, intruders };
+  } finally {
+    for (const tensor of Object.values(found)) tensor.dispose();
+  }
+}

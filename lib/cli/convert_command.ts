@@ -1,0 +1,93 @@
+/** `balora convert`: writes an adapter of any method as a plain LoRA of chosen ranks. */
+import type { Command } from 'commander';
+import { type ConvertedModule, convertToLora } from '../adapters/convert.ts';
+import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
+import { ArgumentError } from '../errors.ts';
+import { checkNewOutput, fillFolder } from '../export/output.ts';
+import { writeTokenizer } from '../export/tokenizer_files.ts';
+import { choice, number, onOff, whole } from '../options/kinds.ts';
+import { group, type ValuesOf } from '../options/option.ts';
+import { adaptedOptions, loadAdapted } from './adapted_model.ts';
+import { addOptions, readOptions } from './command_options.ts';
+import type { CommandContext, CommandModule } from './program.ts';
+import { Progress } from './progress.ts';
+
+/** PEFT's default of mitigation_lambda. */
+const kIntruderFactor = 0.75;
+
+const kConvertOptions = {
+  ...adaptedOptions('where the adapter is written'),
+  ...group('Output', {
+    to: choice({ choices: ['lora'], default: 'lora', help: 'the method that is written' }),
+    rank: whole({ least: 1, help: 'rank of every module' }),
+    energy: number({
+      least: 0,
+      above: true,
+      most: 1,
+      help: "share of each module's squared singular values that is kept, from which its rank follows",
+    }),
+    reduceIntruderDimensions: onOff({
+      default: false,
+      help: `multiply the intruder dimensions of each tuned weight by ${kIntruderFactor}`,
+    }),
+  }),
+};
+
+export const addConvert: CommandModule = (program, context, run) => {
+  const command = program
+    .command('convert')
+    .description('write an adapter of any method as a plain LoRA of chosen ranks');
+  addOptions(command, kConvertOptions);
+  command.action(
+    run(kConvertOptions, async (_: unknown, self: Command) =>
+      convert(await readOptions(self, kConvertOptions), context),
+    ),
+  );
+};
+
+async function convert(
+  settings: ValuesOf<typeof kConvertOptions>,
+  context: CommandContext,
+): Promise<number> {
+  const { rank, energy, reduceIntruderDimensions = false } = settings;
+  const output = settings.output as string;
+  if ((rank === undefined) === (energy === undefined)) {
+    throw new ArgumentError('convert needs either --rank or --energy, such as --energy 0.95');
+  }
+  await checkNewOutput(output, 'folder');
+  const progress = new Progress(context.stderr);
+  const { tuned, tokenizer } = await loadAdapted(settings, progress);
+  const fill = async (folder: string): Promise<readonly ConvertedModule[]> => {
+    const converted = await convertToLora(tuned, folder, {
+      ...{ rank, energy, intruderFactor: reduceIntruderDimensions ? kIntruderFactor : 1 },
+      onProgress: (done, all) => progress.status(`converting: ${done} of ${all} modules`),
+    });
+    await writeTokenizer(tuned.model, tokenizer, folder);
+    return converted;
+  };
+  const converted = await fillFolder(output, fill, [ADAPTER_TENSORS, ADAPTER_CONFIG]);
+  progress.clear();
+  context.stdout.write(`written to ${output}\n${reportOf(converted, reduceIntruderDimensions)}\n`);
+  return 0;
+}
+
+/** Ranks and errors as lines for the user. */
+function reportOf(converted: readonly ConvertedModule[], reduced: boolean): string {
+  const changed = converted.filter(({ r }) => r > 0);
+  const ranks = changed.map(({ r }) => r);
+  const worst = changed.reduce(
+    (a, b) => (b.error > a.error ? b : a),
+    changed[0] as ConvertedModule,
+  );
+  const intruders = converted.reduce((sum, one) => sum + one.intruders, 0);
+  const lines = [
+    changed.length === 0
+      ? 'the adapter changes nothing'
+      : `${changed.length} modules of ranks ${Math.min(...ranks)} to ${Math.max(...ranks)}; largest error ` +
+        `${(100 * worst.error).toPrecision(2)} % of what the adapter changes, in ${worst.name}`,
+  ];
+  const left = converted.length - changed.length;
+  if (changed.length > 0 && left > 0) lines.push(`${left} modules without a change are left out`);
+  if (reduced) lines.push(`${intruders} intruder dimensions reduced`);
+  return lines.join('\n');
+}
