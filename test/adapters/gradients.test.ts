@@ -49,12 +49,18 @@ it.each(kVariants)('%s', async (_, config) => {
   const path = fixturePath(`${kFamily}/model`);
   const model = await AutoModelForCausalLM.fromPretrained(path, { dtype: 'f64' });
   const pairs = config.peftType === undefined ? { r: 3, loraAlpha: 6 } : {};
-  const tuned = await AdapterModel.create(model, { ...pairs, ...config });
+  const isDash = config.peftType === 'LORA_DASH';
+  const tuned = await AdapterModel.create(model, {
+    ...pairs,
+    ...config,
+    ...(isDash && { dashWarmup: 0 }),
+  });
   let seed = 1;
   for (const { tensor: parameter } of tuned.parameters()) {
     const move = randn(parameter.shape, { seed: seed++, deviation: 0.1, dtype: 'f64' });
     scope(() => noGrad(() => copy_(parameter, added(parameter, move))));
   }
+  await tuned.methodTraining?.beforeStep({ step: 3, totalSteps: 8, microBatches: 1 });
   holdNorms(tuned);
   tuned.trainingPass({ step: 3, microBatch: 1 });
   const loss = (): Tensor =>

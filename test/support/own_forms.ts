@@ -11,12 +11,13 @@ const kOthers: readonly [string, LoraConfigInput][] = [
   ['miss mini', { peftType: 'MISS', r: 4, missForm: 'mini', miniR: 2 }],
   ['neat of depth 2', { peftType: 'PEANUT', r: 4, peanutDepth: 2, peanutActFn: 'silu' }],
   ['randlora sparse', { peftType: 'RANDLORA', r: 4, loraAlpha: 8, randloraSparse: true }],
+  ['lora_dash at once', { peftType: 'LORA_DASH', r: 4, dashWarmup: 0, dashIndex: 2 }],
   ['randlora very sparse', { peftType: 'RANDLORA', r: 3, randloraVerySparse: true }],
 ];
 
 /** Further settings of methods whose ranks or counts have names of their own. */
 const kSmall: Readonly<Record<string, LoraConfigInput>> = {
-  adalora: { initR: 4, targetR: 2 },
+  adalora: { r: 8, initR: 4, targetR: 2 },
   lora_dash: { dashWarmup: 3, dashIndex: 3 },
 };
 
@@ -24,7 +25,9 @@ const kSmall: Readonly<Record<string, LoraConfigInput>> = {
 export const kOwnForms: readonly [string, LoraConfigInput][] = [
   ...METHOD_NAMES.flatMap((name): [string, LoraConfigInput][] => {
     const preset = METHODS[name].adapter as MethodPreset | null;
-    return preset?.peftType === undefined ? [] : [[name, { ...preset, r: 4, ...kSmall[name] } as LoraConfigInput]];
+    return preset?.peftType === undefined
+      ? []
+      : [[name, { ...preset, r: 4, ...kSmall[name] } as LoraConfigInput]];
   }),
   ...kOthers,
 ];

@@ -50,6 +50,7 @@ import { floatKey, lowRankVariant, refusesRank } from './own_form.ts';
 
 /** The settings of AdaLoRA, by the names of its options. */
 interface AdaLora {
+  readonly r: number;
   readonly initR: number;
   readonly targetR: number;
   readonly tinit: number;
@@ -79,6 +80,8 @@ const deviationOf = (key: string): string => key.replace('lora', 'deviation');
 
 /** Standard deviation of the first A and B. */
 const kDeviation = 0.02;
+/** The value of `r` that stands for none: PEFT's default, which its files have. */
+const kPeftRank = 8;
 /** Added to the rank by which alpha is divided. */
 const kRankShift = 1e-5;
 
@@ -378,7 +381,10 @@ const form = lowRankVariant({
     }),
   refuses: refusesRank,
   refusesStart: (_, settings) => {
-    const { initR, targetR } = settingsOf(settings);
+    const { initR, targetR, r } = settingsOf(settings);
+    if (r !== kPeftRank) {
+      return `r ${r} means nothing in AdaLoRA, whose ranks are initR and targetR; leave r out`;
+    }
     if (targetR < initR) return null;
     return `targetR ${targetR} must be below initR ${initR}, the rank that AdaLoRA starts with; set one of them`;
   },

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import type { AdapterConfigInput } from '../../../lib/adapters/make_adapter.ts';
-import { defineTerm } from '../../../lib/losses/index.ts';
+import { defineTerm } from '../../../lib/losses/term.ts';
 import { mean, square } from '../../../lib/ops/index.ts';
 import type { Tensor } from '../../../lib/tensor.ts';
 import { Trainer, type TrainerOptions } from '../../../lib/train/trainer.ts';
@@ -105,6 +105,12 @@ describe('is refused', () => {
   it('with a targetR that is not below initR', async () => {
     await expect(create({ targetR: 4 })).rejects.toThrow(
       'targetR 4 must be below initR 4, the rank that AdaLoRA starts with; set one of them',
+    );
+  });
+
+  it('with a rank r, which would have no effect', async () => {
+    await expect(create({ r: 6 })).rejects.toThrow(
+      'r 6 means nothing in AdaLoRA, whose ranks are initR and targetR; leave r out',
     );
   });
 

@@ -281,10 +281,10 @@ function page(): string {
     [head, head.map(() => '---'), ...rows]
       .map((cells) => `| ${cells.map(cell).join(' | ')} |`)
       .join('\n');
-  const settings = ({ adapter }: Method): string =>
+  const settings = ({ adapter, optimization }: Method): string =>
     adapter === null
       ? 'no adapter'
-      : Object.entries(adapter)
+      : Object.entries({ ...adapter, ...optimization })
           .map(([key, value]) =>
             code(`${key}: ${typeof value === 'string' ? `'${value}'` : value}`),
           )
@@ -306,7 +306,7 @@ Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; [
 \`--method\` on the command line, \`method\` in a configuration file and in \`AdapterModel.create\`:
 
 ${table(
-  ['method', 'what it is', 'adapter settings', 'regularizer weights', 'source', 'since'],
+  ['method', 'what it is', 'settings', 'regularizer weights', 'source', 'since'],
   methods.map((method) => [
     code(method.name),
     method.title,
@@ -356,7 +356,7 @@ ${table(
   ['`peftType`', 'in PEFT', 'y', 'trains', 'frozen', 'options', 'as a plain LoRA'],
   variants.flatMap(({ own, formula }) => {
     if (own === undefined) return [];
-    const tensors = own.tensors(kDefaults);
+    const tensors = own.tensors(kDefaults).filter(({ isState = false }) => !isState);
     const listed = (keys: readonly string[]): string => keys.map(code).join(', ') || 'nothing';
     const keysOf = (trained: boolean) =>
       tensors.filter((one) => one.trained === trained).map(({ key }) => key);
