@@ -23,7 +23,7 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { BatchSource } from '../data/batch_source.ts';
 import type { Batch } from '../data/collate.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
-import { kIgnoredTarget } from '../ignored_target.ts';
+import { selectRows } from '../losses/positions.ts';
 import { baseDigest } from '../models/base_digest.ts';
 import { useModel } from '../models/in_use.ts';
 import { CausalLM, type Model } from '../models/index.ts';
@@ -510,9 +510,9 @@ async function byCollector(
 }
 
 /** The rows whose own id is trained on, that is, predicted by the row before. */
-function supervisedRows({ targets }: Batch): Int32Array {
-  const rows = Array.from(targets.keys()).filter((row) => targets[row] !== kIgnoredTarget);
-  return Int32Array.from(rows, (row) => row + 1);
+function supervisedRows(batch: Batch): Int32Array {
+  const { rows, regularizedRows } = selectRows(batch, 'label_aligned');
+  return regularizedRows.map((index) => rows[index] as number);
 }
 
 async function byGradients(pass: Pass, calibration: GradientCalibration): Promise<Found> {

@@ -63,6 +63,10 @@ const preserved = cordaStart('corda_kpm', {
 export const corda = defineMethod({
   name: 'corda',
   title: 'CorDA: LoRA that starts from the part of each weight that the data use most, or least',
+  about:
+    'The part of W that is trained is chosen by the inputs of the module on your data: `corda` trains what they use most, ' +
+    "`initLoraWeights: 'corda_kpm'` what they use least, so that what the base knows of these data (`--calibration-data`) stays. A " +
+    'calibration takes 8 in^2 bytes for each input, and about as much time again as its forward passes.',
   source: 'arXiv 2406.05223',
   since: '0.2.0',
   adapter: { initLoraWeights: 'corda' },

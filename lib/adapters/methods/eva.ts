@@ -53,6 +53,10 @@ const start = defineStart<'eva'>({
 export const eva = defineMethod({
   name: 'eva',
   title: 'EVA: LoRA that starts from the principal components of the activations',
+  about:
+    'A spans the directions in which the inputs of each module vary most on your data, and modules whose inputs have few such ' +
+    'directions leave rank to the others; the sum of the ranks stays. It reads the first micro-batches again and again until the ' +
+    'components stand still. The file is a plain LoRA.',
   source: 'arXiv 2410.07170',
   since: '0.2.0',
   adapter: { initLoraWeights: 'eva' },

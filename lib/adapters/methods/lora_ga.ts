@@ -91,6 +91,8 @@ const peft = gaStart(
 export const loraGa = defineMethod({
   name: 'lora_ga',
   title: 'LoRA-GA: LoRA whose first steps follow the gradient of the whole weight',
+  about:
+    'The first step of training follows the gradient of the whole weight as closely as its rank allows, so that training begins faster. A calibration needs the gradients of all weights, as many at a time as fit into `maxBytes`, and the rank may be half of what the weight allows at most.',
   source: 'arXiv 2407.05000',
   since: '0.2.0',
   adapter: { initLoraWeights: 'lora_ga' },

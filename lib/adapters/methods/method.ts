@@ -401,6 +401,8 @@ export interface Method<
   readonly name: Name;
   /** A line that describes the method. */
   readonly title: string;
+  /** A paragraph for the page of methods: when to take it, what it costs (default: none). */
+  readonly about?: string;
   /** Publication of the method, such as `arXiv 2106.09685`; null: none in particular. */
   readonly source: string | null;
   /** The version of balora that introduced the name. */

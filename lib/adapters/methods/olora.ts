@@ -24,6 +24,8 @@ const start = defineStart<'olora'>({
 export const olora = defineMethod({
   name: 'olora',
   title: 'OLoRA: LoRA that starts from the QR decomposition of each weight',
+  about:
+    "The part of W that is trained spans its first r columns, in an orthonormal B. Take it where PiSSA's search for singular vectors takes too long: it is one product a weight. The update is not divided by the scale, so that the learning rate depends on loraAlpha more than elsewhere.",
   source: 'arXiv 2406.01775',
   since: '0.2.0',
   adapter: { initLoraWeights: 'olora' },

@@ -317,6 +317,10 @@ ${table(
   ]),
 )}
 
+${methods
+  .flatMap(({ name, about }) => (about === undefined ? [] : [`- ${code(name)}: ${about}`]))
+  .join('\n')}
+
 \`initLoraWeights\`, how A and B start:
 
 ${table(
