@@ -46,9 +46,21 @@ const kMethods: readonly [
   typeof hira,
   typeof randlora,
 ] = [
-  ...[lora, rslora, dora, pissa, balora, full],
-  ...[vera, loraXs, miss, hra, neat, peanut, hira, randlora],
-] as const;
+  lora,
+  rslora,
+  dora,
+  pissa,
+  balora,
+  full,
+  vera,
+  loraXs,
+  miss,
+  hra,
+  neat,
+  peanut,
+  hira,
+  randlora,
+];
 
 type Listed = (typeof kMethods)[number];
 
