@@ -11,6 +11,7 @@ import { type LoraConfigInput, loraConfig } from '../../../lib/adapters/config.t
 import { saveMerged } from '../../../lib/adapters/merge.ts';
 import type {
   Method,
+  OwnForm,
   Start,
   StartCalibration,
   Variant,
@@ -273,6 +274,9 @@ const kReads: Readonly<Record<StartCalibration['reads'], string>> = {
   inputs: 'the inputs, several times',
 };
 
+const optionsOf = ({ keys }: OwnForm): string[] =>
+  Object.values(keys).flatMap((key) => ('option' in key ? [key.option] : []));
+
 /** The text of docs/methods.md. */
 function page(): string {
   const cell = (text: string): string => text.replaceAll('|', '\\|');
@@ -371,7 +375,7 @@ ${table(
         formula,
         listed(keysOf(true)),
         listed([...keysOf(false), ...own.shared.map(({ key }) => key)]),
-        listed(Object.values(own.keys).flatMap((key) => ('option' in key ? [key.option] : []))),
+        listed(optionsOf(own).filter((name) => name !== 'fanInFanOut')),
         own.loraObstacle(kDefaults) === null ? 'exact' : 'no',
       ],
     ];
