@@ -39,7 +39,7 @@ const kFactsSchema = z.strictObject({
   modules: z.record(z.string(), kModule),
 });
 
-/** What a calibration was computed from. */
+/** The source of a calibration's numbers. */
 export interface CalibrationFacts {
   /** The value of `initLoraWeights` that it is for. */
   readonly start: string;
@@ -55,7 +55,7 @@ export interface CalibrationFacts {
   readonly modules: Readonly<Record<string, { readonly r: number; readonly inputOf: string }>>;
 }
 
-/** What a data-driven start keeps of the user's data. Made by `calibrate`, or read from a file by {@link Calibration.load}. */
+/** The small tensors that a data-driven start keeps of the user's data. Made by `calibrate`, or read from a file by {@link Calibration.load}. */
 export class Calibration {
   readonly facts: CalibrationFacts;
   readonly #tensors: Readonly<Record<string, Tensor>>;
@@ -134,7 +134,7 @@ export class Calibration {
     return null;
   }
 
-  /** What was found for a module. */
+  /** The part of a module. */
   of(name: string): CalibratedModule {
     const inputOf = this.facts.modules[name]?.inputOf ?? name;
     return { inputOf, statistics: { ...this.#of(inputOf), ...this.#of(name) } };

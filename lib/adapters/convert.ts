@@ -1,7 +1,7 @@
 /**
- * Conversion of an adapter of any method to a plain LoRA: of what it changes in each weight the leading singular triplets, as PEFT's
- * convert_to_lora makes them, optionally with its intruder dimensions reduced (Shuttleworth et al. 2024; PEFT's
- * reduce_intruder_dimension).
+ * Conversion of an adapter of any method to a plain LoRA: the leading singular triplets of what it changes in each weight, as PEFT's
+ * convert_to_lora makes them. Its intruder dimensions can be reduced before (Shuttleworth et al. 2024), as by reduce_intruder_dimension
+ * of PEFT.
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
@@ -161,7 +161,7 @@ function rankOf(squares: readonly number[], wanted: number): number {
   return last < 0 ? squares.length : last + 1;
 }
 
-/** What the adapter changes in the module's weight, f64, with its intruder dimensions multiplied by a factor. */
+/** The adapter's change of the module's weight, f64, with its intruder dimensions multiplied by a factor. */
 async function changeOf(
   module: LoraModule,
   factor: number,

@@ -46,7 +46,7 @@ export class IncrementalPca {
   /** @param options size: number of components K; seed: of the randomised search in large batches */
   constructor(private readonly options: { readonly size: number; readonly seed: number }) {}
 
-  /** What is known of the rows; null before the first batch. */
+  /** The decomposition of the rows so far; null before the first batch. */
   get known(): Known | null {
     return this.#known;
   }

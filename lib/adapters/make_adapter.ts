@@ -93,7 +93,7 @@ export interface CreateOptions {
   name?: string;
   /** Called while the first values are made, which may take long (PiSSA's SVDs), with the adapted modules so far and in all. */
   onProgress?: (modules: number, total: number) => void;
-  /** What a start that is computed from data needs (EVA, CorDA, LoRA-GA): made by {@link calibrate}. Default: none. */
+  /** The calibration for a start that is computed from data (EVA, CorDA, LoRA-GA), made by {@link calibrate}. Default: none. */
   calibration?: Calibration;
 }
 

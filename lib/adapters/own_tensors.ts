@@ -16,7 +16,7 @@ export function fileKeys(own: OwnForm, settings: Settings): string[] {
   return own.tensors(settings).flatMap(({ key, isState }) => (isState ? [] : [key]));
 }
 
-/** What the tensors of all modules are made or checked by. */
+/** The form and the settings by which the tensors of all modules are made or checked. */
 export interface OwnContext {
   readonly own: OwnForm;
   readonly settings: Settings;

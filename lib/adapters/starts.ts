@@ -29,7 +29,7 @@ export interface InitialPair extends LowRankPair {
  */
 export type StartFunction = (modules: readonly StartModule[]) => readonly InitialPair[];
 
-/** What a calibration found for a module; see `StartModule`. */
+/** The part of a calibration for a module; see `StartModule`. */
 export interface CalibratedModule {
   readonly statistics: Statistics;
   readonly inputOf: string;
@@ -44,7 +44,7 @@ export interface PairTarget {
   readonly linear: Linear;
   /** The adapter's seed. */
   readonly seed: number;
-  /** What a calibration found for it; left out: nothing. */
+  /** The part of a calibration for it; left out: there is none. */
   readonly calibrated?: CalibratedModule;
 }
 

@@ -29,7 +29,7 @@ export interface TrainingPass {
 /** Form of an exported adapter: see {@link AdapterModel.savePretrained}. */
 export type ExportForm = 'lora' | 'plain-lora' | 'residual';
 
-/** What the method of a tuned model does in a run beside its forward passes; see VariantTraining in methods/method.ts. */
+/** The part of a tuned model's method in a run beside its forward passes; see VariantTraining in methods/method.ts. */
 export interface MethodTraining {
   /** The name and the weight of its term of the loss; null: there is none. */
   readonly term: { readonly key: string; readonly weight: number } | null;
@@ -52,7 +52,7 @@ export interface TunedModel<M extends Model = CausalLM> {
   readonly kind: 'adapter' | 'full';
   /** The method it was made with, whose weights a Trainer takes for each regularizer that its own options do not set. Null or left out: none. */
   readonly method?: MethodName | null;
-  /** What its method does in a run beside its forward passes. Null or left out: nothing. */
+  /** The part of its method in a run beside its forward passes. Null or left out: none. */
   readonly methodTraining?: MethodTraining | null;
   /** Whether the output head is trained: then the losses must not use what only holds for a frozen one. */
   readonly trainsHead: boolean;

@@ -11,7 +11,7 @@ import { type CalibrateOptions, calibrate } from '../train/calibrate.ts';
 import type { RunContext } from './tasks/cli_task.ts';
 import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 
-/** What a new adapter is computed from. */
+/** The origin of a new adapter's values. */
 interface Origin extends RunContext {
   readonly data: BatchSource<unknown>;
   readonly settings: TrainSettings;

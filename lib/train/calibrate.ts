@@ -94,7 +94,7 @@ const kMaxBytes = 2 ** 31;
 /** Number of modules whose statistics are reduced at once: enough for all threads. */
 const kReduced = 16;
 
-/** What is read, how much of it, and how the caller hears of it. */
+/** A pass over the data: what is read, how much of it, and how the caller hears of it. */
 interface Pass {
   readonly model: Model;
   readonly modules: readonly CalibratedLinear[];

@@ -30,7 +30,7 @@ async function made(config: AdapterConfigInput): Promise<AdapterModel<TinyModel>
   return tuned;
 }
 
-/** What each module of an adapter changes in its weight, f64. */
+/** The change of each module's weight by an adapter, f64. */
 function changesOf({ modules }: AdapterModel<TinyModel>): Map<string, Tensor> {
   return new Map(
     modules.map((module) => {

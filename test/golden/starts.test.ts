@@ -344,7 +344,7 @@ describeShared('the starts of A and B', [kStarts], () => {
     expect(logitError(again.model, padded, logits)).toBeLessThanOrEqual(
       tolerance.logits_final_max_abs,
     );
-    // What PEFT wrote for the original base, or the conversion to it, is the same adapter.
+    // PEFT's folder for the original base, or the conversion to it, is the same adapter.
     const converted = expected.get('logits_converted');
     const theirs = converted === undefined ? 'adapter' : 'converted_to_lora';
     const read = await AdapterModel.fromPretrained(

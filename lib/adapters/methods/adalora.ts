@@ -332,7 +332,7 @@ function uncut(
   });
 }
 
-/** What `make` returns as tensors with memory of their own. */
+/** The tensors that `make` returns, with memory of their own. */
 function owned(make: () => Record<string, Tensor>): Record<string, Tensor> {
   return unscoped(() =>
     scope(() =>

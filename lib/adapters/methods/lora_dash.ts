@@ -1,6 +1,5 @@
 /**
- * LoRA-Dash (Si et al. 2024): after a warm-up as plain LoRA, the directions of W in which the adapter changed it most are trained by
- * themselves,
+ * LoRA-Dash (Si et al. 2024): after a warm-up as plain LoRA, the directions of W in which the adapter changed it most are trained, too:
  *
  *     y = W x + s B A x + sum over k of c_k u_k (v_k . x).
  *
@@ -188,7 +187,7 @@ const variant: Variant = {
   ...form,
   training,
   graphObstacle: 'lora_dash takes its directions in the course of a run',
-  // As two parts, so that neither is divided by s nor copied into one matrix.
+  // Two parts, so that neither is divided by s nor copied into one matrix.
   update: (module, plain) => {
     const { scale, isChange } = module;
     const tensorOf = (key: string): Tensor => module.parameter(key);

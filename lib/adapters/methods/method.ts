@@ -54,7 +54,7 @@ export interface StartModule {
   readonly scale: number;
   /** A 48-bit seed that depends on the adapter's seed, the module's path and the purpose alone. */
   seed(purpose: string): number;
-  /** What a calibration found for the module (`Start.calibration`); empty for a start without one. */
+  /** Tensors that a calibration made for the module (`Start.calibration`); empty for a start without one. */
   readonly statistics: Statistics;
   /** Path of the first module with the same input (q for k and v), its own where there is none; known after a calibration only. */
   readonly inputOf: string;
@@ -64,7 +64,7 @@ export interface StartModule {
 export type Statistics = Readonly<Record<string, Tensor>>;
 
 /**
- * What a start reads of the user's data, in one or more passes of the untouched base over the first micro-batches (calibrate.ts). It
+ * The user's data as a start reads it, in one or more passes of the untouched base over the first micro-batches (calibrate.ts). It
  * keeps small tensors for each module, which may depend on the module's weight and rank, but not on alpha or the scale.
  */
 export type StartCalibration = CovarianceCalibration | GradientCalibration | InputCalibration;
@@ -136,9 +136,9 @@ export interface Start<Value extends boolean | string = boolean | string> {
    * is not small is multiplied in full precision (`isChange` of a low-rank part).
    */
   readonly isSmall?: boolean;
-  /** What PEFT does differently under this name, as a clause for the page of methods; left out: nothing. */
+  /** The difference of PEFT's start of this name, as a clause for the page of methods; left out: none. */
   readonly differs?: string;
-  /** What the start reads of the user's data (default: nothing). `StartModule.statistics` holds what it kept. */
+  /** The part of the user's data that it reads (default: none). `StartModule.statistics` holds what it kept. */
   readonly calibration?: StartCalibration;
   /**
    * Distributes the ranks anew, in the modules' order, where the calibration says so (default: the configured ranks stay). A module of
@@ -216,7 +216,7 @@ export interface VariantTerm {
 }
 
 /**
- * What a variant does in a run beside its formula, for all modules of an adapter at once. Hooks open scopes of their own. What they keep
+ * The part of a variant in a run beside its formula, for all modules of an adapter at once. Hooks open scopes of their own. What they keep
  * from step to step is in tensors of the modules, so that a resumed run has it.
  */
 export interface VariantTraining {
@@ -352,7 +352,7 @@ export interface Variant {
   /** A line that gives the output y for the input x. */
   readonly formula: string;
   readonly parameters: readonly VariantParameter[];
-  /** What it does in a run beside its formula (default: nothing). */
+  /** Its part in a run beside its formula (default: none). */
   readonly training?: VariantTraining;
   /** The values of `initLoraWeights` that it needs, in words, where it cannot be combined with the given one; null: it can. */
   refuses(initLoraWeights: unknown): string | null;

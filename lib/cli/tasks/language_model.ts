@@ -230,7 +230,7 @@ async function samplePromptsOf(
   }
 }
 
-/** What {@link tunedOf} reads: the settings of the run, the data for a start that needs some, and how the model is loaded a second time. */
+/** The input of {@link tunedOf}: the settings of the run, the data for a start that needs some, and how the model is loaded a second time. */
 interface Tuning<M> extends RunContext {
   readonly load: (options: ModelLoadOptions) => Promise<M>;
   readonly data: BatchSource<unknown>;
