@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { METHOD_OPTION_NAMES, ownFormOf, PEFT_TYPES } from '../../lib/adapters/methods/registry.ts';
 import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
 import { trainSetup } from '../../lib/cli/train_setup.ts';
 import { defaultOf, type Option, type OptionTable } from '../../lib/options/option.ts';
@@ -62,6 +63,9 @@ describe('trainSetup', () => {
       'method',
       'adapter',
       'newHead',
+      'calibrationBatches',
+      'calibrationData',
+      'calibration',
       'ignoreKeys',
       'allowOtherBase',
     ];
@@ -77,7 +81,17 @@ describe('trainSetup', () => {
       ...{ lrSchedulerType: 'linear', lrSchedulerKwargs: { numCycles: 2 } },
       ...{ dataWeights: [2], roleMap: { x: 'user' }, textNoiseKinds: ['drop'] },
     };
+    // Options of a method with tensors of its own need its type.
+    const ofTypes = PEFT_TYPES.flatMap((peftType) =>
+      Object.values(ownFormOf(peftType)?.keys ?? {}).flatMap((key) =>
+        'option' in key && METHOD_OPTION_NAMES.includes(key.option as never)
+          ? [[key.option, { method: 'lora', peftType }] as const]
+          : [],
+      ),
+    );
     const needs: Record<string, Partial<TrainSettings>> = {
+      ...Object.fromEntries(ofTypes),
+      peftType: { method: 'lora' },
       loraBias: { method: 'lora' },
       consistencyWeightMin: { consistencySchedule: 'adaptive' },
       consistencyWeightMax: { consistencySchedule: 'adaptive' },

@@ -3,9 +3,9 @@
  *
  *     y = W x + s B A x + sum over k of c_k u_k (v_k . x).
  *
- * The directions, with W = U S V^T and d_i = (U^T (s B A) V)_ii, are the singular pairs u_i, v_i with the largest |d_i| / S_i at that time; c starts
- * at 0. As in the authors' code, s does not scale them. Beyond that code, the count of forward passes is part of checkpoints and files,
- * so that neither a resumed run nor a loaded adapter warms up again.
+ * The directions, with W = U S V^T and d_i = (U^T (s B A) V)_ii, are the singular pairs u_i, v_i with the largest |d_i| / S_i at that
+ * time; c starts at 0. As in the authors' code, s does not scale them. Beyond that code, the count of forward passes is part of
+ * checkpoints and files, so that neither a resumed run nor a loaded adapter warms up again.
  */
 import {
   abs,
