@@ -10,7 +10,7 @@ export {
   type LoadOptions,
   type LoraModule,
 } from './adapters/adapter_model.ts';
-export { Calibration, type CalibrationFacts } from './adapters/calibration.ts';
+export type { Calibration, CalibrationFacts } from './adapters/calibration.ts';
 export type { LoraConfig, LoraConfigInput } from './adapters/config.ts';
 export {
   type ConvertedModule,
