@@ -4,6 +4,7 @@
  */
 import { basename, join } from 'node:path';
 import type { LoraConfig } from '../adapters/config.ts';
+import { ownFormOf } from '../adapters/methods/registry.ts';
 import { ADAPTER_TENSORS, readAdapterConfig } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
@@ -13,6 +14,7 @@ import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import { listFolder, statPath } from '../io/regular_file.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../io/safetensors.ts';
 import type { TensorInfo } from '../io/tensor_file.ts';
+import { shown } from '../shown.ts';
 import { formatCount } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
@@ -89,9 +91,17 @@ function describeAdapter(config: LoraConfig): string {
   const { r, loraAlpha, useRslora, initLoraWeights, targetModules, baseModelNameOrPath } = config;
   const targets =
     typeof targetModules === 'string' ? targetModules : (targetModules ?? []).join(', ');
+  const placed = `on ${targets || 'no modules'}, base ${baseModelNameOrPath ?? 'not named'}`;
+  const own = ownFormOf(config.peftType);
+  if (own !== null) {
+    const values = Object.values(own.keys).flatMap((key) =>
+      'option' in key ? [`${key.option} ${shown(config[key.option as keyof LoraConfig])}`] : [],
+    );
+    return `${own.peftType} adapter: ${[`r ${r}`, ...values].join(', ')}, ${placed}`;
+  }
   return (
     `LoRA adapter: r ${r}, alpha ${loraAlpha}${useRslora ? ' (rslora)' : ''}, init ${String(initLoraWeights)}, ` +
-    `on ${targets || 'no modules'}, base ${baseModelNameOrPath ?? 'not named'}`
+    placed
   );
 }
 

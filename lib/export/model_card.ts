@@ -1,7 +1,8 @@
 /** The model card: README.md with the front matter that PEFT and the Hub read, the settings of the adapter, and the run as table and plot. */
 import { basename, join, resolve } from 'node:path';
 import type { AdapterModel } from '../adapters/adapter_model.ts';
-import { PEFT_VERSION } from '../adapters/config.ts';
+import { hasAlpha, PEFT_VERSION } from '../adapters/config.ts';
+import { ownFormOf } from '../adapters/methods/registry.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import { hubIdOf } from '../io/hub/names.ts';
@@ -92,14 +93,17 @@ export function modelCard(
 ): string {
   const name = config.baseModelNameOrPath ?? model.nameOrPath;
   const id = hubIdOf(name);
+  const readers = ownFormOf(config.peftType)?.inPeft === false ? 'balora' : 'PEFT or balora';
   const what = merged
     ? `This is ${code(name)} with a fine-tuned adapter merged into its weights.`
-    : `This is an adapter for ${code(name)}. It is applied to the base with PEFT or balora.`;
+    : `This is an adapter for ${code(name)}. It is applied to the base with ${readers}.`;
   const settings: [string, string][] = [
     ['base model', code(name)],
     ...(method === null ? [] : ([['method', method]] as [string, string][])),
     ['r', `${config.r}`],
-    ['lora_alpha', `${config.loraAlpha}`],
+    ...(hasAlpha(config.peftType)
+      ? ([['lora_alpha', `${config.loraAlpha}`]] as [string, string][])
+      : []),
     ['adapted modules', `${modules.length}`],
     ['target_modules', code(JSON.stringify(config.targetModules))],
   ];

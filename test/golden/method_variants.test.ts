@@ -58,6 +58,15 @@ const padded = goldenBatch(goldenArrays(fixturePath(`${kFamily}/inputs.safetenso
 });
 
 describeShared('methods with tensors of their own', [kGolden], () => {
+  it('a VeRA folder without its projections is refused with the fix', async () => {
+    const model = await AutoModelForCausalLM.fromPretrained(fixturePath(`${kFamily}/model`));
+    const folder = sharedPath(`${kGolden}/vera/adapter-no-projection`);
+    await expect(AdapterModel.fromPretrained(model, folder)).rejects.toThrow(
+      /has no base_model\.vera_A.*save the adapter with save_projection true/,
+    );
+    model.dispose();
+  });
+
   describe.each(kNames)('%s', (name) => {
     const path = (file: string): string => sharedPath(`${kGolden}/${name}/${file}`);
     const facts = readJson(path('expected.json')) as Facts;

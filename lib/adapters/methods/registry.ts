@@ -52,9 +52,24 @@ const kMethods: readonly [
   typeof hira,
   typeof randlora,
 ] = [
-  ...[lora, rslora, dora, pissa, balora, full, loraFa, adalora, loraDash],
-  ...[vera, loraXs, miss, hra, neat, peanut, hira, randlora],
-] as const;
+  lora,
+  rslora,
+  dora,
+  pissa,
+  balora,
+  full,
+  loraFa,
+  adalora,
+  loraDash,
+  vera,
+  loraXs,
+  miss,
+  hra,
+  neat,
+  peanut,
+  hira,
+  randlora,
+];
 
 type Listed = (typeof kMethods)[number];
 

@@ -4,10 +4,18 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
-import { type LoraConfigInput, loraConfig } from '../../../lib/adapters/config.ts';
+import {
+  formatAdapterConfig,
+  type LoraConfigInput,
+  loraConfig,
+  parseAdapterConfig,
+} from '../../../lib/adapters/config.ts';
 import { saveMerged } from '../../../lib/adapters/merge.ts';
 import { variantOf } from '../../../lib/adapters/methods/registry.ts';
+import { loadSafetensors, saveSafetensors } from '../../../lib/io/safetensors.ts';
+import { add, copy_, zeros } from '../../../lib/ops/index.ts';
 import { memoryStats } from '../../../lib/runtime.ts';
+import { noGrad, scope, type Tensor } from '../../../lib/tensor.ts';
 import { Trainer } from '../../../lib/train/trainer.ts';
 import { goldenArrays } from '../../support/golden.ts';
 import { kOwnForms } from '../../support/own_forms.ts';
@@ -154,4 +162,126 @@ describe.each(kOwnForms)('%s', (_, config) => {
     expect((await run()).start).toBe(2);
     expect(bytes().equals(before)).toBe(true);
   });
+});
+
+describe('a configuration', () => {
+  it.each<[LoraConfigInput, string]>([
+    [{ peftType: 'VERA', loraAlpha: 16 }, 'loraAlpha is no option of peftType VERA; leave it out'],
+    [{ peftType: 'VERA', useRslora: true }, 'useRslora is no option of peftType VERA'],
+    [{ peftType: 'HIRA', alphaPattern: { up_proj: 2 } }, 'alphaPattern is no option of peftType'],
+    [{ dInitial: 0.5 }, 'dInitial is no option of peftType LORA; leave it out'],
+    [
+      { peftType: 'MISS', useDora: true },
+      'useDora cannot go with peftType; switch one of them off',
+    ],
+    [
+      { peftType: 'HRA', initLoraWeights: 'pissa' },
+      'peftType needs initLoraWeights true, got "pissa"',
+    ],
+    [{ peftType: 'MISS', missForm: 'bar' as 'bat' }, 'missForm must be one of miss, bat, mini'],
+    [{ peftType: 'BONE' }, 'peftType must be one of LORA, VERA'],
+  ])('%j is refused', (config, message) => {
+    expect(() => loraConfig(config)).toThrow(`loraConfig: ${message}`);
+  });
+
+  it.each<[LoraConfigInput, string]>([
+    [{ peftType: 'HRA', r: 3 }, 'r=3 must be even, so that the reflections start in pairs'],
+    [{ peftType: 'HRA', r: 4, applyGs: true }, 'applyGs true has no start that leaves the base'],
+    [{ peftType: 'HRA', r: 10 }, 'r=10 must be at most the number of inputs, 8'],
+    [{ peftType: 'MISS', r: 3, missForm: 'bat' }, 'r=3 must divide both sizes of the matrix'],
+    [{ peftType: 'MISS', r: 4, missForm: 'mini', miniR: 3 }, 'miniR=3 must divide the outputs, 16'],
+    [{ peftType: 'MISS', r: 4, miniR: 2 }, 'miniR=2 needs missForm "mini"'],
+    [{ peftType: 'PEANUT', r: 9 }, 'rank r=9 is larger than the matrix (out,in)=(16,8) allows'],
+  ])('%j cannot be created', async (config, message) => {
+    const model = new TinyModel();
+    const before = memoryStats().liveBytes;
+    await expect(create(model, config)).rejects.toThrow(`layers.0.gate_proj: ${message}`);
+    expect(memoryStats().liveBytes).toBe(before);
+  });
+
+  it.each<[Record<string, unknown>, string]>([
+    [{ bias: 'all' }, 'bias = "all" is not supported for peft_type "VERA", only "none" is'],
+    [{ new_switch: 2 }, 'the key "new_switch" = 2 is not understood'],
+    [
+      { peft_type: 'BOFT' },
+      'peft_type "BOFT" is not supported; give the folder of an adapter with',
+    ],
+    [{ r: undefined }, 'r is missing'],
+  ])('of a file with %j is refused', (change, message) => {
+    const file = {
+      ...JSON.parse(formatAdapterConfig(loraConfig({ peftType: 'VERA' }))),
+      ...change,
+    };
+    expect(() => parseAdapterConfig(JSON.stringify(file))).toThrow(message);
+  });
+
+  it('of a file may have another seed of PEFT, and other first values', () => {
+    const config = loraConfig({ peftType: 'VERA', r: 16, dInitial: 0.5 });
+    const file = JSON.parse(formatAdapterConfig(config)) as Record<string, unknown>;
+    const read = { ...file, projection_prng_key: 7, init_weights: false };
+    expect(parseAdapterConfig(JSON.stringify(read))).toEqual(config);
+    expect(parseAdapterConfig(JSON.stringify({ ...file, d_initial: 0.25 })).dInitial).toBe(0.25);
+  });
+});
+
+describe('a file', () => {
+  /** Saves an adapter and changes the tensors of its file. */
+  const changed = async (
+    config: LoraConfigInput,
+    change: (tensors: Record<string, Tensor>) => Record<string, Tensor>,
+  ): Promise<void> => {
+    await (await create(new TinyModel(), config)).savePretrained(folder);
+    const path = join(folder, 'adapter_model.safetensors');
+    const { tensors } = await loadSafetensors(path);
+    await saveSafetensors(path, change(tensors));
+  };
+
+  it('that repeats the shared bases in each module, as PEFT writes RandLoRA, is read; with others it is refused', async () => {
+    const config: LoraConfigInput = { peftType: 'RANDLORA', r: 4 };
+    const key = 'base_model.model.layers.0.up_proj.randlora_A';
+    await changed(config, (tensors) => ({
+      ...tensors,
+      [key]: tensors['base_model.randlora_A'] as Tensor,
+    }));
+    const tuned = await AdapterModel.fromPretrained(new TinyModel(), folder);
+    expect(tuned.modules).toHaveLength(6);
+    await changed(config, (tensors) => ({
+      ...tensors,
+      [key]: zeros((tensors['base_model.randlora_A'] as Tensor).shape),
+    }));
+    await expect(AdapterModel.fromPretrained(new TinyModel(), folder)).rejects.toThrow(
+      'layers.0.up_proj.randlora_A differs from the tensor of that name that all modules share',
+    );
+  });
+
+  it('without the shared matrices, or with tensors of other shapes, is refused', async () => {
+    const config: LoraConfigInput = { peftType: 'VERA', r: 4 };
+    await changed(config, ({ 'base_model.vera_A': _, ...tensors }) => tensors);
+    await expect(AdapterModel.fromPretrained(new TinyModel(), folder)).rejects.toThrow(
+      /has no base_model\.vera_A, which all modules share .*save_projection true/,
+    );
+    await changed(config, (tensors) => ({ ...tensors, 'base_model.vera_A': zeros([4, 9]) }));
+    await expect(AdapterModel.fromPretrained(new TinyModel(), folder)).rejects.toThrow(
+      'base_model.vera_A must have the shape (4,16) for this model, got (4,9)',
+    );
+    const key = 'base_model.model.layers.0.up_proj.vera_lambda_d';
+    await changed(config, (tensors) => ({ ...tensors, [key]: zeros([5]) }));
+    await expect(AdapterModel.fromPretrained(new TinyModel(), folder)).rejects.toThrow(
+      'layers.0.up_proj: vera_lambda_d must have the shape (4) for this model, got (5)',
+    );
+  });
+});
+
+it('updates of a bf16 base react to changes far below the rounding of bf16', async () => {
+  for (const [name, config] of kOwnForms) {
+    const model = new TinyModel({ dtype: 'bf16', width: 16 });
+    const tuned = await create(model, config);
+    const before = hidden(model);
+    for (const { tensor } of tuned.parameters()) {
+      const moved = scope(() => noGrad(() => add(tensor, 2 ** -13)));
+      noGrad(() => copy_(tensor, moved));
+    }
+    expect(hidden(model), name).not.toEqual(before);
+    tuned.dispose();
+  }
 });

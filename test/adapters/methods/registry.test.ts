@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import { type LoraConfigInput, loraConfig } from '../../../lib/adapters/config.ts';
 import { saveMerged } from '../../../lib/adapters/merge.ts';
-import type { Method, Start, Variant } from '../../../lib/adapters/methods/method.ts';
+import type { Method, OwnForm, Start, Variant } from '../../../lib/adapters/methods/method.ts';
 import {
   keepsBase,
   METHOD_NAMES,
@@ -257,6 +257,9 @@ describe('the list', () => {
 
 const kDefaults = { ...loraConfig() };
 
+const optionsOf = ({ keys }: OwnForm): string[] =>
+  Object.values(keys).flatMap((key) => ('option' in key ? [key.option] : []));
+
 /** The text of docs/methods.md. */
 function page(): string {
   const cell = (text: string): string => text.replaceAll('|', '\\|');
@@ -342,7 +345,7 @@ ${table(
         formula,
         listed(keysOf(true)),
         listed([...keysOf(false), ...own.shared.map(({ key }) => key)]),
-        listed(Object.values(own.keys).flatMap((key) => ('option' in key ? [key.option] : []))),
+        listed(optionsOf(own).filter((name) => name !== 'fanInFanOut')),
         own.loraObstacle(kDefaults) === null ? 'exact' : 'no',
       ],
     ];
