@@ -384,12 +384,13 @@ export class Run {
 /** Prepares a run for its next step. Errors in the options, the output folder or the data are thrown here. */
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const release = useModel(input.tuned.model);
-  const giveBack = withoutGradients(options.optimization, input.tuned.parameters());
+  let giveBack = (): void => {};
   const releaseModel = (): void => {
     giveBack();
     release();
   };
   try {
+    giveBack = withoutGradients(options.optimization, input.tuned.parameters());
     return await openRunOf(input, options, releaseModel);
   } catch (error) {
     releaseModel();

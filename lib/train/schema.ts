@@ -41,7 +41,7 @@ export const optimizationOptions = group('Optimization', {
   optim: choice({
     choices: OPTIMIZER_NAMES,
     default: 'adamw',
-    help: "optimizer; default: the method's, adamw for most",
+    help: 'optimizer, adamw unless the method has its own',
     aliases: ['optimizer', 'optimiser'],
   }),
   /** Peak learning rate. Default 2e-5. */
@@ -95,7 +95,7 @@ export const optimizationOptions = group('Optimization', {
   adamEpsilon: number({
     least: 0,
     default: 1e-8,
-    help: "added to the root of the second moment; default: the method's, 1e-8 for most",
+    help: 'added to the root of the second moment, 1e-8 unless the method sets it',
     aliases: ['eps', 'epsilon', 'adam-eps'],
   }),
   /** Momentum of SGD; the other optimisers do not have this option. Default 0. */

@@ -228,7 +228,8 @@ const training: VariantTraining = {
     scope(() =>
       noGrad(() => {
         for (const module of modules) {
-          if (t === 1) fill_(module.parameter(kTotal), totalSteps);
+          // Again at the last choice: until then, a run may be resumed with another length.
+          if (t === 1 || t === end) fill_(module.parameter(kTotal), totalSteps);
           if (t < end) updateImportance(module, coefficient);
           if (t > end) dropTriplets(module, module.parameter(kDropped));
         }

