@@ -233,7 +233,7 @@ export const kTrainOptions = withFlags({
       choices: METHOD_NAMES,
       default: 'balora',
       help: 'preset, which the other options override',
-      aliases: ['peft-type', 'peft-method', 'finetuning-type'],
+      aliases: ['peft-method', 'finetuning-type'],
     }),
   }),
   ...loraOptions,
