@@ -14,7 +14,7 @@ import { saveMerged } from '../../../lib/adapters/merge.ts';
 import { variantOf } from '../../../lib/adapters/methods/registry.ts';
 import { loadSafetensors, saveSafetensors } from '../../../lib/io/safetensors.ts';
 import { add, copy_, randn, zeros } from '../../../lib/ops/index.ts';
-import { memoryStats } from '../../../lib/runtime.ts';
+import { memoryStats, synchronize } from '../../../lib/runtime.ts';
 import { noGrad, scope, type Tensor } from '../../../lib/tensor.ts';
 import { Trainer } from '../../../lib/train/trainer.ts';
 import { goldenArrays } from '../../support/golden.ts';
@@ -194,8 +194,10 @@ describe('a configuration', () => {
     [{ peftType: 'PEANUT', r: 9 }, 'rank r=9 is larger than the matrix (out,in)=(16,8) allows'],
   ])('%j cannot be created', async (config, message) => {
     const model = new TinyModel();
+    await synchronize(); // the model's weights are there, and what they were made of is not
     const before = memoryStats().liveBytes;
     await expect(create(model, config)).rejects.toThrow(`layers.0.gate_proj: ${message}`);
+    await synchronize();
     expect(memoryStats().liveBytes).toBe(before);
   });
 
@@ -276,6 +278,7 @@ it('updates of a bf16 base react to changes far below the rounding of bf16', asy
   for (const [name, config] of kOwnForms) {
     const model = new TinyModel({ dtype: 'bf16', width: 16 });
     const tuned = await create(model, config);
+    disturb(tuned, 1, 0.3); // a factor that is 0 would hide the others
     const before = hidden(model);
     // Not all by the same, since HRA's vectors start in equal pairs, which cancel.
     for (const [seed, { tensor }] of tuned.parameters().entries()) {
