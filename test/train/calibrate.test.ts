@@ -15,6 +15,7 @@ import { noGrad, type Tensor } from '../../lib/tensor.ts';
 import { calibrate } from '../../lib/train/calibrate.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import { disturb, expectNear, hidden } from '../support/tiny_adapters.ts';
+import { tinyClassifier, tinyLabelled } from '../support/tiny_classifier.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 let folder: string;
@@ -216,6 +217,20 @@ describe('calibrate', () => {
     ).rejects.toThrow(/no micro-batch has a supervised token/);
     await AdapterModel.create(model, { r: 2 });
     await expect(calibrate(model, config, { data })).rejects.toThrow(/has an adapter already/);
+  });
+
+  it('is of gradients for a classifier, too, and refused for its inputs', async () => {
+    const classifier = await tinyClassifier();
+    const source = await tinyLabelled(16);
+    const settings = { r: 2, method: 'lora_ga' } as const;
+    const calibration = await calibrate(classifier, settings, { data: source });
+    const tuned = await AdapterModel.create(classifier, settings, { calibration });
+    expect(tuned.modules.length).toBeGreaterThan(6);
+    tuned.dispose();
+    await expect(calibrate(classifier, config, { data: source })).rejects.toThrow(UnsupportedError);
+    await expect(calibrate(classifier, config, { data: source })).rejects.toThrow(
+      'calibrate: starts from the inputs of modules are for causal language models, not for this bert model',
+    );
   });
 
   it('is stopped by its signal, and the model can be used again', async () => {
