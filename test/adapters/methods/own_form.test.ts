@@ -194,6 +194,7 @@ describe('a configuration', () => {
     [{ peftType: 'PEANUT', r: 9 }, 'rank r=9 is larger than the matrix (out,in)=(16,8) allows'],
   ])('%j cannot be created', async (config, message) => {
     const model = new TinyModel();
+    hidden(model); // so that the weights are there before they are counted
     const before = memoryStats().liveBytes;
     await expect(create(model, config)).rejects.toThrow(`layers.0.gate_proj: ${message}`);
     expect(memoryStats().liveBytes).toBe(before);
