@@ -123,7 +123,7 @@ const shape = {
   r: whole({
     least: 1,
     default: kDefaultRank,
-    help: 'rank',
+    help: 'rank; default: 8, or that of the method',
     aliases: ['rank', 'lora-r', 'lora-rank', 'lora-dim'],
   }),
   /** Alpha, which sets the scale of the update: alpha / r, unless a method scales otherwise. May be fractional. Default 8. */
@@ -131,7 +131,7 @@ const shape = {
     number({
       least: 0,
       default: kDefaultRank,
-      help: 'scale: alpha / r, with rslora alpha / sqrt(r)',
+      help: 'scale: alpha / r, with rslora alpha / sqrt(r); default: 8, or that of the method',
       aliases: ['alpha'],
     }),
     { inPeft: z.number() },
