@@ -12,11 +12,7 @@ export {
 } from './adapters/adapter_model.ts';
 export type { Calibration, CalibrationFacts } from './adapters/calibration.ts';
 export type { LoraConfig, LoraConfigInput } from './adapters/config.ts';
-export {
-  type ConvertedModule,
-  type ConvertOptions,
-  convertToLora,
-} from './adapters/convert.ts';
+export type { ConvertedModule, ConvertOptions } from './adapters/convert.ts';
 export { FullModel } from './adapters/full_model.ts';
 export type { LowRankPair } from './adapters/low_rank.ts';
 export { type MergeError, saveMerged } from './adapters/merge.ts';

@@ -18,6 +18,7 @@ import type { Tensor } from '../tensor.ts';
 import type { Adapter, ResidualTeacher } from './adapter.ts';
 import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
+import { type ConvertedModule, type ConvertOptions, convertToLora } from './convert.ts';
 import { checkAsLora, checkResidual, saveAsLora, savePlain, saveResidual } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
 import {
@@ -309,6 +310,16 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     const { form = 'lora' } = options;
     const save = { lora: savePlain, 'plain-lora': saveAsLora, residual: saveResidual }[form];
     await save(this, folder);
+  }
+
+  /**
+   * Writes the active adapter as a plain LoRA of chosen ranks, whatever its method: of what it changes in each weight the leading singular
+   * triplets. For `savePretrained`'s form `plain-lora` the ranks are those that are exact.
+   * @returns a line for each module: its rank and its error
+   * @throws ArgumentError without a rank or an energy, or with both; UnsupportedError for an adapter that changes a bias
+   */
+  convertToLora(folder: string, options: ConvertOptions): Promise<readonly ConvertedModule[]> {
+    return convertToLora(this, folder, options);
   }
 
   /**

@@ -55,7 +55,7 @@ export interface CalibrationFacts {
   readonly modules: Readonly<Record<string, { readonly r: number; readonly inputOf: string }>>;
 }
 
-/** The small tensors that a data-driven start keeps of the user's data. Made by `calibrate`, or read from a file by {@link Calibration.load}. */
+/** The small tensors that a data-driven start keeps of the user's data. Made by `calibrate`, or read from a file by `Calibration.load`. */
 export class Calibration {
   readonly facts: CalibrationFacts;
   readonly #tensors: Readonly<Record<string, Tensor>>;

@@ -4,7 +4,6 @@
  * of PEFT.
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
-import type { Model } from '../models/index.ts';
 import {
   abs,
   add,
@@ -27,8 +26,7 @@ import {
   wholeNumber,
 } from '../options/call.ts';
 import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
-import type { AdapterModel } from './adapter_model.ts';
-import { type PlainPair, writeLora } from './export.ts';
+import { type ExportableAdapter, type PlainPair, writeLora } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
 import { masterDType } from './low_rank.ts';
 
@@ -77,7 +75,7 @@ const kIntruders = { topK: 10, threshold: 0.5 };
  * @throws ArgumentError without a rank or an energy, or with both; UnsupportedError for an adapter that changes a bias
  */
 export async function convertToLora(
-  adapter: AdapterModel<Model>,
+  adapter: ExportableAdapter,
   folder: string,
   options: ConvertOptions,
 ): Promise<readonly ConvertedModule[]> {

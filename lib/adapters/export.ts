@@ -28,7 +28,7 @@ import {
 import type { SavedModules } from './saved_modules.ts';
 
 /** The adapter to be written, on its model. */
-interface ExportableAdapter {
+export interface ExportableAdapter {
   readonly model: Model;
   readonly config: LoraConfig;
   readonly modules: readonly LoraModule[];

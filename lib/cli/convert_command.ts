@@ -1,6 +1,6 @@
 /** `balora convert`: writes an adapter of any method as a plain LoRA of chosen ranks. */
 import type { Command } from 'commander';
-import { type ConvertedModule, convertToLora } from '../adapters/convert.ts';
+import type { ConvertedModule } from '../adapters/convert.ts';
 import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { checkNewOutput, fillFolder } from '../export/output.ts';
@@ -58,7 +58,7 @@ async function convert(
   const progress = new Progress(context.stderr);
   const { tuned, tokenizer } = await loadAdapted(settings, progress);
   const fill = async (folder: string): Promise<readonly ConvertedModule[]> => {
-    const converted = await convertToLora(tuned, folder, {
+    const converted = await tuned.convertToLora(folder, {
       ...{ rank, energy, intruderFactor: reduceIntruderDimensions ? kIntruderFactor : 1 },
       onProgress: (done, all) => progress.status(`converting: ${done} of ${all} modules`),
     });

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import { convertToLora } from '../../lib/adapters/convert.ts';
+import type { ConvertOptions } from '../../lib/adapters/convert.ts';
 import type { LoraModule } from '../../lib/adapters/lora_module.ts';
 import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
 import { intruderDimensions } from '../../lib/eval/intruders.ts';
@@ -53,12 +53,9 @@ function errorsOf(a: AdapterModel<TinyModel>, b: AdapterModel<TinyModel>): Map<s
   });
 }
 
-async function converted(
-  tuned: AdapterModel<TinyModel>,
-  options: Parameters<typeof convertToLora>[2],
-) {
+async function converted(tuned: AdapterModel<TinyModel>, options: ConvertOptions) {
   const path = next();
-  const report = await convertToLora(tuned, path, options);
+  const report = await tuned.convertToLora(path, options);
   const read = await AdapterModel.fromPretrained(new TinyModel(), path);
   return { path, report, read };
 }
@@ -165,11 +162,11 @@ it('reduces intruder dimensions by a factor', async () => {
 it('is refused for a bias, and without one of rank and energy, before anything is written', async () => {
   const tuned = await made({ r: 2, loraBias: true });
   const path = next();
-  await expect(convertToLora(tuned, path, { rank: 2 })).rejects.toThrow(/has a bias \(loraBias\)/);
+  await expect(tuned.convertToLora(path, { rank: 2 })).rejects.toThrow(/has a bias \(loraBias\)/);
   const plain = await made({ r: 2 });
   for (const options of [{}, { rank: 1, energy: 0.5 }]) {
-    await expect(convertToLora(plain, path, options)).rejects.toThrow('give either rank or energy');
+    await expect(plain.convertToLora(path, options)).rejects.toThrow('give either rank or energy');
   }
-  await expect(convertToLora(plain, path, { energy: 1.5 })).rejects.toThrow(/energy/);
+  await expect(plain.convertToLora(path, { energy: 1.5 })).rejects.toThrow(/energy/);
   await expect(readdir(path)).rejects.toThrow('ENOENT');
 });
