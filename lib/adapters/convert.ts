@@ -30,7 +30,7 @@ import { type ExportableAdapter, type PlainPair, writeLora } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
 import { masterDType } from './low_rank.ts';
 
-/** Options of {@link convertToLora}: a rank for all modules, or a share of each one's energy. */
+/** Options of {@link AdapterModel.convertToLora}: a rank for all modules, or a share of each one's energy. */
 export interface ConvertOptions {
   /** Rank of every module, at most that of its weight. Either this or `energy` must be given. */
   readonly rank?: number | undefined;

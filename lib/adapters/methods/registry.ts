@@ -67,10 +67,32 @@ const kMethods: readonly [
   typeof hira,
   typeof randlora,
 ] = [
-  ...[lora, rslora, dora, pissa, balora, full, loraFa, adalora, loraDash],
-  ...[gaussian, orthogonal, olora, milora, eva, corda, loraGa, loraGaPeft],
-  ...[vera, loraXs, miss, hra, neat, peanut, hira, randlora],
-] as const;
+  lora,
+  rslora,
+  dora,
+  pissa,
+  balora,
+  full,
+  loraFa,
+  adalora,
+  loraDash,
+  gaussian,
+  orthogonal,
+  olora,
+  milora,
+  eva,
+  corda,
+  loraGa,
+  loraGaPeft,
+  vera,
+  loraXs,
+  miss,
+  hra,
+  neat,
+  peanut,
+  hira,
+  randlora,
+];
 
 type Listed = (typeof kMethods)[number];
 
