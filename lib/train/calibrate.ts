@@ -122,9 +122,9 @@ interface Found {
  * Computes what a data-driven start needs. The model has no adapter yet; its weights are frozen, as AdapterModel.create() does it.
  * @param config the adapter's configuration, whose `initLoraWeights` (or `method`) names the start
  * @example
- * const config = { method: 'corda', r: 16 };
- * const calibration = await calibrate(model, config, { data });
- * const tuned = await AdapterModel.create(model, config, { calibration });
+ * const method = 'corda';
+ * const calibration = await calibrate(model, { method, r: 16 }, { data });
+ * const tuned = await AdapterModel.create(model, { method, r: 16 }, { calibration });
  * @returns the calibration, for the option `calibration` of AdapterModel.create(); the caller disposes of it after that
  * @throws ArgumentError for a start that reads no data, data without a supervised token, ranks that are too large for it, or a file with
  *   another calibration; FormatError for a file that is damaged; UnsupportedError for a kind of model that the start is not for
