@@ -3,7 +3,7 @@
  * has, under the names of transformers and PEFT.
  */
 import { loraOptions } from '../adapters/lora_options.ts';
-import { METHOD_NAMES } from '../adapters/methods/registry.ts';
+import { METHOD_NAMES, REFUSED_METHODS } from '../adapters/methods/registry.ts';
 import { corruptionOptions } from '../data/corruption_options.ts';
 import { TRAINED_TURNS } from '../data/example_format.ts';
 import { DATA_FORMATS } from '../data/forms/list.ts';
@@ -249,6 +249,7 @@ export const kTrainOptions = withFlags({
   ...group('Method and adapter', {
     method: choice({
       choices: METHOD_NAMES,
+      refused: REFUSED_METHODS,
       default: 'balora',
       help: 'preset, which the other options override',
       aliases: ['peft-method', 'finetuning-type'],

@@ -90,10 +90,14 @@ export function whole<const D extends number | null | undefined = undefined>(
 
 /** Declares a choice among the words in `choices`. */
 export function choice<const C extends string, const D extends C | null | undefined = undefined>(
-  entry: Entry<D> & { readonly choices: readonly C[] },
+  entry: Entry<D> & {
+    readonly choices: readonly C[];
+    readonly refused?: Readonly<Record<string, string>>;
+  },
 ): Option<C, D extends string ? C : D> {
-  const { choices } = entry;
+  const { choices, refused } = entry;
   const kind: Kind<C> = {
+    ...(refused !== undefined && { refused }),
     schema: z.enum(choices),
     wanted: `one of ${choices.join(', ')}`,
     placeholder: choices.length < 4 ? choices.join('|') : 'name',

@@ -54,6 +54,8 @@ export interface Kind<T = unknown, R = T> {
   readonly placeholder: string | null;
   /** All allowed values, where the placeholder is too short to list them. */
   readonly choices?: readonly string[];
+  /** Words that are refused for a reason of their own, with that reason as the second half of the message. */
+  readonly refused?: Readonly<Record<string, string>>;
   /**
    * Converts the text of a flag to a value for the schema; a text that cannot be converted is returned unchanged, for the
    * schema to refuse.
@@ -150,7 +152,12 @@ export function checkFileValue(name: string, option: Option, value: unknown): un
 }
 
 /** The second half of a message, after the option's name, that explains why a value is refused. */
-export function complaint({ wanted }: Pick<Kind, 'wanted'>, value: unknown): string {
+export function complaint(
+  { wanted, refused = {} }: Pick<Kind, 'wanted' | 'refused'>,
+  value: unknown,
+): string {
+  if (typeof value === 'string' && Object.hasOwn(refused, value))
+    return `${value} ${refused[value]}`;
   return `must be ${wanted}, got ${shown(value)}`;
 }
 

@@ -3,11 +3,14 @@ import { ArgumentError } from '../../errors.ts';
 import { camel } from '../../options/option.ts';
 import { shown } from '../../shown.ts';
 import type { LoraConfigInput } from '../config.ts';
-import { METHOD_NAMES, METHODS, type MethodName } from './registry.ts';
+import { METHOD_NAMES, METHODS, type MethodName, REFUSED_METHODS } from './registry.ts';
 
 /** Refuses an unknown method name, which a JavaScript program may pass. @throws ArgumentError with all names */
 export function checkMethodName(name: MethodName): void {
   if (typeof name === 'string' && Object.hasOwn(METHODS, name)) return;
+  if (typeof name === 'string' && Object.hasOwn(REFUSED_METHODS, name)) {
+    throw new ArgumentError(`method ${name} ${REFUSED_METHODS[name]}`);
+  }
   throw new ArgumentError(`method must be one of ${METHOD_NAMES.join(', ')}, got ${shown(name)}`);
 }
 

@@ -140,6 +140,13 @@ export interface ListedMethod<Name extends MethodName> extends Method<Name> {
 /** The names of {@link METHODS}, in their order. */
 export const METHOD_NAMES: readonly MethodName[] = kMethods.map(({ name }) => name);
 
+/** Names of methods that are refused, with the reason and what to take. */
+export const REFUSED_METHODS: Readonly<Record<string, string>> = {
+  kasa:
+    'is not offered: it cuts the smallest singular triplets off every weight, so that the model begins as another one than its base; take ' +
+    'milora, which trains these triplets, or adalora, whose pairs have trained singular values',
+};
+
 /** Every method by its name. */
 export const METHODS = Object.freeze(
   Object.fromEntries(kMethods.map((method) => [method.name, method])),

@@ -6,6 +6,8 @@ import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../../lib/adapters/full_model.ts';
 import type { AdapterMethodName } from '../../../lib/adapters/make_adapter.ts';
 import { METHOD_NAMES } from '../../../lib/adapters/methods/registry.ts';
+import { kTrainOptions } from '../../../lib/cli/train_options.ts';
+import { checkValue } from '../../../lib/options/option.ts';
 import { resolveMethod } from '../../../lib/train/methods.ts';
 import type { RegularizerOptions } from '../../../lib/train/regularizers.ts';
 import { Trainer, type TrainerOptions } from '../../../lib/train/trainer.ts';
@@ -27,6 +29,19 @@ describe('the argument `method`', () => {
     expect(niter.config.initLoraWeights).toBe('pissa_niter_4');
     expect((await create({ method: 'dora', r: 2 })).config.useDora).toBe(true);
     expect((await create({ r: 2 })).method).toBeNull();
+  });
+
+  it('is refused with the reason for a method that is not offered on purpose', async () => {
+    const config = { method: 'kasa', r: 2 } as never;
+    await expect(create(config)).rejects.toThrow(
+      /^method kasa is not offered: it cuts .* take milora/,
+    );
+    expect(() => checkValue('--method', kTrainOptions.method, 'kasa')).toThrow(
+      /^--method kasa is not offered: it cuts/,
+    );
+    expect(() => checkValue('--method', kTrainOptions.method, 'kas')).toThrow(
+      /must be one of lora/,
+    );
   });
 
   it("is also overridden by options in PEFT's spelling", async () => {
