@@ -5,7 +5,7 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, NativeError } from '../errors.ts';
 import { EffectiveRank, evaluationRows, HeadGram } from '../losses/fused.ts';
 import { selectRows } from '../losses/positions.ts';
 import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
@@ -47,9 +47,19 @@ interface Totals {
   examples: ExampleResult[];
 }
 
+/** The error for a loss of which nothing can be said. */
+function notFinite(loss: number): NativeError {
+  return new NativeError(
+    `evaluate: the loss is ${loss}: the model's weights or its adapter's hold NaN or infinity, or its activations overflow; evaluate an ` +
+      'earlier checkpoint, or train with a lower learning rate',
+    { code: 'ERR_NOT_FINITE' },
+  );
+}
+
 /**
  * Evaluates a model on batches in which each example is a segment of its own.
- * @throws ArgumentError for an option of another type, and when no row is supervised
+ * @throws ArgumentError for an option of another type, and when no row is supervised; NativeError (`ERR_NOT_FINITE`) for a loss that is not
+ *   finite
  */
 export async function evaluate<M extends CausalLM | Seq2SeqLM>(
   tuned: EvaluatedModel<M>,
@@ -84,6 +94,7 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
       );
     }
     const loss = totals.loss / totals.supervised;
+    if (!Number.isFinite(loss)) throw notFinite(loss);
     return {
       loss,
       perplexity: Math.exp(loss),

@@ -1,9 +1,10 @@
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
+import type { NamedTensor } from '../../lib/adapters/tuned_model.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
-import { copy_, linear, randn, singularValues } from '../../lib/ops/index.ts';
+import { copy_, fill_, linear, randn, singularValues } from '../../lib/ops/index.ts';
 import { noGrad, scope, tensor } from '../../lib/tensor.ts';
 import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
 
@@ -95,6 +96,16 @@ it('reports a KL of 0 for a fresh adapter, and null without a teacher', async ()
   const fresh = await AdapterModel.create(new TinyModel(), { r: 2 });
   expect((await evaluate(fresh, tinyBatches({ count: 1 }))).kl).toBe(0);
   expect((await evaluate(new FullModel(new TinyModel()), tinyBatches({ count: 1 }))).kl).toBeNull();
+});
+
+it('is an error for weights that are not finite, with what to do', async () => {
+  const tuned = await disturbed();
+  const [first] = tuned.parameters();
+  noGrad(() => fill_((first as NamedTensor).tensor, Number.NaN));
+  await expect(evaluate(tuned, tinyBatches({ count: 2 }))).rejects.toMatchObject({
+    code: 'ERR_NOT_FINITE',
+    message: expect.stringMatching(/^evaluate: the loss is NaN: .* earlier checkpoint/),
+  });
 });
 
 it('fails where nothing is supervised, and stops at an abort', async () => {
