@@ -91,7 +91,7 @@ export class IncrementalPca {
       Tensor,
     ];
     const vectors = where(lessEqual(neg(lowest), highest), vt, neg(vt));
-    // Not a view, which would keep all vectors in memory.
+    // A copy, since a view would keep all vectors in memory.
     const singular = mul(s, 1);
     return { vectors, singular, scatter, ratios: div(square(s), scatter) };
   }

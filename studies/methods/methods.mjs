@@ -1,5 +1,5 @@
-// What does each method learn, how far does it move the model, and what does it forget? Every method is trained on the same rows with
-// each learning rate and one seed, and at its best rate with further seeds. Each run is a process of its own, so that its memory is
+// Compares all methods: what each learns, how far it moves the model, and what it forgets. Each is trained on the same rows with every
+// learning rate and one seed, and at its best rate with further seeds. Each run is a process of its own, so that its memory is
 // measured, and a run that diverges is a line of the log like the others.
 //
 //   npm run build && node studies/methods/methods.mjs --model PATH --data train.jsonl --eval-data test.jsonl

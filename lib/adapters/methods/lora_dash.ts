@@ -36,7 +36,7 @@ import {
   type VariantModule,
   type VariantTraining,
 } from './method.ts';
-import { type FormModule, lowRankVariant, refusesRank } from './own_form.ts';
+import { type FormModule, LORA_KEYS, lowRankVariant, refusesRank } from './own_form.ts';
 
 const kA = 'lora_A.weight';
 const kB = 'lora_B.weight';
@@ -145,13 +145,7 @@ const form: Variant = lowRankVariant({
   formula:
     'W x + s B A x, after a warm-up + sum of c_k u_k (v_k . x) over singular pairs of W; c is trained',
   keys: {
-    alpha_pattern: { option: 'alphaPattern' },
-    bias: { only: 'none' },
-    exclude_modules: { option: 'excludeModules' },
-    fan_in_fan_out: { option: 'fanInFanOut' },
-    lora_alpha: { option: 'loraAlpha' },
-    lora_dropout: { option: 'loraDropout' },
-    rank_pattern: { option: 'rankPattern' },
+    ...LORA_KEYS,
     dash_warmup: { option: 'dashWarmup' },
     dash_index: { option: 'dashIndex' },
   },

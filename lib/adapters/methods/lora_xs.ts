@@ -5,7 +5,7 @@
  */
 import { matmul, mul, randomizedSvds, reshape, zeros } from '../../ops/index.ts';
 import { defineMethod, type ModuleSizes } from './method.ts';
-import { lowRankVariant } from './own_form.ts';
+import { LORA_KEYS, lowRankVariant } from './own_form.ts';
 
 const kA = 'lora_A.weight';
 const kB = 'lora_B.weight';
@@ -16,13 +16,7 @@ const variant = lowRankVariant({
   inPeft: false,
   formula: 'W x + s B R A x; A = S V^T and B = U of the leading singular triplets of W are frozen',
   keys: {
-    alpha_pattern: { option: 'alphaPattern' },
-    bias: { only: 'none' },
-    exclude_modules: { option: 'excludeModules' },
-    fan_in_fan_out: { option: 'fanInFanOut' },
-    lora_alpha: { option: 'loraAlpha' },
-    lora_dropout: { option: 'loraDropout' },
-    rank_pattern: { option: 'rankPattern' },
+    ...LORA_KEYS,
   },
   tensors: () => [
     {

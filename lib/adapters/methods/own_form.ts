@@ -115,6 +115,17 @@ export function refusesRank({ inFeatures, outFeatures, r }: ModuleSizes): string
   return `rank r=${r} is larger than the matrix (out,in)=(${outFeatures},${inFeatures}) allows; set r to ${most} at most`;
 }
 
+/** Keys of LoRA's configuration that types of a pair A, B with a scale have, too. */
+export const LORA_KEYS: Readonly<Record<string, ConfigKey>> = {
+  alpha_pattern: { option: 'alphaPattern' },
+  bias: { only: 'none' },
+  exclude_modules: { option: 'excludeModules' },
+  fan_in_fan_out: { option: 'fanInFanOut' },
+  lora_alpha: { option: 'loraAlpha' },
+  lora_dropout: { option: 'loraDropout' },
+  rank_pattern: { option: 'rankPattern' },
+};
+
 /** A key of adapter_config.json that holds a number which Python writes with a point. */
 export function floatKey(option: string): ConfigKey {
   return { option, toFile: (value: number) => new PythonFloat(value) };

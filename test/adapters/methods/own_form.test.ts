@@ -280,7 +280,7 @@ it('updates of a bf16 base react to changes far below the rounding of bf16', asy
     const tuned = await create(model, config);
     disturb(tuned, 1, 0.3); // a factor that is 0 would hide the others
     const before = hidden(model);
-    // Not all by the same, since HRA's vectors start in equal pairs, which cancel.
+    // Each parameter moves by values of its own: HRA's vectors start in equal pairs, which would cancel.
     for (const [seed, { tensor }] of tuned.parameters().entries()) {
       const change = { seed, deviation: 2 ** -12 };
       const moved = scope(() => noGrad(() => add(tensor, randn(tensor.shape, change))));
