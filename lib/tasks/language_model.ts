@@ -163,11 +163,8 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     this.maxEntropy = Math.log(vocabulary);
     const { temperature } = this.#loss;
     const cacheKind = {
+      ...{ dtype: model.dtype, channels, vocabulary, temperature },
       model: teacherIdentity,
-      dtype: model.dtype,
-      channels,
-      vocabulary,
-      temperature,
     };
     this.#cache =
       teacherCache === undefined ? null : new TeacherCache(teacherCache, cacheKind, model.device);

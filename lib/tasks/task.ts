@@ -14,6 +14,7 @@ import type { MicroBatchLoss, TermCounts } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
 import type { OptionTable } from '../options/option.ts';
 import type { Tensor } from '../tensor.ts';
+import type { TeacherCachePlace } from './teacher_cache.ts';
 
 /** Names of the tasks, as `--task` takes them. */
 export type TaskName = 'causal-lm' | 'seq2seq-lm' | 'sequence-classification';
@@ -100,11 +101,8 @@ export interface LossSettings {
   readonly regularizers: Readonly<Record<string, unknown>>;
   /** Limit, in bytes, on the logits that are computed at one time; 0 for the default of the device. */
   readonly chunkBytes?: number;
-  /**
-   * Path of the file that keeps the teacher's outputs for later epochs, or null for a temporary file; if omitted, they are
-   * not kept.
-   */
-  readonly teacherCache?: string | null;
+  /** The file that keeps the teacher's outputs for later epochs or runs; if omitted, they are not kept. */
+  readonly teacherCache?: TeacherCachePlace;
   /** The identity of the teacher, for the header of that file. Default: none, for a temporary file. */
   readonly teacherIdentity?: string;
   /** Called once for each note about a term that a user should see. */

@@ -4,8 +4,11 @@
  * form other batches. They are kept in a file, because those of a large data set do not fit into memory. A file in a run's
  * folder remains when the run is interrupted, so that the resumed run uses the same numbers.
  *
- *     header   512 bytes: JSON and spaces; a file with a different header is overwritten
- *     record   digest 16, rows u32, crc32 u32 of what follows; mean rows x C f32 or f64, entropy rows f64
+ * A shared file is kept for other runs: nothing in it depends on the rank, the method, the seed or the learning rate of the run that
+ * wrote it. One run appends to it at a time; others read what is there.
+ *
+ *     header   512 bytes: JSON and spaces; the file of a run with a different header is overwritten, a shared one is refused
+ *     record   digest 16, rows u32, crc32 u32 of what follows, crc32 u32 of these 24 bytes; mean rows x C f32 or f64, entropy rows f64
  */
 import { createHash, randomUUID } from 'node:crypto';
 import {
@@ -21,6 +24,8 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
+import { FormatError } from '../errors.ts';
+import { diskError } from '../io/files.ts';
 import { requireRegular } from '../io/regular_file.ts';
 import type { SelectedRows } from '../losses/positions.ts';
 import type { TeacherSummary } from '../ops/index.ts';
@@ -29,8 +34,17 @@ import { noGrad, tensor, unscoped } from '../tensor.ts';
 /** Name of the cache file in the folder of a run. */
 export const kTeacherCacheName = 'teacher_cache.bin';
 
+/** Where a cache keeps its outputs. */
+export interface TeacherCachePlace {
+  /** Path of the file; null for a temporary file, which close() removes. */
+  readonly path: string | null;
+  /** Present where several runs share the file: whether this one appends to it. */
+  readonly shared?: { readonly appends: boolean };
+}
+
 /** Everything, apart from the rows themselves, that the cached numbers depend on. */
 export interface TeacherCacheKind {
+  /** The frozen model and what of an adapter belongs to the teacher. */
   readonly model: string;
   readonly dtype: string;
   readonly channels: number;
@@ -53,15 +67,21 @@ interface SequenceRows {
   readonly rows: number;
 }
 
+const kFormat = 2;
 const kHeaderBytes = 512;
 const kDigestBytes = 16;
-const kRecordHeaderBytes = kDigestBytes + 8;
+/** Offsets within a record's header. */
+const [kRowsAt, kPayloadCrcAt, kHeaderCrcAt] = [kDigestBytes, kDigestBytes + 4, kDigestBytes + 8];
+const kRecordHeaderBytes = kHeaderCrcAt + 4;
 const kEntropyBytes = 8;
 
 export class TeacherCache {
   readonly #file: number;
   readonly #path: string;
   readonly #temporary: boolean;
+  readonly #shared: boolean;
+  readonly #appends: boolean;
+  readonly #header: Buffer;
   readonly #wide: boolean;
   readonly #channels: number;
   /** Position of each sequence's record in the file, by digest. */
@@ -70,33 +90,30 @@ export class TeacherCache {
 
   /**
    * Opens or creates the cache file.
-   * @param path path of the file; null for a temporary file, which close() removes
    * @param device device to which summaries are read; default see getDefaultDevice
+   * @throws FormatError for a shared file that is damaged or belongs to another teacher; NativeError where the disk fails
    */
   constructor(
-    path: string | null,
+    { path, shared }: TeacherCachePlace,
     kind: TeacherCacheKind,
     private readonly device?: string,
   ) {
     this.#temporary = path === null;
     this.#path = path ?? join(tmpdir(), `balora-${randomUUID()}-${kTeacherCacheName}`);
+    this.#shared = shared !== undefined;
+    this.#appends = shared?.appends ?? true;
+    this.#header = Buffer.alloc(kHeaderBytes, ' ');
+    this.#header.write(JSON.stringify({ format: kFormat, ...kind }));
     this.#wide = kind.dtype === 'f64';
     this.#channels = kind.channels;
-    // The file of an earlier run is kept and extended; all reads and writes give a position.
-    // Neither a temporary file nor that of a run is ever written through a link that somebody has put there.
-    const create =
-      constants.O_CREAT |
-      constants.O_NOFOLLOW |
-      constants.O_NONBLOCK |
-      (this.#temporary ? constants.O_EXCL : 0);
-    this.#file = openSync(this.#path, constants.O_RDWR | create, 0o600);
-    requireRegular(this.#path, fstatSync(this.#file));
-    const header = Buffer.alloc(kHeaderBytes, ' ');
-    header.write(JSON.stringify({ format: 1, ...kind }));
-    const found = this.#read(0, kHeaderBytes);
-    if (found?.equals(header)) this.#scan();
-    else writeSync(this.#file, header, 0, kHeaderBytes, 0);
-    ftruncateSync(this.#file, this.#end);
+    this.#file = this.#open();
+    try {
+      requireRegular(this.#path, fstatSync(this.#file));
+      this.#begin();
+    } catch (error) {
+      closeSync(this.#file);
+      throw diskError(this.#path, error);
+    }
   }
 
   /** The number of sequences in the cache. */
@@ -149,7 +166,7 @@ export class TeacherCache {
         entropy.subarray(row * kEntropyBytes, (row + rows) * kEntropyBytes),
       ]);
       row += rows;
-      if (this.#payload({ key, rows }) === null) this.#append(key, rows, payload);
+      if (this.#appends && this.#payload({ key, rows }) === null) this.#append(key, rows, payload);
     }
   }
 
@@ -170,35 +187,68 @@ export class TeacherCache {
     return rows * (this.#channels * this.#elementBytes + kEntropyBytes);
   }
 
+  #open(): number {
+    // All reads and writes give a position. Neither a temporary file nor that of a run is ever written through a link that somebody has
+    // put there; the path of a shared file is the user's own, and may be a link.
+    const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = constants;
+    const create = O_CREAT | (this.#shared ? 0 : O_NOFOLLOW) | (this.#temporary ? O_EXCL : 0);
+    try {
+      return openSync(this.#path, create | O_NONBLOCK | (this.#appends ? O_RDWR : O_RDONLY), 0o600);
+    } catch (error) {
+      throw diskError(this.#path, error, this.#appends ? 'write' : 'read');
+    }
+  }
+
+  /** Finds the records of the file, and begins a new one where it has none of this kind and may be overwritten. */
+  #begin(): void {
+    const found = this.#read(0, kHeaderBytes);
+    if (found?.equals(this.#header) || (this.#shared && fstatSync(this.#file).size > 0))
+      this.#scan();
+    else if (this.#appends) this.#write(this.#header, 0);
+    if (this.#appends) ftruncateSync(this.#file, this.#end);
+  }
+
   #append(key: string, rows: number, payload: Buffer): void {
     const header = Buffer.alloc(kRecordHeaderBytes);
     header.write(key, 'hex');
-    header.writeUInt32LE(rows, kDigestBytes);
-    header.writeUInt32LE(crc32(payload), kDigestBytes + 4);
+    header.writeUInt32LE(rows, kRowsAt);
+    header.writeUInt32LE(crc32(payload), kPayloadCrcAt);
+    header.writeUInt32LE(crc32(header.subarray(0, kHeaderCrcAt)), kHeaderCrcAt);
     const record = Buffer.concat([header, payload]);
-    writeSync(this.#file, record, 0, record.length, this.#end);
+    this.#write(record, this.#end);
     this.#positions.set(key, this.#end);
     this.#end += record.length;
   }
 
   #payload({ key, rows }: SequenceRows): Buffer | null {
     if (rows === 0) return Buffer.alloc(0);
+    // Another run may have appended the record since this one looked.
+    if (!this.#appends && !this.#positions.has(key)) this.#scan();
     const place = this.#positions.get(key);
     if (place === undefined) return null;
     const record = this.#read(place, kRecordHeaderBytes + this.#payloadBytes(rows));
     const payload = record?.subarray(kRecordHeaderBytes) ?? null;
-    if (payload === null || record?.readUInt32LE(kDigestBytes + 4) !== crc32(payload)) return null;
-    return payload;
+    if (payload !== null && record?.readUInt32LE(kPayloadCrcAt) === crc32(payload)) return payload;
+    if (this.#shared) throw this.#damaged(place);
+    return null;
   }
 
-  /** Finds the complete records of an earlier process. */
+  /** Finds the complete records from #end on. What an interrupted run has left of its last record does not count. */
   #scan(): void {
     const { size } = fstatSync(this.#file);
+    // The run that appends may not have written its first bytes yet.
+    if (size === 0) return;
+    const found = this.#read(0, kHeaderBytes);
+    if (!found?.equals(this.#header)) throw this.#foreign(found);
     for (;;) {
       const header = this.#read(this.#end, kRecordHeaderBytes);
       if (header === null) return;
+      if (header.readUInt32LE(kHeaderCrcAt) !== crc32(header.subarray(0, kHeaderCrcAt))) {
+        if (this.#shared) throw this.#damaged(this.#end);
+        return;
+      }
       const next =
-        this.#end + kRecordHeaderBytes + this.#payloadBytes(header.readUInt32LE(kDigestBytes));
+        this.#end + kRecordHeaderBytes + this.#payloadBytes(header.readUInt32LE(kRowsAt));
       if (next > size) return;
       this.#positions.set(header.toString('hex', 0, kDigestBytes), this.#end);
       this.#end = next;
@@ -209,6 +259,48 @@ export class TeacherCache {
   #read(position: number, bytes: number): Buffer | null {
     const buffer = Buffer.alloc(bytes);
     return readSync(this.#file, buffer, 0, bytes, position) === bytes ? buffer : null;
+  }
+
+  #write(bytes: Buffer, position: number): void {
+    try {
+      // A disk that is nearly full takes a part.
+      for (let done = 0; done < bytes.length; )
+        done += writeSync(this.#file, bytes, done, bytes.length - done, position + done);
+    } catch (error) {
+      throw diskError(this.#path, error);
+    }
+  }
+
+  #damaged(position: number): FormatError {
+    return new FormatError(`${this.#path}: the record at byte ${position} is damaged`, {
+      path: this.#path,
+      offset: position,
+      advice: "remove the file; the teacher's outputs are computed anew",
+    });
+  }
+
+  #foreign(found: Buffer | null): FormatError {
+    const [there, kind] = [headerOf(found), headerOf(this.#header)];
+    const key = Object.keys(kind ?? {}).find((name) => there?.[name] !== kind?.[name]) ?? '';
+    const reason =
+      there === null
+        ? "it is not a cache of a teacher's outputs"
+        : `it holds outputs of another teacher: ${key} is ${there[key]}, not ${kind?.[key]}`;
+    return new FormatError(`${this.#path}: ${reason}`, {
+      path: this.#path,
+      advice: 'choose another file',
+    });
+  }
+}
+
+/** The header of a cache of any teacher; null for another file. */
+function headerOf(bytes: Buffer | null): Record<string, unknown> | null {
+  try {
+    const header: unknown = JSON.parse(bytes?.toString() ?? '');
+    const isOne = typeof header === 'object' && header !== null && 'temperature' in header;
+    return isOne ? (header as Record<string, unknown>) : null;
+  } catch {
+    return null;
   }
 }
 

@@ -84,7 +84,7 @@ export async function acquireLock(
     await rm(aside, { force: true });
   }
   throw new ArgumentError(
-    `${lock}: other processes are claiming the folder; wait for them, or choose another folder`,
+    `${lock}: other processes are claiming it; wait for them, or choose another path`,
   );
 }
 
@@ -141,7 +141,7 @@ function holderOf({ path, text }: Found): LockHolder {
   const { pid, host } = (value ?? {}) as Partial<LockHolder>;
   if (Number.isSafeInteger(pid) && typeof host === 'string') return value as LockHolder;
   throw new ArgumentError(
-    `${path} does not name the process that uses the folder; remove it if there is no such process`,
+    `${path} does not name the process that holds it; remove it if there is no such process`,
   );
 }
 

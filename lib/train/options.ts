@@ -50,6 +50,14 @@ export interface ResolvedOptions {
   readonly seed: number;
 }
 
+/** The option by which a run keeps its teacher's outputs; null if it does not. */
+export function teacherCacheOption({
+  resources,
+}: ResolvedOptions): 'cacheTeacher' | 'teacherCache' | null {
+  if (resources.cacheTeacher) return 'cacheTeacher';
+  return resources.teacherCache === null ? null : 'teacherCache';
+}
+
 export interface OptionsInput
   extends OptimizationOptions,
     OutputOptions,

@@ -10,7 +10,7 @@ import { availableMemory, memoryStats, resetPeakMemory, synchronize } from '../r
 import { DTYPE_BYTES, type Tensor } from '../tensor.ts';
 import { type MemoryNote, MemoryPlanner } from './memory_plan.ts';
 import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
-import type { ResolvedOptions } from './options.ts';
+import { type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { passesOf, selectorOf } from './passes.ts';
 import { accumulateWindow } from './step.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
@@ -138,7 +138,7 @@ export async function measurePlan(
   const passes = passesOf(input, options, {
     chunkBytes: planner?.chunkBytes ?? 0,
     captureGraphs: false,
-    ...(options.resources.cacheTeacher && { teacherCache: null }),
+    ...(teacherCacheOption(options) !== null && { teacherCache: { path: null } }),
   });
   const at = { step: 0, totalSteps: plan.totalSteps };
   let [seconds, persistentBytes] = [0, 0];

@@ -19,12 +19,13 @@ import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import type { Tensor } from '../tensor.ts';
 import { BestKeeper } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
+import { type ClaimedCache, claimTeacherCache } from './claimed_cache.ts';
 import { describeEnvironment } from './environment.ts';
 import { addNotes } from './failure.ts';
 import { identityOf } from './identity.ts';
 import { idleOptions } from './idle_options.ts';
 import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
-import type { Identity, ResolvedOptions } from './options.ts';
+import { type Identity, type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { passesOf, selectorOf } from './passes.ts';
@@ -55,6 +56,8 @@ interface RunParts {
   readonly record: RunRecord | null;
   readonly optimizer: Optimizer;
   readonly passes: Passes;
+  /** The claim to the file of the teacher's outputs; null where they are not kept. */
+  readonly cache: ClaimedCache | null;
   readonly windows: WindowReader;
   readonly keeper: BestKeeper | null;
   readonly clock: StepClock;
@@ -350,7 +353,8 @@ export class Run {
   async close(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    const { input, windows, record, optimizer, passes, folder, keeper, releaseModel } = this.parts;
+    const { input, windows, record, optimizer, passes, cache, folder, keeper, releaseModel } =
+      this.parts;
     // A failed or stopped step leaves gradients behind, and the model may be used for another run.
     input.tuned.zeroGradients();
     try {
@@ -359,6 +363,7 @@ export class Run {
       await record?.close().catch(() => {});
       optimizer.dispose();
       passes.dispose();
+      await cache?.release().catch(() => {});
       keeper?.dispose();
       releaseModel();
       await folder?.release();
@@ -415,9 +420,12 @@ async function openRunOf(
   let record: RunRecord | null = null;
   let optimizer: Optimizer | null = null;
   let passes: Passes | null = null;
+  let cache: ClaimedCache | null = null;
   try {
-    // Without an output folder there is no checkpoint to compare the identity with, so it is not computed.
-    const identity = folder === null ? {} : await identityOf(input, options, plan);
+    // Without an output folder there is no checkpoint to compare the identity with, so it is not computed; a cache that runs share
+    // has it in its header.
+    const isCompared = folder !== null || teacherCacheOption(options) === 'teacherCache';
+    const identity = isCompared ? await identityOf(input, options, plan) : {};
     const warnings: Warning[] = [];
     const keeper = makeKeeper(input, folder);
     const checkpoint =
@@ -439,7 +447,8 @@ async function openRunOf(
       record = await RunRecord.open(folder.run, { step, last, evalData, hasSamples });
       await writeFileAtomic(folder.config, configText(options, identity));
     }
-    passes = await openPasses(input, options, { plan, folder, identity, warnings });
+    cache = await claimTeacherCache(options, folder);
+    passes = await openPasses(input, options, { plan, cache, identity, warnings });
     if (step === 0) warnings.push(...firstWarnings(input, options));
     await record?.begin(
       describeEnvironment(input.tuned.model, {
@@ -451,7 +460,7 @@ async function openRunOf(
     const select = selectorOf(input.tuned.model, options);
     const run = new Run(
       {
-        ...{ input, options, plan, identity, folder, record, optimizer, passes, keeper },
+        ...{ input, options, plan, identity, folder, record, optimizer, passes, cache, keeper },
         trained: trained.map(({ tensor }) => tensor),
         windows: new WindowReader(input.data, { accumulation, select }, position),
         clock: new StepClock(elapsedSeconds),
@@ -464,6 +473,7 @@ async function openRunOf(
   } catch (error) {
     optimizer?.dispose();
     passes?.dispose();
+    await cache?.release().catch(() => {});
     await record?.close();
     await folder?.release();
     throw error;
@@ -492,7 +502,7 @@ function checkMethod(
 /** The parts of a run that its passes depend on, and the place for their notes. */
 interface PassesOf {
   readonly plan: RunPlan;
-  readonly folder: OutputFolder | null;
+  readonly cache: ClaimedCache | null;
   readonly identity: Identity;
   readonly warnings: Warning[];
 }
@@ -501,18 +511,24 @@ interface PassesOf {
 async function openPasses(
   input: AnyTrainerOptions,
   options: ResolvedOptions,
-  { plan, folder, identity, warnings }: PassesOf,
+  { plan, cache, identity, warnings }: PassesOf,
 ): Promise<Passes> {
   const onNote = ({ code, message }: { code: string; message: string }) =>
     warnings.push({ type: 'warning', code, message });
+  if (cache !== null && cache.writer !== null) {
+    const message =
+      `${cache.place.path}: process ${cache.writer.pid} on ${cache.writer.host} appends to this cache of the teacher; this run reads ` +
+      'it and keeps nothing in it';
+    onNote({ code: 'teacher_cache_read_only', message });
+  }
   const memory = await planMemory(input, options, { plan, onNote });
   return passesOf(input, options, {
     chunkBytes: memory?.chunkBytes ?? 0,
     captureGraphs: options.resources.captureGraphs,
     onNote,
-    ...(options.resources.cacheTeacher && {
-      teacherCache: folder === null ? null : join(folder.run, kTeacherCacheName),
-      ...(folder !== null && { teacherIdentity: teacherIdentity(identity) }),
+    ...(cache !== null && {
+      teacherCache: cache.place,
+      teacherIdentity: teacherIdentity(identity),
     }),
   });
 }
@@ -542,7 +558,7 @@ function makeKeeper(
 
 /** The part of a run's identity that the outputs of its teacher depend on. */
 function teacherIdentity({ baseModel, residualTeacher = null }: Identity): string {
-  return JSON.stringify([baseModel, residualTeacher]);
+  return residualTeacher === null ? `${baseModel}` : `${baseModel}, residual ${residualTeacher}`;
 }
 
 /**

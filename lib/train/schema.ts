@@ -293,6 +293,18 @@ export const resourceOptions = group('Resources', {
     identity: (on: boolean) => on || undefined,
   }),
   /**
+   * Path of a file that keeps the same values as `cacheTeacher` and is kept itself, so that later runs on the same base and data do
+   * not run the teacher at all, with another rank, method, seed or learning rate, too. One run appends to it; others that run
+   * meanwhile read what is there. Default: none.
+   */
+  teacherCache: filePath({
+    placeholder: 'file',
+    default: null,
+    help: "keep the teacher's outputs in this file for later runs on the same base and data",
+    // Where the file is does not matter.
+    identity: (path: string | null) => (path === null ? undefined : true),
+  }),
+  /**
    * Whether to run micro-batches and updates of repeated shapes as graphs, which are recorded once and then launched as a
    * whole. It requires a GPU and a language model with a loss of the library. The numbers are the same bit for bit.
    * Default false.
@@ -369,6 +381,13 @@ export const trainerChecks: readonly Check<TogetherInput>[] = [
     when: ({ metricForBestModel, evalData }) =>
       (metricForBestModel ?? null) !== null && (evalData ?? null) === null,
     message: (_, name) => `${name('metricForBestModel')} needs ${name('evalData')}`,
+  },
+  {
+    when: ({ cacheTeacher, teacherCache }) =>
+      cacheTeacher === true && (teacherCache ?? null) !== null,
+    message: (_, name) =>
+      `${name('cacheTeacher')} and ${name('teacherCache')} exclude each other: the first keeps the outputs for one run, the second for ` +
+      'later ones, too; pass one of them',
   },
   {
     when: ({ samplePrompts, evalData }) =>

@@ -13,7 +13,7 @@ import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { Latest } from './latest.ts';
 import { regularizersOf, withOptimizationOf } from './methods.ts';
-import { type ResolvedOptions, resolveOptions } from './options.ts';
+import { type ResolvedOptions, resolveOptions, teacherCacheOption } from './options.ts';
 import { Pause } from './pause.ts';
 import { makePlan, measurePlan } from './plan.ts';
 import { termsOf } from './regularizers.ts';
@@ -316,12 +316,13 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
     );
   }
   const run = { tuned, data, evalData, regularizers: { ...regularizers } };
-  if (resources.cacheTeacher) {
+  const caches = teacherCacheOption(options);
+  if (caches !== null) {
     const reason = task.teacherObstacle ?? cacheObstacle(input, options, terms);
-    if (reason !== null) throw new ArgumentError(`cacheTeacher: ${reason}; leave cacheTeacher out`);
+    if (reason !== null) throw new ArgumentError(`${caches}: ${reason}; leave ${caches} out`);
     const obstacle = task.cacheObstacle(run);
     if (obstacle !== null)
-      throw new UnsupportedError(`cacheTeacher: ${obstacle}; leave cacheTeacher out`);
+      throw new UnsupportedError(`${caches}: ${obstacle}; leave ${caches} out`);
   }
   if (resources.captureGraphs) {
     const obstacle = graphObstacle(input, task, terms);

@@ -1,5 +1,5 @@
 // A cached teacher gives the same results as the live one, over epochs and interruptions, and is refused where it could not.
-import { mkdtempSync, rmSync, statSync, truncateSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -47,12 +47,12 @@ function batchOf(sequences: readonly number[]): Batch {
 }
 
 /** A source of two micro-batches per epoch, with other groups of sequences in every second epoch. */
-const data = () => ({
+const data = (firstEpoch = 0) => ({
   fingerprint: 'test',
   batchCount: () => 2,
   *batches(epoch: number, start: number) {
     const order =
-      epoch % 2 === 0
+      (epoch + firstEpoch) % 2 === 0
         ? [
             [0, 1, 2],
             [3, 4],
@@ -75,6 +75,12 @@ const kRegularizers = { consistencyWeight: 0.5, diversityWeight: 0.1, svdWeight:
 
 interface RunOptions {
   cacheTeacher?: boolean;
+  teacherCache?: string;
+  temperature?: number;
+  r?: number;
+  initLoraWeights?: true | 'pissa_niter_4';
+  /** The epoch of the data that comes first. */
+  firstEpoch?: number;
   dtype?: 'f32' | 'bf16';
   consistencySchedule?: 'constant' | 'adaptive';
   positions?: 'supervised' | 'non_padding';
@@ -90,28 +96,34 @@ interface RunOptions {
 async function run(options: RunOptions = {}) {
   const { dtype = 'f32', stopAfter = 9, output, resume = false, learningRate = 0.02 } = options;
   const { consistencySchedule = 'constant', positions = 'supervised', seed = 1 } = options;
+  const { r = 2, initLoraWeights = 'pissa_niter_4', teacherCache, temperature } = options;
   const tuned = await AdapterModel.create(
     new TinyModel({ dtype, vocabulary: 17, width: 8, seed }),
     {
-      r: 2,
+      ...{ r, initLoraWeights },
       loraAlpha: 4,
-      initLoraWeights: 'pissa_niter_4',
     },
   );
   const stop = new AbortController();
   const records: StepRecord[] = [];
+  const warnings: string[] = [];
   resetOpTimes();
   for await (const event of new Trainer({
     tuned,
-    data: data(),
+    data: data(options.firstEpoch),
     numTrainEpochs: 3,
     learningRate,
     lrSchedulerType: 'constant',
-    regularizers: { ...kRegularizers, consistencySchedule, positions },
+    regularizers: {
+      ...{ ...kRegularizers, consistencySchedule, positions },
+      ...(temperature !== undefined && { temperature }),
+    },
     cacheTeacher: options.cacheTeacher ?? false,
+    ...(teacherCache !== undefined && { teacherCache }),
     signal: stop.signal,
     ...(output === undefined ? {} : { output, resume }),
   }).run()) {
+    if (event.type === 'warning') warnings.push(event.message);
     if (event.type !== 'step') continue;
     records.push(event.record);
     await options.onStep?.();
@@ -124,6 +136,7 @@ async function run(options: RunOptions = {}) {
   tuned.model.dispose();
   return {
     records,
+    warnings,
     parameters,
     teacherCalls: teacherOps.reduce((sum, { calls }) => sum + calls, 0),
   };
@@ -201,6 +214,91 @@ describe('a cached teacher', () => {
     expect(resumed.teacherCalls).toBe(fresh.teacherCalls);
   });
 
+  describe('in a file that runs share', () => {
+    const shared = () => ({ teacherCache: join(folder, 'teacher.cache') });
+
+    it('saves a later run the teacher, whatever its rank, method, rate and order of rows', async () => {
+      const file = shared();
+      const own = await run({ cacheTeacher: true });
+      const first = await run(file);
+      expect(numbers(first.records)).toEqual(numbers(own.records));
+      expect(first.teacherCalls).toBe(own.teacherCalls);
+      const second = await run(file);
+      expect(numbers(second.records)).toEqual(numbers(first.records));
+      expect(second.parameters).toEqual(first.parameters);
+      expect(second.teacherCalls).toBe(0);
+      const other = { r: 3, learningRate: 0.01, firstEpoch: 1, initLoraWeights: true } as const;
+      const alone = await run({ ...other, cacheTeacher: true });
+      const after = await run({ ...other, ...file });
+      expect(after.teacherCalls).toBe(0);
+      numbers(alone.records).forEach((row, step) => {
+        row.forEach((value, i) => {
+          const difference = Math.abs(
+            ((numbers(after.records)[step] as number[])[i] as number) - value,
+          );
+          expect(difference).toBeLessThanOrEqual(2e-6 * Math.max(1, Math.abs(value)));
+        });
+      });
+    });
+
+    it('is usable after a run was killed, and extended by the next', async () => {
+      const file = shared();
+      const killed = run({ ...file, onStep: () => Promise.reject(new Error('x')) });
+      await expect(killed).rejects.toThrow('x');
+      truncateSync(file.teacherCache, statSync(file.teacherCache).size - 5);
+      const whole = await run({ cacheTeacher: true });
+      const next = await run(file);
+      expect(numbers(next.records)).toEqual(numbers(whole.records));
+      expect((await run(file)).teacherCalls).toBe(0);
+    });
+
+    it('is read by a run beside the one that appends to it', async () => {
+      const file = shared();
+      let inner: Awaited<ReturnType<typeof run>> | null = null;
+      const outer = await run({
+        ...file,
+        onStep: async () => {
+          inner ??= await run({ ...file, stopAfter: 1 });
+        },
+      });
+      const { teacherCalls, warnings } = inner as unknown as Awaited<ReturnType<typeof run>>;
+      expect(teacherCalls).toBe(0);
+      expect(warnings).toEqual([
+        expect.stringMatching(/teacher\.cache: process \d+ on .* appends to this cache/),
+      ]);
+      expect(outer.warnings).toEqual([]);
+      expect((await run(file)).teacherCalls).toBe(0);
+    });
+
+    it('refuses a file of another base, type or temperature, and a damaged or foreign one', async () => {
+      const file = shared();
+      await run(file);
+      const held = readFileSync(file.teacherCache);
+      await expect(run({ ...file, seed: 2 })).rejects.toThrow(
+        /teacher\.cache: it holds outputs of another teacher: model is .*; choose another file/,
+      );
+      await expect(run({ ...file, dtype: 'bf16' })).rejects.toThrow(/dtype is f32, not bf16/);
+      await expect(run({ ...file, temperature: 3 })).rejects.toThrow(/temperature is 2, not 3/);
+      expect(readFileSync(file.teacherCache)).toEqual(held);
+      for (const at of [512 + 3, 512 + 17, 512 + 30]) {
+        const damaged = Buffer.from(held);
+        damaged[at] = (damaged[at] as number) ^ 0x40;
+        writeFileSync(file.teacherCache, damaged);
+        await expect(run(file)).rejects.toThrow(
+          /teacher\.cache: the record at byte 512 is damaged; remove the file/,
+        );
+      }
+      writeFileSync(file.teacherCache, 'a text');
+      await expect(run(file)).rejects.toThrow(/is not a cache of a teacher's outputs/);
+      expect(readFileSync(file.teacherCache, 'utf8')).toBe('a text');
+      await expect(run({ teacherCache: folder })).rejects.toThrow(/is a folder/);
+      await expect(run({ teacherCache: join(folder, 'no', 'file') })).rejects.toThrow(/no.file/);
+      await expect(run({ ...file, cacheTeacher: true })).rejects.toThrow(
+        /cacheTeacher and teacherCache exclude each other/,
+      );
+    });
+  });
+
   it('is refused with a dynamic rope, which depends on the longest sequence of a batch', async () => {
     const rope = { rope_type: 'dynamic', factor: 2, rope_theta: 10_000 };
     const sizes = { vocab_size: 17, hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1 };
@@ -264,7 +362,7 @@ describe('TeacherCache', () => {
 
   it('finds sequences in other batches, and after it was opened again', async () => {
     const path = join(folder, 'cache');
-    const cache = new TeacherCache(path, kind);
+    const cache = new TeacherCache({ path }, kind);
     const mean = await fill(cache, batchOf([0, 1]));
     const rows = loss.select(batchOf([0])).rows.length * 8;
     expect(await take(cache, batchOf([1, 0]))).toEqual([
@@ -273,7 +371,7 @@ describe('TeacherCache', () => {
     ]);
     expect(await take(cache, batchOf([0, 3]))).toBeNull();
     cache.close();
-    const again = new TeacherCache(path, kind);
+    const again = new TeacherCache({ path }, kind);
     expect(again.size).toBe(2);
     expect(await take(again, batchOf([0, 1]))).toEqual(mean);
     again.close();
@@ -281,21 +379,21 @@ describe('TeacherCache', () => {
 
   it('discards an incomplete record, and all records of another model', async () => {
     const path = join(folder, 'cache');
-    const cache = new TeacherCache(path, kind);
+    const cache = new TeacherCache({ path }, kind);
     await fill(cache, batchOf([0, 1]));
     cache.close();
     truncateSync(path, statSync(path).size - 3);
-    const torn = new TeacherCache(path, kind);
+    const torn = new TeacherCache({ path }, kind);
     expect(torn.size).toBe(1);
     expect(await take(torn, batchOf([0]))).not.toBeNull();
     expect(await take(torn, batchOf([1]))).toBeNull();
     torn.close();
-    const other = new TeacherCache(path, { ...kind, temperature: 3 });
+    const other = new TeacherCache({ path }, { ...kind, temperature: 3 });
     expect(other.size).toBe(0);
     other.close();
   });
 
   it('removes its temporary file', () => {
-    new TeacherCache(null, kind).close();
+    new TeacherCache({ path: null }, kind).close();
   });
 });

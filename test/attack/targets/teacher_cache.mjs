@@ -18,7 +18,7 @@ const kMean = Float32Array.from({ length: 16 }, (_, i) => i / 8);
 const kEntropy = Float64Array.of(0.1, 0.2, 0.3, 0.4);
 
 async function fill(path) {
-  const cache = new TeacherCache(path, kKind);
+  const cache = new TeacherCache({ path }, kKind);
   const [mean, entropy] = [tensor(kMean, { shape: [4, 4] }), tensor(kEntropy)];
   await cache.add(kSequences, kSelected, { mean, entropy });
   mean.dispose();
@@ -28,7 +28,7 @@ async function fill(path) {
 
 async function run({ kind }, _state, folder) {
   const path = join(folder, kFile);
-  const cache = new TeacherCache(path, { ...kKind, ...kind });
+  const cache = new TeacherCache({ path }, { ...kKind, ...kind });
   try {
     const found = cache.get(kSequences, kSelected);
     if (found === null) return;
