@@ -1,12 +1,15 @@
 // Compares all methods: what each learns, how far it moves the model, and what it forgets. Each is trained on the same rows with every
-// learning rate and one seed, and at its best rate with further seeds. Each run is a process of its own, so that its memory is
+// learning rate and one seed (and, where the first or the last is the best, with one or two beyond), and at its best rate with further
+// seeds. Each run is a process of its own, so that its memory is
 // measured, and a run that diverges is a line of the log like the others.
 //
-//   npm run build && node studies/methods/methods.mjs --model PATH --data train.jsonl --eval-data test.jsonl
-//     --prompt-field question --response-field answer [--methods lora,pissa --rates 1e-4,1e-3 --seeds 0,1,2 --steps 60
-//     --eval-rows 48 --batch-size 4 --rank 16 --dtype bf16 --output output/methods]
+//   npm run build && node studies/methods/methods.mjs [--methods lora,pissa --rates 1e-4,1e-3 --seeds 0,1,2 --steps 60
+//     --eval-rows 48 --batch-size 4 --rank 16 --dtype f32 --output output/methods]
+//     [--model PATH --data train.jsonl --eval-data test.jsonl --prompt-field question --response-field answer]
 //
-// Without --methods: all of the library. What is forgotten is measured on the last State of the Union addresses.
+// Without --methods: all of the library. Without --model and data: the demo's small model, pre-trained on the State of the Union
+// addresses, learns chapters of Moby Dick. What is forgotten is measured on addresses: for the demo's model on those that it was not
+// trained on.
 // output/runs.jsonl has a line for each run. A run that is there is not repeated, so that a stopped study continues. --table prints
 // the table of the runs so far.
 import { spawnSync } from 'node:child_process';
@@ -28,21 +31,32 @@ import {
   Trainer,
 } from 'balora';
 import { JsonlFile } from 'balora/data';
-import { stateOfTheUnion } from '../../examples/demo/corpus.mjs';
+import {
+  kPassageFormat,
+  mobyDick,
+  passages,
+  split,
+  stateOfTheUnion,
+} from '../../examples/demo/corpus.mjs';
+import { firstRows, formatOf, requireOptions } from '../rows.mjs';
 import { line, readLines, shown, statistics } from '../statistics.mjs';
 
 const { values: options } = parseArgs({
   options: {
-    ...{ model: { type: 'string' }, data: { type: 'string' }, 'eval-data': { type: 'string' } },
+    model: {
+      type: 'string',
+      default: fileURLToPath(new URL('../../examples/demo/checkpoint', import.meta.url)),
+    },
+    ...{ data: { type: 'string' }, 'eval-data': { type: 'string' } },
     ...{ 'prompt-field': { type: 'string' }, 'response-field': { type: 'string' } },
     methods: { type: 'string', default: Object.keys(METHODS).join(',') },
-    rates: { type: 'string', default: '2e-5,1e-4,5e-4,2.5e-3,1.25e-2' },
+    rates: { type: 'string', default: '4e-4,2e-3,1e-2,5e-2' },
     seeds: { type: 'string', default: '0,1,2' },
     steps: { type: 'string', default: '60' },
     'eval-rows': { type: 'string', default: '48' },
     'batch-size': { type: 'string', default: '4' },
     rank: { type: 'string', default: '16' },
-    dtype: { type: 'string', default: 'bf16' },
+    dtype: { type: 'string', default: 'f32' },
     output: { type: 'string', default: join('output', 'methods') },
     table: { type: 'boolean', default: false },
     run: { type: 'string' }, // of a child: { method, rate, seed } as JSON
@@ -52,10 +66,12 @@ const log = join(options.output, 'runs.jsonl');
 const kMethods = options.methods.split(',');
 const kRates = options.rates.split(',').map(Number);
 const kSeeds = options.seeds.split(',').map(Number);
+/** Rates that are added at most where the best one is the first or the last. */
+const kAddedRates = 2;
 /** Settings beside the presets: what a method spreads over a run has to fit into a short one. */
 const kSettings = { lora_dash: { dashWarmup: Math.floor(Number(options.steps) / 5) } };
-/** Rows of 256 tokens of general text, and the characters of each document that they are made of. */
-const [kGeneralLength, kGeneralCharacters, kGeneralDocuments] = [256, 4000, 8];
+/** Passages of general text, and their longest length in tokens. */
+const [kGeneralRows, kMaxLength] = [24, 320];
 
 const sameRun = (a, b) => a.method === b.method && a.rate === b.rate && a.seed === b.seed;
 
@@ -65,11 +81,20 @@ function bestOf(method, runs) {
   return own.filter(({ loss }) => loss !== null).sort((a, b) => a.loss - b.loss)[0];
 }
 
-/** Runs what is not in the log yet: all rates of the first seed, then the best rate of the others. */
+/** The rate after the end of a geometric row at which the best one is; null where the best one is within. */
+function beyond(rates, best) {
+  const [first, second, last, before] = [rates[0], rates[1], rates.at(-1), rates.at(-2)];
+  const next =
+    best === last ? last * (last / before) : best === first ? first * (first / second) : null;
+  return next === null ? null : Number(next.toPrecision(3));
+}
+
+/** Runs what is not in the log yet: all rates of the first seed, those beyond an end that is the best, then the best of the others. */
 function study() {
-  for (const name of ['model', 'data', 'eval-data']) {
-    if (!options[name]) throw new Error(`--${name} is missing; the file's head shows the command`);
-  }
+  requireOptions(
+    options,
+    options.data === undefined ? [] : ['eval-data', 'prompt-field', 'response-field'],
+  );
   mkdirSync(options.output, { recursive: true });
   const once = (wanted) => {
     if (readLines(log).some((run) => sameRun(run, wanted))) return;
@@ -84,7 +109,15 @@ function study() {
     console.log(`${wanted.method}, rate ${wanted.rate}, seed ${wanted.seed}: ${found}`);
   };
   for (const method of kMethods) {
-    for (const rate of kRates) once({ method, rate, seed: kSeeds[0] });
+    const rates = [...kRates];
+    for (const rate of rates) once({ method, rate, seed: kSeeds[0] });
+    for (let added = 0; added < kAddedRates && rates.length > 1; added++) {
+      const next = beyond(rates, bestOf(method, readLines(log))?.rate);
+      if (next === null) break;
+      once({ method, rate: next, seed: kSeeds[0] });
+      rates.push(next);
+      rates.sort((a, b) => a - b);
+    }
     const best = bestOf(method, readLines(log));
     if (best === undefined) continue;
     for (const seed of kSeeds.slice(1)) once({ method, rate: best.rate, seed });
@@ -92,26 +125,34 @@ function study() {
 }
 
 const kFormat = {
-  promptField: options['prompt-field'],
-  responseField: options['response-field'],
-  batchSize: Number(options['batch-size']),
+  ...formatOf(options),
+  ...(options.data === undefined && { ...kPassageFormat, maxLength: kMaxLength }),
 };
+
+/** Some of the rows, chosen evenly. */
+function evenly(rows, count) {
+  const every = Math.max(1, Math.ceil(rows.length / count));
+  return arrayRows(rows.filter((_, i) => i % every === 0));
+}
+
+/** The rows that are learned. */
+const trainingRows = async () =>
+  options.data === undefined
+    ? arrayRows(passages(split(mobyDick()).train))
+    : await JsonlFile.open(options.data);
 
 /** The held-out rows of the task, and those of general text. */
 async function heldOut(tokenizer) {
-  const file = await JsonlFile.open(options['eval-data']);
-  const rows = [];
-  for (let i = 0; i < Math.min(file.length, Number(options['eval-rows'])); ++i)
-    rows.push(await file.row(i));
-  await file.close();
-  const texts = stateOfTheUnion()
-    .slice(-kGeneralDocuments)
-    .map(({ text }) => ({ text: text.slice(0, kGeneralCharacters) }));
-  const { batchSize } = kFormat;
+  const count = Number(options['eval-rows']);
+  const task =
+    options.data === undefined
+      ? evenly(passages(split(mobyDick()).heldOut), count)
+      : await firstRows(options['eval-data'], count);
+  const general = evenly(passages(split(stateOfTheUnion()).heldOut), kGeneralRows);
   return {
-    task: await Batches.create(arrayRows(rows), tokenizer, { ...kFormat, shuffle: false }),
-    general: await Batches.create(arrayRows(texts), tokenizer, {
-      ...{ textField: 'text', batchSize, shuffle: false, maxLength: kGeneralLength },
+    task: await Batches.create(task, tokenizer, { ...kFormat, shuffle: false }),
+    general: await Batches.create(general, tokenizer, {
+      ...{ ...kFormat, ...kPassageFormat, maxLength: kMaxLength, shuffle: false },
     }),
   };
 }
@@ -137,8 +178,11 @@ async function tunedBy(method, { seed, data }) {
 /** Trains and measures; a run whose loss is not finite has no numbers but a reason. */
 async function run({ method, rate, seed }) {
   const tokenizer = await Tokenizer.fromPretrained(options.model);
-  const training = await JsonlFile.open(options.data);
-  const data = await Batches.create(training, tokenizer, { ...kFormat, shuffle: true, seed });
+  const data = await Batches.create(await trainingRows(), tokenizer, {
+    ...kFormat,
+    shuffle: true,
+    seed,
+  });
   const { task, general } = await heldOut(tokenizer);
   const started = performance.now();
   const { tuned, dispose } = await tunedBy(method, { seed, data });
