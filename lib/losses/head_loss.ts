@@ -64,6 +64,8 @@ export interface HeadMicroBatch {
    * rows; see {@link HeadLoss.summarize}.
    */
   readonly teacher?: Tensor | TeacherSummary | null;
+  /** The rows of the teacher, where it ran on a part of them: `teacher` is then (rows, C), and null for no rows. */
+  readonly part?: TeacherPart | null;
   readonly batch: RowsOfBatch;
   /** The rows of the batch that terms use, where they are chosen already. Default: `select(batch)`. */
   readonly selected?: SelectedRows;
@@ -76,6 +78,15 @@ export interface HeadMicroBatch {
   readonly at?: StepOfRun;
   /** The micro-batch as the data source gave it, for terms that read it. Default: `batch`. */
   readonly source?: unknown;
+}
+
+/** The rows that have a teacher, as indices into the selected rows, ascending. */
+export interface TeacherPart {
+  readonly rows: Int32Array;
+  /** The selected rows without one. */
+  readonly others: Int32Array;
+  /** The factor of a row's divergence that makes its expectation that of all rows: one over the probability of having a teacher. */
+  readonly factor: number;
 }
 
 /** Inputs of a micro-batch's loss that come from the host, as tensors on the device, since they change from step to step. */
@@ -97,6 +108,8 @@ export interface PreparedMicroBatch {
   readonly hidden: Tensor;
   /** (M, C) of the selected rows, or their summary. */
   readonly teacher: Tensor | TeacherSummary | null;
+  /** Default: the teacher has all rows. */
+  readonly part?: TeacherPart | null;
   readonly inputs: LossInputs;
   /** Keys of the terms outside the head's pass that have a gradient; the others are computed without one. */
   readonly gradients: readonly string[];
@@ -113,6 +126,11 @@ export interface PreparedLoss {
   /** Means of the other terms, by key. */
   readonly means: Readonly<Record<string, Tensor>>; // () f64
 }
+
+/** The tensors of one pass over the head, and what it gives. */
+type HeadPass = Pick<LossInputs, 'targets' | 'regularized' | 'scales'> &
+  Pick<PreparedMicroBatch, 'hidden' | 'teacher'>;
+type HeadSums = Pick<PreparedLoss, 'loss' | 'sums'>;
 
 type Pass<P extends FusedForm['pass']> = Extract<FusedForm, { pass: P }>;
 
@@ -157,13 +175,13 @@ export class HeadLoss {
   compute(
     micro: HeadMicroBatch,
   ): MicroBatchLoss & { sums: Tensor | null; means: PreparedLoss['means'] } {
-    const { hidden, teacher = null, batch, weights, window } = micro;
+    const { hidden, teacher = null, part = null, batch, weights, window } = micro;
     const selected = micro.selected ?? this.select(batch);
     const counts = countsOf(selected);
     if (selected.rows.length === 0) {
       return { loss: null, sums: null, means: {}, values: [], counts };
     }
-    if (this.readsTeacher && counts.regularized > 0 && !teacher) {
+    if (this.readsTeacher && counts.regularized > 0 && !teacher && part?.rows.length !== 0) {
       throw new ArgumentError(
         'HeadLoss: a term reads the teacher; pass its hidden states, or a summary of them, as teacher',
       );
@@ -171,7 +189,10 @@ export class HeadLoss {
     const result = this.computePrepared({
       hidden: selectedStates(hidden, selected),
       teacher:
-        teacher instanceof Tensor ? noGrad(() => selectedStates(teacher, selected)) : teacher,
+        teacher instanceof Tensor && part === null
+          ? noGrad(() => selectedStates(teacher, selected))
+          : teacher,
+      part,
       inputs: this.prepare(selected, { weights, window }, hidden.device),
       gradients: this.gradientsOf(weights),
       context: { ...micro, selected },
@@ -217,18 +238,13 @@ export class HeadLoss {
 
   /** Computes the loss from tensors alone, so that a graph may record it. */
   computePrepared(micro: PreparedMicroBatch): PreparedLoss {
-    const { hidden, inputs, gradients } = micro;
-    const { targets, regularized, scales, factors } = inputs;
+    const { hidden, inputs, gradients, part = null } = micro;
+    const { factors } = inputs;
     const teacher = this.#divergence === null ? null : micro.teacher;
-    const { loss, sums } = headLosses({
-      ...{ hidden, targets, regularized, scales, teacher },
-      head: this.head.weight,
-      teacherHead: teacher instanceof Tensor ? (this.head.teacherWeight ?? null) : null,
-      softcap: this.head.softcap ?? 0,
-      temperature: this.temperature,
-      entropyTopK: this.#entropy === null ? -1 : this.#entropy.fused.topK,
-      chunkBytes: this.chunkBytes,
-    });
+    const { loss, sums } =
+      part === null
+        ? this.#headPass({ ...inputs, hidden, teacher })
+        : this.#headPasses({ ...inputs, hidden, teacher }, part);
     // Tensors that terms share are made twice: on the tape for terms with a gradient, off it for those without.
     const [taped, untaped] = [new RowsOfTerms(this.head, micro), new RowsOfTerms(this.head, micro)];
     const means: Record<string, Tensor> = {};
@@ -310,6 +326,46 @@ export class HeadLoss {
   dispose(): void {
     this.#gram?.dispose();
     this.#gram = null;
+  }
+
+  /** The terms of the head's pass. */
+  #headPass({ hidden, targets, regularized, scales, teacher }: HeadPass): HeadSums {
+    return headLosses({
+      ...{ hidden, targets, regularized, scales, teacher },
+      head: this.head.weight,
+      teacherHead: teacher instanceof Tensor ? (this.head.teacherWeight ?? null) : null,
+      softcap: this.head.softcap ?? 0,
+      temperature: this.temperature,
+      entropyTopK: this.#entropy === null ? -1 : this.#entropy.fused.topK,
+      chunkBytes: this.chunkBytes,
+    });
+  }
+
+  /** The terms of the head's pass where the teacher has a part of the rows: one pass for these, and one for the others. */
+  #headPasses(all: HeadPass, { rows, others, factor }: TeacherPart): HeadSums {
+    const { device } = all.hidden;
+    const passOf = (indices: Int32Array): HeadPass => {
+      const at = tensor(indices, { device });
+      const { hidden, targets, regularized, scales } = all;
+      return {
+        ...{ hidden: indexSelect(hidden, at), targets: indexSelect(targets, at), scales },
+        regularized: regularized && indexSelect(regularized, at),
+        teacher: null,
+      };
+    };
+    const row = (...values: number[]): Tensor => tensor(Float64Array.from(values), { device });
+    const passes: HeadSums[] = [];
+    if (rows.length > 0) {
+      const pass = passOf(rows);
+      const { loss, sums } = this.#headPass({
+        ...pass,
+        scales: mul(pass.scales, row(1, factor, 1)),
+        teacher: all.teacher,
+      });
+      passes.push({ loss, sums: mul(sums, row(1, factor, 1, 1)) });
+    }
+    if (others.length > 0) passes.push(this.#headPass(passOf(others)));
+    return passes.reduce((a, b) => ({ loss: add(a.loss, b.loss), sums: add(a.sums, b.sums) }));
   }
 
   #value(term: Term, rows: RowsOfTerms): Tensor | null {

@@ -3,6 +3,7 @@ import type { Batch } from '../data/collate.ts';
 import { CausalLM } from '../models/index.ts';
 import { headObstacle } from './head_obstacle.ts';
 import { type LanguageModelKind, languageModelTask, realRows } from './language_model.ts';
+import { takeSequences } from './teacher_part.ts';
 
 const kind: LanguageModelKind<Batch> = {
   rowsOf: (batch) => batch,
@@ -13,6 +14,7 @@ const kind: LanguageModelKind<Batch> = {
       const ids = inputIds.subarray(begin, lengths ? begin + (lengths[b] as number) : end);
       return { ids, begin, end };
     }),
+  take: takeSequences,
 };
 
 /** The task for `--task causal-lm`. */

@@ -6,7 +6,7 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import { evaluate } from '../eval/evaluate.ts';
 import type { NamedTensors } from '../graph.ts';
-import { HeadLoss, type LossInputs } from '../losses/head_loss.ts';
+import { HeadLoss, type LossInputs, type TeacherPart } from '../losses/head_loss.ts';
 import {
   type Positions,
   type RowsOfBatch,
@@ -28,6 +28,7 @@ import type {
   LossPass,
   LossSettings,
   MicroBatch,
+  MicroBatchOfRun,
   RecordedLoss,
   RecordedPass,
   StudentOutputs,
@@ -37,6 +38,7 @@ import type {
   TaskName,
 } from './task.ts';
 import { type CachedSequence, TeacherCache } from './teacher_cache.ts';
+import { drawnSequences, partRows } from './teacher_part.ts';
 
 /** A model with a head over its vocabulary; B is the type of the batches that its forward pass takes. */
 export interface HeadModel<B> extends Model {
@@ -54,6 +56,8 @@ export interface LanguageModelKind<B> {
   tokensOf(batch: B): number;
   /** The sequences of a batch, in the form by which the teacher cache identifies them. */
   sequencesOf(batch: B): CachedSequence[];
+  /** Some of the sequences of a batch, as a batch. */
+  take(batch: B, sequences: readonly number[]): B;
 }
 
 /** Options of language models, in addition to those of their loss terms. */
@@ -134,7 +138,14 @@ export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM
 /**
  * The part of the teacher that a loss reads: its hidden states (M,C) of the selected rows, or a summary of its distribution.
  */
-type Teacher = Tensor | TeacherSummary;
+type TeacherOutputs = Tensor | TeacherSummary;
+
+/** The teacher's outputs, with the part of the rows that have them where it is not all. */
+interface Teacher {
+  /** null: no row has a teacher. */
+  readonly outputs: TeacherOutputs | null;
+  readonly part: TeacherPart | null;
+}
 
 /** The loss of a language model, made once for each run. */
 export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
@@ -144,19 +155,32 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   readonly #loss: HeadLoss;
   readonly #cache: TeacherCache | null;
   readonly #layers: readonly number[];
+  readonly #fraction: number;
+  readonly #positions: Positions;
+  readonly #seed: number;
 
   constructor(
     private readonly tuned: TunedModel<HeadModel<B>>,
     private readonly kind: LanguageModelKind<B>,
-    { terms, regularizers, chunkBytes = 0, teacherCache, teacherIdentity = '' }: LossSettings,
+    {
+      terms,
+      regularizers,
+      chunkBytes = 0,
+      seed = 0,
+      teacherCache,
+      teacherIdentity = '',
+    }: LossSettings,
   ) {
     const { model } = tuned;
     const { head } = model;
     this.terms = terms;
+    this.#positions = regularizers.positions as Positions;
+    this.#fraction = regularizers.teacherFraction as number;
+    this.#seed = seed;
     this.#loss = new HeadLoss(
       { weight: head.weight, softcap: head.softcap, teacherWeight: teacherHead(tuned) },
       terms,
-      { positions: regularizers.positions as Positions, chunkBytes },
+      { positions: this.#positions, chunkBytes },
     );
     this.#layers = [...new Set(terms.flatMap(({ hiddenStates = [] }) => hiddenStates))];
     const [vocabulary, channels] = head.weight.shape as [number, number];
@@ -174,28 +198,28 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     };
   }
 
-  async runTeacher(micro: MicroBatch<B>): Promise<Teacher> {
-    const teacher = this.#cache
-      ? await this.#summary(this.#cache, micro)
-      : teacherStates(this.tuned, micro.batch, rowsOf(micro).rows);
+  async runTeacher(micro: MicroBatch<B>, at: MicroBatchOfRun): Promise<Teacher> {
+    const { chosen, part } = this.#partOf(micro, at);
+    const outputs = chosen === null ? null : await this.#outputs(chosen);
     await yieldToEventLoop();
-    return teacher;
+    return { outputs, part };
   }
 
-  releaseTeacher(teacher: Teacher): void {
-    const tensors = teacher instanceof Tensor ? [teacher] : Object.values(teacher);
+  releaseTeacher({ outputs }: Teacher): void {
+    const tensors = outputs instanceof Tensor ? [outputs] : Object.values(outputs ?? {});
     for (const tensor of tensors) tensor.dispose();
   }
 
-  async entropies(teacher: Teacher, micro: MicroBatch<B>): Promise<ArrayLike<number>> {
+  async entropies({ outputs }: Teacher, micro: MicroBatch<B>): Promise<ArrayLike<number>> {
     const selected = rowsOf(micro);
-    if (!(teacher instanceof Tensor)) {
+    if (outputs === null) return [];
+    if (!(outputs instanceof Tensor)) {
       const { regularized } = selected;
-      const values = Array.from((await teacher.entropy.data()) as Float64Array);
+      const values = Array.from((await outputs.entropy.data()) as Float64Array);
       return regularized === null ? values : values.filter((_, i) => regularized[i] === 1);
     }
     const rows = this.kind.rowsOf(micro.batch);
-    const measured = scope(() => this.#loss.teacherEntropyRows(teacher, rows, selected));
+    const measured = scope(() => this.#loss.teacherEntropyRows(outputs, rows, selected));
     if (measured === null) return [];
     const values = (await measured.data()) as Float64Array;
     measured.dispose();
@@ -218,7 +242,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   compute({ micro, student, teacher, weights, totals, at }: LossPass<B, Teacher>): MicroBatchLoss {
     return this.#loss.compute({
       hidden: student.outputs,
-      teacher,
+      ...{ teacher: teacher?.outputs ?? null, part: teacher?.part ?? null },
       batch: this.kind.rowsOf(micro.batch),
       source: micro.batch,
       selected: rowsOf(micro),
@@ -230,6 +254,28 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   dispose(): void {
     this.#loss.dispose();
     this.#cache?.close();
+  }
+
+  /** Draws the sequences on which the teacher runs: all of a micro-batch, some as a micro-batch of their own, or none (null). */
+  #partOf(
+    micro: MicroBatch<B>,
+    at: MicroBatchOfRun,
+  ): { chosen: MicroBatch<B> | null; part: TeacherPart | null } {
+    if (this.#fraction === 1) return { chosen: micro, part: null };
+    const { cuSeqlens } = this.kind.rowsOf(micro.batch);
+    const draw = { ...at, seed: this.#seed };
+    const sequences = drawnSequences(cuSeqlens.length - 1, this.#fraction, draw);
+    const places = partRows(rowsOf(micro), cuSeqlens, sequences);
+    const part = { ...places, factor: 1 / this.#fraction };
+    if (places.rows.length === 0) return { chosen: null, part };
+    const batch = this.kind.take(micro.batch, sequences);
+    return { chosen: selectOf(batch, this.kind, this.#positions), part };
+  }
+
+  async #outputs(micro: MicroBatch<B>): Promise<TeacherOutputs> {
+    return this.#cache
+      ? this.#summary(this.#cache, micro)
+      : teacherStates(this.tuned, micro.batch, rowsOf(micro).rows);
   }
 
   /**
@@ -269,8 +315,9 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
       model.device,
     );
     const gradients = this.#loss.gradientsOf(weights);
-    const hidden = teacher instanceof Tensor ? teacher : null;
-    const summary = teacher instanceof Tensor ? null : teacher;
+    const outputs = teacher?.outputs ?? null;
+    const hidden = outputs instanceof Tensor ? outputs : null;
+    const summary = outputs instanceof Tensor ? null : outputs;
     return {
       key: `${length} ${gradients}`,
       inputs: {
@@ -300,7 +347,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   }
 
   /** The teacher of a prepared pass: the one that was given, or the model itself without its adapter. */
-  #teacherOf({ mean, entropy, teacherHidden }: NamedTensors, model: ModelInputs): Teacher {
+  #teacherOf({ mean, entropy, teacherHidden }: NamedTensors, model: ModelInputs): TeacherOutputs {
     if (mean && entropy) return { mean, entropy };
     if (teacherHidden) return teacherHidden;
     return this.tuned.withTeacher((base) => noGrad(() => base.forwardPrepared(model)));

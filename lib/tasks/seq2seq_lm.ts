@@ -3,6 +3,7 @@ import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import { Seq2SeqLM } from '../models/index.ts';
 import { headObstacle } from './head_obstacle.ts';
 import { type LanguageModelKind, languageModelTask, realRows } from './language_model.ts';
+import { takeSequences } from './teacher_part.ts';
 
 /** Separates the source ids from the target ids where the teacher cache identifies a sequence; no id is negative. */
 const kSeparator = -1;
@@ -18,6 +19,10 @@ const kind: LanguageModelKind<Seq2SeqExamples> = {
       const target = decoder.inputIds.subarray(begin, end);
       return { ids: Int32Array.of(...source, kSeparator, ...target), begin, end };
     }),
+  take: ({ decoder, ...encoder }, chosen) => ({
+    ...takeSequences(encoder, chosen),
+    decoder: takeSequences(decoder, chosen),
+  }),
 };
 
 /** The task for `--task seq2seq-lm`. */

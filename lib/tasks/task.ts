@@ -33,6 +33,13 @@ export interface MicroBatch<B = unknown> {
   readonly counts: RowCounts;
 }
 
+/** The place of a micro-batch in its run, from 0. */
+export interface MicroBatchOfRun {
+  readonly step: number;
+  /** The micro-batch within its step. */
+  readonly microBatch: number;
+}
+
 /** The student's outputs for a micro-batch. */
 export interface StudentOutputs {
   /** The hidden states of the selected rows, where the head is a single matrix, else the logits; recorded on the tape. */
@@ -58,7 +65,7 @@ export interface LossPass<B = unknown, T = unknown> {
 export interface TaskLoss<B = unknown, T = unknown> {
   readonly terms: readonly Term[];
   /** Computes the teacher's outputs for a micro-batch; the caller releases them with releaseTeacher(). */
-  runTeacher(micro: MicroBatch<B>): Promise<T>;
+  runTeacher(micro: MicroBatch<B>, at: MicroBatchOfRun): Promise<T>;
   releaseTeacher(teacher: T): void;
   /** The entropy of the teacher's distribution at temperature T for each regularized row, in nats. */
   entropies(teacher: T, micro: MicroBatch<B>): Promise<ArrayLike<number>>;
@@ -101,6 +108,8 @@ export interface LossSettings {
   readonly regularizers: Readonly<Record<string, unknown>>;
   /** Limit, in bytes, on the logits that are computed at one time; 0 for the default of the device. */
   readonly chunkBytes?: number;
+  /** Seed of the run, for what a loss draws. Default 0. */
+  readonly seed?: number;
   /** The file that keeps the teacher's outputs for later epochs or runs; if omitted, they are not kept. */
   readonly teacherCache?: TeacherCachePlace;
   /** The identity of the teacher, for the header of that file. Default: none, for a temporary file. */

@@ -60,7 +60,10 @@ export class GraphPasses {
     const { loss } = this;
     const recorded = loss.recorded as RecordedLoss;
     // The graph includes the teacher's pass, unless the teacher's outputs are cached.
-    if (micro.teacher === null && this.cachesTeacher) micro.teacher = await loss.runTeacher(micro);
+    if (micro.teacher === null && this.cachesTeacher) {
+      const at = { step: input.at.step, microBatch: micro.index };
+      micro.teacher = await loss.runTeacher(micro, at);
+    }
     const { teacher } = micro;
     const { results, release } = this.#launch(recorded.prepare({ ...input, micro, teacher }));
     scope(() => sums.add(recorded.valuesOf(copiesOf(results), micro)));

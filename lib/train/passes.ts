@@ -22,7 +22,7 @@ export interface PassResources
 /** Makes the passes of a run. */
 export function passesOf(
   { tuned, loss: userLoss, terms: own = [] }: AnyTrainerOptions,
-  { regularizers }: ResolvedOptions,
+  { regularizers, seed }: ResolvedOptions,
   { captureGraphs, ...resources }: PassResources,
 ): Passes {
   if (userLoss !== undefined) {
@@ -30,7 +30,7 @@ export function passesOf(
   }
   const task = taskOf(tuned.model);
   const terms = termsOf(task, regularizers, own);
-  const loss = task.loss(tuned, { ...resources, terms, regularizers: { ...regularizers } });
+  const loss = task.loss(tuned, { ...resources, terms, seed, regularizers: { ...regularizers } });
   return captureGraphs && loss.recorded !== null
     ? new GraphPasses(tuned, loss, resources.teacherCache !== undefined)
     : new PlainPasses(tuned, loss);

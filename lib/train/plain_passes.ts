@@ -32,7 +32,7 @@ export class PlainPasses {
     if (isEmpty(micro)) return; // no term reads any of its rows
     const { tuned, loss } = this;
     if (micro.teacher === null && loss.terms.some(({ teacher }) => teacher)) {
-      micro.teacher = await loss.runTeacher(micro);
+      micro.teacher = await loss.runTeacher(micro, { step: at.step, microBatch: micro.index });
     }
     const made: { dispose(): void }[] = [];
     try {

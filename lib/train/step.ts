@@ -154,7 +154,7 @@ async function weightsAt(
     for (const micro of window.batches) {
       signal?.throwIfAborted();
       if (isEmpty(micro)) continue;
-      micro.teacher = await loss.runTeacher(micro);
+      micro.teacher = await loss.runTeacher(micro, { step: at.step, microBatch: micro.index });
       const entropies = await loss.entropies(micro.teacher, micro);
       for (const entropy of Array.from(entropies)) sum += entropy;
       rows += entropies.length;

@@ -324,6 +324,11 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
     if (obstacle !== null)
       throw new UnsupportedError(`${caches}: ${obstacle}; leave ${caches} out`);
   }
+  if (task.options.positions !== undefined && (regularizers.teacherFraction ?? 1) < 1) {
+    const reason = fractionObstacle(terms, resources);
+    if (reason !== null)
+      throw new UnsupportedError(`teacherFraction: ${reason}; leave teacherFraction out`);
+  }
   if (resources.captureGraphs) {
     const obstacle = graphObstacle(input, task, terms);
     if (obstacle !== null) {
@@ -355,6 +360,16 @@ function cacheObstacle(
     return 'without a consistency term there is no teacher to cache';
   }
   return null;
+}
+
+/** The reason why the teacher of a language model cannot run on a part of the sequences; null if it can. */
+function fractionObstacle(
+  terms: readonly Term[],
+  { captureGraphs }: ResolvedOptions['resources'],
+): string | null {
+  if (captureGraphs) return 'a graph has the teacher of every sequence';
+  const other = terms.find(({ teacher, fused }) => teacher && fused?.pass !== 'divergence');
+  return other === undefined ? null : `the term ${other.key} reads the teacher on every row`;
 }
 
 /** The reason why the micro-batches of this run cannot be run as graphs; null if they can. */

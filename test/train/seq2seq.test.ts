@@ -187,6 +187,11 @@ describe('a run', () => {
       cacheTeacher: true,
     });
     expect(kept.result.last?.loss).toBeCloseTo(live.result.last?.loss as number, 4);
+    const part = (regularizers: object) =>
+      train({ maxSteps: 1, regularizers: { consistencyWeight: 0.5, ...regularizers } });
+    const [all, half] = [await part({}), await part({ teacherFraction: 0.5 })];
+    expect(half.result.last?.taskLoss).toBeCloseTo(all.result.last?.taskLoss as number, 6);
+    expect(half.result.last?.consistency).toBeGreaterThanOrEqual(0);
     const lean = await train({ memoryBudget: 'min' });
     expect(lean.result.last?.loss).toBeCloseTo((await train()).result.last?.loss as number, 4);
     const model = await AutoModelForSeq2SeqLM.fromPretrained(kTinyT5, { trainable: true });

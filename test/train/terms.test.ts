@@ -146,6 +146,10 @@ describe('a custom term of a language model', () => {
     await expect(train({ terms: [said], regularizers, cacheTeacher: true })).rejects.toThrow(
       /the term said reads more of the teacher than the cache holds/,
     );
+    const part = { ...regularizers, teacherFraction: 0.5 };
+    await expect(train({ terms: [said], regularizers: part })).rejects.toThrow(
+      /teacherFraction: the term said reads the teacher on every row; leave teacherFraction out/,
+    );
     await expect(train({ terms: { key: 'raw' } as never })).rejects.toThrow(
       /terms must be a list of terms that defineTerm\(\) returned/,
     );

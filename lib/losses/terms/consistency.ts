@@ -40,6 +40,23 @@ const options = {
   }),
 };
 
+const part = {
+  /**
+   * Share of the sequences of a language model's micro-batch on which the teacher runs, above 0. They are drawn anew each time, and
+   * their divergence counts 1/teacherFraction, so that the expected gradient stays the same: less time, more noise. Default 1.
+   */
+  teacherFraction: number({
+    least: 0,
+    above: true,
+    most: 1,
+    default: 1,
+    help: 'share of the sequences on which the teacher runs, for all of which they count',
+    // Checkpoints from before this option do not have it.
+    identity: (fraction: number) => (fraction === 1 ? undefined : fraction),
+  }),
+};
+const languageModelOptions: typeof options & typeof part = { ...options, ...part };
+
 const variant = {
   /** Form of the term (default `iclr`); see `nluConsistencyLoss`. */
   variant: choice({
@@ -75,10 +92,17 @@ const checks: readonly Check<Options>[] = [
 ];
 
 /** L_CR = T^2 mean KL(softmax(teacher/T) || softmax(student/T)) over the rows of the regularizers. */
-export const consistency: TermDefinition<typeof options> = {
+export const consistency: TermDefinition<typeof languageModelOptions> = {
   key: 'consistency',
-  options,
-  checks,
+  options: languageModelOptions,
+  checks: [
+    ...checks,
+    {
+      when: (given) => given.teacherFraction < 1 && given.consistencySchedule === 'adaptive',
+      message: (_, name) =>
+        `${name('consistencySchedule')} adaptive reads the teacher on all sequences; leave ${name('teacherFraction')} out`,
+    },
+  ],
   create: (given) => ({
     ...common(given),
     value: ({ logits, teacherLogits }) =>
