@@ -51,9 +51,9 @@ typedef struct balora_linear {
   int32_t part_count;
 } balora_linear;
 
-// For each of the linears that share x, with x_adapter where it is given and x else:
-//   y = output_scale * (x W^T + x_adapter weight_change^T
-//                       + sum over parts of scale * x_adapter (B A - B0 A0)^T) + bias
+// For each of the linears that share x, with x_adapter where it is given and x else, C the change
+// of the weight, summed over the parts:
+//   y = output_scale * (x W^T + x_adapter C^T + sum of scale * x_adapter (B A - B0 A0)^T) + bias
 // Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once, unless rows must not
 // depend on each other.
 typedef struct balora_linear_forward {

@@ -366,6 +366,9 @@ void check_all() {
       {33, 31, {48}, {}, true, true, false, true},
       {67, 96, {64, 33}, {{0, 16, 2.0}, {0, 16, -2.0, 0.01}, {1, 3, 0.5}}, true, true, true, true},
       {1, 33, {31}, {{0, 4, 2.0}}, false, false, false, true},
+      {33, 31, {48}, {}, true, true, false, false, true},
+      {1, 64, {33, 31}, {{0, 4, 2.0}}, false, false, false, true, true},
+      {67, 96, {64, 31, 33}, {{0, 16, 2.0}, {1, 3, 0.5}}, true, true, true, true, true},
   };
   for (const Case& c : cases) check_case<T>(c);
 }
