@@ -75,7 +75,7 @@ export interface NativeOps {
   isFinite(x: Handle): Handle;
   isLeaf(x: Handle): boolean;
   layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
-  linearGroup(x: Handle, adapterInput: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; frozen: { a: Handle; b: Handle } | null; scale: number; isChange: boolean })[] })[]): (Handle)[];
+  linearGroup(x: Handle, adapterInput: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; weightChange: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; frozen: { a: Handle; b: Handle } | null; scale: number; isChange: boolean })[] })[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
   logSumExp(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   mallocBytes(): number;

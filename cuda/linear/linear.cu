@@ -101,14 +101,19 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
       if (panel.linear != i) continue;
       add_terms(low_rank, panel, all.at(p, u), factors.b[p].data, factors.b[p].stride, true);
     }
-    const SumTerm base = {.a = data_of<bf16>(in.x),
-                          .b = data_of<bf16>(&weight),
-                          .a_stride = in.x->shape[1],
-                          .b_stride = weight.shape[1],
-                          .k = static_cast<int32_t>(weight.shape[1]),
-                          .b_inner = true};
     const LinearOperands& linear = group.linears[i];
-    sum_terms(ctx, low_rank, {base},
+    const auto product = [](const View& x, const View& w) {
+      return SumTerm{.a = data_of<bf16>(&x),
+                     .b = data_of<bf16>(&w),
+                     .a_stride = x.shape[1],
+                     .b_stride = w.shape[1],
+                     .k = static_cast<int32_t>(w.shape[1]),
+                     .b_inner = true};
+    };
+    std::vector<SumTerm> base;
+    if (linear.weight_change) base.push_back(product(*in.adapted(), *linear.weight_change));
+    base.push_back(product(*in.x, weight));
+    sum_terms(ctx, low_rank, base,
               {.m = y.shape[0],
                .n = y.shape[1],
                .c = data_of<bf16>(&y),

@@ -86,6 +86,9 @@ void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup
                                part.u ? *part.u : scratch(ctx, y.shape[0], *part.b), by_rows);
       sum.add(ctx, part.scale, operand(u), operand(*part.b, true), part.b->shape[1]);
     }
+    if (const View* change = group.linears[i].weight_change) {
+      sum.add(ctx, 1, operand(*in.adapted()), operand(*change, true), change->shape[1]);
+    }
     // Last, so that parts which cancel leave the base alone to the last bit.
     sum.add(ctx, 1, operand(*in.x), operand(weight, true), weight.shape[1]);
     finish(ctx, sum, y, group.linears[i]);

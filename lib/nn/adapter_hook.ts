@@ -8,10 +8,9 @@ import type { Tensor } from '../tensor.ts';
 /**
  * The update of a linear by its adapter. The linear then computes
  *
- *     y = outputScale * (x W^T + low-rank parts) + bias of the linear + bias + x weightChange^T,
+ *     y = outputScale * (x W^T + x weightChange^T + low-rank parts) + bias of the linear + bias,
  *
- * where the low-rank parts and the change of the weight read x after dropout. Products are accumulated in f32 and rounded once; the
- * product with the change is rounded apart where the weight is in 16 bits, which could not hold a small change.
+ * where the change of the weight and the low-rank parts read x after dropout. Products are accumulated in f32 and rounded once.
  */
 export interface LinearUpdate {
   /** The pairs that are added to W, a (R,in) and b (out,R), each with its scale and its frozen start. */
@@ -20,7 +19,7 @@ export interface LinearUpdate {
   readonly bias?: Tensor; // (out)
   /** Multiplied into the output before any bias, f32 (f64 beside f64). */
   readonly outputScale?: Tensor; // (out)
-  /** Added to the weight, f32 (f64 beside f64). */
+  /** Added to the weight: in the weight's dtype, or f32 (f64 beside f64) and then rounded to it. */
   readonly weightChange?: Tensor; // (out,in)
   readonly dropout?: InputDropout;
 }

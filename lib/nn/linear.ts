@@ -2,7 +2,7 @@
  * Linear modules, and groups of them that read the same input (q, k, v; gate, up) and run as one op. An adapter is installed on a
  * Linear as its `adapter` attribute; a group reads that of each member.
  */
-import { add, dropout, type LinearOperands, linear, linearGroup } from '../ops/index.ts';
+import { add, dropout, type LinearOperands, linearGroup } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LinearAdapter, LinearUpdate } from './adapter_hook.ts';
 import { Module } from './module.ts';
@@ -55,31 +55,31 @@ function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
   const updates = linears.map(({ adapter }) => adapter?.update() ?? null);
   const drop = updates.find((update) => update?.dropout)?.dropout;
   const adapterInput = drop ? dropout(x, drop) : null;
-  const outputs = linearGroup(
+  return linearGroup(
     x,
     linears.map((linear, i) => operandsOf(linear, updates[i] ?? null)),
     { adapterInput },
   );
-  return outputs.map((y, i) => {
-    const update = updates[i] ?? null;
-    const change = update?.weightChange;
-    if (change === undefined || isInWeight(update, x.dtype)) return y;
-    return add(y, linear(adapterInput ?? x, change.to(x.dtype)));
-  });
 }
 
-/** Whether the change of the weight is added to the weight itself, which saves a product. */
-function isInWeight(update: LinearUpdate | null, dtype: Tensor['dtype']): boolean {
-  return update?.weightChange?.dtype === dtype && update.dropout === undefined;
+/**
+ * Whether the change of a weight is added to the weight itself, which saves a product: not where 16 bits could not hold a small
+ * change, nor where the change reads another input than the weight.
+ */
+function isInWeight({ dtype }: Tensor, { dropout: drop }: LinearUpdate): boolean {
+  return drop === undefined && (dtype === 'f32' || dtype === 'f64');
 }
 
 /** Operands of a linear in one forward, its adapter's update included. */
 function operandsOf({ weight, bias }: Linear, update: LinearUpdate | null): LinearOperands {
   if (update === null) return { weight, bias };
-  const { lowRank, outputScale = null, bias: added, weightChange } = update;
+  const { lowRank, outputScale = null, bias: added } = update;
+  const change = update.weightChange?.to(weight.dtype);
+  const isSummed = change !== undefined && isInWeight(weight, update);
   return {
     ...{ lowRank, outputScale },
-    weight: weightChange && isInWeight(update, weight.dtype) ? add(weight, weightChange) : weight,
+    weight: isSummed ? add(weight, change) : weight,
+    weightChange: isSummed ? null : (change ?? null),
     bias: added ? addBias(bias, added, weight.dtype) : bias,
   };
 }

@@ -60,20 +60,26 @@ export interface LinearOperands {
    * (DoRA's factor). Default 1.
    */
   outputScale?: Tensor | null;
+  /**
+   * C (O, I), of x's dtype: a change of the weight, which reads what the low-rank parts read. Its product is a term of the sum of
+   * its own, so that y answers to a change far below the rounding of W. Its gradient is f32 (f64). Default null.
+   */
+  weightChange?: Tensor | null;
   lowRank?: readonly LowRank[];
 }
 
 /** Terms that {@link linear} adds to the product. */
 export interface LinearOptions {
-  /** Input of the low-rank parts in place of x: x after LoRA's dropout. Default x itself. */
+  /** Input of the changes of weights and of the low-rank parts in place of x: x after LoRA's dropout. Default x itself. */
   adapterInput?: Tensor | null;
 }
 
 /**
- * Linears that share their input (q, k, v; gate, up): y = outputScale * (x W^T + their low-rank parts) + bias for each. The
- * base and the parts meet in one f32 sum, rounded once; so does the gradient of x over the whole group. The backward never
- * forms a gradient of W that is not wanted, nor one of x below the first adapter; it keeps x, x a^T and the unscaled sum (in
- * x's dtype) only where a gradient needs them.
+ * Linears that share their input (q, k, v; gate, up): y = outputScale * (x W^T + x C^T + their low-rank parts) + bias for each,
+ * C the change of W. The base, the change and the parts meet in one f32 sum, rounded once; so does the gradient of x over the
+ * whole group, in which W + C is rounded to x's dtype unless there is an `adapterInput`. The backward never forms a gradient of
+ * W that is not wanted, nor one of x below the first adapter; it keeps x, x a^T and the unscaled sum (in x's dtype) only where a
+ * gradient needs them.
  * @param x (..., I), any float dtype
  * @returns (..., O) for each linear
  * @throws ArgumentError for an empty group, or shapes and dtypes that do not fit.
@@ -87,10 +93,11 @@ export function linearGroup(
     .linearGroup(
       x.handle,
       adapterInput?.handle ?? null,
-      linears.map(({ weight, bias, outputScale, lowRank = [] }) => ({
+      linears.map(({ weight, bias, outputScale, weightChange, lowRank = [] }) => ({
         weight: weight.handle,
         bias: bias?.handle ?? null,
         outputScale: outputScale?.handle ?? null,
+        weightChange: weightChange?.handle ?? null,
         lowRank: lowRank.map(nativePart),
       })),
     )
@@ -106,7 +113,7 @@ function nativePart({ a, b, scale = 1, frozen = null, isChange = false }: LowRan
 }
 
 /**
- * A linear layer y = outputScale * (x W^T + low-rank parts) + bias: a `linearGroup` of one.
+ * A linear layer y = outputScale * (x W^T + x C^T + low-rank parts) + bias: a `linearGroup` of one.
  * @param x (..., I), any float dtype
  * @param weight (O, I)
  * @returns (..., O)

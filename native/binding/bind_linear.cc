@@ -24,7 +24,8 @@ struct Named<LinearLayer> {
   static auto fields() {
     using S = LinearLayer;
     return std::tuple{field("weight", &S::weight), field("bias", &S::bias),
-                      field("outputScale", &S::output_scale), field("lowRank", &S::low_rank)};
+                      field("outputScale", &S::output_scale),
+                      field("weightChange", &S::weight_change), field("lowRank", &S::low_rank)};
   }
 };
 

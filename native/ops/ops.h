@@ -71,9 +71,10 @@ struct LowRankPart {
   bool is_change;
 };
 struct LinearLayer {
-  Tensor weight;                       // (O,I)
-  std::optional<Tensor> bias;          // (O)
-  std::optional<Tensor> output_scale;  // (O) in the accumulator type
+  Tensor weight;                        // (O,I)
+  std::optional<Tensor> bias;           // (O)
+  std::optional<Tensor> output_scale;   // (O) in the accumulator type
+  std::optional<Tensor> weight_change;  // (O,I) of x's type
   std::vector<LowRankPart> low_rank;
 };
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,

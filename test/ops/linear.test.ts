@@ -1,22 +1,25 @@
 import { describe, expect, it } from 'vitest';
 import {
   add,
+  concat,
   contiguous,
+  full,
   type LinearOperands,
   type LowRank,
   linear,
   linearGroup,
   mul,
   permute,
+  reshape,
 } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
-/** The definition y = outputScale * (x w^T + sum of scale * (xa a^T) b^T less that of its start) + bias in plain loops. */
+/** The definition y = outputScale * (x w^T + xa c^T + sum of scale * (xa a^T) b^T less that of its start) + bias in plain loops. */
 function definition(
   x: Tensor,
-  { weight, bias, outputScale, lowRank = [] }: LinearOperands,
+  { weight, bias, outputScale, weightChange, lowRank = [] }: LinearOperands,
   adapterInput: Tensor = x,
 ): Float64Array {
   const [outs, ins] = weight.shape as [number, number];
@@ -30,9 +33,10 @@ function definition(
     return sum;
   };
   const vb = bias ? values(bias) : null;
+  const vc = weightChange ? values(weightChange) : null;
   for (let n = 0; n < rows; ++n) {
     for (let o = 0; o < outs; ++o) {
-      y[n * outs + o] = dot(vx, n, vw, o, ins);
+      y[n * outs + o] = dot(vx, n, vw, o, ins) + (vc === null ? 0 : dot(va, n, vc, o, ins));
     }
   }
   const products = lowRank.flatMap(({ a, b, scale = 1, frozen }) => [
@@ -91,6 +95,7 @@ function group(
       weight: frozen ? weight.freeze() : weight,
       bias: i === 1 ? randomTensor([out], { seed: 30, dtype }) : null,
       outputScale: i > 0 ? randomTensor([out], { seed: 31 + i, dtype: masterOf(dtype) }) : null,
+      weightChange: i !== 1 ? randomTensor([out, ins], { seed: 40 + i, dtype }) : null,
       lowRank: i === 2 ? [] : [pair(ins, out, 4 + i, 0.5, dtype), second],
     };
   });
@@ -166,6 +171,80 @@ describe('linear', () => {
         },
         shapes.map((shape, i) => randomTensor(shape, { seed: i + 1 })),
       );
+    }
+  });
+
+  it('has the gradient of its definition with changes of weights, the adapter reading x or an input of its own', () => {
+    const shapes = [[3, 4], [3, 4], [3, 4], [3, 4], [2, 4], [2, 4], [2], [2, 4], [3, 2], [1, 4]];
+    const weights = shapes.slice(2, 6).map((shape, i) => randomTensor(shape, { seed: i + 3 }));
+    for (const [isApart, isFrozen] of [
+      [false, false],
+      [false, true],
+      [true, true],
+    ]) {
+      gradcheck(
+        (...t) => {
+          const [x, xa, w, c, other, change, scale, a, b, third] = t as [
+            ...[Tensor, Tensor, Tensor, Tensor, Tensor],
+            ...[Tensor, Tensor, Tensor, Tensor, Tensor],
+          ];
+          const base = (of: Tensor, i: number) => (isFrozen ? (weights[i] as Tensor) : of);
+          const outputs = linearGroup(
+            x,
+            [
+              { weight: base(w, 0), weightChange: c, lowRank: [{ a, b, scale: 3 }] },
+              { weight: base(other, 2), weightChange: change, outputScale: scale },
+              { weight: third },
+            ],
+            { adapterInput: isApart ? xa : null },
+          );
+          // Every input of the check must be used.
+          return [...outputs, xa, w, other].map((y) => mul(y, 1));
+        },
+        shapes.map((shape, i) => randomTensor(shape, { seed: i + 1 })),
+      );
+    }
+  });
+
+  it('answers to a change of the weight far below its rounding, and gives it a gradient in f32', () => {
+    const [rows, ins, outs] = [64, 96, 33];
+    for (const dtype of ['bf16', 'f16'] as const) {
+      // The inputs come in pairs that cancel beside weights of 1, which could not hold the change.
+      const half = randomTensor([rows, ins / 2, 1], { seed: 1, dtype });
+      const x = reshape(concat([half, mul(half, -1)], 2), [rows, ins]);
+      const weight = full([outs, ins], 1, { dtype }).freeze();
+      const change = mul(randomTensor([outs, ins], { seed: 2, dtype }), 2 ** -13);
+      change.requiresGrad = true;
+      const y = linear(x, weight, { weightChange: change });
+      const want = definition(x, { weight: change });
+      const largest = Math.max(...Array.from(want, Math.abs));
+      expect(largest).toBeGreaterThan(1e-4);
+      expectClose(y, want, roundingOf(dtype) * largest + 3e-6);
+      const dy = randomTensor([rows, outs], { seed: 3, dtype });
+      y.backward(dy);
+      expect(change.grad?.dtype).toBe('f32');
+      const [vx, vd] = [values(x), values(dy)];
+      const gradient = Float64Array.from({ length: outs * ins }, (_, at) => {
+        const [o, i] = [Math.floor(at / ins), at % ins];
+        let sum = 0;
+        for (let n = 0; n < rows; ++n)
+          sum += (vd[n * outs + o] as number) * (vx[n * ins + i] as number);
+        return sum;
+      });
+      expectClose(change.grad as Tensor, gradient, 1e-4);
+    }
+  });
+
+  it('rounds the sum of weight and change once for the gradient of x', () => {
+    for (const dtype of ['bf16', 'f16', 'f32'] as const) {
+      const x = randomTensor([5, 24], { seed: 1, dtype, requiresGrad: true });
+      const weight = randomTensor([7, 24], { seed: 2, dtype }).freeze();
+      const change = mul(randomTensor([7, 24], { seed: 3, dtype }), 2 ** -3);
+      const dy = randomTensor([5, 7], { seed: 4, dtype });
+      linear(x, weight, { weightChange: change }).backward(dy);
+      const together = randomTensor([5, 24], { seed: 1, dtype, requiresGrad: true });
+      linear(together, add(weight, change)).backward(dy);
+      expect(values(x.grad as Tensor)).toEqual(values(together.grad as Tensor));
     }
   });
 
@@ -309,6 +388,12 @@ describe('linear', () => {
     expect(() => linear(x, randomTensor([4, 6]))).toThrow('linear: weight[0] must be f32, got f64');
     expect(() => linear(x, w, { bias: f32(5) })).toThrow(
       'linear: bias[0] must be (O)=(4), got (5)',
+    );
+    expect(() => linear(x, w, { weightChange: f32(4, 5) })).toThrow(
+      'linear: weightChange[0] must be (O,I)=(4,6), got (4,5)',
+    );
+    expect(() => linear(x, w, { weightChange: randomTensor([4, 6]) })).toThrow(
+      'linear: weightChange[0] must be f32, got f64',
     );
     expect(() => linear(x, w, { lowRank: [{ a: f32(2, 5), b: f32(4, 2) }] })).toThrow(
       'linear: a[0] must be (R,I)=(2,6), got (2,5)',

@@ -3,7 +3,6 @@
  * rank. As in PEFT there is no alpha.
  */
 import { matmul, mul, rand, zeros } from '../../ops/index.ts';
-import type { Tensor } from '../../tensor.ts';
 import { defineMethod } from './method.ts';
 import { denseVariant, refusesRank, withWeight } from './own_form.ts';
 
@@ -34,9 +33,7 @@ const variant = denseVariant({
     }),
   refuses: refusesRank,
   change: ({ weight, tensor }) =>
-    withWeight(weight, [tensor(kA), tensor(kB)], (w, a, b) =>
-      mul(w, matmul(b as Tensor, a as Tensor)),
-    ),
+    withWeight(weight, matmul(tensor(kB), tensor(kA)), { product: mul, adjoint: mul }),
 });
 
 export const hira = defineMethod({

@@ -101,7 +101,11 @@ const variant = lowRankVariant({
     const u = module.tensor(kVectors);
     const isOrthogonal = settings.applyGs === true;
     const vectors = isOrthogonal ? qr(u).q : u;
-    const product = withWeight(weight, [vectors], (w, v) => matmul(w, v as Tensor)); // W U (out,r)
+    // W U (out,r)
+    const product = withWeight(weight, vectors, {
+      product: (w, v) => matmul(w, v),
+      adjoint: (w, dy) => matmul(w, dy, { transposeA: true }),
+    });
     const b = isOrthogonal ? mul(product, -2) : matmul(product, triangle(u, module));
     return { a: contiguous(transpose(vectors)), b };
   },

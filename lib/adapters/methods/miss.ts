@@ -3,16 +3,7 @@
  * (j mod r, j) and block (r,out) starts as 0. In the form "mini", block (r, miniR) is repeated along the outputs. The form "bat" has a
  * matrix b (r,r) for each group of r outputs and changes each r x r part w of their rows to w + w b + b.
  */
-import {
-  add,
-  contiguous,
-  expand,
-  matmul,
-  permute,
-  reshape,
-  transpose,
-  zeros,
-} from '../../ops/index.ts';
+import { add, contiguous, expand, matmul, reshape, transpose, zeros } from '../../ops/index.ts';
 import { choice, whole } from '../../options/kinds.ts';
 import { type Tensor, tensor } from '../../tensor.ts';
 import { masterDType } from '../low_rank.ts';
@@ -108,13 +99,17 @@ const shared = lowRankVariant({
 
 const bat = denseVariant({
   ...form,
-  change: ({ inFeatures, outFeatures, r, weight, tensor: own }) =>
-    withWeight(weight, [own(kBlock)], (w, block) => {
-      const [rows, columns] = [outFeatures / r, inFeatures / r];
-      const parts = permute(reshape(w, [rows, r, columns, r]), [2, 0, 1, 3]); // (columns, rows, r, r)
-      const change = add(matmul(contiguous(parts), block), block);
-      return reshape(contiguous(permute(change, [1, 2, 0, 3])), [outFeatures, inFeatures]);
-    }),
+  change: ({ inFeatures, outFeatures, r, weight, tensor: own }) => {
+    const [rows, columns] = [outFeatures / r, inFeatures / r];
+    const block = own(kBlock);
+    const parts = (w: Tensor): Tensor => reshape(w, [rows, r * columns, r]); // their rows
+    const products = withWeight(weight, block, {
+      product: (w, b) => matmul(parts(w), b),
+      adjoint: (w, dy) => matmul(parts(w), dy, { transposeA: true }),
+    });
+    const change = add(reshape(products, [rows, r, columns, r]), reshape(block, [rows, r, 1, r]));
+    return reshape(change, [outFeatures, inFeatures]);
+  },
 });
 
 const of = ({ settings }: VariantModule): Variant => (formOf(settings) === 'bat' ? bat : shared);

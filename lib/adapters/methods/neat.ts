@@ -86,7 +86,11 @@ const variant = lowRankVariant({
     const act = kActivations[settings.peanutActFn as Activation];
     const layers = places(settings);
     const before: Tensor[] = [];
-    let h = act(withWeight(weight, [tensor(kA)], (w, a) => matmul(a as Tensor, w))); // (r,in)
+    const product = withWeight(weight, tensor(kA), {
+      product: (w, a) => matmul(a, w),
+      adjoint: (w, dy) => matmul(dy, w, { transposeB: true }),
+    });
+    let h = act(product); // (r,in)
     for (const at of layers) {
       before.push(h);
       h = act(matmul(tensor(encoder(at)), h));

@@ -3,7 +3,7 @@
  * `peft_type` and a configuration class of its own. Most are still a low-rank update, whose a and b are functions of these tensors
  * (`lowRankVariant`), and run as one op with the base's product; the others change the whole weight (`denseVariant`).
  */
-import { checkpoint } from '../../autograd.ts';
+import { customOp } from '../../autograd.ts';
 import { UnsupportedError } from '../../errors.ts';
 import { add, mul } from '../../ops/index.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../../tensor.ts';
@@ -131,18 +131,30 @@ export function floatKey(option: string): ConfigKey {
   return { option, toFile: (value: number) => new PythonFloat(value) };
 }
 
+/** A product of the frozen weight and one tensor, as a linear function of that tensor. */
+export interface WeightProduct {
+  product(weight: Tensor, x: Tensor): Tensor;
+  /** The gradient of x from that of the product. */
+  adjoint(weight: Tensor, dy: Tensor): Tensor;
+}
+
 /**
- * The result of `body` on the frozen weight and other tensors, all in the dtype of the latter, f32 or f64. No copy of the weight is
- * kept for backward, which converts it again.
+ * The product of the frozen weight and x (f32, or f64), with the weight in x's dtype. No copy of the weight is kept for backward,
+ * which converts it again, and nothing is computed twice.
  */
-export function withWeight(
-  weight: Tensor,
-  others: readonly [Tensor, ...Tensor[]],
-  body: (weight: Tensor, ...others: Tensor[]) => Tensor,
-): Tensor {
-  const { dtype } = others[0];
-  if (weight.dtype === dtype) return body(weight, ...others);
-  return checkpoint((...given) => body(weight.to(dtype), ...given), others);
+export function withWeight(weight: Tensor, x: Tensor, { product, adjoint }: WeightProduct): Tensor {
+  const { dtype } = x;
+  return customOp(
+    {
+      name: 'product with the weight',
+      forward: (inputs) => ({
+        outputs: [product(weight.to(dtype), inputs[0] as Tensor)],
+        saved: null,
+      }),
+      backward: ([dy]) => [dy ? adjoint(weight.to(dtype), dy) : null],
+    },
+    [x],
+  )[0] as Tensor;
 }
 
 function seen(module: VariantModule): FormModule {

@@ -33,27 +33,32 @@ typedef struct balora_low_rank {
 } balora_low_rank;
 
 // One of the linears that share an input, rounded once:
-//   y = output_scale * (x W^T + its parts) + bias
+//   y = output_scale * (x W^T + its change and parts) + bias
 typedef struct balora_linear {
   balora_weight weight;
+  // (O,I) of x's type, or null: a change of W, which reads what the parts read. Not read by
+  // backward, whose caller adds it to W or asks for its products apart.
+  const balora_view* weight_change;
   const balora_view* bias;          // (O) of x's type, or null; not read by backward
   const balora_view* output_scale;  // (O) f32 (f64 for f64), or null: 1 (DoRA's factor)
-  // (N,O) of x's type: x W^T + the parts, rounded, for the gradient of output_scale. Written by
-  // forward, or null; not read by backward.
+  // (N,O) of x's type: the sum before output_scale, rounded, for the gradient of output_scale.
+  // Written by forward, or null; not read by backward.
   const balora_view* unscaled;
-  // (N,O); in backward the gradient of x W^T + the parts, null where that output was not used
+  // (N,O); in backward the gradient of the sum before output_scale, null where that output was not
+  // used
   const balora_view* y;
   const balora_low_rank* parts;
   int32_t part_count;
 } balora_linear;
 
-// For each of the linears that share x, with x_adapter where it is given and x else:
-//   y = output_scale * (x W^T + sum over parts of scale * x_adapter (B A - B0 A0)^T) + bias
+// For each of the linears that share x, with x_adapter where it is given and x else, C the change
+// of the weight, summed over the parts:
+//   y = output_scale * (x W^T + x_adapter C^T + sum of scale * x_adapter (B A - B0 A0)^T) + bias
 // Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once, unless rows must not
 // depend on each other.
 typedef struct balora_linear_forward {
   const balora_view* x;          // (N,I)
-  const balora_view* x_adapter;  // (N,I) the input of the parts (dropout); null: x
+  const balora_view* x_adapter;  // (N,I) the input of changes and parts (dropout); null: x
   const balora_linear* linears;
   int32_t count;  // of linears
   // Non-zero: a row of y is the same bit for bit whichever rows stand beside it.
@@ -61,8 +66,8 @@ typedef struct balora_linear_forward {
 } balora_linear_forward;
 
 // Gradients of the inputs and the parts; those of linears and parts stand in their structures. dY
-// is the gradient of x W^T + the parts; output_scale and bias are not read (column_scale_backward
-// makes their gradients and that dY). With dU = scale * dY B:
+// is the gradient of x W^T + the parts; output_scale, bias and weight_change are not read
+// (column_scale_backward makes the gradients of the first two and that dY). With dU = scale * dY B:
 //   dx = sum of dY W
 //   dx_adapter = sum of scale * dY (B A - B0 A0), part of dx without x_adapter
 //   da = dU^T x_adapter

@@ -1,13 +1,16 @@
 // Linears that share their input, each with any number of low-rank parts:
 //   y_i = output_scale_i z_i + bias_i,
-//   z_i = x W_i^T + sum over parts p of i: scale_p x_adapter (B_p A_p - B0_p A0_p)^T,
+//   z_i = x W_i^T + x_adapter C_i^T
+//         + sum over parts p of i: scale_p x_adapter (B_p A_p - B0_p A0_p)^T,
 //   x_adapter = x unless given, B0 A0 where the part has a frozen start.
-// x (...,I), W (O,I), A (R,I), B (O,R), output_scale and bias (O). Base and low-rank parts are
-// summed in f32, scaled and rounded once; A and B are f32 (f64 beside f64), or of x's type and then
-// widened. A frozen W and the start of a part never get a gradient. With dz = output_scale dy in
-// x's type, the gradient of output_scale is the sum of dy z over the rows in f32, from z rounded to
-// x's type. Kept for backward: x (or how to make it again), U = x A^T (N,R) and z, each only where
-// a gradient needs it.
+// x (...,I), W and its change C (O,I), A (R,I), B (O,R), output_scale and bias (O). Base, change
+// and low-rank parts are summed in f32, scaled and rounded once; A and B are f32 (f64 beside f64),
+// or of x's type and then widened. A frozen W and the start of a part never get a gradient. With dz
+// = output_scale dy in x's type, the gradient of output_scale is the sum of dy z over the rows in
+// f32, from z rounded to x's type. Without x_adapter, dx has dz (W + C) with that sum rounded to
+// x's type, which saves a product: a gradient that is itself rounded does not show whether the
+// weight was, while z must answer to a change far below the rounding of W. Kept for backward: x (or
+// how to make it again), U = x A^T (N,R) and z, each only where a gradient needs it.
 #include <algorithm>
 
 #include "ops/linear/linear_group.h"
@@ -34,6 +37,11 @@ void check_linear(const Tensor& x, const LinearLayer& linear, size_t i) {
   if (linear.bias) {
     check_shape(kOp, bias_name.c_str(), *linear.bias, {weight.dim(0)}, "(O)");
     check_dtype(kOp, bias_name.c_str(), *linear.bias, x.dtype());
+  }
+  if (linear.weight_change) {
+    const std::string change_name = indexed("weightChange", i);
+    check_shape(kOp, change_name.c_str(), *linear.weight_change, weight.shape(), "(O,I)");
+    check_dtype(kOp, change_name.c_str(), *linear.weight_change, x.dtype());
   }
   if (linear.output_scale) {
     const std::string scale_name = indexed("outputScale", i);
@@ -68,6 +76,7 @@ GroupOf<Tensor> checked_group(const Tensor& x, const std::optional<Tensor>& x_ad
     LinearOf<Tensor>& linear = group.linears.emplace_back();
     linear.weight = linears[i].weight, linear.bias = linears[i].bias.value_or(Tensor());
     linear.output_scale = linears[i].output_scale.value_or(Tensor());
+    linear.weight_change = linears[i].weight_change.value_or(Tensor());
     for (const LowRankPart& part : linears[i].low_rank) {
       const PartNames names{indexed("", part_count++)};
       check_part(kOp, names, part, linear.weight);
@@ -121,8 +130,9 @@ Kept keep_for_backward(const GroupOf<size_t>& at, const GroupOf<Tensor>& given,
   for (size_t i = 0; i < flat.linears.size(); ++i) {
     const LinearOf<Tensor>&linear = flat.linears[i], &origin = given.linears[i];
     needs_x |= wants(origin.weight);
+    needs_x |= !given.x_adapter.defined() && wants(origin.weight_change);
     LinearOf<Saved>& saved = kept.operands.linears.emplace_back();
-    saved.weight = Saved(linear.weight);
+    saved.weight = Saved(linear.weight), saved.weight_change = save(linear.weight_change);
     saved.output_scale = save(linear.output_scale), saved.unscaled = save(linear.unscaled);
     for (size_t p = 0; p < linear.parts.size(); ++p) {
       needs_x |= !given.x_adapter.defined() && wants(origin.parts[p].a);
@@ -182,20 +192,12 @@ void backward_output_scales(const Kept& kept, std::vector<Tensor>& dy, GradSink&
   }
 }
 
-// da and db of the parts and the gradients of the inputs, in one launch.
-void backward_parts(const Kept& kept, const std::vector<Tensor>& dy, GradSink& sink) {
-  GroupOf<Tensor> operands = map_group<Tensor>(
-      kept.operands, [](const Saved& s) { return s.defined() ? s.get() : Tensor(); });
-  const auto used = std::find_if(dy.begin(), dy.end(), [](const Tensor& t) { return t.defined(); });
-  const GroupOf<Tensor> out = wanted_gradients(kept, operands, used->dim(0), sink);
-  for (size_t i = 0; i < dy.size(); ++i) {
-    operands.linears[i].y = dy[i];
-    operands.linears[i].output_scale = operands.linears[i].unscaled = Tensor();
-  }
+// Enqueues the backward pass of `operands`, which have dy in the place of y.
+void launch_backward(const GroupOf<Tensor>& operands, const GroupOf<Tensor>& out) {
   LaunchOperands all;
   GroupOf<Slot> slots = map_group<Slot>(operands, [&](const Tensor& t) { return all.read(t); });
   slots.dx = all.write(out.dx), slots.dx_adapter = all.write(out.dx_adapter);
-  for (size_t i = 0; i < dy.size(); ++i) {
+  for (size_t i = 0; i < out.linears.size(); ++i) {
     for (size_t p = 0; p < out.linears[i].parts.size(); ++p) {
       PartOf<Slot>& part = slots.linears[i].parts[p];
       part.da = all.write(out.linears[i].parts[p].da);
@@ -213,6 +215,46 @@ void backward_parts(const Kept& kept, const std::vector<Tensor>& dy, GradSink& s
                  .linears = linears.data(),
                  .count = linears.count()});
   });
+}
+
+// What the changes of weights add to the gradient of an input of their own, as a product of its
+// own: the sum of dy C. Undefined without a change.
+Tensor changes_gradient(const GroupOf<Tensor>& operands) {
+  GroupOf<Tensor> changes, out;
+  for (const LinearOf<Tensor>& linear : operands.linears) {
+    if (!linear.weight_change.defined() || !linear.y.defined()) continue;
+    changes.linears.push_back({.weight = linear.weight_change, .y = linear.y});
+    out.dx =
+        Tensor::empty(linear.y.engine(), {linear.y.dim(0), linear.weight.dim(1)}, linear.y.dtype());
+  }
+  out.linears.resize(changes.linears.size());
+  launch_backward(changes, out);
+  return out.dx;
+}
+
+// da and db of the parts and the gradients of the inputs.
+void backward_parts(const Kept& kept, const std::vector<Tensor>& dy, GradSink& sink) {
+  GroupOf<Tensor> operands = map_group<Tensor>(
+      kept.operands, [](const Saved& s) { return s.defined() ? s.get() : Tensor(); });
+  const auto used = std::find_if(dy.begin(), dy.end(), [](const Tensor& t) { return t.defined(); });
+  const GroupOf<Tensor> out = wanted_gradients(kept, operands, used->dim(0), sink);
+  for (size_t i = 0; i < dy.size(); ++i) {
+    LinearOf<Tensor>& linear = operands.linears[i];
+    linear.y = dy[i];
+    linear.output_scale = linear.unscaled = Tensor();
+  }
+  if (out.dx_adapter.defined()) {
+    const Tensor dx = changes_gradient(operands);
+    if (dx.defined()) sink.add(kept.at.x_adapter, dx.view(kept.x_shape));
+  }
+  for (LinearOf<Tensor>& linear : operands.linears) {
+    const bool is_summed = out.dx.defined() && !operands.x_adapter.defined();
+    if (is_summed && linear.weight_change.defined() && linear.y.defined()) {
+      linear.weight = binary(linear.weight, linear.weight_change, "add");
+    }
+    linear.weight_change = Tensor();
+  }
+  launch_backward(operands, out);
   if (out.dx.defined()) sink.add(kept.at.x, out.dx.view(kept.x_shape));
   if (out.dx_adapter.defined()) sink.add(kept.at.x_adapter, out.dx_adapter.view(kept.x_shape));
   for (size_t i = 0; i < dy.size(); ++i) {
@@ -224,23 +266,35 @@ void backward_parts(const Kept& kept, const std::vector<Tensor>& dy, GradSink& s
 }
 
 void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink& sink) {
+  const bool is_apart = kept.at.x_adapter != kNoInput;
   for (size_t i = 0; i < dy.size(); ++i) {
     const LinearOf<size_t>& at = kept.at.linears[i];
     const bool wants_weight = sink.wants(at.weight), is_scaled = at.output_scale != kNoInput;
+    const bool wants_change = at.weight_change != kNoInput && sink.wants(at.weight_change);
     const bool wants_bias = !is_scaled && at.bias != kNoInput && sink.wants(at.bias);
-    if (!dy[i].defined() || !(wants_weight || wants_bias)) continue;
-    const DType wide = accumulator_dtype(dy[i].dtype());
-    const auto gradient = [&](bool wanted, const Shape& shape) {
-      return wanted ? Tensor::empty(dy[i].engine(), shape, wide) : Tensor();
+    if (!dy[i].defined() || !(wants_weight || wants_change || wants_bias)) continue;
+    const Shape shape = kept.operands.linears[i].weight.get().shape();
+    const auto gradient = [&](bool wanted, const Shape& of) {
+      const DType wide = accumulator_dtype(dy[i].dtype());
+      return wanted ? Tensor::empty(dy[i].engine(), of, wide) : Tensor();
     };
-    const Tensor weight = kept.operands.linears[i].weight.get();
-    const Tensor dweight = gradient(wants_weight, weight.shape());
-    const Tensor dbias = gradient(wants_bias, {weight.dim(0)});
-    const Tensor x = wants_weight ? kept.operands.x.get() : Tensor();
-    using O = balora_linear_weight_backward;
-    launch<O>("linear_weight_backward", &KernelTable::linear_weight_backward,
-              {{&O::dy, dy[i]}, {&O::x, x}}, {{&O::dweight, dweight}, {&O::dbias, dbias}});
-    sink.add(at.weight, dweight);
+    const auto compute = [&](const Saved& input, const Tensor& dweight, const Tensor& dbias) {
+      using O = balora_linear_weight_backward;
+      launch<O>("linear_weight_backward", &KernelTable::linear_weight_backward,
+                {{&O::dy, dy[i]}, {&O::x, dweight.defined() ? input.get() : Tensor()}},
+                {{&O::dweight, dweight}, {&O::dbias, dbias}});
+    };
+    const Saved& input = is_apart ? kept.operands.x_adapter : kept.operands.x;
+    const Tensor dbias = gradient(wants_bias, {shape[0]});
+    Tensor dweight = gradient(wants_weight, shape);
+    if (wants_weight || wants_bias) compute(kept.operands.x, dweight, dbias);
+    Tensor dchange = is_apart ? Tensor() : dweight;  // the weight's, where their inputs are one
+    if (wants_change && !dchange.defined()) {
+      dchange = gradient(true, shape);
+      compute(input, dchange, Tensor());
+    }
+    if (wants_weight) sink.add(at.weight, dweight);
+    if (wants_change) sink.add(at.weight_change, dchange);
     if (wants_bias) sink.add(at.bias, dbias);
   }
 }

@@ -20,7 +20,7 @@ struct PartOf {
 };
 template <typename T>
 struct LinearOf {
-  T weight{}, bias{}, output_scale{}, unscaled{};
+  T weight{}, weight_change{}, bias{}, output_scale{}, unscaled{};
   T y{};  // in backward the gradient of the sum
   std::vector<PartOf<T>> parts = {};
 };
@@ -52,6 +52,7 @@ GroupOf<To> map_group(const GroupOf<From>& from, const F& f) {
                  .dx_adapter = f(from.dx_adapter)};
   for (const LinearOf<From>& linear : from.linears) {
     LinearOf<To> mapped{.weight = f(linear.weight),
+                        .weight_change = f(linear.weight_change),
                         .bias = f(linear.bias),
                         .output_scale = f(linear.output_scale),
                         .unscaled = f(linear.unscaled),
@@ -82,6 +83,7 @@ class KernelLinears {
       std::vector<balora_low_rank>& parts = parts_.emplace_back();
       for (const PartOf<Slot>& part : linear.parts) parts.push_back(kernel_part(l, part));
       linears_.push_back({.weight = {.dense = l[linear.weight]},
+                          .weight_change = l[linear.weight_change],
                           .bias = l[linear.bias],
                           .output_scale = l[linear.output_scale],
                           .unscaled = l[linear.unscaled],

@@ -20,6 +20,7 @@ struct Case {
   std::vector<int64_t> outs;
   std::vector<Part> parts;
   bool bias = true, adapter_input = false, scaled = false;
+  bool changed = false;  // the weights of all linears but the second
 };
 
 // A sum and the sum of its terms' sizes, which bounds what accumulation and pairs may leave in it,
@@ -70,6 +71,7 @@ class Fixture {
     dx_ = t_.empty<T>({c.rows, c.in}), dxa_ = t_.empty<T>({c.rows, c.in});
     for (const int64_t out : c.outs) {
       w_.push_back(t_.random<T>({out, c.in}, 0.5));
+      change_.push_back(t_.random<T>({out, c.in}, 0.25));
       bias_.push_back(t_.random<T>({out}));
       dy_.push_back(t_.random<T>({c.rows, out}));
       y_.push_back(t_.empty<T>({c.rows, out}));
@@ -130,6 +132,7 @@ class Fixture {
     }
     for (size_t l = 0; l < w_.size(); ++l) {
       Sums y = product(*x_, false, *w_[l], true);
+      if (has_change(l)) add(y, product(*adapted(), false, *change_[l], true));
       const auto outs = static_cast<size_t>(case_.outs[l]);
       add_parts(y, static_cast<int32_t>(l));
       if (case_.scaled) check_sums<T>(unscaled_[l], y, epsilon_of<T>(), "unscaled");
@@ -210,6 +213,7 @@ class Fixture {
       }
       for (size_t l = 0; l < f.w_.size(); ++l) {
         linears.push_back({.weight = {.dense = view(f.w_[l])},
+                           .weight_change = f.has_change(l) ? view(f.change_[l]) : nullptr,
                            .bias = f.case_.bias ? view(f.bias_[l]) : nullptr,
                            .output_scale = f.case_.scaled ? view(f.scale_[l]) : nullptr,
                            .unscaled = f.case_.scaled ? view(f.unscaled_[l]) : nullptr,
@@ -228,6 +232,7 @@ class Fixture {
     REQUIRE(t_.synchronize() == 0);
   }
   const Array& adapted() const { return case_.adapter_input ? xa_ : x_; }
+  bool has_change(size_t linear) const { return case_.changed && linear != 1; }
 
   static std::pair<int64_t, int64_t> extents(const Operand& x, bool transposed) {
     const View v = x.host_view();
@@ -336,7 +341,7 @@ class Fixture {
   Case case_;
   DeviceTest t_;
   Array x_, xa_, dx_, dxa_;
-  std::vector<Array> w_, bias_, dy_, y_, scale_, unscaled_, a_, b_, u_, da_, db_;
+  std::vector<Array> w_, change_, bias_, dy_, y_, scale_, unscaled_, a_, b_, u_, da_, db_;
   mutable Array difference_;
 };
 
@@ -372,6 +377,9 @@ void check_all() {
   check_case<T>(
       {67, 96, {64, 31}, {{0, 16, 2.0}, {0, 16, -2.0, true}, {1, 3, 0.5}}, true, true, true});
   check_case<T>({35, 33, {31}, {{0, 4, 2.0}, {0, 3, 0.5}}, false, false, true});
+  check_case<T>({33, 31, {48}, {}, true, false, false, true});
+  check_case<T>({1, 64, {33, 31}, {{0, 4, 2.0}}, false, false, true, true});
+  check_case<T>({67, 96, {64, 31, 33}, {{0, 16, 2.0}, {1, 3, 0.5}}, true, true, true, true});
 }
 
 // Sets BALORA_CUDA_LINEAR while it lives.

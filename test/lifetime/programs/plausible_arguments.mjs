@@ -79,6 +79,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
         weight: tensor(dtype, output, inputs),
         bias: maybe(() => tensor(dtype, output)),
         outputScale: maybe(() => tensor(factors, output)),
+        weightChange: maybe(() => tensor(dtype, output, inputs)),
         lowRank: list(below(3), () => lowRankPart(factors, inputs, output)),
       })),
     ];

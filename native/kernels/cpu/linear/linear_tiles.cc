@@ -232,6 +232,9 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
       convert_row(data_of<bf16>(linear.bias), wide, outs);
       sum.out.bias = wide;
     }
+    if (linear.weight_change) {
+      sum.terms.push_back(base_term(x_adapter ? *x_adapter : x, *linear.weight_change, true));
+    }
     sum.terms.push_back(base_term(x, dense(linear.weight), true));
     sums.push_back(std::move(sum));
   }

@@ -212,6 +212,8 @@ void forward(Context* ctx, const View& x, const View& input,
       b = matrix(expanding<E>(ctx, block, y.shape[1], m), y.shape[1], block.columns());
       terms.push_back({u + block.first, kDtypeOfAcc<E>, count, &b, true});
     }
+    if (linears[i].weight_change)
+      terms.push_back(base_term(input, *linears[i].weight_change, true));
     terms.push_back(base_term(x, weight, true));
     if (!linears[i].output_scale) {
       sum_products(

@@ -28,6 +28,7 @@ struct Case {
   std::vector<int64_t> outs;
   std::vector<Part> parts;
   bool frozen = true, bias = true, adapter_input = false, scaled = false;
+  bool changed = false;  // the weights of all linears but the second
 };
 
 // A sum of products and the error that f32 (f64) accumulation and bf16-pair factors
@@ -64,6 +65,7 @@ class Fixture {
     slots_.resize(c.outs.size());
     for (const int64_t out : c.outs) {
       w_.emplace_back(std::vector<int64_t>{out, c.in}, random_, 0.5);
+      weight_change_.emplace_back(std::vector<int64_t>{out, c.in}, random_, 0.25);
       bias_.emplace_back(std::vector<int64_t>{out}, random_);
       dy_.emplace_back(std::vector<int64_t>{c.rows, out}, random_);
       y_.emplace_back(std::vector<int64_t>{c.rows, out});
@@ -103,6 +105,8 @@ class Fixture {
         Sum sum;
         for (int64_t k = 0; k < case_.in; ++k)
           sum.add(x_[n * case_.in + k], w_[l][o * case_.in + k]);
+        for (int64_t k = 0; has_change(l) && k < case_.in; ++k)
+          sum.add(adapter_x()[n * case_.in + k], weight_change_[l][o * case_.in + k]);
         for_parts(l, [&](size_t p, int64_t rank, double scale) {
           for (int64_t r = 0; r < rank; ++r) sum.add(u(p, n, r), scale * b_[p][o * rank + r]);
         });
@@ -251,6 +255,7 @@ class Fixture {
   }
 
   const Array<T>& adapter_x() const { return case_.adapter_input ? xa_ : x_; }
+  bool has_change(size_t linear) const { return case_.changed && linear != 1; }
 
   Sum u(size_t p, int64_t n, int64_t r) {
     Sum sum;
@@ -314,6 +319,7 @@ class Fixture {
       View weight = w_[l].view();
       weight.slots = case_.frozen ? slots_[l].data() : nullptr;
       linears_.push_back({.weight = {.dense = keep(weight)},
+                          .weight_change = has_change(l) ? keep(weight_change_[l].view()) : nullptr,
                           .bias = case_.bias ? keep(bias_[l].view()) : nullptr,
                           .output_scale = case_.scaled ? keep(scale_[l].view()) : nullptr,
                           .unscaled = case_.scaled ? keep(unscaled_[l].view()) : nullptr,
@@ -327,7 +333,7 @@ class Fixture {
   TestContext ctx_;
   std::mt19937 random_{7};
   Array<T> x_, xa_;
-  std::vector<Array<T>> w_, bias_, dy_, y_, unscaled_;
+  std::vector<Array<T>> w_, weight_change_, bias_, dy_, y_, unscaled_;
   std::vector<Array<A>> a_, b_, u_, da_, db_, scale_;
   std::vector<std::array<balora_slot, BALORA_SLOTS>> slots_;
   std::vector<View> views_;
@@ -360,6 +366,9 @@ void check_all() {
       {33, 31, {48}, {}, true, true, false, true},
       {67, 96, {64, 33}, {{0, 16, 2.0}, {0, 16, -2.0, 0.01}, {1, 3, 0.5}}, true, true, true, true},
       {1, 33, {31}, {{0, 4, 2.0}}, false, false, false, true},
+      {33, 31, {48}, {}, true, true, false, false, true},
+      {1, 64, {33, 31}, {{0, 4, 2.0}}, false, false, false, true, true},
+      {67, 96, {64, 31, 33}, {{0, 16, 2.0}, {1, 3, 0.5}}, true, true, true, true, true},
   };
   for (const Case& c : cases) check_case<T>(c);
 }
