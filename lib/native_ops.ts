@@ -144,6 +144,7 @@ export interface NativeOps {
   teacherSummary(teacher: Handle, teacherHead: Handle | null, head: Handle, temperature: number, softcap: number, chunkBytes: number): [Handle, Handle];
   toDevice(x: Handle, device: string): Handle;
   topK(x: Handle, k: number): [Handle, Handle];
+  trailingSvds(matrices: readonly (Handle)[], ranks: readonly (number)[], seeds: readonly (number)[]): ([Handle, Handle, Handle])[];
   trimMemory(device: string): void;
   unary(x: Handle, name: string): Handle;
   variance(x: Handle, axes: readonly (number)[], keepDims: boolean, correction: number): Handle;

@@ -27,6 +27,9 @@ const kUnevenSteps = { warmup: 2, steps: 6, torchWarmup: 2, torchSteps: 6 };
 const kEncoderSteps = { warmup: 5, steps: 20, torchWarmup: 5, torchSteps: 20 };
 const kPissaRepetitions = 3;
 const kStarts = 5;
+/** Measured steps of a turn, and the rank, of the rows of methods. */
+const kMethodStepCount = 2;
+const kMethodRank = 16;
 /** Rank for the shape `tiny`, whose narrowest linear has only 32 singular values. */
 const kTrialRank = 16;
 
@@ -63,7 +66,7 @@ export class RowMaker {
 
   /** Measures a row that needs no other row. */
   async make(
-    plan: Extract<Plan, { kind: 'step' | 'pissa' | 'overhead' | 'decode' | 'start' }>,
+    plan: Extract<Plan, { kind: 'step' | 'pissa' | 'overhead' | 'decode' | 'start' | 'method' }>,
   ): Promise<Row> {
     switch (plan.kind) {
       case 'step':
@@ -73,6 +76,10 @@ export class RowMaker {
       case 'overhead': {
         const { shape, dtype } = this.subject;
         return this.job('overhead', { name: plan.name, shape, dtype, rank: plan.rank });
+      }
+      case 'method': {
+        const { steps = kMethodStepCount } = this.options;
+        return this.job('method', { ...this.subject, name: plan.name, rank: kMethodRank, steps });
       }
       case 'decode':
         return this.job('decode', { ...this.subject, name: plan.name });

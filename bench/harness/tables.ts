@@ -118,7 +118,7 @@ export function otherTable(rows: readonly Row[]): Cells {
       case 'start':
         lines.push([
           ...[row.name, row.dtype, `${row.seconds.median.toFixed(2)} s`],
-          ...['process start to the first step', row.notes.join('; ')],
+          ...[row.meaning ?? 'process start to the first step', row.notes.join('; ')],
         ]);
         break;
       case 'ratio':

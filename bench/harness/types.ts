@@ -155,10 +155,12 @@ export interface PissaRow extends Measured {
   readonly torch?: { version: string; seconds: Spread; capturedEnergy: number };
 }
 
-interface StartRow extends Measured {
+/** Seconds until something is ready: the first step of a process, or an adapter. */
+export interface StartRow extends Measured {
   readonly kind: 'start';
-  /** Seconds from the start of the process to the beginning of the first step. */
   readonly seconds: Spread;
+  /** What is timed, in words. Default: from the start of the process to the beginning of the first step. */
+  readonly meaning?: string;
   readonly notes: readonly string[];
 }
 

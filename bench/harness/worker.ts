@@ -7,6 +7,7 @@ import { setNumThreads } from '../../lib/runtime.ts';
 import { type MicroInput, microRows } from './kernels/row.ts';
 import { describeMachine } from './machine.ts';
 import { type DecodeInput, decodeRow } from './rows/decode.ts';
+import { type MethodRowInput, methodRow } from './rows/method.ts';
 import { type OverheadInput, overheadRow } from './rows/overhead.ts';
 import { type PissaRowInput, pissaRow } from './rows/pissa.ts';
 import { type StartRowInput, startSeconds } from './rows/start.ts';
@@ -19,6 +20,7 @@ const kJobs = {
   step: (input: StepRowInput) => stepRow(input),
   micro: (input: MicroInput) => microRows(input),
   decode: (input: DecodeInput) => decodeRow(input),
+  method: (input: MethodRowInput) => methodRow(input),
   overhead: (input: OverheadInput) => overheadRow(input),
   pissa: (input: PissaRowInput) => pissaRow(input),
   start: (input: StartRowInput) => startSeconds(input),

@@ -3,6 +3,7 @@ import type { InitLoraWeights } from '../../lib/adapters/config.ts';
 import { ArgumentError } from '../../lib/errors.ts';
 import { kLargeMicroNames, kMicroNames } from './kernels/row.ts';
 import { type DecodeInput, kDecodeRows } from './rows/decode.ts';
+import { kMethodRows } from './rows/method.ts';
 import type { BenchMethod, Workload } from './types.ts';
 
 /** A row that can be chosen. `byName`: only by its own name, since groups are for the CPU and the row needs a GPU. */
@@ -18,6 +19,7 @@ export type Plan = { readonly byName?: true } & (
   | { readonly kind: 'overhead'; readonly name: string; readonly rank: number }
   | { readonly kind: 'decode'; readonly name: DecodeInput['name'] }
   | { readonly kind: 'start'; readonly name: string }
+  | { readonly kind: 'method'; readonly name: string }
   | { readonly kind: 'ratio'; readonly name: string; readonly needs: readonly string[] }
 );
 
@@ -87,11 +89,12 @@ export const kPlans: readonly Plan[] = [
   { kind: 'overhead', name: 'lora-overhead-r128', rank: 128, byName: true },
   ...kDecodeNames.map((name): Plan => ({ kind: 'decode', name })),
   { kind: 'start', name: 'start-lora' },
+  ...Object.keys(kMethodRows).map((name): Plan => ({ kind: 'method', name })),
   ...kMicroNames.map((name): Plan => ({ kind: 'micro', name })),
   ...kLargeMicroNames.map((name): Plan => ({ kind: 'micro', name, byName: true })),
 ];
 
-/** Groups of rows by name. `growth` is no part of `all`, because it takes long. */
+/** Groups of rows by name. `growth` and `methods` are no part of `all`, because they take long. */
 const kGroups: Readonly<Record<string, readonly Plan['kind'][]>> = {
   all: ['step', 'ratio', 'pissa', 'decode', 'start', 'micro'],
   steps: ['step', 'ratio'],
@@ -99,6 +102,7 @@ const kGroups: Readonly<Record<string, readonly Plan['kind'][]>> = {
   pissa: ['pissa'],
   decode: ['decode'],
   start: ['start'],
+  methods: ['method'],
 };
 
 export const kGroupNames = [...Object.keys(kGroups), 'growth'];

@@ -12,7 +12,7 @@ import { checkArgument, kCall } from '../options/call.ts';
 import { shown } from '../shown.ts';
 import { disposeOnError, type Tensor } from '../tensor.ts';
 import { tensorsDigest } from './adapter_metadata.ts';
-import type { Start, Statistics } from './methods/method.ts';
+import type { CalibrationSettings, Start, Statistics } from './methods/method.ts';
 import type { CalibratedModule, PairTarget } from './starts.ts';
 
 /** Keys of the file's metadata: what the tensors were computed from, and their digest. */
@@ -20,6 +20,9 @@ const kFacts = 'balora_calibration';
 const kTensors = 'balora_tensors';
 const kVersion = 1;
 const kDigits = 16;
+
+/** Name of the tensor (1) of a module with the share of its gradient that is held. */
+export const ENERGY = 'energy';
 
 /** A calibrated module, by its path: its rank, and the first module with the same input. */
 const kModule = z.strictObject({ r: z.int().min(1), inputOf: z.string() });
@@ -35,7 +38,7 @@ const kFactsSchema = z.strictObject({
   }),
   data: z.string(),
   batches: z.int().min(1),
-  settings: z.record(z.string(), z.number()),
+  settings: z.record(z.string(), z.union([z.number(), z.string(), z.boolean()])),
   modules: z.record(z.string(), kModule),
 });
 
@@ -50,7 +53,7 @@ export interface CalibrationFacts {
   /** Number of micro-batches that were read, once or as often as the start needed. */
   readonly batches: number;
   /** Settings of the start's calibration, such as EVA's rho. */
-  readonly settings: Readonly<Record<string, number>>;
+  readonly settings: CalibrationSettings;
   /** Rank and first module with the same input, by the module's path. */
   readonly modules: Readonly<Record<string, { readonly r: number; readonly inputOf: string }>>;
 }
@@ -124,7 +127,7 @@ export class Calibration {
       return `with ${facts.batches} micro-batches, not ${wanted.batches}`;
     for (const [name, value] of Object.entries(wanted.settings ?? {})) {
       if (facts.settings[name] === value) continue;
-      return `with ${name} ${facts.settings[name]}, not ${value}`;
+      return `with ${name} ${facts.settings[name] ?? 'unknown'}, not ${value}`;
     }
     for (const [name, { r }] of Object.entries(wanted.modules ?? {})) {
       const found = facts.modules[name];
@@ -137,7 +140,20 @@ export class Calibration {
   /** The part of a module. */
   of(name: string): CalibratedModule {
     const inputOf = this.facts.modules[name]?.inputOf ?? name;
-    return { inputOf, statistics: { ...this.#of(inputOf), ...this.#of(name) } };
+    const { settings } = this.facts;
+    return { inputOf, settings, statistics: { ...this.#of(inputOf), ...this.#of(name) } };
+  }
+
+  /**
+   * The share of the squared norm of each module's gradient that the singular triplets hold of which the start takes some, by the module's
+   * path; null for a start that reads no gradients.
+   */
+  async energies(): Promise<Readonly<Record<string, number>> | null> {
+    const names = Object.keys(this.facts.modules);
+    const all = names.map((name) => [name, this.#of(name)[ENERGY]] as const);
+    if (all.every(([, energy]) => energy === undefined)) return null;
+    const shares = all.map(async ([name, energy]) => [name, Number((await energy?.data())?.[0])]);
+    return Object.fromEntries(await Promise.all(shares));
   }
 
   #of(module: string): Statistics {
@@ -158,7 +174,18 @@ export class Calibration {
  */
 export async function checkCalibration(
   model: Model,
-  { init, start, targets }: { init: unknown; start: Start | null; targets: readonly PairTarget[] },
+  {
+    init,
+    start,
+    targets,
+    settings,
+  }: {
+    init: unknown;
+    start: Start | null;
+    targets: readonly PairTarget[];
+    /** Settings that the configuration asks for. */
+    settings: CalibrationSettings;
+  },
   calibration: Calibration | null,
 ): Promise<void> {
   if (start?.calibration === undefined) {
@@ -174,7 +201,7 @@ export async function checkCalibration(
   }
   const modules = Object.fromEntries(targets.map(({ name, r }) => [name, { r, inputOf: name }]));
   const base = await baseDigest(model);
-  const difference = calibration.difference({ start: String(init), base, modules });
+  const difference = calibration.difference({ start: String(init), base, modules, settings });
   if (difference === null) return;
   throw new ArgumentError(`calibration: it was made ${difference}; calibrate again`);
 }

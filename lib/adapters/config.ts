@@ -40,6 +40,7 @@ import {
   scalingOf,
   startNamed,
 } from './methods/registry.ts';
+import { startWithCordaMethod } from './peft_start_configs.ts';
 import { type PythonJson, pythonJson } from './python_json.ts';
 
 export { ALL_LINEAR, type InitLoraWeights };
@@ -48,7 +49,14 @@ export { ALL_LINEAR, type InitLoraWeights };
  * An adapter's configuration as a user writes it; PEFT's snake case spelling of every key is accepted as well. The switches of
  * the methods (`useRslora`, `useDora`, ...) are declared in their files.
  */
-export interface LoraConfigInput extends InputOf<LoraInputOptions> {}
+export interface LoraConfigInput extends InputOf<LoraInputOptions> {
+  /** PEFT's CordaConfig, of which `cordaMethod` counts: with the start `corda`, `ipm` (default) or `kpm`, which is `corda_kpm`. */
+  cordaConfig?: Readonly<Record<string, unknown>> | null;
+  /** PEFT's EvaConfig: settings of the calibration for the start `eva` (see `CalibrateOptions.settings`). */
+  evaConfig?: Readonly<Record<string, unknown>> | null;
+  /** PEFT's LoraGAConfig: settings of the calibration for the starts `lora_ga` and `lora_ga_peft`. */
+  loraGaConfig?: Readonly<Record<string, unknown>> | null;
+}
 
 /** A checked configuration, every field present. Patterns are lists: their order decides and objects do not keep it. */
 export interface LoraConfig extends Readonly<ResolvedOf<typeof loraOptions>> {}
@@ -115,6 +123,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
     spelling.set(name, key);
   }
   refuseUnsupported(raw, 'loraConfig', null);
+  if (raw.init_lora_weights !== undefined) raw.init_lora_weights = startWithCordaMethod(raw);
   const { init_lora_weights: init } = raw;
   if (typeof init === 'string' && init !== 'lora' && startNamed(init) === null) {
     const name = spelling.get('init_lora_weights');
@@ -160,7 +169,9 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
   const values = own === null ? (raw as Raw) : valuesOfOwn(raw as Raw, own, { path, ignored });
   if (own === null) refuseUnsupported(values, path, ignored);
   try {
-    return build(values, { where: path, inFile: true, nameOf: (key) => key });
+    const start = startWithCordaMethod(values);
+    const read = start === undefined ? values : { ...values, init_lora_weights: start };
+    return build(read, { where: path, inFile: true, nameOf: (key) => key });
   } catch (error) {
     if (error instanceof ArgumentError) throw new FormatError(error.message, { path });
     throw error;

@@ -23,7 +23,7 @@ import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { leadingTriplets } from './leading_triplets.ts';
 
 /** The components of the rows that were seen. */
-interface Components {
+export interface Components {
   readonly vectors: Tensor; // (K,C) f32, orthonormal rows, whose largest elements are positive
   readonly singular: Tensor; // (K) f32
   /** The sum of squares of all centred rows. */
@@ -57,6 +57,23 @@ export class IncrementalPca {
     this.#known = unscoped(() => scope(() => noGrad(() => this.#with(x.to('f32'), before))));
     this.#count += x.shape[0] as number;
     if (before !== null) disposeAll(before);
+  }
+
+  /** The number of rows so far. */
+  get count(): number {
+    return this.#count;
+  }
+
+  /** The tensors of the decomposition by name, which stay its own; none before the first batch. */
+  get tensors(): Readonly<Record<string, Tensor>> {
+    const { cosines = null, ...known } = this.#known ?? {};
+    return { ...(known as Record<string, Tensor>), ...(cosines !== null && { cosines }) };
+  }
+
+  /** Goes on from the {@link tensors} and the {@link count} of an earlier analysis. The tensors become its own. */
+  restore(tensors: Readonly<Record<string, Tensor>>, count: number): void {
+    this.#known = { cosines: null, ...(tensors as unknown as Omit<Known, 'cosines'>) };
+    this.#count = count;
   }
 
   dispose(): void {

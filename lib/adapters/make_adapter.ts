@@ -62,6 +62,7 @@ import {
   type PeftFolder,
   readPeftFolder,
 } from './peft_folder.ts';
+import { peftStartSettings } from './peft_start_configs.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
 import {
   digestOf,
@@ -146,7 +147,10 @@ export async function createAdapter(
   const { initLoraWeights: init } = configured.config;
   freezeBase(model);
   const start = startNamed(init);
-  await checkCalibration(model, { init, start, targets: configured.targets }, calibration);
+  const { targets: wanted } = configured;
+  const startSettings = peftStartSettings(input, init);
+  const request = { init, start, targets: wanted, settings: startSettings };
+  await checkCalibration(model, request, calibration);
   const { config, targets } = calibrated(model, configured, { start, calibration });
   const saved = config.modulesToSave && new SavedModules(model, config.modulesToSave);
   const { own } = variantOf(config);

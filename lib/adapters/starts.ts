@@ -10,7 +10,7 @@ import { copy_, zeros } from '../ops/index.ts';
 import { shown } from '../shown.ts';
 import { noGrad, scope, Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
-import type { StartModule, Statistics } from './methods/method.ts';
+import type { CalibrationSettings, StartModule, Statistics } from './methods/method.ts';
 import { START_NAMES, startNamed } from './methods/registry.ts';
 
 /** First values of a module's pair. */
@@ -32,6 +32,7 @@ export type StartFunction = (modules: readonly StartModule[]) => readonly Initia
 /** The part of a calibration for a module; see `StartModule`. */
 export interface CalibratedModule {
   readonly statistics: Statistics;
+  readonly settings: CalibrationSettings;
   readonly inputOf: string;
 }
 
@@ -190,9 +191,9 @@ export function startModule({
   const { inFeatures, outFeatures, weight } = linear;
   const seedFor = (purpose: string): number =>
     createHash('sha256').update(`${seed}/${name}/${purpose}`).digest().readUIntBE(0, 6);
-  const { statistics = {}, inputOf = name } = calibrated ?? {};
+  const { statistics = {}, settings = {}, inputOf = name } = calibrated ?? {};
   return {
     ...{ name, inFeatures, outFeatures, weight, r, alpha, scale, seed: seedFor },
-    ...{ statistics, inputOf },
+    ...{ statistics, settings, inputOf },
   };
 }

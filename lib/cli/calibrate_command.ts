@@ -50,7 +50,10 @@ export const addCalibrate: CommandModule = (program, context, run) => {
       try {
         return await abortable(
           (signal) => calibrateFor(settings, { context, progress, signal }),
-          () => progress.message('stopping after this micro-batch, nothing is written'),
+          () =>
+            progress.message(
+              'stopping after this micro-batch; the same command goes on from there',
+            ),
         );
       } catch (error) {
         const interrupt = interruptOf(error);

@@ -8,6 +8,7 @@ import type { BatchSource } from '../data/batch_source.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { type CalibrateOptions, calibrate } from '../train/calibrate.ts';
+import type { Progress } from './progress.ts';
 import type { RunContext } from './tasks/cli_task.ts';
 import { kTrainDefaults, type TrainSettings } from './train_options.ts';
 
@@ -42,11 +43,13 @@ async function calibrationFor(
   { method: _, ...config }: AdapterConfigInput,
   { data, settings, progress, signal }: Origin,
 ): Promise<Calibration | null> {
-  const { calibration: file, calibrationBatches: batches, calibrationData } = settings;
+  const { calibration: file, calibrationBatches: batches } = settings;
+  const { calibrationData, calibrationSettings } = settings;
   const { seed = kTrainDefaults.seed } = settings;
   const { initLoraWeights } = loraConfig(config);
   if (startNamed(initLoraWeights)?.calibration === undefined) {
-    const all = { calibration: file, calibrationBatches: batches, calibrationData };
+    const others = { calibrationData, calibrationSettings };
+    const all = { calibration: file, calibrationBatches: batches, ...others };
     const given = Object.entries(all).find(([, value]) => value !== undefined)?.[0];
     if (given === undefined) return null;
     throw new ArgumentError(
@@ -57,6 +60,20 @@ async function calibrationFor(
     ...{ data, seed, signal, onProgress: progress.calibrationProgress },
     ...(file !== undefined && { file }),
     ...(batches !== undefined && { batches }),
+    ...(calibrationSettings !== undefined && { settings: calibrationSettings }),
   };
-  return calibrate(model, config, options);
+  const calibration = await calibrate(model, config, options);
+  if (calibration.facts.settings.quick === true) await tellEnergies(calibration, progress);
+  return calibration;
+}
+
+/** Says how much of the gradients a start from sketches of them holds. */
+async function tellEnergies(calibration: Calibration, progress: Progress): Promise<void> {
+  const shares = Object.entries((await calibration.energies()) ?? {}).sort(([, a], [, b]) => a - b);
+  const percent = (share: number): string => `${(100 * share).toFixed(1)}%`;
+  const mean = shares.reduce((total, [, share]) => total + share, 0) / shares.length;
+  const [name, least] = shares[0] as [string, number];
+  progress.message(
+    `the start holds ${percent(mean)} of the gradients' squared norm on average, ${percent(least)} of that of ${name}`,
+  );
 }

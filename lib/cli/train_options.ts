@@ -19,6 +19,7 @@ import {
   onOff,
   template,
   text,
+  valuesByName,
   whole,
   wordsByName,
 } from '../options/kinds.ts';
@@ -172,6 +173,10 @@ export const calibrationOptions = group('Method and adapter', {
     least: 1,
     help: 'micro-batches that eva, corda and lora_ga read; default: 32, or an epoch',
     aliases: ['calibration-samples', 'num-calibration-samples'],
+  }),
+  calibrationSettings: valuesByName({
+    help: 'settings of eva (rho, tau, whiten) and of lora_ga (direction, scale, stableGamma, quick), such as quick=true',
+    aliases: ['eva-config', 'lora-ga-config'],
   }),
 });
 

@@ -70,7 +70,7 @@ export interface RandomizedSvdOptions extends SvdSearch {
   seed?: number;
 }
 
-/** One matrix of {@link randomizedSvds}. */
+/** One matrix of {@link randomizedSvds} or {@link trailingSvds}. */
 export interface SvdTask {
   /** (M, N), any float dtype. */
   a: Tensor;
@@ -109,13 +109,38 @@ export function randomizedSvds(
       `randomizedSvd: niter must be >= 0 or 'converged', got ${shown(niter)}`,
     );
   }
-  const found = native.randomizedSvds(
-    tasks.map(({ a }) => a.handle),
-    tasks.map(({ rank }) => rank),
-    niter === 'converged' ? -1 : niter,
-    oversample,
-    tasks.map(({ seed = 0 }) => seed),
+  return factorsOf(
+    native.randomizedSvds(
+      tasks.map(({ a }) => a.handle),
+      tasks.map(({ rank }) => rank),
+      niter === 'converged' ? -1 : niter,
+      oversample,
+      tasks.map(({ seed = 0 }) => seed),
+    ),
   );
+}
+
+/**
+ * The last R singular triplets of each matrix, without a complete decomposition of it: the leading eigenvectors of (A^T A)^-1, found by
+ * subspace iteration in f64 until |(A^T A)^-1 v - v / s^2| is within 1e-8 of 1 / s^2. A matrix with fewer than 160 rows or columns, one with
+ * less than four times R + max(R, 16) of them, and one that is singular to f64's precision are decomposed completely. Has no gradient: an
+ * input that wants one is an ArgumentError. On the CPU each thread takes matrices of its own.
+ * @returns u (M, R), s (R), descending, vt (R, N) of each, in f32 (f64 for f64)
+ * @since 0.2.0
+ */
+export function trailingSvds(tasks: readonly SvdTask[]): SvdFactors[] {
+  return factorsOf(
+    native.trailingSvds(
+      tasks.map(({ a }) => a.handle),
+      tasks.map(({ rank }) => rank),
+      tasks.map(({ seed = 0 }) => seed),
+    ),
+  );
+}
+
+type NativeFactors = ReturnType<typeof native.randomizedSvds>;
+
+function factorsOf(found: NativeFactors): SvdFactors[] {
   return found.map(([u, s, vt]) => ({
     u: new Tensor(u),
     s: new Tensor(s),

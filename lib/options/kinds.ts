@@ -315,6 +315,27 @@ export function countByName(
   return option(kind, entry);
 }
 
+/** Declares numbers, words and switches by name: an object, or on the command line `name=value,name=value`. */
+export function valuesByName(
+  entry: Entry<undefined>,
+): Option<Readonly<Record<string, number | string | boolean>>, undefined> {
+  const kind: Kind<Readonly<Record<string, number | string | boolean>>> = {
+    schema: z.record(z.string().min(1), z.union([z.number(), z.string(), z.boolean()])),
+    wanted: 'name=value,name=value, each name once',
+    placeholder: 'name=value',
+    fromText: (given) => {
+      const pairs = commaList(given).map((one) => one.split('='));
+      const isRight = pairs.every(({ length }) => length === 2);
+      const isUnique = new Set(pairs.map(([name]) => name)).size === pairs.length;
+      if (!isRight || !isUnique) return given;
+      const read = (text: string): unknown =>
+        text === 'true' || text === 'false' ? text === 'true' : asNumber(text);
+      return Object.fromEntries(pairs.map(([name, text]) => [name, read(text as string)]));
+    },
+  };
+  return option(kind, entry);
+}
+
 /** Declares a list of paths, which on the command line follow the flag one after the other. */
 export function pathList<const D extends null | undefined = undefined>(
   entry: Entry<D> & { readonly placeholder: string },

@@ -223,3 +223,37 @@ describe('a checked configuration', () => {
     expect(loraConfig(config as unknown as Parameters<typeof loraConfig>[0])).toEqual(config);
   });
 });
+
+describe("PEFT's corda_method", () => {
+  const file = (more: object): string => minimal({ init_lora_weights: 'corda', ...more });
+
+  it.each([
+    [null, 'corda'],
+    [{ corda_method: 'ipm', verbose: false }, 'corda'],
+    [{ corda_method: 'kpm' }, 'corda_kpm'],
+  ] as const)('%j is the start %s', (config, start) => {
+    expect(parseAdapterConfig(file({ corda_config: config })).initLoraWeights).toBe(start);
+    const given = { initLoraWeights: 'corda', cordaConfig: config } as const;
+    expect(loraConfig(given).initLoraWeights).toBe(start);
+  });
+
+  it('is read in camel case, too, and means nothing for other starts', () => {
+    const cordaConfig = { cordaMethod: 'kpm' };
+    const start = (initLoraWeights: 'corda' | 'corda_kpm' | 'pissa') =>
+      loraConfig({ initLoraWeights, cordaConfig }).initLoraWeights;
+    expect([start('corda'), start('corda_kpm'), start('pissa')]).toEqual([
+      ...['corda_kpm', 'corda_kpm', 'pissa'],
+    ]);
+  });
+
+  it('is refused where it is none, or contradicts the start', () => {
+    const method = (corda_method: unknown) => ({ corda_config: { corda_method } });
+    expect(() => loraConfig({ initLoraWeights: 'corda', ...method('all') })).toThrow(
+      new ArgumentError('corda_config: corda_method must be ipm or kpm, got "all"'),
+    );
+    expect(() => parseAdapterConfig(file(method(3)))).toThrow(FormatError);
+    expect(() => loraConfig({ initLoraWeights: 'corda_kpm', ...method('ipm') })).toThrow(
+      'corda_config: corda_method ipm does not fit init_lora_weights corda_kpm; leave one of them out',
+    );
+  });
+});

@@ -67,6 +67,24 @@ it('balora calibrate writes the file that a run of the same data starts from', a
   );
 });
 
+it('--calibration-settings are those of the start, and the quick form says what it holds', async () => {
+  const settings = ['--calibration-settings', 'quick=true,direction=A2rBr,stableGamma=4'];
+  const { code, err } = await balora(train('quick', '--method', 'lora_ga', ...settings));
+  expect([code, err]).toEqual([
+    0,
+    expect.stringMatching(
+      /the start holds \d+\.\d% of the gradients' squared norm on average, \d+\.\d% of that of model\.layers/,
+    ),
+  ]);
+  const wrong = await balora(
+    train('wrong', '--method', 'eva', '--calibration-settings', 'sigma=2'),
+  );
+  expect([wrong.code, wrong.err]).toEqual([
+    2,
+    expect.stringMatching(/the start has no setting "sigma"; known: rho, tau, whiten/),
+  ]);
+});
+
 it('--calibration-data is read in the place of the training data', async () => {
   const method = ['--init-lora-weights', 'corda_kpm', '--method', 'lora'];
   const own = await balora(train('kept', ...method, '--calibration-data', other));

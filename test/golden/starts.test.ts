@@ -41,6 +41,7 @@ interface Facts {
   readonly gram_tolerance?: number;
   readonly projector_tolerance_exact_svd?: number;
   readonly ratio_tolerance_exact_svd?: number;
+  readonly norms?: Readonly<Record<string, unknown>>;
   readonly rho?: number;
   readonly ranks?: Readonly<Record<string, number>>;
   readonly r_1_case?: { readonly ranks: Readonly<Record<string, number>> };
@@ -146,7 +147,10 @@ async function storedAdapter(folder: string): Promise<AdapterModel> {
 /** Calibrates and creates an adapter with a start, as a user does. */
 async function startedAdapter(
   init: InitLoraWeights,
-  { r = kShape.r, settings }: { r?: number; settings?: Readonly<Record<string, number>> } = {},
+  {
+    r = kShape.r,
+    settings,
+  }: { r?: number; settings?: Readonly<Record<string, number | string>> } = {},
 ): Promise<{ tuned: AdapterModel; calibration: Calibration | undefined }> {
   const model = await load();
   const config = { r, loraAlpha: 2 * r, initLoraWeights: init };
@@ -265,6 +269,30 @@ describeShared('the starts of A and B', [kStarts], () => {
       expect(frobeniusError(left(pair.b), left(b)), name).toBeLessThanOrEqual(bound);
     }
     dispose(tuned);
+  });
+
+  it.each([
+    ['lora_ga', 'author', 1e-4],
+    // The file has the norms that PEFT's randomised search gives; its error in A^T A and B B^T stands beside them.
+    ['lora_ga_peft', 'peft', null],
+  ] as const)('%s: the norms of every direction and scale', async (init, form, exact) => {
+    const names: Record<string, string> = { weightS: 'weight_svd', gd: 'gd_scale' };
+    const cases = Object.entries(facts(init).norms ?? {}).filter(([key]) => key.startsWith(form));
+    expect(cases).toHaveLength(12);
+    for (const [key, norms] of cases) {
+      const [, direction, scale] = key.split(' ') as [string, string, string];
+      const settings = { direction, scale: names[scale] ?? scale };
+      const { tuned } = await startedAdapter(init, { settings });
+      const { peft_gram_relative_error: loose, ...modules } = norms as Record<string, unknown>;
+      for (const [name, [a, b]] of Object.entries(modules as Record<string, [number, number]>)) {
+        const { pair } = tuned.modules.find((module) => module.name === name) as LoraModule;
+        const bound = exact ?? (loose as number);
+        expect(Math.hypot(...numbersOf(pair.a)) / a, `${key} ${name} A`).toBeCloseTo(1, 4);
+        const error = Math.abs(Math.hypot(...numbersOf(pair.b)) / b - 1);
+        expect(error, `${key} ${name} B`).toBeLessThanOrEqual(bound);
+      }
+      dispose(tuned);
+    }
   });
 
   it.each(kCases)('%s: starts as the base', async (folder, init) => {
@@ -404,7 +432,7 @@ describeShared('the starts of A and B', [kStarts], () => {
       const model = await load();
       const path = sharedPath(`${kStarts}/${folder}/adapter`);
       await expect(AdapterModel.fromPretrained(model, path)).rejects.toThrow(
-        /init_lora_weights "corda", so it belongs on a residual that was computed from data; save it there as a plain LoRA/,
+        /init_lora_weights "corda(_kpm)?", so it belongs on a residual that was computed from data; save it there as a plain LoRA/,
       );
       model.dispose();
     },

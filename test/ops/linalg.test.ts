@@ -9,9 +9,12 @@ import {
   qr,
   randomizedSvd,
   randomizedSvds,
+  type SvdFactors,
   singularValues,
   svd,
+  trailingSvds,
 } from '../../lib/ops/linalg.ts';
+import { slice, transpose as swapped } from '../../lib/ops/shape.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { fixturePath, goldenTensor, readJson, relativeError } from '../support/fixtures.ts';
 import { goldenArrays } from '../support/golden.ts';
@@ -335,6 +338,64 @@ describe('randomizedSvds', () => {
       });
     }
     expect(randomizedSvds([])).toEqual([]);
+  });
+});
+
+describe('trailingSvds', () => {
+  /** |A^T A - B^T B| of the rows of both, which are orthonormal. */
+  const apart = (a: Tensor, b: Tensor): number => {
+    const [m, n] = a.shape as [number, number];
+    const inner = multiply(valuesOf(a), transpose(valuesOf(b), m, n), m, n, m);
+    return Math.sqrt(Math.max(0, 2 * (m - inner.reduce((sum, value) => sum + value ** 2, 0))));
+  };
+
+  it.each([
+    ['f32', [200, 180], 7],
+    ['f64', [170, 230], 5],
+    ['bf16', [260, 170], 4],
+    ['f32', [30, 20], 20],
+    ['f64', [3, 9], 1],
+  ] as const)('%s %j: the last %i triplets of svd', (dtype, shape, rank) => {
+    const a = randomTensor([...shape], { dtype: dtype === 'f64' ? 'f64' : 'f32', seed: 8 });
+    const narrow = dtype === 'bf16' ? a.to('bf16') : a;
+    const [{ u, s, vt }] = trailingSvds([{ a: narrow, rank, seed: 3 }]) as [SvdFactors];
+    const full = svd(narrow.to('f64'));
+    const k = Math.min(...shape);
+    const wide = dtype === 'f64' ? 'f64' : 'f32';
+    expect([u.dtype, s.dtype, vt.dtype]).toEqual([wide, wide, wide]);
+    expect([u.shape, s.shape, vt.shape]).toEqual([[shape[0], rank], [rank], [rank, shape[1]]]);
+    const tolerance = wide === 'f64' ? 1e-6 : 1e-3;
+    expect(relativeError(valuesOf(s), valuesOf(full.s).slice(k - rank))).toBeLessThan(
+      wide === 'f64' ? 1e-9 : 1e-6,
+    );
+    const last = noGrad(() => slice(full.vt, 0, { start: -rank }));
+    expect(apart(vt.to('f64'), last)).toBeLessThan(tolerance);
+    const left = noGrad(() => swapped(u.to('f64')));
+    const lastLeft = noGrad(() => swapped(slice(full.u, 1, { start: -rank })));
+    expect(apart(left, lastLeft)).toBeLessThan(tolerance);
+  });
+
+  it('of several matrices is that of each', () => {
+    const tasks = [
+      { a: randomTensor([190, 200], { dtype: 'f32', seed: 3 }), rank: 5, seed: 9 },
+      { a: randomTensor([30, 20], { dtype: 'f64', seed: 4 }), rank: 3 },
+    ];
+    const all = trailingSvds(tasks);
+    tasks.forEach((task, i) => {
+      const [one] = trailingSvds([task]) as [SvdFactors];
+      for (const part of ['u', 's', 'vt'] as const) {
+        expect(valuesOf(all[i]?.[part] as Tensor)).toEqual(valuesOf(one[part]));
+      }
+    });
+    expect(trailingSvds([])).toEqual([]);
+  });
+
+  it('refuses ranks that there are not, and a gradient', () => {
+    expect(() => trailingSvds([{ a: randomTensor([4, 9]), rank: 5 }])).toThrow(
+      'trailing_svds: rank must be 1..4 for (4,9), got 5',
+    );
+    const wanting = randomTensor([4, 4], { requiresGrad: true });
+    expect(() => trailingSvds([{ a: wanting, rank: 2 }])).toThrow(/trailing_svds: has no gradient/);
   });
 });
 

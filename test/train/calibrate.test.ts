@@ -1,5 +1,5 @@
 /** Calibration: what is read of the data, its file, and what is refused. Its values are compared with references in test/golden. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -9,6 +9,8 @@ import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { loadSafetensors, saveSafetensors } from '../../lib/io/safetensors.ts';
+import { AutoModelForSeq2SeqLM } from '../../lib/models/index.ts';
+import type { Linear } from '../../lib/nn/linear.ts';
 import { zero_ } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
@@ -17,6 +19,7 @@ import { Trainer } from '../../lib/train/trainer.ts';
 import { disturb, expectNear, hidden } from '../support/tiny_adapters.ts';
 import { tinyClassifier, tinyLabelled } from '../support/tiny_classifier.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
+import { kTinyT5, tinySeq2SeqData } from '../support/tiny_seq2seq.ts';
 
 let folder: string;
 beforeEach(() => {
@@ -219,17 +222,55 @@ describe('calibrate', () => {
     await expect(calibrate(model, config, { data })).rejects.toThrow(/has an adapter already/);
   });
 
-  it('is of gradients for a classifier, too, and refused for its inputs', async () => {
-    const classifier = await tinyClassifier();
-    const source = await tinyLabelled(16);
-    const settings = { r: 2, method: 'lora_ga' } as const;
-    const calibration = await calibrate(classifier, settings, { data: source });
-    const tuned = await AdapterModel.create(classifier, settings, { calibration });
-    expect(tuned.modules.length).toBeGreaterThan(6);
-    tuned.dispose();
-    await expect(calibrate(classifier, config, { data: source })).rejects.toThrow(UnsupportedError);
-    await expect(calibrate(classifier, config, { data: source })).rejects.toThrow(
-      'calibrate: starts from the inputs of modules are for causal language models, not for this bert model',
+  it('is for classifiers, too, with the rows of texts in the head', async () => {
+    for (const method of ['lora_ga', 'corda', 'eva'] as const) {
+      const classifier = await tinyClassifier();
+      const source = await tinyLabelled(16, { batchSize: 8 });
+      const settings = { r: 2, method } as const;
+      const calibration = await calibrate(classifier, settings, { data: source });
+      const tuned = await AdapterModel.create(classifier, settings, { calibration });
+      expect(tuned.modules.map(({ name }) => name)).toContain('bert.pooler.dense');
+      for (const { name } of tuned.modules) {
+        for (const value of Object.values(calibration.of(name).statistics)) {
+          expect(numbers(value).every(Number.isFinite), name).toBe(true);
+        }
+      }
+      tuned.dispose();
+    }
+  });
+
+  it('is for encoder-decoders, too, each module with the rows of its side', async () => {
+    for (const method of ['lora_ga', 'corda', 'eva'] as const) {
+      const model = await AutoModelForSeq2SeqLM.fromPretrained(kTinyT5, { dtype: 'f32' });
+      const source = await tinySeq2SeqData(8, { batchSize: 8, shuffle: false });
+      const settings = { r: 2, method } as const;
+      const calibration = await calibrate(model, settings, { data: source });
+      const tuned = await AdapterModel.create(model, settings, { calibration });
+      const { modules } = calibration.facts;
+      const crossed = Object.keys(modules).filter((name) => /EncDecAttention\.[kv]$/.test(name));
+      expect(crossed.length).toBeGreaterThan(2);
+      if (method === 'lora_ga') continue;
+      // All keys and values of the decoder read the encoder's states, its queries do not.
+      expect(new Set(crossed.map((name) => modules[name]?.inputOf)).size).toBe(1);
+      const query = (crossed[0] as string).replace(/[kv]$/, 'q');
+      expect(modules[query]?.inputOf).toBe(query);
+      tuned.dispose();
+      model.dispose();
+    }
+  });
+
+  it('refuses modules that do not read one row for each token or text', async () => {
+    const model = new TinyModel();
+    const [first, second] = model.layers.map((layer) => layer.down_proj) as [Linear, Linear];
+    const forward = second.forward.bind(second);
+    second.forward = (x) => {
+      first.forward(x);
+      return forward(x);
+    };
+    await expect(calibrate(model, config, { data })).rejects.toThrow(
+      new UnsupportedError(
+        'calibrate: layers.0.down_proj is run several times in a forward of this tiny model; exclude it with excludeModules',
+      ),
     );
   });
 
@@ -261,6 +302,76 @@ describe('calibrate', () => {
     await expect(calibrate(model, config, { data })).rejects.toThrow(
       'calibrate: layers.1.gate_proj: all of its inputs are 0 or not finite',
     );
+  });
+});
+
+describe.each([
+  ['eva', {}, undefined, [1, 5]],
+  ['corda', {}, undefined, [1, 8]],
+  ['corda', {}, 1, [1, 8, 11]],
+  ['lora_ga', {}, undefined, [1, 8]],
+  ['lora_ga', {}, 1, [1, 8, 11]],
+  ['lora_ga', { quick: true }, undefined, [1, 8, 11]],
+] as const)('a calibration of %s that is cut off', (init, settings, maxBytes, counts) => {
+  const config: AdapterConfigInput = { r: 2, loraAlpha: 4, initLoraWeights: init };
+  const options = { settings, ...(maxBytes !== undefined && { maxBytes }) };
+  /** Data that count the micro-batches that are read. */
+  const counting = () => {
+    const source = {
+      ...data,
+      read: 0,
+      async *batches(epoch: number, start: number) {
+        for await (const batch of data.batches(epoch, start)) {
+          source.read++;
+          yield batch;
+        }
+      },
+    };
+    return source;
+  };
+  const cutAfter = async (count: number, file: string): Promise<void> => {
+    const stop = new AbortController();
+    let calls = 0;
+    const cut = calibrate(new TinyModel(), config, {
+      ...{ ...options, data, file, signal: stop.signal },
+      onProgress: () => {
+        if (++calls === count) stop.abort(new Error('cut off'));
+      },
+    });
+    await expect(cut).rejects.toThrow('cut off');
+  };
+
+  it('goes on where it was, and ends with the same bits', async () => {
+    const whole = counting();
+    const expected = await calibrate(new TinyModel(), config, { ...options, data: whole });
+    for (const count of counts) {
+      const file = join(folder, `${count}.safetensors`);
+      const part = `${file}.part`;
+      await cutAfter(count, file);
+      expect([existsSync(part), existsSync(file)]).toEqual([true, false]);
+      const rest = counting();
+      const found = await calibrate(new TinyModel(), config, { ...options, data: rest, file });
+      expect(allOf(found)).toEqual(allOf(expected));
+      // EVA reads one more at its end, to see that nothing is wanted of it.
+      expect(rest.read).toBeLessThanOrEqual(whole.read - count);
+      expect([existsSync(part), existsSync(file)]).toEqual([false, true]);
+    }
+  });
+
+  it('is refused for another calibration, and where its file is damaged', async () => {
+    const file = join(folder, 'cut.safetensors');
+    await cutAfter(2, file);
+    const again = (other: Partial<Parameters<typeof calibrate>[2]>) =>
+      calibrate(new TinyModel(), config, { ...options, data, file, ...other });
+    await expect(again({ batches: 3 })).rejects.toThrow(
+      `${file}.part: belongs to a calibration that was cut off, and that was made with 8 micro-batches, not 3; remove it to calibrate from the beginning`,
+    );
+    await expect(again({ seed: 1 })).rejects.toThrow(/with the seed 42, not 1/);
+    await expect(again({ maxBytes: 77 })).rejects.toThrow(/with maxBytes \d+, not 77/);
+    const bytes = readFileSync(`${file}.part`);
+    bytes[bytes.length - 3] = (bytes[bytes.length - 3] as number) ^ 1;
+    writeFileSync(`${file}.part`, bytes);
+    await expect(again({})).rejects.toThrow(FormatError);
   });
 });
 

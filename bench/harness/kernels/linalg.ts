@@ -2,7 +2,15 @@
  * Kernel rows of decompositions. Operations are those of the textbook's dense algorithms (Golub and Van Loan, Matrix
  * Computations), whatever the kernel does; they run in f64 and are held against the f32 peak.
  */
-import { eigh, gram, gramSpectrum, qr, randomizedSvd, svd } from '../../../lib/ops/index.ts';
+import {
+  eigh,
+  gram,
+  gramSpectrum,
+  qr,
+  randomizedSvd,
+  svd,
+  trailingSvds,
+} from '../../../lib/ops/index.ts';
 import { noGrad, type Tensor } from '../../../lib/tensor.ts';
 import {
   frozen,
@@ -81,6 +89,17 @@ export const kMicroLinalg: MicroTable = [
       const work = 2 * f * c * (rank + 10) * (2 * niter + 2);
       const shapes = `w ${f}x${c}, r ${rank}, niter ${niter}`;
       return plain(shapes, 'flop', work, () => randomizedSvd(w, rank, { niter }));
+    },
+  },
+  {
+    name: 'micro-trailing-svds',
+    kernel: 'trailing_svds',
+    peak: 'f32',
+    make: ({ sizes: { c, f }, rank }) => {
+      const a = normal([f, c], 'f32');
+      // The Gram matrix, a factor's inverse and its Gram matrix, and ten products with 2 r columns.
+      const work = f * c ** 2 + 2 * c ** 3 + 10 * 2 * c ** 2 * 2 * rank;
+      return plain(`w ${f}x${c}, r ${rank}`, 'flop', work, () => trailingSvds([{ a, rank }]));
     },
   },
   ...decomposition('qr', {

@@ -5,44 +5,52 @@
  *
  * V^T C^-1 = S^-1 U^T W, so that C need not be inverted: s B A is the projection of W on the columns of U.
  */
-import { add, div, matmul, mul, reshape, slice, sqrt, sum, svd } from '../../ops/index.ts';
+import {
+  add,
+  div,
+  matmul,
+  mul,
+  reshape,
+  type SvdTask,
+  slice,
+  sqrt,
+  sum,
+  trailingSvds,
+} from '../../ops/index.ts';
 import type { Tensor } from '../../tensor.ts';
 import { leadingTriplets } from '../leading_triplets.ts';
 import type { LowRankPair } from '../low_rank.ts';
-import { defineMethod, defineStart, type StartModule, type Statistics } from './method.ts';
+import { defineMethod, defineNamedStart, type StartModule, type Statistics } from './method.ts';
 
 const kDamping = 0.01;
 
-/** The left singular vectors u (M,R) and singular values s (R) of a matrix that a mode takes. */
-type Choose = (task: { a: Tensor; rank: number; seed: number }) => { u: Tensor; s: Tensor };
+/** The left singular vectors u (M,R) and singular values s (R) of each matrix that a mode takes. */
+type Choose = (tasks: readonly SvdTask[]) => readonly { u: Tensor; s: Tensor }[];
 
-const first: Choose = ({ a, ...task }) => {
-  // Large matrices are searched in f32; small ones are decomposed as they are.
-  const large = Math.min(...a.shape) > kLarge;
-  return leadingTriplets([{ a: large ? a.to('f32') : a, ...task }])[0] as { u: Tensor; s: Tensor };
-};
+/** Large matrices are searched in f32; small ones are decomposed as they are. */
+const first: Choose = (tasks) =>
+  leadingTriplets(tasks.map(({ a, ...task }) => ({ ...task, a: isLarge(a) ? a.to('f32') : a })));
 
-const last: Choose = ({ a, rank }) => {
-  const { u, s } = svd(a);
-  return { u: slice(u, 1, { start: -rank }), s: slice(s, 0, { start: -rank }) };
-};
+const isLarge = ({ shape }: Tensor): boolean => Math.min(...shape) > 128;
 
-const kLarge = 128;
-
+/** The definition of a mode, by the triplets that it takes. */
 const cordaStart = <Value extends 'corda' | 'corda_kpm'>(
   value: Value,
-  { title, differs, of }: { title: string; differs?: string; of: Choose },
+  { of, ...own }: { title: string; differs?: string; of: Choose },
 ) =>
-  defineStart<Value>({
-    shown: [value],
-    title,
-    accepts: (given): given is Value => given === value,
+  defineNamedStart(value, {
+    ...own,
     fromWeight: true,
-    ...(differs !== undefined && { differs }),
     calibration: {
       reads: 'covariance',
-      reduce: (modules, covariances) =>
-        modules.map((module, i) => reduced(module, covariances[i] as Tensor, of)),
+      reduce: (modules, covariances) => {
+        const tasks = modules.map(({ weight, r: rank, seed }, i) => ({
+          a: weighted(weight, covariances[i] as Tensor),
+          rank,
+          seed: seed('svd'),
+        }));
+        return of(tasks).map((found, i) => reduced(modules[i] as StartModule, found));
+      },
     },
     pairs: (modules) => modules.map(pairOf),
   });
@@ -57,7 +65,7 @@ const previewed = cordaStart('corda', {
 });
 const preserved = cordaStart('corda_kpm', {
   title: 'the last r singular triplets of W C, times the inverse of C',
-  of: last,
+  of: trailingSvds,
 });
 
 export const corda = defineMethod({
@@ -73,14 +81,17 @@ export const corda = defineMethod({
   starts: [previewed, preserved],
 });
 
-/** The columns of U, their singular values and S^-1 U^T W. */
-function reduced({ weight, r, seed }: StartModule, covariance: Tensor, of: Choose): Statistics {
+/** W C for the damped covariance C, f64. */
+function weighted(weight: Tensor, covariance: Tensor): Tensor {
   const w = weight.to('f64');
   const width = covariance.shape[0] as number;
   const trace = sum(slice(reshape(covariance, [-1]), 0, { step: width + 1 }));
-  const a = add(matmul(w, covariance), mul(w, mul(trace, kDamping / width)));
-  const { u, s } = of({ a, rank: r, seed: seed('svd') });
-  const rows = matmul(u.to('f64'), w, { transposeA: true }); // (r,in)
+  return add(matmul(w, covariance), mul(w, mul(trace, kDamping / width)));
+}
+
+/** The columns of U, their singular values and S^-1 U^T W. */
+function reduced({ weight, r }: StartModule, { u, s }: { u: Tensor; s: Tensor }): Statistics {
+  const rows = matmul(u.to('f64'), weight.to('f64'), { transposeA: true }); // (r,in)
   return { u, s, rows: div(rows, reshape(s.to('f64'), [r, 1])) };
 }
 

@@ -4,39 +4,47 @@
  * randomised search of few iterations: incremental analyses over the micro-batches, until the components that are used stand still.
  */
 import { ArgumentError } from '../../errors.ts';
-import { slice, zeros } from '../../ops/index.ts';
+import { div, reshape, slice, sqrt, zeros } from '../../ops/index.ts';
 import type { Tensor } from '../../tensor.ts';
-import { IncrementalPca } from '../incremental_pca.ts';
+import { type Components, IncrementalPca } from '../incremental_pca.ts';
 import {
+  type Collected,
   defineMethod,
-  defineStart,
+  defineNamedStart,
   type InputCollector,
   type StartModule,
   type Statistics,
 } from './method.ts';
 
-/** The settings of the analyses, under PEFT's names. */
+/** The settings of the analyses and of the start, under PEFT's names. */
 interface Settings {
   /** Components that are computed for each one that is used on average. */
   readonly rho: number;
   /** Cosine of a component with the one before from which on it stands still. */
   readonly tau: number;
+  /** Whether each component is divided by the root of its singular value. */
+  readonly whiten: boolean;
 }
 
-const kSettings: Settings = { rho: 2, tau: 0.99 };
+const kSettings: Settings = { rho: 2, tau: 0.99, whiten: false };
 
-const start = defineStart<'eva'>({
-  shown: ['eva'],
+const settingsOf = ({ settings }: StartModule): Settings => settings as unknown as Settings;
+
+const start = defineNamedStart('eva', {
   title: "A the principal components of the module's inputs, ranks by explained variance, B zero",
-  accepts: (value) => value === 'eva',
   fromWeight: false,
   differs:
-    'its components are those of a randomised search of few iterations, up to 5 % off; with whitening, which is not offered here, it ' +
-    'divides the components of modules that share an input two and three times; ties at the last rank are broken by an unstable sort',
+    'its components are those of a randomised search of few iterations, up to 5 % off; with `whiten` it divides the ' +
+    'components of modules that share an input two and three times; ties at the last rank are broken by an unstable sort',
   calibration: {
     reads: 'inputs',
     settings: { ...kSettings },
-    collector: (groups, settings) => new Collector(groups, settings as unknown as Settings),
+    checkSettings: ({ rho, tau }) => {
+      if (!((rho as number) >= 1)) throw new ArgumentError(`eva: rho must be >= 1, got ${rho}`);
+      if (!((tau as number) > 0 && (tau as number) < 1))
+        throw new ArgumentError(`eva: tau must be > 0 and < 1, got ${tau}`);
+    },
+    collector: (groups) => new Collector(groups),
   },
   ranks: (modules) =>
     distributed(
@@ -45,10 +53,16 @@ const start = defineStart<'eva'>({
     ),
   pairs: (modules) =>
     modules.map(({ statistics, r, outFeatures }) => ({
-      a: slice(statistics.vectors as Tensor, 0, { stop: r }),
+      a: slice(whitened(statistics), 0, { stop: r }),
       b: zeros([outFeatures, r]),
     })),
 });
+
+/** The components, each divided by the root of its singular value where a calibration has kept these. */
+function whitened({ vectors, singular }: Statistics): Tensor {
+  if (singular === undefined) return vectors as Tensor;
+  return div(vectors as Tensor, reshape(sqrt(singular), [-1, 1]));
+}
 
 export const eva = defineMethod({
   name: 'eva',
@@ -105,6 +119,7 @@ interface Analysis {
 /** An analysis for each group of modules, each updated until the components that are used stand still. */
 class Collector implements InputCollector {
   readonly #modules: readonly StartModule[];
+  readonly #settings: Settings;
   readonly #analyses: readonly Analysis[];
   /** Whether each component of a group stands still. */
   readonly #still: boolean[][];
@@ -113,13 +128,10 @@ class Collector implements InputCollector {
   /** Groups that were given rows since the last micro-batch. */
   readonly #given = new Set<number>();
 
-  constructor(
-    private readonly groups: readonly (readonly StartModule[])[],
-    private readonly settings: Settings,
-  ) {
-    const { rho, tau } = settings;
-    if (!(rho >= 1)) throw new ArgumentError(`eva: rho must be >= 1, got ${rho}`);
-    if (!(tau > 0 && tau < 1)) throw new ArgumentError(`eva: tau must be > 0 and < 1, got ${tau}`);
+  constructor(private readonly groups: readonly (readonly StartModule[])[]) {
+    const settings = settingsOf(groups[0]?.[0] as StartModule);
+    const { rho } = settings;
+    this.#settings = settings;
     this.#modules = groups.flatMap((group) =>
       group.map((module) => ({ ...module, inputOf: (group[0] as StartModule).name })),
     );
@@ -153,30 +165,63 @@ class Collector implements InputCollector {
   async endBatch(): Promise<boolean> {
     const given = [...this.#given];
     this.#given.clear();
-    for (const group of given) {
-      const cosines = await this.#analyses[group]?.pca.known?.cosines?.data();
-      if (cosines !== undefined)
-        this.#still[group] = Array.from(
-          cosines as Float32Array,
-          (cosine) => cosine >= this.settings.tau,
-        );
-    }
-    const known = this.#analyses.map(({ pca }) => pca.known);
-    if (given.length > 0 && known.every((one) => one !== null)) {
-      const ratios = await Promise.all(known.map((one) => one.ratios.data()));
-      const each = this.groups.flatMap((group, i) => group.map(() => ratios[i] as Float32Array));
-      const ranks = distributed(this.#modules, each);
-      this.#ranks = this.groups.map(
-        ([first]) => ranks[this.#modules.findIndex(({ name }) => name === first?.name)] as number,
-      );
-    }
+    await Promise.all(
+      given.flatMap((group) => {
+        const { cosines = null, ratios } = this.#analyses[group]?.pca.known ?? {};
+        return [cosines?.data(), ratios?.data()];
+      }),
+    );
+    for (const group of given) this.#look(group);
+    if (given.length > 0) this.#distribute();
     return given.length > 0;
+  }
+
+  /** Sees which components of a group stand still. */
+  #look(group: number): void {
+    const cosines = this.#analyses[group]?.pca.known?.cosines?.dataSync();
+    if (cosines === undefined) return;
+    const { tau } = this.#settings;
+    this.#still[group] = Array.from(cosines as Float32Array, (cosine) => cosine >= tau);
+  }
+
+  /** Distributes the ranks by the ratios that are known, once all are. */
+  #distribute(): void {
+    const known = this.#analyses.map(({ pca }) => pca.known);
+    if (known.some((one) => one === null)) return;
+    const ratios = known.map((one) => one?.ratios.dataSync() as Float32Array);
+    const each = this.groups.flatMap((group, i) => group.map(() => ratios[i] as Float32Array));
+    const ranks = distributed(this.#modules, each);
+    this.#ranks = this.groups.map(
+      ([first]) => ranks[this.#modules.findIndex(({ name }) => name === first?.name)] as number,
+    );
+  }
+
+  reached(): Collected {
+    const tensors: Record<string, Tensor> = {};
+    const counts: Record<string, number> = {};
+    for (const [i, { pca }] of this.#analyses.entries()) {
+      for (const [name, value] of Object.entries(pca.tensors)) tensors[`${i}|${name}`] = value;
+      counts[`rows ${i}`] = pca.count;
+    }
+    return { tensors, counts };
+  }
+
+  restore({ tensors, counts }: Collected): void {
+    for (const [i, { pca }] of this.#analyses.entries()) {
+      const prefix = `${i}|`;
+      const own = Object.entries(tensors).filter(([key]) => key.startsWith(prefix));
+      if (own.length === 0) continue;
+      const named = own.map(([key, value]) => [key.slice(prefix.length), value] as const);
+      pca.restore(Object.fromEntries(named), counts[`rows ${i}`] as number);
+      this.#look(i);
+    }
+    this.#distribute();
   }
 
   results(): readonly Statistics[] {
     return this.#analyses.map(({ pca }) => {
-      const { vectors, ratios } = pca.known as { vectors: Tensor; ratios: Tensor };
-      return { vectors, ratios };
+      const { vectors, ratios, singular } = pca.known as Components;
+      return { vectors, ratios, ...(this.#settings.whiten && { singular }) };
     });
   }
 

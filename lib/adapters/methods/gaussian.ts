@@ -1,11 +1,9 @@
 /** PEFT's Gaussian initialisation of LoRA: A ~ N(0, 1/r^2), whatever the width, and B = 0. */
 import { mul, randn, zeros } from '../../ops/index.ts';
-import { defineMethod, defineStart } from './method.ts';
+import { defineMethod, defineNamedStart } from './method.ts';
 
-const start = defineStart<'gaussian'>({
-  shown: ['gaussian'],
+const start = defineNamedStart('gaussian', {
   title: 'A normal with deviation 1/r, B zero',
-  accepts: (value) => value === 'gaussian',
   fromWeight: false,
   pairs: (modules) =>
     modules.map(({ r, inFeatures, outFeatures, seed }) => ({

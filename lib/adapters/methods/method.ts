@@ -6,10 +6,13 @@
  * options of its own, starts (initialisations of A and B), a variant of the adapted linear, a scaling. Its additions combine with
  * every other method that does not refuse them: DoRA works with PiSSA's initialisation, rank-stabilised or not.
  */
+
+import { ArgumentError } from '../../errors.ts';
 import type { LinearUpdate } from '../../nn/adapter_hook.ts';
 import type { Linear } from '../../nn/linear.ts';
-import type { LowRank } from '../../ops/index.ts';
+import type { LowRank, SvdFactors } from '../../ops/index.ts';
 import type { Option } from '../../options/option.ts';
+import { shown } from '../../shown.ts';
 import type { Tensor } from '../../tensor.ts';
 import type { LowRankPair, ScaledPair } from '../low_rank.ts';
 import type { PythonJson } from '../python_json.ts';
@@ -56,6 +59,8 @@ export interface StartModule {
   seed(purpose: string): number;
   /** Tensors that a calibration made for the module (`Start.calibration`); empty for a start without one. */
   readonly statistics: Statistics;
+  /** Settings of that calibration; empty for a start without one. */
+  readonly settings: CalibrationSettings;
   /** Path of the first module with the same input (q for k and v), its own where there is none; known after a calibration only. */
   readonly inputOf: string;
 }
@@ -69,8 +74,19 @@ export type Statistics = Readonly<Record<string, Tensor>>;
  */
 export type StartCalibration = CovarianceCalibration | GradientCalibration | InputCalibration;
 
+/** Settings of a calibration by name. */
+export type CalibrationSettings = Readonly<Record<string, number | string | boolean>>;
+
+/** The part that all kinds of calibrations have. */
+interface CalibrationKind {
+  /** The settings with their defaults, whose types the values must have (default: none). `StartModule.settings` has those in use. */
+  readonly settings?: CalibrationSettings;
+  /** Refuses values before the passes. @throws ArgumentError */
+  checkSettings?(settings: CalibrationSettings): void;
+}
+
 /** A calibration by the second moments of the modules' inputs. */
-export interface CovarianceCalibration {
+export interface CovarianceCalibration extends CalibrationKind {
   readonly reads: 'covariance';
   /**
    * Keeps what the start needs. Runs without recording, in a scope.
@@ -80,28 +96,37 @@ export interface CovarianceCalibration {
   reduce(modules: readonly StartModule[], covariances: readonly Tensor[]): readonly Statistics[];
 }
 
-/** A calibration by the gradients of the weights. */
-export interface GradientCalibration {
+/** The leading singular triplets u (out,K), s (K), vt (K,in) of the gradient of a weight, f32 (f64 beside f64). */
+export type GradientTriplets = SvdFactors;
+
+/**
+ * A calibration by the gradients of the weights, each the mean over micro-batches of the gradient of the mean loss. Where it has a setting
+ * `quick` and that is true, the gradients are sketched and not summed.
+ */
+export interface GradientCalibration extends CalibrationKind {
   readonly reads: 'gradient';
   /** Refuses a module before the passes. @throws ArgumentError */
   check?(module: StartModule): void;
-  /**
-   * Keeps what the start needs. Runs without recording, in a scope.
-   * @param gradients (out,in) f32 (f64 beside f64) for each module: the mean over micro-batches of the gradient of the mean loss
-   */
-  reduce(modules: readonly StartModule[], gradients: readonly Tensor[]): readonly Statistics[];
+  /** The number K of triplets that a module needs. */
+  count(module: StartModule): number;
+  /** Keeps what the start needs of each module's triplets. Runs without recording, in a scope. */
+  reduce(
+    modules: readonly StartModule[],
+    gradients: readonly GradientTriplets[],
+  ): readonly Statistics[];
 }
 
 /** A calibration by the inputs themselves, micro-batch by micro-batch, as often as it needs. */
-export interface InputCalibration {
+export interface InputCalibration extends CalibrationKind {
   readonly reads: 'inputs';
-  /** Its settings with their defaults; `calibrate` may be given others. */
-  readonly settings: Readonly<Record<string, number>>;
-  /** Makes the collector for modules in groups of equal inputs. @throws ArgumentError for modules or settings that it cannot do */
-  collector(
-    groups: readonly (readonly StartModule[])[],
-    settings: Readonly<Record<string, number>>,
-  ): InputCollector;
+  /** Makes the collector for modules in groups of equal inputs. @throws ArgumentError for modules that it cannot do */
+  collector(groups: readonly (readonly StartModule[])[]): InputCollector;
+}
+
+/** What a collector knows, by its own names. */
+export interface Collected {
+  readonly tensors: Readonly<Record<string, Tensor>>;
+  readonly counts: Readonly<Record<string, number>>;
 }
 
 /** Collects inputs of groups of modules until it knows enough. */
@@ -112,6 +137,10 @@ export interface InputCollector {
   add(group: number, x: Tensor): void;
   /** Ends a micro-batch. @returns whether some group has learnt from it */
   endBatch(): Promise<boolean>;
+  /** What it has collected after a micro-batch, for `restore`; the tensors stay its own. */
+  reached(): Collected;
+  /** Goes on from there. The tensors become its own, but for others among them. */
+  restore(collected: Collected): void;
   /** The statistics of each group. */
   results(): readonly Statistics[];
   dispose(): void;
@@ -437,4 +466,19 @@ export function defineMethod<
 /** An initialisation of A and B, checked by the compiler; see {@link Start}. */
 export function defineStart<Value extends boolean | string>(start: Start<Value>): Start<Value> {
   return Object.freeze(start);
+}
+
+/** A start that has a name and no other values. */
+export function defineNamedStart<const Value extends string>(
+  value: Value,
+  start: Omit<Start<Value>, 'shown' | 'accepts'>,
+): Start<Value> {
+  const accepts = (given: boolean | string): given is Value => given === value;
+  return defineStart<Value>({ shown: [value], accepts, ...start });
+}
+
+/** Refuses a word that is none of the choices. @throws ArgumentError */
+export function checkChoice(name: string, choices: readonly string[], given: unknown): void {
+  if (choices.includes(given as string)) return;
+  throw new ArgumentError(`${name} must be one of ${choices.join(', ')}, got ${shown(given)}`);
 }

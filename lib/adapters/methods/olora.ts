@@ -3,12 +3,10 @@
  * the initial update is s Q_r R_r.
  */
 import { matmul, qr, slice } from '../../ops/index.ts';
-import { defineMethod, defineStart } from './method.ts';
+import { defineMethod, defineNamedStart } from './method.ts';
 
-const start = defineStart<'olora'>({
-  shown: ['olora'],
+const start = defineNamedStart('olora', {
   title: 'B the first r columns of Q, A the first r rows of R, where W = Q R',
-  accepts: (value) => value === 'olora',
   fromWeight: true,
   differs:
     'it edits the base, and gives the matrices a smaller rank without a word where r is larger than the weight allows, which is refused here',

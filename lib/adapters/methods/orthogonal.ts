@@ -4,14 +4,12 @@
  */
 import { ArgumentError } from '../../errors.ts';
 import { matmul, mul, qr, randn, slice, transpose } from '../../ops/index.ts';
-import { defineMethod, defineStart, type StartModule } from './method.ts';
+import { defineMethod, defineNamedStart, type StartModule } from './method.ts';
 
 const kScale = 0.1;
 
-const start = defineStart<'orthogonal'>({
-  shown: ['orthogonal'],
+const start = defineNamedStart('orthogonal', {
   title: 'A and B random of rank r/2 with B A = 0; r must be even',
-  accepts: (value) => value === 'orthogonal',
   fromWeight: false,
   // B A is 0 because its terms cancel, so they must not be rounded one by one.
   isSmall: false,

@@ -9,7 +9,8 @@
 extern "C" {
 #endif
 
-// One decomposition of randomized_svds: a ~ u diag(s) vt. The seed is of the random start.
+// One decomposition of randomized_svds or trailing_svds: R triplets of a, which are u diag(s) vt. The
+// seed is of the random start.
 typedef struct balora_svd_task {
   const balora_view* a;   // (M,N)
   const balora_view* u;   // (M,R), R <= K
@@ -49,6 +50,12 @@ typedef struct balora_randomized_svds {
   int64_t niter;
   int64_t oversample;  // columns beyond the rank
 } balora_randomized_svds;
+
+// The last R singular triplets of any number of matrices, in f64.
+typedef struct balora_trailing_svds {
+  const balora_svd_task* tasks;
+  int32_t count;  // of tasks
+} balora_trailing_svds;
 
 // g = a^T a, summed in f64
 typedef struct balora_gram {
@@ -100,6 +107,7 @@ using SvdOperands = balora_svd_task;
   KERNEL(eigh)                        \
   KERNEL(svd)                         \
   KERNEL(randomized_svds)             \
+  KERNEL(trailing_svds)               \
   KERNEL(gram)                        \
   KERNEL(qr_backward)                 \
   KERNEL(eigh_backward)               \

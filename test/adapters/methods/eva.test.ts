@@ -105,9 +105,54 @@ it('refuses settings, ranks and data that it cannot do', async () => {
   await expect(run(2, { rho: 0.5 })).rejects.toThrow('eva: rho must be >= 1, got 0.5');
   await expect(run(2, { tau: 1 })).rejects.toThrow('eva: tau must be > 0 and < 1, got 1');
   await expect(run(2, { sigma: 1 })).rejects.toThrow(
-    'the start has no setting "sigma"; known: rho, tau',
+    'the start has no setting "sigma"; known: rho, tau, whiten',
   );
   await expect(run(4, {}, tinySource(tinyBatches({ rows: 6 })))).rejects.toThrow(
     /no micro-batch has as many supervised tokens as components are computed/,
+  );
+});
+
+it('whitened divides each component once by the root of its singular value', async () => {
+  const config = { method: 'eva', r: 2 } as const;
+  const settings = { whiten: true };
+  const plain = await calibrate(new TinyModel(), config, { data });
+  const whitened = await calibrate(new TinyModel(), config, { data, settings });
+  expect(whitened.identity).not.toBe(plain.identity);
+  const create = (calibration: typeof plain) =>
+    AdapterModel.create(new TinyModel(), config, { calibration });
+  const [expected, found] = [await create(plain), await create(whitened)];
+  // gate_proj and up_proj share their input.
+  expect(plain.of('layers.0.up_proj').inputOf).toBe('layers.0.gate_proj');
+  for (const [i, { name, pair, r }] of found.modules.entries()) {
+    const sigma = numbers(whitened.of(name).statistics.singular as Tensor);
+    const width = pair.a.shape[1] as number;
+    expectNear(
+      numbers(pair.a).map(
+        (value, at) => value * Math.sqrt(sigma[Math.floor(at / width)] as number),
+      ),
+      numbers((expected.modules[i] as (typeof expected.modules)[number]).pair.a),
+      1e-5,
+    );
+    expect(r).toBe(expected.modules[i]?.r);
+  }
+});
+
+it("takes PEFT's EvaConfig, and refuses what of it is not supported", async () => {
+  const config = { method: 'eva', r: 2, evaConfig: { rho: 1.5, whiten: true } } as const;
+  const calibration = await calibrate(new TinyModel(), config, { data });
+  expect(calibration.facts.settings).toEqual({ rho: 1.5, tau: 0.99, whiten: true });
+  await AdapterModel.create(new TinyModel(), config, { calibration });
+  const other = { ...config, evaConfig: { rho: 3 } };
+  await expect(AdapterModel.create(new TinyModel(), other, { calibration })).rejects.toThrow(
+    'calibration: it was made with rho 1.5, not 3; calibrate again',
+  );
+  const refused = (evaConfig: Record<string, unknown>) =>
+    calibrate(new TinyModel(), { ...config, evaConfig }, { data });
+  await expect(refused({ use_label_mask: false })).rejects.toThrow(
+    'eva_config: use_label_mask = false is not supported, only true is',
+  );
+  await expect(refused({ sigma: 1 })).rejects.toThrow('eva_config: unknown key "sigma", known: ');
+  await expect(refused({ whiten: 1 })).rejects.toThrow(
+    'calibrate: whiten must be true or false, got 1',
   );
 });

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
-import { add, matmul, mul } from '../../../lib/ops/index.ts';
-import { scope, type Tensor } from '../../../lib/tensor.ts';
+import { add, matmul, mul, slice, svd } from '../../../lib/ops/index.ts';
+import { noGrad, scope, type Tensor } from '../../../lib/tensor.ts';
 import { expectNear } from '../../support/tiny_adapters.ts';
 import { TinyModel } from '../../support/tiny_model.ts';
 
@@ -35,4 +35,24 @@ it('refuses a rank that is larger than the weight allows', async () => {
   await expect(AdapterModel.create(new TinyModel(), { r: 9, method: 'milora' })).rejects.toThrow(
     /gate_proj: rank r=9 is larger than the matrix/,
   );
+});
+
+it('of a large weight is the last triplets of its complete decomposition', async () => {
+  const model = new TinyModel({ width: 168, layers: 1 });
+  const tuned = await AdapterModel.create(model, { r: 6, loraAlpha: 12, method: 'milora' });
+  for (const { pair, linear, scale, name } of tuned.modules) {
+    const { found, expected } = scope(() =>
+      noGrad(() => {
+        const { u, s, vt } = svd(linear.weight.to('f64'));
+        const [start, rows] = [-6, slice(vt, 0, { start: -6 })];
+        const columns = mul(slice(u, 1, { start }), slice(s, 0, { start }));
+        return {
+          found: numbers(mul(matmul(pair.b.to('f64'), pair.a.to('f64')), scale)),
+          expected: numbers(matmul(columns, rows)),
+        };
+      }),
+    );
+    const error = Math.hypot(...found.map((value, i) => value - (expected[i] as number)));
+    expect(error / Math.hypot(...expected), name).toBeLessThan(1e-5);
+  }
 });

@@ -114,6 +114,28 @@ describe('npm run bench', () => {
     expect(row.torch?.tokensPerSecond.median).toBeCloseTo(row.tokens, 9);
   }, 300_000);
 
+  it('measures steps of methods over those of LoRA, and the starts of adapters', async () => {
+    const json = join(folder, 'methods.json');
+    const starts = ['start-milora', 'start-eva', 'start-corda', 'start-lora-ga-quick'];
+    const only = ['step-dora', 'step-vera', ...starts].join();
+    const { code, text } = await bench('--shape', 'tiny', '--only', only, '--json', json);
+    expect(code, text).toBe(0);
+    const { rows } = await readJson(json);
+    const ratio = (name: string, meaning: RegExp) => ({
+      ...{ kind: 'ratio', name, value: expect.any(Number) },
+      meaning: expect.stringMatching(meaning),
+    });
+    expect(rows).toMatchObject([
+      ratio('step-dora', /^time of a training step over LoRA's, r 16/),
+      ratio('step-vera', /^time of a training step over LoRA's, r 16/),
+      { kind: 'start', name: 'start-milora', meaning: 'AdapterModel.create() at r 16' },
+      ratio('start-eva', /^time of calibration and start over that of its \d+ forwards alone/),
+      ratio('start-corda', /^time of calibration and start over that of its 8 forwards alone/),
+      ratio('start-lora-ga-quick', /over that of the gradients alone/),
+    ]);
+    for (const row of rows) if (row.kind === 'ratio') expect(row.value).toBeGreaterThan(0);
+  }, 300_000);
+
   it('measures rows for GPUs when they are chosen by name', async () => {
     const json = join(folder, 'named.json');
     const names = ['pissa-converged-r128', 'pissa-niter-16-r128', 'lora-overhead-r128'];

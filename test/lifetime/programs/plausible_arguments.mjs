@@ -379,5 +379,10 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const ranks = matrices.map(() => pick([1, 2, 4]));
       return [matrices, ranks, pick([0, 2, 4, -1]), pick([0, 5]), matrices.map(() => 3)];
     },
+    trailingSvds: () => {
+      const matrices = list(1 + below(3), () => tensor(float(), positive(), positive()));
+      const ranks = matrices.map(() => pick([1, 2, 4]));
+      return [matrices, ranks, matrices.map(() => 3)];
+    },
   };
 }

@@ -1,14 +1,12 @@
 #include "kernels/cpu/linalg/low_rank_svds.h"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
 #include <vector>
 
 #include "kernels/cpu/linalg/krylov.h"
+#include "kernels/cpu/linalg/side_by_side.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
-#include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
@@ -36,24 +34,9 @@ class Tasks {
 
   // Each with one thread; a thread that is done takes the next.
   void side_by_side(const std::vector<size_t>& which, const std::vector<void*>& scratch) {
-    Context single = *ctx_;
-    single.num_threads = 1;
-    std::atomic<size_t> next = 0;
-    std::vector<std::exception_ptr> failures(scratch.size());
-    parallel_for(ctx_, static_cast<int64_t>(scratch.size()), 1, [&](int64_t begin, int64_t end) {
-      for (auto lane = static_cast<size_t>(begin); lane < static_cast<size_t>(end); ++lane) {
-        try {
-          for (size_t i = next++; i < which.size(); i = next++) {
-            attempt(&single, which[i], scratch[lane]);
-          }
-        } catch (...) {
-          failures[lane] = std::current_exception();
-        }
-      }
+    balora::side_by_side(ctx_, which.size(), [&](const Context* single, size_t lane, size_t i) {
+      attempt(single, which[i], scratch[lane]);
     });
-    for (const std::exception_ptr& failure : failures) {
-      if (failure) std::rethrow_exception(failure);
-    }
   }
 
   void finish() {
@@ -91,8 +74,7 @@ void low_rank_svds(Context* ctx, std::span<const LowRankProblem> problems, const
   }
   Tasks tasks(ctx, problems, store);
   if (!large.empty()) tasks.in_turn(large, workspace<char>(ctx, large_bytes));
-  const size_t lanes =
-      std::min<size_t>(small.size(), static_cast<size_t>(std::max(ctx->num_threads, 1)));
+  const size_t lanes = side_by_side_lanes(ctx, small.size());
   std::vector<void*> scratch;
   for (size_t lane = 0; lane < lanes; ++lane) scratch.push_back(workspace<char>(ctx, small_bytes));
   if (lanes) tasks.side_by_side(small, scratch);

@@ -1,0 +1,91 @@
+/**
+ * PEFT's objects with the settings of single starts: `corda_config`, `eva_config`, `lora_ga_config`. They change nothing in an adapter
+ * that has been made; for one that is to be made they choose the start and how it is calibrated.
+ */
+import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { camel, snake } from '../options/option.ts';
+import { shown } from '../shown.ts';
+import type { CalibrationSettings } from './methods/method.ts';
+
+/** An object of PEFT's: the keys that are settings of the calibration, and those that may have one value only. */
+interface StartConfig {
+  readonly key: string;
+  readonly starts: readonly string[];
+  readonly settings: readonly string[];
+  readonly only: Readonly<Record<string, unknown>>;
+}
+
+const kConfigs: readonly StartConfig[] = [
+  {
+    key: 'eva_config',
+    starts: ['eva'],
+    settings: ['rho', 'tau', 'whiten'],
+    only: { use_label_mask: true, label_mask_value: -100, adjust_scaling_factors: true },
+  },
+  {
+    key: 'lora_ga_config',
+    starts: ['lora_ga', 'lora_ga_peft'],
+    settings: ['direction', 'scale', 'stable_gamma'],
+    only: {},
+  },
+];
+
+/** The values of PEFT's `corda_method`, and the starts that they name. */
+const kCordaMethods: Readonly<Record<string, string>> = { ipm: 'corda', kpm: 'corda_kpm' };
+
+type Given = Readonly<Record<string, unknown>>;
+
+/** An object of a configuration in either spelling; null: there is none. */
+function objectOf(config: object, key: string): Given | null {
+  const given = config as Given;
+  const value = given[key] ?? given[camel(key)];
+  return typeof value === 'object' && value !== null ? (value as Given) : null;
+}
+
+/**
+ * The start of a configuration, `corda` with PEFT's `corda_method` (`ipm`, `kpm`) as one of `corda` and `corda_kpm`.
+ * @param config keys in snake case
+ * @throws ArgumentError for another method, or one that is not that of the start
+ */
+export function startWithCordaMethod(config: Given): unknown {
+  const { init_lora_weights: init } = config;
+  if (init !== 'corda' && init !== 'corda_kpm') return init;
+  const corda = objectOf(config, 'corda_config');
+  const method = corda?.corda_method ?? corda?.cordaMethod;
+  if (method === undefined || method === null) return init;
+  const start = typeof method === 'string' ? kCordaMethods[method] : undefined;
+  if (start === undefined) {
+    throw new ArgumentError(`corda_config: corda_method must be ipm or kpm, got ${shown(method)}`);
+  }
+  if (init !== 'corda' && init !== start) {
+    throw new ArgumentError(
+      `corda_config: corda_method ${method} does not fit init_lora_weights ${init}; leave one of them out`,
+    );
+  }
+  return start;
+}
+
+/**
+ * The settings of a start's calibration in PEFT's object for it, under their names here; none where there is no such object.
+ * @throws ArgumentError for a key that PEFT does not have, UnsupportedError for a value that is not supported
+ */
+export function peftStartSettings(config: object, init: unknown): CalibrationSettings {
+  const found = kConfigs.find(({ starts }) => starts.includes(init as string));
+  const given = found && objectOf(config, found.key);
+  if (found === undefined || given === null || given === undefined) return {};
+  const settings: Record<string, number | string | boolean> = {};
+  for (const [name, value] of Object.entries(given)) {
+    const key = snake(name);
+    if (found.settings.includes(key)) {
+      settings[camel(key)] = value as number;
+    } else if (!Object.hasOwn(found.only, key)) {
+      const known = [...found.settings, ...Object.keys(found.only)].join(', ');
+      throw new ArgumentError(`${found.key}: unknown key "${name}", known: ${known}`);
+    } else if (found.only[key] !== value) {
+      throw new UnsupportedError(
+        `${found.key}: ${name} = ${shown(value)} is not supported, only ${shown(found.only[key])} is`,
+      );
+    }
+  }
+  return settings;
+}

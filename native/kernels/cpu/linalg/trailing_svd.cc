@@ -1,0 +1,384 @@
+#include "kernels/cpu/linalg/trailing_svd.h"
+
+#include <Eigen/Dense>
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "kernels/cpu/linalg/side_by_side.h"
+#include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/shared/messages.h"
+
+namespace balora {
+namespace {
+
+constexpr int64_t kSmallestExtent = 160;  // below, the complete decomposition is as fast
+constexpr int64_t kSurplus = 16;          // columns of the block beyond the rank, at least
+constexpr int64_t kBlockMultiple = 8;     // as product_f64 takes columns
+constexpr int64_t kLeaf = 96;             // order up to which Eigen factors a block
+constexpr double kTolerance = 1e-8;       // |K v - value v| over value
+constexpr double kLargestGrowth = 1e10;   // of a column between two orthonormalisations
+constexpr int64_t kMostDegree = 8;
+constexpr int kMaxRounds = 40;
+constexpr double kSquaredCondition = 1e9;  // of A, up to which its Gram matrix alone will do
+constexpr double kWidestSpectrum = 1e12;   // first over last wanted eigenvalue of K
+constexpr double kOrthonormal = 0.1;       // |Q^T Q - I| from which one more pass is exact
+constexpr int kMaxPasses = 4;
+
+using EigenMatrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+Matrix block_of(const Matrix& a, int64_t row, int64_t col, int64_t rows, int64_t cols) {
+  Matrix out(rows, cols);
+  for (int64_t i = 0; i < rows; ++i) std::copy_n(a.row(row + i) + col, cols, out.row(i));
+  return out;
+}
+
+void put_block(const Matrix& block, int64_t row, int64_t col, Matrix* into) {
+  for (int64_t i = 0; i < block.rows; ++i) {
+    std::copy_n(block.row(i), block.cols, into->row(row + i) + col);
+  }
+}
+
+// A part of a row-major matrix.
+struct Part {
+  double* data;
+  int64_t ld;
+
+  Part at(int64_t row, int64_t col) const { return {data + row * ld + col, ld}; }
+  MatrixRef ref() const { return {data, BALORA_F64, ld, 1}; }
+};
+
+Part part_of(Matrix& a) {
+  return {a.values.data(), a.cols};
+}
+
+bool inverse_factor_leaf(const Part& g, int64_t n, const Part& x) {
+  EigenMatrix block(n, n);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(g.at(i, 0).data, n, block.data() + i * n);
+  const Eigen::LLT<EigenMatrix> factor(block);
+  if (factor.info() != Eigen::Success) return false;
+  block.setIdentity();
+  factor.matrixU().solveInPlace(block);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(block.data() + i * n, n, x.at(i, 0).data);
+  return true;
+}
+
+// x (n,n), zero before, becomes R^-1, upper triangular, where g = R^T R; g is overwritten. By
+// halves, with R12 = R11^-T G12:
+//   R^-1 = [R11^-1, -R11^-1 R12 R22^-1; 0, R22^-1]
+// The products leave out a half of the zeros of each triangle. False where g is not positive
+// definite.
+bool inverse_factor(const Context* ctx, const Part& g, int64_t n, const Part& x) {
+  if (n <= kLeaf) return inverse_factor_leaf(g, n, x);
+  const int64_t head = (n / 2 + kBlockMultiple - 1) / kBlockMultiple * kBlockMultiple;
+  const int64_t tail = n - head, h = head / 2, t = tail / 2;
+  if (!inverse_factor(ctx, g, head, x)) return false;
+  const MatrixRef g12 = g.at(0, head).ref();
+  Matrix r12(head, tail), square(tail, tail);
+  product_f64(ctx, h, tail, h, x.ref().transposed(), g12, r12.row(0), tail);
+  product_f64(ctx, head - h, tail, head, x.at(0, h).ref().transposed(), g12, r12.row(h), tail);
+  symmetric_product_f64(ctx, tail, head, r12.ref().transposed(), r12.ref(), square.row(0));
+  const Part rest = g.at(head, head), x22 = x.at(head, head), x12 = x.at(0, head);
+  for (int64_t i = 0; i < tail; ++i) {
+    double* row = rest.at(i, 0).data;
+    for (int64_t j = 0; j < tail; ++j) row[j] -= square(i, j);
+  }
+  if (!inverse_factor(ctx, rest, tail, x22)) return false;
+  Matrix right(head, tail);  // R12 R22^-1
+  product_f64(ctx, head, t, t, r12.ref(), x22.ref(), right.row(0), tail);
+  product_f64(ctx, head, tail - t, tail, r12.ref(), x22.at(0, t).ref(), right.row(0) + t, tail);
+  const MatrixRef lower{right.row(h), BALORA_F64, tail, 1};
+  product_f64(ctx, h, tail, head, x.ref(), right.ref(), x12.data, x12.ld);
+  product_f64(ctx, head - h, tail, head - h, x.at(h, h).ref(), lower, x12.at(h, 0).data, x12.ld);
+  for (int64_t i = 0; i < head; ++i) {
+    double* row = x12.at(i, 0).data;
+    for (int64_t j = 0; j < tail; ++j) row[j] = -row[j];
+  }
+  return true;
+}
+
+// R^-1; false where g is not positive definite.
+bool inverse_factor(const Context* ctx, Matrix g, Matrix* x) {
+  *x = Matrix(g.rows, g.rows);
+  return inverse_factor(ctx, part_of(g), g.rows, part_of(*x));
+}
+
+// X X^T for an upper triangular X, by halves without the zeros between them.
+Matrix upper_gram(const Context* ctx, Matrix& x) {
+  const int64_t n = x.rows, head = n / 2, tail = n - head;
+  Matrix out(n, n), top(head, head), bottom(tail, tail);
+  const MatrixRef rows = x.ref(), right = part_of(x).at(0, head).ref(),
+                  corner = part_of(x).at(head, head).ref();
+  symmetric_product_f64(ctx, head, n, rows, rows.transposed(), top.row(0));
+  symmetric_product_f64(ctx, tail, tail, corner, corner.transposed(), bottom.row(0));
+  put_block(top, 0, 0, &out);
+  put_block(bottom, head, head, &out);
+  product_f64(ctx, head, tail, tail, right, corner.transposed(), out.row(0) + head, n);
+  for (int64_t i = head; i < n; ++i) {
+    for (int64_t j = 0; j < head; ++j) out(i, j) = out(j, i);
+  }
+  return out;
+}
+
+Matrix gram_of(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n) {
+  Matrix g(n, n);
+  symmetric_product_f64(ctx, n, m, a.transposed(), a, g.values.data());
+  return g;
+}
+
+double trace(const Matrix& a) {
+  double sum = 0;
+  for (int64_t i = 0; i < a.rows; ++i) sum += a(i, i);
+  return sum;
+}
+
+double distance_from_identity(const Matrix& g) {
+  double sum = 0;
+  for (int64_t i = 0; i < g.rows; ++i) {
+    for (int64_t j = 0; j < g.cols; ++j) {
+      const double value = g(i, j) - (i == j ? 1 : 0);
+      sum += value * value;
+    }
+  }
+  return std::sqrt(sum);
+}
+
+// R^-1 of A = Q R, from the Gram matrix alone and then to the precision of A itself.
+class InverseFactor {
+ public:
+  InverseFactor(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n)
+      : ctx_(ctx), a_(a), m_(m), n_(n) {}
+
+  // From the Gram matrix. False where that is not positive definite.
+  bool make() {
+    Matrix g = gram_of(ctx_, a_, m_, n_);
+    energy_ = trace(g);
+    if (!std::isfinite(energy_)) throw NativeError(messages::matrix_not_finite());
+    made_ = inverse_factor(ctx_, std::move(g), &x_);
+    return made_;
+  }
+
+  // Until the columns of A R^-1 are orthonormal. False where the numbers do not allow it.
+  bool refine() {
+    if (!made_) {
+      // Not positive definite: what is added is of the size of the Gram matrix's own rounding.
+      Matrix g = gram_of(ctx_, a_, m_, n_);
+      const double shift = 11 * static_cast<double>(n_ + m_) * 0x1p-52 * energy_;
+      for (int64_t i = 0; i < n_; ++i) g(i, i) += shift;
+      if (!inverse_factor(ctx_, std::move(g), &x_)) return false;
+    }
+    for (int pass = 0; pass < kMaxPasses; ++pass) {
+      Matrix q(m_, n_);
+      product_f64(ctx_, m_, n_, n_, a_, x_.ref(), q.values.data(), n_);
+      Matrix g = gram_of(ctx_, q.ref(), m_, n_);
+      const bool last = distance_from_identity(g) <= kOrthonormal;
+      Matrix more;
+      if (!inverse_factor(ctx_, std::move(g), &more)) return false;
+      x_ = product(ctx_, x_, more);
+      if (last) return true;
+    }
+    return false;
+  }
+
+  // |A|_F^2
+  double energy() const { return energy_; }
+  // (R^T R)^-1
+  Matrix inverse_gram() { return upper_gram(ctx_, x_); }
+
+ private:
+  const Context* ctx_;
+  MatrixRef a_;
+  int64_t m_, n_;
+  double energy_ = 0;
+  bool made_ = false;
+  Matrix x_;
+};
+
+// The first eigenvectors of a positive definite matrix.
+class Subspace {
+ public:
+  Subspace(const Context* ctx, int64_t n, int64_t rank, uint64_t seed) : ctx_(ctx), rank_(rank) {
+    const int64_t wanted = rank + std::max(rank, kSurplus);
+    const int64_t columns = (wanted + kBlockMultiple - 1) / kBlockMultiple * kBlockMultiple;
+    q_ = thin_qr(ctx, normal_matrix(ctx, n, columns, seed)).q;
+  }
+  static bool fits(int64_t n, int64_t rank) {
+    return n >= kSmallestExtent && 4 * (rank + std::max(rank, kSurplus)) <= n;
+  }
+
+  // False where the iteration does not settle.
+  bool find(const Matrix& k) {
+    q_ = orthonormal(product(ctx_, k, q_));
+    for (int round = 0; round < kMaxRounds; ++round) {
+      if (!ritz(k)) return false;
+      if (largest_residual() <= kTolerance) return true;
+      filter(k);
+    }
+    return false;
+  }
+
+  // Eigenvalues, descending, and the wanted vectors (n,rank), that of the smallest eigenvalue first.
+  double first() const { return values_[0]; }
+  double last_wanted() const { return values_[static_cast<size_t>(rank_ - 1)]; }
+  Matrix reversed_vectors() const {
+    Matrix out(q_.rows, rank_);
+    for (int64_t i = 0; i < q_.rows; ++i) {
+      for (int64_t j = 0; j < rank_; ++j) out(i, j) = q_(i, rank_ - 1 - j);
+    }
+    return out;
+  }
+
+ private:
+  Matrix orthonormal(Matrix x) const {
+    std::vector<double> scales(static_cast<size_t>(x.cols), 0.0);
+    for (int64_t i = 0; i < x.rows; ++i) {
+      for (int64_t j = 0; j < x.cols; ++j) scales[static_cast<size_t>(j)] += x(i, j) * x(i, j);
+    }
+    for (double& scale : scales) scale = scale > 0 ? 1 / std::sqrt(scale) : 0;
+    for (int64_t i = 0; i < x.rows; ++i) {
+      for (int64_t j = 0; j < x.cols; ++j) x(i, j) *= scales[static_cast<size_t>(j)];
+    }
+    return thin_qr(ctx_, x).q;
+  }
+
+  // q becomes the Ritz vectors, y = K q. False for numbers that are not positive and finite.
+  bool ritz(const Matrix& k) {
+    const Matrix image = product(ctx_, k, q_);
+    Matrix projected = product_tn(ctx_, q_, image);
+    for (int64_t i = 0; i < projected.rows; ++i) {
+      for (int64_t j = 0; j < i; ++j) {
+        projected(i, j) = projected(j, i) = (projected(i, j) + projected(j, i)) / 2;
+      }
+    }
+    const int64_t b = q_.cols;
+    const EighResult eigen = symmetric_eigen(projected);
+    Matrix rotation(b, b);
+    values_.resize(static_cast<size_t>(b));
+    for (int64_t j = 0; j < b; ++j) {
+      values_[static_cast<size_t>(j)] = eigen.values[static_cast<size_t>(b - 1 - j)];
+      for (int64_t i = 0; i < b; ++i) rotation(i, j) = eigen.vectors(i, b - 1 - j);
+    }
+    q_ = product(ctx_, q_, rotation);
+    y_ = product(ctx_, image, rotation);
+    return values_.back() > 0 && std::isfinite(values_[0]);
+  }
+
+  double largest_residual() const {
+    double most = 0;
+    for (int64_t j = 0; j < rank_; ++j) {
+      const double value = values_[static_cast<size_t>(j)];
+      double sum = 0;
+      for (int64_t i = 0; i < q_.rows; ++i) {
+        const double rest = y_(i, j) - value * q_(i, j);
+        sum += rest * rest;
+      }
+      most = std::max(most, std::sqrt(sum) / value);
+    }
+    return most;
+  }
+
+  // q becomes orthonormal columns of T_d(2 K / beta - 1) q, whose values are within 1 on
+  // [0, beta]; beta is the least Ritz value.
+  void filter(const Matrix& k) {
+    const double half = values_.back() / 2;
+    const double growth = std::acosh(std::max(values_[0] / half - 1, 1.0 + 1e-9));
+    const auto degree = std::clamp(static_cast<int64_t>(std::log(kLargestGrowth) / growth),
+                                   int64_t{1}, kMostDegree);
+    Matrix before = q_, now = y_;
+    for (size_t i = 0; i < now.values.size(); ++i) {
+      now.values[i] = now.values[i] / half - before.values[i];
+    }
+    for (int64_t d = 2; d <= degree; ++d) {
+      Matrix next = product(ctx_, k, now);
+      for (size_t i = 0; i < next.values.size(); ++i) {
+        next.values[i] = 2 * (next.values[i] / half - now.values[i]) - before.values[i];
+      }
+      before = std::move(now);
+      now = std::move(next);
+    }
+    q_ = orthonormal(std::move(now));
+  }
+
+  const Context* ctx_;
+  int64_t rank_;
+  Matrix q_, y_;  // (n,b)
+  std::vector<double> values_;
+};
+
+// The triplets whose right vectors span the columns of v (n,rank).
+SvdResult triplets_within(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& v) {
+  Matrix image(m, v.cols);
+  product_f64(ctx, m, v.cols, v.rows, a, v.ref(), image.values.data(), v.cols);
+  SvdResult found = thin_svd(ctx, image);
+  Matrix vt(v.cols, v.rows);
+  product_f64(ctx, v.cols, v.rows, v.cols, found.vt.ref(), v.ref().transposed(), vt.values.data(),
+              v.rows);
+  found.vt = std::move(vt);
+  return found;
+}
+
+// Of a tall matrix; nothing where its numbers do not allow it.
+std::optional<SvdResult> within_subspace(const Context* ctx, const MatrixRef& a, int64_t m,
+                                         int64_t n, int64_t rank, uint64_t seed) {
+  InverseFactor factor(ctx, a, m, n);
+  Subspace subspace(ctx, n, rank, seed);
+  const bool made = factor.make();
+  bool found = made && subspace.find(factor.inverse_gram());
+  if (!found || factor.energy() * subspace.first() > kSquaredCondition) {
+    if (!factor.refine()) return std::nullopt;
+    found = subspace.find(factor.inverse_gram());
+  }
+  if (!found || subspace.first() > kWidestSpectrum * subspace.last_wanted()) return std::nullopt;
+  return triplets_within(ctx, a, m, subspace.reversed_vectors());
+}
+
+SvdResult flipped(SvdResult r) {
+  return {transposed(r.vt), std::move(r.s), transposed(r.u)};
+}
+
+}  // namespace
+
+SvdResult complete_trailing_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n,
+                                int64_t rank) {
+  const SvdResult full = thin_svd(ctx, widened(a, m, n));
+  const int64_t all = std::min(m, n), first = all - rank;
+  return {block_of(full.u, 0, first, m, rank),
+          std::vector<double>(full.s.end() - rank, full.s.end()),
+          block_of(full.vt, first, 0, rank, n)};
+}
+
+SvdResult trailing_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
+                       uint64_t seed) {
+  if (m < n) return flipped(trailing_svd(ctx, a.transposed(), n, m, rank, seed));
+  if (Subspace::fits(n, rank)) {
+    std::optional<SvdResult> found = within_subspace(ctx, a, m, n, rank, seed);
+    if (found) return std::move(*found);
+  }
+  return complete_trailing_svd(ctx, a, m, n, rank);
+}
+
+// Threads take small matrices whole: the steps of one do not fill several.
+int32_t trailing_svds_kernel(Context* ctx, const balora_trailing_svds& o) {
+  constexpr int64_t kSmallOrder = 2048;
+  std::vector<size_t> small, large;
+  for (int32_t i = 0; i < o.count; ++i) {
+    const View& a = *o.tasks[i].a;
+    const bool whole = o.count > 1 && std::min(a.shape[0], a.shape[1]) <= kSmallOrder;
+    (whole ? small : large).push_back(static_cast<size_t>(i));
+  }
+  const auto solve = [&](const Context* with, size_t i) {
+    const SvdOperands& task = o.tasks[i];
+    const View& a = *task.a;
+    const SvdResult found =
+        trailing_svd(with, matrix_ref(a), a.shape[0], a.shape[1], task.s->shape[0], task.seed);
+    store_matrix(found.u, *task.u);
+    store_values(found.s.data(), task.s->shape[0], *task.s);
+    store_matrix(found.vt, *task.vt);
+  };
+  for (const size_t i : large) solve(ctx, i);
+  side_by_side(ctx, small.size(),
+               [&](const Context* single, size_t, size_t i) { solve(single, small[i]); });
+  return 0;
+}
+
+}  // namespace balora

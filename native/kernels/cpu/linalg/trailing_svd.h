@@ -1,0 +1,29 @@
+// The last singular triplets of a matrix, in f64 and without a complete decomposition.
+//
+// With A = Q R they are the first eigenvectors of K = (R^T R)^-1, which a subspace iteration finds
+// soon, since K spreads apart the small singular values that lie close together in A. Nearly all of
+// the work is in products:
+//   1. R^-1 from the Gram matrix of A's columns, by blocks. A Gram matrix squares the condition
+//      number: where that matters, the columns of A R^-1 are made orthonormal once more (CholeskyQR,
+//      Fukaya et al. 2014), and their factor is multiplied in.
+//   2. Chebyshev polynomials of K, whose wanted part is large and the rest small, and the
+//      Rayleigh-Ritz step, until every wanted vector is an eigenvector to within kTolerance.
+//   3. The decomposition of A V, which has only as many columns as are wanted.
+#pragma once
+#include <cstdint>
+
+#include "kernels/cpu/linalg/dense.h"
+
+namespace balora {
+
+// A (m,n) -> the last `rank` triplets, s descending. A small matrix, a large rank and a matrix that
+// is singular to f64's precision are decomposed completely.
+// @throws NativeError for a matrix that is not finite
+SvdResult trailing_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
+                       uint64_t seed);
+
+// The same of the complete decomposition.
+SvdResult complete_trailing_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n,
+                                int64_t rank);
+
+}  // namespace balora
