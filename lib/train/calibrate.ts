@@ -49,7 +49,7 @@ import { synchronize } from '../runtime.ts';
 import { shown } from '../shown.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import { taskOf } from '../tasks/list.ts';
-import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { computeOwned, noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { resolveOptions } from './options.ts';
 
 /** Options of {@link calibrate}. */
@@ -345,15 +345,11 @@ async function reducedOf<S>(
   const result = new Map<string, Statistics>();
   for (let first = 0; first < sources.length; first += kReduced) {
     const some = sources.slice(first, first + kReduced);
-    const found = unscoped(() =>
-      scope(() =>
-        noGrad(() =>
-          reduce(
-            some.map(({ module }) => module),
-            some.map(({ source }) => source),
-          ).map(ownCopies),
-        ),
-      ),
+    const found = computeOwned(() =>
+      reduce(
+        some.map(({ module }) => module),
+        some.map(({ source }) => source),
+      ).map(ownCopies),
     );
     for (const [i, { module }] of some.entries()) result.set(module.name, found[i] as Statistics);
     await synchronize();
@@ -499,7 +495,7 @@ async function byCollector(
     }
     const results = collector.results();
     const found = groups.map(({ first }, i) => {
-      const own = unscoped(() => scope(() => noGrad(() => ownCopies(results[i] as Statistics))));
+      const own = computeOwned(() => ownCopies(results[i] as Statistics));
       return [first.name, own] as const;
     });
     await synchronize();
