@@ -52,7 +52,7 @@ interface Directions {
 
 const gaStart = <Value extends 'lora_ga' | 'lora_ga_peft'>(
   value: Value,
-  { title, differs }: { title: string; differs?: string },
+  title: string,
   pair: (directions: Directions) => LowRankPair,
 ) =>
   defineStart<Value>({
@@ -60,7 +60,6 @@ const gaStart = <Value extends 'lora_ga' | 'lora_ga_peft'>(
     title,
     accepts: (given): given is Value => given === value,
     fromWeight: true,
-    ...(differs !== undefined && { differs }),
     calibration,
     pairs: (modules) =>
       modules.map(({ statistics, outFeatures }) => {
@@ -71,20 +70,12 @@ const gaStart = <Value extends 'lora_ga' | 'lora_ga_peft'>(
 
 const authors = gaStart(
   'lora_ga',
-  {
-    title:
-      'A the first r right, B the next r left singular vectors of the gradient, both scaled by out^(1/4)/4',
-    differs:
-      'its rule is another one, here `lora_ga_peft`; its folder loads on the original base without a word and computes something else, ' +
-      'so that it is refused here with the reason',
-  },
+  'A the first r right, B the next r left singular vectors of the gradient, both scaled by out^(1/4)/4',
   ({ u, vt, factor }) => ({ a: mul(vt, factor), b: mul(u, factor) }),
 );
 const peft = gaStart(
   'lora_ga_peft',
-  {
-    title: "the same vectors by PEFT's rule: B times its singular values and the scale, A as it is",
-  },
+  "the same vectors by PEFT's rule: B times its singular values and the scale, A as it is",
   ({ u, s, vt, factor }) => ({ a: vt, b: mul(mul(u, s), factor) }),
 );
 
@@ -92,7 +83,12 @@ export const loraGa = defineMethod({
   name: 'lora_ga',
   title: 'LoRA-GA: LoRA whose first steps follow the gradient of the whole weight',
   about:
-    'The first step of training follows the gradient of the whole weight as closely as its rank allows, so that training begins faster. A calibration needs the gradients of all weights, as many at a time as fit into `maxBytes`, and the rank may be half of what the weight allows at most.',
+    'The first step of training follows the gradient of the whole weight as closely as its rank allows, so that training begins ' +
+    'faster. Take it for short runs. [A calibration](adapters.md#a-start-from-your-data) needs the gradients of all weights, as ' +
+    'many at a time as fit into `maxBytes`, and the rank may be half of what the weight allows at most.',
+  differs:
+    'its rule is another one, here `lora_ga_peft`; its folder loads on the original base without a word and computes something ' +
+    'else, so that it is refused here with the reason',
   source: 'arXiv 2407.05000',
   since: '0.2.0',
   adapter: { initLoraWeights: 'lora_ga' },
@@ -102,6 +98,8 @@ export const loraGa = defineMethod({
 export const loraGaPeft = defineMethod({
   name: 'lora_ga_peft',
   title: "LoRA-GA by PEFT's rule, which is not the authors'",
+  about:
+    "The same calibration with the formula that PEFT has under the name LoRA-GA. Take it to repeat a run of PEFT's.",
   source: 'arXiv 2407.05000',
   since: '0.2.0',
   adapter: { initLoraWeights: 'lora_ga_peft' },

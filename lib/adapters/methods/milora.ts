@@ -25,7 +25,8 @@ export const milora = defineMethod({
   name: 'milora',
   title: 'MiLoRA: LoRA that starts as the minor part of each weight',
   about:
-    'The reverse of PiSSA: what is trained is the part of W that matters least, so that what the base knows stays longer. Each weight is decomposed completely, which takes seconds for a large one, once at the start.',
+    'The reverse of PiSSA: what is trained is the part of W that matters least, so that what the base knows stays longer. Each ' +
+    'weight is decomposed completely, which takes seconds for a large one, once at the start.',
   source: 'arXiv 2406.09044',
   since: '0.2.0',
   adapter: { initLoraWeights: 'milora' },
