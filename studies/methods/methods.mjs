@@ -29,6 +29,7 @@ import {
 } from 'balora';
 import { JsonlFile } from 'balora/data';
 import { stateOfTheUnion } from '../../examples/demo/corpus.mjs';
+import { firstRows, formatOf, requireOptions } from '../rows.mjs';
 import { line, readLines, shown, statistics } from '../statistics.mjs';
 
 const { values: options } = parseArgs({
@@ -67,9 +68,7 @@ function bestOf(method, runs) {
 
 /** Runs what is not in the log yet: all rates of the first seed, then the best rate of the others. */
 function study() {
-  for (const name of ['model', 'data', 'eval-data']) {
-    if (!options[name]) throw new Error(`--${name} is missing; the file's head shows the command`);
-  }
+  requireOptions(options, ['model', 'data', 'eval-data']);
   mkdirSync(options.output, { recursive: true });
   const once = (wanted) => {
     if (readLines(log).some((run) => sameRun(run, wanted))) return;
@@ -91,25 +90,17 @@ function study() {
   }
 }
 
-const kFormat = {
-  promptField: options['prompt-field'],
-  responseField: options['response-field'],
-  batchSize: Number(options['batch-size']),
-};
+const kFormat = formatOf(options);
 
 /** The held-out rows of the task, and those of general text. */
 async function heldOut(tokenizer) {
-  const file = await JsonlFile.open(options['eval-data']);
-  const rows = [];
-  for (let i = 0; i < Math.min(file.length, Number(options['eval-rows'])); ++i)
-    rows.push(await file.row(i));
-  await file.close();
+  const rows = await firstRows(options['eval-data'], Number(options['eval-rows']));
   const texts = stateOfTheUnion()
     .slice(-kGeneralDocuments)
     .map(({ text }) => ({ text: text.slice(0, kGeneralCharacters) }));
   const { batchSize } = kFormat;
   return {
-    task: await Batches.create(arrayRows(rows), tokenizer, { ...kFormat, shuffle: false }),
+    task: await Batches.create(rows, tokenizer, { ...kFormat, shuffle: false }),
     general: await Batches.create(arrayRows(texts), tokenizer, {
       ...{ textField: 'text', batchSize, shuffle: false, maxLength: kGeneralLength },
     }),
