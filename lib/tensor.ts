@@ -451,6 +451,14 @@ export function noGrad<T>(body: () => T): T {
   return withGrad(false, body);
 }
 
+/**
+ * Runs `body` without recording, and disposes of every tensor made in it but those of its result, which belong to the caller, whatever
+ * scope is open. `body` must be synchronous.
+ */
+export function computeOwned<T>(body: () => T): T {
+  return unscoped(() => scope(() => noGrad(body)));
+}
+
 /** Runs `body` with recording on, also inside noGrad(). */
 export function enableGrad<T>(body: () => T): T {
   return withGrad(true, body);

@@ -4,19 +4,7 @@
  * of PEFT.
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
-import {
-  abs,
-  add,
-  matmul,
-  max,
-  mul,
-  reshape,
-  slice,
-  sqrt,
-  sub,
-  svd,
-  transpose,
-} from '../ops/index.ts';
+import { abs, add, matmul, max, mul, reshape, slice, sqrt, svd, transpose } from '../ops/index.ts';
 import {
   type CallTable,
   checkArgument,
@@ -25,7 +13,8 @@ import {
   kCall,
   wholeNumber,
 } from '../options/call.ts';
-import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { computeOwned, type Tensor, tensor } from '../tensor.ts';
+import { changeOf, convertObstacle, rankOfEnergy } from './changes.ts';
 import { type ExportableAdapter, type PlainPair, writeLora } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
 import { masterDType } from './low_rank.ts';
@@ -85,7 +74,10 @@ export async function convertToLora(
   if ((rank === undefined) === (energy === undefined)) {
     throw new ArgumentError('convertToLora: give either rank or energy');
   }
-  for (const module of adapter.modules) refuseBias(module);
+  for (const module of adapter.modules) {
+    const obstacle = convertObstacle(module);
+    if (obstacle !== null) throw new UnsupportedError(`${module.name}: ${obstacle}`);
+  }
   const converted: ConvertedModule[] = [];
   const pairs: PlainPair[] = [];
   try {
@@ -105,13 +97,6 @@ export async function convertToLora(
   return converted;
 }
 
-function refuseBias({ name, variant }: LoraModule): void {
-  if (variant.option !== 'loraBias') return;
-  throw new UnsupportedError(
-    `${name}: the adapter has a bias (loraBias), which a pair A, B cannot hold; merge it into the model instead`,
-  );
-}
-
 type Wanted = Pick<ConvertOptions, 'rank' | 'energy'> & { readonly intruderFactor: number };
 
 /** The pair of a module, null where it changes nothing. */
@@ -119,8 +104,8 @@ async function converting(
   module: LoraModule,
   { rank, energy, intruderFactor }: Wanted,
 ): Promise<Omit<ConvertedModule, 'name'> & { pair: PlainPair['pair'] | null }> {
-  const { change, intruders } = await changeOf(module, intruderFactor);
-  const factors = unscoped(() => scope(() => noGrad(() => svd(change))));
+  const { change, intruders } = await reducedChange(module, intruderFactor);
+  const factors = computeOwned(() => svd(change));
   change.dispose();
   try {
     const values = Array.from((await factors.s.data()) as Float64Array);
@@ -128,51 +113,30 @@ async function converting(
     const total = squares.reduce((sum, square) => sum + square, 0);
     if (total === 0) return { pair: null, r: 0, error: 0, intruders };
     const r =
-      rank === undefined
-        ? rankOf(squares, (energy as number) * total)
-        : Math.min(rank, values.length);
+      rank === undefined ? rankOfEnergy(squares, energy as number) : Math.min(rank, values.length);
     const rest = squares.slice(r).reduce((sum, square) => sum + square, 0);
     const dtype = masterDType(module.linear.weight.dtype);
-    const pair = unscoped(() =>
-      scope(() =>
-        noGrad(() => {
-          const root = sqrt(slice(factors.s, 0, { stop: r }));
-          const b = mul(slice(factors.u, 1, { stop: r }), root).to(dtype);
-          const a = mul(slice(factors.vt, 0, { stop: r }), reshape(root, [r, 1])).to(dtype);
-          return { a, b };
-        }),
-      ),
-    );
+    const pair = computeOwned(() => {
+      const root = sqrt(slice(factors.s, 0, { stop: r }));
+      const b = mul(slice(factors.u, 1, { stop: r }), root).to(dtype);
+      const a = mul(slice(factors.vt, 0, { stop: r }), reshape(root, [r, 1])).to(dtype);
+      return { a, b };
+    });
     return { pair, r, error: Math.sqrt(rest / total), intruders };
   } finally {
     for (const tensor of Object.values(factors)) (tensor as Tensor).dispose();
   }
 }
 
-/** The smallest number of leading squares whose sum is at least `wanted`. */
-function rankOf(squares: readonly number[], wanted: number): number {
-  let sum = 0;
-  const last = squares.findIndex((square) => {
-    sum += square;
-    return sum >= wanted * (1 - 1e-12);
-  });
-  return last < 0 ? squares.length : last + 1;
-}
-
 /** The adapter's change of the module's weight, f64, with its intruder dimensions multiplied by a factor. */
-async function changeOf(
+async function reducedChange(
   module: LoraModule,
   factor: number,
 ): Promise<{ change: Tensor; intruders: number }> {
-  const exactly = <T>(body: () => T): T => unscoped(() => scope(() => noGrad(body)));
-  const difference = (): Tensor => {
-    const base = module.linear.weight.to('f64');
-    return sub(module.variant.mergedWeight(module, base), base);
-  };
-  const change = exactly(difference);
+  const change = computeOwned(() => changeOf(module));
   if (factor === 1) return { change, intruders: 0 };
   const { topK, threshold } = kIntruders;
-  const found = exactly(() => {
+  const found = computeOwned(() => {
     const base = module.linear.weight.to('f64');
     const { u, s, vt } = svd(add(base, change));
     const leading = slice(u, 1, { stop: topK });
@@ -185,7 +149,7 @@ async function changeOf(
     const reduced = cosines.map((cosine) => (cosine < threshold ? factor - 1 : 0));
     const intruders = reduced.filter((one) => one !== 0).length;
     if (intruders === 0) return { change, intruders };
-    const less = exactly(() => {
+    const less = computeOwned(() => {
       const columns = found.leading.shape[1] as number;
       const { device } = found.leading;
       const weights = tensor(reduced, { shape: [1, columns], dtype: 'f64', device });

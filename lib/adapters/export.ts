@@ -13,6 +13,7 @@ import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ResidualTeacher } from './adapter.ts';
 import type { ResidualForm } from './adapter_metadata.ts';
 import { linearNames } from './attach.ts';
+import { convertObstacle } from './changes.ts';
 import { hasAlpha, type LoraConfig, loraConfig } from './config.ts';
 import type { LoraModule } from './lora_module.ts';
 import { type LowRankPair, productOf } from './low_rank.ts';
@@ -166,7 +167,8 @@ export async function writeLora(
 
 /** Checks that a plain LoRA computes the same as an adapter. @throws UnsupportedError if none does */
 export function checkAsLora({ modules }: ExportableAdapter): void {
-  for (const { variant, settings } of modules) {
+  for (const module of modules) {
+    const { variant, settings } = module;
     const { own, option } = variant;
     const keys = variant.parameters.map(({ key }) => key);
     const ofType = own?.loraObstacle(settings) ?? null;
@@ -175,8 +177,12 @@ export function checkAsLora({ modules }: ExportableAdapter): void {
         ? `this adapter also trains ${keys.join(', ')} (${option})`
         : ofType && `${own?.peftType} ${ofType}`;
     if (obstacle === null) continue;
+    const remedy =
+      convertObstacle(module) === null
+        ? ', and make a plain LoRA of a chosen rank of that (balora convert)'
+        : '';
     throw new UnsupportedError(
-      `export "plain-lora" is for adapters that a pair A, B equals, and ${obstacle}; export it as "lora"`,
+      `export "plain-lora" is for adapters that a pair A, B equals, and ${obstacle}; export it as "lora"${remedy}`,
     );
   }
 }

@@ -19,7 +19,7 @@ import {
   sum,
   where,
 } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, type Tensor } from '../tensor.ts';
 import { leadingTriplets } from './leading_triplets.ts';
 
 /** The components of the rows that were seen. */
@@ -54,7 +54,7 @@ export class IncrementalPca {
   /** Takes more rows x (N,C), K of them at least. */
   add(x: Tensor): void {
     const before = this.#known;
-    this.#known = unscoped(() => scope(() => noGrad(() => this.#with(x.to('f32'), before))));
+    this.#known = computeOwned(() => this.#with(x.to('f32'), before));
     this.#count += x.shape[0] as number;
     if (before !== null) disposeAll(before);
   }

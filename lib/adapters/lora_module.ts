@@ -4,7 +4,7 @@ import { ArgumentError } from '../errors.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
 import type { LowRank } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, noGrad, type Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
 import type { Settings, Variant, VariantModule } from './methods/method.ts';
 import type { NamedTensor, TrainingPass } from './tuned_model.ts';
@@ -143,7 +143,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
 
   constant(key: string, make: () => Tensor): Tensor {
     const { constants } = this.#state;
-    const kept = constants.get(key) ?? unscoped(() => noGrad(() => scope(make)));
+    const kept = constants.get(key) ?? computeOwned(make);
     constants.set(key, kept);
     return kept;
   }

@@ -9,7 +9,7 @@ import { FormatError, UnsupportedError } from '../errors.ts';
 import { readText } from '../io/regular_file.ts';
 import { loadSafetensors } from '../io/safetensors.ts';
 import { contiguous, transpose } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, type Tensor } from '../tensor.ts';
 import { loraConfig } from './config.ts';
 import type { LoadedModule, PeftFolder } from './peft_folder.ts';
 
@@ -118,5 +118,4 @@ function modulesOf(
   );
 }
 
-const turned = (matrix: Tensor): Tensor =>
-  unscoped(() => scope(() => noGrad(() => contiguous(transpose(matrix)))));
+const turned = (matrix: Tensor): Tensor => computeOwned(() => contiguous(transpose(matrix)));

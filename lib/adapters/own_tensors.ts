@@ -4,7 +4,7 @@ import { withDevice } from '../device.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import type { Linear } from '../nn/linear.ts';
 import { zeros } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, scope, type Tensor } from '../tensor.ts';
 import { kOtherModel, masterOf } from './attach.ts';
 import { copyOf } from './copies.ts';
 import { masterDType } from './low_rank.ts';
@@ -45,13 +45,9 @@ export function startShared(
   const { weight } = target.linear;
   const dtype = masterDType(weight.dtype);
   const made = withDevice(weight.device, () =>
-    unscoped(() =>
-      noGrad(() =>
-        scope(() =>
-          Object.fromEntries(
-            own.shared.map((tensor) => [tensor.key, copyOf(tensor.start(context).to(dtype))]),
-          ),
-        ),
+    computeOwned(() =>
+      Object.fromEntries(
+        own.shared.map((tensor) => [tensor.key, copyOf(tensor.start(context).to(dtype))]),
       ),
     ),
   );
@@ -68,7 +64,7 @@ export function startOwn(
     if (complaint !== null) throw new ArgumentError(`${target.name}: ${complaint}`);
   }
   const first = withDevice(targets[0]?.linear.weight.device, () =>
-    unscoped(() => noGrad(() => scope(() => own.start(targets.map(startModule), settings)))),
+    computeOwned(() => own.start(targets.map(startModule), settings)),
   );
   const masters = targets.map((target, i) =>
     mastersOf(target, new Map(Object.entries(first[i] as Record<string, Tensor>)), {
@@ -163,7 +159,7 @@ export function sharedOf(
   return new Map(
     own.shared.map(({ key }) => [
       key,
-      unscoped(() => noGrad(() => scope(() => copyOf((values.get(key) as Tensor).to(dtype))))),
+      computeOwned(() => copyOf((values.get(key) as Tensor).to(dtype))),
     ]),
   );
 }

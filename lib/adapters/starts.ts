@@ -8,7 +8,7 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { shown } from '../shown.ts';
-import { noGrad, scope, Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, Tensor } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
 import type { CalibrationSettings, StartModule, Statistics } from './methods/method.ts';
 import { START_NAMES, startNamed } from './methods/registry.ts';
@@ -72,7 +72,7 @@ export function initialPairs(
   const device = targets[0]?.linear.weight.device;
   const body =
     typeof init === 'function' ? pairsOfFunction(init, targets) : pairsOfStart(init, targets);
-  return withDevice(device, () => unscoped(() => scope(() => noGrad(body))));
+  return withDevice(device, () => computeOwned(body));
 }
 
 /**

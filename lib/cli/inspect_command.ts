@@ -1,23 +1,41 @@
-/** `balora inspect`: shows the tensors of a model or adapter, or the tokens of an example. */
+/** `balora inspect`: shows the tensors of a model or adapter, what an adapter changes in its base, or the tokens of an example. */
 import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormats, type ExampleFormat } from '../data/example_format.ts';
+import { ArgumentError } from '../errors.ts';
+import { adapterChanges } from '../eval/adapter_changes.ts';
 import { filePath, onOff, whole } from '../options/kinds.ts';
-import { group, type ValuesOf } from '../options/option.ts';
+import { group, kebab, type ValuesOf } from '../options/option.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
+import { loadAdapted } from './adapted_model.ts';
+import { changeTable } from './change_view.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { openData } from './load.ts';
 import { listOf } from './option_table.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
-import { listTensors, tensorTable } from './tensor_view.ts';
+import { describeAdapter, listTensors, tensorTable } from './tensor_view.ts';
 import { hasColour, styler } from './terminal.ts';
 import { colouredTokens, tokenTable } from './token_view.ts';
-import { kExampleOptions, kLabelOptions, kTrainDefaults } from './train_options.ts';
+import { kExampleOptions, kLabelOptions, kModelOptions, kTrainDefaults } from './train_options.ts';
 
 const kRow = 0;
 
+const { required: _, ...kBase } = kModelOptions.model;
+
 const kInspectOptions = {
+  ...kModelOptions,
+  ...group('Model and data', {
+    model: {
+      ...kBase,
+      help: 'the base of an adapter, to show what it changes: a model folder, a GGUF file or a hub id',
+    },
+    intruders: onOff({
+      default: true,
+      help: 'with --model: count intruder dimensions',
+      helpOff: 'with --model: do not count intruder dimensions, which takes two thirds of the time',
+    }),
+  }),
   ...group('Examples', {
     data: filePath({
       placeholder: 'file',
@@ -32,10 +50,20 @@ const kInspectOptions = {
 
 type InspectSettings = ValuesOf<typeof kInspectOptions>;
 
+/** Options that only `--model` reads. */
+const kOfChanges = [
+  ...(Object.keys(kModelOptions) as (keyof typeof kModelOptions)[]).filter(
+    (name) => name !== 'model',
+  ),
+  'intruders',
+] as const;
+
 export const addInspect: CommandModule = (program, context, run) => {
   const command = program
     .command('inspect')
-    .description("a model's or adapter's tensors; with --data the tokens of an example")
+    .description(
+      "a model's or adapter's tensors; with --model what an adapter changes in its base; with --data the tokens of an example",
+    )
     .argument(
       '<path>',
       'a model folder, an adapter folder, a .gguf or .safetensors file, a hub id',
@@ -44,7 +72,9 @@ export const addInspect: CommandModule = (program, context, run) => {
   command.action(
     run(kInspectOptions, async (path: string, _: unknown, self: Command) => {
       const settings = await readOptions(self, kInspectOptions);
+      checkKind(settings);
       if (settings.data !== undefined) await showExample(path, settings.data, settings, context);
+      else if (settings.model !== undefined) await showChanges(path, settings, context);
       else {
         const { download: onDownload } = new Progress(context.stderr);
         context.stdout.write(`${tensorTable(await listTensors(path, { onDownload }))}\n`);
@@ -53,6 +83,37 @@ export const addInspect: CommandModule = (program, context, run) => {
     }),
   );
 };
+
+/** Refuses options of different views. @throws ArgumentError */
+function checkKind(settings: InspectSettings): void {
+  const { data, model } = settings;
+  if (data !== undefined && model !== undefined) {
+    throw new ArgumentError(
+      '--data shows the tokens of a row, --model what an adapter changes in that base; leave one of them out',
+    );
+  }
+  if (model !== undefined) return;
+  const idle = kOfChanges.find((name) => settings[name] !== undefined);
+  if (idle !== undefined) {
+    throw new ArgumentError(`--${kebab(idle)} needs --model, the base of the adapter`);
+  }
+}
+
+async function showChanges(
+  adapter: string,
+  settings: InspectSettings,
+  { stdout, stderr }: CliContext,
+): Promise<void> {
+  const progress = new Progress(stderr);
+  const { tuned } = await loadAdapted({ ...settings, adapter }, progress);
+  const changes = await adapterChanges(tuned, {
+    intruders: settings.intruders ?? true,
+    onProgress: (done, all) => progress.status(`decomposing: ${done} of ${all} modules`),
+  });
+  progress.clear();
+  const saved = tuned.saved?.parameters.map(({ name }) => name) ?? [];
+  stdout.write(`${describeAdapter(tuned.config)}\n${changeTable(changes, saved)}\n`);
+}
 
 async function showExample(
   path: string,

@@ -87,7 +87,8 @@ async function listAdapter(folder: string): Promise<TensorListing> {
   return { title, tensors: safetensors(join(folder, ADAPTER_TENSORS)) };
 }
 
-function describeAdapter(config: LoraConfig): string {
+/** A line that describes the configuration of an adapter. */
+export function describeAdapter(config: LoraConfig): string {
   const { r, loraAlpha, useRslora, initLoraWeights, targetModules, baseModelNameOrPath } = config;
   const targets =
     typeof targetModules === 'string' ? targetModules : (targetModules ?? []).join(', ');

@@ -16,6 +16,7 @@ import {
   truncationWarning,
 } from './dataset.ts';
 import { EmptyAnswers } from './empty_answers.ts';
+import { type Encoded, EncodedBatches } from './encoded_batches.ts';
 import { type Example, supervisedCount, truncate } from './example.ts';
 import {
   chooseFormats,
@@ -82,16 +83,15 @@ interface Settings {
 const kDefaultMaxLength = 512;
 
 /** Micro-batches of encoded examples; the trainer's usual data source. */
-export class Batches {
+export class Batches extends EncodedBatches<Example, Batch> {
   private constructor(
-    private readonly dataset: Dataset<Example, Batch>,
-    /** Description of the fields that are used, for people. */
-    readonly format: string,
+    encoded: Encoded<Example, Batch>,
     readonly statistics: DataStatistics,
     /** A string that changes with the examples' ids and supervision, their order and their batching. */
     readonly fingerprint: string,
-    readonly tokenizer: Tokenizer,
-  ) {}
+  ) {
+    super(encoded);
+  }
 
   /**
    * Reads and encodes every row once.
@@ -138,27 +138,13 @@ export class Batches {
       .update(dataset.digest)
       .update(JSON.stringify(settings))
       .digest('hex');
-    return new Batches(dataset, describeFormats(formats), statistics, fingerprint, tokenizer);
-  }
-
-  /** Number of micro-batches in an epoch (when packing, it depends on the order). */
-  batchCount(epoch: number): number {
-    return this.dataset.batchCount(epoch);
+    const format = describeFormats(formats);
+    return new Batches({ dataset, format, tokenizer }, statistics, fingerprint);
   }
 
   /** The micro-batches of an epoch from index `start` on. */
   batches(epoch: number, start = 0): AsyncGenerator<Batch> {
     return this.dataset.batches(epoch, start);
-  }
-
-  /** Indices of rows to show as examples: of each file the first that is trained on. */
-  get firstRows(): readonly number[] {
-    return this.dataset.firstRows;
-  }
-
-  /** The location of a row, for messages. */
-  where(row: number): Promise<string> {
-    return this.dataset.where(row);
   }
 
   /** The example of a row, within the length limit. @throws as reading and encoding the row do */

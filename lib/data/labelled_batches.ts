@@ -20,6 +20,7 @@ import {
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
+import { type Encoded, EncodedBatches } from './encoded_batches.ts';
 import { describeFormats, perFile } from './example_format.ts';
 import {
   chooseFields,
@@ -106,15 +107,14 @@ const kMaxLength = 512;
 const kManyClasses = 20;
 
 /** Unpadded micro-batches of labelled sequences, in an order that is a function of seed and epoch. */
-export class LabelledBatches {
+export class LabelledBatches extends EncodedBatches<Labelled, LabelledBatch> {
   private constructor(
-    private readonly dataset: Dataset<Labelled, LabelledBatch>,
+    encoded: Encoded<Labelled, LabelledBatch>,
     readonly scheme: LabelScheme,
     readonly statistics: LabelledStatistics,
-    /** Description of the fields that are used, for people. */
-    readonly format: string,
-    readonly tokenizer: Tokenizer,
-  ) {}
+  ) {
+    super(encoded);
+  }
 
   /**
    * Reads every row twice: for its label, since all labels together decide what they mean, and then to encode it.
@@ -159,7 +159,7 @@ export class LabelledBatches {
     };
     const format = describeFormats(fields);
     reportWarnings(statistics, scheme, { ...options, format });
-    return new LabelledBatches(dataset, scheme, statistics, format, tokenizer);
+    return new LabelledBatches({ dataset, format, tokenizer }, scheme, statistics);
   }
 
   /** A string that changes with the examples' ids and labels, their order and their batching. */
@@ -167,24 +167,9 @@ export class LabelledBatches {
     return this.dataset.digest.toString('hex');
   }
 
-  /** Number of micro-batches in an epoch, the same for every one. */
-  batchCount(epoch = 0): number {
-    return this.dataset.batchCount(epoch);
-  }
-
   /** The micro-batches of an epoch from index `start` on. */
   *batches(epoch = 0, start = 0): Generator<LabelledBatch> {
     for (const indices of this.dataset.groups(epoch, start)) yield this.collate(indices);
-  }
-
-  /** Indices of rows to show as examples: of each file the first. */
-  get firstRows(): readonly number[] {
-    return this.dataset.firstRows;
-  }
-
-  /** The location of a row, for messages. */
-  where(row: number): Promise<string> {
-    return this.dataset.where(row);
   }
 
   /** Collates examples by their rows into one micro-batch. */

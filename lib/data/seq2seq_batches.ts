@@ -15,6 +15,7 @@ import {
   truncationWarning,
 } from './dataset.ts';
 import { EmptyAnswers } from './empty_answers.ts';
+import { type Encoded, EncodedBatches } from './encoded_batches.ts';
 import {
   chooseSourceTargets,
   describeFormats,
@@ -77,16 +78,15 @@ const kDefaultMaxSourceLength = 512;
 const kDefaultMaxTargetLength = 128;
 
 /** Unpadded micro-batches of sources and targets, in an order that is a function of seed and epoch. */
-export class Seq2SeqBatches {
+export class Seq2SeqBatches extends EncodedBatches<Seq2SeqExample, Seq2SeqExamples> {
   private constructor(
-    private readonly dataset: Dataset<Seq2SeqExample, Seq2SeqExamples>,
-    /** Description of the fields that are used, for people. */
-    readonly format: string,
+    encoded: Encoded<Seq2SeqExample, Seq2SeqExamples>,
     readonly statistics: Seq2SeqStatistics,
     /** A string that changes with the examples' ids, the start token, their order and their batching. */
     readonly fingerprint: string,
-    readonly tokenizer: Tokenizer,
-  ) {}
+  ) {
+    super(encoded);
+  }
 
   /**
    * Reads and encodes every row once.
@@ -144,33 +144,13 @@ export class Seq2SeqBatches {
       .update(dataset.digest)
       .update(JSON.stringify(settings))
       .digest('hex');
-    return new Seq2SeqBatches(
-      dataset,
-      describeFormats(formats),
-      statistics,
-      fingerprint,
-      tokenizer,
-    );
-  }
-
-  /** Number of micro-batches in an epoch, the same for every one. */
-  batchCount(epoch = 0): number {
-    return this.dataset.batchCount(epoch);
+    const format = describeFormats(formats);
+    return new Seq2SeqBatches({ dataset, format, tokenizer }, statistics, fingerprint);
   }
 
   /** The micro-batches of an epoch from index `start` on. */
   batches(epoch: number, start = 0): AsyncGenerator<Seq2SeqExamples> {
     return this.dataset.batches(epoch, start);
-  }
-
-  /** Indices of rows to show as examples: of each file the first that is trained on. */
-  get firstRows(): readonly number[] {
-    return this.dataset.firstRows;
-  }
-
-  /** The location of a row, for messages. */
-  where(row: number): Promise<string> {
-    return this.dataset.where(row);
   }
 
   /** The example of a row, within the length limits. @throws as reading and encoding the row do */

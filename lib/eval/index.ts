@@ -1,4 +1,9 @@
 // `balora/eval`: benchmarks and the scoring of language models on them, and measures of collapse, bias and calibration.
+export {
+  type AdapterChangeOptions,
+  adapterChanges,
+  type ModuleChange,
+} from './adapter_changes.ts';
 export { type BootstrapOptions, confidenceIntervals, type Interval } from './bootstrap.ts';
 export {
   brierScore,

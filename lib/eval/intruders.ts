@@ -16,6 +16,10 @@ export interface IntruderOptions {
   readonly threshold?: number;
 }
 
+/** PEFT's defaults. */
+const kTopK = 10;
+const kThreshold = 0.5;
+
 const kTable: CallTable<IntruderOptions> = {
   topK: wholeNumber({ least: 1 }),
   threshold: finiteNumber({ least: 0, most: 1 }),
@@ -40,23 +44,28 @@ export async function intruderDimensions(
   options: IntruderOptions = {},
 ): Promise<IntruderDimensions> {
   checkCall('intruderDimensions', options, kTable);
-  const { topK = 10, threshold = 0.5 } = options;
+  const { topK, threshold } = options;
   const found = scope(() => noGrad(() => largestCosines(base, tuned, topK)));
   return readIntruders(found, threshold);
 }
 
 /** The largest absolute cosine of each leading singular vector of `tuned` with those of `base`, (min(topK, K)) f64. */
-function largestCosines(base: Tensor, tuned: Tensor, topK: number): Tensor {
+export function largestCosines(base: Tensor, tuned: Tensor, topK = kTopK): Tensor {
   const before = svd(base.to('f64')).u; // (out, K)
   const leading = slice(svd(tuned.to('f64')).u, 1, { stop: topK });
   return max(abs(matmul(transpose(leading), before)), { axis: 1 });
 }
 
+/** Places of the intruders by the largest cosine of each vector. */
+export function intrudersOf(cosines: readonly number[], threshold = kThreshold): number[] {
+  return cosines.flatMap((cosine, i) => (cosine < threshold ? [i] : []));
+}
+
 /** The intruders by the cosines, whose tensor is freed. */
-async function readIntruders(found: Tensor, threshold: number): Promise<IntruderDimensions> {
+async function readIntruders(found: Tensor, threshold?: number): Promise<IntruderDimensions> {
   try {
     const cosines = Array.from((await found.data()) as Float64Array);
-    return { indices: cosines.flatMap((cosine, i) => (cosine < threshold ? [i] : [])), cosines };
+    return { indices: intrudersOf(cosines, threshold), cosines };
   } finally {
     found.dispose();
   }
@@ -89,7 +98,7 @@ export async function adapterIntruders(
   options: AdapterIntruderOptions = {},
 ): Promise<AdapterIntruders> {
   checkCall('adapterIntruders', options, kAdapterTable);
-  const { topK = 10, threshold = 0.5, signal, onProgress } = options;
+  const { topK, threshold, signal, onProgress } = options;
   const modules: Record<string, IntruderDimensions> = {};
   let count = 0;
   for (const [done, module] of tuned.modules.entries()) {

@@ -2,7 +2,7 @@
 import { ArgumentError } from '../errors.ts';
 import { AutoModelForCausalLM, type CausalLM, type Model } from '../models/index.ts';
 import { div, exp, linear, logSoftmax, mul, slice, sub, sum, tanh } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, scope, type Tensor } from '../tensor.ts';
 
 /** Tokens of a text that are used, of a pass, and of a product with the head. */
 const kMostTokens = 2048;
@@ -53,23 +53,16 @@ function partsOf(model: CausalLM, other: CausalLM, inputIds: Int32Array): Tensor
     positions: inputIds.map((_, i) => i),
     cuSeqlens: Int32Array.of(0, inputIds.length),
   };
-  return unscoped(() =>
-    scope(() =>
-      noGrad(() => {
-        const [own, file] = [model.forward(batch), other.forward(batch)];
-        return Array.from({ length: Math.ceil(inputIds.length / kRows) }, (_, i) => {
-          const rows = [i * kRows, Math.min((i + 1) * kRows, inputIds.length)] as const;
-          return scope(() => {
-            const [p, q] = [
-              logProbabilities(model, own, rows),
-              logProbabilities(other, file, rows),
-            ];
-            return sum(mul(exp(p), sub(p, q)));
-          });
-        });
-      }),
-    ),
-  );
+  return computeOwned(() => {
+    const [own, file] = [model.forward(batch), other.forward(batch)];
+    return Array.from({ length: Math.ceil(inputIds.length / kRows) }, (_, i) => {
+      const rows = [i * kRows, Math.min((i + 1) * kRows, inputIds.length)] as const;
+      return scope(() => {
+        const [p, q] = [logProbabilities(model, own, rows), logProbabilities(other, file, rows)];
+        return sum(mul(exp(p), sub(p, q)));
+      });
+    });
+  });
 }
 
 /** Logarithms of the probabilities (N,V) of some rows of hidden states. */

@@ -16,7 +16,7 @@ import { type GgufLayout, ggufLayoutOf, type Model } from '../models/index.ts';
 import { findFiles } from '../models/opened.ts';
 import { square, sum } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
-import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { computeOwned, type Tensor, tensor } from '../tensor.ts';
 import { divergenceOf } from './divergence.ts';
 import { folderEntries, folderTensors } from './gguf_folder.ts';
 import { FILE_TYPES, type FileTraits, staysAsItIs, typeOf } from './gguf_types.ts';
@@ -270,19 +270,15 @@ function changedValues(
   const [path, attribute] = [hf.slice(0, at), hf.slice(at + 1)];
   const module = tuned.modules.find(({ name }) => name === path);
   const saved = tuned.saved?.parameters.find(({ name }) => name === hf);
-  return unscoped(() =>
-    scope(() =>
-      noGrad(() => {
-        if (saved !== undefined) return layout.valuesOf(hf, saved.tensor).to('f32');
-        if (module === undefined) return null;
-        if (attribute === 'bias') {
-          const bias = mergedBias(module);
-          return bias === null ? null : layout.valuesOf(hf, bias).to('f32');
-        }
-        return layout.valuesOf(hf, mergedWeightWithError(module, 'f32').weight).to('f32');
-      }),
-    ),
-  );
+  return computeOwned(() => {
+    if (saved !== undefined) return layout.valuesOf(hf, saved.tensor).to('f32');
+    if (module === undefined) return null;
+    if (attribute === 'bias') {
+      const bias = mergedBias(module);
+      return bias === null ? null : layout.valuesOf(hf, bias).to('f32');
+    }
+    return layout.valuesOf(hf, mergedWeightWithError(module, 'f32').weight).to('f32');
+  });
 }
 
 /** The values of a weight that the adapter does not change, f32: as the base's file holds them, or in the file's layout. */
@@ -290,22 +286,17 @@ function unchangedValues(
   { name, hf, source, values }: PlannedTensor,
   { input: { tuned }, layout }: WriteContext,
 ): Tensor {
-  return unscoped(() =>
-    scope(() =>
-      noGrad(() => {
-        if (values !== undefined) return tensor(values);
-        if (source !== null) return source.read(name, { checkFinite: true });
-        const [, weight] = Array.from(tuned.model.namedParameters()).find(
-          ([parameter]) => parameter === hf,
-        ) as [string, Tensor];
-        return layout.valuesOf(hf as string, weight).to('f32');
-      }),
-    ),
-  );
+  return computeOwned(() => {
+    if (values !== undefined) return tensor(values);
+    if (source !== null) return source.read(name, { checkFinite: true });
+    const [, weight] = Array.from(tuned.model.namedParameters()).find(
+      ([parameter]) => parameter === hf,
+    ) as [string, Tensor];
+    return layout.valuesOf(hf as string, weight).to('f32');
+  });
 }
 
-const sumOfSquares = (values: Tensor): Tensor =>
-  unscoped(() => scope(() => noGrad(() => sum(square(values)))));
+const sumOfSquares = (values: Tensor): Tensor => computeOwned(() => sum(square(values)));
 
 /** Characters of a text of which tokens are made: more than {@link divergenceOf} uses. */
 const kMostText = 2 ** 15;

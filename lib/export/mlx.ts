@@ -11,7 +11,7 @@ import { hubIdOf } from '../io/hub/names.ts';
 import { saveSafetensors } from '../io/index.ts';
 import type { Model } from '../models/index.ts';
 import { concat, contiguous, mul, transpose, zeros } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, type Tensor } from '../tensor.ts';
 import { fillFolder } from './output.ts';
 import { type PlainModule, withPlainLora } from './plain_lora.ts';
 import { defineAdapterTarget } from './target.ts';
@@ -87,17 +87,13 @@ function stored(
   matrix: Tensor,
   { axis, rank, factor }: { axis: 0 | 1; rank: number; factor: number },
 ): Tensor {
-  return unscoped(() =>
-    scope(() =>
-      noGrad(() => {
-        const missing = rank - (matrix.shape[axis] as number);
-        const shape = matrix.shape.map((extent, i) => (i === axis ? missing : extent));
-        const scaled = (factor === 1 ? matrix : mul(matrix.to('f64'), factor)).to('f32');
-        const whole = missing === 0 ? scaled : concat([scaled, zeros(shape)], axis);
-        return contiguous(transpose(whole));
-      }),
-    ),
-  );
+  return computeOwned(() => {
+    const missing = rank - (matrix.shape[axis] as number);
+    const shape = matrix.shape.map((extent, i) => (i === axis ? missing : extent));
+    const scaled = (factor === 1 ? matrix : mul(matrix.to('f64'), factor)).to('f32');
+    const whole = missing === 0 ? scaled : concat([scaled, zeros(shape)], axis);
+    return contiguous(transpose(whole));
+  });
 }
 
 function layerCount(model: Model): number {

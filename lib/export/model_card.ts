@@ -1,4 +1,7 @@
-/** The model card: README.md with the front matter that PEFT and the Hub read, the settings of the adapter, and the run as table and plot. */
+/**
+ * The model card: README.md with the front matter that PEFT and the Hub read, the settings of the adapter, and the run as a table
+ * and a picture.
+ */
 import { basename, join, resolve } from 'node:path';
 import type { AdapterModel } from '../adapters/adapter_model.ts';
 import { hasAlpha, PEFT_VERSION } from '../adapters/config.ts';
@@ -6,11 +9,12 @@ import { ownFormOf } from '../adapters/methods/registry.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import { hubIdOf } from '../io/hub/names.ts';
-import { MODEL_CARD } from '../io/model_folder.ts';
+import { LOSS_PLOT, MODEL_CARD } from '../io/model_folder.ts';
 import { packageVersion } from '../io/package_version.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { objectIn, RUN_FILES, recordOf } from '../io/run_folder.ts';
 import type { Model } from '../models/index.ts';
+import { type Curve, lossPlot } from './loss_plot.ts';
 
 /** Where a card is written, and of what. */
 interface CardOptions {
@@ -26,7 +30,7 @@ interface CardOptions {
 const kOwn =
   '<!-- Written by balora, and written again with the adapter unless this line is removed. -->';
 
-/** Writes README.md, unless there is one that somebody else has written. */
+/** Writes README.md and the picture in it, unless there is one that somebody else has written. */
 export async function writeCard(tuned: AdapterModel<Model>, options: CardOptions): Promise<void> {
   const path = join(options.folder, MODEL_CARD);
   const existing = await readText(path).catch((error: unknown) => {
@@ -34,7 +38,10 @@ export async function writeCard(tuned: AdapterModel<Model>, options: CardOptions
     throw error;
   });
   if (existing !== null && !existing.includes(kOwn)) return;
-  await writeFileAtomic(path, modelCard(tuned, await readRun(options.adapter), options.merged));
+  const run = await readRun(options.adapter);
+  const curves = curvesOf(run);
+  if (curves !== null) await writeFileAtomic(join(options.folder, LOSS_PLOT), lossPlot(curves));
+  await writeFileAtomic(path, modelCard(tuned, run, options.merged));
 }
 
 /** The part of a step's record that a card uses; a line of another version may lack any of it. */
@@ -88,9 +95,10 @@ async function lines<T extends object>(path: string): Promise<T[]> {
 /** The text of a model card. */
 export function modelCard(
   { model, config, modules, method }: AdapterModel<Model>,
-  { steps, evaluations }: RunRecord,
+  run: RunRecord,
   merged: boolean,
 ): string {
+  const { steps, evaluations } = run;
   const name = config.baseModelNameOrPath ?? model.nameOrPath;
   const id = hubIdOf(name);
   const readers = ownFormOf(config.peftType)?.inPeft === false ? 'balora' : 'PEFT or balora';
@@ -112,7 +120,7 @@ export function modelCard(
     kOwn,
     `# ${merged ? 'Fine-tuned model' : 'Adapter'}\n\n${what}`,
     `## Settings\n\n${table(['setting', 'value'], settings)}`,
-    ...(steps.length === 0 ? [] : [`## Training\n\n${trainingText(steps)}`]),
+    ...(steps.length === 0 ? [] : [`## Training\n\n${trainingText(run)}`]),
     ...(evaluations.length === 0 ? [] : [`## Evaluation\n\n${evaluationText(evaluations)}`]),
     `### Framework versions\n\n- balora ${packageVersion()}${merged ? '' : `\n- PEFT ${PEFT_VERSION} (format of the files)`}`,
   ];
@@ -159,15 +167,16 @@ function table(head: readonly string[], rows: readonly (readonly string[])[]): s
   return [line(head), line(head.map(() => '---')), ...rows.map(line)].join('\n');
 }
 
-/** Rows of a table of steps, and columns and lines of a plot. */
+/** Rows of a table of steps, the most points of a curve, and the fewest steps of which one is drawn. */
 const kRows = 12;
-const kColumns = 64;
-const kLines = 12;
+const kPoints = 200;
+const kFewest = 3;
 
 const short = (value: unknown): string =>
   typeof value === 'number' ? `${Number(value.toPrecision(4))}` : '';
 
-function trainingText(steps: readonly Step[]): string {
+function trainingText(run: RunRecord): string {
+  const { steps } = run;
   const last = steps.at(-1) as Step;
   const sum = steps.reduce((total, { tokens = 0 }) => total + tokens, 0);
   const facts = [
@@ -186,7 +195,7 @@ function trainingText(steps: readonly Step[]): string {
   return [
     `${facts.join(', ')}.`,
     table(['step', 'epoch', 'loss', 'learning rate'], rows),
-    ...(steps.length < 3 ? [] : [`\`\`\`text\n${plot(steps)}\n\`\`\``]),
+    ...(curvesOf(run) === null ? [] : [`![The loss over the steps](${LOSS_PLOT})`]),
   ].join('\n\n');
 }
 
@@ -209,29 +218,21 @@ function spaced<T>(items: readonly T[], most: number): T[] {
   return Array.from({ length: most }, (_, i) => items[Math.round(i * stride)] as T);
 }
 
-/** The loss over the steps as text: each column is the mean of the steps in it. */
-function plot(steps: readonly Step[]): string {
-  const columns = Math.min(kColumns, steps.length);
-  const means = Array.from({ length: columns }, (_, column) => {
-    const from = Math.floor((column * steps.length) / columns);
-    const part = steps.slice(from, Math.floor(((column + 1) * steps.length) / columns));
-    return part.reduce((sum, { loss }) => sum + loss, 0) / part.length;
+/** The losses of a run as curves; null: it is too short for a picture. */
+function curvesOf({ steps, evaluations }: RunRecord): Curve[] | null {
+  if (steps.length < kFewest) return null;
+  const count = Math.min(kPoints, steps.length);
+  const points = Array.from({ length: count }, (_, at): [number, number] => {
+    const from = Math.floor((at * steps.length) / count);
+    const part = steps.slice(from, Math.floor(((at + 1) * steps.length) / count));
+    const sum = (of: (step: Step) => number) => part.reduce((total, one) => total + of(one), 0);
+    return [sum(({ step }) => step) / part.length, sum(({ loss }) => loss) / part.length];
   });
-  const [least, most] = [Math.min(...means), Math.max(...means)];
-  const lineOf = (mean: number): number =>
-    most === least ? 0 : Math.round(((most - mean) / (most - least)) * (kLines - 1));
-  const labels = Array.from({ length: kLines }, (_, line) =>
-    short(most - ((most - least) * line) / (kLines - 1)),
+  const heldOut = evaluations.flatMap(({ step, loss }): [number, number][] =>
+    typeof loss === 'number' && Number.isFinite(loss) ? [[step, loss]] : [],
   );
-  const width = Math.max(...labels.map((label) => label.length));
-  const [first, last] = [steps[0] as Step, steps.at(-1) as Step];
   return [
-    'loss',
-    ...labels.map((label, line) => {
-      const marks = means.map((mean) => (lineOf(mean) === line ? '*' : ' ')).join('');
-      return `${label.padStart(width)} |${marks}`.trimEnd();
-    }),
-    `${' '.repeat(width)} +${'-'.repeat(columns)}`,
-    `${' '.repeat(width)}  step ${first.step} to ${last.step}`,
-  ].join('\n');
+    { name: 'training loss', points },
+    ...(heldOut.length === 0 ? [] : [{ name: 'held-out loss', points: heldOut }]),
+  ];
 }

@@ -1,5 +1,6 @@
 /** An adapter as pairs A, B on the untouched base, for formats that hold nothing else. */
 import type { AdapterModel } from '../adapters/adapter_model.ts';
+import { convertObstacle } from '../adapters/changes.ts';
 import type { LowRankPair } from '../adapters/low_rank.ts';
 import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
@@ -25,9 +26,13 @@ export async function withPlainLora<T>(
 ): Promise<T> {
   const obstacle = plainObstacle(tuned);
   if (obstacle !== null) {
+    const { reason, canConvert } = obstacle;
+    const convert = canConvert
+      ? 'write it as a plain LoRA of a chosen rank first (balora convert), '
+      : '';
     throw new UnsupportedError(
-      `${format} holds pairs A, B alone, and this adapter ${obstacle}; merge it into its base instead (safetensors, gguf), or keep ` +
-        'it as a PEFT folder (peft)',
+      `${format} holds pairs A, B alone, and this adapter ${reason}; merge it into its base instead (safetensors, gguf), ${convert}or ` +
+        'keep it as a PEFT folder (peft)',
     );
   }
   const own = new Set(tuned.modules.flatMap((module) => module.tensors()));
@@ -45,18 +50,30 @@ export async function withPlainLora<T>(
   }
 }
 
-/** The reason why an adapter is more than pairs on the untouched base; null: it is not. */
-function plainObstacle({ modules, saved, residual }: AdapterModel<Model>): string | null {
+/** A reason why an adapter is more than pairs on the untouched base, and whether `convertToLora` makes pairs of it. */
+interface Obstacle {
+  readonly reason: string;
+  readonly canConvert: boolean;
+}
+
+/** What makes an adapter more than pairs; null: nothing does. */
+function plainObstacle({ modules, saved, residual }: AdapterModel<Model>): Obstacle | null {
   if (saved !== null && saved.parameters.length > 0) {
-    return `also trains whole modules (${saved.parameters.map(({ name }) => name).join(', ')})`;
+    const names = saved.parameters.map(({ name }) => name).join(', ');
+    return { reason: `also trains whole modules (${names})`, canConvert: false };
   }
-  for (const { variant, settings } of modules) {
-    const ofType = variant.own?.loraObstacle(settings) ?? null;
-    if (ofType !== null) return ofType;
+  if (residual !== null) {
+    const reason = 'belongs on a residual of its base, not on the base itself';
+    return { reason, canConvert: false };
+  }
+  for (const module of modules) {
+    const { variant, settings } = module;
     const keys = variant.parameters.map(({ key }) => key);
-    if (keys.length > 0)
-      return `also trains ${keys.join(', ')} (${variant.option ?? 'its variant'})`;
+    const reason =
+      keys.length > 0
+        ? `also trains ${keys.join(', ')} (${variant.option ?? 'its variant'})`
+        : (variant.own?.loraObstacle(settings) ?? null);
+    if (reason !== null) return { reason, canConvert: convertObstacle(module) === null };
   }
-  if (residual !== null) return 'belongs on a residual of its base, not on the base itself';
   return null;
 }

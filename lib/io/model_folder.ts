@@ -9,6 +9,8 @@ export const GENERATION_CONFIG = 'generation_config.json';
 
 /** The description of a model on the Hub. */
 export const MODEL_CARD = 'README.md';
+/** The picture in it. */
+export const LOSS_PLOT = 'loss.svg';
 
 /** Files that belong to the vocabulary. */
 export const TOKENIZER_FILES: readonly string[] = [

@@ -264,7 +264,7 @@ export abstract class Model extends Module {
 
   /** Batches of so many rows with ids that any vocabulary has, by which the memory of a row is measured. */
   probeBatches(rows: number): readonly ModelBatch[] {
-    return [probeBatch(rows)];
+    return [probeBatch(rows, this.maxPositions)];
   }
 
   /** Checks a batch as forward() does and returns it as tensors, which the caller disposes of. @throws as forward() */
@@ -301,12 +301,17 @@ export abstract class Model extends Module {
   }
 }
 
-/** A sequence of so many rows of the first id. */
-export function probeBatch(rows: number): ModelBatch {
+/**
+ * So many rows of one sequence, or of several where the longest has fewer. Each has an id of its own, so that no two share the rows of a
+ * common beginning.
+ */
+export function probeBatch(rows: number, longest = rows): ModelBatch {
+  const length = Math.min(rows, longest);
+  const sequences = Math.ceil(rows / length);
   return {
-    inputIds: new Int32Array(rows),
-    positions: Int32Array.from({ length: rows }, (_, i) => i),
-    cuSeqlens: Int32Array.of(0, rows),
+    inputIds: Int32Array.from({ length: rows }, (_, i) => Math.floor(i / length)),
+    positions: Int32Array.from({ length: rows }, (_, i) => i % length),
+    cuSeqlens: Int32Array.from({ length: sequences + 1 }, (_, b) => Math.min(b * length, rows)),
   };
 }
 

@@ -36,7 +36,7 @@ import {
   zeros,
 } from '../ops/index.ts';
 import { taskOf } from '../tasks/list.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, scope, type Tensor } from '../tensor.ts';
 import {
   batchesOf,
   type CalibratedLinear,
@@ -178,7 +178,7 @@ async function bySketches(
     Math.min(kOversampling * calibration.count(module), ...[module.inFeatures, module.outFeatures]);
   /** Makes tensors of their own, on the module's device. */
   const made = (module: CalibratedLinear, body: () => Tensor): Tensor =>
-    unscoped(() => scope(() => noGrad(() => body().to(masterDType(module.weight.dtype)))));
+    computeOwned(() => body().to(masterDType(module.weight.dtype)));
   /** Runs a pass with pairs beside the weights; what is read are the gradients of their halves `half`. */
   const gradients = async (
     index: number,
@@ -211,9 +211,7 @@ async function bySketches(
           counts: { pass: index, ...now },
         }));
       });
-      return unscoped(() =>
-        scope(() => noGrad(() => leaves.map(({ grad }) => mul(grad as Tensor, 1 / count)))),
-      );
+      return computeOwned(() => leaves.map(({ grad }) => mul(grad as Tensor, 1 / count)));
     } finally {
       for (const { linear } of modules) linear.adapter = null;
       for (const leaf of leaves) leaf.requiresGrad = false;

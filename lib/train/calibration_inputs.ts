@@ -27,7 +27,7 @@ import {
   where,
   zeros,
 } from '../ops/index.ts';
-import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { computeOwned, noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
 import {
   batchesOf,
   type CalibratedLinear,
@@ -270,7 +270,7 @@ async function byCollector(
     }
     const results = collector.results();
     const kept = groups.map(({ first }, i) => {
-      const own = unscoped(() => scope(() => noGrad(() => ownCopies(results[i] as Statistics))));
+      const own = computeOwned(() => ownCopies(results[i] as Statistics));
       return [first.name, own] as const;
     });
     await settle();

@@ -11,7 +11,7 @@ import type { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
+import { computeOwned, noGrad, scope, type Tensor } from '../tensor.ts';
 import type { CalibrationState } from './calibration_state.ts';
 
 /** A module to be calibrated. */
@@ -171,15 +171,11 @@ export async function reducedOf<S>(
   const bytesOf = ({ module }: (typeof sources)[number]): number =>
     Math.max(8 * module.weight.size, kReducedBytes / kReduced);
   for (const some of partsWithin(sources, bytesOf, kReducedBytes)) {
-    const found = unscoped(() =>
-      scope(() =>
-        noGrad(() =>
-          reduce(
-            some.map(({ module }) => module),
-            some.map(({ source }) => source),
-          ).map(ownCopies),
-        ),
-      ),
+    const found = computeOwned(() =>
+      reduce(
+        some.map(({ module }) => module),
+        some.map(({ source }) => source),
+      ).map(ownCopies),
     );
     for (const [i, { module }] of some.entries()) result.set(module.name, found[i] as Statistics);
     await settle();

@@ -24,7 +24,7 @@ import {
   removeTemporaries,
   writeFileAtomic,
 } from '../io/files.ts';
-import { COMPANIONS, MODEL_CARD, SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import { COMPANIONS, LOSS_PLOT, MODEL_CARD, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { isStepFolder, RUN, RUN_FILES } from '../io/run_folder.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
@@ -54,6 +54,7 @@ const kResultFiles: readonly string[] = [
   ...kAdapterFiles,
   ...kModelFiles,
   MODEL_CARD,
+  LOSS_PLOT,
   ...kModelFiles.map((name) => join(RESIDUAL_BASE, name)),
   ...kAdapterFiles.map((name) => join(INITIAL_ADAPTER, name)),
 ];

@@ -25,6 +25,7 @@ import {
 } from 'balora';
 import { collate, JsonlFile } from 'balora/data';
 import { barChart } from '../bar_chart.mjs';
+import { formatOf, requireOptions } from '../rows.mjs';
 import { line, readLines, shown, statistics } from '../statistics.mjs';
 
 const { values: options } = parseArgs({
@@ -61,9 +62,7 @@ if (options.table) {
 }
 
 async function measure() {
-  for (const name of ['model', 'pairs']) {
-    if (!options[name]) throw new Error(`--${name} is missing; the file's head shows the command`);
-  }
+  requireOptions(options, ['model', 'pairs']);
   mkdirSync(options.output, { recursive: true });
   const settings = settingsOf();
   const keyOf = (run) => JSON.stringify([run.method, run.seed, run.settings]);
@@ -123,9 +122,7 @@ async function tune(model, tokenizer) {
   const tuned = await AdapterModel.create(model, adapter, { seed });
   const rows = await JsonlFile.open(options.data);
   const data = await Batches.create(rows, tokenizer, {
-    promptField: options['prompt-field'],
-    responseField: options['response-field'],
-    batchSize: Number(options['batch-size']),
+    ...formatOf(options),
     seed,
   });
   const trainer = new Trainer({

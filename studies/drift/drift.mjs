@@ -8,13 +8,12 @@
 //
 // output/runs.jsonl has one measurement per line. A run that is complete there is not repeated, so that a stopped study continues.
 // --table prints the table of the measurements so far.
-import { appendFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { appendFileSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
   AdapterModel,
   AutoModelForCausalLM,
-  arrayRows,
   Batches,
   evaluate,
   resolveMethod,
@@ -22,6 +21,8 @@ import {
   Trainer,
 } from 'balora';
 import { JsonlFile } from 'balora/data';
+import { firstRows, formatOf, requireOptions } from '../rows.mjs';
+import { line, readLines, shown, statistics } from '../statistics.mjs';
 
 const { values: options } = parseArgs({
   options: {
@@ -47,32 +48,11 @@ const kSteps = Number(options.steps);
 const kLabels = { lora: 'LoRA', pissa: 'PiSSA', balora: 'BA-LoRA' };
 const log = join(options.output, 'runs.jsonl');
 
-/** The measurements so far. */
-function measured() {
-  if (!existsSync(log)) return [];
-  return readFileSync(log, 'utf8').trim().split('\n').filter(Boolean).map(JSON.parse);
-}
-
-/** The first `count` rows of a JSONL file. */
-async function firstRows(path, count) {
-  const file = await JsonlFile.open(path);
-  const all = [];
-  for (let i = 0; i < Math.min(file.length, count); ++i) all.push(await file.row(i));
-  await file.close();
-  return arrayRows(all);
-}
-
 async function study() {
-  for (const name of ['model', 'data', 'eval-data']) {
-    if (!options[name]) throw new Error(`--${name} is missing; the file's head shows the command`);
-  }
+  requireOptions(options, ['model', 'data', 'eval-data']);
   mkdirSync(options.output, { recursive: true });
   const tokenizer = await Tokenizer.fromPretrained(options.model);
-  const format = {
-    promptField: options['prompt-field'],
-    responseField: options['response-field'],
-    batchSize: Number(options['batch-size']),
-  };
+  const format = formatOf(options);
   const training = await JsonlFile.open(options.data);
   const heldOut = await Batches.create(
     await firstRows(options['eval-data'], Number(options['eval-rows'])),
@@ -82,7 +62,7 @@ async function study() {
   for (const seed of options.seeds.split(',').map(Number)) {
     const data = await Batches.create(training, tokenizer, { ...format, shuffle: true, seed });
     for (const method of options.methods.split(',')) {
-      const done = measured().filter((row) => row.method === method && row.seed === seed);
+      const done = readLines(log).filter((row) => row.method === method && row.seed === seed);
       if (done.some(({ step }) => step === kSteps)) continue;
       for (const row of await run({ method, seed, data, heldOut })) {
         appendFileSync(log, `${JSON.stringify(row)}\n`);
@@ -136,16 +116,10 @@ function firstReached(run, level) {
   return { step: between('step'), loss: level, kl: between('kl'), entropy: between('entropy') };
 }
 
-function meanAndDeviation(values) {
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
-  return [mean, values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : 0];
-}
-
 /** Prints one table for each method: at the lowest loss that all of its runs reach, for all methods that reach it. */
 function printTables() {
   const runs = new Map();
-  for (const row of measured()) {
+  for (const row of readLines(log)) {
     const key = `${row.method} ${row.seed}`;
     runs.set(key, [...(runs.get(key) ?? []), row]);
   }
@@ -158,11 +132,6 @@ function printTables() {
 }
 
 function printTable(all, { method, level, lowest }) {
-  const format = (values, digits) => {
-    const [mean, deviation] = meanAndDeviation(values);
-    const spread = values.length > 1 ? ` ± ${deviation.toFixed(digits)}` : '';
-    return `${mean.toFixed(digits)}${spread}`;
-  };
   console.log(
     `\nAt held-out loss ${level.toFixed(4)}, which every ${kLabels[method]} run reaches:\n`,
   );
@@ -173,14 +142,13 @@ function printTable(all, { method, level, lowest }) {
     if (own.length === 0 || own.some((run) => lowest(run) > level)) continue;
     const at = own.map((run) => firstReached(run, level));
     const last = own.map((run) => run.at(-1));
-    const column = (list, key, digits) =>
-      format(
-        list.map((row) => row[key]),
-        digits,
-      );
+    const column = (list, key, digits) => shown(statistics(list.map((row) => row[key])), digits);
     console.log(
-      `| ${kLabels[other]} | ${own.length} | ${column(at, 'step', 1)} | ${column(at, 'kl', 4)} | ` +
-        `${column(at, 'entropy', 3)} | ${column(last, 'loss', 4)}, ${column(last, 'kl', 4)} |`,
+      line([
+        ...[kLabels[other], own.length, column(at, 'step', 1), column(at, 'kl', 4)],
+        column(at, 'entropy', 3),
+        `${column(last, 'loss', 4)}, ${column(last, 'kl', 4)}`,
+      ]),
     );
   }
 }

@@ -13,7 +13,7 @@
 // output/runs.jsonl has one run per line with its settings. A run in it is not repeated, so that a stopped study continues, and
 // several processes may share one.
 // node studies/inheritance/report.mjs makes the tables and plots.
-import { appendFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { appendFileSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
@@ -27,6 +27,8 @@ import {
   Trainer,
   warmUpHead,
 } from 'balora';
+import { requireOptions } from '../rows.mjs';
+import { readLines } from '../statistics.mjs';
 import { rowsOf } from './conditions.mjs';
 
 const { values: options } = parseArgs({
@@ -50,9 +52,7 @@ const { values: options } = parseArgs({
     output: { type: 'string', default: join('output', 'inheritance') },
   },
 });
-for (const name of ['model', 'data']) {
-  if (!options[name]) throw new Error(`--${name} is missing; the file's head shows the command`);
-}
+requireOptions(options, ['model', 'data']);
 
 const kTask = 'sequence-classification';
 /** Arms of the study: a method, and changes of its options. */
@@ -68,9 +68,7 @@ const kArms = {
 const list = (text) => text.split(',').map((item) => item.trim());
 const log = join(options.output, 'runs.jsonl');
 mkdirSync(options.output, { recursive: true });
-const done = existsSync(log)
-  ? readFileSync(log, 'utf8').split('\n').filter(Boolean).map(JSON.parse)
-  : [];
+const done = readLines(log);
 const tokenizer = await Tokenizer.fromPretrained(options.model);
 
 for (const seed of list(options.seeds).map(Number)) {

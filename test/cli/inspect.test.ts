@@ -2,8 +2,13 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { balora } from '../support/run_cli.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
+import { disturb } from '../support/tiny_adapters.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 
 let folder: string;
@@ -106,6 +111,62 @@ describeShared('balora inspect on SmolLM2', [kModel, 'data/gsm8k'], () => {
     const tokens = (await balora(['inspect', path, '--data', data])).out;
     expect(tokens).toMatch(/train\.jsonl:1 \(question -> answer\): \d+ tokens, \d+ supervised\n/);
     expect(tokens).toMatch(/ {2}\* {2}<\|im_end\|>\n$/);
+  });
+});
+
+describe('balora inspect --model', () => {
+  it('shows what an adapter of any method changes in each weight', async () => {
+    const base = join(folder, 'base');
+    await writeTinyCheckpoint(base);
+    const made = async (name: string, config: AdapterConfigInput) => {
+      const tuned = await AdapterModel.create(
+        await AutoModelForCausalLM.fromPretrained(base),
+        config,
+      );
+      disturb(tuned, 1, 0.3);
+      await tuned.savePretrained(join(folder, name));
+    };
+    await made('of-lora', { r: 3, targetModules: ['q_proj'], modulesToSave: ['norm'] });
+    await made('of-hira', { method: 'hira', r: 2 });
+    const lora = await balora(['inspect', join(folder, 'of-lora'), '--model', base]);
+    expect(lora.code, lora.err).toBe(0);
+    const [title, head, ...lines] = lora.out.trimEnd().split('\n') as [string, string, ...string[]];
+    expect(title).toMatch(/^LoRA adapter: r 3, alpha 8, /);
+    expect(head.split(/ {2,}/)).toEqual([
+      ...['module', 'r', 'size', 'stable rank', 'rank for 50 %', 'rank for 90 %', 'rank for 99 %'],
+      'intruders',
+    ]);
+    const kLine =
+      /^(model\.layers\.\d\.\S+) +(\d+) +[\d.]+ % +[\d.]+ +([1-9]\d*) +([1-9]\d*) +([1-9]\d*) +(\d+)$/;
+    const modules = lines.slice(0, 2).map((line) => kLine.exec(line)?.slice(1));
+    expect(modules.map((found) => found?.slice(0, 2))).toEqual([
+      ['model.layers.0.self_attn.q_proj', '3'],
+      ['model.layers.1.self_attn.q_proj', '3'],
+    ]);
+    const counts = modules.map((found) => Number(found?.at(-1)));
+    expect(lines[2]).toMatch(/^2 modules; 50 % of the energy in ranks \d to \d, median \d; /);
+    expect(lines[2]).toMatch(
+      new RegExp(`; ${counts.reduce((a, b) => a + b)} intruder dimensions$`),
+    );
+    expect(lines[3]).toMatch(/^trained whole: .*model\.norm\.weight/);
+    const args = ['inspect', join(folder, 'of-hira'), '--model', base, '--no-intruders'];
+    const hira = await balora(args);
+    expect(hira.code, hira.err).toBe(0);
+    expect(hira.out).toMatch(/^HIRA adapter: r 2, /);
+    expect(hira.out).not.toContain('intruder');
+    expect(hira.out).toMatch(/\n14 modules; 50 % of the energy in ranks /);
+  });
+
+  it('is refused with --data, and its options without it', async () => {
+    const data = join(folder, 'data.jsonl');
+    const both = await balora(['inspect', folder, '--data', data, '--model', folder]);
+    expect(both).toMatchObject({ code: 2 });
+    expect(both.err).toMatch(/--data shows the tokens of a row, --model what an adapter changes/);
+    for (const option of ['--no-intruders', '--allow-other-base']) {
+      const { code, err } = await balora(['inspect', folder, option]);
+      expect(code).toBe(2);
+      expect(err).toMatch(/^error: --(intruders|allow-other-base) needs --model, the base/);
+    }
   });
 });
 

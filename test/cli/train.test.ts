@@ -91,7 +91,7 @@ describe('balora train', () => {
     expect(err).not.toContain('\u001b');
     const names = await readdir(join(folder, 'plain'));
     expect(names.sort()).toEqual([
-      ...['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'run'],
+      ...['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'loss.svg', 'run'],
       ...['tokenizer.json', 'tokenizer_config.json'],
     ]);
     expect((await metrics('plain')).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6]);

@@ -5,7 +5,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import { METHOD_NAMES, METHODS } from '../../lib/adapters/methods/registry.ts';
 import { exportModel, exportTarget } from '../../lib/export/registry.ts';
 import { GgufFile, saveSafetensors } from '../../lib/io/index.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
@@ -13,6 +12,7 @@ import { matmul, mul, randn, sub } from '../../lib/ops/index.ts';
 import { scope } from '../../lib/tensor.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { createCalibrated } from '../support/calibrated.ts';
+import { kMethodConfigs } from '../support/method_configs.ts';
 import { balora } from '../support/run_cli.ts';
 import { disturb } from '../support/tiny_adapters.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
@@ -28,13 +28,6 @@ beforeAll(async () => {
   tokenizer = await Tokenizer.fromPretrained(model);
 });
 afterAll(() => rm(folder, { recursive: true }));
-
-/** Ranks of methods without a pair whose defaults are for larger models. */
-const kSmall: Readonly<Record<string, object>> = {
-  ...{ adalora: { initR: 4, targetR: 2 }, vera: { r: 4 }, lora_xs: { r: 4 }, miss: { r: 4 } },
-  ...{ hra: { r: 4 }, neat: { r: 4 }, peanut: { r: 4 }, hira: { r: 4 }, lora_dash: { r: 2 } },
-  randlora: { r: 4 },
-};
 
 type Config = NonNullable<Parameters<typeof AdapterModel.create>[1]>;
 
@@ -161,15 +154,10 @@ describe('gguf-lora', () => {
     },
   );
 
-  it.each(METHOD_NAMES.filter((name) => name !== 'full'))(
+  it.each(kMethodConfigs)(
     'of the method %s has the deltas of the method, or a reason why it has none',
-    async (method) => {
-      const hasPair = !('peftType' in (METHODS[method].adapter as object));
-      const tuned = await made({
-        method,
-        ...(hasPair && { r: 2, loraAlpha: 4 }),
-        ...kSmall[method],
-      } as Config);
+    async (_, config) => {
+      const tuned = await made(config);
       const found = await exported(tuned).catch((error: unknown) => error as Error);
       if (found instanceof Error) {
         expect(found.message).toMatch(/holds pairs A, B alone, and this adapter .*; merge it/);

@@ -6,8 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
 import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
-import type { MethodPreset } from '../../lib/adapters/methods/method.ts';
-import { METHOD_NAMES, METHODS } from '../../lib/adapters/methods/registry.ts';
+import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import { Batches } from '../../lib/data/batches.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
@@ -16,6 +15,7 @@ import { regularizersOf } from '../../lib/train/methods.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { createCalibrated } from '../support/calibrated.ts';
+import { kMethodConfigs } from '../support/method_configs.ts';
 import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
 
 const kConfig = {
@@ -23,13 +23,8 @@ const kConfig = {
   ...{ num_attention_heads: 4, num_key_value_heads: 2, rms_norm_eps: 1e-5, hidden_act: 'silu' },
   ...{ max_position_embeddings: 128, tie_word_embeddings: true },
 };
+const kConfigs = new Map<string, AdapterConfigInput>(kMethodConfigs);
 const kRegularizers = regularizersOf('balora', { task: 'causal-lm', given: {} });
-
-/** Settings of methods whose defaults are for larger models or longer runs, or whose ranks have other names. */
-const kSettings: Readonly<Record<string, object>> = {
-  adalora: { initR: 4, targetR: 2 },
-  lora_dash: { r: 4, dashWarmup: 1 },
-};
 
 const kWays: Readonly<Record<string, { data?: object; training?: Partial<TrainerOptions> }>> = {
   plain: {},
@@ -55,17 +50,10 @@ const modelOf = (dtype: 'f32' | 'bf16'): Promise<CausalLM> =>
     { seed: 3, dtype },
   );
 
-/** The configuration of a method with small ranks. */
-function configOf(method: string): AdapterConfigInput {
-  const preset = METHODS[method as keyof typeof METHODS].adapter as MethodPreset;
-  const sizes = preset.peftType === undefined ? { r: 4, loraAlpha: 8 } : { r: 4 };
-  return { method, ...(kSettings[method] ?? sizes) } as AdapterConfigInput;
-}
-
 async function tunedBy(method: string, dtype: 'f32' | 'bf16') {
   const model = await modelOf(dtype);
   if (method === 'full') return new FullModel(model, { teacher: await modelOf(dtype) });
-  return createCalibrated(model, configOf(method), await dataOf());
+  return createCalibrated(model, kConfigs.get(method) as AdapterConfigInput, await dataOf());
 }
 
 const valuesOf = (tuned: TunedModel) =>

@@ -185,6 +185,7 @@ describe('Trainer', () => {
       'README.md',
       'adapter_config.json',
       'adapter_model.safetensors',
+      'loss.svg',
       'run',
     ]);
     expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-6']);

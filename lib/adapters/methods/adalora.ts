@@ -35,7 +35,7 @@ import {
   zeros,
 } from '../../ops/index.ts';
 import { json, number, whole } from '../../options/kinds.ts';
-import { noGrad, scope, type Tensor, tensor, unscoped } from '../../tensor.ts';
+import { computeOwned, noGrad, scope, type Tensor, tensor } from '../../tensor.ts';
 import type { PythonJson } from '../python_json.ts';
 import {
   type ConfigKey,
@@ -127,7 +127,7 @@ async function choose(
   budget: number,
   isLast: boolean,
 ): Promise<void> {
-  const all = unscoped(() => scope(() => noGrad(() => concat(modules.map(scoresOf), 0))));
+  const all = computeOwned(() => concat(modules.map(scoresOf), 0));
   const scores = (await all.data()) as Float32Array | Float64Array;
   all.dispose();
   const excess = scores.length - budget;
@@ -335,12 +335,8 @@ function uncut(
 
 /** The tensors that `make` returns, with memory of their own. */
 function owned(make: () => Record<string, Tensor>): Record<string, Tensor> {
-  return unscoped(() =>
-    scope(() =>
-      noGrad(() =>
-        Object.fromEntries(Object.entries(make()).map(([key, value]) => [key, contiguous(value)])),
-      ),
-    ),
+  return computeOwned(() =>
+    Object.fromEntries(Object.entries(make()).map(([key, value]) => [key, contiguous(value)])),
   );
 }
 
@@ -431,6 +427,23 @@ type Triplets = { readonly [key in (typeof kTrained)[number]]: Tensor };
 export const adalora = defineMethod({
   name: 'adalora',
   title: 'AdaLoRA: LoRA as a singular value decomposition whose ranks are chosen in training',
+  about:
+    'It trains triplets, a row of A, a column of B and a factor E between them, and takes the factor of the least important ' +
+    'ones of all modules together, until `targetR` a module are left on average: the rank goes where it is of use. The number ' +
+    'of triplets falls as a cubic from step `tinit` to `tfinal` steps before the end of the run; every `deltaT` steps there is ' +
+    'a choice, and the one at the end of the fall holds. In between, a triplet that lost its factor may grow again. The trainer ' +
+    "does this by itself, with the run's own number of steps. A term of the loss (`orthogonality` in the records, " +
+    '`orthRegWeight` its weight, 0.5 as in PEFT, 0.1 to 0.3 in the paper) holds A and B near orthonormal. Importances are ' +
+    'computed from the clipped gradients and are part of checkpoints, so that a resumed run is the same bit for bit. Files hold ' +
+    'the triplets that are left, none of a module included; before the last choice they hold all. An adapter is trained by ' +
+    'AdaLoRA once: export it as a plain LoRA (`plain-lora`, exact) to train it further. As in PEFT, `r`, `useRslora` and ' +
+    'patterns mean nothing here, and s = alpha / (initR + 1e-5) whatever ranks are left. It costs the state of importances ' +
+    'beside A and B, twice their size.',
+  differs:
+    "transformers' Trainer never calls its `update_and_allocate`, and without these calls it trains a plain LoRA. A file that " +
+    'is saved in mid-training lacks the triplets that have grown again since the last choice, where the files here have all. On ' +
+    'a base in 16 bits the divisor of alpha is trained and not saved. `targetR` that is not below `initR` fails in the first ' +
+    'step; it is refused here before',
   source: 'arXiv 2303.10512',
   since: '0.2.0',
   adapter: { peftType: 'ADALORA' },

@@ -36,7 +36,7 @@ const isLarge = ({ shape }: Tensor): boolean => Math.min(...shape) > 128;
 /** The definition of a mode, by the triplets that it takes. */
 const cordaStart = <Value extends 'corda' | 'corda_kpm'>(
   value: Value,
-  { of, ...own }: { title: string; differs?: string; of: Choose },
+  { of, ...own }: { title: string; of: Choose },
 ) =>
   defineNamedStart(value, {
     ...own,
@@ -58,9 +58,6 @@ const cordaStart = <Value extends 'corda' | 'corda_kpm'>(
 const previewed = cordaStart('corda', {
   title:
     'the first r singular triplets of W C, times the inverse of C, the covariance of the inputs',
-  differs:
-    'it takes one sequence a forward and does not mask padding; its folder cannot be loaded on the original base, and is refused here ' +
-    'with the reason; the mode is an option of its own there (`corda_method`), `ipm` for `corda` and `kpm` for `corda_kpm`',
   of: first,
 });
 const preserved = cordaStart('corda_kpm', {
@@ -72,9 +69,15 @@ export const corda = defineMethod({
   name: 'corda',
   title: 'CorDA: LoRA that starts from the part of each weight that the data use most, or least',
   about:
-    'The part of W that is trained is chosen by the inputs of the module on your data: `corda` trains what they use most, ' +
-    "`initLoraWeights: 'corda_kpm'` what they use least, so that what the base knows of these data (`--calibration-data`) stays. A " +
-    'calibration takes 8 in^2 bytes for each input, and about as much time again as its forward passes.',
+    "The part of W that is trained is chosen by the second moments of the module's inputs on your data, one sequence as one " +
+    "sample: `corda` trains what they use most, `initLoraWeights: 'corda_kpm'` what they use least, so that what the base knows " +
+    'of these data stays. Give `corda_kpm` data whose knowledge is to stay (`--calibration-data`), which are not those of the ' +
+    'run. [A calibration](adapters.md#a-start-from-your-data) takes 8 in^2 bytes for each input, and about as much time again ' +
+    'as its forward passes.',
+  differs:
+    'it takes one sequence a forward and does not mask padding; its folder cannot be loaded on the original base, and is ' +
+    'refused here with the reason; the mode is an option of its own there (`corda_method`), `ipm` for `corda` and `kpm` for ' +
+    '`corda_kpm`',
   source: 'arXiv 2406.05223',
   since: '0.2.0',
   adapter: { initLoraWeights: 'corda' },

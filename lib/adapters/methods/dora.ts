@@ -41,6 +41,11 @@ const variant: Variant = {
 export const dora = defineMethod({
   name: 'dora',
   title: 'DoRA: LoRA on the direction of each row, and a trained length',
+  about:
+    'Each row of the weight has a trained length, and the pair changes its direction alone. Take it where LoRA of a small rank ' +
+    'falls short. It trains one more number for each output, and computes the norms of all rows once a step, in a pass over W ' +
+    'that [never builds W + s B A](adapters.md#what-an-adapter-is-made-of). It cannot be written as a plain LoRA exactly; ' +
+    '`balora convert` truncates it.',
   source: 'arXiv 2402.09353',
   since: '0.2.0',
   adapter: { useDora: true },

@@ -33,9 +33,6 @@ const settingsOf = ({ settings }: StartModule): Settings => settings as unknown 
 const start = defineNamedStart('eva', {
   title: "A the principal components of the module's inputs, ranks by explained variance, B zero",
   fromWeight: false,
-  differs:
-    'its components are those of a randomised search of few iterations, up to 5 % off; with `whiten` it divides the ' +
-    'components of modules that share an input two and three times; ties at the last rank are broken by an unstable sort',
   calibration: {
     reads: 'inputs',
     settings: { ...kSettings },
@@ -68,9 +65,15 @@ export const eva = defineMethod({
   name: 'eva',
   title: 'EVA: LoRA that starts from the principal components of the activations',
   about:
-    'A spans the directions in which the inputs of each module vary most on your data, and modules whose inputs have few such ' +
-    'directions leave rank to the others; the sum of the ranks stays. It reads the first micro-batches again and again until the ' +
-    'components stand still. The file is a plain LoRA.',
+    'A spans the directions in which the inputs of each module vary most on your data, at the supervised tokens: their ' +
+    'principal components. The ranks are distributed over all modules by the variance that they explain; their sum stays, and a ' +
+    'module may get none. Modules that share an input (q, k, v; gate, up) are analysed once. Take it where the modules of a ' +
+    'model differ in how much they have to learn. [A calibration](adapters.md#a-start-from-your-data) reads the first ' +
+    'micro-batches again and again until the components stand still (`settings: { rho, tau }` as in PEFT). The file is a plain ' +
+    'LoRA.',
+  differs:
+    'its components are those of a randomised search of few iterations, up to 5 % off; with `whiten` it divides the components ' +
+    'of modules that share an input two and three times; ties at the last rank are broken by an unstable sort',
   source: 'arXiv 2410.07170',
   since: '0.2.0',
   adapter: { initLoraWeights: 'eva' },

@@ -16,7 +16,8 @@ export const gaussian = defineMethod({
   name: 'gaussian',
   title: 'LoRA that starts from normal values of A',
   about:
-    "Another scale of A than LoRA's own: its entries do not depend on the width of the weight. Take it to repeat a run of PEFT's that used it; it costs nothing.",
+    "Another scale of A than LoRA's own: its entries do not depend on the width of the weight. Take it to repeat a run of " +
+    "PEFT's that used it. It costs nothing.",
   source: null,
   since: '0.2.0',
   adapter: { initLoraWeights: 'gaussian' },

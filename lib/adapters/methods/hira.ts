@@ -39,6 +39,11 @@ const variant = denseVariant({
 export const hira = defineMethod({
   name: 'hira',
   title: 'HiRA: each weight is multiplied elementwise by 1 + B A',
+  about:
+    "Each weight is multiplied by 1 + B A, so that its change has full rank with LoRA's number of parameters. Take it where a " +
+    "low rank falls short. It costs another product of the size of the base's and memory for the change of each weight. There " +
+    'is no alpha.',
+  differs: 'its `get_delta_weight` returns B A, which is not the change of the weight',
   source: 'ICLR 2025',
   since: '0.2.0',
   adapter: { peftType: 'HIRA', r: 32 },

@@ -114,6 +114,13 @@ const variant = lowRankVariant({
 export const hra = defineMethod({
   name: 'hra',
   title: 'HRA: the inputs of each weight are reflected by r trained vectors',
+  about:
+    "The weight's rows are turned and never stretched: the input is reflected by r vectors. Take it where the geometry of what " +
+    'the base has learnt is to stay. r is even, since the vectors start in pairs that cancel. It costs a product of the weight ' +
+    'with r vectors for each micro-batch, and no matrix of the size of the weight.',
+  differs:
+    'with `apply_GS`, and with an odd r, it does not start as the base (with `apply_GS` the logits of a small model change by ' +
+    '9.8). Here both are refused for a fresh adapter and can be loaded',
   source: 'arXiv 2405.17484',
   since: '0.2.0',
   adapter: { peftType: 'HRA', r: 8 },

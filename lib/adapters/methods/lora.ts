@@ -86,6 +86,11 @@ const withBias: Variant = {
 export const lora = defineMethod({
   name: 'lora',
   title: 'LoRA: a trained pair of low rank beside each frozen weight',
+  about:
+    'What all others are compared with: of each weight, a change B A of rank r is learnt, B starting at 0. It needs more steps ' +
+    'than the methods that start from the weights, and moves the model less than PiSSA does at the same loss ' +
+    '([drift](studies.md#how-far-a-language-model-moves-from-its-base)). It costs two thin products a weight, and trains r ' +
+    'numbers for each input and each output.',
   source: 'arXiv 2106.09685',
   since: '0.2.0',
   adapter: {},

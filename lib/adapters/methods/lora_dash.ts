@@ -197,6 +197,13 @@ const variant: Variant = {
 export const loraDash = defineMethod({
   name: 'lora_dash',
   title: 'LoRA-Dash: LoRA that also trains the directions of W in which it changed most',
+  about:
+    'LoRA for the first `dashWarmup` forward passes (micro-batches) of training; then it takes, for each weight, the ' +
+    '`dashIndex` singular directions in which the adapter changed the weight most, relative to the singular value, and trains a ' +
+    'factor for each beside A and B. Take it where a small rank has to do. The directions come from an exact decomposition of ' +
+    'every weight, made once, which takes minutes for a large model; with accumulation they are taken before the first step ' +
+    "that begins after the warm-up. The count of passes is part of checkpoints and of files (the authors' files lack it), so " +
+    'that no adapter warms up twice. The plain LoRA has the rank r + `dashIndex`.',
   source: 'arXiv 2409.01035',
   since: '0.2.0',
   adapter: { peftType: 'LORA_DASH' },

@@ -7,6 +7,10 @@ import { defineMethod } from './method.ts';
 export const loraFa = defineMethod({
   name: 'lora_fa',
   title: 'LoRA-FA: LoRA that trains B alone, with an optimiser of its own',
+  about:
+    'A stays as it was drawn, and an [optimiser of its own](training.md#optimisers) makes up for that. Take it to save memory: ' +
+    "a pass keeps r numbers a token for each module in the place of the module's whole input, and the optimiser has the state " +
+    'of B alone. The file is a plain LoRA.',
   source: 'arXiv 2308.03303',
   since: '0.2.0',
   adapter: {},

@@ -54,7 +54,6 @@ const gaStart = <Value extends 'lora_ga' | 'lora_ga_peft'>(
   value: Value,
   own: {
     readonly title: string;
-    readonly differs?: string;
     /** Whether `random` takes the same triplets for A and B. */
     readonly drawsOnce: boolean;
   },
@@ -139,10 +138,6 @@ const authors = gaStart(
   {
     title:
       'A the first r right, B the next r left singular vectors of the gradient, both scaled by out^(1/4)/4',
-    differs:
-      'its rule is another one, here `lora_ga_peft`; its folder loads on the original base without a word and computes something else, ' +
-      'so that it is refused here with the reason; with the direction `random` it takes the same triplets for A and B, where the authors ' +
-      'take others',
     drawsOnce: false,
   },
   ({ u, vt, weight }, module) => {
@@ -182,9 +177,13 @@ export const loraGa = defineMethod({
   title: 'LoRA-GA: LoRA whose first steps follow the gradient of the whole weight',
   about:
     'The first step of training follows the gradient of the whole weight as closely as its rank allows, so that training begins faster. ' +
-    'A calibration needs the gradients of all weights, as many at a time as fit into `maxBytes`, and the rank may be half of what the ' +
+    'Take it for short runs. [A calibration](adapters.md#a-start-from-your-data) needs the gradients of all weights, as many at a time as fit into `maxBytes`, and the rank may be half of what the ' +
     'weight allows at most. With the setting `quick` it keeps sketches of them, which take two passes and no more memory than a pair of ' +
     'rank 4r, and tells how much of the gradients the start holds.',
+  differs:
+    'its rule is another one, here `lora_ga_peft`; its folder loads on the original base without a word and computes something ' +
+    'else, so that it is refused here with the reason; with the direction `random` it takes the same triplets for A and B, where the ' +
+    'authors take others',
   source: 'arXiv 2407.05000',
   since: '0.2.0',
   adapter: { initLoraWeights: 'lora_ga' },
@@ -194,6 +193,8 @@ export const loraGa = defineMethod({
 export const loraGaPeft = defineMethod({
   name: 'lora_ga_peft',
   title: "LoRA-GA by PEFT's rule, which is not the authors'",
+  about:
+    "The same calibration with the formula that PEFT has under the name LoRA-GA. Take it to repeat a run of PEFT's.",
   source: 'arXiv 2407.05000',
   since: '0.2.0',
   adapter: { initLoraWeights: 'lora_ga_peft' },

@@ -50,6 +50,10 @@ const variant = lowRankVariant({
 export const loraXs = defineMethod({
   name: 'lora_xs',
   title: 'LoRA-XS: a trained r x r matrix between the frozen singular vectors of each weight',
+  about:
+    "Of each weight, r^2 numbers are trained, however wide it is. Take it where the optimiser's state has to be small; the file " +
+    "holds the frozen A and B, too. It costs PiSSA's search for singular vectors at the start, and a step of LoRA. R starts as " +
+    "0, where the authors' code has noise of 1e-5.",
   source: 'arXiv 2405.17604',
   since: '0.2.0',
   adapter: { peftType: 'LORA_XS' },

@@ -165,8 +165,6 @@ export interface Start<Value extends boolean | string = boolean | string> {
    * is not small is multiplied in full precision (`isChange` of a low-rank part).
    */
   readonly isSmall?: boolean;
-  /** The difference of PEFT's start of this name, as a clause for the page of methods; left out: none. */
-  readonly differs?: string;
   /** The part of the user's data that it reads (default: none). `StartModule.statistics` holds what it kept. */
   readonly calibration?: StartCalibration;
   /**
@@ -430,8 +428,10 @@ export interface Method<
   readonly name: Name;
   /** A line that describes the method. */
   readonly title: string;
-  /** A paragraph for the page of methods: when to take it, what it costs (default: none). */
-  readonly about?: string;
+  /** A paragraph for the page of methods: what it changes, when to take it, what it costs. */
+  readonly about: string;
+  /** What PEFT 0.21 does under this name and this library does not, as a clause for the page of methods (default: nothing). */
+  readonly differs?: string;
   /** Publication of the method, such as `arXiv 2106.09685`; null: none in particular. */
   readonly source: string | null;
   /** The version of balora that introduced the name. */

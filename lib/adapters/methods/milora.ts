@@ -22,7 +22,8 @@ export const milora = defineMethod({
   name: 'milora',
   title: 'MiLoRA: LoRA that starts as the minor part of each weight',
   about:
-    "The reverse of PiSSA: what is trained is the part of W that matters least, so that what the base knows stays longer. The smallest singular vectors take a few times as long as PiSSA's largest.",
+    'The reverse of PiSSA: what is trained is the part of W that matters least, so that what the base knows stays longer. The ' +
+    "smallest singular vectors take a few times as long as PiSSA's largest.",
   source: 'arXiv 2406.09044',
   since: '0.2.0',
   adapter: { initLoraWeights: 'milora' },

@@ -129,6 +129,11 @@ const variant: Variant = {
 export const miss = defineMethod({
   name: 'miss',
   title: 'MiSS (Bone): one trained matrix that all groups of r inputs of a module share',
+  about:
+    'The inputs are added up in groups, and one matrix of r rows is trained for all groups. Take it where A is not worth its ' +
+    'memory: none is trained. `missForm` chooses `mini`, a block of `miniR` columns that is repeated along the outputs, or ' +
+    "`bat`, which multiplies each r x r part of the weight and costs another product of the size of the base's and memory for " +
+    'the change of each weight; no plain LoRA equals it.',
   source: 'arXiv 2409.15371',
   since: '0.2.0',
   adapter: { peftType: 'MISS', r: 64 },

@@ -105,6 +105,9 @@ const preset = { peftType: 'PEANUT', r: 32 };
 export const neat = defineMethod({
   name: 'neat',
   title: 'NEAT: the update is a small network of the weight itself',
+  about:
+    'The update is made from W by a small network, so that it is not linear in what is trained. `peanutDepth` adds trained r x ' +
+    'r layers to it. It takes a product of r vectors with W in every forward pass.',
   source: 'arXiv 2410.01870',
   since: '0.2.0',
   adapter: preset,
@@ -126,6 +129,7 @@ export const neat = defineMethod({
 export const peanut = defineMethod({
   name: 'peanut',
   title: "PEANuT, PEFT's name of NEAT",
+  about: "`neat` under PEFT's name.",
   source: 'arXiv 2410.01870',
   since: '0.2.0',
   adapter: preset,

@@ -39,7 +39,8 @@ export const orthogonal = defineMethod({
   name: 'orthogonal',
   title: 'LoRA that starts from orthogonal A and B, neither of them zero',
   about:
-    "A and B both learn from the first step on, while LoRA's A has no gradient as long as B is zero, and the model still starts as the base. The rank must be even. It costs nothing.",
+    "A and B both learn from the first step on, while LoRA's A has no gradient as long as B is zero, and the model still starts " +
+    'as the base. The rank must be even. It costs nothing.',
   source: null,
   since: '0.2.0',
   adapter: { initLoraWeights: 'orthogonal' },

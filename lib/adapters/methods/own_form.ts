@@ -6,7 +6,7 @@
 import { customOp } from '../../autograd.ts';
 import { UnsupportedError } from '../../errors.ts';
 import { add, mul } from '../../ops/index.ts';
-import { noGrad, scope, type Tensor, unscoped } from '../../tensor.ts';
+import { computeOwned, type Tensor } from '../../tensor.ts';
 import { copyOf } from '../copies.ts';
 import { type LowRankPair, masterDType, productOf } from '../low_rank.ts';
 import { PythonFloat } from '../python_json.ts';
@@ -182,12 +182,8 @@ function seenExactly(module: VariantModule, base: Tensor): FormModule {
 function rounded(module: VariantModule, factors: LowRankForm['factors']): LowRankPair {
   const { weight } = module.linear;
   const dtype = masterDType(weight.dtype);
-  return unscoped(() =>
-    scope(() =>
-      noGrad(() => {
-        const { a, b } = factors(seenExactly(module, weight.to('f64')));
-        return { a: copyOf(a.to(dtype)), b: copyOf(b.to(dtype)) };
-      }),
-    ),
-  );
+  return computeOwned(() => {
+    const { a, b } = factors(seenExactly(module, weight.to('f64')));
+    return { a: copyOf(a.to(dtype)), b: copyOf(b.to(dtype)) };
+  });
 }

@@ -41,6 +41,16 @@ const start = defineStart<Value>({
 export const pissa = defineMethod({
   name: 'pissa',
   title: 'PiSSA: LoRA that starts as the principal part of each weight',
+  about:
+    "The pair starts as the part of W that acts most, and the rest of W is what stays: gradients are larger than LoRA's from " +
+    'the first step on, so that it learns in fewer steps, and moves further from the base. Take it for short runs ' +
+    '([drift](studies.md#how-far-a-language-model-moves-from-its-base)). It costs a search for the leading singular vectors at ' +
+    'the start (`pissa_niter_4` is quicker than `pissa`), and in a step twice the rank of LoRA in the forward pass; the file ' +
+    'has [twice the rank](decisions/pissa-on-the-untouched-base.md).',
+  differs:
+    'it edits the base, so that its folder decomposes each weight again where it is loaded: with `pissa_niter_N` under another ' +
+    'random seed it computes something else than was saved. A rank that is larger than the weight allows is lowered without a ' +
+    'word; it is refused here',
   source: 'arXiv 2404.02948',
   since: '0.2.0',
   adapter: { initLoraWeights: 'pissa' },

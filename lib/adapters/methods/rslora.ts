@@ -7,6 +7,10 @@ import { defineMethod } from './method.ts';
 export const rslora = defineMethod({
   name: 'rslora',
   title: 'rsLoRA: LoRA scaled by alpha / sqrt(r)',
+  about:
+    'LoRA with another scale, which does not shrink an update as the rank grows. Take it for large ranks, where alpha / r holds ' +
+    'LoRA back; at one rank it is LoRA with another alpha. It costs what LoRA does, and combines with every start and with ' +
+    'DoRA.',
   source: 'arXiv 2312.03732',
   since: '0.2.0',
   adapter: { useRslora: true },

@@ -67,6 +67,13 @@ const variant = lowRankVariant({
 export const vera = defineMethod({
   name: 'vera',
   title: 'VeRA: two trained vectors a module around random matrices that all modules share',
+  about:
+    'Two vectors a module are trained, around two random matrices that all modules share: few numbers, at a large rank and ' +
+    "about ten times LoRA's learning rate. Take it for many adapters of one base. A step costs what LoRA of that rank does. The " +
+    'matrices are always saved.',
+  differs:
+    "its folder may lack the random matrices (`save_projection` false), which are then drawn by PyTorch's generator; such a " +
+    'folder is refused here',
   source: 'arXiv 2310.11454',
   since: '0.2.0',
   adapter: { peftType: 'VERA', r: 256 },

@@ -20,7 +20,9 @@ import {
   keepsBase,
   METHOD_NAMES,
   METHOD_OPTION_NAMES,
+  METHOD_OPTIONS,
   METHODS,
+  ownFormOf,
   START_NAMES,
   startNamed,
   variantOf,
@@ -277,6 +279,17 @@ const kReads: Readonly<Record<StartCalibration['reads'], string>> = {
 const optionsOf = ({ keys }: OwnForm): string[] =>
   Object.values(keys).flatMap((key) => ('option' in key ? [key.option] : []));
 
+/** Options of every pair A, B. */
+const kPairOptions = 'r, loraAlpha, rankPattern, alphaPattern, loraDropout, initLoraWeights'.split(
+  ', ',
+);
+
+/** Whether the page names an option: not those that only files set. */
+function isListed(option: string): boolean {
+  const { only } = METHOD_OPTIONS[option as keyof typeof METHOD_OPTIONS] ?? {};
+  return option !== 'fanInFanOut' && only !== 'library';
+}
+
 /** The text of docs/methods.md. */
 function page(): string {
   const cell = (text: string): string => text.replaceAll('|', '\\|');
@@ -301,7 +314,24 @@ function page(): string {
           .join(', ')}`,
     );
   const source = ({ source: from }: Method): string =>
-    from?.startsWith('arXiv ') ? `[${from}](https://arxiv.org/abs/${from.slice(6)})` : (from ?? '');
+    from?.startsWith('arXiv ')
+      ? `Source: [${from}](https://arxiv.org/abs/${from.slice(6)}).`
+      : from === null
+        ? ''
+        : `Source: ${from}.`;
+  const optionsText = ({ name, adapter, options = {} }: Method): string => {
+    if (adapter === null) return '';
+    const own = ownFormOf(adapter.peftType);
+    const ofPair = [...(name === 'lora' ? kPairOptions : []), ...Object.keys(options)];
+    const all =
+      own === null ? ofPair : [...(own.rank === undefined ? ['r'] : []), ...optionsOf(own)];
+    const rest = own === null && name !== 'lora' ? [`those of ${code('lora')}`] : [];
+    return ` Options: ${[...all.filter(isListed).map(code), ...rest].join(', ')}.`;
+  };
+  const paragraph = (method: Method): string =>
+    [`- ${code(method.name)}: ${method.about}${optionsText(method)}`, source(method)]
+      .filter((text) => text !== '')
+      .join(' ');
   return `# Methods
 
 Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; [adapters](adapters.md) explains the parts,
@@ -310,20 +340,21 @@ Written from the list in \`lib/adapters/methods/\` by \`npm run gen:methods\`; [
 \`--method\` on the command line, \`method\` in a configuration file and in \`AdapterModel.create\`:
 
 ${table(
-  ['method', 'what it is', 'settings', 'regularizer weights', 'source', 'since'],
+  ['method', 'what it is', 'settings', 'regularizer weights', 'since'],
   methods.map((method) => [
     code(method.name),
     method.title,
     settings(method),
     weights(method).join('; ') || 'nothing',
-    source(method),
     method.since,
   ]),
 )}
 
-${methods
-  .flatMap(({ name, about }) => (about === undefined ? [] : [`- ${code(name)}: ${about}`]))
-  .join('\n')}
+## Each method
+
+${methods.map(paragraph).join('\n')}
+
+## How A and B start
 
 \`initLoraWeights\`, how A and B start:
 
@@ -337,13 +368,7 @@ ${table(
   ]),
 )}
 
-Where PEFT 0.21 has these starts and does something else:
-
-${starts
-  .flatMap(({ shown, differs }) =>
-    differs === undefined ? [] : [`- ${shown.map(code).join(', ')}: ${differs}`],
-  )
-  .join('\n')}
+## What an adapted linear computes
 
 What an adapted linear computes, and what it trains beside A and B (by its key in a PEFT file):
 
@@ -358,10 +383,10 @@ ${table(
     ]),
 )}
 
-What it computes with tensors in the place of A and B, and which options it has besides \`r\` and the choice of modules:
+What it computes with tensors in the place of A and B:
 
 ${table(
-  ['`peftType`', 'in PEFT', 'y', 'trains', 'frozen', 'options', 'as a plain LoRA'],
+  ['`peftType`', 'in PEFT', 'y', 'trains', 'frozen', 'as a plain LoRA'],
   variants.flatMap(({ own, formula }) => {
     if (own === undefined) return [];
     const tensors = own.tensors(kDefaults).filter(({ isState = false }) => !isState);
@@ -375,11 +400,23 @@ ${table(
         formula,
         listed(keysOf(true)),
         listed([...keysOf(false), ...own.shared.map(({ key }) => key)]),
-        listed(optionsOf(own).filter((name) => name !== 'fanInFanOut')),
-        own.loraObstacle(kDefaults) === null ? 'exact' : 'no',
+        own.loraObstacle(kDefaults) === null
+          ? 'exact'
+          : '[truncated](exporting.md#any-adapter-as-a-plain-lora)',
       ],
     ];
   }),
 )}
+
+## Where PEFT does something else
+
+PEFT 0.21 has these methods, too. Here every method starts as the base or is refused, means the same when it is loaded as when it was
+saved, and leaves padding out:
+
+${methods
+  .flatMap(({ name, differs }) => (differs === undefined ? [] : [`- ${code(name)}: ${differs}`]))
+  .join('\n')}
+- all: with \`layer_replication\` copies of a layer share one weight, and merging adds the changes of all copies to it (logits of a
+  small model change by 0.76). A folder with it is refused here.
 `;
 }
