@@ -8,7 +8,6 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/cpu/runtime/dispatch.h"
 #include "support/kernel_test.h"
 #include "support/matrices.h"
 
@@ -110,7 +109,7 @@ TEST_CASE("trailing_svd: small matrices and large ranks are decomposed completel
 TEST_CASE("trailing_svd: of bf16, and the same bits whatever the threads and the other matrices") {
   std::vector<bf16> rounded;
   for (const double value : random_matrix(200, 170, 41).values) {
-    rounded.push_back(store<bf16>(static_cast<float>(value)));
+    rounded.push_back(from_double<bf16>(value));
   }
   const MatrixRef narrow{rounded.data(), BALORA_BF16, 170, 1};
   const Matrix wide = widened(narrow, 200, 170);
