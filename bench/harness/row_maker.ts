@@ -27,9 +27,8 @@ const kUnevenSteps = { warmup: 2, steps: 6, torchWarmup: 2, torchSteps: 6 };
 const kEncoderSteps = { warmup: 5, steps: 20, torchWarmup: 5, torchSteps: 20 };
 const kPissaRepetitions = 3;
 const kStarts = 5;
-/** Measured steps of a turn, and the rank, of the rows of methods. */
+/** Measured steps of a turn in the rows of methods. */
 const kMethodStepCount = 2;
-const kMethodRank = 16;
 /** Rank for the shape `tiny`, whose narrowest linear has only 32 singular values. */
 const kTrialRank = 16;
 
@@ -79,7 +78,7 @@ export class RowMaker {
       }
       case 'method': {
         const { steps = kMethodStepCount } = this.options;
-        return this.job('method', { ...this.subject, name: plan.name, rank: kMethodRank, steps });
+        return this.job('method', { ...this.subject, name: plan.name, steps });
       }
       case 'decode':
         return this.job('decode', { ...this.subject, name: plan.name });

@@ -3,13 +3,19 @@
  * the same rank, and the making of a start over the passes of its calibration alone. A start without a calibration is timed by itself.
  */
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
+import { hasAlpha } from '../../../lib/adapters/config.ts';
 import {
   type AdapterConfigInput,
   type AdapterMethodName,
   adapterTargets,
 } from '../../../lib/adapters/make_adapter.ts';
 import type { StartCalibration } from '../../../lib/adapters/methods/method.ts';
-import { METHOD_NAMES, METHODS, startNamed } from '../../../lib/adapters/methods/registry.ts';
+import {
+  LORA_TYPE,
+  METHOD_NAMES,
+  METHODS,
+  startNamed,
+} from '../../../lib/adapters/methods/registry.ts';
 import type { Batch } from '../../../lib/data/collate.ts';
 import type { CausalLM } from '../../../lib/models/index.ts';
 import { synchronize } from '../../../lib/runtime.ts';
@@ -26,9 +32,12 @@ import { workloadData } from '../workload_batches.ts';
 /** The settings of a row by its name. */
 type Rows = Readonly<Record<string, AdapterConfigInput>>;
 
+/** The rank of all rows. */
+export const METHOD_RANK = 16;
+
 /** Methods whose step is not LoRA's or PiSSA's, with settings under which a short run does what a long one does in most of its steps. */
 const kOwnSettings: Readonly<Partial<Record<AdapterMethodName, AdapterConfigInput>>> = {
-  adalora: { initR: 16, targetR: 8 },
+  adalora: { initR: METHOD_RANK, targetR: METHOD_RANK / 2 },
   // The directions are there from the second step on; before there is none, and the step is LoRA's.
   lora_dash: { dashWarmup: 1 },
 };
@@ -66,7 +75,6 @@ export const kMethodRows: Rows = { ...kMethodSteps, ...kMethodStarts };
 
 export interface MethodRowInput extends SubjectOptions {
   readonly name: string;
-  readonly rank: number;
   /** Number of measured steps in a turn of a row of steps. */
   readonly steps: number;
 }
@@ -77,17 +85,21 @@ const kWarmup = 2;
 /** Micro-batches of a calibration. */
 const kBatches = 8;
 const kWorkload: Workload = {
-  ...{ label: 'methods', method: 'lora', rank: 16, batch: 4, length: 512 },
+  ...{ label: 'methods', method: 'lora', rank: METHOD_RANK, batch: 4, length: 512 },
   ...{ accumulation: 1, data: 'random' },
 };
 
 /** Measures a row of {@link kMethodRows}. */
 export async function methodRow(input: MethodRowInput): Promise<RatioRow | StartRow> {
   const { model, sizes, notes } = await openSubject(input);
-  const config = {
-    ...kMethodRows[input.name],
-    ...{ r: input.rank, loraAlpha: input.rank },
-  } as AdapterConfigInput;
+  const own = kMethodRows[input.name] as AdapterConfigInput;
+  const { peftType = LORA_TYPE } = (own.method && METHODS[own.method].adapter) ?? {};
+  const config: AdapterConfigInput = {
+    ...own,
+    // AdaLoRA has other ranks than r.
+    ...(own.initR === undefined && { r: METHOD_RANK }),
+    ...(hasAlpha(peftType as string) && { loraAlpha: METHOD_RANK }),
+  };
   const trial = input.shape === 'tiny' && input.model === undefined;
   const workload = trial ? { ...kWorkload, length: 32 } : kWorkload;
   const { source } = await workloadData(workload, { vocabulary: sizes.v, count: kBatches });
@@ -111,11 +123,17 @@ const milliseconds = (seconds: number): string => `${(1e3 * seconds).toFixed(0)}
 async function stepOver(
   model: CausalLM,
   config: AdapterConfigInput,
-  { name, dtype, rank, steps }: MethodRowInput,
+  { name, dtype, steps }: MethodRowInput,
   data: BatchSource,
 ): Promise<RatioRow> {
-  const tuned = await AdapterModel.create(model, { r: rank, loraAlpha: rank }, { name: 'lora' });
-  await tuned.addAdapter('other', config);
+  const tuned = await AdapterModel.create(
+    model,
+    { r: METHOD_RANK, loraAlpha: METHOD_RANK },
+    { name: 'lora' },
+  );
+  // AdaLoRA's ranks are chosen in one run, so that each turn needs a fresh adapter of it.
+  const isFresh = config.initR !== undefined;
+  if (!isFresh) await tuned.addAdapter('other', config);
   const seconds = async (adapter: string): Promise<number> => {
     tuned.setAdapter(adapter);
     const maxSteps = kWarmup + steps;
@@ -129,13 +147,16 @@ async function stepOver(
   };
   const pairs: { own: number; lora: number }[] = [];
   for (let turn = 0; turn < kTurns; turn++) {
+    if (isFresh) await tuned.addAdapter('other', config);
     pairs.push({ lora: await seconds('lora'), own: await seconds('other') });
+    tuned.setAdapter('lora');
+    if (isFresh) tuned.deleteAdapter('other');
   }
   tuned.dispose();
   const [own, lora] = [median(pairs.map((pair) => pair.own)), median(pairs.map((p) => p.lora))];
   return {
     ...{ kind: 'ratio', name, dtype, value: median(pairs.map((pair) => pair.own / pair.lora)) },
-    meaning: `time of a training step over LoRA's, r ${rank}, 4 x 512: ${milliseconds(own)} over ${milliseconds(lora)}, in ${kTurns} turns`,
+    meaning: `time of a training step over LoRA's, r ${METHOD_RANK}, 4 x 512: ${milliseconds(own)} over ${milliseconds(lora)}, in ${kTurns} turns`,
   };
 }
 
@@ -150,7 +171,7 @@ async function timed(body: () => Promise<unknown>): Promise<number> {
 async function plainStart(
   model: CausalLM,
   config: AdapterConfigInput,
-  { name, dtype, rank }: MethodRowInput,
+  { name, dtype }: MethodRowInput,
   notes: readonly string[],
 ): Promise<StartRow> {
   const seconds: number[] = [];
@@ -163,7 +184,7 @@ async function plainStart(
     );
     tuned?.dispose();
   }
-  const meaning = `AdapterModel.create() at r ${rank}`;
+  const meaning = `AdapterModel.create() at r ${METHOD_RANK}`;
   return { kind: 'start', name, dtype, seconds: spread(seconds), notes, meaning };
 }
 
@@ -183,7 +204,7 @@ async function gradients(
 async function calibratedStart(
   model: CausalLM,
   config: AdapterConfigInput,
-  { name, dtype, rank }: MethodRowInput,
+  { name, dtype }: MethodRowInput,
   { calibration, source }: { calibration: StartCalibration; source: BatchSource },
 ): Promise<RatioRow> {
   let read: Batch[] = [];
@@ -221,6 +242,6 @@ async function calibratedStart(
   const [own, alone] = [median(pairs.map((p) => p.own)), median(pairs.map((p) => p.passes))];
   return {
     ...{ kind: 'ratio', name, dtype, value: median(pairs.map((pair) => pair.own / pair.passes)) },
-    meaning: `time of calibration and start over that of ${of} alone, r ${rank}: ${own.toFixed(2)} over ${alone.toFixed(2)} s`,
+    meaning: `time of calibration and start over that of ${of} alone, r ${METHOD_RANK}: ${own.toFixed(2)} over ${alone.toFixed(2)} s`,
   };
 }
