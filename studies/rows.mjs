@@ -1,4 +1,4 @@
-// What the studies read: their options, and rows of JSON Lines for language models.
+// Options that the studies need, and rows of JSON Lines for language models.
 import { arrayRows } from 'balora';
 import { JsonlFile } from 'balora/data';
 

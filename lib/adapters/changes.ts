@@ -1,4 +1,4 @@
-/** What an adapter changes in a weight, whatever its method, and the ranks that hold a share of it. */
+/** The change of a weight by an adapter of any method, and the ranks that hold a share of it. */
 import { sub } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LoraModule } from './lora_module.ts';

@@ -1,4 +1,4 @@
-/** What an adapter changes in each weight, as a table. */
+/** The changes of weights by an adapter, as a table. */
 import { ENERGIES, type ModuleChange } from '../eval/adapter_changes.ts';
 import { textTable } from './text_table.ts';
 

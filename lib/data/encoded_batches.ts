@@ -1,4 +1,4 @@
-/** What the micro-batches of all tasks have in common, see `Dataset`. */
+/** The common part of the micro-batches of all tasks, see `Dataset`. */
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { Dataset } from './dataset.ts';
 

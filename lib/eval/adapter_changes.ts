@@ -1,4 +1,4 @@
-/** What an adapter changes in each weight: how much, with how many ranks, and how many intruder dimensions it makes. */
+/** Measures of the change of each weight by an adapter: its size, its ranks, and the intruder dimensions that it makes. */
 import type { AdapterModel } from '../adapters/adapter_model.ts';
 import { changeOf, rankOfEnergy } from '../adapters/changes.ts';
 import type { Model } from '../models/index.ts';

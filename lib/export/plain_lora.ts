@@ -56,7 +56,7 @@ interface Obstacle {
   readonly canConvert: boolean;
 }
 
-/** What makes an adapter more than pairs; null: nothing does. */
+/** The first thing that makes an adapter more than pairs; null: nothing does. */
 function plainObstacle({ modules, saved, residual }: AdapterModel<Model>): Obstacle | null {
   if (saved !== null && saved.parameters.length > 0) {
     const names = saved.parameters.map(({ name }) => name).join(', ');

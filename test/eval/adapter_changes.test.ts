@@ -1,4 +1,4 @@
-/** What an adapter changes in each weight: against plain loops, for every method, and for one that changes nothing. */
+/** Changes of weights by adapters: against known singular values, for every method, and for an adapter that changes nothing. */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -430,7 +430,7 @@ export interface Method<
   readonly title: string;
   /** A paragraph for the page of methods: what it changes, when to take it, what it costs. */
   readonly about: string;
-  /** What PEFT 0.21 does under this name and this library does not, as a clause for the page of methods (default: nothing). */
+  /** The difference of PEFT 0.21's method of this name, as a clause for the page of methods (default: none). */
   readonly differs?: string;
   /** Publication of the method, such as `arXiv 2106.09685`; null: none in particular. */
   readonly source: string | null;
