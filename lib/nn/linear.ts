@@ -63,14 +63,14 @@ function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
   return outputs.map((y, i) => {
     const update = updates[i] ?? null;
     const change = update?.weightChange;
-    if (change === undefined || isInWeight(update, x.dtype)) return y;
+    if (change === undefined || isInWeight(update, (linears[i] as Linear).weight)) return y;
     return add(y, linear(adapterInput ?? x, change.to(x.dtype)));
   });
 }
 
 /** Whether the change of the weight is added to the weight itself, which saves a product. */
-function isInWeight(update: LinearUpdate | null, dtype: Tensor['dtype']): boolean {
-  return update?.weightChange?.dtype === dtype && update.dropout === undefined;
+function isInWeight(update: LinearUpdate | null, { dtype, encoding }: Tensor): boolean {
+  return update?.weightChange?.dtype === dtype && update.dropout === undefined && encoding === null;
 }
 
 /** Operands of a linear in one forward, its adapter's update included. */
@@ -79,7 +79,7 @@ function operandsOf({ weight, bias }: Linear, update: LinearUpdate | null): Line
   const { lowRank, outputScale = null, bias: added, weightChange } = update;
   return {
     ...{ lowRank, outputScale },
-    weight: weightChange && isInWeight(update, weight.dtype) ? add(weight, weightChange) : weight,
+    weight: weightChange && isInWeight(update, weight) ? add(weight, weightChange) : weight,
     bias: added ? addBias(bias, added, weight.dtype) : bias,
   };
 }

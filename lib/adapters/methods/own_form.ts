@@ -141,7 +141,7 @@ export function withWeight(
   body: (weight: Tensor, ...others: Tensor[]) => Tensor,
 ): Tensor {
   const { dtype } = others[0];
-  if (weight.dtype === dtype) return body(weight, ...others);
+  if (weight.dtype === dtype && weight.encoding === null) return body(weight, ...others);
   return checkpoint((...given) => body(weight.to(dtype), ...given), others);
 }
 

@@ -191,6 +191,7 @@ void backward_parts(const Kept& kept, const std::vector<Tensor>& dy, GradSink& s
   for (size_t i = 0; i < dy.size(); ++i) {
     operands.linears[i].y = dy[i];
     operands.linears[i].output_scale = operands.linears[i].unscaled = Tensor();
+    operands.linears[i].weight = operands.linears[i].weight.as_encoded();
   }
   LaunchOperands all;
   GroupOf<Slot> slots = map_group<Slot>(operands, [&](const Tensor& t) { return all.read(t); });
@@ -285,6 +286,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
   if (x_adapter) in_rows.x_adapter = contiguous_rows(kOp, "adapterInput", *x_adapter);
   GroupOf<Tensor> flat = map_group<Tensor>(
       in_rows, [](const Tensor& t) { return t.defined() ? contiguous(t.detach()) : Tensor(); });
+  for (LinearOf<Tensor>& linear : flat.linears) linear.weight = linear.weight.as_encoded();
   std::vector<Tensor> outputs;
   for (LinearOf<Tensor>& linear : flat.linears) {
     Shape shape = x.shape();
