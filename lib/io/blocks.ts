@@ -32,7 +32,7 @@ export interface NestedParts {
   readonly offset: number;
 }
 
-/** What a weight in blocks is for, and how it is read. */
+/** Shape, type and name of a weight in blocks. */
 export interface BlockOptions {
   /** Names the weight in errors. */
   readonly name: string;

@@ -108,7 +108,6 @@ export class GgufFile implements TensorFile {
    * Enqueues the reading of one tensor that stays in the blocks of the file, and is decoded to `dtype` (default f32) where it is used:
    * pages of the file, or a copy of its rows where `permutedHeads` is not 0. It is on the CPU and frozen.
    * @throws as `read` does
-   * @internal
    */
   readBlocks(name: string, options: Omit<GgufReadOptions, 'device'> = {}): Tensor {
     const { dtype = 'f32', checkFinite = false, permutedHeads = 0 } = options;

@@ -1,8 +1,8 @@
 /**
  * Checkpoints that bitsandbytes has quantised, as transformers writes them: 4-bit weights (NF4, FP4) whose parts stand beside them
  * under `<weight>.absmax` and its like, and int8 weights with `<module>.SCB`. A tensor is quantised where its parts are there; the
- * lists of modules in the configuration say nothing more. Formats: bitsandbytes/functional.py (QuantState.as_dict), nn/modules.py
- * (Linear8bitLt).
+ * lists of modules in the configuration say nothing more. Formats: QuantState.as_dict of bitsandbytes/functional.py, Linear8bitLt of
+ * bitsandbytes/nn/modules.py.
  */
 import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';

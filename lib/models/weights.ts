@@ -260,7 +260,7 @@ function formOf(
   );
 }
 
-/** What to do with a base in blocks that cannot stay in memory, by the blocks. */
+/** Advice for a base whose blocks cannot stay in memory, by their name. */
 const kUnquantised: Readonly<Record<string, string>> = {
   FP4: 'leave baseFormat (--base-format) out, and its values are used',
   int8: 'leave baseFormat (--base-format) out, and its values are used',

@@ -1,5 +1,5 @@
-// Weights in blocks of codes (io/encodings.h): made of their parts or of values, and what JS asks of
-// them. They are on the CPU alone.
+// Weights in blocks of codes (io/encodings.h), on the CPU: made of their parts or of values, and
+// what JS asks of them.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor> quantize_nf4(Tensor x, int64_t block_size) {
   return {packed, absmax};
 }
 
-// absmax (n) f32 -> its codes (n) u8, nested_absmax (n / 256, rounded up) f32 and the offset () f32.
+// absmax (n) f32 -> its codes (n) u8, nested_absmax (n / 256, rounded up) f32, the offset () f32.
 std::tuple<Tensor, Tensor, Tensor> quantize_absmax(Tensor absmax) {
   constexpr const char* kOp = "quantize_absmax";
   check_dtype(kOp, "absmax", absmax, DType::kF32);

@@ -47,8 +47,7 @@ Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBloc
 
 // The index of the first value of an encoded view that is NaN or infinite, or -1.
 int64_t find_non_finite_value(const Launch& l, const View& view);
-// Throws UnsupportedError on a device whose memory is not the host's; weights in blocks are read
-// there.
+// Throws UnsupportedError on a device whose memory is not the host's, where weights in blocks are.
 void require_host_memory(const Engine& engine, const std::string& what);
 
 }  // namespace balora::binding

@@ -42,8 +42,8 @@ std::shared_ptr<const balora_encoding> four_bit_encoding(const char* name,
                                                          const FourBitLayout& layout,
                                                          const FourBitCode& code, float offset);
 
-// Rows of int8: element (o,i) is (weight * scale[o]) / 127, the scales in f32 behind the weights at
-// int8_scales_at().
+// Rows of int8: element (o,i) is (weight * scale[o]) / 127. The scales are f32, behind the weights
+// at int8_scales_at() of the memory.
 std::shared_ptr<const balora_encoding> int8_encoding(int64_t rows, int64_t columns);
 int64_t int8_scales_at(int64_t rows, int64_t columns);
 int64_t int8_bytes(int64_t rows, int64_t columns);

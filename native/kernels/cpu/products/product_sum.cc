@@ -26,8 +26,8 @@ const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
 // Elements of a weight in blocks that are decoded at a time: 4 MiB in f32.
 constexpr int64_t kDecodedElements = int64_t{1} << 20;
 
-// C (m,n) = A B + beta C for the rows of `term`, whose B is in blocks: some rows of it at a time are
-// decoded into scratch.
+// C (m,n) = A B + beta C for the rows of `term`, whose B is in blocks: some rows of it at a time
+// are decoded into scratch.
 void multiply_decoded(Context* ctx, const ProductSum& sum, const ProductTerm& term,
                       const GemmOutput& c, double beta) {
   const View& w = *term.b;

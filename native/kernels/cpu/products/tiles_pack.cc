@@ -83,8 +83,8 @@ constexpr int64_t kDecoded = 256;
 struct DecodedRows {
   alignas(64) bf16 values[kTileN * kDecoded];
 
-  // `rows` rows, row i being the `count` elements from first + i * stride on, filled up to whole
-  // tiles.
+  // `rows` rows, row i being the `count` elements from first + i * stride on, and zeros up to whole
+  // tiles of columns.
   void decode(const View& weight, int64_t first, int64_t stride, int64_t rows, int64_t count) {
     const int64_t width = round_up(count, kTileK);
     for (int64_t i = 0; i < kTileN; ++i) {
