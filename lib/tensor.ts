@@ -61,6 +61,7 @@ export class Tensor {
   #shape: readonly number[] | undefined;
   #dtype: DType | undefined;
   #device: string | undefined;
+  #encoding: string | undefined;
   #isWatched = false;
 
   static {
@@ -99,6 +100,15 @@ export class Tensor {
   get device(): string {
     this.#device ??= native.deviceOf(this.#handle);
     return this.#device;
+  }
+
+  /**
+   * Name of the blocks in which the values stand in memory ("NF4", "Q4_1"), null for those that stand there as they are. Blocks are
+   * decoded to `dtype` where they are used, which few ops do; `to()` makes a tensor of the values.
+   */
+  get encoding(): string | null {
+    this.#encoding ??= native.encodingOf(this.#handle);
+    return this.#encoding === '' ? null : this.#encoding;
   }
 
   get ndim(): number {
@@ -209,7 +219,7 @@ export class Tensor {
    */
   to(dtypeOrDevice: DType | (string & {})): Tensor {
     if (kDTypes.includes(dtypeOrDevice)) {
-      if (dtypeOrDevice === this.dtype) return this;
+      if (dtypeOrDevice === this.dtype && this.encoding === null) return this;
       return new Tensor(native.cast(this.#handle, dtypeOrDevice as DType));
     }
     if (deviceName(dtypeOrDevice) === this.device) return this;

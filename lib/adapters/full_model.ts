@@ -2,7 +2,7 @@
  * Full fine-tuning: every weight of the model is trained. The optimiser works on f32 masters; a model in bf16 computes
  * with rounded copies that are written anew after each step. A teacher is a second, frozen model.
  */
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { type CausalLM, Model, saveModel } from '../models/index.ts';
 import { copy_ } from '../ops/index.ts';
 import { checkCall, instanceOf } from '../options/call.ts';
@@ -37,6 +37,15 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
   ) {
     checkNoAdapters(model);
     checkCall('FullModel', options, { teacher: instanceOf(Model, 'a model') });
+    const encoded = Array.from(model.namedParameters()).find(
+      ([, { encoding }]) => encoding !== null,
+    );
+    if (encoded !== undefined) {
+      throw new UnsupportedError(
+        `full fine-tuning trains every weight, and ${encoded[0]} is in blocks (${encoded[1].encoding}), which are frozen: load the ` +
+          'model without baseFormat (--base-format), or train an adapter',
+      );
+    }
     model.stored = null; // from the first step on, the weights are no longer those of the files
     if (options.teacher) freezeBase(options.teacher);
     const decaying = new Set(decayingTensors(model));

@@ -9,7 +9,7 @@ import { kOtherModel, masterOf } from './attach.ts';
 import { copyOf } from './copies.ts';
 import { masterDType } from './low_rank.ts';
 import type { ModuleSizes, OwnForm, Settings, SharedContext } from './methods/method.ts';
-import { type PairTarget, startModule } from './starts.ts';
+import { decodedModule, type PairTarget } from './starts.ts';
 
 /** The keys of the tensors that a module has in files. */
 export function fileKeys(own: OwnForm, settings: Settings): string[] {
@@ -64,7 +64,7 @@ export function startOwn(
     if (complaint !== null) throw new ArgumentError(`${target.name}: ${complaint}`);
   }
   const first = withDevice(targets[0]?.linear.weight.device, () =>
-    computeOwned(() => own.start(targets.map(startModule), settings)),
+    computeOwned(() => own.start(targets.map(decodedModule), settings)),
   );
   const masters = targets.map((target, i) =>
     mastersOf(target, new Map(Object.entries(first[i] as Record<string, Tensor>)), {

@@ -8,7 +8,7 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Linear } from '../nn/linear.ts';
 import { copy_, zeros } from '../ops/index.ts';
 import { shown } from '../shown.ts';
-import { computeOwned, Tensor } from '../tensor.ts';
+import { computeOwned, scope, Tensor } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
 import type { CalibrationSettings, StartModule, Statistics } from './methods/method.ts';
 import { START_NAMES, startNamed } from './methods/registry.ts';
@@ -116,10 +116,33 @@ function pairsOfStart(init: boolean | string, targets: readonly PairTarget[]) {
   }
   const { fromWeight } = start;
   return () =>
-    start.pairs(targets.map(startModule), init).map(({ a, b }, i) => {
-      const { linear } = targets[i] as PairTarget;
-      return { a: ownCopy(a, linear), b: ownCopy(b, linear), fromWeight };
-    });
+    decodedTogether(targets).flatMap((some) =>
+      scope(() =>
+        start.pairs(some.map(decodedModule), init).map(({ a, b }, i) => {
+          const { linear } = some[i] as PairTarget;
+          return { a: ownCopy(a, linear), b: ownCopy(b, linear), fromWeight };
+        }),
+      ),
+    );
+}
+
+/** Elements of weights in blocks whose values are in memory at a time. */
+const kDecodedElements = 1 << 26;
+
+/** The targets in groups, one of all where no weight is in blocks. */
+function decodedTogether(targets: readonly PairTarget[]): PairTarget[][] {
+  const groups: PairTarget[][] = [[]];
+  let elements = 0;
+  for (const target of targets) {
+    const { weight } = target.linear;
+    if (weight.encoding !== null) elements += weight.size;
+    if (elements > kDecodedElements && (groups.at(-1) as PairTarget[]).length > 0) {
+      groups.push([]);
+      elements = weight.size;
+    }
+    (groups.at(-1) as PairTarget[]).push(target);
+  }
+  return groups;
 }
 
 /** A copy in the dtype of the linear's masters; a view would keep all of the larger tensor in memory. */
@@ -132,7 +155,7 @@ function ownCopy(tensor: Tensor, { weight }: Linear): Tensor {
 
 function pairsOfFunction(init: StartFunction, targets: readonly PairTarget[]) {
   return () => {
-    const found: unknown = init(targets.map(startModule));
+    const found: unknown = init(targets.map(decodedModule));
     if (found instanceof Promise) {
       // The promise is never awaited, so its rejection is ignored.
       found.catch(() => {});
@@ -178,7 +201,16 @@ function refuse(name: string, what: string): never {
   throw new ArgumentError(`initLoraWeights: ${name}: ${what}`);
 }
 
-/** A module as a start sees it. */
+/** A module as a start sees it, with the values of a weight in blocks. */
+export function decodedModule(target: PairTarget): StartModule {
+  const { weight } = target.linear;
+  return {
+    ...startModule(target),
+    weight: weight.encoding === null ? weight : weight.to(weight.dtype),
+  };
+}
+
+/** A module with its weight as it stands in memory. */
 export function startModule({
   name,
   r,

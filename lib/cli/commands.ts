@@ -9,6 +9,7 @@ import { addInspect } from './inspect_command.ts';
 import { addMerge } from './merge_command.ts';
 import type { CommandModule } from './program.ts';
 import { addPush } from './push_command.ts';
+import { addQuantize } from './quantize_command.ts';
 import { addSchema } from './schema_command.ts';
 import { addServe } from './serve_command.ts';
 import { addTrain } from './train_command.ts';
@@ -24,6 +25,7 @@ export const kCommands: readonly CommandModule[] = [
   addMerge,
   addExport,
   addConvert,
+  addQuantize,
   addPush,
   addSchema,
 ];

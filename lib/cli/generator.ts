@@ -11,7 +11,7 @@ import type { TrainSettings } from './train_options.ts';
 /** The settings by which a model and its adapters are loaded. */
 export type GeneratorSettings = Pick<
   TrainSettings,
-  'model' | 'dtype' | 'device' | 'threads' | 'ignoreKeys' | 'allowOtherBase'
+  'model' | 'dtype' | 'baseFormat' | 'device' | 'threads' | 'ignoreKeys' | 'allowOtherBase'
 >;
 
 /** The folder of an adapter, and its name in the model. */

@@ -76,17 +76,17 @@ export async function openBatches<B>(
 /** The options of loading a model that the commands pass on. */
 export type ModelLoadOptions = Pick<
   FromPretrainedOptions,
-  'dtype' | 'device' | 'trainable' | 'ignoreKeys' | 'onDownload' | 'onProgress'
+  'dtype' | 'baseFormat' | 'device' | 'trainable' | 'ignoreKeys' | 'onDownload' | 'onProgress'
 >;
 
 /** The loading options that follow from the settings; downloads from the Hub and loading progress are shown to the user. */
 export function loadOptions(
-  settings: Pick<TrainSettings, 'dtype' | 'device' | 'ignoreKeys'>,
+  settings: Pick<TrainSettings, 'dtype' | 'baseFormat' | 'device' | 'ignoreKeys'>,
   progress: Progress,
 ): ModelLoadOptions {
-  const { dtype, device, ignoreKeys } = { ...kTrainDefaults, ...settings };
+  const { dtype, baseFormat, device, ignoreKeys } = { ...kTrainDefaults, ...settings };
   return {
-    ...{ dtype, device, ignoreKeys },
+    ...{ dtype, baseFormat, device, ignoreKeys },
     onDownload: progress.download,
     onProgress: (loaded, total) => progress.status(`loading: ${loaded} of ${total} tensors`),
   };

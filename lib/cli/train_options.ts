@@ -9,6 +9,7 @@ import { TRAINED_TURNS } from '../data/example_format.ts';
 import { DATA_FORMATS } from '../data/forms/list.ts';
 import { GLUE_TASKS } from '../data/glue.ts';
 import { kProblemTypes } from '../losses/problem_type.ts';
+import { BASE_FORMATS } from '../models/auto.ts';
 import {
   choice,
   filePath,
@@ -193,6 +194,11 @@ export const kModelOptions = group(kRun, {
     default: 'f32',
     help: 'type of the frozen base and the activations',
     aliases: ['bf16', 'torch-dtype', 'precision', 'fp16'],
+  }),
+  baseFormat: choice({
+    choices: BASE_FORMATS,
+    help: 'form of the frozen base in memory: that of dtype, 4-bit blocks (nf4), or the blocks of a GGUF file (gguf); default: that of dtype',
+    aliases: ['load-in-4bit', 'quantization-bit', 'bnb-4bit-quant-type'],
   }),
   device: text({ placeholder: 'name', default: 'cpu', help: 'cpu, cuda, cuda:1' }),
   threads: whole({

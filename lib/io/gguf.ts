@@ -105,6 +105,19 @@ export class GgufFile implements TensorFile {
   }
 
   /**
+   * Enqueues the reading of one tensor that stays in the blocks of the file, and is decoded to `dtype` (default f32) where it is used:
+   * pages of the file, or a copy of its rows where `permutedHeads` is not 0. It is on the CPU and frozen.
+   * @throws as `read` does
+   */
+  readBlocks(name: string, options: Omit<GgufReadOptions, 'device'> = {}): Tensor {
+    const { dtype = 'f32', checkFinite = false, permutedHeads = 0 } = options;
+    return withDevice(
+      'cpu',
+      () => new Tensor(native.readGgufBlocks(this.#file, name, dtype, permutedHeads, checkFinite)),
+    );
+  }
+
+  /**
    * The bytes of an entry of the metadata as they stand in the file: key, type and value. A text in it need not be UTF-8.
    * @throws ArgumentError if the file has no such key
    */

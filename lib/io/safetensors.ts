@@ -82,6 +82,14 @@ export class SafetensorsFile implements TensorFile {
     );
   }
 
+  /**
+   * The bytes of a tensor of any dtype as they stand in the file, (n) u8 on the CPU, frozen: pages of the file.
+   * @throws FormatError if the file has no such tensor
+   */
+  readBytes(name: string): Tensor {
+    return withDevice('cpu', () => new Tensor(native.readSafetensorsBytes(this.#file, name)));
+  }
+
   close(): void {
     native.closeSafetensors(this.#file);
   }

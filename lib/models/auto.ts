@@ -1,6 +1,7 @@
 /** Loading of causal language models from a folder or a GGUF file, by the model_type in them (see registry.ts). */
 import { join } from 'node:path';
-import { withDevice } from '../device.ts';
+import { getDefaultDevice, sharesProcessMemory, withDevice } from '../device.ts';
+import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { hubTable, type ResolveOptions, resolveModel } from '../io/hub.ts';
 import { max, maximum, sub } from '../ops/index.ts';
 import {
@@ -13,6 +14,7 @@ import {
 } from '../options/call.ts';
 import { synchronize, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
+import { quantizedWeights, withoutQuantization } from './bitsandbytes.ts';
 import type { CausalLM } from './causal_lm.ts';
 import {
   type ConfigOptions,
@@ -29,16 +31,29 @@ import { findFiles, openGguf, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
 import { familyOf, familyOfGguf } from './registry.ts';
 import {
+  type BlockFormat,
+  kFloatForms,
   type LoadProgress,
   WeightLoader,
   type WeightReadOptions,
   type WeightSource,
 } from './weights.ts';
 
+/** The forms of a frozen base in memory, see {@link FromPretrainedOptions.baseFormat}. */
+export const BASE_FORMATS = ['bf16', 'f32', 'nf4', 'gguf'] as const;
+export type BaseFormat = (typeof BASE_FORMATS)[number];
+
 /** Options of {@link AutoModelForCausalLM.fromPretrained}. */
 export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   /** Type of weights and activations (default f32); f64 is for research. */
   dtype?: 'f32' | 'bf16' | 'f64';
+  /**
+   * Form of the frozen matrices in memory. `bf16` and `f32` are those of `dtype`. `nf4`: 4-bit blocks as bitsandbytes has them, which are
+   * kept where the files have them and made where these have floats; the embedding and the head stay as they are. `gguf`: the blocks
+   * of the GGUF file, of the embedding and the head too. Blocks are decoded to `dtype` where they are used, on the CPU. Default:
+   * `dtype`, to which blocks in files are decoded when they are read.
+   */
+  baseFormat?: BaseFormat;
   /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
   device?: string;
   /**
@@ -71,6 +86,7 @@ export const loadTable: CallTable<FromPretrainedOptions> = {
   ...hubTable,
   ignoreKeys: kCall.texts,
   dtype: kDType,
+  baseFormat: oneOf(BASE_FORMATS),
   device: kCall.text,
   trainable: kCall.boolean,
   checkFinite: kCall.boolean,
@@ -105,9 +121,14 @@ export const AutoModelForCausalLM = {
     const opened = await open(folder, options);
     try {
       const { onProgress } = options;
-      const read = { dtype, checkFinite, share: !trainable, onProgress };
+      const blockFormat = blockFormatOf(opened, { ...options, dtype, trainable });
+      const read = { dtype, checkFinite, share: !trainable, blockFormat, onProgress };
       const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
       await finishLoading(model, opened.source, { trainable });
+      model.blockFormat = blockFormat;
+      model.isQuantizedHere = [...model.namedParameters()].some(
+        ([name, { encoding }]) => encoding !== null && !isInBlocks(opened.source, name),
+      );
       return model;
     } finally {
       opened.source.close();
@@ -138,7 +159,8 @@ export const AutoModelForCausalLM = {
     const shapes = WeightLoader.plan(read, (weights) => causalLM({ weights, origin, tied }));
     const deviation = initializerRange(config, path);
     const source = new RandomWeights(shapes, { seed, deviation });
-    const model = await build({ family, configured, source }, { ...read, device }, origin);
+    const opened = { gguf: false, family, configured, source };
+    const model = await build(opened, { ...read, device }, origin);
     await finishLoading(model, source, { trainable });
     return model;
   },
@@ -154,12 +176,79 @@ export async function checkCausalLM(
 ): Promise<void> {
   checkCall('checkCausalLM', options, loadTable);
   requireDevice(options);
-  const { source } = await open(await resolveModel(nameOrPath, options), options);
-  source.close();
+  const { dtype = 'f32', trainable = false } = options;
+  const opened = await open(await resolveModel(nameOrPath, options), options);
+  opened.source.close();
+  blockFormatOf(opened, { ...options, dtype, trainable });
+}
+
+/**
+ * The blocks in which the files of a causal language model hold a tensor, "NF4" or "Q4_1"; null: they hold floats.
+ * @throws as {@link checkCausalLM} does
+ */
+export async function storedForm(
+  folder: string,
+  options: ConfigOptions = {},
+): Promise<string | null> {
+  const { source } = await open(folder, options);
+  try {
+    const forms = Array.from(source.shapes.keys(), (name) => source.blocks?.(name)?.form);
+    return forms.find((form) => form !== undefined && !kFloatForms.has(form)) ?? null;
+  } finally {
+    source.close();
+  }
+}
+
+/**
+ * Refuses the base formats of language models for a model of another task.
+ * @throws UnsupportedError
+ */
+export function refuseBlocks({ baseFormat, dtype = 'f32' }: FromPretrainedOptions): void {
+  if (baseFormat === undefined || baseFormat === dtype) return;
+  throw new UnsupportedError(
+    `baseFormat ${baseFormat} is for causal language models; leave it out (--base-format) for a model of another task`,
+  );
+}
+
+/** Whether the files hold a tensor in blocks. */
+function isInBlocks(source: WeightSource, name: string): boolean {
+  return (source.blocks?.(name) ?? null) !== null;
+}
+
+/**
+ * The blocks in which a base is to stay in memory; null: it has its values there.
+ * @throws ArgumentError, UnsupportedError for a base format that does not go with the files or the other options
+ */
+function blockFormatOf(
+  { gguf, source }: OpenedModel,
+  options: FromPretrainedOptions & { dtype: DType; trainable: boolean },
+): BlockFormat | null {
+  const { baseFormat, dtype, trainable, device } = options;
+  if (baseFormat === undefined || baseFormat === dtype) return null;
+  if (baseFormat === 'bf16' || baseFormat === 'f32') {
+    throw new ArgumentError(
+      `baseFormat ${baseFormat} is that of dtype ${baseFormat}, got dtype ${dtype}`,
+    );
+  }
+  if (trainable) {
+    throw new ArgumentError(
+      `baseFormat ${baseFormat}: weights in blocks are frozen, and trainable asks for weights that are trained`,
+    );
+  }
+  if (!withDevice(device, () => sharesProcessMemory())) {
+    throw new UnsupportedError(
+      `baseFormat ${baseFormat}: weights in blocks are on the CPU alone, not on ${device ?? getDefaultDevice()}`,
+    );
+  }
+  if (baseFormat === 'gguf' && !gguf) {
+    throw new ArgumentError(`${source.path}: baseFormat gguf needs a GGUF file`);
+  }
+  return baseFormat;
 }
 
 /** A model's files with their configuration parsed and their weights not read yet. */
 interface OpenedModel {
+  readonly gguf: boolean;
   readonly family: ModelFamily;
   readonly configured: ConfiguredModel;
   readonly source: WeightSource;
@@ -172,14 +261,15 @@ async function open(path: string, options: ConfigOptions): Promise<OpenedModel> 
 
 async function openFolder(folder: string, options: ConfigOptions): Promise<OpenedModel> {
   const path = join(folder, 'config.json');
-  const json = await readConfigJson(path);
+  const json = withoutQuantization(await readConfigJson(path), path);
   const family = familyOf(modelTypeOf(json, path), path);
   const counts: Counts = new Map();
   const configured = family.configure(json, { ...options, path, counts });
-  const source = HfWeights.open(folder, family.prefix);
-  return closedOnError(source, () => {
+  const files = HfWeights.open(folder, family.prefix);
+  return closedOnError(files, async () => {
+    const source = await quantizedWeights(files);
     checkCounts(path, counts, source.shapes);
-    return { family, configured, source };
+    return { gguf: false, family, configured, source };
   });
 }
 
@@ -189,14 +279,14 @@ async function openDecoderGguf(path: string, options: ConfigOptions): Promise<Op
     const counts: Counts = new Map();
     const configured = family.configure(json, { path, counts });
     checkCounts(path, counts, source.shapes);
-    return { family, configured, source };
+    return { gguf: true, family, configured, source };
   });
 }
 
 /** Runs `make`, and closes the source if it throws. */
-function closedOnError<T>(source: WeightSource, make: () => T): T {
+async function closedOnError<T>(source: WeightSource, make: () => T | Promise<T>): Promise<T> {
   try {
-    return make();
+    return await make();
   } catch (error) {
     source.close();
     throw error;
@@ -205,7 +295,11 @@ function closedOnError<T>(source: WeightSource, make: () => T): T {
 
 async function build(
   { family, configured, source }: OpenedModel,
-  { device, ...read }: WeightReadOptions & OnDevice & { onProgress?: LoadProgress | undefined },
+  {
+    device,
+    ...read
+  }: WeightReadOptions &
+    OnDevice & { blockFormat?: BlockFormat | null; onProgress?: LoadProgress | undefined },
   origin: ModelOrigin,
 ): Promise<CausalLM> {
   const tied = configured.tied && (await headIsEmbedding(source, family.embedding));

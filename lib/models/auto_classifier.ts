@@ -10,6 +10,7 @@ import {
   type FromPretrainedOptions,
   finishLoading,
   loadTable,
+  refuseBlocks,
 } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
 import {
@@ -67,6 +68,7 @@ export const AutoModelForSequenceClassification = {
     options: ClassifierOptions = {},
   ): Promise<SequenceClassifier> {
     checkCall('fromPretrained', options, kTable);
+    refuseBlocks(options);
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     const { folder, path, json, kind, stored } = await openClassifier(nameOrPath, options);
     try {

@@ -9,6 +9,7 @@ import {
   headIsEmbedding,
   kHead,
   loadTable,
+  refuseBlocks,
 } from './auto.ts';
 import { type Counts, checkCounts, modelTypeOf, readConfigJson } from './config_keys.ts';
 import { HfWeights } from './hf_weights.ts';
@@ -35,6 +36,7 @@ export const AutoModelForSeq2SeqLM = {
     options: FromPretrainedOptions = {},
   ): Promise<Seq2SeqLM> {
     checkCall('fromPretrained', options, loadTable);
+    refuseBlocks(options);
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     requireDevice(options);
     const { folder, path, family, json, stored } = await openSeq2Seq(nameOrPath, options);

@@ -196,7 +196,9 @@ async function crcOf(path: string, start: number, end: number | null): Promise<n
 async function digestOfTensors(parameters: readonly [string, Tensor][]): Promise<string> {
   const entries: [string, string][] = [];
   for (const [name, tensor] of parameters) {
-    const { buffer, byteOffset, byteLength } = await tensor.data();
+    const values = tensor.encoding === null ? tensor.detach() : tensor.to(tensor.dtype);
+    const { buffer, byteOffset, byteLength } = await values.data();
+    values.dispose();
     let crc = 0;
     for (let at = 0; at < byteLength; at += kSliceBytes) {
       if (at > 0) await setImmediate();
@@ -223,6 +225,12 @@ function isTrainedHead({ taskType, headPaths }: Model, name: string): boolean {
 
 /** The part of the configuration that the computations depend on, its keys in order. */
 function configOf(model: Model): [string, unknown][] {
+  // The files of a base that is quantised as it is read hold other values.
+  const own: [string, unknown][] = model.isQuantizedHere ? [['base_format', 'nf4']] : [];
+  return [...own, ...writtenConfigOf(model)];
+}
+
+function writtenConfigOf(model: Model): [string, unknown][] {
   try {
     return Object.entries(model.configJson())
       .filter(([key]) => !kFreeKeys.has(key))

@@ -138,7 +138,7 @@ export class Decoder extends Module {
     super();
     const { vocabSize, hiddenSize, numLayers } = config;
     this.embed_tokens = new Embedding(
-      weights.tensor('embed_tokens.weight', [vocabSize, hiddenSize]),
+      weights.table('embed_tokens.weight', [vocabSize, hiddenSize]),
     );
     this.layers = Array.from({ length: numLayers }, (_, i) =>
       makeLayer(config, weights.at(`layers.${i}`), i),

@@ -8,7 +8,7 @@ import { concat, contiguous, permute, reshape, sub, zeros } from '../ops/index.t
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ConfigOptions } from './config_keys.ts';
 import { yarnAttentionFactor } from './rope.ts';
-import type { WeightReadOptions, WeightSource } from './weights.ts';
+import type { StoredBlocks, WeightReadOptions, WeightSource } from './weights.ts';
 
 /** The ways in which the storage of a tensor differs from that in safetensors. */
 export interface TensorStorage {
@@ -375,6 +375,35 @@ class GgufWeights implements WeightSource {
         return concat([zeros([leadingRows, ...oriented.shape.slice(1)], { dtype }), oriented]);
       }),
     );
+  }
+
+  blocks(name: string): StoredBlocks | null {
+    const info = this.file.tensors.get(this.#stored.get(name) ?? name);
+    if (info === undefined || info.dtype === 'F32') return null;
+    // Rows that are put back have memory of their own; the others are pages of the file.
+    const { permutedHeads = 0 } = this.table.stored(name, this.table.json);
+    return { form: info.dtype, bytes: permutedHeads === 0 ? 0 : info.bytes };
+  }
+
+  readBlocks(
+    name: string,
+    { dtype, checkFinite }: WeightReadOptions,
+    wantsTransposed: boolean,
+  ): Tensor {
+    const {
+      permutedHeads = 0,
+      offset = 0,
+      transposed = false,
+      leadingRows = 0,
+    } = this.table.stored(name, this.table.json);
+    if (offset !== 0 || leadingRows !== 0 || transposed !== wantsTransposed) {
+      throw new UnsupportedError(
+        `${this.path}: ${name} differs from the model's in more than the order of rows, and cannot stay in the blocks of the file; ` +
+          'leave baseFormat (--base-format) out',
+      );
+    }
+    const stored = this.#stored.get(name) ?? name;
+    return this.file.readBlocks(stored, { dtype, checkFinite, permutedHeads });
   }
 
   close(): void {

@@ -56,7 +56,8 @@ export function ggufLayoutOf(model: Model): GgufLayout {
       const { permutedHeads = 0, offset = 0 } = table.stored(hf, heads);
       return scope(() =>
         noGrad(() => {
-          const values = offset === 0 ? weight.detach() : add(weight, offset);
+          const decoded = weight.encoding === null ? weight.detach() : weight.to(weight.dtype);
+          const values = offset === 0 ? decoded : add(decoded, offset);
           return permutedHeads === 0 ? values : interleavedRows(values, permutedHeads);
         }),
       );

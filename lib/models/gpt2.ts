@@ -124,7 +124,7 @@ class Gpt2Model extends Module {
   constructor(config: Gpt2Config, weights: WeightLoader) {
     super();
     const { vocabSize: v, hiddenSize: c, maxPositions, numLayers } = config;
-    this.wte = new Embedding(weights.tensor('wte.weight', [v, c]));
+    this.wte = new Embedding(weights.table('wte.weight', [v, c]));
     this.wpe = new Embedding(weights.tensor('wpe.weight', [maxPositions, c]));
     this.h = Array.from(
       { length: numLayers },

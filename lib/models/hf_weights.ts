@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
-import { readSafetensorsIndex, SafetensorsFile } from '../io/index.ts';
+import { readSafetensorsIndex, SafetensorsFile, type TensorInfo } from '../io/index.ts';
 import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import type { Tensor } from '../tensor.ts';
 import type { WeightReadOptions, WeightSource } from './weights.ts';
@@ -58,6 +58,18 @@ export class HfWeights implements WeightSource {
   read(name: string, options: WeightReadOptions): Tensor {
     const { file, stored } = this.#place(name);
     return file.read(stored, options);
+  }
+
+  /** The bytes of a tensor as they stand in the file, (n) u8 on the CPU. */
+  readBytes(name: string): Tensor {
+    const { file, stored } = this.#place(name);
+    return file.readBytes(stored);
+  }
+
+  /** The description of a tensor in its file. */
+  info(name: string): TensorInfo {
+    const { file, stored } = this.#place(name);
+    return file.tensors.get(stored) as TensorInfo;
   }
 
   aliases(name: string, { dtype }: WeightReadOptions): boolean {

@@ -85,7 +85,7 @@ export async function saveModel(
       try {
         if (dtype === 'f16') await checkFitsF16(name, values);
         scope(() => {
-          const converted = dtype === undefined ? values : values.to(dtype);
+          const converted = values.to(dtype ?? values.dtype); // the values of one in blocks
           writer.write(name, transposed.has(weight) ? contiguous(transpose(converted)) : converted);
         });
       } finally {

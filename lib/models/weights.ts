@@ -4,6 +4,7 @@
  */
 import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
+import { kBlockSize, nf4Weight } from '../io/blocks.ts';
 import type { TensorFile } from '../io/index.ts';
 import { Conv1D, LayerNorm, Linear, RMSNorm } from '../nn/index.ts';
 import { contiguous, type RmsNormOptions, transpose } from '../ops/index.ts';
@@ -19,10 +20,54 @@ export interface WeightSource {
   /** The open files; undefined where there are none. */
   readonly files?: readonly Pick<TensorFile, 'path' | 'identity'>[];
   read(name: string, options: WeightReadOptions): Tensor;
+  /** The blocks in which the files hold a tensor; null: it stands there in a float type. Left out: none is in blocks. */
+  blocks?(name: string): StoredBlocks | null;
+  /**
+   * A tensor that stays in the blocks of the files; for one of which `blocks` is not null.
+   * @param transposed whether its transpose is wanted: refused, but where that is how the files hold it
+   * @throws UnsupportedError for a tensor that the files hold in another layout
+   */
+  readBlocks?(name: string, options: WeightReadOptions, transposed: boolean): Tensor;
   /** Whether `read` gives pages of the file, where `share` allows it on the CPU. Default: it never does. */
   aliases?(name: string, options: WeightReadOptions): boolean;
   close(): void;
 }
+
+/** The blocks in which the files hold a tensor. */
+export interface StoredBlocks {
+  /** Name of the blocks: "NF4", "Q4_1". */
+  readonly form: string;
+  /** Bytes of memory that the tensor takes in them. */
+  readonly bytes: number;
+}
+
+/**
+ * The blocks in which frozen matrices stay in memory: `nf4`, as bitsandbytes has quantised them, and quantised here where the files
+ * have floats; `gguf`, those of the GGUF file.
+ */
+export type BlockFormat = 'nf4' | 'gguf';
+
+/** Options of {@link WeightLoader}. */
+interface LoaderOptions extends WeightReadOptions {
+  /** Default null: every tensor has its values in memory. */
+  readonly blockFormat?: BlockFormat | null;
+}
+
+/**
+ * The part that a tensor has in a model. Matrices of layers are quantised where that is asked for; the embedding and the head are in
+ * blocks only where the files have them so.
+ */
+type Role = 'values' | 'table' | 'head' | 'matrix' | 'transposed';
+
+interface Planned {
+  readonly shape: readonly number[];
+  readonly role: Role;
+}
+
+/** Types of GGUF files whose "blocks" have one value. */
+export const kFloatForms: ReadonlySet<string> = new Set(['F16', 'BF16']);
+/** Name of the head over a vocabulary. */
+const kHeadName = 'lm_head';
 
 export interface WeightReadOptions {
   dtype: DType;
@@ -56,9 +101,9 @@ const kNoSource: WeightSource = {
 export class WeightLoader {
   private constructor(
     private readonly source: WeightSource,
-    private readonly options: WeightReadOptions,
+    private readonly options: LoaderOptions,
     private readonly prefix: string,
-    private readonly plan: Map<string, readonly number[]> | null,
+    private readonly plan: Map<string, Planned> | null,
   ) {}
 
   get dtype(): DType {
@@ -73,13 +118,13 @@ export class WeightLoader {
    */
   static build<T>(
     source: WeightSource,
-    options: WeightReadOptions & {
+    options: LoaderOptions & {
       ignore?: readonly string[];
       onProgress?: LoadProgress | undefined;
     },
     make: (weights: WeightLoader) => T,
   ): T {
-    const plan = WeightLoader.plan(options, make);
+    const plan = WeightLoader.#collect(options, make);
     checkPlan(source, plan, options.ignore ?? []);
     requireFreeMemory({
       path: source.path,
@@ -96,7 +141,15 @@ export class WeightLoader {
     options: WeightReadOptions,
     make: (weights: WeightLoader) => unknown,
   ): ReadonlyMap<string, readonly number[]> {
-    const plan = new Map<string, readonly number[]>();
+    const plan = WeightLoader.#collect(options, make);
+    return new Map(Array.from(plan, ([name, { shape }]) => [name, shape]));
+  }
+
+  static #collect(
+    options: LoaderOptions,
+    make: (weights: WeightLoader) => unknown,
+  ): ReadonlyMap<string, Planned> {
+    const plan = new Map<string, Planned>();
     make(new WeightLoader(kNoSource, options, '', plan));
     return plan;
   }
@@ -107,28 +160,47 @@ export class WeightLoader {
   }
 
   tensor(name: string, shape: readonly number[]): Tensor {
+    return this.#read(name, shape, 'values');
+  }
+
+  /** A table of which ids select rows. @param shape (rows,C) */
+  table(name: string, shape: readonly [number, number]): Tensor {
+    return this.#read(name, shape, 'table');
+  }
+
+  #read(name: string, shape: readonly number[], role: Role): Tensor {
     const full = this.prefix + name;
     if (this.plan !== null) {
-      this.plan.set(full, shape);
+      this.plan.set(full, { shape, role });
       return undefined as unknown as Tensor; // The modules of this pass are thrown away.
     }
-    return keep(this.source.read(full, this.options));
+    const { source, options } = this;
+    const form = formOf(source, full, role, options);
+    const transposed = role === 'transposed';
+    if (form === 'stored') {
+      return keep(source.readBlocks?.(full, options, transposed) as Tensor);
+    }
+    const read = (given: WeightReadOptions): Tensor => {
+      const values = source.read(full, given);
+      return transposed ? contiguous(transpose(values)) : values;
+    };
+    if (form === 'values') return keep(scope(() => noGrad(() => read(options))));
+    // Quantised from what the file holds, not from that rounded to the model's dtype.
+    const wide: WeightReadOptions = { ...options, dtype: 'f32' };
+    return keep(scope(() => noGrad(() => nf4Weight(read(wide), full, { dtype: options.dtype }))));
   }
 
   /** @param shape (out,in) */
   linear(name: string, shape: readonly [number, number], bias: boolean): Linear {
-    const weight = this.tensor(`${name}.weight`, shape);
+    const role = this.prefix + name === kHeadName ? 'head' : 'matrix';
+    const weight = this.#read(`${name}.weight`, shape, role);
     return new Linear(weight, bias ? this.tensor(`${name}.bias`, [shape[0]]) : null);
   }
 
   /** A linear stored as (in,out), with its bias. @param shape (out,in) */
   conv1d(name: string, [out, inner]: readonly [number, number]): Conv1D {
-    const stored = this.tensor(`${name}.weight`, [inner, out]);
-    const bias = this.tensor(`${name}.bias`, [out]);
-    if (this.plan !== null) return new Conv1D(stored, bias);
-    const weight = keep(scope(() => noGrad(() => contiguous(transpose(stored)))));
-    stored.dispose();
-    return new Conv1D(weight, bias);
+    const weight = this.#read(`${name}.weight`, [inner, out], 'transposed');
+    return new Conv1D(weight, this.tensor(`${name}.bias`, [out]));
   }
 
   /** A LayerNorm with a bias. @param channels C */
@@ -154,13 +226,49 @@ function withProgress(source: WeightSource, total: number, onProgress: LoadProgr
       onProgress(++loaded, total);
       return tensor;
     },
+    blocks: (name) => source.blocks?.(name) ?? null,
+    readBlocks: (name, options, transposed) => {
+      const tensor = source.readBlocks?.(name, options, transposed) as Tensor;
+      onProgress(++loaded, total);
+      return tensor;
+    },
     close: () => source.close(),
   };
 }
 
+/**
+ * The form that a tensor gets in memory: its values, the blocks of the files, or NF4 that is made of its values.
+ * @throws UnsupportedError for a tensor in blocks that would be quantised a second time
+ */
+function formOf(
+  source: WeightSource,
+  name: string,
+  role: Role,
+  { blockFormat = null, dtype }: LoaderOptions,
+): 'values' | 'stored' | 'nf4' {
+  if (blockFormat === null || role === 'values') return 'values';
+  const form = source.blocks?.(name)?.form ?? null;
+  const isFloat = form === null || kFloatForms.has(form);
+  if (blockFormat === 'gguf') {
+    return form === null || form.toLowerCase() === dtype ? 'values' : 'stored';
+  }
+  if (form === 'NF4') return 'stored';
+  if (isFloat) return role === 'matrix' || role === 'transposed' ? 'nf4' : 'values';
+  throw new UnsupportedError(
+    `${source.path}: ${name} is quantised already, to ${form}, and would lose more in NF4; ` +
+      `${kUnquantised[form] ?? 'use baseFormat gguf (--base-format gguf), which keeps the blocks of the file'}`,
+  );
+}
+
+/** Advice for a base whose blocks cannot stay in memory, by their name. */
+const kUnquantised: Readonly<Record<string, string>> = {
+  FP4: 'leave baseFormat (--base-format) out, and its values are used',
+  int8: 'leave baseFormat (--base-format) out, and its values are used',
+};
+
 function checkPlan(
   source: WeightSource,
-  plan: ReadonlyMap<string, readonly number[]>,
+  plan: ReadonlyMap<string, Planned>,
   ignore: readonly string[],
 ): void {
   const { path, shapes } = source;
@@ -172,7 +280,7 @@ function checkPlan(
       { path },
     );
   }
-  for (const [name, wanted] of plan) {
+  for (const [name, { shape: wanted }] of plan) {
     const found = shapes.get(name) as readonly number[];
     if (found.join() !== wanted.join()) {
       throw new FormatError(
@@ -198,14 +306,21 @@ function checkPlan(
  */
 function weightBytes(
   source: WeightSource,
-  plan: ReadonlyMap<string, readonly number[]>,
-  options: WeightReadOptions,
+  plan: ReadonlyMap<string, Planned>,
+  options: LoaderOptions,
 ): number {
   const aliases = options.share && sharesProcessMemory();
   let bytes = 0;
-  for (const [name, shape] of plan) {
-    if (aliases && source.aliases?.(name, options) === true) continue;
-    bytes += shape.reduce((product, extent) => product * extent, DTYPE_BYTES[options.dtype]);
+  for (const [name, { shape, role }] of plan) {
+    const form = formOf(source, name, role, options);
+    const elements = shape.reduce((product, extent) => product * extent, 1);
+    if (form === 'stored') {
+      bytes += source.blocks?.(name)?.bytes ?? 0;
+    } else if (form === 'nf4') {
+      bytes += elements / 2 + (elements / kBlockSize) * DTYPE_BYTES.f32;
+    } else if (!(aliases && source.aliases?.(name, options) === true)) {
+      bytes += elements * DTYPE_BYTES[options.dtype];
+    }
   }
   return bytes;
 }

@@ -64,10 +64,10 @@ function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
 
 /**
  * Whether the change of a weight is added to the weight itself, which saves a product: not where 16 bits could not hold a small
- * change, nor where the change reads another input than the weight.
+ * change, nor where the weight is kept in blocks, nor where the change reads another input than the weight.
  */
-function isInWeight({ dtype }: Tensor, { dropout: drop }: LinearUpdate): boolean {
-  return drop === undefined && (dtype === 'f32' || dtype === 'f64');
+function isInWeight({ dtype, encoding }: Tensor, { dropout: drop }: LinearUpdate): boolean {
+  return drop === undefined && encoding === null && (dtype === 'f32' || dtype === 'f64');
 }
 
 /** Operands of a linear in one forward, its adapter's update included. */

@@ -35,6 +35,7 @@ export async function identityOf(
     data: input.data.fingerprint,
     dtype: input.tuned.model.dtype,
     baseModel: await baseModel(input.tuned),
+    ...(input.tuned.model.blockFormat !== null && { baseFormat: input.tuned.model.blockFormat }),
     ...partOf(resourceOptions, options.resources),
     ...(!sharesPrefixes && { sharePrefixes: false }),
     customLoss: input.loss !== undefined,

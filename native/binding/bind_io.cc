@@ -11,6 +11,7 @@
 #include "binding/stored.h"
 #include "engine/launch.h"
 #include "io/dequantize.h"
+#include "io/encodings.h"
 #include "ops/ops.h"
 
 namespace balora::binding {
@@ -291,11 +292,37 @@ Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, D
   return read(engine, shape, dtype, std::move(stored), check_finite);
 }
 
-// heads > 0: rows are put back from the llama architecture's interleaved order to HF's halves:
-// within a head of D rows, stored row 2i + j is row j*D/2 + i
-// (convert_hf_to_gguf.py, LlamaModel.permute).
-Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, int64_t heads,
-                 bool check_finite) {
+// The bytes of a tensor of any dtype, (n) u8: the file's own pages.
+Tensor read_safetensors_bytes(Engine& engine, SafetensorsBox* box, std::string name) {
+  const std::shared_ptr<const SafetensorsFile>& file = box->get();
+  const SafetensorsEntry* entry = file->find(name);
+  if (!entry)
+    throw FormatError(file->path(), -1,
+                      concat("holds no tensor ", name, "; name one of its tensors"));
+  require_host_memory(engine, name);
+  const std::span<const std::byte> bytes = file->bytes(*entry);
+  const Shape shape{static_cast<int64_t>(bytes.size())};
+  Stored stored{file->file(), entry->name, bytes, shape.numel(), 1, kGrain};
+  return alias_stored(engine, shape, DType::kU8, std::move(stored), false);
+}
+
+// The row of the file that is row `row` of the tensor, where rows of `heads` heads, `rows` in all,
+// are put back from the llama architecture's interleaved order to HF's halves: within a head of D
+// rows, stored row 2i + j is row j*D/2 + i (convert_hf_to_gguf.py, LlamaModel.permute).
+int64_t interleaved_row(int64_t row, int64_t rows, int64_t heads) {
+  const int64_t per_head = rows / heads, half = per_head / 2, in_head = row % per_head;
+  return row - in_head + 2 * (in_head % half) + in_head / half;
+}
+
+// A tensor of a GGUF file that is decoded, its shape, and its rows if they are in heads.
+struct GgufPlace {
+  std::shared_ptr<const GgufFile> file;
+  const GgufTensor* tensor;
+  Shape shape;
+  int64_t rows;
+};
+
+GgufPlace gguf_place(GgufBox* box, const std::string& name, DType dtype, int64_t heads) {
   const std::shared_ptr<const GgufFile>& file = box->get();
   const GgufTensor* tensor = file->find(name);
   if (!tensor)
@@ -319,14 +346,22 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
     throw FormatError(file->path(), static_cast<int64_t>(tensor->begin),
                       concat(name, ": ", rows, " rows are not whole pairs in ", heads, " heads"));
   }
-  const std::span<const std::byte> bytes = file->bytes(*tensor);
-  const std::byte* data = bytes.data();
   const io::GgmlTypeInfo& type = *tensor->type;
   if (heads > 0 && shape.ndim() == 1 && type.block > 1) {
     throw FormatError(
         file->path(), static_cast<int64_t>(tensor->begin),
         concat(name, ": a vector in blocks of ", type.name, " has no rows to put back"));
   }
+  return {file, tensor, shape, rows};
+}
+
+// heads > 0: rows are put back, see interleaved_row().
+Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, int64_t heads,
+                 bool check_finite) {
+  const auto [file, tensor, shape, rows] = gguf_place(box, name, dtype, heads);
+  const std::span<const std::byte> bytes = file->bytes(*tensor);
+  const std::byte* data = bytes.data();
+  const io::GgmlTypeInfo& type = *tensor->type;
   Stored stored{.file = file->file(),
                 .name = tensor->name,
                 .bytes = bytes,
@@ -338,21 +373,38 @@ Tensor read_gguf(Engine& engine, GgufBox* box, std::string name, DType dtype, in
       io::dequantize(type, data + begin * type.bytes, 0, (end - begin) * type.block, dtype, out);
     };
   } else if (shape.numel() > 0) {
-    const int64_t columns = shape.numel() / rows, per_head = rows / heads, half = per_head / 2;
+    const int64_t columns = shape.numel() / rows;
     stored.units = rows;
     stored.unit_elements = columns;
     stored.grain = std::max<int64_t>(1, kGrain / columns);
-    stored.decode = [=, &type](int64_t begin, int64_t end, void* out) {
+    stored.decode = [=, &type, rows = rows](int64_t begin, int64_t end, void* out) {
       const int64_t row_bytes = columns / type.block * type.bytes;
       for (int64_t row = begin; row < end; ++row) {
-        const int64_t in_head = row % per_head;
-        const int64_t source = row - in_head + 2 * (in_head % half) + in_head / half;
-        io::dequantize(type, data + source * row_bytes, 0, columns, dtype,
+        io::dequantize(type, data + interleaved_row(row, rows, heads) * row_bytes, 0, columns,
+                       dtype,
                        static_cast<char*>(out) + (row - begin) * columns * dtype_size(dtype));
       }
     };
   }
   return read_stored(engine, shape, dtype, std::move(stored), check_finite);
+}
+
+// The same, kept in its blocks and decoded to `dtype` as it is used.
+Tensor read_gguf_blocks(Engine& engine, GgufBox* box, std::string name, DType dtype, int64_t heads,
+                        bool check_finite) {
+  const auto [file, tensor, shape, rows] = gguf_place(box, name, DType::kF32, heads);
+  if (!is_float(dtype)) {
+    throw ArgumentError(
+        concat("readGgufBlocks: dtype must be a float type, got ", dtype_name(dtype)));
+  }
+  StoredBlocks stored{.file = file->file(),
+                      .name = tensor->name,
+                      .bytes = file->bytes(*tensor),
+                      .encoding = io::ggml_encoding(*tensor->type)};
+  if (heads > 0) {
+    stored.rows = [rows = rows, heads](int64_t row) { return interleaved_row(row, rows, heads); };
+  }
+  return blocks_stored(engine, shape, dtype, std::move(stored), check_finite);
 }
 
 }  // namespace
@@ -363,12 +415,14 @@ void bind_io(Module& m) {
   op(m, "safetensorsHeader", &safetensors_header, {"file"});
   op(m, "safetensorsIndex", &safetensors_index, {"path"});
   op(m, "readSafetensors", &read_safetensors, {"file", "name", "dtype", "share", "checkFinite"});
+  op(m, "readSafetensorsBytes", &read_safetensors_bytes, {"file", "name"});
   op(m, "openGguf", &open_gguf, {"path"});
   op(m, "closeGguf", &close_gguf, {"file"});
   op(m, "ggufHeader", &gguf_header, {"file"});
   op(m, "ggufValue", &gguf_value, {"file", "index"});
   op(m, "ggufEntry", &gguf_entry, {"file", "index"});
   op(m, "readGguf", &read_gguf, {"file", "name", "dtype", "heads", "checkFinite"});
+  op(m, "readGgufBlocks", &read_gguf_blocks, {"file", "name", "dtype", "heads", "checkFinite"});
 }
 
 }  // namespace balora::binding

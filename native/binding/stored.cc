@@ -1,7 +1,9 @@
 #include "binding/stored.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
+#include <vector>
 
 #include "engine/graph.h"
 #include "engine/launch.h"
@@ -11,17 +13,20 @@
 namespace balora::binding {
 namespace {
 
+[[noreturn]] void refuse_element(const io::MappedFile& file, const std::string& name,
+                                 std::span<const std::byte> bytes, int64_t element) {
+  throw FormatError(file.path(), bytes.data() - file.bytes().data(),
+                    concat(name, ": element ", element,
+                           " is NaN or infinite, so the weights are damaged "
+                           "or their training diverged"));
+}
+
 // Throws FormatError for the first NaN or infinity among `count` elements that begin with the
 // tensor's element `first`.
 void refuse_non_finite(const Stored& stored, DType dtype, const void* data, int64_t count,
                        int64_t first) {
   const int64_t at = io::find_non_finite(dtype, data, count);
-  if (at >= 0) {
-    throw FormatError(stored.file->path(), stored.bytes.data() - stored.file->bytes().data(),
-                      concat(stored.name, ": element ", first + at,
-                             " is NaN or infinite, so the weights are damaged "
-                             "or their training diverged"));
-  }
+  if (at >= 0) refuse_element(*stored.file, stored.name, stored.bytes, first + at);
 }
 
 // Straight into the tensor where the CPU can write it; else chunk by chunk into the buffers that
@@ -63,7 +68,8 @@ int32_t decode_into(Launch& l, const Stored& stored, bool check_finite) {
 }
 
 // Before the bytes are used: what was used is then what the digests are of, or it shows.
-void remember(Launch& l, const Stored& stored) {
+template <typename S>
+void remember(Launch& l, const S& stored) {
   io::PartDigests digests(stored.bytes);
   parallel_for(l.ctx, static_cast<int64_t>(digests.blocks()), 1, [&](int64_t begin, int64_t end) {
     digests.compute(static_cast<size_t>(begin), static_cast<size_t>(end));
@@ -98,6 +104,63 @@ Tensor alias_stored(Engine& engine, const Shape& shape, DType dtype, Stored stor
     return 0;
   });
   return t;
+}
+
+Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBlocks stored,
+                     bool check_finite) {
+  require_host_memory(engine, stored.name);
+  refuse_while_recording(engine, "reading a file");
+  const bool copied = stored.rows != nullptr;
+  const std::span<const std::byte> bytes = stored.bytes;
+  const Tensor t =
+      copied ? Tensor::encoded(engine, shape, dtype, stored.encoding,
+                               static_cast<int64_t>(bytes.size()))
+             : Tensor::encoded_external(engine, shape, dtype, stored.encoding, bytes, stored.file);
+  if (t.numel() == 0) return t;
+  const Tensor operand[] = {t.as_encoded()};
+  const std::span<const Tensor> none, given(operand);
+  launch("read", copied ? none : given, copied ? given : none,
+         [stored = std::move(stored), copied, check_finite](Launch& l) {
+           const View& view = l.views[0];
+           l.engine->depend_on(stored.file);
+           remember(l, stored);
+           if (copied) {
+             const int64_t rows = view.shape[0];
+             const size_t row_bytes = stored.bytes.size() / static_cast<size_t>(rows);
+             for (int64_t row = 0; row < rows; ++row) {
+               std::memcpy(static_cast<char*>(view.data) + static_cast<size_t>(row) * row_bytes,
+                           stored.bytes.data() + static_cast<size_t>(stored.rows(row)) * row_bytes,
+                           row_bytes);
+             }
+           }
+           const int64_t at = check_finite ? find_non_finite_value(l, view) : -1;
+           if (at >= 0) refuse_element(*stored.file, stored.name, stored.bytes, at);
+           return 0;
+         });
+  return t;
+}
+
+int64_t find_non_finite_value(const Launch& l, const View& view) {
+  constexpr int64_t kUnit = 4096;
+  const int64_t count = view_numel(view), units = (count + kUnit - 1) / kUnit;
+  std::vector<int64_t> found(static_cast<size_t>(units), -1);
+  parallel_for(l.ctx, units, 8, [&](int64_t begin, int64_t end) {
+    float values[kUnit];
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t first = unit * kUnit, n = std::min(kUnit, count - first);
+      view.encoding->decode(view.encoding, view.data, first, n, values);
+      const int64_t at = io::find_non_finite(DType::kF32, values, n);
+      if (at >= 0) found[static_cast<size_t>(unit)] = first + at;
+    }
+  });
+  const auto bad = std::find_if(found.begin(), found.end(), [](int64_t at) { return at >= 0; });
+  return bad == found.end() ? -1 : *bad;
+}
+
+void require_host_memory(const Engine& engine, const std::string& what) {
+  if (engine.host_memory()) return;
+  throw UnsupportedError(
+      concat(what, ": weights in blocks are on the CPU alone, not on ", engine.device()));
 }
 
 }  // namespace balora::binding

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "engine/launch.h"
 #include "io/mapped_file.h"
 #include "tensor/tensor.h"
 
@@ -31,5 +32,22 @@ Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored store
 // A tensor that is the file's own bytes, on an engine that shares the host's memory.
 Tensor alias_stored(Engine& engine, const Shape& shape, DType dtype, Stored stored,
                     bool check_finite);
+
+// A weight that stays in its blocks: the file's own pages, or where `rows` is given a copy of its
+// rows, row i of the tensor being row rows(i) of the file.
+struct StoredBlocks {
+  std::shared_ptr<const io::MappedFile> file;
+  std::string name;
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const balora_encoding> encoding;
+  std::function<int64_t(int64_t row)> rows = {};
+};
+Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBlocks stored,
+                     bool check_finite);
+
+// The index of the first value of an encoded view that is NaN or infinite, or -1.
+int64_t find_non_finite_value(const Launch& l, const View& view);
+// Throws UnsupportedError on a device whose memory is not the host's, where weights in blocks are.
+void require_host_memory(const Engine& engine, const std::string& what);
 
 }  // namespace balora::binding

@@ -26,15 +26,21 @@ struct Operand {
   bool outside = false;  // while recording: made before
 };
 
-Operand capture(const Tensor& t) {
+Operand capture(const char* op, const Tensor& t) {
   if (!t.defined()) return {};
   const TensorImpl& impl = *t.impl();
+  if (impl.storage->encoding && !impl.takes_encoded) {
+    throw UnsupportedError(concat(op, ": it reads values, and a weight ", impl.shape.to_string(),
+                                  " is in blocks (", impl.storage->encoding->name,
+                                  "); to() makes its values"));
+  }
   Operand operand;
   operand.storage = impl.storage;
   operand.offset = impl.offset;
   operand.whole = impl.offset == 0;
   operand.frozen = impl.storage->frozen && operand.whole;
   operand.view.version = impl.storage->version;
+  operand.view.encoding = impl.storage->encoding.get();
   operand.view.ndim = impl.shape.ndim();
   operand.view.dtype = static_cast<int32_t>(impl.dtype);
   for (int i = 0; i < impl.shape.ndim(); ++i) {
@@ -220,7 +226,7 @@ void enqueue(const char* op, std::span<const Tensor> inputs, std::span<const Ten
   task->operands.reserve(inputs.size() + outputs.size());
   for (const auto& list : {inputs, outputs}) {
     for (const Tensor& t : list) {
-      task->operands.push_back(capture(t));
+      task->operands.push_back(capture(op, t));
       if (!t.defined()) continue;
       if (!task->engine) task->engine = &t.engine();
       if (task->engine != &t.engine()) refuse_devices(op, *task->engine, t.engine());

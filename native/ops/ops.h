@@ -83,6 +83,8 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
 Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts);
 
 // convert.cc
+// The values of x off the tape, in its own type: made of its blocks where it is in blocks.
+Tensor decoded(const Tensor& x);
 Tensor to_device(const Tensor& x, Engine& engine);  // x itself where it is there already
 
 // in_place.cc, adafactor.cc

@@ -73,6 +73,8 @@ class Storage {
   int64_t version = 0;
   int tensor_count = 0;
   bool frozen = false;
+  // How values are found in the bytes; null: the bytes are the values. Set before the first op.
+  std::shared_ptr<const balora_encoding> encoding;
 
  private:
   void empty(balora_slot& slot) {

@@ -40,6 +40,33 @@ Tensor Tensor::external(Engine& engine, const Shape& shape, DType dtype, const v
                                              contiguous_strides(shape), 0, dtype));
 }
 
+namespace {
+
+Tensor with_encoding(Engine& engine, const Shape& shape, DType dtype,
+                     std::shared_ptr<const balora_encoding> encoding,
+                     std::shared_ptr<Storage> storage) {
+  storage->frozen = true;
+  storage->encoding = std::move(encoding);
+  return Tensor(std::make_shared<TensorImpl>(&engine, std::move(storage), shape,
+                                             contiguous_strides(shape), 0, dtype));
+}
+
+}  // namespace
+
+Tensor Tensor::encoded(Engine& engine, const Shape& shape, DType dtype,
+                       std::shared_ptr<const balora_encoding> encoding, int64_t bytes) {
+  return with_encoding(engine, shape, dtype, std::move(encoding), engine.new_storage(bytes));
+}
+
+Tensor Tensor::encoded_external(Engine& engine, const Shape& shape, DType dtype,
+                                std::shared_ptr<const balora_encoding> encoding,
+                                std::span<const std::byte> data,
+                                std::shared_ptr<const ExternalMemory> owner) {
+  return with_encoding(
+      engine, shape, dtype, std::move(encoding),
+      engine.external_storage(data.data(), static_cast<int64_t>(data.size()), std::move(owner)));
+}
+
 const Shape& Tensor::shape() const {
   return deref(impl_).shape;
 }
@@ -80,6 +107,10 @@ bool Tensor::is_contiguous() const {
 
 Tensor Tensor::view(const Shape& shape, const Shape& strides, int64_t offset_elements) const {
   const TensorImpl& t = deref(impl_);
+  if (t.storage->encoding && !(shape == t.shape && offset_elements == 0)) {
+    throw UnsupportedError(concat("a weight in blocks (", t.storage->encoding->name,
+                                  ") is used whole; to() makes its values"));
+  }
   // is_dense() refuses a shape that no tensor can have.
   // Kernels take the stride of a dense matrix's rows for its leading dimension. That of a single
   // row may be anything (1, where (C,1) was permuted), and a product would refuse it.
@@ -101,6 +132,16 @@ Tensor Tensor::detach() const {
   return view(shape(), strides(), 0);
 }
 
+Tensor Tensor::as_encoded() const {
+  Tensor t = detach();
+  t.impl_->takes_encoded = true;
+  return t;
+}
+
+const balora_encoding* Tensor::encoding() const {
+  return deref(impl_).storage->encoding.get();
+}
+
 bool Tensor::requires_grad() const {
   const TensorImpl& t = deref(impl_);
   return t.requires_grad || t.node != nullptr;
@@ -109,6 +150,10 @@ bool Tensor::requires_grad() const {
 void Tensor::set_requires_grad(bool value) {
   TensorImpl& t = deref(impl_);
   if (t.node) throw ArgumentError("requiresGrad can be set on a leaf only; detach() first");
+  if (value && t.storage->encoding) {
+    throw UnsupportedError(concat("a weight in blocks (", t.storage->encoding->name,
+                                  ") is not trained; to() makes its values"));
+  }
   if (value && !is_float(t.dtype)) {
     throw ArgumentError(
         concat("only float tensors have gradients, this one is ", dtype_name(t.dtype)));

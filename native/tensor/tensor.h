@@ -2,9 +2,11 @@
 // Everything here belongs to the thread that enqueues ops; the engine thread sees storages and
 // views only.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,16 @@ class Tensor {
   static Tensor external(Engine& engine, const Shape& shape, DType dtype, const void* data,
                          std::shared_ptr<const ExternalMemory> owner);
 
+  // A frozen tensor whose values stand in `bytes` bytes in another form and are decoded to `dtype` as
+  // they are used. Ops that read values refuse it, but for those that take as_encoded() of it.
+  static Tensor encoded(Engine& engine, const Shape& shape, DType dtype,
+                        std::shared_ptr<const balora_encoding> encoding, int64_t bytes);
+  // The same over memory that `owner` has.
+  static Tensor encoded_external(Engine& engine, const Shape& shape, DType dtype,
+                                 std::shared_ptr<const balora_encoding> encoding,
+                                 std::span<const std::byte> data,
+                                 std::shared_ptr<const ExternalMemory> owner);
+
   bool defined() const { return impl_ != nullptr; }
   const Shape& shape() const;
   const Shape& strides() const;
@@ -49,6 +61,9 @@ class Tensor {
   Tensor view(const Shape& shape, const Shape& strides, int64_t offset_elements) const;
   Tensor view(const Shape& shape) const;  // contiguous tensors only
   Tensor detach() const;                  // the same view, off the tape
+  // The same view for a launch that knows what to do with the encoding, where there is one.
+  Tensor as_encoded() const;
+  const balora_encoding* encoding() const;  // null: the bytes are the values
 
   bool requires_grad() const;  // a leaf that wants a gradient, or anything computed from one
   void set_requires_grad(bool value);
@@ -106,6 +121,7 @@ struct TensorImpl {
   // Makes the value anew, where the op that made it offered that (tape.h); null: nobody did.
   std::shared_ptr<const std::function<Tensor()>> recipe;
   int64_t recipe_version = 0;  // of the value that the recipe makes
+  bool takes_encoded = false;  // made by as_encoded()
   bool grad_adopted =
       false;  // grad is a tensor that the backward pass made and that others may still see
 };

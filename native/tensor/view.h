@@ -29,6 +29,16 @@ typedef struct balora_slot {
   int64_t bytes;  // what the kernel accounted for it (balora_context.account); taken off with it
 } balora_slot;
 
+// How the values of a weight that stands in blocks of codes are found in its bytes.
+typedef struct balora_encoding balora_encoding;
+struct balora_encoding {
+  const char* name;  // "NF4", "Q4_1"
+  int64_t block;     // elements that share their scale, one after the other
+  // Writes the values [first, first + count) of the row-major tensor whose bytes begin at `data`.
+  void (*decode)(const balora_encoding* encoding, const void* data, int64_t first, int64_t count,
+                 float* values);
+};
+
 #define BALORA_SLOTS \
   4  // one per layout a device keeps of a frozen tensor; the meaning of each is the device's
 
@@ -43,6 +53,9 @@ typedef struct balora_view {
   // while the version is the same, so are the values. Null for a part of a storage.
   balora_slot* versioned;
   int64_t version;
+  // Null, or how the values are found in the bytes at `data`: dtype is then the type that they are
+  // computed with, the tensor is whole, and only kernels that say so take it.
+  const balora_encoding* encoding;
 } balora_view;
 
 #ifdef __cplusplus

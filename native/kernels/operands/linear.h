@@ -8,13 +8,14 @@
 extern "C" {
 #endif
 
-// Formats of a weight's values. Another format, such as blocks of quantised values, gets a number
-// here and views in balora_weight; kernels refuse a format that they do not know.
-enum { BALORA_WEIGHT_DENSE = 0 };
+// Formats of a weight's values; kernels refuse a format that they do not know.
+enum { BALORA_WEIGHT_DENSE = 0, BALORA_WEIGHT_ENCODED = 1 };
 
 typedef struct balora_weight {
   const balora_view* dense;  // (O,I) of the activations' type, if format is BALORA_WEIGHT_DENSE
   int32_t format;
+  // (O,I), whose values are decoded to the activations' type, if it is BALORA_WEIGHT_ENCODED
+  const balora_view* encoded;
 } balora_weight;
 
 // A low-rank part of a linear: it adds scale * (x A^T) B^T or, where it has a start (the frozen
@@ -117,6 +118,16 @@ inline const View& dense(const balora_weight& weight) {
     throw std::runtime_error("no dense weight, but one of format " + std::to_string(weight.format));
   }
   return *weight.dense;
+}
+
+// The weight as a view whose encoding says which of the two formats it has.
+inline const View& dense_or_encoded(const balora_weight& weight) {
+  if (weight.format == BALORA_WEIGHT_ENCODED && weight.encoded) return *weight.encoded;
+  return dense(weight);
+}
+inline balora_weight weight_of(const View& view) {
+  if (view.encoding) return {.format = BALORA_WEIGHT_ENCODED, .encoded = &view};
+  return {.dense = &view};
 }
 
 // The parts of a linear, or of a row_norm.

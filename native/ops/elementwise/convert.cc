@@ -10,7 +10,7 @@ namespace {
 Tensor copied(const char* op, const Tensor& x, DType dtype) {
   const Tensor y = Tensor::empty(x.engine(), x.shape(), dtype);
   using O = balora_copy;
-  launch<O>(op, &KernelTable::copy, {{&O::source, x.detach()}}, {{&O::destination, y}});
+  launch<O>(op, &KernelTable::copy, {{&O::source, x.as_encoded()}}, {{&O::destination, y}});
   return y;
 }
 
@@ -26,7 +26,11 @@ Tensor contiguous(const Tensor& x) {
 }
 
 Tensor cast(const Tensor& x, DType dtype) {
-  if (x.dtype() == dtype) return x;
+  if (x.dtype() == dtype && !x.encoding()) return x;
+  if (x.encoding() && !is_float(dtype)) {
+    throw UnsupportedError(concat("cast: a weight in blocks (", x.encoding()->name,
+                                  ") has float values, not ", dtype_name(dtype)));
+  }
   const Tensor y = copied("cast", x, dtype);
   if (!is_float(dtype)) return y;  // a whole number does not move with x
   record(
@@ -36,6 +40,10 @@ Tensor cast(const Tensor& x, DType dtype) {
       },
       Gradient::kAnyFloat);
   return y;
+}
+
+Tensor decoded(const Tensor& x) {
+  return cast(x.detach(), x.dtype());
 }
 
 Tensor to_device(const Tensor& x, Engine& engine) {

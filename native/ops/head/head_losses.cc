@@ -88,8 +88,11 @@ void check_head_inputs(const char* op, const HeadInputs& x, const HeadOptions& o
   }
 }
 
-Tensor flat(const std::optional<Tensor>& t) {
-  return t ? contiguous(t->detach()) : Tensor();
+// A head may be in blocks.
+Tensor flat(const std::optional<Tensor>& t, bool is_head = false) {
+  if (!t) return {};
+  const Tensor whole = contiguous(t->detach());
+  return is_head ? whole.as_encoded() : whole;
 }
 
 // Those that are undefined are not wanted.
@@ -110,10 +113,10 @@ void launch_head(const char* op, const HeadInputs& x, const HeadOutputs& out,
   launch<O>(op, &KernelTable::head_losses,
             {{&O::h, given(x.hidden)},
              {&O::ht, given(live.hidden)},
-             {&O::wt, flat(live.head)},
+             {&O::wt, flat(live.head, true)},
              {&O::mean, given(kept.mean)},
              {&O::entropy, given(kept.entropy)},
-             {&O::w, given(x.head)},
+             {&O::w, given(x.head).as_encoded()},
              {&O::targets, flat(x.targets)},
              {&O::regularized, flat(x.regularized)},
              {&O::scales, flat(x.scales)}},
@@ -176,14 +179,14 @@ TeacherSummary summarize_teacher(const LiveTeacher& teacher, const Tensor& head,
   check_head_inputs(kName, inputs, options);
   check_summarizable(kName, head, options);
   check_live_teacher(kName, teacher, inputs);
-  const Tensor w = contiguous(head.detach());
+  const Tensor w = contiguous(head.detach()).as_encoded();
   const TeacherSummary summary = {
       .mean = Tensor::empty(hidden.engine(), hidden.shape(), accumulator_dtype(hidden.dtype())),
       .entropy = Tensor::empty(hidden.engine(), {hidden.dim(0)}, DType::kF64)};
   using O = balora_teacher_summary;
   launch<O>(kName, &KernelTable::teacher_summary,
             {{&O::ht, contiguous(hidden.detach())},
-             {&O::wt, teacher.head ? contiguous(teacher.head->detach()) : w},
+             {&O::wt, teacher.head ? flat(teacher.head, true) : w},
              {&O::w, w}},
             {{&O::mean, summary.mean}, {&O::entropy, summary.entropy}}, {.options = options});
   return summary;
@@ -228,7 +231,7 @@ Tensor svd_ratio(const Tensor& hidden, const Tensor& head, int64_t k, const std:
   const int32_t nuclear = norm == "nuclear";
   using O = balora_svd_ratio_tiles;
   launch<O>("svd_ratio", &KernelTable::svd_ratio_tiles,
-            {{&O::h, contiguous(hidden.detach())}, {&O::w, contiguous(head.detach())}},
+            {{&O::h, contiguous(hidden.detach())}, {&O::w, contiguous(decoded(head))}},
             {{&O::value, value}, {&O::dh, dh}, {&O::dw, dw}},
             {.k = k, .nuclear = nuclear, .softcap = softcap, .chunk_bytes = chunk_bytes});
   record_ready("svd_ratio", hidden, head, value, dh, dw);

@@ -67,7 +67,7 @@ Tensor rows_of(const char* op, const char* name, const Tensor& table, const char
   const Tensor y = Tensor::empty(table.engine(), shape, table.dtype());
   using O = balora_select_rows;
   launch<O>(op, &KernelTable::select_rows,
-            {{&O::table, contiguous(table.detach()).view(flat)}, {&O::ids, flat_ids}},
+            {{&O::table, contiguous(table.detach()).view(flat).as_encoded()}, {&O::ids, flat_ids}},
             {{&O::y, y.view({ids.numel(), columns})}});
   // A leaf takes the sum as it was formed, in f32; anything else in its own dtype.
   const DType grad_type = table.is_leaf() ? accumulator_dtype(table.dtype()) : table.dtype();

@@ -11,7 +11,7 @@ Tensor gram(const Tensor& a) {
   refuse_gradient("gram", a);
   const Tensor g = Tensor::empty(a.engine(), {a.dim(1), a.dim(1)}, DType::kF64);
   using O = balora_gram;
-  launch<O>("gram", &KernelTable::gram, {{&O::a, contiguous(a.detach())}}, {{&O::g, g}},
+  launch<O>("gram", &KernelTable::gram, {{&O::a, contiguous(decoded(a))}}, {{&O::g, g}},
             {.accumulate = 0});
   return g;
 }

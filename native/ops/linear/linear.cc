@@ -242,13 +242,20 @@ void backward_parts(const Kept& kept, const std::vector<Tensor>& dy, GradSink& s
     LinearOf<Tensor>& linear = operands.linears[i];
     linear.y = dy[i];
     linear.output_scale = linear.unscaled = Tensor();
+    linear.weight = linear.weight.as_encoded();
   }
-  if (out.dx_adapter.defined()) {
+  // A weight in blocks cannot be added to.
+  const bool in_blocks = std::any_of(
+      operands.linears.begin(), operands.linears.end(), [](const LinearOf<Tensor>& linear) {
+        return linear.weight_change.defined() && linear.weight.encoding();
+      });
+  const bool is_apart = operands.x_adapter.defined();
+  if (is_apart ? out.dx_adapter.defined() : in_blocks && out.dx.defined()) {
     const Tensor dx = changes_gradient(operands);
-    if (dx.defined()) sink.add(kept.at.x_adapter, dx.view(kept.x_shape));
+    if (dx.defined()) sink.add(is_apart ? kept.at.x_adapter : kept.at.x, dx.view(kept.x_shape));
   }
   for (LinearOf<Tensor>& linear : operands.linears) {
-    const bool is_summed = out.dx.defined() && !operands.x_adapter.defined();
+    const bool is_summed = out.dx.defined() && !is_apart && !in_blocks;
     if (is_summed && linear.weight_change.defined() && linear.y.defined()) {
       linear.weight = binary(linear.weight, linear.weight_change, "add");
     }
@@ -339,6 +346,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
   if (x_adapter) in_rows.x_adapter = contiguous_rows(kOp, "adapterInput", *x_adapter);
   GroupOf<Tensor> flat = map_group<Tensor>(
       in_rows, [](const Tensor& t) { return t.defined() ? contiguous(t.detach()) : Tensor(); });
+  for (LinearOf<Tensor>& linear : flat.linears) linear.weight = linear.weight.as_encoded();
   std::vector<Tensor> outputs;
   for (LinearOf<Tensor>& linear : flat.linears) {
     Shape shape = x.shape();

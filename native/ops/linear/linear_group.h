@@ -82,7 +82,7 @@ class KernelLinears {
     for (const LinearOf<Slot>& linear : group.linears) {
       std::vector<balora_low_rank>& parts = parts_.emplace_back();
       for (const PartOf<Slot>& part : linear.parts) parts.push_back(kernel_part(l, part));
-      linears_.push_back({.weight = {.dense = l[linear.weight]},
+      linears_.push_back({.weight = weight_of(*l[linear.weight]),
                           .weight_change = l[linear.weight_change],
                           .bias = l[linear.bias],
                           .output_scale = l[linear.output_scale],

@@ -15,7 +15,7 @@ Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts) {
     check_dtype(kOp, name, t, wide);
     return all.read(contiguous(t.detach()));
   };
-  const Slot matrix = all.read(contiguous(weight.detach()));
+  const Slot matrix = all.read(contiguous(weight.detach()).as_encoded());
   std::vector<PartOf<Slot>> slots;
   for (const LowRankPart& part : parts) {
     check_part(kOp, {}, part, weight);
@@ -30,7 +30,7 @@ Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts) {
     std::vector<balora_low_rank> operands;
     for (const PartOf<Slot>& part : slots) operands.push_back(kernel_part(l, part));
     return call(l.kernels->row_norm, l.ctx,
-                {.weight = {.dense = l[matrix]},
+                {.weight = weight_of(*l[matrix]),
                  .parts = operands.data(),
                  .part_count = static_cast<int32_t>(operands.size()),
                  .norm = l[result]});

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/strided.h"
@@ -123,9 +124,26 @@ void copy_transposed(const Context* ctx, LoopPlan<2> plan, int dim, const S* sou
   });
 }
 
+// The values of a weight in blocks, into a contiguous destination of a float type.
+void copy_decoded(const Context* ctx, const View& source, const View& destination) {
+  constexpr int64_t kUnit = 4096;
+  const int64_t count = view_numel(source);
+  dispatch_float(destination.dtype, [&]<typename T>() {
+    parallel_for(ctx, (count + kUnit - 1) / kUnit, 8, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kUnit;
+      decode_values(source, first, std::min(end * kUnit, count) - first,
+                    data_of<T>(&destination) + first);
+    });
+  });
+}
+
 }  // namespace
 
 int32_t copy_kernel(Context* ctx, const balora_copy& o) {
+  if (o.source->encoding) {
+    copy_decoded(ctx, *o.source, *o.destination);
+    return 0;
+  }
   const LoopPlan<2> plan = plan_loops<2>({o.source, o.destination});
   const int transposed = transposed_dim(plan);
   dispatch_any(o.source->dtype, [&]<typename S>() {

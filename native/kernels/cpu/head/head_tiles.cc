@@ -100,12 +100,11 @@ void head_logits_tiles(Context* ctx, std::span<const HeadLogits> products, int64
                        const View& w) {
   const int64_t vocabulary = w.shape[0], channels = w.shape[1];
   const int64_t block = std::min(tokens_of_block(channels), round_up(vocabulary, kTileN));
-  const auto* weights = data_of<bf16>(&w);
   const Extents extents = {rows, vocabulary, channels, channels, 1};
   for_parts(ctx, extents, tiles_size(channels, block), [&](const Part& part) {
     for (int64_t first = part.first; first < part.last; first += block) {
       const int64_t count = std::min(block, part.last - first);
-      pack_tile_panels({weights + first * channels, 1, channels}, channels, count, 0,
+      pack_tile_panels(TileMatrix::of(w, first * channels, true), channels, count, 0,
                        round_up(count, kTileN) / kTileN, part.tiles);
       for (const HeadLogits& product : products) {
         const TileSum sum = {
@@ -122,13 +121,12 @@ void head_gradient_tiles(Context* ctx, std::span<const bf16* const> parts, int64
                          const View& w, float* dh) {
   const int64_t vocabulary = w.shape[0], channels = w.shape[1];
   const int64_t block = std::min(tokens_of_block(channels), round_up(vocabulary, kTileN));
-  const auto* weights = data_of<bf16>(&w);
   const Extents extents = {rows, channels, vocabulary, block, static_cast<int64_t>(parts.size())};
   for_parts(ctx, extents, tiles_size(block, channels), [&](const Part& part) {
     const int64_t width = part.last - part.first;
     for (int64_t first = 0; first < vocabulary; first += block) {
       const int64_t count = std::min(block, vocabulary - first);
-      pack_tile_panels({weights + first * channels + part.first, channels, 1}, count, width, 0,
+      pack_tile_panels(TileMatrix::of(w, first * channels + part.first, false), count, width, 0,
                        round_up(width, kTileN) / kTileN, part.tiles);
       TileSum sum = {
           width, {}, {dh + part.row * channels + part.first, BALORA_F32, channels, first > 0}};

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
@@ -97,6 +98,17 @@ int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
   char* out = data_of<char>(o.y);
   const int64_t grain = std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(columns, 1));
   if (row_bytes == 0) return 0;
+  if (o.table->encoding) {
+    dispatch_float(o.table->dtype, [&]<typename T>() {
+      parallel_for(ctx, static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+          decode_values(*o.table, rows[static_cast<size_t>(n)] * columns, columns,
+                        data_of<T>(o.y) + n * columns);
+        }
+      });
+    });
+    return 0;
+  }
   parallel_for(ctx, static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       std::memcpy(out + static_cast<size_t>(n) * row_bytes,

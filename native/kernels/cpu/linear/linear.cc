@@ -45,7 +45,7 @@ int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
 
 int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
   const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
-  const bool tiles = linear_fits_tiles(dense(o.linears[0].weight), group);
+  const bool tiles = linear_fits_tiles(dense_or_encoded(o.linears[0].weight), group);
   const auto backward = tiles ? &linear_backward_tiles : &linear_backward_wide;
   backward(ctx, {o.x, o.x_adapter, o.dx, o.dx_adapter}, group);
   return 0;

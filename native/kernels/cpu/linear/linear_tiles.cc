@@ -24,10 +24,8 @@ TileTerm rows_term(const View& x) {
 // x W^T, or x W. The walk packs W anew each time: next to the products of a few hundred rows that
 // costs nothing (it reads what has to be read anyhow), and nothing of it has to be kept.
 TileTerm base_term(const View& x, const View& weight, bool transposed) {
-  const int64_t in = weight.shape[1];
   TileTerm term = rows_term(x);
-  term.matrix = transposed ? TileMatrix{data_of<bf16>(&weight), 1, in}
-                           : TileMatrix{data_of<bf16>(&weight), in, 1};
+  term.matrix = TileMatrix::of(weight, 0, transposed);
   return term;
 }
 
@@ -98,7 +96,8 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
       columns += projection_columns(update);
     }
     ends.push_back(segment.places().size());
-    columns_bytes += Arena::bytes<bf16>(tiles_size(dense(linears[i].weight).shape[0], columns));
+    columns_bytes +=
+        Arena::bytes<bf16>(tiles_size(dense_or_encoded(linears[i].weight).shape[0], columns));
   }
   const int64_t a_size = low_rank_dx ? segment.a_size(m) : 0;
   const int64_t b_size = low_rank_dx ? segment.b_size(in) : 0;
@@ -113,7 +112,7 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
   size_t next = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
     if (next == ends[i]) continue;
-    const int64_t k = dense(linears[i].weight).shape[0];
+    const int64_t k = dense_or_encoded(linears[i].weight).shape[0];
     PackedColumns columns(k);
     TileProjection projection{.x = rows_term(*linears[i].y)};
     for (; next < ends[i]; ++next) {
@@ -131,7 +130,7 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
     if (with_parts && a_size > 0) sum.terms.push_back(segment.term());
     for (const LinearOperands& linear : linears) {
       if (!with_base || !linear.y) continue;
-      sum.terms.push_back(base_term(*linear.y, dense(linear.weight), false));
+      sum.terms.push_back(base_term(*linear.y, dense_or_encoded(linear.weight), false));
     }
     sums.push_back(std::move(sum));
   };
@@ -178,7 +177,7 @@ const bf16* kept_columns(Context* ctx, const LowRankUpdate& update, int64_t in, 
 bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linears) {
   if (input.dtype != BALORA_BF16 || !tiles_ready()) return false;
   return std::all_of(linears.begin(), linears.end(), [](const LinearOperands& linear) {
-    const View& weight = dense(linear.weight);
+    const View& weight = dense_or_encoded(linear.weight);
     return view_contiguous(weight) && view_numel(weight) > 0;
   });
 }
@@ -193,7 +192,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
       segments[i].add(update);
       column_count += projection_columns(update);
     }
-    const int64_t outs = dense(linears[i].weight).shape[0];
+    const int64_t outs = dense_or_encoded(linears[i].weight).shape[0];
     a_bytes += Arena::bytes<bf16>(segments[i].a_size(m));
     b_bytes += Arena::bytes<bf16>(segments[i].b_size(outs));
     if (linears[i].bias) bias_bytes += Arena::bytes<float>(outs);
@@ -206,7 +205,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
   std::vector<View> scaled_sums;
   for (size_t i = 0; i < linears.size(); ++i) {
     const LinearOperands& linear = linears[i];
-    const int64_t outs = dense(linear.weight).shape[0];
+    const int64_t outs = dense_or_encoded(linear.weight).shape[0];
     scaled_sums.push_back(linear.output_scale ? sum_before_scale(ctx, linear) : View{});
     const View& to = linear.output_scale ? scaled_sums.back() : *linear.y;
     TileSum sum{outs, {}, {to.data, to.dtype, outs}};
@@ -235,7 +234,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     if (linear.weight_change) {
       sum.terms.push_back(base_term(x_adapter ? *x_adapter : x, *linear.weight_change, true));
     }
-    sum.terms.push_back(base_term(x, dense(linear.weight), true));
+    sum.terms.push_back(base_term(x, dense_or_encoded(linear.weight), true));
     sums.push_back(std::move(sum));
   }
   std::span<const TileProjection> projections;
@@ -253,7 +252,7 @@ void linear_backward_tiles(Context* ctx, const LinearGradients& g,
                            std::span<const LinearOperands> linears) {
   int64_t m = 0;
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
-  const int64_t in = dense(linears[0].weight).shape[1];
+  const int64_t in = dense_or_encoded(linears[0].weight).shape[1];
   std::vector<std::vector<LowRankUpdate>> updates;
   for (const LinearOperands& linear : linears) updates.push_back(low_rank_updates_of(ctx, linear));
   backward_inputs(ctx, g, linears, updates, m, in);

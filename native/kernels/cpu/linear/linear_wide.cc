@@ -203,7 +203,7 @@ void forward(Context* ctx, const View& x, const View& input,
     project(ctx, input, {a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count}, by_rows);
   }
   for (size_t i = 0; i < linears.size(); ++i) {
-    const View &y = *linears[i].y, &weight = dense(linears[i].weight);
+    const View &y = *linears[i].y, &weight = dense_or_encoded(linears[i].weight);
     const Block& block = blocks[i];
     std::vector<ProductTerm> terms;
     View b{};
@@ -237,7 +237,7 @@ E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
   for (size_t i = 0; i < blocks.size(); ++i) {
     const int64_t columns = blocks[i].columns();
     if (columns == 0) continue;
-    E* const b = workspace<E>(ctx, dense(linears[i].weight).shape[0] * columns);
+    E* const b = workspace<E>(ctx, dense_or_encoded(linears[i].weight).shape[0] * columns);
     write_columns(ctx, blocks[i], Order::kNowThenChange, b);
     project(ctx, *linears[i].y, {b, kDtypeOfAcc<E>, columns}, columns,
             {du + blocks[i].first, kDtypeOfAcc<E>, count});
@@ -248,7 +248,7 @@ E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
 template <typename E>
 void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOperands> linears) {
   const View* const low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
-  const int64_t in = dense(linears[0].weight).shape[1];
+  const int64_t in = dense_or_encoded(linears[0].weight).shape[1];
   int64_t m = 0;
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
   std::vector<Block> blocks(linears.size());
@@ -289,7 +289,7 @@ void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOper
     (g.x_adapter ? low_rank : base).push_back({du, kDtypeOfAcc<E>, count, &a});
   }
   for (const LinearOperands& linear : linears) {
-    if (linear.y) base.push_back(base_term(*linear.y, dense(linear.weight), false));
+    if (linear.y) base.push_back(base_term(*linear.y, dense_or_encoded(linear.weight), false));
   }
   if (g.dx) write_sum(ctx, *g.dx, base);
   if (g.x_adapter && g.dx_adapter) write_sum(ctx, *g.dx_adapter, low_rank);

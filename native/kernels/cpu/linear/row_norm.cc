@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
@@ -80,7 +81,11 @@ void norms_of(const View& weight, const std::vector<LowRankProduct>& products, i
   for (int64_t c = 0; c < columns; c += kColumnBlock) {
     const int64_t n = std::min(kColumnBlock, columns - c);
     for (int64_t o = first; o < last; ++o) {
-      widen(data_of<T>(&weight) + o * columns + c, sum, n);
+      if (weight.encoding) {
+        decode_values(weight, o * columns + c, n, sum);
+      } else {
+        widen(data_of<T>(&weight) + o * columns + c, sum, n);
+      }
       for (const LowRankProduct& product : products) {
         const int64_t rank = product.a->shape[0];
         const A* b = data_of<A>(product.b) + o * rank;
@@ -97,7 +102,7 @@ void norms_of(const View& weight, const std::vector<LowRankProduct>& products, i
 }  // namespace
 
 int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
-  const View& weight = dense(o.weight);
+  const View& weight = dense_or_encoded(o.weight);
   const std::vector<LowRankProduct> products = products_of(parts_of(o));
   const int64_t rows = weight.shape[0], blocks = (rows + kRows - 1) / kRows;
   dispatch_float(weight.dtype, [&]<typename T>() {

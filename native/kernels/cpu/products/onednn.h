@@ -86,6 +86,7 @@ class CpuState {
     kFactorB,
     kWeightTiles,
     kInPlaceRows,
+    kDecoded,
     kScratchCount
   };
   void* scratch(Scratch index, uint64_t bytes);

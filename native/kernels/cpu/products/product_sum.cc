@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/products/packed_weight.h"
 #include "kernels/cpu/products/row_product.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -22,10 +23,47 @@ const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
   return PackedWeight::of(ctx, *term.b, term.transposed);
 }
 
+// Elements of a weight in blocks that are decoded at a time: 4 MiB in f32.
+constexpr int64_t kDecodedElements = int64_t{1} << 20;
+
+// C (m,n) = A B + beta C for the rows of `term`, whose B is in blocks: some rows of it at a time
+// are decoded into scratch.
+void multiply_decoded(Context* ctx, const ProductSum& sum, const ProductTerm& term,
+                      const GemmOutput& c, double beta) {
+  const View& w = *term.b;
+  const int64_t rows = w.shape[0], columns = w.shape[1], m = sum.m;
+  const int64_t fitting = std::max<int64_t>(kDecodedElements / std::max<int64_t>(columns, 1), 32);
+  const int64_t block = std::min(fitting / 32 * 32, rows);
+  const GemmInput a = {term.a, term.a_dtype, term.lda};
+  if (w.shape[term.transposed ? 1 : 0] == 0) {
+    return gemm(ctx, {m, sum.n, 0}, a, {w.data, w.dtype, 1}, c, {term.alpha, beta});
+  }
+  void* const values = CpuState::of(ctx).scratch(
+      CpuState::kDecoded, static_cast<uint64_t>(block * columns * element_size(w.dtype)));
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t count = std::min(block, rows - first);
+    decode_rows(ctx, w, first, first + count, values);
+    if (!term.transposed) {  // a part of k
+      const GemmInput part = {offset_by(term.a, first, term.a_dtype), term.a_dtype, term.lda};
+      gemm(ctx, {m, columns, count}, part, {values, w.dtype, columns}, c,
+           {term.alpha, first > 0 ? 1.0 : beta});
+      continue;
+    }
+    const GemmInput b = {values, w.dtype, columns, true};
+    const GemmOutput part = {offset_by(c.data, first, c.dtype), c.dtype, c.ld};
+    if (sum.by_rows) {
+      row_product(ctx, {m, count, columns}, a, b, part, beta);
+    } else {
+      gemm(ctx, {m, count, columns}, a, b, part, {term.alpha, beta});
+    }
+  }
+}
+
 // C (m,n) = A B + beta C for the rows of `term`; C in f32 or f64.
 void multiply(Context* ctx, const ProductSum& sum, const ProductTerm& term, const GemmOutput& c,
               double beta) {
   const int64_t m = sum.m, n = sum.n;
+  if (term.b->encoding) return multiply_decoded(ctx, sum, term, c, beta);
   if (sum.by_rows) {
     return row_product(ctx, {m, n, term.k()}, {term.a, term.a_dtype, term.lda},
                        {term.b->data, term.b->dtype, term.b->stride[0], true}, c, beta);

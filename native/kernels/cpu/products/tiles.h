@@ -34,13 +34,26 @@ constexpr int64_t tiles_size(int64_t k, int64_t n) {
   return round_up(k, kTileK) * round_up(n, kTileN);
 }
 
-// A matrix where it lies: element (i,j) at data[i * k_stride + j * n_stride].
+// A matrix where it lies: element (i,j) at data[i * k_stride + j * n_stride]; or in a weight in
+// blocks, at the element first + i * k_stride + j * n_stride of that.
 struct TileMatrix {
   const bf16* data = nullptr;
   int64_t k_stride = 0, n_stride = 0;
+  const View* encoded = nullptr;  // one stride is 1
+  int64_t first = 0;
+
+  // The elements of a matrix (rows,columns) from one of them on, in its order or transposed.
+  static TileMatrix of(const View& matrix, int64_t first, bool transposed) {
+    const int64_t ld = matrix.shape[1];
+    const int64_t k_stride = transposed ? 1 : ld, n_stride = transposed ? ld : 1;
+    if (matrix.encoding) return {nullptr, k_stride, n_stride, &matrix, first};
+    return {static_cast<const bf16*>(matrix.data) + first, k_stride, n_stride};
+  }
 
   TileMatrix at(int64_t i, int64_t j) const {
-    return {data + i * k_stride + j * n_stride, k_stride, n_stride};
+    const int64_t offset = i * k_stride + j * n_stride;
+    if (encoded) return {nullptr, k_stride, n_stride, encoded, first + offset};
+    return {data + offset, k_stride, n_stride};
   }
 };
 

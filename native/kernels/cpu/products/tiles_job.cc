@@ -52,7 +52,9 @@ Source make_source(const TileTerm& term, int64_t m, bool has_tail, bf16*& scratc
 bool is_in_place(int64_t m, const TileSum& sum) {
   if (m > kInPlaceRows || sum.terms.empty()) return false;
   const TileTerm& last = sum.terms.back();
-  if (last.tiles || last.matrix.k_stride != 1 || last.k % kTileK != 0) return false;
+  if (last.tiles || last.matrix.encoded || last.matrix.k_stride != 1 || last.k % kTileK != 0) {
+    return false;
+  }
   const auto unpacked = [](const TileTerm& term) { return !term.tiles; };
   return std::count_if(sum.terms.begin(), sum.terms.end(), unpacked) == 1;
 }

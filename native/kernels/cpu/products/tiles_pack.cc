@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 
+#include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
@@ -74,10 +75,65 @@ void pack_edge_block(const TileMatrix& b, int64_t k, int64_t n, uint32_t* to) {
   pack_rows_block({block, kTileN, 1}, to);
 }
 
+// Values of one row of a weight in blocks that are decoded at a time: a block of every format, and
+// 32 rows of them stay in L1.
+constexpr int64_t kDecoded = 256;
+
+// kTileN or kTileK rows of decoded values; those that are not there are zeros.
+struct DecodedRows {
+  alignas(64) bf16 values[kTileN * kDecoded];
+
+  // `rows` rows, row i being the `count` elements from first + i * stride on, and zeros up to whole
+  // tiles of columns.
+  void decode(const View& weight, int64_t first, int64_t stride, int64_t rows, int64_t count) {
+    const int64_t width = round_up(count, kTileK);
+    for (int64_t i = 0; i < kTileN; ++i) {
+      bf16* const row = values + i * kDecoded;
+      const int64_t there = i < rows ? count : 0;
+      if (there > 0) decode_values(weight, first + i * stride, there, row);
+      std::memset(row + there, 0, static_cast<size_t>(width - there) * sizeof(bf16));
+    }
+  }
+};
+
+// The same of a weight in blocks, whose rows are columns of B, or rows.
+void pack_decoded_panels(const TileMatrix& b, int64_t k, int64_t n, int64_t begin, int64_t end,
+                         bf16* tiles) {
+  DecodedRows decoded;
+  const int64_t steps = round_up(k, kTileK) / kTileK;
+  const auto to = [&](int64_t panel, int64_t step) {
+    return reinterpret_cast<uint32_t*>(tiles + ((panel - begin) * steps + step) * kStepElements);
+  };
+  if (b.k_stride == 1) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t rows = std::min(kTileN, n - panel * kTileN);
+      for (int64_t i = 0; i < k; i += kDecoded) {
+        const int64_t count = std::min(kDecoded, k - i);
+        decoded.decode(*b.encoded, b.at(i, panel * kTileN).first, b.n_stride, rows, count);
+        for (int64_t j = 0; j < count; j += kTileK) {
+          pack_columns_block({decoded.values + j, 1, kDecoded}, to(panel, (i + j) / kTileK));
+        }
+      }
+    }
+    return;
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t rows = std::min(kTileK, k - step * kTileK);
+    for (int64_t j = begin * kTileN; j < std::min(end * kTileN, n); j += kDecoded) {
+      const int64_t count = std::min({kDecoded, n - j, end * kTileN - j});
+      decoded.decode(*b.encoded, b.at(step * kTileK, j).first, b.k_stride, rows, count);
+      for (int64_t i = 0; i < count; i += kTileN) {
+        pack_rows_block({decoded.values + i, kDecoded, 1}, to((j + i) / kTileN, step));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void pack_tile_panels(const TileMatrix& b, int64_t k, int64_t n, int64_t begin, int64_t end,
                       bf16* tiles) {
+  if (b.encoded) return pack_decoded_panels(b, k, n, begin, end, tiles);
   const int64_t steps = round_up(k, kTileK) / kTileK, width = end - begin;
   const bool words =
       b.k_stride == 1 && b.n_stride % 2 == 0 && reinterpret_cast<uintptr_t>(b.data) % 4 == 0;
