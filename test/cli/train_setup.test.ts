@@ -65,6 +65,7 @@ describe('trainSetup', () => {
       'newHead',
       'calibrationBatches',
       'calibrationData',
+      'calibrationSettings',
       'calibration',
       'ignoreKeys',
       'allowOtherBase',

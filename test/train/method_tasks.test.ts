@@ -66,16 +66,6 @@ describe.each(Object.keys(kTasks) as (keyof typeof kTasks)[])('%s', (task) => {
       return createCalibrated(model, config, (await dataOf()) as BatchSource);
     };
 
-    // These starts read the inputs of modules.
-    if (['eva', 'corda'].includes(method)) {
-      it('is refused in one sentence', async () => {
-        await expect(tunedModel()).rejects.toThrow(
-          /^calibrate: starts from the inputs of modules are for causal language models, not for this \w+ model; [^.]*$/,
-        );
-      });
-      return;
-    }
-
     it('trains from the base, and gives the same whatever is kept for backward', async () => {
       const found: { records: StepRecord[]; values: number[][] }[] = [];
       for (const { training, gradientCheckpointing = false } of Object.values(kWays)) {

@@ -97,16 +97,15 @@ const variant = denseVariant({
       };
     }),
   refuses: refusesRank,
-  // The factors of the product are rounded to the weight's dtype, as is the change that they make.
   change: (module) => {
-    const { inFeatures, outFeatures, r, scale, weight, tensor, constant } = module;
+    const { inFeatures, outFeatures, r, scale, tensor, constant } = module;
     const [n, least, most] = [basesOf(module), smaller(module), Math.max(inFeatures, outFeatures)];
     const lambda = reshape(mul(tensor(kLambda), scale), [r, n, 1]);
     const scaled = mul(mul(lambda, slice(tensor(kA), 2, { stop: least })), tensor(kGamma)); // (r, n, min)
-    const rows = reshape(scaled, [r * n, least]).to(weight.dtype);
-    const columns = constant(`bases ${most} ${n} ${weight.dtype}`, () => {
+    const rows = reshape(scaled, [r * n, least]);
+    const columns = constant(`bases ${most} ${n}`, () => {
       const part = slice(slice(tensor(kB), 0, { stop: most }), 1, { stop: n });
-      return reshape(contiguous(part), [most, n * r]).to(weight.dtype);
+      return reshape(contiguous(part), [most, n * r]);
     });
     return least === inFeatures
       ? matmul(columns, rows)
