@@ -1,8 +1,8 @@
 // The last singular triplets of a matrix, in f64 and without a complete decomposition.
 //
-// They are the first eigenvectors of K = (R^T R)^-1, where A = Q R. A subspace iteration finds these
-// soon, since K spreads apart the small singular values that lie close together in A. Nearly all of
-// the work is in products:
+// They are the first eigenvectors of K = (R^T R)^-1, where A = Q R. A subspace iteration finds
+// these soon, since K spreads apart the small singular values that lie close together in A. Nearly
+// all of the work is in products:
 //   1. R^-1 from the Gram matrix of A's columns, by blocks. A Gram matrix squares the condition
 //      number: where that matters, the columns of A R^-1 are made orthonormal once more
 //      (CholeskyQR, Fukaya et al. 2014), and their factor is multiplied in.
