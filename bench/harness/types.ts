@@ -159,7 +159,7 @@ export interface PissaRow extends Measured {
 export interface StartRow extends Measured {
   readonly kind: 'start';
   readonly seconds: Spread;
-  /** What is timed, in words. Default: from the start of the process to the beginning of the first step. */
+  /** The time in words. Default: from the start of the process to the beginning of the first step. */
   readonly meaning?: string;
   readonly notes: readonly string[];
 }

@@ -1,4 +1,4 @@
-// trailing_svds: the last singular triplets, in f64, from the complete decomposition (dense_svd.cuh).
+// trailing_svds: the last singular triplets in f64 from the complete decomposition (dense_svd.cuh).
 // The CPU's way around it (kernels/cpu/linalg/trailing_svd.h) saves the small problems that a host
 // solves slowly; here the decomposition of 4096 x 4096 is made once for each weight, at a start.
 #include "linalg/dense_svd.cuh"

@@ -1,4 +1,4 @@
-/** What all calibrations share: passes over the first micro-batches, the rows of these that count, and statistics by module. */
+/** The parts that all calibrations share: passes over the first micro-batches, the rows of these that count, and statistics by module. */
 import type { CalibrationFacts } from '../adapters/calibration.ts';
 import type { StartModule, Statistics } from '../adapters/methods/method.ts';
 import type { Batch, Segments } from '../data/collate.ts';
@@ -74,7 +74,7 @@ export function forward(model: Model, batch: AnyBatch): void {
 }
 
 /**
- * What the rows are that a module reads: the tokens of an encoder-decoder's targets, those of its sources or of the only texts, or whole
+ * The kind of rows that a module reads: the tokens of an encoder-decoder's targets, those of its sources or of the only texts, or whole
  * sequences, as in a classifier's head.
  */
 export type Side = 'source' | 'target' | 'sequence';
@@ -107,8 +107,7 @@ export function realRows(batch: AnyBatch, side: Side): RealRows {
 
 /**
  * The rows of one side whose tokens a start learns from: of a language model those whose own id is trained on, that is, predicted by the
- * row before; of a decoder with an encoder those that predict a supervised id; of texts without targets of their own all that are no
- * padding.
+ * row before; of a decoder with an encoder those that predict a supervised id; of texts without targets all that are no padding.
  */
 export function learntRows(model: Model, batch: AnyBatch, side: Side): Int32Array {
   if (model instanceof CausalLM || side === 'target') {

@@ -123,7 +123,7 @@ export interface InputCalibration extends CalibrationKind {
   collector(groups: readonly (readonly StartModule[])[]): InputCollector;
 }
 
-/** What a collector knows, by its own names. */
+/** The state of a collector, by its own names. */
 export interface Collected {
   readonly tensors: Readonly<Record<string, Tensor>>;
   readonly counts: Readonly<Record<string, number>>;
@@ -137,7 +137,7 @@ export interface InputCollector {
   add(group: number, x: Tensor): void;
   /** Ends a micro-batch. @returns whether some group has learnt from it */
   endBatch(): Promise<boolean>;
-  /** What it has collected after a micro-batch, for `restore`; the tensors stay its own. */
+  /** Its state after a micro-batch, for `restore`; the tensors stay its own. */
   reached(): Collected;
   /** Goes on from there. The tensors become its own, but for others among them. */
   restore(collected: Collected): void;

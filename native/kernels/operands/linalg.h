@@ -9,8 +9,8 @@
 extern "C" {
 #endif
 
-// One decomposition of randomized_svds or trailing_svds: R triplets of a, which are u diag(s) vt. The
-// seed is of the random start.
+// One decomposition of randomized_svds or trailing_svds: R triplets of a, u diag(s) vt. The seed is
+// of the random start.
 typedef struct balora_svd_task {
   const balora_view* a;   // (M,N)
   const balora_view* u;   // (M,R), R <= K

@@ -58,7 +58,7 @@ it('takes the triplets that the direction names', async () => {
   const wide = { method: 'lora_ga', r: 4 } as const;
   const model = new TinyModel();
   const calibration = await calibrate(model, wide, { data, settings: { direction: 'ArB2r' } });
-  // Of r 4: A has the triplets 0 to 3, B those from 4 on; the swapped direction has the others.
+  // At r 4 A has the triplets 0 to 3, B those from 4 on; the swapped direction has the others.
   const other = new TinyModel();
   const swapped = await calibrate(other, wide, { data, settings: { direction: 'A2rBr' } });
   const [a, b] = [

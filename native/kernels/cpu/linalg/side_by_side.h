@@ -1,5 +1,4 @@
-// Many independent problems, a thread each: where the steps of one problem do not fill several
-// threads.
+// Many independent problems, a thread each, for problems whose steps do not fill several threads.
 #pragma once
 #include <atomic>
 #include <cstddef>

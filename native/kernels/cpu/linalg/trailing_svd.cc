@@ -66,8 +66,7 @@ bool inverse_factor_leaf(const Part& g, int64_t n, const Part& x) {
 // x (n,n), zero before, becomes R^-1, upper triangular, where g = R^T R; g is overwritten. By
 // halves, with R12 = R11^-T G12:
 //   R^-1 = [R11^-1, -R11^-1 R12 R22^-1; 0, R22^-1]
-// The products leave out a half of the zeros of each triangle. False where g is not positive
-// definite.
+// The products leave out half of the zeros of each triangle. False unless g is positive definite.
 bool inverse_factor(const Context* ctx, const Part& g, int64_t n, const Part& x) {
   if (n <= kLeaf) return inverse_factor_leaf(g, n, x);
   const int64_t head = (n / 2 + kBlockMultiple - 1) / kBlockMultiple * kBlockMultiple;
@@ -317,7 +316,7 @@ SvdResult triplets_within(const Context* ctx, const MatrixRef& a, int64_t m, con
   return found;
 }
 
-// Of a tall matrix; nothing where its numbers do not allow it.
+// The triplets of a tall matrix; nothing where its numbers do not allow it.
 std::optional<SvdResult> within_subspace(const Context* ctx, const MatrixRef& a, int64_t m,
                                          int64_t n, int64_t rank, uint64_t seed) {
   InverseFactor factor(ctx, a, m, n);

@@ -1,11 +1,11 @@
 // The last singular triplets of a matrix, in f64 and without a complete decomposition.
 //
-// With A = Q R they are the first eigenvectors of K = (R^T R)^-1, which a subspace iteration finds
-// soon, since K spreads apart the small singular values that lie close together in A. Nearly all of
-// the work is in products:
+// They are the first eigenvectors of K = (R^T R)^-1, where A = Q R. A subspace iteration finds
+// these soon, since K spreads apart the small singular values that lie close together in A. Nearly
+// all of the work is in products:
 //   1. R^-1 from the Gram matrix of A's columns, by blocks. A Gram matrix squares the condition
-//      number: where that matters, the columns of A R^-1 are made orthonormal once more (CholeskyQR,
-//      Fukaya et al. 2014), and their factor is multiplied in.
+//      number: where that matters, the columns of A R^-1 are made orthonormal once more
+//      (CholeskyQR, Fukaya et al. 2014), and their factor is multiplied in.
 //   2. Chebyshev polynomials of K, whose wanted part is large and the rest small, and the
 //      Rayleigh-Ritz step, until every wanted vector is an eigenvector to within kTolerance.
 //   3. The decomposition of A V, which has only as many columns as are wanted.
