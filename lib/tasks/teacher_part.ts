@@ -9,7 +9,7 @@ import type { SelectedRows } from '../losses/positions.ts';
 const kStream = 0x74636872;
 const kTwo32 = 2 ** 32;
 
-/** What a draw depends on beside the fraction. */
+/** The place of a draw in a run, and the run's seed. */
 export interface PartDraw {
   readonly seed: number;
   readonly step: number;

@@ -66,6 +66,7 @@ describe('trainSetup', () => {
       'calibrationBatches',
       'calibrationData',
       'calibrationSettings',
+      'baseFormat',
       'calibration',
       'ignoreKeys',
       'allowOtherBase',

@@ -23,7 +23,7 @@ interface Side {
 const kTasks = {
   'sequence-classification': {
     model: (trainable) => tinyClassifier({ numLabels: 3, trainable, seed: 1 }),
-    data: () => tinyLabelled(16, { batchSize: 4 }),
+    data: () => tinyLabelled(16, { batchSize: 8 }),
   },
   'seq2seq-lm': {
     model: (trainable) => AutoModelForSeq2SeqLM.fromPretrained(kTinyT5, { trainable }),

@@ -45,8 +45,7 @@ typedef struct balora_linear {
   // (N,O) of x's type: the sum before output_scale, rounded, for the gradient of output_scale.
   // Written by forward, or null; not read by backward.
   const balora_view* unscaled;
-  // (N,O); in backward the gradient of the sum before output_scale, null where that output was not
-  // used
+  // (N,O); in backward the gradient of the sum before output_scale, null for an unused output
   const balora_view* y;
   const balora_low_rank* parts;
   int32_t part_count;

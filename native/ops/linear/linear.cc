@@ -217,8 +217,8 @@ void launch_backward(const GroupOf<Tensor>& operands, const GroupOf<Tensor>& out
   });
 }
 
-// What the changes of weights add to the gradient of an input of their own, as a product of its
-// own: the sum of dy C. Undefined without a change.
+// The part of the changes of weights in the gradient of their input, as a product of its own: the
+// sum of dy C. Undefined without a change.
 Tensor changes_gradient(const GroupOf<Tensor>& operands) {
   GroupOf<Tensor> changes, out;
   for (const LinearOf<Tensor>& linear : operands.linears) {
