@@ -127,7 +127,7 @@ function pairsOfStart(init: boolean | string, targets: readonly PairTarget[]) {
 }
 
 /** Elements of weights in blocks whose values are in memory at a time. */
-const kDecodedElements = 1 << 26;
+const kDecodedElements = 1 << 23;
 
 /** The targets in groups, one of all where no weight is in blocks. */
 function decodedTogether(targets: readonly PairTarget[]): PairTarget[][] {

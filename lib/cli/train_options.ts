@@ -197,7 +197,7 @@ export const kModelOptions = group(kRun, {
   }),
   baseFormat: choice({
     choices: BASE_FORMATS,
-    help: 'form of the frozen base in memory: that of dtype, 4-bit blocks (nf4), or the blocks of a GGUF file (gguf); default: that of dtype',
+    help: 'form of the frozen base in memory, nf4 being 4-bit blocks and gguf those of the GGUF file; default: that of dtype',
     aliases: ['load-in-4bit', 'quantization-bit', 'bnb-4bit-quant-type'],
   }),
   device: text({ placeholder: 'name', default: 'cpu', help: 'cpu, cuda, cuda:1' }),

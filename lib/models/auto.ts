@@ -41,7 +41,6 @@ import {
 
 /** The forms of a frozen base in memory, see {@link FromPretrainedOptions.baseFormat}. */
 export const BASE_FORMATS = ['bf16', 'f32', 'nf4', 'gguf'] as const;
-export type BaseFormat = (typeof BASE_FORMATS)[number];
 
 /** Options of {@link AutoModelForCausalLM.fromPretrained}. */
 export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
@@ -53,7 +52,7 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
    * of the GGUF file, of the embedding and the head too. Blocks are decoded to `dtype` where they are used, on the CPU. Default:
    * `dtype`, to which blocks in files are decoded when they are read.
    */
-  baseFormat?: BaseFormat;
+  baseFormat?: 'bf16' | 'f32' | 'nf4' | 'gguf';
   /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
   device?: string;
   /**

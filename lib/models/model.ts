@@ -11,7 +11,6 @@ import type { ModelBatch } from './batch.ts';
 import type { CachedLayer, CachePass } from './kv_cache.ts';
 import type { LayerKeep } from './layers.ts';
 import { sharedRows } from './shared_rows.ts';
-import type { BlockFormat } from './weights.ts';
 
 /** Where a model came from and how it is kept. */
 export interface ModelOrigin {
@@ -124,7 +123,7 @@ export abstract class Model extends Module {
   /** Set for passes that drop inputs at random, in which no two rows are the same. */
   dropsInputs = false;
   /** The blocks in which frozen matrices are in memory (`baseFormat`); null: their values are. */
-  blockFormat: BlockFormat | null = null;
+  blockFormat: 'nf4' | 'gguf' | null = null;
   /** Whether some of them were quantised as they were read, so that the model is another one than that of its files. */
   isQuantizedHere = false;
   /** The files whose tensors the weights are; null where there are none, or the weights have been changed in memory. */

@@ -107,14 +107,21 @@ void decode_q5_k(const std::byte* p, int64_t blocks, float* out) {
 void decode_q6_k(const std::byte* p, int64_t blocks, float* out) {
   for (; blocks-- > 0; p += 210, out += kSuper) {
     const float d = half(p + 208);
-    for (int i = 0; i < kSuper; ++i) {
-      const int in_half = i % 128, quarter = in_half / 32, lane = i % 32;
-      const std::byte* low = p + i / 128 * 64;
-      const std::byte* high = p + 128 + i / 128 * 32;
-      const int l = (byte(low + lane + quarter % 2 * 32) >> (quarter / 2 * 4)) & 15;
-      const int h = (byte(high + lane) >> (2 * quarter)) & 3;
-      const auto scale = static_cast<float>(static_cast<int8_t>(p[192 + i / 16]));
-      out[i] = d * scale * static_cast<float>((l | (h << 4)) - 32);
+    for (int part = 0; part < 8; ++part) {  // 32 elements each, four parts a half
+      const int quarter = part % 4;
+      const std::byte* low = p + part / 4 * 64 + quarter % 2 * 32;
+      const std::byte* high = p + 128 + part / 4 * 32;
+      const int low_shift = quarter / 2 * 4, high_shift = 2 * quarter;
+      for (int sixteen = 0; sixteen < 32; sixteen += 16) {
+        const auto scale =
+            static_cast<float>(static_cast<int8_t>(p[192 + 2 * part + sixteen / 16]));
+        const float dl = d * scale;
+        for (int i = sixteen; i < sixteen + 16; ++i) {
+          const int l = (byte(low + i) >> low_shift) & 15;
+          const int h = (byte(high + i) >> high_shift) & 3;
+          out[32 * part + i] = dl * static_cast<float>((l | (h << 4)) - 32);
+        }
+      }
     }
   }
 }
