@@ -53,7 +53,7 @@ Tensor assembled(const std::string& name, const std::vector<Section>& sections, 
   std::vector<Tensor> parts;
   std::vector<int64_t> places;
   for (const Section& section : sections) {
-    parts.push_back(section.part.detach()), places.push_back(section.at);
+    parts.push_back(contiguous(section.part.detach())), places.push_back(section.at);
   }
   const Tensor outputs[] = {to.as_encoded()};
   launch("blocks", parts, outputs, [places, name, check_finite](Launch& l) {

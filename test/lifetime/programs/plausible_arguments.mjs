@@ -226,7 +226,30 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
   /** A tensor that an optimiser writes: dense, and without a gradient. */
   const state = (...shape) => normal('f32', shape);
 
+  /** The parts of a matrix in blocks, as the files of bitsandbytes have them. */
+  function fourBitWeight() {
+    const [rows, columns] = [size(), size()];
+    const [blockSize, nestedBlockSize] = [pick([2, 64]), pick([1, 256])];
+    const blocks = Math.ceil((rows * columns) / blockSize);
+    const isNested = chance(0.5);
+    const parts = {
+      ...{ type: pick(['NF4', 'FP4']), code: list(16, (i) => i / 15), blockSize, nestedBlockSize, nestedOffset: 0.5 },
+      packed: constant('u8', [Math.ceil((rows * columns) / 2)], below(256)),
+      absmax: isNested ? constant('u8', [blocks], below(256)) : tensor('f32', blocks),
+      nestedAbsmax: isNested ? tensor('f32', Math.ceil(blocks / nestedBlockSize)) : null,
+      nestedMap: isNested ? tensor('f32', 256) : null,
+    };
+    return ['blocks', parts, [rows, columns], float(), chance(0.5)];
+  }
+  function int8Weight() {
+    const [rows, columns] = [size(), size()];
+    const codes = constant('u8', [rows * columns], below(256));
+    return ['blocks', codes, tensor('f32', rows), [rows, columns], float(), chance(0.5)];
+  }
+
   return {
+    fourBitWeight,
+    int8Weight,
     unary: () => [tensor(float(), size(), size()), pick(kUnary)],
     binary: () => {
       const [dtype, rows, columns] = [float(), size(), size()];
