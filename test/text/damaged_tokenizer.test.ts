@@ -31,6 +31,11 @@ describe('a damaged tokenizer.json', () => {
       /post_processor\.processors: /,
     ],
     [
+      'normalizers of no list',
+      { normalizer: { type: 'Sequence', normalizers: null } },
+      /normalizers of a Sequence must be a list, got null/,
+    ],
+    [
       'an id that is no whole number',
       { post_processor: { type: 'BertProcessing', cls: ['a', 1], sep: ['b', -128] } },
       /gives no id for sep/,
