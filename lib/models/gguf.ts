@@ -354,14 +354,15 @@ class GgufWeights implements WeightSource {
     );
   }
 
+  /** The form of a weight in the file, with a default for every part that the table leaves out. */
+  #layoutOf(name: string) {
+    const none = { permutedHeads: 0, offset: 0, transposed: false, leadingRows: 0 };
+    return { ...none, ...this.table.stored(name, this.table.json) };
+  }
+
   read(name: string, { dtype, checkFinite }: WeightReadOptions): Tensor {
     const stored = this.#stored.get(name) ?? name;
-    const {
-      permutedHeads = 0,
-      offset = 0,
-      transposed = false,
-      leadingRows = 0,
-    } = this.table.stored(name, this.table.json);
+    const { permutedHeads, offset, transposed, leadingRows } = this.#layoutOf(name);
     if (offset === 0 && !transposed && leadingRows === 0) {
       return this.file.read(stored, { dtype, checkFinite, permutedHeads });
     }
@@ -381,7 +382,7 @@ class GgufWeights implements WeightSource {
     const info = this.file.tensors.get(this.#stored.get(name) ?? name);
     if (info === undefined || info.dtype === 'F32') return null;
     // Rows that are put back have memory of their own; the others are pages of the file.
-    const { permutedHeads = 0 } = this.table.stored(name, this.table.json);
+    const { permutedHeads } = this.#layoutOf(name);
     return { form: info.dtype, bytes: permutedHeads === 0 ? 0 : info.bytes };
   }
 
@@ -390,12 +391,7 @@ class GgufWeights implements WeightSource {
     { dtype, checkFinite }: WeightReadOptions,
     wantsTransposed: boolean,
   ): Tensor {
-    const {
-      permutedHeads = 0,
-      offset = 0,
-      transposed = false,
-      leadingRows = 0,
-    } = this.table.stored(name, this.table.json);
+    const { permutedHeads, offset, transposed, leadingRows } = this.#layoutOf(name);
     if (offset !== 0 || leadingRows !== 0 || transposed !== wantsTransposed) {
       throw new UnsupportedError(
         `${this.path}: ${name} differs from the model's in more than the order of rows, and cannot stay in the blocks of the file; ` +

@@ -126,7 +126,7 @@ describe.each<readonly [string, AdapterConfigInput]>([...kMethodConfigs, ...kFor
         expect(await refusal(output, write(tuned, output))).toMatch(
           /holds pairs A, B alone, .*\(balora convert\), or keep it as a PEFT folder/,
         );
-        // That way leads there.
+        // The remedy that the refusal names works.
         const converted = next();
         await tuned.convertToLora(converted, { energy: 0.9 });
         expect((await write(await read(converted), output))[0]).toMatch(/^14 modules of rank /);

@@ -160,7 +160,7 @@ class InverseFactor {
   // Until the columns of A R^-1 are orthonormal. False where the numbers do not allow it.
   bool refine() {
     if (!made_) {
-      // Not positive definite: what is added is of the size of the Gram matrix's own rounding.
+      // A shift of the size of the Gram matrix's own rounding makes it positive definite.
       Matrix g = gram_of(ctx_, a_, m_, n_);
       const double shift = 11 * static_cast<double>(n_ + m_) * 0x1p-52 * energy_;
       for (int64_t i = 0; i < n_; ++i) g(i, i) += shift;
@@ -179,9 +179,9 @@ class InverseFactor {
     return false;
   }
 
-  // |A|_F^2
+  // The squared Frobenius norm of A.
   double energy() const { return energy_; }
-  // (R^T R)^-1
+  // The inverse of R^T R.
   Matrix inverse_gram() { return upper_gram(ctx_, x_); }
 
  private:
