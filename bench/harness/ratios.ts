@@ -12,6 +12,17 @@ const time = (first: StepRow, second: StepRow): number =>
   second.tokensPerSecond / first.tokensPerSecond;
 const memory = (first: StepRow, second: StepRow): number => first.peakBytes / second.peakBytes;
 
+function blockRatio<F extends string, L extends string>(
+  format: F,
+  label: L,
+): Record<`${F}-time-${L}`, Ratio> {
+  const meaning = `time of a BA-LoRA step with the base in ${format} over one with its values, ${label}`;
+  return { [`${format}-time-${label}`]: { meaning, value: time } } as Record<
+    `${F}-time-${L}`,
+    Ratio
+  >;
+}
+
 const kRatios: Readonly<Record<RatioName, Ratio>> = {
   'balora-over-lora': { meaning: 'time of a BA-LoRA step over a LoRA step, 4x512', value: time },
   'cache-teacher-over-lora': {
@@ -22,6 +33,14 @@ const kRatios: Readonly<Record<RatioName, Ratio>> = {
   'memory-min-memory': { meaning: 'peak memory with the smallest over without', value: memory },
   'long-over-short-time': { meaning: 'time of 1x2048 over 8x256', value: time },
   'long-over-short-memory': { meaning: 'peak memory of 1x2048 over 8x256', value: memory },
+  ...blockRatio('nf4', '4x512'),
+  ...blockRatio('nf4', '1x512'),
+  ...blockRatio('gguf', '4x512'),
+  ...blockRatio('gguf', '1x512'),
+  'gguf-memory-4x512': {
+    meaning: 'peak memory with the blocks of the GGUF file over that with its values',
+    value: memory,
+  },
   'threads-1-2': {
     meaning: 'speed-up of the step by all threads over that of the packed product, from one thread',
     value: (all, one) => all.tokensPerSecond / one.tokensPerSecond / (all.gemmPeak / one.gemmPeak),

@@ -108,6 +108,9 @@ export class RowMaker {
     const { device = 'cpu' } = this.options;
     const reason = workload.feature === undefined ? null : missingFeature(workload.feature, device);
     if (reason !== null) return { kind: 'unavailable', name, dtype, reason };
+    if (workload.baseFormat !== undefined && this.subject.model === undefined) {
+      return { kind: 'unavailable', name, dtype, reason: 'random weights have no blocks: --model' };
+    }
     const { torch, steps } = this.options;
     if (torch !== undefined) return this.pairedStep(name, workload, torch);
     return this.step(name, workload, { steps: steps ?? countsOf(workload).steps });

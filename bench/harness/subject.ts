@@ -11,6 +11,8 @@ export interface SubjectOptions {
   readonly dtype: BenchDType;
   /** Vocabulary size of the random weights. Default: the shape's own. */
   readonly vocabulary?: number | undefined;
+  /** The blocks in which a given model's weights stay in memory. Default: their values do. */
+  readonly baseFormat?: 'nf4' | 'gguf' | undefined;
 }
 
 interface Subject {
@@ -22,14 +24,17 @@ interface Subject {
 }
 
 export async function openSubject(options: SubjectOptions): Promise<Subject> {
-  const { shape: name, model: path, dtype, vocabulary } = options;
+  const { shape: name, model: path, dtype, vocabulary, baseFormat } = options;
   if (path === undefined) {
     const shape = shapeNamed(name);
     const config = { ...shape, ...(vocabulary === undefined ? {} : { vocab_size: vocabulary }) };
     const model = await AutoModelForCausalLM.fromConfig(config, { dtype });
     return { model, sizes: sizesOf(config), name, notes: ['random weights'] };
   }
-  const model = await AutoModelForCausalLM.fromPretrained(path, { dtype });
+  const model = await AutoModelForCausalLM.fromPretrained(path, {
+    dtype,
+    ...(baseFormat !== undefined && { baseFormat }),
+  });
   const sizes = sizesOf(model.configJson() as unknown as ModelShape);
   return { model, sizes, name: path.split('/').filter(Boolean).at(-1) ?? path, notes: [] };
 }

@@ -63,6 +63,8 @@ export interface Workload {
   readonly vocabulary?: number;
   /** An option of the trainer that is switched on for this row. */
   readonly feature?: Feature;
+  /** The blocks in which the base stays in memory; the row then needs a model whose files have them, or for `nf4` floats. */
+  readonly baseFormat?: 'nf4' | 'gguf';
 }
 
 /** Seconds of each part of a step, each the median over the steps. `other` is the time that no op accounts for. */

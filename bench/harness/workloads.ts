@@ -6,7 +6,7 @@ import { type DecodeInput, kDecodeRows } from './rows/decode.ts';
 import { kMethodRows } from './rows/method.ts';
 import type { BenchMethod, Workload } from './types.ts';
 
-/** A row that can be chosen. `byName`: only by its own name, since groups are for the CPU and the row needs a GPU. */
+/** A row that can be chosen. `byName`: only by its own name, since the row needs a GPU, or a model of a certain form. */
 export type Plan = { readonly byName?: true } & (
   | { readonly kind: 'step'; readonly name: string; readonly workload: Workload }
   | { readonly kind: 'micro'; readonly name: string }
@@ -53,6 +53,21 @@ const kEncoder: Workload = {
 /** The workload without graphs, to show what they gain on a GPU. */
 const kWithoutGraphs = { ...kPlain, label: '4x512-no-graphs', feature: 'noGraphs' } as const;
 
+/** Workloads of a base in blocks, and what they are compared with. They need a model: one in floats for `nf4`, a GGUF file for `gguf`. */
+const kBlocks: readonly Workload[] = [
+  { ...kPlain, label: '1x512', batch: 1, method: 'balora' },
+  { ...kPlain, label: '4x512-nf4', method: 'balora', baseFormat: 'nf4' },
+  { ...kPlain, label: '1x512-nf4', batch: 1, method: 'balora', baseFormat: 'nf4' },
+  { ...kPlain, label: '4x512-gguf', method: 'balora', baseFormat: 'gguf' },
+  { ...kPlain, label: '1x512-gguf', batch: 1, method: 'balora', baseFormat: 'gguf' },
+  ...(['balora', 'lora'] as const).map(
+    (method): Workload => ({
+      ...{ ...kPlain, label: '4x512-gguf-memory-min', method, baseFormat: 'gguf' },
+      feature: 'minimalMemory',
+    }),
+  ),
+];
+
 function stepPlan(workload: Workload): Plan {
   return { kind: 'step', name: `${workload.method}-${workload.label}`, workload };
 }
@@ -62,6 +77,7 @@ const kSteps: readonly Plan[] = [
   ...kOwn.map((workload) => stepPlan({ ...workload, method: 'balora' })),
   { kind: 'step', name: 'minilm-sst2', workload: kEncoder },
   ...kMethods.map((method): Plan => ({ ...stepPlan({ ...kWithoutGraphs, method }), byName: true })),
+  ...kBlocks.map((workload): Plan => ({ ...stepPlan(workload), byName: true })),
 ];
 
 /** The two rows that each ratio is computed from; see ratios.ts. */
@@ -72,8 +88,18 @@ export const kRatioNeeds = {
   'memory-min-memory': ['balora-4x512-memory-min', 'balora-4x512'],
   'long-over-short-time': ['balora-1x2048', 'balora-8x256'],
   'long-over-short-memory': ['balora-1x2048', 'balora-8x256'],
+  'nf4-time-4x512': ['balora-4x512-nf4', 'balora-4x512'],
+  'nf4-time-1x512': ['balora-1x512-nf4', 'balora-1x512'],
+  'gguf-time-4x512': ['balora-4x512-gguf', 'balora-4x512'],
+  'gguf-time-1x512': ['balora-1x512-gguf', 'balora-1x512'],
+  'gguf-memory-4x512': ['balora-4x512-gguf', 'balora-4x512'],
   'threads-1-2': ['balora-4x512', 'balora-4x512-1-thread'],
 } as const satisfies Record<string, readonly [string, string]>;
+
+/** Ratios whose rows need a model of a certain form. */
+const kRatiosByName: readonly string[] = Object.entries(kRatioNeeds)
+  .filter(([, needs]) => needs.some((need) => kBlocks.some((one) => need.endsWith(one.label))))
+  .map(([name]) => name);
 
 export type RatioName = keyof typeof kRatioNeeds;
 
@@ -81,7 +107,12 @@ const kDecodeNames = Object.keys(kDecodeRows) as DecodeInput['name'][];
 
 export const kPlans: readonly Plan[] = [
   ...kSteps,
-  ...Object.entries(kRatioNeeds).map(([name, needs]): Plan => ({ kind: 'ratio', name, needs })),
+  ...Object.entries(kRatioNeeds).map(
+    ([name, needs]): Plan => ({
+      ...{ kind: 'ratio', name, needs },
+      ...(kRatiosByName.includes(name) && { byName: true }),
+    }),
+  ),
   { kind: 'pissa', name: 'pissa-converged', init: 'pissa', rank: 16 },
   { kind: 'pissa', name: 'pissa-niter-16', init: 'pissa_niter_16', rank: 16 },
   { kind: 'pissa', name: 'pissa-converged-r128', init: 'pissa', rank: 128, byName: true },

@@ -98,6 +98,7 @@ async function decoderSetup(input: StepRowInput, total: number): Promise<StepSet
   const { model, sizes, name, notes } = await openSubject({
     ...input,
     vocabulary: workload.vocabulary,
+    baseFormat: workload.baseFormat,
   });
   // The cache of the teacher is read from the second epoch on.
   const epochSteps = workload.feature === 'cacheTeacher' ? Math.min(2, warmup) : total;
