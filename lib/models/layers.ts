@@ -147,8 +147,11 @@ function checkpointed<Shared>(
   stream: Tensor,
   inputs: LayerInputs<Shared>,
 ): Tensor {
+  // Lean when it is computed again, too, and where it is not: memory is what such a layer is chosen for.
   const segment = (x: Tensor, ...own: Tensor[]): Tensor =>
-    runLayer(layer, { stream: x, x: null }, withTensors(inputs, own), undefined).stream;
+    recomputing(true, () =>
+      runLayer(layer, { stream: x, x: null }, withTensors(inputs, own), undefined),
+    ).stream;
   // All tensors that the segment reads must outlive this call, so they are passed as its inputs.
   const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(inputs)];
   // A segment without an input that requires a gradient would not be recorded, and adapters in it would get no gradients, so the
