@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { defineConfig, type TestProjectInlineConfiguration } from 'vitest/config';
-import { lowerCpuLevels } from './test/support/cpu_levels.ts';
+import { cpuLevelsOf } from './test/support/cpu_levels.ts';
 
 // Tests that measure time or memory: one file at a time, after all the others.
 const kAlone = ['test/lifetime/{long_run,memory_budget,worker_endings}.test.ts'];
@@ -56,7 +56,7 @@ function cudaProject(): TestProjectInlineConfiguration[] {
   ];
 }
 
-// Tests that also run on each older instruction set for which matrix products have kernels: gradients, and products of views.
+// Tests that also run on each other instruction set of the processor for which matrix products have kernels: gradients, and products of views.
 const kOnPlainCpu = [
   'test/gradients.test.ts',
   'test/ops/{operand_views,relative_attention,views}.test.ts',
@@ -70,7 +70,7 @@ const kOnCpuLevels = [
 ];
 
 function cpuProjects(): TestProjectInlineConfiguration[] {
-  return lowerCpuLevels().map(({ name, limit }) => ({
+  return cpuLevelsOf().others.map(({ name, limit }) => ({
     extends: true,
     test: {
       name: `cpu-${name.replace('_', '-')}`,

@@ -9,7 +9,7 @@ import { chooseCompiler } from './compiler.mjs';
 import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
 import { runDoctest } from './doctest.mjs';
 import { runFuzzers } from './fuzz.mjs';
-import { hasGpu, processorLacks } from './left_out.mjs';
+import { hasGpu, kLeftOutLevels } from './left_out.mjs';
 import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
 import { findOneDnn } from './onednn.mjs';
 import { capture, inRoot, red, root, runBeside, runVisible, say, yellow } from './shell.mjs';
@@ -199,24 +199,17 @@ export const runLong = () => tests('long', ['long']);
 /** Runs vitest's tests that start processes, and those that measure time or memory, one file of these at a time. */
 export const runProcesses = () => tests('processes', ['processes', 'alone']);
 
-/** vitest's projects for older instructions, with the flag of the processors on which the level is below the best. */
-const kLevels = {
-  'cpu-plain': 'avx2',
-  'cpu-avx2': 'avx512bw',
-  'cpu-avx512': 'avx512_bf16',
-  'cpu-avx512-bf16': 'amx_bf16',
-};
+const kLevelProjects = Object.keys(kLeftOutLevels);
 
-const kLevelProjects = Object.keys(kLevels);
-
-/** Runs vitest's tests of products on each level of instructions below this processor's best, which `unit` runs. */
+/** Runs vitest's tests of products on each level of instructions that this processor has beside its best, which `unit` runs. */
 export function runLevels() {
-  const lower = kLevelProjects.filter((name) => !processorLacks(kLevels[name]));
-  const others = kLevelProjects.filter((name) => !lower.includes(name));
-  const rows = others.map((name) =>
-    lacking(`levels: ${name}`, `this processor has no ${kLevels[name]}`),
-  );
-  return sum(lower.length > 0 ? [tests('levels', lower), ...rows] : rows);
+  const run = kLevelProjects.filter((name) => !kLeftOutLevels[name]());
+  const rows = kLevelProjects
+    .filter((name) => !run.includes(name))
+    .map((name) =>
+      lacking(`levels: ${name}`, "this processor lacks it, or it is the processor's best"),
+    );
+  return sum(run.length > 0 ? [tests('levels', run), ...rows] : rows);
 }
 
 /**

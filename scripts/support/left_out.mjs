@@ -17,6 +17,20 @@ export function processorLacks(flag) {
   }
 }
 
+/** Whether this is a processor with AMX that a virtual machine hides: its products run on AVX-512, not on AVX512-BF16 (gemm.cc). */
+function hidesAmx() {
+  if (processorLacks('avx512_fp16') || !processorLacks('amx_bf16')) return false;
+  return /^vendor_id\s*:\s*GenuineIntel$/m.test(readFileSync('/proc/cpuinfo', 'utf8'));
+}
+
+/** Of the levels of instructions that vitest's projects hold products to: whether this processor lacks one, or it is its best. */
+export const kLeftOutLevels = {
+  'cpu-plain': () => processorLacks('avx2'),
+  'cpu-avx2': () => processorLacks('avx512bw'),
+  'cpu-avx512': () => processorLacks('avx512_bf16') || hidesAmx(),
+  'cpu-avx512-bf16': () => processorLacks('amx_bf16') && !hidesAmx(),
+};
+
 /** Whether this machine has an NVIDIA GPU with a driver. */
 export const hasGpu = () => has('nvidia-smi', ['-L']);
 
@@ -33,8 +47,8 @@ const kConditions = {
   'without a GPU': () => !hasGpu(),
   'without AVX2': () => processorLacks('avx2'),
   'without AVX-512': () => processorLacks('avx512bw'),
-  'without AVX512-BF16': () => processorLacks('avx512_bf16'),
-  'without AMX': () => processorLacks('amx_bf16'),
+  'where products run on AVX-512 at best': kLeftOutLevels['cpu-avx512'],
+  'where products run on AVX512-BF16 at best': kLeftOutLevels['cpu-avx512-bf16'],
   'on a Node that cannot require an ES module': () => process.features.require_module !== true,
   'without a C compiler': () => !['cc', 'gcc', 'clang'].some((name) => has(name, ['--version'])),
   'where this process may not mount file systems or make control groups': () => null,

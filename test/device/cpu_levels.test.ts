@@ -4,8 +4,10 @@ import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
 import { deviceInfo } from '../../lib/device.ts';
-import { kCpuLevels, lowerCpuLevels } from '../support/cpu_levels.ts';
+import { cpuLevelsOf, kCpuLevels } from '../support/cpu_levels.ts';
 
+const kAvx512 = 'avx512bw avx512dq avx512vl';
+const kAmx = 'amx_tile amx_bf16';
 const kLibrary = new URL('../../dist/device.js', import.meta.url).href;
 
 function instructionsOf(env: Record<string, string>): string {
@@ -20,10 +22,9 @@ function instructionsOf(env: Record<string, string>): string {
 it('products run on the best instructions of the processor, or on those that ONEDNN_MAX_CPU_ISA allows', {
   timeout: 120_000,
 }, () => {
-  const lower = lowerCpuLevels();
-  const best = kCpuLevels[lower.length]?.name;
-  if (lower.length > 0) expect(instructionsOf({})).toBe(best);
-  for (const { name, limit } of lower) {
+  const { best, others } = cpuLevelsOf();
+  if (best !== null) expect(instructionsOf({})).toBe(best);
+  for (const { name, limit } of others) {
     expect(instructionsOf({ ONEDNN_MAX_CPU_ISA: limit })).toBe(name);
   }
   expect(instructionsOf({ ONEDNN_MAX_CPU_ISA: 'SSE41' })).toBe('plain');
@@ -31,14 +32,24 @@ it('products run on the best instructions of the processor, or on those that ONE
 });
 
 it.each([
-  ['nothing is known', '', []],
-  ['AVX2', 'flags\t\t: sse4_1 avx2 fma\n', ['plain']],
-  ['AVX-512', 'flags\t\t: sse4_1 avx2 fma avx512bw avx512dq avx512vl\n', ['plain', 'avx2']],
+  ['nothing is known', 'GenuineIntel', '', null, []],
+  ['AVX2', 'GenuineIntel', 'avx2 fma', 'avx2', ['plain']],
+  ['AVX-512', 'GenuineIntel', `avx2 fma ${kAvx512}`, 'avx512', ['plain', 'avx2']],
   [
-    'AMX',
-    'flags\t\t: sse4_1 avx2 fma avx512bw avx512dq avx512vl avx512_bf16 amx_tile amx_bf16\n',
-    ['plain', 'avx2', 'avx512', 'avx512_bf16'],
+    ...(['AVX512-BF16', 'AuthenticAMD', `avx2 fma ${kAvx512} avx512_bf16`] as const),
+    ...(['avx512_bf16', ['plain', 'avx2', 'avx512']] as const),
   ],
-])('the levels below the best: %s', (_, cpuinfo, names) => {
-  expect(lowerCpuLevels(cpuinfo).map(({ name }) => name)).toEqual(names);
+  [
+    ...(['hidden AMX', 'GenuineIntel', `avx2 fma ${kAvx512} avx512_bf16 avx512_fp16`] as const),
+    ...(['avx512', ['plain', 'avx2', 'avx512_bf16']] as const),
+  ],
+  [
+    ...(['AMX', 'GenuineIntel', `avx2 fma ${kAvx512} avx512_bf16 avx512_fp16 ${kAmx}`] as const),
+    ...(['amx', ['plain', 'avx2', 'avx512', 'avx512_bf16']] as const),
+  ],
+])('the levels of a processor: %s', (_, vendor, flags, best, names) => {
+  const cpuinfo = `vendor_id\t: ${vendor}\nflags\t\t: ${flags && 'sse4_1'} ${flags}\n`;
+  const found = cpuLevelsOf(cpuinfo);
+  expect(found.best).toBe(best);
+  expect(found.others.map(({ name }) => name)).toEqual(names);
 });

@@ -29,11 +29,14 @@ export function casesOfLevel<T>(all: readonly T[], count = 1): readonly T[] {
   return kTestCpuLevel === undefined ? all : all.slice(0, count);
 }
 
-/** The levels below the best of a processor, by the text of /proc/cpuinfo; none where that is unknown. */
-export function lowerCpuLevels(cpuinfo = readCpuInfo()): CpuLevel[] {
+/** The level that a processor uses, by the text of /proc/cpuinfo, and the others that it has; none where that is unknown. */
+export function cpuLevelsOf(cpuinfo = readCpuInfo()): { best: string | null; others: CpuLevel[] } {
   const present = new Set(/^flags\s*:\s*(.*)$/m.exec(cpuinfo)?.[1]?.split(' '));
-  const best = kCpuLevels.findLastIndex(({ flags }) => flags.every((flag) => present.has(flag)));
-  return kCpuLevels.slice(0, Math.max(best, 0));
+  const levels = kCpuLevels.filter(({ flags }) => flags.every((flag) => present.has(flag)));
+  // As gemm.cc chooses: on these processors bf16 is multiplied at half the rate of f32.
+  const widens = /^vendor_id\s*:\s*GenuineIntel$/m.test(cpuinfo) && present.has('avx512_fp16');
+  const best = levels.at(-1)?.name === 'avx512_bf16' && widens ? 'avx512' : levels.at(-1)?.name;
+  return { best: best ?? null, others: levels.filter(({ name }) => name !== best) };
 }
 
 function readCpuInfo(): string {

@@ -59,8 +59,8 @@ CpuLevel cpu_level();
 // Its name: "plain", "avx2", "avx512", "avx512_bf16", "amx".
 const char* cpu_level_name();
 
-// True where bf16 x bf16 -> f32 runs on instructions made for it (AVX512-BF16, AMX); else bf16 is
-// widened to f32.
+// True where bf16 x bf16 -> f32 runs on instructions made for it (AVX512-BF16, AMX); else, and
+// where these are slower, bf16 is widened to f32.
 inline bool cpu_multiplies_bf16() {
   return cpu_level() >= CpuLevel::kAvx512Bf16;
 }
