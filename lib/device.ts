@@ -12,7 +12,7 @@ export interface DeviceInfo {
   /** The driver's description; '' for the CPU. */
   description: string;
   /**
-   * Instruction set of the CPU's matrix products: 'amx', 'avx512_bf16', 'avx512', 'avx2' or 'plain', the best it has unless the
+   * Instruction set of the CPU's matrix products: 'amx', 'avx512_bf16', 'avx512', 'avx2' or 'plain', the fastest it has unless the
    * environment's ONEDNN_MAX_CPU_ISA limits it; '' for other devices.
    */
   instructions: string;

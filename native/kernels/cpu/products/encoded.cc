@@ -47,9 +47,10 @@ template void decode_values(const View&, int64_t, int64_t, bf16*);
 template void decode_values(const View&, int64_t, int64_t, f16*);
 template void decode_values(const View&, int64_t, int64_t, double*);
 
-void decode_rows(Context* ctx, const View& view, int64_t begin, int64_t end, void* out) {
+void decode_rows(Context* ctx, const View& view, int64_t begin, int64_t end, int32_t type,
+                 void* out) {
   const int64_t columns = view.shape[1];
-  dispatch_float(view.dtype, [&]<typename T>() {
+  dispatch_float(type, [&]<typename T>() {
     parallel_for(ctx, end - begin, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(columns, 1)),
                  [&](int64_t from, int64_t to) {
                    decode_values(view, (begin + from) * columns, (to - from) * columns,

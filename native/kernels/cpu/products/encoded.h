@@ -15,7 +15,8 @@ namespace balora {
 template <typename T>
 void decode_values(const View& view, int64_t first, int64_t count, T* out);
 
-// Rows [begin, end) of a matrix, dense in the view's own type, by all threads.
-void decode_rows(Context* ctx, const View& view, int64_t begin, int64_t end, void* out);
+// Rows [begin, end) of a matrix, dense in the view's own type or f32, by all threads.
+void decode_rows(Context* ctx, const View& view, int64_t begin, int64_t end, int32_t type,
+                 void* out);
 
 }  // namespace balora

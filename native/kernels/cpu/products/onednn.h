@@ -79,6 +79,7 @@ class CpuState {
     kWideB,
     kWideC,
     kSum,
+    kLeft,
     kFirst,
     kSecond,
     kTilePadding,

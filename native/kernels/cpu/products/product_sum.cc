@@ -16,7 +16,9 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kSumElements = int64_t{1} << 20;  // of the f32 sum of one block of rows: 4 MiB
+// In f32, of the sum of one block of C, and of the left operands of its rows: 8 MiB each.
+constexpr int64_t kBlockElements = int64_t{1} << 21;
+constexpr int64_t kLeastRows = 256;
 
 const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
   if (term.alpha != 1 || term.a_dtype != term.b->dtype) return nullptr;
@@ -26,44 +28,54 @@ const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
 // Elements of a weight in blocks that are decoded at a time: 4 MiB in f32.
 constexpr int64_t kDecodedElements = int64_t{1} << 20;
 
+// A part of a sum, or the whole: the columns [first, first + sum.n) of every B and of the bias.
+struct Part {
+  const ProductSum& sum;
+  int64_t first = 0;
+};
+
 // C (m,n) = A B + beta C for the rows of `term`, whose B is in blocks: some rows of it at a time
-// are decoded into scratch.
-void multiply_decoded(Context* ctx, const ProductSum& sum, const ProductTerm& term,
-                      const GemmOutput& c, double beta) {
+// are decoded into scratch, as f32 beside an A in f32.
+void multiply_decoded(Context* ctx, const Part& part, const ProductTerm& term, const GemmOutput& c,
+                      double beta) {
   const View& w = *term.b;
-  const int64_t rows = w.shape[0], columns = w.shape[1], m = sum.m;
+  const ProductSum& sum = part.sum;
+  const int64_t columns = w.shape[1], m = sum.m;
+  const int64_t begin = part.first, rows = term.transposed ? sum.n : w.shape[0];
   const int64_t fitting = std::max<int64_t>(kDecodedElements / std::max<int64_t>(columns, 1), 32);
   const int64_t block = std::min(fitting / 32 * 32, rows);
   const GemmInput a = {term.a, term.a_dtype, term.lda};
   if (w.shape[term.transposed ? 1 : 0] == 0) {
     return gemm(ctx, {m, sum.n, 0}, a, {w.data, w.dtype, 1}, c, {term.alpha, beta});
   }
+  const int32_t type = term.a_dtype == BALORA_F32 ? BALORA_F32 : w.dtype;
   void* const values = CpuState::of(ctx).scratch(
-      CpuState::kDecoded, static_cast<uint64_t>(block * columns * element_size(w.dtype)));
+      CpuState::kDecoded, static_cast<uint64_t>(block * columns * element_size(type)));
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
-    decode_rows(ctx, w, first, first + count, values);
+    decode_rows(ctx, w, begin + first, begin + first + count, type, values);
     if (!term.transposed) {  // a part of k
-      const GemmInput part = {offset_by(term.a, first, term.a_dtype), term.a_dtype, term.lda};
-      gemm(ctx, {m, columns, count}, part, {values, w.dtype, columns}, c,
+      const GemmInput some = {offset_by(term.a, first, term.a_dtype), term.a_dtype, term.lda};
+      gemm(ctx, {m, columns, count}, some, {values, type, columns}, c,
            {term.alpha, first > 0 ? 1.0 : beta});
       continue;
     }
-    const GemmInput b = {values, w.dtype, columns, true};
-    const GemmOutput part = {offset_by(c.data, first, c.dtype), c.dtype, c.ld};
+    const GemmInput b = {values, type, columns, true};
+    const GemmOutput some = {offset_by(c.data, first, c.dtype), c.dtype, c.ld};
     if (sum.by_rows) {
-      row_product(ctx, {m, count, columns}, a, b, part, beta);
+      row_product(ctx, {m, count, columns}, a, b, some, beta);
     } else {
-      gemm(ctx, {m, count, columns}, a, b, part, {term.alpha, beta});
+      gemm(ctx, {m, count, columns}, a, b, some, {term.alpha, beta});
     }
   }
 }
 
 // C (m,n) = A B + beta C for the rows of `term`; C in f32 or f64.
-void multiply(Context* ctx, const ProductSum& sum, const ProductTerm& term, const GemmOutput& c,
+void multiply(Context* ctx, const Part& part, const ProductTerm& term, const GemmOutput& c,
               double beta) {
+  const ProductSum& sum = part.sum;
   const int64_t m = sum.m, n = sum.n;
-  if (term.b->encoding) return multiply_decoded(ctx, sum, term, c, beta);
+  if (term.b->encoding) return multiply_decoded(ctx, part, term, c, beta);
   if (sum.by_rows) {
     return row_product(ctx, {m, n, term.k()}, {term.a, term.a_dtype, term.lda},
                        {term.b->data, term.b->dtype, term.b->stride[0], true}, c, beta);
@@ -73,16 +85,18 @@ void multiply(Context* ctx, const ProductSum& sum, const ProductTerm& term, cons
                             static_cast<float>(beta));
   }
   const GemmInput a = {term.a, term.a_dtype, term.lda};
-  const GemmInput b = {term.b->data, term.b->dtype, term.b->stride[0], term.transposed};
+  const int64_t ld = term.b->stride[0], first = part.first * (term.transposed ? ld : 1);
+  const GemmInput b = {offset_by(term.b->data, first, term.b->dtype), term.b->dtype, ld,
+                       term.transposed};
   gemm(ctx, {m, n, term.k()}, a, b, c, {term.alpha, beta});
 }
 
 // C rows = bias (+ C).
-void add_bias(Context* ctx, int64_t m, int64_t n, const View& bias, const GemmOutput& c,
-              bool keep) {
+void add_bias(Context* ctx, const Part& part, const View& bias, const GemmOutput& c, bool keep) {
+  const int64_t m = part.sum.m, n = part.sum.n;
   dispatch_float(bias.dtype, [&]<typename B>() {
     dispatch_float(c.dtype, [&]<typename C>() {
-      const B* from = data_of<B>(&bias);
+      const B* from = data_of<B>(&bias) + part.first;
       parallel_for(ctx, m, 64, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           C* to = static_cast<C*>(c.data) + i * c.ld;
@@ -97,46 +111,99 @@ void add_bias(Context* ctx, int64_t m, int64_t n, const View& bias, const GemmOu
 }
 
 // All terms into an f32 or f64 C.
-void sum_wide(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
+void sum_wide(Context* ctx, const Part& part, const GemmOutput& c) {
+  const ProductSum& sum = part.sum;
   bool written = sum.accumulate;
   if (sum.bias) {
-    add_bias(ctx, sum.m, sum.n, *sum.bias, c, written);
+    add_bias(ctx, part, *sum.bias, c, written);
     written = true;
   }
   for (const ProductTerm& term : sum.terms) {
-    multiply(ctx, sum, term, c, written ? 1 : 0);
+    multiply(ctx, part, term, c, written ? 1 : 0);
     written = true;
   }
 }
 
-void sum_narrow(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
+void sum_narrow(Context* ctx, const Part& part, const GemmOutput& c) {
+  const ProductSum& sum = part.sum;
   void* scratch = CpuState::of(ctx).scratch(CpuState::kSum, sum.m * sum.n * sizeof(float));
   const GemmOutput wide = {scratch, BALORA_F32, sum.n};
   if (sum.accumulate) {
     convert_rows(ctx, {c.data, c.dtype, c.ld}, {scratch, BALORA_F32, sum.n}, sum.m, sum.n);
   }
-  sum_wide(ctx, sum, wide);
+  sum_wide(ctx, part, wide);
   convert_rows(ctx, {scratch, BALORA_F32, sum.n}, {c.data, c.dtype, c.ld}, sum.m, sum.n);
+}
+
+// Whether the left operands are widened here, once for all of the columns: where gemm() would do it
+// for each of its blocks.
+bool widens_left(const ProductSum& sum) {
+  return !sum.by_rows && !cpu_multiplies_bf16();
+}
+
+bool is_narrow(const ProductTerm& term) {
+  return term.a_dtype != BALORA_F32;
+}
+
+// Columns of all left operands that are not f32.
+int64_t narrow_columns(std::span<const ProductTerm> terms) {
+  int64_t columns = 0;
+  for (const ProductTerm& term : terms) columns += is_narrow(term) ? term.k() : 0;
+  return columns;
+}
+
+// The left operands of m rows in f32.
+void widen_left(Context* ctx, int64_t m, std::span<ProductTerm> terms) {
+  const int64_t columns = narrow_columns(terms);
+  auto* to =
+      static_cast<float*>(CpuState::of(ctx).scratch(CpuState::kLeft, m * columns * sizeof(float)));
+  for (ProductTerm& term : terms) {
+    if (!is_narrow(term)) continue;
+    const int64_t k = term.k();
+    convert_rows(ctx, {term.a, term.a_dtype, term.lda}, {to, BALORA_F32, k}, m, k);
+    term.a = to, term.a_dtype = BALORA_F32, term.lda = k;
+    to += m * k;
+  }
+}
+
+// Whether C can be computed by columns: what is packed is multiplied whole, and a gradient takes
+// all columns of rows that are decoded.
+bool stands_in_columns(Context* ctx, const ProductSum& sum) {
+  return std::all_of(sum.terms.begin(), sum.terms.end(), [&](const ProductTerm& term) {
+    return term.b->encoding ? term.transposed : !packed_of(ctx, term);
+  });
+}
+
+int64_t fitting(int64_t extent, int64_t least) {
+  return std::max(kBlockElements / std::max<int64_t>(extent, 1) / 64 * 64, least);
 }
 
 }  // namespace
 
+// A narrow C is computed in blocks of rows, whose left operands and whose sums are f32 in scratch.
+// Where they can be, the sums are divided by columns, so that a block of rows is as tall as it can
+// be, and each of its weights is widened or decoded once.
 void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   if (sum.m == 0 || sum.n == 0) return;
-  if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) {
-    sum_wide(ctx, sum, c);
-    return;
-  }
-  const int64_t fitting = std::max<int64_t>(kSumElements / sum.n / 64, 4) * 64;
+  if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) return sum_wide(ctx, {sum}, c);
+  const bool widens = widens_left(sum), by_columns = widens && stands_in_columns(ctx, sum);
+  const int64_t left = widens ? narrow_columns(sum.terms) : 0;
+  const int64_t height = fitting(by_columns ? left : std::max(left, sum.n), kLeastRows);
   std::vector<ProductTerm> terms(sum.terms.begin(), sum.terms.end());
-  for (int64_t first = 0; first < sum.m; first += fitting) {
-    ProductSum block = sum;
-    block.m = std::min(fitting, sum.m - first);
-    block.terms = terms;
-    GemmOutput rows = c;
-    rows.data = offset_by(c.data, first * c.ld, c.dtype);
-    sum_narrow(ctx, block, rows);
-    for (ProductTerm& term : terms) term.a = offset_by(term.a, block.m * term.lda, term.a_dtype);
+  for (int64_t first = 0; first < sum.m; first += height) {
+    const int64_t m = std::min(height, sum.m - first);
+    std::vector<ProductTerm> own = terms;
+    if (widens) widen_left(ctx, m, own);
+    ProductSum part = sum;
+    part.m = m, part.terms = own;
+    const int64_t width = by_columns ? fitting(m, 64) : sum.n;
+    for (int64_t column = 0; column < sum.n; column += width) {
+      part.n = std::min(width, sum.n - column);
+      GemmOutput block = c;
+      block.data = offset_by(c.data, first * c.ld + column, c.dtype);
+      sum_narrow(ctx, {part, column}, block);
+    }
+    for (ProductTerm& term : terms) term.a = offset_by(term.a, m * term.lda, term.a_dtype);
   }
 }
 
