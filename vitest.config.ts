@@ -4,7 +4,7 @@ import { defineConfig, type TestProjectInlineConfiguration } from 'vitest/config
 import { cpuLevelsOf } from './test/support/cpu_levels.ts';
 
 // Tests that measure time or memory: one file at a time, after all the others.
-const kAlone = ['test/lifetime/{long_run,memory_budget,worker_endings}.test.ts'];
+const kAlone = ['test/lifetime/{base_offload,long_run,memory_budget,worker_endings}.test.ts'];
 // Tests that start processes.
 const kProcesses = ['test/{examples,lifetime,package}/**/*.test.ts'];
 

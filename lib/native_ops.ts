@@ -29,6 +29,7 @@ export interface NativeOps {
   clamp(x: Handle, low: number, high: number): Handle;
   clipCoefficient(norm: Handle, maxNorm: number): Handle;
   closeGguf(file: unknown): void;
+  closeOffload(offload: unknown): void;
   closeSafetensors(file: unknown): void;
   columnScale(x: Handle, scale: Handle, bias: Handle | null): Handle;
   commitGguf(writer: unknown): Promise<void>;
@@ -90,8 +91,11 @@ export interface NativeOps {
   min(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   nestedMap(): (number)[];
   numThreads(): number;
+  offloadStats(offload: unknown): unknown;
+  offloadWeight(offload: unknown, x: Handle, gathered: boolean): Handle;
   opTimes(): unknown;
   openGguf(path: string): unknown;
+  openOffload(folder: string): unknown;
   openSafetensors(path: string): unknown;
   permute(x: Handle, order: readonly (number)[]): Handle;
   qr(a: Handle): [Handle, Handle];
@@ -134,6 +138,7 @@ export interface NativeOps {
   setMemoryLimit(device: string, bytes: number): void;
   setMemoryTag(name: string): string;
   setNumThreads(threads: number): void;
+  setOffloadLimits(offload: unknown, residentBytes: number, aheadBytes: number): void;
   setPhase(name: string): string;
   setProfiling(value: boolean): boolean;
   setRecompute(value: boolean): boolean;

@@ -160,8 +160,11 @@ describe('the list of functions', () => {
       .filter(({ grad }) => grad === 'plain')
       .filter(({ typescript }) => /\bHandle\b.*\): [^:]*\bHandle\b[^:]*$/.test(typescript));
     // Functions of the tape itself map tensors to tensors without being ops; that of a file returns the error of its rounding; those of
-    // blocks make a frozen weight of the parts that a file has of it.
-    const known = ['customNode', 'detach', 'fourBitWeight', 'gradOf', 'int8Weight', 'writeGguf'];
+    // blocks make a frozen weight of the parts that a file has of it, and an offloaded weight has the values of the one that was given.
+    const known = [
+      ...['customNode', 'detach', 'fourBitWeight', 'gradOf', 'int8Weight', 'offloadWeight'],
+      'writeGguf',
+    ];
     expect(made.map(({ name }) => name).sort()).toEqual(known);
   });
 

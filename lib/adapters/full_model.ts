@@ -46,6 +46,12 @@ export class FullModel<M extends Model = CausalLM> implements TunedModel<M> {
           'model without baseFormat (--base-format), or train an adapter',
       );
     }
+    if (model.offload !== null) {
+      throw new UnsupportedError(
+        'full fine-tuning trains every weight, and the weights of an offloaded base are frozen: load the model without baseOffload ' +
+          '(--base-offload), or train an adapter',
+      );
+    }
     model.stored = null; // from the first step on, the weights are no longer those of the files
     if (options.teacher) freezeBase(options.teacher);
     const decaying = new Set(decayingTensors(model));

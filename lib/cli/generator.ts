@@ -3,7 +3,7 @@ import { AdapterModel } from '../adapters/adapter_model.ts';
 import type { CausalLM, Model } from '../models/index.ts';
 import { setNumThreads } from '../runtime.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
-import { adapterOptions, loadOptions, showWarnings } from './load.ts';
+import { adapterOptions, type LoadSetting, loadOptions, showWarnings } from './load.ts';
 import type { Progress } from './progress.ts';
 import type { CliTask } from './tasks/cli_task.ts';
 import type { TrainSettings } from './train_options.ts';
@@ -11,7 +11,7 @@ import type { TrainSettings } from './train_options.ts';
 /** The settings by which a model and its adapters are loaded. */
 export type GeneratorSettings = Pick<
   TrainSettings,
-  'model' | 'dtype' | 'baseFormat' | 'device' | 'threads' | 'ignoreKeys' | 'allowOtherBase'
+  LoadSetting | 'model' | 'threads' | 'allowOtherBase'
 >;
 
 /** The folder of an adapter, and its name in the model. */

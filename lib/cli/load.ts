@@ -76,17 +76,37 @@ export async function openBatches<B>(
 /** The options of loading a model that the commands pass on. */
 export type ModelLoadOptions = Pick<
   FromPretrainedOptions,
-  'dtype' | 'baseFormat' | 'device' | 'trainable' | 'ignoreKeys' | 'onDownload' | 'onProgress'
+  | 'dtype'
+  | 'baseFormat'
+  | 'baseOffload'
+  | 'offloadFolder'
+  | 'device'
+  | 'trainable'
+  | 'ignoreKeys'
+  | 'onDownload'
+  | 'onProgress'
 >;
+
+/** The settings by which a model is loaded. */
+export type LoadSetting =
+  | 'dtype'
+  | 'baseFormat'
+  | 'baseOffload'
+  | 'offloadFolder'
+  | 'device'
+  | 'ignoreKeys';
 
 /** The loading options that follow from the settings; downloads from the Hub and loading progress are shown to the user. */
 export function loadOptions(
-  settings: Pick<TrainSettings, 'dtype' | 'baseFormat' | 'device' | 'ignoreKeys'>,
+  settings: Pick<TrainSettings, LoadSetting>,
   progress: Progress,
 ): ModelLoadOptions {
-  const { dtype, baseFormat, device, ignoreKeys } = { ...kTrainDefaults, ...settings };
+  const { dtype, baseFormat, baseOffload, offloadFolder, device, ignoreKeys } = {
+    ...kTrainDefaults,
+    ...settings,
+  };
   return {
-    ...{ dtype, baseFormat, device, ignoreKeys },
+    ...{ dtype, baseFormat, baseOffload, offloadFolder, device, ignoreKeys },
     onDownload: progress.download,
     onProgress: (loaded, total) => progress.status(`loading: ${loaded} of ${total} tensors`),
   };

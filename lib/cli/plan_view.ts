@@ -64,13 +64,16 @@ function detail(data: PlanStatistics): string {
 /** The rows of the table that show the plan chosen for a memory budget. */
 function planRows({ memoryPlan }: RunPlan): [string, string][] {
   if (memoryPlan === null) return [];
-  const { layers, bytes, overBudget } = memoryPlan;
+  const { layers, bytes, overBudget, residentBytes } = memoryPlan;
   const note = overBudget ? ', above the budget: no plan is smaller' : '';
   const kept = Object.entries(layers)
     .filter(([, count]) => count > 0)
     .map(([keep, count]) => `${count} ${keep}`);
   return [
     ['  layers', kept.join(', ')],
+    ...(residentBytes === null
+      ? []
+      : ([['  base', `${formatBytes(residentBytes)} of it stay in memory`]] as [string, string][])),
     ['  predicted peak', `${formatBytes(bytes)} of the process, from a small forward pass${note}`],
   ];
 }

@@ -200,6 +200,15 @@ export const kModelOptions = group(kRun, {
     help: 'form of the frozen base in memory, nf4 being 4-bit blocks and gguf those of the GGUF file; default: that of dtype',
     aliases: ['load-in-4bit', 'quantization-bit', 'bnb-4bit-quant-type'],
   }),
+  baseOffload: onOff({
+    help: 'read the frozen base from the disk as it is used, for a base larger than memory; what the memory budget leaves holds a part of it',
+    aliases: ['cpu-offload', 'offload', 'offload-state-dict', 'disk-offload'],
+  }),
+  offloadFolder: filePath({
+    placeholder: 'folder',
+    help: 'where a base that is converted or quantised for --base-offload has its temporary file; default: TMPDIR, or /var/tmp',
+    aliases: ['offload-dir'],
+  }),
   device: text({ placeholder: 'name', default: 'cpu', help: 'cpu, cuda, cuda:1' }),
   threads: whole({
     least: 1,

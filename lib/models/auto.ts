@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { getDefaultDevice, sharesProcessMemory, withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { hubTable, type ResolveOptions, resolveModel } from '../io/hub.ts';
+import { OffloadedBase, offloadFolder, requireDiskSpace } from '../io/offload.ts';
 import { max, maximum, sub } from '../ops/index.ts';
 import {
   type CallTable,
@@ -12,7 +13,7 @@ import {
   oneOf,
   wholeNumber,
 } from '../options/call.ts';
-import { synchronize, withMemoryTag } from '../runtime.ts';
+import { availableMemory, synchronize, trimMemory, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
 import { quantizedWeights, withoutQuantization } from './bitsandbytes.ts';
 import type { CausalLM } from './causal_lm.ts';
@@ -53,6 +54,17 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
    * `dtype`, to which blocks in files are decoded when they are read.
    */
   baseFormat?: 'bf16' | 'f32' | 'nf4' | 'gguf';
+  /**
+   * Whether the frozen matrices are read from the disk as they are used, so that the base may be larger than memory: a share stays
+   * in memory, the rest is read a layer ahead and dropped behind. The share is what a run's `memoryBudget` leaves, without one half of
+   * the memory that is free. Results are the same bit for bit. On the CPU. Default false.
+   */
+  baseOffload?: boolean;
+  /**
+   * The folder of a file for offloaded weights that the model's files do not hold as they are used: converted to another dtype,
+   * quantised as they are read, or in another order. It has no name, and is gone when the model is. Default: TMPDIR, or /var/tmp.
+   */
+  offloadFolder?: string;
   /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
   device?: string;
   /**
@@ -86,6 +98,8 @@ export const loadTable: CallTable<FromPretrainedOptions> = {
   ignoreKeys: kCall.texts,
   dtype: kDType,
   baseFormat: oneOf(BASE_FORMATS),
+  baseOffload: kCall.boolean,
+  offloadFolder: kCall.path,
   device: kCall.text,
   trainable: kCall.boolean,
   checkFinite: kCall.boolean,
@@ -118,17 +132,25 @@ export const AutoModelForCausalLM = {
     requireDevice(options);
     const folder = await resolveModel(nameOrPath, options);
     const opened = await open(folder, options);
+    let offload: OffloadedBase | null = null;
     try {
       const { onProgress } = options;
       const blockFormat = blockFormatOf(opened, { ...options, dtype, trainable });
-      const read = { dtype, checkFinite, share: !trainable, blockFormat, onProgress };
+      const share = !trainable;
+      offload = await offloadOf(opened, { ...options, dtype, checkFinite, share, blockFormat });
+      const read = { dtype, checkFinite, share, blockFormat, offload, onProgress };
       const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
+      model.offload = offload;
       await finishLoading(model, opened.source, { trainable });
+      if (offload !== null) chooseResidentShare(offload);
       model.blockFormat = blockFormat;
       model.isQuantizedHere = [...model.namedParameters()].some(
         ([name, { encoding }]) => encoding !== null && !isInBlocks(opened.source, name),
       );
       return model;
+    } catch (error) {
+      offload?.close();
+      throw error;
     } finally {
       opened.source.close();
     }
@@ -179,6 +201,7 @@ export async function checkCausalLM(
   const opened = await open(await resolveModel(nameOrPath, options), options);
   opened.source.close();
   blockFormatOf(opened, { ...options, dtype, trainable });
+  refuseOffload(options);
 }
 
 /**
@@ -199,10 +222,67 @@ export async function storedForm(
 }
 
 /**
- * Refuses the base formats of language models for a model of another task.
+ * Refuses what a base that is read from the disk cannot be: trained, or on a GPU.
+ * @throws ArgumentError, UnsupportedError
+ */
+function refuseOffload({ baseOffload = false, trainable, device }: FromPretrainedOptions): void {
+  if (!baseOffload) return;
+  if (trainable === true) {
+    throw new ArgumentError(
+      'baseOffload: the weights of an offloaded base are frozen, and trainable asks for weights that are trained; train an adapter',
+    );
+  }
+  if (!withDevice(device, () => sharesProcessMemory())) {
+    throw new UnsupportedError(
+      `baseOffload: a base is offloaded on the CPU alone, not on ${device ?? getDefaultDevice()}`,
+    );
+  }
+}
+
+/**
+ * The taker of the weights of a base that is to be read from the disk; null: it is to stay in memory.
+ * @throws as refuseOffload does, and NativeError (ERR_DISK_FULL) for a folder without room
+ */
+async function offloadOf(
+  { configured, source }: OpenedModel,
+  options: FromPretrainedOptions & WeightReadOptions & { blockFormat: BlockFormat | null },
+): Promise<OffloadedBase | null> {
+  refuseOffload(options);
+  if (options.baseOffload !== true) return null;
+  const folder = options.offloadFolder ?? offloadFolder();
+  const origin = { nameOrPath: '', folder: '', dtype: options.dtype };
+  const { tied } = configured;
+  const bytes = withDevice('cpu', () =>
+    WeightLoader.cacheBytes(source, options, (weights) =>
+      configured.causalLM({ weights, origin, tied }),
+    ),
+  );
+  await requireDiskSpace(folder, bytes);
+  return new OffloadedBase(folder);
+}
+
+/** The part of the free memory that holds weights where no budget says what they may take. */
+const kResidentPart = 0.5;
+
+function chooseResidentShare(offload: OffloadedBase): void {
+  trimMemory();
+  offload.residentBytes = kResidentPart * (availableMemory()?.free ?? 0);
+}
+
+/**
+ * Refuses the base formats and the offloading of language models for a model of another task.
  * @throws UnsupportedError
  */
-export function refuseBlocks({ baseFormat, dtype = 'f32' }: FromPretrainedOptions): void {
+export function refuseBlocks({
+  baseFormat,
+  baseOffload = false,
+  dtype = 'f32',
+}: FromPretrainedOptions): void {
+  if (baseOffload) {
+    throw new UnsupportedError(
+      'baseOffload is for causal language models; leave it out (--base-offload) for a model of another task',
+    );
+  }
   if (baseFormat === undefined || baseFormat === dtype) return;
   throw new UnsupportedError(
     `baseFormat ${baseFormat} is for causal language models; leave it out (--base-format) for a model of another task`,
@@ -298,10 +378,15 @@ async function build(
     device,
     ...read
   }: WeightReadOptions &
-    OnDevice & { blockFormat?: BlockFormat | null; onProgress?: LoadProgress | undefined },
+    OnDevice & {
+      blockFormat?: BlockFormat | null;
+      offload?: OffloadedBase | null;
+      onProgress?: LoadProgress | undefined;
+    },
   origin: ModelOrigin,
 ): Promise<CausalLM> {
   const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
+  if (read.offload) read.offload.gathersTables = !tied;
   const options = { ...read, ignore: tied ? [kHead] : [] };
   return buildOn(device, () =>
     WeightLoader.build(source, options, (weights) =>

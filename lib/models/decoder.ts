@@ -223,7 +223,7 @@ export class DecoderLM extends CausalLM {
   }
 
   override get graphObstacle(): string | null {
-    return null;
+    return this.offload === null ? null : 'baseOffload reads its weights anew for every step';
   }
 
   get head(): Head {

@@ -168,7 +168,7 @@ class Gpt2LM extends CausalLM {
   }
 
   override get graphObstacle(): string | null {
-    return null;
+    return this.offload === null ? null : 'baseOffload reads its weights anew for every step';
   }
 
   get vocabSize(): number {

@@ -5,6 +5,7 @@
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import type { FileIdentity } from '../io/index.ts';
+import type { OffloadedBase } from '../io/offload.ts';
 import { Module } from '../nn/index.ts';
 import { type DType, keep, scope, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
@@ -126,6 +127,8 @@ export abstract class Model extends Module {
   blockFormat: 'nf4' | 'gguf' | null = null;
   /** Whether some of them were quantised as they were read, so that the model is another one than that of its files. */
   isQuantizedHere = false;
+  /** The frozen matrices that are read from the disk as they are used (`baseOffload`); null: all weights are in memory. */
+  offload: OffloadedBase | null = null;
   /** The files whose tensors the weights are; null where there are none, or the weights have been changed in memory. */
   stored: readonly StoredFile[] | null = null;
   abstract readonly modelType: string;
@@ -149,12 +152,19 @@ export abstract class Model extends Module {
   onLayer: LayerSettings['onLayer'] = null;
 
   /** Chooses the tensors that layer i keeps, by gradientCheckpointing and layerKeep together. */
-  readonly keepOf = (layer: number, rows: number): LayerKeep =>
-    this.gradientCheckpointing ? 'checkpointed' : this.layerKeep(layer, rows);
+  readonly keepOf = (layer: number, rows: number): LayerKeep => {
+    const keep = this.layerKeep(layer, rows); // which a memory plan learns the rows from, too
+    return this.gradientCheckpointing ? 'checkpointed' : keep;
+  };
 
   /** Settings of the layers for a forward of these inputs. */
   protected settingsOf({ cached }: PassInputs): LayerSettings {
     return cached === undefined ? this : kNothingKept;
+  }
+
+  override dispose(): void {
+    super.dispose();
+    this.offload?.close();
   }
 
   /** The attentions whose keys and values a cache keeps, by their numbers; null: the model cannot decode step by step. */

@@ -6,6 +6,7 @@ import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import { kBlockSize, nf4Weight } from '../io/blocks.ts';
 import type { TensorFile } from '../io/index.ts';
+import type { OffloadedBase } from '../io/offload.ts';
 import { Conv1D, LayerNorm, Linear, RMSNorm } from '../nn/index.ts';
 import { contiguous, type RmsNormOptions, transpose } from '../ops/index.ts';
 import { DTYPE_BYTES, type DType, keep, noGrad, scope, type Tensor } from '../tensor.ts';
@@ -51,6 +52,8 @@ export type BlockFormat = 'nf4' | 'gguf';
 interface LoaderOptions extends WeightReadOptions {
   /** Default null: every tensor has its values in memory. */
   readonly blockFormat?: BlockFormat | null;
+  /** The keeper of matrices and tables that are read from the disk. Default null: they stay in memory. */
+  readonly offload?: OffloadedBase | null;
 }
 
 /**
@@ -136,6 +139,16 @@ export class WeightLoader {
     return make(new WeightLoader(read, options, '', null));
   }
 
+  /** Bytes that the weights of a model take in the cache file of {@link OffloadedBase}. */
+  static cacheBytes(
+    source: WeightSource,
+    options: LoaderOptions,
+    make: (weights: WeightLoader) => unknown,
+  ): number {
+    const plan = WeightLoader.#collect(options, make);
+    return bytesOf(source, plan, options, (role) => role !== 'values');
+  }
+
   /** Collects the names and shapes that a model asks for, without reading anything. */
   static plan(
     options: WeightReadOptions,
@@ -174,6 +187,13 @@ export class WeightLoader {
       this.plan.set(full, { shape, role });
       return undefined as unknown as Tensor; // The modules of this pass are thrown away.
     }
+    const { offload = null } = this.options;
+    const tensor = this.#readInto(full, role);
+    if (offload === null || role === 'values') return tensor;
+    return keep(offload.add(tensor, { name: full, isTable: role === 'table' }));
+  }
+
+  #readInto(full: string, role: Role): Tensor {
     const { source, options } = this;
     const form = formOf(source, full, role, options);
     const transposed = role === 'transposed';
@@ -309,9 +329,21 @@ function weightBytes(
   plan: ReadonlyMap<string, Planned>,
   options: LoaderOptions,
 ): number {
+  const isOffloaded = (options.offload ?? null) !== null;
+  return bytesOf(source, plan, options, (role) => !isOffloaded || role === 'values');
+}
+
+/** Bytes beside the files of the tensors whose role counts. */
+function bytesOf(
+  source: WeightSource,
+  plan: ReadonlyMap<string, Planned>,
+  options: LoaderOptions,
+  counts: (role: Role) => boolean,
+): number {
   const aliases = options.share && sharesProcessMemory();
   let bytes = 0;
   for (const [name, { shape, role }] of plan) {
+    if (!counts(role) || !source.shapes.has(name)) continue;
     const form = formOf(source, name, role, options);
     const elements = shape.reduce((product, extent) => product * extent, 1);
     if (form === 'stored') {

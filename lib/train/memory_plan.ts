@@ -29,6 +29,8 @@ export interface BatchPlan {
   readonly bytes: number;
   /** Whether this is the smallest plan, and still above the budget. */
   readonly overBudget: boolean;
+  /** Bytes of an offloaded base that stay in memory, of those in `bytes`; null for a base that is not offloaded. */
+  readonly residentBytes: number | null;
 }
 
 /** A note about a budget for the user; `code` is stable. */
@@ -61,6 +63,8 @@ export class MemoryPlanner {
     private readonly costs: RowCosts,
     /** Bytes of the process (on a GPU, of GPU memory) without any batch, including both packed copies of the weights. */
     readonly persistentBytes: number,
+    /** The share of an offloaded base that stays in memory, at most; null for a base in memory. */
+    private readonly mostResident: number | null,
   ) {}
 
   /**
@@ -76,15 +80,23 @@ export class MemoryPlanner {
       onNote = () => {},
     }: { optimizerBytes: number; onNote?: (note: MemoryNote) => void },
   ): Promise<MemoryPlanner> {
+    const { device, offload } = tuned.model;
+    const residentBefore = offload?.residentBytes ?? 0;
+    if (offload !== null) offload.residentBytes = 0;
     const { layerCount, costs } = await probe(tuned);
-    const { device } = tuned.model;
     trimMemory({ device });
     const { liveBytes, derivedBytes } = memoryStats({ device });
     const inProcess = sharesProcessMemory(device);
     const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;
     // The backward pass packs a second copy of the weights, in its own layout.
-    const persistentBytes = now + optimizerBytes + derivedBytes;
-    const planner = new MemoryPlanner(budget, layerCount, costs, persistentBytes);
+    const persistentBytes = now + optimizerBytes + derivedBytes + bytesInFlight(tuned.model);
+    const mostResident =
+      offload === null
+        ? null
+        : budget === 'max'
+          ? residentBefore
+          : Math.min(offload.stats().totalBytes, budget === 'min' ? 0 : budget);
+    const planner = new MemoryPlanner(budget, layerCount, costs, persistentBytes, mostResident);
     let isNoted = false;
     const check = (rows: number): void => {
       const plan = planner.plan(rows);
@@ -99,7 +111,11 @@ export class MemoryPlanner {
       // Under the smallest plan each forward pass gives them back, since the pieces that are left between blocks would add up.
       const isFirst = budget === 'min' && layer === 0;
       if (inProcess && (rows > longest || isFirst)) trimMemory({ device });
-      if (rows > longest) check(rows);
+      if (rows > longest) {
+        check(rows);
+        // The longest batch leaves so much; a part that changed from batch to batch would be read again and again.
+        if (offload !== null) offload.residentBytes = planner.plan(rows).residentBytes ?? 0;
+      }
       longest = Math.max(longest, rows);
       return planner.keep(layer, rows);
     };
@@ -123,9 +139,21 @@ export class MemoryPlanner {
 
   /** The whole plan for a batch with this many rows. */
   plan(rows: number): BatchPlan {
-    const { budget, layerCount } = this;
+    const plan = this.planWithoutShare(rows);
+    const { budget, mostResident } = this;
+    if (mostResident === null) return plan;
+    const left = typeof budget === 'number' ? Math.max(0, budget - plan.bytes) : mostResident;
+    const residentBytes = Math.min(left, mostResident);
+    return { ...plan, bytes: plan.bytes + residentBytes, residentBytes };
+  }
+
+  /** The plan with no part of an offloaded base in memory. */
+  private planWithoutShare(rows: number): BatchPlan {
+    const { budget, layerCount, mostResident } = this;
     const fastest = this.planOf(rows, { saved: layerCount, lean: 0, checkpointed: 0 });
-    if (budget === 'max' || (budget !== 'min' && fastest.bytes <= budget)) return fastest;
+    // Reading a base again costs more than what `saved` gains.
+    const withBase = fastest.bytes + (mostResident ?? 0);
+    if (budget === 'max' || (budget !== 'min' && withBase <= budget)) return fastest;
     const recomputing = (checkpointed: number): BatchPlan =>
       this.planOf(rows, { saved: 0, lean: layerCount - checkpointed, checkpointed });
     if (budget === 'min') return recomputing(layerCount);
@@ -150,8 +178,16 @@ export class MemoryPlanner {
     const bytes = Math.round(this.persistentBytes + kGrowthBytes + (1 + kFragmentation) * batch);
     const smallest = layers.checkpointed === layerCount;
     const overBudget = smallest && typeof this.budget === 'number' && bytes > this.budget;
-    return { rows, layers, bytes, overBudget };
+    return { rows, layers, bytes, overBudget, residentBytes: null };
   }
+}
+
+/** Bytes of an offloaded base that are in memory at one time beside its share, with the copies that an op packs of them. */
+function bytesInFlight({ offload, dtype, blockFormat }: Model): number {
+  if (offload === null) return 0;
+  const isPacked = dtype === 'f32' && blockFormat === null;
+  // The gate and up projections together, or both directions of the head.
+  return offload.aheadBytes + (isPacked ? 2 * offload.largestBytes : 0);
 }
 
 /** Runs a forward pass over a few rows under each choice, and measures the memory that is kept for the backward pass. */

@@ -1,4 +1,5 @@
-// Boxes in which JS holds readers and writers of weight files until they are closed or collected.
+// Boxes in which JS holds readers and writers of weight files, and bases that lie in them, until
+// they are closed or collected.
 #pragma once
 #include <memory>
 #include <string>
@@ -6,6 +7,7 @@
 #include "binding/bind.h"
 #include "io/gguf.h"
 #include "io/gguf_writer.h"
+#include "io/offload.h"
 #include "io/safetensors.h"
 #include "io/safetensors_writer.h"
 
@@ -23,6 +25,7 @@ using SafetensorsBox = Box<const io::SafetensorsFile>;
 using GgufBox = Box<const io::GgufFile>;
 using SafetensorsWriterBox = Box<io::SafetensorsWriter>;
 using GgufWriterBox = Box<io::GgufWriter>;
+using OffloadBox = Box<io::Offload>;
 
 template <typename T>
 constexpr napi_type_tag kTag{};
@@ -34,6 +37,8 @@ template <>
 inline constexpr napi_type_tag kTag<SafetensorsWriterBox>{0x62616c6f7261696f, 3};
 template <>
 inline constexpr napi_type_tag kTag<GgufWriterBox>{0x62616c6f7261696f, 4};
+template <>
+inline constexpr napi_type_tag kTag<OffloadBox>{0x62616c6f7261696f, 5};
 
 template <typename B>
 Napi::Value wrap(Env& env, B box) {

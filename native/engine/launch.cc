@@ -22,8 +22,9 @@ struct Operand {
   View view;                         // data is the offset until the storage has memory
   int64_t offset = 0;
   bool frozen = false;
-  bool whole = false;    // begins where its storage does
-  bool outside = false;  // while recording: made before
+  bool whole = false;              // begins where its storage does
+  bool outside = false;            // while recording: made before
+  std::unique_ptr<MemoryUse> use;  // of offloaded memory, until the op has run
 };
 
 Operand capture(const char* op, const Tensor& t) {
@@ -47,6 +48,7 @@ Operand capture(const char* op, const Tensor& t) {
     operand.view.shape[i] = impl.shape[i];
     operand.view.stride[i] = impl.strides[i];
   }
+  if (impl.storage->offloaded) operand.use = impl.storage->offloaded->announce();
   return operand;
 }
 
@@ -132,16 +134,37 @@ struct LaunchTask {
     using Clock = std::chrono::steady_clock;
     const Clock::time_point start = Clock::now();
     try {
-      if (execute()) return;
+      const bool by_device = execute();
+      end_uses();
+      if (by_device) return;
       const std::chrono::duration<double> spent = Clock::now() - start;
       engine->op_times().add(phase, op, spent.count());
     } catch (const std::exception& error) {
       engine->release_workspace();
+      end_uses();
       for (Storage* storage : fresh) storage->drop_data();
       std::string message = std::string(op) + ": " + error.what() + " [" + describe() + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
       if (dynamic_cast<const ConsequenceError*>(&error)) throw ConsequenceError(message);
       throw Error(code_of(error), message);
+    }
+  }
+
+  void await_uses() {
+    for (Operand& operand : operands) {
+      if (operand.use) operand.use->begin();
+    }
+    for (Operand& operand : operands) {
+      if (operand.use) operand.use->await();
+    }
+  }
+
+  // A packed copy of offloaded memory would keep what is to be dropped.
+  void end_uses() {
+    for (Operand& operand : operands) {
+      if (!operand.use) continue;
+      operand.storage->drop_derived();
+      operand.use.reset();
     }
   }
 
@@ -174,6 +197,7 @@ struct LaunchTask {
       record(std::move(views), present);
       return true;
     }
+    await_uses();
     Context* ctx = engine->context();
     ctx->error[0] = '\0';
     Launch launch{.kernels = engine->kernels(),
@@ -237,6 +261,10 @@ void enqueue(const char* op, std::span<const Tensor> inputs, std::span<const Ten
     for (size_t i = 0; i < task->operands.size(); ++i) {
       Operand& operand = task->operands[i];
       if (!operand.storage) continue;
+      if (operand.use) {
+        throw UnsupportedError(concat(op, ": a graph cannot repeat ops with an offloaded weight ",
+                                      "(baseOffload, --base-offload)"));
+      }
       operand.outside = !graph->is_own(*operand.storage);
       graph->note(operand.storage, i >= task->num_inputs);
     }

@@ -29,6 +29,23 @@ class ExternalMemory {
   virtual void refuse_changed() const = 0;
 };
 
+// A use of offloaded memory by one op. Made when the op is enqueued, which says what will be read,
+// and destroyed when the op has run, or never will.
+class MemoryUse {
+ public:
+  virtual ~MemoryUse() = default;
+  virtual void begin() = 0;  // its op is the next to run
+  // Waits until the bytes are there; after begin() of every use of the op. Engine thread.
+  virtual void await() = 0;
+};
+
+// External memory whose bytes are there only around the ops that use them (io/offload.h).
+class OffloadedMemory {
+ public:
+  virtual ~OffloadedMemory() = default;
+  virtual std::unique_ptr<MemoryUse> announce() = 0;  // on the enqueueing thread
+};
+
 class Storage {
  public:
   Storage(std::shared_ptr<MemorySource> source, int64_t bytes, int tag)
@@ -43,7 +60,7 @@ class Storage {
   Storage& operator=(const Storage&) = delete;
 
   ~Storage() {
-    for (balora_slot& slot : slots_) empty(slot);
+    drop_derived();
     empty(versioned_);
     if (!owner_ && data_) source_->release(data_, bytes_, tag_);
   }
@@ -66,6 +83,13 @@ class Storage {
   }
   balora_slot* slots() { return slots_.data(); }
   balora_slot* versioned() { return &versioned_; }
+  // Frees the layouts that the device derived from the values.
+  void drop_derived() {
+    for (balora_slot& slot : slots_) {
+      empty(slot);
+      slot = {};
+    }
+  }
 
   // JS thread only: writes seen so far (a saved tensor compares it), tensors that share this
   // storage, and whether its values are promised not to change (so that devices may
@@ -75,6 +99,8 @@ class Storage {
   bool frozen = false;
   // How values are found in the bytes; null: the bytes are the values. Set before the first op.
   std::shared_ptr<const balora_encoding> encoding;
+  // Null: the bytes are always there. JS thread only, in the order of the ops.
+  std::shared_ptr<OffloadedMemory> offloaded;
 
  private:
   void empty(balora_slot& slot) {

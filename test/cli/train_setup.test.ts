@@ -67,6 +67,8 @@ describe('trainSetup', () => {
       'calibrationData',
       'calibrationSettings',
       'baseFormat',
+      'baseOffload',
+      'offloadFolder',
       'calibration',
       'ignoreKeys',
       'allowOtherBase',

@@ -27,6 +27,7 @@ interface Use {
   dtype?: 'bf16' | 'f32';
   gguf?: boolean;
   worker?: boolean;
+  baseOffload?: boolean;
 }
 
 /** The outcome of an activity with a copy of the model, and its files. */
@@ -42,7 +43,7 @@ let count = 0;
  * it. An end by a signal, or without an outcome, fails the test.
  */
 async function use(
-  { activity, dtype = 'bf16', gguf = false, worker = false }: Use,
+  { activity, dtype = 'bf16', gguf = false, worker = false, baseOffload = false }: Use,
   changes: readonly string[],
 ): Promise<Ended[]> {
   const cases = changes.map((change) => {
@@ -51,7 +52,8 @@ async function use(
     const file = gguf ? path : join(path, 'model.safetensors');
     cpSync(gguf ? kGguf : demoCheckpoint, path, { recursive: true });
     const command = `F='${file}'; N='${folder}/new'; set -e; ${change}`;
-    return { activity, worker, dtype, path, file, command, output: join(folder, 'output') };
+    const given = { activity, worker, dtype, baseOffload };
+    return { ...given, path, file, command, output: join(folder, 'output') };
   });
   const ended = await runProgram(kProgram, { args: [JSON.stringify(cases)], hangMs: kHangMs });
   expect(ended, ended.stderr).toMatchObject({ code: 0, signal: null, stopped: null });
@@ -159,6 +161,40 @@ describe('a base in bf16, which is the pages of its file', () => {
     'in %s',
     async (activity) => {
       await checkWatched({ activity }, kSome);
+    },
+    kLimitMs,
+  );
+});
+
+describe('a base that is read from its file as it is used', () => {
+  it.each([
+    { activity: 'train' },
+    { activity: 'train', worker: true },
+    { activity: 'evaluate' },
+    { activity: 'load' },
+  ] as const)(
+    'in %o',
+    async (given) => {
+      await checkWatched(
+        { ...given, baseOffload: true },
+        given.activity === 'evaluate' ? kAll : kSome,
+      );
+    },
+    kLimitMs,
+  );
+
+  it(
+    'does not depend on its file where it is in a cache of its own',
+    async () => {
+      const changes = [kUndisturbed, ...kSome.damages.map((name) => kDamage[name]?.[0] as string)];
+      const ended = await use({ activity: 'evaluate', dtype: 'f32', baseOffload: true }, changes);
+      for (const { seen, result, message } of ended) {
+        expect({ seen, result, message }).toEqual({
+          seen: 6,
+          result: ended[0]?.result,
+          message: '',
+        });
+      }
     },
     kLimitMs,
   );

@@ -3,7 +3,8 @@
 //
 //   node changed_weights.mjs '[{"activity": "train", "path": MODEL, "output": FOLDER, "command": COMMAND, "dtype": "bf16"}, ...]'
 //
-// Activities: load (the command runs while the weights are read), train, evaluate, merge. With "worker": true they run in a worker.
+// Activities: load (the command runs while the weights are read), train, evaluate, merge. With "worker": true they run in a worker, with
+// "baseOffload": true on a base that is read as it is used.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -27,7 +28,7 @@ const kSteps = 6;
 /** The step or batch after which the command runs. */
 const kWhen = 3;
 /** The case that runs. */
-let [path, output, command, dtype, seen] = ['', '', '', 'bf16', 0];
+let [path, output, command, dtype, baseOffload, seen] = ['', '', '', 'bf16', false, 0];
 
 const change = () => execFileSync('sh', ['-c', command], { stdio: 'ignore' });
 const digest = (bytes) => createHash('sha256').update(bytes).digest('hex');
@@ -42,7 +43,7 @@ async function batches(shuffle) {
   return Batches.create(arrayRows(rows), tokenizer, { batchSize: 1, shuffle });
 }
 
-const load = (options) => AutoModelForCausalLM.fromPretrained(path, { dtype, ...options });
+const load = (options) => AutoModelForCausalLM.fromPretrained(path, { dtype, baseOffload, ...options });
 const tune = async () => AdapterModel.create(await load(), { method: 'balora', r: 2, loraAlpha: 2 });
 
 const kActivities = {
@@ -94,7 +95,7 @@ const kActivities = {
 };
 
 async function run({ activity, ...given }) {
-  ({ path, output, command, dtype } = given);
+  ({ path, output, command, dtype, baseOffload = false } = given);
   seen = 0;
   try {
     const result = await kActivities[activity]();
