@@ -22,6 +22,10 @@ const kRatios: Readonly<Record<RatioName, Ratio>> = {
   'memory-min-memory': { meaning: 'peak memory with the smallest over without', value: memory },
   'long-over-short-time': { meaning: 'time of 1x2048 over 8x256', value: time },
   'long-over-short-memory': { meaning: 'peak memory of 1x2048 over 8x256', value: memory },
+  'int8-over-bf16': {
+    meaning: 'time of a step with the teacher and dX in int8 over time without, 4x512',
+    value: time,
+  },
   'threads-1-2': {
     meaning: 'speed-up of the step by all threads over that of the packed product, from one thread',
     value: (all, one) => all.tokensPerSecond / one.tokensPerSecond / (all.gemmPeak / one.gemmPeak),

@@ -63,6 +63,14 @@ void multiply_decoded(Context* ctx, const ProductSum& sum, const ProductTerm& te
 void multiply(Context* ctx, const ProductSum& sum, const ProductTerm& term, const GemmOutput& c,
               double beta) {
   const int64_t m = sum.m, n = sum.n;
+  if (term.int8) {
+    const Int8Weight& copy = *term.int8;
+    const Int8Matrix b = term.transposed ? copy.forward() : copy.backward();
+    const float* const scale = term.transposed ? nullptr : copy.scale();
+    const int64_t rotation = term.transposed ? copy.rotation() : 0;
+    const Int8Rows a = quantise_rows(ctx, term.a, term.a_dtype, m, b.k, scale, rotation);
+    return int8_product(ctx, m, a, b, static_cast<float*>(c.data), c.ld, beta != 0);
+  }
   if (term.b->encoding) return multiply_decoded(ctx, sum, term, c, beta);
   if (sum.by_rows) {
     return row_product(ctx, {m, n, term.k()}, {term.a, term.a_dtype, term.lda},
