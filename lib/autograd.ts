@@ -187,6 +187,7 @@ export function checkpoint(
   inputs: readonly Tensor[],
 ): Tensor {
   const wanted = inputs.map((input) => input.requiresGrad);
+  const int8 = native.int8Products(); // backward repeats the segment in this form, whatever is set then
   const [output] = recordCustom(
     {
       name: 'checkpoint',
@@ -198,7 +199,10 @@ export function checkpoint(
           if (wanted[i]) leaf.requiresGrad = true;
           return leaf;
         });
-        enableGrad(() => segment(...leaves)).backward(dy);
+        const again = withSetting(native.setInt8Products, int8, () =>
+          enableGrad(() => segment(...leaves)),
+        );
+        again.backward(dy);
         // The gradient of a bf16 or f16 leaf is f32, and the tape continues in the input's own type.
         return leaves.map((leaf) => leaf.grad?.to(leaf.dtype) ?? null);
       },

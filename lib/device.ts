@@ -17,6 +17,12 @@ export interface DeviceInfo {
    */
   instructions: string;
   /**
+   * Instructions of the CPU's products in int8: 'amx_int8', 'avx512_vnni', 'avx_vnni' or 'plain' (none: slow loops), within the same
+   * limit; '' for other devices.
+   * @since 0.2
+   */
+  int8: string;
+  /**
    * Free memory in bytes: as the driver counts it; for the CPU what this process may still use, by the machine and the control groups
    * (containers) that it is in, swap included. 0 where it is not known.
    */

@@ -145,6 +145,35 @@ export function batchInvariant<T>(body: () => T): T {
   return withSetting(native.setBatchInvariant, true, body);
 }
 
+/** Products with frozen weights that linears compute in int8, see {@link withInt8Products}. */
+export interface Int8Products {
+  /** x W^T: the inputs, rotated in blocks of 64 (else 32), with a scale a row, W with one for each output. */
+  readonly forward?: boolean;
+  /** dy W, the gradient of x: dy with a scale a row. */
+  readonly inputGradient?: boolean;
+  /** Whether `inputGradient` uses the rotated W of `forward`, so that one copy of it serves both; `forward` implies it. */
+  readonly rotated?: boolean;
+}
+
+/**
+ * Runs `body`, in which linears compute these products with frozen weights in int8; their backward passes do as well. An int8 copy of a
+ * weight is made at its first use and kept. The CPU computes them on every processor, faster than in other types where it has VNNI or
+ * AMX (`deviceInfo('cpu').int8`).
+ * @param products undefined: the setting stays as it is
+ * @throws UnsupportedError at a linear in f64 or on another device
+ */
+export function withInt8Products<T>(products: Int8Products | undefined, body: () => T): T {
+  if (products === undefined) return body();
+  const { forward = false, inputGradient = false, rotated = false } = products;
+  const bits = (forward ? 1 : 0) + (inputGradient ? 2 : 0) + (rotated ? 4 : 0);
+  return withSetting(native.setInt8Products, bits, body);
+}
+
+/** Whether linears compute any product in int8 at the moment. */
+export function usesInt8Products(): boolean {
+  return native.int8Products() !== 0;
+}
+
 /** Times of the engine's ops, by phase and op (await `synchronize()` first). */
 export function opTimes(): OpTime[] {
   return native.opTimes() as OpTime[];

@@ -2,11 +2,15 @@
  * Options of the trainer that some rows switch on. Where a version lacks one, the row is reported as not available instead of being
  * measured without it.
  */
+import { deviceInfo } from '../../lib/device.ts';
 import { resolveOptions } from '../../lib/train/options.ts';
 
 export const kFeatures = {
   cacheTeacher: { option: { cacheTeacher: true }, flag: '--cache-teacher' },
   noGraphs: { option: { captureGraphs: false }, flag: '--no-capture-graphs' },
+  int8: { option: { compute: 'int8' }, flag: '--compute int8' },
+  int8TeacherDx: { option: { compute: 'teacher,dx' }, flag: '--compute teacher,dx' },
+  int8Dx: { option: { compute: 'dx' }, flag: '--compute dx' },
   minimalMemory: { option: { memoryBudget: 'min' }, flag: '--memory-budget min' },
 } as const;
 
@@ -16,6 +20,9 @@ export type Feature = keyof typeof kFeatures;
 export function missingFeature(feature: Feature, device = 'cpu'): string | null {
   if (feature === 'noGraphs' && device === 'cpu') return 'graphs are for GPUs';
   const { option, flag } = kFeatures[feature];
+  if ('compute' in option && ['', 'plain'].includes(deviceInfo(device).int8)) {
+    return 'products in int8 need a CPU with VNNI or AMX';
+  }
   const key = Object.keys(option)[0] as string;
   const known = Object.values(resolveOptions({})).some(
     (group) => typeof group === 'object' && group !== null && key in group,

@@ -33,13 +33,17 @@ const kRatios: Readonly<Record<RatioName, Ratio>> = {
   'memory-min-memory': { meaning: 'peak memory with the smallest over without', value: memory },
   'long-over-short-time': { meaning: 'time of 1x2048 over 8x256', value: time },
   'long-over-short-memory': { meaning: 'peak memory of 1x2048 over 8x256', value: memory },
-  ...blockRatio('nf4', '4x512'),
+...blockRatio('nf4', '4x512'),
   ...blockRatio('nf4', '1x512'),
   ...blockRatio('gguf', '4x512'),
   ...blockRatio('gguf', '1x512'),
   'gguf-memory-4x512': {
     meaning: 'peak memory with the blocks of the GGUF file over that with its values',
     value: memory,
+  },
+  'int8-over-bf16': {
+    meaning: 'time of a step with the teacher and dX in int8 over time without, 4x512',
+    value: time,
   },
   'threads-1-2': {
     meaning: 'speed-up of the step by all threads over that of the packed product, from one thread',

@@ -34,6 +34,8 @@ const kShared: readonly Omit<Workload, 'method'>[] = [
   { ...kPlain, label: '1x2048', batch: 1, length: 2048 },
   { ...kPlain, label: 'r128', rank: 128, batch: 1, accumulation: 8 },
   { ...kPlain, label: '4x512-r128', rank: 128 },
+  { ...kPlain, label: '4x512-int8', feature: 'int8' },
+  { ...kPlain, label: '4x512-dx', feature: 'int8Dx' },
 ];
 
 /** Workloads of BA-LoRA alone. */
@@ -42,6 +44,7 @@ const kOwn: readonly Omit<Workload, 'method'>[] = [
   { ...kPlain, label: '4x512-cache-teacher', feature: 'cacheTeacher' },
   { ...kPlain, label: '4x512-memory-min', feature: 'minimalMemory' },
   { ...kPlain, label: '4x512-1-thread', threads: 1 },
+  { ...kPlain, label: '4x512-teacher-dx', feature: 'int8TeacherDx' },
 ];
 
 /** The workload of an encoder, in the row's own dtype here and in f32 in PyTorch. */
@@ -93,6 +96,7 @@ export const kRatioNeeds = {
   'gguf-time-4x512': ['balora-4x512-gguf', 'balora-4x512'],
   'gguf-time-1x512': ['balora-1x512-gguf', 'balora-1x512'],
   'gguf-memory-4x512': ['balora-4x512-gguf', 'balora-4x512'],
+  'int8-over-bf16': ['balora-4x512-teacher-dx', 'balora-4x512'],
   'threads-1-2': ['balora-4x512', 'balora-4x512-1-thread'],
 } as const satisfies Record<string, readonly [string, string]>;
 

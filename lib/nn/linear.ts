@@ -3,6 +3,7 @@
  * Linear as its `adapter` attribute; a group reads that of each member.
  */
 import { add, dropout, type LinearOperands, linearGroup } from '../ops/index.ts';
+import { usesInt8Products } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import type { LinearAdapter, LinearUpdate } from './adapter_hook.ts';
 import { Module } from './module.ts';
@@ -64,10 +65,11 @@ function forwardAll(x: Tensor, linears: readonly Linear[]): Tensor[] {
 
 /**
  * Whether the change of a weight is added to the weight itself, which saves a product: not where 16 bits could not hold a small
- * change, nor where the weight is kept in blocks, nor where the change reads another input than the weight.
+ * change, nor where the weight is kept in blocks or multiplied in int8, nor where the change reads another input than the weight.
  */
 function isInWeight({ dtype, encoding }: Tensor, { dropout: drop }: LinearUpdate): boolean {
-  return drop === undefined && encoding === null && (dtype === 'f32' || dtype === 'f64');
+  if (drop !== undefined || encoding !== null || usesInt8Products()) return false;
+  return dtype === 'f32' || dtype === 'f64';
 }
 
 /** Operands of a linear in one forward, its adapter's update included. */

@@ -21,7 +21,7 @@ import type { ModelInputs } from '../models/model.ts';
 import { kHeadTerm, kHeadTermCount } from '../ops/head_terms.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { choice } from '../options/kinds.ts';
-import { withPhase } from '../runtime.ts';
+import { type Int8Products, withInt8Products, withPhase } from '../runtime.ts';
 import { noGrad, scope, Tensor } from '../tensor.ts';
 import { yieldToEventLoop } from './event_loop.ts';
 import type {
@@ -103,14 +103,16 @@ export function teacherHead<B>(tuned: TunedModel<HeadModel<B>>): Tensor | null {
   return weight === tuned.model.head.weight ? null : weight;
 }
 
-/** The teacher's hidden states, (N,C), or (M,C) where M rows are requested. */
+/** The teacher's hidden states, (N,C), or (M,C) where M rows are requested; with the products that are computed in int8. */
 export function teacherStates<B>(
   tuned: TunedModel<HeadModel<B>>,
   batch: B,
-  rows?: Int32Array,
+  { rows, int8 }: { rows?: Int32Array | undefined; int8?: Int8Products | undefined },
 ): Tensor {
   return withPhase('teacher', () =>
-    tuned.withTeacher((model) => noGrad(() => model.forward(batch as never, { rows }))),
+    withInt8Products(int8, () =>
+      tuned.withTeacher((model) => noGrad(() => model.forward(batch as never, { rows }))),
+    ),
   );
 }
 
@@ -158,6 +160,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   readonly #fraction: number;
   readonly #positions: Positions;
   readonly #seed: number;
+  readonly #int8: Int8Products | undefined;
 
   constructor(
     private readonly tuned: TunedModel<HeadModel<B>>,
@@ -169,6 +172,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
       seed = 0,
       teacherCache,
       teacherIdentity = '',
+      teacherInt8,
     }: LossSettings,
   ) {
     const { model } = tuned;
@@ -177,6 +181,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     this.#positions = regularizers.positions as Positions;
     this.#fraction = regularizers.teacherFraction as number;
     this.#seed = seed;
+    this.#int8 = teacherInt8;
     this.#loss = new HeadLoss(
       { weight: head.weight, softcap: head.softcap, teacherWeight: teacherHead(tuned) },
       terms,
@@ -189,6 +194,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     const cacheKind = {
       ...{ dtype: model.dtype, channels, vocabulary, temperature },
       model: teacherIdentity,
+      ...(teacherInt8?.forward === true && { products: 'int8' as const }),
     };
     this.#cache =
       teacherCache === undefined ? null : new TeacherCache(teacherCache, cacheKind, model.device);
@@ -273,9 +279,12 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   }
 
   async #outputs(micro: MicroBatch<B>): Promise<TeacherOutputs> {
-    return this.#cache
-      ? this.#summary(this.#cache, micro)
-      : teacherStates(this.tuned, micro.batch, rowsOf(micro).rows);
+    return this.#cache ? this.#summary(this.#cache, micro) : this.#teacherStates(micro);
+  }
+
+  #teacherStates(micro: MicroBatch<B>): Tensor {
+    const { rows } = rowsOf(micro);
+    return teacherStates(this.tuned, micro.batch, { rows, int8: this.#int8 });
   }
 
   /**
@@ -287,7 +296,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     const sequences = this.kind.sequencesOf(micro.batch);
     const found = cache.get(sequences, selected);
     if (found !== null) return found;
-    const hidden = teacherStates(this.tuned, micro.batch, selected.rows);
+    const hidden = this.#teacherStates(micro);
     const made = withPhase('teacher', () => scope(() => this.#loss.summarize(hidden, selected)));
     hidden.dispose();
     await cache.add(sequences, selected, made);

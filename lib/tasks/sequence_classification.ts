@@ -10,7 +10,7 @@ import type { Term } from '../losses/term.ts';
 import type { MicroBatchLoss } from '../losses/term_sums.ts';
 import { kClassifierTerms } from '../losses/terms/list.ts';
 import { SequenceClassifier } from '../models/index.ts';
-import { withPhase } from '../runtime.ts';
+import { type Int8Products, withInt8Products, withPhase } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { checkLabels } from './check_labels.ts';
 import { yieldToEventLoop } from './event_loop.ts';
@@ -32,12 +32,14 @@ class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
   readonly #loss: LogitsLoss;
   readonly #temperature: number;
   readonly #layers: readonly number[];
+  readonly #teacherInt8: Int8Products | undefined;
 
   constructor(
     private readonly tuned: TunedModel<SequenceClassifier>,
-    { terms, regularizers, onNote }: LossSettings,
+    { terms, regularizers, onNote, teacherInt8 }: LossSettings,
   ) {
     const { problemType, numLabels } = tuned.model;
+    this.#teacherInt8 = teacherInt8;
     this.terms = terms;
     this.#loss = new LogitsLoss(terms, {
       problemType,
@@ -52,7 +54,9 @@ class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
 
   async runTeacher({ batch }: MicroBatch<LabelledBatch>): Promise<Tensor> {
     const logits = withPhase('teacher', () =>
-      this.tuned.withTeacher((model) => noGrad(() => model.outputs(modelBatch(model, batch)))),
+      withInt8Products(this.#teacherInt8, () =>
+        this.tuned.withTeacher((model) => noGrad(() => model.outputs(modelBatch(model, batch)))),
+      ),
     );
     await yieldToEventLoop();
     return logits;

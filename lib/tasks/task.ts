@@ -13,6 +13,7 @@ import type { Term, TermDefinition, TermNote } from '../losses/term.ts';
 import type { MicroBatchLoss, TermCounts } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
 import type { OptionTable } from '../options/option.ts';
+import type { Int8Products } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import type { TeacherCachePlace } from './teacher_cache.ts';
 
@@ -114,6 +115,8 @@ export interface LossSettings {
   readonly teacherCache?: TeacherCachePlace;
   /** The identity of the teacher, for the header of that file. Default: none, for a temporary file. */
   readonly teacherIdentity?: string;
+  /** The products of the teacher's pass that are computed in int8. Default none. */
+  readonly teacherInt8?: Int8Products;
   /** Called once for each note about a term that a user should see. */
   readonly onNote?: (note: TermNote) => void;
 }

@@ -50,6 +50,8 @@ export interface TeacherCacheKind {
   readonly channels: number;
   readonly vocabulary: number;
   readonly temperature: number;
+  /** The type of its products with frozen weights. Default: `dtype`. */
+  readonly products?: 'int8';
 }
 
 /** One sequence of a batch, with the data by which the cache finds it again in another batch. */

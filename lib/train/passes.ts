@@ -3,6 +3,7 @@ import type { TermNote } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
 import { taskOf } from '../tasks/list.ts';
 import type { LossSettings, MicroBatch } from '../tasks/task.ts';
+import { productsOf } from './compute.ts';
 import { GraphPasses } from './graph_passes.ts';
 import type { ResolvedOptions } from './options.ts';
 import { PlainPasses } from './plain_passes.ts';
@@ -22,18 +23,22 @@ export interface PassResources
 /** Makes the passes of a run. */
 export function passesOf(
   { tuned, loss: userLoss, terms: own = [] }: AnyTrainerOptions,
-  { regularizers, seed }: ResolvedOptions,
+  { regularizers, seed, resources: { compute } }: ResolvedOptions,
   { captureGraphs, ...resources }: PassResources,
 ): Passes {
+  const int8 = productsOf(compute);
   if (userLoss !== undefined) {
-    return new UserLossPasses(tuned as never as UserLossTuned, userLoss as LossFunction);
+    return new UserLossPasses(tuned as never as UserLossTuned, userLoss as LossFunction, int8);
   }
   const task = taskOf(tuned.model);
   const terms = termsOf(task, regularizers, own);
-  const loss = task.loss(tuned, { ...resources, terms, seed, regularizers: { ...regularizers } });
+  const loss = task.loss(tuned, {
+    ...{ ...resources, terms, seed, regularizers: { ...regularizers } },
+    ...(int8.teacher && { teacherInt8: int8.teacher }),
+  });
   return captureGraphs && loss.recorded !== null
     ? new GraphPasses(tuned, loss, resources.teacherCache !== undefined)
-    : new PlainPasses(tuned, loss);
+    : new PlainPasses(tuned, loss, int8.student);
 }
 
 type UserLossTuned = ConstructorParameters<typeof UserLossPasses>[0];

@@ -2,7 +2,7 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Term } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
-import { synchronize, withPhase } from '../runtime.ts';
+import { type Int8Products, synchronize, withInt8Products, withPhase } from '../runtime.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import type { TaskLoss } from '../tasks/task.ts';
 import { scope } from '../tensor.ts';
@@ -17,6 +17,7 @@ export class PlainPasses {
   constructor(
     private readonly tuned: TunedModel<Model>,
     readonly loss: TaskLoss,
+    private readonly int8?: Int8Products,
   ) {
     this.terms = loss.terms;
   }
@@ -37,7 +38,9 @@ export class PlainPasses {
     const made: { dispose(): void }[] = [];
     try {
       tuned.trainingPass({ step: at.step, microBatch: micro.index });
-      const student = withPhase('forward', () => loss.forward(micro));
+      const student = withPhase('forward', () =>
+        withInt8Products(this.int8, () => loss.forward(micro)),
+      );
       made.push(student.outputs, ...student.hiddenStates.values());
       await yieldToEventLoop();
       scope(() => {

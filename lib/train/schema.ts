@@ -26,6 +26,11 @@ export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd', 'lora_fa', 'riemann
  */
 export type OptimizerName = (typeof OPTIMIZER_NAMES)[number];
 
+/** Values of the option `compute`. */
+export const COMPUTE_MODES = ['dtype', 'int8', 'teacher', 'dx', 'teacher,dx'] as const;
+/** The products with frozen weights that a run computes in int8: see `compute` of {@link TrainerOptions}. */
+export type ComputeMode = (typeof COMPUTE_MODES)[number];
+
 const share = z.number().optional();
 const curve = z.enum(RAMP_TYPES).optional();
 /** Schema of the settings of all schedules; each schedule itself checks that those it needs are given. */
@@ -303,6 +308,19 @@ export const resourceOptions = group('Resources', {
     help: "keep the teacher's outputs in this file for later runs on the same base and data",
     // Where the file is does not matter.
     identity: (path: string | null) => (path === null ? undefined : true),
+  }),
+  /**
+   * Products with the frozen weights that are computed in int8: `int8` (all of them: forward passes and the gradients of inputs), `teacher`
+   * (those of the teacher's pass), `dx` (the gradients of inputs), `teacher,dx`, or none, `dtype`: in the model's dtype. It requires a CPU
+   * with VNNI or AMX. What is exported, evaluated and generated is computed with the weights as they are. Default `dtype`.
+   */
+  compute: choice({
+    choices: COMPUTE_MODES,
+    default: 'dtype',
+    help: "products with the frozen weights in int8: all (int8), the teacher's, the input gradients' (dx); dtype: none",
+    // A value of dtype is left out, since checkpoints from before this option do not have it.
+    identity: (mode: string) => (mode === 'dtype' ? undefined : mode),
+    aliases: ['int8', 'quantized-training'],
   }),
   /**
    * Whether to run micro-batches and updates of repeated shapes as graphs, which are recorded once and then launched as a

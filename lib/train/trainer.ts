@@ -11,6 +11,7 @@ import { useModel } from '../models/in_use.ts';
 import { checkArgument, checkCall } from '../options/call.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
+import { computeObstacle } from './compute.ts';
 import { Latest } from './latest.ts';
 import { regularizersOf, withOptimizationOf } from './methods.ts';
 import { type ResolvedOptions, resolveOptions, teacherCacheOption } from './options.ts';
@@ -328,6 +329,11 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
     const reason = fractionObstacle(terms, resources);
     if (reason !== null)
       throw new UnsupportedError(`teacherFraction: ${reason}; leave teacherFraction out`);
+  }
+  const runsTeacher = reader !== undefined || loss !== undefined;
+  const notInInt8 = computeObstacle(resources.compute, tuned, { runsTeacher });
+  if (notInInt8 !== null) {
+    throw new UnsupportedError(`compute: ${notInInt8}; leave compute out`);
   }
   if (resources.captureGraphs) {
     const obstacle = graphObstacle(input, task, terms);

@@ -7,11 +7,12 @@ import { startOnDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Term } from '../losses/term.ts';
 import { kTask } from '../losses/term_sums.ts';
-import { synchronize, withPhase } from '../runtime.ts';
+import { synchronize, withInt8Products, withPhase } from '../runtime.ts';
 import { shown } from '../shown.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import { type HeadModel, teacherHead, teacherStates } from '../tasks/language_model.ts';
 import { collecting, scope, Tensor, tensor } from '../tensor.ts';
+import type { PassProducts } from './compute.ts';
 import type { PassInput } from './pass.ts';
 import type { LossContext, LossFunction, LossResult } from './types.ts';
 import type { WindowBatch } from './window.ts';
@@ -29,6 +30,7 @@ export class UserLossPasses {
   constructor(
     private readonly tuned: TunedModel<HeadModel<unknown>>,
     private readonly lossOf: LossFunction,
+    private readonly int8: PassProducts,
   ) {
     this.#teacherHead = teacherHead(tuned);
   }
@@ -47,7 +49,9 @@ export class UserLossPasses {
     const made = new Set<Tensor>();
     try {
       tuned.trainingPass({ step: at.step, microBatch: micro.index });
-      const hidden = withPhase('forward', () => tuned.model.forward(batch as never));
+      const hidden = withPhase('forward', () =>
+        withInt8Products(this.int8.student, () => tuned.model.forward(batch as never)),
+      );
       made.add(hidden);
       await yieldToEventLoop();
       let teacher: Tensor | null = null;
@@ -59,7 +63,7 @@ export class UserLossPasses {
         teacherHeadWeight: this.#teacherHead ?? head.weight,
         logitSoftcap: head.softcap > 0 ? head.softcap : null,
         teacherHidden: () => {
-          teacher ??= teacherStates(tuned, batch);
+          teacher ??= teacherStates(tuned, batch, { int8: this.int8.teacher });
           made.add(teacher); // so that it is freed even if an async loss asks for it after an await
           return teacher;
         },

@@ -109,6 +109,12 @@ bool set_grad_enabled(Env& env, bool value) {
 bool set_batch_invariant(Env& env, bool value) {
   return std::exchange(env.engines().state().batch_invariant, value);
 }
+int64_t set_int8_products(Env& env, int value) {
+  return std::exchange(env.engines().state().int8_products, value);
+}
+int64_t int8_products(Env& env) {
+  return env.engines().state().int8_products;
+}
 bool set_recompute(Env& env, bool value) {
   return std::exchange(env.engines().state().recompute, value);
 }
@@ -237,6 +243,8 @@ void bind_core(Module& m) {
   op(m, "customNode", &custom_node, {"name", "inputs", "outputs", "saved", "backward"});
   op(m, "setGradEnabled", &set_grad_enabled, {"value"});
   op(m, "setBatchInvariant", &set_batch_invariant, {"value"});
+  op(m, "setInt8Products", &set_int8_products, {"value"});
+  op(m, "int8Products", &int8_products, {});
   op(m, "setRecompute", &set_recompute, {"value"});
   op(m, "setAnomalyMode", &set_anomaly_mode, {"value"});
   op(m, "setCallSite", &set_call_site, {"site"});

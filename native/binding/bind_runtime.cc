@@ -5,6 +5,7 @@
 
 #include "binding/bind.h"
 #include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/int8_cores.h"
 
 namespace balora::binding {
 namespace {
@@ -16,7 +17,7 @@ std::string current_device(Env& env) {
   return env.engine().device();
 }
 
-// {device, description, instructions, freeBytes, totalBytes}
+// {device, description, instructions, int8, freeBytes, totalBytes}
 Napi::Value device_info(Env& env, std::string device) {
   const Engine& engine = env.engines().get(device);
   const auto [free_bytes, total_bytes] = engine.device_memory();
@@ -25,6 +26,7 @@ Napi::Value device_info(Env& env, std::string device) {
   object.Set("description", Napi::String::New(env.napi(), engine.description()));
   const bool cpu = std::string_view(engine.device()) == "cpu";
   object.Set("instructions", Napi::String::New(env.napi(), cpu ? cpu_level_name() : ""));
+  object.Set("int8", Napi::String::New(env.napi(), cpu ? int8_core_name() : ""));
   object.Set("freeBytes", Napi::Number::New(env.napi(), static_cast<double>(free_bytes)));
   object.Set("totalBytes", Napi::Number::New(env.napi(), static_cast<double>(total_bytes)));
   return object;

@@ -24,10 +24,18 @@ inline NativeError behind(const std::string& where, const NativeError& error) {
   return NativeError(where + error.what(), error.code());
 }
 
+// Products with frozen weights that linears compute in int8 (kernels/cpu/products/int8.h), as bits.
+enum Int8Products {
+  kInt8Forward = 1,        // x W^T, with rotated inputs
+  kInt8InputGradient = 2,  // dY W
+  kInt8Rotated = 4,        // the latter with the copy that the former uses
+};
+
 // State of the thread that enqueues, for all engines of its environment.
 struct EnqueueState {
   bool grad_enabled = true;
   bool batch_invariant = false;  // rows of a product must not depend on each other
+  int int8_products = 0;         // see Int8Products
   bool recompute = false;        // ops keep how to make cheap inputs again, not the inputs (tape.h)
   bool anomaly_mode = false;     // every op's outputs are checked for NaN and infinity
   bool debug = false;            // as set by set_debug() on every engine

@@ -42,6 +42,8 @@ function decode(dtype: string, buffer: ArrayBuffer): GoldenData {
       return new Int32Array(buffer);
     case 'I64':
       return new BigInt64Array(buffer);
+    case 'I8':
+      return Float32Array.from(new Int8Array(buffer)); // as the others, a type that tensors have
     case 'U8':
     case 'BOOL':
       return new Uint8Array(buffer);

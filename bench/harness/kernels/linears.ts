@@ -6,6 +6,7 @@ import {
   matmul,
   relativeAttention,
 } from '../../../lib/ops/index.ts';
+import { withInt8Products } from '../../../lib/runtime.ts';
 import type { Tensor } from '../../../lib/tensor.ts';
 import { groupsOf } from '../flops.ts';
 import {
@@ -24,6 +25,8 @@ const kGroups = ['qkv', 'o', 'gate-up', 'down'] as const;
 export interface LinearVariant {
   readonly lora?: boolean;
   readonly backward?: boolean;
+  /** Whether the products with the weights are in int8. */
+  readonly int8?: boolean;
 }
 
 const linears: MicroTable = kGroups.flatMap((label, index) =>
@@ -31,6 +34,8 @@ const linears: MicroTable = kGroups.flatMap((label, index) =>
     { suffix: '', variant: {} },
     { suffix: '-lora', variant: { lora: true } },
     { suffix: '-lora-backward', variant: { lora: true, backward: true } },
+    { suffix: '-lora-int8', variant: { lora: true, int8: true } },
+    { suffix: '-lora-int8-backward', variant: { lora: true, int8: true, backward: true } },
   ].map(({ suffix, variant }) => ({
     name: `micro-linear-${label}${suffix}`,
     kernel: 'backward' in variant ? 'linear_backward' : 'linear_forward',
@@ -42,7 +47,7 @@ const linears: MicroTable = kGroups.flatMap((label, index) =>
 export function linearCase(
   { sizes, dtype, rows, rank }: MicroContext,
   index: number,
-  { lora = false, backward = false }: LinearVariant,
+  { lora = false, backward = false, int8 = false }: LinearVariant,
 ): MicroCase {
   const { input, outputs } = groupsOf(sizes)[index] as ReturnType<typeof groupsOf>[number];
   const width = outputs.reduce((total, output) => total + output, 0);
@@ -54,7 +59,8 @@ export function linearCase(
   const pairs = lora ? rank * (input * outputs.length + width) : 0;
   const shapes = `x ${rows}x${input}, w ${width}x${input}${lora ? `, r ${rank}` : ''}`;
   const work = 2 * rows * (input * width + pairs);
-  const forward = (): Tensor[] => linearGroup(x, operands);
+  const products = int8 ? { forward: true, inputGradient: true } : undefined;
+  const forward = (): Tensor[] => withInt8Products(products, () => linearGroup(x, operands));
   if (!backward) return plain(shapes, 'flop', work, forward);
   const leaves = [x, ...operands.flatMap(({ lowRank }) => lowRank.flatMap(({ a, b }) => [a, b]))];
   return gradient(shapes, 'flop', work + 2 * rows * pairs, { leaves, forward });

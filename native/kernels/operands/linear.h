@@ -11,6 +11,10 @@ extern "C" {
 // Formats of a weight's values; kernels refuse a format that they do not know.
 enum { BALORA_WEIGHT_DENSE = 0, BALORA_WEIGHT_ENCODED = 1 };
 
+// How products with frozen weights are computed: in the activations' type, or in int8, the inputs
+// of a weight as they are or rotated. Other weights take no part in that.
+enum { BALORA_INT8_OFF = 0, BALORA_INT8_PLAIN = 1, BALORA_INT8_ROTATED = 2 };
+
 typedef struct balora_weight {
   const balora_view* dense;  // (O,I) of the activations' type, if format is BALORA_WEIGHT_DENSE
   int32_t format;
@@ -63,6 +67,7 @@ typedef struct balora_linear_forward {
   int32_t count;  // of linears
   // Non-zero: a row of y is the same bit for bit whichever rows stand beside it.
   int32_t batch_invariant;
+  int32_t int8;  // BALORA_INT8_*, of x W^T
 } balora_linear_forward;
 
 // Gradients of the inputs and the parts; those of linears and parts stand in their structures. dY
@@ -80,6 +85,7 @@ typedef struct balora_linear_backward {
   const balora_view* dx_adapter;  // (N,I), or null
   const balora_linear* linears;
   int32_t count;
+  int32_t int8;  // BALORA_INT8_*, of dY W
 } balora_linear_backward;
 
 // Gradients of a trained weight and bias.

@@ -11,7 +11,11 @@
 // x's type, which saves a product: a gradient that is itself rounded does not show whether the
 // weight was, while z must answer to a change far below the rounding of W. Kept for backward: x (or
 // how to make it again), U = x A^T (N,R) and z, each only where a gradient needs it.
+//
+// Products with frozen weights (x W^T, dz W) are computed in int8 where EnqueueState::int8_products
+// says so when the op is called; a change of W then has products of its own in dx.
 #include <algorithm>
+#include <cstring>
 
 #include "ops/linear/linear_group.h"
 #include "ops/rows.h"
@@ -107,11 +111,33 @@ struct TapeInputs {
   }
 };
 
+// How the products with frozen weights are computed: BALORA_INT8_*.
+struct Int8Forms {
+  int32_t forward = BALORA_INT8_OFF, dx = BALORA_INT8_OFF;
+
+  // The forms that are set for the engine of x.
+  explicit Int8Forms(const Tensor& x) {
+    const int set = x.engine().state().int8_products;
+    if (set == 0) return;
+    const auto refuse = [](auto&&... why) {
+      throw UnsupportedError(concat("linear: ", why..., ", not in int8"));
+    };
+    if (x.dtype() == DType::kF64) refuse("f64 is computed in f64");
+    if (std::strcmp(x.engine().device(), "cpu") != 0) {
+      refuse("the device ", x.engine().device(), " computes in the activations' type");
+    }
+    if (set & kInt8Forward) forward = BALORA_INT8_ROTATED;
+    const bool rotated = (set & (kInt8Forward | kInt8Rotated)) != 0;
+    if (set & kInt8InputGradient) dx = rotated ? BALORA_INT8_ROTATED : BALORA_INT8_PLAIN;
+  }
+};
+
 // Everything the backward pass keeps.
 struct Kept {
   GroupOf<size_t> at;
   GroupOf<Saved> operands;  // x, u and the unscaled sums only if a gradient needs them
   Shape x_shape;
+  int32_t int8;  // BALORA_INT8_* of dx
 };
 
 bool wants(const Tensor& t) {
@@ -120,9 +146,9 @@ bool wants(const Tensor& t) {
 
 // `given` as the caller has it; `flat` with rows of x, contiguous factors, and what forward made.
 Kept keep_for_backward(const GroupOf<size_t>& at, const GroupOf<Tensor>& given,
-                       const GroupOf<Tensor>& flat) {
+                       const GroupOf<Tensor>& flat, const Int8Forms& forms) {
   const auto save = [](const Tensor& t) { return t.defined() ? Saved(t) : Saved(); };
-  Kept kept{at, {}, given.x.shape()};
+  Kept kept{at, {}, given.x.shape(), forms.dx};
   if (flat.x_adapter.defined()) {
     kept.operands.x_adapter = Saved::remade(flat.x_adapter, given.x_adapter);
   }
@@ -193,7 +219,7 @@ void backward_output_scales(const Kept& kept, std::vector<Tensor>& dy, GradSink&
 }
 
 // Enqueues the backward pass of `operands`, which have dy in the place of y.
-void launch_backward(const GroupOf<Tensor>& operands, const GroupOf<Tensor>& out) {
+void launch_backward(const GroupOf<Tensor>& operands, const GroupOf<Tensor>& out, int32_t int8) {
   LaunchOperands all;
   GroupOf<Slot> slots = map_group<Slot>(operands, [&](const Tensor& t) { return all.read(t); });
   slots.dx = all.write(out.dx), slots.dx_adapter = all.write(out.dx_adapter);
@@ -205,7 +231,7 @@ void launch_backward(const GroupOf<Tensor>& operands, const GroupOf<Tensor>& out
     }
   }
   if (all.outputs().empty()) return;
-  launch("linear_backward", all, [slots](Launch& l) {
+  launch("linear_backward", all, [slots, int8](Launch& l) {
     const KernelLinears linears(l, slots);
     return call(l.kernels->linear_backward, l.ctx,
                 {.x = l[slots.x],
@@ -213,7 +239,8 @@ void launch_backward(const GroupOf<Tensor>& operands, const GroupOf<Tensor>& out
                  .dx = l[slots.dx],
                  .dx_adapter = l[slots.dx_adapter],
                  .linears = linears.data(),
-                 .count = linears.count()});
+                 .count = linears.count(),
+                 .int8 = int8});
   });
 }
 
@@ -228,7 +255,7 @@ Tensor changes_gradient(const GroupOf<Tensor>& operands) {
         Tensor::empty(linear.y.engine(), {linear.y.dim(0), linear.weight.dim(1)}, linear.y.dtype());
   }
   out.linears.resize(changes.linears.size());
-  launch_backward(changes, out);
+  launch_backward(changes, out, BALORA_INT8_OFF);
   return out.dx;
 }
 
@@ -244,24 +271,25 @@ void backward_parts(const Kept& kept, const std::vector<Tensor>& dy, GradSink& s
     linear.output_scale = linear.unscaled = Tensor();
     linear.weight = linear.weight.as_encoded();
   }
-  // A weight in blocks cannot be added to.
-  const bool in_blocks = std::any_of(
-      operands.linears.begin(), operands.linears.end(), [](const LinearOf<Tensor>& linear) {
-        return linear.weight_change.defined() && linear.weight.encoding();
+  // A weight in blocks cannot be added to, nor one whose copy in int8 is multiplied.
+  const bool in_int8 = kept.int8 != BALORA_INT8_OFF;
+  const bool is_separate = std::any_of(
+      operands.linears.begin(), operands.linears.end(), [in_int8](const LinearOf<Tensor>& linear) {
+        return linear.weight_change.defined() && (in_int8 || linear.weight.encoding());
       });
   const bool is_apart = operands.x_adapter.defined();
-  if (is_apart ? out.dx_adapter.defined() : in_blocks && out.dx.defined()) {
+  if (is_apart ? out.dx_adapter.defined() : is_separate && out.dx.defined()) {
     const Tensor dx = changes_gradient(operands);
     if (dx.defined()) sink.add(is_apart ? kept.at.x_adapter : kept.at.x, dx.view(kept.x_shape));
   }
   for (LinearOf<Tensor>& linear : operands.linears) {
-    const bool is_summed = out.dx.defined() && !is_apart && !in_blocks;
+    const bool is_summed = out.dx.defined() && !is_apart && !is_separate;
     if (is_summed && linear.weight_change.defined() && linear.y.defined()) {
       linear.weight = binary(linear.weight, linear.weight_change, "add");
     }
     linear.weight_change = Tensor();
   }
-  launch_backward(operands, out);
+  launch_backward(operands, out, kept.int8);
   if (out.dx.defined()) sink.add(kept.at.x, out.dx.view(kept.x_shape));
   if (out.dx_adapter.defined()) sink.add(kept.at.x_adapter, out.dx_adapter.view(kept.x_shape));
   for (size_t i = 0; i < dy.size(); ++i) {
@@ -307,7 +335,7 @@ void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink&
 }
 
 // Enqueues the forward pass; `flat` has its outputs: y, u and the unscaled sums.
-void launch_forward(const GroupOf<Tensor>& flat) {
+void launch_forward(const GroupOf<Tensor>& flat, int32_t int8) {
   LaunchOperands all;
   GroupOf<Tensor> inputs = flat;
   for (LinearOf<Tensor>& linear : inputs.linears) {
@@ -324,14 +352,15 @@ void launch_forward(const GroupOf<Tensor>& flat) {
     }
   }
   const bool invariant = flat.x.engine().state().batch_invariant;
-  launch(kOp, all, [slots, invariant](Launch& l) {
+  launch(kOp, all, [slots, invariant, int8](Launch& l) {
     const KernelLinears linears(l, slots);
     return call(l.kernels->linear_forward, l.ctx,
                 {.x = l[slots.x],
                  .x_adapter = l[slots.x_adapter],
                  .linears = linears.data(),
                  .count = linears.count(),
-                 .batch_invariant = invariant});
+                 .batch_invariant = invariant,
+                 .int8 = int8});
   });
 }
 
@@ -359,14 +388,15 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
       part.u = Tensor::empty(x.engine(), {rows.dim(0), part.a.dim(0)}, part.a.dtype());
     }
   }
-  launch_forward(flat);
+  const Int8Forms forms(x);
+  launch_forward(flat, forms.forward);
 
   if (!x.engine().state().grad_enabled) return outputs;
   const TapeInputs inputs(given);
   if (!grad_wanted(inputs.tensors)) return outputs;
   record(kOp, inputs.tensors, outputs,
-         [kept = keep_for_backward(inputs.at, given, flat)](std::span<const Tensor> dy,
-                                                            GradSink& sink) {
+         [kept = keep_for_backward(inputs.at, given, flat, forms)](std::span<const Tensor> dy,
+                                                                   GradSink& sink) {
            std::vector<Tensor> grads;
            for (const Tensor& g : dy) {
              grads.push_back(g.defined() ? contiguous_rows(kOp, "dy", g) : Tensor());

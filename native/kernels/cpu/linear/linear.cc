@@ -36,9 +36,11 @@ ROWS(double)
 int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
   const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
   if (linear_fits_tiles(*o.x, group)) {
-    linear_forward_tiles(ctx, *o.x, o.x_adapter, group);  // whose rows never depend on each other
+    // whose rows never depend on each other
+    linear_forward_tiles(ctx, *o.x, o.x_adapter, group, o.int8);
   } else {
-    linear_forward_wide(ctx, *o.x, o.x_adapter, group, o.batch_invariant != 0);
+    const WideForm form = {.by_rows = o.batch_invariant != 0, .int8 = o.int8};
+    linear_forward_wide(ctx, *o.x, o.x_adapter, group, form);
   }
   return 0;
 }
@@ -47,7 +49,7 @@ int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
   const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
   const bool tiles = linear_fits_tiles(dense_or_encoded(o.linears[0].weight), group);
   const auto backward = tiles ? &linear_backward_tiles : &linear_backward_wide;
-  backward(ctx, {o.x, o.x_adapter, o.dx, o.dx_adapter}, group);
+  backward(ctx, {o.x, o.x_adapter, o.dx, o.dx_adapter, o.int8}, group);
   return 0;
 }
 

@@ -9,6 +9,7 @@
 #include "kernels/cpu/linear/low_rank.h"
 #include "kernels/cpu/linear/low_rank_segment.h"
 #include "kernels/cpu/linear/output_scale.h"
+#include "kernels/cpu/products/int8.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -27,6 +28,19 @@ TileTerm base_term(const View& x, const View& weight, bool transposed) {
   TileTerm term = rows_term(x);
   term.matrix = TileMatrix::of(weight, 0, transposed);
   return term;
+}
+
+// Adds dY W to a sum: in int8 where that is asked for and the weight is frozen.
+void add_base_gradient(Context* ctx, TileSum& sum, const LinearOperands& linear, int32_t int8) {
+  const View &dy = *linear.y, &weight = dense_or_encoded(linear.weight);
+  const Int8Weight* const copy = int8_copy(ctx, weight, int8);
+  if (!copy) {
+    sum.terms.push_back(base_term(dy, weight, false));
+    return;
+  }
+  const Int8Rows rows =
+      quantise_rows(ctx, dy.data, dy.dtype, dy.shape[0], dy.shape[1], copy->scale(), 0);
+  sum.int8.push_back({rows, copy->backward()});
 }
 
 // A gradient for contract_tiles: scale * p^T x, p (m,R), as (R,k), or its transpose (k,R).
@@ -130,7 +144,7 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
     if (with_parts && a_size > 0) sum.terms.push_back(segment.term());
     for (const LinearOperands& linear : linears) {
       if (!with_base || !linear.y) continue;
-      sum.terms.push_back(base_term(*linear.y, dense_or_encoded(linear.weight), false));
+      add_base_gradient(ctx, sum, linear, g.int8);
     }
     sums.push_back(std::move(sum));
   };
@@ -183,8 +197,9 @@ bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linear
 }
 
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears) {
+                          std::span<const LinearOperands> linears, int32_t int8) {
   const int64_t m = x.shape[0], in = x.shape[1];
+  Int8Rows quantised;
   std::vector<KSegment> segments(linears.size());
   int64_t a_bytes = 0, b_bytes = 0, bias_bytes = 0, column_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -234,7 +249,14 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     if (linear.weight_change) {
       sum.terms.push_back(base_term(x_adapter ? *x_adapter : x, *linear.weight_change, true));
     }
-    sum.terms.push_back(base_term(x, dense_or_encoded(linear.weight), true));
+    if (const Int8Weight* const copy = int8_copy(ctx, dense_or_encoded(linear.weight), int8)) {
+      if (!quantised.q) {
+        quantised = quantise_rows(ctx, x.data, x.dtype, m, in, nullptr, copy->rotation());
+      }
+      sum.int8.push_back({quantised, copy->forward()});
+    } else {
+      sum.terms.push_back(base_term(x, dense_or_encoded(linear.weight), true));
+    }
     sums.push_back(std::move(sum));
   }
   std::span<const TileProjection> projections;

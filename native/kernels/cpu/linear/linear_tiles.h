@@ -14,13 +14,14 @@ bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linear
 
 // Operands as in linear_forward_kernel and linear_backward_kernel.
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears);
+                          std::span<const LinearOperands> linears, int32_t int8);
 
 struct LinearGradients {
   const View* x;          // null if no da is wanted
   const View* x_adapter;  // null: x
   const View* dx;
   const View* dx_adapter;
+  int32_t int8;  // BALORA_INT8_*
 };
 void linear_backward_tiles(Context* ctx, const LinearGradients& g,
                            std::span<const LinearOperands> linears);

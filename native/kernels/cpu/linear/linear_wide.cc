@@ -9,6 +9,7 @@
 #include "kernels/cpu/linear/low_rank_updates.h"
 #include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/int8.h"
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
@@ -102,8 +103,9 @@ View matrix(const E* data, int64_t rows, int64_t cols) {
   return view;
 }
 
-ProductTerm base_term(const View& x, const View& weight, bool transposed) {
-  return {x.data, x.dtype, x.shape[1], &weight, transposed};
+ProductTerm base_term(const View& x, const View& weight, bool transposed,
+                      const Int8Weight* int8 = nullptr) {
+  return {x.data, x.dtype, x.shape[1], &weight, transposed, 1, int8};
 }
 
 void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {
@@ -190,7 +192,8 @@ const E* expanding(Context* ctx, const Block& block, int64_t outs, int64_t m) {
 
 template <typename E>
 void forward(Context* ctx, const View& x, const View& input,
-             std::span<const LinearOperands> linears, bool by_rows) {
+             std::span<const LinearOperands> linears, WideForm form) {
+  const bool by_rows = form.by_rows;
   const int64_t m = x.shape[0], in = x.shape[1];
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i)
@@ -214,7 +217,7 @@ void forward(Context* ctx, const View& x, const View& input,
     }
     if (linears[i].weight_change)
       terms.push_back(base_term(input, *linears[i].weight_change, true));
-    terms.push_back(base_term(x, weight, true));
+    terms.push_back(base_term(x, weight, true, int8_copy(ctx, weight, form.int8)));
     if (!linears[i].output_scale) {
       sum_products(
           ctx,
@@ -289,7 +292,9 @@ void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOper
     (g.x_adapter ? low_rank : base).push_back({du, kDtypeOfAcc<E>, count, &a});
   }
   for (const LinearOperands& linear : linears) {
-    if (linear.y) base.push_back(base_term(*linear.y, dense_or_encoded(linear.weight), false));
+    if (!linear.y) continue;
+    const View& weight = dense_or_encoded(linear.weight);
+    base.push_back(base_term(*linear.y, weight, false, int8_copy(ctx, weight, g.int8)));
   }
   if (g.dx) write_sum(ctx, *g.dx, base);
   if (g.x_adapter && g.dx_adapter) write_sum(ctx, *g.dx_adapter, low_rank);
@@ -304,10 +309,10 @@ bool in_f64(std::span<const LinearOperands> linears) {
 }  // namespace
 
 void linear_forward_wide(Context* ctx, const View& x, const View* x_adapter,
-                         std::span<const LinearOperands> linears, bool by_rows) {
+                         std::span<const LinearOperands> linears, WideForm form) {
   const View& input = x_adapter ? *x_adapter : x;
-  if (in_f64(linears)) return forward<double>(ctx, x, input, linears, by_rows);
-  forward<float>(ctx, x, input, linears, by_rows);
+  if (in_f64(linears)) return forward<double>(ctx, x, input, linears, form);
+  forward<float>(ctx, x, input, linears, form);
 }
 
 void linear_backward_wide(Context* ctx, const LinearGradients& g,

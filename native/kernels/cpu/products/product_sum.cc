@@ -75,6 +75,14 @@ void multiply(Context* ctx, const Part& part, const ProductTerm& term, const Gem
               double beta) {
   const ProductSum& sum = part.sum;
   const int64_t m = sum.m, n = sum.n;
+  if (term.int8) {
+    const Int8Weight& copy = *term.int8;
+    const Int8Matrix b = term.transposed ? copy.forward() : copy.backward();
+    const float* const scale = term.transposed ? nullptr : copy.scale();
+    const int64_t rotation = term.transposed ? copy.rotation() : 0;
+    const Int8Rows a = quantise_rows(ctx, term.a, term.a_dtype, m, b.k, scale, rotation);
+    return int8_product(ctx, m, a, b, static_cast<float*>(c.data), c.ld, beta != 0);
+  }
   if (term.b->encoding) return multiply_decoded(ctx, part, term, c, beta);
   if (sum.by_rows) {
     return row_product(ctx, {m, n, term.k()}, {term.a, term.a_dtype, term.lda},
@@ -142,7 +150,7 @@ bool widens_left(const ProductSum& sum) {
 }
 
 bool is_narrow(const ProductTerm& term) {
-  return term.a_dtype != BALORA_F32;
+  return term.a_dtype != BALORA_F32 && !term.int8;
 }
 
 // Columns of all left operands that are not f32.
@@ -166,11 +174,11 @@ void widen_left(Context* ctx, int64_t m, std::span<ProductTerm> terms) {
   }
 }
 
-// Whether C can be computed by columns: what is packed is multiplied whole, and a gradient takes
-// all columns of rows that are decoded.
+// Whether C can be computed by columns: what is packed or in int8 is multiplied whole, and a
+// gradient takes all columns of rows that are decoded.
 bool stands_in_columns(Context* ctx, const ProductSum& sum) {
   return std::all_of(sum.terms.begin(), sum.terms.end(), [&](const ProductTerm& term) {
-    return term.b->encoding ? term.transposed : !packed_of(ctx, term);
+    return term.b->encoding ? term.transposed : !term.int8 && !packed_of(ctx, term);
   });
 }
 

@@ -7,12 +7,14 @@
 #include <span>
 
 #include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/int8.h"
 #include "kernels/kernel_table.h"
 
 namespace balora {
 
 // A (m,k), rows lda elements apart. B (k,n), or stored (n,k) and read transposed; contiguous if it
-// is frozen.
+// is frozen. With a copy of B in int8 the product is one of int8.h; alpha is 1 then, and A's rows
+// are contiguous.
 struct ProductTerm {
   const void* a;
   int32_t a_dtype;
@@ -20,6 +22,7 @@ struct ProductTerm {
   const View* b;
   bool transposed = false;
   double alpha = 1;
+  const Int8Weight* int8 = nullptr;
 
   int64_t k() const { return b->shape[transposed ? 1 : 0]; }
 };

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/products/int8.h"
 #include "kernels/kernel_table.h"
 #include "tensor/dtype.h"
 
@@ -99,10 +100,19 @@ struct TileOutput {
   const float* bias = nullptr;  // (n)
 };
 
+// A term in int8, whose B the walk packs.
+struct TileInt8Term {
+  Int8Rows a;
+  Int8Matrix b;
+};
+
+// The terms in int8 come first, in f32 from their exact sums, and are rotated together where their
+// B says so; the others are added to them.
 struct TileSum {
   int64_t n;
   std::vector<TileTerm> terms;
   TileOutput out;
+  std::vector<TileInt8Term> int8 = {};
 };
 
 // The two columns that a rank has, and so the A columns that the sums that follow get of u.

@@ -65,6 +65,9 @@ struct BlockPlace {
 
 constexpr int64_t kInPlaceRows = 16;  // of A: more are multiplied by packed operands
 
+// Floats between the rows of what a block of sums begins with.
+constexpr int64_t kBeginningLd = 64;
+
 struct AmxCore {
   static constexpr bool kRounds = false;
   static constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, in L2 over all rows: 1.25 MiB
@@ -72,15 +75,24 @@ struct AmxCore {
   AMX_TARGET static void open() { configure_tiles(); }
   AMX_TARGET static void close() { _tile_release(); }
 
-  // The block of `rows` rows from `row` on, in `panel`; what it leaves in
-  // further rows means nothing.
+  // The block of `rows` rows from `row` on, in `panel`, plus the block at `beginning`, unless that
+  // is null; what it leaves in further rows means nothing.
   AMX_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
-                                  int64_t panel, PendingRows& pending, BlockPlace c) {
+                                  int64_t panel, PendingRows& pending, BlockPlace c,
+                                  const float* beginning = nullptr) {
     const bool tail = rows < kPanelRows;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    if (beginning) {
+      constexpr int64_t kStride = kBeginningLd * static_cast<int64_t>(sizeof(float));
+      _tile_loadd(0, beginning, kStride);
+      _tile_loadd(1, beginning + 16, kStride);
+      _tile_loadd(2, beginning + 16 * kBeginningLd, kStride);
+      _tile_loadd(3, beginning + 16 * kBeginningLd + 16, kStride);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
     for (const Source& term : terms) {
       const int64_t lda = tail ? term.tail_ld : term.lda;
       const bf16* a0 = tail ? term.tail : term.a + row * lda;
@@ -147,23 +159,25 @@ struct Avx512Core {
   static void close() {}
 
   BF16_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
-                                   int64_t panel, PendingRows&, BlockPlace c) {
+                                   int64_t panel, PendingRows&, BlockPlace c,
+                                   const float* beginning = nullptr) {
     const bool tail = rows < kPanelRows;
     for (int64_t r = 0; r < rows;) {
+      const float* const from = beginning ? beginning + r * kBeginningLd : nullptr;
       const int64_t tail_row = tail ? r : -1;
       const BlockPlace at = {c.data ? c.data + r * c.ld : nullptr,
                              c.rounded ? c.rounded + r * c.ld : nullptr, c.ld};
       if (rows - r > 8) {
-        multiply_rows<12>(terms, row + r, tail_row, panel, at);
+        multiply_rows<12>(terms, row + r, tail_row, panel, at, from);
         r += 12;
       } else if (rows - r > 4) {
-        multiply_rows<8>(terms, row + r, tail_row, panel, at);
+        multiply_rows<8>(terms, row + r, tail_row, panel, at, from);
         r += 8;
       } else if (rows - r > 1) {
-        multiply_rows<4>(terms, row + r, tail_row, panel, at);
+        multiply_rows<4>(terms, row + r, tail_row, panel, at, from);
         r += 4;
       } else {
-        multiply_rows<1>(terms, row + r, tail_row, panel, at);
+        multiply_rows<1>(terms, row + r, tail_row, panel, at, from);
         r += 1;
       }
     }
@@ -271,10 +285,19 @@ struct Avx512Core {
   // kRows x 2 vectors of sums. `tail_row` >= 0: rows of the tail from there on.
   template <int kRows>
   BF16_TARGET static void multiply_rows(std::span<const Source> terms, int64_t row,
-                                        int64_t tail_row, int64_t panel, BlockPlace c) {
+                                        int64_t tail_row, int64_t panel, BlockPlace c,
+                                        const float* beginning) {
     __m512 sums[kRows][2];
+    if (beginning) {
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+      for (int r = 0; r < kRows; ++r) {
+        sums[r][0] = _mm512_load_ps(beginning + r * kBeginningLd);
+        sums[r][1] = _mm512_load_ps(beginning + r * kBeginningLd + 16);
+      }
+    } else {
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    }
     for (const Source& term : terms) {
       const bool tail = tail_row >= 0;
       const int64_t lda = tail ? term.tail_ld : term.lda, lda3 = 3 * lda;

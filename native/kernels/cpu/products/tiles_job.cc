@@ -50,7 +50,7 @@ Source make_source(const TileTerm& term, int64_t m, bool has_tail, bf16*& scratc
 // Whether B of the last term of a sum of m rows is multiplied where it lies, but for a last panel
 // that is not whole.
 bool is_in_place(int64_t m, const TileSum& sum) {
-  if (m > kInPlaceRows || sum.terms.empty()) return false;
+  if (m > kInPlaceRows || sum.terms.empty() || !sum.int8.empty()) return false;
   const TileTerm& last = sum.terms.back();
   if (last.tiles || last.matrix.encoded || last.matrix.k_stride != 1 || last.k % kTileK != 0) {
     return false;
@@ -93,11 +93,16 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
       if (!term.tiles) made.unpacked.push_back({made.terms.size(), term.matrix, term.k});
       made.terms.push_back(make_source(term, m, !read_in_place, scratch));
     }
+    for (const TileInt8Term& term : sum.int8) made.int8.push_back({term.a, term.b});
   }
   for (size_t s = 0; s < job.sums.size(); ++s) {
     int64_t bytes = 0;
+    const int64_t width = job.sums[s].panels_at_once();
     for (const Source& term : job.sums[s].terms) bytes += term.steps * kStepElements * int64_t{2};
-    for (int64_t p = 0; p * kTileN < job.sums[s].n; ++p) job.items.push_back({s, p, bytes});
+    for (const Int8Source& term : job.sums[s].int8) bytes += term.b.steps() * kInt8StepBytes;
+    for (int64_t p = 0; p * kTileN < job.sums[s].n; p += width) {
+      job.items.push_back({s, p, bytes * width});
+    }
   }
   return job;
 }
@@ -132,12 +137,19 @@ void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sum
   for (size_t begin = first, end = first; begin < last; begin = end) {
     while (end < last && job.items[end].sum == job.items[begin].sum) ++end;
     Sum& sum = sums[job.items[begin].sum];
-    const int64_t from = job.items[begin].panel, until = job.items[end - 1].panel + 1;
+    const int64_t from = job.items[begin].panel;
+    const int64_t until = job.items[end - 1].panel + sum.panels_at_once();
     for (const Unpacked& operand : sum.unpacked) {
       Source& term = sum.terms[operand.term];
       pack_tile_panels(operand.matrix, operand.k, sum.n, from, until, to);
       term.tiles = to, term.first_panel = from;
       to += (until - from) * term.steps * kStepElements;
+    }
+    for (Int8Source& term : sum.int8) {
+      auto* const packed = reinterpret_cast<int8_t*>(to);
+      pack_int8_panels(term.b, from, until, packed);
+      term.tiles = packed, term.first_panel = from;
+      to += int8_elements(term.b, until - from);
     }
   }
 }

@@ -24,6 +24,14 @@ struct Unpacked {
   int64_t k;
 };
 
+// A term in int8; `tiles` is null until somebody has packed the panels from `first_panel` on.
+struct Int8Source {
+  Int8Rows a;
+  Int8Matrix b;
+  const int8_t* tiles = nullptr;
+  int64_t first_panel = 0;
+};
+
 struct Sum {
   int64_t n;
   std::vector<Source> terms;
@@ -33,9 +41,15 @@ struct Sum {
   bool in_place = false;  // its last term's B is multiplied as it lies (few rows)
   // A of the last term as a packed B operand, where AMX multiplies that term in place.
   const bf16* rows = nullptr;
+  std::vector<Int8Source> int8 = {};
+
+  // Panels that are multiplied together, since a rotation mixes them.
+  int64_t panels_at_once() const { return int8.empty() ? 1 : int8[0].b.panels_at_once(); }
+  // Whether anything of B is still to be packed.
+  bool is_unpacked() const { return !unpacked.empty() || (!int8.empty() && !int8[0].tiles); }
 };
 
-// One panel of columns of one sum.
+// One panel of columns of one sum, or those that are multiplied together from there on.
 struct Item {
   size_t sum;
   int64_t panel;
@@ -68,6 +82,11 @@ inline bool in_place(const Job& job, const Item& item) {
 
 // Packs what the items [first, last) multiply by and nobody has packed.
 void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sums, bf16* to);
+
+// Elements of bf16 that packed panels of a term in int8 take the place of.
+inline int64_t int8_elements(const Int8Matrix& b, int64_t panels) {
+  return panels * b.steps() * kInt8StepBytes / static_cast<int64_t>(sizeof(bf16));
+}
 
 }  // namespace balora::tiles
 #endif

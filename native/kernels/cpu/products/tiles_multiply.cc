@@ -89,6 +89,30 @@ BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t r
   }
 }
 
+// The terms in int8 of the panels of an item: at `block`, kBeginningLd a row.
+BF16_TARGET void multiply_int8(const Sum& sum, int64_t row, int64_t rows, int64_t panel,
+                               Int8Multiply multiply, float* block) {
+  const int64_t width = sum.panels_at_once();
+  for (int64_t i = 0; i < width; ++i) {
+    const int64_t column = (panel + i) * kInt8Columns;
+    for (const Int8Source& term : sum.int8) {
+      const int64_t panel_bytes = term.b.steps() * kInt8StepBytes;
+      multiply({.a = term.a.q + row * term.a.ld,
+                .lda = term.a.ld,
+                .b = term.tiles + (panel + i - term.first_panel) * panel_bytes,
+                .steps = term.b.steps(),
+                .offset = term.b.offset + column,
+                .row_scale = term.a.scale + row,
+                .scale = term.b.scale ? term.b.scale + column : nullptr},
+               rows, block + i * kInt8Columns, kBeginningLd, &term != &sum.int8[0]);
+    }
+  }
+  const int64_t rotation = sum.int8[0].b.rotation;
+  if (rotation == 0) return;
+  if (rotation == kBeginningLd) return rotate_blocks(block, rows * kBeginningLd, rotation);
+  for (int64_t r = 0; r < rows; ++r) rotate_blocks(block + r * kBeginningLd, rotation, rotation);
+}
+
 template <typename Core>
 AMX_TARGET void project_panel(const Projection& projection, int64_t row, int64_t rows,
                               PendingRows& pending) {
@@ -222,6 +246,8 @@ AMX_TARGET void run_part(const Job& job, const Part& part) {
   const std::vector<Sum>& sums = own ? packed : job.sums;
   Core::open();
   BlockWriter writer(Core::kRounds);
+  const Int8Multiply multiply = int8_multiply(int8_core());
+  alignas(64) float beginning[kPanelRows * kBeginningLd];
   // One panel of rows uses what it packs once: a panel of B is multiplied while the next one, which
   // packing has asked for, is on its way from memory.
   const int64_t cached_bytes = row_end - row_begin > 1 ? Core::kCachedBytes : 0;
@@ -244,6 +270,17 @@ AMX_TARGET void run_part(const Job& job, const Part& part) {
         const Item& item = job.items[i];
         const Sum& sum = sums[item.sum];
         const int64_t col = item.panel * kTileN;
+        if (!sum.int8.empty()) {
+          multiply_int8(sum, row, rows, item.panel, multiply, beginning);
+          for (int64_t p = 0; p < sum.panels_at_once(); ++p) {
+            const int64_t at = col + p * kTileN;
+            Core::multiply(sum.terms, row, rows, item.panel + p, writer.pending(),
+                           writer.place(sum, row, at, rows), beginning + p * kTileN);
+            writer.flush();
+            writer.take(sum, row, at, rows);
+          }
+          continue;
+        }
         if (in_place(job, item)) {
           const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
           float* const to = writer.place(sum, row, col, rows).data;
@@ -276,7 +313,7 @@ constexpr int kMostPackers = 4;
 // Elements that a thread packs at a time, at most; whole pages, so that threads share no line.
 int64_t largest_packing(const Job& job) {
   const bool any = std::any_of(job.sums.begin(), job.sums.end(), [](const Sum& sum) {
-    return !sum.unpacked.empty() && !(sum.in_place && sum.n % kTileN == 0);
+    return sum.is_unpacked() && !(sum.in_place && sum.n % kTileN == 0);
   });
   if (!any) return 0;
   int64_t all = 0, largest = tiles_use_amx() ? AmxCore::kCachedBytes : Avx512Core::kCachedBytes;
@@ -289,6 +326,8 @@ void pack_all(Context* ctx, Job& job) {
   int64_t elements = 0;
   for (const Sum& sum : job.sums) {
     for (const Unpacked& operand : sum.unpacked) elements += tiles_size(operand.k, sum.n);
+    const int64_t panels = round_up(sum.n, kTileN) / kTileN;
+    for (const Int8Source& term : sum.int8) elements += int8_elements(term.b, panels);
   }
   bf16* to = tile_scratch(ctx, CpuState::kWeightTiles, elements);
   for (Sum& sum : job.sums) {
@@ -296,6 +335,16 @@ void pack_all(Context* ctx, Job& job) {
       pack_tiles(ctx, operand.matrix, operand.k, sum.n, to);
       sum.terms[operand.term].tiles = to;
       to += tiles_size(operand.k, sum.n);
+    }
+    const int64_t panels = round_up(sum.n, kTileN) / kTileN;
+    for (Int8Source& term : sum.int8) {
+      auto* const packed = reinterpret_cast<int8_t*>(to);
+      const int64_t panel_bytes = term.b.steps() * kInt8StepBytes;
+      parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {
+        pack_int8_panels(term.b, begin, end, packed + begin * panel_bytes);
+      });
+      term.tiles = packed;
+      to += int8_elements(term.b, panels);
     }
     sum.unpacked.clear();
   }

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/int8_cores.h"
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/tiles.h"
 
@@ -20,10 +21,11 @@ constexpr const char* kChild = "BALORA_TEST_ISA_CHILD";
 // Whatever multiplies: products, and the kernels that are made of them. A sanitizer's build takes
 // ten times as long and leaves the second kind, under older instructions, to the uncapped run.
 constexpr const char* kAllCases =
-    "gemm:*,linear:*,matmul:*,chebyshev_svd:*,attention*,tile_gemm*,head losses*,svd ratio*,isa:*";
+    "gemm:*,linear:*,int8:*,matmul:*,chebyshev_svd:*,attention*,tile_gemm*,head losses*,"
+    "svd ratio*,isa:*";
 constexpr const char* kCases =
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    "gemm:*,linear:*,matmul:*,chebyshev_svd:*,isa:*";
+    "gemm:*,linear:*,int8:*,matmul:*,chebyshev_svd:*,isa:*";
 #else
     kAllCases;
 #endif
@@ -45,6 +47,9 @@ void run_with(const std::string& isa) {
 
 TEST_CASE("products held to AVX2") {
   run_with("AVX2");
+}
+TEST_CASE("products in int8 held to AVX2_VNNI") {
+  run_child("ONEDNN_MAX_CPU_ISA=AVX2_VNNI", "int8:*,isa:*");
 }
 TEST_CASE("products held to AVX512_CORE_BF16") {
   run_with("AVX512_CORE_BF16");
@@ -80,11 +85,19 @@ TEST_CASE("isa: the limit is in force in the child") {
   if (!std::getenv(kChild) || !limit) return;
   const std::map<std::string, CpuLevel> levels = {{"SSE41", CpuLevel::kPlain},
                                                   {"AVX2", CpuLevel::kAvx2},
+                                                  {"AVX2_VNNI", CpuLevel::kAvx2},
                                                   {"AVX512_CORE", CpuLevel::kAvx512},
                                                   {"AVX512_CORE_BF16", CpuLevel::kAvx512Bf16}};
   // An older processor stays below the limit.
   CHECK(cpu_level() <= levels.at(limit));
   CHECK(cpu_multiplies_bf16() == tile_gemm_has_bf16());
+  const std::map<std::string, Int8Core> cores = {{"SSE41", Int8Core::kPlain},
+                                                 {"AVX2", Int8Core::kPlain},
+                                                 {"AVX2_VNNI", Int8Core::kAvxVnni},
+                                                 {"AVX512_CORE", Int8Core::kPlain},
+                                                 {"AVX512_CORE_BF16", Int8Core::kAvx512Vnni}};
+  const Int8Core most = cores.at(limit);
+  CHECK(int8_core() == (int8_core_runs(most) ? most : Int8Core::kPlain));
 }
 
 }  // namespace balora::test

@@ -1,0 +1,50 @@
+/** The products of a run's passes that are computed in int8 (option `compute`). */
+import type { TunedModel } from '../adapters/tuned_model.ts';
+import { deviceInfo } from '../device.ts';
+import type { Model } from '../models/index.ts';
+import type { Int8Products } from '../runtime.ts';
+import type { ComputeMode } from './schema.ts';
+
+/** The products of the student's and the teacher's pass that are computed in int8; undefined: none. */
+export interface PassProducts {
+  readonly student?: Int8Products;
+  readonly teacher?: Int8Products;
+}
+
+/** The products that a mode computes in int8. */
+export function productsOf(mode: ComputeMode): PassProducts {
+  const teacher = { forward: true };
+  switch (mode) {
+    case 'dtype':
+      return {};
+    case 'int8':
+      return { student: { forward: true, inputGradient: true }, teacher };
+    case 'teacher':
+      return { teacher };
+    case 'dx':
+      return { student: { inputGradient: true } };
+    case 'teacher,dx':
+      return { student: { inputGradient: true, rotated: true }, teacher };
+  }
+}
+
+/**
+ * The reason why a run cannot compute in this mode; null if it can.
+ * @param runsTeacher whether the run has a pass of its teacher
+ */
+export function computeObstacle(
+  mode: ComputeMode,
+  { kind, model }: TunedModel<Model>,
+  { runsTeacher }: { runsTeacher: boolean },
+): string | null {
+  if (mode === 'dtype') return null;
+  if (kind === 'full') return 'full fine-tuning changes all weights, and int8 is for frozen ones';
+  if (model.dtype === 'f64') return 'a model in f64 is computed in f64';
+  const info = deviceInfo(model.device);
+  if (info.int8 === '') return `int8 runs on the CPU, and the device is ${info.device}`;
+  if (info.int8 === 'plain') {
+    return `products in int8 need AVX512-VNNI, AVX-VNNI or AMX, and this process has ${info.instructions} without them`;
+  }
+  const needsTeacher = productsOf(mode).teacher !== undefined && mode !== 'int8';
+  return needsTeacher && !runsTeacher ? 'no term of the loss reads a teacher' : null;
+}

@@ -1,0 +1,394 @@
+#include "kernels/cpu/products/int8.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/products/encoded.h"
+#include "kernels/cpu/products/tile_gemm.h"
+#include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/machine_memory.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/workspace.h"
+#include "tensor/errors.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace balora {
+namespace {
+
+constexpr int kInt8Slot = 2;  // of a weight; packed_weight.h has those before
+constexpr uint8_t kZeroPoint = 128;
+constexpr float kLargestCode = 127;
+constexpr float kLeastScaled = 0x1p-120F;
+constexpr int64_t kMostTerms = 131072;  // of a sum of products of codes in 32 bits
+
+int64_t whole(int64_t count, int64_t unit) {
+  return (count + unit - 1) / unit * unit;
+}
+
+// ---- the format ---------------------------------------------------------------------------------
+
+typedef float Vector16 __attribute__((vector_size(64)));
+
+// v[i] = v[i] + v[i ^ kStep] where i has no bit kStep, v[i ^ kStep] - v[i] where it has.
+template <int kStep, int... kLane>
+BALORA_INLINE void cross(Vector16& v, std::integer_sequence<int, kLane...>) {
+  const Vector16 sign = {(kLane & kStep ? -1.0F : 1.0F)...};
+  v = __builtin_shufflevector(v, v, (kLane ^ kStep)...) + v * sign;
+}
+
+template <int kVectors>
+BALORA_INLINE void rotate_all(float* v, int64_t count) {
+  constexpr std::make_integer_sequence<int, 16> kLanes;
+  const float factor = 1 / std::sqrt(16.0F * kVectors);
+  for (float* const end = v + count; v < end; v += 16 * kVectors) {
+    Vector16 x[kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      std::memcpy(&x[i], v + 16 * i, sizeof x[i]);
+      cross<1>(x[i], kLanes);
+      cross<2>(x[i], kLanes);
+      cross<4>(x[i], kLanes);
+      cross<8>(x[i], kLanes);
+    }
+#pragma GCC unroll 2
+    for (int step = 1; step < kVectors; step *= 2) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        if (i & step) continue;
+        const Vector16 a = x[i], b = x[i + step];
+        x[i] = a + b, x[i + step] = a - b;
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      x[i] *= factor;
+      std::memcpy(v + 16 * i, &x[i], sizeof x[i]);
+    }
+  }
+}
+BALORA_SIMD void rotate_by_64(float* v, int64_t count) {
+  rotate_all<4>(v, count);
+}
+BALORA_SIMD void rotate_by_32(float* v, int64_t count) {
+  rotate_all<2>(v, count);
+}
+
+BALORA_SIMD void multiply_by(float* v, const float* scale, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) v[i] *= scale[i];
+}
+
+// The largest magnitude; NaN if there is one.
+BALORA_SIMD float largest_of(const float* v, int64_t count) {
+  uint32_t largest = 0;  // the bits of magnitudes are in their order, NaNs above infinity
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = std::bit_cast<uint32_t>(v[i]) & 0x7fffffffU;
+    largest = bits > largest ? bits : largest;
+  }
+  return std::bit_cast<float>(largest);
+}
+
+// v * factor, half to even, plus 128.
+BALORA_SIMD void write_codes(const float* v, float factor, int64_t count, uint8_t* codes) {
+  constexpr auto kMost = static_cast<int32_t>(kLargestCode);
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    const auto code = static_cast<int32_t>(__builtin_rintf(v[i] * factor));
+    const int32_t least = code < -kMost ? -kMost : code;
+    codes[i] = static_cast<uint8_t>((least > kMost ? kMost : least) + kZeroPoint);
+  }
+}
+
+// Quantises a vector; returns its scale.
+float write_row(const float* v, int64_t count, uint8_t* codes) {
+  const float largest = largest_of(v, count);
+  if (largest >= kLeastScaled && std::isfinite(largest)) {
+    write_codes(v, kLargestCode / largest, count, codes);
+    return largest / kLargestCode;
+  }
+  std::memset(codes, kZeroPoint, static_cast<size_t>(count));
+  return std::isfinite(largest) ? 0 : NAN;
+}
+
+// Elements [first, first + count) of a contiguous or encoded view in f32.
+void read_values(const View& view, int64_t first, int64_t count, float* to) {
+  if (view.encoding) return decode_values(view, first, count, to);
+  dispatch_float(view.dtype, [&]<typename T>() {
+    convert_row(static_cast<const T*>(view.data) + first, to, count);
+  });
+}
+
+// Calls body(row, scratch of `width` floats) for rows [0, count), by all threads.
+template <typename Body>
+void for_rows(Context* ctx, int64_t count, int64_t width, const Body& body) {
+  const int64_t threads = std::max(ctx->num_threads, 1);
+  float* const scratch = workspace<float>(ctx, threads * width);
+  parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      for (int64_t i = count * t / threads; i < count * (t + 1) / threads; ++i) {
+        body(i, scratch + t * width);
+      }
+    }
+  });
+}
+
+// ---- packing ------------------------------------------------------------------------------------
+
+constexpr int64_t kPackedTile = kInt8StepBytes / 2;
+
+// A step at the edge, or of any strides, zeros around.
+void pack_edge_step(const Int8Matrix& b, int64_t row, int64_t column, int8_t* to) {
+  std::memset(to, 0, kInt8StepBytes);
+  const int64_t rows = std::min(kInt8K, b.k - row), columns = std::min(kInt8Columns, b.n - column);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      to[j / 16 * kPackedTile + i / 4 * 64 + j % 16 * 4 + i % 4] =
+          b.q[(row + i) * b.k_stride + (column + j) * b.n_stride];
+    }
+  }
+}
+
+#if defined(__x86_64__)
+// A whole step whose rows are contiguous: four of them are interleaved.
+void pack_step_of_rows(const int8_t* from, int64_t stride, int8_t* to) {
+  for (int64_t word = 0; word < kInt8K / 4; ++word, from += 4 * stride) {
+    for (int64_t tile = 0; tile < 2; ++tile) {
+      __m128i row[4];
+      for (int64_t i = 0; i < 4; ++i) {
+        row[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * stride + tile * 16));
+      }
+      const __m128i low01 = _mm_unpacklo_epi8(row[0], row[1]);
+      const __m128i low23 = _mm_unpacklo_epi8(row[2], row[3]);
+      const __m128i high01 = _mm_unpackhi_epi8(row[0], row[1]);
+      const __m128i high23 = _mm_unpackhi_epi8(row[2], row[3]);
+      auto* const words = reinterpret_cast<__m128i*>(to + tile * kPackedTile + word * 64);
+      _mm_storeu_si128(words, _mm_unpacklo_epi16(low01, low23));
+      _mm_storeu_si128(words + 1, _mm_unpackhi_epi16(low01, low23));
+      _mm_storeu_si128(words + 2, _mm_unpacklo_epi16(high01, high23));
+      _mm_storeu_si128(words + 3, _mm_unpackhi_epi16(high01, high23));
+    }
+  }
+}
+#endif
+
+// The same where its columns are: four values of a column are a word already.
+void pack_step_of_columns(const int8_t* from, int64_t stride, int8_t* to) {
+  for (int64_t tile = 0; tile < 2; ++tile) {
+    transpose16(reinterpret_cast<const uint32_t*>(from + tile * 16 * stride), stride / 4,
+                reinterpret_cast<uint32_t*>(to + tile * kPackedTile), 16);
+  }
+}
+
+}  // namespace
+
+void rotate_blocks(float* v, int64_t count, int64_t rotation) {
+  if (rotation == 64) rotate_by_64(v, count);
+  if (rotation == 32) rotate_by_32(v, count);
+}
+
+// ---- the weight's copy --------------------------------------------------------------------------
+
+// Those of the views of one storage.
+struct Int8Weight::Copies {
+  struct Entry {
+    int64_t outs, ins;
+    bool rotated;
+    std::unique_ptr<const Int8Weight> weight;
+  };
+  std::vector<Entry> entries;
+};
+
+void Int8Weight::Free::operator()(void* data) const {
+  std::free(data);
+}
+
+const Int8Weight* Int8Weight::of(Context* ctx, const View& weight, bool rotated) {
+  if (!weight.slots || view_numel(weight) == 0) return nullptr;
+  if (weight.dtype == BALORA_F64) throw UnsupportedError("no product of f64 is computed in int8");
+  if (std::max(weight.shape[0], weight.shape[1]) > kMostTerms) {
+    throw UnsupportedError(concat("sums in int8 have up to ", kMostTerms, " terms, the weight is (",
+                                  weight.shape[0], ",", weight.shape[1], ")"));
+  }
+  balora_slot& slot = weight.slots[kInt8Slot];
+  if (!slot.data) {
+    slot.data = new Copies;
+    slot.destroy = [](void* data) { delete static_cast<Copies*>(data); };
+  }
+  auto& entries = static_cast<Copies*>(slot.data)->entries;
+  const int64_t outs = weight.shape[0], ins = weight.shape[1];
+  for (const Copies::Entry& entry : entries) {
+    if (entry.outs == outs && entry.ins == ins && entry.rotated == rotated) {
+      return entry.weight.get();
+    }
+  }
+  auto made = std::unique_ptr<const Int8Weight>(new Int8Weight(ctx, weight, rotated));
+  slot.bytes += made->bytes_;
+  return entries.emplace_back(Copies::Entry{outs, ins, rotated, std::move(made)}).weight.get();
+}
+
+Int8Weight::Int8Weight(Context* ctx, const View& weight, bool rotated)
+    : outs_(weight.shape[0]),
+      ins_(weight.shape[1]),
+      rotation_(!rotated         ? 0
+                : ins_ % 64 == 0 ? 64
+                : ins_ % 32 == 0 ? 32
+                                 : 0) {
+  const int64_t outs = whole(outs_, kInt8Columns), ins = whole(ins_, kInt8Columns);
+  constexpr int64_t kNumber = 4;  // bytes
+  const int64_t code_bytes = whole(outs_ * ins_, 64);
+  bytes_ = whole(code_bytes + (2 * outs + ins) * kNumber, 64);
+  require_host_memory(static_cast<uint64_t>(bytes_));
+  memory_.reset(std::aligned_alloc(64, static_cast<size_t>(bytes_)));
+  if (!memory_) throw std::bad_alloc();
+  char* const begin = static_cast<char*>(memory_.get());
+  std::memset(begin + code_bytes, 0, static_cast<size_t>(bytes_ - code_bytes));
+  q_ = reinterpret_cast<int8_t*>(begin);
+  scale_ = reinterpret_cast<float*>(begin + code_bytes);
+  forward_offset_ = reinterpret_cast<int32_t*>(scale_ + outs);
+  backward_offset_ = forward_offset_ + outs;
+  quantise(ctx, weight);
+  sum_columns(ctx);
+  if (ctx->account) ctx->account(ctx, bytes_);
+}
+
+void Int8Weight::quantise(Context* ctx, const View& weight) {
+  for_rows(ctx, outs_, ins_, [&](int64_t row, float* values) {
+    read_values(weight, row * ins_, ins_, values);
+    rotate_blocks(values, ins_, rotation_);
+    auto* const codes = reinterpret_cast<uint8_t*>(q_ + row * ins_);
+    scale_[row] = write_row(values, ins_, codes);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < ins_; ++i) {
+      sum += codes[i] - kZeroPoint;
+      codes[i] ^= kZeroPoint;  // signed
+    }
+    forward_offset_[row] = -kZeroPoint * sum;
+  });
+}
+
+void Int8Weight::sum_columns(Context* ctx) {
+  parallel_for(ctx, ins_, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t row = 0; row < outs_; ++row) {
+      const int8_t* const q = q_ + row * ins_;
+      for (int64_t i = begin; i < end; ++i) backward_offset_[i] -= kZeroPoint * q[i];
+    }
+  });
+}
+
+Int8Matrix Int8Weight::forward() const {
+  return {.q = q_,
+          .k = ins_,
+          .n = outs_,
+          .k_stride = 1,
+          .n_stride = ins_,
+          .offset = forward_offset_,
+          .scale = scale_};
+}
+
+Int8Matrix Int8Weight::backward() const {
+  return {.q = q_,
+          .k = outs_,
+          .n = ins_,
+          .k_stride = ins_,
+          .n_stride = 1,
+          .offset = backward_offset_,
+          .rotation = rotation_};
+}
+
+// ---- products -----------------------------------------------------------------------------------
+
+Int8Rows quantise_rows(Context* ctx, const void* x, int32_t dtype, int64_t m, int64_t k,
+                       const float* scale, int64_t rotation) {
+  const int64_t rows = whole(m, kInt8Rows), width = whole(k, kInt8K);
+  auto* const codes = workspace<uint8_t>(ctx, rows * width);
+  auto* const scales = workspace<float>(ctx, rows);
+  View view{};
+  view.data = const_cast<void*>(x), view.dtype = dtype;
+  for_rows(ctx, rows, k, [&](int64_t row, float* values) {
+    uint8_t* const to = codes + row * width;
+    const int64_t there = row < m ? k : 0;
+    std::memset(to + there, kZeroPoint, static_cast<size_t>(width - there));
+    scales[row] = 0;
+    if (there == 0) return;
+    read_values(view, row * k, k, values);
+    if (scale) multiply_by(values, scale, k);
+    rotate_blocks(values, k, rotation);
+    scales[row] = write_row(values, k, to);
+  });
+  return {codes, width, scales};
+}
+
+void pack_int8_panels(const Int8Matrix& b, int64_t begin, int64_t end, int8_t* to) {
+  const bool words = b.k_stride == 1 && b.n_stride % 4 == 0;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t column = panel * kInt8Columns;
+    for (int64_t row = 0; row < b.k; row += kInt8K, to += kInt8StepBytes) {
+      const int8_t* const from = b.q + row * b.k_stride + column * b.n_stride;
+      const bool is_whole = b.k - row >= kInt8K && b.n - column >= kInt8Columns;
+      if (is_whole && words) {
+        pack_step_of_columns(from, b.n_stride, to);
+#if defined(__x86_64__)
+      } else if (is_whole && b.n_stride == 1) {
+        pack_step_of_rows(from, b.k_stride, to);
+#endif
+      } else {
+        pack_edge_step(b, row, column, to);
+      }
+    }
+  }
+}
+
+void int8_product(Context* ctx, int64_t m, const Int8Rows& a, const Int8Matrix& b, float* c,
+                  int64_t ldc, bool accumulate) {
+  constexpr int64_t kWidest = 2 * kInt8Columns;
+  const int64_t panels = whole(b.n, kInt8Columns) / kInt8Columns, width = b.panels_at_once();
+  const int64_t groups = panels / width, threads = std::max(ctx->num_threads, 1);
+  const int64_t panel_bytes = b.steps() * kInt8StepBytes;
+  auto* const scratch = workspace<int8_t>(ctx, threads * width * panel_bytes);
+  const Int8Multiply multiply = int8_multiply(int8_core());
+  parallel_for(ctx, threads, 1, [&](int64_t first, int64_t last) {
+    const TileScope scope;
+    alignas(64) float block[kInt8Rows * kWidest];
+    for (int64_t group = groups * first / threads; group < groups * last / threads; ++group) {
+      int8_t* const packed = scratch + first * width * panel_bytes;
+      pack_int8_panels(b, group * width, (group + 1) * width, packed);
+      const int64_t column = group * width * kInt8Columns;
+      const int64_t columns = std::min(width * kInt8Columns, b.n - column);
+      for (int64_t row = 0; row < m; row += kInt8Rows) {
+        const int64_t rows = std::min(kInt8Rows, m - row);
+        for (int64_t i = 0; i < width; ++i) {
+          const int64_t j = column + i * kInt8Columns;
+          multiply({.a = a.q + row * a.ld,
+                    .lda = a.ld,
+                    .b = packed + i * panel_bytes,
+                    .steps = b.steps(),
+                    .offset = b.offset + j,
+                    .row_scale = a.scale + row,
+                    .scale = b.scale ? b.scale + j : nullptr},
+                   rows, block + i * kInt8Columns, width * kInt8Columns, false);
+        }
+        rotate_blocks(block, rows * width * kInt8Columns, b.rotation);
+        for (int64_t r = 0; r < rows; ++r) {
+          const float* const from = block + r * width * kInt8Columns;
+          float* const to = c + (row + r) * ldc + column;
+          for (int64_t j = 0; j < columns; ++j) to[j] = accumulate ? to[j] + from[j] : from[j];
+        }
+      }
+    }
+  });
+}
+
+}  // namespace balora

@@ -1,0 +1,312 @@
+#include "kernels/cpu/products/int8_cores.h"
+
+#include <cmath>
+#include <cstring>
+#include <oneapi/dnnl/dnnl.hpp>
+
+#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/simd.h"
+
+#ifdef BALORA_TILES
+#include <cpuid.h>
+#define AVX_VNNI_TARGET __attribute__((target("avx2,fma,avxvnni,bmi2")))
+#define AVX512_VNNI_TARGET \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,bmi2")))
+#define AMX_INT8_TARGET \
+  __attribute__((       \
+      target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,bmi2")))
+#endif
+
+namespace balora {
+namespace {
+
+constexpr int64_t kTileBytes = kInt8StepBytes / 2;
+constexpr int64_t kWord = 4;  // values of k in one
+
+// The definition.
+BALORA_SIMD void multiply_plain(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
+                                bool accumulate) {
+  for (int64_t r = 0; r < rows; ++r) {
+    uint32_t sums[kInt8Columns];
+    for (int64_t j = 0; j < kInt8Columns; ++j) sums[j] = static_cast<uint32_t>(t.offset[j]);
+    for (int64_t step = 0; step < t.steps; ++step) {
+      const uint8_t* const a = t.a + r * t.lda + step * kInt8K;
+      const int8_t* const b = t.b + step * kInt8StepBytes;
+      for (int64_t k = 0; k < kInt8K; ++k) {
+        for (int64_t j = 0; j < kInt8Columns; ++j) {
+          const int8_t value = b[j / 16 * kTileBytes + k / kWord * 64 + j % 16 * kWord + k % kWord];
+          sums[j] += static_cast<uint32_t>(a[k] * value);
+        }
+      }
+    }
+    for (int64_t j = 0; j < kInt8Columns; ++j) {
+      const float scale = t.scale ? t.row_scale[r] * t.scale[j] : t.row_scale[r];
+      const auto sum = static_cast<float>(static_cast<int32_t>(sums[j]));
+      float& to = c[r * ldc + j];
+      to = accumulate ? std::fma(scale, sum, to) : scale * sum;
+    }
+  }
+}
+
+#ifdef BALORA_TILES
+
+int32_t word_at(const uint8_t* from) {
+  int32_t word;
+  std::memcpy(&word, from, sizeof word);
+  return word;
+}
+
+// The next step of B, on its way from L2. Past the end of B it does nothing.
+BALORA_INLINE void prefetch_line(const int8_t* b) {
+  _mm_prefetch(reinterpret_cast<const char*>(b), _MM_HINT_T0);
+}
+
+// 16 finished sums of one row.
+AVX512_VNNI_TARGET BALORA_INLINE void finish(const Int8Block& t, __m512i sums, int64_t row,
+                                             int64_t column, float* to, bool accumulate) {
+  __m512 scale = _mm512_set1_ps(t.row_scale[row]);
+  if (t.scale) scale = _mm512_mul_ps(scale, _mm512_loadu_ps(t.scale + column));
+  const __m512 value = _mm512_cvtepi32_ps(sums);
+  _mm512_storeu_ps(to, accumulate ? _mm512_fmadd_ps(scale, value, _mm512_loadu_ps(to))
+                                  : _mm512_mul_ps(scale, value));
+}
+
+// kRows x 2 vectors of sums, as tiles_cores.h has them.
+template <int kRows>
+AVX512_VNNI_TARGET void rows_512(const Int8Block& t, int64_t row, float* c, int64_t ldc,
+                                 bool accumulate) {
+  __m512i sums[kRows][2];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    sums[r][0] = _mm512_loadu_si512(t.offset), sums[r][1] = _mm512_loadu_si512(t.offset + 16);
+  }
+  const int64_t lda = t.lda, lda3 = 3 * lda;
+  const uint8_t* a0 = t.a + row * lda;
+  const uint8_t *a4 = a0 + 4 * lda, *a8 = a4 + 4 * lda;
+  asm("" : "+r"(a4), "+r"(a8));  // a pointer for every fourth row: twelve would not fit
+  const int8_t* b = t.b;
+  for (int64_t step = 0; step < t.steps; ++step) {
+    for (const int8_t* const end = b + kTileBytes; b < end; b += 64) {
+      const __m512i low = _mm512_loadu_si512(b), high = _mm512_loadu_si512(b + kTileBytes);
+      prefetch_line(b + kInt8StepBytes), prefetch_line(b + kInt8StepBytes + kTileBytes);
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        const uint8_t* at = r < 4 ? a0 : r < 8 ? a4 : a8;
+        const __m512i value = _mm512_set1_epi32(word_at(at + (r % 4 == 3 ? lda3 : r % 4 * lda)));
+        sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], value, low);
+        sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], value, high);
+      }
+      a0 += kWord, a4 += kWord, a8 += kWord;
+    }
+    b += kTileBytes;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    float* const to = c + (row + r) * ldc;
+    finish(t, sums[r][0], row + r, 0, to, accumulate);
+    finish(t, sums[r][1], row + r, 16, to + 16, accumulate);
+  }
+}
+
+AVX512_VNNI_TARGET void multiply_avx512(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
+                                        bool accumulate) {
+  for (int64_t r = 0; r < rows;) {
+    if (rows - r > 8) {
+      rows_512<12>(t, r, c, ldc, accumulate), r += 12;
+    } else if (rows - r > 4) {
+      rows_512<8>(t, r, c, ldc, accumulate), r += 8;
+    } else if (rows - r > 1) {
+      rows_512<4>(t, r, c, ldc, accumulate), r += 4;
+    } else {
+      rows_512<1>(t, r, c, ldc, accumulate), r += 1;
+    }
+  }
+}
+
+// kRows x 2 vectors of eight sums: 16 columns.
+template <int kRows>
+AVX_VNNI_TARGET void rows_256(const Int8Block& t, int64_t row, int64_t column, float* c,
+                              int64_t ldc, bool accumulate) {
+  __m256i sums[kRows][2];
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+    for (int half = 0; half < 2; ++half) {
+      sums[r][half] =
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.offset + column + 8 * half));
+    }
+  }
+  for (int64_t step = 0; step < t.steps; ++step) {
+    const uint8_t* const a = t.a + row * t.lda + step * kInt8K;
+    const int8_t* const b = t.b + step * kInt8StepBytes + column / 16 * kTileBytes;
+    for (int64_t word = 0; word < kInt8K / kWord; ++word) {
+      const auto* from = reinterpret_cast<const __m256i*>(b + word * 64);
+      const __m256i low = _mm256_loadu_si256(from), high = _mm256_loadu_si256(from + 1);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i value = _mm256_set1_epi32(word_at(a + r * t.lda + word * kWord));
+        sums[r][0] = _mm256_dpbusd_avx_epi32(sums[r][0], value, low);
+        sums[r][1] = _mm256_dpbusd_avx_epi32(sums[r][1], value, high);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kRows; ++r) {
+    for (int64_t half = 0; half < 2; ++half) {
+      const int64_t j = column + 8 * half;
+      float* const to = c + (row + r) * ldc + j;
+      __m256 scale = _mm256_set1_ps(t.row_scale[row + r]);
+      if (t.scale) scale = _mm256_mul_ps(scale, _mm256_loadu_ps(t.scale + j));
+      const __m256 value = _mm256_cvtepi32_ps(sums[r][half]);
+      _mm256_storeu_ps(to, accumulate ? _mm256_fmadd_ps(scale, value, _mm256_loadu_ps(to))
+                                      : _mm256_mul_ps(scale, value));
+    }
+  }
+}
+
+AVX_VNNI_TARGET void multiply_avx(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
+                                  bool accumulate) {
+  for (int64_t column = 0; column < kInt8Columns; column += 16) {
+    int64_t r = 0;
+    for (; r + 6 <= rows; r += 6) rows_256<6>(t, r, column, c, ldc, accumulate);
+    for (; r + 2 <= rows; r += 2) rows_256<2>(t, r, column, c, ldc, accumulate);
+    for (; r < rows; ++r) rows_256<1>(t, r, column, c, ldc, accumulate);
+  }
+}
+
+AMX_INT8_TARGET void multiply_amx(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
+                                  bool accumulate) {
+  alignas(64) int32_t sums[kInt8Rows * kInt8Columns];
+  const uint8_t *a0 = t.a, *a1 = t.a + 16 * t.lda;
+  const int8_t* b = t.b;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t step = 0; step < t.steps; ++step) {
+    _tile_loadd(4, a0, t.lda);
+#pragma GCC unroll 16
+    for (int64_t line = 0; line < 16; ++line) prefetch_line(b + kInt8StepBytes + 64 * line);
+    _tile_loadd(6, b, 64);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, b + kTileBytes, 64);
+#pragma GCC unroll 16
+    for (int64_t line = 16; line < 32; ++line) prefetch_line(b + kInt8StepBytes + 64 * line);
+    _tile_dpbusd(1, 4, 7);
+    _tile_loadd(5, a1, t.lda);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+    a0 += kInt8K, a1 += kInt8K, b += kInt8StepBytes;
+  }
+  constexpr int64_t kStride = kInt8Columns * static_cast<int64_t>(sizeof(int32_t));
+  _tile_stored(0, sums, kStride);
+  _tile_stored(1, sums + 16, kStride);
+  _tile_stored(2, sums + 16 * kInt8Columns, kStride);
+  _tile_stored(3, sums + 16 * kInt8Columns + 16, kStride);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < kInt8Columns; j += 16) {
+      const __m512i sum = _mm512_add_epi32(_mm512_load_si512(sums + r * kInt8Columns + j),
+                                           _mm512_loadu_si512(t.offset + j));
+      finish(t, sum, r, j, c + r * ldc + j, accumulate);
+    }
+  }
+}
+
+struct CpuFeatures {
+  bool avx_vnni = false, avx512_vnni = false, amx_int8 = false;
+  CpuFeatures() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("bmi2");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq");
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
+      avx512_vnni = avx512 && (ecx >> 11 & 1) != 0;
+      amx_int8 = avx512_vnni && (edx >> 25 & 1) != 0;
+    }
+    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) avx_vnni = avx2 && (eax >> 4 & 1) != 0;
+#ifdef BALORA_EMULATED_AMX
+    amx_int8 = avx512_vnni;
+#endif
+  }
+};
+
+const CpuFeatures& features() {
+  static const CpuFeatures found;
+  return found;
+}
+
+bool onednn_allows(dnnl::cpu_isa level) {
+  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
+  return (isa & static_cast<unsigned>(level)) == static_cast<unsigned>(level);
+}
+
+#endif
+
+}  // namespace
+
+#ifdef BALORA_TILES
+
+Int8Multiply int8_multiply(Int8Core core) {
+  switch (core) {
+    case Int8Core::kAmx:
+      return &multiply_amx;
+    case Int8Core::kAvx512Vnni:
+      return &multiply_avx512;
+    case Int8Core::kAvxVnni:
+      return &multiply_avx;
+    case Int8Core::kPlain:
+      break;
+  }
+  return &multiply_plain;
+}
+
+bool int8_core_runs(Int8Core core) {
+  switch (core) {
+    case Int8Core::kAmx:
+      return tiles_use_amx() && features().amx_int8;
+    case Int8Core::kAvx512Vnni:
+      return features().avx512_vnni;
+    case Int8Core::kAvxVnni:
+      return features().avx_vnni;
+    case Int8Core::kPlain:
+      break;
+  }
+  return true;
+}
+
+Int8Core int8_core() {
+  static const Int8Core best = [] {
+    const auto may = [](Int8Core core, dnnl::cpu_isa level) {
+      return int8_core_runs(core) && onednn_allows(level);
+    };
+    if (int8_core_runs(Int8Core::kAmx)) return Int8Core::kAmx;  // tiles_use_amx() asks oneDNN
+    if (may(Int8Core::kAvx512Vnni, dnnl::cpu_isa::avx512_core_vnni)) return Int8Core::kAvx512Vnni;
+    // oneDNN counts AVX-VNNI among what a CPU with AVX-512 has only where it is limited to it.
+    if (may(Int8Core::kAvxVnni, dnnl::cpu_isa::avx2_vnni)) return Int8Core::kAvxVnni;
+    return Int8Core::kPlain;
+  }();
+  return best;
+}
+
+#else
+
+Int8Multiply int8_multiply(Int8Core) {
+  return &multiply_plain;
+}
+bool int8_core_runs(Int8Core core) {
+  return core == Int8Core::kPlain;
+}
+Int8Core int8_core() {
+  return Int8Core::kPlain;
+}
+
+#endif
+
+const char* int8_core_name() {
+  constexpr const char* kNames[] = {"plain", "avx_vnni", "avx512_vnni", "amx_int8"};
+  return kNames[static_cast<int>(int8_core())];
+}
+
+}  // namespace balora

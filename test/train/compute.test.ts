@@ -1,0 +1,133 @@
+// The option compute: which products of a run are in int8, what follows for its numbers, and what is refused.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { FullModel } from '../../lib/adapters/full_model.ts';
+import { UnsupportedError } from '../../lib/errors.ts';
+import { evaluate } from '../../lib/eval/evaluate.ts';
+import type { ComputeMode } from '../../lib/train/schema.ts';
+import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
+import type { StepRecord } from '../../lib/train/types.ts';
+import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
+
+const kModes = ['int8', 'teacher', 'dx', 'teacher,dx'] as const;
+const kBaLora = { consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02, svdTopK: 3 };
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-compute-'));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const adapted = (dtype: 'f32' | 'bf16' = 'f32') =>
+  AdapterModel.create(new TinyModel({ dtype, width: 64 }), { r: 4, loraAlpha: 8 });
+
+const optionsFor = (
+  tuned: TrainerOptions['tuned'],
+  compute: ComputeMode,
+  more: Partial<TrainerOptions> = {},
+): TrainerOptions => ({
+  ...{ tuned, compute, regularizers: kBaLora },
+  data: tinySource(tinyBatches()),
+  ...{ learningRate: 0.02, lrSchedulerType: 'constant', maxSteps: 3 },
+  ...more,
+});
+
+async function records(options: TrainerOptions): Promise<StepRecord[]> {
+  const found: StepRecord[] = [];
+  for await (const event of new Trainer(options).run()) {
+    if (event.type === 'step') found.push(event.record);
+  }
+  return found;
+}
+
+describe.each(['f32', 'bf16'] as const)('in %s', (dtype) => {
+  it('trains in every mode, close to the run without int8', async () => {
+    const exact = await records(optionsFor(await adapted(dtype), 'dtype'));
+    for (const mode of kModes) {
+      const found = await records(optionsFor(await adapted(dtype), mode));
+      found.forEach(({ loss, gradNorm }, step) => {
+        const wanted = exact[step] as StepRecord;
+        expect(Math.abs(loss - wanted.loss), mode).toBeLessThan(0.05);
+        expect(Math.abs(gradNorm / wanted.gradNorm - 1), mode).toBeLessThan(0.1);
+      });
+      expect(found.map(({ gradNorm }) => gradNorm)).not.toEqual(
+        exact.map(({ gradNorm }) => gradNorm),
+      );
+    }
+  });
+
+  it('begins at a divergence of exactly 0 where student and teacher compute alike', async () => {
+    const first = async (mode: ComputeMode) =>
+      (await records(optionsFor(await adapted(dtype), mode, { maxSteps: 1 })))[0] as StepRecord;
+    const [exact, int8, teacher, dx] = [
+      await first('dtype'),
+      await first('int8'),
+      await first('teacher'),
+      await first('dx'),
+    ];
+    expect([exact.consistency, int8.consistency, dx.consistency]).toEqual([0, 0, 0]);
+    expect(teacher.consistency).toBeGreaterThan(0);
+    expect([teacher.taskLoss, dx.taskLoss]).toEqual([exact.taskLoss, exact.taskLoss]);
+    expect(int8.taskLoss).not.toBe(exact.taskLoss);
+  });
+});
+
+it('repeats a run bit for bit, and leaves evaluations as they are', async () => {
+  const [one, two] = [await adapted('bf16'), await adapted('bf16')];
+  const runs = [await records(optionsFor(one, 'int8')), await records(optionsFor(two, 'int8'))];
+  const losses = runs.map((run) => run.map(({ loss, gradNorm }) => [loss, gradNorm]));
+  expect(losses[1]).toEqual(losses[0]);
+  const fresh = await adapted('bf16');
+  const before = await evaluate(fresh, tinyBatches());
+  expect(before.loss).toBe((await evaluate(await adapted('bf16'), tinyBatches())).loss);
+  let atStart: number | null = null;
+  const options = optionsFor(fresh, 'int8', {
+    ...{ evalData: tinySource(tinyBatches()), learningRate: 0, maxSteps: 1 },
+  });
+  for await (const event of new Trainer(options).run()) {
+    if (event.type === 'evaluation') atStart = event.result.loss;
+  }
+  expect(atStart).toBe(before.loss);
+});
+
+it('is part of the identity of a run and of the key of a teacher cache', async () => {
+  const output = join(folder, 'run');
+  await records(optionsFor(await adapted(), 'int8', { output, maxSteps: 1 }));
+  const resumed = (mode: ComputeMode) => async () =>
+    records(optionsFor(await adapted(), mode, { output, resume: true, maxSteps: 1 }));
+  await expect(resumed('dtype')()).rejects.toThrow('compute: was "int8", is null');
+  await expect(resumed('teacher')()).rejects.toThrow('compute: was "int8", is "teacher"');
+  expect(await resumed('int8')()).toEqual([]);
+
+  const teacherCache = join(folder, 'teacher.cache');
+  const regularizers = { consistencyWeight: 0.1 };
+  const cached = async (compute: ComputeMode) =>
+    records(optionsFor(await adapted(), compute, { teacherCache, regularizers, maxSteps: 1 }));
+  const first = await cached('int8');
+  const losses = (run: StepRecord[]) => run.map(({ loss }) => loss);
+  expect(losses(await cached('int8'))).toEqual(losses(first));
+  await cached('teacher');
+  for (const mode of ['dtype', 'dx'] as const) {
+    await expect(cached(mode), mode).rejects.toThrow(/teacher\.cache/);
+  }
+});
+
+it('is refused where it cannot be, by name', async () => {
+  const full = (mode: ComputeMode) => () =>
+    new Trainer(optionsFor(new FullModel(new TinyModel()), mode, { regularizers: {} }));
+  for (const mode of kModes) {
+    expect(full(mode)).toThrow(UnsupportedError);
+    expect(full(mode)).toThrow(/^compute: full fine-tuning changes all weights/);
+  }
+  const tuned = await adapted();
+  const alone = (mode: ComputeMode) => () =>
+    new Trainer(optionsFor(tuned, mode, { regularizers: {} }));
+  for (const mode of ['teacher', 'teacher,dx'] as const) {
+    expect(alone(mode)).toThrow('compute: no term of the loss reads a teacher; leave compute out');
+  }
+  for (const mode of ['dtype', 'int8', 'dx'] as const) expect(alone(mode)).not.toThrow();
+  expect(() => new Trainer(optionsFor(tuned, 'fp8' as never))).toThrow(/compute/);
+});
