@@ -33,7 +33,7 @@ const kRatios: Readonly<Record<RatioName, Ratio>> = {
   'memory-min-memory': { meaning: 'peak memory with the smallest over without', value: memory },
   'long-over-short-time': { meaning: 'time of 1x2048 over 8x256', value: time },
   'long-over-short-memory': { meaning: 'peak memory of 1x2048 over 8x256', value: memory },
-...blockRatio('nf4', '4x512'),
+  ...blockRatio('nf4', '4x512'),
   ...blockRatio('nf4', '1x512'),
   ...blockRatio('gguf', '4x512'),
   ...blockRatio('gguf', '1x512'),
