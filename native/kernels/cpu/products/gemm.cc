@@ -15,7 +15,7 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kWideBlockElements = int64_t{1} << 21;  // of B: 8 MiB in f32
+constexpr int64_t kWideBlockElements = int64_t{1} << 20;  // of B: 4 MiB in f32
 
 enum class Path { kEmpty, kPrimitive, kF32, kF64 };
 

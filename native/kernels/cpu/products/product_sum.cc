@@ -16,9 +16,9 @@
 namespace balora {
 namespace {
 
-// In f32, of the sum of one block of C, and of the left operands of its rows: 8 MiB each.
-constexpr int64_t kBlockElements = int64_t{1} << 21;
-constexpr int64_t kLeastRows = 256;
+// In f32, of the sum of one block of C, and of the left operands of its rows: 4 MiB each.
+constexpr int64_t kBlockElements = int64_t{1} << 20;
+constexpr int64_t kLeastRows = 512;
 
 const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
   if (term.alpha != 1 || term.a_dtype != term.b->dtype) return nullptr;
