@@ -13,7 +13,7 @@ import {
   wholeNumber,
 } from '../options/call.ts';
 import { synchronize, withMemoryTag } from '../runtime.ts';
-import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
+import { type DType, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { quantizedWeights, withoutQuantization } from './bitsandbytes.ts';
 import type { CausalLM } from './causal_lm.ts';
 import {
@@ -34,6 +34,7 @@ import {
   type BlockFormat,
   kFloatForms,
   type LoadProgress,
+  type OnQuantized,
   WeightLoader,
   type WeightReadOptions,
   type WeightSource,
@@ -121,13 +122,16 @@ export const AutoModelForCausalLM = {
     try {
       const { onProgress } = options;
       const blockFormat = blockFormatOf(opened, { ...options, dtype, trainable });
-      const read = { dtype, checkFinite, share: !trainable, blockFormat, onProgress };
+      const errors = new QuantizationSums();
+      const { onQuantized } = errors;
+      const read = { dtype, checkFinite, share: !trainable, blockFormat, onProgress, onQuantized };
       const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
       await finishLoading(model, opened.source, { trainable });
       model.blockFormat = blockFormat;
       model.isQuantizedHere = [...model.namedParameters()].some(
         ([name, { encoding }]) => encoding !== null && !isInBlocks(opened.source, name),
       );
+      model.quantizationError = await errors.total();
       return model;
     } finally {
       opened.source.close();
@@ -207,6 +211,32 @@ export function refuseBlocks({ baseFormat, dtype = 'f32' }: FromPretrainedOption
   throw new UnsupportedError(
     `baseFormat ${baseFormat} is for causal language models; leave it out (--base-format) for a model of another task`,
   );
+}
+
+/** The sums of squares of what quantising has lost, and of what it was given. */
+class QuantizationSums {
+  readonly #lost: Tensor[] = [];
+  readonly #whole: Tensor[] = [];
+
+  readonly onQuantized: OnQuantized = (lost, whole) => {
+    this.#lost.push(lost);
+    this.#whole.push(whole);
+  };
+
+  /** The relative error over all tensors; null: there was none, or all were 0. Frees the sums. */
+  async total(): Promise<number | null> {
+    const [lost, whole] = await Promise.all([this.#lost, this.#whole].map(sumOf));
+    return whole ? Math.sqrt((lost as number) / whole) : null;
+  }
+}
+
+async function sumOf(tensors: readonly Tensor[]): Promise<number> {
+  let total = 0;
+  for (const one of tensors) {
+    total += await one.item();
+    one.dispose();
+  }
+  return total;
 }
 
 /** Whether the files hold a tensor in blocks. */
@@ -298,7 +328,11 @@ async function build(
     device,
     ...read
   }: WeightReadOptions &
-    OnDevice & { blockFormat?: BlockFormat | null; onProgress?: LoadProgress | undefined },
+    OnDevice & {
+      blockFormat?: BlockFormat | null;
+      onProgress?: LoadProgress | undefined;
+      onQuantized?: OnQuantized;
+    },
   origin: ModelOrigin,
 ): Promise<CausalLM> {
   const tied = configured.tied && (await headIsEmbedding(source, family.embedding));

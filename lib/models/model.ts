@@ -126,6 +126,8 @@ export abstract class Model extends Module {
   blockFormat: 'nf4' | 'gguf' | null = null;
   /** Whether some of them were quantised as they were read, so that the model is another one than that of its files. */
   isQuantizedHere = false;
+  /** |W' - W|_F / |W|_F over the weights that were quantised as they were read; null: none was. */
+  quantizationError: number | null = null;
   /** The files whose tensors the weights are; null where there are none, or the weights have been changed in memory. */
   stored: readonly StoredFile[] | null = null;
   abstract readonly modelType: string;
