@@ -125,6 +125,7 @@ export interface NativeOps {
   safetensorsHeader(file: unknown): unknown;
   safetensorsIndex(path: string): ((string)[])[];
   scaleInPlace(x: Handle, coefficient: Handle): void;
+  scaledGramAdd(g: Handle, a: Handle, scale: Handle): void;
   scatterAdd(x: Handle, index: Handle, source: Handle, axis: number): Handle;
   setAllowTf32(value: boolean): boolean;
   setAnomalyMode(value: boolean): boolean;

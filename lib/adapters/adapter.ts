@@ -5,7 +5,7 @@ import { noGrad, type Tensor } from '../tensor.ts';
 import { checkSameTensors, isOfHead } from './attach.ts';
 import { configIdentity, type LoraConfig } from './config.ts';
 import { type AdapterState, type LoraModule, stateName } from './lora_module.ts';
-import { FIRST_KEYS } from './low_rank.ts';
+import { FIRST_KEYS, LESS_KEYS } from './low_rank.ts';
 import type { MergedLinear } from './merged_weights.ts';
 import { type MethodName, variantOf } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
@@ -27,6 +27,8 @@ export interface AdapterParts {
   readonly calibration?: string | null;
   /** How the model before tuning is made from a base that is a residual; left out: that model is the base itself. */
   readonly residual?: ResidualTeacher;
+  /** Digest of the bases of its own that an adapter was read for; null or left out: it has none, or its start says which. */
+  readonly quantizedDigest?: number | null;
 }
 
 /** The teacher of an adapter on a residual: the digest of its first pairs, or null if these are not there. */
@@ -45,6 +47,7 @@ export class Adapter {
   readonly startDigest: string | null;
   readonly calibration: string | null;
   readonly residual: ResidualTeacher | null;
+  readonly quantizedDigest: number | null;
 
   constructor(
     readonly name: string,
@@ -58,6 +61,7 @@ export class Adapter {
       startDigest = null,
       calibration = null,
       residual,
+      quantizedDigest = null,
     }: AdapterParts,
   ) {
     this.config = config;
@@ -69,6 +73,7 @@ export class Adapter {
     this.calibration = calibration;
     this.warnings = warnings;
     this.residual = residual ?? null;
+    this.quantizedDigest = quantizedDigest;
   }
 
   /** Whether the model before tuning is known. */
@@ -105,6 +110,9 @@ export class Adapter {
       ...{ method: 'adapter', adapter, adapterSeed: this.shared.seed },
       ...(this.calibration !== null && { calibration: this.calibration }),
       ...(this.residual !== null && { residualTeacher: this.residual.digest }),
+      ...(this.modules.some(({ quantized }) => quantized !== null) && {
+        quantizedTeacher: this.quantizedDigest ?? 'start',
+      }),
     };
   }
 
@@ -132,10 +140,16 @@ export class Adapter {
     const state: Record<string, Tensor> = Object.fromEntries(this.shared.tensors);
     const kept = this.modules.flatMap((module) => module.kept());
     for (const { name, tensor } of [...this.parameters(), ...kept]) state[name] = tensor;
-    for (const { name, frozen } of this.modules) {
-      if (frozen === null) continue;
-      state[stateName(name, FIRST_KEYS.a)] = frozen.a;
-      state[stateName(name, FIRST_KEYS.b)] = frozen.b;
+    for (const { name, frozen, quantized } of this.modules) {
+      const own = quantized?.ownsLess === true ? quantized.less : null;
+      for (const [pair, keys] of [
+        [frozen, FIRST_KEYS],
+        [own, LESS_KEYS],
+      ] as const) {
+        if (pair === null) continue;
+        state[stateName(name, keys.a)] = pair.a;
+        state[stateName(name, keys.b)] = pair.b;
+      }
     }
     return state;
   }
@@ -147,6 +161,7 @@ export class Adapter {
     noGrad(() => {
       for (const [name, target] of Object.entries(current)) copy_(target, tensors[name] as Tensor);
     });
+    for (const { quantized } of this.modules) quantized?.renew();
     this.#dropConstants();
     this.saved?.refresh();
   }

@@ -6,6 +6,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
 import { isCheckpointFolder, type RunState, runState } from '../io/run_folder.ts';
+import { disposeOnError, type Tensor } from '../tensor.ts';
 import {
   type CheckpointFolder,
   checkpointShape,
@@ -20,6 +21,7 @@ import {
   readPeftFolder,
   savedShape,
 } from './peft_folder.ts';
+import { withoutQuantized } from './quantized_folder.ts';
 
 /** An adapter that was read from a folder of either kind. */
 export type AdapterFolder = CheckpointFolder | (PeftFolder & { readonly checkpoint?: undefined });
@@ -39,8 +41,20 @@ export async function readAdapterFolder(
   }
   if (isMlxFolder(folder)) return readMlxFolder(folder, options);
   const state = await stateOf(folder);
-  const read = await readPeftFolder(folder, options);
+  const plain = await readPeftFolder(folder, options);
+  const read = await disposeOnError(tensorsOf(plain), () =>
+    withoutQuantized(plain, folder, options.device),
+  );
   return { ...read, warnings: [...read.warnings, ...runWarnings(folder, state)] };
+}
+
+function* tensorsOf({ modules, shared, saved }: PeftFolder): Generator<Tensor> {
+  for (const { pair, parameters } of modules.values()) {
+    yield* Object.values(pair ?? {}) as Tensor[];
+    yield* parameters.values();
+  }
+  yield* shared?.values() ?? [];
+  yield* saved.values();
 }
 
 /** PEFT's name for the task of a folder's adapter; null where the folder has none. */

@@ -5,6 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import { setImmediate } from 'node:timers/promises';
+import { z } from 'zod';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { type BaseDigest, baseDigest, kBaseDigestVersion } from '../models/base_digest.ts';
 import type { Model } from '../models/index.ts';
@@ -20,6 +21,8 @@ const kBase = 'balora_base';
 /** Key of the form, which plain adapters do not have. */
 const kForm = 'balora_form';
 const kForms = ['residual', 'initial'] as const;
+/** Key of what the adapter's own base is made by, which only adapters with such a base have. */
+const kQuantized = 'balora_quantized';
 
 /** Keys of adapter_config.json that have no influence on what the adapter computes, and that other programs change. */
 const kFreeKeys = [
@@ -44,6 +47,19 @@ export interface AdapterBase {
    * first ones. Null: the base is the model before tuning.
    */
   readonly form: ResidualForm | null;
+  /** Set where the adapter is used on a base of its own, which is made of the base. */
+  readonly quantized?: QuantizedForm | null;
+}
+
+/**
+ * An adapter that is used on codes of the base in its place. Its file holds [A; A0] and [B | -B0], which is nearly the same adapter on the
+ * base itself.
+ */
+export interface QuantizedForm {
+  /** The value of `initLoraWeights` by which the codes were made. */
+  readonly start: string;
+  /** CRC-32 of all codes and their factors. */
+  readonly digest: number;
 }
 
 /** The metadata of an adapter's file with these tensors, whose configuration has this text. */
@@ -56,6 +72,7 @@ export async function adapterMetadata(
     format: 'pt',
     [kBase]: JSON.stringify(base.digest),
     ...(base.form !== null && { [kForm]: base.form }),
+    ...(base.quantized && { [kQuantized]: JSON.stringify(base.quantized) }),
     [kTensors]: await tensorsDigest(tensors),
     [kConfig]: configDigest(JSON.parse(configText)),
   };
@@ -92,6 +109,28 @@ export function configWarning(
 /** The digest of an adapter's tensors in its metadata; null if there is none. */
 export function tensorsDigestIn(metadata: Readonly<Record<string, string>>): string | null {
   return entryOf(metadata, kTensors);
+}
+
+/** The form of the adapter's own base that the metadata names; null: it has none. @throws FormatError where that cannot be read */
+export function quantizedForm(
+  metadata: Readonly<Record<string, string>>,
+  path: string,
+): QuantizedForm | null {
+  const text = entryOf(metadata, kQuantized);
+  if (text === null) return null;
+  const found = kQuantizedForm.safeParse(jsonOf(text));
+  if (found.success) return found.data;
+  throw new FormatError(`${path}: ${kQuantized} in the metadata cannot be read`, { path });
+}
+
+const kQuantizedForm = z.object({ start: z.string(), digest: z.int().min(0) });
+
+function jsonOf(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
 }
 
 /** The part of a residual form that the metadata names; null: the adapter does not belong on a residual. */

@@ -5,8 +5,10 @@ import type { LoraModule } from './lora_module.ts';
 
 /** The change of a module's weight (out,in), f64. */
 export function changeOf(module: LoraModule): Tensor {
-  const base = module.linear.weight.to('f64');
-  return sub(module.variant.mergedWeight(module, base), base);
+  return sub(
+    module.variant.mergedWeight(module, module.startWeight()),
+    module.linear.weight.to('f64'),
+  );
 }
 
 /**

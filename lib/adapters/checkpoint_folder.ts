@@ -15,15 +15,15 @@ import { disposeOnError, type Tensor } from '../tensor.ts';
 import type { BaseCheck } from './adapter_metadata.ts';
 import { type LoraConfig, loraConfig } from './config.ts';
 import { stateName } from './lora_module.ts';
-import { FIRST_KEYS, type LowRankPair, PAIR_KEYS } from './low_rank.ts';
+import { FIRST_KEYS, LESS_KEYS, type LowRankPair, PAIR_KEYS } from './low_rank.ts';
 import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
 import { checkModule, type PeftFolder } from './peft_folder.ts';
 
 /** An adapter as a checkpoint holds it. */
 export interface CheckpointFolder extends PeftFolder {
   readonly checkpoint: SavedRun;
-  /** The pairs that modules started from, where these were computed from the weights, by the module's path. */
   readonly firstPairs: ReadonlyMap<string, LowRankPair>;
+  readonly lessPairs: ReadonlyMap<string, LowRankPair>;
 }
 
 /** The run of a checkpoint, by the checkpoint's state. */
@@ -35,6 +35,8 @@ export interface SavedRun {
   readonly baseModel: string;
   /** Whether the base is a residual, so that the model before tuning is another one. */
   readonly onResidual: boolean;
+  /** Whether the adapter has a base of its own, which its start made of the base. */
+  readonly onQuantized: boolean;
   readonly config: LoraConfig;
 }
 
@@ -87,6 +89,7 @@ async function savedRunOf(checked: CheckedFolder): Promise<SavedRun> {
     ...{ step, totalSteps, taskType: config.taskType ?? taskType, config },
     baseModel: identity.baseModel,
     onResidual: Object.hasOwn(identity, 'residualTeacher'),
+    onQuantized: Object.hasOwn(identity, 'quantizedTeacher'),
   };
 }
 
@@ -130,7 +133,7 @@ export async function readCheckpointFolder(
 function partsOf(
   tensors: ReadonlyMap<string, Tensor>,
   { config, path }: { config: LoraConfig; path: string },
-): Required<Pick<CheckpointFolder, 'modules' | 'shared' | 'saved' | 'firstPairs'>> {
+): Required<Pick<CheckpointFolder, 'modules' | 'shared' | 'saved' | 'firstPairs' | 'lessPairs'>> {
   const variant = variantOf(config);
   const settings = { ...config };
   const keys = variant.own?.tensors(settings).map(({ key }) => key) ?? kTrained;
@@ -138,18 +141,23 @@ function partsOf(
   const shared = new Map<string, Tensor>();
   const found = new Map<string, Map<string, Tensor>>();
   const first = new Map<string, Map<string, Tensor>>();
+  const less = new Map<string, Map<string, Tensor>>();
   const saved = new Map<string, Tensor>();
   for (const [name, tensor] of tensors) {
     if (sharedKeys.has(name)) {
       shared.set(name, tensor);
       continue;
     }
-    const of = parameterOf(name, kFirst);
-    const own = parameterOf(name, keys);
-    const { module, key } = of ?? own ?? { module: '', key: '' };
-    if (of === null && own === null) saved.set(name, tensor);
+    const places = [
+      [first, kFirst],
+      [less, kLess],
+      [found, keys],
+    ] as const;
+    const place = places.find(([, known]) => parameterOf(name, known) !== null);
+    if (place === undefined) saved.set(name, tensor);
     else {
-      const parts = of === null ? found : first;
+      const [parts, known] = place;
+      const { module, key } = parameterOf(name, known) as { module: string; key: string };
       parts.set(module, (parts.get(module) ?? new Map()).set(key, tensor));
     }
   }
@@ -159,10 +167,16 @@ function partsOf(
       checkModule(name, parts, { variant, settings, path }),
     ]),
   );
-  const firstPairs = new Map(
-    Array.from(first, ([name, parts]) => [name, pairOf(name, parts, path)]),
-  );
-  return { modules, shared, saved, firstPairs };
+  const [firstPairs, lessPairs] = (
+    [
+      [first, FIRST_KEYS],
+      [less, LESS_KEYS],
+    ] as const
+  ).map(
+    ([pairs, of]) =>
+      new Map(Array.from(pairs, ([name, parts]) => [name, pairOf(name, parts, { of, path })])),
+  ) as [Map<string, LowRankPair>, Map<string, LowRankPair>];
+  return { modules, shared, saved, firstPairs, lessPairs };
 }
 
 /** The tensors of the tuned model in a checkpoint's file, without the optimiser's, by their names in its state. */
@@ -195,6 +209,7 @@ export function checkpointShape(folder: string, name: string): readonly number[]
 }
 
 const kFirst = Object.values(FIRST_KEYS);
+const kLess = Object.values(LESS_KEYS);
 const kTrained = [...Object.values(PAIR_KEYS), ...VARIANT_PARAMETERS.map(({ key }) => key)];
 
 /** The module that a tensor belongs to, and which of `keys` it has there; null: it has none of them. */
@@ -209,8 +224,12 @@ function parameterOf(
   return null;
 }
 
-function pairOf(name: string, parts: ReadonlyMap<string, Tensor>, path: string): LowRankPair {
-  const [a, b] = [parts.get(FIRST_KEYS.a), parts.get(FIRST_KEYS.b)];
+function pairOf(
+  name: string,
+  parts: ReadonlyMap<string, Tensor>,
+  { of, path }: { of: { readonly a: string; readonly b: string }; path: string },
+): LowRankPair {
+  const [a, b] = [parts.get(of.a), parts.get(of.b)];
   if (a !== undefined && b !== undefined) return { a, b };
   throw new FormatError(`${path}: ${name} has one of its first factors and lacks the other`, {
     path,
@@ -224,14 +243,19 @@ function pairOf(name: string, parts: ReadonlyMap<string, Tensor>, path: string):
  */
 export async function checkSavedBase(
   model: Model,
-  { baseModel, onResidual }: SavedRun,
+  { baseModel, onResidual, onQuantized }: SavedRun,
   { folder, allowOtherBase }: BaseCheck,
 ): Promise<string[]> {
   const now = baseSummary(model, await baseDigest(model));
   if (now === baseModel) return [];
   const place = model.folder === '' ? model.nameOrPath : model.folder;
   const fact = `${folder}: the adapter was trained on another base: ${place} is "${now}", and that was "${baseModel}"`;
-  if (!onResidual || allowOtherBase) return [fact];
+  if (allowOtherBase || !(onResidual || onQuantized)) return [fact];
+  if (onQuantized) {
+    throw new ArgumentError(
+      `${fact}; it is used on codes that are made of that one: give that one, or pass allowOtherBase: true`,
+    );
+  }
   throw new ArgumentError(
     `${fact}; it is a pair on a residual, and means nothing on another model: give that one, or pass allowOtherBase: true`,
   );

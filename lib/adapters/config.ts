@@ -40,7 +40,7 @@ import {
   scalingOf,
   startNamed,
 } from './methods/registry.ts';
-import { startWithCordaMethod } from './peft_start_configs.ts';
+import { startWithCordaMethod, startWithLoftqConfig } from './peft_start_configs.ts';
 import { type PythonJson, pythonJson } from './python_json.ts';
 
 export { ALL_LINEAR, type InitLoraWeights };
@@ -54,6 +54,8 @@ export interface LoraConfigInput extends InputOf<LoraInputOptions> {
   cordaConfig?: Readonly<Record<string, unknown>> | null;
   /** PEFT's EvaConfig: settings of the calibration for the start `eva` (see `CalibrateOptions.settings`). */
   evaConfig?: Readonly<Record<string, unknown>> | null;
+  /** PEFT's LoftQConfig: with the start `loftq`, `loftqIter` (1) is the number of times that it quantises; `loftqBits` must be 4. */
+  loftqConfig?: Readonly<Record<string, unknown>> | null;
   /** PEFT's LoraGAConfig: settings of the calibration for the starts `lora_ga` and `lora_ga_peft`. */
   loraGaConfig?: Readonly<Record<string, unknown>> | null;
 }
@@ -123,7 +125,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
     spelling.set(name, key);
   }
   refuseUnsupported(raw, 'loraConfig', null);
-  if (raw.init_lora_weights !== undefined) raw.init_lora_weights = startWithCordaMethod(raw);
+  if (raw.init_lora_weights !== undefined) raw.init_lora_weights = startOf(raw);
   const { init_lora_weights: init } = raw;
   if (typeof init === 'string' && init !== 'lora' && startNamed(init) === null) {
     const name = spelling.get('init_lora_weights');
@@ -169,7 +171,7 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
   const values = own === null ? (raw as Raw) : valuesOfOwn(raw as Raw, own, { path, ignored });
   if (own === null) refuseUnsupported(values, path, ignored);
   try {
-    const start = startWithCordaMethod(values);
+    const start = startOf(values);
     const read = start === undefined ? values : { ...values, init_lora_weights: start };
     return build(read, { where: path, inFile: true, nameOf: (key) => key });
   } catch (error) {
@@ -177,6 +179,9 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
     throw error;
   }
 }
+
+/** The start of a configuration with keys in snake case, which PEFT's objects may name in part. */
+const startOf = (raw: Raw): unknown => startWithLoftqConfig(raw, startWithCordaMethod(raw));
 
 /** Keys that the configurations of all types have. */
 const kCommonKeys = [

@@ -11,7 +11,7 @@ import { Conv1D } from '../nn/linear.ts';
 import { add, mul } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { ResidualTeacher } from './adapter.ts';
-import type { ResidualForm } from './adapter_metadata.ts';
+import type { QuantizedForm, ResidualForm } from './adapter_metadata.ts';
 import { linearNames } from './attach.ts';
 import { convertObstacle } from './changes.ts';
 import { hasAlpha, type LoraConfig, loraConfig } from './config.ts';
@@ -23,9 +23,11 @@ import { fileKeys } from './own_tensors.ts';
 import {
   type ExportedModule,
   INITIAL_ADAPTER,
+  LESS_ADAPTER,
   RESIDUAL_BASE,
   writePeftFolder,
 } from './peft_folder.ts';
+import { codesDigest } from './quantized_base.ts';
 import type { SavedModules } from './saved_modules.ts';
 
 /** The adapter to be written, on its model. */
@@ -55,21 +57,20 @@ export async function savePlain(adapter: ExportableAdapter, folder: string): Pro
     const modules = adapter.modules.map((module, i) =>
       exported(module, pairs[i] as LowRankPair, adapter.config),
     );
-    const teachers = teacherModules(adapter);
     const base = {
       digest: digestOnBase(adapter),
       form: adapter.residual === null ? null : 'residual',
+      quantized: quantizedFormOf(adapter),
     } as const;
     await write(adapter, folder, { config: plainConfig(adapter, modules), modules, base });
-    if (teachers.length > 0) {
+    for (const [name, beside, form] of [
+      [INITIAL_ADAPTER, teacherModules(adapter), 'initial'],
+      [LESS_ADAPTER, lessModules(adapter), null],
+    ] as const) {
+      if (beside.length === 0) continue;
       const config = { ...adapter.config, initLoraWeights: true };
-      const initial = join(folder, INITIAL_ADAPTER);
       const { digest } = base;
-      await write(adapter, initial, {
-        config,
-        modules: teachers,
-        base: { digest, form: 'initial' },
-      });
+      await write(adapter, join(folder, name), { config, modules: beside, base: { digest, form } });
     }
   } finally {
     for (const tensor of pairs.flatMap(({ a, b }) => [a, b])) {
@@ -246,6 +247,24 @@ function teacherModules({ modules }: ExportableAdapter): ExportedModule[] {
   );
 }
 
+/** The pairs that bases of the adapter's own were quantised without, where these are not the first ones. */
+function lessModules({ modules }: ExportableAdapter): ExportedModule[] {
+  return modules.flatMap(({ name, quantized, r, alpha }) =>
+    quantized?.ownsLess === true && quantized.less !== null
+      ? [{ name, pair: quantized.less, r, alpha }]
+      : [],
+  );
+}
+
+/** The form of the adapter's own base, for its file; null: it has none. */
+async function quantizedFormOf({
+  config,
+  modules,
+}: ExportableAdapter): Promise<QuantizedForm | null> {
+  if (modules.every(({ quantized }) => quantized === null)) return null;
+  return { start: String(config.initLoraWeights), digest: await codesDigest(modules) };
+}
+
 /** Checks that an adapter has a residual form. @throws UnsupportedError if it has none */
 export function checkResidual({ modules }: ExportableAdapter): void {
   if (modules.some(({ frozen }) => frozen === null)) {
@@ -302,13 +321,17 @@ function plainConfig(
 interface Written {
   readonly config: LoraConfig;
   readonly modules: readonly ExportedModule[];
-  readonly base: { readonly digest: Promise<BaseDigest>; readonly form: ResidualForm | null };
+  readonly base: {
+    readonly digest: Promise<BaseDigest>;
+    readonly form: ResidualForm | null;
+    readonly quantized?: Promise<QuantizedForm | null>;
+  };
 }
 
 function write(
   adapter: ExportableAdapter,
   folder: string,
-  { config, modules, base: { digest, form } }: Written,
+  { config, modules, base: { digest, form, quantized } }: Written,
 ): Promise<void> {
   const { nameOrPath } = adapter.model;
   const baseModelNameOrPath = config.baseModelNameOrPath ?? hubIdOf(nameOrPath) ?? nameOrPath;
@@ -320,7 +343,11 @@ function write(
     fanInFanOut: adapter.modules.some(({ linear }) => linear instanceof Conv1D),
   };
   const saved = adapter.saved?.parameters ?? [];
-  const base = digest.then((known) => ({ digest: known, form }));
+  const base = Promise.all([digest, quantized]).then(([known, own = null]) => ({
+    digest: known,
+    form,
+    quantized: own,
+  }));
   base.catch(() => {}); // it is awaited below, unless something else fails first
   const shared =
     ownFormOf(config.peftType) === null ? undefined : adapter.modules[0]?.sharedTensors;
@@ -343,7 +370,8 @@ async function onBase(adapter: ExportableAdapter, body: () => Promise<void>): Pr
 function residualWeight(adapter: ExportableAdapter, name: string, weight: Tensor): Tensor | null {
   const module = adapter.modules.find((one) => `${one.name}.weight` === name);
   if (!module?.frozen) return null;
-  const { frozen, scale } = module;
+  const { frozen, scale, quantized } = module;
+  if (quantized !== null) return scope(() => quantized.weight.to(weight.dtype));
   return scope(() =>
     noGrad(() => add(weight.to('f64'), mul(productOf(frozen), -scale)).to(weight.dtype)),
   );

@@ -3,10 +3,11 @@ import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
-import type { LowRank } from '../ops/index.ts';
+import { add, type LowRank, mul } from '../ops/index.ts';
 import { computeOwned, noGrad, type Tensor, unscoped } from '../tensor.ts';
-import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
+import { type LowRankPair, PAIR_KEYS, productOf } from './low_rank.ts';
 import type { Settings, Variant, VariantModule } from './methods/method.ts';
+import type { QuantizedBase } from './quantized_base.ts';
 import type { NamedTensor, TrainingPass } from './tuned_model.ts';
 
 /** State that all modules of one adapter share: whether it is applied, and the source of randomness in training. */
@@ -36,6 +37,8 @@ export interface LoraParts {
   readonly frozen: LowRankPair | null;
   /** The pair that makes the model before tuning out of a residual base; null or left out: that model is the base itself. */
   readonly teacher?: LowRankPair | null;
+  /** The base of the adapter's own in the place of W; null or left out: there is none. */
+  readonly quantized?: QuantizedBase | null;
   /** Whether the pair by itself is the change made to the linear; see {@link LowRank}. */
   readonly isChange: boolean;
   /** The scale s of the update, and the alpha it was computed from. */
@@ -57,6 +60,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
   readonly r: number;
   readonly frozen: LowRankPair | null;
   readonly teacher: LowRankPair | null;
+  readonly quantized: QuantizedBase | null;
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;
@@ -76,6 +80,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
     this.r = parts.r ?? (this.pair.a.shape[0] as number);
     this.frozen = parts.frozen;
     this.teacher = parts.teacher ?? null;
+    this.quantized = parts.quantized ?? null;
     this.scale = parts.scale;
     this.alpha = parts.alpha;
     this.variant = parts.variant;
@@ -107,16 +112,28 @@ export class LoraModule implements LinearAdapter, VariantModule {
     return this.#state.tensors;
   }
 
-  /** The pair that is added to W, with its scale and its frozen start; none where the variant has tensors of its own. */
+  /**
+   * The pair that is added to the weight in use, with its scale and its frozen start; none where the variant has tensors of its own. A
+   * base of its own does not contain the first pair.
+   */
   get parts(): LowRank[] {
-    const { frozen, scale, isChange } = this;
+    const { scale, isChange, quantized } = this;
+    const frozen = quantized === null ? this.frozen : null;
     return this.#pair === null ? [] : [{ ...this.#pair, scale, frozen, isChange }];
+  }
+
+  /** The weight of the model before tuning (out,in), f64: W, or what the codes of a base of its own and the first pair make of it. */
+  startWeight(): Tensor {
+    const { linear, quantized, frozen, scale } = this;
+    if (quantized === null) return linear.weight.to('f64');
+    const codes = quantized.weight.to('f32').to('f64');
+    return add(codes, mul(productOf(frozen as LowRankPair), scale));
   }
 
   /** See {@link LinearAdapter.updateKey}: the tensors that update() is computed from, or null. */
   get updateKey(): unknown {
     const { enabled, teaches, pass, dropout } = this.#state;
-    if (!enabled) return teaches ? this.teacher : null;
+    if (!enabled) return teaches ? (this.quantized ?? this.teacher) : null;
     const drops = pass !== null && dropout > 0;
     return drops || this.variant.graphObstacle !== null
       ? undefined
@@ -124,12 +141,16 @@ export class LoraModule implements LinearAdapter, VariantModule {
   }
 
   update(): LinearUpdate | null {
+    const { quantized, scale } = this;
+    const own = quantized === null ? {} : { weight: quantized.weight };
     if (!this.#state.enabled) {
-      const { teacher, scale } = this;
-      return this.#state.teaches && teacher !== null ? { lowRank: [{ ...teacher, scale }] } : null;
+      const teacher = quantized === null ? this.teacher : this.frozen;
+      if (!this.#state.teaches || teacher === null) return null;
+      return { ...own, lowRank: [{ ...teacher, scale, frozen: null, isChange: false }] };
     }
     const { pass, dropout: p } = this.#state;
     return this.variant.update(this, {
+      ...own,
       lowRank: this.parts,
       ...(pass === null || p === 0
         ? {}
@@ -196,7 +217,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
     const { frozen, teacher, parameters } = this;
     const list = this.#pair === null ? [] : [this.#pair.a, this.#pair.b];
     for (const fixed of [frozen, teacher]) if (fixed !== null) list.push(fixed.a, fixed.b);
-    return [...list, ...parameters.values()];
+    return [...list, ...(this.quantized?.tensors ?? []), ...parameters.values()];
   }
 
   /** Frees what the module owns; the linear stays. */

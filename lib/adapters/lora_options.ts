@@ -288,6 +288,13 @@ const refusal = (config: Values): readonly [option: string, wanted: string] | nu
 
 type Values = ResolvedOf<LoraOptions>;
 
+/** The option that selects another variant than plain LoRA beside a start that quantises the base; null: there is none. */
+function quantizedVariant(config: Values): string | null {
+  if (startNamed(config.initLoraWeights)?.quantizes === undefined) return null;
+  const [variant] = selectedVariants(config);
+  return variant === undefined ? null : (variant.option ?? 'peftType');
+}
+
 /** Options of LoRA that PEFT's configurations of other types may lack. */
 const kOfLora = [
   'loraAlpha',
@@ -346,6 +353,12 @@ export const loraChecks: readonly Check<Values>[] = [
       const init = name('initLoraWeights');
       return `${name(option)} needs ${init} ${wanted}, got ${shown(config.initLoraWeights)}`;
     },
+  },
+  {
+    when: (config) => quantizedVariant(config) !== null,
+    message: (config, name) =>
+      `${name(quantizedVariant(config) as string)} cannot go with ${name('initLoraWeights')} ${shown(config.initLoraWeights)}, whose base ` +
+      'is quantised; take another start',
   },
   {
     when: ({ targetModules, layersToTransform, layersPattern }) =>

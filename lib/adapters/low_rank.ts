@@ -21,6 +21,9 @@ export const PAIR_KEYS = { a: 'lora_A.weight', b: 'lora_B.weight' } as const;
 /** Keys of the first pair in an adapter's state, after the module's path. */
 export const FIRST_KEYS = { a: 'initial_A', b: 'initial_B' } as const;
 
+/** Keys of the pair that a base of the adapter's own was quantised without, where it is not the first one. */
+export const LESS_KEYS = { a: 'quantized_A', b: 'quantized_B' } as const;
+
 /** The product B A of a pair, f64. */
 export function productOf({ a, b }: LowRankPair): Tensor {
   return matmul(b.to('f64'), a.to('f64'));

@@ -63,11 +63,13 @@ import {
   readPeftFolder,
 } from './peft_folder.ts';
 import { peftStartSettings } from './peft_start_configs.ts';
+import { QuantizedBase } from './quantized_base.ts';
+import { checkCodes } from './quantized_folder.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
 import {
   digestOf,
-  type InitialPair,
   initialPairs,
+  type MadePair,
   type PairTarget,
   startBatches,
   startModule,
@@ -172,7 +174,7 @@ export async function createAdapter(
         const initial = initialPairs(init, batch);
         if (typeof init === 'function') startDigest = await digestOf(initial, batch);
         for (const [i, target] of batch.entries()) {
-          const first = initial[i] as Required<InitialPair>;
+          const first = initial[i] as MadePair;
           modules.push(await freshModule(target, first, { config, shared }));
         }
       }
@@ -286,19 +288,39 @@ function settingsOf(method: MethodName | null, given: LoraConfigInput): LoraConf
 /** A module with its first pair; the module owns that pair where it is kept frozen, otherwise the pair is freed. */
 async function freshModule(
   { name, linear, scale, alpha }: PairTarget,
-  { fromWeight, ...first }: Required<InitialPair>,
+  { fromWeight, less, ...first }: MadePair,
   { config, shared }: { config: LoraConfig; shared: AdapterState },
 ): Promise<LoraModule> {
   const variant = variantOf(config);
   const pair = trainablePair(first, linear);
   const frozen = fromWeight ? first : null;
+  const quantized = ownBase({ name, linear, scale }, config.initLoraWeights, { first, less });
   if (frozen === null) for (const tensor of Object.values(first)) tensor.dispose();
   // A caller's function may return factors of any size; a listed start says whether its own are small by construction.
   const isSmall =
     (startNamed(config.initLoraWeights)?.isSmall ?? typeof config.initLoraWeights !== 'function') ||
     (await isSmallSum(pair, linear, scale));
   const isChange = variant.pairIsChange && frozen === null && isSmall;
-  return new LoraModule({ name, linear, pair, frozen, isChange, scale, alpha, variant }, shared);
+  const parts = { name, linear, pair, frozen, quantized, isChange, scale, alpha, variant };
+  return new LoraModule(parts, shared);
+}
+
+/**
+ * The base that a start makes for its adapter; null: it makes none.
+ * @param pairs less: the pair of its own that the start takes off W, null where it has none
+ */
+function ownBase(
+  module: Pick<PairTarget, 'name' | 'linear' | 'scale'>,
+  init: unknown,
+  { first, less }: { first: LowRankPair; less: LowRankPair | null },
+): QuantizedBase | null {
+  const taken = startNamed(init)?.quantizes?.(init as never);
+  if (taken === undefined) return null;
+  return new QuantizedBase({
+    ...module,
+    less: taken === 'first' ? first : less,
+    ownsLess: taken === 'own',
+  });
 }
 
 /**
@@ -350,7 +372,8 @@ async function adapterOf(
   const { config, modules: found, saved: values, path, checkpoint } = read;
   const { initLoraWeights: init } = config;
   // First pairs that a checkpoint holds are not computed again.
-  const plain = checkpoint !== undefined || keepsBase(init);
+  const hasFirst = read.firstPairs !== undefined;
+  const plain = hasFirst || keepsBase(init);
   const start = startNamed(init);
   if (!plain && (start === null || start.calibration !== undefined)) {
     const maker = start === null ? 'that only PEFT makes' : 'that was computed from data';
@@ -363,7 +386,7 @@ async function adapterOf(
   // Another start than a plain one is computed from whatever base there is, and a warning says so.
   const otherBase = await warningsOfBase(model, read, { folder, allowOtherBase, plain });
   const isPeft = checkpoint === undefined;
-  const initial = plain && isPeft ? await initialOf(folder, read, model.device) : null;
+  const initial = plain && isPeft && !hasFirst ? await initialOf(folder, read, model.device) : null;
   if (initial !== null) made.push({ dispose: () => disposeRead(initial) });
   freezeBase(model);
   const { own } = variant;
@@ -416,10 +439,14 @@ async function adapterOf(
       for (const tensor of [loaded.pair.a, loaded.pair.b, ...loaded.parameters.values()]) {
         tensor.dispose();
       }
-      const frozen = frozenPair(read, name, linear) ?? pairOf(starts[i]);
+      const frozen = frozenPair(read.firstPairs, name, linear) ?? pairOf(starts[i]);
+      const less = frozenPair(read.lessPairs, name, linear) ?? starts[i]?.less ?? null;
+      const quantized =
+        frozen === null ? null : ownBase({ name, linear, scale }, init, { first: frozen, less });
       const isChange =
         variant.pairIsChange && frozen === null && (await isSmallSum(pair, linear, scale));
-      const parts = { name, linear, pair, frozen, teacher, isChange, scale, alpha, variant };
+      const own = { frozen, teacher, quantized };
+      const parts = { name, linear, pair, ...own, isChange, scale, alpha, variant };
       const module = new LoraModule({ ...parts, parameters }, shared);
       modules.push(module);
       made.push(module);
@@ -447,7 +474,12 @@ async function adapterOf(
     );
   }
   if (initial !== null && initial !== read) disposeRead(initial);
-  const parts = { config, modules, saved, shared, method, warnings };
+  const { quantizedDigest = null } = read;
+  if (quantizedDigest !== null) {
+    const check = { folder, digest: quantizedDigest, allowOtherBase };
+    warnings.push(...(await checkCodes(modules, check)));
+  }
+  const parts = { config, modules, saved, shared, method, warnings, quantizedDigest };
   return new Adapter(adapterName, { ...parts, ...(residual !== null && { residual }) });
 }
 
@@ -461,10 +493,14 @@ async function warningsOfBase(
   return plain ? checkBase(model, metadata, check) : [];
 }
 
-/** The first pair of a module that a checkpoint holds, as a frozen copy; null: it holds none. */
-function frozenPair(read: AdapterFolder, name: string, linear: Linear): LowRankPair | null {
-  const first = read.checkpoint === undefined ? undefined : read.firstPairs.get(name);
-  return first === undefined ? null : frozenCopy(first, linear);
+/** A module's pair among those that a folder holds, as a frozen copy; null: it holds none. */
+function frozenPair(
+  pairs: ReadonlyMap<string, LowRankPair> | undefined,
+  name: string,
+  linear: Linear,
+): LowRankPair | null {
+  const found = pairs?.get(name);
+  return found === undefined ? null : frozenCopy(found, linear);
 }
 
 function pairOf(start: LowRankPair | undefined): LowRankPair | null {
@@ -526,8 +562,9 @@ function disposeRead(read: AdapterFolder): void {
   }
   for (const tensor of read.shared?.values() ?? []) tensor.dispose();
   for (const tensor of read.saved.values()) tensor.dispose();
-  if (read.checkpoint === undefined) return;
-  for (const { a, b } of read.firstPairs.values()) for (const tensor of [a, b]) tensor.dispose();
+  for (const pairs of [read.firstPairs, read.lessPairs]) {
+    for (const { a, b } of pairs?.values() ?? []) for (const tensor of [a, b]) tensor.dispose();
+  }
 }
 
 /** @param tensors those that all modules share, which the adapter owns from now on; default: none */

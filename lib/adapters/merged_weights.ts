@@ -52,9 +52,8 @@ interface MergedWeight {
 
 function merge(module: LoraModule, dtype: DType = module.linear.weight.dtype): MergedWeight {
   const { linear, variant } = module;
-  const base = linear.weight.to('f64');
-  const exact = variant.mergedWeight(module, base);
-  return { weight: exact.to(dtype), exact, base };
+  const exact = variant.mergedWeight(module, module.startWeight());
+  return { weight: exact.to(dtype), exact, base: linear.weight.to('f64') };
 }
 
 /**

@@ -30,6 +30,8 @@ export const ADAPTER_TENSORS = 'adapter_model.safetensors';
 /** Subfolders of the residual form: its base, and the pair as it was before training (PEFT's `pissa_init`). */
 export const RESIDUAL_BASE = 'residual';
 export const INITIAL_ADAPTER = 'initial';
+/** Subfolder of an adapter with a base of its own: the pairs that this was quantised without, where they are not the first ones. */
+export const LESS_ADAPTER = 'quantized';
 
 const kPrefix = 'base_model.model.';
 const kSharedPrefix = 'base_model.';
@@ -89,6 +91,12 @@ export interface PeftFolder {
   readonly shared?: ReadonlyMap<string, Tensor>;
   /** Parameters of modules that were saved whole, by path. */
   readonly saved: ReadonlyMap<string, Tensor>;
+  /** The pairs that modules started from, where the folder has them, by the module's path; left out: none. */
+  readonly firstPairs?: ReadonlyMap<string, LowRankPair>;
+  /** The pairs that bases of the adapter's own were quantised without, where these are not the first ones; left out: none. */
+  readonly lessPairs?: ReadonlyMap<string, LowRankPair>;
+  /** Digest of the bases of the adapter's own; left out: it has none, or it is not known. */
+  readonly quantizedDigest?: number;
   /** Path of the file with the tensors. */
   readonly path: string;
   /** Metadata of that file. */

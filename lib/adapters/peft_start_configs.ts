@@ -1,6 +1,7 @@
 /**
- * PEFT's objects with the settings of single starts: `corda_config`, `eva_config`, `lora_ga_config`. They change nothing in an adapter
- * that has been made; for one that is to be made they choose the start and how it is calibrated.
+ * PEFT's objects with the settings of single starts: `corda_config`, `eva_config`, `loftq_config`, `lora_ga_config`. For an adapter that is
+ * to be made they choose the start and how it is calibrated; in one that has been made they change nothing, but for LoftQ's, which says
+ * what its base is.
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { camel, snake } from '../options/option.ts';
@@ -63,6 +64,33 @@ export function startWithCordaMethod(config: Given): unknown {
     );
   }
   return start;
+}
+
+/**
+ * The start of a configuration, `loftq` with PEFT's `loftq_iter` as `loftq_iter_N`.
+ * @param config keys in snake case
+ * @throws ArgumentError for a number that is none of steps, or not that of the start; UnsupportedError for another width than 4 bits
+ */
+export function startWithLoftqConfig(config: Given, init: unknown): unknown {
+  const loftq = objectOf(config, 'loftq_config');
+  if (loftq === null || typeof init !== 'string' || !/^loftq(_|$)/.test(init)) return init;
+  const { loftq_bits: bits = loftq.loftqBits ?? 4, loftq_iter: steps = loftq.loftqIter } = loftq;
+  if (bits !== 4) {
+    throw new UnsupportedError(
+      `loftq_config: loftq_bits = ${shown(bits)} is not supported, only 4 is`,
+    );
+  }
+  if (steps === undefined) return init;
+  if (!Number.isInteger(steps) || (steps as number) < 1) {
+    throw new ArgumentError(
+      `loftq_config: loftq_iter must be a whole number, at least 1, got ${shown(steps)}`,
+    );
+  }
+  const start = steps === 1 ? 'loftq' : `loftq_iter_${steps}`;
+  if (init === 'loftq' || init === start) return start;
+  throw new ArgumentError(
+    `loftq_config: loftq_iter ${steps} does not fit init_lora_weights ${init}; leave one of them out`,
+  );
 }
 
 /**

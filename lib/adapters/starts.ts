@@ -12,6 +12,7 @@ import { computeOwned, scope, Tensor } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
 import type { CalibrationSettings, StartModule, Statistics } from './methods/method.ts';
 import { START_NAMES, startNamed } from './methods/registry.ts';
+import { checkQuantizable } from './quantized_base.ts';
 
 /** First values of a module's pair. */
 export interface InitialPair extends LowRankPair {
@@ -20,6 +21,12 @@ export interface InitialPair extends LowRankPair {
    * unchanged. It is kept frozen, and the plain export has twice the rank.
    */
   readonly fromWeight?: boolean;
+}
+
+/** First values of a module's pair, and what its adapter's own base is made of. */
+export interface MadePair extends Required<InitialPair> {
+  /** The pair that is taken off W before it is quantised, if the start has one of its own for that; null: it has none. */
+  readonly less: LowRankPair | null;
 }
 
 /**
@@ -68,7 +75,7 @@ export function* startBatches<T>(init: unknown, all: readonly T[]): Generator<re
 export function initialPairs(
   init: boolean | string | StartFunction,
   targets: readonly PairTarget[],
-): Required<InitialPair>[] {
+): MadePair[] {
   const device = targets[0]?.linear.weight.device;
   const body =
     typeof init === 'function' ? pairsOfFunction(init, targets) : pairsOfStart(init, targets);
@@ -115,12 +122,18 @@ function pairsOfStart(init: boolean | string, targets: readonly PairTarget[]) {
     );
   }
   const { fromWeight } = start;
+  const quantizes = start.quantizes !== undefined;
+  if (quantizes) for (const target of targets) checkQuantizable(init, target);
   return () =>
-    decodedTogether(targets).flatMap((some) =>
+    decodedTogether(targets, quantizes).flatMap((some) =>
       scope(() =>
-        start.pairs(some.map(decodedModule), init).map(({ a, b }, i) => {
+        start.pairs(some.map(decodedModule), init).map(({ a, b, less = null }, i) => {
           const { linear } = some[i] as PairTarget;
-          return { a: ownCopy(a, linear), b: ownCopy(b, linear), fromWeight };
+          const copies = ({ a, b }: LowRankPair): LowRankPair => ({
+            a: ownCopy(a, linear),
+            b: ownCopy(b, linear),
+          });
+          return { ...copies({ a, b }), fromWeight, less: less === null ? null : copies(less) };
         }),
       ),
     );
@@ -129,13 +142,13 @@ function pairsOfStart(init: boolean | string, targets: readonly PairTarget[]) {
 /** Elements of weights in blocks whose values are in memory at a time. */
 const kDecodedElements = 1 << 23;
 
-/** The targets in groups, one of all where no weight is in blocks. */
-function decodedTogether(targets: readonly PairTarget[]): PairTarget[][] {
+/** The targets in groups, one of all where no weight is in blocks or is to be. */
+function decodedTogether(targets: readonly PairTarget[], quantizes: boolean): PairTarget[][] {
   const groups: PairTarget[][] = [[]];
   let elements = 0;
   for (const target of targets) {
     const { weight } = target.linear;
-    if (weight.encoding !== null) elements += weight.size;
+    if (quantizes || weight.encoding !== null) elements += weight.size;
     if (elements > kDecodedElements && (groups.at(-1) as PairTarget[]).length > 0) {
       groups.push([]);
       elements = weight.size;
@@ -174,7 +187,7 @@ function pairsOfFunction(init: StartFunction, targets: readonly PairTarget[]) {
 }
 
 /** A pair returned by a start function, checked and copied. */
-function ownPair(target: PairTarget, found: unknown): Required<InitialPair> {
+function ownPair(target: PairTarget, found: unknown): MadePair {
   const { name, r, linear } = target;
   const { inFeatures, outFeatures } = linear;
   const given = (typeof found === 'object' ? found : null) as Partial<InitialPair> | null;
@@ -194,7 +207,7 @@ function ownPair(target: PairTarget, found: unknown): Required<InitialPair> {
     return ownCopy(tensor, linear);
   };
   const a = copy('a', [r, inFeatures], '(r,in)');
-  return { a, b: copy('b', [outFeatures, r], '(out,r)'), fromWeight };
+  return { a, b: copy('b', [outFeatures, r], '(out,r)'), fromWeight, less: null };
 }
 
 function refuse(name: string, what: string): never {

@@ -3,7 +3,7 @@ import type { LoadOptions } from '../adapters/adapter_model.ts';
 import { openRows } from '../data/open_rows.ts';
 import type { RowSource } from '../data/rows.ts';
 import { resolveModel } from '../io/hub.ts';
-import type { FromPretrainedOptions } from '../models/index.ts';
+import type { FromPretrainedOptions, Model } from '../models/index.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import type { Progress } from './progress.ts';
 import { kTrainDefaults, type TrainSettings } from './train_options.ts';
@@ -110,6 +110,15 @@ export function loadOptions(
     onDownload: progress.download,
     onProgress: (loaded, total) => progress.status(`loading: ${loaded} of ${total} tensors`),
   };
+}
+
+/** Says how far a model is from that of its files, where it was quantised as it was read. */
+export function tellQuantization({ quantizationError }: Model, progress: Progress): void {
+  if (quantizationError === null) return;
+  const share = (100 * quantizationError).toFixed(2);
+  progress.message(
+    `the weights in NF4 are ${share}% from those of the files (relative Frobenius norm)`,
+  );
 }
 
 /**

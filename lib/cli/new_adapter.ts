@@ -4,6 +4,7 @@ import type { Calibration } from '../adapters/calibration.ts';
 import { loraConfig } from '../adapters/config.ts';
 import type { AdapterConfigInput } from '../adapters/make_adapter.ts';
 import { startNamed } from '../adapters/methods/registry.ts';
+import { quantizationErrors } from '../adapters/quantized_base.ts';
 import type { BatchSource } from '../data/batch_source.ts';
 import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
@@ -28,13 +29,27 @@ export async function newAdapter<M extends Model>(
   const seed = settings.seed ?? kTrainDefaults.seed;
   const calibration = await calibrationFor(model, config, origin);
   try {
-    return await AdapterModel.create(model, config, {
+    const tuned = await AdapterModel.create(model, config, {
       ...{ seed, onProgress: progress.adapterProgress },
       ...(calibration !== null && { calibration }),
     });
+    await tellErrors(tuned, progress);
+    return tuned;
   } finally {
     calibration?.dispose();
   }
+}
+
+/** Says how far the model before tuning is from the unquantised one, where the start quantises it. */
+async function tellErrors({ modules }: AdapterModel<Model>, progress: Progress): Promise<void> {
+  const errors = await quantizationErrors(modules);
+  if (errors === null) return;
+  const [start, plain] = [errors.start, errors.plain].map(
+    (error) => `${(100 * error).toFixed(2)}%`,
+  );
+  progress.message(
+    `the adapted weights, quantised with their first pairs, are ${start} from the original ones (relative Frobenius norm); plain NF4 is ${plain} from them`,
+  );
 }
 
 /** The calibration of a configuration's start; null: it reads no data. @throws ArgumentError for options that it has no use for */

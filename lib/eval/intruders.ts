@@ -106,7 +106,11 @@ export async function adapterIntruders(
     const cosines = scope(() =>
       noGrad(() => {
         const base = module.linear.weight.to('f64');
-        return largestCosines(base, module.variant.mergedWeight(module, base), topK);
+        return largestCosines(
+          base,
+          module.variant.mergedWeight(module, module.startWeight()),
+          topK,
+        );
       }),
     );
     const found = await readIntruders(cosines, threshold);

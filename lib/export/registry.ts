@@ -1,4 +1,5 @@
 /** The list of export targets, in the order in which help and errors name them. A new target is one line here. */
+import { quantizationErrors } from '../adapters/quantized_base.ts';
 import { UnsupportedError } from '../errors.ts';
 import { gguf } from './gguf.ts';
 import { ggufLora } from './gguf_lora.ts';
@@ -72,5 +73,17 @@ export async function exportModel(
 ): Promise<readonly string[]> {
   const type = outtypeOf(target, outtype);
   await checkTargetOutput(target, output);
-  return target.write({ ...input, outtype: type, maxShardSize, klText }, output);
+  const lines = await target.write({ ...input, outtype: type, maxShardSize, klText }, output);
+  return target.ofAdapter ? [...lines, ...(await leftOut(input))] : lines;
+}
+
+/** A line about the part of an adapter on codes of its base that pairs on the base itself leave out. */
+async function leftOut({ tuned }: Pick<ExportInput, 'tuned'>): Promise<readonly string[]> {
+  const errors = tuned.kind === 'adapter' ? await quantizationErrors(tuned.modules) : null;
+  if (errors === null) return [];
+  const share = (100 * errors.start).toPrecision(2);
+  return [
+    `on the original base the pairs lack what the codes have lost, ${share} % of the adapted weights (relative Frobenius norm); balora makes ` +
+      'the codes again where it reads a PEFT folder',
+  ];
 }

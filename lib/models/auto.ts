@@ -14,7 +14,7 @@ import {
   wholeNumber,
 } from '../options/call.ts';
 import { availableMemory, synchronize, trimMemory, withMemoryTag } from '../runtime.ts';
-import { type DType, noGrad, scope, unscoped } from '../tensor.ts';
+import { type DType, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { quantizedWeights, withoutQuantization } from './bitsandbytes.ts';
 import type { CausalLM } from './causal_lm.ts';
 import {
@@ -35,6 +35,7 @@ import {
   type BlockFormat,
   kFloatForms,
   type LoadProgress,
+  type OnQuantized,
   WeightLoader,
   type WeightReadOptions,
   type WeightSource,
@@ -138,7 +139,9 @@ export const AutoModelForCausalLM = {
       const blockFormat = blockFormatOf(opened, { ...options, dtype, trainable });
       const share = !trainable;
       offload = await offloadOf(opened, { ...options, dtype, checkFinite, share, blockFormat });
-      const read = { dtype, checkFinite, share, blockFormat, offload, onProgress };
+      const errors = new QuantizationSums();
+      const { onQuantized } = errors;
+      const read = { dtype, checkFinite, share, blockFormat, offload, onProgress, onQuantized };
       const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
       model.offload = offload;
       await finishLoading(model, opened.source, { trainable });
@@ -147,6 +150,7 @@ export const AutoModelForCausalLM = {
       model.isQuantizedHere = [...model.namedParameters()].some(
         ([name, { encoding }]) => encoding !== null && !isInBlocks(opened.source, name),
       );
+      model.quantizationError = await errors.total();
       return model;
     } catch (error) {
       offload?.close();
@@ -289,6 +293,32 @@ export function refuseBlocks({
   );
 }
 
+/** The sums of squares of what quantising has lost, and of what it was given. */
+class QuantizationSums {
+  readonly #lost: Tensor[] = [];
+  readonly #whole: Tensor[] = [];
+
+  readonly onQuantized: OnQuantized = (lost, whole) => {
+    this.#lost.push(lost);
+    this.#whole.push(whole);
+  };
+
+  /** The relative error over all tensors; null: there was none, or all were 0. Frees the sums. */
+  async total(): Promise<number | null> {
+    const [lost, whole] = await Promise.all([this.#lost, this.#whole].map(sumOf));
+    return whole ? Math.sqrt((lost as number) / whole) : null;
+  }
+}
+
+async function sumOf(tensors: readonly Tensor[]): Promise<number> {
+  let total = 0;
+  for (const one of tensors) {
+    total += await one.item();
+    one.dispose();
+  }
+  return total;
+}
+
 /** Whether the files hold a tensor in blocks. */
 function isInBlocks(source: WeightSource, name: string): boolean {
   return (source.blocks?.(name) ?? null) !== null;
@@ -382,6 +412,7 @@ async function build(
       blockFormat?: BlockFormat | null;
       offload?: OffloadedBase | null;
       onProgress?: LoadProgress | undefined;
+      onQuantized?: OnQuantized;
     },
   origin: ModelOrigin,
 ): Promise<CausalLM> {

@@ -129,6 +129,8 @@ export abstract class Model extends Module {
   isQuantizedHere = false;
   /** The frozen matrices that are read from the disk as they are used (`baseOffload`); null: all weights are in memory. */
   offload: OffloadedBase | null = null;
+  /** |W' - W|_F / |W|_F over the weights that were quantised as they were read; null: none was. */
+  quantizationError: number | null = null;
   /** The files whose tensors the weights are; null where there are none, or the weights have been changed in memory. */
   stored: readonly StoredFile[] | null = null;
   abstract readonly modelType: string;

@@ -4,11 +4,11 @@
  */
 import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
-import { kBlockSize, nf4Weight } from '../io/blocks.ts';
+import { fourBitWeight, kBlockSize, quantizeNf4 } from '../io/blocks.ts';
 import type { TensorFile } from '../io/index.ts';
 import type { OffloadedBase } from '../io/offload.ts';
 import { Conv1D, LayerNorm, Linear, RMSNorm } from '../nn/index.ts';
-import { contiguous, type RmsNormOptions, transpose } from '../ops/index.ts';
+import { contiguous, type RmsNormOptions, square, sub, sum, transpose } from '../ops/index.ts';
 import { DTYPE_BYTES, type DType, keep, noGrad, scope, type Tensor } from '../tensor.ts';
 import { requireFreeMemory } from './free_memory.ts';
 
@@ -54,7 +54,12 @@ interface LoaderOptions extends WeightReadOptions {
   readonly blockFormat?: BlockFormat | null;
   /** The keeper of matrices and tables that are read from the disk. Default null: they stay in memory. */
   readonly offload?: OffloadedBase | null;
+  /** Called for each tensor that is quantised as it is read. Default: not called. */
+  readonly onQuantized?: OnQuantized;
 }
+
+/** Is given the sums of squares of what quantising a tensor has lost, and of the tensor: () f32 each, of the receiver. */
+export type OnQuantized = (lost: Tensor, whole: Tensor) => void;
 
 /**
  * The part that a tensor has in a model. Matrices of layers are quantised where that is asked for; the embedding and the head are in
@@ -207,7 +212,24 @@ export class WeightLoader {
     if (form === 'values') return keep(scope(() => noGrad(() => read(options))));
     // Quantised from what the file holds, not from that rounded to the model's dtype.
     const wide: WeightReadOptions = { ...options, dtype: 'f32' };
-    return keep(scope(() => noGrad(() => nf4Weight(read(wide), full, { dtype: options.dtype }))));
+    return keep(
+      scope(() =>
+        noGrad(() => {
+          const values = read(wide);
+          const codes = quantizeNf4(values);
+          const inDType = (dtype: DType): Tensor =>
+            fourBitWeight(
+              { type: 'NF4', blockSize: kBlockSize, ...codes },
+              { name: full, shape: values.shape, dtype, checkFinite: false },
+            );
+          const lost = sub(inDType('f32').to('f32'), values);
+          options.onQuantized?.(
+            ...([lost, values].map((x) => keep(sum(square(x)))) as [Tensor, Tensor]),
+          );
+          return inDType(options.dtype);
+        }),
+      ),
+    );
   }
 
   /** @param shape (out,in) */

@@ -13,6 +13,8 @@ import type { Tensor } from '../tensor.ts';
  * where the change of the weight and the low-rank parts read x after dropout. Products are accumulated in f32 and rounded once.
  */
 export interface LinearUpdate {
+  /** The weight W in the place of the linear's own. Default: the linear's. */
+  readonly weight?: Tensor; // (out,in)
   /** The pairs that are added to W, a (R,in) and b (out,R), each with its scale and its frozen start. */
   readonly lowRank: readonly LowRank[];
   /** Added to the output, f32 (f64 beside f64). */

@@ -73,8 +73,10 @@ function isInWeight({ dtype, encoding }: Tensor, { dropout: drop }: LinearUpdate
 }
 
 /** Operands of a linear in one forward, its adapter's update included. */
-function operandsOf({ weight, bias }: Linear, update: LinearUpdate | null): LinearOperands {
-  if (update === null) return { weight, bias };
+function operandsOf(linear: Linear, update: LinearUpdate | null): LinearOperands {
+  const { bias, weight: own } = linear;
+  if (update === null) return { weight: own, bias };
+  const { weight = own } = update;
   const { lowRank, outputScale = null, bias: added } = update;
   const change = update.weightChange?.to(weight.dtype);
   const isSummed = change !== undefined && isInWeight(weight, update);

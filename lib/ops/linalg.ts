@@ -159,6 +159,17 @@ export function gramAdd(g: Tensor, a: Tensor): void {
 }
 
 /**
+ * g += X^T X in place, where X is a with each row multiplied by its scale. Products of f32 (bf16 as it is) are summed in f32 over at most
+ * 256 rows, these sums in f64; a device may do all of it in f64, as it is done for f64.
+ * @param g (C,C) f64
+ * @param a (N,C), any float dtype
+ * @param scale (N) f32; bf16 is fastest where neighbouring rows have the same
+ */
+export function scaledGramAdd(g: Tensor, a: Tensor, scale: Tensor): void {
+  native.scaledGramAdd(g.handle, a.handle, scale.handle);
+}
+
+/**
  * The singular values (C) f64, descending, of H W^T from the two factors' Gram matrices: of all logits of an evaluation
  * without one of them being kept.
  * @param m H^T H (C, C) f64

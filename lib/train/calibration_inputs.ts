@@ -18,11 +18,11 @@ import {
   copy_,
   div,
   equal,
-  gramAdd,
   indexSelect,
   max,
   mul,
   reshape,
+  scaledGramAdd,
   slice,
   where,
   zeros,
@@ -155,7 +155,7 @@ async function byCovariances(
         );
         const observers = part.map(({ first, side }, i): [Linear, (x: Tensor) => void] => {
           const own = rows.get(side) as RealRows;
-          const add = (x: Tensor): void => gramAdd(sums[i] as Tensor, scaledRows(x, own));
+          const add = (x: Tensor): void => addRows(sums[i] as Tensor, x, own);
           return [first.linear, (x) => scope(() => add(x))];
         });
         observed(new Map(observers), () => forward(pass.model, micro));
@@ -199,11 +199,11 @@ async function refuseZero(part: readonly Group[], sums: readonly Tensor[]): Prom
   }
 }
 
-/** The real rows in f32, each divided by the absolute value of the largest element of its sequence. */
-function scaledRows(x: Tensor, { rows, lengths }: RealRows): Tensor {
+/** Adds the second moments of the real rows, each divided by the absolute value of the largest element of its sequence. */
+function addRows(sum: Tensor, x: Tensor, { rows, lengths }: RealRows): void {
   const all = reshape(x, [-1, x.shape.at(-1) as number]);
-  const real = (rows === null ? all : indexSelect(all, tensor(rows))).to('f32');
-  const highest = max(real, { axis: 1 });
+  const real = rows === null ? all : indexSelect(all, tensor(rows));
+  const highest = max(real, { axis: 1 }).to('f32');
   let start = 0;
   const scales = lengths.map((length) => {
     const largest = max(slice(highest, 0, { start, stop: start + length }));
@@ -214,7 +214,7 @@ function scaledRows(x: Tensor, { rows, lengths }: RealRows): Tensor {
   // A sequence whose largest element is 0 stays as it is.
   const divisors = concat(scales);
   const scale = div(1, where(equal(divisors, 0), 1, abs(divisors))); // (B)
-  return mul(real, reshape(indexSelect(scale, sequence), [-1, 1]));
+  scaledGramAdd(sum, real, indexSelect(scale, sequence));
 }
 
 async function byCollector(

@@ -557,7 +557,13 @@ function makeKeeper(
 }
 
 /** The part of a run's identity that the outputs of its teacher depend on. */
-function teacherIdentity({ baseModel, residualTeacher = null }: Identity): string {
+function teacherIdentity(identity: Identity): string {
+  const { baseModel, residualTeacher = null, quantizedTeacher = null } = identity;
+  if (quantizedTeacher !== null) {
+    // A base that the start makes for its adapter depends on all that the start depends on.
+    const { adapter, adapterSeed } = identity;
+    return `${baseModel}, quantised ${JSON.stringify([quantizedTeacher, adapter, adapterSeed])}`;
+  }
   return residualTeacher === null ? `${baseModel}` : `${baseModel}, residual ${residualTeacher}`;
 }
 

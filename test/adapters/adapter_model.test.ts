@@ -130,12 +130,12 @@ describe('an adapter folder', () => {
     expectNear(hidden(loaded), base, 1e-4);
     writeFileSync(
       join(folder, 'adapter_config.json'),
-      JSON.stringify({ ...config, init_lora_weights: 'loftq' }),
+      JSON.stringify({ ...config, init_lora_weights: 'mica' }),
     );
     const foreign = AdapterModel.fromPretrained(new TinyModel(), folder);
     await expect(foreign).rejects.toThrow(UnsupportedError);
     await expect(foreign).rejects.toThrow(
-      `${folder}: the adapter was saved as init_lora_weights "loftq", so it belongs on a residual that only PEFT makes`,
+      `${folder}: the adapter was saved as init_lora_weights "mica", so it belongs on a residual that only PEFT makes`,
     );
   });
 

@@ -58,6 +58,8 @@ const filesOf = (path: string) =>
 const kStarts: [string, LoraConfigInput][] = [
   ['lora', {}],
   ['pissa', { initLoraWeights: 'pissa', rankPattern: { q_proj: 2 }, alphaPattern: { q_proj: 3 } }],
+  ['qpissa', { initLoraWeights: 'qpissa', rankPattern: { q_proj: 2 }, useRslora: true }],
+  ['loftq', { initLoraWeights: 'loftq_iter_3' }],
   ['dora on pissa', { useDora: true, initLoraWeights: 'pissa' }],
   ['lora with biases', { loraBias: true }],
   ['modules trained whole', { modulesToSave: ['norm'], layersToTransform: [1] }],

@@ -1,6 +1,7 @@
 // qr, eigh, svd and randomizedSvd against the golden decompositions (tolerances: ../fixtures/linalg), gradients in f64.
 import { describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../lib/errors.ts';
+import { zeros } from '../../lib/ops/create.ts';
 import {
   eigh,
   gram,
@@ -10,6 +11,7 @@ import {
   randomizedSvd,
   randomizedSvds,
   type SvdFactors,
+  scaledGramAdd,
   singularValues,
   svd,
   trailingSvds,
@@ -499,6 +501,23 @@ describe('gram', () => {
     ).toBeLessThan(1e-14);
     expect(() => gramAdd(g, randomTensor([3, 5]))).toThrow(/\(C,C\)/);
     expect(() => gram(randomTensor([3, 5], { requiresGrad: true }))).toThrow(/gradient/);
+  });
+
+  it('adds the second moments of scaled rows', () => {
+    const scales = [0.5, 0.5, 3, 0.5, 1, 1, 1, 2, 2];
+    for (const dtype of ['f32', 'bf16', 'f64'] as const) {
+      const a = randomTensor([9, 4], { dtype, seed: 1 });
+      const g = zeros([4, 4], { dtype: 'f64' });
+      const scale = tensor(Float32Array.from(scales));
+      scaledGramAdd(g, a, scale);
+      scaledGramAdd(g, a, scale);
+      const A = Array.from(valuesOf(a), (v, at) => v * (scales[Math.floor(at / 4)] as number));
+      const expected = multiply(transpose(A, 9, 4), A, 4, 9, 4).map((v) => 2 * v);
+      expect(relativeError(valuesOf(g), expected), dtype).toBeLessThan(1e-6);
+      expect(() => scaledGramAdd(g, a, tensor(Float32Array.from([1])))).toThrow(
+        /scale must be \(N\)/,
+      );
+    }
   });
 
   it('gives the singular values of H W^T through gramSpectrum', () => {

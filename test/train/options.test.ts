@@ -67,7 +67,7 @@ const kAdapter: [string, unknown][] = [
   ['r', 0],
   ['loraDropout', 1],
   ['loraAlpha', 'big'],
-  ['initLoraWeights', 'loftq'],
+  ['initLoraWeights', 'mica'],
   ['rankPattern', { a: 0 }],
 ];
 

@@ -93,6 +93,8 @@ describe('a run that is stopped and resumed is bit-identical', () => {
     ['saved modules', { modulesToSave: ['norm'] }, { weightDecay: 0.1 }],
     ['adafactor', {}, { optim: 'adafactor' as OptimizerName }],
     ['lora_fa', { method: 'lora_fa' }, { weightDecay: 0.1, gradientAccumulationSteps: 2 }],
+    ['qpissa', { method: 'qpissa' }, { weightDecay: 0.1 }],
+    ['loftq, three times', { initLoraWeights: 'loftq_iter_3' }, { gradientAccumulationSteps: 2 }],
     ['riemannian', { loraDropout: 0.1 }, { optim: 'riemannian' as OptimizerName }],
   ] satisfies [string, AdapterConfigInput, Partial<TrainerOptions>][])(
     '%s',

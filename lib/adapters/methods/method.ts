@@ -165,6 +165,12 @@ export interface Start<Value extends boolean | string = boolean | string> {
    * is not small is multiplied in full precision (`isChange` of a low-rank part).
    */
   readonly isSmall?: boolean;
+  /**
+   * The pair that is taken off W before W is quantised to NF4, where the start makes such a base for its adapter (default: it makes none):
+   * the first pair itself, nothing, or a pair of its own, which `pairs` then return beside the first one. W is not changed; the adapter
+   * is used on the values of the codes, and the model before tuning is these with the first pair.
+   */
+  quantizes?(value: Value): LessPair;
   /** The part of the user's data that it reads (default: none). `StartModule.statistics` holds what it kept. */
   readonly calibration?: StartCalibration;
   /**
@@ -176,7 +182,15 @@ export interface Start<Value extends boolean | string = boolean | string> {
    * Makes the initial pairs of many modules, in their order: f32, a (r,in) and b (out,r). Runs without recording, in a scope, on the
    * modules' device. The values of a pair must depend on its own module alone, so that adapting one more changes no other.
    */
-  pairs(modules: readonly StartModule[], value: Value): readonly LowRankPair[];
+  pairs(modules: readonly StartModule[], value: Value): readonly StartPair[];
+}
+
+/** The pair that is taken off a weight before it is quantised, see {@link Start.quantizes}. */
+export type LessPair = 'first' | 'nothing' | 'own';
+
+/** The first pair of a module, and for the start of an adapter with a base of its own the pair that is taken off W for that. */
+export interface StartPair extends LowRankPair {
+  readonly less?: LowRankPair;
 }
 
 /** An adapted linear, as a variant sees it. */

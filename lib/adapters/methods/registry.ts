@@ -11,6 +11,7 @@ import { full } from './full.ts';
 import { gaussian } from './gaussian.ts';
 import { hira } from './hira.ts';
 import { hra } from './hra.ts';
+import { loftq } from './loftq.ts';
 import { lora } from './lora.ts';
 import { loraDash } from './lora_dash.ts';
 import { loraFa } from './lora_fa.ts';
@@ -32,6 +33,7 @@ import { neat, peanut } from './neat.ts';
 import { olora } from './olora.ts';
 import { orthogonal } from './orthogonal.ts';
 import { pissa } from './pissa.ts';
+import { qpissa } from './qpissa.ts';
 import { randlora } from './randlora.ts';
 import { rslora } from './rslora.ts';
 import { vera } from './vera.ts';
@@ -58,6 +60,8 @@ const kMethods: readonly [
   typeof corda,
   typeof loraGa,
   typeof loraGaPeft,
+  typeof qpissa,
+  typeof loftq,
   typeof vera,
   typeof loraXs,
   typeof miss,
@@ -84,6 +88,8 @@ const kMethods: readonly [
   corda,
   loraGa,
   loraGaPeft,
+  qpissa,
+  loftq,
   vera,
   loraXs,
   miss,

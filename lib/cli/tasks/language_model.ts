@@ -26,6 +26,7 @@ import {
   openData,
   openModel,
   showWarnings,
+  tellQuantization,
 } from '../load.ts';
 import { newAdapter } from '../new_adapter.ts';
 import { listOf, pick } from '../option_table.ts';
@@ -115,6 +116,7 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
         signal: context.signal,
       });
       const model = await load({ ...modelOptions, trainable: setup.adapter === null });
+      tellQuantization(model, context.progress);
       // Reading the data may take as long as loading the model, so an interrupt is checked for in between.
       context.signal.throwIfAborted();
       const opened: (() => Promise<void>)[] = [];

@@ -57,11 +57,13 @@ typedef struct balora_trailing_svds {
   int32_t count;  // of tasks
 } balora_trailing_svds;
 
-// g = a^T a, summed in f64
+// g = a^T a, summed in f64. Of rows times `scale`, products may be in f32 and summed in f32 over at
+// most 256 rows.
 typedef struct balora_gram {
-  const balora_view* a;  // (N,C)
-  const balora_view* g;  // (C,C) f64
-  int32_t accumulate;    // non-zero: g += a^T a
+  const balora_view* a;      // (N,C)
+  const balora_view* scale;  // (N) f32; null: none
+  const balora_view* g;      // (C,C) f64
+  int32_t accumulate;        // non-zero: g += a^T a
 } balora_gram;
 
 // The gradient of qr.

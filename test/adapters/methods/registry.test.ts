@@ -85,18 +85,25 @@ const create = (model: TinyModel, config: LoraConfigInput) =>
   });
 
 describe.each(configs)('%s', (_, config) => {
+  const { quantizes } = startNamed(config.initLoraWeights ?? true) as Start;
+
   it('initially and while disabled leaves the base unchanged, and disposed of restores it', async () => {
     const model = new TinyModel();
     const base = hidden(model);
     const tuned = await create(model, config);
+    // Starts that quantise the base have another teacher, from which they begin.
+    const teacher = quantizes === undefined ? base : hidden(model);
     // Only the initialisation for tests (false) changes the model.
-    if (config.initLoraWeights === false) expect(hidden(model)).not.toEqual(base);
+    if (quantizes !== undefined) expect(teacher).not.toEqual(base);
+    else if (config.initLoraWeights === false) expect(hidden(model)).not.toEqual(base);
     else expectNear(hidden(model), base, 1e-6);
     disturb(tuned);
     const moved = hidden(model);
     expect(moved.some((value, i) => Math.abs(value - (base[i] as number)) > 0.01)).toBe(true);
-    expect(tuned.withTeacher(() => hidden(model))).toEqual(base);
+    expect(tuned.withTeacher(() => hidden(model))).toEqual(teacher);
     expect(hidden(model)).toEqual(moved);
+    tuned.enabled = false;
+    expect(hidden(model)).toEqual(base);
     tuned.dispose();
     expect(hidden(model)).toEqual(base);
   });
@@ -110,7 +117,7 @@ describe.each(configs)('%s', (_, config) => {
     const loaded = new TinyModel();
     const again = await AdapterModel.fromPretrained(loaded, folder);
     expect(again.warnings).toEqual([]);
-    expect(again.modules.every(({ frozen }) => frozen === null)).toBe(true);
+    expect(again.modules.every(({ frozen }) => (frozen === null) === !quantizes)).toBe(true);
     expectNear(hidden(loaded), expected, 1e-5);
     const { fromWeight, ranks } = startNamed(config.initLoraWeights ?? true) as Start;
     const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));

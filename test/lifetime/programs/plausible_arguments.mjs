@@ -380,6 +380,11 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const columns = positive();
       return [constant('f64', [columns, columns], 0), normal(float(), [positive(), columns])];
     },
+    scaledGramAdd: () => {
+      const [columns, rows] = [positive(), positive()];
+      const g = constant('f64', [columns, columns], 0);
+      return [g, normal(float(), [rows, columns]), constant('f32', [rows], 0.5)];
+    },
     gramSpectrum: () => {
       const columns = positive();
       const gram = () => kept(native.gram(normal('f32', [positive(), columns])));

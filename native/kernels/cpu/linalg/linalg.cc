@@ -2,6 +2,7 @@
 // low_rank_svds.h), round once.
 #include "kernels/cpu/linalg/dense.h"
 #include "kernels/cpu/linalg/low_rank_svds.h"
+#include "kernels/cpu/linalg/scaled_gram.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 
@@ -49,6 +50,12 @@ int32_t randomized_svds_kernel(Context* ctx, const balora_randomized_svds& o) {
 }
 
 int32_t gram_kernel(Context* ctx, const balora_gram& o) {
+  if (o.scale) {
+    auto* g = data_of<double>(o.g);
+    if (!o.accumulate) std::fill_n(g, o.a->shape[1] * o.a->shape[1], 0.0);
+    add_scaled_gram(ctx, *o.a, data_of<float>(o.scale), g);
+    return 0;
+  }
   const MatrixRef ref = matrix_ref(*o.a);
   symmetric_product_f64(ctx, o.a->shape[1], o.a->shape[0], ref.transposed(), ref,
                         data_of<double>(o.g), o.accumulate != 0);

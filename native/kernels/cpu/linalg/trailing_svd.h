@@ -6,8 +6,9 @@
 //   1. R^-1 from the Gram matrix of A's columns, by blocks. A Gram matrix squares the condition
 //      number: where that matters, the columns of A R^-1 are made orthonormal once more
 //      (CholeskyQR, Fukaya et al. 2014), and their factor is multiplied in.
-//   2. Chebyshev polynomials of K, whose wanted part is large and the rest small, and the
-//      Rayleigh-Ritz step, until every wanted vector is an eigenvector to within kTolerance.
+//   2. Chebyshev polynomials of K, whose wanted part is large and the rest small: in f32 first, as
+//      far as that goes, then in f64 with the Rayleigh-Ritz step, until every wanted vector is an
+//      eigenvector to within kTolerance.
 //   3. The decomposition of A V, which has only as many columns as are wanted.
 #pragma once
 #include <cstdint>

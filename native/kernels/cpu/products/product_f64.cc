@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/simd.h"
 
 namespace balora {
 namespace {
@@ -18,7 +20,8 @@ constexpr int64_t kTileCols = 8;
 constexpr int64_t kDepth = 256;       // k-extent of a block: a packed strip of A stays in L1
 constexpr int64_t kBlockCols = 1024;  // columns packed at once: 2 MiB of B
 constexpr int64_t kBlockRows = 16 * kTileRows;
-constexpr int64_t kFewPanels = 4;  // of B: up to here strips of A are not packed
+constexpr int64_t kFewPanels = 4;   // of B: up to here strips of A are not packed
+constexpr int64_t kMostPanels = 4;  // that a wide tile takes
 
 typedef double Lanes __attribute__((vector_size(64)));
 
@@ -49,6 +52,52 @@ BALORA_SIMD void multiply_tile(const Strip& a, const double* b, int64_t depth, d
     for (int64_t j = 0; j < cols; ++j) c[i * ldc + j] += sums[i][j];
   }
 }
+
+typedef double UnalignedLanes __attribute__((vector_size(64), aligned(8), may_alias));
+
+// The same for 6 x 8 panels elements of C, whose columns of B are in panels that follow each other:
+// each element is the sum of the same products in the same order.
+template <int kPanels>
+BALORA_INLINE void wide_tile(const Strip& a, const double* b, int64_t depth, double* c,
+                             int64_t ldc) {
+  Lanes sums[kTileRows][kPanels] = {};
+  for (int64_t p = 0; p < depth; ++p) {
+    const double* row = a.data + p * a.depth_stride;
+    Lanes columns[kPanels];
+#pragma GCC unroll 4
+    for (int j = 0; j < kPanels; ++j) {
+      columns[j] = *reinterpret_cast<const Lanes*>(b + (j * depth + p) * kTileCols);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kTileRows; ++i) {
+      const double value = row[i * a.row_stride];
+#pragma GCC unroll 4
+      for (int j = 0; j < kPanels; ++j) sums[i][j] += columns[j] * value;
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kPanels; ++j) {
+      *reinterpret_cast<UnalignedLanes*>(c + i * ldc + j * kTileCols) += sums[i][j];
+    }
+  }
+}
+
+BALORA_SIMD void tile_of_2(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+  wide_tile<2>(a, b, depth, c, ldc);
+}
+BALORA_SIMD void tile_of_3(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+  wide_tile<3>(a, b, depth, c, ldc);
+}
+BALORA_SIMD void tile_of_4(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+  wide_tile<4>(a, b, depth, c, ldc);
+}
+
+// By the number of panels; null where registers are too few for more than one.
+using WideTile = void (*)(const Strip&, const double*, int64_t, double*, int64_t);
+constexpr WideTile kWideTiles[kMostPanels + 1] = {nullptr, nullptr, tile_of_2, tile_of_3,
+                                                  tile_of_4};
 
 // Up to `width` columns of a block (depth x lanes) become (depth, width), zero where
 // the matrix ends.
@@ -106,6 +155,8 @@ void multiply_block(const Context* ctx, const Product& p, const double* packed_b
   const bool few = panels <= kFewPanels && p.a.dtype == BALORA_F64;
   // Few rows and many columns: share the columns out instead of the rows.
   const int64_t splits = row_blocks >= 4 ? 1 : std::min<int64_t>(panels, 4);
+  const bool wide = cpu_level() >= CpuLevel::kAvx512;
+  const int64_t full_panels = block.cols.count / kTileCols;
   parallel_for(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
     std::vector<double> storage;
     double* packed_a = aligned(storage, kDepth * kTileRows);
@@ -123,12 +174,19 @@ void multiply_block(const Context* ctx, const Product& p, const double* packed_b
         } else {
           pack_any(p.a.transposed(), block.depth, {i, rows}, kTileRows, packed_a);
         }
-        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+        for (int64_t panel = panel_begin, count; panel < panel_end; panel += count) {
           const int64_t j = block.cols.begin + panel * kTileCols;
           if (p.symmetric && j >= i + rows) break;
-          multiply_tile(strip, packed_b + panel * kTileCols * block.depth.count, block.depth.count,
-                        p.c + i * p.ldc + j, p.ldc, rows,
-                        std::min(kTileCols, block.cols.begin + block.cols.count - j));
+          const double* columns = packed_b + panel * kTileCols * block.depth.count;
+          double* c = p.c + i * p.ldc + j;
+          const int64_t whole = std::min(panel_end, full_panels) - panel;
+          count = wide && rows == kTileRows ? std::clamp<int64_t>(whole, 1, kMostPanels) : 1;
+          if (count > 1) {
+            kWideTiles[count](strip, columns, block.depth.count, c, p.ldc);
+          } else {
+            multiply_tile(strip, columns, block.depth.count, c, p.ldc, rows,
+                          std::min(kTileCols, block.cols.begin + block.cols.count - j));
+          }
         }
       }
     }
