@@ -1,6 +1,6 @@
 /** Loading of causal language models from a folder or a GGUF file, by the model_type in them (see registry.ts). */
 import { join } from 'node:path';
-import { getDefaultDevice, sharesProcessMemory, withDevice } from '../device.ts';
+import { withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { hubTable, type ResolveOptions, resolveModel } from '../io/hub.ts';
 import { max, maximum, sub } from '../ops/index.ts';
@@ -49,8 +49,8 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   /**
    * Form of the frozen matrices in memory. `bf16` and `f32` are those of `dtype`. `nf4`: 4-bit blocks as bitsandbytes has them, which are
    * kept where the files have them and made where these have floats; the embedding and the head stay as they are. `gguf`: the blocks
-   * of the GGUF file, of the embedding and the head too. Blocks are decoded to `dtype` where they are used, on the CPU. Default:
-   * `dtype`, to which blocks in files are decoded when they are read.
+   * of the GGUF file, of the embedding and the head too. Blocks are decoded to `dtype` where they are used. Default: `dtype`, to which
+   * blocks in files are decoded when they are read.
    */
   baseFormat?: 'bf16' | 'f32' | 'nf4' | 'gguf';
   /** "cpu", "cuda", "cuda:1". Default: see {@link getDefaultDevice}. */
@@ -222,7 +222,7 @@ function blockFormatOf(
   { gguf, source }: OpenedModel,
   options: FromPretrainedOptions & { dtype: DType; trainable: boolean },
 ): BlockFormat | null {
-  const { baseFormat, dtype, trainable, device } = options;
+  const { baseFormat, dtype, trainable } = options;
   if (baseFormat === undefined || baseFormat === dtype) return null;
   if (baseFormat === 'bf16' || baseFormat === 'f32') {
     throw new ArgumentError(
@@ -232,11 +232,6 @@ function blockFormatOf(
   if (trainable) {
     throw new ArgumentError(
       `baseFormat ${baseFormat}: weights in blocks are frozen, and trainable asks for weights that are trained`,
-    );
-  }
-  if (!withDevice(device, () => sharesProcessMemory())) {
-    throw new UnsupportedError(
-      `baseFormat ${baseFormat}: weights in blocks are on the CPU alone, not on ${device ?? getDefaultDevice()}`,
     );
   }
   if (baseFormat === 'gguf' && !gguf) {
