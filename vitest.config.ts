@@ -26,6 +26,7 @@ const kOnDevices = [
   'test/{ops,losses,optim}/**/*.test.ts',
   'test/{autograd,gradients,tensor}.test.ts',
   'test/device/{bench_cuda,generation,graph,train_graphs,training,weights}.test.ts',
+  'test/models/base_format.test.ts',
 ];
 const kEmulated = fileURLToPath(new URL('build/emulator/balora_cuda.so', import.meta.url));
 

@@ -6,8 +6,9 @@
 // tiles in shared memory, so that both sides are read and written by whole lines. Elements of two
 // types are converted, float rows by groups of eight. A float becomes an integer by truncation
 // towards zero, saturating at the ends (NaN gives 0); f64 and integers go through f32 on their way
-// to bf16 or f16.
+// to bf16 or f16. A source in blocks is decoded into a contiguous destination.
 #include "elementwise/elementwise.cuh"
+#include "products/encoded.cuh"
 
 namespace balora::cuda {
 namespace {
@@ -207,6 +208,13 @@ void convert(Context* ctx, const View* source, const View* destination, const Lo
 }  // namespace
 
 int32_t copy_kernel(Context* ctx, const balora_copy& o) {
+  if (const View& from = *o.source; from.encoding) {
+    const int64_t columns = from.ndim > 0 ? from.shape[from.ndim - 1] : 1;
+    const int64_t rows = columns > 0 ? view_numel(from) / columns : 0;
+    decode_panel(ctx, from, {0, rows, 0, columns},
+                 {o.destination->data, o.destination->dtype, columns});
+    return 0;
+  }
   const Loop<2> loop = plan_loop<2>({o.source, o.destination});
   if (loop.count == 0) return 0;
   if (o.source->dtype == o.destination->dtype) {

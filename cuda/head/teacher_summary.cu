@@ -5,6 +5,8 @@
 // its product two on the tensor cores, an eighth of what one in f32 takes; else q lies over Y. 6 M
 // V C flops (4 with one product) and 16 bytes an element of Y: at M = 8192, V = 128k, C = 4096 on
 // one H100 37 ms of products and 5 ms of rows, once a training run.
+#include <optional>
+
 #include "head/head_chunks.cuh"
 #include "head/head_sums.cuh"
 
@@ -125,7 +127,11 @@ __global__ void __launch_bounds__(kTeacherThreads, 2) teacher_rows(TeacherArgs<A
 template <typename A>
 void summarize(Context* ctx, const balora_teacher_summary& o) {
   constexpr int32_t kLogits = kDtypeOfAcc<A>;
-  const View &ht = *o.ht, &wt = *o.wt, &w = *o.w;
+  const View &ht = *o.ht, &w = *o.w;
+  HeadWeight head(ctx, w);
+  std::optional<HeadWeight> other;
+  if (o.wt->data != w.data) other.emplace(ctx, *o.wt);
+  HeadWeight& teacher_head = other ? *other : head;
   const int64_t m = ht.shape[0], vocabulary = w.shape[0], channels = w.shape[1];
   const int64_t stride = logits_stride(vocabulary);
   const bool pair = std::is_same_v<A, float> && w.dtype == BALORA_BF16;
@@ -141,19 +147,17 @@ void summarize(Context* ctx, const balora_teacher_summary& o) {
   const unsigned threads = head_row_threads(vocabulary, kWarp, kTeacherThreads);
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t rows = std::min(chunk, m - first);
-    gemm(ctx, {rows, vocabulary, channels}, 1, rows_of(ht, first),
-         {wt.data, wt.dtype, channels, true}, 0, {args.y, kLogits, stride});
+    teacher_head.logits({{rows_of(ht, first), args.y}}, rows, kLogits, stride);
     args.entropy = data_of<double>(o.entropy) + first;
     launch(ctx, "teacher_summary", {dim3(static_cast<unsigned>(rows)), dim3(threads)},
            teacher_rows<A>, args);
-    const GemmShape shape = {rows, channels, vocabulary};
     const GemmResult to = {data_of<A>(o.mean) + first * channels, kLogits, channels};
     if (!pair) {
-      gemm(ctx, shape, 1, {args.y, kLogits, stride}, rows_of(w, 0), 0, to);
+      head.back({args.y, kLogits, stride}, rows, 0, to);
       continue;
     }
-    gemm(ctx, shape, 1, {args.low, BALORA_BF16, stride}, rows_of(w, 0), 0, to);
-    gemm(ctx, shape, 1, {args.high, BALORA_BF16, stride}, rows_of(w, 0), 1, to);
+    head.back({args.low, BALORA_BF16, stride}, rows, 0, to);
+    head.back({args.high, BALORA_BF16, stride}, rows, 1, to);
   }
 }
 

@@ -8,6 +8,7 @@
 #include "device/rows.cuh"
 #include "device/scan.cuh"
 #include "kernels/shared/rows.h"
+#include "products/encoded.cuh"
 
 namespace balora::cuda {
 namespace {
@@ -194,6 +195,34 @@ void dispatch_unit(uint64_t address, int64_t bytes, Body&& body) {
   return body.template operator()<uint8_t>();
 }
 
+// Rows of a table in blocks: a warp decodes a row.
+template <typename T>
+__global__ void __launch_bounds__(kCopyThreads)
+    decode_rows(const __grid_constant__ Encoded table, Ids ids, T* y, RowParts s, bool packed,
+                FaultPlace place) {
+  BALORA_SHARED(float, code, 16);
+  load_code(table, code);
+  const int64_t warps = thread_count() / kWarp;
+  for (int64_t n = thread_index() / kWarp; n < s.ids; n += warps) {
+    const int64_t id = ids[n];
+    if (id < 0 || id >= s.rows) {
+      if (threadIdx.x % kWarp == 0) place.outside(id, n, s.rows);
+      continue;
+    }
+    decode_row(table, code, id, 0, s.size, y + n * s.size, packed, 0, 1);
+  }
+}
+
+void select_decoded(Context* ctx, const balora_select_rows& o) {
+  const int64_t n = view_numel(*o.ids), columns = o.table->shape[1];
+  const RowParts s{o.table->shape[0], n, columns, columns, 1};
+  dispatch_float(o.y->dtype, [&]<typename T>() {
+    launch(ctx, "select_rows", elements(n * kWarp, kCopyThreads), decode_rows<T>,
+           encoded_of(*o.table), ids_of(o.ids), data_of<T>(o.y), s,
+           writes_packs<T>(o.y->data, columns), fault_place(ctx, "select_rows"));
+  });
+}
+
 // ---- select_rows_backward -----------------------------------------------------------------------
 
 // dx (V,C): a warp sums the columns [chunk * kWarp * W, ...) of one row.
@@ -344,6 +373,10 @@ void scatter_add(Context* ctx, const View* base, const View* index, const View* 
 int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
   const int64_t bytes = o.table->shape[1] * element_size(o.table->dtype), n = view_numel(*o.ids);
   if (bytes == 0 || n == 0) return 0;
+  if (o.table->encoding) {
+    select_decoded(ctx, o);
+    return 0;
+  }
   const uint64_t address =
       reinterpret_cast<uintptr_t>(o.table->data) | reinterpret_cast<uintptr_t>(o.y->data);
   dispatch_unit(address, bytes, [&]<typename U>() {

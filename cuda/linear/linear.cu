@@ -94,7 +94,7 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
     u = project_input(ctx, *in.adapted(), all, factors.a, by_rows);
   }
   for (int32_t i = 0; i < group.count; ++i) {
-    const View &weight = dense(group.linears[i].weight), &y = *group.linears[i].y;
+    const View &weight = dense_or_encoded(group.linears[i].weight), &y = *group.linears[i].y;
     std::vector<SumTerm> low_rank;
     for (size_t p = 0; u && p < all.panels.size(); ++p) {
       const Panel& panel = all.panels[p];
@@ -102,17 +102,11 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
       add_terms(low_rank, panel, all.at(p, u), factors.b[p].data, factors.b[p].stride, true);
     }
     const LinearOperands& linear = group.linears[i];
-    const auto product = [](const View& x, const View& w) {
-      return SumTerm{.a = data_of<bf16>(&x),
-                     .b = data_of<bf16>(&w),
-                     .a_stride = x.shape[1],
-                     .b_stride = w.shape[1],
-                     .k = static_cast<int32_t>(w.shape[1]),
-                     .b_inner = true};
-    };
     std::vector<SumTerm> base;
-    if (linear.weight_change) base.push_back(product(*in.adapted(), *linear.weight_change));
-    base.push_back(product(*in.x, weight));
+    if (linear.weight_change) {
+      base.push_back(weight_term(*in.adapted(), *linear.weight_change, true));
+    }
+    base.push_back(weight_term(*in.x, weight, true));
     sum_terms(ctx, low_rank, base,
               {.m = y.shape[0],
                .n = y.shape[1],
@@ -209,13 +203,7 @@ void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& grou
     const View* dy = group.linears[i].y;
     if (!dy) continue;
     backward_parts(ctx, in, group, i, low_rank);
-    const View& weight = dense(group.linears[i].weight);
-    base.push_back({.a = data_of<bf16>(dy),
-                    .b = data_of<bf16>(&weight),
-                    .a_stride = dy->shape[1],
-                    .b_stride = weight.shape[1],
-                    .k = static_cast<int32_t>(dy->shape[1]),
-                    .b_inner = false});
+    base.push_back(weight_term(*dy, dense_or_encoded(group.linears[i].weight), false));
   }
   const auto sum = [&](const View& out, const std::vector<SumTerm>& thin,
                        const std::vector<SumTerm>& products) {
@@ -249,7 +237,7 @@ int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
   }
   const LinearInputs in = {o.x, o.x_adapter, o.dx, o.dx_adapter};
   const LinearGroup group = {o.linears, o.count};
-  if (dense(o.linears[0].weight).dtype == BALORA_BF16) {
+  if (dense_or_encoded(o.linears[0].weight).dtype == BALORA_BF16) {
     backward_bf16(ctx, in, group);
   } else {
     linear_backward_wide(ctx, in, group);

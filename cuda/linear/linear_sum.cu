@@ -17,11 +17,23 @@
 // for all three, so that a linear goes the same way with and without its adapter. Where rows must
 // not depend on each other the own kernel is always taken: an element's products are added in the
 // same order whatever the tile.
+//
+// A weight in blocks (products/encoded.cuh) comes in one of two ways. In NF4 it has 0.56 bytes an
+// element; on one H100:
+// - Up to kDecodedRows rows the own kernel decodes it as it loads a tile: some 15 operations of the
+//   plain cores an element (0.5 ps) for each 64 rows, with 0.2 ps of reading below them. A dense
+//   bf16 weight takes 0.7 ps to read.
+// - With more rows that work is repeated for each tile of rows (16 ps an element at 2,048 rows,
+//   where the product takes 6 to 10), so panels of W are decoded once into bounded scratch
+//   (slice_of), each for a slice of the result's columns, and multiplied as dense ones are: 2.6
+//   bytes, 0.8 ps an element more. Every column has its whole sum in one slice, so the bits are
+//   those of the dense weight.
 #include "linear/linear_sum.cuh"
 
 #include <cstdlib>
 #include <cstring>
 
+#include "products/encoded.cuh"
 #include "runtime/blas.cuh"
 
 namespace balora::cuda {
@@ -42,10 +54,10 @@ namespace {
 
 constexpr int kMaxTerms = 24;
 
-// Arguments of the kernel: C (M,N) contiguous, in bf16, or in f32 where `wide` is given (which may
-// be the addend).
+// Arguments of the kernel: C (M,N) in bf16, its rows c_stride apart as those of `unscaled`, or in
+// f32 where `wide` is given (which may be the addend).
 struct SumArgs {
-  int64_t m, n;
+  int64_t m, n, c_stride;
   int32_t count;
   int32_t steps;        // of the inner extents, all terms together
   const float* addend;  // (M,N) or null
@@ -56,6 +68,13 @@ struct SumArgs {
   float* wide;
   bool pairs;  // two neighbours of C may be written at once
   SumTerm terms[kMaxTerms];
+};
+
+// Weights in blocks that a launch decodes.
+constexpr int kMaxDecoded = 4;
+struct DecodedWeights {
+  int32_t count;
+  Encoded w[kMaxDecoded];
 };
 
 constexpr int kStep = 32;  // of the inner extent
@@ -101,15 +120,23 @@ struct SumCursor {
   }
 };
 
-template <int kTile>
+// kDecodes: terms may be weights in blocks.
+template <int kTile, bool kDecodes>
 class SumTile {
  public:
   static constexpr int kWarpTile = kTile / 2;
   static constexpr int kRows = kWarpTile / 16, kCols = kWarpTile / 8;  // mma tiles of a warp
   static constexpr int kSide = kTile * kStep;                          // elements of A or B a stage
 
-  __device__ SumTile(const SumArgs& args, bf16* shared, int64_t row, int64_t column)
-      : args_(args), shared_(shared), row_(row), column_(column) {}
+  // codes (kMaxDecoded,16): the tables of `decoded`; both null unless kDecodes.
+  __device__ SumTile(const SumArgs& args, bf16* shared, int64_t row, int64_t column,
+                     const Encoded* decoded = nullptr, const float* codes = nullptr)
+      : args_(args),
+        shared_(shared),
+        row_(row),
+        column_(column),
+        decoded_(decoded),
+        codes_(codes) {}
 
   __device__ void run() {
     BALORA_UNROLL
@@ -139,15 +166,21 @@ class SumTile {
       const SumTerm& term = args_.terms[cursor.term];
       bf16* to = shared_ + stage * 2 * kSide;
       fetch_inner(term.a, term.a_stride, args_.m, row_, term, cursor.at, to, term.a_aligned);
-      if (term.b_inner) {
-        fetch_inner(term.b, term.b_stride, args_.n, column_, term, cursor.at, to + kSide,
-                    term.b_aligned);
-      } else {
-        fetch_outer(term, cursor.at, to + kSide);
-      }
+      fetch_b(term, cursor.at, to + kSide);
       cursor.advance(args_);
     }
     cp_async_commit();
+  }
+
+  __device__ void fetch_b(const SumTerm& term, int64_t at, bf16* to) {
+    if constexpr (kDecodes) {
+      if (term.decoded >= 0) return decode(term, at, to);
+    }
+    if (term.b_inner) {
+      fetch_inner(term.b, term.b_stride, args_.n, column_, term, at, to, term.b_aligned);
+    } else {
+      fetch_outer(term, at, to);
+    }
   }
 
   // kTile rows from `first` on, kStep elements each.
@@ -176,6 +209,39 @@ class SumTile {
                   from + kRowsAtOnce * i * term.b_stride, term.b,
                   at + shared_row < term.k ? valid : 0, term.b_aligned);
     }
+  }
+
+  // The chunks of B that fetch_inner or fetch_outer would load.
+  __device__ void decode(const SumTerm& term, int64_t at, bf16* to) {
+    const Encoded& w = decoded_[term.decoded];
+    const float* code = codes_ + 16 * term.decoded;
+    if (term.b_inner) {
+      const int chunk = threadIdx.x % 4, row = threadIdx.x / 4;
+      for (int i = 0; i < kTile / 32; ++i) {
+        const int64_t n = column_ + row + 32 * i, k = at + chunk * kChunk;
+        decode_chunk(w, code, n, k, n < args_.n ? clamp_chunk(term.k - k) : 0,
+                     to + inner_offset(row + 32 * i, chunk));
+      }
+      return;
+    }
+    constexpr int kChunks = kTile / kChunk, kRowsAtOnce = kThreads / kChunks;
+    const int chunk = threadIdx.x % kChunks, row = threadIdx.x / kChunks;
+    for (int i = 0; i < kStep / kRowsAtOnce; ++i) {
+      const int shared_row = row + kRowsAtOnce * i;
+      const int64_t k = at + shared_row, n = column_ + chunk * kChunk;
+      decode_chunk(w, code, k, n, k < term.k ? clamp_chunk(args_.n - n) : 0,
+                   to + outer_offset<kTile>(shared_row, chunk));
+    }
+  }
+
+  __device__ static void decode_chunk(const Encoded& w, const float* code, int64_t row,
+                                      int64_t column, int valid, bf16* to) {
+    float values[kChunk];
+    decode_eight(w, code, row, column, valid, values);
+    Pack<bf16, kChunk> chunk;
+    BALORA_UNROLL
+    for (int i = 0; i < kChunk; ++i) chunk.at[i] = store<bf16>(values[i]);
+    *reinterpret_cast<Pack<bf16, kChunk>*>(to) = chunk;
   }
 
   __device__ void multiply(bool b_inner, int stage) {
@@ -252,7 +318,7 @@ class SumTile {
 
   // Two neighbours of a bf16 (M,N), the second if it is inside.
   __device__ void write_bf16(bf16* c, int64_t row, int64_t column, float first, float second) {
-    bf16* to = c + row * args_.n + column;
+    bf16* to = c + row * args_.c_stride + column;
     const bool both = column + 1 < args_.n;
     if (both && args_.pairs) {
       *reinterpret_cast<Pack<bf16, 2>*>(to) = {store<bf16>(first), store<bf16>(second)};
@@ -265,21 +331,45 @@ class SumTile {
   const SumArgs& args_;
   bf16* shared_;
   int64_t row_, column_;
+  const Encoded* decoded_;
+  const float* codes_;
   float sums_[kRows][kCols][4];
 };
 
-// Blocks go through C in bands of eight tiles of rows, down a band's columns first, so that blocks
-// in work at the same time share rows of A and columns of B in the L2 cache.
+// The first row and column of the block's tile. Blocks go through C in bands of eight tiles of
+// rows, down a band's columns first, so that blocks in work at the same time share rows of A and
+// columns of B in the L2 cache.
 template <int kTile>
-__global__ void __launch_bounds__(kThreads, kTile == 128 ? 2 : 4) sum_products(SumArgs args) {
+__device__ inline void tile_of_block(const SumArgs& args, int64_t& row, int64_t& column) {
   constexpr int64_t kBand = 8;
   const int64_t rows = (args.m + kTile - 1) / kTile, cols = (args.n + kTile - 1) / kTile;
   const int64_t band = blockIdx.x / (kBand * cols), within = blockIdx.x % (kBand * cols);
   const int64_t height = min(rows - band * kBand, kBand);
-  const int64_t row = band * kBand + within % height, column = within / height;
+  row = (band * kBand + within % height) * kTile;
+  column = within / height * kTile;
+}
+
+template <int kTile>
+__global__ void __launch_bounds__(kThreads, kTile == 128 ? 2 : 4) sum_products(SumArgs args) {
+  int64_t row, column;
+  tile_of_block<kTile>(args, row, column);
   SharedMemory memory;
   bf16* shared = memory.array<bf16>(kStages * 2 * kTile * kStep);
-  SumTile<kTile> tile(args, shared, row * kTile, column * kTile);
+  SumTile<kTile, false> tile(args, shared, row, column);
+  tile.run();
+}
+
+// The same with terms that are weights in blocks, for few rows.
+constexpr int kDecodedTile = 64;
+__global__ void __launch_bounds__(kThreads, 3)
+    sum_decoded(SumArgs args, const __grid_constant__ DecodedWeights weights) {
+  BALORA_SHARED(float, codes, 16 * kMaxDecoded);
+  for (int i = 0; i < weights.count; ++i) load_code(weights.w[i], codes + 16 * i);
+  int64_t row, column;
+  tile_of_block<kDecodedTile>(args, row, column);
+  SharedMemory memory;
+  bf16* shared = memory.array<bf16>(kStages * 2 * kDecodedTile * kStep);
+  SumTile<kDecodedTile, true> tile(args, shared, row, column, weights.w, codes);
   tile.run();
 }
 
@@ -287,48 +377,59 @@ __global__ void __launch_bounds__(kThreads, kTile == 128 ? 2 : 4) sum_products(S
 
 constexpr int64_t kBlockBytes = int64_t{64} << 20;  // of f32 sums
 
-bool uses_cublas(Context* ctx, int64_t m, int64_t n, int64_t k) {
+// Rows up to which weights in blocks are decoded by the product's kernel.
+constexpr int64_t kDecodedRows = 128;
+
+enum class Choice { kNone, kOwn, kCublas };
+Choice choice_by_hand() {
   const char* choice = std::getenv("BALORA_CUDA_LINEAR");
-  if (!choice || !*choice) {
-    return state_of(ctx).compute_capability >= 90 && k >= 2048 && m * n >= int64_t{1} << 20;
-  }
-  if (std::strcmp(choice, "own") == 0) return false;
-  if (std::strcmp(choice, "cublas") == 0) return true;
+  if (!choice || !*choice) return Choice::kNone;
+  if (std::strcmp(choice, "own") == 0) return Choice::kOwn;
+  if (std::strcmp(choice, "cublas") == 0) return Choice::kCublas;
   throw std::runtime_error(std::string("BALORA_CUDA_LINEAR must be own or cublas, got ") + choice);
+}
+
+bool uses_cublas(Context* ctx, Choice by_hand, int64_t m, int64_t n, int64_t k) {
+  if (by_hand != Choice::kNone) return by_hand == Choice::kCublas;
+  return state_of(ctx).compute_capability >= 90 && k >= 2048 && m * n >= int64_t{1} << 20;
 }
 
 bool row_aligned(const bf16* data, int64_t stride) {
   return aligned16(data) && stride % kPackOf<bf16> == 0;
 }
 
-template <int kTile>
-void start(Context* ctx, const SumArgs& args) {
-  Grid grid;
-  grid.blocks = dim3(static_cast<unsigned>(ceil_div(args.m, kTile) * ceil_div(args.n, kTile)));
-  grid.threads = dim3(kThreads);
-  grid.shared_bytes = shared_bytes<bf16>(kStages * 2 * kTile * kStep);
-  launch(ctx, "linear", grid, sum_products<kTile>, args);
+Grid grid_of(const SumArgs& args, int64_t tile) {
+  return {dim3(static_cast<unsigned>(ceil_div(args.m, tile) * ceil_div(args.n, tile))),
+          dim3(kThreads), shared_bytes<bf16>(kStages * 2 * tile * kStep)};
 }
 
 // One launch of at most kMaxTerms terms.
 void launch_sum(Context* ctx, SumArgs args, const SumTerm* terms, size_t count) {
   args.count = 0;
   args.steps = 0;
+  DecodedWeights weights{};
   for (size_t i = 0; i < count; ++i) {
     if (terms[i].k == 0) continue;
     SumTerm& term = args.terms[args.count++];
     term = terms[i];
     term.a_aligned = row_aligned(term.a, term.a_stride);
-    term.b_aligned = row_aligned(term.b, term.b_stride);
+    if (term.encoded) {
+      term.decoded = weights.count++;
+      weights.w[term.decoded] = encoded_of(*term.encoded);
+    } else {
+      term.b_aligned = row_aligned(term.b, term.b_stride);
+    }
     args.steps += static_cast<int32_t>(ceil_div(term.k, kStep));
   }
-  args.pairs = args.n % 2 == 0 && reinterpret_cast<uintptr_t>(args.c) % 4 == 0 &&
+  args.pairs = args.c_stride % 2 == 0 && reinterpret_cast<uintptr_t>(args.c) % 4 == 0 &&
                reinterpret_cast<uintptr_t>(args.unscaled) % 4 == 0;
   const int64_t large = ceil_div(args.m, 128) * ceil_div(args.n, 128);
-  if (large >= state_of(ctx).multiprocessors) {
-    start<128>(ctx, args);
+  if (weights.count) {
+    launch(ctx, "linear", grid_of(args, kDecodedTile), sum_decoded, args, weights);
+  } else if (large >= state_of(ctx).multiprocessors) {
+    launch(ctx, "linear", grid_of(args, 128), sum_products<128>, args);
   } else {
-    start<64>(ctx, args);
+    launch(ctx, "linear", grid_of(args, 64), sum_products<64>, args);
   }
 }
 
@@ -353,17 +454,28 @@ void multiply(Context* ctx, int64_t m, int64_t n, const SumTerm& term, double be
        {term.b, BALORA_BF16, term.b_stride, term.b_inner}, beta, c);
 }
 
+// f32 sums of a block of rows, which all slices of a result share.
+struct BlockSums {
+  float* data = nullptr;
+  int64_t rows = 0;
+};
+const BlockSums& block_sums(Context* ctx, const SumArgs& args, BlockSums& sums) {
+  if (sums.data) return sums;
+  const int64_t fitting = std::max<int64_t>(kBlockBytes / 4 / args.n, 128);
+  const int64_t blocks = ceil_div(args.m, fitting);
+  sums.rows = std::min(ceil_div(ceil_div(args.m, blocks), 128) * 128, args.m);
+  sums.data = workspace<float>(ctx, sums.rows * args.n);
+  return sums;
+}
+
 void sum_with_cublas(Context* ctx, const SumArgs& args, const std::vector<SumTerm>& low_rank,
-                     const std::vector<SumTerm>& base) {
+                     const std::vector<SumTerm>& base, BlockSums& scratch) {
   if (low_rank.size() <= 1 && base.size() == 1 && !args.bias && !args.scale) {
-    const GemmResult c = {args.c, BALORA_BF16, args.n};
+    const GemmResult c = {args.c, BALORA_BF16, args.c_stride};
     if (!low_rank.empty()) multiply(ctx, args.m, args.n, low_rank[0], 0, c);
     return multiply(ctx, args.m, args.n, base[0], low_rank.empty() ? 0 : 1, c);
   }
-  const int64_t fitting = std::max<int64_t>(kBlockBytes / 4 / args.n, 128);
-  const int64_t blocks = ceil_div(args.m, fitting);
-  const int64_t block = std::min(ceil_div(ceil_div(args.m, blocks), 128) * 128, args.m);
-  float* sums = workspace<float>(ctx, block * args.n);
+  const auto [sums, block] = block_sums(ctx, args, scratch);
   const auto moved = [](std::vector<SumTerm> terms, int64_t rows) {
     for (SumTerm& term : terms) term.a += rows * term.a_stride;
     return terms;
@@ -371,8 +483,8 @@ void sum_with_cublas(Context* ctx, const SumArgs& args, const std::vector<SumTer
   for (int64_t first = 0; first < args.m; first += block) {
     SumArgs part = args;
     part.m = std::min(block, args.m - first);
-    part.c = args.c + first * args.n;
-    if (args.unscaled) part.unscaled = args.unscaled + first * args.n;
+    part.c = args.c + first * args.c_stride;
+    if (args.unscaled) part.unscaled = args.unscaled + first * args.c_stride;
     part.addend = sums;
     double beta = 0;
     for (const SumTerm& term : moved(base, first)) {
@@ -383,23 +495,85 @@ void sum_with_cublas(Context* ctx, const SumArgs& args, const std::vector<SumTer
   }
 }
 
+void sum_dense(Context* ctx, const SumArgs& args, const std::vector<SumTerm>& low_rank,
+               const std::vector<SumTerm>& base, bool cublas, BlockSums& scratch) {
+  if (cublas) return sum_with_cublas(ctx, args, low_rank, base, scratch);
+  std::vector<SumTerm> terms = low_rank;
+  terms.insert(terms.end(), base.begin(), base.end());
+  sum_with_kernel(ctx, args, terms);
+}
+
+// Slices of C's columns, each with what the weights in blocks have for it decoded into panels.
+void sum_by_slices(Context* ctx, const SumArgs& args, const std::vector<SumTerm>& low_rank,
+                   const std::vector<SumTerm>& base, bool cublas) {
+  int64_t inner = 0;
+  for (const SumTerm& term : base) inner += term.encoded ? term.k : 0;
+  const int64_t slice = slice_of(args.n, inner * static_cast<int64_t>(sizeof(bf16)));
+  const auto by_chunks = [](int64_t elements) { return ceil_div(elements, kChunk) * kChunk; };
+  std::vector<bf16*> panels;
+  for (const SumTerm& term : base) {
+    const int64_t size = term.b_inner ? slice * by_chunks(term.k) : term.k * by_chunks(slice);
+    panels.push_back(term.encoded ? workspace<bf16>(ctx, size) : nullptr);
+  }
+  BlockSums scratch;
+  for (int64_t first = 0; first < args.n; first += slice) {
+    const int64_t count = std::min(slice, args.n - first);
+    const auto of_slice = [&](std::vector<SumTerm> terms, bool decodes) {
+      for (size_t i = 0; i < terms.size(); ++i) {
+        SumTerm& term = terms[i];
+        if (!decodes || !term.encoded) {
+          term.b += first * (term.b_inner ? term.b_stride : 1);
+          continue;
+        }
+        const PanelPlace place = term.b_inner ? PanelPlace{first, count, 0, term.k}
+                                              : PanelPlace{0, term.k, first, count};
+        term.b = panels[i], term.b_stride = by_chunks(place.columns);
+        decode_panel(ctx, *term.encoded, place, {panels[i], BALORA_BF16, term.b_stride});
+        term.encoded = nullptr;
+      }
+      return terms;
+    };
+    SumArgs part = args;
+    part.n = count, part.c = args.c + first;
+    if (args.bias) part.bias = args.bias + first;
+    if (args.scale) part.scale = args.scale + first;
+    if (args.unscaled) part.unscaled = args.unscaled + first;
+    sum_dense(ctx, part, of_slice(low_rank, false), of_slice(base, true), cublas, scratch);
+  }
+}
+
 }  // namespace
+
+SumTerm weight_term(const View& x, const View& weight, bool b_inner) {
+  return {.a = data_of<bf16>(&x),
+          .b = weight.encoding ? nullptr : data_of<bf16>(&weight),
+          .a_stride = x.shape[1],
+          .b_stride = weight.shape[1],
+          .k = static_cast<int32_t>(x.shape[1]),
+          .b_inner = b_inner,
+          .encoded = weight.encoding ? &weight : nullptr};
+}
 
 void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::vector<SumTerm>& base,
                const SumOutput& out) {
   if (out.m == 0 || out.n == 0) return;
   SumArgs args{};
-  args.m = out.m, args.n = out.n, args.c = out.c;
+  args.m = out.m, args.n = out.n, args.c_stride = out.n, args.c = out.c;
   args.bias = out.bias, args.scale = out.scale, args.unscaled = out.unscaled;
   args.wide = out.wide;
-  int64_t inner = 0;
-  for (const SumTerm& term : base) inner += term.k;
-  if (!base.empty() && !out.wide && !out.by_rows && uses_cublas(ctx, out.m, out.n, inner)) {
-    return sum_with_cublas(ctx, args, low_rank, base);
+  int64_t inner = 0, encoded = 0;
+  for (const SumTerm& term : base) {
+    inner += term.k;
+    encoded += term.encoded ? 1 : 0;
   }
-  std::vector<SumTerm> terms = low_rank;
-  terms.insert(terms.end(), base.begin(), base.end());
-  sum_with_kernel(ctx, args, terms);
+  const Choice by_hand = choice_by_hand();
+  const bool cublas =
+      !base.empty() && !out.wide && !out.by_rows && uses_cublas(ctx, by_hand, out.m, out.n, inner);
+  const bool decodes =
+      encoded <= kMaxDecoded && out.m <= kDecodedRows && by_hand != Choice::kCublas;
+  if (encoded > 0 && !decodes) return sum_by_slices(ctx, args, low_rank, base, cublas);
+  BlockSums scratch;
+  sum_dense(ctx, args, low_rank, base, cublas && encoded == 0, scratch);
 }
 
 }  // namespace balora::cuda

@@ -10,11 +10,15 @@ namespace balora::cuda {
 // A (M,K) row-major; B (K,N) row-major, or stored (N,K) if b_inner. Strides in elements.
 struct SumTerm {
   const bf16* a;
-  const bf16* b;
+  const bf16* b;  // null: it is `encoded`, a weight in blocks
   int64_t a_stride, b_stride;
   int32_t k;
   bool b_inner;
-  bool a_aligned = false, b_aligned = false;  // rows start at 16-byte addresses; set by sum_terms
+  const View* encoded = nullptr;
+  // Set by sum_terms: rows start at 16-byte addresses, and which of a launch's weights in blocks B
+  // is (-1: none).
+  bool a_aligned = false, b_aligned = false;
+  int32_t decoded = -1;
 };
 
 // c (M,N) = scale * sum of terms + bias, and `unscaled` that sum itself; all but c may be null, and
@@ -34,5 +38,8 @@ struct SumOutput {
 // them, so that parts which cancel leave the base alone to the last bit.
 void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::vector<SumTerm>& base,
                const SumOutput& out);
+
+// The product of x (M,K) with a weight, dense or in blocks.
+SumTerm weight_term(const View& x, const View& weight, bool b_inner);
 
 }  // namespace balora::cuda

@@ -6,6 +6,7 @@
 #include "kernels/shared/low_rank.h"
 #include "linear/linear.cuh"
 #include "linear/row_product.cuh"
+#include "products/encoded.cuh"
 
 namespace balora::cuda {
 namespace {
@@ -21,9 +22,33 @@ struct WideSum {
     product(ctx, {view.shape[0], view.shape[1], k}, alpha, a, b, beta, result(view));
     beta = 1;
   }
+  // A weight's product: x W^T where it is transposed, else x W. One in blocks is decoded by panels,
+  // each for a slice of the result's columns.
+  void add_weight(Context* ctx, const View& x, const View& weight, bool transposed) {
+    const int64_t k = x.shape[1];
+    if (!weight.encoding) return add(ctx, 1, operand(x), operand(weight, transposed), k);
+    const auto product = by_rows ? &row_product : &gemm;
+    const int64_t columns = view.shape[1], bytes = k * element_size(weight.dtype);
+    const int64_t slice = slice_of(columns, bytes);
+    if (!panel || panel_bytes < slice * bytes) {
+      panel = workspace<char>(ctx, slice * bytes), panel_bytes = slice * bytes;
+    }
+    for (int64_t first = 0; first < columns; first += slice) {
+      const int64_t count = std::min(slice, columns - first);
+      const PanelPlace place =
+          transposed ? PanelPlace{first, count, 0, k} : PanelPlace{0, k, first, count};
+      decode_panel(ctx, weight, place, {panel, weight.dtype, place.columns});
+      product(ctx, {view.shape[0], count, k}, 1, operand(x),
+              {panel, weight.dtype, place.columns, transposed}, beta,
+              {offset_by(view.data, first, view.dtype), view.dtype, columns});
+    }
+    beta = 1;
+  }
   View view;
   bool by_rows = false;
   double beta = 0;
+  void* panel = nullptr;
+  int64_t panel_bytes = 0;
 };
 
 // y = scale * sum + bias, rounded; `unscaled` is the sum, rounded. All but y may be null; the sum
@@ -78,7 +103,7 @@ View scratch(Context* ctx, int64_t rows, const View& b) {
 void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group,
                          bool by_rows) {
   for (int32_t i = 0; i < group.count; ++i) {
-    const View &weight = dense(group.linears[i].weight), &y = *group.linears[i].y;
+    const View &weight = dense_or_encoded(group.linears[i].weight), &y = *group.linears[i].y;
     WideSum sum(ctx, y);
     sum.by_rows = by_rows;
     for (const LowRankProduct& part : products_of(parts_of(group.linears[i]))) {
@@ -90,7 +115,7 @@ void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup
       sum.add(ctx, 1, operand(*in.adapted()), operand(*change, true), change->shape[1]);
     }
     // Last, so that parts which cancel leave the base alone to the last bit.
-    sum.add(ctx, 1, operand(*in.x), operand(weight, true), weight.shape[1]);
+    sum.add_weight(ctx, *in.x, weight, true);
     finish(ctx, sum, y, group.linears[i]);
   }
 }
@@ -121,8 +146,7 @@ void linear_backward_wide(Context* ctx, const LinearInputs& in, const LinearGrou
   for (int32_t i = 0; dx && i < group.count; ++i) {
     const View* dy = group.linears[i].y;
     if (!dy) continue;
-    const View& weight = dense(group.linears[i].weight);
-    sums.front().add(ctx, 1, operand(*dy), operand(weight), dy->shape[1]);
+    sums.front().add_weight(ctx, *dy, dense_or_encoded(group.linears[i].weight), false);
   }
   if (dx) finish(ctx, sums.front(), *dx);
   if (in.x_adapter && adapted) finish(ctx, sums.back(), *adapted);

@@ -3,12 +3,14 @@
 // tile of 128x128 in f32 (64x64 in f64), a thread 8x8 of it; strips of A and B of 16 ranks pass
 // through shared memory. 2 O I R flops on the f32 units (the parts are f32: no TF32 unasked), W is
 // read once; (4096,4096) with R=128 is 4.3 GFLOP against 32 MB of bf16, bound by arithmetic. The
-// tiles' sums are f64 and added in order by a second kernel.
+// tiles' sums are f64 and added in order by a second kernel. A weight in blocks is decoded some
+// rows at a time.
 #include <cmath>
 #include <vector>
 
 #include "elementwise/elementwise.cuh"
 #include "kernels/shared/low_rank.h"
+#include "products/encoded.cuh"
 
 namespace balora::cuda {
 namespace {
@@ -195,22 +197,51 @@ Parts parts_of(Context* ctx, const std::vector<LowRankProduct>& products, int64_
   return out;
 }
 
+// The parts of the rows from `first` on.
+template <typename A>
+Parts from_row(Parts parts, int64_t first) {
+  for (int32_t i = 0; i < parts.count; ++i) {
+    parts.b[i] = static_cast<const A*>(parts.b[i]) + first * parts.rank[i];
+  }
+  return parts;
+}
+
+// partial (tiles of columns, rows)
+template <typename A>
+void norms_of_rows(Context* ctx, const View& weight, const Parts& parts, double* partial, A* norm) {
+  constexpr int64_t kSize = Tile<A>::kSize;
+  const int64_t rows = weight.shape[0], columns = weight.shape[1];
+  const int64_t tiles = ceil_div(columns, kSize);
+  const dim3 grid(static_cast<unsigned>(ceil_div(rows, kSize)), static_cast<unsigned>(tiles));
+  launch(ctx, "row_norm", Grid{grid, dim3(kSide * kSide)}, norm_tiles<A>, operand(&weight), parts,
+         rows, columns, partial);
+  launch(ctx, "row_norm", elements(rows), add_tiles<A>, partial, tiles, rows, norm);
+}
+
 }  // namespace
 
 int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
-  const View& weight = dense(o.weight);
+  const View& weight = dense_or_encoded(o.weight);
   const int64_t rows = weight.shape[0], columns = weight.shape[1];
   const std::vector<LowRankProduct> products = products_of(balora::parts_of(o));
   if (rows == 0) return 0;
   dispatch_accumulator(weight.dtype, [&]<typename A>() {
-    constexpr int64_t kSize = Tile<A>::kSize;
     const Parts all = parts_of<A>(ctx, products, rows, columns);
-    const int64_t tiles = ceil_div(columns, kSize);
-    auto* partial = workspace<double>(ctx, tiles * rows);
-    const dim3 grid(static_cast<unsigned>(ceil_div(rows, kSize)), static_cast<unsigned>(tiles));
-    launch(ctx, "row_norm", Grid{grid, dim3(kSide * kSide)}, norm_tiles<A>, operand(&weight), all,
-           rows, columns, partial);
-    launch(ctx, "row_norm", elements(rows), add_tiles<A>, partial, tiles, rows, data_of<A>(o.norm));
+    const int64_t tiles = ceil_div(columns, int64_t{Tile<A>::kSize});
+    if (!weight.encoding) {
+      auto* partial = workspace<double>(ctx, tiles * rows);
+      return norms_of_rows(ctx, weight, all, partial, data_of<A>(o.norm));
+    }
+    const int64_t bytes = columns * element_size(weight.dtype), slice = slice_of(rows, bytes);
+    auto* partial = workspace<double>(ctx, tiles * slice);
+    View part = weight;
+    part.encoding = nullptr, part.data = workspace<char>(ctx, slice * bytes);
+    for (int64_t first = 0; first < rows; first += slice) {
+      part.shape[0] = std::min(slice, rows - first);
+      decode_panel(ctx, weight, {first, part.shape[0], 0, columns},
+                   {part.data, part.dtype, columns});
+      norms_of_rows(ctx, part, from_row<A>(all, first), partial, data_of<A>(o.norm) + first);
+    }
   });
   return 0;
 }

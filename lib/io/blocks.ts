@@ -1,6 +1,7 @@
 /**
- * Weights in blocks of 4-bit or int8 codes, as bitsandbytes makes and stores them. A weight in blocks is a frozen tensor on the CPU
- * that keeps its codes in memory; linears, embeddings and heads decode them where they use them, and `to()` makes its values.
+ * Weights in blocks of 4-bit or int8 codes, as bitsandbytes makes and stores them. A weight in blocks is a frozen tensor that keeps
+ * its codes in memory; linears, embeddings and heads decode them where they use them, and `to()` makes its values, or copies the codes
+ * to another device.
  */
 import { withDevice } from '../device.ts';
 import { type DType, native } from '../native.ts';
@@ -9,7 +10,7 @@ import { noGrad, scope, Tensor } from '../tensor.ts';
 /** The types of 4-bit codes that bitsandbytes has. */
 export type FourBitType = 'NF4' | 'FP4';
 
-/** The parts of a 4-bit weight, on the CPU. */
+/** The parts of a 4-bit weight, all on one device, which is that of the weight. */
 export interface FourBitParts {
   readonly type: FourBitType;
   /** Elements that share an absmax; blocks run over the row-major weight, and the last may be short. */
@@ -62,20 +63,20 @@ export function fourBitWeight(parts: FourBitParts, options: BlockOptions): Tenso
     nestedOffset: nested?.offset ?? 0,
   };
   return withDevice(
-    'cpu',
+    packed.device,
     () => new Tensor(native.fourBitWeight(name, given, shape, dtype, checkFinite)),
   );
 }
 
 /**
  * An int8 weight (LLM.int8): element (o,i) is weight[o,i] * scales[o] / 127 in f32.
- * @param weight (out * in) u8: the bytes of int8 numbers, row by row
+ * @param weight (out * in) u8: the bytes of int8 numbers, row by row; its device is the result's
  * @param scales (out) f32
  */
 export function int8Weight(weight: Tensor, scales: Tensor, options: BlockOptions): Tensor {
   const { name, shape, dtype, checkFinite } = options;
   return withDevice(
-    'cpu',
+    weight.device,
     () =>
       new Tensor(native.int8Weight(name, weight.handle, scales.handle, shape, dtype, checkFinite)),
   );
@@ -119,7 +120,7 @@ export function dynamicMap(): readonly number[] {
 }
 
 /**
- * A weight (...) quantised to NF4 in memory.
+ * A weight (...) quantised to NF4 in memory, on its device; the codes are made on the CPU.
  * @param name names it in errors
  * @param options dtype: type that the values are decoded to where they are used, default x's; blockSize: default 64
  */
@@ -128,13 +129,13 @@ export function nf4Weight(
   name: string,
   { dtype = x.dtype, blockSize = kBlockSize }: { dtype?: DType; blockSize?: number } = {},
 ): Tensor {
-  const { shape } = x;
+  const { shape, device } = x;
   return scope(() =>
     noGrad(() =>
       fourBitWeight(
-        { type: 'NF4', blockSize, ...quantizeNf4(x, blockSize) },
+        { type: 'NF4', blockSize, ...quantizeNf4(x.to('cpu'), blockSize) },
         { name, shape, dtype, checkFinite: false },
-      ),
+      ).to(device),
     ),
   );
 }

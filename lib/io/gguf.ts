@@ -106,13 +106,13 @@ export class GgufFile implements TensorFile {
 
   /**
    * Enqueues the reading of one tensor that stays in the blocks of the file, and is decoded to `dtype` (default f32) where it is used:
-   * pages of the file, or a copy of its rows where `permutedHeads` is not 0. It is on the CPU and frozen.
+   * pages of the file, or a copy of its rows where `permutedHeads` is not 0 or the device has memory of its own. It is frozen.
    * @throws as `read` does
    */
-  readBlocks(name: string, options: Omit<GgufReadOptions, 'device'> = {}): Tensor {
-    const { dtype = 'f32', checkFinite = false, permutedHeads = 0 } = options;
+  readBlocks(name: string, options: GgufReadOptions = {}): Tensor {
+    const { dtype = 'f32', checkFinite = false, permutedHeads = 0, device } = options;
     return withDevice(
-      'cpu',
+      device,
       () => new Tensor(native.readGgufBlocks(this.#file, name, dtype, permutedHeads, checkFinite)),
     );
   }

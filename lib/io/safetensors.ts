@@ -83,11 +83,11 @@ export class SafetensorsFile implements TensorFile {
   }
 
   /**
-   * The bytes of a tensor of any dtype as they stand in the file, (n) u8 on the CPU, frozen: pages of the file.
+   * The bytes of a tensor of any dtype as they stand in the file, (n) u8 on the default device: on the CPU frozen pages of the file.
    * @throws FormatError if the file has no such tensor
    */
   readBytes(name: string): Tensor {
-    return withDevice('cpu', () => new Tensor(native.readSafetensorsBytes(this.#file, name)));
+    return new Tensor(native.readSafetensorsBytes(this.#file, name));
   }
 
   close(): void {

@@ -51,8 +51,8 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
   /**
    * Form of the frozen matrices in memory. `bf16` and `f32` are those of `dtype`. `nf4`: 4-bit blocks as bitsandbytes has them, which are
    * kept where the files have them and made where these have floats; the embedding and the head stay as they are. `gguf`: the blocks
-   * of the GGUF file, of the embedding and the head too. Blocks are decoded to `dtype` where they are used, on the CPU. Default:
-   * `dtype`, to which blocks in files are decoded when they are read.
+   * of the GGUF file, of the embedding and the head too. Blocks are decoded to `dtype` where they are used. Default: `dtype`, to which
+   * blocks in files are decoded when they are read.
    */
   baseFormat?: 'bf16' | 'f32' | 'nf4' | 'gguf';
   /**
@@ -332,7 +332,7 @@ function blockFormatOf(
   { gguf, source }: OpenedModel,
   options: FromPretrainedOptions & { dtype: DType; trainable: boolean },
 ): BlockFormat | null {
-  const { baseFormat, dtype, trainable, device } = options;
+  const { baseFormat, dtype, trainable } = options;
   if (baseFormat === undefined || baseFormat === dtype) return null;
   if (baseFormat === 'bf16' || baseFormat === 'f32') {
     throw new ArgumentError(
@@ -342,11 +342,6 @@ function blockFormatOf(
   if (trainable) {
     throw new ArgumentError(
       `baseFormat ${baseFormat}: weights in blocks are frozen, and trainable asks for weights that are trained`,
-    );
-  }
-  if (!withDevice(device, () => sharesProcessMemory())) {
-    throw new UnsupportedError(
-      `baseFormat ${baseFormat}: weights in blocks are on the CPU alone, not on ${device ?? getDefaultDevice()}`,
     );
   }
   if (baseFormat === 'gguf' && !gguf) {

@@ -133,7 +133,8 @@ function writeParts(
   [name, weight]: readonly [string, Tensor],
   { json, blockSize, offset }: WeightState,
 ): Tensor {
-  const { packed, absmax } = quantizeNf4(weight, blockSize);
+  const host = weight.to('cpu');
+  const { packed, absmax } = quantizeNf4(host, blockSize);
   const write = (part: string, values: Tensor): void => writer.write(`${name}.${part}`, values);
   writer.write(name, reshape(packed, [packed.size, 1]));
   write('quant_map', tensor(Float32Array.from(fourBitCode('NF4'))));
@@ -143,7 +144,7 @@ function writeParts(
   let written: Tensor;
   if (offset !== null) {
     const { codes, nested } = quantizeAbsmax(absmax);
-    const map = tensor(Float32Array.from(dynamicMap()));
+    const map = tensor(Float32Array.from(dynamicMap()), { device: 'cpu' });
     write('absmax', codes);
     write('nested_absmax', nested);
     write('nested_quant_map', map);
@@ -153,14 +154,14 @@ function writeParts(
     write('absmax', absmax);
     written = fourBitWeight({ ...parts, absmax }, options);
   }
-  const exact = weight.to('f32');
+  const exact = host.to('f32');
   return sqrt(div(sum(square(sub(written.to('f32'), exact))), sum(square(exact))));
 }
 
 /** The mean of the factors of a weight's blocks, which double quantisation subtracts. */
 async function offsetOf(weight: Tensor, blockSize: number): Promise<number> {
   const offset = scope(() =>
-    noGrad(() => quantizeAbsmax(quantizeNf4(weight, blockSize).absmax).offset),
+    noGrad(() => quantizeAbsmax(quantizeNf4(weight.to('cpu'), blockSize).absmax).offset),
   );
   const value = await offset.item();
   offset.dispose();

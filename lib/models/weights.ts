@@ -2,7 +2,7 @@
  * Loading of a model's tensors from its files. The tensors that the configuration implies, by name and shape, are compared with those
  * that the files hold, and everything that is missing, left over or of the wrong shape is reported in one error.
  */
-import { sharesProcessMemory } from '../device.ts';
+import { getDefaultDevice, sharesProcessMemory, withDevice } from '../device.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import { fourBitWeight, kBlockSize, quantizeNf4 } from '../io/blocks.ts';
 import type { TensorFile } from '../io/index.ts';
@@ -210,26 +210,25 @@ export class WeightLoader {
       return transposed ? contiguous(transpose(values)) : values;
     };
     if (form === 'values') return keep(scope(() => noGrad(() => read(options))));
-    // Quantised from what the file holds, not from that rounded to the model's dtype.
+    // Quantised from what the file holds, not from that rounded to the model's dtype; on the CPU, so that a device never holds
+    // more than the codes.
     const wide: WeightReadOptions = { ...options, dtype: 'f32' };
-    return keep(
-      scope(() =>
-        noGrad(() => {
-          const values = read(wide);
-          const codes = quantizeNf4(values);
-          const inDType = (dtype: DType): Tensor =>
-            fourBitWeight(
-              { type: 'NF4', blockSize: kBlockSize, ...codes },
-              { name: full, shape: values.shape, dtype, checkFinite: false },
-            );
-          const lost = sub(inDType('f32').to('f32'), values);
-          options.onQuantized?.(
-            ...([lost, values].map((x) => keep(sum(square(x)))) as [Tensor, Tensor]),
-          );
-          return inDType(options.dtype);
-        }),
-      ),
-    );
+    const quantize = (): Tensor => {
+      const values = read(wide);
+      const codes = quantizeNf4(values);
+      const inDType = (dtype: DType): Tensor =>
+        fourBitWeight(
+          { type: 'NF4', blockSize: kBlockSize, ...codes },
+          { name: full, shape: values.shape, dtype, checkFinite: false },
+        );
+      const lost = sub(inDType('f32').to('f32'), values);
+      options.onQuantized?.(
+        ...([lost, values].map((x) => keep(sum(square(x)))) as [Tensor, Tensor]),
+      );
+      return inDType(options.dtype);
+    };
+    const device = getDefaultDevice();
+    return keep(scope(() => noGrad(() => withDevice('cpu', quantize).to(device))));
   }
 
   /** @param shape (out,in) */

@@ -1,7 +1,7 @@
-// Weights in blocks of codes (io/encodings.h), on the CPU: made of their parts or of values, and
-// what JS asks of them.
+// Weights in blocks of codes (io/encodings.h): made of their parts on any device, or on the CPU of
+// values, and what JS asks of them.
 #include <algorithm>
-#include <cstring>
+#include <cstddef>
 #include <string>
 #include <tuple>
 
@@ -47,35 +47,63 @@ struct Section {
   int64_t at;
 };
 
-// The encoded tensor whose memory is the sections, each at its place. `name` stands in errors.
+// Bytes of memory as a vector of u8.
+View bytes_at(void* data, int64_t bytes) {
+  View view{};
+  view.data = data, view.ndim = 1, view.dtype = BALORA_U8;
+  view.shape[0] = bytes, view.stride[0] = 1;
+  return view;
+}
+
+// Throws FormatError for the first value of `view` that is NaN or infinite.
+void refuse_non_finite(const Launch& l, const View& view, int64_t bytes, const std::string& name) {
+  const void* data = view.data;
+  std::vector<std::byte> fetched;
+  if (!l.engine->host_memory()) {
+    fetched.resize(static_cast<size_t>(bytes));
+    l.engine->ring().fetch(l.ctx, fetched.data(), view.data, bytes);
+    data = fetched.data();
+  }
+  const int64_t at = find_non_finite_value(l.ctx, *view.encoding, data, view_numel(view));
+  if (at >= 0) throw FormatError(name, -1, concat("element ", at, " is NaN or infinite"));
+}
+
+// The encoded tensor `to` of `size` bytes, whose memory is the sections, each at its place. `name`
+// stands in errors.
 Tensor assembled(const std::string& name, const std::vector<Section>& sections, const Tensor& to,
-                 bool check_finite) {
+                 int64_t size, bool check_finite) {
   std::vector<Tensor> parts;
   std::vector<int64_t> places;
   for (const Section& section : sections) {
     parts.push_back(contiguous(section.part.detach())), places.push_back(section.at);
   }
   const Tensor outputs[] = {to.as_encoded()};
-  launch("blocks", parts, outputs, [places, name, check_finite](Launch& l) {
+  launch("blocks", parts, outputs, [places, name, size, check_finite](Launch& l) {
     const View& out = *l.out(0);
     for (size_t i = 0; i < places.size(); ++i) {
       const View& part = *l.in(i);
       const int64_t bytes = view_numel(part) * dtype_size(static_cast<DType>(part.dtype));
-      if (bytes > 0) {
-        std::memcpy(static_cast<char*>(out.data) + places[i], part.data,
-                    static_cast<size_t>(bytes));
-      }
+      if (bytes == 0) continue;
+      const View from = bytes_at(part.data, bytes);
+      const View section = bytes_at(static_cast<char*>(out.data) + places[i], bytes);
+      const int32_t status =
+          call(l.kernels->copy, l.ctx, {.source = &from, .destination = &section});
+      if (status != 0) return status;
     }
-    const int64_t at = check_finite ? find_non_finite_value(l, out) : -1;
-    if (at >= 0) throw FormatError(name, -1, concat("element ", at, " is NaN or infinite"));
+    if (check_finite) refuse_non_finite(l, out, size, name);
     return 0;
   });
   return to;
 }
 
+void require_cpu(const char* op, const Engine& engine) {
+  if (engine.host_memory()) return;
+  throw UnsupportedError(
+      concat(op, ": values are quantised on the CPU, got a tensor on ", engine.device()));
+}
+
 Tensor four_bit_weight(Engine& engine, std::string name, FourBitParts parts, Shape shape,
                        DType dtype, bool check_finite) {
-  require_host_memory(engine, name);
   const bool nested = parts.nested_absmax && parts.nested_map;
   if (parts.block_size < 2 || parts.block_size % 2 != 0 || parts.nested_block_size < 1) {
     throw FormatError(name, -1,
@@ -106,21 +134,21 @@ Tensor four_bit_weight(Engine& engine, std::string name, FourBitParts parts, Sha
     sections.push_back({*parts.nested_absmax, layout.nested_at()});
     sections.push_back({*parts.nested_map, layout.map_at()});
   }
-  return assembled(name, sections, to, check_finite);
+  return assembled(name, sections, to, layout.bytes(), check_finite);
 }
 
 // weight (O,I) i8 as bytes, scales (O): the largest magnitude of each row.
 Tensor int8_weight(Engine& engine, std::string name, Tensor weight, Tensor scales, Shape shape,
                    DType dtype, bool check_finite) {
-  require_host_memory(engine, name);
   if (shape.ndim() != 2) {
     throw FormatError(name, -1, concat("int8 weights are matrices, got ", shape.to_string()));
   }
   check_part(name, "the weight", weight, DType::kU8, shape.numel());
   check_part(name, "SCB", scales, DType::kF32, shape[0]);
-  const Tensor to = Tensor::encoded(engine, shape, dtype, io::int8_encoding(shape[0], shape[1]),
-                                    io::int8_bytes(shape[0], shape[1]));
-  return assembled(name, {{weight, 0}, {scales, io::int8_scales_at(shape[0], shape[1])}}, to,
+  const int64_t bytes = io::int8_bytes(shape[0], shape[1]);
+  const Tensor to =
+      Tensor::encoded(engine, shape, dtype, io::int8_encoding(shape[0], shape[1]), bytes);
+  return assembled(name, {{weight, 0}, {scales, io::int8_scales_at(shape[0], shape[1])}}, to, bytes,
                    check_finite);
 }
 
@@ -128,7 +156,7 @@ Tensor int8_weight(Engine& engine, std::string name, Tensor weight, Tensor scale
 std::tuple<Tensor, Tensor> quantize_nf4(Tensor x, int64_t block_size) {
   constexpr const char* kOp = "quantize_nf4";
   check_float(kOp, "x", x);
-  require_host_memory(x.engine(), kOp);
+  require_cpu(kOp, x.engine());
   if (block_size < 2 || block_size % 2 != 0) {
     throw ArgumentError(concat(kOp, ": blockSize must be even, got ", block_size));
   }
@@ -153,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_absmax(Tensor absmax) {
   constexpr const char* kOp = "quantize_absmax";
   check_dtype(kOp, "absmax", absmax, DType::kF32);
   check_ndim(kOp, "absmax", absmax, 1);
-  require_host_memory(absmax.engine(), kOp);
+  require_cpu(kOp, absmax.engine());
   const int64_t n = absmax.numel();
   Engine& engine = absmax.engine();
   const Tensor codes = Tensor::empty(engine, {n}, DType::kU8);

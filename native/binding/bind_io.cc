@@ -292,18 +292,26 @@ Tensor read_safetensors(Engine& engine, SafetensorsBox* box, std::string name, D
   return read(engine, shape, dtype, std::move(stored), check_finite);
 }
 
-// The bytes of a tensor of any dtype, (n) u8: the file's own pages.
+// The bytes of a tensor of any dtype, (n) u8: the file's own pages where the engine can read them.
 Tensor read_safetensors_bytes(Engine& engine, SafetensorsBox* box, std::string name) {
   const std::shared_ptr<const SafetensorsFile>& file = box->get();
   const SafetensorsEntry* entry = file->find(name);
   if (!entry)
     throw FormatError(file->path(), -1,
                       concat("holds no tensor ", name, "; name one of its tensors"));
-  require_host_memory(engine, name);
   const std::span<const std::byte> bytes = file->bytes(*entry);
   const Shape shape{static_cast<int64_t>(bytes.size())};
-  Stored stored{file->file(), entry->name, bytes, shape.numel(), 1, kGrain};
-  return alias_stored(engine, shape, DType::kU8, std::move(stored), false);
+  Stored stored{file->file(),
+                entry->name,
+                bytes,
+                shape.numel(),
+                1,
+                kGrain,
+                [data = bytes.data()](int64_t begin, int64_t end, void* out) {
+                  std::memcpy(out, data + begin, static_cast<size_t>(end - begin));
+                }};
+  const auto read = engine.host_memory() ? &alias_stored : &read_stored;
+  return read(engine, shape, DType::kU8, std::move(stored), false);
 }
 
 // The row of the file that is row `row` of the tensor, where rows of `heads` heads, `rows` in all,

@@ -106,61 +106,90 @@ Tensor alias_stored(Engine& engine, const Shape& shape, DType dtype, Stored stor
   return t;
 }
 
+namespace {
+
+// Rows of the file in the order of the tensor, by chunks of whole rows. A chunk is a tensor in
+// blocks itself, since no block belongs to two rows.
+int32_t copy_blocks(Launch& l, const StoredBlocks& stored, bool check_finite) {
+  const View& out = *l.out(0);
+  const int64_t rows = stored.rows ? out.shape[0] : 1;
+  const auto row_bytes = static_cast<int64_t>(stored.bytes.size()) / rows;
+  const int64_t columns = view_numel(out) / rows;
+  const bool direct = l.engine->host_memory();
+  const int64_t step =
+      stored.rows && !direct ? std::max<int64_t>(1, StagingRing::kChunkBytes / row_bytes) : rows;
+  std::vector<std::byte> buffer;
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t count = std::min(step, rows - first);
+    char* const to = static_cast<char*>(out.data) + first * row_bytes;
+    const void* chunk = stored.bytes.data();
+    if (stored.rows) {
+      if (!direct) buffer.resize(static_cast<size_t>(count * row_bytes));
+      auto* const in_order = direct ? reinterpret_cast<std::byte*>(to) : buffer.data();
+      for (int64_t row = 0; row < count; ++row) {
+        std::memcpy(in_order + row * row_bytes,
+                    stored.bytes.data() + stored.rows(first + row) * row_bytes,
+                    static_cast<size_t>(row_bytes));
+      }
+      chunk = in_order;
+    }
+    const int64_t at =
+        check_finite ? find_non_finite_value(l.ctx, *out.encoding, chunk, count * columns) : -1;
+    if (at >= 0) refuse_element(*stored.file, stored.name, stored.bytes, first * columns + at);
+    if (!direct) l.engine->ring().send(l.ctx, to, chunk, count * row_bytes);
+  }
+  return 0;
+}
+
+}  // namespace
+
 Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBlocks stored,
                      bool check_finite) {
-  require_host_memory(engine, stored.name);
   refuse_while_recording(engine, "reading a file");
-  const bool copied = stored.rows != nullptr;
   const std::span<const std::byte> bytes = stored.bytes;
+  if (stored.rows || !engine.host_memory()) {
+    const Tensor t =
+        Tensor::encoded(engine, shape, dtype, stored.encoding, static_cast<int64_t>(bytes.size()));
+    if (t.numel() == 0) return t;
+    launch("read", {}, {t.as_encoded()}, [stored = std::move(stored), check_finite](Launch& l) {
+      l.engine->depend_on(stored.file);
+      remember(l, stored);
+      return copy_blocks(l, stored, check_finite);
+    });
+    return t;
+  }
   const Tensor t =
-      copied ? Tensor::encoded(engine, shape, dtype, stored.encoding,
-                               static_cast<int64_t>(bytes.size()))
-             : Tensor::encoded_external(engine, shape, dtype, stored.encoding, bytes, stored.file);
+      Tensor::encoded_external(engine, shape, dtype, stored.encoding, bytes, stored.file);
   if (t.numel() == 0) return t;
-  const Tensor operand[] = {t.as_encoded()};
-  const std::span<const Tensor> none, given(operand);
-  launch("read", copied ? none : given, copied ? given : none,
-         [stored = std::move(stored), copied, check_finite](Launch& l) {
-           const View& view = l.views[0];
-           l.engine->depend_on(stored.file);
-           remember(l, stored);
-           if (copied) {
-             const int64_t rows = view.shape[0];
-             const size_t row_bytes = stored.bytes.size() / static_cast<size_t>(rows);
-             for (int64_t row = 0; row < rows; ++row) {
-               std::memcpy(static_cast<char*>(view.data) + static_cast<size_t>(row) * row_bytes,
-                           stored.bytes.data() + static_cast<size_t>(stored.rows(row)) * row_bytes,
-                           row_bytes);
-             }
-           }
-           const int64_t at = check_finite ? find_non_finite_value(l, view) : -1;
-           if (at >= 0) refuse_element(*stored.file, stored.name, stored.bytes, at);
-           return 0;
-         });
+  launch("read", {t.as_encoded()}, {}, [stored = std::move(stored), check_finite](Launch& l) {
+    l.engine->depend_on(stored.file);
+    remember(l, stored);
+    const View& view = *l.in(0);
+    const int64_t at =
+        check_finite ? find_non_finite_value(l.ctx, *view.encoding, view.data, view_numel(view))
+                     : -1;
+    if (at >= 0) refuse_element(*stored.file, stored.name, stored.bytes, at);
+    return 0;
+  });
   return t;
 }
 
-int64_t find_non_finite_value(const Launch& l, const View& view) {
+int64_t find_non_finite_value(const Context* ctx, const balora_encoding& encoding, const void* data,
+                              int64_t count) {
   constexpr int64_t kUnit = 4096;
-  const int64_t count = view_numel(view), units = (count + kUnit - 1) / kUnit;
+  const int64_t units = (count + kUnit - 1) / kUnit;
   std::vector<int64_t> found(static_cast<size_t>(units), -1);
-  parallel_for(l.ctx, units, 8, [&](int64_t begin, int64_t end) {
+  parallel_for(ctx, units, 8, [&](int64_t begin, int64_t end) {
     float values[kUnit];
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit * kUnit, n = std::min(kUnit, count - first);
-      view.encoding->decode(view.encoding, view.data, first, n, values);
+      encoding.decode(&encoding, data, first, n, values);
       const int64_t at = io::find_non_finite(DType::kF32, values, n);
       if (at >= 0) found[static_cast<size_t>(unit)] = first + at;
     }
   });
   const auto bad = std::find_if(found.begin(), found.end(), [](int64_t at) { return at >= 0; });
   return bad == found.end() ? -1 : *bad;
-}
-
-void require_host_memory(const Engine& engine, const std::string& what) {
-  if (engine.host_memory()) return;
-  throw UnsupportedError(
-      concat(what, ": weights in blocks are on the CPU alone, not on ", engine.device()));
 }
 
 }  // namespace balora::binding

@@ -33,8 +33,8 @@ Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored store
 Tensor alias_stored(Engine& engine, const Shape& shape, DType dtype, Stored stored,
                     bool check_finite);
 
-// A weight that stays in its blocks: the file's own pages, or where `rows` is given a copy of its
-// rows, row i of the tensor being row rows(i) of the file.
+// A weight that stays in its blocks: the file's own pages where the engine can read them, else, or
+// where `rows` is given, a copy. With `rows`, row i of the tensor is row rows(i) of the file.
 struct StoredBlocks {
   std::shared_ptr<const io::MappedFile> file;
   std::string name;
@@ -45,9 +45,9 @@ struct StoredBlocks {
 Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBlocks stored,
                      bool check_finite);
 
-// The index of the first value of an encoded view that is NaN or infinite, or -1.
-int64_t find_non_finite_value(const Launch& l, const View& view);
-// Throws UnsupportedError on a device whose memory is not the host's, where weights in blocks are.
-void require_host_memory(const Engine& engine, const std::string& what);
+// The index of the first of `count` values in blocks at `data`, on the host, that is NaN or
+// infinite, or -1.
+int64_t find_non_finite_value(const Context* ctx, const balora_encoding& encoding, const void* data,
+                              int64_t count);
 
 }  // namespace balora::binding

@@ -63,12 +63,13 @@ View resolve(Operand& operand) {
 
 // Anomaly mode: the first output with a NaN or an infinity fails the op that made it. Values that
 // the caller brought (ops without inputs) are the caller's business. Strided outputs are those of
-// copies, which make no values: they are passed over.
+// copies, which make no values: they are passed over, and so are those that stand in blocks, which
+// are checked when they are read.
 void check_outputs(Launch& launch) {
   for (size_t i = launch.num_inputs; i < launch.views.size(); ++i) {
     const View& view = launch.views[i];
     if (!launch.present[i] || !is_float(static_cast<DType>(view.dtype))) continue;
-    if (!view_contiguous(view)) continue;
+    if (view.encoding || !view_contiguous(view)) continue;
     int32_t finite = 1;
     if (call(launch.kernels->check_finite, launch.ctx, {.x = &view, .finite = &finite}) != 0) {
       throw kernel_error(launch.ctx->error, "check_finite failed");
@@ -322,15 +323,18 @@ Tensor transfer(const Tensor& source, Engine& engine) {
   if (!source.is_contiguous()) throw ArgumentError("to: the tensor must be contiguous");
   refuse_while_recording(source.engine(), "a copy to another device");
   refuse_while_recording(engine, "a copy from another device");
-  const int64_t bytes = source.bytes();
-  Tensor t = Tensor::empty(engine, source.shape(), source.dtype());
+  const std::shared_ptr<Storage>& storage = source.impl()->storage;
+  const int64_t bytes = storage->encoding ? storage->bytes() : source.bytes();
+  Tensor t = storage->encoding
+                 ? Tensor::encoded(engine, source.shape(), source.dtype(), storage->encoding, bytes)
+                 : Tensor::empty(engine, source.shape(), source.dtype());
   if (bytes == 0) return t;
   using Filled = std::shared_ptr<HostBuffer>;
   auto promise = std::make_shared<std::promise<Filled>>();
   const auto ready = std::make_shared<std::future<Filled>>(promise->get_future());
   // Pinned for whichever of the two has memory of its own.
   Engine* const pins = source.engine().host_memory() ? &engine : &source.engine();
-  launch("to", {source}, {}, [promise = std::move(promise), pins, bytes](Launch& l) {
+  launch("to", {source.as_encoded()}, {}, [promise = std::move(promise), pins, bytes](Launch& l) {
     const Filled buffer = HostBuffer::take(*pins, bytes);
     buffer->fetch(l, l.in(0)->data, bytes);
     l.engine->refuse_changed();  // the target's sync does not wait for this stream
@@ -338,7 +342,7 @@ Tensor transfer(const Tensor& source, Engine& engine) {
     return 0;
   });
   const std::string from = source.engine().device();
-  launch("to", {}, {t}, [ready, bytes, from](Launch& l) {
+  launch("to", {}, {t.as_encoded()}, [ready, bytes, from](Launch& l) {
     Filled buffer;
     try {
       buffer = ready->get();

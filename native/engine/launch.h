@@ -141,8 +141,9 @@ Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data)
 // Copies a contiguous tensor to `host`, which must stay valid until the marker after it has run.
 void download(const Tensor& source, void* host);
 
-// A contiguous tensor's values in a new one on another device, through a buffer on the host. The
-// source is read in its own stream's order, so it may be overwritten by later ops.
+// A contiguous tensor's values in a new one on another device, or its blocks where it stands in
+// such, through a buffer on the host. The source is read in its own stream's order, so it may be
+// overwritten by later ops.
 Tensor transfer(const Tensor& source, Engine& engine);
 
 }  // namespace balora

@@ -1,11 +1,10 @@
-// Types of one or 32 elements a block, the two IQ4 types, and element
-// conversion. Layouts: ggml-common.h.
 #include "io/dequantize.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "kernels/shared/blocks.h"
 #include "tensor/errors.h"
 
 namespace balora::io {
@@ -22,12 +21,6 @@ T load(const std::byte* p) {
 float half(const std::byte* p) {
   return to_float(load<f16>(p));
 }
-int byte(const std::byte* p) {
-  return static_cast<int>(*p);
-}
-int signed_byte(const std::byte* p) {
-  return static_cast<int8_t>(*p);
-}
 
 void decode_f32(const std::byte* data, int64_t blocks, float* out) {
   if (blocks == 0) return;  // an empty tensor's pointer may be null
@@ -40,97 +33,15 @@ void decode_bf16(const std::byte* data, int64_t blocks, float* out) {
   for (int64_t i = 0; i < blocks; ++i) out[i] = to_float(load<bf16>(data + 2 * i));
 }
 
-// d f16, 32 x i8
-void decode_q8_0(const std::byte* p, int64_t blocks, float* out) {
-  for (; blocks-- > 0; p += 34, out += 32) {
-    const float d = half(p);
-    for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(signed_byte(p + 2 + i));
-  }
-}
-
-// d f16, 16 bytes: element i in the low nibble of byte i, element 16 + i in the high one
-void decode_q4_0(const std::byte* p, int64_t blocks, float* out) {
-  for (; blocks-- > 0; p += 18, out += 32) {
-    const float d = half(p);
-    for (int i = 0; i < 16; ++i) {
-      const int q = byte(p + 2 + i);
-      out[i] = d * static_cast<float>((q & 15) - 8);
-      out[i + 16] = d * static_cast<float>((q >> 4) - 8);
-    }
-  }
-}
-
-// d f16, m f16, nibbles
-void decode_q4_1(const std::byte* p, int64_t blocks, float* out) {
-  for (; blocks-- > 0; p += 20, out += 32) {
-    const float d = half(p), m = half(p + 2);
-    for (int i = 0; i < 16; ++i) {
-      const int q = byte(p + 4 + i);
-      out[i] = d * static_cast<float>(q & 15) + m;
-      out[i + 16] = d * static_cast<float>(q >> 4) + m;
-    }
-  }
-}
-
-// d f16, 32 fifth bits, nibbles
-void decode_q5_0(const std::byte* p, int64_t blocks, float* out) {
-  for (; blocks-- > 0; p += 22, out += 32) {
-    const float d = half(p);
-    const auto high = load<uint32_t>(p + 2);
-    for (int i = 0; i < 16; ++i) {
-      const int q = byte(p + 6 + i);
-      const int h0 = static_cast<int>((high >> i) & 1) << 4;
-      const int h1 = static_cast<int>((high >> (i + 16)) & 1) << 4;
-      out[i] = d * static_cast<float>(((q & 15) | h0) - 16);
-      out[i + 16] = d * static_cast<float>(((q >> 4) | h1) - 16);
-    }
-  }
-}
-
-// d f16, m f16, 32 fifth bits, nibbles
-void decode_q5_1(const std::byte* p, int64_t blocks, float* out) {
-  for (; blocks-- > 0; p += 24, out += 32) {
-    const float d = half(p), m = half(p + 2);
-    const auto high = load<uint32_t>(p + 4);
-    for (int i = 0; i < 16; ++i) {
-      const int q = byte(p + 8 + i);
-      const int h0 = static_cast<int>((high >> i) & 1) << 4;
-      const int h1 = static_cast<int>((high >> (i + 16)) & 1) << 4;
-      out[i] = d * static_cast<float>((q & 15) | h0) + m;
-      out[i + 16] = d * static_cast<float>((q >> 4) | h1) + m;
-    }
-  }
-}
-
-// kvalues_iq4nl of ggml-common.h
-constexpr float kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                  1,    13,   25,  38,  53,  69,  89,  113};
-
-void decode_iq4_nl(const std::byte* p, int64_t blocks, float* out) {
-  for (; blocks-- > 0; p += 18, out += 32) {
-    const float d = half(p);
-    for (int i = 0; i < 16; ++i) {
-      const int q = byte(p + 2 + i);
-      out[i] = d * kIq4Values[q & 15];
-      out[i + 16] = d * kIq4Values[q >> 4];
-    }
-  }
-}
-
-// d f16, scales_h u16 (2 bits a group), scales_l (4 bits a group), 8 groups of
-// 32 elements in nibbles
-void decode_iq4_xs(const std::byte* p, int64_t blocks, float* out) {
-  for (; blocks-- > 0; p += 136, out += 256) {
-    const float d = half(p);
-    const int scales_high = load<uint16_t>(p + 2);
-    for (int group = 0; group < 8; ++group) {
-      const int low = (byte(p + 4 + group / 2) >> (4 * (group % 2))) & 15;
-      const int high = (scales_high >> (2 * group)) & 3;
-      const float scale = d * static_cast<float>((low | (high << 4)) - 32);
-      const std::byte* q = p + 8 + 16 * group;
-      for (int i = 0; i < 16; ++i) {
-        out[32 * group + i] = scale * kIq4Values[byte(q + i) & 15];
-        out[32 * group + i + 16] = scale * kIq4Values[byte(q + i) >> 4];
+// A type with blocks of several elements.
+template <typename Type>
+void decode_blocks(const std::byte* data, int64_t blocks, float* out) {
+  const auto* p = reinterpret_cast<const uint8_t*>(data);
+  for (; blocks-- > 0; p += Type::kBytes, out += Type::kBlock) {
+    for (int g = 0; g < Type::kBlock / 16; ++g) {
+      const auto group = Type::group(p, g);
+      for (int k = 0; k < 16; ++k) {
+        out[16 * g + k] = Type::value(group, k, blocks::kIq4Values);
       }
     }
   }
@@ -175,22 +86,13 @@ BlockDecoder find_block_decoder(GgmlType type) {
       return decode_f16;
     case GgmlType::kBF16:
       return decode_bf16;
-    case GgmlType::kQ8_0:
-      return decode_q8_0;
-    case GgmlType::kQ4_0:
-      return decode_q4_0;
-    case GgmlType::kQ4_1:
-      return decode_q4_1;
-    case GgmlType::kQ5_0:
-      return decode_q5_0;
-    case GgmlType::kQ5_1:
-      return decode_q5_1;
-    case GgmlType::kIQ4_NL:
-      return decode_iq4_nl;
-    case GgmlType::kIQ4_XS:
-      return decode_iq4_xs;
+#define DECODER(name)     \
+  case GgmlType::k##name: \
+    return decode_blocks<blocks::name>;
+      BALORA_BLOCK_TYPES(DECODER)
+#undef DECODER
     default:
-      return find_k_quant_decoder(type);
+      return nullptr;
   }
 }
 

@@ -1,7 +1,6 @@
 // Decodes GGUF's block types to f32 or bf16, and converts between element types. Plain functions
-// over a range, so that a caller may split the work over threads; inputs need no alignment. All
-// block arithmetic is in f32 in ggml's order (d*q, d*q+m, d*sc*q - dmin*m; ggml-quants.c), so the
-// f32 result equals the reference bit for bit.
+// over a range, so that a caller may split the work over threads; inputs need no alignment. The
+// formulas of the blocks are kernels/shared/blocks.h.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -28,7 +27,6 @@ int64_t find_non_finite(DType dtype, const void* data, int64_t n);
 
 // One decoder a type: `blocks` blocks from `data` to blocks * type.block floats.
 using BlockDecoder = void (*)(const std::byte* data, int64_t blocks, float* out);
-BlockDecoder find_block_decoder(GgmlType type);    // F32, F16, BF16, 32-element blocks, IQ4
-BlockDecoder find_k_quant_decoder(GgmlType type);  // Q2_K .. Q6_K
+BlockDecoder find_block_decoder(GgmlType type);  // null: not decoded
 
 }  // namespace balora::io

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <iterator>
 
 #include "io/dequantize.h"
+#include "kernels/shared/blocks.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define BALORA_FOUR_BIT_AVX512 1
@@ -13,13 +14,6 @@
 
 namespace balora::io {
 namespace {
-
-template <typename T>
-T load(const std::byte* p) {
-  T value;
-  std::memcpy(&value, p, sizeof value);
-  return value;
-}
 
 // ---- 4 bits -------------------------------------------------------------------------------------
 
@@ -30,9 +24,7 @@ using CodesDecoder = void (*)(const uint8_t* packed, int64_t first, int64_t coun
 void decode_codes(const uint8_t* packed, int64_t first, int64_t count, const float* code,
                   float scale, float* out) {
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = first + i;
-    const int byte = packed[at / 2];
-    out[i] = code[at % 2 == 0 ? byte >> 4 : byte & 15] * scale;
+    out[i] = code[blocks::four_bit_code(packed, first + i)] * scale;
   }
 }
 
@@ -71,55 +63,31 @@ CodesDecoder choose_codes_decoder() {
   return decode_codes;
 }
 
-struct FourBitEncoding : balora_encoding {
-  FourBitLayout layout;
-  FourBitCode code;
-  float offset;
-
-  float absmax(const std::byte* data, int64_t index) const {
-    const std::byte* const stored = data + layout.absmax_at();
-    if (!layout.nested_block) return load<float>(stored + 4 * index);
-    const auto entry = static_cast<int64_t>(stored[index]);
-    // Kept from being contracted with the sum: each is rounded.
-    volatile float product =
-        load<float>(data + layout.map_at() + 4 * entry) *
-        load<float>(data + layout.nested_at() + 4 * (index / layout.nested_block));
-    return product + offset;
-  }
-};
-
 void decode_four_bit(const balora_encoding* encoding, const void* data, int64_t first,
                      int64_t count, float* out) {
   static const CodesDecoder decode = choose_codes_decoder();
-  const auto& self = *static_cast<const FourBitEncoding*>(encoding);
-  const auto* const bytes = static_cast<const std::byte*>(data);
-  const auto* const packed = static_cast<const uint8_t*>(data);
+  const auto* const bytes = static_cast<const uint8_t*>(data);
   for (const int64_t end = first + count; first < end;) {
-    const int64_t index = first / self.block;
-    const int64_t n = std::min(end, (index + 1) * self.block) - first;
-    decode(packed, first, n, self.code.data(), self.absmax(bytes, index), out);
+    const int64_t index = first / encoding->block;
+    const int64_t nested = encoding->nested_block ? index / encoding->nested_block : 0;
+    const int64_t n = std::min(end, (index + 1) * encoding->block) - first;
+    decode(bytes, first, n, encoding->code, blocks::four_bit_scale(*encoding, bytes, index, nested),
+           out);
     first += n, out += n;
   }
 }
 
 // ---- int8 ---------------------------------------------------------------------------------------
 
-struct Int8Encoding : balora_encoding {
-  int64_t rows, columns;
-};
-
+// A block is a row.
 void decode_int8(const balora_encoding* encoding, const void* data, int64_t first, int64_t count,
                  float* out) {
-  const auto& self = *static_cast<const Int8Encoding*>(encoding);
-  const auto* const weights = static_cast<const int8_t*>(data);
-  const auto* const scales =
-      static_cast<const std::byte*>(data) + int8_scales_at(self.rows, self.columns);
+  const auto* const bytes = static_cast<const uint8_t*>(data);
   for (const int64_t end = first + count; first < end;) {
-    const int64_t row = first / self.columns;
-    const int64_t n = std::min(end, (row + 1) * self.columns) - first;
-    const auto scale = load<float>(scales + 4 * row);
-    for (int64_t i = 0; i < n; ++i)
-      out[i] = static_cast<float>(weights[first + i]) * scale / 127.0f;
+    const int64_t row = first / encoding->block;
+    const int64_t n = std::min(end, (row + 1) * encoding->block) - first;
+    const float scale = blocks::factor_at(bytes, encoding->scales_at, row);
+    for (int64_t i = 0; i < n; ++i) out[i] = blocks::int8_value(bytes[first + i], scale);
     first += n, out += n;
   }
 }
@@ -183,16 +151,22 @@ float linspace(int64_t i, int64_t count) {
 std::shared_ptr<const balora_encoding> four_bit_encoding(const char* name,
                                                          const FourBitLayout& layout,
                                                          const FourBitCode& code, float offset) {
-  auto encoding = std::make_shared<FourBitEncoding>();
+  auto encoding = std::make_shared<balora_encoding>();
   encoding->name = name, encoding->block = layout.block, encoding->decode = decode_four_bit;
-  encoding->layout = layout, encoding->code = code, encoding->offset = offset;
+  encoding->format = BALORA_BLOCKS_FOUR_BIT;
+  encoding->scales_at = layout.absmax_at();
+  std::copy(code.begin(), code.end(), encoding->code);
+  if (layout.nested_block) {
+    encoding->nested_block = layout.nested_block, encoding->offset = offset;
+    encoding->nested_at = layout.nested_at(), encoding->map_at = layout.map_at();
+  }
   return encoding;
 }
 
 std::shared_ptr<const balora_encoding> int8_encoding(int64_t rows, int64_t columns) {
-  auto encoding = std::make_shared<Int8Encoding>();
+  auto encoding = std::make_shared<balora_encoding>();
   encoding->name = "int8", encoding->block = columns, encoding->decode = decode_int8;
-  encoding->rows = rows, encoding->columns = columns;
+  encoding->format = BALORA_BLOCKS_INT8, encoding->scales_at = int8_scales_at(rows, columns);
   return encoding;
 }
 int64_t int8_scales_at(int64_t rows, int64_t columns) {
@@ -205,8 +179,10 @@ int64_t int8_bytes(int64_t rows, int64_t columns) {
 std::shared_ptr<const balora_encoding> ggml_encoding(const GgmlTypeInfo& type) {
   auto encoding = std::make_shared<GgmlEncoding>();
   encoding->name = type.name, encoding->block = type.block, encoding->decode = decode_ggml;
+  encoding->format = static_cast<int32_t>(type.id);
   encoding->bytes = type.bytes;
   encoding->decode_blocks = find_block_decoder(static_cast<GgmlType>(type.id));
+  std::copy(std::begin(blocks::kIq4Values), std::end(blocks::kIq4Values), encoding->code);
   return encoding;
 }
 

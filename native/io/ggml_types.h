@@ -6,24 +6,26 @@
 #include <string>
 #include <string_view>
 
+#include "tensor/view.h"
+
 namespace balora::io {
 
 enum class GgmlType : uint32_t {
-  kF32 = 0,
-  kF16 = 1,
-  kQ4_0 = 2,
-  kQ4_1 = 3,
-  kQ5_0 = 6,
-  kQ5_1 = 7,
-  kQ8_0 = 8,
-  kQ2_K = 10,
-  kQ3_K = 11,
-  kQ4_K = 12,
-  kQ5_K = 13,
-  kQ6_K = 14,
-  kIQ4_NL = 20,
-  kIQ4_XS = 23,
-  kBF16 = 30,
+  kF32 = BALORA_BLOCKS_F32,
+  kF16 = BALORA_BLOCKS_F16,
+  kQ4_0 = BALORA_BLOCKS_Q4_0,
+  kQ4_1 = BALORA_BLOCKS_Q4_1,
+  kQ5_0 = BALORA_BLOCKS_Q5_0,
+  kQ5_1 = BALORA_BLOCKS_Q5_1,
+  kQ8_0 = BALORA_BLOCKS_Q8_0,
+  kQ2_K = BALORA_BLOCKS_Q2_K,
+  kQ3_K = BALORA_BLOCKS_Q3_K,
+  kQ4_K = BALORA_BLOCKS_Q4_K,
+  kQ5_K = BALORA_BLOCKS_Q5_K,
+  kQ6_K = BALORA_BLOCKS_Q6_K,
+  kIQ4_NL = BALORA_BLOCKS_IQ4_NL,
+  kIQ4_XS = BALORA_BLOCKS_IQ4_XS,
+  kBF16 = BALORA_BLOCKS_BF16,
 };
 
 struct GgmlTypeInfo {

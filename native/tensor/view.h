@@ -29,7 +29,30 @@ typedef struct balora_slot {
   int64_t bytes;  // what the kernel accounted for it (balora_context.account); taken off with it
 } balora_slot;
 
-// How the values of a weight that stands in blocks of codes are found in its bytes.
+// The forms of blocks of codes. Those of GGUF files have the numbers that their types have there.
+typedef enum balora_block_format {
+  BALORA_BLOCKS_F32 = 0,
+  BALORA_BLOCKS_F16 = 1,
+  BALORA_BLOCKS_Q4_0 = 2,
+  BALORA_BLOCKS_Q4_1 = 3,
+  BALORA_BLOCKS_Q5_0 = 6,
+  BALORA_BLOCKS_Q5_1 = 7,
+  BALORA_BLOCKS_Q8_0 = 8,
+  BALORA_BLOCKS_Q2_K = 10,
+  BALORA_BLOCKS_Q3_K = 11,
+  BALORA_BLOCKS_Q4_K = 12,
+  BALORA_BLOCKS_Q5_K = 13,
+  BALORA_BLOCKS_Q6_K = 14,
+  BALORA_BLOCKS_IQ4_NL = 20,
+  BALORA_BLOCKS_IQ4_XS = 23,
+  BALORA_BLOCKS_BF16 = 30,
+  BALORA_BLOCKS_FOUR_BIT = 256,  // bitsandbytes' NF4 and FP4
+  BALORA_BLOCKS_INT8 = 257       // and its rows of int8
+} balora_block_format;
+
+// How the values of a weight that stands in blocks of codes are found in its bytes: as a function
+// for those that read them on the host, and by format and places for devices with code of their
+// own (kernels/shared/blocks.h has the formulas).
 typedef struct balora_encoding balora_encoding;
 struct balora_encoding {
   const char* name;  // "NF4", "Q4_1"
@@ -37,6 +60,14 @@ struct balora_encoding {
   // Writes the values [first, first + count) of the row-major tensor whose bytes begin at `data`.
   void (*decode)(const balora_encoding* encoding, const void* data, int64_t first, int64_t count,
                  float* values);
+  int32_t format;  // balora_block_format
+  // Where the f32 factors begin: of rows (int8), or of blocks (4 bits); there with a nested_block
+  // these are u8 that stand for map[code] * nested[block / nested_block] + offset.
+  int64_t scales_at;
+  int64_t nested_block;  // 0: not nested
+  int64_t nested_at, map_at;
+  float offset;
+  float code[16];  // values of 4-bit codes, where the format leaves them to a table
 };
 
 #define BALORA_SLOTS \

@@ -13,8 +13,9 @@ import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import { getDefaultDevice, setDefaultDevice } from '../../lib/device.ts';
 import { evaluateClassifier } from '../../lib/eval/classify.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
+import { storageBytes } from '../../lib/io/blocks.ts';
 import { consistencyLoss, diversityLoss, headLogits, svdLoss } from '../../lib/losses/plain.ts';
-import { AutoModelForCausalLM } from '../../lib/models/auto.ts';
+import { AutoModelForCausalLM, type FromPretrainedOptions } from '../../lib/models/auto.ts';
 import { AutoModelForSequenceClassification } from '../../lib/models/auto_classifier.ts';
 import { AutoModelForSeq2SeqLM } from '../../lib/models/auto_seq2seq.ts';
 import type { CausalLM } from '../../lib/models/causal_lm.ts';
@@ -179,6 +180,50 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
     const mergedHost = await AutoModelForCausalLM.fromPretrained(join(folder, 'merged-host'));
     const weights = (model: CausalLM) => Object.fromEntries(model.namedParameters());
     expectSameTensors(weights(merged), weights(mergedHost));
+  });
+
+  it.each([
+    ['NF4', kModel, 'nf4', 4],
+    // Its weights are so small that the teacher's distribution is soon the student's but for rounding.
+    ['the blocks of a GGUF file', fixturePath('quant/tiny_llama.gguf'), 'gguf', 64],
+  ] as const)('BA-LoRA on a base in %s', async (_, path, baseFormat, loraAlpha) => {
+    const run = async (device: string, more: FromPretrainedOptions = { baseFormat }) => {
+      const model = await AutoModelForCausalLM.fromPretrained(path, { device, ...more });
+      const tuned = await AdapterModel.create(model, { r: 2, loraAlpha });
+      const data = tinySource(tinyBatches({ count: 3, rows: 8, vocabulary: model.vocabSize }));
+      const steps = { learningRate: 0.1, gradientAccumulationSteps: 1, maxSteps: 3 };
+      return { tuned, records: await train(tuned, { data, ...steps }) };
+    };
+    const forms = (model: CausalLM) => Array.from(model.parameters(), ({ encoding }) => encoding);
+    const [found, expected] = [await run('cuda'), await run('cpu')];
+    expect(forms(found.tuned.model as CausalLM)).toEqual(forms(expected.tuned.model as CausalLM));
+    expect(forms(found.tuned.model as CausalLM).some((form) => form !== null)).toBe(true);
+    expectSameRecords(found.records, expected.records);
+    expectSameTensors(found.tuned.state(), expected.tuned.state());
+    // In bf16 products with blocks are those with their values, bit for bit.
+    if (baseFormat === 'nf4') return;
+    const [blocks, dense] = [
+      await run('cuda', { dtype: 'bf16', baseFormat }),
+      await run('cuda', { dtype: 'bf16' }),
+    ];
+    expect(blocks.records.map(({ loss, gradNorm }) => [loss, gradNorm])).toEqual(
+      dense.records.map(({ loss, gradNorm }) => [loss, gradNorm]),
+    );
+    for (const [name, t] of Object.entries(dense.tuned.state())) {
+      expect(values(blocks.tuned.state()[name] as Tensor), name).toEqual(values(t));
+    }
+  });
+
+  it('a base in blocks goes to a device and back', async () => {
+    const host = await AutoModelForCausalLM.fromPretrained(kModel, { baseFormat: 'nf4' });
+    const weight = [...host.parameters()].find(({ encoding }) => encoding !== null) as Tensor;
+    const there = weight.to('cuda');
+    expect([there.encoding, there.device, there.shape]).toEqual(['NF4', 'cuda:0', weight.shape]);
+    const back = there.to('cpu');
+    expect(back.encoding).toBe('NF4');
+    expect(values(there.to('f32'))).toEqual(values(weight.to('f32')));
+    expect(values(back.to('f32'))).toEqual(values(weight.to('f32')));
+    expect(storageBytes(there)).toBe(storageBytes(weight));
   });
 
   // In bf16 a GPU computes the change of a PiSSA pair from its initial values. Its error against f32 may be twice the CPU's.
