@@ -218,10 +218,12 @@ describe('an offloaded base', () => {
     const found = [];
     for (const each of [dense, model]) {
       const tuned = await AdapterModel.create(each, { method: 'balora', r: 2, loraAlpha: 2 });
-      const text = await generate(tuned, { ids: [[3, 9, 4], [5]], maxNewTokens: 8 });
+      const texts = await generate(tuned, { ids: [[3, 9, 4], [5]], maxNewTokens: 8 }).result;
+      const tokens = texts.map((text) => text.tokens);
+      expect(tokens.map(({ length }) => length)).toEqual([8, 8]);
       const batches = tinyBatches({ count: 3 });
       const { loss, kl } = await evaluate(tuned, batches);
-      found.push({ text, loss, kl });
+      found.push({ tokens, loss, kl });
       tuned.dispose();
     }
     expect(found[1]).toEqual(found[0]);

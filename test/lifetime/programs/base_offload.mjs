@@ -40,9 +40,9 @@ const losses = [];
 for await (const { type, record } of trainer.run()) {
   if (type === 'step') losses.push(record.loss);
 }
-const { ids } = await generate(tuned, { ids: [1, 2, 3], maxNewTokens: 4 });
+const [{ tokens }] = await generate(tuned, { ids: [1, 2, 3], maxNewTokens: 4 }).result;
 const digest = createHash('sha256');
 for (const value of Object.values(tuned.state())) digest.update(new Uint8Array((await value.data()).buffer));
 const peak = 1024 * Number(/^VmHWM:\s*(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]);
 const stats = model.offload?.stats() ?? null;
-console.log(JSON.stringify({ losses, ids: Array.from(ids ?? []), digest: digest.digest('hex'), peak, stats }));
+console.log(JSON.stringify({ losses, tokens, digest: digest.digest('hex'), peak, stats }));
