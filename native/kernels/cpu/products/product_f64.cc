@@ -112,6 +112,31 @@ void pack(const T* data, int64_t depth_stride, int64_t lane_stride, int64_t dept
   }
 }
 
+// The same where the lanes follow each other in memory and are as many as the panel has. One
+// function a type, since a template cannot be compiled for several CPUs.
+#define PACK_LINES(T)                                                                            \
+  BALORA_SIMD void pack_lines(const T* data, int64_t depth_stride, int64_t depth, int64_t width, \
+                              double* packed) {                                                  \
+    if (width == kTileCols) {                                                                    \
+      for (int64_t p = 0; p < depth; ++p) {                                                      \
+        for (int64_t j = 0; j < kTileCols; ++j) {                                                \
+          packed[p * kTileCols + j] = static_cast<double>(load(data[p * depth_stride + j]));     \
+        }                                                                                        \
+      }                                                                                          \
+      return;                                                                                    \
+    }                                                                                            \
+    for (int64_t p = 0; p < depth; ++p) {                                                        \
+      for (int64_t j = 0; j < kTileRows; ++j) {                                                  \
+        packed[p * kTileRows + j] = static_cast<double>(load(data[p * depth_stride + j]));       \
+      }                                                                                          \
+    }                                                                                            \
+  }
+PACK_LINES(float)
+PACK_LINES(bf16)
+PACK_LINES(f16)
+PACK_LINES(double)
+#undef PACK_LINES
+
 // Steps [begin, begin + count) of one extent of an operand.
 struct Range {
   int64_t begin, count;
@@ -121,8 +146,13 @@ struct Range {
 void pack_any(const MatrixRef& m, const Range& depth, const Range& lanes, int64_t width,
               double* packed) {
   dispatch_float(m.dtype, [&]<typename T>() {
-    pack(static_cast<const T*>(m.data) + depth.begin * m.row_stride + lanes.begin * m.col_stride,
-         m.row_stride, m.col_stride, depth.count, lanes.count, width, packed);
+    const T* data =
+        static_cast<const T*>(m.data) + depth.begin * m.row_stride + lanes.begin * m.col_stride;
+    if (m.col_stride == 1 && lanes.count == width) {
+      pack_lines(data, m.row_stride, depth.count, width, packed);
+    } else {
+      pack(data, m.row_stride, m.col_stride, depth.count, lanes.count, width, packed);
+    }
   });
 }
 
