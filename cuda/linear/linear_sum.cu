@@ -361,7 +361,7 @@ __global__ void __launch_bounds__(kThreads, kTile == 128 ? 2 : 4) sum_products(S
 
 // The same with terms that are weights in blocks, for few rows.
 constexpr int kDecodedTile = 64;
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, 4)
     sum_decoded(SumArgs args, const __grid_constant__ DecodedWeights weights) {
   BALORA_SHARED(float, codes, 16 * kMaxDecoded);
   for (int i = 0; i < weights.count; ++i) load_code(weights.w[i], codes + 16 * i);

@@ -44,27 +44,16 @@ interface Setting extends Partial<TrainerOptions> {
   readonly full?: boolean;
   readonly dtype?: 'f32' | 'bf16';
   readonly adapter?: LoraConfigInput;
-  readonly baseFormat?: 'nf4';
 }
 
-async function tunedModel({
-  full = false,
-  dtype = 'f32',
-  adapter,
-  ...more
-}: Setting): Promise<TunedModel> {
-  const load = () =>
-    AutoModelForCausalLM.fromPretrained(kModel, {
-      device: 'cuda',
-      dtype,
-      baseFormat: more.baseFormat ?? dtype,
-    });
+async function tunedModel({ full = false, dtype = 'f32', adapter }: Setting): Promise<TunedModel> {
+  const load = () => AutoModelForCausalLM.fromPretrained(kModel, { device: 'cuda', dtype });
   if (full) return new FullModel(await load(), { teacher: await load() });
   return AdapterModel.create(await load(), { r: 2, initLoraWeights: 'pissa_niter_2', ...adapter });
 }
 
 function optionsOf(tuned: TunedModel, setting: Setting, captureGraphs: boolean): TrainerOptions {
-  const { full: _, dtype: __, adapter: ___, baseFormat: ____, ...more } = setting;
+  const { full: _, dtype: __, adapter: ___, ...more } = setting;
   return {
     tuned,
     data: tinySource(batches()),
@@ -167,7 +156,6 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     'the adaptive schedule, whose teacher runs before': {
       regularizers: { ...kConstant, consistencySchedule: 'adaptive' },
     },
-    'a base in blocks': { dtype: 'bf16', baseFormat: 'nf4' },
     'a kept teacher': { regularizers: kConstant, cacheTeacher: true },
     'full fine-tuning': { regularizers: kConstant, full: true, optim: 'adafactor' },
   };
