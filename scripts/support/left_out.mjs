@@ -23,7 +23,7 @@ function hidesAmx() {
   return /^vendor_id\s*:\s*GenuineIntel$/m.test(readFileSync('/proc/cpuinfo', 'utf8'));
 }
 
-/** Of the levels of instructions that vitest's projects hold products to: whether this processor lacks one, or it is its best. */
+/** Whether this processor lacks a level of instructions that a project of vitest holds products to, or it is its best, by project. */
 export const kLeftOutLevels = {
   'cpu-plain': () => processorLacks('avx2'),
   'cpu-avx2': () => processorLacks('avx512bw'),

@@ -220,7 +220,8 @@ bool cpu_has(dnnl::cpu_isa level) {
 
 // Intel's cores from Sapphire Rapids on (AVX512-FP16) multiply bf16 in AVX-512 at half the rate of
 // f32, since AMX is there for it. Where a virtual machine hides AMX, widening is faster: a step of
-// BA-LoRA took 7.1 s in place of 10.7. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 asks for it all the same.
+// BA-LoRA took 7.1 s in place of 10.7. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 asks for bf16's own
+// instructions all the same.
 bool widens_faster() {
   return cpu_has(dnnl::cpu_isa::avx512_core_fp16) && __builtin_cpu_is("intel");
 }
