@@ -44,10 +44,7 @@ type RowCosts = Readonly<Record<LayerKeep, number>>;
 
 const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 const kProbeRows = 96;
-/**
- * Memory of the gradients and recomputed values that exist at one time of the backward pass, in multiples of a layer's saved rows;
- * the chunk of logits has gone by then. Measured: 1.6 (a decoder in bf16).
- */
+/** Memory of the gradients and recomputed values that exist at one time, in multiples of a layer's saved rows. Measured: 1.6. */
 const kInFlight = 2;
 /** Memory lost to fragmentation when batches differ in length, as a fraction of a batch's memory. */
 const kFragmentation = 0.05;
@@ -174,8 +171,9 @@ export class MemoryPlanner {
     const { costs, layerCount } = this;
     const kept = kKeeps.reduce((sum, keep) => sum + layers[keep] * costs[keep], 0) / layerCount;
     const inFlight = (kInFlight * costs.saved) / layerCount;
-    const batch = rows * kept + Math.max(this.chunkBytes, rows * inFlight);
-    const bytes = Math.round(this.persistentBytes + kGrowthBytes + (1 + kFragmentation) * batch);
+    const batch = (1 + kFragmentation) * rows * (kept + inFlight);
+    const fixed = this.persistentBytes + kGrowthBytes + this.chunkBytes;
+    const bytes = Math.round(fixed + batch);
     const smallest = layers.checkpointed === layerCount;
     const overBudget = smallest && typeof this.budget === 'number' && bytes > this.budget;
     return { rows, layers, bytes, overBudget, residentBytes: null };
