@@ -153,11 +153,11 @@ void summarize(Context* ctx, const balora_teacher_summary& o) {
            teacher_rows<A>, args);
     const GemmResult to = {data_of<A>(o.mean) + first * channels, kLogits, channels};
     if (!pair) {
-      head.back({args.y, kLogits, stride}, rows, 0, to);
+      head.back(GemmOperand{args.y, kLogits, stride}, rows, 0, to);
       continue;
     }
-    head.back({args.low, BALORA_BF16, stride}, rows, 0, to);
-    head.back({args.high, BALORA_BF16, stride}, rows, 1, to);
+    head.back(GemmOperand{args.low, BALORA_BF16, stride}, rows, 0, to);
+    head.back(GemmOperand{args.high, BALORA_BF16, stride}, rows, 1, to);
   }
 }
 
