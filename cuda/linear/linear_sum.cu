@@ -19,7 +19,7 @@
 // same order whatever the tile.
 //
 // A weight in blocks (products/encoded.cuh) comes in one of two ways. In NF4 it has 0.56 bytes an
-// element; on one H100:
+// element; by arithmetic for one H100, not measured:
 // - Up to kDecodedRows rows the own kernel decodes it as it loads a tile: some 15 operations of the
 //   plain cores an element (0.5 ps) for each 64 rows, with 0.2 ps of reading below them. A dense
 //   bf16 weight takes 0.7 ps to read.
@@ -27,11 +27,12 @@
 //   where the product takes 6 to 10), so panels of W are decoded once into bounded scratch
 //   (slice_of), each for a slice of the result's columns, and multiplied as dense ones are: 2.6
 //   bytes, 0.8 ps an element more. Every column has its whole sum in one slice, so the bits are
-//   those of the dense weight.
+//   those of the dense weight where the own kernel adds; cuBLAS may take another order.
 #include "linear/linear_sum.cuh"
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 #include "products/encoded.cuh"
 #include "runtime/blas.cuh"
@@ -571,6 +572,9 @@ void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::ve
       !base.empty() && !out.wide && !out.by_rows && uses_cublas(ctx, by_hand, out.m, out.n, inner);
   const bool decodes =
       encoded <= kMaxDecoded && out.m <= kDecodedRows && by_hand != Choice::kCublas;
+  if (encoded > 0 && !decodes && out.wide) {
+    throw std::runtime_error("linear: a wide sum is one of dense weights");
+  }
   if (encoded > 0 && !decodes) return sum_by_slices(ctx, args, low_rank, base, cublas);
   BlockSums scratch;
   sum_dense(ctx, args, low_rank, base, cublas && encoded == 0, scratch);

@@ -33,6 +33,8 @@ export interface SavedRun {
   readonly taskType: string | null;
   /** The line that identifies the base; see {@link baseSummary}. */
   readonly baseModel: string;
+  /** The base's dtype. */
+  readonly dtype: string;
   /** Whether the base is a residual, so that the model before tuning is another one. */
   readonly onResidual: boolean;
   /** Whether the adapter has a base of its own, which its start made of the base. */
@@ -55,6 +57,7 @@ const kState = z.looseObject({
   identity: z.looseObject({
     method: z.string(),
     baseModel: z.string(),
+    dtype: z.string(),
     adapter: z.record(z.string(), z.unknown()).optional(),
   }),
 });
@@ -88,6 +91,7 @@ async function savedRunOf(checked: CheckedFolder): Promise<SavedRun> {
   return {
     ...{ step, totalSteps, taskType: config.taskType ?? taskType, config },
     baseModel: identity.baseModel,
+    dtype: identity.dtype,
     onResidual: Object.hasOwn(identity, 'residualTeacher'),
     onQuantized: Object.hasOwn(identity, 'quantizedTeacher'),
   };
@@ -243,10 +247,15 @@ function pairOf(
  */
 export async function checkSavedBase(
   model: Model,
-  { baseModel, onResidual, onQuantized }: SavedRun,
+  { baseModel, dtype, onResidual, onQuantized }: SavedRun,
   { folder, allowOtherBase }: BaseCheck,
 ): Promise<string[]> {
   const now = baseSummary(model, await baseDigest(model));
+  if (now === baseModel && onQuantized && dtype !== model.dtype) {
+    const fact = `${folder}: the adapter was trained on codes made of the base in ${dtype}, and this model is in ${model.dtype}`;
+    if (allowOtherBase) return [fact];
+    throw new ArgumentError(`${fact}; load the model in ${dtype}, or pass allowOtherBase: true`);
+  }
   if (now === baseModel) return [];
   const place = model.folder === '' ? model.nameOrPath : model.folder;
   const fact = `${folder}: the adapter was trained on another base: ${place} is "${now}", and that was "${baseModel}"`;

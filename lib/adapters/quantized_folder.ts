@@ -70,13 +70,19 @@ const copy = (x: Tensor): Tensor => mul(x, 1);
 /** The configuration of the adapter in a folder of twice its rank. */
 function ownConfig(config: LoraConfig, { start }: QuantizedForm): LoraConfig {
   const divisor = scalingOf(config).divisor(2);
+  // What was multiplied by the divisor in the folder: the shorter number, if it gives the same.
+  const undone = (product: number): number => {
+    const quotient = product / divisor;
+    const near = Number(quotient.toPrecision(15));
+    return near * divisor === product ? near : quotient;
+  };
   return {
     ...config,
     initLoraWeights: start as LoraConfig['initLoraWeights'],
     r: config.r / 2,
-    loraAlpha: config.loraAlpha / divisor,
+    loraAlpha: undone(config.loraAlpha),
     rankPattern: config.rankPattern.map(([name, r]) => [name, r / 2] as const),
-    alphaPattern: config.alphaPattern.map(([name, alpha]) => [name, alpha / divisor] as const),
+    alphaPattern: config.alphaPattern.map(([name, alpha]) => [name, undone(alpha)] as const),
   };
 }
 

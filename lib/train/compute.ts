@@ -2,6 +2,7 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { deviceInfo } from '../device.ts';
 import type { Model } from '../models/index.ts';
+import { Linear } from '../nn/index.ts';
 import type { Int8Products } from '../runtime.ts';
 import type { ComputeMode } from './schema.ts';
 
@@ -28,6 +29,18 @@ export function productsOf(mode: ComputeMode): PassProducts {
   }
 }
 
+/** Bytes of the int8 copies that a mode keeps beside the weights of a model's linears, with their scales. */
+export function int8CopiesBytes(mode: ComputeMode, model: Model): number {
+  if (mode === 'dtype') return 0;
+  let bytes = 0;
+  for (const [, module] of model.namedModules()) {
+    if (!(module instanceof Linear)) continue;
+    const [outs, ins] = module.weight.shape as [number, number];
+    bytes += outs * ins + 4 * (2 * outs + ins);
+  }
+  return bytes;
+}
+
 /**
  * The reason why a run cannot compute in this mode; null if it can.
  * @param runsTeacher whether the run has a pass of its teacher
@@ -39,6 +52,9 @@ export function computeObstacle(
 ): string | null {
   if (mode === 'dtype') return null;
   if (kind === 'full') return 'full fine-tuning changes all weights, and int8 is for frozen ones';
+  if (model.offload !== null) {
+    return 'an offloaded base keeps no copies in int8, which each product would have to make again';
+  }
   if (model.dtype === 'f64') return 'a model in f64 is computed in f64';
   const info = deviceInfo(model.device);
   if (info.int8 === '') return `int8 runs on the CPU, and the device is ${info.device}`;

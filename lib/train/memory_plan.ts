@@ -67,6 +67,7 @@ export class MemoryPlanner {
   /**
    * Measures the memory of a row and of the process, and sets the model's `layerKeep` to the plan.
    * @param optimizerBytes bytes of moments and gradients, which are not allocated yet
+   * @param copiesBytes bytes of the weights' copies in int8, which are not made yet
    * @param onNote called once, when even the smallest plan for a batch is above the budget; at once if that is so for every batch
    */
   static async open(
@@ -74,19 +75,24 @@ export class MemoryPlanner {
     budget: MemoryBudget,
     {
       optimizerBytes,
+      copiesBytes = 0,
       onNote = () => {},
-    }: { optimizerBytes: number; onNote?: (note: MemoryNote) => void },
+    }: { optimizerBytes: number; copiesBytes?: number; onNote?: (note: MemoryNote) => void },
   ): Promise<MemoryPlanner> {
     const { device, offload } = tuned.model;
     const residentBefore = offload?.residentBytes ?? 0;
     if (offload !== null) offload.residentBytes = 0;
-    const { layerCount, costs } = await probe(tuned);
+    const { layerCount, costs } = await probe(tuned).catch((error: unknown) => {
+      if (offload !== null) offload.residentBytes = residentBefore;
+      throw error;
+    });
     trimMemory({ device });
     const { liveBytes, derivedBytes } = memoryStats({ device });
     const inProcess = sharesProcessMemory(device);
     const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;
     // The backward pass packs a second copy of the weights, in its own layout.
-    const persistentBytes = now + optimizerBytes + derivedBytes + bytesInFlight(tuned.model);
+    const persistentBytes =
+      now + optimizerBytes + copiesBytes + derivedBytes + bytesInFlight(tuned.model);
     const mostResident =
       offload === null
         ? null

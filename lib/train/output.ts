@@ -13,6 +13,7 @@ import {
   ADAPTER_CONFIG,
   ADAPTER_TENSORS,
   INITIAL_ADAPTER,
+  LESS_ADAPTER,
   RESIDUAL_BASE,
 } from '../adapters/peft_folder.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
@@ -49,6 +50,9 @@ export interface ClaimOptions {
 const kAdapterFiles = [ADAPTER_CONFIG, ADAPTER_TENSORS];
 const kModelFiles = [SINGLE_WEIGHTS, 'config.json', ...COMPANIONS];
 
+/** Folders beside an adapter that some exports write. */
+const kBeside = [RESIDUAL_BASE, INITIAL_ADAPTER, LESS_ADAPTER];
+
 /** Paths, in the output folder, of all files that a run may write as its result. */
 const kResultFiles: readonly string[] = [
   ...kAdapterFiles,
@@ -56,7 +60,9 @@ const kResultFiles: readonly string[] = [
   MODEL_CARD,
   LOSS_PLOT,
   ...kModelFiles.map((name) => join(RESIDUAL_BASE, name)),
-  ...kAdapterFiles.map((name) => join(INITIAL_ADAPTER, name)),
+  ...[INITIAL_ADAPTER, LESS_ADAPTER].flatMap((folder) =>
+    kAdapterFiles.map((name) => join(folder, name)),
+  ),
 ];
 
 /** Paths, in the output folder, of what a run leaves in run/ besides the checkpoints, the configuration, the manifest and the lock. */
@@ -112,7 +118,7 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
     held = await acquireLock(lock, (holder) => inUse(path, lock, holder));
     if (options.overwrite) await removeEarlierRun(path);
     await makeFolder(checkpoints);
-    const exported = [RESIDUAL_BASE, INITIAL_ADAPTER].map((name) => join(path, name));
+    const exported = kBeside.map((name) => join(path, name));
     const written = [path, run, checkpoints, join(run, RUN_FILES.best), ...exported];
     for (const folder of written) await removeTemporaries(folder);
     if (!(await namesIn(run)).includes(RUN_FILES.config)) await writeManifest(path);
@@ -145,7 +151,7 @@ async function removeEarlierRun(path: string): Promise<void> {
   const run = join(path, RUN);
   if (!(await namesIn(run)).includes(RUN_FILES.config)) return;
   for (const name of await readManifest(run)) await rm(join(path, name), { force: true });
-  for (const name of [RESIDUAL_BASE, INITIAL_ADAPTER]) await removeIfEmpty(join(path, name));
+  for (const name of kBeside) await removeIfEmpty(join(path, name));
   const checkpoints = join(run, RUN_FILES.checkpoints);
   const own = [
     ...kRecordFiles.map((name) => join(path, name)),

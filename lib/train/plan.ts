@@ -8,6 +8,7 @@ import { formatBytes } from '../io/format_bytes.ts';
 import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
 import { availableMemory, memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import { DTYPE_BYTES, type Tensor } from '../tensor.ts';
+import { int8CopiesBytes } from './compute.ts';
 import { type MemoryNote, MemoryPlanner } from './memory_plan.ts';
 import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
 import { type ResolvedOptions, teacherCacheOption } from './options.ts';
@@ -98,7 +99,7 @@ export async function planMemory(
   { resources }: ResolvedOptions,
   { plan, onNote = () => {} }: { plan: RunPlan; onNote?: (note: MemoryNote) => void },
 ): Promise<MemoryPlanner | null> {
-  const { memoryBudget } = resources;
+  const { memoryBudget, compute } = resources;
   if (memoryBudget === null) return null;
   const { optimizerBytes } = plan.memory;
   const { device, totalBytes } = deviceInfo(tuned.model.device);
@@ -112,7 +113,8 @@ export async function planMemory(
     });
   }
   const budget = above ? totalBytes : memoryBudget;
-  return MemoryPlanner.open(tuned, budget, { optimizerBytes, onNote });
+  const copiesBytes = int8CopiesBytes(compute, tuned.model);
+  return MemoryPlanner.open(tuned, budget, { optimizerBytes, copiesBytes, onNote });
 }
 
 /**

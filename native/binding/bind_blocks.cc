@@ -7,6 +7,7 @@
 
 #include "binding/bind.h"
 #include "binding/stored.h"
+#include "engine/graph.h"
 #include "engine/launch.h"
 #include "io/encodings.h"
 #include "kernels/cpu/runtime/parallel.h"
@@ -104,6 +105,7 @@ void require_cpu(const char* op, const Engine& engine) {
 
 Tensor four_bit_weight(Engine& engine, std::string name, FourBitParts parts, Shape shape,
                        DType dtype, bool check_finite) {
+  refuse_while_recording(engine, "a weight in blocks");
   const bool nested = parts.nested_absmax && parts.nested_map;
   if (parts.block_size < 2 || parts.block_size % 2 != 0 || parts.nested_block_size < 1) {
     throw FormatError(name, -1,
@@ -140,6 +142,7 @@ Tensor four_bit_weight(Engine& engine, std::string name, FourBitParts parts, Sha
 // weight (O,I) i8 as bytes, scales (O): the largest magnitude of each row.
 Tensor int8_weight(Engine& engine, std::string name, Tensor weight, Tensor scales, Shape shape,
                    DType dtype, bool check_finite) {
+  refuse_while_recording(engine, "a weight in blocks");
   if (shape.ndim() != 2) {
     throw FormatError(name, -1, concat("int8 weights are matrices, got ", shape.to_string()));
   }

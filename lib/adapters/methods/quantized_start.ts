@@ -72,7 +72,7 @@ export function qpissaPairs(modules: readonly StartModule[], steps: number): Sta
 /** A value of `initLoraWeights` with a number of steps, such as `loftq_iter_5`; without it there is one. */
 export function stepsOf(name: string, value: unknown): number | null {
   if (value === name) return 1;
-  const found = typeof value === 'string' && value.startsWith(`${name}_iter_`);
-  const steps = found ? Number(value.slice(`${name}_iter_`.length)) : 0;
-  return Number.isInteger(steps) && steps >= 1 ? steps : null;
+  if (typeof value !== 'string' || !value.startsWith(`${name}_iter_`)) return null;
+  const digits = value.slice(`${name}_iter_`.length);
+  return /^[1-9]\d{0,3}$/.test(digits) ? Number(digits) : null;
 }

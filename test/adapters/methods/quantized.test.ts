@@ -45,7 +45,7 @@ const kConfigs: [string, AdapterConfigInput][] = [
   [
     'loftq of several ranks',
     {
-      ...{ initLoraWeights: 'loftq_iter_2', r: 4, loraAlpha: 6, useRslora: true },
+      ...{ initLoraWeights: 'loftq_iter_2', r: 4, loraAlpha: 14, useRslora: true },
       ...{ rankPattern: { q_proj: 2 }, alphaPattern: { down_proj: 3 } },
     },
   ],

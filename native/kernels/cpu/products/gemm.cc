@@ -223,7 +223,11 @@ bool cpu_has(dnnl::cpu_isa level) {
 // BA-LoRA took 7.1 s in place of 10.7. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 asks for bf16's own
 // instructions all the same.
 bool widens_faster() {
+#if defined(__x86_64__)
   return cpu_has(dnnl::cpu_isa::avx512_core_fp16) && __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
 }
 
 CpuLevel best_level() {

@@ -11,6 +11,7 @@
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/encoded.h"
+#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -135,7 +136,8 @@ void read_values(const View& view, int64_t first, int64_t count, float* to) {
 template <typename Body>
 void for_rows(Context* ctx, int64_t count, int64_t width, const Body& body) {
   const int64_t threads = std::max(ctx->num_threads, 1);
-  float* const scratch = workspace<float>(ctx, threads * width);
+  auto* const scratch = static_cast<float*>(CpuState::of(ctx).scratch(
+      CpuState::kInt8Values, static_cast<uint64_t>(threads * width) * sizeof(float)));
   parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t i = count * t / threads; i < count * (t + 1) / threads; ++i) {
@@ -357,7 +359,8 @@ void int8_product(Context* ctx, int64_t m, const Int8Rows& a, const Int8Matrix& 
   const int64_t panels = whole(b.n, kInt8Columns) / kInt8Columns, width = b.panels_at_once();
   const int64_t groups = panels / width, threads = std::max(ctx->num_threads, 1);
   const int64_t panel_bytes = b.steps() * kInt8StepBytes;
-  auto* const scratch = workspace<int8_t>(ctx, threads * width * panel_bytes);
+  auto* const scratch = static_cast<int8_t*>(CpuState::of(ctx).scratch(
+      CpuState::kInt8Panels, static_cast<uint64_t>(threads * width * panel_bytes)));
   const Int8Multiply multiply = int8_multiply(int8_core());
   parallel_for(ctx, threads, 1, [&](int64_t first, int64_t last) {
     const TileScope scope;

@@ -88,6 +88,8 @@ class CpuState {
     kWeightTiles,
     kInPlaceRows,
     kDecoded,
+    kInt8Values,
+    kInt8Panels,
     kScratchCount
   };
   void* scratch(Scratch index, uint64_t bytes);

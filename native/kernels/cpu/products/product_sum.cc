@@ -16,9 +16,11 @@
 namespace balora {
 namespace {
 
-// In f32, of the sum of one block of C, and of the left operands of its rows: 4 MiB each.
+// In f32, of the sum of one block of C, and of the left operands of its rows: 4 MiB each, more
+// where kLeastRows rows are longer.
 constexpr int64_t kBlockElements = int64_t{1} << 20;
-constexpr int64_t kLeastRows = 512;
+constexpr int64_t kLeastRows = 256;
+constexpr int64_t kMostRows = kBlockElements / 64;
 
 const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
   if (term.alpha != 1 || term.a_dtype != term.b->dtype) return nullptr;
@@ -196,7 +198,8 @@ void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) return sum_wide(ctx, {sum}, c);
   const bool widens = widens_left(sum), by_columns = widens && stands_in_columns(ctx, sum);
   const int64_t left = widens ? narrow_columns(sum.terms) : 0;
-  const int64_t height = fitting(by_columns ? left : std::max(left, sum.n), kLeastRows);
+  const int64_t extent = by_columns ? left : std::max(left, sum.n);
+  const int64_t height = std::min(fitting(extent, kLeastRows), kMostRows);
   std::vector<ProductTerm> terms(sum.terms.begin(), sum.terms.end());
   for (int64_t first = 0; first < sum.m; first += height) {
     const int64_t m = std::min(height, sum.m - first);
