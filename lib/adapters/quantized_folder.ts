@@ -70,7 +70,7 @@ const copy = (x: Tensor): Tensor => mul(x, 1);
 /** The configuration of the adapter in a folder of twice its rank. */
 function ownConfig(config: LoraConfig, { start }: QuantizedForm): LoraConfig {
   const divisor = scalingOf(config).divisor(2);
-  // What was multiplied by the divisor in the folder: the shorter number, if it gives the same.
+  // A number that was multiplied by the divisor in the folder: the shorter one, if it gives the same.
   const undone = (product: number): number => {
     const quotient = product / divisor;
     const near = Number(quotient.toPrecision(15));
