@@ -1,4 +1,4 @@
-// What do products in int8 change? Two parts:
+// Measures what products in int8 change, in two parts:
 //
 // 1. The gradient of a BA-LoRA step, of A and B in all linears, in every mode of the option compute, against that of f32. All modes
 //    have the same base, rows and moved student (PiSSA, some steps in f32).

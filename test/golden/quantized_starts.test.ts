@@ -2,7 +2,7 @@
  * QPiSSA and LoftQ against PEFT's code and float64 references: codes, the first pair, logits, losses, gradients, five steps of AdamW, and
  * the adapter read again on the original base.
  */
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, it } from 'vitest';
@@ -11,15 +11,16 @@ import type { LowRankPair } from '../../lib/adapters/low_rank.ts';
 import type { InitLoraWeights } from '../../lib/adapters/methods/registry.ts';
 import { type QuantizedBase, quantizationErrors } from '../../lib/adapters/quantized_base.ts';
 import { fourBitWeight } from '../../lib/io/blocks.ts';
-import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
+import type { CausalLM } from '../../lib/models/index.ts';
 import { matmul } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
-import { fixturePath, relativeError } from '../support/fixtures.ts';
-import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
-import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { relativeError } from '../support/fixtures.ts';
+import { type GoldenArray, goldenArray } from '../support/golden.ts';
+import { type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { arrays, evaluation, factsOf, kStarts, load, numbers } from '../support/golden_starts.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 import { tinySource } from '../support/tiny_model.ts';
 
@@ -33,9 +34,6 @@ interface Facts {
   readonly tolerance: Readonly<Record<string, number>>;
 }
 
-const kBase = fixturePath('architectures/llama-untied-gqa');
-const kStarts = 'golden/methods/starts';
-
 const kCases: [folder: string, init: InitLoraWeights, steps: number][] = [
   ['qpissa_1', 'qpissa', 1],
   ['qpissa_5', 'qpissa_iter_5', 5],
@@ -46,20 +44,9 @@ const kCases: [folder: string, init: InitLoraWeights, steps: number][] = [
 const out = mkdtempSync(join(tmpdir(), 'balora-quantized-starts-'));
 afterAll(() => rmSync(out, { recursive: true, force: true }));
 
-const load = (): Promise<CausalLM> =>
-  AutoModelForCausalLM.fromPretrained(join(kBase, 'model'), { dtype: 'f32' });
-const facts = (folder: string): Facts =>
-  JSON.parse(readFileSync(sharedPath(`${kStarts}/${folder}/expected.json`), 'utf8')) as Facts;
-const arrays = (path: string): Map<string, GoldenArray> =>
-  goldenArrays(sharedPath(`${kStarts}/${path}.safetensors`));
-const numbers = (array: GoldenArray): number[] => Array.from(array.data as Float32Array);
+const facts = (folder: string): Facts => factsOf<Facts>(folder);
 const stored = (array: GoldenArray): Tensor =>
   tensor(Float32Array.from(array.data as Float32Array), { shape: array.shape });
-
-const evaluation = (): PaddedBatch =>
-  goldenBatch(goldenArrays(join(kBase, 'inputs.safetensors')), {
-    ...{ ids: 'input_ids', mask: 'attention_mask', labels: 'labels' },
-  });
 
 function logitsOf(model: CausalLM, { batch, real }: PaddedBatch): Map<number, number[]> {
   const logits = scope(() => noGrad(() => model.logits(model.forward(batch))));

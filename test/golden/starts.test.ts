@@ -2,7 +2,7 @@
  * The starts of A and B against PEFT's and float64 references: what is unique about A and B, then from the stored A and B the logits,
  * losses, gradients, five steps of AdamW, and the folders of PEFT in both directions.
  */
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, it } from 'vitest';
@@ -10,16 +10,17 @@ import { AdapterModel, type LoraModule } from '../../lib/adapters/adapter_model.
 import type { Calibration } from '../../lib/adapters/calibration.ts';
 import type { LowRankPair } from '../../lib/adapters/low_rank.ts';
 import type { InitLoraWeights } from '../../lib/adapters/methods/registry.ts';
-import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
+import type { CausalLM } from '../../lib/models/index.ts';
 import { matmul, mul, slice } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { calibrate } from '../../lib/train/calibrate.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
-import { fixturePath, relativeError } from '../support/fixtures.ts';
-import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
+import { relativeError } from '../support/fixtures.ts';
+import { type GoldenArray, goldenArray } from '../support/golden.ts';
 import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { arrays, evaluation, factsOf, kStarts, load, numbers } from '../support/golden_starts.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 import { tinySource } from '../support/tiny_model.ts';
 
@@ -47,8 +48,6 @@ interface Facts {
   readonly r_1_case?: { readonly ranks: Readonly<Record<string, number>> };
 }
 
-const kBase = fixturePath('architectures/llama-untied-gqa');
-const kStarts = 'golden/methods/starts';
 const kShape = { r: 4, loraAlpha: 8 };
 
 /** The start of each folder. A start from the weights keeps its first pair frozen. */
@@ -69,19 +68,7 @@ const kCases: [folder: string, init: InitLoraWeights][] = [
 const out = mkdtempSync(join(tmpdir(), 'balora-starts-'));
 afterAll(() => rmSync(out, { recursive: true, force: true }));
 
-const load = (): Promise<CausalLM> =>
-  AutoModelForCausalLM.fromPretrained(join(kBase, 'model'), { dtype: 'f32' });
-const facts = (folder: string): Facts =>
-  JSON.parse(readFileSync(sharedPath(`${kStarts}/${folder}/expected.json`), 'utf8')) as Facts;
-const arrays = (path: string): Map<string, GoldenArray> =>
-  goldenArrays(sharedPath(`${kStarts}/${path}.safetensors`));
-const numbers = (array: GoldenArray): number[] => Array.from(array.data as Float32Array);
-
-/** The batch on which the reference evaluates and trains. */
-const evaluation = (): PaddedBatch =>
-  goldenBatch(goldenArrays(join(kBase, 'inputs.safetensors')), {
-    ...{ ids: 'input_ids', mask: 'attention_mask', labels: 'labels' },
-  });
+const facts = (folder: string): Facts => factsOf<Facts>(folder);
 
 /** The four micro-batches of the calibration. */
 function calibrationData() {

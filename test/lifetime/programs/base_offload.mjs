@@ -3,7 +3,7 @@
 //
 //   node base_offload.mjs '{"model": FOLDER, "dtype": "bf16", "budget": BYTES | null, "rows": 64, "steps": 3, "group": FOLDER | null}'
 //
-// With a budget the base is offloaded. The process first joins the control group.
+// A budget offloads the base. The process first joins the control group.
 import { createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
