@@ -11,10 +11,18 @@ export const kFeatures = {
   int8: { option: { compute: 'int8' }, flag: '--compute int8' },
   int8TeacherDx: { option: { compute: 'teacher,dx' }, flag: '--compute teacher,dx' },
   int8Dx: { option: { compute: 'dx' }, flag: '--compute dx' },
+  cacheTeacherInt8: {
+    option: { cacheTeacher: true, compute: 'int8' },
+    flag: '--cache-teacher --compute int8',
+  },
   minimalMemory: { option: { memoryBudget: 'min' }, flag: '--memory-budget min' },
 } as const;
 
 export type Feature = keyof typeof kFeatures;
+
+/** Whether the teacher is not run from the second epoch on. */
+export const keepsTeacher = (feature: Feature | undefined): boolean =>
+  feature !== undefined && 'cacheTeacher' in kFeatures[feature].option;
 
 /** The reason why the rows of a feature cannot run; null where they can. */
 export function missingFeature(feature: Feature, device = 'cpu'): string | null {

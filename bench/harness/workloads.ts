@@ -42,6 +42,7 @@ const kShared: readonly Omit<Workload, 'method'>[] = [
 const kOwn: readonly Omit<Workload, 'method'>[] = [
   { ...kPlain, label: '8x256', batch: 8, length: 256 },
   { ...kPlain, label: '4x512-cache-teacher', feature: 'cacheTeacher' },
+  { ...kPlain, label: '4x512-cache-teacher-int8', feature: 'cacheTeacherInt8' },
   { ...kPlain, label: '4x512-memory-min', feature: 'minimalMemory' },
   { ...kPlain, label: '4x512-1-thread', threads: 1 },
   { ...kPlain, label: '4x512-teacher-dx', feature: 'int8TeacherDx' },

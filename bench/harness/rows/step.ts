@@ -16,7 +16,7 @@ import { METHODS, resolveMethod } from '../../../lib/train/methods.ts';
 import { Trainer, type TrainerOptions } from '../../../lib/train/trainer.ts';
 import type { BatchSource, StepRecord } from '../../../lib/train/types.ts';
 import { encoderSetup } from '../encoder_setup.ts';
-import { kFeatures } from '../features.ts';
+import { keepsTeacher, kFeatures } from '../features.ts';
 import { attentionFlops, type StepShape, stepProducts, usefulFlops } from '../flops.ts';
 import { peakRate, productsSeconds } from '../products.ts';
 import type { Sizes } from '../shapes.ts';
@@ -53,7 +53,7 @@ export async function stepRow(input: StepRowInput): Promise<StepRow> {
   const shape: StepShape = {
     sizes: setup.sizes,
     // The teacher is not run from the second epoch on if its outputs are cached.
-    method: workload.feature === 'cacheTeacher' ? 'lora' : workload.method,
+    method: keepsTeacher(workload.feature) ? 'lora' : workload.method,
     rank: workload.rank,
     rows: Math.round(batches.rows),
     supervised: Math.round(supervised / workload.accumulation),
@@ -101,7 +101,7 @@ async function decoderSetup(input: StepRowInput, total: number): Promise<StepSet
     baseFormat: workload.baseFormat,
   });
   // The cache of the teacher is read from the second epoch on.
-  const epochSteps = workload.feature === 'cacheTeacher' ? Math.min(2, warmup) : total;
+  const epochSteps = keepsTeacher(workload.feature) ? Math.min(2, warmup) : total;
   const data = await workloadData(workload, {
     vocabulary: sizes.v,
     count: epochSteps * workload.accumulation,
