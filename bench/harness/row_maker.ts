@@ -77,8 +77,8 @@ export class RowMaker {
         return this.job('overhead', { name: plan.name, shape, dtype, rank: plan.rank });
       }
       case 'method': {
-        const { steps = kMethodStepCount } = this.options;
-        return this.job('method', { ...this.subject, name: plan.name, steps });
+        const { steps = kMethodStepCount, data: dataFile } = this.options;
+        return this.job('method', { ...this.subject, name: plan.name, steps, dataFile });
       }
       case 'decode':
         return this.job('decode', { ...this.subject, name: plan.name });

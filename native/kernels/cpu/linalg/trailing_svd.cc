@@ -1,12 +1,13 @@
 #include "kernels/cpu/linalg/trailing_svd.h"
 
-#include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 
 #include "kernels/cpu/linalg/float_block.h"
 #include "kernels/cpu/linalg/side_by_side.h"
+#include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/shared/messages.h"
@@ -17,14 +18,16 @@ namespace {
 constexpr int64_t kSmallestExtent = 160;  // below, the complete decomposition is as fast
 constexpr int64_t kSurplus = 16;          // columns of the block beyond the rank, at least
 constexpr int64_t kBlockMultiple = 8;     // as product_f64 takes columns
-constexpr int64_t kLeaf = 96;             // order up to which Eigen factors a block
+constexpr int64_t kLeaf = 96;             // order up to which rows are taken one by one
 constexpr double kTolerance = 1e-8;       // |K v - value v| over value
 constexpr double kLargestGrowth = 1e10;   // of a column between two orthonormalisations
 constexpr int64_t kMostDegree = 8;
 constexpr int kMaxRounds = 40;
 constexpr double kSquaredCondition = 1e9;  // of A, up to which its Gram matrix alone will do
-constexpr double kWidestSpectrum = 1e12;   // first over last wanted eigenvalue of K
-constexpr double kOrthonormal = 0.1;       // |Q^T Q - I| from which one more pass is exact
+constexpr double kMostSquared = 1e13;      // up to which its inverse leads to that of A itself
+constexpr int kMaxCorrections = 8;
+constexpr double kWidestSpectrum = 1e12;  // first over last wanted eigenvalue of K
+constexpr double kOrthonormal = 0.1;      // |Q^T Q - I| from which one more pass is exact
 constexpr int kMaxPasses = 4;
 constexpr double kSurplusGain = 3;  // of a filter over what the residual lacks
 // The iteration in f32.
@@ -32,8 +35,6 @@ constexpr int kFloatProducts = 18;
 constexpr int64_t kMostFloatDegree = 6;
 constexpr double kLargestFloatGrowth = 2e7;
 constexpr double kSmallestPivot = 1e-10;  // of the columns' Gram matrix with a unit diagonal
-
-using EigenMatrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 Matrix block_of(const Matrix& a, int64_t row, int64_t col, int64_t rows, int64_t cols) {
   Matrix out(rows, cols);
@@ -60,14 +61,33 @@ Part part_of(Matrix& a) {
   return {a.values.data(), a.cols};
 }
 
-bool inverse_factor_leaf(const Part& g, int64_t n, const Part& x) {
-  EigenMatrix block(n, n);
-  for (int64_t i = 0; i < n; ++i) std::copy_n(g.at(i, 0).data, n, block.data() + i * n);
-  const Eigen::LLT<EigenMatrix> factor(block);
-  if (factor.info() != Eigen::Success) return false;
-  block.setIdentity();
-  factor.matrixU().solveInPlace(block);
-  for (int64_t i = 0; i < n; ++i) std::copy_n(block.data() + i * n, n, x.at(i, 0).data);
+// The rows of g become R, where g = R^T R, and those of x R^-1; both are read and written above the
+// diagonal only. False unless g is positive definite.
+BALORA_SIMD bool inverse_factor_leaf(double* g, int64_t ldg, int64_t n, double* x, int64_t ldx) {
+  for (int64_t k = 0; k < n; ++k) {
+    double* row = g + k * ldg;
+    if (!(row[k] > 0)) return false;
+    const double scale = 1 / std::sqrt(row[k]);
+    for (int64_t j = k; j < n; ++j) row[j] *= scale;
+    for (int64_t i = k + 1; i < n; ++i) {
+      const double factor = row[i];
+      double* below = g + i * ldg;
+      for (int64_t j = i; j < n; ++j) below[j] -= factor * row[j];
+    }
+  }
+  for (int64_t i = n - 1; i >= 0; --i) {
+    const double* row = g + i * ldg;
+    double* out = x + i * ldx;
+    std::fill(out + i, out + n, 0.0);
+    for (int64_t k = i + 1; k < n; ++k) {
+      const double factor = row[k];
+      const double* below = x + k * ldx;
+      for (int64_t j = k; j < n; ++j) out[j] -= factor * below[j];
+    }
+    const double scale = 1 / row[i];
+    out[i] = 1;
+    for (int64_t j = i; j < n; ++j) out[j] *= scale;
+  }
   return true;
 }
 
@@ -76,7 +96,7 @@ bool inverse_factor_leaf(const Part& g, int64_t n, const Part& x) {
 //   R^-1 = [R11^-1, -R11^-1 R12 R22^-1; 0, R22^-1]
 // The products leave out half of the zeros of each triangle. False unless g is positive definite.
 bool inverse_factor(const Context* ctx, const Part& g, int64_t n, const Part& x) {
-  if (n <= kLeaf) return inverse_factor_leaf(g, n, x);
+  if (n <= kLeaf) return inverse_factor_leaf(g.data, g.ld, n, x.data, x.ld);
   const int64_t head = (n / 2 + kBlockMultiple - 1) / kBlockMultiple * kBlockMultiple;
   const int64_t tail = n - head, h = head / 2, t = tail / 2;
   if (!inverse_factor(ctx, g, head, x)) return false;
@@ -110,21 +130,36 @@ bool inverse_factor(const Context* ctx, Matrix g, Matrix* x) {
   return inverse_factor(ctx, part_of(g), g.rows, part_of(*x));
 }
 
-// X X^T for an upper triangular X, by halves without the zeros between them.
-Matrix upper_gram(const Context* ctx, Matrix& x) {
-  const int64_t n = x.rows, head = n / 2, tail = n - head;
-  Matrix out(n, n), top(head, head), bottom(tail, tail);
-  const MatrixRef rows = x.ref(), right = part_of(x).at(0, head).ref(),
-                  corner = part_of(x).at(head, head).ref();
-  symmetric_product_f64(ctx, head, n, rows, rows.transposed(), top.row(0));
-  symmetric_product_f64(ctx, tail, tail, corner, corner.transposed(), bottom.row(0));
-  put_block(top, 0, 0, &out);
-  put_block(bottom, head, head, &out);
-  product_f64(ctx, head, tail, tail, right, corner.transposed(), out.row(0) + head, n);
-  for (int64_t i = head; i < n; ++i) {
-    for (int64_t j = 0; j < head; ++j) out(i, j) = out(j, i);
+// X^T q and X q for an upper triangular X, by rows without most of its zeros.
+constexpr int64_t kTriangleParts = 4;
+
+Matrix upper_tn(const Context* ctx, const Matrix& x, const Matrix& q) {
+  const int64_t n = x.rows;
+  Matrix out(n, q.cols);
+  for (int64_t part = 0; part < kTriangleParts; ++part) {
+    const int64_t begin = n * part / kTriangleParts, end = n * (part + 1) / kTriangleParts;
+    const MatrixRef columns{x.row(0) + begin, BALORA_F64, n, 1};
+    product_f64(ctx, end - begin, q.cols, end, columns.transposed(), q.ref(), out.row(begin),
+                out.cols);
   }
   return out;
+}
+
+Matrix upper_times(const Context* ctx, const Matrix& x, const Matrix& q) {
+  const int64_t n = x.rows;
+  Matrix out(n, q.cols);
+  for (int64_t part = 0; part < kTriangleParts; ++part) {
+    const int64_t begin = n * part / kTriangleParts, end = n * (part + 1) / kTriangleParts;
+    const MatrixRef rows{x.row(begin) + begin, BALORA_F64, n, 1};
+    const MatrixRef rest{q.row(begin), BALORA_F64, q.cols, 1};
+    product_f64(ctx, end - begin, q.cols, n - begin, rows, rest, out.row(begin), out.cols);
+  }
+  return out;
+}
+
+// K = X X^T as a function.
+Matrix times_k(const Context* ctx, const Matrix& x, const Matrix& q) {
+  return upper_times(ctx, x, upper_tn(ctx, x, q));
 }
 
 BALORA_SIMD void narrow_row(const double* from, double scale, int64_t count, float* to) {
@@ -135,6 +170,21 @@ Matrix gram_of(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n) {
   Matrix g(n, n);
   symmetric_product_f64(ctx, n, m, a.transposed(), a, g.values.data());
   return g;
+}
+
+// Into 32 sums, so that none waits for the one before.
+BALORA_SIMD void add_squares(const double* values, int64_t count, double* sums) {
+  for (int64_t i = 0; i < count; i += 32) {
+    const int64_t rest = std::min<int64_t>(32, count - i);
+    for (int64_t j = 0; j < rest; ++j) sums[j] += values[i + j] * values[i + j];
+  }
+}
+
+double squared_norm(const Matrix& a) {
+  double sums[32] = {}, sum = 0;
+  add_squares(a.values.data(), a.rows * a.cols, sums);
+  for (const double part : sums) sum += part;
+  return sum;
 }
 
 double trace(const Matrix& a) {
@@ -193,8 +243,8 @@ class InverseFactor {
 
   // The squared Frobenius norm of A.
   double energy() const { return energy_; }
-  // The inverse of R^T R.
-  Matrix inverse_gram() { return upper_gram(ctx_, x_); }
+  // X = R^-1, so that K = X X^T.
+  const Matrix& inverse() const { return x_; }
 
  private:
   const Context* ctx_;
@@ -205,23 +255,24 @@ class InverseFactor {
   Matrix x_;
 };
 
-// A subspace iteration on a positive definite matrix in f32, which takes half of the time and
-// memory of f64: the first eigenvectors to within f32's rounding of the largest eigenvalue.
+// A subspace iteration on K = X X^T in f32, which takes half of the time and memory of f64: the
+// first eigenvectors to within f32's rounding of the largest eigenvalue.
 class FloatIteration {
  public:
-  FloatIteration(const Context* ctx, const Matrix& k, int64_t columns, uint64_t seed)
-      : ctx_(ctx), n_(k.rows), rows_(tile_padded(k.rows)) {
+  FloatIteration(const Context* ctx, const Matrix& x, int64_t columns, uint64_t seed)
+      : ctx_(ctx), n_(x.rows), rows_(tile_padded(x.rows)) {
     Arena size(nullptr);
     lay_out(size, columns);
-    memory_.resize(static_cast<size_t>(size.used() + 64));
-    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    Arena arena(memory_.data() + (64 - address % 64) % 64);
+    memory_.reset(new char[static_cast<size_t>(size.used() + 64)]);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    Arena arena(memory_.get() + (64 - address % 64) % 64);
     lay_out(arena, columns);
-    std::fill_n(k_, rows_ * rows_, 0.0f);
-    const double scale = 1 / trace(k);  // or squares may overflow
+    std::fill_n(x_, rows_ * rows_, 0.0f);
+    const double scale = 1 / std::sqrt(squared_norm(x));  // or squares may overflow
     parallel_for(ctx, n_, 256, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) narrow_row(k.row(i), scale, n_, k_ + i * rows_);
+      for (int64_t i = begin; i < end; ++i) narrow_row(x.row(i), scale, n_, x_ + i * rows_);
     });
+    transpose_floats(x_, rows_, rows_, xt_);
     fill_uniform(q_, n_, seed);
   }
 
@@ -239,16 +290,25 @@ class FloatIteration {
 
  private:
   void lay_out(Arena& arena, int64_t columns) {
-    k_ = arena.take<float>(rows_ * rows_);
-    for (FloatBlock* block : {&q_, &y_, &z_}) *block = arena.block(rows_, columns);
+    for (float** half : {&x_, &xt_}) *half = arena.take<float>(rows_ * rows_);
+    for (FloatBlock* block : {&q_, &y_, &z_, &half_}) *block = arena.block(rows_, columns);
     wide_ = arena.take<double>(rows_ * columns);
     weights_ = arena.take<float>(columns * columns);
   }
 
-  void apply(const FloatBlock& x, const FloatBlock& y) {
-    parallel_for(ctx_, rows_ / 32, 16, [&](int64_t begin, int64_t end) {
-      tile_gemm({(end - begin) * 32, x.cols, rows_}, k_ + begin * 32 * rows_, rows_, x.values,
-                y.values + begin * 32 * y.cols, y.cols, false);
+  // y = K q. The zeros of either triangle are left out.
+  void apply(const FloatBlock& q, const FloatBlock& y) {
+    parallel_for(ctx_, rows_ / kTileUnit, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * kTileUnit; i < end * kTileUnit; i += kTileUnit) {
+        tile_gemm({kTileUnit, q.cols, i + kTileUnit}, xt_ + i * rows_, rows_, q.values,
+                  half_.values + i * q.cols, q.cols, false);
+      }
+    });
+    parallel_for(ctx_, rows_ / kTileUnit, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * kTileUnit; i < end * kTileUnit; i += kTileUnit) {
+        tile_gemm({kTileUnit, q.cols, rows_ - i}, x_ + i * rows_ + i, rows_,
+                  half_.values + i * q.cols, y.values + i * q.cols, q.cols, false);
+      }
     });
   }
 
@@ -287,14 +347,14 @@ class FloatIteration {
 
   const Context* ctx_;
   int64_t n_, rows_;
-  std::vector<char> memory_;
-  float* k_;              // (n,n)
-  FloatBlock q_, y_, z_;  // (n,columns)
+  std::unique_ptr<char[]> memory_;
+  float *x_, *xt_;               // (n,n): X and X^T
+  FloatBlock q_, y_, z_, half_;  // (n,columns)
   double* wide_;
   float* weights_;
 };
 
-// The first eigenvectors of a positive definite matrix.
+// The first eigenvectors of K = X X^T.
 class Subspace {
  public:
   Subspace(const Context* ctx, int64_t rank, uint64_t seed)
@@ -307,15 +367,46 @@ class Subspace {
   }
 
   // False where the iteration does not settle.
-  bool find(const Matrix& k) {
-    std::optional<Matrix> near = FloatIteration(ctx_, k, columns_, seed_).run();
-    if (!near) near = product(ctx_, k, normal_matrix(ctx_, k.rows, columns_, seed_));
+  bool find(const Matrix& x) {
+    std::optional<Matrix> near = FloatIteration(ctx_, x, columns_, seed_).run();
+    if (!near) near = times_k(ctx_, x, normal_matrix(ctx_, x.rows, columns_, seed_));
     q_ = orthonormal(std::move(*near));
     for (int round = 0; round < kMaxRounds; ++round) {
-      if (!ritz(k)) return false;
+      if (!ritz(x)) return false;
       const double residual = largest_residual();
       if (residual <= kTolerance) return true;
-      filter(k, residual / kTolerance);
+      filter(x, residual / kTolerance);
+    }
+    return false;
+  }
+
+  // Goes on with A itself after K has come from a Gram matrix that has lost some of A: with U = A q
+  // and t the Ritz values of A^T A within q,
+  //   q becomes q - K (A^T U - q t),
+  // an inverse iteration whose error is that of K A^T A times the step. False where the steps do
+  // not become small enough.
+  bool correct(const Matrix& x, const MatrixRef& a, int64_t m) {
+    const int64_t n = q_.rows, b = q_.cols;
+    for (int step = 0; step < kMaxCorrections; ++step) {
+      Matrix u(m, b), image(n, b);
+      product_f64(ctx_, m, b, n, a, q_.ref(), u.values.data(), b);
+      product_f64(ctx_, n, b, m, a.transposed(), u.ref(), image.values.data(), b);
+      const EighResult eigen = symmetric_eigen(product_tn(ctx_, u, u));
+      if (!(eigen.values[0] > 0)) return false;
+      q_ = product(ctx_, q_, eigen.vectors);
+      image = product(ctx_, image, eigen.vectors);
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < b; ++j) {
+          image(i, j) -= eigen.values[static_cast<size_t>(j)] * q_(i, j);
+        }
+      }
+      const Matrix change = times_k(ctx_, x, image);
+      for (size_t i = 0; i < q_.values.size(); ++i) q_.values[i] -= change.values[i];
+      q_ = orthonormal(std::move(q_));
+      if (largest_norm(change) <= kTolerance) {
+        y_ = q_;
+        return true;
+      }
     }
     return false;
   }
@@ -347,8 +438,8 @@ class Subspace {
   }
 
   // q becomes the Ritz vectors, y = K q. False for numbers that are not positive and finite.
-  bool ritz(const Matrix& k) {
-    const Matrix image = product(ctx_, k, q_);
+  bool ritz(const Matrix& x) {
+    const Matrix image = times_k(ctx_, x, q_);
     Matrix projected = product_tn(ctx_, q_, image);
     for (int64_t i = 0; i < projected.rows; ++i) {
       for (int64_t j = 0; j < i; ++j) {
@@ -368,6 +459,18 @@ class Subspace {
     return values_.back() > 0 && std::isfinite(values_[0]);
   }
 
+  // Of the wanted columns; NaN counts as infinite.
+  double largest_norm(const Matrix& columns) const {
+    double most = 0;
+    for (int64_t j = 0; j < rank_; ++j) {
+      double sum = 0;
+      for (int64_t i = 0; i < columns.rows; ++i) sum += columns(i, j) * columns(i, j);
+      if (!std::isfinite(sum)) return HUGE_VAL;
+      most = std::max(most, std::sqrt(sum));
+    }
+    return most;
+  }
+
   double largest_residual() const {
     double most = 0;
     for (int64_t j = 0; j < rank_; ++j) {
@@ -385,7 +488,7 @@ class Subspace {
   // q becomes orthonormal columns of T_d(2 K / beta - 1) q, whose values are within 1 on
   // [0, beta]; beta is the least Ritz value. The wanted part grows by `gain` at least, if the degree
   // may be as large as that takes.
-  void filter(const Matrix& k, double gain) {
+  void filter(const Matrix& x, double gain) {
     const double half = values_.back() / 2;
     const auto growth = [&](double value) {
       return std::acosh(std::max(value / half - 1, 1.0 + 1e-9));
@@ -399,7 +502,7 @@ class Subspace {
       now.values[i] = now.values[i] / half - before.values[i];
     }
     for (int64_t d = 2; d <= degree; ++d) {
-      Matrix next = product(ctx_, k, now);
+      Matrix next = times_k(ctx_, x, now);
       for (size_t i = 0; i < next.values.size(); ++i) {
         next.values[i] = 2 * (next.values[i] / half - now.values[i]) - before.values[i];
       }
@@ -434,11 +537,14 @@ std::optional<SvdResult> within_subspace(const Context* ctx, const MatrixRef& a,
                                          int64_t n, int64_t rank, uint64_t seed) {
   InverseFactor factor(ctx, a, m, n);
   Subspace subspace(ctx, rank, seed);
-  const bool made = factor.make();
-  bool found = made && subspace.find(factor.inverse_gram());
-  if (!found || factor.energy() * subspace.first() > kSquaredCondition) {
-    if (!factor.refine()) return std::nullopt;
-    found = subspace.find(factor.inverse_gram());
+  bool found = factor.make() && subspace.find(factor.inverse());
+  const double squared = found ? factor.energy() * subspace.first() : HUGE_VAL;
+  if (squared > kSquaredCondition) {
+    found = squared <= kMostSquared && subspace.correct(factor.inverse(), a, m);
+    if (!found) {
+      if (!factor.refine()) return std::nullopt;
+      found = subspace.find(factor.inverse());
+    }
   }
   if (!found || subspace.first() > kWidestSpectrum * subspace.last_wanted()) return std::nullopt;
   return triplets_within(ctx, a, m, subspace.reversed_vectors());

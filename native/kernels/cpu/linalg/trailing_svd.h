@@ -1,15 +1,17 @@
 // The last singular triplets of a matrix, in f64 and without a complete decomposition.
 //
-// They are the first eigenvectors of K = (R^T R)^-1, where A = Q R. A subspace iteration finds
-// these soon, since K spreads apart the small singular values that lie close together in A. Nearly
-// all of the work is in products:
-//   1. R^-1 from the Gram matrix of A's columns, by blocks. A Gram matrix squares the condition
-//      number: where that matters, the columns of A R^-1 are made orthonormal once more
-//      (CholeskyQR, Fukaya et al. 2014), and their factor is multiplied in.
+// They are the first eigenvectors of K = (R^T R)^-1 = X X^T, where A = Q R and X = R^-1. A subspace
+// iteration finds these soon, since K spreads apart the small singular values that lie close
+// together in A. Nearly all of the work is in products:
+//   1. X from the Gram matrix of A's columns, by blocks. K is never formed.
 //   2. Chebyshev polynomials of K, whose wanted part is large and the rest small: in f32 first, as
 //      far as that goes, then in f64 with the Rayleigh-Ritz step, until every wanted vector is an
 //      eigenvector to within kTolerance.
-//   3. The decomposition of A V, which has only as many columns as are wanted.
+//   3. A Gram matrix squares the condition number. Where its rounding shows, inverse iterations
+//      take their residual from A itself; where it hides the values, the columns of A X are made
+//      orthonormal once more (CholeskyQR, Fukaya et al. 2014), their factor is multiplied in, and
+//      2. begins again.
+//   4. The decomposition of A V, which has only as many columns as are wanted.
 #pragma once
 #include <cstdint>
 

@@ -5,7 +5,8 @@
 #include "kernels/cpu/products/product_f64.h"
 
 #include <algorithm>
-#include <vector>
+#include <memory>
+#include <type_traits>
 
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -137,6 +138,46 @@ PACK_LINES(f16)
 PACK_LINES(double)
 #undef PACK_LINES
 
+// The same of f64 lanes that each lie in a line of depth: by squares of 8 x 8. Writes up to
+// kTileCols - width elements behind the end.
+BALORA_SIMD void pack_across(const double* data, int64_t lane_stride, int64_t depth, int64_t width,
+                             double* packed) {
+  typedef int64_t Order __attribute__((vector_size(64)));
+  constexpr Order kLow = {0, 8, 2, 10, 4, 12, 6, 14}, kHigh = {1, 9, 3, 11, 5, 13, 7, 15};
+  constexpr Order kEven = {0, 1, 8, 9, 4, 5, 12, 13}, kOdd = {2, 3, 10, 11, 6, 7, 14, 15};
+  constexpr Order kFirst = {0, 1, 2, 3, 8, 9, 10, 11}, kLast = {4, 5, 6, 7, 12, 13, 14, 15};
+  int64_t p = 0;
+  for (; p + 8 <= depth; p += 8) {
+    Lanes lane[8], pair[8], four[8];
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < 8; ++j) {
+      const double* line = data + std::min(j, width - 1) * lane_stride + p;
+      lane[j] = *reinterpret_cast<const UnalignedLanes*>(line);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 8; j += 2) {
+      pair[j] = __builtin_shuffle(lane[j], lane[j + 1], kLow);
+      pair[j + 1] = __builtin_shuffle(lane[j], lane[j + 1], kHigh);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const int at = j / 2 * 4 + j % 2;  // pairs of lanes 0..3, then of 4..7
+      four[at] = __builtin_shuffle(pair[at], pair[at + 2], kEven);
+      four[at + 2] = __builtin_shuffle(pair[at], pair[at + 2], kOdd);
+    }
+    double* out = packed + p * width;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const Lanes row = j < 4 ? __builtin_shuffle(four[j], four[j + 4], kFirst)
+                              : __builtin_shuffle(four[j - 4], four[j], kLast);
+      *reinterpret_cast<UnalignedLanes*>(out + j * width) = row;
+    }
+  }
+  for (; p < depth; ++p) {
+    for (int64_t j = 0; j < width; ++j) packed[p * width + j] = data[j * lane_stride + p];
+  }
+}
+
 // Steps [begin, begin + count) of one extent of an operand.
 struct Range {
   int64_t begin, count;
@@ -150,6 +191,8 @@ void pack_any(const MatrixRef& m, const Range& depth, const Range& lanes, int64_
         static_cast<const T*>(m.data) + depth.begin * m.row_stride + lanes.begin * m.col_stride;
     if (m.col_stride == 1 && lanes.count == width) {
       pack_lines(data, m.row_stride, depth.count, width, packed);
+    } else if (std::is_same_v<T, double> && m.row_stride == 1 && lanes.count == width) {
+      pack_across(reinterpret_cast<const double*>(data), m.col_stride, depth.count, width, packed);
     } else {
       pack(data, m.row_stride, m.col_stride, depth.count, lanes.count, width, packed);
     }
@@ -171,11 +214,18 @@ struct Product {
   bool accumulate = false, symmetric = false;
 };
 
-double* aligned(std::vector<double>& storage, int64_t count) {
-  storage.resize(static_cast<size_t>(count + kTileCols));
-  const auto address = reinterpret_cast<uintptr_t>(storage.data());
-  return storage.data() + ((64 - address % 64) % 64) / sizeof(double);
-}
+// Memory that is written before it is read, aligned to a cache line.
+class Packed {
+ public:
+  explicit Packed(int64_t count) : storage_(new double[static_cast<size_t>(count + kTileCols)]) {}
+  double* values() const {
+    const auto address = reinterpret_cast<uintptr_t>(storage_.get());
+    return storage_.get() + ((64 - address % 64) % 64) / sizeof(double);
+  }
+
+ private:
+  std::unique_ptr<double[]> storage_;
+};
 
 // C[:, block] += A[:, block depth] * packed B.
 void multiply_block(const Context* ctx, const Product& p, const double* packed_b,
@@ -183,13 +233,13 @@ void multiply_block(const Context* ctx, const Product& p, const double* packed_b
   const int64_t panels = (block.cols.count + kTileCols - 1) / kTileCols;
   const int64_t row_blocks = (p.m + kBlockRows - 1) / kBlockRows;
   const bool few = panels <= kFewPanels && p.a.dtype == BALORA_F64;
-  // Few rows and many columns: share the columns out instead of the rows.
-  const int64_t splits = row_blocks >= 4 ? 1 : std::min<int64_t>(panels, 4);
+  // Few rows and many columns: share the columns out instead of the rows, wide tiles whole.
+  const int64_t splits = row_blocks >= 4 ? 1 : std::clamp<int64_t>(panels / kMostPanels, 1, 4);
   const bool wide = cpu_level() >= CpuLevel::kAvx512;
   const int64_t full_panels = block.cols.count / kTileCols;
   parallel_for(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
-    std::vector<double> storage;
-    double* packed_a = aligned(storage, kDepth * kTileRows);
+    const Packed strips(kDepth * kTileRows);
+    double* packed_a = strips.values();
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row_end = std::min(p.m, (task / splits + 1) * kBlockRows);
       const int64_t panel_begin = panels * (task % splits) / splits;
@@ -227,9 +277,8 @@ void multiply(const Context* ctx, const Product& p) {
   if (!p.accumulate) {
     for (int64_t i = 0; i < p.m; ++i) std::fill_n(p.c + i * p.ldc, p.n, 0.0);
   }
-  std::vector<double> storage;
-  double* packed_b =
-      aligned(storage, std::min(kDepth, p.k) * (std::min(kBlockCols, p.n) + kTileCols));
+  const Packed panels_of_b(std::min(kDepth, p.k) * (std::min(kBlockCols, p.n) + kTileCols));
+  double* packed_b = panels_of_b.values();
   for (int64_t col = 0; col < p.n; col += kBlockCols) {
     for (int64_t depth = 0; depth < p.k; depth += kDepth) {
       const Block block{{depth, std::min(kDepth, p.k - depth)},

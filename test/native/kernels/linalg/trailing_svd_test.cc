@@ -76,6 +76,12 @@ TEST_CASE("trailing_svd: weights, square and long, of even and odd sizes") {
   check_near(random_matrix(170, 163, 5), 1, 1e-9, 1e-6);
 }
 
+TEST_CASE("trailing_svd: where the Gram matrix's vectors need a correction by the matrix") {
+  check_near(weight_like(261, 260, 1e-4, 7), 16, 1e-9, 1e-6);
+  check_near(weight_like(400, 200, 1e-5, 8), 9, 1e-8, 1e-6);
+  check_near(decaying(300, 190, std::pow(10.0, -5.0 / 190), 9), 10, 1e-9, 1e-6);
+}
+
 TEST_CASE("trailing_svd: where the Gram matrix would lose the values") {
   check_near(weight_like(260, 200, 1e-6, 11), 16, 1e-6, 1e-5);
   check_near(weight_like(220, 210, 1e-9, 12), 8, 1e-4, 1e-3);
