@@ -36,7 +36,10 @@ export const addMerge: CommandModule = (program, context, run) => {
     const settled = { dtype, typeFlag: '--dtype', maxShardSize: MAX_SHARD_SIZE } as const;
     const input = { ...loaded, ...settled, adapter, warn };
     const error = await writeMerged(input, output);
-    context.stdout.write(`written to ${output}; ${roundingText(error)}\n`);
+    const { blockFormat } = loaded.tuned.model;
+    const made =
+      blockFormat === null ? '' : `, the values of the blocks (${blockFormat}) with the adapter`;
+    context.stdout.write(`written to ${output}${made}; ${roundingText(error)}\n`);
     return 0;
   });
 };
