@@ -57,7 +57,7 @@ PanelFactors factors_of(Context* ctx, const PanelHalves& all, int64_t in) {
 // U of every panel in halves, and the parts' u in f32: one product for all linears, whose inner
 // extent is x read once.
 bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const bf16* a,
-                    bool by_rows) {
+                    bool by_rows, PanelScratch& panels) {
   const int64_t n = x.shape[0], in = x.shape[1];
   float* products = workspace<float>(ctx, n * all.stride);
   bf16* u = workspace<bf16>(ctx, n * all.stride);
@@ -68,7 +68,8 @@ bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const b
                           .b_stride = in,
                           .k = static_cast<int32_t>(in),
                           .b_inner = true};
-    sum_terms(ctx, {}, {term}, {.m = n, .n = all.stride, .wide = products, .by_rows = true});
+    sum_terms(ctx, {}, {term}, {.m = n, .n = all.stride, .wide = products, .by_rows = true},
+              panels);
   } else {
     gemm(ctx, {n, all.stride, in}, 1, operand(x), {a, BALORA_BF16, in, true}, 0,
          {products, BALORA_F32, all.stride});
@@ -88,10 +89,11 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
   }
   const PanelHalves all(std::move(panels));
   PanelFactors factors;
+  PanelScratch decoded(ctx);
   bf16* u = nullptr;
   if (all.stride) {
     factors = factors_of(ctx, all, in.x->shape[1]);
-    u = project_input(ctx, *in.adapted(), all, factors.a, by_rows);
+    u = project_input(ctx, *in.adapted(), all, factors.a, by_rows, decoded);
   }
   for (int32_t i = 0; i < group.count; ++i) {
     const View &weight = dense_or_encoded(group.linears[i].weight), &y = *group.linears[i].y;
@@ -114,7 +116,8 @@ void forward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& group
                .bias = data_of<bf16>(linear.bias),
                .scale = data_of<float>(linear.output_scale),
                .unscaled = data_of<bf16>(linear.unscaled),
-               .by_rows = by_rows});
+               .by_rows = by_rows},
+              decoded);
   }
 }
 
@@ -205,9 +208,10 @@ void backward_bf16(Context* ctx, const LinearInputs& in, const LinearGroup& grou
     backward_parts(ctx, in, group, i, low_rank);
     base.push_back(weight_term(*dy, dense_or_encoded(group.linears[i].weight), false));
   }
+  PanelScratch decoded(ctx);
   const auto sum = [&](const View& out, const std::vector<SumTerm>& thin,
                        const std::vector<SumTerm>& products) {
-    sum_terms(ctx, thin, products, {out.shape[0], out.shape[1], data_of<bf16>(&out)});
+    sum_terms(ctx, thin, products, {out.shape[0], out.shape[1], data_of<bf16>(&out)}, decoded);
   };
   if (in.dx) sum(*in.dx, in.x_adapter ? std::vector<SumTerm>() : low_rank, base);
   if (in.x_adapter && in.dx_adapter) sum(*in.dx_adapter, low_rank, {});

@@ -34,7 +34,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "products/encoded.cuh"
 #include "runtime/blas.cuh"
 
 namespace balora::cuda {
@@ -149,12 +148,16 @@ class SumTile {
       }
     }
     SumCursor fetched, used;
-    for (int s = 0; s < kStages - 1; ++s) fetch(fetched, s);
+    for (int s = 0; s < kStages - 1; ++s) {
+      fetch(fetched, s);
+      decode_fetched();
+    }
     for (int step = 0; step < args_.steps; ++step) {
       cp_async_wait<kStages - 2>();
       __syncthreads();
       fetch(fetched, (step + kStages - 1) % kStages);
       multiply(args_.terms[used.term].b_inner, step % kStages);
+      decode_fetched();
       used.advance(args_);
     }
     cp_async_wait<0>();
@@ -162,20 +165,25 @@ class SumTile {
   }
 
  private:
+  // Eights of a weight in blocks that a thread decodes in a step.
+  static constexpr int kEights = kTile / 32;
+
+  // Of a weight in blocks the codes are loaded to registers, for decode_fetched().
   __device__ void fetch(SumCursor& cursor, int stage) {
     if (cursor.term < args_.count) {
       const SumTerm& term = args_.terms[cursor.term];
       bf16* to = shared_ + stage * 2 * kSide;
       fetch_inner(term.a, term.a_stride, args_.m, row_, term, cursor.at, to, term.a_aligned);
-      fetch_b(term, cursor.at, to + kSide);
+      fetch_b(cursor.term, cursor.at, to + kSide);
       cursor.advance(args_);
     }
     cp_async_commit();
   }
 
-  __device__ void fetch_b(const SumTerm& term, int64_t at, bf16* to) {
+  __device__ void fetch_b(int index, int64_t at, bf16* to) {
+    const SumTerm& term = args_.terms[index];
     if constexpr (kDecodes) {
-      if (term.decoded >= 0) return decode(term, at, to);
+      if (term.decoded >= 0) return fetch_codes(index, at, to);
     }
     if (term.b_inner) {
       fetch_inner(term.b, term.b_stride, args_.n, column_, term, at, to, term.b_aligned);
@@ -212,37 +220,64 @@ class SumTile {
     }
   }
 
-  // The chunks of B that fetch_inner or fetch_outer would load.
-  __device__ void decode(const SumTerm& term, int64_t at, bf16* to) {
-    const Encoded& w = decoded_[term.decoded];
-    const float* code = codes_ + 16 * term.decoded;
+  // A chunk of B that fetch_inner or fetch_outer would load, one of kEights: its place in the weight
+  // and in shared memory.
+  struct EncodedChunk {
+    int64_t row, column;
+    int valid, offset;
+  };
+  __device__ EncodedChunk encoded_chunk(const SumTerm& term, int64_t at, int i) const {
     if (term.b_inner) {
-      const int chunk = threadIdx.x % 4, row = threadIdx.x / 4;
-      for (int i = 0; i < kTile / 32; ++i) {
-        const int64_t n = column_ + row + 32 * i, k = at + chunk * kChunk;
-        decode_chunk(w, code, n, k, n < args_.n ? clamp_chunk(term.k - k) : 0,
-                     to + inner_offset(row + 32 * i, chunk));
-      }
-      return;
+      const int chunk = threadIdx.x % 4, row = threadIdx.x / 4 + 32 * i;
+      const int64_t n = column_ + row, k = at + chunk * kChunk;
+      return {n, k, n < args_.n ? clamp_chunk(term.k - k) : 0, inner_offset(row, chunk)};
     }
     constexpr int kChunks = kTile / kChunk, kRowsAtOnce = kThreads / kChunks;
-    const int chunk = threadIdx.x % kChunks, row = threadIdx.x / kChunks;
-    for (int i = 0; i < kStep / kRowsAtOnce; ++i) {
-      const int shared_row = row + kRowsAtOnce * i;
-      const int64_t k = at + shared_row, n = column_ + chunk * kChunk;
-      decode_chunk(w, code, k, n, k < term.k ? clamp_chunk(args_.n - n) : 0,
-                   to + outer_offset<kTile>(shared_row, chunk));
+    const int chunk = threadIdx.x % kChunks, row = threadIdx.x / kChunks + kRowsAtOnce * i;
+    const int64_t k = at + row, n = column_ + chunk * kChunk;
+    return {k, n, k < term.k ? clamp_chunk(args_.n - n) : 0, outer_offset<kTile>(row, chunk)};
+  }
+
+  // Whether a chunk's codes are loaded before the product of a step and decoded behind it, so that
+  // the product hides the time of the loads. Other formats are decoded in one go.
+  __device__ static bool is_early(const Encoded& w, const EncodedChunk& chunk) {
+    return w.how.format == BALORA_BLOCKS_FOUR_BIT &&
+           is_eight(w, chunk.row * w.columns + chunk.column, chunk.valid);
+  }
+
+  __device__ void fetch_codes(int index, int64_t at, bf16* to) {
+    const SumTerm& term = args_.terms[index];
+    const Encoded& w = decoded_[term.decoded];
+    fetched_term_ = index, fetched_at_ = at, fetched_to_ = to;
+    BALORA_UNROLL
+    for (int i = 0; i < kEights; ++i) {
+      const EncodedChunk chunk = encoded_chunk(term, at, i);
+      if (is_early(w, chunk)) eights_[i] = load_codes(w, chunk.row * w.columns + chunk.column);
     }
   }
 
-  __device__ static void decode_chunk(const Encoded& w, const float* code, int64_t row,
-                                      int64_t column, int valid, bf16* to) {
-    float values[kChunk];
-    decode_eight(w, code, row, column, valid, values);
-    Pack<bf16, kChunk> chunk;
+  // Values of what fetch() has left as codes.
+  __device__ void decode_fetched() {
+    if constexpr (!kDecodes) return;
+    if (fetched_term_ < 0) return;
+    const SumTerm& term = args_.terms[fetched_term_];
+    const Encoded& w = decoded_[term.decoded];
+    const float* code = codes_ + 16 * term.decoded;
     BALORA_UNROLL
-    for (int i = 0; i < kChunk; ++i) chunk.at[i] = store<bf16>(values[i]);
-    *reinterpret_cast<Pack<bf16, kChunk>*>(to) = chunk;
+    for (int i = 0; i < kEights; ++i) {
+      const EncodedChunk chunk = encoded_chunk(term, fetched_at_, i);
+      float values[kChunk];
+      if (is_early(w, chunk)) {
+        decode_codes(eights_[i], code, values);
+      } else {
+        decode_eight(w, code, chunk.row, chunk.column, chunk.valid, values);
+      }
+      Pack<bf16, kChunk> pack;
+      BALORA_UNROLL
+      for (int k = 0; k < kChunk; ++k) pack.at[k] = store<bf16>(values[k]);
+      *reinterpret_cast<Pack<bf16, kChunk>*>(fetched_to_ + chunk.offset) = pack;
+    }
+    fetched_term_ = -1;
   }
 
   __device__ void multiply(bool b_inner, int stage) {
@@ -334,6 +369,10 @@ class SumTile {
   int64_t row_, column_;
   const Encoded* decoded_;
   const float* codes_;
+  int fetched_term_ = -1;  // whose codes are in eights_, for fetched_to_; -1: none
+  int64_t fetched_at_ = 0;
+  bf16* fetched_to_ = nullptr;
+  EightCodes eights_[kEights];
   float sums_[kRows][kCols][4];
 };
 
@@ -360,7 +399,8 @@ __global__ void __launch_bounds__(kThreads, kTile == 128 ? 2 : 4) sum_products(S
   tile.run();
 }
 
-// The same with terms that are weights in blocks, for few rows.
+// The same with terms that are weights in blocks, for few rows. The codes of a stage are on their
+// way while the product of another is made.
 constexpr int kDecodedTile = 64;
 __global__ void __launch_bounds__(kThreads, 4)
     sum_decoded(SumArgs args, const __grid_constant__ DecodedWeights weights) {
@@ -506,17 +546,21 @@ void sum_dense(Context* ctx, const SumArgs& args, const std::vector<SumTerm>& lo
 
 // Slices of C's columns, each with what the weights in blocks have for it decoded into panels.
 void sum_by_slices(Context* ctx, const SumArgs& args, const std::vector<SumTerm>& low_rank,
-                   const std::vector<SumTerm>& base, bool cublas) {
+                   const std::vector<SumTerm>& base, bool cublas, PanelScratch& scratch) {
   int64_t inner = 0;
   for (const SumTerm& term : base) inner += term.encoded ? term.k : 0;
   const int64_t slice = slice_of(args.n, inner * static_cast<int64_t>(sizeof(bf16)));
   const auto by_chunks = [](int64_t elements) { return ceil_div(elements, kChunk) * kChunk; };
-  std::vector<bf16*> panels;
+  std::vector<int64_t> offsets;  // of the panels in scratch
+  int64_t elements = 0;
   for (const SumTerm& term : base) {
-    const int64_t size = term.b_inner ? slice * by_chunks(term.k) : term.k * by_chunks(slice);
-    panels.push_back(term.encoded ? workspace<bf16>(ctx, size) : nullptr);
+    offsets.push_back(elements);
+    if (!term.encoded) continue;
+    elements += term.b_inner ? slice * by_chunks(term.k) : term.k * by_chunks(slice);
   }
-  BlockSums scratch;
+  bf16* const panels =
+      static_cast<bf16*>(scratch.at_least(elements * static_cast<int64_t>(sizeof(bf16))));
+  BlockSums sums;
   for (int64_t first = 0; first < args.n; first += slice) {
     const int64_t count = std::min(slice, args.n - first);
     const auto of_slice = [&](std::vector<SumTerm> terms, bool decodes) {
@@ -528,8 +572,9 @@ void sum_by_slices(Context* ctx, const SumArgs& args, const std::vector<SumTerm>
         }
         const PanelPlace place = term.b_inner ? PanelPlace{first, count, 0, term.k}
                                               : PanelPlace{0, term.k, first, count};
-        term.b = panels[i], term.b_stride = by_chunks(place.columns);
-        decode_panel(ctx, *term.encoded, place, {panels[i], BALORA_BF16, term.b_stride});
+        bf16* const panel = panels + offsets[i];
+        term.b = panel, term.b_stride = by_chunks(place.columns);
+        decode_panel(ctx, *term.encoded, place, {panel, BALORA_BF16, term.b_stride});
         term.encoded = nullptr;
       }
       return terms;
@@ -539,7 +584,7 @@ void sum_by_slices(Context* ctx, const SumArgs& args, const std::vector<SumTerm>
     if (args.bias) part.bias = args.bias + first;
     if (args.scale) part.scale = args.scale + first;
     if (args.unscaled) part.unscaled = args.unscaled + first;
-    sum_dense(ctx, part, of_slice(low_rank, false), of_slice(base, true), cublas, scratch);
+    sum_dense(ctx, part, of_slice(low_rank, false), of_slice(base, true), cublas, sums);
   }
 }
 
@@ -556,7 +601,7 @@ SumTerm weight_term(const View& x, const View& weight, bool b_inner) {
 }
 
 void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::vector<SumTerm>& base,
-               const SumOutput& out) {
+               const SumOutput& out, PanelScratch& panels) {
   if (out.m == 0 || out.n == 0) return;
   SumArgs args{};
   args.m = out.m, args.n = out.n, args.c_stride = out.n, args.c = out.c;
@@ -575,7 +620,9 @@ void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::ve
   if (encoded > 0 && !decodes && out.wide) {
     throw std::runtime_error("linear: a wide sum is one of dense weights");
   }
-  if (encoded > 0 && !decodes) return sum_by_slices(ctx, args, low_rank, base, cublas);
+  if (encoded > 0 && !decodes) {
+    return sum_by_slices(ctx, args, low_rank, base, cublas, panels);
+  }
   BlockSums scratch;
   sum_dense(ctx, args, low_rank, base, cublas && encoded == 0, scratch);
 }

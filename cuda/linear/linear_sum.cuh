@@ -3,6 +3,7 @@
 #pragma once
 #include <vector>
 
+#include "products/encoded.cuh"
 #include "runtime/common.cuh"
 
 namespace balora::cuda {
@@ -35,9 +36,10 @@ struct SumOutput {
 };
 
 // `base` are the products with weights, which cuBLAS may compute; `low_rank` are summed before
-// them, so that parts which cancel leave the base alone to the last bit.
+// them, so that parts which cancel leave the base alone to the last bit. `panels` is where weights
+// in blocks are decoded; the sums of an op share it.
 void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::vector<SumTerm>& base,
-               const SumOutput& out);
+               const SumOutput& out, PanelScratch& panels);
 
 // The product of x (M,K) with a weight, dense or in blocks.
 SumTerm weight_term(const View& x, const View& weight, bool b_inner);

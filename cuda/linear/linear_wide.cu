@@ -13,7 +13,7 @@ namespace {
 
 // The sum of a result: the result itself where it is as wide as the sum, else scratch.
 struct WideSum {
-  WideSum(Context* ctx, const View& out) : view(out) {
+  WideSum(Context* ctx, const View& out, PanelScratch* scratch) : view(out), panels(scratch) {
     view.dtype = accumulator_of(out.dtype);
     if (view.dtype != out.dtype) view.data = workspace<float>(ctx, view_numel(out));
   }
@@ -30,9 +30,7 @@ struct WideSum {
     const auto product = by_rows ? &row_product : &gemm;
     const int64_t columns = view.shape[1], bytes = k * element_size(weight.dtype);
     const int64_t slice = slice_of(columns, bytes);
-    if (!panel || panel_bytes < slice * bytes) {
-      panel = workspace<char>(ctx, slice * bytes), panel_bytes = slice * bytes;
-    }
+    void* const panel = panels->at_least(slice * bytes);
     for (int64_t first = 0; first < columns; first += slice) {
       const int64_t count = std::min(slice, columns - first);
       const PanelPlace place =
@@ -45,10 +43,9 @@ struct WideSum {
     beta = 1;
   }
   View view;
+  PanelScratch* panels;
   bool by_rows = false;
   double beta = 0;
-  void* panel = nullptr;
-  int64_t panel_bytes = 0;
 };
 
 // y = scale * sum + bias, rounded; `unscaled` is the sum, rounded. All but y may be null; the sum
@@ -102,9 +99,10 @@ View scratch(Context* ctx, int64_t rows, const View& b) {
 
 void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group,
                          bool by_rows) {
+  PanelScratch panels(ctx);
   for (int32_t i = 0; i < group.count; ++i) {
     const View &weight = dense_or_encoded(group.linears[i].weight), &y = *group.linears[i].y;
-    WideSum sum(ctx, y);
+    WideSum sum(ctx, y, &panels);
     sum.by_rows = by_rows;
     for (const LowRankProduct& part : products_of(parts_of(group.linears[i]))) {
       const View u = projected(ctx, 1, *in.adapted(), operand(*part.a, true),
@@ -122,9 +120,10 @@ void linear_forward_wide(Context* ctx, const LinearInputs& in, const LinearGroup
 
 void linear_backward_wide(Context* ctx, const LinearInputs& in, const LinearGroup& group) {
   const View *adapted = in.adapted_gradient(), *dx = in.dx;
+  PanelScratch panels(ctx);
   std::vector<WideSum> sums;  // of dx and of the low-rank part where that is another
-  if (dx) sums.emplace_back(ctx, *dx);
-  if (in.x_adapter && adapted) sums.emplace_back(ctx, *adapted);
+  if (dx) sums.emplace_back(ctx, *dx, &panels);
+  if (in.x_adapter && adapted) sums.emplace_back(ctx, *adapted, &panels);
   for (int32_t i = 0; i < group.count; ++i) {
     const View* dy = group.linears[i].y;
     if (!dy) continue;

@@ -77,14 +77,24 @@ __device__ inline void decode_half_group(const Encoded& w, const float* code, in
   for (int k = 0; k < kEight; ++k) out[k] = Type::value(group, half + k, code);
 }
 
-__device__ inline void decode_four_bits(const Encoded& w, const float* code, int64_t first,
-                                        float (&out)[kEight]) {
-  const float scale = four_bit_scale_of(w, first);
-  const uint32_t codes = *reinterpret_cast<const uint32_t*>(w.data + first / 2);
+// Eight 4-bit codes as they are loaded, so that a kernel can have other work between that and what
+// it makes of them.
+struct EightCodes {
+  uint32_t codes;
+  float scale;
+};
+
+// The codes from element `first` on, a multiple of eight.
+__device__ inline EightCodes load_codes(const Encoded& w, int64_t first) {
+  return {*reinterpret_cast<const uint32_t*>(w.data + first / 2), four_bit_scale_of(w, first)};
+}
+
+__device__ inline void decode_codes(const EightCodes& eight, const float* code,
+                                    float (&out)[kEight]) {
   BALORA_UNROLL
   for (int k = 0; k < kEight; k += 2) {
-    out[k] = blocks::product(code[codes >> (4 * k + 4) & 15], scale);
-    out[k + 1] = blocks::product(code[codes >> (4 * k) & 15], scale);
+    out[k] = blocks::product(code[eight.codes >> (4 * k + 4) & 15], eight.scale);
+    out[k + 1] = blocks::product(code[eight.codes >> (4 * k) & 15], eight.scale);
   }
 }
 
@@ -96,11 +106,16 @@ __device__ inline void decode_bytes(const Encoded& w, int64_t row, int64_t first
   for (int k = 0; k < kEight; ++k) out[k] = blocks::int8_value(bytes.at[k], scale);
 }
 
+// Whether the eight elements from `first` on are decoded together, of which `valid` are wanted.
+__device__ inline bool is_eight(const Encoded& w, int64_t first, int valid) {
+  return valid == kEight && w.by_eights && first % kEight == 0;
+}
+
 // The values of row `row` from `column` on; those from `valid` (0 to 8) on are zero and not read.
 __device__ inline void decode_eight(const Encoded& w, const float* code, int64_t row,
                                     int64_t column, int valid, float (&out)[kEight]) {
   const int64_t first = row * w.columns + column;
-  if (valid < kEight || !w.by_eights || first % kEight != 0) {
+  if (!is_eight(w, first, valid)) {
     BALORA_UNROLL
     for (int k = 0; k < kEight; ++k) out[k] = 0;
     for (int k = 0; k < valid; ++k) {
@@ -119,7 +134,7 @@ __device__ inline void decode_eight(const Encoded& w, const float* code, int64_t
     BALORA_BLOCK_TYPES(TYPE)
 #undef TYPE
     case BALORA_BLOCKS_FOUR_BIT:
-      return decode_four_bits(w, code, first, out);
+      return decode_codes(load_codes(w, first), code, out);
     case BALORA_BLOCKS_INT8:
       return decode_bytes(w, row, first, out);
     default:
@@ -194,5 +209,22 @@ void decode_panel(Context* ctx, const View& weight, const PanelPlace& place, con
 // panels stay within 96 MiB, or BALORA_CUDA_PANEL_BYTES, and 256 at least. In 96 MiB the slices of
 // a 7B model have some thousand columns, so that a product's tiles fill the device.
 int64_t slice_of(int64_t count, int64_t bytes);
+
+// Scratch of an op for the panels of one product after the other.
+class PanelScratch {
+ public:
+  explicit PanelScratch(Context* ctx) : ctx_(ctx) {}
+
+  // So many bytes, which the product before may have had.
+  void* at_least(int64_t bytes) {
+    if (!data_ || bytes_ < bytes) data_ = workspace<char>(ctx_, bytes), bytes_ = bytes;
+    return data_;
+  }
+
+ private:
+  Context* ctx_;
+  char* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
 
 }  // namespace balora::cuda

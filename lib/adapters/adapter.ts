@@ -27,7 +27,7 @@ export interface AdapterParts {
   readonly calibration?: string | null;
   /** How the model before tuning is made from a base that is a residual; left out: that model is the base itself. */
   readonly residual?: ResidualTeacher;
-  /** Digest of the bases of its own that an adapter was read for; null or left out: it has none, or its start says which. */
+  /** Digest of the codes and the first pairs of an adapter that was read; null or left out: it has none, or its start says which. */
   readonly quantizedDigest?: number | null;
 }
 

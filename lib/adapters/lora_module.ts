@@ -133,11 +133,12 @@ export class LoraModule implements LinearAdapter, VariantModule {
   /** See {@link LinearAdapter.updateKey}: the tensors that update() is computed from, or null. */
   get updateKey(): unknown {
     const { enabled, teaches, pass, dropout } = this.#state;
-    if (!enabled) return teaches ? (this.quantized ?? this.teacher) : null;
+    const keys = this.quantized?.keys;
+    if (!enabled) return teaches ? (keys?.teacher ?? this.teacher) : null;
     const drops = pass !== null && dropout > 0;
     return drops || this.variant.graphObstacle !== null
       ? undefined
-      : (this.#pair ?? this.parameters);
+      : (keys?.student ?? this.#pair ?? this.parameters);
   }
 
   update(): LinearUpdate | null {

@@ -63,7 +63,7 @@ import {
   readPeftFolder,
 } from './peft_folder.ts';
 import { peftStartSettings } from './peft_start_configs.ts';
-import { QuantizedBase } from './quantized_base.ts';
+import { codesDigest, firstPairsDigest, QuantizedBase } from './quantized_base.ts';
 import { checkCodes } from './quantized_folder.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
 import {
@@ -474,10 +474,12 @@ async function adapterOf(
     );
   }
   if (initial !== null && initial !== read) disposeRead(initial);
-  const { quantizedDigest = null } = read;
-  if (quantizedDigest !== null) {
-    const check = { folder, digest: quantizedDigest, allowOtherBase };
-    warnings.push(...(await checkCodes(modules, check)));
+  let quantizedDigest: number | null = null;
+  if (modules.some(({ quantized }) => quantized !== null)) {
+    const codes = await codesDigest(modules);
+    const { quantizedDigest: digest = codes } = read;
+    warnings.push(...checkCodes(codes, { folder, digest, allowOtherBase }));
+    quantizedDigest = await firstPairsDigest(modules, codes);
   }
   const parts = { config, modules, saved, shared, method, warnings, quantizedDigest };
   return new Adapter(adapterName, { ...parts, ...(residual !== null && { residual }) });

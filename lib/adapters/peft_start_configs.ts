@@ -36,6 +36,9 @@ const kCordaMethods: Readonly<Record<string, string>> = { ipm: 'corda', kpm: 'co
 
 type Given = Readonly<Record<string, unknown>>;
 
+/** The keys of PEFT's LoftQConfig. */
+const kLoftqKeys: readonly string[] = ['loftq_bits', 'loftq_iter'];
+
 /** An object of a configuration in either spelling; null: there is none. */
 function objectOf(config: object, key: string): Given | null {
   const given = config as Given;
@@ -69,11 +72,14 @@ export function startWithCordaMethod(config: Given): unknown {
 /**
  * The start of a configuration, `loftq` with PEFT's `loftq_iter` as `loftq_iter_N`.
  * @param config keys in snake case
- * @throws ArgumentError for a number that is none of steps, or not that of the start; UnsupportedError for another width than 4 bits
+ * @throws ArgumentError for a key that PEFT does not have, for a number that is none of steps, or not that of the start;
+ *   UnsupportedError for another width than 4 bits
  */
 export function startWithLoftqConfig(config: Given, init: unknown): unknown {
   const loftq = objectOf(config, 'loftq_config');
   if (loftq === null || typeof init !== 'string' || !/^loftq(_|$)/.test(init)) return init;
+  const unknown = Object.keys(loftq).find((key) => !kLoftqKeys.includes(snake(key)));
+  if (unknown !== undefined) throw unknownKey('loftq_config', unknown, kLoftqKeys);
   const { loftq_bits: bits = loftq.loftqBits ?? 4, loftq_iter: steps = loftq.loftqIter } = loftq;
   if (bits !== 4) {
     throw new UnsupportedError(
@@ -107,8 +113,7 @@ export function peftStartSettings(config: object, init: unknown): CalibrationSet
     if (found.settings.includes(key)) {
       settings[camel(key)] = value as number;
     } else if (!Object.hasOwn(found.only, key)) {
-      const known = [...found.settings, ...Object.keys(found.only)].join(', ');
-      throw new ArgumentError(`${found.key}: unknown key "${name}", known: ${known}`);
+      throw unknownKey(found.key, name, [...found.settings, ...Object.keys(found.only)]);
     } else if (found.only[key] !== value) {
       throw new UnsupportedError(
         `${found.key}: ${name} = ${shown(value)} is not supported, only ${shown(found.only[key])} is`,
@@ -117,3 +122,6 @@ export function peftStartSettings(config: object, init: unknown): CalibrationSet
   }
   return settings;
 }
+
+const unknownKey = (object: string, key: string, known: readonly string[]): ArgumentError =>
+  new ArgumentError(`${object}: unknown key "${key}", known: ${known.join(', ')}`);

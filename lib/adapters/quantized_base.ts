@@ -4,8 +4,7 @@
  * the pair, which is all that files hold.
  */
 import { crc32 } from 'node:zlib';
-import { sharesProcessMemory } from '../device.ts';
-import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { ArgumentError } from '../errors.ts';
 import { fourBitWeight, kBlockSize, nf4Weight, quantizeNf4 } from '../io/blocks.ts';
 import type { Linear } from '../nn/linear.ts';
 import { mul, square, sub, sum } from '../ops/index.ts';
@@ -30,6 +29,7 @@ export class QuantizedBase {
   readonly ownsLess: boolean;
   readonly #parts: QuantizedParts;
   #weight: Tensor;
+  #keys = newKeys();
 
   constructor(parts: QuantizedParts) {
     this.#parts = parts;
@@ -43,10 +43,16 @@ export class QuantizedBase {
     return this.#weight;
   }
 
+  /** Values of `LoraModule.updateKey` for passes on these codes, which are others when the codes have been made again. */
+  get keys(): { readonly student: object; readonly teacher: object } {
+    return this.#keys;
+  }
+
   /** Makes the codes again, after the pair has been given other values. */
   renew(): void {
     this.#weight.dispose();
     this.#weight = this.#made();
+    this.#keys = newKeys();
   }
 
   /** The tensors that belong to it. */
@@ -60,8 +66,7 @@ export class QuantizedBase {
     const { packed, absmax } = computeOwned(() => quantizeNf4(this.#residual()));
     let crc = before;
     for (const part of [packed, absmax]) {
-      const { buffer, byteOffset, byteLength } = await part.data();
-      crc = crc32(new Uint8Array(buffer, byteOffset, byteLength), crc);
+      crc = await crcOf(part, crc);
       part.dispose();
     }
     return crc;
@@ -69,32 +74,58 @@ export class QuantizedBase {
 
   #made(): Tensor {
     const { name, linear } = this.#parts;
-    const { shape, dtype } = linear.weight;
+    const { shape, dtype, device } = linear.weight;
     const weight = computeOwned(() =>
       withMemoryTag('weights', () => {
         const codes = quantizeNf4(this.#residual());
         const options = { name, shape, dtype, checkFinite: false };
-        return fourBitWeight({ type: 'NF4', blockSize: kBlockSize, ...codes }, options);
+        return fourBitWeight({ type: 'NF4', blockSize: kBlockSize, ...codes }, options).to(device);
       }),
     );
     return weight.freeze();
   }
 
-  /** The values that are quantised, f32. */
+  /** The values that are quantised, f32 on the CPU. */
   #residual(): Tensor {
     const { linear, less, scale } = this.#parts;
     return residualOf(linear.weight, less, scale);
   }
 }
 
+const newKeys = () => ({ student: {}, teacher: {} });
+
 /** The CRC-32 of the codes of all modules that have them, whatever their order. */
 export async function codesDigest(
   modules: readonly Pick<QuantizedModule, 'name' | 'quantized'>[],
 ): Promise<number> {
   let crc = 0;
-  const sorted = [...modules].sort((a, b) => (a.name < b.name ? -1 : 1));
-  for (const { quantized } of sorted) crc = (await quantized?.digest(crc)) ?? crc;
+  for (const { quantized } of byName(modules)) crc = (await quantized?.digest(crc)) ?? crc;
   return crc;
+}
+
+/** The CRC-32 of the first pairs of all modules, which with the codes are the model before tuning, going on from that of the codes. */
+export async function firstPairsDigest(
+  modules: readonly (Named & { readonly frozen: LowRankPair | null })[],
+  codes: number,
+): Promise<number> {
+  let crc = codes;
+  for (const { frozen } of byName(modules)) {
+    for (const factor of frozen === null ? [] : [frozen.a, frozen.b])
+      crc = await crcOf(factor, crc);
+  }
+  return crc;
+}
+
+interface Named {
+  readonly name: string;
+}
+
+const byName = <M extends Named>(modules: readonly M[]): M[] =>
+  [...modules].sort((a, b) => (a.name < b.name ? -1 : 1));
+
+async function crcOf(x: Tensor, before: number): Promise<number> {
+  const { buffer, byteOffset, byteLength } = await x.data();
+  return crc32(new Uint8Array(buffer, byteOffset, byteLength), before);
 }
 
 /** Distances from the weights that were quantised, |W' - W|_F / |W|_F over all modules. */
@@ -138,24 +169,21 @@ export interface QuantizedModule {
   startWeight(): Tensor;
 }
 
-/** A weight less s B A, in f32 from f64. */
+/** A weight less s B A, in f32 from f64; on the CPU, so that its codes are the same for all devices. */
 export function residualOf(weight: Tensor, less: LowRankPair | null, scale: number): Tensor {
-  if (less === null) return weight.to('f32');
-  return sub(weight.to('f64'), mul(productOf(less), scale)).to('f32');
+  const values = weight.to('cpu');
+  if (less === null) return values.to('f32');
+  const product = productOf({ a: less.a.to('cpu'), b: less.b.to('cpu') });
+  return sub(values.to('f64'), mul(product, scale)).to('f32');
 }
 
-/** Refuses a module whose weight cannot be quantised for an adapter. @throws ArgumentError, UnsupportedError */
+/** Refuses a module whose weight cannot be quantised for an adapter. @throws ArgumentError */
 export function checkQuantizable(init: unknown, { name, linear }: QuantizableModule): void {
   const { weight } = linear;
   if (weight.encoding !== null) {
     throw new ArgumentError(
       `initLoraWeights ${init} quantises the weights itself, and ${name} is in blocks (${weight.encoding}) already; load the unquantised ` +
         'model without baseFormat (--base-format), or take pissa on this base',
-    );
-  }
-  if (!sharesProcessMemory(weight.device)) {
-    throw new UnsupportedError(
-      `initLoraWeights ${init}: weights in blocks are on the CPU alone, and ${name} is on ${weight.device}`,
     );
   }
 }

@@ -7,7 +7,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { mul, slice } from '../ops/index.ts';
-import { computeOwned, type Tensor } from '../tensor.ts';
+import { computeOwned, disposeOnError, type Tensor } from '../tensor.ts';
 import { type QuantizedForm, quantizedForm } from './adapter_metadata.ts';
 import type { LoraConfig } from './config.ts';
 import type { LowRankPair } from './low_rank.ts';
@@ -19,7 +19,6 @@ import {
   type PeftFolder,
   readPeftFolder,
 } from './peft_folder.ts';
-import { codesDigest, type QuantizedModule } from './quantized_base.ts';
 
 /**
  * A folder with its first pairs and the configuration of the adapter itself, where it has a base of its own; others as they are.
@@ -40,29 +39,33 @@ export async function withoutQuantized(
   const lessPairs = taken === 'own' ? await lessOf(folder, device) : new Map();
   const found = new Map<string, LoadedModule>();
   const firstPairs = new Map<string, LowRankPair>();
-  for (const [name, { pair, parameters }] of modules) {
-    const { a, b } = pair as LowRankPair;
-    const r = (a.shape[0] as number) / 2;
-    if (!Number.isInteger(r) || (taken === 'own' && !lessPairs.has(name))) {
-      for (const less of lessPairs.values()) for (const one of [less.a, less.b]) one.dispose();
-      throw new FormatError(`${path}: ${name} does not hold what its base is made of`, { path });
+  const made: Tensor[] = [];
+  for (const { a, b } of lessPairs.values()) made.push(a, b);
+  return disposeOnError(made, () => {
+    for (const [name, { pair, parameters }] of modules) {
+      const r = (pair?.a.shape[0] ?? 1) / 2;
+      if (pair === null || !Number.isInteger(r) || (taken === 'own' && !lessPairs.has(name))) {
+        throw new FormatError(`${path}: ${name} does not hold what its base is made of`, { path });
+      }
+      const { a, b } = pair;
+      const halves = computeOwned(() => ({
+        trained: { a: copy(slice(a, 0, { stop: r })), b: copy(slice(b, 1, { stop: r })) },
+        first: { a: copy(slice(a, 0, { start: r })), b: mul(slice(b, 1, { start: r }), -1) },
+      }));
+      for (const one of Object.values(halves)) made.push(one.a, one.b);
+      for (const whole of [a, b]) whole.dispose();
+      found.set(name, { pair: halves.trained, parameters });
+      firstPairs.set(name, halves.first);
     }
-    const halves = computeOwned(() => ({
-      trained: { a: copy(slice(a, 0, { stop: r })), b: copy(slice(b, 1, { stop: r })) },
-      first: { a: copy(slice(a, 0, { start: r })), b: mul(slice(b, 1, { start: r }), -1) },
-    }));
-    for (const whole of [a, b]) whole.dispose();
-    found.set(name, { pair: halves.trained, parameters });
-    firstPairs.set(name, halves.first);
-  }
-  return {
-    ...read,
-    config: ownConfig(config, form),
-    modules: found,
-    firstPairs,
-    lessPairs,
-    quantizedDigest: form.digest,
-  };
+    return {
+      ...read,
+      config: ownConfig(config, form),
+      modules: found,
+      firstPairs,
+      lessPairs,
+      quantizedDigest: form.digest,
+    };
+  });
 }
 
 const copy = (x: Tensor): Tensor => mul(x, 1);
@@ -104,14 +107,15 @@ async function lessOf(
 
 /**
  * Checks that the codes that were made again are those that the adapter was saved with.
+ * @param made their digest
  * @returns warnings for the user
  * @throws ArgumentError where they are others
  */
-export async function checkCodes(
-  modules: readonly Pick<QuantizedModule, 'name' | 'quantized'>[],
+export function checkCodes(
+  made: number,
   { folder, digest, allowOtherBase }: { folder: string; digest: number; allowOtherBase: boolean },
-): Promise<string[]> {
-  if ((await codesDigest(modules)) === digest) return [];
+): string[] {
+  if (made === digest) return [];
   const fact = `${folder}: the adapter is used on codes of its base, and the weights of this model give others`;
   if (allowOtherBase) return [fact];
   throw new ArgumentError(

@@ -7,7 +7,7 @@ import { filePath } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
-import { adapterOptions, loadOptions, showWarnings } from './load.ts';
+import { adapterOptions, loadOptions, showWarnings, tellQuantization } from './load.ts';
 import type { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
 import { adapterOption, kModelOptions } from './train_options.ts';
@@ -41,6 +41,7 @@ export async function loadAdaptedOrAlone(
     progress,
     ...loadOptions(settings, progress),
   });
+  tellQuantization(model, progress);
   return { tuned: { kind: 'model', model }, tokenizer };
 }
 
@@ -58,6 +59,7 @@ export async function loadAdapted(
     progress,
     ...loadOptions(settings, progress),
   });
+  tellQuantization(model, progress);
   const tuned = await AdapterModel.fromPretrained<Model>(
     model,
     adapter as string,

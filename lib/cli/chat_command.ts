@@ -1,12 +1,11 @@
 /** `balora chat`: a conversation with a model, by lines of a terminal or a pipe. */
-import type { Command } from 'commander';
 import { type ChatModel, openChat } from '../generate/chat.ts';
 import { generationChecks } from '../generate/options.ts';
 import { checkTogether } from '../options/option.ts';
 import { openChatInput } from './chat_input.ts';
 import { ChatLoop } from './chat_loop.ts';
 import { type ChatCommandSettings, kAnswerKeys, kChatOptions } from './chat_options.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { runWithOptions } from './command_options.ts';
 import { loadGenerator } from './generator.ts';
 import { flagOf, pick } from './option_table.ts';
 import type { CliContext, CommandModule } from './program.ts';
@@ -17,14 +16,10 @@ export const addChat: CommandModule = (program, context, run) => {
   const command = program
     .command('chat')
     .description('talk to a model, with or without an adapter; /help lists what can be typed');
-  addOptions(command, kChatOptions);
-  command.action(
-    run(kChatOptions, async (_: unknown, self: Command) => {
-      const settings = await readOptions(self, kChatOptions);
-      checkTogether(generationChecks, settings, { name: flagOf });
-      return chat(settings, context);
-    }),
-  );
+  runWithOptions(command, kChatOptions, run, async (settings) => {
+    checkTogether(generationChecks, settings, { name: flagOf });
+    return chat(settings, context);
+  });
 };
 
 async function chat(settings: ChatCommandSettings, context: CliContext): Promise<number> {

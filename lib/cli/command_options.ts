@@ -13,6 +13,7 @@ import {
 import { TASK_NAMES } from '../tasks/list.ts';
 import { readConfigFile } from './config_file.ts';
 import { checkConfig, checkFlags, requireAll } from './option_table.ts';
+import type { RunAction } from './program.ts';
 
 interface TableOptions {
   /** Whether the command has --config FILE. */
@@ -32,6 +33,19 @@ export function addOptions(
     for (const flag of flagsOf(key, option)) command.addOption(flag);
     for (const alias of option.aliases ?? []) refuseAlias(command, alias, kebab(key));
   }
+}
+
+/** Gives a command its flags, and runs `action` with what they are set to. */
+export function runWithOptions<T extends OptionTable>(
+  command: Command,
+  table: T,
+  run: RunAction,
+  action: (settings: ValuesOf<T>) => Promise<number>,
+): void {
+  addOptions(command, table);
+  command.action(
+    run(table, async (_: unknown, self: Command) => action(await readOptions(self, table))),
+  );
 }
 
 function flagsOf(key: string, option: Option): Flag[] {

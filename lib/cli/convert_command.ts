@@ -1,5 +1,4 @@
 /** `balora convert`: writes an adapter of any method as a plain LoRA of chosen ranks. */
-import type { Command } from 'commander';
 import type { ConvertedModule } from '../adapters/convert.ts';
 import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
@@ -8,7 +7,7 @@ import { writeTokenizer } from '../export/tokenizer_files.ts';
 import { choice, number, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { adaptedOptions, loadAdapted } from './adapted_model.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { runWithOptions } from './command_options.ts';
 import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 
@@ -37,12 +36,7 @@ export const addConvert: CommandModule = (program, context, run) => {
   const command = program
     .command('convert')
     .description('write an adapter of any method as a plain LoRA of chosen ranks');
-  addOptions(command, kConvertOptions);
-  command.action(
-    run(kConvertOptions, async (_: unknown, self: Command) =>
-      convert(await readOptions(self, kConvertOptions), context),
-    ),
-  );
+  runWithOptions(command, kConvertOptions, run, (settings) => convert(settings, context));
 };
 
 async function convert(

@@ -1,6 +1,5 @@
 /** `balora export`: writes a model with its adapter, such as that of a checkpoint, for another program. */
 import { join } from 'node:path';
-import type { Command } from 'commander';
 import { RESIDUAL_BASE } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import {
@@ -18,7 +17,7 @@ import { choice, filePath, size } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { outputOptions } from '../train/schema.ts';
 import { adaptedOptions, loadAdaptedOrAlone } from './adapted_model.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { runWithOptions } from './command_options.ts';
 import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 
@@ -57,12 +56,7 @@ export const addExport: CommandModule = (program, context, run) => {
     .description(
       'write an adapter, such as that of a checkpoint, its merged model, or a model without one for another program',
     );
-  addOptions(command, kExportOptions);
-  command.action(
-    run(kExportOptions, async (_: unknown, self: Command) =>
-      exportTo(await readOptions(self, kExportOptions), context),
-    ),
-  );
+  runWithOptions(command, kExportOptions, run, (settings) => exportTo(settings, context));
 };
 
 type ExportSettings = ValuesOf<typeof kExportOptions>;

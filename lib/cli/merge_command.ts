@@ -1,12 +1,11 @@
 /** `balora merge`: merges an adapter into its base model and writes the result as a model folder. */
-import type { Command } from 'commander';
 import { checkNewOutput } from '../export/output.ts';
 import { MAX_SHARD_SIZE } from '../export/registry.ts';
 import { roundingText, writeMerged } from '../export/safetensors.ts';
 import { choice } from '../options/kinds.ts';
 import { group } from '../options/option.ts';
 import { adaptedOptions, loadAdapted } from './adapted_model.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { runWithOptions } from './command_options.ts';
 import type { CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 
@@ -26,22 +25,21 @@ export const addMerge: CommandModule = (program, context, run) => {
   const command = program
     .command('merge')
     .description('merge an adapter into its base model and write the result as safetensors');
-  addOptions(command, kMergeOptions);
-  command.action(
-    run(kMergeOptions, async (_: unknown, self: Command) => {
-      const progress = new Progress(context.stderr);
-      const settings = await readOptions(self, kMergeOptions);
-      const { dtype = 'f32' } = settings;
-      const [output, adapter] = [settings.output, settings.adapter] as [string, string];
-      await checkNewOutput(output, 'folder');
-      const base = { ...settings, dtype: dtype === 'f16' ? 'f32' : dtype } as const;
-      const loaded = await loadAdapted(base, progress);
-      const warn = (message: string): void => progress.warn(message);
-      const settled = { dtype, typeFlag: '--dtype', maxShardSize: MAX_SHARD_SIZE } as const;
-      const input = { ...loaded, ...settled, adapter, warn };
-      const error = await writeMerged(input, output);
-      context.stdout.write(`written to ${output}; ${roundingText(error)}\n`);
-      return 0;
-    }),
-  );
+  runWithOptions(command, kMergeOptions, run, async (settings) => {
+    const progress = new Progress(context.stderr);
+    const { dtype = 'f32' } = settings;
+    const [output, adapter] = [settings.output, settings.adapter] as [string, string];
+    await checkNewOutput(output, 'folder');
+    const base = { ...settings, dtype: dtype === 'f16' ? 'f32' : dtype } as const;
+    const loaded = await loadAdapted(base, progress);
+    const warn = (message: string): void => progress.warn(message);
+    const settled = { dtype, typeFlag: '--dtype', maxShardSize: MAX_SHARD_SIZE } as const;
+    const input = { ...loaded, ...settled, adapter, warn };
+    const error = await writeMerged(input, output);
+    const { blockFormat } = loaded.tuned.model;
+    const made =
+      blockFormat === null ? '' : `, the values of the blocks (${blockFormat}) with the adapter`;
+    context.stdout.write(`written to ${output}${made}; ${roundingText(error)}\n`);
+    return 0;
+  });
 };

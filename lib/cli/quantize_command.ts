@@ -1,5 +1,4 @@
 /** `balora quantize`: writes a language model whose linear weights are quantised to NF4, as a folder that transformers loads. */
-import type { Command } from 'commander';
 import { ArgumentError } from '../errors.ts';
 import { checkNewOutput, fillFolder } from '../export/output.ts';
 import { writeTokenizer } from '../export/tokenizer_files.ts';
@@ -11,7 +10,7 @@ import { type Nf4Result, saveNf4 } from '../models/save_nf4.ts';
 import { filePath, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { runWithOptions } from './command_options.ts';
 import { loadOptions, openModel } from './load.ts';
 import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
@@ -46,12 +45,7 @@ export const addQuantize: CommandModule = (program, context, run) => {
   const command = program
     .command('quantize')
     .description('write a language model with its linear weights in NF4, as bitsandbytes has them');
-  addOptions(command, kQuantizeOptions);
-  command.action(
-    run(kQuantizeOptions, async (_: unknown, self: Command) =>
-      quantize(await readOptions(self, kQuantizeOptions), context),
-    ),
-  );
+  runWithOptions(command, kQuantizeOptions, run, (settings) => quantize(settings, context));
 };
 
 async function quantize(

@@ -40,7 +40,7 @@ export interface BlockOptions {
   readonly shape: readonly number[];
   /** Type that the values are decoded to where they are used. */
   readonly dtype: DType;
-  /** Whether to refuse values that are NaN or infinite, at the next sync. */
+  /** Whether to refuse values that are NaN or infinite, at the next sync. Only for parts on the CPU. */
   readonly checkFinite: boolean;
 }
 

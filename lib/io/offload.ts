@@ -2,10 +2,10 @@
  * A frozen base that is larger than memory: its weights are maps of files, of which a share stays in memory and the rest is read
  * ahead of the ops that use it and dropped behind them (native/io/offload.h). Results are those of a base in memory, bit for bit.
  */
-import { existsSync } from 'node:fs';
-import { statfs } from 'node:fs/promises';
+import { constants, existsSync } from 'node:fs';
+import { access, statfs } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { NativeError } from '../errors.ts';
+import { NativeError, UnsupportedError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 import { storageBytes } from './blocks.ts';
@@ -58,7 +58,8 @@ export class OffloadedBase {
     weight.dispose();
     if (!gathered) {
       const bytes = storageBytes(offloaded);
-      const group = /^(.*\.\d+)\./.exec(name)?.[1] ?? name;
+      // The first number of a path is that of the layer; a further one may be that of an expert in it.
+      const group = /^(.*?\.\d+)\./.exec(name)?.[1] ?? name;
       this.#groups.set(group, (this.#groups.get(group) ?? 0) + bytes);
       this.#largestBytes = Math.max(this.#largestBytes, bytes);
     }
@@ -105,27 +106,33 @@ export function offloadFolder(): string {
   return existsSync('/var/tmp') ? '/var/tmp' : tmpdir();
 }
 
+/** What Linux says of file systems whose files are in memory: tmpfs, ramfs. */
+const kMemoryTypes: readonly number[] = [0x01021994, 0x858458f6];
+const kAdvice = 'name another folder with offloadFolder (--offload-folder)';
+
 /**
- * Checks that a disk has room for a cache file.
- * @throws NativeError (ERR_DISK_FULL, ERR_IO)
+ * Checks that a folder can have a cache file of so many bytes, before anything is written.
+ * @throws NativeError (ERR_IO for a folder that is not there or not writable, ERR_DISK_FULL), UnsupportedError for a folder in memory
  */
 export async function requireDiskSpace(folder: string, bytes: number): Promise<void> {
   if (bytes === 0) return;
-  let free: number;
-  try {
-    const { bavail, bsize } = await statfs(folder);
-    free = bavail * bsize;
-  } catch (cause) {
-    throw new NativeError(`${folder}: cannot be examined: ${(cause as Error).message}`, {
-      ...{ code: 'ERR_IO', path: folder, cause },
+  const stats = await access(folder, constants.W_OK | constants.X_OK)
+    .then(() => statfs(folder))
+    .catch((cause: Error) => {
+      throw new NativeError(`${folder}: takes no cache of an offloaded base: ${cause.message}`, {
+        ...{ code: 'ERR_IO', path: folder, cause },
+        advice: kAdvice,
+      });
     });
+  if (process.platform === 'linux' && kMemoryTypes.includes(stats.type)) {
+    throw new UnsupportedError(
+      `${folder}: is in memory (tmpfs), where the cache of an offloaded base saves none; ${kAdvice}`,
+    );
   }
+  const free = stats.bavail * stats.bsize;
   if (bytes <= free) return;
   throw new NativeError(
     `${folder}: the cache of an offloaded base takes ${formatBytes(bytes)}, and ${formatBytes(free)} are free`,
-    {
-      ...{ code: 'ERR_DISK_FULL', path: folder },
-      advice: 'name another folder with offloadFolder (--offload-folder)',
-    },
+    { ...{ code: 'ERR_DISK_FULL', path: folder }, advice: kAdvice },
   );
 }

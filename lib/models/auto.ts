@@ -133,16 +133,19 @@ export const AutoModelForCausalLM = {
     requireDevice(options);
     const folder = await resolveModel(nameOrPath, options);
     const opened = await open(folder, options);
+    const errors = new QuantizationSums();
     let offload: OffloadedBase | null = null;
+    let model: CausalLM | null = null;
     try {
       const { onProgress } = options;
       const blockFormat = blockFormatOf(opened, { ...options, dtype, trainable });
       const share = !trainable;
-      offload = await offloadOf(opened, { ...options, dtype, checkFinite, share, blockFormat });
-      const errors = new QuantizationSums();
+      const format = { dtype, checkFinite, share, blockFormat };
+      const cacheFolder = await cacheFolderOf(opened, { ...options, ...format });
+      offload = cacheFolder === null ? null : new OffloadedBase(cacheFolder);
       const { onQuantized } = errors;
-      const read = { dtype, checkFinite, share, blockFormat, offload, onProgress, onQuantized };
-      const model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
+      const read = { ...format, offload, onProgress, onQuantized };
+      model = await build(opened, { ...read, device }, { nameOrPath, folder, dtype });
       model.offload = offload;
       await finishLoading(model, opened.source, { trainable });
       if (offload !== null) chooseResidentShare(offload);
@@ -153,7 +156,11 @@ export const AutoModelForCausalLM = {
       model.quantizationError = await errors.total();
       return model;
     } catch (error) {
+      model?.dispose();
+      errors.dispose();
       offload?.close();
+      // What was enqueued ends here: its failure is not that of a later op, and its memory and the cache file are free.
+      await synchronize().catch(() => {});
       throw error;
     } finally {
       opened.source.close();
@@ -203,9 +210,13 @@ export async function checkCausalLM(
   requireDevice(options);
   const { dtype = 'f32', trainable = false } = options;
   const opened = await open(await resolveModel(nameOrPath, options), options);
-  opened.source.close();
-  blockFormatOf(opened, { ...options, dtype, trainable });
-  refuseOffload(options);
+  await closedAfter(opened.source, async () => {
+    const blockFormat = blockFormatOf(opened, { ...options, dtype, trainable });
+    await cacheFolderOf(opened, {
+      ...{ ...options, dtype, blockFormat },
+      ...{ checkFinite: true, share: !trainable },
+    });
+  });
 }
 
 /**
@@ -217,12 +228,10 @@ export async function storedForm(
   options: ConfigOptions = {},
 ): Promise<string | null> {
   const { source } = await open(folder, options);
-  try {
+  return closedAfter(source, () => {
     const forms = Array.from(source.shapes.keys(), (name) => source.blocks?.(name)?.form);
     return forms.find((form) => form !== undefined && !kFloatForms.has(form)) ?? null;
-  } finally {
-    source.close();
-  }
+  });
 }
 
 /**
@@ -244,13 +253,13 @@ function refuseOffload({ baseOffload = false, trainable, device }: FromPretraine
 }
 
 /**
- * The taker of the weights of a base that is to be read from the disk; null: it is to stay in memory.
- * @throws as refuseOffload does, and NativeError (ERR_DISK_FULL) for a folder without room
+ * The folder of the cache of a base that is to be read from the disk, which has room for it; null: the base is to stay in memory.
+ * @throws as refuseOffload and requireDiskSpace do
  */
-async function offloadOf(
+async function cacheFolderOf(
   { configured, source }: OpenedModel,
   options: FromPretrainedOptions & WeightReadOptions & { blockFormat: BlockFormat | null },
-): Promise<OffloadedBase | null> {
+): Promise<string | null> {
   refuseOffload(options);
   if (options.baseOffload !== true) return null;
   const folder = options.offloadFolder ?? offloadFolder();
@@ -262,7 +271,7 @@ async function offloadOf(
     ),
   );
   await requireDiskSpace(folder, bytes);
-  return new OffloadedBase(folder);
+  return folder;
 }
 
 /** The part of the free memory that holds weights where no budget says what they may take. */
@@ -302,6 +311,10 @@ class QuantizationSums {
     this.#lost.push(lost);
     this.#whole.push(whole);
   };
+
+  dispose(): void {
+    for (const sum of [...this.#lost, ...this.#whole]) sum.dispose();
+  }
 
   /** The relative error over all tensors; null: there was none, or all were 0. Frees the sums. */
   async total(): Promise<number | null> {
@@ -385,6 +398,15 @@ async function openDecoderGguf(path: string, options: ConfigOptions): Promise<Op
     checkCounts(path, counts, source.shapes);
     return { gguf: true, family, configured, source };
   });
+}
+
+/** Runs `body`, and closes the source in any case. */
+async function closedAfter<T>(source: WeightSource, body: () => T | Promise<T>): Promise<T> {
+  try {
+    return await body();
+  } finally {
+    source.close();
+  }
 }
 
 /** Runs `make`, and closes the source if it throws. */

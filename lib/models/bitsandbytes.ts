@@ -5,6 +5,7 @@
  * bitsandbytes/nn/modules.py.
  */
 import { z } from 'zod';
+import { getDefaultDevice, withDevice } from '../device.ts';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { type FourBitType, fourBitWeight, int8Weight } from '../io/blocks.ts';
 import { shown } from '../shown.ts';
@@ -114,39 +115,43 @@ class QuantizedWeights implements WeightSource {
     return { form: weight.type, bytes: Math.ceil(elements / 2) + absmax };
   }
 
-  readBlocks(name: string, { dtype, checkFinite }: WeightReadOptions, transposed = false): Tensor {
-    const weight = this.#quantized.get(name) as FourBit | Int8;
-    const source = this.#source;
+  readBlocks(name: string, options: WeightReadOptions, transposed = false): Tensor {
     if (transposed) {
       throw new UnsupportedError(
         `${this.path}: ${name} is stored as (in,out) in blocks, which are not turned; leave baseFormat (--base-format) out`,
       );
     }
+    const device = getDefaultDevice();
+    // Its values are checked where they need no way back from a device.
+    return scope(() => withDevice('cpu', () => this.#readOnCpu(name, options)).to(device));
+  }
+
+  #readOnCpu(name: string, { dtype, checkFinite }: WeightReadOptions): Tensor {
+    const weight = this.#quantized.get(name) as FourBit | Int8;
+    const source = this.#source;
     const { shape } = weight;
     const options = { name: `${this.path}: ${name}`, shape, dtype, checkFinite };
     const f32 = (part: string): Tensor =>
       source.read(part, { dtype: 'f32', checkFinite, share: true });
-    return scope(() => {
-      const bytes = source.readBytes(name);
-      if (weight.kind === 'int8') return int8Weight(bytes, f32(weight.scales), options);
-      const { type, blockSize, code, nested } = weight;
-      const parts = { type, blockSize, code, packed: bytes };
-      if (nested === null) {
-        return fourBitWeight({ ...parts, absmax: f32(`${name}.absmax`) }, options);
-      }
-      return fourBitWeight(
-        {
-          ...parts,
-          absmax: source.readBytes(`${name}.absmax`),
-          nested: {
-            ...nested,
-            absmax: f32(`${name}.nested_absmax`),
-            map: f32(`${name}.nested_quant_map`),
-          },
+    const bytes = source.readBytes(name);
+    if (weight.kind === 'int8') return int8Weight(bytes, f32(weight.scales), options);
+    const { type, blockSize, code, nested } = weight;
+    const parts = { type, blockSize, code, packed: bytes };
+    if (nested === null) {
+      return fourBitWeight({ ...parts, absmax: f32(`${name}.absmax`) }, options);
+    }
+    return fourBitWeight(
+      {
+        ...parts,
+        absmax: source.readBytes(`${name}.absmax`),
+        nested: {
+          ...nested,
+          absmax: f32(`${name}.nested_absmax`),
+          map: f32(`${name}.nested_quant_map`),
         },
-        options,
-      );
-    });
+      },
+      options,
+    );
   }
 
   close(): void {

@@ -112,6 +112,8 @@ export class WeightLoader {
     private readonly options: LoaderOptions,
     private readonly prefix: string,
     private readonly plan: Map<string, Planned> | null,
+    /** What has been read, to be freed where the model is not made. */
+    private readonly made: Tensor[] = [],
   ) {}
 
   get dtype(): DType {
@@ -141,7 +143,13 @@ export class WeightLoader {
     });
     const { onProgress } = options;
     const read = onProgress === undefined ? source : withProgress(source, plan.size, onProgress);
-    return make(new WeightLoader(read, options, '', null));
+    const made: Tensor[] = [];
+    try {
+      return make(new WeightLoader(read, options, '', null, made));
+    } catch (error) {
+      for (const tensor of made) tensor.dispose();
+      throw error;
+    }
   }
 
   /** Bytes that the weights of a model take in the cache file of {@link OffloadedBase}. */
@@ -174,7 +182,8 @@ export class WeightLoader {
 
   /** The loader of the tensors below a path. */
   at(path: string): WeightLoader {
-    return new WeightLoader(this.source, this.options, `${this.prefix}${path}.`, this.plan);
+    const { source, options, prefix, plan, made } = this;
+    return new WeightLoader(source, options, `${prefix}${path}.`, plan, made);
   }
 
   tensor(name: string, shape: readonly number[]): Tensor {
@@ -194,8 +203,11 @@ export class WeightLoader {
     }
     const { offload = null } = this.options;
     const tensor = this.#readInto(full, role);
+    this.made.push(tensor);
     if (offload === null || role === 'values') return tensor;
-    return keep(offload.add(tensor, { name: full, isTable: role === 'table' }));
+    const offloaded = keep(offload.add(tensor, { name: full, isTable: role === 'table' }));
+    this.made.push(offloaded);
+    return offloaded;
   }
 
   #readInto(full: string, role: Role): Tensor {

@@ -56,30 +56,30 @@ View bytes_at(void* data, int64_t bytes) {
   return view;
 }
 
-// Throws FormatError for the first value of `view` that is NaN or infinite.
-void refuse_non_finite(const Launch& l, const View& view, int64_t bytes, const std::string& name) {
-  const void* data = view.data;
-  std::vector<std::byte> fetched;
-  if (!l.engine->host_memory()) {
-    fetched.resize(static_cast<size_t>(bytes));
-    l.engine->ring().fetch(l.ctx, fetched.data(), view.data, bytes);
-    data = fetched.data();
-  }
-  const int64_t at = find_non_finite_value(l.ctx, *view.encoding, data, view_numel(view));
+void require_cpu(const char* op, const Engine& engine) {
+  if (engine.host_memory()) return;
+  throw UnsupportedError(concat(
+      op, ": values are quantised and checked on the CPU, got a tensor on ", engine.device()));
+}
+
+// Throws FormatError for the first value of `view`, on the CPU, that is NaN or infinite.
+void refuse_non_finite(const Launch& l, const View& view, const std::string& name) {
+  const int64_t at = find_non_finite_value(l.ctx, *view.encoding, view.data, view_numel(view));
   if (at >= 0) throw FormatError(name, -1, concat("element ", at, " is NaN or infinite"));
 }
 
-// The encoded tensor `to` of `size` bytes, whose memory is the sections, each at its place. `name`
-// stands in errors.
+// The encoded tensor `to`, whose memory is the sections, each at its place. `name` stands in
+// errors.
 Tensor assembled(const std::string& name, const std::vector<Section>& sections, const Tensor& to,
-                 int64_t size, bool check_finite) {
+                 bool check_finite) {
+  if (check_finite) require_cpu(name.c_str(), to.engine());
   std::vector<Tensor> parts;
   std::vector<int64_t> places;
   for (const Section& section : sections) {
     parts.push_back(contiguous(section.part.detach())), places.push_back(section.at);
   }
   const Tensor outputs[] = {to.as_encoded()};
-  launch("blocks", parts, outputs, [places, name, size, check_finite](Launch& l) {
+  launch("blocks", parts, outputs, [places, name, check_finite](Launch& l) {
     const View& out = *l.out(0);
     for (size_t i = 0; i < places.size(); ++i) {
       const View& part = *l.in(i);
@@ -91,16 +91,10 @@ Tensor assembled(const std::string& name, const std::vector<Section>& sections, 
           call(l.kernels->copy, l.ctx, {.source = &from, .destination = &section});
       if (status != 0) return status;
     }
-    if (check_finite) refuse_non_finite(l, out, size, name);
+    if (check_finite) refuse_non_finite(l, out, name);
     return 0;
   });
   return to;
-}
-
-void require_cpu(const char* op, const Engine& engine) {
-  if (engine.host_memory()) return;
-  throw UnsupportedError(
-      concat(op, ": values are quantised on the CPU, got a tensor on ", engine.device()));
 }
 
 Tensor four_bit_weight(Engine& engine, std::string name, FourBitParts parts, Shape shape,
@@ -136,7 +130,7 @@ Tensor four_bit_weight(Engine& engine, std::string name, FourBitParts parts, Sha
     sections.push_back({*parts.nested_absmax, layout.nested_at()});
     sections.push_back({*parts.nested_map, layout.map_at()});
   }
-  return assembled(name, sections, to, layout.bytes(), check_finite);
+  return assembled(name, sections, to, check_finite);
 }
 
 // weight (O,I) i8 as bytes, scales (O): the largest magnitude of each row.
@@ -148,10 +142,9 @@ Tensor int8_weight(Engine& engine, std::string name, Tensor weight, Tensor scale
   }
   check_part(name, "the weight", weight, DType::kU8, shape.numel());
   check_part(name, "SCB", scales, DType::kF32, shape[0]);
-  const int64_t bytes = io::int8_bytes(shape[0], shape[1]);
-  const Tensor to =
-      Tensor::encoded(engine, shape, dtype, io::int8_encoding(shape[0], shape[1]), bytes);
-  return assembled(name, {{weight, 0}, {scales, io::int8_scales_at(shape[0], shape[1])}}, to, bytes,
+  const Tensor to = Tensor::encoded(engine, shape, dtype, io::int8_encoding(shape[0], shape[1]),
+                                    io::int8_bytes(shape[0], shape[1]));
+  return assembled(name, {{weight, 0}, {scales, io::int8_scales_at(shape[0], shape[1])}}, to,
                    check_finite);
 }
 

@@ -3,9 +3,6 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#if defined(__linux__)
-#include <sys/vfs.h>
-#endif
 
 #include <algorithm>
 #include <cerrno>
@@ -57,6 +54,23 @@ void populate(std::span<std::byte> pages) {
   }
 }
 
+// Makes a file longer by `room` bytes that have their places on the disk: a page of a file with
+// holes could fail to get one when it is written back. Returns 0 or an errno.
+int allocate(int fd, off_t at, off_t room) {
+#if defined(__APPLE__)  // which has no posix_fallocate
+  fstore_t place{};
+  place.fst_flags = F_ALLOCATEALL, place.fst_posmode = F_PEOFPOSMODE, place.fst_length = room;
+  if (::fcntl(fd, F_PREALLOCATE, &place) != 0) return errno;
+  return ::ftruncate(fd, at + room) == 0 ? 0 : errno;
+#else
+  int error = 0;
+  do {
+    error = posix_fallocate(fd, at, room);
+  } while (error == EINTR);
+  return error;
+#endif
+}
+
 }  // namespace
 
 void drop_pages(std::span<const std::byte> bytes) {
@@ -80,8 +94,7 @@ class Offload::Cache : public std::enable_shared_from_this<Offload::Cache> {
   std::shared_ptr<const CachedPart> reserve(size_t bytes) {
     if (fd_ < 0) open();
     const size_t room = (bytes + page_bytes() - 1) / page_bytes() * page_bytes();
-    // A page of a file with holes could fail to get its place on the disk when it is written back.
-    if (const int error = posix_fallocate(fd_, size_, static_cast<off_t>(room)); error != 0) {
+    if (const int error = allocate(fd_, size_, static_cast<off_t>(room)); error != 0) {
       fail(concat("has no room for ", bytes, " bytes more of the cache of an offloaded base"),
            error);
     }
@@ -145,20 +158,6 @@ class Offload::Cache : public std::enable_shared_from_this<Offload::Cache> {
       ::fcntl(fd_, F_SETFD, FD_CLOEXEC);
       ::unlink(path.c_str());
     }
-#if defined(__linux__)
-    constexpr long kTmpfs = 0x01021994, kRamfs = 0x858458f6;
-    struct statfs info {};
-    if (fstatfs(fd_, &info) == 0) {
-      const auto type = static_cast<long>(info.f_type);
-      if (type == kTmpfs || type == kRamfs) {
-        ::close(std::exchange(fd_, -1));
-        throw UnsupportedError(
-            concat(folder_,
-                   ": is in memory (tmpfs), where the cache of an offloaded base saves none; name "
-                   "a folder on a disk with offloadFolder (--offload-folder)"));
-      }
-    }
-#endif
   }
 
   // Waits until bytes are on the disk: pages that wait to be written cannot be dropped.

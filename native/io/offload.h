@@ -53,8 +53,7 @@ class Offload {
   std::shared_ptr<OffloadedMemory> add(std::span<const std::byte> bytes,
                                        std::shared_ptr<const ExternalMemory> owner, bool gathered);
 
-  // Room in the cache file. Throws NativeError where the disk has none (ERR_DISK_FULL),
-  // UnsupportedError where the folder is in memory.
+  // Room in the cache file. Throws NativeError (ERR_DISK_FULL where the disk has none).
   std::shared_ptr<const CachedPart> reserve(size_t bytes);
 
   // resident: bytes that stay in memory at most, spread evenly over the weights in the order in

@@ -62,12 +62,27 @@ describe('balora quantize', () => {
     ]);
     expect(trained.err).not.toMatch(/error/);
     expect(trained.code).toBe(0);
-    const { code } = await balora([
+    const { code, out, err } = await balora([
       ...['merge', '--model', model, '--adapter', adapter, '--output', merged, ...format],
     ]);
     expect(code).toBe(0);
+    expect(err).toMatch(/the weights in NF4 are \d+\.\d\d% from those of the files/);
+    expect(out).toMatch(
+      /written to .*, the values of the blocks \(nf4\) with the adapter; largest rounding error \d/,
+    );
     const config = JSON.parse(await readFile(join(merged, 'config.json'), 'utf8')) as object;
     expect(config).not.toHaveProperty('quantization_config');
+  });
+
+  it('is a base beside which all weights cannot be trained', async () => {
+    const data = join(folder, 'full.jsonl');
+    await writeFile(data, '{"prompt": "a", "response": "bc"}\n');
+    const { code, err } = await balora([
+      ...['train', '--model', model, '--data', data, '--method', 'full', '--base-format', 'nf4'],
+      ...['--output', join(folder, 'full'), '--max-steps', '1', '--prompt-template', 'none'],
+    ]);
+    expect(err).toMatch(/--base-format nf4: weights in blocks are frozen, and .* asks for weights/);
+    expect(code).toBe(2);
   });
 
   it('is refused for a model that is quantised already, and for odd blocks', async () => {

@@ -76,8 +76,8 @@ function withExpectedSigns(
   found: Record<string, Tensor>,
   expected: Record<string, Tensor>,
 ): number[] | null {
-  const a = name.replace(/(lora|initial)_B/, '$1_A');
-  if (!/(lora|initial)_[AB]/.test(name) || !(a in found)) return null;
+  const a = name.replace(/(lora|initial|quantized)_B/, '$1_A');
+  if (!/(lora|initial|quantized)_[AB]/.test(name) || !(a in found)) return null;
   const [rank, width] = (found[a] as Tensor).shape as [number, number];
   const [mine, theirs] = [values(found[a] as Tensor), values(expected[a] as Tensor)];
   const signs = Array.from({ length: rank }, (_, r) => {
@@ -211,6 +211,27 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
     );
     for (const [name, t] of Object.entries(dense.tuned.state())) {
       expect(values(blocks.tuned.state()[name] as Tensor), name).toEqual(values(t));
+    }
+  });
+
+  it.each(['qpissa', 'loftq_iter_2'] as const)('BA-LoRA on codes of its own, %s', async (init) => {
+    const run = async (device: string) => {
+      const config = { r: 2, loraAlpha: 4, initLoraWeights: init };
+      const tuned = await AdapterModel.create(await load(device), config);
+      return { tuned, records: await train(tuned) };
+    };
+    const [found, expected] = [await run('cuda'), await run('cpu')];
+    for (const { quantized } of found.tuned.modules) {
+      expect([quantized?.weight.device, quantized?.weight.encoding]).toEqual(['cuda:0', 'NF4']);
+    }
+    expectSameRecords(found.records, expected.records);
+    expectSameTensors(found.tuned.state(), expected.tuned.state());
+    // Its folder gives the same codes on every device.
+    const path = join(folder, init);
+    await found.tuned.savePretrained(path);
+    for (const device of ['cpu', 'cuda']) {
+      const again = await AdapterModel.fromPretrained(await load(device), path);
+      expect(again.warnings).toEqual([]);
     }
   });
 

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
-import { fourBitWeight, nf4Weight, quantizeNf4 } from '../../lib/io/blocks.ts';
+import { fourBitCode, fourBitWeight, nf4Weight, quantizeNf4 } from '../../lib/io/blocks.ts';
 import { loadSafetensors, saveSafetensors } from '../../lib/io/index.ts';
 import { baseDigest } from '../../lib/models/base_digest.ts';
 import {
@@ -272,30 +272,94 @@ describe('a base in NF4', () => {
 });
 
 const kUp = 'model.layers.0.mlp.up_proj.weight';
+const kState = `${kUp}.quant_state.bitsandbytes__nf4`;
+const kWhole = { quant_type: 'nf4', blocksize: 64, dtype: 'float32', shape: [72, 40] };
+
+/** A checkpoint of bitsandbytes with tensors changed. */
+async function changed(
+  name: string,
+  change: (tensors: Record<string, Tensor>) => void,
+  config: Record<string, unknown> = {},
+): Promise<string> {
+  const [from, to] = [join(out, 'whole'), join(out, name)];
+  const original = await load(kLlama);
+  await saveNf4(original, from);
+  original.dispose();
+  cpSync(from, to, { recursive: true });
+  const { tensors } = await loadSafetensors(join(from, 'model.safetensors'));
+  change(tensors);
+  await saveSafetensors(join(to, 'model.safetensors'), tensors);
+  const json = JSON.parse(readFileSync(join(to, 'config.json'), 'utf8')) as object;
+  writeFileSync(join(to, 'config.json'), JSON.stringify({ ...json, ...config }));
+  return to;
+}
+const text = (state: object): Tensor => tensor(new TextEncoder().encode(JSON.stringify(state)));
+
+describe("bitsandbytes' other forms", () => {
+  const kCount = 72 * 40;
+  const bytes = Uint8Array.from({ length: kCount }, (_, i) => (89 * i + 7) % 256);
+  const factors = Float32Array.from({ length: 72 }, (_, i) => 0.5 + i / 64);
+
+  /** Replaces the NF4 of a weight by other tensors. */
+  const replaced =
+    (by: Record<string, Tensor>) =>
+    (tensors: Record<string, Tensor>): void => {
+      for (const name of Object.keys(tensors)) if (name.startsWith(kUp)) delete tensors[name];
+      Object.assign(tensors, by);
+    };
+
+  /** Makes the bytes of the weight int8 in a file's header. */
+  function declareSigned(path: string): void {
+    const file = readFileSync(path, 'latin1');
+    const signed = file.replace(`"${kUp}":{"dtype":"U8"`, `"${kUp}":{"dtype":"I8"`);
+    expect(signed).not.toBe(file);
+    writeFileSync(path, signed, 'latin1');
+  }
+
+  it.each([
+    [
+      'FP4',
+      () => ({
+        [kUp]: tensor(bytes.slice(0, kCount / 2), { shape: [kCount / 2, 1] }),
+        [`${kUp}.absmax`]: tensor(factors.slice(0, kCount / 64)),
+        [`${kUp}.quant_map`]: tensor(Float32Array.from(fourBitCode('FP4'))),
+        [kState.replace(/nf4$/, 'fp4')]: text({ ...kWhole, quant_type: 'fp4' }),
+      }),
+      (i: number) =>
+        Math.fround(
+          (fourBitCode('FP4')[
+            i % 2 === 0 ? (bytes[i >> 1] as number) >> 4 : (bytes[i >> 1] as number) & 15
+          ] as number) * (factors[i >> 6] as number),
+        ),
+    ],
+    [
+      'int8',
+      () => ({
+        [kUp]: tensor(bytes, { shape: [72, 40] }),
+        [kUp.replace('.weight', '.SCB')]: tensor(factors),
+      }),
+      (i: number) =>
+        ((Int8Array.from(bytes)[i] as number) * (factors[Math.floor(i / 40)] as number)) / 127,
+    ],
+  ] as [string, () => Record<string, Tensor>, (i: number) => number][])(
+    '%s: its values are read, and are not quantised again',
+    async (form, parts, expectedAt) => {
+      const folder = await changed(form, replaced(parts()));
+      if (form === 'int8') declareSigned(join(folder, 'model.safetensors'));
+      const model = await load(folder);
+      const weight = new Map(model.namedParameters()).get(kUp) as Tensor;
+      expect(weight.encoding).toBeNull();
+      const expected = Float64Array.from({ length: kCount }, (_, i) => expectedAt(i));
+      expect(relativeError(values(weight), expected)).toBeLessThan(2e-7);
+      model.dispose();
+      await expect(load(folder, { baseFormat: 'nf4' })).rejects.toThrow(
+        `${kUp} is quantised already, to ${form}, and would lose more in NF4; leave baseFormat`,
+      );
+    },
+  );
+});
 
 describe('a damaged checkpoint of bitsandbytes', () => {
-  /** A checkpoint with tensors changed. */
-  async function changed(
-    name: string,
-    change: (tensors: Record<string, Tensor>) => void,
-    config: Record<string, unknown> = {},
-  ): Promise<string> {
-    const [from, to] = [join(out, 'whole'), join(out, name)];
-    const original = await load(kLlama);
-    await saveNf4(original, from);
-    original.dispose();
-    cpSync(from, to, { recursive: true });
-    const { tensors } = await loadSafetensors(join(from, 'model.safetensors'));
-    change(tensors);
-    await saveSafetensors(join(to, 'model.safetensors'), tensors);
-    const json = JSON.parse(readFileSync(join(to, 'config.json'), 'utf8')) as object;
-    writeFileSync(join(to, 'config.json'), JSON.stringify({ ...json, ...config }));
-    return to;
-  }
-  const text = (state: object): Tensor => tensor(new TextEncoder().encode(JSON.stringify(state)));
-  const kState = `${kUp}.quant_state.bitsandbytes__nf4`;
-  const kWhole = { quant_type: 'nf4', blocksize: 64, dtype: 'float32', shape: [72, 40] };
-
   it.each([
     ['no absmax', (t) => delete t[`${kUp}.absmax`], /absmax is not there/],
     [

@@ -2,7 +2,18 @@
  * Bases that are read from the disk as they are used: everything that is computed with them is what it is with a base in memory, bit for
  * bit, and what cannot be done with them is refused. The memory is measured in test/lifetime/base_offload.test.ts.
  */
-import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, statfsSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -12,7 +23,7 @@ import { saveMerged } from '../../lib/adapters/merge.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
 import { generate } from '../../lib/generate/generate.ts';
 import {
-  type OffloadedBase,
+  OffloadedBase,
   type OffloadStats,
   offloadFolder,
   requireDiskSpace,
@@ -22,13 +33,15 @@ import {
   AutoModelForCausalLM,
   AutoModelForSequenceClassification,
   type CausalLM,
+  checkCausalLM,
   type FromPretrainedOptions,
 } from '../../lib/models/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
-import { noGrad, scope } from '../../lib/tensor.ts';
+import { noGrad, scope, tensor } from '../../lib/tensor.ts';
 import type { MemoryBudget } from '../../lib/train/memory_plan.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
@@ -293,7 +306,9 @@ describe('an offloaded base', () => {
   it('has its cache on a disk with room for it', async () => {
     const missing = join(out, 'missing');
     const converted = { baseOffload: true, dtype: 'bf16', offloadFolder: missing } as const;
-    await expect(load(kLlama, converted)).rejects.toThrow(/missing: cannot be examined/);
+    await expect(load(kLlama, converted)).rejects.toThrow(
+      /missing: takes no cache of an offloaded base: .* name another folder with offloadFolder/,
+    );
     // Bytes that the file holds as they are used need no cache.
     const folder = join(out, 'copied');
     cpSync(kBf16, folder, { recursive: true });
@@ -306,8 +321,86 @@ describe('an offloaded base', () => {
     });
     expect(existsSync(offloadFolder())).toBe(true);
     if (!existsSync('/dev/shm') || statfsSync('/dev/shm').type !== 0x01021994) return;
-    await expect(load(kLlama, { ...converted, offloadFolder: '/dev/shm' })).rejects.toThrow(
-      /\/dev\/shm: is in memory \(tmpfs\)/,
-    );
+    let read = 0;
+    const inMemory = { ...converted, offloadFolder: '/dev/shm', onProgress: () => read++ };
+    for (const open of [load, checkCausalLM]) {
+      await expect(open(kLlama, inMemory)).rejects.toThrow(
+        /\/dev\/shm: is in memory \(tmpfs\), .* name another folder with offloadFolder/,
+      );
+    }
+    expect(read).toBe(0);
+  });
+
+  it('counts all weights of a layer together, those of its experts too', async () => {
+    const base = new OffloadedBase(offloadFolder());
+    const add = (name: string, size: number) =>
+      base.add(tensor(new Float32Array(size)), { name, isTable: false });
+    const weights = [
+      add('model.layers.0.mlp.experts.0.w1.weight', 100),
+      add('model.layers.0.mlp.experts.1.w1.weight', 100),
+      add('model.layers.0.self_attn.q_proj.weight', 50),
+      add('model.layers.1.self_attn.q_proj.weight', 20),
+      add('lm_head.weight', 300),
+    ];
+    expect(base.aheadBytes).toBe(2 * 4 * 250);
+    for (const weight of weights) weight.dispose();
+    await synchronize();
+    base.close();
+  });
+});
+
+/** The cache files that this process has open in a folder. */
+const cachesIn = (folder: string): string[] =>
+  readdirSync('/proc/self/fd').flatMap((fd) => {
+    try {
+      const path = readlinkSync(`/proc/self/fd/${fd}`);
+      return path.startsWith(folder) ? [path] : [];
+    } catch {
+      return []; // the descriptor of the folder itself
+    }
+  });
+
+describe('a load that fails', () => {
+  /** A copy of the model with NaN at the end of its last weight. */
+  function damaged(): string {
+    const folder = join(out, 'damaged');
+    cpSync(kLlama, folder, { recursive: true });
+    const path = join(folder, 'model.safetensors');
+    const bytes = readFileSync(path);
+    bytes.fill(0xff, bytes.length - 4);
+    writeFileSync(path, bytes);
+    return folder;
+  }
+  const kFailures: [string, FromPretrainedOptions, RegExp, () => string][] = [
+    [
+      'in the middle',
+      {
+        onProgress: (loaded) => {
+          if (loaded === 9) throw new Error('enough');
+        },
+      },
+      /enough/,
+      () => kLlama,
+    ],
+    ['at its end', {}, /is NaN or infinite/, damaged],
+  ];
+
+  it.each(
+    kFailures.flatMap(([when, ...rest]) =>
+      [true, false].map((baseOffload) => [when, baseOffload, ...rest] as const),
+    ),
+  )('%s keeps nothing, offloaded: %s', async (_, baseOffload, options, message, folder) => {
+    const offloadFolder = join(out, `cache-${options.onProgress === undefined}`);
+    mkdirSync(offloadFolder, { recursive: true });
+    const path = folder();
+    await collectGarbage();
+    await synchronize();
+    const before = memoryStats().liveBytes;
+    const given = { baseFormat: 'nf4', dtype: 'bf16', ...options } as const;
+    await expect(load(path, { ...given, baseOffload, offloadFolder })).rejects.toThrow(message);
+    expect(memoryStats().liveBytes).toBe(before);
+    if (existsSync('/proc/self/fd')) expect(cachesIn(offloadFolder)).toEqual([]);
+    // Nothing is left for others to find.
+    await synchronize();
   });
 });

@@ -33,8 +33,8 @@ const searched = ({ weight }: StartModule): Tensor =>
 
 /** The part of a weight that its codes lose, which are made of it less a pair: W - Q, f32. */
 function lost({ name, weight, scale }: StartModule, less: LowRankPair | null): Tensor {
-  const residual = residualOf(weight, less, scale);
-  return sub(weight.to('f32'), nf4Weight(residual, name, { dtype: 'f32' }).to('f32'));
+  const codes = nf4Weight(residualOf(weight, less, scale), name, { dtype: 'f32' });
+  return sub(weight.to('f32'), codes.to(weight.device).to('f32'));
 }
 
 /** A step of the alternation for all modules: the pairs that follow on others. */

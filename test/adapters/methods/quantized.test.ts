@@ -8,14 +8,18 @@ import type { AdapterConfigInput } from '../../../lib/adapters/make_adapter.ts';
 import { saveMerged } from '../../../lib/adapters/merge.ts';
 import { type QuantizedBase, quantizationErrors } from '../../../lib/adapters/quantized_base.ts';
 import { storageBytes } from '../../../lib/io/blocks.ts';
+import { loadSafetensors, saveSafetensors } from '../../../lib/io/safetensors.ts';
 import { AutoModelForCausalLM, type CausalLM, saveModel } from '../../../lib/models/index.ts';
-import { matmul, mul } from '../../../lib/ops/index.ts';
+import { ParameterWatch } from '../../../lib/nn/parameter_watch.ts';
+import { copy_, matmul, mul } from '../../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../../lib/runtime.ts';
 import { noGrad, scope, type Tensor } from '../../../lib/tensor.ts';
+import { Trainer } from '../../../lib/train/trainer.ts';
+import type { TrainerOptions } from '../../../lib/train/trainer_options.ts';
 import { collectGarbage } from '../../support/collect_garbage.ts';
 import { fixturePath } from '../../support/fixtures.ts';
 import { disturb, expectNear, hidden } from '../../support/tiny_adapters.ts';
-import { TinyModel } from '../../support/tiny_model.ts';
+import { TinyModel, tinyBatches, tinySource } from '../../support/tiny_model.ts';
 
 const kModel = fixturePath('architectures/llama-untied-gqa/model');
 const out = mkdtempSync(join(tmpdir(), 'balora-quantized-'));
@@ -207,6 +211,10 @@ describe('refused is', () => {
       /^loftq_config: loftq_bits = 8 is not supported, only 4 is$/,
     ],
     [{ loftqConfig: { loftqIter: 0 } }, /loftq_iter must be a whole number, at least 1, got 0$/],
+    [
+      { loftqConfig: { loftqIters: 5 } },
+      /^loftq_config: unknown key "loftqIters", known: loftq_bits, loftq_iter$/,
+    ],
     [{ loraBias: true }, /loraBias needs initLoraWeights true or false, got "loftq"/],
   ])('%o', async (config, message) => {
     const model = new TinyModel();
@@ -245,6 +253,33 @@ describe('refused is', () => {
     }
   });
 
+  it('a folder whose pairs are not two halves, of which nothing is kept', async () => {
+    const config = { initLoraWeights: 'loftq_iter_2', r: 2 } as const;
+    const tuned = await AdapterModel.create(await load(), config);
+    const folder = next();
+    await tuned.savePretrained(folder);
+    // The last module's pairs are missing among those that its base was quantised without.
+    const path = join(folder, 'quantized', 'adapter_model.safetensors');
+    const { tensors } = await loadSafetensors(path);
+    const last = [...tuned.modules]
+      .map(({ name }) => name)
+      .sort()
+      .at(-1) as string;
+    const rest = Object.entries(tensors).filter(([name]) => !name.includes(`.${last}.`));
+    await saveSafetensors(path, Object.fromEntries(rest));
+    for (const tensor of Object.values(tensors)) tensor.dispose();
+    const model = await load();
+    await collectGarbage();
+    await synchronize();
+    const before = memoryStats().liveBytes;
+    await expect(AdapterModel.fromPretrained(model, folder)).rejects.toThrow(
+      /does not hold what its base is made of/,
+    );
+    await synchronize();
+    expect(memoryStats().liveBytes).toBe(before);
+    for (const one of [tuned, tuned.model, model]) one.dispose();
+  });
+
   it('a folder without the pairs that its base was quantised without', async () => {
     const tuned = await AdapterModel.create(await load(), {
       initLoraWeights: 'loftq_iter_2',
@@ -259,6 +294,55 @@ describe('refused is', () => {
     tuned.dispose();
     tuned.model.dispose();
   });
+});
+
+it('a recorded pass is not repeated on codes that have been made again', async () => {
+  const tuned = await AdapterModel.create(await load(), { method: 'qpissa', r: 2 });
+  const watch = new ParameterWatch(tuned.model);
+  const sameTwice = (): [boolean, boolean] => [watch.isSame(), watch.isSame()];
+  expect(sameTwice()).toEqual([false, true]);
+  expect(tuned.withTeacher(sameTwice)).toEqual([false, true]);
+  expect(sameTwice()).toEqual([false, true]);
+  tuned.restore(tuned.state(), 'the state');
+  expect(sameTwice()).toEqual([false, true]);
+  tuned.dispose();
+  tuned.model.dispose();
+});
+
+it('a run is not resumed with another teacher than its own', async () => {
+  const run = (tuned: AdapterModel, output: string, more: Partial<TrainerOptions> = {}) =>
+    new Trainer({
+      ...{ tuned, data: tinySource(tinyBatches({ count: 2 })), learningRate: 0, ...more },
+      ...{ output, saveSteps: 1 },
+    }).train();
+  // Checkpoints hold the first pairs: those of one start, or others.
+  const checkpoints: string[] = [];
+  for (const factor of [1, 1, 2]) {
+    const tuned = await AdapterModel.create(await load(), { method: 'loftq', r: 2 });
+    const first = Object.entries(tuned.state()).filter(([name]) => name.endsWith('.initial_B'));
+    for (const [, value] of first) scope(() => noGrad(() => copy_(value, mul(value, factor))));
+    const output = next();
+    await run(tuned, output, { maxSteps: 1 });
+    checkpoints.push(join(output, 'run', 'checkpoints', 'step-1'));
+    for (const one of [tuned, tuned.model]) one.dispose();
+  }
+  const read = async (i: number) =>
+    AdapterModel.fromPretrained(await load(), checkpoints[i] as string);
+  const [mine, same, other] = [await read(0), await read(1), await read(2)];
+  const output = next();
+  const stop = new AbortController();
+  await run(mine, output, {
+    ...{ maxSteps: 2, signal: stop.signal },
+    callbacks: [({ type }) => void (type === 'step' && stop.abort())],
+  });
+  await expect(run(other, output, { maxSteps: 2, resume: true })).rejects.toThrow(
+    /belongs to another run .*quantizedTeacher/,
+  );
+  await run(same, output, { maxSteps: 2, resume: true });
+  for (const one of [mine, same, other]) {
+    one.dispose();
+    one.model.dispose();
+  }
 });
 
 it('the residual form holds the values of the codes', async () => {
