@@ -224,7 +224,8 @@ async function calibratedStart(
 ): Promise<RatioRow> {
   const read: Batch[] = [];
   const data: BatchSource = {
-    ...source,
+    fingerprint: source.fingerprint,
+    batchCount: (epoch) => source.batchCount(epoch),
     async *batches(epoch, start) {
       for await (const batch of source.batches(epoch, start)) {
         read.push(batch);

@@ -42,12 +42,6 @@ Matrix block_of(const Matrix& a, int64_t row, int64_t col, int64_t rows, int64_t
   return out;
 }
 
-void put_block(const Matrix& block, int64_t row, int64_t col, Matrix* into) {
-  for (int64_t i = 0; i < block.rows; ++i) {
-    std::copy_n(block.row(i), block.cols, into->row(row + i) + col);
-  }
-}
-
 // A part of a row-major matrix.
 struct Part {
   double* data;
