@@ -168,7 +168,7 @@ class SumTile {
   // Eights of a weight in blocks that a thread decodes in a step.
   static constexpr int kEights = kTile / 32;
 
-  // Of a weight in blocks the codes are loaded to registers, for decode_fetched().
+  // Codes of a weight in blocks are loaded to registers, for decode_fetched().
   __device__ void fetch(SumCursor& cursor, int stage) {
     if (cursor.term < args_.count) {
       const SumTerm& term = args_.terms[cursor.term];

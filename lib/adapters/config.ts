@@ -40,6 +40,7 @@ import {
   scalingOf,
   startNamed,
 } from './methods/registry.ts';
+import { IDLE_KEYS, UNSUPPORTED_KEYS } from './peft_keys.ts';
 import { startWithCordaMethod, startWithLoftqConfig } from './peft_start_configs.ts';
 import { type PythonJson, pythonJson } from './python_json.ts';
 
@@ -78,32 +79,9 @@ const kByKey = new Map(
 
 /** Keys that change nothing in what an adapter computes. */
 const kIgnored = new Set([
-  'peft_version',
-  'auto_mapping',
-  'megatron_core',
-  'qalora_group_size',
-  'runtime_config',
-  'corda_config',
-  'eva_config',
-  'loftq_config',
-  'lora_ga_config',
+  ...['peft_version', 'auto_mapping', 'runtime_config'],
+  ...Object.keys(IDLE_KEYS),
 ]);
-/** Keys of PEFT that change the mathematics and have no implementation here, with the value that switches them off. */
-const kUnsupported: Record<string, PythonJson> = {
-  alora_invocation_tokens: null,
-  arrow_config: null,
-  bias: 'none',
-  ensure_weight_tying: false,
-  kasa_config: null,
-  layer_replication: null,
-  megatron_config: null,
-  monteclora_config: null,
-  target_parameters: null,
-  trainable_token_indices: null,
-  use_bdlora: null,
-  use_qalora: false,
-  velora_config: null,
-};
 
 /** Checks a user's configuration. @throws ArgumentError on an unknown key or a bad value, UnsupportedError. */
 export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraConfig {
@@ -114,7 +92,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
     const name = snake(key);
     if (Object.hasOwn(raw, name))
       throw new ArgumentError(`loraConfig: "${name}" is given in both spellings; leave one out`);
-    if (!kByKey.has(name) && !kIgnored.has(name) && !Object.hasOwn(kUnsupported, name)) {
+    if (!kByKey.has(name) && !kIgnored.has(name) && !Object.hasOwn(UNSUPPORTED_KEYS, name)) {
       const meant = optionCalled(key, loraOptions);
       const hint = meant === null ? '' : ` (did you mean "${meant}"?)`;
       throw new ArgumentError(
@@ -232,15 +210,10 @@ export function formatAdapterConfig(config: LoraConfig): string {
       return [key, option.toPeft?.(value as never) ?? plainJson(value)];
     });
   return pythonJson({
-    ...kUnsupported,
+    ...UNSUPPORTED_KEYS,
+    ...IDLE_KEYS,
     auto_mapping: null,
-    corda_config: null,
-    eva_config: null,
-    loftq_config: {},
-    lora_ga_config: null,
-    megatron_core: 'megatron.core',
     peft_version: PEFT_VERSION,
-    qalora_group_size: 16,
     ...Object.fromEntries(written),
   });
 }
@@ -274,7 +247,7 @@ function isPeftKey(key: string, name: string): boolean {
   return (
     !switches.includes(name) ||
     (PEFT_SWITCHES as readonly string[]).includes(name) ||
-    Object.hasOwn(kUnsupported, key)
+    Object.hasOwn(UNSUPPORTED_KEYS, key)
   );
 }
 
@@ -327,8 +300,8 @@ function isNeutral(value: unknown): boolean {
 function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string> | null): void {
   for (const [key, value] of Object.entries(raw)) {
     if (kByKey.has(key) || isIgnored(key, value, ignored)) continue;
-    if (Object.hasOwn(kUnsupported, key)) {
-      if (value === kUnsupported[key]) continue;
+    if (Object.hasOwn(UNSUPPORTED_KEYS, key)) {
+      if (value === UNSUPPORTED_KEYS[key]) continue;
       throw new UnsupportedError(
         `${where}: ${key} = ${shown(value)} is not supported yet; ` +
           (ignored === null ? 'leave it out' : 'name it in ignoreKeys if it changes nothing here'),

@@ -1,5 +1,4 @@
 /** Micro-batches of encoded examples for a causal language model: rows -> examples -> micro-batches, see `Dataset`. */
-import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
 import { type CallTable, kCall, oneOf, wholeNumber } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
@@ -16,7 +15,7 @@ import {
   truncationWarning,
 } from './dataset.ts';
 import { EmptyAnswers } from './empty_answers.ts';
-import { type Encoded, EncodedBatches } from './encoded_batches.ts';
+import { StreamedBatches } from './encoded_batches.ts';
 import { type Example, supervisedCount, truncate } from './example.ts';
 import {
   chooseFormats,
@@ -83,16 +82,7 @@ interface Settings {
 const kDefaultMaxLength = 512;
 
 /** Micro-batches of encoded examples; the trainer's usual data source. */
-export class Batches extends EncodedBatches<Example, Batch> {
-  private constructor(
-    encoded: Encoded<Example, Batch>,
-    readonly statistics: DataStatistics,
-    /** A string that changes with the examples' ids and supervision, their order and their batching. */
-    readonly fingerprint: string,
-  ) {
-    super(encoded);
-  }
-
+export class Batches extends StreamedBatches<Example, Batch, DataStatistics> {
   /**
    * Reads and encodes every row once.
    * @throws ArgumentError for an option of another type or out of range, a row without the fields (naming it), or when no example
@@ -134,22 +124,8 @@ export class Batches extends EncodedBatches<Example, Batch> {
       supervisedTokens,
       ...reportCorruption(corruption, options),
     };
-    const fingerprint = createHash('sha256')
-      .update(dataset.digest)
-      .update(JSON.stringify(settings))
-      .digest('hex');
     const format = describeFormats(formats);
-    return new Batches({ dataset, format, tokenizer }, statistics, fingerprint);
-  }
-
-  /** The micro-batches of an epoch from index `start` on. */
-  batches(epoch: number, start = 0): AsyncGenerator<Batch> {
-    return this.dataset.batches(epoch, start);
-  }
-
-  /** The example of a row, within the length limit. @throws as reading and encoding the row do */
-  example(row: number): Promise<Example> {
-    return this.dataset.example(row);
+    return new Batches({ dataset, format, tokenizer }, { statistics, settings });
   }
 }
 

@@ -1,4 +1,5 @@
 /** The common part of the micro-batches of all tasks, see `Dataset`. */
+import { createHash } from 'node:crypto';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { Dataset } from './dataset.ts';
 
@@ -36,5 +37,35 @@ export abstract class EncodedBatches<E, B> {
   /** The location of a row, for messages. */
   where(row: number): Promise<string> {
     return this.dataset.where(row);
+  }
+}
+
+/** Micro-batches whose examples are encoded again as they are used, with counts `S` over one epoch. */
+export abstract class StreamedBatches<E, B, S> extends EncodedBatches<E, B> {
+  readonly statistics: S;
+  /** A string that changes with the ids of the examples and what is learnt of them, their order and their batching. */
+  readonly fingerprint: string;
+
+  /** @param settings what the micro-batches depend on beside the examples; the order of its fields counts */
+  protected constructor(
+    encoded: Encoded<E, B>,
+    { statistics, settings }: { statistics: S; settings: object },
+  ) {
+    super(encoded);
+    this.statistics = statistics;
+    this.fingerprint = createHash('sha256')
+      .update(encoded.dataset.digest)
+      .update(JSON.stringify(settings))
+      .digest('hex');
+  }
+
+  /** The micro-batches of an epoch from index `start` on. */
+  batches(epoch: number, start = 0): AsyncGenerator<B> {
+    return this.dataset.batches(epoch, start);
+  }
+
+  /** The example of a row, within the limits on its length. @throws as reading and encoding the row do */
+  example(row: number): Promise<E> {
+    return this.dataset.example(row);
   }
 }

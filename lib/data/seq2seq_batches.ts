@@ -1,5 +1,4 @@
 /** Micro-batches for an encoder-decoder, see `Dataset`: the prompt is the source, the response the target. */
-import { createHash } from 'node:crypto';
 import { type CallTable, checkArgument, kCall, wholeNumber } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { DataStatistics } from './batches.ts';
@@ -15,7 +14,7 @@ import {
   truncationWarning,
 } from './dataset.ts';
 import { EmptyAnswers } from './empty_answers.ts';
-import { type Encoded, EncodedBatches } from './encoded_batches.ts';
+import { StreamedBatches } from './encoded_batches.ts';
 import {
   chooseSourceTargets,
   describeFormats,
@@ -78,16 +77,11 @@ const kDefaultMaxSourceLength = 512;
 const kDefaultMaxTargetLength = 128;
 
 /** Unpadded micro-batches of sources and targets, in an order that is a function of seed and epoch. */
-export class Seq2SeqBatches extends EncodedBatches<Seq2SeqExample, Seq2SeqExamples> {
-  private constructor(
-    encoded: Encoded<Seq2SeqExample, Seq2SeqExamples>,
-    readonly statistics: Seq2SeqStatistics,
-    /** A string that changes with the examples' ids, the start token, their order and their batching. */
-    readonly fingerprint: string,
-  ) {
-    super(encoded);
-  }
-
+export class Seq2SeqBatches extends StreamedBatches<
+  Seq2SeqExample,
+  Seq2SeqExamples,
+  Seq2SeqStatistics
+> {
   /**
    * Reads and encodes every row once.
    * @throws ArgumentError for a row without the fields (naming it), a tokenizer without EOS, or options that are wrong
@@ -140,22 +134,8 @@ export class Seq2SeqBatches extends EncodedBatches<Seq2SeqExample, Seq2SeqExampl
       ...reportCorruption(corruption, options),
     };
     reportTruncation(statistics, settings, options);
-    const fingerprint = createHash('sha256')
-      .update(dataset.digest)
-      .update(JSON.stringify(settings))
-      .digest('hex');
     const format = describeFormats(formats);
-    return new Seq2SeqBatches({ dataset, format, tokenizer }, statistics, fingerprint);
-  }
-
-  /** The micro-batches of an epoch from index `start` on. */
-  batches(epoch: number, start = 0): AsyncGenerator<Seq2SeqExamples> {
-    return this.dataset.batches(epoch, start);
-  }
-
-  /** The example of a row, within the length limits. @throws as reading and encoding the row do */
-  example(row: number): Promise<Seq2SeqExample> {
-    return this.dataset.example(row);
+    return new Seq2SeqBatches({ dataset, format, tokenizer }, { statistics, settings });
   }
 }
 

@@ -106,7 +106,7 @@ export function offloadFolder(): string {
   return existsSync('/var/tmp') ? '/var/tmp' : tmpdir();
 }
 
-/** What Linux says of file systems whose files are in memory: tmpfs, ramfs. */
+/** Numbers that Linux gives file systems whose files are in memory: tmpfs, ramfs. */
 const kMemoryTypes: readonly number[] = [0x01021994, 0x858458f6];
 const kAdvice = 'name another folder with offloadFolder (--offload-folder)';
 

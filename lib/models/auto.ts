@@ -159,7 +159,7 @@ export const AutoModelForCausalLM = {
       model?.dispose();
       errors.dispose();
       offload?.close();
-      // What was enqueued ends here: its failure is not that of a later op, and its memory and the cache file are free.
+      // Ops that were enqueued end here: their failure is not that of a later op, and their memory and the cache file are free.
       await synchronize().catch(() => {});
       throw error;
     } finally {

@@ -112,7 +112,7 @@ export class WeightLoader {
     private readonly options: LoaderOptions,
     private readonly prefix: string,
     private readonly plan: Map<string, Planned> | null,
-    /** What has been read, to be freed where the model is not made. */
+    /** The tensors that have been read, to be freed where the model is not made. */
     private readonly made: Tensor[] = [],
   ) {}
 

@@ -68,8 +68,7 @@ void refuse_non_finite(const Launch& l, const View& view, const std::string& nam
   if (at >= 0) throw FormatError(name, -1, concat("element ", at, " is NaN or infinite"));
 }
 
-// The encoded tensor `to`, whose memory is the sections, each at its place. `name` stands in
-// errors.
+// The encoded tensor `to`: the sections, each at its place in it. Errors begin with `name`.
 Tensor assembled(const std::string& name, const std::vector<Section>& sections, const Tensor& to,
                  bool check_finite) {
   if (check_finite) require_cpu(name.c_str(), to.engine());

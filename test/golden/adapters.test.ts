@@ -5,14 +5,13 @@ import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
-import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
-import { noGrad, scope } from '../../lib/tensor.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { accumulator } from '../support/accumulate.ts';
-import { values } from '../support/compare.ts';
 import { fixturePath, relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
-import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { goldenBatch, windowOf } from '../support/golden_batch.ts';
 import { kBf16Band, meanNormError, normError, roundToBf16 } from '../support/golden_checkpoints.ts';
+import { logitError, realRows } from '../support/golden_logits.ts';
 
 interface AdapterFacts {
   loss: number;
@@ -168,26 +167,3 @@ describe.each(families)('PEFT adapters on %s', (family) => {
     }
   });
 });
-
-/** Largest |logit - expected| over the rows that are no padding. */
-function logitError(model: CausalLM, padded: PaddedBatch, expected: GoldenArray): number {
-  const [found, wanted] = realRows(model, padded, expected);
-  return found.reduce((worst, v, i) => Math.max(worst, Math.abs(v - (wanted[i] as number))), 0);
-}
-
-/** The logits of the rows that are no padding, and the expected ones. */
-function realRows(
-  model: CausalLM,
-  { batch, real }: PaddedBatch,
-  expected: GoldenArray,
-): [found: number[], wanted: number[]] {
-  const logits = scope(() => noGrad(() => model.logits(model.forward(batch))));
-  const vocabulary = logits.shape.at(-1) as number;
-  const found = values(logits);
-  logits.dispose();
-  const pick = (from: (at: number) => number) =>
-    Array.from(real).flatMap((row) =>
-      Array.from({ length: vocabulary }, (_, v) => from(row * vocabulary + v)),
-    );
-  return [pick((at) => found[at] as number), pick((at) => Number(expected.data[at]))];
-}

@@ -17,15 +17,14 @@ import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { formatAdapterConfig, loraConfig } from '../../lib/adapters/config.ts';
 import { stateName } from '../../lib/adapters/lora_module.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
-import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
+import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { AdamW } from '../../lib/optim/index.ts';
-import { noGrad, scope } from '../../lib/tensor.ts';
 import { accumulator } from '../support/accumulate.ts';
-import { values } from '../support/compare.ts';
 import { fixturePath, readJson, relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
 import { goldenBatch, windowOf } from '../support/golden_batch.ts';
 import { kBf16Band, normError } from '../support/golden_checkpoints.ts';
+import { logitError, realRows } from '../support/golden_logits.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 
 interface Facts {
@@ -84,7 +83,7 @@ describeShared('methods with tensors of their own', [kGolden], () => {
       const tuned = await load();
       expect(tuned.modules).toHaveLength(21);
       expect(tuned.warnings).toEqual([]);
-      expect(logitError(tuned.model, goldenArray(expected, 'logits'))).toBeLessThanOrEqual(
+      expect(logitError(tuned.model, padded, goldenArray(expected, 'logits'))).toBeLessThanOrEqual(
         tolerance.logits_abs,
       );
       const terms = await accumulator(tuned).accumulate(windowOf(padded.batch));
@@ -141,7 +140,7 @@ describeShared('methods with tensors of their own', [kGolden], () => {
         expect(relativeError(weight, golden), key).toBeLessThanOrEqual(2 ** -23);
       }
       const model = await AutoModelForCausalLM.fromPretrained(merged, { dtype: 'f32' });
-      expect(logitError(model, goldenArray(expected, 'logits'))).toBeLessThanOrEqual(
+      expect(logitError(model, padded, goldenArray(expected, 'logits'))).toBeLessThanOrEqual(
         tolerance.logits_abs,
       );
       model.dispose();
@@ -192,13 +191,13 @@ describeShared('methods with tensors of their own', [kGolden], () => {
         lora_alpha: name === 'lora_xs' ? 2 * facts.lora_export.rank : facts.lora_export.rank,
       });
       const again = await load('f32', written);
-      expect(logitError(again.model, goldenArray(expected, 'logits'))).toBeLessThanOrEqual(
+      expect(logitError(again.model, padded, goldenArray(expected, 'logits'))).toBeLessThanOrEqual(
         tolerance.logits_abs,
       );
       dispose(again);
       // The golden export has another split of the product among A and B, and the same logits.
       const theirs = await load('f32', path('lora_export'));
-      expect(logitError(theirs.model, goldenArray(expected, 'logits'))).toBeLessThanOrEqual(
+      expect(logitError(theirs.model, padded, goldenArray(expected, 'logits'))).toBeLessThanOrEqual(
         tolerance.logits_abs,
       );
       dispose(theirs);
@@ -206,7 +205,7 @@ describeShared('methods with tensors of their own', [kGolden], () => {
 
     it('logits on a bf16 base', async () => {
       const tuned = await load('bf16');
-      const [found, wanted] = realRows(tuned.model, goldenArray(expected, 'logits'));
+      const [found, wanted] = realRows(tuned.model, padded, goldenArray(expected, 'logits'));
       expect(normError(found, wanted)).toBeLessThan(kBf16Band.logits);
       dispose(tuned);
     });
@@ -246,22 +245,4 @@ function largestError(found: ArrayLike<number>, wanted: ArrayLike<number>): numb
     (worst, value, i) => Math.max(worst, Math.abs(value - (wanted[i] as number))),
     0,
   );
-}
-
-/** Largest |logit - expected| over the rows that are no padding. */
-function logitError(model: CausalLM, wanted: GoldenArray): number {
-  return largestError(...realRows(model, wanted));
-}
-
-/** The logits of the rows that are no padding, and the expected ones. */
-function realRows(model: CausalLM, wanted: GoldenArray): [found: number[], wanted: number[]] {
-  const logits = scope(() => noGrad(() => model.logits(model.forward(padded.batch))));
-  const vocabulary = logits.shape.at(-1) as number;
-  const found = values(logits);
-  logits.dispose();
-  const pick = (from: (at: number) => number) =>
-    Array.from(padded.real).flatMap((row) =>
-      Array.from({ length: vocabulary }, (_, v) => from(row * vocabulary + v)),
-    );
-  return [pick((at) => found[at] as number), pick((at) => Number(wanted.data[at]))];
 }

@@ -24,6 +24,7 @@ import { values } from '../support/compare.ts';
 import { fixturePath, readJson, relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray, goldenArrays } from '../support/golden.ts';
 import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { logitError } from '../support/golden_logits.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 
 interface Facts {
@@ -305,17 +306,4 @@ function compareState(
 
 function logitsOf(model: CausalLM, { batch }: PaddedBatch): Float64Array {
   return scope(() => noGrad(() => Float64Array.from(values(model.logits(model.forward(batch))))));
-}
-
-/** Largest error of the logits at the rows that are no padding. */
-function logitError(model: CausalLM, padded: PaddedBatch, { shape, data }: GoldenArray): number {
-  const width = shape.at(-1) as number;
-  const found = logitsOf(model, padded);
-  let worst = 0;
-  for (const row of padded.real) {
-    for (let at = row * width; at < (row + 1) * width; at++) {
-      worst = Math.max(worst, Math.abs((found[at] as number) - Number(data[at])));
-    }
-  }
-  return worst;
 }

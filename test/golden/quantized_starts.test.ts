@@ -20,6 +20,7 @@ import { values } from '../support/compare.ts';
 import { relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray } from '../support/golden.ts';
 import { type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { logitError } from '../support/golden_logits.ts';
 import { arrays, evaluation, factsOf, kStarts, load, numbers } from '../support/golden_starts.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 import { tinySource } from '../support/tiny_model.ts';
@@ -59,17 +60,6 @@ function logitsOf(model: CausalLM, { batch, real }: PaddedBatch): Map<number, nu
       Array.from(found.slice(row * vocabulary, (row + 1) * vocabulary)),
     ]),
   );
-}
-
-/** Largest |logit - expected| over the rows that are no padding. */
-function logitError(model: CausalLM, padded: PaddedBatch, expected: GoldenArray): number {
-  let worst = 0;
-  for (const [row, logits] of logitsOf(model, padded)) {
-    for (const [i, logit] of logits.entries()) {
-      worst = Math.max(worst, Math.abs(logit - Number(expected.data[row * logits.length + i])));
-    }
-  }
-  return worst;
 }
 
 function frobeniusError(a: readonly number[], b: readonly number[]): number {

@@ -10,7 +10,6 @@ import { AdapterModel, type LoraModule } from '../../lib/adapters/adapter_model.
 import type { Calibration } from '../../lib/adapters/calibration.ts';
 import type { LowRankPair } from '../../lib/adapters/low_rank.ts';
 import type { InitLoraWeights } from '../../lib/adapters/methods/registry.ts';
-import type { CausalLM } from '../../lib/models/index.ts';
 import { matmul, mul, slice } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { calibrate } from '../../lib/train/calibrate.ts';
@@ -19,7 +18,8 @@ import { accumulator } from '../support/accumulate.ts';
 import { values } from '../support/compare.ts';
 import { relativeError } from '../support/fixtures.ts';
 import { type GoldenArray, goldenArray } from '../support/golden.ts';
-import { goldenBatch, type PaddedBatch, windowOf } from '../support/golden_batch.ts';
+import { goldenBatch, windowOf } from '../support/golden_batch.ts';
+import { logitError } from '../support/golden_logits.ts';
 import { arrays, evaluation, factsOf, kStarts, load, numbers } from '../support/golden_starts.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 import { tinySource } from '../support/tiny_model.ts';
@@ -80,21 +80,6 @@ function calibrationData() {
       return goldenBatch(inputs, Object.fromEntries(own) as typeof names).batch;
     }),
   );
-}
-
-/** Largest |logit - expected| over the rows that are no padding. */
-function logitError(model: CausalLM, { batch, real }: PaddedBatch, expected: GoldenArray): number {
-  const logits = scope(() => noGrad(() => model.logits(model.forward(batch))));
-  const vocabulary = logits.shape.at(-1) as number;
-  const found = values(logits);
-  logits.dispose();
-  let worst = 0;
-  for (const row of real) {
-    for (let at = row * vocabulary; at < (row + 1) * vocabulary; at++) {
-      worst = Math.max(worst, Math.abs((found[at] as number) - Number(expected.data[at])));
-    }
-  }
-  return worst;
 }
 
 /** |a - b| / |b| in the Frobenius norm. */

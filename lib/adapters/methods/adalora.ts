@@ -36,6 +36,7 @@ import {
 } from '../../ops/index.ts';
 import { json, number, whole } from '../../options/kinds.ts';
 import { computeOwned, noGrad, scope, type Tensor, tensor } from '../../tensor.ts';
+import { IDLE_KEYS, UNSUPPORTED_KEYS } from '../peft_keys.ts';
 import type { PythonJson } from '../python_json.ts';
 import {
   type ConfigKey,
@@ -46,7 +47,7 @@ import {
   type VariantModule,
   type VariantTraining,
 } from './method.ts';
-import { floatKey, lowRankVariant, refusesRank } from './own_form.ts';
+import { floatKey, LORA_KEYS, lowRankVariant, refusesRank } from './own_form.ts';
 
 /** The settings of AdaLoRA, by the names of its options. */
 interface AdaLora {
@@ -242,17 +243,11 @@ const training: VariantTraining = {
 
 /** Keys of LoRA's configuration that change nothing in an adapter of AdaLoRA. */
 const kWithoutEffect: Readonly<Record<string, PythonJson>> = {
-  ...{ alpha_pattern: {}, corda_config: null, eva_config: null, init_lora_weights: true },
-  ...{ loftq_config: {}, lora_bias: false, lora_ga_config: null, megatron_core: 'megatron.core' },
-  ...{ qalora_group_size: 16, use_rslora: false },
+  ...IDLE_KEYS,
+  ...{ alpha_pattern: {}, init_lora_weights: true, lora_bias: false, use_rslora: false },
 };
 /** Those that switch something on that AdaLoRA has not, or that is not supported, with the values that leave it off. */
-const kOff: Readonly<Record<string, PythonJson>> = {
-  ...{ alora_invocation_tokens: null, arrow_config: null, bias: 'none', kasa_config: null },
-  ...{ ensure_weight_tying: false, layer_replication: null, megatron_config: null },
-  ...{ monteclora_config: null, target_parameters: null, trainable_token_indices: null },
-  ...{ use_bdlora: null, use_dora: false, use_qalora: false, velora_config: null },
-};
+const kOff: Readonly<Record<string, PythonJson>> = { ...UNSUPPORTED_KEYS, use_dora: false };
 const keysOf = (kind: 'only' | 'written', keys: Readonly<Record<string, PythonJson>>) =>
   Object.fromEntries(
     Object.entries(keys).map(([key, value]) => [key, { [kind]: value } as ConfigKey]),
@@ -345,12 +340,9 @@ const form = lowRankVariant({
   inPeft: true,
   formula: 'W x + s B (E * A) x, E a factor of each row of A; the least important rows lose theirs',
   keys: {
+    ...LORA_KEYS,
     ...keysOf('written', kWithoutEffect),
     ...keysOf('only', kOff),
-    exclude_modules: { option: 'excludeModules' },
-    fan_in_fan_out: { option: 'fanInFanOut' },
-    lora_alpha: { option: 'loraAlpha' },
-    lora_dropout: { option: 'loraDropout' },
     init_r: { option: 'initR' },
     target_r: { option: 'targetR' },
     tinit: { option: 'tinit' },
