@@ -76,6 +76,7 @@ export interface NativeOps {
   headLosses(operands: { hidden: Handle; head: Handle; teacher: Handle | null; teacherHead: Handle | null; teacherMean: Handle | null; teacherEntropy: Handle | null; targets: Handle | null; regularized: Handle | null; scales: Handle | null }, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; entropyTopK: number; chunkBytes: number }): [Handle, Handle];
   headRows(operands: { hidden: Handle; head: Handle; teacher: Handle | null; teacherHead: Handle | null; teacherMean: Handle | null; teacherEntropy: Handle | null; targets: Handle | null; regularized: Handle | null; scales: Handle | null }, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; entropyTopK: number; chunkBytes: number }): Handle;
   indexSelect(x: Handle, rows: Handle): Handle;
+  int8MostTerms(): number;
   int8Products(): number;
   int8Weight(name: string, weight: Handle, scales: Handle, shape: readonly number[], dtype: DType, checkFinite: boolean): Handle;
   isFinite(x: Handle): Handle;

@@ -145,7 +145,7 @@ export function batchInvariant<T>(body: () => T): T {
   return withSetting(native.setBatchInvariant, true, body);
 }
 
-/** Products with frozen weights that linears compute in int8, see {@link withInt8Products}. */
+/** Products with frozen weights that linears compute in int8, and what is kept so, see {@link withInt8Products}. */
 export interface Int8Products {
   /** x W^T: the inputs, rotated in blocks of 64 (else 32), with a scale a row, W with one for each output. */
   readonly forward?: boolean;
@@ -153,6 +153,11 @@ export interface Int8Products {
   readonly inputGradient?: boolean;
   /** Whether `inputGradient` uses the rotated W of `forward`, so that one copy of it serves both; `forward` implies it. */
   readonly rotated?: boolean;
+  /**
+   * Whether activations that backward reads are kept in int8, in rows as `forward` has them: the inputs of linears, norms and gated
+   * activations, and attention's queries, keys, values and result. Gradients are those of the rounded values.
+   */
+  readonly savedActivations?: boolean;
 }
 
 /**
@@ -160,18 +165,24 @@ export interface Int8Products {
  * weight is made at its first use and kept. The CPU computes them on every processor, faster than in other types where it has VNNI or
  * AMX (`deviceInfo('cpu').int8`).
  * @param products undefined: the setting stays as it is
- * @throws UnsupportedError at a linear in f64 or on another device
+ * @throws UnsupportedError at a linear in f64 or on another device, and where an activation in f64 is to be kept in int8
  */
 export function withInt8Products<T>(products: Int8Products | undefined, body: () => T): T {
   if (products === undefined) return body();
-  const { forward = false, inputGradient = false, rotated = false } = products;
-  const bits = (forward ? 1 : 0) + (inputGradient ? 2 : 0) + (rotated ? 4 : 0);
+  const { forward, inputGradient, rotated, savedActivations } = products;
+  const bits =
+    (forward ? 1 : 0) + (inputGradient ? 2 : 0) + (rotated ? 4 : 0) + (savedActivations ? 8 : 0);
   return withSetting(native.setInt8Products, bits, body);
 }
 
 /** Whether linears compute any product in int8 at the moment. */
 export function usesInt8Products(): boolean {
-  return native.int8Products() !== 0;
+  return (native.int8Products() & 7) !== 0;
+}
+
+/** The largest number of inputs or outputs of a weight whose products linears compute in int8: their sums have 32 bits. */
+export function mostInt8Terms(): number {
+  return native.int8MostTerms();
 }
 
 /** Times of the engine's ops, by phase and op (await `synchronize()` first). */

@@ -3,7 +3,7 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import { deviceInfo } from '../device.ts';
 import type { Model } from '../models/index.ts';
 import { Linear } from '../nn/index.ts';
-import type { Int8Products } from '../runtime.ts';
+import { type Int8Products, mostInt8Terms } from '../runtime.ts';
 import type { ComputeMode } from './schema.ts';
 
 /** The products of the student's and the teacher's pass that are computed in int8; undefined: none. */
@@ -19,7 +19,10 @@ export function productsOf(mode: ComputeMode): PassProducts {
     case 'dtype':
       return {};
     case 'int8':
-      return { student: { forward: true, inputGradient: true }, teacher };
+      return {
+        student: { forward: true, inputGradient: true, savedActivations: true },
+        teacher,
+      };
     case 'teacher':
       return { teacher };
     case 'dx':
@@ -29,16 +32,35 @@ export function productsOf(mode: ComputeMode): PassProducts {
   }
 }
 
+/** The linears of a model by path, without its head, which losses read as a matrix or which is trained. */
+function linearsOf(model: Model): [string, Linear][] {
+  const isHead = (path: string): boolean =>
+    model.headPaths.some((head) => path === head || path.startsWith(`${head}.`));
+  return [...model.namedModules()].filter(
+    (entry): entry is [string, Linear] => entry[1] instanceof Linear && !isHead(entry[0]),
+  );
+}
+
 /** Bytes of the int8 copies that a mode keeps beside the weights of a model's linears, with their scales. */
 export function int8CopiesBytes(mode: ComputeMode, model: Model): number {
   if (mode === 'dtype') return 0;
   let bytes = 0;
-  for (const [, module] of model.namedModules()) {
-    if (!(module instanceof Linear)) continue;
-    const [outs, ins] = module.weight.shape as [number, number];
-    bytes += outs * ins + 4 * (2 * outs + ins);
+  for (const [, { outFeatures, inFeatures }] of linearsOf(model)) {
+    bytes += outFeatures * inFeatures + 4 * (2 * outFeatures + inFeatures);
   }
   return bytes;
+}
+
+/** The reason why the products of a linear cannot be summed in int8; null: all can. */
+function termsObstacle(model: Model): string | null {
+  const most = mostInt8Terms();
+  const found = linearsOf(model).find(
+    ([, { inFeatures, outFeatures, weight }]) =>
+      !weight.requiresGrad && Math.max(inFeatures, outFeatures) > most,
+  );
+  if (found === undefined) return null;
+  const [path, { weight }] = found;
+  return `sums in int8 have up to ${most} terms, and the weight of ${path} is (${weight.shape.join(',')})`;
 }
 
 /**
@@ -61,6 +83,8 @@ export function computeObstacle(
   if (info.int8 === 'plain') {
     return `products in int8 need AVX512-VNNI, AVX-VNNI or AMX, and this process has ${info.instructions} without them`;
   }
+  const tooLong = termsObstacle(model);
+  if (tooLong !== null) return tooLong;
   const needsTeacher = productsOf(mode).teacher !== undefined && mode !== 'int8';
   return needsTeacher && !runsTeacher ? 'no term of the loss reads a teacher' : null;
 }

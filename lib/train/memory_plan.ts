@@ -11,7 +11,7 @@ import { sharesProcessMemory } from '../device.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
-import { memoryStats, synchronize, trimMemory } from '../runtime.ts';
+import { memoryStats, synchronize, trimMemory, withInt8Products } from '../runtime.ts';
 import { scope } from '../tensor.ts';
 
 /**
@@ -39,8 +39,11 @@ export interface MemoryNote {
   readonly message: string;
 }
 
-/** Bytes per row in all layers together, for each kind of saved activations. */
-type RowCosts = Readonly<Record<LayerKeep, number>>;
+/**
+ * Bytes per row in all layers together, for each kind of saved activations; `exact` are those of `saved` where nothing is kept in
+ * int8, which gradients and recomputed values never are.
+ */
+type RowCosts = Readonly<Record<LayerKeep | 'exact', number>>;
 
 const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
 const kProbeRows = 96;
@@ -68,6 +71,7 @@ export class MemoryPlanner {
    * Measures the memory of a row and of the process, and sets the model's `layerKeep` to the plan.
    * @param optimizerBytes bytes of moments and gradients, which are not allocated yet
    * @param copiesBytes bytes of the weights' copies in int8, which are not made yet
+   * @param savesInt8 whether activations are kept in int8
    * @param onNote called once, when even the smallest plan for a batch is above the budget; at once if that is so for every batch
    */
   static async open(
@@ -76,13 +80,19 @@ export class MemoryPlanner {
     {
       optimizerBytes,
       copiesBytes = 0,
+      savesInt8 = false,
       onNote = () => {},
-    }: { optimizerBytes: number; copiesBytes?: number; onNote?: (note: MemoryNote) => void },
+    }: {
+      optimizerBytes: number;
+      copiesBytes?: number;
+      savesInt8?: boolean;
+      onNote?: (note: MemoryNote) => void;
+    },
   ): Promise<MemoryPlanner> {
     const { device, offload } = tuned.model;
     const residentBefore = offload?.residentBytes ?? 0;
     if (offload !== null) offload.residentBytes = 0;
-    const { layerCount, costs } = await probe(tuned).catch((error: unknown) => {
+    const { layerCount, costs } = await probe(tuned, savesInt8).catch((error: unknown) => {
       if (offload !== null) offload.residentBytes = residentBefore;
       throw error;
     });
@@ -176,7 +186,7 @@ export class MemoryPlanner {
   private planOf(rows: number, layers: BatchPlan['layers']): BatchPlan {
     const { costs, layerCount } = this;
     const kept = kKeeps.reduce((sum, keep) => sum + layers[keep] * costs[keep], 0) / layerCount;
-    const inFlight = (kInFlight * costs.saved) / layerCount;
+    const inFlight = (kInFlight * costs.exact) / layerCount;
     const batch = (1 + kFragmentation) * rows * (kept + inFlight);
     const fixed = this.persistentBytes + kGrowthBytes + this.chunkBytes;
     const bytes = Math.round(fixed + batch);
@@ -194,29 +204,37 @@ function bytesInFlight({ offload, dtype, blockFormat }: Model): number {
   return offload.aheadBytes + (isPacked ? 2 * offload.largestBytes : 0);
 }
 
-/** Runs a forward pass over a few rows under each choice, and measures the memory that is kept for the backward pass. */
-async function probe(tuned: TunedModel<Model>): Promise<{ layerCount: number; costs: RowCosts }> {
+/**
+ * Runs a forward pass over a few rows under each choice, and measures the memory that is kept for the backward pass.
+ * @param savesInt8 whether it is kept in int8
+ */
+async function probe(
+  tuned: TunedModel<Model>,
+  savesInt8: boolean,
+): Promise<{ layerCount: number; costs: RowCosts }> {
   const { model } = tuned;
   const { device } = model;
   let layerCount = 0;
-  const costs = { saved: 0, lean: 0, checkpointed: 0 };
+  const costs = { saved: 0, lean: 0, checkpointed: 0, exact: 0 };
   const batches = model.probeBatches(kProbeRows);
+  const kept = kKeeps.map((keep) => ({ keep, cost: keep, savedActivations: savesInt8 }));
+  const exact = { keep: 'saved', cost: 'exact', savedActivations: false } as const;
   // The first passes also pack the weights, so they are not measured.
-  const passes = [
-    ...batches.map((batch) => ({ keep: 'saved' as const, batch, counts: false })),
-    ...kKeeps.flatMap((keep) => batches.map((batch) => ({ keep, batch, counts: true }))),
-  ];
-  for (const { keep, batch, counts } of passes) {
+  const passes = [{ ...exact, cost: null }, exact, ...kept].flatMap((pass) =>
+    batches.map((batch) => ({ ...pass, batch })),
+  );
+  for (const { keep, cost, savedActivations, batch } of passes) {
     model.layerKeep = (layer) => {
       layerCount = Math.max(layerCount, layer + 1);
       return keep;
     };
     await synchronize();
     const before = memoryStats({ device }).liveBytes;
-    const hidden = scope(() => model.forward(batch)); // as in a step, only tensors for the backward pass remain
+    // Only tensors for the backward pass remain, as in a step.
+    const hidden = withInt8Products({ savedActivations }, () => scope(() => model.forward(batch)));
     await synchronize();
-    const cost = Math.max(0, memoryStats({ device }).liveBytes - before) / kProbeRows;
-    if (counts) costs[keep] = Math.max(costs[keep], cost);
+    const bytes = Math.max(0, memoryStats({ device }).liveBytes - before) / kProbeRows;
+    if (cost !== null) costs[cost] = Math.max(costs[cost], bytes);
     hidden.dispose();
   }
   await synchronize();

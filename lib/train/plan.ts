@@ -8,7 +8,7 @@ import { formatBytes } from '../io/format_bytes.ts';
 import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
 import { availableMemory, memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import { DTYPE_BYTES, type Tensor } from '../tensor.ts';
-import { int8CopiesBytes } from './compute.ts';
+import { int8CopiesBytes, productsOf } from './compute.ts';
 import { type MemoryNote, MemoryPlanner } from './memory_plan.ts';
 import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
 import { type ResolvedOptions, teacherCacheOption } from './options.ts';
@@ -114,7 +114,8 @@ export async function planMemory(
   }
   const budget = above ? totalBytes : memoryBudget;
   const copiesBytes = int8CopiesBytes(compute, tuned.model);
-  return MemoryPlanner.open(tuned, budget, { optimizerBytes, copiesBytes, onNote });
+  const savesInt8 = productsOf(compute).student?.savedActivations === true;
+  return MemoryPlanner.open(tuned, budget, { optimizerBytes, copiesBytes, savesInt8, onNote });
 }
 
 /**

@@ -4,6 +4,7 @@
 
 #include "binding/bind.h"
 #include "engine/launch.h"
+#include "kernels/shared/int8_rows.h"
 #include "ops/ops.h"
 #include "tape/tape.h"
 
@@ -111,6 +112,9 @@ bool set_batch_invariant(Env& env, bool value) {
 }
 int64_t set_int8_products(Env& env, int value) {
   return std::exchange(env.engines().state().int8_products, value);
+}
+int64_t int8_most_terms(Env&) {
+  return kInt8MostTerms;
 }
 int64_t int8_products(Env& env) {
   return env.engines().state().int8_products;
@@ -244,6 +248,7 @@ void bind_core(Module& m) {
   op(m, "setGradEnabled", &set_grad_enabled, {"value"});
   op(m, "setBatchInvariant", &set_batch_invariant, {"value"});
   op(m, "setInt8Products", &set_int8_products, {"value"});
+  op(m, "int8MostTerms", &int8_most_terms, {});
   op(m, "int8Products", &int8_products, {});
   op(m, "setRecompute", &set_recompute, {"value"});
   op(m, "setAnomalyMode", &set_anomaly_mode, {"value"});

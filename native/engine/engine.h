@@ -24,11 +24,13 @@ inline NativeError behind(const std::string& where, const NativeError& error) {
   return NativeError(where + error.what(), error.code());
 }
 
-// Products with frozen weights that linears compute in int8 (kernels/cpu/products/int8.h), as bits.
+// Products with frozen weights that linears compute in int8 (kernels/cpu/products/int8.h), and
+// whether backward keeps activations so, as bits.
 enum Int8Products {
   kInt8Forward = 1,        // x W^T, with rotated inputs
   kInt8InputGradient = 2,  // dY W
   kInt8Rotated = 4,        // the latter with the copy that the former uses
+  kInt8Saved = 8,          // activations that backward reads (tape/int8_activation.h)
 };
 
 // State of the thread that enqueues, for all engines of its environment.

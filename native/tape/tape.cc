@@ -15,11 +15,21 @@ Saved::Saved(const Tensor& t) {
   version_ = t.version();
 }
 
-Saved Saved::remade(const Tensor& value, const Tensor& x) {
+Saved Saved::activation(const Tensor& x, bool recorded) {
+  Saved saved;
+  if (recorded) saved.int8_ = Int8Activation::of(x);
+  if (!saved.int8_) return Saved(x);
+  saved.shape_ = x.shape();
+  return saved;
+}
+
+bool has_recipe(const Tensor& y) {
   // A value that was overwritten since is not the one that the recipe makes.
-  if (!x.defined() || !x.impl()->recipe || x.impl()->recipe_version != x.version()) {
-    return Saved(value);
-  }
+  return y.defined() && y.impl()->recipe && y.impl()->recipe_version == y.version();
+}
+
+Saved Saved::remade(const Tensor& value, const Tensor& x) {
+  if (!has_recipe(x)) return activation(value, true);
   Saved saved;
   saved.recipe_ = x.impl()->recipe;
   saved.shape_ = value.shape();
@@ -34,6 +44,7 @@ void offer_recipe(const Tensor& y, std::function<Tensor()> recipe) {
 
 Tensor Saved::get() const {
   if (recipe_) return (*recipe_)().view(shape_);
+  if (int8_) return int8_->values().view(shape_);
   if (tensor_.defined() && tensor_.version() != version_) {
     throw ArgumentError(concat("backward: a tensor ", tensor_.shape().to_string(),
                                " that the forward pass saved was overwritten in place since"));

@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "tape/int8_activation.h"
 #include "tensor/tensor.h"
 
 namespace balora {
@@ -21,21 +22,30 @@ class Saved {
   Saved() = default;
   explicit Saved(const Tensor& t);
   Tensor get() const;
-  bool defined() const { return tensor_.defined() || recipe_; }
+  bool defined() const { return tensor_.defined() || recipe_ || int8_; }
 
-  // `value`, which is `x` in another shape, or how to make it again, where x's op offered a recipe.
+  // An activation (N,...), which is kept in int8 where that is set; `recorded` says whether the op
+  // that keeps it is recorded.
+  static Saved activation(const Tensor& x, bool recorded);
+  // The activation `value`, which is `x` in another shape, or how to make it again, where x's op
+  // offered a recipe.
   static Saved remade(const Tensor& value, const Tensor& x);
 
  private:
   Tensor tensor_;
   int64_t version_ = 0;
   std::shared_ptr<const std::function<Tensor()>> recipe_;
-  Shape shape_;  // with recipe_
+  std::shared_ptr<const Int8Activation> int8_;
+  Shape shape_;  // with recipe_ or int8_
 };
+
+// Whether the op that made y offered a recipe for the value that it has now.
+bool has_recipe(const Tensor& y);
 
 // Offers to make y's value anew from what its op keeps for its own backward anyway: the ops that
 // read y then need not keep it. Only where the engine recomputes and y is on the tape; the value
-// must be the same bit for bit, and cheap next to a matrix product.
+// must be the same bit for bit, but for what int8 leaves of what is kept; and making it cheap next
+// to a matrix product.
 void offer_recipe(const Tensor& y, std::function<Tensor()> recipe);
 
 class GradSink {

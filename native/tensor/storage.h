@@ -11,6 +11,8 @@
 
 namespace balora {
 
+class Int8Activation;
+
 // Where memory comes from; the engine's caching allocator implements it. Thread safe.
 class MemorySource {
  public:
@@ -97,6 +99,8 @@ class Storage {
   int64_t version = 0;
   int tensor_count = 0;
   bool frozen = false;
+  // The codes in int8 that a backward pass keeps of the values (tape/int8_activation.h).
+  std::weak_ptr<const Int8Activation> int8_activation;
   // How values are found in the bytes; null: the bytes are the values. Set before the first op.
   std::shared_ptr<const balora_encoding> encoding;
   // Null: the bytes are always there. JS thread only, in the order of the ops.

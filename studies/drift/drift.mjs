@@ -21,27 +21,17 @@ import {
   Trainer,
 } from 'balora';
 import { JsonlFile } from 'balora/data';
-import { firstRows, formatOf, requireOptions } from '../rows.mjs';
+import { firstRows, formatOf, kTrainingOptions, requireOptions } from '../rows.mjs';
 import { line, readLines, shown, statistics } from '../statistics.mjs';
 
 const { values: options } = parseArgs({
   options: {
-    model: { type: 'string' },
-    data: { type: 'string' },
-    'eval-data': { type: 'string' },
-    'prompt-field': { type: 'string' },
-    'response-field': { type: 'string' },
-    seeds: { type: 'string', default: '0,1,2' },
+    ...kTrainingOptions,
     methods: { type: 'string', default: 'lora,pissa,balora' },
     steps: { type: 'string', default: '100' },
     'eval-every': { type: 'string', default: '5' },
-    'eval-rows': { type: 'string', default: '48' },
-    'batch-size': { type: 'string', default: '4' },
-    rank: { type: 'string', default: '16' },
-    'learning-rate': { type: 'string', default: '1e-4' },
     dtype: { type: 'string', default: 'bf16' },
     output: { type: 'string', default: join('output', 'drift') },
-    table: { type: 'boolean', default: false },
   },
 });
 const kSteps = Number(options.steps);

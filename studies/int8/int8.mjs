@@ -12,9 +12,10 @@
 //   node studies/int8/int8.mjs --steps 100 --eval-data test.jsonl --seeds 0,1,2 --modes dtype/teacher,dx/int8
 //     --output output/int8 and the options above [--eval-rows 48 --learning-rate 1e-4]
 //
-// output/runs.jsonl has a line for each complete run, which is not repeated. --table prints the table of the runs so far.
+// output/runs.jsonl has a line for each complete run, with its settings: a run with the same ones is not repeated. --table prints the
+// tables of the runs so far, one for each settings.
 import { appendFileSync, mkdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
   AdapterModel,
@@ -26,27 +27,17 @@ import {
   Trainer,
   tensor,
 } from 'balora';
-import { firstRows, formatOf, requireOptions } from '../rows.mjs';
+import { firstRows, formatOf, kTrainingOptions, requireOptions } from '../rows.mjs';
 import { line, readLines, shown, statistics } from '../statistics.mjs';
 
 const { values: options } = parseArgs({
   options: {
-    model: { type: 'string' },
-    data: { type: 'string' },
-    'eval-data': { type: 'string' },
-    'prompt-field': { type: 'string' },
-    'response-field': { type: 'string' },
-    'batch-size': { type: 'string', default: '4' },
-    rank: { type: 'string', default: '16' },
+    ...kTrainingOptions,
     moved: { type: 'string', default: '4' },
     'moved-rate': { type: 'string', default: '5e-4' },
     modes: { type: 'string', default: 'dtype/teacher/dx/teacher,dx/int8' },
     steps: { type: 'string' },
-    seeds: { type: 'string', default: '0,1,2' },
-    'eval-rows': { type: 'string', default: '48' },
-    'learning-rate': { type: 'string', default: '1e-4' },
     output: { type: 'string', default: join('output', 'int8') },
-    table: { type: 'boolean', default: false },
   },
 });
 const kModes = options.modes.split('/');
@@ -170,38 +161,66 @@ async function compareGradients() {
   }
 }
 
+/** Everything besides seed and mode that the numbers of a run depend on, as its line has it; files by their names. */
+function settingsOf() {
+  return {
+    model: basename(options.model),
+    rows: basename(options.data),
+    heldOut: basename(options['eval-data']),
+    evalRows: Number(options['eval-rows']),
+    steps: Number(options.steps),
+    rank: kRank,
+    batchSize: Number(options['batch-size']),
+    learningRate: Number(options['learning-rate']),
+  };
+}
+
+/** The settings of a line as a text, by which runs are compared. */
+const textOf = ({ settings }) =>
+  Object.entries(settings)
+    .map(([name, value]) => `${name} ${value}`)
+    .sort()
+    .join(', ');
+
 async function train() {
   requireOptions(options, ['model', 'data', 'eval-data']);
   mkdirSync(options.output, { recursive: true });
   const tokenizer = await Tokenizer.fromPretrained(options.model);
-  const steps = Number(options.steps);
-  const rows = await firstRows(options.data, steps * Number(options['batch-size']));
-  const held = await firstRows(options['eval-data'], Number(options['eval-rows']));
+  const settings = settingsOf();
+  const { steps, learningRate } = settings;
+  const rows = await firstRows(options.data, steps * settings.batchSize);
+  const held = await firstRows(options['eval-data'], settings.evalRows);
   const format = formatOf(options);
   const heldOut = await Batches.create(held, tokenizer, { ...format, shuffle: false });
   for (const seed of options.seeds.split(',').map(Number)) {
     const data = await Batches.create(rows, tokenizer, { ...format, shuffle: true, seed });
     for (const compute of kModes) {
-      const known = readLines(log);
+      const known = readLines(log).filter((row) => textOf(row) === textOf({ settings }));
       if (known.some((row) => row.seed === seed && row.compute === compute)) continue;
       const { model, tuned, regularizers } = await adapted('bf16', seed);
-      const learningRate = Number(options['learning-rate']);
       const started = performance.now();
       await new Trainer({
         ...{ tuned, data, regularizers, compute, learningRate, maxSteps: steps, seed },
       }).train();
       const seconds = (performance.now() - started) / 1000;
       const { loss, kl } = await evaluate(tuned, heldOut.batches(0));
-      appendFileSync(log, `${JSON.stringify({ compute, seed, steps, loss, kl, seconds })}\n`);
+      appendFileSync(log, `${JSON.stringify({ compute, seed, settings, loss, kl, seconds })}\n`);
       tuned.dispose();
       model.dispose();
     }
   }
 }
 
-/** Prints the end of all runs, and their differences to the run of the same seed without int8. */
-function printTable() {
+/** Prints the end of all runs, and their differences to the run of the same settings and seed without int8. */
+function printTables() {
   const runs = readLines(log);
+  for (const settings of new Set(runs.map(textOf))) {
+    console.log(`\n${settings}:\n`);
+    printTable(runs.filter((row) => textOf(row) === settings));
+  }
+}
+
+function printTable(runs) {
   const of = (compute) => runs.filter((row) => row.compute === compute);
   const exact = new Map(of('dtype').map((row) => [row.seed, row]));
   console.log(
@@ -224,7 +243,7 @@ function printTable() {
 
 if (options.steps !== undefined || options.table) {
   if (!options.table) await train();
-  printTable();
+  printTables();
 } else {
   await compareGradients();
 }

@@ -1,6 +1,6 @@
 /** Products of linears in int8 against the reference's codes, sums and values (../shared/golden/nf4/int8). */
 import { expect, it } from 'vitest';
-import { linear } from '../../lib/ops/index.ts';
+import { linear, zeros } from '../../lib/ops/index.ts';
 import { type Int8Products, withInt8Products } from '../../lib/runtime.ts';
 import { scope, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
@@ -92,6 +92,21 @@ describeShared('products in int8', [kGolden], () => {
     const { dx } = computed(products, { x, w, dy, zeros: kZeros[name] as number });
     expectWithin(dx, of(`${name}.dx`));
     if (!rotated) expectSums(sums(dx, of(`${name}.sg`), null), of(`${name}.dacc`));
+  });
+
+  it("multiplies by the codes that are kept for backward, which are the reference's", () => {
+    scope(() => {
+      const [rows, width] = x.shape as [number, number];
+      const outs = w.shape[0] as number;
+      const [a, b] = [zeros([rows, width]), zeros([outs, rows])];
+      for (const factor of [a, b]) factor.requiresGrad = true;
+      const input = matrix(x);
+      const y = withInt8Products({ forward: true, savedActivations: true }, () =>
+        linear(input, matrix(w).freeze(), { lowRank: [{ a, b }] }),
+      );
+      expectWithin(values(y), of('hadamard64.y'));
+      expectSums(sums(values(y), of('hadamard64.sx'), of('hadamard64.sw')), of('hadamard64.acc'));
+    });
   });
 
   it('uses one copy of the weight in both directions, the same sums from both', () => {

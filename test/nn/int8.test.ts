@@ -108,6 +108,17 @@ describe('withInt8Products', () => {
     weight.dispose();
   });
 
+  it('refuses a frozen weight with more terms than 32 bits can sum, at the call', () => {
+    scope(() => {
+      const product = (weight: Tensor) => () =>
+        withInt8Products(kBoth, () => linear(random([2, 1], 2), weight));
+      expect(product(random([131073, 1], 1).freeze())).toThrow(
+        'linear: sums in int8 have up to 131072 terms, the weight is (131073,1)',
+      );
+      expect(product(random([131073, 1], 1))).not.toThrow();
+    });
+  });
+
   it('refuses f64 by name', () => {
     scope(() => {
       const refused = () =>

@@ -245,6 +245,48 @@ describe('CrowS-Pairs', () => {
   );
 });
 
+describe('the study of products in int8', () => {
+  const study = (...more: string[]) =>
+    script(
+      'int8/int8.mjs',
+      ...['--model', at('int8-lm'), '--data', at('int8.jsonl'), '--eval-data', at('int8.jsonl')],
+      ...['--prompt-field', 'q', '--response-field', 'a', '--batch-size', '1', '--seeds', '0'],
+      ...['--modes', 'dtype', '--output', at('int8'), ...more],
+    );
+
+  it(
+    'does not take a run with other settings for the one that is asked for',
+    async () => {
+      await writeTinyCheckpoint(at('int8-lm'));
+      const rows = Array.from({ length: 12 }, (_, i) => ({ q: `ab${i % 7}`, a: `c${i % 5}d` }));
+      await writeFile(at('int8.jsonl'), rows.map((row) => JSON.stringify(row)).join('\n'));
+      const first = ['--rank', '2', '--steps', '2', '--eval-rows', '3'];
+      await study(...first);
+      await study(...first);
+      for (const other of [
+        ['--rank', '3'],
+        ['--steps', '1'],
+        ['--eval-rows', '4'],
+      ]) {
+        await study(...first, ...other);
+      }
+      await study(...first, '--learning-rate', '2e-4');
+      const runs = linesOf(at('int8', 'runs.jsonl'));
+      expect(runs.map(({ compute, seed }) => [compute, seed])).toEqual(
+        Array.from({ length: 5 }, () => ['dtype', 0]),
+      );
+      expect(runs[0].settings).toEqual({
+        ...{ model: 'int8-lm', rows: 'int8.jsonl', heldOut: 'int8.jsonl', evalRows: 3 },
+        ...{ steps: 2, rank: 2, batchSize: 1, learningRate: 1e-4 },
+      });
+      const tables = await study('--table');
+      expect(tables.match(/^\| dtype \| 1 \|/gm)).toHaveLength(5);
+      expect(tables).toContain('batchSize 1, evalRows 3, heldOut int8.jsonl, learningRate 0.0001');
+    },
+    kTimeout,
+  );
+});
+
 describe('the study of methods', () => {
   const study = (...more: string[]) =>
     script(

@@ -211,6 +211,34 @@ describe('MemoryPlanner', () => {
     tuned.dispose();
   });
 
+  it('counts activations in int8 where a run keeps them so, and gradients as they are', async () => {
+    const model = await AutoModelForCausalLM.fromConfig(
+      {
+        model_type: 'llama',
+        ...{ vocab_size: 11, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 4 },
+        ...{ num_attention_heads: 2, num_key_value_heads: 1, rms_norm_eps: 1e-5 },
+        ...{ max_position_embeddings: 128, tie_word_embeddings: true },
+      },
+      { dtype: 'bf16' },
+    );
+    const tuned = await AdapterModel.create(model, { r: 4, loraAlpha: 4 });
+    const rows = 2 ** 20;
+    const bytesOf = async (savesInt8: boolean) => {
+      const open = (budget: MemoryBudget) =>
+        MemoryPlanner.open(tuned, budget, { optimizerBytes: 0, savesInt8 });
+      const of = (planner: MemoryPlanner) => planner.plan(rows).bytes / rows;
+      return { all: of(await open('max')), least: of(await open('min')) };
+    };
+    const [exact, int8] = [await bytesOf(false), await bytesOf(true)];
+    // For each row a layer keeps twice the stream, q, k, v and the result (2 x 64 + 64 + 2 x 32 + 64), gate and up, both norms and
+    // the gate's product (2 x 128 + 2 x 64 + 128): a byte less of each, and a scale of 4 bytes for each of the 10.
+    const saved = (1.05 * 4 * (2 * 64 + 64 + 64 + 64 + 256 + 128 + 128 - 10 * 4)) / 1;
+    expect(exact.all - int8.all).toBeGreaterThan(0.8 * saved);
+    expect(exact.all - int8.all).toBeLessThan(1.05 * saved);
+    expect(Math.abs(exact.least - int8.least)).toBeLessThan(0.1 * exact.least);
+    for (const each of [tuned.model, tuned]) each.dispose();
+  });
+
   it('refuses an invalid budget', () => {
     for (const memoryBudget of [0, -1, Number.NaN, 'small' as MemoryBudget]) {
       expect(() => resolveOptions({ memoryBudget })).toThrow(/memoryBudget must be/);

@@ -12,10 +12,12 @@ import {
   softmax,
   swiglu,
 } from '../../../lib/ops/index.ts';
+import { withInt8Products } from '../../../lib/runtime.ts';
 import { kInner, kLogits, overArray } from './arrays.ts';
 import {
   bytesOf,
   frozen,
+  gradient,
   integers,
   type MicroCase,
   type MicroContext,
@@ -40,6 +42,16 @@ function rowNormCase({ sizes: { c, f }, rank, dtype }: MicroContext): MicroCase 
   const bytes = bytesOf(dtype, f * c) + bytesOf('f32', rank * (f + c), f);
   const shapes = `w ${f}x${c}, r ${rank}`;
   return plain(shapes, 'byte', bytes, () => rowNorm(weight, [{ a, b }]));
+}
+
+/** Gate and up, which are kept in int8 for backward, or decoded by it. */
+function keptCase({ sizes: { f }, rows, dtype }: MicroContext, decodes: boolean): MicroCase {
+  const [gate, up] = [normal([rows, f], dtype), normal([rows, f], dtype)];
+  const forward = () => [withInt8Products({ savedActivations: true }, () => swiglu(gate, up))];
+  const shapes = `x 2x${rows}x${f}`;
+  const bytes = bytesOf(dtype, 2 * rows * f) + 2 * rows * (f + 4);
+  const backward = gradient(shapes, 'byte', bytes, { leaves: [gate, up], forward });
+  return decodes ? backward : { shapes, unit: 'byte', work: bytes, run: () => void forward() };
 }
 
 export const kMicroNorms: MicroTable = [
@@ -80,6 +92,16 @@ export const kMicroNorms: MicroTable = [
     backward: { kernel: 'column_scale_backward', moves: 3 },
     body: ({ x, scale }) => columnScale(x, scale),
   }),
+  {
+    name: 'micro-quantize-rows',
+    kernel: 'quantize_rows',
+    make: (context) => keptCase(context, false),
+  },
+  {
+    name: 'micro-dequantize-rows',
+    kernel: 'dequantize_rows',
+    make: (context) => keptCase(context, true),
+  },
   { name: 'micro-row-norm', kernel: 'row_norm', make: rowNormCase },
   ...overArray('softmax', {
     size: kLogits,

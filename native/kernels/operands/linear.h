@@ -68,6 +68,9 @@ typedef struct balora_linear_forward {
   // Non-zero: a row of y is the same bit for bit whichever rows stand beside it.
   int32_t batch_invariant;
   int32_t int8;  // BALORA_INT8_*, of x W^T
+  // The rows of x as balora_quantize_rows made them, for products that are in int8; null: not there.
+  const balora_view* x_codes;
+  const balora_view* x_scales;
 } balora_linear_forward;
 
 // Gradients of the inputs and the parts; those of linears and parts stand in their structures. dY
@@ -97,6 +100,24 @@ typedef struct balora_linear_weight_backward {
   const balora_view* dweight;  // (O,I) f32 (f64 for f64), or null
   const balora_view* dbias;    // (O) f32 (f64 for f64), or null
 } balora_linear_weight_backward;
+
+// Rows of an activation in int8: x R = scale * (codes - 128), R the rotation of blocks of 64
+// columns (32 where 64 does not divide their number, none where 32 does not) by the Hadamard matrix
+// in Sylvester's order over the root of its size. The scale is the largest magnitude of the row of
+// x R over 127; it is NaN where a value is not finite, and 0 where all are below 2^-120.
+typedef struct balora_quantize_rows {
+  const balora_view* x;  // (N,I), of any float type but f64
+  // (N up to a multiple of 32, I up to one of 64) u8, 128 where x has no value
+  const balora_view* codes;
+  const balora_view* scales;  // (N up to a multiple of 32) f32, 0 where x has no row
+} balora_quantize_rows;
+
+// The values of such rows, rounded once: x = (scale * (codes - 128)) R.
+typedef struct balora_dequantize_rows {
+  const balora_view* codes;
+  const balora_view* scales;
+  const balora_view* x;  // (N,I)
+} balora_dequantize_rows;
 
 // norm = || weight + sum over parts of scale * (B A - B0 A0) ||, by rows (DoRA).
 typedef struct balora_row_norm {
@@ -148,4 +169,6 @@ std::span<const balora_low_rank> parts_of(const O& o) {
   KERNEL(linear_forward)              \
   KERNEL(linear_backward)             \
   KERNEL(linear_weight_backward)      \
+  KERNEL(quantize_rows)               \
+  KERNEL(dequantize_rows)             \
   KERNEL(row_norm)

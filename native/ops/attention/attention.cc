@@ -113,14 +113,17 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
              .softcap = options.softcap,
              .window = options.window,
              .causal = options.causal});
+  const auto save = [recorded = grad_wanted({q, k, v})](const Tensor& rows) {
+    return Saved::activation(rows, recorded);
+  };
   record("attention", {q, k, v}, {out},
-         [in = Inputs{.q = Saved(q3),
-                      .k = Saved(k3),
-                      .v = Saved(v3),
+         [in = Inputs{.q = save(q3),
+                      .k = save(k3),
+                      .v = save(v3),
                       .cu_seqlens = Saved(cu),
                       .cu_queries = Saved(cu_queries),
                       .lengths = Saved(valid)},
-          out = Saved(out), lse = Saved(lse), options](std::span<const Tensor> dy, GradSink& sink) {
+          out = save(out), lse = Saved(lse), options](std::span<const Tensor> dy, GradSink& sink) {
            backward(in, out.get(), lse.get(), options, dy[0], sink);
          });
   return out;

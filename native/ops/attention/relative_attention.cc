@@ -214,10 +214,16 @@ Tensor relative_attention(const RelativeOperands& o, double scale, bool causal) 
 
   const auto given = map_differentiable<Tensor>(
       o, [](const std::optional<Tensor>& t) { return t.value_or(Tensor()); });
+  const bool recorded = grad_wanted(given.list());
   const auto save = [](const Tensor& t) { return Saved(t); };
+  Kept keep{map_operands<Saved>(in, save), Saved::activation(out, recorded), Saved(lse)};
+  keep.operands.q = Saved::activation(in.q, recorded);
+  keep.operands.k = Saved::activation(in.k, recorded);
+  keep.operands.v = Saved::activation(in.v, recorded);
   record(kOp, given.list(), std::vector<Tensor>{out},
-         [kept = Kept{map_operands<Saved>(in, save), Saved(out), Saved(lse)}, scores](
-             std::span<const Tensor> dy, GradSink& sink) { backward(kept, scores, dy[0], sink); });
+         [kept = std::move(keep), scores](std::span<const Tensor> dy, GradSink& sink) {
+           backward(kept, scores, dy[0], sink);
+         });
   return out;
 }
 

@@ -38,9 +38,12 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
   };
   enqueue(g, u, y);
 
+  const bool recorded = grad_wanted({gate, up});
+  const Saved saved_gate = Saved::activation(g, recorded),
+              saved_up = Saved::activation(u, recorded);
   record("gated", {gate, up}, {y},
-         [g = Saved(g), u = Saved(u), shape = gate.shape(), act](std::span<const Tensor> dy,
-                                                                 GradSink& sink) {
+         [g = saved_gate, u = saved_up, shape = gate.shape(), act](std::span<const Tensor> dy,
+                                                                   GradSink& sink) {
            const Tensor gate_rows = g.get();
            const Tensor dgate =
                Tensor::empty(gate_rows.engine(), gate_rows.shape(), gate_rows.dtype());
@@ -54,7 +57,7 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
            sink.add(0, dgate.view(shape));
            sink.add(1, dup.view(shape));
          });
-  offer_recipe(y, [g = Saved(g), u = Saved(u), shape = y.shape(), enqueue] {
+  offer_recipe(y, [g = saved_gate, u = saved_up, shape = y.shape(), enqueue] {
     const Tensor rows = g.get(), again = Tensor::empty(rows.engine(), shape, rows.dtype());
     enqueue(rows, u.get(), again);
     return again;

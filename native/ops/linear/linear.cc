@@ -13,10 +13,12 @@
 // how to make it again), U = x A^T (N,R) and z, each only where a gradient needs it.
 //
 // Products with frozen weights (x W^T, dz W) are computed in int8 where EnqueueState::int8_products
-// says so when the op is called; a change of W then has products of its own in dx.
+// says so when the op is called; a change of W then has products of its own in dx. Where backward
+// keeps x in int8, forward multiplies by the codes that it keeps, so that x is quantised once.
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/shared/int8_rows.h"
 #include "ops/linear/linear_group.h"
 #include "ops/rows.h"
 #include "tape/tape.h"
@@ -117,7 +119,7 @@ struct Int8Forms {
 
   // The forms that are set for the engine of x.
   explicit Int8Forms(const Tensor& x) {
-    const int set = x.engine().state().int8_products;
+    const int set = x.engine().state().int8_products & ~kInt8Saved;
     if (set == 0) return;
     const auto refuse = [](auto&&... why) {
       throw UnsupportedError(concat("linear: ", why..., ", not in int8"));
@@ -144,6 +146,37 @@ bool wants(const Tensor& t) {
   return t.defined() && grad_wanted({t});
 }
 
+// Refuses a weight whose sums of codes might not fit into 32 bits.
+void check_int8_terms(const GroupOf<Tensor>& group, const Int8Forms& forms) {
+  if (forms.forward == BALORA_INT8_OFF && forms.dx == BALORA_INT8_OFF) return;
+  for (const LinearOf<Tensor>& linear : group.linears) {
+    const int64_t outs = linear.weight.dim(0), ins = linear.weight.dim(1);
+    if (!linear.weight.frozen() || std::max(outs, ins) <= kInt8MostTerms) continue;
+    throw UnsupportedError(concat("linear: sums in int8 have up to ", kInt8MostTerms,
+                                  " terms, the weight is (", outs, ",", ins, ")"));
+  }
+}
+
+// Whether a gradient reads x.
+bool reads_x(const GroupOf<Tensor>& given) {
+  const bool apart = given.x_adapter.defined();
+  return std::any_of(given.linears.begin(), given.linears.end(), [apart](const auto& linear) {
+    const auto reads = [](const PartOf<Tensor>& part) { return wants(part.a); };
+    return wants(linear.weight) ||
+           (!apart && (wants(linear.weight_change) ||
+                       std::any_of(linear.parts.begin(), linear.parts.end(), reads)));
+  });
+}
+
+// The codes of x that forward multiplies by: those that are kept for backward. Null: x is quantised
+// for this op alone.
+std::shared_ptr<const Int8Activation> codes_of(const GroupOf<Tensor>& given, const Tensor& rows,
+                                               const Int8Forms& forms) {
+  if (forms.forward == BALORA_INT8_OFF) return nullptr;
+  if (!reads_x(given) || has_recipe(given.x)) return Int8Activation::kept(rows);
+  return Int8Activation::of(rows);
+}
+
 // `given` as the caller has it; `flat` with rows of x, contiguous factors, and what forward made.
 Kept keep_for_backward(const GroupOf<size_t>& at, const GroupOf<Tensor>& given,
                        const GroupOf<Tensor>& flat, const Int8Forms& forms) {
@@ -152,21 +185,17 @@ Kept keep_for_backward(const GroupOf<size_t>& at, const GroupOf<Tensor>& given,
   if (flat.x_adapter.defined()) {
     kept.operands.x_adapter = Saved::remade(flat.x_adapter, given.x_adapter);
   }
-  bool needs_x = false;
   for (size_t i = 0; i < flat.linears.size(); ++i) {
     const LinearOf<Tensor>&linear = flat.linears[i], &origin = given.linears[i];
-    needs_x |= wants(origin.weight);
-    needs_x |= !given.x_adapter.defined() && wants(origin.weight_change);
     LinearOf<Saved>& saved = kept.operands.linears.emplace_back();
     saved.weight = Saved(linear.weight), saved.weight_change = save(linear.weight_change);
     saved.output_scale = save(linear.output_scale), saved.unscaled = save(linear.unscaled);
     for (size_t p = 0; p < linear.parts.size(); ++p) {
-      needs_x |= !given.x_adapter.defined() && wants(origin.parts[p].a);
       saved.parts.push_back(map_part<Saved>(linear.parts[p], save));
       if (!wants(origin.parts[p].b)) saved.parts[p].u = Saved();
     }
   }
-  if (needs_x) kept.operands.x = Saved::remade(flat.x, given.x);
+  if (reads_x(given)) kept.operands.x = Saved::remade(flat.x, given.x);
   return kept;
 }
 
@@ -335,7 +364,7 @@ void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink&
 }
 
 // Enqueues the forward pass; `flat` has its outputs: y, u and the unscaled sums.
-void launch_forward(const GroupOf<Tensor>& flat, int32_t int8) {
+void launch_forward(const GroupOf<Tensor>& flat, int32_t int8, const Int8Activation* codes) {
   LaunchOperands all;
   GroupOf<Tensor> inputs = flat;
   for (LinearOf<Tensor>& linear : inputs.linears) {
@@ -351,8 +380,10 @@ void launch_forward(const GroupOf<Tensor>& flat, int32_t int8) {
       slots.linears[i].parts[p].u = all.write(linear.parts[p].u);
     }
   }
+  const Slot x_codes = codes ? all.read(codes->codes()) : Slot();
+  const Slot x_scales = codes ? all.read(codes->scales()) : Slot();
   const bool invariant = flat.x.engine().state().batch_invariant;
-  launch(kOp, all, [slots, invariant, int8](Launch& l) {
+  launch(kOp, all, [=](Launch& l) {
     const KernelLinears linears(l, slots);
     return call(l.kernels->linear_forward, l.ctx,
                 {.x = l[slots.x],
@@ -360,7 +391,9 @@ void launch_forward(const GroupOf<Tensor>& flat, int32_t int8) {
                  .linears = linears.data(),
                  .count = linears.count(),
                  .batch_invariant = invariant,
-                 .int8 = int8});
+                 .int8 = int8,
+                 .x_codes = l[x_codes],
+                 .x_scales = l[x_scales]});
   });
 }
 
@@ -370,6 +403,8 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
                                  const std::vector<LinearLayer>& linears) {
   const Tensor rows = contiguous_rows(kOp, "x", x);
   const GroupOf<Tensor> given = checked_group(x, x_adapter, linears);
+  const Int8Forms forms(x);
+  check_int8_terms(given, forms);
   GroupOf<Tensor> in_rows = given;
   in_rows.x = rows;
   if (x_adapter) in_rows.x_adapter = contiguous_rows(kOp, "adapterInput", *x_adapter);
@@ -388,8 +423,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
       part.u = Tensor::empty(x.engine(), {rows.dim(0), part.a.dim(0)}, part.a.dtype());
     }
   }
-  const Int8Forms forms(x);
-  launch_forward(flat, forms.forward);
+  launch_forward(flat, forms.forward, codes_of(given, flat.x, forms).get());
 
   if (!x.engine().state().grad_enabled) return outputs;
   const TapeInputs inputs(given);

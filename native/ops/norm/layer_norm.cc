@@ -34,10 +34,11 @@ Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
             {{&O::x, x2}, {&O::weight, w}, {&O::bias, b}},
             {{&O::y, y.view(x2.shape())}, {&O::mean, mean}, {&O::rstd, rstd}}, {.eps = eps});
 
+  const Tensor given[] = {x, weight.value_or(Tensor()), bias.value_or(Tensor())};
   record(
-      "layer_norm", {x, weight.value_or(Tensor()), bias.value_or(Tensor())}, {y},
-      [x2 = Saved(x2), w = Saved(w), mean = Saved(mean), rstd = Saved(rstd), shape = x.shape(),
-       wide](std::span<const Tensor> dy, GradSink& sink) {
+      "layer_norm", given, std::span(&y, 1),
+      [x2 = Saved::activation(x2, grad_wanted(given)), w = Saved(w), mean = Saved(mean),
+       rstd = Saved(rstd), shape = x.shape(), wide](std::span<const Tensor> dy, GradSink& sink) {
         const Tensor rows = x2.get();
         const Shape channels{rows.dim(1)};
         const Tensor dx = sink.wants(0) ? empty_like(rows) : Tensor();

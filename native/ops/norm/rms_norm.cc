@@ -56,7 +56,7 @@ void launch_forward(const Tensor& x, const Tensor& weight, const Tensor& y, cons
 
 // y is the norm of `x` (N,C), which is kept.
 void offer_norm(const Tensor& y, const Tensor& x, const Tensor& weight, const Options& options) {
-  offer_recipe(y, [x = Saved(x), weight = Saved(weight), options] {
+  offer_recipe(y, [x = Saved::activation(x, grad_wanted({y})), weight = Saved(weight), options] {
     const Tensor rows = x.get(), again = empty_like(rows);
     const Tensor rstd =
         Tensor::empty(rows.engine(), {rows.dim(0)}, accumulator_dtype(rows.dtype()));
@@ -78,8 +78,8 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double weight
   launch_forward(x2, w, y.view(x2.shape()), rstd, options);
 
   record("rms_norm", {x, weight}, {y},
-         [x2 = Saved(x2), w = Saved(w), rstd = Saved(rstd), shape = x.shape(), options](
-             std::span<const Tensor> dy, GradSink& sink) {
+         [x2 = Saved::activation(x2, grad_wanted({x, weight})), w = Saved(w), rstd = Saved(rstd),
+          shape = x.shape(), options](std::span<const Tensor> dy, GradSink& sink) {
            const Tensor rows = x2.get();
            const Gradients g =
                launch_backward(contiguous(dy[0]).view(rows.shape()), Tensor(), rows, w.get(),
@@ -111,23 +111,24 @@ std::tuple<Tensor, Tensor> rms_norm_add(const Tensor& x, const Tensor& residual,
             {{&O::sum, sum2}, {&O::y, y.view(x2.shape())}, {&O::rstd, rstd}},
             {.eps = eps, .weight_offset = weight_offset, .cast_before_weight = cast_before_weight});
 
-  record("rms_norm_add", {x, residual, weight}, {sum, y},
-         [sum2 = Saved(sum2), w = Saved(w), rstd = Saved(rstd), shape = x.shape(), options](
-             std::span<const Tensor> dy, GradSink& sink) {
-           const Tensor rows = sum2.get();
-           const bool wants_sum = sink.wants(0) || sink.wants(1);
-           Tensor dsum = dy[0];
-           if (dy[1].defined()) {
-             const Tensor beside = dsum.defined() ? contiguous(dsum).view(rows.shape()) : Tensor();
-             const Gradients g =
-                 launch_backward(contiguous(dy[1]).view(rows.shape()), beside, rows, w.get(),
-                                 rstd.get(), wants_sum, sink.wants(2), options);
-             sink.add(2, g.dweight);
-             if (wants_sum) dsum = g.dx.view(shape);
-           }
-           sink.add(0, dsum);
-           sink.add(1, dsum);
-         });
+  record(
+      "rms_norm_add", {x, residual, weight}, {sum, y},
+      [sum2 = Saved::activation(sum2, grad_wanted({x, residual, weight})), w = Saved(w),
+       rstd = Saved(rstd), shape = x.shape(), options](std::span<const Tensor> dy, GradSink& sink) {
+        const Tensor rows = sum2.get();
+        const bool wants_sum = sink.wants(0) || sink.wants(1);
+        Tensor dsum = dy[0];
+        if (dy[1].defined()) {
+          const Tensor beside = dsum.defined() ? contiguous(dsum).view(rows.shape()) : Tensor();
+          const Gradients g =
+              launch_backward(contiguous(dy[1]).view(rows.shape()), beside, rows, w.get(),
+                              rstd.get(), wants_sum, sink.wants(2), options);
+          sink.add(2, g.dweight);
+          if (wants_sum) dsum = g.dx.view(shape);
+        }
+        sink.add(0, dsum);
+        sink.add(1, dsum);
+      });
   offer_norm(y, sum2, w, options);
   return {sum, y};
 }

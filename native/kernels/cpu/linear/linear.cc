@@ -35,12 +35,15 @@ ROWS(double)
 
 int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
   const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
+  Int8Form form = {.int8 = o.int8};
+  if (o.x_codes) {
+    form.rows = {data_of<uint8_t>(o.x_codes), o.x_codes->shape[1], data_of<float>(o.x_scales)};
+  }
   if (linear_fits_tiles(*o.x, group)) {
     // whose rows never depend on each other
-    linear_forward_tiles(ctx, *o.x, o.x_adapter, group, o.int8);
+    linear_forward_tiles(ctx, *o.x, o.x_adapter, group, form);
   } else {
-    const WideForm form = {.by_rows = o.batch_invariant != 0, .int8 = o.int8};
-    linear_forward_wide(ctx, *o.x, o.x_adapter, group, form);
+    linear_forward_wide(ctx, *o.x, o.x_adapter, group, form, o.batch_invariant != 0);
   }
   return 0;
 }

@@ -197,9 +197,9 @@ bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linear
 }
 
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears, int32_t int8) {
+                          std::span<const LinearOperands> linears, const Int8Form& form) {
   const int64_t m = x.shape[0], in = x.shape[1];
-  Int8Rows quantised;
+  Int8Rows quantised = form.rows;
   std::vector<KSegment> segments(linears.size());
   int64_t a_bytes = 0, b_bytes = 0, bias_bytes = 0, column_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -249,7 +249,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     if (linear.weight_change) {
       sum.terms.push_back(base_term(x_adapter ? *x_adapter : x, *linear.weight_change, true));
     }
-    if (const Int8Weight* const copy = int8_copy(ctx, dense_or_encoded(linear.weight), int8)) {
+    if (const Int8Weight* const copy = int8_copy(ctx, dense_or_encoded(linear.weight), form.int8)) {
       if (!quantised.q) {
         quantised = quantise_rows(ctx, x.data, x.dtype, m, in, nullptr, copy->rotation());
       }

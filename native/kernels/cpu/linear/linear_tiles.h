@@ -5,16 +5,23 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/cpu/products/int8.h"
 #include "kernels/kernel_table.h"
 
 namespace balora {
+
+// How the products with frozen weights are computed in a forward pass.
+struct Int8Form {
+  int32_t int8;        // BALORA_INT8_*
+  Int8Rows rows = {};  // x, where its codes exist already
+};
 
 // Whether the two functions below can run: bf16 throughout, on a CPU with tiles (tiles.h).
 bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linears);
 
 // Operands as in linear_forward_kernel and linear_backward_kernel.
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears, int32_t int8);
+                          std::span<const LinearOperands> linears, const Int8Form& form);
 
 struct LinearGradients {
   const View* x;          // null if no da is wanted

@@ -10,10 +10,12 @@
 #include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/int8.h"
+#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/workspace.h"
+#include "kernels/shared/rows.h"
 
 namespace balora {
 namespace {
@@ -108,6 +110,11 @@ ProductTerm base_term(const View& x, const View& weight, bool transposed,
   return {x.data, x.dtype, x.shape[1], &weight, transposed, 1, int8};
 }
 
+// Whether rows of this type are widened before they are multiplied.
+bool is_widened(int32_t dtype) {
+  return (dtype == BALORA_BF16 || dtype == BALORA_F16) && !cpu_multiplies_bf16();
+}
+
 void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {
   if (terms.empty()) return fill_zero(out);
   sum_products(ctx, {out.shape[0], out.shape[1], terms}, dense_output(out));
@@ -190,60 +197,117 @@ const E* expanding(Context* ctx, const Block& block, int64_t outs, int64_t m) {
                           [&](E* to) { write_columns(ctx, block, Order::kChangeThenStart, to); });
 }
 
+// A linear in a forward pass: what does not depend on the rows.
+struct ForwardLinear {
+  const LinearOperands& linear;
+  const View& weight;
+  const Int8Weight* int8;
+  View b{};    // of its low-rank columns
+  View sum{};  // y, or what is scaled to it
+};
+
+// Rows whose f32 copies are 4 MiB, whatever type they have.
+int64_t rows_at_once(int64_t in) {
+  constexpr int64_t kElements = int64_t{1} << 20;
+  return std::clamp<int64_t>(kElements / std::max<int64_t>(in, 1) / 64 * 64, 256, 16384);
+}
+
+// Narrow rows are widened here, once for all of the group's products; products widen what they are
+// given otherwise, each for itself.
 template <typename E>
 void forward(Context* ctx, const View& x, const View& input,
-             std::span<const LinearOperands> linears, WideForm form) {
-  const bool by_rows = form.by_rows;
+             std::span<const LinearOperands> linears, const Int8Form& form, bool by_rows) {
   const int64_t m = x.shape[0], in = x.shape[1];
+  Int8Rows quantised = form.rows;
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i)
     blocks[i].updates = low_rank_updates_of(ctx, linears[i]);
   const int64_t count = lay_out(blocks);
-  E* u = nullptr;
-  if (count > 0) {
-    u = workspace<E>(ctx, m * count);
+  E* const u = count > 0 ? workspace<E>(ctx, m * count) : nullptr;
+  std::vector<Projection> projection;
+  if (u) {
     const E* const a = projecting<E>(ctx, blocks, in, m);
-    project(ctx, input, {a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count}, by_rows);
+    projection.push_back({{a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count}});
   }
+  std::vector<ForwardLinear> all;
+  bool widens = !by_rows && is_widened(x.dtype) && &x == &input, reads_x = false;
   for (size_t i = 0; i < linears.size(); ++i) {
-    const View &y = *linears[i].y, &weight = dense_or_encoded(linears[i].weight);
-    const Block& block = blocks[i];
-    std::vector<ProductTerm> terms;
-    View b{};
-    if (block.columns() > 0) {
-      copy_u(ctx, block, u, count, m);
-      b = matrix(expanding<E>(ctx, block, y.shape[1], m), y.shape[1], block.columns());
-      terms.push_back({u + block.first, kDtypeOfAcc<E>, count, &b, true});
+    const LinearOperands& linear = linears[i];
+    const View& weight = dense_or_encoded(linear.weight);
+    ForwardLinear one{linear, weight, int8_copy(ctx, weight, form.int8)};
+    const int64_t columns = blocks[i].columns();
+    if (columns > 0) {
+      one.b = matrix(expanding<E>(ctx, blocks[i], weight.shape[0], m), weight.shape[0], columns);
     }
-    if (linears[i].weight_change)
-      terms.push_back(base_term(input, *linears[i].weight_change, true));
-    terms.push_back(base_term(x, weight, true, int8_copy(ctx, weight, form.int8)));
-    if (!linears[i].output_scale) {
-      sum_products(
-          ctx,
-          {.m = m, .n = y.shape[1], .terms = terms, .bias = linears[i].bias, .by_rows = by_rows},
-          dense_output(y));
-      continue;
+    one.sum = linear.output_scale ? sum_before_scale(ctx, linear) : *linear.y;
+    if (one.int8 && m > 0 && !quantised.q) {
+      quantised = quantise_rows(ctx, x.data, x.dtype, m, in, nullptr, one.int8->rotation());
     }
-    const View sum = sum_before_scale(ctx, linears[i]);
-    sum_products(ctx, {.m = m, .n = y.shape[1], .terms = terms, .by_rows = by_rows},
-                 dense_output(sum));
-    apply_output_scale(ctx, linears[i], sum);
+    reads_x = reads_x || !one.int8 || linear.weight_change;
+    all.push_back(one);
+  }
+  widens = widens && reads_x;
+  if (!widens) thin_products(ctx, input, projection, {}, by_rows);
+  const int64_t height = widens ? rows_at_once(in) : m;
+  for (int64_t first = 0; first < m; first += height) {
+    const int64_t rows = std::min(height, m - first);
+    View some = rows_of(x, first, rows), some_input = rows_of(input, first, rows);
+    if (widens) {
+      auto* const wide = static_cast<float*>(
+          CpuState::of(ctx).scratch(CpuState::kLeft, rows * in * sizeof(float)));
+      std::vector<Projection> own = projection;
+      for (Projection& each : own) {
+        each.out.data = offset_by(each.out.data, first * each.out.ld, each.out.dtype);
+      }
+      widen_and_project(ctx, some, wide, own);
+      some = some_input = matrix(wide, rows, in);
+    }
+    for (size_t i = 0; i < all.size(); ++i) {
+      const ForwardLinear& one = all[i];
+      std::vector<ProductTerm> terms;
+      if (blocks[i].columns() > 0) {
+        terms.push_back({u + first * count + blocks[i].first, kDtypeOfAcc<E>, count, &one.b, true});
+      }
+      if (one.linear.weight_change)
+        terms.push_back(base_term(some_input, *one.linear.weight_change, true));
+      terms.push_back(base_term(some, one.weight, true, one.int8));
+      if (one.int8) terms.back().int8_rows = quantised.from(first);
+      const View to = rows_of(one.sum, first, rows);
+      const View* const bias = one.linear.output_scale ? nullptr : one.linear.bias;
+      sum_products(ctx,
+                   {.m = rows, .n = to.shape[1], .terms = terms, .bias = bias, .by_rows = by_rows},
+                   dense_output(to));
+    }
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    copy_u(ctx, blocks[i], u, count, m);
+    if (all[i].linear.output_scale) apply_output_scale(ctx, all[i].linear, all[i].sum);
   }
 }
 
-// dU of every update whose da or whose share of an input's gradient is wanted; `count` columns.
+// The thin products of dY: dU of every update whose da or whose share of an input's gradient is
+// wanted, `count` columns, and every db.
 template <typename E>
-E* input_gradients(Context* ctx, std::span<const LinearOperands> linears,
+E* output_products(Context* ctx, std::span<const LinearOperands> linears,
                    std::span<const Block> blocks, int64_t m, int64_t count) {
   E* const du = count > 0 ? workspace<E>(ctx, m * count) : nullptr;
   for (size_t i = 0; i < blocks.size(); ++i) {
+    if (!linears[i].y) continue;
     const int64_t columns = blocks[i].columns();
-    if (columns == 0) continue;
-    E* const b = workspace<E>(ctx, dense_or_encoded(linears[i].weight).shape[0] * columns);
-    write_columns(ctx, blocks[i], Order::kNowThenChange, b);
-    project(ctx, *linears[i].y, {b, kDtypeOfAcc<E>, columns}, columns,
-            {du + blocks[i].first, kDtypeOfAcc<E>, count});
+    std::vector<Projection> projection;
+    if (columns > 0) {
+      E* const b = workspace<E>(ctx, dense_or_encoded(linears[i].weight).shape[0] * columns);
+      write_columns(ctx, blocks[i], Order::kNowThenChange, b);
+      projection.push_back(
+          {{b, kDtypeOfAcc<E>, columns}, columns, {du + blocks[i].first, kDtypeOfAcc<E>, count}});
+    }
+    std::vector<Contraction> gradients;
+    for (const LowRankOperands& part : parts_of(linears[i])) {
+      if (!part.db) continue;
+      const int64_t rank = part.b->shape[1];
+      gradients.push_back({{part.u->data, rank, rank}, part.scale, part.db, true});
+    }
+    thin_products(ctx, *linears[i].y, projection, gradients);
   }
   return du;
 }
@@ -263,25 +327,22 @@ void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOper
     }
   }
   const int64_t count = lay_out(blocks);
-  E* const du = input_gradients<E>(ctx, linears, blocks, m, count);
   for (const LinearOperands& linear : linears) {
     for (const LowRankOperands& part : parts_of(linear)) {
       if (part.da && !linear.y) fill_zero(*part.da);
       if (part.db && !linear.y) fill_zero(*part.db);
-      if (!linear.y || !part.db) continue;
-      const int64_t rank = part.b->shape[1];
-      contract(ctx, *linear.y, {part.u->data, rank, rank}, part.scale, *part.db, true);
     }
   }
+  E* const du = output_products<E>(ctx, linears, blocks, m, count);
+  std::vector<Contraction> gradients;
   for (const Block& block : blocks) {
     int64_t column = block.first;
     for (const LowRankUpdate& update : block.updates) {
-      const View* const x = g.x_adapter ? g.x_adapter : g.x;  // there if any da is wanted
-      const LeftOperand p = {du + column, count, update.rank()};
-      if (update.da) contract(ctx, *x, p, 1, *update.da, false);
+      if (update.da) gradients.push_back({{du + column, count, update.rank()}, 1, update.da});
       column += update.rank();
     }
   }
+  if (!gradients.empty()) thin_products(ctx, g.x_adapter ? *g.x_adapter : *g.x, {}, gradients);
   std::vector<ProductTerm> base, low_rank;
   View a{};
   if (low_rank_dx && count > 0) {
@@ -309,10 +370,11 @@ bool in_f64(std::span<const LinearOperands> linears) {
 }  // namespace
 
 void linear_forward_wide(Context* ctx, const View& x, const View* x_adapter,
-                         std::span<const LinearOperands> linears, WideForm form) {
+                         std::span<const LinearOperands> linears, const Int8Form& form,
+                         bool by_rows) {
   const View& input = x_adapter ? *x_adapter : x;
-  if (in_f64(linears)) return forward<double>(ctx, x, input, linears, form);
-  forward<float>(ctx, x, input, linears, form);
+  if (in_f64(linears)) return forward<double>(ctx, x, input, linears, form, by_rows);
+  forward<float>(ctx, x, input, linears, form, by_rows);
 }
 
 void linear_backward_wide(Context* ctx, const LinearGradients& g,

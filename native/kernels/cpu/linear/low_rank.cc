@@ -19,20 +19,41 @@ bool is_narrow(int32_t dtype) {
   return dtype == BALORA_BF16 || dtype == BALORA_F16;
 }
 
-// Calls body(first_row, rows, x) with x (rows,k) as a product operand: x itself, or blocks of it
-// widened to f32.
-template <typename Body>
-void for_wide_rows(Context* ctx, const View& x, const Body& body) {
+// Rows that are widened at a time.
+int64_t widened_rows(const View& x) {
   const int64_t m = x.shape[0], k = x.shape[1];
-  if (!is_narrow(x.dtype)) return body(0, m, GemmInput{x.data, x.dtype, k});
-  const int64_t fitting = std::max<int64_t>(kBlockElements / std::max<int64_t>(k, 1), 64);
-  const int64_t block = std::min(fitting, m);
-  void* wide = CpuState::of(ctx).scratch(CpuState::kFirst, block * k * sizeof(float));
-  for (int64_t first = 0; first < m; first += block) {
-    const int64_t rows = std::min(block, m - first);
-    convert_rows(ctx, {offset_by(x.data, first * k, x.dtype), x.dtype, k}, {wide, BALORA_F32, k},
-                 rows, k);
-    body(first, rows, GemmInput{wide, BALORA_F32, k});
+  return std::min(std::max<int64_t>(kBlockElements / std::max<int64_t>(k, 1), 64), m);
+}
+
+GemmOutput rows_of(const GemmOutput& out, int64_t first) {
+  return {offset_by(out.data, first * out.ld, out.dtype), out.dtype, out.ld};
+}
+
+// The products of rows [first, first + rows) of x, which stand at `wide`.
+void multiply_rows(Context* ctx, const GemmInput& wide, int64_t first, const GemmShape& x,
+                   std::span<const Projection> projections, bool by_rows) {
+  for (const Projection& each : projections) {
+    const GemmShape shape = {x.m, each.columns, x.k};
+    const GemmOutput to = rows_of(each.out, first);
+    if (by_rows) {
+      row_product(ctx, shape, wide, each.w, to, 0);
+    } else {
+      gemm(ctx, shape, wide, each.w, to);
+    }
+  }
+}
+
+void contract_rows(Context* ctx, GemmInput wide, int64_t first, const GemmShape& x,
+                   const Contraction& c) {
+  const View& out = *c.out;
+  const int32_t type = out.dtype;
+  GemmInput left = {offset_by(c.p.data, first * c.p.ld, type), type, c.p.ld, true};
+  const GemmScale sum = {c.scale, first == 0 ? 0.0 : 1.0};
+  if (c.transposed) {
+    left.transposed = false, wide.transposed = true;
+    gemm(ctx, {x.k, c.p.rank, x.m}, wide, left, {out.data, type, c.p.rank}, sum);
+  } else {
+    gemm(ctx, {c.p.rank, x.k, x.m}, left, wide, {out.data, type, x.k}, sum);
   }
 }
 
@@ -42,31 +63,48 @@ void fill_zero(const View& view) {
   std::fill_n(static_cast<char*>(view.data), view_numel(view) * element_size(view.dtype), char{0});
 }
 
-void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
-             const GemmOutput& out, bool by_rows) {
-  for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, const GemmInput& wide) {
-    void* to = offset_by(out.data, first * out.ld, out.dtype);
-    const GemmShape shape = {rows, columns, x.shape[1]};
-    if (by_rows) return row_product(ctx, shape, wide, w, {to, out.dtype, out.ld}, 0);
-    gemm(ctx, shape, wide, w, {to, out.dtype, out.ld});
-  });
+View rows_of(const View& x, int64_t first, int64_t count) {
+  View rows = x;
+  rows.data = offset_by(x.data, first * x.shape[1], x.dtype), rows.shape[0] = count;
+  return rows;
 }
 
-void contract(Context* ctx, const View& x, const LeftOperand& p, double scale, const View& out,
-              bool transposed) {
-  const int64_t k = x.shape[1];
-  const int32_t type = out.dtype;
-  if (x.shape[0] == 0) return fill_zero(out);
-  for_wide_rows(ctx, x, [&](int64_t first, int64_t rows, GemmInput wide) {
-    GemmInput left = {offset_by(p.data, first * p.ld, type), type, p.ld, true};
-    const GemmScale sum = {scale, first == 0 ? 0.0 : 1.0};
-    if (transposed) {
-      left.transposed = false, wide.transposed = true;
-      gemm(ctx, {k, p.rank, rows}, wide, left, {out.data, type, p.rank}, sum);
-    } else {
-      gemm(ctx, {p.rank, k, rows}, left, wide, {out.data, type, k}, sum);
+void thin_products(Context* ctx, const View& x, std::span<const Projection> projections,
+                   std::span<const Contraction> contractions, bool by_rows) {
+  if (projections.empty() && contractions.empty()) return;
+  const int64_t m = x.shape[0], k = x.shape[1];
+  if (m == 0) {
+    for (const Contraction& each : contractions) fill_zero(*each.out);
+    return;
+  }
+  const bool narrow = is_narrow(x.dtype);
+  const int64_t block = narrow ? widened_rows(x) : m;
+  void* const wide =
+      narrow ? CpuState::of(ctx).scratch(CpuState::kFirst, block * k * sizeof(float)) : nullptr;
+  for (int64_t first = 0; first < m; first += block) {
+    const int64_t rows = std::min(block, m - first);
+    GemmInput some = {x.data, x.dtype, k};
+    if (narrow) {
+      convert_rows(ctx, {offset_by(x.data, first * k, x.dtype), x.dtype, k}, {wide, BALORA_F32, k},
+                   rows, k);
+      some = {wide, BALORA_F32, k};
     }
-  });
+    const GemmShape shape = {rows, 0, k};
+    multiply_rows(ctx, some, first, shape, projections, by_rows);
+    for (const Contraction& each : contractions) contract_rows(ctx, some, first, shape, each);
+  }
+}
+
+void widen_and_project(Context* ctx, const View& x, float* wide,
+                       std::span<const Projection> projections) {
+  const int64_t m = x.shape[0], k = x.shape[1], block = widened_rows(x);
+  for (int64_t first = 0; first < m; first += block) {
+    const int64_t rows = std::min(block, m - first);
+    float* const to = wide + first * k;
+    convert_rows(ctx, {offset_by(x.data, first * k, x.dtype), x.dtype, k}, {to, BALORA_F32, k},
+                 rows, k);
+    multiply_rows(ctx, {to, BALORA_F32, k}, first, {rows, 0, k}, projections, false);
+  }
 }
 
 }  // namespace balora

@@ -2,6 +2,7 @@
 // and never rounded to the activations' type: narrow activations are widened block by block.
 #pragma once
 #include <cstdint>
+#include <span>
 
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/kernel_table.h"
@@ -11,19 +12,37 @@ namespace balora {
 // A contiguous view of any type.
 void fill_zero(const View& view);
 
-// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read
-// transposed; x (m,k) contiguous. by_rows: by row_product(), for a w that is read transposed.
-void project(Context* ctx, const View& x, const GemmInput& w, int64_t columns,
-             const GemmOutput& out, bool by_rows = false);
+// out (m,columns) = x op(w), w (k,columns), or stored (columns,k) and read transposed.
+struct Projection {
+  GemmInput w;
+  int64_t columns;
+  GemmOutput out;
+};
 
 // p (m,R), rows ld apart, in the type of the factors.
 struct LeftOperand {
   const void* data;
   int64_t ld, rank;
 };
+// out (R,k) = scale * p^T x, or (k,R) = scale * x^T p if `transposed`; contiguous.
+struct Contraction {
+  LeftOperand p;
+  double scale;
+  const View* out;
+  bool transposed = false;
+};
 
-// out (R,k) = scale * p^T x, or (k,R) = scale * x^T p if `transposed`. x (m,k), out contiguous.
-void contract(Context* ctx, const View& x, const LeftOperand& p, double scale, const View& out,
-              bool transposed);
+// The products of one x (m,k), contiguous, whose narrow rows are widened once for all of them.
+// by_rows: projections by row_product(), for a w that is read transposed.
+void thin_products(Context* ctx, const View& x, std::span<const Projection> projections,
+                   std::span<const Contraction> contractions, bool by_rows = false);
+
+// x (m,k), narrow and contiguous, in f32 at `wide` (m,k), and its projections, each block of rows
+// while it is in cache.
+void widen_and_project(Context* ctx, const View& x, float* wide,
+                       std::span<const Projection> projections);
+
+// The rows [first, first + count) of a contiguous (m,k).
+View rows_of(const View& x, int64_t first, int64_t count);
 
 }  // namespace balora

@@ -29,10 +29,7 @@ namespace balora {
 namespace {
 
 constexpr int kInt8Slot = 2;  // of a weight; packed_weight.h has those before
-constexpr uint8_t kZeroPoint = 128;
-constexpr float kLargestCode = 127;
-constexpr float kLeastScaled = 0x1p-120F;
-constexpr int64_t kMostTerms = 131072;  // of a sum of products of codes in 32 bits
+constexpr auto kZeroPoint = static_cast<uint8_t>(kInt8ZeroPoint);
 
 int64_t whole(int64_t count, int64_t unit) {
   return (count + unit - 1) / unit * unit;
@@ -102,23 +99,24 @@ BALORA_SIMD float largest_of(const float* v, int64_t count) {
   return std::bit_cast<float>(largest);
 }
 
-// v * factor, half to even, plus 128.
 BALORA_SIMD void write_codes(const float* v, float factor, int64_t count, uint8_t* codes) {
-  constexpr auto kMost = static_cast<int32_t>(kLargestCode);
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) codes[i] = int8_code(v[i] * factor);
+}
+
+BALORA_SIMD void read_codes(const uint8_t* codes, float scale, int64_t count, float* v) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    const auto code = static_cast<int32_t>(__builtin_rintf(v[i] * factor));
-    const int32_t least = code < -kMost ? -kMost : code;
-    codes[i] = static_cast<uint8_t>((least > kMost ? kMost : least) + kZeroPoint);
+    v[i] = scale * static_cast<float>(static_cast<int32_t>(codes[i]) - kInt8ZeroPoint);
   }
 }
 
 // Quantises a vector; returns its scale.
 float write_row(const float* v, int64_t count, uint8_t* codes) {
   const float largest = largest_of(v, count);
-  if (largest >= kLeastScaled && std::isfinite(largest)) {
-    write_codes(v, kLargestCode / largest, count, codes);
-    return largest / kLargestCode;
+  if (largest >= kInt8LeastScaled && std::isfinite(largest)) {
+    write_codes(v, kInt8LargestCode / largest, count, codes);
+    return largest / kInt8LargestCode;
   }
   std::memset(codes, kZeroPoint, static_cast<size_t>(count));
   return std::isfinite(largest) ? 0 : NAN;
@@ -220,9 +218,10 @@ void Int8Weight::Free::operator()(void* data) const {
 const Int8Weight* Int8Weight::of(Context* ctx, const View& weight, bool rotated) {
   if (!weight.slots || view_numel(weight) == 0) return nullptr;
   if (weight.dtype == BALORA_F64) throw UnsupportedError("no product of f64 is computed in int8");
-  if (std::max(weight.shape[0], weight.shape[1]) > kMostTerms) {
-    throw UnsupportedError(concat("sums in int8 have up to ", kMostTerms, " terms, the weight is (",
-                                  weight.shape[0], ",", weight.shape[1], ")"));
+  if (std::max(weight.shape[0], weight.shape[1]) > kInt8MostTerms) {
+    throw UnsupportedError(concat("sums in int8 have up to ", kInt8MostTerms,
+                                  " terms, the weight is (", weight.shape[0], ",", weight.shape[1],
+                                  ")"));
   }
   balora_slot& slot = weight.slots[kInt8Slot];
   if (!slot.data) {
@@ -242,12 +241,7 @@ const Int8Weight* Int8Weight::of(Context* ctx, const View& weight, bool rotated)
 }
 
 Int8Weight::Int8Weight(Context* ctx, const View& weight, bool rotated)
-    : outs_(weight.shape[0]),
-      ins_(weight.shape[1]),
-      rotation_(!rotated         ? 0
-                : ins_ % 64 == 0 ? 64
-                : ins_ % 32 == 0 ? 32
-                                 : 0) {
+    : outs_(weight.shape[0]), ins_(weight.shape[1]), rotation_(rotated ? int8_rotation(ins_) : 0) {
   const int64_t outs = whole(outs_, kInt8Columns), ins = whole(ins_, kInt8Columns);
   constexpr int64_t kNumber = 4;  // bytes
   const int64_t code_bytes = whole(outs_ * ins_, 64);
@@ -314,12 +308,19 @@ Int8Matrix Int8Weight::backward() const {
 
 Int8Rows quantise_rows(Context* ctx, const void* x, int32_t dtype, int64_t m, int64_t k,
                        const float* scale, int64_t rotation) {
-  const int64_t rows = whole(m, kInt8Rows), width = whole(k, kInt8K);
+  const int64_t rows = int8_padded_rows(m), width = int8_padded_columns(k);
   auto* const codes = workspace<uint8_t>(ctx, rows * width);
   auto* const scales = workspace<float>(ctx, rows);
+  quantise_rows_to(ctx, x, dtype, m, k, scale, rotation, codes, scales);
+  return {codes, width, scales};
+}
+
+void quantise_rows_to(Context* ctx, const void* x, int32_t dtype, int64_t m, int64_t k,
+                      const float* scale, int64_t rotation, uint8_t* codes, float* scales) {
+  const int64_t width = int8_padded_columns(k);
   View view{};
   view.data = const_cast<void*>(x), view.dtype = dtype;
-  for_rows(ctx, rows, k, [&](int64_t row, float* values) {
+  for_rows(ctx, int8_padded_rows(m), k, [&](int64_t row, float* values) {
     uint8_t* const to = codes + row * width;
     const int64_t there = row < m ? k : 0;
     std::memset(to + there, kZeroPoint, static_cast<size_t>(width - there));
@@ -330,7 +331,16 @@ Int8Rows quantise_rows(Context* ctx, const void* x, int32_t dtype, int64_t m, in
     rotate_blocks(values, k, rotation);
     scales[row] = write_row(values, k, to);
   });
-  return {codes, width, scales};
+}
+
+void dequantise_rows(Context* ctx, const Int8Rows& rows, int64_t m, int64_t k, int64_t rotation,
+                     void* x, int32_t dtype) {
+  for_rows(ctx, m, k, [&](int64_t row, float* values) {
+    read_codes(rows.q + row * rows.ld, rows.scale[row], k, values);
+    rotate_blocks(values, k, rotation);
+    dispatch_float(dtype,
+                   [&]<typename T>() { convert_row(values, static_cast<T*>(x) + row * k, k); });
+  });
 }
 
 void pack_int8_panels(const Int8Matrix& b, int64_t begin, int64_t end, int8_t* to) {

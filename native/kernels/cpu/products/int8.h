@@ -74,12 +74,22 @@ struct Int8Rows {
   const uint8_t* q = nullptr;
   int64_t ld = 0;
   const float* scale = nullptr;
+
+  // Those from `first` on, a multiple of kInt8Rows.
+  Int8Rows from(int64_t first) const { return {q + first * ld, ld, scale + first}; }
 };
 
 // Rows of x (m,k), contiguous and of any float type but f64, multiplied by the columns' scales
 // (null: 1) and rotated. In the kernel's workspace.
 Int8Rows quantise_rows(Context* ctx, const void* x, int32_t dtype, int64_t m, int64_t k,
                        const float* scale, int64_t rotation);
+// The same into memory for int8_padded_rows(m) rows of int8_padded_columns(k) codes, with a scale
+// for each.
+void quantise_rows_to(Context* ctx, const void* x, int32_t dtype, int64_t m, int64_t k,
+                      const float* scale, int64_t rotation, uint8_t* codes, float* scales);
+// The values of codes of x (m,k), contiguous, rotated back.
+void dequantise_rows(Context* ctx, const Int8Rows& rows, int64_t m, int64_t k, int64_t rotation,
+                     void* x, int32_t dtype);
 
 // Packs panels [begin, end) of B, each of steps() steps.
 void pack_int8_panels(const Int8Matrix& b, int64_t begin, int64_t end, int8_t* to);

@@ -4,13 +4,14 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/shared/int8_rows.h"
+
 namespace balora {
 
 enum class Int8Core { kPlain, kAvxVnni, kAvx512Vnni, kAmx };
 
-constexpr int64_t kInt8Rows = 32;     // rows of a block
+// A block has kInt8Rows rows, a step kInt8K of k.
 constexpr int64_t kInt8Columns = 32;  // columns of a panel of B: two tiles of 16
-constexpr int64_t kInt8K = 64;        // of k in one step
 constexpr int64_t kInt8StepBytes = kInt8K * kInt8Columns;
 
 // Rows of A, each value plus 128, times a packed panel of B: for each 64 of k two tiles of 16

@@ -82,7 +82,9 @@ void multiply(Context* ctx, const Part& part, const ProductTerm& term, const Gem
     const Int8Matrix b = term.transposed ? copy.forward() : copy.backward();
     const float* const scale = term.transposed ? nullptr : copy.scale();
     const int64_t rotation = term.transposed ? copy.rotation() : 0;
-    const Int8Rows a = quantise_rows(ctx, term.a, term.a_dtype, m, b.k, scale, rotation);
+    const Int8Rows a = term.int8_rows.q
+                           ? term.int8_rows
+                           : quantise_rows(ctx, term.a, term.a_dtype, m, b.k, scale, rotation);
     return int8_product(ctx, m, a, b, static_cast<float*>(c.data), c.ld, beta != 0);
   }
   if (term.b->encoding) return multiply_decoded(ctx, part, term, c, beta);
@@ -162,6 +164,12 @@ int64_t narrow_columns(std::span<const ProductTerm> terms) {
   return columns;
 }
 
+// Moves the left operand on by m rows, a multiple of those of a block of codes.
+void advance(ProductTerm& term, int64_t m) {
+  term.a = offset_by(term.a, m * term.lda, term.a_dtype);
+  if (term.int8_rows.q) term.int8_rows = term.int8_rows.from(m);
+}
+
 // The left operands of m rows in f32.
 void widen_left(Context* ctx, int64_t m, std::span<ProductTerm> terms) {
   const int64_t columns = narrow_columns(terms);
@@ -214,7 +222,7 @@ void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
       block.data = offset_by(c.data, first * c.ld + column, c.dtype);
       sum_narrow(ctx, {part, column}, block);
     }
-    for (ProductTerm& term : terms) term.a = offset_by(term.a, m * term.lda, term.a_dtype);
+    for (ProductTerm& term : terms) advance(term, m);
   }
 }
 

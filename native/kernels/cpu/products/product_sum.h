@@ -13,8 +13,8 @@
 namespace balora {
 
 // A (m,k), rows lda elements apart. B (k,n), or stored (n,k) and read transposed; contiguous if it
-// is frozen. With a copy of B in int8 the product is one of int8.h; alpha is 1 then, and A's rows
-// are contiguous.
+// is frozen. With a copy of B in int8 the product is one of int8.h, of int8_rows where they are
+// there and of A's rows otherwise, which are contiguous; alpha is 1 then.
 struct ProductTerm {
   const void* a;
   int32_t a_dtype;
@@ -23,6 +23,7 @@ struct ProductTerm {
   bool transposed = false;
   double alpha = 1;
   const Int8Weight* int8 = nullptr;
+  Int8Rows int8_rows = {};
 
   int64_t k() const { return b->shape[transposed ? 1 : 0]; }
 };

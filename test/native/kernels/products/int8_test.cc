@@ -1,6 +1,7 @@
 // Products in int8: every core against the plain loops, bit for bit; the format against its formula
 // and the rotation against the Hadamard matrix; the linears' kernels against products of
-// the codes in f64, for every type, with low-rank parts, odd sizes and weights that are not frozen.
+// the codes in f64, for every type, with low-rank parts, odd sizes and weights that are not frozen,
+// and with the codes of their input given; rows that are kept in int8 and decoded.
 #include "kernels/cpu/products/int8.h"
 
 #include <doctest/doctest.h>
@@ -11,6 +12,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <string>
 
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
@@ -119,6 +121,26 @@ struct Int8Case {
   size_t trained = 99;  // the linear whose weight is not frozen
 };
 
+// The same bits where the codes of x are given.
+template <typename T>
+void check_given_codes(TestContext& ctx, const View& x, const std::vector<LinearOperands>& linears,
+                       const std::vector<Array<T>>& y) {
+  const int64_t m = x.shape[0], in = x.shape[1];
+  const Int8Rows rows = quantise_rows(ctx, x.data, x.dtype, m, in, nullptr, rotation_of(in));
+  View codes = x, scales{};
+  codes.data = const_cast<uint8_t*>(rows.q), codes.dtype = BALORA_U8, codes.shape[1] = rows.ld;
+  scales.data = const_cast<float*>(rows.scale), scales.dtype = BALORA_F32;
+  std::vector<std::vector<double>> before;
+  for (const Array<T>& each : y) before.push_back(each.values());
+  REQUIRE(linear_forward_kernel(ctx, {.x = &x,
+                                      .linears = linears.data(),
+                                      .count = static_cast<int32_t>(linears.size()),
+                                      .int8 = BALORA_INT8_ROTATED,
+                                      .x_codes = &codes,
+                                      .x_scales = &scales}) == 0);
+  for (size_t l = 0; l < y.size(); ++l) CHECK(y[l].values() == before[l]);
+}
+
 // y and dx of a group, in products of codes and the parts in f64.
 template <typename T>
 void check_linears(const Int8Case& c, int32_t forward, int32_t backward) {
@@ -164,6 +186,7 @@ void check_linears(const Int8Case& c, int32_t forward, int32_t backward) {
   const auto n = static_cast<int32_t>(count);
   REQUIRE(linear_forward_kernel(
               ctx, {.x = &xv, .linears = linears.data(), .count = n, .int8 = forward}) == 0);
+  if (forward == BALORA_INT8_ROTATED) check_given_codes(ctx, xv, linears, y);
   for (size_t l = 0; l < count; ++l) linears[l].y = &dyv[l];
   REQUIRE(linear_backward_kernel(
               ctx, {.dx = &dxv, .linears = linears.data(), .count = n, .int8 = backward}) == 0);
@@ -259,6 +282,11 @@ void check_all_linears() {
 
 TEST_CASE("int8: every core equals the plain loops bit for bit") {
   std::mt19937 random(5);
+  for (int core = 1; core <= 3; ++core) {
+    if (int8_core_runs(static_cast<Int8Core>(core))) continue;
+    const std::string emulated = core == 3 ? "; a build that emulates AMX has" : "";
+    MESSAGE("not run: this process has no instructions for ", std::string(kCores[core]), emulated);
+  }
   for (const bool extreme : {false, true}) {
     for (const int64_t steps : {0, 1, 3}) {
       const Codes codes(steps, random, extreme);
@@ -343,6 +371,58 @@ TEST_CASE("int8: rows are quantised half to even, zeros and tiny ones to zeros, 
       const bool there = j < kWidth && !tiny && !broken;
       CHECK(q.q[i * q.ld + j] - 128 == (there ? want.codes[static_cast<size_t>(j)] : 0));
     }
+  }
+}
+
+namespace {
+
+// An activation's codes, scales and values again, by the formula.
+template <typename T>
+void check_kept_rows(int64_t m, int64_t width) {
+  CAPTURE(m);
+  CAPTURE(width);
+  TestContext ctx;
+  std::mt19937 random(21);
+  Array<T> x({m, width}, random, 3), again({m, width});
+  Array<float> scales({int8_padded_rows(m)});
+  std::vector<uint8_t> codes(static_cast<size_t>(scales.size() * int8_padded_columns(width)), 7);
+  View view{};
+  view.data = codes.data(), view.dtype = BALORA_U8, view.ndim = 2;
+  view.shape[0] = scales.size(), view.shape[1] = int8_padded_columns(width);
+  view.stride[0] = view.shape[1], view.stride[1] = 1;
+  const View xv = x.view(), sv = scales.view(), av = again.view();
+  REQUIRE(quantize_rows_kernel(ctx, {.x = &xv, .codes = &view, .scales = &sv}) == 0);
+  REQUIRE(dequantize_rows_kernel(ctx, {.codes = &view, .scales = &sv, .x = &av}) == 0);
+  const int64_t rotation = rotation_of(width);
+  for (int64_t i = 0; i < scales.size(); ++i) {
+    if (i >= m) {
+      CHECK(scales[i] == 0);
+      continue;
+    }
+    const Quantised want(row_of(x, i, width, nullptr, rotation));
+    CHECK(scales[i] == want.scale);
+    std::vector<float> values;
+    for (int64_t j = 0; j < view.shape[1]; ++j) {
+      const int code = codes[static_cast<size_t>(i * view.shape[1] + j)] - 128;
+      CHECK(code == (j < width ? want.codes[static_cast<size_t>(j)] : 0));
+      if (j < width) values.push_back(want.scale * static_cast<float>(code));
+    }
+    rotate_blocks(values.data(), width, rotation);
+    for (int64_t j = 0; j < width; ++j) {
+      const double value = values[static_cast<size_t>(j)];
+      CHECK(again[i * width + j] == to_double(from_double<T>(value)));
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE(
+    "int8: rows that are kept are those of products, and decode to what the codes stand for") {
+  for (const auto& [m, width] : {std::pair<int64_t, int64_t>{1, 1}, {5, 31}, {33, 96}, {3, 576}}) {
+    check_kept_rows<float>(m, width);
+    check_kept_rows<bf16>(m, width);
+    check_kept_rows<f16>(m, width);
   }
 }
 
