@@ -14,6 +14,22 @@
 
 namespace balora {
 
+// A value that backward computes again by a matrix product when it first needs it, and has from
+// then until its last use.
+class Repeated {
+ public:
+  Repeated(std::function<Tensor()> make, int64_t version)
+      : make_(std::move(make)), version_(version) {}
+  const Tensor& get();
+  void drop() { made_ = Tensor(); }
+  int64_t version() const { return version_; }  // of the value that it makes
+
+ private:
+  std::function<Tensor()> make_;
+  int64_t version_;
+  Tensor made_;
+};
+
 // A tensor kept for backward: off the tape, with the version it had. get() refuses values
 // overwritten since.
 class Saved {
@@ -21,22 +37,33 @@ class Saved {
   Saved() = default;
   explicit Saved(const Tensor& t);
   Tensor get() const;
-  bool defined() const { return tensor_.defined() || recipe_; }
+  bool defined() const { return tensor_.defined() || recipe_ || repeated_; }
 
   // `value`, which is `x` in another shape, or how to make it again, where x's op offered a recipe.
   static Saved remade(const Tensor& value, const Tensor& x);
+
+  // `value`, which is `x` in another shape, or the product that makes it again, where x's op offered
+  // one; done() after the last get() of a backward function frees what that made.
+  static Saved repeated(const Tensor& value, const Tensor& x);
+  void done() const;
 
  private:
   Tensor tensor_;
   int64_t version_ = 0;
   std::shared_ptr<const std::function<Tensor()>> recipe_;
-  Shape shape_;  // with recipe_
+  std::shared_ptr<Repeated> repeated_;
+  Shape shape_;  // with recipe_ or repeated_
 };
 
 // Offers to make y's value anew from what its op keeps for its own backward anyway: the ops that
 // read y then need not keep it. Only where the engine recomputes and y is on the tape; the value
 // must be the same bit for bit, and cheap next to a matrix product.
 void offer_recipe(const Tensor& y, std::function<Tensor()> recipe);
+
+// Offers to make y's value anew by a matrix product to an op that would keep it by
+// Saved::repeated(). Only where the engine recomputes products, too, and y is on the tape; the
+// value must be the same bit for bit.
+void offer_product(const Tensor& y, std::function<Tensor()> product);
 
 class GradSink {
  public:

@@ -1,6 +1,6 @@
 // Gated activations: y = act(gate) * up, act one of silu (swiglu), gelu, gelu_tanh (geglu). Kept
-// for backward: gate and up only; act is recomputed. gate and up may be row-strided halves of one
-// fused product.
+// for backward: gate and up only; act is recomputed, and so is up, where the engine repeats
+// products. gate and up may be row-strided halves of one fused product.
 #include "engine/launch.h"
 #include "ops/ops.h"
 #include "ops/rows.h"
@@ -38,8 +38,9 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
   };
   enqueue(g, u, y);
 
+  const Saved saved_up = Saved::repeated(u, up);
   record("gated", {gate, up}, {y},
-         [g = Saved(g), u = Saved(u), shape = gate.shape(), act](std::span<const Tensor> dy,
+         [g = Saved(g), u = saved_up, shape = gate.shape(), act](std::span<const Tensor> dy,
                                                                  GradSink& sink) {
            const Tensor gate_rows = g.get();
            const Tensor dgate =
@@ -51,10 +52,11 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
                       {&O::gate, gate_rows},
                       {&O::up, u.get()}},
                      {{&O::dgate, dgate}, {&O::dup, dup}}, {.activation = act});
+           u.done();
            sink.add(0, dgate.view(shape));
            sink.add(1, dup.view(shape));
          });
-  offer_recipe(y, [g = Saved(g), u = Saved(u), shape = y.shape(), enqueue] {
+  offer_recipe(y, [g = Saved(g), u = saved_up, shape = y.shape(), enqueue] {
     const Tensor rows = g.get(), again = Tensor::empty(rows.engine(), shape, rows.dtype());
     enqueue(rows, u.get(), again);
     return again;
