@@ -16,6 +16,7 @@ const kAxisNames = {
   batch: 'sequences of 256 tokens',
   rank: 'rank',
   vocabulary: 'vocabulary',
+  parameters: 'parameters',
 };
 
 /** The two panels: the time of a step, and the peak memory of the process. */
@@ -38,17 +39,25 @@ function fitPoints(fit, xs) {
   });
 }
 
-function linesOf(series, index, panel, at) {
-  const color = kColours[index % kColours.length];
+/** A series in words: its shape, and the blocks of its base. */
+function labelOf({ shape, baseFormat }) {
+  return baseFormat === undefined ? shape : `${shape}, ${baseFormat}`;
+}
+
+/** Both forms of a base have the colour of their shape. */
+function linesOf(series, { all, panel, at }) {
+  const shapes = [...new Set(all.map(({ shape }) => shape))];
+  const color = kColours[shapes.indexOf(series.shape) % kColours.length];
   const xs = series.points.map(({ x }) => x);
   const fit = series[panel.fit];
   const base = { xAxisIndex: at, yAxisIndex: at, color, silent: true };
   return [
     {
       ...base,
-      name: series.shape,
+      name: labelOf(series),
       type: 'scatter',
       symbolSize: 9,
+      ...(series.baseFormat !== undefined && { symbol: 'triangle' }),
       data: series.points.map((point) => [point.x, panel.value(point)]),
     },
     {
@@ -82,7 +91,7 @@ function growthChart(all) {
       ...{ left: 'center', top: 4 },
       textStyle: { ...kFont, fontSize: 15 },
     },
-    legend: { top: 32, itemGap: 48, data: all.map(({ shape }) => shape), textStyle: kFont },
+    legend: { top: 32, itemGap: 48, data: all.map(labelOf), textStyle: kFont },
     grid: kPanels.map(({ left }) => ({ ...grid, left })),
     xAxis: kPanels.map((_, gridIndex) => ({
       ...axisStyle,
@@ -100,7 +109,7 @@ function growthChart(all) {
       },
     })),
     series: kPanels.flatMap((panel, at) =>
-      all.flatMap((series, index) => linesOf(series, index, panel, at)),
+      all.flatMap((series) => linesOf(series, { all, panel, at })),
     ),
   };
   return svgOf(option, { width: kWidth, height: kHeight });

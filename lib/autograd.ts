@@ -171,9 +171,12 @@ function checkGradients(
  * Runs `body` with recomputation on or off. When it is on, ops recorded in `body` do not keep inputs that are cheap to compute again
  * in backward (the output of a norm or an activation whose own inputs are kept). The gradients are the same bit for bit, and less
  * memory is used.
+ * @param what true, false, or `products`: gated activations do not keep `up` either, whose product backward repeats
  */
-export function recomputing<T>(enabled: boolean, body: () => T): T {
-  return withSetting(native.setRecompute, enabled, body);
+export function recomputing<T>(what: boolean | 'products', body: () => T): T {
+  return withSetting(native.setRecompute, what !== false, () =>
+    withSetting(native.setRecomputeProducts, what === 'products', body),
+  );
 }
 
 /**

@@ -146,6 +146,7 @@ export interface NativeOps {
   setPhase(name: string): string;
   setProfiling(value: boolean): boolean;
   setRecompute(value: boolean): boolean;
+  setRecomputeProducts(value: boolean): boolean;
   setRequiresGrad(x: Handle, value: boolean): void;
   sgdStep(param: Handle, grad: Handle, buffer: Handle | null, coefficient: Handle | null, options: { lr: number; momentum: number; dampening: number; weightDecay: number; nesterov: boolean; first: boolean }): void;
   shapeOf(x: Handle): number[];

@@ -31,7 +31,10 @@ async function collect(machine) {
     for (const row of report.rows) {
       if (row.kind === 'unavailable' && !rows.has(keyOf(row))) rows.set(keyOf(row), row);
     }
-    for (const series of report.growth) growth.set(`${series.shape} ${series.axis}`, series);
+    for (const series of report.growth) {
+      const { shape, axis, baseFormat = 'dense' } = series;
+      growth.set(`${shape} ${axis} ${baseFormat}`, series);
+    }
   }
   const { kRatioNeeds } = await import('../build/harness/workloads.js');
   const { ratioRow } = await import('../build/harness/ratios.js');

@@ -10,6 +10,7 @@ import {
   copy_,
   expand,
   linear,
+  linearGroup,
   maximum,
   mul,
   ones,
@@ -19,6 +20,7 @@ import {
   sqrt,
   sub,
   sum,
+  swiglu,
   tanh,
   transpose,
   zeros,
@@ -205,6 +207,57 @@ describe('recomputing', () => {
     };
     expect(run(true)).toEqual(Float64Array.of(5, 6));
     expect(run(false)).toEqual(Float64Array.of(5, 6));
+  });
+
+  describe('products', () => {
+    const leaves = () => ({
+      x: tensor([[0.7]], { requiresGrad: true }),
+      gate: tensor([[1], [-2]], { requiresGrad: true }),
+      up: tensor([[3], [0.5]]),
+    });
+    /** y = silu(x gate^T) * (x up^T), summed; `meddle` is called with `up` and its weight before backward. */
+    const run = (
+      what: boolean | 'products',
+      {
+        meddle = () => {},
+        times = 1,
+      }: { meddle?: (up: Tensor, weight: Tensor) => void; times?: number } = {},
+    ): Float64Array[] => {
+      const { x, gate, up } = leaves();
+      const total = recomputing(what, () => {
+        const [g, u] = linearGroup(x, [{ weight: gate }, { weight: up }]) as [Tensor, Tensor];
+        const y = sum(swiglu(g, u));
+        meddle(u, up);
+        return y;
+      });
+      for (let i = 1; i < times; i++) total.backward(undefined, { retainGraph: true });
+      total.backward();
+      return [x, gate].map(({ grad }) => values(grad as Tensor));
+    };
+
+    it('are repeated for the same gradients, in each backward through a graph', () => {
+      expect(run('products')).toEqual(run(false));
+      expect(run('products', { times: 3 })).toEqual(run(false, { times: 3 }));
+    });
+
+    it('are not where their value was overwritten in place', () => {
+      const inPlace = (what: boolean | 'products') => {
+        const { x, gate, up } = leaves();
+        recomputing(what, () => {
+          const [g, u] = linearGroup(x, [{ weight: gate }, { weight: up }]) as [Tensor, Tensor];
+          noGrad(() => copy_(u, tensor([[3, 0.5]])));
+          sum(swiglu(g, u)).backward();
+        });
+        return values(gate.grad as Tensor);
+      };
+      expect(inPlace('products')).toEqual(inPlace(false));
+    });
+
+    it('refuse a weight that was overwritten since', () => {
+      const meddle = (_: Tensor, weight: Tensor): void =>
+        noGrad(() => void copy_(weight, tensor([[1], [1]])));
+      expect(() => run('products', { meddle })).toThrow('was overwritten in place since');
+    });
   });
 });
 

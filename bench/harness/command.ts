@@ -26,7 +26,7 @@ const kBenchOptions = {
   ...group('What', {
     only: {
       ...names({
-        help: 'rows (balora-4x512, a beginning with *) or groups: all, steps, micro, pissa, decode, start, methods, growth',
+        help: 'rows (balora-4x512, a beginning with *) or groups: all, steps, micro, pissa, decode, start, methods, growth, growth-bases',
       }),
       default: 'all',
     },

@@ -51,9 +51,10 @@ function figuresOf({ rows, growth }: Pick<Report, 'rows' | 'growth'>): Figure[] 
     const { name, dtype } = row;
     return figuresOfRow(row).map((figure) => ({ name, dtype, ...figure }));
   });
-  const ofPoints = growth.flatMap(({ shape, dtype, axis, points }) =>
+  const ofPoints = growth.flatMap(({ shape, dtype, axis, baseFormat, points }) =>
     points.flatMap(({ x, seconds, peakBytes }) => {
-      const name = `growth-${shape}-${axis} ${x}`;
+      const form = baseFormat === undefined ? '' : `-${baseFormat}`;
+      const name = `growth-${shape}${form}-${axis} ${x}`;
       return [
         { name, dtype, what: 'seconds', value: seconds, worse: less },
         { name, dtype, what: 'peak memory', value: peakBytes, worse: less },

@@ -91,7 +91,12 @@ export class RowMaker {
   step(
     name: string,
     workload: Workload,
-    { steps, shape, roofline = true }: { steps: number; shape?: string; roofline?: boolean },
+    {
+      steps,
+      shape,
+      warmup = countsOf(workload).warmup,
+      roofline = true,
+    }: { steps: number; shape?: string; warmup?: number; roofline?: boolean },
   ): Promise<StepRow> {
     const subject =
       shape === undefined ? this.subject : { ...this.subject, shape, model: undefined };
@@ -99,7 +104,7 @@ export class RowMaker {
     return this.job('step', {
       ...subject,
       workload: { ...workload, rank: this.rankOf(workload.rank) },
-      ...{ name, steps, warmup: countsOf(workload).warmup, roofline, dataFile },
+      ...{ name, steps, warmup, roofline, dataFile },
     });
   }
 
@@ -108,8 +113,9 @@ export class RowMaker {
     const { device = 'cpu' } = this.options;
     const reason = workload.feature === undefined ? null : missingFeature(workload.feature, device);
     if (reason !== null) return { kind: 'unavailable', name, dtype, reason };
-    if (workload.baseFormat !== undefined && this.subject.model === undefined) {
-      return { kind: 'unavailable', name, dtype, reason: 'random weights have no blocks: --model' };
+    if (workload.baseFormat === 'gguf' && this.subject.model === undefined) {
+      const reason = 'random weights are in no GGUF file: --model';
+      return { kind: 'unavailable', name, dtype, reason };
     }
     const { torch, steps } = this.options;
     if (torch !== undefined) return this.pairedStep(name, workload, torch);

@@ -4,9 +4,11 @@ import { existsSync } from 'node:fs';
 import { basename } from 'node:path';
 import { promisify } from 'node:util';
 import { ArgumentError } from '../../lib/errors.ts';
+import { formatBytes } from '../../lib/io/format_bytes.ts';
+import { availableMemory } from '../../lib/runtime.ts';
 import { runJob } from './children.ts';
 import { currentDisturbance, idleWarnings, watched } from './disturbance.ts';
-import { chooseSeries, growthSeries, type SeriesPlan } from './growth.ts';
+import { chooseSeries, growthSeries, leastBytes, type SeriesPlan } from './growth.ts';
 import type { BenchOptions } from './options.ts';
 import { ratioRow } from './ratios.ts';
 import { RowMaker } from './row_maker.ts';
@@ -15,7 +17,6 @@ import type { GrowthSeries, Machine, Report, Row, StepRow } from './types.ts';
 import { choosePlans, kGroupNames, type Plan, type RatioName } from './workloads.ts';
 
 const execFileAsync = promisify(execFile);
-const kGrowthSteps = 2;
 /** The shape for trying the benchmark itself; the machine's peak rates are then measured at tiny sizes, too. */
 const kTrialShape = 'tiny';
 
@@ -25,12 +26,12 @@ const kTrialShape = 'tiny';
  */
 export async function runBench(options: BenchOptions = {}): Promise<Report> {
   const { only = ['all'], onProgress = () => {} } = options;
-  const series = chooseSeries(only);
+  const trial = options.shape === kTrialShape;
+  const series = chooseSeries(only, { trial });
   const plans = choosePlans(only.filter((name) => !name.startsWith('growth')));
   if (plans.length + series.length === 0) {
     throw new ArgumentError(`nothing to measure; groups: ${kGroupNames.join(', ')}`);
   }
-  const trial = options.shape === kTrialShape;
   const first = await currentDisturbance();
   onProgress('machine');
   const { device, model } = options;
@@ -45,15 +46,16 @@ export async function runBench(options: BenchOptions = {}): Promise<Report> {
   }
   rows.push(...(await micro(plans, options, machine)));
   const growth: GrowthSeries[] = [];
-  const points: StepRow[] = [];
-  for (const plan of series) {
-    const measured = await grow(plan, maker, options);
-    growth.push(growthSeries(plan, options.dtype ?? 'bf16', measured));
-    points.push(...measured.map(({ row }) => row));
-  }
+  const points: MeasuredPoints = new Map();
+  for (const plan of series) growth.push(await grow(plan, points, { maker, options }));
   onProgress('machine');
   const after = await runJob('machine', { trial }, { device });
-  const warnings = idleWarnings({ first, before: machine, after, rows: [...rows, ...points] });
+  const warnings = idleWarnings({
+    first,
+    before: machine,
+    after,
+    rows: [...rows, ...points.values()],
+  });
   return {
     format: 1,
     date: new Date().toISOString(),
@@ -93,17 +95,45 @@ async function micro(
   return runJob('micro', { names, shape: sizes, dtype, ceilings, trial }, { device });
 }
 
+/** Points that were measured for some series, by what they measure. */
+type MeasuredPoints = Map<string, StepRow>;
+
 async function grow(
-  { name, shape, points }: SeriesPlan,
-  maker: RowMaker,
-  { onProgress = () => {} }: BenchOptions,
-): Promise<{ x: number; row: StepRow }[]> {
+  plan: SeriesPlan,
+  known: MeasuredPoints,
+  { maker, options }: { maker: RowMaker; options: BenchOptions },
+): Promise<GrowthSeries> {
+  const { onProgress = () => {}, dtype = 'bf16' } = options;
+  const { name, points, counts } = plan;
   const measured: { x: number; row: StepRow }[] = [];
-  for (const { x, workload } of points) {
-    const label = `${name} ${x}`;
-    onProgress(label);
-    const options = { steps: kGrowthSteps, shape, roofline: false };
-    measured.push({ x, row: await watched(() => maker.step(label, workload, options)) });
+  const absent: { x: number; reason: string }[] = [];
+  for (const point of points) {
+    const { x, shape, workload } = point;
+    const key = JSON.stringify([shape, workload, counts]);
+    const found = known.get(key);
+    const reason = found === undefined ? obstacle(leastBytes(point, dtype)) : null;
+    if (reason !== null) {
+      absent.push({ x, reason });
+      continue;
+    }
+    onProgress(`${name} ${x}`);
+    const row =
+      found ??
+      (await watched(() =>
+        maker.step(`${name} ${x}`, workload, { ...counts, shape, roofline: false }),
+      ));
+    known.set(key, row);
+    measured.push({ x, row });
   }
-  return measured;
+  return growthSeries(plan, dtype, measured, absent);
+}
+
+/** The part of the memory that a base may take: what is trained beside it takes about a fifth of it, at one sequence of 512 tokens. */
+const kBasePart = 0.8;
+
+/** The reason why this machine has no memory for a base of so many bytes; null if it has. */
+function obstacle(bytes: number): string | null {
+  const free = availableMemory()?.free ?? Number.POSITIVE_INFINITY;
+  if (bytes <= kBasePart * free) return null;
+  return `the base takes ${formatBytes(bytes)}, and ${formatBytes(free)} are free`;
 }

@@ -78,6 +78,13 @@ export function shapeNamed(name: string): ModelShape {
   return kShapes[name as ShapeName];
 }
 
+/** The number of weights of a model of this shape. */
+export function weightCount(shape: ModelShape): number {
+  const { c, f, layers, v, heads, keyValueHeads, d } = sizesOf(shape);
+  const layer = 2 * c * heads * d + 2 * c * keyValueHeads * d + 3 * c * f + 2 * c;
+  return layers * layer + (shape.tie_word_embeddings ? 1 : 2) * v * c + c;
+}
+
 /** Sizes by the letters of the documentation: C hidden, F mlp, L layers, V vocabulary, H heads, D head size. */
 export interface Sizes {
   readonly c: number;

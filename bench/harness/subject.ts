@@ -11,7 +11,7 @@ export interface SubjectOptions {
   readonly dtype: BenchDType;
   /** Vocabulary size of the random weights. Default: the shape's own. */
   readonly vocabulary?: number | undefined;
-  /** The blocks in which a given model's weights stay in memory. Default: their values do. */
+  /** The blocks in which the weights stay in memory; random ones in `nf4` alone. Default: their values do. */
   readonly baseFormat?: 'nf4' | 'gguf' | undefined;
 }
 
@@ -28,7 +28,10 @@ export async function openSubject(options: SubjectOptions): Promise<Subject> {
   if (path === undefined) {
     const shape = shapeNamed(name);
     const config = { ...shape, ...(vocabulary === undefined ? {} : { vocab_size: vocabulary }) };
-    const model = await AutoModelForCausalLM.fromConfig(config, { dtype });
+    const model = await AutoModelForCausalLM.fromConfig(config, {
+      dtype,
+      ...(baseFormat === 'nf4' && { baseFormat }),
+    });
     return { model, sizes: sizesOf(config), name, notes: ['random weights'] };
   }
   const model = await AutoModelForCausalLM.fromPretrained(path, {

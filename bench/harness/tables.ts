@@ -152,15 +152,23 @@ export function microTable(rows: readonly Row[]): Cells {
 export function growthTable(growth: readonly GrowthSeries[]): Cells {
   return {
     head: ['series', 'x', 'seconds', 'fit', 'R2', 'GiB', 'fit', 'R2'],
-    rows: growth.map(({ shape, axis, points, time, memory }) => [
-      `${shape} ${axis}`,
-      points.map(({ x }) => x).join(' '),
+    rows: growth.map(({ shape, axis, baseFormat, points, time, memory, absent = [] }) => [
+      [
+        `${shape}${baseFormat === undefined ? '' : ` ${baseFormat}`} ${axis}`,
+        ...absent.map(({ x, reason }) => `${sizeOf(axis, x)}: ${reason}`),
+      ].join('; '),
+      points.map(({ x }) => sizeOf(axis, x)).join(' '),
       points.map(({ seconds }) => seconds.toFixed(2)).join(' '),
       ...[time.formula, time.r2.toFixed(3)],
       points.map(({ peakBytes }) => gib(peakBytes)).join(' '),
       ...[memory.formula, memory.r2.toFixed(3)],
     ]),
   };
+}
+
+/** A size of a growth series: parameters in millions. */
+function sizeOf(axis: GrowthSeries['axis'], x: number): string {
+  return axis === 'parameters' ? `${Math.round(x / 1e6)}M` : String(x);
 }
 
 export function comparisonText(compared: ComparedReports, margin: number): string {

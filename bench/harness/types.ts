@@ -63,7 +63,7 @@ export interface Workload {
   readonly vocabulary?: number;
   /** An option of the trainer that is switched on for this row. */
   readonly feature?: Feature;
-  /** The blocks in which the base stays in memory; the row then needs a model whose files have them, or for `nf4` floats. */
+  /** The blocks in which the base stays in memory: `gguf` needs a model whose file has them; random weights can be in `nf4`. */
   readonly baseFormat?: 'nf4' | 'gguf';
 }
 
@@ -194,9 +194,13 @@ export interface Fit {
 
 /** Time and memory of a step as functions of one size, with all others fixed. */
 export interface GrowthSeries {
+  /** Name of the shape; `models` where shapes are what grows. */
   readonly shape: string;
   readonly dtype: BenchDType;
-  readonly axis: 'length' | 'batch' | 'rank' | 'vocabulary';
+  /** The size that grows; `parameters` goes over shapes, those of the base. */
+  readonly axis: 'length' | 'batch' | 'rank' | 'vocabulary' | 'parameters';
+  /** The blocks in which the base stays in memory; absent: it has its values there. */
+  readonly baseFormat?: 'nf4';
   /** The fixed sizes, in words. */
   readonly fixed: string;
   readonly points: readonly {
@@ -208,6 +212,8 @@ export interface GrowthSeries {
   readonly time: Fit;
   /** Fit of the peak memory in GiB. */
   readonly memory: Fit;
+  /** Points that this machine could not measure. Default: none. */
+  readonly absent?: readonly { readonly x: number; readonly reason: string }[];
 }
 
 export interface Report {

@@ -57,7 +57,7 @@ const kEncoder: Workload = {
 /** The workload without graphs, to show what they gain on a GPU. */
 const kWithoutGraphs = { ...kPlain, label: '4x512-no-graphs', feature: 'noGraphs' } as const;
 
-/** Workloads of a base in blocks, and what they are compared with. They need a model: one in floats for `nf4`, a GGUF file for `gguf`. */
+/** Workloads of a base in blocks, and what they are compared with. `gguf` needs a model, a GGUF file. */
 const kBlocks: readonly Workload[] = [
   { ...kPlain, label: '1x512', batch: 1, method: 'balora' },
   { ...kPlain, label: '4x512-nf4', method: 'balora', baseFormat: 'nf4' },
@@ -141,7 +141,7 @@ const kGroups: Readonly<Record<string, readonly Plan['kind'][]>> = {
   methods: ['method'],
 };
 
-export const kGroupNames = [...Object.keys(kGroups), 'growth'];
+export const kGroupNames = [...Object.keys(kGroups), 'growth', 'growth-bases'];
 
 /**
  * The rows that `--only` chooses by names, groups, or prefixes with a star, together with the rows that chosen ratios need.
@@ -150,7 +150,6 @@ export const kGroupNames = [...Object.keys(kGroups), 'growth'];
 export function choosePlans(only: readonly string[]): Plan[] {
   const chosen = new Set<string>();
   for (const name of only) {
-    if (name === 'growth') continue;
     const found = kPlans.filter((plan) => matches(plan, name));
     if (found.length === 0) {
       const known = kPlans.filter(({ kind }) => kind !== 'micro').map((plan) => plan.name);

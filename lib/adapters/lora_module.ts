@@ -130,6 +130,11 @@ export class LoraModule implements LinearAdapter, VariantModule {
     return add(codes, mul(productOf(frozen as LowRankPair), scale));
   }
 
+  /** See {@link LinearAdapter.isTrained}. */
+  get isTrained(): boolean {
+    return this.#state.enabled && this.trained().some(({ tensor }) => tensor.requiresGrad);
+  }
+
   /** See {@link LinearAdapter.updateKey}: the tensors that update() is computed from, or null. */
   get updateKey(): unknown {
     const { enabled, teaches, pass, dropout } = this.#state;

@@ -83,6 +83,11 @@ export interface FromPretrainedOptions extends ConfigOptions, ResolveOptions {
 export interface FromConfigOptions extends ConfigOptions {
   /** Type of weights and activations (default f32). */
   dtype?: 'f32' | 'bf16' | 'f64';
+  /**
+   * Form of the frozen matrices in memory, see {@link FromPretrainedOptions.baseFormat}; `nf4` is made of each matrix as it is drawn.
+   * Default: `dtype`.
+   */
+  baseFormat?: 'bf16' | 'f32' | 'nf4';
   /** Seed of the random weights (default 42). */
   seed?: number;
   /** See {@link FromPretrainedOptions.trainable}. Default false. */
@@ -111,6 +116,7 @@ export const loadTable: CallTable<FromPretrainedOptions> = {
 export const configTable: CallTable<FromConfigOptions> = {
   ignoreKeys: kCall.texts,
   dtype: kDType,
+  baseFormat: oneOf(BASE_FORMATS.filter((format) => format !== 'gguf')),
   seed: wholeNumber({ least: 0 }),
   trainable: kCall.boolean,
   device: kCall.text,
@@ -149,11 +155,7 @@ export const AutoModelForCausalLM = {
       model.offload = offload;
       await finishLoading(model, opened.source, { trainable });
       if (offload !== null) chooseResidentShare(offload);
-      model.blockFormat = blockFormat;
-      model.isQuantizedHere = [...model.namedParameters()].some(
-        ([name, { encoding }]) => encoding !== null && !isInBlocks(opened.source, name),
-      );
-      model.quantizationError = await errors.total();
+      await errors.note(model, opened.source, blockFormat);
       return model;
     } catch (error) {
       model?.dispose();
@@ -180,20 +182,24 @@ export const AutoModelForCausalLM = {
   ): Promise<CausalLM> {
     checkArgument('fromConfig: the configuration', kCall.object, config);
     checkCall('fromConfig', given, configTable);
-    const { dtype = 'f32', seed = 42, trainable = false, device, ...options } = given;
+    const { dtype = 'f32', seed = 42, trainable = false, device, baseFormat, ...options } = given;
     requireDevice({ device });
     const path = 'the configuration';
     const family = familyOf(modelTypeOf(config, path), path);
     const configured = family.configure({ ...config }, { ...options, path });
     const { tied, causalLM } = configured;
     const origin: ModelOrigin = { nameOrPath: 'random weights', folder: '', dtype };
-    const read: WeightReadOptions = { dtype, checkFinite: false, share: false };
+    const errors = new QuantizationSums();
+    const { onQuantized } = errors;
+    const read = { dtype, checkFinite: false, share: false, onQuantized };
     const shapes = WeightLoader.plan(read, (weights) => causalLM({ weights, origin, tied }));
     const deviation = initializerRange(config, path);
     const source = new RandomWeights(shapes, { seed, deviation });
     const opened = { gguf: false, family, configured, source };
-    const model = await build(opened, { ...read, device }, origin);
+    const blockFormat = blockFormatOf(opened, { baseFormat, dtype, trainable });
+    const model = await build(opened, { ...read, blockFormat, device }, origin);
     await finishLoading(model, source, { trainable });
+    await errors.note(model, source, blockFormat);
     return model;
   },
 };
@@ -316,8 +322,17 @@ class QuantizationSums {
     for (const sum of [...this.#lost, ...this.#whole]) sum.dispose();
   }
 
-  /** The relative error over all tensors; null: there was none, or all were 0. Frees the sums. */
-  async total(): Promise<number | null> {
+  /** Notes in a model the blocks of its base, and whether and how well they were made here. Frees the sums. */
+  async note(model: Model, source: WeightSource, blockFormat: BlockFormat | null): Promise<void> {
+    model.blockFormat = blockFormat;
+    model.isQuantizedHere = [...model.namedParameters()].some(
+      ([name, { encoding }]) => encoding !== null && !isInBlocks(source, name),
+    );
+    model.quantizationError = await this.#total();
+  }
+
+  /** The relative error over all tensors; null: there was none, or all were 0. */
+  async #total(): Promise<number | null> {
     const [lost, whole] = await Promise.all([this.#lost, this.#whole].map(sumOf));
     return whole ? Math.sqrt((lost as number) / whole) : null;
   }

@@ -95,8 +95,8 @@ export const AutoModelForSequenceClassification = {
    * {@link AutoModelForCausalLM.fromConfig}. Every weight is named in `newlyInitialized`.
    * @param config the keys of config.json
    * @param options labels as fromPretrained takes them; dtype (default f32), seed (default 42), trainable, device
-   * @throws UnsupportedError for a model_type without a classifier or a key that is not known; FormatError for sizes that do
-   *   not fit together; ArgumentError for labels that contradict each other
+   * @throws UnsupportedError for a model_type without a classifier, a key that is not known or a baseFormat in blocks; FormatError for
+   *   sizes that do not fit together; ArgumentError for labels that contradict each other
    * @example
    * const model = await AutoModelForSequenceClassification.fromConfig({ model_type: 'bert', ... }, { numLabels: 2 });
    */
@@ -106,6 +106,7 @@ export const AutoModelForSequenceClassification = {
   ): Promise<SequenceClassifier> {
     checkArgument('fromConfig: the configuration', kCall.object, config);
     checkCall('fromConfig', options, { ...configTable, ...labelTable });
+    refuseBlocks(options);
     const { dtype = 'f32', seed = 42, trainable = false, device } = options;
     requireDevice({ device });
     const path = 'the configuration';

@@ -5,7 +5,7 @@
  * the rows that are not in the result after the last attention, since no row reads another after that.
  */
 import { checkpoint, recomputing } from '../autograd.ts';
-import { Module, type Norm } from '../nn/index.ts';
+import { Linear, Module, type Norm } from '../nn/index.ts';
 import { add, indexSelect } from '../ops/index.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -31,9 +31,13 @@ export interface Branch<Shared> {
  *
  * - `saved`: all that its gradients read.
  * - `lean`: the same without norms and activations, which backward recomputes in one pass over the kept rows; the same gradients.
+ * - `thin`: the same without the factor `up` of gated activations, whose product backward repeats; the same gradients.
  * - `checkpointed`: only its input; backward computes the layer again. The same gradients up to rounding.
  */
-export type LayerKeep = 'saved' | 'lean' | 'checkpointed';
+export type LayerKeep = 'saved' | 'lean' | 'thin' | 'checkpointed';
+
+/** The setting of recomputation for a layer that is not checkpointed. */
+const kRecomputed = { saved: false, lean: true, thin: 'products' } as const;
 
 /** A layer, made of residual branches in order. `Shared` is a plain object of inputs that all layers read besides their rows. */
 export abstract class Layer<Shared> extends Module {
@@ -85,7 +89,9 @@ export function runLayers<Shared>(
       const again = kept[i + 1] === 'checkpointed';
       const next = following === undefined ? last : again ? undefined : firstNorm(following);
       const before = state;
-      state = recomputing(kept[i] === 'lean', () => runLayer(layer, before, inputs, next));
+      state = recomputing(kRecomputed[kept[i] as 'saved' | 'lean' | 'thin'], () =>
+        runLayer(layer, before, inputs, next),
+      );
     }
     if (following !== undefined) onLayer?.(i + 1, state.stream);
   }
@@ -154,11 +160,21 @@ function checkpointed<Shared>(
     ).stream;
   // All tensors that the segment reads must outlive this call, so they are passed as its inputs.
   const given: [Tensor, ...Tensor[]] = [stream, ...tensorsOf(inputs)];
-  // A segment without an input that requires a gradient would not be recorded, and adapters in it would get no gradients, so the
-  // first layer of a frozen model is run without checkpointing.
-  return given.some((tensor) => tensor.requiresGrad)
-    ? checkpoint(segment, given)
-    : segment(...given);
+  if (given.some((tensor) => tensor.requiresGrad)) return checkpoint(segment, given);
+  if (!isTrained(layer)) return segment(...given);
+  // A segment without an input that requires a gradient would not be recorded, and adapters in it would get no gradients: in the
+  // first layer of a frozen model the stream gets one, which nobody reads.
+  const leaf = stream.detach();
+  leaf.requiresGrad = true;
+  return checkpoint(segment, [leaf, ...given.slice(1)]);
+}
+
+/** Whether something in a layer wants a gradient. */
+function isTrained<Shared>(layer: Layer<Shared>): boolean {
+  for (const [, module] of layer.namedModules()) {
+    if (module instanceof Linear && module.adapter?.isTrained === true) return true;
+  }
+  return layer.parameters().some(({ requiresGrad }) => requiresGrad);
 }
 
 /** The tensors of a value, in order: itself, or nested in arrays and plain objects. */

@@ -112,9 +112,11 @@ export abstract class Model extends Module {
   gradientCheckpointing = false;
   /**
    * Chooses the tensors that layer i keeps for backward, for a batch of so many rows, where gradientCheckpointing is off. The
-   * losses do not depend on it, and the gradients only by rounding. Default: `lean`.
+   * losses do not depend on it, and the gradients only by rounding. Default: `lean`; `thin` on a base in the blocks of a GGUF file,
+   * which is chosen for its memory.
    */
-  layerKeep: (layer: number, rows: number) => LayerKeep = () => 'lean';
+  layerKeep: (layer: number, rows: number) => LayerKeep = () =>
+    this.blockFormat === 'gguf' ? 'thin' : 'lean';
   /**
    * Whether to compute rows once that are the same in several segments of a batch, because these begin with the same tokens (a
    * causal model's rows depend on nothing else). The results are the same up to rounding. It is not done where it saves less than

@@ -38,6 +38,8 @@ export interface InputDropout {
 export interface LinearAdapter {
   /** The update for a forward; null: none, since the adapter is switched off. */
   update(): LinearUpdate | null;
+  /** Whether update() has a tensor that wants a gradient. Default false. */
+  readonly isTrained?: boolean;
   /**
    * A value that is the same for as long as update() returns the same tensors and numbers, so that a recorded forward may be
    * repeated. undefined: each forward needs an update of its own.

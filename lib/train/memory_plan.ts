@@ -45,7 +45,7 @@ export interface MemoryNote {
  */
 type RowCosts = Readonly<Record<LayerKeep | 'exact', number>>;
 
-const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
+const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'thin', 'checkpointed'];
 const kProbeRows = 96;
 /** Memory of the gradients and recomputed values that exist at one time, in multiples of a layer's saved rows. Measured: 1.6. */
 const kInFlight = 2;
@@ -147,6 +147,7 @@ export class MemoryPlanner {
   keep(layer: number, rows: number): LayerKeep {
     const { layers } = this.plan(rows);
     if (layer < layers.checkpointed) return 'checkpointed';
+    if (layer < layers.checkpointed + layers.thin) return 'thin';
     return layers.saved > 0 ? 'saved' : 'lean';
   }
 
@@ -163,16 +164,25 @@ export class MemoryPlanner {
   /** The plan with no part of an offloaded base in memory. */
   private planWithoutShare(rows: number): BatchPlan {
     const { budget, layerCount, mostResident } = this;
-    const fastest = this.planOf(rows, { saved: layerCount, lean: 0, checkpointed: 0 });
+    const plan = (of: Partial<BatchPlan['layers']>): BatchPlan =>
+      this.planOf(rows, { saved: 0, lean: 0, thin: 0, checkpointed: 0, ...of });
+    const fastest = plan({ saved: layerCount });
     // Reading a base again costs more than what `saved` gains.
     const withBase = fastest.bytes + (mostResident ?? 0);
     if (budget === 'max' || (budget !== 'min' && withBase <= budget)) return fastest;
-    const recomputing = (checkpointed: number): BatchPlan =>
-      this.planOf(rows, { saved: 0, lean: layerCount - checkpointed, checkpointed });
-    if (budget === 'min') return recomputing(layerCount);
-    const over = recomputing(0).bytes - budget;
-    const gain = (recomputing(0).bytes - recomputing(layerCount).bytes) / layerCount;
-    return recomputing(over <= 0 ? 0 : Math.min(layerCount, Math.ceil(over / gain)));
+    const smallest = plan({ checkpointed: layerCount });
+    if (budget === 'min') return smallest;
+    const [lean, thin] = [plan({ lean: layerCount }), plan({ thin: layerCount })];
+    /** How many layers have to keep less, for a plan between two that differ in all layers. */
+    const count = (from: BatchPlan, to: BatchPlan): number =>
+      Math.ceil((layerCount * (from.bytes - budget)) / (from.bytes - to.bytes));
+    if (lean.bytes <= budget) return lean;
+    if (thin.bytes <= budget) {
+      const some = count(lean, thin);
+      return plan({ thin: some, lean: layerCount - some });
+    }
+    const some = Math.min(layerCount, count(thin, smallest));
+    return plan({ checkpointed: some, thin: layerCount - some });
   }
 
   private overBudgetMessage({ rows, bytes }: BatchPlan): string {
@@ -215,7 +225,7 @@ async function probe(
   const { model } = tuned;
   const { device } = model;
   let layerCount = 0;
-  const costs = { saved: 0, lean: 0, checkpointed: 0, exact: 0 };
+  const costs = { saved: 0, lean: 0, thin: 0, checkpointed: 0, exact: 0 };
   const batches = model.probeBatches(kProbeRows);
   const kept = kKeeps.map((keep) => ({ keep, cost: keep, savedActivations: savesInt8 }));
   const exact = { keep: 'saved', cost: 'exact', savedActivations: false } as const;

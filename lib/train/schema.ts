@@ -275,7 +275,7 @@ export const preparationOptions = group(kOutputGroup, {
 export const resourceOptions = group('Resources', {
   /**
    * Memory that the process may use: `max` (the fastest plan), `min` (the smallest), or bytes. The losses are the same in every
-   * case, and the gradients differ only by rounding. Default: the model's own setting (`layerKeep`: `lean`).
+   * case, and the gradients differ only by rounding. Default: the model's own setting (`layerKeep`).
    */
   memoryBudget: size({
     words: ['max', 'min'],

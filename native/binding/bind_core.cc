@@ -122,6 +122,9 @@ int64_t int8_products(Env& env) {
 bool set_recompute(Env& env, bool value) {
   return std::exchange(env.engines().state().recompute, value);
 }
+bool set_recompute_products(Env& env, bool value) {
+  return std::exchange(env.engines().state().recompute_products, value);
+}
 bool set_anomaly_mode(Env& env, bool value) {
   return std::exchange(env.engines().state().anomaly_mode, value);
 }
@@ -251,6 +254,7 @@ void bind_core(Module& m) {
   op(m, "int8MostTerms", &int8_most_terms, {});
   op(m, "int8Products", &int8_products, {});
   op(m, "setRecompute", &set_recompute, {"value"});
+  op(m, "setRecomputeProducts", &set_recompute_products, {"value"});
   op(m, "setAnomalyMode", &set_anomaly_mode, {"value"});
   op(m, "setCallSite", &set_call_site, {"site"});
   op(m, "setErrorFactory", &set_error_factory, {"factory"});

@@ -8,6 +8,7 @@
 #include "engine/graph.h"
 #include "engine/launch.h"
 #include "io/dequantize.h"
+#include "io/offload.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora::binding {
@@ -77,6 +78,14 @@ void remember(Launch& l, const S& stored) {
   stored.file->remember(std::move(digests));
 }
 
+// The status of a copy. The pages that it was made of are not read again, and need not count to
+// what this process has in memory.
+template <typename S>
+int32_t dropped(const S& stored, int32_t status) {
+  io::drop_pages(stored.bytes);
+  return status;
+}
+
 }  // namespace
 
 Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored stored,
@@ -87,7 +96,7 @@ Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored store
   launch("read", {}, {t}, [stored = std::move(stored), check_finite](Launch& l) {
     l.engine->depend_on(stored.file);
     remember(l, stored);
-    return decode_into(l, stored, check_finite);
+    return dropped(stored, decode_into(l, stored, check_finite));
   });
   return t;
 }
@@ -154,7 +163,7 @@ Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBloc
     launch("read", {}, {t.as_encoded()}, [stored = std::move(stored), check_finite](Launch& l) {
       l.engine->depend_on(stored.file);
       remember(l, stored);
-      return copy_blocks(l, stored, check_finite);
+      return dropped(stored, copy_blocks(l, stored, check_finite));
     });
     return t;
   }

@@ -39,8 +39,9 @@ struct EnqueueState {
   bool batch_invariant = false;  // rows of a product must not depend on each other
   int int8_products = 0;         // see Int8Products
   bool recompute = false;        // ops keep how to make cheap inputs again, not the inputs (tape.h)
-  bool anomaly_mode = false;     // every op's outputs are checked for NaN and infinity
-  bool debug = false;            // as set by set_debug() on every engine
+  bool recompute_products = false;  // and matrix products, where an op asks for them
+  bool anomaly_mode = false;        // every op's outputs are checked for NaN and infinity
+  bool debug = false;               // as set by set_debug() on every engine
   bool profiling = false;  // op_times() has an op's kernels by the device's clock, not its launch
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
   uint64_t next_sequence = 0;                    // of tape nodes, across devices

@@ -42,9 +42,33 @@ void offer_recipe(const Tensor& y, std::function<Tensor()> recipe) {
   y.impl()->recipe_version = y.version();
 }
 
+Saved Saved::repeated(const Tensor& value, const Tensor& x, bool recorded) {
+  const std::shared_ptr<Repeated>& product = x.impl()->repeated;
+  if (!product || product->version() != x.version()) return activation(value, recorded);
+  Saved saved;
+  saved.repeated_ = product;
+  saved.shape_ = value.shape();
+  return saved;
+}
+
+void Saved::done() const {
+  if (repeated_) repeated_->drop();
+}
+
+const Tensor& Repeated::get() {
+  if (!made_.defined()) made_ = make_();
+  return made_;
+}
+
+void offer_product(const Tensor& y, std::function<Tensor()> product) {
+  if (!y.engine().state().recompute_products || !grad_wanted({y})) return;
+  y.impl()->repeated = std::make_shared<Repeated>(std::move(product), y.version());
+}
+
 Tensor Saved::get() const {
   if (recipe_) return (*recipe_)().view(shape_);
   if (int8_) return int8_->values().view(shape_);
+  if (repeated_) return repeated_->get().view(shape_);
   if (tensor_.defined() && tensor_.version() != version_) {
     throw ArgumentError(concat("backward: a tensor ", tensor_.shape().to_string(),
                                " that the forward pass saved was overwritten in place since"));

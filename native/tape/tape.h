@@ -15,6 +15,22 @@
 
 namespace balora {
 
+// A value that backward computes again by a matrix product when it first needs it, and has from
+// then until its last use.
+class Repeated {
+ public:
+  Repeated(std::function<Tensor()> make, int64_t version)
+      : make_(std::move(make)), version_(version) {}
+  const Tensor& get();
+  void drop() { made_ = Tensor(); }
+  int64_t version() const { return version_; }  // of the value that it makes
+
+ private:
+  std::function<Tensor()> make_;
+  int64_t version_;
+  Tensor made_;
+};
+
 // A tensor kept for backward: off the tape, with the version it had. get() refuses values
 // overwritten since.
 class Saved {
@@ -22,7 +38,7 @@ class Saved {
   Saved() = default;
   explicit Saved(const Tensor& t);
   Tensor get() const;
-  bool defined() const { return tensor_.defined() || recipe_ || int8_; }
+  bool defined() const { return tensor_.defined() || recipe_ || repeated_ || int8_; }
 
   // An activation (N,...), which is kept in int8 where that is set; `recorded` says whether the op
   // that keeps it is recorded.
@@ -31,12 +47,18 @@ class Saved {
   // offered a recipe.
   static Saved remade(const Tensor& value, const Tensor& x);
 
+  // The activation `value`, which is `x` in another shape, or the product that makes it again, where
+  // x's op offered one; done() after the last get() of a backward function frees what that made.
+  static Saved repeated(const Tensor& value, const Tensor& x, bool recorded);
+  void done() const;
+
  private:
   Tensor tensor_;
   int64_t version_ = 0;
   std::shared_ptr<const std::function<Tensor()>> recipe_;
+  std::shared_ptr<Repeated> repeated_;
   std::shared_ptr<const Int8Activation> int8_;
-  Shape shape_;  // with recipe_ or int8_
+  Shape shape_;  // with recipe_, repeated_ or int8_
 };
 
 // Whether the op that made y offered a recipe for the value that it has now.
@@ -47,6 +69,11 @@ bool has_recipe(const Tensor& y);
 // must be the same bit for bit, but for what int8 leaves of what is kept; and making it cheap next
 // to a matrix product.
 void offer_recipe(const Tensor& y, std::function<Tensor()> recipe);
+
+// Offers to make y's value anew by a matrix product to an op that would keep it by
+// Saved::repeated(). Only where the engine recomputes products, too, and y is on the tape; the
+// value must be the same bit for bit.
+void offer_product(const Tensor& y, std::function<Tensor()> product);
 
 class GradSink {
  public:

@@ -17,6 +17,7 @@
 namespace balora {
 
 class Engine;
+class Repeated;
 struct Node;
 struct TensorImpl;
 
@@ -120,8 +121,9 @@ struct TensorImpl {
   int64_t grad_count = 0;  // contributions that backward passes have added to it, or to one before
   // Makes the value anew, where the op that made it offered that (tape.h); null: nobody did.
   std::shared_ptr<const std::function<Tensor()>> recipe;
-  int64_t recipe_version = 0;  // of the value that the recipe makes
-  bool takes_encoded = false;  // made by as_encoded()
+  int64_t recipe_version = 0;          // of the value that the recipe makes
+  std::shared_ptr<Repeated> repeated;  // the same by a matrix product
+  bool takes_encoded = false;          // made by as_encoded()
   bool grad_adopted =
       false;  // grad is a tensor that the backward pass made and that others may still see
 };

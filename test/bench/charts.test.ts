@@ -44,6 +44,17 @@ describe('growthCharts', () => {
   });
 });
 
+it('growthCharts draws the bases in blocks beside those in values, over lengths and over shapes', () => {
+  const charts = growthCharts([
+    measured('growth-bases-smollm2-135m-dense'),
+    measured('growth-bases-smollm2-135m-nf4'),
+    measured('growth-bases-models-nf4'),
+  ]);
+  expect(Object.keys(charts)).toEqual(['growth-length.svg', 'growth-parameters.svg']);
+  expect(charts['growth-length.svg']).toContain('smollm2-135m, nf4');
+  expect(charts['growth-parameters.svg']).toContain('models, nf4');
+});
+
 describe('targetsOf', () => {
   it('has higher targets for a processor with AMX', () => {
     const musts = (features: string[]): string[] => targetsOf({ features }).map(({ must }) => must);

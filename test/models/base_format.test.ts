@@ -15,6 +15,7 @@ import {
   AutoModelForCausalLM,
   AutoModelForSequenceClassification,
   type CausalLM,
+  type FromConfigOptions,
   type FromPretrainedOptions,
   saveModel,
 } from '../../lib/models/index.ts';
@@ -426,5 +427,47 @@ describe('a damaged checkpoint of bitsandbytes', () => {
     const config = { quantization_config: { quant_method: 'gptq', bits: 4 } };
     const folder = await changed('gptq', () => {}, config);
     await expect(load(folder)).rejects.toThrow(/quant_method "gptq" is not supported/);
+  });
+});
+
+describe('fromConfig', () => {
+  const config = JSON.parse(readFileSync(join(kLlama, 'config.json'), 'utf8')) as object;
+  const make = (options: FromConfigOptions): Promise<CausalLM> =>
+    AutoModelForCausalLM.fromConfig({ ...config }, options);
+
+  it('draws weights that stay in NF4, of the values that it draws without', async () => {
+    const [blocks, dense] = [await make({ baseFormat: 'nf4' }), await make({})];
+    const weights = new Map(dense.namedParameters());
+    for (const [name, weight] of blocks.namedParameters()) {
+      const isMatrix = /_proj\.weight$/.test(name);
+      expect([name, weight.encoding]).toEqual([name, isMatrix ? 'NF4' : null]);
+      const drawn = weights.get(name) as Tensor;
+      const wanted = isMatrix ? nf4Weight(drawn, name, { dtype: 'f32' }).to('f32') : drawn;
+      expect(values(weight.to('f32'))).toEqual(values(wanted));
+    }
+    expect([blocks.blockFormat, blocks.isQuantizedHere]).toEqual(['nf4', true]);
+    expect(blocks.quantizationError).toBeGreaterThan(0.05);
+    expect(blocks.quantizationError).toBeLessThan(0.15);
+    expect([dense.blockFormat, dense.isQuantizedHere, dense.quantizationError]).toEqual([
+      null,
+      false,
+      null,
+    ]);
+    for (const model of [blocks, dense]) model.dispose();
+  });
+
+  it('refuses what random weights cannot be', async () => {
+    await expect(make({ baseFormat: 'gguf' as 'nf4' })).rejects.toThrow(/baseFormat/);
+    await expect(make({ baseFormat: 'bf16' })).rejects.toThrow(
+      'baseFormat bf16 is that of dtype bf16, got dtype f32',
+    );
+    await expect(make({ baseFormat: 'nf4', trainable: true })).rejects.toThrow(
+      'weights in blocks are frozen',
+    );
+    const classifier = AutoModelForSequenceClassification.fromConfig(
+      { ...config },
+      { numLabels: 2, baseFormat: 'nf4' },
+    );
+    await expect(classifier).rejects.toThrow('baseFormat nf4 is for causal language models');
   });
 });

@@ -29,7 +29,7 @@ const kCausal = goldenNames('causal_lm').filter(
   (name) => !name.startsWith('llama') || kLlamas.includes(name),
 );
 const kClassifiers = goldenNames('seq_cls');
-const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
+const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'thin', 'checkpointed'];
 
 /** Every other row in reverse order, as a loss may choose them. */
 const someRows = (count: number): Int32Array =>

@@ -23,7 +23,7 @@ import {
 import { readClassifierGolden } from '../support/golden_classifiers.ts';
 import { weighed } from '../support/weighed.ts';
 
-const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'checkpointed'];
+const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'thin', 'checkpointed'];
 
 /** A batch of segments with these ids; `lengths` are their numbers of ids that are no padding. */
 function batchOf(

@@ -227,7 +227,7 @@ describe.each(goldenNames('seq2seq_lm'))('%s', (name) => {
     for (const part of [/encoder\..*SelfAtt/, /encoder\..*Dense/, /decoder\..*SelfAtt/, /EncDec/]) {
       expect(keys.some((key) => part.test(key))).toBe(true);
     }
-    for (const keep of ['saved', 'lean', 'checkpointed'] as const) {
+    for (const keep of ['saved', 'lean', 'thin', 'checkpointed'] as const) {
       const model = await Auto.fromPretrained(modelOf(golden));
       model.layerKeep = () => keep;
       const tuned = await AdapterModel.fromPretrained(model, join(golden.folder, 'adapter'));

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { deviceInfo } from '../../lib/device.ts';
 import type { DecoderLM } from '../../lib/models/decoder.ts';
-import { AutoModelForCausalLM } from '../../lib/models/index.ts';
+import { AutoModelForCausalLM, type LayerKeep } from '../../lib/models/index.ts';
 import { full } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
@@ -151,10 +151,10 @@ describe('a budget that cannot be kept', () => {
 
 describe('lean layers', () => {
   /** Bytes that a forward keeps for its backward, and the gradients of all master weights. */
-  const pass = async (keep: 'saved' | 'lean') => {
+  const pass = async (keep: LayerKeep | ((layer: number) => LayerKeep)) => {
     const tuned = await adapted('bf16');
     const { model } = tuned;
-    model.layerKeep = () => keep;
+    model.layerKeep = typeof keep === 'string' ? () => keep : keep;
     const { inputIds, positions, cuSeqlens } = batches().at(-1) as Batch;
     await collectGarbage();
     const before = memoryStats().liveBytes;
@@ -167,18 +167,39 @@ describe('lean layers', () => {
     );
     const { numLayers, hiddenSize, intermediateSize } = (model as DecoderLM).config;
     // Each layer has two norms and one activation. The first norm is kept, since no op on the tape could recompute it.
-    const values = inputIds.length * (numLayers * (2 * hiddenSize + intermediateSize) - hiddenSize);
+    const rows = inputIds.length;
+    const values = rows * (numLayers * (2 * hiddenSize + intermediateSize) - hiddenSize);
+    const up = rows * numLayers * intermediateSize;
     for (const { tensor } of tuned.parameters()) tensor.grad = null;
     hidden.dispose();
     model.dispose();
     tuned.dispose();
-    return { kept, gradients, dropped: 2 * values };
+    return { kept, gradients, dropped: 2 * values, up: 2 * up };
   };
 
   it('do not keep norms and activations, and give bit-identical gradients', async () => {
     const [saved, lean] = [await pass('saved'), await pass('lean')];
     expect(lean.gradients).toEqual(saved.gradients);
     expect(saved.kept - lean.kept).toBe(saved.dropped);
+  });
+
+  it('that are thin do not keep the factor of the activation either, for the same gradients', async () => {
+    const [saved, thin] = [await pass('saved'), await pass('thin')];
+    expect(thin.gradients).toEqual(saved.gradients);
+    expect(saved.kept - thin.kept).toBe(saved.dropped + saved.up);
+  });
+
+  it('that are checkpointed keep less, and so does the first one of a frozen model', async () => {
+    const [lean, first, both] = [
+      await pass('lean'),
+      await pass((layer) => (layer === 0 ? 'checkpointed' : 'lean')),
+      await pass('checkpointed'),
+    ];
+    for (const { gradients } of [first, both]) {
+      expect(gradients.every((values) => values.some((value) => value !== 0))).toBe(true);
+    }
+    expect(first.kept).toBeLessThan(0.7 * lean.kept);
+    expect(both.kept).toBeLessThan(0.7 * first.kept);
   });
 });
 
@@ -190,8 +211,9 @@ describe('MemoryPlanner', () => {
     const max = (await open('max')).plan(rows);
     const least = await open('min');
     const min = least.plan(rows);
-    expect(max.layers).toEqual({ saved: 2, lean: 0, checkpointed: 0 });
-    expect(min.layers).toEqual({ saved: 0, lean: 0, checkpointed: 2 });
+    const none = { saved: 0, lean: 0, thin: 0, checkpointed: 0 };
+    expect(max.layers).toEqual({ ...none, saved: 2 });
+    expect(min.layers).toEqual({ ...none, checkpointed: 2 });
     expect(min.bytes).toBeLessThan(max.bytes);
     expect((await open(2 ** 40)).plan(rows).layers).toEqual(max.layers);
     const tight = (await open(1)).plan(rows);
@@ -202,11 +224,16 @@ describe('MemoryPlanner', () => {
     const many = 2 ** 24;
     const roomy = await open(2 ** 50);
     const lean = (await open(roomy.plan(many).bytes * 0.995)).plan(many);
-    expect(lean.layers).toEqual({ saved: 0, lean: 2, checkpointed: 0 });
+    expect(lean.layers).toEqual({ ...none, lean: 2 });
     expect(lean.bytes).toBeLessThan(roomy.plan(many).bytes);
-    const between = (await open(lean.bytes * 0.99)).plan(many);
-    expect(between.layers).toEqual({ saved: 0, lean: 1, checkpointed: 1 });
-    expect(between.bytes).toBeLessThanOrEqual(lean.bytes * 1.04);
+    const mixed = (await open(lean.bytes * 0.99)).plan(many);
+    expect(mixed.layers).toEqual({ ...none, lean: 1, thin: 1 });
+    expect(mixed.bytes).toBeLessThanOrEqual(lean.bytes * 0.99);
+    const thin = (await open(2 * mixed.bytes - lean.bytes)).plan(many);
+    expect(thin.layers).toEqual({ ...none, thin: 2 });
+    const between = (await open(thin.bytes * 0.99)).plan(many);
+    expect(between.layers).toEqual({ ...none, thin: 1, checkpointed: 1 });
+    expect(between.bytes).toBeLessThanOrEqual(thin.bytes * 0.99);
     tuned.model.dispose();
     tuned.dispose();
   });

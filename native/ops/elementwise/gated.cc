@@ -1,6 +1,6 @@
 // Gated activations: y = act(gate) * up, act one of silu (swiglu), gelu, gelu_tanh (geglu). Kept
-// for backward: gate and up only; act is recomputed. gate and up may be row-strided halves of one
-// fused product.
+// for backward: gate and up only; act is recomputed, and so is up, where the engine repeats
+// products. gate and up may be row-strided halves of one fused product.
 #include "engine/launch.h"
 #include "ops/ops.h"
 #include "ops/rows.h"
@@ -40,7 +40,7 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
 
   const bool recorded = grad_wanted({gate, up});
   const Saved saved_gate = Saved::activation(g, recorded),
-              saved_up = Saved::activation(u, recorded);
+              saved_up = Saved::repeated(u, up, recorded);
   record("gated", {gate, up}, {y},
          [g = saved_gate, u = saved_up, shape = gate.shape(), act](std::span<const Tensor> dy,
                                                                    GradSink& sink) {
@@ -54,6 +54,7 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
                       {&O::gate, gate_rows},
                       {&O::up, u.get()}},
                      {{&O::dgate, dgate}, {&O::dup, dup}}, {.activation = act});
+           u.done();
            sink.add(0, dgate.view(shape));
            sink.add(1, dup.view(shape));
          });

@@ -397,6 +397,38 @@ void launch_forward(const GroupOf<Tensor>& flat, int32_t int8, const Int8Activat
   });
 }
 
+// Offers to compute each output again, by the product of its linear alone. Not where x is kept in
+// int8, whose values would give another product.
+void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat, int32_t int8,
+                    const std::vector<Tensor>& outputs) {
+  const EnqueueState& state = given.x.engine().state();
+  if (!state.recompute_products || (state.int8_products & kInt8Saved) != 0) return;
+  const auto save = [](const Tensor& t) { return t.defined() ? Saved(t) : Saved(); };
+  const auto get = [](const Saved& s) { return s.defined() ? s.get() : Tensor(); };
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    GroupOf<Tensor> inputs{.linears = {flat.linears[i]}};
+    inputs.linears[0].y = inputs.linears[0].unscaled = Tensor();
+    for (PartOf<Tensor>& part : inputs.linears[0].parts) part.u = Tensor();
+    GroupOf<Saved> kept = map_group<Saved>(inputs, save);
+    kept.x = Saved::remade(flat.x, given.x);
+    if (flat.x_adapter.defined()) {
+      kept.x_adapter = Saved::remade(flat.x_adapter, given.x_adapter);
+    }
+    offer_product(outputs[i], [kept = std::move(kept), get, shape = outputs[i].shape(), int8] {
+      GroupOf<Tensor> group = map_group<Tensor>(kept, get);
+      const Tensor again = Tensor::empty(group.x.engine(), shape, group.x.dtype());
+      LinearOf<Tensor>& linear = group.linears[0];
+      linear.weight = linear.weight.as_encoded();
+      linear.y = again.view({group.x.dim(0), linear.weight.dim(0)});
+      for (PartOf<Tensor>& part : linear.parts) {
+        part.u = Tensor::empty(again.engine(), {group.x.dim(0), part.a.dim(0)}, part.a.dtype());
+      }
+      launch_forward(group, int8, nullptr);
+      return again;
+    });
+  }
+}
+
 }  // namespace
 
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
@@ -439,6 +471,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
            backward_parts(kept, grads, sink);
            backward_weights(kept, grads, sink);
          });
+  offer_products(given, flat, forms.forward, outputs);
   return outputs;
 }
 

@@ -136,6 +136,19 @@ describe('npm run bench', () => {
     for (const row of rows) if (row.kind === 'ratio') expect(row.value).toBeGreaterThan(0);
   }, 300_000);
 
+  it('measures the growth of a base in blocks beside one in values', async () => {
+    const json = join(folder, 'bases.json');
+    const { code, text } = await bench('--shape', 'tiny', '--only', 'growth-bases', '--json', json);
+    expect(code, text).toBe(0);
+    const { growth } = await readJson(json);
+    expect(growth).toMatchObject([
+      { shape: 'tiny', axis: 'length', points: [{ x: 128 }, { x: 256 }, { x: 512 }] },
+      { shape: 'tiny', axis: 'length', baseFormat: 'nf4' },
+    ]);
+    expect(growth[0]?.baseFormat).toBeUndefined();
+    expect(text).toContain('tiny nf4 length');
+  }, 300_000);
+
   it('measures rows for GPUs when they are chosen by name', async () => {
     const json = join(folder, 'named.json');
     const names = ['pissa-converged-r128', 'pissa-niter-16-r128', 'lora-overhead-r128'];

@@ -5,9 +5,17 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { encoderData } from '../../../bench/harness/encoder_batches.ts';
 import { missingFeature } from '../../../bench/harness/features.ts';
-import { chooseSeries, growthSeries, kSeries } from '../../../bench/harness/growth.ts';
+import {
+  chooseSeries,
+  growthSeries,
+  kSeries,
+  leastBytes,
+  type PointPlan,
+  type SeriesPlan,
+} from '../../../bench/harness/growth.ts';
 import { ratioRow } from '../../../bench/harness/ratios.ts';
 import { mergeRuns } from '../../../bench/harness/row_maker.ts';
+import { growthTable } from '../../../bench/harness/tables.ts';
 import { pairsOf, torchRate } from '../../../bench/harness/torch.ts';
 import { recipeRows } from '../../../bench/harness/torch_inputs.ts';
 import type { Workload } from '../../../bench/harness/types.ts';
@@ -72,6 +80,51 @@ describe('growth', () => {
     expect(chooseSeries(['growth-smollm2-360m*'])).toHaveLength(4);
     expect(chooseSeries(['growth-smollm2-135m-rank'])).toHaveLength(1);
     expect(chooseSeries(['all'])).toEqual([]);
+    expect(chooseSeries(['growth-bases'], { trial: true }).map(({ name }) => name)).toEqual([
+      'growth-bases-tiny-dense',
+      'growth-bases-tiny-nf4',
+    ]);
+  });
+
+  it('compares bases in values and in blocks over lengths and over shapes, whose points series share', () => {
+    const bases = chooseSeries(['growth-bases']);
+    const models = bases.filter(({ axis }) => axis === 'parameters');
+    expect(models.map(({ name }) => name)).toEqual([
+      'growth-bases-models-dense',
+      'growth-bases-models-nf4',
+    ]);
+    const parameters = models[1]?.points.map(({ x }) => Math.round(x / 1e6));
+    expect(parameters).toEqual([135, 362, 1100, 6738]);
+    const ofLengths = bases.filter(({ axis }) => axis === 'length');
+    expect(ofLengths.map(({ name }) => name.replace('growth-bases-', ''))).toEqual([
+      ...['smollm2-135m-dense', 'smollm2-360m-dense', 'tinyllama-1.1b-dense'],
+      ...['smollm2-135m-nf4', 'smollm2-360m-nf4', 'tinyllama-1.1b-nf4', 'llama-7b-nf4'],
+    ]);
+    const shared = ofLengths
+      .flatMap(({ points }) => points)
+      .map((point) => JSON.stringify({ ...point, x: 0 }));
+    for (const point of models[1]?.points ?? []) {
+      expect(shared).toContain(JSON.stringify({ ...point, x: 0 }));
+    }
+    const [dense, blocks] = models.map(({ points }) => leastBytes(points[3] as PointPlan, 'bf16'));
+    expect([dense, blocks].map((bytes) => ((bytes as number) / 2 ** 30).toFixed(1))).toEqual([
+      '12.6',
+      '3.1',
+    ]);
+  });
+
+  it('names the points that a machine has no memory for', () => {
+    const plan = kSeries.find(({ name }) => name === 'growth-bases-models-nf4') as SeriesPlan;
+    const row = stepRow();
+    const measured = plan.points.slice(0, 3).map(({ x }) => ({ x, row }));
+    const absent = [{ x: 6.7e9, reason: 'the base takes 12.6 GiB, and 4.0 GiB are free' }];
+    const series = growthSeries(plan, 'bf16', measured, absent);
+    expect(series).toMatchObject({ baseFormat: 'nf4', absent });
+    const [[name, xs]] = growthTable([series]).rows as [string[]];
+    expect(name).toBe(
+      'models nf4 parameters; 6700M: the base takes 12.6 GiB, and 4.0 GiB are free',
+    );
+    expect(xs).toBe('135M 362M 1100M');
   });
 
   it('fits the measured points', () => {

@@ -53,11 +53,11 @@ class HeadChunks {
         ld_(logits_ld(vocabulary_)) {
     rounds_ = std::is_same_v<A, float> && wants_gradient() && o_.w->dtype == BALORA_BF16 &&
               cpu_multiplies_bf16();
-    const int64_t m = o_.h->shape[0];
     const int64_t row_bytes = ld_ * static_cast<int64_t>(sizeof(A) * (o_.ht ? 2 : 1));
-    chunk_ = chunk_rows(options, m, row_bytes);
-    z_ = workspace<A>(ctx_, chunk_ * ld_);
-    if (o_.ht) y_ = workspace<A>(ctx_, chunk_ * ld_);
+    chunk_ = chunk_rows(options, *o_.h, *o_.w, row_bytes);
+    stacks_ = o_.ht && is_widened(*o_.h, *o_.w);
+    z_ = workspace<A>(ctx_, (stacks_ ? 2 : 1) * chunk_ * ld_);
+    if (o_.ht && !stacks_) y_ = workspace<A>(ctx_, chunk_ * ld_);
     tiled_ = rounds_ && head_fits_tiles(*o_.h, *o_.w);
     if ((tiled_ || o_.mean) && o_.dh) sum_ = workspace<A>(ctx_, chunk_ * o_.h->shape[1]);
   }
@@ -65,6 +65,7 @@ class HeadChunks {
   void run(double* row_terms) {
     for (int64_t first = 0; first < o_.h->shape[0]; first += chunk_) {
       const int64_t rows = std::min(chunk_, o_.h->shape[0] - first);
+      if (stacks_) y_ = z_ + rows * ld_;
       make_logits(first, rows);
       parallel_for(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
         HeadRows<A> head(options_, vocabulary_);
@@ -165,6 +166,7 @@ class HeadChunks {
   int64_t vocabulary_, ld_, chunk_ = 0;
   bool rounds_ = false;  // dZ, to bf16
   bool tiled_ = false;   // dH = dZ W
+  bool stacks_ = false;  // Y stands behind Z (stacked_logits)
   A *z_ = nullptr, *y_ = nullptr;
   A* sum_ = nullptr;  // of dH, a chunk
 };

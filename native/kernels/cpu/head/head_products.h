@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -17,11 +18,21 @@ namespace balora {
 
 // 256 rows of student and teacher at a vocabulary of 49,152: W is packed four times for 1,024 rows.
 constexpr int64_t kDefaultChunkBytes = int64_t{100} << 20;
+// Half as many where W is not packed, but widened or decoded, which takes a small part of the time.
+constexpr int64_t kSmallChunkBytes = int64_t{50} << 20;
+
+// Whether a head is widened or decoded block by block for each of its products.
+inline bool is_widened(const View& h, const View& w) {
+  return h.dtype != BALORA_F64 && (w.encoding || w.dtype != BALORA_F32) && !head_fits_tiles(h, w);
+}
 
 // Rows of a chunk whose scratch takes `row_bytes` a row: the rows shared out evenly to as few
 // chunks as the budget allows.
-inline int64_t chunk_rows(const HeadOptions& options, int64_t rows, int64_t row_bytes) {
-  const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : kDefaultChunkBytes;
+inline int64_t chunk_rows(const HeadOptions& options, const View& h, const View& w,
+                          int64_t row_bytes) {
+  const int64_t rows = h.shape[0];
+  const int64_t own = is_widened(h, w) ? kSmallChunkBytes : kDefaultChunkBytes;
+  const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : own;
   const int64_t fitting = std::max<int64_t>(1, budget / row_bytes);
   if (fitting >= rows) return rows;
   const int64_t chunks = (rows + fitting - 1) / fitting;
@@ -48,6 +59,24 @@ struct LogitsOf {
   A* logits;      // (rows,V), rows logits_ld(V) apart
 };
 
+// The logits of two hidden states, of which the second's are behind the first's, as one product,
+// for which W is widened or decoded once.
+template <typename A>
+void stacked_logits(Context* ctx, std::span<const LogitsOf<A>, 2> products, int64_t first,
+                    int64_t rows, const View& w) {
+  const View& h = *products[0].h;
+  const int64_t channels = h.shape[1], row_bytes = channels * element_size(h.dtype);
+  std::vector<char> both(static_cast<size_t>(2 * rows * row_bytes));
+  for (int64_t i = 0; i < 2 * rows; ++i) {
+    const View* from = products[static_cast<size_t>(i / rows)].h;
+    std::memcpy(both.data() + i * row_bytes, rows_of(from, first + i % rows),
+                static_cast<size_t>(row_bytes));
+  }
+  const ProductTerm term{both.data(), h.dtype, channels, &w, true};
+  sum_products(ctx, {2 * rows, w.shape[0], {&term, 1}},
+               {products[0].logits, kDtypeOfAcc<A>, logits_ld(w.shape[0])});
+}
+
 // Logits of the rows [first, first + rows) of several hidden states by one head w (V,C).
 template <typename A>
 void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t first, int64_t rows,
@@ -64,6 +93,11 @@ void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t fi
       }
       return head_logits_tiles(ctx, tiled, rows, w);
     }
+  }
+  if (products.size() == 2 && is_widened(*products[0].h, w) &&
+      products[0].h->dtype == products[1].h->dtype &&
+      products[1].logits == products[0].logits + rows * logits_ld(w.shape[0])) {
+    return stacked_logits<A>(ctx, std::span<const LogitsOf<A>, 2>(products), first, rows, w);
   }
   for (const LogitsOf<A>& product : products) {
     const ProductTerm term{rows_of(product.h, first), product.h->dtype, product.h->stride[0], &w,
