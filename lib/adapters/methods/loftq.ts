@@ -22,7 +22,7 @@ export const loftq = defineMethod({
   title: 'LoftQ: LoRA on a base in 4 bits that starts as what the codes lose of each weight',
   about:
     'The base of the adapter is W as NF4 codes, 4.5 bits a weight, and the pair starts as the best approximation of what these lose, so that ' +
-    'the quantised model begins nearer to the original one than with plain LoRA. Take it where the base must be small and its loss is seen; ' +
+    'the quantised model begins nearer to the original one than with plain LoRA. Take it where the base must be small (on a CPU, in the dtype of the files, where W itself takes no memory) and its loss is seen; ' +
     '`loftq_iter_5`, or `loftqConfig: { loftqIter: 5 }`, quantises W less the pair and approximates again, five times in all: nearer still by ' +
     'this measure, and not always better to train. The teacher is the quantised model with the first pair. Give it ' +
     '[the unquantised model](adapters.md#a-base-in-4-bits); only the adapted weights are quantised.',

@@ -21,7 +21,7 @@ export const qpissa = defineMethod({
   title: 'QPiSSA: PiSSA on a base in 4 bits that is quantised without its principal part',
   about:
     'The pair starts as the part of W that acts most, in full precision, and what stays of W is kept as NF4 codes, 4.5 bits a weight: less is ' +
-    "lost than by quantising W, since its largest part is not in the codes. Take it where the base must be small and PiSSA's start is wanted; " +
+    "lost than by quantising W, since its largest part is not in the codes. Take it where the base must be small (on a CPU, in the dtype of the files, where W itself takes no memory) and PiSSA's start is wanted; " +
     '`qpissa_iter_5` goes over pair and codes five times, for a base that is nearer to W. The teacher is the quantised model with the first ' +
     'pair. Give it [the unquantised model](adapters.md#a-base-in-4-bits); only the adapted weights are quantised. The start costs what ' +
     "PiSSA's costs, for each time.",
