@@ -10,6 +10,7 @@
 #include "engine/graph.h"
 #include "engine/launch.h"
 #include "io/encodings.h"
+#include "io/offload.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "ops/ops.h"
 
@@ -68,17 +69,20 @@ void refuse_non_finite(const Launch& l, const View& view, const std::string& nam
   if (at >= 0) throw FormatError(name, -1, concat("element ", at, " is NaN or infinite"));
 }
 
-// The encoded tensor `to`: the sections, each at its place in it. Errors begin with `name`.
+// The encoded tensor `to`: the sections, each at its place in it. Errors begin with `name`. Pages of
+// files are not read again after it, and need not count to what this process has in memory.
 Tensor assembled(const std::string& name, const std::vector<Section>& sections, const Tensor& to,
                  bool check_finite) {
   if (check_finite) require_cpu(name.c_str(), to.engine());
   std::vector<Tensor> parts;
   std::vector<int64_t> places;
+  std::vector<bool> in_file;
   for (const Section& section : sections) {
     parts.push_back(contiguous(section.part.detach())), places.push_back(section.at);
+    in_file.push_back(parts.back().impl()->storage->external());
   }
   const Tensor outputs[] = {to.as_encoded()};
-  launch("blocks", parts, outputs, [places, name, check_finite](Launch& l) {
+  launch("blocks", parts, outputs, [places, in_file, name, check_finite](Launch& l) {
     const View& out = *l.out(0);
     for (size_t i = 0; i < places.size(); ++i) {
       const View& part = *l.in(i);
@@ -89,6 +93,8 @@ Tensor assembled(const std::string& name, const std::vector<Section>& sections, 
       const int32_t status =
           call(l.kernels->copy, l.ctx, {.source = &from, .destination = &section});
       if (status != 0) return status;
+      if (!in_file[i]) continue;
+      io::drop_pages({static_cast<const std::byte*>(part.data), static_cast<size_t>(bytes)});
     }
     if (check_finite) refuse_non_finite(l, out, name);
     return 0;
