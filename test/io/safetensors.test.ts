@@ -1,6 +1,6 @@
 // safetensors through the library: round trips of every dtype, aliasing, conversion, damage, atomic writing.
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -12,9 +12,10 @@ import {
   SafetensorsWriter,
   saveSafetensors,
 } from '../../lib/io/safetensors.ts';
-import { embedding } from '../../lib/ops/index.ts';
+import { embedding, slice } from '../../lib/ops/index.ts';
 import { synchronize } from '../../lib/runtime.ts';
 import { type DType, tensor } from '../../lib/tensor.ts';
+import { values } from '../support/compare.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-io-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -193,3 +194,30 @@ describe('writing', () => {
     expect(files).toEqual([]);
   });
 });
+
+it.runIf(existsSync('/proc/self/smaps'))(
+  'pages of a file whose values were converted no longer count to the process',
+  async () => {
+    const name = path('converted.safetensors');
+    const count = 2 ** 20;
+    await saveSafetensors(name, {
+      w: tensor(Float32Array.from({ length: count }, (_, i) => i % 97)),
+    });
+    const resident = (): number => {
+      const map = readFileSync('/proc/self/smaps', 'utf8').split(name)[1] as string;
+      return 1024 * Number(/^Rss: +(\d+) kB$/m.exec(map)?.[1]);
+    };
+    const file = SafetensorsFile.open(name);
+    const converted = file.read('w', { dtype: 'bf16', checkFinite: true });
+    await synchronize();
+    expect(values(slice(converted, 0, { start: 95, stop: 99 }))).toEqual(
+      Float64Array.of(95, 96, 0, 1),
+    );
+    expect(resident()).toBeLessThan(2 ** 18);
+    const aliased = file.read('w', { dtype: 'f32', share: true, checkFinite: true });
+    await synchronize();
+    expect(resident()).toBeGreaterThan(4 * count * 0.9);
+    for (const one of [converted, aliased]) one.dispose();
+    file.close();
+  },
+);
