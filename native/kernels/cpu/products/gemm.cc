@@ -1,13 +1,13 @@
-// gemm.h by way of oneDNN (f32, bf16) and Eigen (f64). Mixed and half types are widened into
+// gemm.h by way of oneDNN (f32, bf16) and product_f64.h. Mixed and half types are widened into
 // scratch first; a large B is widened and multiplied in blocks of columns so that
 // scratch stays bounded.
 #include "kernels/cpu/products/gemm.h"
 
-#include <Eigen/Core>
 #include <algorithm>
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/onednn.h"
+#include "kernels/cpu/products/product_f64.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/rows.h"
@@ -29,8 +29,8 @@ bool strided_vector(const GemmInput& x, int64_t rows, int64_t cols) {
 
 // oneDNN's primitives (3.7) find out which stride of a matrix is 1 without regard to its extents of
 // 1, and take a strided vector for a dense one. They also refuse a batch of which both sides are
-// repeated, and those of 3.12 take a batch with an inner extent of 1 for a dense one. dnnl_sgemm
-// and Eigen, matrix by matrix, go by the leading dimension.
+// repeated, and those of 3.12 take a batch with an inner extent of 1 for a dense one. dnnl_sgemm,
+// matrix by matrix, goes by the leading dimension.
 bool primitive_takes(const GemmShape& s, const GemmInput& a, const GemmInput& b,
                      const GemmOutput& c) {
   const bool one_product = s.batch > 1 && a.batch_stride == 0 && b.batch_stride == 0;
@@ -92,33 +92,30 @@ void f32_product(const GemmShape& s, const GemmInput& a, const GemmInput& b, flo
       "f32 matrix product");
 }
 
-using Matrix64 = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-using Map64 = Eigen::Map<Matrix64, 0, Eigen::OuterStride<>>;
-using ConstMap64 = Eigen::Map<const Matrix64, 0, Eigen::OuterStride<>>;
+void multiply_rows(const Context* ctx, const GemmShape& s, double* c, int64_t ldc, double factor) {
+  if (factor == 1) return;
+  parallel_for(ctx, s.m, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < s.n; ++j) c[i * ldc + j] *= factor;
+    }
+  });
+}
 
-void f64_product(const GemmShape& s, const GemmInput& a, const GemmInput& b, double* c_data,
-                 int64_t ldc, const GemmScale& scale) {
-  const auto map = [](const GemmInput& x, int64_t rows, int64_t cols) {
-    if (x.transposed) std::swap(rows, cols);
-    return ConstMap64(static_cast<const double*>(x.data), rows, cols, Eigen::OuterStride<>(x.ld));
+void f64_product(const Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
+                 double* c, int64_t ldc, const GemmScale& scale) {
+  const auto ref = [](const GemmInput& x) {
+    const MatrixRef stored{x.data, BALORA_F64, x.ld, 1};
+    return x.transposed ? stored.transposed() : stored;
   };
-  const ConstMap64 ma = map(a, s.m, s.k), mb = map(b, s.k, s.n);
-  Map64 mc(c_data, s.m, s.n, Eigen::OuterStride<>(ldc));
   if (scale.beta == 0) {
-    mc.setZero();
-  } else if (scale.beta != 1) {
-    mc *= scale.beta;
-  }
-  if (s.k == 0) return;
-  if (a.transposed && b.transposed) {
-    mc.noalias() += scale.alpha * ma.transpose() * mb.transpose();
-  } else if (a.transposed) {
-    mc.noalias() += scale.alpha * ma.transpose() * mb;
-  } else if (b.transposed) {
-    mc.noalias() += scale.alpha * ma * mb.transpose();
+    product_f64(ctx, s.m, s.n, s.k, ref(a), ref(b), c, ldc);
+  } else if (scale.alpha == 0) {
+    return multiply_rows(ctx, s, c, ldc, scale.beta);
   } else {
-    mc.noalias() += scale.alpha * ma * mb;
+    multiply_rows(ctx, s, c, ldc, scale.beta / scale.alpha);
+    add_product_f64(ctx, s.m, s.n, s.k, ref(a), ref(b), c, ldc);
   }
+  multiply_rows(ctx, s, c, ldc, scale.alpha);
 }
 
 // A matrix as the stored rows and columns that hold op(X).
@@ -158,11 +155,7 @@ void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
     if (scale.beta != 0) convert_rows(ctx, {c.data, c.dtype, c.ld}, {out, kType, ldc}, s.m, s.n);
   }
   if constexpr (sizeof(T) == 8) {
-    parallel_for(ctx, s.m, 16, [&](int64_t begin, int64_t end) {  // Eigen runs on one thread
-      GemmInput part = a;
-      part.data = at(a, a.transposed ? begin : begin * a.ld);
-      f64_product({end - begin, s.n, s.k}, part, b, out + begin * ldc, ldc, scale);
-    });
+    f64_product(ctx, s, a, b, out, ldc, scale);
   } else {
     f32_product(s, a, b, out, ldc, scale);
   }

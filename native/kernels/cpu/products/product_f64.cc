@@ -273,7 +273,14 @@ void multiply_block(const Context* ctx, const Product& p, const double* packed_b
   });
 }
 
-void multiply(const Context* ctx, const Product& p) {
+constexpr double kSmallProduct = 1 << 17;  // multiplications that one thread takes
+
+void multiply(const Context* given, const Product& p) {
+  Context own = *given;
+  const double work =
+      static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
+  if (work <= kSmallProduct) own.num_threads = 1;
+  const Context* ctx = &own;
   if (!p.accumulate) {
     for (int64_t i = 0; i < p.m; ++i) std::fill_n(p.c + i * p.ldc, p.n, 0.0);
   }
