@@ -453,7 +453,7 @@ class Subspace {
     return values_.back() > 0 && std::isfinite(values_[0]);
   }
 
-  // Of the wanted columns; NaN counts as infinite.
+  // The largest norm of the wanted columns; NaN counts as infinite.
   double largest_norm(const Matrix& columns) const {
     double most = 0;
     for (int64_t j = 0; j < rank_; ++j) {
