@@ -230,7 +230,8 @@ async function probe(
   const kept = kKeeps.map((keep) => ({ keep, cost: keep, savedActivations: savesInt8 }));
   const exact = { keep: 'saved', cost: 'exact', savedActivations: false } as const;
   // The first passes also pack the weights, so they are not measured.
-  const passes = [{ ...exact, cost: null }, exact, ...kept].flatMap((pass) =>
+  const measured = savesInt8 ? [exact, ...kept] : kept;
+  const passes = [{ ...exact, cost: null }, ...measured].flatMap((pass) =>
     batches.map((batch) => ({ ...pass, batch })),
   );
   for (const { keep, cost, savedActivations, batch } of passes) {
@@ -247,6 +248,7 @@ async function probe(
     if (cost !== null) costs[cost] = Math.max(costs[cost], bytes);
     hidden.dispose();
   }
+  if (!savesInt8) costs.exact = costs.saved;
   await synchronize();
   // A model that does not use the shared loop over layers has no choice to make.
   return { layerCount: Math.max(1, layerCount), costs };

@@ -12,18 +12,18 @@ namespace balora {
 
 class Int8Activation {
  public:
-  // That of the N rows of x (N,...), made now unless somebody keeps it already. Null where x is kept
-  // as it is: the setting says so, nothing is recorded, the codes would not be smaller, or x is a
-  // part of a larger tensor, which is kept whole anyhow.
+  // Returns the codes of the N rows of x (N,...), made now unless somebody keeps them already. Null
+  // where x is kept as it is: the setting says so, nothing is recorded, the codes would not be
+  // smaller, or x is a part of a larger tensor, which is kept whole anyhow.
   // @throws UnsupportedError for f64
   static std::shared_ptr<const Int8Activation> of(const Tensor& x);
-  // The one that somebody keeps of x as it is now; null: nobody does.
+  // Returns the codes that somebody keeps of x as it is now; null: nobody does.
   static std::shared_ptr<const Int8Activation> kept(const Tensor& x);
 
   explicit Int8Activation(const Tensor& x);
 
-  // (N,I) in the type of x. They are decoded once, and stay as long as this, which the backward
-  // pass drops node by node.
+  // Returns the values (N,I) that the codes stand for, in the type of x. They are decoded once, and
+  // stay as long as this, which the backward pass drops node by node.
   Tensor values() const;
   const Tensor& codes() const { return codes_; }
   const Tensor& scales() const { return scales_; }
