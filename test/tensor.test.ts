@@ -1,7 +1,7 @@
 // Tensors in TypeScript: reading and writing values, lifetimes, errors that surface at a sync.
 import { afterEach, describe, expect, it } from 'vitest';
 import { ArgumentError, NativeError } from '../lib/errors.ts';
-import { rmsNorm } from '../lib/ops/index.ts';
+import { full, matmul, mul, rmsNorm } from '../lib/ops/index.ts';
 import {
   memoryStats,
   setDebugMode,
@@ -51,6 +51,21 @@ describe('tensor', () => {
     const f16 = tensor(values, { dtype: 'f16' }).dataSync();
     expect(f16[3]).toBe(65504);
     expect(f16[4]).toBe(2 ** -24 * Math.round(3e-8 / 2 ** -24)); // a subnormal number
+  });
+
+  // Each thread has to do so: the elements are shared out among all.
+  it('keeps subnormal numbers as written, and computes with zero in their place', () => {
+    const values = new Float32Array(2 ** 20).fill(1e-40);
+    const subnormal = tensor(values);
+    expect(subnormal.dataSync()).toEqual(values);
+    expect(scope(() => mul(subnormal, 2)).dataSync()).toEqual(new Float32Array(2 ** 20));
+    const smallest = tensor(new Float32Array(2 ** 20).fill(2 ** -126));
+    expect(scope(() => mul(smallest, 0.5)).dataSync()).toEqual(new Float32Array(2 ** 20));
+    expect(scope(() => mul(smallest, 1)).dataSync()).toEqual(smallest.dataSync());
+    const left = full([64, 64], 1e-20);
+    const right = full([64, 64], 1e-19);
+    expect(scope(() => matmul(left, right)).dataSync()).toEqual(new Float32Array(2 ** 12));
+    for (const each of [subnormal, smallest, left, right]) each.dispose();
   });
 
   it('refuses data that does not fit its shape or dtype', () => {
