@@ -66,14 +66,17 @@ inline bf16 to_bf16(float value) {
   return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
 }
 
-// IEEE half precision without hardware support, after the usual exponent-rebias by multiplication.
+// IEEE half precision without hardware support, and without subnormal f32 numbers, which the compute
+// threads take as zero.
 inline float to_float(f16 value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
   if ((value.bits & 0x7c00u) == 0x7c00u)
     return std::bit_cast<float>(sign | 0x7f800000u | magnitude);
-  const float scaled = std::bit_cast<float>(magnitude) * 0x1p112f;
-  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
+  const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude >> 13)) * 0x1p-24f;
+  const uint32_t rebased = magnitude + (uint32_t{112} << 23);
+  const bool is_normal = (value.bits & 0x7c00u) != 0;
+  return std::bit_cast<float>(sign | (is_normal ? rebased : std::bit_cast<uint32_t>(subnormal)));
 }
 
 inline f16 to_f16(float value) {
