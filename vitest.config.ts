@@ -25,7 +25,7 @@ const kTwoWorkers = { maxWorkers: 2, env: { OMP_WAIT_POLICY: 'passive' } };
 const kOnDevices = [
   'test/{ops,losses,optim}/**/*.test.ts',
   'test/{autograd,gradients,tensor}.test.ts',
-  'test/device/{bench_cuda,generation,graph,train_graphs,training,weights}.test.ts',
+  'test/device/{bench_cuda,generation,graph,layer_keep,quantized_graphs,train_graphs,training,weights}.test.ts',
   'test/models/base_format.test.ts',
 ];
 const kEmulated = fileURLToPath(new URL('build/emulator/balora_cuda.so', import.meta.url));

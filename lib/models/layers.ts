@@ -41,6 +41,9 @@ const kRecomputed = { saved: false, lean: true, thin: 'products' } as const;
 
 /** A layer, made of residual branches in order. `Shared` is a plain object of inputs that all layers read besides their rows. */
 export abstract class Layer<Shared> extends Module {
+  /** Whether passes leave it out, as those do that measure the memory of other layers. */
+  isSkipped = false;
+
   abstract branches(): readonly Branch<Shared>[];
 }
 
@@ -71,10 +74,11 @@ interface State {
  * @returns (N,C) after the last norm, or the wanted rows of it
  */
 export function runLayers<Shared>(
-  layers: readonly Layer<Shared>[],
+  all: readonly Layer<Shared>[],
   embedded: Tensor,
   { shared, last, wanted, keep, batchRows, onLayer = null }: LayerRun<Shared>,
 ): Tensor {
+  const layers = all.filter(({ isSkipped }) => !isSkipped);
   let state: State = { stream: embedded, x: null };
   onLayer?.(0, embedded);
   const rows = batchRows ?? (embedded.shape[0] as number);
@@ -170,7 +174,7 @@ function checkpointed<Shared>(
 }
 
 /** Whether something in a layer wants a gradient. */
-function isTrained<Shared>(layer: Layer<Shared>): boolean {
+export function isTrained<Shared>(layer: Layer<Shared>): boolean {
   for (const [, module] of layer.namedModules()) {
     if (module instanceof Linear && module.adapter?.isTrained === true) return true;
   }

@@ -2,8 +2,8 @@
  * The memory plan of a run: for each micro-batch and layer it chooses between keeping activations and recomputing the layer in
  * the backward pass. The losses are the same for every plan, and the gradients differ only by rounding.
  *
- * The memory of a row is measured by a small forward pass under each choice, and the memory that stays allocated is measured as
- * well; the rest (the chunk of logits, the gradients of one layer in progress) is bounded from these two. See docs/memory.md.
+ * The memory of a row is measured under each choice (row_costs.ts), and the memory that stays allocated is measured as well; the rest
+ * (the chunk of logits, the gradients of one layer in progress) is bounded from these two. See docs/memory.md.
  */
 
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -11,8 +11,8 @@ import { sharesProcessMemory } from '../device.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
-import { memoryStats, synchronize, trimMemory, withInt8Products } from '../runtime.ts';
-import { scope } from '../tensor.ts';
+import { memoryStats, trimMemory } from '../runtime.ts';
+import { measureRows, type RowCosts } from './row_costs.ts';
 
 /**
  * A memory budget: `max` for the fastest plan, `min` for the smallest, or a number of bytes for the whole process (on a GPU, of
@@ -39,14 +39,7 @@ export interface MemoryNote {
   readonly message: string;
 }
 
-/**
- * Bytes per row in all layers together, for each kind of saved activations; `exact` are those of `saved` where nothing is kept in
- * int8, which gradients and recomputed values never are.
- */
-type RowCosts = Readonly<Record<LayerKeep | 'exact', number>>;
-
 const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'thin', 'checkpointed'];
-const kProbeRows = 96;
 /** Memory of the gradients and recomputed values that exist at one time, in multiples of a layer's saved rows. Measured: 1.6. */
 const kInFlight = 2;
 /** Memory lost to fragmentation when batches differ in length, as a fraction of a batch's memory. */
@@ -92,7 +85,7 @@ export class MemoryPlanner {
     const { device, offload } = tuned.model;
     const residentBefore = offload?.residentBytes ?? 0;
     if (offload !== null) offload.residentBytes = 0;
-    const { layerCount, costs } = await probe(tuned, savesInt8).catch((error: unknown) => {
+    const { layerCount, costs } = await measureRows(tuned, savesInt8).catch((error: unknown) => {
       if (offload !== null) offload.residentBytes = residentBefore;
       throw error;
     });
@@ -212,44 +205,4 @@ function bytesInFlight({ offload, dtype, blockFormat }: Model): number {
   const isPacked = dtype === 'f32' && blockFormat === null;
   // The gate and up projections together, or both directions of the head.
   return offload.aheadBytes + (isPacked ? 2 * offload.largestBytes : 0);
-}
-
-/**
- * Runs a forward pass over a few rows under each choice, and measures the memory that is kept for the backward pass.
- * @param savesInt8 whether it is kept in int8
- */
-async function probe(
-  tuned: TunedModel<Model>,
-  savesInt8: boolean,
-): Promise<{ layerCount: number; costs: RowCosts }> {
-  const { model } = tuned;
-  const { device } = model;
-  let layerCount = 0;
-  const costs = { saved: 0, lean: 0, thin: 0, checkpointed: 0, exact: 0 };
-  const batches = model.probeBatches(kProbeRows);
-  const kept = kKeeps.map((keep) => ({ keep, cost: keep, savedActivations: savesInt8 }));
-  const exact = { keep: 'saved', cost: 'exact', savedActivations: false } as const;
-  // The first passes also pack the weights, so they are not measured.
-  const measured = savesInt8 ? [exact, ...kept] : kept;
-  const passes = [{ ...exact, cost: null }, ...measured].flatMap((pass) =>
-    batches.map((batch) => ({ ...pass, batch })),
-  );
-  for (const { keep, cost, savedActivations, batch } of passes) {
-    model.layerKeep = (layer) => {
-      layerCount = Math.max(layerCount, layer + 1);
-      return keep;
-    };
-    await synchronize();
-    const before = memoryStats({ device }).liveBytes;
-    // Only tensors for the backward pass remain, as in a step.
-    const hidden = withInt8Products({ savedActivations }, () => scope(() => model.forward(batch)));
-    await synchronize();
-    const bytes = Math.max(0, memoryStats({ device }).liveBytes - before) / kProbeRows;
-    if (cost !== null) costs[cost] = Math.max(costs[cost], bytes);
-    hidden.dispose();
-  }
-  if (!savesInt8) costs.exact = costs.saved;
-  await synchronize();
-  // A model that does not use the shared loop over layers has no choice to make.
-  return { layerCount: Math.max(1, layerCount), costs };
 }

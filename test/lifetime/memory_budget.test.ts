@@ -11,12 +11,16 @@ interface Report {
   peak: number;
 }
 
-it.runIf(process.platform === 'linux').each(['f32', 'bf16'])(
-  'the process stays within its budget and makes use of it, in %s',
+it.runIf(process.platform === 'linux').each([
+  ['f32', 'dtype'],
+  ['bf16', 'dtype'],
+  ['bf16', 'int8'],
+])(
+  'the process stays within its budget and makes use of it, in %s with products in %s',
   { timeout: 240_000 },
-  async (dtype) => {
+  async (dtype, compute) => {
     const result = await runProgram('test/lifetime/programs/memory_budget.mjs', {
-      ...{ args: [dtype], hangMs: 60_000, limitMs: 200_000 },
+      ...{ args: [dtype, compute], hangMs: 60_000, limitMs: 200_000 },
     });
     expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
     const { least, most, budget, peak } = JSON.parse(result.stdout) as Report;

@@ -1,9 +1,14 @@
-// The fake device of test/fake_device, where the native build has made its plug-in.
+// The devices that run on the processor, the fake one of test/fake_device and the emulated one, where a build has made their plug-ins.
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
 export const kFakePlugin = fileURLToPath(
   new URL('../../build/release/balora_fake.so', import.meta.url),
+);
+
+/** The emulated device of test/emulator, where it is built. */
+export const kEmulatedPlugin = fileURLToPath(
+  new URL('../../build/emulator/balora_cuda.so', import.meta.url),
 );
 
 /** The reason why tests on the fake device cannot run; null where they can. */

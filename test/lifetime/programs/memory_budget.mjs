@@ -1,10 +1,12 @@
 // Trains a model whose memory is mostly activations on batches of several lengths, with a budget between the smallest and the
 // largest peak that the planner predicts. Prints the predictions and the peak memory of the process during the training.
-// Argument: dtype.
+// Arguments: dtype, compute.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { AdapterModel, AutoModelForCausalLM, Trainer } from 'balora';
-import { MemoryPlanner } from '../../../dist/train/memory_plan.js';
+import { resolveOptions } from '../../../dist/train/options.js';
+import { planMemory } from '../../../dist/train/plan.js';
 
+const [dtype, compute] = process.argv.slice(2);
 const kVocabulary = 4096;
 const kShare = 0.3;
 /** Lengths of the texts of each batch. */
@@ -22,7 +24,7 @@ const model = await AutoModelForCausalLM.fromConfig(
     ...{ vocab_size: kVocabulary, hidden_size: 256, intermediate_size: 768 },
     ...{ num_hidden_layers: 12, num_attention_heads: 4, num_key_value_heads: 2 },
   },
-  { dtype: process.argv[2], seed: 1 },
+  { dtype, seed: 1 },
 );
 const tuned = await AdapterModel.create(model, { r: 8, initLoraWeights: true });
 
@@ -53,17 +55,17 @@ function peakBytes() {
 }
 
 const options = {
-  ...{ tuned, data, maxSteps: kBatches.length },
+  ...{ tuned, data, compute, maxSteps: kBatches.length },
   regularizers: {
     ...{ consistencyWeight: 0.1, diversityWeight: 0.02, svdWeight: 0.02 },
     regularizerSchedule: 'constant',
   },
 };
-const { optimizerBytes } = (await new Trainer(options).plan()).memory;
+const plan = await new Trainer(options).plan();
 
 /** The predicted peak for the longest batch under a budget. */
-async function foretold(budget) {
-  const planner = await MemoryPlanner.open(tuned, budget, { optimizerBytes });
+async function foretold(memoryBudget) {
+  const planner = await planMemory(options, resolveOptions({ compute, memoryBudget }), { plan });
   return planner.plan(kLongest).bytes;
 }
 
