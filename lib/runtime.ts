@@ -160,6 +160,14 @@ export interface Int8Products {
   readonly savedActivations?: boolean;
 }
 
+/** The bits of the engine's setting (`Int8Products` of native/engine/engine.h). */
+const kInt8Bits = {
+  forward: 1,
+  inputGradient: 2,
+  rotated: 4,
+  savedActivations: 8,
+} as const satisfies Record<keyof Int8Products, number>;
+
 /**
  * Runs `body`, in which linears compute these products with frozen weights in int8; their backward passes do as well. An int8 copy of a
  * weight is made at its first use and kept. The CPU computes them on every processor, faster than in other types where it has VNNI or
@@ -169,15 +177,14 @@ export interface Int8Products {
  */
 export function withInt8Products<T>(products: Int8Products | undefined, body: () => T): T {
   if (products === undefined) return body();
-  const { forward, inputGradient, rotated, savedActivations } = products;
-  const bits =
-    (forward ? 1 : 0) + (inputGradient ? 2 : 0) + (rotated ? 4 : 0) + (savedActivations ? 8 : 0);
+  const names = Object.keys(kInt8Bits) as (keyof Int8Products)[];
+  const bits = names.reduce((sum, name) => sum + (products[name] ? kInt8Bits[name] : 0), 0);
   return withSetting(native.setInt8Products, bits, body);
 }
 
 /** Whether linears compute any product in int8 at the moment. */
 export function usesInt8Products(): boolean {
-  return (native.int8Products() & 7) !== 0;
+  return (native.int8Products() & ~kInt8Bits.savedActivations) !== 0;
 }
 
 /** The largest number of inputs or outputs of a weight whose products linears compute in int8: their sums have 32 bits. */

@@ -70,7 +70,7 @@ void refuse_non_finite(const Launch& l, const View& view, const std::string& nam
 }
 
 // The encoded tensor `to`: the sections, each at its place in it. Errors begin with `name`. Pages
-// of files are not read again after it, and need not count to what this process has in memory.
+// of files, which are not read again, are dropped.
 Tensor assembled(const std::string& name, const std::vector<Section>& sections, const Tensor& to,
                  bool check_finite) {
   if (check_finite) require_cpu(name.c_str(), to.engine());

@@ -33,7 +33,7 @@ void refuse_non_finite(const Stored& stored, DType dtype, const void* data, int6
 // Straight into the tensor where the CPU can write it; else chunk by chunk into the buffers that
 // the device copies from, so that the host never holds a second copy of the weights and decoding
 // goes on while a chunk is under way.
-int32_t decode_into(Launch& l, const Stored& stored, bool check_finite) {
+void decode_into(Launch& l, const Stored& stored, bool check_finite) {
   const View& out = *l.out(0);
   const auto dtype = static_cast<DType>(out.dtype);
   const int64_t unit_bytes = stored.unit_elements * dtype_size(dtype);
@@ -65,7 +65,6 @@ int32_t decode_into(Launch& l, const Stored& stored, bool check_finite) {
       ring.send(l.ctx, target, decoded, bytes);
     }
   }
-  return 0;
 }
 
 // Before the bytes are used: what was used is then what the digests are of, or it shows.
@@ -78,14 +77,6 @@ void remember(Launch& l, const S& stored) {
   stored.file->remember(std::move(digests));
 }
 
-// The status of a copy. The pages that it was made of are not read again, and need not count to
-// what this process has in memory.
-template <typename S>
-int32_t dropped(const S& stored, int32_t status) {
-  io::drop_pages(stored.bytes);
-  return status;
-}
-
 }  // namespace
 
 Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored stored,
@@ -96,7 +87,9 @@ Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored store
   launch("read", {}, {t}, [stored = std::move(stored), check_finite](Launch& l) {
     l.engine->depend_on(stored.file);
     remember(l, stored);
-    return dropped(stored, decode_into(l, stored, check_finite));
+    decode_into(l, stored, check_finite);
+    io::drop_pages(stored.bytes);  // which are not read again
+    return 0;
   });
   return t;
 }
@@ -119,7 +112,7 @@ namespace {
 
 // Rows of the file in the order of the tensor, by chunks of whole rows. A chunk is a tensor in
 // blocks itself, since no block belongs to two rows.
-int32_t copy_blocks(Launch& l, const StoredBlocks& stored, bool check_finite) {
+void copy_blocks(Launch& l, const StoredBlocks& stored, bool check_finite) {
   const View& out = *l.out(0);
   const int64_t rows = stored.rows ? out.shape[0] : 1;
   const auto row_bytes = static_cast<int64_t>(stored.bytes.size()) / rows;
@@ -147,7 +140,6 @@ int32_t copy_blocks(Launch& l, const StoredBlocks& stored, bool check_finite) {
     if (at >= 0) refuse_element(*stored.file, stored.name, stored.bytes, first * columns + at);
     if (!direct) l.engine->ring().send(l.ctx, to, chunk, count * row_bytes);
   }
-  return 0;
 }
 
 }  // namespace
@@ -163,7 +155,9 @@ Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBloc
     launch("read", {}, {t.as_encoded()}, [stored = std::move(stored), check_finite](Launch& l) {
       l.engine->depend_on(stored.file);
       remember(l, stored);
-      return dropped(stored, copy_blocks(l, stored, check_finite));
+      copy_blocks(l, stored, check_finite);
+      io::drop_pages(stored.bytes);
+      return 0;
     });
     return t;
   }

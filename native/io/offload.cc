@@ -197,8 +197,8 @@ struct Offload::State {
   bool stopping = false;
   OffloadStats stats;
 
-  // Marks the ranges that the next ops read, as many as fit, with the number of this search. Returns
-  // the first that is to be read, or null.
+  // Marks the ranges that the next ops read, as many as fit, with the number of this search.
+  // Returns the first that is to be read, or null.
   std::shared_ptr<Range> next();
   // Drops what is neither in the share nor read soon.
   void settle();
@@ -343,7 +343,6 @@ void Offload::State::choose_share() {
       stats.present += range->bytes.size();
     }
   }
-  stats.most_present = stats.present;
 }
 
 // The reader's thread.

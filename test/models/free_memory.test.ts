@@ -33,16 +33,17 @@ describe.runIf(process.platform === 'linux')('the memory of the machine', () => 
   });
 
   it('bounds the weights: the error has the sizes, and the dtype in which they fit', async () => {
+    // The sizes hold as long as other programs take no more than a third of what is free now, or free as much.
     const { freeBytes } = deviceInfo('cpu');
     await synchronize();
     const before = memoryStats().deviceAllocations;
-    const error = await failureOf(1.6 * freeBytes, 'f32');
+    const error = await failureOf(1.3 * freeBytes, 'f32');
     expect(error).toBeInstanceOf(NativeError);
     expect(error.code).toBe('ERR_OUT_OF_MEMORY');
     expect(error.message).toMatch(
       /: the weights take [\d.]+ [GT]iB in f32, and [\d.]+ [GM]iB of [\d.]+ GiB are free on cpu; use dtype bf16, in which they take [\d.]+ GiB$/,
     );
-    const wide = await failureOf(0.7 * freeBytes, 'f64');
+    const wide = await failureOf(0.65 * freeBytes, 'f64');
     expect(wide.message).toMatch(/; use dtype f32, in which they take /);
     for (const dtype of ['f32', 'bf16'] as const) {
       const none = await failureOf(8 * freeBytes, dtype);

@@ -16,6 +16,8 @@ import {
 import {
   type Int8Products,
   memoryStats,
+  opTimes,
+  resetOpTimes,
   synchronize,
   withInt8Products,
 } from '../../lib/runtime.ts';
@@ -277,6 +279,21 @@ describe('activations kept in int8', () => {
     expect(await run(cases, (x) => recomputing(true, () => both(x)))).toBe(codes + u);
     expect(await run(cases, (x) => noGrad(() => both(x)))).toBe(-4 * rows * width); // x is not kept
     for (const each of [weight, a, b]) each.dispose();
+  });
+
+  it('are made once for a product and for the backward pass that keeps them', async () => {
+    await synchronize();
+    resetOpTimes();
+    scope(() => {
+      const [a, b] = [leaf([3, 64], 4), leaf([40, 3], 5)];
+      const weight = random([40, 64], 1).freeze();
+      withInt8Products({ ...kSaved, forward: true }, () =>
+        linear(leaf([kRows, 64], 2), weight, { lowRank: [{ a, b }] }),
+      );
+    });
+    await synchronize();
+    const made = opTimes().filter(({ op }) => op === 'quantize_rows');
+    expect(made.map(({ calls }) => calls)).toEqual([1]);
   });
 
   it('are what a product in int8 multiplies by, to the same bits', () => {

@@ -245,21 +245,27 @@ describe('CrowS-Pairs', () => {
   );
 });
 
+/** Writes a tiny model, and rows of a prompt q and an answer a for it. */
+async function writePairs(model: string, data: string): Promise<void> {
+  await writeTinyCheckpoint(at(model));
+  const rows = Array.from({ length: 12 }, (_, i) => ({ q: `ab${i % 7}`, a: `c${i % 5}d` }));
+  await writeFile(at(data), rows.map((row) => JSON.stringify(row)).join('\n'));
+}
+const kPairFields = ['--prompt-field', 'q', '--response-field', 'a'];
+
 describe('the study of products in int8', () => {
   const study = (...more: string[]) =>
     script(
       'int8/int8.mjs',
       ...['--model', at('int8-lm'), '--data', at('int8.jsonl'), '--eval-data', at('int8.jsonl')],
-      ...['--prompt-field', 'q', '--response-field', 'a', '--batch-size', '1', '--seeds', '0'],
+      ...[...kPairFields, '--batch-size', '1', '--seeds', '0'],
       ...['--modes', 'dtype', '--output', at('int8'), ...more],
     );
 
   it(
     'does not take a run with other settings for the one that is asked for',
     async () => {
-      await writeTinyCheckpoint(at('int8-lm'));
-      const rows = Array.from({ length: 12 }, (_, i) => ({ q: `ab${i % 7}`, a: `c${i % 5}d` }));
-      await writeFile(at('int8.jsonl'), rows.map((row) => JSON.stringify(row)).join('\n'));
+      await writePairs('int8-lm', 'int8.jsonl');
       const first = ['--rank', '2', '--steps', '2', '--eval-rows', '3'];
       await study(...first);
       await study(...first);
@@ -292,7 +298,7 @@ describe('the study of methods', () => {
     script(
       'methods/methods.mjs',
       ...['--model', at('lm'), '--data', at('pairs.jsonl'), '--eval-data', at('pairs.jsonl')],
-      ...['--prompt-field', 'q', '--response-field', 'a', '--dtype', 'f32', '--steps', '3'],
+      ...[...kPairFields, '--dtype', 'f32', '--steps', '3'],
       ...['--methods', 'eva,vera', '--rates', '1e-3,1e-2', '--seeds', '0,1', '--rank', '2'],
       ...['--output', at('methods'), ...more],
     );
@@ -300,9 +306,7 @@ describe('the study of methods', () => {
   it(
     'sweeps the rates, repeats the best one, and does nothing twice',
     async () => {
-      await writeTinyCheckpoint(at('lm'));
-      const rows = Array.from({ length: 12 }, (_, i) => ({ q: `ab${i % 7}`, a: `c${i % 5}d` }));
-      await writeFile(at('pairs.jsonl'), rows.map((row) => JSON.stringify(row)).join('\n'));
+      await writePairs('lm', 'pairs.jsonl');
       const first = await study();
       const runs = linesOf(at('methods', 'runs.jsonl'));
       for (const method of ['eva', 'vera']) {

@@ -260,7 +260,7 @@ describe('MemoryPlanner', () => {
     const [exact, int8] = [await bytesOf(false), await bytesOf(true)];
     // For each row a layer keeps twice the stream, q, k, v and the result (2 x 64 + 64 + 2 x 32 + 64), gate and up, both norms and
     // the gate's product (2 x 128 + 2 x 64 + 128): a byte less of each, and a scale of 4 bytes for each of the 10.
-    const saved = (1.05 * 4 * (2 * 64 + 64 + 64 + 64 + 256 + 128 + 128 - 10 * 4)) / 1;
+    const saved = 1.05 * 4 * (2 * 64 + 64 + 64 + 64 + 256 + 128 + 128 - 10 * 4);
     expect(exact.all - int8.all).toBeGreaterThan(0.8 * saved);
     expect(exact.all - int8.all).toBeLessThan(1.05 * saved);
     expect(Math.abs(exact.least - int8.least)).toBeLessThan(0.1 * exact.least);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/shared/int8_rows.h"
 #include "kernels/shared/op_codes.h"
 #include "tensor/errors.h"
 
@@ -23,6 +24,19 @@ inline std::string matrix_not_finite() {
 }
 inline std::string not_converged() {
   return "the iteration did not converge";
+}
+
+// ---- int8 ---------------------------------------------------------------------------------------
+
+inline std::string rows_of_f64() {
+  return "rows of f64 are not quantised to int8";
+}
+inline std::string values_in_f64() {
+  return "rows in int8 have no values in f64";
+}
+inline std::string int8_terms(int64_t outs, int64_t ins) {
+  return concat("sums in int8 have up to ", kInt8MostTerms, " terms, the weight is (", outs, ",",
+                ins, ")");
 }
 
 // ---- Attention's segments -----------------------------------------------------------------------

@@ -19,6 +19,7 @@
 #include <cstring>
 
 #include "kernels/shared/int8_rows.h"
+#include "kernels/shared/messages.h"
 #include "ops/linear/linear_group.h"
 #include "ops/rows.h"
 #include "tape/tape.h"
@@ -152,8 +153,7 @@ void check_int8_terms(const GroupOf<Tensor>& group, const Int8Forms& forms) {
   for (const LinearOf<Tensor>& linear : group.linears) {
     const int64_t outs = linear.weight.dim(0), ins = linear.weight.dim(1);
     if (!linear.weight.frozen() || std::max(outs, ins) <= kInt8MostTerms) continue;
-    throw UnsupportedError(concat("linear: sums in int8 have up to ", kInt8MostTerms,
-                                  " terms, the weight is (", outs, ",", ins, ")"));
+    throw UnsupportedError("linear: " + messages::int8_terms(outs, ins));
   }
 }
 
@@ -455,7 +455,9 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
       part.u = Tensor::empty(x.engine(), {rows.dim(0), part.a.dim(0)}, part.a.dtype());
     }
   }
-  launch_forward(flat, forms.forward, codes_of(given, flat.x, forms).get());
+  // Held until keep_for_backward() shares them: without an owner they would be made again there.
+  const std::shared_ptr<const Int8Activation> codes = codes_of(given, flat.x, forms);
+  launch_forward(flat, forms.forward, codes.get());
 
   if (!x.engine().state().grad_enabled) return outputs;
   const TapeInputs inputs(given);

@@ -17,6 +17,7 @@ import { add, copy_, randn, zeros } from '../../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../../lib/runtime.ts';
 import { noGrad, scope, type Tensor } from '../../../lib/tensor.ts';
 import { Trainer } from '../../../lib/train/trainer.ts';
+import { collectGarbage } from '../../support/collect_garbage.ts';
 import { goldenArrays } from '../../support/golden.ts';
 import { kOwnForms } from '../../support/own_forms.ts';
 import { disturb, expectNear, hidden, readWeights } from '../../support/tiny_adapters.ts';
@@ -37,6 +38,7 @@ describe.each(kOwnForms)('%s', (_, config) => {
   it('initially and while disabled leaves the base unchanged, and disposed of restores it', async () => {
     const model = new TinyModel();
     const base = hidden(model);
+    await collectGarbage(); // models of earlier tests, which would be collected during this one
     const before = memoryStats().liveBytes;
     const tuned = await create(model, config);
     expectNear(hidden(model), base, 1e-6);
@@ -194,7 +196,7 @@ describe('a configuration', () => {
     [{ peftType: 'PEANUT', r: 9 }, 'rank r=9 is larger than the matrix (out,in)=(16,8) allows'],
   ])('%j cannot be created', async (config, message) => {
     const model = new TinyModel();
-    await synchronize(); // the model's weights are there, and what they were made of is not
+    await collectGarbage(); // and the model's weights are there, and what they were made of is not
     const before = memoryStats().liveBytes;
     await expect(create(model, config)).rejects.toThrow(`layers.0.gate_proj: ${message}`);
     await synchronize();

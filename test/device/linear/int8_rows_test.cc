@@ -49,11 +49,17 @@ TEST_CASE("rows in int8 are not of f64") {
   DeviceTest t;
   const Array x = t.random<double>({2, 64}), codes = t.empty<uint8_t>({32, 64});
   const Array scales = t.empty<float>({32});
-  const auto row = [&](const KernelTable& k, Context* ctx, const auto& view) {
+  const auto quantize = [&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.quantize_rows, ctx, {.x = view(x), .codes = view(codes), .scales = view(scales)});
   };
-  CHECK(t.on_device(row) != 0);
+  CHECK(t.on_device(quantize) != 0);
   CHECK(t.error() == "rows of f64 are not quantised to int8");
+  const auto dequantize = [&](const KernelTable& k, Context* ctx, const auto& view) {
+    return call(k.dequantize_rows, ctx,
+                {.codes = view(codes), .scales = view(scales), .x = view(x)});
+  };
+  CHECK(t.on_device(dequantize) != 0);
+  CHECK(t.error() == "rows in int8 have no values in f64");
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ class TestContext {
       void* memory = std::aligned_alloc(64, rounded);
       std::memset(memory, 0xff, rounded);
       self->scratch_.emplace_back(memory, &std::free);
+      self->scratch_bytes_ += bytes;
       return memory;
     };
     ctx_.account = [](Context*, int64_t) {};
@@ -42,9 +43,12 @@ class TestContext {
   TestContext& operator=(const TestContext&) = delete;
   operator Context*() { return &ctx_; }
   void set_threads(int threads) { ctx_.num_threads = threads; }
+  // Scratch memory that kernels have asked for so far.
+  uint64_t scratch_bytes() const { return scratch_bytes_; }
 
  private:
   Context ctx_{};  // first member: workspace() finds the object from it
+  uint64_t scratch_bytes_ = 0;
   std::vector<std::unique_ptr<void, decltype(&std::free)>> scratch_;
 };
 

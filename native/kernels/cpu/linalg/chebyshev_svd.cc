@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/linalg/subspace_steps.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
@@ -24,7 +25,6 @@ constexpr int64_t kPlainPowers = 4;  // powers up to which each is a product of 
 constexpr int64_t kPowersOfProduct = 3;
 constexpr double kFineSpectrum = 100;  // ratio of eigenvalues up to which 16 bits of G are as A
 constexpr int kMaxRounds = 8;
-constexpr double kSmallestPivot = 1e-10;  // of the columns' Gram matrix with a unit diagonal
 constexpr double kSmallestSigma = 1e-3;
 constexpr double kSmallestRest = 0.05;
 
@@ -161,15 +161,7 @@ class ChebyshevSvd {
     backward(image_, y);
   }
 
-  // Columns become orthonormal, in order: Cholesky's way, with the Gram matrix in f64. False when
-  // they are not independent enough for that.
-  bool orthonormalise(FloatBlock& x) {
-    Matrix weights;
-    if (!orthonormal_weights(block_gram(x, wide_), kSmallestPivot, &weights)) return false;
-    block_times(x, weights, weights_, z_);
-    std::swap(x.values, z_.values);
-    return true;
-  }
+  bool orthonormalise(FloatBlock& x) { return orthonormalise_columns(x, z_, wide_, weights_); }
 
   bool iterate(int64_t products, bool fresh) {
     for (int64_t most = fresh ? 1 : kFilterDegree; products > 0;) {
@@ -202,15 +194,8 @@ class ChebyshevSvd {
     spread_ = quotients.largest / quotients.smallest;
     const double growth = std::log(kLargestGrowth) / std::log(4 * spread_);
     const int64_t degree = std::clamp<int64_t>(static_cast<int64_t>(growth), 1, most);
-    const auto half = static_cast<float>(quotients.smallest / 2);
-    chebyshev_step(y_, q_, half, 1 / half);
-    for (int64_t k = 2; k <= degree; ++k) {
-      apply(y_, z_);
-      chebyshev_step(z_, y_, half, 2 / half, &q_);
-      std::swap(q_.values, y_.values);
-      std::swap(y_.values, z_.values);
-    }
-    std::swap(q_.values, y_.values);
+    chebyshev_polynomial(q_, y_, z_, quotients.smallest, degree,
+                         [this](const FloatBlock& x, const FloatBlock& y) { apply(x, y); });
     return degree;
   }
 

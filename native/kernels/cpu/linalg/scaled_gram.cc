@@ -54,6 +54,14 @@ std::vector<RowBlock> blocks_of(int64_t begin, int64_t end, const float* scale) 
   return blocks;
 }
 
+// Whether rows of bf16 that stay as they are take no more memory than widened ones. They do where
+// runs of one scale are short, since each begins a block, which is padded to whole tiles.
+bool has_long_runs(const float* scale, int64_t n) {
+  int64_t padded = 0;
+  for (const RowBlock& block : blocks_of<bf16>(0, n, scale)) padded += tile_padded(block.count);
+  return padded <= 2 * tile_padded(n);
+}
+
 BALORA_SIMD void multiply_row(float* row, int64_t count, float factor) {
   for (int64_t i = 0; i < count; ++i) row[i] *= factor;
 }
@@ -208,7 +216,9 @@ void add_in_f64(Context* ctx, const View& a, const float* scale, double* g) {
 
 void add_scaled_gram(Context* ctx, const View& a, const float* scale, double* g) {
   if (a.dtype == BALORA_F64) return add_in_f64(ctx, a, scale, g);
-  if (a.dtype == BALORA_BF16 && tile_gemm_has_bf16()) return add_in<bf16>(ctx, a, scale, g);
+  if (a.dtype == BALORA_BF16 && tile_gemm_has_bf16() && has_long_runs(scale, a.shape[0])) {
+    return add_in<bf16>(ctx, a, scale, g);
+  }
   add_in<float>(ctx, a, scale, g);
 }
 

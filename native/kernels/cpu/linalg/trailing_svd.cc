@@ -5,8 +5,8 @@
 #include <memory>
 #include <optional>
 
-#include "kernels/cpu/linalg/float_block.h"
 #include "kernels/cpu/linalg/side_by_side.h"
+#include "kernels/cpu/linalg/subspace_steps.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -34,7 +34,6 @@ constexpr double kSurplusGain = 3;  // of a filter over what the residual lacks
 constexpr int kFloatProducts = 18;
 constexpr int64_t kMostFloatDegree = 6;
 constexpr double kLargestFloatGrowth = 2e7;
-constexpr double kSmallestPivot = 1e-10;  // of the columns' Gram matrix with a unit diagonal
 
 Matrix block_of(const Matrix& a, int64_t row, int64_t col, int64_t rows, int64_t cols) {
   Matrix out(rows, cols);
@@ -274,7 +273,7 @@ class FloatIteration {
   std::optional<Matrix> run() {
     for (int products = 0; products < kFloatProducts;) {
       const int64_t degree = filter(std::min<int64_t>(products + 1, kMostFloatDegree));
-      if (degree == 0 || !orthonormalise()) return std::nullopt;
+      if (degree == 0 || !orthonormalise_columns(q_, z_, wide_, weights_)) return std::nullopt;
       products += static_cast<int>(degree);
     }
     Matrix out(n_, q_.cols);
@@ -306,14 +305,6 @@ class FloatIteration {
     });
   }
 
-  bool orthonormalise() {
-    Matrix weights;
-    if (!orthonormal_weights(block_gram(q_, wide_), kSmallestPivot, &weights)) return false;
-    block_times(q_, weights, weights_, z_);
-    std::swap(q_.values, z_.values);
-    return true;
-  }
-
   // q becomes T_d(2 K / beta - 1) q, where beta is the least Rayleigh quotient of its columns, and
   // K q for `most` 1. Returns d, 0 where the quotients are none of a positive definite matrix.
   int64_t filter(int64_t most) {
@@ -327,15 +318,8 @@ class FloatIteration {
     const double growth = std::log(4 * quotients.largest / quotients.smallest);
     const int64_t degree =
         std::clamp<int64_t>(static_cast<int64_t>(std::log(kLargestFloatGrowth) / growth), 1, most);
-    const auto half = static_cast<float>(quotients.smallest / 2);
-    chebyshev_step(y_, q_, half, 1 / half);
-    for (int64_t d = 2; d <= degree; ++d) {
-      apply(y_, z_);
-      chebyshev_step(z_, y_, half, 2 / half, &q_);
-      std::swap(q_.values, y_.values);
-      std::swap(y_.values, z_.values);
-    }
-    std::swap(q_.values, y_.values);
+    chebyshev_polynomial(q_, y_, z_, quotients.smallest, degree,
+                         [this](const FloatBlock& x, const FloatBlock& y) { apply(x, y); });
     return degree;
   }
 

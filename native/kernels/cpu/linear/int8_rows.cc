@@ -4,13 +4,13 @@
 #include "kernels/cpu/products/int8.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
-#include "tensor/errors.h"
+#include "kernels/shared/messages.h"
 
 namespace balora {
 
 int32_t quantize_rows_kernel(Context* ctx, const balora_quantize_rows& o) {
   const View& x = *o.x;
-  if (x.dtype == BALORA_F64) throw UnsupportedError("rows of f64 are not quantised to int8");
+  if (x.dtype == BALORA_F64) throw UnsupportedError(messages::rows_of_f64());
   quantise_rows_to(ctx, x.data, x.dtype, x.shape[0], x.shape[1], nullptr, int8_rotation(x.shape[1]),
                    data_of<uint8_t>(o.codes), data_of<float>(o.scales));
   return 0;
@@ -18,7 +18,7 @@ int32_t quantize_rows_kernel(Context* ctx, const balora_quantize_rows& o) {
 
 int32_t dequantize_rows_kernel(Context* ctx, const balora_dequantize_rows& o) {
   const View& x = *o.x;
-  if (x.dtype == BALORA_F64) throw UnsupportedError("rows in int8 have no values in f64");
+  if (x.dtype == BALORA_F64) throw UnsupportedError(messages::values_in_f64());
   const Int8Rows rows = {data_of<uint8_t>(o.codes), o.codes->shape[1], data_of<float>(o.scales)};
   dequantise_rows(ctx, rows, x.shape[0], x.shape[1], int8_rotation(x.shape[1]), x.data, x.dtype);
   return 0;

@@ -19,7 +19,7 @@
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/workspace.h"
-#include "tensor/errors.h"
+#include "kernels/shared/messages.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -219,9 +219,7 @@ const Int8Weight* Int8Weight::of(Context* ctx, const View& weight, bool rotated)
   if (!weight.slots || view_numel(weight) == 0) return nullptr;
   if (weight.dtype == BALORA_F64) throw UnsupportedError("no product of f64 is computed in int8");
   if (std::max(weight.shape[0], weight.shape[1]) > kInt8MostTerms) {
-    throw UnsupportedError(concat("sums in int8 have up to ", kInt8MostTerms,
-                                  " terms, the weight is (", weight.shape[0], ",", weight.shape[1],
-                                  ")"));
+    throw UnsupportedError(messages::int8_terms(weight.shape[0], weight.shape[1]));
   }
   balora_slot& slot = weight.slots[kInt8Slot];
   if (!slot.data) {

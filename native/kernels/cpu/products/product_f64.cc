@@ -214,10 +214,12 @@ struct Product {
   bool accumulate = false, symmetric = false;
 };
 
-// Memory that is written before it is read, aligned to a cache line.
+// Memory that is written before it is read, aligned to a cache line, with room for what
+// pack_across() writes behind the end.
 class Packed {
  public:
-  explicit Packed(int64_t count) : storage_(new double[static_cast<size_t>(count + kTileCols)]) {}
+  explicit Packed(int64_t count)
+      : storage_(new double[static_cast<size_t>(count + 2 * kTileCols)]) {}
   double* values() const {
     const auto address = reinterpret_cast<uintptr_t>(storage_.get());
     return storage_.get() + ((64 - address % 64) % 64) / sizeof(double);

@@ -1,0 +1,41 @@
+// The steps of a subspace iteration in f32, for the leading eigenvectors of a symmetric operator:
+// of A^T A (chebyshev_svd.h), or of its inverse (trailing_svd.h).
+#pragma once
+#include <cstdint>
+#include <utility>
+
+#include "kernels/cpu/linalg/dense.h"
+#include "kernels/cpu/linalg/float_block.h"
+
+namespace balora {
+
+// The columns of x become orthonormal, in order: Cholesky's way, with the Gram matrix in f64. False
+// where they are not independent enough for that. z is a block of x's size, `wide` has room for its
+// elements, `weights` for (columns,columns). x and z exchange their memory.
+inline bool orthonormalise_columns(FloatBlock& x, FloatBlock& z, double* wide, float* weights) {
+  constexpr double kSmallestPivot = 1e-10;  // of the Gram matrix with a unit diagonal
+  Matrix factors;
+  if (!orthonormal_weights(block_gram(x, wide), kSmallestPivot, &factors)) return false;
+  block_times(x, factors, weights, z);
+  std::swap(x.values, z.values);
+  return true;
+}
+
+// q becomes T_d(2 G / beta - 1) q for a degree d of at least 1: the polynomial is within 1 on
+// [0, beta] and grows fast above it. apply(x, y) sets y to G x; y is G q before. The blocks, of one
+// size, exchange their memory.
+template <typename Apply>
+void chebyshev_polynomial(FloatBlock& q, FloatBlock& y, FloatBlock& z, double beta, int64_t degree,
+                          const Apply& apply) {
+  const auto half = static_cast<float>(beta / 2);
+  chebyshev_step(y, q, half, 1 / half);
+  for (int64_t d = 2; d <= degree; ++d) {
+    apply(y, z);
+    chebyshev_step(z, y, half, 2 / half, &q);
+    std::swap(q.values, y.values);
+    std::swap(y.values, z.values);
+  }
+  std::swap(q.values, y.values);
+}
+
+}  // namespace balora
