@@ -53,7 +53,7 @@ async function train(setting: Setting, captureGraphs: boolean): Promise<Found> {
   const [live, graphs, records] = [[] as number[], [] as number[], [] as unknown[]];
   const trainer = new Trainer({
     ...{ tuned, captureGraphs, maxSteps: kSteps, learningRate: 0.01 },
-    // Of one shape, whichever rows are supervised.
+    // The batches that have as many supervised rows: one shape.
     data: tinySource(
       tinyBatches({ count: 4, rows, vocabulary: model.vocabSize }).filter((_, b) => b % 3 === 0),
     ),
