@@ -143,12 +143,15 @@ async function run(kind) {
     regularizers: { ...kRegularizers, regularizerSchedule: 'constant' },
     memoryBudget: bytesOf(isOffloaded ? given['offload-budget'] : given.budget),
   });
-  const before = model.offload?.stats();
   const seconds = [];
   const losses = [];
   let start = 0;
+  let before;
   for await (const event of trainer.run()) {
-    if (event.type === 'start') start = performance.now();
+    if (event.type === 'start') {
+      start = performance.now();
+      before = model.offload?.stats(); // what the memory plan has read by then is not a step's
+    }
     if (event.type !== 'step') continue;
     seconds.push((performance.now() - start) / 1000);
     losses.push(event.record.loss);

@@ -18,7 +18,7 @@ export type RowCosts = Readonly<Record<LayerKeep | 'exact', number>>;
 
 type AnyLayer = Layer<unknown>;
 
-/** What is measured at one time. */
+/** A forward pass that is measured. */
 interface Pass {
   readonly keep: LayerKeep;
   readonly savedActivations: boolean;
@@ -98,7 +98,7 @@ async function bytesOf(
       );
       await synchronize();
       const before = memoryStats({ device }).liveBytes;
-      // What a first pass leaves behind, such as tables of positions, is not counted: it is there once.
+      // Tables that a first pass leaves behind are not counted: they are there once.
       hidden.dispose();
       await synchronize();
       bytes.push(Math.max(0, before - memoryStats({ device }).liveBytes) / kRows);

@@ -1,4 +1,4 @@
-// What layers keep for backward on a device: runs with layers that compute norms, activations and products again equal those that keep
+// The tensors that layers keep for backward on a device: runs with layers that compute norms, activations and products again equal those that keep
 // all of them, bit for bit, on a base of each form. On the fake device (test/fake_device), the emulated one or a GPU.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';

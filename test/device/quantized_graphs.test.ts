@@ -26,7 +26,7 @@ interface Setting {
   readonly options: FromPretrainedOptions;
   readonly config?: LoraConfigInput;
   readonly keep?: LayerKeep;
-  /** Default: few, whose products decode as they load. */
+  /** Default: few, whose products decode as they load; many are multiplied with panels of decoded weights. */
   readonly rows?: number;
 }
 
@@ -53,7 +53,7 @@ async function train(setting: Setting, captureGraphs: boolean): Promise<Found> {
   const [live, graphs, records] = [[] as number[], [] as number[], [] as unknown[]];
   const trainer = new Trainer({
     ...{ tuned, captureGraphs, maxSteps: kSteps, learningRate: 0.01 },
-    // Of one shape, whichever rows are supervised.
+    // The batches that have as many supervised rows: one shape.
     data: tinySource(
       tinyBatches({ count: 4, rows, vocabulary: model.vocabSize }).filter((_, b) => b % 3 === 0),
     ),
@@ -96,7 +96,7 @@ describe.skipIf(!kRecords)('training by graphs on a base in blocks', () => {
   const kSettings: Record<string, Setting> = {
     'NF4 in f32': { path: kModel, options: nf4 },
     'NF4 in bf16': { path: kModel, options: { ...nf4, dtype: 'bf16' } },
-    'NF4 in bf16, many rows': { path: kModel, options: { ...nf4, dtype: 'bf16' }, rows: 72 },
+    'NF4 in bf16, many rows': { path: kModel, options: { ...nf4, dtype: 'bf16' }, rows: 132 },
     'NF4 in bf16, thin layers': { path: kModel, options: { ...nf4, dtype: 'bf16' }, keep: 'thin' },
     'NF4 in bf16, checkpointed layers': {
       ...{ path: kModel, options: { ...nf4, dtype: 'bf16' }, keep: 'checkpointed' },
@@ -104,7 +104,7 @@ describe.skipIf(!kRecords)('training by graphs on a base in blocks', () => {
     'GGUF blocks in f32': { path: kGguf, options: gguf, config: alpha },
     'GGUF blocks in bf16': { path: kGguf, options: { ...gguf, dtype: 'bf16' }, config: alpha },
     'GGUF blocks in bf16, many rows': {
-      ...{ path: kGguf, options: { ...gguf, dtype: 'bf16' }, config: alpha, rows: 72 },
+      ...{ path: kGguf, options: { ...gguf, dtype: 'bf16' }, config: alpha, rows: 132 },
     },
     'codes of the adapter (QPiSSA)': {
       ...{ path: kModel, options: { dtype: 'bf16' }, config: { initLoraWeights: 'qpissa' } },

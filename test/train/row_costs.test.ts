@@ -84,7 +84,7 @@ const kModels: Record<string, { make: () => Promise<TunedModel<Model>>; few: num
   'a model without layers': { make: async () => new FullModel(new TinyModel()) as never, few: 0 },
 };
 
-/** What a row keeps in a forward through all layers. */
+/** The bytes of a row that a forward through all layers keeps. */
 async function keptBy(model: Model, keep: LayerKeep, savedActivations: boolean): Promise<number> {
   model.layerKeep = () => keep;
   const each: number[] = [];

@@ -8,7 +8,7 @@ import { planMemory } from '../../../dist/train/plan.js';
 
 const [dtype, compute] = process.argv.slice(2);
 const kVocabulary = 4096;
-const kShare = 0.3;
+const kShare = 0.33;
 /** Lengths of the texts of each batch. */
 const kBatches = [
   [300, 200],
@@ -22,7 +22,7 @@ const model = await AutoModelForCausalLM.fromConfig(
   {
     model_type: 'llama',
     ...{ vocab_size: kVocabulary, hidden_size: 256, intermediate_size: 768 },
-    ...{ num_hidden_layers: 12, num_attention_heads: 4, num_key_value_heads: 2 },
+    ...{ num_hidden_layers: 20, num_attention_heads: 4, num_key_value_heads: 2 },
   },
   { dtype, seed: 1 },
 );
