@@ -25,7 +25,7 @@ import {
   transpose,
   zeros,
 } from '../lib/ops/index.ts';
-import { memoryStats, setAnomalyMode, synchronize } from '../lib/runtime.ts';
+import { batchInvariant, memoryStats, setAnomalyMode, synchronize } from '../lib/runtime.ts';
 import { type DType, noGrad, scope, type Tensor, tensor } from '../lib/tensor.ts';
 import { collectGarbage } from './support/collect_garbage.ts';
 import { expectClose, roundingOf, values } from './support/compare.ts';
@@ -238,6 +238,25 @@ describe('recomputing', () => {
     it('are repeated for the same gradients, in each backward through a graph', () => {
       expect(run('products')).toEqual(run(false));
       expect(run('products', { times: 3 })).toEqual(run(false, { times: 3 }));
+    });
+
+    it('are repeated in the form that they had, whatever is set in backward', () => {
+      const gradients = (what: boolean | 'products') =>
+        scope(() => {
+          const x = randomTensor([40, 300], { dtype: 'f32', seed: 1, requiresGrad: true });
+          const weights = [2, 3].map((seed) => ({
+            weight: randomTensor([300, 300], { dtype: 'f32', seed }),
+          }));
+          const y = recomputing(what, () =>
+            batchInvariant(() => {
+              const [gate, up] = linearGroup(x, weights) as [Tensor, Tensor];
+              return sum(swiglu(gate, up));
+            }),
+          );
+          y.backward();
+          return values(x.grad as Tensor);
+        });
+      expect(gradients('products')).toEqual(gradients(false));
     });
 
     it('are not where their value was overwritten in place', () => {

@@ -1,5 +1,5 @@
 // Long texts are encoded in another process: the same ids, while the event loop runs, and until a signal stops it.
-import { describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { Batches, type BatchOptions } from '../../lib/data/batches.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
 import { kLongText } from '../../lib/text/long_texts.ts';
@@ -86,10 +86,15 @@ describe('data with a row of megabytes', () => {
   ]);
   const options: BatchOptions = { promptTemplate: 'none', maxLength: 2 ** 20 };
 
-  it('is encoded while the event loop runs', { timeout: 120_000 }, async () => {
+  /** Milliseconds that encoding the row at once takes on this machine. */
+  let atOnce = 0;
+  beforeAll(() => {
     const started = performance.now();
     slow.encode('ab'.repeat(500_000));
-    const atOnce = performance.now() - started;
+    atOnce = performance.now() - started;
+  }, 120_000);
+
+  it('is encoded while the event loop runs', { timeout: 120_000 }, async () => {
     let batches: Batches | undefined;
     const delay = await longestDelay(async () => {
       batches = await Batches.create(rows, slow, options);
@@ -105,6 +110,6 @@ describe('data with a row of megabytes', () => {
     const started = performance.now();
     const creating = Batches.create(rows, slow, { ...options, signal: stop.signal });
     await expect(creating).rejects.toThrow(/^enough$/);
-    expect(performance.now() - started).toBeLessThan(1000);
+    expect(performance.now() - started).toBeLessThan(atOnce / 2);
   });
 });

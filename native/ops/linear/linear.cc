@@ -363,8 +363,15 @@ void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink&
   }
 }
 
+// How the products of a forward pass are computed.
+struct ForwardForm {
+  int32_t int8;  // BALORA_INT8_*
+  bool batch_invariant;
+};
+
 // Enqueues the forward pass; `flat` has its outputs: y, u and the unscaled sums.
-void launch_forward(const GroupOf<Tensor>& flat, int32_t int8, const Int8Activation* codes) {
+void launch_forward(const GroupOf<Tensor>& flat, const ForwardForm& form,
+                    const Int8Activation* codes) {
   LaunchOperands all;
   GroupOf<Tensor> inputs = flat;
   for (LinearOf<Tensor>& linear : inputs.linears) {
@@ -382,7 +389,6 @@ void launch_forward(const GroupOf<Tensor>& flat, int32_t int8, const Int8Activat
   }
   const Slot x_codes = codes ? all.read(codes->codes()) : Slot();
   const Slot x_scales = codes ? all.read(codes->scales()) : Slot();
-  const bool invariant = flat.x.engine().state().batch_invariant;
   launch(kOp, all, [=](Launch& l) {
     const KernelLinears linears(l, slots);
     return call(l.kernels->linear_forward, l.ctx,
@@ -390,8 +396,8 @@ void launch_forward(const GroupOf<Tensor>& flat, int32_t int8, const Int8Activat
                  .x_adapter = l[slots.x_adapter],
                  .linears = linears.data(),
                  .count = linears.count(),
-                 .batch_invariant = invariant,
-                 .int8 = int8,
+                 .batch_invariant = form.batch_invariant,
+                 .int8 = form.int8,
                  .x_codes = l[x_codes],
                  .x_scales = l[x_scales]});
   });
@@ -399,8 +405,8 @@ void launch_forward(const GroupOf<Tensor>& flat, int32_t int8, const Int8Activat
 
 // Offers to compute each output again, by the product of its linear alone. Not where x is kept in
 // int8, whose values would give another product.
-void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat, int32_t int8,
-                    const std::vector<Tensor>& outputs) {
+void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat,
+                    const ForwardForm& form, const std::vector<Tensor>& outputs) {
   const EnqueueState& state = given.x.engine().state();
   if (!state.recompute_products || (state.int8_products & kInt8Saved) != 0) return;
   const auto save = [](const Tensor& t) { return t.defined() ? Saved(t) : Saved(); };
@@ -414,7 +420,7 @@ void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat, i
     if (flat.x_adapter.defined()) {
       kept.x_adapter = Saved::remade(flat.x_adapter, given.x_adapter);
     }
-    offer_product(outputs[i], [kept = std::move(kept), get, shape = outputs[i].shape(), int8] {
+    offer_product(outputs[i], [kept = std::move(kept), get, shape = outputs[i].shape(), form] {
       GroupOf<Tensor> group = map_group<Tensor>(kept, get);
       const Tensor again = Tensor::empty(group.x.engine(), shape, group.x.dtype());
       LinearOf<Tensor>& linear = group.linears[0];
@@ -423,7 +429,7 @@ void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat, i
       for (PartOf<Tensor>& part : linear.parts) {
         part.u = Tensor::empty(again.engine(), {group.x.dim(0), part.a.dim(0)}, part.a.dtype());
       }
-      launch_forward(group, int8, nullptr);
+      launch_forward(group, form, nullptr);
       return again;
     });
   }
@@ -457,7 +463,8 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
   }
   // Held until keep_for_backward() shares them: without an owner they would be made again there.
   const std::shared_ptr<const Int8Activation> codes = codes_of(given, flat.x, forms);
-  launch_forward(flat, forms.forward, codes.get());
+  const ForwardForm form{forms.forward, x.engine().state().batch_invariant};
+  launch_forward(flat, form, codes.get());
 
   if (!x.engine().state().grad_enabled) return outputs;
   const TapeInputs inputs(given);
@@ -473,7 +480,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
            backward_parts(kept, grads, sink);
            backward_weights(kept, grads, sink);
          });
-  offer_products(given, flat, forms.forward, outputs);
+  offer_products(given, flat, form, outputs);
   return outputs;
 }
 
