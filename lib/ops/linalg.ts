@@ -181,8 +181,8 @@ export interface PcaTask {
 
 /**
  * Incremental principal component analyses (Ross et al. 2008), any number in one call: the components of all rows so far, from the R
- * components before, the new rows less their mean and the correction of the mean. Each is a singular vector of these within 5e-3:
- * |A^T A v - s^2 v| <= 5e-3 s^2 (on the CPU, where min(N, C) is above 128), or as exact as {@link randomizedSvd} and {@link svd} are. On
+ * components before, the new rows less their mean and the correction of the mean. Each is a singular vector of these within 1e-2:
+ * |A^T A v - s^2 v| <= 1e-2 s^2 (on the CPU, where min(N, C) is above 128), or as exact as {@link randomizedSvd} and {@link svd} are. On
  * the CPU each thread takes analyses of its own. Has no gradient: an input that wants one is an ArgumentError.
  * @since 0.2.0
  */

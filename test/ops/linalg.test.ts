@@ -390,15 +390,16 @@ describe('pcaUpdates', () => {
         const task = { x, rank, seed: 5, ...(state && { before: { ...state, count } }) };
         const found = (noGrad(() => pcaUpdates([task])) as [PcaState])[0];
         const plainly: Plain = plain(x.to('f64'), rank, expected);
-        near(found.singular, valuesOf(plainly.s), 1e-5);
+        // A component is off by its residual of 1e-2 over a gap of a half at least, 0.02, and what belongs to it by the square of that.
+        near(found.singular, valuesOf(plainly.s), 2e-4);
         near(found.mean, valuesOf(plainly.mean), 1e-6);
         near(found.scatter, [plainly.scatter], 1e-6);
         const shares = valuesOf(plainly.s).map((s) => s ** 2 / plainly.scatter);
-        near(found.ratios, shares, 1e-5);
+        near(found.ratios, shares, 4e-4);
         const components = slice(found.vectors, 0, { stop: rank });
         const cosines = valuesOf(matmul(components.to('f64'), plainly.vt, { transposeB: true }));
         for (let i = 0; i < rank; i++) {
-          expect(Math.abs(cosines[i * rank + i] as number)).toBeGreaterThan(1 - 1e-5);
+          expect(Math.abs(cosines[i * rank + i] as number)).toBeGreaterThan(1 - 2e-4);
           const vector = valuesOf(slice(components, 0, { start: i, stop: i + 1 }));
           expect(Math.max(...vector)).toBeGreaterThanOrEqual(-Math.min(...vector));
         }

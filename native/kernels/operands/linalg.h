@@ -57,8 +57,8 @@ typedef struct balora_trailing_svds {
   int32_t count;  // of tasks
 } balora_trailing_svds;
 
-// One analysis of pca_updates: what is known of the rows before, and of them and x together. All but
-// x is f32.
+// One analysis of pca_updates: what is known of the rows before, and of them and x together. All
+// but x is f32.
 typedef struct balora_pca_task {
   const balora_view* x;            // (N,C), N >= R
   const balora_view* vectors;      // (P,C), this and the next three null where x has the first rows

@@ -23,9 +23,10 @@
 namespace balora {
 namespace {
 
-constexpr double kResidual = 5e-3;
+constexpr double kResidual = 1e-2;
 constexpr int64_t kSmallestExtent = 128;  // up to here a complete decomposition takes milliseconds
 constexpr int64_t kPanelRows = 64;        // of A, which stay in a cache for both products
+constexpr int64_t kDepth = 256;  // of a product, whose other operand stays in the first cache
 constexpr int64_t kSkew = 16;    // elements, so that rows of a power of two do not share cache sets
 constexpr int kFirstPowers = 2;  // of A^T A, where nothing is known before
 constexpr int kMaxRounds = 12;
@@ -181,7 +182,10 @@ class PcaUpdate {
     std::fill_n(across_.values, across_.size(), 0.0f);
     for (int64_t row = 0; row < rows_; row += kPanelRows) {
       const float* panel = a_ + row * ld_;
-      tile_gemm({kPanelRows, b, cols_}, panel, ld_, x.values, image_.values, b, false);
+      for (int64_t k = 0; k < cols_; k += kDepth) {
+        tile_gemm({kPanelRows, b, std::min(kDepth, cols_ - k)}, panel + k, ld_, x.values + k * b,
+                  image_.values, b, k > 0);
+      }
       transpose_floats(image_.values, kPanelRows, b, flipped_.values);
       tile_gemm({b, cols_, kPanelRows}, flipped_.values, kPanelRows, panel, ld_, across_.values,
                 cols_, true);
@@ -281,7 +285,7 @@ class PcaUpdate {
     const auto most = 1 + static_cast<int64_t>(std::log(kLargestNoise) / std::log(2 * spread));
     int64_t degree = 1;
     for (size_t j = 0; j < static_cast<size_t>(rank_); ++j) {
-      const double wanted = std::max(2 * static_cast<double>(residuals_[j]) / kResidual, 1.0);
+      const double wanted = std::max(1.5 * static_cast<double>(residuals_[j]) / kResidual, 1.0);
       const double position = std::max(values_[j] / half() - 1, 1 + 1e-6);
       const double least = std::acosh(wanted) / std::acosh(position);
       degree = std::max(degree, static_cast<int64_t>(std::ceil(std::min(least, 1e3))));

@@ -102,10 +102,10 @@ Errors errors_of(const Matrix& rows, int64_t rank, int64_t kept) {
 TEST_CASE("pca_updates: the first rows, for spectra narrow and wide") {
   const auto check = [](const Matrix& rows) {
     const Errors found = errors_of(rows, 12, 32);
-    // A component is off by its residual of 5e-3 over the gap to the 33rd, 0.6 here; a value
+    // A component is off by its residual of 1e-2 over the gap to the 33rd, 0.6 here; a value
     // by half the square of that.
-    CHECK(found.values < 1e-4);
-    CHECK(found.subspace < 3e-2);
+    CHECK(found.values < 2e-4);
+    CHECK(found.subspace < 6e-2);
   };
   const auto slow = [](int64_t i) { return 1 / std::sqrt(1.0 + static_cast<double>(i)); };
   check(rows_of(200, 300, 1, slow));
