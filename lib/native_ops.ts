@@ -99,6 +99,7 @@ export interface NativeOps {
   openGguf(path: string): unknown;
   openOffload(folder: string): unknown;
   openSafetensors(path: string): unknown;
+  pcaUpdates(rows: readonly (Handle)[], ranks: readonly (number)[], seeds: readonly (number)[], counts: readonly (number)[], vectors: readonly (Handle)[], singular: readonly (Handle)[], means: readonly (Handle)[], scatters: readonly (Handle)[]): ([Handle, Handle, Handle, Handle, Handle, Handle])[];
   permute(x: Handle, order: readonly (number)[]): Handle;
   qr(a: Handle): [Handle, Handle];
   quantizeAbsmax(absmax: Handle): [Handle, Handle, Handle];

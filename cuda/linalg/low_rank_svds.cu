@@ -9,10 +9,11 @@
 // the same in f64; a QR 0.3 ms (launches); 17 power iterations and the final SVD of order 138 (20
 // ms) make 40 ms, so 224 layers take 10 s. To convergence a cycle is 80 ms, mostly the eigh of
 // order 414. The host reads what decides: the norm first, a flag a QR, the values in the end.
+#include "linalg/low_rank_svds.cuh"
+
 #include <cmath>
 #include <optional>
 
-#include "linalg/dense_svd.cuh"
 #include "linalg/krylov.cuh"
 #include "linalg/qr.cuh"
 
@@ -141,14 +142,9 @@ class Source {
   Buffer<unsigned char> data_;
 };
 
-struct Wanted {
-  int64_t rank, niter, oversample;
-  uint64_t seed;
-};
-
 // Columns that span the row space which niter power iterations find, orthonormal. Each is a power
 // of A^T A; the last product with A is finish()'s.
-Dense power_basis(Scratch& scratch, const Source& a, const Wanted& wanted) {
+Dense power_basis(Scratch& scratch, const Source& a, const LowRankSearch& wanted) {
   const int64_t width = std::min(a.n(), wanted.rank + wanted.oversample);
   Dense q = std::move(thin_qr(scratch, normal_matrix(scratch, a.n(), width, wanted.seed)).q);
   for (int64_t i = 0; i <= wanted.niter; ++i) {
@@ -159,7 +155,7 @@ Dense power_basis(Scratch& scratch, const Source& a, const Wanted& wanted) {
 }
 
 // The same to convergence; nothing where the energy does not settle within max_cycles.
-std::optional<Dense> converged_basis(Scratch& scratch, const Source& a, const Wanted& wanted,
+std::optional<Dense> converged_basis(Scratch& scratch, const Source& a, const LowRankSearch& wanted,
                                      double total, int max_cycles) {
   CapturedEnergy energy(wanted.rank, total);
   KrylovOptions options{std::min(a.n(), wanted.rank + wanted.oversample)};
@@ -189,7 +185,7 @@ SvdFactors finish(Scratch& scratch, const Source& a, const Dense& q, const Norm&
 
 // In f32, where chebyshev_svd.h would; nothing where its numbers are too small for that.
 std::optional<SvdFactors> in_f32(Scratch& scratch, const View& w, const Norm& norm,
-                                 const Wanted& wanted) {
+                                 const LowRankSearch& wanted) {
   const int64_t columns = ceil_div(wanted.rank + wanted.oversample, 32) * 32;
   const int64_t n = std::min(w.shape[0], w.shape[1]);
   if (w.dtype == BALORA_F64 || n < kSmallestExtent || 2 * columns > n) return std::nullopt;
@@ -207,7 +203,7 @@ std::optional<SvdFactors> in_f32(Scratch& scratch, const View& w, const Norm& no
   return found;
 }
 
-SvdFactors in_f64(Scratch& scratch, const View& w, const Norm& norm, const Wanted& wanted) {
+SvdFactors in_f64(Scratch& scratch, const View& w, const Norm& norm, const LowRankSearch& wanted) {
   const int64_t n = std::min(w.shape[0], w.shape[1]);
   if (wanted.niter < 0 && (n <= kDenseOrder || (wanted.rank + wanted.oversample) * 5 > n)) {
     return thin_svd(scratch, widened(scratch, w), true, "randomized_svd");
@@ -234,24 +230,27 @@ class FullPrecision {
 
 void decompose(Scratch& scratch, const SvdOperands& task, int64_t niter, int64_t oversample) {
   const int64_t rank = task.s->shape[0];
-  const Wanted wanted{rank, niter, oversample, task.seed};
-  const Norm norm = norm_of(scratch, *task.a);
-  std::optional<SvdFactors> found = in_f32(scratch, *task.a, norm, wanted);
-  if (!found) found = in_f64(scratch, *task.a, norm, wanted);
-  const Dense left(scratch, found->u.rows, rank);
-  convert_matrix(scratch.ctx(), left.rows, rank, {found->u.data(), BALORA_F64, found->u.cols},
+  const SvdFactors found = leading_triplets(scratch, *task.a, {rank, niter, oversample, task.seed});
+  const Dense left(scratch, found.u.rows, rank);
+  convert_matrix(scratch.ctx(), left.rows, rank, {found.u.data(), BALORA_F64, found.u.cols},
                  {left.data(), BALORA_F64, rank});
   store_values(scratch.ctx(), left.data(), *task.u);
-  store_values(scratch.ctx(), found->s.data(), *task.s);
-  store_values(scratch.ctx(), found->vt.data(), *task.vt);  // its leading rows
+  store_values(scratch.ctx(), found.s.data(), *task.s);
+  store_values(scratch.ctx(), found.vt.data(), *task.vt);  // its leading rows
 }
 
 }  // namespace
 
+SvdFactors leading_triplets(Scratch& scratch, const View& a, const LowRankSearch& search) {
+  const FullPrecision full(scratch.ctx());
+  const Norm norm = norm_of(scratch, a);
+  std::optional<SvdFactors> found = in_f32(scratch, a, norm, search);
+  return found ? std::move(*found) : in_f64(scratch, a, norm, search);
+}
+
 // One matrix after the other: each fills the device.
 int32_t randomized_svds_kernel(Context* ctx, const balora_randomized_svds& o) {
   Scratch scratch(ctx);
-  const FullPrecision full(ctx);
   for (int32_t i = 0; i < o.count; ++i) decompose(scratch, o.tasks[i], o.niter, o.oversample);
   return 0;
 }

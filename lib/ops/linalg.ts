@@ -148,6 +148,73 @@ function factorsOf(found: NativeFactors): SvdFactors[] {
   }));
 }
 
+/** The principal components of the rows of an analysis so far, f32. */
+export interface PcaState {
+  /**
+   * (P, C), orthonormal: the R components in falling order, each with its largest element positive, and behind them vectors with which the
+   * next search begins (on the CPU; 0 on others). P is R where C is less than four times R.
+   */
+  vectors: Tensor;
+  /** (R), singular values of the centred rows, descending. */
+  singular: Tensor;
+  /** (C), mean of the rows. */
+  mean: Tensor;
+  /** (1), sum of squares of the centred rows. */
+  scatter: Tensor;
+  /** (R), share of each component in it. */
+  ratios: Tensor;
+  /** (R), cosine of each component with the one before the last update; 0 after the first. */
+  cosines: Tensor;
+}
+
+/** The update of an analysis by more rows; see {@link pcaUpdates}. */
+export interface PcaTask {
+  /** (N, C), any float dtype; R rows at least. */
+  x: Tensor;
+  /** Number of components R, 1..min(N, C). */
+  rank: number;
+  /** The analysis so far and the number of its rows; left out: it begins. */
+  before?: PcaState & { count: number };
+  /** Seed of the random vectors of the search (Philox). Default 0. */
+  seed?: number;
+}
+
+/**
+ * Incremental principal component analyses (Ross et al. 2008), any number in one call: the components of all rows so far, from the R
+ * components before, the new rows less their mean and the correction of the mean. Each is a singular vector of these within 1e-2:
+ * |A^T A v - s^2 v| <= 1e-2 s^2 (on the CPU, where min(N, C) is above 128), or as exact as {@link randomizedSvd} and {@link svd} are. On
+ * the CPU each thread takes analyses of its own. Has no gradient: an input that wants one is an ArgumentError.
+ * @since 0.2.0
+ */
+export function pcaUpdates(tasks: readonly PcaTask[]): PcaState[] {
+  const first = tasks.filter(({ before }) => before === undefined);
+  const later = tasks.filter(({ before }) => before !== undefined);
+  const found = new Map([...updated(first), ...updated(later)]);
+  return tasks.map((task) => found.get(task) as PcaState);
+}
+
+/** The states of tasks of which all or none have one before. */
+function updated(tasks: readonly PcaTask[]): [PcaTask, PcaState][] {
+  const before = tasks.flatMap((task) => task.before ?? []);
+  const known = (name: keyof PcaState) => before.map((state) => state[name].handle);
+  const results = native.pcaUpdates(
+    tasks.map(({ x }) => x.handle),
+    tasks.map(({ rank }) => rank),
+    tasks.map(({ seed = 0 }) => seed),
+    tasks.map((task) => task.before?.count ?? 0),
+    known('vectors'),
+    known('singular'),
+    known('mean'),
+    known('scatter'),
+  );
+  return results.map((handles, i) => {
+    const [vectors, singular, mean, scatter, ratios, cosines] = handles.map(
+      (handle) => new Tensor(handle),
+    ) as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
+    return [tasks[i] as PcaTask, { vectors, singular, mean, scatter, ratios, cosines }];
+  });
+}
+
 /** a^T a (C, C) in f64 for a (N, C), summed in f64. Has no gradient. */
 export function gram(a: Tensor): Tensor {
   return new Tensor(native.gram(a.handle));

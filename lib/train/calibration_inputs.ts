@@ -15,19 +15,18 @@ import type { Linear } from '../nn/linear.ts';
 import {
   abs,
   concat,
-  copy_,
   div,
   equal,
   indexSelect,
   max,
-  mul,
   reshape,
   scaledGramAdd,
   slice,
+  sum,
   where,
   zeros,
 } from '../ops/index.ts';
-import { computeOwned, noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { computeOwned, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
 import {
   batchesOf,
   type CalibratedLinear,
@@ -65,6 +64,26 @@ function observed(observers: Observers, run: () => void): void {
     run();
   } finally {
     for (const linear of observers.keys()) linear.adapter = null;
+  }
+}
+
+/** Thrown out of a forward whose rest is not needed. */
+const kAllSeen = new Error('all modules that are observed have run');
+
+/** {@link observed} for modules that each run once in a forward; it ends behind the last of them. */
+function observedToTheLast(observers: Observers, run: () => void): void {
+  let left = observers.size;
+  const counted = Array.from(observers, ([linear, observe]): [Linear, (x: Tensor) => void] => [
+    linear,
+    (x) => {
+      observe(x);
+      if (--left === 0) throw kAllSeen;
+    },
+  ]);
+  try {
+    observed(new Map(counted), run);
+  } catch (error) {
+    if (error !== kAllSeen) throw error;
   }
 }
 
@@ -171,14 +190,12 @@ async function byCovariances(
           counts: { part: at, batch, sequences },
         }));
       }
-      scope(() => {
-        for (const sum of sums) copy_(sum, mul(sum, 1 / sequences));
-      });
       await refuseZero(part, sums);
       const sources = part.flatMap((group, i) =>
         group.modules.map((module) => ({ module, source: sums[i] as Tensor })),
       );
-      for (const [name, own] of await reducedOf(sources, reduce)) result.set(name, own);
+      const reduced = await reducedOf(sources, (of, moments) => reduce(of, moments, sequences));
+      for (const [name, own] of reduced) result.set(name, own);
     } finally {
       for (const sum of sums) sum.dispose();
     }
@@ -188,11 +205,13 @@ async function byCovariances(
 
 /** Refuses modules whose inputs are all 0, of which there is no covariance. @throws ArgumentError */
 async function refuseZero(part: readonly Group[], sums: readonly Tensor[]): Promise<void> {
-  const largest = scope(() => noGrad(() => sums.map((sum) => max(sum))));
-  for (const [i, value] of largest.entries()) {
-    const most = await value.item();
+  const diagonal = (of: Tensor): Tensor =>
+    slice(reshape(of, [-1]), 0, { step: (of.shape[0] as number) + 1 });
+  const traces = computeOwned(() => sums.map((of) => sum(diagonal(of))));
+  for (const [i, value] of traces.entries()) {
+    const trace = await value.item();
     value.dispose();
-    if (most > 0) continue;
+    if (trace > 0) continue;
     throw new ArgumentError(
       `calibrate: ${part[i]?.first.name}: all of its inputs are 0 or not finite, so that there is no covariance; exclude it with excludeModules`,
     );
@@ -246,10 +265,10 @@ async function byCollector(
           const observers = learning.map((group): [Linear, (x: Tensor) => void] => {
             const { first, side } = groups[group] as Group;
             const own = rows.get(side) as Int32Array;
-            const add = (x: Tensor): void => collector.add(group, indexSelect(x, tensor(own)));
-            return [first.linear, (x) => scope(() => add(x))];
+            const learnt = (x: Tensor) => computeOwned(() => indexSelect(x, tensor(own)));
+            return [first.linear, (x) => collector.add(group, learnt(x))];
           });
-          observed(new Map(observers), () => forward(pass.model, micro));
+          observedToTheLast(new Map(observers), () => forward(pass.model, micro));
         }
         hasLearnt = (await collector.endBatch()) || hasLearnt;
         await settle();
@@ -268,13 +287,9 @@ async function byCollector(
       }
       [batch, hasLearnt] = [0, false];
     }
-    const results = collector.results();
-    const kept = groups.map(({ first }, i) => {
-      const own = computeOwned(() => ownCopies(results[i] as Statistics));
-      return [first.name, own] as const;
-    });
+    const results = computeOwned(() => collector.results().map(ownCopies));
     await settle();
-    return new Map(kept);
+    return new Map(groups.map(({ first }, i) => [first.name, results[i] as Statistics]));
   } finally {
     collector.dispose();
   }

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 13
+#define BALORA_ABI 14
 
 // The services that a kernel may use. One per device stream, used by the
 // engine thread only.

@@ -2,11 +2,15 @@
 import { describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../lib/errors.ts';
 import { zeros } from '../../lib/ops/create.ts';
+import { add, concat, matmul, mean, mul, reshape, square, sub, sum } from '../../lib/ops/index.ts';
 import {
   eigh,
   gram,
   gramAdd,
   gramSpectrum,
+  type PcaState,
+  type PcaTask,
+  pcaUpdates,
   qr,
   randomizedSvd,
   randomizedSvds,
@@ -316,6 +320,135 @@ describe('bad arguments of decompositions', () => {
   });
   it('of eigh include a matrix that is not square', () => {
     expect(() => eigh(randomTensor([3, 4]))).toThrow(/^eigh: .*\(N,N\).*\(3,4\)/);
+  });
+});
+
+describe('pcaUpdates', () => {
+  /** Batches of rows around a mean, with a spectrum that falls. */
+  const rowsOf = (n: number, c: number, seed: number): Tensor =>
+    scope(() => {
+      const spread = randomTensor([40, c], { dtype: 'f64', seed: 77 });
+      const weights = tensor(Float64Array.from({ length: 40 }, (_, k) => 3 / (1 + k)));
+      const parts = matmul(mul(randomTensor([n, 40], { dtype: 'f64', seed }), weights), spread);
+      const noise = mul(randomTensor([n, c], { dtype: 'f64', seed: seed + 50 }), 0.1);
+      return add(add(parts, noise), randomTensor([c], { dtype: 'f64', seed: 78 }));
+    });
+
+  interface Plain {
+    readonly vt: Tensor;
+    readonly s: Tensor;
+    readonly mean: Tensor;
+    readonly scatter: number;
+    readonly count: number;
+  }
+
+  /** The definition, in f64. */
+  function plain(x: Tensor, rank: number, before: Plain | null): Plain {
+    const n = x.shape[0] as number;
+    const own = mean(x, { axis: 0 });
+    const centred = sub(x, own);
+    const spread = sum(square(centred)).dataSync()[0] as number;
+    const firstOf = (a: Tensor) => {
+      const { s, vt } = svd(a);
+      return { s: slice(s, 0, { stop: rank }), vt: slice(vt, 0, { stop: rank }) };
+    };
+    if (before === null) return { ...firstOf(centred), mean: own, scatter: spread, count: n };
+    const total = before.count + n;
+    const step = sub(own, before.mean);
+    const shift = mul(step, Math.sqrt((before.count / total) * n));
+    const earlier = mul(before.vt, reshape(before.s, [rank, 1]));
+    const moved = sum(square(shift)).dataSync()[0] as number;
+    return {
+      ...firstOf(concat([earlier, centred, reshape(shift, [1, -1])])),
+      mean: add(before.mean, mul(step, n / total)),
+      scatter: before.scatter + spread + moved,
+      count: total,
+    };
+  }
+
+  const near = (found: Tensor, expected: ArrayLike<number>, tolerance: number): void => {
+    const values = valuesOf(found);
+    expect(values.length).toBe(expected.length);
+    const most = Math.max(...Array.from(expected, Math.abs));
+    for (const [i, value] of values.entries())
+      expect(Math.abs(value - (expected[i] as number))).toBeLessThanOrEqual(tolerance * most);
+  };
+
+  it.each([
+    // Searched for; less than four times as many columns as components; few rows.
+    { c: 137, rank: 5, rows: [140, 131], dtypes: ['bf16'] },
+    { c: 20, rank: 9, rows: [30, 9, 25], dtypes: ['f32', 'bf16', 'f64'] },
+    { c: 137, rank: 5, rows: [20, 5, 140], dtypes: ['f32'] },
+  ] as const)('is the analysis of $rank components of $c columns in $rows rows', (sizes) => {
+    const { c, rank, rows, dtypes } = sizes;
+    for (const dtype of dtypes) {
+      let [state, count] = [undefined as PcaState | undefined, 0];
+      let expected: Plain | null = null;
+      for (const [at, n] of rows.entries()) {
+        const x = rowsOf(n, c, at + 1).to(dtype);
+        const before: Tensor | undefined = state?.vectors;
+        const task = { x, rank, seed: 5, ...(state && { before: { ...state, count } }) };
+        const found = (noGrad(() => pcaUpdates([task])) as [PcaState])[0];
+        const plainly: Plain = plain(x.to('f64'), rank, expected);
+        // A component is off by its residual of 1e-2 over a gap of a half at least, 0.02, and what belongs to it by the square of that.
+        near(found.singular, valuesOf(plainly.s), 2e-4);
+        near(found.mean, valuesOf(plainly.mean), 1e-6);
+        near(found.scatter, [plainly.scatter], 1e-6);
+        const shares = valuesOf(plainly.s).map((s) => s ** 2 / plainly.scatter);
+        near(found.ratios, shares, 4e-4);
+        const components = slice(found.vectors, 0, { stop: rank });
+        const cosines = valuesOf(matmul(components.to('f64'), plainly.vt, { transposeB: true }));
+        for (let i = 0; i < rank; i++) {
+          expect(Math.abs(cosines[i * rank + i] as number)).toBeGreaterThan(1 - 2e-4);
+          const vector = valuesOf(slice(components, 0, { start: i, stop: i + 1 }));
+          expect(Math.max(...vector)).toBeGreaterThanOrEqual(-Math.min(...vector));
+        }
+        const products = matmul(components, components, { transposeB: true });
+        const unit = Array.from({ length: rank ** 2 }, (_, i) => (i % (rank + 1) === 0 ? 1 : 0));
+        near(products, unit, 1e-5);
+        const turned = (): number[] => {
+          const all = matmul(components, slice(before as Tensor, 0, { stop: rank }), {
+            transposeB: true,
+          });
+          return unit.flatMap((one, i) => (one === 1 ? [valuesOf(all)[i] as number] : []));
+        };
+        near(found.cosines, before === undefined ? new Array(rank).fill(0) : turned(), 1e-5);
+        [state, count, expected] = [found, count + n, plainly];
+      }
+    }
+  });
+
+  it('of several is that of each, whichever others are in the call', () => {
+    const tasks = [1, 2, 3].map((i) => ({ x: rowsOf(140, 150 + i, i), rank: 4 + i, seed: i }));
+    const first = noGrad(() => pcaUpdates(tasks));
+    const later = tasks.map((task, i) => ({
+      ...task,
+      ...(i !== 1 && { before: { ...(first[i] as PcaState), count: 140 } }),
+    }));
+    const all = noGrad(() => pcaUpdates(later));
+    for (const [i, task] of later.entries()) {
+      const [one] = noGrad(() => pcaUpdates([task])) as [PcaState];
+      for (const name of Object.keys(one) as (keyof PcaState)[])
+        expect(valuesOf((all[i] as PcaState)[name])).toEqual(valuesOf(one[name]));
+    }
+    expect(pcaUpdates([])).toEqual([]);
+  });
+
+  it('refuses ranks, states that do not fit and gradients', () => {
+    const x = randomTensor([20, 12], { dtype: 'f32' });
+    const fails = (task: Partial<PcaTask>, message: string): void => {
+      expect(() => pcaUpdates([{ x, rank: 2, ...task }])).toThrow(message);
+    };
+    fails({ rank: 13 }, 'pca_updates: rank must be 1..12 for (20,12), got 13');
+    fails(
+      { x: randomTensor([3, 12]), rank: 4 },
+      'pca_updates: rank must be 1..3 for (3,12), got 4',
+    );
+    const [state] = noGrad(() => pcaUpdates([{ x, rank: 2 }])) as [PcaState];
+    fails({ before: { ...state, count: 0 } }, 'pca_updates: counts must be >= 1, got 0');
+    fails({ rank: 3, before: { ...state, count: 20 } }, 'pca_updates: vectors must be (P,C)');
+    const wanting = randomTensor([20, 12], { dtype: 'f32', requiresGrad: true });
+    fails({ x: wanting }, 'pca_updates: has no gradient');
   });
 });
 

@@ -6,6 +6,8 @@ import {
   eigh,
   gram,
   gramSpectrum,
+  type PcaState,
+  pcaUpdates,
   qr,
   randomizedSvd,
   svd,
@@ -100,6 +102,23 @@ export const kMicroLinalg: MicroTable = [
       // The Gram matrix, a factor's inverse and its Gram matrix, and ten products with 2 r columns.
       const work = f * c ** 2 + 2 * c ** 3 + 10 * 2 * c ** 2 * 2 * rank;
       return plain(`w ${f}x${c}, r ${rank}`, 'flop', work, () => trailingSvds([{ a, rank }]));
+    },
+  },
+  {
+    name: 'micro-pca-updates',
+    kernel: 'pca_updates',
+    peak: 'f32',
+    make: ({ sizes: { c, f }, rank }) => {
+      const x = normal([f, c], 'f32');
+      const [state] = noGrad(() => pcaUpdates([{ x, rank }])) as [PcaState];
+      for (const tensor of Object.values(state)) own(tensor);
+      const before = { ...state, count: f };
+      // Three products with A^T A of the rank and as many columns again.
+      const work = 3 * 4 * f * c * 2 * rank;
+      const shapes = `x ${f}x${c}, r ${rank}`;
+      return plain(shapes, 'flop', work, () =>
+        pcaUpdates([{ x, rank, before }]).flatMap((found) => Object.values(found)),
+      );
     },
   },
   ...decomposition('qr', {

@@ -27,29 +27,31 @@ const kDamping = 0.01;
 /** The left singular vectors u (M,R) and singular values s (R) of each matrix that a mode takes. */
 type Choose = (tasks: readonly SvdTask[]) => readonly { u: Tensor; s: Tensor }[];
 
-/** Large matrices are searched in f32; small ones are decomposed as they are. */
-const first: Choose = (tasks) =>
-  leadingTriplets(tasks.map(({ a, ...task }) => ({ ...task, a: isLarge(a) ? a.to('f32') : a })));
-
-const isLarge = ({ shape }: Tensor): boolean => Math.min(...shape) > 128;
+/** A mode: which triplets it takes, and of which weights the products are made in f32, as a search of leading triplets does it. */
+interface Mode {
+  readonly title: string;
+  readonly of: Choose;
+  readonly inF32: (weight: Tensor) => boolean;
+}
 
 /** The definition of a mode, by the triplets that it takes. */
 const cordaStart = <Value extends 'corda' | 'corda_kpm'>(
   value: Value,
-  { of, ...own }: { title: string; of: Choose },
+  { of, inF32, title }: Mode,
 ) =>
   defineNamedStart(value, {
-    ...own,
+    title,
     fromWeight: true,
     calibration: {
       reads: 'covariance',
-      reduce: (modules, covariances) => {
-        const tasks = modules.map(({ weight, r: rank, seed }, i) => ({
-          a: weighted(weight, covariances[i] as Tensor),
+      reduce: (modules, sums, sequences) => {
+        const weights = modules.map(({ weight }) => weight.to(inF32(weight) ? 'f32' : 'f64'));
+        const tasks = modules.map(({ r: rank, seed }, i) => ({
+          a: weighted(weights[i] as Tensor, sums[i] as Tensor, sequences),
           rank,
           seed: seed('svd'),
         }));
-        return of(tasks).map((found, i) => reduced(modules[i] as StartModule, found));
+        return of(tasks).map((found, i) => reduced(weights[i] as Tensor, found));
       },
     },
     pairs: (modules) => modules.map(pairOf),
@@ -58,11 +60,13 @@ const cordaStart = <Value extends 'corda' | 'corda_kpm'>(
 const previewed = cordaStart('corda', {
   title:
     'the first r singular triplets of W C, times the inverse of C, the covariance of the inputs',
-  of: first,
+  of: leadingTriplets,
+  inF32: ({ shape, dtype }) => dtype !== 'f64' && Math.min(...shape) > 128,
 });
 const preserved = cordaStart('corda_kpm', {
   title: 'the last r singular triplets of W C, times the inverse of C',
   of: trailingSvds,
+  inF32: () => false,
 });
 
 export const corda = defineMethod({
@@ -84,18 +88,18 @@ export const corda = defineMethod({
   starts: [previewed, preserved],
 });
 
-/** W C for the damped covariance C, f64. */
-function weighted(weight: Tensor, covariance: Tensor): Tensor {
-  const w = weight.to('f64');
-  const width = covariance.shape[0] as number;
-  const trace = sum(slice(reshape(covariance, [-1]), 0, { step: width + 1 }));
-  return add(matmul(w, covariance), mul(w, mul(trace, kDamping / width)));
+/** W C for the damped covariance C, in W's dtype. */
+function weighted(w: Tensor, sum_: Tensor, sequences: number): Tensor {
+  const width = sum_.shape[0] as number;
+  const trace = sum(slice(reshape(sum_, [-1]), 0, { step: width + 1 })).to(w.dtype);
+  const share = mul(w, 1 / sequences);
+  return add(matmul(share, sum_.to(w.dtype)), mul(share, mul(trace, kDamping / width)));
 }
 
 /** The columns of U, their singular values and S^-1 U^T W. */
-function reduced({ weight, r }: StartModule, { u, s }: { u: Tensor; s: Tensor }): Statistics {
-  const rows = matmul(u.to('f64'), weight.to('f64'), { transposeA: true }); // (r,in)
-  return { u, s, rows: div(rows, reshape(s.to('f64'), [r, 1])) };
+function reduced(w: Tensor, { u, s }: { u: Tensor; s: Tensor }): Statistics {
+  const rows = matmul(u.to(w.dtype), w, { transposeA: true }); // (r,in)
+  return { u, s, rows: div(rows, reshape(s.to(w.dtype), [-1, 1])) };
 }
 
 function pairOf({ statistics, scale, r }: StartModule): LowRankPair {

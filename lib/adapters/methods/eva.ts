@@ -1,12 +1,12 @@
 /**
  * EVA (Paischer et al. 2024): A is the leading principal components of the module's inputs at the supervised tokens, B is 0, and the
- * ranks go to the modules whose components explain most of their inputs. As PEFT computes it, with exact components in place of a
- * randomised search of few iterations: incremental analyses over the micro-batches, until the components that are used stand still.
+ * ranks go to the modules whose components explain most of their inputs. As PEFT computes it, with components of a known accuracy
+ * (`pcaUpdates`) in place of a randomised search of few iterations: incremental analyses over the micro-batches, until the components that are used stand still.
  */
 import { ArgumentError } from '../../errors.ts';
-import { div, reshape, slice, sqrt, zeros } from '../../ops/index.ts';
+import { div, type PcaState, reshape, slice, sqrt, zeros } from '../../ops/index.ts';
 import type { Tensor } from '../../tensor.ts';
-import { type Components, IncrementalPca } from '../incremental_pca.ts';
+import { IncrementalPca } from '../incremental_pca.ts';
 import {
   type Collected,
   defineMethod,
@@ -119,6 +119,9 @@ interface Analysis {
   readonly size: number;
 }
 
+/** Elements of inputs that wait to be analysed together: enough groups for all threads. */
+const kWaitingElements = 1 << 25;
+
 /** An analysis for each group of modules, each updated until the components that are used stand still. */
 class Collector implements InputCollector {
   readonly #modules: readonly StartModule[];
@@ -130,6 +133,8 @@ class Collector implements InputCollector {
   #ranks: number[];
   /** Groups that were given rows since the last micro-batch. */
   readonly #given = new Set<number>();
+  /** Rows that are not analysed yet. */
+  #waiting: { readonly pca: IncrementalPca; readonly x: Tensor }[] = [];
 
   constructor(private readonly groups: readonly (readonly StartModule[])[]) {
     const settings = settingsOf(groups[0]?.[0] as StartModule);
@@ -160,18 +165,35 @@ class Collector implements InputCollector {
 
   add(group: number, x: Tensor): void {
     const { pca, size } = this.#analyses[group] as Analysis;
-    if ((x.shape[0] as number) < size) return;
-    pca.add(x);
+    if ((x.shape[0] as number) < size) {
+      x.dispose();
+      return;
+    }
+    this.#waiting.push({ pca, x });
     this.#given.add(group);
+    const elements = this.#waiting.reduce((sum, one) => sum + one.x.size, 0);
+    if (elements >= kWaitingElements) this.#analyse();
+  }
+
+  /** Analyses the rows that wait. */
+  #analyse(): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    try {
+      IncrementalPca.add(waiting);
+    } finally {
+      for (const { x } of waiting) x.dispose();
+    }
   }
 
   async endBatch(): Promise<boolean> {
+    this.#analyse();
     const given = [...this.#given];
     this.#given.clear();
     await Promise.all(
       given.flatMap((group) => {
-        const { cosines = null, ratios } = this.#analyses[group]?.pca.known ?? {};
-        return [cosines?.data(), ratios?.data()];
+        const { cosines, ratios } = this.#stateOf(group);
+        return [cosines.data(), ratios.data()];
       }),
     );
     for (const group of given) this.#look(group);
@@ -179,12 +201,16 @@ class Collector implements InputCollector {
     return given.length > 0;
   }
 
+  /** The analysis so far of a group that was given rows. */
+  #stateOf(group: number): PcaState {
+    return (this.#analyses[group] as Analysis).pca.known as PcaState;
+  }
+
   /** Sees which components of a group stand still. */
   #look(group: number): void {
-    const cosines = this.#analyses[group]?.pca.known?.cosines?.dataSync();
-    if (cosines === undefined) return;
+    const { cosines } = this.#stateOf(group);
     const { tau } = this.#settings;
-    this.#still[group] = Array.from(cosines as Float32Array, (cosine) => cosine >= tau);
+    this.#still[group] = Array.from(cosines.dataSync() as Float32Array, (cosine) => cosine >= tau);
   }
 
   /** Distributes the ranks by the ratios that are known, once all are. */
@@ -222,13 +248,16 @@ class Collector implements InputCollector {
   }
 
   results(): readonly Statistics[] {
-    return this.#analyses.map(({ pca }) => {
-      const { vectors, ratios, singular } = pca.known as Components;
-      return { vectors, ratios, ...(this.#settings.whiten && { singular }) };
+    return this.#analyses.map(({ pca, size }) => {
+      const { vectors, ratios, singular } = pca.known as PcaState;
+      const components = slice(vectors, 0, { stop: size });
+      return { vectors: components, ratios, ...(this.#settings.whiten && { singular }) };
     });
   }
 
   dispose(): void {
+    for (const { x } of this.#waiting) x.dispose();
+    this.#waiting = [];
     for (const { pca } of this.#analyses) pca.dispose();
   }
 }

@@ -90,10 +90,15 @@ export interface CovarianceCalibration extends CalibrationKind {
   readonly reads: 'covariance';
   /**
    * Keeps what the start needs. Runs without recording, in a scope.
-   * @param covariances (in,in) f64 for each module: the mean over sequences of X^T X, where X (tokens,in) is a sequence's input without
-   *   padding, divided by the absolute value of its largest element
+   * @param sums (in,in) f64 for each module: the sum over sequences of X^T X, where X (tokens,in) is a sequence's input without padding,
+   *   divided by the absolute value of its largest element
+   * @param sequences their number
    */
-  reduce(modules: readonly StartModule[], covariances: readonly Tensor[]): readonly Statistics[];
+  reduce(
+    modules: readonly StartModule[],
+    sums: readonly Tensor[],
+    sequences: number,
+  ): readonly Statistics[];
 }
 
 /** The leading singular triplets u (out,K), s (K), vt (K,in) of the gradient of a weight, f32 (f64 beside f64). */
@@ -133,7 +138,7 @@ export interface Collected {
 export interface InputCollector {
   /** Whether a group needs the inputs of the next micro-batch. */
   wants(group: number): boolean;
-  /** Takes a group's inputs x (rows,in) at the supervised tokens of a micro-batch; called without recording, in a scope. */
+  /** Takes a group's inputs x (rows,in) at the supervised tokens of a micro-batch, once in it; called without recording. The tensor becomes its own. */
   add(group: number, x: Tensor): void;
   /** Ends a micro-batch. @returns whether some group has learnt from it */
   endBatch(): Promise<boolean>;
@@ -141,7 +146,7 @@ export interface InputCollector {
   reached(): Collected;
   /** Goes on from there. The tensors become its own, but for others among them. */
   restore(collected: Collected): void;
-  /** The statistics of each group. */
+  /** The statistics of each group; called in a scope. */
   results(): readonly Statistics[];
   dispose(): void;
 }

@@ -57,6 +57,33 @@ typedef struct balora_trailing_svds {
   int32_t count;  // of tasks
 } balora_trailing_svds;
 
+// One analysis of pca_updates: what is known of the rows before, and of them and x together. All
+// but x is f32.
+typedef struct balora_pca_task {
+  const balora_view* x;            // (N,C), N >= R
+  const balora_view* vectors;      // (P,C), this and the next three null where x has the first rows
+  const balora_view* singular;     // (R)
+  const balora_view* mean;         // (C)
+  const balora_view* scatter;      // (1)
+  const balora_view* new_vectors;  // (P,C), P >= R: R components, and where the next search begins
+  const balora_view* new_singular;  // (R) descending
+  const balora_view* new_mean;      // (C)
+  const balora_view* new_scatter;   // (1): sum of squares of all centred rows
+  const balora_view* ratios;        // (R) share of each component in it
+  const balora_view* cosines;  // (R) of each component with the one before; 0 for the first rows
+  int64_t count;               // of the rows before
+  uint64_t seed;
+} balora_pca_task;
+
+// Incremental principal component analyses (Ross et al. 2008), any number at once. The components
+// are the leading right singular vectors of the components before times their singular values, the
+// rows less their mean, and the correction of the mean; their largest elements are positive. Rows
+// of new_vectors behind the first R are orthonormal to them, or 0.
+typedef struct balora_pca_updates {
+  const balora_pca_task* tasks;
+  int32_t count;  // of tasks
+} balora_pca_updates;
+
 // g = a^T a, summed in f64. Of rows times `scale`, products may be in f32 and summed in f32 over at
 // most 256 rows.
 typedef struct balora_gram {
@@ -100,6 +127,7 @@ typedef struct balora_svd_backward {
 
 namespace balora {
 using SvdOperands = balora_svd_task;
+using PcaOperands = balora_pca_task;
 }  // namespace balora
 #endif
 
@@ -110,6 +138,7 @@ using SvdOperands = balora_svd_task;
   KERNEL(svd)                         \
   KERNEL(randomized_svds)             \
   KERNEL(trailing_svds)               \
+  KERNEL(pca_updates)                 \
   KERNEL(gram)                        \
   KERNEL(qr_backward)                 \
   KERNEL(eigh_backward)               \

@@ -27,7 +27,7 @@ it('of as many components as inputs is the analysis of all rows at once', () => 
     scope(() => add(mul(randn([20, 6], { seed }), randn([6], { seed: 9 })), seed)),
   );
   const pca = new IncrementalPca({ size: 6, seed: 1 });
-  for (const batch of batches) pca.add(batch);
+  for (const x of batches) IncrementalPca.add([{ pca, x }]);
   const rows = scope(() => concat(batches));
   const { s, scatter } = scope(() => {
     const centred = sub(rows, mean(rows, { axis: 0 }));

@@ -407,6 +407,16 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const ranks = matrices.map(() => pick([1, 2, 4]));
       return [matrices, ranks, pick([0, 2, 4, -1]), pick([0, 5]), matrices.map(() => 3)];
     },
+    pcaUpdates: () => {
+      const rank = pick([1, 2]);
+      const channels = positive();
+      const rows = list(1 + below(3), () => tensor(float(), 2 + below(9), channels));
+      const each = (make) => rows.map(make);
+      const lists = [rows, each(() => rank), each(() => 3), each(() => pick([0, 1, 5]))];
+      if (below(2) === 0) return [...lists, [], [], [], []];
+      const known = (...shape) => each(() => tensor('f32', ...shape));
+      return [...lists, known(rank, channels), known(rank), known(channels), known(1)];
+    },
     trailingSvds: () => {
       const matrices = list(1 + below(3), () => tensor(float(), positive(), positive()));
       const ranks = matrices.map(() => pick([1, 2, 4]));

@@ -29,18 +29,18 @@ BALORA_SIMD void narrow(const double* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
-// s (8,16) = columns row..row+7 of y (rows,cols) against columns col..col+15.
-BALORA_SIMD void gram_tile(const double* y, int64_t rows, int64_t cols, int64_t row, int64_t col,
-                           double* s) {
+// s (8,16) = columns row..row+7 of x (rows,cols) against columns col..col+15 of y.
+BALORA_SIMD void product_tile(const double* x, const double* y, int64_t rows, int64_t cols,
+                              int64_t row, int64_t col, double* s) {
   Doubles sum[8][2] = {};
   for (int64_t k = 0; k < rows; ++k) {
-    const double* line = y + k * cols;
-    const Doubles first = *reinterpret_cast<const Doubles*>(line + col);
-    const Doubles second = *reinterpret_cast<const Doubles*>(line + col + 8);
+    const double *left = x + k * cols + row, *right = y + k * cols + col;
+    const Doubles first = *reinterpret_cast<const Doubles*>(right);
+    const Doubles second = *reinterpret_cast<const Doubles*>(right + 8);
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) {
-      sum[r][0] += line[row + r] * first;
-      sum[r][1] += line[row + r] * second;
+      sum[r][0] += left[r] * first;
+      sum[r][1] += left[r] * second;
     }
   }
 #pragma GCC unroll 8
@@ -73,21 +73,37 @@ void fill_uniform(const FloatBlock& block, int64_t rows, uint64_t seed) {
   std::fill(block.values + rows * block.cols, block.values + block.size(), 0.0f);
 }
 
-Matrix block_gram(const FloatBlock& y, double* wide) {
-  widen(y.values, y.size(), wide);
-  Matrix gram(y.cols, y.cols);
-  for (int64_t i = 0; i < y.cols; i += 8) {
+namespace {
+
+// X^T Y from its lower triangle, x and y (rows,cols).
+Matrix mirrored_products(const double* x, const double* y, int64_t rows, int64_t cols) {
+  Matrix products(cols, cols);
+  for (int64_t i = 0; i < cols; i += 8) {
     for (int64_t j = 0; j <= i; j += 16) {
       alignas(64) double tile[8 * 16];
-      gram_tile(wide, y.rows, y.cols, i, j, tile);
+      product_tile(x, y, rows, cols, i, j, tile);
       for (int64_t r = 0; r < 8; ++r) {
         for (int64_t c = 0; c < 16 && j + c <= i + r; ++c) {
-          gram(i + r, j + c) = gram(j + c, i + r) = tile[r * 16 + c];
+          products(i + r, j + c) = products(j + c, i + r) = tile[r * 16 + c];
         }
       }
     }
   }
-  return gram;
+  return products;
+}
+
+}  // namespace
+
+Matrix block_gram(const FloatBlock& y, double* wide) {
+  widen(y.values, y.size(), wide);
+  return mirrored_products(wide, wide, y.rows, y.cols);
+}
+
+Matrix symmetric_products(const FloatBlock& x, const FloatBlock& y, double* wide) {
+  double* other = wide + x.size();
+  widen(x.values, x.size(), wide);
+  widen(y.values, y.size(), other);
+  return mirrored_products(wide, other, x.rows, x.cols);
 }
 
 void block_times(const FloatBlock& y, const Matrix& weights, float* packed_weights,

@@ -40,6 +40,9 @@ void fill_uniform(const FloatBlock& block, int64_t rows, uint64_t seed);
 // Y^T Y, summed in f64. `wide` has room for the block's elements.
 Matrix block_gram(const FloatBlock& y, double* wide);
 
+// X^T Y where it is known to be symmetric, summed in f64. `wide` has room for both.
+Matrix symmetric_products(const FloatBlock& x, const FloatBlock& y, double* wide);
+
 // out = y weights, out and y of the same rows.
 void block_times(const FloatBlock& y, const Matrix& weights, float* packed_weights,
                  const FloatBlock& out);

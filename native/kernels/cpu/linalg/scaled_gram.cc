@@ -147,15 +147,22 @@ class Operands {
   uint32_t *left_, *right_;
 };
 
-// Adds the tile of g at (row, column) and its mirror image, of which only what is of g.
+// Adds the tile of g at (row, column) and its mirror image, of which only what is of g. The image
+// is turned in a cache first, so that its lines, which are a row of g apart, are written whole.
 void add_tile(const double* sums, int64_t row, int64_t column, int64_t width, int64_t order,
               double* g) {
   const int64_t rows = std::min(kStripRows, order - row);
+  alignas(64) double image[kPanelCols * kStripRows];
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t columns = std::min(width, row + i - column + 1);
     double* line = g + (row + i) * order + column;
     for (int64_t j = 0; j < columns; ++j) line[j] += sums[i * width + j];
-    for (int64_t j = 0; j < columns; ++j) g[(column + j) * order + row + i] = line[j];
+    for (int64_t j = 0; j < columns; ++j) image[j * kStripRows + i] = line[j];
+  }
+  for (int64_t j = 0; j < std::min(width, row + rows - column); ++j) {
+    const int64_t first = std::max<int64_t>(column + j - row, 0);
+    std::copy(image + j * kStripRows + first, image + j * kStripRows + rows,
+              g + (column + j) * order + row + first);
   }
 }
 
