@@ -62,9 +62,10 @@ void lower_priority(int nice) {
 #endif
 }
 
-// Numbers too small for a full mantissa (below 2^-126 in f32) count as zero: some processors multiply
-// them tens of times slower, and a gradient through flat attention is full of them. The OpenMP
-// workers that this thread starts later inherit the setting. See docs/decisions.
+// Numbers too small for a full mantissa (below 2^-126 in f32) count as zero: some processors take
+// tens of times longer to multiply them, and a gradient through sharp attention is full of them.
+// The OpenMP workers that this thread starts later inherit the setting. See
+// docs/decisions/subnormal-numbers.md.
 void flush_subnormals() {
 #if defined(__x86_64__) || defined(_M_X64)
   constexpr unsigned kFlushResults = 0x8000, kOperandsAreZero = 0x0040;

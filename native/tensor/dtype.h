@@ -66,8 +66,8 @@ inline bf16 to_bf16(float value) {
   return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
 }
 
-// IEEE half precision without hardware support, and without subnormal f32 numbers, which the compute
-// threads take as zero.
+// IEEE half precision without hardware support, and without subnormal f32 numbers, which the
+// compute threads take as zero.
 inline float to_float(f16 value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
