@@ -85,6 +85,8 @@ const kStartTurns = 3;
 const kWarmup = 2;
 /** Micro-batches of a calibration, a quarter of its default: what a start costs once weighs four times as much. */
 const kBatches = 8;
+/** CorDA's row has the default: what it does once takes as long as three of its forwards. */
+const kCordaBatches = 32;
 const kWorkload: Workload = {
   ...{ label: 'methods', method: 'lora', rank: METHOD_RANK, batch: 4, length: 512 },
   ...{ accumulation: 1, data: 'random' },
@@ -120,15 +122,16 @@ export async function methodRow(input: MethodRowInput): Promise<RatioRow | Start
   const trial = input.shape === 'tiny' && input.model === undefined;
   const full = calibration === undefined ? kWorkload : kCalibrationWorkload;
   const workload: Workload = trial ? { ...kWorkload, length: 32 } : full;
+  const count = input.name === 'start-corda' && !trial ? kCordaBatches : kBatches;
   const data = await workloadData(workload, {
-    ...{ vocabulary: sizes.v, count: kBatches },
+    ...{ vocabulary: sizes.v, count },
     ...(full.data === 'gsm8k' && { model: input.model, dataFile: input.dataFile }),
   });
   const { source } = data;
   try {
     if (isStep) return await stepOver(model, config, input, source);
     if (calibration === undefined) return await plainStart(model, config, input, notes);
-    const row = await calibratedStart(model, config, input, { calibration, source });
+    const row = await calibratedStart(model, config, input, { calibration, source, count });
     return { ...row, meaning: [row.meaning, ...data.notes].join('; ') };
   } finally {
     await data.close();
@@ -229,7 +232,11 @@ async function calibratedStart(
   model: CausalLM,
   config: AdapterConfigInput,
   { name, dtype }: MethodRowInput,
-  { calibration, source }: { calibration: StartCalibration; source: BatchSource },
+  {
+    calibration,
+    source,
+    count,
+  }: { calibration: StartCalibration; source: BatchSource; count: number },
 ): Promise<RatioRow> {
   const read: Batch[] = [];
   const data: BatchSource = {
@@ -243,7 +250,7 @@ async function calibratedStart(
     },
   };
   const settings = kCalibrationSettings[name];
-  const options: CalibrateOptions = { data, batches: kBatches, ...(settings && { settings }) };
+  const options: CalibrateOptions = { data, batches: count, ...(settings && { settings }) };
   const start = async (): Promise<void> => {
     const made = await calibrate(model, config, options);
     const tuned = await AdapterModel.create(model, config, { calibration: made });
@@ -260,9 +267,10 @@ async function calibratedStart(
   };
   forward(model, (await firstOf(source)) as Batch); // lays out the weights
   const [own, alone] = [await timed(start), await timed(passes)];
-  const of = calibration.reads === 'gradient' ? 'the gradients' : `its ${read.length} forwards`;
+  const of =
+    calibration.reads === 'gradient' ? 'the gradients' : `as many whole forwards, ${read.length},`;
   return {
     ...{ kind: 'ratio', name, dtype, value: own / alone },
-    meaning: `time of calibration and start over that of ${of} alone, r ${METHOD_RANK}, ${kBatches} micro-batches: ${own.toFixed(2)} over ${alone.toFixed(2)} s`,
+    meaning: `time of calibration and start over that of ${of} alone, r ${METHOD_RANK}, ${count} micro-batches: ${own.toFixed(2)} over ${alone.toFixed(2)} s`,
   };
 }
