@@ -73,7 +73,8 @@ function linesOf(series, { all, panel, at }) {
         ...kFont,
         fontSize: 11,
         align: 'right',
-        offset: [-4, -14],
+        // The two forms of a base take about the same time.
+        offset: [-4, series.baseFormat === undefined ? -14 : 16],
       },
     },
   ];
@@ -96,6 +97,9 @@ function growthChart(all) {
     xAxis: kPanels.map((_, gridIndex) => ({
       ...axisStyle,
       ...{ gridIndex, type: 'log', logBase: 2, name: kAxisNames[axis], nameGap: 30 },
+      ...(axis === 'parameters' && {
+        axisLabel: { ...kFont, formatter: (x) => `${Math.round(x / 1e6)}M` },
+      }),
       ...{ min: Math.min(...xs), max: Math.max(...xs), minorSplitLine: { show: false } },
     })),
     yAxis: kPanels.map(({ title }, gridIndex) => ({
