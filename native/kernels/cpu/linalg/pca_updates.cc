@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
-#include "kernels/cpu/linalg/float_block.h"
 #include "kernels/cpu/linalg/krylov.h"
 #include "kernels/cpu/linalg/side_by_side.h"
+#include "kernels/cpu/linalg/subspace_steps.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -31,9 +31,8 @@ constexpr int64_t kSkew = 16;    // elements, so that rows of a power of two do 
 constexpr int kFirstPowers = 2;  // of A^T A, where nothing is known before
 constexpr int kMaxRounds = 12;
 constexpr int64_t kMostDegree = 4;
-constexpr double kLargestNoise = 1.6e6;   // a tenth over f32's rounding: what products may amplify
-constexpr double kSmallestPivot = 1e-10;  // of the columns' Gram matrix with a unit diagonal
-constexpr int64_t kOversample = 10;       // of the search in f64
+constexpr double kLargestNoise = 1.6e6;  // a tenth over f32's rounding: what products may amplify
+constexpr int64_t kOversample = 10;      // of the search in f64
 
 BALORA_SIMD void add_row(const float* row, int64_t count, double* sums) {
   for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(row[i]);
@@ -193,12 +192,7 @@ class PcaUpdate {
     transpose_floats(across_.values, b, cols_, y.values);
   }
 
-  bool orthonormalise() {
-    Matrix weights;
-    if (!orthonormal_weights(block_gram(q_, wide_), kSmallestPivot, &weights)) return false;
-    multiply(q_, weights);
-    return true;
-  }
+  bool orthonormalise() { return orthonormalise_columns(q_, z_, wide_, weights_); }
 
   void multiply(FloatBlock& block, const Matrix& weights) {
     block_times(block, weights, weights_, z_);

@@ -1,5 +1,5 @@
 // The steps of a subspace iteration in f32, for the leading eigenvectors of a symmetric operator:
-// of A^T A (chebyshev_svd.h), or of its inverse (trailing_svd.h).
+// of A^T A (chebyshev_svd.h, pca_updates.cc), or of its inverse (trailing_svd.h).
 #pragma once
 #include <cstdint>
 #include <utility>
