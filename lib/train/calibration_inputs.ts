@@ -9,6 +9,7 @@ import type {
   InputCollector,
   Statistics,
 } from '../adapters/methods/method.ts';
+import { trace } from '../adapters/trace.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { LinearAdapter } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
@@ -22,7 +23,6 @@ import {
   reshape,
   scaledGramAdd,
   slice,
-  sum,
   where,
   zeros,
 } from '../ops/index.ts';
@@ -205,13 +205,11 @@ async function byCovariances(
 
 /** Refuses modules whose inputs are all 0, of which there is no covariance. @throws ArgumentError */
 async function refuseZero(part: readonly Group[], sums: readonly Tensor[]): Promise<void> {
-  const diagonal = (of: Tensor): Tensor =>
-    slice(reshape(of, [-1]), 0, { step: (of.shape[0] as number) + 1 });
-  const traces = computeOwned(() => sums.map((of) => sum(diagonal(of))));
+  const traces = computeOwned(() => sums.map(trace));
   for (const [i, value] of traces.entries()) {
-    const trace = await value.item();
+    const found = await value.item();
     value.dispose();
-    if (trace > 0) continue;
+    if (found > 0) continue;
     throw new ArgumentError(
       `calibrate: ${part[i]?.first.name}: all of its inputs are 0 or not finite, so that there is no covariance; exclude it with excludeModules`,
     );

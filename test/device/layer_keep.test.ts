@@ -6,13 +6,12 @@ import type { LoraConfigInput } from '../../lib/adapters/config.ts';
 import { setDefaultDevice } from '../../lib/device.ts';
 import { AutoModelForCausalLM, type FromPretrainedOptions } from '../../lib/models/auto.ts';
 import type { LayerKeep } from '../../lib/models/layers.ts';
-import { memoryStats, opTimes, resetOpTimes, synchronize } from '../../lib/runtime.ts';
+import { memoryStats, resetOpTimes, synchronize } from '../../lib/runtime.ts';
 import { scope } from '../../lib/tensor.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
-import type { StepRecord } from '../../lib/train/types.ts';
-import { values } from '../support/compare.ts';
 import { kEmulatedPlugin, kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 import { fixturePath, relativeError } from '../support/fixtures.ts';
+import { callsOf, numbersOf, stateValues } from '../support/run_numbers.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
@@ -66,19 +65,12 @@ async function train(
   for await (const event of trainer.run()) {
     if (event.type === 'step') numbers.push(numbersOf(event.record));
   }
-  const products = opTimes()
-    .filter(({ op }) => op === 'linear')
-    .reduce((total, { calls }) => total + calls, 0);
-  const state = Object.fromEntries(
-    Object.entries(tuned.state()).map(([name, t]) => [name, Array.from(values(t), Number)]),
-  );
+  const products = callsOf('linear');
+  const state = stateValues(tuned);
   tuned.dispose();
   model.dispose();
   return { numbers, state, kept, products, layers };
 }
-
-const numbersOf = ({ loss, taskLoss, consistency, diversity, svd, gradNorm }: StepRecord) =>
-  [loss, taskLoss, consistency, diversity, svd, gradNorm].map(Number);
 
 function expectSame(found: Found, expected: Found, rounding: number): void {
   if (rounding === 0) {

@@ -6,12 +6,12 @@ import type { LoraConfigInput } from '../../lib/adapters/config.ts';
 import { setDefaultDevice } from '../../lib/device.ts';
 import { AutoModelForCausalLM, type FromPretrainedOptions } from '../../lib/models/auto.ts';
 import type { LayerKeep } from '../../lib/models/layers.ts';
-import { memoryStats, opTimes, resetOpTimes, synchronize } from '../../lib/runtime.ts';
+import { memoryStats, resetOpTimes, synchronize } from '../../lib/runtime.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
-import { values } from '../support/compare.ts';
 import { kFakePlugin } from '../support/fake_device.ts';
 import { fixturePath } from '../support/fixtures.ts';
+import { callsOf, stateValues } from '../support/run_numbers.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
@@ -69,12 +69,8 @@ async function train(setting: Setting, captureGraphs: boolean): Promise<Found> {
     live.push(liveBytes);
     graphs.push(byTag.graphs ?? 0);
   }
-  const launches = opTimes()
-    .filter(({ op }) => op === 'graph')
-    .reduce((total, { calls }) => total + calls, 0);
-  const state = Object.fromEntries(
-    Object.entries(tuned.state()).map(([name, t]) => [name, Array.from(values(t), Number)]),
-  );
+  const launches = callsOf('graph');
+  const state = stateValues(tuned);
   tuned.dispose();
   model.dispose();
   await synchronize();

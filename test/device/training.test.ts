@@ -30,6 +30,7 @@ import { expectClose, values } from '../support/compare.ts';
 import { kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { balora } from '../support/run_cli.ts';
+import { numbersOf } from '../support/run_numbers.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinyLabelled } from '../support/tiny_classifier.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
@@ -127,12 +128,10 @@ function ownLoss(context: LossContext): LossResult {
 }
 
 function expectSameRecords(found: readonly StepRecord[], expected: readonly StepRecord[]): void {
-  const numbers = ({ loss, taskLoss, consistency, diversity, svd, gradNorm }: StepRecord) =>
-    [loss, taskLoss, consistency, diversity, svd, gradNorm].map(Number);
   expect(found.length).toBe(expected.length);
   found.forEach((record, i) => {
-    numbers(record).forEach((value, k) => {
-      expectSame([value], [numbers(expected[i] as StepRecord)[k] as number], `record ${i} ${k}`);
+    numbersOf(record).forEach((value, k) => {
+      expectSame([value], [numbersOf(expected[i] as StepRecord)[k] as number], `record ${i} ${k}`);
     });
   });
 }

@@ -12,14 +12,13 @@ import {
   mul,
   reshape,
   type SvdTask,
-  slice,
   sqrt,
-  sum,
   trailingSvds,
 } from '../../ops/index.ts';
 import type { Tensor } from '../../tensor.ts';
 import { leadingTriplets } from '../leading_triplets.ts';
 import type { LowRankPair } from '../low_rank.ts';
+import { trace } from '../trace.ts';
 import { defineMethod, defineNamedStart, type StartModule, type Statistics } from './method.ts';
 
 const kDamping = 0.01;
@@ -90,10 +89,9 @@ export const corda = defineMethod({
 
 /** W C for the damped covariance C, in W's dtype. */
 function weighted(w: Tensor, sum_: Tensor, sequences: number): Tensor {
-  const width = sum_.shape[0] as number;
-  const trace = sum(slice(reshape(sum_, [-1]), 0, { step: width + 1 })).to(w.dtype);
+  const damping = mul(trace(sum_).to(w.dtype), kDamping / (sum_.shape[0] as number));
   const share = mul(w, 1 / sequences);
-  return add(matmul(share, sum_.to(w.dtype)), mul(share, mul(trace, kDamping / width)));
+  return add(matmul(share, sum_.to(w.dtype)), mul(share, damping));
 }
 
 /** The columns of U, their singular values and S^-1 U^T W. */

@@ -1,7 +1,8 @@
 /**
  * EVA (Paischer et al. 2024): A is the leading principal components of the module's inputs at the supervised tokens, B is 0, and the
  * ranks go to the modules whose components explain most of their inputs. As PEFT computes it, with components of a known accuracy
- * (`pcaUpdates`) in place of a randomised search of few iterations: incremental analyses over the micro-batches, until the components that are used stand still.
+ * (`pcaUpdates`) in place of a randomised search of few iterations: incremental analyses over the micro-batches, until the components
+ * that are used stand still.
  */
 import { ArgumentError } from '../../errors.ts';
 import { div, type PcaState, reshape, slice, sqrt, zeros } from '../../ops/index.ts';

@@ -1,0 +1,28 @@
+// The numbers by which two training runs are compared: those of their steps, the trained values, and the calls of ops.
+import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import type { Model } from '../../lib/models/index.ts';
+import { opTimes } from '../../lib/runtime.ts';
+import type { StepRecord } from '../../lib/train/types.ts';
+import { values } from './compare.ts';
+
+/** The loss, its terms and the norm of the gradients of a step. */
+export const numbersOf = ({
+  loss,
+  taskLoss,
+  consistency,
+  diversity,
+  svd,
+  gradNorm,
+}: StepRecord): number[] => [loss, taskLoss, consistency, diversity, svd, gradNorm].map(Number);
+
+/** The values of all trained tensors by name. */
+export const stateValues = (tuned: Pick<TunedModel<Model>, 'state'>): Record<string, number[]> =>
+  Object.fromEntries(
+    Object.entries(tuned.state()).map(([name, t]) => [name, Array.from(values(t), Number)]),
+  );
+
+/** How often an op was called since the last resetOpTimes(). */
+export const callsOf = (wanted: string): number =>
+  opTimes()
+    .filter(({ op }) => op === wanted)
+    .reduce((total, { calls }) => total + calls, 0);
