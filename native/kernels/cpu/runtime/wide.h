@@ -31,7 +31,9 @@ BALORA_INLINE void load_wide(const T* from, Wide<Acc<T>>& to) {
     const WideBits32 bits = __builtin_convertvector(narrow, WideBits32) << 16;
     std::memcpy(&to, &bits, sizeof to);
   } else if constexpr (std::is_same_v<T, f16>) {
-    for (int64_t l = 0; l < kWide<float>; ++l) to[l] = load(from[l]);
+    float lanes[kWide<float>];
+    for (int64_t l = 0; l < kWide<float>; ++l) lanes[l] = load(from[l]);
+    std::memcpy(&to, lanes, sizeof to);
   } else {
     std::memcpy(&to, from, sizeof to);
   }
