@@ -12,6 +12,7 @@ import { formatBytes } from '../io/format_bytes.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
 import { memoryStats, trimMemory } from '../runtime.ts';
+import { collectGarbage } from './garbage.ts';
 import { measureRows, type RowCosts } from './row_costs.ts';
 
 /**
@@ -90,6 +91,7 @@ export class MemoryPlanner {
       throw error;
     });
     trimMemory({ device });
+    if (sharesProcessMemory(device)) await collectGarbage();
     const { liveBytes, derivedBytes } = memoryStats({ device });
     const inProcess = sharesProcessMemory(device);
     const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;

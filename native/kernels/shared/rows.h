@@ -1,5 +1,6 @@
 // Rows of a matrix in any type, and addresses of elements.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "tensor/dtype.h"
@@ -17,6 +18,12 @@ struct ResultRows {
   int32_t dtype;
   int64_t stride;
 };
+
+// `extent` in as few parts as `most` allows, of nearly the same multiple of 64: the size of a part.
+inline int64_t even_share(int64_t extent, int64_t most) {
+  const auto parts = [](int64_t whole, int64_t part) { return (whole + part - 1) / part; };
+  return parts(parts(extent, std::max<int64_t>(parts(extent, most), 1)), 64) * 64;
+}
 
 inline int64_t element_size(int32_t dtype) {
   return dtype_size(static_cast<DType>(dtype));

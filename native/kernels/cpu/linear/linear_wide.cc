@@ -206,10 +206,12 @@ struct ForwardLinear {
   View sum{};  // y, or what is scaled to it
 };
 
-// Rows whose f32 copies are 4 MiB, whatever type they have.
-int64_t rows_at_once(int64_t in) {
+// Rows that are widened at a time, in even parts whose f32 copies are 8 MiB at most: each decodes
+// or widens the weights anew.
+int64_t rows_at_once(int64_t m, int64_t in) {
   constexpr int64_t kElements = int64_t{1} << 20;
-  return std::clamp<int64_t>(kElements / std::max<int64_t>(in, 1) / 64 * 64, 256, 16384);
+  return even_share(
+      m, std::clamp<int64_t>(kElements / std::max<int64_t>(in, 1) / 64 * 64, 256, 16384));
 }
 
 // Narrow rows are widened here, once for all of the group's products; products widen what they are
@@ -248,7 +250,7 @@ void forward(Context* ctx, const View& x, const View& input,
   }
   widens = widens && reads_x;
   if (!widens) thin_products(ctx, input, projection, {}, by_rows);
-  const int64_t height = widens ? rows_at_once(in) : m;
+  const int64_t height = widens ? rows_at_once(m, in) : m;
   for (int64_t first = 0; first < m; first += height) {
     const int64_t rows = std::min(height, m - first);
     View some = rows_of(x, first, rows), some_input = rows_of(input, first, rows);

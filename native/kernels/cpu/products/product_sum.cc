@@ -22,6 +22,12 @@ constexpr int64_t kBlockElements = int64_t{1} << 20;
 constexpr int64_t kLeastRows = 256;
 constexpr int64_t kMostRows = kBlockElements / 64;
 
+// Of a gradient: rows and terms of k that are widened at a time (4 MiB in f32), and elements of its
+// sum (8 MiB). Every block of rows decodes or widens the weights anew, and every part of k reads
+// and writes the sum. What a row sums up in parts does not depend on how many rows there are.
+constexpr int64_t kDeepRows = 1024, kDepth = 1024;
+constexpr int64_t kDeepElements = int64_t{1} << 20;
+
 const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
   if (term.alpha != 1 || term.a_dtype != term.b->dtype) return nullptr;
   return PackedWeight::of(ctx, *term.b, term.transposed);
@@ -34,16 +40,25 @@ constexpr int64_t kDecodedElements = int64_t{1} << 20;
 struct Part {
   const ProductSum& sum;
   int64_t first = 0;
+  bool deep = false;  // narrow terms by parts of k
 };
 
-// C (m,n) = A B + beta C for the rows of `term`, whose B is in blocks: some rows of it at a time
-// are decoded into scratch, as f32 beside an A in f32.
-void multiply_decoded(Context* ctx, const Part& part, const ProductTerm& term, const GemmOutput& c,
-                      double beta) {
+bool is_narrow(const ProductTerm& term) {
+  return term.a_dtype != BALORA_F32 && !term.int8;
+}
+
+// Stored rows of a B.
+struct Rows {
+  int64_t first, count;
+};
+
+// C (m,n) = A B + beta C for these rows of a B in blocks: some of them at a time are decoded into
+// scratch, as f32 beside an A in f32.
+void multiply_decoded(Context* ctx, const ProductSum& sum, const ProductTerm& term,
+                      const Rows& of_b, const GemmOutput& c, double beta) {
   const View& w = *term.b;
-  const ProductSum& sum = part.sum;
   const int64_t columns = w.shape[1], m = sum.m;
-  const int64_t begin = part.first, rows = term.transposed ? sum.n : w.shape[0];
+  const auto [begin, rows] = of_b;
   const int64_t fitting = std::max<int64_t>(kDecodedElements / std::max<int64_t>(columns, 1), 32);
   const int64_t block = std::min(fitting / 32 * 32, rows);
   const GemmInput a = {term.a, term.a_dtype, term.lda};
@@ -87,7 +102,10 @@ void multiply(Context* ctx, const Part& part, const ProductTerm& term, const Gem
                            : quantise_rows(ctx, term.a, term.a_dtype, m, b.k, scale, rotation);
     return int8_product(ctx, m, a, b, static_cast<float*>(c.data), c.ld, beta != 0);
   }
-  if (term.b->encoding) return multiply_decoded(ctx, part, term, c, beta);
+  if (term.b->encoding) {
+    const Rows rows = term.transposed ? Rows{part.first, n} : Rows{0, term.k()};
+    return multiply_decoded(ctx, sum, term, rows, c, beta);
+  }
   if (sum.by_rows) {
     return row_product(ctx, {m, n, term.k()}, {term.a, term.a_dtype, term.lda},
                        {term.b->data, term.b->dtype, term.b->stride[0], true}, c, beta);
@@ -101,6 +119,30 @@ void multiply(Context* ctx, const Part& part, const ProductTerm& term, const Gem
   const GemmInput b = {offset_by(term.b->data, first, term.b->dtype), term.b->dtype, ld,
                        term.transposed};
   gemm(ctx, {m, n, term.k()}, a, b, c, {term.alpha, beta});
+}
+
+// The same for a narrow A and a B that is not read transposed: some terms of k at a time, for which
+// the columns of A are widened and the rows of B widened or decoded.
+void multiply_deep(Context* ctx, const ProductSum& sum, const ProductTerm& term,
+                   const GemmOutput& c, double beta) {
+  const View& w = *term.b;
+  const int64_t m = sum.m, k = term.k(), depth = even_share(k, kDepth);
+  auto* const left =
+      static_cast<float*>(CpuState::of(ctx).scratch(CpuState::kLeft, m * depth * sizeof(float)));
+  for (int64_t first = 0; first < k; first += depth) {
+    const int64_t count = std::min(depth, k - first);
+    ProductTerm some = term;
+    some.a = left, some.a_dtype = BALORA_F32, some.lda = count;
+    convert_rows(ctx, {offset_by(term.a, first, term.a_dtype), term.a_dtype, term.lda},
+                 {left, BALORA_F32, count}, m, count);
+    const double kept = first > 0 ? 1 : beta;
+    if (w.encoding) {
+      multiply_decoded(ctx, sum, some, {first, count}, c, kept);
+      continue;
+    }
+    const GemmInput b = {offset_by(w.data, first * w.stride[0], w.dtype), w.dtype, w.stride[0]};
+    gemm(ctx, {m, sum.n, count}, {left, BALORA_F32, count}, b, c, {term.alpha, kept});
+  }
 }
 
 // C rows = bias (+ C).
@@ -131,7 +173,11 @@ void sum_wide(Context* ctx, const Part& part, const GemmOutput& c) {
     written = true;
   }
   for (const ProductTerm& term : sum.terms) {
-    multiply(ctx, part, term, c, written ? 1 : 0);
+    if (part.deep && is_narrow(term) && term.k() > 0) {
+      multiply_deep(ctx, sum, term, c, written ? 1 : 0);
+    } else {
+      multiply(ctx, part, term, c, written ? 1 : 0);
+    }
     written = true;
   }
 }
@@ -151,10 +197,6 @@ void sum_narrow(Context* ctx, const Part& part, const GemmOutput& c) {
 // for each of its blocks.
 bool widens_left(const ProductSum& sum) {
   return !sum.by_rows && !cpu_multiplies_bf16();
-}
-
-bool is_narrow(const ProductTerm& term) {
-  return term.a_dtype != BALORA_F32 && !term.int8;
 }
 
 // Columns of all left operands that are not f32.
@@ -192,35 +234,46 @@ bool stands_in_columns(Context* ctx, const ProductSum& sum) {
   });
 }
 
-int64_t fitting(int64_t extent, int64_t least) {
-  return std::max(kBlockElements / std::max<int64_t>(extent, 1) / 64 * 64, least);
+// Whether there are narrow A, and none of their B is read transposed.
+bool stands_in_depth(const ProductSum& sum) {
+  return std::ranges::any_of(sum.terms, is_narrow) &&
+         std::ranges::none_of(
+             sum.terms, [](const ProductTerm& term) { return is_narrow(term) && term.transposed; });
+}
+
+// The multiple of 64 that, by `extent`, is no more than `elements`, but `least` at least.
+int64_t fitting(int64_t elements, int64_t extent, int64_t least) {
+  return std::max(elements / std::max<int64_t>(extent, 1) / 64 * 64, least);
 }
 
 }  // namespace
 
 // A narrow C is computed in blocks of rows, whose left operands and whose sums are f32 in scratch.
-// Where they can be, the sums are divided by columns, so that a block of rows is as tall as it can
-// be, and each of its weights is widened or decoded once.
+// So that a block of rows is as tall as it can be, and each of its weights is widened or decoded
+// once, a forward pass divides its sum by columns, and a gradient its terms by parts of k.
 void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   if (sum.m == 0 || sum.n == 0) return;
   if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) return sum_wide(ctx, {sum}, c);
-  const bool widens = widens_left(sum), by_columns = widens && stands_in_columns(ctx, sum);
-  const int64_t left = widens ? narrow_columns(sum.terms) : 0;
+  const bool widens = widens_left(sum), deep = widens && stands_in_depth(sum);
+  const bool by_columns = widens && !deep && stands_in_columns(ctx, sum);
+  const int64_t left = widens && !deep ? narrow_columns(sum.terms) : 0;
   const int64_t extent = by_columns ? left : std::max(left, sum.n);
-  const int64_t height = std::min(fitting(extent, kLeastRows), kMostRows);
+  const int64_t most = deep ? std::min(fitting(kDeepElements, sum.n, kLeastRows), kDeepRows)
+                            : std::min(fitting(kBlockElements, extent, kLeastRows), kMostRows);
+  const int64_t height = even_share(sum.m, most);
   std::vector<ProductTerm> terms(sum.terms.begin(), sum.terms.end());
   for (int64_t first = 0; first < sum.m; first += height) {
     const int64_t m = std::min(height, sum.m - first);
     std::vector<ProductTerm> own = terms;
-    if (widens) widen_left(ctx, m, own);
+    if (widens && !deep) widen_left(ctx, m, own);
     ProductSum part = sum;
     part.m = m, part.terms = own;
-    const int64_t width = by_columns ? fitting(m, 64) : sum.n;
+    const int64_t width = by_columns ? fitting(kBlockElements, m, 64) : sum.n;
     for (int64_t column = 0; column < sum.n; column += width) {
       part.n = std::min(width, sum.n - column);
       GemmOutput block = c;
       block.data = offset_by(c.data, first * c.ld + column, c.dtype);
-      sum_narrow(ctx, {part, column}, block);
+      sum_narrow(ctx, {part, column, deep}, block);
     }
     for (ProductTerm& term : terms) advance(term, m);
   }
