@@ -1,6 +1,6 @@
 // Which scores of a tile exist, and products that leave out the others. Tiles on the diagonal of a
 // causal mask, or on the edge of a window, are masked in part: at T = 240 two fifths of all tiles
-// lie on the diagonal. Queries go by blocks of kTileUnit columns, keys by tile_step() rows; what is
+// lie on the diagonal. Queries go by blocks of tile_columns(), keys by tile_step() rows; what is
 // outside of a block's range is neither read nor written.
 #pragma once
 #include <algorithm>
@@ -47,9 +47,10 @@ constexpr int64_t kPairWidth = std::is_same_v<E, bf16> ? 2 : 1;
 template <typename E, typename A>
 void score_product(const Band& band, TileShape s, const E* a, const E* b, A* scores) {
   if (band.covers(s.m, s.n)) return tile_gemm(s, a, s.k, b, scores, s.n, false);
-  for (int64_t i = 0; i < s.n; i += kTileUnit) {
-    const TileRange keys = band.keys(i, i + kTileUnit, s.m, tile_step<E>());
-    tile_gemm({keys.count(), kTileUnit, s.k}, a + keys.first * s.k, s.k, b + i * kPairWidth<E>, s.n,
+  constexpr int64_t kColumns = tile_columns<E>();
+  for (int64_t i = 0; i < s.n; i += kColumns) {
+    const TileRange keys = band.keys(i, i + kColumns, s.m, tile_step<E>());
+    tile_gemm({keys.count(), kColumns, s.k}, a + keys.first * s.k, s.k, b + i * kPairWidth<E>, s.n,
               scores + keys.first * s.n + i, s.n, false);
   }
 }
@@ -70,9 +71,10 @@ void sum_over_queries(const Band& band, TileShape s, const E* p, const E* b, A* 
 template <typename E, typename A>
 void sum_over_keys(const Band& band, TileShape s, const E* a, const E* p, A* out) {
   if (band.covers(s.k, s.n)) return tile_gemm(s, a, s.k, p, out, s.n, true);
-  for (int64_t i = 0; i < s.n; i += kTileUnit) {
-    const TileRange keys = band.keys(i, i + kTileUnit, s.k, tile_step<E>());
-    tile_gemm({s.m, kTileUnit, keys.count()}, a + keys.first, s.k,
+  constexpr int64_t kColumns = tile_columns<E>();
+  for (int64_t i = 0; i < s.n; i += kColumns) {
+    const TileRange keys = band.keys(i, i + kColumns, s.k, tile_step<E>());
+    tile_gemm({s.m, kColumns, keys.count()}, a + keys.first, s.k,
               p + keys.first * s.n + i * kPairWidth<E>, s.n, out + i, s.n, true);
   }
 }

@@ -57,7 +57,7 @@ struct Unpacking {
 
 // Forward, transposed: one key tile (rows) against one query tile (columns). scores (k,r) become
 // probabilities in p, a B operand over keys; highest, total (r) and the columns of out (d,r) are
-// brought to the new maximum.
+// brought to the new maximum, which may lie below the highest score by a few units.
 template <typename E>
 struct SoftmaxTile {
   using A = Acc<E>;
@@ -74,6 +74,8 @@ struct SoftmaxTile {
 template <typename E>
 struct Softmax {
   static void run(const SoftmaxTile<E>& tile);
+  // The log-sum-exps of the queries, and the inverse of `total` in its place.
+  static void finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse);
 };
 
 // Backward, transposed: one key tile (rows) against one query tile (columns).

@@ -19,33 +19,36 @@ struct VectorOf {
   typedef T type __attribute__((vector_size(kBytes), may_alias));
 };
 
-template <typename T, int kBytes, int kRows>
+template <typename T, int kBytes, int kRows, int kVectors = 2>
 BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
                          int64_t ldc, bool accumulate) {
   using V = typename VectorOf<T, kBytes>::type;
   constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
-  V sum[kRows][2];
+  V sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     const V* row = reinterpret_cast<const V*>(c + r * ldc);
-    sum[r][0] = accumulate ? row[0] : V{};
-    sum[r][1] = accumulate ? row[1] : V{};
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = accumulate ? row[v] : V{};
   }
   for (int64_t k = 0; k < s.k; ++k) {
-    const V first = *reinterpret_cast<const V*>(b + k * ldb);
-    const V second = *reinterpret_cast<const V*>(b + k * ldb + kWidth);
+    V right[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = *reinterpret_cast<const V*>(b + k * ldb + v * kWidth);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const T value = a[r * lda + k];
-      sum[r][0] += value * first;
-      sum[r][1] += value * second;
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += value * right[v];
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     V* row = reinterpret_cast<V*>(c + r * ldc);
-    row[0] = sum[r][0];
-    row[1] = sum[r][1];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) row[v] = sum[r][v];
   }
 }
 
@@ -74,11 +77,20 @@ LEVEL(f64_plain, double, , 16, 4)
 #if BALORA_X86
 // Features rather than levels of x86-64: clang 16's __builtin_cpu_supports knows no level.
 #define AVX2_TARGET __attribute__((target("avx2,fma,bmi2")))
-#define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,bmi2")))
+#define WIDE_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,bmi2")))
 LEVEL(f32_avx2, float, AVX2_TARGET, 32, 4)
 LEVEL(f64_avx2, double, AVX2_TARGET, 32, 4)
-LEVEL(f32_avx512, float, AVX512_TARGET, 64, 8)
-LEVEL(f64_avx512, double, AVX512_TARGET, 64, 8)
+LEVEL(f64_avx512, double, WIDE_TARGET, 64, 8)
+WIDE_TARGET void f32_avx512(TileShape s, const float* a, int64_t lda, const float* b, int64_t ldb,
+                            float* c, int64_t ldc, bool accumulate) {
+  const int64_t pairs = s.n / kTileUnit * kTileUnit;
+  product<float, 64, 8>({s.m, pairs, s.k}, a, lda, b, ldb, c, ldc, accumulate);
+  if (pairs == s.n) return;
+  for (int64_t m = 0; m < s.m; m += 8) {
+    block<float, 64, 8, 1>(s, a + m * lda, lda, b + pairs, ldb, c + m * ldc + pairs, ldc,
+                           accumulate);
+  }
+}
 #endif
 #undef LEVEL
 
@@ -242,6 +254,14 @@ int64_t tile_step<bf16>() {
 
 bool tile_gemm_has_bf16() {
   return bf16_product() != nullptr;
+}
+bool tile_gemm_has_avx512() {
+#if BALORA_X86
+  static const bool has = has_avx512();
+  return has;
+#else
+  return false;
+#endif
 }
 
 TileScope::TileScope() {
