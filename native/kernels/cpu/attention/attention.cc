@@ -33,8 +33,8 @@ struct Scratch {
     keys = arena.take<E>(tiles * tile);
     values = arena.take<E>(tiles * tile);
     q = arena.take<E>(tile);
-    p = arena.take<E>(kTile * kTile);
     scores = arena.take<A>(kTile * kTile);
+    p = in_place_or_taken<E>(arena, scores);
     out = arena.take<A>(tile);
     highest = arena.take<A>(kTile);
     total = arena.take<A>(kTile);

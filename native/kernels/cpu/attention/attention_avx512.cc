@@ -24,6 +24,9 @@ AVX512_TARGET BALORA_INLINE __m512 load16(const float* from, __mmask16 there) {
 AVX512_TARGET BALORA_INLINE __m512 load16(const f16* from, __mmask16 there) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(there, from));
 }
+AVX512_TARGET BALORA_INLINE __m512 load16(const bf16* from, __mmask16 there) {
+  return balora::lanes::load_bf16(from, there);
+}
 AVX512_TARGET BALORA_INLINE void store16(float* to, __mmask16 there, __m512 values) {
   _mm512_mask_storeu_ps(to, there, values);
 }
@@ -40,23 +43,23 @@ AVX512_TARGET BALORA_INLINE __m512i rounded_words(__m512 values) {
   return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
 
-// 16 rows x 16 columns at a time.
+// 16 rows x 16 columns at a time. Pointers are moved on from row to row: so many products with a
+// stride would not fit the registers.
 template <typename T>
 AVX512_TARGET BALORA_INLINE void columns_of(const Source<T>& s, float* out, int64_t r, int64_t d) {
   for (int64_t i = 0; i < r; i += 16) {
     for (int64_t c = 0; c < d; c += 16) {
       const __mmask16 there = first16(s.size - c);
       Words words[16];
+      const T* from = s.data + i * s.stride + c;
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < 16; ++l) {
-        words[l] = Words{};
-        if (i + l < s.rows) words[l] = (Words)load16(s.data + (i + l) * s.stride + c, there);
+      for (int64_t l = 0; l < 16; ++l, from += s.stride) {
+        words[l] = (Words)load16(from, i + l < s.rows ? there : __mmask16{0});
       }
       transpose_words(words);
+      float* to = out + c * r + i;
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < 16; ++l) {
-        _mm512_storeu_ps(out + (c + l) * r + i, (__m512)words[l]);
-      }
+      for (int64_t l = 0; l < 16; ++l, to += r) _mm512_storeu_ps(to, (__m512)words[l]);
     }
   }
 }
@@ -69,18 +72,16 @@ AVX512_TARGET BALORA_INLINE void columns_of(const Source<bf16>& s, float* out, i
     for (int64_t c = 0; c < d; c += 32) {
       const __mmask32 there = first32(s.size - c);
       Words words[16];
+      const bf16* from = s.data + i * s.stride + c;
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < 16; ++l) {
-        words[l] = Words{};
-        if (i + l < s.rows) {
-          words[l] = (Words)_mm512_maskz_loadu_epi16(there, s.data + (i + l) * s.stride + c);
-        }
+      for (int64_t l = 0; l < 16; ++l, from += s.stride) {
+        words[l] = (Words)_mm512_maskz_loadu_epi16(i + l < s.rows ? there : 0, from);
       }
       transpose_words(words);
+      float* to = out + c * r + i;
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < 16; ++l) {
+      for (int64_t l = 0; l < 16; ++l, to += 2 * r) {
         const auto pair = (__m512i)words[l];
-        float* to = out + (c + 2 * l) * r + i;
         _mm512_storeu_si512(to, _mm512_slli_epi32(pair, 16));
         _mm512_storeu_si512(to + r, _mm512_and_si512(pair, upper));
       }
@@ -95,15 +96,17 @@ AVX512_TARGET BALORA_INLINE void unpack(const float* sums, int64_t ld, const flo
     const __m512 factor = factors ? _mm512_loadu_ps(factors + i) : all(1.0f);
     for (int64_t c = 0; c < size; c += 16) {
       Words words[16];
+      const float* from = sums + c * ld + i;
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < 16; ++l) {
-        words[l] = (Words)_mm512_mul_ps(_mm512_loadu_ps(sums + (c + l) * ld + i), factor);
+      for (int64_t l = 0; l < 16; ++l, from += ld) {
+        words[l] = (Words)_mm512_mul_ps(_mm512_loadu_ps(from), factor);
       }
       transpose_words(words);
+      const __mmask16 there = first16(size - c);
+      T* to = out + i * stride + c;
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < 16; ++l) {
-        if (i + l >= rows) break;
-        store16(out + (i + l) * stride + c, first16(size - c), (__m512)words[l]);
+      for (int64_t l = 0; l < 16; ++l, to += stride) {
+        store16(to, i + l < rows ? there : __mmask16{0}, (__m512)words[l]);
       }
     }
   }
@@ -116,21 +119,35 @@ AVX512_TARGET BALORA_INLINE void unpack(const float* sums, int64_t ld, const flo
     const __m512 factor = factors ? _mm512_loadu_ps(factors + i) : all(1.0f);
     for (int64_t c = 0; c < size; c += 32) {
       Words words[16];
+      const float* from = sums + c * ld + i;
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < 16; ++l) {
-        const float* from = sums + (c + 2 * l) * ld + i;
+      for (int64_t l = 0; l < 16; ++l, from += 2 * ld) {
         const __m512i even = rounded_words(_mm512_mul_ps(_mm512_loadu_ps(from), factor));
         const __m512i odd = rounded_words(_mm512_mul_ps(_mm512_loadu_ps(from + ld), factor));
         words[l] =
             (Words)_mm512_or_si512(_mm512_srli_epi32(even, 16), _mm512_and_si512(odd, upper));
       }
       transpose_words(words);
+      const __mmask32 there = first32(size - c);
+      bf16* to = out + i * stride + c;
 #pragma GCC unroll 16
-      for (int64_t l = 0; l < 16; ++l) {
-        if (i + l >= rows) break;
-        _mm512_mask_storeu_epi16(out + (i + l) * stride + c, first32(size - c), (__m512i)words[l]);
+      for (int64_t l = 0; l < 16; ++l, to += stride) {
+        _mm512_mask_storeu_epi16(to, i + l < rows ? there : 0, (__m512i)words[l]);
       }
     }
+  }
+}
+
+template <typename T>
+AVX512_TARGET BALORA_INLINE void dots_of(const Source<T>& x, const Source<T>& y, float* out) {
+  for (int64_t i = 0; i < x.rows; ++i) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t c = 0; c < x.size; c += 16) {
+      const __mmask16 there = first16(x.size - c);
+      sum = _mm512_fmadd_ps(load16(x.data + i * x.stride + c, there),
+                            load16(y.data + i * y.stride + c, there), sum);
+    }
+    out[i] = _mm512_reduce_add_ps(sum);
   }
 }
 
@@ -267,17 +284,19 @@ struct GradBlock {
 template <bool kMasked>
 AVX512_TARGET BALORA_INLINE void gradient_keys(const GradTile<float>& t, const GradBlock& b,
                                                int64_t column, int64_t first, int64_t last) {
+  const int64_t ld = t.padded_queries;
+  const float *scores = t.scores + column, *dps = t.dp + column;
+  float *ps = t.p + column, *dss = t.ds + column;
   for (int64_t j = first; j < last; ++j) {
-    const int64_t place = j * t.padded_queries + column;
-    __m512 p = exp2(_mm512_fmsub_ps(_mm512_load_ps(t.scores + place), b.scale2, b.lse2));
-    __m512 ds = _mm512_mul_ps(p, _mm512_fmsub_ps(_mm512_load_ps(t.dp + place), b.scale, b.delta));
+    __m512 p = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + j * ld), b.scale2, b.lse2));
+    __m512 ds = _mm512_mul_ps(p, _mm512_fmsub_ps(_mm512_load_ps(dps + j * ld), b.scale, b.delta));
     if (kMasked) {
       const __mmask16 seen = key_row(t, j).lanes(column);
       p = _mm512_maskz_mov_ps(seen, p);
       ds = _mm512_maskz_mov_ps(seen, ds);
     }
-    _mm512_store_ps(t.p + place, p);
-    _mm512_store_ps(t.ds + place, ds);
+    _mm512_store_ps(ps + j * ld, p);
+    _mm512_store_ps(dss + j * ld, ds);
   }
 }
 
@@ -314,6 +333,9 @@ AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_
   AVX512_TARGET void unpack_columns(const float* sums, int64_t ld, const float* factors, T* out, \
                                     int64_t stride, int64_t rows, int64_t size) {                \
     unpack(sums, ld, factors, out, stride, rows, size);                                          \
+  }                                                                                              \
+  AVX512_TARGET void row_dots(const Source<T>& x, const Source<T>& y, float* out) {              \
+    dots_of(x, y, out);                                                                          \
   }
 OPERANDS(float)
 OPERANDS(bf16)

@@ -21,6 +21,11 @@ void unpack_columns(const float* sums, int64_t ld, const float* factors, bf16* o
 void unpack_columns(const float* sums, int64_t ld, const float* factors, f16* out, int64_t stride,
                     int64_t rows, int64_t size);
 
+// Like Unpacking<T>::row_dots.
+void row_dots(const Source<float>& x, const Source<float>& y, float* out);
+void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* out);
+void row_dots(const Source<f16>& x, const Source<f16>& y, float* out);
+
 // Like Softmax, with a positive scale and without soft-cap.
 void softmax(const SoftmaxTile<float>& tile);
 void softmax(const SoftmaxTile<bf16>& tile);

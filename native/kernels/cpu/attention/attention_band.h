@@ -43,16 +43,41 @@ inline Band band_of(const Geometry& g, int64_t first_query, int64_t first_key) {
 template <typename E>
 constexpr int64_t kPairWidth = std::is_same_v<E, bf16> ? 2 : 1;
 
+// Calls body(query, queries, keys) for blocks of queries and the keys, of n, that these see: two
+// blocks of tile_columns() beside each other where both see the keys, which is faster, and one
+// elsewhere. For each query, keys rise.
+template <typename E, typename Body>
+void for_blocks(const Band& band, int64_t r, int64_t n, const Body& body) {
+  constexpr int64_t kColumns = tile_columns<E>();
+  const int64_t step = tile_step<E>();
+  const auto visit = [&](int64_t query, int64_t queries, int64_t first, int64_t last) {
+    if (first < last) body(query, queries, TileRange{first, last});
+  };
+  for (int64_t i = 0; i < r; i += kTileUnit) {
+    const TileRange left = band.keys(i, i + kColumns, n, step);
+    if (kColumns == kTileUnit) {
+      visit(i, kColumns, left.first, left.last);
+      continue;
+    }
+    const TileRange right = band.keys(i + kColumns, i + kTileUnit, n, step);
+    const int64_t first = std::max(left.first, right.first);
+    const int64_t last = std::max(first, std::min(left.last, right.last));
+    visit(i, kColumns, left.first, std::min(left.last, first));
+    visit(i + kColumns, kColumns, right.first, std::min(right.last, first));
+    visit(i, kTileUnit, first, last);
+    visit(i, kColumns, std::max(left.first, last), left.last);
+    visit(i + kColumns, kColumns, std::max(right.first, last), right.last);
+  }
+}
+
 // scores (n,r) = a (n,d) b (d,r): keys by queries.
 template <typename E, typename A>
 void score_product(const Band& band, TileShape s, const E* a, const E* b, A* scores) {
   if (band.covers(s.m, s.n)) return tile_gemm(s, a, s.k, b, scores, s.n, false);
-  constexpr int64_t kColumns = tile_columns<E>();
-  for (int64_t i = 0; i < s.n; i += kColumns) {
-    const TileRange keys = band.keys(i, i + kColumns, s.m, tile_step<E>());
-    tile_gemm({keys.count(), kColumns, s.k}, a + keys.first * s.k, s.k, b + i * kPairWidth<E>, s.n,
+  for_blocks<E>(band, s.n, s.m, [&](int64_t i, int64_t queries, const TileRange& keys) {
+    tile_gemm({keys.count(), queries, s.k}, a + keys.first * s.k, s.k, b + i * kPairWidth<E>, s.n,
               scores + keys.first * s.n + i, s.n, false);
-  }
+  });
 }
 
 // out (n,d) += p (n,r) b (r,d): sums over queries, of keys. p is zero where a key is not seen.
@@ -71,12 +96,10 @@ void sum_over_queries(const Band& band, TileShape s, const E* p, const E* b, A* 
 template <typename E, typename A>
 void sum_over_keys(const Band& band, TileShape s, const E* a, const E* p, A* out) {
   if (band.covers(s.k, s.n)) return tile_gemm(s, a, s.k, p, out, s.n, true);
-  constexpr int64_t kColumns = tile_columns<E>();
-  for (int64_t i = 0; i < s.n; i += kColumns) {
-    const TileRange keys = band.keys(i, i + kColumns, s.k, tile_step<E>());
-    tile_gemm({s.m, kColumns, keys.count()}, a + keys.first, s.k,
+  for_blocks<E>(band, s.n, s.k, [&](int64_t i, int64_t queries, const TileRange& keys) {
+    tile_gemm({s.m, queries, keys.count()}, a + keys.first, s.k,
               p + keys.first * s.n + i * kPairWidth<E>, s.n, out + i, s.n, true);
-  }
+  });
 }
 
 }  // namespace balora::attention

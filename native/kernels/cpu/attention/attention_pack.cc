@@ -212,6 +212,9 @@ void Unpacking<T>::row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out)
   if constexpr (std::is_same_v<T, bf16>) {
     if (tile_gemm_has_bf16()) return lanes::row_dots(x, y, out);
   }
+  if constexpr (!std::is_same_v<T, double>) {
+    if (tile_gemm_has_avx512()) return avx512::row_dots(x, y, out);
+  }
 #endif
   dots(x, y, out);
 }
