@@ -48,25 +48,24 @@ constexpr int64_t kPairWidth = std::is_same_v<E, bf16> ? 2 : 1;
 // elsewhere. For each query, keys rise.
 template <typename E, typename Body>
 void for_blocks(const Band& band, int64_t r, int64_t n, const Body& body) {
-  constexpr int64_t kColumns = tile_columns<E>();
-  const int64_t step = tile_step<E>();
+  const int64_t columns = tile_columns<E>(), step = tile_step<E>();
   const auto visit = [&](int64_t query, int64_t queries, int64_t first, int64_t last) {
     if (first < last) body(query, queries, TileRange{first, last});
   };
   for (int64_t i = 0; i < r; i += kTileUnit) {
-    const TileRange left = band.keys(i, i + kColumns, n, step);
-    if (kColumns == kTileUnit) {
-      visit(i, kColumns, left.first, left.last);
+    const TileRange left = band.keys(i, i + columns, n, step);
+    if (columns == kTileUnit) {
+      visit(i, columns, left.first, left.last);
       continue;
     }
-    const TileRange right = band.keys(i + kColumns, i + kTileUnit, n, step);
+    const TileRange right = band.keys(i + columns, i + kTileUnit, n, step);
     const int64_t first = std::max(left.first, right.first);
     const int64_t last = std::max(first, std::min(left.last, right.last));
-    visit(i, kColumns, left.first, std::min(left.last, first));
-    visit(i + kColumns, kColumns, right.first, std::min(right.last, first));
+    visit(i, columns, left.first, std::min(left.last, first));
+    visit(i + columns, columns, right.first, std::min(right.last, first));
     visit(i, kTileUnit, first, last);
-    visit(i, kColumns, std::max(left.first, last), left.last);
-    visit(i + kColumns, kColumns, std::max(right.first, last), right.last);
+    visit(i, columns, std::max(left.first, last), left.last);
+    visit(i + columns, columns, std::max(right.first, last), right.last);
   }
 }
 

@@ -137,36 +137,56 @@ using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, int64
 
 #ifdef BALORA_TILES
 
-BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
-                             float* c, int64_t ldc, bool accumulate) {
-  constexpr int kRows = 8;
-  for (int64_t n = 0; n < s.n; n += 32) {
-    for (int64_t m = 0; m < s.m; m += kRows) {
-      float* block = c + m * ldc + n;
-      const bf16* rows = a + m * lda;
-      __m512 sum[kRows][2];
+template <int kRows, int kVectors>
+BF16_TARGET BALORA_INLINE void bf16_block(int64_t depth, const bf16* a, int64_t lda, const bf16* b,
+                                          int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  __m512 sum[kRows][kVectors];
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        sum[r][0] = accumulate ? _mm512_load_ps(block + r * ldc) : _mm512_setzero_ps();
-        sum[r][1] = accumulate ? _mm512_load_ps(block + r * ldc + 16) : _mm512_setzero_ps();
-      }
-      for (int64_t k = 0; k < s.k; k += 2) {
-        const bf16* pairs = b + k * ldb + 2 * n;
-        const __m512bh first = (__m512bh)_mm512_load_si512(pairs);
-        const __m512bh second = (__m512bh)_mm512_load_si512(pairs + 32);
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = accumulate ? _mm512_load_ps(c + r * ldc + 16 * v) : _mm512_setzero_ps();
+    }
+  }
+  for (int64_t k = 0; k < depth; k += 2) {
+    __m512bh right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = (__m512bh)_mm512_load_si512(b + k * ldb + 32 * v);
+    }
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const __m512bh value = broadcast_pair(rows + r * lda + k);
-          sum[r][0] = _mm512_dpbf16_ps(sum[r][0], value, first);
-          sum[r][1] = _mm512_dpbf16_ps(sum[r][1], value, second);
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        _mm512_store_ps(block + r * ldc, sum[r][0]);
-        _mm512_store_ps(block + r * ldc + 16, sum[r][1]);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512bh value = broadcast_pair(a + r * lda + k);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], value, right[v]);
       }
     }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) _mm512_store_ps(c + r * ldc + 16 * v, sum[r][v]);
+  }
+}
+
+// As wide as in f32.
+BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
+                             float* c, int64_t ldc, bool accumulate) {
+  int64_t n = 0;
+  for (; n + 64 <= s.n; n += 64) {
+    for (int64_t m = 0; m < s.m; m += 4) {
+      bf16_block<4, 4>(s.k, a + m * lda, lda, b + 2 * n, ldb, c + m * ldc + n, ldc, accumulate);
+    }
+  }
+  for (; n + 32 <= s.n; n += 32) {
+    for (int64_t m = 0; m < s.m; m += 8) {
+      bf16_block<8, 2>(s.k, a + m * lda, lda, b + 2 * n, ldb, c + m * ldc + n, ldc, accumulate);
+    }
+  }
+  if (n == s.n) return;
+  for (int64_t m = 0; m < s.m; m += 8) {
+    bf16_block<8, 1>(s.k, a + m * lda, lda, b + 2 * n, ldb, c + m * ldc + n, ldc, accumulate);
   }
 }
 
@@ -254,6 +274,10 @@ void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64
   bf16_product()(shape, a, lda, b, ldb, c, ldc, accumulate);
 }
 
+template <>
+int64_t tile_columns<bf16>() {
+  return tiles_use_amx() ? kTileUnit : 16;
+}
 template <>
 int64_t tile_step<bf16>() {
   return tiles_use_amx() ? kTileUnit : 8;

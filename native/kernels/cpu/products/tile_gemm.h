@@ -8,7 +8,6 @@
 // aligned to 64 bytes.
 #pragma once
 #include <cstdint>
-#include <type_traits>
 
 #include "tensor/dtype.h"
 
@@ -39,9 +38,11 @@ void tile_gemm(TileShape shape, const E* a, int64_t lda, const E* b, A* c, int64
 
 // The unit of the columns of a product.
 template <typename E>
-constexpr int64_t tile_columns() {
-  return std::is_same_v<E, bf16> ? kTileUnit : 16;
+int64_t tile_columns() {
+  return 16;
 }
+template <>
+int64_t tile_columns<bf16>();
 
 // The unit of the rows of a product and of its depth.
 template <typename E>

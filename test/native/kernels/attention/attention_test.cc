@@ -226,6 +226,8 @@ TEST_CASE("tile_gemm equals plain loops in f32, f64 and, where the CPU has it, b
     for (const int64_t n : {16, 48}) {
       check_tile_product<float, float>(m - 8, n, 40);
       check_tile_product<double, double>(m - 8, n, 40);
+      if (n % tile_columns<bf16>() > 0 || !tile_gemm_has_bf16()) continue;
+      check_tile_product<bf16, float>(m - tile_step<bf16>(), n, 5 * tile_step<bf16>());
     }
   }
 }
