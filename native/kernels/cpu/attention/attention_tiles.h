@@ -56,8 +56,9 @@ struct Unpacking {
 };
 
 // Forward, transposed: one key tile (rows) against one query tile (columns). scores (k,r) become
-// probabilities in p, a B operand over keys, which may be in their place; highest, total (r) and the columns of out (d,r) are
-// brought to the new maximum, which may lie below the highest score by a few units.
+// probabilities in p, a B operand over keys, which may be in their place; highest, total (r) and
+// the columns of out (d,r) are brought to the new maximum, which may lie below the highest score by
+// a few units.
 template <typename E>
 struct SoftmaxTile {
   using A = Acc<E>;

@@ -170,7 +170,7 @@ BF16_TARGET BALORA_INLINE void bf16_block(int64_t depth, const bf16* a, int64_t 
   }
 }
 
-// As wide as in f32.
+// Blocks are as wide as those of f32.
 BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
                              float* c, int64_t ldc, bool accumulate) {
   int64_t n = 0;
