@@ -2,7 +2,6 @@
 // keys that they see (Dao et al. 2022, FlashAttention), so scores live in one thread's tile only.
 // Each row's log-sum-exp is kept for the backward. The heads of a group share the packed keys and
 // values of their kv head.
-#include <cmath>
 #include <limits>
 
 #include "kernels/cpu/attention/attention_band.h"
@@ -34,8 +33,8 @@ struct Scratch {
     keys = arena.take<E>(tiles * tile);
     values = arena.take<E>(tiles * tile);
     q = arena.take<E>(tile);
-    p = arena.take<E>(kTile * kTile);
     scores = arena.take<A>(kTile * kTile);
+    p = in_place_or_taken<E>(arena, scores);
     out = arena.take<A>(tile);
     highest = arena.take<A>(kTile);
     total = arena.take<A>(kTile);
@@ -114,10 +113,9 @@ class Forward {
   }
 
   void finish(int64_t row, int64_t queries, int64_t head, const Scratch<E>& scratch) const {
-    for (int64_t i = 0; i < queries; ++i) {
-      lse_[(row + i) * g_.heads + head] = scratch.highest[i] + std::log(scratch.total[i]);
-      scratch.total[i] = A(1) / scratch.total[i];
-    }
+    A lse[kTile];
+    Softmax<E>::finish(queries, scratch.highest, scratch.total, lse);
+    for (int64_t i = 0; i < queries; ++i) lse_[(row + i) * g_.heads + head] = lse[i];
     Unpacking<T>::columns(scratch.out, tile_padded(queries),
                           operands_.out + (row * g_.heads + head) * g_.size, g_.heads * g_.size,
                           queries, g_.size, scratch.total);

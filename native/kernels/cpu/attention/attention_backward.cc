@@ -53,9 +53,10 @@ struct Scratch {
          {&keys, &values, &keys_transposed, &q, &q_transposed, &dout, &dout_transposed}) {
       *operand = arena.take<E>(all);
     }
-    for (E** square : {&p, &ds, &ds_right}) *square = arena.take<E>(kTile * kTile);
-    if constexpr (!std::is_same_v<E, bf16>) ds_right = ds;
     for (A** square : {&scores, &dp}) *square = arena.take<A>(kTile * kTile);
+    p = in_place_or_taken<E>(arena, scores);
+    ds = in_place_or_taken<E>(arena, dp);
+    ds_right = std::is_same_v<E, bf16> ? arena.take<E>(kTile * kTile) : ds;
     for (A** sum : {&dk, &dv, &dq}) *sum = arena.take<A>(all);
     for (A** row : {&lse, &delta}) *row = arena.take<A>(tiles * kTile);
     packed_keys = arena.take<uint8_t>(tiles);

@@ -1,6 +1,7 @@
 #include "kernels/cpu/attention/attention_bf16.h"
 
 #ifdef BALORA_TILES
+#include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/lanes.h"
 
@@ -45,29 +46,6 @@ BF16_TARGET BALORA_INLINE Interleaved interleave(const Interleaved& order, __m51
           _mm512_permutex2var_epi16(even, order.high, odd)};
 }
 
-// Lanes of 16 columns from `column` on that lie in [first, last).
-BALORA_INLINE __mmask16 lanes_within(int64_t first, int64_t last, int64_t column) {
-  const int64_t low = std::clamp<int64_t>(first - column, 0, 16);
-  const int64_t high = std::clamp<int64_t>(last - column, low, 16);
-  return static_cast<__mmask16>((1u << high) - (1u << low));
-}
-
-// One key's share of a tile: the queries [first, last) that see it.
-struct KeyRow {
-  int64_t row, first, last;
-
-  bool misses(int64_t column, int64_t count) const {
-    return last <= column || first >= column + count;
-  }
-};
-
-BALORA_INLINE KeyRow key_row(const GradTile<bf16>& t, int64_t j) {
-  if (j >= t.keys) return {j, 0, 0};
-  const int64_t key = t.first_key + j;
-  return {j, std::max<int64_t>(t.geometry.first_query(key) - t.first_query, 0),
-          std::min(t.geometry.last_query(key, t.segment_rows) - t.first_query, t.queries)};
-}
-
 struct Gradients {
   __m512i p, ds;
 };
@@ -82,7 +60,7 @@ BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
     const int64_t at = column + 16 * half;
-    const __mmask16 seen = lanes_within(key.first, key.last, at);
+    const __mmask16 seen = key.lanes(at);
     const int64_t place = key.row * t.padded_queries + at;
     const __m512 lse = _mm512_maskz_loadu_ps(seen, t.lse + at);
     const __m512 delta = _mm512_maskz_loadu_ps(seen, t.delta + at);

@@ -1,6 +1,7 @@
 // Operands of the tile products in and out of their packed orders.
 #include <algorithm>
 
+#include "kernels/cpu/attention/attention_avx512.h"
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 
@@ -164,10 +165,20 @@ void Packing<T, E>::rows_right(const Source<T>& s, E* out, int64_t r, int64_t d)
 }
 template <typename T, typename E>
 void Packing<T, E>::columns_left(const Source<T>& s, E* out, int64_t r, int64_t d) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, float>) {
+    if (tile_gemm_has_avx512()) return avx512::columns(s, out, r, d);
+  }
+#endif
   transposed_left(s, out, r, d);
 }
 template <typename T, typename E>
 void Packing<T, E>::columns_right(const Source<T>& s, E* out, int64_t r, int64_t d) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, float>) {
+    if (tile_gemm_has_avx512()) return avx512::columns(s, out, r, d);
+  }
+#endif
   transposed_right(s, out, r, d);
 }
 template <typename T>
@@ -188,6 +199,10 @@ void Unpacking<T>::columns(const Acc<T>* sums, int64_t ld, T* out, int64_t strid
     if (tile_gemm_has_bf16())
       return lanes::unpack_columns(sums, ld, factors, out, stride, rows, size);
   }
+  if constexpr (!std::is_same_v<T, double>) {
+    if (tile_gemm_has_avx512())
+      return avx512::unpack_columns(sums, ld, factors, out, stride, rows, size);
+  }
 #endif
   unpack_transposed(sums, ld, factors, out, stride, rows, size);
 }
@@ -196,6 +211,9 @@ void Unpacking<T>::row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out)
 #ifdef BALORA_TILES
   if constexpr (std::is_same_v<T, bf16>) {
     if (tile_gemm_has_bf16()) return lanes::row_dots(x, y, out);
+  }
+  if constexpr (!std::is_same_v<T, double>) {
+    if (tile_gemm_has_avx512()) return avx512::row_dots(x, y, out);
   }
 #endif
   dots(x, y, out);

@@ -4,27 +4,17 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/cpu/attention/attention_avx512.h"
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_bf16.h"
+#include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/runtime/vec_math.h"
 
 namespace balora::attention {
 namespace {
 
-// Part of a tile's extent.
-struct Columns {
-  int64_t first, last;
-};
-
-BALORA_INLINE Columns clip(int64_t first, int64_t last, int64_t origin, int64_t count) {
-  return {std::clamp<int64_t>(first - origin, 0, count),
-          std::clamp<int64_t>(last - origin, 0, count)};
-}
-
 // Row loops run over whole blocks of lanes: a constant trip count needs no remainder loop, and what
 // a block holds outside [first, last) is masked before and after.
-constexpr int64_t kLanes = 16;
-
 BALORA_INLINE int64_t block_first(Columns c) {
   return c.first / kLanes * kLanes;
 }
@@ -110,22 +100,6 @@ BALORA_INLINE void zero_pairs(const SoftmaxTile<E>& t, int64_t column, int64_t f
     E* p = t.p + j * t.padded_queries + column * kStep;
     std::fill(p, p + kLanes * kStep, E{});
   }
-}
-
-// The keys that a block of queries meets: [first, last) by any of them, [all_first, all_last) by
-// every one.
-struct BlockKeys {
-  int64_t first, last, all_first, all_last;
-};
-
-template <typename E>
-BALORA_INLINE BlockKeys keys_of_block(const SoftmaxTile<E>& t, int64_t column) {
-  const Geometry& g = t.geometry;
-  const int64_t low = t.first_query + column;
-  const int64_t high = t.first_query + std::min(column + kLanes, t.queries) - 1;
-  const Columns any = clip(g.first_key(low), g.last_key(high, t.segment_rows), t.first_key, t.keys);
-  const Columns all = clip(g.first_key(high), g.last_key(low, t.segment_rows), t.first_key, t.keys);
-  return {any.first & ~int64_t{1}, (any.last + 1) & ~int64_t{1}, all.first, all.last};
 }
 
 // Scores that not every query of the block sees become -infinity for those that do not.
@@ -251,6 +225,15 @@ BALORA_INLINE void softmax_columns(const SoftmaxTile<E>& t) {
   }
 }
 
+template <typename A>
+BALORA_INLINE void finish_queries(int64_t queries, const A* highest, A* total, A* lse) {
+#pragma omp simd
+  for (int64_t i = 0; i < queries; ++i) {
+    lse[i] = highest[i] + vlog(total[i]);
+    total[i] = A(1) / total[i];
+  }
+}
+
 template <typename E>
 BALORA_INLINE void gradient_rows(const GradTile<E>& t) {
   using A = Acc<E>;
@@ -309,18 +292,38 @@ ROWS(float)
 ROWS(bf16)
 ROWS(double)
 #undef ROWS
+#define FINISH(A)                                                                     \
+  BALORA_SIMD void finish_rows(int64_t queries, const A* highest, A* total, A* lse) { \
+    finish_queries(queries, highest, total, lse);                                     \
+  }
+FINISH(float)
+FINISH(double)
+#undef FINISH
 
 }  // namespace
 
 template <typename E>
 void Softmax<E>::run(const SoftmaxTile<E>& tile) {
+#ifdef BALORA_TILES
+  if constexpr (!std::is_same_v<E, double>) {
+    const Geometry& g = tile.geometry;
+    if (tile_gemm_has_avx512() && g.softcap == 0 && g.scale > 0) return avx512::softmax(tile);
+  }
+#endif
   softmax(tile);
+}
+template <typename E>
+void Softmax<E>::finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse) {
+  finish_rows(queries, highest, total, lse);
 }
 template <typename E>
 void ScoreGradient<E>::run(const GradTile<E>& tile) {
 #ifdef BALORA_TILES
   if constexpr (std::is_same_v<E, bf16>) {
     if (tile.geometry.softcap == 0) return lanes::score_gradient(tile);
+  }
+  if constexpr (std::is_same_v<E, float>) {
+    if (tile_gemm_has_avx512() && tile.geometry.softcap == 0) return avx512::score_gradient(tile);
   }
 #endif
   gradient(tile);

@@ -56,8 +56,9 @@ struct Unpacking {
 };
 
 // Forward, transposed: one key tile (rows) against one query tile (columns). scores (k,r) become
-// probabilities in p, a B operand over keys; highest, total (r) and the columns of out (d,r) are
-// brought to the new maximum.
+// probabilities in p, a B operand over keys, which may be in their place; highest, total (r) and
+// the columns of out (d,r) are brought to the new maximum, which may lie below the highest score by
+// a few units.
 template <typename E>
 struct SoftmaxTile {
   using A = Acc<E>;
@@ -74,13 +75,15 @@ struct SoftmaxTile {
 template <typename E>
 struct Softmax {
   static void run(const SoftmaxTile<E>& tile);
+  // The log-sum-exps of the queries, and the inverse of `total` in its place.
+  static void finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse);
 };
 
 // Backward, transposed: one key tile (rows) against one query tile (columns).
 //   p = exp(s - lse)
 //   ds = p * (dp - delta) * scale * (slope of the soft-cap)
-// written as A operands over queries (p, ds) and as a B operand over keys (ds_right; the same
-// memory as ds for f32, f64).
+// written as A operands over queries (p, ds), which may be in the place of scores and dp, and as a
+// B operand over keys (ds_right; the same memory as ds for f32, f64).
 template <typename E>
 struct GradTile {
   using A = Acc<E>;
@@ -100,6 +103,17 @@ template <typename E>
 struct ScoreGradient {
   static void run(const GradTile<E>& tile);
 };
+
+// Memory for a tile that is computed from `sums` element by element: their own where the types are
+// the same, which leaves more of the first-level cache to the products.
+template <typename E>
+E* in_place_or_taken(Arena& arena, Acc<E>* sums) {
+  if constexpr (std::is_same_v<E, Acc<E>>) {
+    return sums;
+  } else {
+    return arena.take<E>(kTile * kTile);
+  }
+}
 
 // body<T, E>() for a storage type and the type its products run in.
 template <typename Body>

@@ -19,33 +19,36 @@ struct VectorOf {
   typedef T type __attribute__((vector_size(kBytes), may_alias));
 };
 
-template <typename T, int kBytes, int kRows>
+template <typename T, int kBytes, int kRows, int kVectors = 2>
 BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
                          int64_t ldc, bool accumulate) {
   using V = typename VectorOf<T, kBytes>::type;
   constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
-  V sum[kRows][2];
+  V sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     const V* row = reinterpret_cast<const V*>(c + r * ldc);
-    sum[r][0] = accumulate ? row[0] : V{};
-    sum[r][1] = accumulate ? row[1] : V{};
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = accumulate ? row[v] : V{};
   }
   for (int64_t k = 0; k < s.k; ++k) {
-    const V first = *reinterpret_cast<const V*>(b + k * ldb);
-    const V second = *reinterpret_cast<const V*>(b + k * ldb + kWidth);
+    V right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = *reinterpret_cast<const V*>(b + k * ldb + v * kWidth);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const T value = a[r * lda + k];
-      sum[r][0] += value * first;
-      sum[r][1] += value * second;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += value * right[v];
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     V* row = reinterpret_cast<V*>(c + r * ldc);
-    row[0] = sum[r][0];
-    row[1] = sum[r][1];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) row[v] = sum[r][v];
   }
 }
 
@@ -74,11 +77,27 @@ LEVEL(f64_plain, double, , 16, 4)
 #if BALORA_X86
 // Features rather than levels of x86-64: clang 16's __builtin_cpu_supports knows no level.
 #define AVX2_TARGET __attribute__((target("avx2,fma,bmi2")))
-#define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,bmi2")))
+#define WIDE_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,bmi2")))
 LEVEL(f32_avx2, float, AVX2_TARGET, 32, 4)
 LEVEL(f64_avx2, double, AVX2_TARGET, 32, 4)
-LEVEL(f32_avx512, float, AVX512_TARGET, 64, 8)
-LEVEL(f64_avx512, double, AVX512_TARGET, 64, 8)
+LEVEL(f64_avx512, double, WIDE_TARGET, 64, 8)
+// Blocks of four vectors read A once, and fewer words in all.
+WIDE_TARGET void f32_avx512(TileShape s, const float* a, int64_t lda, const float* b, int64_t ldb,
+                            float* c, int64_t ldc, bool accumulate) {
+  int64_t n = 0;
+  for (; n + 64 <= s.n; n += 64) {
+    for (int64_t m = 0; m < s.m; m += 4) {
+      block<float, 64, 4, 4>(s, a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, accumulate);
+    }
+  }
+  const int64_t pairs = (s.n - n) / kTileUnit * kTileUnit;
+  product<float, 64, 8>({s.m, pairs, s.k}, a, lda, b + n, ldb, c + n, ldc, accumulate);
+  n += pairs;
+  if (n == s.n) return;
+  for (int64_t m = 0; m < s.m; m += 8) {
+    block<float, 64, 8, 1>(s, a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, accumulate);
+  }
+}
 #endif
 #undef LEVEL
 
@@ -118,36 +137,56 @@ using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, int64
 
 #ifdef BALORA_TILES
 
-BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
-                             float* c, int64_t ldc, bool accumulate) {
-  constexpr int kRows = 8;
-  for (int64_t n = 0; n < s.n; n += 32) {
-    for (int64_t m = 0; m < s.m; m += kRows) {
-      float* block = c + m * ldc + n;
-      const bf16* rows = a + m * lda;
-      __m512 sum[kRows][2];
+template <int kRows, int kVectors>
+BF16_TARGET BALORA_INLINE void bf16_block(int64_t depth, const bf16* a, int64_t lda, const bf16* b,
+                                          int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  __m512 sum[kRows][kVectors];
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        sum[r][0] = accumulate ? _mm512_load_ps(block + r * ldc) : _mm512_setzero_ps();
-        sum[r][1] = accumulate ? _mm512_load_ps(block + r * ldc + 16) : _mm512_setzero_ps();
-      }
-      for (int64_t k = 0; k < s.k; k += 2) {
-        const bf16* pairs = b + k * ldb + 2 * n;
-        const __m512bh first = (__m512bh)_mm512_load_si512(pairs);
-        const __m512bh second = (__m512bh)_mm512_load_si512(pairs + 32);
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = accumulate ? _mm512_load_ps(c + r * ldc + 16 * v) : _mm512_setzero_ps();
+    }
+  }
+  for (int64_t k = 0; k < depth; k += 2) {
+    __m512bh right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = (__m512bh)_mm512_load_si512(b + k * ldb + 32 * v);
+    }
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const __m512bh value = broadcast_pair(rows + r * lda + k);
-          sum[r][0] = _mm512_dpbf16_ps(sum[r][0], value, first);
-          sum[r][1] = _mm512_dpbf16_ps(sum[r][1], value, second);
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        _mm512_store_ps(block + r * ldc, sum[r][0]);
-        _mm512_store_ps(block + r * ldc + 16, sum[r][1]);
+    for (int r = 0; r < kRows; ++r) {
+      const __m512bh value = broadcast_pair(a + r * lda + k);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], value, right[v]);
       }
     }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) _mm512_store_ps(c + r * ldc + 16 * v, sum[r][v]);
+  }
+}
+
+// Blocks are as wide as those of f32.
+BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
+                             float* c, int64_t ldc, bool accumulate) {
+  int64_t n = 0;
+  for (; n + 64 <= s.n; n += 64) {
+    for (int64_t m = 0; m < s.m; m += 4) {
+      bf16_block<4, 4>(s.k, a + m * lda, lda, b + 2 * n, ldb, c + m * ldc + n, ldc, accumulate);
+    }
+  }
+  for (; n + 32 <= s.n; n += 32) {
+    for (int64_t m = 0; m < s.m; m += 8) {
+      bf16_block<8, 2>(s.k, a + m * lda, lda, b + 2 * n, ldb, c + m * ldc + n, ldc, accumulate);
+    }
+  }
+  if (n == s.n) return;
+  for (int64_t m = 0; m < s.m; m += 8) {
+    bf16_block<8, 1>(s.k, a + m * lda, lda, b + 2 * n, ldb, c + m * ldc + n, ldc, accumulate);
   }
 }
 
@@ -236,12 +275,24 @@ void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64
 }
 
 template <>
+int64_t tile_columns<bf16>() {
+  return tiles_use_amx() ? kTileUnit : 16;
+}
+template <>
 int64_t tile_step<bf16>() {
   return tiles_use_amx() ? kTileUnit : 8;
 }
 
 bool tile_gemm_has_bf16() {
   return bf16_product() != nullptr;
+}
+bool tile_gemm_has_avx512() {
+#if BALORA_X86
+  static const bool has = has_avx512();
+  return has;
+#else
+  return false;
+#endif
 }
 
 TileScope::TileScope() {

@@ -1,7 +1,7 @@
 // Matrix products of small packed tiles, single-threaded, for kernels that keep their operands in
 // cache (attention).
 //   C (m,n) = A (m,k) B (k,n), or += with accumulate; C is f32 (f64 for f64). n is a multiple of
-//   kTileUnit, m and k are of tile_step(), which divides it.
+//   tile_columns(), m and k are of tile_step(); both divide kTileUnit.
 // A and C are row-major, rows lda and ldc apart. B is in "pair" order: row-major for f32 and f64;
 // for bf16 rows 2i and 2i+1 are interleaved, [k/2][ldb][2], which is what AVX512-BF16 and AMX
 // multiply. It is dense unless ldb says that it is part of a wider one. B and C are
@@ -36,6 +36,14 @@ void tile_gemm(TileShape shape, const E* a, int64_t lda, const E* b, A* c, int64
   tile_gemm(shape, a, lda, b, shape.n, c, ldc, accumulate);
 }
 
+// The unit of the columns of a product.
+template <typename E>
+int64_t tile_columns() {
+  return 16;
+}
+template <>
+int64_t tile_columns<bf16>();
+
 // The unit of the rows of a product and of its depth.
 template <typename E>
 int64_t tile_step() {
@@ -45,6 +53,8 @@ template <>
 int64_t tile_step<bf16>();
 
 bool tile_gemm_has_bf16();
+// Whether products of f32 run in AVX-512 instructions.
+bool tile_gemm_has_avx512();
 
 // Must be alive on a thread around its bf16 products: AMX needs the thread's tile shapes set.
 class TileScope {

@@ -10,7 +10,9 @@
 #define BALORA_TILES 1
 #include <immintrin.h>
 
-// AVX512-BF16, and the same with AMX. A function of the second may inline those of the first.
+// AVX-512, the same with AVX512-BF16, and that with AMX. A function of each may inline those of the
+// ones before.
+#define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,bmi2")))
 #define BF16_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,bmi2")))
 #define AMX_TARGET \
   __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,bmi2")))

@@ -1,6 +1,6 @@
-// Vectors of f32 beside bf16 in memory, for row loops in AVX512-BF16 instructions: a compiler
-// rounds to bf16 by integers, and takes twice as many instructions for an
-// exponential. Only where cpu_multiplies_bf16().
+// Vectors of f32, for row loops in AVX-512 instructions, and beside bf16 in memory in those of
+// AVX512-BF16, which only run where cpu_multiplies_bf16(). A compiler rounds to bf16 by integers,
+// and takes twice as many instructions for an exponential.
 #pragma once
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -10,7 +10,7 @@
 #ifdef BALORA_TILES
 namespace balora::lanes {
 
-BF16_TARGET BALORA_INLINE __m512 all(float value) {
+AVX512_TARGET BALORA_INLINE __m512 all(float value) {
   return _mm512_set1_ps(value);
 }
 
@@ -27,10 +27,10 @@ BF16_TARGET BALORA_INLINE __m512i rounded(__m512 low, __m512 high) {
   return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
-BF16_TARGET BALORA_INLINE __m512 widened(__m256i values) {
+AVX512_TARGET BALORA_INLINE __m512 widened(__m256i values) {
   return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16);
 }
-BF16_TARGET BALORA_INLINE __m512 load_bf16(const bf16* from, __mmask16 there) {
+AVX512_TARGET BALORA_INLINE __m512 load_bf16(const bf16* from, __mmask16 there) {
   return widened(_mm256_maskz_loadu_epi16(there, from));
 }
 BF16_TARGET BALORA_INLINE void store_bf16(bf16* to, __mmask16 there, __m512 values) {
@@ -44,7 +44,7 @@ BF16_TARGET BALORA_INLINE __m512 rounding_left(__m512 value) {
 
 // 2^x within 2 ulp: the fraction is in [0, 1), where the polynomial is within 8e-8 of its value.
 // 0 for -infinity; keeps NaN.
-BF16_TARGET BALORA_INLINE __m512 exp2(__m512 x) {
+AVX512_TARGET BALORA_INLINE __m512 exp2(__m512 x) {
   const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 p = all(1.8775766e-3f);
   p = _mm512_fmadd_ps(p, r, all(8.9893407e-3f));
