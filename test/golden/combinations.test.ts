@@ -1,6 +1,6 @@
 /**
- * What PEFT's options of LoRA, and those of its other methods, combine with (../shared/golden/methods/variants/combinations.json, where all
- * pairs were tried): here they combine as well, or are refused with the reason. An adapter of a combination starts as the base, is the same
+ * Pairs of PEFT's options of LoRA that PEFT takes (../shared/golden/methods/variants/combinations.json, where all were tried): here they
+ * combine as well, or one of them is refused with the reason. An adapter of a combination starts as the base, is the same
  * after it was saved and read, and after merging.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -30,7 +30,7 @@ interface Facts {
   readonly pairs_as_good_as_each_alone: Readonly<Record<string, readonly string[]>>;
 }
 
-/** What is refused alone, and so in every pair: options that change the mathematics and have no implementation here. */
+/** The options that are refused alone, and so in every pair: they change the mathematics and have no implementation here. */
 const kRefused: Readonly<Record<string, RegExp>> = {
   'init_lora_weights=mica': /init_lora_weights must be one of .*, got "mica"/,
   'bias=all': /bias = "all" is not supported/,
