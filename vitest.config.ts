@@ -11,7 +11,7 @@ const kProcesses = ['test/{examples,lifetime,package}/**/*.test.ts'];
 // Files that take half a minute or more and repeat what shorter ones test: on real models, at random moments, on what is packed. Only
 // `npm test -- --all` runs them.
 const kLong = [
-  'test/golden/{gguf_lora,scoring,smollm2_adapters,smollm2_talk,smollm2_train}.test.ts',
+  'test/golden/{gguf_lora,scoring,smollm2_adapters,smollm2_nf4,smollm2_talk,smollm2_train}.test.ts',
   'test/lifetime/{endings,interrupts,resume}.test.ts',
   'test/{attack,studies}/**/*.test.ts',
   'test/{bench/harness/command,examples/demo,export/llama_cpp,package/tarball}.test.ts',

@@ -312,7 +312,10 @@ function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string>
 }
 
 function isIgnored(key: string, value: unknown, ignored: ReadonlySet<string> | null): boolean {
-  return kIgnored.has(key) || ignored?.has(key) === true || isNeutral(value);
+  if (kIgnored.has(key) || ignored?.has(key) === true) return true;
+  // An object of settings switches on what it belongs to, also where all of them are the defaults.
+  const isOn = Object.hasOwn(UNSUPPORTED_KEYS, key) && shown(value) === '{}';
+  return isNeutral(value) && !isOn;
 }
 
 function notUnderstood(where: string, key: string, value: unknown): string {

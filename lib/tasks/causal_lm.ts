@@ -8,11 +8,12 @@ import { takeSequences } from './teacher_part.ts';
 const kind: LanguageModelKind<Batch> = {
   rowsOf: (batch) => batch,
   tokensOf: realRows,
-  sequencesOf: ({ inputIds, cuSeqlens, lengths }) =>
+  sequencesOf: ({ inputIds, positions, cuSeqlens, lengths }) =>
     Array.from({ length: cuSeqlens.length - 1 }, (_, b) => {
       const [begin, end] = [cuSeqlens[b] as number, cuSeqlens[b + 1] as number];
-      const ids = inputIds.subarray(begin, lengths ? begin + (lengths[b] as number) : end);
-      return { ids, begin, end };
+      const real = lengths ? begin + (lengths[b] as number) : end;
+      const ids = inputIds.subarray(begin, real);
+      return { ids, positions: positions.subarray(begin, real), begin, end };
     }),
   take: takeSequences,
 };

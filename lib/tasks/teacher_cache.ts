@@ -1,6 +1,6 @@
 /**
  * A cache of the teacher's outputs for the consistency term, kept from one epoch to the next: C numbers and an entropy for each
- * row that a loss uses (see `teacherSummary`). Entries are found by a digest of a sequence's ids and rows, so each epoch may
+ * row that a loss uses (see `teacherSummary`). Entries are found by a digest of a sequence's ids, positions and rows, so each epoch may
  * form other batches. They are kept in a file, because those of a large data set do not fit into memory. A file in a run's
  * folder remains when the run is interrupted, so that the resumed run uses the same numbers.
  *
@@ -58,6 +58,8 @@ export interface TeacherCacheKind {
 export interface CachedSequence {
   /** All ids that the teacher's rows of the sequence depend on. */
   readonly ids: Int32Array;
+  /** The positions of the ids; left out where the model knows none but 0, 1, 2, ... */
+  readonly positions?: Int32Array;
   /** The index of its first row in the batch; `end` is one past its last row. */
   readonly begin: number;
   readonly end: number;
@@ -313,15 +315,16 @@ function rowsBySequence(
 ): SequenceRows[] {
   const groups: SequenceRows[] = [];
   let next = 0;
-  for (const { ids, begin, end } of sequences) {
+  for (const { ids, positions, begin, end } of sequences) {
     const first = next;
     while (next < rows.length && (rows[next] as number) < end) next++;
     const places = rows.subarray(first, next).map((row) => row - begin);
-    const digest = createHash('sha256')
+    const hash = createHash('sha256')
       .update(`${ids.length} ${places.length} `)
       .update(bytesOf(ids))
-      .update(bytesOf(places))
-      .digest('hex');
+      .update(bytesOf(places));
+    if (positions?.some((position, t) => position !== t)) hash.update(bytesOf(positions));
+    const digest = hash.digest('hex');
     groups.push({ key: digest.slice(0, 2 * kDigestBytes), rows: next - first });
   }
   return groups;

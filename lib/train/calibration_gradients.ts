@@ -1,6 +1,6 @@
 /**
- * Calibration by the gradients of the weights (LoRA-GA): summed, as many of them at a time as fit into `maxBytes`, or sketched in two
- * passes that never form one (Halko, Martinsson and Tropp 2011, section 4.3).
+ * Calibration by the gradients of the weights (LoRA-GA): summed, as many of them at a time as fit into `maxBytes` (with the values of
+ * weights in blocks, which are decoded for it), or sketched in two passes that never form one (Halko, Martinsson and Tropp 2011, section 4.3).
  *
  * The sketch takes what it needs from a pair B A beside each weight. At B = 0 the gradient of B is G A^T, so that a random A makes it a
  * sample of G's columns; with an orthonormal basis Q of these as B and A = 0, the gradient of A is Q^T G, whose singular triplets are G's,
@@ -36,7 +36,7 @@ import {
   zeros,
 } from '../ops/index.ts';
 import { taskOf } from '../tasks/list.ts';
-import { computeOwned, scope, type Tensor } from '../tensor.ts';
+import { computeOwned, DTYPE_BYTES, scope, type Tensor } from '../tensor.ts';
 import {
   batchesOf,
   type CalibratedLinear,
@@ -93,36 +93,38 @@ async function bySums(
   calibration: GradientCalibration,
 ): Promise<Map<string, Statistics>> {
   const { modules, model, state } = pass;
-  const wide = model.dtype === 'f64' ? 8 : 4;
-  const parts = partsWithin(modules, ({ weight }) => wide * weight.size, pass.maxBytes);
+  const wide = DTYPE_BYTES[masterDType(model.dtype)];
+  const bytesOf = ({ weight: { encoding, dtype, size } }: CalibratedLinear): number =>
+    (wide + (encoding === null ? 0 : DTYPE_BYTES[dtype])) * size;
+  const parts = partsWithin(modules, bytesOf, pass.maxBytes);
   const { tensors = {}, counts = {} } = state.found ?? {};
   const statistics = statisticsIn(tensors);
   const { part: begun = 0 } = counts;
   for (const [at, part] of parts.entries()) {
     if (at < begun) continue;
+    const leaves = part.map(leafOf);
     try {
       const isCut = at === begun;
-      for (const { name, weight } of isCut ? part : []) {
-        weight.grad = tensors[`gradient|${name}`] ?? null;
+      for (const [i, { name }] of isCut ? part.entries() : []) {
+        (leaves[i] as Tensor).grad = tensors[`gradient|${name}`] ?? null;
         tensors[`gradient|${name}`]?.dispose();
       }
       const before = { batch: (isCut && counts.batch) || 0, count: (isCut && counts.count) || 0 };
-      const leaves = part.map(({ weight }) => weight);
       const count = await addGradients(pass, leaves, before, async (now) => {
         pass.onProgress(at * pass.count + now.batch, parts.length * pass.count);
         await state.after(() => ({
           tensors: {
             ...tensorsOf(statistics),
             ...Object.fromEntries(
-              part.flatMap(({ name, weight: { grad } }) =>
-                grad === null ? [] : [[`gradient|${name}`, grad]],
+              leaves.flatMap(({ grad }, i) =>
+                grad === null ? [] : [[`gradient|${part[i]?.name}`, grad]],
               ),
             ),
           },
           counts: { part: at, ...now },
         }));
       });
-      const sources = part.map((module) => ({ module, source: module.weight }));
+      const sources = part.map((module, i) => ({ module, source: leaves[i] as Tensor }));
       const reduced = await reducedOf(sources, (some, weights) => {
         const means = weights.map((weight) => mul(weight.grad as Tensor, 1 / count));
         const found = leadingTriplets(
@@ -140,13 +142,25 @@ async function bySums(
       });
       for (const [name, own] of reduced) statistics.set(name, own);
     } finally {
-      for (const { weight } of part) {
-        weight.requiresGrad = false;
-        weight.grad = null;
+      for (const [i, leaf] of leaves.entries()) {
+        leaf.requiresGrad = false;
+        leaf.grad = null;
+        const { linear, weight } = part[i] as CalibratedLinear;
+        if (leaf === weight) continue;
+        linear.adapter = null;
+        leaf.dispose();
       }
     }
   }
   return statistics;
+}
+
+/** The tensor whose gradient is that of a weight: the weight, or its values in the place of its blocks, which no gradient is formed of. */
+function leafOf({ linear, weight }: CalibratedLinear): Tensor {
+  if (weight.encoding === null) return weight;
+  const decoded = computeOwned(() => weight.to(weight.dtype));
+  linear.adapter = { update: () => ({ weight: decoded, lowRank: [] }) };
+  return decoded;
 }
 
 /** A pair beside a weight, for the gradient of one half of it. */

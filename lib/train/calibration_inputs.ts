@@ -280,7 +280,7 @@ async function byCollector(
       if (!hasLearnt) {
         const { name } = (groups[wanting()[0] as number] as Group).first;
         throw new ArgumentError(
-          `calibrate: no micro-batch has as many supervised tokens as components are computed (twice the rank) for ${name}; make micro-batches larger, or the rank smaller`,
+          `calibrate: no micro-batch has as many supervised tokens as components are computed (rho times the rank) for ${name}; make micro-batches larger, or the rank smaller`,
         );
       }
       [batch, hasLearnt] = [0, false];

@@ -11,7 +11,7 @@ import { Trainer } from '../../lib/train/trainer.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { kFakePlugin } from '../support/fake_device.ts';
 import { fixturePath } from '../support/fixtures.ts';
-import { callsOf, stateValues } from '../support/run_numbers.ts';
+import { callsOf, stateValues, timeless } from '../support/run_numbers.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
@@ -62,8 +62,7 @@ async function train(setting: Setting, captureGraphs: boolean): Promise<Found> {
   });
   for await (const event of trainer.run()) {
     if (event.type !== 'step') continue;
-    const { tokensPerSecond: _, elapsedSeconds: __, peakRssBytes: ___, ...record } = event.record;
-    records.push(record);
+    records.push(timeless(event.record));
     await collectGarbage();
     const { liveBytes, byTag } = memoryStats({ device: 'cuda' });
     live.push(liveBytes);

@@ -8,9 +8,10 @@ import { type CachedSession, openCachedSession } from '../../lib/generate/cached
 import { adapterRun } from '../../lib/generate/generate.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
 import { copy_, mul } from '../../lib/ops/index.ts';
-import { opTimes, resetOpTimes, setProfiling, synchronize } from '../../lib/runtime.ts';
+import { resetOpTimes, setProfiling, synchronize } from '../../lib/runtime.ts';
 import { noGrad, scope } from '../../lib/tensor.ts';
 import { architecture } from '../support/golden_checkpoints.ts';
+import { callsOf } from '../support/run_numbers.ts';
 import { disturb } from '../support/tiny_adapters.ts';
 
 const kDTypes = ['f32', 'bf16'] as const;
@@ -23,13 +24,13 @@ async function graphRuns(body: () => Promise<readonly Float32Array[]>): Promise<
   resetOpTimes();
   const recorded = await body();
   await synchronize();
-  const runs = opTimes().find(({ op }) => op === 'graph')?.calls ?? 0;
+  const runs = callsOf('graph');
   const before = setProfiling(true);
   try {
     resetOpTimes();
     const plain = await body();
     await synchronize();
-    expect(opTimes().some(({ op }) => op === 'graph')).toBe(false);
+    expect(callsOf('graph')).toBe(0);
     expect(recorded).toEqual(plain);
   } finally {
     setProfiling(before);

@@ -89,3 +89,17 @@ it('names the supported platforms where no binary loads', { timeout: kLimitMs },
   expect(stderr).not.toMatch(/^ +at /m);
   expect([code, stdout]).toEqual([1, '']);
 });
+
+it('refuses products in int8 by name where the processor has no instructions for them', {
+  timeout: kLimitMs,
+}, async () => {
+  const args = [...train('without-vnni', 1), '--compute', 'dx'];
+  const env = { ONEDNN_MAX_CPU_ISA: 'AVX2' };
+  expect(await runProgram(kMain, { args, env })).toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(
+      /compute: products in int8 need AVX512-VNNI, AVX-VNNI or AMX, and this process has (avx2|plain) without them/,
+    ),
+  });
+  expect(existsSync(join(folder, 'without-vnni', 'adapter_model.safetensors'))).toBe(false);
+});

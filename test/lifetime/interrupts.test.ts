@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import type { StepRecord } from '../../lib/train/types.ts';
+import { timeless } from '../support/run_numbers.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMain = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
@@ -68,12 +69,7 @@ const metrics = (output: string) =>
   readFileSync(join(folder, output, 'run', 'metrics.jsonl'), 'utf8')
     .trimEnd()
     .split('\n')
-    .map((line) => {
-      const { tokensPerSecond, elapsedSeconds, peakRssBytes, ...rest } = JSON.parse(
-        line,
-      ) as StepRecord;
-      return rest;
-    });
+    .map((line) => timeless(JSON.parse(line) as StepRecord));
 const adapter = (output: string) =>
   readFileSync(join(folder, output, 'adapter_model.safetensors'), 'base64');
 

@@ -16,9 +16,10 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, describe, expect, it } from 'vitest';
+import { afterAll, describe, expect, it, vi } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
 import { generate } from '../../lib/generate/generate.ts';
@@ -40,11 +41,24 @@ import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, scope, tensor } from '../../lib/tensor.ts';
 import type { MemoryBudget } from '../../lib/train/memory_plan.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
-import type { StepRecord } from '../../lib/train/types.ts';
+import { createCalibrated } from '../support/calibrated.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 import { fixturePath } from '../support/fixtures.ts';
+import { kMethodConfigs } from '../support/method_configs.ts';
+import { stateValues, timeless } from '../support/run_numbers.ts';
 import { tinyBatches, tinySource } from '../support/tiny_model.ts';
+
+/** A disk that has room for nothing, where it is asked for its room. */
+const full = vi.hoisted(() => ({ disk: false }));
+vi.mock('node:fs/promises', async (original) => {
+  const fs = await original<typeof import('node:fs/promises')>();
+  const statfs = async (path: string) => {
+    const stats = await fs.statfs(path);
+    return full.disk ? { ...stats, bavail: 0 } : stats;
+  };
+  return { ...fs, statfs };
+});
 
 const kLlama = fixturePath('architectures/llama-untied-gqa/model');
 const kTied = fixturePath('architectures/llama-tied/model');
@@ -123,11 +137,9 @@ async function trained(
   model: CausalLM,
   more: Partial<TrainerOptions> = {},
   lastStep = kSteps,
+  config: AdapterConfigInput = { method: 'balora', r: 4, loraAlpha: 4 },
 ): Promise<{ records: unknown[]; state: Record<string, number[]> }> {
-  const tuned = await AdapterModel.create(model, {
-    method: 'balora',
-    ...{ r: 4, loraAlpha: 4 },
-  });
+  const tuned = await createCalibrated(model, config);
   const trainer = new Trainer({
     ...{ tuned, data: tinySource(tinyBatches({ count: kSteps })), maxSteps: kSteps },
     ...{ learningRate: 0.01, ...more },
@@ -138,15 +150,10 @@ async function trained(
     records.push(timeless(event.record));
     if (event.record.step === lastStep && lastStep < kSteps) break;
   }
-  const state = Object.fromEntries(
-    Object.entries(tuned.state()).map(([name, value]) => [name, Array.from(values(value))]),
-  );
+  const state = stateValues(tuned);
   tuned.dispose();
   return { records, state };
 }
-
-/** The fields of a record that do not depend on the clock or the process. */
-const timeless = ({ tokensPerSecond, elapsedSeconds, peakRssBytes, ...rest }: StepRecord) => rest;
 
 describe('training on an offloaded base', () => {
   const kForms: [string, string, FromPretrainedOptions][] = [
@@ -176,6 +183,20 @@ describe('training on an offloaded base', () => {
       expect(readBytes).toBeGreaterThan(totalBytes);
       model.dispose();
       dense.dispose();
+    },
+  );
+
+  it.each(kMethodConfigs.filter(([name]) => name !== 'balora'))(
+    'has those of one in memory with the method %s',
+    async (_, config) => {
+      const regularizers = { consistencyWeight: 0.1 };
+      const found = [];
+      for (const baseOffload of [false, true]) {
+        const model = await (baseOffload ? loadOffloaded(kLlama, {}, 0.4) : load(kLlama));
+        found.push(await trained(model, { regularizers }, kSteps, config));
+        model.dispose();
+      }
+      expect(found[1]).toEqual(found[0]);
     },
   );
 
@@ -313,6 +334,14 @@ describe('an offloaded base', () => {
     const folder = join(out, 'copied');
     cpSync(kBf16, folder, { recursive: true });
     (await load(folder, converted)).dispose();
+    const without = { ...converted, offloadFolder: out };
+    full.disk = true;
+    for (const open of [load, checkCausalLM]) {
+      await expect(open(kLlama, without)).rejects.toThrow(
+        /the cache of an offloaded base takes .*, and 0 B are free; name another folder with offloadFolder/,
+      );
+    }
+    full.disk = false;
     await expect(requireDiskSpace(out, 2 ** 60)).rejects.toMatchObject({
       code: 'ERR_DISK_FULL',
       message: expect.stringMatching(

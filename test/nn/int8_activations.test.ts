@@ -16,13 +16,13 @@ import {
 import {
   type Int8Products,
   memoryStats,
-  opTimes,
   resetOpTimes,
   synchronize,
   withInt8Products,
 } from '../../lib/runtime.ts';
 import { type DType, noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
+import { callsOf } from '../support/run_numbers.ts';
 
 const kSaved: Int8Products = { savedActivations: true };
 /** Rows that are no whole block, and a width that is rotated in blocks of 32. */
@@ -292,8 +292,7 @@ describe('activations kept in int8', () => {
       );
     });
     await synchronize();
-    const made = opTimes().filter(({ op }) => op === 'quantize_rows');
-    expect(made.map(({ calls }) => calls)).toEqual([1]);
+    expect(callsOf('quantize_rows')).toBe(1);
   });
 
   it('are what a product in int8 multiplies by, to the same bits', () => {

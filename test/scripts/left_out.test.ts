@@ -1,5 +1,5 @@
 // test/left_out.json and its comparison with what a run of `npm test` left out.
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { kCpuLevels } from '../support/cpu_levels.ts';
 
@@ -44,6 +44,21 @@ describe('the list', () => {
     );
     expect(files.length).toBeGreaterThan(30);
     expect(files.filter((file) => !existsSync(file))).toEqual([]);
+  });
+
+  it('names all tests on ../shared, which are skipped without it', () => {
+    const names = list.flatMap((group) => group.names);
+    const files = readdirSync('test', { recursive: true })
+      .map((path) => `test/${path}`)
+      .filter((path) => path.endsWith('.test.ts'));
+    const tests = files.flatMap((file) =>
+      Array.from(
+        readFileSync(file, 'utf8').matchAll(/\bdescribeShared\(\s*(['"])(.+?)\1/g),
+        ([, , name]) => `: ${file}: ${name} > needs ../shared/`,
+      ),
+    );
+    expect(tests.length).toBeGreaterThan(30);
+    expect(tests.filter((one) => !names.some((name) => name.includes(one)))).toEqual([]);
   });
 
   it('names suites, and projects of vitest', () => {

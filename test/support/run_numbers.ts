@@ -15,6 +15,14 @@ export const numbersOf = ({
   gradNorm,
 }: StepRecord): number[] => [loss, taskLoss, consistency, diversity, svd, gradNorm].map(Number);
 
+/** The fields of a record that do not depend on the clock or the process. */
+export const timeless = ({
+  tokensPerSecond,
+  elapsedSeconds,
+  peakRssBytes,
+  ...rest
+}: StepRecord): Omit<StepRecord, 'tokensPerSecond' | 'elapsedSeconds' | 'peakRssBytes'> => rest;
+
 /** The values of all trained tensors by name. */
 export const stateValues = (tuned: Pick<TunedModel<Model>, 'state'>): Record<string, number[]> =>
   Object.fromEntries(

@@ -341,10 +341,15 @@ describe('a cached teacher', () => {
 });
 
 describe('TeacherCache', () => {
-  const sequencesOf = ({ inputIds, cuSeqlens, lengths }: Batch): CachedSequence[] =>
+  const sequencesOf = ({ inputIds, positions, cuSeqlens, lengths }: Batch): CachedSequence[] =>
     Array.from({ length: cuSeqlens.length - 1 }, (_, b) => {
       const [begin, end] = [cuSeqlens[b] as number, cuSeqlens[b + 1] as number];
-      return { ids: inputIds.subarray(begin, begin + (lengths?.[b] ?? end - begin)), begin, end };
+      const real = begin + (lengths?.[b] ?? end - begin);
+      const own = {
+        ids: inputIds.subarray(begin, real),
+        positions: positions.subarray(begin, real),
+      };
+      return { ...own, begin, end };
     });
   const kind = { model: 'm', dtype: 'f32', channels: 8, vocabulary: 17, temperature: 2 };
   const head = { weight: randomTensor([17, 8], { seed: 1, dtype: 'f32' }) };
@@ -375,6 +380,20 @@ describe('TeacherCache', () => {
     expect(again.size).toBe(2);
     expect(await take(again, batchOf([0, 1]))).toEqual(mean);
     again.close();
+  });
+
+  it('knows the same ids at other positions, and other rows of them, as others', async () => {
+    const cache = new TeacherCache({ path: null }, kind);
+    const batch = batchOf([0, 1]);
+    await fill(cache, batch);
+    const shifted = { ...batch, positions: batch.positions.map((position) => position + 1) };
+    expect(await take(cache, shifted)).toBeNull();
+    const fewer = { ...batch, targets: batch.targets.with(3, -100) };
+    expect(await take(cache, fewer)).toBeNull();
+    expect(await take(cache, batch)).not.toBeNull();
+    await fill(cache, shifted, 3);
+    expect(await take(cache, shifted)).not.toEqual(await take(cache, batch));
+    cache.close();
   });
 
   it('discards an incomplete record, and all records of another model', async () => {

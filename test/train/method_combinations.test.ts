@@ -1,6 +1,6 @@
 /**
- * Every method with BA-LoRA's regularizers, in both types of a base, with accumulation, packing and a memory plan: two steps train, from
- * outputs that are the base's.
+ * Every method with BA-LoRA's regularizers, in both types of a base, with accumulation, packing, a memory plan and a base in blocks: two steps
+ * train, from outputs that are the base's.
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { AdapterModel } from '../../lib/adapters/adapter_model.ts';
@@ -26,12 +26,22 @@ const kConfig = {
 const kConfigs = new Map<string, AdapterConfigInput>(kMethodConfigs);
 const kRegularizers = regularizersOf('balora', { task: 'causal-lm', given: {} });
 
-const kWays: Readonly<Record<string, { data?: object; training?: Partial<TrainerOptions> }>> = {
+interface Way {
+  readonly data?: object;
+  readonly training?: Partial<TrainerOptions>;
+  readonly baseFormat?: 'nf4';
+}
+
+const kWays: Readonly<Record<string, Way>> = {
   plain: {},
   accumulation: { training: { gradientAccumulationSteps: 2 } },
   packing: { data: { packing: true, maxLength: 24 } },
   'memory budget': { training: { memoryBudget: 'min' } },
+  'a base in NF4': { baseFormat: 'nf4' },
 };
+
+/** Methods for no base in blocks: they train all weights, or make codes of the weights themselves. */
+const kNotInBlocks: readonly string[] = ['full', 'qpissa', 'loftq'];
 
 let rows: ReturnType<typeof arrayRows>;
 beforeAll(() => {
@@ -44,14 +54,14 @@ afterAll(() => rows.close());
 const dataOf = (options: object = {}) =>
   Batches.create(rows, tinyTokenizer(), { batchSize: 2, promptTemplate: 'none', ...options });
 
-const modelOf = (dtype: 'f32' | 'bf16'): Promise<CausalLM> =>
+const modelOf = (dtype: 'f32' | 'bf16', { baseFormat }: Way = {}): Promise<CausalLM> =>
   AutoModelForCausalLM.fromConfig(
     { ...kConfig, vocab_size: tinyTokenizer().vocabSize },
-    { seed: 3, dtype },
+    { seed: 3, dtype, ...(baseFormat && { baseFormat }) },
   );
 
-async function tunedBy(method: string, dtype: 'f32' | 'bf16') {
-  const model = await modelOf(dtype);
+async function tunedBy(method: string, dtype: 'f32' | 'bf16', way: Way) {
+  const model = await modelOf(dtype, way);
   if (method === 'full') return new FullModel(model, { teacher: await modelOf(dtype) });
   return createCalibrated(model, kConfigs.get(method) as AdapterConfigInput, await dataOf());
 }
@@ -61,8 +71,12 @@ const valuesOf = (tuned: TunedModel) =>
 
 describe.each(METHOD_NAMES)('%s', (method) => {
   describe.each(['f32', 'bf16'] as const)('%s', (dtype) => {
-    it.each(Object.entries(kWays))('with regularizers, %s', async (_, { data, training }) => {
-      const tuned = await tunedBy(method, dtype);
+    const ways = Object.entries(kWays).filter(
+      ([, { baseFormat }]) => baseFormat === undefined || !kNotInBlocks.includes(method),
+    );
+    it.each(ways)('with regularizers, %s', async (_, way) => {
+      const { data, training } = way;
+      const tuned = await tunedBy(method, dtype, way);
       const before = valuesOf(tuned);
       const records: StepRecord[] = [];
       const trainer = new Trainer({

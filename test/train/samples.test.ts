@@ -10,7 +10,8 @@ import { arrayRows } from '../../lib/data/rows.ts';
 import { generate } from '../../lib/generate/generate.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
-import type { SamplePrompts, TrainEvent } from '../../lib/train/types.ts';
+import type { SamplePrompts, StepRecord, TrainEvent } from '../../lib/train/types.ts';
+import { timeless } from '../support/run_numbers.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinyClassifier, tinyLabelled } from '../support/tiny_classifier.ts';
 import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
@@ -62,15 +63,7 @@ const metrics = (name: string): unknown[] =>
     .toString()
     .trimEnd()
     .split('\n')
-    .map((line) => {
-      const {
-        tokensPerSecond: _,
-        elapsedSeconds: __,
-        peakRssBytes: ___,
-        ...rest
-      } = JSON.parse(line);
-      return rest;
-    });
+    .map((line) => timeless(JSON.parse(line) as StepRecord));
 
 async function answers(tuned: AdapterModel | FullModel, given = kSamples): Promise<unknown[]> {
   const results = await generate(tuned as AdapterModel, given).result;

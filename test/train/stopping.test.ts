@@ -21,6 +21,7 @@ import type {
   TrainEvent,
 } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
+import { timeless } from '../support/run_numbers.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 let folder: string;
@@ -56,8 +57,6 @@ async function trainer(more: Partial<TrainerOptions> = {}) {
 }
 
 const checkpoints = () => namesIn(join(output, 'run', 'checkpoints'));
-
-const timeless = ({ tokensPerSecond, elapsedSeconds, peakRssBytes, ...rest }: StepRecord) => rest;
 
 /** The results of a run: its metrics and its adapter. */
 const traces = (at: string) => ({

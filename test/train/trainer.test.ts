@@ -16,6 +16,7 @@ import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { StepRecord, TrainEvent } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
+import { stateValues, timeless } from '../support/run_numbers.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 let folder: string;
@@ -45,17 +46,6 @@ async function records(options: TrainerOptions): Promise<StepRecord[]> {
   }
   return found;
 }
-
-const bits = (tuned: TunedModel): Record<string, number[]> =>
-  Object.fromEntries(
-    Object.entries(tuned.state()).map(([name, value]) => [
-      name,
-      Array.from(new Uint32Array((value.dataSync() as Float32Array).buffer)),
-    ]),
-  );
-
-/** The fields of a record that do not depend on the clock. */
-const timeless = ({ tokensPerSecond, elapsedSeconds, peakRssBytes, ...rest }: StepRecord) => rest;
 
 describe('Trainer', () => {
   it.each([
@@ -237,7 +227,7 @@ describe('Trainer', () => {
       const resumed = await make();
       const rest = await records(optionsFor(resumed, { ...settings, output, resume: true }));
       expect(rest.map(timeless)).toEqual(whole.slice(5).map(timeless));
-      expect(bits(resumed)).toEqual(bits(straight));
+      expect(stateValues(resumed)).toEqual(stateValues(straight));
       const steps = readFileSync(join(output, 'run/metrics.jsonl'), 'utf8').trimEnd().split('\n');
       expect(steps.map((line) => timeless(JSON.parse(line) as StepRecord))).toEqual(
         whole.map(timeless),
@@ -305,7 +295,7 @@ describe('Trainer', () => {
 
   it('refuses a learning rate that is not a number', async () => {
     const tuned = await adapted();
-    const before = bits(tuned);
+    const before = stateValues(tuned);
     const schedule = { lrSchedulerType: 'cosine', lrSchedulerKwargs: { numCycles: 1e308 } };
     await expect(records(optionsFor(tuned, { ...schedule, warmupSteps: 0 }))).rejects.toThrow(
       /the options of cosine give step 0 of 6 the rate NaN/,
@@ -315,7 +305,7 @@ describe('Trainer', () => {
       records(optionsFor(tuned, { ...schedule, warmupSteps: 4, output })),
     ).rejects.toThrow(/the options of cosine give step 4 of 6 the rate NaN/);
     expect(existsSync(output)).toBe(false);
-    expect(bits(tuned)).toEqual(before);
+    expect(stateValues(tuned)).toEqual(before);
   });
 
   it('applies no dropout after a failed forward', async () => {
@@ -350,7 +340,7 @@ describe('Trainer', () => {
         }),
         callbacks: [
           (event) => {
-            if (event.type === 'checkpoint') before = bits(tuned);
+            if (event.type === 'checkpoint') before = stateValues(tuned);
           },
         ],
       }),
@@ -360,7 +350,7 @@ describe('Trainer', () => {
     await expect(failed).rejects.toThrow(
       /step 4: not finite \(taskLoss NaN, gradNorm NaN\).*last good checkpoint is .*step-3/,
     );
-    expect(bits(tuned)).toEqual(before);
+    expect(stateValues(tuned)).toEqual(before);
     expect(await namesIn(join(output, 'run/checkpoints'))).toContain('step-3');
   });
 
@@ -380,7 +370,7 @@ describe('Trainer', () => {
         const { liveBytes, peakBytes } = memoryStats();
         if (event.step === 2) resetPeakMemory();
         if (event.step !== 3) return;
-        good = bits(tuned);
+        good = stateValues(tuned);
         setMemoryLimit(Math.round(liveBytes + share * (peakBytes - liveBytes)));
       };
       try {
@@ -394,7 +384,7 @@ describe('Trainer', () => {
       } finally {
         setMemoryLimit(0);
       }
-      expect(bits(tuned)).toEqual(good);
+      expect(stateValues(tuned)).toEqual(good);
       expect(await namesIn(join(output, 'run/checkpoints'))).toEqual(['step-2', 'step-3']);
       expect(await namesIn(output)).toEqual(['run']);
 
@@ -408,7 +398,7 @@ describe('Trainer', () => {
       );
       expect(warnings).toEqual([]);
       expect(rest.map(timeless)).toEqual(whole.slice(3).map(timeless));
-      expect(bits(resumed)).toEqual(bits(straight));
+      expect(stateValues(resumed)).toEqual(stateValues(straight));
     },
   );
 

@@ -16,6 +16,7 @@ import type { OptimizerName, StepRecord } from '../../lib/train/types.ts';
 import { fixturePath, readJson } from '../support/fixtures.ts';
 import { goldenArrays } from '../support/golden.ts';
 import { goldenBatch } from '../support/golden_batch.ts';
+import { stateValues } from '../support/run_numbers.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 let folder: string;
@@ -78,14 +79,6 @@ describe.each(['f32', 'bf16'] as const)('BA-LoRA on a golden model in %s', (dtyp
 });
 
 describe('a run that is stopped and resumed is bit-identical', () => {
-  const bits = (tuned: TunedModel): Record<string, number[]> =>
-    Object.fromEntries(
-      Object.entries(tuned.state()).map(([name, value]) => [
-        name,
-        Array.from(new Uint32Array((value.dataSync() as Float32Array).buffer)),
-      ]),
-    );
-
   it.each([
     ['dora', { useDora: true, initLoraWeights: 'pissa' }, {}],
     ['lora_bias', { loraBias: true }, { loraplusLrRatio: 4 }],
@@ -123,7 +116,7 @@ describe('a run that is stopped and resumed is bit-identical', () => {
       const resumed = await start();
       const rest = await records({ ...options(resumed), output, resume: true });
       expect(rest.map(({ loss }) => loss)).toEqual(expected.slice(3).map(({ loss }) => loss));
-      expect(bits(resumed)).toEqual(bits(whole));
+      expect(stateValues(resumed)).toEqual(stateValues(whole));
     },
   );
 });

@@ -70,8 +70,8 @@ export const eva = defineMethod({
     'principal components. The ranks are distributed over all modules by the variance that they explain; their sum stays, and a ' +
     'module may get none. Modules that share an input (q, k, v; gate, up) are analysed once. Take it where the modules of a ' +
     'model differ in how much they have to learn. [A calibration](adapters.md#a-start-from-your-data) reads the first ' +
-    'micro-batches again and again until the components stand still (`settings: { rho, tau }` as in PEFT). The file is a plain ' +
-    'LoRA.',
+    'micro-batches again and again until the components stand still (`settings: { rho, tau }` as in PEFT): 54 forwards of SmolLM2 ' +
+    'over 8 micro-batches at a `tau` of 0.9, and many more at the default of 0.99. The file is a plain LoRA.',
   differs:
     'its components are those of a randomised search of few iterations, up to 5 % off; with `whiten` it divides the components ' +
     'of modules that share an input two and three times; ties at the last rank are broken by an unstable sort',

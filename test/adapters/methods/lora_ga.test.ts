@@ -1,8 +1,13 @@
-import { describe, expect, it } from 'vitest';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
+import { AutoModelForCausalLM, saveModel } from '../../../lib/models/index.ts';
 import { matmul, transpose } from '../../../lib/ops/index.ts';
 import { scope, type Tensor } from '../../../lib/tensor.ts';
 import { calibrate } from '../../../lib/train/calibrate.ts';
+import { fixturePath } from '../../support/fixtures.ts';
 import { expectNear } from '../../support/tiny_adapters.ts';
 import { TinyModel, tinyBatches, tinySource } from '../../support/tiny_model.ts';
 
@@ -28,6 +33,39 @@ it('has orthogonal A and B of the length out^(1/4) / 4, whatever the scale', asy
 it('refuses a rank of more than half the weight', async () => {
   await expect(calibrate(new TinyModel(), { method: 'lora_ga', r: 5 }, { data })).rejects.toThrow(
     'layers.0.gate_proj: LoRA-GA takes 2r singular triplets of the gradient, and (out,in)=(16,8) has 8; set r, or rankPattern for it, to 4 at most, got r=5',
+  );
+});
+
+describe('on a base in NF4', () => {
+  const kLlama = fixturePath('architectures/llama-untied-gqa/model');
+  const config = { method: 'lora_ga', r: 2, loraAlpha: 4 } as const;
+  const folder = mkdtempSync(join(tmpdir(), 'balora-lora-ga-'));
+  afterAll(() => rmSync(folder, { recursive: true }));
+
+  it.each([{}, { quick: true }, { maxBytes: 1 }])(
+    'takes the gradients of its values, bit for bit: %o',
+    async ({ quick = false, maxBytes }: { quick?: boolean; maxBytes?: number }) => {
+      const kept = await AutoModelForCausalLM.fromPretrained(kLlama, {
+        ...{ baseFormat: 'nf4', dtype: 'bf16' },
+      });
+      const decoded = join(folder, `${quick} ${maxBytes}`);
+      await saveModel(kept, decoded);
+      const dense = await AutoModelForCausalLM.fromPretrained(decoded, { dtype: 'bf16' });
+      const found = [];
+      for (const model of [kept, dense]) {
+        const calibration = await calibrate(model, config, {
+          ...{ data, batches: 2, settings: { quick } },
+          ...(maxBytes !== undefined && { maxBytes }),
+        });
+        expect(model.parameters().every(({ requiresGrad }) => !requiresGrad)).toBe(true);
+        const tuned = await AdapterModel.create(model, config, { calibration });
+        found.push(tuned.modules.map(({ pair }) => [numbers(pair.a), numbers(pair.b)]));
+        tuned.dispose();
+        model.dispose();
+      }
+      expect(found[0]).toEqual(found[1]);
+      expect(found[0]?.flat(2).some((value) => value !== 0)).toBe(true);
+    },
   );
 });
 
