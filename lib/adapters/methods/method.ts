@@ -215,7 +215,7 @@ export interface VariantModule extends ScaledPair {
   parameter(key: string): Tensor;
   /** A tensor that depends on no trained value, made once for all modules of the adapter that ask for the same key. */
   constant(key: string, make: () => Tensor): Tensor;
-  /** One of the tensors of {@link Variant.derives}, with the values for the present A and B. It belongs to the module. */
+  /** One of the tensors of `Variant.derives`, with the values for the present A and B. It belongs to the module. */
   derived(name: string): Tensor;
 }
 
