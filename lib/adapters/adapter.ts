@@ -9,7 +9,7 @@ import { FIRST_KEYS, LESS_KEYS } from './low_rank.ts';
 import type { MergedLinear } from './merged_weights.ts';
 import { type MethodName, variantOf } from './methods/registry.ts';
 import type { SavedModules } from './saved_modules.ts';
-import type { NamedTensor } from './tuned_model.ts';
+import type { NamedTensor, TunedModel } from './tuned_model.ts';
 
 /** The parts of an {@link Adapter}. */
 export interface AdapterParts {
@@ -124,7 +124,14 @@ export class Adapter {
   /** The reason why its passes cannot be recorded as graphs; null: they can. */
   get graphObstacle(): string | null {
     if (this.shared.dropout > 0) return 'loraDropout > 0 drops other inputs in each pass';
-    return variantOf(this.config).graphObstacle ?? this.saved?.graphObstacle ?? null;
+    return this.saved?.graphObstacle ?? null;
+  }
+
+  /** See {@link TunedModel.beforeRecorded}. */
+  beforeRecorded(): string {
+    for (const module of this.modules) module.renewDerived();
+    const { phase } = variantOf(this.config);
+    return phase === undefined ? '' : [...new Set(this.modules.map(phase))].join(', ');
   }
 
   /** Trained tensors of every module (A, B and those of its variant), then the parameters of modules that are saved whole. */

@@ -228,6 +228,10 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
     return this.#active.graphObstacle;
   }
 
+  beforeRecorded(): string {
+    return this.#active.beforeRecorded();
+  }
+
   /** Master tensors of the active adapter: A and B as `<module>.lora_A` and `<module>.lora_B`, and anything else it trains. */
   parameters(): readonly NamedTensor[] {
     return this.#active.parameters();

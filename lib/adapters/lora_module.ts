@@ -3,8 +3,8 @@ import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
-import { add, type LowRank, mul } from '../ops/index.ts';
-import { computeOwned, noGrad, type Tensor, unscoped } from '../tensor.ts';
+import { add, copy_, type LowRank, mul } from '../ops/index.ts';
+import { computeOwned, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, PAIR_KEYS, productOf } from './low_rank.ts';
 import type { Settings, Variant, VariantModule } from './methods/method.ts';
 import type { QuantizedBase } from './quantized_base.ts';
@@ -49,6 +49,12 @@ export interface LoraParts {
   readonly parameters?: ReadonlyMap<string, Tensor>;
 }
 
+/** A tensor that is derived from A and B, and their versions. */
+interface Derived {
+  readonly tensor: Tensor;
+  readonly versions: string;
+}
+
 /** Number of micro-batches in a step that have dropout masks of their own. */
 const kPassesPerStep = 2 ** 20;
 
@@ -71,7 +77,9 @@ export class LoraModule implements LinearAdapter, VariantModule {
   readonly #pair: LowRankPair | null;
   readonly #state: AdapterState;
   readonly #seed: number;
-  readonly #derived = new Map<string, { tensor: Tensor; versions: string }>();
+  readonly #derived = new Map<string, Derived>();
+  /** A value for each phase that the module has been in. */
+  readonly #phases = new Map<string, object>();
 
   constructor(parts: LoraParts, state: AdapterState) {
     this.name = parts.name;
@@ -140,10 +148,21 @@ export class LoraModule implements LinearAdapter, VariantModule {
     const { enabled, teaches, pass, dropout } = this.#state;
     const keys = this.quantized?.keys;
     if (!enabled) return teaches ? (keys?.teacher ?? this.teacher) : null;
-    const drops = pass !== null && dropout > 0;
-    return drops || this.variant.graphObstacle !== null
-      ? undefined
-      : (keys?.student ?? this.#pair ?? this.parameters);
+    if (pass !== null && dropout > 0) return undefined;
+    // A repeated forward would not bring up to date what is derived.
+    const derived = Object.keys(this.variant.derives ?? {}).map((name) => this.#upToDate(name));
+    if (derived.includes(undefined)) return undefined;
+    const [first] = derived;
+    return first ?? keys?.student ?? this.#inPhase(this.#pair ?? this.parameters);
+  }
+
+  /** A value for these tensors in the module's present phase, the same at each call. */
+  #inPhase(tensors: object): object {
+    const phase = this.variant.phase?.(this);
+    if (phase === undefined) return tensors;
+    const key = this.#phases.get(phase) ?? {};
+    this.#phases.set(phase, key);
+    return key;
   }
 
   update(): LinearUpdate | null {
@@ -175,16 +194,32 @@ export class LoraModule implements LinearAdapter, VariantModule {
     return kept;
   }
 
-  derived(key: string, make: () => Tensor): Tensor {
-    const { a, b } = this.pair;
-    const versions = `${a.version} ${b.version}`;
-    const kept = this.#derived.get(key);
-    if (kept?.versions === versions) return kept.tensor;
-    kept?.tensor.dispose();
-    this.#derived.delete(key);
-    const tensor = unscoped(() => noGrad(make));
-    this.#derived.set(key, { tensor, versions });
+  derived(name: string): Tensor {
+    const known = this.#upToDate(name);
+    if (known !== undefined) return known.tensor;
+    const make = this.variant.derives?.[name];
+    if (make === undefined) throw new ArgumentError(`${this.name}: derives no "${name}"`);
+    const kept = this.#derived.get(name)?.tensor;
+    const tensor = kept ?? unscoped(() => noGrad(() => make(this)));
+    if (kept !== undefined) scope(() => noGrad(() => copy_(kept, make(this))));
+    this.#derived.set(name, { tensor, versions: this.#versions });
     return tensor;
+  }
+
+  /** Brings what the variant derives from A and B up to date. */
+  renewDerived(): void {
+    for (const name of Object.keys(this.variant.derives ?? {})) this.derived(name);
+  }
+
+  #upToDate(name: string): Derived | undefined {
+    const kept = this.#derived.get(name);
+    return kept?.versions === this.#versions ? kept : undefined;
+  }
+
+  /** The versions of A and B. */
+  get #versions(): string {
+    const { a, b } = this.pair;
+    return `${a.version} ${b.version}`;
   }
 
   /** The trained tensors, named as PEFT names them (without the last `.weight`). */

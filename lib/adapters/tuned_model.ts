@@ -61,6 +61,12 @@ export interface TunedModel<M extends Model = CausalLM> {
   readonly teacherBytes: number;
   /** The reason why its passes cannot be recorded once and run again (see captureGraphs); null: they can. */
   readonly graphObstacle: string | null;
+  /**
+   * Called before a pass that may repeat a recorded one: brings up to date what such a pass reads and does not compute. Left out: there is
+   * nothing.
+   * @returns a text that is another one when passes run other ops than before, so that those that were recorded are not repeated
+   */
+  beforeRecorded?(): string;
   /** The f32 masters, always in the same order. */
   parameters(): readonly NamedTensor[];
   /** Moves the gradients of an accumulation window, once complete, to the masters' `grad`. */

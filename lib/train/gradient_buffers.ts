@@ -57,6 +57,17 @@ export class GradientBuffers {
     return counts().flatMap((count, i) => (count === before[i] ? [] : [i]));
   }
 
+  /** Runs `body` and records which leaves its backward passes added gradients to. */
+  reach<T>(body: () => T): T {
+    let result: T | undefined;
+    this.markReached(
+      this.watch(() => {
+        result = body();
+      }),
+    );
+    return result as T;
+  }
+
   /** Records that gradients were added to these leaves. */
   markReached(leaves: readonly number[]): void {
     for (const i of leaves) this.#reached.add(i);

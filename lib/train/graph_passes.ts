@@ -3,15 +3,15 @@
  * backward pass are launched together. Values that change from step to step (ids, rows, weights of the terms, shares of the
  * window) are inputs of the graph.
  */
+import { copyOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { NamedTensors } from '../graph.ts';
 import { GraphCache, type GraphRun, shapesOf } from '../graph_cache.ts';
 import type { Term } from '../losses/term.ts';
 import type { Model } from '../models/index.ts';
-import { copy_, zeros } from '../ops/index.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import type { RecordedLoss, RecordedPass, TaskLoss } from '../tasks/task.ts';
-import { noGrad, scope, type Tensor } from '../tensor.ts';
+import { noGrad, scope } from '../tensor.ts';
 import { GradientBuffers } from './gradient_buffers.ts';
 import { isEmpty, type PassInput, releaseTeacher } from './pass.ts';
 import type { WindowBatch } from './window.ts';
@@ -28,6 +28,7 @@ export class GraphPasses {
   readonly graphs: StepGraphs;
   /** The leaves that each graph's backward pass reaches, by the key of the graph. */
   readonly #reached = new Map<string, readonly number[]>();
+  #phase = '';
 
   /**
    * Makes the passes of a run.
@@ -35,7 +36,7 @@ export class GraphPasses {
    * @param cachesTeacher whether the teacher's outputs are cached, so that they are an input of the graph
    */
   constructor(
-    tuned: TunedModel<Model>,
+    private readonly tuned: TunedModel<Model>,
     readonly loss: TaskLoss,
     private readonly cachesTeacher: boolean,
   ) {
@@ -81,7 +82,11 @@ export class GraphPasses {
   /** Runs a micro-batch and adds its gradients to the buffers. */
   #launch({ key: own, inputs, run: body }: RecordedPass): GraphRun<NamedTensors> {
     const { cache, gradients } = this.graphs;
-    const key = `${own} ${shapesOf(inputs)}`;
+    const phase = this.tuned.beforeRecorded?.() ?? '';
+    // Graphs of another phase are not needed again.
+    if (phase !== this.#phase) cache.dispose();
+    this.#phase = phase;
+    const key = `${own} ${phase} ${shapesOf(inputs)}`;
     let reached = this.#reached.get(key) ?? [];
     const run = withPhase('graph', () =>
       cache.run(key, inputs, (now) => {
@@ -98,11 +103,9 @@ export class GraphPasses {
 
 /** Copies of a graph's results, which the next run of the graph overwrites. */
 function copiesOf(results: NamedTensors): NamedTensors {
-  return Object.fromEntries(
-    Object.entries(results).map(([name, value]) => [name, value && copyOf(value)]),
+  return noGrad(() =>
+    Object.fromEntries(
+      Object.entries(results).map(([name, value]) => [name, value && copyOf(value)]),
+    ),
   );
-}
-
-function copyOf(x: Tensor): Tensor {
-  return noGrad(() => copy_(zeros(x.shape, { dtype: x.dtype, device: x.device }), x));
 }

@@ -119,7 +119,7 @@ export async function accumulateWindow(
       signal?.throwIfAborted();
       await passes.run(micro, { weights, totals: window.totals, at, sums });
     }
-    own = addMethodTerm(tuned);
+    own = addMethodTerm(tuned, passes);
     passes.end();
     const custom = 'custom' in passes ? passes.custom : null;
     const values = { ...(await sums.read()), ...(own && { [own.key]: await own.tensor.item() }) };
@@ -133,10 +133,11 @@ export async function accumulateWindow(
 }
 
 /** Adds the gradients of the method's own term, once for the window; null: it has no term. */
-function addMethodTerm({ methodTraining }: TunedModel<Model>) {
+function addMethodTerm({ methodTraining }: TunedModel<Model>, { graphs }: Passes) {
   const term = methodTraining?.term ?? null;
   if (!methodTraining || term === null) return null;
-  return { ...term, tensor: withPhase('losses', () => methodTraining.addTerm()) };
+  const add = () => withPhase('losses', () => methodTraining.addTerm());
+  return { ...term, tensor: graphs === null ? add() : graphs.gradients.reach(add) };
 }
 
 /**

@@ -2,6 +2,7 @@
  * The optimiser's part of a step: the norm of the gradients, and the update. Both run as graphs if the micro-batches do and the
  * optimiser reads its scalars from the device (AdamW); other optimisers update op by op.
  */
+import { copyOf } from '../adapters/copies.ts';
 import type { NamedTensors } from '../graph.ts';
 import { shapesOf } from '../graph_cache.ts';
 import { clippedNorm } from '../optim/clip.ts';
@@ -35,7 +36,9 @@ export class Update {
       return new Update(parts, norm, coefficient);
     }
     const { results, release } = graphs.cache.run(`norm ${graphs.gradients.reached}`, {}, body);
-    const update = new Update(parts, results.norm.detach(), results.coefficient?.detach() ?? null);
+    const { norm, coefficient } = results;
+    // The graph of the update may overwrite what this one made.
+    const update = new Update(parts, norm.detach(), coefficient && copyOf(coefficient));
     release();
     return update;
   }

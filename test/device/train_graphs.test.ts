@@ -7,6 +7,8 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../lib/adapters/config.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
+import type { AdapterConfigInput, AdapterMethodName } from '../../lib/adapters/make_adapter.ts';
+import { METHODS } from '../../lib/adapters/methods/registry.ts';
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { setDefaultDevice } from '../../lib/device.ts';
@@ -25,6 +27,7 @@ import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 import { kFakePlugin } from '../support/fake_device.ts';
 import { fixturePath } from '../support/fixtures.ts';
+import { kMethodConfigs } from '../support/method_configs.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 
 const kPlugin = process.env.BALORA_CUDA_PLUGIN;
@@ -44,16 +47,22 @@ interface Setting extends Partial<TrainerOptions> {
   readonly full?: boolean;
   readonly dtype?: 'f32' | 'bf16';
   readonly adapter?: LoraConfigInput;
+  /** A whole configuration in the place of `adapter`. */
+  readonly config?: AdapterConfigInput;
+  readonly baseFormat?: 'nf4';
 }
 
-async function tunedModel({ full = false, dtype = 'f32', adapter }: Setting): Promise<TunedModel> {
-  const load = () => AutoModelForCausalLM.fromPretrained(kModel, { device: 'cuda', dtype });
+async function tunedModel(setting: Setting): Promise<TunedModel> {
+  const { full = false, dtype = 'f32', adapter, config, baseFormat } = setting;
+  const base = { device: 'cuda', dtype, ...(baseFormat !== undefined && { baseFormat }) } as const;
+  const load = () => AutoModelForCausalLM.fromPretrained(kModel, base);
   if (full) return new FullModel(await load(), { teacher: await load() });
-  return AdapterModel.create(await load(), { r: 2, initLoraWeights: 'pissa_niter_2', ...adapter });
+  const usual = { r: 2, initLoraWeights: 'pissa_niter_2', ...adapter } as const;
+  return AdapterModel.create(await load(), config ?? usual);
 }
 
 function optionsOf(tuned: TunedModel, setting: Setting, captureGraphs: boolean): TrainerOptions {
-  const { full: _, dtype: __, adapter: ___, ...more } = setting;
+  const { full: _, dtype: __, adapter: ___, config: ____, baseFormat: _____, ...more } = setting;
   return {
     tuned,
     data: tinySource(batches()),
@@ -168,6 +177,58 @@ describe.skipIf(!kRecords)('training by graphs', () => {
       expectSame(found, expected);
     });
   }
+
+  describe('of each method', () => {
+    const kOneShapeSetting: Setting = {
+      ...{ data: tinySource(kOneShape), gradientAccumulationSteps: 1, maxSteps: 3 },
+      regularizers: {}, // the method's own
+    };
+    /** For methods that decompose each weight, which takes the emulated device long. */
+    const kTwoLinears = { targetModules: ['q_proj', 'down_proj'] };
+    const kOwn: Readonly<Partial<Record<AdapterMethodName, Setting>>> = {
+      // Triplets lose their values between steps, those of recorded ones, too.
+      adalora: { maxSteps: 4 },
+      // Its regularizers run.
+      balora: { config: { method: 'balora', r: 2, initLoraWeights: 'pissa_niter_2' } },
+      // The directions are taken when the passes have been recorded, which are then recorded anew.
+      lora_dash: {
+        config: { method: 'lora_dash', r: 2, dashWarmup: 3, dashIndex: 2, ...kTwoLinears },
+        maxSteps: 6,
+      },
+      lora_xs: { config: { method: 'lora_xs', r: 2, ...kTwoLinears } },
+    };
+    // A method that is a start alone has passes of LoRA or of PiSSA.
+    const methods = kMethodConfigs.filter(([name]) => {
+      const { adapter, regularizers } = METHODS[name];
+      return adapter?.initLoraWeights === undefined || regularizers !== undefined;
+    });
+    const compare = async (setting: Setting): Promise<void> => {
+      const found = await train(setting, true);
+      // Two steps of two graphs at least: LoRA-FA's own update of A and B is none.
+      expect(found.launches).toBeGreaterThanOrEqual(4);
+      expectSame(found, await train(setting, false));
+    };
+
+    it.each(methods)('%s equals training without them bit for bit', (method, config) =>
+      compare({ ...kOneShapeSetting, config, ...kOwn[method] }),
+    );
+
+    it.each(['dora', 'adalora'] as const)(
+      '%s with the regularizers, clipping and windows of three equals training without them bit for bit',
+      (method) => {
+        const config = new Map(kMethodConfigs).get(method) as AdapterConfigInput;
+        return compare({ config, gradientAccumulationSteps: 3, maxGradNorm: 0.1, maxSteps: 4 });
+      },
+    );
+
+    it.each(['vera', 'hira'] as const)(
+      '%s on NF4 blocks equals training without them bit for bit',
+      (method) => {
+        const config = new Map(kMethodConfigs).get(method) as AdapterConfigInput;
+        return compare({ ...kOneShapeSetting, config, baseFormat: 'nf4' });
+      },
+    );
+  });
 
   it('launches a step as three graphs from the third step of a shape on', async () => {
     const data = tinySource(kOneShape);
@@ -298,7 +359,6 @@ describe.skipIf(!kRecords)('training by graphs', () => {
       tuned.model.dispose();
     };
     await refused({ adapter: { loraDropout: 0.1 } }, 'loraDropout > 0');
-    await refused({ adapter: { useDora: true, initLoraWeights: true } }, 'useDora');
     await refused({ full: true, dtype: 'bf16' }, 'model.embed_tokens.weight is trained through');
     await refused({ loss: ({ hidden }) => ({ loss: hidden }) }, 'a custom loss');
   });

@@ -404,7 +404,6 @@ const form = lowRankVariant({
 const variant: Variant = {
   ...form,
   training,
-  graphObstacle: 'adalora chooses triplets between steps',
   // Without the triplets that were dropped, so that the rank is that of the file.
   toLora: (module) => {
     const { [kA]: a, [kB]: b, [kE]: e } = cut(module) as Record<string, Tensor> & Triplets;

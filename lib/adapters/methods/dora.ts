@@ -22,13 +22,15 @@ const variant: Variant = {
       start: ({ linear, parts }) => rowNorm(linear.weight, parts),
     },
   ],
-  update: (module, update) => {
-    const norm = module.derived('norm', () => rowNorm(module.linear.weight, module.parts));
-    return { ...update, outputScale: div(module.parameter(kMagnitude), norm) };
+  derives: {
+    norm: ({ linear, parts }) => rowNorm(linear.weight, parts), // (out)
   },
+  update: (module, update) => ({
+    ...update,
+    outputScale: div(module.parameter(kMagnitude), module.derived('norm')),
+  }),
   // The magnitude's gradient depends on the whole sum, pair included: lower precision of the pair shows in the loss.
   pairIsChange: false,
-  graphObstacle: "useDora keeps its rows' norms from pass to pass",
   mergedWeight: (module, base) => {
     const exact = plain.mergedWeight(module, base);
     const norm = sqrt(sum(mul(exact, exact), { axis: 1 }));

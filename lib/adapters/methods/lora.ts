@@ -38,7 +38,6 @@ export const plain: Variant = {
   refuses: () => null,
   update: (_, update) => update,
   pairIsChange: true,
-  graphObstacle: null,
   mergedWeight: (module, base) => add(base, deltaOf(module)),
   mergedBias: () => null,
   /** The pair itself or, with a frozen initial pair, [A; A0] and [B | -B0] of twice the rank. */

@@ -180,7 +180,10 @@ const form: Variant = lowRankVariant({
 const variant: Variant = {
   ...form,
   training,
-  graphObstacle: 'lora_dash takes its directions in the course of a run',
+  phase: (module) => {
+    const { taken } = progressOf({ tensor: (key) => module.parameter(key) });
+    return taken ? 'with directions' : 'before directions';
+  },
   // Two parts, so that neither is divided by s nor copied into one matrix.
   update: (module, plain) => {
     const { scale, isChange } = module;

@@ -215,11 +215,8 @@ export interface VariantModule extends ScaledPair {
   parameter(key: string): Tensor;
   /** A tensor that depends on no trained value, made once for all modules of the adapter that ask for the same key. */
   constant(key: string, make: () => Tensor): Tensor;
-  /**
-   * A tensor that is a function of A and B, made without recording when it is first asked for and kept until A or B is
-   * written: the micro-batches of a step share it. It belongs to the module.
-   */
-  derived(key: string, make: () => Tensor): Tensor;
+  /** One of the tensors of `Variant.derives`, with the values for the present A and B. It belongs to the module. */
+  derived(name: string): Tensor;
 }
 
 /** A tensor that a variant trains beside A and B. */
@@ -404,13 +401,21 @@ export interface Variant {
   refuses(initLoraWeights: unknown): string | null;
   /**
    * The update of a forward, built from that of plain LoRA: the low-rank parts (the pair with its scale and frozen start), and in
-   * training the dropout of A's input.
+   * training the dropout of A's input. Forwards that were recorded are repeated without it.
    */
   update(module: VariantModule, plain: LinearUpdate): LinearUpdate;
   /** Whether a small pair may be multiplied in lower precision as a change of the base (`isChange` of a low-rank part). */
   readonly pairIsChange: boolean;
-  /** The reason why its passes cannot be recorded as graphs and run again; null: they can. */
-  readonly graphObstacle: string | null;
+  /**
+   * Functions of A and B that the micro-batches of a step share, by name (default: none). Each is computed without recording when it is
+   * first asked for, and again after A or B was written: into the same tensor, which passes that were recorded read.
+   */
+  readonly derives?: Readonly<Record<string, (module: VariantModule) => Tensor>>;
+  /**
+   * The phase that a module is in, where `update` has other parts in one phase of a run than in another (default: it has the same ones
+   * throughout). Passes that were recorded in one phase are not repeated in another.
+   */
+  phase?(module: VariantModule): string;
   /** The weight of the equivalent linear without an adapter, f64, from the base's weight in f64. */
   mergedWeight(module: VariantModule, base: Tensor): Tensor;
   /** The bias of the equivalent linear, f64; null: that of the base. @throws ArgumentError where it cannot be merged */

@@ -94,7 +94,6 @@ const kCommon = {
   option: null,
   parameters: [],
   refuses: (init: unknown) => (init === true ? null : 'true'),
-  graphObstacle: null,
   mergedBias: () => null,
 } as const;
 

@@ -72,6 +72,17 @@ it('continues after loading without another warm-up, and leaves as a plain LoRA 
   expectNear(hidden(other), hidden(model), 1e-5);
 });
 
+it('says by its update key that recorded passes lack the directions that were taken since', async () => {
+  const tuned = await create({ dashWarmup: 1 });
+  const keys = () => tuned.modules.map(({ updateKey }) => updateKey);
+  const [before, phase] = [keys(), tuned.beforeRecorded()];
+  expect(keys()).toEqual(before);
+  expect(new Set(before).size).toBe(tuned.modules.length);
+  await trainer(tuned, { maxSteps: 2 }).train();
+  expect(keys().some((key, i) => key === before[i])).toBe(false);
+  expect(tuned.beforeRecorded()).not.toBe(phase);
+});
+
 it('is refused in a run that ends before its warm-up, or with an alpha of 0', async () => {
   await expect(trainer(await create(), { maxSteps: 2 }).train()).rejects.toThrow(
     'dashWarmup 4: the run has 4 forward passes, so that it would train a plain LoRA; set dashWarmup lower, or train longer',
