@@ -209,7 +209,7 @@ struct ForwardLinear {
 // Rows that are widened at a time, in even parts whose f32 copies are 8 MiB at most: each decodes
 // or widens the weights anew.
 int64_t rows_at_once(int64_t m, int64_t in) {
-  constexpr int64_t kElements = int64_t{1} << 20;
+  constexpr int64_t kElements = int64_t{1} << 21;
   return even_share(
       m, std::clamp<int64_t>(kElements / std::max<int64_t>(in, 1) / 64 * 64, 256, 16384));
 }

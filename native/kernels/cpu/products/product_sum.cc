@@ -22,11 +22,10 @@ constexpr int64_t kBlockElements = int64_t{1} << 20;
 constexpr int64_t kLeastRows = 256;
 constexpr int64_t kMostRows = kBlockElements / 64;
 
-// Of a gradient: rows and terms of k that are widened at a time (4 MiB in f32), and elements of its
-// sum (8 MiB). Every block of rows decodes or widens the weights anew, and every part of k reads
-// and writes the sum. What a row sums up in parts does not depend on how many rows there are.
+// Of a gradient: its rows and the terms of k that are widened at a time, 4 MiB in f32 as the sum of
+// a block. Every block of rows decodes or widens the weights anew, and every part of k reads and
+// writes the sum. How a row is summed up in parts does not depend on how many rows there are.
 constexpr int64_t kDeepRows = 1024, kDepth = 1024;
-constexpr int64_t kDeepElements = int64_t{1} << 20;
 
 const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
   if (term.alpha != 1 || term.a_dtype != term.b->dtype) return nullptr;
@@ -241,9 +240,9 @@ bool stands_in_depth(const ProductSum& sum) {
              sum.terms, [](const ProductTerm& term) { return is_narrow(term) && term.transposed; });
 }
 
-// The multiple of 64 that, by `extent`, is no more than `elements`, but `least` at least.
-int64_t fitting(int64_t elements, int64_t extent, int64_t least) {
-  return std::max(elements / std::max<int64_t>(extent, 1) / 64 * 64, least);
+// The multiple of 64 that, by `extent`, makes one block, but `least` at least.
+int64_t fitting(int64_t extent, int64_t least) {
+  return std::max(kBlockElements / std::max<int64_t>(extent, 1) / 64 * 64, least);
 }
 
 }  // namespace
@@ -258,8 +257,7 @@ void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   const bool by_columns = widens && !deep && stands_in_columns(ctx, sum);
   const int64_t left = widens && !deep ? narrow_columns(sum.terms) : 0;
   const int64_t extent = by_columns ? left : std::max(left, sum.n);
-  const int64_t most = deep ? std::min(fitting(kDeepElements, sum.n, kLeastRows), kDeepRows)
-                            : std::min(fitting(kBlockElements, extent, kLeastRows), kMostRows);
+  const int64_t most = std::min(fitting(extent, kLeastRows), deep ? kDeepRows : kMostRows);
   const int64_t height = even_share(sum.m, most);
   std::vector<ProductTerm> terms(sum.terms.begin(), sum.terms.end());
   for (int64_t first = 0; first < sum.m; first += height) {
@@ -268,7 +266,7 @@ void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
     if (widens && !deep) widen_left(ctx, m, own);
     ProductSum part = sum;
     part.m = m, part.terms = own;
-    const int64_t width = by_columns ? fitting(kBlockElements, m, 64) : sum.n;
+    const int64_t width = by_columns ? fitting(m, 64) : sum.n;
     for (int64_t column = 0; column < sum.n; column += width) {
       part.n = std::min(width, sum.n - column);
       GemmOutput block = c;
