@@ -4,8 +4,8 @@
 //   node bench/random_checkpoint.mjs /tmp/llama-7b-nf4 --shape llama-2-7b --form nf4
 //   node bench/low_memory.mjs --model /tmp/llama-7b-nf4 --base-format nf4 --rows 512 --r 16 --budget 7GiB --offload-budget 4GiB
 //
-//   node bench/random_checkpoint.mjs /tmp/deep --shape tinyllama-1.1b --layers 30 --form bf16
-//   node bench/low_memory.mjs --model /tmp/deep --rows 2048 --r 4 --budget min --offload-budget 0.95GiB --limited
+//   node bench/random_checkpoint.mjs /tmp/deep --shape tinyllama-1.1b --layers 34 --form bf16
+//   node bench/low_memory.mjs --model /tmp/deep --rows 2048 --r 4 --budget min --offload-budget 0.97GiB --limited
 //
 // --limited runs the second process in a memory control group with its budget and --limit-extra (default 10%) as the limit, pages of
 // files in the system's cache included, so that the base does come from the disk. It needs root.

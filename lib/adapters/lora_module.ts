@@ -143,7 +143,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
     return this.#state.enabled && this.trained().some(({ tensor }) => tensor.requiresGrad);
   }
 
-  /** See {@link LinearAdapter.updateKey}: the tensors that update() is computed from, or null. */
+  /** See {@link LinearAdapter.updateKey}: null where update() is nothing. */
   get updateKey(): unknown {
     const { enabled, teaches, pass, dropout } = this.#state;
     const keys = this.quantized?.keys;

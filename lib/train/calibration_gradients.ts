@@ -102,8 +102,9 @@ async function bySums(
   const { part: begun = 0 } = counts;
   for (const [at, part] of parts.entries()) {
     if (at < begun) continue;
-    const leaves = part.map(leafOf);
+    const leaves: Tensor[] = [];
     try {
+      for (const module of part) leaves.push(leafOf(module));
       const isCut = at === begun;
       for (const [i, { name }] of isCut ? part.entries() : []) {
         (leaves[i] as Tensor).grad = tensors[`gradient|${name}`] ?? null;

@@ -90,8 +90,8 @@ export class MemoryPlanner {
       if (offload !== null) offload.residentBytes = residentBefore;
       throw error;
     });
-    trimMemory({ device });
     if (sharesProcessMemory(device)) await collectGarbage();
+    trimMemory({ device });
     const { liveBytes, derivedBytes } = memoryStats({ device });
     const inProcess = sharesProcessMemory(device);
     const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;

@@ -206,8 +206,8 @@ struct ForwardLinear {
   View sum{};  // y, or what is scaled to it
 };
 
-// Rows that are widened at a time, in even parts whose f32 copies are 8 MiB at most: each decodes
-// or widens the weights anew.
+// Rows that are widened at a time, in even parts whose f32 copies are 8 MiB at most, or 256 rows:
+// each decodes or widens the weights anew.
 int64_t rows_at_once(int64_t m, int64_t in) {
   constexpr int64_t kElements = int64_t{1} << 21;
   return even_share(

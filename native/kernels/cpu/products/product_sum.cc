@@ -22,8 +22,8 @@ constexpr int64_t kBlockElements = int64_t{1} << 20;
 constexpr int64_t kLeastRows = 256;
 constexpr int64_t kMostRows = kBlockElements / 64;
 
-// Of a gradient: its rows and the terms of k that are widened at a time, 4 MiB in f32 as the sum of
-// a block. Every block of rows decodes or widens the weights anew, and every part of k reads and
+// Rows and terms of k of a gradient that are widened at a time, 4 MiB in f32 as the sum of a block
+// is. Every block of rows decodes or widens the weights anew, and every part of k reads and
 // writes the sum. How a row is summed up in parts does not depend on how many rows there are.
 constexpr int64_t kDeepRows = 1024, kDepth = 1024;
 

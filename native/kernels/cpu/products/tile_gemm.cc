@@ -12,7 +12,7 @@
 namespace balora {
 namespace {
 
-// ---- f32 and f64: a block of kRows x 2 vectors stays in registers over the whole of k -----------
+// ---- f32 and f64: a block of kRows x kVectors stays in registers over the whole of k -----------
 
 template <typename T, int kBytes>
 struct VectorOf {
@@ -77,6 +77,7 @@ LEVEL(f64_plain, double, , 16, 4)
 #if BALORA_X86
 // Features rather than levels of x86-64: clang 16's __builtin_cpu_supports knows no level.
 #define AVX2_TARGET __attribute__((target("avx2,fma,bmi2")))
+// fma by name: not every compiler takes it from avx512f.
 #define WIDE_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,bmi2")))
 LEVEL(f32_avx2, float, AVX2_TARGET, 32, 4)
 LEVEL(f64_avx2, double, AVX2_TARGET, 32, 4)

@@ -59,11 +59,12 @@ void check_sum(bool transposed, bool in_blocks, bool accumulate) {
   Array<float> u({kRows, kRank}, random), b({kRank, kColumns}, random);
   const View low_rank = b.view();
   for (Weight<T>& weight : right) views.push_back(weight.view(in_blocks ? &blocks : nullptr));
-  std::vector<ProductTerm> terms{{u.data(), BALORA_F32, kRank, &low_rank}};
+  std::vector<ProductTerm> terms;
   for (size_t t = 0; t < views.size(); ++t) {
     terms.push_back(
         {left[t].data(), dtype_of<T>(), left[t].view().shape[1], &views[t], transposed});
   }
+  terms.push_back({u.data(), BALORA_F32, kRank, &low_rank});
   Array<T> c({kRows, kColumns}, std::vector<double>(kRows * kColumns, 0.5));
   sum_products(ctx, {.m = kRows, .n = kColumns, .terms = terms, .accumulate = accumulate},
                {c.data(), dtype_of<T>(), kColumns});
@@ -73,11 +74,12 @@ void check_sum(bool transposed, bool in_blocks, bool accumulate) {
       double sum = accumulate ? 0.5 : 0;
       for (int64_t p = 0; p < kRank; ++p) sum += u[i * kRank + p] * b[p * kColumns + j];
       for (size_t t = 0; t < views.size(); ++t) {
-        const int64_t k = terms[t + 1].k();
+        const int64_t k = terms[t].k();
         for (int64_t p = 0; p < k; ++p) {
           sum += left[t][i * k + p] * right[t].values[transposed ? j * k + p : p * kColumns + j];
         }
       }
+      REQUIRE(std::isfinite(c[i * kColumns + j]));
       const double least = sizeof(T) == 4 ? 1e-4 : 1e-3;
       const double step = std::is_same_v<T, bf16> ? 0x1p-8 : std::is_same_v<T, f16> ? 0x1p-11 : 0;
       worst = std::max(worst, std::abs(sum - c[i * kColumns + j]) - step * std::abs(sum) - least);
