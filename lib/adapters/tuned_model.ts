@@ -62,8 +62,8 @@ export interface TunedModel<M extends Model = CausalLM> {
   /** The reason why its passes cannot be recorded once and run again (see captureGraphs); null: they can. */
   readonly graphObstacle: string | null;
   /**
-   * Called before a pass that may repeat a recorded one: brings up to date what such a pass reads and does not compute. Left out: there is
-   * nothing.
+   * Called before a pass that may repeat a recorded one: brings up to date what such a pass reads and does not compute. Left out where
+   * there is nothing of that kind.
    * @returns a text that is another one when passes run other ops than before, so that those that were recorded are not repeated
    */
   beforeRecorded?(): string;
