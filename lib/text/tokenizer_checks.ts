@@ -102,7 +102,8 @@ function checkPart(where: string, part: unknown): void {
     checkPattern(`${where}.pattern`, pattern);
   }
   for (const key of kSteps) {
-    const steps = (part as Json)[key] ?? [];
+    const steps = (part as Json)[key];
+    if (steps === undefined) continue;
     check(`${where}.${key}`, steps, kCall.list);
     for (const [i, step] of (steps as unknown[]).entries()) {
       check(`${where}.${key}.${i}`, step, kCall.object);

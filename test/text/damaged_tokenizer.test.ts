@@ -33,7 +33,12 @@ describe('a damaged tokenizer.json', () => {
     [
       'normalizers of no list',
       { normalizer: { type: 'Sequence', normalizers: null } },
-      /normalizers of a Sequence must be a list, got null/,
+      /normalizer\.normalizers must be a list, got null/,
+    ],
+    [
+      'pre-tokenizers of no list',
+      { pre_tokenizer: { type: 'Sequence', pretokenizers: null } },
+      /pre_tokenizer\.pretokenizers must be a list, got null/,
     ],
     [
       'an id that is no whole number',
