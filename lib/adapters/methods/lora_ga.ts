@@ -111,10 +111,9 @@ function chosen(module: StartModule, found: GradientTriplets, drawsOnce: boolean
     ArBr: () => [at(1, 2), at(0, 2)],
     random: drawn,
   };
-  const [rows, columns] = lists[direction]().map((list) => tensor(Int32Array.from(list))) as [
-    Tensor,
-    Tensor,
-  ];
+  const [rows, columns] = lists[direction]().map((list) =>
+    tensor(Int32Array.from(list), { device: found.s.device }),
+  ) as [Tensor, Tensor];
   const a = weight.dtype === 'f64' ? weight.to('f32') : weight;
   const own: Statistics =
     scale === 'weight_svd'
