@@ -92,7 +92,8 @@ __global__ void finish_components(const double* vt, const double* s, int64_t c, 
   cosine = block_reduce(cosine, 0.0, scratch);
   if (threadIdx.x != 0) return;
   singular[row] = static_cast<float>(s[row]);
-  ratios[row] = static_cast<float>(s[row] * s[row] / *scatter);
+  // Rows that are all alike vary in no direction.
+  ratios[row] = *scatter == 0 ? 0.0f : static_cast<float>(s[row] * s[row] / *scatter);
   cosines[row] = static_cast<float>(cosine);
 }
 

@@ -418,6 +418,28 @@ describe('pcaUpdates', () => {
     }
   });
 
+  it('finds nothing explained where all rows are alike', () => {
+    for (const [n, c] of [
+      [9, 7],
+      [150, 140], // searched
+    ] as const) {
+      const x = tensor(
+        Float32Array.from({ length: n * c }, (_, at) => 1 + (at % c)),
+        {
+          shape: [n, c],
+        },
+      );
+      const [first] = noGrad(() => pcaUpdates([{ x, rank: 3, seed: 1 }])) as [PcaState];
+      const again = { x, rank: 3, seed: 1, before: { ...first, count: n } };
+      const [later] = noGrad(() => pcaUpdates([again])) as [PcaState];
+      for (const { ratios, scatter, mean: middle } of [first, later]) {
+        expect(valuesOf(ratios)).toEqual(new Float64Array(3));
+        expect(valuesOf(scatter)).toEqual(new Float64Array(1));
+        expect(valuesOf(middle)).toEqual(Float64Array.from({ length: c }, (_, j) => 1 + j));
+      }
+    }
+  });
+
   it('of several is that of each, whichever others are in the call', () => {
     const tasks = [1, 2, 3].map((i) => ({ x: rowsOf(140, 150 + i, i), rank: 4 + i, seed: i }));
     const first = noGrad(() => pcaUpdates(tasks));

@@ -329,7 +329,9 @@ class PcaUpdate {
       for (int64_t j = 0; j < c_; ++j) vector[j] = -vector[j];
     }
     data_of<float>(t_.new_singular)[i] = static_cast<float>(singular);
-    data_of<float>(t_.ratios)[i] = static_cast<float>(singular * singular / scatter_);
+    // Rows that are all alike vary in no direction.
+    data_of<float>(t_.ratios)[i] =
+        scatter_ == 0 ? 0.0f : static_cast<float>(singular * singular / scatter_);
     double cosine = 0;
     for (int64_t j = 0; t_.vectors && j < c_; ++j) {
       cosine += static_cast<double>(vector[j]) *
