@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
-import { Batches, type BatchesOptions } from '../../lib/data/batches.ts';
+import { Batches, type BatchOptions } from '../../lib/data/batches.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
 import {
   AutoModelForCausalLM,
@@ -52,7 +52,7 @@ interface Case {
   readonly base?: string;
   readonly load?: FromPretrainedOptions;
   readonly adapter?: AdapterConfigInput;
-  readonly data?: Partial<BatchesOptions>;
+  readonly data?: Partial<BatchOptions>;
   readonly training?: Partial<TrainerOptions>;
 }
 
@@ -62,7 +62,7 @@ const kRegularizers = { consistencyWeight: 0.5, consistencySchedule: 'constant' 
 /** Trains for an epoch, and counts the products of the teacher's passes. */
 async function run({ base = 'base-3', load = {}, adapter = kLora, data, training }: Case = {}) {
   const model: CausalLM = await AutoModelForCausalLM.fromPretrained(at(base), load);
-  const options = { batchSize: 4, promptTemplate: 'none', ...data } as BatchesOptions;
+  const options = { batchSize: 4, promptTemplate: 'none', ...data } as BatchOptions;
   const source = await Batches.create(rows, tinyTokenizer(), options);
   const tuned = await createCalibrated(model, adapter, source);
   const records: StepRecord[] = [];
