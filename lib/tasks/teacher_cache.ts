@@ -296,11 +296,14 @@ export class TeacherCache {
 
   #foreign(found: Buffer | null): FormatError {
     const [there, kind] = [headerOf(found), headerOf(this.#header)];
-    const key = Object.keys(kind ?? {}).find((name) => there?.[name] !== kind?.[name]) ?? '';
+    const key = Object.keys(kind ?? {}).find((name) => there?.[name] !== kind?.[name]);
+    const isDamaged = key === undefined || there?.[key] === undefined;
     const reason =
       there === null
         ? "it is not a cache of a teacher's outputs"
-        : `it holds outputs of another teacher: ${key} is ${there[key]}, not ${kind?.[key]}`;
+        : isDamaged
+          ? 'its head is damaged'
+          : `it holds outputs of another teacher: ${key} is ${there[key]}, not ${kind?.[key]}`;
     return new FormatError(`${this.#path}: ${reason}`, {
       path: this.#path,
       advice: 'choose another file',
