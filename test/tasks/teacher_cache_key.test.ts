@@ -1,4 +1,4 @@
-// What the outputs in a shared cache of the teacher are found by, each part alone: what they depend on separates them, and what they do
+// The key of outputs in a shared cache of the teacher, each part of it alone: what outputs depend on separates them, and what they do
 // not depend on leaves the teacher unasked.
 import { cpSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
