@@ -62,11 +62,11 @@ const kOnPlainCpu = [
   'test/gradients.test.ts',
   'test/ops/{operand_views,relative_attention,views}.test.ts',
 ];
-// Where there is AVX2 also losses, decoding, and both real models against the reference's numbers, in f32 and bf16.
+// Where there is AVX2 also losses, decoding, products in int8, and both real models against the reference's numbers, in f32 and bf16.
 const kOnCpuLevels = [
   ...kOnPlainCpu,
   'test/losses/golden.test.ts',
-  'test/golden/{minilm,smollm2,smollm2_adapters,smollm2_train}.test.ts',
+  'test/golden/{int8,minilm,smollm2,smollm2_adapters,smollm2_train}.test.ts',
   'test/generate/cached_session.test.ts',
 ];
 

@@ -12,6 +12,7 @@ micro-batches, each a list of {"ids": [...], "labels": [...]} with -100 where a 
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import time
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 COMPUTE = {"bf16": torch.bfloat16, "f32": torch.float32}
@@ -302,6 +304,12 @@ def main():
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--random", action="store_true", help="weights of config.json's shape without model.safetensors")
+    parser.add_argument(
+        "--attention",
+        choices=["own", "plain"],
+        default="own",
+        help="PyTorch's choice, or plain products: its fused kernel in bf16 is slow on a CPU where PyTorch was built without MKL",
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -314,7 +322,8 @@ def main():
         tensors = random_tensors(config, COMPUTE[args.dtype])
     else:
         tensors = read_safetensors(os.path.join(args.folder, "model.safetensors"))
-    result = (run_steps if args.job == "step" else run_pissa)(args, config, tensors)
+    with sdpa_kernel(SDPBackend.MATH) if args.attention == "plain" else contextlib.nullcontext():
+        result = (run_steps if args.job == "step" else run_pissa)(args, config, tensors)
     print(json.dumps({"version": torch.__version__, "threads": torch.get_num_threads(), "peakBytes": peak_bytes(), **result}))
 
 

@@ -24,7 +24,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
-import { FormatError } from '../errors.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
 import { diskError } from '../io/files.ts';
 import { requireRegular } from '../io/regular_file.ts';
 import type { SelectedRows } from '../losses/positions.ts';
@@ -106,8 +106,14 @@ export class TeacherCache {
     this.#path = path ?? join(tmpdir(), `balora-${randomUUID()}-${kTeacherCacheName}`);
     this.#shared = shared !== undefined;
     this.#appends = shared?.appends ?? true;
+    const text = Buffer.from(JSON.stringify({ format: kFormat, ...kind }));
+    if (text.length > kHeaderBytes) {
+      throw new ArgumentError(
+        `a cache of the teacher has ${kHeaderBytes} bytes for its head, and this one's is ${text.length} long`,
+      );
+    }
     this.#header = Buffer.alloc(kHeaderBytes, ' ');
-    this.#header.write(JSON.stringify({ format: kFormat, ...kind }));
+    text.copy(this.#header);
     this.#wide = kind.dtype === 'f64';
     this.#channels = kind.channels;
     this.#file = this.#open();
@@ -206,10 +212,16 @@ export class TeacherCache {
   /** Finds the records of the file, and begins a new one where it has none of this kind and may be overwritten. */
   #begin(): void {
     const found = this.#read(0, kHeaderBytes);
-    if (found?.equals(this.#header) || (this.#shared && fstatSync(this.#file).size > 0))
-      this.#scan();
+    if (found?.equals(this.#header) || (this.#shared && !this.#isUnwritten)) this.#scan();
     else if (this.#appends) this.#write(this.#header, 0);
     if (this.#appends) ftruncateSync(this.#file, this.#end);
+  }
+
+  /** Whether the header is not there yet, or only a part of it, as on a disk that was full. */
+  get #isUnwritten(): boolean {
+    const { size } = fstatSync(this.#file);
+    if (size >= kHeaderBytes) return false;
+    return this.#header.subarray(0, size).equals(this.#read(0, size) as Buffer);
   }
 
   #append(key: string, rows: number, payload: Buffer): void {
@@ -239,9 +251,8 @@ export class TeacherCache {
 
   /** Finds the complete records from #end on. What an interrupted run has left of its last record does not count. */
   #scan(): void {
+    if (this.#isUnwritten) return;
     const { size } = fstatSync(this.#file);
-    // The run that appends may not have written its first bytes yet.
-    if (size === 0) return;
     const found = this.#read(0, kHeaderBytes);
     if (!found?.equals(this.#header)) throw this.#foreign(found);
     for (;;) {
@@ -285,11 +296,14 @@ export class TeacherCache {
 
   #foreign(found: Buffer | null): FormatError {
     const [there, kind] = [headerOf(found), headerOf(this.#header)];
-    const key = Object.keys(kind ?? {}).find((name) => there?.[name] !== kind?.[name]) ?? '';
+    const key = Object.keys(kind ?? {}).find((name) => there?.[name] !== kind?.[name]);
+    const isDamaged = key === undefined || there?.[key] === undefined;
     const reason =
       there === null
         ? "it is not a cache of a teacher's outputs"
-        : `it holds outputs of another teacher: ${key} is ${there[key]}, not ${kind?.[key]}`;
+        : isDamaged
+          ? 'its head is damaged'
+          : `it holds outputs of another teacher: ${key} is ${there[key]}, not ${kind?.[key]}`;
     return new FormatError(`${this.#path}: ${reason}`, {
       path: this.#path,
       advice: 'choose another file',
@@ -297,12 +311,13 @@ export class TeacherCache {
   }
 }
 
-/** The header of a cache of any teacher; null for another file. */
+/** The header of a cache of any teacher, with the type of its products; null for another file. */
 function headerOf(bytes: Buffer | null): Record<string, unknown> | null {
   try {
     const header: unknown = JSON.parse(bytes?.toString() ?? '');
-    const isOne = typeof header === 'object' && header !== null && 'temperature' in header;
-    return isOne ? (header as Record<string, unknown>) : null;
+    if (typeof header !== 'object' || header === null || !('temperature' in header)) return null;
+    const found = header as Record<string, unknown>;
+    return { ...found, products: found.products ?? found.dtype };
   } catch {
     return null;
   }

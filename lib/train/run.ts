@@ -2,6 +2,7 @@
  * The state of a run between two steps. It claims the output folder, restores a checkpoint where the run is resumed, and writes
  * the metrics, the checkpoints and the result.
  */
+import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -42,6 +43,8 @@ import { type Position, WindowReader } from './window.ts';
 
 const kStart: Position = { epoch: 0, microBatch: 0 };
 const kMsPerMinute = 60_000;
+/** Hexadecimal digits of a digest in the head of a teacher cache. */
+const kDigits = 32;
 
 /** The components of a run, made by {@link openRun}. */
 interface RunParts {
@@ -562,7 +565,10 @@ function teacherIdentity(identity: Identity): string {
   if (quantizedTeacher !== null) {
     // A base that the start makes for its adapter depends on all that the start depends on.
     const { adapter, adapterSeed } = identity;
-    return `${baseModel}, quantised ${JSON.stringify([quantizedTeacher, adapter, adapterSeed])}`;
+    const made = createHash('sha256').update(
+      JSON.stringify([quantizedTeacher, adapter, adapterSeed]),
+    );
+    return `${baseModel}, quantised ${made.digest('hex').slice(0, kDigits)}`;
   }
   return residualTeacher === null ? `${baseModel}` : `${baseModel}, residual ${residualTeacher}`;
 }

@@ -288,6 +288,16 @@ describe('a cached teacher', () => {
           /teacher\.cache: the record at byte 512 is damaged; remove the file/,
         );
       }
+      for (const [wanted, found] of [
+        ['"dtype"', '"btype"'],
+        ['    ', '  \n '],
+      ] as const) {
+        const at = held.indexOf(wanted);
+        const damaged = Buffer.from(held);
+        damaged.write(found, at);
+        writeFileSync(file.teacherCache, damaged);
+        await expect(run(file)).rejects.toThrow(/teacher\.cache: its head is damaged; choose/);
+      }
       writeFileSync(file.teacherCache, 'a text');
       await expect(run(file)).rejects.toThrow(/is not a cache of a teacher's outputs/);
       expect(readFileSync(file.teacherCache, 'utf8')).toBe('a text');

@@ -57,3 +57,18 @@ it('ends the run that fills the disk by name, and loses no complete record', asy
   expect(statSync(place.path).size).toBe(size);
   last.close();
 });
+
+it('continues a file in which the disk had no room for the whole head', async () => {
+  const place = { path: join(folder, 'teacher.cache'), shared: { appends: true } };
+  disk.free = 20;
+  expect(() => new TeacherCache(place, kKind)).toThrow(/teacher\.cache: cannot write: no space/);
+  expect(statSync(place.path).size).toBe(20);
+  disk.free = Number.POSITIVE_INFINITY;
+  new TeacherCache({ ...place, shared: { appends: false } }, kKind).close();
+  const next = new TeacherCache(place, kKind);
+  await add(next, 1);
+  next.close();
+  const last = new TeacherCache(place, kKind);
+  expect(last.size).toBe(1);
+  last.close();
+});

@@ -131,8 +131,16 @@ it('is part of the identity of a run and of the key of a teacher cache', async (
   expect(losses(await cached('int8'))).toEqual(losses(first));
   await cached('teacher');
   for (const mode of ['dtype', 'dx'] as const) {
-    await expect(cached(mode), mode).rejects.toThrow(/teacher\.cache/);
+    await expect(cached(mode), mode).rejects.toThrow(
+      /teacher\.cache: it holds outputs of another teacher: products is int8, not f32;/,
+    );
   }
+  const exact = { ...optionsFor(await adapted(), 'dx', { regularizers, maxSteps: 1 }) };
+  const other = join(folder, 'exact.cache');
+  await records({ ...exact, teacherCache: other });
+  await expect(
+    records(optionsFor(await adapted(), 'int8', { teacherCache: other, regularizers })),
+  ).rejects.toThrow(/exact\.cache: .*: products is f32, not int8;/);
 });
 
 it('is refused where it cannot be, by name', async () => {

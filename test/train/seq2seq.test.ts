@@ -1,12 +1,13 @@
 // Training encoder-decoders, which works as for language models: the fused loss on the decoder's rows against the plain one,
 // accumulation, evaluation, resuming, and refusals.
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
-import type { Seq2SeqBatches } from '../../lib/data/seq2seq_batches.ts';
+import { arrayRows } from '../../lib/data/rows.ts';
+import { Seq2SeqBatches } from '../../lib/data/seq2seq_batches.ts';
 import type { Seq2SeqExamples } from '../../lib/data/seq2seq_example.ts';
 import { UnsupportedError } from '../../lib/errors.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
@@ -19,7 +20,8 @@ import { type Seq2SeqTrainerOptions, Trainer } from '../../lib/train/trainer.ts'
 import type { StepRecord } from '../../lib/train/types.ts';
 import type { Window } from '../../lib/train/window.ts';
 import { accumulator } from '../support/accumulate.ts';
-import { kTinyT5, tinySeq2SeqData } from '../support/tiny_seq2seq.ts';
+import { kTinyT5, tinySeq2SeqData, tinySeq2SeqRows } from '../support/tiny_seq2seq.ts';
+import { tinyT5Tokenizer } from '../support/tiny_t5_tokenizer.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'balora-seq2seq-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -203,6 +205,21 @@ describe('a run', () => {
       loss: ({ hidden }) => ({ loss: mean(square(hidden)) }),
     });
     expect(own.result.last?.loss).toBeGreaterThan(0);
+  });
+
+  it('keeps the outputs of its teacher in a file by source and target', async () => {
+    const teacherCache = join(folder, 'teacher.cache');
+    const sized = async (prompt: (text: string) => string): Promise<number> => {
+      const rows = tinySeq2SeqRows(8).map((row) => ({ ...row, prompt: prompt(row.prompt) }));
+      const options = { decoderStartTokenId: 0, batchSize: 4, shuffle: false };
+      const own = await Seq2SeqBatches.create(arrayRows(rows), tinyT5Tokenizer(), options);
+      await train({ teacherCache, maxSteps: 2, data: own });
+      return statSync(teacherCache).size;
+    };
+    const [kHead, first] = [512, await sized((text) => text)];
+    expect(first).toBeGreaterThan(kHead);
+    expect(await sized((text) => text)).toBe(first);
+    expect(await sized((text) => `Katze ${text}`)).toBe(2 * first - kHead);
   });
 
   it('refuses graphs, and options that have no meaning for it', async () => {

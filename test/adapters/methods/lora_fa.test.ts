@@ -1,9 +1,12 @@
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../../lib/adapters/full_model.ts';
+import { AutoModelForCausalLM } from '../../../lib/models/index.ts';
+import { opTimes, resetOpTimes, synchronize } from '../../../lib/runtime.ts';
 import type { Tensor } from '../../../lib/tensor.ts';
 import { Trainer } from '../../../lib/train/trainer.ts';
 import { TinyModel, tinyBatches, tinySource } from '../../support/tiny_model.ts';
+import { tinyTokenizer } from '../../support/tiny_tokenizer.ts';
 
 const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Float32Array);
 const data = tinySource(tinyBatches());
@@ -30,6 +33,30 @@ it('leaves A as it is, without a gradient or moments, and trains B', async () =>
     expect(isSame, name).toBe(name.endsWith('.lora_A'));
     expect(tensor.requiresGrad, name).toBe(true);
   }
+});
+
+it('computes nothing again for the gradient of A, and keeps no input of its product', async () => {
+  const { vocabSize } = tinyTokenizer();
+  const backwardOf = async (method: 'lora' | 'lora_fa') => {
+    const model = await AutoModelForCausalLM.fromConfig({
+      ...{ model_type: 'llama', vocab_size: vocabSize, hidden_size: 16, intermediate_size: 32 },
+      ...{ num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1 },
+      ...{ rms_norm_eps: 1e-5, max_position_embeddings: 64, tie_word_embeddings: true },
+    });
+    const tuned = await AdapterModel.create(model, { method, r: 3 });
+    await synchronize();
+    resetOpTimes();
+    await new Trainer({
+      ...{ tuned, data: tinySource(tinyBatches({ vocabulary: 11 })), maxSteps: 1 },
+    }).train();
+    await synchronize();
+    const ops = opTimes().filter(({ phase }) => phase === 'backward');
+    tuned.dispose();
+    model.dispose();
+    return ops.map(({ op }) => op).filter((op) => op === 'gated' || op === 'rms_norm');
+  };
+  expect(await backwardOf('lora')).toEqual(expect.arrayContaining(['gated', 'rms_norm']));
+  expect(await backwardOf('lora_fa')).toEqual([]);
 });
 
 it.each(['lora_fa', 'riemannian'] as const)('%s is refused without a pair A, B', async (optim) => {

@@ -1,4 +1,5 @@
-// The file of cached teacher outputs: after damage, a record is gone or has the numbers that were written.
+// The file of cached teacher outputs: after damage, a record is gone or has the numbers that were written. One that runs share is refused
+// instead, and left as it is.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { tensor } from 'balora';
@@ -26,10 +27,13 @@ async function fill(path) {
   cache.close();
 }
 
-async function run({ kind }, _state, folder) {
+async function run({ kind, shared }, _state, folder) {
   const path = join(folder, kFile);
-  const cache = new TeacherCache({ path }, { ...kKind, ...kind });
+  const before = readFileSync(path);
+  const place = shared === null ? { path } : { path, shared };
+  let cache = null;
   try {
+    cache = new TeacherCache(place, { ...kKind, ...kind });
     const found = cache.get(kSequences, kSelected);
     if (found === null) return;
     require(Object.keys(kind).length === 0, 'numbers of another model were accepted');
@@ -38,10 +42,14 @@ async function run({ kind }, _state, folder) {
     found.mean.dispose();
     found.entropy.dispose();
   } finally {
-    cache.close();
+    cache?.close();
+    // A run that appends completes a head, and cuts off what an interrupted one has left of its last record.
+    const after = shared === null ? before : readFileSync(path);
+    const common = shared?.appends === true ? Math.min(before.length, after.length) : undefined;
+    require(after.subarray(0, common).equals(before.subarray(0, common)), 'a shared file was changed');
   }
   // The cache is usable again whatever it held.
-  await fill(path);
+  if (shared === null) await fill(path);
 }
 
 export default {
@@ -54,6 +62,7 @@ export default {
   },
   input: (random, { whole }) => ({
     kind: random.chance(0.1) ? { model: 'other' } : {},
+    shared: random.pick([null, { appends: true }, { appends: false }]),
     files: { [kFile]: mutateBytes(random, whole, random.pick([40, 600, whole.length])) },
   }),
   run,

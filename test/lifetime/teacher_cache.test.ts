@@ -1,0 +1,106 @@
+// A file of the teacher's outputs that processes share: after a SIGKILL the next one continues it, and one that runs beside its writer reads
+// it; every run ends in the bytes of a run with a cache of its own.
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+
+const kMain = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const kLimitMs = 120_000;
+const kRows = 60;
+/** Bytes of the file's head, of a record's and of a row of it: 16 numbers in f32 and the entropy. */
+const [kHead, kRecordHead, kRowBytes] = [512, 28, 4 * 16 + 8];
+
+let folder: string;
+const at = (name: string): string => join(folder, name);
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'balora-shared-'));
+  await writeTinyCheckpoint(at('model'));
+  const rows = Array.from({ length: kRows }, (_, i) =>
+    JSON.stringify({ prompt: `a${i}`, response: 'bc'.repeat(1 + (i % 3)) }),
+  );
+  writeFileSync(at('data.jsonl'), rows.join('\n'));
+});
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+interface Training {
+  readonly child: ChildProcess;
+  readonly ended: Promise<{ code: number | null; signal: NodeJS.Signals | null; err: string }>;
+}
+
+function train(output: string, ...more: string[]): Training {
+  const args = [
+    ...['train', '--model', at('model'), '--data', at('data.jsonl'), '--output', at(output)],
+    ...['--method', 'balora', '--r', '2', '--prompt-template', 'none', '--dtype', 'f32'],
+    ...['--per-device-train-batch-size', '1', '--num-train-epochs', '1', ...more],
+  ];
+  const child = spawn(process.execPath, [kMain, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
+  let err = '';
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    err += text;
+  });
+  const ended = once(child, 'close').then(([code, signal]) => ({ code, signal, err }));
+  return { child, ended };
+}
+
+/** Waits until a file has so many bytes. */
+async function grown(path: string, bytes: number): Promise<void> {
+  while (!existsSync(path) || statSync(path).size < bytes) await setTimeout(2);
+}
+
+/** The end of the last complete record of a cache. */
+function endOf(bytes: Buffer): number {
+  for (let end = kHead; ; ) {
+    if (end + kRecordHead > bytes.length) return end;
+    const next = end + kRecordHead + bytes.readUInt32LE(end + 16) * kRowBytes;
+    if (next > bytes.length) return end;
+    end = next;
+  }
+}
+
+const adapter = (output: string): Buffer =>
+  readFileSync(join(at(output), 'adapter_model.safetensors'));
+
+it('is continued after a SIGKILL, and read beside the process that appends', {
+  timeout: kLimitMs,
+}, async () => {
+  const cache = at('teacher.cache');
+  const own = await train('own', '--cache-teacher').ended;
+  expect(own, own.err).toMatchObject({ code: 0 });
+
+  const killed = train('killed', '--teacher-cache', cache, '--seed', '7');
+  await grown(cache, kHead + 2000);
+  killed.child.kill('SIGKILL');
+  expect(await killed.ended).toMatchObject({ signal: 'SIGKILL' });
+  const left = readFileSync(cache);
+  expect(existsSync(`${cache}.lock`)).toBe(true);
+  expect(endOf(left)).toBeGreaterThan(kHead);
+
+  const writer = train('writer', '--teacher-cache', cache);
+  await grown(cache, endOf(left) + 200);
+  writer.child.kill('SIGSTOP');
+  const read = await train('reader', '--teacher-cache', cache).ended;
+  writer.child.kill('SIGCONT');
+  const wrote = await writer.ended;
+  expect(read, read.err).toMatchObject({ code: 0 });
+  expect(read.err).toContain(`process ${writer.child.pid} on`);
+  expect(wrote, wrote.err).toMatchObject({ code: 0 });
+  expect(wrote.err).not.toContain('appends to this cache');
+  const whole = readFileSync(cache);
+  expect(whole.length).toBeGreaterThan(left.length);
+  expect(whole.subarray(0, endOf(left)).equals(left.subarray(0, endOf(left)))).toBe(true);
+  expect(endOf(whole)).toBe(whole.length);
+  expect(existsSync(`${cache}.lock`)).toBe(false);
+  for (const output of ['writer', 'reader']) {
+    expect(adapter(output).equals(adapter('own')), output).toBe(true);
+  }
+
+  const last = await train('last', '--teacher-cache', cache, '--seed', '9', '--r', '3').ended;
+  expect(last, last.err).toMatchObject({ code: 0 });
+  expect(readFileSync(cache).equals(whole)).toBe(true);
+});
