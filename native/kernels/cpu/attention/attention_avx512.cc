@@ -42,6 +42,20 @@ AVX512_TARGET BALORA_INLINE __m512i rounded_words(__m512 values) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
+AVX512_TARGET BALORA_INLINE void store16(bf16* to, __mmask16 there, __m512 values) {
+  const __m512i upper = _mm512_srli_epi32(rounded_words(values), 16);
+  _mm256_mask_storeu_epi16(to, there, _mm512_cvtepi32_epi16(upper));
+}
+
+template <typename T>
+AVX512_TARGET BALORA_INLINE void rows_of(const Source<T>& s, float* out, int64_t r, int64_t d) {
+  for (int64_t i = 0; i < r; ++i) {
+    const T* from = s.data + i * s.stride;
+    for (int64_t c = 0; c < d; c += 16) {
+      _mm512_store_ps(out + i * d + c, load16(from + c, i < s.rows ? first16(s.size - c) : 0));
+    }
+  }
+}
 
 // 16 rows x 16 columns at a time. Pointers are moved on from row to row: so many products with a
 // stride would not fit the registers.
@@ -85,6 +99,16 @@ AVX512_TARGET BALORA_INLINE void columns_of(const Source<bf16>& s, float* out, i
         _mm512_storeu_si512(to, _mm512_slli_epi32(pair, 16));
         _mm512_storeu_si512(to + r, _mm512_and_si512(pair, upper));
       }
+    }
+  }
+}
+
+template <typename T>
+AVX512_TARGET BALORA_INLINE void round_rows(const float* sums, int64_t ld, T* out, int64_t stride,
+                                            int64_t rows, int64_t size) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t c = 0; c < size; c += 16) {
+      store16(out + i * stride + c, first16(size - c), _mm512_load_ps(sums + i * ld + c));
     }
   }
 }
@@ -327,12 +351,19 @@ AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_
 }  // namespace
 
 #define OPERANDS(T)                                                                              \
+  AVX512_TARGET void rows(const Source<T>& s, float* out, int64_t r, int64_t d) {                \
+    rows_of(s, out, r, d);                                                                       \
+  }                                                                                              \
   AVX512_TARGET void columns(const Source<T>& s, float* out, int64_t r, int64_t d) {             \
     columns_of(s, out, r, d);                                                                    \
   }                                                                                              \
+  AVX512_TARGET void unpack_rows(const float* sums, int64_t ld, T* out, int64_t stride,          \
+                                 int64_t count, int64_t size) {                                  \
+    round_rows(sums, ld, out, stride, count, size);                                              \
+  }                                                                                              \
   AVX512_TARGET void unpack_columns(const float* sums, int64_t ld, const float* factors, T* out, \
-                                    int64_t stride, int64_t rows, int64_t size) {                \
-    unpack(sums, ld, factors, out, stride, rows, size);                                          \
+                                    int64_t stride, int64_t count, int64_t size) {               \
+    unpack(sums, ld, factors, out, stride, count, size);                                         \
   }                                                                                              \
   AVX512_TARGET void row_dots(const Source<T>& x, const Source<T>& y, float* out) {              \
     dots_of(x, y, out);                                                                          \
