@@ -324,18 +324,21 @@ AVX512_TARGET BALORA_INLINE void gradient_keys(const GradTile<float>& t, const G
   }
 }
 
-AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_t column) {
+AVX512_TARGET BALORA_INLINE GradBlock grad_block(const GradTile<float>& t, int64_t column) {
   const auto scale = static_cast<float>(t.geometry.scale);
   const __mmask16 there = first16(t.queries - column);
-  const GradBlock block = {
-      .scale = all(scale),
-      .scale2 = all(scale * vec::kLog2e),
-      .lse2 = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.lse + column), all(vec::kLog2e)),
-      .delta = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.delta + column), all(scale))};
+  return {.scale = all(scale),
+          .scale2 = all(scale * vec::kLog2e),
+          .lse2 = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.lse + column), all(vec::kLog2e)),
+          .delta = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.delta + column), all(scale))};
+}
+
+AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_t column) {
+  const GradBlock block = grad_block(t, column);
   BlockKeys keys = {t.padded_keys, t.padded_keys, t.padded_keys, t.padded_keys};
-  if (there) keys = keys_of_block(t, column);
+  if (column < t.queries) keys = keys_of_block(t, column);
   // Queries beyond the last one see nothing.
-  if (there != 0xffff) keys.all_first = keys.all_last = keys.last;
+  if (column + kLanes > t.queries) keys.all_first = keys.all_last = keys.last;
   const int64_t all_first = std::clamp(keys.all_first, keys.first, keys.last);
   const int64_t all_last = std::clamp(keys.all_last, all_first, keys.last);
   const int64_t ld = t.padded_queries;
@@ -346,6 +349,26 @@ AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_
   gradient_keys<true>(t, block, column, keys.first, all_first);
   gradient_keys<false>(t, block, column, all_first, all_last);
   gradient_keys<true>(t, block, column, all_last, keys.last);
+}
+
+// Whether the tile is a full one whose queries see all of its keys.
+BALORA_INLINE bool is_whole(const GradTile<float>& t) {
+  return t.queries == kTile && t.keys == kTile && keys_of_block(t, 0).all_last == kTile &&
+         keys_of_block(t, kTile - kLanes).all_first == 0;
+}
+
+// Such a tile in the order of its memory. By blocks, a load lies 4 KiB behind a store that is still
+// under way, and waits for it: the processor compares the last twelve bits of their addresses.
+AVX512_TARGET BALORA_INLINE void gradient_tile(const GradTile<float>& t) {
+  GradBlock blocks[kTile / kLanes];
+#pragma GCC unroll 4
+  for (int64_t b = 0; b < kTile / kLanes; ++b) blocks[b] = grad_block(t, b * kLanes);
+  for (int64_t j = 0; j < kTile; ++j) {
+#pragma GCC unroll 4
+    for (int64_t b = 0; b < kTile / kLanes; ++b) {
+      gradient_keys<false>(t, blocks[b], b * kLanes, j, j + 1);
+    }
+  }
 }
 
 }  // namespace
@@ -381,6 +404,7 @@ AVX512_TARGET void softmax(const SoftmaxTile<bf16>& t) {
 }
 
 AVX512_TARGET void score_gradient(const GradTile<float>& t) {
+  if (is_whole(t)) return gradient_tile(t);
   for (int64_t column = 0; column < t.padded_queries; column += kLanes) gradient_block(t, column);
 }
 
