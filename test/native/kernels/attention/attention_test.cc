@@ -208,6 +208,7 @@ void check_steps(const Case& given, const std::vector<double>& steps) {
 TEST_CASE_TEMPLATE("attention is right where maxima jump", T, float, bf16, f16, double) {
   const std::vector<std::vector<double>> table = {
       {0, 7, 14, 21, 28},            // each less than what a running maximum may lag behind
+      {0, 7, 107, 100, 207},         // by what overflows as an exponential, if it is a lag
       {0, 7, 307, 300, 308},         // a jump after a lag
       {0, 300, 700, 1100, 1500},     // each first tile vanishes
       {900, 0, -900, 895, 902},      // only the first and the last count
