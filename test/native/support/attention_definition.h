@@ -51,12 +51,16 @@ struct AttentionResults {
   std::vector<double> out, lse, dq, dk, dv;
 };
 
+// What a key that a query does not see does to its sums: nothing, or it is multiplied by zero, as in
+// tiles, which makes a difference where it is not finite.
+enum class Unseen { kLeftOut, kTimesZero };
+
 class AttentionDefinition {
  public:
   // fused (N,width) and dout (M,H,D): the values that the kernels read.
   AttentionDefinition(const AttentionCase& c, const std::vector<double>& fused,
-                      const std::vector<double>& dout)
-      : c_(c), fused_(fused), dout_(dout) {
+                      const std::vector<double>& dout, Unseen unseen = Unseen::kLeftOut)
+      : c_(c), fused_(fused), dout_(dout), unseen_(unseen) {
     const auto n = static_cast<size_t>(c.rows());
     const std::vector<int32_t> cu_queries = c.cu_queries();
     const auto m = static_cast<size_t>(cu_queries.back());
@@ -89,7 +93,7 @@ class AttentionDefinition {
     };
     const double *q = in(queries + t, h), *g = dout_.data() + row * size;
     std::vector<double> p(static_cast<size_t>(rows), 0), slope(p.size(), 1), dp(p.size(), 0);
-    double sum = 0, highest = -INFINITY, delta = 0;
+    double sum = 0, highest = -INFINITY;
     for (int64_t j = 0; j < rows; ++j) {
       if (!c_.sees(t, j)) continue;
       double& score = p[static_cast<size_t>(j)];
@@ -100,6 +104,7 @@ class AttentionDefinition {
       }
       highest = std::max(highest, score);
     }
+    if (highest == -INFINITY) highest = 0;  // the sum is then 0, and probabilities are NaN
     for (int64_t j = 0; j < rows; ++j) {
       double& score = p[static_cast<size_t>(j)];
       score = c_.sees(t, j) ? std::exp(score - highest) : 0;
@@ -107,12 +112,15 @@ class AttentionDefinition {
     }
     results_.lse[static_cast<size_t>(row)] = highest + std::log(sum);
     for (int64_t j = 0; j < rows; ++j) {
+      if (left_out(t, j)) continue;
       const auto at = static_cast<size_t>(j);
       const double* v = in(begin + j, c_.heads + c_.kv_heads + kv);
-      p[at] /= sum, dp[at] = dot(g, v, size), delta += p[at] * dp[at];
+      p[at] /= sum, dp[at] = dot(g, v, size);
       add_scaled(results_.out.data() + row * size, p[at], v, size);
     }
+    const double delta = dot(g, results_.out.data() + row * size, size);
     for (int64_t j = 0; j < rows; ++j) {
+      if (left_out(t, j)) continue;
       const auto at = static_cast<size_t>(j);
       const double ds = p[at] * (dp[at] - delta) * slope[at] * c_.scale();
       const int64_t key = ((begin + j) * c_.kv_heads + kv) * size;
@@ -122,8 +130,13 @@ class AttentionDefinition {
     }
   }
 
+  bool left_out(int64_t t, int64_t j) const {
+    return unseen_ == Unseen::kLeftOut && !c_.sees(t, j);
+  }
+
   const AttentionCase& c_;
   const std::vector<double>&fused_, &dout_;
+  Unseen unseen_;
   AttentionResults results_;
 };
 

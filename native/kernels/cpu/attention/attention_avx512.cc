@@ -42,6 +42,20 @@ AVX512_TARGET BALORA_INLINE __m512i rounded_words(__m512 values) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
+AVX512_TARGET BALORA_INLINE void store16(bf16* to, __mmask16 there, __m512 values) {
+  const __m512i upper = _mm512_srli_epi32(rounded_words(values), 16);
+  _mm256_mask_storeu_epi16(to, there, _mm512_cvtepi32_epi16(upper));
+}
+
+template <typename T>
+AVX512_TARGET BALORA_INLINE void rows_of(const Source<T>& s, float* out, int64_t r, int64_t d) {
+  for (int64_t i = 0; i < r; ++i) {
+    const T* from = s.data + i * s.stride;
+    for (int64_t c = 0; c < d; c += 16) {
+      _mm512_store_ps(out + i * d + c, load16(from + c, i < s.rows ? first16(s.size - c) : 0));
+    }
+  }
+}
 
 // 16 rows x 16 columns at a time. Pointers are moved on from row to row: so many products with a
 // stride would not fit the registers.
@@ -85,6 +99,16 @@ AVX512_TARGET BALORA_INLINE void columns_of(const Source<bf16>& s, float* out, i
         _mm512_storeu_si512(to, _mm512_slli_epi32(pair, 16));
         _mm512_storeu_si512(to + r, _mm512_and_si512(pair, upper));
       }
+    }
+  }
+}
+
+template <typename T>
+AVX512_TARGET BALORA_INLINE void round_rows(const float* sums, int64_t ld, T* out, int64_t stride,
+                                            int64_t rows, int64_t size) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t c = 0; c < size; c += 16) {
+      store16(out + i * stride + c, first16(size - c), _mm512_load_ps(sums + i * ld + c));
     }
   }
 }
@@ -300,18 +324,21 @@ AVX512_TARGET BALORA_INLINE void gradient_keys(const GradTile<float>& t, const G
   }
 }
 
-AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_t column) {
+AVX512_TARGET BALORA_INLINE GradBlock grad_block(const GradTile<float>& t, int64_t column) {
   const auto scale = static_cast<float>(t.geometry.scale);
   const __mmask16 there = first16(t.queries - column);
-  const GradBlock block = {
-      .scale = all(scale),
-      .scale2 = all(scale * vec::kLog2e),
-      .lse2 = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.lse + column), all(vec::kLog2e)),
-      .delta = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.delta + column), all(scale))};
+  return {.scale = all(scale),
+          .scale2 = all(scale * vec::kLog2e),
+          .lse2 = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.lse + column), all(vec::kLog2e)),
+          .delta = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.delta + column), all(scale))};
+}
+
+AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_t column) {
+  const GradBlock block = grad_block(t, column);
   BlockKeys keys = {t.padded_keys, t.padded_keys, t.padded_keys, t.padded_keys};
-  if (there) keys = keys_of_block(t, column);
+  if (column < t.queries) keys = keys_of_block(t, column);
   // Queries beyond the last one see nothing.
-  if (there != 0xffff) keys.all_first = keys.all_last = keys.last;
+  if (column + kLanes > t.queries) keys.all_first = keys.all_last = keys.last;
   const int64_t all_first = std::clamp(keys.all_first, keys.first, keys.last);
   const int64_t all_last = std::clamp(keys.all_last, all_first, keys.last);
   const int64_t ld = t.padded_queries;
@@ -324,15 +351,42 @@ AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_
   gradient_keys<true>(t, block, column, all_last, keys.last);
 }
 
+// Whether the tile is a full one whose queries see all of its keys.
+BALORA_INLINE bool is_whole(const GradTile<float>& t) {
+  return t.queries == kTile && t.keys == kTile && keys_of_block(t, 0).all_last == kTile &&
+         keys_of_block(t, kTile - kLanes).all_first == 0;
+}
+
+// Such a tile in the order of its memory. By blocks, a load lies 4 KiB behind a store that is still
+// under way, and waits for it: the processor compares the last twelve bits of their addresses.
+AVX512_TARGET BALORA_INLINE void gradient_tile(const GradTile<float>& t) {
+  GradBlock blocks[kTile / kLanes];
+#pragma GCC unroll 4
+  for (int64_t b = 0; b < kTile / kLanes; ++b) blocks[b] = grad_block(t, b * kLanes);
+  for (int64_t j = 0; j < kTile; ++j) {
+#pragma GCC unroll 4
+    for (int64_t b = 0; b < kTile / kLanes; ++b) {
+      gradient_keys<false>(t, blocks[b], b * kLanes, j, j + 1);
+    }
+  }
+}
+
 }  // namespace
 
 #define OPERANDS(T)                                                                              \
+  AVX512_TARGET void rows(const Source<T>& s, float* out, int64_t r, int64_t d) {                \
+    rows_of(s, out, r, d);                                                                       \
+  }                                                                                              \
   AVX512_TARGET void columns(const Source<T>& s, float* out, int64_t r, int64_t d) {             \
     columns_of(s, out, r, d);                                                                    \
   }                                                                                              \
+  AVX512_TARGET void unpack_rows(const float* sums, int64_t ld, T* out, int64_t stride,          \
+                                 int64_t count, int64_t size) {                                  \
+    round_rows(sums, ld, out, stride, count, size);                                              \
+  }                                                                                              \
   AVX512_TARGET void unpack_columns(const float* sums, int64_t ld, const float* factors, T* out, \
-                                    int64_t stride, int64_t rows, int64_t size) {                \
-    unpack(sums, ld, factors, out, stride, rows, size);                                          \
+                                    int64_t stride, int64_t count, int64_t size) {               \
+    unpack(sums, ld, factors, out, stride, count, size);                                         \
   }                                                                                              \
   AVX512_TARGET void row_dots(const Source<T>& x, const Source<T>& y, float* out) {              \
     dots_of(x, y, out);                                                                          \
@@ -350,6 +404,7 @@ AVX512_TARGET void softmax(const SoftmaxTile<bf16>& t) {
 }
 
 AVX512_TARGET void score_gradient(const GradTile<float>& t) {
+  if (is_whole(t)) return gradient_tile(t);
   for (int64_t column = 0; column < t.padded_queries; column += kLanes) gradient_block(t, column);
 }
 

@@ -8,23 +8,20 @@
 #ifdef BALORA_TILES
 namespace balora::attention::avx512 {
 
-// Like Packing<T, float>::columns_left and columns_right.
-void columns(const Source<float>& s, float* out, int64_t r, int64_t d);
-void columns(const Source<bf16>& s, float* out, int64_t r, int64_t d);
-void columns(const Source<f16>& s, float* out, int64_t r, int64_t d);
-
-// Like Unpacking<T>::columns.
-void unpack_columns(const float* sums, int64_t ld, const float* factors, float* out, int64_t stride,
-                    int64_t rows, int64_t size);
-void unpack_columns(const float* sums, int64_t ld, const float* factors, bf16* out, int64_t stride,
-                    int64_t rows, int64_t size);
-void unpack_columns(const float* sums, int64_t ld, const float* factors, f16* out, int64_t stride,
-                    int64_t rows, int64_t size);
-
-// Like Unpacking<T>::row_dots.
-void row_dots(const Source<float>& x, const Source<float>& y, float* out);
-void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* out);
-void row_dots(const Source<f16>& x, const Source<f16>& y, float* out);
+// rows is like Packing<T, float>::rows_left and rows_right, columns like columns_left and
+// columns_right; the others are like those of Unpacking<T>.
+#define OPERANDS(T)                                                                                \
+  void rows(const Source<T>& s, float* out, int64_t r, int64_t d);                                 \
+  void columns(const Source<T>& s, float* out, int64_t r, int64_t d);                              \
+  void unpack_rows(const float* sums, int64_t ld, T* out, int64_t stride, int64_t count,           \
+                   int64_t size);                                                                  \
+  void unpack_columns(const float* sums, int64_t ld, const float* factors, T* out, int64_t stride, \
+                      int64_t count, int64_t size);                                                \
+  void row_dots(const Source<T>& x, const Source<T>& y, float* out);
+OPERANDS(float)
+OPERANDS(bf16)
+OPERANDS(f16)
+#undef OPERANDS
 
 // Like Softmax, with a positive scale and without soft-cap.
 void softmax(const SoftmaxTile<float>& tile);

@@ -8,7 +8,8 @@
 // A thread owns runs of key tiles, so dk and dv are its own; dq sums over key tiles, and where
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. Scores are computed transposed (keys x queries), which
-// hands p and ds to the products over queries as they are.
+// hands p and ds to the products over queries as they are. A tile of queries at a time: its packed
+// copies and its dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
@@ -36,31 +37,30 @@ struct Operands {
   const A* lse;  // (M,H)
 };
 
-// One thread's scratch: the packed keys and values of a run, the packed queries of one head, and
-// the sums.
+// One thread's scratch: the packed keys and values of a run and their sums, and a tile of queries.
 template <typename E>
 struct Scratch {
   using A = Acc<E>;
   E *keys, *values, *keys_transposed;            // A operands: (k,d), (k,d), (d,k) a tile
-  E *q, *q_transposed, *dout, *dout_transposed;  // B operands: (r,d), (d,r) a tile
+  E *q, *q_transposed, *dout, *dout_transposed;  // B operands: (r,d), (d,r)
   E *p, *ds, *ds_right;
-  A *scores, *dp, *dk, *dv, *dq, *lse, *delta;  // dq: (d,r) a tile
-  uint8_t *packed_keys, *packed_queries;
+  A *scores, *dp, *dk, *dv, *dq, *lse, *delta;  // dq: (d,r)
+  uint8_t* packed_keys;
 
   Scratch(Arena& arena, const Geometry& g, int64_t longest) {
-    const int64_t tiles = tile_count(longest), all = tiles * kTile * g.padded();
-    for (E** operand :
-         {&keys, &values, &keys_transposed, &q, &q_transposed, &dout, &dout_transposed}) {
-      *operand = arena.take<E>(all);
+    const int64_t tiles = tile_count(longest), tile = kTile * g.padded();
+    for (E** operand : {&keys, &values, &keys_transposed}) *operand = arena.take<E>(tiles * tile);
+    for (E** operand : {&q, &q_transposed, &dout, &dout_transposed}) {
+      *operand = arena.take<E>(tile);
     }
     for (A** square : {&scores, &dp}) *square = arena.take<A>(kTile * kTile);
     p = in_place_or_taken<E>(arena, scores);
     ds = in_place_or_taken<E>(arena, dp);
     ds_right = std::is_same_v<E, bf16> ? arena.take<E>(kTile * kTile) : ds;
-    for (A** sum : {&dk, &dv, &dq}) *sum = arena.take<A>(all);
-    for (A** row : {&lse, &delta}) *row = arena.take<A>(tiles * kTile);
+    for (A** sum : {&dk, &dv}) *sum = arena.take<A>(tiles * tile);
+    dq = arena.take<A>(tile);
+    for (A** row : {&lse, &delta}) *row = arena.take<A>(kTile);
     packed_keys = arena.take<uint8_t>(tiles);
-    packed_queries = arena.take<uint8_t>(tiles);
   }
 };
 
@@ -78,22 +78,14 @@ class Backward {
     std::fill(s.packed_keys, s.packed_keys + tiles, uint8_t{0});
     std::fill(s.dk + run.first * tile, s.dk + run.last * tile, A(0));
     std::fill(s.dv + run.first * tile, s.dv + run.last * tile, A(0));
-    for (int64_t h = 0; h < g_.group(); ++h) {
-      const int64_t head = run.kv_head * g_.group() + h;
-      std::fill(s.packed_queries, s.packed_queries + tiles, uint8_t{0});
-      std::fill(s.dq, s.dq + tiles * tile, A(0));
-      for (int64_t key_tile = run.first; key_tile < run.last; ++key_tile) {
-        pack_keys(segment, run.kv_head, key_tile, s);
-        const TileRange met = queries_of_keys(g_, segment, key_tile);
-        for (int64_t query_tile = met.first; query_tile < met.last; ++query_tile) {
-          pack_queries(segment, head, query_tile, s);
-          tile_pair(segment, key_tile, query_tile, s);
+    for (int64_t t = segment.skip / kTile; t < tiles; ++t) {
+      for (int64_t h = 0; h < g_.group(); ++h) {
+        query_tile(segment, run, h, t, s);
+        if (run.slot < 0) {
+          write_dq(segment, run.kv_head * g_.group() + h, t, s.dq);
+        } else {
+          std::copy(s.dq, s.dq + tile, slot(run.slot, h) + t * tile);
         }
-      }
-      if (run.slot < 0) {
-        write_dq(segment, head, s.dq);
-      } else {
-        std::copy(s.dq, s.dq + tiles * tile, slot(run.slot, h));
       }
     }
     write_keys(segment, run, s);
@@ -101,18 +93,44 @@ class Backward {
 
   A* slot(int64_t index, int64_t h) const { return slots_ + (index * g_.group() + h) * slot_size_; }
 
-  // Stores the sums (d,r) of a head's query tiles as rows of dq.
-  void write_dq(const Segment& segment, int64_t head, const A* sums) const {
-    for (int64_t tile = segment.skip / kTile; tile < tile_count(segment.rows); ++tile) {
-      const Queries own(segment, tile);
-      if (own.count() == 0) continue;
-      Unpacking<T>::columns(sums + tile * kTile * g_.padded(), tile_padded(own.count()),
-                            o_.dq.at(segment.query(own.first), head), o_.dq.stride, own.count(),
-                            g_.size);
-    }
+  // Stores the sums (d,r) of a query tile of a head as rows of dq.
+  void write_dq(const Segment& segment, int64_t head, int64_t tile, const A* sums) const {
+    const Queries own(segment, tile);
+    if (own.count() == 0) return;
+    Unpacking<T>::columns(sums, tile_padded(own.count()), o_.dq.at(segment.query(own.first), head),
+                          o_.dq.stride, own.count(), g_.size);
   }
 
  private:
+  using Ahead = RowsAhead<T, 4>;
+
+  // What the tile of queries after this one reads and writes.
+  Ahead ahead_of(const Segment& segment, int64_t kv_head, int64_t h, int64_t tile,
+                 int64_t products) const {
+    const bool more = h + 1 < g_.group();
+    const int64_t head = kv_head * g_.group() + (more ? h + 1 : 0);
+    const Queries own(segment, more ? tile : tile + 1);
+    const int64_t row = segment.query(own.first), rows = own.count();
+    if (rows == 0) return {{}, products};
+    return {{o_.q.source(row, head, rows), o_.dout.source(row, head, rows),
+             o_.out.source(row, head, rows), o_.dq.source(row, head, rows)},
+            products};
+  }
+
+  void query_tile(const Segment& segment, const Run& run, int64_t h, int64_t tile,
+                  const Scratch<E>& s) const {
+    std::fill(s.dq, s.dq + kTile * g_.padded(), A(0));
+    const TileRange met = keys_of_queries(g_, segment, tile);
+    const int64_t first = std::max(met.first, run.first), last = std::min(met.last, run.last);
+    if (first >= last) return;
+    pack_queries(segment, run.kv_head * g_.group() + h, tile, s);
+    Ahead ahead = ahead_of(segment, run.kv_head, h, tile, kProducts * (last - first));
+    for (int64_t key_tile = first; key_tile < last; ++key_tile) {
+      pack_keys(segment, run.kv_head, key_tile, s);
+      tile_pair(segment, key_tile, tile, s, ahead);
+    }
+  }
+
   void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile, const Scratch<E>& s) const {
     if (s.packed_keys[tile]) return;
     s.packed_keys[tile] = 1;
@@ -126,32 +144,33 @@ class Backward {
   }
 
   void pack_queries(const Segment& segment, int64_t head, int64_t tile, const Scratch<E>& s) const {
-    if (s.packed_queries[tile]) return;
-    s.packed_queries[tile] = 1;
     const Queries own(segment, tile);
-    const int64_t first = tile * kTile, queries = own.count();
-    const int64_t r = tile_padded(queries), d = g_.padded(), at = first * d;
+    const int64_t queries = own.count(), r = tile_padded(queries), d = g_.padded();
     const int64_t row = segment.query(own.first);
     const Source<T> q = o_.q.source(row, head, queries);
     const Source<T> dout = o_.dout.source(row, head, queries);
-    Packing<T, E>::rows_right(q, s.q + at, r, d);
-    Packing<T, E>::columns_right(q, s.q_transposed + at, r, d);
-    Packing<T, E>::rows_right(dout, s.dout + at, r, d);
-    Packing<T, E>::columns_right(dout, s.dout_transposed + at, r, d);
-    Unpacking<T>::row_dots(dout, o_.out.source(row, head, queries), s.delta + first);
-    for (int64_t i = 0; i < queries; ++i) s.lse[first + i] = o_.lse[(row + i) * g_.heads + head];
+    Packing<T, E>::rows_right(q, s.q, r, d);
+    Packing<T, E>::columns_right(q, s.q_transposed, r, d);
+    Packing<T, E>::rows_right(dout, s.dout, r, d);
+    Packing<T, E>::columns_right(dout, s.dout_transposed, r, d);
+    Unpacking<T>::row_dots(dout, o_.out.source(row, head, queries), s.delta);
+    for (int64_t i = 0; i < queries; ++i) s.lse[i] = o_.lse[(row + i) * g_.heads + head];
   }
 
-  void tile_pair(const Segment& segment, int64_t key_tile, int64_t query_tile,
-                 const Scratch<E>& s) const {
+  static constexpr int64_t kProducts = 5;  // of a pair of tiles
+
+  void tile_pair(const Segment& segment, int64_t key_tile, int64_t query_tile, const Scratch<E>& s,
+                 Ahead& ahead) const {
     const Queries own(segment, query_tile);
-    const int64_t first_key = key_tile * kTile, at = query_tile * kTile;
+    const int64_t first_key = key_tile * kTile;
     const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
     const int64_t r = tile_padded(own.count());
-    const int64_t d = g_.padded(), k_at = first_key * d, q_at = at * d;
+    const int64_t d = g_.padded(), k_at = first_key * d;
     const Band band = band_of(g_, own.first, first_key);
-    score_product(band, {n, r, d}, s.keys + k_at, s.q_transposed + q_at, s.scores);
-    score_product(band, {n, r, d}, s.values + k_at, s.dout_transposed + q_at, s.dp);
+    ahead.ask();
+    score_product(band, {n, r, d}, s.keys + k_at, s.q_transposed, s.scores);
+    ahead.ask();
+    score_product(band, {n, r, d}, s.values + k_at, s.dout_transposed, s.dp);
     ScoreGradient<E>::run({.geometry = g_,
                            .segment_rows = segment.rows,
                            .first_query = own.first,
@@ -162,14 +181,17 @@ class Backward {
                            .padded_keys = n,
                            .scores = s.scores,
                            .dp = s.dp,
-                           .lse = s.lse + at,
-                           .delta = s.delta + at,
+                           .lse = s.lse,
+                           .delta = s.delta,
                            .p = s.p,
                            .ds = s.ds,
                            .ds_right = s.ds_right});
-    sum_over_queries(band, {n, d, r}, s.p, s.dout + q_at, s.dv + k_at);
-    sum_over_queries(band, {n, d, r}, s.ds, s.q + q_at, s.dk + k_at);
-    sum_over_keys(band, {d, r, n}, s.keys_transposed + k_at, s.ds_right, s.dq + q_at);
+    ahead.ask();
+    sum_over_queries(band, {n, d, r}, s.p, s.dout, s.dv + k_at);
+    ahead.ask();
+    sum_over_queries(band, {n, d, r}, s.ds, s.q, s.dk + k_at);
+    ahead.ask();
+    sum_over_keys(band, {d, r, n}, s.keys_transposed + k_at, s.ds_right, s.dq);
   }
 
   void write_keys(const Segment& segment, const Run& run, const Scratch<E>& s) const {
@@ -205,15 +227,18 @@ void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& se
     size_t next = i + 1;
     while (next < shared.size() && same(shared[i], shared[next])) ++next;
     const Segment& segment = segments[static_cast<size_t>(shared[i].segment)];
-    const int64_t size = tile_count(segment.rows) * kTile * g.padded();
+    const int64_t tile = kTile * g.padded(), first = segment.skip / kTile;
+    const int64_t tiles = tile_count(segment.rows);
     parallel_for(ctx, g.group(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t h = begin; h < end; ++h) {
         auto* total = backward.slot(shared[i].slot, h);
         for (size_t other = i + 1; other < next; ++other) {
           const auto* part = backward.slot(shared[other].slot, h);
-          for (int64_t e = 0; e < size; ++e) total[e] += part[e];
+          for (int64_t e = first * tile; e < tiles * tile; ++e) total[e] += part[e];
         }
-        backward.write_dq(segment, shared[i].kv_head * g.group() + h, total);
+        for (int64_t t = first; t < tiles; ++t) {
+          backward.write_dq(segment, shared[i].kv_head * g.group() + h, t, total + t * tile);
+        }
       }
     });
     i = next;

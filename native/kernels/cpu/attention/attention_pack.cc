@@ -155,69 +155,65 @@ PACKING(bf16, bf16)
 
 }  // namespace
 
+// A row loop in instructions that only some CPUs have, where this one has them: those of AVX-512
+// for tiles and sums of f32, those of AVX512-BF16 for sums that are stored in bf16.
+#ifdef BALORA_TILES
+#define IN_AVX512(type, loop)                        \
+  if constexpr (std::is_same_v<type, float>) {       \
+    if (tile_gemm_has_avx512()) return avx512::loop; \
+  }
+#define IN_BF16(loop)                             \
+  if constexpr (std::is_same_v<T, bf16>) {        \
+    if (tile_gemm_has_bf16()) return lanes::loop; \
+  }
+#else
+#define IN_AVX512(type, loop)
+#define IN_BF16(loop)
+#endif
+
 template <typename T, typename E>
 void Packing<T, E>::rows_left(const Source<T>& s, E* out, int64_t r, int64_t d) {
+  IN_AVX512(E, rows(s, out, r, d))
   left(s, out, r, d);
 }
 template <typename T, typename E>
 void Packing<T, E>::rows_right(const Source<T>& s, E* out, int64_t r, int64_t d) {
+  IN_AVX512(E, rows(s, out, r, d))
   right(s, out, r, d);
 }
 template <typename T, typename E>
 void Packing<T, E>::columns_left(const Source<T>& s, E* out, int64_t r, int64_t d) {
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, float>) {
-    if (tile_gemm_has_avx512()) return avx512::columns(s, out, r, d);
-  }
-#endif
+  IN_AVX512(E, columns(s, out, r, d))
   transposed_left(s, out, r, d);
 }
 template <typename T, typename E>
 void Packing<T, E>::columns_right(const Source<T>& s, E* out, int64_t r, int64_t d) {
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, float>) {
-    if (tile_gemm_has_avx512()) return avx512::columns(s, out, r, d);
-  }
-#endif
+  IN_AVX512(E, columns(s, out, r, d))
   transposed_right(s, out, r, d);
 }
 template <typename T>
 void Unpacking<T>::rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
                         int64_t size) {
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (tile_gemm_has_bf16()) return lanes::unpack_rows(sums, ld, out, stride, rows, size);
-  }
-#endif
+  IN_BF16(unpack_rows(sums, ld, out, stride, rows, size))
+  IN_AVX512(Acc<T>, unpack_rows(sums, ld, out, stride, rows, size))
   unpack(sums, ld, out, stride, rows, size);
 }
 template <typename T>
 void Unpacking<T>::columns(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
                            int64_t size, const Acc<T>* factors) {
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (tile_gemm_has_bf16())
-      return lanes::unpack_columns(sums, ld, factors, out, stride, rows, size);
-  }
-  if constexpr (!std::is_same_v<T, double>) {
-    if (tile_gemm_has_avx512())
-      return avx512::unpack_columns(sums, ld, factors, out, stride, rows, size);
-  }
-#endif
+  IN_BF16(unpack_columns(sums, ld, factors, out, stride, rows, size))
+  IN_AVX512(Acc<T>, unpack_columns(sums, ld, factors, out, stride, rows, size))
   unpack_transposed(sums, ld, factors, out, stride, rows, size);
 }
 template <typename T>
 void Unpacking<T>::row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out) {
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (tile_gemm_has_bf16()) return lanes::row_dots(x, y, out);
-  }
-  if constexpr (!std::is_same_v<T, double>) {
-    if (tile_gemm_has_avx512()) return avx512::row_dots(x, y, out);
-  }
-#endif
+  IN_BF16(row_dots(x, y, out))
+  IN_AVX512(Acc<T>, row_dots(x, y, out))
   dots(x, y, out);
 }
+#undef IN_AVX512
+#undef IN_BF16
+
 template struct Packing<float, float>;
 template struct Packing<bf16, bf16>;
 template struct Packing<bf16, float>;

@@ -3,6 +3,10 @@
 // operands taken in place from a fused product.
 #include <doctest/doctest.h>
 
+#include <limits>
+#include <string>
+#include <utility>
+
 #include "kernels/cpu/products/tile_gemm.h"
 #include "support/attention_definition.h"
 #include "support/kernel_test.h"
@@ -14,90 +18,120 @@ using namespace balora::test;
 
 using Case = AttentionCase;
 
+// The operands and results of a case, with a fused product whose rows are `pad` elements apart.
+template <typename T>
+class Attention {
+ public:
+  Attention(const Case& given, double range)
+      : c(padded(given)),
+        random(29),
+        fused({c.cu.back(), c.width()}, random, range),
+        dout({c.cu_queries().back(), c.heads, c.size}, random),
+        out({dout.view().shape[0], c.heads, c.size}),
+        dq({dout.view().shape[0], c.heads, c.size}),
+        dk({c.cu.back(), c.kv_heads, c.size}),
+        dv({c.cu.back(), c.kv_heads, c.size}),
+        lse({dout.view().shape[0], c.heads}) {}
+
+  void run(int threads) {
+    TestContext ctx(threads);
+    const View q = slice(0, c.heads), k = slice(c.heads, c.kv_heads);
+    const View v = slice(c.heads + c.kv_heads, c.kv_heads);
+    Array<int32_t> cu = integers(c.cu), cu_queries = integers(c.cu_queries());
+    Array<int32_t> lengths = integers(c.lengths);
+    View vcu = cu.view(), vlen = lengths.view(), vout = out.view(), vlse = lse.view();
+    View vg = dout.view(), vdq = dq.view(), vdk = dk.view(), vdv = dv.view();
+    View vqueries = cu_queries.view();
+    const View* len = c.lengths.empty() ? nullptr : &vlen;
+    const View* queries = c.skips.empty() ? nullptr : &vqueries;
+    REQUIRE(attention_forward_kernel(ctx, {.q = &q,
+                                           .k = &k,
+                                           .v = &v,
+                                           .cu_seqlens = &vcu,
+                                           .cu_queries = queries,
+                                           .lengths = len,
+                                           .out = &vout,
+                                           .lse = &vlse,
+                                           .scale = c.scale(),
+                                           .softcap = c.softcap,
+                                           .window = c.window,
+                                           .causal = c.causal}) == 0);
+    REQUIRE(attention_backward_kernel(ctx, {.dout = &vg,
+                                            .q = &q,
+                                            .k = &k,
+                                            .v = &v,
+                                            .cu_seqlens = &vcu,
+                                            .cu_queries = queries,
+                                            .lengths = len,
+                                            .out = &vout,
+                                            .lse = &vlse,
+                                            .dq = &vdq,
+                                            .dk = &vdk,
+                                            .dv = &vdv,
+                                            .scale = c.scale(),
+                                            .softcap = c.softcap,
+                                            .window = c.window,
+                                            .causal = c.causal}) == 0);
+  }
+
+  AttentionResults definition(Unseen unseen = Unseen::kLeftOut) const {
+    const std::vector<double> in = fused.values(), gradient = dout.values();
+    return AttentionDefinition(c, in, gradient, unseen).results();
+  }
+
+  // The row of a head: those of q, k and v lie beside each other.
+  T* at(int64_t row, int64_t head) { return fused.data() + row * c.width() + head * c.size; }
+
+  const Case c;
+  std::mt19937 random;
+  Array<T> fused, dout, out, dq, dk, dv;
+  Array<Acc<T>> lse;
+
+ private:
+  static Case padded(Case given) {
+    given.pad = 3;
+    return given;
+  }
+  static Array<int32_t> integers(const std::vector<int32_t>& list) {
+    return {{static_cast<int64_t>(list.size())}, std::vector<double>(list.begin(), list.end())};
+  }
+  View slice(int64_t first_head, int64_t heads) {
+    View view = dq.view();
+    view.data = fused.data() + first_head * c.size;
+    if (first_head > 0) view.shape[0] = c.cu.back();
+    view.shape[1] = heads;
+    view.stride[0] = c.width();
+    return view;
+  }
+};
+
+template <typename T>
+constexpr double kRounding = std::is_same_v<T, double>  ? 1e-13
+                             : std::is_same_v<T, float> ? 3e-6
+                                                        : 4 * epsilon_of<T>();
+
 // Operands beyond [-2, 2] have larger errors: dq is a product of two of them, which counts in bf16
 // and f16; in f32 and f64 the scores do, whose roundings grow with the square of the range before
 // they are multiplied by v.
 template <typename T>
 void check_attention(const Case& given, int threads = 2, double range = 2) {
-  Case c = given;
-  c.pad = 3;
-  CAPTURE(c.size);
-  CAPTURE(c.cu.back());
-  CAPTURE(c.causal);
-  CAPTURE(c.window);
-  CAPTURE(c.softcap);
-  std::mt19937 random(29);
-  TestContext ctx(threads);
-  const int64_t n = c.cu.back(), width = c.width();
-  const std::vector<int32_t> query_bounds = c.cu_queries();
-  const int64_t m = query_bounds.back();
-  Array<T> fused({n, width}, random, range), dout({m, c.heads, c.size}, random);
-  Array<T> out({m, c.heads, c.size}), dq({m, c.heads, c.size});
-  Array<T> dk({n, c.kv_heads, c.size}), dv({n, c.kv_heads, c.size});
-  Array<Acc<T>> lse({m, c.heads});
-  Array<int32_t> cu_queries({static_cast<int64_t>(query_bounds.size())},
-                            std::vector<double>(query_bounds.begin(), query_bounds.end()));
-  Array<int32_t> cu({static_cast<int64_t>(c.cu.size())},
-                    std::vector<double>(c.cu.begin(), c.cu.end()));
-  Array<int32_t> lengths({static_cast<int64_t>(c.lengths.size())},
-                         std::vector<double>(c.lengths.begin(), c.lengths.end()));
-  const auto slice = [&](int64_t first_head, int64_t heads) {
-    View view = dq.view();
-    view.data = fused.data() + first_head * c.size;
-    view.shape[0] = heads == c.heads && first_head == 0 ? m : n;
-    view.shape[1] = heads;
-    view.stride[0] = width;
-    return view;
-  };
-  View q = slice(0, c.heads), k = slice(c.heads, c.kv_heads);
-  View v = slice(c.heads + c.kv_heads, c.kv_heads);
-  View vcu = cu.view(), vlen = lengths.view(), vout = out.view(), vlse = lse.view();
-  View vg = dout.view(), vdq = dq.view(), vdk = dk.view(), vdv = dv.view();
-  View vqueries = cu_queries.view();
-  const View* len = c.lengths.empty() ? nullptr : &vlen;
-  const View* queries = c.skips.empty() ? nullptr : &vqueries;
-  REQUIRE(attention_forward_kernel(ctx, {.q = &q,
-                                         .k = &k,
-                                         .v = &v,
-                                         .cu_seqlens = &vcu,
-                                         .cu_queries = queries,
-                                         .lengths = len,
-                                         .out = &vout,
-                                         .lse = &vlse,
-                                         .scale = c.scale(),
-                                         .softcap = c.softcap,
-                                         .window = c.window,
-                                         .causal = c.causal}) == 0);
-  REQUIRE(attention_backward_kernel(ctx, {.dout = &vg,
-                                          .q = &q,
-                                          .k = &k,
-                                          .v = &v,
-                                          .cu_seqlens = &vcu,
-                                          .cu_queries = queries,
-                                          .lengths = len,
-                                          .out = &vout,
-                                          .lse = &vlse,
-                                          .dq = &vdq,
-                                          .dk = &vdk,
-                                          .dv = &vdv,
-                                          .scale = c.scale(),
-                                          .softcap = c.softcap,
-                                          .window = c.window,
-                                          .causal = c.causal}) == 0);
-  const std::vector<double> in = fused.values(), gradient = dout.values();
-  const AttentionDefinition definition(c, in, gradient);
-  const AttentionResults& want = definition.results();
+  CAPTURE(given.size);
+  CAPTURE(given.cu.back());
+  CAPTURE(given.causal);
+  CAPTURE(given.window);
+  CAPTURE(given.softcap);
+  Attention<T> a(given, range);
+  a.run(threads);
+  const AttentionResults want = a.definition();
   // bf16 rounds p and ds before their products, and the backward reads a rounded out.
   const double growth = std::pow(range / 2, sizeof(T) == 2 ? 2 : 3);
-  const double tolerance = growth * (std::is_same_v<T, double>  ? 1e-13
-                                     : std::is_same_v<T, float> ? 3e-6
-                                                                : 4 * epsilon_of<T>());
-  check_close(out, want.out, tolerance);
-  check_close(lse, want.lse, std::is_same_v<T, double> ? 1e-13 : 3e-6);
-  const double group = std::sqrt(static_cast<double>(c.group()));
-  check_close(dq, want.dq, 2 * tolerance);
-  check_close(dk, want.dk, 3 * group * tolerance);
-  check_close(dv, want.dv, 3 * group * tolerance);
+  const double tolerance = growth * kRounding<T>;
+  check_close(a.out, want.out, tolerance);
+  check_close(a.lse, want.lse, std::is_same_v<T, double> ? 1e-13 : 3e-6);
+  const double group = std::sqrt(static_cast<double>(a.c.group()));
+  check_close(a.dq, want.dq, 2 * tolerance);
+  check_close(a.dk, want.dk, 3 * group * tolerance);
+  check_close(a.dv, want.dv, 3 * group * tolerance);
 }
 
 std::vector<Case> cases() {
@@ -135,6 +169,160 @@ TEST_CASE_TEMPLATE("attention equals its definition", T, float, bf16, f16, doubl
 TEST_CASE_TEMPLATE("attention is right where maxima rise", T, float, bf16, f16, double) {
   check_attention<T>({{0, 300}, {}, 6, 2, 64}, 2, 6);
   check_attention<T>({{0, 200}, {}, 3, 1, 40, false, 70}, 2, 6);
+}
+
+// Scores that rise and fall by `steps` from one tile of keys to the next, with their noise.
+template <typename T>
+void check_steps(const Case& given, const std::vector<double>& steps) {
+  CAPTURE(given.size);
+  CAPTURE(given.causal);
+  CAPTURE(steps.back());
+  Attention<T> a(given, 1);
+  const double towards = 8, root = std::sqrt(static_cast<double>(a.c.size));
+  double largest = 1;
+  for (int64_t row = 0; row < a.c.cu.back(); ++row) {
+    const double step = steps[static_cast<size_t>(row / 64) % steps.size()];
+    largest = std::max(largest, std::abs(step));
+    for (int64_t head = 0; head < a.c.heads + a.c.kv_heads; ++head) {
+      const double shift = head < a.c.heads ? towards : step / (towards * root);
+      T* const values = a.at(row, head);
+      for (int64_t d = 0; d < a.c.size; ++d) {
+        values[d] = from_double<T>(to_double(values[d]) + shift);
+      }
+    }
+  }
+  a.run(2);
+  const AttentionResults want = a.definition();
+  // A probability is as exact as its score, whose roundings are relative; those of p, ds and out do
+  // not grow, but dq and dk are sums of up to `towards` or `largest / (towards * root)` times them.
+  const double scores = (std::is_same_v<T, double> ? 1e-15 : 6e-7) * largest;
+  const double tolerance = kRounding<T> + scores;
+  const double factor = std::max(towards, largest / (towards * root));
+  check_close(a.out, want.out, tolerance);
+  check_close(a.lse, want.lse, std::is_same_v<T, double> ? 1e-13 : 3e-6);
+  check_close(a.dq, want.dq, 2 * factor * tolerance);
+  check_close(a.dk, want.dk, 6 * factor * tolerance);
+  check_close(a.dv, want.dv, 6 * tolerance);
+}
+
+TEST_CASE_TEMPLATE("attention is right where maxima jump", T, float, bf16, f16, double) {
+  const std::vector<std::vector<double>> table = {
+      {0, 7, 14, 21, 28},            // each less than what a running maximum may lag behind
+      {0, 7, 107, 100, 207},         // by what overflows as an exponential, if it is a lag
+      {0, 7, 307, 300, 308},         // a jump after a lag
+      {0, 300, 700, 1100, 1500},     // each first tile vanishes
+      {900, 0, -900, 895, 902},      // only the first and the last count
+      {-1200, -800, -400, -401, 0},  // from far below zero
+      {0, 3e4, -6e4, 9e4},
+  };
+  for (const std::vector<double>& steps : table) {
+    check_steps<T>({{0, 299}, {}, 3, 1, 64}, steps);
+    check_steps<T>({{0, 70, 330}, {}, 2, 2, 40, false}, steps);
+    check_steps<T>({{0, 330}, {301}, 3, 1, 33, true, 90}, steps);
+  }
+}
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+enum class Operand { kQ, kK, kV, kDout };
+
+// NaN exactly where the definition has NaN, except that a key or a query that is not finite may be
+// multiplied by the zeros of those that it does not see, as wherever scores are masked by -infinity;
+// infinities where it has them; else as near as `tolerance`.
+template <typename T>
+void check_special(const char* what, const Array<T>& actual, const std::vector<double>& want,
+                   const std::vector<double>& times_zero, double tolerance) {
+  const std::string result = what;
+  CAPTURE(result);
+  REQUIRE(actual.size() == static_cast<int64_t>(want.size()));
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double got = actual[static_cast<int64_t>(i)];
+    const bool right = std::isnan(want[i]) ? std::isnan(got)
+                       : std::isnan(got)   ? std::isnan(times_zero[i])
+                       : std::isinf(want[i])
+                           ? got == want[i]
+                           : std::abs(got - want[i]) <= tolerance * (1 + std::abs(want[i]));
+    if (right) continue;
+    CHECK_MESSAGE(right, "index ", i, ": got ", got, ", expected ", want[i]);
+    return;
+  }
+}
+
+template <typename T>
+void check_value(const Case& given, Operand operand, int64_t row, double value) {
+  CAPTURE(given.size);
+  CAPTURE(given.causal);
+  CAPTURE(given.window);
+  CAPTURE(given.softcap);
+  CAPTURE(static_cast<int>(operand));
+  CAPTURE(value);
+  Attention<T> a(given, 1);
+  const int64_t column = a.c.size / 2;
+  if (operand == Operand::kDout) {
+    a.dout.data()[(row * a.c.heads + a.c.heads - 1) * a.c.size + column] = from_double<T>(value);
+  } else {
+    const int64_t head = operand == Operand::kQ   ? a.c.heads - 1
+                         : operand == Operand::kK ? a.c.heads
+                                                  : a.c.heads + a.c.kv_heads;
+    a.at(row, head)[column] = from_double<T>(value);
+  }
+  a.run(2);
+  const AttentionResults want = a.definition(), zeros = a.definition(Unseen::kTimesZero);
+  const double tolerance = 6 * kRounding<T>;
+  check_special("out", a.out, want.out, zeros.out, tolerance);
+  check_special("lse", a.lse, want.lse, zeros.lse, tolerance);
+  check_special("dq", a.dq, want.dq, zeros.dq, tolerance);
+  check_special("dk", a.dk, want.dk, zeros.dk, tolerance);
+  check_special("dv", a.dv, want.dv, zeros.dv, tolerance);
+}
+
+TEST_CASE_TEMPLATE("attention passes on what is not finite", T, float, bf16, f16, double) {
+  const std::vector<Case> table = {
+      {{0, 150}, {}, 3, 1, 64},
+      {{0, 40, 171}, {}, 2, 2, 40, false},
+      {{0, 200}, {131}, 2, 1, 33, true, 70},
+      {{0, 150}, {}, 2, 1, 16, true, 0, 5.0},
+  };
+  for (const Case& c : table) {
+    for (const Operand operand : {Operand::kQ, Operand::kK, Operand::kV, Operand::kDout}) {
+      for (const double value : {kNan, kInfinity, -kInfinity}) {
+        for (const int64_t row : {1, 64, 100}) check_value<T>(c, operand, row, value);
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("attention does not read padding rows", T, float, bf16, f16, double) {
+  Attention<T> a({{0, 70, 140, 280}, {33, 0, 65}, 3, 1, 40}, 1);
+  const AttentionResults want = a.definition();
+  for (const auto& [first, last] : {std::pair{33, 70}, {70, 140}, {205, 280}}) {
+    std::fill(a.at(first, 0), a.at(last, 0), from_double<T>(kNan));
+    const int64_t row = a.c.heads * a.c.size;
+    std::fill(a.dout.data() + first * row, a.dout.data() + last * row, from_double<T>(kNan));
+  }
+  a.run(2);
+  check_close(a.out, want.out, kRounding<T>);
+  check_close(a.lse, want.lse, std::is_same_v<T, double> ? 1e-13 : 3e-6);
+  check_close(a.dq, want.dq, 2 * kRounding<T>);
+  check_close(a.dk, want.dk, 6 * kRounding<T>);
+  check_close(a.dv, want.dv, 6 * kRounding<T>);
+}
+
+TEST_CASE_TEMPLATE("attention whose scores are all -infinity is NaN", T, float, bf16, f16, double) {
+  Attention<T> a({{0, 70}, {}, 1, 1, 16}, 1);
+  for (int64_t row = 0; row < 70; ++row) {
+    a.at(row, 0)[3] = from_double<T>(row == 66 ? -kInfinity : 1);
+    a.at(row, 1)[3] = from_double<T>(1);
+  }
+  a.run(1);
+  const AttentionResults want = a.definition(), zeros = a.definition(Unseen::kTimesZero);
+  CHECK(std::isnan(want.out[66 * 16]));
+  check_special("out", a.out, want.out, zeros.out, kRounding<T>);
+  check_special("lse", a.lse, want.lse, zeros.lse, kRounding<T>);
+  check_special("dq", a.dq, want.dq, zeros.dq, 6 * kRounding<T>);
+  check_special("dk", a.dk, want.dk, zeros.dk, 6 * kRounding<T>);
+  check_special("dv", a.dv, want.dv, zeros.dv, 6 * kRounding<T>);
 }
 
 TEST_CASE("attention is right for any number of threads") {
