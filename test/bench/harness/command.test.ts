@@ -129,8 +129,14 @@ describe('npm run bench', () => {
       ratio('step-dora', /^time of a training step over LoRA's, r 16/),
       ratio('step-vera', /^time of a training step over LoRA's, r 16/),
       { kind: 'start', name: 'start-milora', meaning: 'AdapterModel.create() at r 16' },
-      ratio('start-eva', /^time of calibration and start over that of as many whole forwards, \d+, alone/),
-      ratio('start-corda', /^time of calibration and start over that of as many whole forwards, 8, alone/),
+      ratio(
+        'start-eva',
+        /^time of calibration and start over that of as many whole forwards, \d+, alone/,
+      ),
+      ratio(
+        'start-corda',
+        /^time of calibration and start over that of as many whole forwards, 8, alone/,
+      ),
       ratio('start-lora-ga-quick', /over that of the gradients alone/),
     ]);
     for (const row of rows) if (row.kind === 'ratio') expect(row.value).toBeGreaterThan(0);
