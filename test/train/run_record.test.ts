@@ -254,7 +254,9 @@ describe('an evaluation that was made before the run stopped', () => {
 it('numbers that are not finite survive in the record', () => {
   const value = {
     ...{ loss: Number.NaN, best: [Number.NEGATIVE_INFINITY, { f1: 1.5 }], kl: null, metric: 'f1' },
-    labels: ['NaN', 'Infinity', 'x'],
+    label: 'NaN',
   };
-  expect(fromJson(toJson(value), { texts: ['labels'] })).toEqual(value);
+  expect(fromJson(toJson(value), { texts: ['label'] })).toEqual(value);
+  const deep = `${'['.repeat(5000)}${']'.repeat(5000)}`;
+  expect(() => fromJson(`{"label":${deep}}`, { texts: ['label'] })).toThrow(SyntaxError);
 });
