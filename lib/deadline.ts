@@ -5,6 +5,30 @@
  */
 import { type Context, createContext, Script } from 'node:vm';
 
+/** Longest regular expression of a file or an option that is read; published ones have up to 2000 characters. */
+const kMaxPattern = 20_000;
+/** Groups within groups. V8 ends the process where it compiles some thousands of them. */
+const kMaxGroups = 100;
+
+/** The reason why a regular expression that a file or an option brings must not be compiled, behind "it"; null: it may be. */
+export function patternProblem(source: string): string | null {
+  if (source.length > kMaxPattern) {
+    return `has ${source.length} characters, more than the ${kMaxPattern} that are read`;
+  }
+  let [depth, inClass] = [0, false];
+  for (let i = 0; i < source.length; i++) {
+    const char = source[i];
+    if (char === '\\') i++;
+    else if (inClass) inClass = char !== ']';
+    else if (char === '[') inClass = true;
+    else if (char === ')') depth--;
+    else if (char === '(' && ++depth > kMaxGroups) {
+      return `has groups within groups, more than the ${kMaxGroups} that are read`;
+    }
+  }
+  return null;
+}
+
 /** Runs work with a limit on its time; calls within the work have that limit, too. */
 class Supervisor {
   readonly #script = new Script('work()');

@@ -27,8 +27,8 @@ export const ENERGY = 'energy';
 /** A calibrated module, by its path: its rank, and the first module with the same input. */
 const kModule = z.strictObject({ r: z.int().min(1), inputOf: z.string() });
 
-const kFactsSchema = z.strictObject({
-  version: z.literal(kVersion),
+/** The form of {@link CalibrationFacts} in a file. */
+export const factsSchema = {
   start: z.string(),
   base: z.strictObject({
     version: z.int(),
@@ -40,7 +40,8 @@ const kFactsSchema = z.strictObject({
   batches: z.int().min(1),
   settings: z.record(z.string(), z.union([z.number(), z.string(), z.boolean()])),
   modules: z.record(z.string(), kModule),
-});
+};
+const kFactsSchema = z.strictObject({ version: z.literal(kVersion), ...factsSchema });
 
 /** The source of a calibration's numbers. */
 export interface CalibrationFacts {

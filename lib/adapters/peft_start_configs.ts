@@ -57,7 +57,8 @@ export function startWithCordaMethod(config: Given): unknown {
   const corda = objectOf(config, 'corda_config');
   const method = corda?.corda_method ?? corda?.cordaMethod;
   if (method === undefined || method === null) return init;
-  const start = typeof method === 'string' ? kCordaMethods[method] : undefined;
+  const isKnown = typeof method === 'string' && Object.hasOwn(kCordaMethods, method);
+  const start = isKnown ? kCordaMethods[method] : undefined;
   if (start === undefined) {
     throw new ArgumentError(`corda_config: corda_method must be ipm or kpm, got ${shown(method)}`);
   }
@@ -111,6 +112,11 @@ export function peftStartSettings(config: object, init: unknown): CalibrationSet
   for (const [name, value] of Object.entries(given)) {
     const key = snake(name);
     if (found.settings.includes(key)) {
+      if (!['number', 'string', 'boolean'].includes(typeof value)) {
+        throw new ArgumentError(
+          `${found.key}: ${name} must be a number, a text, or true or false, got ${shown(value)}`,
+        );
+      }
       settings[camel(key)] = value as number;
     } else if (!Object.hasOwn(found.only, key)) {
       throw unknownKey(found.key, name, [...found.settings, ...Object.keys(found.only)]);

@@ -4,7 +4,7 @@
  * A list matches whole trailing names (`proj` does not match `q_proj`, `dense` matches `pooler.dense`); one string is a regular
  * expression that must match the whole path. Patterns match `(.*\.)?(pattern)$`, the first in order wins.
  */
-import { withDeadline } from '../deadline.ts';
+import { patternProblem, withDeadline } from '../deadline.ts';
 import { ArgumentError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import { ALL_LINEAR, type LoraConfig, loraScale } from './config.ts';
@@ -39,6 +39,10 @@ const kLimitMs = 1000;
  * @throws ArgumentError if it cannot be compiled; its methods, if a name takes too long
  */
 export function pythonRegExp(source: string, wrap: (inner: string) => string): Pattern {
+  const problem = patternProblem(source);
+  if (problem !== null) {
+    throw new ArgumentError(`pattern ${shown(source)} ${problem}; list the names of the modules`);
+  }
   const inline = /^\(\?([aimsux]+)\)/.exec(source);
   const flags = (inline?.[1] ?? '').replace(/[^ims]/g, '');
   const body = source
@@ -49,6 +53,8 @@ export function pythonRegExp(source: string, wrap: (inner: string) => string): P
     .replace(/\\Z/g, '$$');
   try {
     const compiled = new RegExp(wrap(body), flags);
+    // Compiles it: only then V8 finds that it is too large.
+    compiled.test('');
     // Only repetition takes long, and names as they are written into files have none.
     return /[*+?{]/.test(source) ? stoppable(compiled, source) : compiled;
   } catch (error) {

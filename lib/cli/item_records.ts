@@ -1,9 +1,10 @@
 /** Files with the records of scored items: a line for each, after one that says what was scored. */
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
-import type { ItemRecord } from '../eval/scoring.ts';
+import { type ItemRecord, isItemRecord } from '../eval/scoring.ts';
 import { makeFolder } from '../io/files.ts';
 import { isMissing, openRegular } from '../io/regular_file.ts';
+import { shown } from '../shown.ts';
 import { LineLog } from '../train/line_log.ts';
 
 /** The values that the records of a task depend on, as plain JSON. Records of another identity are not mixed with these. */
@@ -33,10 +34,14 @@ export class ItemRecords {
     let header: RecordsIdentity | null = null;
     const log = await LineLog.open<ItemRecord | Header>(path, (value) => {
       if ('scored' in value) {
-        header ??= value.scored;
+        const { scored } = value;
+        if (typeof scored !== 'object' || scored === null) throw noRecords(path);
+        header ??= scored;
         checkIdentity(path, header, identity);
         return true;
       }
+      // An item whose line somebody has changed is scored again.
+      if (!isItemRecord(value)) return false;
       done.set(value.index, value);
       return true;
     });
@@ -71,7 +76,11 @@ async function checkIsRecords(path: string): Promise<void> {
   } finally {
     await file.close();
   }
-  throw new ArgumentError(`${path} is no file of records; choose another --output`);
+  throw noRecords(path);
+}
+
+function noRecords(path: string): ArgumentError {
+  return new ArgumentError(`${path} is no file of records; choose another --output`);
 }
 
 function checkIdentity(path: string, found: RecordsIdentity, wanted: RecordsIdentity): void {
@@ -80,7 +89,7 @@ function checkIdentity(path: string, found: RecordsIdentity, wanted: RecordsIden
   if (other.length === 0) return;
   const [key] = other as [string];
   throw new ArgumentError(
-    `${path} has records of another ${other.join(', ')} (${key}: ${found[key]}, now ${wanted[key]}); ` +
+    `${path} has records of another ${other.join(', ')} (${key}: ${shown(found[key])}, now ${shown(wanted[key])}); ` +
       'choose another --output, or delete the file',
   );
 }

@@ -157,13 +157,14 @@ export function parseLabel(value: unknown, scheme: LabelScheme): number[] {
 }
 
 function classId(value: unknown, { numLabels, names, ids }: LabelScheme): number {
-  const exact = names?.indexOf(String(value)) ?? -1;
+  const name = typeof value === 'string' || typeof value === 'number' ? String(value) : null;
+  const exact = name === null ? -1 : (names?.indexOf(name) ?? -1);
   if (exact >= 0) return exact;
   const id = asWhole(value);
   // Where names are numbers, a number is a name.
   const isId = names?.every((name) => asWhole(name) === null) ?? true;
   if (id !== null && isId && id >= 0 && id < numLabels) return ids?.[id] ?? id;
-  const alike = names === null ? -1 : indexOfName(String(value), names);
+  const alike = names === null || name === null ? -1 : indexOfName(name, names);
   if (alike >= 0) return alike;
   const known = names === null ? '' : ` or of the names ${names.join(', ')}`;
   throw new ArgumentError(

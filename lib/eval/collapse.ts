@@ -51,7 +51,7 @@ export function choiceCalibration(
     scored.map(({ label }) => label),
     scored.map(({ prediction }) => prediction),
   ];
-  const classes = Math.max(...labels, ...predictions) + 1;
+  const classes = [...labels, ...predictions].reduce((most, id) => Math.max(most, id), -1) + 1;
   return { ece, macro_f1: classificationMetrics(labels, predictions, classes).f1Macro };
 }
 

@@ -1,5 +1,6 @@
 /** Types and helpers that the scoring of all kinds of tasks shares. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { z } from 'zod';
 import { ArgumentError } from '../errors.ts';
 import type { CausalLM } from '../models/index.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
@@ -55,6 +56,27 @@ export interface ItemRecord extends ItemResult {
   readonly answer?: string;
   /** How the program ended that the generated text is a part of; left out: it was not run. */
   readonly outcome?: Outcome;
+}
+
+const kRecord = z.looseObject({
+  index: z.int().nonnegative(),
+  isCut: z.boolean(),
+  metrics: z.record(z.string(), z.number()),
+  groups: z.record(z.string(), z.string()).optional(),
+  choices: z
+    .array(z.looseObject({ text: z.string(), loglikelihood: z.number(), isGreedy: z.boolean() }))
+    .optional(),
+  prediction: z.int().optional(),
+  gold: z.array(z.int()).optional(),
+  output: z.string().optional(),
+  extracted: z.record(z.string(), z.string().nullable()).optional(),
+  answer: z.string().optional(),
+  outcome: z.string().optional(),
+});
+
+/** Whether a value that was read from a file has the form of a record. */
+export function isItemRecord(value: unknown): value is ItemRecord {
+  return kRecord.safeParse(value).success;
 }
 
 /** An item whose prompt has been encoded as E. */

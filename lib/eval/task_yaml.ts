@@ -5,7 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
-import { withDeadline } from '../deadline.ts';
+import { patternProblem, withDeadline } from '../deadline.ts';
 import { ArgumentError } from '../errors.ts';
 import { readYamlFile, type YamlFile } from '../io/yaml_file.ts';
 import { strip } from './python_text.ts';
@@ -198,9 +198,13 @@ const kSearchMs = 1000;
 /** The search for the answer of a text: the last match of the pattern, or its first group; without a pattern, the text itself. */
 function extractor(pattern: string | undefined, source: Source): (output: string) => string | null {
   if (pattern === undefined) return (output) => output;
+  const problem = patternProblem(pattern);
+  if (problem !== null) throw wrongKey(source, 'regex_pattern', problem);
   let expression: RegExp;
   try {
     expression = new RegExp(pattern, 'gu');
+    // Compiles it for both kinds of texts: only then V8 finds that it is too large.
+    for (const text of ['', '\u2581']) text.search(expression);
   } catch (error) {
     throw wrongKey(
       source,

@@ -1,4 +1,5 @@
 /** Results of an evaluation. */
+import { z } from 'zod';
 import type { LabelKind } from '../data/labels.ts';
 import { type CallKind, type CallTable, checkArgument, checkCall, kCall } from '../options/call.ts';
 import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from './metrics.ts';
@@ -81,4 +82,33 @@ export interface ClassifierEvaluation {
   /** Label of each row of the data, in the same form. */
   readonly labels: readonly (number | readonly number[])[];
   readonly seconds: number;
+}
+
+/** A number that may be infinite or NaN. */
+const kNumber = z.custom<number>((value) => typeof value === 'number');
+const kNumbers = { loss: kNumber, tokens: kNumber, seconds: kNumber };
+const kEvaluation = z.union([
+  z.looseObject({
+    ...kNumbers,
+    perplexity: kNumber,
+    supervisedTokens: kNumber,
+    kl: kNumber.nullable(),
+    entropy: kNumber,
+    effectiveRank: kNumber,
+    examples: z.array(z.looseObject({ index: z.int() })),
+    metrics: z.undefined().optional(),
+  }),
+  z.looseObject({
+    ...kNumbers,
+    problemType: z.string(),
+    examples: kNumber,
+    metrics: z.looseObject({}),
+    predictions: z.array(z.unknown()),
+    labels: z.array(z.unknown()),
+  }),
+]);
+
+/** Whether a value that was read from a file has the form of an evaluation. */
+export function isEvaluation(value: unknown): value is Evaluation {
+  return kEvaluation.safeParse(value).success;
 }

@@ -74,9 +74,10 @@ async function readRun(adapter: string): Promise<RunRecord> {
   const record = recordOf(adapter);
   const exported = (await lines<{ step: number }>(join(record, RUN_FILES.exported)))[0];
   const [, ofCheckpoint] = kStepFolder.exec(basename(resolve(adapter))) ?? [];
-  const last = Number(ofCheckpoint ?? exported?.step ?? Number.POSITIVE_INFINITY);
+  const last = ofCheckpoint === undefined ? exported?.step : Number(ofCheckpoint);
+  const most = typeof last === 'number' ? last : Number.POSITIVE_INFINITY;
   const until = <T extends { step: number }>(all: readonly T[]): readonly T[] =>
-    all.filter(({ step }) => Number.isInteger(step) && step <= last);
+    all.filter(({ step }) => Number.isInteger(step) && step <= most);
   const steps = until(await lines<Step>(join(record, RUN_FILES.metrics)));
   return {
     steps: steps.filter(({ loss }) => Number.isFinite(loss)),
@@ -172,19 +173,20 @@ const kRows = 12;
 const kPoints = 200;
 const kFewest = 3;
 
+const isNumber = (value: unknown): value is number => typeof value === 'number';
 const short = (value: unknown): string =>
-  typeof value === 'number' ? `${Number(value.toPrecision(4))}` : '';
+  isNumber(value) ? `${Number(value.toPrecision(4))}` : '';
 
 function trainingText(run: RunRecord): string {
   const { steps } = run;
   const last = steps.at(-1) as Step;
-  const sum = steps.reduce((total, { tokens = 0 }) => total + tokens, 0);
+  const sum = steps.reduce((total, { tokens }) => total + (isNumber(tokens) ? tokens : 0), 0);
   const facts = [
     `${last.step} steps`,
-    ...(last.epoch === undefined ? [] : [`${short(last.epoch)} epochs`]),
+    ...(isNumber(last.epoch) ? [`${short(last.epoch)} epochs`] : []),
     `${sum} tokens`,
-    ...(last.elapsedSeconds === undefined ? [] : [`${short(last.elapsedSeconds)} s`]),
-    ...(last.peakRssBytes === undefined ? [] : [`${formatBytes(last.peakRssBytes)} of memory`]),
+    ...(isNumber(last.elapsedSeconds) ? [`${short(last.elapsedSeconds)} s`] : []),
+    ...(isNumber(last.peakRssBytes) ? [`${formatBytes(last.peakRssBytes)} of memory`] : []),
   ];
   const rows = spaced(steps, kRows).map(({ step, epoch, loss, learningRate }) => [
     `${step}`,

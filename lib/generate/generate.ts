@@ -135,7 +135,7 @@ function commonPrefix(prompts: readonly Int32Array[], model: GeneratingModel): I
   }
   const [first] = prompts as [Int32Array];
   if (prompts.length === 1) return first.subarray(0, 0);
-  const most = Math.min(...prompts.map(({ length }) => length)) - 1;
+  const most = prompts.reduce((least, { length }) => Math.min(least, length), first.length) - 1;
   let count = 0;
   while (count < most && prompts.every((ids) => ids[count] === first[count])) count++;
   return first.subarray(0, count);
@@ -297,7 +297,10 @@ class Loop {
     const { open, model, run } = this.#call;
     const waiting = await this.#sequences();
     const all = waiting.flatMap(({ sequences }) => sequences);
-    const longest = Math.max(...waiting.map(({ prompt }) => this.#lengthOf(prompt)));
+    const longest = waiting.reduce(
+      (most, { prompt }) => Math.max(most, this.#lengthOf(prompt)),
+      Number.NEGATIVE_INFINITY,
+    );
     const session = open(model, { run, maxLength: longest });
     try {
       this.#turn = performance.now();

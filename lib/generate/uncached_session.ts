@@ -60,7 +60,10 @@ export class UncachedSession implements DecodeSession {
   }
 
   async extend(continuations: readonly Continuation[]): Promise<readonly Float32Array[]> {
-    for (const { sequence, ids } of continuations) this.#ids(sequence).own.push(...ids);
+    for (const { sequence, ids } of continuations) {
+      const { own } = this.#ids(sequence);
+      for (const id of ids) own.push(id);
+    }
     return this.#logits(continuations.map(({ sequence }) => sequence));
   }
 

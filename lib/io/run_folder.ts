@@ -90,13 +90,14 @@ export async function runState(output: string): Promise<RunState> {
   const run = join(output, RUN);
   const checkpoints = join(run, RUN_FILES.checkpoints);
   const [start, exported, found] = await Promise.all([
-    lastObject<{ totalSteps?: number }>(join(run, RUN_FILES.environment)),
+    lastObject<{ totalSteps?: unknown }>(join(run, RUN_FILES.environment)),
     lastObject<ExportNote>(join(run, RUN_FILES.exported)),
     listSteps(checkpoints).catch(() => []),
   ]);
+  const counts = [exported?.step, exported?.steps, exported?.totalSteps];
   return {
-    totalSteps: start?.totalSteps ?? null,
-    exported,
+    totalSteps: typeof start?.totalSteps === 'number' ? start.totalSteps : null,
+    exported: counts.every(Number.isInteger) ? exported : null,
     checkpoints: found.map(({ name, step }) => ({ path: join(checkpoints, name), step })),
   };
 }
@@ -116,7 +117,7 @@ async function lastObject<T extends object>(path: string): Promise<T | null> {
 export function objectIn<T extends object>(line: string): T | null {
   try {
     const value: unknown = JSON.parse(line);
-    return typeof value === 'object' ? (value as T | null) : null;
+    return typeof value === 'object' && !Array.isArray(value) ? (value as T | null) : null;
   } catch {
     return null;
   }

@@ -1,5 +1,5 @@
 /** YAML files of options by name, with the lines on which these stand. JSON goes through the YAML parser too, since YAML includes it. */
-import { type Document, isMap, isScalar, LineCounter, parseDocument, visit } from 'yaml';
+import { type Document, isMap, isScalar, LineCounter, Parser, parseDocument, visit } from 'yaml';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { isMissing, readText } from './regular_file.ts';
 
@@ -89,12 +89,42 @@ function refuseOddKeys(path: string, text: string, document: Document.Parsed): v
   });
 }
 
-/** Parses YAML. @throws FormatError for lists in lists of such a depth that the parser's recursion does not end */
+/** The part of a parser's token that nests. */
+interface Token {
+  readonly value?: Token | string;
+  readonly items?: readonly { readonly key?: Token | null; readonly value?: Token }[];
+}
+
+/** Largest depth of lists and objects within each other; those of options are two deep. */
+const kMaxDepth = 100;
+
+/** @throws FormatError for lists in lists of a depth at which the recursion that makes values of them would end the process */
+function refuseDepth(path: string, text: string, kind: YamlFileKind): void {
+  for (const document of new Parser().parse(text)) {
+    const open: [token: Token, depth: number][] = [[document as Token, 0]];
+    for (let next = open.pop(); next !== undefined; next = open.pop()) {
+      const [{ value, items = [] }, depth] = next;
+      if (depth > kMaxDepth) {
+        throw new FormatError(`${path}: nests deeper than ${kMaxDepth}`, {
+          path,
+          advice: adviceOf(kind),
+        });
+      }
+      if (typeof value === 'object') open.push([value, depth]);
+      for (const item of items) {
+        for (const inner of [item.key, item.value]) if (inner) open.push([inner, depth + 1]);
+      }
+    }
+  }
+}
+
+/** Parses YAML. @throws FormatError for what cannot be parsed */
 function parsed(
   path: string,
   text: string,
   { lines, kind }: { lines: LineCounter; kind: YamlFileKind },
 ): Document.Parsed {
+  refuseDepth(path, text, kind);
   try {
     // Messages give line and column (prettyErrors); uniqueKeys (on by default) refuses a key that is given twice.
     return parseDocument(text, { prettyErrors: true, lineCounter: lines });

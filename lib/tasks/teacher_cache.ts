@@ -29,6 +29,7 @@ import { diskError } from '../io/files.ts';
 import { requireRegular } from '../io/regular_file.ts';
 import type { SelectedRows } from '../losses/positions.ts';
 import type { TeacherSummary } from '../ops/index.ts';
+import { shown } from '../shown.ts';
 import { noGrad, tensor, unscoped } from '../tensor.ts';
 
 /** Name of the cache file in the folder of a run. */
@@ -303,7 +304,7 @@ export class TeacherCache {
         ? "it is not a cache of a teacher's outputs"
         : isDamaged
           ? 'its head is damaged'
-          : `it holds outputs of another teacher: ${key} is ${there[key]}, not ${kind?.[key]}`;
+          : `it holds outputs of another teacher: ${key} is ${shown(there[key])}, not ${shown(kind?.[key])}`;
     return new FormatError(`${this.#path}: ${reason}`, {
       path: this.#path,
       advice: 'choose another file',

@@ -6,6 +6,7 @@
 import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { shown } from '../shown.ts';
+import { kMaxId } from './tokenizer_checks.ts';
 
 type Json = Record<string, unknown>;
 
@@ -69,7 +70,7 @@ export function readFrame(postProcessor: unknown): Frame {
   }
 }
 
-const tokenId = z.int().nonnegative();
+const tokenId = z.int().nonnegative().max(kMaxId);
 const kProcessor = z.looseObject({ type: z.string() });
 const kSequence = z.looseObject({ processors: z.array(z.unknown()) });
 const kPart = z.union([

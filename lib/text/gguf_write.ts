@@ -6,7 +6,7 @@ import { UnsupportedError } from '../errors.ts';
 import type { GgufTypedValue } from '../io/gguf_writer.ts';
 import { TokenType } from './gguf_metadata.ts';
 import { ggufNameOfPreTokenizer } from './pre_tokenizers.ts';
-import type { AddedToken } from './tokenizer_checks.ts';
+import { type AddedToken, withType } from './tokenizer_checks.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
 
 type Json = Record<string, unknown>;
@@ -27,9 +27,8 @@ const kAdvice = 'give the GGUF file of the model as the base, whose vocabulary i
 /** The metadata tokenizer.*. @throws UnsupportedError for a kind that is not written, or more tokens than rows */
 export function vocabularyMetadata(parts: TokenizerParts, options: VocabularyOptions): Entries {
   const { tokenizerJson, tokenizerConfig } = parts;
-  const model = (tokenizerJson.model ?? {}) as Json;
-  const isBpe = model.type === 'BPE' || (model.type === undefined && model.merges !== undefined);
-  if (!isBpe || parts.merges !== undefined) throw unknownKind(String(model.type ?? 'none'));
+  const model = withType(tokenizerJson.model as Json);
+  if (model.type !== 'BPE' || parts.merges !== undefined) throw unknownKind(String(model.type));
   const tokens = tokensOf(model, (tokenizerJson.added_tokens ?? []) as AddedToken[], options.rows);
   const kind =
     model.byte_fallback === true
@@ -70,7 +69,7 @@ function tokensOf(model: Json, added: readonly AddedToken[], rows: number): Toke
     const control = isUnknown ? TokenType.unknown : TokenType.control;
     byId.set(id, { text: content, type: special ? control : TokenType.userDefined });
   }
-  const most = Math.max(...byId.keys());
+  const most = [...byId.keys()].reduce((most, id) => Math.max(most, id), -1);
   if (most >= rows) {
     throw new UnsupportedError(
       `gguf: the tokenizer has the id ${most}, and the model's embedding ${rows} rows: its vocabulary was resized for another ` +
@@ -89,7 +88,7 @@ function typeOf(text: string, { byte_fallback: bytes, unk_token: unknown }: Json
   return /^<0x[0-9A-F]{2}>$/.test(text) ? TokenType.byte : TokenType.normal;
 }
 
-const mergesOf = ({ merges = [] }: Json): readonly (readonly [string, string])[] =>
+const mergesOf = ({ merges }: Json): readonly (readonly [string, string])[] =>
   (merges as readonly (string | readonly [string, string])[]).map((merge) =>
     typeof merge === 'string' ? (merge.split(' ') as [string, string]) : merge,
   );

@@ -108,7 +108,10 @@ function unigramTokens(model: HfUnigram, word: string, byBytes: boolean): string
   const tokens: string[] = [];
   let unknown = '';
   const close = (): void => {
-    if (unknown !== '') tokens.push(...((byBytes ? bytesOf(model, unknown) : null) ?? [unknown]));
+    const bytes = byBytes && unknown !== '' ? bytesOf(model, unknown) : null;
+    // One by one: a call takes about a hundred thousand arguments.
+    if (bytes !== null) for (const byte of bytes) tokens.push(byte);
+    else if (unknown !== '') tokens.push(unknown);
     unknown = '';
   };
   for (const token of model.encode([word])) {

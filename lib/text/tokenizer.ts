@@ -139,10 +139,12 @@ export class Tokenizer {
       wordIds: wordIdsOf(model, { config: modelConfig, missingBytes, byteLevel: steps.byteLevel }),
     };
     const plain = addedTokens.filter((token) => !token.special);
-    this.encoding = {
+    const length = addedTokens.reduce((sum, { content }) => sum + content.length, 0);
+    // It normalizes the added tokens.
+    this.encoding = this.inTime(length, () => ({
       special: new TextEncoding(encoderSteps, addedTokens),
       plain: new TextEncoding(encoderSteps, plain),
-    };
+    }));
 
     const idOf = (role: string) => {
       const token = config[role];
@@ -161,18 +163,27 @@ export class Tokenizer {
     this.cleanUp = tokenizerConfig.clean_up_tokenization_spaces === true;
     this.byteLevel = containsType(tokenizerJson.decoder, 'ByteLevel');
     const template = tokenizerConfig.chat_template as ChatTemplateSource | undefined | null;
-    this.chatTemplate = template ? new ChatTemplate(template, roleTokens(tokenizerConfig)) : null;
+    const hasTemplate = template !== undefined && template !== null && template !== '';
+    this.chatTemplate = hasTemplate ? new ChatTemplate(template, config) : null;
   }
 
-  /** Makes a tokenizer from the contents of tokenizer.json and tokenizer_config.json. */
+  /**
+   * Makes a tokenizer from the contents of tokenizer.json and tokenizer_config.json.
+   * @throws FormatError, UnsupportedError naming the part at fault
+   */
   static fromJson(tokenizerJson: object, tokenizerConfig: object = {}): Tokenizer {
     checkArgument('tokenizer: tokenizer.json', kCall.object, tokenizerJson);
     checkArgument('tokenizer: tokenizer_config.json', kCall.object, tokenizerConfig);
-    return new Tokenizer({
-      tokenizerJson: tokenizerJson as Json,
-      tokenizerConfig: tokenizerConfig as Json,
-      missingBytes: 'join',
-    });
+    try {
+      return new Tokenizer({
+        tokenizerJson: tokenizerJson as Json,
+        tokenizerConfig: tokenizerConfig as Json,
+        missingBytes: 'join',
+      });
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      throw new FormatError(`tokenizer: it nests too deeply (${error.message})`);
+    }
   }
 
   /**
@@ -379,26 +390,22 @@ export class Tokenizer {
   /** Runs a conversion, and stops it if a regular expression of the file takes too long. @param length of the text, or ids */
   private inTime<T>(length: number, convert: () => T): T {
     const { unknownRegexes: regexes } = this;
-    if (regexes.length === 0) return converted(convert);
-    const limitMs = kLimitMs.least + Math.ceil(kLimitMs.each * length);
     const stopped = (what: string) => {
       const list = regexes.map((regex) => JSON.stringify(regex.slice(0, kShown))).join(', ');
-      return new FormatError(`tokenizer: a text of length ${length} ${what} (${list})`, {
-        advice: 'correct the pattern in tokenizer.json, or leave the text out',
+      const own =
+        regexes.length === 0 ? '' : `, by a tokenizer.json with its own patterns (${list})`;
+      return new FormatError(`tokenizer: a text of length ${length} ${what}${own}`, {
+        advice: `${regexes.length === 0 ? '' : 'correct the pattern in tokenizer.json, or '}leave the text out`,
       });
     };
     try {
-      return withDeadline(
-        limitMs,
-        () => converted(convert),
-        () =>
-          stopped(
-            `was not converted within ${limitMs} ms, by a tokenizer.json with its own patterns`,
-          ),
-      );
+      if (regexes.length === 0) return converted(convert);
+      const limitMs = kLimitMs.least + Math.ceil(kLimitMs.each * length);
+      const late = () => stopped(`was not converted within ${limitMs} ms`);
+      return withDeadline(limitMs, () => converted(convert), late);
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
-      throw stopped('takes too much memory, by a tokenizer.json with its own patterns');
+      throw stopped(`takes too much memory (${error.message})`);
     }
   }
 
@@ -501,9 +508,6 @@ function withPath<T>(path: string, make: () => T): T {
   try {
     return make();
   } catch (error) {
-    if (error instanceof RangeError) {
-      throw new FormatError(`${path}: nests too deeply (${error.message})`, { path });
-    }
     if (error instanceof FormatError && !error.path) {
       throw new FormatError(`${path}: ${error.message}`, { path, advice: '' });
     }

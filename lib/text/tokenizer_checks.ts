@@ -2,6 +2,7 @@
  * Checks of a tokenizer.json before a tokenizer is made of it: values of another type, which would fail at some text in the middle of
  * the data, and values from which lists of that length, texts without bound or words in quadratic time would follow.
  */
+import { patternProblem } from '../deadline.ts';
 import { FormatError, UnsupportedError } from '../errors.ts';
 import { type CallKind, kCall, orNull, wholeNumber } from '../options/call.ts';
 import { shown } from '../shown.ts';
@@ -60,28 +61,36 @@ function checkFields(where: string, values: Json, fields: Fields): void {
 }
 
 const fieldsOf = (names: string, kind: CallKind): Fields =>
-  Object.fromEntries(names.split(/\s+/).map((name) => [name, orNull(kind)]));
+  Object.fromEntries(names.split(/\s+/).map((name) => [name, kind]));
 
-const kTokenFields = fieldsOf('special normalized single_word lstrip rstrip', kCall.boolean);
+const kTokenFields = fieldsOf(
+  'special normalized single_word lstrip rstrip',
+  orNull(kCall.boolean),
+);
 
 /** The fields of normalizers, pre-tokenizers and decoders. */
 const kPartFields: Fields = {
   ...fieldsOf(
     `clean_text handle_chinese_chars strip_accents lowercase strip_left strip_right add_prefix_space trim_offsets use_regex
      invert individual_digits cleanup split`,
-    kCall.boolean,
+    orNull(kCall.boolean),
   ),
+  ...fieldsOf('str_rep prepend_scheme precompiled_charsmap', orNull(kCall.text)),
+  // Null would not be the same as left out, and Hugging Face's tokenizers refuse it.
   ...fieldsOf(
-    `content prepend replacement str_rep prepend_scheme behavior prefix suffix pad_token word_delimiter_token
-     precompiled_charsmap`,
+    'content prepend replacement behavior prefix suffix pad_token word_delimiter_token',
     kCall.text,
   ),
   ...fieldsOf('start stop', wholeNumber({ least: 0 })),
   ...fieldsOf('length', wholeNumber({ least: 1 })),
 };
 
-/** The names of the lists of steps that a step may consist of. */
-const kSteps = ['normalizers', 'pretokenizers', 'decoders'];
+/** The names of the lists of steps of a Sequence, by the first word of where it stands. */
+const kSteps = {
+  normalizer: 'normalizers',
+  pre_tokenizer: 'pretokenizers',
+  decoder: 'decoders',
+} as const;
 
 /** Checks the types of all fields of a normalizer, pre-tokenizer or decoder, and of its steps. */
 function checkPart(where: string, part: unknown): void {
@@ -101,9 +110,10 @@ function checkPart(where: string, part: unknown): void {
   if (hasPattern || type === 'Split' || type === 'Replace') {
     checkPattern(`${where}.pattern`, pattern);
   }
-  for (const key of kSteps) {
+  const own = kSteps[where.split('.')[0] as keyof typeof kSteps];
+  for (const key of Object.values(kSteps)) {
     const steps = (part as Json)[key];
-    if (steps === undefined) continue;
+    if (steps === undefined && !(type === 'Sequence' && key === own)) continue;
     check(`${where}.${key}`, steps, kCall.list);
     for (const [i, step] of (steps as unknown[]).entries()) {
       check(`${where}.${key}.${i}`, step, kCall.object);
@@ -120,7 +130,7 @@ const kDecoders = [
 const kPrependSchemes: readonly unknown[] = ['always', 'first', 'never'];
 
 function checkMetaspace(where: string, { replacement, prepend_scheme: scheme }: Json): void {
-  checkCharacter(`${where}.replacement`, replacement ?? '\u2581');
+  if (replacement !== undefined) checkCharacter(`${where}.replacement`, replacement);
   if (scheme === undefined || scheme === null || kPrependSchemes.includes(scheme)) return;
   throw new UnsupportedError(
     `tokenizer: ${where}.prepend_scheme must be ${kPrependSchemes.join(', ')}, got ${shown(scheme)}`,
@@ -142,9 +152,9 @@ function checkPattern(where: string, pattern: unknown): void {
 const kModelFields: Fields = {
   ...fieldsOf(
     'type unk_token continuing_subword_prefix continuing_subword_suffix end_of_word_suffix',
-    kCall.text,
+    orNull(kCall.text),
   ),
-  ...fieldsOf('byte_fallback fuse_unk ignore_merges', kCall.boolean),
+  ...fieldsOf('byte_fallback fuse_unk ignore_merges', orNull(kCall.boolean)),
 };
 
 const kModels: readonly unknown[] = ['BPE', 'Unigram', 'WordLevel', 'WordPiece'];
@@ -273,22 +283,17 @@ function checkMerge(merge: unknown, i: number, form: string): void {
   );
 }
 
-/** Longest pattern that is read; published ones have up to 2000 characters. */
-const kMaxPattern = 20_000;
 /** How many times as long as a text its replacements may make it. */
 const kMaxGrowth = 4096;
 
-/** Checks the patterns and replacements of parts of a tokenizer.json. @throws FormatError for those that are too long */
+/** Checks the patterns and replacements of parts of a tokenizer.json. @throws FormatError for those that cannot be read */
 function checkReplacements(parts: unknown): void {
   let growth = 1;
   const visit = (node: unknown): void => {
     if (node === null || typeof node !== 'object') return;
     const { type, content, Regex: regex } = node as Json;
-    if (typeof regex === 'string' && regex.length > kMaxPattern) {
-      throw new FormatError(
-        `tokenizer: a pattern has ${regex.length} characters, more than the ${kMaxPattern} that are read`,
-      );
-    }
+    const problem = typeof regex === 'string' ? patternProblem(regex) : null;
+    if (problem !== null) throw new FormatError(`tokenizer: a pattern ${problem}`);
     if (type === 'Replace' && typeof content === 'string') growth *= Math.max(1, content.length);
     if (growth > kMaxGrowth) {
       throw new FormatError(
@@ -301,7 +306,7 @@ function checkReplacements(parts: unknown): void {
 }
 
 /** Largest id of a vocabulary: far above every real one, and a list of that length still fits into memory. */
-const kMaxId = 2 ** 24;
+export const kMaxId = 2 ** 24;
 
 /** Checks the ids of a vocabulary, from which arrays are made. @throws FormatError naming the token */
 function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
@@ -334,8 +339,9 @@ const kMaxWord = 1000;
 function checkWordLength({ model }: Json): void {
   const { max_input_chars_per_word: stated } = (model ?? {}) as Json;
   const longest = stated ?? 0;
-  if (Number.isInteger(longest) && (longest as number) <= kMaxWord) return;
+  const isLength = Number.isInteger(longest) && (longest as number) >= 0;
+  if (isLength && (longest as number) <= kMaxWord) return;
   throw new FormatError(
-    `tokenizer: model.max_input_chars_per_word must be a whole number up to ${kMaxWord}, got ${shown(longest)}`,
+    `tokenizer: model.max_input_chars_per_word must be a whole number from 0 to ${kMaxWord}, got ${shown(longest)}`,
   );
 }

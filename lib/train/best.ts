@@ -10,7 +10,7 @@ import { copiesOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { MetricName } from '../data/glue.ts';
 import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
-import { EVALUATION_TEXTS, type Evaluation } from '../eval/types.ts';
+import { EVALUATION_TEXTS, type Evaluation, isEvaluation } from '../eval/types.ts';
 import { CheckedFolder, writeChecksums } from '../io/checksums.ts';
 import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { listSteps, stepFolder } from '../io/run_folder.ts';
@@ -77,7 +77,7 @@ const kKept = z.looseObject({
     metric: z.string(),
     value: z.custom<number>((value) => typeof value === 'number'), // it may be infinite
   }),
-  evaluation: z.looseObject({}),
+  evaluation: z.custom<Evaluation>(isEvaluation),
 });
 
 /** Reads the record of the best step; null for anything else. */

@@ -4,8 +4,9 @@
  */
 import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
+import { z } from 'zod';
 import { tensorsDigest } from '../adapters/adapter_metadata.ts';
-import { Calibration, type CalibrationFacts } from '../adapters/calibration.ts';
+import { Calibration, type CalibrationFacts, factsSchema } from '../adapters/calibration.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
@@ -31,6 +32,23 @@ interface Options {
   readonly seed: number;
   readonly device: string;
   readonly signal: AbortSignal | undefined;
+}
+
+/** The metadata of the file as JSON. */
+const kKept = z.object({
+  facts: z.object(factsSchema),
+  maxBytes: z.number(),
+  seed: z.number(),
+  counts: z.record(z.string(), z.number()),
+});
+
+/** The value of a JSON; undefined for a text that is none. */
+function jsonOf(text: string | undefined): unknown {
+  try {
+    return JSON.parse(text ?? '');
+  } catch {
+    return undefined;
+  }
 }
 
 /** Keeper of the point that a calibration has reached. */
@@ -62,8 +80,15 @@ export class CalibrationState {
       const message = `${path}: the tensors are not those that were saved: the file is damaged`;
       refuse(new FormatError(message, { path, advice: kAdvice }));
     }
-    const kept = JSON.parse(metadata[kReached] as string) as Reached &
-      Pick<Options, 'facts' | 'maxBytes' | 'seed'>;
+    const found = kKept.safeParse(jsonOf(metadata[kReached]));
+    if (!found.success) {
+      const [issue] = found.error.issues as [z.core.$ZodIssue];
+      const where = [kReached, ...issue.path].join('.');
+      return refuse(
+        new FormatError(`${path}: ${where}: ${issue.message}`, { path, advice: kAdvice }),
+      );
+    }
+    const kept = found.data;
     const other = new Calibration(kept.facts, {}).difference(facts);
     const difference =
       other ??

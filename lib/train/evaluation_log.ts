@@ -4,17 +4,19 @@
  */
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { z } from 'zod';
 import {
   type ClassifierEvaluation,
   EVALUATION_TEXTS,
   type Evaluation,
   type EvaluationResult,
+  isEvaluation,
 } from '../eval/types.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { RUN_FILES } from '../io/run_folder.ts';
 import { fromJson, toJson } from './json.ts';
-import { LineLog } from './line_log.ts';
+import { isUpTo, LineLog } from './line_log.ts';
 
 /** The step of an evaluation, and the fingerprint of its held-out data; null where these have none. */
 interface Place {
@@ -52,11 +54,11 @@ export class EvaluationLog {
     const lastPath = join(run, RUN_FILES.lastEvaluation);
     const lines = await LineLog.open<EvaluationLine>(
       join(run, RUN_FILES.evaluations),
-      (line) => line.step <= step,
+      isUpTo(step),
     );
     try {
       const full = await readFull(lastPath);
-      if (full !== null && !(full.step <= step)) await rm(lastPath, { force: true });
+      if (full !== null && !isUpTo(step)(full)) await rm(lastPath, { force: true });
       const isOfStep = (place: Place | null) =>
         data !== null && place?.step === step && place.data === data;
       const result = isOfStep(full) ? (full?.result ?? null) : null;
@@ -94,10 +96,16 @@ async function readFull(path: string): Promise<(Place & { result: Evaluation }) 
     throw error;
   });
   try {
-    return fromJson(text, { texts: ['data', ...EVALUATION_TEXTS] }) as
-      | (Place & { result: Evaluation })
-      | null;
+    const found = kFull.safeParse(fromJson(text, { texts: ['data', ...EVALUATION_TEXTS] }));
+    // A file that somebody changed is not used: the evaluation is made again.
+    return found.success ? found.data : null;
   } catch {
-    return null; // a file that somebody changed; the evaluation is made again
+    return null;
   }
 }
+
+const kFull = z.object({
+  step: z.int(),
+  data: z.string().nullable(),
+  result: z.custom<Evaluation>(isEvaluation),
+});

@@ -155,7 +155,8 @@ function isAlive({ pid, host, started = null, thread = null }: LockHolder): bool
   const start = startOf(`/proc/${pid}/stat`);
   if (started === null || start === null) return true;
   if (start !== started) return false;
-  return thread === null || startOf(`/proc/${pid}/task/${thread.id}/stat`) === thread.started;
+  if (thread === null || !Number.isSafeInteger(thread.id)) return true;
+  return startOf(`/proc/${pid}/task/${thread.id}/stat`) === thread.started;
 }
 
 function thisThread(): LockHolder {

@@ -3,6 +3,8 @@
  * loss of an evaluation may be one.
  */
 
+/** Largest depth of lists and objects within each other. */
+const kMaxDepth = 50;
 const kNotFinite = ['NaN', 'Infinity', '-Infinity'];
 
 /** The JSON of a value. */
@@ -17,20 +19,21 @@ export function toJson(value: unknown, indent = 0): string {
 /**
  * The value of a JSON that {@link toJson} wrote.
  * @param texts fields that are texts; where any other field holds the text of such a number, it was a number
- * @throws SyntaxError for another text
+ * @throws SyntaxError for another text, or one that nests deeper than anything that is written
  */
 export function fromJson(text: string, { texts }: { texts: readonly string[] }): unknown {
-  const numbersOf = (part: unknown): unknown => {
-    if (Array.isArray(part)) return part.map(numbersOf);
+  const numbersOf = (part: unknown, depth: number): unknown => {
+    if (depth > kMaxDepth) throw new SyntaxError(`nests deeper than ${kMaxDepth}`);
+    if (Array.isArray(part)) return part.map((inner) => numbersOf(inner, depth + 1));
     if (typeof part === 'object' && part !== null) {
       return Object.fromEntries(
         Object.entries(part).map(([key, inner]) => [
           key,
-          texts.includes(key) ? inner : numbersOf(inner),
+          typeof inner === 'string' && texts.includes(key) ? inner : numbersOf(inner, depth + 1),
         ]),
       );
     }
     return kNotFinite.includes(part as string) ? Number(part) : part;
   };
-  return numbersOf(JSON.parse(text));
+  return numbersOf(JSON.parse(text), 0);
 }

@@ -8,6 +8,11 @@ import { isMissing, readText } from '../io/regular_file.ts';
 import { objectIn } from '../io/run_folder.ts';
 import { toJson } from './json.ts';
 
+/** Whether a line of a log is of a step up to `last`. A line that says no step, which somebody has changed, is of none. */
+export function isUpTo(last: number): (line: { readonly step?: unknown }) => boolean {
+  return ({ step }) => typeof step === 'number' && step <= last;
+}
+
 export class LineLog<T extends object> {
   private constructor(
     private readonly path: string,

@@ -2,7 +2,7 @@
  * The file run/metrics.jsonl: one JSON object for each step, appended when the step ends. A resumed run first removes the lines
  * of steps after its checkpoint, so that no step is listed twice.
  */
-import { LineLog } from './line_log.ts';
+import { isUpTo, LineLog } from './line_log.ts';
 import type { StepRecord } from './types.ts';
 
 /**
@@ -13,7 +13,7 @@ export async function openMetrics(
   path: string,
   { step, last = null }: { step: number; last?: StepRecord | null },
 ): Promise<LineLog<StepRecord>> {
-  const log = await LineLog.open<StepRecord>(path, (record) => record.step <= step);
+  const log = await LineLog.open<StepRecord>(path, isUpTo(step));
   if (last === null || log.last?.step === last.step) return log;
   try {
     await log.append(last);

@@ -105,8 +105,10 @@ export function differences(then: Identity, now: Identity): string[] {
   const defaults: Identity = identityOfTable(kIdentityOptions, defaultsOf(kIdentityOptions));
   const lines: string[] = [];
   for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
-    const known = Object.hasOwn(then, key) ? then[key] : defaults[key];
-    const [was, is] = [known ?? null, now[key] ?? null];
+    // A file may have a key such as `constructor`, which every object has.
+    const [was = null, is = null] = [[then, defaults], [now]].map(
+      (from) => from.find((identity) => Object.hasOwn(identity, key))?.[key],
+    );
     const whole = key === 'adapter' ? withDefaults(was, loraOptions) : was;
     if (!isDeepStrictEqual(asJson(whole), asJson(is))) {
       lines.push(`${key}: was ${shown(was, kShown)}, is ${shown(is, kShown)}`);

@@ -2,10 +2,11 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { TunedModel } from '../adapters/tuned_model.ts';
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
 import { TUNED_PREFIX } from '../io/run_folder.ts';
 import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
+import { shown } from '../shown.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import type { Tensor } from '../tensor.ts';
 import type { BestKeeper } from './best.ts';
@@ -95,7 +96,16 @@ async function checkLength(
   const { step, totalSteps } = state;
   if (totalSteps === plan.totalSteps) return;
   const used = Math.max(step, keeper?.best?.step ?? 0);
-  const from = { totalSteps, warmupSteps: Number(state.identity[kOfLength]) };
+  const { [kOfLength]: warmupSteps } = state.identity;
+  if (typeof warmupSteps !== 'number') {
+    throw new FormatError(
+      `${path}: identity.${kOfLength} must be a number, got ${shown(warmupSteps)}`,
+      {
+        path,
+      },
+    );
+  }
+  const from = { totalSteps, warmupSteps };
   await checkNewLength({ path, step, used, from, to: plan }, input, options);
   if (options.resources.cacheTeacher && !existsSync(join(folder.run, kTeacherCacheName))) {
     throw new ArgumentError(

@@ -8,7 +8,7 @@ import { type ExportNote, RUN_FILES } from '../io/run_folder.ts';
 import { type Environment, logEnvironment } from './environment.ts';
 import { type EarlierEvaluation, EvaluationLog } from './evaluation_log.ts';
 import { toJson } from './json.ts';
-import { LineLog } from './line_log.ts';
+import { isUpTo, LineLog } from './line_log.ts';
 import { openMetrics } from './metrics.ts';
 import type { Sample } from './samples.ts';
 import type { StepRecord, TrainResult } from './types.ts';
@@ -114,5 +114,5 @@ async function openSamples(
   { isWanted, kept }: { isWanted: boolean; kept: number },
 ): Promise<LineLog<SampleLine> | null> {
   if (!isWanted && !existsSync(path)) return null;
-  return LineLog.open<SampleLine>(path, ({ step }) => step <= kept);
+  return LineLog.open<SampleLine>(path, isUpTo(kept));
 }

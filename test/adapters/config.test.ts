@@ -248,9 +248,11 @@ describe("PEFT's corda_method", () => {
 
   it('is refused where it is none, or contradicts the start', () => {
     const method = (corda_method: unknown) => ({ corda_config: { corda_method } });
-    expect(() => loraConfig({ initLoraWeights: 'corda', ...method('all') })).toThrow(
-      new ArgumentError('corda_config: corda_method must be ipm or kpm, got "all"'),
-    );
+    for (const other of ['all', 'constructor']) {
+      expect(() => loraConfig({ initLoraWeights: 'corda', ...method(other) })).toThrow(
+        new ArgumentError(`corda_config: corda_method must be ipm or kpm, got "${other}"`),
+      );
+    }
     expect(() => parseAdapterConfig(file(method(3)))).toThrow(FormatError);
     expect(() => loraConfig({ initLoraWeights: 'corda_kpm', ...method('ipm') })).toThrow(
       'corda_config: corda_method ipm does not fit init_lora_weights corda_kpm; leave one of them out',

@@ -51,6 +51,15 @@ describe('targets', () => {
     expect(() => names({ targetModules: '(' })).toThrow(/pattern "\("/);
   });
 
+  it.each([
+    ['nests too deeply', `${'(?:'.repeat(101)}q${')*'.repeat(101)}`, /has groups within groups/],
+    ['is too long', 'q'.repeat(20_001), /has 20001 characters/],
+    ['V8 cannot compile', 'q?'.repeat(10_000), /Stack overflow; write it/],
+  ])('refuses a pattern that %s', (_, pattern, message) => {
+    expect(() => names({ targetModules: pattern })).toThrow(message);
+    expect(() => names({ rankPattern: { [pattern]: 4 } })).toThrow(message);
+  });
+
   it('stops a pattern that backtracks for ever, and names it', () => {
     const evil = '((\\w|\\w|\\w|\\.)+)+!';
     const stopped =

@@ -174,6 +174,10 @@ describe('labels', () => {
     await expect(made(texts('good', 'BAD'), { labelNames })).rejects.toThrow(
       /must be one of the ids 0\.\.2 .* names GOOD, Bad, bad, got "BAD"/,
     );
+    // A value that cannot become a text.
+    await expect(made(texts('good', { toString: 1 }), { labelNames })).rejects.toThrow(
+      /must be one of the ids .*, got \{"toString":1\}/,
+    );
     const none = await made(texts('good', 'bad'), { labelNames: null });
     expect(none.scheme.names).toEqual(['bad', 'good']);
   });

@@ -100,6 +100,11 @@ describe('a wrong file', () => {
     await expect(refused('- a\n')).rejects.toThrow(
       /wrong\.yaml: must hold options by name; write one option a line, such as output_type/,
     );
+    for (const deep of ['['.repeat(5000), '- '.repeat(5000), '{a: '.repeat(101)]) {
+      await expect(refused(`task: 1\nuntil:\n  ${deep}\n`)).rejects.toThrow(
+        /wrong\.yaml: nests deeper than 100; write one option a line/,
+      );
+    }
     await expect(refused('task: [\n')).rejects.toThrow(/wrong\.yaml:\d+:\d+: /);
     await expect(readTaskFile(join(folder, 'absent.yaml'))).rejects.toThrow(
       /cannot read the task .*absent\.yaml: no such file/,
@@ -121,6 +126,12 @@ describe('a wrong file', () => {
     const file = `${kQuestion}doc_to_target: "{{a}}"\nregex_pattern: `;
     await expect(refused(`${file}"("\n`)).rejects.toThrow(
       /wrong\.yaml:5: regex_pattern is no regular expression/,
+    );
+    await expect(refused(`${file}"${'a?'.repeat(10_000)}"\n`)).rejects.toThrow(
+      /wrong\.yaml:5: regex_pattern is no regular expression: .*Stack overflow/,
+    );
+    await expect(refused(`${file}"${'('.repeat(200)}${')'.repeat(200)}"\n`)).rejects.toThrow(
+      /wrong\.yaml:5: regex_pattern has groups within groups/,
     );
     const task = (await refused(`${file}"(a+)+b"\n`)) as GenerationTask;
     expect(() => task.extract({ question: '', answer: '' }, 'a'.repeat(40))).toThrow(

@@ -83,6 +83,21 @@ it('of a checkpoint has the steps up to it', async () => {
   expect(text).not.toContain('| 6 |');
 });
 
+it('leaves out numbers of the record that are none', async () => {
+  const changed = join(folder, 'changed');
+  await cp(join(folder, 'run'), changed, { recursive: true });
+  const metrics = join(changed, 'run/metrics.jsonl');
+  const line = '{"step":6,"loss":1,"tokens":{"toString":1},"epoch":[],"peakRssBytes":"x"}\n';
+  await writeFile(metrics, (await readFile(metrics, 'utf8')) + line);
+  await writeFile(join(changed, 'run/export.json'), '{"step":{"toString":1}}');
+  const { code, err } = await balora([
+    ...['export', '--model', snapshot, '--output', join(folder, 'of-changed')],
+    ...['--adapter', changed],
+  ]);
+  expect(code, err).toBe(0);
+  expect(await card('of-changed')).toMatch(/^6 steps, \d+ tokens\.$/m);
+});
+
 it('that somebody has changed is kept', async () => {
   const again = join(folder, 'again');
   await cp(join(folder, 'run'), again, { recursive: true });

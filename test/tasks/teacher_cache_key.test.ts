@@ -137,7 +137,7 @@ describe('a later run', () => {
     ['base, in NF4', { base: 'nf4' }, /model is .*, not /],
     ['base, quantised as it is read', { load: { baseFormat: 'nf4' } }, /model is .*, not /],
     ['type', { load: { dtype: 'bf16' } }, /dtype is f32, not bf16/],
-    ['type of products', { training: { compute: 'teacher' } }, /products is f32, not int8/],
+    ['type of products', { training: { compute: 'teacher' } }, /products is "f32", not "int8"/],
     [
       'temperature',
       { training: { regularizers: { ...kRegularizers, temperature: 3 } } },
@@ -173,7 +173,7 @@ describe('a later run', () => {
       await expect(run({ adapter })).rejects.toThrow(/model is llama.*, quantised \w+, not llama/);
     }
     const int8: Case = { adapter: quantised, training: { compute: 'int8' } };
-    await expect(run(int8)).rejects.toThrow(/products is f32, not int8/);
+    await expect(run(int8)).rejects.toThrow(/products is "f32", not "int8"/);
   });
 });
 

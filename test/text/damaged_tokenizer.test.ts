@@ -65,7 +65,7 @@ describe('a damaged tokenizer.json', () => {
     [
       'a behavior that is a number',
       { pre_tokenizer: { type: 'Split', pattern: { String: ' ' }, behavior: 5, invert: false } },
-      /pre_tokenizer\.behavior must be text or null, got 5/,
+      /pre_tokenizer\.behavior must be text, got 5/,
     ],
     [
       'a step of a sequence without a type',
@@ -90,7 +90,52 @@ describe('a damaged tokenizer.json', () => {
     [
       'words of length 0, which would never end',
       { pre_tokenizer: { type: 'FixedLength', length: 0 } },
-      /pre_tokenizer\.length must be a whole number >= 1 or null, got 0/,
+      /pre_tokenizer\.length must be a whole number >= 1, got 0/,
+    ],
+    [
+      'words of length null',
+      { pre_tokenizer: { type: 'FixedLength', length: null } },
+      /pre_tokenizer\.length must be a whole number >= 1, got null/,
+    ],
+    [
+      'a mark that is null, which would be four letters',
+      { pre_tokenizer: { type: 'Metaspace', replacement: null } },
+      /pre_tokenizer\.replacement must be text, got null/,
+    ],
+    [
+      'a beginning that is null',
+      { normalizer: { type: 'Prepend', prepend: null } },
+      /normalizer\.prepend must be text, got null/,
+    ],
+    [
+      'a replacement that is null',
+      { normalizer: { type: 'Replace', pattern: { String: 'a' }, content: null } },
+      /normalizer\.content must be text, got null/,
+    ],
+    [
+      'a character to strip that is null',
+      {
+        decoder: {
+          type: 'Sequence',
+          decoders: [{ type: 'Fuse' }, { type: 'Strip', content: null }],
+        },
+      },
+      /decoder\.decoders\.1\.content must be text, got null/,
+    ],
+    [
+      'a sequence without steps',
+      { decoder: { type: 'Sequence' } },
+      /decoder\.decoders must be a list/,
+    ],
+    [
+      'words of fewer than no characters',
+      { model: { ...(wordPiece.model as object), max_input_chars_per_word: -1 } },
+      /max_input_chars_per_word must be a whole number from 0 to 1000, got -1/,
+    ],
+    [
+      'a special token whose id is of no vocabulary',
+      { post_processor: { type: 'BertProcessing', cls: ['a', 2 ** 31], sep: ['b', 1] } },
+      /gives no id for cls/,
     ],
     ['a model that is none', { model: null }, /model must be an object, got null/],
     ['no vocabulary', { model: { type: 'BPE', merges: [] } }, /model\.vocab must be/],
@@ -133,7 +178,15 @@ describe('a damaged tokenizer.json', () => {
     expect((error as Error).message).toMatch(message);
   });
 
-  it.each([7, {}, [null], [{ name: 'default' }]])(
+  it('that nests too deeply is refused, from a file or not', async () => {
+    const depth = 20_000;
+    const decoder = JSON.parse(`${'{"a":'.repeat(depth)}1${'}'.repeat(depth)}`) as object;
+    const deep = { ...base, decoder: { type: 'Fuse', ...decoder } };
+    expect(() => Tokenizer.fromJson(deep)).toThrow(FormatError);
+    expect(() => Tokenizer.fromJson(deep)).toThrow(/^tokenizer: it nests too deeply/);
+  });
+
+  it.each([7, 0, false, {}, [null], [{ name: 'default' }]])(
     'with the chat template %j is refused',
     (given) => {
       expect(() => Tokenizer.fromJson(base, { chat_template: given })).toThrow(

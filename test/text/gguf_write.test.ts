@@ -66,6 +66,21 @@ describe('byte-level BPE', () => {
     },
   );
 
+  it('has as many tokens as the largest vocabularies', () => {
+    const json = tinyTokenizerJson() as { added_tokens: Json[]; model: Json };
+    const { vocab } = json.model as { vocab: Record<string, number> };
+    const least = Object.keys(vocab).length;
+    const many = Array.from({ length: 200_000 }, (_, i) => [`<${i}>`, least + i] as const);
+    const size = least + many.length;
+    const tokenizer = Tokenizer.fromJson({
+      ...json,
+      added_tokens: json.added_tokens.map((token, i) => ({ ...token, id: size + i })),
+      model: { ...json.model, vocab: { ...vocab, ...Object.fromEntries(many) } },
+    });
+    const values = valuesOf(tokenizer, tokenizer.vocabSize);
+    expect(values.get('tokenizer.ggml.tokens')).toHaveLength(tokenizer.vocabSize);
+  });
+
   it('has unused tokens for rows beyond the vocabulary, and the chat template', () => {
     const tokenizer = byteLevel({ type: 'ByteLevel', add_prefix_space: false, use_regex: true });
     const values = valuesOf(tokenizer, tokenizer.vocabSize + 2);

@@ -61,6 +61,13 @@ describe('a pattern that backtracks for ever is stopped', () => {
     expect(tokenizer.encode('the')).toEqual(tinyTokenizer().encode('the'));
   });
 
+  it('in the normalizer, which an added token goes through', () => {
+    const { added_tokens: tokens } = tinyTokenizerJson() as { added_tokens: { id: number }[] };
+    const id = Math.max(...tokens.map((token) => token.id)) + 1;
+    const added_tokens = [...tokens, { id, content: kText, special: false, normalized: true }];
+    expect(() => made({ normalizer: replacing(kEvil), added_tokens })).toThrow(kStopped);
+  });
+
   it('with the row named, in a dataset', async () => {
     const rows = [
       { prompt: 'b', response: 'c' },
@@ -110,7 +117,7 @@ describe('patterns', () => {
     };
     expect(() =>
       made({ model: { ...wordPiece, max_input_chars_per_word: 1e9 }, added_tokens: [] }),
-    ).toThrow(/max_input_chars_per_word must be a whole number up to 1000, got 1000000000/);
+    ).toThrow(/max_input_chars_per_word must be a whole number from 0 to 1000, got 1000000000/);
     made({ model: { ...wordPiece, max_input_chars_per_word: 100 }, added_tokens: [] });
   });
 });

@@ -123,6 +123,10 @@ describe('Unigram', () => {
     const model = { byte_fallback: true, vocab: [...kPieces, ...bytes] };
     const ids = unigram({ model }).encode('é', { addSpecialTokens: false });
     expect(ids).toEqual([3, kPieces.length + 0xc3, kPieces.length + 0xa9]);
+    // A word of more bytes than a call takes arguments.
+    const letters = 100_000;
+    const long = unigram({ model }).encode('é'.repeat(letters), { addSpecialTokens: false });
+    expect(long).toHaveLength(1 + 2 * letters);
   });
 });
 

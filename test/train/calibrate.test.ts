@@ -369,6 +369,13 @@ describe.each([
     await expect(again({ seed: 1 })).rejects.toThrow(/with the seed 42, not 1/);
     await expect(again({ maxBytes: 77 })).rejects.toThrow(/with maxBytes \d+, not 77/);
     const bytes = readFileSync(`${file}.part`);
+    const { tensors, metadata } = await loadSafetensors(`${file}.part`);
+    for (const note of ['{', 'null', '{"facts":null}', undefined]) {
+      const { balora_calibration_part: _, ...rest } = metadata;
+      const own = note === undefined ? [] : [['balora_calibration_part', note] as const];
+      await saveSafetensors(`${file}.part`, tensors, { ...rest, ...Object.fromEntries(own) });
+      await expect(again({})).rejects.toThrow(/\.part: balora_calibration_part.*; remove it/);
+    }
     bytes[bytes.length - 3] = (bytes[bytes.length - 3] as number) ^ 1;
     writeFileSync(`${file}.part`, bytes);
     await expect(again({})).rejects.toThrow(FormatError);

@@ -132,7 +132,7 @@ it('is part of the identity of a run and of the key of a teacher cache', async (
   await cached('teacher');
   for (const mode of ['dtype', 'dx'] as const) {
     await expect(cached(mode), mode).rejects.toThrow(
-      /teacher\.cache: it holds outputs of another teacher: products is int8, not f32;/,
+      /teacher\.cache: it holds outputs of another teacher: products is "int8", not "f32";/,
     );
   }
   const exact = { ...optionsFor(await adapted(), 'dx', { regularizers, maxSteps: 1 }) };
@@ -140,7 +140,7 @@ it('is part of the identity of a run and of the key of a teacher cache', async (
   await records({ ...exact, teacherCache: other });
   await expect(
     records(optionsFor(await adapted(), 'int8', { teacherCache: other, regularizers })),
-  ).rejects.toThrow(/exact\.cache: .*: products is f32, not int8;/);
+  ).rejects.toThrow(/exact\.cache: .*: products is "f32", not "int8";/);
 });
 
 it('is refused where it cannot be, by name', async () => {

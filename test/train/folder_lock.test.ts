@@ -39,6 +39,14 @@ describe('a lock', () => {
     expect(readFileSync(lock, 'utf8')).toBe(text);
   });
 
+  it('that names a thread which is none counts as held', async () => {
+    const held = await acquire();
+    const own = JSON.parse(readFileSync(lock, 'utf8')) as object;
+    await held.release();
+    writeFileSync(lock, JSON.stringify({ ...own, thread: { id: { toString: 1 }, started: '1' } }));
+    await expect(acquire()).rejects.toThrow(`in use by ${process.pid}`);
+  });
+
   it('of a process that died is taken over, and so is that of one that died while taking it over', async () => {
     writeFileSync(lock, textOf(dead()));
     const first = await acquire();

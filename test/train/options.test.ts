@@ -157,6 +157,8 @@ it('an option of any table that a checkpoint lacks counts as having its default'
     'memoryBudget: was null, is "min"',
   ]);
   expect(differences({}, { momentum: 0.5 })).toEqual(['momentum: was 0, is 0.5']);
+  // A key that every object has.
+  expect(differences({ constructor: 1 }, {})).toEqual(['constructor: was 1, is null']);
 });
 
 it('an option of the adapter that a checkpoint lacks, and the order of keys, make no difference', () => {

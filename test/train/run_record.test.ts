@@ -228,17 +228,35 @@ describe('an evaluation that was made before the run stopped', () => {
     expect(lines('environment.jsonl').map(({ startStep }) => startStep)).toEqual([0, 2]);
   });
 
-  it('is repeated where its file was changed so that it cannot be read', async () => {
+  it.each([
+    '{',
+    '5',
+    '{"step":{"toString":1}}',
+    '{"step":4,"data":"D","result":null}',
+    '{"step":4,"data":"D","result":{"loss":{"toString":1}}}',
+  ])('is repeated where its file was changed to %s', async (changed) => {
     await run();
-    writeFileSync(join(output, 'run/last_evaluation.json'), '{');
+    const { data } = JSON.parse(text('last_evaluation.json')) as { data: string };
+    writeFileSync(
+      join(output, 'run/last_evaluation.json'),
+      changed.replace('"D"', JSON.stringify(data)),
+    );
+    const line = '{"step":{"toString":1,"valueOf":2}}\n';
+    for (const name of ['evaluations', 'metrics']) {
+      appendFileSync(join(output, `run/${name}.jsonl`), line);
+    }
     expect((await run({ resume: true })).seen).toBe('start evaluation4 end');
+    for (const name of ['evaluations.jsonl', 'metrics.jsonl'])
+      expect(text(name)).not.toContain(line);
   });
 });
 
 it('numbers that are not finite survive in the record', () => {
   const value = {
     ...{ loss: Number.NaN, best: [Number.NEGATIVE_INFINITY, { f1: 1.5 }], kl: null, metric: 'f1' },
-    labels: ['NaN', 'Infinity', 'x'],
+    label: 'NaN',
   };
-  expect(fromJson(toJson(value), { texts: ['labels'] })).toEqual(value);
+  expect(fromJson(toJson(value), { texts: ['label'] })).toEqual(value);
+  const deep = `${'['.repeat(5000)}${']'.repeat(5000)}`;
+  expect(() => fromJson(`{"label":${deep}}`, { texts: ['label'] })).toThrow(SyntaxError);
 });

@@ -1,6 +1,7 @@
 /** Fields of a row of a task's data, whose types are checked where they are read. */
 import type { Row } from '../../data/rows.ts';
 import { ArgumentError } from '../../errors.ts';
+import { shown } from '../../shown.ts';
 
 const kShownCharacters = 60;
 
@@ -27,6 +28,13 @@ export class Fields {
     if (typeof value !== 'string') throw this.wrong(name, 'a text');
     if (value === '' && !mayBeEmpty) throw this.wrong(name, 'a text that is not empty');
     return value;
+  }
+
+  /** A text, a number, or true or false, as a text. @throws ArgumentError for anything else */
+  word(name: string): string {
+    const value = this.value(name);
+    if (['string', 'number', 'bigint', 'boolean'].includes(typeof value)) return String(value);
+    throw this.wrong(name, 'a text or a number');
   }
 
   /** A list of at least two texts, or of another number. @throws ArgumentError for anything else */
@@ -71,14 +79,11 @@ export class Fields {
 
   /** The error for a field with a wrong value. */
   wrong(name: string, wanted: string): ArgumentError {
-    const json = JSON.stringify(this.row[name], (_, part) =>
-      typeof part === 'bigint' ? String(part) : part,
+    const found = shown(
+      Object.hasOwn(this.row, name) ? this.row[name] : undefined,
+      kShownCharacters,
     );
-    const shown =
-      json !== undefined && json.length > kShownCharacters
-        ? `${json.slice(0, kShownCharacters)}...`
-        : json;
-    return new ArgumentError(`field "${this.path(name)}" must be ${wanted}, got ${shown}`);
+    return new ArgumentError(`field "${this.path(name)}" must be ${wanted}, got ${found}`);
   }
 
   /** The name of a field in messages. */

@@ -7,7 +7,7 @@ import type { GenerationTask, QuestionItem } from './task.ts';
 /** A problem and its answer, which is a field of its own or in the box of the solution. */
 function read(fields: Fields): QuestionItem {
   const group = ['type', 'subject', 'level'].filter((name) => fields.has(name));
-  const groups = Object.fromEntries(group.map((name) => [name, String(fields.value(name))]));
+  const groups = Object.fromEntries(group.map((name) => [name, fields.word(name)]));
   const answer = fields.has('answer') ? fields.text('answer') : mathGold(fields.text('solution'));
   if (answer) return { question: fields.text('problem'), answer, groups };
   throw fields.wrong('solution', 'a solution with its answer in \\boxed{}');

@@ -30,8 +30,9 @@ function sentences(fields: Fields): ReadonlyMap<string, string> {
   const found = new Map<string, string>();
   for (const one of list) {
     const { sentence, gold_label: label } = (one ?? {}) as Record<string, unknown>;
-    const name = typeof label === 'string' ? label : kNumbered[Number(label)];
-    if (typeof sentence === 'string' && sentence !== '' && name !== undefined)
+    const isNumber = typeof label === 'number' || typeof label === 'bigint';
+    const name = isNumber ? kNumbered[Number(label)] : label;
+    if (typeof sentence === 'string' && sentence !== '' && typeof name === 'string')
       found.set(name, sentence);
   }
   if (kLabels.every((label) => found.has(label))) return found;

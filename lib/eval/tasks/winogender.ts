@@ -34,7 +34,7 @@ function read(fields: Fields): ChoiceItem {
         occupation: fields.text('occupation'),
         participant: fields.text('participant'),
         label: fields.index('label', 2),
-        gender: fields.has('gender') ? String(fields.value('gender')) : '',
+        gender: fields.has('gender') ? fields.word('gender') : '',
       }
     : named(fields);
   return {

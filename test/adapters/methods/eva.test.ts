@@ -152,6 +152,9 @@ it("takes PEFT's EvaConfig, and refuses what of it is not supported", async () =
     'eva_config: use_label_mask = false is not supported, only true is',
   );
   await expect(refused({ sigma: 1 })).rejects.toThrow('eva_config: unknown key "sigma", known: ');
+  await expect(refused({ rho: null })).rejects.toThrow(
+    'eva_config: rho must be a number, a text, or true or false, got null',
+  );
   await expect(refused({ whiten: 1 })).rejects.toThrow(
     'calibrate: whiten must be true or false, got 1',
   );
