@@ -133,10 +133,10 @@ describe('a later run', () => {
   );
 
   it.each<[string, Case, RegExp]>([
-    ['base', { base: 'base-4' }, /model is llama.*, not llama/],
+    ['base', { base: 'base-4' }, /model is "llama.*, not "llama/],
     ['base, in NF4', { base: 'nf4' }, /model is .*, not /],
     ['base, quantised as it is read', { load: { baseFormat: 'nf4' } }, /model is .*, not /],
-    ['type', { load: { dtype: 'bf16' } }, /dtype is f32, not bf16/],
+    ['type', { load: { dtype: 'bf16' } }, /dtype is "f32", not "bf16"/],
     ['type of products', { training: { compute: 'teacher' } }, /products is "f32", not "int8"/],
     [
       'temperature',
@@ -170,7 +170,7 @@ describe('a later run', () => {
       { ...quantised, r: 3 },
       { ...quantised, loraAlpha: 7 },
     ]) {
-      await expect(run({ adapter })).rejects.toThrow(/model is llama.*, quantised \w+, not llama/);
+      await expect(run({ adapter })).rejects.toThrow(/model is "llama.*, quantised .*, not "llama/);
     }
     const int8: Case = { adapter: quantised, training: { compute: 'int8' } };
     await expect(run(int8)).rejects.toThrow(/products is "f32", not "int8"/);
