@@ -128,7 +128,7 @@ class Backward {
   }
 
  private:
-  // What the tile of queries after this one reads and writes.
+  // The rows that the tile of queries after this one reads and writes.
   RowsAhead<T> ahead_of(const Segment& segment, int64_t kv_head, int64_t h, int64_t tile,
                         int64_t products) const {
     const bool more = h + 1 < g_.group();
