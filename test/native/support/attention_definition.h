@@ -51,7 +51,7 @@ struct AttentionResults {
   std::vector<double> out, lse, dq, dk, dv;
 };
 
-// What a key that a query does not see does to its sums: nothing, or it is multiplied by zero, as in
+// Whether a key that a query does not see is left out of its sums or multiplied by zero, as in
 // tiles, which makes a difference where it is not finite.
 enum class Unseen { kLeftOut, kTimesZero };
 

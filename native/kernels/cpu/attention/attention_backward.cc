@@ -10,6 +10,8 @@
 // thread count always gives the same bits. Scores are computed transposed (keys x queries), which
 // hands p and ds to the products over queries as they are. A tile of queries at a time: its packed
 // copies and its dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
+#include <array>
+
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
@@ -64,6 +66,30 @@ struct Scratch {
   }
 };
 
+// The rows of the tile of queries that comes next. They lie apart, which no hardware prefetcher
+// follows: a part of them is asked for before each product of the tile before, so that few wait for
+// memory at a time.
+template <typename T>
+struct RowsAhead {
+  std::array<Source<T>, 4> sources;
+  int64_t step, next = 0;
+
+  // `products`: in how many parts.
+  RowsAhead(const std::array<Source<T>, 4>& given, int64_t products)
+      : sources(given), step((kTile + products - 1) / products) {}
+
+  void ask() {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    for (const Source<T>& s : sources) {
+      for (int64_t i = next; i < std::min(next + step, s.rows); ++i) {
+        const T* row = s.data + i * s.stride;
+        for (int64_t c = 0; c < s.size; c += kLine) __builtin_prefetch(row + c);
+      }
+    }
+    next += step;
+  }
+};
+
 template <typename T, typename E>
 class Backward {
  public:
@@ -102,11 +128,9 @@ class Backward {
   }
 
  private:
-  using Ahead = RowsAhead<T, 4>;
-
-  // What the tile of queries after this one reads and writes.
-  Ahead ahead_of(const Segment& segment, int64_t kv_head, int64_t h, int64_t tile,
-                 int64_t products) const {
+  // The rows that the tile of queries after this one reads and writes.
+  RowsAhead<T> ahead_of(const Segment& segment, int64_t kv_head, int64_t h, int64_t tile,
+                        int64_t products) const {
     const bool more = h + 1 < g_.group();
     const int64_t head = kv_head * g_.group() + (more ? h + 1 : 0);
     const Queries own(segment, more ? tile : tile + 1);
@@ -124,7 +148,7 @@ class Backward {
     const int64_t first = std::max(met.first, run.first), last = std::min(met.last, run.last);
     if (first >= last) return;
     pack_queries(segment, run.kv_head * g_.group() + h, tile, s);
-    Ahead ahead = ahead_of(segment, run.kv_head, h, tile, kProducts * (last - first));
+    RowsAhead<T> ahead = ahead_of(segment, run.kv_head, h, tile, kProducts * (last - first));
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
       pack_keys(segment, run.kv_head, key_tile, s);
       tile_pair(segment, key_tile, tile, s, ahead);
@@ -160,7 +184,7 @@ class Backward {
   static constexpr int64_t kProducts = 5;  // of a pair of tiles
 
   void tile_pair(const Segment& segment, int64_t key_tile, int64_t query_tile, const Scratch<E>& s,
-                 Ahead& ahead) const {
+                 RowsAhead<T>& ahead) const {
     const Queries own(segment, query_tile);
     const int64_t first_key = key_tile * kTile;
     const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);

@@ -3,8 +3,6 @@
 // products run in (bf16 where the CPU multiplies it, else f32; f64 for f64), A = Acc<E> the type of
 // scores and sums.
 #pragma once
-#include <algorithm>
-#include <array>
 #include <cstdint>
 
 #include "kernels/cpu/attention/attention_plan.h"
@@ -19,31 +17,6 @@ struct Source {
   const T* data;
   int64_t stride;
   int64_t rows, size;
-};
-
-// The rows of the tile of queries that comes next. They lie apart, which no hardware prefetcher
-// follows: a part of them is asked for before each product of the tile before, so that few wait for
-// memory at a time.
-template <typename T, size_t kSources>
-class RowsAhead {
- public:
-  RowsAhead(const std::array<Source<T>, kSources>& sources, int64_t products)
-      : sources_(sources), step_((kTile + products - 1) / std::max<int64_t>(1, products)) {}
-
-  void ask() {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-    for (const Source<T>& s : sources_) {
-      for (int64_t i = next_; i < std::min(next_ + step_, s.rows); ++i) {
-        const T* row = s.data + i * s.stride;
-        for (int64_t c = 0; c < s.size; c += kLine) __builtin_prefetch(row + c);
-      }
-    }
-    next_ += step_;
-  }
-
- private:
-  std::array<Source<T>, kSources> sources_;
-  int64_t step_, next_ = 0;
 };
 
 // Each writes a whole padded tile, (r, d) = (padded rows, padded size), zeros beyond the source:
