@@ -104,7 +104,7 @@ class Backward {
  private:
   using Ahead = RowsAhead<T, 4>;
 
-  // What the tile of queries after this one reads and writes.
+  // Returns the rows that the tile of queries after this one reads and writes.
   Ahead ahead_of(const Segment& segment, int64_t kv_head, int64_t h, int64_t tile,
                  int64_t products) const {
     const bool more = h + 1 < g_.group();

@@ -228,8 +228,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 enum class Operand { kQ, kK, kV, kDout };
 
 // NaN exactly where the definition has NaN, except that a key or a query that is not finite may be
-// multiplied by the zeros of those that it does not see, as wherever scores are masked by -infinity;
-// infinities where it has them; else as near as `tolerance`.
+// multiplied by the zeros of those that it does not see, as wherever scores are masked by
+// -infinity; infinities where it has them; else as near as `tolerance`.
 template <typename T>
 void check_special(const char* what, const Array<T>& actual, const std::vector<double>& want,
                    const std::vector<double>& times_zero, double tolerance) {
