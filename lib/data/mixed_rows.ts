@@ -55,10 +55,14 @@ export function mixRows(sources: readonly RowSource[], weights?: readonly number
       const [source, own] = at(index);
       return source.where(own);
     },
-    close: async () => {
-      for (const source of sources) await source.close();
-    },
+    close: () => closeAll(sources),
   };
+}
+
+/** Closes sources of rows, the others also where one cannot be closed. @throws the first failure */
+export async function closeAll(sources: readonly RowSource[]): Promise<void> {
+  const ends = await Promise.allSettled(sources.map((source) => source.close()));
+  for (const end of ends) if (end.status === 'rejected') throw end.reason;
 }
 
 /** Refuses weights that do not fit the files. @throws ArgumentError */

@@ -11,7 +11,7 @@ import {
 import { DelimitedFile } from './delimited.ts';
 import { JsonArrayFile } from './json_array.ts';
 import { JsonlFile, type JsonlOptions } from './jsonl.ts';
-import { checkWeights, mixRows } from './mixed_rows.ts';
+import { checkWeights, closeAll, mixRows } from './mixed_rows.ts';
 import { ParquetFile } from './parquet.ts';
 import type { RowSource } from './rows.ts';
 
@@ -57,7 +57,7 @@ export async function openRows(
     for (const path of files) opened.push(await openFile(path, rest));
     return mixRows(opened, dataWeights);
   } catch (error) {
-    for (const rows of opened) await rows.close();
+    await closeAll(opened).catch(() => {}); // the error that was first is the one to show
     throw error;
   }
 }

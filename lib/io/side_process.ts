@@ -11,6 +11,7 @@ import type { Socket } from 'node:net';
 import { totalmem } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { BaloraError, type ErrorCode, errorFromCode, NativeError } from '../errors.ts';
+import { reasonOf } from './files.ts';
 
 const kIdleMs = 10_000;
 const kLeastHeapMiB = 256;
@@ -101,7 +102,8 @@ export class SideProcess<Q, A> {
       return answer.value as A;
     } finally {
       hold(child, false);
-      if (child.killed && this.#running === running) this.#running = null;
+      const isGone = child.killed || child.pid === undefined;
+      if (isGone && this.#running === running) this.#running = null;
       if (this.#running === running)
         this.#idle = setTimeout(() => void this.end(), kIdleMs).unref();
     }
@@ -111,13 +113,18 @@ export class SideProcess<Q, A> {
     const { module, setup, heapMiB } = this.options;
     // From lib/io as well as from dist/io: a process runs the compiled library.
     const entry = fileURLToPath(new URL(`../../dist/${module}`, import.meta.url));
-    const child = fork(entry, [], {
-      execArgv: [`--max-old-space-size=${Math.min(heapMiB, halfOfMemoryMiB())}`],
-      env: { ...process.env, NODE_OPTIONS: '' },
-      serialization: 'advanced',
-      stdio: ['pipe', 'ignore', 'ignore', 'ipc'],
-    });
-    // A failure while nobody waits shows at the next request.
+    let child: ChildProcess;
+    try {
+      child = fork(entry, [], {
+        execArgv: [`--max-old-space-size=${Math.min(heapMiB, halfOfMemoryMiB())}`],
+        env: { ...process.env, NODE_OPTIONS: '' },
+        serialization: 'advanced',
+        stdio: ['pipe', 'ignore', 'ignore', 'ipc'],
+      });
+    } catch (error) {
+      throw cannotStart(error as Error);
+    }
+    // A failure while nobody waits shows at the next request, and one to start as the event 'error' after this turn.
     child.on('error', () => {});
     child.stdin?.on('error', () => {});
     (child.stdin as Socket | null)?.unref();
@@ -128,7 +135,7 @@ export class SideProcess<Q, A> {
       child.once('close', () => resolve());
       if (child.pid === undefined) resolve(); // it could not be started
     });
-    child.send({ setup } satisfies Setup);
+    if (child.pid !== undefined) child.send({ setup } satisfies Setup);
     return { child, closed };
   }
 }
@@ -160,6 +167,8 @@ async function exchange(
         child.off('message', resolve).off('exit', onExit).off('error', onError);
         signal?.removeEventListener('abort', onAbort);
       };
+      // Without a process there is no channel, and the event 'error' says why.
+      if (child.pid === undefined) return;
       child.send(request, (error) => {
         if (error !== null) onError(error);
       });
@@ -175,6 +184,7 @@ async function exchange(
 
 /** Kills a process, and waits until it has ended and its pipes are closed. */
 async function kill({ child, closed }: Running): Promise<void> {
+  if (child.pid === undefined) return;
   hold(child, true);
   child.kill('SIGKILL');
   await closed;
@@ -192,7 +202,8 @@ function hold(child: ChildProcess, on: boolean): void {
 }
 
 function cannotStart(error: Error): NativeError {
-  return new NativeError(`a process for reading data cannot be started: ${error.message}`, {
+  const reason = reasonOf(error) ?? error.message;
+  return new NativeError(`a process for reading data cannot be started: ${reason}`, {
     cause: error,
   });
 }

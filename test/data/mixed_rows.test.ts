@@ -143,6 +143,19 @@ describe('rows of several files', () => {
     await rows.close();
   });
 
+  it('are all closed, also where one cannot be', async () => {
+    let closed = 0;
+    const files = ['a', 'b', 'c'].map((name) => ({
+      ...arrayRows(list(name, 1), name),
+      close: async () => {
+        closed++;
+        if (name !== 'c') throw new Error(`${name} cannot be closed`);
+      },
+    }));
+    await expect(mixRows(files).close()).rejects.toThrow('a cannot be closed');
+    expect(closed).toBe(3);
+  });
+
   it('may have other names for labelled texts', async () => {
     const rows = mixRows([
       arrayRows([{ text: 'a', label: 0 }]),

@@ -1,4 +1,5 @@
 // Work in a process of its own: its answers and errors, its ends by time, memory, a signal and with its parent.
+import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -87,6 +88,24 @@ describe('a side process', () => {
       /cannot be started: it ended with code 1/,
     );
   });
+
+  it.skipIf(process.platform === 'win32')(
+    'that the system cannot start is an error, and the next request starts it',
+    () => {
+      const program = 'test/io/programs/side_without_files.mjs';
+      const shell = ['-c', 'ulimit -n 120 && exec "$0" "$1"', process.execPath, program];
+      const { stdout, stderr } = spawnSync('sh', shell, { encoding: 'utf8', timeout: 60_000 });
+      expect(stderr).toBe('');
+      const failed = 'ERR_NATIVE: a process for reading data cannot be started';
+      expect(stdout.split('\n')).toEqual([
+        `${failed}: this process has too many files open (EMFILE)`,
+        'answered',
+        `${failed}: spawn /none/node ENOENT`,
+        'answered',
+        '',
+      ]);
+    },
+  );
 
   it('ends while it spins if its parent is killed, and with a parent that has nothing left to do', async () => {
     const killed = await runProgram('test/io/programs/side_parent.mjs', { args: ['kill'] });

@@ -26,6 +26,11 @@ const { kSuites, wanted, toolsFor, targetsFor, unlisted } = (await import(path))
   unlisted(options: Options, rows: Row[], others: Suite[], groups: Groups): string[];
 };
 
+const checks = '../../scripts/support/checks.mjs';
+const { attackArguments } = (await import(checks)) as {
+  attackArguments(given: string[]): string[];
+};
+
 const namesOf = (run: Options['run'], only: Options['only'] = null) =>
   wanted({ run, only }).map(({ name }) => name);
 
@@ -92,5 +97,20 @@ describe('what a run in continuous integration left out', () => {
         groups,
       ),
     ).toEqual([expect.stringMatching(/not listed .*: unit$/)]);
+  });
+});
+
+describe('the attack', () => {
+  it('has the same seed and time in each run that names none', () => {
+    const own = attackArguments([]);
+    expect(own).toEqual(['--seed', expect.stringMatching(/^\d+$/), '--minutes', '3']);
+    expect(attackArguments(['--target', 'gguf'])).toEqual([...own, '--target', 'gguf']);
+  });
+
+  it('has the seed, and the time or the count, that were given', () => {
+    const given = ['--seed', '7', '--minutes', '60'];
+    expect(attackArguments(given)).toEqual(given);
+    const counted = attackArguments(['--count', '5']);
+    expect(counted).toEqual(['--seed', expect.anything(), '--count', '5']);
   });
 });

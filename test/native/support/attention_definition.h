@@ -51,8 +51,8 @@ struct AttentionResults {
   std::vector<double> out, lse, dq, dk, dv;
 };
 
-// Whether a key that a query does not see is left out of its sums or multiplied by zero, as in
-// tiles, which makes a difference where it is not finite.
+// The part in a query's sums of a key that it does not see: none, or it is multiplied by zero, as
+// in tiles, which makes a difference where it is not finite.
 enum class Unseen { kLeftOut, kTimesZero };
 
 class AttentionDefinition {
