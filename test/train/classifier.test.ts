@@ -292,8 +292,11 @@ describe('the best step', () => {
   );
 
   describe('with an undefined value of the metric', () => {
-    const evaluation = (loss: number, metrics: object) =>
-      ({ loss, metrics }) as unknown as ClassifierEvaluation;
+    const evaluation = (loss: number, metrics: object): ClassifierEvaluation =>
+      ({
+        ...{ loss, metrics, problemType: 'regression', tokens: 4, examples: 2, seconds: 1 },
+        ...{ predictions: [], labels: [] },
+      }) as unknown as ClassifierEvaluation;
 
     it.each([
       ['pearson', evaluation(1, { pearson: null }), evaluation(2, { pearson: -0.5 })],
