@@ -1,6 +1,6 @@
 // gemm.h by way of oneDNN (f32, bf16) and product_f64.h. Mixed and half types are widened into
-// scratch first; a large B is widened and multiplied in blocks of columns so that
-// scratch stays bounded.
+// scratch first; a large B is widened and multiplied in blocks of columns or rows so that scratch
+// stays bounded.
 #include "kernels/cpu/products/gemm.h"
 
 #include <algorithm>
@@ -167,28 +167,52 @@ GemmOutput columns(GemmOutput c, int64_t first) {
   return c;
 }
 
+// What is widened of B at a time: some of its columns, or of its rows where these are stored one
+// after another and outnumber the columns. Columns would be few then, and each time read all of A.
+struct WideBlock {
+  int64_t k, n;
+};
+
+// Does not depend on m, so that a row is summed up the same way among any number of rows.
+template <typename T>
+WideBlock wide_block(const GemmShape& s, const GemmInput& a, const GemmInput& b,
+                     const GemmOutput& c) {
+  constexpr int32_t kType = kDtypeOfAcc<T>;
+  const auto fitting = [](int64_t extent) {
+    return std::max<int64_t>(kWideBlockElements / std::max<int64_t>(extent, 1), 64);
+  };
+  if (b.dtype == kType && c.dtype == kType) return {s.k, s.n};
+  const bool sums = a.dtype == kType && c.dtype == kType;  // in place, part by part of k
+  if (sums && !b.transposed && s.k > s.n) {
+    return {std::min(s.k, even_share(s.k, fitting(s.n))), s.n};
+  }
+  return {s.k, std::min(s.n, fitting(s.k))};
+}
+
 template <typename T>
 void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
                const GemmOutput& c, const GemmScale& scale) {
   constexpr int32_t kType = kDtypeOfAcc<T>;
   CpuState& state = CpuState::of(ctx);
-  const bool whole = b.dtype == kType && c.dtype == kType;
-  const int64_t fitting = std::max<int64_t>(kWideBlockElements / std::max<int64_t>(s.k, 1), 64);
-  const int64_t block = whole ? s.n : std::min(s.n, fitting);
+  const WideBlock block = wide_block<T>(s, a, b, c);
   const auto buffer = [&](CpuState::Scratch index, bool wanted, int64_t elements) {
     return wanted ? static_cast<T*>(state.scratch(index, elements * sizeof(T))) : nullptr;
   };
   const Wide<T> wide = {buffer(CpuState::kWideA, a.dtype != kType, s.m * s.k),
-                        buffer(CpuState::kWideB, b.dtype != kType, s.k * block),
-                        buffer(CpuState::kWideC, c.dtype != kType, s.m * block)};
+                        buffer(CpuState::kWideB, b.dtype != kType, block.k * block.n),
+                        buffer(CpuState::kWideC, c.dtype != kType, s.m * block.n)};
   GemmInput left = a;
-  for (int64_t first = 0; first < s.n; first += block) {
-    GemmInput right = b;
-    right.data = at(b, b.transposed ? first * b.ld : first);
-    const GemmShape part = {s.m, std::min(block, s.n - first), s.k};
-    widened_product<T>(ctx, part, left, right, columns(c, first), scale, wide);
-    if (left.dtype != kType) {  // widened by the first block, dense from here on
-      left.data = wide.a, left.dtype = kType, left.ld = stored(a, s.m, s.k).cols;
+  for (int64_t depth = 0; depth < s.k; depth += block.k) {
+    if (depth > 0) left.data = at(a, a.transposed ? depth * a.ld : depth);
+    for (int64_t first = 0; first < s.n; first += block.n) {
+      GemmInput right = b;
+      right.data = at(b, b.transposed ? first * b.ld + depth : depth * b.ld + first);
+      const GemmShape part = {s.m, std::min(block.n, s.n - first), std::min(block.k, s.k - depth)};
+      widened_product<T>(ctx, part, left, right, columns(c, first),
+                         {scale.alpha, depth > 0 ? 1 : scale.beta}, wide);
+      if (left.dtype != kType) {  // widened by the first block, dense from here on
+        left.data = wide.a, left.dtype = kType, left.ld = stored(a, s.m, s.k).cols;
+      }
     }
   }
 }

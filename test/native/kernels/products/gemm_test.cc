@@ -130,6 +130,18 @@ TEST_CASE("gemm: a wide B is widened in blocks of columns") {
   check_case<f16, f16, float>(added);
 }
 
+TEST_CASE("gemm: a long B is widened in blocks of rows") {
+  const Case tall = {.batch = 1, .m = 3, .n = 600, .k = 9000, .alpha = 0.5, .beta = 2};
+  Case turned = tall, ragged = tall;
+  turned.ta = true;
+  ragged.k = 1771;  // two blocks
+  check_case<float, bf16, float>(tall);
+  check_case<float, f16, float>(turned);
+  check_case<float, bf16, float>(ragged);
+  check_case<double, bf16, double>(tall);
+  check_case<bf16, bf16, float>(tall);  // an A to be widened too: in columns
+}
+
 TEST_CASE("gemm: a repeated batch operand has batch stride 0") {
   TestContext ctx;
   for (const bool narrow : {false, true}) {
