@@ -167,8 +167,9 @@ GemmOutput columns(GemmOutput c, int64_t first) {
   return c;
 }
 
-// What is widened of B at a time: some of its columns, or of its rows where these are stored one
-// after another and outnumber the columns. Columns would be few then, and each time read all of A.
+// The part of B that is widened at a time: some of its columns, or of its rows where these are
+// stored one after another and outnumber the columns. Columns would be few then, and each time read
+// all of A.
 struct WideBlock {
   int64_t k, n;
 };
