@@ -48,7 +48,7 @@ class Forward {
   using A = Acc<E>;
 
   Forward(const Geometry& g, const Operands<T>& operands, A* lse)
-      : g_(g), operands_(operands), lse_(lse) {}
+      : g_(g), query_scale_(take_query_scale<E>(g_)), operands_(operands), lse_(lse) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<E>& scratch) const {
     std::fill(scratch.packed, scratch.packed + tile_count(segment.rows), uint8_t{0});
@@ -68,6 +68,7 @@ class Forward {
     const int64_t r = tile_padded(queries), d = g_.padded();
     const T* q = operands_.q + row * operands_.q_stride + head * g_.size;
     Packing<T, E>::columns_right({q, operands_.q_stride, queries, g_.size}, scratch.q, r, d);
+    if constexpr (kScaledQueries<E>) scale_packed(scratch.q, r * d, query_scale_);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
     std::fill(scratch.total, scratch.total + r, A(0));
@@ -122,6 +123,7 @@ class Forward {
   }
 
   Geometry g_;
+  double query_scale_;
   Operands<T> operands_;
   A* lse_;
 };

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/lanes.h"
 
@@ -12,9 +13,10 @@ namespace balora::attention::avx512 {
 namespace {
 
 using balora::lanes::all;
-using balora::lanes::exp2;
+using balora::lanes::exp_difference;
 using balora::lanes::first16;
 using balora::lanes::first32;
+using balora::lanes::rounded_product;
 
 // ---- operands in and out of their packed orders -------------------------------------------------
 
@@ -49,11 +51,17 @@ AVX512_TARGET BALORA_INLINE void store16(bf16* to, __mmask16 there, __m512 value
 
 template <typename T>
 AVX512_TARGET BALORA_INLINE void rows_of(const Source<T>& s, float* out, int64_t r, int64_t d) {
-  for (int64_t i = 0; i < r; ++i) {
+  const int64_t size = s.size, whole = size / 16 * 16;
+  for (int64_t i = 0; i < s.rows; ++i) {
     const T* from = s.data + i * s.stride;
-    for (int64_t c = 0; c < d; c += 16) {
-      _mm512_store_ps(out + i * d + c, load16(from + c, i < s.rows ? first16(s.size - c) : 0));
+    float* to = out + i * d;
+    for (int64_t c = 0; c < whole; c += 16) _mm512_store_ps(to + c, load16(from + c, 0xffff));
+    for (int64_t c = whole; c < d; c += 16) {
+      _mm512_store_ps(to + c, load16(from + c, first16(size - c)));
     }
+  }
+  for (int64_t at = s.rows * d; at < r * d; at += 16) {
+    _mm512_store_ps(out + at, _mm512_setzero_ps());
   }
 }
 
@@ -109,6 +117,23 @@ AVX512_TARGET BALORA_INLINE void round_rows(const float* sums, int64_t ld, T* ou
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t c = 0; c < size; c += 16) {
       store16(out + i * stride + c, first16(size - c), _mm512_load_ps(sums + i * ld + c));
+    }
+  }
+}
+
+// 32 values at a time.
+AVX512_TARGET BALORA_INLINE void round_rows(const float* sums, int64_t ld, bf16* out,
+                                            int64_t stride, int64_t rows, int64_t size) {
+  // Packing keeps quarters of a vector: those of one come before those of the other.
+  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* from = sums + i * ld;
+    bf16* to = out + i * stride;
+    for (int64_t c = 0; c < size; c += 32) {
+      const __m512i low = _mm512_srli_epi32(rounded_words(_mm512_load_ps(from + c)), 16);
+      const __m512i high = _mm512_srli_epi32(rounded_words(_mm512_load_ps(from + c + 16)), 16);
+      const __m512i both = _mm512_permutexvar_epi64(in_order, _mm512_packus_epi32(low, high));
+      _mm512_mask_storeu_epi16(to + c, first32(size - c), both);
     }
   }
 }
@@ -175,6 +200,25 @@ AVX512_TARGET BALORA_INLINE void dots_of(const Source<T>& x, const Source<T>& y,
   }
 }
 
+// Two values of a row are one word, whose products are added to the same sum.
+AVX512_TARGET BALORA_INLINE void dots_of(const Source<bf16>& x, const Source<bf16>& y, float* out) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
+  for (int64_t i = 0; i < x.rows; ++i) {
+    const bf16 *left = x.data + i * x.stride, *right = y.data + i * y.stride;
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+    for (int64_t c = 0; c < x.size; c += 32) {
+      const __mmask32 there = first32(x.size - c);
+      const __m512i a = _mm512_maskz_loadu_epi16(there, left + c);
+      const __m512i b = _mm512_maskz_loadu_epi16(there, right + c);
+      even =
+          _mm512_fmadd_ps((__m512)_mm512_slli_epi32(a, 16), (__m512)_mm512_slli_epi32(b, 16), even);
+      odd = _mm512_fmadd_ps((__m512)_mm512_and_si512(a, upper), (__m512)_mm512_and_si512(b, upper),
+                            odd);
+    }
+    out[i] = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+  }
+}
+
 // ---- the scores of a block of 16 queries --------------------------------------------------------
 
 // Rows [first, last) of a block, rows ld apart, become zeros.
@@ -224,11 +268,10 @@ AVX512_TARGET BALORA_INLINE __m512 block_maxima(const float* scores, int64_t ld,
   return _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
 }
 
-// p = e^(s * scale - highest) of the block; returns its sums over the keys.
+// p = e^(s * scale - highest) of the block, of which tiles of f32 have no scale; returns its sums
+// over the keys.
 AVX512_TARGET BALORA_INLINE __m512 exponentials(const SoftmaxTile<float>& t, int64_t column,
                                                 const BlockKeys& keys, __m512 highest) {
-  const __m512 factor = all(static_cast<float>(t.geometry.scale) * vec::kLog2e);
-  const __m512 top = _mm512_mul_ps(highest, all(vec::kLog2e));
   const int64_t ld = t.padded_queries;
   const float* s = t.scores + column;
   float* p = t.p + column;
@@ -236,8 +279,7 @@ AVX512_TARGET BALORA_INLINE __m512 exponentials(const SoftmaxTile<float>& t, int
   for (int64_t j = keys.first; j < keys.last; j += 2) {
 #pragma GCC unroll 2
     for (int64_t u = 0; u < 2; ++u) {
-      const __m512 score = _mm512_load_ps(s + (j + u) * ld);
-      const __m512 value = exp2(_mm512_fmsub_ps(score, factor, top));
+      const __m512 value = exp_difference(_mm512_load_ps(s + (j + u) * ld), highest);
       _mm512_store_ps(p + (j + u) * ld, value);
       sum[u] = _mm512_add_ps(sum[u], value);
     }
@@ -263,8 +305,8 @@ AVX512_TARGET BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t 
   const BlockKeys keys = keys_of_block(t, column);
   const int64_t ld = t.padded_queries;
   hide_unseen(t, column, keys);
-  const __m512 here = _mm512_mul_ps(block_maxima(t.scores + column, ld, keys.first, keys.last),
-                                    all(static_cast<float>(t.geometry.scale)));
+  const __m512 here = rounded_product(block_maxima(t.scores + column, ld, keys.first, keys.last),
+                                      all(static_cast<float>(t.geometry.scale)));
   const __m512 before = _mm512_load_ps(t.highest + column);
   const __mmask16 raised = _mm512_cmp_ps_mask(here, _mm512_add_ps(before, all(kSlack)), _CMP_GT_OQ);
   const __m512 both = _mm512_mask_mov_ps(before, raised, here);
@@ -277,8 +319,7 @@ AVX512_TARGET BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t 
   __m512 total = _mm512_load_ps(t.total + column);
   // Before the first key that is seen, the sums are 0.
   if (_mm512_mask_cmp_ps_mask(raised, before, none, _CMP_NEQ_UQ)) {
-    const __m512 log2e = all(vec::kLog2e);
-    const __m512 rescale = exp2(_mm512_fmsub_ps(before, log2e, _mm512_mul_ps(highest, log2e)));
+    const __m512 rescale = exp_difference(before, highest);
     const __m512 factors = _mm512_mask_mov_ps(all(1.0f), raised, rescale);
     total = _mm512_mul_ps(total, factors);
     for (int64_t d = 0; d < t.padded_size; ++d) {
@@ -300,73 +341,81 @@ AVX512_TARGET BALORA_INLINE void softmax_blocks(const SoftmaxTile<E>& t) {
   }
 }
 
-// Factors and terms of the gradients of a block, a lane for each query.
-struct GradBlock {
-  __m512 scale, scale2, lse2, delta;  // scale2, lse2: times log2(e); delta: times scale
-};
-
+// Keys of a query's row from `place` on. What is not `seen` gets zeros.
 template <bool kMasked>
-AVX512_TARGET BALORA_INLINE void gradient_keys(const GradTile<float>& t, const GradBlock& b,
-                                               int64_t column, int64_t first, int64_t last) {
-  const int64_t ld = t.padded_queries;
-  const float *scores = t.scores + column, *dps = t.dp + column;
-  float *ps = t.p + column, *dss = t.ds + column;
-  for (int64_t j = first; j < last; ++j) {
-    __m512 p = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + j * ld), b.scale2, b.lse2));
-    __m512 ds = _mm512_mul_ps(p, _mm512_fmsub_ps(_mm512_load_ps(dps + j * ld), b.scale, b.delta));
-    if (kMasked) {
-      const __mmask16 seen = key_row(t, j).lanes(column);
-      p = _mm512_maskz_mov_ps(seen, p);
-      ds = _mm512_maskz_mov_ps(seen, ds);
+AVX512_TARGET BALORA_INLINE void gradient_lanes(const GradTile<float>& t, int64_t place, __m512 lse,
+                                                __m512 delta, __mmask16 seen) {
+  __m512 p = exp_difference(_mm512_load_ps(t.scores + place), lse);
+  __m512 ds = _mm512_mul_ps(p, _mm512_sub_ps(_mm512_load_ps(t.dp + place), delta));
+  if (kMasked) {
+    p = _mm512_maskz_mov_ps(seen, p);
+    ds = _mm512_maskz_mov_ps(seen, ds);
+  }
+  _mm512_store_ps(t.p + place, p);
+  _mm512_store_ps(t.ds + place, ds);
+}
+AVX512_TARGET BALORA_INLINE void no_gradient(const GradTile<float>& t, int64_t first,
+                                             int64_t last) {
+  for (int64_t place = first; place < last; place += kLanes) {
+    _mm512_store_ps(t.p + place, _mm512_setzero_ps());
+    _mm512_store_ps(t.ds + place, _mm512_setzero_ps());
+  }
+}
+
+AVX512_TARGET BALORA_INLINE void gradient_query(const GradTile<float>& t, int64_t i) {
+  const Geometry& g = t.geometry;
+  const int64_t query = t.first_query + i, row = i * t.padded_keys;
+  const Columns seen =
+      clip(g.first_key(query), g.last_key(query, t.segment_rows), t.first_key, t.keys);
+  const int64_t first = seen.first / kLanes * kLanes;
+  const int64_t last = std::max(first, (seen.last + kLanes - 1) / kLanes * kLanes);
+  const __m512 lse = all(t.lse[i]), delta = all(t.delta[i]);
+  no_gradient(t, row, row + first);
+  for (int64_t c = first; c < last; c += kLanes) {
+    if (seen.first <= c && c + kLanes <= seen.last) {
+      gradient_lanes<false>(t, row + c, lse, delta, 0xffff);
+    } else {
+      const int64_t lanes = first16(seen.last - c) & ~first16(seen.first - c);
+      gradient_lanes<true>(t, row + c, lse, delta, static_cast<__mmask16>(lanes));
     }
-    _mm512_store_ps(ps + j * ld, p);
-    _mm512_store_ps(dss + j * ld, ds);
   }
+  no_gradient(t, row + last, row + t.padded_keys);
 }
 
-AVX512_TARGET BALORA_INLINE GradBlock grad_block(const GradTile<float>& t, int64_t column) {
-  const auto scale = static_cast<float>(t.geometry.scale);
-  const __mmask16 there = first16(t.queries - column);
-  return {.scale = all(scale),
-          .scale2 = all(scale * vec::kLog2e),
-          .lse2 = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.lse + column), all(vec::kLog2e)),
-          .delta = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.delta + column), all(scale))};
-}
+// The scores of four queries beside each other and all keys of a tile.
+using Lanes = tile_block::VectorOf<float, 64>::type;
+using Sums = Lanes[4][kTile / kLanes];
 
-AVX512_TARGET BALORA_INLINE void gradient_block(const GradTile<float>& t, int64_t column) {
-  const GradBlock block = grad_block(t, column);
-  BlockKeys keys = {t.padded_keys, t.padded_keys, t.padded_keys, t.padded_keys};
-  if (column < t.queries) keys = keys_of_block(t, column);
-  // Queries beyond the last one see nothing.
-  if (column + kLanes > t.queries) keys.all_first = keys.all_last = keys.last;
-  const int64_t all_first = std::clamp(keys.all_first, keys.first, keys.last);
-  const int64_t all_last = std::clamp(keys.all_last, all_first, keys.last);
-  const int64_t ld = t.padded_queries;
-  for (float* rows : {t.p + column, t.ds + column}) {
-    clear_rows(rows, ld, 0, keys.first);
-    clear_rows(rows, ld, keys.last, t.padded_keys);
+AVX512_TARGET BALORA_INLINE void four_queries(const float* x, const float* y, int64_t d,
+                                              Sums& sums) {
+#pragma GCC unroll 4
+  for (Lanes(&row)[kTile / kLanes] : sums) {
+#pragma GCC unroll 4
+    for (Lanes& sum : row) sum = Lanes{};
   }
-  gradient_keys<true>(t, block, column, keys.first, all_first);
-  gradient_keys<false>(t, block, column, all_first, all_last);
-  gradient_keys<true>(t, block, column, all_last, keys.last);
+  tile_block::add_products<tile_block::Left::kRows, 4, kTile / kLanes, 64>(d, x, d, y, kTile, sums);
 }
 
-// Whether the tile is a full one whose queries see all of its keys.
-BALORA_INLINE bool is_whole(const GradTile<float>& t) {
-  return t.queries == kTile && t.keys == kTile && keys_of_block(t, 0).all_last == kTile &&
-         keys_of_block(t, kTile - kLanes).all_first == 0;
-}
-
-// Such a tile in the order of its memory. By blocks, a load lies 4 KiB behind a store that is still
-// under way, and waits for it: the processor compares the last twelve bits of their addresses.
-AVX512_TARGET BALORA_INLINE void gradient_tile(const GradTile<float>& t) {
-  GradBlock blocks[kTile / kLanes];
+AVX512_TARGET BALORA_INLINE void whole_gradients(const WholePair& t, int64_t i) {
+  Sums sums;
+  four_queries(t.q + i * t.size, t.keys, t.size, sums);
 #pragma GCC unroll 4
-  for (int64_t b = 0; b < kTile / kLanes; ++b) blocks[b] = grad_block(t, b * kLanes);
-  for (int64_t j = 0; j < kTile; ++j) {
+  for (int64_t r = 0; r < 4; ++r) {
+    const __m512 lse = all(t.lse[i + r]);
 #pragma GCC unroll 4
-    for (int64_t b = 0; b < kTile / kLanes; ++b) {
-      gradient_keys<false>(t, blocks[b], b * kLanes, j, j + 1);
+    for (int64_t v = 0; v < kTile / kLanes; ++v) {
+      _mm512_store_ps(t.p + (i + r) * kTile + v * kLanes, exp_difference((__m512)sums[r][v], lse));
+    }
+  }
+  four_queries(t.dout + i * t.size, t.values, t.size, sums);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < 4; ++r) {
+    const __m512 delta = all(t.delta[i + r]);
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kTile / kLanes; ++v) {
+      const int64_t place = (i + r) * kTile + v * kLanes;
+      const __m512 slope = _mm512_sub_ps((__m512)sums[r][v], delta);
+      _mm512_store_ps(t.ds + place, _mm512_mul_ps(_mm512_load_ps(t.p + place), slope));
     }
   }
 }
@@ -404,8 +453,12 @@ AVX512_TARGET void softmax(const SoftmaxTile<bf16>& t) {
 }
 
 AVX512_TARGET void score_gradient(const GradTile<float>& t) {
-  if (is_whole(t)) return gradient_tile(t);
-  for (int64_t column = 0; column < t.padded_queries; column += kLanes) gradient_block(t, column);
+  for (int64_t i = 0; i < t.queries; ++i) gradient_query(t, i);
+  no_gradient(t, t.queries * t.padded_keys, t.padded_queries * t.padded_keys);
+}
+
+AVX512_TARGET void whole_gradient(const WholePair& pair) {
+  for (int64_t i = 0; i < kTile; i += 4) whole_gradients(pair, i);
 }
 
 }  // namespace balora::attention::avx512

@@ -7,13 +7,11 @@
 //   dq = ds k
 // A thread owns runs of key tiles, so dk and dv are its own; dq sums over key tiles, and where
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
-// thread count always gives the same bits. Scores are computed transposed (keys x queries), which
-// hands p and ds to the products over queries as they are. A tile of queries at a time: its packed
-// copies and its dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
+// thread count always gives the same bits. A tile of queries at a time: its packed copies and its
+// dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
 #include <array>
 
-#include "kernels/cpu/attention/attention_band.h"
-#include "kernels/cpu/attention/attention_tiles.h"
+#include "kernels/cpu/attention/attention_pair.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
@@ -39,30 +37,17 @@ struct Operands {
   const A* lse;  // (M,H)
 };
 
-// One thread's scratch: the packed keys and values of a run and their sums, and a tile of queries.
+// One thread's scratch: the pair of tiles that is at work, and which tiles of keys are packed.
 template <typename E>
 struct Scratch {
   using A = Acc<E>;
-  E *keys, *values, *keys_transposed;            // A operands: (k,d), (k,d), (d,k) a tile
-  E *q, *q_transposed, *dout, *dout_transposed;  // B operands: (r,d), (d,r)
-  E *p, *ds, *ds_right;
-  A *scores, *dp, *dk, *dv, *dq, *lse, *delta;  // dq: (d,r)
+  TilePair<E> pair;
+  A *lse, *delta;
   uint8_t* packed_keys;
 
-  Scratch(Arena& arena, const Geometry& g, int64_t longest) {
-    const int64_t tiles = tile_count(longest), tile = kTile * g.padded();
-    for (E** operand : {&keys, &values, &keys_transposed}) *operand = arena.take<E>(tiles * tile);
-    for (E** operand : {&q, &q_transposed, &dout, &dout_transposed}) {
-      *operand = arena.take<E>(tile);
-    }
-    for (A** square : {&scores, &dp}) *square = arena.take<A>(kTile * kTile);
-    p = in_place_or_taken<E>(arena, scores);
-    ds = in_place_or_taken<E>(arena, dp);
-    ds_right = std::is_same_v<E, bf16> ? arena.take<E>(kTile * kTile) : ds;
-    for (A** sum : {&dk, &dv}) *sum = arena.take<A>(tiles * tile);
-    dq = arena.take<A>(tile);
+  Scratch(Arena& arena, const Geometry& g, int64_t longest) : pair(arena, g, tile_count(longest)) {
     for (A** row : {&lse, &delta}) *row = arena.take<A>(kTile);
-    packed_keys = arena.take<uint8_t>(tiles);
+    packed_keys = arena.take<uint8_t>(tile_count(longest));
   }
 };
 
@@ -95,22 +80,21 @@ class Backward {
  public:
   using A = Acc<E>;
 
-  // slots: (slot, head of the group, tile, d, r) of dq, for the runs that share their kv head.
+  // slots: (slot, head of the group, tile, size of dq) of dq, for the runs that share their kv head.
   Backward(const Geometry& g, const Operands<T, A>& operands, A* slots, int64_t slot_size)
       : g_(g), o_(operands), slots_(slots), slot_size_(slot_size) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<E>& s) const {
     const int64_t tiles = tile_count(segment.rows), tile = kTile * g_.padded();
     std::fill(s.packed_keys, s.packed_keys + tiles, uint8_t{0});
-    std::fill(s.dk + run.first * tile, s.dk + run.last * tile, A(0));
-    std::fill(s.dv + run.first * tile, s.dv + run.last * tile, A(0));
+    s.pair.clear_keys(run.first, run.last);
     for (int64_t t = segment.skip / kTile; t < tiles; ++t) {
       for (int64_t h = 0; h < g_.group(); ++h) {
         query_tile(segment, run, h, t, s);
         if (run.slot < 0) {
-          write_dq(segment, run.kv_head * g_.group() + h, t, s.dq);
+          write_dq(segment, run.kv_head * g_.group() + h, t, s.pair.dq());
         } else {
-          std::copy(s.dq, s.dq + tile, slot(run.slot, h) + t * tile);
+          std::copy(s.pair.dq(), s.pair.dq() + tile, slot(run.slot, h) + t * tile);
         }
       }
     }
@@ -119,12 +103,12 @@ class Backward {
 
   A* slot(int64_t index, int64_t h) const { return slots_ + (index * g_.group() + h) * slot_size_; }
 
-  // Stores the sums (d,r) of a query tile of a head as rows of dq.
+  // Stores the sums of a query tile of a head as rows of dq.
   void write_dq(const Segment& segment, int64_t head, int64_t tile, const A* sums) const {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
-    Unpacking<T>::columns(sums, tile_padded(own.count()), o_.dq.at(segment.query(own.first), head),
-                          o_.dq.stride, own.count(), g_.size);
+    TilePair<E>::write_queries(sums, g_, own.count(), o_.dq.at(segment.query(own.first), head),
+                               o_.dq.stride);
   }
 
  private:
@@ -143,89 +127,52 @@ class Backward {
 
   void query_tile(const Segment& segment, const Run& run, int64_t h, int64_t tile,
                   const Scratch<E>& s) const {
-    std::fill(s.dq, s.dq + kTile * g_.padded(), A(0));
     const TileRange met = keys_of_queries(g_, segment, tile);
     const int64_t first = std::max(met.first, run.first), last = std::min(met.last, run.last);
-    if (first >= last) return;
-    pack_queries(segment, run.kv_head * g_.group() + h, tile, s);
-    RowsAhead<T> ahead = ahead_of(segment, run.kv_head, h, tile, kProducts * (last - first));
+    if (first >= last) return s.pair.clear_queries();
+    const Queries own(segment, tile);
+    pack_queries(segment, run.kv_head * g_.group() + h, own, s);
+    RowsAhead<T> ahead =
+        ahead_of(segment, run.kv_head, h, tile, TilePair<E>::kProducts * (last - first));
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
-      pack_keys(segment, run.kv_head, key_tile, s);
-      tile_pair(segment, key_tile, tile, s, ahead);
+      const int64_t first_key = key_tile * kTile;
+      const int64_t keys = std::min(kTile, segment.rows - first_key);
+      pack_keys(segment, run.kv_head, key_tile, keys, s);
+      s.pair.run({.segment_rows = segment.rows,
+                  .first_query = own.first,
+                  .queries = own.count(),
+                  .first_key = first_key,
+                  .keys = keys,
+                  .is_first = key_tile == first,
+                  .lse = s.lse,
+                  .delta = s.delta},
+                 [&] { ahead.ask(); });
     }
   }
 
-  void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile, const Scratch<E>& s) const {
+  void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile, int64_t keys,
+                 const Scratch<E>& s) const {
     if (s.packed_keys[tile]) return;
     s.packed_keys[tile] = 1;
-    const int64_t first = tile * kTile, keys = std::min(kTile, segment.rows - first);
-    const int64_t n = tile_padded(keys), d = g_.padded(), at = first * d;
-    const Source<T> k = o_.k.source(segment.begin + first, kv_head, keys);
-    const Source<T> v = o_.v.source(segment.begin + first, kv_head, keys);
-    Packing<T, E>::rows_left(k, s.keys + at, n, d);
-    Packing<T, E>::columns_left(k, s.keys_transposed + at, n, d);
-    Packing<T, E>::rows_left(v, s.values + at, n, d);
+    const int64_t row = segment.begin + tile * kTile;
+    s.pair.pack_keys(tile, o_.k.source(row, kv_head, keys), o_.v.source(row, kv_head, keys));
   }
 
-  void pack_queries(const Segment& segment, int64_t head, int64_t tile, const Scratch<E>& s) const {
-    const Queries own(segment, tile);
-    const int64_t queries = own.count(), r = tile_padded(queries), d = g_.padded();
-    const int64_t row = segment.query(own.first);
-    const Source<T> q = o_.q.source(row, head, queries);
+  void pack_queries(const Segment& segment, int64_t head, const Queries& own,
+                    const Scratch<E>& s) const {
+    const int64_t row = segment.query(own.first), queries = own.count();
     const Source<T> dout = o_.dout.source(row, head, queries);
-    Packing<T, E>::rows_right(q, s.q, r, d);
-    Packing<T, E>::columns_right(q, s.q_transposed, r, d);
-    Packing<T, E>::rows_right(dout, s.dout, r, d);
-    Packing<T, E>::columns_right(dout, s.dout_transposed, r, d);
+    s.pair.pack_queries(o_.q.source(row, head, queries), dout);
     Unpacking<T>::row_dots(dout, o_.out.source(row, head, queries), s.delta);
     for (int64_t i = 0; i < queries; ++i) s.lse[i] = o_.lse[(row + i) * g_.heads + head];
   }
 
-  static constexpr int64_t kProducts = 5;  // of a pair of tiles
-
-  void tile_pair(const Segment& segment, int64_t key_tile, int64_t query_tile, const Scratch<E>& s,
-                 RowsAhead<T>& ahead) const {
-    const Queries own(segment, query_tile);
-    const int64_t first_key = key_tile * kTile;
-    const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
-    const int64_t r = tile_padded(own.count());
-    const int64_t d = g_.padded(), k_at = first_key * d;
-    const Band band = band_of(g_, own.first, first_key);
-    ahead.ask();
-    score_product(band, {n, r, d}, s.keys + k_at, s.q_transposed, s.scores);
-    ahead.ask();
-    score_product(band, {n, r, d}, s.values + k_at, s.dout_transposed, s.dp);
-    ScoreGradient<E>::run({.geometry = g_,
-                           .segment_rows = segment.rows,
-                           .first_query = own.first,
-                           .queries = own.count(),
-                           .first_key = first_key,
-                           .keys = keys,
-                           .padded_queries = r,
-                           .padded_keys = n,
-                           .scores = s.scores,
-                           .dp = s.dp,
-                           .lse = s.lse,
-                           .delta = s.delta,
-                           .p = s.p,
-                           .ds = s.ds,
-                           .ds_right = s.ds_right});
-    ahead.ask();
-    sum_over_queries(band, {n, d, r}, s.p, s.dout, s.dv + k_at);
-    ahead.ask();
-    sum_over_queries(band, {n, d, r}, s.ds, s.q, s.dk + k_at);
-    ahead.ask();
-    sum_over_keys(band, {d, r, n}, s.keys_transposed + k_at, s.ds_right, s.dq);
-  }
-
   void write_keys(const Segment& segment, const Run& run, const Scratch<E>& s) const {
-    const int64_t first = run.first * kTile, d = g_.padded();
+    const int64_t first = run.first * kTile, d = g_.padded(), row = segment.begin + first;
     const int64_t keys = std::min(segment.rows, run.last * kTile) - first;
-    const int64_t row = segment.begin + first;
-    Unpacking<T>::rows(s.dk + first * d, d, o_.dk.at(row, run.kv_head), o_.dk.stride, keys,
-                       g_.size);
-    Unpacking<T>::rows(s.dv + first * d, d, o_.dv.at(row, run.kv_head), o_.dv.stride, keys,
-                       g_.size);
+    for (const auto& [sums, out] : {std::pair(s.pair.dk(), o_.dk), std::pair(s.pair.dv(), o_.dv)}) {
+      Unpacking<T>::rows(sums + first * d, d, out.at(row, run.kv_head), out.stride, keys, g_.size);
+    }
   }
 
   Geometry g_;

@@ -1,7 +1,7 @@
 // Which scores of a tile exist, and products that leave out the others. Tiles on the diagonal of a
 // causal mask, or on the edge of a window, are masked in part: at T = 240 two fifths of all tiles
-// lie on the diagonal. Queries go by blocks of tile_columns(), keys by tile_step() rows; what is
-// outside of a block's range is neither read nor written.
+// lie on the diagonal. The columns of a product go by blocks of tile_columns(), its rows and what
+// it sums over by tile_step(); what is outside of a block's range is neither read nor written.
 #pragma once
 #include <algorithm>
 
@@ -99,6 +99,45 @@ void sum_over_keys(const Band& band, TileShape s, const E* a, const E* p, A* out
     tile_gemm({s.m, queries, keys.count()}, a + keys.first, s.k,
               p + keys.first * s.n + i * kPairWidth<E>, s.n, out + i, s.n, true);
   });
+}
+
+// ---- the same of scores that lie as queries by keys ---------------------------------------------
+
+// scores (r,n) = q (r,d) b (d,n)
+template <typename E>
+void score_rows(const Band& band, TileShape s, const E* q, const E* b, E* scores) {
+  if (band.covers(s.n, s.m)) return tile_gemm(s, q, s.k, b, scores, s.n, false);
+  const int64_t step = tile_columns<E>();
+  for (int64_t i = 0; i < s.m; i += step) {
+    const TileRange keys = band.keys(i, i + step, s.n, step);
+    tile_gemm({step, keys.count(), s.k}, q + i * s.k, s.k, b + keys.first, s.n,
+              scores + i * s.n + keys.first, s.n, false);
+  }
+}
+
+// out (n,d) += p (r,n)^T b (r,d): sums over queries, of keys. p is zero where a key is not seen.
+template <typename E>
+void sum_rows_over_queries(const Band& band, TileShape s, const E* p, const E* b, E* out) {
+  if (band.covers(s.m, s.k)) return tile_gemm_columns(s, p, s.m, b, s.n, out, s.n, true);
+  const int64_t step = tile_step<E>();
+  for (int64_t j = 0; j < s.m; j += step) {
+    const TileRange queries = band.queries(j, j + step, s.k, step);
+    tile_gemm_columns({step, s.n, queries.count()}, p + queries.first * s.m + j, s.m,
+                      b + queries.first * s.n, s.n, out + j * s.n, s.n, true);
+  }
+}
+
+// out (r,d) = p (r,n) b (n,d), or +=: sums over keys, of queries.
+template <typename E>
+void sum_rows_over_keys(const Band& band, TileShape s, const E* p, const E* b, E* out,
+                        bool accumulate) {
+  if (band.covers(s.k, s.m)) return tile_gemm(s, p, s.k, b, out, s.n, accumulate);
+  const int64_t step = tile_step<E>();
+  for (int64_t i = 0; i < s.m; i += step) {
+    const TileRange keys = band.keys(i, i + step, s.k, step);
+    tile_gemm({step, s.n, keys.count()}, p + i * s.k + keys.first, s.k, b + keys.first * s.n, s.n,
+              out + i * s.n, s.n, accumulate);
+  }
 }
 
 }  // namespace balora::attention

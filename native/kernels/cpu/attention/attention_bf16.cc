@@ -9,9 +9,10 @@ namespace balora::attention::lanes {
 namespace {
 
 using balora::lanes::all;
-using balora::lanes::exp2;
+using balora::lanes::exp_difference;
 using balora::lanes::first32;
 using balora::lanes::rounded;
+using balora::lanes::rounded_product;
 
 // 32 values of row i from column c on, zeros beyond the source.
 BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int64_t c) {
@@ -54,8 +55,6 @@ struct Gradients {
 BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const KeyRow& key,
                                                   int64_t column) {
   const __m512 scale = all(static_cast<float>(t.geometry.scale));
-  const __m512 log2e = all(vec::kLog2e),
-               scale2 = all(static_cast<float>(t.geometry.scale) * vec::kLog2e);
   __m512 p[2], ds[2];
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -65,8 +64,7 @@ BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const
     const __m512 lse = _mm512_maskz_loadu_ps(seen, t.lse + at);
     const __m512 delta = _mm512_maskz_loadu_ps(seen, t.delta + at);
     const __m512 score = _mm512_load_ps(t.scores + place), dp = _mm512_load_ps(t.dp + place);
-    const __m512 exponent = _mm512_fmsub_ps(score, scale2, _mm512_mul_ps(lse, log2e));
-    p[half] = _mm512_maskz_mov_ps(seen, exp2(exponent));
+    p[half] = _mm512_maskz_mov_ps(seen, exp_difference(rounded_product(score, scale), lse));
     ds[half] = _mm512_maskz_mul_ps(seen, _mm512_mul_ps(p[half], _mm512_sub_ps(dp, delta)), scale);
   }
   return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
@@ -180,15 +178,15 @@ BF16_TARGET void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* o
 
 BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
                               const float* highest, bf16* p, float* sum) {
-  const __m512 factor = all(scale * vec::kLog2e);
-  const __m512 top = _mm512_mul_ps(_mm512_loadu_ps(highest), all(vec::kLog2e));
+  const __m512 factor = all(scale), top = _mm512_loadu_ps(highest);
   __m512 total = _mm512_setzero_ps();
 #pragma GCC unroll 2
   for (int64_t j = first; j < last; j += 2) {
-    const __m512 even = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + j * ld), factor, top));
-    const __m512 odd = exp2(_mm512_fmsub_ps(_mm512_load_ps(s + (j + 1) * ld), factor, top));
-    total = _mm512_add_ps(total, _mm512_add_ps(even, odd));
-    _mm512_store_si512(p + j * ld, (__m512i)tiles::word_pairs(even, odd));
+    const __m512 even = rounded_product(_mm512_load_ps(s + j * ld), factor);
+    const __m512 odd = rounded_product(_mm512_load_ps(s + (j + 1) * ld), factor);
+    const __m512 p_even = exp_difference(even, top), p_odd = exp_difference(odd, top);
+    total = _mm512_add_ps(total, _mm512_add_ps(p_even, p_odd));
+    _mm512_store_si512(p + j * ld, (__m512i)tiles::word_pairs(p_even, p_odd));
   }
   _mm512_storeu_ps(sum, total);
 }

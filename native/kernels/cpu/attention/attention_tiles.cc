@@ -234,50 +234,71 @@ BALORA_INLINE void finish_queries(int64_t queries, const A* highest, A* total, A
   }
 }
 
+// The row of a tile of the backward, or what of it is seen.
+template <typename E>
+BALORA_INLINE Columns seen_in_row(const GradTile<E>& t, int64_t row) {
+  const Geometry& g = t.geometry;
+  if constexpr (kQueriesByKeys<E>) {
+    const int64_t query = t.first_query + row;
+    return clip(g.first_key(query), g.last_key(query, t.segment_rows), t.first_key, t.keys);
+  } else {
+    const int64_t key = t.first_key + row;
+    return clip(g.first_query(key), g.last_query(key, t.segment_rows), t.first_query, t.queries);
+  }
+}
+
 template <typename E>
 BALORA_INLINE void gradient_rows(const GradTile<E>& t) {
   using A = Acc<E>;
-  const Geometry& g = t.geometry;
-  const A scale = static_cast<A>(g.scale), cap = static_cast<A>(g.softcap);
-  for (int64_t j = 0; j < t.keys; ++j) {
-    const int64_t key = t.first_key + j;
-    const Columns seen =
-        clip(g.first_query(key), g.last_query(key, t.segment_rows), t.first_query, t.queries);
-    const A *s = t.scores + j * t.padded_queries, *dp = t.dp + j * t.padded_queries;
-    E *p = t.p + j * t.padded_queries, *ds = t.ds + j * t.padded_queries;
+  const A scale = static_cast<A>(t.geometry.scale), cap = static_cast<A>(t.geometry.softcap);
+  const int64_t rows = kQueriesByKeys<E> ? t.queries : t.keys;
+  const int64_t padded_rows = kQueriesByKeys<E> ? t.padded_queries : t.padded_keys;
+  const int64_t ld = kQueriesByKeys<E> ? t.padded_keys : t.padded_queries;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Columns seen = seen_in_row(t, row);
+    const A *s = t.scores + row * ld, *dp = t.dp + row * ld;
+    E *p = t.p + row * ld, *ds = t.ds + row * ld;
     const int64_t first = block_first(seen), last = std::max(first, block_last(seen));
     for (int64_t block = first; block < last; block += kLanes) {
       if (cap != A(0)) {
 #pragma omp simd
         for (int64_t i = block; i < block + kLanes; ++i) {
+          const int64_t query = kQueriesByKeys<E> ? row : i;
           const A score = capped(s[i] * scale, cap), ratio = score / cap;
-          const A probability = exp_unit(score - t.lse[i]);
+          const A probability = exp_unit(score - t.lse[query]);
+          const A slope = (A(1) - ratio * ratio) * scale;
           p[i] = rounded<E>(probability);
-          ds[i] = rounded<E>(probability * (dp[i] - t.delta[i]) * (A(1) - ratio * ratio) * scale);
+          ds[i] = rounded<E>(probability * (dp[i] - t.delta[query]) * slope);
         }
       } else {
 #pragma omp simd
         for (int64_t i = block; i < block + kLanes; ++i) {
-          const A probability = exp_unit(s[i] * scale - t.lse[i]);
+          const int64_t query = kQueriesByKeys<E> ? row : i;
+          const A probability = exp_unit(s[i] * scale - t.lse[query]);
           p[i] = rounded<E>(probability);
-          ds[i] = rounded<E>(probability * (dp[i] - t.delta[i]) * scale);
+          ds[i] = rounded<E>(probability * (dp[i] - t.delta[query]) * scale);
         }
       }
     }
     const Columns inner = seen.first < seen.last ? seen : Columns{0, 0};
-    fill_outside(p, inner, 0, t.padded_queries, E{});
-    fill_outside(ds, inner, 0, t.padded_queries, E{});
+    fill_outside(p, inner, 0, ld, E{});
+    fill_outside(ds, inner, 0, ld, E{});
   }
-  const int64_t from = t.keys * t.padded_queries, to = t.padded_keys * t.padded_queries;
-  std::fill(t.p + from, t.p + to, E{});
-  std::fill(t.ds + from, t.ds + to, E{});
-  if constexpr (std::is_same_v<E, bf16>) {
+  std::fill(t.p + rows * ld, t.p + padded_rows * ld, E{});
+  std::fill(t.ds + rows * ld, t.ds + padded_rows * ld, E{});
+  if constexpr (!kQueriesByKeys<E>) {
     for (int64_t j = 0; j < t.padded_keys; j += 2) {
       const bf16* even = t.ds + j * t.padded_queries;
       interleave(even, even + t.padded_queries, t.ds_right + j * t.padded_queries,
                  t.padded_queries);
     }
   }
+}
+
+template <typename E>
+BALORA_INLINE void scale_values(E* values, int64_t count, E factor) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) values[i] *= factor;
 }
 
 // target_clones cannot mark a template, so each pair of types gets plain functions of its own.
@@ -299,8 +320,22 @@ ROWS(double)
 FINISH(float)
 FINISH(double)
 #undef FINISH
+#define SCALE(E)                                                  \
+  BALORA_SIMD void multiply(E* values, int64_t count, E factor) { \
+    scale_values(values, count, factor);                          \
+  }
+SCALE(float)
+SCALE(double)
+#undef SCALE
 
 }  // namespace
+
+template <typename E>
+void scale_packed(E* values, int64_t count, double factor) {
+  multiply(values, count, static_cast<E>(factor));
+}
+template void scale_packed(float*, int64_t, double);
+template void scale_packed(double*, int64_t, double);
 
 template <typename E>
 void Softmax<E>::run(const SoftmaxTile<E>& tile) {

@@ -4,6 +4,7 @@
 // scores and sums.
 #pragma once
 #include <cstdint>
+#include <utility>
 
 #include "kernels/cpu/attention/attention_plan.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -79,11 +80,30 @@ struct Softmax {
   static void finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse);
 };
 
-// Backward, transposed: one key tile (rows) against one query tile (columns).
+// Queries of f32 and f64 are multiplied with the scale as they are packed: a score then is the same
+// number wherever it is compared, however large it is. Rounding those of bf16 once more would cost
+// them digits.
+template <typename E>
+constexpr bool kScaledQueries = !std::is_same_v<E, bf16>;
+
+// Whether the scores of the backward lie as queries by keys. Products of bf16 multiply pairs of
+// what they sum over, and want those of keys by queries.
+template <typename E>
+constexpr bool kQueriesByKeys = !std::is_same_v<E, bf16>;
+
+// The factor of packed queries; scores then have no scale of their own.
+template <typename E>
+double take_query_scale(Geometry& g) {
+  return kScaledQueries<E> ? std::exchange(g.scale, 1.0) : 1.0;
+}
+template <typename E>
+void scale_packed(E* values, int64_t count, double factor);
+
+// Backward: one key tile against one query tile.
 //   p = exp(s - lse)
 //   ds = p * (dp - delta) * scale * (slope of the soft-cap)
-// written as A operands over queries (p, ds), which may be in the place of scores and dp, and as a
-// B operand over keys (ds_right; the same memory as ds for f32, f64).
+// (r,k) where kQueriesByKeys, in the place of scores and dp. Of bf16 (k,r), A operands over queries
+// (p, ds) and a B operand over keys (ds_right). Where kScaledQueries, the geometry's scale is 1.
 template <typename E>
 struct GradTile {
   using A = Acc<E>;
@@ -91,12 +111,12 @@ struct GradTile {
   int64_t segment_rows;
   int64_t first_query, queries, first_key, keys;
   int64_t padded_queries, padded_keys;
-  const A* scores;  // (k,r)
-  const A* dp;      // (k,r)
-  const A* lse;     // (r)
-  const A* delta;   // (r)
-  E* p;             // (k,r)
-  E* ds;            // (k,r)
+  const A* scores;
+  const A* dp;
+  const A* lse;    // (r)
+  const A* delta;  // (r)
+  E* p;
+  E* ds;
   E* ds_right;
 };
 template <typename E>

@@ -67,14 +67,14 @@ class Backward {
     const int64_t n = e.padded_keys(), d = e.padded_size(), p = e.padded_positions();
     for (A** rows : {&values_transposed_, &keys_, &dk_, &dv_}) *rows = arena.take<A>(n * d);
     for (A** tile : {&dout_, &q_, &dout_left_, &dq_}) *tile = arena.take<A>(kTile * d);
-    for (A** square : {&dp_, &transposed_}) *square = arena.take<A>(kTile * n);
+    dp_ = arena.take<A>(kTile * n);
+    transposed_ = arena.take<A>(r.position_q ? kTile * n : 0);
     delta_ = arena.take<A>(kTile);
     dbias_ = arena.take<A>(e.relative);
     for (A** table : {&position_k_, &position_q_, &dposition_k_, &dposition_q_}) {
       *table = arena.take<A>(p * d);
     }
     by_position_ = arena.take<A>(kTile * p);
-    by_position_transposed_ = arena.take<A>(std::max(kTile, n) * p);
     key_by_position_ = arena.take<A>(n * p);
   }
 
@@ -154,11 +154,10 @@ class Backward {
     score_gradients(first, row, queries);
     std::fill(scores_.row(queries), scores_.row(m), A(0));
     std::fill(dp_ + queries * n, dp_ + m * n, A(0));
-    transpose(scores_.scores(), m, n, transposed_);
-    tile_gemm({n, d, m}, transposed_, m, dout_, dv_, d, true);
-    transpose(dp_, m, n, transposed_);
-    tile_gemm({n, d, m}, transposed_, m, q_, dk_, d, true);
+    tile_gemm_columns({n, d, m}, scores_.scores(), n, dout_, d, dv_, d, true);
+    tile_gemm_columns({n, d, m}, dp_, n, q_, d, dk_, d, true);
     if (o_.position_q.data) {
+      transpose(dp_, m, n, transposed_);
       sum_from_key(scores_.key_tile(first, queries), transposed_, m, key_by_position_);
     }
     tile_gemm({m, d, n}, dp_, n, keys_, dq_, d, false);
@@ -186,16 +185,14 @@ class Backward {
   void to_positions(int64_t m) {
     const int64_t d = e_.padded_size(), p = e_.padded_positions();
     tile_gemm({m, d, p}, by_position_, p, position_k_, dq_, d, true);
-    transpose(by_position_, m, p, by_position_transposed_);
-    tile_gemm({p, d, m}, by_position_transposed_, m, q_, dposition_k_, d, true);
+    tile_gemm_columns({p, d, m}, by_position_, p, q_, d, dposition_k_, d, true);
   }
 
   void write_keys(const Pair& pair) {
     const int64_t n = scores_.padded_keys(), d = e_.padded_size(), p = e_.padded_positions();
     if (o_.position_q.data) {
       tile_gemm({n, d, p}, key_by_position_, p, position_q_, dk_, d, true);
-      transpose(key_by_position_, n, p, by_position_transposed_);
-      tile_gemm({p, d, n}, by_position_transposed_, n, keys_, dposition_q_, d, true);
+      tile_gemm_columns({p, d, n}, key_by_position_, p, keys_, d, dposition_q_, d, true);
     }
     const int64_t row = pair.keys.begin;
     Unpacking<T>::rows(dk_, d, o_.dk.at(row, head_), o_.dk.stride, pair.keys.rows, e_.size);
@@ -210,7 +207,7 @@ class Backward {
   A *values_transposed_, *keys_, *dk_, *dv_, *dout_, *q_, *dout_left_, *dq_, *dp_, *transposed_,
       *delta_;
   A *dbias_, *position_k_, *position_q_, *dposition_k_, *dposition_q_;
-  A *by_position_, *by_position_transposed_, *key_by_position_;
+  A *by_position_, *key_by_position_;
 };
 
 template <typename T>

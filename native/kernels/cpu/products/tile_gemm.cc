@@ -1,6 +1,7 @@
 #include "kernels/cpu/products/tile_gemm.h"
 
 #include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -14,16 +15,13 @@ namespace {
 
 // ---- f32 and f64: a block of kRows x kVectors stays in registers over the whole of k -----------
 
-template <typename T, int kBytes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kBytes), may_alias));
-};
+using tile_block::Left;
+using tile_block::row_of;
 
-template <typename T, int kBytes, int kRows, int kVectors = 2>
+template <typename T, Left kLeft, int kBytes, int kRows, int kVectors = 2>
 BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
                          int64_t ldc, bool accumulate) {
-  using V = typename VectorOf<T, kBytes>::type;
-  constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
+  using V = typename tile_block::VectorOf<T, kBytes>::type;
   V sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -31,19 +29,7 @@ BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sum[r][v] = accumulate ? row[v] : V{};
   }
-  for (int64_t k = 0; k < s.k; ++k) {
-    V right[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      right[v] = *reinterpret_cast<const V*>(b + k * ldb + v * kWidth);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const T value = a[r * lda + k];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += value * right[v];
-    }
-  }
+  tile_block::add_products<kLeft, kRows, kVectors, kBytes>(s.k, a, lda, b, ldb, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     V* row = reinterpret_cast<V*>(c + r * ldc);
@@ -52,13 +38,14 @@ BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64
   }
 }
 
-template <typename T, int kBytes, int kRows>
+template <typename T, Left kLeft, int kBytes, int kRows>
 BALORA_INLINE void product(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
                            int64_t ldc, bool accumulate) {
   constexpr int64_t kColumns = 2 * kBytes / static_cast<int64_t>(sizeof(T));
   for (int64_t n = 0; n < s.n; n += kColumns) {  // a panel of B stays in the first-level cache
     for (int64_t m = 0; m < s.m; m += kRows) {
-      block<T, kBytes, kRows>(s, a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, accumulate);
+      block<T, kLeft, kBytes, kRows>(s, row_of<kLeft>(a, lda, m), lda, b + n, ldb, c + m * ldc + n,
+                                     ldc, accumulate);
     }
   }
 }
@@ -66,11 +53,15 @@ BALORA_INLINE void product(TileShape s, const T* a, int64_t lda, const T* b, int
 template <typename T>
 using Product = void (*)(TileShape, const T*, int64_t, const T*, int64_t, T*, int64_t, bool);
 
-// Each instruction level as a function of its own, chosen once.
-#define LEVEL(name, T, target, bytes, rows)                                             \
-  target void name(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, \
-                   int64_t ldc, bool accumulate) {                                      \
-    product<T, bytes, rows>(s, a, lda, b, ldb, c, ldc, accumulate);                     \
+// Each instruction level as two functions of its own, chosen once.
+#define LEVEL(name, T, target, bytes, rows)                                                       \
+  target void name(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,           \
+                   int64_t ldc, bool accumulate) {                                                \
+    product<T, Left::kRows, bytes, rows>(s, a, lda, b, ldb, c, ldc, accumulate);                  \
+  }                                                                                               \
+  target void name##_columns(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, \
+                             int64_t ldc, bool accumulate) {                                      \
+    product<T, Left::kColumns, bytes, rows>(s, a, lda, b, ldb, c, ldc, accumulate);               \
   }
 LEVEL(f32_plain, float, , 16, 4)
 LEVEL(f64_plain, double, , 16, 4)
@@ -82,22 +73,35 @@ LEVEL(f64_plain, double, , 16, 4)
 LEVEL(f32_avx2, float, AVX2_TARGET, 32, 4)
 LEVEL(f64_avx2, double, AVX2_TARGET, 32, 4)
 LEVEL(f64_avx512, double, WIDE_TARGET, 64, 8)
+
 // Blocks of four vectors read A once, and fewer words in all.
-WIDE_TARGET void f32_avx512(TileShape s, const float* a, int64_t lda, const float* b, int64_t ldb,
-                            float* c, int64_t ldc, bool accumulate) {
+template <Left kLeft>
+WIDE_TARGET BALORA_INLINE void wide_product(TileShape s, const float* a, int64_t lda,
+                                            const float* b, int64_t ldb, float* c, int64_t ldc,
+                                            bool accumulate) {
   int64_t n = 0;
   for (; n + 64 <= s.n; n += 64) {
     for (int64_t m = 0; m < s.m; m += 4) {
-      block<float, 64, 4, 4>(s, a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, accumulate);
+      block<float, kLeft, 64, 4, 4>(s, row_of<kLeft>(a, lda, m), lda, b + n, ldb, c + m * ldc + n,
+                                    ldc, accumulate);
     }
   }
   const int64_t pairs = (s.n - n) / kTileUnit * kTileUnit;
-  product<float, 64, 8>({s.m, pairs, s.k}, a, lda, b + n, ldb, c + n, ldc, accumulate);
+  product<float, kLeft, 64, 8>({s.m, pairs, s.k}, a, lda, b + n, ldb, c + n, ldc, accumulate);
   n += pairs;
   if (n == s.n) return;
   for (int64_t m = 0; m < s.m; m += 8) {
-    block<float, 64, 8, 1>(s, a + m * lda, lda, b + n, ldb, c + m * ldc + n, ldc, accumulate);
+    block<float, kLeft, 64, 8, 1>(s, row_of<kLeft>(a, lda, m), lda, b + n, ldb, c + m * ldc + n,
+                                  ldc, accumulate);
   }
+}
+WIDE_TARGET void f32_avx512(TileShape s, const float* a, int64_t lda, const float* b, int64_t ldb,
+                            float* c, int64_t ldc, bool accumulate) {
+  wide_product<Left::kRows>(s, a, lda, b, ldb, c, ldc, accumulate);
+}
+WIDE_TARGET void f32_avx512_columns(TileShape s, const float* a, int64_t lda, const float* b,
+                                    int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  wide_product<Left::kColumns>(s, a, lda, b, ldb, c, ldc, accumulate);
 }
 #endif
 #undef LEVEL
@@ -115,20 +119,34 @@ bool has_avx512() {
 }
 #endif
 
-Product<float> choose_f32() {
+// A product whose A lies in rows, and one whose A lies in columns.
+template <typename T>
+struct Products {
+  Product<T> rows, columns;
+};
+
+Products<float> choose_f32() {
 #if BALORA_X86
-  if (has_avx512()) return f32_avx512;
-  if (has_avx2()) return f32_avx2;
+  if (has_avx512()) return {f32_avx512, f32_avx512_columns};
+  if (has_avx2()) return {f32_avx2, f32_avx2_columns};
 #endif
-  return f32_plain;
+  return {f32_plain, f32_plain_columns};
+}
+const Products<float>& f32_products() {
+  static const Products<float> products = choose_f32();
+  return products;
 }
 
-Product<double> choose_f64() {
+Products<double> choose_f64() {
 #if BALORA_X86
-  if (has_avx512()) return f64_avx512;
-  if (has_avx2()) return f64_avx2;
+  if (has_avx512()) return {f64_avx512, f64_avx512_columns};
+  if (has_avx2()) return {f64_avx2, f64_avx2_columns};
 #endif
-  return f64_plain;
+  return {f64_plain, f64_plain_columns};
+}
+const Products<double>& f64_products() {
+  static const Products<double> products = choose_f64();
+  return products;
 }
 
 // ---- bf16 ---------------------------------------------------------------------------------------
@@ -260,14 +278,19 @@ Bf16Product bf16_product() {
 
 void tile_gemm(TileShape shape, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                int64_t ldc, bool accumulate) {
-  static const Product<float> product = choose_f32();
-  product(shape, a, lda, b, ldb, c, ldc, accumulate);
+  f32_products().rows(shape, a, lda, b, ldb, c, ldc, accumulate);
 }
-
 void tile_gemm(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
                double* c, int64_t ldc, bool accumulate) {
-  static const Product<double> product = choose_f64();
-  product(shape, a, lda, b, ldb, c, ldc, accumulate);
+  f64_products().rows(shape, a, lda, b, ldb, c, ldc, accumulate);
+}
+void tile_gemm_columns(TileShape shape, const float* a, int64_t lda, const float* b, int64_t ldb,
+                       float* c, int64_t ldc, bool accumulate) {
+  f32_products().columns(shape, a, lda, b, ldb, c, ldc, accumulate);
+}
+void tile_gemm_columns(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
+                       double* c, int64_t ldc, bool accumulate) {
+  f64_products().columns(shape, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c,

@@ -27,6 +27,12 @@ void tile_gemm(TileShape shape, const float* a, int64_t lda, const float* b, int
                int64_t ldc, bool accumulate);
 void tile_gemm(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
                double* c, int64_t ldc, bool accumulate);
+// The same with A (k,m), rows lda apart: what its columns are to be multiplied with needs no
+// transposed copy of them. There is none of bf16, which is multiplied in pairs of k.
+void tile_gemm_columns(TileShape shape, const float* a, int64_t lda, const float* b, int64_t ldb,
+                       float* c, int64_t ldc, bool accumulate);
+void tile_gemm_columns(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
+                       double* c, int64_t ldc, bool accumulate);
 // Only where tile_gemm_has_bf16() says so; elsewhere widen the tiles.
 void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c,
                int64_t ldc, bool accumulate);

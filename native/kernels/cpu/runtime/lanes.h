@@ -14,6 +14,11 @@ AVX512_TARGET BALORA_INLINE __m512 all(float value) {
   return _mm512_set1_ps(value);
 }
 
+// A product rounded to f32. A compiler that may contract fuses that of _mm512_mul_ps with a sum.
+AVX512_TARGET BALORA_INLINE __m512 rounded_product(__m512 x, __m512 y) {
+  return _mm512_mul_round_ps(x, y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 // The first `count` of 16 or 32 lanes.
 BALORA_INLINE __mmask16 first16(int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1);
@@ -53,6 +58,12 @@ AVX512_TARGET BALORA_INLINE __m512 exp2(__m512 x) {
   p = _mm512_fmadd_ps(p, r, all(0.69315307f));
   p = _mm512_fmadd_ps(p, r, all(0.99999993f));
   return _mm512_scalef_ps(p, x);  // by 2 to the floor of x
+}
+
+// e^(x - y). The difference is taken before anything is rounded, so that of two equal numbers is 0
+// however large they are.
+AVX512_TARGET BALORA_INLINE __m512 exp_difference(__m512 x, __m512 y) {
+  return exp2(_mm512_mul_ps(_mm512_sub_ps(x, y), all(vec::kLog2e)));
 }
 
 }  // namespace balora::lanes

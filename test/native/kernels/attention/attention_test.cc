@@ -222,6 +222,42 @@ TEST_CASE_TEMPLATE("attention is right where maxima jump", T, float, bf16, f16, 
   }
 }
 
+// One key outdoes all others of a query, by scores so large that one unit of their last digit is an
+// exponent of its own: probabilities are 1 and 0, and what is left of ds is rounding.
+template <typename T>
+void check_large(const Case& given, double range) {
+  CAPTURE(given.size);
+  CAPTURE(range);
+  Attention<T> a(given, range);
+  a.run(2);
+  const AttentionResults want = a.definition();
+  const double size = static_cast<double>(a.c.size);
+  const auto check = [](const auto& got, const std::vector<double>& wanted, double tolerance) {
+    double worst = 0;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const double error = std::abs(got[static_cast<int64_t>(i)] - wanted[i]);
+      worst = std::isnan(error) ? error : std::max(worst, error);
+      if (std::isnan(worst)) break;
+    }
+    CHECK(worst <= tolerance);
+  };
+  check(a.out, want.out, range * kRounding<T>);
+  check(a.lse, want.lse, range * range * size * (std::is_same_v<T, double> ? 1e-13 : 3e-6));
+  check(a.dv, want.dv, size * range * kRounding<T>);
+  const double slopes = range * range * size * (std::is_same_v<T, double> ? 1e-15 : 1e-6);
+  check(a.dq, want.dq, size * range * slopes);
+  check(a.dk, want.dk, size * range * slopes);
+}
+
+TEST_CASE_TEMPLATE("attention is right where scores are huge", T, float, bf16, f16, double) {
+  for (const double range : {4096.0, 1e6, 1e9}) {
+    if (std::is_same_v<T, f16> && range > 65504) continue;
+    check_large<T>({{0, 140}, {}, 3, 1, 64}, range);
+    check_large<T>({{0, 33, 150}, {}, 2, 2, 40, false}, range);
+    check_large<T>({{0, 150}, {}, 2, 1, 33, true, 70}, range);
+  }
+}
+
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -387,10 +423,7 @@ void check_tile_product(int64_t m, int64_t n, int64_t k) {
       b.get()[at] = plain_b.data()[i * n + j];
     }
   }
-  std::fill(c.get(), c.get() + m * n, A(0.5));
-  const TileScope scope;
-  for (const bool accumulate : {true, false}) {
-    tile_gemm({m, n, k}, a.get(), k, b.get(), c.get(), n, accumulate);
+  const auto check = [&](bool accumulate) {
     double worst = 0;
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < n; ++j) {
@@ -400,6 +433,23 @@ void check_tile_product(int64_t m, int64_t n, int64_t k) {
       }
     }
     CHECK(worst < (std::is_same_v<A, double> ? 1e-13 : 2e-5));
+  };
+  const TileScope scope;
+  for (const bool accumulate : {true, false}) {
+    std::fill(c.get(), c.get() + m * n, A(0.5));
+    tile_gemm({m, n, k}, a.get(), k, b.get(), c.get(), n, accumulate);
+    check(accumulate);
+  }
+  if constexpr (std::is_same_v<E, A>) {
+    auto columns = aligned.template operator()<E>(k * m);
+    for (int64_t l = 0; l < k; ++l) {
+      for (int64_t i = 0; i < m; ++i) columns.get()[l * m + i] = plain_a.data()[i * k + l];
+    }
+    for (const bool accumulate : {true, false}) {
+      std::fill(c.get(), c.get() + m * n, A(0.5));
+      tile_gemm_columns({m, n, k}, columns.get(), m, b.get(), n, c.get(), n, accumulate);
+      check(accumulate);
+    }
   }
 }
 

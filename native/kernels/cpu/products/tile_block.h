@@ -1,0 +1,45 @@
+// A block of a tile product in registers. Inlined into functions that are compiled for the
+// instructions of its vectors.
+#pragma once
+#include <cstdint>
+
+#include "kernels/cpu/runtime/simd.h"
+
+namespace balora::tile_block {
+
+template <typename T, int kBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes), may_alias));
+};
+
+// How A lies in memory: by rows lda apart, or by columns.
+enum class Left { kRows, kColumns };
+
+// Row m of A.
+template <Left kLeft, typename T>
+BALORA_INLINE const T* row_of(const T* a, int64_t lda, int64_t m) {
+  return a + (kLeft == Left::kRows ? m * lda : m);
+}
+
+// sum (kRows, kVectors of kBytes) += A (kRows,depth) B (depth, columns of sum), in the order of the
+// depth. B is aligned to its vectors.
+template <Left kLeft, int kRows, int kVectors, int kBytes, typename T, typename V>
+BALORA_INLINE void add_products(int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb,
+                                V (&sum)[kRows][kVectors]) {
+  constexpr int kWidth = kBytes / static_cast<int>(sizeof(T));
+  for (int64_t k = 0; k < depth; ++k) {
+    V right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = *reinterpret_cast<const V*>(b + k * ldb + v * kWidth);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const T value = kLeft == Left::kRows ? a[r * lda + k] : a[k * lda + r];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += value * right[v];
+    }
+  }
+}
+
+}  // namespace balora::tile_block
