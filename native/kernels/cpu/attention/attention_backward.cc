@@ -51,28 +51,33 @@ struct Scratch {
   }
 };
 
-// The rows of the tile of queries that comes next. They lie apart, which no hardware prefetcher
+// The rows that the next tile of queries reads first. They lie apart, which no hardware prefetcher
 // follows: a part of them is asked for before each product of the tile before, so that few wait for
 // memory at a time.
 template <typename T>
-struct RowsAhead {
-  std::array<Source<T>, 4> sources;
-  int64_t step, next = 0;
-
+class RowsAhead {
+ public:
   // `products`: in how many parts.
-  RowsAhead(const std::array<Source<T>, 4>& given, int64_t products)
-      : sources(given), step((kTile + products - 1) / products) {}
+  explicit RowsAhead(int64_t products) : step_((kTile + products - 1) / products) {}
+
+  void add(const Source<T>& source) { sources_[count_++] = source; }
 
   void ask() {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-    for (const Source<T>& s : sources) {
-      for (int64_t i = next; i < std::min(next + step, s.rows); ++i) {
+    for (size_t source = 0; source < count_; ++source) {
+      const Source<T>& s = sources_[source];
+      for (int64_t i = next_; i < std::min(next_ + step_, s.rows); ++i) {
         const T* row = s.data + i * s.stride;
         for (int64_t c = 0; c < s.size; c += kLine) __builtin_prefetch(row + c);
       }
     }
-    next += step;
+    next_ += step_;
   }
+
+ private:
+  std::array<Source<T>, 6> sources_;
+  size_t count_ = 0;
+  int64_t step_, next_ = 0;
 };
 
 template <typename T, typename E>
@@ -112,17 +117,26 @@ class Backward {
   }
 
  private:
-  // The rows that the tile of queries after this one reads and writes.
-  RowsAhead<T> ahead_of(const Segment& segment, int64_t kv_head, int64_t h, int64_t tile,
-                        int64_t products) const {
+  // The rows of the queries after head h of a tile: those of the next head, or of the next tile,
+  // which is the first to meet the keys beside it.
+  RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t h, int64_t tile,
+                        const Scratch<E>& s, int64_t products) const {
+    RowsAhead<T> ahead(products);
     const bool more = h + 1 < g_.group();
-    const int64_t head = kv_head * g_.group() + (more ? h + 1 : 0);
-    const Queries own(segment, more ? tile : tile + 1);
+    const int64_t head = run.kv_head * g_.group() + (more ? h + 1 : 0);
+    const int64_t next = more ? tile : tile + 1;
+    const Queries own(segment, next);
     const int64_t row = segment.query(own.first), rows = own.count();
-    if (rows == 0) return {{}, products};
-    return {{o_.q.source(row, head, rows), o_.dout.source(row, head, rows),
-             o_.out.source(row, head, rows), o_.dq.source(row, head, rows)},
-            products};
+    if (rows == 0) return ahead;
+    for (const Heads<T>* heads : {&o_.q, &o_.dout, &o_.out, &o_.dq}) {
+      ahead.add(heads->source(row, head, rows));
+    }
+    if (more || next < run.first || next >= run.last || s.packed_keys[next]) return ahead;
+    const int64_t first = next * kTile, keys = std::min(kTile, segment.rows - first);
+    for (const Heads<T>* heads : {&o_.k, &o_.v}) {
+      ahead.add(heads->source(segment.begin + first, run.kv_head, keys));
+    }
+    return ahead;
   }
 
   void query_tile(const Segment& segment, const Run& run, int64_t h, int64_t tile,
@@ -133,7 +147,7 @@ class Backward {
     const Queries own(segment, tile);
     pack_queries(segment, run.kv_head * g_.group() + h, own, s);
     RowsAhead<T> ahead =
-        ahead_of(segment, run.kv_head, h, tile, TilePair<E>::kProducts * (last - first));
+        ahead_of(segment, run, h, tile, s, TilePair<E>::kProducts * (last - first));
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
       const int64_t first_key = key_tile * kTile;
       const int64_t keys = std::min(kTile, segment.rows - first_key);
