@@ -2,7 +2,7 @@
  * Parquet files as rows. They are decoded in another process (parquet_process.ts), since decoding a row group takes seconds, and a
  * damaged one may take forever: it is stopped after a time that its size allows for.
  */
-import { FormatError } from '../errors.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
 import { openRegular } from '../io/regular_file.ts';
 import { SideProcess } from '../io/side_process.ts';
 import { type CallTable, checkCall, kCall } from '../options/call.ts';
@@ -31,6 +31,8 @@ export class ParquetFile implements RowSource {
   #window: { start: number; rows: Promise<Row[]> } | null = null;
   /** Index of the row after the one that was read last. */
   #next = 0;
+  /** How often the file has been closed. */
+  #closes = 0;
 
   private constructor(
     readonly path: string,
@@ -79,8 +81,10 @@ export class ParquetFile implements RowSource {
     }
     const inOrder = index === this.#next;
     this.#next = index + 1;
+    const closes = this.#closes;
     let window = this.#window; // one object that is replaced as a whole, because reads may overlap
     let rows = (await window?.rows.catch(() => null)) ?? [];
+    if (closes !== this.#closes) throw closed(this.path);
     if (window === null || index < window.start || index >= window.start + rows.length) {
       window = { start: index, rows: this.#read(index, inOrder ? index + kRowsAhead : index + 1) };
       this.#window = window;
@@ -93,9 +97,10 @@ export class ParquetFile implements RowSource {
     return `${this.path} row ${index}`;
   }
 
-  /** Ends the process that reads the file. A row that is being read is an error. */
+  /** Ends the process that reads the file. A row that is being read is an error; the next one that is asked for starts it again. */
   async close(): Promise<void> {
     this.#window = null;
+    this.#closes++;
     await this.reader.end();
   }
 
@@ -121,7 +126,8 @@ function askOptions(path: string, mebibytes: number, signal: AbortSignal | undef
   return {
     signal,
     limitMs: 1000 * seconds,
-    onEnd: (why: 'time' | 'memory') => {
+    onEnd: (why: 'time' | 'memory' | 'closed') => {
+      if (why === 'closed') return closed(path);
       const what = why === 'time' ? `took more than ${Math.ceil(seconds)} s` : 'ran out of memory';
       return new FormatError(`${path}: reading it ${what}: a page is damaged or too large`, {
         path,
@@ -129,4 +135,10 @@ function askOptions(path: string, mebibytes: number, signal: AbortSignal | undef
       });
     },
   };
+}
+
+function closed(path: string): ArgumentError {
+  return new ArgumentError(
+    `data: ${path} was closed while a row of it was being read; close it when its rows are there`,
+  );
 }

@@ -3,6 +3,7 @@
  * any moment leaves the old file or the new one, and at worst a temporary file.
  */
 import { randomBytes } from 'node:crypto';
+import { constants as modes } from 'node:fs';
 import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { constants } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
@@ -198,6 +199,25 @@ export function reasonOf(error: unknown): string | undefined {
   if (code === undefined) return undefined;
   if (Object.hasOwn(kReasons, code)) return `${kReasons[code]} (${code})`;
   return syscall === undefined ? undefined : message;
+}
+
+const kRefusals: readonly unknown[] = ['EACCES', 'EPERM', 'EROFS'];
+
+/** Why the system does not let this user write, for people; null for an error of another kind. */
+export function refusalOf(error: unknown): string | null {
+  const cause = (error as Error).cause ?? error;
+  return kRefusals.includes(codeOf(cause)) ? (reasonOf(cause) ?? null) : null;
+}
+
+/** Why the system does not let this user write a file; null where it does, where there is no file, and for an error of another kind. */
+export async function writeRefusal(path: string): Promise<string | null> {
+  try {
+    // Opened, since access() goes by the process's real user.
+    await (await open(path, modes.O_RDWR | modes.O_NONBLOCK)).close();
+    return null;
+  } catch (error) {
+    return refusalOf(error);
+  }
 }
 
 /** The named error for a failure of the disk; any other error unchanged. */

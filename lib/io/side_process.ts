@@ -50,8 +50,8 @@ export interface AskOptions {
   readonly signal?: AbortSignal | undefined;
   /** Milliseconds after which the process is ended. Default: no limit. */
   readonly limitMs?: number;
-  /** The error for a request that the process did not survive. */
-  readonly onEnd: (why: 'time' | 'memory') => Error;
+  /** The error for a request that the process did not survive; 'closed': `end` was called before it was answered. */
+  readonly onEnd: (why: 'time' | 'memory' | 'closed') => Error;
 }
 
 /** A process that was started. */
@@ -59,6 +59,8 @@ interface Running {
   readonly child: ChildProcess;
   /** Resolves when the process has ended and its pipes are closed. */
   readonly closed: Promise<void>;
+  /** Whether `end` has been called. */
+  isEnded: boolean;
 }
 
 /** A process that answers requests of type Q with answers of type A. */
@@ -67,6 +69,8 @@ export class SideProcess<Q, A> {
   /** The request that was sent last. */
   #last: Promise<unknown> = Promise.resolve();
   #idle: NodeJS.Timeout | undefined;
+  /** How often `end` has been called. */
+  #ends = 0;
 
   constructor(private readonly options: SideProcessOptions) {}
 
@@ -76,17 +80,27 @@ export class SideProcess<Q, A> {
    *   reason, or what `onEnd` returns
    */
   ask(request: Q, options: AskOptions): Promise<A> {
-    const answer = this.#last.then(() => this.#ask(request, options));
+    const ends = this.#ends;
+    const answer = this.#last.then(() => {
+      if (ends !== this.#ends) throw options.onEnd('closed');
+      return this.#ask(request, options);
+    });
     this.#last = answer.catch(() => {});
     return answer;
   }
 
-  /** Ends the process, and waits until it has ended and its pipes are closed; the next request starts a new one. */
+  /**
+   * Ends the process, and waits until it has ended and its pipes are closed. Requests that have not been answered are errors; the
+   * next one starts a new process.
+   */
   async end(): Promise<void> {
     clearTimeout(this.#idle);
+    this.#ends++;
     const running = this.#running;
     this.#running = null;
-    if (running !== null) await kill(running);
+    if (running === null) return;
+    running.isEnded = true;
+    await kill(running);
   }
 
   async #ask(request: Q, options: AskOptions): Promise<A> {
@@ -136,7 +150,7 @@ export class SideProcess<Q, A> {
       if (child.pid === undefined) resolve(); // it could not be started
     });
     if (child.pid !== undefined) child.send({ setup } satisfies Setup);
-    return { child, closed };
+    return { child, closed, isEnded: false };
   }
 }
 
@@ -153,6 +167,7 @@ async function exchange(
       const onAbort = () => reject((signal as AbortSignal).reason);
       const onError = (error: Error) => reject(cannotStart(error));
       const onExit = (code: number | null, by: string | null) => {
+        if (running.isEnded) return reject(onEnd('closed'));
         const crashed = by !== null || code === kAborted;
         reject(crashed ? onEnd('memory') : cannotStart(new Error(`it ended with code ${code}`)));
       };

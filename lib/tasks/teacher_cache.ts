@@ -14,6 +14,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import {
   closeSync,
   constants,
+  existsSync,
   fstatSync,
   ftruncateSync,
   openSync,
@@ -202,9 +203,12 @@ export class TeacherCache {
     // All reads and writes give a position. Neither a temporary file nor that of a run is ever written through a link that somebody has
     // put there; the path of a shared file is the user's own, and may be a link.
     const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = constants;
-    const create = O_CREAT | (this.#shared ? 0 : O_NOFOLLOW) | (this.#temporary ? O_EXCL : 0);
+    const way = O_NONBLOCK | (this.#appends ? O_RDWR : O_RDONLY) | (this.#shared ? 0 : O_NOFOLLOW);
+    // A file that is there may be another user's, of which Linux refuses O_CREAT in folders such as /tmp.
+    const creates = this.#temporary || !existsSync(this.#path);
+    const create = (creates ? O_CREAT : 0) | (this.#temporary ? O_EXCL : 0);
     try {
-      return openSync(this.#path, create | O_NONBLOCK | (this.#appends ? O_RDWR : O_RDONLY), 0o600);
+      return openSync(this.#path, way | create, 0o600);
     } catch (error) {
       throw diskError(this.#path, error, this.#appends ? 'write' : 'read');
     }

@@ -1,14 +1,16 @@
 /** The teacher cache of a run: a file of its own, or one that runs share and of which one at a time appends. */
+import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
+import { refusalOf, writeRefusal } from '../io/files.ts';
 import { kTeacherCacheName, type TeacherCachePlace } from '../tasks/teacher_cache.ts';
-import { acquireLock, type FolderLock, type LockHolder } from './folder_lock.ts';
+import { acquireLock, type FolderLock } from './folder_lock.ts';
 import { type ResolvedOptions, teacherCacheOption } from './options.ts';
 import type { OutputFolder } from './output.ts';
 
 export interface ClaimedCache {
   readonly place: TeacherCachePlace;
-  /** The run that appends to the file instead of this one; null where this one does. */
-  readonly writer: LockHolder | null;
+  /** Why this run only reads a file that runs share, behind its path; null where it appends to it. */
+  readonly readOnly: string | null;
   release(): Promise<void>;
 }
 
@@ -24,31 +26,36 @@ export async function claimTeacherCache(
   if (teacherCacheOption(options) === null) return null;
   if (teacherCache === null) {
     const path = folder === null ? null : join(folder.run, kTeacherCacheName);
-    return { place: { path }, writer: null, release: async () => {} };
+    return { place: { path }, readOnly: null, release: async () => {} };
   }
   const path = resolve(teacherCache);
-  const { lock, writer } = await claim(`${path}.lock`);
+  const { lock, readOnly } = await claim(path);
   return {
     place: { path, shared: { appends: lock !== null } },
-    writer,
+    readOnly,
     release: async () => lock?.release(),
   };
 }
 
-/** Acquires a lock, or finds who has it. */
-async function claim(
-  path: string,
-): Promise<{ lock: FolderLock | null; writer: LockHolder | null }> {
-  let writer: LockHolder | null = null;
+/**
+ * Acquires the lock of a file, or finds out why the file is only read. A file that exists is read without the lock where this user may
+ * not write it or its lock: readers change nothing, and see whole records alone.
+ */
+async function claim(path: string): Promise<{ lock: FolderLock | null; readOnly: string | null }> {
+  const refused = await writeRefusal(path);
+  if (refused !== null) return { lock: null, readOnly: `this cache cannot be written: ${refused}` };
+  let writer: string | null = null;
   const held = new Error('held');
   try {
-    const lock = await acquireLock(path, (holder) => {
-      writer = holder;
+    const lock = await acquireLock(`${path}.lock`, ({ pid, host }) => {
+      writer = `process ${pid} on ${host} appends to this cache of the teacher`;
       return held;
     });
-    return { lock, writer: null };
+    return { lock, readOnly: null };
   } catch (error) {
-    if (error === held) return { lock: null, writer };
-    throw error;
+    if (error === held) return { lock: null, readOnly: writer };
+    const reason = refusalOf(error);
+    if (reason === null || !existsSync(path)) throw error;
+    return { lock: null, readOnly: `the lock of this cache cannot be written: ${reason}` };
   }
 }

@@ -518,10 +518,8 @@ async function openPasses(
 ): Promise<Passes> {
   const onNote = ({ code, message }: { code: string; message: string }) =>
     warnings.push({ type: 'warning', code, message });
-  if (cache !== null && cache.writer !== null) {
-    const message =
-      `${cache.place.path}: process ${cache.writer.pid} on ${cache.writer.host} appends to this cache of the teacher; this run reads ` +
-      'it and keeps nothing in it';
+  if (cache !== null && cache.readOnly !== null) {
+    const message = `${cache.place.path}: ${cache.readOnly}; this run reads it and keeps nothing in it`;
     onNote({ code: 'teacher_cache_read_only', message });
   }
   const memory = await planMemory(input, options, { plan, onNote });

@@ -143,6 +143,23 @@ describe('Parquet', () => {
     await rows.close();
   });
 
+  it.each([false, true])(
+    'closed while rows are read is an error that says so (on their way: %s)',
+    async (sent) => {
+      const rows = await openRows(path);
+      const asked = [rows.row(6), rows.row(0)].map((row) => row.catch((error: unknown) => error));
+      // The second request waits for the first one.
+      if (sent) await new Promise((resolve) => setImmediate(resolve));
+      await rows.close();
+      for (const error of await Promise.all(asked)) {
+        expect(error).toBeInstanceOf(ArgumentError);
+        expect((error as Error).message).toBe(
+          `data: ${path} was closed while a row of it was being read; close it when its rows are there`,
+        );
+      }
+    },
+  );
+
   it('whose page says that a value comes a billion times is refused, while the event loop runs', async () => {
     const bytes = await readFile(path);
     // The levels of the first page, 03 07, become a run of 2^30 - 1 levels.

@@ -82,6 +82,18 @@ describe('a side process', () => {
     );
   });
 
+  it('that is ended refuses what it has not answered, and starts for none of it', async () => {
+    const { pid } = await echo(1);
+    const asked = [side.ask({ do: 'spin' }, { onEnd }), echo(2)].map((one) =>
+      one.catch((error: Error) => error.message),
+    );
+    await sleep(100);
+    await side.end();
+    expect(await Promise.all(asked)).toEqual(['ended for closed', 'ended for closed']);
+    expect(await hasEnded(pid)).toBe(true);
+    expect((await echo(3)).echo).toBe(3);
+  });
+
   it('that cannot be started is an error', async () => {
     const none = new SideProcess<object, unknown>({ module: 'none.js', setup: null, heapMiB: 64 });
     await expect(none.ask({}, { onEnd })).rejects.toThrow(

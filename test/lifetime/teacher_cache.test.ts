@@ -2,15 +2,15 @@
 // it; every run ends in the bytes of a run with a cache of its own.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMain = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const kSignals = new URL('programs/signal_at_size.mjs', import.meta.url).href;
 const kLimitMs = 120_000;
 const kRows = 60;
 /** Bytes of the file's head, of a record's and of a row of it: 16 numbers in f32 and the entropy. */
@@ -28,29 +28,43 @@ beforeAll(async () => {
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
+/** A signal that a training sends itself, and the size of the cache at which it does. */
+interface SignalAt {
+  readonly bytes: number;
+  readonly signal: 'SIGKILL' | 'SIGSTOP';
+}
+
 interface Training {
   readonly child: ChildProcess;
+  /** Resolves when the training is about to send itself its signal. */
+  readonly signalled: Promise<void>;
   readonly ended: Promise<{ code: number | null; signal: NodeJS.Signals | null; err: string }>;
 }
 
-function train(output: string, ...more: string[]): Training {
+function train(output: string, more: readonly string[], signal?: SignalAt): Training {
   const args = [
     ...['train', '--model', at('model'), '--data', at('data.jsonl'), '--output', at(output)],
     ...['--method', 'balora', '--r', '2', '--prompt-template', 'none', '--dtype', 'f32'],
     ...['--per-device-train-batch-size', '1', '--num-train-epochs', '1', ...more],
   ];
-  const child = spawn(process.execPath, [kMain, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const signalAt = signal && JSON.stringify({ path: at('teacher.cache'), ...signal });
+  const child = spawn(
+    process.execPath,
+    [...(signal === undefined ? [] : ['--import', kSignals]), kMain, ...args],
+    {
+      env: { ...process.env, ...(signalAt !== undefined && { BALORA_SIGNAL_AT: signalAt }) },
+      stdio: ['ignore', 'ignore', 'pipe'],
+    },
+  );
   let err = '';
-  child.stderr.setEncoding('utf8').on('data', (text: string) => {
-    err += text;
+  const signalled = new Promise<void>((resolve) => {
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      err += text;
+      if (/^SIG(KILL|STOP)$/m.test(err)) resolve();
+    });
   });
   const ended = once(child, 'close').then(([code, signal]) => ({ code, signal, err }));
-  return { child, ended };
-}
-
-/** Waits until a file has so many bytes. */
-async function grown(path: string, bytes: number): Promise<void> {
-  while (!existsSync(path) || statSync(path).size < bytes) await setTimeout(2);
+  return { child, signalled, ended };
 }
 
 /** The end of the last complete record of a cache. */
@@ -70,21 +84,20 @@ it('is continued after a SIGKILL, and read beside the process that appends', {
   timeout: kLimitMs,
 }, async () => {
   const cache = at('teacher.cache');
-  const own = await train('own', '--cache-teacher').ended;
+  const shared = ['--teacher-cache', cache];
+  const own = await train('own', ['--cache-teacher']).ended;
   expect(own, own.err).toMatchObject({ code: 0 });
 
-  const killed = train('killed', '--teacher-cache', cache, '--seed', '7');
-  await grown(cache, kHead + 2000);
-  killed.child.kill('SIGKILL');
-  expect(await killed.ended).toMatchObject({ signal: 'SIGKILL' });
+  const kill = { bytes: kHead + 2000, signal: 'SIGKILL' } as const;
+  const killed = await train('killed', [...shared, '--seed', '7'], kill).ended;
+  expect(killed, killed.err).toMatchObject({ signal: 'SIGKILL' });
   const left = readFileSync(cache);
   expect(existsSync(`${cache}.lock`)).toBe(true);
   expect(endOf(left)).toBeGreaterThan(kHead);
 
-  const writer = train('writer', '--teacher-cache', cache);
-  await grown(cache, endOf(left) + 200);
-  writer.child.kill('SIGSTOP');
-  const read = await train('reader', '--teacher-cache', cache).ended;
+  const writer = train('writer', shared, { bytes: endOf(left) + 200, signal: 'SIGSTOP' });
+  await Promise.race([writer.signalled, writer.ended]);
+  const read = await train('reader', shared).ended;
   writer.child.kill('SIGCONT');
   const wrote = await writer.ended;
   expect(read, read.err).toMatchObject({ code: 0 });
@@ -100,7 +113,7 @@ it('is continued after a SIGKILL, and read beside the process that appends', {
     expect(adapter(output).equals(adapter('own')), output).toBe(true);
   }
 
-  const last = await train('last', '--teacher-cache', cache, '--seed', '9', '--r', '3').ended;
+  const last = await train('last', [...shared, '--seed', '9', '--r', '3']).ended;
   expect(last, last.err).toMatchObject({ code: 0 });
   expect(readFileSync(cache).equals(whole)).toBe(true);
 });

@@ -1,5 +1,14 @@
 // A cached teacher gives the same results as the live one, over epochs and interruptions, and is refused where it could not.
-import { mkdtempSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -72,6 +81,18 @@ class CappedModel extends TinyModel {
 }
 
 const kRegularizers = { consistencyWeight: 0.5, diversityWeight: 0.1, svdWeight: 0.1, svdTopK: 2 };
+
+/** Does some work as a user whom permissions bind, which they do not root. */
+async function asOrdinaryUser<T>(work: () => Promise<T>): Promise<T> {
+  const { geteuid, seteuid } = process;
+  if (geteuid?.() !== 0 || seteuid === undefined) return work();
+  seteuid(65_534);
+  try {
+    return await work();
+  } finally {
+    seteuid(0);
+  }
+}
 
 interface RunOptions {
   cacheTeacher?: boolean;
@@ -268,6 +289,44 @@ describe('a cached teacher', () => {
       ]);
       expect(outer.warnings).toEqual([]);
       expect((await run(file)).teacherCalls).toBe(0);
+    });
+
+    it.each([
+      ['that this user may not write', 0o444, 0o777, 'this cache cannot be written'],
+      [
+        'in a folder that it may not write',
+        0o666,
+        0o555,
+        'the lock of this cache cannot be written',
+      ],
+    ])('is read where it is a file %s, without a lock', async (_, mode, folderMode, reason) => {
+      const file = shared();
+      const whole = await run(file);
+      const held = readFileSync(file.teacherCache);
+      const asOther = async (options: RunOptions) => {
+        chmodSync(file.teacherCache, mode);
+        chmodSync(folder, folderMode);
+        return asOrdinaryUser(() => run(options)).finally(() => chmodSync(folder, 0o700));
+      };
+      const others = await asOther(file);
+      expect(others.warnings).toEqual([
+        `${file.teacherCache}: ${reason}: permission denied (EACCES); this run reads it and keeps nothing in it`,
+      ]);
+      expect(others.teacherCalls).toBe(0);
+      expect(numbers(others.records)).toEqual(numbers(whole.records));
+      // Rows that the file lacks are computed, and not kept.
+      expect((await asOther({ ...file, positions: 'non_padding' })).teacherCalls).toBeGreaterThan(
+        0,
+      );
+      expect(readFileSync(file.teacherCache).equals(held)).toBe(true);
+      expect(readdirSync(folder)).toEqual(['teacher.cache']);
+    });
+
+    it('is refused where it is not there, and its folder may not be written', async () => {
+      chmodSync(folder, 0o555);
+      await expect(
+        asOrdinaryUser(() => run(shared())).finally(() => chmodSync(folder, 0o700)),
+      ).rejects.toThrow(/teacher\.cache\.lock: cannot write: permission denied/);
     });
 
     it('refuses a file of another base, type or temperature, and a damaged or foreign one', async () => {
