@@ -1,9 +1,17 @@
 // A file of the teacher's outputs that processes share: after a SIGKILL the next one continues it, and one that runs beside its writer reads
-// it; every run ends in the bytes of a run with a cache of its own.
-import { type ChildProcess, spawn } from 'node:child_process';
+// it; one that a full disk has cut off is continued, too. Every run ends in the bytes of a run with a cache of its own.
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import {
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -34,12 +42,20 @@ interface Training {
 }
 
 function train(output: string, ...more: string[]): Training {
+  return start({}, output, more);
+}
+
+/** Runs the command line with these variables in its environment. */
+function start(env: Record<string, string>, output: string, more: readonly string[]): Training {
   const args = [
     ...['train', '--model', at('model'), '--data', at('data.jsonl'), '--output', at(output)],
     ...['--method', 'balora', '--r', '2', '--prompt-template', 'none', '--dtype', 'f32'],
     ...['--per-device-train-batch-size', '1', '--num-train-epochs', '1', ...more],
   ];
-  const child = spawn(process.execPath, [kMain, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = spawn(process.execPath, [kMain, ...args], {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
   let err = '';
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     err += text;
@@ -104,3 +120,39 @@ it('is continued after a SIGKILL, and read beside the process that appends', {
   expect(last, last.err).toMatchObject({ code: 0 });
   expect(readFileSync(cache).equals(whole)).toBe(true);
 });
+
+/** A compiler, for a library that fills the disk. */
+const compiler = ['cc', 'gcc', 'clang'].find((name) => spawnSync(name, ['--version']).status === 0);
+
+it.skipIf(process.platform !== 'linux' || compiler === undefined)(
+  'is continued after the disk was full, where the run ends by name with its last step (needs a C compiler)',
+  { timeout: kLimitMs },
+  async () => {
+    const library = at('faulty_disk.so');
+    const source = 'test/support/faulty_disk.c';
+    execFileSync(compiler as string, ['-shared', '-fPIC', '-O1', '-o', library, source, '-ldl']);
+    const cache = at('full.cache');
+    const own = await train('own-full', '--cache-teacher').ended;
+    expect(own, own.err).toMatchObject({ code: 0 });
+    const none = `w 9 ${constants.errno.ENOSPC} ${Number.MAX_SAFE_INTEGER}`;
+    const fault = {
+      LD_PRELOAD: library,
+      BALORA_FAULT: `${realpathSync(folder)}/full.cache ${none}`,
+    };
+    const full = await start(fault, 'full', ['--teacher-cache', cache]).ended;
+    expect(full, full.err).toMatchObject({ code: 1, signal: null });
+    expect(full.err).toMatch(
+      /^error: .*full\.cache: cannot write: no space left on the disk.*the last good checkpoint is .*step-\d+/m,
+    );
+    const left = readFileSync(cache);
+    expect(existsSync(`${cache}.lock`)).toBe(false);
+    const next = await train('after', '--teacher-cache', cache).ended;
+    expect(next, next.err).toMatchObject({ code: 0 });
+    expect(adapter('after').equals(adapter('own-full'))).toBe(true);
+    expect(
+      readFileSync(cache)
+        .subarray(0, endOf(left))
+        .equals(left.subarray(0, endOf(left))),
+    ).toBe(true);
+  },
+);
