@@ -118,7 +118,7 @@ it('is part of the identity of a run and of the key of a teacher cache', async (
   await records(optionsFor(await adapted(), 'int8', { output, maxSteps: 1 }));
   const resumed = (mode: ComputeMode) => async () =>
     records(optionsFor(await adapted(), mode, { output, resume: true, maxSteps: 1 }));
-  await expect(resumed('dtype')()).rejects.toThrow('compute: was "int8", is null');
+  await expect(resumed('dtype')()).rejects.toThrow('compute: was "int8", is not set');
   await expect(resumed('teacher')()).rejects.toThrow('compute: was "int8", is "teacher"');
   expect(await resumed('int8')()).toEqual([]);
 
