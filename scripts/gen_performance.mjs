@@ -1,7 +1,7 @@
 // Writes the tables of docs/performance.md and README.md, and the growth charts, from the reports in bench/results/MACHINE/: the
 // block `bench:MACHINE/NAME` of a page holds the table NAME of that machine. For each row the latest measurement counts, one beside
-// torch before one alone; a ratio comes from one report where one holds both of its rows. `--check` only compares, and fails when a
-// page is stale.
+// torch before one alone. A ratio that no report has is computed from the report of the first of its rows, if that has the second, too,
+// else from the rows that count. `--check` only compares, and fails when a page is stale.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { targetsOf } from '../bench/targets.mjs';
@@ -38,11 +38,14 @@ async function collect(machine) {
   }
   const { kRatioNeeds } = await import('../build/harness/workloads.js');
   const { ratioRow } = await import('../build/harness/ratios.js');
-  for (const name of Object.keys(kRatioNeeds)) {
-    // A ratio that no report could compute from its own rows is computed from those of all reports.
-    if (rows.get(`${name} bf16`)?.kind === 'ratio') continue;
-    const row = ratioRow(name, 'bf16', [...rows.values()]);
-    rows.set(keyOf(row), row);
+  for (const [name, [first]] of Object.entries(kRatioNeeds)) {
+    const key = `${name} bf16`;
+    if (rows.get(key)?.kind === 'ratio') continue;
+    rows.delete(key);
+    const own = reports.find((report) => report.rows.includes(rows.get(`${first} bf16`)));
+    const found = [own?.rows ?? [], [...rows.values()]].map((from) => ratioRow(name, 'bf16', from));
+    const row = found.find(({ kind }) => kind === 'ratio');
+    if (row !== undefined) rows.set(key, row);
   }
   return { reports, rows: [...rows.values()], growth: [...growth.values()] };
 }
@@ -67,12 +70,14 @@ async function blocks(machine, { reports, rows, growth }) {
   const warnings = [...new Set(reports.flatMap((report) => report.warnings))];
   const dates = [reports[0].date.slice(0, 10), last.date.slice(0, 10)];
   const when = dates[0] === dates[1] ? dates[0] : dates.join(' to ');
-  const targets = targetsOf(best).map((target) => {
+  const targets = [];
+  const unmeasured = new Set();
+  for (const target of targetsOf(best)) {
     const reached = target.reached(rows);
-    if (reached === null) return [target.what, target.must, target.aim, 'not measured', ''];
-    const verdict = reached.met ? 'met' : '**missed**';
-    return [target.what, target.must, target.aim, reached.text, verdict];
-  });
+    const verdict = reached?.met ? 'met' : '**missed**';
+    if (reached === null) unmeasured.add(target.name ?? target.what);
+    else targets.push([target.what, target.must, target.aim, reached.text, verdict]);
+  }
   return {
     machine: [
       `Measured ${when} on:`,
@@ -82,7 +87,12 @@ async function blocks(machine, { reports, rows, growth }) {
         .split('\n')
         .map((text) => `- ${text}`),
     ].join('\n'),
-    targets: markdown({ head: ['what', 'must', 'aim', 'reached', ''], rows: targets }),
+    targets: [
+      markdown({ head: ['what', 'must', 'aim', 'reached', ''], rows: targets }),
+      ...(unmeasured.size === 0
+        ? []
+        : ['', `Not measured with these: ${[...unmeasured].join('; ')}.`]),
+    ].join('\n'),
     training: markdown(tables.stepTable(rows)),
     split: markdown(tables.splitTable(rows)),
     torch: markdown(tables.torchTable(rows)),

@@ -59,7 +59,7 @@ function flagsOf(key: string, option: Option): Flag[] {
       new Flag(`--no-${name}`, helpOff ?? `not: ${help}`).helpGroup(heading).hideHelp(!on),
     ];
   }
-  const among = choices ? `: ${choices.join(', ')}` : '';
+  const among = choices ? `; one of ${choices.join(', ')}` : '';
   const text = `${help}${among}${hint(key, option)}`;
   const flag = new Flag(`--${name} <${placeholder}>`, text).helpGroup(heading);
   return [

@@ -11,8 +11,8 @@ const kSetting = new RegExp(
 );
 /** A name that consists of several words, which no English text contains by chance. */
 const kCamelCase = new RegExp(word(String.raw`[a-z]+[A-Z]\w*`), 'g');
-/** A flag behind its name, for readers of either: `maxLength 26 (--max-length)`. */
-const kTwice = /(--[a-z0-9-]+)( \w+)? \(\1\)/g;
+/** A flag behind its name, for readers of either: `maxLength 26 (--max-length)`, `baseFormat gguf (--base-format gguf)`. */
+const kTwice = /(--[a-z0-9-]+)( \w+)? \(\1(?:\2)?\)/g;
 /** A name that consists of one word, which is an option's only as the subject of one of these verbs. */
 const kSubject = /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)/g;
 

@@ -117,7 +117,7 @@ function report(
     best === null ? '' : `; exported step ${best.step} (${best.metric} ${best.value.toFixed(4)})`;
   const hint = reason === 'aborted' ? `; ${resumeHint(result, settings)}` : '';
   progress.message(
-    `${reason} after ${steps} steps and ${formatSeconds(elapsedSeconds)}${where}${kept}${hint}`,
+    `${reason} after ${steps} ${steps === 1 ? 'step' : 'steps'} and ${formatSeconds(elapsedSeconds)}${where}${kept}${hint}`,
   );
   return reason === 'aborted' ? (signal.reason as Interrupt).exitCode : 0;
 }

@@ -141,7 +141,7 @@ export function fewshotTexts<D>(
   if (examples.length < count) {
     throw new ArgumentError(
       `score: ${name} is asked with ${count} examples, and there are ${examples.length} to choose from; ` +
-        'give their file, or set numFewshot to 0 (--num-fewshot 0)',
+        'give their file, or take numFewshot 0 (--num-fewshot 0)',
     );
   }
   const draw =

@@ -186,6 +186,12 @@ const kReasons: Readonly<Record<string, string>> = {
   EMFILE: 'this process has too many files open',
 };
 
+/** Reasons for which a path cannot be written, where the system's message may name a temporary one beside it. */
+const kNoPlace: Readonly<Record<string, string>> = {
+  ENOENT: 'no such file or folder (ENOENT)',
+  ENOTDIR: 'a part of the path is no folder (ENOTDIR)',
+};
+
 /** The system's name for an error; Node knows a quota that is used up by its number alone. */
 function codeOf(error: unknown): string | undefined {
   const { code, errno } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
@@ -226,7 +232,7 @@ export function diskError(
   error: unknown,
   doing: 'write' | 'read' = 'write',
 ): unknown {
-  const reason = reasonOf(error);
+  const reason = (doing === 'write' && kNoPlace[codeOf(error) ?? '']) || reasonOf(error);
   if (reason === undefined) return error;
   return new NativeError(`${path}: cannot ${doing}: ${reason}`, {
     path,

@@ -308,13 +308,19 @@ export class TeacherCache {
         ? "it is not a cache of a teacher's outputs"
         : isDamaged
           ? 'its head is damaged'
-          : `it holds outputs of another teacher: ${key} is ${shown(there[key])}, not ${shown(kind?.[key])}`;
+          : `it holds outputs of another teacher: ${kWords[key] ?? key} is ${shown(there[key])}, not ${shown(kind?.[key])}`;
     return new FormatError(`${this.#path}: ${reason}`, {
       path: this.#path,
       advice: 'choose another file',
     });
   }
 }
+
+/** Names of keys of the header in messages, where the keys are no words. */
+const kWords: Readonly<Record<string, string>> = {
+  model: 'its base',
+  products: 'the type of its products',
+};
 
 /** The header of a cache of any teacher, with the type of its products; null for another file. */
 function headerOf(bytes: Buffer | null): Record<string, unknown> | null {

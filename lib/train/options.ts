@@ -97,8 +97,8 @@ export type Identity = Record<string, unknown>;
 const kIdentityOptions = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
 
 /**
- * The differences between two identities, as lines of the form `key: was ..., is ...`; empty when a checkpoint may be
- * continued. An option that did not exist when the checkpoint was written counts as having its default value, so that new
+ * The differences between two identities, as lines of the form `key: was ..., is ...`, `not set` being null; empty when a checkpoint
+ * may be continued. An option that did not exist when the checkpoint was written counts as having its default value, so that new
  * options do not make older checkpoints unusable.
  */
 export function differences(then: Identity, now: Identity): string[] {
@@ -111,7 +111,10 @@ export function differences(then: Identity, now: Identity): string[] {
     );
     const whole = key === 'adapter' ? withDefaults(was, loraOptions) : was;
     if (!isDeepStrictEqual(asJson(whole), asJson(is))) {
-      lines.push(`${key}: was ${shown(was, kShown)}, is ${shown(is, kShown)}`);
+      const [before, after] = [was, is].map((value) =>
+        value === null ? 'not set' : shown(value, kShown),
+      );
+      lines.push(`${key}: was ${before}, is ${after}`);
     }
   }
   return lines;

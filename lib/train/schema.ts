@@ -317,7 +317,7 @@ export const resourceOptions = group('Resources', {
   compute: choice({
     choices: COMPUTE_MODES,
     default: 'dtype',
-    help: "products with the frozen weights in int8: all (int8), the teacher's, the input gradients' (dx); dtype: none",
+    help: "which products with the frozen weights are in int8: none (dtype), all (int8), the teacher's, the input gradients' (dx)",
     // A value of dtype is left out, since checkpoints from before this option do not have it.
     identity: (mode: string) => (mode === 'dtype' ? undefined : mode),
     aliases: ['int8', 'quantized-training'],

@@ -17,6 +17,7 @@ it.each([
   ['pass shuffle: false', 'pass --no-shuffle'],
   ['with ignoreKeys (--ignore-keys)', 'with --ignore-keys'],
   ['with maxLength 26 (--max-length)', 'with --max-length 26'],
+  ['use baseFormat gguf (--base-format gguf), which', 'use --base-format gguf, which'],
   ["pass problemType: 'regression'", 'pass --problem-type regression'],
   ["with columns: ['label', 'text'] where", 'with --columns label,text where'],
   ['positions has no meaning for x', '--positions has no meaning for x'],

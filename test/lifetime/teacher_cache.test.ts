@@ -1,9 +1,17 @@
 // A file of the teacher's outputs that processes share: after a SIGKILL the next one continues it, and one that runs beside its writer reads
-// it; every run ends in the bytes of a run with a cache of its own.
-import { type ChildProcess, spawn } from 'node:child_process';
+// it; one that a full disk has cut off is continued, too. Every run ends in the bytes of a run with a cache of its own.
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import {
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, it } from 'vitest';
@@ -42,20 +50,26 @@ interface Training {
 }
 
 function train(output: string, more: readonly string[], signal?: SignalAt): Training {
+  if (signal === undefined) return start(output, more);
+  const signalAt = JSON.stringify({ path: at('teacher.cache'), ...signal });
+  return start(output, more, { env: { BALORA_SIGNAL_AT: signalAt }, node: ['--import', kSignals] });
+}
+
+/** Runs the command line with these variables in its environment and these arguments of Node.js. */
+function start(
+  output: string,
+  more: readonly string[],
+  { env = {}, node = [] }: { env?: Record<string, string>; node?: readonly string[] } = {},
+): Training {
   const args = [
     ...['train', '--model', at('model'), '--data', at('data.jsonl'), '--output', at(output)],
     ...['--method', 'balora', '--r', '2', '--prompt-template', 'none', '--dtype', 'f32'],
     ...['--per-device-train-batch-size', '1', '--num-train-epochs', '1', ...more],
   ];
-  const signalAt = signal && JSON.stringify({ path: at('teacher.cache'), ...signal });
-  const child = spawn(
-    process.execPath,
-    [...(signal === undefined ? [] : ['--import', kSignals]), kMain, ...args],
-    {
-      env: { ...process.env, ...(signalAt !== undefined && { BALORA_SIGNAL_AT: signalAt }) },
-      stdio: ['ignore', 'ignore', 'pipe'],
-    },
-  );
+  const child = spawn(process.execPath, [...node, kMain, ...args], {
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
   let err = '';
   const signalled = new Promise<void>((resolve) => {
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
@@ -117,3 +131,39 @@ it('is continued after a SIGKILL, and read beside the process that appends', {
   expect(last, last.err).toMatchObject({ code: 0 });
   expect(readFileSync(cache).equals(whole)).toBe(true);
 });
+
+/** A compiler, for a library that fills the disk. */
+const compiler = ['cc', 'gcc', 'clang'].find((name) => spawnSync(name, ['--version']).status === 0);
+
+it.skipIf(process.platform !== 'linux' || compiler === undefined)(
+  'is continued after the disk was full, where the run ends by name with its last step (needs a C compiler)',
+  { timeout: kLimitMs },
+  async () => {
+    const library = at('faulty_disk.so');
+    const source = 'test/support/faulty_disk.c';
+    execFileSync(compiler as string, ['-shared', '-fPIC', '-O1', '-o', library, source, '-ldl']);
+    const cache = at('full.cache');
+    const own = await train('own-full', ['--cache-teacher']).ended;
+    expect(own, own.err).toMatchObject({ code: 0 });
+    const none = `w 9 ${constants.errno.ENOSPC} ${Number.MAX_SAFE_INTEGER}`;
+    const fault = {
+      LD_PRELOAD: library,
+      BALORA_FAULT: `${realpathSync(folder)}/full.cache ${none}`,
+    };
+    const full = await start('full', ['--teacher-cache', cache], { env: fault }).ended;
+    expect(full, full.err).toMatchObject({ code: 1, signal: null });
+    expect(full.err).toMatch(
+      /^error: .*full\.cache: cannot write: no space left on the disk.*the last good checkpoint is .*step-\d+/m,
+    );
+    const left = readFileSync(cache);
+    expect(existsSync(`${cache}.lock`)).toBe(false);
+    const next = await train('after', ['--teacher-cache', cache]).ended;
+    expect(next, next.err).toMatchObject({ code: 0 });
+    expect(adapter('after').equals(adapter('own-full'))).toBe(true);
+    expect(
+      readFileSync(cache)
+        .subarray(0, endOf(left))
+        .equals(left.subarray(0, endOf(left))),
+    ).toBe(true);
+  },
+);

@@ -12,6 +12,7 @@ import {
   permute,
   reshape,
 } from '../../lib/ops/index.ts';
+import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
@@ -283,6 +284,36 @@ describe('linear', () => {
       }
       expect(Math.abs(g - sum)).toBeLessThan(2 ** -7 * magnitude + 1e-6);
     });
+  });
+
+  it('keeps no input for a factor A that is frozen, without which its gradient cannot be computed', async () => {
+    const [rows, ins, outs, rank] = [64, 48, 32, 4];
+    for (const dtype of kFloatTypes) {
+      const master = dtype === 'f64' ? 'f64' : 'f32';
+      const weight = randomTensor([outs, ins], { seed: 2, dtype }).freeze();
+      const b = randomTensor([outs, rank], { seed: 4, dtype: master, requiresGrad: true });
+      const dy = randomTensor([rows, outs], { seed: 5, dtype });
+      const kept = async (trainsA: boolean) => {
+        const a = randomTensor([rank, ins], { seed: 3, dtype: master, requiresGrad: trainsA });
+        await synchronize();
+        const before = memoryStats().liveBytes;
+        const x = randomTensor([rows, ins], { seed: 1, dtype });
+        const y = linear(x, weight, { lowRank: [{ a, b }] });
+        x.dispose();
+        await synchronize();
+        const bytes = memoryStats().liveBytes - before;
+        y.backward(dy);
+        const gradients = [a.grad, b.grad].map((grad) => grad && values(grad));
+        b.grad = null;
+        y.dispose();
+        return { bytes, gradients };
+      };
+      const [frozen, trained] = [await kept(false), await kept(true)];
+      const size = { bf16: 2, f16: 2, f32: 4, f64: 8 }[dtype];
+      expect(trained.bytes - frozen.bytes, dtype).toBe(rows * ins * size);
+      expect(frozen.gradients[0], dtype).toBeNull();
+      expect(frozen.gradients[1], dtype).toEqual(trained.gradients[1]);
+    }
   });
 
   it('has the gradient of its definition with a separate input of the adapter', () => {

@@ -334,7 +334,7 @@ describe('a cached teacher', () => {
       await run(file);
       const held = readFileSync(file.teacherCache);
       await expect(run({ ...file, seed: 2 })).rejects.toThrow(
-        /teacher\.cache: it holds outputs of another teacher: model is .*; choose another file/,
+        /teacher\.cache: it holds outputs of another teacher: its base is .*; choose another file/,
       );
       await expect(run({ ...file, dtype: 'bf16' })).rejects.toThrow(/dtype is "f32", not "bf16"/);
       await expect(run({ ...file, temperature: 3 })).rejects.toThrow(/temperature is 2, not 3/);

@@ -138,9 +138,9 @@ describe('a later run', () => {
   );
 
   it.each<[string, Case, RegExp]>([
-    ['base', { base: 'base-4' }, /model is "llama.*, not "llama/],
-    ['base, in NF4', { base: 'nf4' }, /model is .*, not /],
-    ['base, quantised as it is read', { load: { baseFormat: 'nf4' } }, /model is .*, not /],
+    ['base', { base: 'base-4' }, /its base is "llama.*, not "llama/],
+    ['base, in NF4', { base: 'nf4' }, /its base is .*, not /],
+    ['base, quantised as it is read', { load: { baseFormat: 'nf4' } }, /its base is .*, not /],
     ['type', { load: { dtype: 'bf16' } }, /dtype is "f32", not "bf16"/],
     ['type of products', { training: { compute: 'teacher' } }, /products is "f32", not "int8"/],
     [
@@ -151,7 +151,7 @@ describe('a later run', () => {
     [
       'teacher, whose codes the start makes',
       { adapter: { method: 'qpissa', r: 2 } },
-      /model is .*, not /,
+      /its base is .*, not /,
     ],
   ])('with another %s is refused', async (_, other, reason) => {
     await expect(run(other)).rejects.toThrow(reason);
@@ -175,7 +175,9 @@ describe('a later run', () => {
       { ...quantised, r: 3 },
       { ...quantised, loraAlpha: 7 },
     ]) {
-      await expect(run({ adapter })).rejects.toThrow(/model is "llama.*, quantised .*, not "llama/);
+      await expect(run({ adapter })).rejects.toThrow(
+        /its base is "llama.*, quantised .*, not "llama/,
+      );
     }
     const int8: Case = { adapter: quantised, training: { compute: 'int8' } };
     await expect(run(int8)).rejects.toThrow(/products is "f32", not "int8"/);

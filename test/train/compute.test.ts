@@ -5,10 +5,12 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
+import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { UnsupportedError } from '../../lib/errors.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
 import { Linear } from '../../lib/nn/index.ts';
 import { zeros } from '../../lib/ops/index.ts';
+import { resolveMethod } from '../../lib/train/methods.ts';
 import type { ComputeMode } from '../../lib/train/schema.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
@@ -82,6 +84,17 @@ describe.each(['f32', 'bf16'] as const)('in %s', (dtype) => {
   });
 });
 
+it('is never on unless asked for, whatever the method', async () => {
+  const numbersOf = (run: StepRecord[]) => run.map(({ loss, gradNorm }) => [loss, gradNorm]);
+  const exact = await records(optionsFor(await adapted('bf16'), 'dtype'));
+  const { compute: _, ...silent } = optionsFor(await adapted('bf16'), 'int8');
+  expect(numbersOf(await records(silent))).toEqual(numbersOf(exact));
+  for (const name of METHOD_NAMES) {
+    const { optimization, regularizers } = resolveMethod(name);
+    expect({ ...optimization, ...regularizers }, name).not.toHaveProperty('compute');
+  }
+});
+
 it('repeats a run bit for bit, and leaves evaluations as they are', async () => {
   const [one, two] = [await adapted('bf16'), await adapted('bf16')];
   const runs = [await records(optionsFor(one, 'int8')), await records(optionsFor(two, 'int8'))];
@@ -123,7 +136,7 @@ it('is part of the identity of a run and of the key of a teacher cache', async (
   await records(optionsFor(await adapted(), 'int8', { output, maxSteps: 1 }));
   const resumed = (mode: ComputeMode) => async () =>
     records(optionsFor(await adapted(), mode, { output, resume: true, maxSteps: 1 }));
-  await expect(resumed('dtype')()).rejects.toThrow('compute: was "int8", is null');
+  await expect(resumed('dtype')()).rejects.toThrow('compute: was "int8", is not set');
   await expect(resumed('teacher')()).rejects.toThrow('compute: was "int8", is "teacher"');
   expect(await resumed('int8')()).toEqual([]);
 
@@ -137,7 +150,7 @@ it('is part of the identity of a run and of the key of a teacher cache', async (
   await cached('teacher');
   for (const mode of ['dtype', 'dx'] as const) {
     await expect(cached(mode), mode).rejects.toThrow(
-      /teacher\.cache: it holds outputs of another teacher: products is "int8", not "f32";/,
+      /teacher\.cache: it holds outputs of another teacher: the type of its products is "int8", not "f32";/,
     );
   }
   const exact = { ...optionsFor(await adapted(), 'dx', { regularizers, maxSteps: 1 }) };
@@ -145,7 +158,7 @@ it('is part of the identity of a run and of the key of a teacher cache', async (
   await records({ ...exact, teacherCache: other });
   await expect(
     records(optionsFor(await adapted(), 'int8', { teacherCache: other, regularizers })),
-  ).rejects.toThrow(/exact\.cache: .*: products is "f32", not "int8";/);
+  ).rejects.toThrow(/exact\.cache: .*: the type of its products is "f32", not "int8";/);
 });
 
 it('is refused where it cannot be, by name', async () => {

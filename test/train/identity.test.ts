@@ -89,7 +89,7 @@ describe('a checkpoint', () => {
     await expect(again({ headWarmupEpochs: 3 })).rejects.toThrow(
       'preparation: was {"headWarmupEpochs":2}, is {"headWarmupEpochs":3}',
     );
-    await expect(again()).rejects.toThrow('preparation: was {"headWarmupEpochs":2}, is null');
+    await expect(again()).rejects.toThrow('preparation: was {"headWarmupEpochs":2}, is not set');
   });
 
   it('is refused in another dtype', async () => {
@@ -102,7 +102,7 @@ describe('a checkpoint', () => {
     const tuned = await adapted(kModel);
     tuned.model.sharePrefixes = false;
     await expect(resume(tuned)).rejects.toThrow(
-      /sharePrefixes: was null, is false\); give the options of that run, or begin anew with overwrite: true$/,
+      /sharePrefixes: was not set, is false\); give the options of that run, or begin anew with overwrite: true$/,
     );
   });
 
@@ -142,7 +142,7 @@ describe('a checkpoint', () => {
 
   it('is refused under another kind of memory budget', async () => {
     await expect(resume(await adapted(kModel), { memoryBudget: 'min' })).rejects.toThrow(
-      /bit for bit \(memoryBudget: was null, is "min"\);/,
+      /bit for bit \(memoryBudget: was not set, is "min"\);/,
     );
     const bounded = join(folder, 'bounded');
     await train(await adapted(kModel), { output: bounded, memoryBudget: 2 ** 40 });

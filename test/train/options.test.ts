@@ -153,12 +153,12 @@ describe('resolved options', () => {
 it('an option of any table that a checkpoint lacks counts as having its default', () => {
   const now = { momentum: 0, memoryBudget: 'min', useDora: false, r: 8, cacheTeacher: true };
   expect(differences({}, now)).toEqual([
-    'cacheTeacher: was null, is true',
-    'memoryBudget: was null, is "min"',
+    'cacheTeacher: was not set, is true',
+    'memoryBudget: was not set, is "min"',
   ]);
   expect(differences({}, { momentum: 0.5 })).toEqual(['momentum: was 0, is 0.5']);
   // A key that every object has.
-  expect(differences({ constructor: 1 }, {})).toEqual(['constructor: was 1, is null']);
+  expect(differences({ constructor: 1 }, {})).toEqual(['constructor: was 1, is not set']);
 });
 
 it('an option of the adapter that a checkpoint lacks, and the order of keys, make no difference', () => {

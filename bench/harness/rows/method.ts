@@ -32,7 +32,7 @@ import { workloadData } from '../workload_batches.ts';
 /** The settings of a row by its name. */
 type Rows = Readonly<Record<string, AdapterConfigInput>>;
 
-/** The rank of all rows. */
+/** The rank of a row, unless its settings have another. */
 export const METHOD_RANK = 16;
 
 /** Methods whose step is not LoRA's or PiSSA's, with settings under which a short run does what a long one does in most of its steps. */
@@ -48,15 +48,19 @@ const kLeftOut: readonly string[] = ['lora', 'peanut', 'balora'];
 const isDataDriven = (init: unknown): boolean => startNamed(init)?.calibration !== undefined;
 
 /** Rows of steps: every method with an adapter but those of a start that is computed from data, which train as LoRA and PiSSA do. */
-export const kMethodSteps: Rows = Object.fromEntries(
-  METHOD_NAMES.flatMap((name): [string, AdapterConfigInput][] => {
-    const { adapter } = METHODS[name];
-    if (adapter === null || kLeftOut.includes(name) || isDataDriven(adapter.initLoraWeights))
-      return [];
-    const method = name as AdapterMethodName;
-    return [[`step-${name.replaceAll('_', '-')}`, { method, ...kOwnSettings[method] }]];
-  }),
-);
+export const kMethodSteps: Rows = {
+  ...Object.fromEntries(
+    METHOD_NAMES.flatMap((name): [string, AdapterConfigInput][] => {
+      const { adapter } = METHODS[name];
+      if (adapter === null || kLeftOut.includes(name) || isDataDriven(adapter.initLoraWeights))
+        return [];
+      const method = name as AdapterMethodName;
+      return [[`step-${name.replaceAll('_', '-')}`, { method, ...kOwnSettings[method] }]];
+    }),
+  ),
+  // The gradient of A, which it leaves out, grows with the rank.
+  'step-lora-fa-r128': { method: 'lora_fa', r: 128 },
+};
 
 /** Rows of starts: those that take more than random numbers. */
 export const kMethodStarts: Rows = {
@@ -108,18 +112,19 @@ const kCalibrationSettings: Readonly<Record<string, CalibrateOptions['settings']
 export async function methodRow(input: MethodRowInput): Promise<RatioRow | StartRow> {
   const { model, sizes, notes } = await openSubject(input);
   const own = kMethodRows[input.name] as AdapterConfigInput;
+  const trial = input.shape === 'tiny' && input.model === undefined;
+  const rank = trial ? METHOD_RANK : (own.r ?? METHOD_RANK);
   const { peftType = LORA_TYPE } = (own.method && METHODS[own.method].adapter) ?? {};
   const config: AdapterConfigInput = {
     ...own,
     // AdaLoRA has other ranks than r.
-    ...(own.initR === undefined && { r: METHOD_RANK }),
-    ...(hasAlpha(peftType as string) && { loraAlpha: METHOD_RANK }),
+    ...(own.initR === undefined && { r: rank }),
+    ...(hasAlpha(peftType as string) && { loraAlpha: rank }),
   };
   const { initLoraWeights, method } = config;
   const init = initLoraWeights ?? METHODS[method as AdapterMethodName].adapter?.initLoraWeights;
   const isStep = Object.hasOwn(kMethodSteps, input.name);
   const calibration = isStep ? undefined : startNamed(init ?? true)?.calibration;
-  const trial = input.shape === 'tiny' && input.model === undefined;
   const full = calibration === undefined ? kWorkload : kCalibrationWorkload;
   const workload: Workload = trial ? { ...kWorkload, length: 32 } : full;
   const count = input.name === 'start-corda' && !trial ? kCordaBatches : kBatches;
@@ -148,11 +153,8 @@ async function stepOver(
   { name, dtype, steps }: MethodRowInput,
   data: BatchSource,
 ): Promise<RatioRow> {
-  const tuned = await AdapterModel.create(
-    model,
-    { r: METHOD_RANK, loraAlpha: METHOD_RANK },
-    { name: 'lora' },
-  );
+  const { r: rank = METHOD_RANK } = config;
+  const tuned = await AdapterModel.create(model, { r: rank, loraAlpha: rank }, { name: 'lora' });
   // AdaLoRA's ranks are chosen in one run, so that each turn needs a fresh adapter of it.
   const isFresh = config.initR !== undefined;
   if (!isFresh) await tuned.addAdapter('other', config);
@@ -178,7 +180,7 @@ async function stepOver(
   const [own, lora] = [median(pairs.map((pair) => pair.own)), median(pairs.map((p) => p.lora))];
   return {
     ...{ kind: 'ratio', name, dtype, value: median(pairs.map((pair) => pair.own / pair.lora)) },
-    meaning: `time of a training step over LoRA's, r ${METHOD_RANK}, 4 x 512: ${milliseconds(own)} over ${milliseconds(lora)}, in ${kTurns} turns`,
+    meaning: `time of a training step over LoRA's, r ${rank}, 4 x 512: ${milliseconds(own)} over ${milliseconds(lora)}, in ${kTurns} turns`,
   };
 }
 

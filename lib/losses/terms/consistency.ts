@@ -50,7 +50,7 @@ const part = {
     above: true,
     most: 1,
     default: 1,
-    help: 'share of the sequences on which the teacher runs, for all of which they count',
+    help: "share of a micro-batch's sequences on which the teacher runs; their divergence counts for all",
     // Checkpoints from before this option do not have it.
     identity: (fraction: number) => (fraction === 1 ? undefined : fraction),
   }),

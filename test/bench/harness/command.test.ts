@@ -117,7 +117,7 @@ describe('npm run bench', () => {
   it('measures steps of methods over those of LoRA, and the starts of adapters', async () => {
     const json = join(folder, 'methods.json');
     const starts = ['start-milora', 'start-eva', 'start-corda', 'start-lora-ga-quick'];
-    const only = ['step-dora', 'step-vera', ...starts].join();
+    const only = ['step-dora', 'step-vera', 'step-lora-fa-r128', ...starts].join();
     const { code, text } = await bench('--shape', 'tiny', '--only', only, '--json', json);
     expect(code, text).toBe(0);
     const { rows } = await readJson(json);
@@ -128,6 +128,7 @@ describe('npm run bench', () => {
     expect(rows).toMatchObject([
       ratio('step-dora', /^time of a training step over LoRA's, r 16/),
       ratio('step-vera', /^time of a training step over LoRA's, r 16/),
+      ratio('step-lora-fa-r128', /^time of a training step over LoRA's, r 16/),
       { kind: 'start', name: 'start-milora', meaning: 'AdapterModel.create() at r 16' },
       ratio(
         'start-eva',

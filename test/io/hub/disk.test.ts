@@ -102,7 +102,9 @@ describe("a failure of the cache's disk", () => {
   it.runIf(existsSync('/proc/self'))('ends where no folder can be made', async () => {
     expect(await ask({ cacheDir: '/proc/balora/cache' })).toEqual({
       code: 'ERR_IO',
-      message: expect.stringContaining('/proc/balora: cannot write: ENOENT'),
+      message: expect.stringContaining(
+        '/proc/balora: cannot write: no such file or folder (ENOENT)',
+      ),
     });
   });
 });
