@@ -53,11 +53,13 @@ export function pythonRegExp(source: string, wrap: (inner: string) => string): P
     .replace(/\\Z/g, '$$');
   try {
     const compiled = new RegExp(wrap(body), flags);
+    // Only repetition and alternatives take long, and names as they are written into files have none.
+    const pattern = /[*+?{|]/.test(source) ? stoppable(compiled, source) : compiled;
     // Compiles it: only then V8 finds that it is too large.
-    compiled.test('');
-    // Only repetition takes long, and names as they are written into files have none.
-    return /[*+?{]/.test(source) ? stoppable(compiled, source) : compiled;
+    pattern.test('');
+    return pattern;
   } catch (error) {
+    if (error instanceof ArgumentError) throw error;
     throw new ArgumentError(
       `pattern ${shown(source)}: ${(error as Error).message}; write it in the syntax that JavaScript and Python share`,
     );
@@ -72,7 +74,7 @@ function stoppable(pattern: RegExp, source: string): Pattern {
       () => pattern.exec(name),
       () =>
         new ArgumentError(
-          `pattern ${shown(source)}: was not compared with ${name} within ${kLimitMs} ms; write it without repetition ` +
+          `pattern ${shown(source)}: was not compared with ${name || 'an empty text'} within ${kLimitMs} ms; write it without repetition ` +
             'inside repetition, or list the names of the modules',
         ),
     );

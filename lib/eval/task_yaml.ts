@@ -200,12 +200,16 @@ function extractor(pattern: string | undefined, source: Source): (output: string
   if (pattern === undefined) return (output) => output;
   const problem = patternProblem(pattern);
   if (problem !== null) throw wrongKey(source, 'regex_pattern', problem);
+  const late = () =>
+    wrongKey(source, 'regex_pattern', 'takes too long; write it so that it need not try again');
+  const search = <T>(work: () => T): T => withDeadline(kSearchMs, work, late);
   let expression: RegExp;
   try {
     expression = new RegExp(pattern, 'gu');
     // Compiles it for both kinds of texts: only then V8 finds that it is too large.
-    for (const text of ['', '\u2581']) text.search(expression);
+    for (const text of ['', '\u2581']) search(() => text.search(expression));
   } catch (error) {
+    if (error instanceof ArgumentError) throw error;
     throw wrongKey(
       source,
       'regex_pattern',
@@ -213,12 +217,7 @@ function extractor(pattern: string | undefined, source: Source): (output: string
     );
   }
   return (output) => {
-    const matches = withDeadline(
-      kSearchMs,
-      () => [...output.matchAll(expression)],
-      () =>
-        wrongKey(source, 'regex_pattern', 'takes too long; write it so that it need not try again'),
-    );
+    const matches = search(() => [...output.matchAll(expression)]);
     const last = matches.at(-1);
     return last === undefined
       ? null

@@ -10,7 +10,7 @@ import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
-import { getDefaultDevice, setDefaultDevice } from '../../lib/device.ts';
+import { deviceInfo, getDefaultDevice, setDefaultDevice } from '../../lib/device.ts';
 import { evaluateClassifier } from '../../lib/eval/classify.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
 import { storageBytes } from '../../lib/io/blocks.ts';
@@ -260,7 +260,9 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
       await run('cpu', 'bf16'),
       await run('cpu', 'f32'),
     ];
-    expect(found[0]?.consistency).toBe(0);
+    // On AVX2, f32 logits from widened bf16 have sums that depend on the other rows of the product.
+    const most = deviceInfo('cpu').instructions === 'avx2' ? 1e-6 : 0;
+    expect(Math.abs(found[0]?.consistency as number)).toBeLessThanOrEqual(most);
     // Root mean square error over the figures of all steps, each relative to its largest value.
     const off = (records: readonly StepRecord[]): number => {
       const keys = ['loss', 'consistency', 'diversity', 'svd', 'gradNorm'] as const;

@@ -8,6 +8,7 @@ import type { LoraConfigInput } from '../../lib/adapters/config.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
 import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
 import type { NamedTensor, TunedModel } from '../../lib/adapters/tuned_model.ts';
+import { deviceInfo } from '../../lib/device.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { zeros } from '../../lib/ops/index.ts';
 import { parameterGroups } from '../../lib/train/parameter_groups.ts';
@@ -67,9 +68,10 @@ describe.each(['f32', 'bf16'] as const)('BA-LoRA on a golden model in %s', (dtyp
       regularizers: { ...kBaLora, regularizerSchedule: 'constant' },
     });
     const [first, last] = [found[0] as StepRecord, found[7] as StepRecord];
-    // The teacher is the model without the adapter, to which every variant is equal at the start (up to
-    // the rounding of PiSSA's pairs).
-    const most = name.includes('pissa') ? (dtype === 'f32' ? 1e-9 : 1e-3) : 0;
+    // The teacher is the model without the adapter, to which every variant is equal at the start (up to the rounding of PiSSA's pairs, and
+    // on AVX2 to that of f32 logits from widened bf16, whose sums depend on the other rows of the product).
+    const widened = dtype === 'bf16' && deviceInfo('cpu').instructions === 'avx2' ? 1e-6 : 0;
+    const most = name.includes('pissa') ? (dtype === 'f32' ? 1e-9 : 1e-3) : widened;
     expect(first.consistency).toBeLessThanOrEqual(most);
     expect(last.consistency as number).toBeGreaterThan(0);
     expect(last.taskLoss).toBeLessThan(first.taskLoss - 0.1);

@@ -41,7 +41,8 @@ describe.each(kOwnForms)('%s', (_, config) => {
     await collectGarbage(); // models of earlier tests, which would be collected during this one
     const before = memoryStats().liveBytes;
     const tuned = await create(model, config);
-    expectNear(hidden(model), base, 1e-6);
+    // Roundings of f32 are a share of a row's values.
+    expectNear(hidden(model), base, 1e-6 * Math.max(1, ...base.map(Math.abs)));
     disturb(tuned);
     const moved = hidden(model);
     expect(moved.some((value, i) => Math.abs(value - (base[i] as number)) > 0.01)).toBe(true);
