@@ -67,7 +67,7 @@ async function blocks(machine, { reports, rows, growth }) {
       best[key] = Math.max(best[key], report.machine[key]);
     }
   }
-  const warnings = [...new Set(reports.flatMap((report) => report.warnings))];
+  const warnings = merged([...new Set(reports.flatMap((report) => report.warnings))]);
   const dates = [reports[0].date.slice(0, 10), last.date.slice(0, 10)];
   const when = dates[0] === dates[1] ? dates[0] : dates.join(' to ');
   const targets = [];
@@ -108,6 +108,24 @@ async function blocks(machine, { reports, rows, growth }) {
     warnings: warnings.length === 0 ? 'None.' : warnings.map((text) => `- ${text}`).join('\n'),
     fast: markdown(summary(rows)),
   };
+}
+
+/** Warnings of which those that differ by their numbers alone are one, with the ranges of these. */
+function merged(warnings) {
+  const number = /(?<= )\d+(?:\.\d+)?(?=[ %]|$)/g;
+  const groups = new Map();
+  for (const text of warnings) {
+    const kind = text.replace(number, '#');
+    groups.set(kind, [...(groups.get(kind) ?? []), text.match(number) ?? []]);
+  }
+  return [...groups].map(([kind, found]) => {
+    let i = 0;
+    return kind.replaceAll('#', () => {
+      const sorted = found.map((numbers) => numbers[i]).sort((a, b) => a - b);
+      i++;
+      return [...new Set([sorted[0], sorted.at(-1)])].join(' to ');
+    });
+  });
 }
 
 /** The README's table: the results for a user, beside those of torch. */

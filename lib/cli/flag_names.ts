@@ -13,8 +13,11 @@ const kSetting = new RegExp(
 const kCamelCase = new RegExp(word(String.raw`[a-z]+[A-Z]\w*`), 'g');
 /** A flag behind its name, for readers of either: `maxLength 26 (--max-length)`, `baseFormat gguf (--base-format gguf)`. */
 const kTwice = /(--[a-z0-9-]+)( \w+)? \(\1(?:\2)?\)/g;
-/** A name that consists of one word, which is an option's only as the subject of one of these verbs. */
-const kSubject = /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)/g;
+/** A name that consists of one word, which is an option's only as the subject of one of these verbs, and in the advice to leave it out. */
+const kSubject =
+  /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)|(?<=[(;] ?)[a-z]+(?=: was )|(?<=\bleave )[a-z]+(?= out\b)/g;
+/** The beginning of a message about an option; that of a choice, since others are words of English, too (`data: cannot open`). */
+const kBeginning = /^[a-z]+(?=: )/;
 
 /**
  * Replaces the names of a table's options by their flags: `maxLength` becomes `--max-length`, and `overwrite: true` becomes
@@ -23,6 +26,8 @@ const kSubject = /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)/g;
 export function withFlags(message: string, options: OptionTable): string {
   const flagOr = (name: string): string =>
     Object.hasOwn(options, name) ? `--${kebab(name)}` : name;
+  const isChoice = (name: string): boolean =>
+    Object.hasOwn(options, name) && options[name]?.choices !== undefined;
   return message
     .replace(kSetting, (text, name: string, value: string) => {
       const option = Object.hasOwn(options, name) ? options[name] : undefined;
@@ -32,6 +37,7 @@ export function withFlags(message: string, options: OptionTable): string {
         : text;
     })
     .replace(kSubject, (name) => flagOr(name))
+    .replace(kBeginning, (name) => (isChoice(name) ? flagOr(name) : name))
     .replace(kCamelCase, (name) => flagOr(name))
     .replace(kTwice, '$1$2');
 }

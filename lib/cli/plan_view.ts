@@ -73,7 +73,12 @@ function planRows({ memoryPlan }: RunPlan): [string, string][] {
     ['  layers', kept.join(', ')],
     ...(residentBytes === null
       ? []
-      : ([['  base', `${formatBytes(residentBytes)} of it stay in memory`]] as [string, string][])),
+      : ([
+          [
+            '  base',
+            `${formatBytes(residentBytes)} of its matrices stay in memory, others are read when they are used`,
+          ],
+        ] as [string, string][])),
     ['  predicted peak', `${formatBytes(bytes)} of the process, from a small forward pass${note}`],
   ];
 }

@@ -26,6 +26,15 @@ it.each([
     'method full trains every weight: --r cannot be set',
   ],
   ['learningRate: was 1, is 2', '--learning-rate: was 1, is 2'],
+  [
+    'another run (compute: was 1, is 2; seed: was 3)',
+    'another run (--compute: was 1, is 2; --seed: was 3)',
+  ],
+  [
+    'compute: no term reads a teacher; leave compute out',
+    '--compute: no term reads a teacher; leave --compute out',
+  ],
+  ['rows.jsonl: the seed: 3; leave the data out', 'rows.jsonl: the seed: 3; leave the data out'],
 ])('%s', (message, expected) => {
   expect(withFlags(message, kTrainOptions)).toBe(expected);
 });
