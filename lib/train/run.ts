@@ -27,7 +27,7 @@ import { identityOf } from './identity.ts';
 import { idleOptions } from './idle_options.ts';
 import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
 import { type Identity, type ResolvedOptions, teacherCacheOption } from './options.ts';
-import { claimOutput, type OutputFolder } from './output.ts';
+import { checkOutput, claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { passesOf, selectorOf } from './passes.ts';
 import { learningRateOf, makePlan, planMemory, requireRunMemory } from './plan.ts';
@@ -419,7 +419,8 @@ async function openRunOf(
   checkMethod(input, options, plan);
   requireRunMemory(input, plan);
   const rate = learningRateOf(plan, options);
-  const folder = output === null ? null : await claimOutput(output, { overwrite, resume });
+  if (output !== null) await checkOutput(output, { overwrite, resume });
+  let folder: OutputFolder | null = null;
   let record: RunRecord | null = null;
   let optimizer: Optimizer | null = null;
   let passes: Passes | null = null;
@@ -427,16 +428,24 @@ async function openRunOf(
   try {
     // Without an output folder there is no checkpoint to compare the identity with, so it is not computed; a cache that runs share
     // has it in its header.
-    const isCompared = folder !== null || teacherCacheOption(options) === 'teacherCache';
-    const identity = isCompared ? await identityOf(input, options, plan) : {};
+    const isShared = teacherCacheOption(options) === 'teacherCache';
+    const identity = output !== null || isShared ? await identityOf(input, options, plan) : {};
+    optimizer = makeOptimizer(groups, options.optimization);
     const warnings: Warning[] = [];
+    const openWith = (claimed: ClaimedCache | null): Promise<Passes> =>
+      openPasses(input, options, { plan, cache: claimed, identity, warnings });
+    // A file of another teacher is refused before the output folder is made, or an earlier run is removed from it.
+    if (isShared && !resume) {
+      cache = await claimTeacherCache(options, null);
+      passes = await openWith(cache);
+    }
+    folder = output === null ? null : await claimOutput(output, { overwrite, resume });
     const keeper = makeKeeper(input, folder);
     const checkpoint =
       folder !== null && resume
         ? await openCheckpoint(folder, { input, options, plan, identity, keeper, warnings })
         : null;
     if (folder !== null && checkpoint === null) await removeLeftovers(folder);
-    optimizer = makeOptimizer(groups, options.optimization);
     if (checkpoint !== null) restore(checkpoint, input, optimizer);
     const { step, position, last, elapsedSeconds } = checkpoint?.state ?? {
       step: 0,
@@ -450,8 +459,10 @@ async function openRunOf(
       record = await RunRecord.open(folder.run, { step, last, evalData, hasSamples });
       await writeFileAtomic(folder.config, configText(options, identity));
     }
-    cache = await claimTeacherCache(options, folder);
-    passes = await openPasses(input, options, { plan, cache, identity, warnings });
+    if (passes === null) {
+      cache = await claimTeacherCache(options, folder);
+      passes = await openWith(cache);
+    }
     if (step === 0) warnings.push(...firstWarnings(input, options));
     await record?.begin(
       describeEnvironment(input.tuned.model, {

@@ -106,6 +106,7 @@ interface RunOptions {
   consistencySchedule?: 'constant' | 'adaptive';
   positions?: 'supervised' | 'non_padding';
   output?: string;
+  overwrite?: boolean;
   resume?: boolean;
   stopAfter?: number;
   learningRate?: number;
@@ -115,7 +116,8 @@ interface RunOptions {
 }
 
 async function run(options: RunOptions = {}) {
-  const { dtype = 'f32', stopAfter = 9, output, resume = false, learningRate = 0.02 } = options;
+  const { dtype = 'f32', stopAfter = 9, output, learningRate = 0.02 } = options;
+  const { overwrite = false, resume = false } = options;
   const { consistencySchedule = 'constant', positions = 'supervised', seed = 1 } = options;
   const { r = 2, initLoraWeights = 'pissa_niter_4', teacherCache, temperature } = options;
   const tuned = await AdapterModel.create(
@@ -142,7 +144,7 @@ async function run(options: RunOptions = {}) {
     cacheTeacher: options.cacheTeacher ?? false,
     ...(teacherCache !== undefined && { teacherCache }),
     signal: stop.signal,
-    ...(output === undefined ? {} : { output, resume }),
+    ...(output === undefined ? {} : { output, overwrite, resume }),
   }).run()) {
     if (event.type === 'warning') warnings.push(event.message);
     if (event.type !== 'step') continue;
@@ -327,6 +329,21 @@ describe('a cached teacher', () => {
       await expect(
         asOrdinaryUser(() => run(shared())).finally(() => chmodSync(folder, 0o700)),
       ).rejects.toThrow(/teacher\.cache\.lock: cannot write: permission denied/);
+    });
+
+    it('refuses a foreign file before an output folder is made, or emptied for a run that overwrites it', async () => {
+      const file = shared();
+      await run(file);
+      const [fresh, earlier] = [join(folder, 'fresh'), join(folder, 'earlier')];
+      await run({ output: earlier, stopAfter: 2 });
+      const left = readdirSync(earlier, { recursive: true }).sort();
+      const foreign = { ...file, temperature: 3 };
+      await expect(run({ ...foreign, output: fresh })).rejects.toThrow(/temperature is 2, not 3/);
+      expect(readdirSync(folder)).not.toContain('fresh');
+      await expect(run({ ...foreign, output: earlier, overwrite: true })).rejects.toThrow(
+        /temperature is 2, not 3/,
+      );
+      expect(readdirSync(earlier, { recursive: true }).sort()).toEqual(left);
     });
 
     it('refuses a file of another base, type or temperature, and a damaged or foreign one', async () => {
