@@ -15,13 +15,34 @@ void decode(const View& view, int64_t first, int64_t count, float* out) {
   view.encoding->decode(view.encoding, view.data, first, count, out);
 }
 
+template <typename T>
+BALORA_INLINE void round_values(float* values, int64_t count) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) values[i] = to_float(store<T>(values[i]));
+}
+// target_clones cannot mark a template, so each type gets a plain function of its own.
+BALORA_SIMD void round_to_bf16(float* values, int64_t count) {
+  round_values<bf16>(values, count);
+}
+BALORA_SIMD void round_to_f16(float* values, int64_t count) {
+  round_values<f16>(values, count);
+}
+
 }  // namespace
 
+// A chunk at a time is decoded and then rounded or converted, while it is in the nearest cache.
 template <typename T>
 void decode_values(const View& view, int64_t first, int64_t count, T* out) {
   const bool exact = view.dtype == BALORA_F32 || view.dtype == BALORA_F64;
   if constexpr (std::is_same_v<T, float>) {
     if (exact) return decode(view, first, count, out);
+    const auto round = view.dtype == BALORA_BF16 ? round_to_bf16 : round_to_f16;
+    for (int64_t at = 0; at < count; at += kChunk) {
+      const int64_t n = std::min(kChunk, count - at);
+      decode(view, first + at, n, out + at);
+      round(out + at, n);
+    }
+    return;
   }
   float chunk[kChunk];
   for (int64_t at = 0; at < count; at += kChunk) {
