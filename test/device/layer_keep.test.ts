@@ -9,6 +9,7 @@ import type { LayerKeep } from '../../lib/models/layers.ts';
 import { memoryStats, resetOpTimes, synchronize } from '../../lib/runtime.ts';
 import { scope } from '../../lib/tensor.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { kEmulatedPlugin, kFakePlugin, kNoFake, setVariable } from '../support/fake_device.ts';
 import { fixturePath, relativeError } from '../support/fixtures.ts';
 import { callsOf, numbersOf, stateValues } from '../support/run_numbers.ts';
@@ -48,7 +49,7 @@ async function train(
   };
   const batches = tinyBatches({ count: kSteps, rows: 10, vocabulary: model.vocabSize });
   const [batch] = batches as [(typeof batches)[0]];
-  await synchronize();
+  await collectGarbage(); // tensors of earlier tests, which would be collected during this one
   const before = memoryStats({ device: 'cuda' }).liveBytes;
   const hidden = scope(() => model.forward(batch));
   await synchronize();

@@ -10,6 +10,7 @@ import { GgufFile } from '../../lib/io/gguf.ts';
 import { embedding, linear, linearGroup, randn, rowNorm } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { scope, type Tensor, tensor } from '../../lib/tensor.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { relativeError } from '../support/fixtures.ts';
 import { writeGguf } from '../support/write_gguf.ts';
@@ -66,6 +67,7 @@ it.each(['f32', 'bf16'] as const)(
   'no copy of a weight is kept beside its blocks, decoded to %s',
   async (dtype) => {
     using file = GgufFile.open(path);
+    await collectGarbage(); // tensors of earlier tests, which would be collected during this one
     const before = memoryStats().derivedBytes;
     for (const type of Object.keys(kTypes)) {
       const weight = file.readBlocks(type, { dtype });

@@ -5,6 +5,7 @@ import { UnsupportedError } from '../../lib/errors.ts';
 import { linear, linearGroup, mul, randn } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize, withInt8Products } from '../../lib/runtime.ts';
 import { type DType, scope, type Tensor } from '../../lib/tensor.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 
 const kBoth = { forward: true, inputGradient: true };
@@ -92,7 +93,7 @@ describe('withInt8Products', () => {
         y.backward(random([kRows, kOut], 3));
         return values(y);
       });
-    await synchronize();
+    await collectGarbage(); // tensors of earlier tests, which would be collected during this one
     const { derivedBytes: before } = memoryStats();
     run({ inputGradient: true, rotated: true });
     await synchronize();

@@ -21,6 +21,7 @@ import {
   withInt8Products,
 } from '../../lib/runtime.ts';
 import { type DType, noGrad, scope, type Tensor, tensor } from '../../lib/tensor.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { values } from '../support/compare.ts';
 import { callsOf } from '../support/run_numbers.ts';
 
@@ -254,7 +255,7 @@ describe('activations kept in int8', () => {
     const [rows, width] = [256, 128];
     const codes = rows * width + 4 * rows;
     const run = async (products: Int8Products, body: (x: Tensor) => Tensor): Promise<number> => {
-      await synchronize();
+      await collectGarbage(); // tensors of earlier tests, which would be collected during this one
       const { liveBytes: before } = memoryStats();
       const y = scope(() => {
         const x = leaf([rows, width], 1);

@@ -14,6 +14,7 @@ import {
 } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
@@ -295,7 +296,7 @@ describe('linear', () => {
       const dy = randomTensor([rows, outs], { seed: 5, dtype });
       const kept = async (trainsA: boolean) => {
         const a = randomTensor([rank, ins], { seed: 3, dtype: master, requiresGrad: trainsA });
-        await synchronize();
+        await collectGarbage(); // tensors of earlier tests, which would be collected during this one
         const before = memoryStats().liveBytes;
         const x = randomTensor([rows, ins], { seed: 1, dtype });
         const y = linear(x, weight, { lowRank: [{ a, b }] });

@@ -16,11 +16,12 @@ import {
   type FromPretrainedOptions,
   saveModel,
 } from '../../lib/models/index.ts';
-import { memoryStats, synchronize } from '../../lib/runtime.ts';
+import { memoryStats } from '../../lib/runtime.ts';
 import type { ComputeMode } from '../../lib/train/schema.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { createCalibrated } from '../support/calibrated.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { kMethodConfigs } from '../support/method_configs.ts';
 import { numbersOf, stateValues } from '../support/run_numbers.ts';
 import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
@@ -90,7 +91,7 @@ async function run(compute: ComputeMode, way: Way = {}, stopAfter = 99) {
     records.push(event.record);
     if (event.record.step === stopAfter) stop.abort();
   }
-  await synchronize();
+  await collectGarbage(); // weights of earlier tests, which have copies, too
   const { derivedBytes } = memoryStats();
   const values = stateValues(tuned);
   tuned.dispose();

@@ -18,6 +18,7 @@ import { WeightLoader } from '../../lib/models/weights.ts';
 import { memoryStats, synchronize, withInt8Products } from '../../lib/runtime.ts';
 import { scope } from '../../lib/tensor.ts';
 import { measureRows } from '../../lib/train/row_costs.ts';
+import { collectGarbage } from '../support/collect_garbage.ts';
 import { readJson } from '../support/fixtures.ts';
 import { architecture } from '../support/golden_checkpoints.ts';
 import { TinyModel } from '../support/tiny_model.ts';
@@ -89,6 +90,7 @@ async function keptBy(model: Model, keep: LayerKeep, savedActivations: boolean):
   model.layerKeep = () => keep;
   const each: number[] = [];
   for (const batch of model.probeBatches(kRows)) {
+    await collectGarbage(); // tensors of earlier tests, which would be collected during this one
     const before = memoryStats().liveBytes;
     const hidden = withInt8Products({ savedActivations }, () => scope(() => model.forward(batch)));
     await synchronize();
