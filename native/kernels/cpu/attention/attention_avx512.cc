@@ -44,10 +44,6 @@ AVX512_TARGET BALORA_INLINE __m512i rounded_words(__m512 values) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
 }
-AVX512_TARGET BALORA_INLINE void store16(bf16* to, __mmask16 there, __m512 values) {
-  const __m512i upper = _mm512_srli_epi32(rounded_words(values), 16);
-  _mm256_mask_storeu_epi16(to, there, _mm512_cvtepi32_epi16(upper));
-}
 
 template <typename T>
 AVX512_TARGET BALORA_INLINE void rows_of(const Source<T>& s, float* out, int64_t r, int64_t d) {
@@ -363,10 +359,8 @@ AVX512_TARGET BALORA_INLINE void no_gradient(const GradTile<float>& t, int64_t f
 }
 
 AVX512_TARGET BALORA_INLINE void gradient_query(const GradTile<float>& t, int64_t i) {
-  const Geometry& g = t.geometry;
-  const int64_t query = t.first_query + i, row = i * t.padded_keys;
-  const Columns seen =
-      clip(g.first_key(query), g.last_key(query, t.segment_rows), t.first_key, t.keys);
+  const int64_t row = i * t.padded_keys;
+  const Columns seen = keys_of_query(t, i);
   const int64_t first = seen.first / kLanes * kLanes;
   const int64_t last = std::max(first, (seen.last + kLanes - 1) / kLanes * kLanes);
   const __m512 lse = all(t.lse[i]), delta = all(t.delta[i]);

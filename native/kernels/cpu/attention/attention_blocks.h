@@ -20,6 +20,14 @@ BALORA_INLINE Columns clip(int64_t first, int64_t last, int64_t origin, int64_t 
           std::clamp<int64_t>(last - origin, 0, count)};
 }
 
+// The keys of the tile that its query i sees.
+template <typename Tile>
+BALORA_INLINE Columns keys_of_query(const Tile& t, int64_t i) {
+  const int64_t query = t.first_query + i;
+  return clip(t.geometry.first_key(query), t.geometry.last_key(query, t.segment_rows), t.first_key,
+              t.keys);
+}
+
 // The keys that a block of queries meets: [first, last) by any of them, [all_first, all_last) by
 // every one.
 struct BlockKeys {

@@ -237,11 +237,10 @@ BALORA_INLINE void finish_queries(int64_t queries, const A* highest, A* total, A
 // The row of a tile of the backward, or what of it is seen.
 template <typename E>
 BALORA_INLINE Columns seen_in_row(const GradTile<E>& t, int64_t row) {
-  const Geometry& g = t.geometry;
   if constexpr (kQueriesByKeys<E>) {
-    const int64_t query = t.first_query + row;
-    return clip(g.first_key(query), g.last_key(query, t.segment_rows), t.first_key, t.keys);
+    return keys_of_query(t, row);
   } else {
+    const Geometry& g = t.geometry;
     const int64_t key = t.first_key + row;
     return clip(g.first_query(key), g.last_query(key, t.segment_rows), t.first_query, t.queries);
   }
