@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
+#include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 
 namespace balora::attention {
@@ -73,11 +74,13 @@ class Forward {
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
     std::fill(scratch.total, scratch.total + r, A(0));
     const TileRange met = keys_of_queries(g_, segment, tile);
+    RowsAhead<T> ahead = ahead_of(segment, kv_head, head, tile, kProducts * met.count());
     for (int64_t key_tile = met.first; key_tile < met.last; ++key_tile) {
       pack_keys(segment, kv_head, key_tile, scratch);
       const int64_t first_key = key_tile * kTile;
       const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
       const Band band = band_of(g_, first, first_key);
+      ahead.ask();
       score_product(band, {n, r, d}, scratch.keys + key_tile * kTile * d, scratch.q,
                     scratch.scores);
       Softmax<E>::run({.geometry = g_,
@@ -94,9 +97,32 @@ class Forward {
                        .highest = scratch.highest,
                        .total = scratch.total,
                        .out = scratch.out});
+      ahead.ask();
       sum_over_keys(band, {d, r, n}, scratch.values + key_tile * kTile * d, scratch.p, scratch.out);
     }
     finish(row, queries, head, scratch);
+  }
+
+  static constexpr int64_t kProducts = 2;
+
+  Source<T> rows_of(const T* data, int64_t stride, int64_t row, int64_t head, int64_t rows) const {
+    return {data + row * stride + head * g_.size, stride, rows, g_.size};
+  }
+
+  // The rows that the tile writes at its end, and the queries of the next one.
+  RowsAhead<T> ahead_of(const Segment& segment, int64_t kv_head, int64_t head, int64_t tile,
+                        int64_t products) const {
+    RowsAhead<T> ahead(products);
+    const Queries own(segment, tile);
+    ahead.add(
+        rows_of(operands_.out, g_.heads * g_.size, segment.query(own.first), head, own.count()));
+    const bool more = head + 1 < (kv_head + 1) * g_.group();
+    const Queries next(segment, more ? tile : tile + 1);
+    if (next.count() > 0) {
+      ahead.add(rows_of(operands_.q, operands_.q_stride, segment.query(next.first),
+                        more ? head + 1 : kv_head * g_.group(), next.count()));
+    }
+    return ahead;
   }
 
   void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile,

@@ -30,17 +30,8 @@ void softmax(const SoftmaxTile<bf16>& tile);
 // Like ScoreGradient<float>, without soft-cap.
 void score_gradient(const GradTile<float>& tile);
 
-// A tile of queries that see all keys of another, in packed operands.
-struct WholePair {
-  int64_t size;                // D, padded
-  const float *q, *dout;       // (r,d)
-  const float *keys, *values;  // (d,n)
-  const float *lse, *delta;    // (r)
-  float *p, *ds;               // (r,n)
-};
-
-// Both products and ScoreGradient in one: scores and dp never leave their registers.
-void whole_gradient(const WholePair& pair);
+// Like WholeGradient<float>.
+void whole_gradient(const WholePair<float>& pair);
 
 }  // namespace balora::attention::avx512
 #endif

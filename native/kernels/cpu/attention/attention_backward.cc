@@ -9,9 +9,8 @@
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. A tile of queries at a time: its packed copies and its
 // dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
-#include <array>
-
 #include "kernels/cpu/attention/attention_pair.h"
+#include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
@@ -49,35 +48,6 @@ struct Scratch {
     for (A** row : {&lse, &delta}) *row = arena.take<A>(kTile);
     packed_keys = arena.take<uint8_t>(tile_count(longest));
   }
-};
-
-// The rows that the next tile of queries reads first. They lie apart, which no hardware prefetcher
-// follows: a part of them is asked for before each product of the tile before, so that few wait for
-// memory at a time.
-template <typename T>
-class RowsAhead {
- public:
-  // `products`: in how many parts.
-  explicit RowsAhead(int64_t products) : step_((kTile + products - 1) / products) {}
-
-  void add(const Source<T>& source) { sources_[count_++] = source; }
-
-  void ask() {
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-    for (size_t source = 0; source < count_; ++source) {
-      const Source<T>& s = sources_[source];
-      for (int64_t i = next_; i < std::min(next_ + step_, s.rows); ++i) {
-        const T* row = s.data + i * s.stride;
-        for (int64_t c = 0; c < s.size; c += kLine) __builtin_prefetch(row + c);
-      }
-    }
-    next_ += step_;
-  }
-
- private:
-  std::array<Source<T>, 6> sources_;
-  size_t count_ = 0;
-  int64_t step_, next_ = 0;
 };
 
 template <typename T, typename E>

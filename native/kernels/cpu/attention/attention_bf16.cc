@@ -2,6 +2,7 @@
 
 #ifdef BALORA_TILES
 #include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/lanes.h"
 
@@ -10,6 +11,7 @@ namespace {
 
 using balora::lanes::all;
 using balora::lanes::exp_difference;
+using balora::lanes::first16;
 using balora::lanes::first32;
 using balora::lanes::rounded;
 using balora::lanes::rounded_product;
@@ -51,23 +53,98 @@ struct Gradients {
   __m512i p, ds;
 };
 
-// 32 queries of one key.
-BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const KeyRow& key,
-                                                  int64_t column) {
-  const __m512 scale = all(static_cast<float>(t.geometry.scale));
+// 32 queries, and what all keys need of them.
+struct QueryLanes {
+  __m512 lse[2], delta[2], scale;
+};
+BF16_TARGET BALORA_INLINE QueryLanes query_lanes(const GradTile<bf16>& t, int64_t column) {
+  QueryLanes q{};
+  for (int half = 0; half < 2; ++half) {
+    const int64_t at = column + 16 * half;
+    const __mmask16 there = first16(t.queries - at);
+    q.lse[half] = _mm512_maskz_loadu_ps(there, t.lse + at);
+    q.delta[half] = _mm512_maskz_loadu_ps(there, t.delta + at);
+  }
+  q.scale = all(static_cast<float>(t.geometry.scale));
+  return q;
+}
+
+// 32 queries of one key, of which kMasked sees a part.
+template <bool kMasked>
+BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const QueryLanes& q,
+                                                  const KeyRow& key, int64_t column) {
   __m512 p[2], ds[2];
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
-    const int64_t at = column + 16 * half;
-    const __mmask16 seen = key.lanes(at);
-    const int64_t place = key.row * t.padded_queries + at;
-    const __m512 lse = _mm512_maskz_loadu_ps(seen, t.lse + at);
-    const __m512 delta = _mm512_maskz_loadu_ps(seen, t.delta + at);
+    const int64_t at = column + 16 * half, place = key.row * t.padded_queries + at;
     const __m512 score = _mm512_load_ps(t.scores + place), dp = _mm512_load_ps(t.dp + place);
-    p[half] = _mm512_maskz_mov_ps(seen, exp_difference(rounded_product(score, scale), lse));
-    ds[half] = _mm512_maskz_mul_ps(seen, _mm512_mul_ps(p[half], _mm512_sub_ps(dp, delta)), scale);
+    p[half] = exp_difference(rounded_product(score, q.scale), q.lse[half]);
+    ds[half] = _mm512_mul_ps(_mm512_mul_ps(p[half], _mm512_sub_ps(dp, q.delta[half])), q.scale);
+    if (kMasked) {
+      const __mmask16 seen = key.lanes(at);
+      p[half] = _mm512_maskz_mov_ps(seen, p[half]);
+      ds[half] = _mm512_maskz_mov_ps(seen, ds[half]);
+    }
   }
   return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
+}
+
+// Of four keys and all queries of a tile: p and ds, and ds as pairs of keys.
+constexpr int64_t kVectors = kTile / 16;
+using Sums = __m512[4][kVectors];
+
+BF16_TARGET BALORA_INLINE void four_keys(const bf16* x, const bf16* y, int64_t d, Sums& sums) {
+#pragma GCC unroll 4
+  for (auto& row : sums) {
+#pragma GCC unroll 4
+    for (__m512& sum : row) sum = _mm512_setzero_ps();
+  }
+  tile_block::add_pair_products(d, x, d, y, kTile, sums);
+}
+
+BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const Interleaved& order,
+                                               int64_t j) {
+  alignas(64) float exact[4 * kTile];  // p before it is rounded
+  const __m512 scale = all(static_cast<float>(t.scale));
+  Sums sums;
+  four_keys(t.keys + j * t.size, t.q, t.size, sums);
+#pragma GCC unroll 4
+  for (int64_t r = 0; r < 4; ++r) {
+    __m512 p[kVectors];
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) {
+      p[v] = exp_difference(rounded_product(sums[r][v], scale), _mm512_load_ps(t.lse + 16 * v));
+      _mm512_store_ps(exact + r * kTile + 16 * v, p[v]);
+    }
+    bf16* const to = t.p + (j + r) * kTile;
+    _mm512_store_si512(to, rounded(p[0], p[1]));
+    _mm512_store_si512(to + 32, rounded(p[2], p[3]));
+  }
+  four_keys(t.values + j * t.size, t.dout, t.size, sums);
+#pragma GCC unroll 2
+  for (int64_t r = 0; r < 4; r += 2) {
+    __m512i ds[2][2];
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < 2; ++i) {
+      __m512 slope[kVectors];
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const __m512 p = _mm512_load_ps(exact + (r + i) * kTile + 16 * v);
+        const __m512 delta = _mm512_load_ps(t.delta + 16 * v);
+        slope[v] = _mm512_mul_ps(_mm512_mul_ps(p, _mm512_sub_ps(sums[r + i][v], delta)), scale);
+      }
+      ds[i][0] = rounded(slope[0], slope[1]), ds[i][1] = rounded(slope[2], slope[3]);
+    }
+    const int64_t place = (j + r) * kTile;
+#pragma GCC unroll 2
+    for (int64_t half = 0; half < 2; ++half) {
+      const Interleaved pairs = interleave(order, ds[0][half], ds[1][half]);
+      _mm512_store_si512(t.ds + place + 32 * half, ds[0][half]);
+      _mm512_store_si512(t.ds + place + kTile + 32 * half, ds[1][half]);
+      _mm512_store_si512(t.ds_right + place + 64 * half, pairs.low);
+      _mm512_store_si512(t.ds_right + place + 64 * half + 32, pairs.high);
+    }
+  }
 }
 
 }  // namespace
@@ -193,13 +270,18 @@ BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t
 
 BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
   const Interleaved order = interleaving();
-  for (int64_t j = 0; j < t.padded_keys; j += 2) {
-    const KeyRow even = key_row(t, j), odd = key_row(t, j + 1);
-    const int64_t place = j * t.padded_queries;
-    for (int64_t column = 0; column < t.padded_queries; column += 32) {
+  for (int64_t column = 0; column < t.padded_queries; column += 32) {
+    const QueryLanes queries = query_lanes(t, column);
+    for (int64_t j = 0; j < t.padded_keys; j += 2) {
+      const KeyRow even = key_row(t, j), odd = key_row(t, j + 1);
+      const int64_t place = j * t.padded_queries;
       Gradients a{}, b{};
-      if (!even.misses(column, 32) || !odd.misses(column, 32)) {
-        a = key_gradients(t, even, column), b = key_gradients(t, odd, column);
+      if (even.sees(column, 32) && odd.sees(column, 32)) {
+        a = key_gradients<false>(t, queries, even, column);
+        b = key_gradients<false>(t, queries, odd, column);
+      } else if (!even.misses(column, 32) || !odd.misses(column, 32)) {
+        a = key_gradients<true>(t, queries, even, column);
+        b = key_gradients<true>(t, queries, odd, column);
       }
       const Interleaved pairs = interleave(order, a.ds, b.ds);
       _mm512_store_si512(t.p + place + column, a.p);
@@ -210,6 +292,11 @@ BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
       _mm512_store_si512(t.ds_right + place + 2 * column + 32, pairs.high);
     }
   }
+}
+
+BF16_TARGET void whole_gradient(const WholePair<bf16>& pair) {
+  const Interleaved order = interleaving();
+  for (int64_t j = 0; j < kTile; j += 4) whole_gradients(pair, order, j);
 }
 
 }  // namespace balora::attention::lanes

@@ -29,5 +29,8 @@ void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float
 // Like ScoreGradient<bf16>, without soft-cap.
 void score_gradient(const GradTile<bf16>& tile);
 
+// Like WholeGradient<bf16>.
+void whole_gradient(const WholePair<bf16>& pair);
+
 }  // namespace balora::attention::lanes
 #endif

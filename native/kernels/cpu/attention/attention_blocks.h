@@ -53,6 +53,9 @@ struct KeyRow {
   bool misses(int64_t column, int64_t count) const {
     return last <= column || first >= column + count;
   }
+  bool sees(int64_t column, int64_t count) const {
+    return first <= column && last >= column + count;
+  }
   // The lanes of the block at `column` that see it, as a mask.
   uint16_t lanes(int64_t column) const {
     const int64_t low = std::clamp<int64_t>(first - column, 0, kLanes);

@@ -6,7 +6,6 @@
 #pragma once
 #include <algorithm>
 
-#include "kernels/cpu/attention/attention_avx512.h"
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 
@@ -108,33 +107,33 @@ class TilePair {
   void gradients(const PairPlace<A>& place, const Band& band,
                  const BeforeProduct& before_product) const {
     const int64_t r = tile_padded(place.queries), n = tile_padded(place.keys), d = g_.padded();
-    const E *keys = keys_ + place.first_key * d, *values = values_ + place.first_key * d;
+    const E* keys = (kQueriesByKeys<E> ? keys_turned_ : keys_) + place.first_key * d;
+    const E *values = values_ + place.first_key * d, *q = kQueriesByKeys<E> ? q_ : q_turned_;
+    const E* dout = kQueriesByKeys<E> ? dout_ : dout_turned_;
     before_product();
-#ifdef BALORA_TILES
-    if constexpr (std::is_same_v<E, float>) {
-      const bool whole = place.queries == kTile && place.keys == kTile && band.covers(kTile, kTile);
-      if (whole && g_.softcap == 0 && tile_gemm_has_avx512()) {
-        before_product();
-        return avx512::whole_gradient({.size = d,
-                                       .q = q_,
-                                       .dout = dout_,
-                                       .keys = keys_turned_ + place.first_key * d,
-                                       .values = values,
-                                       .lse = place.lse,
-                                       .delta = place.delta,
-                                       .p = p_,
-                                       .ds = ds_});
-      }
+    const bool whole = place.queries == kTile && place.keys == kTile && band.covers(kTile, kTile);
+    if (whole && g_.softcap == 0 && WholeGradient<E>::runs()) {
+      before_product();
+      return WholeGradient<E>::run({.size = d,
+                                    .scale = g_.scale,
+                                    .q = q,
+                                    .dout = dout,
+                                    .keys = keys,
+                                    .values = values,
+                                    .lse = place.lse,
+                                    .delta = place.delta,
+                                    .p = p_,
+                                    .ds = ds_,
+                                    .ds_right = ds_right_});
     }
-#endif
     if constexpr (kQueriesByKeys<E>) {
-      score_rows(band, {r, n, d}, q_, keys_turned_ + place.first_key * d, scores_);
+      score_rows(band, {r, n, d}, q, keys, scores_);
       before_product();
-      score_rows(band, {r, n, d}, dout_, values, dp_);
+      score_rows(band, {r, n, d}, dout, values, dp_);
     } else {
-      score_product(band, {n, r, d}, keys, q_turned_, scores_);
+      score_product(band, {n, r, d}, keys, q, scores_);
       before_product();
-      score_product(band, {n, r, d}, values, dout_turned_, dp_);
+      score_product(band, {n, r, d}, values, dout, dp_);
     }
     ScoreGradient<E>::run({.geometry = g_,
                            .segment_rows = place.segment_rows,

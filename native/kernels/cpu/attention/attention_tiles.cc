@@ -8,6 +8,7 @@
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/vec_math.h"
 
 namespace balora::attention {
@@ -363,11 +364,30 @@ void ScoreGradient<E>::run(const GradTile<E>& tile) {
   gradient(tile);
 }
 
+template <typename E>
+bool WholeGradient<E>::runs() {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, float>) return tile_gemm_has_avx512();
+  if constexpr (std::is_same_v<E, bf16>) return tile_gemm_has_bf16() && !tiles_use_amx();
+#endif
+  return false;
+}
+template <typename E>
+void WholeGradient<E>::run(const WholePair<E>& pair) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, float>) avx512::whole_gradient(pair);
+  if constexpr (std::is_same_v<E, bf16>) lanes::whole_gradient(pair);
+#endif
+}
+
 template struct Softmax<float>;
 template struct Softmax<bf16>;
 template struct Softmax<double>;
 template struct ScoreGradient<float>;
 template struct ScoreGradient<bf16>;
 template struct ScoreGradient<double>;
+template struct WholeGradient<float>;
+template struct WholeGradient<bf16>;
+template struct WholeGradient<double>;
 
 }  // namespace balora::attention

@@ -124,6 +124,24 @@ struct ScoreGradient {
   static void run(const GradTile<E>& tile);
 };
 
+// A tile of queries that see all keys of another, in packed operands, without soft-cap.
+template <typename E>
+struct WholePair {
+  int64_t size;  // D, padded
+  double scale;
+  const E *q, *dout;         // (r,d); of bf16 B operands (d,r)
+  const E *keys, *values;    // (d,n); of bf16 (n,d)
+  const Acc<E>*lse, *delta;  // (r)
+  E *p, *ds, *ds_right;      // as a GradTile's
+};
+
+// Both products and ScoreGradient in one: scores and dp never leave their registers.
+template <typename E>
+struct WholeGradient {
+  static bool runs();  // on this CPU
+  static void run(const WholePair<E>& pair);
+};
+
 // Memory for a tile that is computed from `sums` element by element: their own where the types are
 // the same, which leaves more of the first-level cache to the products.
 template <typename E>

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/simd.h"
 
 namespace balora::tile_block {
@@ -41,5 +42,29 @@ BALORA_INLINE void add_products(int64_t depth, const T* a, int64_t lda, const T*
     }
   }
 }
+
+#ifdef BALORA_TILES
+// The same of bf16, whose B is in pair order (tile_gemm.h).
+template <int kRows, int kVectors>
+BF16_TARGET BALORA_INLINE void add_pair_products(int64_t depth, const bf16* a, int64_t lda,
+                                                 const bf16* b, int64_t ldb,
+                                                 __m512 (&sum)[kRows][kVectors]) {
+  for (int64_t k = 0; k < depth; k += 2) {
+    __m512bh right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = (__m512bh)_mm512_load_si512(b + k * ldb + 32 * v);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const __m512bh value = broadcast_pair(a + r * lda + k);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], value, right[v]);
+      }
+    }
+  }
+}
+#endif
 
 }  // namespace balora::tile_block

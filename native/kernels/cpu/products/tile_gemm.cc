@@ -167,21 +167,7 @@ BF16_TARGET BALORA_INLINE void bf16_block(int64_t depth, const bf16* a, int64_t 
       sum[r][v] = accumulate ? _mm512_load_ps(c + r * ldc + 16 * v) : _mm512_setzero_ps();
     }
   }
-  for (int64_t k = 0; k < depth; k += 2) {
-    __m512bh right[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      right[v] = (__m512bh)_mm512_load_si512(b + k * ldb + 32 * v);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m512bh value = broadcast_pair(a + r * lda + k);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], value, right[v]);
-      }
-    }
-  }
+  tile_block::add_pair_products(depth, a, lda, b, ldb, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
