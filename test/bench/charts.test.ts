@@ -17,6 +17,11 @@ const { targetsOf } = (await load('bench/targets.mjs')) as {
   targetsOf: (machine: { features: readonly string[] }) => Target[];
 };
 
+const microRow = (name: string, median: number, ceilingShare: number): Row => ({
+  ...{ kind: 'micro', name, dtype: 'bf16', shapes: '', work: 1, unit: 'flop', rate: 1 / median },
+  ...{ seconds: { median, low: median, high: median, samples: 1 }, ceilingShare },
+});
+
 function measured(name: string): GrowthSeries {
   const plan = kSeries.find((series) => series.name === name) as (typeof kSeries)[number];
   const points = plan.points.map(({ x }) => {
@@ -60,7 +65,9 @@ describe('targetsOf', () => {
     const musts = (features: string[]): string[] => targetsOf({ features }).map(({ must }) => must);
     expect(musts(['amx_bf16']).slice(0, 2)).toEqual(['>= 6x', '>= 25%']);
     expect(musts(['avx512_bf16']).slice(0, 2)).toEqual(['>= 4x', '>= 50%']);
-    expect(musts(['amx_bf16']).slice(2)).toEqual(musts([]).slice(2));
+    expect(musts(['amx_bf16']).slice(2, 4)).toEqual(['>= 60%', '>= 60%']);
+    expect(musts(['avx512_bf16']).slice(2, 5)).toEqual(['>= 85%', '>= 80%', '>= 80%']);
+    expect(musts(['amx_bf16']).slice(4)).toEqual(musts([]).slice(5));
   });
 
   it('shows the measured figures, and null where nothing was measured', () => {
@@ -82,5 +89,40 @@ describe('targetsOf', () => {
     const bounded = stepRow({ torch, seconds: step, ceilingSeconds: 1.6 });
     const text = '5.12x (1024 against 200 tokens/s; ceiling 6.40x)';
     expect(targets[0]?.reached([bounded])).toEqual({ text, met: true });
+    expect(targets[2]?.reached([bounded])).toEqual({ text: '80%', met: false });
+  });
+
+  it('counts the forward of the teacher in the share of attention', () => {
+    const attention = targetsOf({ features: ['avx512_bf16'] })[3];
+    const rows = [
+      microRow('micro-attention', 2, 0.9),
+      microRow('micro-attention-backward', 4, 0.8),
+    ];
+    const text = '85% (forward 90%, backward 80%)';
+    expect(attention?.reached(rows)).toEqual({ text, met: true });
+    expect(attention?.reached(rows.slice(0, 1))).toBeNull();
+  });
+
+  it('compares int8 with bf16 by speed, and leaves out a ceiling of other products', () => {
+    const targets = targetsOf({ features: ['avx512_bf16'] });
+    const find = (part: string): Target | undefined =>
+      targets.find(({ what }) => what.includes(part));
+    const ratio: Row = {
+      kind: 'ratio',
+      name: 'int8-over-bf16',
+      dtype: 'bf16',
+      value: 0.8,
+      meaning: '',
+    };
+    expect(find('teacher and dX in int8')?.reached([ratio])).toEqual({ text: '1.25x', met: true });
+    const spread = { median: 200, low: 190, high: 210, samples: 3 };
+    const torch = {
+      ...{ version: '2.13', tokensPerSecond: spread, peakBytes: 6 * 2 ** 30 },
+      speedRatio: { ...spread, median: 5.12 },
+      memoryRatio: { ...spread, median: 6 },
+    };
+    const kept = stepRow({ name: 'balora-4x512-cache-teacher-int8', torch, ceilingSeconds: 1.6 });
+    const text = '5.12x (1024 against 200 tokens/s)';
+    expect(find('all products in int8')?.reached([kept])).toEqual({ text, met: false });
   });
 });

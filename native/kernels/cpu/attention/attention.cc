@@ -55,13 +55,13 @@ class Forward {
     std::fill(scratch.packed, scratch.packed + tile_count(segment.rows), uint8_t{0});
     for (int64_t tile = run.first; tile < run.last; ++tile) {
       for (int64_t h = 0; h < g_.group(); ++h) {
-        query_tile(segment, run.kv_head, run.kv_head * g_.group() + h, tile, scratch);
+        query_tile(segment, run, run.kv_head * g_.group() + h, tile, scratch);
       }
     }
   }
 
  private:
-  void query_tile(const Segment& segment, int64_t kv_head, int64_t head, int64_t tile,
+  void query_tile(const Segment& segment, const Run& run, int64_t head, int64_t tile,
                   const Scratch<E>& scratch) const {
     const Queries own(segment, tile);
     const int64_t first = own.first, queries = own.count(), row = segment.query(first);
@@ -74,9 +74,9 @@ class Forward {
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
     std::fill(scratch.total, scratch.total + r, A(0));
     const TileRange met = keys_of_queries(g_, segment, tile);
-    RowsAhead<T> ahead = ahead_of(segment, kv_head, head, tile, kProducts * met.count());
+    RowsAhead<T> ahead = ahead_of(segment, run, head, tile, kProducts * met.count());
     for (int64_t key_tile = met.first; key_tile < met.last; ++key_tile) {
-      pack_keys(segment, kv_head, key_tile, scratch);
+      pack_keys(segment, run.kv_head, key_tile, scratch);
       const int64_t first_key = key_tile * kTile;
       const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
       const Band band = band_of(g_, first, first_key);
@@ -109,19 +109,19 @@ class Forward {
     return {data + row * stride + head * g_.size, stride, rows, g_.size};
   }
 
-  // The rows that the tile writes at its end, and the queries of the next one.
-  RowsAhead<T> ahead_of(const Segment& segment, int64_t kv_head, int64_t head, int64_t tile,
+  // The rows that the tile writes at its end, and the queries of the run's next one. `products`: of
+  // the tile, which meets keys.
+  RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t head, int64_t tile,
                         int64_t products) const {
     RowsAhead<T> ahead(products);
     const Queries own(segment, tile);
     ahead.add(
         rows_of(operands_.out, g_.heads * g_.size, segment.query(own.first), head, own.count()));
-    const bool more = head + 1 < (kv_head + 1) * g_.group();
+    const bool more = head + 1 < (run.kv_head + 1) * g_.group();
+    if (!more && tile + 1 == run.last) return ahead;
     const Queries next(segment, more ? tile : tile + 1);
-    if (next.count() > 0) {
-      ahead.add(rows_of(operands_.q, operands_.q_stride, segment.query(next.first),
-                        more ? head + 1 : kv_head * g_.group(), next.count()));
-    }
+    ahead.add(rows_of(operands_.q, operands_.q_stride, segment.query(next.first),
+                      more ? head + 1 : run.kv_head * g_.group(), next.count()));
     return ahead;
   }
 

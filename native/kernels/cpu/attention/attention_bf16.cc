@@ -89,8 +89,9 @@ BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const
   return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
 }
 
-// Of four keys and all queries of a tile: p and ds, and ds as pairs of keys.
 constexpr int64_t kVectors = kTile / 16;
+
+// Sums of four keys and all queries of a tile.
 using Sums = __m512[4][kVectors];
 
 BF16_TARGET BALORA_INLINE void four_keys(const bf16* x, const bf16* y, int64_t d, Sums& sums) {
@@ -102,6 +103,7 @@ BF16_TARGET BALORA_INLINE void four_keys(const bf16* x, const bf16* y, int64_t d
   tile_block::add_pair_products(d, x, d, y, kTile, sums);
 }
 
+// p and ds of four keys and all queries of a tile, and ds as pairs of keys.
 BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const Interleaved& order,
                                                int64_t j) {
   alignas(64) float exact[4 * kTile];  // p before it is rounded

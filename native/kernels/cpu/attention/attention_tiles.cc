@@ -373,7 +373,7 @@ bool WholeGradient<E>::runs() {
   return false;
 }
 template <typename E>
-void WholeGradient<E>::run(const WholePair<E>& pair) {
+void WholeGradient<E>::run([[maybe_unused]] const WholePair<E>& pair) {
 #ifdef BALORA_TILES
   if constexpr (std::is_same_v<E, float>) avx512::whole_gradient(pair);
   if constexpr (std::is_same_v<E, bf16>) lanes::whole_gradient(pair);

@@ -1,4 +1,4 @@
-// Rows that are asked for before they are read.
+// Rows that are asked for before they are used.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -7,9 +7,9 @@
 
 namespace balora::attention {
 
-// The rows that the next tile of queries reads first. They lie apart, which no hardware prefetcher
-// follows: a part of them is asked for before each product of the tile before, so that few wait for
-// memory at a time.
+// The rows that a tile of queries writes at its end, and those that the next one reads first. They
+// lie apart, which no hardware prefetcher follows: a part of them is asked for before each product,
+// so that few wait for memory at a time.
 template <typename T>
 class RowsAhead {
  public:
