@@ -179,6 +179,10 @@ struct LaunchTask {
       many = std::make_unique<bool[]>(operands.size());
       present = many.get();
     }
+    // Beside memory that is read for the op and dropped, nothing that is derived from its other
+    // operands is kept: it would take the room of a part of the base, which is worth more.
+    const bool reads_offloaded = std::any_of(operands.begin(), operands.end(),
+                                             [](const Operand& o) { return o.use != nullptr; });
     for (size_t i = 0; i < operands.size(); ++i) {
       Operand& operand = operands[i];
       present[i] = operand.storage != nullptr;
@@ -192,6 +196,7 @@ struct LaunchTask {
         operand.storage->ensure_allocated();
       }
       views[i] = resolve(operand);
+      if (reads_offloaded) views[i].versioned = nullptr;
       if (operand.storage->external()) engine->depend_on(operand.storage->owner());
     }
     if (engine->recorded_ops()) {

@@ -1,7 +1,7 @@
 // Data that kernels derive from the factors of low-rank parts (packed tiles, wide matrices, how far
-// a pair is from its start), kept for products of few rows, beside which it would take as long to
-// make as they do: text generation asks for the same factors at each token. It stays in a slot of
-// the factor's storage and is used while every factor that it was made of has the same values.
+// a pair is from its start), kept in text generation for products of few rows, beside which it would
+// take as long to make as they do: each token asks for the same factors. It stays in a slot of the
+// factor's storage and is used while every factor that it was made of has the same values.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -14,6 +14,13 @@ namespace balora {
 
 // Rows up to which it is worth its memory.
 constexpr int64_t kFewRows = 64;
+
+// Whether a product of m rows keeps it. by_rows: no row depends on the others, as in text
+// generation. In training factors have new values in each step, and what is made of them may take
+// more memory than the adapter: tiles have 32 columns for a rank of 2.
+inline bool keeps_factors(bool by_rows, int64_t m) {
+  return by_rows && m <= kFewRows;
+}
 
 // The values of a factor: equal for equal values. `storage` belongs to one storage as long as
 // anybody holds it.

@@ -39,12 +39,9 @@ int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
   if (o.x_codes) {
     form.rows = {data_of<uint8_t>(o.x_codes), o.x_codes->shape[1], data_of<float>(o.x_scales)};
   }
-  if (linear_fits_tiles(*o.x, group)) {
-    // whose rows never depend on each other
-    linear_forward_tiles(ctx, *o.x, o.x_adapter, group, form);
-  } else {
-    linear_forward_wide(ctx, *o.x, o.x_adapter, group, form, o.batch_invariant != 0);
-  }
+  const bool fits = linear_fits_tiles(*o.x, group);
+  const auto forward = fits ? &linear_forward_tiles : &linear_forward_wide;
+  forward(ctx, *o.x, o.x_adapter, group, form, o.batch_invariant != 0);
   return 0;
 }
 

@@ -154,8 +154,8 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
 }
 
 // B of the updates of a linear (outs,R) as rows of k, where it is kept (kept_factors.h); else null.
-const bf16* kept_rows(Context* ctx, const KSegment& segment, int64_t outs, int64_t m) {
-  if (m > kFewRows) {
+const bf16* kept_rows(Context* ctx, const KSegment& segment, int64_t outs, bool keeps) {
+  if (!keeps) {
     for (const KSegment::Place& place : segment.places()) drop_stale(ctx, *place.update.b);
     return nullptr;
   }
@@ -169,8 +169,8 @@ const bf16* kept_rows(Context* ctx, const KSegment& segment, int64_t outs, int64
 }
 
 // A of an update (R,in) as columns, likewise.
-const bf16* kept_columns(Context* ctx, const LowRankUpdate& update, int64_t in, int64_t m) {
-  if (m > kFewRows) {
+const bf16* kept_columns(Context* ctx, const LowRankUpdate& update, int64_t in, bool keeps) {
+  if (!keeps) {
     drop_stale(ctx, *update.a);
     return nullptr;
   }
@@ -197,8 +197,10 @@ bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linear
 }
 
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears, const Int8Form& form) {
+                          std::span<const LinearOperands> linears, const Int8Form& form,
+                          bool by_rows) {
   const int64_t m = x.shape[0], in = x.shape[1];
+  const bool keeps = keeps_factors(by_rows, m);
   Int8Rows quantised = form.rows;
   std::vector<KSegment> segments(linears.size());
   int64_t a_bytes = 0, b_bytes = 0, bias_bytes = 0, column_count = 0;
@@ -226,7 +228,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     TileSum sum{outs, {}, {to.data, to.dtype, outs}};
     KSegment& segment = segments[i];
     if (segment.k() > 0) {
-      const bf16* rows = kept_rows(ctx, segment, outs, m);
+      const bf16* rows = kept_rows(ctx, segment, outs, keeps);
       if (!rows) {
         auto* const packed = b.take<bf16>(segment.b_size(outs));
         segment.pack_rows(ctx, packed, outs, Side::kB, true);
@@ -236,7 +238,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
       sum.terms.push_back(segment.term());
     }
     for (const KSegment::Place& place : segment.places()) {
-      const bf16* const tiles = kept_columns(ctx, place.update, in, m);
+      const bf16* const tiles = kept_columns(ctx, place.update, in, keeps);
       if (!tiles) columns.add(place.update, Side::kA);
       const View* u = place.update.u;
       projection.factors.push_back(segment.factor(place, 1, data_of<float>(u), tiles));

@@ -154,7 +154,7 @@ void copy_u(Context* ctx, const Block& block, const E* columns, int64_t ld, int6
 // A matrix of factors of updates, kept where it is for few rows (kept_factors.h).
 template <typename E, typename Write>
 const E* factor_matrix(Context* ctx, std::span<const Block> blocks, Side side, int64_t extent,
-                       int64_t m, const Write& write) {
+                       bool keeps, const Write& write) {
   const View* owner = nullptr;
   KeptKey key;
   int64_t columns = 0, linear = 0;
@@ -162,14 +162,14 @@ const E* factor_matrix(Context* ctx, std::span<const Block> blocks, Side side, i
     columns += block.columns();
     for (const LowRankUpdate& update : block.updates) {
       if (!owner) owner = &update.factor(side);
-      if (m > kFewRows) drop_stale(ctx, update.factor(side));
+      if (!keeps) drop_stale(ctx, update.factor(side));
       key.add(update, side, linear);
     }
     ++linear;
   }
   key.form = side == Side::kA ? KeptKey::Form::kWideRows : KeptKey::Form::kWideColumns;
   key.extent = extent;
-  if (m <= kFewRows) {
+  if (keeps) {
     const auto bytes = columns * extent * static_cast<int64_t>(sizeof(E));
     const void* const kept =
         kept_matrix(ctx, *owner, key, bytes, [&](void* to) { write(static_cast<E*>(to)); });
@@ -182,8 +182,8 @@ const E* factor_matrix(Context* ctx, std::span<const Block> blocks, Side side, i
 
 // A of all linears, (columns,in), by which x is multiplied.
 template <typename E>
-const E* projecting(Context* ctx, std::span<const Block> blocks, int64_t in, int64_t m) {
-  return factor_matrix<E>(ctx, blocks, Side::kA, in, m, [&](E* to) {
+const E* projecting(Context* ctx, std::span<const Block> blocks, int64_t in, bool keeps) {
+  return factor_matrix<E>(ctx, blocks, Side::kA, in, keeps, [&](E* to) {
     for (const Block& block : blocks) {
       write_rows(ctx, block, Order::kNowThenChange, to + block.first * in);
     }
@@ -192,8 +192,8 @@ const E* projecting(Context* ctx, std::span<const Block> blocks, int64_t in, int
 
 // s B of a linear, (outs,columns), by which that is multiplied.
 template <typename E>
-const E* expanding(Context* ctx, const Block& block, int64_t outs, int64_t m) {
-  return factor_matrix<E>(ctx, {&block, 1}, Side::kB, outs, m,
+const E* expanding(Context* ctx, const Block& block, int64_t outs, bool keeps) {
+  return factor_matrix<E>(ctx, {&block, 1}, Side::kB, outs, keeps,
                           [&](E* to) { write_columns(ctx, block, Order::kChangeThenStart, to); });
 }
 
@@ -220,6 +220,7 @@ template <typename E>
 void forward(Context* ctx, const View& x, const View& input,
              std::span<const LinearOperands> linears, const Int8Form& form, bool by_rows) {
   const int64_t m = x.shape[0], in = x.shape[1];
+  const bool keeps = keeps_factors(by_rows, m);
   Int8Rows quantised = form.rows;
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i)
@@ -228,7 +229,7 @@ void forward(Context* ctx, const View& x, const View& input,
   E* const u = count > 0 ? workspace<E>(ctx, m * count) : nullptr;
   std::vector<Projection> projection;
   if (u) {
-    const E* const a = projecting<E>(ctx, blocks, in, m);
+    const E* const a = projecting<E>(ctx, blocks, in, keeps);
     projection.push_back({{a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count}});
   }
   std::vector<ForwardLinear> all;
@@ -239,7 +240,8 @@ void forward(Context* ctx, const View& x, const View& input,
     ForwardLinear one{linear, weight, int8_copy(ctx, weight, form.int8)};
     const int64_t columns = blocks[i].columns();
     if (columns > 0) {
-      one.b = matrix(expanding<E>(ctx, blocks[i], weight.shape[0], m), weight.shape[0], columns);
+      one.b =
+          matrix(expanding<E>(ctx, blocks[i], weight.shape[0], keeps), weight.shape[0], columns);
     }
     one.sum = linear.output_scale ? sum_before_scale(ctx, linear) : *linear.y;
     if (one.int8 && m > 0 && !quantised.q) {

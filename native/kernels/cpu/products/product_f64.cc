@@ -1,10 +1,11 @@
 // Blocked f64 product after Goto and van de Geijn: panels of B (kDepth x 8) and strips of A (kDepth
-// x 6) are widened and packed, a register tile of 6 x 8 accumulates. 12 AVX2 or 6 AVX-512
-// accumulators: no spills on either. Where B has few columns a strip of f64 is read where it lies:
-// packing it would cost as much as the product.
+// x 6) are widened and packed, a register tile of 6 x 8 accumulates in 12 registers of AVX2 or 6 of
+// AVX-512. Where B has few columns a strip of f64 is read where it lies: packing it would cost as
+// much as the product.
 #include "kernels/cpu/products/product_f64.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <type_traits>
 
@@ -32,26 +33,60 @@ struct Strip {
   int64_t depth_stride, row_stride;
 };
 
-// c (rows,cols) += a (depth,6)^T b (depth,8)
+// c (rows,cols) += a (depth,6)^T b (depth,8), with sums in vectors V.
+template <typename V>
+BALORA_INLINE void add_tile(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc,
+                            int64_t rows, int64_t cols) {
+  constexpr int kWidth = sizeof(V) / sizeof(double), kVectors = kTileCols / kWidth;
+  V sums[kTileRows][kVectors] = {};
+  for (int64_t p = 0; p < depth; ++p) {
+    const double* row = a.data + p * a.depth_stride;
+    V columns[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      columns[j] = *reinterpret_cast<const V*>(b + p * kTileCols + j * kWidth);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kTileRows; ++i) {
+      const double value = row[i * a.row_stride];
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sums[i][j] += columns[j] * value;
+    }
+  }
+  double block[kTileRows][kTileCols];
+#pragma GCC unroll 6
+  for (int i = 0; i < kTileRows; ++i) std::memcpy(block[i], sums[i], sizeof block[i]);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) c[i * ldc + j] += block[i][j];
+  }
+}
+
 BALORA_SIMD void multiply_tile(const Strip& a, const double* b, int64_t depth, double* c,
                                int64_t ldc, int64_t rows, int64_t cols) {
-  const int64_t step = a.row_stride;
-  // Named accumulators: as an array GCC keeps them in memory.
-  Lanes s0{}, s1{}, s2{}, s3{}, s4{}, s5{};
-  for (int64_t p = 0; p < depth; ++p) {
-    const Lanes column = *reinterpret_cast<const Lanes*>(b + p * kTileCols);
-    const double* row = a.data + p * a.depth_stride;
-    s0 += column * row[0];
-    s1 += column * row[step];
-    s2 += column * row[2 * step];
-    s3 += column * row[3 * step];
-    s4 += column * row[4 * step];
-    s5 += column * row[5 * step];
+  add_tile<Lanes>(a, b, depth, c, ldc, rows, cols);
+}
+
+using Tile = void (*)(const Strip&, const double*, int64_t, double*, int64_t, int64_t, int64_t);
+
+#if defined(__x86_64__)
+// Sums in vectors as wide as AVX2's registers: wider ones GCC keeps in memory there, which takes
+// three to four times as long.
+__attribute__((target("avx2,fma"))) void multiply_tile_avx2(const Strip& a, const double* b,
+                                                            int64_t depth, double* c, int64_t ldc,
+                                                            int64_t rows, int64_t cols) {
+  typedef double Half __attribute__((vector_size(32), may_alias));
+  add_tile<Half>(a, b, depth, c, ldc, rows, cols);
+}
+#endif
+
+Tile tile_of_this_cpu() {
+#if defined(__x86_64__)
+  if (cpu_level() == CpuLevel::kAvx2 && __builtin_cpu_supports("avx2") &&
+      __builtin_cpu_supports("fma")) {
+    return &multiply_tile_avx2;
   }
-  const Lanes sums[kTileRows] = {s0, s1, s2, s3, s4, s5};
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; ++j) c[i * ldc + j] += sums[i][j];
-  }
+#endif
+  return &multiply_tile;
 }
 
 typedef double UnalignedLanes __attribute__((vector_size(64), aligned(8), may_alias));
@@ -238,6 +273,7 @@ void multiply_block(const Context* ctx, const Product& p, const double* packed_b
   // Few rows and many columns: share the columns out instead of the rows, wide tiles whole.
   const int64_t splits = row_blocks >= 4 ? 1 : std::clamp<int64_t>(panels / kMostPanels, 1, 4);
   const bool wide = cpu_level() >= CpuLevel::kAvx512;
+  const Tile tile = tile_of_this_cpu();
   const int64_t full_panels = block.cols.count / kTileCols;
   parallel_for(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
     const Packed strips(kDepth * kTileRows);
@@ -266,8 +302,8 @@ void multiply_block(const Context* ctx, const Product& p, const double* packed_b
           if (count > 1) {
             kWideTiles[count](strip, columns, block.depth.count, c, p.ldc);
           } else {
-            multiply_tile(strip, columns, block.depth.count, c, p.ldc, rows,
-                          std::min(kTileCols, block.cols.begin + block.cols.count - j));
+            tile(strip, columns, block.depth.count, c, p.ldc, rows,
+                 std::min(kTileCols, block.cols.begin + block.cols.count - j));
           }
         }
       }

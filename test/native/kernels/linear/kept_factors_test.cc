@@ -1,4 +1,4 @@
-// The data that a linear of few rows keeps of its low-rank parts: it is made once for the values
+// The data that a linear of few rows keeps of its low-rank parts in text generation: it is made once for the values
 // that the factors have, never used for others, the same bit for bit as what is made anew, and
 // given back.
 #include <doctest/doctest.h>
@@ -69,7 +69,7 @@ class Layer {
         {.a = &a[1], .b = &b[1], .start_a = &a[2], .start_b = &b[2], .u = &u2, .scale = 1.5}};
     const balora_linear linear{.weight = {.dense = &w}, .y = &vy, .parts = parts, .part_count = 2};
     REQUIRE(linear_forward_kernel(
-                ctx, {.x = &x, .linears = &linear, .count = 1, .batch_invariant = 1}) == 0);
+                ctx, {.x = &x, .linears = &linear, .count = 1, .batch_invariant = by_rows}) == 0);
     kept_bytes += accounted;
     return {y.data(), y.data() + y.size()};
   }
@@ -84,6 +84,7 @@ class Layer {
 
   int64_t a_version[3] = {1, 1, 1}, b_version[3] = {1, 1, 1};
   int64_t kept_bytes = 0;  // as they were accounted
+  int32_t by_rows = 1;     // as in text generation
 
  private:
   std::mt19937 random_{11};
@@ -138,6 +139,22 @@ TEST_CASE_TEMPLATE("linear: many rows keep nothing, and free what is stale", T, 
   CHECK(layer.slot_bytes() == kept);  // the factors still have those values
   for (int i = 0; i < 2; ++i) ++layer.a_version[i], ++layer.b_version[i];
   layer.forward(kFewRows + 1);
+  CHECK(layer.slot_bytes() == 0);
+  CHECK(layer.kept_bytes == 0);
+}
+
+TEST_CASE_TEMPLATE("linear: few rows keep nothing in training, and free what is stale", T, float,
+                   bf16) {
+  Layer<T> layer;
+  layer.by_rows = 0;
+  layer.forward(1);
+  CHECK(layer.slot_bytes() == 0);
+  layer.by_rows = 1;
+  layer.forward(1);
+  CHECK(layer.slot_bytes() > 0);
+  layer.by_rows = 0;
+  for (int i = 0; i < 2; ++i) ++layer.a_version[i], ++layer.b_version[i];
+  layer.forward(1);
   CHECK(layer.slot_bytes() == 0);
   CHECK(layer.kept_bytes == 0);
 }
