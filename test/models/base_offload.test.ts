@@ -293,6 +293,21 @@ describe('an offloaded base', () => {
     expect(packed[1]).toBe(0);
   });
 
+  it('keeps nothing of an adapter, whose packed factors text generation keeps beside a base in memory', async () => {
+    const packed = [];
+    for (const baseOffload of [false, true]) {
+      const model = await load(kBf16, { dtype: 'bf16', baseOffload });
+      const tuned = await AdapterModel.create(model, { r: 2, loraAlpha: 2 });
+      const before = memoryStats().derivedBytes;
+      await generate(tuned, { ids: [1, 2, 3], maxNewTokens: 2 }).result;
+      packed.push(memoryStats().derivedBytes - before);
+      tuned.dispose();
+      model.dispose();
+    }
+    expect(packed[0]).toBeGreaterThan(0);
+    expect(packed[1]).toBe(0);
+  });
+
   it('leaves what two processes or models share alone', async () => {
     const [one, two] = [
       await loadOffloaded(kBf16, { dtype: 'bf16' }, 0),
