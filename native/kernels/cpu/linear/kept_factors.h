@@ -1,6 +1,6 @@
 // Data that kernels derive from the factors of low-rank parts (packed tiles, wide matrices, how far
-// a pair is from its start), kept in text generation for products of few rows, beside which it would
-// take as long to make as they do: each token asks for the same factors. It stays in a slot of the
+// a pair is from its start), kept in text generation for products of few rows: each token asks for
+// the same factors, and to make it takes as long as such a product. It stays in a slot of the
 // factor's storage and is used while every factor that it was made of has the same values.
 #pragma once
 #include <cstdint>

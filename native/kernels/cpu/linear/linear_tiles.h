@@ -19,8 +19,8 @@ struct Int8Form {
 // Whether the two functions below can run: bf16 throughout, on a CPU with tiles (tiles.h).
 bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linears);
 
-// Operands as in linear_forward_kernel and linear_backward_kernel. No row of a result depends on the
-// others, whether that is asked for (by_rows) or not.
+// Operands as in linear_forward_kernel and linear_backward_kernel. No row of a result depends on
+// the others, whether that is asked for (by_rows) or not.
 void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
                           std::span<const LinearOperands> linears, const Int8Form& form,
                           bool by_rows);

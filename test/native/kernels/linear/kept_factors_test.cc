@@ -1,6 +1,6 @@
-// The data that a linear of few rows keeps of its low-rank parts in text generation: it is made once for the values
-// that the factors have, never used for others, the same bit for bit as what is made anew, and
-// given back.
+// The data that a linear of few rows keeps of its low-rank parts in text generation: it is made
+// once for the values that the factors have, never used for others, the same bit for bit as what is
+// made anew, and given back.
 #include <doctest/doctest.h>
 
 #include "kernels/cpu/linear/kept_factors.h"
