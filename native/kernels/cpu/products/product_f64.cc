@@ -33,26 +33,33 @@ struct Strip {
   int64_t depth_stride, row_stride;
 };
 
-// c (rows,cols) += a (depth,6)^T b (depth,8), with sums in vectors V.
-template <typename V>
-BALORA_INLINE void add_tile(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc,
-                            int64_t rows, int64_t cols) {
-  constexpr int kWidth = sizeof(V) / sizeof(double), kVectors = kTileCols / kWidth;
-  V sums[kTileRows][kVectors] = {};
+// sums (6, kVectors of V) += a (depth,6)^T b: vector j of line p of b is at p * 8 + j * apart.
+template <typename V, int kVectors>
+BALORA_INLINE void add_products(const Strip& a, const double* b, int64_t apart, int64_t depth,
+                                V (&sums)[kTileRows][kVectors]) {
   for (int64_t p = 0; p < depth; ++p) {
     const double* row = a.data + p * a.depth_stride;
     V columns[kVectors];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
-      columns[j] = *reinterpret_cast<const V*>(b + p * kTileCols + j * kWidth);
+      columns[j] = *reinterpret_cast<const V*>(b + p * kTileCols + j * apart);
     }
 #pragma GCC unroll 6
     for (int i = 0; i < kTileRows; ++i) {
       const double value = row[i * a.row_stride];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int j = 0; j < kVectors; ++j) sums[i][j] += columns[j] * value;
     }
   }
+}
+
+// c (rows,cols) += a (depth,6)^T b (depth,8), with sums in vectors V.
+template <typename V>
+BALORA_INLINE void add_tile(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc,
+                            int64_t rows, int64_t cols) {
+  constexpr int kWidth = sizeof(V) / sizeof(double);
+  V sums[kTileRows][kTileCols / kWidth] = {};
+  add_products(a, b, kWidth, depth, sums);
   double block[kTileRows][kTileCols];
 #pragma GCC unroll 6
   for (int i = 0; i < kTileRows; ++i) std::memcpy(block[i], sums[i], sizeof block[i]);
@@ -97,20 +104,7 @@ template <int kPanels>
 BALORA_INLINE void wide_tile(const Strip& a, const double* b, int64_t depth, double* c,
                              int64_t ldc) {
   Lanes sums[kTileRows][kPanels] = {};
-  for (int64_t p = 0; p < depth; ++p) {
-    const double* row = a.data + p * a.depth_stride;
-    Lanes columns[kPanels];
-#pragma GCC unroll 4
-    for (int j = 0; j < kPanels; ++j) {
-      columns[j] = *reinterpret_cast<const Lanes*>(b + (j * depth + p) * kTileCols);
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < kTileRows; ++i) {
-      const double value = row[i * a.row_stride];
-#pragma GCC unroll 4
-      for (int j = 0; j < kPanels; ++j) sums[i][j] += columns[j] * value;
-    }
-  }
+  add_products(a, b, depth * kTileCols, depth, sums);
 #pragma GCC unroll 6
   for (int i = 0; i < kTileRows; ++i) {
 #pragma GCC unroll 4
