@@ -75,32 +75,48 @@ class Forward {
     std::fill(scratch.total, scratch.total + r, A(0));
     const TileRange met = keys_of_queries(g_, segment, tile);
     RowsAhead<T> ahead = ahead_of(segment, run, head, tile, kProducts * met.count());
-    for (int64_t key_tile = met.first; key_tile < met.last; ++key_tile) {
+    // The nearest keys first: the maxima of their scores mostly stay.
+    for (int64_t key_tile = met.last - 1; key_tile >= met.first; --key_tile) {
       pack_keys(segment, run.kv_head, key_tile, scratch);
-      const int64_t first_key = key_tile * kTile;
+      const int64_t first_key = key_tile * kTile, at = first_key * d;
       const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
       const Band band = band_of(g_, first, first_key);
       ahead.ask();
-      score_product(band, {n, r, d}, scratch.keys + key_tile * kTile * d, scratch.q,
-                    scratch.scores);
-      Softmax<E>::run({.geometry = g_,
-                       .segment_rows = segment.rows,
-                       .first_query = first,
-                       .queries = queries,
-                       .first_key = first_key,
-                       .keys = keys,
-                       .padded_queries = r,
-                       .padded_keys = n,
-                       .padded_size = d,
-                       .scores = scratch.scores,
-                       .p = scratch.p,
-                       .highest = scratch.highest,
-                       .total = scratch.total,
-                       .out = scratch.out});
+      const bool whole = queries == kTile && keys == kTile && band.covers(kTile, kTile);
+      if (!(whole && softmax_of_whole(scratch, at))) {
+        score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
+        Softmax<E>::run({.geometry = g_,
+                         .segment_rows = segment.rows,
+                         .first_query = first,
+                         .queries = queries,
+                         .first_key = first_key,
+                         .keys = keys,
+                         .padded_queries = r,
+                         .padded_keys = n,
+                         .padded_size = d,
+                         .scores = scratch.scores,
+                         .p = scratch.p,
+                         .highest = scratch.highest,
+                         .total = scratch.total,
+                         .out = scratch.out});
+      }
       ahead.ask();
-      sum_over_keys(band, {d, r, n}, scratch.values + key_tile * kTile * d, scratch.p, scratch.out);
+      sum_over_keys(band, {d, r, n}, scratch.values + at, scratch.p, scratch.out);
     }
     finish(row, queries, head, scratch);
+  }
+
+  // The softmax of a whole tile of queries and the whole tile of keys that is packed from `at` on.
+  // False where it was not computed.
+  bool softmax_of_whole(const Scratch<E>& scratch, int64_t at) const {
+    return g_.softcap == 0 && g_.scale > 0 && WholeSoftmax<E>::runs() &&
+           WholeSoftmax<E>::run({.size = g_.padded(),
+                                 .scale = g_.scale,
+                                 .keys = scratch.keys + at,
+                                 .q = scratch.q,
+                                 .highest = scratch.highest,
+                                 .total = scratch.total,
+                                 .p = scratch.p});
   }
 
   static constexpr int64_t kProducts = 2;

@@ -103,11 +103,57 @@ BF16_TARGET BALORA_INLINE void four_keys(const bf16* x, const bf16* y, int64_t d
   tile_block::add_pair_products(d, x, d, y, kTile, sums);
 }
 
+// 2^x within 3e-6 of its value, a thousandth of what rounding to bf16 may change; 0 for -infinity,
+// keeps NaN.
+BF16_TARGET BALORA_INLINE __m512 exp2_for_bf16(__m512 x) {
+  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 p = all(1.35341678e-2f);
+  p = _mm512_fmadd_ps(p, r, all(5.20114601e-2f));
+  p = _mm512_fmadd_ps(p, r, all(0.241442755f));
+  p = _mm512_fmadd_ps(p, r, all(0.693003833f));
+  p = _mm512_fmadd_ps(p, r, all(1.00000262f));
+  return _mm512_scalef_ps(p, x);  // by 2 to the floor of x
+}
+
+// Maxima or log-sum-exps of a tile of queries, in units of log 2: one instruction then scales a
+// score and subtracts them. False where that might cost more digits than rounding to bf16.
+BF16_TARGET BALORA_INLINE bool to_base_2(const float* natural, float* base_2) {
+  constexpr float kLargest = 1024.0f;  // costs 1e-4 of a probability
+  __mmask16 larger = 0;
+  for (int64_t i = 0; i < kTile; i += 16) {
+    const __m512 value = _mm512_load_ps(natural + i);
+    larger |= _mm512_cmp_ps_mask(_mm512_abs_ps(value), all(kLargest), _CMP_NLE_UQ);
+    _mm512_store_ps(base_2 + i, _mm512_mul_ps(value, all(vec::kLog2e)));
+  }
+  return !larger;
+}
+
+// p of four keys and all queries of a tile, as pairs of keys, and its sums over these keys added.
+BF16_TARGET BALORA_INLINE void whole_exponentials(const WholeScores<bf16>& t, int64_t j,
+                                                  const float* highest, float* total) {
+  const __m512 scale = all(static_cast<float>(t.scale) * vec::kLog2e);
+  Sums sums;
+  four_keys(t.keys + j * t.size, t.q, t.size, sums);
+#pragma GCC unroll 4
+  for (int64_t v = 0; v < kVectors; ++v) {
+    const __m512 top = _mm512_load_ps(highest + 16 * v);
+    __m512 p[4];
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < 4; ++r) p[r] = exp2_for_bf16(_mm512_fmsub_ps(sums[r][v], scale, top));
+    bf16* const to = t.p + j * kTile + 32 * v;
+    _mm512_store_si512(to, (__m512i)tiles::word_pairs(p[0], p[1]));
+    _mm512_store_si512(to + 2 * kTile, (__m512i)tiles::word_pairs(p[2], p[3]));
+    const __m512 sum = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
+    _mm512_store_ps(total + 16 * v, _mm512_add_ps(_mm512_load_ps(total + 16 * v), sum));
+  }
+}
+
 // p and ds of four keys and all queries of a tile, and ds as pairs of keys.
-BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const Interleaved& order,
-                                               int64_t j) {
+BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const float* lse,
+                                               const Interleaved& order, int64_t j) {
   alignas(64) float exact[4 * kTile];  // p before it is rounded
   const __m512 scale = all(static_cast<float>(t.scale));
+  const __m512 in_base_2 = all(static_cast<float>(t.scale) * vec::kLog2e);
   Sums sums;
   four_keys(t.keys + j * t.size, t.q, t.size, sums);
 #pragma GCC unroll 4
@@ -115,7 +161,7 @@ BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const I
     __m512 p[kVectors];
 #pragma GCC unroll 4
     for (int64_t v = 0; v < kVectors; ++v) {
-      p[v] = exp_difference(rounded_product(sums[r][v], scale), _mm512_load_ps(t.lse + 16 * v));
+      p[v] = exp2_for_bf16(_mm512_fmsub_ps(sums[r][v], in_base_2, _mm512_load_ps(lse + 16 * v)));
       _mm512_store_ps(exact + r * kTile + 16 * v, p[v]);
     }
     bf16* const to = t.p + (j + r) * kTile;
@@ -270,6 +316,23 @@ BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t
   _mm512_storeu_ps(sum, total);
 }
 
+BF16_TARGET bool whole_softmax(const WholeScores<bf16>& t) {
+  alignas(64) float highest[kTile], total[kTile] = {};
+  if (!to_base_2(t.highest, highest)) return false;
+  for (int64_t j = 0; j < kTile; j += 4) whole_exponentials(t, j, highest, total);
+  constexpr float kMost = 2980.0f;  // e^8: no term of such a sum is larger, nor NaN
+  __mmask16 passed = 0;
+  for (int64_t i = 0; i < kTile; i += 16) {
+    passed |= _mm512_cmp_ps_mask(_mm512_load_ps(total + i), all(kMost), _CMP_NLE_UQ);
+  }
+  if (passed) return false;
+  for (int64_t i = 0; i < kTile; i += 16) {
+    const __m512 sum = _mm512_add_ps(_mm512_load_ps(t.total + i), _mm512_load_ps(total + i));
+    _mm512_store_ps(t.total + i, sum);
+  }
+  return true;
+}
+
 BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
   const Interleaved order = interleaving();
   for (int64_t column = 0; column < t.padded_queries; column += 32) {
@@ -296,9 +359,12 @@ BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
   }
 }
 
-BF16_TARGET void whole_gradient(const WholePair<bf16>& pair) {
+BF16_TARGET bool whole_gradient(const WholePair<bf16>& pair) {
   const Interleaved order = interleaving();
-  for (int64_t j = 0; j < kTile; j += 4) whole_gradients(pair, order, j);
+  alignas(64) float lse[kTile];
+  if (!to_base_2(pair.lse, lse)) return false;
+  for (int64_t j = 0; j < kTile; j += 4) whole_gradients(pair, lse, order, j);
+  return true;
 }
 
 }  // namespace balora::attention::lanes

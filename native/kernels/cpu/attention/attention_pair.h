@@ -112,19 +112,19 @@ class TilePair {
     const E* dout = kQueriesByKeys<E> ? dout_ : dout_turned_;
     before_product();
     const bool whole = place.queries == kTile && place.keys == kTile && band.covers(kTile, kTile);
-    if (whole && g_.softcap == 0 && WholeGradient<E>::runs()) {
-      before_product();
-      return WholeGradient<E>::run({.size = d,
-                                    .scale = g_.scale,
-                                    .q = q,
-                                    .dout = dout,
-                                    .keys = keys,
-                                    .values = values,
-                                    .lse = place.lse,
-                                    .delta = place.delta,
-                                    .p = p_,
-                                    .ds = ds_,
-                                    .ds_right = ds_right_});
+    if (whole && g_.softcap == 0 && WholeGradient<E>::runs() &&
+        WholeGradient<E>::run({.size = d,
+                               .scale = g_.scale,
+                               .q = q,
+                               .dout = dout,
+                               .keys = keys,
+                               .values = values,
+                               .lse = place.lse,
+                               .delta = place.delta,
+                               .p = p_,
+                               .ds = ds_,
+                               .ds_right = ds_right_})) {
+      return before_product();
     }
     if constexpr (kQueriesByKeys<E>) {
       score_rows(band, {r, n, d}, q, keys, scores_);

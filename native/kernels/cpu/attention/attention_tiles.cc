@@ -365,6 +365,21 @@ void ScoreGradient<E>::run(const GradTile<E>& tile) {
 }
 
 template <typename E>
+bool WholeSoftmax<E>::runs() {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, bf16>) return tile_gemm_has_bf16() && !tiles_use_amx();
+#endif
+  return false;
+}
+template <typename E>
+bool WholeSoftmax<E>::run([[maybe_unused]] const WholeScores<E>& tile) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<E, bf16>) return lanes::whole_softmax(tile);
+#endif
+  return false;
+}
+
+template <typename E>
 bool WholeGradient<E>::runs() {
 #ifdef BALORA_TILES
   if constexpr (std::is_same_v<E, float>) return tile_gemm_has_avx512();
@@ -373,11 +388,15 @@ bool WholeGradient<E>::runs() {
   return false;
 }
 template <typename E>
-void WholeGradient<E>::run([[maybe_unused]] const WholePair<E>& pair) {
+bool WholeGradient<E>::run([[maybe_unused]] const WholePair<E>& pair) {
 #ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, float>) avx512::whole_gradient(pair);
-  if constexpr (std::is_same_v<E, bf16>) lanes::whole_gradient(pair);
+  if constexpr (std::is_same_v<E, bf16>) return lanes::whole_gradient(pair);
+  if constexpr (std::is_same_v<E, float>) {
+    avx512::whole_gradient(pair);
+    return true;
+  }
 #endif
+  return false;
 }
 
 template struct Softmax<float>;
@@ -386,6 +405,9 @@ template struct Softmax<double>;
 template struct ScoreGradient<float>;
 template struct ScoreGradient<bf16>;
 template struct ScoreGradient<double>;
+template struct WholeSoftmax<float>;
+template struct WholeSoftmax<bf16>;
+template struct WholeSoftmax<double>;
 template struct WholeGradient<float>;
 template struct WholeGradient<bf16>;
 template struct WholeGradient<double>;

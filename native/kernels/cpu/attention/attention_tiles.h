@@ -80,6 +80,29 @@ struct Softmax {
   static void finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse);
 };
 
+// A tile of queries that see all keys of another, in packed operands, without soft-cap and with a
+// positive scale.
+template <typename E>
+struct WholeScores {
+  using A = Acc<E>;
+  int64_t size;  // D, padded
+  double scale;
+  const E* keys;  // (n,d)
+  const E* q;     // B operand (d,r)
+  const A* highest;
+  A* total;
+  E* p;
+};
+
+// The product and Softmax in one: scores never leave their registers. False, with `total` as it
+// was, where one of them passes its query's maximum so far by more than a few units, and where
+// there is no maximum yet or one too large for that.
+template <typename E>
+struct WholeSoftmax {
+  static bool runs();  // on this CPU
+  static bool run(const WholeScores<E>& tile);
+};
+
 // Queries of f32 and f64 are multiplied with the scale as they are packed: a score then is the same
 // number wherever it is compared, however large it is. Rounding those of bf16 once more would cost
 // them digits.
@@ -135,11 +158,12 @@ struct WholePair {
   E *p, *ds, *ds_right;      // as a GradTile's
 };
 
-// Both products and ScoreGradient in one: scores and dp never leave their registers.
+// Both products and ScoreGradient in one: scores and dp never leave their registers. False, with
+// nothing written, where a log-sum-exp is too large for that.
 template <typename E>
 struct WholeGradient {
   static bool runs();  // on this CPU
-  static void run(const WholePair<E>& pair);
+  static bool run(const WholePair<E>& pair);
 };
 
 // Memory for a tile that is computed from `sums` element by element: their own where the types are

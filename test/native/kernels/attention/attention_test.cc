@@ -214,6 +214,10 @@ TEST_CASE_TEMPLATE("attention is right where maxima jump", T, float, bf16, f16, 
       {900, 0, -900, 895, 902},      // only the first and the last count
       {-1200, -800, -400, -401, 0},  // from far below zero
       {0, 3e4, -6e4, 9e4},
+      {28, 21, 14, 7, 0},  // the same from the nearest keys to the farthest
+      {207, 100, 107, 7, 0},
+      {1500, 1100, 700, 300, 0},
+      {600, 400, 200, 190, 185},  // where log-sum-exps are large, but not too large for base 2
   };
   for (const std::vector<double>& steps : table) {
     check_steps<T>({{0, 299}, {}, 3, 1, 64}, steps);
