@@ -1,5 +1,7 @@
 /** `balora generate`: continues or answers a prompt, with or without an adapter. The text goes to stdout as it comes. */
 import type { Command } from 'commander';
+import { kChatTemplateName, PromptTemplate } from '../data/prompt_template.ts';
+import { readTemplate } from '../data/template_file.ts';
 import { ArgumentError } from '../errors.ts';
 import { type Generation, generate } from '../generate/generate.ts';
 import { generationChecks, generationOptions } from '../generate/options.ts';
@@ -45,21 +47,43 @@ async function generateText(
   settings: GenerateCommandSettings,
   { context, signal }: { context: CliContext; signal: AbortSignal },
 ): Promise<number> {
-  const { adapter, raw = false, prompt } = settings;
+  const { adapter } = settings;
+  // It is read before the weights, so that what is wrong with it is known at once.
+  const template = await promptTemplateOf(settings);
   const { model, tuned, tokenizer } = await loadGenerator(settings, {
     ...{ task: cliTaskOf(settings), progress: new Progress(context.stderr) },
     adapters: adapter === undefined ? [] : [{ path: adapter }],
   });
-  const text = prompt as string;
-  const isChat = !raw && tokenizer.chatTemplate !== null;
+  const prompt = settings.prompt as string;
+  const isChat =
+    template === kChatTemplateName || (template === null && tokenizer.chatTemplate !== null);
   const stream = generate(tuned, {
     ...pick(settings, Object.keys(generationOptions) as (keyof typeof generationOptions)[]),
-    ...(isChat ? { messages: [{ role: 'user', content: text }] } : { prompt: text }),
+    ...(isChat
+      ? { messages: [{ role: 'user', content: prompt }] }
+      : { prompt: template === null ? prompt : template.fill({ prompt }, 'prompt') }),
     ...{ tokenizer, signal },
   });
   const results = await show(stream, settings, context);
   context.stderr.write(`${speeds(results, model.device)}\n`);
   return signal.reason instanceof Interrupt ? signal.reason.exitCode : 0;
+}
+
+/** The template of the prompt, or the name of the model's own; null: the model's own, if it has one. */
+async function promptTemplateOf({
+  raw = false,
+  promptTemplate,
+}: GenerateCommandSettings): Promise<PromptTemplate | typeof kChatTemplateName | null> {
+  if (raw && promptTemplate !== undefined) {
+    throw new ArgumentError(
+      '--raw continues the prompt as it is, which leaves --prompt-template nothing to do; leave one of them out',
+    );
+  }
+  const given = raw ? 'none' : promptTemplate;
+  if (given === undefined) return null;
+  return given === kChatTemplateName
+    ? kChatTemplateName
+    : new PromptTemplate(await readTemplate(given));
 }
 
 /** Writes the texts: the only one as it comes, several one after the other, or all as JSON. */

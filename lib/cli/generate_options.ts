@@ -1,6 +1,6 @@
 /** The options of `balora generate`. */
 import { generationOptions } from '../generate/options.ts';
-import { onOff, text } from '../options/kinds.ts';
+import { onOff, template, text } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { adapterOption, kModelOptions, kTaskOption } from './train_options.ts';
 
@@ -18,6 +18,10 @@ export const kGenerateOptions = {
       help: 'the text that the model answers, or with --raw continues',
       required: true,
       aliases: ['text', 'input'],
+    }),
+    promptTemplate: template({
+      help: "what the prompt is put into, as in training: chat (default where the model has a chat template), alpaca (train's default), none, text with {prompt}, or a file of such text",
+      aliases: ['template'],
     }),
     raw: onOff({
       help: "continue the prompt as it is, without the model's chat template",

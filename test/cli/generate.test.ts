@@ -1,8 +1,9 @@
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { PromptTemplate } from '../../lib/data/prompt_template.ts';
 import { generate } from '../../lib/generate/generate.ts';
 import { AutoModelForCausalLM, type CausalLM, demoCheckpoint } from '../../lib/models/index.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
@@ -88,6 +89,25 @@ describe('balora generate', () => {
     own.dispose();
   });
 
+  it('puts the prompt into the template of the training', async () => {
+    const file = join(folder, 'template.txt');
+    writeFileSync(file, 'Q: {instruction}\nA:\n');
+    const cases = [
+      ['alpaca', new PromptTemplate('alpaca').fill({ prompt: 'Call me' }, 'prompt')],
+      ['Ask: {prompt}\\n', 'Ask: Call me\n'],
+      [file, 'Q: Call me\nA:'],
+      ['none', 'Call me'],
+    ] as const;
+    for (const [template, prompt] of cases) {
+      const [expected] = await generate(model, { tokenizer, prompt, maxNewTokens: 8 }).result;
+      const args = ['--prompt', 'Call me', '--prompt-template', template, '--json'];
+      const { out } = await balora([...base, ...args]);
+      const [result] = JSON.parse(out);
+      expect(result.tokens).toEqual([...(expected?.tokens ?? [])]);
+      expect(result.promptTokens).toBe(tokenizer.encode(prompt).length);
+    }
+  });
+
   it('answers with an encoder-decoder', async () => {
     const path = join(folder, 't5');
     await writeTinySeq2Seq(path);
@@ -119,6 +139,16 @@ describe('balora generate', () => {
     [['--prompt', 'a', '--stop-strings', ''], '--stop-strings must be a text that is not empty'],
     [['--prompt', 'a', '--temp', '1'], 'unknown option --temp (did you mean --temperature?)'],
     [['--prompt', 'a', '--task', 'sequence-classification'], 'a classifier does not generate text'],
+    [
+      ['--prompt', 'a', '--raw', '--prompt-template', 'alpaca'],
+      '--raw continues the prompt as it is, which leaves --prompt-template nothing to do',
+    ],
+    [
+      ['--prompt', 'a', '--prompt-template', 'nowhere.txt'],
+      'must be one of the names chat, alpaca, none, a text with a {field}, or a file',
+    ],
+    [['--prompt', 'a', '--prompt-template', '{question}'], "no field 'question' (fields: prompt)"],
+    [['--prompt', 'a', '--prompt-template', 'chat'], 'has no chat template'],
     [[], '--prompt is required'],
   ])('refuses %j', async (args, message) => {
     const { code, err } = await balora([...base, ...args]);
