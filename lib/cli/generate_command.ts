@@ -48,20 +48,17 @@ async function generateText(
   { context, signal }: { context: CliContext; signal: AbortSignal },
 ): Promise<number> {
   const { adapter } = settings;
-  // It is read before the weights, so that what is wrong with it is known at once.
-  const template = await promptTemplateOf(settings);
+  // Before the weights are read, so that what is wrong with the template is known at once.
+  const { text, chat } = await filledPrompt(settings);
   const { model, tuned, tokenizer } = await loadGenerator(settings, {
     ...{ task: cliTaskOf(settings), progress: new Progress(context.stderr) },
     adapters: adapter === undefined ? [] : [{ path: adapter }],
   });
-  const prompt = settings.prompt as string;
   const isChat =
-    template === kChatTemplateName || (template === null && tokenizer.chatTemplate !== null);
+    chat === 'always' || (chat === 'if there is one' && tokenizer.chatTemplate !== null);
   const stream = generate(tuned, {
     ...pick(settings, Object.keys(generationOptions) as (keyof typeof generationOptions)[]),
-    ...(isChat
-      ? { messages: [{ role: 'user', content: prompt }] }
-      : { prompt: template === null ? prompt : template.fill({ prompt }, 'prompt') }),
+    ...(isChat ? { messages: [{ role: 'user', content: text }] } : { prompt: text }),
     ...{ tokenizer, signal },
   });
   const results = await show(stream, settings, context);
@@ -69,21 +66,25 @@ async function generateText(
   return signal.reason instanceof Interrupt ? signal.reason.exitCode : 0;
 }
 
-/** The template of the prompt, or the name of the model's own; null: the model's own, if it has one. */
-async function promptTemplateOf({
+/** The prompt in the template that was asked for, and whether it is for the model's chat template. */
+async function filledPrompt({
   raw = false,
   promptTemplate,
-}: GenerateCommandSettings): Promise<PromptTemplate | typeof kChatTemplateName | null> {
+  prompt = '',
+}: GenerateCommandSettings): Promise<{
+  text: string;
+  chat: 'always' | 'if there is one' | 'never';
+}> {
   if (raw && promptTemplate !== undefined) {
     throw new ArgumentError(
       '--raw continues the prompt as it is, which leaves --prompt-template nothing to do; leave one of them out',
     );
   }
-  const given = raw ? 'none' : promptTemplate;
-  if (given === undefined) return null;
-  return given === kChatTemplateName
-    ? kChatTemplateName
-    : new PromptTemplate(await readTemplate(given));
+  if (raw) return { text: prompt, chat: 'never' };
+  if (promptTemplate === undefined) return { text: prompt, chat: 'if there is one' };
+  if (promptTemplate === kChatTemplateName) return { text: prompt, chat: 'always' };
+  const template = new PromptTemplate(await readTemplate(promptTemplate));
+  return { text: template.fillWith(prompt), chat: 'never' };
 }
 
 /** Writes the texts: the only one as it comes, several one after the other, or all as JSON. */

@@ -20,7 +20,7 @@ export const kGenerateOptions = {
       aliases: ['text', 'input'],
     }),
     promptTemplate: template({
-      help: "what the prompt is put into, as in training: chat (default where the model has a chat template), alpaca (train's default), none, text with {prompt}, or a file of such text",
+      help: "what the prompt is put into, as in training: chat (default where the model has a chat template), alpaca (train's default for causal language models), none, text with one {field}, or a file of such text",
       aliases: ['template'],
     }),
     raw: onOff({

@@ -58,7 +58,27 @@ export class PromptTemplate {
 
   /** Whether the template has a placeholder for a field. */
   names(field: string): boolean {
-    return this.parts.some((part) => 'field' in part && part.field === field);
+    return this.fields().has(field);
+  }
+
+  /** The fields that the template has placeholders for. */
+  fields(): ReadonlySet<string> {
+    return new Set(this.parts.flatMap((part) => ('field' in part ? [part.field] : [])));
+  }
+
+  /**
+   * Fills the only field, whatever its name, with a prompt.
+   * @throws ArgumentError where there are several
+   */
+  fillWith(prompt: string): string {
+    const fields = [...this.fields()];
+    const [field = ''] = fields;
+    if (fields.every((name) => kAliases.has(name))) return this.fill({ prompt }, 'prompt');
+    if (fields.length === 1) return this.fill({ [field]: prompt }, null);
+    throw new ArgumentError(
+      `prompt template: it has the fields ${fields.join(', ')}, of which a prompt alone fills one; ` +
+        'write the others into its text',
+    );
   }
 
   /** Fills the placeholders from a row. @throws ArgumentError where the row lacks a field */

@@ -7,6 +7,7 @@ import { PromptTemplate } from '../../lib/data/prompt_template.ts';
 import { generate } from '../../lib/generate/generate.ts';
 import { AutoModelForCausalLM, type CausalLM, demoCheckpoint } from '../../lib/models/index.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
+import { writeChatModel } from '../support/chat_model.ts';
 import { balora } from '../support/run_cli.ts';
 import { disturb } from '../support/tiny_adapters.ts';
 import { writeTinySeq2Seq } from '../support/tiny_seq2seq.ts';
@@ -96,6 +97,7 @@ describe('balora generate', () => {
       ['alpaca', new PromptTemplate('alpaca').fill({ prompt: 'Call me' }, 'prompt')],
       ['Ask: {prompt}\\n', 'Ask: Call me\n'],
       [file, 'Q: Call me\nA:'],
+      ['Question: {question}', 'Question: Call me'],
       ['none', 'Call me'],
     ] as const;
     for (const [template, prompt] of cases) {
@@ -106,6 +108,23 @@ describe('balora generate', () => {
       expect(result.tokens).toEqual([...(expected?.tokens ?? [])]);
       expect(result.promptTokens).toBe(tokenizer.encode(prompt).length);
     }
+  });
+
+  it("uses the model's chat template unless another is named", async () => {
+    const path = join(folder, 'chat-model');
+    await writeChatModel(path);
+    const counted = async (...args: string[]): Promise<number> => {
+      const command = ['generate', '--model', path, '--max-new-tokens', '1', '--prompt', 'Call me'];
+      const { out } = await balora([...command, '--json', ...args]);
+      return JSON.parse(out)[0].promptTokens;
+    };
+    const chat = tokenizer.encode('user:Call me\nassistant:').length;
+    expect(await counted()).toBe(chat);
+    expect(await counted('--prompt-template', 'chat')).toBe(chat);
+    const plain = tokenizer.encode('Call me').length;
+    expect(plain).not.toBe(chat);
+    expect(await counted('--prompt-template', 'none')).toBe(plain);
+    expect(await counted('--raw')).toBe(plain);
   });
 
   it('answers with an encoder-decoder', async () => {
@@ -147,7 +166,10 @@ describe('balora generate', () => {
       ['--prompt', 'a', '--prompt-template', 'nowhere.txt'],
       'must be one of the names chat, alpaca, none, a text with a {field}, or a file',
     ],
-    [['--prompt', 'a', '--prompt-template', '{question}'], "no field 'question' (fields: prompt)"],
+    [
+      ['--prompt', 'a', '--prompt-template', '{question} {input}'],
+      'has the fields question, input, of which a prompt alone fills one',
+    ],
     [['--prompt', 'a', '--prompt-template', 'chat'], 'has no chat template'],
     [[], '--prompt is required'],
   ])('refuses %j', async (args, message) => {

@@ -75,7 +75,7 @@ class Forward {
     std::fill(scratch.total, scratch.total + r, A(0));
     const TileRange met = keys_of_queries(g_, segment, tile);
     RowsAhead<T> ahead = ahead_of(segment, run, head, tile, kProducts * met.count());
-    // The nearest keys first: the maxima of their scores mostly stay.
+    // The last keys first: of a causal mask, those by the queries themselves, whose maxima mostly stay.
     for (int64_t key_tile = met.last - 1; key_tile >= met.first; --key_tile) {
       pack_keys(segment, run.kv_head, key_tile, scratch);
       const int64_t first_key = key_tile * kTile, at = first_key * d;

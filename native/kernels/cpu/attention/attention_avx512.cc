@@ -291,10 +291,6 @@ AVX512_TARGET BALORA_INLINE __m512 exponentials(const SoftmaxTile<bf16>& t, int6
   return _mm512_loadu_ps(sum);
 }
 
-// A maximum that is passed by less than this stays: exponentials up to e^8 are as exact as those up
-// to 1, and what was summed so far need not be multiplied again.
-constexpr float kSlack = 8.0f;
-
 template <typename E>
 AVX512_TARGET BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t column) {
   const __m512 none = all(-std::numeric_limits<float>::infinity());
@@ -304,7 +300,8 @@ AVX512_TARGET BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t 
   const __m512 here = rounded_product(block_maxima(t.scores + column, ld, keys.first, keys.last),
                                       all(static_cast<float>(t.geometry.scale)));
   const __m512 before = _mm512_load_ps(t.highest + column);
-  const __mmask16 raised = _mm512_cmp_ps_mask(here, _mm512_add_ps(before, all(kSlack)), _CMP_GT_OQ);
+  const __mmask16 raised =
+      _mm512_cmp_ps_mask(here, _mm512_add_ps(before, all(kSlack<E>)), _CMP_GT_OQ);
   const __m512 both = _mm512_mask_mov_ps(before, raised, here);
   _mm512_store_ps(t.highest + column, both);
   // Where nothing was seen yet, 0 instead of -infinity: differences are -infinity and not NaN.

@@ -49,20 +49,66 @@ BF16_TARGET BALORA_INLINE Interleaved interleave(const Interleaved& order, __m51
           _mm512_permutex2var_epi16(even, order.high, odd)};
 }
 
+// 2^x within 3e-6 of its value, where rounding to bf16 may change 2e-3; 0 for -infinity, keeps NaN.
+BF16_TARGET BALORA_INLINE __m512 exp2_for_bf16(__m512 x) {
+  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 p = all(1.35341678e-2f);
+  p = _mm512_fmadd_ps(p, r, all(5.20114601e-2f));
+  p = _mm512_fmadd_ps(p, r, all(0.241442755f));
+  p = _mm512_fmadd_ps(p, r, all(0.693003833f));
+  p = _mm512_fmadd_ps(p, r, all(1.00000262f));
+  return _mm512_scalef_ps(p, x);  // by 2 to the floor of x
+}
+
+BF16_TARGET BALORA_INLINE __m512 in_base_2(__m512 natural) {
+  return _mm512_mul_ps(natural, all(vec::kLog2e));
+}
+BF16_TARGET BALORA_INLINE __m512 scale_in_base_2(double scale) {
+  return all(static_cast<float>(scale) * vec::kLog2e);
+}
+
+// Maxima or log-sum-exps so large that their scores must not be scaled in base 2, where one
+// instruction scales and subtracts: at this size that costs 1e-4 of a probability.
+BF16_TARGET BALORA_INLINE __mmask16 too_large(__m512 natural) {
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(natural), all(1024.0f), _CMP_NLE_UQ);
+}
+
+// The probabilities e^(score * scale - less) of 16 queries. A query's are the same bits wherever
+// they are computed, which is why `large` is a matter of its own and not of its neighbours.
+struct Exponents {
+  __m512 scale, less;
+  __m512 base_2_scale, base_2_less;
+  __mmask16 large;
+};
+BF16_TARGET BALORA_INLINE Exponents exponents_of(double scale, __m512 less) {
+  return {all(static_cast<float>(scale)), less, scale_in_base_2(scale), in_base_2(less),
+          too_large(less)};
+}
+template <bool kSomeLarge>
+BF16_TARGET BALORA_INLINE __m512 probabilities(const Exponents& e, __m512 score) {
+  const __m512 most = exp2_for_bf16(_mm512_fmsub_ps(score, e.base_2_scale, e.base_2_less));
+  if constexpr (!kSomeLarge) return most;
+  const __m512 exact = exp_difference(rounded_product(score, e.scale), e.less);
+  return _mm512_mask_mov_ps(most, e.large, exact);
+}
+
 struct Gradients {
   __m512i p, ds;
 };
 
 // 32 queries, and what all keys need of them.
 struct QueryLanes {
-  __m512 lse[2], delta[2], scale;
+  Exponents exponents[2];
+  __m512 delta[2], scale;
+
+  bool some_large() const { return exponents[0].large || exponents[1].large; }
 };
 BF16_TARGET BALORA_INLINE QueryLanes query_lanes(const GradTile<bf16>& t, int64_t column) {
   QueryLanes q{};
   for (int half = 0; half < 2; ++half) {
     const int64_t at = column + 16 * half;
     const __mmask16 there = first16(t.queries - at);
-    q.lse[half] = _mm512_maskz_loadu_ps(there, t.lse + at);
+    q.exponents[half] = exponents_of(t.geometry.scale, _mm512_maskz_loadu_ps(there, t.lse + at));
     q.delta[half] = _mm512_maskz_loadu_ps(there, t.delta + at);
   }
   q.scale = all(static_cast<float>(t.geometry.scale));
@@ -70,7 +116,7 @@ BF16_TARGET BALORA_INLINE QueryLanes query_lanes(const GradTile<bf16>& t, int64_
 }
 
 // 32 queries of one key, of which kMasked sees a part.
-template <bool kMasked>
+template <bool kMasked, bool kSomeLarge>
 BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const QueryLanes& q,
                                                   const KeyRow& key, int64_t column) {
   __m512 p[2], ds[2];
@@ -78,7 +124,7 @@ BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const
   for (int half = 0; half < 2; ++half) {
     const int64_t at = column + 16 * half, place = key.row * t.padded_queries + at;
     const __m512 score = _mm512_load_ps(t.scores + place), dp = _mm512_load_ps(t.dp + place);
-    p[half] = exp_difference(rounded_product(score, q.scale), q.lse[half]);
+    p[half] = probabilities<kSomeLarge>(q.exponents[half], score);
     ds[half] = _mm512_mul_ps(_mm512_mul_ps(p[half], _mm512_sub_ps(dp, q.delta[half])), q.scale);
     if (kMasked) {
       const __mmask16 seen = key.lanes(at);
@@ -87,6 +133,58 @@ BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const
     }
   }
   return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
+}
+
+// All keys of 32 queries.
+template <bool kSomeLarge>
+BF16_TARGET BALORA_INLINE void column_gradients(const GradTile<bf16>& t, const QueryLanes& queries,
+                                                const Interleaved& order, int64_t column) {
+  for (int64_t j = 0; j < t.padded_keys; j += 2) {
+    const KeyRow even = key_row(t, j), odd = key_row(t, j + 1);
+    const int64_t place = j * t.padded_queries;
+    Gradients a{}, b{};
+    if (even.sees(column, 32) && odd.sees(column, 32)) {
+      a = key_gradients<false, kSomeLarge>(t, queries, even, column);
+      b = key_gradients<false, kSomeLarge>(t, queries, odd, column);
+    } else if (!even.misses(column, 32) || !odd.misses(column, 32)) {
+      a = key_gradients<true, kSomeLarge>(t, queries, even, column);
+      b = key_gradients<true, kSomeLarge>(t, queries, odd, column);
+    }
+    const Interleaved pairs = interleave(order, a.ds, b.ds);
+    _mm512_store_si512(t.p + place + column, a.p);
+    _mm512_store_si512(t.p + place + t.padded_queries + column, b.p);
+    _mm512_store_si512(t.ds + place + column, a.ds);
+    _mm512_store_si512(t.ds + place + t.padded_queries + column, b.ds);
+    _mm512_store_si512(t.ds_right + place + 2 * column, pairs.low);
+    _mm512_store_si512(t.ds_right + place + 2 * column + 32, pairs.high);
+  }
+}
+
+// Two keys of 16 queries, stored as a pair; returns their sum.
+template <bool kSomeLarge>
+BF16_TARGET BALORA_INLINE __m512 two_keys(const Exponents& e, const float* s, int64_t ld, int64_t j,
+                                          bf16* p) {
+  const __m512 even = probabilities<kSomeLarge>(e, _mm512_load_ps(s + j * ld));
+  const __m512 odd = probabilities<kSomeLarge>(e, _mm512_load_ps(s + (j + 1) * ld));
+  _mm512_store_si512(p + j * ld, (__m512i)tiles::word_pairs(even, odd));
+  return _mm512_add_ps(even, odd);
+}
+
+// All keys of 16 queries, added by fours as in whole_exponentials().
+template <bool kSomeLarge>
+BF16_TARGET BALORA_INLINE __m512 sum_of_keys(const Exponents& e, const float* s, int64_t ld,
+                                             int64_t first, int64_t last, bf16* p) {
+  __m512 total = _mm512_setzero_ps();
+  int64_t j = first;
+  if (j % 4 != 0 && j < last) {
+    total = two_keys<kSomeLarge>(e, s, ld, j, p);
+    j += 2;
+  }
+  for (; j + 4 <= last; j += 4) {
+    const __m512 low = two_keys<kSomeLarge>(e, s, ld, j, p);
+    total = _mm512_add_ps(total, _mm512_add_ps(low, two_keys<kSomeLarge>(e, s, ld, j + 2, p)));
+  }
+  return j < last ? _mm512_add_ps(total, two_keys<kSomeLarge>(e, s, ld, j, p)) : total;
 }
 
 constexpr int64_t kVectors = kTile / 16;
@@ -103,35 +201,21 @@ BF16_TARGET BALORA_INLINE void four_keys(const bf16* x, const bf16* y, int64_t d
   tile_block::add_pair_products(d, x, d, y, kTile, sums);
 }
 
-// 2^x within 3e-6 of its value, a thousandth of what rounding to bf16 may change; 0 for -infinity,
-// keeps NaN.
-BF16_TARGET BALORA_INLINE __m512 exp2_for_bf16(__m512 x) {
-  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 p = all(1.35341678e-2f);
-  p = _mm512_fmadd_ps(p, r, all(5.20114601e-2f));
-  p = _mm512_fmadd_ps(p, r, all(0.241442755f));
-  p = _mm512_fmadd_ps(p, r, all(0.693003833f));
-  p = _mm512_fmadd_ps(p, r, all(1.00000262f));
-  return _mm512_scalef_ps(p, x);  // by 2 to the floor of x
-}
-
-// Maxima or log-sum-exps of a tile of queries, in units of log 2: one instruction then scales a
-// score and subtracts them. False where that might cost more digits than rounding to bf16.
+// Maxima or log-sum-exps of a tile of queries in base 2. False where one of them is too large.
 BF16_TARGET BALORA_INLINE bool to_base_2(const float* natural, float* base_2) {
-  constexpr float kLargest = 1024.0f;  // costs 1e-4 of a probability
-  __mmask16 larger = 0;
+  __mmask16 large = 0;
   for (int64_t i = 0; i < kTile; i += 16) {
     const __m512 value = _mm512_load_ps(natural + i);
-    larger |= _mm512_cmp_ps_mask(_mm512_abs_ps(value), all(kLargest), _CMP_NLE_UQ);
-    _mm512_store_ps(base_2 + i, _mm512_mul_ps(value, all(vec::kLog2e)));
+    large |= too_large(value);
+    _mm512_store_ps(base_2 + i, in_base_2(value));
   }
-  return !larger;
+  return !large;
 }
 
 // p of four keys and all queries of a tile, as pairs of keys, and its sums over these keys added.
 BF16_TARGET BALORA_INLINE void whole_exponentials(const WholeScores<bf16>& t, int64_t j,
                                                   const float* highest, float* total) {
-  const __m512 scale = all(static_cast<float>(t.scale) * vec::kLog2e);
+  const __m512 scale = scale_in_base_2(t.scale);
   Sums sums;
   four_keys(t.keys + j * t.size, t.q, t.size, sums);
 #pragma GCC unroll 4
@@ -153,7 +237,7 @@ BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const f
                                                const Interleaved& order, int64_t j) {
   alignas(64) float exact[4 * kTile];  // p before it is rounded
   const __m512 scale = all(static_cast<float>(t.scale));
-  const __m512 in_base_2 = all(static_cast<float>(t.scale) * vec::kLog2e);
+  const __m512 base_2_scale = scale_in_base_2(t.scale);
   Sums sums;
   four_keys(t.keys + j * t.size, t.q, t.size, sums);
 #pragma GCC unroll 4
@@ -161,7 +245,7 @@ BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const f
     __m512 p[kVectors];
 #pragma GCC unroll 4
     for (int64_t v = 0; v < kVectors; ++v) {
-      p[v] = exp2_for_bf16(_mm512_fmsub_ps(sums[r][v], in_base_2, _mm512_load_ps(lse + 16 * v)));
+      p[v] = exp2_for_bf16(_mm512_fmsub_ps(sums[r][v], base_2_scale, _mm512_load_ps(lse + 16 * v)));
       _mm512_store_ps(exact + r * kTile + 16 * v, p[v]);
     }
     bf16* const to = t.p + (j + r) * kTile;
@@ -303,16 +387,9 @@ BF16_TARGET void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* o
 
 BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
                               const float* highest, bf16* p, float* sum) {
-  const __m512 factor = all(scale), top = _mm512_loadu_ps(highest);
-  __m512 total = _mm512_setzero_ps();
-#pragma GCC unroll 2
-  for (int64_t j = first; j < last; j += 2) {
-    const __m512 even = rounded_product(_mm512_load_ps(s + j * ld), factor);
-    const __m512 odd = rounded_product(_mm512_load_ps(s + (j + 1) * ld), factor);
-    const __m512 p_even = exp_difference(even, top), p_odd = exp_difference(odd, top);
-    total = _mm512_add_ps(total, _mm512_add_ps(p_even, p_odd));
-    _mm512_store_si512(p + j * ld, (__m512i)tiles::word_pairs(p_even, p_odd));
-  }
+  const Exponents exponents = exponents_of(scale, _mm512_loadu_ps(highest));
+  const __m512 total = exponents.large ? sum_of_keys<true>(exponents, s, ld, first, last, p)
+                                       : sum_of_keys<false>(exponents, s, ld, first, last, p);
   _mm512_storeu_ps(sum, total);
 }
 
@@ -320,7 +397,8 @@ BF16_TARGET bool whole_softmax(const WholeScores<bf16>& t) {
   alignas(64) float highest[kTile], total[kTile] = {};
   if (!to_base_2(t.highest, highest)) return false;
   for (int64_t j = 0; j < kTile; j += 4) whole_exponentials(t, j, highest, total);
-  constexpr float kMost = 2980.0f;  // e^8: no term of such a sum is larger, nor NaN
+  constexpr float kMost = 2.64e10f;  // not quite e^kSlack: no term of such a sum is larger, nor NaN
+  static_assert(kSlack<bf16> == 24.0f);
   __mmask16 passed = 0;
   for (int64_t i = 0; i < kTile; i += 16) {
     passed |= _mm512_cmp_ps_mask(_mm512_load_ps(total + i), all(kMost), _CMP_NLE_UQ);
@@ -337,24 +415,10 @@ BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
   const Interleaved order = interleaving();
   for (int64_t column = 0; column < t.padded_queries; column += 32) {
     const QueryLanes queries = query_lanes(t, column);
-    for (int64_t j = 0; j < t.padded_keys; j += 2) {
-      const KeyRow even = key_row(t, j), odd = key_row(t, j + 1);
-      const int64_t place = j * t.padded_queries;
-      Gradients a{}, b{};
-      if (even.sees(column, 32) && odd.sees(column, 32)) {
-        a = key_gradients<false>(t, queries, even, column);
-        b = key_gradients<false>(t, queries, odd, column);
-      } else if (!even.misses(column, 32) || !odd.misses(column, 32)) {
-        a = key_gradients<true>(t, queries, even, column);
-        b = key_gradients<true>(t, queries, odd, column);
-      }
-      const Interleaved pairs = interleave(order, a.ds, b.ds);
-      _mm512_store_si512(t.p + place + column, a.p);
-      _mm512_store_si512(t.p + place + t.padded_queries + column, b.p);
-      _mm512_store_si512(t.ds + place + column, a.ds);
-      _mm512_store_si512(t.ds + place + t.padded_queries + column, b.ds);
-      _mm512_store_si512(t.ds_right + place + 2 * column, pairs.low);
-      _mm512_store_si512(t.ds_right + place + 2 * column + 32, pairs.high);
+    if (queries.some_large()) {
+      column_gradients<true>(t, queries, order, column);
+    } else {
+      column_gradients<false>(t, queries, order, column);
     }
   }
 }

@@ -82,7 +82,7 @@ class TilePair {
     }
   }
 
-  // Adds what the pair gives to the sums; before_product() is called before each product.
+  // Adds what the pair gives to the sums; before_product() is called once for each product.
   template <typename BeforeProduct>
   void run(const PairPlace<A>& place, const BeforeProduct& before_product) const {
     const Band band = band_of(g_, place.first_query, place.first_key);

@@ -80,6 +80,12 @@ struct Softmax {
   static void finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse);
 };
 
+// A maximum that is passed by less than this stays: larger exponentials are as exact as those up to
+// 1, and what was summed so far need not be multiplied again. Only the digits of a log-sum-exp
+// become fewer, which tiles of bf16 notice least.
+template <typename E>
+constexpr float kSlack = std::is_same_v<E, bf16> ? 24.0f : 8.0f;
+
 // A tile of queries that see all keys of another, in packed operands, without soft-cap and with a
 // positive scale.
 template <typename E>
@@ -94,9 +100,9 @@ struct WholeScores {
   E* p;
 };
 
-// The product and Softmax in one: scores never leave their registers. False, with `total` as it
-// was, where one of them passes its query's maximum so far by more than a few units, and where
-// there is no maximum yet or one too large for that.
+// The product and Softmax in one: scores never leave their registers, and the bits are the same.
+// False, with `total` as it was, where a maximum has to rise, where there is none yet, and where
+// one is too large for that.
 template <typename E>
 struct WholeSoftmax {
   static bool runs();  // on this CPU

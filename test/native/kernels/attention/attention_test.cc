@@ -3,6 +3,8 @@
 // operands taken in place from a fused product.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
@@ -259,6 +261,52 @@ TEST_CASE_TEMPLATE("attention is right where scores are huge", T, float, bf16, f
     check_large<T>({{0, 140}, {}, 3, 1, 64}, range);
     check_large<T>({{0, 33, 150}, {}, 2, 2, 40, false}, range);
     check_large<T>({{0, 150}, {}, 2, 1, 33, true, 70}, range);
+  }
+}
+
+// Rows [first, last) of an array and as many of another from `other_first` on.
+template <typename T>
+void check_same_rows(const std::string& what, Array<T>& array, int64_t first, int64_t last,
+                     Array<T>& other, int64_t other_first) {
+  const int64_t width = array.size() / array.view().shape[0];
+  const T* const from = array.data() + first * width;
+  const auto bytes = static_cast<size_t>((last - first) * width) * sizeof(T);
+  CAPTURE(what);
+  CHECK(std::memcmp(from, other.data() + other_first * width, bytes) == 0);
+}
+
+// Rows of a segment of 256, of its first 230 rows alone, and of those as queries from 200 on.
+template <typename T>
+void check_causal_rows(double range, int64_t window, double later) {
+  constexpr int64_t kRows = 256, kKept = 230, kSkip = 200;
+  CAPTURE(range);
+  CAPTURE(window);
+  CAPTURE(later);
+  const Case whole{{0, kRows}, {}, 3, 1, 64, true, window};
+  Case shorter = whole, last = whole;
+  shorter.lengths = {kKept}, last.skips = {kSkip};
+  Attention<T> a(whole, range), b(shorter, range), c(last, range);
+  for (int64_t row = kKept; row < kRows; ++row) {
+    std::fill_n(a.at(row, 0), 3 * 64, from_double<T>(later));
+  }
+  for (int64_t row = kSkip; row < kRows; ++row) {
+    std::copy_n(b.at(row, 0), 3 * 64, c.at(row - kSkip, 0));
+  }
+  a.run(1), b.run(1), c.run(1);
+  check_same_rows("out", a.out, 0, kKept, b.out, 0);
+  check_same_rows("lse", a.lse, 0, kKept, b.lse, 0);
+  check_same_rows("dq", a.dq, 0, kKept, b.dq, 0);
+  check_same_rows("out of some queries", a.out, kSkip, kKept, c.out, 0);
+  check_same_rows("lse of some queries", a.lse, kSkip, kKept, c.lse, 0);
+}
+
+TEST_CASE_TEMPLATE("a causal row has the same bits whatever follows it", T, float, bf16, f16,
+                   double) {
+  for (const double range : {0.5, 2.0, 8.0, 30.0, 200.0}) {
+    for (const int64_t window : {0, 150}) {
+      // In the same tile, queries whose scores need more care, and not.
+      for (const double later : {1.0, 1e4}) check_causal_rows<T>(range, window, later);
+    }
   }
 }
 
