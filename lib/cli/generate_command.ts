@@ -47,15 +47,16 @@ async function generateText(
   settings: GenerateCommandSettings,
   { context, signal }: { context: CliContext; signal: AbortSignal },
 ): Promise<number> {
-  const { adapter } = settings;
+  const { adapter, prompt } = settings;
+  const template = templateOf(settings);
   // Before the weights are read, so that what is wrong with the template is known at once.
-  const { text, chat } = await filledPrompt(settings);
+  const text = await filled(template, prompt as string);
   const { model, tuned, tokenizer } = await loadGenerator(settings, {
     ...{ task: cliTaskOf(settings), progress: new Progress(context.stderr) },
     adapters: adapter === undefined ? [] : [{ path: adapter }],
   });
   const isChat =
-    chat === 'always' || (chat === 'if there is one' && tokenizer.chatTemplate !== null);
+    template === kChatTemplateName || (template === undefined && tokenizer.chatTemplate !== null);
   const stream = generate(tuned, {
     ...pick(settings, Object.keys(generationOptions) as (keyof typeof generationOptions)[]),
     ...(isChat ? { messages: [{ role: 'user', content: text }] } : { prompt: text }),
@@ -66,25 +67,19 @@ async function generateText(
   return signal.reason instanceof Interrupt ? signal.reason.exitCode : 0;
 }
 
-/** The prompt in the template that was asked for, and whether it is for the model's chat template. */
-async function filledPrompt({
-  raw = false,
-  promptTemplate,
-  prompt = '',
-}: GenerateCommandSettings): Promise<{
-  text: string;
-  chat: 'always' | 'if there is one' | 'never';
-}> {
-  if (raw && promptTemplate !== undefined) {
-    throw new ArgumentError(
-      '--raw continues the prompt as it is, which leaves --prompt-template nothing to do; leave one of them out',
-    );
-  }
-  if (raw) return { text: prompt, chat: 'never' };
-  if (promptTemplate === undefined) return { text: prompt, chat: 'if there is one' };
-  if (promptTemplate === kChatTemplateName) return { text: prompt, chat: 'always' };
-  const template = new PromptTemplate(await readTemplate(promptTemplate));
-  return { text: template.fillWith(prompt), chat: 'never' };
+/** The template that was asked for; undefined: the model's chat template, if it has one. */
+function templateOf({ raw = false, promptTemplate }: GenerateCommandSettings): string | undefined {
+  if (!raw) return promptTemplate;
+  if (promptTemplate === undefined) return 'none';
+  throw new ArgumentError(
+    '--raw continues the prompt as it is, which leaves --prompt-template nothing to do; leave one of them out',
+  );
+}
+
+/** The prompt in a template, or as it is where the model's chat template is for it. */
+async function filled(template: string | undefined, prompt: string): Promise<string> {
+  if (template === undefined || template === kChatTemplateName) return prompt;
+  return new PromptTemplate(await readTemplate(template)).fillWith(prompt);
 }
 
 /** Writes the texts: the only one as it comes, several one after the other, or all as JSON. */

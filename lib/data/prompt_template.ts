@@ -36,6 +36,8 @@ export class PromptTemplate {
   private readonly parts: TemplatePart[];
   /** The text of the template, also where it was given by name. */
   readonly source: string;
+  /** The fields that the template has placeholders for. */
+  readonly fields: ReadonlySet<string>;
 
   /**
    * Parses a template.
@@ -48,7 +50,8 @@ export class PromptTemplate {
       ? (kNamedTemplates[source] as string)
       : source;
     this.parts = parse(this.source);
-    if (!this.parts.some((part) => 'field' in part)) {
+    this.fields = new Set(this.parts.flatMap((part) => ('field' in part ? [part.field] : [])));
+    if (this.fields.size === 0) {
       throw new ArgumentError(
         `prompt template: must hold a {field}, or be one of the names ${Object.keys(kNamedTemplates).join(', ')}, ` +
           `got ${shown(source)}`,
@@ -58,12 +61,7 @@ export class PromptTemplate {
 
   /** Whether the template has a placeholder for a field. */
   names(field: string): boolean {
-    return this.fields().has(field);
-  }
-
-  /** The fields that the template has placeholders for. */
-  fields(): ReadonlySet<string> {
-    return new Set(this.parts.flatMap((part) => ('field' in part ? [part.field] : [])));
+    return this.fields.has(field);
   }
 
   /**
@@ -71,7 +69,7 @@ export class PromptTemplate {
    * @throws ArgumentError where there are several
    */
   fillWith(prompt: string): string {
-    const fields = [...this.fields()];
+    const fields = [...this.fields];
     const [field = ''] = fields;
     if (fields.every((name) => kAliases.has(name))) return this.fill({ prompt }, 'prompt');
     if (fields.length === 1) return this.fill({ [field]: prompt }, null);

@@ -82,8 +82,7 @@ class Forward {
       const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
       const Band band = band_of(g_, first, first_key);
       ahead.ask();
-      const bool whole = queries == kTile && keys == kTile && band.covers(kTile, kTile);
-      if (!(whole && softmax_of_whole(scratch, at))) {
+      if (!is_whole(band, queries, keys) || !softmax_of_whole(scratch, at)) {
         score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
         Softmax<E>::run({.geometry = g_,
                          .segment_rows = segment.rows,
@@ -109,7 +108,7 @@ class Forward {
   // The softmax of a whole tile of queries and the whole tile of keys that is packed from `at` on.
   // False where it was not computed.
   bool softmax_of_whole(const Scratch<E>& scratch, int64_t at) const {
-    return g_.softcap == 0 && g_.scale > 0 && WholeSoftmax<E>::runs() &&
+    return g_.softcap == 0 && g_.scale > 0 &&
            WholeSoftmax<E>::run({.size = g_.padded(),
                                  .scale = g_.scale,
                                  .keys = scratch.keys + at,

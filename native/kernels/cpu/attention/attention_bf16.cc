@@ -10,6 +10,7 @@ namespace balora::attention::lanes {
 namespace {
 
 using balora::lanes::all;
+using balora::lanes::exp2_for_bf16;
 using balora::lanes::exp_difference;
 using balora::lanes::first16;
 using balora::lanes::first32;
@@ -49,17 +50,6 @@ BF16_TARGET BALORA_INLINE Interleaved interleave(const Interleaved& order, __m51
           _mm512_permutex2var_epi16(even, order.high, odd)};
 }
 
-// 2^x within 3e-6 of its value, where rounding to bf16 may change 2e-3; 0 for -infinity, keeps NaN.
-BF16_TARGET BALORA_INLINE __m512 exp2_for_bf16(__m512 x) {
-  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 p = all(1.35341678e-2f);
-  p = _mm512_fmadd_ps(p, r, all(5.20114601e-2f));
-  p = _mm512_fmadd_ps(p, r, all(0.241442755f));
-  p = _mm512_fmadd_ps(p, r, all(0.693003833f));
-  p = _mm512_fmadd_ps(p, r, all(1.00000262f));
-  return _mm512_scalef_ps(p, x);  // by 2 to the floor of x
-}
-
 BF16_TARGET BALORA_INLINE __m512 in_base_2(__m512 natural) {
   return _mm512_mul_ps(natural, all(vec::kLog2e));
 }
@@ -71,6 +61,11 @@ BF16_TARGET BALORA_INLINE __m512 scale_in_base_2(double scale) {
 // instruction scales and subtracts: at this size that costs 1e-4 of a probability.
 BF16_TARGET BALORA_INLINE __mmask16 too_large(__m512 natural) {
   return _mm512_cmp_ps_mask(_mm512_abs_ps(natural), all(1024.0f), _CMP_NLE_UQ);
+}
+
+// e^(score * scale - less), scale and less in base 2.
+BF16_TARGET BALORA_INLINE __m512 base_2_probabilities(__m512 score, __m512 scale, __m512 less) {
+  return exp2_for_bf16(_mm512_fmsub_ps(score, scale, less));
 }
 
 // The probabilities e^(score * scale - less) of 16 queries. A query's are the same bits wherever
@@ -86,7 +81,7 @@ BF16_TARGET BALORA_INLINE Exponents exponents_of(double scale, __m512 less) {
 }
 template <bool kSomeLarge>
 BF16_TARGET BALORA_INLINE __m512 probabilities(const Exponents& e, __m512 score) {
-  const __m512 most = exp2_for_bf16(_mm512_fmsub_ps(score, e.base_2_scale, e.base_2_less));
+  const __m512 most = base_2_probabilities(score, e.base_2_scale, e.base_2_less);
   if constexpr (!kSomeLarge) return most;
   const __m512 exact = exp_difference(rounded_product(score, e.scale), e.less);
   return _mm512_mask_mov_ps(most, e.large, exact);
@@ -223,7 +218,7 @@ BF16_TARGET BALORA_INLINE void whole_exponentials(const WholeScores<bf16>& t, in
     const __m512 top = _mm512_load_ps(highest + 16 * v);
     __m512 p[4];
 #pragma GCC unroll 4
-    for (int64_t r = 0; r < 4; ++r) p[r] = exp2_for_bf16(_mm512_fmsub_ps(sums[r][v], scale, top));
+    for (int64_t r = 0; r < 4; ++r) p[r] = base_2_probabilities(sums[r][v], scale, top);
     bf16* const to = t.p + j * kTile + 32 * v;
     _mm512_store_si512(to, (__m512i)tiles::word_pairs(p[0], p[1]));
     _mm512_store_si512(to + 2 * kTile, (__m512i)tiles::word_pairs(p[2], p[3]));
@@ -245,7 +240,7 @@ BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const f
     __m512 p[kVectors];
 #pragma GCC unroll 4
     for (int64_t v = 0; v < kVectors; ++v) {
-      p[v] = exp2_for_bf16(_mm512_fmsub_ps(sums[r][v], base_2_scale, _mm512_load_ps(lse + 16 * v)));
+      p[v] = base_2_probabilities(sums[r][v], base_2_scale, _mm512_load_ps(lse + 16 * v));
       _mm512_store_ps(exact + r * kTile + 16 * v, p[v]);
     }
     bf16* const to = t.p + (j + r) * kTile;

@@ -111,8 +111,7 @@ class TilePair {
     const E *values = values_ + place.first_key * d, *q = kQueriesByKeys<E> ? q_ : q_turned_;
     const E* dout = kQueriesByKeys<E> ? dout_ : dout_turned_;
     before_product();
-    const bool whole = place.queries == kTile && place.keys == kTile && band.covers(kTile, kTile);
-    if (whole && g_.softcap == 0 && WholeGradient<E>::runs() &&
+    if (is_whole(band, place.queries, place.keys) && g_.softcap == 0 &&
         WholeGradient<E>::run({.size = d,
                                .scale = g_.scale,
                                .q = q,

@@ -364,34 +364,31 @@ void ScoreGradient<E>::run(const GradTile<E>& tile) {
   gradient(tile);
 }
 
-template <typename E>
-bool WholeSoftmax<E>::runs() {
 #ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, bf16>) return tile_gemm_has_bf16() && !tiles_use_amx();
-#endif
-  return false;
+namespace {
+// Whether products of bf16 leave their sums in registers, and not in tiles of AMX.
+bool sums_in_registers() {
+  return tile_gemm_has_bf16() && !tiles_use_amx();
 }
+}  // namespace
+#endif
 template <typename E>
 bool WholeSoftmax<E>::run([[maybe_unused]] const WholeScores<E>& tile) {
 #ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, bf16>) return lanes::whole_softmax(tile);
-#endif
-  return false;
-}
-
-template <typename E>
-bool WholeGradient<E>::runs() {
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, float>) return tile_gemm_has_avx512();
-  if constexpr (std::is_same_v<E, bf16>) return tile_gemm_has_bf16() && !tiles_use_amx();
+  if constexpr (std::is_same_v<E, bf16>) {
+    return sums_in_registers() && lanes::whole_softmax(tile);
+  }
 #endif
   return false;
 }
 template <typename E>
 bool WholeGradient<E>::run([[maybe_unused]] const WholePair<E>& pair) {
 #ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, bf16>) return lanes::whole_gradient(pair);
+  if constexpr (std::is_same_v<E, bf16>) {
+    return sums_in_registers() && lanes::whole_gradient(pair);
+  }
   if constexpr (std::is_same_v<E, float>) {
+    if (!tile_gemm_has_avx512()) return false;
     avx512::whole_gradient(pair);
     return true;
   }

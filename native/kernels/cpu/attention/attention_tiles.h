@@ -101,11 +101,10 @@ struct WholeScores {
 };
 
 // The product and Softmax in one: scores never leave their registers, and the bits are the same.
-// False, with `total` as it was, where a maximum has to rise, where there is none yet, and where
-// one is too large for that.
+// False, with `total` as it was, where this CPU has no such loop, a maximum has to rise, there is
+// none yet, or one is too large for that.
 template <typename E>
 struct WholeSoftmax {
-  static bool runs();  // on this CPU
   static bool run(const WholeScores<E>& tile);
 };
 
@@ -165,10 +164,9 @@ struct WholePair {
 };
 
 // Both products and ScoreGradient in one: scores and dp never leave their registers. False, with
-// nothing written, where a log-sum-exp is too large for that.
+// nothing written, where this CPU has no such loop or a log-sum-exp is too large for it.
 template <typename E>
 struct WholeGradient {
-  static bool runs();  // on this CPU
   static bool run(const WholePair<E>& pair);
 };
 

@@ -47,17 +47,29 @@ BF16_TARGET BALORA_INLINE __m512 rounding_left(__m512 value) {
   return _mm512_sub_ps(value, widened((__m256i)_mm512_cvtneps_pbh(value)));
 }
 
-// 2^x within 2 ulp: the fraction is in [0, 1), where the polynomial is within 8e-8 of its value.
-// 0 for -infinity; keeps NaN.
-AVX512_TARGET BALORA_INLINE __m512 exp2(__m512 x) {
+// 2^x by a polynomial of its fraction, which is in [0, 1), from the highest coefficient on. 0 for
+// -infinity; keeps NaN.
+template <size_t kCount>
+AVX512_TARGET BALORA_INLINE __m512 exp2_by(const float (&polynomial)[kCount], __m512 x) {
   const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  __m512 p = all(1.8775766e-3f);
-  p = _mm512_fmadd_ps(p, r, all(8.9893407e-3f));
-  p = _mm512_fmadd_ps(p, r, all(5.5826317e-2f));
-  p = _mm512_fmadd_ps(p, r, all(0.24015362f));
-  p = _mm512_fmadd_ps(p, r, all(0.69315307f));
-  p = _mm512_fmadd_ps(p, r, all(0.99999993f));
+  __m512 p = all(polynomial[0]);
+#pragma GCC unroll 8
+  for (size_t i = 1; i < kCount; ++i) p = _mm512_fmadd_ps(p, r, all(polynomial[i]));
   return _mm512_scalef_ps(p, x);  // by 2 to the floor of x
+}
+
+// Within 2 ulp: the polynomial is within 8e-8 of its value.
+AVX512_TARGET BALORA_INLINE __m512 exp2(__m512 x) {
+  constexpr float kPolynomial[] = {1.8775766e-3f, 8.9893407e-3f, 5.5826317e-2f,
+                                   0.24015362f,   0.69315307f,   0.99999993f};
+  return exp2_by(kPolynomial, x);
+}
+
+// Within 3e-6 of its value, where rounding to bf16 may change 2e-3.
+AVX512_TARGET BALORA_INLINE __m512 exp2_for_bf16(__m512 x) {
+  constexpr float kPolynomial[] = {1.35341678e-2f, 5.20114601e-2f, 0.241442755f, 0.693003833f,
+                                   1.00000262f};
+  return exp2_by(kPolynomial, x);
 }
 
 // e^(x - y). The difference is taken before anything is rounded, so that of two equal numbers is 0
