@@ -4,6 +4,7 @@
 #include <cstring>
 #include <oneapi/dnnl/dnnl.hpp>
 
+#include "kernels/cpu/products/block_rows.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -90,7 +91,8 @@ AVX512_VNNI_TARGET void rows_512(const Int8Block& t, int64_t row, float* c, int6
   const int64_t lda = t.lda, lda3 = 3 * lda;
   const uint8_t* a0 = t.a + row * lda;
   const uint8_t *a4 = a0 + 4 * lda, *a8 = a4 + 4 * lda;
-  asm("" : "+r"(a4), "+r"(a8));  // a pointer for every fourth row: twelve would not fit
+  asm("" : "+r"(a4));  // a pointer for every fourth row: twelve would not fit
+  if constexpr (kRows > 8) asm("" : "+r"(a8));
   const int8_t* b = t.b;
   for (int64_t step = 0; step < t.steps; ++step) {
     for (const int8_t* const end = b + kTileBytes; b < end; b += 64) {
@@ -117,8 +119,9 @@ AVX512_VNNI_TARGET void rows_512(const Int8Block& t, int64_t row, float* c, int6
 
 AVX512_VNNI_TARGET void multiply_avx512(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
                                         bool accumulate) {
+  const bool twelve = twelve_rows_fit(t.lda);
   for (int64_t r = 0; r < rows;) {
-    if (rows - r > 8) {
+    if (twelve && rows - r > 8) {
       rows_512<12>(t, r, c, ldc, accumulate), r += 12;
     } else if (rows - r > 4) {
       rows_512<8>(t, r, c, ldc, accumulate), r += 8;

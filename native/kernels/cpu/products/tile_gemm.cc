@@ -156,22 +156,25 @@ using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, int64
 
 #ifdef BALORA_TILES
 
+// What C holds is added at the end: sums that began with it would wait for it to be loaded before
+// they are stored again, which takes a Zen 4 two products a vector.
 template <int kRows, int kVectors>
 BF16_TARGET BALORA_INLINE void bf16_block(int64_t depth, const bf16* a, int64_t lda, const bf16* b,
                                           int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   __m512 sum[kRows][kVectors];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
+  for (auto& row : sum) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = accumulate ? _mm512_load_ps(c + r * ldc + 16 * v) : _mm512_setzero_ps();
-    }
+    for (__m512& value : row) value = _mm512_setzero_ps();
   }
   tile_block::add_pair_products(depth, a, lda, b, ldb, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) _mm512_store_ps(c + r * ldc + 16 * v, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* const to = c + r * ldc + 16 * v;
+      _mm512_store_ps(to, accumulate ? _mm512_add_ps(_mm512_load_ps(to), sum[r][v]) : sum[r][v]);
+    }
   }
 }
 

@@ -7,6 +7,7 @@
 #include <span>
 #include <utility>
 
+#include "kernels/cpu/products/block_rows.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -161,13 +162,16 @@ struct Avx512Core {
   BF16_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
                                    int64_t panel, PendingRows&, BlockPlace c,
                                    const float* beginning = nullptr) {
+    const bool twelve = std::all_of(terms.begin(), terms.end(), [](const Source& term) {
+      return twelve_rows_fit(term.lda * static_cast<int64_t>(sizeof(bf16)));
+    });
     const bool tail = rows < kPanelRows;
     for (int64_t r = 0; r < rows;) {
       const float* const from = beginning ? beginning + r * kBeginningLd : nullptr;
       const int64_t tail_row = tail ? r : -1;
       const BlockPlace at = {c.data ? c.data + r * c.ld : nullptr,
                              c.rounded ? c.rounded + r * c.ld : nullptr, c.ld};
-      if (rows - r > 8) {
+      if (twelve && rows - r > 8) {
         multiply_rows<12>(terms, row + r, tail_row, panel, at, from);
         r += 12;
       } else if (rows - r > 4) {
@@ -307,7 +311,8 @@ struct Avx512Core {
       // pointer of them again.
       const bf16* a0 = tail ? term.tail + tail_row * lda : term.a + row * lda;
       const bf16 *a4 = a0 + 4 * lda, *a8 = a4 + 4 * lda;
-      asm("" : "+r"(a4), "+r"(a8));
+      asm("" : "+r"(a4));
+      if constexpr (kRows > 8) asm("" : "+r"(a8));
       for (int64_t left = term.pairs; left > 0; left -= kTileK / 2) {
         const bf16* const end = b + std::min(left, kTileK / 2) * kTileN;
         for (; b < end; b += kTileN) {

@@ -1,0 +1,91 @@
+// Blocks of tiles on AVX512-BF16: a sum has the same bits whatever rows are multiplied beside it.
+#include "kernels/cpu/products/tiles_cores.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/cpu/products/gemm.h"
+#include "support/kernel_test.h"
+
+#ifdef BALORA_TILES
+namespace balora::test {
+namespace {
+
+using tiles::Avx512Core;
+using tiles::BlockPlace;
+using tiles::kBeginningLd;
+using tiles::PendingRows;
+using tiles::Source;
+
+constexpr int64_t kSteps = 3, kDepth = kSteps * kTileK;
+constexpr int64_t kFarApart = 2048;  // 4 KiB: blocks of eight rows
+
+template <typename T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count) : memory_(static_cast<size_t>(count) + 64 / sizeof(T)) {}
+  T* data() {
+    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) / 64 * 64);
+  }
+
+ private:
+  std::vector<T> memory_;
+};
+
+// The bits of the first `rows` rows of a block, of A from `a` on.
+std::vector<uint32_t> product_bits(const bf16* a, int64_t lda, const bf16* b, int64_t rows,
+                                   const float* beginning) {
+  const Source term{.a = a,
+                    .lda = lda,
+                    .tail = a,
+                    .tail_ld = lda,
+                    .steps = kSteps,
+                    .pairs = kDepth / 2 - 5,
+                    .tiles = b};
+  Aligned<float> c(kPanelRows * kTileN);
+  PendingRows none;
+  Avx512Core::multiply({&term, 1}, 0, rows, 0, none, BlockPlace{.data = c.data(), .ld = kTileN},
+                       beginning);
+  std::vector<uint32_t> bits;
+  for (int64_t i = 0; i < rows * kTileN; ++i) bits.push_back(std::bit_cast<uint32_t>(c.data()[i]));
+  return bits;
+}
+
+}  // namespace
+
+TEST_CASE("tiles: rows multiplied by eights, by twelves and alone have the same bits") {
+  static_assert(twelve_rows_fit(kDepth * 2) && !twelve_rows_fit(kFarApart * 2));
+  if (!cpu_multiplies_bf16()) return;
+  std::mt19937 random(4);
+  std::uniform_real_distribution<double> uniform(-1, 1);
+  Aligned<bf16> near(kPanelRows * kDepth), far(kPanelRows * kFarApart);
+  Aligned<bf16> b((kSteps + 1) * kStepElements);
+  Aligned<float> begun(kPanelRows * kBeginningLd);
+  for (int64_t r = 0; r < kPanelRows; ++r) {
+    for (int64_t k = 0; k < kDepth; ++k) {
+      near.data()[r * kDepth + k] = far.data()[r * kFarApart + k] =
+          from_double<bf16>(uniform(random));
+    }
+  }
+  std::generate_n(b.data(), (kSteps + 1) * kStepElements,
+                  [&] { return from_double<bf16>(uniform(random)); });
+  std::generate_n(begun.data(), kPanelRows * kBeginningLd,
+                  [&] { return static_cast<float>(uniform(random)); });
+  for (int64_t rows = 1; rows <= kPanelRows; ++rows) {
+    CAPTURE(rows);
+    for (const bool begins : {false, true}) {
+      const float* const from = begins ? begun.data() : nullptr;
+      std::vector<uint32_t> alone;
+      for (int64_t r = 0; r < rows; ++r) {
+        const auto one = product_bits(near.data() + r * kDepth, kDepth, b.data(), 1,
+                                      from ? from + r * kBeginningLd : nullptr);
+        alone.insert(alone.end(), one.begin(), one.end());
+      }
+      CHECK(product_bits(near.data(), kDepth, b.data(), rows, from) == alone);
+      CHECK(product_bits(far.data(), kFarApart, b.data(), rows, from) == alone);
+    }
+  }
+}
+
+}  // namespace balora::test
+#endif
