@@ -29,6 +29,7 @@ struct AttentionCase {
   double softcap = 0;
   std::vector<int32_t> skips = {};  // first rows of each segment that are no queries; empty: none
   int64_t pad = 0;                  // elements between the rows of the fused product
+  double factor = 1;                // of the scale
 
   int64_t rows() const { return cu.back(); }
   int32_t skip(size_t segment) const { return skips.empty() ? 0 : skips[segment]; }
@@ -41,7 +42,7 @@ struct AttentionCase {
   }
   int64_t group() const { return heads / kv_heads; }
   int64_t width() const { return (heads + 2 * kv_heads) * size + pad; }
-  double scale() const { return 1 / std::sqrt(static_cast<double>(size)); }
+  double scale() const { return factor / std::sqrt(static_cast<double>(size)); }
   bool sees(int64_t t, int64_t j) const {
     return (!causal || j <= t) && (window == 0 || std::abs(t - j) < window);
   }

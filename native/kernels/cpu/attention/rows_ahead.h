@@ -24,7 +24,7 @@ class RowsAhead {
       const Source<T>& s = sources_[source];
       for (int64_t i = next_; i < std::min(next_ + step_, s.rows); ++i) {
         const T* row = s.data + i * s.stride;
-        for (int64_t c = 0; c < s.size; c += kLine) __builtin_prefetch(row + c);
+        for (int64_t c = 0; c < s.size; c += kLine) __builtin_prefetch(row + c, 0, 2);
       }
     }
     next_ += step_;
