@@ -74,7 +74,7 @@ class Forward {
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
     std::fill(scratch.total, scratch.total + r, A(0));
     const TileRange met = keys_of_queries(g_, segment, tile);
-    RowsAhead<T> ahead = ahead_of(segment, run, head, tile, kProducts * met.count());
+    RowsAhead<T> ahead = ahead_of(segment, run, head, tile, scratch, kProducts * met.count());
     // The last keys first: of a causal mask, those by the queries themselves, whose maxima mostly stay.
     for (int64_t key_tile = met.last - 1; key_tile >= met.first; --key_tile) {
       pack_keys(segment, run.kv_head, key_tile, scratch);
@@ -124,10 +124,10 @@ class Forward {
     return {data + row * stride + head * g_.size, stride, rows, g_.size};
   }
 
-  // The rows that the tile writes at its end, and the queries of the run's next one. `products`: of
-  // the tile, which meets keys.
+  // The rows that the tile writes at its end, the queries of the run's next one, and the keys beside
+  // those, which this is the first to meet. `products`: of the tile, which meets keys.
   RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t head, int64_t tile,
-                        int64_t products) const {
+                        const Scratch<E>& scratch, int64_t products) const {
     RowsAhead<T> ahead(products);
     const Queries own(segment, tile);
     ahead.add(
@@ -137,6 +137,11 @@ class Forward {
     const Queries next(segment, more ? tile : tile + 1);
     ahead.add(rows_of(operands_.q, operands_.q_stride, segment.query(next.first),
                       more ? head + 1 : run.kv_head * g_.group(), next.count()));
+    if (more || scratch.packed[tile + 1]) return ahead;
+    const int64_t first = (tile + 1) * kTile, row = segment.begin + first;
+    const int64_t keys = std::min(kTile, segment.rows - first);
+    ahead.add(rows_of(operands_.k, operands_.k_stride, row, run.kv_head, keys));
+    ahead.add(rows_of(operands_.v, operands_.v_stride, row, run.kv_head, keys));
     return ahead;
   }
 

@@ -156,8 +156,7 @@ using Bf16Product = void (*)(TileShape, const bf16*, int64_t, const bf16*, int64
 
 #ifdef BALORA_TILES
 
-// What C holds is added at the end: sums that began with it would wait for it to be loaded before
-// they are stored again, which takes a Zen 4 two products a vector.
+// C is added at the end: sums that begin with it take a Zen 4 two products more for each vector.
 template <int kRows, int kVectors>
 BF16_TARGET BALORA_INLINE void bf16_block(int64_t depth, const bf16* a, int64_t lda, const bf16* b,
                                           int64_t ldb, float* c, int64_t ldc, bool accumulate) {
