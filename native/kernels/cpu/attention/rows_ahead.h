@@ -9,7 +9,8 @@ namespace balora::attention {
 
 // The rows that a tile of queries writes at its end, and those that the next one reads first. They
 // lie apart, which no hardware prefetcher follows: a part of them is asked for before each product,
-// so that few wait for memory at a time.
+// so that few wait for memory at a time. They go to the second-level cache: the products need all
+// of the first.
 template <typename T>
 class RowsAhead {
  public:
