@@ -67,8 +67,8 @@ class Forward {
     const int64_t first = own.first, queries = own.count(), row = segment.query(first);
     if (queries == 0) return;
     const int64_t r = tile_padded(queries), d = g_.padded();
-    const T* q = operands_.q + row * operands_.q_stride + head * g_.size;
-    Packing<T, E>::columns_right({q, operands_.q_stride, queries, g_.size}, scratch.q, r, d);
+    Packing<T, E>::columns_right(rows_of(operands_.q, operands_.q_stride, row, head, queries),
+                                 scratch.q, r, d);
     if constexpr (kScaledQueries<E>) scale_packed(scratch.q, r * d, query_scale_);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
@@ -78,18 +78,18 @@ class Forward {
     // The last keys first: of a causal mask, those by the queries themselves, whose maxima mostly stay.
     for (int64_t key_tile = met.last - 1; key_tile >= met.first; --key_tile) {
       pack_keys(segment, run.kv_head, key_tile, scratch);
-      const int64_t first_key = key_tile * kTile, at = first_key * d;
-      const int64_t keys = std::min(kTile, segment.rows - first_key), n = tile_padded(keys);
-      const Band band = band_of(g_, first, first_key);
+      const Keys keys(segment, key_tile);
+      const int64_t at = keys.first * d, n = tile_padded(keys.count);
+      const Band band = band_of(g_, first, keys.first);
       ahead.ask();
-      if (!is_whole(band, queries, keys) || !softmax_of_whole(scratch, at)) {
+      if (!is_whole(band, queries, keys.count) || !softmax_of_whole(scratch, at)) {
         score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
         Softmax<E>::run({.geometry = g_,
                          .segment_rows = segment.rows,
                          .first_query = first,
                          .queries = queries,
-                         .first_key = first_key,
-                         .keys = keys,
+                         .first_key = keys.first,
+                         .keys = keys.count,
                          .padded_queries = r,
                          .padded_keys = n,
                          .padded_size = d,
@@ -138,10 +138,9 @@ class Forward {
     ahead.add(rows_of(operands_.q, operands_.q_stride, segment.query(next.first),
                       more ? head + 1 : run.kv_head * g_.group(), next.count()));
     if (more || scratch.packed[tile + 1]) return ahead;
-    const int64_t first = (tile + 1) * kTile, row = segment.begin + first;
-    const int64_t keys = std::min(kTile, segment.rows - first);
-    ahead.add(rows_of(operands_.k, operands_.k_stride, row, run.kv_head, keys));
-    ahead.add(rows_of(operands_.v, operands_.v_stride, row, run.kv_head, keys));
+    const Keys keys(segment, tile + 1);
+    ahead.add(rows_of(operands_.k, operands_.k_stride, keys.row, run.kv_head, keys.count));
+    ahead.add(rows_of(operands_.v, operands_.v_stride, keys.row, run.kv_head, keys.count));
     return ahead;
   }
 
@@ -149,14 +148,14 @@ class Forward {
                  const Scratch<E>& scratch) const {
     if (scratch.packed[tile]) return;
     scratch.packed[tile] = 1;
-    const int64_t first = tile * kTile, keys = std::min(kTile, segment.rows - first);
-    const int64_t n = tile_padded(keys), d = g_.padded(), row = segment.begin + first;
-    const T* k = operands_.k + row * operands_.k_stride + kv_head * g_.size;
-    const T* v = operands_.v + row * operands_.v_stride + kv_head * g_.size;
-    Packing<T, E>::rows_left({k, operands_.k_stride, keys, g_.size},
-                             scratch.keys + tile * kTile * d, n, d);
-    Packing<T, E>::columns_left({v, operands_.v_stride, keys, g_.size},
-                                scratch.values + tile * kTile * d, n, d);
+    const Keys keys(segment, tile);
+    const int64_t d = g_.padded(), at = keys.first * d, n = tile_padded(keys.count);
+    Packing<T, E>::rows_left(
+        rows_of(operands_.k, operands_.k_stride, keys.row, kv_head, keys.count), scratch.keys + at,
+        n, d);
+    Packing<T, E>::columns_left(
+        rows_of(operands_.v, operands_.v_stride, keys.row, kv_head, keys.count),
+        scratch.values + at, n, d);
   }
 
   void finish(int64_t row, int64_t queries, int64_t head, const Scratch<E>& scratch) const {

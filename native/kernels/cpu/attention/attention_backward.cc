@@ -102,9 +102,9 @@ class Backward {
       ahead.add(heads->source(row, head, rows));
     }
     if (more || next < run.first || next >= run.last || s.packed_keys[next]) return ahead;
-    const int64_t first = next * kTile, keys = std::min(kTile, segment.rows - first);
+    const Keys keys(segment, next);
     for (const Heads<T>* heads : {&o_.k, &o_.v}) {
-      ahead.add(heads->source(segment.begin + first, run.kv_head, keys));
+      ahead.add(heads->source(keys.row, run.kv_head, keys.count));
     }
     return ahead;
   }
@@ -119,14 +119,13 @@ class Backward {
     RowsAhead<T> ahead =
         ahead_of(segment, run, h, tile, s, TilePair<E>::kProducts * (last - first));
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
-      const int64_t first_key = key_tile * kTile;
-      const int64_t keys = std::min(kTile, segment.rows - first_key);
-      pack_keys(segment, run.kv_head, key_tile, keys, s);
+      const Keys keys(segment, key_tile);
+      pack_keys(keys, run.kv_head, key_tile, s);
       s.pair.run({.segment_rows = segment.rows,
                   .first_query = own.first,
                   .queries = own.count(),
-                  .first_key = first_key,
-                  .keys = keys,
+                  .first_key = keys.first,
+                  .keys = keys.count,
                   .is_first = key_tile == first,
                   .lse = s.lse,
                   .delta = s.delta},
@@ -134,12 +133,11 @@ class Backward {
     }
   }
 
-  void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile, int64_t keys,
-                 const Scratch<E>& s) const {
+  void pack_keys(const Keys& keys, int64_t kv_head, int64_t tile, const Scratch<E>& s) const {
     if (s.packed_keys[tile]) return;
     s.packed_keys[tile] = 1;
-    const int64_t row = segment.begin + tile * kTile;
-    s.pair.pack_keys(tile, o_.k.source(row, kv_head, keys), o_.v.source(row, kv_head, keys));
+    s.pair.pack_keys(tile, o_.k.source(keys.row, kv_head, keys.count),
+                     o_.v.source(keys.row, kv_head, keys.count));
   }
 
   void pack_queries(const Segment& segment, int64_t head, const Queries& own,

@@ -188,12 +188,7 @@ constexpr int64_t kVectors = kTile / 16;
 using Sums = __m512[4][kVectors];
 
 BF16_TARGET BALORA_INLINE void four_keys(const bf16* x, const bf16* y, int64_t d, Sums& sums) {
-#pragma GCC unroll 4
-  for (auto& row : sums) {
-#pragma GCC unroll 4
-    for (__m512& sum : row) sum = _mm512_setzero_ps();
-  }
-  tile_block::add_pair_products(d, x, d, y, kTile, sums);
+  tile_block::pair_products(d, x, d, y, kTile, sums);
 }
 
 // Maxima or log-sum-exps of a tile of queries in base 2. False where one of them is too large.

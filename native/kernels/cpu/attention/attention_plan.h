@@ -86,6 +86,16 @@ struct Queries {
   int64_t count() const { return last - first; }
 };
 
+// The keys of a tile of a segment.
+struct Keys {
+  int64_t first, count;
+  int64_t row;  // of the first, among those of all segments
+  Keys(const Segment& segment, int64_t tile)
+      : first(tile * kTile),
+        count(std::min(kTile, segment.rows - first)),
+        row(segment.begin + first) {}
+};
+
 // Tiles [first, last) of the other side that a tile meets.
 struct TileRange {
   int64_t first, last;

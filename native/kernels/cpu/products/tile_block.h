@@ -44,11 +44,16 @@ BALORA_INLINE void add_products(int64_t depth, const T* a, int64_t lda, const T*
 }
 
 #ifdef BALORA_TILES
-// The same of bf16, whose B is in pair order (tile_gemm.h).
+// sum = A B of bf16, whose B is in pair order (tile_gemm.h).
 template <int kRows, int kVectors>
-BF16_TARGET BALORA_INLINE void add_pair_products(int64_t depth, const bf16* a, int64_t lda,
-                                                 const bf16* b, int64_t ldb,
-                                                 __m512 (&sum)[kRows][kVectors]) {
+BF16_TARGET BALORA_INLINE void pair_products(int64_t depth, const bf16* a, int64_t lda,
+                                             const bf16* b, int64_t ldb,
+                                             __m512 (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 8
+  for (auto& row : sum) {
+#pragma GCC unroll 4
+    for (__m512& value : row) value = _mm512_setzero_ps();
+  }
   for (int64_t k = 0; k < depth; k += 2) {
     __m512bh right[kVectors];
 #pragma GCC unroll 4

@@ -161,12 +161,7 @@ template <int kRows, int kVectors>
 BF16_TARGET BALORA_INLINE void bf16_block(int64_t depth, const bf16* a, int64_t lda, const bf16* b,
                                           int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   __m512 sum[kRows][kVectors];
-#pragma GCC unroll 8
-  for (auto& row : sum) {
-#pragma GCC unroll 4
-    for (__m512& value : row) value = _mm512_setzero_ps();
-  }
-  tile_block::add_pair_products(depth, a, lda, b, ldb, sum);
+  tile_block::pair_products(depth, a, lda, b, ldb, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4

@@ -2,6 +2,7 @@
 #include "kernels/cpu/products/tiles_cores.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #include "kernels/cpu/products/gemm.h"
@@ -20,18 +21,6 @@ using tiles::Source;
 constexpr int64_t kSteps = 3, kDepth = kSteps * kTileK;
 constexpr int64_t kFarApart = 2048;  // 4 KiB: blocks of eight rows
 
-template <typename T>
-class Aligned {
- public:
-  explicit Aligned(int64_t count) : memory_(static_cast<size_t>(count) + 64 / sizeof(T)) {}
-  T* data() {
-    return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) / 64 * 64);
-  }
-
- private:
-  std::vector<T> memory_;
-};
-
 // The bits of the first `rows` rows of a block, of A from `a` on.
 std::vector<uint32_t> product_bits(const bf16* a, int64_t lda, const bf16* b, int64_t rows,
                                    const float* beginning) {
@@ -42,7 +31,7 @@ std::vector<uint32_t> product_bits(const bf16* a, int64_t lda, const bf16* b, in
                     .steps = kSteps,
                     .pairs = kDepth / 2 - 5,
                     .tiles = b};
-  Aligned<float> c(kPanelRows * kTileN);
+  alignas(64) std::array<float, kPanelRows * kTileN> c;
   PendingRows none;
   Avx512Core::multiply({&term, 1}, 0, rows, 0, none, BlockPlace{.data = c.data(), .ld = kTileN},
                        beginning);
@@ -61,19 +50,18 @@ TEST_CASE("tiles: rows multiplied by eights, by twelves and alone have the same 
   }
   std::mt19937 random(4);
   std::uniform_real_distribution<double> uniform(-1, 1);
-  Aligned<bf16> near(kPanelRows * kDepth), far(kPanelRows * kFarApart);
-  Aligned<bf16> b((kSteps + 1) * kStepElements);
-  Aligned<float> begun(kPanelRows * kBeginningLd);
+  std::array<bf16, kPanelRows * kDepth> near;
+  std::vector<bf16> far(kPanelRows * kFarApart);
+  alignas(64) std::array<bf16, (kSteps + 1) * kStepElements> b;
+  alignas(64) std::array<float, kPanelRows * kBeginningLd> begun;
   for (int64_t r = 0; r < kPanelRows; ++r) {
     for (int64_t k = 0; k < kDepth; ++k) {
       near.data()[r * kDepth + k] = far.data()[r * kFarApart + k] =
           from_double<bf16>(uniform(random));
     }
   }
-  std::generate_n(b.data(), (kSteps + 1) * kStepElements,
-                  [&] { return from_double<bf16>(uniform(random)); });
-  std::generate_n(begun.data(), kPanelRows * kBeginningLd,
-                  [&] { return static_cast<float>(uniform(random)); });
+  std::generate(b.begin(), b.end(), [&] { return from_double<bf16>(uniform(random)); });
+  std::generate(begun.begin(), begun.end(), [&] { return static_cast<float>(uniform(random)); });
   for (int64_t rows = 1; rows <= kPanelRows; ++rows) {
     CAPTURE(rows);
     for (const bool begins : {false, true}) {
