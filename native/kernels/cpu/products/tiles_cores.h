@@ -50,6 +50,30 @@ struct PendingRows {
   }
 };
 
+// Rows that are asked for in the second-level cache, line by line between the steps of a block: the
+// first-level cache has no room beside what is being multiplied, and many lines at once would stop
+// the products.
+class LinesAhead {
+ public:
+  LinesAhead() = default;
+  // `count` rows of `bytes`, `stride` bytes apart.
+  LinesAhead(const void* rows, int64_t count, int64_t bytes, int64_t stride)
+      : row_(static_cast<const char*>(rows)), rows_(count), bytes_(bytes), stride_(stride) {}
+
+  BALORA_INLINE void ask() {
+    if (rows_ <= 0) return;
+    __builtin_prefetch(row_ + at_, 0, 2);
+    at_ += 64;
+    if (at_ < bytes_) return;
+    at_ = 0, row_ += stride_;
+    --rows_;
+  }
+
+ private:
+  const char* row_ = nullptr;
+  int64_t rows_ = 0, bytes_ = 0, stride_ = 0, at_ = 0;
+};
+
 // The next step of B, half of it at a time, on its way from L2. Past the end of B it does nothing.
 BF16_TARGET BALORA_INLINE void prefetch_half(const bf16* b) {
 #pragma GCC unroll 16
@@ -80,7 +104,7 @@ struct AmxCore {
   // is null; what it leaves in further rows means nothing.
   AMX_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
                                   int64_t panel, PendingRows& pending, BlockPlace c,
-                                  const float* beginning = nullptr) {
+                                  const float* beginning = nullptr, LinesAhead = {}) {
     const bool tail = rows < kPanelRows;
     if (beginning) {
       constexpr int64_t kStride = kBeginningLd * static_cast<int64_t>(sizeof(float));
@@ -161,7 +185,7 @@ struct Avx512Core {
 
   BF16_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
                                    int64_t panel, PendingRows&, BlockPlace c,
-                                   const float* beginning = nullptr) {
+                                   const float* beginning = nullptr, LinesAhead ahead = {}) {
     const bool twelve = std::all_of(terms.begin(), terms.end(), [](const Source& term) {
       return twelve_rows_fit(term.lda * static_cast<int64_t>(sizeof(bf16)));
     });
@@ -172,16 +196,16 @@ struct Avx512Core {
       const BlockPlace at = {c.data ? c.data + r * c.ld : nullptr,
                              c.rounded ? c.rounded + r * c.ld : nullptr, c.ld};
       if (twelve && rows - r > 8) {
-        multiply_rows<12>(terms, row + r, tail_row, panel, at, from);
+        multiply_rows<12>(terms, row + r, tail_row, panel, at, from, ahead);
         r += 12;
       } else if (rows - r > 4) {
-        multiply_rows<8>(terms, row + r, tail_row, panel, at, from);
+        multiply_rows<8>(terms, row + r, tail_row, panel, at, from, ahead);
         r += 8;
       } else if (rows - r > 1) {
-        multiply_rows<4>(terms, row + r, tail_row, panel, at, from);
+        multiply_rows<4>(terms, row + r, tail_row, panel, at, from, ahead);
         r += 4;
       } else {
-        multiply_rows<1>(terms, row + r, tail_row, panel, at, from);
+        multiply_rows<1>(terms, row + r, tail_row, panel, at, from, ahead);
         r += 1;
       }
     }
@@ -290,7 +314,7 @@ struct Avx512Core {
   template <int kRows>
   BF16_TARGET static void multiply_rows(std::span<const Source> terms, int64_t row,
                                         int64_t tail_row, int64_t panel, BlockPlace c,
-                                        const float* beginning) {
+                                        const float* beginning, LinesAhead& ahead) {
     __m512 sums[kRows][2];
     if (beginning) {
 #pragma GCC unroll 12
@@ -302,6 +326,7 @@ struct Avx512Core {
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     }
+    int asked = 0;  // rows of C, for which the stores would wait
     for (const Source& term : terms) {
       const bool tail = tail_row >= 0;
       const int64_t lda = tail ? term.tail_ld : term.lda, lda3 = 3 * lda;
@@ -315,6 +340,8 @@ struct Avx512Core {
       if constexpr (kRows > 8) asm("" : "+r"(a8));
       for (int64_t left = term.pairs; left > 0; left -= kTileK / 2) {
         const bf16* const end = b + std::min(left, kTileK / 2) * kTileN;
+        ahead.ask();
+        if (c.rounded && asked < kRows) __builtin_prefetch(c.rounded + asked++ * c.ld, 0, 2);
         for (; b < end; b += kTileN) {
           const auto low = (__m512bh)_mm512_load_si512(b);
           const auto high = (__m512bh)_mm512_load_si512(b + kStepElements / 2);

@@ -3,7 +3,7 @@
 // A panel of 32 rows of A stays in L1 while B's panels stream from L2 or L3; where B is larger than
 // Core::kCachedBytes, the rows are walked once for each part of B. With AMX a block is rounded and
 // written while the next one multiplies; AVX512-BF16 rounds in its registers and computes no rows
-// that are not there. (Tried without a gain: prefetching A's next rows, C's lines.)
+// that are not there.
 #include <algorithm>
 #include <cstring>
 
@@ -229,6 +229,20 @@ BF16_TARGET void multiply_in_place(Avx512Core, const Sum& sum, std::span<const S
                                rows, c, !before.empty());
 }
 
+// The share of the rows from `first` to `last`, the next panel, that item `part` of `parts` asks
+// for. Most sums of a job read the same rows.
+LinesAhead rows_ahead(const Sum& sum, int64_t first, int64_t last, size_t part, size_t parts) {
+  const auto begin = [&](size_t index) {
+    return first + (last - first) * static_cast<int64_t>(index) / static_cast<int64_t>(parts);
+  };
+  const Source& widest =
+      *std::max_element(sum.terms.begin(), sum.terms.end(),
+                        [](const Source& x, const Source& y) { return x.pairs < y.pairs; });
+  constexpr int64_t kBytes = static_cast<int64_t>(sizeof(bf16));
+  return {widest.a + begin(part) * widest.lda, begin(part + 1) - begin(part),
+          2 * widest.pairs * kBytes, widest.lda * kBytes};
+}
+
 // A thread's part of a job: row panels and items as [begin, end).
 struct Part {
   int64_t row_begin = 0, row_end = 0;
@@ -262,6 +276,8 @@ AMX_TARGET void run_part(const Job& job, const Part& part) {
     if (own && !in_place(job, job.items[first])) pack_items(job, first, last, packed, own);
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
       const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
+      const int64_t next = row + rows;
+      const int64_t next_end = panel + 1 < row_end ? std::min(next + kPanelRows, job.m) : next;
       if (project) {
         for (const Projection& p : job.projections)
           project_panel<Core>(p, row, rows, writer.pending());
@@ -287,7 +303,8 @@ AMX_TARGET void run_part(const Job& job, const Part& part) {
           multiply_in_place(Core(), sum, before, row, rows, item.panel, to);
         } else {
           Core::multiply(sum.terms, row, rows, item.panel, writer.pending(),
-                         writer.place(sum, row, col, rows));
+                         writer.place(sum, row, col, rows), nullptr,
+                         rows_ahead(sum, next, next_end, i - first, last - first));
         }
         writer.flush();
         writer.take(sum, row, col, rows);
