@@ -232,6 +232,7 @@ BF16_TARGET void multiply_in_place(Avx512Core, const Sum& sum, std::span<const S
 // The share of the rows from `first` to `last`, the next panel, that item `part` of `parts` asks
 // for. Most sums of a job read the same rows.
 LinesAhead rows_ahead(const Sum& sum, int64_t first, int64_t last, size_t part, size_t parts) {
+  if (sum.terms.empty()) return {};
   const auto begin = [&](size_t index) {
     return first + (last - first) * static_cast<int64_t>(index) / static_cast<int64_t>(parts);
   };
