@@ -136,9 +136,10 @@ function summary(rows) {
     'balora-gsm8k': 'BA-LoRA, GSM8K rows',
     'lora-4x512': 'LoRA, 4 x 512',
   };
+  const place = (row) => Object.keys(wanted).indexOf(row.name);
   const lines = rows
     .filter((row) => row.kind === 'step' && row.name in wanted && row.torch)
-    .sort((a, b) => Object.keys(wanted).indexOf(a.name) - Object.keys(wanted).indexOf(b.name))
+    .sort((a, b) => place(a) - place(b) || a.dtype.localeCompare(b.dtype))
     .map((row) => [
       wanted[row.name],
       row.dtype,
