@@ -14,6 +14,8 @@ interface Case {
   terms?: ('bias' | 'positionKeys' | 'positionQueries')[];
   /** Rows of the position tables. */
   positions?: number;
+  /** How the rows go with the distance; default: to and fro. */
+  order?: 'rising' | 'falling';
   causal?: boolean;
   scale?: number;
 }
@@ -65,10 +67,48 @@ const kCases: Record<string, Case> = {
   },
 };
 
+/** Cases as models have them: buckets of the distance, a row for each short one. They lie in the middle of a long table. */
+const kBuckets: Record<string, Case> = {
+  'rising buckets': {
+    cu: [0, 70, 70, 101],
+    heads: 2,
+    size: 6,
+    terms: ['positionKeys', 'positionQueries'],
+    positions: 110,
+    order: 'rising',
+  },
+  'falling buckets, padding and a bias': {
+    cu: [0, 150, 240],
+    lengths: [150, 33],
+    heads: 1,
+    size: 8,
+    terms: kAll,
+    positions: 128,
+    order: 'falling',
+  },
+  'falling buckets, causal': {
+    cu: [0, 17, 100],
+    heads: 1,
+    size: 5,
+    terms: ['positionKeys', 'positionQueries'],
+    positions: 128,
+    order: 'falling',
+    causal: true,
+  },
+};
+
 const reachOf = ({ cu, cuKeys = cu }: Case): number =>
   Math.max(...[cu, cuKeys].flatMap((c) => c.slice(1).map((end, b) => end - (c[b] as number)))) - 1;
 const indexOf = (c: Case): number[] =>
-  Array.from({ length: 2 * reachOf(c) + 1 }, (_, r) => (r * 7) % (c.positions as number));
+  Array.from({ length: 2 * reachOf(c) + 1 }, (_, r) =>
+    c.order ? bucketOf(r - reachOf(c), c) : (r * 7) % (c.positions as number),
+  );
+function bucketOf(relative: number, { order, positions }: Case): number {
+  const [near, distance] = [20, Math.abs(relative)];
+  const far = near + Math.floor(11 * Math.log2(distance / near));
+  const bucket = Math.sign(relative) * (distance <= near ? distance : far);
+  return Math.floor((positions as number) / 2) + (order === 'rising' ? bucket : -bucket);
+}
 
 /** The inputs: q, k, v, then the terms in the order of kAll. */
 function inputs(c: Case, dtype: (typeof kFloatTypes)[number] = 'f64'): Tensor[] {
@@ -147,16 +187,19 @@ function definition(c: Case, given: Tensor[]): Float64Array {
 }
 
 describe('relativeAttention', () => {
+  function checkForward(c: Case): void {
+    for (const dtype of kFloatTypes) {
+      const given = inputs(c, dtype);
+      const out = run(c, given);
+      expect(out.dtype).toBe(dtype);
+      // Sums have the dtype of the accumulator; the result is rounded, and in bf16 the probabilities may be.
+      const tolerance = roundingOf(dtype) + (dtype === 'f64' ? 1e-13 : 3e-6);
+      expectClose(out, definition(c, given), tolerance);
+    }
+  }
   for (const [name, c] of Object.entries(kCases)) {
     it(`equals its definition and has its gradient with ${name}`, () => {
-      for (const dtype of kFloatTypes) {
-        const given = inputs(c, dtype);
-        const out = run(c, given);
-        expect(out.dtype).toBe(dtype);
-        // Sums and probabilities have the dtype of the accumulator; only the result is rounded.
-        const tolerance = roundingOf(dtype) + (dtype === 'f64' ? 1e-13 : 3e-6);
-        expectClose(out, definition(c, given), tolerance);
-      }
+      checkForward(c);
       gradcheck((...given) => run(c, given), inputs(c));
     });
   }
@@ -183,8 +226,7 @@ describe('relativeAttention', () => {
     }
   });
 
-  it('has gradients within rounding in every dtype', () => {
-    const c = kCases['disentangled, more than one tile'] as Case;
+  function checkGradients(c: Case): void {
     const gradients = (dtype: (typeof kFloatTypes)[number], from: Tensor[]): Tensor[] => {
       const leaves = from.map((t) => tensor(values(t), { shape: t.shape, dtype }));
       for (const leaf of leaves) leaf.requiresGrad = true;
@@ -207,7 +249,16 @@ describe('relativeAttention', () => {
         expectClose(got, exact, (4 * roundingOf(dtype) + 1e-5) * largest);
       });
     }
+  }
+  it('has gradients within rounding in every dtype', () => {
+    checkGradients(kCases['disentangled, more than one tile'] as Case);
   });
+  for (const [name, c] of Object.entries(kBuckets)) {
+    it(`equals its definition and has gradients within rounding with ${name}`, () => {
+      checkForward(c);
+      checkGradients(c);
+    });
+  }
 
   it('is deterministic', () => {
     const c = kCases['all terms and padding'] as Case;

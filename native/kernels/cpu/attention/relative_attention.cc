@@ -8,19 +8,20 @@
 namespace balora::relative {
 namespace {
 
-template <typename T>
+template <typename T, typename E>
 class Forward {
  public:
-  using A = Acc<T>;
+  using A = Acc<E>;
 
   Forward(Arena& arena, const Relative& r, const Extents& e, const View* out, const View* lse)
       : scores_(arena, r, e),
+        p_(arena, kTile, e.padded_keys()),
         v_(r.v),
         out_(out),
         lse_(data_of<A>(lse)),
         heads_(r.q->shape[1]),
         size_(e.padded_size()) {
-    values_ = arena.take<A>(e.padded_keys() * size_);
+    values_ = arena.take<E>(e.padded_keys() * size_);
     sums_ = arena.take<A>(kTile * size_);
   }
 
@@ -35,16 +36,17 @@ class Forward {
     if (pair.keys.rows == 0) return;
     scores_.take_keys(pair);
     const int64_t n = scores_.padded_keys();
-    Packing<T, A>::rows_right(v_.source(pair.keys.begin, head_, pair.keys.rows), values_, n, size_);
+    Packing<T, E>::rows_right(v_.source(pair.keys.begin, head_, pair.keys.rows), values_, n, size_);
     for (int64_t first = 0; first < pair.queries.rows; first += kTile) {
       const int64_t queries = scores_.compute(first), m = tile_padded(queries);
-      const int64_t row = pair.queries.begin + first;
+      const int64_t met = scores_.met_keys(first), row = pair.queries.begin + first;
       for (int64_t i = 0; i < queries; ++i) {
         lse_[(row + i) * heads_ + head_] =
-            RowLoops<A>::softmax(scores_.seen(first + i), n, scores_.row(i));
+            RowLoops<A>::softmax(scores_.seen(first + i), met, scores_.row(i));
       }
       std::fill(scores_.row(queries), scores_.row(m), A(0));
-      tile_gemm({m, size_, n}, scores_.scores(), n, values_, sums_, size_, false);
+      p_.take(scores_.scores(), n, m, met);
+      p_.multiply(values_, size_, sums_, false);
       Unpacking<T>::rows(sums_, size_, out_.at(row, head_), out_.stride, queries, out_.size);
     }
   }
@@ -58,26 +60,29 @@ class Forward {
     }
   }
 
-  Scores<T> scores_;
+  Scores<T, E> scores_;
+  LeftTile<E> p_;
   Heads<T> v_, out_;
   A* lse_;
   int64_t heads_, size_, head_ = 0;
-  A *values_, *sums_;
+  E* values_;
+  A* sums_;
 };
 
-template <typename T>
+template <typename T, typename E>
 void forward(Context* ctx, const Relative& r, const View* out, const View* lse) {
   const std::vector<Pair> pairs = read_pairs(r);
   const Extents extents(r, pairs);
   Arena count;
-  Forward<T>(count, r, extents, out, lse);
+  Forward<T, E>(count, r, extents, out, lse);
   const int64_t heads = r.q->shape[1], segments = static_cast<int64_t>(pairs.size());
   const int64_t items = heads * segments, width = parallel_width(ctx, items, 1);
   char* memory = workspace<char>(ctx, count.used() * width);
   parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
+    const TileScope scope;
     for (int64_t thread = begin; thread < end; ++thread) {
       Arena arena(memory + thread * count.used());
-      Forward<T> run(arena, r, extents, out, lse);
+      Forward<T, E> run(arena, r, extents, out, lse);
       const int64_t from = items * thread / width, to = items * (thread + 1) / width;
       for (int64_t item = from; item < to; ++item) {
         if (item == from || item % segments == 0) run.take_head(item / segments);
@@ -94,8 +99,9 @@ namespace balora {
 
 int32_t relative_attention_forward_kernel(Context* ctx,
                                           const balora_relative_attention_forward& o) {
-  dispatch_float(o.r->q->dtype,
-                 [&]<typename T>() { relative::forward<T>(ctx, *o.r, o.out, o.lse); });
+  attention::dispatch_tiles(o.r->q->dtype, [&]<typename T, typename E>() {
+    relative::forward<T, E>(ctx, *o.r, o.out, o.lse);
+  });
   return 0;
 }
 

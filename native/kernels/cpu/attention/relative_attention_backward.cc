@@ -13,7 +13,6 @@
 // A thread owns heads and walks their segments in order, so every sum is its own and a thread count
 // never changes the bits.
 #include "kernels/cpu/attention/relative_scores.h"
-#include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
@@ -47,33 +46,29 @@ struct Operands {
         heads(r.q->shape[1]) {}
 };
 
-// x (m,n) -> out (n,m), both multiples of 16
-void transpose(const float* x, int64_t m, int64_t n, float* out) {
-  transpose_floats(x, m, n, out);
-}
-void transpose(const double* x, int64_t m, int64_t n, double* out) {
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j < n; ++j) out[j * m + i] = x[i * n + j];
-  }
-}
-
-template <typename T>
+template <typename T, typename E>
 class Backward {
  public:
-  using A = Acc<T>;
+  using A = Acc<E>;
 
   Backward(Arena& arena, const Relative& r, const Extents& e, const Operands<T>& operands)
-      : scores_(arena, r, e), o_(operands), e_(e), scale_(static_cast<A>(r.scale)) {
+      : scores_(arena, r, e),
+        p_left_(arena, kTile, e.padded_keys()),
+        ds_left_(arena, kTile, e.padded_keys()),
+        position_left_(arena, kTile, e.padded_positions()),
+        o_(operands),
+        e_(e),
+        scale_(static_cast<A>(r.scale)) {
     const int64_t n = e.padded_keys(), d = e.padded_size(), p = e.padded_positions();
-    for (A** rows : {&values_transposed_, &keys_, &dk_, &dv_}) *rows = arena.take<A>(n * d);
-    for (A** tile : {&dout_, &q_, &dout_left_, &dq_}) *tile = arena.take<A>(kTile * d);
+    for (E** rows : {&values_transposed_, &keys_}) *rows = arena.take<E>(n * d);
+    for (A** rows : {&dk_, &dv_}) *rows = arena.take<A>(n * d);
+    for (E** tile : {&dout_, &q_, &dout_left_}) *tile = arena.take<E>(kTile * d);
+    dq_ = arena.take<A>(kTile * d);
     dp_ = arena.take<A>(kTile * n);
-    transposed_ = arena.take<A>(r.position_q ? kTile * n : 0);
     delta_ = arena.take<A>(kTile);
     dbias_ = arena.take<A>(e.relative);
-    for (A** table : {&position_k_, &position_q_, &dposition_k_, &dposition_q_}) {
-      *table = arena.take<A>(p * d);
-    }
+    for (E** table : {&position_k_, &position_q_}) *table = arena.take<E>(p * d);
+    for (A** table : {&dposition_k_, &dposition_q_}) *table = arena.take<A>(p * d);
     by_position_ = arena.take<A>(kTile * p);
     key_by_position_ = arena.take<A>(n * p);
   }
@@ -86,10 +81,10 @@ class Backward {
     std::fill(dposition_k_, dposition_k_ + p * d, A(0));
     std::fill(dposition_q_, dposition_q_ + p * d, A(0));
     if (o_.position_k.data) {
-      Packing<T, A>::rows_right(o_.position_k.source(0, head, e_.positions), position_k_, p, d);
+      Packing<T, E>::rows_right(o_.position_k.source(0, head, e_.positions), position_k_, p, d);
     }
     if (o_.position_q.data) {
-      Packing<T, A>::rows_right(o_.position_q.source(0, head, e_.positions), position_q_, p, d);
+      Packing<T, E>::rows_right(o_.position_q.source(0, head, e_.positions), position_q_, p, d);
     }
   }
 
@@ -133,95 +128,121 @@ class Backward {
     scores_.take_keys(pair);
     const int64_t n = scores_.padded_keys(), d = e_.padded_size(), p = e_.padded_positions();
     const int64_t rows = pair.keys.rows;
-    Packing<T, A>::columns_right(o_.v.source(pair.keys.begin, head_, rows), values_transposed_, n,
+    Packing<T, E>::columns_right(o_.v.source(pair.keys.begin, head_, rows), values_transposed_, n,
                                  d);
-    Packing<T, A>::rows_right(o_.k.source(pair.keys.begin, head_, rows), keys_, n, d);
+    Packing<T, E>::rows_right(o_.k.source(pair.keys.begin, head_, rows), keys_, n, d);
     std::fill(dk_, dk_ + n * d, A(0));
     std::fill(dv_, dv_ + n * d, A(0));
-    std::fill(key_by_position_, key_by_position_ + n * p, A(0));
+    if (!o_.position_q.data) return;
+    for (int64_t first = 0; first < rows; first += kTile) {
+      clear_positions(scores_.met_by_keys(first), std::min(kTile, n - first),
+                      key_by_position_ + first * p);
+    }
   }
 
   void query_tile(const Pair& pair, int64_t first) {
     const int64_t queries = scores_.compute(first), m = tile_padded(queries);
-    const int64_t n = scores_.padded_keys(), d = e_.padded_size();
+    const int64_t n = scores_.padded_keys(), met = scores_.met_keys(first), d = e_.padded_size();
     const int64_t row = pair.queries.begin + first;
     const Source<T> dout = o_.dout.source(row, head_, queries);
-    Packing<T, A>::rows_left(dout, dout_left_, m, d);
-    Packing<T, A>::rows_right(dout, dout_, m, d);
-    Packing<T, A>::rows_right(o_.q.source(row, head_, queries), q_, m, d);
+    Packing<T, E>::rows_left(dout, dout_left_, m, d);
+    Packing<T, E>::rows_right(dout, dout_, m, d);
+    Packing<T, E>::rows_right(o_.q.source(row, head_, queries), q_, m, d);
     Unpacking<T>::row_dots(dout, o_.out.source(row, head_, queries), delta_);
-    tile_gemm({m, n, d}, dout_left_, d, values_transposed_, dp_, n, false);
+    tile_gemm({m, met, d}, dout_left_, d, values_transposed_, n, dp_, n, false);
     score_gradients(first, row, queries);
-    std::fill(scores_.row(queries), scores_.row(m), A(0));
-    std::fill(dp_ + queries * n, dp_ + m * n, A(0));
-    tile_gemm_columns({n, d, m}, scores_.scores(), n, dout_, d, dv_, d, true);
-    tile_gemm_columns({n, d, m}, dp_, n, q_, d, dk_, d, true);
-    if (o_.position_q.data) {
-      transpose(dp_, m, n, transposed_);
-      sum_from_key(scores_.key_tile(first, queries), transposed_, m, key_by_position_);
+    for (int64_t i = queries; i < m; ++i) {
+      std::fill(scores_.row(i), scores_.row(i) + met, A(0));
+      std::fill(dp_ + i * n, dp_ + i * n + met, A(0));
     }
-    tile_gemm({m, d, n}, dp_, n, keys_, dq_, d, false);
-    if (o_.position_k.data) to_positions(m);
+    p_left_.take(scores_.scores(), n, m, met);
+    p_left_.multiply_turned(dout_, d, dv_);
+    ds_left_.take(dp_, n, m, met);
+    ds_left_.multiply_turned(q_, d, dk_);
+    ds_left_.multiply(keys_, d, dq_, false);
+    if (o_.position_k.data) to_positions(first, queries);
     Unpacking<T>::rows(dq_, d, o_.dq.at(row, head_), o_.dq.stride, queries, e_.size);
   }
 
-  // dp becomes ds * scale; what relative positions get of ds is added up.
+  // dp becomes ds * scale; what the keys and the bias get of it by position is added up.
   void score_gradients(int64_t first, int64_t row, int64_t queries) {
-    const int64_t n = scores_.padded_keys(), p = e_.padded_positions();
-    std::fill(by_position_, by_position_ + tile_padded(queries) * p, A(0));
+    const int64_t n = scores_.padded_keys();
     for (int64_t i = 0; i < queries; ++i) {
-      const int64_t t = first + i, keys = scores_.seen(t);
-      A* ds = dp_ + i * n;
-      RowLoops<A>::gradient(o_.lse[(row + i) * o_.heads + head_], delta_[i], keys, n,
-                            scores_.row(i), ds);
-      const TermGradientRow<A> terms{o_.dbias ? dbias_ + (scores_.reach() - t) : nullptr,
-                                     scores_.index_of(t),
-                                     o_.position_k.data ? by_position_ + i * p : nullptr};
-      scatter_terms(terms, scale_, keys, ds);
-      for (int64_t j = 0; j < keys; ++j) ds[j] *= scale_;
+      const int64_t t = first + i;
+      gradient<A>({.lse = o_.lse[(row + i) * o_.heads + head_],
+                   .delta = delta_[i],
+                   .scale = scale_,
+                   .keys = scores_.seen(t),
+                   .padded = scores_.met_keys(first),
+                   .scores = scores_.row(i),
+                   .dp = dp_ + i * n,
+                   .dbias = o_.dbias ? dbias_ + (scores_.reach() - t) : nullptr});
+    }
+    if (!o_.position_q.data) return;
+    sum_of_keys(scores_.position_tile(first, queries), dp_, n, key_by_position_);
+  }
+
+  // Sums by position become zeros, in `rows` rows, where they are met.
+  void clear_positions(const Positions& met, int64_t rows, A* sums) const {
+    const int64_t p = e_.padded_positions();
+    for (int64_t i = 0; i < rows; ++i) {
+      std::fill(sums + i * p + met.first, sums + i * p + met.first + met.count, A(0));
     }
   }
 
-  void to_positions(int64_t m) {
+  void to_positions(int64_t first, int64_t queries) {
+    const int64_t m = tile_padded(queries), d = e_.padded_size(), p = e_.padded_positions();
+    const Positions met = scores_.met_by_queries(first, queries);
+    clear_positions(met, m, by_position_);
+    sum_of_queries(scores_.position_tile(first, queries), dp_, scores_.padded_keys(), by_position_);
+    position_left_.take(by_position_ + met.first, p, m, met.count);
+    position_left_.multiply(position_k_ + met.first * d, d, dq_, true);
+    position_left_.multiply_turned(q_, d, dposition_k_ + met.first * d);
+  }
+
+  // The same of a tile of keys.
+  void from_positions(int64_t first) {
     const int64_t d = e_.padded_size(), p = e_.padded_positions();
-    tile_gemm({m, d, p}, by_position_, p, position_k_, dq_, d, true);
-    tile_gemm_columns({p, d, m}, by_position_, p, q_, d, dposition_k_, d, true);
+    const int64_t m = std::min(kTile, scores_.padded_keys() - first);
+    const Positions met = scores_.met_by_keys(first);
+    position_left_.take(key_by_position_ + first * p + met.first, p, m, met.count);
+    position_left_.multiply(position_q_ + met.first * d, d, dk_ + first * d, true);
+    position_left_.multiply_turned(keys_ + first * d, d, dposition_q_ + met.first * d);
   }
 
   void write_keys(const Pair& pair) {
-    const int64_t n = scores_.padded_keys(), d = e_.padded_size(), p = e_.padded_positions();
+    const int64_t d = e_.padded_size(), row = pair.keys.begin;
     if (o_.position_q.data) {
-      tile_gemm({n, d, p}, key_by_position_, p, position_q_, dk_, d, true);
-      tile_gemm_columns({p, d, n}, key_by_position_, p, keys_, d, dposition_q_, d, true);
+      for (int64_t first = 0; first < pair.keys.rows; first += kTile) from_positions(first);
     }
-    const int64_t row = pair.keys.begin;
     Unpacking<T>::rows(dk_, d, o_.dk.at(row, head_), o_.dk.stride, pair.keys.rows, e_.size);
     Unpacking<T>::rows(dv_, d, o_.dv.at(row, head_), o_.dv.stride, pair.keys.rows, e_.size);
   }
 
-  Scores<T> scores_;
+  Scores<T, E> scores_;
+  LeftTile<E> p_left_, ds_left_, position_left_;
   Operands<T> o_;
   Extents e_;
   A scale_;
   int64_t head_ = 0;
-  A *values_transposed_, *keys_, *dk_, *dv_, *dout_, *q_, *dout_left_, *dq_, *dp_, *transposed_,
-      *delta_;
-  A *dbias_, *position_k_, *position_q_, *dposition_k_, *dposition_q_;
+  E *values_transposed_, *keys_, *dout_, *q_, *dout_left_, *position_k_, *position_q_;
+  A *dk_, *dv_, *dq_, *dp_, *delta_, *dbias_, *dposition_k_, *dposition_q_;
   A *by_position_, *key_by_position_;
 };
 
-template <typename T>
+template <typename T, typename E>
 void backward(Context* ctx, const Relative& r, const Operands<T>& operands) {
   const std::vector<Pair> pairs = read_pairs(r);
   const Extents extents(r, pairs);
   Arena count;
-  Backward<T>(count, r, extents, operands);
+  Backward<T, E>(count, r, extents, operands);
   const int64_t heads = r.q->shape[1], width = parallel_width(ctx, heads, 1);
   char* memory = workspace<char>(ctx, count.used() * width);
   parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
+    const TileScope scope;
     for (int64_t thread = begin; thread < end; ++thread) {
       Arena arena(memory + thread * count.used());
-      Backward<T> run(arena, r, extents, operands);
+      Backward<T, E> run(arena, r, extents, operands);
       for (int64_t h = heads * thread / width; h < heads * (thread + 1) / width; ++h) {
         run.take_head(h);
         for (const Pair& pair : pairs) run.run(pair);
@@ -238,9 +259,9 @@ namespace balora {
 
 int32_t relative_attention_backward_kernel(Context* ctx,
                                            const balora_relative_attention_backward& o) {
-  dispatch_float(o.r->q->dtype, [&]<typename T>() {
-    relative::backward<T>(ctx, *o.r,
-                          relative::Operands<T>(*o.r, o.dout, o.out, o.lse, *o.gradients));
+  attention::dispatch_tiles(o.r->q->dtype, [&]<typename T, typename E>() {
+    relative::backward<T, E>(ctx, *o.r,
+                             relative::Operands<T>(*o.r, o.dout, o.out, o.lse, *o.gradients));
   });
   return 0;
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "kernels/cpu/attention/relative_avx512.h"
+#include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/vec_math.h"
 
@@ -10,13 +12,10 @@ namespace balora::relative {
 namespace {
 
 template <typename A>
-BALORA_INLINE void score_row(const TermRow<A>& t, A scale, int64_t keys, A* scores) {
-  if (t.to_position) {
-    for (int64_t j = 0; j < keys; ++j) scores[j] += t.to_position[t.index[j]];
-  }
-  if (t.bias) {
+BALORA_INLINE void score_row(const A* bias, A scale, int64_t keys, A* scores) {
+  if (bias) {
 #pragma omp simd
-    for (int64_t j = 0; j < keys; ++j) scores[j] = scale * scores[j] + t.bias[j];
+    for (int64_t j = 0; j < keys; ++j) scores[j] = scale * scores[j] + bias[j];
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < keys; ++j) scores[j] *= scale;
@@ -41,93 +40,182 @@ BALORA_INLINE A softmax_row(int64_t keys, int64_t padded, A* s) {
 }
 
 template <typename A>
-BALORA_INLINE void gradient_row(A lse, A delta, int64_t keys, int64_t padded, A* s, A* dp) {
+BALORA_INLINE void gradient_row(const GradientRow<A>& row) {
+  A *s = row.scores, *dp = row.dp;
+  const A lse = row.lse, delta = row.delta, scale = row.scale;
+  if (row.dbias) {
+    A* dbias = row.dbias;
 #pragma omp simd
-  for (int64_t j = 0; j < keys; ++j) {
-    s[j] = vexp(s[j] - lse);
-    dp[j] = s[j] * (dp[j] - delta);
+    for (int64_t j = 0; j < row.keys; ++j) {
+      s[j] = vexp(s[j] - lse);
+      const A ds = s[j] * (dp[j] - delta);
+      dbias[j] += ds;
+      dp[j] = scale * ds;
+    }
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < row.keys; ++j) {
+      s[j] = vexp(s[j] - lse);
+      dp[j] = scale * (s[j] * (dp[j] - delta));
+    }
   }
-  std::fill(s + keys, s + padded, A(0));
-  std::fill(dp + keys, dp + padded, A(0));
+  std::fill(s + row.keys, s + row.padded, A(0));
+  std::fill(dp + row.keys, dp + row.padded, A(0));
 }
 
 // target_clones cannot mark a template, so each type gets plain functions of its own.
-#define ROWS(A)                                                                              \
-  BALORA_SIMD void score_simd(const TermRow<A>& t, A scale, int64_t keys, A* scores) {       \
-    score_row<A>(t, scale, keys, scores);                                                    \
-  }                                                                                          \
-  BALORA_SIMD A softmax_simd(int64_t keys, int64_t padded, A* s) {                           \
-    return softmax_row<A>(keys, padded, s);                                                  \
-  }                                                                                          \
-  BALORA_SIMD void gradient_simd(A lse, A delta, int64_t keys, int64_t padded, A* s, A* d) { \
-    gradient_row<A>(lse, delta, keys, padded, s, d);                                         \
+#define ROWS(A)                                                                  \
+  BALORA_SIMD void score_simd(const A* bias, A scale, int64_t keys, A* scores) { \
+    score_row<A>(bias, scale, keys, scores);                                     \
+  }                                                                              \
+  BALORA_SIMD A softmax_simd(int64_t keys, int64_t padded, A* s) {               \
+    return softmax_row<A>(keys, padded, s);                                      \
+  }                                                                              \
+  BALORA_SIMD void gradient_simd(const GradientRow<A>& row) {                    \
+    gradient_row<A>(row);                                                        \
   }
 ROWS(float)
 ROWS(double)
 #undef ROWS
 
+constexpr int64_t kBlock = 16;  // read along one side, written along the other
+
+template <typename A>
+void add_of_keys_block(const PositionTile& t, const A* of_keys, A* scores, int64_t ld) {
+  A block[kBlock][kBlock];
+  for (int64_t j = 0; j < t.keys; ++j) {
+    const A* row = of_keys + j * t.stride;
+    for (int64_t i = 0; i < t.queries; ++i) block[j][i] = row[t.index[j - i]];
+  }
+  for (int64_t i = 0; i < t.queries; ++i) {
+    for (int64_t j = 0; j < t.keys; ++j) scores[i * ld + j] += block[j][i];
+  }
+}
+
+template <typename A>
+void sum_of_keys_block(const PositionTile& t, const A* ds, int64_t ld, A* of_keys) {
+  A block[kBlock][kBlock];
+  for (int64_t i = 0; i < t.queries; ++i) {
+    for (int64_t j = 0; j < t.keys; ++j) block[j][i] = ds[i * ld + j];
+  }
+  for (int64_t j = 0; j < t.keys; ++j) {
+    A* row = of_keys + j * t.stride;
+    for (int64_t i = 0; i < t.queries; ++i) row[t.index[j - i]] += block[j][i];
+  }
+}
+
+// The queries from i on against the keys from j on, at most `queries` and `keys` of them.
+PositionTile part_of(const PositionTile& t, int64_t i, int64_t j, int64_t queries, int64_t keys) {
+  return {t.index + (j - i), std::min(queries, t.queries - i), std::min(keys, t.keys - j),
+          t.stride};
+}
+
+// body(i, j, block) for all blocks of the tile.
+template <typename Body>
+void for_blocks(const PositionTile& t, const Body& body) {
+  for (int64_t j = 0; j < t.keys; j += kBlock) {
+    for (int64_t i = 0; i < t.queries; i += kBlock) {
+      body(i, j, part_of(t, i, j, kBlock, kBlock));
+    }
+  }
+}
+
+// Whether instructions of AVX-512 do this block: one that is whole.
+template <typename A>
+bool in_avx512([[maybe_unused]] const PositionTile& block) {
+#ifdef BALORA_TILES
+  if constexpr (std::is_same_v<A, float>) {
+    return block.queries == kBlock && block.keys == kBlock && tile_gemm_has_avx512();
+  }
+#endif
+  return false;
+}
+
 }  // namespace
 
 template <typename A>
-void RowLoops<A>::score(const TermRow<A>& terms, A scale, int64_t keys, A* scores) {
-  score_simd(terms, scale, keys, scores);
+void RowLoops<A>::score(const A* bias, A scale, int64_t keys, A* scores) {
+  score_simd(bias, scale, keys, scores);
 }
 template <typename A>
 A RowLoops<A>::softmax(int64_t keys, int64_t padded, A* scores) {
   return softmax_simd(keys, padded, scores);
 }
 template <typename A>
-void RowLoops<A>::gradient(A lse, A delta, int64_t keys, int64_t padded, A* scores, A* dp) {
-  gradient_simd(lse, delta, keys, padded, scores, dp);
+void gradient(const GradientRow<A>& row) {
+  gradient_simd(row);
 }
 
 template <typename A>
-void scatter_terms(const TermGradientRow<A>& t, A scale, int64_t keys, const A* ds) {
-  if (t.bias) {
-    for (int64_t j = 0; j < keys; ++j) t.bias[j] += ds[j];
-  }
-  if (!t.to_position) return;
-  for (int64_t j = 0; j < keys; ++j) t.to_position[t.index[j]] += scale * ds[j];
+void add_of_queries(const PositionTile& tile, const A* of_queries, A* scores, int64_t ld) {
+  for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
+    const A* from = of_queries + i * t.stride;
+    A* to = scores + i * ld + j;
+#ifdef BALORA_TILES
+    if constexpr (std::is_same_v<A, float>) {
+      if (in_avx512<A>(t)) return avx512::add_of_queries(t, from, to, ld);
+    }
+#endif
+    for (int64_t q = 0; q < t.queries; ++q) {
+      for (int64_t k = 0; k < t.keys; ++k) to[q * ld + k] += from[q * t.stride + t.index[k - q]];
+    }
+  });
 }
 
 template <typename A>
-void add_from_key(const KeyTile& t, const A* from_key, A* scores, int64_t ld) {
-  constexpr int64_t kBlock = 16;  // read along the queries, added along the keys
-  A block[kBlock][kBlock];
-  for (int64_t j = 0; j < t.keys; j += kBlock) {
-    const int64_t keys = std::min(kBlock, t.keys - j);
-    for (int64_t i = 0; i < t.queries; i += kBlock) {
-      const int64_t queries = std::min(kBlock, t.queries - i);
-      for (int64_t key = 0; key < keys; ++key) {
-        const A* row = from_key + (j + key) * t.stride;
-        const int32_t* index = t.index + (j + key - i);
-        for (int64_t query = 0; query < queries; ++query) block[key][query] = row[index[-query]];
-      }
-      for (int64_t query = 0; query < queries; ++query) {
-        A* row = scores + (i + query) * ld + j;
-        for (int64_t key = 0; key < keys; ++key) row[key] += block[key][query];
+void add_of_keys(const PositionTile& tile, const A* of_keys, A* scores, int64_t ld) {
+  for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
+#ifdef BALORA_TILES
+    if constexpr (std::is_same_v<A, float>) {
+      if (in_avx512<A>(t)) {
+        return avx512::add_of_keys(t, of_keys + j * t.stride, scores + i * ld + j, ld);
       }
     }
-  }
+#endif
+    add_of_keys_block(t, of_keys + j * t.stride, scores + i * ld + j, ld);
+  });
 }
 
 template <typename A>
-void sum_from_key(const KeyTile& t, const A* transposed_ds, int64_t ld, A* from_key) {
-  for (int64_t j = 0; j < t.keys; ++j) {
-    A* row = from_key + j * t.stride;
-    const int32_t* index = t.index + j;
-    const A* ds = transposed_ds + j * ld;
-    for (int64_t i = 0; i < t.queries; ++i) row[index[-i]] += ds[i];
-  }
+void sum_of_queries(const PositionTile& tile, const A* ds, int64_t ld, A* of_queries) {
+  for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
+    const A* from = ds + i * ld + j;
+    A* to = of_queries + i * t.stride;
+#ifdef BALORA_TILES
+    if constexpr (std::is_same_v<A, float>) {
+      if (in_avx512<A>(t)) return avx512::sum_of_queries(t, from, ld, to);
+    }
+#endif
+    for (int64_t q = 0; q < t.queries; ++q) {
+      for (int64_t k = 0; k < t.keys; ++k) to[q * t.stride + t.index[k - q]] += from[q * ld + k];
+    }
+  });
+}
+
+template <typename A>
+void sum_of_keys(const PositionTile& tile, const A* ds, int64_t ld, A* of_keys) {
+  for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
+#ifdef BALORA_TILES
+    if constexpr (std::is_same_v<A, float>) {
+      if (in_avx512<A>(t)) {
+        return avx512::sum_of_keys(t, ds + i * ld + j, ld, of_keys + j * t.stride);
+      }
+    }
+#endif
+    sum_of_keys_block(t, ds + i * ld + j, ld, of_keys + j * t.stride);
+  });
 }
 
 template struct RowLoops<float>;
 template struct RowLoops<double>;
-template void scatter_terms<float>(const TermGradientRow<float>&, float, int64_t, const float*);
-template void scatter_terms<double>(const TermGradientRow<double>&, double, int64_t, const double*);
-template void add_from_key<float>(const KeyTile&, const float*, float*, int64_t);
-template void add_from_key<double>(const KeyTile&, const double*, double*, int64_t);
-template void sum_from_key<float>(const KeyTile&, const float*, int64_t, float*);
-template void sum_from_key<double>(const KeyTile&, const double*, int64_t, double*);
+#define LOOPS(A)                                                               \
+  template void gradient<A>(const GradientRow<A>&);                            \
+  template void add_of_queries<A>(const PositionTile&, const A*, A*, int64_t); \
+  template void add_of_keys<A>(const PositionTile&, const A*, A*, int64_t);    \
+  template void sum_of_queries<A>(const PositionTile&, const A*, int64_t, A*); \
+  template void sum_of_keys<A>(const PositionTile&, const A*, int64_t, A*);
+LOOPS(float)
+LOOPS(double)
+#undef LOOPS
 
 }  // namespace balora::relative

@@ -1,54 +1,48 @@
-// The row loops of attention with relative positions: one query against the keys that it sees, and
-// what a tile of queries exchanges with the keys' rows of the position tables. A is the type that
-// sums are kept in.
+// The loops of attention with relative positions over scores: one query against the keys that it
+// sees, and what a tile of queries exchanges with the rows of the position tables. A is the type
+// that sums are kept in.
 #pragma once
 #include <cstdint>
 
 namespace balora::relative {
 
-// The terms of the relative position. All pointers are at the query's own place: element 0 belongs
-// to key 0.
-template <typename A>
-struct TermRow {
-  const A* bias;         // by key, or null
-  const int32_t* index;  // row of the position tables by key, or null
-  const A* to_position;  // q_t position_k by row of the table, or null
-};
-
 template <typename A>
 struct RowLoops {
-  // scores (keys), sums of products, become scale * (sums + terms) + bias
-  static void score(const TermRow<A>& terms, A scale, int64_t keys, A* scores);
+  // scores (keys), sums of products, become scale * sums + bias; bias by key, or null
+  static void score(const A* bias, A scale, int64_t keys, A* scores);
   // scores (keys) become probabilities, zeros up to `padded`; returns the log-sum-exp. keys > 0
   static A softmax(int64_t keys, int64_t padded, A* scores);
-  // scores (keys) become probabilities e^(score - lse), dp their gradient ds = p (dp - delta);
-  // zeros up to `padded` in both
-  static void gradient(A lse, A delta, int64_t keys, int64_t padded, A* scores, A* dp);
 };
 
-// Adds the gradient of a row's scores to those of its terms; null ones are not wanted.
+// The gradient of a row of scores.
 template <typename A>
-struct TermGradientRow {
-  A* bias;               // by key
-  const int32_t* index;  // by key
-  A* to_position;
+struct GradientRow {
+  A lse, delta, scale;
+  int64_t keys, padded;
+  A* scores;  // (padded), become probabilities e^(score - lse)
+  A* dp;      // (padded), become ds = p (dp - delta), times scale; zeros after the keys in both
+  A* dbias;   // by key, gets ds without scale; or null
 };
 template <typename A>
-void scatter_terms(const TermGradientRow<A>& terms, A scale, int64_t keys, const A* ds);
+void gradient(const GradientRow<A>& row);
 
-// A tile of queries against all keys. Query i and key j meet at row index[j - i] of the position
-// tables: along the queries of one key those rows lie side by side, along the keys of one query
-// each is in a row of memory of its own.
-struct KeyTile {
+// A tile of queries against keys. Query i and key j meet at row index[j - i] of the position
+// tables; products with all rows of a table lie in a row of memory for each query or each key,
+// `stride` apart, at least 16 and aligned to that.
+struct PositionTile {
   const int32_t* index;
   int64_t queries, keys;
-  int64_t stride;  // of from_key (keys, stride): k_j position_q by row of the table
+  int64_t stride;
 };
-// scores (queries, ld) += from_key
+// scores (queries, ld) += of_queries (queries, stride), or of_keys (keys, stride), where they meet
 template <typename A>
-void add_from_key(const KeyTile& tile, const A* from_key, A* scores, int64_t ld);
-// from_key += ds, which is transposed: (keys, ld) by query
+void add_of_queries(const PositionTile& tile, const A* of_queries, A* scores, int64_t ld);
 template <typename A>
-void sum_from_key(const KeyTile& tile, const A* transposed_ds, int64_t ld, A* from_key);
+void add_of_keys(const PositionTile& tile, const A* of_keys, A* scores, int64_t ld);
+// The same backwards: of_queries, or of_keys, += ds (queries, ld)
+template <typename A>
+void sum_of_queries(const PositionTile& tile, const A* ds, int64_t ld, A* of_queries);
+template <typename A>
+void sum_of_keys(const PositionTile& tile, const A* ds, int64_t ld, A* of_keys);
 
 }  // namespace balora::relative

@@ -1,8 +1,11 @@
 #include "kernels/cpu/attention/relative_scores.h"
 
+#include "kernels/cpu/attention/attention_band.h"
 #include "kernels/shared/messages.h"
 
 namespace balora::relative {
+
+using attention::kPairWidth;
 
 namespace {
 
@@ -43,8 +46,8 @@ Extents::Extents(const Relative& r, const std::vector<Pair>& pairs) : size(r.q->
   if (r.bias) relative = r.bias->shape[0];
 }
 
-template <typename T>
-Scores<T>::Scores(Arena& arena, const Relative& r, const Extents& e)
+template <typename T, typename E>
+Scores<T, E>::Scores(Arena& arena, const Relative& r, const Extents& e)
     : r_(r),
       q_(r.q),
       k_(r.k),
@@ -60,26 +63,26 @@ Scores<T>::Scores(Arena& arena, const Relative& r, const Extents& e)
       causal_(r.causal != 0) {
   const int64_t n = e.padded_keys(), d = e.padded_size(), p = e.padded_positions();
   scores_ = arena.take<A>(kTile * n);
-  queries_ = arena.take<A>(kTile * d);
-  keys_transposed_ = arena.take<A>(n * d);
+  queries_ = arena.take<E>(kTile * d);
+  keys_transposed_ = arena.take<E>(n * d);
   bias_ = arena.take<A>(e.relative);
-  key_rows_ = arena.take<A>(r.position_q ? n * d : 0);
-  position_k_transposed_ = arena.take<A>(r.position_k ? p * d : 0);
-  position_q_transposed_ = arena.take<A>(r.position_q ? p * d : 0);
+  key_rows_ = arena.take<E>(r.position_q ? n * d : 0);
+  position_k_transposed_ = arena.take<E>(r.position_k ? p * d : 0);
+  position_q_transposed_ = arena.take<E>(r.position_q ? p * d : 0);
   to_position_ = arena.take<A>(r.position_k ? kTile * p : 0);
   from_key_ = arena.take<A>(r.position_q ? n * p : 0);
 }
 
-template <typename T>
-void Scores<T>::take_head(int64_t head) {
+template <typename T, typename E>
+void Scores<T, E>::take_head(int64_t head) {
   head_ = head;
   const int64_t p = extents_.padded_positions(), d = extents_.padded_size();
   if (r_.position_k) {
-    Packing<T, A>::columns_right(position_k_.source(0, head, extents_.positions),
+    Packing<T, E>::columns_right(position_k_.source(0, head, extents_.positions),
                                  position_k_transposed_, p, d);
   }
   if (r_.position_q) {
-    Packing<T, A>::columns_right(position_q_.source(0, head, extents_.positions),
+    Packing<T, E>::columns_right(position_q_.source(0, head, extents_.positions),
                                  position_q_transposed_, p, d);
   }
   if (!r_.bias) return;
@@ -87,40 +90,49 @@ void Scores<T>::take_head(int64_t head) {
   for (int64_t i = 0; i < extents_.relative; ++i) bias_[i] = load(bias[i * r_.bias->shape[1]]);
 }
 
-template <typename T>
-void Scores<T>::take_keys(const Pair& pair) {
+template <typename T, typename E>
+void Scores<T, E>::take_keys(const Pair& pair) {
   pair_ = pair;
   keys_ = pair.keys.rows;
   const int64_t n = padded_keys(), d = extents_.padded_size(), p = extents_.padded_positions();
   const Source<T> rows = k_.source(pair.keys.begin, head_, keys_);
-  Packing<T, A>::columns_right(rows, keys_transposed_, n, d);
+  Packing<T, E>::columns_right(rows, keys_transposed_, n, d);
   if (!r_.position_q) return;
-  Packing<T, A>::rows_left(rows, key_rows_, n, d);
-  tile_gemm({n, p, d}, key_rows_, d, position_q_transposed_, from_key_, p, false);
+  Packing<T, E>::rows_left(rows, key_rows_, n, d);
+  for (int64_t first = 0; first < keys_; first += kTile) {
+    const Positions met = met_by_keys(first);
+    tile_gemm({std::min(kTile, n - first), met.count, d}, key_rows_ + first * d, d,
+              position_q_transposed_ + met.first * kPairWidth<E>, p,
+              from_key_ + first * p + met.first, p, false);
+  }
 }
 
-template <typename T>
-int64_t Scores<T>::compute(int64_t first) {
+template <typename T, typename E>
+int64_t Scores<T, E>::compute(int64_t first) {
   const int64_t queries = std::min(kTile, pair_.queries.rows - first), m = tile_padded(queries);
   const int64_t n = padded_keys(), d = extents_.padded_size(), p = extents_.padded_positions();
-  Packing<T, A>::rows_left(q_.source(pair_.queries.begin + first, head_, queries), queries_, m, d);
-  tile_gemm({m, n, d}, queries_, d, keys_transposed_, scores_, n, false);
+  Packing<T, E>::rows_left(q_.source(pair_.queries.begin + first, head_, queries), queries_, m, d);
+  tile_gemm({m, met_keys(first), d}, queries_, d, keys_transposed_, n, scores_, n, false);
+  const PositionTile tile = position_tile(first, queries);
   if (r_.position_k) {
-    tile_gemm({m, p, d}, queries_, d, position_k_transposed_, to_position_, p, false);
+    const Positions met = met_by_queries(first, queries);
+    tile_gemm({m, met.count, d}, queries_, d, position_k_transposed_ + met.first * kPairWidth<E>, p,
+              to_position_ + met.first, p, false);
+    add_of_queries(tile, to_position_, scores_, n);
   }
-  if (r_.position_q) add_from_key(key_tile(first, queries), from_key_, scores_, n);
+  if (r_.position_q) add_of_keys(tile, from_key_, scores_, n);
   for (int64_t i = 0; i < queries; ++i) {
     const int64_t t = first + i;
-    const TermRow<A> terms{r_.bias ? bias_ + (reach_ - t) : nullptr, index_of(t),
-                           r_.position_k ? to_position_ + i * p : nullptr};
-    RowLoops<A>::score(terms, static_cast<A>(r_.scale), seen(t), row(i));
+    RowLoops<A>::score(r_.bias ? bias_ + (reach_ - t) : nullptr, static_cast<A>(r_.scale), seen(t),
+                       row(i));
   }
   return queries;
 }
 
-template class Scores<float>;
-template class Scores<bf16>;
-template class Scores<f16>;
-template class Scores<double>;
+template class Scores<float, float>;
+template class Scores<bf16, bf16>;
+template class Scores<bf16, float>;
+template class Scores<f16, float>;
+template class Scores<double, double>;
 
 }  // namespace balora::relative

@@ -1,11 +1,12 @@
 // Scores of attention with relative positions, which its forward and its backward share: one head
-// of one segment, a tile of queries against all keys at once. Products run in the accumulator type
-// A; T is the type of the operands.
+// of one segment, a tile of queries against all keys at once. T is the type of the operands, E the
+// type the products run in (attention_tiles.h), A = Acc<E> that of their sums.
 #pragma once
 #include <algorithm>
 #include <vector>
 
 #include "kernels/cpu/attention/attention_tiles.h"
+#include "kernels/cpu/attention/relative_products.h"
 #include "kernels/cpu/attention/relative_rows.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/operands/attention.h"
@@ -53,10 +54,10 @@ struct Extents {
   int64_t padded_size() const { return tile_padded(size); }
 };
 
-template <typename T>
+template <typename T, typename E>
 class Scores {
  public:
-  using A = Acc<T>;
+  using A = Acc<E>;
 
   Scores(Arena& arena, const Relative& r, const Extents& extents);
 
@@ -74,9 +75,24 @@ class Scores {
   A* scores() { return scores_; }
   const int32_t* index_of(int64_t t) const { return index_ ? index_ + (reach_ - t) : nullptr; }
   int64_t reach() const { return reach_; }
+  // Keys, padded, that the tile of queries from `first` on computes with: those that it may see.
+  int64_t met_keys(int64_t first) const {
+    const int64_t n = padded_keys();
+    return causal_ ? std::min(n, tile_padded(first + kTile)) : n;
+  }
   // The tile of `queries` queries from `first` on.
-  KeyTile key_tile(int64_t first, int64_t queries) const {
-    return {index_of(first), queries, keys_, extents_.padded_positions()};
+  PositionTile position_tile(int64_t first, int64_t queries) const {
+    return {index_of(first), queries, std::min(keys_, met_keys(first)),
+            extents_.padded_positions()};
+  }
+  // Rows of the position tables that a tile of queries meets with all keys, and a tile of keys with
+  // all queries.
+  Positions met_by_queries(int64_t first, int64_t queries) const {
+    return positions_met(index_of(first + queries - 1), queries + keys_ - 1);
+  }
+  Positions met_by_keys(int64_t first) const {
+    const int64_t queries = pair_.queries.rows, keys = std::min(kTile, keys_ - first);
+    return positions_met(index_of(queries - 1) + first, queries + keys - 1);
   }
 
  private:
@@ -88,8 +104,9 @@ class Scores {
   bool causal_;
   int64_t head_ = 0, keys_ = 0;
   Pair pair_{};
-  A *scores_, *queries_, *keys_transposed_, *bias_;
-  A *key_rows_, *position_k_transposed_, *position_q_transposed_, *to_position_, *from_key_;
+  A *scores_, *bias_, *to_position_, *from_key_;
+  E *queries_, *keys_transposed_, *key_rows_;
+  E *position_k_transposed_, *position_q_transposed_;
 };
 
 }  // namespace balora::relative
