@@ -1,144 +1,16 @@
 // Attention with relative positions on the device against its definition in f64, as near to it as
 // the CPU is: every combination of terms, other keys than queries, padding, causal, heads of more
 // than one slice, more than one tile, gradients of everything.
-#include "support/attention_definition.h"
 #include "support/device_test.h"
 #include "support/orders.h"
+#include "support/relative_definition.h"
 
 namespace {
 
 using namespace balora;
 using namespace balora::test;
 
-enum Term { kBias = 1, kPositionK = 2, kPositionQ = 4, kAll = 7 };
-
-struct Case {
-  std::vector<int32_t> cu, cu_keys;  // cu_keys empty: as cu
-  std::vector<int32_t> lengths, key_lengths;
-  int64_t heads, size;
-  int terms = 0;
-  int64_t positions = 0;
-  bool causal = false;
-  double scale = 0.3;
-
-  const std::vector<int32_t>& keys() const { return cu_keys.empty() ? cu : cu_keys; }
-  int64_t longest() const {
-    int64_t most = 1;
-    for (const auto* side : {&cu, &keys()}) {
-      for (size_t b = 0; b + 1 < side->size(); ++b) {
-        most = std::max<int64_t>(most, (*side)[b + 1] - (*side)[b]);
-      }
-    }
-    return most;
-  }
-  int64_t relative() const { return 2 * longest() - 1; }
-  bool placed() const { return terms & (kPositionK | kPositionQ); }
-  int32_t position(int64_t place) const { return static_cast<int32_t>(place * 7 % positions); }
-};
-
-// Rows of heads in f64.
-struct Rows {
-  std::vector<double> at;
-  int64_t heads = 0, size = 0;
-  Rows(std::vector<double> values, int64_t h, int64_t d)
-      : at(std::move(values)), heads(h), size(d) {}
-  double* row(int64_t r, int64_t h) { return at.data() + (r * heads + h) * size; }
-};
-
-class Definition {
- public:
-  Definition(const Case& c, Rows q, Rows k, Rows v, Rows position_k, Rows position_q,
-             std::vector<double> bias, Rows dout)
-      : c_(c),
-        q_(std::move(q)),
-        k_(std::move(k)),
-        v_(std::move(v)),
-        pk_(std::move(position_k)),
-        pq_(std::move(position_q)),
-        bias_(std::move(bias)),
-        dout_(std::move(dout)) {
-    for (Rows* rows : {&out, &dq}) rows->at.assign(q_.at.size(), 0);
-    for (Rows* rows : {&dk, &dv}) rows->at.assign(k_.at.size(), 0);
-    for (Rows* rows : {&dpk, &dpq}) rows->at.assign(pk_.at.size(), 0);
-    for (Rows* rows : {&out, &dq, &dk, &dv, &dpk, &dpq}) {
-      rows->heads = c.heads, rows->size = c.size;
-    }
-    dbias.assign(static_cast<size_t>(c.relative() * c.heads), 0);
-    lse.assign(static_cast<size_t>(c.cu.back() * c.heads), 0);
-    for (size_t b = 0; b + 1 < c.cu.size(); ++b) {
-      const auto count = [&](const std::vector<int32_t>& cu, const std::vector<int32_t>& lengths) {
-        return lengths.empty() ? cu[b + 1] - cu[b] : lengths[b];
-      };
-      keys_ = count(c.keys(), c.key_lengths);
-      first_key_ = c.keys()[b];
-      const int64_t queries = count(c.cu, c.lengths);
-      for (int64_t h = 0; h < c.heads; ++h) {
-        for (int64_t t = 0; t < queries; ++t) query(c.cu[b] + t, t, h);
-      }
-    }
-  }
-  Rows out{{}, 0, 0}, dq = out, dk = out, dv = out, dpk = out, dpq = out;
-  std::vector<double> lse, dbias;
-
- private:
-  double dot(const double* x, const double* y) const { return test::dot(x, y, c_.size); }
-  void add(double* y, double factor, const double* x) const { add_scaled(y, factor, x, c_.size); }
-  double score(int64_t row, int64_t t, int64_t j, int64_t h) {
-    const int64_t place = j - t + c_.longest() - 1;
-    double sum = dot(q_.row(row, h), k_.row(first_key_ + j, h));
-    if (c_.terms & kPositionK) sum += dot(q_.row(row, h), pk_.row(c_.position(place), h));
-    if (c_.terms & kPositionQ) {
-      sum += dot(k_.row(first_key_ + j, h), pq_.row(c_.position(place), h));
-    }
-    const double bias = c_.terms & kBias ? bias_[static_cast<size_t>(place * c_.heads + h)] : 0;
-    return c_.scale * sum + bias;
-  }
-
-  void query(int64_t row, int64_t t, int64_t h) {
-    const int64_t seen = c_.causal ? std::min(keys_, t + 1) : keys_;
-    if (seen == 0) return;
-    std::vector<double> p, dp;
-    double highest = -INFINITY, sum = 0, delta = 0;
-    for (int64_t j = 0; j < seen; ++j) p.push_back(score(row, t, j, h));
-    for (const double s : p) highest = std::max(highest, s);
-    for (double& s : p) s = std::exp(s - highest), sum += s;
-    lse[static_cast<size_t>(row * c_.heads + h)] = highest + std::log(sum);
-    for (int64_t j = 0; j < seen; ++j) {
-      double& weight = p[static_cast<size_t>(j)];
-      weight /= sum;
-      dp.push_back(dot(dout_.row(row, h), v_.row(first_key_ + j, h)));
-      delta += weight * dp.back();
-      add(out.row(row, h), weight, v_.row(first_key_ + j, h));
-    }
-    for (int64_t j = 0; j < seen; ++j) {
-      const double weight = p[static_cast<size_t>(j)];
-      gradient(row, t, j, h, weight * (dp[static_cast<size_t>(j)] - delta));
-      add(dv.row(first_key_ + j, h), weight, dout_.row(row, h));
-    }
-  }
-
-  void gradient(int64_t row, int64_t t, int64_t j, int64_t h, double ds) {
-    const int64_t place = j - t + c_.longest() - 1, key = first_key_ + j;
-    dbias[static_cast<size_t>(place * c_.heads + h)] += ds;
-    ds *= c_.scale;
-    add(dq.row(row, h), ds, k_.row(key, h));
-    add(dk.row(key, h), ds, q_.row(row, h));
-    if (c_.terms & kPositionK) {
-      add(dq.row(row, h), ds, pk_.row(c_.position(place), h));
-      add(dpk.row(c_.position(place), h), ds, q_.row(row, h));
-    }
-    if (c_.terms & kPositionQ) {
-      add(dk.row(key, h), ds, pq_.row(c_.position(place), h));
-      add(dpq.row(c_.position(place), h), ds, k_.row(key, h));
-    }
-  }
-
-  const Case& c_;
-  Rows q_, k_, v_, pk_, pq_;
-  std::vector<double> bias_;
-  Rows dout_;
-  int64_t keys_ = 0, first_key_ = 0;
-};
+using Case = RelativeCase;
 
 template <typename T>
 class RelativeAttention {
@@ -191,15 +63,15 @@ class RelativeAttention {
       return run(table, ctx, view);
     });
   }
-  Definition definition() const {
+  RelativeDefinition definition() const {
     const auto rows = [&](const Array& array) {
-      return Rows(
+      return HeadRows(
           array ? array->host_values()
                 : std::vector<double>(static_cast<size_t>(c_.positions * c_.heads * c_.size), 0),
           c_.heads, c_.size);
     };
-    return Definition(c_, rows(q), rows(k), rows(v), rows(pk), rows(pq),
-                      bias ? bias->host_values() : std::vector<double>{}, rows(dout));
+    return RelativeDefinition(c_, rows(q), rows(k), rows(v), rows(pk), rows(pq),
+                              bias ? bias->host_values() : std::vector<double>{}, rows(dout));
   }
   Array integers(const std::vector<int32_t>& list) {
     if (list.empty()) return nullptr;
@@ -223,7 +95,7 @@ void check_relative(const Case& c) {
   CAPTURE(c.causal);
   RelativeAttention<T> a(c);
   a.both();
-  const Definition want = a.definition();
+  const RelativeDefinition want = a.definition();
   const double tolerance = std::is_same_v<T, double>  ? 1e-14
                            : std::is_same_v<T, float> ? 1e-6
                                                       : epsilon_of<T>();
