@@ -93,9 +93,61 @@ HIGHEST(f16)
 HIGHEST(double)
 #undef HIGHEST
 
+// The derivative of a logsumexp by x, e^(x - shift), or a variance, factor * (x - shift); times g.
+template <Term term, typename T>
+BALORA_INLINE T slope_of(T x, double shift, Acc<T> factor, Acc<T> g) {
+  using A = Acc<T>;
+  if constexpr (term == Term::kExp) return store<T>(g * vexp(load(x) - static_cast<A>(shift)));
+  return store<T>(g * (factor * static_cast<A>(static_cast<double>(load(x)) - shift)));
+}
+template <Term term, typename T>
+BALORA_INLINE void row_slope_loop(const T* x, int64_t n, double shift, Acc<T> factor, Acc<T> g,
+                                  T* dx) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) dx[i] = slope_of<term>(x[i], shift, factor, g);
+}
+template <Term term, typename T>
+BALORA_INLINE void column_slope_loop(const T* x, int64_t n, const double* shift, Acc<T> factor,
+                                     const T* dy, T* dx) {
+#pragma omp simd
+  for (int64_t c = 0; c < n; ++c) dx[c] = slope_of<term>(x[c], shift[c], factor, load(dy[c]));
+}
+#define SLOPES(T)                                                                              \
+  BALORA_SIMD void row_slopes(Term term, const T* x, int64_t n, double shift, Acc<T> factor,   \
+                              Acc<T> g, T* dx) {                                               \
+    if (term == Term::kExp) return row_slope_loop<Term::kExp>(x, n, shift, factor, g, dx);     \
+    row_slope_loop<Term::kSquare>(x, n, shift, factor, g, dx);                                 \
+  }                                                                                            \
+  BALORA_SIMD void column_slopes(Term term, const T* x, int64_t n, const double* shift,        \
+                                 Acc<T> factor, const T* dy, T* dx) {                          \
+    if (term == Term::kExp) return column_slope_loop<Term::kExp>(x, n, shift, factor, dy, dx); \
+    column_slope_loop<Term::kSquare>(x, n, shift, factor, dy, dx);                             \
+  }
+SLOPES(float)
+SLOPES(bf16)
+SLOPES(f16)
+SLOPES(double)
+#undef SLOPES
+
 struct Extent {
   int64_t outer, rows, inner;
 };
+
+int64_t chunks_of_row(const Extent& e) {
+  return std::max<int64_t>(1, (e.rows + kChunk - 1) / kChunk);
+}
+// body(a, first element, elements, index of the chunk) for the chunks of all rows where C is 1.
+template <typename Body>
+void for_row_chunks(Context* ctx, const Extent& e, const Body& body) {
+  const int64_t chunks = chunks_of_row(e);
+  const int64_t grain = kGrain / std::max<int64_t>(1, std::min(e.rows, kChunk));
+  parallel_for(ctx, e.outer * chunks, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t a = i / chunks, from = i % chunks * kChunk;
+      body(a, a * e.rows + from, std::min(kChunk, e.rows - from), i);
+    }
+  });
+}
 
 // sums[a*C + c] = sum over r of term(x[a,r,c], shift[a*C + c]); shift may be empty (then 0).
 template <typename T>
@@ -103,17 +155,12 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e, Term t
                                const std::vector<Acc<T>>& shift) {
   std::vector<double> sums(static_cast<size_t>(e.outer * e.inner), 0.0);
   if (e.inner == 1) {
-    const int64_t chunks = std::max<int64_t>(1, (e.rows + kChunk - 1) / kChunk);
+    const int64_t chunks = chunks_of_row(e);
     std::vector<double> partial(chunks > 1 ? static_cast<size_t>(e.outer * chunks) : 0);
     double* out = chunks > 1 ? partial.data() : sums.data();
-    const int64_t grain =
-        std::max<int64_t>(1, kGrain / std::max<int64_t>(1, std::min(e.rows, kChunk)));
-    parallel_for(ctx, e.outer * chunks, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t a = i / chunks, from = i % chunks * kChunk;
-        out[i] = sum_row(term, x + a * e.rows + from, std::min(kChunk, e.rows - from),
-                         shift.empty() ? Acc<T>(0) : shift[static_cast<size_t>(a)]);
-      }
+    for_row_chunks(ctx, e, [&](int64_t a, int64_t from, int64_t n, int64_t chunk) {
+      out[chunk] =
+          sum_row(term, x + from, n, shift.empty() ? Acc<T>(0) : shift[static_cast<size_t>(a)]);
     });
     for (size_t i = 0; i < partial.size(); ++i) sums[i / static_cast<size_t>(chunks)] += partial[i];
     return sums;
@@ -229,25 +276,31 @@ int32_t reduce_backward_kernel(Context* ctx, const balora_reduce_backward& o) {
   const Extent e = extent_of(o.x);
   dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const T* data = data_of<T>(o.x);
-    std::vector<double> mean;
-    if (o.op == BALORA_VARIANCE) mean = sum_middle<T>(ctx, data, e, Term::kValue, {});
-    const A factor = static_cast<A>(2.0 / (static_cast<double>(e.rows) - o.correction));
+    const bool variance = o.op == BALORA_VARIANCE;
+    const Term term = variance ? Term::kSquare : Term::kExp;
+    const T *x = data_of<T>(o.x), *dy = data_of<T>(o.dy);
+    T* dx = data_of<T>(o.dx);
+    const auto factor = static_cast<A>(2.0 / (static_cast<double>(e.rows) - o.correction));
+    // The mean, or the logsumexp, of each column.
+    std::vector<double> shift(static_cast<size_t>(e.outer * e.inner));
+    if (variance) {
+      shift = sum_middle<T>(ctx, x, e, Term::kValue, {});
+      for (double& mean : shift) mean /= static_cast<double>(e.rows);
+    } else {
+      std::copy_n(data_of<A>(o.y), shift.size(), shift.data());
+    }
+    if (e.inner == 1) {
+      for_row_chunks(ctx, e, [&](int64_t a, int64_t from, int64_t n, int64_t) {
+        row_slopes(term, x + from, n, shift[static_cast<size_t>(a)], factor, load(dy[a]),
+                   dx + from);
+      });
+      return;
+    }
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.inner));
     parallel_for(ctx, e.outer * e.rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t ar = begin; ar < end; ++ar) {
-        const int64_t first = ar / e.rows * e.inner;
-        for (int64_t c = 0; c < e.inner; ++c) {
-          const A value = load(data[ar * e.inner + c]), g = load(data_of<T>(o.dy)[first + c]);
-          A slope;
-          if (o.op == BALORA_VARIANCE) {
-            slope = factor * static_cast<A>(value - mean[static_cast<size_t>(first + c)] /
-                                                        static_cast<double>(e.rows));
-          } else {
-            slope = vexp(value - data_of<A>(o.y)[first + c]);
-          }
-          data_of<T>(o.dx)[ar * e.inner + c] = store<T>(g * slope);
-        }
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t at = row * e.inner, column = row / e.rows * e.inner;
+        column_slopes(term, x + at, e.inner, shift.data() + column, factor, dy + column, dx + at);
       }
     });
   });
