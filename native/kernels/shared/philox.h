@@ -20,11 +20,12 @@ struct PhiloxBlock {
 
 constexpr int kPhiloxRounds = 10;
 constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
+constexpr uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
 
 // One round on the four words of a counter; the key steps after it.
 BALORA_HOST_DEVICE void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3,
                                      uint32_t k0, uint32_t k1) {
-  const uint64_t a = uint64_t{0xD2511F53u} * c0, b = uint64_t{0xCD9E8D57u} * c2;
+  const uint64_t a = uint64_t{kPhiloxFactor0} * c0, b = uint64_t{kPhiloxFactor1} * c2;
   c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
   c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
   c1 = static_cast<uint32_t>(b);

@@ -4,6 +4,7 @@
 // product. The dropout mask is never stored: backward draws it again.
 #include <algorithm>
 
+#include "kernels/cpu/random/philox_words.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
@@ -12,43 +13,15 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kTile = 256;  // elements; a multiple of the 4 words of a block
+constexpr int64_t kTile = 4 * kWordBlocks;  // elements
 constexpr int64_t kTilesPerThread = 16;
-
-// Words [4 * first_block, 4 * (first_block + blocks)) of the stream. The lanes of a vector are
-// blocks; the round loop is unrolled before the vectoriser sees it, so that
-// counters stay in registers.
-BALORA_SIMD void draw_words(uint64_t seed, uint64_t stream, uint64_t first_block, int blocks,
-                            uint32_t* words) {
-  uint32_t drawn[4][kTile / 4];
-#pragma omp simd
-  for (int b = 0; b < blocks; ++b) {
-    const uint64_t index = first_block + static_cast<uint64_t>(b);
-    uint32_t c0 = static_cast<uint32_t>(index), c1 = static_cast<uint32_t>(index >> 32);
-    uint32_t c2 = static_cast<uint32_t>(stream), c3 = static_cast<uint32_t>(stream >> 32);
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-#pragma GCC unroll 10
-    for (int round = 0; round < kPhiloxRounds; ++round) {
-      philox_round(c0, c1, c2, c3, k0, k1);
-      k0 += kPhiloxKeyStep0;
-      k1 += kPhiloxKeyStep1;
-    }
-    drawn[0][b] = c0;
-    drawn[1][b] = c1;
-    drawn[2][b] = c2;
-    drawn[3][b] = c3;
-  }
-  for (int b = 0; b < blocks; ++b) {
-    for (int j = 0; j < 4; ++j) words[4 * b + j] = drawn[j][b];
-  }
-}
 
 // Calls body(begin, words, n) for tiles of the n elements of a tensor.
 template <typename Body>
 void for_each_tile(const Context* ctx, int64_t n, uint64_t seed, uint64_t stream,
                    const Body& body) {
   parallel_for(ctx, (n + kTile - 1) / kTile, kTilesPerThread, [&](int64_t first, int64_t last) {
-    uint32_t words[kTile];
+    alignas(64) uint32_t words[kTile];
     for (int64_t tile = first; tile < last; ++tile) {
       const int64_t begin = tile * kTile, count = std::min(kTile, n - begin);
       draw_words(seed, stream, static_cast<uint64_t>(begin / 4), static_cast<int>((count + 3) / 4),

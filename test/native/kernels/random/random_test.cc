@@ -2,6 +2,8 @@
 // numbers for any number of threads and in any part of a tensor.
 #include <cmath>
 
+#include "kernels/cpu/random/philox_words.h"
+#include "kernels/shared/philox.h"
 #include "support/kernel_test.h"
 
 namespace {
@@ -70,6 +72,23 @@ double allowed(double deviation) {
 template <typename T>
 bool same_beginning(const Array<T>& part, const Array<T>& whole) {
   return std::memcmp(part.data(), whole.data(), static_cast<size_t>(part.size()) * sizeof(T)) == 0;
+}
+
+TEST_CASE("random: words drawn together are those of their blocks") {
+  constexpr uint64_t kCarry = uint64_t{1} << 32, kLong = 0x123456789abcdef0u;
+  for (const uint64_t first :
+       {uint64_t{0}, uint64_t{5}, kCarry - 7, kCarry * 9 - 64, ~uint64_t{0} - 63}) {
+    for (const int blocks : {1, 15, 16, 17, kWordBlocks}) {
+      for (const auto& [seed, stream] : {std::pair(kSeed, kStream), std::pair(kLong, ~kLong)}) {
+        alignas(64) uint32_t words[4 * kWordBlocks];
+        draw_words(seed, stream, first, blocks, words);
+        for (int b = 0; b < blocks; ++b) {
+          const PhiloxBlock want = philox(seed, first + static_cast<uint64_t>(b), stream);
+          for (size_t j = 0; j < 4; ++j) REQUIRE(words[4 * static_cast<size_t>(b) + j] == want[j]);
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE_TEMPLATE("random: uniforms fill their range evenly", T, float, bf16, f16, double) {
