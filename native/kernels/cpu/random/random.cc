@@ -1,7 +1,7 @@
 // Random tensors and dropout from Philox counters (philox.h): element i reads word i % 4 of block i
-// / 4 (f64: the two halves of block i / 2), whatever the threads or the device. Uniforms are exact:
-// the bits that fit the type times a power of two, and low + width * u is one rounding of an exact
-// product. The dropout mask is never stored: backward draws it again.
+// / 4 (f64: the two halves of block i / 2), whatever the threads or the device. Uniforms in [0, 1)
+// are exact: the bits that fit the type times a power of two. The dropout mask is never stored:
+// backward draws it again.
 #include <algorithm>
 
 #include "kernels/cpu/random/philox_words.h"
@@ -33,17 +33,36 @@ void for_each_tile(const Context* ctx, int64_t n, uint64_t seed, uint64_t stream
 
 // Uniform in [0, 1) with as many bits as the type holds there.
 template <typename T>
-double uniform_of(uint32_t word) {
+BALORA_INLINE double uniform_of(uint32_t word) {
   return philox_uniform(word, std::is_same_v<T, bf16>  ? kUniformBitsBf16
                               : std::is_same_v<T, f16> ? kUniformBitsF16
                                                        : kUniformBitsF32);
 }
 
+// The width's share of a uniform is rounded before low is added, so that every processor gives the
+// same number: it lies in memory in between, where a compiler may not fuse the two.
 template <typename T>
-T scaled(double u, double low, double high) {
-  const double value = low + (high - low) * u;
+BALORA_INLINE T placed(double share, double low, double high) {
+  const double value = low + share;
   return store<T>(static_cast<Acc<T>>(value < high ? value : low));
 }
+
+template <typename T>
+BALORA_INLINE void uniform_range(const uint32_t* words, T* y, int64_t n, double low, double high) {
+  double shares[kTile];
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) shares[i] = (high - low) * uniform_of<T>(words[i]);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) y[i] = placed<T>(shares[i], low, high);
+}
+#define UNIFORM(T)                                                                         \
+  BALORA_SIMD void uniforms(const uint32_t* w, T* y, int64_t n, double low, double high) { \
+    uniform_range<T>(w, y, n, low, high);                                                  \
+  }
+UNIFORM(float)
+UNIFORM(bf16)
+UNIFORM(f16)
+#undef UNIFORM
 
 // The mask of dropout as a factor: 0, or 1 / (1 - p).
 template <typename T>
@@ -83,19 +102,19 @@ int32_t random_uniform_kernel(Context* ctx, const balora_random_uniform& o) {
       for (int64_t i = begin; i < end; ++i) {
         const PhiloxBlock block = philox(o.seed, static_cast<uint64_t>(i / 2), o.stream);
         const auto half = static_cast<size_t>(i % 2 * 2);
-        data_of<double>(o.y)[i] =
-            scaled<double>(philox_double(block[half], block[half + 1]), o.low, o.high);
+        data_of<double>(o.y)[i] = placed<double>(
+            (o.high - o.low) * philox_double(block[half], block[half + 1]), o.low, o.high);
       }
     });
     return 0;
   }
   dispatch_float(o.y->dtype, [&]<typename T>() {
-    for_each_tile(
-        ctx, n, o.seed, o.stream, [&](int64_t begin, const uint32_t* words, int64_t count) {
-          for (int64_t i = 0; i < count; ++i) {
-            data_of<T>(o.y)[begin + i] = scaled<T>(uniform_of<T>(words[i]), o.low, o.high);
-          }
-        });
+    if constexpr (!std::is_same_v<T, double>) {
+      for_each_tile(ctx, n, o.seed, o.stream,
+                    [&](int64_t begin, const uint32_t* words, int64_t count) {
+                      uniforms(words, data_of<T>(o.y) + begin, count, o.low, o.high);
+                    });
+    }
   });
   return 0;
 }
