@@ -27,6 +27,7 @@ struct RelativeCase {
   bool causal = false;
   double scale = 0.3;
   PositionOrder order = PositionOrder::kToAndFro;
+  int64_t near = 20;  // distances that have a row of their own
 
   const std::vector<int32_t>& keys() const { return cu_keys.empty() ? cu : cu_keys; }
   int64_t longest() const {
@@ -43,9 +44,9 @@ struct RelativeCase {
   int32_t position(int64_t place) const {
     if (order == PositionOrder::kToAndFro) return static_cast<int32_t>(place * 7 % positions);
     const int64_t relative = place - (longest() - 1), distance = std::abs(relative);
-    constexpr int64_t kNear = 20;
-    const double far = 11 * std::log2(static_cast<double>(distance) / kNear);
-    int64_t bucket = distance <= kNear ? distance : kNear + static_cast<int64_t>(far);
+    const auto first = static_cast<double>(near);
+    const double far = 0.55 * first * std::log2(static_cast<double>(distance) / first);
+    int64_t bucket = distance <= near ? distance : near + static_cast<int64_t>(far);
     if ((relative < 0) == (order == PositionOrder::kRising)) bucket = -bucket;
     return static_cast<int32_t>(positions / 2 + bucket);
   }

@@ -1,4 +1,4 @@
-// Attention with relative positions, forward: scores of a tile of queries against all keys of its
+// Attention with relative positions, forward: scores of a tile of queries against the keys of its
 // segment, softmax, product with the values. No more than a tile of scores exists a thread; what
 // the backward needs is each row's log-sum-exp.
 #include "kernels/cpu/attention/relative_scores.h"
@@ -31,9 +31,9 @@ class Forward {
   }
 
   void run(const Pair& pair) {
-    clear(pair.keys.rows > 0 ? pair.queries.begin + pair.queries.rows : pair.queries.begin,
-          pair.queries.stop);
-    if (pair.keys.rows == 0) return;
+    const bool sees = pair.keys.rows > 0 && pair.queries.rows > 0;
+    clear(sees ? pair.queries.begin + pair.queries.rows : pair.queries.begin, pair.queries.stop);
+    if (!sees) return;
     scores_.take_keys(pair);
     const int64_t n = scores_.padded_keys();
     Packing<T, E>::rows_right(v_.source(pair.keys.begin, head_, pair.keys.rows), values_, n, size_);

@@ -169,14 +169,14 @@ class Backward {
     const int64_t n = scores_.padded_keys();
     for (int64_t i = 0; i < queries; ++i) {
       const int64_t t = first + i;
-      gradient<A>({.lse = o_.lse[(row + i) * o_.heads + head_],
-                   .delta = delta_[i],
-                   .scale = scale_,
-                   .keys = scores_.seen(t),
-                   .padded = scores_.met_keys(first),
-                   .scores = scores_.row(i),
-                   .dp = dp_ + i * n,
-                   .dbias = o_.dbias ? dbias_ + (scores_.reach() - t) : nullptr});
+      RowLoops<A>::gradient({.lse = o_.lse[(row + i) * o_.heads + head_],
+                             .delta = delta_[i],
+                             .scale = scale_,
+                             .keys = scores_.seen(t),
+                             .padded = scores_.met_keys(first),
+                             .scores = scores_.row(i),
+                             .dp = dp_ + i * n,
+                             .dbias = o_.dbias ? dbias_ + (scores_.reach() - t) : nullptr});
     }
     if (!o_.position_q.data) return;
     sum_of_keys(scores_.position_tile(first, queries), dp_, n, key_by_position_);

@@ -8,7 +8,7 @@
 namespace balora::relative::avx512 {
 namespace {
 
-constexpr int64_t kLanes = 16;
+constexpr int64_t kLanes = kPositionBlock;
 constexpr __mmask16 kAll = 0xffff;
 
 AVX512_TARGET BALORA_INLINE __m512i lane_numbers() {
@@ -32,39 +32,39 @@ AVX512_TARGET BALORA_INLINE __m512 gathered(const int32_t* index, const float* r
   return _mm512_i32gather_ps(at, row, sizeof(float));
 }
 
-// Lane l gets lane l - kCount, zero where there is none.
+// Lane l adds lane l - kCount where that belongs to its bucket. Lanes of a bucket lie side by side.
 template <int kCount>
-AVX512_TARGET BALORA_INLINE __m512 moved_up(__m512 x) {
-  return _mm512_castsi512_ps(
-      _mm512_alignr_epi32(_mm512_castps_si512(x), _mm512_setzero_si512(), kLanes - kCount));
-}
-
-// Lane l gets the sum of the lanes up to l.
-AVX512_TARGET BALORA_INLINE __m512 running_sums(__m512 x) {
-  x = _mm512_add_ps(x, moved_up<1>(x));
-  x = _mm512_add_ps(x, moved_up<2>(x));
-  x = _mm512_add_ps(x, moved_up<4>(x));
-  return _mm512_add_ps(x, moved_up<8>(x));
+AVX512_TARGET BALORA_INLINE __m512 add_of_bucket(__m512i at, __m512 sums) {
+  constexpr int kTurn = kLanes - kCount;
+  constexpr auto kThere = static_cast<__mmask16>(kAll << kCount);
+  const __mmask16 same =
+      _mm512_mask_cmpeq_epi32_mask(kThere, at, _mm512_alignr_epi32(at, at, kTurn));
+  const __m512i bits = _mm512_castps_si512(sums);
+  return _mm512_mask_add_ps(sums, same, sums,
+                            _mm512_castsi512_ps(_mm512_alignr_epi32(bits, bits, kTurn)));
 }
 
 AVX512_TARGET BALORA_INLINE void add_to(float* to, __m512 values) {
   _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), values));
 }
 
-// Where steps of the index are 0 or 1, the lanes of a bucket lie side by side: its sum is what the
-// running sums gain from its beginning to its end.
+// Where steps of the index are 0 or 1: the last lane of a bucket gets the sum of the others, and
+// the buckets are consecutive elements of the row.
 AVX512_TARGET BALORA_INLINE bool add_buckets(__m512i at, int32_t first, __m512 values, float* row) {
   const __m512i next =
       _mm512_permutexvar_epi32(_mm512_add_epi32(lane_numbers(), _mm512_set1_epi32(1)), at);
   const __m512i step = _mm512_sub_epi32(next, at);
   constexpr __mmask16 kInner = 0x7fff;
   if ((_mm512_cmple_epu32_mask(step, _mm512_set1_epi32(1)) & kInner) != kInner) return false;
-  const auto ends = static_cast<__mmask16>(_mm512_test_epi32_mask(step, step) | 0x8000);
-  const auto buckets = static_cast<__mmask16>((1u << __builtin_popcount(ends)) - 1);
-  const __m512 upto = _mm512_maskz_compress_ps(ends, running_sums(values));
-  const __m512 sums = _mm512_add_ps(_mm512_maskz_loadu_ps(buckets, row + first),
-                                    _mm512_sub_ps(upto, moved_up<1>(upto)));
-  _mm512_mask_storeu_ps(row + first, buckets, sums);
+  __m512 sums = add_of_bucket<1>(at, values);
+  sums = add_of_bucket<2>(at, sums);
+  sums = add_of_bucket<4>(at, sums);
+  sums = add_of_bucket<8>(at, sums);
+  const auto last = static_cast<__mmask16>(_mm512_test_epi32_mask(step, step) | 0x8000);
+  const auto buckets = static_cast<__mmask16>((1u << __builtin_popcount(last)) - 1);
+  const __m512 before = _mm512_maskz_loadu_ps(buckets, row + first);
+  _mm512_mask_storeu_ps(row + first, buckets,
+                        _mm512_add_ps(before, _mm512_maskz_compress_ps(last, sums)));
   return true;
 }
 

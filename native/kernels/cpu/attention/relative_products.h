@@ -15,8 +15,8 @@ struct Positions {
   int64_t first, count;
 };
 
-// The rows that `count` consecutive relative positions meet. Buckets of the distance rise or fall,
-// so that a tile meets a part of the tables, and short segments a small one.
+// The rows that `count` consecutive relative positions meet, at least one. Buckets of the distance
+// rise or fall, so that a tile meets a part of the tables, and short segments a small one.
 inline Positions positions_met(const int32_t* index, int64_t count) {
   const auto [low, high] = std::minmax_element(index, index + count);
   const int64_t first = *low / kTileUnit * kTileUnit;

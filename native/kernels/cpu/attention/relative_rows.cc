@@ -78,7 +78,7 @@ ROWS(float)
 ROWS(double)
 #undef ROWS
 
-constexpr int64_t kBlock = 16;  // read along one side, written along the other
+constexpr int64_t kBlock = kPositionBlock;
 
 template <typename A>
 void add_of_keys_block(const PositionTile& t, const A* of_keys, A* scores, int64_t ld) {
@@ -120,16 +120,16 @@ void for_blocks(const PositionTile& t, const Body& body) {
   }
 }
 
-// Whether instructions of AVX-512 do this block: one that is whole.
-template <typename A>
-bool in_avx512([[maybe_unused]] const PositionTile& block) {
+// Whole blocks of f32 in AVX-512 instructions, where this CPU has them.
 #ifdef BALORA_TILES
-  if constexpr (std::is_same_v<A, float>) {
-    return block.queries == kBlock && block.keys == kBlock && tile_gemm_has_avx512();
+#define IN_AVX512(loop)                                         \
+  if constexpr (std::is_same_v<A, float>) {                     \
+    const bool whole = t.queries == kBlock && t.keys == kBlock; \
+    if (whole && tile_gemm_has_avx512()) return avx512::loop;   \
   }
+#else
+#define IN_AVX512(loop)
 #endif
-  return false;
-}
 
 }  // namespace
 
@@ -142,7 +142,7 @@ A RowLoops<A>::softmax(int64_t keys, int64_t padded, A* scores) {
   return softmax_simd(keys, padded, scores);
 }
 template <typename A>
-void gradient(const GradientRow<A>& row) {
+void RowLoops<A>::gradient(const GradientRow<A>& row) {
   gradient_simd(row);
 }
 
@@ -151,11 +151,7 @@ void add_of_queries(const PositionTile& tile, const A* of_queries, A* scores, in
   for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
     const A* from = of_queries + i * t.stride;
     A* to = scores + i * ld + j;
-#ifdef BALORA_TILES
-    if constexpr (std::is_same_v<A, float>) {
-      if (in_avx512<A>(t)) return avx512::add_of_queries(t, from, to, ld);
-    }
-#endif
+    IN_AVX512(add_of_queries(t, from, to, ld))
     for (int64_t q = 0; q < t.queries; ++q) {
       for (int64_t k = 0; k < t.keys; ++k) to[q * ld + k] += from[q * t.stride + t.index[k - q]];
     }
@@ -165,14 +161,10 @@ void add_of_queries(const PositionTile& tile, const A* of_queries, A* scores, in
 template <typename A>
 void add_of_keys(const PositionTile& tile, const A* of_keys, A* scores, int64_t ld) {
   for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
-#ifdef BALORA_TILES
-    if constexpr (std::is_same_v<A, float>) {
-      if (in_avx512<A>(t)) {
-        return avx512::add_of_keys(t, of_keys + j * t.stride, scores + i * ld + j, ld);
-      }
-    }
-#endif
-    add_of_keys_block(t, of_keys + j * t.stride, scores + i * ld + j, ld);
+    const A* from = of_keys + j * t.stride;
+    A* to = scores + i * ld + j;
+    IN_AVX512(add_of_keys(t, from, to, ld))
+    add_of_keys_block(t, from, to, ld);
   });
 }
 
@@ -181,11 +173,7 @@ void sum_of_queries(const PositionTile& tile, const A* ds, int64_t ld, A* of_que
   for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
     const A* from = ds + i * ld + j;
     A* to = of_queries + i * t.stride;
-#ifdef BALORA_TILES
-    if constexpr (std::is_same_v<A, float>) {
-      if (in_avx512<A>(t)) return avx512::sum_of_queries(t, from, ld, to);
-    }
-#endif
+    IN_AVX512(sum_of_queries(t, from, ld, to))
     for (int64_t q = 0; q < t.queries; ++q) {
       for (int64_t k = 0; k < t.keys; ++k) to[q * t.stride + t.index[k - q]] += from[q * ld + k];
     }
@@ -195,21 +183,17 @@ void sum_of_queries(const PositionTile& tile, const A* ds, int64_t ld, A* of_que
 template <typename A>
 void sum_of_keys(const PositionTile& tile, const A* ds, int64_t ld, A* of_keys) {
   for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
-#ifdef BALORA_TILES
-    if constexpr (std::is_same_v<A, float>) {
-      if (in_avx512<A>(t)) {
-        return avx512::sum_of_keys(t, ds + i * ld + j, ld, of_keys + j * t.stride);
-      }
-    }
-#endif
-    sum_of_keys_block(t, ds + i * ld + j, ld, of_keys + j * t.stride);
+    const A* from = ds + i * ld + j;
+    A* to = of_keys + j * t.stride;
+    IN_AVX512(sum_of_keys(t, from, ld, to))
+    sum_of_keys_block(t, from, ld, to);
   });
 }
+#undef IN_AVX512
 
 template struct RowLoops<float>;
 template struct RowLoops<double>;
 #define LOOPS(A)                                                               \
-  template void gradient<A>(const GradientRow<A>&);                            \
   template void add_of_queries<A>(const PositionTile&, const A*, A*, int64_t); \
   template void add_of_keys<A>(const PositionTile&, const A*, A*, int64_t);    \
   template void sum_of_queries<A>(const PositionTile&, const A*, int64_t, A*); \

@@ -6,14 +6,6 @@
 
 namespace balora::relative {
 
-template <typename A>
-struct RowLoops {
-  // scores (keys), sums of products, become scale * sums + bias; bias by key, or null
-  static void score(const A* bias, A scale, int64_t keys, A* scores);
-  // scores (keys) become probabilities, zeros up to `padded`; returns the log-sum-exp. keys > 0
-  static A softmax(int64_t keys, int64_t padded, A* scores);
-};
-
 // The gradient of a row of scores.
 template <typename A>
 struct GradientRow {
@@ -23,12 +15,22 @@ struct GradientRow {
   A* dp;      // (padded), become ds = p (dp - delta), times scale; zeros after the keys in both
   A* dbias;   // by key, gets ds without scale; or null
 };
+
 template <typename A>
-void gradient(const GradientRow<A>& row);
+struct RowLoops {
+  // scores (keys), sums of products, become scale * sums + bias; bias by key, or null
+  static void score(const A* bias, A scale, int64_t keys, A* scores);
+  // scores (keys) become probabilities, zeros up to `padded`; returns the log-sum-exp. keys > 0
+  static A softmax(int64_t keys, int64_t padded, A* scores);
+  static void gradient(const GradientRow<A>& row);
+};
+
+// Queries and keys of a block: read along one side, written along the other.
+constexpr int64_t kPositionBlock = 16;
 
 // A tile of queries against keys. Query i and key j meet at row index[j - i] of the position
-// tables; products with all rows of a table lie in a row of memory for each query or each key,
-// `stride` apart, at least 16 and aligned to that.
+// tables. Products with these rows lie in a row of memory for each query or each key, `stride`
+// apart, which is at least kPositionBlock; what was not met is not read.
 struct PositionTile {
   const int32_t* index;
   int64_t queries, keys;

@@ -1,6 +1,6 @@
 // Scores of attention with relative positions, which its forward and its backward share: one head
-// of one segment, a tile of queries against all keys at once. T is the type of the operands, E the
-// type the products run in (attention_tiles.h), A = Acc<E> that of their sums.
+// of one segment, a tile of queries against all keys that it may see at once. T is the type of the
+// operands, E the type the products run in (attention_tiles.h), A = Acc<E> that of their sums.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -65,7 +65,8 @@ class Scores {
   void take_head(int64_t head);
   // Packs the keys of a segment, for the head taken.
   void take_keys(const Pair& pair);
-  // Scores of the queries from `first` on, in rows of padded_keys(); returns how many there are.
+  // Scores of the queries from `first` on with their met_keys(), in rows of padded_keys(); returns
+  // how many queries there are.
   int64_t compute(int64_t first);
 
   // Keys that query t of the segment sees.
@@ -85,10 +86,11 @@ class Scores {
     return {index_of(first), queries, std::min(keys_, met_keys(first)),
             extents_.padded_positions()};
   }
-  // Rows of the position tables that a tile of queries meets with all keys, and a tile of keys with
+  // Rows of the position tables that a tile of queries meets with its keys, and a tile of keys with
   // all queries.
   Positions met_by_queries(int64_t first, int64_t queries) const {
-    return positions_met(index_of(first + queries - 1), queries + keys_ - 1);
+    const int64_t keys = std::min(keys_, met_keys(first));
+    return positions_met(index_of(first + queries - 1), queries + keys - 1);
   }
   Positions met_by_keys(int64_t first) const {
     const int64_t queries = pair_.queries.rows, keys = std::min(kTile, keys_ - first);

@@ -39,14 +39,15 @@ BALORA_INLINE double uniform_of(uint32_t word) {
                                                        : kUniformBitsF32);
 }
 
-// The width's share of a uniform is rounded before low is added, so that every processor gives the
-// same number: it lies in memory in between, where a compiler may not fuse the two.
+// A uniform's share of the width, placed in [low, high). The share is rounded before low is added,
+// so that every processor and device gives the same number.
 template <typename T>
 BALORA_INLINE T placed(double share, double low, double high) {
   const double value = low + share;
   return store<T>(static_cast<Acc<T>>(value < high ? value : low));
 }
 
+// Two loops, which compilers keep apart: in one they would fuse product and sum.
 template <typename T>
 BALORA_INLINE void uniform_range(const uint32_t* words, T* y, int64_t n, double low, double high) {
   double shares[kTile];

@@ -282,12 +282,12 @@ int32_t reduce_backward_kernel(Context* ctx, const balora_reduce_backward& o) {
     T* dx = data_of<T>(o.dx);
     const auto factor = static_cast<A>(2.0 / (static_cast<double>(e.rows) - o.correction));
     // The mean, or the logsumexp, of each column.
-    std::vector<double> shift(static_cast<size_t>(e.outer * e.inner));
+    std::vector<double> shift;
     if (variance) {
       shift = sum_middle<T>(ctx, x, e, Term::kValue, {});
       for (double& mean : shift) mean /= static_cast<double>(e.rows);
     } else {
-      std::copy_n(data_of<A>(o.y), shift.size(), shift.data());
+      shift.assign(data_of<A>(o.y), data_of<A>(o.y) + e.outer * e.inner);
     }
     if (e.inner == 1) {
       for_row_chunks(ctx, e, [&](int64_t a, int64_t from, int64_t n, int64_t) {

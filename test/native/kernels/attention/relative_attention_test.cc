@@ -3,6 +3,9 @@
 // are met anyhow and as models meet them.
 #include <doctest/doctest.h>
 
+#include <cstring>
+#include <utility>
+
 #include "support/kernel_test.h"
 #include "support/relative_definition.h"
 
@@ -39,10 +42,12 @@ class RelativeAttention {
     TestContext ctx(threads);
     std::vector<int32_t> places;
     for (int64_t r = 0; c_.placed() && r < c_.relative(); ++r) places.push_back(c_.position(r));
+    places.push_back(1 << 24);  // which no one may read
     Array<int32_t> at = integers(places), cu = integers(c_.cu), cu_keys = integers(c_.keys());
     Array<int32_t> lengths = integers(c_.lengths), key_lengths = integers(c_.key_lengths);
     View vq = q.view(), vk = k.view(), vv = v.view(), vcu = cu.view(), vkeys = cu_keys.view();
     View vlen = lengths.view(), vkey_len = key_lengths.view(), vat = at.view();
+    --vat.shape[0];
     View vbias = bias.view(), vpk = pk.view(), vpq = pq.view(), vout = out.view();
     View vlse = lse.view(), vg = dout.view(), vdq = dq.view(), vdk = dk.view(), vdv = dv.view();
     View vdbias = dbias.view(), vdpk = dpk.view(), vdpq = dpq.view();
@@ -147,6 +152,12 @@ std::vector<Case> cases() {
       {{0, 150, 240}, {}, {150, 33}, {150, 33}, 2, 64, kAll, 128, false, 0.1, kFalling},
       {{0, 17, 100}, {}, {}, {}, 1, 16, kPlaced, 128, true, 0.3, kFalling},
       {{0, 40, 48}, {0, 90, 200}, {}, {}, 1, 24, kPlaced, 256, false, 0.3, kRising},
+      {{0, 40, 160}, {0, 90, 120}, {}, {}, 2, 8, kAll, 256, true, 0.3, kFalling},
+      {{0, 0, 1, 66}, {0, 1, 2, 2}, {}, {}, 1, 8, kPlaced, 3},
+      {{0, 5, 70}, {0, 65, 130}, {0, 65}, {65, 65}, 1, 8, kAll, 130, false, 0.3, kRising},
+      {{0, 50}, {}, {}, {}, 2, 8, kPlaced, 1},
+      {{0, 90}, {}, {}, {}, 2, 8, kPlaced, 64, false, 0.3, kRising, 4},
+      {{0, 90}, {}, {}, {}, 2, 8, kPlaced, 64, false, 0.3, kFalling, 2},
   };
 }
 
@@ -161,8 +172,28 @@ TEST_CASE_TEMPLATE("relative attention has the same bits with any number of thre
     one.run(1);
     three.run(3);
     for (const auto& [x, y] : {std::pair(&one.out, &three.out), std::pair(&one.dq, &three.dq),
-                               std::pair(&one.dk, &three.dk), std::pair(&one.dv, &three.dv)}) {
+                               std::pair(&one.dk, &three.dk), std::pair(&one.dv, &three.dv),
+                               std::pair(&one.dbias, &three.dbias), std::pair(&one.dpk, &three.dpk),
+                               std::pair(&one.dpq, &three.dpq)}) {
       CHECK(std::memcmp(x->data(), y->data(), static_cast<size_t>(x->size()) * sizeof(T)) == 0);
+    }
+  }
+}
+
+// Rows of the tables that only hidden keys meet share vectors with rows that others meet.
+TEST_CASE_TEMPLATE("relative attention gives rows of hidden keys no gradient", T, float, bf16, f16,
+                   double) {
+  for (const PositionOrder order : {PositionOrder::kRising, PositionOrder::kFalling}) {
+    const Case c{{0, 150, 240},           {},  {},   {},  1,     16,
+                 kPositionK | kPositionQ, 128, true, 0.3, order, 4};
+    RelativeAttention<T> a(c);
+    a.run(2);
+    std::vector<bool> seen(static_cast<size_t>(c.positions));
+    for (int64_t r = 0; r < c.longest(); ++r) seen[static_cast<size_t>(c.position(r))] = true;
+    for (int64_t i = 0; i < a.dpk.size(); ++i) {
+      if (seen[static_cast<size_t>(i / c.size)]) continue;
+      REQUIRE(a.dpk[i] == 0);
+      REQUIRE(a.dpq[i] == 0);
     }
   }
 }

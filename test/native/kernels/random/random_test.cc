@@ -1,6 +1,7 @@
 // Random tensors and dropout: the moments of their distributions, their ranges, and the same
 // numbers for any number of threads and in any part of a tensor.
 #include <cmath>
+#include <cstring>
 
 #include "kernels/cpu/random/philox_words.h"
 #include "kernels/shared/philox.h"
@@ -98,6 +99,24 @@ TEST_CASE_TEMPLATE("random: uniforms fill their range evenly", T, float, bf16, f
   const double rounding = 4 * epsilon_of<T>();  // downwards, by less than a step of the type
   CHECK(std::abs(found.mean - 1) < allowed(4 / std::sqrt(12.0)) + rounding);
   CHECK(std::abs(found.variance - 16.0 / 12) < allowed(4 / std::sqrt(12.0) * 2) + 4 * rounding);
+}
+
+// The share of the width is rounded before it is added, on all processors. Here it is not exact,
+// and one share cancels the lower bound, so that of a fused sum something else would be left.
+TEST_CASE_TEMPLATE("random: uniforms have the bits of their definition", T, float, bf16, f16) {
+  constexpr double kLow = -0.1, kHigh = 0.156;
+  constexpr int kBits = std::is_same_v<T, float>  ? kUniformBitsF32
+                        : std::is_same_v<T, bf16> ? kUniformBitsBf16
+                                                  : kUniformBitsF16;
+  const Array<T> y = uniform<T>(kMany, kLow, kHigh);
+  const Array<int64_t> from = words(kMany);
+  for (int64_t i = 0; i < kMany; ++i) {
+    volatile double share =
+        (kHigh - kLow) * philox_uniform(static_cast<uint32_t>(from.data()[i]), kBits);
+    const double value = kLow + share;
+    const T want = from_double<T>(static_cast<float>(value < kHigh ? value : kLow));
+    REQUIRE(std::memcmp(&want, y.data() + i, sizeof want) == 0);
+  }
 }
 
 TEST_CASE_TEMPLATE("random: normals have their mean, deviation and tails", T, float, bf16, f16,

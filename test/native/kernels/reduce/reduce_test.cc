@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <utility>
 
 #include "kernels/shared/op_codes.h"
 #include "support/views.h"
@@ -126,6 +128,51 @@ TEST_CASE("gradients of logsumexp and variance against central differences") {
           dy[a * 5 + c] * (plain(op, up, 1) - plain(op, down, 1)) / 2e-6;
     }
     check_close(dx, expected, 1e-8);
+  }
+}
+
+// Slopes in f64: e^(x - y), and 2 (x - mean) / (R - correction).
+TEST_CASE_TEMPLATE("gradients of logsumexp and variance equal their formulas", T, float, bf16, f16,
+                   double) {
+  std::mt19937 random(10);
+  for (const Extents& e : kExtents) {
+    Array<T> x({e[0], e[1], e[2]}, random, 3), dy({e[0], e[2]}, random);
+    Array<T> one({e[0], e[1], e[2]}), three({e[0], e[1], e[2]});
+    Array<Acc<T>> y({e[0], e[2]});
+    const View vx = x.view(), vdy = dy.view(), vy = y.view();
+    for (const int op : {BALORA_LOGSUMEXP, BALORA_VARIANCE}) {
+      const auto code = static_cast<balora_reduce_op>(op);
+      const double correction = e[1] > 1 ? 1 : 0, rows = static_cast<double>(e[1]);
+      TestContext single(1), several(3);
+      REQUIRE(reduce_kernel(single, {.x = &vx, .y = &vy, .op = code, .correction = correction}) ==
+              0);
+      for (const auto& [ctx, to] : {std::pair(&single, &one), std::pair(&several, &three)}) {
+        const View vdx = to->view();
+        REQUIRE(reduce_backward_kernel(*ctx, {.dy = &vdy,
+                                              .x = &vx,
+                                              .y = &vy,
+                                              .dx = &vdx,
+                                              .op = code,
+                                              .correction = correction}) == 0);
+      }
+      std::vector<double> expected(static_cast<size_t>(x.size()));
+      for (int64_t a = 0; a < e[0]; ++a) {
+        for (int64_t c = 0; c < e[2]; ++c) {
+          const std::vector<double> values = column(x, e, a, c);
+          const double mean = plain(BALORA_MEAN, values, 0), total = plain(op, values, correction);
+          for (int64_t r = 0; r < e[1]; ++r) {
+            const double value = values[static_cast<size_t>(r)];
+            const double slope = op == BALORA_LOGSUMEXP ? std::exp(value - total)
+                                                        : 2 * (value - mean) / (rows - correction);
+            expected[static_cast<size_t>((a * e[1] + r) * e[2] + c)] = dy[a * e[2] + c] * slope;
+          }
+        }
+      }
+      INFO("op ", op, " R ", e[1], " C ", e[2]);
+      check_close(one, expected, epsilon_of<T>() + (std::is_same_v<T, double> ? 1e-13 : 3e-6));
+      CHECK(std::memcmp(one.data(), three.data(), static_cast<size_t>(one.size()) * sizeof(T)) ==
+            0);
+    }
   }
 }
 
