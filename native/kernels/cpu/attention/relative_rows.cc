@@ -104,18 +104,13 @@ void sum_of_keys_block(const PositionTile& t, const A* ds, int64_t ld, A* of_key
   }
 }
 
-// The queries from i on against the keys from j on, at most `queries` and `keys` of them.
-PositionTile part_of(const PositionTile& t, int64_t i, int64_t j, int64_t queries, int64_t keys) {
-  return {t.index + (j - i), std::min(queries, t.queries - i), std::min(keys, t.keys - j),
-          t.stride};
-}
-
-// body(i, j, block) for all blocks of the tile.
+// body(i, j, block) for the blocks of the tile, from query i and key j on.
 template <typename Body>
 void for_blocks(const PositionTile& t, const Body& body) {
   for (int64_t j = 0; j < t.keys; j += kBlock) {
     for (int64_t i = 0; i < t.queries; i += kBlock) {
-      body(i, j, part_of(t, i, j, kBlock, kBlock));
+      const int64_t queries = std::min(kBlock, t.queries - i), keys = std::min(kBlock, t.keys - j);
+      body(i, j, PositionTile{t.index + (j - i), queries, keys, t.stride});
     }
   }
 }
