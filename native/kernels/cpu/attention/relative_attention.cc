@@ -31,9 +31,8 @@ class Forward {
   }
 
   void run(const Pair& pair) {
-    const bool sees = pair.keys.rows > 0 && pair.queries.rows > 0;
-    clear(sees ? pair.queries.begin + pair.queries.rows : pair.queries.begin, pair.queries.stop);
-    if (!sees) return;
+    clear(pair.queries.begin + pair.seeing(), pair.queries.stop);
+    if (pair.seeing() == 0) return;
     scores_.take_keys(pair);
     const int64_t n = scores_.padded_keys();
     Packing<T, E>::rows_right(v_.source(pair.keys.begin, head_, pair.keys.rows), values_, n, size_);

@@ -89,13 +89,11 @@ class Backward {
   }
 
   void run(const Pair& pair) {
-    const bool sees = pair.keys.rows > 0 && pair.queries.rows > 0;
-    clear(o_.dq, sees ? pair.queries.begin + pair.queries.rows : pair.queries.begin,
-          pair.queries.stop);
+    clear(o_.dq, pair.queries.begin + pair.seeing(), pair.queries.stop);
     for (const Heads<T>& rows : {o_.dk, o_.dv}) {
-      clear(rows, sees ? pair.keys.begin + pair.keys.rows : pair.keys.begin, pair.keys.stop);
+      clear(rows, pair.keys.begin + pair.seen(), pair.keys.stop);
     }
-    if (!sees) return;
+    if (pair.seeing() == 0) return;
     take_keys(pair);
     for (int64_t first = 0; first < pair.queries.rows; first += kTile) query_tile(pair, first);
     write_keys(pair);

@@ -37,10 +37,7 @@ std::vector<Pair> read_pairs(const Relative& r) {
 }
 
 Extents::Extents(const Relative& r, const std::vector<Pair>& pairs) : size(r.q->shape[2]) {
-  for (const Pair& pair : pairs) {
-    queries = std::max(queries, pair.queries.rows);
-    keys = std::max(keys, pair.keys.rows);
-  }
+  for (const Pair& pair : pairs) keys = std::max(keys, pair.keys.rows);
   if (r.position_k) positions = r.position_k->shape[0];
   if (r.position_q) positions = r.position_q->shape[0];
   if (r.bias) relative = r.bias->shape[0];

@@ -39,14 +39,18 @@ struct Heads {
 // The queries and the keys of one sequence.
 struct Pair {
   Segment queries, keys;
+
+  // Rows of either side that take part, from its beginning on: none where the other has none.
+  int64_t seeing() const { return keys.rows > 0 ? queries.rows : 0; }
+  int64_t seen() const { return queries.rows > 0 ? keys.rows : 0; }
 };
 
 // @throws ArgumentError for segments that do not fit the rows, each other or the relative positions
 std::vector<Pair> read_pairs(const Relative& r);
 
-// The longest segments of either side, and what they are padded to.
+// The most keys of a segment and the sizes of the tables, and what they are padded to.
 struct Extents {
-  int64_t queries = 0, keys = 0, positions = 0, relative = 0, size = 0;
+  int64_t keys = 0, positions = 0, relative = 0, size = 0;
 
   Extents(const Relative& r, const std::vector<Pair>& pairs);
   int64_t padded_keys() const { return tile_padded(keys); }

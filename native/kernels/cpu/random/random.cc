@@ -13,10 +13,10 @@
 namespace balora {
 namespace {
 
-constexpr int64_t kTile = 4 * kWordBlocks;  // elements
+constexpr int64_t kTile = 4 * kWordBlocks;  // words
 constexpr int64_t kTilesPerThread = 16;
 
-// Calls body(begin, words, n) for tiles of the n elements of a tensor.
+// Calls body(begin, words, n) for tiles of the n words that a tensor takes.
 template <typename Body>
 void for_each_tile(const Context* ctx, int64_t n, uint64_t seed, uint64_t stream,
                    const Body& body) {
@@ -31,30 +31,31 @@ void for_each_tile(const Context* ctx, int64_t n, uint64_t seed, uint64_t stream
   });
 }
 
-// Uniform in [0, 1) with as many bits as the type holds there.
+// Words that an element takes.
 template <typename T>
-BALORA_INLINE double uniform_of(uint32_t word) {
-  return philox_uniform(word, std::is_same_v<T, bf16>  ? kUniformBitsBf16
-                              : std::is_same_v<T, f16> ? kUniformBitsF16
-                                                       : kUniformBitsF32);
+constexpr int64_t kWordsOf = std::is_same_v<T, double> ? 2 : 1;
+
+// Uniform in [0, 1) of element i, with as many bits as the type holds there.
+template <typename T>
+BALORA_INLINE double uniform_at(const uint32_t* words, int64_t i) {
+  if constexpr (std::is_same_v<T, double>) return philox_double(words[2 * i], words[2 * i + 1]);
+  return philox_uniform(words[i], std::is_same_v<T, bf16>  ? kUniformBitsBf16
+                                  : std::is_same_v<T, f16> ? kUniformBitsF16
+                                                           : kUniformBitsF32);
 }
 
-// A uniform's share of the width, placed in [low, high). The share is rounded before low is added,
-// so that every processor and device gives the same number.
-template <typename T>
-BALORA_INLINE T placed(double share, double low, double high) {
-  const double value = low + share;
-  return store<T>(static_cast<Acc<T>>(value < high ? value : low));
-}
-
-// Two loops, which compilers keep apart: in one they would fuse product and sum.
+// Uniforms in [low, high), in two loops, which compilers keep apart: in one they would fuse the
+// product and the sum, where every processor and device is to give the same number.
 template <typename T>
 BALORA_INLINE void uniform_range(const uint32_t* words, T* y, int64_t n, double low, double high) {
   double shares[kTile];
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) shares[i] = (high - low) * uniform_of<T>(words[i]);
+  for (int64_t i = 0; i < n; ++i) shares[i] = (high - low) * uniform_at<T>(words, i);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = placed<T>(shares[i], low, high);
+  for (int64_t i = 0; i < n; ++i) {
+    const double value = low + shares[i];
+    y[i] = store<T>(static_cast<Acc<T>>(value < high ? value : low));
+  }
 }
 #define UNIFORM(T)                                                                         \
   BALORA_SIMD void uniforms(const uint32_t* w, T* y, int64_t n, double low, double high) { \
@@ -63,6 +64,7 @@ BALORA_INLINE void uniform_range(const uint32_t* words, T* y, int64_t n, double 
 UNIFORM(float)
 UNIFORM(bf16)
 UNIFORM(f16)
+UNIFORM(double)
 #undef UNIFORM
 
 // The mask of dropout as a factor: 0, or 1 / (1 - p).
@@ -97,25 +99,13 @@ int32_t random_words_kernel(Context* ctx, const balora_random_words& o) {
 }
 
 int32_t random_uniform_kernel(Context* ctx, const balora_random_uniform& o) {
-  const int64_t n = view_numel(*o.y);
-  if (o.y->dtype == BALORA_F64) {
-    parallel_for(ctx, n, 1 << 12, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const PhiloxBlock block = philox(o.seed, static_cast<uint64_t>(i / 2), o.stream);
-        const auto half = static_cast<size_t>(i % 2 * 2);
-        data_of<double>(o.y)[i] = placed<double>(
-            (o.high - o.low) * philox_double(block[half], block[half + 1]), o.low, o.high);
-      }
-    });
-    return 0;
-  }
   dispatch_float(o.y->dtype, [&]<typename T>() {
-    if constexpr (!std::is_same_v<T, double>) {
-      for_each_tile(ctx, n, o.seed, o.stream,
-                    [&](int64_t begin, const uint32_t* words, int64_t count) {
-                      uniforms(words, data_of<T>(o.y) + begin, count, o.low, o.high);
-                    });
-    }
+    constexpr int64_t kWords = kWordsOf<T>;
+    for_each_tile(ctx, kWords * view_numel(*o.y), o.seed, o.stream,
+                  [&](int64_t begin, const uint32_t* words, int64_t count) {
+                    T* y = data_of<T>(o.y) + begin / kWords;
+                    uniforms(words, y, count / kWords, o.low, o.high);
+                  });
   });
   return 0;
 }

@@ -103,18 +103,22 @@ TEST_CASE_TEMPLATE("random: uniforms fill their range evenly", T, float, bf16, f
 
 // The share of the width is rounded before it is added, on all processors. Here it is not exact,
 // and one share cancels the lower bound, so that of a fused sum something else would be left.
-TEST_CASE_TEMPLATE("random: uniforms have the bits of their definition", T, float, bf16, f16) {
+TEST_CASE_TEMPLATE("random: uniforms have the bits of their definition", T, float, bf16, f16,
+                   double) {
   constexpr double kLow = -0.1, kHigh = 0.156;
   constexpr int kBits = std::is_same_v<T, float>  ? kUniformBitsF32
                         : std::is_same_v<T, bf16> ? kUniformBitsBf16
                                                   : kUniformBitsF16;
   const Array<T> y = uniform<T>(kMany, kLow, kHigh);
-  const Array<int64_t> from = words(kMany);
+  constexpr bool kDouble = std::is_same_v<T, double>;
+  const Array<int64_t> from = words(2 * kMany);
+  const auto word = [&](int64_t i) { return static_cast<uint32_t>(from.data()[i]); };
   for (int64_t i = 0; i < kMany; ++i) {
-    volatile double share =
-        (kHigh - kLow) * philox_uniform(static_cast<uint32_t>(from.data()[i]), kBits);
+    const double u =
+        kDouble ? philox_double(word(2 * i), word(2 * i + 1)) : philox_uniform(word(i), kBits);
+    volatile double share = (kHigh - kLow) * u;
     const double value = kLow + share;
-    const T want = from_double<T>(static_cast<float>(value < kHigh ? value : kLow));
+    const T want = from_double<T>(static_cast<Acc<T>>(value < kHigh ? value : kLow));
     REQUIRE(std::memcmp(&want, y.data() + i, sizeof want) == 0);
   }
 }
