@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/cpu/attention/attention_band.h"
+#include "kernels/cpu/attention/attention_rows.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
@@ -82,40 +83,25 @@ class Forward {
       const int64_t at = keys.first * d, n = tile_padded(keys.count);
       const Band band = band_of(g_, first, keys.first);
       ahead.ask();
-      if (!is_whole(band, queries, keys.count) || !softmax_of_whole(scratch, at)) {
-        score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
-        Softmax<E>::run({.geometry = g_,
-                         .segment_rows = segment.rows,
-                         .first_query = first,
-                         .queries = queries,
-                         .first_key = keys.first,
-                         .keys = keys.count,
-                         .padded_queries = r,
-                         .padded_keys = n,
-                         .padded_size = d,
-                         .scores = scratch.scores,
-                         .p = scratch.p,
-                         .highest = scratch.highest,
-                         .total = scratch.total,
-                         .out = scratch.out});
-      }
+      score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
+      Softmax<E>::run({.geometry = g_,
+                       .segment_rows = segment.rows,
+                       .first_query = first,
+                       .queries = queries,
+                       .first_key = keys.first,
+                       .keys = keys.count,
+                       .padded_queries = r,
+                       .padded_keys = n,
+                       .padded_size = d,
+                       .scores = scratch.scores,
+                       .p = scratch.p,
+                       .highest = scratch.highest,
+                       .total = scratch.total,
+                       .out = scratch.out});
       ahead.ask();
       sum_over_keys(band, {d, r, n}, scratch.values + at, scratch.p, scratch.out);
     }
     finish(row, queries, head, scratch);
-  }
-
-  // The softmax of a whole tile of queries and the whole tile of keys that is packed from `at` on.
-  // False where it was not computed.
-  bool softmax_of_whole(const Scratch<E>& scratch, int64_t at) const {
-    return g_.softcap == 0 && g_.scale > 0 &&
-           WholeSoftmax<E>::run({.size = g_.padded(),
-                                 .scale = g_.scale,
-                                 .keys = scratch.keys + at,
-                                 .q = scratch.q,
-                                 .highest = scratch.highest,
-                                 .total = scratch.total,
-                                 .p = scratch.p});
   }
 
   static constexpr int64_t kProducts = 2;
@@ -184,14 +170,17 @@ void clear_padding(const Segment& segment, const Geometry& g, T* out, A* lse) {
 
 template <typename T, typename E>
 void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-             const Operands<T>& operands, const View* lse) {
+             const balora_attention_forward& o, const Operands<T>& operands) {
   using A = Acc<E>;
-  const Plan plan = make_plan(g, segments, ctx->num_threads, false);
   for (const Segment& segment : segments) {
-    clear_padding(segment, g, operands.out, data_of<A>(lse));
+    clear_padding(segment, g, operands.out, data_of<A>(o.lse));
   }
+  if constexpr (std::is_same_v<E, bf16>) {
+    if (rows::has(g)) return rows::forward(ctx, g, segments, o);
+  }
+  const Plan plan = make_plan(g, segments, ctx->num_threads, false);
   char* memory = workspace<char>(ctx, scratch_bytes<Scratch<E>>(g, plan) * plan.width());
-  const Forward<T, E> forward(g, operands, data_of<A>(lse));
+  const Forward<T, E> forward(g, operands, data_of<A>(o.lse));
   for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
     forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
@@ -214,7 +203,7 @@ int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o
                                .q_stride = o.q->stride[0],
                                .k_stride = o.k->stride[0],
                                .v_stride = o.v->stride[0]};
-    attention::forward<T, E>(ctx, g, segments, operands, o.lse);
+    attention::forward<T, E>(ctx, g, segments, o, operands);
   });
   return 0;
 }

@@ -9,26 +9,15 @@
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. A tile of queries at a time: its packed copies and its
 // dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
+#include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_pair.h"
+#include "kernels/cpu/attention/attention_rows.h"
+#include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "kernels/cpu/runtime/parallel.h"
 
 namespace balora::attention {
 namespace {
-
-// Rows of heads: (row, head) starts at data + row * stride + head * size.
-template <typename T>
-struct Heads {
-  T* data;
-  int64_t stride, size;
-  explicit Heads(const View* view)
-      : data(data_of<T>(view)), stride(view->stride[0]), size(view->shape[2]) {}
-  T* at(int64_t row, int64_t head) const { return data + row * stride + head * size; }
-  Source<T> source(int64_t row, int64_t head, int64_t rows) const {
-    return {at(row, head), stride, rows, size};
-  }
-};
 
 template <typename T, typename A>
 struct Operands {
@@ -163,51 +152,9 @@ class Backward {
   int64_t slot_size_;
 };
 
-// Adds the slots of each shared kv head, in order, and writes its dq.
-template <typename T, typename E>
-void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-                 const Plan& plan, const Backward<T, E>& backward) {
-  std::vector<Run> shared;
-  for (const auto& runs : plan.threads) {
-    for (const Run& run : runs) {
-      if (run.slot >= 0) shared.push_back(run);
-    }
-  }
-  const auto same = [](const Run& a, const Run& b) {
-    return a.segment == b.segment && a.kv_head == b.kv_head;
-  };
-  for (size_t i = 0; i < shared.size();) {
-    size_t next = i + 1;
-    while (next < shared.size() && same(shared[i], shared[next])) ++next;
-    const Segment& segment = segments[static_cast<size_t>(shared[i].segment)];
-    const int64_t tile = kTile * g.padded(), first = segment.skip / kTile;
-    const int64_t tiles = tile_count(segment.rows);
-    parallel_for(ctx, g.group(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t h = begin; h < end; ++h) {
-        auto* total = backward.slot(shared[i].slot, h);
-        for (size_t other = i + 1; other < next; ++other) {
-          const auto* part = backward.slot(shared[other].slot, h);
-          for (int64_t e = first * tile; e < tiles * tile; ++e) total[e] += part[e];
-        }
-        for (int64_t t = first; t < tiles; ++t) {
-          backward.write_dq(segment, shared[i].kv_head * g.group() + h, t, total + t * tile);
-        }
-      }
-    });
-    i = next;
-  }
-}
-
-template <typename T>
-void clear_rows(const Heads<T>& heads, int64_t count, int64_t first, int64_t last) {
-  for (int64_t row = first; row < last; ++row) {
-    std::fill(heads.at(row, 0), heads.at(row, count), T{});
-  }
-}
-
 template <typename T, typename E>
 void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-              const Operands<T, Acc<E>>& operands) {
+              const balora_attention_backward& o, const Operands<T, Acc<E>>& operands) {
   using A = Acc<E>;
   for (const Segment& segment : segments) {
     const int64_t padding = segment.begin + segment.rows;
@@ -216,17 +163,12 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
     clear_rows(operands.dk, g.kv_heads, padding, segment.stop);
     clear_rows(operands.dv, g.kv_heads, padding, segment.stop);
   }
-  const Plan plan = make_plan(g, segments, ctx->num_threads, true);
-  const int64_t scratch_size = scratch_bytes<Scratch<E>>(g, plan) * plan.width();
-  const int64_t slot_size = tile_count(plan.longest) * kTile * g.padded();
-  const int64_t slot_bytes = plan.slots * g.group() * slot_size * static_cast<int64_t>(sizeof(A));
-  char* memory = workspace<char>(ctx, scratch_size + slot_bytes);
-  A* slots = reinterpret_cast<A*>(memory + scratch_size);
-  const Backward<T, E> backward(g, operands, slots, slot_size);
-  for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
-    backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
+  if constexpr (std::is_same_v<E, bf16>) {
+    if (rows::has(g)) return rows::backward(ctx, g, segments, o);
+  }
+  backward_runs<Scratch<E>, A>(ctx, g, segments, [&](A* slots, int64_t slot_size) {
+    return Backward<T, E>(g, operands, slots, slot_size);
   });
-  merge_slots(ctx, g, segments, plan, backward);
 }
 
 }  // namespace
@@ -248,7 +190,7 @@ int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward&
                                        .dk = Heads<T>(o.dk),
                                        .dv = Heads<T>(o.dv),
                                        .lse = data_of<Acc<E>>(o.lse)};
-    attention::backward<T, E>(ctx, g, segments, operands);
+    attention::backward<T, E>(ctx, g, segments, o, operands);
   });
   return 0;
 }

@@ -2,7 +2,6 @@
 
 #ifdef BALORA_TILES
 #include "kernels/cpu/attention/attention_blocks.h"
-#include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/lanes.h"
 
@@ -165,7 +164,7 @@ BF16_TARGET BALORA_INLINE __m512 two_keys(const Exponents& e, const float* s, in
   return _mm512_add_ps(even, odd);
 }
 
-// All keys of 16 queries, added by fours as in whole_exponentials().
+// All keys of 16 queries, added by fours.
 template <bool kSomeLarge>
 BF16_TARGET BALORA_INLINE __m512 sum_of_keys(const Exponents& e, const float* s, int64_t ld,
                                              int64_t first, int64_t last, bf16* p) {
@@ -180,93 +179,6 @@ BF16_TARGET BALORA_INLINE __m512 sum_of_keys(const Exponents& e, const float* s,
     total = _mm512_add_ps(total, _mm512_add_ps(low, two_keys<kSomeLarge>(e, s, ld, j + 2, p)));
   }
   return j < last ? _mm512_add_ps(total, two_keys<kSomeLarge>(e, s, ld, j, p)) : total;
-}
-
-constexpr int64_t kVectors = kTile / 16;
-
-// Sums of four keys and all queries of a tile.
-using Sums = __m512[4][kVectors];
-
-BF16_TARGET BALORA_INLINE void four_keys(const bf16* x, const bf16* y, int64_t d, Sums& sums) {
-  tile_block::pair_products(d, x, d, y, kTile, sums);
-}
-
-// Maxima or log-sum-exps of a tile of queries in base 2. False where one of them is too large.
-BF16_TARGET BALORA_INLINE bool to_base_2(const float* natural, float* base_2) {
-  __mmask16 large = 0;
-  for (int64_t i = 0; i < kTile; i += 16) {
-    const __m512 value = _mm512_load_ps(natural + i);
-    large |= too_large(value);
-    _mm512_store_ps(base_2 + i, in_base_2(value));
-  }
-  return !large;
-}
-
-// p of four keys and all queries of a tile, as pairs of keys, and its sums over these keys added.
-BF16_TARGET BALORA_INLINE void whole_exponentials(const WholeScores<bf16>& t, int64_t j,
-                                                  const float* highest, float* total) {
-  const __m512 scale = scale_in_base_2(t.scale);
-  Sums sums;
-  four_keys(t.keys + j * t.size, t.q, t.size, sums);
-#pragma GCC unroll 4
-  for (int64_t v = 0; v < kVectors; ++v) {
-    const __m512 top = _mm512_load_ps(highest + 16 * v);
-    __m512 p[4];
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < 4; ++r) p[r] = base_2_probabilities(sums[r][v], scale, top);
-    bf16* const to = t.p + j * kTile + 32 * v;
-    _mm512_store_si512(to, (__m512i)tiles::word_pairs(p[0], p[1]));
-    _mm512_store_si512(to + 2 * kTile, (__m512i)tiles::word_pairs(p[2], p[3]));
-    const __m512 sum = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
-    _mm512_store_ps(total + 16 * v, _mm512_add_ps(_mm512_load_ps(total + 16 * v), sum));
-  }
-}
-
-// p and ds of four keys and all queries of a tile, and ds as pairs of keys.
-BF16_TARGET BALORA_INLINE void whole_gradients(const WholePair<bf16>& t, const float* lse,
-                                               const Interleaved& order, int64_t j) {
-  alignas(64) float exact[4 * kTile];  // p before it is rounded
-  const __m512 scale = all(static_cast<float>(t.scale));
-  const __m512 base_2_scale = scale_in_base_2(t.scale);
-  Sums sums;
-  four_keys(t.keys + j * t.size, t.q, t.size, sums);
-#pragma GCC unroll 4
-  for (int64_t r = 0; r < 4; ++r) {
-    __m512 p[kVectors];
-#pragma GCC unroll 4
-    for (int64_t v = 0; v < kVectors; ++v) {
-      p[v] = base_2_probabilities(sums[r][v], base_2_scale, _mm512_load_ps(lse + 16 * v));
-      _mm512_store_ps(exact + r * kTile + 16 * v, p[v]);
-    }
-    bf16* const to = t.p + (j + r) * kTile;
-    _mm512_store_si512(to, rounded(p[0], p[1]));
-    _mm512_store_si512(to + 32, rounded(p[2], p[3]));
-  }
-  four_keys(t.values + j * t.size, t.dout, t.size, sums);
-#pragma GCC unroll 2
-  for (int64_t r = 0; r < 4; r += 2) {
-    __m512i ds[2][2];
-#pragma GCC unroll 2
-    for (int64_t i = 0; i < 2; ++i) {
-      __m512 slope[kVectors];
-#pragma GCC unroll 4
-      for (int64_t v = 0; v < kVectors; ++v) {
-        const __m512 p = _mm512_load_ps(exact + (r + i) * kTile + 16 * v);
-        const __m512 delta = _mm512_load_ps(t.delta + 16 * v);
-        slope[v] = _mm512_mul_ps(_mm512_mul_ps(p, _mm512_sub_ps(sums[r + i][v], delta)), scale);
-      }
-      ds[i][0] = rounded(slope[0], slope[1]), ds[i][1] = rounded(slope[2], slope[3]);
-    }
-    const int64_t place = (j + r) * kTile;
-#pragma GCC unroll 2
-    for (int64_t half = 0; half < 2; ++half) {
-      const Interleaved pairs = interleave(order, ds[0][half], ds[1][half]);
-      _mm512_store_si512(t.ds + place + 32 * half, ds[0][half]);
-      _mm512_store_si512(t.ds + place + kTile + 32 * half, ds[1][half]);
-      _mm512_store_si512(t.ds_right + place + 64 * half, pairs.low);
-      _mm512_store_si512(t.ds_right + place + 64 * half + 32, pairs.high);
-    }
-  }
 }
 
 }  // namespace
@@ -383,24 +295,6 @@ BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t
   _mm512_storeu_ps(sum, total);
 }
 
-BF16_TARGET bool whole_softmax(const WholeScores<bf16>& t) {
-  alignas(64) float highest[kTile], total[kTile] = {};
-  if (!to_base_2(t.highest, highest)) return false;
-  for (int64_t j = 0; j < kTile; j += 4) whole_exponentials(t, j, highest, total);
-  constexpr float kMost = 2.64e10f;  // not quite e^kSlack: no term of such a sum is larger, nor NaN
-  static_assert(kSlack<bf16> == 24.0f);
-  __mmask16 passed = 0;
-  for (int64_t i = 0; i < kTile; i += 16) {
-    passed |= _mm512_cmp_ps_mask(_mm512_load_ps(total + i), all(kMost), _CMP_NLE_UQ);
-  }
-  if (passed) return false;
-  for (int64_t i = 0; i < kTile; i += 16) {
-    const __m512 sum = _mm512_add_ps(_mm512_load_ps(t.total + i), _mm512_load_ps(total + i));
-    _mm512_store_ps(t.total + i, sum);
-  }
-  return true;
-}
-
 BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
   const Interleaved order = interleaving();
   for (int64_t column = 0; column < t.padded_queries; column += 32) {
@@ -411,14 +305,6 @@ BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
       column_gradients<false>(t, queries, order, column);
     }
   }
-}
-
-BF16_TARGET bool whole_gradient(const WholePair<bf16>& pair) {
-  const Interleaved order = interleaving();
-  alignas(64) float lse[kTile];
-  if (!to_base_2(pair.lse, lse)) return false;
-  for (int64_t j = 0; j < kTile; j += 4) whole_gradients(pair, lse, order, j);
-  return true;
 }
 
 }  // namespace balora::attention::lanes

@@ -26,14 +26,8 @@ void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* out);
 void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
                   const float* highest, bf16* p, float* sum);
 
-// Like WholeSoftmax<bf16>.
-bool whole_softmax(const WholeScores<bf16>& tile);
-
 // Like ScoreGradient<bf16>, without soft-cap.
 void score_gradient(const GradTile<bf16>& tile);
-
-// Like WholeGradient<bf16>.
-bool whole_gradient(const WholePair<bf16>& pair);
 
 }  // namespace balora::attention::lanes
 #endif

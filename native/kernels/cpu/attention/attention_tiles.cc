@@ -8,7 +8,6 @@
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
-#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/vec_math.h"
 
 namespace balora::attention {
@@ -364,29 +363,9 @@ void ScoreGradient<E>::run(const GradTile<E>& tile) {
   gradient(tile);
 }
 
-#ifdef BALORA_TILES
-namespace {
-// Whether products of bf16 leave their sums in registers, and not in tiles of AMX.
-bool sums_in_registers() {
-  return tile_gemm_has_bf16() && !tiles_use_amx();
-}
-}  // namespace
-#endif
-template <typename E>
-bool WholeSoftmax<E>::run([[maybe_unused]] const WholeScores<E>& tile) {
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, bf16>) {
-    return sums_in_registers() && lanes::whole_softmax(tile);
-  }
-#endif
-  return false;
-}
 template <typename E>
 bool WholeGradient<E>::run([[maybe_unused]] const WholePair<E>& pair) {
 #ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, bf16>) {
-    return sums_in_registers() && lanes::whole_gradient(pair);
-  }
   if constexpr (std::is_same_v<E, float>) {
     if (!tile_gemm_has_avx512()) return false;
     avx512::whole_gradient(pair);
@@ -402,9 +381,6 @@ template struct Softmax<double>;
 template struct ScoreGradient<float>;
 template struct ScoreGradient<bf16>;
 template struct ScoreGradient<double>;
-template struct WholeSoftmax<float>;
-template struct WholeSoftmax<bf16>;
-template struct WholeSoftmax<double>;
 template struct WholeGradient<float>;
 template struct WholeGradient<bf16>;
 template struct WholeGradient<double>;

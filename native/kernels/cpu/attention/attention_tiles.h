@@ -86,28 +86,6 @@ struct Softmax {
 template <typename E>
 constexpr float kSlack = std::is_same_v<E, bf16> ? 24.0f : 8.0f;
 
-// A tile of queries that see all keys of another, in packed operands, without soft-cap and with a
-// positive scale.
-template <typename E>
-struct WholeScores {
-  using A = Acc<E>;
-  int64_t size;  // D, padded
-  double scale;
-  const E* keys;  // (n,d)
-  const E* q;     // B operand (d,r)
-  const A* highest;
-  A* total;
-  E* p;
-};
-
-// The product and Softmax in one: scores never leave their registers, and the bits are the same.
-// False, with `total` as it was, where this CPU has no such loop, a maximum has to rise, there is
-// none yet, or one is too large for that.
-template <typename E>
-struct WholeSoftmax {
-  static bool run(const WholeScores<E>& tile);
-};
-
 // Queries of f32 and f64 are multiplied with the scale as they are packed: a score then is the same
 // number wherever it is compared, however large it is. Rounding those of bf16 once more would cost
 // them digits.
@@ -157,14 +135,14 @@ template <typename E>
 struct WholePair {
   int64_t size;  // D, padded
   double scale;
-  const E *q, *dout;         // (r,d); of bf16 B operands (d,r)
-  const E *keys, *values;    // (d,n); of bf16 (n,d)
+  const E *q, *dout;         // (r,d)
+  const E *keys, *values;    // (d,n)
   const Acc<E>*lse, *delta;  // (r)
   E *p, *ds, *ds_right;      // as a GradTile's
 };
 
 // Both products and ScoreGradient in one: scores and dp never leave their registers. False, with
-// nothing written, where this CPU has no such loop or a log-sum-exp is too large for it.
+// nothing written, where this CPU has no such loop, which is that of f32 in AVX-512.
 template <typename E>
 struct WholeGradient {
   static bool run(const WholePair<E>& pair);

@@ -187,17 +187,19 @@ TEST_CASE_TEMPLATE("attention is right where maxima rise", T, float, bf16, f16, 
   check_attention<T>({{0, 200}, {}, 3, 1, 40, false, 70}, 2, 6);
 }
 
-// Scores that rise and fall by `steps` from one tile of keys to the next, with their noise.
+// Scores that rise and fall by `steps` from one tile of keys to the next, or from one `width` of
+// keys, with their noise.
 template <typename T>
-void check_steps(const Case& given, const std::vector<double>& steps) {
+void check_steps(const Case& given, const std::vector<double>& steps, int64_t width = 64) {
   CAPTURE(given.size);
   CAPTURE(given.causal);
   CAPTURE(steps.back());
+  CAPTURE(width);
   Attention<T> a(given, 1);
   const double towards = 8, root = std::sqrt(static_cast<double>(a.c.size));
   double largest = 1;
   for (int64_t row = 0; row < a.c.cu.back(); ++row) {
-    const double step = steps[static_cast<size_t>(row / 64) % steps.size()];
+    const double step = steps[static_cast<size_t>(row / width) % steps.size()];
     largest = std::max(largest, std::abs(step));
     for (int64_t head = 0; head < a.c.heads + a.c.kv_heads; ++head) {
       const double shift = head < a.c.heads ? towards : step / (towards * root);
@@ -239,6 +241,9 @@ TEST_CASE_TEMPLATE("attention is right where maxima jump", T, float, bf16, f16, 
     check_steps<T>({{0, 299}, {}, 3, 1, 64}, steps);
     check_steps<T>({{0, 70, 330}, {}, 2, 2, 40, false}, steps);
     check_steps<T>({{0, 330}, {301}, 3, 1, 33, true, 90}, steps);
+    // Within the tile by the queries themselves, too.
+    check_steps<T>({{0, 299}, {}, 3, 1, 64}, steps, 5);
+    check_steps<T>({{0, 140}, {}, 2, 1, 128}, steps, 21);
   }
 }
 

@@ -1,0 +1,62 @@
+// The runs of a backward, of which those that share a kv head keep their parts of dq in slots.
+#pragma once
+#include <algorithm>
+
+#include "kernels/cpu/attention/attention_plan.h"
+#include "kernels/cpu/runtime/workspace.h"
+
+namespace balora::attention {
+
+// Adds the slots of each shared kv head, in order, and writes its dq.
+template <typename Backward>
+void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+                 const Plan& plan, const Backward& backward) {
+  std::vector<Run> shared;
+  for (const auto& runs : plan.threads) {
+    for (const Run& run : runs) {
+      if (run.slot >= 0) shared.push_back(run);
+    }
+  }
+  const auto same = [](const Run& a, const Run& b) {
+    return a.segment == b.segment && a.kv_head == b.kv_head;
+  };
+  for (size_t i = 0; i < shared.size();) {
+    size_t next = i + 1;
+    while (next < shared.size() && same(shared[i], shared[next])) ++next;
+    const Segment& segment = segments[static_cast<size_t>(shared[i].segment)];
+    const int64_t tile = kTile * g.padded(), first = segment.skip / kTile;
+    const int64_t tiles = tile_count(segment.rows);
+    parallel_for(ctx, g.group(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h) {
+        auto* total = backward.slot(shared[i].slot, h);
+        for (size_t other = i + 1; other < next; ++other) {
+          const auto* part = backward.slot(shared[other].slot, h);
+          for (int64_t e = first * tile; e < tiles * tile; ++e) total[e] += part[e];
+        }
+        for (int64_t t = first; t < tiles; ++t) {
+          backward.write_dq(segment, shared[i].kv_head * g.group() + h, t, total + t * tile);
+        }
+      }
+    });
+    i = next;
+  }
+}
+
+// make(slots, size of a slot for one head) makes a Backward, which has run(segment, run, scratch),
+// slot(index, head of the group) and write_dq(segment, head, tile, sums). A is its sums' type.
+template <typename Scratch, typename A, typename Make>
+void backward_runs(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+                   const Make& make) {
+  const Plan plan = make_plan(g, segments, ctx->num_threads, true);
+  const int64_t scratch_size = scratch_bytes<Scratch>(g, plan) * plan.width();
+  const int64_t slot_size = tile_count(plan.longest) * kTile * g.padded();
+  const int64_t slot_bytes = plan.slots * g.group() * slot_size * static_cast<int64_t>(sizeof(A));
+  char* memory = workspace<char>(ctx, scratch_size + slot_bytes);
+  const auto backward = make(reinterpret_cast<A*>(memory + scratch_size), slot_size);
+  for_runs<Scratch>(ctx, g, plan, memory, [&](const Run& run, const Scratch& scratch) {
+    backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
+  });
+  merge_slots(ctx, g, segments, plan, backward);
+}
+
+}  // namespace balora::attention
