@@ -117,7 +117,7 @@ class Forward {
     if (asking < 0) {
       ask_all({&ahead.scores[0], &ahead.scores[1], &ahead.sums[0], &ahead.sums[1]});
     }
-    // The last keys first: of a causal mask, those by the queries themselves, whose maxima mostly stay.
+    // The last keys first: of a causal mask, those by the queries themselves.
     for (int64_t key_tile = met.last - 1; key_tile >= met.first; --key_tile) {
       pack_keys(segment, run.kv_head, key_tile, scratch);
       const Keys keys(segment, key_tile);
