@@ -1,8 +1,9 @@
 // The backward of attention for a tile of queries and a tile of keys: what of both is packed, the
 // sums of their gradients, and the five products between. Scores of f32 and f64 lie as queries by
 // keys: queries and dout are packed once each, for A and B operands alike, and what the other
-// operands take to turn is done once for a tile of keys. Products of bf16 multiply pairs of what
-// they sum over, so p and ds, which are summed over queries, must lie as keys by queries.
+// operands take to turn is done once for a tile of keys. Products of bf16 by AMX multiply pairs of
+// rows of p and ds, which are summed over queries, so these lie as keys by queries here; where
+// vectors multiply them, rows_bf16.h has a form of its own.
 #pragma once
 #include <algorithm>
 
@@ -121,8 +122,7 @@ class TilePair {
                                .lse = place.lse,
                                .delta = place.delta,
                                .p = p_,
-                               .ds = ds_,
-                               .ds_right = ds_right_})) {
+                               .ds = ds_})) {
       return before_product();
     }
     if constexpr (kQueriesByKeys<E>) {

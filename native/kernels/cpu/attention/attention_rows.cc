@@ -1,5 +1,5 @@
 // The drivers of rows_bf16.h: attention.cc and attention_backward.cc for processors that multiply
-// bf16 in vectors. A tile of queries goes from the keys by itself to the first that it meets.
+// bf16 in vectors. A tile of queries goes from the last tile of keys that it meets to the first.
 #include "kernels/cpu/attention/attention_rows.h"
 
 #include "kernels/cpu/attention/attention_band.h"

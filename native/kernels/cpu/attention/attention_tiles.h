@@ -92,8 +92,8 @@ constexpr float kSlack = std::is_same_v<E, bf16> ? 24.0f : 8.0f;
 template <typename E>
 constexpr bool kScaledQueries = !std::is_same_v<E, bf16>;
 
-// Whether the scores of the backward lie as queries by keys. Products of bf16 multiply pairs of
-// what they sum over, and want those of keys by queries.
+// Whether the scores of the backward lie as queries by keys. AMX multiplies pairs of what it sums
+// over, and wants those of keys by queries, which all tiles of bf16 but rows_bf16.h's have.
 template <typename E>
 constexpr bool kQueriesByKeys = !std::is_same_v<E, bf16>;
 
@@ -138,7 +138,7 @@ struct WholePair {
   const E *q, *dout;         // (r,d)
   const E *keys, *values;    // (d,n)
   const Acc<E>*lse, *delta;  // (r)
-  E *p, *ds, *ds_right;      // as a GradTile's
+  E *p, *ds;                 // as a GradTile's
 };
 
 // Both products and ScoreGradient in one: scores and dp never leave their registers. False, with

@@ -64,8 +64,9 @@ struct SoftmaxRows {
 // Before the first tile of keys, when nothing is seen yet.
 void start_softmax(const SoftmaxRows& t);
 // p, and its sums in `total`, of a tile of keys that all queries see; keys (d/2,kTile,2) are a B
-// operand over d, with zeros up to kTile of them. False, with nothing but p changed, where a
-// maximum has to rise by more than kSlack, or is too large to be scaled in base 2.
+// operand over d, with zeros up to kTile of them. False, with nothing but p and `passed` changed,
+// where a query has no maximum yet, one that may have to rise by more than kSlack, or one too large
+// to be scaled in base 2.
 bool whole_softmax(SoftmaxRows& t, const bf16* keys, Ahead* ahead);
 // The same of any tile, n of whose keys exist. is_first: of those that the queries meet.
 void masked_softmax(const SoftmaxRows& t, const bf16* keys, const Band& band, int64_t n,

@@ -67,7 +67,8 @@ struct Exponentials {
 
   BF16_TARGET BALORA_INLINE void start(__m512 low, __m512 high) { x[0] = low, x[1] = high; }
   BF16_TARGET BALORA_INLINE void split() {
-    // Below 2^19 the last bits of such a sum are the sixteenths of x, rounded down.
+    // Below 2^18 the last bits of such a sum are the sixteenths of x, rounded down; from there on
+    // only its power of two counts.
     const __m512 shift = all(0x1.8p19f);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
@@ -117,7 +118,7 @@ BF16_TARGET BALORA_INLINE __m512 probability(const Tables<kTerms>& tables, doubl
   return e.x[0];
 }
 
-// In base 2. False where one of kTile is too large.
+// False where one of kTile maxima or log-sum-exps is too large to be scaled in base 2.
 BF16_TARGET BALORA_INLINE bool small_enough(const float* natural) {
   __mmask16 large = 0;
   for (int64_t i = 0; i < kTile; i += kLanes) {

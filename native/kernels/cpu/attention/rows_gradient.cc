@@ -187,6 +187,16 @@ struct GradientGroups {
   bool stairs = true;
   alignas(64) float scores[2][kLanes * kTile], dp[2][kLanes * kTile];
 
+  // Scores are written before they are read, or are masked.
+  BF16_TARGET GradientGroups(const GradientRows& rows, const bf16* keys_operand,
+                             const bf16* values_operand, const Band& seen, int64_t count)
+      : t(rows),
+        keys(keys_operand),
+        values(values_operand),
+        band(seen),
+        n(count),
+        can_wait(small_enough(rows.lse)) {}
+
   float* scores_of(int64_t row) { return scores[row / kLanes % 2]; }
   float* dp_of(int64_t row) { return dp[row / kLanes % 2]; }
 
@@ -233,12 +243,7 @@ BF16_TARGET bool whole_gradient(const GradientRows& t, const bf16* keys, const b
 
 BF16_TARGET void masked_gradient(const GradientRows& t, const bf16* keys, const bf16* values,
                                  const Band& band, int64_t n) {
-  GradientGroups groups{.t = t,
-                        .keys = keys,
-                        .values = values,
-                        .band = band,
-                        .n = n,
-                        .can_wait = small_enough(t.lse)};
+  GradientGroups groups(t, keys, values, band, n);
   run_groups(groups, band, t.rows, n, t.size == 64);
 }
 

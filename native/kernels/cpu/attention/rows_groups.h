@@ -57,8 +57,6 @@ BF16_TARGET BALORA_INLINE __mmask16 stair_mask(const Band& band, int64_t row) {
 // rows r, kStep apart, in kStages stages each. None:
 struct NoRows {
   static constexpr int64_t kStep = 16, kStages = 0;
-  struct State {};
-  BALORA_INLINE void run(State&, int64_t, int64_t) const {}
 };
 
 // Sums of a block of a group, the last vector of which may be a half: the first eight rows of a
@@ -167,15 +165,13 @@ void for_columns(int64_t count, const Body& body) {
 template <typename Stair>
 BF16_TARGET void finish_stair(const Stair& waiting) {
   const Stair stair = waiting;  // a copy: what is stored could be its fields
-  if constexpr (Stair::kStages != 0) {
 #pragma GCC unroll 1
-    for (int64_t r = 0; r < kLanes; r += 2 * Stair::kStep) {
-      typename Stair::State states[2];
+  for (int64_t r = 0; r < kLanes; r += 2 * Stair::kStep) {
+    typename Stair::State states[2];
 #pragma GCC unroll 16
-      for (int64_t stage = 0; stage < Stair::kStages; ++stage) {
-        stair.run(states[0], r, stage);
-        stair.run(states[1], r + Stair::kStep, stage);
-      }
+    for (int64_t stage = 0; stage < Stair::kStages; ++stage) {
+      stair.run(states[0], r, stage);
+      stair.run(states[1], r + Stair::kStep, stage);
     }
   }
 }

@@ -32,7 +32,7 @@ struct SoftmaxPart {
       const float* before = column == 0 ? t.total : t.passed;
       _mm512_store_ps(t.passed + i * kLanes,
                       _mm512_add_ps(_mm512_load_ps(before + i * kLanes), sum));
-      most = _mm512_max_ps(most, sum);
+      most = _mm512_max_ps(sum, most);  // what is NaN changes nothing
     }
   }
 };
@@ -197,7 +197,7 @@ struct SoftmaxStair {
       state.sum = stage == 3 ? sum : _mm512_add_ps(state.sum, sum);
       if (stage + 1 == kStages) {
         _mm512_store_ps(t.total + i * kLanes, state.sum);
-        _mm512_store_ps(most, _mm512_max_ps(_mm512_load_ps(most), state.sum));
+        _mm512_store_ps(most, _mm512_max_ps(state.sum, _mm512_load_ps(most)));
       }
     }
   }
@@ -233,10 +233,17 @@ struct SoftmaxGroups {
   const bf16* keys;
   const Band& band;
   int64_t n;
-  bool stairs;           // whether there may be any
-  bool can_wait = true;  // whether no maximum of the group is too large
+  bool stairs;    // whether there may be any
+  bool can_wait;  // whether no maximum of the group is too large
   alignas(64) float scores[2][kLanes * kTile];
-  alignas(64) float most[kLanes] = {};
+  alignas(64) float most[kLanes];
+
+  // Scores are written before they are read, or are masked.
+  SoftmaxGroups(const SoftmaxRows& rows, const bf16* operand, const Band& seen, int64_t count,
+                bool is_first)
+      : t(rows), keys(operand), band(seen), n(count), stairs(is_first) {
+    std::fill(most, most + kLanes, 0.0f);
+  }
 
   float* scores_of(int64_t row) { return scores[row / kLanes % 2]; }
   // Whether a stair's first maximum was passed by too much.
@@ -249,8 +256,10 @@ struct SoftmaxGroups {
     float* s = scores_of(row);
     group_products<kColumns, kStair>(t.q, row, keys + 2 * kLanes * first, t.size, s, waiting);
     if constexpr (kStair) {
-      // Not raised where a score passes them by too much: passed() then says so.
-      can_wait = keep_maxima(t, row, stair_maxima<kColumns>(t, s));
+      // Not raised where a score passes them by too much: passed() then says so. It could not where
+      // one is -infinity.
+      const __m512 own = stair_maxima<kColumns>(t, s);
+      can_wait = keep_maxima(t, row, own) && !_mm512_cmp_ps_mask(own, all(kNone), _CMP_EQ_OQ);
       if (can_wait) return;
       start_rows(t, row);
     }
@@ -289,7 +298,7 @@ BF16_TARGET bool whole_softmax(SoftmaxRows& t, const bf16* keys, Ahead* ahead) {
 
 BF16_TARGET void masked_softmax(const SoftmaxRows& t, const bf16* keys, const Band& band, int64_t n,
                                 bool is_first) {
-  SoftmaxGroups groups{.t = t, .keys = keys, .band = band, .n = n, .stairs = is_first};
+  SoftmaxGroups groups(t, keys, band, n, is_first);
   run_groups(groups, band, t.rows, n, t.size == 64);
   if (!groups.passed()) return;
   start_softmax(t);

@@ -74,6 +74,11 @@ BF16_TARGET BALORA_INLINE void whole_products(const bf16* a, const bf16* b,
   }
 }
 
+// An odd number of rows or keys has one more, whose probabilities are 0.
+constexpr int64_t even(int64_t count) {
+  return (count + 1) & ~int64_t{1};
+}
+
 // How much of a tile there is to sum: a part, all, or all while rows are asked for.
 enum class Extent { kPart, kWhole, kAsking };
 
@@ -106,7 +111,10 @@ BF16_TARGET void queries_panel(const bf16* p, const bf16* b, const Band& band, i
   for (int64_t j = 0; j < n; j += kBlock) {
     __m512 sums[kBlock][kColumns];
     if constexpr (kExtent == Extent::kPart) {
-      const TileRange queries = band.queries(j, std::min(j + kBlock, n), rows, 2);
+      // Pairs of rows, of which p and ds are known where one of the two sees a key.
+      const TileRange seen = band.queries(j, std::min(j + kBlock, n), rows, 1);
+      const int64_t first = seen.first & ~int64_t{1};
+      const TileRange queries{first, seen.count() == 0 ? first : even(seen.last)};
       tile_block::pair_products<Left::kColumns>(queries.count(), p + queries.first * kTile + 2 * j,
                                                 kTile, b + queries.first * kWidth, kWidth, sums);
     } else {
@@ -166,11 +174,6 @@ void for_panels(int64_t d, bool is_whole, bool asks, const Body& body) {
   }
 }
 
-// An odd number of rows or keys has one more, whose probabilities are 0.
-constexpr int64_t even(int64_t count) {
-  return (count + 1) & ~int64_t{1};
-}
-
 }  // namespace
 
 void sum_over_keys(const bf16* p, const bf16* b, int64_t d, const Band& band, int64_t rows,
@@ -199,7 +202,7 @@ void sum_over_queries(const bf16* p, const bf16* b, int64_t d, const Band& band,
       [&]<int kColumns, Extent kExtent>(int64_t column) {
         const int64_t at = column * kTile;
         const auto run = [&]<Step kStep>() {
-          queries_panel<kColumns, kStep, kExtent>(p, b + at, band, even(rows), n, sums + at, ahead);
+          queries_panel<kColumns, kStep, kExtent>(p, b + at, band, rows, n, sums + at, ahead);
         };
         is_first ? run.template operator()<Step::kFirst>() : run.template operator()<Step::kNext>();
       });

@@ -158,6 +158,9 @@ std::vector<Case> cases() {
       {{0, 33, 66, 266}, {}, 2, 1, 33, true, 0, 3.0, {0, 33, 70}},
       {{0, 200, 400}, {}, 3, 1, 16, true, 50, 0, {0, 150}},
       {{0, 90, 180}, {}, 2, 2, 24, false, 40, 0, {65, 3}},
+      {{0, 200}, {}, 3, 1, 16, false, 17, 0, {3}},
+      {{0, 200}, {}, 2, 1, 64, false, 33, 0, {3}},
+      {{0, 200}, {}, 2, 1, 64, false, 49, 0, {67}},
       {{0, 90, 180, 270}, {80, 20, 0}, 2, 1, 40, true, 0, 0, {0, 20, 7}},
       {{0, 90, 180}, {30, 90}, 2, 1, 16, false, 0, 0, {40, 64}},
   };
@@ -394,7 +397,7 @@ TEST_CASE_TEMPLATE("attention passes on what is not finite", T, float, bf16, f16
   for (const Case& c : table) {
     for (const Operand operand : {Operand::kQ, Operand::kK, Operand::kV, Operand::kDout}) {
       for (const double value : {kNan, kInfinity, -kInfinity}) {
-        for (const int64_t row : {1, 64, 100}) check_value<T>(c, operand, row, value);
+        for (const int64_t row : {1, 63, 64, 100}) check_value<T>(c, operand, row, value);
       }
     }
   }
