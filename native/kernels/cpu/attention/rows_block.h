@@ -29,7 +29,8 @@ constexpr int64_t kVectors = kTile / kLanes;
 // Maxima or log-sum-exps so large that their scores must not be scaled in base 2, where one
 // instruction scales and subtracts: at this size that costs 1e-4 of a probability.
 constexpr float kLarge = 1024.0f;
-// Not quite e^kSlack: no term of such a sum is larger. What is NaN remains so by any path.
+// The largest sum of exponentials whose maximum need not rise: a little less than e^kSlack, so that
+// no term of it passes that maximum by more than kSlack. A NaN remains one by any path.
 constexpr float kMost = 2.64e10f;
 static_assert(kSlack<bf16> == 24.0f);
 
@@ -194,11 +195,7 @@ BF16_TARGET BALORA_INLINE void block_products(Operand a, int64_t row, const bf16
       for (int64_t step = 0; step < 2 * kSlots<kSteps>; ++step) meanwhile(quarter, step);
     }
   } else {
-#pragma GCC unroll 4
-    for (auto& sum : sums) {
-#pragma GCC unroll 4
-      for (__m512& vector : sum) vector = _mm512_setzero_ps();
-    }
+    tile_block::clear(sums);
 #pragma GCC unroll 1
     for (int64_t quarter = 0; quarter < 4; ++quarter) {
       tile_block::add_pairs<Left::kRows, 2 * kSteps>(left, a.stride, b, kTile, sums,

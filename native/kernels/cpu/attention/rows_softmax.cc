@@ -256,8 +256,8 @@ struct SoftmaxGroups {
     float* s = scores_of(row);
     group_products<kColumns, kStair>(t.q, row, keys + 2 * kLanes * first, t.size, s, waiting);
     if constexpr (kStair) {
-      // Not raised where a score passes them by too much: passed() then says so. It could not where
-      // one is -infinity.
+      // The maxima of a stair are not raised here: passed() says afterwards whether a score outdid
+      // one of them, which it cannot where one is -infinity.
       const __m512 own = stair_maxima<kColumns>(t, s);
       can_wait = keep_maxima(t, row, own) && !_mm512_cmp_ps_mask(own, all(kNone), _CMP_EQ_OQ);
       if (can_wait) return;

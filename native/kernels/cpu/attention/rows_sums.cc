@@ -62,11 +62,7 @@ BF16_TARGET BALORA_INLINE void whole_products(const bf16* a, const bf16* b,
                                               __m512 (&sums)[kBlock][kColumns],
                                               const Meanwhile& meanwhile) {
   constexpr int64_t kWidth = kColumns * kLanes;
-#pragma GCC unroll 4
-  for (auto& sum : sums) {
-#pragma GCC unroll 4
-    for (__m512& vector : sum) vector = _mm512_setzero_ps();
-  }
+  tile_block::clear(sums);
 #pragma GCC unroll 1
   for (int64_t k = 0; k < kTile; k += 16) {
     tile_block::add_pairs<kLeft, 8>(a, kTile, b + k * kWidth, kWidth, sums, meanwhile);
@@ -152,10 +148,6 @@ BF16_TARGET BALORA_INLINE void store_pair(__m512i even, __m512i odd, bf16* to) {
   _mm512_store_si512(to, _mm512_permutex2var_epi16(even, low, odd));
   _mm512_store_si512(to + 32, _mm512_permutex2var_epi16(even, high, odd));
 }
-
-}  // namespace
-
-namespace {
 
 // Calls body.template operator()<kColumns, kExtent>(column) for the panels of d columns.
 template <typename Body>

@@ -48,10 +48,19 @@ struct Nothing {
   BALORA_INLINE void operator()(int64_t) const {}
 };
 
+template <int kRows, int kVectors>
+BF16_TARGET BALORA_INLINE void clear(__m512 (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 8
+  for (auto& row : sum) {
+#pragma GCC unroll 4
+    for (__m512& value : row) value = _mm512_setzero_ps();
+  }
+}
+
 // sum += A B of bf16 for kSteps pairs of k. B is in pair order (tile_gemm.h), and so is an A that
 // lies by columns, 2 * lda elements from a pair of k to the next. meanwhile(i) runs after the i-th
-// pair: what it does takes the place of nothing, where it multiplies nothing. In a loop it must not
-// branch: an outcome that was not predicted costs as much as ten of these products.
+// pair: where it multiplies nothing, the products lose no time to it. In a loop it must not branch:
+// an outcome that was not predicted costs as much as ten of these products.
 template <Left kLeft, int kSteps, int kRows, int kVectors, typename Meanwhile>
 BF16_TARGET BALORA_INLINE void add_pairs(const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
                                          __m512 (&sum)[kRows][kVectors],
@@ -81,11 +90,7 @@ template <Left kLeft = Left::kRows, int kRows, int kVectors>
 BF16_TARGET BALORA_INLINE void pair_products(int64_t depth, const bf16* a, int64_t lda,
                                              const bf16* b, int64_t ldb,
                                              __m512 (&sum)[kRows][kVectors]) {
-#pragma GCC unroll 8
-  for (auto& row : sum) {
-#pragma GCC unroll 4
-    for (__m512& value : row) value = _mm512_setzero_ps();
-  }
+  clear(sum);
   const int64_t step = kLeft == Left::kRows ? 2 : 2 * lda;
   int64_t k = 0;
   for (; k + 8 <= depth; k += 8, a += 4 * step, b += 8 * ldb) {
