@@ -2,6 +2,7 @@
 
 #ifdef BALORA_TILES
 #include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/attention/bf16_rows.h"
 #include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/lanes.h"
 
@@ -16,12 +17,6 @@ using balora::lanes::first32;
 using balora::lanes::rounded;
 using balora::lanes::rounded_product;
 
-// 32 values of row i from column c on, zeros beyond the source.
-BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int64_t c) {
-  if (i >= s.rows) return _mm512_setzero_si512();
-  return _mm512_maskz_loadu_epi16(first32(s.size - c), s.data + i * s.stride + c);
-}
-
 // Rows of one head lie apart, which no hardware prefetcher follows across all of them.
 BALORA_INLINE void prefetch_row(const Source<bf16>& s, int64_t i) {
   if (i >= s.rows) return;
@@ -30,24 +25,6 @@ BALORA_INLINE void prefetch_row(const Source<bf16>& s, int64_t i) {
   }
 }
 constexpr int64_t kAhead = 16;
-
-// Where _mm512_permutex2var_epi16 takes words from: the even row, then (+32) the odd row.
-struct Interleaved {
-  __m512i low, high;
-};
-BF16_TARGET BALORA_INLINE Interleaved interleaving() {
-  alignas(64) uint16_t low[32], high[32];
-  for (uint16_t lane = 0; lane < 32; ++lane) {
-    const auto at = static_cast<uint16_t>(lane / 2 + (lane & 1) * 32);
-    low[lane] = at, high[lane] = static_cast<uint16_t>(at + 16);
-  }
-  return {_mm512_load_si512(low), _mm512_load_si512(high)};
-}
-BF16_TARGET BALORA_INLINE Interleaved interleave(const Interleaved& order, __m512i even,
-                                                 __m512i odd) {
-  return {_mm512_permutex2var_epi16(even, order.low, odd),
-          _mm512_permutex2var_epi16(even, order.high, odd)};
-}
 
 BF16_TARGET BALORA_INLINE __m512 in_base_2(__m512 natural) {
   return _mm512_mul_ps(natural, all(vec::kLog2e));

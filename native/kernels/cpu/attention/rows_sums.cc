@@ -1,4 +1,5 @@
 // Sums over tiles, and rows in and out of them (rows_bf16.h).
+#include "kernels/cpu/attention/bf16_rows.h"
 #include "kernels/cpu/attention/rows_block.h"
 
 #ifdef BALORA_TILES
@@ -126,27 +127,7 @@ BF16_TARGET void queries_panel(const bf16* p, const bf16* b, const Band& band, i
 template <bool kHasAll>
 BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int64_t c) {
   if (kHasAll) return _mm512_loadu_si512(s.data + i * s.stride + c);
-  if (i >= s.rows) return _mm512_setzero_si512();
-  return _mm512_maskz_loadu_epi16(first32(s.size - c), s.data + i * s.stride + c);
-}
-
-// Where _mm512_permutex2var_epi16 takes words from to interleave two rows.
-struct Interleaving {
-  alignas(64) std::array<uint16_t, 32> low, high;
-};
-constexpr Interleaving kInterleaving = [] {
-  Interleaving order{};
-  for (uint16_t lane = 0; lane < 32; ++lane) {
-    const auto at = static_cast<uint16_t>(lane / 2 + (lane & 1) * 32);
-    order.low[lane] = at, order.high[lane] = static_cast<uint16_t>(at + 16);
-  }
-  return order;
-}();
-BF16_TARGET BALORA_INLINE void store_pair(__m512i even, __m512i odd, bf16* to) {
-  const __m512i low = _mm512_load_si512(kInterleaving.low.data());
-  const __m512i high = _mm512_load_si512(kInterleaving.high.data());
-  _mm512_store_si512(to, _mm512_permutex2var_epi16(even, low, odd));
-  _mm512_store_si512(to + 32, _mm512_permutex2var_epi16(even, high, odd));
+  return lanes::load_row(s, i, c);
 }
 
 // Calls body.template operator()<kColumns, kExtent>(column) for the panels of d columns.
@@ -204,13 +185,17 @@ namespace {
 
 template <bool kHasAll>
 BF16_TARGET void pack_panels(const Source<bf16>& rows, int64_t d, bf16* out) {
+  const lanes::Interleaved order = lanes::interleaving();
   for (int64_t column = 0; column < d; column += kTile) {
     const int64_t width = panel_width(d, column);
     for (int64_t i = 0; i < kTile; i += 2) {
       for (int64_t c = 0; c < width; c += 32) {
-        store_pair(load_row<kHasAll>(rows, i, column + c),
-                   load_row<kHasAll>(rows, i + 1, column + c),
-                   out + column * kTile + i * width + 2 * c);
+        const lanes::Interleaved pairs =
+            lanes::interleave(order, load_row<kHasAll>(rows, i, column + c),
+                              load_row<kHasAll>(rows, i + 1, column + c));
+        bf16* to = out + column * kTile + i * width + 2 * c;
+        _mm512_store_si512(to, pairs.low);
+        _mm512_store_si512(to + 32, pairs.high);
       }
     }
   }
