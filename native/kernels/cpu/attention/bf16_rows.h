@@ -1,5 +1,7 @@
 // Rows of bf16 in vectors, for what packs them: inlined into functions for AVX512-BF16.
 #pragma once
+#include <array>
+
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/lanes.h"
 
@@ -17,12 +19,14 @@ struct Interleaved {
   __m512i low, high;
 };
 BF16_TARGET BALORA_INLINE Interleaved interleaving() {
-  alignas(64) uint16_t low[32], high[32];
-  for (uint16_t lane = 0; lane < 32; ++lane) {
-    const auto at = static_cast<uint16_t>(lane / 2 + (lane & 1) * 32);
-    low[lane] = at, high[lane] = static_cast<uint16_t>(at + 16);
-  }
-  return {_mm512_load_si512(low), _mm512_load_si512(high)};
+  alignas(64) static constexpr auto kOrder = [] {
+    std::array<uint16_t, 64> order{};
+    for (uint16_t lane = 0; lane < 64; ++lane) {
+      order[lane] = static_cast<uint16_t>(lane / 2 + (lane & 1) * 32);
+    }
+    return order;
+  }();
+  return {_mm512_load_si512(kOrder.data()), _mm512_load_si512(kOrder.data() + 32)};
 }
 BF16_TARGET BALORA_INLINE Interleaved interleave(const Interleaved& order, __m512i even,
                                                  __m512i odd) {
