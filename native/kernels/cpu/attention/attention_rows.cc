@@ -185,8 +185,9 @@ class Forward {
 struct BackwardScratch {
   // B operands over d, d and keys.
   bf16 *keys_turned, *values_turned, *keys;
-  bf16 *q_right, *dout_right;  // B operands over queries
-  bf16 *q, *dout;              // copies, where rows cannot be read in place
+  bf16 *q_right[2], *dout_right[2];  // B operands over queries, of a tile and of the next
+  float* dots;                       // lanes of the next tile's deltas
+  bf16 *q, *dout;                    // copies, where rows cannot be read in place
   bf16 *p, *ds, *ds_rows;
   float *lse, *base_2, *delta;
   float *dq, *dk, *dv;
@@ -195,7 +196,10 @@ struct BackwardScratch {
   BackwardScratch(Arena& arena, const Geometry& g, int64_t longest) {
     const int64_t tiles = tile_count(longest), tile = kTile * g.padded();
     for (bf16** all : {&keys_turned, &values_turned, &keys}) *all = arena.take<bf16>(tiles * tile);
-    for (bf16** one : {&q_right, &dout_right, &q, &dout}) *one = arena.take<bf16>(tile);
+    for (bf16** one : {&q, &dout, &q_right[0], &q_right[1], &dout_right[0], &dout_right[1]}) {
+      *one = arena.take<bf16>(tile);
+    }
+    dots = arena.take<float>(kTile * kLanes);
     for (bf16** square : {&p, &ds, &ds_rows}) *square = arena.take<bf16>(kTile * kTile);
     for (float** row : {&lse, &base_2, &delta}) *row = arena.take<float>(kTile);
     dq = arena.take<float>(tile);
@@ -227,8 +231,9 @@ class Backward {
   void run(const Segment& segment, const Run& run, const BackwardScratch& s) const {
     const int64_t tiles = tile_count(segment.rows);
     for (uint8_t* flags : {s.packed, s.summed}) std::fill(flags, flags + tiles, uint8_t{0});
+    Turn turn;
     for (int64_t t = segment.skip / kTile; t < tiles; ++t) {
-      for (int64_t h = 0; h < g_.group(); ++h) query_tile(segment, run, h, t, s);
+      for (int64_t h = 0; h < g_.group(); ++h) query_tile(segment, run, h, t, s, turn);
     }
     write_keys(segment, run, s);
   }
@@ -246,8 +251,17 @@ class Backward {
   }
 
  private:
+  // The operands over queries: those of this tile are at `index`, and `packed` says whether the tile
+  // before packed them. The next tile's go to the other place.
+  struct Turn {
+    int64_t index = 0;
+    bool packed = false;
+  };
+
   void query_tile(const Segment& segment, const Run& run, int64_t h, int64_t tile,
-                  const BackwardScratch& s) const {
+                  const BackwardScratch& s, Turn& turn) const {
+    turn.index = 1 - turn.index;
+    const bool packed = std::exchange(turn.packed, false);
     const int64_t d = g_.padded(), head = run.kv_head * g_.group() + h;
     float* const sums = run.slot < 0 ? s.dq : slot(run.slot, h) + tile * kTile * d;
     const TileRange met = keys_of_queries(g_, segment, tile);
@@ -270,8 +284,20 @@ class Backward {
                          .p = s.p,
                          .ds = s.ds,
                          .ds_rows = s.ds_rows};
-    start(row, queries, head, t, s);
-    Ahead ahead = ahead_of(segment, run, h, tile, s);
+    bf16 *const q_right = s.q_right[turn.index], *const dout_right = s.dout_right[turn.index];
+    if (packed) {
+      sum_lanes(s.dots, s.delta);
+    } else {
+      const Source<bf16> dout = dout_.source(row, head, queries);
+      pack_rows(q_.source(row, head, queries), d, q_right);
+      pack_rows(dout, d, dout_right);
+      row_dots(dout, out_.source(row, head, queries), s.delta);
+    }
+    read_lse(row, queries, head, s);
+    start_gradient(t);
+    const Next next(g_, run, h, tile, tile_count(segment.rows));
+    Ahead ahead = ahead_of(segment, run, next, s);
+    const Coming coming = coming_rows(segment, next, s, 1 - turn.index);
     const int64_t asking = asking_tile(g_, own, segment, own_keys);
     if (asking < 0) {
       ask_all({&ahead.scores[0], &ahead.scores[1], &ahead.gradients[0], &ahead.gradients[1],
@@ -297,33 +323,45 @@ class Backward {
         ahead.keys[1].start(dk_.source(keys.row, run.kv_head, keys.count));
       }
       const bool is_first = !std::exchange(s.summed[key_tile], uint8_t{1});
-      sum_over_queries(t.p, s.dout_right, d, band, queries, keys.count, s.dv + at, is_first,
-                       is_final ? &ahead.keys[0] : nullptr);
-      sum_over_queries(t.ds, s.q_right, d, band, queries, keys.count, s.dk + at, is_first,
-                       is_final ? &ahead.keys[1] : nullptr);
+      const bool packs = asked && coming.exist;
+      turn.packed |= packs;
+      sum_over_queries(t.p, dout_right, d, band, queries, keys.count, s.dv + at, is_first,
+                       is_final ? &ahead.keys[0] : nullptr, packs ? &coming.q : nullptr);
+      sum_over_queries(t.ds, q_right, d, band, queries, keys.count, s.dk + at, is_first,
+                       is_final ? &ahead.keys[1] : nullptr, packs ? &coming.dout : nullptr);
     }
   }
 
-  void start(int64_t row, int64_t queries, int64_t head, const GradientRows& t,
-             const BackwardScratch& s) const {
-    const Source<bf16> dout = dout_.source(row, head, queries);
-    pack_rows(q_.source(row, head, queries), g_.padded(), s.q_right);
-    pack_rows(dout, g_.padded(), s.dout_right);
-    row_dots(dout, out_.source(row, head, queries), s.delta);
+  void read_lse(int64_t row, int64_t queries, int64_t head, const BackwardScratch& s) const {
     for (int64_t i = 0; i < queries; ++i) s.lse[i] = lse_[(row + i) * g_.heads + head];
     std::fill(s.lse + queries, s.lse + kTile, 0.0f);
-    start_gradient(t);
+  }
+
+  // Operands over queries of the next tile, to be packed beside sums of this one, if they can.
+  struct Coming {
+    bool exist;
+    ComingRows q, dout;
+  };
+  Coming coming_rows(const Segment& segment, const Next& next, const BackwardScratch& s,
+                     int64_t index) const {
+    if (!next.exists) return {};
+    const Queries queries(segment, next.tile);
+    const int64_t row = segment.query(queries.first), rows = queries.count();
+    const Source<bf16> q = q_.source(row, next.head, rows);
+    return {can_pack_beside(q),
+            {q, s.q_right[index], {}, nullptr},
+            {dout_.source(row, next.head, rows), s.dout_right[index],
+             out_.source(row, next.head, rows), s.dots}};
   }
 
   // The rows of the run's next queries, and the keys beside those, which they are the first to meet.
-  Ahead ahead_of(const Segment& segment, const Run& run, int64_t h, int64_t tile,
+  Ahead ahead_of(const Segment& segment, const Run& run, const Next& next,
                  const BackwardScratch& s) const {
     Ahead ahead;
     for (Cursor* cursor : {&ahead.scores[0], &ahead.scores[1], &ahead.gradients[0],
                            &ahead.gradients[1], &ahead.sums[0], &ahead.sums[1]}) {
       cursor->rest(s.p);
     }
-    const Next next(g_, run, h, tile, tile_count(segment.rows));
     if (!next.exists) return ahead;
     const Queries queries(segment, next.tile);
     const int64_t row = segment.query(queries.first), rows = queries.count();

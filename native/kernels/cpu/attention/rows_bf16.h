@@ -101,6 +101,19 @@ struct RowResult {
   const float* factors;
 };
 
+// A tile of rows that becomes a B operand beside sums over queries, as pack_rows() would make it,
+// and the lanes (r,16) of its dots with another's rows, if it has any. can_pack_beside() of both.
+struct ComingRows {
+  Source<bf16> rows;
+  bf16* packed;
+  Source<bf16> others;  // of the same size, or without data
+  float* lanes;
+};
+// Whether there are kTile rows, of whole panels.
+inline bool can_pack_beside(const Source<bf16>& rows) {
+  return rows.rows == kTile && rows.size % kTile == 0;
+}
+
 // Sums, and B operands over rows, lie in panels of 64 columns, of which the last may have 32: their
 // rows are then a constant apart. A tile of D columns, padded, has kTile * D elements either way.
 //
@@ -108,9 +121,11 @@ struct RowResult {
 // Where `result` has an `out`, they go there instead.
 void sum_over_keys(const bf16* p, const bf16* b, int64_t d, const Band& band, int64_t rows,
                    int64_t n, float* sums, bool is_first, const RowResult& result, Ahead* ahead);
-// sums (n,d) += p (r,n)^T b (r,d): sums over queries, of keys.
+// sums (n,d) += p (r,n)^T b (r,d): sums over queries, of keys. Beside those of a tile that all
+// queries see, rows are asked for or packed, where they are given.
 void sum_over_queries(const bf16* p, const bf16* b, int64_t d, const Band& band, int64_t rows,
-                      int64_t n, float* sums, bool is_first, Cursor* ahead);
+                      int64_t n, float* sums, bool is_first, Cursor* ahead,
+                      const ComingRows* coming);
 // Rows as a B operand, with zeros up to kTile of them.
 void pack_rows(const Source<bf16>& rows, int64_t d, bf16* out);
 void write_rows(const float* sums, int64_t d, int64_t rows, const RowResult& result);

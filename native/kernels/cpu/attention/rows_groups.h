@@ -109,6 +109,13 @@ struct GroupSums {
   }
 };
 
+// A count that the compiler does not know: it copies the body of a loop of few rounds however long
+// that is, and code of 30 KiB does not stay in the nearest cache.
+BALORA_INLINE int64_t rounds(int64_t count) {
+  asm("" : "+r"(count));
+  return count;
+}
+
 // The scores (16,kTile) of the group of 16 rows from `row` on with kColumns vectors of keys.
 template <int kColumns, bool kStair, typename Before>
 BF16_TARGET BALORA_INLINE void group_products(Operand a, int64_t row, const bf16* b, int64_t size,
@@ -122,7 +129,7 @@ BF16_TARGET BALORA_INLINE void group_products(Operand a, int64_t row, const bf16
     sums.clear();
     if constexpr (Before::kStages != 0) {
 #pragma GCC unroll 1
-      for (int64_t slot = 0; slot < kSlots; ++slot) {
+      for (int64_t slot = 0, slots = rounds(kSlots); slot < slots; ++slot) {
         typename Before::State state;
         const int64_t k = slot * 2 * kSteps;
 #pragma GCC unroll 16
@@ -147,9 +154,9 @@ BF16_TARGET BALORA_INLINE void group_products(Operand a, int64_t row, const bf16
     sums.keep(scores + r * kTile);
   };
 #pragma GCC unroll 1
-  for (int64_t r = 0; r < 8; r += kRows) rows.template operator()<kStair>(r);
+  for (int64_t r = 0, last = rounds(8); r < last; r += kRows) rows.template operator()<kStair>(r);
 #pragma GCC unroll 1
-  for (int64_t r = 8; r < kLanes; r += kRows) rows.template operator()<false>(r);
+  for (int64_t r = 8, last = rounds(16); r < last; r += kRows) rows.template operator()<false>(r);
 }
 
 // Calls body.template operator()<kColumns>() for a group's number of vectors.

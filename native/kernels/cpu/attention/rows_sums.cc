@@ -76,38 +76,94 @@ constexpr int64_t even(int64_t count) {
   return (count + 1) & ~int64_t{1};
 }
 
-// How much of a tile there is to sum: a part, all, or all while rows are asked for.
-enum class Extent { kPart, kWhole, kAsking };
+// Something beside a panel's sums: before the products of each block start(block, column), between
+// them run(step), eight times for every 16 of k. The sums of a part of a tile have nothing of this:
+struct Part {};
+// Nothing, beside all of a tile:
+struct Alone {
+  BALORA_INLINE void start(int64_t, int64_t) {}
+  BALORA_INLINE void run(int64_t) {}
+};
+template <int kCursors>
+struct Asking {
+  Cursor* cursors;
+  BALORA_INLINE void start(int64_t, int64_t) {}
+  BALORA_INLINE void run(int64_t step) {
+    if (step == 1) cursors[0].ask();
+    if (kCursors == 2 && step == 5) cursors[1].ask();
+  }
+};
 
-template <int kColumns, Step kStep, Extent kExtent>
+// A sixteenth of a panel's packing is beside each of its 16 blocks: eight rows and 32 columns, two
+// rows for every 16 of k.
+template <bool kDots>
+struct PackingBeside {
+  ComingRows coming;
+  // Where start() and run() have come to.
+  const bf16 *row = nullptr, *other = nullptr;
+  bf16* packed = nullptr;
+  float* lanes = nullptr;
+  __mmask16 begun = 0;  // of the dots' lanes: all, or before the first columns none
+
+  BF16_TARGET BALORA_INLINE void start(int64_t block, int64_t column) {
+    const int64_t i = block % 8 * 8, c = block / 8 * 32;
+    row = coming.rows.data + i * coming.rows.stride + column + c;
+    packed = coming.packed + (column + i) * kTile + 2 * c;
+    if (!kDots) return;
+    other = coming.others.data + i * coming.others.stride + column + c;
+    lanes = coming.lanes + i * kLanes;
+    begun = column + c == 0 ? __mmask16{0} : __mmask16{0xffff};
+  }
+  BF16_TARGET BALORA_INLINE void run(int64_t step) {
+    if (step == 1) {
+      const lanes::Interleaved pairs =
+          lanes::interleave(lanes::interleaving(), _mm512_loadu_si512(row),
+                            _mm512_loadu_si512(row + coming.rows.stride));
+      _mm512_store_si512(packed, pairs.low);
+      _mm512_store_si512(packed + 32, pairs.high);
+      packed += 2 * kTile;
+    }
+    if (kDots && step == 3) add_dot();
+    if (kDots && step == 5) add_dot();
+    if (!kDots && step == 5) row += 2 * coming.rows.stride;
+  }
+
+ private:
+  BF16_TARGET BALORA_INLINE void add_dot() {
+    const auto x = (__m512bh)_mm512_loadu_si512(row), y = (__m512bh)_mm512_loadu_si512(other);
+    _mm512_store_ps(lanes, _mm512_dpbf16_ps(_mm512_maskz_load_ps(begun, lanes), x, y));
+    row += coming.rows.stride, other += coming.others.stride, lanes += kLanes;
+  }
+};
+
+template <int kColumns, Step kStep, typename Beside>
 BF16_TARGET void keys_panel(const bf16* p, const bf16* b, const Band& band, int64_t rows, int64_t n,
-                            float* to, const RowResult& result, int64_t column, Ahead* ahead) {
+                            float* to, const RowResult& result, int64_t column, Beside beside) {
   constexpr int64_t kWidth = kColumns * kLanes;
 #pragma GCC unroll 1
   for (int64_t i = 0; i < rows; i += kBlock) {
     __m512 sums[kBlock][kColumns];
-    if constexpr (kExtent == Extent::kPart) {
+    if constexpr (std::is_same_v<Beside, Part>) {
       const TileRange keys = band.keys(i, std::min(i + kBlock, rows), n, 2);
       tile_block::pair_products(keys.count(), p + i * kTile + keys.first, kTile,
                                 b + keys.first * kWidth, kWidth, sums);
     } else {
-      whole_products<Left::kRows>(p + i * kTile, b, sums, [&](int64_t step) MEANWHILE {
-        if (kExtent == Extent::kAsking && step == 1) ahead->sums[0].ask();
-        if (kExtent == Extent::kAsking && step == 5) ahead->sums[1].ask();
-      });
+      beside.start(i / kBlock, column);
+      whole_products<Left::kRows>(p + i * kTile, b, sums,
+                                  [&](int64_t step) MEANWHILE { beside.run(step); });
     }
     add_rows<kColumns, kStep>(sums, to + i * kWidth, {result, i, rows, column});
   }
 }
 
-template <int kColumns, Step kStep, Extent kExtent>
+template <int kColumns, Step kStep, typename Beside>
 BF16_TARGET void queries_panel(const bf16* p, const bf16* b, const Band& band, int64_t rows,
-                               int64_t n, float* to, Cursor* ahead) {
+                               int64_t n, float* to, int64_t column, Beside beside) {
   constexpr int64_t kWidth = kColumns * kLanes;
 #pragma GCC unroll 1
   for (int64_t j = 0; j < n; j += kBlock) {
     __m512 sums[kBlock][kColumns];
-    if constexpr (kExtent == Extent::kPart) {
+    if constexpr (std::is_same_v<Beside, Part>) {
       // Pairs of rows, of which p and ds are known where one of the two sees a key.
       const TileRange seen = band.queries(j, std::min(j + kBlock, n), rows, 1);
       const int64_t first = seen.first & ~int64_t{1};
@@ -115,9 +171,9 @@ BF16_TARGET void queries_panel(const bf16* p, const bf16* b, const Band& band, i
       tile_block::pair_products<Left::kColumns>(queries.count(), p + queries.first * kTile + 2 * j,
                                                 kTile, b + queries.first * kWidth, kWidth, sums);
     } else {
-      whole_products<Left::kColumns>(p + 2 * j, b, sums, [&](int64_t step) MEANWHILE {
-        if (kExtent == Extent::kAsking && step == 1) ahead->ask();
-      });
+      beside.start(j / kBlock, column);
+      whole_products<Left::kColumns>(p + 2 * j, b, sums,
+                                     [&](int64_t step) MEANWHILE { beside.run(step); });
     }
     add_rows<kColumns, kStep>(sums, to + j * kWidth, {RowResult{}, 0, 0, 0});
   }
@@ -130,20 +186,12 @@ BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int
   return lanes::load_row(s, i, c);
 }
 
-// Calls body.template operator()<kColumns, kExtent>(column) for the panels of d columns.
+// Calls body.template operator()<kColumns>(column) for the panels of d columns.
 template <typename Body>
-void for_panels(int64_t d, bool is_whole, bool asks, const Body& body) {
+void for_panels(int64_t d, const Body& body) {
   for (int64_t column = 0; column < d; column += kTile) {
-    const auto with = [&]<int kColumns>() {
-      if (!is_whole) {
-        body.template operator()<kColumns, Extent::kPart>(column);
-      } else if (asks) {
-        body.template operator()<kColumns, Extent::kAsking>(column);
-      } else {
-        body.template operator()<kColumns, Extent::kWhole>(column);
-      }
-    };
-    panel_width(d, column) == kTile ? with.template operator()<4>() : with.template operator()<2>();
+    panel_width(d, column) == kTile ? body.template operator()<4>(column)
+                                    : body.template operator()<2>(column);
   }
 }
 
@@ -151,34 +199,41 @@ void for_panels(int64_t d, bool is_whole, bool asks, const Body& body) {
 
 void sum_over_keys(const bf16* p, const bf16* b, int64_t d, const Band& band, int64_t rows,
                    int64_t n, float* sums, bool is_first, const RowResult& result, Ahead* ahead) {
-  for_panels(d, is_whole(band, rows, n), ahead != nullptr,
-             [&]<int kColumns, Extent kExtent>(int64_t column) {
-               const int64_t at = column * kTile;
-               const auto run = [&]<Step kStep>() {
-                 keys_panel<kColumns, kStep, kExtent>(p, b + at, band, rows, even(n), sums + at,
-                                                      result, column, ahead);
-               };
-               if (result.out) {
-                 is_first ? run.template operator()<Step::kOnly>()
-                          : run.template operator()<Step::kLast>();
-               } else {
-                 is_first ? run.template operator()<Step::kFirst>()
-                          : run.template operator()<Step::kNext>();
-               }
-             });
+  const auto panels = [&](auto beside) {
+    for_panels(d, [&]<int kColumns>(int64_t column) {
+      const int64_t at = column * kTile;
+      const auto run = [&]<Step kStep>() {
+        keys_panel<kColumns, kStep>(p, b + at, band, rows, even(n), sums + at, result, column,
+                                    beside);
+      };
+      if (result.out) {
+        is_first ? run.template operator()<Step::kOnly>() : run.template operator()<Step::kLast>();
+      } else {
+        is_first ? run.template operator()<Step::kFirst>() : run.template operator()<Step::kNext>();
+      }
+    });
+  };
+  if (!is_whole(band, rows, n)) return panels(Part{});
+  ahead ? panels(Asking<2>{ahead->sums}) : panels(Alone{});
 }
 
 void sum_over_queries(const bf16* p, const bf16* b, int64_t d, const Band& band, int64_t rows,
-                      int64_t n, float* sums, bool is_first, Cursor* ahead) {
-  for_panels(
-      d, is_whole(band, rows, n), ahead != nullptr,
-      [&]<int kColumns, Extent kExtent>(int64_t column) {
-        const int64_t at = column * kTile;
-        const auto run = [&]<Step kStep>() {
-          queries_panel<kColumns, kStep, kExtent>(p, b + at, band, rows, n, sums + at, ahead);
-        };
-        is_first ? run.template operator()<Step::kFirst>() : run.template operator()<Step::kNext>();
-      });
+                      int64_t n, float* sums, bool is_first, Cursor* ahead,
+                      const ComingRows* coming) {
+  const auto panels = [&](auto beside) {
+    for_panels(d, [&]<int kColumns>(int64_t column) {
+      const int64_t at = column * kTile;
+      const auto run = [&]<Step kStep>() {
+        queries_panel<kColumns, kStep>(p, b + at, band, rows, n, sums + at, column, beside);
+      };
+      is_first ? run.template operator()<Step::kFirst>() : run.template operator()<Step::kNext>();
+    });
+  };
+  if (!is_whole(band, rows, n)) return panels(Part{});
+  if (ahead) return panels(Asking<1>{ahead});
+  if (!coming) return panels(Alone{});
+  coming->others.data ? panels(PackingBeside<true>{*coming})
+                      : panels(PackingBeside<false>{*coming});
 }
 
 namespace {
