@@ -387,7 +387,7 @@ AVX512_TARGET BALORA_INLINE void four_queries(const float* x, const float* y, in
   tile_block::add_products<tile_block::Left::kRows, 4, kTile / kLanes, 64>(d, x, d, y, kTile, sums);
 }
 
-AVX512_TARGET BALORA_INLINE void whole_gradients(const WholePair<float>& t, int64_t i) {
+AVX512_TARGET BALORA_INLINE void whole_gradients(const WholePair& t, int64_t i) {
   Sums sums;
   four_queries(t.q + i * t.size, t.keys, t.size, sums);
 #pragma GCC unroll 4
@@ -448,7 +448,7 @@ AVX512_TARGET void score_gradient(const GradTile<float>& t) {
   no_gradient(t, t.queries * t.padded_keys, t.padded_queries * t.padded_keys);
 }
 
-AVX512_TARGET void whole_gradient(const WholePair<float>& pair) {
+AVX512_TARGET void whole_gradient(const WholePair& pair) {
   for (int64_t i = 0; i < kTile; i += 4) whole_gradients(pair, i);
 }
 

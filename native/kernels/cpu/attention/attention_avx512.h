@@ -30,8 +30,8 @@ void softmax(const SoftmaxTile<bf16>& tile);
 // Like ScoreGradient<float>, without soft-cap.
 void score_gradient(const GradTile<float>& tile);
 
-// Like WholeGradient<float>.
-void whole_gradient(const WholePair<float>& pair);
+// Like the function of that name in attention_tiles.h.
+void whole_gradient(const WholePair& pair);
 
 }  // namespace balora::attention::avx512
 #endif

@@ -112,18 +112,20 @@ class TilePair {
     const E *values = values_ + place.first_key * d, *q = kQueriesByKeys<E> ? q_ : q_turned_;
     const E* dout = kQueriesByKeys<E> ? dout_ : dout_turned_;
     before_product();
-    if (is_whole(band, place.queries, place.keys) && g_.softcap == 0 &&
-        WholeGradient<E>::run({.size = d,
-                               .scale = g_.scale,
-                               .q = q,
-                               .dout = dout,
-                               .keys = keys,
-                               .values = values,
-                               .lse = place.lse,
-                               .delta = place.delta,
-                               .p = p_,
-                               .ds = ds_})) {
-      return before_product();
+    if constexpr (std::is_same_v<E, float>) {
+      if (is_whole(band, place.queries, place.keys) && g_.softcap == 0 &&
+          whole_gradient({.size = d,
+                          .scale = g_.scale,
+                          .q = q,
+                          .dout = dout,
+                          .keys = keys,
+                          .values = values,
+                          .lse = place.lse,
+                          .delta = place.delta,
+                          .p = p_,
+                          .ds = ds_})) {
+        return before_product();
+      }
     }
     if constexpr (kQueriesByKeys<E>) {
       score_rows(band, {r, n, d}, q, keys, scores_);

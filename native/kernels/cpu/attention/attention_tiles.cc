@@ -363,11 +363,9 @@ void ScoreGradient<E>::run(const GradTile<E>& tile) {
   gradient(tile);
 }
 
-template <typename E>
-bool WholeGradient<E>::run([[maybe_unused]] const WholePair<E>& pair) {
+bool whole_gradient([[maybe_unused]] const WholePair& pair) {
 #ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, float>) {
-    if (!tile_gemm_has_avx512()) return false;
+  if (tile_gemm_has_avx512()) {
     avx512::whole_gradient(pair);
     return true;
   }
@@ -381,8 +379,5 @@ template struct Softmax<double>;
 template struct ScoreGradient<float>;
 template struct ScoreGradient<bf16>;
 template struct ScoreGradient<double>;
-template struct WholeGradient<float>;
-template struct WholeGradient<bf16>;
-template struct WholeGradient<double>;
 
 }  // namespace balora::attention

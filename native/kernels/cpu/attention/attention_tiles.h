@@ -130,23 +130,18 @@ struct ScoreGradient {
   static void run(const GradTile<E>& tile);
 };
 
-// A tile of queries that see all keys of another, in packed operands, without soft-cap.
-template <typename E>
+// A tile of queries of f32 that see all keys of another, in packed operands, without soft-cap.
 struct WholePair {
   int64_t size;  // D, padded
   double scale;
-  const E *q, *dout;         // (r,d)
-  const E *keys, *values;    // (d,n)
-  const Acc<E>*lse, *delta;  // (r)
-  E *p, *ds;                 // as a GradTile's
+  const float *q, *dout;       // (r,d)
+  const float *keys, *values;  // (d,n)
+  const float *lse, *delta;    // (r)
+  float *p, *ds;               // as a GradTile's
 };
-
 // Both products and ScoreGradient in one: scores and dp never leave their registers. False, with
-// nothing written, where this CPU has no such loop, which is that of f32 in AVX-512.
-template <typename E>
-struct WholeGradient {
-  static bool run(const WholePair<E>& pair);
-};
+// nothing written, where this CPU has no such loop, which is in AVX-512.
+bool whole_gradient(const WholePair& pair);
 
 // Memory for a tile that is computed from `sums` element by element: their own where the types are
 // the same, which leaves more of the first-level cache to the products.
