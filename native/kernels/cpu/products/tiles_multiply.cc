@@ -89,12 +89,18 @@ BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t r
   }
 }
 
-// The terms in int8 of the panels of an item: at `block`, kBeginningLd a row.
+// The terms in int8 of the panels of an item: at `block`, kBeginningLd a row. The rows of C that
+// they become are asked for, since the stores would wait for them.
 BF16_TARGET void multiply_int8(const Sum& sum, int64_t row, int64_t rows, int64_t panel,
                                Int8Multiply multiply, float* block) {
-  const int64_t width = sum.panels_at_once();
+  const int64_t width = sum.panels_at_once(), ldc = sum.out.ldc;
+  const int64_t element = sum.out.dtype == BALORA_F32 ? sizeof(float) : sizeof(bf16);
+  const char* const c = static_cast<const char*>(sum.out.c) + row * ldc * element;
   for (int64_t i = 0; i < width; ++i) {
     const int64_t column = (panel + i) * kInt8Columns;
+    for (int64_t r = 0; r < rows; ++r) {
+      __builtin_prefetch(c + (r * ldc + column) * element, 0, 2);
+    }
     for (const Int8Source& term : sum.int8) {
       const int64_t panel_bytes = term.b.steps() * kInt8StepBytes;
       multiply({.a = term.a.q + row * term.a.ld,
