@@ -33,7 +33,7 @@ Operand operand(const Source<bf16>& rows, int64_t d, bf16* copy) {
 }
 
 // The tile of keys, of those that a tile of queries meets, during whose products the next rows are
-// asked for: the last that all queries see. -1: none.
+// asked for, and packed in the backward: the last that all queries see. -1: none.
 int64_t asking_tile(const Geometry& g, const Queries& own, const Segment& segment,
                     const TileRange& met) {
   for (int64_t tile = met.first; tile < met.last; ++tile) {
@@ -251,8 +251,8 @@ class Backward {
   }
 
  private:
-  // The operands over queries: those of this tile are at `index`, and `packed` says whether the tile
-  // before packed them. The next tile's go to the other place.
+  // The operands over queries: those of the tile in progress are at `index`, and the next tile's go
+  // to the other place, where `packed` says that they are already.
   struct Turn {
     int64_t index = 0;
     bool packed = false;
@@ -273,8 +273,9 @@ class Backward {
       return;
     }
     const int64_t queries = own.count(), row = segment.query(own.first);
-    const GradientRows t{.q = operand(q_.source(row, head, queries), d, s.q),
-                         .dout = operand(dout_.source(row, head, queries), d, s.dout),
+    const QueryRows own_rows = query_rows(segment, tile, head);
+    const GradientRows t{.q = operand(own_rows.q, d, s.q),
+                         .dout = operand(own_rows.dout, d, s.dout),
                          .rows = queries,
                          .size = d,
                          .scale = g_.scale,
@@ -288,16 +289,19 @@ class Backward {
     if (packed) {
       sum_lanes(s.dots, s.delta);
     } else {
-      const Source<bf16> dout = dout_.source(row, head, queries);
-      pack_rows(q_.source(row, head, queries), d, q_right);
-      pack_rows(dout, d, dout_right);
-      row_dots(dout, out_.source(row, head, queries), s.delta);
+      pack_rows(own_rows.q, d, q_right);
+      pack_rows(own_rows.dout, d, dout_right);
+      row_dots(own_rows.dout, own_rows.out, s.delta);
     }
     read_lse(row, queries, head, s);
     start_gradient(t);
     const Next next(g_, run, h, tile, tile_count(segment.rows));
-    Ahead ahead = ahead_of(segment, run, next, s);
-    const Coming coming = coming_rows(segment, next, s, 1 - turn.index);
+    const QueryRows next_rows =
+        next.exists ? query_rows(segment, next.tile, next.head) : QueryRows{};
+    Ahead ahead = ahead_of(segment, run, next, next_rows, s);
+    const int64_t other = 1 - turn.index;
+    const ComingRows next_q{next_rows.q, s.q_right[other], {}, nullptr};
+    const ComingRows next_dout{next_rows.dout, s.dout_right[other], next_rows.out, s.dots};
     const int64_t asking = asking_tile(g_, own, segment, own_keys);
     if (asking < 0) {
       ask_all({&ahead.scores[0], &ahead.scores[1], &ahead.gradients[0], &ahead.gradients[1],
@@ -323,13 +327,24 @@ class Backward {
         ahead.keys[1].start(dk_.source(keys.row, run.kv_head, keys.count));
       }
       const bool is_first = !std::exchange(s.summed[key_tile], uint8_t{1});
-      const bool packs = asked && coming.exist;
-      turn.packed |= packs;
+      const bool packs = asked && can_pack_beside(next_rows.q);
       sum_over_queries(t.p, dout_right, d, band, queries, keys.count, s.dv + at, is_first,
-                       is_final ? &ahead.keys[0] : nullptr, packs ? &coming.q : nullptr);
+                       is_final ? &ahead.keys[0] : nullptr, packs ? &next_q : nullptr);
       sum_over_queries(t.ds, q_right, d, band, queries, keys.count, s.dk + at, is_first,
-                       is_final ? &ahead.keys[1] : nullptr, packs ? &coming.dout : nullptr);
+                       is_final ? &ahead.keys[1] : nullptr, packs ? &next_dout : nullptr);
+      if (packs) turn.packed = true;
     }
+  }
+
+  // The rows of a tile of queries in the operands; none of no tile.
+  struct QueryRows {
+    Source<bf16> q{}, dout{}, out{}, dq{};
+  };
+  QueryRows query_rows(const Segment& segment, int64_t tile, int64_t head) const {
+    const Queries queries(segment, tile);
+    const int64_t row = segment.query(queries.first), rows = queries.count();
+    return {q_.source(row, head, rows), dout_.source(row, head, rows), out_.source(row, head, rows),
+            dq_.source(row, head, rows)};
   }
 
   void read_lse(int64_t row, int64_t queries, int64_t head, const BackwardScratch& s) const {
@@ -337,25 +352,8 @@ class Backward {
     std::fill(s.lse + queries, s.lse + kTile, 0.0f);
   }
 
-  // Operands over queries of the next tile, to be packed beside sums of this one, if they can.
-  struct Coming {
-    bool exist;
-    ComingRows q, dout;
-  };
-  Coming coming_rows(const Segment& segment, const Next& next, const BackwardScratch& s,
-                     int64_t index) const {
-    if (!next.exists) return {};
-    const Queries queries(segment, next.tile);
-    const int64_t row = segment.query(queries.first), rows = queries.count();
-    const Source<bf16> q = q_.source(row, next.head, rows);
-    return {can_pack_beside(q),
-            {q, s.q_right[index], {}, nullptr},
-            {dout_.source(row, next.head, rows), s.dout_right[index],
-             out_.source(row, next.head, rows), s.dots}};
-  }
-
   // The rows of the run's next queries, and the keys beside those, which they are the first to meet.
-  Ahead ahead_of(const Segment& segment, const Run& run, const Next& next,
+  Ahead ahead_of(const Segment& segment, const Run& run, const Next& next, const QueryRows& rows,
                  const BackwardScratch& s) const {
     Ahead ahead;
     for (Cursor* cursor : {&ahead.scores[0], &ahead.scores[1], &ahead.gradients[0],
@@ -363,12 +361,10 @@ class Backward {
       cursor->rest(s.p);
     }
     if (!next.exists) return ahead;
-    const Queries queries(segment, next.tile);
-    const int64_t row = segment.query(queries.first), rows = queries.count();
-    ahead.scores[0].start(q_.source(row, next.head, rows));
-    ahead.scores[1].start(dout_.source(row, next.head, rows));
-    ahead.gradients[0].start(out_.source(row, next.head, rows));
-    ahead.gradients[1].start(dq_.source(row, next.head, rows));
+    ahead.scores[0].start(rows.q);
+    ahead.scores[1].start(rows.dout);
+    ahead.gradients[0].start(rows.out);
+    ahead.gradients[1].start(rows.dq);
     if (next.same_tile || next.tile < run.first || next.tile >= run.last || s.packed[next.tile]) {
       return ahead;
     }

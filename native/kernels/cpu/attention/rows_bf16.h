@@ -102,7 +102,8 @@ struct RowResult {
 };
 
 // A tile of rows that becomes a B operand beside sums over queries, as pack_rows() would make it,
-// and the lanes (r,16) of its dots with another's rows, if it has any. can_pack_beside() of both.
+// and the lanes (r,16) of its dots with another's rows, if it has any. can_pack_beside() must hold
+// for both.
 struct ComingRows {
   Source<bf16> rows;
   bf16* packed;

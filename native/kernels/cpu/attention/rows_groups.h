@@ -109,8 +109,8 @@ struct GroupSums {
   }
 };
 
-// A count that the compiler does not know: it copies the body of a loop of few rounds however long
-// that is, and code of 30 KiB does not stay in the nearest cache.
+// A count that the compiler does not know. Of a loop of few rounds GCC makes copies of the body,
+// however long that is and whatever `unroll` says: 30 KiB of code leave the nearest cache again.
 BALORA_INLINE int64_t rounds(int64_t count) {
   asm("" : "+r"(count));
   return count;
@@ -153,10 +153,18 @@ BF16_TARGET BALORA_INLINE void group_products(Operand a, int64_t row, const bf16
     }
     sums.keep(scores + r * kTile);
   };
+  // The first half of a stair sees half of the last vector.
+  constexpr int64_t kHalves = kStair ? kLanes / 2 : 0;
+  if constexpr (kStair) {
 #pragma GCC unroll 1
-  for (int64_t r = 0, last = rounds(8); r < last; r += kRows) rows.template operator()<kStair>(r);
+    for (int64_t r = 0, last = rounds(kHalves); r < last; r += kRows) {
+      rows.template operator()<true>(r);
+    }
+  }
 #pragma GCC unroll 1
-  for (int64_t r = 8, last = rounds(16); r < last; r += kRows) rows.template operator()<false>(r);
+  for (int64_t r = kHalves, last = rounds(kLanes); r < last; r += kRows) {
+    rows.template operator()<false>(r);
+  }
 }
 
 // Calls body.template operator()<kColumns>() for a group's number of vectors.

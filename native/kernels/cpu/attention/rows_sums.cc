@@ -76,10 +76,10 @@ constexpr int64_t even(int64_t count) {
   return (count + 1) & ~int64_t{1};
 }
 
-// Something beside a panel's sums: before the products of each block start(block, column), between
-// them run(step), eight times for every 16 of k. The sums of a part of a tile have nothing of this:
+// How a panel is summed: a part of a tile,
 struct Part {};
-// Nothing, beside all of a tile:
+// or all of it, while something else runs: start(block, column) before the products of each block,
+// and between them run(step), eight times for every 16 of k. Nothing else:
 struct Alone {
   BALORA_INLINE void start(int64_t, int64_t) {}
   BALORA_INLINE void run(int64_t) {}
@@ -94,16 +94,16 @@ struct Asking {
   }
 };
 
-// A sixteenth of a panel's packing is beside each of its 16 blocks: eight rows and 32 columns, two
-// rows for every 16 of k.
+// Packs panels of 64 columns. A sixteenth of one is beside each block of 16: eight rows and 32
+// columns, two rows for every 16 of k.
 template <bool kDots>
 struct PackingBeside {
   ComingRows coming;
   // Where start() and run() have come to.
   const bf16 *row = nullptr, *other = nullptr;
   bf16* packed = nullptr;
-  float* lanes = nullptr;
-  __mmask16 begun = 0;  // of the dots' lanes: all, or before the first columns none
+  float* dots = nullptr;
+  __mmask16 begun = 0;  // which lanes of the dots there are so far: all, at the first columns none
 
   BF16_TARGET BALORA_INLINE void start(int64_t block, int64_t column) {
     const int64_t i = block % 8 * 8, c = block / 8 * 32;
@@ -111,7 +111,7 @@ struct PackingBeside {
     packed = coming.packed + (column + i) * kTile + 2 * c;
     if (!kDots) return;
     other = coming.others.data + i * coming.others.stride + column + c;
-    lanes = coming.lanes + i * kLanes;
+    dots = coming.lanes + i * kLanes;
     begun = column + c == 0 ? __mmask16{0} : __mmask16{0xffff};
   }
   BF16_TARGET BALORA_INLINE void run(int64_t step) {
@@ -131,10 +131,15 @@ struct PackingBeside {
  private:
   BF16_TARGET BALORA_INLINE void add_dot() {
     const auto x = (__m512bh)_mm512_loadu_si512(row), y = (__m512bh)_mm512_loadu_si512(other);
-    _mm512_store_ps(lanes, _mm512_dpbf16_ps(_mm512_maskz_load_ps(begun, lanes), x, y));
-    row += coming.rows.stride, other += coming.others.stride, lanes += kLanes;
+    _mm512_store_ps(dots, _mm512_dpbf16_ps(_mm512_maskz_load_ps(begun, dots), x, y));
+    row += coming.rows.stride, other += coming.others.stride, dots += kLanes;
   }
 };
+
+template <typename Beside>
+constexpr bool kPacks = false;
+template <bool kDots>
+constexpr bool kPacks<PackingBeside<kDots>> = true;
 
 template <int kColumns, Step kStep, typename Beside>
 BF16_TARGET void keys_panel(const bf16* p, const bf16* b, const Band& band, int64_t rows, int64_t n,
@@ -148,7 +153,6 @@ BF16_TARGET void keys_panel(const bf16* p, const bf16* b, const Band& band, int6
       tile_block::pair_products(keys.count(), p + i * kTile + keys.first, kTile,
                                 b + keys.first * kWidth, kWidth, sums);
     } else {
-      beside.start(i / kBlock, column);
       whole_products<Left::kRows>(p + i * kTile, b, sums,
                                   [&](int64_t step) MEANWHILE { beside.run(step); });
     }
@@ -220,11 +224,13 @@ void sum_over_keys(const bf16* p, const bf16* b, int64_t d, const Band& band, in
 void sum_over_queries(const bf16* p, const bf16* b, int64_t d, const Band& band, int64_t rows,
                       int64_t n, float* sums, bool is_first, Cursor* ahead,
                       const ComingRows* coming) {
-  const auto panels = [&](auto beside) {
+  const auto panels = [&]<typename Beside>(Beside beside) {
     for_panels(d, [&]<int kColumns>(int64_t column) {
       const int64_t at = column * kTile;
       const auto run = [&]<Step kStep>() {
-        queries_panel<kColumns, kStep>(p, b + at, band, rows, n, sums + at, column, beside);
+        if constexpr (kColumns == 4 || !kPacks<Beside>) {
+          queries_panel<kColumns, kStep>(p, b + at, band, rows, n, sums + at, column, beside);
+        }
       };
       is_first ? run.template operator()<Step::kFirst>() : run.template operator()<Step::kNext>();
     });
