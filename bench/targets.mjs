@@ -99,7 +99,7 @@ const attentionShare = (least) => (rows) => {
   const taken = 2 * forward.seconds.median + backward.seconds.median;
   const reached = (ideal + backward.seconds.median * backward.ceilingShare) / taken;
   const parts = [forward, backward].map(({ ceilingShare: part }) => percent(part));
-  const text = `${percent(reached)} (forward ${parts[0]}, backward ${parts[1]})`;
+  const text = `${(100 * reached).toFixed(1)}% (forward ${parts[0]}, backward ${parts[1]})`;
   return { text, met: reached >= least };
 };
 

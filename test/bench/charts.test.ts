@@ -98,7 +98,7 @@ describe('targetsOf', () => {
       microRow('micro-attention', 2, 0.9),
       microRow('micro-attention-backward', 4, 0.8),
     ];
-    const text = '85% (forward 90%, backward 80%)';
+    const text = '85.0% (forward 90%, backward 80%)';
     expect(attention?.reached(rows)).toEqual({ text, met: true });
     expect(attention?.reached(rows.slice(0, 1))).toBeNull();
   });

@@ -9,12 +9,17 @@ interface Module {
   tooOld(version: string): string | null;
 }
 const { tooOld } = createRequire(import.meta.url)(kFile) as Module;
+const kNeeds = 'balora needs Node 20.17 or newer of Node 20, or Node >= 22.2';
 const kAdvice = ' Install a newer one from https://nodejs.org and run this again.';
 
 it.each([
-  ['18.20.4', `balora needs Node >= 20.17, this is Node 18.20.4.${kAdvice}`],
-  ['20.16.0', `balora needs Node >= 20.17, this is Node 20.16.0.${kAdvice}`],
+  ['18.20.4', `${kNeeds}; this is Node 18.20.4.${kAdvice}`],
+  ['20.16.0', `${kNeeds}; this is Node 20.16.0.${kAdvice}`],
   ['20.17.0', null],
+  ['21.7.3', `${kNeeds}; this is Node 21.7.3.${kAdvice}`],
+  ['22.1.0', `${kNeeds}; this is Node 22.1.0.${kAdvice}`],
+  ['22.2.0', null],
+  ['23.0.0', null],
   ['26.10.0', null],
 ])('Node %s: %s', (version, message) => {
   expect(tooOld(version)).toBe(message);

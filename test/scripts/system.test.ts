@@ -43,7 +43,7 @@ afterEach(() => {
 /** The output of the check of a platform. */
 function said(machine: { platform: string; arch: string; node?: string }): string {
   const write = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
-  checkPlatform({ node: '22.1.0', ...machine });
+  checkPlatform({ node: '22.2.0', ...machine });
   return write.mock.calls.map(([text]) => String(text)).join('');
 }
 
@@ -64,15 +64,15 @@ it.each([
   ],
   [
     { node: '18.20.4' },
-    /^balora needs Node >= 20\.17, this is Node 18\.20\.4\. Install a newer one/,
+    /^balora needs Node 20\.17 or newer of Node 20, or Node >= 22\.2; this is Node 18\.20\.4\. Install a newer one/,
   ],
   [
     { node: '20.16.0' },
-    /^balora needs Node >= 20\.17, this is Node 20\.16\.0\. Install a newer one/,
+    /^balora needs Node 20\.17 or newer of Node 20, or Node >= 22\.2; this is Node 20\.16\.0\. Install a newer one/,
   ],
 ])('refuses %j by name', (machine, message) => {
   const check = () =>
-    checkPlatform({ ...{ platform: 'linux', arch: 'x64', node: '22.1.0' }, ...machine });
+    checkPlatform({ ...{ platform: 'linux', arch: 'x64', node: '22.2.0' }, ...machine });
   expect(check).toThrow(expect.objectContaining({ name: 'SetupError' }));
   expect(check).toThrow(message);
 });
@@ -80,7 +80,7 @@ it.each([
 it('accepts the oldest Node that it names, which is that of package.json', () => {
   expect(said({ platform: 'linux', arch: 'x64', node: '20.17.0' })).toBe('');
   const { engines } = JSON.parse(readFileSync('package.json', 'utf8')) as { engines: object };
-  expect(engines).toEqual({ node: '>=20.17' });
+  expect(engines).toEqual({ node: '^20.17 || >=22.2' });
 });
 
 describe('the required packages', () => {
