@@ -44,7 +44,7 @@ export async function writeAside(path: string, contents: string | Uint8Array): P
       .finally(() => file.close());
     return temporary;
   } catch (error) {
-    await rm(temporary, { force: true });
+    await rm(temporary, { force: true }).catch(() => {}); // the first error is the one to tell
     throw diskError(path, error);
   }
 }
@@ -56,7 +56,7 @@ export async function writeFileAtomic(path: string, contents: string | Uint8Arra
     await rename(temporary, path);
     await syncFolder(dirname(path));
   } catch (error) {
-    await rm(temporary, { force: true });
+    await rm(temporary, { force: true }).catch(() => {}); // the first error is the one to tell
     throw diskError(path, error);
   }
 }
@@ -83,7 +83,21 @@ export async function writeFolderAtomic(
     await rename(temporary, path);
     await syncFolder(dirname(path));
   } catch (error) {
-    await rm(temporary, { recursive: true, force: true });
+    await rm(temporary, { recursive: true, force: true }).catch(() => {});
+    throw diskError(path, error);
+  }
+}
+
+/** Removes a file, if there is one. @throws NativeError with the path when the disk refuses */
+export const removeFile = (path: string): Promise<void> => remove(path, false);
+
+/** Removes a file or a folder with all that is in it, if there is one. @throws NativeError with the path when the disk refuses */
+export const removeAll = (path: string): Promise<void> => remove(path, true);
+
+async function remove(path: string, recursive: boolean): Promise<void> {
+  try {
+    await rm(path, { recursive, force: true });
+  } catch (error) {
     throw diskError(path, error);
   }
 }
@@ -111,7 +125,7 @@ export function isRunning(pid: number): boolean {
 /** Removes temporary files that killed processes left behind in `folder`. */
 export async function removeTemporaries(folder: string): Promise<void> {
   for (const name of await namesIn(folder)) {
-    if (isAbandoned(name)) await rm(join(folder, name), { recursive: true, force: true });
+    if (isAbandoned(name)) await removeAll(join(folder, name));
   }
 }
 

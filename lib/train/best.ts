@@ -3,7 +3,6 @@
  * the end, so that the run exports them. They are kept in the output folder (run/best/step-<number>/), or in memory where a run has
  * none. The folder of the former best step is removed only when that of the new one is there, complete.
  */
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { copiesOf } from '../adapters/copies.ts';
@@ -12,7 +11,7 @@ import type { MetricName } from '../data/glue.ts';
 import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
 import { EVALUATION_TEXTS, type Evaluation, isEvaluation } from '../eval/types.ts';
 import { CheckedFolder, writeChecksums } from '../io/checksums.ts';
-import { namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
+import { namesIn, removeAll, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { listSteps, stepFolder } from '../io/run_folder.ts';
 import { saveSafetensors } from '../io/safetensors.ts';
 import type { Model } from '../models/index.ts';
@@ -183,7 +182,7 @@ export class BestKeeper {
       await writeChecksums(temporary, kFiles);
     });
     for (const { name } of await listSteps(folder)) {
-      if (name !== own) await rm(join(folder, name), { recursive: true, force: true });
+      if (name !== own) await removeAll(join(folder, name));
     }
   }
 

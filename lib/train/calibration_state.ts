@@ -3,11 +3,11 @@
  * gives the same bits as one that was not.
  */
 import { existsSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
 import { z } from 'zod';
 import { tensorsDigest } from '../adapters/adapter_metadata.ts';
 import { Calibration, type CalibrationFacts, factsSchema } from '../adapters/calibration.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
+import { removeFile } from '../io/files.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import type { Tensor } from '../tensor.ts';
 
@@ -128,6 +128,6 @@ export class CalibrationState {
   /** Removes the file, once the result is there. */
   async end(): Promise<void> {
     const { file } = this.options;
-    if (file !== undefined) await rm(CalibrationState.pathOf(file), { force: true });
+    if (file !== undefined) await removeFile(CalibrationState.pathOf(file));
   }
 }

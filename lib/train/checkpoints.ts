@@ -3,11 +3,10 @@
  * of its files have been written to disk, so every folder with such a name is complete. If one has been damaged since, which the
  * checksums show, the one before it is used.
  */
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError, BaloraError, FormatError, withoutAdvice } from '../errors.ts';
 import { CHECKSUMS, CheckedFolder, writeChecksums } from '../io/checksums.ts';
-import { diskError, namesIn, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
+import { diskError, namesIn, removeAll, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { readText } from '../io/regular_file.ts';
 import { CHECKPOINT_FILES, listSteps, stepFolder } from '../io/run_folder.ts';
 import { saveSafetensors } from '../io/safetensors.ts';
@@ -41,7 +40,7 @@ export async function saveCheckpoint(
   const { step } = checkpoint.state;
   const upToHere = (await listSteps(folder)).filter((other) => other.step <= step);
   for (const { name } of upToHere.slice(keep)) {
-    await rm(join(folder, name), { recursive: true, force: true });
+    await removeAll(join(folder, name));
   }
   return path;
 }

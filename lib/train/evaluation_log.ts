@@ -2,7 +2,6 @@
  * The evaluations of a run: a line for each in run/evaluations.jsonl, and the last one in full, with every example, in
  * run/last_evaluation.json. A resumed run finds there whether the evaluation of its step has been made, and does not repeat it.
  */
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import {
@@ -12,7 +11,7 @@ import {
   type EvaluationResult,
   isEvaluation,
 } from '../eval/types.ts';
-import { writeFileAtomic } from '../io/files.ts';
+import { removeFile, writeFileAtomic } from '../io/files.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { RUN_FILES } from '../io/run_folder.ts';
 import { fromJson, toJson } from './json.ts';
@@ -58,7 +57,7 @@ export class EvaluationLog {
     );
     try {
       const full = await readFull(lastPath);
-      if (full !== null && !isUpTo(step)(full)) await rm(lastPath, { force: true });
+      if (full !== null && !isUpTo(step)(full)) await removeFile(lastPath);
       const isOfStep = (place: Place | null) =>
         data !== null && place?.step === step && place.data === data;
       const result = isOfStep(full) ? (full?.result ?? null) : null;

@@ -8,10 +8,10 @@
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { readFileSync, readlinkSync } from 'node:fs';
-import { link, rename, rm } from 'node:fs/promises';
+import { link, rename } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { ArgumentError } from '../errors.ts';
-import { diskError, isRunning, writeAside } from '../io/files.ts';
+import { diskError, isRunning, removeFile, writeAside } from '../io/files.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 
 /** The thread that holds a lock. */
@@ -28,7 +28,7 @@ export interface LockHolder {
 export interface FolderLock {
   /** Whether the lock is still there and still this one. */
   isHeld(): Promise<boolean>;
-  /** Removes the lock, unless it is no longer this one. */
+  /** Removes the lock, unless it is no longer this one. @throws NativeError when the disk refuses */
   release(): Promise<void>;
 }
 
@@ -74,14 +74,13 @@ export async function acquireLock(
       if (place === lock) return heldLock(lock, text);
       if ((await chainFrom(lock)).at(-1)?.text === text) {
         await rename(aside, lock);
-        for (const { path } of [...chain.slice(1), { path: place }])
-          await rm(path, { force: true });
+        for (const { path } of [...chain.slice(1), { path: place }]) await removeFile(path);
         return heldLock(lock, text);
       }
-      await rm(place, { force: true });
+      await removeFile(place);
     }
   } finally {
-    await rm(aside, { force: true });
+    await removeFile(aside);
   }
   throw new ArgumentError(
     `${lock}: other processes are claiming it; wait for them, or choose another path`,
@@ -93,7 +92,7 @@ function heldLock(lock: string, text: string): FolderLock {
   return {
     isHeld,
     release: async () => {
-      if (await isHeld()) await rm(lock, { force: true });
+      if (await isHeld()) await removeFile(lock);
     },
   };
 }

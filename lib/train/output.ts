@@ -7,7 +7,7 @@
  *                                                                  beginning, and the record
  *     <output>/run/lock                                            the process that is writing
  */
-import { rm, rmdir, stat } from 'node:fs/promises';
+import { rmdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   ADAPTER_CONFIG,
@@ -22,6 +22,8 @@ import {
   folderNames,
   makeFolder,
   namesIn,
+  removeAll,
+  removeFile,
   removeTemporaries,
   writeFileAtomic,
 } from '../io/files.ts';
@@ -123,7 +125,7 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
     for (const folder of written) await removeTemporaries(folder);
     if (!(await namesIn(run)).includes(RUN_FILES.config)) await writeManifest(path);
   } catch (error) {
-    await held?.release();
+    await held?.release().catch(() => {});
     throw diskError(path, error);
   }
   const { isHeld, release } = held;
@@ -150,7 +152,7 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
 async function removeEarlierRun(path: string): Promise<void> {
   const run = join(path, RUN);
   if (!(await namesIn(run)).includes(RUN_FILES.config)) return;
-  for (const name of await readManifest(run)) await rm(join(path, name), { force: true });
+  for (const name of await readManifest(run)) await removeFile(join(path, name));
   for (const name of kBeside) await removeIfEmpty(join(path, name));
   const checkpoints = join(run, RUN_FILES.checkpoints);
   const own = [
@@ -159,7 +161,7 @@ async function removeEarlierRun(path: string): Promise<void> {
     join(run, RUN_FILES.manifest),
     join(run, RUN_FILES.config), // removed last, so that an interrupted removal can be repeated
   ];
-  for (const old of own) await rm(old, { recursive: true, force: true });
+  for (const old of own) await removeAll(old);
 }
 
 async function removeIfEmpty(folder: string): Promise<void> {

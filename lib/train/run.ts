@@ -4,12 +4,11 @@
  */
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
 import { completeResult } from '../export/result_folder.ts';
-import { writeFileAtomic } from '../io/files.ts';
+import { removeAll, removeFile, writeFileAtomic } from '../io/files.ts';
 import { CHECKPOINT_FORMAT, RUN_FILES } from '../io/run_folder.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
 import { useModel } from '../models/in_use.ts';
@@ -488,8 +487,8 @@ async function openRunOf(
     optimizer?.dispose();
     passes?.dispose();
     await cache?.release().catch(() => {});
-    await record?.close();
-    await folder?.release();
+    await record?.close().catch(() => {});
+    await folder?.release().catch(() => {});
     throw error;
   }
 }
@@ -588,11 +587,11 @@ function teacherIdentity(identity: Identity): string {
  */
 async function removeLeftovers(folder: OutputFolder): Promise<void> {
   await removeTeacherCache(folder);
-  await rm(join(folder.run, RUN_FILES.best), { recursive: true, force: true });
+  await removeAll(join(folder.run, RUN_FILES.best));
 }
 
 async function removeTeacherCache(folder: OutputFolder): Promise<void> {
-  await rm(join(folder.run, kTeacherCacheName), { force: true });
+  await removeFile(join(folder.run, kTeacherCacheName));
 }
 
 function configText(options: ResolvedOptions, identity: Identity): string {

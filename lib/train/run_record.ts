@@ -1,9 +1,8 @@
 /** The record that a run leaves in run/ of its output folder, beside its checkpoints: steps, evaluations, export and result. */
 import { existsSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Evaluation } from '../eval/types.ts';
-import { writeFileAtomic } from '../io/files.ts';
+import { removeFile, writeFileAtomic } from '../io/files.ts';
 import { type ExportNote, RUN_FILES } from '../io/run_folder.ts';
 import { type Environment, logEnvironment } from './environment.ts';
 import { type EarlierEvaluation, EvaluationLog } from './evaluation_log.ts';
@@ -67,7 +66,7 @@ export class RunRecord {
 
   /** Notes that the run begins, or goes on: what an earlier end has left as its result is no longer one. */
   async begin(environment: Environment): Promise<void> {
-    await rm(join(this.run, RUN_FILES.result), { force: true });
+    await removeFile(join(this.run, RUN_FILES.result));
     await logEnvironment(join(this.run, RUN_FILES.environment), environment);
   }
 
@@ -89,7 +88,7 @@ export class RunRecord {
   /** Runs `write`, which writes the adapter or model. While it does, there is no note of what these are. */
   async export(note: ExportNote, write: () => Promise<void>): Promise<void> {
     const path = join(this.run, RUN_FILES.exported);
-    await rm(path, { force: true });
+    await removeFile(path);
     await write();
     await writeFileAtomic(path, `${JSON.stringify(note)}\n`);
   }

@@ -6,6 +6,16 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { acquireLock, livingHolder } from '../../lib/train/folder_lock.ts';
 
+interface Mount {
+  mayMount(): boolean;
+  mountSmall(folder: string, kiB: number): boolean;
+  remount(folder: string, options: string): boolean;
+  unmount(folder: string): unknown;
+}
+// The script has no types.
+const path = '../../scripts/support/mount.mjs';
+const { mayMount, mountSmall, remount, unmount } = (await import(path)) as Mount;
+
 let folder: string;
 let lock: string;
 beforeEach(() => {
@@ -20,6 +30,26 @@ const textOf = (pid: number, more: object = {}) =>
   JSON.stringify({ pid, host: hostname(), started: '1', ...more });
 
 describe('a lock', () => {
+  it.skipIf(!mayMount())(
+    'on a disk that became read-only is named when it is released (needs root)',
+    async () => {
+      mountSmall(folder, 64);
+      try {
+        const held = await acquire();
+        remount(folder, 'ro');
+        await expect(held.release()).rejects.toMatchObject({
+          code: 'ERR_IO',
+          message: expect.stringMatching(
+            /lock: cannot write: the file system is read-only \(EROFS\)/,
+          ),
+        });
+        expect(readdirSync(folder)).toEqual(['lock']);
+      } finally {
+        unmount(folder);
+      }
+    },
+  );
+
   it('has one holder, and leaves nothing but itself', async () => {
     const held = await acquire();
     expect(await held.isHeld()).toBe(true);
