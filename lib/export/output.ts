@@ -1,13 +1,15 @@
 /** Outputs of an export, each of which appears whole or not at all. */
-import { mkdir, readdir, rename, rm, rmdir, stat } from 'node:fs/promises';
+import { mkdir, readdir, rename, rmdir, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import {
+  discard,
   diskError,
   folderNames,
   isAbandoned,
   makeFolder,
   namesIn,
+  removeFile,
   removeTemporaries,
   syncFolder,
   temporaryFor,
@@ -42,7 +44,8 @@ async function requireNoFile(path: string): Promise<void> {
   if (info !== null) throw new ArgumentError(`output ${path} exists; choose another path`);
   const folder = dirname(resolve(path));
   for (const name of await namesIn(folder)) {
-    if (name.startsWith(`${basename(path)}.`) && isAbandoned(name)) await rm(join(folder, name));
+    if (name.startsWith(`${basename(path)}.`) && isAbandoned(name))
+      await removeFile(join(folder, name));
   }
 }
 
@@ -80,7 +83,7 @@ export async function fillFolder<T>(
     await syncFolder(path);
     return result;
   } catch (error) {
-    await rm(temporary, { recursive: true, force: true });
+    await discard(temporary);
     if (!existed) await rmdir(path).catch(() => {}); // it may hold files that were moved already
     throw diskError(path, error);
   }

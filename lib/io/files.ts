@@ -44,7 +44,7 @@ export async function writeAside(path: string, contents: string | Uint8Array): P
       .finally(() => file.close());
     return temporary;
   } catch (error) {
-    await rm(temporary, { force: true }).catch(() => {}); // the first error is the one to tell
+    await discard(temporary);
     throw diskError(path, error);
   }
 }
@@ -56,7 +56,7 @@ export async function writeFileAtomic(path: string, contents: string | Uint8Arra
     await rename(temporary, path);
     await syncFolder(dirname(path));
   } catch (error) {
-    await rm(temporary, { force: true }).catch(() => {}); // the first error is the one to tell
+    await discard(temporary);
     throw diskError(path, error);
   }
 }
@@ -83,7 +83,7 @@ export async function writeFolderAtomic(
     await rename(temporary, path);
     await syncFolder(dirname(path));
   } catch (error) {
-    await rm(temporary, { recursive: true, force: true }).catch(() => {});
+    await discard(temporary);
     throw diskError(path, error);
   }
 }
@@ -93,6 +93,9 @@ export const removeFile = (path: string): Promise<void> => remove(path, false);
 
 /** Removes a file or a folder with all that is in it, if there is one. @throws NativeError with the path when the disk refuses */
 export const removeAll = (path: string): Promise<void> => remove(path, true);
+
+/** Removes what a write that failed has left, as far as the disk allows: the error of the write is the one to tell. */
+export const discard = (temporary: string): Promise<void> => removeAll(temporary).catch(() => {});
 
 async function remove(path: string, recursive: boolean): Promise<void> {
   try {

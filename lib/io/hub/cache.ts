@@ -20,7 +20,7 @@ import {
 import { homedir } from 'node:os';
 import { basename, dirname, join, relative, sep } from 'node:path';
 import { FormatError } from '../../errors.ts';
-import { diskError, makeFolder, syncFolder } from '../files.ts';
+import { discard, diskError, makeFolder, syncFolder } from '../files.ts';
 import { readText } from '../regular_file.ts';
 import type { FileHash, RepoFile } from './api.ts';
 import { HubError } from './endpoint.ts';
@@ -222,7 +222,7 @@ export class RepoCache {
       await rename(temporary, path);
       await syncFolder(dirname(path));
     } catch (error) {
-      await rm(temporary, { force: true });
+      await discard(temporary);
       throw diskError(path, error);
     }
   }
