@@ -76,6 +76,14 @@ constexpr int64_t even(int64_t count) {
   return (count + 1) & ~int64_t{1};
 }
 
+// Two rows of a B operand, from 32 columns of an even and an odd row.
+BF16_TARGET BALORA_INLINE void store_pair(const lanes::Interleaved& order, __m512i even,
+                                          __m512i odd, bf16* to) {
+  const lanes::Interleaved pairs = lanes::interleave(order, even, odd);
+  _mm512_store_si512(to, pairs.low);
+  _mm512_store_si512(to + 32, pairs.high);
+}
+
 // How a panel is summed: a part of a tile,
 struct Part {};
 // or all of it, while something else runs: start(block, column) before the products of each block,
@@ -116,11 +124,8 @@ struct PackingBeside {
   }
   BF16_TARGET BALORA_INLINE void run(int64_t step) {
     if (step == 1) {
-      const lanes::Interleaved pairs =
-          lanes::interleave(lanes::interleaving(), _mm512_loadu_si512(row),
-                            _mm512_loadu_si512(row + coming.rows.stride));
-      _mm512_store_si512(packed, pairs.low);
-      _mm512_store_si512(packed + 32, pairs.high);
+      store_pair(lanes::interleaving(), _mm512_loadu_si512(row),
+                 _mm512_loadu_si512(row + coming.rows.stride), packed);
       packed += 2 * kTile;
     }
     if (kDots && step == 3) add_dot();
@@ -251,12 +256,9 @@ BF16_TARGET void pack_panels(const Source<bf16>& rows, int64_t d, bf16* out) {
     const int64_t width = panel_width(d, column);
     for (int64_t i = 0; i < kTile; i += 2) {
       for (int64_t c = 0; c < width; c += 32) {
-        const lanes::Interleaved pairs =
-            lanes::interleave(order, load_row<kHasAll>(rows, i, column + c),
-                              load_row<kHasAll>(rows, i + 1, column + c));
-        bf16* to = out + column * kTile + i * width + 2 * c;
-        _mm512_store_si512(to, pairs.low);
-        _mm512_store_si512(to + 32, pairs.high);
+        store_pair(order, load_row<kHasAll>(rows, i, column + c),
+                   load_row<kHasAll>(rows, i + 1, column + c),
+                   out + column * kTile + i * width + 2 * c);
       }
     }
   }
