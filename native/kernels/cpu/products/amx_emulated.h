@@ -119,11 +119,13 @@ inline bool wanted() {
 #undef _tile_dpbusd
 #undef _tile_loadd
 #undef _tile_stored
+#undef _tile_stream_loadd
 #undef _tile_zero
 #define _tile_loadconfig(config) balora::amx_emulated::configure(config)
 #define _tile_release() balora::amx_emulated::release()
 #define _tile_zero(tile) balora::amx_emulated::zero(tile)
 #define _tile_loadd(tile, base, stride) balora::amx_emulated::load(tile, base, stride)
+#define _tile_stream_loadd(tile, base, stride) balora::amx_emulated::load(tile, base, stride)
 #define _tile_stored(tile, base, stride) balora::amx_emulated::store(tile, base, stride)
 #define _tile_dpbf16ps(c, a, b) balora::amx_emulated::multiply(c, a, b)
 #define _tile_dpbusd(c, a, b) balora::amx_emulated::multiply_bytes(c, a, b)

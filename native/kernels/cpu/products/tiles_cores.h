@@ -27,9 +27,19 @@ struct Source {
   int64_t steps, pairs;
   const bf16* tiles;  // of the panels from `first_panel` on
   int64_t first_panel = 0;
+  int64_t skipped = 0, panel_steps = steps;  // of a part of a term: steps before it, and of all
 
   const bf16* panel(int64_t index) const {
-    return tiles + (index - first_panel) * steps * kStepElements;
+    return tiles + ((index - first_panel) * panel_steps + skipped) * kStepElements;
+  }
+  // `count` steps of a whole term.
+  Source part(int64_t first, int64_t count) const {
+    Source source = *this;
+    source.a += first * kTileK;
+    if (tail) source.tail += first * kTileK;
+    source.steps = count, source.skipped = first;
+    source.pairs = std::clamp<int64_t>(pairs - first * kTileK / 2, 0, count * kTileK / 2);
+    return source;
   }
 };
 
@@ -39,13 +49,14 @@ struct PendingRows {
   const float* block = nullptr;
   bf16* to = nullptr;
   int64_t ldc = 0;
-  int64_t left = 0;
+  int64_t next = 0, rows = 0;
 
   BF16_TARGET BALORA_INLINE void write(int64_t count) {
-    for (; count > 0 && left > 0; --count, --left) {
-      const __m512 low = _mm512_load_ps(block), high = _mm512_load_ps(block + 16);
-      _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
-      block += kTileN, to += ldc;
+    for (; count > 0 && next < rows; --count, ++next) {
+      const float* from = block + next * kTileN;
+      const __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + 16);
+      _mm512_storeu_si512(to + next * ldc,
+                          reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
     }
   }
 };
@@ -59,6 +70,9 @@ class LinesAhead {
   // `count` rows of `bytes`, `stride` bytes apart.
   LinesAhead(const void* rows, int64_t count, int64_t bytes, int64_t stride)
       : row_(static_cast<const char*>(rows)), rows_(count), bytes_(bytes), stride_(stride) {}
+
+  // Lines that are left.
+  BALORA_INLINE int64_t lines() const { return (rows_ * bytes_ - at_ + 63) / 64; }
 
   BALORA_INLINE void ask() {
     if (rows_ <= 0) return;
@@ -90,54 +104,49 @@ struct BlockPlace {
 
 constexpr int64_t kInPlaceRows = 16;  // of A: more are multiplied by packed operands
 
-// Floats between the rows of what a block of sums begins with.
-constexpr int64_t kBeginningLd = 64;
+// A block that sums begin with: 32 x 32 of f32, rows ld apart. Null: zeros.
+struct Beginning {
+  const float* data = nullptr;
+  int64_t ld = 0;
+};
+
+// How many panels of B the rows of a block meet before others take their place. Rows that meet many
+// stay in the first-level cache, and B streams past it; few are not worth it.
+enum class Meeting { kFew, kMany };
+constexpr int64_t kManyPanels = 7;
 
 struct AmxCore {
   static constexpr bool kRounds = false;
-  static constexpr int64_t kCachedBytes = int64_t{5} << 18;  // of B, in L2 over all rows: 1.25 MiB
+  // Bytes of B in L2 over all rows: of panels whose rows meet many of them, and of larger ones.
+  static constexpr int64_t kCachedBytes = int64_t{3} << 18, kMostCachedBytes = int64_t{5} << 18;
+  // In one pass over a chunk of B: rows of A of so many steps stay in L1 beside what streams by.
+  static constexpr int64_t kPassSteps = 20;
 
   AMX_TARGET static void open() { configure_tiles(); }
   AMX_TARGET static void close() { _tile_release(); }
 
-  // The block of `rows` rows from `row` on, in `panel`, plus the block at `beginning`, unless that
-  // is null; what it leaves in further rows means nothing.
+  // The block of `rows` rows from `row` on, in `panel`, plus what it begins with; what it leaves in
+  // further rows means nothing.
   AMX_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
                                   int64_t panel, PendingRows& pending, BlockPlace c,
-                                  const float* beginning = nullptr, LinesAhead = {}) {
-    const bool tail = rows < kPanelRows;
-    if (beginning) {
-      constexpr int64_t kStride = kBeginningLd * static_cast<int64_t>(sizeof(float));
-      _tile_loadd(0, beginning, kStride);
-      _tile_loadd(1, beginning + 16, kStride);
-      _tile_loadd(2, beginning + 16 * kBeginningLd, kStride);
-      _tile_loadd(3, beginning + 16 * kBeginningLd + 16, kStride);
+                                  Beginning beginning = {}, Meeting meeting = Meeting::kFew,
+                                  LinesAhead ahead = {}) {
+    if (const float* const from = beginning.data) {
+      const int64_t stride = beginning.ld * static_cast<int64_t>(sizeof(float));
+      _tile_loadd(0, from, stride);
+      _tile_loadd(1, from + 16, stride);
+      _tile_loadd(2, from + 16 * beginning.ld, stride);
+      _tile_loadd(3, from + 16 * beginning.ld + 16, stride);
     } else {
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
     }
-    for (const Source& term : terms) {
-      const int64_t lda = tail ? term.tail_ld : term.lda;
-      const bf16* a0 = tail ? term.tail : term.a + row * lda;
-      const bf16* a1 = a0 + 16 * lda;
-      const bf16* b = term.panel(panel);
-      const int64_t stride = lda * static_cast<int64_t>(sizeof(bf16));
-      for (int64_t step = 0; step < term.steps; ++step) {
-        _tile_loadd(4, a0, stride);
-        prefetch_half(b + kStepElements);
-        _tile_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, b + kStepElements / 2, 64);
-        prefetch_half(b + kStepElements * 3 / 2);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a1, stride);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        pending.write(kRowsAStep);
-        a0 += kTileK, a1 += kTileK, b += kStepElements;
-      }
+    if (meeting == Meeting::kMany) {
+      add<Meeting::kMany>(terms, row, rows, panel, pending, ahead);
+    } else {
+      add<Meeting::kFew>(terms, row, rows, panel, pending, ahead);
     }
     const int64_t stride = c.ld * static_cast<int64_t>(sizeof(float));
     _tile_stored(0, c.data, stride);
@@ -172,26 +181,71 @@ struct AmxCore {
       _tile_stored(0, to, 64);
     }
   }
+
+ private:
+  template <Meeting kMeeting>
+  AMX_TARGET BALORA_INLINE static void add(std::span<const Source> terms, int64_t row, int64_t rows,
+                                           int64_t panel, PendingRows& pending, LinesAhead& ahead) {
+    const bool tail = rows < kPanelRows;
+    // A copy, for registers: in memory its words would wait for the stores before them.
+    PendingRows left = pending;
+    int64_t steps = 0;
+    for (const Source& term : terms) steps += term.steps;
+    const int64_t asks = (ahead.lines() + steps - 1) / std::max<int64_t>(steps, 1);
+    for (const Source& term : terms) {
+      const int64_t lda = tail ? term.tail_ld : term.lda;
+      const bf16* a0 = tail ? term.tail : term.a + row * lda;
+      const bf16* a1 = a0 + 16 * lda;
+      const bf16* b = term.panel(panel);
+      const int64_t stride = lda * static_cast<int64_t>(sizeof(bf16));
+      for (int64_t step = 0; step < term.steps; ++step) {
+        const bf16* const second = b + kStepElements / 2;
+        _tile_loadd(4, a0, stride);
+        if constexpr (kMeeting == Meeting::kMany) {
+          _tile_stream_loadd(6, b, 64);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_stream_loadd(7, second, 64);
+        } else {
+          prefetch_half(b + kStepElements);
+          _tile_loadd(6, b, 64);
+          _tile_dpbf16ps(0, 4, 6);
+          _tile_loadd(7, second, 64);
+          prefetch_half(second + kStepElements);
+        }
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a1, stride);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        left.write(kRowsAStep);
+        for (int64_t i = 0; i < asks; ++i) ahead.ask();
+        a0 += kTileK, a1 += kTileK, b += kStepElements;
+      }
+    }
+    pending.next = left.next;
+  }
 };
 
 struct Avx512Core {
   static constexpr bool kRounds = true;
   // About an L2: what is packed then stays where it was written. Larger parts read A fewer times,
   // and find their memory out of every cache when they pack again.
-  static constexpr int64_t kCachedBytes = int64_t{1} << 20;
+  static constexpr int64_t kCachedBytes = int64_t{1} << 20, kMostCachedBytes = kCachedBytes;
+  static constexpr int64_t kPassSteps = int64_t{1} << 40;  // any
 
   static void open() {}
   static void close() {}
 
   BF16_TARGET static void multiply(std::span<const Source> terms, int64_t row, int64_t rows,
                                    int64_t panel, PendingRows&, BlockPlace c,
-                                   const float* beginning = nullptr, LinesAhead ahead = {}) {
+                                   Beginning beginning = {}, Meeting = Meeting::kFew,
+                                   LinesAhead ahead = {}) {
     const bool twelve = std::all_of(terms.begin(), terms.end(), [](const Source& term) {
       return twelve_rows_fit(term.lda * static_cast<int64_t>(sizeof(bf16)));
     });
     const bool tail = rows < kPanelRows;
     for (int64_t r = 0; r < rows;) {
-      const float* const from = beginning ? beginning + r * kBeginningLd : nullptr;
+      const Beginning from = {beginning.data ? beginning.data + r * beginning.ld : nullptr,
+                              beginning.ld};
       const int64_t tail_row = tail ? r : -1;
       const BlockPlace at = {c.data ? c.data + r * c.ld : nullptr,
                              c.rounded ? c.rounded + r * c.ld : nullptr, c.ld};
@@ -314,13 +368,13 @@ struct Avx512Core {
   template <int kRows>
   BF16_TARGET static void multiply_rows(std::span<const Source> terms, int64_t row,
                                         int64_t tail_row, int64_t panel, BlockPlace c,
-                                        const float* beginning, LinesAhead& ahead) {
+                                        Beginning beginning, LinesAhead& ahead) {
     __m512 sums[kRows][2];
-    if (beginning) {
+    if (beginning.data) {
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        sums[r][0] = _mm512_load_ps(beginning + r * kBeginningLd);
-        sums[r][1] = _mm512_load_ps(beginning + r * kBeginningLd + 16);
+        sums[r][0] = _mm512_load_ps(beginning.data + r * beginning.ld);
+        sums[r][1] = _mm512_load_ps(beginning.data + r * beginning.ld + 16);
       }
     } else {
 #pragma GCC unroll 12

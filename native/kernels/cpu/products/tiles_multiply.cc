@@ -89,6 +89,9 @@ BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t r
   }
 }
 
+// Floats between the rows of the sums of terms in int8.
+constexpr int64_t kBeginningLd = 64;
+
 // The terms in int8 of the panels of an item: at `block`, kBeginningLd a row. The rows of C that
 // they become are asked for, since the stores would wait for them.
 BF16_TARGET void multiply_int8(const Sum& sum, int64_t row, int64_t rows, int64_t panel,
@@ -172,7 +175,7 @@ class BlockWriter {
     current_ ^= 1;
     if (whole) {
       pending_ = {blocks_ + current_ * kPanelRows * kTileN,
-                  static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc, kPanelRows};
+                  static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc, 0, kPanelRows};
     } else {
       sum_ = &sum, row_ = row, col_ = col, rows_ = rows;
     }
@@ -258,6 +261,38 @@ struct Part {
       nullptr;  // the thread's memory for what it has to pack; null: nothing is to be packed
 };
 
+// The parts of the terms of a sum that are multiplied in each pass over a chunk of B.
+using Passes = std::vector<std::vector<Source>>;
+constexpr int64_t kAnySteps = int64_t{1} << 40;
+
+// Panels of a chunk of B that have more steps than a pass.
+template <typename Core>
+constexpr int64_t kMostPartial =
+    Core::kCachedBytes / (std::min(Core::kPassSteps, kAnySteps / 2) * kStepElements * 2) + 1;
+
+Passes passes_of(const Sum& sum, int64_t most_steps) {
+  int64_t steps = 0;
+  for (const Source& term : sum.terms) steps += term.steps;
+  const int64_t count = std::max<int64_t>(1, (steps + most_steps - 1) / most_steps);
+  Passes passes(static_cast<size_t>(count));
+  for (int64_t pass = 0; pass < count; ++pass) {
+    const int64_t first = steps * pass / count, last = steps * (pass + 1) / count;
+    int64_t at = 0;  // where the term begins
+    for (const Source& term : sum.terms) {
+      const int64_t low = std::max(first, at) - at, high = std::min(last, at + term.steps) - at;
+      if (low < high) passes[static_cast<size_t>(pass)].push_back(term.part(low, high - low));
+      at += term.steps;
+    }
+  }
+  return passes;
+}
+
+// Whether many panels of a sum fit beside each other in what a core keeps of B.
+template <typename Core>
+constexpr bool many_fit(int64_t item_bytes) {
+  return item_bytes * kManyPanels <= Core::kCachedBytes;
+}
+
 template <typename Core>
 AMX_TARGET void run_part(const Job& job, const Part& part) {
   const auto [row_begin, row_end, item_begin, item_end, own] = part;
@@ -269,18 +304,33 @@ AMX_TARGET void run_part(const Job& job, const Part& part) {
   BlockWriter writer(Core::kRounds);
   const Int8Multiply multiply = int8_multiply(int8_core());
   alignas(64) float beginning[kPanelRows * kBeginningLd];
+  alignas(64) float partial[kMostPartial<Core>][kPanelRows * kTileN];
+  std::vector<Passes> passes(sums.size());
   // One panel of rows uses what it packs once: a panel of B is multiplied while the next one, which
   // packing has asked for, is on its way from memory.
-  const int64_t cached_bytes = row_end - row_begin > 1 ? Core::kCachedBytes : 0;
+  const bool reuses = row_end - row_begin > 1;
   bool project = true;
   size_t first = item_begin;
   do {
     size_t last = first;
+    const bool small = first < item_end && many_fit<Core>(job.items[first].bytes);
+    const int64_t most = small ? Core::kCachedBytes : Core::kMostCachedBytes;
+    const int64_t cached = reuses ? most : 0;
     for (int64_t bytes = 0; last < item_end; ++last) {
       bytes += job.items[last].bytes;
-      if (bytes > cached_bytes && last > first) break;
+      if (bytes > cached && last > first) break;
     }
     if (own && !in_place(job, job.items[first])) pack_items(job, first, last, packed, own);
+    const bool many = small && std::cmp_greater_equal(last - first, kManyPanels);
+    size_t most_passes = 1;
+    for (size_t i = first; i < last; ++i) {
+      const size_t at = job.items[i].sum;
+      if (i == first || at != job.items[i - 1].sum) {
+        passes[at] =
+            passes_of(sums[at], many && sums[at].int8.empty() ? Core::kPassSteps : kAnySteps);
+        most_passes = std::max(most_passes, passes[at].size());
+      }
+    }
     for (int64_t panel = row_begin; panel < row_end; ++panel) {
       const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
       const int64_t next = row + rows;
@@ -289,32 +339,50 @@ AMX_TARGET void run_part(const Job& job, const Part& part) {
         for (const Projection& p : job.projections)
           project_panel<Core>(p, row, rows, writer.pending());
       }
-      for (size_t i = first; i < last; ++i) {
-        const Item& item = job.items[i];
-        const Sum& sum = sums[item.sum];
-        const int64_t col = item.panel * kTileN;
-        if (!sum.int8.empty()) {
-          multiply_int8(sum, row, rows, item.panel, multiply, beginning);
-          for (int64_t p = 0; p < sum.panels_at_once(); ++p) {
-            const int64_t at = col + p * kTileN;
-            Core::multiply(sum.terms, row, rows, item.panel + p, writer.pending(),
-                           writer.place(sum, row, at, rows), beginning + p * kTileN);
-            writer.flush();
-            writer.take(sum, row, at, rows);
+      for (size_t pass = 0; pass < most_passes; ++pass) {
+        size_t slot = 0;
+        for (size_t i = first; i < last; ++i) {
+          const Item& item = job.items[i];
+          const Sum& sum = sums[item.sum];
+          const int64_t col = item.panel * kTileN;
+          const size_t count = passes[item.sum].size();
+          float* const kept = count > 1 ? partial[slot++] : nullptr;
+          if (pass >= count) continue;
+          if (!sum.int8.empty()) {
+            multiply_int8(sum, row, rows, item.panel, multiply, beginning);
+            for (int64_t p = 0; p < sum.panels_at_once(); ++p) {
+              const int64_t at = col + p * kTileN;
+              Core::multiply(sum.terms, row, rows, item.panel + p, writer.pending(),
+                             writer.place(sum, row, at, rows),
+                             {beginning + p * kTileN, kBeginningLd});
+              writer.flush();
+              writer.take(sum, row, at, rows);
+            }
+            continue;
           }
-          continue;
+          if (in_place(job, item)) {
+            const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
+            float* const to = writer.place(sum, row, col, rows).data;
+            multiply_in_place(Core(), sum, before, row, rows, item.panel, to);
+          } else {
+            const bool is_last = pass + 1 == count;
+            Core::multiply(passes[item.sum][pass], row, rows, item.panel, writer.pending(),
+                           is_last ? writer.place(sum, row, col, rows)
+                                   : BlockPlace{.data = kept, .ld = kTileN},
+                           {pass > 0 ? kept : nullptr, kTileN},
+                           many ? Meeting::kMany : Meeting::kFew,
+                           !many && !Core::kRounds
+                               ? LinesAhead()
+                               : rows_ahead(sum, next, next_end, pass * (last - first) + i - first,
+                                            count * (last - first)));
+            if (!is_last) {
+              writer.flush();
+              continue;
+            }
+          }
+          writer.flush();
+          writer.take(sum, row, col, rows);
         }
-        if (in_place(job, item)) {
-          const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
-          float* const to = writer.place(sum, row, col, rows).data;
-          multiply_in_place(Core(), sum, before, row, rows, item.panel, to);
-        } else {
-          Core::multiply(sum.terms, row, rows, item.panel, writer.pending(),
-                         writer.place(sum, row, col, rows), nullptr,
-                         rows_ahead(sum, next, next_end, i - first, last - first));
-        }
-        writer.flush();
-        writer.take(sum, row, col, rows);
       }
     }
     project = false;
@@ -340,7 +408,8 @@ int64_t largest_packing(const Job& job) {
     return sum.is_unpacked() && !(sum.in_place && sum.n % kTileN == 0);
   });
   if (!any) return 0;
-  int64_t all = 0, largest = tiles_use_amx() ? AmxCore::kCachedBytes : Avx512Core::kCachedBytes;
+  int64_t all = 0,
+          largest = tiles_use_amx() ? AmxCore::kMostCachedBytes : Avx512Core::kMostCachedBytes;
   for (const Item& item : job.items) all += item.bytes, largest = std::max(largest, item.bytes);
   return round_up(std::min(all, largest), 4096) / static_cast<int64_t>(sizeof(bf16));
 }

@@ -14,11 +14,11 @@ namespace {
 
 using tiles::Avx512Core;
 using tiles::BlockPlace;
-using tiles::kBeginningLd;
 using tiles::PendingRows;
 using tiles::Source;
 
 constexpr int64_t kSteps = 3, kDepth = kSteps * kTileK;
+constexpr int64_t kBeginningLd = 64;
 constexpr int64_t kFarApart = 2048;  // 4 KiB: blocks of eight rows
 
 // The bits of the first `rows` rows of a block, of A from `a` on.
@@ -34,7 +34,7 @@ std::vector<uint32_t> product_bits(const bf16* a, int64_t lda, const bf16* b, in
   alignas(64) std::array<float, kPanelRows * kTileN> c;
   PendingRows none;
   Avx512Core::multiply({&term, 1}, 0, rows, 0, none, BlockPlace{.data = c.data(), .ld = kTileN},
-                       beginning);
+                       {beginning, kBeginningLd});
   std::vector<uint32_t> bits;
   for (int64_t i = 0; i < rows * kTileN; ++i) bits.push_back(std::bit_cast<uint32_t>(c.data()[i]));
   return bits;
