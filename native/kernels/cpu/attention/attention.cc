@@ -4,6 +4,7 @@
 // values of their kv head.
 #include <limits>
 
+#include "kernels/cpu/attention/attention_amx.h"
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_rows.h"
 #include "kernels/cpu/attention/attention_tiles.h"
@@ -177,6 +178,7 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
   }
   if constexpr (std::is_same_v<E, bf16>) {
     if (rows::has(g)) return rows::forward(ctx, g, segments, o);
+    if (amx::has(g)) return amx::forward(ctx, g, segments, o);
   }
   const Plan plan = make_plan(g, segments, ctx->num_threads, false);
   char* memory = workspace<char>(ctx, scratch_bytes<Scratch<E>>(g, plan) * plan.width());

@@ -1,5 +1,8 @@
 #include "kernels/cpu/products/tile_gemm.h"
 
+#include <algorithm>
+
+#include "kernels/cpu/products/amx_columns.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles.h"
@@ -192,45 +195,19 @@ BF16_TARGET void bf16_avx512(TileShape s, const bf16* a, int64_t lda, const bf16
   }
 }
 
-// Tiles 0-3 hold a 32 x 32 block of C, 4-5 two row panels of A, 6-7 two column panels of B; all are
-// 16 rows of 64 bytes.
 AMX_TARGET void bf16_amx(TileShape s, const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
                          float* c, int64_t ldc, bool accumulate) {
-  const int64_t a_bytes = lda * 2, b_bytes = ldb * 4, c_bytes = ldc * 4;
-  asm volatile("" ::
-                   : "memory");  // the compiler does not know what memory the tile instructions use
-  for (int64_t m = 0; m < s.m; m += 32) {
-    for (int64_t n = 0; n < s.n; n += 32) {
-      float* block = c + m * ldc + n;
-      if (accumulate) {
-        _tile_loadd(0, block, c_bytes);
-        _tile_loadd(1, block + 16, c_bytes);
-        _tile_loadd(2, block + 16 * ldc, c_bytes);
-        _tile_loadd(3, block + 16 * ldc + 16, c_bytes);
-      } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-      }
-      for (int64_t k = 0; k < s.k; k += 32) {
-        const bf16* panel = b + k * ldb + 2 * n;
-        _tile_loadd(4, a + m * lda + k, a_bytes);
-        _tile_loadd(6, panel, b_bytes);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, panel + 32, b_bytes);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + (m + 16) * lda + k, a_bytes);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      _tile_stored(0, block, c_bytes);
-      _tile_stored(1, block + 16, c_bytes);
-      _tile_stored(2, block + 16 * ldc, c_bytes);
-      _tile_stored(3, block + 16 * ldc + 16, c_bytes);
+  constexpr int64_t kMost = amx::kMostSteps * amx::kStep;
+  if (s.k == 0 && !accumulate) {
+    for (int64_t i = 0; i < s.m; ++i) std::fill(c + i * ldc, c + i * ldc + s.n, 0.0f);
+  }
+  for (int64_t n = 0; n < s.n; n += amx::kColumns) {
+    for (int64_t k = 0; k < s.k; k += kMost) {
+      const amx::Left left[] = {{a + k, lda}, {a + k + amx::kStep, lda}};
+      amx::multiply_columns(std::min(kMost, s.k - k) / amx::kStep, left, s.m,
+                            {b + k * ldb + 2 * n, ldb}, {c + n, ldc}, accumulate || k > 0, [] {});
     }
   }
-  asm volatile("" ::: "memory");
 }
 
 AMX_TARGET void release_tiles() {
