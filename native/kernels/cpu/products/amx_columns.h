@@ -1,6 +1,6 @@
 // Products of packed tiles on AMX, 32 columns at a time: the right operand stays in tiles 4 to 7 of
-// the processor while rows of A go by in 2 and 3, sixteen at a time; their sums are in 0 and 1. Half
-// as much is loaded as for blocks of 32 x 32.
+// the processor while rows of A go by in 2 and 3, sixteen at a time; their sums are in 0 and 1. It
+// takes half of the loads of blocks of 32 x 32.
 #pragma once
 #include <cstdint>
 
