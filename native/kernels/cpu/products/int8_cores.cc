@@ -183,29 +183,48 @@ AVX_VNNI_TARGET void multiply_avx(const Int8Block& t, int64_t rows, float* c, in
   }
 }
 
-AMX_INT8_TARGET void multiply_amx(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
-                                  bool accumulate) {
-  alignas(64) int32_t sums[kInt8Rows * kInt8Columns];
+// The sums of a block in tiles 0 to 3. Streamed, B is loaded past L1, where A stays; else it is asked
+// for a step ahead.
+template <bool kStreamed>
+AMX_INT8_TARGET BALORA_INLINE void add_amx(const Int8Block& t) {
   const uint8_t *a0 = t.a, *a1 = t.a + 16 * t.lda;
   const int8_t* b = t.b;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
   for (int64_t step = 0; step < t.steps; ++step) {
+    const int8_t* const second = b + kTileBytes;
     _tile_loadd(4, a0, t.lda);
+    if constexpr (kStreamed) {
+      _tile_stream_loadd(6, b, 64);
+      _tile_dpbusd(0, 4, 6);
+      _tile_stream_loadd(7, second, 64);
+    } else {
 #pragma GCC unroll 16
-    for (int64_t line = 0; line < 16; ++line) prefetch_line(b + kInt8StepBytes + 64 * line);
-    _tile_loadd(6, b, 64);
-    _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, b + kTileBytes, 64);
+      for (int64_t line = 0; line < 16; ++line) prefetch_line(b + kInt8StepBytes + 64 * line);
+      _tile_loadd(6, b, 64);
+      _tile_dpbusd(0, 4, 6);
+      _tile_loadd(7, second, 64);
 #pragma GCC unroll 16
-    for (int64_t line = 16; line < 32; ++line) prefetch_line(b + kInt8StepBytes + 64 * line);
+      for (int64_t line = 0; line < 16; ++line) prefetch_line(second + kInt8StepBytes + 64 * line);
+    }
     _tile_dpbusd(1, 4, 7);
     _tile_loadd(5, a1, t.lda);
     _tile_dpbusd(2, 5, 6);
     _tile_dpbusd(3, 5, 7);
     a0 += kInt8K, a1 += kInt8K, b += kInt8StepBytes;
+  }
+}
+
+AMX_INT8_TARGET void multiply_amx(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
+                                  bool accumulate) {
+  constexpr int64_t kMostStreamed = 16;  // steps, whose rows of A are 32 KiB
+  alignas(64) int32_t sums[kInt8Rows * kInt8Columns];
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  if (t.steps <= kMostStreamed) {
+    add_amx<true>(t);
+  } else {
+    add_amx<false>(t);
   }
   constexpr int64_t kStride = kInt8Columns * static_cast<int64_t>(sizeof(int32_t));
   _tile_stored(0, sums, kStride);
