@@ -24,6 +24,7 @@ void forward(Context*, const Geometry&, const std::vector<Segment>&,
 #else
 namespace {
 
+using balora::amx::kGroup;
 using balora::amx::Left;
 using balora::amx::multiply_columns;
 using balora::lanes::all;
@@ -146,7 +147,12 @@ class Forward {
     }
     std::fill(s.highest, s.highest + kBlock, -std::numeric_limits<float>::infinity());
     std::fill(s.total, s.total + kBlock, 0.0f);
-    RowsAhead<bf16> ahead = ahead_of(segment, run, h, own, s, 3 * (high - low) / kBlock + 1);
+    // Asked for after each 16 rows of the products between the first unit and the last.
+    const int64_t units = (high - 1) / kTile - low / kTile + 1;
+    const int64_t groups = kTile / kGroup * ((d_ + kTile - 1) / kTile) + d_ / kGroup;
+    RowsAhead<bf16> ahead =
+        ahead_of(segment, run, h, own, s, std::max<int64_t>(1, (units - 1) * groups));
+    if (units == 1) ahead.ask();
     // The last keys first: of a causal mask, those by the queries themselves; their maxima mostly
     // stay the highest.
     const auto unit_before = [&](int64_t end) {
@@ -362,7 +368,7 @@ class Forward {
 }  // namespace
 
 bool has(const Geometry& g) {
-  return tiles_use_amx() && g.softcap == 0 && g.scale > 0;
+  return tiles_use_amx() && g.softcap == 0 && static_cast<float>(g.scale) > 0;
 }
 
 void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,

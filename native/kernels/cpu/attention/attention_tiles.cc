@@ -189,7 +189,8 @@ BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t column) {
   const BlockKeys keys = keys_of_block(t, column);
   const int64_t ld = t.padded_queries;
   A* s = t.scores + column;
-  const bool plain = g.softcap == 0 && g.scale > 0;  // the scale then goes into the exponent
+  // The scale then goes into the exponent.
+  const bool plain = g.softcap == 0 && static_cast<A>(g.scale) > 0;
   const A scale = plain ? static_cast<A>(g.scale) : A(1);
   if (!plain) {
     for (int64_t j = keys.first; j < keys.last; ++j) {
@@ -341,7 +342,9 @@ void Softmax<E>::run(const SoftmaxTile<E>& tile) {
 #ifdef BALORA_TILES
   if constexpr (!std::is_same_v<E, double>) {
     const Geometry& g = tile.geometry;
-    if (tile_gemm_has_avx512() && g.softcap == 0 && g.scale > 0) return avx512::softmax(tile);
+    if (tile_gemm_has_avx512() && g.softcap == 0 && static_cast<float>(g.scale) > 0) {
+      return avx512::softmax(tile);
+    }
   }
 #endif
   softmax(tile);

@@ -183,8 +183,8 @@ AVX_VNNI_TARGET void multiply_avx(const Int8Block& t, int64_t rows, float* c, in
   }
 }
 
-// The sums of a block in tiles 0 to 3. Streamed, B is loaded past L1, where A stays; else it is asked
-// for a step ahead.
+// The sums of a block in tiles 0 to 3. Streamed, B is loaded past L1, where A stays; else it is
+// asked for a step ahead.
 template <bool kStreamed>
 AMX_INT8_TARGET BALORA_INLINE void add_amx(const Int8Block& t) {
   const uint8_t *a0 = t.a, *a1 = t.a + 16 * t.lda;

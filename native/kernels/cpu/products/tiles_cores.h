@@ -72,7 +72,7 @@ class LinesAhead {
       : row_(static_cast<const char*>(rows)), rows_(count), bytes_(bytes), stride_(stride) {}
 
   // Lines that are left.
-  BALORA_INLINE int64_t lines() const { return (rows_ * bytes_ - at_ + 63) / 64; }
+  BALORA_INLINE int64_t lines() const { return rows_ * ((bytes_ + 63) / 64) - at_ / 64; }
 
   BALORA_INLINE void ask() {
     if (rows_ <= 0) return;
@@ -131,6 +131,9 @@ struct AmxCore {
                                   int64_t panel, PendingRows& pending, BlockPlace c,
                                   Beginning beginning = {}, Meeting meeting = Meeting::kFew,
                                   LinesAhead ahead = {}) {
+    asm volatile(
+        "" ::
+            : "memory");  // the compiler does not know what memory the tile instructions use
     if (const float* const from = beginning.data) {
       const int64_t stride = beginning.ld * static_cast<int64_t>(sizeof(float));
       _tile_loadd(0, from, stride);

@@ -176,7 +176,7 @@ TEST_CASE_TEMPLATE("attention equals its definition", T, float, bf16, f16, doubl
 // A negative scale prefers the keys that are least like the query; with 0 all count alike.
 TEST_CASE_TEMPLATE("attention equals its definition where the scale is not positive", T, float,
                    bf16, f16, double) {
-  for (const double factor : {-1.0, -0.3, 0.0}) {
+  for (const double factor : {-1.0, -0.3, 0.0, 1e-46}) {  // the last is 0 in f32
     for (Case c : {Case{{0, 140}, {}, 3, 1, 64}, Case{{0, 70, 200}, {}, 2, 2, 40, false, 60},
                    Case{{0, 129}, {}, 2, 1, 16, true, 20, 2.0},
                    Case{{0, 70, 280}, {}, 4, 2, 64, true, 0, 0, {0, 128}}}) {
