@@ -368,7 +368,7 @@ class Forward {
 }  // namespace
 
 bool has(const Geometry& g) {
-  return tiles_use_amx() && g.softcap == 0 && static_cast<float>(g.scale) > 0;
+  return tiles_use_amx() && g.only_scales<float>();
 }
 
 void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,

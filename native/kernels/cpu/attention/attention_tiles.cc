@@ -190,7 +190,7 @@ BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t column) {
   const int64_t ld = t.padded_queries;
   A* s = t.scores + column;
   // The scale then goes into the exponent.
-  const bool plain = g.softcap == 0 && static_cast<A>(g.scale) > 0;
+  const bool plain = g.template only_scales<A>();
   const A scale = plain ? static_cast<A>(g.scale) : A(1);
   if (!plain) {
     for (int64_t j = keys.first; j < keys.last; ++j) {
@@ -341,8 +341,7 @@ template <typename E>
 void Softmax<E>::run(const SoftmaxTile<E>& tile) {
 #ifdef BALORA_TILES
   if constexpr (!std::is_same_v<E, double>) {
-    const Geometry& g = tile.geometry;
-    if (tile_gemm_has_avx512() && g.softcap == 0 && static_cast<float>(g.scale) > 0) {
+    if (tile_gemm_has_avx512() && tile.geometry.template only_scales<float>()) {
       return avx512::softmax(tile);
     }
   }

@@ -115,6 +115,8 @@ struct Beginning {
 enum class Meeting { kFew, kMany };
 constexpr int64_t kManyPanels = 7;
 
+constexpr int64_t kAnySteps = int64_t{1} << 40;  // of one pass: more than any sum has
+
 struct AmxCore {
   static constexpr bool kRounds = false;
   // Bytes of B in L2 over all rows: of panels whose rows meet many of them, and of larger ones.
@@ -233,7 +235,7 @@ struct Avx512Core {
   // About an L2: what is packed then stays where it was written. Larger parts read A fewer times,
   // and find their memory out of every cache when they pack again.
   static constexpr int64_t kCachedBytes = int64_t{1} << 20, kMostCachedBytes = kCachedBytes;
-  static constexpr int64_t kPassSteps = int64_t{1} << 40;  // any
+  static constexpr int64_t kPassSteps = kAnySteps;
 
   static void open() {}
   static void close() {}

@@ -263,12 +263,10 @@ struct Part {
 
 // The parts of the terms of a sum that are multiplied in each pass over a chunk of B.
 using Passes = std::vector<std::vector<Source>>;
-constexpr int64_t kAnySteps = int64_t{1} << 40;
 
 // Panels of a chunk of B that have more steps than a pass.
 template <typename Core>
-constexpr int64_t kMostPartial =
-    Core::kCachedBytes / (std::min(Core::kPassSteps, kAnySteps / 2) * kStepElements * 2) + 1;
+constexpr int64_t kMostPartial = Core::kCachedBytes / (Core::kPassSteps * kStepElements * 2) + 1;
 
 Passes passes_of(const Sum& sum, int64_t most_steps) {
   int64_t steps = 0;
