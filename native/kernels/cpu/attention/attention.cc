@@ -4,7 +4,6 @@
 // values of their kv head.
 #include <limits>
 
-#include "kernels/cpu/attention/attention_amx.h"
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_rows.h"
 #include "kernels/cpu/attention/attention_tiles.h"
@@ -45,6 +44,16 @@ struct Scratch {
   }
 };
 
+// Queries that meet a tile of keys together. What half a tile uses stays in the first-level cache
+// on AMX, which multiplies tiles of bf16.
+template <typename E>
+constexpr int64_t kQueryBlock = std::is_same_v<E, bf16> ? kTile / 2 : kTile;
+
+// Whether rows are asked for ahead of time: AMX, whose tile loads have the same line buffers, loses
+// more than it gains.
+template <typename E>
+constexpr bool kAsks = !std::is_same_v<E, bf16>;
+
 template <typename T, typename E>
 class Forward {
  public:
@@ -66,29 +75,40 @@ class Forward {
   void query_tile(const Segment& segment, const Run& run, int64_t head, int64_t tile,
                   const Scratch<E>& scratch) const {
     const Queries own(segment, tile);
-    const int64_t first = own.first, queries = own.count(), row = segment.query(first);
-    if (queries == 0) return;
-    const int64_t r = tile_padded(queries), d = g_.padded();
-    Packing<T, E>::columns_right(rows_of(operands_.q, operands_.q_stride, row, head, queries),
+    if (own.count() == 0) return;
+    const TileRange met = keys_of_queries(g_, segment, tile);
+    RowsAhead<T> ahead = ahead_of(segment, run, head, tile, scratch, kProducts * met.count());
+    for (int64_t first = own.first; first < own.last; first += kQueryBlock<E>) {
+      const int64_t queries = std::min(kQueryBlock<E>, own.last - first);
+      query_block(segment, run.kv_head, head, met, {first, queries}, scratch, ahead);
+    }
+  }
+
+  struct Block {
+    int64_t first, queries;
+  };
+
+  void query_block(const Segment& segment, int64_t kv_head, int64_t head, const TileRange& met,
+                   const Block& own, const Scratch<E>& scratch, RowsAhead<T>& ahead) const {
+    const int64_t r = tile_padded(own.queries), d = g_.padded(), row = segment.query(own.first);
+    Packing<T, E>::columns_right(rows_of(operands_.q, operands_.q_stride, row, head, own.queries),
                                  scratch.q, r, d);
     if constexpr (kScaledQueries<E>) scale_packed(scratch.q, r * d, query_scale_);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
     std::fill(scratch.total, scratch.total + r, A(0));
-    const TileRange met = keys_of_queries(g_, segment, tile);
-    RowsAhead<T> ahead = ahead_of(segment, run, head, tile, scratch, kProducts * met.count());
     // The last keys first: of a causal mask, those by the queries themselves, whose maxima mostly stay.
     for (int64_t key_tile = met.last - 1; key_tile >= met.first; --key_tile) {
-      pack_keys(segment, run.kv_head, key_tile, scratch);
+      pack_keys(segment, kv_head, key_tile, scratch);
       const Keys keys(segment, key_tile);
       const int64_t at = keys.first * d, n = tile_padded(keys.count);
-      const Band band = band_of(g_, first, keys.first);
+      const Band band = band_of(g_, own.first, keys.first);
       ahead.ask();
       score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
       Softmax<E>::run({.geometry = g_,
                        .segment_rows = segment.rows,
-                       .first_query = first,
-                       .queries = queries,
+                       .first_query = own.first,
+                       .queries = own.queries,
                        .first_key = keys.first,
                        .keys = keys.count,
                        .padded_queries = r,
@@ -102,7 +122,7 @@ class Forward {
       ahead.ask();
       sum_over_keys(band, {d, r, n}, scratch.values + at, scratch.p, scratch.out);
     }
-    finish(row, queries, head, scratch);
+    finish(row, own.queries, head, scratch);
   }
 
   static constexpr int64_t kProducts = 2;
@@ -116,6 +136,7 @@ class Forward {
   RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t head, int64_t tile,
                         const Scratch<E>& scratch, int64_t products) const {
     RowsAhead<T> ahead(products);
+    if (!kAsks<E>) return ahead;
     const Queries own(segment, tile);
     ahead.add(
         rows_of(operands_.out, g_.heads * g_.size, segment.query(own.first), head, own.count()));
@@ -178,7 +199,6 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
   }
   if constexpr (std::is_same_v<E, bf16>) {
     if (rows::has(g)) return rows::forward(ctx, g, segments, o);
-    if (amx::has(g)) return amx::forward(ctx, g, segments, o);
   }
   const Plan plan = make_plan(g, segments, ctx->num_threads, false);
   char* memory = workspace<char>(ctx, scratch_bytes<Scratch<E>>(g, plan) * plan.width());

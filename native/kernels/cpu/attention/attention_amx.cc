@@ -1,345 +1,202 @@
-#include "kernels/cpu/attention/attention_amx.h"
-
+// The backward on AMX: 64 keys by the queries of a tile and of up to four heads that share them.
+// Scores and their gradients are made in squares of 32, which stay in the first-level cache; dk and
+// dv are loaded and stored once for all of the heads.
 #include <algorithm>
-#include <limits>
 
+#include "kernels/cpu/attention/attention_amx.h"
 #include "kernels/cpu/attention/attention_bf16.h"
+#include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/attention/attention_heads.h"
-#include "kernels/cpu/attention/rows_ahead.h"
-#include "kernels/cpu/products/amx_columns.h"
+#include "kernels/cpu/attention/attention_slots.h"
+#include "kernels/cpu/products/amx_blocks.h"
 #include "kernels/cpu/products/tiles.h"
-#include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "kernels/cpu/runtime/lanes.h"
-#include "kernels/cpu/runtime/vec_math.h"
 
 namespace balora::attention::amx {
 
 #ifndef BALORA_TILES
-bool has(const Geometry&) {
-  return false;
-}
-void forward(Context*, const Geometry&, const std::vector<Segment>&,
-             const balora_attention_forward&) {}
+void backward(Context*, const Geometry&, const std::vector<Segment>&,
+              const balora_attention_backward&) {}
 #else
 namespace {
 
-using balora::amx::kGroup;
-using balora::amx::Left;
-using balora::amx::multiply_columns;
-using balora::lanes::all;
-using balora::lanes::exp2_for_bf16;
-using balora::lanes::exp_difference;
-using balora::lanes::rounded_product;
+using balora::amx::add_step;
+using balora::amx::begin_block;
+using balora::amx::end_block;
 
-constexpr int64_t kBlock = balora::amx::kColumns;  // queries, or keys
-constexpr int64_t kUnitBlocks = balora::amx::kMostSteps;
+constexpr int64_t kBlock = balora::amx::kSide;  // queries, or keys
+constexpr int64_t kBlocks = kTile / kBlock;
 constexpr int64_t kSquare = kBlock * kBlock;
-static_assert(kUnitBlocks * kBlock == kTile);
+constexpr int64_t kMostHeads = 4;  // beside each other: their operands fill half of an L2
 
-// The keys [first, first + 32 * blocks), all of one tile: a step of the online softmax takes them.
-struct Unit {
-  int64_t first, blocks;
-};
-
-// One thread's scratch. Packed tiles of keys and values fill as the queries reach them.
+// One thread's scratch. Packed tiles of keys fill as the queries reach them.
 struct Scratch {
-  bf16 *keys, *values;  // of a tile (n,d) and (d,n)
-  bf16 *q, *p[2];       // (d,32), (64,32)
-  float *scores[2], *out;
-  float *highest, *total;
+  // A head's operands over queries and what a block of keys makes of them, by blocks of 32 queries.
+  struct Head {
+    bf16 *q, *dout;                // (32,d) in pair order
+    bf16 *q_turned, *dout_turned;  // (d,32) likewise
+    bf16 *p, *ds;                  // (32,32)
+    bf16* ds_right;                // (64,32) in pair order
+    float *lse, *delta;            // (64)
+    float* dq;                     // (d,32)
+  };
+  bf16 *keys, *values, *keys_turned;  // of a tile (n,d), (n,d) and (d,n)
+  float *dk, *dv;                     // (n,d)
+  float *scores, *dp;                 // (32,32)
+  Head heads[kMostHeads];
   uint8_t* packed;
 
   Scratch(Arena& arena, const Geometry& g, int64_t longest) {
     const int64_t tiles = tile_count(longest), tile = kTile * g.padded();
-    keys = arena.take<bf16>(tiles * tile);
-    values = arena.take<bf16>(tiles * tile);
-    q = arena.take<bf16>(kBlock * g.padded());
-    for (bf16*& pairs : p) pairs = arena.take<bf16>(kUnitBlocks * kSquare);
-    for (float*& block : scores) block = arena.take<float>(kUnitBlocks * kSquare);
-    out = arena.take<float>(kBlock * g.padded());
-    highest = arena.take<float>(kBlock);
-    total = arena.take<float>(kBlock);
+    for (bf16** operand : {&keys, &values, &keys_turned}) *operand = arena.take<bf16>(tiles * tile);
+    for (float** sums : {&dk, &dv}) *sums = arena.take<float>(tiles * tile);
+    for (float** square : {&scores, &dp}) *square = arena.take<float>(kSquare);
+    for (int64_t h = 0; h < std::min(kMostHeads, g.group()); ++h) {
+      Head& head = heads[h];
+      for (bf16** operand : {&head.q, &head.dout, &head.q_turned, &head.dout_turned}) {
+        *operand = arena.take<bf16>(tile);
+      }
+      for (bf16** squares : {&head.p, &head.ds}) *squares = arena.take<bf16>(kBlock * kTile);
+      head.ds_right = arena.take<bf16>(kTile * kTile);
+      head.lse = arena.take<float>(kTile), head.delta = arena.take<float>(kTile);
+      head.dq = arena.take<float>(tile);
+    }
     packed = arena.take<uint8_t>(tiles);
   }
 };
 
-// Exponentials of a unit's scores, four keys at a time: p = e^(s * scale - less), as pairs of rows,
-// and their sums, with the bits of lanes::exponentials. The scale and what is subtracted are in
-// base 2.
-struct Exponentials {
-  const float* scores;
-  bf16* p;
-  int64_t left;  // fours of keys
-  __m512 scale, less[2], sum[2];
-
-  // Two keys of 16 queries; returns their sum.
-  BF16_TARGET BALORA_INLINE __m512 two_keys(int half, int64_t key) {
-    const float* const s = scores + key * kBlock + 16 * half;
-    const __m512 even = exp2_for_bf16(_mm512_fmsub_ps(_mm512_load_ps(s), scale, less[half]));
-    const __m512 odd =
-        exp2_for_bf16(_mm512_fmsub_ps(_mm512_load_ps(s + kBlock), scale, less[half]));
-    _mm512_store_si512(p + key * kBlock + 32 * half, (__m512i)tiles::word_pairs(even, odd));
-    return _mm512_add_ps(even, odd);
-  }
-  BF16_TARGET BALORA_INLINE void four_keys() {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const __m512 low = two_keys(half, 0), high = two_keys(half, 2);
-      sum[half] = _mm512_add_ps(sum[half], _mm512_add_ps(low, high));
-    }
-    scores += 4 * kBlock, p += 4 * kBlock;
-  }
-  // Those that run beside the products of 16 rows: more would take time of the products.
-  BF16_TARGET BALORA_INLINE void some() {
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      if (left == 0) return;
-      --left;
-      four_keys();
-    }
-  }
-  BF16_TARGET BALORA_INLINE void rest() {
-    for (; left > 0; --left) four_keys();
-  }
-};
-
-class Forward {
+class Backward {
  public:
-  Forward(const Geometry& g, const balora_attention_forward& o)
+  // slots: (slot, head of the group, tile, size of dq) of dq, for the runs that share their kv head.
+  Backward(const Geometry& g, const balora_attention_backward& o, float* slots, int64_t slot_size)
       : g_(g),
         d_(g.padded()),
+        dout_(o.dout),
         q_(o.q),
         k_(o.k),
         v_(o.v),
         out_(o.out),
-        lse_(data_of<float>(o.lse)) {}
+        dq_(o.dq),
+        dk_(o.dk),
+        dv_(o.dv),
+        lse_(data_of<float>(o.lse)),
+        slots_(slots),
+        slot_size_(slot_size) {}
 
   void run(const Segment& segment, const Run& run, const Scratch& s) const {
-    std::fill(s.packed, s.packed + tile_count(segment.rows), uint8_t{0});
-    for (int64_t tile = run.first; tile < run.last; ++tile) {
-      for (int64_t h = 0; h < g_.group(); ++h) {
-        const Queries own(segment, tile);
-        for (int64_t first = own.first; first < own.last;) {
-          const int64_t last = std::min(own.last, (first / kBlock + 1) * kBlock);
-          block(segment, run, h, {first, last}, s);
-          first = last;
-        }
+    const int64_t tiles = tile_count(segment.rows), tile = kTile * d_;
+    std::fill(s.packed, s.packed + tiles, uint8_t{0});
+    for (float* sums : {s.dk, s.dv})
+      std::fill(sums + run.first * tile, sums + run.last * tile, 0.0f);
+    for (int64_t t = segment.skip / kTile; t < tiles; ++t) {
+      for (int64_t first = 0; first < g_.group(); first += kMostHeads) {
+        query_tile(segment, run, {first, std::min(first + kMostHeads, g_.group())}, t, s);
       }
+    }
+    write_keys(segment, run, s);
+  }
+
+  float* slot(int64_t index, int64_t h) const {
+    return slots_ + (index * g_.group() + h) * slot_size_;
+  }
+
+  // Stores the sums of a query tile of a head as rows of dq.
+  void write_dq(const Segment& segment, int64_t head, int64_t tile, const float* sums) const {
+    const Queries own(segment, tile);
+    for (int64_t first = 0; first < own.count(); first += kBlock, sums += kBlock * d_) {
+      lanes::unpack_columns(sums, kBlock, nullptr, dq_.at(segment.query(own.first + first), head),
+                            dq_.stride, std::min(kBlock, own.count() - first), g_.size);
     }
   }
 
  private:
-  struct Own {
+  // Some heads of a group.
+  struct HeadRange {
     int64_t first, last;
     int64_t count() const { return last - first; }
   };
 
-  // 32 queries, or fewer, of a head against all keys that they see.
-  AMX_TARGET void block(const Segment& segment, const Run& run, int64_t h, const Own& own,
-                        const Scratch& s) const {
-    const int64_t head = run.kv_head * g_.group() + h, row = segment.query(own.first);
-    lanes::columns_right(q_.source(row, head, own.count()), s.q, kBlock, d_);
-    const int64_t low = g_.first_key(own.first) / kBlock * kBlock;
-    const int64_t high = std::min(g_.last_key(own.last - 1, segment.rows), segment.rows);
-    for (int64_t tile = low / kTile; tile * kTile < high; ++tile) {
-      pack_keys(segment, run.kv_head, tile, s);
-    }
-    std::fill(s.highest, s.highest + kBlock, -std::numeric_limits<float>::infinity());
-    std::fill(s.total, s.total + kBlock, 0.0f);
-    // Asked for after each 16 rows of the products between the first unit and the last.
-    const int64_t units = (high - 1) / kTile - low / kTile + 1;
-    const int64_t groups = kTile / kGroup * ((d_ + kTile - 1) / kTile) + d_ / kGroup;
-    RowsAhead<bf16> ahead =
-        ahead_of(segment, run, h, own, s, std::max<int64_t>(1, (units - 1) * groups));
-    if (units == 1) ahead.ask();
-    // The last keys first: of a causal mask, those by the queries themselves; their maxima mostly
-    // stay the highest.
-    const auto unit_before = [&](int64_t end) {
-      const int64_t first = std::max(low, (end - 1) / kTile * kTile);
-      return Unit{first, (end - first) / kBlock};
-    };
-    Unit unit = unit_before((high + kBlock - 1) / kBlock * kBlock), before{0, 0};
-    int parity = 0;
-    bool sums_began = false;
-    scores(unit, s, s.scores[0], [] {});
-    for (;;) {
-      const Unit next = unit.first > low ? unit_before(unit.first) : Unit{0, 0};
-      hide_unseen(segment, own, unit, s.scores[parity]);
-      Exponentials exponentials;
-      const Raised raised = raise_maxima(unit, s, parity, exponentials);
-      if (raised.rescales && before.blocks > 0) {
-        add_values(segment, before, s, s.p[parity ^ 1], sums_began, [] {});
-        sums_began = true, before.blocks = 0;
-      }
-      if (raised.rescales) rescale(s, raised);
-      if (raised.large) {
-        large_exponentials(unit, s, parity);
-        exponentials.left = 0;
-      }
-      const auto some = [&]() BF16_TARGET {
-        exponentials.some();
-        ahead.ask();
-      };
-      if (next.blocks > 0) scores(next, s, s.scores[parity ^ 1], some);
-      if (before.blocks > 0) {
-        add_values(segment, before, s, s.p[parity ^ 1], sums_began, some);
-        sums_began = true;
-      }
-      if (!raised.large) {
-        exponentials.rest();
-        for (int half = 0; half < 2; ++half) {
-          float* const total = s.total + 16 * half;
-          _mm512_store_ps(total, _mm512_add_ps(_mm512_load_ps(total), exponentials.sum[half]));
-        }
-      }
-      before = unit;
-      if (next.blocks == 0) break;
-      unit = next, parity ^= 1;
-    }
-    add_values(segment, before, s, s.p[parity], sums_began, [] {});
-    finish(row, own.count(), head, s);
-  }
+  // A pair of tiles, and the blocks of 32 keys that each block of 32 queries meets.
+  struct Pair {
+    int64_t first_key, keys, key_blocks;
+    int64_t first_query, queries, blocks;  // of queries
+    TileRange met[kBlocks];
 
-  // Scores (32 a block, 32), of keys by queries.
-  template <typename Meanwhile>
-  AMX_TARGET BALORA_INLINE void scores(const Unit& unit, const Scratch& s, float* to,
-                                       const Meanwhile& meanwhile) const {
-    const bf16* const keys = s.keys + unit.first * d_;
-    for (int64_t i = 0; i < d_; i += 2 * kBlock) {
-      const Left a[] = {{keys + i, d_}, {keys + i + kBlock, d_}};
-      multiply_columns(std::min<int64_t>(2, (d_ - i) / kBlock), a, unit.blocks * kBlock,
-                       {s.q + i * kBlock, kBlock}, {to, kBlock}, i > 0, meanwhile);
+    bool meets(int64_t queries_block, int64_t keys_block) const {
+      const TileRange& range = met[queries_block];
+      return range.first <= keys_block && keys_block < range.last;
     }
-  }
-
-  // out (d,32) += values p, of which nothing was summed where it has not `begun`.
-  template <typename Meanwhile>
-  AMX_TARGET BALORA_INLINE void add_values(const Segment& segment, const Unit& unit,
-                                           const Scratch& s, const bf16* p, bool begun,
-                                           const Meanwhile& meanwhile) const {
-    const Keys keys(segment, unit.first / kTile);
-    const int64_t n = tile_padded(keys.count);
-    const bf16* const values = s.values + keys.first * d_ + (unit.first - keys.first);
-    const Left a[] = {{values, n}, {values + kBlock, n}};
-    multiply_columns(unit.blocks, a, d_, {p, kBlock}, {s.out, kBlock}, begun, meanwhile);
-  }
-
-  // Scores that a query of the block does not see become -infinity.
-  BF16_TARGET void hide_unseen(const Segment& segment, const Own& own, const Unit& unit,
-                               float* scores) const {
-    const int64_t last = unit.first + unit.blocks * kBlock;
-    if (g_.first_key(own.last - 1) <= unit.first && last <= g_.last_key(own.first, segment.rows) &&
-        last <= segment.rows) {
-      return;
-    }
-    const __m512 none = all(-std::numeric_limits<float>::infinity());
-    for (int64_t key = unit.first; key < last; ++key, scores += kBlock) {
-      uint32_t seen = 0;
-      if (key < segment.rows) {
-        const int64_t from = std::clamp<int64_t>(g_.first_query(key) - own.first, 0, kBlock);
-        const int64_t to =
-            std::clamp<int64_t>(g_.last_query(key, segment.rows) - own.first, from, kBlock);
-        seen = static_cast<uint32_t>((uint64_t{1} << to) - (uint64_t{1} << from));
-      }
-      _mm512_mask_store_ps(scores, static_cast<__mmask16>(~seen), none);
-      _mm512_mask_store_ps(scores + 16, static_cast<__mmask16>(~seen >> 16), none);
-    }
-  }
-
-  struct Raised {
-    bool rescales, large;
-    __m512 factors[2];
   };
 
-  // Brings `highest` to the unit's maxima, where these pass it by more than kSlack.
-  BF16_TARGET BALORA_INLINE Raised raise_maxima(const Unit& unit, const Scratch& s, int parity,
-                                                Exponentials& e) const {
-    const __m512 none = all(-std::numeric_limits<float>::infinity());
-    const float scale = static_cast<float>(g_.scale);
-    const float* const scores = s.scores[parity];
-    __m512 top[2][2] = {{none, none}, {none, none}};
-    for (int64_t j = 0; j < unit.blocks * kBlock; j += 2) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const __m512 score = _mm512_load_ps(scores + j * kBlock + 16 * i);
-        top[i / 2][i % 2] = _mm512_max_ps(score, top[i / 2][i % 2]);
-      }
+  Pair pair_of(const Segment& segment, const Queries& own, int64_t key_tile) const {
+    const Keys keys(segment, key_tile);
+    Pair pair{.first_key = keys.first,
+              .keys = keys.count,
+              .key_blocks = tile_padded(keys.count) / kBlock,
+              .first_query = own.first,
+              .queries = own.count(),
+              .blocks = tile_padded(own.count()) / kBlock,
+              .met = {}};
+    for (int64_t block = 0; block < pair.blocks; ++block) {
+      const int64_t first = own.first + block * kBlock, last = std::min(first + kBlock, own.last);
+      const Columns seen =
+          clip(g_.first_key(first), g_.last_key(last - 1, segment.rows), keys.first, keys.count);
+      pair.met[block] = {seen.first / kBlock, tile_padded(seen.last) / kBlock};
+      if (seen.first >= seen.last) pair.met[block] = {0, 0};
     }
-    Raised raised{false, false, {}};
-    for (int half = 0; half < 2; ++half) {
-      float* const place = s.highest + 16 * half;
-      const __m512 here = rounded_product(_mm512_max_ps(top[0][half], top[1][half]), all(scale));
-      const __m512 before = _mm512_load_ps(place);
-      const __mmask16 raises =
-          _mm512_cmp_ps_mask(here, _mm512_add_ps(before, all(kSlack<bf16>)), _CMP_GT_OQ);
-      const __m512 both = _mm512_mask_mov_ps(before, raises, here);
-      _mm512_store_ps(place, both);
-      // Where nothing was seen yet, 0 instead of -infinity: differences are -infinity and not NaN.
-      const __m512 highest = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(both, none, _CMP_NEQ_UQ), both);
-      // Before the first key that is seen, the sums are 0.
-      raised.rescales |= _mm512_mask_cmp_ps_mask(raises, before, none, _CMP_NEQ_UQ) != 0;
-      raised.factors[half] = _mm512_mask_mov_ps(all(1.0f), raises, exp_difference(before, highest));
-      raised.large |= _mm512_cmp_ps_mask(_mm512_abs_ps(highest), all(1024.0f), _CMP_NLE_UQ) != 0;
-      e.less[half] = _mm512_mul_ps(highest, all(vec::kLog2e));
-      e.sum[half] = _mm512_setzero_ps();
-    }
-    e.scale = all(scale * vec::kLog2e);
-    e.scores = scores, e.p = s.p[parity], e.left = unit.blocks * kBlock / 4;
-    return raised;
+    return pair;
   }
 
-  BF16_TARGET void rescale(const Scratch& s, const Raised& raised) const {
-    for (int64_t i = 0; i < d_; ++i) {
-      for (int half = 0; half < 2; ++half) {
-        float* const out = s.out + i * kBlock + 16 * half;
-        _mm512_store_ps(out, _mm512_mul_ps(_mm512_load_ps(out), raised.factors[half]));
+  void query_tile(const Segment& segment, const Run& run, const HeadRange& heads, int64_t tile,
+                  const Scratch& s) const {
+    const TileRange met = keys_of_queries(g_, segment, tile);
+    const int64_t first = std::max(met.first, run.first), last = std::min(met.last, run.last);
+    const Queries own(segment, tile);
+    const bool any = first < last && own.count() > 0;
+    bool begun[kBlocks] = {};
+    if (any) pack_queries(segment, run, heads, own, s);
+    for (int64_t key_tile = first; any && key_tile < last; ++key_tile) {
+      pack_keys(segment, run.kv_head, key_tile, s);
+      const Pair pair = pair_of(segment, own, key_tile);
+      for (int64_t keys = 0; keys < pair.key_blocks; ++keys) {
+        gradients(segment, pair, heads.count(), keys, s);
+        add_keys(pair, heads.count(), keys, s);
+      }
+      for (int64_t h = 0; h < heads.count(); ++h) add_queries(pair, s.heads[h], begun, s);
+      for (int64_t block = 0; block < pair.blocks; ++block) {
+        begun[block] |= pair.met[block].count() > 0;
       }
     }
-    for (int half = 0; half < 2; ++half) {
-      float* const total = s.total + 16 * half;
-      _mm512_store_ps(total, _mm512_mul_ps(_mm512_load_ps(total), raised.factors[half]));
-    }
-  }
-
-  // Maxima so large that scores must not be scaled in base 2.
-  BF16_TARGET void large_exponentials(const Unit& unit, const Scratch& s, int parity) const {
-    for (int half = 0; half < 2; ++half) {
-      alignas(64) float highest[16], sum[16];
-      for (int i = 0; i < 16; ++i) {
-        const float value = s.highest[16 * half + i];
-        highest[i] = value == -std::numeric_limits<float>::infinity() ? 0.0f : value;
+    for (int64_t h = 0; h < heads.count(); ++h) {
+      float* const dq = s.heads[h].dq;
+      for (int64_t block = 0; block < kBlocks; ++block) {
+        if (!begun[block]) std::fill_n(dq + block * kBlock * d_, kBlock * d_, 0.0f);
       }
-      lanes::exponentials(s.scores[parity] + 16 * half, kBlock, 0, unit.blocks * kBlock,
-                          static_cast<float>(g_.scale), highest, s.p[parity] + 32 * half, sum);
-      for (int i = 0; i < 16; ++i) s.total[16 * half + i] += sum[i];
+      if (run.slot < 0) {
+        write_dq(segment, run.kv_head * g_.group() + heads.first + h, tile, dq);
+      } else {
+        std::copy_n(dq, kTile * d_, slot(run.slot, heads.first + h) + tile * kTile * d_);
+      }
     }
   }
 
-  // The rows that the block writes at its end, the queries of the run's next one, and the keys beside
-  // those, which this is the first to meet.
-  RowsAhead<bf16> ahead_of(const Segment& segment, const Run& run, int64_t h, const Own& own,
-                           const Scratch& s, int64_t parts) const {
-    RowsAhead<bf16> ahead(parts);
-    const int64_t head = run.kv_head * g_.group() + h;
-    ahead.add(out_.source(segment.query(own.first), head, own.count()));
-    const Queries tile(segment, own.first / kTile);
-    if (own.last < tile.last) {
-      ahead.add(q_.source(segment.query(own.last), head, tile.last - own.last));
-      return ahead;
+  void pack_queries(const Segment& segment, const Run& run, const HeadRange& heads,
+                    const Queries& own, const Scratch& s) const {
+    for (int64_t h = 0; h < heads.count(); ++h) {
+      const Scratch::Head& to = s.heads[h];
+      const int64_t head = run.kv_head * g_.group() + heads.first + h;
+      for (int64_t first = 0; first < own.count(); first += kBlock) {
+        const int64_t row = segment.query(own.first + first), at = first * d_;
+        const int64_t rows = std::min(kBlock, own.count() - first);
+        const Source<bf16> q = q_.source(row, head, rows), dout = dout_.source(row, head, rows);
+        lanes::rows_right(q, to.q + at, kBlock, d_);
+        lanes::columns_right(q, to.q_turned + at, kBlock, d_);
+        lanes::rows_right(dout, to.dout + at, kBlock, d_);
+        lanes::columns_right(dout, to.dout_turned + at, kBlock, d_);
+        lanes::row_dots(dout, out_.source(row, head, rows), to.delta + first);
+        for (int64_t i = 0; i < rows; ++i) to.lse[first + i] = lse_[(row + i) * g_.heads + head];
+      }
     }
-    const bool more = h + 1 < g_.group();
-    const int64_t index = own.first / kTile + (more ? 0 : 1);
-    if (index == run.last) return ahead;
-    const Queries next(segment, index);
-    const int64_t count = std::min(kBlock, next.count());
-    ahead.add(
-        q_.source(segment.query(next.first), more ? head + 1 : run.kv_head * g_.group(), count));
-    if (more || s.packed[index]) return ahead;
-    const Keys keys(segment, index);
-    ahead.add(k_.source(keys.row, run.kv_head, keys.count));
-    ahead.add(v_.source(keys.row, run.kv_head, keys.count));
-    return ahead;
   }
 
   void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile, const Scratch& s) const {
@@ -347,37 +204,128 @@ class Forward {
     s.packed[tile] = 1;
     const Keys keys(segment, tile);
     const int64_t at = keys.first * d_, n = tile_padded(keys.count);
-    lanes::rows_left(k_.source(keys.row, kv_head, keys.count), s.keys + at, n, d_);
-    lanes::columns_left(v_.source(keys.row, kv_head, keys.count), s.values + at, n, d_);
+    const Source<bf16> k = k_.source(keys.row, kv_head, keys.count);
+    lanes::rows_left(k, s.keys + at, n, d_);
+    lanes::rows_left(v_.source(keys.row, kv_head, keys.count), s.values + at, n, d_);
+    lanes::columns_left(k, s.keys_turned + at, n, d_);
   }
 
-  void finish(int64_t row, int64_t queries, int64_t head, const Scratch& s) const {
-    float lse[kBlock];
-    Softmax<bf16>::finish(queries, s.highest, s.total, lse);
-    for (int64_t i = 0; i < queries; ++i) lse_[(row + i) * g_.heads + head] = lse[i];
-    lanes::unpack_columns(s.out, kBlock, s.total, out_.at(row, head), out_.stride, queries,
-                          g_.size);
+  // p and ds of a block of keys and of all heads.
+  void gradients(const Segment& segment, const Pair& pair, int64_t heads, int64_t block,
+                 const Scratch& s) const {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t queries = 0; queries < pair.blocks; ++queries) {
+        if (!pair.meets(queries, block)) continue;
+        square_gradients(segment, pair, queries * kBlock, block * kBlock, s.heads[h], s);
+      }
+    }
+  }
+
+  // Those of 32 queries and 32 keys from a query and a key of the pair on.
+  void square_gradients(const Segment& segment, const Pair& pair, int64_t query, int64_t key,
+                        const Scratch::Head& head, const Scratch& s) const {
+    const int64_t keys = (pair.first_key + key) * d_, at = query * kBlock;
+    multiply_square(s.keys + keys, head.q_turned + query * d_, s.scores);
+    multiply_square(s.values + keys, head.dout_turned + query * d_, s.dp);
+    ScoreGradient<bf16>::run({.geometry = g_,
+                              .segment_rows = segment.rows,
+                              .first_query = pair.first_query + query,
+                              .queries = std::min(kBlock, pair.queries - query),
+                              .first_key = pair.first_key + key,
+                              .keys = std::min(kBlock, pair.keys - key),
+                              .padded_queries = kBlock,
+                              .padded_keys = kBlock,
+                              .scores = s.scores,
+                              .dp = s.dp,
+                              .lse = head.lse + query,
+                              .delta = head.delta + query,
+                              .p = head.p + at,
+                              .ds = head.ds + at,
+                              .ds_right = head.ds_right + query * kTile + key * kBlock});
+  }
+
+  // (32,32) = rows (32,d) turned (d,32).
+  AMX_TARGET void multiply_square(const bf16* rows, const bf16* turned, float* to) const {
+    begin_block({to, kBlock}, false);
+    for (int64_t i = 0; i < d_; i += kBlock) {
+      add_step({rows + i, d_}, {turned + i * kBlock, kBlock});
+    }
+    end_block({to, kBlock});
+  }
+
+  // dv += p^T dout and dk += ds^T q of a block of keys, summed over the heads.
+  AMX_TARGET void add_keys(const Pair& pair, int64_t heads, int64_t block, const Scratch& s) const {
+    const int64_t at = (pair.first_key + block * kBlock) * d_;
+    for (int64_t c = 0; c < d_; c += kBlock) {
+      add_to_keys(pair, heads, block, s.dv + at + c, [&](int64_t h, int64_t queries) {
+        return std::pair(s.heads[h].p + queries * kBlock, s.heads[h].dout + queries * d_ + 2 * c);
+      });
+    }
+    for (int64_t c = 0; c < d_; c += kBlock) {
+      add_to_keys(pair, heads, block, s.dk + at + c, [&](int64_t h, int64_t queries) {
+        return std::pair(s.heads[h].ds + queries * kBlock, s.heads[h].q + queries * d_ + 2 * c);
+      });
+    }
+  }
+
+  // A block of 32 keys and 32 columns: operands(h, first of 32 queries) are (32,32) and (32,d).
+  template <typename OperandsOf>
+  AMX_TARGET BALORA_INLINE void add_to_keys(const Pair& pair, int64_t heads, int64_t block,
+                                            float* sums, const OperandsOf& operands) const {
+    begin_block({sums, d_}, true);
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t queries = 0; queries < pair.blocks; ++queries) {
+        if (!pair.meets(queries, block)) continue;
+        const auto [left, right] = operands(h, queries * kBlock);
+        add_step({left, kBlock}, {right, d_});
+      }
+    }
+    end_block({sums, d_});
+  }
+
+  // dq += k^T ds_right, (d,32) for each block of queries.
+  AMX_TARGET void add_queries(const Pair& pair, const Scratch::Head& head, const bool* begun,
+                              const Scratch& s) const {
+    const bf16* const keys = s.keys_turned + pair.first_key * d_;
+    const int64_t ld = pair.key_blocks * kBlock;
+    for (int64_t block = 0; block < pair.blocks; ++block) {
+      const TileRange& met = pair.met[block];
+      if (met.count() == 0) continue;
+      for (int64_t row = 0; row < d_; row += kBlock) {
+        float* const sums = head.dq + (block * d_ + row) * kBlock;
+        begin_block({sums, kBlock}, begun[block]);
+        for (int64_t key = met.first; key < met.last; ++key) {
+          add_step({keys + row * ld + key * kBlock, ld},
+                   {head.ds_right + block * kTile * kBlock + key * kSquare, kBlock});
+        }
+        end_block({sums, kBlock});
+      }
+    }
+  }
+
+  void write_keys(const Segment& segment, const Run& run, const Scratch& s) const {
+    const int64_t first = run.first * kTile, row = segment.begin + first;
+    const int64_t keys = std::min(segment.rows, run.last * kTile) - first;
+    for (const auto& [sums, out] : {std::pair(s.dk, dk_), std::pair(s.dv, dv_)}) {
+      lanes::unpack_rows(sums + first * d_, d_, out.at(row, run.kv_head), out.stride, keys,
+                         g_.size);
+    }
   }
 
   Geometry g_;
   int64_t d_;
-  Heads<bf16> q_, k_, v_, out_;
-  float* lse_;
+  Heads<bf16> dout_, q_, k_, v_, out_, dq_, dk_, dv_;
+  const float* lse_;
+  float* slots_;
+  int64_t slot_size_;
 };
 
 }  // namespace
 
-bool has(const Geometry& g) {
-  return tiles_use_amx() && g.only_scales<float>();
-}
-
-void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-             const balora_attention_forward& o) {
-  const Plan plan = make_plan(g, segments, ctx->num_threads, false);
-  char* memory = workspace<char>(ctx, scratch_bytes<Scratch>(g, plan) * plan.width());
-  const Forward forward(g, o);
-  for_runs<Scratch>(ctx, g, plan, memory, [&](const Run& run, const Scratch& scratch) {
-    forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
+void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+              const balora_attention_backward& o) {
+  backward_runs<Scratch, float>(ctx, g, segments, [&](float* slots, int64_t slot_size) {
+    return Backward(g, o, slots, slot_size);
   });
 }
 #endif

@@ -1,5 +1,4 @@
-// Attention of bf16 on AMX: products of a block of 32 keys by 32 queries run while the vectors make
-// the exponentials of the block before.
+// The backward of attention of bf16 on AMX.
 #pragma once
 #include <vector>
 
@@ -7,11 +6,8 @@
 
 namespace balora::attention::amx {
 
-// Whether this CPU and these operands, of bf16, have it.
-bool has(const Geometry& g);
-
-// Like the kernels of operands/attention.h.
-void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-             const balora_attention_forward& o);
+// Like attention_backward_kernel, where tiles_use_amx().
+void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+              const balora_attention_backward& o);
 
 }  // namespace balora::attention::amx

@@ -9,11 +9,13 @@
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. A tile of queries at a time: its packed copies and its
 // dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
+#include "kernels/cpu/attention/attention_amx.h"
 #include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_pair.h"
 #include "kernels/cpu/attention/attention_rows.h"
 #include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/attention/rows_ahead.h"
+#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 
 namespace balora::attention {
@@ -164,6 +166,7 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
     clear_rows(operands.dv, g.kv_heads, padding, segment.stop);
   }
   if constexpr (std::is_same_v<E, bf16>) {
+    if (tiles_use_amx()) return amx::backward(ctx, g, segments, o);
     if (rows::has(g)) return rows::backward(ctx, g, segments, o);
   }
   backward_runs<Scratch<E>, A>(ctx, g, segments, [&](A* slots, int64_t slot_size) {

@@ -2,6 +2,7 @@
 
 #ifdef BALORA_TILES
 #include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/attention/bf16_exponents.h"
 #include "kernels/cpu/attention/bf16_rows.h"
 #include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/lanes.h"
@@ -9,13 +10,8 @@
 namespace balora::attention::lanes {
 namespace {
 
-using balora::lanes::all;
-using balora::lanes::exp2_for_bf16;
-using balora::lanes::exp_difference;
-using balora::lanes::first16;
 using balora::lanes::first32;
 using balora::lanes::rounded;
-using balora::lanes::rounded_product;
 
 // Rows of one head lie apart, which no hardware prefetcher follows across all of them.
 BALORA_INLINE void prefetch_row(const Source<bf16>& s, int64_t i) {
@@ -26,108 +22,31 @@ BALORA_INLINE void prefetch_row(const Source<bf16>& s, int64_t i) {
 }
 constexpr int64_t kAhead = 16;
 
-BF16_TARGET BALORA_INLINE __m512 in_base_2(__m512 natural) {
-  return _mm512_mul_ps(natural, all(vec::kLog2e));
-}
-BF16_TARGET BALORA_INLINE __m512 scale_in_base_2(double scale) {
-  return all(static_cast<float>(scale) * vec::kLog2e);
+// The lanes of 32 queries that see a key.
+BALORA_INLINE uint32_t lanes_of(const KeyRow& key, int64_t column) {
+  return key.lanes(column) | static_cast<uint32_t>(key.lanes(column + 16)) << 16;
 }
 
-// Maxima or log-sum-exps so large that their scores must not be scaled in base 2, where one
-// instruction scales and subtracts: at this size that costs 1e-4 of a probability.
-BF16_TARGET BALORA_INLINE __mmask16 too_large(__m512 natural) {
-  return _mm512_cmp_ps_mask(_mm512_abs_ps(natural), all(1024.0f), _CMP_NLE_UQ);
-}
-
-// e^(score * scale - less), scale and less in base 2.
-BF16_TARGET BALORA_INLINE __m512 base_2_probabilities(__m512 score, __m512 scale, __m512 less) {
-  return exp2_for_bf16(_mm512_fmsub_ps(score, scale, less));
-}
-
-// The probabilities e^(score * scale - less) of 16 queries. A query's are the same bits wherever
-// they are computed, which is why `large` is a matter of its own and not of its neighbours.
-struct Exponents {
-  __m512 scale, less;
-  __m512 base_2_scale, base_2_less;
-  __mmask16 large;
-};
-BF16_TARGET BALORA_INLINE Exponents exponents_of(double scale, __m512 less) {
-  return {all(static_cast<float>(scale)), less, scale_in_base_2(scale), in_base_2(less),
-          too_large(less)};
-}
-template <bool kSomeLarge>
-BF16_TARGET BALORA_INLINE __m512 probabilities(const Exponents& e, __m512 score) {
-  const __m512 most = base_2_probabilities(score, e.base_2_scale, e.base_2_less);
-  if constexpr (!kSomeLarge) return most;
-  const __m512 exact = exp_difference(rounded_product(score, e.scale), e.less);
-  return _mm512_mask_mov_ps(most, e.large, exact);
-}
-
-struct Gradients {
-  __m512i p, ds;
-};
-
-// 32 queries, and what all keys need of them.
-struct QueryLanes {
-  Exponents exponents[2];
-  __m512 delta[2], scale;
-
-  bool some_large() const { return exponents[0].large || exponents[1].large; }
-};
-BF16_TARGET BALORA_INLINE QueryLanes query_lanes(const GradTile<bf16>& t, int64_t column) {
-  QueryLanes q{};
-  for (int half = 0; half < 2; ++half) {
-    const int64_t at = column + 16 * half;
-    const __mmask16 there = first16(t.queries - at);
-    q.exponents[half] = exponents_of(t.geometry.scale, _mm512_maskz_loadu_ps(there, t.lse + at));
-    q.delta[half] = _mm512_maskz_loadu_ps(there, t.delta + at);
-  }
-  q.scale = all(static_cast<float>(t.geometry.scale));
-  return q;
-}
-
-// 32 queries of one key, of which kMasked sees a part.
-template <bool kMasked, bool kSomeLarge>
-BF16_TARGET BALORA_INLINE Gradients key_gradients(const GradTile<bf16>& t, const QueryLanes& q,
-                                                  const KeyRow& key, int64_t column) {
-  __m512 p[2], ds[2];
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    const int64_t at = column + 16 * half, place = key.row * t.padded_queries + at;
-    const __m512 score = _mm512_load_ps(t.scores + place), dp = _mm512_load_ps(t.dp + place);
-    p[half] = probabilities<kSomeLarge>(q.exponents[half], score);
-    ds[half] = _mm512_mul_ps(_mm512_mul_ps(p[half], _mm512_sub_ps(dp, q.delta[half])), q.scale);
-    if (kMasked) {
-      const __mmask16 seen = key.lanes(at);
-      p[half] = _mm512_maskz_mov_ps(seen, p[half]);
-      ds[half] = _mm512_maskz_mov_ps(seen, ds[half]);
-    }
-  }
-  return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
-}
-
-// All keys of 32 queries.
-template <bool kSomeLarge>
+// All keys of 32 queries, of which each sees every key where kWhole.
+template <bool kWhole, bool kSomeLarge>
 BF16_TARGET BALORA_INLINE void column_gradients(const GradTile<bf16>& t, const QueryLanes& queries,
                                                 const Interleaved& order, int64_t column) {
   for (int64_t j = 0; j < t.padded_keys; j += 2) {
-    const KeyRow even = key_row(t, j), odd = key_row(t, j + 1);
-    const int64_t place = j * t.padded_queries;
+    const int64_t at = j * t.padded_queries + column, next = at + t.padded_queries;
+    const uint32_t even = kWhole ? 0 : lanes_of(key_row(t, j), column);
+    const uint32_t odd = kWhole ? 0 : lanes_of(key_row(t, j + 1), column);
     Gradients a{}, b{};
-    if (even.sees(column, 32) && odd.sees(column, 32)) {
-      a = key_gradients<false, kSomeLarge>(t, queries, even, column);
-      b = key_gradients<false, kSomeLarge>(t, queries, odd, column);
-    } else if (!even.misses(column, 32) || !odd.misses(column, 32)) {
-      a = key_gradients<true, kSomeLarge>(t, queries, even, column);
-      b = key_gradients<true, kSomeLarge>(t, queries, odd, column);
+    if (kWhole || (even | odd) != 0) {
+      a = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + at, t.dp + at, even);
+      b = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + next, t.dp + next, odd);
     }
     const Interleaved pairs = interleave(order, a.ds, b.ds);
-    _mm512_store_si512(t.p + place + column, a.p);
-    _mm512_store_si512(t.p + place + t.padded_queries + column, b.p);
-    _mm512_store_si512(t.ds + place + column, a.ds);
-    _mm512_store_si512(t.ds + place + t.padded_queries + column, b.ds);
-    _mm512_store_si512(t.ds_right + place + 2 * column, pairs.low);
-    _mm512_store_si512(t.ds_right + place + 2 * column + 32, pairs.high);
+    _mm512_store_si512(t.p + at, a.p);
+    _mm512_store_si512(t.p + next, b.p);
+    _mm512_store_si512(t.ds + at, a.ds);
+    _mm512_store_si512(t.ds + next, b.ds);
+    _mm512_store_si512(t.ds_right + at + column, pairs.low);
+    _mm512_store_si512(t.ds_right + at + column + 32, pairs.high);
   }
 }
 
@@ -277,9 +196,11 @@ BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
   for (int64_t column = 0; column < t.padded_queries; column += 32) {
     const QueryLanes queries = query_lanes(t, column);
     if (queries.some_large()) {
-      column_gradients<true>(t, queries, order, column);
+      column_gradients<false, true>(t, queries, order, column);
+    } else if (key_row(t, 0).sees(column, 32) && key_row(t, t.padded_keys - 1).sees(column, 32)) {
+      column_gradients<true, false>(t, queries, order, column);
     } else {
-      column_gradients<false>(t, queries, order, column);
+      column_gradients<false, false>(t, queries, order, column);
     }
   }
 }

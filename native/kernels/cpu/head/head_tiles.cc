@@ -14,9 +14,13 @@ namespace balora {
 namespace {
 
 constexpr int64_t kBlockBytes = int64_t{1} << 19;  // of a packed block: half an L2 of 1 MiB
+// The same of a block that is summed over, on AMX, whose L2 has 2 MiB: sums are loaded and stored
+// half as often, which matters beside such fast products.
+constexpr int64_t kAmxSummedBytes = int64_t{1} << 20;
 
-int64_t tokens_of_block(int64_t channels) {
-  const int64_t fitting = kBlockBytes / (channels * static_cast<int64_t>(sizeof(bf16)));
+// The tokens of a block of `bytes`.
+int64_t tokens_of_block(int64_t channels, int64_t bytes) {
+  const int64_t fitting = bytes / (channels * static_cast<int64_t>(sizeof(bf16)));
   return std::max<int64_t>(fitting / kTileN, 4) * kTileN;
 }
 
@@ -99,7 +103,8 @@ bool head_fits_tiles(const View& h, const View& w) {
 void head_logits_tiles(Context* ctx, std::span<const HeadLogits> products, int64_t rows,
                        const View& w) {
   const int64_t vocabulary = w.shape[0], channels = w.shape[1];
-  const int64_t block = std::min(tokens_of_block(channels), round_up(vocabulary, kTileN));
+  const int64_t block =
+      std::min(tokens_of_block(channels, kBlockBytes), round_up(vocabulary, kTileN));
   const Extents extents = {rows, vocabulary, channels, channels, 1};
   for_parts(ctx, extents, tiles_size(channels, block), [&](const Part& part) {
     for (int64_t first = part.first; first < part.last; first += block) {
@@ -120,7 +125,8 @@ void head_logits_tiles(Context* ctx, std::span<const HeadLogits> products, int64
 void head_gradient_tiles(Context* ctx, std::span<const bf16* const> parts, int64_t ld, int64_t rows,
                          const View& w, float* dh) {
   const int64_t vocabulary = w.shape[0], channels = w.shape[1];
-  const int64_t block = std::min(tokens_of_block(channels), round_up(vocabulary, kTileN));
+  const int64_t bytes = tiles_use_amx() ? kAmxSummedBytes : kBlockBytes;
+  const int64_t block = std::min(tokens_of_block(channels, bytes), round_up(vocabulary, kTileN));
   const Extents extents = {rows, channels, vocabulary, block, static_cast<int64_t>(parts.size())};
   for_parts(ctx, extents, tiles_size(block, channels), [&](const Part& part) {
     const int64_t width = part.last - part.first;

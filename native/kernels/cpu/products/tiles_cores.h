@@ -120,7 +120,7 @@ constexpr int64_t kAnySteps = int64_t{1} << 40;  // of one pass: more than any s
 struct AmxCore {
   static constexpr bool kRounds = false;
   // Bytes of B in L2 over all rows: of panels whose rows meet many of them, and of larger ones.
-  static constexpr int64_t kCachedBytes = int64_t{3} << 18, kMostCachedBytes = int64_t{5} << 18;
+  static constexpr int64_t kCachedBytes = int64_t{3} << 18, kMostCachedBytes = int64_t{17} << 16;
   // In one pass over a chunk of B: rows of A of so many steps stay in L1 beside what streams by.
   static constexpr int64_t kPassSteps = 20;
 
