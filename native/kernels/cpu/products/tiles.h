@@ -91,7 +91,8 @@ struct TileTerm {
   TileMatrix matrix = {};       // B (k,n)
 };
 
-// Where a sum goes: C (m,n) = sum (+ C) (+ bias), in f32 or bf16.
+// Where a sum goes: C (m,n) = sum (+ bias), in f32 or bf16. Where it accumulates, the sum begins
+// with what is there, in f32, and has packed terms alone.
 struct TileOutput {
   void* c;
   int32_t dtype;

@@ -378,8 +378,8 @@ struct Avx512Core {
     if (beginning.data) {
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        sums[r][0] = _mm512_load_ps(beginning.data + r * beginning.ld);
-        sums[r][1] = _mm512_load_ps(beginning.data + r * beginning.ld + 16);
+        sums[r][0] = _mm512_loadu_ps(beginning.data + r * beginning.ld);
+        sums[r][1] = _mm512_loadu_ps(beginning.data + r * beginning.ld + 16);
       }
     } else {
 #pragma GCC unroll 12

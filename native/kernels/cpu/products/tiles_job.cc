@@ -85,8 +85,7 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
     job.projections.push_back({make_source(p.x, m, true, scratch), p.factors});
   }
   for (const TileSum& sum : sums) {
-    const bool plain = !sum.out.accumulate && !sum.out.bias;
-    Sum& made = job.sums.emplace_back(Sum{sum.n, {}, {}, sum.out, plain});
+    Sum& made = job.sums.emplace_back(Sum{sum.n, {}, {}, sum.out});
     made.in_place = is_in_place(m, sum);
     for (const TileTerm& term : sum.terms) {
       const bool read_in_place = made.in_place && &term == &sum.terms.back() && sum.n % kTileN == 0;

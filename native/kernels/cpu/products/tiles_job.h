@@ -37,7 +37,6 @@ struct Sum {
   std::vector<Source> terms;
   std::vector<Unpacked> unpacked;
   TileOutput out;
-  bool plain;             // nothing is added to the sum
   bool in_place = false;  // its last term's B is multiplied as it lies (few rows)
   // A of the last term as a packed B operand, where AMX multiplies that term in place.
   const bf16* rows = nullptr;

@@ -14,6 +14,7 @@
 #include "kernels/cpu/products/tiles_job.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "tensor/errors.h"
@@ -30,16 +31,11 @@ namespace {
 
 using namespace tiles;
 
-BF16_TARGET __m512 load_narrow(const void* from, __mmask16 mask) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(mask, from);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
 BF16_TARGET __m256i narrow(__m512 values) {
   return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values));
 }
 
-// Writes rows x cols of a block to C, at (row, col), with whatever is added on the way.
+// Writes rows x cols of a block to C, at (row, col), with its bias.
 BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t row, int64_t col,
                              int64_t rows, int64_t cols) {
   for (int64_t half = 0; half < cols; half += 16) {
@@ -51,13 +47,9 @@ BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t 
       if (out.bias) value = _mm512_add_ps(value, bias);
       const int64_t at = (row + r) * out.ldc + j;
       if (out.dtype == BALORA_F32) {
-        float* to = static_cast<float*>(out.c) + at;
-        if (out.accumulate) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, to));
-        _mm512_mask_storeu_ps(to, mask, value);
+        _mm512_mask_storeu_ps(static_cast<float*>(out.c) + at, mask, value);
       } else {
-        bf16* to = static_cast<bf16*>(out.c) + at;
-        if (out.accumulate) value = _mm512_add_ps(value, load_narrow(to, mask));
-        _mm256_mask_storeu_epi16(to, mask, narrow(value));
+        _mm256_mask_storeu_epi16(static_cast<bf16*>(out.c) + at, mask, narrow(value));
       }
     }
   }
@@ -167,6 +159,25 @@ class BlockWriter {
             .ld = kTileN};
   }
 
+  // Sums that the block at (row, col) begins with: C itself, or the part of it that is there, in
+  // `block`, kTileN a row.
+  BF16_TARGET static Beginning beginning(const Sum& sum, int64_t row, int64_t col, int64_t rows,
+                                         float* block) {
+    if (!sum.out.accumulate) return {};
+    const int64_t ldc = sum.out.ldc;
+    const float* const c = static_cast<const float*>(sum.out.c) + row * ldc + col;
+    if (is_whole(sum, col, rows)) return {c, ldc};
+    const __mmask32 there = lanes::first32(sum.n - col);
+    for (int64_t r = 0; r < kPanelRows; ++r) {
+      const __mmask32 lanes = r < rows ? there : 0;
+      const auto low = static_cast<__mmask16>(lanes), high = static_cast<__mmask16>(lanes >> 16);
+      float* const to = block + r * kTileN;
+      _mm512_store_ps(to, _mm512_maskz_loadu_ps(low, c + r * ldc));
+      _mm512_store_ps(to + 16, _mm512_maskz_loadu_ps(high, c + r * ldc + 16));
+    }
+    return {block, kTileN};
+  }
+
   // Records that the block of place() is finished. The one before must be flushed.
   void take(const Sum& sum, int64_t row, int64_t col, int64_t rows) {
     const TileOutput& out = sum.out;
@@ -183,7 +194,7 @@ class BlockWriter {
 
  private:
   static bool is_whole(const Sum& sum, int64_t col, int64_t rows) {
-    return sum.plain && rows == kPanelRows && sum.n - col >= kTileN;
+    return !sum.out.bias && rows == kPanelRows && sum.n - col >= kTileN;
   }
 
   bool rounds_;
@@ -291,103 +302,182 @@ constexpr bool many_fit(int64_t item_bytes) {
   return item_bytes * kManyPanels <= Core::kCachedBytes;
 }
 
+// A thread's part of a job, multiplied.
 template <typename Core>
-AMX_TARGET void run_part(const Job& job, const Part& part) {
-  const auto [row_begin, row_end, item_begin, item_end, own] = part;
-  if (row_begin == row_end || (item_begin == item_end && job.projections.empty())) return;
-  std::vector<Sum> packed;  // with the panels that this thread has packed
-  if (own) packed = job.sums;
-  const std::vector<Sum>& sums = own ? packed : job.sums;
-  Core::open();
-  BlockWriter writer(Core::kRounds);
-  const Int8Multiply multiply = int8_multiply(int8_core());
-  alignas(64) float beginning[kPanelRows * kBeginningLd];
-  alignas(64) float partial[kMostPartial<Core>][kPanelRows * kTileN];
-  std::vector<Passes> passes(sums.size());
+class Walk {
+ public:
+  // `packed`: the job's sums, where the part packs some of their B.
+  Walk(const Job& job, const Part& part, std::vector<Sum>* packed)
+      : job_(job),
+        part_(part),
+        packed_(packed),
+        sums_(packed ? *packed : job.sums),
+        writer_(Core::kRounds),
+        multiply_int8_(int8_multiply(int8_core())),
+        passes_(job.sums.size()) {}
+
+  AMX_TARGET void run() {
+    Core::open();
+    bool project = true;
+    size_t first = part_.item_begin;
+    do {
+      const Chunk chunk = chunk_from(first);
+      if (packed_ && !in_place(job_, job_.items[first])) {
+        pack_items(job_, first, chunk.last, *packed_, part_.own);
+      }
+      const size_t most_passes = plan_passes(chunk);
+      for (int64_t panel = part_.row_begin; panel < part_.row_end; ++panel) {
+        const Rows rows = rows_of(panel);
+        if (project) {
+          for (const Projection& p : job_.projections) {
+            project_panel<Core>(p, rows.first, rows.count, writer_.pending());
+          }
+        }
+        for (size_t pass = 0; pass < most_passes; ++pass) multiply_pass(chunk, rows, pass);
+      }
+      project = false;
+      first = chunk.last;
+    } while (first < part_.item_end);
+    writer_.flush();
+    Core::close();
+  }
+
+ private:
+  // Items [first, last), whose B a core keeps over all rows.
+  struct Chunk {
+    size_t first, last;
+    Meeting meeting;
+    size_t count() const { return last - first; }
+  };
+  // A panel of rows, and where the next one ends.
+  struct Rows {
+    int64_t first, count, next_end;
+    int64_t next() const { return first + count; }
+  };
+
   // One panel of rows uses what it packs once: a panel of B is multiplied while the next one, which
   // packing has asked for, is on its way from memory.
-  const bool reuses = row_end - row_begin > 1;
-  bool project = true;
-  size_t first = item_begin;
-  do {
+  Chunk chunk_from(size_t first) const {
+    const bool reuses = part_.row_end - part_.row_begin > 1;
+    const bool small = first < part_.item_end && many_fit<Core>(job_.items[first].bytes);
+    const int64_t most = !reuses ? 0 : small ? Core::kCachedBytes : Core::kMostCachedBytes;
     size_t last = first;
-    const bool small = first < item_end && many_fit<Core>(job.items[first].bytes);
-    const int64_t most = small ? Core::kCachedBytes : Core::kMostCachedBytes;
-    const int64_t cached = reuses ? most : 0;
-    for (int64_t bytes = 0; last < item_end; ++last) {
-      bytes += job.items[last].bytes;
-      if (bytes > cached && last > first) break;
+    for (int64_t bytes = 0; last < part_.item_end; ++last) {
+      bytes += job_.items[last].bytes;
+      if (bytes > most && last > first) break;
     }
-    if (own && !in_place(job, job.items[first])) pack_items(job, first, last, packed, own);
     const bool many = small && std::cmp_greater_equal(last - first, kManyPanels);
-    size_t most_passes = 1;
-    for (size_t i = first; i < last; ++i) {
-      const size_t at = job.items[i].sum;
-      if (i == first || at != job.items[i - 1].sum) {
-        passes[at] =
-            passes_of(sums[at], many && sums[at].int8.empty() ? Core::kPassSteps : kAnySteps);
-        most_passes = std::max(most_passes, passes[at].size());
+    return {first, last, many ? Meeting::kMany : Meeting::kFew};
+  }
+
+  Rows rows_of(int64_t panel) const {
+    const int64_t first = panel * kPanelRows, count = std::min(kPanelRows, job_.m - first);
+    const int64_t next = first + count;
+    return {first, count, panel + 1 < part_.row_end ? std::min(next + kPanelRows, job_.m) : next};
+  }
+
+  // The passes of the sums that a chunk has items of; returns the most of one.
+  size_t plan_passes(const Chunk& chunk) {
+    size_t most = 1;
+    for (size_t i = chunk.first; i < chunk.last; ++i) {
+      const size_t at = job_.items[i].sum;
+      if (i > chunk.first && at == job_.items[i - 1].sum) continue;
+      const bool divides = chunk.meeting == Meeting::kMany && sums_[at].int8.empty();
+      passes_[at] = passes_of(sums_[at], divides ? Core::kPassSteps : kAnySteps);
+      most = std::max(most, passes_[at].size());
+    }
+    return most;
+  }
+
+  AMX_TARGET void multiply_pass(const Chunk& chunk, const Rows& rows, size_t pass) {
+    size_t slot = 0;
+    for (size_t i = chunk.first; i < chunk.last; ++i) {
+      const Item& item = job_.items[i];
+      const size_t count = passes_[item.sum].size();
+      float* const kept = count > 1 ? partial_[slot++] : nullptr;
+      if (pass >= count) continue;
+      if (!sums_[item.sum].int8.empty()) {
+        multiply_int8_item(item, rows);
+      } else if (in_place(job_, item)) {
+        multiply_item_in_place(item, rows);
+      } else {
+        multiply_item(chunk, i, rows, pass, kept);
       }
     }
-    for (int64_t panel = row_begin; panel < row_end; ++panel) {
-      const int64_t row = panel * kPanelRows, rows = std::min(kPanelRows, job.m - row);
-      const int64_t next = row + rows;
-      const int64_t next_end = panel + 1 < row_end ? std::min(next + kPanelRows, job.m) : next;
-      if (project) {
-        for (const Projection& p : job.projections)
-          project_panel<Core>(p, row, rows, writer.pending());
-      }
-      for (size_t pass = 0; pass < most_passes; ++pass) {
-        size_t slot = 0;
-        for (size_t i = first; i < last; ++i) {
-          const Item& item = job.items[i];
-          const Sum& sum = sums[item.sum];
-          const int64_t col = item.panel * kTileN;
-          const size_t count = passes[item.sum].size();
-          float* const kept = count > 1 ? partial[slot++] : nullptr;
-          if (pass >= count) continue;
-          if (!sum.int8.empty()) {
-            multiply_int8(sum, row, rows, item.panel, multiply, beginning);
-            for (int64_t p = 0; p < sum.panels_at_once(); ++p) {
-              const int64_t at = col + p * kTileN;
-              Core::multiply(sum.terms, row, rows, item.panel + p, writer.pending(),
-                             writer.place(sum, row, at, rows),
-                             {beginning + p * kTileN, kBeginningLd});
-              writer.flush();
-              writer.take(sum, row, at, rows);
-            }
-            continue;
-          }
-          if (in_place(job, item)) {
-            const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
-            float* const to = writer.place(sum, row, col, rows).data;
-            multiply_in_place(Core(), sum, before, row, rows, item.panel, to);
-          } else {
-            const bool is_last = pass + 1 == count;
-            Core::multiply(passes[item.sum][pass], row, rows, item.panel, writer.pending(),
-                           is_last ? writer.place(sum, row, col, rows)
-                                   : BlockPlace{.data = kept, .ld = kTileN},
-                           {pass > 0 ? kept : nullptr, kTileN},
-                           many ? Meeting::kMany : Meeting::kFew,
-                           !many && !Core::kRounds
-                               ? LinesAhead()
-                               : rows_ahead(sum, next, next_end, pass * (last - first) + i - first,
-                                            count * (last - first)));
-            if (!is_last) {
-              writer.flush();
-              continue;
-            }
-          }
-          writer.flush();
-          writer.take(sum, row, col, rows);
-        }
-      }
+  }
+
+  // Panels that a rotation mixes are computed together.
+  AMX_TARGET void multiply_int8_item(const Item& item, const Rows& rows) {
+    const Sum& sum = sums_[item.sum];
+    multiply_int8(sum, rows.first, rows.count, item.panel, multiply_int8_, beginning_);
+    for (int64_t p = 0; p < sum.panels_at_once(); ++p) {
+      const int64_t col = (item.panel + p) * kTileN;
+      Core::multiply(sum.terms, rows.first, rows.count, item.panel + p, writer_.pending(),
+                     writer_.place(sum, rows.first, col, rows.count),
+                     {beginning_ + p * kTileN, kBeginningLd});
+      finish(sum, rows, col);
     }
-    project = false;
-    first = last;
-  } while (first < item_end);
-  writer.flush();
-  Core::close();
+  }
+
+  AMX_TARGET void multiply_item_in_place(const Item& item, const Rows& rows) {
+    const Sum& sum = sums_[item.sum];
+    const int64_t col = item.panel * kTileN;
+    const std::span<const Source> before(sum.terms.data(), sum.terms.size() - 1);
+    float* const to = writer_.place(sum, rows.first, col, rows.count).data;
+    multiply_in_place(Core(), sum, before, rows.first, rows.count, item.panel, to);
+    finish(sum, rows, col);
+  }
+
+  // One pass of an item: its sums are `kept` until the last one.
+  AMX_TARGET void multiply_item(const Chunk& chunk, size_t index, const Rows& rows, size_t pass,
+                                float* kept) {
+    const Item& item = job_.items[index];
+    const Sum& sum = sums_[item.sum];
+    const int64_t col = item.panel * kTileN;
+    const size_t count = passes_[item.sum].size();
+    const bool is_last = pass + 1 == count;
+    const Beginning begins =
+        pass > 0 ? Beginning{kept, kTileN}
+                 : BlockWriter::beginning(sum, rows.first, col, rows.count, beginning_);
+    const bool asks = chunk.meeting == Meeting::kMany || Core::kRounds;
+    Core::multiply(
+        passes_[item.sum][pass], rows.first, rows.count, item.panel, writer_.pending(),
+        is_last ? writer_.place(sum, rows.first, col, rows.count)
+                : BlockPlace{.data = kept, .ld = kTileN},
+        begins, chunk.meeting,
+        asks ? rows_ahead(sum, rows.next(), rows.next_end,
+                          pass * chunk.count() + index - chunk.first, count * chunk.count())
+             : LinesAhead());
+    if (is_last) {
+      finish(sum, rows, col);
+    } else {
+      writer_.flush();
+    }
+  }
+
+  AMX_TARGET void finish(const Sum& sum, const Rows& rows, int64_t col) {
+    writer_.flush();
+    writer_.take(sum, rows.first, col, rows.count);
+  }
+
+  const Job& job_;
+  const Part& part_;
+  std::vector<Sum>* packed_;
+  const std::vector<Sum>& sums_;
+  BlockWriter writer_;
+  Int8Multiply multiply_int8_;
+  std::vector<Passes> passes_;  // of each sum
+  alignas(64) float beginning_[kPanelRows * kBeginningLd];
+  alignas(64) float partial_[kMostPartial<Core>][kPanelRows * kTileN];
+};
+
+template <typename Core>
+void run_part(const Job& job, const Part& part) {
+  if (part.row_begin == part.row_end) return;
+  if (part.item_begin == part.item_end && job.projections.empty()) return;
+  std::vector<Sum> packed;  // with the panels that this thread has packed
+  if (part.own) packed = job.sums;
+  Walk<Core>(job, part, part.own ? &packed : nullptr).run();
 }
 
 bf16* tile_scratch(Context* ctx, CpuState::Scratch which, int64_t elements) {
