@@ -8,6 +8,7 @@
 #include "kernels/cpu/attention/attention_rows.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/attention/rows_ahead.h"
+#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 
 namespace balora::attention {
@@ -44,15 +45,10 @@ struct Scratch {
   }
 };
 
-// Queries that meet a tile of keys together. What half a tile uses stays in the first-level cache
-// on AMX, which multiplies tiles of bf16.
 template <typename E>
-constexpr int64_t kQueryBlock = std::is_same_v<E, bf16> ? kTile / 2 : kTile;
-
-// Whether rows are asked for ahead of time: AMX, whose tile loads have the same line buffers, loses
-// more than it gains.
-template <typename E>
-constexpr bool kAsks = !std::is_same_v<E, bf16>;
+bool on_amx() {
+  return std::is_same_v<E, bf16> && tiles_use_amx();
+}
 
 template <typename T, typename E>
 class Forward {
@@ -78,8 +74,8 @@ class Forward {
     if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
     RowsAhead<T> ahead = ahead_of(segment, run, head, tile, scratch, kProducts * met.count());
-    for (int64_t first = own.first; first < own.last; first += kQueryBlock<E>) {
-      const int64_t queries = std::min(kQueryBlock<E>, own.last - first);
+    for (int64_t first = own.first; first < own.last; first += block_) {
+      const int64_t queries = std::min(block_, own.last - first);
       query_block(segment, run.kv_head, head, met, {first, queries}, scratch, ahead);
     }
   }
@@ -136,7 +132,7 @@ class Forward {
   RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t head, int64_t tile,
                         const Scratch<E>& scratch, int64_t products) const {
     RowsAhead<T> ahead(products);
-    if (!kAsks<E>) return ahead;
+    if (!asks_) return ahead;
     const Queries own(segment, tile);
     ahead.add(
         rows_of(operands_.out, g_.heads * g_.size, segment.query(own.first), head, own.count()));
@@ -179,6 +175,11 @@ class Forward {
   double query_scale_;
   Operands<T> operands_;
   A* lse_;
+  // Queries that meet a tile of keys together: what half a tile uses stays in L1 beside AMX's tiles.
+  int64_t block_ = on_amx<E>() ? kTile / 2 : kTile;
+  // Whether rows are asked for ahead of time: AMX, whose tile loads have the same line buffers,
+  // loses more than it gains.
+  bool asks_ = !on_amx<E>();
 };
 
 // Padding rows give zeros.

@@ -9,7 +9,6 @@
 #include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/products/amx_blocks.h"
-#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 
 namespace balora::attention::amx {
@@ -27,7 +26,7 @@ using balora::amx::end_block;
 constexpr int64_t kBlock = balora::amx::kSide;  // queries, or keys
 constexpr int64_t kBlocks = kTile / kBlock;
 constexpr int64_t kSquare = kBlock * kBlock;
-constexpr int64_t kMostHeads = 4;  // beside each other: their operands fill half of an L2
+constexpr int64_t kMostHeads = 4;  // beside each other: their operands stay in L2
 
 // One thread's scratch. Packed tiles of keys fill as the queries reach them.
 struct Scratch {
@@ -126,6 +125,13 @@ class Backward {
       const TileRange& range = met[queries_block];
       return range.first <= keys_block && keys_block < range.last;
     }
+    // Whether any of them does.
+    bool meets(int64_t keys_block) const {
+      for (int64_t queries = 0; queries < blocks; ++queries) {
+        if (meets(queries, keys_block)) return true;
+      }
+      return false;
+    }
   };
 
   Pair pair_of(const Segment& segment, const Queries& own, int64_t key_tile) const {
@@ -159,6 +165,7 @@ class Backward {
       pack_keys(segment, run.kv_head, key_tile, s);
       const Pair pair = pair_of(segment, own, key_tile);
       for (int64_t keys = 0; keys < pair.key_blocks; ++keys) {
+        if (!pair.meets(keys)) continue;
         gradients(segment, pair, heads.count(), keys, s);
         add_keys(pair, heads.count(), keys, s);
       }
@@ -246,11 +253,11 @@ class Backward {
 
   // (32,32) = rows (32,d) turned (d,32).
   AMX_TARGET void multiply_square(const bf16* rows, const bf16* turned, float* to) const {
-    begin_block({to, kBlock}, false);
+    begin_block(nullptr, 0);
     for (int64_t i = 0; i < d_; i += kBlock) {
       add_step({rows + i, d_}, {turned + i * kBlock, kBlock});
     }
-    end_block({to, kBlock});
+    end_block(to, kBlock);
   }
 
   // dv += p^T dout and dk += ds^T q of a block of keys, summed over the heads.
@@ -272,7 +279,7 @@ class Backward {
   template <typename OperandsOf>
   AMX_TARGET BALORA_INLINE void add_to_keys(const Pair& pair, int64_t heads, int64_t block,
                                             float* sums, const OperandsOf& operands) const {
-    begin_block({sums, d_}, true);
+    begin_block(sums, d_);
     for (int64_t h = 0; h < heads; ++h) {
       for (int64_t queries = 0; queries < pair.blocks; ++queries) {
         if (!pair.meets(queries, block)) continue;
@@ -280,7 +287,7 @@ class Backward {
         add_step({left, kBlock}, {right, d_});
       }
     }
-    end_block({sums, d_});
+    end_block(sums, d_);
   }
 
   // dq += k^T ds_right, (d,32) for each block of queries.
@@ -293,12 +300,12 @@ class Backward {
       if (met.count() == 0) continue;
       for (int64_t row = 0; row < d_; row += kBlock) {
         float* const sums = head.dq + (block * d_ + row) * kBlock;
-        begin_block({sums, kBlock}, begun[block]);
+        begin_block(begun[block] ? sums : nullptr, kBlock);
         for (int64_t key = met.first; key < met.last; ++key) {
           add_step({keys + row * ld + key * kBlock, ld},
                    {head.ds_right + block * kTile * kBlock + key * kSquare, kBlock});
         }
-        end_block({sums, kBlock});
+        end_block(sums, kBlock);
       }
     }
   }

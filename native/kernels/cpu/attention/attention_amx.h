@@ -6,7 +6,7 @@
 
 namespace balora::attention::amx {
 
-// Like attention_backward_kernel, where tiles_use_amx().
+// Like attention_backward_kernel, but for padding rows, where tiles_use_amx().
 void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
               const balora_attention_backward& o);
 

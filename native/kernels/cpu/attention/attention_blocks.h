@@ -48,11 +48,8 @@ BALORA_INLINE BlockKeys keys_of_block(const Tile& t, int64_t column) {
 
 // One key's share of a tile: the queries [first, last) that see it.
 struct KeyRow {
-  int64_t row, first, last;
+  int64_t first, last;
 
-  bool misses(int64_t column, int64_t count) const {
-    return last <= column || first >= column + count;
-  }
   bool sees(int64_t column, int64_t count) const {
     return first <= column && last >= column + count;
   }
@@ -66,9 +63,9 @@ struct KeyRow {
 
 template <typename Tile>
 BALORA_INLINE KeyRow key_row(const Tile& t, int64_t j) {
-  if (j >= t.keys) return {j, 0, 0};
+  if (j >= t.keys) return {0, 0};
   const int64_t key = t.first_key + j;
-  return {j, std::max<int64_t>(t.geometry.first_query(key) - t.first_query, 0),
+  return {std::max<int64_t>(t.geometry.first_query(key) - t.first_query, 0),
           std::min(t.geometry.last_query(key, t.segment_rows) - t.first_query, t.queries)};
 }
 

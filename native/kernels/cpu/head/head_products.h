@@ -43,8 +43,8 @@ inline int64_t chunk_rows(const HeadOptions& options, const View& h, const View&
 }
 
 // Elements between rows of logits. Long rows begin 9 cache lines apart in the 64 sets of a
-// first-level cache, which then holds 1 KiB of each of the 32 that the gradient's products read
-// together. Others are one line apart.
+// first-level cache: one of 48 KiB then holds 1 KiB of each of the 32 that the gradient's products
+// read together. Others have one line more than they need.
 inline int64_t logits_ld(int64_t vocabulary) {
   constexpr int64_t kLine = 16, kSets = 64, kLinesApart = 9;
   const int64_t lines = (vocabulary + kLine - 1) / kLine;

@@ -9,8 +9,8 @@ namespace balora::amx {
 
 constexpr int64_t kSide = 32;  // of a block, and what a step sums over
 
-// Rows of a left operand, of a right one in pair order (tile_gemm.h), and of sums. ld: elements
-// between rows, which for the right one are counted as if it were not in pairs.
+// Rows of a left operand, and of a right one in pair order (tile_gemm.h). ld: elements between
+// rows, which for the right one are counted as if it were not in pairs.
 struct Left {
   const bf16* data;
   int64_t ld;
@@ -19,26 +19,22 @@ struct Right {
   const bf16* data;
   int64_t ld;
 };
-struct Sums {
-  float* data;
-  int64_t ld;
-};
-
-// A block in tiles 0 to 3: it begins with what is at c, or with zeros, gets a (32,32) b (32,32)
-// from each step, and goes to c.
-AMX_TARGET BALORA_INLINE void begin_block(Sums c, bool loads) {
+// A block in tiles 0 to 3: it begins with what is at c, where that is not null, or with zeros, gets
+// a (32,32) b (32,32) from each step, and goes to c. The compiler does not know what memory the
+// tile instructions use.
+AMX_TARGET BALORA_INLINE void begin_block(const float* c, int64_t ld) {
   asm volatile("" ::: "memory");
-  if (!loads) {
+  if (!c) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     return;
   }
-  _tile_loadd(0, c.data, c.ld * 4);
-  _tile_loadd(1, c.data + 16, c.ld * 4);
-  _tile_loadd(2, c.data + 16 * c.ld, c.ld * 4);
-  _tile_loadd(3, c.data + 16 * c.ld + 16, c.ld * 4);
+  _tile_loadd(0, c, ld * 4);
+  _tile_loadd(1, c + 16, ld * 4);
+  _tile_loadd(2, c + 16 * ld, ld * 4);
+  _tile_loadd(3, c + 16 * ld + 16, ld * 4);
 }
 AMX_TARGET BALORA_INLINE void add_step(Left a, Right b) {
   _tile_loadd(4, a.data, a.ld * 2);
@@ -50,11 +46,11 @@ AMX_TARGET BALORA_INLINE void add_step(Left a, Right b) {
   _tile_dpbf16ps(2, 5, 6);
   _tile_dpbf16ps(3, 5, 7);
 }
-AMX_TARGET BALORA_INLINE void end_block(Sums c) {
-  _tile_stored(0, c.data, c.ld * 4);
-  _tile_stored(1, c.data + 16, c.ld * 4);
-  _tile_stored(2, c.data + 16 * c.ld, c.ld * 4);
-  _tile_stored(3, c.data + 16 * c.ld + 16, c.ld * 4);
+AMX_TARGET BALORA_INLINE void end_block(float* c, int64_t ld) {
+  _tile_stored(0, c, ld * 4);
+  _tile_stored(1, c + 16, ld * 4);
+  _tile_stored(2, c + 16 * ld, ld * 4);
+  _tile_stored(3, c + 16 * ld + 16, ld * 4);
   asm volatile("" ::: "memory");
 }
 

@@ -203,10 +203,10 @@ constexpr int64_t kStep = 32;
 // by in 2 and 3, sixteen at a time, and their sums are in 0 and 1. It takes half of the loads of
 // blocks of 32 x 32.
 template <int kSteps>
-AMX_TARGET BALORA_INLINE void multiply_columns(amx::Left a, int64_t m, amx::Right b, amx::Sums c,
-                                               bool accumulates) {
+AMX_TARGET BALORA_INLINE void multiply_columns(amx::Left a, int64_t m, amx::Right b, float* c,
+                                               int64_t ldc, bool accumulates) {
   static_assert(kSteps == 1 || kSteps == 2);
-  const int64_t a_bytes = a.ld * 2, b_bytes = b.ld * 4, c_bytes = c.ld * 4;
+  const int64_t a_bytes = a.ld * 2, b_bytes = b.ld * 4, c_bytes = ldc * 4;
   _tile_loadd(4, b.data, b_bytes);
   _tile_loadd(5, b.data + 32, b_bytes);
   if constexpr (kSteps == 2) {
@@ -215,7 +215,7 @@ AMX_TARGET BALORA_INLINE void multiply_columns(amx::Left a, int64_t m, amx::Righ
   }
   for (int64_t row = 0; row < m; row += kGroup) {
     const bf16* const left = a.data + row * a.ld;
-    float* const sums = c.data + row * c.ld;
+    float* const sums = c + row * ldc;
     if (accumulates) {
       _tile_loadd(0, sums, c_bytes);
       _tile_loadd(1, sums + 16, c_bytes);
@@ -248,9 +248,9 @@ AMX_TARGET void bf16_amx(TileShape s, const bf16* a, int64_t lda, const bf16* b,
       const amx::Left left{a + k, lda};
       const amx::Right right{b + k * ldb + 2 * n, ldb};
       if (s.k - k > kStep) {
-        multiply_columns<2>(left, s.m, right, {c + n, ldc}, accumulate || k > 0);
+        multiply_columns<2>(left, s.m, right, c + n, ldc, accumulate || k > 0);
       } else {
-        multiply_columns<1>(left, s.m, right, {c + n, ldc}, accumulate || k > 0);
+        multiply_columns<1>(left, s.m, right, c + n, ldc, accumulate || k > 0);
       }
     }
   }

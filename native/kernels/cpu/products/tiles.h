@@ -92,7 +92,7 @@ struct TileTerm {
 };
 
 // Where a sum goes: C (m,n) = sum (+ bias), in f32 or bf16. Where it accumulates, the sum begins
-// with what is there, in f32, and has packed terms alone.
+// with what is there, in f32, and has no terms in int8.
 struct TileOutput {
   void* c;
   int32_t dtype;

@@ -7,6 +7,7 @@
 #include <span>
 #include <utility>
 
+#include "kernels/cpu/products/amx_blocks.h"
 #include "kernels/cpu/products/block_rows.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
@@ -133,31 +134,13 @@ struct AmxCore {
                                   int64_t panel, PendingRows& pending, BlockPlace c,
                                   Beginning beginning = {}, Meeting meeting = Meeting::kFew,
                                   LinesAhead ahead = {}) {
-    asm volatile(
-        "" ::
-            : "memory");  // the compiler does not know what memory the tile instructions use
-    if (const float* const from = beginning.data) {
-      const int64_t stride = beginning.ld * static_cast<int64_t>(sizeof(float));
-      _tile_loadd(0, from, stride);
-      _tile_loadd(1, from + 16, stride);
-      _tile_loadd(2, from + 16 * beginning.ld, stride);
-      _tile_loadd(3, from + 16 * beginning.ld + 16, stride);
-    } else {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-    }
+    amx::begin_block(beginning.data, beginning.ld);
     if (meeting == Meeting::kMany) {
       add<Meeting::kMany>(terms, row, rows, panel, pending, ahead);
     } else {
       add<Meeting::kFew>(terms, row, rows, panel, pending, ahead);
     }
-    const int64_t stride = c.ld * static_cast<int64_t>(sizeof(float));
-    _tile_stored(0, c.data, stride);
-    _tile_stored(1, c.data + 16, stride);
-    _tile_stored(2, c.data + 16 * c.ld, stride);
-    _tile_stored(3, c.data + 16 * c.ld + 16, stride);
+    amx::end_block(c.data, c.ld);
   }
 
   // 32 columns of B that lie one after the other, `ld` apart, are the left operand, and a tile of

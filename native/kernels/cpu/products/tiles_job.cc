@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #ifdef BALORA_TILES
 namespace balora::tiles {
@@ -85,8 +86,11 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
     job.projections.push_back({make_source(p.x, m, true, scratch), p.factors});
   }
   for (const TileSum& sum : sums) {
+    if (sum.out.accumulate && (sum.out.dtype != BALORA_F32 || !sum.int8.empty())) {
+      throw std::logic_error("a sum that accumulates is in f32, and has no terms in int8");
+    }
     Sum& made = job.sums.emplace_back(Sum{sum.n, {}, {}, sum.out});
-    made.in_place = is_in_place(m, sum);
+    made.in_place = !sum.out.accumulate && is_in_place(m, sum);
     for (const TileTerm& term : sum.terms) {
       const bool read_in_place = made.in_place && &term == &sum.terms.back() && sum.n % kTileN == 0;
       if (!term.tiles) made.unpacked.push_back({made.terms.size(), term.matrix, term.k});

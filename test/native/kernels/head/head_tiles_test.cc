@@ -34,7 +34,7 @@ TEST_CASE("head in tiles: dh sums all blocks of tokens, whole panels of rows and
     MESSAGE("not run: this process has no instructions for products of bf16");
     return;
   }
-  // Three blocks of tokens on AMX, whose last is ragged.
+  // Three blocks of tokens on AMX; the last of the first is ragged.
   for (const Gradient& g : {Gradient{33, 72, 15'003}, Gradient{64, 96, 12'000}}) {
     CAPTURE(g.rows);
     std::mt19937 random(3);
