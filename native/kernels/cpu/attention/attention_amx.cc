@@ -66,8 +66,7 @@ struct Scratch {
 
 class Backward {
  public:
-  // slots: (slot, head of the group, tile, size of dq) of dq, for the runs that share their kv head.
-  Backward(const Geometry& g, const balora_attention_backward& o, float* slots, int64_t slot_size)
+  Backward(const Geometry& g, const balora_attention_backward& o, const Slots<float>& slots)
       : g_(g),
         d_(g.padded()),
         dout_(o.dout),
@@ -79,8 +78,7 @@ class Backward {
         dk_(o.dk),
         dv_(o.dv),
         lse_(data_of<float>(o.lse)),
-        slots_(slots),
-        slot_size_(slot_size) {}
+        slots_(slots) {}
 
   void run(const Segment& segment, const Run& run, const Scratch& s) const {
     const int64_t tiles = tile_count(segment.rows), tile = kTile * d_;
@@ -93,10 +91,6 @@ class Backward {
       }
     }
     write_keys(segment, run, s);
-  }
-
-  float* slot(int64_t index, int64_t h) const {
-    return slots_ + (index * g_.group() + h) * slot_size_;
   }
 
   // Stores the sums of a query tile of a head as rows of dq.
@@ -160,6 +154,10 @@ class Backward {
     const Queries own(segment, tile);
     const bool any = first < last && own.count() > 0;
     bool begun[kBlocks] = {};
+    const auto sums_of = [&](int64_t h) {
+      return run.slot < 0 ? s.heads[h].dq
+                          : slots_.at(run.slot, heads.first + h) + tile * kTile * d_;
+    };
     if (any) pack_queries(segment, run, heads, own, s);
     for (int64_t key_tile = first; any && key_tile < last; ++key_tile) {
       pack_keys(segment, run.kv_head, key_tile, s);
@@ -169,20 +167,20 @@ class Backward {
         gradients(segment, pair, heads.count(), keys, s);
         add_keys(pair, heads.count(), keys, s);
       }
-      for (int64_t h = 0; h < heads.count(); ++h) add_queries(pair, s.heads[h], begun, s);
+      for (int64_t h = 0; h < heads.count(); ++h) {
+        add_queries(pair, s.heads[h], begun, s, sums_of(h));
+      }
       for (int64_t block = 0; block < pair.blocks; ++block) {
         begun[block] |= pair.met[block].count() > 0;
       }
     }
     for (int64_t h = 0; h < heads.count(); ++h) {
-      float* const dq = s.heads[h].dq;
+      float* const dq = sums_of(h);
       for (int64_t block = 0; block < kBlocks; ++block) {
         if (!begun[block]) std::fill_n(dq + block * kBlock * d_, kBlock * d_, 0.0f);
       }
       if (run.slot < 0) {
         write_dq(segment, run.kv_head * g_.group() + heads.first + h, tile, dq);
-      } else {
-        std::copy_n(dq, kTile * d_, slot(run.slot, heads.first + h) + tile * kTile * d_);
       }
     }
   }
@@ -292,14 +290,14 @@ class Backward {
 
   // dq += k^T ds_right, (d,32) for each block of queries.
   AMX_TARGET void add_queries(const Pair& pair, const Scratch::Head& head, const bool* begun,
-                              const Scratch& s) const {
+                              const Scratch& s, float* dq) const {
     const bf16* const keys = s.keys_turned + pair.first_key * d_;
     const int64_t ld = pair.key_blocks * kBlock;
     for (int64_t block = 0; block < pair.blocks; ++block) {
       const TileRange& met = pair.met[block];
       if (met.count() == 0) continue;
       for (int64_t row = 0; row < d_; row += kBlock) {
-        float* const sums = head.dq + (block * d_ + row) * kBlock;
+        float* const sums = dq + (block * d_ + row) * kBlock;
         begin_block(begun[block] ? sums : nullptr, kBlock);
         for (int64_t key = met.first; key < met.last; ++key) {
           add_step({keys + row * ld + key * kBlock, ld},
@@ -323,17 +321,15 @@ class Backward {
   int64_t d_;
   Heads<bf16> dout_, q_, k_, v_, out_, dq_, dk_, dv_;
   const float* lse_;
-  float* slots_;
-  int64_t slot_size_;
+  Slots<float> slots_;
 };
 
 }  // namespace
 
 void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
               const balora_attention_backward& o) {
-  backward_runs<Scratch, float>(ctx, g, segments, [&](float* slots, int64_t slot_size) {
-    return Backward(g, o, slots, slot_size);
-  });
+  backward_runs<Scratch, float>(ctx, g, segments,
+                                [&](const Slots<float>& slots) { return Backward(g, o, slots); });
 }
 #endif
 

@@ -46,9 +46,8 @@ class Backward {
  public:
   using A = Acc<E>;
 
-  // slots: (slot, head of the group, tile, size of dq) of dq, for the runs that share their kv head.
-  Backward(const Geometry& g, const Operands<T, A>& operands, A* slots, int64_t slot_size)
-      : g_(g), o_(operands), slots_(slots), slot_size_(slot_size) {}
+  Backward(const Geometry& g, const Operands<T, A>& operands, const Slots<A>& slots)
+      : g_(g), o_(operands), slots_(slots) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<E>& s) const {
     const int64_t tiles = tile_count(segment.rows), tile = kTile * g_.padded();
@@ -60,14 +59,12 @@ class Backward {
         if (run.slot < 0) {
           write_dq(segment, run.kv_head * g_.group() + h, t, s.pair.dq());
         } else {
-          std::copy(s.pair.dq(), s.pair.dq() + tile, slot(run.slot, h) + t * tile);
+          std::copy(s.pair.dq(), s.pair.dq() + tile, slots_.at(run.slot, h) + t * tile);
         }
       }
     }
     write_keys(segment, run, s);
   }
-
-  A* slot(int64_t index, int64_t h) const { return slots_ + (index * g_.group() + h) * slot_size_; }
 
   // Stores the sums of a query tile of a head as rows of dq.
   void write_dq(const Segment& segment, int64_t head, int64_t tile, const A* sums) const {
@@ -150,8 +147,7 @@ class Backward {
 
   Geometry g_;
   Operands<T, A> o_;
-  A* slots_;
-  int64_t slot_size_;
+  Slots<A> slots_;
 };
 
 template <typename T, typename E>
@@ -169,9 +165,8 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
     if (tiles_use_amx()) return amx::backward(ctx, g, segments, o);
     if (rows::has(g)) return rows::backward(ctx, g, segments, o);
   }
-  backward_runs<Scratch<E>, A>(ctx, g, segments, [&](A* slots, int64_t slot_size) {
-    return Backward<T, E>(g, operands, slots, slot_size);
-  });
+  backward_runs<Scratch<E>, A>(
+      ctx, g, segments, [&](const Slots<A>& slots) { return Backward<T, E>(g, operands, slots); });
 }
 
 }  // namespace

@@ -210,8 +210,7 @@ struct BackwardScratch {
 
 class Backward {
  public:
-  // slots: (slot, head of the group, tile, size of dq) of dq, for the runs that share their kv head.
-  Backward(const Geometry& g, const balora_attention_backward& o, float* slots, int64_t slot_size)
+  Backward(const Geometry& g, const balora_attention_backward& o, const Slots<float>& slots)
       : g_(g),
         dout_(o.dout),
         q_(o.q),
@@ -222,8 +221,7 @@ class Backward {
         dk_(o.dk),
         dv_(o.dv),
         lse_(data_of<float>(o.lse)),
-        slots_(slots),
-        slot_size_(slot_size) {
+        slots_(slots) {
     std::fill(scale_, scale_ + kTile, static_cast<float>(g.scale));
     std::fill(ones_, ones_ + kTile, 1.0f);
   }
@@ -236,10 +234,6 @@ class Backward {
       for (int64_t h = 0; h < g_.group(); ++h) query_tile(segment, run, h, t, s, turn);
     }
     write_keys(segment, run, s);
-  }
-
-  float* slot(int64_t index, int64_t h) const {
-    return slots_ + (index * g_.group() + h) * slot_size_;
   }
 
   // Stores the sums of a query tile of a head as rows of dq.
@@ -263,7 +257,7 @@ class Backward {
     turn.index = 1 - turn.index;
     const bool packed = std::exchange(turn.packed, false);
     const int64_t d = g_.padded(), head = run.kv_head * g_.group() + h;
-    float* const sums = run.slot < 0 ? s.dq : slot(run.slot, h) + tile * kTile * d;
+    float* const sums = run.slot < 0 ? s.dq : slots_.at(run.slot, h) + tile * kTile * d;
     const TileRange met = keys_of_queries(g_, segment, tile);
     const TileRange own_keys{std::max(met.first, run.first), std::min(met.last, run.last)};
     const Queries own(segment, tile);
@@ -400,8 +394,7 @@ class Backward {
   Geometry g_;
   Heads<bf16> dout_, q_, k_, v_, out_, dq_, dk_, dv_;
   const float* lse_;
-  float* slots_;
-  int64_t slot_size_;
+  Slots<float> slots_;
   float scale_[kTile], ones_[kTile];  // factors of rows
 };
 
@@ -424,7 +417,7 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
 void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
               const balora_attention_backward& o) {
   backward_runs<BackwardScratch, float>(
-      ctx, g, segments, [&](float* slots, int64_t size) { return Backward(g, o, slots, size); });
+      ctx, g, segments, [&](const Slots<float>& slots) { return Backward(g, o, slots); });
 }
 #endif
 

@@ -7,10 +7,19 @@
 
 namespace balora::attention {
 
+// Sums of dq for each run that shares its kv head, by heads of the group, tiles and elements.
+template <typename A>
+struct Slots {
+  A* data;
+  int64_t group, size;  // heads, and elements of each
+
+  A* at(int64_t slot, int64_t h) const { return data + (slot * group + h) * size; }
+};
+
 // Adds the slots of each shared kv head, in order, and writes its dq.
-template <typename Backward>
+template <typename A, typename Backward>
 void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-                 const Plan& plan, const Backward& backward) {
+                 const Plan& plan, const Slots<A>& slots, const Backward& backward) {
   std::vector<Run> shared;
   for (const auto& runs : plan.threads) {
     for (const Run& run : runs) {
@@ -28,9 +37,9 @@ void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& se
     const int64_t tiles = tile_count(segment.rows);
     parallel_for(ctx, g.group(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t h = begin; h < end; ++h) {
-        auto* total = backward.slot(shared[i].slot, h);
+        A* const total = slots.at(shared[i].slot, h);
         for (size_t other = i + 1; other < next; ++other) {
-          const auto* part = backward.slot(shared[other].slot, h);
+          const A* const part = slots.at(shared[other].slot, h);
           for (int64_t e = first * tile; e < tiles * tile; ++e) total[e] += part[e];
         }
         for (int64_t t = first; t < tiles; ++t) {
@@ -42,21 +51,22 @@ void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& se
   }
 }
 
-// make(slots, size of a slot for one head) makes a Backward, which has run(segment, run, scratch),
-// slot(index, head of the group) and write_dq(segment, head, tile, sums). A is its sums' type.
+// make(slots) makes a Backward, which has run(segment, run, scratch) and write_dq(segment, head,
+// tile, sums). A is its sums' type.
 template <typename Scratch, typename A, typename Make>
 void backward_runs(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
                    const Make& make) {
   const Plan plan = make_plan(g, segments, ctx->num_threads, true);
   const int64_t scratch_size = scratch_bytes<Scratch>(g, plan) * plan.width();
-  const int64_t slot_size = tile_count(plan.longest) * kTile * g.padded();
-  const int64_t slot_bytes = plan.slots * g.group() * slot_size * static_cast<int64_t>(sizeof(A));
+  const int64_t size = tile_count(plan.longest) * kTile * g.padded();
+  const int64_t slot_bytes = plan.slots * g.group() * size * static_cast<int64_t>(sizeof(A));
   char* memory = workspace<char>(ctx, scratch_size + slot_bytes);
-  const auto backward = make(reinterpret_cast<A*>(memory + scratch_size), slot_size);
+  const Slots<A> slots{reinterpret_cast<A*>(memory + scratch_size), g.group(), size};
+  const auto backward = make(slots);
   for_runs<Scratch>(ctx, g, plan, memory, [&](const Run& run, const Scratch& scratch) {
     backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
-  merge_slots(ctx, g, segments, plan, backward);
+  merge_slots(ctx, g, segments, plan, slots, backward);
 }
 
 }  // namespace balora::attention

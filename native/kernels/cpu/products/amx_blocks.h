@@ -19,6 +19,7 @@ struct Right {
   const bf16* data;
   int64_t ld;
 };
+
 // A block in tiles 0 to 3: it begins with what is at c, where that is not null, or with zeros, gets
 // a (32,32) b (32,32) from each step, and goes to c. The compiler does not know what memory the
 // tile instructions use.

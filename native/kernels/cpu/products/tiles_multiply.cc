@@ -167,13 +167,12 @@ class BlockWriter {
     const int64_t ldc = sum.out.ldc;
     const float* const c = static_cast<const float*>(sum.out.c) + row * ldc + col;
     if (is_whole(sum, col, rows)) return {c, ldc};
-    const __mmask32 there = lanes::first32(sum.n - col);
     for (int64_t r = 0; r < kPanelRows; ++r) {
-      const __mmask32 lanes = r < rows ? there : 0;
-      const auto low = static_cast<__mmask16>(lanes), high = static_cast<__mmask16>(lanes >> 16);
-      float* const to = block + r * kTileN;
-      _mm512_store_ps(to, _mm512_maskz_loadu_ps(low, c + r * ldc));
-      _mm512_store_ps(to + 16, _mm512_maskz_loadu_ps(high, c + r * ldc + 16));
+      for (int64_t half = 0; half < kTileN; half += 16) {
+        const __mmask16 there = r < rows ? lanes::first16(sum.n - col - half) : __mmask16{0};
+        _mm512_store_ps(block + r * kTileN + half,
+                        _mm512_maskz_loadu_ps(there, c + r * ldc + half));
+      }
     }
     return {block, kTileN};
   }
