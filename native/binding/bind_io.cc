@@ -224,9 +224,9 @@ size_t entry_at(const GgufFile& file, int64_t index) {
 
 // The value of the entry `index` of the metadata.
 Napi::Value gguf_value(Env& env, GgufBox* file, int64_t index) {
-  const auto& [key, value] = file->get()->header().metadata[entry_at(*file->get(), index)];
+  const auto& entry = file->get()->header().metadata[entry_at(*file->get(), index)];
   return file->get()->file()->parsed([&](std::span<const std::byte>) {
-    return MetadataReader(Napi::Env(env.napi()), *file->get(), key).read(value);
+    return MetadataReader(Napi::Env(env.napi()), *file->get(), entry.first).read(entry.second);
   });
 }
 

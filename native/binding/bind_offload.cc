@@ -65,7 +65,7 @@ Tensor offload_weight(OffloadBox* box, Tensor x, bool gathered) {
   const std::shared_ptr<io::Offload>& offload = box->get();
   if (x.numel() == 0) return x;
   const bool in_file = x.impl()->storage->external();
-  const Tensor weight = in_file ? x : cached(x, *offload);
+  Tensor weight = in_file ? x : cached(x, *offload);
   Storage& storage = *weight.impl()->storage;
   const std::span<const std::byte> bytes(static_cast<const std::byte*>(storage.data()),
                                          static_cast<size_t>(storage.bytes()));

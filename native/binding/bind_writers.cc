@@ -155,7 +155,7 @@ Tensor write_gguf(Env& env, GgufWriterBox* box, std::string name, Tensor t) {
   }
   Engine& cpu = env.engines().cpu();
   const Tensor source = to_device(contiguous(t.detach()), cpu);
-  const Tensor error = Tensor::empty(cpu, Shape{1}, DType::kF64);
+  Tensor error = Tensor::empty(cpu, Shape{1}, DType::kF64);
   launch("write", {source}, {error}, [writer, name](Launch& l) {
     const auto* values = static_cast<const float*>(l.in(0)->data);
     *static_cast<double*>(l.out(0)->data) = encode_into(l, *writer, name, values);

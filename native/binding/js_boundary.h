@@ -36,7 +36,7 @@ Napi::Value make_external(napi_env env, std::unique_ptr<T> object, const napi_ty
   const auto destroy = [](napi_env, void* held, void*) { delete static_cast<T*>(held); };
   napi_value value = nullptr;
   check_js(env, napi_create_external(env, object.get(), destroy, nullptr, &value));
-  object.release();
+  static_cast<void>(object.release());
   check_js(env, napi_type_tag_object(env, value, &tag));
   return {env, value};
 }

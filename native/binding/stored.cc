@@ -82,7 +82,7 @@ void remember(Launch& l, const S& stored) {
 Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored stored,
                    bool check_finite) {
   refuse_while_recording(engine, "reading a file");
-  const Tensor t = Tensor::empty(engine, shape, dtype);
+  Tensor t = Tensor::empty(engine, shape, dtype);
   if (t.numel() == 0) return t;
   launch("read", {}, {t}, [stored = std::move(stored), check_finite](Launch& l) {
     l.engine->depend_on(stored.file);
@@ -96,7 +96,7 @@ Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored store
 
 Tensor alias_stored(Engine& engine, const Shape& shape, DType dtype, Stored stored,
                     bool check_finite) {
-  const Tensor t = Tensor::external(engine, shape, dtype, stored.bytes.data(), stored.file);
+  Tensor t = Tensor::external(engine, shape, dtype, stored.bytes.data(), stored.file);
   launch("read", {t}, {}, [stored = std::move(stored), check_finite](Launch& l) {
     remember(l, stored);
     const View& view = *l.in(0);
@@ -149,7 +149,7 @@ Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBloc
   refuse_while_recording(engine, "reading a file");
   const std::span<const std::byte> bytes = stored.bytes;
   if (stored.rows || !engine.host_memory()) {
-    const Tensor t =
+    Tensor t =
         Tensor::encoded(engine, shape, dtype, stored.encoding, static_cast<int64_t>(bytes.size()));
     if (t.numel() == 0) return t;
     launch("read", {}, {t.as_encoded()}, [stored = std::move(stored), check_finite](Launch& l) {
@@ -161,8 +161,7 @@ Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBloc
     });
     return t;
   }
-  const Tensor t =
-      Tensor::encoded_external(engine, shape, dtype, stored.encoding, bytes, stored.file);
+  Tensor t = Tensor::encoded_external(engine, shape, dtype, stored.encoding, bytes, stored.file);
   if (t.numel() == 0) return t;
   launch("read", {t.as_encoded()}, {}, [stored = std::move(stored), check_finite](Launch& l) {
     l.engine->depend_on(stored.file);

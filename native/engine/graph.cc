@@ -64,7 +64,7 @@ std::shared_ptr<Graph> Graph::begin(Engine& engine, const Graph* sharing) {
         "captureGraph: debug mode, anomaly mode and profiling wait for each op; switch them off");
   }
   engine.stream().sync();
-  const std::shared_ptr<Graph> graph(new Graph(engine, sharing));
+  std::shared_ptr<Graph> graph(new Graph(engine, sharing));
   engine.stream().enqueue([graph] {
     Engine& engine = *graph->engine_;
     Context* ctx = engine.context();

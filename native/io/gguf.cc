@@ -200,7 +200,7 @@ void read_metadata(Reader& in, uint64_t count, GgufHeader& header) {
       }
       header.alignment = *alignment;
     }
-    header.metadata.emplace_back(key, std::move(value));
+    header.metadata.emplace_back(key, value);
     header.entries.push_back({at, in.offset() - at});
   }
 }

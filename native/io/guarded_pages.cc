@@ -72,21 +72,22 @@ class GuardedPages::Table {
   // Only calls that are safe in a handler (mmap() is a bare system call).
   static void handle(int signal, siginfo_t* info, void* context) {
     const int saved = errno;
-    const bool replaced = info->si_code > 0 && replace(reinterpret_cast<uintptr_t>(info->si_addr));
+    const bool replaced = info->si_code > 0 && replace(static_cast<std::byte*>(info->si_addr));
     errno = saved;
     if (!replaced) pass_on(signal, info, context);
   }
 
-  // Zeros from the page of `address` to the end of its map: what follows is mostly lost as well.
-  static bool replace(uintptr_t address) {
+  // Zeros from the page of `fault` to the end of its map: what follows is mostly lost as well.
+  static bool replace(std::byte* fault) {
+    const auto address = reinterpret_cast<uintptr_t>(fault);
     for (Entry* entry = first_; entry; entry = entry->next) {
       const uint32_t version = entry->version;
       const uintptr_t begin = entry->begin, end = entry->end;
       if (version % 2 != 0 || version != entry->version) continue;
       if (address < begin || address >= end) continue;
-      const uintptr_t page = address - address % page_bytes_;
+      const uintptr_t before = address % page_bytes_;  // of the fault's page
       entry->lost = true;
-      return mmap(reinterpret_cast<void*>(page), end - page, PROT_READ,
+      return mmap(fault - before, end - address + before, PROT_READ,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) != MAP_FAILED;
     }
     return false;

@@ -36,7 +36,8 @@ std::span<std::byte> pages_of(std::span<const std::byte> bytes) {
   const uintptr_t first = begin - begin % page_bytes();
   const uintptr_t end = begin + bytes.size();
   const uintptr_t last = (end + page_bytes() - 1) / page_bytes() * page_bytes();
-  return {reinterpret_cast<std::byte*>(first), last - first};
+  auto* const data = const_cast<std::byte*>(bytes.data());
+  return {data - (begin - first), last - first};
 }
 
 // Brings pages into this process's tables, reading what the system's cache does not have. Pages

@@ -79,7 +79,7 @@ void encode_q5_1(const float* x, int64_t blocks, std::byte* out) {
     const float m = *least, d = (*largest - m) / 31.0f, scale = inverse(d);
     int q[kBlock];
     for (int i = 0; i < kBlock; ++i)
-      q[i] = std::min(31, static_cast<int>((x[i] - m) * scale + 0.5f));
+      q[i] = std::min(31, static_cast<int>(std::floor((x[i] - m) * scale + 0.5f)));
     store(out, to_f16(d));
     store(out + 2, to_f16(m));
     store_five_bits(q, out + 4);

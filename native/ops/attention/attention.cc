@@ -98,7 +98,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
   };
   const Tensor cu = plain(segments.cu_seqlens), cu_queries = plain(segments.cu_queries);
   const Tensor valid = plain(segments.lengths);
-  const Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());
+  Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());
   const Tensor lse = Tensor::empty(q.engine(), {q.dim(0), q.dim(1)}, accumulator_dtype(q.dtype()));
   using O = balora_attention_forward;
   launch<O>("attention", &KernelTable::attention_forward,

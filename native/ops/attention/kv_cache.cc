@@ -133,7 +133,7 @@ Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::option
   if (grad_wanted({q})) {
     throw ArgumentError("cached_attention: has no gradient; run the forward with noGrad()");
   }
-  const Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());
+  Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());
   LaunchOperands all;
   const Slot queries = all.read(row_strided(q));
   const Slot distances = bias ? all.read(contiguous(bias->detach())) : Slot();

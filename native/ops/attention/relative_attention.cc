@@ -199,7 +199,7 @@ Tensor relative_attention(const RelativeOperands& o, double scale, bool causal) 
                                  .query_lengths = plain(o.query_lengths),
                                  .key_lengths = plain(o.key_lengths),
                                  .index = plain(o.index)};
-  const Tensor out = Tensor::empty(o.q.engine(), o.q.shape(), o.q.dtype());
+  Tensor out = Tensor::empty(o.q.engine(), o.q.shape(), o.q.dtype());
   const Tensor lse =
       Tensor::empty(o.q.engine(), {o.q.dim(0), o.q.dim(1)}, accumulator_dtype(o.q.dtype()));
   const Scores scores{scale, causal};

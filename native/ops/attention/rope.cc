@@ -26,7 +26,7 @@ void check(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Tens
 
 Tensor rotate(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Tensor& positions,
               bool inverse) {
-  const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   using O = balora_rope;
   launch<O>(
       "rope", &KernelTable::rope,
@@ -41,7 +41,7 @@ Tensor rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, const Ten
   check(x, cosine, sine, positions);
   const Tensor c = contiguous(cosine.detach()), s = contiguous(sine.detach());
   const Tensor p = contiguous(positions.detach());
-  const Tensor y = rotate(x, c, s, p, false);
+  Tensor y = rotate(x, c, s, p, false);
   record("rope", {x}, {y},
          [c = Saved(c), s = Saved(s), p = Saved(p)](std::span<const Tensor> dy, GradSink& sink) {
            sink.add(0, rotate(dy[0], c.get(), s.get(), p.get(), true));

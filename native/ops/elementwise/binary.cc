@@ -40,7 +40,7 @@ void check_pair(const char* op, const Tensor& a, const Tensor& b) {
 
 Tensor run(const char* op, const Tensor& a, const Tensor& b, const Shape& shape,
            balora_binary_op code) {
-  const Tensor y = Tensor::empty(a.engine(), shape, a.dtype());
+  Tensor y = Tensor::empty(a.engine(), shape, a.dtype());
   using O = balora_binary;
   launch<O>(op, &KernelTable::binary,
             {{&O::a, broadcast_view(a, shape)}, {&O::b, broadcast_view(b, shape)}}, {{&O::y, y}},
@@ -81,7 +81,7 @@ Tensor apply(const BinaryRow& row, const Tensor& a, const Tensor& b) {
                                "; cast them first"));
   }
   const Shape shape = broadcast_shape(row.name, a.shape(), b.shape());
-  const Tensor y = run(row.name, a, b, shape, row.code);
+  Tensor y = run(row.name, a, b, shape, row.code);
   const bool linear = row.code == BALORA_ADD || row.code == BALORA_SUB;
   record(
       row.name, {a, b}, {y},
@@ -112,7 +112,7 @@ Tensor compare(const Tensor& a, const Tensor& b, const std::string& name) {
     if (name != row.name) continue;
     check_pair(row.name, a, b);
     const Shape shape = broadcast_shape(row.name, a.shape(), b.shape());
-    const Tensor y = Tensor::empty(a.engine(), shape, DType::kU8);
+    Tensor y = Tensor::empty(a.engine(), shape, DType::kU8);
     using O = balora_compare;
     launch<O>(row.name, &KernelTable::compare,
               {{&O::a, broadcast_view(a, shape)}, {&O::b, broadcast_view(b, shape)}}, {{&O::y, y}},
@@ -128,7 +128,7 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
   check_same_engine("where", condition, a);
   const Shape shape =
       broadcast_shape("where", condition.shape(), broadcast_shape("where", a.shape(), b.shape()));
-  const Tensor y = Tensor::empty(a.engine(), shape, a.dtype());
+  Tensor y = Tensor::empty(a.engine(), shape, a.dtype());
   const Tensor choose = broadcast_view(condition, shape);
   using O = balora_where;
   launch<O>("where", &KernelTable::where,
@@ -156,7 +156,7 @@ Tensor where(const Tensor& condition, const Tensor& a, const Tensor& b) {
 
 Tensor is_finite(const Tensor& x) {
   check_float("is_finite", "x", x);
-  const Tensor y = Tensor::empty(x.engine(), x.shape(), DType::kU8);
+  Tensor y = Tensor::empty(x.engine(), x.shape(), DType::kU8);
   using O = balora_is_finite;
   launch<O>("is_finite", &KernelTable::is_finite, {{&O::x, contiguous(x.detach())}}, {{&O::y, y}});
   return y;

@@ -19,7 +19,7 @@ Tensor column_scale(const Tensor& x, const Tensor& scale, const std::optional<Te
   }
   const Tensor factor = contiguous(scale.detach());
   const Tensor offset = bias ? contiguous(bias->detach()) : Tensor();
-  const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   using O = balora_column_scale_forward;
   launch<O>(kOp, &KernelTable::column_scale_forward,
             {{&O::x, rows}, {&O::scale, factor}, {&O::bias, offset}},

@@ -8,7 +8,7 @@ namespace balora {
 namespace {
 
 Tensor copied(const char* op, const Tensor& x, DType dtype) {
-  const Tensor y = Tensor::empty(x.engine(), x.shape(), dtype);
+  Tensor y = Tensor::empty(x.engine(), x.shape(), dtype);
   using O = balora_copy;
   launch<O>(op, &KernelTable::copy, {{&O::source, x.as_encoded()}}, {{&O::destination, y}});
   return y;
@@ -18,7 +18,7 @@ Tensor copied(const char* op, const Tensor& x, DType dtype) {
 
 Tensor contiguous(const Tensor& x) {
   if (x.is_contiguous()) return x;
-  const Tensor y = copied("contiguous", x, x.dtype());
+  Tensor y = copied("contiguous", x, x.dtype());
   record(
       "contiguous", {x}, {y},
       [](std::span<const Tensor> dy, GradSink& sink) { sink.add(0, dy[0]); }, Gradient::kAnyFloat);
@@ -31,7 +31,7 @@ Tensor cast(const Tensor& x, DType dtype) {
     throw UnsupportedError(concat("cast: a weight in blocks (", x.encoding()->name,
                                   ") has float values, not ", dtype_name(dtype)));
   }
-  const Tensor y = copied("cast", x, dtype);
+  Tensor y = copied("cast", x, dtype);
   if (!is_float(dtype)) return y;  // a whole number does not move with x
   record(
       "cast", {x}, {y},
@@ -48,7 +48,7 @@ Tensor decoded(const Tensor& x) {
 
 Tensor to_device(const Tensor& x, Engine& engine) {
   if (&x.engine() == &engine) return x;
-  const Tensor y = transfer(contiguous(x.detach()), engine);
+  Tensor y = transfer(contiguous(x.detach()), engine);
   record(
       "to", {x}, {y},
       [home = &x.engine()](std::span<const Tensor> dy, GradSink& sink) {

@@ -21,7 +21,7 @@ void check_float_type(const char* op, DType dtype) {
 }  // namespace
 
 Tensor full(Engine& engine, const Shape& shape, double value, DType dtype) {
-  const Tensor y = Tensor::empty(engine, shape, dtype);
+  Tensor y = Tensor::empty(engine, shape, dtype);
   using O = balora_fill;
   launch<O>("full", &KernelTable::fill, {}, {{&O::y, y}}, {.value = value});
   return y;
@@ -37,7 +37,7 @@ Tensor arange(Engine& engine, double start, double stop, double step, DType dtyp
     throw ArgumentError(concat("arange: from ", start, " to ", stop, " by ", step,
                                " are more than 2^53 - 1 values"));
   }
-  const Tensor y = Tensor::empty(engine, {static_cast<int64_t>(count)}, dtype);
+  Tensor y = Tensor::empty(engine, {static_cast<int64_t>(count)}, dtype);
   using O = balora_arange;
   launch<O>("arange", &KernelTable::arange, {}, {{&O::y, y}}, {.start = start, .step = step});
   return y;
@@ -50,7 +50,7 @@ Tensor random_uniform(Engine& engine, const Shape& shape, double low, double hig
     throw ArgumentError(concat("rand: low must not be above high, got ", low, " and ", high));
   }
   const uint64_t s = checked_seed("rand", "seed", seed), t = checked_seed("rand", "stream", stream);
-  const Tensor y = Tensor::empty(engine, shape, dtype);
+  Tensor y = Tensor::empty(engine, shape, dtype);
   using O = balora_random_uniform;
   launch<O>("rand", &KernelTable::random_uniform, {}, {{&O::y, y}},
             {.seed = s, .stream = t, .low = low, .high = high});
@@ -65,7 +65,7 @@ Tensor random_normal(Engine& engine, const Shape& shape, double mean, double dev
   }
   const uint64_t s = checked_seed("randn", "seed", seed),
                  t = checked_seed("randn", "stream", stream);
-  const Tensor y = Tensor::empty(engine, shape, dtype);
+  Tensor y = Tensor::empty(engine, shape, dtype);
   using O = balora_random_normal;
   launch<O>("randn", &KernelTable::random_normal, {}, {{&O::y, y}},
             {.seed = s, .stream = t, .mean = mean, .deviation = deviation});
@@ -75,7 +75,7 @@ Tensor random_normal(Engine& engine, const Shape& shape, double mean, double dev
 Tensor random_words(Engine& engine, int64_t count, int64_t seed, int64_t stream) {
   const uint64_t s = checked_seed("random_words", "seed", seed);
   const uint64_t t = checked_seed("random_words", "stream", stream);
-  const Tensor y = Tensor::empty(engine, {count}, DType::kI64);
+  Tensor y = Tensor::empty(engine, {count}, DType::kI64);
   using O = balora_random_words;
   launch<O>("random_words", &KernelTable::random_words, {}, {{&O::y, y}}, {.seed = s, .stream = t});
   return y;

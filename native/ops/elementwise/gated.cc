@@ -30,7 +30,7 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
   check_dtype("gated", "up", up, gate.dtype());
   const balora_activation act = activation_of(activation);
   const Tensor g = gated_rows(gate), u = gated_rows(up);
-  const Tensor y = Tensor::empty(gate.engine(), gate.shape(), gate.dtype());
+  Tensor y = Tensor::empty(gate.engine(), gate.shape(), gate.dtype());
   const auto enqueue = [act](const Tensor& from, const Tensor& by, const Tensor& to) {
     using O = balora_gated_forward;
     launch<O>("gated", &KernelTable::gated_forward, {{&O::gate, from}, {&O::up, by}},
@@ -59,7 +59,8 @@ Tensor gated(const Tensor& gate, const Tensor& up, const std::string& activation
            sink.add(1, dup.view(shape));
          });
   offer_recipe(y, [g = saved_gate, u = saved_up, shape = y.shape(), enqueue] {
-    const Tensor rows = g.get(), again = Tensor::empty(rows.engine(), shape, rows.dtype());
+    const Tensor rows = g.get();
+    Tensor again = Tensor::empty(rows.engine(), shape, rows.dtype());
     enqueue(rows, u.get(), again);
     return again;
   });

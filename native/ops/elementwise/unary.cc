@@ -40,7 +40,7 @@ constexpr UnaryRow kClamp{"clamp", BALORA_CLAMP, false};
 Tensor apply(const UnaryRow& row, const Tensor& x, double a = 0, double b = 0) {
   check_float(row.name, "x", x);
   const Tensor xc = contiguous(x.detach());
-  const Tensor y = empty_like(xc);
+  Tensor y = empty_like(xc);
   const balora_unary_op code = row.code;
   using O = balora_unary;
   launch<O>(row.name, &KernelTable::unary, {{&O::x, xc}}, {{&O::y, y}},
@@ -77,7 +77,7 @@ Tensor clamp(const Tensor& x, double low, double high) {
 // Its slope is a constant, so nothing is kept.
 Tensor affine(const Tensor& x, double a, double b) {
   check_float("affine", "x", x);
-  const Tensor y = empty_like(x);
+  Tensor y = empty_like(x);
   using O = balora_unary;
   launch<O>("affine", &KernelTable::unary, {{&O::x, contiguous(x.detach())}}, {{&O::y, y}},
             {.op = BALORA_AFFINE, .a = a, .b = b});

@@ -29,8 +29,7 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const std::str
   const Tensor z = contiguous(logits.detach()), t = contiguous(targets.detach());
   const DType wide = accumulator_dtype(logits.dtype());
   const Shape rows{z.dim(0)};
-  const Tensor loss =
-      Tensor::empty(z.engine(), kind == BALORA_REDUCTION_NONE ? rows : Shape{}, wide);
+  Tensor loss = Tensor::empty(z.engine(), kind == BALORA_REDUCTION_NONE ? rows : Shape{}, wide);
   const Tensor lse = Tensor::empty(z.engine(), rows, wide);
   using O = balora_cross_entropy_forward;
   launch<O>("cross_entropy", &KernelTable::cross_entropy_forward,

@@ -11,7 +11,7 @@ Tensor gram_spectrum(const Tensor& m, const Tensor& g) {
   check_gram("gram_spectrum", "g", g, m.dim(1));
   refuse_gradient("gram_spectrum", m);
   refuse_gradient("gram_spectrum", g);
-  const Tensor s = Tensor::empty(m.engine(), {m.dim(0)}, DType::kF64);
+  Tensor s = Tensor::empty(m.engine(), {m.dim(0)}, DType::kF64);
   using O = balora_gram_spectrum;
   launch<O>("gram_spectrum", &KernelTable::gram_spectrum,
             {{&O::m, contiguous(m.detach())}, {&O::g, contiguous(g.detach())}}, {{&O::s, s}});

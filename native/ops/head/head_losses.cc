@@ -129,7 +129,7 @@ Tensor new_sums(const Tensor& hidden) {
 }
 
 Tensor scaled(const Tensor& x, const Tensor& factor) {
-  const Tensor y = empty_like(x);
+  Tensor y = empty_like(x);
   using O = balora_scale_by;
   launch<O>("scale_by", &KernelTable::scale_by, {{&O::x, x}, {&O::factor, factor}}, {{&O::y, y}});
   return y;
@@ -180,7 +180,7 @@ TeacherSummary summarize_teacher(const LiveTeacher& teacher, const Tensor& head,
   check_summarizable(kName, head, options);
   check_live_teacher(kName, teacher, inputs);
   const Tensor w = contiguous(head.detach()).as_encoded();
-  const TeacherSummary summary = {
+  TeacherSummary summary = {
       .mean = Tensor::empty(hidden.engine(), hidden.shape(), accumulator_dtype(hidden.dtype())),
       .entropy = Tensor::empty(hidden.engine(), {hidden.dim(0)}, DType::kF64)};
   using O = balora_teacher_summary;
@@ -207,7 +207,7 @@ Tensor svd_ratio_gram(const Tensor& hidden, const Tensor& gram, int64_t k,
   check_hidden("svd_ratio_gram", hidden);
   check_ratio("svd_ratio_gram", k, norm);
   check_gram("svd_ratio_gram", "gram", gram, hidden.dim(1));
-  const Tensor value = Tensor::empty(hidden.engine(), {}, DType::kF64);
+  Tensor value = Tensor::empty(hidden.engine(), {}, DType::kF64);
   const Tensor dh = gradient_of(hidden, hidden.dtype());
   const int32_t nuclear = norm == "nuclear";
   using O = balora_svd_ratio_gram;
@@ -225,7 +225,7 @@ Tensor svd_ratio(const Tensor& hidden, const Tensor& head, int64_t k, const std:
   check_ratio("svd_ratio", k, norm);
   if (!(softcap >= 0))
     throw ArgumentError(concat("svd_ratio: softcap must be >= 0, got ", softcap));
-  const Tensor value = Tensor::empty(hidden.engine(), {}, DType::kF64);
+  Tensor value = Tensor::empty(hidden.engine(), {}, DType::kF64);
   const Tensor dh = gradient_of(hidden, hidden.dtype());
   const Tensor dw = gradient_of(head, accumulator_dtype(head.dtype()));
   const int32_t nuclear = norm == "nuclear";

@@ -37,7 +37,7 @@ void check_index_shape(const char* op, const Tensor& x, const Tensor& index, int
 // y (A,R,C) = base (zero where undefined) + the source (A,K,C) scattered.
 Tensor scattered(const Tensor& base, const Tensor& index, const Tensor& source,
                  const Shape& shape) {
-  const Tensor y = Tensor::empty(source.engine(), shape, source.dtype());
+  Tensor y = Tensor::empty(source.engine(), shape, source.dtype());
   using O = balora_scatter_add;
   launch<O>("scatter_add", &KernelTable::scatter_add,
             {{&O::base, base}, {&O::index, index}, {&O::source, source}}, {{&O::y, y}});
@@ -45,7 +45,7 @@ Tensor scattered(const Tensor& base, const Tensor& index, const Tensor& source,
 }
 
 Tensor gathered(const char* op, const Tensor& x, const Tensor& index) {
-  const Tensor y = Tensor::empty(x.engine(), index.shape(), x.dtype());
+  Tensor y = Tensor::empty(x.engine(), index.shape(), x.dtype());
   using O = balora_gather;
   launch<O>(op, &KernelTable::gather, {{&O::x, x}, {&O::index, index}}, {{&O::y, y}});
   return y;
@@ -64,7 +64,7 @@ Tensor rows_of(const char* op, const char* name, const Tensor& table, const char
   if (rows == 0 && ids.numel() > 0) throw ArgumentError(concat(op, ": ", name, " has no rows"));
   const Shape flat{rows, columns};
   const Tensor flat_ids = contiguous(ids.detach()).view({ids.numel()});
-  const Tensor y = Tensor::empty(table.engine(), shape, table.dtype());
+  Tensor y = Tensor::empty(table.engine(), shape, table.dtype());
   using O = balora_select_rows;
   launch<O>(op, &KernelTable::select_rows,
             {{&O::table, contiguous(table.detach()).view(flat).as_encoded()}, {&O::ids, flat_ids}},
@@ -103,7 +103,7 @@ Tensor gather(const Tensor& x, const Tensor& index, int64_t axis) {
   const int a = checked_axis("gather", x, axis);
   check_index_shape("gather", x, index, a);
   const Tensor x3 = around(x, a), index3 = around(index, a);
-  const Tensor y = gathered("gather", x3, index3).view(index.shape());
+  Tensor y = gathered("gather", x3, index3).view(index.shape());
   record("gather", {x}, {y},
          [index3 = Saved(index3), rows = x3.shape(), shape = x.shape()](std::span<const Tensor> dy,
                                                                         GradSink& sink) {
@@ -121,7 +121,7 @@ Tensor scatter_add(const Tensor& x, const Tensor& index, const Tensor& source, i
   check_shape("scatter_add", "source", source, index.shape(), "the shape of index");
   check_dtype("scatter_add", "source", source, x.dtype());
   const Tensor x3 = around(x, a), index3 = around(index, a);
-  const Tensor y = scattered(x3, index3, around(source, a), x3.shape()).view(x.shape());
+  Tensor y = scattered(x3, index3, around(source, a), x3.shape()).view(x.shape());
   record("scatter_add", {x, source}, {y},
          [index3 = Saved(index3), rows = x3.shape(), shape = source.shape()](
              std::span<const Tensor> dy, GradSink& sink) {

@@ -9,7 +9,7 @@ namespace balora {
 Tensor gram(const Tensor& a) {
   check_matrix("gram", a);
   refuse_gradient("gram", a);
-  const Tensor g = Tensor::empty(a.engine(), {a.dim(1), a.dim(1)}, DType::kF64);
+  Tensor g = Tensor::empty(a.engine(), {a.dim(1), a.dim(1)}, DType::kF64);
   using O = balora_gram;
   launch<O>("gram", &KernelTable::gram, {{&O::a, contiguous(decoded(a))}}, {{&O::g, g}},
             {.accumulate = 0});

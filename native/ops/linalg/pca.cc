@@ -75,7 +75,7 @@ std::vector<std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>> pca_upda
       own.scatter = operands.read(known("scatters", scatters[i], {1}, "(1)"));
     }
     const auto result = [&](const Shape& shape, Slot PcaSlots::*slot) {
-      const Tensor made = Tensor::empty(x.engine(), shape, DType::kF32);
+      Tensor made = Tensor::empty(x.engine(), shape, DType::kF32);
       own.*slot = operands.write(made);
       return made;
     };

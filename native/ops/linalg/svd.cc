@@ -53,7 +53,7 @@ Tensor singular_values(const Tensor& a) {
   const bool wanted = grad_wanted({a});
   const Tensor x = contiguous(a.detach());
   const Tensor u = wanted ? Tensor::empty(a.engine(), {m, k}, a.dtype()) : Tensor();
-  const Tensor s = Tensor::empty(a.engine(), {k}, accumulator_dtype(a.dtype()));
+  Tensor s = Tensor::empty(a.engine(), {k}, accumulator_dtype(a.dtype()));
   const Tensor vt = wanted ? Tensor::empty(a.engine(), {k, n}, a.dtype()) : Tensor();
   using O = balora_svd;
   launch<O>("singular_values", &KernelTable::svd, {{&O::a, x}},

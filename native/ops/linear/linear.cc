@@ -422,7 +422,7 @@ void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat,
     }
     offer_product(outputs[i], [kept = std::move(kept), get, shape = outputs[i].shape(), form] {
       GroupOf<Tensor> group = map_group<Tensor>(kept, get);
-      const Tensor again = Tensor::empty(group.x.engine(), shape, group.x.dtype());
+      Tensor again = Tensor::empty(group.x.engine(), shape, group.x.dtype());
       LinearOf<Tensor>& linear = group.linears[0];
       linear.weight = linear.weight.as_encoded();
       linear.y = again.view({group.x.dim(0), linear.weight.dim(0)});

@@ -24,7 +24,7 @@ Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts) {
     if (!part.frozen) continue;
     p.start_a = factor("frozen.a", part.frozen->a), p.start_b = factor("frozen.b", part.frozen->b);
   }
-  const Tensor norm = Tensor::empty(weight.engine(), {weight.dim(0)}, wide);
+  Tensor norm = Tensor::empty(weight.engine(), {weight.dim(0)}, wide);
   const Slot result = all.write(norm);
   launch(kOp, all, [matrix, slots, result](Launch& l) {
     std::vector<balora_low_rank> operands;

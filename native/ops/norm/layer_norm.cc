@@ -26,7 +26,7 @@ Tensor layer_norm(const Tensor& x, const std::optional<Tensor>& weight,
   if (!(eps >= 0)) throw ArgumentError(concat("layer_norm: eps must be >= 0, got ", eps));
 
   const DType wide = accumulator_dtype(x.dtype());
-  const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   const Tensor mean = Tensor::empty(x.engine(), {x2.dim(0)}, wide);
   const Tensor rstd = Tensor::empty(x.engine(), {x2.dim(0)}, wide);
   using O = balora_layer_norm_forward;

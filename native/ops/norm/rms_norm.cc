@@ -57,7 +57,8 @@ void launch_forward(const Tensor& x, const Tensor& weight, const Tensor& y, cons
 // y is the norm of `x` (N,C), which is kept.
 void offer_norm(const Tensor& y, const Tensor& x, const Tensor& weight, const Options& options) {
   offer_recipe(y, [x = Saved::activation(x, grad_wanted({y})), weight = Saved(weight), options] {
-    const Tensor rows = x.get(), again = empty_like(rows);
+    const Tensor rows = x.get();
+    Tensor again = empty_like(rows);
     const Tensor rstd =
         Tensor::empty(rows.engine(), {rows.dim(0)}, accumulator_dtype(rows.dtype()));
     launch_forward(rows, weight.get(), again, rstd, options);
@@ -73,7 +74,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, double weight
   const Options options{eps, weight_offset, cast_before_weight};
   const Tensor x2 = contiguous_rows("rms_norm", "x", x);
   const Tensor w = contiguous(weight.detach());
-  const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   const Tensor rstd = Tensor::empty(x.engine(), {x2.dim(0)}, accumulator_dtype(x.dtype()));
   launch_forward(x2, w, y.view(x2.shape()), rstd, options);
 

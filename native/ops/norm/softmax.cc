@@ -9,7 +9,7 @@ namespace {
 
 Tensor softmax_family(const char* op, const Tensor& x, bool logarithm) {
   const Tensor x2 = contiguous_rows(op, "x", x);
-  const Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
+  Tensor y = Tensor::empty(x.engine(), x.shape(), x.dtype());
   const Tensor lse = Tensor::empty(x.engine(), {x2.dim(0)}, accumulator_dtype(x.dtype()));
   using O = balora_softmax_forward;
   launch<O>(op, &KernelTable::softmax_forward, {{&O::x, x2}},

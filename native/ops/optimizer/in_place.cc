@@ -36,7 +36,7 @@ Tensor apart(const Tensor& source, const Tensor& x) {
   const bool same =
       from.offset == to.offset && from.shape == to.shape && from.strides == to.strides;
   if (from.storage != to.storage || same) return source.detach();
-  const Tensor copy = empty_like(source);
+  Tensor copy = empty_like(source);
   using O = balora_copy;
   launch<O>("copy", &KernelTable::copy, {{&O::source, source.detach()}}, {{&O::destination, copy}});
   return copy;

@@ -39,7 +39,7 @@ Shape product_shape(const Tensor& a, const Tensor& b) {
 }
 
 Tensor product(const Tensor& a, const Tensor& b) {
-  const Tensor c = Tensor::empty(a.engine(), product_shape(a, b), a.dtype());
+  Tensor c = Tensor::empty(a.engine(), product_shape(a, b), a.dtype());
   using O = balora_matmul;
   launch<O>("matmul", &KernelTable::matmul, {{&O::a, a}, {&O::b, b}}, {{&O::c, c}}, {.alpha = 1.0});
   return c;
@@ -103,7 +103,7 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose
         concat("matmul: inner dimensions differ, op(a) is (...,M,K)=", left.shape().to_string(),
                ", op(b) is (...,K,N)=", right.shape().to_string()));
   }
-  const Tensor c = product(left, right);
+  Tensor c = product(left, right);
   record("matmul", {a, b}, {c},
          [left = Saved(left), right = Saved(right), transpose_a, transpose_b](
              std::span<const Tensor> dy, GradSink& sink) {

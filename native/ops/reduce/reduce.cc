@@ -16,7 +16,7 @@ namespace {
 
 Tensor run_reduce(const char* op, const Reduced& r, DType dtype, balora_reduce_op code,
                   double correction) {
-  const Tensor y = Tensor::empty(r.x.engine(), r.result, dtype);
+  Tensor y = Tensor::empty(r.x.engine(), r.result, dtype);
   using O = balora_reduce;
   launch<O>(op, &KernelTable::reduce, {{&O::x, r.x}}, {{&O::y, y.view({r.x.dim(0), r.x.dim(2)})}},
             {.op = code, .correction = correction});
@@ -39,7 +39,7 @@ Tensor reduce_through_x(const char* op, const Tensor& x, const std::vector<int64
   const Reduced r = reduce_axes(op, x, axes, keep_dims);
   check_not_empty(op, x, r);
   const Tensor wide = run_reduce(op, r, accumulator_dtype(x.dtype()), code, correction);
-  const Tensor y = cast(wide, x.dtype()).detach();
+  Tensor y = cast(wide, x.dtype()).detach();
   record(
       op, {x}, {y},
       [op, code, correction, x3 = Saved(r.x), wide = Saved(wide), shape = x.shape(),
@@ -101,7 +101,7 @@ Tensor extreme(const char* op, const Tensor& x, const std::vector<int64_t>& axes
 Tensor sum(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims) {
   check_float("sum", "x", x);
   const Reduced r = reduce_axes("sum", x, axes, keep_dims);
-  const Tensor y = run_reduce("sum", r, x.dtype(), BALORA_SUM, 0);
+  Tensor y = run_reduce("sum", r, x.dtype(), BALORA_SUM, 0);
   record("sum", {x}, {y},
          [shape = x.shape(), kept = r.kept](std::span<const Tensor> dy, GradSink& sink) {
            sink.add(0, broadcast_view(reshape(dy[0], kept), shape));
@@ -113,7 +113,7 @@ Tensor mean(const Tensor& x, const std::vector<int64_t>& axes, bool keep_dims) {
   check_float("mean", "x", x);
   const Reduced r = reduce_axes("mean", x, axes, keep_dims);
   check_not_empty("mean", x, r);
-  const Tensor y = run_reduce("mean", r, x.dtype(), BALORA_MEAN, 0);
+  Tensor y = run_reduce("mean", r, x.dtype(), BALORA_MEAN, 0);
   record("mean", {x}, {y},
          [shape = x.shape(), kept = r.kept, count = r.count](std::span<const Tensor> dy,
                                                              GradSink& sink) {

@@ -56,7 +56,7 @@ Shape resolved_shape(const Tensor& x, const Shape& shape) {
 Tensor reshape(const Tensor& x, const Shape& shape) {
   const Shape target = resolved_shape(x, shape);
   if (target == x.shape()) return x;
-  const Tensor y = contiguous(x.detach()).view(target);
+  Tensor y = contiguous(x.detach()).view(target);
   record(
       "reshape", {x}, {y},
       [from = x.shape()](std::span<const Tensor> dy, GradSink& sink) {
@@ -83,7 +83,7 @@ Tensor permute(const Tensor& x, const std::vector<int64_t>& order) {
     shape[i] = x.shape()[axis];
     strides[i] = x.strides()[axis];
   }
-  const Tensor y = x.detach().view(shape, strides, 0);
+  Tensor y = x.detach().view(shape, strides, 0);
   record(
       "permute", {x}, {y},
       [inverse](std::span<const Tensor> dy, GradSink& sink) {
@@ -98,7 +98,7 @@ Tensor expand(const Tensor& x, const Shape& shape) {
     throw ArgumentError("expand: " + x.shape().to_string() + " does not stretch to " +
                         shape.to_string());
   }
-  const Tensor y = broadcast_view(x, shape);
+  Tensor y = broadcast_view(x, shape);
   record(
       "expand", {x}, {y},
       [from = x.shape()](std::span<const Tensor> dy, GradSink& sink) {
@@ -115,7 +115,7 @@ Tensor slice(const Tensor& x, int64_t axis, int64_t start, int64_t stop, int64_t
   const int64_t from = std::clamp(start < 0 ? start + extent : start, int64_t{0}, extent);
   const int64_t to = std::clamp(stop < 0 ? stop + extent : stop, from, extent);
   const int64_t length = to > from ? (to - from - 1) / step + 1 : 0;
-  const Tensor y = narrowed(x, a, from, length, step);
+  Tensor y = narrowed(x, a, from, length, step);
   record(
       "slice", {x}, {y},
       [shape = x.shape(), a, from, length, step](std::span<const Tensor> dy, GradSink& sink) {
@@ -180,7 +180,7 @@ Tensor concat_tensors(const std::vector<Tensor>& parts, int64_t axis) {
     sizes.push_back(part.dim(a));
     if (__builtin_add_overflow(shape[a], part.dim(a), &shape[a])) shape[a] = INT64_MAX;
   }
-  const Tensor y = Tensor::empty(first.engine(), shape, first.dtype());
+  Tensor y = Tensor::empty(first.engine(), shape, first.dtype());
   int64_t at = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     copy_into(parts[i], narrowed(y, a, at, sizes[i]));

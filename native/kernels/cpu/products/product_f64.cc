@@ -171,10 +171,6 @@ PACK_LINES(double)
 // kTileCols - width elements behind the end.
 BALORA_SIMD void pack_across(const double* data, int64_t lane_stride, int64_t depth, int64_t width,
                              double* packed) {
-  typedef int64_t Order __attribute__((vector_size(64)));
-  constexpr Order kLow = {0, 8, 2, 10, 4, 12, 6, 14}, kHigh = {1, 9, 3, 11, 5, 13, 7, 15};
-  constexpr Order kEven = {0, 1, 8, 9, 4, 5, 12, 13}, kOdd = {2, 3, 10, 11, 6, 7, 14, 15};
-  constexpr Order kFirst = {0, 1, 2, 3, 8, 9, 10, 11}, kLast = {4, 5, 6, 7, 12, 13, 14, 15};
   int64_t p = 0;
   for (; p + 8 <= depth; p += 8) {
     Lanes lane[8], pair[8], four[8];
@@ -185,20 +181,21 @@ BALORA_SIMD void pack_across(const double* data, int64_t lane_stride, int64_t de
     }
 #pragma GCC unroll 4
     for (int j = 0; j < 8; j += 2) {
-      pair[j] = __builtin_shuffle(lane[j], lane[j + 1], kLow);
-      pair[j + 1] = __builtin_shuffle(lane[j], lane[j + 1], kHigh);
+      pair[j] = __builtin_shufflevector(lane[j], lane[j + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+      pair[j + 1] = __builtin_shufflevector(lane[j], lane[j + 1], 1, 9, 3, 11, 5, 13, 7, 15);
     }
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       const int at = j / 2 * 4 + j % 2;  // pairs of lanes 0..3, then of 4..7
-      four[at] = __builtin_shuffle(pair[at], pair[at + 2], kEven);
-      four[at + 2] = __builtin_shuffle(pair[at], pair[at + 2], kOdd);
+      four[at] = __builtin_shufflevector(pair[at], pair[at + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      four[at + 2] = __builtin_shufflevector(pair[at], pair[at + 2], 2, 3, 10, 11, 6, 7, 14, 15);
     }
     double* out = packed + p * width;
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-      const Lanes row = j < 4 ? __builtin_shuffle(four[j], four[j + 4], kFirst)
-                              : __builtin_shuffle(four[j - 4], four[j], kLast);
+      const Lanes row =
+          j < 4 ? __builtin_shufflevector(four[j], four[j + 4], 0, 1, 2, 3, 8, 9, 10, 11)
+                : __builtin_shufflevector(four[j - 4], four[j], 4, 5, 6, 7, 12, 13, 14, 15);
       *reinterpret_cast<UnalignedLanes*>(out + j * width) = row;
     }
   }
