@@ -81,8 +81,8 @@ int32_t rope_kernel(Context* ctx, const balora_rope& o) {
                                .size = o.x->shape[2],
                                .half = o.cosine->shape[1],
                                .sign = Acc<T>(o.inverse ? -1 : 1)};
-    parallel_for(ctx, rows, kRowGrain,
-                 [&](int64_t begin, int64_t end) { rotate(rotation, begin, end); });
+    share_out(ctx, rows, kRowGrain,
+              [&](int64_t begin, int64_t end) { rotate(rotation, begin, end); });
   });
   return 0;
 }

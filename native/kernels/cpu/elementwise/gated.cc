@@ -115,7 +115,7 @@ int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
   dispatch_float(o.gate->dtype, [&]<typename T>() {
     const bool lanes = has_lanes<T>(o.activation);
     const int64_t width = o.gate->shape[1];
-    parallel_for(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
+    share_out(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
       const Rows<T> g(o.gate), u(o.up), to(o.y);
       if constexpr (std::is_same_v<T, bf16>) {
         for (int64_t n = begin; lanes && n < end; ++n) swiglu_row_bf16(g[n], u[n], to[n], width);
@@ -132,7 +132,7 @@ int32_t gated_backward_kernel(Context* ctx, const balora_gated_backward& o) {
   dispatch_float(o.gate->dtype, [&]<typename T>() {
     const bool lanes = has_lanes<T>(o.activation);
     const int64_t width = o.gate->shape[1];
-    parallel_for(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
+    share_out(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
       const Rows<T> d(o.dy), g(o.gate), u(o.up), dg(o.dgate), du(o.dup);
       if constexpr (std::is_same_v<T, bf16>) {
         for (int64_t n = begin; lanes && n < end; ++n) {

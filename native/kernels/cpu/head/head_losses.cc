@@ -67,7 +67,7 @@ class HeadChunks {
       const int64_t rows = std::min(chunk_, o_.h->shape[0] - first);
       if (stacks_) y_ = z_ + rows * ld_;
       make_logits(first, rows);
-      parallel_for(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
+      share_out(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
         HeadRows<A> head(options_, vocabulary_);
         for (int64_t i = begin; i < end; ++i) {
           compute_row(head, first, i, row_terms + BALORA_HEAD_TERMS * (first + i));

@@ -196,7 +196,7 @@ RmsNormRow lanes_row(const O& o, double eps) {
 
 template <typename Body>
 void for_each_row(Context* ctx, int64_t rows, const Body& body) {
-  parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+  share_out(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) body(n);
   });
 }
@@ -216,8 +216,8 @@ int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) 
   }
   dispatch_float(o.x->dtype, [&]<typename T>() {
     const Forward<T> operands = forward_operands<T>(o);
-    parallel_for(ctx, rows, kRowGrain,
-                 [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
+    share_out(ctx, rows, kRowGrain,
+              [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
   });
   return 0;
 }
@@ -238,8 +238,8 @@ int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forw
     Forward<T> operands = forward_operands<T>(o);
     operands.residual = data_of<T>(o.residual);
     operands.sum = data_of<T>(o.sum);
-    parallel_for(ctx, rows, kRowGrain,
-                 [&](int64_t begin, int64_t end) { forward_add(operands, begin, end); });
+    share_out(ctx, rows, kRowGrain,
+              [&](int64_t begin, int64_t end) { forward_add(operands, begin, end); });
   });
   return 0;
 }

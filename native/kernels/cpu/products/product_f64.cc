@@ -266,7 +266,7 @@ void multiply_block(const Context* ctx, const Product& p, const double* packed_b
   const bool wide = cpu_level() >= CpuLevel::kAvx512;
   const Tile tile = tile_of_this_cpu();
   const int64_t full_panels = block.cols.count / kTileCols;
-  parallel_for(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
+  share_out(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
     const Packed strips(kDepth * kTileRows);
     double* packed_a = strips.values();
     for (int64_t task = begin; task < end; ++task) {

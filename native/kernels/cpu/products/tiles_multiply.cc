@@ -5,6 +5,7 @@
 // written while the next one multiplies; AVX512-BF16 rounds in its registers, computes no rows
 // that are not there, and asks for the next panel of A and the rows of C ahead of time.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "kernels/cpu/products/gemm.h"
@@ -263,12 +264,24 @@ LinesAhead rows_ahead(const Sum& sum, int64_t first, int64_t last, size_t part, 
           2 * widest.pairs * kBytes, widest.lda * kBytes};
 }
 
+// How threads that share the rows of a job end together: in the last chunk of B, which each has
+// packed for itself as it has those before, whoever is done takes panels of rows of the others.
+struct Balance {
+  Balance(int64_t rows, int threads) : shares(rows, 1, threads), threads(threads) {}
+
+  Shares shares;  // of panels of rows, in the last chunk
+  int threads;
+  std::atomic<int> projected{0};  // threads that have projected all of their own panels
+};
+
 // A thread's part of a job: row panels and items as [begin, end).
 struct Part {
   int64_t row_begin = 0, row_end = 0;
   size_t item_begin = 0, item_end = 0;
   bf16* own =
       nullptr;  // the thread's memory for what it has to pack; null: nothing is to be packed
+  Balance* balance = nullptr;  // of threads that share the rows; null: they keep to their own
+  int thread = 0;              // of it
 };
 
 // The parts of the terms of a sum that are multiplied in each pass over a chunk of B.
@@ -325,14 +338,20 @@ class Walk {
         pack_items(job_, first, chunk.last, *packed_, part_.own);
       }
       const size_t most_passes = plan_passes(chunk);
-      for (int64_t panel = part_.row_begin; panel < part_.row_end; ++panel) {
-        const Rows rows = rows_of(panel);
-        if (project) {
-          for (const Projection& p : job_.projections) {
-            project_panel<Core>(p, rows.first, rows.count, writer_.pending());
-          }
+      const auto walk = [&](int64_t begin, int64_t end) AMX_TARGET {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          walk_panel(chunk, rows_of(panel), most_passes, project);
         }
-        for (size_t pass = 0; pass < most_passes; ++pass) multiply_pass(chunk, rows, pass);
+      };
+      Balance* const balance = part_.balance;
+      if (balance && chunk.last == part_.item_end) {
+        // What is taken from others is projected with the first chunk, or has been.
+        const bool only_own =
+            !project && balance->projected.load(std::memory_order_acquire) < balance->threads;
+        balance->shares.take(part_.thread, only_own, walk);
+      } else {
+        walk(part_.row_begin, part_.row_end);
+        if (balance && project) balance->projected.fetch_add(1, std::memory_order_release);
       }
       project = false;
       first = chunk.last;
@@ -353,6 +372,15 @@ class Walk {
     int64_t first, count, next_end;
     int64_t next() const { return first + count; }
   };
+
+  AMX_TARGET void walk_panel(const Chunk& chunk, const Rows& rows, size_t passes, bool project) {
+    if (project) {
+      for (const Projection& p : job_.projections) {
+        project_panel<Core>(p, rows.first, rows.count, writer_.pending());
+      }
+    }
+    for (size_t pass = 0; pass < passes; ++pass) multiply_pass(chunk, rows, pass);
+  }
 
   // One panel of rows uses what it packs once: a panel of B is multiplied while the next one, which
   // packing has asked for, is on its way from memory.
@@ -587,12 +615,16 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   if (by_rows && threads > kMostPackers) pack_all(ctx, job);
   const int64_t size = largest_packing(job);
   bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
+  Balance balance(rows, threads);
   parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       Part part{.row_end = rows, .item_end = job.items.size(), .own = own ? own + t * size : own};
       if (by_rows) {
         part.row_begin = rows * t / threads;
         part.row_end = rows * (t + 1) / threads;
+        part.thread = static_cast<int>(t);
+        // Chunks are the same for all threads where each has some rows.
+        if (rows >= 2 * threads) part.balance = &balance;
       } else {
         part.item_begin = static_cast<size_t>(items * t / threads);
         part.item_end = static_cast<size_t>(items * (t + 1) / threads);

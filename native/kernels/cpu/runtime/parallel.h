@@ -1,9 +1,11 @@
-// Static work sharing over OpenMP: the same thread count always gives the same split, so a kernel
-// whose blocks are independent (or summed in block order) is bitwise repeatable.
+// Work sharing over OpenMP: the same thread count always gives the same split, so a kernel whose
+// blocks are independent (or summed in block order) is bitwise repeatable.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <exception>
+#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -41,6 +43,65 @@ void parallel_for(const Context* ctx, int64_t n, int64_t grain, const Body& body
   for (int part = 0; part < width; ++part) {
     body(n * part / width, n * (part + 1) / width);
   }
+}
+
+// Items [0, n) in pieces of `piece`, a range of them for each of `threads`. Whoever has finished
+// its own takes what is left of another's: cores are not equally fast while other processes use
+// them, and items not equally dear. Threads ask for pieces at the same time; the pieces do not
+// depend on who gets them.
+class Shares {
+ public:
+  Shares(int64_t n, int64_t piece, int threads) : piece_(piece), ranges_(threads) {
+    const int64_t pieces = (n + piece - 1) / piece;
+    for (int64_t t = 0; t < threads; ++t) {
+      Range& range = ranges_[static_cast<size_t>(t)];
+      range.next.store(pieces * t / threads * piece, std::memory_order_relaxed);
+      range.end = std::min(n, pieces * (t + 1) / threads * piece);
+    }
+  }
+
+  // Calls body(begin, end) for the pieces that thread `self` gets: of its own range, then of the
+  // others' unless only its own are wanted.
+  template <typename Body>
+  void take(int self, bool only_own, const Body& body) {
+    const int threads = static_cast<int>(ranges_.size());
+    for (int i = 0; i < (only_own ? 1 : threads); ++i) {
+      Range& range = ranges_[static_cast<size_t>((self + i) % threads)];
+      for (;;) {
+        const int64_t begin = range.next.fetch_add(piece_, std::memory_order_relaxed);
+        if (begin >= range.end) break;
+        body(begin, std::min(begin + piece_, range.end));
+      }
+    }
+  }
+
+ private:
+  struct alignas(64) Range {  // a cache line for each
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+
+  int64_t piece_;
+  std::vector<Range> ranges_;
+};
+
+// parallel_for() by pieces, about kPieces for each thread (Shares). body must not depend on which
+// thread calls it.
+template <typename Body>
+void share_out(const Context* ctx, int64_t n, int64_t grain, const Body& body) {
+  constexpr int64_t kPieces = 16;
+  if (n <= 0) return;
+  const int width = parallel_width(ctx, n, grain);
+  if (width == 1) {
+    body(int64_t{0}, n);
+    return;
+  }
+  Shares shares(n, std::max<int64_t>(1, n / (width * kPieces)), width);
+  parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t self = begin; self < end; ++self) {
+      shares.take(static_cast<int>(self), false, body);
+    }
+  });
 }
 
 }  // namespace balora

@@ -101,6 +101,24 @@ TEST_CASE_TEMPLATE("linear: rows do not depend on each other", T, float, bf16, f
   }
 }
 
+// Weights of several parts that a core keeps, in tiles: in the last one threads take each other's
+// rows, which are late where there are more threads than cores.
+TEST_CASE("linear: who computes a row does not change it") {
+  for (const Case& c : {Case{96, 576, 2400, 16}, Case{300, 576, 1600, 16}, Case{300, 1600, 96}}) {
+    CAPTURE(c.rows);
+    Layer<bf16> layer(c);
+    const Array<bf16> alone = layer.rows(0, c.rows, 1);
+    for (int run = 0; run < 8; ++run) {
+      for (const int threads : {2, 3, 4}) {
+        CAPTURE(threads);
+        const Array<bf16> shared = layer.rows(0, c.rows, threads);
+        const size_t bytes = static_cast<size_t>(alone.size()) * sizeof(bf16);
+        REQUIRE(std::memcmp(shared.data(), alone.data(), bytes) == 0);
+      }
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE("linear: rows that do not depend on each other are right", T, float, bf16, f16,
                    double) {
   for (const Case& c : cases()) {
