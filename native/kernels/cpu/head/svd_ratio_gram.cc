@@ -1,24 +1,51 @@
 // The SVD regularizer of Z = H W^T without Z, for a linear and frozen head: sigma(Z)^2 = eig(H G
 // H^T), G = W^T W. With P = H G the gradient is dL/dH = U diag(weights) U^T P + shift P. The
-// leading pairs come from products with H and G alone (block Krylov); all pairs (nuclear norm) or
-// small problems from the smaller of two dense matrices: H G H^T, or L^T (H^T H) L with G = L L^T,
-// L from G's eigen-decomposition (Cholesky fails on rank-deficient heads), which also gives all
-// singular values of Z (gram_spectrum).
+// leading pairs come from products with H and G alone (block Krylov), in f64; P is in f32 then,
+// unless H is in f64, since nothing is left but sums of its elements. All pairs (nuclear norm) or
+// small problems come from the smaller of two dense matrices: H G H^T, or L^T (H^T H) L with G =
+// L L^T, L from G's eigen-decomposition (Cholesky fails on rank-deficient heads), which also gives
+// all singular values of Z (gram_spectrum).
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 #include "kernels/cpu/head/svd_ratio.h"
+#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
 namespace {
 
+// H (n,c) in f64: the iteration reads it some dozens of times.
 struct GramProblem {
-  const Context* ctx;
+  Context* ctx;
+  const double* wide;
   MatrixRef h, g;
   int64_t n, c;
 };
+
+int64_t row_grain(int64_t columns) {
+  return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(columns, 1));
+}
+
+const double* widened_rows(Context* ctx, const View& h) {
+  const int64_t columns = h.shape[1];
+  auto* const wide = workspace<double>(ctx, h.shape[0] * columns);
+  dispatch_float(h.dtype, [&]<typename T>() {
+    const T* const data = data_of<T>(&h);
+    parallel_for(ctx, h.shape[0], row_grain(columns), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * columns; i < end * columns; ++i) {
+        wide[i] = static_cast<double>(load(data[i]));
+      }
+    });
+  });
+  return wide;
+}
 
 Matrix times_gram(const GramProblem& p) {
   Matrix out(p.n, p.c);
@@ -28,16 +55,13 @@ Matrix times_gram(const GramProblem& p) {
 
 // |Z|_F^2 = sum(P o H)
 double squared_norm(const GramProblem& p, const Matrix& ph) {
-  const Matrix h = widened(p.h, p.n, p.c);
-  double sum = 0;
-  for (size_t i = 0; i < h.values.size(); ++i) sum += h.values[i] * ph.values[i];
-  return sum;
+  return std::inner_product(ph.values.begin(), ph.values.end(), p.wide, 0.0);
 }
 
 // Leading pairs of H G H^T without forming it. False when n is small or the iteration stalls.
 bool leading_pairs(const GramProblem& p, int64_t k, RitzPairs& pairs) {
   constexpr int64_t kDenseOrder = 192;
-  const int64_t block = k + 8, rank = std::min(p.n, p.c);
+  const int64_t block = krylov_block(k), rank = std::min(p.n, p.c);
   if (rank <= kDenseOrder || block * 8 > rank) return false;
   bool converged = false;
   const auto apply = [&](const Matrix& x) {
@@ -104,37 +128,132 @@ double tall_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, Ma
   return ratio.value;
 }
 
-// No more rows than channels, or pairs found already: dL/dH = U diag(weights) (U^T P) + shift P.
+// No more rows than channels: dL/dH = U diag(weights) (U^T P) + shift P.
 double wide_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, const Matrix& ph,
-                 RitzPairs pairs, Matrix* dh) {
-  if (pairs.values.empty()) {
-    Matrix gram(p.n, p.n);
-    symmetric_product_f64(p.ctx, p.n, p.c, ph.ref(), p.h.transposed(), gram.values.data());
-    pairs = ratio_eigenpairs(p.ctx, gram, k, nuclear);
-  }
+                 Matrix* dh) {
+  Matrix gram(p.n, p.n);
+  symmetric_product_f64(p.ctx, p.n, p.c, ph.ref(), p.h.transposed(), gram.values.data());
+  const RitzPairs pairs = ratio_eigenpairs(p.ctx, gram, k, nuclear);
   const SvdRatio ratio = svd_ratio(pairs.values, norm2, k, nuclear);
   if (dh) *dh = ratio_gradient(p.ctx, pairs.vectors, ratio, ph);
+  return ratio.value;
+}
+
+double dense_form(const GramProblem& p, const balora_svd_ratio_gram& o) {
+  const Matrix ph = times_gram(p);
+  const double norm2 = squared_norm(p, ph);
+  const bool nuclear = o.nuclear != 0;
+  Matrix gradient;
+  Matrix* const wanted = o.dh ? &gradient : nullptr;
+  const double value = p.n > p.c ? tall_form(p, o.k, nuclear, norm2, wanted)
+                                 : wide_form(p, o.k, nuclear, norm2, ph, wanted);
+  if (o.dh) store_matrix(gradient, *o.dh);
+  return value;
+}
+
+// sum_j p_j h_j
+BALORA_SIMD double row_dot(const float* p, const double* h, int64_t c) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(p[j]) * h[j];
+  return sum;
+}
+BALORA_SIMD double row_dot(const double* p, const double* h, int64_t c) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < c; ++j) sum += p[j] * h[j];
+  return sum;
+}
+
+// to += factor row
+BALORA_SIMD void add_row(double factor, const double* row, int64_t c, double* to) {
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j) to[j] += factor * row[j];
+}
+
+// The term of leading pairs. A: the type of P.
+template <typename A>
+class LeadingForm {
+ public:
+  LeadingForm(const GramProblem& problem, const View& h) : p_(problem) {
+    auto* const g = workspace<A>(p_.ctx, p_.c * p_.c);
+    const auto* const wide = static_cast<const double*>(p_.g.data);
+    std::transform(wide, wide + p_.c * p_.c, g, [](double x) { return static_cast<A>(x); });
+    ph_ = workspace<A>(p_.ctx, p_.n * p_.c);
+    gemm(p_.ctx, {p_.n, p_.c, p_.c}, {h.data, h.dtype, p_.c}, {g, kDtypeOfAcc<A>, p_.c},
+         {ph_, kDtypeOfAcc<A>, p_.c});
+  }
+
+  // |Z|_F^2, by rows.
+  double squared_norm() const {
+    std::vector<double> rows(static_cast<size_t>(p_.n));
+    parallel_for(p_.ctx, p_.n, row_grain(p_.c), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        rows[static_cast<size_t>(i)] = row_dot(ph_ + i * p_.c, p_.wide + i * p_.c, p_.c);
+      }
+    });
+    return std::accumulate(rows.begin(), rows.end(), 0.0);
+  }
+
+  // dL/dH = U (diag(weights) U^T P) + shift P, rounded once.
+  void gradient(const Matrix& u, const SvdRatio& ratio, const View& dh) const {
+    Matrix inner(u.cols, p_.c);
+    product_f64(p_.ctx, u.cols, p_.c, p_.n, u.ref().transposed(), {ph_, kDtypeOfAcc<A>, p_.c, 1},
+                inner.values.data(), p_.c);
+    for (int64_t k = 0; k < u.cols; ++k) {
+      for (int64_t j = 0; j < p_.c; ++j) inner(k, j) *= ratio.weights[static_cast<size_t>(k)];
+    }
+    dispatch_float(dh.dtype, [&]<typename T>() {
+      parallel_for(p_.ctx, p_.n, row_grain(p_.c), [&](int64_t begin, int64_t end) {
+        std::vector<double> sum(static_cast<size_t>(p_.c));
+        for (int64_t i = begin; i < end; ++i) {
+          const A* const row = ph_ + i * p_.c;
+          for (int64_t j = 0; j < p_.c; ++j) {
+            sum[static_cast<size_t>(j)] = ratio.shift * static_cast<double>(row[j]);
+          }
+          for (int64_t k = 0; k < u.cols; ++k) add_row(u(i, k), inner.row(k), p_.c, sum.data());
+          T* const to = data_of<T>(&dh) + i * p_.c;
+          for (int64_t j = 0; j < p_.c; ++j) {
+            to[j] = store<T>(static_cast<Acc<T>>(sum[static_cast<size_t>(j)]));
+          }
+        }
+      });
+    });
+  }
+
+ private:
+  const GramProblem& p_;
+  A* ph_;  // P (n,c)
+};
+
+template <typename A>
+double leading_form(const GramProblem& p, const RitzPairs& pairs, const balora_svd_ratio_gram& o) {
+  const LeadingForm<A> form(p, *o.h);
+  const SvdRatio ratio = svd_ratio(pairs.values, form.squared_norm(), o.k, false);
+  if (o.dh) form.gradient(pairs.vectors, ratio, *o.dh);
   return ratio.value;
 }
 
 }  // namespace
 
 int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
-  // In f64 once: the iteration reads it some dozens of times.
-  const Matrix wide = widened(matrix_ref(*o.h), o.h->shape[0], o.h->shape[1]);
-  const GramProblem problem{ctx, wide.ref(), matrix_ref(*o.g), o.h->shape[0], o.h->shape[1]};
-  const Matrix ph = times_gram(problem);
-  const double norm2 = squared_norm(problem, ph);
-  Matrix gradient;
-  Matrix* wanted = o.dh ? &gradient : nullptr;
+  const View& h = *o.h;
+  const double* const wide = widened_rows(ctx, h);
+  const GramProblem problem{.ctx = ctx,
+                            .wide = wide,
+                            .h = {wide, BALORA_F64, h.shape[1], 1},
+                            .g = matrix_ref(*o.g),
+                            .n = h.shape[0],
+                            .c = h.shape[1]};
+  double& value = *data_of<double>(o.value);
   RitzPairs pairs;
-  const bool found = !o.nuclear && leading_pairs(problem, o.k, pairs);
-  if (!found) pairs = {};
-  *data_of<double>(o.value) =
-      !found && problem.n > problem.c
-          ? tall_form(problem, o.k, o.nuclear != 0, norm2, wanted)
-          : wide_form(problem, o.k, o.nuclear != 0, norm2, ph, std::move(pairs), wanted);
-  if (o.dh) store_matrix(gradient, *o.dh);
+  if (o.nuclear || !leading_pairs(problem, o.k, pairs)) {
+    value = dense_form(problem, o);
+  } else if (h.dtype == BALORA_F64) {
+    value = leading_form<double>(problem, pairs, o);
+  } else {
+    value = leading_form<float>(problem, pairs, o);
+  }
   return 0;
 }
 

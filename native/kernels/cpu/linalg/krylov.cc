@@ -128,7 +128,7 @@ RitzPairs block_krylov(const Context* ctx, int64_t n, const KrylovOptions& optio
 }
 
 RitzPairs leading_eigenpairs(const Context* ctx, const Matrix& a, int64_t k) {
-  const int64_t n = a.rows, block = k + 8;
+  const int64_t n = a.rows, block = krylov_block(k);
   if (n > kDenseOrder && block * 8 <= n) {
     bool converged = false;
     const KrylovOptions options{block};

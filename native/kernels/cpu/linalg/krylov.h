@@ -24,6 +24,13 @@ using ConvergedFn = std::function<bool(const RitzPairs&)>;
 RitzPairs block_krylov(const Context* ctx, int64_t n, const KrylovOptions& options,
                        const ApplyFn& apply, const ConvergedFn& test, bool* converged);
 
+// Columns of a block that k pairs are wanted of: some more, and whole tiles of product_f64(), which
+// takes as long for a part of one.
+inline int64_t krylov_block(int64_t k) {
+  constexpr int64_t kMore = 4, kTile = 8;
+  return (k + kMore + kTile - 1) / kTile * kTile;
+}
+
 // The k largest eigenvalues (descending) of a symmetric positive semidefinite matrix, with vectors
 // (n,k), to f64 accuracy: dense where n is small or k is not, else block Krylov, and dense again
 // should that stall.

@@ -311,7 +311,10 @@ void multiply(const Context* given, const Product& p) {
   if (work <= kSmallProduct) own.num_threads = 1;
   const Context* ctx = &own;
   if (!p.accumulate) {
-    for (int64_t i = 0; i < p.m; ++i) std::fill_n(p.c + i * p.ldc, p.n, 0.0);
+    parallel_for(ctx, p.m, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(p.n, 1)),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i) std::fill_n(p.c + i * p.ldc, p.n, 0.0);
+                 });
   }
   const Packed panels_of_b(std::min(kDepth, p.k) * (std::min(kBlockCols, p.n) + kTileCols));
   double* packed_b = panels_of_b.values();
