@@ -1,10 +1,10 @@
 // The SVD regularizer of Z = H W^T without Z, for a linear and frozen head: sigma(Z)^2 = eig(H G
 // H^T), G = W^T W. With P = H G the gradient is dL/dH = U diag(weights) U^T P + shift P. The
-// leading pairs come from products with H and G alone (block Krylov), in f64; P is in f32 then,
-// unless H is in f64, since nothing is left but sums of its elements. All pairs (nuclear norm) or
-// small problems come from the smaller of two dense matrices: H G H^T, or L^T (H^T H) L with G =
-// L L^T, L from G's eigen-decomposition (Cholesky fails on rank-deficient heads), which also gives
-// all singular values of Z (gram_spectrum).
+// leading pairs come from products with H and G alone (block Krylov), in f64; what they leave of H
+// is multiplied by G in f32, unless H is in f64 (the squares of logits must be within its range).
+// All pairs (nuclear norm) or small problems come from the smaller of two dense matrices: H G H^T,
+// or L^T (H^T H) L with G = L L^T, L from G's eigen-decomposition (Cholesky fails on rank-deficient
+// heads), which also gives all singular values of Z (gram_spectrum).
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -152,10 +152,10 @@ double dense_form(const GramProblem& p, const balora_svd_ratio_gram& o) {
 }
 
 // sum_j p_j h_j
-BALORA_SIMD double row_dot(const float* p, const double* h, int64_t c) {
+BALORA_SIMD double row_dot(const float* p, const float* h, int64_t c) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(p[j]) * h[j];
+  for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(p[j]) * static_cast<double>(h[j]);
   return sum;
 }
 BALORA_SIMD double row_dot(const double* p, const double* h, int64_t c) {
@@ -171,66 +171,86 @@ BALORA_SIMD void add_row(double factor, const double* row, int64_t c, double* to
   for (int64_t j = 0; j < c; ++j) to[j] += factor * row[j];
 }
 
-// The term of leading pairs. A: the type of P.
+// The term of leading pairs. H is what they make of it, U T with T = U^T H, and a rest, whose
+// product with G alone takes time: in the type A. The pairs' own part stays in f64, so that nothing
+// is lost where they are nearly all of Z and the two parts of the gradient nearly cancel.
 template <typename A>
 class LeadingForm {
  public:
-  LeadingForm(const GramProblem& problem, const View& h) : p_(problem) {
+  LeadingForm(const GramProblem& problem, const RitzPairs& pairs)
+      : p_(problem),
+        pairs_(pairs),
+        inside_(pairs.vectors.cols, p_.c),
+        outside_(workspace<A>(p_.ctx, p_.n * p_.c)),
+        product_(workspace<A>(p_.ctx, p_.n * p_.c)) {
+    const Matrix& u = pairs_.vectors;
+    product_f64(p_.ctx, u.cols, p_.c, p_.n, u.ref().transposed(), p_.h, inside_.values.data(),
+                p_.c);
+    for_rows([&](int64_t i, double* row) {
+      std::copy_n(p_.wide + i * p_.c, p_.c, row);
+      for (int64_t k = 0; k < u.cols; ++k) add_row(-u(i, k), inside_.row(k), p_.c, row);
+      std::transform(row, row + p_.c, outside_ + i * p_.c,
+                     [](double x) { return static_cast<A>(x); });
+    });
     auto* const g = workspace<A>(p_.ctx, p_.c * p_.c);
     const auto* const wide = static_cast<const double*>(p_.g.data);
     std::transform(wide, wide + p_.c * p_.c, g, [](double x) { return static_cast<A>(x); });
-    ph_ = workspace<A>(p_.ctx, p_.n * p_.c);
-    gemm(p_.ctx, {p_.n, p_.c, p_.c}, {h.data, h.dtype, p_.c}, {g, kDtypeOfAcc<A>, p_.c},
-         {ph_, kDtypeOfAcc<A>, p_.c});
+    gemm(p_.ctx, {p_.n, p_.c, p_.c}, {outside_, kDtypeOfAcc<A>, p_.c}, {g, kDtypeOfAcc<A>, p_.c},
+         {product_, kDtypeOfAcc<A>, p_.c});
   }
 
-  // |Z|_F^2, by rows.
+  // |Z|_F^2, the rest of it by rows.
   double squared_norm() const {
-    std::vector<double> rows(static_cast<size_t>(p_.n));
-    parallel_for(p_.ctx, p_.n, row_grain(p_.c), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        rows[static_cast<size_t>(i)] = row_dot(ph_ + i * p_.c, p_.wide + i * p_.c, p_.c);
-      }
+    std::vector<double> sums(static_cast<size_t>(p_.n));
+    for_rows([&](int64_t i, double*) {
+      sums[static_cast<size_t>(i)] = row_dot(product_ + i * p_.c, outside_ + i * p_.c, p_.c);
     });
-    return std::accumulate(rows.begin(), rows.end(), 0.0);
+    return std::accumulate(pairs_.values.begin(), pairs_.values.end(),
+                           std::accumulate(sums.begin(), sums.end(), 0.0));
   }
 
-  // dL/dH = U (diag(weights) U^T P) + shift P, rounded once.
-  void gradient(const Matrix& u, const SvdRatio& ratio, const View& dh) const {
+  // dL/dH = U diag(weights + shift) T G + shift (the rest) G, rounded once.
+  void gradient(const SvdRatio& ratio, const View& dh) const {
+    const Matrix& u = pairs_.vectors;
     Matrix inner(u.cols, p_.c);
-    product_f64(p_.ctx, u.cols, p_.c, p_.n, u.ref().transposed(), {ph_, kDtypeOfAcc<A>, p_.c, 1},
-                inner.values.data(), p_.c);
+    product_f64(p_.ctx, u.cols, p_.c, p_.c, inside_.ref(), p_.g, inner.values.data(), p_.c);
     for (int64_t k = 0; k < u.cols; ++k) {
-      for (int64_t j = 0; j < p_.c; ++j) inner(k, j) *= ratio.weights[static_cast<size_t>(k)];
+      const double weight = ratio.weights[static_cast<size_t>(k)] + ratio.shift;
+      for (int64_t j = 0; j < p_.c; ++j) inner(k, j) *= weight;
     }
     dispatch_float(dh.dtype, [&]<typename T>() {
-      parallel_for(p_.ctx, p_.n, row_grain(p_.c), [&](int64_t begin, int64_t end) {
-        std::vector<double> sum(static_cast<size_t>(p_.c));
-        for (int64_t i = begin; i < end; ++i) {
-          const A* const row = ph_ + i * p_.c;
-          for (int64_t j = 0; j < p_.c; ++j) {
-            sum[static_cast<size_t>(j)] = ratio.shift * static_cast<double>(row[j]);
-          }
-          for (int64_t k = 0; k < u.cols; ++k) add_row(u(i, k), inner.row(k), p_.c, sum.data());
-          T* const to = data_of<T>(&dh) + i * p_.c;
-          for (int64_t j = 0; j < p_.c; ++j) {
-            to[j] = store<T>(static_cast<Acc<T>>(sum[static_cast<size_t>(j)]));
-          }
-        }
+      for_rows([&](int64_t i, double* row) {
+        const A* const rest = product_ + i * p_.c;
+        std::transform(rest, rest + p_.c, row,
+                       [&](A x) { return ratio.shift * static_cast<double>(x); });
+        for (int64_t k = 0; k < u.cols; ++k) add_row(u(i, k), inner.row(k), p_.c, row);
+        std::transform(row, row + p_.c, data_of<T>(&dh) + i * p_.c,
+                       [](double x) { return store<T>(static_cast<Acc<T>>(x)); });
       });
     });
   }
 
  private:
+  // Calls body(i, c doubles of its own) for each row.
+  template <typename Body>
+  void for_rows(const Body& body) const {
+    parallel_for(p_.ctx, p_.n, row_grain(p_.c), [&](int64_t begin, int64_t end) {
+      std::vector<double> row(static_cast<size_t>(p_.c));
+      for (int64_t i = begin; i < end; ++i) body(i, row.data());
+    });
+  }
+
   const GramProblem& p_;
-  A* ph_;  // P (n,c)
+  const RitzPairs& pairs_;
+  Matrix inside_;          // T (k,c)
+  A *outside_, *product_;  // (n,c): the rest of H, and that times G
 };
 
 template <typename A>
 double leading_form(const GramProblem& p, const RitzPairs& pairs, const balora_svd_ratio_gram& o) {
-  const LeadingForm<A> form(p, *o.h);
+  const LeadingForm<A> form(p, pairs);
   const SvdRatio ratio = svd_ratio(pairs.values, form.squared_norm(), o.k, false);
-  if (o.dh) form.gradient(pairs.vectors, ratio, *o.dh);
+  if (o.dh) form.gradient(ratio, *o.dh);
   return ratio.value;
 }
 

@@ -24,10 +24,10 @@ using ConvergedFn = std::function<bool(const RitzPairs&)>;
 RitzPairs block_krylov(const Context* ctx, int64_t n, const KrylovOptions& options,
                        const ApplyFn& apply, const ConvergedFn& test, bool* converged);
 
-// Columns of a block that k pairs are wanted of: some more, and whole tiles of product_f64(), which
-// takes as long for a part of one.
+// Columns of a block that k pairs are wanted of: some more, so that the last of the k converges,
+// and whole tiles of product_f64(), which takes as long for part of a tile as for a whole one.
 inline int64_t krylov_block(int64_t k) {
-  constexpr int64_t kMore = 4, kTile = 8;
+  constexpr int64_t kMore = 6, kTile = 8;
   return (k + kMore + kTile - 1) / kTile * kTile;
 }
 

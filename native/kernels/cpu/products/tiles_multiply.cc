@@ -1,12 +1,14 @@
 // run_tiles (tiles.h). A block of C is 32 x 32 f32 that stays in registers over the whole of k and
 // over every term: 2 x 2 tiles of AMX, or parts of 8 or 12 rows one after the other of AVX512-BF16.
 // A panel of 32 rows of A stays in L1 while B's panels stream from L2 or L3; where B is larger than
-// Core::kCachedBytes, the rows are walked once for each part of B. With AMX a block is rounded and
+// Core::kCachedBytes, the rows are walked once for each part of B, and threads that are done take
+// over rows of others in the last one. With AMX a block is rounded and
 // written while the next one multiplies; AVX512-BF16 rounds in its registers, computes no rows
 // that are not there, and asks for the next panel of A and the rows of C ahead of time.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <optional>
 
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/onednn.h"
@@ -264,10 +266,12 @@ LinesAhead rows_ahead(const Sum& sum, int64_t first, int64_t last, size_t part, 
           2 * widest.pairs * kBytes, widest.lda * kBytes};
 }
 
-// How threads that share the rows of a job end together: in the last chunk of B, which each has
-// packed for itself as it has those before, whoever is done takes panels of rows of the others.
+// How threads that share the rows of a job end together: in the last chunk of B, which each has at
+// hand like those before, whoever is done takes panels of rows of the others.
 struct Balance {
   Balance(int64_t rows, int threads) : shares(rows, 1, threads), threads(threads) {}
+
+  bool all_projected() const { return projected.load(std::memory_order_acquire) == threads; }
 
   Shares shares;  // of panels of rows, in the last chunk
   int threads;
@@ -281,7 +285,7 @@ struct Part {
   bf16* own =
       nullptr;  // the thread's memory for what it has to pack; null: nothing is to be packed
   Balance* balance = nullptr;  // of threads that share the rows; null: they keep to their own
-  int thread = 0;              // of it
+  int thread = 0;              // its number among them
 };
 
 // The parts of the terms of a sum that are multiplied in each pass over a chunk of B.
@@ -345,10 +349,12 @@ class Walk {
       };
       Balance* const balance = part_.balance;
       if (balance && chunk.last == part_.item_end) {
-        // What is taken from others is projected with the first chunk, or has been.
-        const bool only_own =
-            !project && balance->projected.load(std::memory_order_acquire) < balance->threads;
-        balance->shares.take(part_.thread, only_own, walk);
+        balance->shares.take_own(part_.thread, walk);
+        // In the first chunk whoever takes a panel projects it; later, others' panels may be read
+        // only after all threads have projected theirs.
+        if (project || job_.projections.empty() || balance->all_projected()) {
+          balance->shares.take_others(part_.thread, walk);
+        }
       } else {
         walk(part_.row_begin, part_.row_end);
         if (balance && project) balance->projected.fetch_add(1, std::memory_order_release);
@@ -615,7 +621,9 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   if (by_rows && threads > kMostPackers) pack_all(ctx, job);
   const int64_t size = largest_packing(job);
   bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
-  Balance balance(rows, threads);
+  // Chunks are the same for all threads where each has some rows.
+  std::optional<Balance> balance;
+  if (by_rows && rows >= 2 * threads) balance.emplace(rows, threads);
   parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       Part part{.row_end = rows, .item_end = job.items.size(), .own = own ? own + t * size : own};
@@ -623,8 +631,7 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
         part.row_begin = rows * t / threads;
         part.row_end = rows * (t + 1) / threads;
         part.thread = static_cast<int>(t);
-        // Chunks are the same for all threads where each has some rows.
-        if (rows >= 2 * threads) part.balance = &balance;
+        part.balance = balance ? &*balance : nullptr;
       } else {
         part.item_begin = static_cast<size_t>(items * t / threads);
         part.item_end = static_cast<size_t>(items * (t + 1) / threads);

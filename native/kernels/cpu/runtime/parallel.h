@@ -60,19 +60,22 @@ class Shares {
     }
   }
 
-  // Calls body(begin, end) for the pieces that thread `self` gets: of its own range, then of the
-  // others' unless only its own are wanted.
+  // Calls body(begin, end) for what is left of the range of thread `self`, piece by piece.
   template <typename Body>
-  void take(int self, bool only_own, const Body& body) {
-    const int threads = static_cast<int>(ranges_.size());
-    for (int i = 0; i < (only_own ? 1 : threads); ++i) {
-      Range& range = ranges_[static_cast<size_t>((self + i) % threads)];
-      for (;;) {
-        const int64_t begin = range.next.fetch_add(piece_, std::memory_order_relaxed);
-        if (begin >= range.end) break;
-        body(begin, std::min(begin + piece_, range.end));
-      }
+  void take_own(int self, const Body& body) {
+    Range& range = ranges_[static_cast<size_t>(self)];
+    for (;;) {
+      const int64_t begin = range.next.fetch_add(piece_, std::memory_order_relaxed);
+      if (begin >= range.end) break;
+      body(begin, std::min(begin + piece_, range.end));
     }
+  }
+
+  // The same for what is left of the others'.
+  template <typename Body>
+  void take_others(int self, const Body& body) {
+    const int threads = static_cast<int>(ranges_.size());
+    for (int i = 1; i < threads; ++i) take_own((self + i) % threads, body);
   }
 
  private:
@@ -85,8 +88,8 @@ class Shares {
   std::vector<Range> ranges_;
 };
 
-// parallel_for() by pieces, about kPieces for each thread (Shares). body must not depend on which
-// thread calls it.
+// parallel_for() by pieces, kPieces or more for each thread (Shares). body must not depend on which
+// thread calls it, nor throw; what it sets up, it sets up for each piece.
 template <typename Body>
 void share_out(const Context* ctx, int64_t n, int64_t grain, const Body& body) {
   constexpr int64_t kPieces = 16;
@@ -99,7 +102,8 @@ void share_out(const Context* ctx, int64_t n, int64_t grain, const Body& body) {
   Shares shares(n, std::max<int64_t>(1, n / (width * kPieces)), width);
   parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
     for (int64_t self = begin; self < end; ++self) {
-      shares.take(static_cast<int>(self), false, body);
+      shares.take_own(static_cast<int>(self), body);
+      shares.take_others(static_cast<int>(self), body);
     }
   });
 }

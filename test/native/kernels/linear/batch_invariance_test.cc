@@ -101,15 +101,17 @@ TEST_CASE_TEMPLATE("linear: rows do not depend on each other", T, float, bf16, f
   }
 }
 
-// Weights of several parts that a core keeps, in tiles: in the last one threads take each other's
-// rows, which are late where there are more threads than cores.
+// Weights of one part or several that a core keeps, in tiles: in the last one threads take each
+// other's rows. Where there are more threads than cores, some are late.
 TEST_CASE("linear: who computes a row does not change it") {
-  for (const Case& c : {Case{96, 576, 2400, 16}, Case{300, 576, 1600, 16}, Case{300, 1600, 96}}) {
+  for (const Case& c : {Case{96, 576, 2400, 16}, Case{160, 576, 2400, 16}, Case{320, 576, 1600, 16},
+                        Case{320, 576, 576, 16}, Case{320, 1600, 288}}) {
     CAPTURE(c.rows);
+    CAPTURE(c.outs);
     Layer<bf16> layer(c);
     const Array<bf16> alone = layer.rows(0, c.rows, 1);
     for (int run = 0; run < 8; ++run) {
-      for (const int threads : {2, 3, 4}) {
+      for (const int threads : {2, 3, 5}) {
         CAPTURE(threads);
         const Array<bf16> shared = layer.rows(0, c.rows, threads);
         const size_t bytes = static_cast<size_t>(alone.size()) * sizeof(bf16);

@@ -269,8 +269,9 @@ void check_linears(const Int8Case& c, int32_t forward, int32_t backward) {
 template <typename T>
 void check_all_linears() {
   const Int8Case cases[] = {
-      {1, 64, {32}},   {33, 64, {48, 17}, 4, true}, {70, 96, {64, 31, 33}, 16},
-      {5, 31, {9}, 3}, {40, 192, {100}, 5, true},   {64, 128, {64, 32}, 8, false, 1},
+      {1, 64, {32}},           {33, 64, {48, 17}, 4, true}, {70, 96, {64, 31, 33}, 16},
+      {5, 31, {9}, 3},         {40, 192, {100}, 5, true},   {64, 128, {64, 32}, 8, false, 1},
+      {160, 64, {96, 160}, 2},  // threads take over each other's rows
   };
   for (const Int8Case& c : cases) {
     check_linears<T>(c, BALORA_INT8_ROTATED, BALORA_INT8_ROTATED);

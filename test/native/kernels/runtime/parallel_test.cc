@@ -57,7 +57,7 @@ TEST_CASE("work shared out: others take what a late thread has left") {
   std::vector<std::thread> threads;
   for (int self = 0; self < kThreads; ++self) {
     threads.emplace_back([&, self] {
-      shares.take(self, false, [&](int64_t begin, int64_t) {
+      const auto piece = [&](int64_t begin, int64_t) {
         // The first piece of thread 0 takes until all others have been done.
         const auto last = std::chrono::steady_clock::now() + std::chrono::seconds(30);
         while (begin == 0 && done < kPieces - 1 && in_time) {
@@ -65,7 +65,9 @@ TEST_CASE("work shared out: others take what a late thread has left") {
           std::this_thread::yield();
         }
         ++done;
-      });
+      };
+      shares.take_own(self, piece);
+      shares.take_others(self, piece);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -73,14 +75,19 @@ TEST_CASE("work shared out: others take what a late thread has left") {
   CHECK(done == kPieces);
 }
 
-TEST_CASE("work shared out: a thread that may take only its own leaves the others'") {
+TEST_CASE("work shared out: a thread takes its own before the others'") {
   constexpr int64_t kItems = 10;
   Shares shares(kItems, 2, 2);
   std::vector<int64_t> mine;
-  shares.take(1, true, [&](int64_t begin, int64_t end) {
+  const auto take = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) mine.push_back(i);
-  });
+  };
+  shares.take_own(1, take);
   CHECK(mine == std::vector<int64_t>{4, 5, 6, 7, 8, 9});
+  shares.take_others(1, take);
+  CHECK(mine == std::vector<int64_t>{4, 5, 6, 7, 8, 9, 0, 1, 2, 3});
+  shares.take_own(0, take);
+  CHECK(mine.size() == kItems);
 }
 
 }  // namespace balora::test
