@@ -86,8 +86,8 @@ class HeadChunks {
     if (o_.ht && &wt == o_.w) products.push_back({o_.ht, y_});
     head_logits<A>(ctx_, products, first, rows, *o_.w);
     if (!o_.ht || &wt == o_.w) return;
-    products = {{o_.ht, y_}};
-    head_logits<A>(ctx_, products, first, rows, wt);
+    const LogitsOf<A> teacher = {o_.ht, y_};
+    head_logits<A>(ctx_, {&teacher, 1}, first, rows, wt);
   }
 
   // A row's values in the summary of its teacher.
