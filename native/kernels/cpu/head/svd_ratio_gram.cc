@@ -10,6 +10,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/head/svd_ratio.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
@@ -31,20 +32,6 @@ struct GramProblem {
 
 int64_t row_grain(int64_t columns) {
   return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(columns, 1));
-}
-
-const double* widened_rows(Context* ctx, const View& h) {
-  const int64_t columns = h.shape[1];
-  auto* const wide = workspace<double>(ctx, h.shape[0] * columns);
-  dispatch_float(h.dtype, [&]<typename T>() {
-    const T* const data = data_of<T>(&h);
-    parallel_for(ctx, h.shape[0], row_grain(columns), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * columns; i < end * columns; ++i) {
-        wide[i] = static_cast<double>(load(data[i]));
-      }
-    });
-  });
-  return wide;
 }
 
 Matrix times_gram(const GramProblem& p) {
@@ -189,12 +176,10 @@ class LeadingForm {
     for_rows([&](int64_t i, double* row) {
       std::copy_n(p_.wide + i * p_.c, p_.c, row);
       for (int64_t k = 0; k < u.cols; ++k) add_row(-u(i, k), inside_.row(k), p_.c, row);
-      std::transform(row, row + p_.c, outside_ + i * p_.c,
-                     [](double x) { return static_cast<A>(x); });
+      convert_row(row, outside_ + i * p_.c, p_.c);
     });
     auto* const g = workspace<A>(p_.ctx, p_.c * p_.c);
-    const auto* const wide = static_cast<const double*>(p_.g.data);
-    std::transform(wide, wide + p_.c * p_.c, g, [](double x) { return static_cast<A>(x); });
+    convert_row(static_cast<const double*>(p_.g.data), g, p_.c * p_.c);
     gemm(p_.ctx, {p_.n, p_.c, p_.c}, {outside_, kDtypeOfAcc<A>, p_.c}, {g, kDtypeOfAcc<A>, p_.c},
          {product_, kDtypeOfAcc<A>, p_.c});
   }
@@ -224,8 +209,7 @@ class LeadingForm {
         std::transform(rest, rest + p_.c, row,
                        [&](A x) { return ratio.shift * static_cast<double>(x); });
         for (int64_t k = 0; k < u.cols; ++k) add_row(u(i, k), inner.row(k), p_.c, row);
-        std::transform(row, row + p_.c, data_of<T>(&dh) + i * p_.c,
-                       [](double x) { return store<T>(static_cast<Acc<T>>(x)); });
+        convert_row(row, data_of<T>(&dh) + i * p_.c, p_.c);
       });
     });
   }
@@ -258,13 +242,15 @@ double leading_form(const GramProblem& p, const RitzPairs& pairs, const balora_s
 
 int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
   const View& h = *o.h;
-  const double* const wide = widened_rows(ctx, h);
+  const int64_t n = h.shape[0], c = h.shape[1];
+  auto* const wide = workspace<double>(ctx, n * c);
+  convert_rows(ctx, {h.data, h.dtype, c}, {wide, BALORA_F64, c}, n, c);
   const GramProblem problem{.ctx = ctx,
                             .wide = wide,
-                            .h = {wide, BALORA_F64, h.shape[1], 1},
+                            .h = {wide, BALORA_F64, c, 1},
                             .g = matrix_ref(*o.g),
-                            .n = h.shape[0],
-                            .c = h.shape[1]};
+                            .n = n,
+                            .c = c};
   double& value = *data_of<double>(o.value);
   RitzPairs pairs;
   if (o.nuclear || !leading_pairs(problem, o.k, pairs)) {
