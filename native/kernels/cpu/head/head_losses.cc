@@ -6,9 +6,11 @@
 // hidden states (teacher_summary.cc): q's mean of the head's rows, mu = sum_j q_j w_j, and q's
 // entropy. Then KL(q || p) = lse(z/T) - h mu / T - H(q), and mu leaves dH as it came into h mu.
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/head/head_by_token.h"
 #include "kernels/cpu/head/head_products.h"
 #include "kernels/cpu/head/head_rows.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
@@ -54,10 +56,17 @@ class HeadChunks {
     rounds_ = std::is_same_v<A, float> && wants_gradient() && o_.w->dtype == BALORA_BF16 &&
               cpu_multiplies_bf16();
     const int64_t row_bytes = ld_ * static_cast<int64_t>(sizeof(A) * (o_.ht ? 2 : 1));
-    chunk_ = chunk_rows(options, *o_.h, *o_.w, row_bytes);
+    const int64_t by_token = std::is_same_v<A, float> ? HeadByToken::chunk_rows(o_) : 0;
+    chunk_ = by_token > 0 ? by_token
+                          : chunk_rows(options, o_.h->shape[0], default_chunk_bytes(*o_.h, *o_.w),
+                                       row_bytes);
     stacks_ = o_.ht && is_widened(*o_.h, *o_.w);
-    z_ = workspace<A>(ctx_, (stacks_ ? 2 : 1) * chunk_ * ld_);
-    if (o_.ht && !stacks_) y_ = workspace<A>(ctx_, chunk_ * ld_);
+    if (by_token > 0) {
+      by_token_.emplace(ctx_, o_, options_, chunk_);
+    } else {
+      z_ = workspace<A>(ctx_, (stacks_ ? 2 : 1) * chunk_ * ld_);
+      if (o_.ht && !stacks_) y_ = workspace<A>(ctx_, chunk_ * ld_);
+    }
     tiled_ = rounds_ && head_fits_tiles(*o_.h, *o_.w);
     if ((tiled_ || o_.mean) && o_.dh) sum_ = workspace<A>(ctx_, chunk_ * o_.h->shape[1]);
   }
@@ -65,20 +74,37 @@ class HeadChunks {
   void run(double* row_terms) {
     for (int64_t first = 0; first < o_.h->shape[0]; first += chunk_) {
       const int64_t rows = std::min(chunk_, o_.h->shape[0] - first);
-      if (stacks_) y_ = z_ + rows * ld_;
-      make_logits(first, rows);
-      share_out(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
-        HeadRows<A> head(options_, vocabulary_);
-        for (int64_t i = begin; i < end; ++i) {
-          compute_row(head, first, i, row_terms + BALORA_HEAD_TERMS * (first + i));
-        }
-      });
+      double* const terms = row_terms + BALORA_HEAD_TERMS * first;
+      if (by_token_) {
+        compute_by_token(first, rows, terms);
+      } else {
+        compute_by_row(first, rows, terms);
+      }
       if (wants_gradient()) multiply_back(first, rows);
     }
   }
 
  private:
   bool wants_gradient() const { return o_.dh || o_.dw; }
+
+  void compute_by_token(int64_t first, int64_t rows, double* terms) {
+    std::vector<RowRole> roles(static_cast<size_t>(rows));
+    parallel_for(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) roles[static_cast<size_t>(i)] = role_of(first + i);
+    });
+    by_token_->compute(first, roles, terms);
+  }
+
+  void compute_by_row(int64_t first, int64_t rows, double* terms) {
+    if (stacks_) y_ = z_ + rows * ld_;
+    make_logits(first, rows);
+    share_out(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
+      HeadRows<A> head(options_, vocabulary_);
+      for (int64_t i = begin; i < end; ++i) {
+        compute_row(head, first, i, terms + BALORA_HEAD_TERMS * i);
+      }
+    });
+  }
 
   void make_logits(int64_t first, int64_t rows) {
     const View& wt = o_.wt ? *o_.wt : *o_.w;
@@ -104,16 +130,18 @@ class HeadChunks {
     return {data_of<double>(o_.entropy)[row], dot};
   }
 
+  RowRole role_of(int64_t row) const {
+    RowRole role = {.target = target_of(o_, row), .regularized = is_regularized(o_, row)};
+    if (o_.mean) role.summary = teacher_row(row);
+    return role;
+  }
+
   // Row `i` of the chunk that begins with row `first`.
   void compute_row(HeadRows<A>& head, int64_t first, int64_t i, double* terms) const {
-    const int64_t row = first + i;
-    RowOperands<A> operands{.z = z_ + i * ld_,
-                            .y = y_ ? y_ + i * ld_ : nullptr,
-                            .target = target_of(o_, row),
-                            .regularized = is_regularized(o_, row)};
+    const RowOperands<A> operands{
+        .z = z_ + i * ld_, .y = y_ ? y_ + i * ld_ : nullptr, .role = role_of(first + i)};
     head.cap(operands.z);
     if (operands.y) head.cap(operands.y);
-    if (o_.mean) operands.summary = teacher_row(row);
     const HeadRow found = head.statistics(operands);
     terms[BALORA_HEAD_TASK] = found.task;
     terms[BALORA_HEAD_CONSISTENCY] = found.consistency;
@@ -123,30 +151,49 @@ class HeadChunks {
 
   void multiply_back(int64_t first, int64_t rows) {
     const int32_t dtype = rounds_ ? static_cast<int32_t>(BALORA_BF16) : kDtypeOfAcc<A>;
-    const int64_t dz_ld = rounds_ ? 2 * ld_ : ld_;
+    const GemmInput dz = {z_, dtype, rounds_ ? 2 * ld_ : ld_, true};
+    if (o_.dh || by_token_) sum_hidden(first, rows, dz);
+    if (!o_.dw) return;
+    if (!by_token_) return add_head(first, rows, {0, vocabulary_}, dz);
+    const int64_t block = by_token_->block_tokens();
+    for (int64_t token = 0; token < vocabulary_; token += block) {
+      add_head(first, rows, {token, std::min(token + block, vocabulary_)},
+               by_token_->gradient_of_block(token));
+    }
+  }
+
+  // dh of a chunk.
+  void sum_hidden(int64_t first, int64_t rows, const GemmInput& dz) {
     const int64_t channels = o_.h->shape[1];
-    if (o_.dh) {
-      const GemmOutput dh = {rows_of(o_.dh, first), o_.dh->dtype, channels};
-      const GemmOutput sum = {sum_, kDtypeOfAcc<A>, channels};
-      if (tiled_) {
-        if constexpr (std::is_same_v<A, float>) {
-          const auto* rounded = reinterpret_cast<const bf16*>(z_);
-          head_gradient_tiles(ctx_, {&rounded, 1}, dz_ld, rows, *o_.w, sum_);
-        }
-      } else {
-        const ProductTerm term{z_, dtype, dz_ld, o_.w};
-        sum_products(ctx_, {rows, channels, {&term, 1}}, sum_ ? sum : dh);
-      }
-      if (o_.mean) subtract_mean(first, rows);
-      if (sum_) {
-        convert_rows(ctx_, {sum_, sum.dtype, channels}, {dh.data, dh.dtype, channels}, rows,
-                     channels);
+    if constexpr (std::is_same_v<A, float>) {
+      if (by_token_) {
+        by_token_->multiply_back(sum_);
+      } else if (tiled_) {
+        const auto* const rounded = static_cast<const bf16*>(dz.data);
+        head_gradient_tiles(ctx_, {&rounded, 1}, dz.ld, rows, *o_.w, sum_);
       }
     }
-    if (!o_.dw) return;
-    gemm(ctx_, {vocabulary_, channels, rows}, {z_, dtype, dz_ld, true},
+    if (!o_.dh) return;
+    const GemmOutput dh = {rows_of(o_.dh, first), o_.dh->dtype, channels};
+    const GemmOutput sum = {sum_, kDtypeOfAcc<A>, channels};
+    if (!tiled_) {
+      const ProductTerm term{dz.data, dz.dtype, dz.ld, o_.w};
+      sum_products(ctx_, {rows, channels, {&term, 1}}, sum_ ? sum : dh);
+    }
+    if (o_.mean) subtract_mean(first, rows);
+    if (!sum_) return;
+    convert_rows(ctx_, {sum_, sum.dtype, channels}, {dh.data, dh.dtype, channels}, rows, channels);
+  }
+
+  // dw of the tokens [begin, end) += dz^T h of a chunk.
+  struct Tokens {
+    int64_t begin, end;
+  };
+  void add_head(int64_t first, int64_t rows, Tokens tokens, const GemmInput& dz) {
+    const int64_t channels = o_.h->shape[1];
+    gemm(ctx_, {tokens.end - tokens.begin, channels, rows}, dz,
          {rows_of(o_.h, first), o_.h->dtype, o_.h->stride[0]},
-         {o_.dw->data, o_.dw->dtype, channels}, {1, first ? 1.0 : 0.0});
+         {rows_of(o_.dw, tokens.begin), o_.dw->dtype, channels}, {1, first ? 1.0 : 0.0});
   }
 
   // sum -= consistency_scale T mu, for the rows of the regularizers.
@@ -169,6 +216,7 @@ class HeadChunks {
   bool stacks_ = false;  // Y stands behind Z (stacked_logits)
   A *z_ = nullptr, *y_ = nullptr;
   A* sum_ = nullptr;  // of dH, a chunk
+  std::optional<HeadByToken> by_token_;
 };
 
 HeadOptions scaled_options(const Operands& o) {

@@ -17,19 +17,19 @@
 #include "kernels/cpu/head/head_passes.h"
 
 namespace balora {
-namespace {
 
-constexpr int64_t kInsertionLimit = 64;  // above, a selection over an index array is quicker
-
-}  // namespace
+template <typename A>
+bool HeadRows<A>::keeps(const HeadOptions& options, int64_t vocabulary) {
+  return !(options.softcap > 0) && !dense_entropy(options, vocabulary) &&
+         (options.temperature == 1 || options.temperature == 2);
+}
 
 template <typename A>
 HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
     : options_(options),
       vocabulary_(vocabulary),
       top_k_(std::max<int64_t>(options.entropy_top_k, 0)),
-      keeps_(!(options.softcap > 0) && !dense_entropy() &&
-             (options.temperature == 1 || options.temperature == 2)),
+      keeps_(keeps(options, vocabulary)),
       maxima_(static_cast<size_t>(head::blocks_of(vocabulary))) {}
 
 template <typename A>
@@ -66,13 +66,8 @@ void HeadRows<A>::find_top_k(const A* z) {
     top_.resize(k);
     std::sort(top_.begin(), top_.end(), before);
   } else {
-    A least = -std::numeric_limits<A>::infinity();
-    if (maxima_.size() >= k) {
-      top_values_ = maxima_;
-      const auto at = top_values_.begin() + top_k_ - 1;
-      std::nth_element(top_values_.begin(), at, top_values_.end(), std::greater<A>());
-      least = *at;
-    }
+    top_values_ = maxima_;
+    const A least = least_of_top(std::span(top_values_), top_k_);
     top_.clear();
     found_.resize(static_cast<size_t>(head::kBlock));
     for (size_t block = 0; block < maxima_.size(); ++block) {
@@ -93,18 +88,32 @@ void HeadRows<A>::find_top_k(const A* z) {
 }
 
 template <typename A>
-void HeadRows<A>::compute_entropy(const A* z, HeadRow& row) {
-  const A scale = static_cast<A>(1 / options_.entropy_temperature);
-  const A* values = z;
-  int64_t count = vocabulary_;
-  A max = static_cast<A>(row.shift);
-  if (!dense_entropy()) {
-    find_top_k(z);
-    values = top_values_.data();
-    count = top_k_;
-    max = head::row_max(values, count);
+void HeadRows<A>::choose_top_k(std::span<TopCandidate<A>> candidates) {
+  const auto before = [](const TopCandidate<A>& a, const TopCandidate<A>& b) {
+    return a.value > b.value || (a.value == b.value && a.index < b.index);
+  };
+  const auto k = static_cast<size_t>(top_k_);
+  const size_t count = std::min(k, candidates.size());
+  std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(count),
+                    candidates.end(), before);
+  top_.resize(k), top_values_.resize(k);
+  const bool complete = count == k;
+  for (size_t i = 0; i < k; ++i) {
+    top_[i] = complete ? candidates[i].index : static_cast<int64_t>(i);
+    top_values_[i] = complete ? candidates[i].value : std::numeric_limits<A>::quiet_NaN();
   }
-  const head::WeightedSum sums = head::entropy_sums(values, count, max, scale);
+}
+
+template <typename A>
+void HeadRows<A>::top_entropy(HeadRow& row) const {
+  compute_entropy(top_values_.data(), head::row_max(top_values_.data(), top_k_), top_k_, row);
+}
+
+// The entropy of the softmax of `count` logits, of which the largest is `max`.
+template <typename A>
+void HeadRows<A>::compute_entropy(const A* z, A max, int64_t count, HeadRow& row) const {
+  const A scale = static_cast<A>(1 / options_.entropy_temperature);
+  const head::WeightedSum sums = head::entropy_sums(z, count, max, scale);
   const double log_sum = std::log(sums.weight);
   row.entropy = log_sum - sums.value / sums.weight * static_cast<double>(scale);
   row.shift_entropy = static_cast<double>(max);
@@ -114,14 +123,10 @@ void HeadRows<A>::compute_entropy(const A* z, HeadRow& row) {
 // The row's sums, with their exponentials left in z and y.
 template <typename A>
 void HeadRows<A>::keep(A* z, A* y, HeadRow& row) const {
-  row.squares = row.compared && options_.temperature == 2;
   const A scale = row.compared ? static_cast<A>(1 / options_.temperature) : A(1);
   const head::KeptSums sums = head::keep_exponentials(
       z, y, vocabulary_, {static_cast<A>(row.shift), static_cast<A>(row.shift_teacher), scale});
-  row.sum_student = sums.student;
-  row.sum = row.squares ? sums.squares : sums.student;
-  row.sum_teacher = sums.teacher;
-  row.gap = sums.gap;
+  row.set_sums(sums);
 }
 
 // The row's sums.
@@ -141,35 +146,60 @@ void HeadRows<A>::compute_sums(const A* z, const A* y, int64_t target, HeadRow& 
 }
 
 template <typename A>
-HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
-  const auto& [z, all_y, target, regularized, all_summary] = operands;
-  A* y = regularized ? all_y : nullptr;
-  const TeacherRow* teacher = regularized && all_summary ? &*all_summary : nullptr;
+HeadRow HeadRows<A>::begin(const RowRole& role, bool has_teacher_logits) const {
   HeadRow row;
-  const double temperature = options_.temperature;
+  row.summarized = role.regularized && role.summary;
+  row.compared = row.summarized || (role.regularized && has_teacher_logits);
+  row.squares = keeps_ && row.compared && options_.temperature == 2;
+  return row;
+}
+
+template <typename A>
+bool HeadRows<A>::has_entropy(const RowRole& role) const {
+  return role.regularized && options_.entropy_top_k >= 0;
+}
+
+template <typename A>
+HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
+  const RowRole& role = operands.role;
+  A* z = operands.z;
+  A* y = role.regularized ? operands.y : nullptr;
+  HeadRow row = begin(role, y != nullptr);
   row.shift = static_cast<double>(head::block_maxima(z, vocabulary_, maxima_.data()));
   if (y) row.shift_teacher = static_cast<double>(head::row_max(y, vocabulary_));
-  if (regularized && options_.entropy_top_k >= 0) compute_entropy(z, row);
-  const double target_logit = target >= 0 ? static_cast<double>(z[target]) : 0;
-  row.summarized = teacher != nullptr;
-  row.compared = y || teacher;
+  if (has_entropy(role)) {
+    if (dense_entropy()) {
+      compute_entropy(z, static_cast<A>(row.shift), vocabulary_, row);
+    } else {
+      find_top_k(z);
+      top_entropy(row);
+    }
+  }
+  const double target_logit = role.target >= 0 ? static_cast<double>(z[role.target]) : 0;
   if (keeps_) {
     keep(z, y, row);
   } else {
-    compute_sums(z, y, target, row);
+    compute_sums(z, y, role.target, row);
   }
-  if (target >= 0) row.task = row.shift + std::log(row.sum) - target_logit;
-  if (teacher) {
+  finish(role, target_logit, row);
+  return row;
+}
+
+template <typename A>
+void HeadRows<A>::finish(const RowRole& role, double target_logit, HeadRow& row) const {
+  const double temperature = options_.temperature;
+  if (role.target >= 0) row.task = row.shift + std::log(row.sum) - target_logit;
+  if (!row.compared) return;
+  if (row.summarized) {
     const double lse = row.shift / temperature + std::log(row.sum_student);
-    row.consistency = temperature * (temperature * (lse - teacher->entropy) - teacher->mean_logit);
-  }
-  if (y) {
+    const TeacherRow& teacher = *role.summary;
+    row.consistency = temperature * (temperature * (lse - teacher.entropy) - teacher.mean_logit);
+  } else {
     const double lse_gap = (row.shift - row.shift_teacher) / temperature +
                            (std::log(row.sum_student) - std::log(row.sum_teacher));
     row.consistency =
         temperature * temperature * lse_gap + temperature * (row.gap / row.sum_teacher);
   }
-  return row;
 }
 
 template <typename A>
@@ -198,14 +228,25 @@ void HeadRows<A>::dense_part(A* z, const A* y, int64_t n, const Parts& parts, bo
 }
 
 template <typename A>
-typename HeadRows<A>::Parts HeadRows<A>::parts_of(int64_t target, bool regularized,
-                                                  const HeadRow& row) const {
+head::KeptGradient<A> HeadRows<A>::kept_gradient(const RowRole& role, const HeadRow& row) const {
+  const DenseGradient g = parts_of(role, row).dense;
+  return {g.task, g.student, g.gap, row.squares};
+}
+
+template <typename A>
+A HeadRows<A>::teacher_factor(const HeadRow& row) const {
+  if (!row.compared || row.summarized) return A(0);
+  return static_cast<A>(options_.consistency_scale * options_.temperature / row.sum_teacher);
+}
+
+template <typename A>
+typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const HeadRow& row) const {
   Parts parts{};
   parts.squares = row.squares;
   DenseGradient& g = parts.dense;
   g.inverse_cap = options_.softcap > 0 ? static_cast<A>(1 / options_.softcap) : A(0);
   g.shift = static_cast<A>(row.shift);
-  if (target >= 0) g.task = static_cast<A>(options_.task_scale / row.sum);
+  if (role.target >= 0) g.task = static_cast<A>(options_.task_scale / row.sum);
   g.scale = static_cast<A>(1 / options_.temperature);
   g.teacher_shift = static_cast<A>(row.shift_teacher);
   if (row.compared) {
@@ -213,8 +254,7 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(int64_t target, bool regulariz
     g.student = static_cast<A>(scale / row.sum_student);
     g.gap = static_cast<A>(scale / row.sum_student - scale / row.sum_teacher);
   }
-  const bool has_entropy = regularized && options_.entropy_top_k >= 0;
-  if (has_entropy && dense_entropy()) {
+  if (has_entropy(role) && dense_entropy()) {
     g.diversity = static_cast<A>(options_.diversity_scale / options_.entropy_temperature);
   }
   g.entropy_scale = static_cast<A>(1 / options_.entropy_temperature);
@@ -225,55 +265,57 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(int64_t target, bool regulariz
 
 // Target and top K of the row, with what they add to the dense part.
 template <typename A>
-void HeadRows<A>::find_places(int64_t target, bool regularized, const HeadRow& row) {
+void HeadRows<A>::find_places(const RowRole& role, const HeadRow& row) {
   places_.clear();
   const double diversity = options_.diversity_scale / options_.entropy_temperature;
-  if (regularized && options_.entropy_top_k >= 0 && !dense_entropy() && diversity != 0) {
+  if (has_entropy(role) && !dense_entropy() && diversity != 0) {
     for (size_t i = 0; i < top_.size(); ++i) {
       const double value = static_cast<double>(top_values_[i]);
       const double log_pi =
           (value - row.shift_entropy) / options_.entropy_temperature - row.log_sum_entropy;
       const double added = diversity * std::exp(log_pi) * (log_pi + row.entropy);
-      places_.push_back({top_[i], static_cast<A>(added)});
+      places_.push_back({top_[i], static_cast<A>(added), A(0)});
     }
   }
+  const int64_t target = role.target;
   if (target < 0) return;
   const A task = static_cast<A>(options_.task_scale);
   const auto same = std::find_if(places_.begin(), places_.end(),
                                  [&](const Place& place) { return place.index == target; });
   if (same == places_.end()) {
-    places_.push_back({target, -task});
+    places_.push_back({target, -task, A(0)});
   } else {
     same->added -= task;
   }
 }
 
+// The values of the places, from what is kept of their logits.
 template <typename A>
-void HeadRows<A>::gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded) {
-  A* z = operands.z;
-  const A* y = operands.regularized ? operands.y : nullptr;
-  const int64_t target = operands.target;
-  const bool regularized = operands.regularized;
-  const Parts parts = parts_of(target, regularized, row);
-  find_places(target, regularized, row);
-  const size_t count = places_.size();
-  place_z_.resize(count), place_y_.resize(count);
-  for (size_t i = 0; i < count; ++i) {
-    place_z_[i] = z[places_[i].index];
-    if (y) place_y_[i] = y[places_[i].index];
+void HeadRows<A>::value_places(const HeadRow& row, const Parts& parts) {
+  for (size_t i = 0; i < places_.size(); ++i) {
     // A logit, since no exponential is kept beside a cap.
     const A capped = place_z_[i] * parts.dense.inverse_cap;
     places_[i].added *= A(1) - capped * capped;
   }
-  dense_part(place_z_.data(), y ? place_y_.data() : nullptr, static_cast<int64_t>(count), parts,
+  const bool has_teacher = row.compared && !row.summarized;
+  dense_part(place_z_.data(), has_teacher ? place_y_.data() : nullptr, std::ssize(places_), parts,
              false);
-  dense_part(z, y, vocabulary_, parts, rounded);
-  for (size_t i = 0; i < count; ++i) {
-    const A value = place_z_[i] + places_[i].added;
+  for (size_t i = 0; i < places_.size(); ++i) places_[i].value = place_z_[i] + places_[i].added;
+}
+
+template <typename A>
+void HeadRows<A>::gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded) {
+  A* z = operands.z;
+  const A* y = operands.role.regularized ? operands.y : nullptr;
+  const auto places = form_places(operands.role, row, [z, y](int64_t index) {
+    return std::pair(z[index], y ? y[index] : A(0));
+  });
+  dense_part(z, y, vocabulary_, parts_of(operands.role, row), rounded);
+  for (const Place& place : places) {
     if (rounded) {
-      reinterpret_cast<bf16*>(z)[places_[i].index] = to_bf16(static_cast<float>(value));
+      reinterpret_cast<bf16*>(z)[place.index] = to_bf16(static_cast<float>(place.value));
     } else {
-      z[places_[i].index] = value;
+      z[place.index] = place.value;
     }
   }
 }

@@ -4,8 +4,13 @@
 // nothing but their exponentials is asked for later, the statistics leave these in the place of the
 // logits (head_passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <limits>
 #include <optional>
+#include <span>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cpu/head/head_passes.h"
@@ -26,6 +31,14 @@ struct HeadRow {
   double shift_teacher = 0, sum_teacher = 1;
   double gap = 0;  // sum e^(teacher) (teacher - student)
   double shift_entropy = 0, log_sum_entropy = 0;
+
+  // The sums of kept exponentials.
+  void set_sums(const head::KeptSums& sums) {
+    sum_student = sums.student;
+    sum = squares ? sums.squares : sums.student;
+    sum_teacher = sums.teacher;
+    gap = sums.gap;
+  }
 };
 
 // A teacher's row without its logits: the entropy of q, and h sum_j q_j w_j = sum_j q_j z_j.
@@ -33,20 +46,47 @@ struct TeacherRow {
   double entropy = 0, mean_logit = 0;
 };
 
-// Operands of the two passes over a row.
-template <typename A>
-struct RowOperands {
-  A* z;                     // student logits
-  A* y = nullptr;           // teacher logits; neither them nor a summary: no consistency term
+// The terms that a row is in. Neither teacher logits nor a summary: no consistency term.
+struct RowRole {
   int64_t target = -1;      // < 0: no task term
   bool regularized = true;  // false: the row is in the task term alone
   std::optional<TeacherRow> summary = {};
 };
 
+// Operands of the two passes over a row.
+template <typename A>
+struct RowOperands {
+  A* z;            // student logits
+  A* y = nullptr;  // teacher logits
+  RowRole role = {};
+};
+
+// One of the logits among which the K largest are, and the teacher's beside it.
+template <typename A>
+struct TopCandidate {
+  int64_t index;
+  A value, teacher;
+};
+
+// A number that at least K logits are no smaller than: the K-th largest of blocks' maxima, which
+// change places; -infinity where there are fewer.
+template <typename A>
+A least_of_top(std::span<A> maxima, int64_t k) {
+  if (std::ssize(maxima) < k) return -std::numeric_limits<A>::infinity();
+  const auto at = maxima.begin() + k - 1;
+  std::nth_element(maxima.begin(), at, maxima.end(), std::greater<A>());
+  return *at;
+}
+
+constexpr int64_t kInsertionLimit = 64;  // above, a selection over an index array is quicker
+
 template <typename A>
 class HeadRows {
  public:
   HeadRows(const HeadOptions& options, int64_t vocabulary);
+
+  // Whether the statistics leave exponentials in the place of logits.
+  static bool keeps(const HeadOptions& options, int64_t vocabulary);
 
   // Keeps what a gradient() that follows reads: the row's top-K, and exponentials in z and y.
   HeadRow statistics(const RowOperands<A>& operands);
@@ -62,9 +102,36 @@ class HeadRows {
   // logits -> softcap * tanh(logits / softcap), when there is one.
   void cap(A* logits) const;
 
+  // The steps of both, for rows whose logits lie in another order (head_by_token.h). begin() says
+  // which sums a row takes.
+  HeadRow begin(const RowRole& role, bool has_teacher_logits) const;
+  bool has_entropy(const RowRole& role) const;
+  // The row's top-K, out of candidates that change places. Fewer than K, as beside NaN: all NaN.
+  void choose_top_k(std::span<TopCandidate<A>> candidates);
+  // Entropy of the row's top-K.
+  void top_entropy(HeadRow& row) const;
+  // The terms of a row from its sums.
+  void finish(const RowRole& role, double target_logit, HeadRow& row) const;
+  head::KeptGradient<A> kept_gradient(const RowRole& role, const HeadRow& row) const;
+  // The factor by which the gradient takes off an exponential of the teacher.
+  A teacher_factor(const HeadRow& row) const;
+
+  // An element of dz with a part of its own, the target or one of the top K: formed apart from the
+  // row, so that it is rounded once.
+  struct Place {
+    int64_t index;
+    A added, value;
+  };
+  // The row's places; kept(index) = {z, y}, exponentials, or logits where none are kept.
+  template <typename Kept>
+  std::span<const Place> form_places(const RowRole& role, const HeadRow& row, const Kept& kept);
+
  private:
-  bool dense_entropy() const { return options_.entropy_top_k == 0 || top_k_ >= vocabulary_; }
-  void compute_entropy(const A* z, HeadRow& row);
+  static bool dense_entropy(const HeadOptions& options, int64_t vocabulary) {
+    return options.entropy_top_k == 0 || options.entropy_top_k >= vocabulary;
+  }
+  bool dense_entropy() const { return dense_entropy(options_, vocabulary_); }
+  void compute_entropy(const A* z, A max, int64_t count, HeadRow& row) const;
   void find_top_k(const A* z);
   void offer_top_k(const A* z, int64_t index);
   void keep(A* z, A* y, HeadRow& row) const;
@@ -75,16 +142,10 @@ class HeadRows {
     DenseGradient dense;
     bool squares;
   };
-  Parts parts_of(int64_t target, bool regularized, const HeadRow& row) const;
+  Parts parts_of(const RowRole& role, const HeadRow& row) const;
   void dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const;
-  void find_places(int64_t target, bool regularized, const HeadRow& row);
-
-  // An element of dz with a part of its own, the target or one of the top K: formed apart from the
-  // row, so that it is rounded once.
-  struct Place {
-    int64_t index;
-    A added;
-  };
+  void find_places(const RowRole& role, const HeadRow& row);
+  void value_places(const HeadRow& row, const Parts& parts);
 
   HeadOptions options_;
   int64_t vocabulary_, top_k_;
@@ -96,5 +157,19 @@ class HeadRows {
   std::vector<Place> places_;
   std::vector<A> place_z_, place_y_;
 };
+
+template <typename A>
+template <typename Kept>
+std::span<const typename HeadRows<A>::Place> HeadRows<A>::form_places(const RowRole& role,
+                                                                      const HeadRow& row,
+                                                                      const Kept& kept) {
+  find_places(role, row);
+  place_z_.resize(places_.size()), place_y_.resize(places_.size());
+  for (size_t i = 0; i < places_.size(); ++i) {
+    std::tie(place_z_[i], place_y_[i]) = kept(places_[i].index);
+  }
+  value_places(row, parts_of(role, row));
+  return places_;
+}
 
 }  // namespace balora

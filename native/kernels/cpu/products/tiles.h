@@ -99,6 +99,12 @@ struct TileOutput {
   int64_t ldc;
   bool accumulate = false;
   const float* bias = nullptr;  // (n)
+  int64_t panel_step = kTileN;  // elements from one panel of columns to the next
+
+  // Elements up to the first column of a panel, in a row.
+  int64_t offset(int64_t row, int64_t column) const {
+    return row * ldc + column / kTileN * panel_step;
+  }
 };
 
 // A term in int8, whose B the walk packs.

@@ -48,7 +48,7 @@ BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t 
     for (int64_t r = 0; r < rows; ++r) {
       __m512 value = _mm512_load_ps(block + r * kTileN + half);
       if (out.bias) value = _mm512_add_ps(value, bias);
-      const int64_t at = (row + r) * out.ldc + j;
+      const int64_t at = out.offset(row + r, col) + half;
       if (out.dtype == BALORA_F32) {
         _mm512_mask_storeu_ps(static_cast<float*>(out.c) + at, mask, value);
       } else {
@@ -91,13 +91,13 @@ constexpr int64_t kBeginningLd = 64;
 // they become are asked for, since the stores would wait for them.
 BF16_TARGET void multiply_int8(const Sum& sum, int64_t row, int64_t rows, int64_t panel,
                                Int8Multiply multiply, float* block) {
-  const int64_t width = sum.panels_at_once(), ldc = sum.out.ldc;
+  const int64_t width = sum.panels_at_once();
   const int64_t element = sum.out.dtype == BALORA_F32 ? sizeof(float) : sizeof(bf16);
-  const char* const c = static_cast<const char*>(sum.out.c) + row * ldc * element;
+  const char* const c = static_cast<const char*>(sum.out.c);
   for (int64_t i = 0; i < width; ++i) {
     const int64_t column = (panel + i) * kInt8Columns;
     for (int64_t r = 0; r < rows; ++r) {
-      __builtin_prefetch(c + (r * ldc + column) * element, 0, 2);
+      __builtin_prefetch(c + sum.out.offset(row + r, column) * element, 0, 2);
     }
     for (const Int8Source& term : sum.int8) {
       const int64_t panel_bytes = term.b.steps() * kInt8StepBytes;
@@ -153,10 +153,10 @@ class BlockWriter {
   BlockPlace place(const Sum& sum, int64_t row, int64_t col, int64_t rows) const {
     const TileOutput& out = sum.out;
     if (is_whole(sum, col, rows) && out.dtype == BALORA_F32) {
-      return {.data = static_cast<float*>(out.c) + row * out.ldc + col, .ld = out.ldc};
+      return {.data = static_cast<float*>(out.c) + out.offset(row, col), .ld = out.ldc};
     }
     if (is_whole(sum, col, rows) && rounds_) {
-      return {.rounded = static_cast<bf16*>(out.c) + row * out.ldc + col, .ld = out.ldc};
+      return {.rounded = static_cast<bf16*>(out.c) + out.offset(row, col), .ld = out.ldc};
     }
     return {.data = const_cast<float*>(blocks_) + (current_ ^ 1) * kPanelRows * kTileN,
             .ld = kTileN};
@@ -168,7 +168,7 @@ class BlockWriter {
                                          float* block) {
     if (!sum.out.accumulate) return {};
     const int64_t ldc = sum.out.ldc;
-    const float* const c = static_cast<const float*>(sum.out.c) + row * ldc + col;
+    const float* const c = static_cast<const float*>(sum.out.c) + sum.out.offset(row, col);
     if (is_whole(sum, col, rows)) return {c, ldc};
     for (int64_t r = 0; r < kPanelRows; ++r) {
       for (int64_t half = 0; half < kTileN; half += 16) {
@@ -188,7 +188,7 @@ class BlockWriter {
     current_ ^= 1;
     if (whole) {
       pending_ = {blocks_ + current_ * kPanelRows * kTileN,
-                  static_cast<bf16*>(out.c) + row * out.ldc + col, out.ldc, 0, kPanelRows};
+                  static_cast<bf16*>(out.c) + out.offset(row, col), out.ldc, 0, kPanelRows};
     } else {
       sum_ = &sum, row_ = row, col_ = col, rows_ = rows;
     }

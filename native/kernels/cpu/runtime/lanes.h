@@ -47,15 +47,20 @@ BF16_TARGET BALORA_INLINE __m512 rounding_left(__m512 value) {
   return _mm512_sub_ps(value, widened((__m256i)_mm512_cvtneps_pbh(value)));
 }
 
-// 2^x by a polynomial of its fraction, which is in [0, 1), from the highest coefficient on. 0 for
-// -infinity; keeps NaN.
+// A polynomial of r, from the highest coefficient on.
 template <size_t kCount>
-AVX512_TARGET BALORA_INLINE __m512 exp2_by(const float (&polynomial)[kCount], __m512 x) {
-  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+AVX512_TARGET BALORA_INLINE __m512 polynomial_of(const float (&polynomial)[kCount], __m512 r) {
   __m512 p = all(polynomial[0]);
 #pragma GCC unroll 8
   for (size_t i = 1; i < kCount; ++i) p = _mm512_fmadd_ps(p, r, all(polynomial[i]));
-  return _mm512_scalef_ps(p, x);  // by 2 to the floor of x
+  return p;
+}
+
+// 2^x by a polynomial of its fraction, which is in [0, 1). 0 for -infinity; keeps NaN.
+template <size_t kCount>
+AVX512_TARGET BALORA_INLINE __m512 exp2_by(const float (&polynomial)[kCount], __m512 x) {
+  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return _mm512_scalef_ps(polynomial_of(polynomial, r), x);  // by 2 to the floor of x
 }
 
 // Within 2 ulp: the polynomial is within 8e-8 of its value.
@@ -63,6 +68,26 @@ AVX512_TARGET BALORA_INLINE __m512 exp2(__m512 x) {
   constexpr float kPolynomial[] = {1.8775766e-3f, 8.9893407e-3f, 5.5826317e-2f,
                                    0.24015362f,   0.69315307f,   0.99999993f};
   return exp2_by(kPolynomial, x);
+}
+
+// e^(x scale), where scale times log2(e), in two parts, is `factor`: within 2 ulp of the product's
+// before it is rounded, 1 for x = 0, and one instruction less than a rounded product and exp2().
+// The polynomial, of what is left of the nearest whole power of 2, is within 9.2e-8 of its value.
+struct ExpFactor {
+  __m512 high, low;
+
+  AVX512_TARGET BALORA_INLINE static ExpFactor of(__m512 scale) {
+    return {_mm512_mul_ps(scale, all(vec::kLog2e)), _mm512_mul_ps(scale, all(vec::kLog2eLow))};
+  }
+};
+AVX512_TARGET BALORA_INLINE __m512 exp_scaled(__m512 x, const ExpFactor& factor) {
+  constexpr float kPolynomial[] = {1.32647238e-3f, 9.67151299e-3f, 5.55073358e-2f,
+                                   0.240222424f,   0.693147004f,   1.0f};
+  const __m512 shifted = _mm512_fmadd_ps(x, factor.high, all(vec::kRound));
+  const __m512 whole = _mm512_sub_ps(shifted, all(vec::kRound));
+  const __m512 left = _mm512_fmsub_ps(x, factor.high, whole);
+  const __m512 p = polynomial_of(kPolynomial, _mm512_fmadd_ps(x, factor.low, left));
+  return _mm512_scalef_ps(p, whole);
 }
 
 // Within 3e-6 of its value, where rounding to bf16 may change 2e-3.

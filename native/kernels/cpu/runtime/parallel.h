@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <type_traits>
 #include <vector>
 
 #if defined(_OPENMP)
@@ -88,22 +89,33 @@ class Shares {
   std::vector<Range> ranges_;
 };
 
-// parallel_for() by pieces, kPieces or more for each thread (Shares). body must not depend on which
-// thread calls it, nor throw; what it sets up, it sets up for each piece.
+// parallel_for() by pieces, kPieces or more for each thread (Shares). body's results must not
+// depend on which thread calls it, nor may it throw. What it sets up, it sets up for each piece, or
+// in what belongs to thread number `self` of parallel_width(), which it may ask for:
+// body(begin, end, self).
 template <typename Body>
 void share_out(const Context* ctx, int64_t n, int64_t grain, const Body& body) {
   constexpr int64_t kPieces = 16;
   if (n <= 0) return;
   const int width = parallel_width(ctx, n, grain);
+  const auto run = [&body](int64_t begin, int64_t end, int self) {
+    if constexpr (std::is_invocable_v<Body, int64_t, int64_t, int>) {
+      body(begin, end, self);
+    } else {
+      body(begin, end);
+    }
+  };
   if (width == 1) {
-    body(int64_t{0}, n);
+    run(0, n, 0);
     return;
   }
   Shares shares(n, std::max<int64_t>(1, n / (width * kPieces)), width);
   parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t self = begin; self < end; ++self) {
-      shares.take_own(static_cast<int>(self), body);
-      shares.take_others(static_cast<int>(self), body);
+    for (int64_t thread = begin; thread < end; ++thread) {
+      const int self = static_cast<int>(thread);
+      const auto piece = [&run, self](int64_t first, int64_t last) { run(first, last, self); };
+      shares.take_own(self, piece);
+      shares.take_others(self, piece);
     }
   });
 }

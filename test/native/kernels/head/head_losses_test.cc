@@ -1,10 +1,13 @@
 // The fused head losses against the formulas in plain f64 loops over the whole (M,V) logits:
 // values, dH and dW, per dtype, with the teacher live and summed up, the terms' rows apart, ties,
-// soft-capping, a second head, and chunks of one row.
+// soft-capping, a second head, and chunks of one row. Rows enough for a panel go by token where
+// there is AMX (head_by_token.h).
 #include <algorithm>
 #include <limits>
 #include <numeric>
 
+#include "kernels/cpu/head/head_by_token.h"
+#include "kernels/cpu/products/tiles.h"
 #include "support/kernel_test.h"
 
 using namespace balora;
@@ -98,7 +101,7 @@ Plain plain_losses(const Array<T>& h, const Array<T>& ht, const Array<T>& w, con
           dz[j] += s.options.consistency_scale * t * (p[j] - q[j]);
         }
       }
-      entropy_row(z, s, out.sums[2], dz);
+      if (s.options.entropy_top_k >= 0) entropy_row(z, s, out.sums[2], dz);
     }
     for (int64_t j = 0; j < s.v; ++j) {
       const double capped =
@@ -421,5 +424,200 @@ TEST_CASE("head losses leave no subnormal numbers in the gradient of f32 logits"
             1e-4 * std::exp(-8.0 * static_cast<double>(std::max<int64_t>(j, 1))) * 1.01);
     }
     CHECK(dw[7] > 0);
+  }
+}
+
+TEST_CASE("head losses by token equal plain loops in f64, whatever is ragged or left out") {
+  // 37 and 70 rows fill neither panels nor vectors; 1,100 tokens no panel, 40 channels no step.
+  Setting s;
+  s.m = 37, s.c = 40, s.v = 1100;
+  check_setting<bf16>(s, 1.2e-2, 1);
+  s.options.temperature = 1;
+  s.options.entropy_top_k = 40;  // more than the first tokens give a bound for
+  check_setting<bf16>(s, 1.2e-2, 1);
+  s.m = 70;
+  s.options.chunk_bytes = 33 * 4 * 1100;  // 32 rows at a time
+  s.other_head = true;
+  check_setting<bf16>(s, 1.2e-2, 1);
+  s.options.temperature = 2;
+  s.teacher = s.masks = false;
+  check_setting<bf16>(s, 1.2e-2, 1);
+  s.options.entropy_top_k = -1;
+  check_setting<bf16>(s, 1.2e-2, 1);
+  s.v = 17;  // less than a panel of tokens
+  s.teacher = true;
+  check_setting<bf16>(s, 1.2e-2, 1);
+}
+
+namespace {
+
+// A call by token, where this processor has one, of bf16 operands.
+struct Call {
+  Array<bf16> h, ht, w, dh;
+  Array<int32_t> targets;
+  Array<double> sums, rows;
+  Array<float> dw;
+  View vh, vht, vw, vdh, vt, vs, vrows, vdw;
+  balora_head_losses o;
+
+  Call(int64_t m, int64_t c, int64_t v, double scale = 1)
+      : Call(std::mt19937(21), m, c, v, scale) {}
+  Call(const Call&) = delete;
+
+  void run(int threads) {
+    TestContext ctx(threads);
+    head_losses_kernel(ctx, o);
+  }
+
+ private:
+  Call(std::mt19937 random, int64_t m, int64_t c, int64_t v, double scale)
+      : h({m, c}, random, scale),
+        ht({m, c}, random, scale),
+        w({v, c}, random),
+        dh({m, c}),
+        targets(std::vector<int64_t>{m}),
+        sums(std::vector<int64_t>{4}),
+        rows({m, 3}),
+        dw({v, c}),
+        vh(h.view()),
+        vht(ht.view()),
+        vw(w.view()),
+        vdh(dh.view()),
+        vt(targets.view()),
+        vs(sums.view()),
+        vrows(rows.view()),
+        vdw(dw.view()),
+        o{.h = &vh,
+          .ht = &vht,
+          .w = &vw,
+          .targets = &vt,
+          .sums = &vs,
+          .rows = &vrows,
+          .dh = &vdh,
+          .options = {.task_scale = 0.3,
+                      .consistency_scale = 0.2,
+                      .diversity_scale = 0.15,
+                      .temperature = 2,
+                      .entropy_temperature = 1,
+                      .entropy_top_k = 5}} {
+    for (int64_t i = 0; i < m; ++i) targets.data()[i] = static_cast<int32_t>(i * 31 % v);
+    CHECK((HeadByToken::chunk_rows(o) > 0) == tiles_use_amx());
+  }
+};
+
+}  // namespace
+
+TEST_CASE("head losses by token do not depend on the thread count") {
+  // Three blocks of tokens in eight segments; 16 and 25 threads share their rows, too.
+  Call call(64, 1152, 700, 0.2);
+  if (HeadByToken::chunk_rows(call.o) == 0) {
+    MESSAGE("not run: this process has no AMX");
+    return;
+  }
+  std::vector<double> dh, rows;
+  for (const int threads : {1, 3, 16, 25}) {
+    CAPTURE(threads);
+    call.run(threads);
+    if (threads == 1) dh = call.dh.values(), rows = call.rows.values();
+    CHECK(call.dh.values() == dh);
+    CHECK(call.rows.values() == rows);
+  }
+}
+
+TEST_CASE("head losses by token are no further from the truth than by row") {
+  Setting s;
+  s.m = 40, s.c = 32, s.v = 3000, s.masks = false;
+  Call call(s.m, s.c, s.v);
+  const Array<uint8_t> none(std::vector<int64_t>{1});
+  const Plain truth = plain_losses(call.h, call.ht, call.w, call.w, call.targets, none, s);
+  call.o.dw = &call.vdw;
+  double errors[2] = {0, 0}, values[2] = {0, 0};
+  for (const int by_row : {0, 1}) {
+    call.o.options.chunk_bytes = by_row;  // a row at a time is never by token
+    call.run(2);
+    for (int64_t i = 0; i < call.dw.size(); ++i) {
+      const double error = call.dw[i] - truth.dw[static_cast<size_t>(i)];
+      errors[by_row] += error * error;
+    }
+    for (int i = 0; i < 3; ++i) {
+      values[by_row] = std::max(values[by_row], std::abs(call.sums[i] / truth.sums[i] - 1));
+    }
+  }
+  CHECK(std::sqrt(errors[0]) <= 1.02 * std::sqrt(errors[1]));
+  CHECK(values[0] <= values[1] + 1e-7);
+}
+
+TEST_CASE("head losses by token: student equal to teacher gives consistency exactly 0") {
+  Call call(33, 64, 2000, 3);
+  call.o.ht = &call.vh;
+  call.o.options.task_scale = 0, call.o.options.diversity_scale = 0;
+  for (const double temperature : {1.0, 2.0}) {
+    call.o.options.temperature = temperature;
+    call.run(2);
+    CHECK(call.sums[1] == 0);
+    for (int64_t i = 0; i < call.dh.size(); ++i) CHECK(call.dh[i] == 0);
+  }
+}
+
+TEST_CASE(
+    "head losses by token: logits far below another, and of another height than a teacher's") {
+  // A column of W that all rows of h share moves a row's logits; the teacher's are elsewhere.
+  Call call(32, 8, 1500, 1);
+  for (int64_t j = 0; j < 1500; ++j) {
+    call.w.data()[j * 8] = from_double<bf16>(j % 700 == 3 ? 100 : j % 3 ? 1 : -100);
+  }
+  for (int64_t i = 0; i < 32; ++i) {
+    call.h.data()[i * 8] = from_double<bf16>(2), call.ht.data()[i * 8] = from_double<bf16>(-1);
+  }
+  Setting s;
+  s.m = 32, s.c = 8, s.v = 1500, s.masks = false;
+  const Array<uint8_t> none(std::vector<int64_t>{1});
+  const Plain truth = plain_losses(call.h, call.ht, call.w, call.w, call.targets, none, s);
+  call.o.dw = &call.vdw;
+  call.run(2);
+  for (int i = 0; i < 3; ++i) {
+    CHECK(std::abs(call.sums[i] - truth.sums[i]) <= 1e-6 * (std::abs(truth.sums[i]) + 0.1));
+  }
+  check_near(call.dw, truth.dw, 1e-2);
+}
+
+TEST_CASE("head losses by token: the K largest by value, then by index, wherever they stand") {
+  const int64_t v = 5000, k = 6;
+  for (const int threads : {1, 4}) {
+    Call call(40, 32, v);
+    for (int64_t i = 0; i < call.h.size(); ++i) call.h.data()[i] = from_double<bf16>(0);
+    for (int64_t i = 0; i < call.w.size(); ++i) call.w.data()[i] = from_double<bf16>(0);
+    for (int64_t i = 0; i < 40; ++i) call.h.data()[i * 32] = from_double<bf16>(1);
+    const auto chosen = [](int64_t j) {
+      return j == 511 || j == 512 || j == 4999 || j == 2048 || j == 0;
+    };
+    for (int64_t j = 0; j < v; ++j) {
+      call.w.data()[j * 32] = from_double<bf16>(chosen(j) ? 3 : static_cast<double>(j % 7) / 8);
+    }
+    call.o.ht = nullptr, call.o.targets = nullptr, call.o.dw = &call.vdw;
+    call.o.options = {
+        .diversity_scale = 1, .temperature = 1, .entropy_temperature = 1, .entropy_top_k = k};
+    call.run(threads);
+    const double rest = std::exp(0.75 - 3.0), sum = 5 + rest;
+    const double entropy = std::log(sum) - rest * (0.75 - 3.0) / sum;
+    for (int64_t i = 0; i < 40; ++i) {
+      CHECK(call.rows[3 * i + 2] == doctest::Approx(entropy).epsilon(1e-6));
+    }
+    for (int64_t j = 0; j < v; ++j) {
+      CHECK((call.dw[j * 32] != 0) == (j == 6 || chosen(j)));  // of the many ties the first
+    }
+  }
+}
+
+TEST_CASE("head losses by token: a NaN stays in its row") {
+  Call call(48, 32, 700);
+  call.o.ht = &call.vh;
+  for (int64_t c = 0; c < 32; ++c) {
+    call.h.data()[17 * 32 + c] = from_double<bf16>(std::numeric_limits<double>::quiet_NaN());
+  }
+  call.run(2);
+  for (int64_t i = 0; i < 48; ++i) {
+    for (int64_t t = 0; t < 3; ++t) CHECK(std::isnan(call.rows[3 * i + t]) == (i == 17));
+    for (int64_t c = 0; c < 32; ++c) CHECK(std::isnan(call.dh[32 * i + c]) == (i == 17));
   }
 }
