@@ -33,7 +33,7 @@ const trainer = new Trainer({
   tuned,
   data,
   evalData,
-  learningRate: 1e-3,
+  learningRate: 1e-2, // for this tiny model; 2e-4 is a good beginning for larger ones
   maxSteps: 20,
   evalSteps: 10,
   output,

@@ -7,7 +7,14 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import { runProgram } from '../support/child.ts';
 
 const kTimeout = 120_000;
-const kCopied = ['classifier.mjs', 'custom_loss.mjs', 'evaluate.mjs', 'merge.mjs', 'train.mjs'];
+const kCopied = [
+  'classifier.mjs',
+  'custom_loss.mjs',
+  'evaluate.mjs',
+  'generate.mjs',
+  'merge.mjs',
+  'train.mjs',
+];
 
 let folder = '';
 const at = (name: string): string => join(folder, name);
@@ -63,6 +70,15 @@ it(
     const data = await Batches.create(arrayRows(rows), tokenizer);
     const plain = { model, hasTeacher: false, withTeacher: () => expect.unreachable() };
     expect((await evaluate(plain, data.batches(0))).loss).toBeCloseTo(examples[0] as number, 5);
+  },
+  kTimeout,
+);
+
+it(
+  'generate: the adapter answers as it was trained, the model without it does not',
+  async () => {
+    const text = await example('generate', at('adapter'), 'Call me');
+    expect(text).toMatch(/^before: (?!Ishmael).+\nafter: Ishmael\.\n$/);
   },
   kTimeout,
 );

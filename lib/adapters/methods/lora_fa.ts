@@ -11,7 +11,7 @@ export const loraFa = defineMethod({
     'A stays as it was drawn, and an [optimiser of its own](training.md#optimisers) makes up for that. Take it to save memory: ' +
     "a pass keeps r numbers a token for each module in the place of the module's whole input, and the optimiser has the state " +
     'of B alone. At high ranks it saves time, too: 5 % of a step at r 128 ' +
-    '([measured](performance.md#a-xeon-whose-amx-is-hidden)). The file is a plain LoRA.',
+    '([measured](performance.md#a-xeon-without-amx)). The file is a plain LoRA.',
   source: 'arXiv 2308.03303',
   since: '0.2.0',
   adapter: {},

@@ -15,9 +15,10 @@ namespace {
 
 using head::LaneCandidate;
 
-// 256 rows of student and teacher at a vocabulary of 49,152. Twice as many are no quicker: their
-// hidden states take the room of other things in L2.
-constexpr int64_t kChunkBytes = int64_t{50} << 20;
+// Hidden states of more rows would take the room of other things in L2; so many at a vocabulary of
+// 49,152 are within the bytes.
+constexpr int64_t kMostRows = 256;
+constexpr int64_t kChunkBytes = int64_t{60} << 20;
 
 // Beyond it, the hidden states and the sums of dh fill several times an L2: at 2,048 channels this
 // way is 6% quicker than by row, at 4,096 3% slower.
@@ -32,15 +33,15 @@ int64_t group_tokens(int64_t all_lanes) {
   return std::clamp(fitting / kTileN * kTileN, kTileN, kMostGroupTokens);
 }
 
-// W of a block, packed for dh, about: what stays in L2 beside the block's dz and the sums. Of fewer
-// steps the sums would be loaded and stored too often.
+// W of a block, packed for dh, about: what stays in L2 beside the sums, which fewer steps would load
+// and store too often, and the block's dz, which takes more than W where rows are short.
 constexpr int64_t kBlockBytes = int64_t{5} << 17;
-constexpr int64_t kLeastSteps = 9;
+constexpr int64_t kLeastSteps = 9, kMostSteps = 19;
 
 // An odd number of steps, so that rows of dz begin in different sets of a cache.
 int64_t block_tokens_of(const View& w) {
   const int64_t step_bytes = kTileK * w.shape[1] * static_cast<int64_t>(sizeof(bf16));
-  const int64_t steps = std::max(kBlockBytes / step_bytes, kLeastSteps);
+  const int64_t steps = std::clamp(kBlockBytes / step_bytes, kLeastSteps, kMostSteps);
   const int64_t all = round_up(w.shape[0], kTileK) / kTileK;
   return ((std::min(steps, all) - 1) / 2 * 2 + 1) * kTileK;
 }
@@ -51,12 +52,13 @@ constexpr int64_t kSegments = 8;
 
 // Groups of panels of rows that share a segment's work, so that threads have as much of it each;
 // each packs W anew, about a fifth of what all rows are multiplied by.
-int64_t row_groups(int64_t panels, int64_t threads) {
+int64_t row_groups(int64_t panels, int64_t blocks, int64_t threads) {
   constexpr double kPacking = 0.2;
+  const int64_t segments = std::min(kSegments, blocks);
   int64_t best = 1;
   double most = 0;
   for (int64_t groups = 1; groups <= panels; ++groups) {
-    const double value = evenness(kSegments * groups, threads) * evenness(panels, groups) /
+    const double value = evenness(segments * groups, threads) * evenness(panels, groups) /
                          (1 + kPacking * static_cast<double>(groups));
     if (value > most) most = value, best = groups;
   }
@@ -81,17 +83,24 @@ HeadByToken::Lanes::Lanes(int64_t count) {
 }
 
 int64_t HeadByToken::chunk_rows(const balora_head_losses& o) {
-  const int64_t vocabulary = o.w->shape[0], operands = o.ht ? 2 : 1;
-  const bool fits = tiles_use_amx() && head_fits_tiles(*o.h, *o.w) &&
-                    (!o.ht || head_fits_tiles(*o.ht, o.wt ? *o.wt : *o.w)) &&
-                    HeadRows<float>::keeps(o.options, vocabulary) &&
-                    o.options.entropy_top_k <= kInsertionLimit && o.w->shape[1] <= kMostChannels &&
-                    vocabulary <= std::numeric_limits<int32_t>::max();
+  const int64_t vocabulary = o.w->shape[0], channels = o.w->shape[1], operands = o.ht ? 2 : 1;
+  const auto in_place = [](const View& h, const View& w) {
+    return !w.encoding && head_fits_tiles(h, w);
+  };
+  const bool fits =
+      tiles_use_amx() && in_place(*o.h, *o.w) && (!o.ht || in_place(*o.ht, o.wt ? *o.wt : *o.w)) &&
+      HeadRows<float>::keeps(o.options, vocabulary) && o.options.entropy_top_k <= kInsertionLimit &&
+      channels <= kMostChannels && vocabulary <= std::numeric_limits<int32_t>::max();
   if (!fits) return 0;
-  // A word of what is kept of each token, and the maxima and sums of each group.
-  const int64_t groups = vocabulary / group_tokens(kMostGroupTokens * operands) + 1;
-  const int64_t row_bytes = 4 * (vocabulary + groups * (operands + 4));
-  const int64_t rows = balora::chunk_rows(o.options, o.h->shape[0], kChunkBytes, row_bytes);
+  // A word of what is kept of each token, the maxima and sums of each group, the hidden states and
+  // the sums of dh.
+  const int64_t groups = vocabulary / group_tokens(kMostRows * operands) + 1;
+  const int64_t row_bytes =
+      4 * (vocabulary + groups * (operands + 4) + kSegments * channels) + 2 * operands * channels;
+  HeadOptions options = o.options;
+  const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : kChunkBytes;
+  options.chunk_bytes = std::min(budget, kMostRows * row_bytes);
+  const int64_t rows = balora::chunk_rows(options, o.h->shape[0], budget, row_bytes);
   return rows >= kPanelRows ? rows : 0;
 }
 
@@ -276,6 +285,7 @@ void HeadByToken::limit_candidates(std::vector<LaneCandidate>& found) const {
     if (candidate.lane != lane) lane = candidate.lane, of_lane = 0;
     return of_lane++ >= k;
   });
+  found.shrink_to_fit();
 }
 
 // The sums of all groups, less the rows' own maxima.
@@ -379,7 +389,8 @@ void HeadByToken::finish_row(HeadRows<float>& head, const RowRole& role, int64_t
 }
 
 void HeadByToken::multiply_back(float* dh) {
-  const int64_t panels = lanes_ / kPanelRows, parts = row_groups(panels, std::ssize(own_));
+  const int64_t panels = lanes_ / kPanelRows;
+  const int64_t parts = row_groups(panels, blocks(), std::ssize(own_));
   share_out(ctx_, kSegments * parts, 1, [&](int64_t begin, int64_t end, int self) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t segment = item / parts, part = item % parts;

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "kernels/cpu/head/head_rows.h"
-#include "kernels/cpu/head/head_tiles.h"
 #include "kernels/cpu/head/token_passes.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/tiles.h"

@@ -3,7 +3,8 @@
 // A group of tokens gets its exponentials while it is in a cache, less the group's own maxima; what
 // is kept of it is rescaled by lane when those of all groups are known. With e^((z - largest) / T)
 // and e^((y - largest of y) / T) of student and teacher as x and q, there are kept x and x - q as
-// f16, which the rounding of dz to bf16 covers; x in f32 where there are no teacher's logits.
+// f16, whose error is below that of a row of dz in bf16, by its largest elements; x in f32 where
+// there are no teacher's logits.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -76,7 +76,7 @@ void pack_columns(const bf16* a, int64_t lda, int64_t m, int64_t k, bf16* to) {
 
 int64_t padding_elements(const TileTerm& term, int64_t m) {
   const int64_t padded = round_up(term.k, kTileK);
-  const bool has_tail = m % kPanelRows != 0 && !term.padded_rows;
+  const bool has_tail = m % kPanelRows != 0 && (!term.padded_rows || padded != term.k);
   return (has_tail ? kPanelRows * padded : 0) + (padded != term.k ? m * padded : 0);
 }
 

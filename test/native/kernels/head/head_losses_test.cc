@@ -436,7 +436,7 @@ TEST_CASE("head losses by token equal plain loops in f64, whatever is ragged or 
   s.options.entropy_top_k = 40;  // more than the first tokens give a bound for
   check_setting<bf16>(s, 1.2e-2, 1);
   s.m = 70;
-  s.options.chunk_bytes = 33 * 4 * 1100;  // 32 rows at a time
+  s.options.chunk_bytes = 50 * (4 * 1100 + 34 * 40);  // 32 rows at a time
   s.other_head = true;
   check_setting<bf16>(s, 1.2e-2, 1);
   s.options.temperature = 2;
@@ -447,6 +447,10 @@ TEST_CASE("head losses by token equal plain loops in f64, whatever is ragged or 
   s.v = 17;  // less than a panel of tokens
   s.teacher = true;
   check_setting<bf16>(s, 1.2e-2, 1);
+  s.m = 33, s.c = 8, s.v = 6000;  // ten blocks of tokens in eight segments
+  s.options.entropy_top_k = 20;
+  s.options.chunk_bytes = 0;
+  check_setting<bf16>(s, 1.2e-2, 2);
 }
 
 namespace {
@@ -507,20 +511,34 @@ struct Call {
 
 }  // namespace
 
+TEST_CASE("head losses by token: chunks within the bytes, and of 256 rows at most") {
+  Call call(70, 40, 1100);
+  call.o.options.chunk_bytes = 50 * (4 * 1100 + 34 * 40);  // as in the case of ragged rows
+  CHECK(HeadByToken::chunk_rows(call.o) == (tiles_use_amx() ? 32 : 0));
+  call.o.options.chunk_bytes = 1;
+  CHECK(HeadByToken::chunk_rows(call.o) == 0);
+  Call many(1000, 8, 40);
+  CHECK(HeadByToken::chunk_rows(many.o) == (tiles_use_amx() ? 256 : 0));
+}
+
 TEST_CASE("head losses by token do not depend on the thread count") {
-  // Three blocks of tokens in eight segments; 16 and 25 threads share their rows, too.
-  Call call(64, 1152, 700, 0.2);
+  // Ten blocks of tokens in eight segments; 16 and 25 threads share their rows, too.
+  Call call(64, 24, 6000);
+  call.o.dw = &call.vdw;
   if (HeadByToken::chunk_rows(call.o) == 0) {
     MESSAGE("not run: this process has no AMX");
     return;
   }
-  std::vector<double> dh, rows;
+  std::vector<double> dh, rows, dw;
   for (const int threads : {1, 3, 16, 25}) {
     CAPTURE(threads);
     call.run(threads);
-    if (threads == 1) dh = call.dh.values(), rows = call.rows.values();
+    if (threads == 1) {
+      dh = call.dh.values(), rows = call.rows.values(), dw = call.dw.values();
+    }
     CHECK(call.dh.values() == dh);
     CHECK(call.rows.values() == rows);
+    CHECK(call.dw.values() == dw);
   }
 }
 
@@ -606,6 +624,34 @@ TEST_CASE("head losses by token: the K largest by value, then by index, wherever
     for (int64_t j = 0; j < v; ++j) {
       CHECK((call.dw[j * 32] != 0) == (j == 6 || chosen(j)));  // of the many ties the first
     }
+  }
+}
+
+TEST_CASE("head losses by token: a head in blocks is not read as if it were dense") {
+  const balora_encoding sixteenths{
+      "sixteenths", 1,
+      [](const balora_encoding*, const void* data, int64_t first, int64_t count, float* values) {
+        const auto* codes = static_cast<const int8_t*>(data);
+        for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(codes[first + i]) / 16;
+      }};
+  Call call(64, 32, 1500);
+  std::vector<int8_t> codes;
+  for (int64_t i = 0; i < call.w.size(); ++i) {
+    codes.push_back(static_cast<int8_t>(i * 37 % 33 - 16));
+    call.w.data()[i] = from_double<bf16>(codes.back() / 16.0);
+  }
+  View encoded = call.w.view();
+  encoded.data = codes.data(), encoded.encoding = &sixteenths;
+  for (const bool teachers : {false, true}) {  // that of the student, or that of the teacher
+    CAPTURE(teachers);
+    call.o.w = &call.vw, call.o.wt = nullptr;
+    call.run(2);
+    const std::vector<double> sums = call.sums.values(), dh = call.dh.values();
+    (teachers ? call.o.wt : call.o.w) = &encoded;
+    CHECK(HeadByToken::chunk_rows(call.o) == 0);
+    call.run(2);
+    for (size_t i = 0; i < 3; ++i) CHECK(call.sums.values()[i] == doctest::Approx(sums[i]));
+    check_near(call.dh, dh, 1.2e-2);
   }
 }
 
