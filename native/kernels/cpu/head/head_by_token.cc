@@ -33,8 +33,8 @@ int64_t group_tokens(int64_t all_lanes) {
   return std::clamp(fitting / kTileN * kTileN, kTileN, kMostGroupTokens);
 }
 
-// W of a block, packed for dh, about: what stays in L2 beside the sums, which fewer steps would load
-// and store too often, and the block's dz, which takes more than W where rows are short.
+// W of a block, packed for dh, about: what stays in L2 beside the sums, which fewer steps would
+// load and store too often, and the block's dz, which takes more than W where rows are short.
 constexpr int64_t kBlockBytes = int64_t{5} << 17;
 constexpr int64_t kLeastSteps = 9, kMostSteps = 19;
 
