@@ -97,10 +97,8 @@ int64_t HeadByToken::chunk_rows(const balora_head_losses& o) {
   const int64_t groups = vocabulary / group_tokens(kMostRows * operands) + 1;
   const int64_t row_bytes =
       4 * (vocabulary + groups * (operands + 4) + kSegments * channels) + 2 * operands * channels;
-  HeadOptions options = o.options;
-  const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : kChunkBytes;
-  options.chunk_bytes = std::min(budget, kMostRows * row_bytes);
-  const int64_t rows = balora::chunk_rows(options, o.h->shape[0], budget, row_bytes);
+  const int64_t budget = std::min(chunk_budget(o.options, kChunkBytes), kMostRows * row_bytes);
+  const int64_t rows = balora::chunk_rows(o.h->shape[0], budget, row_bytes);
   return rows >= kPanelRows ? rows : 0;
 }
 
@@ -144,7 +142,7 @@ int64_t HeadByToken::tokens_of(int64_t block, int64_t group) const {
 }
 
 head::LaneSums<double> HeadByToken::totals() const {
-  return {totals_, totals_ + lanes_, totals_ + 2 * lanes_, totals_ + 3 * lanes_};
+  return head::LaneSums<double>::of(totals_, lanes_);
 }
 
 void HeadByToken::compute(int64_t first, std::span<const RowRole> roles, double* terms) {
@@ -227,18 +225,17 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
     std::vector<bf16> padding(static_cast<size_t>(tile_padding(tokens, {&product, 1})));
     run_tiles_alone(tokens, {&product, 1}, padding.data());
   };
-  const head::TokenGroup group = {
-      .z = own.logits,
-      .y = o_.ht ? own.logits + lanes_ / head::kPanelLanes * panel_step : nullptr,
-      .panel_step = panel_step,
-      .tokens = tokens,
-      .lanes = lanes_,
-      .first = first};
+  float* const teachers = own.logits + lanes_ / head::kPanelLanes * panel_step;
   multiply(*o_.w, packed_, own.logits);
   if (o_.ht) {
-    multiply(o_.wt ? *o_.wt : *o_.w, packed_ + tiles_size(channels_, rows_),
-             own.logits + (group.y - group.z));
+    multiply(o_.wt ? *o_.wt : *o_.w, packed_ + tiles_size(channels_, rows_), teachers);
   }
+  const head::TokenGroup group = {.z = own.logits,
+                                  .y = o_.ht ? teachers : nullptr,
+                                  .panel_step = panel_step,
+                                  .tokens = tokens,
+                                  .lanes = lanes_,
+                                  .first = first};
   const int64_t k = options_.entropy_top_k;
   if (k > 0) {
     head::rank_maxima(group, k, own.bounds, maxima);
@@ -254,7 +251,7 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
                               .compared = by_lane_.compared.data(),
                               .ranked = by_lane_.ranked.data()};
   head::keep_lanes(group, by, kept_of(block) + index * group_ * head::kLanes, block_ * head::kLanes,
-                   {sums, sums + lanes_, sums + 2 * lanes_, sums + 3 * lanes_}, found);
+                   head::LaneSums<float>::of(sums, lanes_), found);
 }
 
 // Logits of the targets that are in a group.
@@ -262,9 +259,7 @@ void HeadByToken::take_targets(const head::TokenGroup& group) {
   const auto before = [](const Target& target, int64_t token) { return target.token < token; };
   auto target = std::lower_bound(targets_.begin(), targets_.end(), group.first, before);
   for (; target != targets_.end() && target->token < group.first + group.tokens; ++target) {
-    const int64_t offset = target->row / head::kPanelLanes * group.panel_step +
-                           (target->token - group.first) * head::kPanelLanes +
-                           target->row % head::kPanelLanes;
+    const int64_t offset = group.offset(target->row, target->token - group.first);
     target->z = group.z[offset];
     if (group.y) target->y = group.y[offset];
   }
@@ -277,7 +272,7 @@ void HeadByToken::limit_candidates(std::vector<LaneCandidate>& found) const {
   if (std::ssize(found) <= kTimes * k * rows_) return;
   std::sort(found.begin(), found.end(), [](const LaneCandidate& a, const LaneCandidate& b) {
     if (a.lane != b.lane) return a.lane < b.lane;
-    return a.value > b.value || (a.value == b.value && a.token < b.token);
+    return ranks_before(a.value, a.token, b.value, b.token);
   });
   int64_t of_lane = 0;
   int32_t lane = -1;

@@ -57,9 +57,8 @@ class HeadChunks {
               cpu_multiplies_bf16();
     const int64_t row_bytes = ld_ * static_cast<int64_t>(sizeof(A) * (o_.ht ? 2 : 1));
     const int64_t by_token = std::is_same_v<A, float> ? HeadByToken::chunk_rows(o_) : 0;
-    chunk_ = by_token > 0 ? by_token
-                          : chunk_rows(options, o_.h->shape[0], default_chunk_bytes(*o_.h, *o_.w),
-                                       row_bytes);
+    const int64_t budget = chunk_budget(options, *o_.h, *o_.w);
+    chunk_ = by_token > 0 ? by_token : chunk_rows(o_.h->shape[0], budget, row_bytes);
     stacks_ = o_.ht && is_widened(*o_.h, *o_.w);
     if (by_token > 0) {
       by_token_.emplace(ctx_, o_, options_, chunk_);

@@ -26,16 +26,18 @@ inline bool is_widened(const View& h, const View& w) {
   return h.dtype != BALORA_F64 && (w.encoding || w.dtype != BALORA_F32) && !head_fits_tiles(h, w);
 }
 
-// Scratch for a chunk's rows of logits, where a call asks for no other.
-inline int64_t default_chunk_bytes(const View& h, const View& w) {
-  return is_widened(h, w) ? kSmallChunkBytes : kDefaultChunkBytes;
+// Scratch for a chunk's rows: what the options say, or else `own`.
+inline int64_t chunk_budget(const HeadOptions& options, int64_t own) {
+  return options.chunk_bytes > 0 ? options.chunk_bytes : own;
+}
+// The same for rows of logits.
+inline int64_t chunk_budget(const HeadOptions& options, const View& h, const View& w) {
+  return chunk_budget(options, is_widened(h, w) ? kSmallChunkBytes : kDefaultChunkBytes);
 }
 
 // Rows of a chunk whose scratch takes `row_bytes` a row: all `rows` shared out evenly to as few
-// chunks as the budget allows, which is `own` where the options have none.
-inline int64_t chunk_rows(const HeadOptions& options, int64_t rows, int64_t own,
-                          int64_t row_bytes) {
-  const int64_t budget = options.chunk_bytes > 0 ? options.chunk_bytes : own;
+// chunks as the budget allows.
+inline int64_t chunk_rows(int64_t rows, int64_t budget, int64_t row_bytes) {
   const int64_t fitting = std::max<int64_t>(1, budget / row_bytes);
   if (fitting >= rows) return rows;
   const int64_t chunks = (rows + fitting - 1) / fitting;

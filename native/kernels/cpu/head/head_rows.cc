@@ -66,8 +66,13 @@ void HeadRows<A>::find_top_k(const A* z) {
     top_.resize(k);
     std::sort(top_.begin(), top_.end(), before);
   } else {
-    top_values_ = maxima_;
-    const A least = least_of_top(std::span(top_values_), top_k_);
+    A least = -std::numeric_limits<A>::infinity();
+    if (maxima_.size() >= k) {
+      top_values_ = maxima_;
+      const auto at = top_values_.begin() + top_k_ - 1;
+      std::nth_element(top_values_.begin(), at, top_values_.end(), std::greater<A>());
+      least = *at;
+    }
     top_.clear();
     found_.resize(static_cast<size_t>(head::kBlock));
     for (size_t block = 0; block < maxima_.size(); ++block) {
@@ -90,7 +95,7 @@ void HeadRows<A>::find_top_k(const A* z) {
 template <typename A>
 void HeadRows<A>::choose_top_k(std::span<TopCandidate<A>> candidates) {
   const auto before = [](const TopCandidate<A>& a, const TopCandidate<A>& b) {
-    return a.value > b.value || (a.value == b.value && a.index < b.index);
+    return ranks_before(a.value, a.index, b.value, b.index);
   };
   const auto k = static_cast<size_t>(top_k_);
   const size_t count = std::min(k, candidates.size());

@@ -4,10 +4,7 @@
 // nothing but their exponentials is asked for later, the statistics leave these in the place of the
 // logits (head_passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
 #pragma once
-#include <algorithm>
 #include <cstdint>
-#include <functional>
-#include <limits>
 #include <optional>
 #include <span>
 #include <tuple>
@@ -68,14 +65,10 @@ struct TopCandidate {
   A value, teacher;
 };
 
-// A number that at least K logits are no smaller than: the K-th largest of blocks' maxima, which
-// change places; -infinity where there are fewer.
+// Whether a logit comes before another in a top-K: the larger, of equal ones the first.
 template <typename A>
-A least_of_top(std::span<A> maxima, int64_t k) {
-  if (std::ssize(maxima) < k) return -std::numeric_limits<A>::infinity();
-  const auto at = maxima.begin() + k - 1;
-  std::nth_element(maxima.begin(), at, maxima.end(), std::greater<A>());
-  return *at;
+bool ranks_before(A a, int64_t a_index, A b, int64_t b_index) {
+  return a > b || (a == b && a_index < b_index);
 }
 
 constexpr int64_t kInsertionLimit = 64;  // above, a selection over an index array is quicker

@@ -35,7 +35,7 @@ void summarize(Context* ctx, const balora_teacher_summary& o, const HeadOptions&
   const int64_t ld = logits_ld(vocabulary);
   const bool tiled = std::is_same_v<A, float> && head_fits_tiles(ht, w);
   const int64_t chunk =
-      chunk_rows(options, m, default_chunk_bytes(ht, wt), ld * static_cast<int64_t>(sizeof(A)));
+      chunk_rows(m, chunk_budget(options, ht, wt), ld * static_cast<int64_t>(sizeof(A)));
   A* q = workspace<A>(ctx, chunk * ld);
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t rows = std::min(chunk, m - first);

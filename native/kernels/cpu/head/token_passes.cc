@@ -17,11 +17,6 @@ namespace {
 constexpr int64_t kTokens = 32;  // whose sums are taken by themselves; also a line of dz
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Where the lanes of a vector begin in the first token of a group.
-BALORA_INLINE int64_t vector_at(int64_t lane, int64_t panel_step) {
-  return lane / kPanelLanes * panel_step + lane % kPanelLanes;
-}
-
 // e^((x - shift) scale), `scale` a power of two.
 struct Exponentials {
   __m512 shift;
@@ -98,7 +93,7 @@ AVX512_TARGET Sums keep_tokens(const TokenGroup& group, const VectorShifts& by, 
                                int64_t begin, int64_t end, uint32_t* to,
                                std::vector<LaneCandidate>& found) {
   constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  const int64_t at = vector_at(lane, group.panel_step);
+  const int64_t at = group.offset(lane, 0);
   const float* const z = group.z + at;
   const float* const y = kTeacher ? group.y + at : nullptr;
   Sums sums = Sums::zero();
@@ -252,14 +247,14 @@ BF16_TARGET void gradients_of(const uint32_t* kept, int64_t tokens,
 
 AVX512_TARGET void lane_maxima(const float* z, const TokenGroup& group, float* maxima) {
   for (int64_t lane = 0; lane < group.lanes; lane += kLanes) {
-    const __m512 most = largest(z + vector_at(lane, group.panel_step), 0, group.tokens);
+    const __m512 most = largest(z + group.offset(lane, 0), 0, group.tokens);
     _mm512_storeu_ps(maxima + lane, _mm512_max_ps(most, lanes::all(-FLT_MAX)));
   }
 }
 
 AVX512_TARGET void rank_maxima(const TokenGroup& group, int64_t k, float* bounds, float* maxima) {
   for (int64_t lane = 0; lane < group.lanes; lane += kLanes) {
-    const float* const logits = group.z + vector_at(lane, group.panel_step);
+    const float* const logits = group.z + group.offset(lane, 0);
     float* const last = bounds + (k - 1) * group.lanes + lane;
     __m512 most = lanes::all(-FLT_MAX);
     for (int64_t begin = 0; begin < group.tokens;) {
@@ -304,15 +299,15 @@ AVX512_TARGET void combine_groups(const GroupedLanes& groups, int64_t lane, cons
   const Exponentials student_of = {largest_z, powers}, teacher_of = {largest_y, powers};
   WideSum student, squares, teacher, gap;
   for (int64_t i = 0; i < groups.count; ++i) {
-    const float* const of = groups.sums + i * 4 * groups.lanes + lane;
+    const auto of = LaneSums<float>::of(groups.sums + i * 4 * groups.lanes + lane, groups.lanes);
     const __m512 factor = student_of.of_any(_mm512_loadu_ps(z + i * groups.step));
-    student.add(factor, _mm512_loadu_ps(of));
-    squares.add(_mm512_mul_ps(factor, factor), _mm512_loadu_ps(of + groups.lanes));
+    student.add(factor, _mm512_loadu_ps(of.student));
+    squares.add(_mm512_mul_ps(factor, factor), _mm512_loadu_ps(of.squares));
     _mm512_storeu_ps(z + i * groups.step, factor);
     if (!y) continue;
     const __m512 factor_q = teacher_of.of_any(_mm512_loadu_ps(y + i * groups.step));
-    teacher.add(factor_q, _mm512_loadu_ps(of + 2 * groups.lanes));
-    gap.add(factor_q, _mm512_loadu_ps(of + 3 * groups.lanes));
+    teacher.add(factor_q, _mm512_loadu_ps(of.teacher));
+    gap.add(factor_q, _mm512_loadu_ps(of.gap));
     _mm512_storeu_ps(y + i * groups.step, factor_q);
   }
   _mm512_storeu_ps(shift_z + lane, largest_z);

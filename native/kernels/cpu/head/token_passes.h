@@ -23,6 +23,11 @@ struct TokenGroup {
   const float* y;  // null: none
   int64_t panel_step, tokens, lanes;
   int64_t first;  // token of the vocabulary
+
+  // Elements from z or y to a lane's logit.
+  int64_t offset(int64_t lane, int64_t token) const {
+    return lane / kPanelLanes * panel_step + token * kPanelLanes + lane % kPanelLanes;
+  }
 };
 
 // The largest of each lane of z, at least -FLT_MAX.
@@ -46,10 +51,14 @@ struct KeptLanes {
   const uint16_t *compared, *ranked;
 };
 
-// KeptSums (head_passes.h) by lane.
+// KeptSums (head_passes.h) by lane: (4,lanes).
 template <typename T>
 struct LaneSums {
   T *student, *squares, *teacher, *gap;
+
+  static LaneSums of(T* sums, int64_t lanes) {
+    return {sums, sums + lanes, sums + 2 * lanes, sums + 3 * lanes};
+  }
 };
 
 // Writes what is kept of a group, (lanes / 16, tokens, 16) words, `step` words from one vector of
