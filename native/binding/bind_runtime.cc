@@ -4,8 +4,8 @@
 #endif
 
 #include "binding/bind.h"
-#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/int8_cores.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 
 namespace balora::binding {
 namespace {

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "kernels/cpu/attention/relative_avx512.h"
-#include "kernels/cpu/products/tile_gemm.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/vec_math.h"
 
@@ -120,7 +120,7 @@ void for_blocks(const PositionTile& t, const Body& body) {
 #define IN_AVX512(loop)                                         \
   if constexpr (std::is_same_v<A, float>) {                     \
     const bool whole = t.queries == kBlock && t.keys == kBlock; \
-    if (whole && tile_gemm_has_avx512()) return avx512::loop;   \
+    if (whole && cpu_has_avx512()) return avx512::loop;         \
   }
 #else
 #define IN_AVX512(loop)

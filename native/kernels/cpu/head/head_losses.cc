@@ -14,6 +14,7 @@
 #include "kernels/cpu/head/head_products.h"
 #include "kernels/cpu/head/head_rows.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/workspace.h"

@@ -17,18 +17,20 @@ namespace {
 constexpr int64_t kTokens = 32;  // whose sums are taken by themselves; also a line of dz
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^((x - shift) scale), `scale` a power of two.
+// e^((x - shift) scale), `scale` a power of two, by vector.
 struct Exponentials {
-  __m512 shift;
-  lanes::ExpFactor factor;
+  __m512 shift, factor;
+
+  AVX512_TARGET Exponentials(__m512 shift, const float* scale)
+      : shift(shift), factor(_mm512_mul_ps(_mm512_loadu_ps(scale), lanes::all(vec::kLog2e))) {}
 
   AVX512_TARGET BALORA_INLINE __m512 of(__m512 x) const {
-    return lanes::exp_scaled(_mm512_sub_ps(x, shift), factor);
+    return lanes::exp2(_mm512_mul_ps(_mm512_sub_ps(x, shift), factor));
   }
   // The same, and 0 of -FLT_MAX.
   AVX512_TARGET BALORA_INLINE __m512 of_any(__m512 x) const {
     const __m512 offset = _mm512_max_ps(lanes::all(-1000.0f), _mm512_sub_ps(x, shift));
-    return lanes::exp_scaled(offset, factor);
+    return lanes::exp2(_mm512_mul_ps(offset, factor));
   }
 };
 
@@ -78,13 +80,11 @@ struct VectorShifts {
   __mmask16 compared, ranked;
 
   AVX512_TARGET VectorShifts(const KeptLanes& by, int64_t lane, bool has_teacher)
-      : bound(_mm512_loadu_ps(by.bound + lane)),
+      : student(_mm512_loadu_ps(by.z + lane), by.scale + lane),
+        teacher(_mm512_loadu_ps((has_teacher ? by.y : by.z) + lane), by.scale + lane),
+        bound(_mm512_loadu_ps(by.bound + lane)),
         compared(by.compared[lane / kLanes]),
-        ranked(by.ranked[lane / kLanes]) {
-    const lanes::ExpFactor factor = lanes::ExpFactor::of(_mm512_loadu_ps(by.scale + lane));
-    student = {_mm512_loadu_ps(by.z + lane), factor};
-    teacher = {_mm512_loadu_ps((has_teacher ? by.y : by.z) + lane), factor};
-  }
+        ranked(by.ranked[lane / kLanes]) {}
 };
 
 // The tokens [begin, end) of a vector of lanes; returns their sums.
@@ -291,12 +291,11 @@ void keep_lanes(const TokenGroup& group, const KeptLanes& lanes, uint32_t* kept,
 
 AVX512_TARGET void combine_groups(const GroupedLanes& groups, int64_t lane, const float* scale,
                                   float* shift_z, float* shift_y, const LaneSums<double>& sums) {
-  const lanes::ExpFactor powers = lanes::ExpFactor::of(_mm512_loadu_ps(scale + lane));
   float* const z = groups.z + lane;
   float* const y = groups.y ? groups.y + lane : nullptr;
   const __m512 largest_z = largest_of_groups(z, groups);
   const __m512 largest_y = y ? largest_of_groups(y, groups) : _mm512_setzero_ps();
-  const Exponentials student_of = {largest_z, powers}, teacher_of = {largest_y, powers};
+  const Exponentials student_of(largest_z, scale + lane), teacher_of(largest_y, scale + lane);
   WideSum student, squares, teacher, gap;
   for (int64_t i = 0; i < groups.count; ++i) {
     const auto of = LaneSums<float>::of(groups.sums + i * 4 * groups.lanes + lane, groups.lanes);

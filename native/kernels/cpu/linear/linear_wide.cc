@@ -12,6 +12,7 @@
 #include "kernels/cpu/products/int8.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/product_sum.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/workspace.h"

@@ -8,6 +8,7 @@
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/product_f64.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/rows.h"
@@ -230,42 +231,7 @@ void scale_only(const GemmShape& s, const GemmOutput& c, double beta) {
   });
 }
 
-// The values of oneDNN's ISA levels are sets of bits; ONEDNN_MAX_CPU_ISA lowers the effective one.
-bool cpu_has(dnnl::cpu_isa level) {
-  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
-  return (isa & static_cast<unsigned>(level)) == static_cast<unsigned>(level);
-}
-
-// Intel's cores from Sapphire Rapids on (AVX512-FP16) multiply bf16 in AVX-512 at half the rate of
-// f32, since AMX is there for it. Where a virtual machine hides AMX, widening is faster: a step of
-// BA-LoRA took 7.1 s in place of 10.7. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 asks for bf16's own
-// instructions all the same.
-bool widens_faster() {
-#if defined(__x86_64__)
-  return cpu_has(dnnl::cpu_isa::avx512_core_fp16) && __builtin_cpu_is("intel");
-#else
-  return false;
-#endif
-}
-
-CpuLevel best_level() {
-  if (cpu_has(dnnl::cpu_isa::avx512_core_amx)) return CpuLevel::kAmx;
-  if (cpu_has(dnnl::cpu_isa::avx512_core_bf16) && !widens_faster()) return CpuLevel::kAvx512Bf16;
-  if (cpu_has(dnnl::cpu_isa::avx512_core)) return CpuLevel::kAvx512;
-  return cpu_has(dnnl::cpu_isa::avx2) ? CpuLevel::kAvx2 : CpuLevel::kPlain;
-}
-
 }  // namespace
-
-CpuLevel cpu_level() {
-  static const CpuLevel level = best_level();
-  return level;
-}
-
-const char* cpu_level_name() {
-  constexpr const char* kNames[] = {"plain", "avx2", "avx512", "avx512_bf16", "amx"};
-  return kNames[static_cast<int>(cpu_level())];
-}
 
 void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
           const GemmOutput& c, const GemmScale& scale) {

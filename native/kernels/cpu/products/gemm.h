@@ -52,21 +52,4 @@ struct GemmScale {
 void gemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
           const GemmOutput& c, const GemmScale& scale = {});
 
-// The instructions that products may use, each level with those before it: what the CPU has, or
-// less where the environment's ONEDNN_MAX_CPU_ISA says so (read once, at the first product).
-enum class CpuLevel { kPlain, kAvx2, kAvx512, kAvx512Bf16, kAmx };
-CpuLevel cpu_level();
-// Its name: "plain", "avx2", "avx512", "avx512_bf16", "amx".
-const char* cpu_level_name();
-
-// True where bf16 x bf16 -> f32 runs on instructions made for it (AVX512-BF16, AMX); else, and
-// where these are slower, bf16 is widened to f32.
-inline bool cpu_multiplies_bf16() {
-  return cpu_level() >= CpuLevel::kAvx512Bf16;
-}
-// True where those instructions are AMX tiles.
-inline bool cpu_has_amx() {
-  return cpu_level() >= CpuLevel::kAmx;
-}
-
 }  // namespace balora

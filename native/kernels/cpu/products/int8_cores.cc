@@ -2,11 +2,12 @@
 
 #include <cmath>
 #include <cstring>
-#include <oneapi/dnnl/dnnl.hpp>
 
 #include "kernels/cpu/products/block_rows.h"
+#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/simd.h"
 
 #ifdef BALORA_TILES
@@ -244,16 +245,13 @@ struct CpuFeatures {
   bool avx_vnni = false, avx512_vnni = false, amx_int8 = false;
   CpuFeatures() {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("bmi2");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512dq");
     if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
-      avx512_vnni = avx512 && (ecx >> 11 & 1) != 0;
+      avx512_vnni = machine_has_avx512() && (ecx >> 11 & 1) != 0;
       amx_int8 = avx512_vnni && (edx >> 25 & 1) != 0;
     }
-    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) avx_vnni = avx2 && (eax >> 4 & 1) != 0;
+    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
+      avx_vnni = machine_has_avx2() && (eax >> 4 & 1) != 0;
+    }
 #ifdef BALORA_EMULATED_AMX
     amx_int8 = avx512_vnni;
 #endif
@@ -263,11 +261,6 @@ struct CpuFeatures {
 const CpuFeatures& features() {
   static const CpuFeatures found;
   return found;
-}
-
-bool onednn_allows(dnnl::cpu_isa level) {
-  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
-  return (isa & static_cast<unsigned>(level)) == static_cast<unsigned>(level);
 }
 
 #endif

@@ -9,7 +9,7 @@
 #include <memory>
 #include <type_traits>
 
-#include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -88,10 +88,7 @@ __attribute__((target("avx2,fma"))) void multiply_tile_avx2(const Strip& a, cons
 
 Tile tile_of_this_cpu() {
 #if defined(__x86_64__)
-  if (cpu_level() == CpuLevel::kAvx2 && __builtin_cpu_supports("avx2") &&
-      __builtin_cpu_supports("fma")) {
-    return &multiply_tile_avx2;
-  }
+  if (cpu_level() == CpuLevel::kAvx2 && cpu_has_avx2()) return &multiply_tile_avx2;
 #endif
   return &multiply_tile;
 }

@@ -9,6 +9,7 @@
 #include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/products/packed_weight.h"
 #include "kernels/cpu/products/row_product.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/rows.h"

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/wide.h"
 

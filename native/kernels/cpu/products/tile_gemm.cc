@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "kernels/cpu/products/amx_blocks.h"
-#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/simd.h"
 
 #if defined(__x86_64__)
@@ -69,7 +69,6 @@ using Product = void (*)(TileShape, const T*, int64_t, const T*, int64_t, T*, in
 LEVEL(f32_plain, float, , 16, 4)
 LEVEL(f64_plain, double, , 16, 4)
 #if BALORA_X86
-// Features rather than levels of x86-64: clang 16's __builtin_cpu_supports knows no level.
 #define AVX2_TARGET __attribute__((target("avx2,fma,bmi2")))
 // fma by name: not every compiler takes it from avx512f.
 #define WIDE_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,bmi2")))
@@ -109,19 +108,6 @@ WIDE_TARGET void f32_avx512_columns(TileShape s, const float* a, int64_t lda, co
 #endif
 #undef LEVEL
 
-#if BALORA_X86
-// Whether the function was compiled for AVX2, and products may use it.
-bool has_avx2() {
-  return cpu_level() >= CpuLevel::kAvx2 && __builtin_cpu_supports("avx2") &&
-         __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-}
-bool has_avx512() {
-  return cpu_level() >= CpuLevel::kAvx512 && has_avx2() && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
-}
-#endif
-
 // A product whose A lies in rows, and one whose A lies in columns.
 template <typename T>
 struct Products {
@@ -130,8 +116,8 @@ struct Products {
 
 Products<float> choose_f32() {
 #if BALORA_X86
-  if (has_avx512()) return {f32_avx512, f32_avx512_columns};
-  if (has_avx2()) return {f32_avx2, f32_avx2_columns};
+  if (cpu_has_avx512()) return {f32_avx512, f32_avx512_columns};
+  if (cpu_has_avx2()) return {f32_avx2, f32_avx2_columns};
 #endif
   return {f32_plain, f32_plain_columns};
 }
@@ -142,8 +128,8 @@ const Products<float>& f32_products() {
 
 Products<double> choose_f64() {
 #if BALORA_X86
-  if (has_avx512()) return {f64_avx512, f64_avx512_columns};
-  if (has_avx2()) return {f64_avx2, f64_avx2_columns};
+  if (cpu_has_avx512()) return {f64_avx512, f64_avx512_columns};
+  if (cpu_has_avx2()) return {f64_avx2, f64_avx2_columns};
 #endif
   return {f64_plain, f64_plain_columns};
 }
@@ -316,14 +302,6 @@ int64_t tile_step<bf16>() {
 
 bool tile_gemm_has_bf16() {
   return bf16_product() != nullptr;
-}
-bool tile_gemm_has_avx512() {
-#if BALORA_X86
-  static const bool has = has_avx512();
-  return has;
-#else
-  return false;
-#endif
 }
 
 TileScope::TileScope() {

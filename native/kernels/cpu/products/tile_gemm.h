@@ -59,8 +59,6 @@ template <>
 int64_t tile_step<bf16>();
 
 bool tile_gemm_has_bf16();
-// Whether products of f32 run in AVX-512 instructions.
-bool tile_gemm_has_avx512();
 
 // Must be alive on a thread around its bf16 products: AMX needs the thread's tile shapes set.
 class TileScope {

@@ -10,13 +10,13 @@
 #include <cstring>
 #include <optional>
 
-#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_cores.h"
 #include "kernels/cpu/products/tiles_job.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"

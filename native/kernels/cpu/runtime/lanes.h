@@ -70,26 +70,6 @@ AVX512_TARGET BALORA_INLINE __m512 exp2(__m512 x) {
   return exp2_by(kPolynomial, x);
 }
 
-// e^(x scale), where scale times log2(e), in two parts, is `factor`: within 2 ulp of the product's
-// before it is rounded, 1 for x = 0, and one instruction less than a rounded product and exp2().
-// The polynomial, of what is left of the nearest whole power of 2, is within 9.2e-8 of its value.
-struct ExpFactor {
-  __m512 high, low;
-
-  AVX512_TARGET BALORA_INLINE static ExpFactor of(__m512 scale) {
-    return {_mm512_mul_ps(scale, all(vec::kLog2e)), _mm512_mul_ps(scale, all(vec::kLog2eLow))};
-  }
-};
-AVX512_TARGET BALORA_INLINE __m512 exp_scaled(__m512 x, const ExpFactor& factor) {
-  constexpr float kPolynomial[] = {1.32647238e-3f, 9.67151299e-3f, 5.55073358e-2f,
-                                   0.240222424f,   0.693147004f,   1.0f};
-  const __m512 shifted = _mm512_fmadd_ps(x, factor.high, all(vec::kRound));
-  const __m512 whole = _mm512_sub_ps(shifted, all(vec::kRound));
-  const __m512 left = _mm512_fmsub_ps(x, factor.high, whole);
-  const __m512 p = polynomial_of(kPolynomial, _mm512_fmadd_ps(x, factor.low, left));
-  return _mm512_scalef_ps(p, whole);
-}
-
 // Within 3e-6 of its value, where rounding to bf16 may change 2e-3.
 AVX512_TARGET BALORA_INLINE __m512 exp2_for_bf16(__m512 x) {
   constexpr float kPolynomial[] = {1.35341678e-2f, 5.20114601e-2f, 0.241442755f, 0.693003833f,

@@ -95,7 +95,7 @@ class Shares {
 // body(begin, end, self).
 template <typename Body>
 void share_out(const Context* ctx, int64_t n, int64_t grain, const Body& body) {
-  constexpr int64_t kPieces = 16;
+  constexpr int64_t kPieces = 64;
   if (n <= 0) return;
   const int width = parallel_width(ctx, n, grain);
   const auto run = [&body](int64_t begin, int64_t end, int self) {

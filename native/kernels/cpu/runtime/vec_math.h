@@ -16,8 +16,7 @@ namespace balora {
 
 namespace vec {
 constexpr float kLog2e = 1.44269504f;
-constexpr float kLog2eLow = 1.92596299e-8f;  // log2(e) less that
-constexpr float kLn2High = 0.693359375f;     // 9 bits: n * kLn2High is exact for the n that occur
+constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact for the n that occur
 constexpr float kLn2Low = -2.12194440e-4f;
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
 constexpr float kInf = std::numeric_limits<float>::infinity();

@@ -5,7 +5,7 @@
 #include <array>
 #include <bit>
 
-#include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "support/kernel_test.h"
 
 #ifdef BALORA_TILES

@@ -9,10 +9,10 @@
 #include <map>
 #include <string>
 
-#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/int8_cores.h"
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 
 namespace balora::test {
 namespace {

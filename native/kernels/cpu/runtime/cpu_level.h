@@ -1,0 +1,36 @@
+// The instructions that kernels may use.
+#pragma once
+
+namespace balora {
+
+// Each level with those before it: what the CPU has, or less where the environment's
+// ONEDNN_MAX_CPU_ISA says so (read once, at the first question).
+enum class CpuLevel { kPlain, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+CpuLevel cpu_level();
+// Its name: "plain", "avx2", "avx512", "avx512_bf16", "amx".
+const char* cpu_level_name();
+
+// True where bf16 x bf16 -> f32 runs on instructions made for it (AVX512-BF16, AMX); else, and
+// where these are slower, bf16 is widened to f32.
+inline bool cpu_multiplies_bf16() {
+  return cpu_level() >= CpuLevel::kAvx512Bf16;
+}
+// True where those instructions are AMX tiles.
+inline bool cpu_has_amx() {
+  return cpu_level() >= CpuLevel::kAmx;
+}
+
+// Whether the CPU has what functions in AVX2 (with FMA and BMI2) and in AVX-512 (F, BW, VL, DQ) are
+// compiled for, whatever the limit.
+bool machine_has_avx2();
+bool machine_has_avx512();
+
+// The same within the limit.
+inline bool cpu_has_avx2() {
+  return cpu_level() >= CpuLevel::kAvx2 && machine_has_avx2();
+}
+inline bool cpu_has_avx512() {
+  return cpu_level() >= CpuLevel::kAvx512 && machine_has_avx512();
+}
+
+}  // namespace balora
