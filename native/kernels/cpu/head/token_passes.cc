@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/lanes.h"
+#include "kernels/cpu/runtime/vec_math.h"
 #include "tensor/errors.h"
 
 namespace balora::head {
@@ -17,7 +18,8 @@ namespace {
 constexpr int64_t kTokens = 32;  // whose sums are taken by themselves; also a line of dz
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^((x - shift) scale), `scale` a power of two, by vector.
+// e^((x - shift) scale), `scale` a power of two: 1 where x is the shift. A product that is rounded
+// makes the error grow with the distance from it, to 1e-6 of a result of e^-20.
 struct Exponentials {
   __m512 shift, factor;
 
@@ -26,11 +28,6 @@ struct Exponentials {
 
   AVX512_TARGET BALORA_INLINE __m512 of(__m512 x) const {
     return lanes::exp2(_mm512_mul_ps(_mm512_sub_ps(x, shift), factor));
-  }
-  // The same, and 0 of -FLT_MAX.
-  AVX512_TARGET BALORA_INLINE __m512 of_any(__m512 x) const {
-    const __m512 offset = _mm512_max_ps(lanes::all(-1000.0f), _mm512_sub_ps(x, shift));
-    return lanes::exp2(_mm512_mul_ps(offset, factor));
   }
 };
 
@@ -299,12 +296,12 @@ AVX512_TARGET void combine_groups(const GroupedLanes& groups, int64_t lane, cons
   WideSum student, squares, teacher, gap;
   for (int64_t i = 0; i < groups.count; ++i) {
     const auto of = LaneSums<float>::of(groups.sums + i * 4 * groups.lanes + lane, groups.lanes);
-    const __m512 factor = student_of.of_any(_mm512_loadu_ps(z + i * groups.step));
+    const __m512 factor = student_of.of(_mm512_loadu_ps(z + i * groups.step));
     student.add(factor, _mm512_loadu_ps(of.student));
     squares.add(_mm512_mul_ps(factor, factor), _mm512_loadu_ps(of.squares));
     _mm512_storeu_ps(z + i * groups.step, factor);
     if (!y) continue;
-    const __m512 factor_q = teacher_of.of_any(_mm512_loadu_ps(y + i * groups.step));
+    const __m512 factor_q = teacher_of.of(_mm512_loadu_ps(y + i * groups.step));
     teacher.add(factor_q, _mm512_loadu_ps(of.teacher));
     gap.add(factor_q, _mm512_loadu_ps(of.gap));
     _mm512_storeu_ps(y + i * groups.step, factor_q);

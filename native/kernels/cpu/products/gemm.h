@@ -1,13 +1,11 @@
 // General matrix products for the kernels of the CPU device: C = alpha * op(A) op(B) + beta * C,
 // row-major, per batch. Products run in f32 (oneDNN), in bf16 with f32 accumulation where the CPU
 // has bf16 instructions, and in f64 (product_f64.h) as soon as one operand is f64; every other mix
-// is widened first. C is rounded once, from the accumulator.
-//   gemm        uses all of the stream's threads: call it outside parallel_for.
-//   SerialGemm  one shape, prepared outside and run by single threads inside parallel_for.
-// Products with a frozen f32 weight go through packed_weight.h, which packs the weight once.
+// is widened first. C is rounded once, from the accumulator. A product uses all of the stream's
+// threads: call it outside parallel_for. Products with a frozen f32 weight go through
+// packed_weight.h, which packs the weight once.
 #pragma once
 #include <cstdint>
-#include <memory>
 
 #include "kernels/kernel_table.h"
 

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "kernels/cpu/elementwise/convert.h"
-#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/machine_memory.h"
 #include "kernels/shared/rows.h"
 #include "tensor/errors.h"

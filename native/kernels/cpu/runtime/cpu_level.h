@@ -1,9 +1,10 @@
-// The instructions that kernels may use.
+// The instructions that products may use, and what is written for a level by hand. Loops over rows
+// (simd.h) and decoders of files go by what the CPU has.
 #pragma once
 
 namespace balora {
 
-// Each level with those before it: what the CPU has, or less where the environment's
+// Each level with those before it: what the CPU has and gains from, or less where the environment's
 // ONEDNN_MAX_CPU_ISA says so (read once, at the first question).
 enum class CpuLevel { kPlain, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 CpuLevel cpu_level();

@@ -89,8 +89,9 @@ class Shares {
   std::vector<Range> ranges_;
 };
 
-// parallel_for() by pieces, kPieces or more for each thread (Shares). body's results must not
-// depend on which thread calls it, nor may it throw. What it sets up, it sets up for each piece, or
+// parallel_for() by pieces (Shares), of one item where a thread has less than twice kPieces items,
+// else of so many that it has kPieces or somewhat more. body's results must not depend on which
+// thread calls it, nor may it throw. What it sets up, it sets up for each piece, or
 // in what belongs to thread number `self` of parallel_width(), which it may ask for:
 // body(begin, end, self).
 template <typename Body>

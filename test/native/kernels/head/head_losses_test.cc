@@ -565,6 +565,37 @@ TEST_CASE("head losses by token are no further from the truth than by row") {
   CHECK(values[0] <= values[1] + 1e-7);
 }
 
+TEST_CASE("head losses by token: rows of one logit far above or far below all others") {
+  Call call(64, 8, 3000);
+  if (HeadByToken::chunk_rows(call.o) == 0) {
+    MESSAGE("not run: this process has no AMX");
+    return;
+  }
+  // The target's logit is 40 above all others, which are 0; those of token 7 are 8e30 below.
+  for (int64_t i = 0; i < call.w.size(); ++i) call.w.data()[i] = to_bf16(0.0f);
+  for (int64_t c = 0; c < 8; ++c) {
+    call.w.data()[2000 * 8 + c] = to_bf16(5.0f);
+    call.w.data()[7 * 8 + c] = to_bf16(-1e30f);
+  }
+  for (int64_t i = 0; i < call.h.size(); ++i) {
+    call.h.data()[i] = call.ht.data()[i] = to_bf16(1.0f);
+  }
+  for (int64_t i = 0; i < 64; ++i) call.targets.data()[i] = 2000;
+  for (const double temperature : {1.0, 2.0}) {
+    CAPTURE(temperature);
+    call.o.options.temperature = temperature;
+    call.run(2);
+    // Sums of a group are in f32: where the target is in it, they keep nothing of the others.
+    const double task = std::log1p(2998 * std::exp(-40.0));
+    for (int64_t i = 0; i < 64; ++i) {
+      CHECK(call.rows[i * BALORA_HEAD_TERMS + BALORA_HEAD_TASK] >= 0);
+      CHECK(std::abs(call.rows[i * BALORA_HEAD_TERMS + BALORA_HEAD_TASK] - task) < 3e-15);
+      CHECK(call.rows[i * BALORA_HEAD_TERMS + BALORA_HEAD_CONSISTENCY] == 0);
+    }
+    for (int64_t i = 0; i < call.dh.size(); ++i) CHECK(std::isfinite(call.dh[i]));
+  }
+}
+
 TEST_CASE("head losses by token: student equal to teacher gives consistency exactly 0") {
   Call call(33, 64, 2000, 3);
   call.o.ht = &call.vh;

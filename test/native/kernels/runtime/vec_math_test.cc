@@ -9,6 +9,8 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/runtime/cpu_level.h"
+#include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/vec_math.h"
 
 namespace {
@@ -121,5 +123,49 @@ TEST_CASE("vsigmoid and vsoftplus: ulps and both tails") {
   CHECK(std::isnan(vsigmoid(kNan)));
   CHECK(std::isnan(vsoftplus(kNan)));
 }
+
+#ifdef BALORA_TILES
+AVX512_TARGET void exp2_of(const float* x, float* y) {
+  _mm512_storeu_ps(y, lanes::exp2(_mm512_loadu_ps(x)));
+}
+AVX512_TARGET void exp_of_difference(const float* x, const float* from, float* y) {
+  _mm512_storeu_ps(y, lanes::exp_difference(_mm512_loadu_ps(x), _mm512_loadu_ps(from)));
+}
+
+TEST_CASE("lanes: exponentials, ulps and ends, 1 of 0") {
+  if (!cpu_has_avx512()) {
+    MESSAGE("not run: this process has no AVX-512");
+    return;
+  }
+  float y[16];
+  std::vector<float> x = floats(1e-30f, 125.0f, true);
+  x.resize(x.size() / 16 * 16);
+  double error = 0;
+  for (size_t i = 0; i < x.size(); i += 16) {
+    exp2_of(&x[i], y);
+    for (size_t j = 0; j < 16; ++j) {
+      error = std::max(error, ulps(y[j], std::exp2(static_cast<double>(x[i + j]))));
+    }
+  }
+  CHECK(error < 3);
+  const float ends[16] = {0.0f, -0.0f, -kInfinity, -3.4e38f, -200.0f, kInfinity, kNan, 1.0f, -1.0f};
+  exp2_of(ends, y);
+  CHECK(y[0] == 1.0f);
+  CHECK(y[1] == 1.0f);
+  CHECK(y[2] == 0.0f);
+  CHECK(y[3] == 0.0f);
+  CHECK(y[4] == 0.0f);
+  CHECK(y[5] == kInfinity);
+  CHECK(std::isnan(y[6]));
+  CHECK(y[7] == 2.0f);
+  CHECK(y[8] == 0.5f);
+  const float large[16] = {3e38f, -3e38f, 1e30f, 20.0f}, from[16] = {3e38f, -3e38f, 3e38f, 20.5f};
+  exp_of_difference(large, from, y);
+  CHECK(y[0] == 1.0f);
+  CHECK(y[1] == 1.0f);
+  CHECK(y[2] == 0.0f);
+  CHECK(ulps(y[3], std::exp(-0.5)) < 3);
+}
+#endif
 
 }  // namespace
