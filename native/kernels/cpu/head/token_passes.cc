@@ -18,8 +18,7 @@ namespace {
 constexpr int64_t kTokens = 32;  // whose sums are taken by themselves; also a line of dz
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^((x - shift) scale), `scale` a power of two: 1 where x is the shift. A product that is rounded
-// makes the error grow with the distance from it, to 1e-6 of a result of e^-20.
+// e^((x - shift) scale), `scale` a power of two.
 struct Exponentials {
   __m512 shift, factor;
 
@@ -27,7 +26,7 @@ struct Exponentials {
       : shift(shift), factor(_mm512_mul_ps(_mm512_loadu_ps(scale), lanes::all(vec::kLog2e))) {}
 
   AVX512_TARGET BALORA_INLINE __m512 of(__m512 x) const {
-    return lanes::exp2(_mm512_mul_ps(_mm512_sub_ps(x, shift), factor));
+    return lanes::exp_difference(x, shift, factor);
   }
 };
 

@@ -88,7 +88,7 @@ __attribute__((target("avx2,fma"))) void multiply_tile_avx2(const Strip& a, cons
 
 Tile tile_of_this_cpu() {
 #if defined(__x86_64__)
-  if (cpu_level() == CpuLevel::kAvx2 && cpu_has_avx2()) return &multiply_tile_avx2;
+  if (cpu_level() == CpuLevel::kAvx2 && machine_has_avx2()) return &multiply_tile_avx2;
 #endif
   return &multiply_tile;
 }

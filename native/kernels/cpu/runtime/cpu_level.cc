@@ -60,4 +60,14 @@ bool machine_has_avx512() {
 #endif
 }
 
+bool cpu_has_avx2() {
+  static const bool has = cpu_level() >= CpuLevel::kAvx2 && machine_has_avx2();
+  return has;
+}
+
+bool cpu_has_avx512() {
+  static const bool has = cpu_level() >= CpuLevel::kAvx512 && machine_has_avx512();
+  return has;
+}
+
 }  // namespace balora

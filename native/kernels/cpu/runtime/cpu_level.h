@@ -27,11 +27,7 @@ bool machine_has_avx2();
 bool machine_has_avx512();
 
 // The same within the limit.
-inline bool cpu_has_avx2() {
-  return cpu_level() >= CpuLevel::kAvx2 && machine_has_avx2();
-}
-inline bool cpu_has_avx512() {
-  return cpu_level() >= CpuLevel::kAvx512 && machine_has_avx512();
-}
+bool cpu_has_avx2();
+bool cpu_has_avx512();
 
 }  // namespace balora

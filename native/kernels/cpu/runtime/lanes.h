@@ -73,10 +73,14 @@ AVX512_TARGET BALORA_INLINE __m512 exp2_for_bf16(__m512 x) {
   return exp2_by(kPolynomial, x);
 }
 
-// e^(x - y). The difference is taken before anything is rounded, so that of two equal numbers is 0
-// however large they are.
+// e^((x - y) scale), `factor` being scale times log2(e). The difference is taken before anything
+// else is rounded, so that of two equal numbers is 0 however large they are. The rounded product
+// makes the error grow with the distance, to 1e-6 of a result of e^-20.
+AVX512_TARGET BALORA_INLINE __m512 exp_difference(__m512 x, __m512 y, __m512 factor) {
+  return exp2(_mm512_mul_ps(_mm512_sub_ps(x, y), factor));
+}
 AVX512_TARGET BALORA_INLINE __m512 exp_difference(__m512 x, __m512 y) {
-  return exp2(_mm512_mul_ps(_mm512_sub_ps(x, y), all(vec::kLog2e)));
+  return exp_difference(x, y, all(vec::kLog2e));
 }
 
 }  // namespace balora::lanes

@@ -89,11 +89,10 @@ class Shares {
   std::vector<Range> ranges_;
 };
 
-// parallel_for() by pieces (Shares), of one item where a thread has less than twice kPieces items,
-// else of so many that it has kPieces or somewhat more. body's results must not depend on which
-// thread calls it, nor may it throw. What it sets up, it sets up for each piece, or
-// in what belongs to thread number `self` of parallel_width(), which it may ask for:
-// body(begin, end, self).
+// parallel_for() by pieces (Shares): of one item each, or so large that a thread has kPieces of
+// them or somewhat more. body's results must not depend on which thread calls it, nor may it throw.
+// It sets things up for each piece, or in what belongs to thread number `self` of parallel_width(),
+// which it may ask for: body(begin, end, self).
 template <typename Body>
 void share_out(const Context* ctx, int64_t n, int64_t grain, const Body& body) {
   constexpr int64_t kPieces = 64;
