@@ -37,14 +37,30 @@ const kHowToGetIt =
   'The npm package has binaries for Linux on x64 with glibc 2.38 or newer (Debian 13, Ubuntu 24.04); elsewhere build a clone: ' +
   'docs/building.md. In a clone "npm run setup" builds one.';
 
-function load(): Native {
-  // libgomp reads these once, when it is loaded: kernel threads spin for some tenths of a millisecond between two
-  // regions of work, because waking one costs 40 us on a virtual machine and a step has thousands of regions; after that
-  // they sleep, so that an idle engine leaves its cores to others.
-  if (process.env.OMP_WAIT_POLICY === undefined) {
-    process.env.OMP_WAIT_POLICY = 'passive';
-    process.env.GOMP_SPINCOUNT ??= '10000';
+/**
+ * How kernel threads wait: they spin for some tenths of a millisecond between two regions of work, because waking one costs 40 us on a
+ * virtual machine and a step has thousands of regions; after that they sleep, so that an idle engine leaves its cores to others.
+ */
+const kWaiting = { OMP_WAIT_POLICY: 'passive', GOMP_SPINCOUNT: '10000' };
+
+/**
+ * Calls a function that loads libgomp, which reads its settings once, from the environment. The variables are there for this call
+ * alone: the environment belongs to the program that uses the library, and to its child processes. A policy of the user's own counts
+ * instead, and `BALORA_OMP=off` leaves libgomp's defaults.
+ */
+function withWaiting<T>(body: () => T): T {
+  const { env } = process;
+  if (env.BALORA_OMP === 'off' || env.OMP_WAIT_POLICY !== undefined) return body();
+  const added = Object.entries(kWaiting).filter(([name]) => env[name] === undefined);
+  Object.assign(env, Object.fromEntries(added));
+  try {
+    return body();
+  } finally {
+    for (const [name] of added) delete env[name];
   }
+}
+
+function load(): Native {
   const require = createRequire(import.meta.url);
   const reasons: string[] = [];
   for (const path of candidates()) {
@@ -54,7 +70,7 @@ function load(): Native {
         reasons.push(`${path}: ${info === undefined ? 'not there' : 'not a file'}`);
         continue;
       }
-      const native = require(path) as Native;
+      const native = withWaiting(() => require(path) as Native);
       native.setErrorFactory(errorFromCode);
       // Calling process.exit() runs C++ static destructors (oneDNN unmaps its kernels) without Node's clean-up hooks for the
       // environment: no kernel may be running by then.

@@ -1,6 +1,4 @@
 /** Entry point of `npm run bench`: the bench command alone, with the command line's streams, messages and exit codes. */
-// First, before the library is loaded.
-import './environment.ts';
 import { runCli } from '../../lib/cli/program.ts';
 import { ignoreClosedPipe } from '../../lib/cli/terminal.ts';
 

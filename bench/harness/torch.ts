@@ -7,7 +7,6 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { NativeError, UnsupportedError } from '../../lib/errors.ts';
-import { kGivenEnvironment } from './environment.ts';
 import { median, spread, sum } from './statistics.ts';
 import type { BenchDType, StepRow, TorchPairs, Workload } from './types.ts';
 
@@ -52,10 +51,7 @@ function capture(
   args: readonly string[],
 ): Promise<{ code: number | null; stdout: string; stderr: string }> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, {
-      env: kGivenEnvironment,
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
     let [stdout, stderr] = ['', ''];
     child.stdout.setEncoding('utf8').on('data', (text: string) => {
       stdout += text;

@@ -22,6 +22,8 @@ export interface ChildOptions {
   args?: string[];
   nodeArgs?: string[];
   env?: Record<string, string>;
+  /** Variables of this process that the program does not get. */
+  without?: readonly string[];
   /** Working directory; default: the top of the clone. */
   cwd?: string;
   /** Milliseconds without output and processor time that count as a hang. */
@@ -45,12 +47,13 @@ function processorSeconds(pid: number): number | null {
 
 /** Runs a program with this Node. @param program path from the working directory */
 export function runProgram(program: string, options: ChildOptions = {}): Promise<ChildResult> {
-  const { args = [], nodeArgs = [], env = {}, cwd = kRoot } = options;
+  const { args = [], nodeArgs = [], env = {}, without = [], cwd = kRoot } = options;
+  const own = Object.entries(process.env).filter(([name]) => !without.includes(name));
   const { hangMs = 10_000, limitMs = 120_000 } = options;
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [...nodeArgs, program, ...args], {
       cwd,
-      env: { ...process.env, NODE_OPTIONS: '', ...env },
+      env: { ...Object.fromEntries(own), NODE_OPTIONS: '', ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     const started = performance.now();
