@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { defineConfig, type TestProjectInlineConfiguration } from 'vitest/config';
 import { cpuLevelsOf } from './test/support/cpu_levels.ts';
+import { kHangLimitMs } from './test/support/limits.ts';
 
 // Tests that measure time or memory: one file at a time, after all the others.
 const kAlone = ['test/lifetime/{base_offload,long_run,memory_budget,worker_endings}.test.ts'];
@@ -49,8 +50,6 @@ function cudaProject(): TestProjectInlineConfiguration[] {
           // Each tensor is then an allocation of its own, and the emulated device finds every access beyond its end.
           ...(named === undefined ? { BALORA_EXACT_BLOCKS: '1' } : {}),
         },
-        // The emulated device runs each CUDA thread as a fibre on one processor, which is slow.
-        testTimeout: 120_000,
         sequence: { groupOrder: 3 },
       },
     },
@@ -79,7 +78,6 @@ function cpuProjects(): TestProjectInlineConfiguration[] {
       setupFiles: ['test/support/cpu_level_setup.ts'],
       ...kTwoWorkers,
       env: { ...kTwoWorkers.env, BALORA_TEST_CPU_LEVEL: name, ONEDNN_MAX_CPU_ISA: limit },
-      testTimeout: 120_000,
       sequence: { groupOrder: 4 },
     },
   }));
@@ -91,8 +89,8 @@ export default defineConfig({
     pool: 'forks',
     globalSetup: ['test/support/global_setup.mjs'],
     setupFiles: ['test/support/count_assertions.ts'],
-    testTimeout: 30_000,
-    hookTimeout: 30_000,
+    testTimeout: kHangLimitMs,
+    hookTimeout: kHangLimitMs,
     projects: [
       {
         extends: true,

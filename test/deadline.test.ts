@@ -1,6 +1,7 @@
 // Work that never ends is stopped in the middle; other work runs as if it were called.
 import { expect, it } from 'vitest';
 import { patternProblem, withDeadline } from '../lib/deadline.ts';
+import { processorMs } from './support/limits.ts';
 
 const late = () => new Error('late');
 const kBacktracks = /^(a+)+$/;
@@ -13,9 +14,9 @@ it('stops a regular expression that backtracks, and a loop, near the deadline', 
       for (;;);
     },
   ]) {
-    const begin = performance.now();
+    const begin = processorMs();
     expect(() => withDeadline(100, work, late)).toThrow('late');
-    expect(performance.now() - begin).toBeLessThan(5000);
+    expect(processorMs() - begin).toBeLessThan(5000);
   }
   expect(withDeadline(100, () => 7, late)).toBe(7);
 });

@@ -31,4 +31,4 @@ it('measures losses that agree', async () => {
     expect(fused[i]).toBeCloseTo(value, 3);
     expect(plain[i]).toBeCloseTo(value, 3);
   }
-}, 120_000);
+});

@@ -3,11 +3,9 @@ import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, it, vi } from 'vitest';
+import { afterAll, beforeAll, expect, it } from 'vitest';
 import { balora } from '../support/run_cli.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
-
-vi.setConfig({ testTimeout: 120_000 }); // a test has several complete runs
 
 let folder: string;
 let model: string;

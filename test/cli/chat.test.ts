@@ -64,7 +64,7 @@ function pipe(lines: readonly string[], more: readonly string[] = []): ReturnTyp
 const shown = (texts: readonly string[]): string =>
   texts.map((text) => (text.endsWith('\n') ? text : `${text}\n`)).join('');
 
-describe('balora chat', { timeout: 60_000 }, () => {
+describe('balora chat', () => {
   it('answers the lines of a pipe in one conversation', async () => {
     const lines = ['What is the state of the Union?', '', 'And the navy?'];
     const { code, out, err } = await pipe(
@@ -145,7 +145,7 @@ describe('balora chat', { timeout: 60_000 }, () => {
   });
 });
 
-describe('an interrupt of balora chat', { timeout: 60_000 }, () => {
+describe('an interrupt of balora chat', () => {
   it('stops the answer, and one between answers the program', async () => {
     const stdin = new PassThrough();
     stdin.write('one\n');
@@ -207,7 +207,7 @@ describe('an interrupt of balora chat', { timeout: 60_000 }, () => {
   });
 });
 
-describe('on a terminal', { timeout: 60_000 }, () => {
+describe('on a terminal', () => {
   /** Runs the program on a terminal on which keys are pressed when it shows its prompt for the n-th time. */
   async function type(keys: readonly string[]): ReturnType<typeof balora> {
     const stdin = Object.assign(new PassThrough(), { isTTY: true, setRawMode: () => stdin });

@@ -8,8 +8,6 @@ import { balora } from '../support/run_cli.ts';
 import { formFile } from '../support/shown_rows.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
-vi.setConfig({ testTimeout: 120_000 }); // a test has several complete runs
-
 let folder: string;
 let model: string;
 beforeAll(async () => {

@@ -2,11 +2,9 @@
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, it, vi } from 'vitest';
+import { afterAll, beforeAll, expect, it } from 'vitest';
 import { balora } from '../support/run_cli.ts';
 import { tinySeq2SeqRows, writeTinySeq2Seq } from '../support/tiny_seq2seq.ts';
-
-vi.setConfig({ testTimeout: 120_000 }); // a test has several complete runs
 
 let folder: string;
 let model: string;

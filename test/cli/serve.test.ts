@@ -46,7 +46,7 @@ async function serving(
   return result;
 }
 
-describe('balora serve', { timeout: 60_000 }, () => {
+describe('balora serve', () => {
   it('serves the model and its adapters by their names', async () => {
     const tokenizer = await Tokenizer.fromPretrained(demoCheckpoint);
     const adapters = [

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { ExampleResult } from '../../lib/eval/types.ts';
 import { getNumThreads, setNumThreads } from '../../lib/runtime.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
@@ -11,7 +11,6 @@ import { balora } from '../support/run_cli.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kThreads = getNumThreads();
-vi.setConfig({ testTimeout: 120_000 }); // a test has several complete runs
 
 let folder: string;
 let model: string;

@@ -207,7 +207,7 @@ describe('Parquet', () => {
       await (rows as RowSource).close();
     }
     expect(damaged.length).toBeGreaterThan(2);
-  }, 60_000);
+  });
 
   it('that cannot be read, and whose columns are damaged, is an error of the file each time', async () => {
     const bytes = await readFile(path);

@@ -19,9 +19,7 @@ function instructionsOf(env: Record<string, string>): string {
   }).stdout;
 }
 
-it('products run on the best instructions of the processor, or on those that ONEDNN_MAX_CPU_ISA allows', {
-  timeout: 120_000,
-}, () => {
+it('products run on the best instructions of the processor, or on those that ONEDNN_MAX_CPU_ISA allows', () => {
   const { best, others } = cpuLevelsOf();
   if (best !== null) expect(instructionsOf({})).toBe(best);
   for (const { name, limit } of others) {

@@ -26,7 +26,7 @@ let missing: string | null;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'balora-llama-cpp-'));
   missing = await noLlamaCpp();
-}, 60_000);
+});
 afterAll(() => rm(folder, { recursive: true }));
 
 interface Exported {
@@ -86,9 +86,9 @@ describe('the demo model', () => {
     return { tuned, tokenizer: await Tokenizer.fromPretrained(demoCheckpoint) };
   };
 
-  it('merged, and as a base with the adapter beside it, has our logits and tokens', {
-    timeout: 120_000,
-  }, async ({ skip }) => {
+  it('merged, and as a base with the adapter beside it, has our logits and tokens', async ({
+    skip,
+  }) => {
     if (missing !== null) skip(missing);
     const tuned = await made(0.08);
     const base = await made(0);
@@ -108,9 +108,7 @@ describe('the demo model', () => {
     }
   });
 
-  it('in other types is read, and differs by their rounding', { timeout: 120_000 }, async ({
-    skip,
-  }) => {
+  it('in other types is read, and differs by their rounding', async ({ skip }) => {
     if (missing !== null) skip(missing);
     const tuned = await made(0.08);
     const ids = tuned.tokenizer.encode(kTexts[0] as string);
@@ -137,42 +135,36 @@ describe('a rotary embedding of type yarn', () => {
   it.for([
     ['with the default attention factor', {}],
     ['with one of its own', { attention_factor: 1.5 }],
-  ] as const)(
-    '%s has our logits in llama.cpp, and is read back',
-    {
-      timeout: 120_000,
-    },
-    async ([, own], { skip }) => {
-      const base = join(folder, `yarn-${Object.keys(own).length}`);
-      await cp(demoCheckpoint, base, { recursive: true });
-      const path = join(base, 'config.json');
-      const config = JSON.parse(await readFile(path, 'utf8'));
-      const scaling = {
-        rope_type: 'yarn',
-        factor: 8,
-        original_max_position_embeddings: 64,
-        ...own,
-      };
-      await writeFile(path, JSON.stringify({ ...config, rope_scaling: scaling }));
-      const tokenizer = await Tokenizer.fromPretrained(base);
-      const made = async (source: string) => {
-        const model = await AutoModelForCausalLM.fromPretrained(source);
-        return { tuned: await AdapterModel.create(model, { r: 2 }), tokenizer };
-      };
-      const yarn = await made(base);
-      const ids = tokenizer.encode(kText.repeat(6)).slice(0, 200);
-      const file = await write(yarn, 'gguf', 'f32');
-      const logits = await ownLogits(yarn, ids);
-      expect(divergence(logits, await ownLogits(await made(demoCheckpoint), ids))).toBeGreaterThan(
-        0.01,
-      );
-      expect(divergence(logits, await ownLogits(await made(file), ids))).toBeLessThan(1e-9);
-      if (missing !== null) skip(missing);
-      const llama = await openLlamaCpp(file);
-      expect(divergence(logits, await llama.logits(ids))).toBeLessThan(1e-7);
-      await llama.dispose();
-    },
-  );
+  ] as const)('%s has our logits in llama.cpp, and is read back', async ([, own], { skip }) => {
+    const base = join(folder, `yarn-${Object.keys(own).length}`);
+    await cp(demoCheckpoint, base, { recursive: true });
+    const path = join(base, 'config.json');
+    const config = JSON.parse(await readFile(path, 'utf8'));
+    const scaling = {
+      rope_type: 'yarn',
+      factor: 8,
+      original_max_position_embeddings: 64,
+      ...own,
+    };
+    await writeFile(path, JSON.stringify({ ...config, rope_scaling: scaling }));
+    const tokenizer = await Tokenizer.fromPretrained(base);
+    const made = async (source: string) => {
+      const model = await AutoModelForCausalLM.fromPretrained(source);
+      return { tuned: await AdapterModel.create(model, { r: 2 }), tokenizer };
+    };
+    const yarn = await made(base);
+    const ids = tokenizer.encode(kText.repeat(6)).slice(0, 200);
+    const file = await write(yarn, 'gguf', 'f32');
+    const logits = await ownLogits(yarn, ids);
+    expect(divergence(logits, await ownLogits(await made(demoCheckpoint), ids))).toBeGreaterThan(
+      0.01,
+    );
+    expect(divergence(logits, await ownLogits(await made(file), ids))).toBeLessThan(1e-9);
+    if (missing !== null) skip(missing);
+    const llama = await openLlamaCpp(file);
+    expect(divergence(logits, await llama.logits(ids))).toBeLessThan(1e-7);
+    await llama.dispose();
+  });
 });
 
 const kSmolLm = 'models/smollm2-135m-instruct-gguf';

@@ -208,7 +208,7 @@ func (w *textWriter) Write(p []byte) (int, error) {
 `;
 
 describe("Go's text/template", () => {
-  it('renders every format as it is rendered here', { timeout: 300_000 }, async ({ skip }) => {
+  it('renders every format as it is rendered here', async ({ skip }) => {
     if (spawnSync('go', ['version']).error !== undefined)
       skip('needs go (apt-get install golang-go)');
     const program = join(folder, 'main.go');

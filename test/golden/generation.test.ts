@@ -187,7 +187,7 @@ describeShared('SmolLM2 in f32', [kModel, kGolden], () => {
   beforeAll(async () => {
     model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel));
     tokenizer = await Tokenizer.fromPretrained(sharedPath(kModel));
-  }, 120_000);
+  });
   afterAll(() => model.dispose());
   const messages = chats.map((chat) => chat.messages);
   const finished = (
@@ -195,7 +195,7 @@ describeShared('SmolLM2 in f32', [kModel, kGolden], () => {
   ) =>
     results.map(({ text, tokens, finishReason }) => ({ text, ids: tokens, finish: finishReason }));
 
-  it('answers chats greedily', { timeout: 300_000 }, async () => {
+  it('answers chats greedily', async () => {
     const results = await generate(model, { tokenizer, messages, maxNewTokens: 64 }).result;
     expect(finished(results)).toEqual(
       chats.map(({ greedy: { text, ids, finish } }) => ({ text, ids, finish })),
@@ -205,7 +205,7 @@ describeShared('SmolLM2 in f32', [kModel, kGolden], () => {
     );
   });
 
-  it('answers chats with a repetition penalty', { timeout: 300_000 }, async () => {
+  it('answers chats with a repetition penalty', async () => {
     const results = await generate(model, {
       tokenizer,
       messages,
@@ -234,7 +234,7 @@ describeShared('SmolLM2 in f32', [kModel, kGolden], () => {
     }
   });
 
-  it('gives log-probabilities', { timeout: 120_000 }, async () => {
+  it('gives log-probabilities', async () => {
     const { prompt_ids: ids } = logprobs;
     const tokens = [];
     for await (const token of generate(model, {

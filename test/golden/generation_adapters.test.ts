@@ -13,7 +13,7 @@ const kGolden = 'golden/smollm2/generate.json';
 const kNewTokens = 12;
 
 describeShared('SmolLM2-135M with an adapter', [kModel, kGolden], () => {
-  it('generates what PEFT does', { timeout: 600_000 }, async () => {
+  it('generates what PEFT does', async () => {
     const golden = JSON.parse(readFileSync(sharedPath(kGolden), 'utf8')) as {
       adapter: string;
       prompts: { prompt_ids: number[]; adapter: { ids: number[] } }[];

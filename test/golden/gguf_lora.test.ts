@@ -80,7 +80,7 @@ describeShared("PEFT's adapters as GGUF", [kModel, kGolden], () => {
     folder = await mkdtemp(join(tmpdir(), 'balora-golden-gguf-lora-'));
     model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel));
     tokenizer = await Tokenizer.fromPretrained(sharedPath(kModel));
-  }, 600_000);
+  });
   afterAll(async () => {
     model.dispose();
     await rm(folder, { recursive: true });
@@ -124,13 +124,10 @@ describeShared("PEFT's adapters as GGUF", [kModel, kGolden], () => {
     own.close();
     golden.close();
     tuned.dispose();
-  }, 600_000);
+  });
 
   it.for(['lora_r4', 'pissa_2r'])(
     'have the logits and tokens of PEFT in llama.cpp: %s',
-    {
-      timeout: 600_000,
-    },
     async (name, { skip }) => {
       const missing = await noLlamaCpp();
       if (missing !== null) skip(missing);

@@ -132,7 +132,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
   beforeAll(async () => {
     model = await AutoModelForCausalLM.fromPretrained(sharedPath(kModel));
     tokenizer = await Tokenizer.fromPretrained(sharedPath(kModel));
-  }, 120_000);
+  });
   afterAll(() => model?.dispose());
 
   async function run(
@@ -157,7 +157,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
     ['mmlu', 'mmlu', 'mmlu.dev'],
     ['truthfulqa_mc1', 'truthfulqa', null],
     ['truthfulqa_mc2', 'truthfulqa', null],
-  ])('scores %s', { timeout: 300_000 }, async (name, data, shots) => {
+  ])('scores %s', async (name, data, shots) => {
     const golden = readGolden<Record<string, GoldenRun>>(`choice_${name}`);
     const task = choice(name);
     for (const numFewshot of shots === null ? [0] : [0, 2]) {
@@ -170,7 +170,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
     }
   });
 
-  it('scores CrowS-Pairs', { timeout: 300_000 }, async () => {
+  it('scores CrowS-Pairs', async () => {
     const { items, results } = readGolden<GoldenRun>('crows_pairs');
     const rows = items.map(({ row }) => row as number);
     const task = choice('crows_pairs');
@@ -178,7 +178,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
     expectRun(task, records, { items, results });
   });
 
-  it('has the same numbers where each answer is computed alone', { timeout: 300_000 }, async () => {
+  it('has the same numbers where each answer is computed alone', async () => {
     const task = choice('arc_easy');
     const file = `${kGolden}/data/arc_easy.jsonl`;
     const rows = [0, 1, 2, 3];
@@ -213,7 +213,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
     }
   });
 
-  it('scores GLUE as a language model', { timeout: 300_000 }, async () => {
+  it('scores GLUE as a language model', async () => {
     const golden = readGolden<Record<string, GoldenRun>>('glue');
     for (const name of ['sst2', 'cola']) {
       const { items } = golden[name] as GoldenRun;
@@ -237,7 +237,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
     }
   });
 
-  it('scores texts in windows', { timeout: 300_000 }, async () => {
+  it('scores texts in windows', async () => {
     const golden = readGolden<Record<string, GoldenWindows>>('rolling');
     const task = scoringTask('documents') as RollingTask;
     const items = await readItems(sharedPath(`${kGolden}/data/documents.jsonl`), task);
@@ -261,9 +261,7 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
     }
   });
 
-  it('generates the answers of GSM8K, and draws the same examples', {
-    timeout: 600_000,
-  }, async () => {
+  it('generates the answers of GSM8K, and draws the same examples', async () => {
     const { items, results } = readGolden<GoldenAnswers>('gsm8k');
     const task = scoringTask('gsm8k') as GenerationTask;
     const all = await readItems(sharedPath('data/gsm8k/test.jsonl'), task);

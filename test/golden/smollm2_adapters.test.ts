@@ -216,7 +216,7 @@ describeShared('adapters on SmolLM2 in bf16', () => {
     expect((await evaluate(fresh, [batch])).kl).toBe(0);
     fresh.dispose();
     model.dispose();
-  }, 120_000);
+  });
 });
 
 function regularizersOf({ options }: Case): RegularizerOptions {

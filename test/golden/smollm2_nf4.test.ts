@@ -169,12 +169,12 @@ describeShared('SmolLM2 in NF4', [`${kGolden}/expected.json`, kModel], () => {
     await saveSafetensors(join(theirs, 'model.safetensors'), tensors, metadata);
     for (const one of Object.values(tensors)) one.dispose();
     model.dispose();
-  }, 10 * kMinutes);
+  });
 
   const load = (path: string): Promise<CausalLM> =>
     AutoModelForCausalLM.fromPretrained(path, { baseFormat: 'nf4' });
 
-  it('has the losses of the blocks', { timeout: 10 * kMinutes }, async () => {
+  it('has the losses of the blocks', async () => {
     const [own, exact] = [await load(ours), await load(theirs)];
     const weights = new Map(exact.namedParameters());
     for (const [module, layer] of Object.entries(nf4.layers)) {

@@ -28,7 +28,7 @@ describeShared('PiSSA on SmolLM2', () => {
   beforeAll(async () => {
     const path = sharedPath('models/smollm2-135m-instruct-gguf');
     model = await AutoModelForCausalLM.fromPretrained(path, { dtype: 'f32' });
-  }, 60_000);
+  });
   afterAll(() => model.dispose());
 
   it.each([

@@ -47,7 +47,7 @@ describeShared('SmolLM2-135M tuned on GSM8K', [kModel, kData], () => {
       ...['--output', adapter],
     ]);
     expect(code, err).toBe(0);
-  }, 600_000);
+  });
 
   it('answers in each way with the same tokens', { timeout: 900_000 }, async () => {
     using base = await AutoModelForCausalLM.fromPretrained(model, { dtype: 'f32' });

@@ -9,6 +9,7 @@ import { FormatError } from '../../lib/errors.ts';
 import { isRunning } from '../../lib/io/files.ts';
 import { SideProcess } from '../../lib/io/side_process.ts';
 import { runProgram } from '../support/child.ts';
+import { kHangLimitMs } from '../support/limits.ts';
 
 interface Echo {
   setup: unknown;
@@ -106,7 +107,10 @@ describe('a side process', () => {
     () => {
       const program = 'test/io/programs/side_without_files.mjs';
       const shell = ['-c', 'ulimit -n 120 && exec "$0" "$1"', process.execPath, program];
-      const { stdout, stderr } = spawnSync('sh', shell, { encoding: 'utf8', timeout: 60_000 });
+      const { stdout, stderr } = spawnSync('sh', shell, {
+        encoding: 'utf8',
+        timeout: kHangLimitMs / 2,
+      });
       expect(stderr).toBe('');
       const failed = 'ERR_NATIVE: a process for reading data cannot be started';
       expect(stdout.split('\n')).toEqual([

@@ -13,6 +13,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { runProgram } from '../support/child.ts';
+import { kHangLimitMs } from '../support/limits.ts';
 
 const kMiB = 2 ** 20;
 const kBudget = 300 * kMiB;
@@ -22,7 +23,7 @@ const kShape = {
   ...{ vocab_size: 1024, hidden_size: 1024, intermediate_size: 2816, num_hidden_layers: 44 },
   ...{ num_attention_heads: 16, num_key_value_heads: 4, max_position_embeddings: 256 },
 };
-const kLimits = { hangMs: 300_000, limitMs: 500_000 };
+const kLimits = { hangMs: 300_000 };
 
 interface Report {
   losses: number[];
@@ -77,7 +78,7 @@ describe.runIf(isLinux)('a base three times the budget', () => {
     expect(made, made.stderr).toMatchObject({ code: 0 });
     expect(statSync(join(folder, 'model.safetensors')).size).toBeGreaterThan(3 * kBudget);
     inMemory = await run({ budget: null });
-  }, kLimits.limitMs);
+  });
 
   it(
     'is trained and generates as in memory, in two processes at a time',
@@ -92,7 +93,7 @@ describe.runIf(isLinux)('a base three times the budget', () => {
       }
       expect(inMemory.peak).toBeGreaterThan(2 * kBudget);
     },
-    2 * kLimits.limitMs,
+    2 * kHangLimitMs,
   );
 
   it.skipIf(group === null)(
@@ -102,6 +103,5 @@ describe.runIf(isLinux)('a base three times the budget', () => {
       expect(computed(report)).toEqual(computed(inMemory));
       expect(report.peak).toBeLessThanOrEqual(kBudget);
     },
-    kLimits.limitMs,
   );
 });

@@ -10,7 +10,6 @@ import { runProgram } from '../support/child.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMain = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
-const kLimitMs = 120_000;
 
 let folder: string;
 let model: string;
@@ -36,14 +35,14 @@ function piped(args: string[], pipe: string): { status: number | null; out: stri
   return { status, out: stdout, err: stderr };
 }
 
-it('continues the training and saves when its output pipe is closed', { timeout: kLimitMs }, () => {
+it('continues the training and saves when its output pipe is closed', () => {
   const { status, out } = piped(train('piped', 30), '2>&1 | head -n 2');
   expect(out.split('\n')).toHaveLength(3);
   expect(status).toBe(0);
   expect(existsSync(join(folder, 'piped', 'adapter_model.safetensors'))).toBe(true);
 });
 
-it('prints no stack trace when the pipe of its result is closed', { timeout: kLimitMs }, () => {
+it('prints no stack trace when the pipe of its result is closed', () => {
   const { status, err } = piped(
     ['evaluate', '--model', model, '--data', data, '--prompt-template', 'none', '--json'],
     '| true',
@@ -52,7 +51,7 @@ it('prints no stack trace when the pipe of its result is closed', { timeout: kLi
   expect(status).toBe(0);
 });
 
-it('keeps a checkpoint when the terminal hangs up', { timeout: kLimitMs }, async () => {
+it('keeps a checkpoint when the terminal hangs up', async () => {
   const child = spawn(process.execPath, [kMain, ...train('hung', 100_000)], {
     stdio: ['ignore', 'ignore', 'pipe'],
   });
@@ -69,9 +68,7 @@ it('keeps a checkpoint when the terminal hangs up', { timeout: kLimitMs }, async
   ]);
 });
 
-it('resolves BALORA_BINARY relative to the current folder', {
-  timeout: kLimitMs,
-}, async () => {
+it('resolves BALORA_BINARY relative to the current folder', async () => {
   const env = { BALORA_BINARY: 'build/release/balora.node' };
   expect(await runProgram(kMain, { args: ['--version'], env })).toMatchObject({
     code: 0,
@@ -79,7 +76,7 @@ it('resolves BALORA_BINARY relative to the current folder', {
   });
 });
 
-it('names the supported platforms where no binary loads', { timeout: kLimitMs }, async () => {
+it('names the supported platforms where no binary loads', async () => {
   const env = { BALORA_BINARY: join(folder, 'none.node') };
   const { code, stdout, stderr } = await runProgram(kMain, { args: ['--help'], env });
   expect(stderr).toMatch(/^error: balora has no usable native binary for /);
@@ -90,9 +87,7 @@ it('names the supported platforms where no binary loads', { timeout: kLimitMs },
   expect([code, stdout]).toEqual([1, '']);
 });
 
-it('refuses products in int8 by name where the processor has no instructions for them', {
-  timeout: kLimitMs,
-}, async () => {
+it('refuses products in int8 by name where the processor has no instructions for them', async () => {
   const args = [...train('without-vnni', 1), '--compute', 'dx'];
   const env = { ONEDNN_MAX_CPU_ISA: 'AVX2' };
   expect(await runProgram(kMain, { args, env })).toMatchObject({

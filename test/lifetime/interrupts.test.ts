@@ -12,7 +12,6 @@ import { timeless } from '../support/run_numbers.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMain = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
-const kLimitMs = 240_000;
 
 let folder: string;
 beforeAll(async () => {
@@ -73,7 +72,7 @@ const metrics = (output: string) =>
 const adapter = (output: string) =>
   readFileSync(join(folder, output, 'adapter_model.safetensors'), 'base64');
 
-it('stops while data is read, without having written anything', { timeout: kLimitMs }, async () => {
+it('stops while data is read, without having written anything', async () => {
   const args = train('early').map((arg) => arg.replace('data.jsonl', 'many.jsonl'));
   const { code, err } = await balora(args, { signal: 'SIGTERM', when: /rows read/ });
   expect(err).toMatch(/^stopping before the first step \(interrupt again to quit at once\)$/m);
@@ -112,7 +111,6 @@ let straight: Promise<Ending> | undefined;
 
 it.each(kMoments)(
   'stops during $moment, and resumes bit for bit',
-  { timeout: kLimitMs },
   async ({ moment, signal, code, when, step }) => {
     straight ??= balora(train('straight'));
     expect((await straight).code).toBe(0);

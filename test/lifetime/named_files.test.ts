@@ -60,7 +60,7 @@ describe('a file of any kind', () => {
     ['a pipe', 'pipe'],
     ['a device', '/dev/zero'],
     ['a socket or a terminal', '/dev/tty'],
-  ])('that is %s is refused by name', { timeout: 120_000 }, async (_, bad) => {
+  ])('that is %s is refused by name', async (_, bad) => {
     const path = bad.startsWith('/') ? bad : at(bad);
     const own = mkdtempSync(at('own-'));
     for (const name of ['model', 'adapter']) {
@@ -127,7 +127,7 @@ describe('the command line', () => {
     expect(stderr).toMatch(/\/dev\/fd\/\d+: is a pipe, not a regular file/);
   });
 
-  it('ends at a signal while it encodes a row of megabytes', { timeout: 60_000 }, async () => {
+  it('ends at a signal while it encodes a row of megabytes', async () => {
     const long = at('long.jsonl');
     writeFileSync(long, `{"prompt": "a", "response": "${'ab'.repeat(6 * 2 ** 20)}"}\n`);
     const child = spawn(process.execPath, [kMain, ...evaluate(at('model'), long)], {
@@ -166,7 +166,7 @@ describe('a file that may not be read', () => {
   const asNobody = (args: string[]): Promise<ChildResult> =>
     runProgram(isRoot ? program : kMain, { args, hangMs: 20_000 });
 
-  it('is named with the reason, whatever it is', { timeout: 120_000 }, async () => {
+  it('is named with the reason, whatever it is', async () => {
     const denied = /permission denied|Permission denied/;
     for (const name of ['config.json', 'model.safetensors', 'tokenizer.json']) {
       const model = at(`closed-${name}`);
@@ -208,7 +208,6 @@ const compiler = ['cc', 'gcc', 'clang'].find((name) => spawnSync(name, ['--versi
 describe('a disk that fails', () => {
   it.skipIf(process.platform !== 'linux' || compiler === undefined)(
     'while a file is read is an error of the file (needs a C compiler)',
-    { timeout: 120_000 },
     async () => {
       const library = at('faulty_disk.so');
       const source = 'test/support/faulty_disk.c';

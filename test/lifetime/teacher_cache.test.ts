@@ -18,7 +18,6 @@ import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 
 const kMain = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const kSignals = new URL('programs/signal_at_size.mjs', import.meta.url).href;
-const kLimitMs = 120_000;
 const kRows = 60;
 /** Bytes of the file's head, of a record's and of a row of it: 16 numbers in f32 and the entropy. */
 const [kHead, kRecordHead, kRowBytes] = [512, 28, 4 * 16 + 8];
@@ -93,9 +92,7 @@ function endOf(bytes: Buffer): number {
 const adapter = (output: string): Buffer =>
   readFileSync(join(at(output), 'adapter_model.safetensors'));
 
-it('is continued after a SIGKILL, and read beside the process that appends', {
-  timeout: kLimitMs,
-}, async () => {
+it('is continued after a SIGKILL, and read beside the process that appends', async () => {
   const cache = at('teacher.cache');
   const shared = ['--teacher-cache', cache];
   const own = await train('own', ['--cache-teacher']).ended;
@@ -136,7 +133,6 @@ const compiler = ['cc', 'gcc', 'clang'].find((name) => spawnSync(name, ['--versi
 
 it.skipIf(process.platform !== 'linux' || compiler === undefined)(
   'is continued after the disk was full, where the run ends by name with its last step (needs a C compiler)',
-  { timeout: kLimitMs },
   async () => {
     const library = at('faulty_disk.so');
     const source = 'test/support/faulty_disk.c';

@@ -5,7 +5,6 @@ import { runProgram } from '../support/child.ts';
 
 const kMoments = process.env.BALORA_MOMENTS ?? '1-80';
 const kInOneProcess = 40;
-const kLimitMs = 300_000;
 
 function ranges(moments: string): { first: number; last: number }[] {
   const [from, to = from] = moments.split('-').map(Number) as [number, number?];
@@ -16,26 +15,21 @@ function ranges(moments: string): { first: number; last: number }[] {
   });
 }
 
-it.each(ranges(kMoments))(
-  'moments $first to $last',
-  { timeout: kLimitMs },
-  async ({ first, last }) => {
-    const result = await runProgram('test/lifetime/programs/worker_endings.mjs', {
-      args: [`${first}`, `${last}`],
-      limitMs: kLimitMs,
-      hangMs: 60_000,
-    });
-    const { code, signal, stopped, stderr } = result;
-    const lines = result.stdout.trimEnd().split('\n');
-    // Where the process died, these lines show what the last workers were doing.
-    const dying = code === 0 ? [] : lines.slice(-8);
-    expect({ code, signal, stopped, stderr, dying }).toEqual({
-      ...{ code: 0, signal: null, stopped: null, stderr: '', dying: [] },
-    });
-    const count = last - first + 1;
-    expect(lines.at(-1)).toMatch(new RegExp(`^${count} of ${count} survived`));
-  },
-);
+it.each(ranges(kMoments))('moments $first to $last', async ({ first, last }) => {
+  const result = await runProgram('test/lifetime/programs/worker_endings.mjs', {
+    args: [`${first}`, `${last}`],
+    hangMs: 60_000,
+  });
+  const { code, signal, stopped, stderr } = result;
+  const lines = result.stdout.trimEnd().split('\n');
+  // Where the process died, these lines show what the last workers were doing.
+  const dying = code === 0 ? [] : lines.slice(-8);
+  expect({ code, signal, stopped, stderr, dying }).toEqual({
+    ...{ code: 0, signal: null, stopped: null, stderr: '', dying: [] },
+  });
+  const count = last - first + 1;
+  expect(lines.at(-1)).toMatch(new RegExp(`^${count} of ${count} survived`));
+});
 
 interface Held {
   spaceMiB: number;
@@ -45,11 +39,8 @@ interface Held {
 
 it.runIf(process.platform === 'linux')(
   'a terminated worker leaves no memory and no threads behind',
-  { timeout: kLimitMs },
   async () => {
-    const result = await runProgram('test/lifetime/programs/worker_memory.mjs', {
-      limitMs: kLimitMs,
-    });
+    const result = await runProgram('test/lifetime/programs/worker_memory.mjs', {});
     expect(result).toMatchObject({ code: 0, signal: null, stopped: null, stderr: '' });
     const samples = JSON.parse(result.stdout) as { during: Held; after: Held }[];
     // The C library's arenas and V8 reach their final size with the second worker.

@@ -258,7 +258,7 @@ describe.each(kFloatTypes)('in %s, views give what copies of them give', (dtype)
     return [...result, ...leaves.map((leaf) => leaf.grad as Tensor)];
   }
 
-  it.each(Object.entries(kCalls))('%s', { timeout: 240_000 }, (name, calls) => {
+  it.each(Object.entries(kCalls))('%s', (name, calls) => {
     // An emulated device takes its time.
     for (const call of kTestDevice === 'cpu' ? calls : calls.slice(0, 2)) {
       eachPair((a, b) => {

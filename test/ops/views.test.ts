@@ -100,7 +100,7 @@ describe.each(kFloatTypes)('views in %s', (dtype) => {
         }
       });
     }
-  }, 120_000);
+  });
 
   it('attention', () => {
     for (const [rows, heads, size] of [
@@ -149,7 +149,7 @@ describe.each(kFloatTypes)('views in %s', (dtype) => {
         );
       });
     }
-  }, 120_000);
+  });
 
   it('the head, with its gradients', () => {
     for (const [rows, channels, vocabulary] of [
@@ -184,5 +184,5 @@ describe.each(kFloatTypes)('views in %s', (dtype) => {
         }
       });
     }
-  }, 120_000);
+  });
 });

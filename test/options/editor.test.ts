@@ -2,13 +2,11 @@
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import ts from 'typescript';
-import { beforeAll, describe, expect, it, vi } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { loraOptions } from '../../lib/adapters/lora_options.ts';
 import { generationOptions } from '../../lib/generate/options.ts';
 import { REGULARIZER_OPTIONS } from '../../lib/train/regularizers.ts';
 import { trainerOptions } from '../../lib/train/schema.ts';
-
-vi.setConfig({ testTimeout: 300_000, hookTimeout: 300_000 });
 
 const kRoot = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
 

@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
 import { kFakePlugin, kNoFake } from '../support/fake_device.ts';
+import { kHangLimitMs } from '../support/limits.ts';
 import { writePageFolder, writePageModels } from '../support/page_folder.ts';
 import {
   addedFile,
@@ -87,7 +88,7 @@ beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'balora-blocks-'));
   models = join(folder, 'models');
   await writePageModels(models);
-}, 60_000);
+});
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 /** The folder for the programs or for the commands of a page; they are separate, since both may write the same files. */
@@ -111,7 +112,12 @@ function environment(cwd: string): NodeJS.ProcessEnv {
 
 /** Runs a command. @throws Error with its output where it fails */
 function run(command: string, args: string[], cwd: string): void {
-  const options = { cwd, env: environment(cwd), encoding: 'utf8', timeout: 120_000 } as const;
+  const options = {
+    cwd,
+    env: environment(cwd),
+    encoding: 'utf8',
+    timeout: kHangLimitMs / 2,
+  } as const;
   const { status, signal, stdout, stderr } = spawnSync(command, args, options);
   if (status === 0) return;
   throw new Error(`${[command, ...args].join(' ')}: ${status ?? signal}\n${stdout}${stderr}`);
@@ -155,7 +161,7 @@ async function startServer(command: string, cwd: string): Promise<PageServer> {
 describe('programs', () => {
   const pages = kPages.filter((page) => kBlocks.some((b) => b.page === page && isProgram(b)));
 
-  it.for(pages)('of %s run', { timeout: 150_000 }, async (page, { skip }) => {
+  it.for(pages)('of %s run', async (page, { skip }) => {
     const programs = programsOf(page).filter(({ text }) => !isForServer(text));
     if (kNoFake !== null && programs.some(({ text }) => text.includes("'cuda'"))) skip(kNoFake);
     const cwd = await folderOf(page, 'programs');

@@ -56,7 +56,7 @@ beforeAll(() => {
   writeFileSync(join(folder, 'package.json'), '{ "name": "empty", "private": true }');
   const flags = ['--ignore-scripts', '--prefer-offline', '--no-audit', '--no-fund'];
   run('npm', ['install', ...flags, join(folder, packed.filename)], folder);
-}, 300_000);
+});
 
 afterAll(() => {
   if (folder) rmSync(folder, { recursive: true, force: true });
@@ -110,7 +110,7 @@ describe('the packed tarball', () => {
       expect(losses.at(-1)).toBeLessThan(losses[0] as number);
       expect(existsSync(join(folder, 'adapter', 'adapter_model.safetensors'))).toBe(true);
     }
-  }, 120_000);
+  });
 
   it('loads the binary and the libraries from the package', () => {
     const source = `import 'balora';
@@ -133,7 +133,7 @@ describe('the packed tarball', () => {
       : /^ERR_UNSUPPORTED device "cuda": its plug-in \S*\/balora_cuda\.so is not there /;
     if (said !== 'works 0') expect(said).toMatch(refusal);
     if (!files.includes(place)) expect(said).toContain(`node_modules/balora/${place}`);
-  }, 120_000);
+  });
 
   it.skipIf(!kRequiresEsm)('can be required from CommonJS (needs a Node that requires ESM)', () => {
     const source = "console.log(typeof require('balora').tensor);";
@@ -146,7 +146,7 @@ describe('the packed tarball', () => {
     const flags = ['--noEmit', '--strict', '--module', 'nodenext', '--target', 'es2022'];
     const tsc = join(kRoot, 'node_modules', 'typescript', 'bin', 'tsc');
     run(process.execPath, [tsc, ...flags, ...types, 'example.mts'], folder);
-  }, 120_000);
+  });
 
   it('has an executable that starts', () => {
     const bin = join(folder, 'node_modules', 'balora', 'dist', 'cli', 'main.js');

@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { eventually } from '../support/eventually.ts';
 
 interface Module {
   withLock<T>(path: string, work: () => T | Promise<T>, options?: { pollMs?: number }): Promise<T>;
@@ -48,11 +49,11 @@ it('lets one process in at a time, and leaves no files behind', async () => {
   await Promise.all([holder(50), holder(50), holder(50), holder(50)].map(ended));
   expect(log()).toEqual(['in', 'out', 'in', 'out', 'in', 'out', 'in', 'out']);
   expect(readdirSync(folder)).toEqual(['log']);
-}, 60_000);
+});
 
 it('prints once which process it waits for', async () => {
   const child = holder(3000); // long enough to wait even on a busy machine
-  await vi.waitFor(() => expect(log()).toEqual(['in']), { timeout: 20_000 });
+  await eventually(() => expect(log()).toEqual(['in']));
   const write = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
   await withLock(join(folder, 'lock'), () => undefined, { pollMs: 20 });
   const said = write.mock.calls.map(([text]) => String(text));
@@ -60,11 +61,11 @@ it('prints once which process it waits for', async () => {
     `Another set-up (process ${child.pid}) works in this folder: waiting for it.\n`,
   ]);
   expect(log()).toEqual(['in', 'out']);
-}, 60_000);
+});
 
 it('takes the lock of a process that was killed, also where another one has its number', async () => {
   const child = holder(60_000);
-  await vi.waitFor(() => expect(log()).toEqual(['in']), { timeout: 20_000 });
+  await eventually(() => expect(log()).toEqual(['in']));
   child.kill('SIGKILL');
   await ended(child);
   const path = join(folder, 'lock');
@@ -75,7 +76,7 @@ it('takes the lock of a process that was killed, also where another one has its 
   writeFileSync(path, ''); // a full disk left the file empty
   expect(await withLock(path, () => 'ours')).toBe('ours');
   expect(readdirSync(folder)).toEqual(['log']);
-}, 60_000);
+});
 
 it('releases the lock where the work fails', async () => {
   const path = join(folder, 'lock');

@@ -53,7 +53,7 @@ async function expected(options: object): Promise<GeneratedText> {
   return result as GeneratedText;
 }
 
-describe('the official client', { timeout: 60_000 }, () => {
+describe('the official client', () => {
   it('lists the models', async () => {
     const list = await client.models.list();
     expect(list.data.map(({ id }) => id)).toEqual(['base', 'first', 'second']);

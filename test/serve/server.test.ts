@@ -1,6 +1,6 @@
 // The server over HTTP, with a script in the place of a model: answers, errors, limits, clients that leave or never read, and its end.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterEach, describe, expect, it, vi } from 'vitest';
+import { afterEach, describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../lib/errors.ts';
 import { openServer, type RequestLine } from '../../lib/serve/server.ts';
 import {
@@ -13,6 +13,7 @@ import {
   scriptedServer,
   send,
 } from '../support/api_server.ts';
+import { eventually } from '../support/eventually.ts';
 import { oneHot, type Script } from '../support/scripted_session.ts';
 
 let opened: Scripted[] = [];
@@ -246,7 +247,7 @@ describe('a request is refused', () => {
     const { server } = await start(endless(gate), { maxConcurrent: 1, maxWaiting: 1 });
     const body = chatBody({ max_tokens: 2 });
     const running = [send(server, kChat, { body }), send(server, kChat, { body })];
-    await vi.waitFor(async () => {
+    await eventually(async () => {
       const refused = await send(server, kChat, { body });
       expect(refused).toMatchObject({ status: 429, json: { error: { code: 'server_busy' } } });
       expect(Number(refused.headers['retry-after'])).toBeGreaterThan(0);
@@ -370,10 +371,10 @@ describe('a client that', () => {
       socket.write(
         `POST ${kChat} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
       );
-      await vi.waitFor(() => expect(sessions.at(-1)?.steps).toBeGreaterThan(3));
+      await eventually(() => expect(sessions.at(-1)?.steps).toBeGreaterThan(3));
       const session = sessions.at(-1);
       socket.destroy();
-      await vi.waitFor(() => expect(session?.isDisposed).toBe(true));
+      await eventually(() => expect(session?.isDisposed).toBe(true));
       sessions.length = 0;
     }
     expect(await send(server, kChat, { body: chatBody({ max_tokens: 1 }) })).toMatchObject({
@@ -386,13 +387,13 @@ describe('a client that', () => {
     const { server, sessions } = await start(endless(gate), { maxConcurrent: 1, maxWaiting: 1 });
     const body = chatBody({ max_tokens: 1 });
     const first = send(server, kChat, { body });
-    await vi.waitFor(() => expect(sessions).toHaveLength(1));
+    await eventually(() => expect(sessions).toHaveLength(1));
     const socket = await openSocket(server);
     const text = JSON.stringify(body);
     socket.write(
       `POST ${kChat} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${text.length}\r\n\r\n${text}`,
     );
-    await vi.waitFor(async () => expect((await send(server, kChat, { body })).status).toBe(429));
+    await eventually(async () => expect((await send(server, kChat, { body })).status).toBe(429));
     socket.destroy();
     const third = send(server, kChat, { body });
     await sleep(50);
@@ -420,17 +421,17 @@ describe('a client that', () => {
     socket.write(
       `POST ${kChat} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
     );
-    await vi.waitFor(() => expect(sessions).toHaveLength(1));
+    await eventually(() => expect(sessions).toHaveLength(1));
     // The next request waits for the generation alone, not for the reader.
     const next = await send(server, kChat, { body: chatBody({ max_tokens: 2 }) });
     expect(next.status).toBe(200);
     expect(sessions[0]?.isDisposed).toBe(true);
-    await vi.waitFor(() => expect(lines).toHaveLength(2), { timeout: 10_000 });
+    await eventually(() => expect(lines).toHaveLength(2));
     expect(lines.filter(({ status }) => status === null)).toMatchObject([{ answer: null }]);
     socket.resume();
     await closed;
     expect((await send(server, '/health')).status).toBe(200);
-  }, 60_000);
+  });
 });
 
 describe('a server', () => {
@@ -457,7 +458,7 @@ describe('a server', () => {
     const { gate, open } = makeGate();
     const { server, sessions } = await start(endless(gate));
     const running = send(server, kChat, { body: chatBody({ max_tokens: 3, stream: true }) });
-    await vi.waitFor(() => expect(sessions).toHaveLength(1));
+    await eventually(() => expect(sessions).toHaveLength(1));
     const closed = server.close();
     await expect(send(server, '/health')).rejects.toThrow();
     open();
@@ -471,7 +472,7 @@ describe('a server', () => {
     const body = chatBody({ max_tokens: 100_000 });
     const whole = send(server, kChat, { body });
     const stream = send(server, kChat, { body: { ...body, stream: true } });
-    await vi.waitFor(() => expect(sessions).toHaveLength(2));
+    await eventually(() => expect(sessions).toHaveLength(2));
     await server.close();
     expect(await whole).toMatchObject({ status: 503, json: { error: { code: 'stopping' } } });
     expect(eventsOf((await stream).text).at(-1)).toMatchObject({ error: { code: 'stopping' } });

@@ -15,8 +15,6 @@ import { describeShared, sharedPath } from '../support/shared.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { writeTinyClassifier } from '../support/tiny_classifier.ts';
 
-const kTimeout = 300_000;
-
 let folder = '';
 const at = (...names: string[]): string => join(folder, ...names);
 const linesOf = (path: string) =>
@@ -27,7 +25,7 @@ const linesOf = (path: string) =>
 
 async function script(program: string, ...args: string[]): Promise<string> {
   const result = await runProgram(`studies/${program}`, {
-    ...{ args, hangMs: 60_000, limitMs: kTimeout - 10_000 },
+    ...{ args, hangMs: 60_000 },
   });
   expect(result, result.stderr).toMatchObject({ code: 0, stopped: null });
   return result.stdout;
@@ -60,55 +58,47 @@ describe('the inheritance study', () => {
     await writeFile(at('data', 'sst2', 'dev.tsv'), sentences(30).join('\n'));
   });
 
-  it(
-    'logs one run of each arm under each condition',
-    async () => {
-      await study(...sized('unfair'));
-      const runs = linesOf(at('unfair', 'runs.jsonl'));
-      expect(runs.map(({ condition, arm }) => `${condition} ${arm}`)).toEqual([
-        ...['clean lora', 'clean balora', 'imbalanced20 lora', 'imbalanced20 balora'],
-      ]);
-      for (const { seed, settings, accuracy, recallPerClass, evalLoss, last, arm } of runs) {
-        expect(seed).toBe(3);
-        expect(settings).toMatchObject({ trainRows: 30, evalRows: 10, learningRate: 5e-4 });
-        // Half of the held-out rows are of each class.
-        expect(accuracy).toBeCloseTo((recallPerClass[0] + recallPerClass[1]) / 2, 12);
-        expect(evalLoss).toBeGreaterThan(0);
-        expect(last.consistency === null).toBe(arm === 'lora');
-      }
-      expect(await study(...sized('unfair'))).toBe(''); // all runs are in the log
-      expect(linesOf(at('unfair', 'runs.jsonl'))).toEqual(runs);
-    },
-    kTimeout,
-  );
+  it('logs one run of each arm under each condition', async () => {
+    await study(...sized('unfair'));
+    const runs = linesOf(at('unfair', 'runs.jsonl'));
+    expect(runs.map(({ condition, arm }) => `${condition} ${arm}`)).toEqual([
+      ...['clean lora', 'clean balora', 'imbalanced20 lora', 'imbalanced20 balora'],
+    ]);
+    for (const { seed, settings, accuracy, recallPerClass, evalLoss, last, arm } of runs) {
+      expect(seed).toBe(3);
+      expect(settings).toMatchObject({ trainRows: 30, evalRows: 10, learningRate: 5e-4 });
+      // Half of the held-out rows are of each class.
+      expect(accuracy).toBeCloseTo((recallPerClass[0] + recallPerClass[1]) / 2, 12);
+      expect(evalLoss).toBeGreaterThan(0);
+      expect(last.consistency === null).toBe(arm === 'lora');
+    }
+    expect(await study(...sized('unfair'))).toBe(''); // all runs are in the log
+    expect(linesOf(at('unfair', 'runs.jsonl'))).toEqual(runs);
+  });
 
-  it(
-    'reports means and charts from the log',
-    async () => {
-      const log = at('report', 'runs.jsonl');
-      const run = {
-        ...{ condition: 'noise20', arm: 'lora', settings: { trainRows: 30 } },
-        ...{ matthews: 0.5, recallPerClass: [0.25, 0.75], evalLoss: 0.7 },
-      };
-      const runs = [0.5, 0.75].map((accuracy, seed) => ({ ...run, seed, accuracy }));
-      await mkdir(at('report'));
-      await writeFile(log, runs.map((one) => JSON.stringify(one)).join('\n'));
-      const report = ['inheritance/report.mjs', '--output', at('report')] as const;
-      const text = await script(...report);
-      expect(text).toContain('| LoRA | 2 | 0.625 ± 0.177 | 0.250 ± 0.000 | 0.750 ± 0.000 |');
-      expect(readFileSync(at('report', 'report.md'), 'utf8')).toBe(text.replace(/\n$/, ''));
-      const svg = readFileSync(at('report', 'noise20.svg'), 'utf8');
-      expect(svg).toContain('>0.625 ± 0.177, 2 seeds<');
-      expect(existsSync(at('report', 'clean.svg'))).toBe(false);
-      // Runs with different settings are not averaged.
-      const mixed = [...runs, { ...run, seed: 3, accuracy: 1, settings: { trainRows: 60 } }];
-      await writeFile(log, mixed.map((one) => JSON.stringify(one)).join('\n'));
-      const refused = await runProgram(`studies/${report[0]}`, { args: report.slice(1) });
-      expect(refused.code).toBe(1);
-      expect(refused.stderr).toContain('different settings');
-    },
-    kTimeout,
-  );
+  it('reports means and charts from the log', async () => {
+    const log = at('report', 'runs.jsonl');
+    const run = {
+      ...{ condition: 'noise20', arm: 'lora', settings: { trainRows: 30 } },
+      ...{ matthews: 0.5, recallPerClass: [0.25, 0.75], evalLoss: 0.7 },
+    };
+    const runs = [0.5, 0.75].map((accuracy, seed) => ({ ...run, seed, accuracy }));
+    await mkdir(at('report'));
+    await writeFile(log, runs.map((one) => JSON.stringify(one)).join('\n'));
+    const report = ['inheritance/report.mjs', '--output', at('report')] as const;
+    const text = await script(...report);
+    expect(text).toContain('| LoRA | 2 | 0.625 ± 0.177 | 0.250 ± 0.000 | 0.750 ± 0.000 |');
+    expect(readFileSync(at('report', 'report.md'), 'utf8')).toBe(text.replace(/\n$/, ''));
+    const svg = readFileSync(at('report', 'noise20.svg'), 'utf8');
+    expect(svg).toContain('>0.625 ± 0.177, 2 seeds<');
+    expect(existsSync(at('report', 'clean.svg'))).toBe(false);
+    // Runs with different settings are not averaged.
+    const mixed = [...runs, { ...run, seed: 3, accuracy: 1, settings: { trainRows: 60 } }];
+    await writeFile(log, mixed.map((one) => JSON.stringify(one)).join('\n'));
+    const refused = await runProgram(`studies/${report[0]}`, { args: report.slice(1) });
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toContain('different settings');
+  });
 
   it('makes the training rows unfair as its conditions define, and keeps the held-out rows', async () => {
     const path = fileURLToPath(
@@ -188,63 +178,55 @@ describe('CrowS-Pairs', () => {
     return found;
   }
 
-  it(
-    'has the score of the plain logits',
-    async () => {
-      const differences = (await logLikelihoods()).map(([a = 0, b = 0]) => a - b);
-      const share = (chosen: readonly number[]): number =>
-        (100 * chosen.filter((d) => d > 0).length) / chosen.length;
-      const where = (kept: (pair: (typeof kPairs)[number]) => boolean): number[] =>
-        differences.filter((_, i) => kept(kPairs[i] as (typeof kPairs)[number]));
-      await measure();
-      const [result] = linesOf(at('crows', 'scores.jsonl'));
-      expect(result).toMatchObject({
-        ...{ method: 'none', pairs: 4, all: share(differences) },
-        stereo: share(where(([, , kind]) => kind === 'stereo')),
-        antistereo: share(where(([, , kind]) => kind === 'antistereo')),
-        byType: {
-          age: share(where(([, , , type]) => type === 'age')),
-          gender: share(where(([, , , type]) => type === 'gender')),
-        },
-      });
-      expect(new Set(differences.map((d) => d > 0)).size).toBe(2); // the score is neither 0 nor 100 %
-      const mean = differences.reduce((sum, d) => sum + Math.abs(d), 0) / differences.length;
-      expect(result.meanDifference).toBeCloseTo(mean, 4);
-    },
-    kTimeout,
-  );
+  it('has the score of the plain logits', async () => {
+    const differences = (await logLikelihoods()).map(([a = 0, b = 0]) => a - b);
+    const share = (chosen: readonly number[]): number =>
+      (100 * chosen.filter((d) => d > 0).length) / chosen.length;
+    const where = (kept: (pair: (typeof kPairs)[number]) => boolean): number[] =>
+      differences.filter((_, i) => kept(kPairs[i] as (typeof kPairs)[number]));
+    await measure();
+    const [result] = linesOf(at('crows', 'scores.jsonl'));
+    expect(result).toMatchObject({
+      ...{ method: 'none', pairs: 4, all: share(differences) },
+      stereo: share(where(([, , kind]) => kind === 'stereo')),
+      antistereo: share(where(([, , kind]) => kind === 'antistereo')),
+      byType: {
+        age: share(where(([, , , type]) => type === 'age')),
+        gender: share(where(([, , , type]) => type === 'gender')),
+      },
+    });
+    expect(new Set(differences.map((d) => d > 0)).size).toBe(2); // the score is neither 0 nor 100 %
+    const mean = differences.reduce((sum, d) => sum + Math.abs(d), 0) / differences.length;
+    expect(result.meanDifference).toBeCloseTo(mean, 4);
+  });
 
-  it(
-    'measures a tuned model once, and makes a table and a chart of the log',
-    async () => {
-      const rows = Array.from({ length: 4 }, (_, i) => ({
-        question: 'ab the',
-        answer: `the ${i}`,
-      }));
-      await writeFile(at('rows.jsonl'), rows.map((row) => JSON.stringify(row)).join('\n'));
-      const tuning = ['--data', at('rows.jsonl'), '--prompt-field', 'question'];
-      const tuned = [...tuning, '--response-field', 'answer', '--rank', '2', '--steps', '2'];
-      for (const seed of ['1', '2', '2'])
-        await measure('--method', 'balora', '--seed', seed, ...tuned);
-      const scores = linesOf(at('crows', 'scores.jsonl'));
-      expect(scores.map(({ method, seed }) => [method, seed])).toEqual([
-        ...[['none', 1]],
-        ...[1, 2].map((seed) => ['balora', seed]),
-      ]);
-      expect(scores[1].settings).toMatchObject({ dtype: 'f32', steps: 2, rank: 2, batchSize: 4 });
-      const table = (await measure('--table')).trim().split('\n');
-      expect(table[0]).toBe(
-        '|  | seeds | steps | pairs | all | stereo | antistereo | age | gender |',
-      );
-      expect(table[2]).toMatch(/^\| before \| 1 \| 0 \| 4 \| \d+\.\d \|/);
-      expect(table[3]).toMatch(/^\| BA-LoRA \| 2 \| 2 \| 4 \| \d+\.\d ± \d+\.\d \|/);
-      const svg = readFileSync(at('crows', 'crows_pairs.svg'), 'utf8');
-      for (const bar of ['before, all', 'BA-LoRA, stereo', 'BA-LoRA, antistereo']) {
-        expect(svg).toContain(`>${bar}<`);
-      }
-    },
-    kTimeout,
-  );
+  it('measures a tuned model once, and makes a table and a chart of the log', async () => {
+    const rows = Array.from({ length: 4 }, (_, i) => ({
+      question: 'ab the',
+      answer: `the ${i}`,
+    }));
+    await writeFile(at('rows.jsonl'), rows.map((row) => JSON.stringify(row)).join('\n'));
+    const tuning = ['--data', at('rows.jsonl'), '--prompt-field', 'question'];
+    const tuned = [...tuning, '--response-field', 'answer', '--rank', '2', '--steps', '2'];
+    for (const seed of ['1', '2', '2'])
+      await measure('--method', 'balora', '--seed', seed, ...tuned);
+    const scores = linesOf(at('crows', 'scores.jsonl'));
+    expect(scores.map(({ method, seed }) => [method, seed])).toEqual([
+      ...[['none', 1]],
+      ...[1, 2].map((seed) => ['balora', seed]),
+    ]);
+    expect(scores[1].settings).toMatchObject({ dtype: 'f32', steps: 2, rank: 2, batchSize: 4 });
+    const table = (await measure('--table')).trim().split('\n');
+    expect(table[0]).toBe(
+      '|  | seeds | steps | pairs | all | stereo | antistereo | age | gender |',
+    );
+    expect(table[2]).toMatch(/^\| before \| 1 \| 0 \| 4 \| \d+\.\d \|/);
+    expect(table[3]).toMatch(/^\| BA-LoRA \| 2 \| 2 \| 4 \| \d+\.\d ± \d+\.\d \|/);
+    const svg = readFileSync(at('crows', 'crows_pairs.svg'), 'utf8');
+    for (const bar of ['before, all', 'BA-LoRA, stereo', 'BA-LoRA, antistereo']) {
+      expect(svg).toContain(`>${bar}<`);
+    }
+  });
 });
 
 /** Writes a tiny model, and rows of a prompt q and an answer a for it. */
@@ -264,35 +246,31 @@ describe('the study of products in int8', () => {
       ...['--modes', 'dtype', '--output', at('int8'), ...more],
     );
 
-  it(
-    'does not take a run with other settings for the one that is asked for',
-    async () => {
-      await writePairs('int8-lm', 'int8.jsonl');
-      const first = ['--rank', '2', '--steps', '2', '--eval-rows', '3'];
-      await study(...first);
-      await study(...first);
-      for (const other of [
-        ['--rank', '3'],
-        ['--steps', '1'],
-        ['--eval-rows', '4'],
-      ]) {
-        await study(...first, ...other);
-      }
-      await study(...first, '--learning-rate', '2e-4');
-      const runs = linesOf(at('int8', 'runs.jsonl'));
-      expect(runs.map(({ compute, seed }) => [compute, seed])).toEqual(
-        Array.from({ length: 5 }, () => ['dtype', 0]),
-      );
-      expect(runs[0].settings).toEqual({
-        ...{ model: 'int8-lm', rows: 'int8.jsonl', heldOut: 'int8.jsonl', evalRows: 3 },
-        ...{ steps: 2, rank: 2, batchSize: 1, learningRate: 1e-4 },
-      });
-      const tables = await study('--table');
-      expect(tables.match(/^\| dtype \| 1 \|/gm)).toHaveLength(5);
-      expect(tables).toContain('batchSize 1, evalRows 3, heldOut int8.jsonl, learningRate 0.0001');
-    },
-    kTimeout,
-  );
+  it('does not take a run with other settings for the one that is asked for', async () => {
+    await writePairs('int8-lm', 'int8.jsonl');
+    const first = ['--rank', '2', '--steps', '2', '--eval-rows', '3'];
+    await study(...first);
+    await study(...first);
+    for (const other of [
+      ['--rank', '3'],
+      ['--steps', '1'],
+      ['--eval-rows', '4'],
+    ]) {
+      await study(...first, ...other);
+    }
+    await study(...first, '--learning-rate', '2e-4');
+    const runs = linesOf(at('int8', 'runs.jsonl'));
+    expect(runs.map(({ compute, seed }) => [compute, seed])).toEqual(
+      Array.from({ length: 5 }, () => ['dtype', 0]),
+    );
+    expect(runs[0].settings).toEqual({
+      ...{ model: 'int8-lm', rows: 'int8.jsonl', heldOut: 'int8.jsonl', evalRows: 3 },
+      ...{ steps: 2, rank: 2, batchSize: 1, learningRate: 1e-4 },
+    });
+    const tables = await study('--table');
+    expect(tables.match(/^\| dtype \| 1 \|/gm)).toHaveLength(5);
+    expect(tables).toContain('batchSize 1, evalRows 3, heldOut int8.jsonl, learningRate 0.0001');
+  });
 });
 
 const kSmolLm = 'models/smollm2-135m-instruct-gguf/SmolLM2-135M-Instruct.Q4_1.gguf';
@@ -320,7 +298,6 @@ describeShared('the study of products in int8, on SmolLM2', [kSmolLm, kGsm8k], (
         expect(signs, table).toBeGreaterThanOrEqual(97);
       }
     },
-    kTimeout,
   );
 });
 
@@ -334,32 +311,28 @@ describe('the study of methods', () => {
       ...['--output', at('methods'), ...more],
     );
 
-  it(
-    'sweeps the rates, repeats the best one, and does nothing twice',
-    async () => {
-      await writePairs('lm', 'pairs.jsonl');
-      const first = await study();
-      const runs = linesOf(at('methods', 'runs.jsonl'));
-      for (const method of ['eva', 'vera']) {
-        const own = runs.filter((run) => run.method === method);
-        const swept = own.filter(({ seed }) => seed === 0);
-        const best = [...swept].sort((a, b) => a.loss - b.loss)[0];
-        const rates = swept.map(({ rate }) => rate);
-        expect(rates.slice(0, 2)).toEqual([1e-3, 1e-2]);
-        // Every rate after the first two was asked for because the best one was at an end.
-        for (let i = 2; i <= Math.min(rates.length, 3); i++) {
-          const [least, most] = [Math.min(...rates.slice(0, i)), Math.max(...rates.slice(0, i))];
-          const at = [...swept.slice(0, i)].sort((a, b) => a.loss - b.loss)[0].rate;
-          const next = at === most ? most * 10 : at === least ? least / 10 : undefined;
-          if (next === undefined) expect(rates[i]).toBeUndefined();
-          else expect(rates[i]).toBeCloseTo(next, 12);
-        }
-        expect(own.filter(({ seed }) => seed === 1).map(({ rate }) => rate)).toEqual([best.rate]);
-        expect(first).toMatch(new RegExp(`\\| ${method} \\| ${best.rate} \\| 2 \\| \\d`));
+  it('sweeps the rates, repeats the best one, and does nothing twice', async () => {
+    await writePairs('lm', 'pairs.jsonl');
+    const first = await study();
+    const runs = linesOf(at('methods', 'runs.jsonl'));
+    for (const method of ['eva', 'vera']) {
+      const own = runs.filter((run) => run.method === method);
+      const swept = own.filter(({ seed }) => seed === 0);
+      const best = [...swept].sort((a, b) => a.loss - b.loss)[0];
+      const rates = swept.map(({ rate }) => rate);
+      expect(rates.slice(0, 2)).toEqual([1e-3, 1e-2]);
+      // Every rate after the first two was asked for because the best one was at an end.
+      for (let i = 2; i <= Math.min(rates.length, 3); i++) {
+        const [least, most] = [Math.min(...rates.slice(0, i)), Math.max(...rates.slice(0, i))];
+        const at = [...swept.slice(0, i)].sort((a, b) => a.loss - b.loss)[0].rate;
+        const next = at === most ? most * 10 : at === least ? least / 10 : undefined;
+        if (next === undefined) expect(rates[i]).toBeUndefined();
+        else expect(rates[i]).toBeCloseTo(next, 12);
       }
-      expect((await study()).split('\n')).toHaveLength(5); // the table alone
-      expect(linesOf(at('methods', 'runs.jsonl'))).toEqual(runs);
-    },
-    kTimeout,
-  );
+      expect(own.filter(({ seed }) => seed === 1).map(({ rate }) => rate)).toEqual([best.rate]);
+      expect(first).toMatch(new RegExp(`\\| ${method} \\| ${best.rate} \\| 2 \\| \\d`));
+    }
+    expect((await study()).split('\n')).toHaveLength(5); // the table alone
+    expect(linesOf(at('methods', 'runs.jsonl'))).toEqual(runs);
+  });
 });

@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { kHangLimitMs } from './limits.ts';
 
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 const kPollMs = 250;
@@ -49,7 +50,7 @@ function processorSeconds(pid: number): number | null {
 export function runProgram(program: string, options: ChildOptions = {}): Promise<ChildResult> {
   const { args = [], nodeArgs = [], env = {}, without = [], cwd = kRoot } = options;
   const own = Object.entries(process.env).filter(([name]) => !without.includes(name));
-  const { hangMs = 10_000, limitMs = 120_000 } = options;
+  const { hangMs = 30_000, limitMs = 0.9 * kHangLimitMs } = options;
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [...nodeArgs, program, ...args], {
       cwd,

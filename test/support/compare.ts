@@ -26,3 +26,13 @@ export function expectClose(actual: Tensor, expected: ArrayLike<number>, toleran
     }
   }
 }
+
+/** Expects the same values, NaN and the sign of zero included. For arrays of millions, over which vitest's toEqual takes seconds. */
+export function expectSame(actual: ArrayLike<unknown>, expected: ArrayLike<unknown>): void {
+  expect(actual.length).toBe(expected.length);
+  for (let i = 0; i < expected.length; ++i) {
+    if (!Object.is(actual[i], expected[i])) {
+      expect.fail(`index ${i}: got ${actual[i]}, expected ${expected[i]}`);
+    }
+  }
+}

@@ -27,7 +27,7 @@ export function testGradient(name: string, [f, shapes, options]: GradientCase): 
       expect(calls, `calls of ${name}`).toBeGreaterThan(1);
     });
 
-    it('is for views what it is for copies of them', { timeout: 120_000 }, () => {
+    it('is for views what it is for copies of them', () => {
       let changed = 0;
       /** Results and gradients; every operand and each result's gradient are of the two forms in turn. */
       const run = (forms: readonly Form[], seen: Form): Float64Array[] => {

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { FormatError } from '../../lib/errors.ts';
 import { ChatTemplate } from '../../lib/text/chat_template.ts';
+import { processorMs } from '../support/limits.ts';
 
 const kMessages = [{ role: 'user', content: 'hi' }];
 const render = (
@@ -73,10 +74,10 @@ describe('a template', () => {
       kSteps,
     ],
   ])('with %s is refused within seconds', (_, template, message) => {
-    const begin = performance.now();
+    const begin = processorMs();
     expect(() => render(template)).toThrow(message);
     expect(() => render(template)).toThrow(FormatError);
-    expect(performance.now() - begin).toBeLessThan(30_000);
+    expect(processorMs() - begin).toBeLessThan(30_000);
   });
 
   it('that is too long, or takes too long to parse, is refused', () => {

@@ -93,7 +93,7 @@ async function completeBest(output: string): Promise<number[]> {
   return complete;
 }
 
-it('at every change to its folder', { timeout: 240_000 }, async () => {
+it('at every change to its folder', async () => {
   const whole = join(folder, 'whole');
   const straight = await attempt(whole);
   const expected = timeless(straight.result as TrainResult);

@@ -2,8 +2,7 @@
  * One request over http or https, by Node's own client rather than by fetch: a server that closes the connection while fetch holds
  * a body back ends the process with an AssertionError that nothing can catch (nodejs/undici#5360, fixed in undici 8 alone).
  */
-import { type ClientRequest, get as getHttp, type IncomingMessage } from 'node:http';
-import { get as getHttps } from 'node:https';
+import type { IncomingMessage } from 'node:http';
 
 /** A server's answer, which may be a redirect. */
 export interface Reply {
@@ -19,16 +18,13 @@ export interface Reply {
  * Sends a request.
  * @throws what the connection failed with; an AbortError once the signal is aborted, which the body then throws as well
  */
-export function request(
+export async function request(
   url: URL,
   { headers, signal }: { headers: Record<string, string>; signal: AbortSignal },
 ): Promise<Reply> {
+  // Loaded by the first request: with node:http, Node 22 loads its fetch as well, which reserves gigabytes of addresses.
+  const { get } = await (url.protocol === 'https:' ? import('node:https') : import('node:http'));
   return new Promise((resolve, reject) => {
-    const get: (
-      url: URL,
-      options: object,
-      then: (message: IncomingMessage) => void,
-    ) => ClientRequest = url.protocol === 'https:' ? getHttps : getHttp;
     // Each request has a connection of its own, since the server may close a kept one just as it is used again.
     const sent = get(url, { headers, signal, agent: false }, (message) => {
       try {

@@ -10,7 +10,7 @@ import { writeTinyCheckpoint } from '../../support/tiny_checkpoint.ts';
 
 const kMain = 'build/harness/main.js';
 /** Timeouts: the command prints nothing while a child process measures. */
-const kPatience = { hangMs: 280_000, limitMs: 290_000 };
+const kPatience = { hangMs: 280_000 };
 
 let folder = '';
 beforeAll(async () => {
@@ -73,7 +73,7 @@ describe('npm run bench', () => {
     expect(cached?.flopsPerToken).toBe(plain?.flopsPerToken); // there are no teacher passes
     const ratio = rows.find(({ name }) => name === 'balora-over-lora');
     expect(ratio?.kind === 'ratio' && ratio.value).toBeGreaterThan(0);
-  }, 300_000);
+  });
 
   it('measures every kernel, and fails on a regression past the margin', async () => {
     const json = join(folder, 'micro.json');
@@ -100,7 +100,7 @@ describe('npm run bench', () => {
     const other = ['--shape', 'tiny', '--only', 'micro-fill', '--json', join(folder, 'x.json')];
     await writeFile(json, JSON.stringify({ ...report, rows: better.slice(0, 1) }));
     expect((await bench(...other, '--compare', json)).code).toBe(1); // the reports have no row in common
-  }, 300_000);
+  });
 
   it('gives both sides the same micro-batches where these differ in size', async () => {
     const python = join(folder, 'python.mjs');
@@ -112,7 +112,7 @@ describe('npm run bench', () => {
     const row = (await readJson(json)).rows[0] as StepRow;
     expect(row.seconds.samples).toBe(2); // --steps, not --torch-steps
     expect(row.torch?.tokensPerSecond.median).toBeCloseTo(row.tokens, 9);
-  }, 300_000);
+  });
 
   it('measures steps of methods over those of LoRA, and the starts of adapters', async () => {
     const json = join(folder, 'methods.json');
@@ -141,7 +141,7 @@ describe('npm run bench', () => {
       ratio('start-lora-ga-quick', /over that of the gradients alone/),
     ]);
     for (const row of rows) if (row.kind === 'ratio') expect(row.value).toBeGreaterThan(0);
-  }, 300_000);
+  });
 
   it('measures the growth of a base in blocks beside one in values', async () => {
     const json = join(folder, 'bases.json');
@@ -154,7 +154,7 @@ describe('npm run bench', () => {
     ]);
     expect(growth[0]?.baseFormat).toBeUndefined();
     expect(text).toContain('tiny nf4 length');
-  }, 300_000);
+  });
 
   it('measures rows for GPUs when they are chosen by name', async () => {
     const json = join(folder, 'named.json');
@@ -176,7 +176,7 @@ describe('npm run bench', () => {
       if (row.kind === 'micro') expect(row.extraBytes).toBeGreaterThan(64 * 64 * 2); // dh at least
     }
     expect(text).toContain('extra MiB');
-  }, 300_000);
+  });
 
   it('measures the start with a real folder, and prints JSON to standard output', async () => {
     const args = ['--model', join(folder, 'model'), '--shape', 'tiny', '--only', 'start'];
@@ -185,7 +185,7 @@ describe('npm run bench', () => {
     const { rows } = JSON.parse(stdout) as Report;
     expect(rows).toMatchObject([{ kind: 'start', name: 'start-lora' }]);
     expect(rows[0]?.kind === 'start' && rows[0].seconds.median).toBeGreaterThan(0.05);
-  }, 300_000);
+  });
 
   it('measures PiSSA, and reports rows that are not available', async () => {
     const json = join(folder, 'pissa.json');
@@ -200,7 +200,7 @@ describe('npm run bench', () => {
     expect(converged).toBeGreaterThan(0.2);
     expect(converged).toBeLessThan(1);
     expect(sixteen).toBeCloseTo(converged as number, 3);
-  }, 300_000);
+  });
 
   it("measures an encoder's step", async () => {
     const json = join(folder, 'encoder.json');
@@ -211,7 +211,7 @@ describe('npm run bench', () => {
     expect(row.split.teacher).toBe(0);
     expect(row.split.backward).toBeGreaterThan(0);
     expect(row.notes.join()).toMatch(/random weights.*SST-2/);
-  }, 300_000);
+  });
 
   it('creates the folder of the JSON file, or fails before it measures anything', async () => {
     const json = join(folder, 'new', 'folder', 'start.json');
@@ -221,7 +221,7 @@ describe('npm run bench', () => {
     expect(code).toBe(2);
     expect(text).toMatch(/--json \S*x\.json: its folder cannot be made/);
     expect(text).not.toContain('measuring');
-  }, 300_000);
+  });
 
   it('shows in its help how it is called in a clone', async () => {
     const { code, text } = await bench('--help');
