@@ -10,6 +10,7 @@
 #include <string>
 
 #include "kernels/cpu/products/int8_cores.h"
+#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_level.h"
@@ -41,6 +42,17 @@ void run_child(const std::string& setting, const std::string& cases) {
 
 void run_with(const std::string& isa) {
   run_child("ONEDNN_MAX_CPU_ISA=" + isa, kCases);
+}
+
+// What oneDNN says of AVX512-FP16, where it has a name for it (2.7 and newer).
+template <class Isa>
+void check_fp16() {
+  if constexpr (requires { Isa::avx512_core_fp16; }) {
+    CHECK(fp16_within_limit() == onednn_allows(Isa::avx512_core_fp16));
+  } else {
+    MESSAGE("not compared: this oneDNN does not know AVX512-FP16");
+    if (!onednn_allows(Isa::avx512_core_bf16)) CHECK_FALSE(fp16_within_limit());
+  }
 }
 
 }  // namespace
@@ -82,6 +94,19 @@ TEST_CASE("isa: AMX is emulated where it is asked for") {
 }
 #endif
 
+TEST_CASE("isa: fp16 is within the limit where oneDNN says so") {
+  check_fp16<dnnl::cpu_isa>();
+}
+TEST_CASE("AVX512-FP16 by limits above, below, in other letters and under the older name") {
+  for (const char* limit :
+       {"ONEDNN_MAX_CPU_ISA=AVX512_CORE_AMX", "ONEDNN_MAX_CPU_ISA=DEFAULT",
+        "ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI", "ONEDNN_MAX_CPU_ISA=avx512_core_bf16",
+        "ONEDNN_MAX_CPU_ISA= DNNL_MAX_CPU_ISA=AVX512_CORE_BF16",
+        "ONEDNN_MAX_CPU_ISA=DEFAULT DNNL_MAX_CPU_ISA=AVX512_CORE_BF16"}) {
+    run_child(limit, "isa: fp16*");
+  }
+}
+
 TEST_CASE("isa: the limit is in force in the child") {
   const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
   if (!std::getenv(kChild) || !limit) return;
@@ -92,6 +117,10 @@ TEST_CASE("isa: the limit is in force in the child") {
                                                   {"AVX512_CORE_BF16", CpuLevel::kAvx512Bf16}};
   // An older processor stays below the limit.
   CHECK(cpu_level() <= levels.at(limit));
+  // This limit asks for bf16's own instructions, also where widening is faster.
+  if (std::string(limit) == "AVX512_CORE_BF16") {
+    CHECK(cpu_multiplies_bf16() == onednn_allows(dnnl::cpu_isa::avx512_core_bf16));
+  }
   CHECK(cpu_multiplies_bf16() == tile_gemm_has_bf16());
   const std::map<std::string, Int8Core> cores = {{"SSE41", Int8Core::kPlain},
                                                  {"AVX2", Int8Core::kPlain},
