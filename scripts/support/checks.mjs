@@ -2,16 +2,17 @@
 // and what it left out by name. A program that fails without a count is counted as one failure.
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { buildNative, configureNative } from './build_steps.mjs';
 import { chooseCompiler } from './compiler.mjs';
 import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
+import { ensureRoot, insideRoot, rootFor } from './debian_root.mjs';
 import { runDoctest } from './doctest.mjs';
 import { runFuzzers } from './fuzz.mjs';
 import { hasGpu, kLeftOutLevels } from './left_out.mjs';
 import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
-import { findOneDnn } from './onednn.mjs';
+import { cacheFolder, findOneDnn } from './onednn.mjs';
 import { capture, inRoot, red, root, runBeside, runVisible, say, yellow } from './shell.mjs';
 import { runVitest } from './vitest.mjs';
 
@@ -57,12 +58,11 @@ function lacking(name, why) {
   return { passed: 0, failed: 0, leftOut: [{ name, why }] };
 }
 
-/** The counts of an executable of C++ tests, whose skipped cases are named `SUITE: CASE`. */
+/** The counts of an executable of C++ tests below build/, or as runDoctest takes it; its skipped cases are named `SUITE: CASE`. */
 async function cases(suite, executable, options) {
-  const { leftOut, ...counts } = await runDoctest(
-    inRoot('build', ...executable.split('/')),
-    options,
-  );
+  const place =
+    typeof executable === 'string' ? inRoot('build', ...executable.split('/')) : executable;
+  const { leftOut, ...counts } = await runDoctest(place, options);
   return { ...counts, leftOut: leftOut.map((name) => ({ name: `${suite}: ${name}` })) };
 }
 
@@ -312,6 +312,67 @@ export function runGyp() {
   const BALORA_BINARY = inRoot('build', 'Release', 'balora.node');
   const check = [inRoot('scripts', 'gen_types.mjs'), '--check'];
   return program(process.execPath, check, { env: { BALORA_BINARY } });
+}
+
+/** The root of Debian 12: what the set-up installs there, doctest, the oldest clang that builds balora, and what makes it quick. */
+const kDebian12 = {
+  name: 'debian12',
+  suite: 'bookworm',
+  packages: [
+    ...['make', 'g++', 'cmake', 'libdnnl-dev', 'libeigen3-dev', 'doctest-dev'],
+    ...['clang-16', 'libomp-16-dev', 'ninja-build', 'ccache'],
+  ],
+  node: '22',
+};
+
+/** Where a root shows the checkout: the same path for every clone, so that they share what ccache keeps. */
+const kInRoot = '/root/balora';
+
+/**
+ * The calls of programs in a root, in the checkout, which cannot be changed from there; its build/ is build/NAME of this one. Warnings
+ * are errors there.
+ */
+function checkoutIn(folder, name) {
+  const [build, cache] = [inRoot('build', name), join(cacheFolder(), 'roots', 'cache')];
+  for (const place of [build, cache]) mkdirSync(place, { recursive: true });
+  const mounts = [
+    { from: root, to: kInRoot },
+    { from: build, to: `${kInRoot}/build`, writable: true },
+    { from: cache, to: '/root/.cache', writable: true }, // ccache's, and that of accepts.mjs
+  ];
+  return (command, variables = {}) =>
+    insideRoot(folder, command, {
+      ...{ cwd: kInRoot, mounts },
+      env: { CI: 'true', ...variables },
+    });
+}
+
+/** Builds the addon in a root of Debian 12, runs the C++ tests there, and checks that clang 16 accepts every source of native/. */
+export async function runDebian12() {
+  const { folder, why } = await rootFor(() => ensureRoot(kDebian12));
+  if (folder === null) return lacking('debian12', why);
+  const inside = checkoutIn(folder, 'debian12');
+  const runs = (command, variables) => {
+    const { program: file, args, env } = inside(command, variables);
+    return single(
+      spawnSync(file, args, { stdio: ['ignore', 'inherit', 'inherit'], env }).status === 0,
+    );
+  };
+  const built = runs(['npm', 'run', 'build:native']);
+  const rows = [built];
+  if (built.failed === 0) {
+    const executable = (args, variables) =>
+      inside([`${kInRoot}/build/release/balora_tests`, ...args], variables);
+    rows.push(await cases('debian12', executable, { beside: kOlderInstructions }));
+  }
+  rows.push(runs(['node', 'scripts/support/accepts.mjs'], { CXX: 'clang++-16' }));
+  const total = sum(rows);
+  if (total.failed === 0) {
+    const day = new Date().toISOString().slice(0, 10);
+    const commit = capture('git', ['rev-parse', '--short=8', 'HEAD']);
+    say(`The row of Debian 12 in docs/platforms.md can say: ${day}, \`${commit}\``);
+  }
+  return total;
 }
 
 const kNativeFolders = [

@@ -5,34 +5,37 @@ import { red, say } from './shell.mjs';
 const kSummary = /test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed \|\s*(\d+) skipped/g;
 const kAssertions = /assertions:\s*(\d+) \|/g;
 
-function run(executable, args, env) {
-  return spawnSync(executable, ['--no-colors=true', ...args], {
-    ...{ encoding: 'utf8', maxBuffer: 1 << 28 },
-    env: { ...process.env, ...env },
-  });
+/** The call of an executable of this machine. */
+const here = (executable) => (args, env) => ({
+  ...{ program: executable, args },
+  env: { ...process.env, ...env },
+});
+
+/** Runs an executable. @param call from {@link here}, or one that runs it elsewhere */
+function run(call, own, variables) {
+  const { program, args, env } = call(['--no-colors=true', ...own], variables);
+  return spawnSync(program, args, { encoding: 'utf8', maxBuffer: 1 << 28, env });
 }
 
 /** The names of an executable's test cases, those that it skips included or not. */
-function namesOf(executable, args, env) {
-  const { stdout } = run(executable, ['--list-test-cases', ...args], env);
+function namesOf(call, args, env) {
+  const { stdout } = run(call, ['--list-test-cases', ...args], env);
   return (stdout ?? '')
     .split('\n')
     .filter((line) => line !== '' && !/^(\[doctest\]|=+$)/.test(line));
 }
 
 /** The test cases that an executable does not run by itself. */
-function skippedBy(executable, env) {
-  const ran = new Set(namesOf(executable, [], env));
-  return namesOf(executable, ['--no-skip'], env).filter((name) => !ran.has(name));
+function skippedBy(call, env) {
+  const ran = new Set(namesOf(call, [], env));
+  return namesOf(call, ['--no-skip'], env).filter((name) => !ran.has(name));
 }
 
 /** Runs an executable beside others. */
-function start(executable, args, env) {
+function start(call, own, variables) {
+  const { program, args, env } = call(['--no-colors=true', ...own], variables);
   return new Promise((resolve, reject) => {
-    const child = spawn(executable, ['--no-colors=true', ...args], {
-      ...{ stdio: ['ignore', 'pipe', 'pipe'] },
-      env: { ...process.env, ...env },
-    });
+    const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
     const said = { stdout: '', stderr: '' };
     for (const name of ['stdout', 'stderr']) {
       child[name].setEncoding('utf8').on('data', (text) => {
@@ -65,6 +68,8 @@ function countsOf({ stdout, stderr, status }, only) {
 
 /**
  * Runs an executable, and shows what it prints.
+ * @param executable its path, or a function of arguments and variables that gives the call which runs it elsewhere:
+ *   { program, args, env }
  * @param env environment variables to add
  * @param only run the cases whose names match this pattern; it is an error if there are none
  * @param beside the cases whose names match this pattern run in a second process at the same time, which is an error if there are none
@@ -81,12 +86,13 @@ export async function runDoctest(executable, { env = {}, only = null, beside = n
         ];
   // Threads that wait by spinning would take the processor from the other process.
   const shared = beside === null ? env : { OMP_WAIT_POLICY: 'passive', ...env };
-  const results = await Promise.all(parts.map(({ args }) => start(executable, args, shared)));
+  const call = typeof executable === 'function' ? executable : here(executable);
+  const results = await Promise.all(parts.map(({ args }) => start(call, args, shared)));
   const counts = results.map((result, i) => countsOf(result, parts[i].only));
   const sum = (key) => counts.reduce((total, one) => total + one[key], 0);
   return {
     ...{ passed: sum('passed'), failed: sum('failed'), assertions: sum('assertions') },
     failures: [...new Set(counts.flatMap(({ failures }) => failures))],
-    leftOut: only === null ? skippedBy(executable, env) : [],
+    leftOut: only === null ? skippedBy(call, env) : [],
   };
 }

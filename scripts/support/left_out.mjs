@@ -2,6 +2,7 @@
 // and what runs it. A run with CI=true fails if it leaves out anything else, or runs what is listed as left out.
 import { existsSync, readFileSync } from 'node:fs';
 import { nvccMissing } from './cuda_build.mjs';
+import { rootProblem } from './debian_root.mjs';
 import { fuzzingCompiler } from './fuzz.mjs';
 import { mayMount } from './mount.mjs';
 import { has, inRoot } from './shell.mjs';
@@ -36,8 +37,13 @@ export const hasGpu = () => has('nvidia-smi', ['-L']);
 
 const kShared = inRoot('..', 'shared');
 
-/** The conditions that test/left_out.json names: whether each holds now, or null where only the test itself finds out. */
+/**
+ * The conditions that test/left_out.json names: whether each holds now, or null where only the test itself finds out. One that takes
+ * arguments is asked for each name of its groups.
+ */
 const kConditions = {
+  'not its turn': (name, turn) => turn !== null && !turn.includes(name),
+  'where no root of Debian can be made': () => rootProblem() !== null,
   always: () => true,
   'beside ../shared, without BALORA_SLOW=1': () =>
     existsSync(kShared) && process.env.BALORA_SLOW !== '1',
@@ -65,33 +71,52 @@ const kConditions = {
   'on a busy machine': () => null,
 };
 
-/** The groups of test/left_out.json: [{ when, why, run, names }], each with `holds`. */
-export function leftOutList(text = readFileSync(inRoot('test', 'left_out.json'), 'utf8')) {
-  const groups = JSON.parse(text);
-  return groups.map((group) => {
+/**
+ * The groups of test/left_out.json: [{ when, why, run, names }], each with `holds`.
+ * @param text the file's text
+ * @param turn the checks of platforms whose turn it is; null: all of them
+ */
+export function leftOutList({
+  text = readFileSync(inRoot('test', 'left_out.json'), 'utf8'),
+  turn = null,
+} = {}) {
+  return JSON.parse(text).flatMap((group) => {
     const condition = kConditions[group.when];
     if (!condition) {
       throw new Error(
         `test/left_out.json: scripts/support/left_out.mjs knows no condition "${group.when}"`,
       );
     }
-    return { ...group, holds: condition() };
+    return condition.length > 0
+      ? group.names.map((name) => ({ ...group, names: [name], holds: condition(name, turn) }))
+      : { ...group, holds: condition() };
   });
 }
 
 /**
- * Compares what a run left out with the list.
+ * Compares what a run left out with the list. A name in two groups may be left out for either reason.
  * @param names what was left out, each name once for each time
  * @param groups from {@link leftOutList}
  * @param ran whether the run included the suite that a name belongs to
  * @returns a line for each difference
  */
 export function differences(names, groups, ran) {
-  const listed = groups.filter(({ holds }) => holds !== false).flatMap((group) => group.names);
-  const wanted = groups.filter(({ holds }) => holds === true).flatMap((group) => group.names);
-  const beyond = (some, others) => {
+  const countsOf = (some) => {
     const counts = new Map();
-    for (const name of others) counts.set(name, (counts.get(name) ?? 0) + 1);
+    for (const name of some) counts.set(name, (counts.get(name) ?? 0) + 1);
+    return counts;
+  };
+  const namesOf = (some) => {
+    const most = new Map();
+    for (const [name, count] of some.flatMap(({ names: own }) => [...countsOf(own)])) {
+      most.set(name, Math.max(count, most.get(name) ?? 0));
+    }
+    return [...most].flatMap(([name, count]) => Array(count).fill(name));
+  };
+  const listed = namesOf(groups.filter(({ holds }) => holds !== false));
+  const wanted = namesOf(groups.filter(({ holds }) => holds === true));
+  const beyond = (some, others) => {
+    const counts = countsOf(others);
     return some.filter((name) => {
       const left = counts.get(name) ?? 0;
       counts.set(name, left - 1);

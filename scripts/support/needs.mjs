@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { aptCompiler, chooseCompiler, kAptCompilers } from './compiler.mjs';
-import { kOldestOneDnn, oneDnnProblem } from './onednn.mjs';
+import { kDebianKeys, kOldestOneDnn, oneDnnProblem } from './onednn.mjs';
 import { capture, has } from './shell.mjs';
 
 export const kClangFormat = 18; // major versions format differently, and the project uses this one
@@ -151,6 +151,19 @@ const kNeeds = {
       dnf: ['clang-tools-extra'],
       pacman: ['clang'],
       apk: ['clang-extra-tools'],
+    },
+  },
+  debootstrap: {
+    what: 'debootstrap with the keys of Debian',
+    problem: () => {
+      if (!has('debootstrap')) return 'there is none';
+      return existsSync(kDebianKeys) ? null : `${kDebianKeys} is not there`;
+    },
+    packages: {
+      apt: ['debootstrap', 'debian-archive-keyring'],
+      dnf: ['debootstrap', 'debian-keyring'],
+      pacman: ['debootstrap', 'debian-archive-keyring'],
+      apk: ['debootstrap', 'debian-archive-keyring'],
     },
   },
   python: {

@@ -11,6 +11,9 @@ import { SetupError } from './shell.mjs';
 /** The oldest oneDNN that native/kernels/cpu/runtime/cpu_state.cc supports; Ubuntu 22.04 has it. */
 export const kOldestOneDnn = [2, 5];
 
+/** The keys that Debian's archive is signed with, where a system has them. */
+export const kDebianKeys = '/usr/share/keyrings/debian-archive-keyring.gpg';
+
 /** The version that is built from source on request. */
 export const kOneDnnVersion = '3.7.2';
 
@@ -49,14 +52,17 @@ const kUnusedSources = [
 /** Whether a source, by its path below oneDNN's src/, is of no use to balora. */
 export const unusedSource = (name) => kUnusedSources.some((pattern) => pattern.test(name));
 
+/** Folder of the user's cache that keeps what the scripts make once for all clones. */
+export const cacheFolder = (env = process.env) =>
+  join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'balora');
+
 /** Folder that keeps that build, by version and flags, so that another of either is another folder. */
 export function oneDnnCache(env = process.env) {
-  const base = env.XDG_CACHE_HOME || join(homedir(), '.cache');
   const key = createHash('sha256')
     .update([...kOneDnnFlags, ...kUnusedSources].join('\n'))
     .digest('hex')
     .slice(0, 8);
-  return join(base, 'balora', `onednn-${kOneDnnVersion}-${key}`);
+  return join(cacheFolder(env), `onednn-${kOneDnnVersion}-${key}`);
 }
 
 /** The licence files that oneDNN's own install step puts beside the library, by their names in a package of balora. */

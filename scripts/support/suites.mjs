@@ -3,6 +3,7 @@
 import * as checks from './checks.mjs';
 import { differences, leftOutList } from './left_out.mjs';
 import { bold, green, red, say, yellow } from './shell.mjs';
+import { commitNumber, turnOf } from './turns.mjs';
 
 /** The runs of `npm test`, each with all suites of those before it. `by hand` is in none of them. */
 const kRuns = ['quick', 'default', 'all', 'by hand'];
@@ -14,6 +15,7 @@ const kRuns = ['quick', 'default', 'all', 'by hand'];
  * - tools: what the machine needs for it (needs.mjs)
  * - targets: the CMake targets that it uses
  * - beside: whether it takes one processor, and may run beside another of these
+ * - platform: the platform that it proves (docs/platforms.md), where it is one of those that take turns in continuous integration
  */
 export const kSuites = [
   { name: 'types', what: "TypeScript's types", beside: true, run: checks.runTypes },
@@ -108,6 +110,14 @@ export const kSuites = [
     run: checks.runGyp,
   },
   {
+    name: 'debian12',
+    what: 'Debian 12: its g++ and oneDNN 2.6, the C++ tests, and clang 16 on every source of native/',
+    since: 'all',
+    platform: 'Debian 12',
+    tools: ['debootstrap'],
+    run: checks.runDebian12,
+  },
+  {
     name: 'signatures',
     what: "the registry's signatures of the npm packages",
     since: 'all',
@@ -127,9 +137,22 @@ export const kSuites = [
 /** The command that runs some suites alone. */
 const commandFor = (...names) => `npm test -- --only ${names.join(',')}`;
 
-/** Whether options include a suite. @param options { run: one of kRuns, only: names of suites, or null for all of the run } */
-function includes({ run, only }, { name, since = 'quick' }) {
-  return only ? only.includes(name) : kRuns.indexOf(since) <= kRuns.indexOf(run);
+/** The names of the checks of platforms, which take turns in continuous integration. */
+export const kPlatformChecks = kSuites.filter(({ platform }) => platform).map(({ name }) => name);
+
+/** The checks of platforms whose turn it is at this commit: all of them outside of continuous integration. */
+export const platformsNow = (env = process.env) =>
+  env.CI === 'true' ? turnOf(kPlatformChecks, commitNumber()) : kPlatformChecks;
+
+/**
+ * Whether options include a suite.
+ * @param options { run: one of kRuns, only: names of suites, or null for all of the run, platforms: the checks of platforms whose
+ *   turn it is; all of them where it is missing }
+ */
+function includes({ run, only, platforms = kPlatformChecks }, { name, since = 'quick', platform }) {
+  if (only) return only.includes(name);
+  const turn = !platform || platforms.includes(name);
+  return turn && kRuns.indexOf(since) <= kRuns.indexOf(run);
 }
 
 /** The suites that these options run. */
@@ -179,12 +202,13 @@ async function runSuite({ name, tools = [], run }, without, options) {
 
 /**
  * Runs the wanted suites.
- * @param options { run: one of kRuns, only: names of suites, or null for all of the run, attack: arguments of the attack }
+ * @param options { run: one of kRuns, only: names of suites, or null for all of the run, platforms: the checks of platforms whose
+ *   turn it is, attack: arguments of the attack }
  * @param without the tools that the machine lacks: [{ id, reason }]
  * @returns the sums of their counts: { passed, failed, skipped }
  */
 export async function runSuites(options, without) {
-  const groups = leftOutList();
+  const groups = leftOutList({ turn: options.only ?? options.platforms });
   const rows = [];
   const began = performance.now();
   const suites = wanted(options);

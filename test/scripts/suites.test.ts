@@ -4,6 +4,7 @@ import { describe, expect, it } from 'vitest';
 interface Options {
   run: 'quick' | 'default' | 'all';
   only: string[] | null;
+  platforms?: string[];
 }
 interface Suite {
   name: string;
@@ -18,13 +19,16 @@ type Groups = { names: string[]; holds: boolean | null }[];
 
 // The script has no types.
 const path = '../../scripts/support/suites.mjs';
-const { kSuites, wanted, toolsFor, targetsFor, unlisted } = (await import(path)) as {
-  kSuites: Suite[];
-  wanted(options: Options): Suite[];
-  toolsFor(options: Options): string[];
-  targetsFor(options: Options, without: string[]): string[];
-  unlisted(options: Options, rows: Row[], others: Suite[], groups: Groups): string[];
-};
+const { kPlatformChecks, kSuites, platformsNow, wanted, toolsFor, targetsFor, unlisted } =
+  (await import(path)) as {
+    kPlatformChecks: string[];
+    kSuites: Suite[];
+    platformsNow(env: Record<string, string>): string[];
+    wanted(options: Options): Suite[];
+    toolsFor(options: Options): string[];
+    targetsFor(options: Options, without: string[]): string[];
+    unlisted(options: Options, rows: Row[], others: Suite[], groups: Groups): string[];
+  };
 
 const checks = '../../scripts/support/checks.mjs';
 const { attackArguments } = (await import(checks)) as {
@@ -64,6 +68,32 @@ describe('a run', () => {
     expect(targets(['types'])).toEqual(['balora']);
     expect(targets(['cpp', 'unit'])).toEqual(['balora', 'balora_tests', 'balora_fake_device']);
     expect(targets(null, ['doctest'])).toEqual(['balora', 'balora_fake_device']);
+  });
+});
+
+describe('the checks of platforms', () => {
+  const all = (options: Partial<Options>) =>
+    wanted({ run: 'all', only: null, ...options })
+      .map(({ name }) => name)
+      .filter((name) => kPlatformChecks.includes(name));
+
+  it('are in a run of everything, and in no smaller one', () => {
+    expect(kPlatformChecks).toContain('debian12');
+    expect(all({})).toEqual(kPlatformChecks);
+    expect(all({ run: 'default' })).toEqual([]);
+  });
+
+  it('are left to other runs where it is not their turn, unless they are named', () => {
+    expect(all({ platforms: [] })).toEqual([]);
+    expect(all({ platforms: ['debian12'] })).toEqual(['debian12']);
+    expect(all({ platforms: [], only: ['debian12'] })).toEqual(['debian12']);
+    expect(toolsFor({ run: 'all', only: null, platforms: [] })).not.toContain('debootstrap');
+    expect(toolsFor({ run: 'all', only: null })).toContain('debootstrap');
+  });
+
+  it('take turns in continuous integration alone, two a run', () => {
+    expect(platformsNow({})).toEqual(kPlatformChecks);
+    expect(platformsNow({ CI: 'true' })).toHaveLength(Math.min(2, kPlatformChecks.length));
   });
 });
 
