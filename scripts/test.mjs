@@ -1,8 +1,7 @@
 // Runs the checks, one after the other, after the set-up where needed: `npm test -- [--quick | --all] [--only NAME,NAME]`. --quick is
-// for the time between two changes, --all runs everything that the machine can, as CI=true does but for the checks of platforms, which
-// take turns there. A failure does not stop the other
-// checks. What was left out is printed with the command that runs it. The last line has the sums over all checks: `N passed,
-// N failed, N skipped`.
+// for the time between two changes, --all runs everything that the machine can, as CI=true does, where checks of platforms take turns.
+// A failure does not stop the other checks. What was left out is printed with the command that runs it. The last line has the sums over
+// all checks: `N passed, N failed, N skipped`.
 import { setUp } from './support/set_up.mjs';
 import { main, SetupError, say, textOf } from './support/shell.mjs';
 import { kSuites, platformsNow, runSuites, targetsFor, toolsFor } from './support/suites.mjs';

@@ -13,8 +13,19 @@
 namespace balora {
 namespace {
 
-// Whether oneDNN allows AVX512-FP16. Up to 2.6 it has neither the name nor the level, so there the
-// CPU and the limit are asked without it.
+bool machine_has_fp16() {
+#if defined(__x86_64__)
+  constexpr unsigned kFp16 = 1u << 23;  // of EDX, leaf 7
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return machine_has_avx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+         (edx & kFp16) != 0;
+#else
+  return false;
+#endif
+}
+
+// Whether oneDNN allows AVX512-FP16. Where it has neither the name nor the level (2.6, Debian 12's),
+// the CPU and the limit are asked without it.
 template <class Isa>
 bool onednn_allows_fp16() {
   if constexpr (requires { Isa::avx512_core_fp16; }) {
@@ -79,24 +90,13 @@ bool machine_has_avx512() {
 #endif
 }
 
-bool machine_has_fp16() {
-#if defined(__x86_64__)
-  constexpr unsigned kFp16 = 1u << 23;  // of EDX, leaf 7
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return machine_has_avx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
-         (edx & kFp16) != 0;
-#else
-  return false;
-#endif
-}
-
 bool fp16_within_limit() {
   if (!machine_has_fp16() || !onednn_allows(dnnl::cpu_isa::avx512_core_bf16)) return false;
   const auto value = [](const char* name) -> const char* {
     const char* text = std::getenv(name);
     return text && *text ? text : nullptr;
   };
-  // The name before oneDNN 3 counts in it, too, where the other is not set.
+  // oneDNN reads the older name where the other is not set.
   const char* limit = value("ONEDNN_MAX_CPU_ISA");
   if (!limit) limit = value("DNNL_MAX_CPU_ISA");
   return !limit || strcasecmp(limit, "AVX512_CORE_BF16") != 0;

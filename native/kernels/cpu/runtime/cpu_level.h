@@ -25,7 +25,6 @@ inline bool cpu_has_amx() {
 // compiled for, whatever the limit.
 bool machine_has_avx2();
 bool machine_has_avx512();
-bool machine_has_fp16();  // AVX512-FP16
 
 // AVX512-FP16 within the limit, for a oneDNN that does not know it: of the limits that leave bf16 to
 // products, AVX512_CORE_BF16 alone is below it.
