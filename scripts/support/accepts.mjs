@@ -30,7 +30,7 @@ function digestOf(path) {
   return digests.get(path);
 }
 
-/** What decides whether a command is accepted: the compiler, the command, and the files that it read. */
+/** The digest of all that decides whether a command is accepted: the compiler, the command, and the files that it read. */
 const keyOf = (compiler, command, files) =>
   digest([compiler, command, ...files.flatMap((file) => [file, digestOf(file)])].join('\n'));
 
@@ -60,7 +60,7 @@ async function check({ directory, command }, rule) {
   return { status, text, files };
 }
 
-/** What was accepted before, by source: { key, files }. */
+/** The sources that were accepted before, by path: { key, files }. */
 function readKept() {
   try {
     return JSON.parse(readFileSync(kKept, 'utf8'));

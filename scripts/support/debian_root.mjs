@@ -12,7 +12,7 @@ import { capture, runLogged, say, textOf } from './shell.mjs';
 import { checkSpace } from './space.mjs';
 import { makeWhole } from './whole.mjs';
 
-/** What this process lacks to make and enter roots of Debian, or null. */
+/** The reason why this process cannot make and enter roots of Debian; null where it can. */
 export function rootProblem({
   platform = process.platform,
   arch = process.arch,

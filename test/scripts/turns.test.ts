@@ -90,7 +90,7 @@ describe('the number of a commit', () => {
     }
     expect(new Set(numbers).size).toBe(3);
     expect(numbers.every((number) => Number.isSafeInteger(number))).toBe(true);
-    // As the hashes differ, so do turns: a clone of depth 1 counts one commit whatever was committed.
+    // A clone of depth 1 counts one commit, whatever was committed.
     expect(numbers).not.toContain(1);
   });
 

@@ -24,8 +24,8 @@ bool machine_has_fp16() {
 #endif
 }
 
-// Whether oneDNN allows AVX512-FP16. Where it has neither the name nor the level (2.6, Debian 12's),
-// the CPU and the limit are asked without it.
+// Whether oneDNN allows AVX512-FP16. Where it has neither the name nor the level (as 2.6 of Debian
+// 12), the CPU and the limit are asked without it.
 template <class Isa>
 bool onednn_allows_fp16() {
   if constexpr (requires { Isa::avx512_core_fp16; }) {

@@ -26,8 +26,8 @@ inline bool cpu_has_amx() {
 bool machine_has_avx2();
 bool machine_has_avx512();
 
-// AVX512-FP16 within the limit, for a oneDNN that does not know it: of the limits that leave bf16 to
-// products, AVX512_CORE_BF16 alone is below it.
+// AVX512-FP16 within the limit, for a oneDNN that does not know it: of the limits that leave bf16
+// to products, AVX512_CORE_BF16 alone is below it.
 bool fp16_within_limit();
 
 // The same within the limit.

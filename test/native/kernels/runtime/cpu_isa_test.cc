@@ -44,7 +44,7 @@ void run_with(const std::string& isa) {
   run_child("ONEDNN_MAX_CPU_ISA=" + isa, kCases);
 }
 
-// What oneDNN says of AVX512-FP16, where it has a name for it.
+// The question for AVX512-FP16 is answered as by oneDNN, where that has a name for it.
 template <class Isa>
 void check_fp16() {
   if constexpr (requires { Isa::avx512_core_fp16; }) {
