@@ -12,6 +12,7 @@ import { runDoctest } from './doctest.mjs';
 import { runFuzzers } from './fuzz.mjs';
 import { hasGpu, kLeftOutLevels } from './left_out.mjs';
 import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
+import { ensureNode, nodeNow } from './nodes.mjs';
 import { cacheFolder, findOneDnn } from './onednn.mjs';
 import { capture, inRoot, red, root, runBeside, runVisible, say, yellow } from './shell.mjs';
 import { runVitest } from './vitest.mjs';
@@ -66,9 +67,9 @@ async function cases(suite, executable, options) {
   return { ...counts, leftOut: leftOut.map((name) => ({ name: `${suite}: ${name}` })) };
 }
 
-/** The counts of projects of vitest. */
-function tests(suite, projects, env) {
-  const { leftOut, ...counts } = runVitest(suite, projects, env);
+/** The counts of projects of vitest. @param node the program that runs them; default: this Node */
+function tests(suite, projects, env, node) {
+  const { leftOut, ...counts } = runVitest(suite, projects, env, node);
   return { ...counts, leftOut: leftOut.map((name) => ({ name })) };
 }
 
@@ -200,8 +201,13 @@ export async function runEmulated() {
   ]);
 }
 
-/** Runs vitest's tests that need no order. */
-export const runUnit = () => tests('unit', ['unit']);
+/** Runs vitest's tests that need no order, in continuous integration by the Node whose turn it is. */
+export async function runUnit() {
+  const version = nodeNow();
+  const node = await ensureNode(version);
+  say(`by Node ${version}`);
+  return tests('unit', ['unit'], {}, node);
+}
 
 /** Runs vitest's files that take half a minute or more. */
 export const runLong = () => tests('long', ['long']);

@@ -106,7 +106,7 @@ export async function addNetwork(run, folder) {
 }
 
 /** Unpacks an archive of npm's registry into a folder. */
-async function unpack(run, name, folder) {
+export async function unpack(run, name, folder) {
   const pack = `${folder}.pack`;
   mkdirSync(folder, { recursive: true });
   mkdirSync(pack, { recursive: true });

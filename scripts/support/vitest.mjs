@@ -1,5 +1,6 @@
 // Runs projects of vitest.config.ts, and counts their tests and assertions.
 import { existsSync, readFileSync, rmSync } from 'node:fs';
+import { delimiter, dirname } from 'node:path';
 import { inRoot, runVisible } from './shell.mjs';
 
 /** Names a test as test/left_out.json does. */
@@ -35,9 +36,10 @@ export function countsOf({ files, errors }) {
  * @param name names the report in build/
  * @param projects their names; one that vitest.config.ts does not have is an error
  * @param variables environment variables to add, or where undefined to leave out
+ * @param node the Node that runs them, and whatever they start by that name; default: this one
  * @returns counts; `leftOut` has the names of skipped tests, `projects` those of the projects that ran
  */
-export function runVitest(name, projects, variables = {}) {
+export function runVitest(name, projects, variables = {}, node = process.execPath) {
   const report = inRoot('build', `vitest-${name}.json`);
   rmSync(report, { force: true });
   const reporters = ['default', inRoot('scripts', 'support', 'vitest_reporter.mjs')];
@@ -46,8 +48,10 @@ export function runVitest(name, projects, variables = {}) {
     ...projects.map((project) => `--project=${project}`),
   ];
   const vitest = inRoot('node_modules', 'vitest', 'vitest.mjs');
-  const env = { ...variables, BALORA_VITEST_REPORT: report };
-  const status = runVisible(process.execPath, [vitest, 'run', ...args], { env });
+  const path =
+    node === process.execPath ? {} : { PATH: `${dirname(node)}${delimiter}${process.env.PATH}` };
+  const env = { ...path, ...variables, BALORA_VITEST_REPORT: report };
+  const status = runVisible(node, [vitest, 'run', ...args], { env });
   if (!existsSync(report)) {
     return { passed: 0, failed: 1, failures: ['vitest ended without a report'], leftOut: [] };
   }
