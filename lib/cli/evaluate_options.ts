@@ -52,11 +52,13 @@ export const kScoreOptions = group('Benchmarks (--tasks)', {
     helpOff: 'with --compare: do not count intruder dimensions, which takes long for large models',
   }),
   allowCodeExecution: onOff({
-    help: 'run the programs that the model writes, without network and with limits (docs/scoring.md)',
+    help:
+      'run the programs that the model writes, with limits and without network, files and processes of yours; ' +
+      'no jail for one that attacks the kernel (docs/scoring.md)',
     aliases: ['confirm-run-unsafe-code'],
   }),
   unsafe: onOff({
-    help: 'run them also where they cannot be kept from the network and your files',
+    help: 'run them also where they cannot be kept from the network, your files and your processes',
   }),
   output: filePath({
     placeholder: 'folder',

@@ -124,11 +124,11 @@ async function runnerOf(
   const runner = await openCodeRunner({ unsafe });
   progress.warn(
     runner.isIsolated
-      ? 'programs that the model writes are run: without network, on a read-only file system and with limits, but by your user; ' +
-          'take a machine of its own for a model that you do not trust'
-      : 'programs that the model writes are run WITH the network and WITH the rights of your user over your files (--unsafe): no ' +
-          'namespaces can be made here',
+      ? 'programs that the model writes are run: without network, without your files and with limits, but on your kernel; take a ' +
+          'machine of its own for a model that you do not trust'
+      : 'programs that the model writes are run WITH the network and WITH the rights of your user (--unsafe)',
   );
+  for (const one of runner.missing) progress.warn(`programs that the model writes: ${one}`);
   return runner;
 }
 

@@ -51,6 +51,7 @@ export {
   type CodeRunnerOptions,
   type Outcome,
   openCodeRunner,
+  type ProgramTest,
 } from './run_code.ts';
 export { type ProgramSample, runPrograms, samplesOf } from './run_programs.ts';
 export { scoreItems, summarize } from './score.ts';

@@ -1,15 +1,17 @@
 /**
- * Running of programs that a model wrote, in Python. Each has a process of its own with limits on time, memory and files, in namespaces
- * in which there is no network, no other process, and nothing to write to but an empty folder in memory. That keeps mistakes away from
- * the machine; it is no jail for a program that was written to break out of it.
+ * Running of programs that a model wrote, in Python. Each has a process of its own with limits on time, memory, processes and files, in
+ * namespaces and a root in which there is no network, no other process, no file but Python's, and nothing to write to but an empty folder
+ * in memory. Its test runs in a second interpreter, which has the verdict. That keeps mistakes away from the machine, and the verdict from
+ * the program; the kernel is one for all, so it is no jail for a program that attacks that.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { randomBytes } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { UnsupportedError } from '../errors.ts';
 import { type CallTable, checkCall, kCall, wholeNumber } from '../options/call.ts';
+import { type JailOptions, kJail } from './program_jail.ts';
+import { kProgramSide, kTestSide } from './program_sides.ts';
 
 /** How a program ended: without an error, with one (or by a limit on memory or files), or not within its time. */
 export type Outcome = 'passed' | 'failed' | 'timed out';
@@ -18,12 +20,12 @@ export type Outcome = 'passed' | 'failed' | 'timed out';
 export interface CodeRunnerOptions {
   /**
    * Whether programs run without namespaces where none can be made: with limits on time, memory and the size of files, but with the
-   * network and the user's files. Default false.
+   * network, the user's files and processes, and so with ways to the verdict. Default false.
    */
   readonly unsafe?: boolean;
   /** Seconds that a program may take, a whole number. Default 10. */
   readonly seconds?: number;
-  /** Address space of a program in bytes. Default 1 GiB. */
+  /** Memory of a program with its processes and files in bytes, where there is no control group of each process. Default 1 GiB. */
   readonly memoryBytes?: number;
 }
 
@@ -34,12 +36,26 @@ const kTable: CallTable<CodeRunnerOptions> = {
   memoryBytes: wholeNumber({ least: 2 ** 26 }),
 };
 
+/** What a program is run with. */
+export interface ProgramTest {
+  /** The test, as text in Python: it uses the names that the program defines. Default: none, so that the program has to end alone. */
+  readonly test?: string;
+  /**
+   * A program that passes, of which nothing but the names is used: those that it defines are the program's in the test, and those that it
+   * imports are imported there. Default: all names that the program defines, but those of Python's own functions.
+   */
+  readonly reference?: string;
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** Runs programs. */
 export interface CodeRunner {
-  /** Whether programs run in namespaces of their own. */
+  /** Whether programs run in namespaces and a root of their own. */
   readonly isIsolated: boolean;
-  /** Runs a program, and waits for its end. @throws the signal's reason; UnsupportedError where it cannot be started */
-  run(program: string, signal?: AbortSignal): Promise<Outcome>;
+  /** What is not kept from programs on this machine, in sentences; empty: nothing of that which can be. */
+  readonly missing: readonly string[];
+  /** Runs a program with its test, and waits for the end. @throws the signal's reason; UnsupportedError where it cannot be started */
+  run(program: string, test?: ProgramTest): Promise<Outcome>;
 }
 
 /** Largest size of a file that a program writes, and of all that it writes in memory, in bytes. */
@@ -49,85 +65,24 @@ const kOpenFiles = 64;
 const kProcesses = 64;
 
 /**
- * The program between the namespaces and Python: it makes all mounts read-only, puts an empty file system in memory over the work
- * folder, sets the limits, and gives up the rights that allowed it to. Its arguments: whether there are namespaces, the folder, seconds,
- * bytes of memory.
- */
-const kLauncher = `
-import ctypes, os, resource, signal, sys
-isolated, folder, seconds, memory = sys.argv[1] == 'yes', sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-libc = ctypes.CDLL(None, use_errno=True)
-def check(result, what):
-    if result != 0:
-        code = ctypes.get_errno()
-        sys.exit(what + ': ' + os.strerror(code))
-if isolated:
-    MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV = 0x4000, 0x40000, 2, 4
-    check(libc.mount(None, b'/', None, MS_REC | MS_PRIVATE, None), 'mounts cannot be made private')
-    attributes = (ctypes.c_uint64 * 4)(1, 0, 0, 0)
-    SYS_mount_setattr, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
-    check(
-        libc.syscall(SYS_mount_setattr, AT_FDCWD, b'/', AT_RECURSIVE, attributes, ctypes.sizeof(attributes)),
-        'mounts cannot be made read-only',
-    )
-    options = 'size=${kFolderBytes}'.encode()
-    check(libc.mount(b'tmpfs', folder.encode(), b'tmpfs', MS_NOSUID | MS_NODEV, options), 'there is no tmpfs')
-os.chdir(folder)
-for name, limit in (
-    ('RLIMIT_AS', memory),
-    ('RLIMIT_CPU', seconds + 1),
-    ('RLIMIT_FSIZE', ${kFileBytes}),
-    ('RLIMIT_NOFILE', ${kOpenFiles}),
-    ('RLIMIT_CORE', 0),
-) + ((('RLIMIT_NPROC', ${kProcesses}),) if isolated else ()):
-    resource.setrlimit(getattr(resource, name), (limit, limit))
-# The end of the time also where the process that waits for it was killed.
-signal.alarm(seconds + 5)
-if isolated:
-    PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
-    for capability in range(64):
-        libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 'rights cannot be given up')
-os.execv(sys.executable, [sys.executable, '-I', '-c', sys.argv[5]])
-`;
-
-/** The line that is written before a program begins. */
-const kReady = 'ready\n';
-
-/** The program that runs another one, which it reads after a line with a secret word, and writes the word if that has no error. */
-const kRun = `
-import os, sys
-word, program = sys.stdin.read().split('\\n', 1)
-result = os.dup(1)
-null = os.open(os.devnull, os.O_RDWR)
-for fd in (0, 1, 2):
-    os.dup2(null, fd)
-os.write(result, b'ready\\n')
-try:
-    exec(compile(program, 'program', 'exec'), {})
-except BaseException:
-    os._exit(1)
-os.write(result, word.encode())
-os._exit(0)
-`;
-
-/**
  * Prepares the running of programs, by running one that does nothing.
  * @throws UnsupportedError where there is no python3, or where no namespaces can be made and that is not allowed
  */
 export async function openCodeRunner(options: CodeRunnerOptions = {}): Promise<CodeRunner> {
   checkCall('openCodeRunner', options, kTable);
   const { unsafe = false, seconds = 10, memoryBytes = 2 ** 30 } = options;
-  const limits = { seconds, memoryBytes };
-  const runner = (isIsolated: boolean): CodeRunner => ({
-    isIsolated,
-    run: (program, signal) => runProgram(program, { ...limits, isIsolated, signal }),
-  });
-  const isolated = runner(true);
+  const opened = async (isIsolated: boolean): Promise<CodeRunner> => {
+    const settings = { isIsolated, seconds, memoryBytes };
+    const { ungrouped } = await runProgram('', {}, settings);
+    return {
+      isIsolated,
+      missing: missingOf(isIsolated, ungrouped),
+      run: async (program, test = {}) => (await runProgram(program, test, settings)).outcome,
+    };
+  };
   let failure: UnsupportedError;
   try {
-    await isolated.run('');
-    return isolated;
+    return await opened(true);
   } catch (error) {
     if (!(error instanceof UnsupportedError)) throw error;
     failure = error;
@@ -138,61 +93,83 @@ export async function openCodeRunner(options: CodeRunnerOptions = {}): Promise<C
         'or allow it with unsafe (--unsafe)',
     );
   }
-  const bare = runner(false);
-  await bare.run('');
-  return bare;
+  return opened(false);
 }
 
-interface RunOptions {
+/** What is not kept from programs. @param ungrouped why there is no control group, or null */
+function missingOf(isIsolated: boolean, ungrouped: string | null): readonly string[] {
+  const missing: string[] = [];
+  if (!isIsolated) {
+    missing.push(
+      'no namespaces can be made here: programs have the network, your files and your processes, among which is the one with the verdict',
+    );
+  }
+  if (ungrouped !== null) {
+    const processes = isIsolated
+      ? `each of the ${kProcesses} processes of a program`
+      : 'each process of a program, whose number has no limit';
+    missing.push(
+      `no control group can be made here (${ungrouped}): the limit of memory is one of ${processes}`,
+    );
+  }
+  return missing;
+}
+
+interface RunSettings {
   readonly isIsolated: boolean;
   readonly seconds: number;
   readonly memoryBytes: number;
-  readonly signal: AbortSignal | undefined;
 }
 
-/** Arguments of unshare: a user, the mounts, the network, the processes and the interprocess communication of its own. */
-const kNamespaces = [
-  ...['--user', '--map-root-user', '--mount', '--net', '--ipc', '--pid', '--fork'],
-  '--kill-child=SIGKILL',
-];
+interface ProgramRun {
+  readonly outcome: Outcome;
+  /** Why there was no control group; null: there was one. */
+  readonly ungrouped: string | null;
+}
 
-async function runProgram(program: string, options: RunOptions): Promise<Outcome> {
-  options.signal?.throwIfAborted();
+async function runProgram(
+  program: string,
+  test: ProgramTest,
+  settings: RunSettings,
+): Promise<ProgramRun> {
+  test.signal?.throwIfAborted();
   const folder = await mkdtemp(join(tmpdir(), 'balora-code-'));
   try {
-    return await runIn(folder, program, options);
+    return await runIn(folder, program, test, settings);
   } finally {
     await rm(folder, { recursive: true, force: true, maxRetries: 3 });
   }
 }
 
-async function runIn(folder: string, program: string, options: RunOptions): Promise<Outcome> {
-  const { isIsolated, seconds, memoryBytes, signal } = options;
-  const word = randomBytes(16).toString('hex');
-  const python = [
-    ...['python3', '-I', '-c', kLauncher, isIsolated ? 'yes' : 'no'],
-    ...[folder, String(seconds), String(memoryBytes), kRun],
-  ];
-  const [command, ...args] = (isIsolated ? ['unshare', ...kNamespaces, ...python] : python) as [
-    string,
-    ...string[],
-  ];
+async function runIn(
+  folder: string,
+  program: string,
+  { test = '', reference = '', signal }: ProgramTest,
+  { isIsolated, seconds, memoryBytes }: RunSettings,
+): Promise<ProgramRun> {
+  const options: JailOptions = {
+    ...{ isolated: isIsolated, folder, seconds, memory: memoryBytes },
+    ...{ fileBytes: kFileBytes, folderBytes: kFolderBytes },
+    ...{ openFiles: kOpenFiles, processes: kProcesses },
+    ...{ testSide: kTestSide, programSide: kProgramSide },
+  };
   // The environment may have keys and tokens.
   const { PATH = '' } = process.env;
-  const child = spawn(command, args, {
+  const child = spawn('python3', ['-I', '-c', kJail, JSON.stringify(options)], {
     cwd: folder,
     env: { PATH, HOME: folder, TMPDIR: folder, LANG: 'C.UTF-8' },
-    stdio: 'pipe',
+    stdio: ['pipe', 'pipe', 'pipe', 'pipe'],
     detached: true,
   });
   const { out, err, why } = await finished(child, {
-    input: `${word}\n${program}`,
+    input: JSON.stringify({ program, test, reference }),
     limitMs: seconds * 1000,
     signal,
   });
   if (why === 'aborted') throw (signal as AbortSignal).reason;
-  if (!out.startsWith(kReady)) {
-    if (why === 'timed out') return why;
+  const [ungrouped = '', ready, verdict] = out.split('\n');
+  if (ready !== 'ready') {
+    if (why === 'timed out') return { outcome: why, ungrouped: null };
     const said = err.trim().split('\n').at(-1) || 'it ended at once';
     throw new UnsupportedError(
       isIsolated
@@ -200,12 +177,15 @@ async function runIn(folder: string, program: string, options: RunOptions): Prom
         : `python3 cannot be started (${said})`,
     );
   }
-  // A program that ends in time is judged by its word, whatever it does to its exit code.
-  return why === 'timed out' ? why : out === kReady + word ? 'passed' : 'failed';
+  const passed = verdict === 'passed' ? 'passed' : 'failed';
+  return { outcome: why === 'timed out' ? why : passed, ungrouped: JSON.parse(ungrouped) };
 }
 
 /** Longest beginning of the output that is looked at. */
 const kOutput = 4096;
+
+/** Time that the process has to end what it started. */
+const kEndMs = 5000;
 
 interface Finished {
   readonly out: string;
@@ -220,9 +200,12 @@ function finished(
 ): Promise<Finished> {
   return new Promise((resolve) => {
     let [out, err, why] = ['', '', 'ended' as Finished['why']];
+    let killer: NodeJS.Timeout | undefined;
     const end = (reason: Finished['why']): void => {
       why = reason;
-      killGroup(child);
+      // At the end of this pipe the process ends those that it started, and itself.
+      child.stdio[3]?.destroy();
+      killer ??= setTimeout(() => killGroup(child), kEndMs);
     };
     const onAbort = (): void => end('aborted');
     const timer = setTimeout(() => end('timed out'), limitMs);
@@ -235,6 +218,7 @@ function finished(
     });
     const done = (): void => {
       clearTimeout(timer);
+      clearTimeout(killer);
       signal?.removeEventListener('abort', onAbort);
       resolve({ out, err, why });
     };
@@ -245,12 +229,13 @@ function finished(
     // Processes that the program started may hold the pipes open after its end.
     child.on('exit', () => killGroup(child));
     child.on('close', done);
+    child.stdio[3]?.on('error', () => {});
     child.stdin?.on('error', () => {}); // it ended before it read everything
     child.stdin?.end(input);
   });
 }
 
-/** Kills a process with those that it started; in a namespace, all of that one end with the first. */
+/** Kills a process with those that it started; all of a namespace end with its first. */
 function killGroup({ pid }: ChildProcess): void {
   if (pid === undefined) return;
   try {

@@ -41,8 +41,11 @@ export async function* runPrograms(
   for (const record of records) {
     if (record.outcome !== undefined) continue;
     const item = items[record.index] as CodeItem;
-    const program = `${task.program(item, record.output ?? '')}\n${item.test}\n`;
-    const outcome = await runner.run(program, signal);
+    const outcome = await runner.run(task.program(item, record.output ?? ''), {
+      test: item.test,
+      reference: task.program(item, item.answer),
+      signal,
+    });
     yield { ...record, outcome, metrics: { 'pass@1': Number(outcome === 'passed') } };
   }
 }

@@ -18,7 +18,7 @@
 export const kTargets = [
   ...['safetensors', 'gguf', 'gguf_model', 'shards', 'config', 'adapter', 'tokenizer', 'chat_template'],
   ...['rows', 'run_config', 'checkpoint', 'teacher_cache', 'hub', 'generate', 'serve', 'ops', 'calls', 'options'],
-  ...['kills', 'disk', 'full_disk', 'workers'],
+  ...['kills', 'disk', 'full_disk', 'workers', 'programs'],
 ];
 
 /** Loads a target by its name; a path is that of another file with one, for the tests of the attack itself. */
