@@ -3,7 +3,7 @@
  * limits of its own, and ends both.
  */
 
-/** What the process is told, as JSON in its argument. */
+/** Settings of the process, which its argument has as JSON. */
 export interface JailOptions {
   /** Whether there are namespaces and a root of its own. */
   readonly isolated: boolean;

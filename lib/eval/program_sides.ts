@@ -5,12 +5,12 @@
  */
 
 /**
- * What both sides have: a connection over which a side calls the other's objects. A message is a line's worth of JSON behind its length.
+ * The part that both sides have: a connection over which a side calls the other's objects. A message is JSON behind its length.
  *
  * Its values: JSON's own for None, bool, str, float and small integers; `[kind, ...]` for the rest. Containers that can be changed stand
  * in a table beside the value, so that a container that occurs twice stays one, and the answer to a call says what it did to those that
- * it was given. An object that is no plain value stays where it is: `["mine", n]` is one of the sender's, `["yours", n]` of the
- * receiver's.
+ * it was given. An object that is no plain value stays where it is: `["mine", n]` is an object that the sender has, `["yours", n]` one
+ * that the receiver has.
  */
 const kPeer = `
 import builtins, collections, datetime, decimal, fractions, json, os, types

@@ -25,7 +25,7 @@ export interface CodeRunnerOptions {
   readonly unsafe?: boolean;
   /** Seconds that a program may take, a whole number. Default 10. */
   readonly seconds?: number;
-  /** Memory of a program with its processes and files in bytes, where there is no control group of each process. Default 1 GiB. */
+  /** Memory of a program in bytes, with its processes and files; that of each process where there is no control group. Default 1 GiB. */
   readonly memoryBytes?: number;
 }
 
@@ -36,7 +36,7 @@ const kTable: CallTable<CodeRunnerOptions> = {
   memoryBytes: wholeNumber({ least: 2 ** 26 }),
 };
 
-/** What a program is run with. */
+/** The test that a program is run with, and the signal that ends it. */
 export interface ProgramTest {
   /** The test, as text in Python: it uses the names that the program defines. Default: none, so that the program has to end alone. */
   readonly test?: string;
@@ -52,7 +52,7 @@ export interface ProgramTest {
 export interface CodeRunner {
   /** Whether programs run in namespaces and a root of their own. */
   readonly isIsolated: boolean;
-  /** What is not kept from programs on this machine, in sentences; empty: nothing of that which can be. */
+  /** Sentences about what is not kept from programs on this machine; empty where all is that can be. */
   readonly missing: readonly string[];
   /** Runs a program with its test, and waits for the end. @throws the signal's reason; UnsupportedError where it cannot be started */
   run(program: string, test?: ProgramTest): Promise<Outcome>;
@@ -64,6 +64,9 @@ const kFolderBytes = 64 * 2 ** 20;
 const kOpenFiles = 64;
 const kProcesses = 64;
 
+/** Time for the program that does nothing, which a busy machine may take. */
+const kOpenSeconds = 60;
+
 /**
  * Prepares the running of programs, by running one that does nothing.
  * @throws UnsupportedError where there is no python3, or where no namespaces can be made and that is not allowed
@@ -73,7 +76,7 @@ export async function openCodeRunner(options: CodeRunnerOptions = {}): Promise<C
   const { unsafe = false, seconds = 10, memoryBytes = 2 ** 30 } = options;
   const opened = async (isIsolated: boolean): Promise<CodeRunner> => {
     const settings = { isIsolated, seconds, memoryBytes };
-    const { ungrouped } = await runProgram('', {}, settings);
+    const { ungrouped } = await runProgram('', {}, { ...settings, seconds: kOpenSeconds });
     return {
       isIsolated,
       missing: missingOf(isIsolated, ungrouped),
@@ -96,7 +99,7 @@ export async function openCodeRunner(options: CodeRunnerOptions = {}): Promise<C
   return opened(false);
 }
 
-/** What is not kept from programs. @param ungrouped why there is no control group, or null */
+/** Sentences about what is not kept from programs. @param ungrouped why there is no control group, or null */
 function missingOf(isIsolated: boolean, ungrouped: string | null): readonly string[] {
   const missing: string[] = [];
   if (!isIsolated) {

@@ -1,11 +1,13 @@
 // Programs in namespaces and a root of their own, and tests in a second interpreter. Where no namespaces can be made (in some
 // containers), the tests of isolation are skipped.
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { chmod, mkdtemp, open as openFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { setTimeout as wait } from 'node:timers/promises';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type CodeRunner, openCodeRunner } from '../../lib/eval/run_code.ts';
 import { runPrograms, samplesOf } from '../../lib/eval/run_programs.ts';
 import type { ItemRecord } from '../../lib/eval/scoring.ts';
@@ -23,6 +25,7 @@ const kGrouped = kNamespaces && (await openCodeRunner()).missing.length === 0;
 
 /** Seconds for a program that ends by itself, also on a busy machine. */
 const kPatience = 60;
+vi.setConfig({ testTimeout: 2000 * kPatience, hookTimeout: 2000 * kPatience });
 
 /** Calls a function with a PATH whose python3 can make no namespaces. */
 async function withoutNamespaces<R>(use: () => Promise<R>): Promise<R> {
@@ -434,6 +437,48 @@ describe.skipIf(!kNamespaces)('namespaces', () => {
     expect(await small.run(children(5))).toBe('failed');
   });
 
+  it('end with the process that made them, however that ends', async () => {
+    const url = new URL('../../dist/eval/run_code.js', import.meta.url);
+    const code = lines(
+      `import { openCodeRunner } from ${quoted(url.href)};`,
+      'const runner = await openCodeRunner({ seconds: 600 });',
+      "await runner.run('import os, time; os.fork(); time.sleep(600)');",
+    );
+    // Its temporary folder is named in the arguments of all that it starts.
+    const node = spawn(process.execPath, ['--input-type=module', '-e', code], {
+      env: { ...process.env, TMPDIR: folder },
+    });
+    const of = (pid: string, name: string): string => {
+      try {
+        return readFileSync(`/proc/${pid}/${name}`, 'latin1');
+      } catch {
+        return ''; // it has ended
+      }
+    };
+    const started = () =>
+      readdirSync('/proc').filter(
+        (pid) =>
+          /^\d+$/.test(pid) &&
+          of(pid, 'cmdline').includes(`"folder":${quoted(folder).slice(0, -1)}`),
+      );
+    const groups = () =>
+      started().flatMap((pid) =>
+        [...of(pid, 'cgroup').matchAll(/^\d+:(?:name=)?(.*?):(.*\/balora-[^/]*)$/gm)].map(
+          ([, controller = '', path = '']) => join('/sys/fs/cgroup', controller, path),
+        ),
+      );
+    try {
+      // A process that starts both sides, and one that waits for each.
+      while (started().length < 3 || (kGrouped && groups().length === 0)) await wait(20);
+      const made = groups();
+      node.kill('SIGKILL');
+      while (started().length > 0) await wait(20);
+      for (const group of made) while (existsSync(group)) await wait(20);
+    } finally {
+      node.kill('SIGKILL');
+    }
+  });
+
   it('cannot be changed by the program', async () => {
     const remount = lines(
       'import ctypes, os',
@@ -443,6 +488,7 @@ describe.skipIf(!kNamespaces)('namespaces', () => {
       'PR_CAPBSET_READ, PR_GET_NO_NEW_PRIVS = 23, 39',
       'assert not any(libc.prctl(PR_CAPBSET_READ, one, 0, 0, 0) == 1 for one in range(64))',
       'assert libc.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1',
+      'assert libc.unshare(0x10000000) == -1 and libc.unshare(0x20000) == -1',
     );
     expect(await runner.run(remount)).toBe('passed');
   });
