@@ -53,7 +53,7 @@ def check(result, what):
 
 # ---- a root with Python, and nothing else
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 32, 0x1000, 0x4000, 0x40000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 0x1000, 0x4000, 0x40000
 
 def mount(source, target, kind, flags, options=None):
     text = lambda it: None if it is None else os.fsencode(it)
@@ -99,8 +99,6 @@ def enter_root(top, paths):
     check(mount(None, '/', None, MS_REC | MS_PRIVATE), 'mounts cannot be made private')
     check(mount('tmpfs', top, 'tmpfs', MS_NOSUID | MS_NODEV, 'size=1m,mode=755'), 'there is no tmpfs')
     os.mkdir(root)
-    for path in paths:
-        show(path, root)
     for name in ('dev', 'proc', 'run', 'tmp'):
         os.mkdir(root + '/' + name)
     for name in ('null', 'zero', 'full', 'random', 'urandom'):
@@ -110,6 +108,10 @@ def enter_root(top, paths):
     os.symlink('/tmp', root + '/dev/shm')
     files = 'size=%d,nr_inodes=16384,mode=1777' % given['folderBytes']
     check(mount('tmpfs', root + '/tmp', 'tmpfs', MS_NOSUID | MS_NODEV, files), 'there is no tmpfs')
+    # Behind /tmp, where a Python may lie, too.
+    for path in paths:
+        if not path.startswith(('/dev/', '/proc/')):
+            show(path, root)
     # The processes of the own namespace, and nothing of the machine. Where that may not be mounted, the folder stays empty.
     mount('proc', root + '/proc', 'proc', MS_NOSUID | MS_NODEV | MS_NOEXEC, 'subset=pid')
     os.mkdir(top + '/old')
