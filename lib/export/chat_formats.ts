@@ -13,6 +13,8 @@ interface TurnFormat {
   /** Text before a message, in which ROLE stands for its role. */
   readonly before: string;
   readonly after: string;
+  /** Text before every turn but the first; left out: none. */
+  readonly again?: string;
   /** Texts at which an answer ends. */
   readonly stops: readonly string[];
 }
@@ -99,9 +101,10 @@ export interface TextMessage extends ChatMessage {
 /** The text of a conversation up to the beginning of the assistant's answer. */
 export function renderFormat(format: ChatFormat, messages: readonly TextMessage[]): string {
   if (format.kind === 'turns') {
+    const { again = '', after } = format;
     const before = (role: string): string => format.before.replaceAll('ROLE', role);
-    const turns = messages.map(({ role, content }) => before(role) + content + format.after);
-    return turns.join('') + before('assistant');
+    const turns = messages.map(({ role, content }) => before(role) + content + after);
+    return [...turns, before('assistant')].join(again);
   }
   const { user, assistant, system, systemIn, again } = format;
   const lastUser = messages.findLastIndex(({ role }) => role === 'user');
@@ -121,7 +124,13 @@ export function renderFormat(format: ChatFormat, messages: readonly TextMessage[
 export function goTemplate(format: ChatFormat, start = ''): string {
   if (format.kind === 'turns') {
     const before = (role: string): string => format.before.replaceAll('ROLE', role);
-    return `${start}{{- range .Messages }}${before('{{ .Role }}')}{{ .Content }}${format.after}{{ end }}${before('assistant')}`;
+    const { again = '', after } = format;
+    const range = again === '' ? 'range' : 'range $i, $m :=';
+    const between = again === '' ? '' : `{{ if $i }}${again}{{ end }}`;
+    return (
+      `${start}{{- ${range} .Messages }}${between}${before('{{ .Role }}')}{{ .Content }}${after}{{ end }}` +
+      `${again}${before('assistant')}`
+    );
   }
   const { user, assistant, system, systemIn, again } = format;
   const withSystem = `${system[0]}{{ $system }}${system[1]}`;
@@ -136,8 +145,21 @@ export function goTemplate(format: ChatFormat, start = ''): string {
   );
 }
 
+/** The format without a text that its first turn begins with; null: it does not begin with it. */
+export function withoutStart(format: ChatFormat, text: string): ChatFormat | null {
+  if (format.kind === 'turns') {
+    const { before, again = '' } = format;
+    if (!before.startsWith(text)) return null;
+    return { ...format, before: before.slice(text.length), again: again + text };
+  }
+  const { user, again } = format;
+  if (!user[0].startsWith(text)) return null;
+  return { ...format, user: [user[0].slice(text.length), user[1]], again: again + text };
+}
+
 /** A tokenizer's format, with what its template adds by itself. */
 export interface FoundFormat {
+  /** The format, without the BOS token that its first turn begins with where the runtime adds that. */
   readonly format: ChatFormat;
   /** Text at the beginning that the runtime does not add. */
   readonly start: string;
@@ -176,28 +198,38 @@ export function chatFormatOf(tokenizer: Tokenizer): FoundFormat {
       return null; // refused by the template, such as Gemma's with a system's text
     }
   };
-  const one = rendered([kUser]);
-  const hasBos = bos !== '' && one?.startsWith(bos) === true;
-  const start = hasBos && !addsBos ? bos : '';
-  const plain = (messages: readonly TextMessage[]): string | null =>
-    rendered(messages)?.slice(hasBos ? bos.length : 0) ?? null;
   for (const format of CHAT_FORMATS) {
-    const own = (messages: readonly TextMessage[]): string => renderFormat(format, messages);
-    const system = plain(withSystem(kSystem, [kUser]));
-    if (system !== null && system !== own(withSystem(kSystem, [kUser]))) continue;
-    const long = plain(withSystem(kSystem, kTurns));
-    if (long !== null && long !== own(withSystem(kSystem, kTurns))) continue;
-    const text = plain([kUser]);
-    if (text === null) continue;
-    const defaultSystem =
-      text === own([kUser]) ? null : systemIn(text, own(withSystem(kSystem, [kUser])));
-    const all = defaultSystem === null ? kTurns : withSystem(defaultSystem, kTurns);
-    if (plain(kTurns) === own(all)) return { format, start, defaultSystem };
+    // BOS stands before the format, or is the mark that its turns begin with, such as ChatML's in SmolLM2.
+    for (const first of new Set(['', bos])) {
+      const own = (messages: readonly TextMessage[]): string =>
+        first + renderFormat(format, messages);
+      const found = matching(rendered, own);
+      if (found === null) continue;
+      const cut = addsBos && first === '' ? withoutStart(format, bos) : null;
+      return { format: cut ?? format, start: addsBos ? '' : first, ...found };
+    }
   }
   throw new UnsupportedError(
     `modelfile: the model's chat template is none of ${CHAT_FORMATS.map(({ name }) => name).join(', ')}, so its TEMPLATE would be ` +
       'a guess; export to gguf, and write a Modelfile by hand',
   );
+}
+
+/** The system's text that a template adds by itself, where it renders as a format does; null: it renders something else. */
+function matching(
+  rendered: (messages: readonly TextMessage[]) => string | null,
+  own: (messages: readonly TextMessage[]) => string,
+): Pick<FoundFormat, 'defaultSystem'> | null {
+  for (const messages of [withSystem(kSystem, [kUser]), withSystem(kSystem, kTurns)]) {
+    const text = rendered(messages);
+    if (text !== null && text !== own(messages)) return null;
+  }
+  const text = rendered([kUser]);
+  if (text === null) return null;
+  const defaultSystem =
+    text === own([kUser]) ? null : systemIn(text, own(withSystem(kSystem, [kUser])));
+  const all = defaultSystem === null ? kTurns : withSystem(defaultSystem, kTurns);
+  return rendered(kTurns) === own(all) ? { defaultSystem } : null;
 }
 
 /** The text that stands in `text` where `pattern` has the probe's system text; null: they differ elsewhere. */

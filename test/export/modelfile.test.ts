@@ -13,12 +13,14 @@ import {
   chatFormatOf,
   goTemplate,
   renderFormat,
+  withoutStart,
 } from '../../lib/export/chat_formats.ts';
 import { modelfileText } from '../../lib/export/modelfile.ts';
 import { GgufFile } from '../../lib/io/index.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { balora } from '../support/run_cli.ts';
+import { describeShared, sharedPath } from '../support/shared.ts';
 import { disturb } from '../support/tiny_adapters.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
@@ -92,25 +94,25 @@ const kTemplates: Record<string, { source: string; bos?: true; refusesSystem?: t
   },
 };
 
-/** A tokenizer with `<s>` and `</s>`, which puts `<s>` before texts where `adds`. */
-function tokenizerWith(source: string | null, { adds = true } = {}): Tokenizer {
+/** A tokenizer with a BOS and an EOS token, which puts BOS before texts where `adds`. */
+function tokenizerWith(
+  source: string | null,
+  { adds = true, bos = '<s>', eos = '</s>' } = {},
+): Tokenizer {
   const json = JSON.parse(
-    JSON.stringify(tinyTokenizerJson()).replaceAll('<start>', '<s>').replaceAll('<end>', '</s>'),
+    JSON.stringify(tinyTokenizerJson()).replaceAll('<start>', bos).replaceAll('<end>', eos),
   );
-  const single = [
-    { SpecialToken: { id: '<s>', type_id: 0 } },
-    { Sequence: { id: 'A', type_id: 0 } },
-  ];
+  const single = [{ SpecialToken: { id: bos, type_id: 0 } }, { Sequence: { id: 'A', type_id: 0 } }];
   const id = json.added_tokens[0].id as number;
   const post = {
     type: 'TemplateProcessing',
     ...{ single, pair: [...single, { Sequence: { id: 'B', type_id: 0 } }] },
-    special_tokens: { '<s>': { id: '<s>', ids: [id], tokens: ['<s>'] } },
+    special_tokens: { [bos]: { id: bos, ids: [id], tokens: [bos] } },
   };
   return Tokenizer.fromJson(
     { ...json, post_processor: adds ? post : null },
     {
-      ...{ bos_token: '<s>', eos_token: '</s>' },
+      ...{ bos_token: bos, eos_token: eos },
       ...(source !== null && { chat_template: source }),
     },
   );
@@ -135,6 +137,100 @@ describe.each(Object.entries(kTemplates))(
     });
   },
 );
+
+/** SmolLM2's template, whose turns begin with its BOS token and end with its EOS token. */
+const kSmolLm2Template =
+  "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n" +
+  "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}" +
+  "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}" +
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+const kSmolLm2System = 'You are a helpful AI assistant named SmolLM, trained by Hugging Face';
+const kSmolLm2Modelfile = [
+  'FROM ./model.gguf',
+  'TEMPLATE """{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"""',
+  `SYSTEM """${kSmolLm2System}"""`,
+  'PARAMETER stop "<|im_start|>"',
+  'PARAMETER stop "<|im_end|>"',
+  '',
+].join('\n');
+
+/** Templates whose turns begin with the BOS token, with that token, their EOS token and their format. */
+const kBosInTurns: readonly [
+  name: string,
+  tokens: { bos: string; eos: string },
+  template: string,
+][] = [
+  ['chatml', { bos: '<|im_start|>', eos: '<|im_end|>' }, kSmolLm2Template],
+  [
+    ...(['llama-3', { bos: '<|start_header_id|>', eos: '<|eot_id|>' }] as const),
+    (kTemplates['llama-3'] as { source: string }).source.replace('{{ bos_token }}', ''),
+  ],
+  [
+    ...(['gemma', { bos: '<start_of_turn>', eos: '<end_of_turn>' }] as const),
+    (kTemplates.gemma as { source: string }).source.replace('{{ bos_token }}', ''),
+  ],
+  [
+    ...(['phi-4', { bos: '<|im_start|>', eos: '<|im_end|>' }] as const),
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}" +
+      "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}",
+  ],
+];
+
+describe.each(kBosInTurns)('%s with the BOS token as the mark of turns', (name, tokens, source) => {
+  const conversations = Object.entries(kConversations).filter(
+    ([, messages]) => name !== 'gemma' || messages[0]?.role !== 'system',
+  );
+
+  it('is recognised as it is where the tokenizer adds no BOS', () => {
+    const tokenizer = tokenizerWith(source, { adds: false, ...tokens });
+    const { format, start, defaultSystem } = chatFormatOf(tokenizer);
+    expect(format).toBe(CHAT_FORMATS.find((known) => known.name === name));
+    expect([start, defaultSystem]).toEqual(['', name === 'chatml' ? kSmolLm2System : null]);
+  });
+
+  it('is without the first BOS where the tokenizer adds it, which is then there once', () => {
+    const tokenizer = tokenizerWith(source, { adds: true, ...tokens });
+    const { format, start, defaultSystem } = chatFormatOf(tokenizer);
+    expect([format.name, start]).toEqual([name, '']);
+    for (const [which, messages] of conversations) {
+      const all =
+        defaultSystem === null || messages[0]?.role === 'system'
+          ? messages
+          : [kSystem(defaultSystem), ...messages];
+      const rendered = tokenizer.renderChat(messages, { addGenerationPrompt: true });
+      expect(tokens.bos + renderFormat(format, all), which).toBe(rendered);
+    }
+  });
+
+  it('is told from a BOS before the first turn', () => {
+    const before = `{{ bos_token }}${source}`;
+    for (const [adds, start] of [
+      [true, ''],
+      [false, tokens.bos],
+    ] as const) {
+      const found = chatFormatOf(tokenizerWith(before, { adds, ...tokens }));
+      expect(found).toMatchObject({ format: { name }, start });
+      expect(CHAT_FORMATS).toContain(found.format);
+    }
+  });
+});
+
+describeShared('SmolLM2', ['models/smollm2-135m-instruct-gguf'], () => {
+  const model = sharedPath('models/smollm2-135m-instruct-gguf');
+
+  it('has a Modelfile', { timeout: 120_000 }, async () => {
+    const output = join(folder, 'smollm2');
+    const { code, err } = await balora([
+      ...['export', '--model', model, '--to', 'modelfile', '--outtype', 'f16'],
+      ...['--output', output],
+    ]);
+    expect(code, err).toBe(0);
+    expect(await readFile(join(output, 'Modelfile'), 'utf8')).toBe(kSmolLm2Modelfile);
+    const file = GgufFile.open(join(output, 'model.gguf'));
+    expect(file.metadata.get('tokenizer.chat_template')).toBe(kSmolLm2Template);
+    file.close();
+  });
+});
 
 describe('a template', () => {
   it('that adds a system text of its own has it as SYSTEM', () => {
@@ -213,7 +309,13 @@ describe("Go's text/template", () => {
       skip('needs go (apt-get install golang-go)');
     const program = join(folder, 'main.go');
     await writeFile(program, kProgram);
-    const tasks = CHAT_FORMATS.flatMap((format) =>
+    // Each also without what its turns begin with, as where that is the BOS token.
+    const formats = CHAT_FORMATS.flatMap((format) => {
+      const first = format.kind === 'turns' ? format.before.split('ROLE')[0] : format.user[0];
+      const without = first === undefined || first === '' ? null : withoutStart(format, first);
+      return without === null ? [format] : [format, without];
+    });
+    const tasks = formats.flatMap((format) =>
       ['', '<s>'].flatMap((start) =>
         Object.entries(kConversations).map(([which, messages]) => ({
           label: `${format.name}, ${which}`,
@@ -274,5 +376,28 @@ describe('balora export --to modelfile', () => {
     const file = GgufFile.open(join(folder, 'ollama', 'model.gguf'));
     expect(file.metadata.get('tokenizer.chat_template')).toBe(source);
     file.close();
+  });
+
+  it("writes SmolLM2's Modelfile of a Hugging Face folder, too", async () => {
+    const model = join(folder, 'smollm2-hf');
+    await mkdir(model);
+    await writeTinyCheckpoint(model);
+    for (const name of ['tokenizer.json', 'tokenizer_config.json']) {
+      const text = await readFile(join(model, name), 'utf8');
+      await writeFile(
+        join(model, name),
+        text.replaceAll('<start>', '<|im_start|>').replaceAll('<end>', '<|im_end|>'),
+      );
+    }
+    await writeFile(join(model, 'chat_template.jinja'), kSmolLm2Template);
+    const tokenizer = await Tokenizer.fromPretrained(model);
+    expect(tokenizer.token(tokenizer.bosId as number)).toBe('<|im_start|>');
+    expect(tokenizer.encode('a')).not.toContain(tokenizer.bosId);
+    const output = join(folder, 'smollm2-hf-ollama');
+    const { code, err } = await balora([
+      ...['export', '--model', model, '--to', 'modelfile', '--output', output],
+    ]);
+    expect(code, err).toBe(0);
+    expect(await readFile(join(output, 'Modelfile'), 'utf8')).toBe(kSmolLm2Modelfile);
   });
 });
