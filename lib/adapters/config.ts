@@ -41,7 +41,7 @@ import {
   startNamed,
 } from './methods/registry.ts';
 import { IDLE_KEYS, UNSUPPORTED_KEYS } from './peft_keys.ts';
-import { startWithCordaMethod, startWithLoftqConfig } from './peft_start_configs.ts';
+import { peftStart, startWithCordaMethod, startWithLoftqConfig } from './peft_start_configs.ts';
 import { type PythonJson, pythonJson } from './python_json.ts';
 
 export { ALL_LINEAR, type InitLoraWeights };
@@ -76,6 +76,9 @@ const kByKey = new Map(
     ([name, option]) => [snake(name), { name, option }],
   ),
 );
+
+/** The name in {@link kByKey} of the option that no file has under its own name. */
+const kKept = 'kept_keys';
 
 /** Keys that change nothing in what an adapter computes. */
 const kIgnored = new Set([
@@ -148,14 +151,67 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
   const ignored = new Set(options.ignoreKeys);
   const values = own === null ? (raw as Raw) : valuesOfOwn(raw as Raw, own, { path, ignored });
   if (own === null) refuseUnsupported(values, path, ignored);
+  const kept = keptKeys(raw as Raw, own, { path, ignored });
   try {
     const start = startOf(values);
-    const read = start === undefined ? values : { ...values, init_lora_weights: start };
-    return build(read, { where: path, inFile: true, nameOf: (key) => key });
+    const started = start === undefined ? {} : { init_lora_weights: start };
+    const read = { ...values, ...started, [kKept]: kept };
+    const nameOf = (key: string): string => fileKey(key, own);
+    return build(read, { where: path, inFile: true, nameOf });
   } catch (error) {
     if (error instanceof ArgumentError) throw new FormatError(error.message, { path });
     throw error;
   }
+}
+
+/** A key of LoRA's configuration as the files of a type have it. */
+function fileKey(key: string, own: OwnForm | null): string {
+  const found = Object.entries(own?.keys ?? {}).find(
+    ([, known]) => 'option' in known && snake(known.option) === key,
+  );
+  return found?.[0] ?? key;
+}
+
+/** The idle keys that a type's files have, with the values that are written where none were read. */
+function idleKeys(own: OwnForm | null): Readonly<Record<string, PythonJson>> {
+  if (own === null) return { auto_mapping: null, ...IDLE_KEYS };
+  const particular = Object.entries(own.keys).flatMap(([key, known]) =>
+    'idle' in known ? [[key, known.idle] as const] : [],
+  );
+  return { auto_mapping: null, ...Object.fromEntries(particular) };
+}
+
+/** The idle keys of a file with the values that would not be written otherwise; null: none. @throws FormatError for a number too large */
+function keptKeys(
+  raw: Raw,
+  own: OwnForm | null,
+  { path, ignored }: { path: string; ignored: ReadonlySet<string> },
+): LoraConfig['keptKeys'] {
+  const kept = Object.entries(idleKeys(own)).flatMap(([key, usual]) => {
+    if (!Object.hasOwn(raw, key) || ignored.has(key)) return [];
+    const value = raw[key] as PythonJson;
+    if (JSON.stringify(value) === JSON.stringify(usual)) return [];
+    try {
+      pythonJson(value);
+    } catch {
+      throw new FormatError(
+        `${path}: ${key} = ${shown(value)} has a number that is not exact here`,
+        {
+          path,
+          advice: `name it in ignoreKeys to have ${JSON.stringify(usual)} written in its place`,
+        },
+      );
+    }
+    return [[key, value] as const];
+  });
+  return kept.length === 0 ? null : Object.fromEntries(kept);
+}
+
+/** The keys of a configuration that were kept from its file, of those that its type has. */
+function writtenAgain(config: LoraConfig, own: OwnForm | null): Record<string, PythonJson> {
+  const idle = idleKeys(own);
+  const kept = Object.entries(config.keptKeys ?? {}).filter(([key]) => Object.hasOwn(idle, key));
+  return Object.fromEntries(kept);
 }
 
 /** The start of a configuration with keys in snake case, which PEFT's objects may name in part. */
@@ -204,7 +260,7 @@ export function formatAdapterConfig(config: LoraConfig): string {
   const own = ownFormOf(config.peftType);
   if (own !== null) return formatOwn(config, own);
   const written = [...kByKey]
-    .filter(([key, { name }]) => isPeftKey(key, name) || isSet(name, config))
+    .filter(([key, { name }]) => key !== kKept && (isPeftKey(key, name) || isSet(name, config)))
     .map(([key, { name, option }]): [string, PythonJson] => {
       const value = config[name as keyof LoraConfig];
       return [key, option.toPeft?.(value as never) ?? plainJson(value)];
@@ -215,6 +271,7 @@ export function formatAdapterConfig(config: LoraConfig): string {
     auto_mapping: null,
     peft_version: PEFT_VERSION,
     ...Object.fromEntries(written),
+    ...peftStart(config.initLoraWeights, writtenAgain(config, null)),
   });
 }
 
@@ -228,6 +285,7 @@ function formatOwn(config: LoraConfig, { peftType, keys }: OwnForm): string {
   const common = kCommonKeys.map((key) => [key, writtenOf(camel(key))] as const);
   const particular = Object.entries(keys).map(([key, known]) => {
     if ('only' in known) return [key, known.only] as const;
+    if ('idle' in known) return [key, known.idle] as const;
     if ('written' in known) return [key, known.written] as const;
     const { option, toFile } = known;
     return [
@@ -238,6 +296,7 @@ function formatOwn(config: LoraConfig, { peftType, keys }: OwnForm): string {
   return pythonJson({
     ...{ auto_mapping: null, peft_type: peftType, peft_version: PEFT_VERSION },
     ...Object.fromEntries([...common, ...particular]),
+    ...writtenAgain(config, ownFormOf(peftType)),
   });
 }
 
@@ -299,7 +358,8 @@ function isNeutral(value: unknown): boolean {
 /** @param ignored keys of a file that the caller knows to be harmless; null for a caller's own configuration */
 function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string> | null): void {
   for (const [key, value] of Object.entries(raw)) {
-    if (kByKey.has(key) || isIgnored(key, value, ignored)) continue;
+    const isOption = kByKey.has(key) && (ignored === null || key !== kKept);
+    if (isOption || isIgnored(key, value, ignored)) continue;
     if (Object.hasOwn(UNSUPPORTED_KEYS, key)) {
       if (value === UNSUPPORTED_KEYS[key]) continue;
       throw new UnsupportedError(

@@ -6,6 +6,7 @@ import { z } from 'zod';
 import {
   choice,
   indices,
+  json,
   modules,
   nameList,
   number,
@@ -260,6 +261,17 @@ const inFile = {
   /** Whether the adapter was saved for inference, which is how PEFT saves every one. */
   inferenceMode: inPeft(onOff({ default: true, help: 'saved for inference', only: 'library' }), {
     absentInPeft: false,
+  }),
+  /** Keys of its file that change nothing in what the adapter computes, with the values that are written again. Null: none. */
+  keptKeys: json<Readonly<Record<string, PythonJson>>, null>({
+    of: 'an object of keys of adapter_config.json',
+    schema: z.custom<Readonly<Record<string, PythonJson>>>(
+      (given) => typeof given === 'object' && given !== null && !Array.isArray(given),
+    ),
+    default: null,
+    help: 'idle keys of its file',
+    only: 'library',
+    identity: onlyWhereSet(null),
   }),
 };
 

@@ -7,6 +7,7 @@ import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { camel, snake } from '../options/option.ts';
 import { shown } from '../shown.ts';
 import type { CalibrationSettings } from './methods/method.ts';
+import type { PythonJson } from './python_json.ts';
 
 /** An object of PEFT's: the keys that are settings of the calibration, and those that may have one value only. */
 interface StartConfig {
@@ -98,6 +99,26 @@ export function startWithLoftqConfig(config: Given, init: unknown): unknown {
   throw new ArgumentError(
     `loftq_config: loftq_iter ${steps} does not fit init_lora_weights ${init}; leave one of them out`,
   );
+}
+
+/**
+ * A start as PEFT writes it: of those that are named here by one of the objects, PEFT's word, with the object that says the rest.
+ * @param kept keys that were read beside it, as they are written again
+ */
+export function peftStart(
+  init: unknown,
+  kept: Readonly<Record<string, PythonJson>>,
+): Record<string, PythonJson> {
+  const steps = /^loftq_iter_(\d+)$/.exec(String(init))?.[1];
+  const beside = (key: string): Readonly<Record<string, PythonJson>> | null =>
+    objectOf(kept, key) as Readonly<Record<string, PythonJson>> | null;
+  if (init === 'corda_kpm') {
+    const corda = { ...beside('corda_config'), corda_method: 'kpm' };
+    return { ...kept, corda_config: corda, init_lora_weights: 'corda' };
+  }
+  if (steps === undefined) return kept;
+  const loftq = { ...(beside('loftq_config') ?? { loftq_bits: 4 }), loftq_iter: Number(steps) };
+  return { ...kept, loftq_config: loftq, init_lora_weights: 'loftq' };
 }
 
 /**

@@ -8,7 +8,7 @@ import {
   loraScale,
   parseAdapterConfig,
 } from '../../lib/adapters/config.ts';
-import { keepsBase } from '../../lib/adapters/methods/registry.ts';
+import { keepsBase, PEFT_TYPES } from '../../lib/adapters/methods/registry.ts';
 import { PythonFloat, type PythonJson, pythonJson } from '../../lib/adapters/python_json.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { fixturePath } from '../support/fixtures.ts';
@@ -140,6 +140,141 @@ describe('reading', () => {
     expect(loraScale(config.loraAlpha, 8, { ...config, useRslora: true })).toBeCloseTo(2, 12);
     expect(keepsBase(config.initLoraWeights)).toBe(true);
     expect(keepsBase('pissa')).toBe(false);
+  });
+});
+
+/** Values that are not the default, by key: one for the key of every type, or one for that of a type alone (`TYPE.key`). */
+const kOtherValues: Readonly<Record<string, unknown>> = {
+  alpha_pattern: { q_proj: 3 },
+  act_fn: 'silu',
+  apply_GS: true,
+  auto_mapping: { base_model_class: 'LlamaModel', parent_library: 'transformers.models.llama' },
+  base_model_name_or_path: 'owner/base',
+  beta1: 0.5,
+  beta2: 0.75,
+  corda_config: { corda_method: 'ipm', cache_file: 'covariance.pt' },
+  d_initial: 0.5,
+  dash_index: 3,
+  dash_warmup: 7,
+  deltaT: 5,
+  depth: 2,
+  eva_config: { rho: 3, tau: 0.5 },
+  exclude_modules: ['k_proj'],
+  fan_in_fan_out: true,
+  inference_mode: false,
+  hira_dropout: 0.25,
+  init_lora_weights: 'gaussian',
+  init_r: 10,
+  init_weights: false,
+  'MISS.init_weights': 'bat',
+  layers_pattern: ['layers'],
+  layers_to_transform: [0, 2],
+  loftq_config: { loftq_bits: 4, loftq_iter: 1 },
+  lora_alpha: 5.5,
+  lora_bias: true,
+  lora_dropout: 0.25,
+  lora_ga_config: { direction: 'ArBr', scale: 'gd', stable_gamma: 8 },
+  megatron_core: 'megatron.other',
+  mini_r: 2,
+  miss_dropout: 0.25,
+  modules_to_save: ['lm_head'],
+  orth_reg_weight: 0.25,
+  projection_prng_key: 5,
+  qalora_group_size: 32,
+  r: 6,
+  randlora_alpha: 7,
+  randlora_dropout: 0.25,
+  rank_pattern: { q_proj: 2 },
+  'ADALORA.rank_pattern': { 'layers.0.q_proj.lora_E': [true, false] },
+  revision: 'v1',
+  scaling: 2.5,
+  sparse: true,
+  target_modules: ['q_proj', 'v_proj'],
+  target_r: 4,
+  task_type: 'SEQ_CLS',
+  tfinal: 3,
+  tinit: 2,
+  total_step: 50,
+  use_dora: true,
+  'ADALORA.use_dora': undefined,
+  use_rslora: true,
+  vera_dropout: 0.25,
+  very_sparse: true,
+};
+
+/** Keys that describe what is written, and not what was read. */
+const kOfWriter = ['peft_type', 'peft_version', 'save_projection'];
+
+describe('each value of a file', () => {
+  const textOf = (raw: object): string => JSON.stringify(raw);
+  const again = (raw: object): Record<string, unknown> =>
+    JSON.parse(formatAdapterConfig(parseAdapterConfig(textOf(raw))));
+
+  it.each(PEFT_TYPES)('is written again as it was read: %s', (peftType) => {
+    const usual = JSON.parse(formatAdapterConfig(loraConfig({ peftType }))) as Record<
+      string,
+      unknown
+    >;
+    expect(again(usual)).toEqual(usual);
+    for (const key of Object.keys(usual)) {
+      if (kOfWriter.includes(key)) continue;
+      const own = `${peftType}.${key}`;
+      const value = kOtherValues[Object.hasOwn(kOtherValues, own) ? own : key];
+      // A key has another value that is written again, or another one is refused.
+      if (value === undefined) {
+        const other = textOf({ ...usual, [key]: { rank: 4 } });
+        expect(() => parseAdapterConfig(other), key).toThrow(new RegExp(`${key} = .*supported`));
+        continue;
+      }
+      expect(value, `${key} has its usual value`).not.toEqual(usual[key]);
+      // The pattern of layers needs layers.
+      const layers = key === 'layers_pattern' ? { layers_to_transform: [1] } : {};
+      const given = { ...usual, ...layers, [key]: value };
+      expect(again(given), key).toEqual(given);
+    }
+  });
+
+  it('is written again also where balora has another word for it', () => {
+    const usual = JSON.parse(formatAdapterConfig(loraConfig())) as object;
+    for (const given of [
+      { init_lora_weights: 'corda', corda_config: { corda_method: 'kpm', verbose: true } },
+      { init_lora_weights: 'loftq', loftq_config: { loftq_iter: 5 } },
+      { init_lora_weights: 'eva', eva_config: { rho: 3 } },
+    ]) {
+      expect(again({ ...usual, ...given })).toEqual({ ...usual, ...given });
+    }
+    const written = (initLoraWeights: 'corda_kpm' | 'loftq_iter_5') =>
+      JSON.parse(formatAdapterConfig(loraConfig({ initLoraWeights })));
+    expect(written('corda_kpm')).toMatchObject({
+      ...{ init_lora_weights: 'corda', corda_config: { corda_method: 'kpm' } },
+    });
+    expect(written('loftq_iter_5')).toMatchObject({
+      ...{ init_lora_weights: 'loftq', loftq_config: { loftq_bits: 4, loftq_iter: 5 } },
+    });
+  });
+
+  it('is refused by name where it could not be written again', () => {
+    const raw = { peft_type: 'VERA', r: 4, projection_prng_key: 2 ** 60 };
+    expect(() => parseAdapterConfig(textOf(raw), { path: 'a.json' })).toThrow(
+      /^a\.json: projection_prng_key = 11529215\d+ has a number that is not exact here; name it in ignoreKeys to have 0 written/,
+    );
+    const ignored = parseAdapterConfig(textOf(raw), { ignoreKeys: ['projection_prng_key'] });
+    expect(JSON.parse(formatAdapterConfig(ignored)).projection_prng_key).toBe(0);
+  });
+
+  it('is named as the file names it where it is refused', () => {
+    const refused = (raw: object) => () => parseAdapterConfig(textOf({ r: 4, ...raw }));
+    expect(refused({ peft_type: 'HIRA', hira_dropout: 2 })).toThrow(/: hira_dropout must be/);
+    expect(refused({ peft_type: 'RANDLORA', randlora_alpha: 'x' })).toThrow(
+      /: randlora_alpha must be/,
+    );
+  });
+
+  it('has no name of its own in a file', () => {
+    for (const peft_type of ['LORA', 'VERA']) {
+      const raw = textOf({ peft_type, r: 4, kept_keys: { projection_prng_key: 5 } });
+      expect(() => parseAdapterConfig(raw)).toThrow(/the key "kept_keys" = .* is not understood/);
+    }
   });
 });
 

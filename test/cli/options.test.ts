@@ -174,8 +174,8 @@ describe('flags', () => {
     const library: OptionTable = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
     const own = Object.keys(library).filter((key) => library[key]?.only === 'library');
     expect(own.sort()).toEqual([
-      ...['baseModelNameOrPath', 'commandLine', 'fanInFanOut', 'inferenceMode', 'keptTriplets'],
-      ...['preparation', 'revision', 'runConfig', 'taskType', 'totalStep'],
+      ...['baseModelNameOrPath', 'commandLine', 'fanInFanOut', 'inferenceMode', 'keptKeys'],
+      ...['keptTriplets', 'preparation', 'revision', 'runConfig', 'taskType', 'totalStep'],
     ]);
     const command = new Command();
     addOptions(command, kTrainOptions, { config: true });

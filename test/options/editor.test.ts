@@ -10,7 +10,7 @@ import { trainerOptions } from '../../lib/train/schema.ts';
 
 const kRoot = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
 
-const { fanInFanOut: _, inferenceMode: __, ...loraInput } = loraOptions;
+const { fanInFanOut: _, inferenceMode: __, keptKeys: ___, ...loraInput } = loraOptions;
 const kTables = {
   TrainerOptions: Object.keys(trainerOptions),
   RegularizerOptions: Object.keys(REGULARIZER_OPTIONS),

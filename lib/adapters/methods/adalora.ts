@@ -248,7 +248,7 @@ const kWithoutEffect: Readonly<Record<string, PythonJson>> = {
 };
 /** Those that switch something on that AdaLoRA has not, or that is not supported, with the values that leave it off. */
 const kOff: Readonly<Record<string, PythonJson>> = { ...UNSUPPORTED_KEYS, use_dora: false };
-const keysOf = (kind: 'only' | 'written', keys: Readonly<Record<string, PythonJson>>) =>
+const keysOf = (kind: 'only' | 'idle', keys: Readonly<Record<string, PythonJson>>) =>
   Object.fromEntries(
     Object.entries(keys).map(([key, value]) => [key, { [kind]: value } as ConfigKey]),
   );
@@ -341,7 +341,7 @@ const form = lowRankVariant({
   formula: 'W x + s B (E * A) x, E a factor of each row of A; the least important rows lose theirs',
   keys: {
     ...LORA_KEYS,
-    ...keysOf('written', kWithoutEffect),
+    ...keysOf('idle', kWithoutEffect),
     ...keysOf('only', kOff),
     init_r: { option: 'initR' },
     target_r: { option: 'targetR' },

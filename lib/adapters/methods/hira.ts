@@ -17,7 +17,7 @@ const variant = denseVariant({
     exclude_modules: { option: 'excludeModules' },
     fan_in_fan_out: { option: 'fanInFanOut' },
     hira_dropout: { option: 'loraDropout' },
-    init_weights: { written: true },
+    init_weights: { idle: true },
     rank_pattern: { option: 'rankPattern' },
   },
   tensors: () => [

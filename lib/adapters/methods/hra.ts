@@ -59,7 +59,7 @@ const variant = lowRankVariant({
     apply_GS: { option: 'applyGs' },
     bias: { only: 'none' },
     exclude_modules: { option: 'excludeModules' },
-    init_weights: { written: true },
+    init_weights: { idle: true },
   },
   tensors: () => [
     {

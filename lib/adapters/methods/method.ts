@@ -330,7 +330,8 @@ export interface SharedTensor {
 
 /**
  * A key of adapter_config.json: the option that it holds, in its own form where the file has another one; the only value that is
- * supported; or the value that is written, where any other one may be read, since it changes nothing in what the tensors compute.
+ * supported; the value of an idle key, which changes nothing in what the tensors compute, so that another one that was read is written
+ * again; or the value that is always written, since it describes the files themselves.
  */
 export type ConfigKey =
   | {
@@ -339,6 +340,7 @@ export type ConfigKey =
       fromFile?(value: unknown): unknown;
     }
   | { readonly only: PythonJson }
+  | { readonly idle: PythonJson }
   | { readonly written: PythonJson };
 
 /** The tensors of a variant that has no pair A, B, and their form in a PEFT folder. */

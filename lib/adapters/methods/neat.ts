@@ -58,7 +58,7 @@ const variant = lowRankVariant({
     act_fn: { option: 'peanutActFn' },
     depth: { option: 'peanutDepth' },
     exclude_modules: { option: 'excludeModules' },
-    init_weights: { written: true },
+    init_weights: { idle: true },
     scaling: floatKey('peanutScaling'),
   },
   tensors: (settings) => [

@@ -67,8 +67,8 @@ const variant = denseVariant({
   keys: {
     bias: { only: 'none' },
     fan_in_fan_out: { option: 'fanInFanOut' },
-    init_weights: { written: true },
-    projection_prng_key: { written: 0 },
+    init_weights: { idle: true },
+    projection_prng_key: { idle: 0 },
     randlora_alpha: { option: 'loraAlpha' },
     randlora_dropout: { option: 'loraDropout' },
     save_projection: { written: true },

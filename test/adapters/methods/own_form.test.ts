@@ -1,5 +1,5 @@
 /** Properties that every method with tensors of its own (in the place of a pair A, B) must have. */
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -51,6 +51,31 @@ describe.each(kOwnForms)('%s', (_, config) => {
     tuned.dispose();
     expect(hidden(model)).toEqual(base);
     expect(memoryStats().liveBytes).toBe(before);
+  });
+
+  it('keeps the idle keys of its file, also through a checkpoint', async () => {
+    const tuned = await create(new TinyModel(), config);
+    await tuned.savePretrained(folder);
+    const path = (...names: string[]): string => join(folder, ...names, 'adapter_config.json');
+    const usual = JSON.parse(readFileSync(path(), 'utf8'));
+    const idle = Object.entries(own?.keys ?? {}).flatMap(([key, known]) => {
+      if (!('idle' in known)) return [];
+      return [[key, typeof known.idle === 'number' ? 5 : !known.idle] as const];
+    });
+    const given = { ...usual, ...Object.fromEntries(idle), auto_mapping: { parent_library: 'x' } };
+    writeFileSync(path(), JSON.stringify(given));
+    const read = await AdapterModel.fromPretrained(new TinyModel(), folder);
+    await read.savePretrained(join(folder, 'again'));
+    expect(JSON.parse(readFileSync(path('again'), 'utf8'))).toEqual(given);
+    await new Trainer({
+      ...{ tuned: read, data: tinySource(tinyBatches()), output: join(folder, 'run'), learningRate: 0.01 },
+      ...{ maxSteps: 4, saveSteps: 4 },
+    }).train();
+    const checkpoint = join(folder, 'run', 'run', 'checkpoints', 'step-4');
+    const resumed = await AdapterModel.fromPretrained(new TinyModel(), checkpoint);
+    await resumed.savePretrained(join(folder, 'kept'));
+    const kept = { ...Object.fromEntries(idle), auto_mapping: given.auto_mapping };
+    expect(JSON.parse(readFileSync(path('kept'), 'utf8'))).toMatchObject(kept);
   });
 
   it('gives the same model after export and loading in its own form', async () => {
