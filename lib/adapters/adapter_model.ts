@@ -305,24 +305,31 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * Writes the active adapter's adapter_config.json and adapter_model.safetensors as PEFT does.
    * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r; a method without a pair (VeRA)
    *   writes its own tensors. `plain-lora`: a pair in any case. `residual`: PiSSA's pair of rank r, with the residual model that it is
-   *   added to in `residual/` and its initial values in `initial/`.
+   *   added to in `residual/` and its initial values in `initial/`. place: the path that the folder will have, which the form `residual`
+   *   names, where it is written under another one (default: `folder`)
    * @throws UnsupportedError for an adapter that has no such form
    */
-  async savePretrained(folder: string, options: { form?: ExportForm } = {}): Promise<void> {
+  async savePretrained(
+    folder: string,
+    options: { form?: ExportForm; place?: string } = {},
+  ): Promise<void> {
     checkArgument('savePretrained: the folder', kCall.path, folder);
-    checkCall('savePretrained', options, { form: oneOf(['lora', 'plain-lora', 'residual']) });
-    const { form = 'lora' } = options;
+    checkCall('savePretrained', options, {
+      form: oneOf(['lora', 'plain-lora', 'residual']),
+      place: kCall.path,
+    });
+    const { form = 'lora', place = folder } = options;
     const save = { lora: savePlain, 'plain-lora': saveAsLora, residual: saveResidual }[form];
-    await save(this, folder);
+    await save(this, folder, place);
   }
 
   /**
-   * Writes the active adapter as a plain LoRA of chosen ranks, whatever its method: of what it changes in each weight the leading singular
-   * triplets. For `savePretrained`'s form `plain-lora` the ranks are those that are exact.
+   * Writes the active adapter as a plain LoRA, whatever its method: of its own ranks where that is exact, and otherwise, or where ranks
+   * are chosen, the leading singular triplets of what it changes in each weight.
    * @returns a line for each module: its rank and its error
-   * @throws ArgumentError without a rank or an energy, or with both; UnsupportedError for an adapter that changes a bias
+   * @throws ArgumentError with both a rank and an energy; UnsupportedError for an adapter that changes a bias
    */
-  convertToLora(folder: string, options: ConvertOptions): Promise<readonly ConvertedModule[]> {
+  convertToLora(folder: string, options: ConvertOptions = {}): Promise<readonly ConvertedModule[]> {
     return convertToLora(this, folder, options);
   }
 

@@ -4,7 +4,20 @@
  * of PEFT.
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
-import { abs, add, matmul, max, mul, reshape, slice, sqrt, svd, transpose } from '../ops/index.ts';
+import {
+  abs,
+  add,
+  matmul,
+  max,
+  mul,
+  reshape,
+  slice,
+  sqrt,
+  sub,
+  sum,
+  svd,
+  transpose,
+} from '../ops/index.ts';
 import {
   type CallTable,
   checkArgument,
@@ -13,15 +26,19 @@ import {
   kCall,
   wholeNumber,
 } from '../options/call.ts';
-import { computeOwned, type Tensor, tensor } from '../tensor.ts';
+import { computeOwned, noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import { changeOf, convertObstacle, rankOfEnergy } from './changes.ts';
-import { type ExportableAdapter, type PlainPair, writeLora } from './export.ts';
+import { copyOf } from './copies.ts';
+import { type ExportableAdapter, loraObstacle, type PlainPair, writeLora } from './export.ts';
 import type { LoraModule } from './lora_module.ts';
-import { masterDType } from './low_rank.ts';
+import { masterDType, productOf } from './low_rank.ts';
 
-/** Options of {@link AdapterModel.convertToLora}: a rank for all modules, or a share of each one's energy. */
+/**
+ * Options of {@link AdapterModel.convertToLora}: a rank for all modules, or a share of each one's energy. Without either, the ranks
+ * are those of the adapter itself where a plain LoRA of these is exact, and otherwise those of an energy of 0.99.
+ */
 export interface ConvertOptions {
-  /** Rank of every module, at most that of its weight. Either this or `energy` must be given. */
+  /** Rank of every module, at most that of its weight. Not together with `energy`. */
   readonly rank?: number | undefined;
   /** Share of the squared singular values of each module's change that is kept, above 0 and at most 1; the ranks follow. */
   readonly energy?: number | undefined;
@@ -54,26 +71,59 @@ export interface ConvertedModule {
   readonly intruders: number;
 }
 
+/** The share of the squared singular values that is kept where neither a rank nor a share is given, and no pair is exact. */
+export const DEFAULT_ENERGY = 0.99;
+
+/** How the ranks of a conversion are chosen. */
+export type RankChoice =
+  | { readonly by: 'rank'; readonly rank: number }
+  | { readonly by: 'energy'; readonly energy: number; readonly reason: string | null }
+  | { readonly by: 'own' };
+
+/**
+ * How the ranks of a conversion are chosen; `reason`: why the adapter's own ranks are not, where nothing is given.
+ * @throws ArgumentError for a rank together with an energy
+ */
+export function rankChoice(
+  { modules }: Pick<ExportableAdapter, 'modules'>,
+  { rank, energy, intruderFactor = 1 }: ConvertOptions,
+): RankChoice {
+  if (rank !== undefined && energy !== undefined) {
+    throw new ArgumentError('convertToLora: give rank or energy, or neither of them');
+  }
+  if (rank !== undefined) return { by: 'rank', rank };
+  if (energy !== undefined) return { by: 'energy', energy, reason: null };
+  const reason =
+    intruderFactor === 1
+      ? (modules.map(ownRankObstacle).find((obstacle) => obstacle !== null) ?? null)
+      : 'reduced intruder dimensions change its rank';
+  return reason === null ? { by: 'own' } : { by: 'energy', energy: DEFAULT_ENERGY, reason };
+}
+
+/** The reason why no pair of the module's own rank equals its change of the base's weight; null: one does. */
+function ownRankObstacle(module: LoraModule): string | null {
+  if (module.quantized === null) return loraObstacle(module);
+  return 'the adapter is on a base of its own, whose codes have lost a part of each weight';
+}
+
 const kIntruders = { topK: 10, threshold: 0.5 };
 
 /**
- * Writes an adapter as a plain LoRA, alpha the rank of each module, into a PEFT folder. Its A and B have equal shares of the singular
- * values. Modules that are saved whole are written as they are.
+ * Writes an adapter as a plain LoRA, alpha the rank of each module, into a PEFT folder. Where the ranks are chosen, its A and B have
+ * equal shares of the singular values. Modules that are saved whole are written as they are.
  * @param folder must not exist or be empty
  * @returns a line for each module
- * @throws ArgumentError without a rank or an energy, or with both; UnsupportedError for an adapter that changes a bias
+ * @throws ArgumentError with both a rank and an energy; UnsupportedError for an adapter that changes a bias
  */
 export async function convertToLora(
   adapter: ExportableAdapter,
   folder: string,
-  options: ConvertOptions,
+  options: ConvertOptions = {},
 ): Promise<readonly ConvertedModule[]> {
   checkArgument('convertToLora: the folder', kCall.path, folder);
   checkCall('convertToLora', options, kTable);
-  const { rank, energy, intruderFactor = 1, signal, onProgress } = options;
-  if ((rank === undefined) === (energy === undefined)) {
-    throw new ArgumentError('convertToLora: give either rank or energy');
-  }
+  const { intruderFactor = 1, signal, onProgress } = options;
+  const choice = rankChoice(adapter, options);
   for (const module of adapter.modules) {
     const obstacle = convertObstacle(module);
     if (obstacle !== null) throw new UnsupportedError(`${module.name}: ${obstacle}`);
@@ -83,7 +133,10 @@ export async function convertToLora(
   try {
     for (const module of adapter.modules) {
       signal?.throwIfAborted();
-      const { pair, ...facts } = await converting(module, { rank, energy, intruderFactor });
+      const { pair, ...facts } =
+        choice.by === 'own'
+          ? ownPair(module)
+          : await converting(module, { choice, intruderFactor });
       if (pair !== null) pairs.push({ name: module.name, pair, scale: 1 });
       converted.push({ name: module.name, ...facts });
       onProgress?.(converted.length, adapter.modules.length);
@@ -97,13 +150,42 @@ export async function convertToLora(
   return converted;
 }
 
-type Wanted = Pick<ConvertOptions, 'rank' | 'energy'> & { readonly intruderFactor: number };
+/** A module of a conversion with its pair, null where it changes nothing. */
+type Conversion = Omit<ConvertedModule, 'name'> & { readonly pair: PlainPair['pair'] | null };
 
-/** The pair of a module, null where it changes nothing. */
+/** The pair that equals a module's adapter, with its scale in B. */
+function ownPair(module: LoraModule): Conversion {
+  const plain = module.variant.toLora(module);
+  const own = new Set(module.tensors());
+  const pair = computeOwned(() => {
+    const { dtype } = plain.a;
+    return { a: copyOf(plain.a), b: copyOf(mul(plain.b.to('f64'), module.scale).to(dtype)) };
+  });
+  for (const tensor of [plain.a, plain.b]) if (!own.has(tensor)) tensor.dispose();
+  const [size, rest] = scope(() =>
+    noGrad(() => {
+      const change = changeOf(module);
+      const difference = sub(change, productOf({ a: pair.a.to('f64'), b: pair.b.to('f64') }));
+      return [change, difference].map((x) => Math.sqrt(sum(mul(x, x)).itemSync()));
+    }),
+  ) as [number, number];
+  const r = pair.a.shape[0] as number;
+  if (size > 0 && r > 0) return { pair, r, error: rest / size, intruders: 0 };
+  for (const tensor of [pair.a, pair.b]) tensor.dispose();
+  return { pair: null, r: 0, error: 0, intruders: 0 };
+}
+
+/** The leading triplets of a module's change as a pair. */
 async function converting(
   module: LoraModule,
-  { rank, energy, intruderFactor }: Wanted,
-): Promise<Omit<ConvertedModule, 'name'> & { pair: PlainPair['pair'] | null }> {
+  {
+    choice,
+    intruderFactor,
+  }: {
+    choice: Exclude<RankChoice, { by: 'own' }>;
+    intruderFactor: number;
+  },
+): Promise<Conversion> {
   const { change, intruders } = await reducedChange(module, intruderFactor);
   const factors = computeOwned(() => svd(change));
   change.dispose();
@@ -113,7 +195,9 @@ async function converting(
     const total = squares.reduce((sum, square) => sum + square, 0);
     if (total === 0) return { pair: null, r: 0, error: 0, intruders };
     const r =
-      rank === undefined ? rankOfEnergy(squares, energy as number) : Math.min(rank, values.length);
+      choice.by === 'energy'
+        ? rankOfEnergy(squares, choice.energy)
+        : Math.min(choice.rank, values.length);
     const rest = squares.slice(r).reduce((sum, square) => sum + square, 0);
     const dtype = masterDType(module.linear.weight.dtype);
     const pair = computeOwned(() => {

@@ -166,17 +166,19 @@ export async function writeLora(
   }
 }
 
+/** The reason why no pair A, B on the module's own base computes the same, as a sentence's second half; null: one does. */
+export function loraObstacle({ variant, settings }: LoraModule): string | null {
+  const { own, option } = variant;
+  const keys = variant.parameters.map(({ key }) => key);
+  if (keys.length > 0) return `this adapter also trains ${keys.join(', ')} (${option})`;
+  const ofType = own?.loraObstacle(settings) ?? null;
+  return ofType && `${own?.peftType} ${ofType}`;
+}
+
 /** Checks that a plain LoRA computes the same as an adapter. @throws UnsupportedError if none does */
 export function checkAsLora({ modules }: ExportableAdapter): void {
   for (const module of modules) {
-    const { variant, settings } = module;
-    const { own, option } = variant;
-    const keys = variant.parameters.map(({ key }) => key);
-    const ofType = own?.loraObstacle(settings) ?? null;
-    const obstacle =
-      keys.length > 0
-        ? `this adapter also trains ${keys.join(', ')} (${option})`
-        : ofType && `${own?.peftType} ${ofType}`;
+    const obstacle = loraObstacle(module);
     if (obstacle === null) continue;
     const remedy =
       convertObstacle(module) === null
@@ -202,9 +204,14 @@ function asLora(config: LoraConfig): LoraConfig {
 
 /**
  * Saves the residual form: the pair of rank r, with the model W - s B0 A0 that it belongs on and its first values beside it.
+ * @param place the path that the folder will have
  * @throws UnsupportedError for an adapter that has no residual form
  */
-export async function saveResidual(adapter: ExportableAdapter, folder: string): Promise<void> {
+export async function saveResidual(
+  adapter: ExportableAdapter,
+  folder: string,
+  place = folder,
+): Promise<void> {
   checkResidual(adapter);
   const { modules, config } = adapter;
   const base = join(folder, RESIDUAL_BASE);
@@ -213,7 +220,11 @@ export async function saveResidual(adapter: ExportableAdapter, folder: string): 
       replace: (name, weight) => residualWeight(adapter, name, weight),
     }),
   );
-  const plain = { ...config, initLoraWeights: true, baseModelNameOrPath: base };
+  const plain = {
+    ...config,
+    initLoraWeights: true,
+    baseModelNameOrPath: join(place, RESIDUAL_BASE),
+  };
   const trained = modules.map(({ name, pair, r, alpha }) => ({ name, pair, r, alpha }));
   const first = modules.map(({ name, frozen, r, alpha }) => ({
     name,

@@ -4,12 +4,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import type { ConvertOptions } from '../../lib/adapters/convert.ts';
+import { type ConvertOptions, rankChoice } from '../../lib/adapters/convert.ts';
 import type { LoraModule } from '../../lib/adapters/lora_module.ts';
 import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
 import { intruderDimensions } from '../../lib/eval/intruders.ts';
 import { fill_, mul, sqrt, sub, sum, svd } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor } from '../../lib/tensor.ts';
+import { createCalibrated } from '../support/calibrated.ts';
+import { kMethodConfigs } from '../support/method_configs.ts';
+import { kOwnForms } from '../support/own_forms.ts';
 import { disturb } from '../support/tiny_adapters.ts';
 import { TinyModel } from '../support/tiny_model.ts';
 
@@ -25,7 +28,7 @@ const exactly = <T>(body: () => T): T => scope(() => noGrad(body));
 const norm = (x: Tensor): number => sqrt(sum(mul(x, x))).itemSync();
 
 async function made(config: AdapterConfigInput): Promise<AdapterModel<TinyModel>> {
-  const tuned = await AdapterModel.create(new TinyModel(), config);
+  const tuned = await createCalibrated(new TinyModel(), config);
   disturb(tuned, 1, 0.3);
   return tuned;
 }
@@ -35,7 +38,7 @@ function changesOf({ modules }: AdapterModel<TinyModel>): Map<string, Tensor> {
   return new Map(
     modules.map((module) => {
       const base = module.linear.weight.to('f64');
-      return [module.name, sub(module.variant.mergedWeight(module, base), base)];
+      return [module.name, sub(module.variant.mergedWeight(module, module.startWeight()), base)];
     }),
   );
 }
@@ -59,6 +62,12 @@ async function converted(tuned: AdapterModel<TinyModel>, options: ConvertOptions
   const read = await AdapterModel.fromPretrained(new TinyModel(), path);
   return { path, report, read };
 }
+
+/** The methods that no pair of their own rank equals. */
+const kInexact = [
+  ...['dora', 'hira', 'randlora', 'randlora sparse', 'randlora very sparse', 'miss bat'],
+  ...['qpissa', 'loftq'],
+];
 
 describe.each<AdapterConfigInput>([
   { method: 'lora', r: 3, loraAlpha: 5 },
@@ -113,13 +122,57 @@ describe.each<AdapterConfigInput>([
   });
 });
 
+describe.each([...kMethodConfigs, ...kOwnForms])(
+  '%s without a rank or an energy',
+  (name, config) => {
+    it('is exact at its own ranks, or keeps 0.99 of the energy and says why', async () => {
+      const tuned = await made(config as AdapterConfigInput);
+      const choice = rankChoice(tuned, {});
+      const { report, read } = await converted(tuned, {});
+      const isInexact = kInexact.some((one) => name === one);
+      expect(choice.by).toBe(isInexact ? 'energy' : 'own');
+      const errors = errorsOf(tuned, read);
+      for (const { name: module, r, error } of report) {
+        expect(errors.get(module), module).toBeCloseTo(error, 6);
+        if (!isInexact) expect(error, module).toBeLessThan(1e-6);
+        else expect(1 - error ** 2, module).toBeGreaterThanOrEqual(0.99 - 1e-9);
+        const written = read.modules.find((one) => one.name === module);
+        expect([written?.r, written?.alpha], module).toEqual([r, r]);
+      }
+      if (choice.by !== 'energy') return;
+      expect(choice).toMatchObject({ energy: 0.99, reason: expect.stringMatching(/./) });
+      const { report: same } = await converted(tuned, { energy: 0.99 });
+      expect(report).toEqual(same);
+    });
+  },
+);
+
+it('without a rank or an energy keeps the ranks of patterns and scales', async () => {
+  const config = { r: 2, loraAlpha: 5, rankPattern: { q_proj: 3 }, alphaPattern: { up_proj: 7 } };
+  const tuned = await made(config);
+  const { report, read } = await converted(tuned, {});
+  expect(report.map(({ r }) => r)).toEqual(tuned.modules.map(({ r }) => r));
+  for (const [name, error] of errorsOf(tuned, read)) expect(error, name).toBeLessThan(1e-6);
+  // The adapter itself is as it was.
+  for (const module of tuned.modules) expect(module.pair.a.shape[0]).toBe(module.r);
+});
+
+it('reduces intruder dimensions without a rank or an energy at 0.99 of the energy', async () => {
+  const tuned = await made({ r: 2, loraAlpha: 40 });
+  expect(rankChoice(tuned, { intruderFactor: 0.75 })).toEqual({
+    ...{ by: 'energy', energy: 0.99, reason: 'reduced intruder dimensions change its rank' },
+  });
+});
+
 it('leaves out modules that are not changed', async () => {
   const tuned = await AdapterModel.create(new TinyModel(), { r: 2 });
   const [first] = tuned.modules;
   noGrad(() => fill_((first as LoraModule).pair.b, 0.1));
-  const { report, read } = await converted(tuned, { rank: 1 });
-  expect(report.filter(({ r }) => r > 0).map(({ name }) => name)).toEqual([first?.name]);
-  expect(read.modules.map(({ name }) => name)).toEqual([first?.name]);
+  for (const options of [{}, { rank: 1 }]) {
+    const { report, read } = await converted(tuned, options);
+    expect(report.filter(({ r }) => r > 0).map(({ name }) => name)).toEqual([first?.name]);
+    expect(read.modules.map(({ name }) => name)).toEqual([first?.name]);
+  }
 });
 
 it('reduces intruder dimensions by a factor', async () => {
@@ -159,14 +212,14 @@ it('reduces intruder dimensions by a factor', async () => {
   }
 });
 
-it('is refused for a bias, and without one of rank and energy, before anything is written', async () => {
+it('is refused for a bias, and with both a rank and an energy, before anything is written', async () => {
   const tuned = await made({ r: 2, loraBias: true });
   const path = next();
   await expect(tuned.convertToLora(path, { rank: 2 })).rejects.toThrow(/has a bias \(loraBias\)/);
   const plain = await made({ r: 2 });
-  for (const options of [{}, { rank: 1, energy: 0.5 }]) {
-    await expect(plain.convertToLora(path, options)).rejects.toThrow('give either rank or energy');
-  }
+  await expect(plain.convertToLora(path, { rank: 1, energy: 0.5 })).rejects.toThrow(
+    'give rank or energy, or neither of them',
+  );
   await expect(plain.convertToLora(path, { energy: 1.5 })).rejects.toThrow(/energy/);
   await expect(readdir(path)).rejects.toThrow('ENOENT');
 });
