@@ -16,9 +16,9 @@
 
 /** The names of all targets, in the order in which they are listed. */
 export const kTargets = [
-  ...['safetensors', 'gguf', 'gguf_model', 'shards', 'config', 'adapter', 'tokenizer', 'chat_template'],
+  ...['safetensors', 'gguf', 'gguf_model', 'shards', 'nf4', 'config', 'adapter', 'tokenizer', 'chat_template'],
   ...['rows', 'run_config', 'checkpoint', 'teacher_cache', 'hub', 'generate', 'serve', 'ops', 'calls', 'options'],
-  ...['kills', 'disk', 'full_disk', 'workers', 'programs'],
+  ...['kills', 'disk', 'full_disk', 'workers', 'programs', 'exports'],
 ];
 
 /** Loads a target by its name; a path is that of another file with one, for the tests of the attack itself. */
