@@ -96,6 +96,6 @@ export default {
   },
   run,
   elsewhere: true,
-  hangSeconds: 200,
-  slowSeconds: 60,
+  hangSeconds: 300,
+  slowSeconds: 150,
 };
