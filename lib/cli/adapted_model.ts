@@ -3,7 +3,7 @@ import { adapterTask } from '../adapters/adapter_folder.ts';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import type { ModelAlone } from '../export/target.ts';
 import type { Model } from '../models/index.ts';
-import { filePath } from '../options/kinds.ts';
+import { filePath, onOff } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
@@ -17,15 +17,24 @@ export function adaptedOptions(output: string, { required = true } = {}) {
   return {
     ...kModelOptions,
     ...group('Model and data', { adapter: adapterOption('the adapter', { required }) }),
-    ...group('Output', {
-      output: filePath({
-        placeholder: 'folder',
-        help: output,
-        required: true,
-        aliases: ['output-dir', 'out', 'save-dir', 'output-folder'],
-      }),
-    }),
+    ...newOutputOptions(output),
   };
+}
+
+/** The options of what a command writes, with the help of `output`. */
+export function newOutputOptions(output: string) {
+  return group('Output', {
+    output: filePath({
+      placeholder: 'folder',
+      help: output,
+      required: true,
+      aliases: ['output-dir', 'out', 'save-dir', 'output-folder'],
+    }),
+    overwrite: onOff({
+      help: 'replace what an earlier export wrote there, and nothing else',
+      aliases: ['overwrite-output-dir', 'force'],
+    }),
+  });
 }
 
 export type AdaptedSettings = ValuesOf<ReturnType<typeof adaptedOptions>>;

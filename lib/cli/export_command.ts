@@ -1,7 +1,8 @@
 /** `balora export`: writes a model with its adapter, such as that of a checkpoint, for another program. */
 import { join } from 'node:path';
-import { RESIDUAL_BASE } from '../adapters/peft_folder.ts';
+import { ADAPTER_CONFIG, ADAPTER_TENSORS, RESIDUAL_BASE } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
+import { fillFolder } from '../export/output.ts';
 import {
   checkAdapter,
   checkTargetOutput,
@@ -74,20 +75,24 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
     throw new ArgumentError(`klText is for --to gguf and modelfile, got --to ${to}`);
   }
   const klText = settings.klText === undefined ? null : await readText(settings.klText);
-  await checkTargetOutput(target, output);
+  const { overwrite } = settings;
+  await checkTargetOutput(target, output, { overwrite, sources: [settings.model, adapter] });
   const progress = new Progress(context.stderr);
   const { tuned, tokenizer } = await loadAdaptedOrAlone(settings, progress);
   if (tuned.kind === 'adapter') tuned.checkForm(form);
   const lines: string[] = [];
   if (form !== 'lora' && tuned.kind === 'adapter') {
-    await tuned.savePretrained(output, { form });
-    // A base that was read from a GGUF file has no tokenizer files to copy.
-    await tokenizer.savePretrained(form === 'residual' ? join(output, RESIDUAL_BASE) : output);
+    const fill = async (folder: string): Promise<void> => {
+      await tuned.savePretrained(folder, { form, place: output });
+      // A base that was read from a GGUF file has no tokenizer files to copy.
+      await tokenizer.savePretrained(form === 'residual' ? join(folder, RESIDUAL_BASE) : folder);
+    };
+    await fillFolder(output, fill, [ADAPTER_TENSORS, ADAPTER_CONFIG], { overwrite });
   } else {
     const { maxShardSize } = settings;
     const most = maxShardSize === 'none' ? Number.POSITIVE_INFINITY : (maxShardSize ?? undefined);
     const warn = (message: string): void => progress.warn(message);
-    const source = { tuned, tokenizer, adapter: adapter ?? null };
+    const source = { tuned, tokenizer, adapter: adapter ?? null, overwrite };
     const input = { ...source, outtype, maxShardSize: most, klText, warn };
     lines.push(...(await exportModel(target, input, output)));
   }

@@ -27,14 +27,14 @@ export const addMerge: CommandModule = (program, context, run) => {
     .description('merge an adapter into its base model and write the result as safetensors');
   runWithOptions(command, kMergeOptions, run, async (settings) => {
     const progress = new Progress(context.stderr);
-    const { dtype = 'f32' } = settings;
+    const { dtype = 'f32', overwrite } = settings;
     const [output, adapter] = [settings.output, settings.adapter] as [string, string];
-    await checkNewOutput(output, 'folder');
+    await checkNewOutput(output, 'folder', { overwrite, sources: [settings.model, adapter] });
     const base = { ...settings, dtype: dtype === 'f16' ? 'f32' : dtype } as const;
     const loaded = await loadAdapted(base, progress);
     const warn = (message: string): void => progress.warn(message);
     const settled = { dtype, typeFlag: '--dtype', maxShardSize: MAX_SHARD_SIZE } as const;
-    const input = { ...loaded, ...settled, adapter, warn };
+    const input = { ...loaded, ...settled, adapter, overwrite, warn };
     const error = await writeMerged(input, output);
     const { blockFormat } = loaded.tuned.model;
     const made =

@@ -7,9 +7,10 @@ import { SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { storedForm } from '../models/auto.ts';
 import { AutoModelForCausalLM, checkCausalLM } from '../models/index.ts';
 import { type Nf4Result, saveNf4 } from '../models/save_nf4.ts';
-import { filePath, onOff, whole } from '../options/kinds.ts';
+import { onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { setNumThreads } from '../runtime.ts';
+import { newOutputOptions } from './adapted_model.ts';
 import { runWithOptions } from './command_options.ts';
 import { loadOptions, openModel } from './load.ts';
 import type { CommandContext, CommandModule } from './program.ts';
@@ -21,13 +22,8 @@ const kQuantizeOptions = {
   dtype: kModelOptions.dtype,
   threads: kModelOptions.threads,
   ignoreKeys: kModelOptions.ignoreKeys,
+  ...newOutputOptions('where the model is written'),
   ...group('Output', {
-    output: filePath({
-      placeholder: 'folder',
-      help: 'where the model is written',
-      required: true,
-      aliases: ['output-dir', 'out', 'save-dir', 'output-folder'],
-    }),
     blockSize: whole({
       least: 2,
       default: kBlockSize,
@@ -52,12 +48,12 @@ async function quantize(
   settings: ValuesOf<typeof kQuantizeOptions>,
   context: CommandContext,
 ): Promise<number> {
-  const { blockSize = kBlockSize, doubleQuant = false, threads: count } = settings;
+  const { blockSize = kBlockSize, doubleQuant = false, threads: count, overwrite } = settings;
   const [path, output] = [settings.model, settings.output] as [string, string];
   if (blockSize % 2 !== 0) {
     throw new ArgumentError(`--block-size must be an even number, got ${blockSize}`);
   }
-  await checkNewOutput(output, 'folder');
+  await checkNewOutput(output, 'folder', { overwrite, sources: [path] });
   if (count !== undefined) setNumThreads(count);
   const progress = new Progress(context.stderr);
   const options = loadOptions(settings, progress);
@@ -74,7 +70,8 @@ async function quantize(
     await writeTokenizer(model, tokenizer, temporary);
     return written;
   };
-  const { quantized, error } = await fillFolder(output, fill, [SINGLE_WEIGHTS, 'config.json']);
+  const last = [SINGLE_WEIGHTS, 'config.json'];
+  const { quantized, error } = await fillFolder(output, fill, last, { overwrite });
   model.dispose();
   progress.clear();
   context.stdout.write(

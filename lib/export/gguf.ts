@@ -20,7 +20,7 @@ import { computeOwned, type Tensor, tensor } from '../tensor.ts';
 import { divergenceOf } from './divergence.ts';
 import { folderEntries, folderTensors } from './gguf_folder.ts';
 import { FILE_TYPES, type FileTraits, staysAsItIs, typeOf } from './gguf_types.ts';
-import { makeFolderOf } from './output.ts';
+import { writeNewFile } from './output.ts';
 import { defineTarget, type ExportInput, hasAdapter, type OutType } from './target.ts';
 
 export const gguf = defineTarget({
@@ -71,25 +71,34 @@ export async function writeGguf(input: ExportInput, output: string): Promise<rea
   if (adapted !== null) adapted.enabled = true;
   try {
     warnOfRounding(plan, input);
-    await makeFolderOf(output);
-    const specs = new Map(plan.tensors.map((tensor) => [tensor.name, tensor]));
-    const writer = new GgufWriter(output, plan.metadata, specs);
-    const errors: Rounded[] = [];
-    try {
-      for (const tensor of plan.tensors) {
-        const rounded = await writeTensor(writer, tensor, { input, layout });
-        if (rounded !== null) errors.push(rounded);
-      }
-    } catch (error) {
-      await writer.abandon();
-      throw error;
-    }
-    await writer.commit();
+    const write = () => writePlan(plan, { input, layout, output });
+    const errors = await writeNewFile(output, write, input);
     return [...errorLines(errors, outtype), ...(await divergenceLines(input, output))];
   } finally {
     if (adapted !== null) adapted.enabled = before;
     plan.close();
   }
+}
+
+/** Writes the tensors of a plan. @returns the errors of those that were rounded */
+async function writePlan(
+  { tensors, metadata }: Plan,
+  { input, layout, output }: { input: ExportInput; layout: GgufLayout; output: string },
+): Promise<Rounded[]> {
+  const specs = new Map(tensors.map((tensor) => [tensor.name, tensor]));
+  const writer = new GgufWriter(output, metadata, specs);
+  const errors: Rounded[] = [];
+  try {
+    for (const tensor of tensors) {
+      const rounded = await writeTensor(writer, tensor, { input, layout });
+      if (rounded !== null) errors.push(rounded);
+    }
+  } catch (error) {
+    await writer.abandon();
+    throw error;
+  }
+  await writer.commit();
+  return errors;
 }
 
 async function planOf(input: ExportInput, layout: GgufLayout): Promise<Plan> {

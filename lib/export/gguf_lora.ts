@@ -14,7 +14,7 @@ import { type GgufLayout, ggufLayoutOf, type Model } from '../models/index.ts';
 import { mul } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope } from '../tensor.ts';
-import { makeFolderOf } from './output.ts';
+import { writeNewFile } from './output.ts';
 import { type PlainModule, withPlainLora } from './plain_lora.ts';
 import { type AdapterInput, defineAdapterTarget, type OutType } from './target.ts';
 
@@ -47,7 +47,7 @@ interface StoredModule extends PlainModule {
 
 async function writeLora(
   modules: readonly PlainModule[],
-  { tuned: { model }, outtype }: AdapterInput,
+  { tuned: { model }, outtype, overwrite }: AdapterInput,
   output: string,
 ): Promise<readonly string[]> {
   const layout = ggufLayoutOf(model);
@@ -64,18 +64,21 @@ async function writeLora(
       [`${name}.lora_b`, { type: typeFor(b.shape, type), shape: b.shape }],
     ]),
   );
-  await makeFolderOf(output);
-  const writer = new GgufWriter(output, metadataOf(model, { layout, alpha, type }), specs);
-  try {
-    for (const module of stored) {
-      writeModule(writer, module, layout);
-      await synchronize();
+  const metadata = metadataOf(model, { layout, alpha, type });
+  const write = async (): Promise<void> => {
+    const writer = new GgufWriter(output, metadata, specs);
+    try {
+      for (const module of stored) {
+        writeModule(writer, module, layout);
+        await synchronize();
+      }
+    } catch (error) {
+      await writer.abandon();
+      throw error;
     }
-  } catch (error) {
-    await writer.abandon();
-    throw error;
-  }
-  await writer.commit();
+    await writer.commit();
+  };
+  await writeNewFile(output, write, { overwrite });
   return [`${stored.length} modules of rank ${ranksOf(modules)}, alpha ${alpha}, ${type}`];
 }
 

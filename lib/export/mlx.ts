@@ -25,7 +25,7 @@ export const mlx = defineAdapterTarget({
     { program: 'mlx-lm', read: null },
     { program: 'balora', read: 'this version' },
   ],
-  write: ({ tuned }, output) =>
+  write: ({ tuned, overwrite }, output) =>
     withPlainLora(tuned, 'mlx', async (modules) => {
       const { config, tensors } = mlxAdapter(modules, tuned.model, tuned.config.loraDropout);
       try {
@@ -33,7 +33,7 @@ export const mlx = defineAdapterTarget({
           await saveSafetensors(join(folder, MLX_TENSORS), tensors);
           await writeFileAtomic(join(folder, MLX_CONFIG), `${JSON.stringify(config, null, 4)}\n`);
         };
-        await fillFolder(output, fill, [MLX_TENSORS, MLX_CONFIG]);
+        await fillFolder(output, fill, [MLX_TENSORS, MLX_CONFIG], { overwrite });
       } finally {
         for (const tensor of Object.values(tensors)) tensor.dispose();
       }

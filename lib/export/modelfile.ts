@@ -26,7 +26,7 @@ export const modelfile = defineTarget({
       await writeFileAtomic(join(folder, kModelfile), text);
       return lines;
     };
-    return fillFolder(output, fill, [kModel, kModelfile]);
+    return fillFolder(output, fill, [kModel, kModelfile], input);
   },
 });
 

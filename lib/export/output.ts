@@ -1,47 +1,188 @@
-/** Outputs of an export, each of which appears whole or not at all. */
-import { mkdir, readdir, rename, rmdir, stat } from 'node:fs/promises';
-import { basename, dirname, join, resolve } from 'node:path';
-import { ArgumentError } from '../errors.ts';
+/**
+ * Outputs of an export, each of which appears whole or not at all, and which one process at a time writes.
+ *
+ *     <folder>/.balora-export.json      the files that an export wrote there, which `overwrite` replaces
+ *     <folder>/.balora-lock             the process that is writing; of a file, `.balora-lock-<name>` beside it
+ */
+import type { Stats } from 'node:fs';
+import { lstat, mkdir, realpath, rename, rmdir } from 'node:fs/promises';
+import { basename, dirname, join, resolve, sep } from 'node:path';
+import { ArgumentError, FormatError } from '../errors.ts';
 import {
   discard,
   diskError,
+  filesBelow,
   folderNames,
   isAbandoned,
   makeFolder,
   namesIn,
+  removeAll,
   removeFile,
   removeTemporaries,
   syncFolder,
   temporaryFor,
+  writeFileAtomic,
 } from '../io/files.ts';
+import { acquireLock, type LockHolder, livingHolder, OUTPUT_LOCK } from '../io/folder_lock.ts';
+import { isMissing, readText } from '../io/regular_file.ts';
+import { objectIn, RUN } from '../io/run_folder.ts';
 
-/**
- * Checks that an output does not exist: a file must be absent, a folder absent or empty. Removes temporary files that a killed
- * process left behind there.
- * @throws ArgumentError for an output that exists, NativeError for one that cannot be read
- */
-export async function checkNewOutput(path: string, kind: 'file' | 'folder'): Promise<void> {
-  if (path === '') throw new ArgumentError(`output must be the path of a ${kind}, got ""`);
-  await (kind === 'folder' ? requireEmptyFolder(path) : requireNoFile(path));
+/** Options of an output that is to be written. */
+export interface OutputOptions {
+  /** Whether to replace an earlier export there: the files that it wrote, and nothing else. Default false. */
+  readonly overwrite?: boolean | undefined;
+  /** Models and adapters that are read meanwhile, which the output must not be or contain. */
+  readonly sources?: readonly (string | null | undefined)[];
 }
 
-async function requireEmptyFolder(folder: string): Promise<void> {
-  const names = await folderNames(folder);
-  if (names.every(isAbandoned)) return removeTemporaries(folder);
-  throw new ArgumentError(
-    `output folder ${folder} is not empty (${names.slice(0, 4).join(', ')}); choose another one`,
+/** The files that an export wrote into a folder. */
+interface Manifest {
+  /** Whether it came to its end: otherwise a part of the files may be there. */
+  readonly complete: boolean;
+  /** Paths in the folder, with "/". */
+  readonly files: readonly string[];
+}
+
+const kManifest = '.balora-export.json';
+
+/** Names that say what a folder is, or that readers of a model or an adapter look for. */
+const kTelling = /\.safetensors(\.index\.json)?$|^(adapter_)?config\.json$|^Modelfile$/;
+
+/** The lock, its successors, and what processes write that are about to claim it. */
+const kOfLock = new RegExp(
+  `^(\\.balora-\\d+-[0-9a-f]{16}-)?${OUTPUT_LOCK.replace('.', '\\.')}(\\.|$)`,
+);
+
+const isOfOutput = (name: string): boolean => name === kManifest || kOfLock.test(name);
+
+/**
+ * Checks that an output can be written: a file must be absent, a folder absent or empty, unless it is to be overwritten. Removes
+ * temporary files that a killed process left behind there.
+ * @throws ArgumentError for an output that exists or that another process is writing, NativeError for one that cannot be read
+ */
+export async function checkNewOutput(
+  path: string,
+  kind: 'file' | 'folder',
+  { overwrite = false, sources = [] }: OutputOptions = {},
+): Promise<void> {
+  if (path === '') throw new ArgumentError(`output must be the path of a ${kind}, got ""`);
+  if (overwrite) await requireOther(path, kind, sources);
+  const lock = lockOf(path, kind);
+  // A path that goes through a file is refused below.
+  const holder = await livingHolder(lock).catch((error: unknown) => {
+    if (error instanceof ArgumentError) throw error;
+    return null;
+  });
+  if (holder !== null) throw inUse(path, lock, holder);
+  if (kind === 'file') return requireNoFile(path, overwrite);
+  await requireFreeFolder(path, overwrite);
+  await removeTemporaries(path);
+}
+
+function lockOf(path: string, kind: 'file' | 'folder'): string {
+  if (kind === 'folder') return join(path, OUTPUT_LOCK);
+  return join(dirname(resolve(path)), `${OUTPUT_LOCK}-${basename(path)}`);
+}
+
+function inUse(path: string, lock: string, { pid, host }: LockHolder): ArgumentError {
+  return new ArgumentError(
+    `output ${path} is being written by process ${pid} on ${host}; wait for it, choose another path, or remove ${lock} if there is no ` +
+      'such process',
   );
 }
 
-async function requireNoFile(path: string): Promise<void> {
-  const info = await stat(path).catch((error: NodeJS.ErrnoException) => {
-    if (error.code === 'ENOENT') return null;
-    throw diskError(path, error, 'read');
+/** @throws ArgumentError for an output that is, or contains, what it is made of */
+async function requireOther(
+  path: string,
+  kind: 'file' | 'folder',
+  sources: readonly (string | null | undefined)[],
+): Promise<void> {
+  const place = (of: string): Promise<string> => realpath(of).catch(() => resolve(of));
+  const output = await place(path);
+  for (const source of sources) {
+    if (source === null || source === undefined) continue;
+    const from = await place(source);
+    if (from !== output && !(kind === 'folder' && from.startsWith(output + sep))) continue;
+    throw new ArgumentError(
+      `output ${path} would replace ${source}, of which it is made; choose another path`,
+    );
+  }
+}
+
+/**
+ * Checks that a folder may be filled.
+ * @returns what an earlier export wrote there and is to be replaced; null: nothing
+ */
+async function requireFreeFolder(folder: string, overwrite: boolean): Promise<Manifest | null> {
+  const all = await folderNames(folder);
+  const names = all.filter((name) => !isOfOutput(name) && !isAbandoned(name));
+  const earlier = all.includes(kManifest) ? await readManifest(folder) : null;
+  const own = new Set(earlier?.files.map((file) => file.split('/')[0]));
+  const others = names.filter((name) => !own.has(name));
+  const [telling] = others.filter((name) => kTelling.test(name));
+  if (overwrite && others.includes(RUN)) {
+    throw new ArgumentError(
+      `output folder ${folder} is that of a run, which no export overwrites; choose another one`,
+    );
+  }
+  if (overwrite && telling !== undefined) {
+    throw new ArgumentError(
+      `output folder ${folder} holds ${telling}, which no export of balora wrote there; remove it, or choose another folder`,
+    );
+  }
+  // An export that was killed leaves files that are of no use, and that the next one removes.
+  const taken = earlier?.complete === false ? others : names;
+  if (overwrite || taken.length === 0) return earlier;
+  const listed = `${taken.slice(0, 4).join(', ')}${taken.length > 4 ? ', ...' : ''}`;
+  throw new ArgumentError(
+    `output folder ${folder} is not empty (${listed}); choose another one` +
+      (earlier === null ? '' : ', or pass overwrite: true to replace what an export wrote there'),
+  );
+}
+
+async function readManifest(folder: string): Promise<Manifest | null> {
+  const path = join(folder, kManifest);
+  const text = await readText(path).catch((error: unknown) => {
+    if (isMissing(error)) return null;
+    throw error;
   });
+  if (text === null) return null;
+  const { complete, files } = objectIn<Partial<Manifest>>(text) ?? {};
+  const isList = Array.isArray(files) && files.every((file) => typeof file === 'string');
+  const root = await realpath(folder);
+  const isInside = async (file: string): Promise<boolean> => {
+    if (!file.split('/').every((part) => part !== '' && part !== '.' && part !== '..'))
+      return false;
+    const parent = await realpath(dirname(join(folder, file))).catch(() => root);
+    return parent === root || parent.startsWith(root + sep);
+  };
+  if (typeof complete === 'boolean' && isList) {
+    const inside = await Promise.all(files.map(isInside));
+    if (inside.every(Boolean)) return { complete, files };
+  }
+  throw new FormatError(`${path}: is no list of files of an export`, {
+    path,
+    advice: 'choose another folder, or empty this one',
+  });
+}
+
+function writeManifest(folder: string, manifest: Manifest): Promise<void> {
+  return writeFileAtomic(join(folder, kManifest), `${JSON.stringify(manifest, null, 2)}\n`);
+}
+
+async function requireNoFile(path: string, overwrite: boolean): Promise<void> {
+  const info = await infoOf(path);
   if (info?.isDirectory()) {
     throw new ArgumentError(`output ${path} is a folder; give the path of a file in it`);
   }
-  if (info !== null) throw new ArgumentError(`output ${path} exists; choose another path`);
+  if (info !== null && !overwrite) {
+    throw new ArgumentError(
+      `output ${path} exists; choose another path, or pass overwrite: true to replace it`,
+    );
+  }
+  if (info !== null && !info.isFile()) {
+    throw new ArgumentError(`output ${path} is no regular file; choose another path`);
+  }
   const folder = dirname(resolve(path));
   for (const name of await namesIn(folder)) {
     if (name.startsWith(`${basename(path)}.`) && isAbandoned(name))
@@ -49,42 +190,138 @@ async function requireNoFile(path: string): Promise<void> {
   }
 }
 
-/** Makes the folder of a file that is to be written. */
-export function makeFolderOf(path: string): Promise<void> {
-  return makeFolder(dirname(resolve(path)));
+/** The file, folder or link at a path; null: there is nothing. */
+async function infoOf(path: string): Promise<Stats | null> {
+  return lstat(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return null;
+    throw diskError(path, error, 'read');
+  });
 }
 
 /**
- * Fills a folder that is absent or empty: `fill` writes into a temporary folder inside it, whose files are then moved to their places,
- * the ones in `last` after all others. After a failure the folder is as it was.
+ * Writes a file, while no other process of balora writes it.
+ * @param write writes it atomically
+ * @throws ArgumentError if there is one that is not to be overwritten, or if another process is writing it
+ */
+export async function writeNewFile<T>(
+  path: string,
+  write: () => Promise<T>,
+  { overwrite = false }: Pick<OutputOptions, 'overwrite'> = {},
+): Promise<T> {
+  await makeFolder(dirname(resolve(path)));
+  const place = lockOf(path, 'file');
+  const lock = await acquireLock(place, (holder) => inUse(path, place, holder));
+  try {
+    await requireNoFile(path, overwrite);
+    return await write();
+  } finally {
+    await lock.release();
+  }
+}
+
+/**
+ * Fills a folder, while no other process of balora writes into it: `fill` writes into a temporary folder inside it, whose files are
+ * then moved to their places, the ones in `last` after all others. A failure before that leaves the folder as it was; what a process
+ * that is killed meanwhile leaves is removed by the next export there.
  * @returns the result of `fill`
+ * @throws ArgumentError for a folder that is not empty, unless an earlier export in it is to be overwritten; or one in use
  */
 export async function fillFolder<T>(
   path: string,
   fill: (folder: string) => Promise<T>,
   last: readonly string[],
+  { overwrite = false }: Pick<OutputOptions, 'overwrite'> = {},
 ): Promise<T> {
-  const existed = await stat(path).then(
-    () => true,
-    () => false,
-  );
-  await makeFolder(path);
+  const existed = await infoOf(path).then((info) => info !== null);
+  try {
+    await makeFolder(path);
+    const place = lockOf(path, 'folder');
+    const lock = await acquireLock(place, (holder) => inUse(path, place, holder));
+    try {
+      return await fillClaimed(path, fill, { last, overwrite });
+    } finally {
+      await lock.release();
+    }
+  } catch (error) {
+    if (!existed) await rmdir(path).catch(() => {}); // it may be another process's by now
+    throw diskError(path, error);
+  }
+}
+
+async function fillClaimed<T>(
+  path: string,
+  fill: (folder: string) => Promise<T>,
+  { last, overwrite }: { last: readonly string[]; overwrite: boolean },
+): Promise<T> {
+  const found = await requireFreeFolder(path, overwrite);
+  await removeTemporaries(path);
+  if (found?.complete === false) await removeOutput(path, found);
+  const earlier = found?.complete === false ? null : found;
   const temporary = temporaryFor(join(path, 'export'));
   try {
     await mkdir(temporary);
     const result = await fill(temporary);
-    await syncFolder(temporary);
-    const names = await readdir(temporary);
-    const ordered = [...names.filter((name) => !last.includes(name)), ...last];
-    for (const name of ordered) {
-      if (names.includes(name)) await rename(join(temporary, name), join(path, name));
-    }
-    await rmdir(temporary);
-    await syncFolder(path);
+    await moveInto(path, temporary, { last, earlier });
+    await removeAll(temporary);
     return result;
   } catch (error) {
     await discard(temporary);
-    if (!existed) await rmdir(path).catch(() => {}); // it may hold files that were moved already
-    throw diskError(path, error);
+    throw error;
   }
+}
+
+async function removeOutput(path: string, { files }: Manifest): Promise<void> {
+  for (const file of files) await removeFile(join(path, file));
+  await removeEmptyFolders(path, files);
+  await removeFile(join(path, kManifest));
+}
+
+/** Removes the folders that these files were in, where nothing else is. */
+async function removeEmptyFolders(path: string, files: readonly string[]): Promise<void> {
+  for (const folder of foldersOf(files).reverse()) await rmdir(join(path, folder)).catch(() => {});
+}
+
+/** The folders of files, those above before those in them. */
+function foldersOf(files: readonly string[]): string[] {
+  const folders = new Set<string>();
+  for (const file of files) {
+    const parts = file.split('/');
+    for (let i = 1; i < parts.length; i++) folders.add(parts.slice(0, i).join('/'));
+  }
+  return [...folders].sort();
+}
+
+/** Moves the files of a complete temporary folder to their places, in those of an earlier output. */
+async function moveInto(
+  path: string,
+  temporary: string,
+  { last, earlier }: { last: readonly string[]; earlier: Manifest | null },
+): Promise<void> {
+  const files = await filesBelow(temporary);
+  const old = earlier?.files ?? [];
+  for (const file of files.filter((name) => !old.includes(name))) {
+    if ((await infoOf(join(path, file))) === null) continue;
+    throw new ArgumentError(
+      `output folder ${path} holds ${file}, which no export of balora wrote there; remove it, or choose another folder`,
+    );
+  }
+  const folders = foldersOf(files);
+  for (const folder of ['', ...folders]) await syncFolder(join(temporary, folder));
+  await writeManifest(path, { complete: false, files: [...new Set([...old, ...files])] });
+  // First those without which nobody takes old and new files for one output.
+  for (const file of old.filter((name) => kTelling.test(basename(name)) || last.includes(name))) {
+    await removeFile(join(path, file));
+  }
+  if (old.length > 0) await syncFolder(path);
+  for (const folder of folders) await makeFolder(join(path, folder));
+  const move = async (file: string): Promise<void> => {
+    if (files.includes(file)) await rename(join(temporary, file), join(path, file));
+  };
+  for (const file of files.filter((name) => !last.includes(name))) await move(file);
+  const stale = old.filter((file) => !files.includes(file));
+  for (const file of stale) await removeFile(join(path, file));
+  await removeEmptyFolders(path, stale);
+  for (const file of last) await move(file);
+  for (const folder of [...folders, '']) await syncFolder(join(path, folder));
+  await writeManifest(path, { complete: true, files });
 }

@@ -14,13 +14,13 @@ export const peft = defineAdapterTarget({
     { program: 'PEFT', read: null },
     { program: 'balora', read: 'this version' },
   ],
-  write: async ({ tuned, tokenizer, adapter }, output) => {
+  write: async ({ tuned, tokenizer, adapter, overwrite }, output) => {
     const fill = async (folder: string): Promise<void> => {
       await tuned.savePretrained(folder);
       await writeTokenizer(tuned.model, tokenizer, folder);
       await writeCard(tuned, { folder, adapter, merged: false });
     };
-    await fillFolder(output, fill, [ADAPTER_TENSORS, ADAPTER_CONFIG]);
+    await fillFolder(output, fill, [ADAPTER_TENSORS, ADAPTER_CONFIG], { overwrite });
     return [];
   },
 });

@@ -2,11 +2,10 @@
  * Pushing of a folder to the Hub, as a commit of all its files, through @huggingface/hub. The token is read from the environment and
  * sent to the Hub's own address alone; no message has it.
  */
-import { readdir } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { ArgumentError, FormatError, NativeError } from '../errors.ts';
-import { isAbandoned, namesIn } from '../io/files.ts';
+import { diskError, filesBelow, isAbandoned } from '../io/files.ts';
 import { Endpoint, withoutToken } from '../io/hub/endpoint.ts';
 import { isRepoId, isRevision, printable } from '../io/hub/names.ts';
 import { RUN } from '../io/run_folder.ts';
@@ -89,18 +88,15 @@ export async function pushFolder(folder: string, options: PushOptions): Promise<
   return `${name}/${repo}`;
 }
 
-/** Paths of the files of a folder and of its subfolders, relative, sorted. @throws FormatError if there are none */
+/** Paths of the files of a folder and of all folders below it, relative, sorted. @throws FormatError if there are none */
 async function filesOf(folder: string): Promise<string[]> {
-  const names = await namesIn(folder);
-  const own = names.filter((name) => name !== RUN && !name.startsWith('.') && !isAbandoned(name));
-  const files: string[] = [];
-  for (const name of own) {
-    const path = join(folder, name);
-    const below = await readdir(path, { withFileTypes: true }).catch(() => null);
-    if (below === null) files.push(name);
-    else for (const entry of below) if (entry.isFile()) files.push(`${name}/${entry.name}`);
-  }
-  if (files.length > 0) return files.sort();
+  const isPushed = (name: string): boolean => !name.startsWith('.') && !isAbandoned(name);
+  const below = await filesBelow(folder, isPushed).catch((error: unknown) => {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw diskError(folder, error, 'read');
+  });
+  const files = below.filter((path) => path !== RUN && !path.startsWith(`${RUN}/`));
+  if (files.length > 0) return files;
   throw new FormatError(`${folder}: holds no files to push`, {
     path: folder,
     advice: 'give the folder of an adapter or of a model',

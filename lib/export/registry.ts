@@ -5,7 +5,7 @@ import { gguf } from './gguf.ts';
 import { ggufLora } from './gguf_lora.ts';
 import { mlx } from './mlx.ts';
 import { modelfile } from './modelfile.ts';
-import { checkNewOutput } from './output.ts';
+import { checkNewOutput, type OutputOptions } from './output.ts';
 import { peft } from './peft.ts';
 import { safetensors } from './safetensors.ts';
 import { type ExportInput, type ExportTarget, needsAdapter, type OutType } from './target.ts';
@@ -39,11 +39,16 @@ export function outtypeOf({ name, types }: ExportTarget, given: OutType | undefi
 }
 
 /**
- * Checks that an output can be written, before models are loaded: a file that does not exist, or a folder that is absent or empty.
+ * Checks that an output can be written, before models are loaded: a file that does not exist, or a folder that is absent or empty,
+ * unless it is to be overwritten.
  * @throws ArgumentError for an output that exists
  */
-export function checkTargetOutput(target: ExportTarget, output: string): Promise<void> {
-  return checkNewOutput(output, target.output);
+export function checkTargetOutput(
+  target: ExportTarget,
+  output: string,
+  options?: OutputOptions,
+): Promise<void> {
+  return checkNewOutput(output, target.output, options);
 }
 
 /** Checks that a target has the adapter that it is made of, before models are loaded. @throws UnsupportedError without one */
@@ -72,7 +77,9 @@ export async function exportModel(
   output: string,
 ): Promise<readonly string[]> {
   const type = outtypeOf(target, outtype);
-  await checkTargetOutput(target, output);
+  const { overwrite, adapter } = input;
+  const sources = [input.tuned.model.nameOrPath, adapter];
+  await checkTargetOutput(target, output, { overwrite, sources });
   const lines = await target.write({ ...input, outtype: type, maxShardSize, klText }, output);
   return target.ofAdapter ? [...lines, ...(await leftOut(input))] : lines;
 }

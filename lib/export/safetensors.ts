@@ -32,6 +32,9 @@ export const safetensors = defineTarget({
   },
 });
 
+/** The files that come last, without which there is no model. */
+const kLast = [SINGLE_WEIGHTS, WEIGHTS_INDEX, 'config.json'];
+
 /** The input of {@link writeMerged}. */
 interface MergedInput extends Omit<AdapterInput, 'outtype' | 'klText'> {
   readonly dtype: SavedDType;
@@ -52,7 +55,7 @@ export async function writeMerged(input: MergedInput, output: string): Promise<M
     await writeCard(tuned, { folder, adapter, merged: true });
     return error;
   };
-  const error = await fillFolder(output, fill, [SINGLE_WEIGHTS, WEIGHTS_INDEX, 'config.json']);
+  const error = await fillFolder(output, fill, kLast, input);
   const lost = lostInRounding(error, input);
   if (lost !== null) warn(lost);
   return error;
@@ -65,6 +68,7 @@ async function writeAlone(
     tokenizer,
     dtype,
     maxShardSize,
+    overwrite,
   }: Omit<ExportInput, 'outtype'> & {
     readonly dtype: SavedDType;
   },
@@ -76,7 +80,7 @@ async function writeAlone(
     await writeGenerationConfig(model, tokenizer, folder);
     return [];
   };
-  return fillFolder(output, fill, [SINGLE_WEIGHTS, WEIGHTS_INDEX, 'config.json']);
+  return fillFolder(output, fill, kLast, { overwrite });
 }
 
 /** The largest rounding error of a merge, for the user. */

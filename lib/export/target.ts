@@ -24,6 +24,8 @@ export interface ExportInput {
   readonly maxShardSize: number;
   /** A text on which the divergence of a rounded file from F32 is measured; null: none is. */
   readonly klText: string | null;
+  /** Whether to replace an earlier output; see {@link OutputOptions}. */
+  readonly overwrite?: boolean | undefined;
   /** Shows a warning to the user. */
   readonly warn: (message: string) => void;
 }

@@ -157,6 +157,26 @@ export async function namesIn(folder: string): Promise<string[]> {
 }
 
 /**
+ * Paths of the files in a folder and in all folders below it, relative with "/", sorted. Links count as files and are not followed.
+ * @param isKept whether a file or folder of this name is listed. Default: all are
+ */
+export async function filesBelow(
+  folder: string,
+  isKept: (name: string) => boolean = () => true,
+): Promise<string[]> {
+  const files: string[] = [];
+  for (const entry of await readdir(folder, { withFileTypes: true })) {
+    const { name } = entry;
+    if (!isKept(name)) continue;
+    if (entry.isDirectory()) {
+      const below = await filesBelow(join(folder, name), isKept);
+      files.push(...below.map((path) => `${name}/${path}`));
+    } else if (entry.isFile() || entry.isSymbolicLink()) files.push(name);
+  }
+  return files.sort();
+}
+
+/**
  * Creates a folder and those above it that do not exist. (Node's own recursive mkdir never ends where the system refuses a folder
  * as if the one above it were missing, as Linux does in /proc.)
  * @throws NativeError naming the folder that cannot be created, ArgumentError for an empty path

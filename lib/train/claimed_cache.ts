@@ -2,8 +2,8 @@
 import { existsSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { refusalOf, writeRefusal } from '../io/files.ts';
+import { acquireLock, type FolderLock } from '../io/folder_lock.ts';
 import { kTeacherCacheName, type TeacherCachePlace } from '../tasks/teacher_cache.ts';
-import { acquireLock, type FolderLock } from './folder_lock.ts';
 import { type ResolvedOptions, teacherCacheOption } from './options.ts';
 import type { OutputFolder } from './output.ts';
 

@@ -27,11 +27,17 @@ import {
   removeTemporaries,
   writeFileAtomic,
 } from '../io/files.ts';
+import {
+  acquireLock,
+  type FolderLock,
+  type LockHolder,
+  livingHolder,
+  OUTPUT_LOCK,
+} from '../io/folder_lock.ts';
 import { COMPANIONS, LOSS_PLOT, MODEL_CARD, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { isStepFolder, RUN, RUN_FILES } from '../io/run_folder.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
-import { acquireLock, type FolderLock, type LockHolder, livingHolder } from './folder_lock.ts';
 
 export interface OutputFolder {
   readonly path: string;
@@ -118,6 +124,7 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
   try {
     await makeFolder(run);
     held = await acquireLock(lock, (holder) => inUse(path, lock, holder));
+    await requireUnchanged(path, options);
     if (options.overwrite) await removeEarlierRun(path);
     await makeFolder(checkpoints);
     const exported = kBeside.map((name) => join(path, name));
@@ -143,6 +150,22 @@ export async function claimOutput(path: string, options: ClaimOptions): Promise<
     },
     release,
   };
+}
+
+/**
+ * Checks, now that this process has the lock, that no other one has written a result meanwhile, and that no export is writing one.
+ * @throws ArgumentError if there is one
+ */
+async function requireUnchanged(path: string, { overwrite, resume }: ClaimOptions): Promise<void> {
+  const place = join(path, OUTPUT_LOCK);
+  const holder = await livingHolder(place);
+  if (holder !== null) throw inUse(path, place, holder);
+  if (overwrite || resume) return;
+  const names = (await namesIn(path)).filter((name) => name !== RUN);
+  if (names.length === 0 && !(await namesIn(join(path, RUN))).includes(RUN_FILES.config)) return;
+  throw new ArgumentError(
+    `output folder ${path} was filled by another process just now; choose another one`,
+  );
 }
 
 /**

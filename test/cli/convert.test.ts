@@ -36,9 +36,28 @@ it('writes a plain LoRA, and says its ranks and largest error', async () => {
   expect((await convert(...reduced)).out).toMatch(/\n\d+ intruder dimensions reduced\n$/);
 });
 
-it('is refused without a rank or an energy, and for an output that exists', async () => {
-  expect((await convert('--output', at('none'))).err).toMatch(
-    /convert needs either --rank or --energy/,
+it('chooses the ranks itself, and says which and why', async () => {
+  const { out } = await convert('--output', at('chosen'));
+  expect(out).toMatch(
+    /\nranks: those of --energy 0\.99, since none of the adapter's own is exact: HIRA changes the whole weight/,
   );
+  const model = await AutoModelForCausalLM.fromPretrained(at('model'));
+  const tuned = await AdapterModel.create(model, { method: 'pissa', r: 2 });
+  disturb(tuned, 1, 0.3);
+  await tuned.savePretrained(at('pissa'));
+  const args = ['--model', at('model'), '--adapter', at('pissa'), '--output', at('own')];
+  const own = await balora(['convert', ...args]);
+  expect(own.out).toMatch(
+    /14 modules of ranks 4 to 4; .*\nranks: the adapter's own, at which a plain LoRA equals it\n$/,
+  );
+  const { out: help } = await balora(['convert', '--help']);
+  expect(help.replace(/\s+/g, ' ')).toContain(
+    "rank of every module; default: the adapter's own where that is exact, and otherwise that of --energy 0.99",
+  );
+});
+
+it('is refused with a rank and an energy, and for an output that exists', async () => {
+  const both = ['--rank', '2', '--energy', '0.5', '--output', at('none')];
+  expect((await convert(...both)).err).toMatch(/convert takes --rank or --energy, not both/);
   expect((await convert('--rank', '2', '--output', at('hira'))).err).toMatch(/is not empty/);
 });

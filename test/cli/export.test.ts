@@ -56,7 +56,8 @@ it('writes the adapter of a checkpoint', async () => {
 it('writes the residual form', async () => {
   expect((await exported('pair', '--export', 'residual')).code).toBe(0);
   expect((await readdir(join(folder, 'pair'))).sort()).toEqual([
-    ...['adapter_config.json', 'adapter_model.safetensors', 'initial', 'residual'],
+    ...['.balora-export.json', 'adapter_config.json', 'adapter_model.safetensors'],
+    ...['initial', 'residual'],
   ]);
   expect(await readdir(join(folder, 'pair', 'residual'))).toContain('tokenizer.json');
 });

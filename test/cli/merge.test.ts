@@ -58,8 +58,8 @@ describe('balora merge', () => {
     await rm(join(output, left(process.ppid)));
     expect((await merge(output)).code).toBe(0);
     expect((await readdir(output)).sort()).toEqual([
-      ...['README.md', 'config.json', 'generation_config.json', 'model.safetensors'],
-      ...['tokenizer.json', 'tokenizer_config.json'],
+      ...['.balora-export.json', 'README.md', 'config.json', 'generation_config.json'],
+      ...['model.safetensors', 'tokenizer.json', 'tokenizer_config.json'],
     ]);
   });
 });

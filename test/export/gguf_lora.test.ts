@@ -223,7 +223,7 @@ describe('balora export --to gguf-lora', () => {
     const to = (path: string, ...more: string[]) => balora([...args, '--output', path, ...more]);
     expect(await to(output)).toMatchObject({
       code: 2,
-      err: `error: output ${output} exists; choose another path\n`,
+      err: `error: output ${output} exists; choose another path, or pass --overwrite to replace it\n`,
     });
     expect(await readFile(output, 'utf8')).toBe('mine');
     expect((await to(folder)).err).toMatch(/is a folder; give the path of a file in it/);

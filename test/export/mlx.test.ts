@@ -67,7 +67,11 @@ describe('mlx', () => {
       ...{ r: 4, loraAlpha: 8, loraDropout: 0.1, targetModules: ['q_proj', 'down_proj'] },
       ...{ rankPattern: { q_proj: 2 }, layersToTransform: [1] },
     });
-    expect((await readdir(output)).sort()).toEqual(['adapter_config.json', 'adapters.safetensors']);
+    expect((await readdir(output)).sort()).toEqual([
+      '.balora-export.json',
+      'adapter_config.json',
+      'adapters.safetensors',
+    ]);
     expect(JSON.parse(await readFile(join(output, 'adapter_config.json'), 'utf8'))).toEqual({
       fine_tune_type: 'lora',
       model,

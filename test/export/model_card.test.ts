@@ -75,8 +75,8 @@ it('of a checkpoint has the steps up to it', async () => {
   expect(out).toBe(`written to ${join(folder, 'fourth')}\n`);
   expect(code).toBe(0);
   expect((await readdir(join(folder, 'fourth'))).sort()).toEqual([
-    ...['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'loss.svg'],
-    ...['tokenizer.json', 'tokenizer_config.json'],
+    ...['.balora-export.json', 'README.md', 'adapter_config.json', 'adapter_model.safetensors'],
+    ...['loss.svg', 'tokenizer.json', 'tokenizer_config.json'],
   ]);
   const text = await card('fourth');
   expect(await pointsIn('fourth')).toEqual([4, 2]);

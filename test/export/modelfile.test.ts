@@ -369,7 +369,11 @@ describe('balora export --to modelfile', () => {
     expect(err).toBe('');
     expect(code).toBe(0);
     expect(out).toMatch(/^written to .*ollama\nF16: root mean square error/);
-    expect((await readdir(join(folder, 'ollama'))).sort()).toEqual(['Modelfile', 'model.gguf']);
+    expect((await readdir(join(folder, 'ollama'))).sort()).toEqual([
+      '.balora-export.json',
+      'Modelfile',
+      'model.gguf',
+    ]);
     expect(await readFile(join(folder, 'ollama', 'Modelfile'), 'utf8')).toMatch(
       /^FROM \.\/model\.gguf\nTEMPLATE """/,
     );

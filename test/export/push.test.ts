@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { balora } from '../support/run_cli.ts';
 
@@ -108,10 +108,16 @@ beforeAll(async () => {
     ['adapter_config.json', '{"r": 2}'],
     ['README.md', '# é'],
     ['initial/adapter_config.json', '{}'],
+    ['a/b/c/deep.txt', 'deep'],
+    ['a/run/kept.txt', 'no record'],
+    ['a/.hidden/mine.txt', 'mine'],
+    ['a/b/.hidden', 'mine'],
+    ['a/b/model.gguf.2147483646-0.tmp', 'half'],
     ['run/metrics.jsonl', 'of nobody else'],
     ['.hidden', 'mine'],
     ['model.safetensors.2147483646-0.tmp', 'half'],
   ] as const) {
+    await mkdir(dirname(join(folder, name)), { recursive: true });
     await writeFile(join(folder, name), content);
   }
 });
@@ -144,11 +150,13 @@ describe('balora push', () => {
     expect(hub.created).toMatchObject({ name: 'tuned', organization: 'me', visibility: 'private' });
     expect(hub.summary).toBe('First');
     expect([...hub.files.keys()].sort()).toEqual([
-      ...['README.md', 'adapter_config.json', 'adapter_model.safetensors'],
+      ...['README.md', 'a/b/c/deep.txt', 'a/run/kept.txt'],
+      ...['adapter_config.json', 'adapter_model.safetensors'],
       'initial/adapter_config.json',
     ]);
     expect(hub.files.get('adapter_model.safetensors')).toEqual(kWeights);
     expect(hub.files.get('README.md')?.toString()).toBe('# é');
+    expect(hub.files.get('a/b/c/deep.txt')?.toString()).toBe('deep');
     expect([...hub.lfs.keys()]).toEqual([createHash('sha256').update(kWeights).digest('hex')]);
     expect([...hub.authorizations]).toEqual([`Bearer ${kToken}`]);
     expect(out + err).not.toContain(kToken);

@@ -93,8 +93,8 @@ describe('shards', () => {
 describe('the folder', () => {
   it('has the card, the vocabulary and the end tokens', async () => {
     expect((await readdir(join(folder, 'whole'))).sort()).toEqual([
-      ...['README.md', 'config.json', 'generation_config.json', 'model.safetensors'],
-      ...['tokenizer.json', 'tokenizer_config.json'],
+      ...['.balora-export.json', 'README.md', 'config.json', 'generation_config.json'],
+      ...['model.safetensors', 'tokenizer.json', 'tokenizer_config.json'],
     ]);
     const card = await readFile(join(folder, 'whole', 'README.md'), 'utf8');
     expect(card).toMatch(

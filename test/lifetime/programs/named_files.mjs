@@ -12,7 +12,7 @@ import { generate } from '../../../dist/generate/generate.js';
 import { GgufFile, loadSafetensors } from '../../../dist/io/index.js';
 import { saveModel } from '../../../dist/models/index.js';
 import { latestCheckpoint } from '../../../dist/train/checkpoints.js';
-import { acquireLock } from '../../../dist/train/folder_lock.js';
+import { acquireLock } from '../../../dist/io/folder_lock.js';
 
 const [folder, bad] = process.argv.slice(2);
 const model = await AutoModelForCausalLM.fromPretrained(join(folder, 'model'));

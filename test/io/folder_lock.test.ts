@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { acquireLock, livingHolder } from '../../lib/train/folder_lock.ts';
+import { acquireLock, livingHolder } from '../../lib/io/folder_lock.ts';
 
 interface Mount {
   mayMount(): boolean;

@@ -11,8 +11,11 @@ import { readFileSync, readlinkSync } from 'node:fs';
 import { link, rename } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { ArgumentError } from '../errors.ts';
-import { diskError, isRunning, removeFile, writeAside } from '../io/files.ts';
-import { isMissing, readText } from '../io/regular_file.ts';
+import { diskError, isRunning, removeFile, writeAside } from './files.ts';
+import { isMissing, readText } from './regular_file.ts';
+
+/** Name of the lock of a folder that an export is written into, and the beginning of that of a file. */
+export const OUTPUT_LOCK = '.balora-lock';
 
 /** The thread that holds a lock. */
 export interface LockHolder {
