@@ -9,6 +9,8 @@
 #include "attention/attention_plain.cuh"
 
 #include "attention/attention_blocks.cuh"
+#include "elementwise/device_math.cuh"
+#include "kernels/shared/activations.h"
 
 namespace balora::cuda::attention {
 namespace {
@@ -24,7 +26,7 @@ __device__ void mask_scores(Corner<Acc<T>>& s, const PlainForward<T>& o, const T
     BALORA_UNROLL
     for (int j = 0; j < kEdge; ++j) {
       Acc<T> score = s[i][j] * o.g.scale;
-      if (o.g.softcap != 0) score = o.g.softcap * std::tanh(score / o.g.softcap);
+      if (o.g.softcap != 0) score = soft_capped<DeviceMath>(score, o.g.softcap);
       const bool seen =
           o.g.mask.sees(tile.first + row_of_thread() + i, key + column_of_thread() + j, tile.rows);
       s[i][j] = seen ? score : static_cast<Acc<T>>(-INFINITY);

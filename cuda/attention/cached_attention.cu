@@ -14,6 +14,8 @@
 
 #include "attention/attention.cuh"
 #include "attention/kv_cache.cuh"
+#include "elementwise/device_math.cuh"
+#include "kernels/shared/activations.h"
 
 namespace balora::cuda {
 namespace {
@@ -135,7 +137,7 @@ __device__ PartialSoftmax<Acc<T>> attend_to_part(const kv_cache::Cache& cache,
       for (int64_t d = 0; d < o.size; ++d)
         sum += scratch.query[d] * load(keys[d * kv_cache::kBlock]);
       score = sum * o.scale;
-      if (o.softcap != A(0)) score = o.softcap * std::tanh(score / o.softcap);
+      if (o.softcap != A(0)) score = soft_capped<DeviceMath>(score, o.softcap);
       if (o.bias) score += load(o.bias[(range.position - j) * o.heads + head]);
     }
     const A top = block_reduce(score, static_cast<A>(-INFINITY), scratch.reduced, Max());

@@ -8,6 +8,7 @@
 #include "head/head_rows.cuh"
 
 #include "head/head_sums.cuh"
+#include "kernels/shared/divergence.h"
 
 namespace balora::cuda {
 namespace {
@@ -245,12 +246,14 @@ class HeadSelect {
 template <typename A>
 struct HeadSums {
   A max = -INFINITY, teacher_max = -INFINITY;
-  Weighted<A> plain, student, teacher, dense;  // temperatures 1, T, T, Te
+  Weighted<A> plain, student, dense;  // temperatures 1, T, Te; student: where there is a summary
+  PairSums<A> pair;
 };
 
 // The results of the first pass for the second; the same in every thread.
 struct HeadStatistics {
-  double shift = 0, sum = 1, sum_student = 1, shift_teacher = 0, sum_teacher = 1;
+  double shift = 0, sum = 1, shift_teacher = 0;
+  DivergenceSums pair = {1, 1, 0, 0};
   double shift_entropy = 0, log_sum_entropy = 0;
   double task = 0, consistency = 0, entropy = 0;
 };
@@ -307,10 +310,11 @@ class HeadRowPass {
     for (int64_t pack = threadIdx.x; pack * kHeadPack < args_.vocabulary; pack += blockDim.x) {
       A x[kHeadPack], t[kHeadPack] = {};
       const int count = z_.load_pack(pack, x);
+      const A before = sums.max;
       raise(sums, x, count);
       if (live_) {
         y_.load_pack(pack, t);
-        raise_teacher(sums, t, count);
+        raise_pair(sums, before, t, count);
       }
       BALORA_UNROLL
       for (int i = 0; i < kHeadPack; ++i) {
@@ -326,12 +330,11 @@ class HeadRowPass {
 
   __device__ void add(HeadSums<A>& sums, A x, A t) const {
     if (target_ >= 0) sums.plain.weight += exp_or_zero(x - sums.max);
-    // Equal logits give equal bits in both sums, hence a term of exactly 0.
-    if (consistent_) sums.student.weight += exp_or_zero((x - sums.max) * scale_);
+    if (consistent_ && !live_) sums.student.weight += exp_or_zero((x - sums.max) * scale_);
     if (live_) {
-      const A w = exp_or_zero((t - sums.teacher_max) * scale_);
-      sums.teacher.weight += w;
-      sums.teacher.value += w * (t - x);
+      const A w = ((t - x) - (sums.teacher_max - sums.max)) * scale_;
+      sums.pair.add(exp_or_zero((x - sums.max) * scale_),
+                    exp_or_zero((t - sums.teacher_max) * scale_), w);
     }
     if (entropic_ && dense_) {
       const A offset = x - sums.max, w = exp_or_zero(offset * entropy_scale_);
@@ -357,16 +360,26 @@ class HeadRowPass {
     }
     sums.max = largest;
   }
-  __device__ void raise_teacher(HeadSums<A>& sums, const A (&t)[kHeadPack], int count) const {
-    const A largest = largest_of(t, count);
-    if (!(largest > sums.teacher_max)) return;
-    if (sums.teacher_max > -INFINITY) {
-      sums.teacher.rescale(largest - sums.teacher_max, scale_, false);
+  // After raise(), which found the student's maximum at `before`.
+  __device__ void raise_pair(HeadSums<A>& sums, A before, const A (&t)[kHeadPack],
+                             int count) const {
+    const A largest = largest_of(t, count), teacher_before = sums.teacher_max;
+    if (largest > teacher_before) sums.teacher_max = largest;
+    if (before > -INFINITY && teacher_before > -INFINITY) {
+      move_pair(sums.pair, {before, teacher_before}, {sums.max, sums.teacher_max});
     }
-    sums.teacher_max = largest;
+  }
+  struct Maxima {
+    A student, teacher;
+    __device__ A centre() const { return teacher - student; }
+  };
+  __device__ void move_pair(PairSums<A>& pair, const Maxima& from, const Maxima& to) const {
+    const A step = to.student - from.student, teacher_step = to.teacher - from.teacher;
+    if (!(step > A(0) || teacher_step > A(0))) return;
+    pair.raise(step, teacher_step, from.centre() - to.centre(), scale_);
   }
   __device__ static void flush(HeadSums<A>& sums) {
-    sums.plain.flush(), sums.student.flush(), sums.teacher.flush(), sums.dense.flush();
+    sums.plain.flush(), sums.student.flush(), sums.pair.flush(), sums.dense.flush();
   }
 
   __device__ double total(double value) { return block_reduce(value, 0.0, scratch_.sums); }
@@ -381,7 +394,7 @@ class HeadRowPass {
       sums.plain.rescale(max - sums.max, A(1), false);
       sums.student.rescale(max - sums.max, scale_, false);
       sums.dense.rescale(max - sums.max, entropy_scale_, true);
-      if (live_) sums.teacher.rescale(teacher_max - sums.teacher_max, scale_, false);
+      if (live_) move_pair(sums.pair, {sums.max, sums.teacher_max}, {max, teacher_max});
     }
     if (target_ >= 0) {
       s_.sum = total(sums.plain.weights);
@@ -396,18 +409,16 @@ class HeadRowPass {
 
   __device__ void compare(const HeadSums<A>& sums, A teacher_max) {
     const double temperature = args_.options.temperature;
-    s_.sum_student = total(sums.student.weights);
     if (!live_) {
-      const double lse = s_.shift / temperature + log(s_.sum_student);
+      s_.pair.student = total(sums.student.weights);
+      const double lse = s_.shift / temperature + log(s_.pair.student);
       s_.consistency = temperature * (temperature * lse - args_.offsets[args_.first + blockIdx.x]);
       return;
     }
-    s_.sum_teacher = total(sums.teacher.weights);
-    const double value = total(sums.teacher.values);
+    const DivergenceSums& own = sums.pair.sums;
+    s_.pair = {total(own.student), total(own.teacher), total(own.gap), total(own.rest)};
     s_.shift_teacher = static_cast<double>(teacher_max);
-    const double gap =
-        (s_.shift - s_.shift_teacher) / temperature + (log(s_.sum_student) - log(s_.sum_teacher));
-    s_.consistency = temperature * temperature * gap + temperature * (value / s_.sum_teacher);
+    s_.consistency = temperature * temperature * s_.pair.divergence();
   }
 
   __device__ void set_entropy(A max, double weights, double values) {
@@ -434,8 +445,8 @@ class HeadRowPass {
 
   // The gradient's coefficients, rounded as on the CPU.
   struct Slopes {
-    A shift, task, student, gap, teacher_shift, diversity, entropy_shift, log_sum, entropy,
-        task_scale;
+    A shift, task, student, teacher, teacher_shift, log_ratio, diversity, entropy_shift, log_sum,
+        entropy, task_scale;
   };
   __device__ Slopes slopes() const {
     const HeadOptions o = scaled_options(args_.options, args_.scales);
@@ -446,8 +457,9 @@ class HeadRowPass {
     g.teacher_shift = static_cast<A>(s_.shift_teacher);
     if (consistent_) {
       const double scale = o.consistency_scale * o.temperature;
-      g.student = static_cast<A>(scale / s_.sum_student);
-      g.gap = static_cast<A>(scale / s_.sum_student - scale / s_.sum_teacher);
+      g.student = static_cast<A>(scale / s_.pair.student);
+      g.teacher = static_cast<A>(scale / s_.pair.teacher);
+      g.log_ratio = static_cast<A>(s_.pair.log_ratio());
     }
     if (entropic_) g.diversity = static_cast<A>(o.diversity_scale / o.entropy_temperature);
     g.entropy_shift = static_cast<A>(s_.shift_entropy);
@@ -461,9 +473,8 @@ class HeadRowPass {
     if (g.task != A(0)) sum = g.task * exp_or_zero(x - g.shift);
     if (i == target_) sum -= g.task_scale;
     if (g.student != A(0)) {
-      const A p = exp_or_zero((x - g.shift) * scale_);
-      const A q = live_ ? exp_or_zero((t - g.teacher_shift) * scale_) : A(0);
-      sum += g.student * (p - q) + g.gap * q;
+      const A p = g.student * exp_or_zero((x - g.shift) * scale_);
+      sum += live_ ? less_teacher(g, p, x, t) : p;
     }
     if (g.diversity != A(0) && dense_) {
       const A log_pi = (x - g.entropy_shift) * entropy_scale_ - g.log_sum;
@@ -473,6 +484,13 @@ class HeadRowPass {
     }
     const A capped = x * z_.inverse_cap;
     return sum * (A(1) - capped * capped);
+  }
+
+  // The teacher's part of the gradient taken off the student's p.
+  __device__ A less_teacher(const Slopes& g, A p, A x, A t) const {
+    const A q = g.teacher * exp_or_zero((t - g.teacher_shift) * scale_);
+    const A w = ((t - x) - (g.teacher_shift - g.shift)) * scale_;
+    return exp_difference(q, p, -(w + g.log_ratio));
   }
 
   // Few elements, and where they are nearly equal log pi + H cancels: in f64.

@@ -4,6 +4,9 @@
 #pragma once
 #include <cmath>
 
+#include "elementwise/device_math.cuh"
+#include "kernels/shared/activations.h"
+#include "kernels/shared/divergence.h"
 #include "runtime/common.cuh"
 
 namespace balora::cuda {
@@ -30,7 +33,7 @@ struct HeadLogits {
   int64_t count;
   A cap, inverse_cap;  // 0: none
 
-  __device__ A capped(A x) const { return cap > A(0) ? cap * std::tanh(x * inverse_cap) : x; }
+  __device__ A capped(A x) const { return cap > A(0) ? soft_capped<DeviceMath>(x, cap) : x; }
   __device__ A at(int64_t i) const { return capped(data[i]); }
   // Elements 4 pack .. 4 pack + 3; returns how many there are.
   __device__ int load_pack(int64_t pack, A (&x)[kHeadPack]) const {
@@ -63,6 +66,31 @@ struct Weighted {
     const double factor = static_cast<double>(exp_or_zero(-step * scale));
     if (centred) values -= static_cast<double>(step) * weights;
     weights *= factor, values *= factor;
+  }
+};
+
+// DivergenceSums over a thread's elements, beside running maxima.
+template <typename A>
+struct PairSums {
+  A student = 0, teacher = 0, gap = 0, rest = 0;  // since the last flush
+  DivergenceSums sums;
+
+  __device__ void add(A x, A q, A w) {
+    student += x, teacher += q;
+    gap += q * w;
+    rest += divergence_rest(q, x, w);
+  }
+  __device__ void flush() {
+    sums.student += static_cast<double>(student), sums.teacher += static_cast<double>(teacher);
+    sums.gap += static_cast<double>(gap), sums.rest += static_cast<double>(rest);
+    student = teacher = gap = rest = A(0);
+  }
+  // The maxima grow by `step` and `teacher_step`, and their difference falls by `turn`.
+  __device__ void raise(A step, A teacher_step, A turn, A scale) {
+    flush();
+    sums = sums.moved(static_cast<double>(turn * scale),
+                      static_cast<double>(exp_or_zero(-step * scale)),
+                      static_cast<double>(exp_or_zero(-teacher_step * scale)));
   }
 };
 

@@ -3,7 +3,9 @@
 // kernels/cpu/head/svd_ratio_tiles.cc.
 //
 // 2 min(N,V)^2 max(N,V) f64 flops for the Gram matrix, 8 N V C flops for the products.
+#include "elementwise/device_math.cuh"
 #include "head/svd_ratio.cuh"
+#include "kernels/shared/activations.h"
 #include "kernels/shared/svd_ratio_tiles.h"
 
 namespace balora::cuda {
@@ -14,7 +16,9 @@ constexpr int64_t kDefaultTileBytes = int64_t{128} << 20;
 
 template <typename A>
 __global__ void cap_logits(A* z, int64_t count, A cap) {
-  for (int64_t i = thread_index(); i < count; i += thread_count()) z[i] = cap * tanh(z[i] / cap);
+  for (int64_t i = thread_index(); i < count; i += thread_count()) {
+    z[i] = soft_capped<DeviceMath>(z[i], cap);
+  }
 }
 
 // z = dz (1 - (z / cap)^2)

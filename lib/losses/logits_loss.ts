@@ -10,7 +10,7 @@ import { shown } from '../shown.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
 import type { TermWeights } from './head_loss.ts';
 import { binaryCrossEntropy, type NluVariant } from './nlu_terms.ts';
-import { rowsOf } from './plain.ts';
+import { checkTemperature, rowsOf } from './plain.ts';
 import { kProblemTypes, type ProblemType } from './problem_type.ts';
 import type { StepOfRun } from './schedules.ts';
 import {
@@ -205,9 +205,7 @@ function checkOptions({ problemType, variant, temperature, svdTopK }: NluOptions
       `NluLoss: ${name} must be one of ${allowed.join(', ')}, got ${shown(value)}`,
     );
   }
-  if (temperature !== undefined && !(temperature > 0)) {
-    throw new ArgumentError(`NluLoss: temperature must be > 0, got ${shown(temperature)}`);
-  }
+  if (temperature !== undefined) checkTemperature('NluLoss', temperature);
   if (svdTopK !== undefined && !(Number.isInteger(svdTopK) && svdTopK >= 1)) {
     throw new ArgumentError(`NluLoss: svdTopK must be a whole number >= 1, got ${shown(svdTopK)}`);
   }

@@ -25,7 +25,7 @@ import {
 } from '../ops/index.ts';
 import { shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
-import { consistencyLoss, rowsOf, svdLoss } from './plain.ts';
+import { checkTemperature, consistencyLoss, divergenceParts, rowsOf, svdLoss } from './plain.ts';
 import type { ProblemType } from './problem_type.ts';
 
 /** A form of the consistency term: the divergence of the ICLR paper, or the 2024 code's distance of normalised rows. */
@@ -122,15 +122,13 @@ export function binaryCrossEntropy(logits: Tensor, targets: Tensor): Tensor {
 
 /** T^2 mean_N sum_D KL(sigmoid(p/T) || sigmoid(z/T)), from ln sigmoid(x) = -softplus(-x). */
 function bernoulliDivergence(z: Tensor, p: Tensor, temperature: number): Tensor {
-  if (!(temperature > 0)) {
-    throw new ArgumentError(
-      `nluConsistencyLoss: temperature must be > 0, got ${shown(temperature)}`,
-    );
-  }
-  const [a, b] = [mul(z, 1 / temperature), mul(p, 1 / temperature)];
-  const yes = mul(sigmoid(b), sub(softplus(neg(a)), softplus(neg(b))));
-  const no = mul(sigmoid(neg(b)), sub(softplus(a), softplus(b)));
-  return mul(mean(sum(add(yes, no), { axis: -1 })), temperature * temperature);
+  checkTemperature('nluConsistencyLoss', temperature);
+  const [a, b] = [z, p].map((x) => mul(x.to('f64'), 1 / temperature)) as [Tensor, Tensor];
+  const logSigmoid = (x: Tensor): Tensor => neg(softplus(neg(x)));
+  const yes = divergenceParts(logSigmoid(b), logSigmoid(a));
+  const no = divergenceParts(logSigmoid(neg(b)), logSigmoid(neg(a)));
+  const rows = sum(add(yes, no), { axis: -1 });
+  return mul(mean(rows), temperature * temperature).to(z.dtype);
 }
 
 /**

@@ -42,27 +42,51 @@ export function headLogits(
   { softcap = null }: { softcap?: number | null } = {},
 ): Tensor {
   const logits = matmul(hidden, weight, { transposeB: true });
-  return softcap !== null && softcap > 0 ? mul(tanh(mul(logits, 1 / softcap)), softcap) : logits;
+  return softcap !== null && softcap > 0 ? mul(tanh(div(logits, softcap)), softcap) : logits;
+}
+
+/** The greatest temperature of a divergence. Beyond it a difference of logits divided by T says nothing that T = 10^4 does not. */
+export const kGreatestTemperature = 1e4;
+
+/** The greatest temperature of a teacher's summary, whose f32 numbers hold the divergence as a difference. */
+export const kGreatestSummaryTemperature = 32;
+
+/** Checks the temperature of a divergence. */
+export function checkTemperature(op: string, temperature: number): void {
+  if (temperature > 0 && temperature <= kGreatestTemperature) return;
+  throw new ArgumentError(
+    `${op}: temperature must be > 0 and <= ${kGreatestTemperature}, got ${shown(temperature)}`,
+  );
 }
 
 /**
- * L_CR = T^2 mean_M KL(softmax(teacher/T) || softmax(student/T)), in nats.
+ * L_CR = T^2 mean_M KL(softmax(teacher/T) || softmax(student/T)), in nats. Computed in f64, in a form that does not cancel at a
+ * high temperature; exactly 0 for equal logits.
  * @param student (M, V) logits
  * @param teacher (M, V) logits
+ * @param options temperature: T, up to 10^4. Default 2
  */
 export function consistencyLoss(
   student: Tensor,
   teacher: Tensor,
   { temperature = 2 }: { temperature?: number } = {},
 ): Tensor {
-  if (!(temperature > 0)) {
-    throw new ArgumentError(`consistencyLoss: temperature must be > 0, got ${shown(temperature)}`);
-  }
+  checkTemperature('consistencyLoss', temperature);
   const z = rowsOf('consistencyLoss', student);
-  const logP = logSoftmax(mul(centred(z), 1 / temperature));
-  const logQ = logSoftmax(mul(centred(wide(teacher.detach())), 1 / temperature));
-  const rows = sum(mul(exp(logQ), sub(logQ, logP)), { axis: -1 });
-  return mul(mean(rows), temperature * temperature);
+  const logP = logSoftmax(mul(centred(z.to('f64')), 1 / temperature));
+  const logQ = logSoftmax(mul(centred(teacher.detach().to('f64')), 1 / temperature));
+  const rows = sum(divergenceParts(logQ, logP), { axis: -1 });
+  return mul(mean(rows), temperature * temperature).to(z.dtype);
+}
+
+/**
+ * p - q - q (ln p - ln q), whose sum over all outcomes is KL(q || p), as those of p and of q are 1. No part is below 0, so that they
+ * do not cancel, as q (ln q - ln p) of different outcomes would.
+ * @param logQ f64, as logP: a part is of the second order of their difference
+ */
+export function divergenceParts(logQ: Tensor, logP: Tensor): Tensor {
+  const q = exp(logQ);
+  return sub(sub(exp(logP), q), mul(q, sub(logP, logQ)));
 }
 
 /**

@@ -6,6 +6,7 @@
 import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
+import { kGreatestSummaryTemperature } from '../losses/plain.ts';
 import type { Term } from '../losses/term.ts';
 import { useModel } from '../models/in_use.ts';
 import { checkArgument, checkCall } from '../options/call.ts';
@@ -364,6 +365,9 @@ function cacheObstacle(
     return `the term ${other.key} reads more of the teacher than the cache holds`;
   if (regularizers.consistencyWeight === 0) {
     return 'without a consistency term there is no teacher to cache';
+  }
+  if ((regularizers.temperature as number) > kGreatestSummaryTemperature) {
+    return `the cache holds the divergence of a temperature of at most ${kGreatestSummaryTemperature}, got ${regularizers.temperature}`;
   }
   return null;
 }

@@ -2,7 +2,7 @@
 import { choice, number } from '../../options/kinds.ts';
 import type { Check, ResolvedOf } from '../../options/option.ts';
 import { nluConsistencyLoss } from '../nlu_terms.ts';
-import { consistencyLoss } from '../plain.ts';
+import { consistencyLoss, kGreatestTemperature } from '../plain.ts';
 import { adaptiveBounds, adaptiveWeightOfEntropy, consistencyWeightAt } from '../schedules.ts';
 import type { Term, TermDefinition, WeightContext } from '../term.ts';
 
@@ -13,10 +13,11 @@ const options = {
     default: 0,
     help: 'weight l1 of the divergence from the pre-trained model',
   }),
-  /** Distillation temperature T (default 2). */
+  /** Distillation temperature T, up to 10^4 (default 2). */
   temperature: number({
     least: 0,
     above: true,
+    most: kGreatestTemperature,
     default: 2,
     help: 'temperature T of the divergence',
   }),

@@ -1,4 +1,4 @@
-// Activations of the mlp with their slopes. Math has the device's own exp, tanh, erf and so on as
+// Activations of the mlp with their slopes, and soft-capping. Math has the device's own exp, tanh, erf and so on as
 // static functions.
 #pragma once
 #include "kernels/shared/host_device.h"
@@ -47,6 +47,12 @@ BALORA_HOST_DEVICE Activated<A> gelu_tanh(A x) {
   const A half = A(0.5) * (A(1) + t);
   const A inner_slope = scale * (A(1) + A(3) * cubic * square);
   return {x * half, half + A(0.5) * x * (A(1) - t * t) * inner_slope};
+}
+
+// Soft-capping of scores and logits to cap * tanh(x / cap), cap > 0.
+template <typename Math, typename A>
+BALORA_HOST_DEVICE A soft_capped(A x, A cap) {
+  return cap * Math::tanh(x / cap);
 }
 
 }  // namespace balora

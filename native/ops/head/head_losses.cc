@@ -27,9 +27,19 @@ void check_hidden(const char* op, const Tensor& hidden) {
   }
 }
 
+// The greatest temperature, as in losses/plain.ts.
+constexpr double kGreatestTemperature = 1e4;
+// The greatest for a teacher's summary, whose numbers hold a divergence only as the difference of
+// an entropy and a cross-entropy, each near ln V: up to here it is right to about 4e-6.
+constexpr double kGreatestSummaryTemperature = 32;
+
 // The consistency term from a summary holds for logits that are linear in the hidden states, by a
 // head that stays as it is.
 void check_summarizable(const char* op, const Tensor& head, const HeadOptions& options) {
+  if (options.temperature > kGreatestSummaryTemperature) {
+    throw UnsupportedError(concat(op, ": a teacher's summary needs a temperature of at most ",
+                                  kGreatestSummaryTemperature, ", got ", options.temperature));
+  }
   if (options.softcap > 0) {
     throw UnsupportedError(
         concat(op, ": logits are soft-capped, a teacher's summary needs them linear"));
@@ -54,11 +64,15 @@ void check_summary(const char* op, const TeacherSummary& summary, const HeadInpu
   check_dtype(op, "entropy", summary.entropy, DType::kF64);
 }
 
+void check_temperature(const char* op, const char* name, double temperature, double greatest) {
+  if (temperature > 0 && temperature <= greatest) return;
+  throw ArgumentError(
+      concat(op, ": ", name, " must be > 0 and <= ", greatest, ", got ", temperature));
+}
+
 void check_options(const char* op, const HeadOptions& options) {
-  if (!(options.temperature > 0) || !(options.entropy_temperature > 0)) {
-    throw ArgumentError(concat(op, ": temperatures must be > 0, got ", options.temperature, " and ",
-                               options.entropy_temperature));
-  }
+  check_temperature(op, "temperature", options.temperature, kGreatestTemperature);
+  check_temperature(op, "entropyTemperature", options.entropy_temperature, kGreatestTemperature);
   if (!(options.softcap >= 0)) {
     throw ArgumentError(concat(op, ": softcap must be >= 0, got ", options.softcap));
   }

@@ -10,6 +10,7 @@
 #include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "kernels/shared/activations.h"
 
 namespace balora::attention {
 namespace {
@@ -41,11 +42,6 @@ BALORA_INLINE double exp_unit(double x) {
   return std::exp(x);
 }
 
-template <typename A>
-BALORA_INLINE A capped(A score, A cap) {
-  return cap * vtanh(score / cap);
-}
-
 // Applies scale and soft-cap to the scores in place.
 template <typename A>
 BALORA_INLINE void cap_scores(A* s, int64_t first, int64_t last, A scale, A cap) {
@@ -53,7 +49,7 @@ BALORA_INLINE void cap_scores(A* s, int64_t first, int64_t last, A scale, A cap)
 #pragma omp simd
     for (int64_t l = j; l < j + kLanes; ++l) {
       const A scaled = s[l] * scale;
-      s[l] = cap == A(0) ? scaled : capped(scaled, cap);
+      s[l] = cap == A(0) ? scaled : soft_capped<VectorMath>(scaled, cap);
     }
   }
 }
@@ -265,7 +261,7 @@ BALORA_INLINE void gradient_rows(const GradTile<E>& t) {
 #pragma omp simd
         for (int64_t i = block; i < block + kLanes; ++i) {
           const int64_t query = kQueriesByKeys<E> ? row : i;
-          const A score = capped(s[i] * scale, cap), ratio = score / cap;
+          const A score = soft_capped<VectorMath>(s[i] * scale, cap), ratio = score / cap;
           const A probability = exp_unit(score - t.lse[query]);
           const A slope = (A(1) - ratio * ratio) * scale;
           p[i] = rounded<E>(probability);

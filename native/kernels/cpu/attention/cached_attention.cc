@@ -15,6 +15,7 @@
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/cpu/runtime/wide.h"
 #include "kernels/cpu/runtime/workspace.h"
+#include "kernels/shared/activations.h"
 
 namespace balora::kv_cache {
 namespace {
@@ -82,7 +83,9 @@ BALORA_INLINE void softmax_part(const Item<T>& o, int64_t g, int64_t low, int64_
     for (int64_t j = low; j < high; ++j) scores[j] *= scale;
   } else {
 #pragma omp simd
-    for (int64_t j = low; j < high; ++j) scores[j] = cap * vtanh(scores[j] * scale / cap);
+    for (int64_t j = low; j < high; ++j) {
+      scores[j] = soft_capped<VectorMath>(scores[j] * scale, cap);
+    }
   }
   if (o.bias) {
     const T* nearest = o.bias + g;

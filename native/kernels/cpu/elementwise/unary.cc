@@ -1,56 +1,28 @@
 // Elementwise functions of one contiguous operand and their gradients; kernels/shared/unary.h has
 // the formulas.
-#include <numbers>
-
+#include "kernels/shared/unary.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
-#include "kernels/shared/unary.h"
 
 namespace balora {
 namespace {
 
 constexpr int64_t kGrain = 1 << 13;
 
-// The formulas of kernels/shared/unary.h, but for the rounding of gelu_tanh, whose argument is
-// x + 0.044715 x^3 here and x * (1 + 0.044715 x^2) there, and of gelu's density in f64: results of
-// models that use them stay as they were, to the bit.
-template <typename A>
-BALORA_INLINE A gelu_tanh_of(A x) {
-  return vtanh(kGeluTanhScale<A> * (x + kGeluTanhCubic<A> * x * x * x));
-}
-
-template <int Op, typename A>
-BALORA_INLINE A value_of(A x, A a, A b) {
-  if constexpr (Op == BALORA_GELU_TANH) return A(0.5) * x * (A(1) + gelu_tanh_of(x));
-  return unary_value<Op, VectorMath>(x, a, b);
-}
-
-template <int Op, typename A>
-BALORA_INLINE A slope_of(A s, A a, A b) {
-  if constexpr (Op == BALORA_GELU) {
-    constexpr A kDensity = static_cast<A>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
-    return normal_cdf<VectorMath>(s) + s * kDensity * vexp(A(-0.5) * s * s);
-  }
-  if constexpr (Op == BALORA_GELU_TANH) {
-    const A t = gelu_tanh_of(s);
-    const A inner = kGeluTanhScale<A> * (A(1) + A(3) * kGeluTanhCubic<A> * s * s);
-    return A(0.5) * (A(1) + t) + A(0.5) * s * (A(1) - t * t) * inner;
-  }
-  return unary_slope<Op, VectorMath>(s, a, b);
-}
-
 template <int Op, typename T>
 BALORA_INLINE void forward_loop(const T* x, T* y, int64_t n, Acc<T> a, Acc<T> b) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = store<T>(value_of<Op>(load(x[i]), a, b));
+  for (int64_t i = 0; i < n; ++i) y[i] = store<T>(unary_value<Op, VectorMath>(load(x[i]), a, b));
 }
 
 template <int Op, typename T>
 BALORA_INLINE void backward_loop(const T* dy, const T* s, T* dx, int64_t n, Acc<T> a, Acc<T> b) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) dx[i] = store<T>(load(dy[i]) * slope_of<Op>(load(s[i]), a, b));
+  for (int64_t i = 0; i < n; ++i) {
+    dx[i] = store<T>(load(dy[i]) * unary_slope<Op, VectorMath>(load(s[i]), a, b));
+  }
 }
 
 #define FORWARD(OP) \

@@ -96,7 +96,8 @@ int64_t HeadByToken::chunk_rows(const balora_head_losses& o) {
   // the sums of dh.
   const int64_t groups = vocabulary / group_tokens(kMostRows * operands) + 1;
   const int64_t row_bytes =
-      4 * (vocabulary + groups * (operands + 4) + kSegments * channels) + 2 * operands * channels;
+      4 * (vocabulary + groups * (operands + head::kLaneSums) + kSegments * channels) +
+      2 * operands * channels;
   const int64_t budget = std::min(chunk_budget(o.options, kChunkBytes), kMostRows * row_bytes);
   const int64_t rows = balora::chunk_rows(o.h->shape[0], budget, row_bytes);
   return rows >= kPanelRows ? rows : 0;
@@ -116,8 +117,8 @@ HeadByToken::HeadByToken(Context* ctx, const balora_head_losses& o, const HeadOp
   block_groups_ = (block_ + group_ - 1) / group_;
   kept_ = workspace<uint32_t>(ctx, blocks() * block_ * lanes);
   maxima_ = workspace<float>(ctx, groups() * operands() * lanes);
-  group_sums_ = workspace<float>(ctx, groups() * 4 * lanes);
-  totals_ = workspace<double>(ctx, 4 * lanes);
+  group_sums_ = workspace<float>(ctx, groups() * head::kLaneSums * lanes);
+  totals_ = workspace<double>(ctx, head::kLaneSums * lanes);
   packed_ = workspace<bf16>(ctx, operands() * tiles_size(channels_, lanes));
   const bool has_gradient = o.dh || o.dw;
   if (has_gradient) dh_ = workspace<float>(ctx, kSegments * lanes * channels_);
@@ -210,10 +211,10 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
   const int64_t at = block * block_groups_ + index, tokens = tokens_of(block, index);
   const int64_t panel_step = group_ * head::kPanelLanes, first = block * block_ + index * group_;
   float* const maxima = maxima_of(at);
-  float* const sums = group_sums_ + at * 4 * lanes_;
+  float* const sums = group_sums_ + at * head::kLaneSums * lanes_;
   if (tokens == 0) {
     std::fill_n(maxima, all_lanes(), std::numeric_limits<float>::lowest());
-    std::fill_n(sums, 4 * lanes_, 0.0f);
+    std::fill_n(sums, head::kLaneSums * lanes_, 0.0f);
     return;
   }
   const auto multiply = [&](const View& head, const bf16* tiles, float* logits) {
@@ -353,7 +354,8 @@ void HeadByToken::finish_row(HeadRows<float>& head, const RowRole& role, int64_t
   found.shift = static_cast<double>(by_lane_.z[at]);
   found.shift_teacher = static_cast<double>(by_lane_.y[at]);
   const head::LaneSums<double> sums = totals();
-  found.set_sums({sums.student[row], sums.squares[row], sums.teacher[row], sums.gap[row]});
+  found.set_sums({.pair = {sums.student[row], sums.teacher[row], sums.gap[row], sums.rest[row]},
+                  .squares = sums.squares[row]});
   std::vector<TopCandidate<float>>& top = top_[at];
   if (head.has_entropy(role)) {
     head.choose_top_k(top);

@@ -98,8 +98,8 @@ class HeadByToken {
   int64_t rows_ = 0, lanes_ = 0;
   uint32_t* kept_;       // (blocks, lanes / 16, block, 16)
   float* maxima_;        // (groups, lanes) of student and teacher, then factors
-  float* group_sums_;    // (groups, 4, lanes)
-  double* totals_;       // (4, lanes)
+  float* group_sums_;    // (groups, kLaneSums, lanes)
+  double* totals_;       // (kLaneSums, lanes)
   bf16* packed_;         // hidden states
   float* dh_ = nullptr;  // (segments, lanes, C)
   std::vector<Own> own_;

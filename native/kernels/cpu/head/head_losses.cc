@@ -60,12 +60,11 @@ class HeadChunks {
     const int64_t by_token = std::is_same_v<A, float> ? HeadByToken::chunk_rows(o_) : 0;
     const int64_t budget = chunk_budget(options, *o_.h, *o_.w);
     chunk_ = by_token > 0 ? by_token : chunk_rows(o_.h->shape[0], budget, row_bytes);
-    stacks_ = o_.ht && is_widened(*o_.h, *o_.w);
     if (by_token > 0) {
       by_token_.emplace(ctx_, o_, options_, chunk_);
     } else {
-      z_ = workspace<A>(ctx_, (stacks_ ? 2 : 1) * chunk_ * ld_);
-      if (o_.ht && !stacks_) y_ = workspace<A>(ctx_, chunk_ * ld_);
+      z_ = workspace<A>(ctx_, chunk_ * ld_);
+      if (o_.ht) y_ = workspace<A>(ctx_, chunk_ * ld_);
     }
     tiled_ = rounds_ && head_fits_tiles(*o_.h, *o_.w);
     if ((tiled_ || o_.mean) && o_.dh) sum_ = workspace<A>(ctx_, chunk_ * o_.h->shape[1]);
@@ -96,7 +95,6 @@ class HeadChunks {
   }
 
   void compute_by_row(int64_t first, int64_t rows, double* terms) {
-    if (stacks_) y_ = z_ + rows * ld_;
     make_logits(first, rows);
     share_out(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
       HeadRows<A> head(options_, vocabulary_);
@@ -107,13 +105,9 @@ class HeadChunks {
   }
 
   void make_logits(int64_t first, int64_t rows) {
-    const View& wt = o_.wt ? *o_.wt : *o_.w;
-    std::vector<LogitsOf<A>> products = {{o_.h, z_}};
-    if (o_.ht && &wt == o_.w) products.push_back({o_.ht, y_});
-    head_logits<A>(ctx_, products, first, rows, *o_.w);
-    if (!o_.ht || &wt == o_.w) return;
-    const LogitsOf<A> teacher = {o_.ht, y_};
-    head_logits<A>(ctx_, {&teacher, 1}, first, rows, wt);
+    std::vector<LogitsOf<A>> products = {{o_.h, o_.w, z_}};
+    if (o_.ht) products.push_back({o_.ht, o_.wt ? o_.wt : o_.w, y_});
+    head_logits<A>(ctx_, products, first, rows);
   }
 
   // A row's values in the summary of its teacher.
@@ -213,7 +207,6 @@ class HeadChunks {
   int64_t vocabulary_, ld_, chunk_ = 0;
   bool rounds_ = false;  // dZ, to bf16
   bool tiled_ = false;   // dH = dZ W
-  bool stacks_ = false;  // Y stands behind Z (stacked_logits)
   A *z_ = nullptr, *y_ = nullptr;
   A* sum_ = nullptr;  // of dH, a chunk
   std::optional<HeadByToken> by_token_;

@@ -6,6 +6,7 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "kernels/shared/activations.h"
 
 namespace balora::head {
 namespace {
@@ -69,19 +70,27 @@ BALORA_INLINE double exp_sum_of(const A* x, int64_t n, A shift, A scale) {
 }
 
 template <typename A>
-BALORA_INLINE WeightedSum teacher_sums_of(const A* y, const A* z, int64_t n, A shift, A scale) {
-  WeightedSum total{0, 0};
+BALORA_INLINE DivergenceSums divergence_sums_of(const A* z, const A* y, int64_t n,
+                                                const PairShifts<A>& shifts) {
+  const A centre = shifts.y - shifts.z;
+  DivergenceSums total;
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t last = std::min(n, first + kBlock);
-    A weight = 0, value = 0;
-#pragma omp simd reduction(+ : weight, value)
+    A student = 0, teacher = 0, gap = 0, rest = 0;
+#pragma omp simd reduction(+ : student, teacher, gap, rest)
     for (int64_t i = first; i < last; ++i) {
-      const A w = vexp_or_zero((y[i] - shift) * scale);
-      weight += w;
-      value += w * (y[i] - z[i]);
+      const A w = ((y[i] - z[i]) - centre) * shifts.scale;
+      const A x = vexp_or_zero((z[i] - shifts.z) * shifts.scale);
+      const A q = vexp_or_zero((y[i] - shifts.y) * shifts.scale);
+      student += x;
+      teacher += q;
+      gap += q * w;
+      rest += divergence_rest(q, x, w);
     }
-    total.weight += static_cast<double>(weight);
-    total.value += static_cast<double>(value);
+    total.student += static_cast<double>(student);
+    total.teacher += static_cast<double>(teacher);
+    total.gap += static_cast<double>(gap);
+    total.rest += static_cast<double>(rest);
   }
   return total;
 }
@@ -122,11 +131,13 @@ BALORA_INLINE void gradient_of(A* z, const A* y, int64_t n, const DenseGradient<
       }
     } else if (g.student != A(0)) {
       const A* t = y + first;
+      const A centre = g.teacher_shift - g.shift;
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) {
-        const A p = vexp_or_zero((x[i] - g.shift) * g.scale),
-                q = vexp_or_zero((t[i] - g.teacher_shift) * g.scale);
-        sum[i] += g.student * (p - q) + g.gap * q;
+        const A p = g.student * vexp_or_zero((x[i] - g.shift) * g.scale),
+                q = g.teacher * vexp_or_zero((t[i] - g.teacher_shift) * g.scale),
+                w = ((t[i] - x[i]) - centre) * g.scale;
+        sum[i] += exp_difference(q, p, -(w + g.log_ratio));
       }
     }
     if (g.diversity != A(0)) {
@@ -145,33 +156,36 @@ BALORA_INLINE void gradient_of(A* z, const A* y, int64_t n, const DenseGradient<
 }
 
 template <typename A>
-BALORA_INLINE KeptSums keep_pair_of(A* z, A* y, int64_t n, const KeptShifts<A>& shifts) {
+BALORA_INLINE KeptSums keep_pair_of(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
+  const A centre = shifts.y - shifts.z;
   KeptSums total;
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t last = std::min(n, first + kBlock);
-    A student = 0, squares = 0, teacher = 0, gap = 0;
-#pragma omp simd reduction(+ : student, squares, teacher, gap)
+    A student = 0, squares = 0, teacher = 0, gap = 0, rest = 0;
+#pragma omp simd reduction(+ : student, squares, teacher, gap, rest)
     for (int64_t i = first; i < last; ++i) {
-      const A difference = y[i] - z[i];
+      const A w = ((y[i] - z[i]) - centre) * shifts.scale;
       const A x = vexp_or_zero((z[i] - shifts.z) * shifts.scale);
       const A q = vexp_or_zero((y[i] - shifts.y) * shifts.scale);
       student += x;
       squares += square_or_zero(x);
       teacher += q;
-      gap += q * difference;
+      gap += q * w;
+      rest += divergence_rest(q, x, w);
       z[i] = x;
       y[i] = q;
     }
-    total.student += static_cast<double>(student);
+    total.pair.student += static_cast<double>(student);
     total.squares += static_cast<double>(squares);
-    total.teacher += static_cast<double>(teacher);
-    total.gap += static_cast<double>(gap);
+    total.pair.teacher += static_cast<double>(teacher);
+    total.pair.gap += static_cast<double>(gap);
+    total.pair.rest += static_cast<double>(rest);
   }
   return total;
 }
 
 template <typename A>
-BALORA_INLINE KeptSums keep_one_of(A* z, int64_t n, const KeptShifts<A>& shifts) {
+BALORA_INLINE KeptSums keep_one_of(A* z, int64_t n, const PairShifts<A>& shifts) {
   KeptSums total;
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t last = std::min(n, first + kBlock);
@@ -183,7 +197,7 @@ BALORA_INLINE KeptSums keep_one_of(A* z, int64_t n, const KeptShifts<A>& shifts)
       squares += square_or_zero(x);
       z[i] = x;
     }
-    total.student += static_cast<double>(student);
+    total.pair.student += static_cast<double>(student);
     total.squares += static_cast<double>(squares);
   }
   return total;
@@ -227,9 +241,8 @@ BALORA_INLINE void kept_gradient_of(const A* z, const A* y, int64_t n, const Kep
 
 template <typename A>
 BALORA_INLINE void cap_of(A* x, int64_t n, A cap) {
-  const A inverse = A(1) / cap;
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] = cap * vtanh(x[i] * inverse);
+  for (int64_t i = 0; i < n; ++i) x[i] = soft_capped<VectorMath>(x[i], cap);
 }
 
 template <typename A>
@@ -241,39 +254,40 @@ BALORA_INLINE void scaled_exp_of(const A* y, int64_t n, A shift, A scale, A fact
 }  // namespace
 
 // target_clones cannot mark a template, so each type gets plain functions of its own.
-#define PASSES(A)                                                                             \
-  BALORA_SIMD A row_max(const A* x, int64_t n) {                                              \
-    return max_of<A>(x, n);                                                                   \
-  }                                                                                           \
-  BALORA_SIMD A block_maxima(const A* x, int64_t n, A* maxima) {                              \
-    return maxima_of<A>(x, n, maxima);                                                        \
-  }                                                                                           \
-  BALORA_SIMD int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found) {         \
-    return at_least_of<A>(x, n, least, found);                                                \
-  }                                                                                           \
-  BALORA_SIMD double exp_sum(const A* x, int64_t n, A shift, A scale) {                       \
-    return exp_sum_of<A>(x, n, shift, scale);                                                 \
-  }                                                                                           \
-  BALORA_SIMD WeightedSum teacher_sums(const A* y, const A* z, int64_t n, A shift, A scale) { \
-    return teacher_sums_of<A>(y, z, n, shift, scale);                                         \
-  }                                                                                           \
-  BALORA_SIMD WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {             \
-    return entropy_sums_of<A>(x, n, shift, scale);                                            \
-  }                                                                                           \
-  BALORA_SIMD void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {   \
-    gradient_of<A>(z, y, n, g);                                                               \
-  }                                                                                           \
-  BALORA_SIMD KeptSums keep_exponentials(A* z, A* y, int64_t n, const KeptShifts<A>& s) {     \
-    return y ? keep_pair_of<A>(z, y, n, s) : keep_one_of<A>(z, n, s);                         \
-  }                                                                                           \
-  BALORA_SIMD void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g) {     \
-    kept_gradient_of<A, A>(z, y, n, g, z);                                                    \
-  }                                                                                           \
-  BALORA_SIMD void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q) {      \
-    scaled_exp_of<A>(y, n, shift, scale, factor, q);                                          \
-  }                                                                                           \
-  BALORA_SIMD void cap_row(A* x, int64_t n, A cap) {                                          \
-    cap_of<A>(x, n, cap);                                                                     \
+#define PASSES(A)                                                                           \
+  BALORA_SIMD A row_max(const A* x, int64_t n) {                                            \
+    return max_of<A>(x, n);                                                                 \
+  }                                                                                         \
+  BALORA_SIMD A block_maxima(const A* x, int64_t n, A* maxima) {                            \
+    return maxima_of<A>(x, n, maxima);                                                      \
+  }                                                                                         \
+  BALORA_SIMD int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found) {       \
+    return at_least_of<A>(x, n, least, found);                                              \
+  }                                                                                         \
+  BALORA_SIMD double exp_sum(const A* x, int64_t n, A shift, A scale) {                     \
+    return exp_sum_of<A>(x, n, shift, scale);                                               \
+  }                                                                                         \
+  BALORA_SIMD DivergenceSums divergence_sums(const A* z, const A* y, int64_t n,             \
+                                             const PairShifts<A>& s) {                      \
+    return divergence_sums_of<A>(z, y, n, s);                                               \
+  }                                                                                         \
+  BALORA_SIMD WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {           \
+    return entropy_sums_of<A>(x, n, shift, scale);                                          \
+  }                                                                                         \
+  BALORA_SIMD void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) { \
+    gradient_of<A>(z, y, n, g);                                                             \
+  }                                                                                         \
+  BALORA_SIMD KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& s) {   \
+    return y ? keep_pair_of<A>(z, y, n, s) : keep_one_of<A>(z, n, s);                       \
+  }                                                                                         \
+  BALORA_SIMD void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g) {   \
+    kept_gradient_of<A, A>(z, y, n, g, z);                                                  \
+  }                                                                                         \
+  BALORA_SIMD void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q) {    \
+    scaled_exp_of<A>(y, n, shift, scale, factor, q);                                        \
+  }                                                                                         \
+  BALORA_SIMD void cap_row(A* x, int64_t n, A cap) {                                        \
+    cap_of<A>(x, n, cap);                                                                   \
   }
 PASSES(float)
 PASSES(double)

@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/shared/divergence.h"
 #include "tensor/dtype.h"
 
 namespace balora::head {
@@ -20,16 +21,16 @@ struct WeightedSum {
   double weight, value;
 };
 
-// Sums of x = e^((z - z_shift) scale), which is written over z, and of q, the same of y: sum x,
-// sum x^2, sum q, sum q (y - z). Equal z and y give equal sums of x and q, and exactly 0 for the
-// last of the four.
-struct KeptSums {
-  double student = 0, squares = 0, teacher = 0, gap = 0;
+// The largest of z and of y, and 1 / T.
+template <typename A>
+struct PairShifts {
+  A z, y, scale;
 };
 
-template <typename A>
-struct KeptShifts {
-  A z, y, scale;
+// Sums of x = e^((z - largest) / T), which is written over z, and of q, the same of y.
+struct KeptSums {
+  DivergenceSums pair;
+  double squares = 0;  // of x
 };
 
 // dz = task p + student (x - q) + gap q of kept exponentials x and q, p = x, or x^2 if
@@ -46,31 +47,30 @@ struct KeptGradient {
 template <typename A>
 struct DenseGradient {
   A shift, task;
-  A scale, student, gap, teacher_shift;  // gap as above
+  A scale, student, teacher, teacher_shift, log_ratio;  // DivergenceSums has the last
   A diversity, entropy_scale, log_sum, entropy;
   A inverse_cap;  // 0: no soft-capping
 };
 
-#define BALORA_HEAD_PASSES(A)                                                        \
-  A row_max(const A* x, int64_t n);                                                  \
-  /* The largest of each block, blocks_of(n) of them; returns that of all. */        \
-  A block_maxima(const A* x, int64_t n, A* maxima);                                  \
-  /* Offsets of x >= least in ascending order, as many as are written to `found`. */ \
-  int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found);             \
-  /* sum e^((x - shift) * scale) */                                                  \
-  double exp_sum(const A* x, int64_t n, A shift, A scale);                           \
-  /* sum w and sum w (y - z), w = e^((y - shift) * scale) */                         \
-  WeightedSum teacher_sums(const A* y, const A* z, int64_t n, A shift, A scale);     \
-  /* sum w and sum w (x - shift), w = e^((x - shift) * scale) */                     \
-  WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale);                 \
-  /* z becomes the dense part of dz; y null: there is no teacher. */                 \
-  void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g);       \
-  /* y null: of the student alone. */                                                \
-  KeptSums keep_exponentials(A* z, A* y, int64_t n, const KeptShifts<A>& shifts);    \
-  void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g);         \
-  /* q = factor e^((y - shift) * scale) */                                           \
-  void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q);          \
-  /* x -> cap tanh(x / cap) */                                                       \
+#define BALORA_HEAD_PASSES(A)                                                                     \
+  A row_max(const A* x, int64_t n);                                                               \
+  /* The largest of each block, blocks_of(n) of them; returns that of all. */                     \
+  A block_maxima(const A* x, int64_t n, A* maxima);                                               \
+  /* Offsets of x >= least in ascending order, as many as are written to `found`. */              \
+  int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found);                          \
+  /* sum e^((x - shift) * scale) */                                                               \
+  double exp_sum(const A* x, int64_t n, A shift, A scale);                                        \
+  DivergenceSums divergence_sums(const A* z, const A* y, int64_t n, const PairShifts<A>& shifts); \
+  /* sum w and sum w (x - shift), w = e^((x - shift) * scale) */                                  \
+  WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale);                              \
+  /* z becomes the dense part of dz; y null: there is no teacher. */                              \
+  void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g);                    \
+  /* y null: of the student alone. */                                                             \
+  KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& shifts);                 \
+  void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g);                      \
+  /* q = factor e^((y - shift) * scale) */                                                        \
+  void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q);                       \
+  /* x -> cap tanh(x / cap) */                                                                    \
   void cap_row(A* x, int64_t n, A cap);
 BALORA_HEAD_PASSES(float)
 BALORA_HEAD_PASSES(double)

@@ -3,7 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -23,7 +23,8 @@ constexpr int64_t kSmallChunkBytes = int64_t{50} << 20;
 
 // Whether a head is widened or decoded block by block for each of its products.
 inline bool is_widened(const View& h, const View& w) {
-  return h.dtype != BALORA_F64 && (w.encoding || w.dtype != BALORA_F32) && !head_fits_tiles(h, w);
+  return h.dtype != BALORA_F64 && w.dtype != BALORA_F64 && (w.encoding || w.dtype != BALORA_F32) &&
+         !head_fits_tiles(h, w);
 }
 
 // Scratch for a chunk's rows: what the options say, or else `own`.
@@ -62,53 +63,46 @@ inline void* rows_of(const View* view, int64_t row) {
   return offset_by(view->data, row * view->stride[0], view->dtype);
 }
 
+// The logits of one hidden state by one head.
 template <typename A>
 struct LogitsOf {
   const View* h;  // (M,C)
+  const View* w;  // (V,C)
   A* logits;      // (rows,V), rows logits_ld(V) apart
 };
 
-// The logits of two hidden states, of which the second's are behind the first's, as one product,
-// for which W is widened or decoded once.
-template <typename A>
-void stacked_logits(Context* ctx, std::span<const LogitsOf<A>, 2> products, int64_t first,
-                    int64_t rows, const View& w) {
-  const View& h = *products[0].h;
-  const int64_t channels = h.shape[1], row_bytes = channels * element_size(h.dtype);
-  std::vector<char> both(static_cast<size_t>(2 * rows * row_bytes));
-  for (int64_t i = 0; i < 2 * rows; ++i) {
-    const View* from = products[static_cast<size_t>(i / rows)].h;
-    std::memcpy(both.data() + i * row_bytes, rows_of(from, first + i % rows),
-                static_cast<size_t>(row_bytes));
-  }
-  const ProductTerm term{both.data(), h.dtype, channels, &w, true};
-  sum_products(ctx, {2 * rows, w.shape[0], {&term, 1}},
-               {products[0].logits, kDtypeOfAcc<A>, logits_ld(w.shape[0])});
-}
+// Logits by heads that are widened or decoded block by block, for all that share one only once.
+void widened_logits(Context* ctx, std::span<const LogitsOf<float>> products, int64_t first,
+                    int64_t rows);
 
-// Logits of the rows [first, first + rows) of several hidden states by one head w (V,C).
+// Logits of the rows [first, first + rows) of several hidden states. All are computed the same way,
+// row by row of equal operands to the bit, so that a teacher's are those of a student which is its
+// equal: also where one head is trained and another copy of it frozen (packed) or in blocks.
 template <typename A>
-void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t first, int64_t rows,
-                 const View& w) {
+void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t first, int64_t rows) {
   if constexpr (std::is_same_v<A, float>) {
-    const bool fit = std::all_of(products.begin(), products.end(), [&](const LogitsOf<A>& product) {
-      return head_fits_tiles(*product.h, w);
-    });
-    if (fit) {
-      std::vector<HeadLogits> tiled;
-      for (const LogitsOf<A>& product : products) {
-        tiled.push_back({static_cast<const bf16*>(rows_of(product.h, first)), product.h->stride[0],
-                         product.logits, logits_ld(w.shape[0])});
+    if (std::ranges::all_of(products, [](const auto& p) { return head_fits_tiles(*p.h, *p.w); })) {
+      for (size_t i = 0; i < products.size();) {
+        const View& w = *products[i].w;
+        std::vector<HeadLogits> tiled;
+        for (; i < products.size() && products[i].w == &w; ++i) {
+          const LogitsOf<A>& product = products[i];
+          tiled.push_back({static_cast<const bf16*>(rows_of(product.h, first)),
+                           product.h->stride[0], product.logits, logits_ld(w.shape[0])});
+        }
+        head_logits_tiles(ctx, tiled, rows, w);
       }
-      return head_logits_tiles(ctx, tiled, rows, w);
+      return;
+    }
+    if (std::ranges::any_of(products, [](const auto& p) { return is_widened(*p.h, *p.w); })) {
+      return widened_logits(ctx, products, first, rows);
     }
   }
-  if (products.size() == 2 && is_widened(*products[0].h, w) &&
-      products[0].h->dtype == products[1].h->dtype &&
-      products[1].logits == products[0].logits + rows * logits_ld(w.shape[0])) {
-    return stacked_logits<A>(ctx, std::span<const LogitsOf<A>, 2>(products), first, rows, w);
-  }
+  const bool packs =
+      std::ranges::all_of(products, [](const auto& p) { return p.w->slots != nullptr; });
   for (const LogitsOf<A>& product : products) {
+    View w = *product.w;
+    if (!packs) w.slots = nullptr;
     const ProductTerm term{rows_of(product.h, first), product.h->dtype, product.h->stride[0], &w,
                            true};
     sum_products(ctx, {rows, w.shape[0], {&term, 1}},

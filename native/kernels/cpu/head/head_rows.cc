@@ -1,6 +1,6 @@
 // Formulas (p, q softmax of z/T and y/T, pi softmax of z/Te over the K largest, H its entropy):
 //   task = lse(z) - z_c
-//   consistency = T^2 (lse(z/T) - lse(y/T) + sum q (y-z)/T), exactly 0 where y == z
+//   consistency = T^2 KL(q || p), as kernels/shared/divergence.h has it, exactly 0 where y == z
 //   entropy = H
 //   dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te
 // and under soft-capping dz times 1 - (z/cap)^2, with ts, cs and ds the scales of the three terms.
@@ -140,14 +140,10 @@ void HeadRows<A>::compute_sums(const A* z, const A* y, int64_t target, HeadRow& 
   const A scale = static_cast<A>(1 / options_.temperature);
   const A shift = static_cast<A>(row.shift);
   if (target >= 0) row.sum = head::exp_sum(z, vocabulary_, shift, A(1));
-  if (row.summarized) row.sum_student = head::exp_sum(z, vocabulary_, shift, scale);
+  if (row.summarized) row.pair.student = head::exp_sum(z, vocabulary_, shift, scale);
   if (!y) return;
-  // One function for both sums: equal logits give equal bits, hence a term of exactly 0.
-  row.sum_student = head::teacher_sums(z, z, vocabulary_, shift, scale).weight;
-  const head::WeightedSum teacher =
-      head::teacher_sums(y, z, vocabulary_, static_cast<A>(row.shift_teacher), scale);
-  row.sum_teacher = teacher.weight;
-  row.gap = teacher.value;
+  row.pair =
+      head::divergence_sums(z, y, vocabulary_, {shift, static_cast<A>(row.shift_teacher), scale});
 }
 
 template <typename A>
@@ -196,14 +192,11 @@ void HeadRows<A>::finish(const RowRole& role, double target_logit, HeadRow& row)
   if (role.target >= 0) row.task = row.shift + std::log(row.sum) - target_logit;
   if (!row.compared) return;
   if (row.summarized) {
-    const double lse = row.shift / temperature + std::log(row.sum_student);
+    const double lse = row.shift / temperature + std::log(row.pair.student);
     const TeacherRow& teacher = *role.summary;
     row.consistency = temperature * (temperature * (lse - teacher.entropy) - teacher.mean_logit);
   } else {
-    const double lse_gap = (row.shift - row.shift_teacher) / temperature +
-                           (std::log(row.sum_student) - std::log(row.sum_teacher));
-    row.consistency =
-        temperature * temperature * lse_gap + temperature * (row.gap / row.sum_teacher);
+    row.consistency = temperature * temperature * row.pair.divergence();
   }
 }
 
@@ -224,30 +217,27 @@ void HeadRows<A>::dense_part(A* z, const A* y, int64_t n, const Parts& parts, bo
     }
     return;
   }
-  const DenseGradient& g = parts.dense;
-  const head::KeptGradient<A> kept{g.task, g.student, g.gap, parts.squares};
   if constexpr (std::is_same_v<A, float>) {
-    if (rounded) return head::kept_gradient_rounded(z, y, n, kept);
+    if (rounded) return head::kept_gradient_rounded(z, y, n, parts.kept);
   }
-  head::kept_gradient(z, y, n, kept);
+  head::kept_gradient(z, y, n, parts.kept);
 }
 
 template <typename A>
 head::KeptGradient<A> HeadRows<A>::kept_gradient(const RowRole& role, const HeadRow& row) const {
-  const DenseGradient g = parts_of(role, row).dense;
-  return {g.task, g.student, g.gap, row.squares};
+  return parts_of(role, row).kept;
 }
 
 template <typename A>
 A HeadRows<A>::teacher_factor(const HeadRow& row) const {
   if (!row.compared || row.summarized) return A(0);
-  return static_cast<A>(options_.consistency_scale * options_.temperature / row.sum_teacher);
+  return static_cast<A>(options_.consistency_scale * options_.temperature / row.pair.teacher);
 }
 
 template <typename A>
 typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const HeadRow& row) const {
   Parts parts{};
-  parts.squares = row.squares;
+  parts.kept.squares = row.squares;
   DenseGradient& g = parts.dense;
   g.inverse_cap = options_.softcap > 0 ? static_cast<A>(1 / options_.softcap) : A(0);
   g.shift = static_cast<A>(row.shift);
@@ -256,9 +246,13 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const Hea
   g.teacher_shift = static_cast<A>(row.shift_teacher);
   if (row.compared) {
     const double scale = options_.consistency_scale * options_.temperature;
-    g.student = static_cast<A>(scale / row.sum_student);
-    g.gap = static_cast<A>(scale / row.sum_student - scale / row.sum_teacher);
+    g.student = static_cast<A>(scale / row.pair.student);
+    g.teacher = static_cast<A>(scale / row.pair.teacher);
+    g.log_ratio = static_cast<A>(row.pair.log_ratio());
+    parts.kept.student = g.student;
+    parts.kept.gap = static_cast<A>(scale / row.pair.student - scale / row.pair.teacher);
   }
+  parts.kept.task = g.task;
   if (has_entropy(role) && dense_entropy()) {
     g.diversity = static_cast<A>(options_.diversity_scale / options_.entropy_temperature);
   }

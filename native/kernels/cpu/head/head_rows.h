@@ -21,20 +21,18 @@ struct HeadRow {
   double task = 0, consistency = 0, entropy = 0;
   // Largest logit and the sum of e^(logit - largest), at temperature 1, T and Te: exact
   // differences, so that the gradient does not inherit the rounding of a log-sum-exp stored in f32.
-  double shift = 0, sum = 1, sum_student = 1;
+  double shift = 0, sum = 1;
   bool compared = false;    // with a teacher
   bool summarized = false;  // that came as a TeacherRow
   bool squares = false;     // kept exponentials are at T = 2, and those at 1 their squares
-  double shift_teacher = 0, sum_teacher = 1;
-  double gap = 0;  // sum e^(teacher) (teacher - student)
+  double shift_teacher = 0;
+  DivergenceSums pair = {.student = 1, .teacher = 1};
   double shift_entropy = 0, log_sum_entropy = 0;
 
   // The sums of kept exponentials.
   void set_sums(const head::KeptSums& sums) {
-    sum_student = sums.student;
-    sum = squares ? sums.squares : sums.student;
-    sum_teacher = sums.teacher;
-    gap = sums.gap;
+    pair = sums.pair;
+    sum = squares ? sums.squares : pair.student;
   }
 };
 
@@ -133,7 +131,7 @@ class HeadRows {
   using DenseGradient = head::DenseGradient<A>;
   struct Parts {
     DenseGradient dense;
-    bool squares;
+    head::KeptGradient<A> kept;
   };
   Parts parts_of(const RowRole& role, const HeadRow& row) const;
   void dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const;

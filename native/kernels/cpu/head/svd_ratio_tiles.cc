@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/head/head_passes.h"
 #include "kernels/cpu/head/head_products.h"
 #include "kernels/cpu/head/svd_ratio.h"
 #include "kernels/cpu/products/gemm.h"
@@ -87,7 +88,7 @@ class Logits {
     if (!(softcap_ > 0)) return;
     const A cap = static_cast<A>(softcap_);
     parallel_for(ctx_, tile.rows * tile.tokens, 1 << 14, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) logits_[i] = cap * std::tanh(logits_[i] / cap);
+      head::cap_row(logits_ + begin, end - begin, cap);
     });
   }
 

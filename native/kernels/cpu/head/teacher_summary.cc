@@ -39,8 +39,8 @@ void summarize(Context* ctx, const balora_teacher_summary& o, const HeadOptions&
   A* q = workspace<A>(ctx, chunk * ld);
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t rows = std::min(chunk, m - first);
-    const LogitsOf<A> logits{&ht, q};
-    head_logits<A>(ctx, {&logits, 1}, first, rows, wt);
+    const LogitsOf<A> logits{&ht, &wt, q};
+    head_logits<A>(ctx, {&logits, 1}, first, rows);
     parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
       HeadRows<A> head(options, vocabulary);
       std::vector<float> scratch;

@@ -8,6 +8,7 @@
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "kernels/shared/divergence.h"
 #include "tensor/errors.h"
 
 namespace balora::head {
@@ -53,31 +54,57 @@ void record(const float* z, const float* y, uint32_t which, int64_t lane, int64_
   }
 }
 
+// The functions of kernels/shared/divergence.h by lane.
+AVX512_TARGET BALORA_INLINE __m512 exp_series_of(__m512 x) {
+  __m512 p = _mm512_fmadd_ps(x, lanes::all(1.0f / 120), lanes::all(1.0f / 24));
+  p = _mm512_fmadd_ps(p, x, lanes::all(1.0f / 6));
+  return _mm512_fmadd_ps(p, x, lanes::all(0.5f));
+}
+AVX512_TARGET BALORA_INLINE __mmask16 outside_series(__m512 x) {
+  constexpr auto kRange = static_cast<float>(kSeriesRange);
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(x), lanes::all(kRange), _CMP_NLT_UQ);  // NaN, too
+}
+AVX512_TARGET BALORA_INLINE __m512 divergence_rest_of(__m512 q, __m512 x, __m512 w) {
+  const __m512 minus = _mm512_sub_ps(_mm512_setzero_ps(), w);
+  const __m512 series = _mm512_mul_ps(q, _mm512_mul_ps(_mm512_mul_ps(w, w), exp_series_of(minus)));
+  const __mmask16 outside = outside_series(w);
+  if (outside == 0) return series;
+  return _mm512_mask_mov_ps(series, outside, _mm512_fmadd_ps(q, w, _mm512_sub_ps(x, q)));
+}
+AVX512_TARGET BALORA_INLINE __m512 exp_difference_of(__m512 q, __m512 x, __m512 u) {
+  const __m512 square = _mm512_mul_ps(u, u);
+  const __m512 series = _mm512_mul_ps(q, _mm512_fmadd_ps(square, exp_series_of(u), u));
+  return _mm512_mask_sub_ps(series, outside_series(u), x, q);
+}
+
 // The sums of a vector of lanes: of up to kTokens tokens, and of those before them.
 struct Sums {
-  __m512 student, squares, teacher, gap;
+  __m512 student, squares, teacher, gap, rest;
 
   AVX512_TARGET static Sums zero() {
     const __m512 none = _mm512_setzero_ps();
-    return {none, none, none, none};
+    return {none, none, none, none, none};
   }
   AVX512_TARGET BALORA_INLINE void add(const Sums& more) {
     student = _mm512_add_ps(student, more.student);
     squares = _mm512_add_ps(squares, more.squares);
     teacher = _mm512_add_ps(teacher, more.teacher);
     gap = _mm512_add_ps(gap, more.gap);
+    rest = _mm512_add_ps(rest, more.rest);
   }
 };
 
 // Shifts, bounds and masks of a vector of lanes.
 struct VectorShifts {
   Exponentials student, teacher;
-  __m512 bound;
+  __m512 centre, scale, bound;
   __mmask16 compared, ranked;
 
   AVX512_TARGET VectorShifts(const KeptLanes& by, int64_t lane, bool has_teacher)
       : student(_mm512_loadu_ps(by.z + lane), by.scale + lane),
         teacher(_mm512_loadu_ps((has_teacher ? by.y : by.z) + lane), by.scale + lane),
+        centre(_mm512_sub_ps(teacher.shift, student.shift)),
+        scale(_mm512_loadu_ps(by.scale + lane)),
         bound(_mm512_loadu_ps(by.bound + lane)),
         compared(by.compared[lane / kLanes]),
         ranked(by.ranked[lane / kLanes]) {}
@@ -107,7 +134,10 @@ AVX512_TARGET Sums keep_tokens(const TokenGroup& group, const VectorShifts& by, 
       const __m512 teachers = _mm512_loadu_ps(y + offset);
       const __m512 q = _mm512_maskz_mov_ps(by.compared, by.teacher.of(teachers));
       sums.teacher = _mm512_add_ps(sums.teacher, q);
-      sums.gap = _mm512_mask3_fmadd_ps(q, _mm512_sub_ps(teachers, logits), sums.gap, by.compared);
+      const __m512 apart = _mm512_sub_ps(_mm512_sub_ps(teachers, logits), by.centre);
+      const __m512 w = _mm512_maskz_mul_ps(by.compared, apart, by.scale);
+      sums.gap = _mm512_fmadd_ps(q, w, sums.gap);
+      sums.rest = _mm512_add_ps(sums.rest, divergence_rest_of(q, x, w));
       const __m256i low = _mm512_cvtps_ph(x, kRound);
       const __m256i high = _mm512_cvtps_ph(_mm512_sub_ps(x, q), kRound);
       _mm512_storeu_si512(to + token * kLanes,
@@ -140,6 +170,7 @@ AVX512_TARGET void keep_of(const TokenGroup& group, const KeptLanes& by, uint32_
       _mm512_storeu_ps(sums.squares + lane, all[half].squares);
       _mm512_storeu_ps(sums.teacher + lane, all[half].teacher);
       _mm512_storeu_ps(sums.gap + lane, all[half].gap);
+      _mm512_storeu_ps(sums.rest + lane, all[half].rest);
     }
   }
 }
@@ -292,17 +323,32 @@ AVX512_TARGET void combine_groups(const GroupedLanes& groups, int64_t lane, cons
   const __m512 largest_z = largest_of_groups(z, groups);
   const __m512 largest_y = y ? largest_of_groups(y, groups) : _mm512_setzero_ps();
   const Exponentials student_of(largest_z, scale + lane), teacher_of(largest_y, scale + lane);
-  WideSum student, squares, teacher, gap;
+  const __m512 by_scale = _mm512_loadu_ps(scale + lane);
+  const __m512 centre = _mm512_sub_ps(largest_y, largest_z);
+  WideSum student, squares, teacher, gap, rest;
   for (int64_t i = 0; i < groups.count; ++i) {
-    const auto of = LaneSums<float>::of(groups.sums + i * 4 * groups.lanes + lane, groups.lanes);
-    const __m512 factor = student_of.of(_mm512_loadu_ps(z + i * groups.step));
+    const auto of =
+        LaneSums<float>::of(groups.sums + i * kLaneSums * groups.lanes + lane, groups.lanes);
+    const __m512 own_z = _mm512_loadu_ps(z + i * groups.step);
+    const __m512 factor = student_of.of(own_z);
     student.add(factor, _mm512_loadu_ps(of.student));
     squares.add(_mm512_mul_ps(factor, factor), _mm512_loadu_ps(of.squares));
     _mm512_storeu_ps(z + i * groups.step, factor);
     if (!y) continue;
-    const __m512 factor_q = teacher_of.of(_mm512_loadu_ps(y + i * groups.step));
-    teacher.add(factor_q, _mm512_loadu_ps(of.teacher));
-    gap.add(factor_q, _mm512_loadu_ps(of.gap));
+    const __m512 own_y = _mm512_loadu_ps(y + i * groups.step);
+    const __m512 factor_q = teacher_of.of(own_y);
+    // DivergenceSums::moved()
+    const __m512 own_centre = _mm512_sub_ps(own_y, own_z);
+    const __m512 h = _mm512_mul_ps(_mm512_sub_ps(own_centre, centre), by_scale);
+    const __m512 less_h = _mm512_sub_ps(_mm512_setzero_ps(), h);
+    const __m512 weight = _mm512_loadu_ps(of.teacher), of_gap = _mm512_loadu_ps(of.gap);
+    teacher.add(factor_q, weight);
+    gap.add(factor_q, of_gap);
+    gap.add(_mm512_mul_ps(factor_q, h), weight);
+    rest.add(factor, _mm512_loadu_ps(of.rest));
+    rest.add(divergence_rest_of(factor_q, factor, h), weight);
+    rest.add(exp_difference_of(factor_q, factor, less_h),
+             _mm512_sub_ps(_mm512_setzero_ps(), of_gap));
     _mm512_storeu_ps(y + i * groups.step, factor_q);
   }
   _mm512_storeu_ps(shift_z + lane, largest_z);
@@ -311,6 +357,7 @@ AVX512_TARGET void combine_groups(const GroupedLanes& groups, int64_t lane, cons
   squares.store(sums.squares + lane);
   teacher.store(sums.teacher + lane);
   gap.store(sums.gap + lane);
+  rest.store(sums.rest + lane);
 }
 
 AVX512_TARGET void lane_gradients(const uint32_t* kept, int64_t tokens, int64_t lane,

@@ -51,13 +51,14 @@ struct KeptLanes {
   const uint16_t *compared, *ranked;
 };
 
-// KeptSums (head_passes.h) by lane: (4,lanes).
+// KeptSums (head_passes.h) by lane: (kLaneSums,lanes).
+constexpr int64_t kLaneSums = 5;
 template <typename T>
 struct LaneSums {
-  T *student, *squares, *teacher, *gap;
+  T *student, *squares, *teacher, *gap, *rest;
 
   static LaneSums of(T* sums, int64_t lanes) {
-    return {sums, sums + lanes, sums + 2 * lanes, sums + 3 * lanes};
+    return {sums, sums + lanes, sums + 2 * lanes, sums + 3 * lanes, sums + 4 * lanes};
   }
 };
 
@@ -71,7 +72,7 @@ void keep_lanes(const TokenGroup& group, const KeptLanes& lanes, uint32_t* kept,
 // group's x and q.
 struct GroupedLanes {
   float *z, *y;                // (count, lanes); y null: no teacher
-  float* sums;                 // (count, 4, lanes), as LaneSums has them
+  float* sums;                 // (count, kLaneSums, lanes), as LaneSums has them
   int64_t count, step, lanes;  // step: from one group's z or y to the next one's
 };
 void combine_groups(const GroupedLanes& groups, int64_t lane, const float* scale, float* shift_z,
