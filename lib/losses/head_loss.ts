@@ -20,6 +20,7 @@ import {
 } from '../ops/index.ts';
 import { noGrad, Tensor, tensor } from '../tensor.ts';
 import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
+import { checkTemperature } from './plain.ts';
 import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
 import type { StepOfRun } from './schedules.ts';
 import {
@@ -456,6 +457,7 @@ export interface BaLoraOptions extends HeadLossOptions {
 export class BaLoraLoss extends HeadLoss {
   constructor(head: Head, options: BaLoraOptions = {}) {
     const { terms = {}, positions, chunkBytes, ...given } = options;
+    if (given.temperature !== undefined) checkTemperature('BaLoraLoss', given.temperature);
     if (!((given.entropyTopK ?? 0) >= 0)) {
       throw new ArgumentError(`entropyTopK must be >= 0, got ${given.entropyTopK}`);
     }

@@ -1,5 +1,7 @@
-// Activations of the mlp with their slopes, and soft-capping. Math has the device's own exp, tanh, erf and so on as
-// static functions.
+// Activations of the mlp with their slopes, and soft-capping. Math has the device's own exp, tanh,
+// erf and so on as static functions. Each sum has one product at most, which a compiler may fuse
+// with it. Of two it would choose one by what else is computed, and a gate would differ in its last
+// bits from the function alone.
 #pragma once
 #include "kernels/shared/host_device.h"
 
@@ -22,7 +24,7 @@ BALORA_HOST_DEVICE Activated<A> silu(A x) {
 template <typename Math, typename A>
 BALORA_HOST_DEVICE A normal_cdf(A x) {
   constexpr A kSqrtHalf = static_cast<A>(0.70710678118654752440);  // 1 / sqrt(2)
-  return A(0.5) * (A(1) + Math::erf(x * kSqrtHalf));
+  return A(0.5) + A(0.5) * Math::erf(x * kSqrtHalf);
 }
 
 // x * Phi(x)
@@ -44,7 +46,7 @@ BALORA_HOST_DEVICE Activated<A> gelu_tanh(A x) {
   const A scale = kGeluTanhScale<A>, cubic = kGeluTanhCubic<A>;
   const A square = x * x;
   const A t = Math::tanh(scale * x * (A(1) + cubic * square));
-  const A half = A(0.5) * (A(1) + t);
+  const A half = A(0.5) + A(0.5) * t;
   const A inner_slope = scale * (A(1) + A(3) * cubic * square);
   return {x * half, half + A(0.5) * x * (A(1) - t * t) * inner_slope};
 }
