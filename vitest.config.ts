@@ -64,8 +64,8 @@ const kOnPlainCpu = [
 // Where there is AVX2 also losses, decoding, products in int8, and both real models against the reference's numbers, in f32 and bf16.
 const kOnCpuLevels = [
   ...kOnPlainCpu,
-  'test/losses/golden.test.ts',
-  'test/golden/{int8,minilm,smollm2,smollm2_adapters,smollm2_train}.test.ts',
+  'test/losses/{divergence,golden}.test.ts',
+  'test/golden/{first_step,int8,minilm,smollm2,smollm2_adapters,smollm2_train}.test.ts',
   'test/generate/cached_session.test.ts',
 ];
 
