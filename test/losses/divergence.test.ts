@@ -71,8 +71,7 @@ function product(a: Float64Array, b: Float64Array, [m, n, k]: number[], turned: 
     for (let j = 0; j < cols; ++j) {
       let sum = 0;
       for (let c = 0; c < inner; ++c) {
-        sum +=
-          (a[i * inner + c] as number) * (b[turned ? j * inner + c : c * cols + j] as number);
+        sum += (a[i * inner + c] as number) * (b[turned ? j * inner + c : c * cols + j] as number);
       }
       out[i * cols + j] = sum;
     }
@@ -190,7 +189,10 @@ describe('equal logits', () => {
           const at = `T ${temperature}, ${rows} rows`;
           expect(loss.itemSync(), at).toBe(0);
           for (const x of [hidden, head]) {
-            expect(values(x.grad as Tensor).every((v) => v === 0), at).toBe(true);
+            expect(
+              values(x.grad as Tensor).every((v) => v === 0),
+              at,
+            ).toBe(true);
           }
         }
       }
@@ -214,7 +216,12 @@ describe('equal logits', () => {
     );
     const head = tensor(identity, { shape: [vocabulary, vocabulary] });
     for (const temperature of kTemperatures) {
-      const teacher = noGrad(() => tensor(Float32Array.from(f64Of(z), (v) => v + 5), { shape: z.shape }));
+      const teacher = noGrad(() =>
+        tensor(
+          Float32Array.from(f64Of(z), (v) => v + 5),
+          { shape: z.shape },
+        ),
+      );
       const scales = { entropyTopK: -1, consistencyScale: 1 };
       const { loss } = headLosses({ hidden: z, teacher, head, temperature, ...scales });
       expect(loss.itemSync()).toBeGreaterThanOrEqual(0);
