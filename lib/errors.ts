@@ -7,7 +7,7 @@
  * gradient or, in anomaly mode, any value is NaN or infinite. `ERR_DISK_FULL`: no space, quota or size left for a file.
  * `ERR_IO`: a file cannot be read, written or mapped for another reason. `ERR_FILE_CHANGED`: a file was written to or shortened while it
  * was in use. `ERR_NETWORK`: the Hub cannot be reached. `ERR_GRADIENT`: gradcheck found a wrong one. `ERR_NATIVE`: anything else
- * below JavaScript.
+ * below JavaScript. `ERR_ABORTED`: values were not computed, because the signal of their work aborted.
  */
 export type ErrorCode =
   | 'ERR_ARGUMENT'
@@ -20,6 +20,7 @@ export type ErrorCode =
   | 'ERR_FILE_CHANGED'
   | 'ERR_NETWORK'
   | 'ERR_GRADIENT'
+  | 'ERR_ABORTED'
   | 'ERR_NATIVE';
 
 /** The codes that a {@link NativeError} may have. */
@@ -39,6 +40,7 @@ const kAdvice: Readonly<Record<NativeCode, string>> = {
     'restore the file and run again, a training run with resume; to replace a file that is in use, write the new one under ' +
     'another name and rename it',
   ERR_NETWORK: 'check the connection and the name, or give a folder that is here',
+  ERR_ABORTED: '',
   ERR_NATIVE: '',
 };
 

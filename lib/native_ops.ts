@@ -11,6 +11,7 @@ export interface NativeOps {
   abandonGraph(graph: unknown): void;
   abandonSafetensors(writer: unknown): Promise<void>;
   abandonWork(): void;
+  abortOps(abort: unknown): void;
   adafactorStep(param: Handle, grad: Handle, moments: { row: Handle; column: Handle | null; m: Handle | null }, coefficient: Handle | null, options: { lr: number; beta1: number; beta2: number; eps: number; clip: number; weightDecay: number; scaleFloor: number }): void;
   adamwSteps(parameters: { params: readonly (Handle)[]; grads: readonly (Handle)[]; m: readonly (Handle)[]; v: readonly (Handle)[]; rates: readonly (Handle)[]; weightDecays: readonly (number)[] }, coefficient: Handle | null, options: { beta1: number; beta2: number; eps: number }): void;
   addInPlace(x: Handle, source: Handle, alpha: number): void;
@@ -81,6 +82,7 @@ export interface NativeOps {
   int8Weight(name: string, weight: Handle, scales: Handle, shape: readonly number[], dtype: DType, checkFinite: boolean): Handle;
   isFinite(x: Handle): Handle;
   isLeaf(x: Handle): boolean;
+  keepAborted(x: Handle): void;
   layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
   linearGroup(x: Handle, adapterInput: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; weightChange: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; frozen: { a: Handle; b: Handle } | null; scale: number; isChange: boolean })[] })[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
@@ -92,6 +94,7 @@ export interface NativeOps {
   memoryStats(device: string): unknown;
   min(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   nestedMap(): (number)[];
+  newAbort(): unknown;
   numThreads(): number;
   offloadStats(offload: unknown): unknown;
   offloadWeight(offload: unknown, x: Handle, gathered: boolean): Handle;
@@ -114,6 +117,7 @@ export interface NativeOps {
   readSafetensors(file: unknown, name: string, dtype: DType, share: boolean, checkFinite: boolean): Handle;
   readSafetensorsBytes(file: unknown, name: string): Handle;
   readSync(x: Handle, into: Uint8Array): void;
+  refuseChanged(x: Handle): void;
   relativeAttention(operands: { q: Handle; k: Handle; v: Handle; cuQueries: Handle; cuKeys: Handle; queryLengths: Handle | null; keyLengths: Handle | null; bias: Handle | null; positionKeys: Handle | null; positionQueries: Handle | null; index: Handle | null }, scale: number, causal: boolean): Handle;
   requiresGrad(x: Handle): boolean;
   resetOpTimes(): void;
@@ -129,6 +133,7 @@ export interface NativeOps {
   scaleInPlace(x: Handle, coefficient: Handle): void;
   scaledGramAdd(g: Handle, a: Handle, scale: Handle): void;
   scatterAdd(x: Handle, index: Handle, source: Handle, axis: number): Handle;
+  setAbort(abort: unknown | null): void;
   setAllowTf32(value: boolean): boolean;
   setAnomalyMode(value: boolean): boolean;
   setBatchInvariant(value: boolean): boolean;

@@ -1,6 +1,7 @@
 // The Tensor class, a thin object around a native handle. Memory is reference-counted natively; JavaScript frees its references with
 // dispose(), `using`, or at the end of a scope(). A FinalizationRegistry only catches leaks.
 
+import { beyondAbort } from './abort.ts';
 import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { type DType, type Handle, native, withSetting } from './native.ts';
@@ -432,8 +433,15 @@ export function adopt<T extends Tensor>(adopted: T): T {
   return adopted;
 }
 
-/** Runs `body` outside any scope, so that the caller disposes of the tensors made in it. */
+/**
+ * Runs `body` outside any scope, so that the caller disposes of the tensors made in it. They outlive the work that needed them first, so
+ * that they are computed also where that is aborted.
+ */
 export function unscoped<T>(body: () => T): T {
+  return outsideScopes(() => beyondAbort(body));
+}
+
+function outsideScopes<T>(body: () => T): T {
   const outer = currentScope;
   currentScope = null;
   try {
@@ -466,7 +474,7 @@ export function noGrad<T>(body: () => T): T {
  * scope is open. `body` must be synchronous.
  */
 export function computeOwned<T>(body: () => T): T {
-  return unscoped(() => scope(() => noGrad(body)));
+  return outsideScopes(() => scope(() => noGrad(body)));
 }
 
 /** Runs `body` with recording on, also inside noGrad(). */

@@ -5,6 +5,7 @@ import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from '
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
+import { withAbort } from '../lib/abort.ts';
 import { customOp } from '../lib/autograd.ts';
 import { BaloraError, type ErrorCode, errorFromCode } from '../lib/errors.ts';
 import { gradcheck } from '../lib/gradcheck.ts';
@@ -39,6 +40,10 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
       return SafetensorsFile.open(join(kFolder, 'damaged'));
     },
     /damaged at byte 0: header length: .*; check that this is a safetensors file$/,
+  ],
+  ERR_ABORTED: [
+    () => withAbort(AbortSignal.abort(), () => zeros([2])).data(),
+    /^download: operand 0 has no value, the work that makes it was aborted/,
   ],
   ERR_OUT_OF_MEMORY: [
     async () => {

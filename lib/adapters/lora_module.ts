@@ -1,5 +1,7 @@
 /** One adapted linear: its trained pair, the frozen first pair that W already contains, and the parameters of its variant. */
+
 import { createHash } from 'node:crypto';
+import { beyondAbort } from '../abort.ts';
 import { ArgumentError } from '../errors.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
@@ -189,7 +191,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
 
   constant(key: string, make: () => Tensor): Tensor {
     const { constants } = this.#state;
-    const kept = constants.get(key) ?? computeOwned(make);
+    const kept = constants.get(key) ?? beyondAbort(() => computeOwned(make));
     constants.set(key, kept);
     return kept;
   }

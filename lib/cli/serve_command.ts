@@ -47,12 +47,13 @@ async function serve(
   settings: ServeCommandSettings,
   { context, progress, signal }: ServeContext,
 ): Promise<void> {
-  const { host, port, maxConcurrent, maxWaiting } = {
+  const { host, port, maxConcurrent, maxWaiting, maxPromptTokens, grace } = {
     ...defaultsOf({
       host: kServeOptions.host,
       port: kServeOptions.port,
       maxConcurrent: kServeOptions.maxConcurrent,
       maxWaiting: kServeOptions.maxWaiting,
+      grace: kServeOptions.grace,
     }),
     ...settings,
   };
@@ -61,7 +62,7 @@ async function serve(
   checkNames([own, ...adapters.map(({ name }) => name)].map((id) => ({ id, adapter: null })));
   // The port is taken before the model is loaded, which may take minutes.
   const server = await openServer({
-    ...{ host, port, maxConcurrent, maxWaiting },
+    ...{ host, port, maxConcurrent, maxWaiting, maxPromptTokens, graceMs: 1000 * grace },
     apiKey: settings.apiKey ?? process.env.BALORA_API_KEY ?? null,
     onRequest: (line) => context.stderr.write(`${requestText(line)}\n`),
     onError: (error) => progress.warn(error instanceof Error ? `${error.stack}` : String(error)),

@@ -48,6 +48,17 @@ export const kServeOptions = {
       help: 'requests that wait for that; more are refused with status 429',
       aliases: ['max-queue', 'queue-size'],
     }),
+    maxPromptTokens: whole({
+      least: 1,
+      help: "tokens of all prompts of a request together; default: four times the model's context",
+      aliases: ['max-input-tokens', 'max-total-tokens'],
+    }),
+    grace: whole({
+      least: 0,
+      default: 1,
+      help: 'seconds that answers have to end after SIGTERM or Ctrl-C',
+      aliases: ['shutdown-timeout', 'timeout-graceful-shutdown'],
+    }),
   }),
 };
 

@@ -1,4 +1,5 @@
 /** Evaluation of classifiers on held-out data. */
+import { orReason, withAbort } from '../abort.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
 import { nluTaskLoss } from '../losses/logits_loss.ts';
@@ -49,16 +50,23 @@ export async function evaluateClassifier(
   for await (const batch of batches) {
     signal?.throwIfAborted();
     const [logits, mean] = scope(() =>
-      noGrad(() => {
-        const outputs = model.outputs(modelBatch(model, batch));
-        const task = nluTaskLoss(outputs, labelTensor(model, batch), model.problemType);
-        return [outputs.to('f32'), task] as const;
-      }),
+      noGrad(() =>
+        withAbort(signal, () => {
+          const outputs = model.outputs(modelBatch(model, batch));
+          const task = nluTaskLoss(outputs, labelTensor(model, batch), model.problemType);
+          return [outputs.to('f32'), task] as const;
+        }),
+      ),
     );
-    const values = (await logits.data()) as Float32Array;
-    loss += (await mean.item()) * batch.indices.length;
-    logits.dispose();
-    mean.dispose();
+    const [values, own] = await orReason(signal, async () => {
+      try {
+        return [(await logits.data()) as Float32Array, await mean.item()] as const;
+      } finally {
+        logits.dispose();
+        mean.dispose();
+      }
+    });
+    loss += own * batch.indices.length;
     tokens += batch.inputIds.length;
     const width = batch.labels.length / batch.indices.length;
     batch.indices.forEach((index, b) => {

@@ -2,6 +2,7 @@
  * Evaluation of language models on the supervised rows of held-out data: loss, KL divergence from the base model, entropy and
  * effective rank.
  */
+import { orReason, withAbort } from '../abort.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
@@ -9,9 +10,10 @@ import { ArgumentError, NativeError } from '../errors.ts';
 import { EffectiveRank, evaluationRows, HeadGram } from '../losses/fused.ts';
 import { selectRows } from '../losses/positions.ts';
 import type { CausalLM, Seq2SeqLM } from '../models/index.ts';
+import { hiddenInParts } from '../models/parts.ts';
 import { kHeadTermCount } from '../ops/head_terms.ts';
 import { withMethods } from '../options/call.ts';
-import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
+import { computeOwned, type Tensor, tensor } from '../tensor.ts';
 import {
   checkEvaluation,
   type EvaluateOptions,
@@ -77,11 +79,21 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
       options.signal?.throwIfAborted();
       const supervised = selectRows(predictingRows(batch)).rows;
       if (supervised.length > 0) {
-        const { rows, hidden } = measureBatch(tuned, batch, { supervised, withKl });
-        rank.add(hidden);
-        hidden.dispose();
-        const values = (await rows.data()) as Float64Array;
-        rows.dispose();
+        const values = await orReason(options.signal, async () => {
+          const { signal } = options;
+          const { rows, hidden } = await measureBatch(tuned, batch, {
+            supervised,
+            withKl,
+            signal,
+          });
+          rank.add(hidden);
+          hidden.dispose();
+          try {
+            return (await rows.data()) as Float64Array;
+          } finally {
+            rows.dispose();
+          }
+        });
         addExamples(totals, batch, { supervised, values });
       } else {
         addExamples(totals, batch, { supervised, values: new Float64Array(0) });
@@ -113,28 +125,77 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
 }
 
 /** Cross-entropy, KL and entropy of the supervised rows, (M,3) in f64, and their hidden states (M,C). */
-function measureBatch(
+async function measureBatch(
   tuned: EvaluatedModel<AnyModel>,
   batch: AnyBatch,
-  { supervised, withKl }: { supervised: Int32Array; withKl: boolean },
-): { rows: Tensor; hidden: Tensor } {
-  return scope(() =>
-    noGrad(() => {
+  { supervised, withKl, signal }: Measured,
+): Promise<{ rows: Tensor; hidden: Tensor }> {
+  const teacher = withKl
+    ? await supervisedRows(tuned.model, batch, {
+        ...{ supervised, signal, run: (body) => tuned.withTeacher(body) },
+      })
+    : null;
+  const run = <T>(body: (model: AnyModel) => T): T => body(tuned.model);
+  try {
+    const hidden = await supervisedRows(tuned.model, batch, { supervised, signal, run });
+    return { rows: termRows(tuned, batch, { supervised, signal, hidden, teacher }), hidden };
+  } finally {
+    teacher?.dispose();
+  }
+}
+
+/** The rows of a batch that are measured, and how. */
+interface Measured {
+  readonly supervised: Int32Array;
+  readonly withKl: boolean;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** The hidden states of the supervised rows, of the model that `run` chooses. */
+async function supervisedRows(
+  { sharePrefixes }: AnyModel,
+  batch: AnyBatch,
+  {
+    supervised,
+    signal,
+    run,
+  }: Omit<Measured, 'withKl'> & {
+    readonly run: <T>(body: (model: AnyModel) => T) => T;
+  },
+): Promise<Tensor> {
+  const forward = (own: AnyBatch, rows: Int32Array): Tensor =>
+    run((model) => model.forward(own as never, { rows }));
+  if ('decoder' in batch) {
+    return computeOwned(() => withAbort(signal, () => forward(batch, supervised)));
+  }
+  return hiddenInParts(batch, {
+    ...{ rows: supervised, sharesPrefixes: sharePrefixes, signal },
+    forward: (part, rows) => forward(part as Batch, rows),
+  });
+}
+
+/** The terms of the supervised rows, (M,3) in f64. */
+function termRows(
+  tuned: EvaluatedModel<AnyModel>,
+  batch: AnyBatch,
+  {
+    supervised,
+    signal,
+    hidden,
+    teacher,
+  }: Omit<Measured, 'withKl'> & { readonly hidden: Tensor; readonly teacher: Tensor | null },
+): Tensor {
+  return computeOwned(() =>
+    withAbort(signal, () => {
       const { device } = tuned.model;
-      const select = (model: AnyModel): Tensor =>
-        model.forward(batch as never, { rows: supervised });
       const { weight, softcap } = tuned.model.head;
-      const teacher = withKl
-        ? tuned.withTeacher((base) => ({ hidden: select(base), head: base.head }))
-        : null;
-      const hidden = select(tuned.model);
       const targets = Int32Array.from(
         supervised,
         (row) => predictingRows(batch).targets[row] as number,
       );
-      const head = { weight, softcap, teacherWeight: teacher?.head.weight ?? null };
+      const teacherWeight = teacher === null ? null : tuned.withTeacher(({ head }) => head.weight);
       const wanted = tensor(targets, { device });
-      return { rows: evaluationRows(hidden, teacher?.hidden ?? null, wanted, head), hidden };
+      return evaluationRows(hidden, teacher, wanted, { weight, softcap, teacherWeight });
     }),
   );
 }

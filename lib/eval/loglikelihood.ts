@@ -1,7 +1,9 @@
 /** Log-likelihoods of continuations under a causal language model. */
+import { orReason, withAbort } from '../abort.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
 import { CausalLM, type ModelBatch } from '../models/index.ts';
+import { hiddenInParts } from '../models/parts.ts';
 import { argmax, gather, logSumExp, sub } from '../ops/index.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import type { LoglikelihoodRequest } from './requests.ts';
@@ -54,7 +56,9 @@ export async function* loglikelihoods(
     const requests = batch.flat();
     const found: Loglikelihood[] = [];
     for (const pass of passes(model, requests)) {
-      found.push(...(await forward(model, pass, sharePrefixes)));
+      found.push(
+        ...(await orReason(signal, () => forward(model, pass, { sharePrefixes, signal }))),
+      );
     }
     let next = 0;
     for (const group of batch) {
@@ -105,33 +109,32 @@ interface RowValues {
 async function forward(
   model: CausalLM,
   requests: readonly LoglikelihoodRequest[],
-  sharePrefixes: boolean,
+  { sharePrefixes, signal }: { sharePrefixes: boolean; signal: AbortSignal | undefined },
 ): Promise<Loglikelihood[]> {
   const { batch, rows, targets } = batchOf(requests);
-  const parts = scope(() =>
-    noGrad(() => {
-      const hidden = model.forward(batch, { rows, sharePrefixes });
-      const size = Math.max(1, Math.floor(kLogitBytes / (4 * model.vocabSize)));
-      const values: RowValues[] = [];
-      for (let from = 0; from < rows.length; from += size) {
-        const to = Math.min(rows.length, from + size);
-        values.push(rowValues(model, hidden, { from, targets: targets.subarray(from, to) }));
-      }
-      return values;
-    }),
-  );
+  const hidden = await hiddenInParts(batch, {
+    ...{ rows, signal, sharesPrefixes: sharePrefixes && model.sharePrefixes },
+    forward: (part, own) => model.forward(part, { rows: own, sharePrefixes }),
+  });
   try {
     const [logprobs, best]: [number[], number[]] = [[], []];
-    for (const part of parts) {
-      for (const value of (await part.logprobs.data()) as Float32Array) logprobs.push(value);
-      for (const id of (await part.best.data()) as Int32Array) best.push(id);
+    const size = Math.max(1, Math.floor(kLogitBytes / (4 * model.vocabSize)));
+    for (let from = 0; from < rows.length; from += size) {
+      const wanted = { from, targets: targets.subarray(from, from + size) };
+      const values = scope(() =>
+        noGrad(() => withAbort(signal, () => rowValues(model, hidden, wanted))),
+      );
+      try {
+        for (const value of (await values.logprobs.data()) as Float32Array) logprobs.push(value);
+        for (const id of (await values.best.data()) as Int32Array) best.push(id);
+      } finally {
+        values.logprobs.dispose();
+        values.best.dispose();
+      }
     }
     return sums(requests, logprobs, best);
   } finally {
-    for (const { logprobs, best } of parts) {
-      logprobs.dispose();
-      best.dispose();
-    }
+    hidden.dispose();
   }
 }
 

@@ -1,4 +1,5 @@
 /** The session of a model whose keys and values are kept in a cache. */
+import { isAborted } from '../abort.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { GraphCache } from '../graph_cache.ts';
 import { CausalLM, KvCache, type Model, Seq2SeqLM } from '../models/index.ts';
@@ -64,16 +65,19 @@ export class CachedSession implements DecodeSession {
     try {
       for (const _ of distinct) made.push(this.#cache.create());
       const added = distinct.map((ids, i) => ({ sequence: made[i] as number, ids }));
-      const pending = this.#forwardAll(batches(added));
-      // Before the first await, after which the cache may have been disposed of.
-      const sequences = indexOf.map((index, i) => {
-        const sequence = made[index] as number;
-        if (indexOf.indexOf(index) === i) return sequence;
-        const fork = this.#cache.fork(sequence);
-        made.push(fork);
-        return fork;
-      });
-      const rows = await pending;
+      const sequences = new Array<number>(prompts.length);
+      // As soon as its forward is enqueued: after an await the cache may have been disposed of.
+      const forkEqual = (part: readonly Continuation[]): void => {
+        for (const { sequence } of part) {
+          const first = made.indexOf(sequence);
+          indexOf.forEach((index, i) => {
+            if (index !== first) return;
+            sequences[i] = indexOf.indexOf(index) === i ? sequence : this.#cache.fork(sequence);
+            if (sequences[i] !== sequence) made.push(sequences[i] as number);
+          });
+        }
+      };
+      const rows = await this.#forwardAll(batches(added), forkEqual);
       return sequences.map((sequence, i) => {
         const [index, row] = [indexOf[i] as number, rows[indexOf[i] as number] as Float32Array];
         return { sequence, logits: indexOf.indexOf(index) === i ? row : row.slice() };
@@ -131,9 +135,36 @@ export class CachedSession implements DecodeSession {
     return watch.isRecordable ? graphs : null;
   }
 
-  /** Enqueues forwards within the call, and reads their logits. */
-  async #forwardAll(parts: readonly (readonly Continuation[])[]): Promise<readonly Float32Array[]> {
-    return logitRows(this.#options.run, parts, (part) => this.#forward(part));
+  /** Number of tokens of a sequence. */
+  lengthOf(sequence: number): number {
+    return this.#cache.lengthOf(sequence);
+  }
+
+  /**
+   * Runs forwards, and reads their logits. After an abort the sequences are as before, unless a layer's window has left keys behind.
+   * @param onEnqueued called with each part whose forward has been enqueued
+   */
+  async #forwardAll(
+    parts: readonly (readonly Continuation[])[],
+    onEnqueued: (part: readonly Continuation[]) => void = () => {},
+  ): Promise<readonly Float32Array[]> {
+    const before = parts.flat().map(({ sequence }) => {
+      return [sequence, this.#cache.lengthOf(sequence)] as const;
+    });
+    try {
+      return await logitRows(this.#options.run, parts, (part) => {
+        const logits = this.#forward(part);
+        onEnqueued(part);
+        return logits;
+      });
+    } catch (error) {
+      if (isAborted(error)) {
+        // Tensors that recorded steps read and write were perhaps not written.
+        this.#recorded?.graphs.dispose();
+        this.#cache.undo(before);
+      }
+      throw error;
+    }
   }
 
   /** Logits (B,V) after the new tokens. */

@@ -159,7 +159,7 @@ export class Chat {
   /**
    * Sends a message and begins the answer, one at a time. When it ends, both are part of the conversation; also an answer that was
    * stopped, with the text that it has, unless that is empty. After an error the conversation is as before.
-   * @param options signal: ends the answer after the current token
+   * @param options signal: ends the answer at once, also while the message is being read
    * @returns the answer as a stream, and a promise of the whole
    * @throws ArgumentError for a message that is no text or empty, and during another answer. Errors of the generation reject the
    *   stream and the promise: ContextLengthError for a conversation that the context has no room for
@@ -172,9 +172,9 @@ export class Chat {
       throw new ArgumentError('chat: the message must be a text that is not empty');
     }
     const message = { role: 'user', content };
-    const generation = new Generation(async (emit, isLeft) => {
+    const generation = new Generation(async (emit, left) => {
       try {
-        return [await this.#answer(message, { emit, isLeft, signal })];
+        return [await this.#answer(message, { emit, left, signal })];
       } finally {
         this.#isAnswering = false;
       }
@@ -199,18 +199,18 @@ export class Chat {
     this.#freeCaches();
   }
 
-  async #answer(message: ChatMessage, { emit, isLeft, signal }: Answering): Promise<GeneratedText> {
+  async #answer(message: ChatMessage, { emit, left, signal }: Answering): Promise<GeneratedText> {
     const ids = await this.#encode([...this.messages, message]);
     const stream = generateWith(this.#open(), this.#model, {
       ...this.#settings,
       seed: this.#resolved.seed + this.#turns,
       ...{ ids, tokenizer: this.#tokenizer },
       ...(this.#adapter !== undefined && { adapter: this.#adapter }),
-      ...(signal !== undefined && { signal }),
+      signal: signal === undefined ? left : AbortSignal.any([signal, left]),
     } satisfies GenerateOptions);
     for await (const token of stream) {
       emit(token);
-      if (isLeft()) break;
+      if (left.aborted) break;
     }
     const [result] = (await stream.result) as [GeneratedText];
     if (result.text === '' && result.finishReason === 'abort') return result;
@@ -259,7 +259,7 @@ export class Chat {
 /** The receiver of an answer's tokens, and the ways to end it. */
 interface Answering {
   readonly emit: (token: GeneratedToken) => void;
-  readonly isLeft: () => boolean;
+  readonly left: AbortSignal;
   readonly signal: AbortSignal | undefined;
 }
 

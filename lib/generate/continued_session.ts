@@ -2,6 +2,7 @@
  * A sequence that several generations continue, as the turns of a conversation do: what a prompt has in common with the tokens of
  * the generations before is not computed again.
  */
+import { isAborted } from '../abort.ts';
 import { ArgumentError } from '../errors.ts';
 import type { CausalLM } from '../models/index.ts';
 import { type CachedSession, openCachedSession } from './cached_session.ts';
@@ -89,14 +90,23 @@ export class ContinuedSession {
     return 0;
   }
 
-  /** Runs a forward. After one that fails it is unknown what the cache holds, so that nothing of it is used again. */
+  /**
+   * Runs a forward. After one that was aborted the sequence is as before, where that is possible; after one that fails it is unknown what
+   * the cache holds, so that nothing of it is used again.
+   */
   async #orReset<T>(forward: () => Promise<T>): Promise<T> {
     try {
       return await forward();
     } catch (error) {
-      this.reset();
+      if (!isAborted(error) || !this.#isWhole()) this.reset();
       throw error;
     }
+  }
+
+  /** Whether the sequence in the session holds the ids that it is said to hold. */
+  #isWhole(): boolean {
+    if (this.#session === null || this.#sequence === null) return false;
+    return this.#session.lengthOf(this.#sequence) === this.#ids.length;
   }
 }
 

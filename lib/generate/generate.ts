@@ -3,6 +3,7 @@
  * the text that became certain, and takes in further prompts as sequences end. The forward itself is a session's (session.ts).
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { isAborted, withAbort } from '../abort.ts';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { checkNoAdapters } from '../adapters/attach.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -39,7 +40,7 @@ export interface GenerateOptions extends GenerationSettings, PromptInput {
    * everything in any case.
    */
   sharePrefix?: boolean;
-  /** Signal that ends the generation after the current token; sequences that have not ended then have finishReason `abort`. */
+  /** Signal that ends the generation at once, also while prompts are being read; sequences that have not ended then have finishReason `abort`. */
   signal?: AbortSignal;
 }
 
@@ -106,8 +107,9 @@ export function generateWith(
   const prefix = sharePrefix ? commonPrefix(prompts, base) : new Int32Array(0);
   const call: Call = { open, model: base, run, settings, tokenizer, prompts, prefix };
   tokenizer?.decodeStream(); // refuses a decoder that has no stream
-  return new Generation((emit, isLeft) => {
-    return new Loop(call, emit, () => isLeft() || signal?.aborted === true).run();
+  return new Generation((emit, left) => {
+    const stop = signal === undefined ? left : AbortSignal.any([signal, left]);
+    return new Loop(call, emit, stop).run();
   });
 }
 
@@ -194,7 +196,7 @@ export function adapterRun(
 
 type Work = (
   emit: (token: GeneratedToken) => void,
-  isLeft: () => boolean,
+  left: AbortSignal,
 ) => Promise<readonly GeneratedText[]>;
 
 /**
@@ -206,10 +208,10 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   readonly #tokens: GeneratedToken[] = [];
   #result: Promise<readonly GeneratedText[]> | null = null;
   #isSettled = false;
-  #isLeft = false;
+  readonly #left = new AbortController();
   #wake: (() => void)[] = [];
 
-  /** @param work the generation itself, which passes each token to `emit` and ends early when `isLeft` says so */
+  /** @param work the generation itself, which passes each token to `emit` and ends early when the signal `left` aborts */
   constructor(work: Work) {
     this.#work = work;
   }
@@ -221,7 +223,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
         this.#tokens.push(token);
         this.#notify();
       };
-      this.#result = this.#work(emit, () => this.#isLeft).finally(() => {
+      this.#result = this.#work(emit, this.#left.signal).finally(() => {
         this.#isSettled = true;
         this.#notify();
       });
@@ -244,7 +246,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
       }
       await result;
     } finally {
-      this.#isLeft = true;
+      if (!this.#isSettled) this.#left.abort();
       await result.catch(() => {});
     }
   }
@@ -276,7 +278,7 @@ const kTurnMs = 8;
 class Loop {
   readonly #call: Call;
   readonly #emit: (token: GeneratedToken) => void;
-  readonly #isAborted: () => boolean;
+  readonly #stop: AbortSignal;
   readonly #processors: readonly LogitsProcessor[];
   readonly #sampler: Sampler | null;
   #live: Live[] = [];
@@ -284,11 +286,11 @@ class Loop {
   /** The sequence of the common beginning of all prompts, once it has been computed. */
   #prefix: number | null = null;
 
-  constructor(call: Call, emit: (token: GeneratedToken) => void, isAborted: () => boolean) {
+  constructor(call: Call, emit: (token: GeneratedToken) => void, stop: AbortSignal) {
     const { settings } = call;
     this.#call = call;
     this.#emit = emit;
-    this.#isAborted = isAborted;
+    this.#stop = stop;
     this.#processors = makeProcessors({ ...settings }, settings.doSample);
     this.#sampler = settings.doSample ? new Sampler(settings.seed) : null;
   }
@@ -301,14 +303,19 @@ class Loop {
       (most, { prompt }) => Math.max(most, this.#lengthOf(prompt)),
       Number.NEGATIVE_INFINITY,
     );
-    const session = open(model, { run, maxLength: longest });
+    const session = open(model, {
+      run: (body) => withAbort(this.#stop, () => run(body)),
+      maxLength: longest,
+    });
     try {
       this.#turn = performance.now();
-      while (!this.#isAborted() && waiting.length + this.#live.length > 0) {
+      while (!this.#stop.aborted && waiting.length + this.#live.length > 0) {
         await this.#admit(session, waiting);
         await this.#chooseAll(session);
         await this.#step(session);
       }
+    } catch (error) {
+      if (!this.#stop.aborted || !isAborted(error)) throw error;
     } finally {
       session.dispose();
     }
@@ -418,7 +425,7 @@ class Loop {
   /** Chooses the next token of every live sequence, and lets go of those that end. */
   async #chooseAll(session: DecodeSession): Promise<void> {
     for (const { sequence, number, logits } of this.#live) {
-      if (this.#isAborted()) return;
+      if (this.#stop.aborted) return;
       this.#emit(sequence.add(this.#choose(sequence, logits)));
       if (sequence.isFinished) session.release(number);
       await this.#giveTurn();
@@ -450,7 +457,7 @@ class Loop {
 
   /** Computes the logits that follow the last token of each live sequence. */
   async #step(session: DecodeSession): Promise<void> {
-    if (this.#live.length === 0 || this.#isAborted()) return;
+    if (this.#live.length === 0 || this.#stop.aborted) return;
     const rows = await session.step(
       this.#live.map(({ number }) => number),
       this.#live.map(({ sequence }) => sequence.tokens.at(-1) as number),

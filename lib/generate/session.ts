@@ -9,8 +9,8 @@ import type { Tensor } from '../tensor.ts';
  * when the promise of the one before is settled. The rows of logits that a call returns belong to the caller, who may overwrite
  * them. What a call returns for a sequence must not depend on the other sequences of the session, except by rounding.
  *
- * The model's adapters may be switched by other code while a promise is pending. A session therefore enqueues its forward within
- * the call, before its first await, and inside the `run` that it was opened with (see {@link SessionOptions}).
+ * The model's adapters may be switched by other code while a promise is pending. A session therefore enqueues its forwards inside the
+ * `run` that it was opened with (see {@link SessionOptions}), the first within the call, before its first await.
  */
 export interface DecodeSession {
   /**
@@ -76,8 +76,9 @@ export interface SessionOptions {
 }
 
 /**
- * Enqueues a forward for each part, under the adapter that `run` chooses, and reads their logits. All are enqueued before the first
- * is awaited: afterwards another adapter may be active.
+ * Enqueues a forward for each part, each within `run`, and reads their logits. The first is enqueued before anything is awaited, and
+ * each other one when the last but one before it has been read: the engine's queue has room for some tens of forwards, and whoever
+ * enqueues more waits, deaf to signals.
  * @param forward returns the logits (B,V) of a part
  * @returns the rows of all parts in float32, in their order
  */
@@ -86,20 +87,25 @@ export async function logitRows<P>(
   parts: readonly P[],
   forward: (part: P) => Tensor,
 ): Promise<Float32Array[]> {
-  const logits: Tensor[] = [];
+  const pending: Tensor[] = [];
+  const rows: Float32Array[] = [];
+  const readFirst = async (): Promise<void> => {
+    const [logits] = pending as [Tensor];
+    const [count, width] = logits.shape as [number, number];
+    const data = await logits.data();
+    const all = data instanceof Float32Array ? data : Float32Array.from(data as Float64Array);
+    for (let b = 0; b < count; b++) rows.push(all.subarray(b * width, (b + 1) * width));
+    pending.shift();
+    logits.dispose();
+  };
   try {
-    run(() => {
-      for (const part of parts) logits.push(forward(part));
-    });
-    const rows: Float32Array[] = [];
-    for (const part of logits) {
-      const [count, width] = part.shape as [number, number];
-      const data = await part.data();
-      const all = data instanceof Float32Array ? data : Float32Array.from(data as Float64Array);
-      for (let b = 0; b < count; b++) rows.push(all.subarray(b * width, (b + 1) * width));
+    for (const part of parts) {
+      pending.push(run(() => forward(part)));
+      if (pending.length > 1) await readFirst();
     }
+    while (pending.length > 0) await readFirst();
     return rows;
   } finally {
-    for (const part of logits) part.dispose();
+    for (const logits of pending) logits.dispose();
   }
 }

@@ -4,6 +4,7 @@
  */
 import { batchOf } from '../models/batch.ts';
 import { CausalLM, type Seq2SeqBatch, Seq2SeqLM } from '../models/index.ts';
+import { partEnds } from '../models/parts.ts';
 import { scope, type Tensor } from '../tensor.ts';
 import {
   type Continuation,
@@ -94,11 +95,13 @@ export class UncachedSession implements DecodeSession {
     return logitRows(this.options.run, this.#passes(all), (pass) => lastLogits(this.model, pass));
   }
 
-  /** Divides sequences into passes: one for all, unless their rows depend on the longest sequence of the pass. */
+  /** Divides sequences into passes, of one each where their rows depend on the longest sequence of the pass. */
   #passes(all: readonly Ids[]): (readonly Ids[])[] {
     const { model } = this;
     const steady = model instanceof CausalLM ? model.steadyLength : Number.POSITIVE_INFINITY;
-    return all.some(({ own }) => own.length > steady) ? all.map((one) => [one]) : [all];
+    if (all.some(({ own }) => own.length > steady)) return all.map((one) => [one]);
+    const ends = partEnds(all.map(({ source, own }) => own.length + (source?.length ?? 0)));
+    return ends.map((end, i) => all.slice(ends[i - 1] ?? 0, end));
   }
 }
 

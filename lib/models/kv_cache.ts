@@ -3,6 +3,7 @@
  * positions in tensors of the engine; a sequence is a list of blocks, and sequences that begin with the same tokens share theirs.
  * See docs/decisions/kv-cache.md.
  */
+import { beyondAbort } from '../abort.ts';
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import type { NamedTensors } from '../graph.ts';
@@ -14,9 +15,10 @@ import {
   type KvCacheView,
   kCacheBlock,
   kCacheChannels,
+  keepAborted,
 } from '../ops/kv_cache.ts';
 import { withMemoryTag } from '../runtime.ts';
-import { type DType, noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
+import { computeOwned, type DType, type Tensor, tensor, unscoped } from '../tensor.ts';
 
 /** One attention of a model, as its cache sees it. */
 export interface CachedLayer {
@@ -117,7 +119,7 @@ class BlockPool {
 
   /** Copies a block's keys and values of all layers. */
   copy(from: number, to: number): void {
-    scope(() => noGrad(() => void copy_(this.#block(to), this.#block(from))));
+    beyondAbort(() => computeOwned(() => void copy_(this.#block(to), this.#block(from))));
   }
 
   #block(id: number): Tensor {
@@ -130,6 +132,11 @@ class BlockPool {
       first += blocks;
     }
     throw new ArgumentError(`block ${id} is not one of the cache's ${first}`);
+  }
+
+  /** Goes on with the blocks that an aborted forward did not write to. */
+  keepAborted(): void {
+    for (const chunk of this.chunks) keepAborted(chunk);
   }
 
   dispose(): void {
@@ -240,6 +247,22 @@ export class KvCache {
       this.#shrink(list, g);
     }
     return true;
+  }
+
+  /**
+   * Goes back to some lengths after a forward that was aborted, whose rows are half written or not at all; those before them are as they
+   * were. Sequences that had no rows are to be released.
+   * @param lengths the sequences that the forward added to, and their lengths before
+   * @returns whether all are as before: false where a layer's window has left keys behind, so that a sequence is of no use any more
+   */
+  undo(lengths: Iterable<readonly [sequence: number, length: number]>): boolean {
+    if (this.#disposed) return false;
+    for (const pool of this.#pools) pool.keepAborted();
+    let isWhole = true;
+    for (const [sequence, length] of lengths) {
+      if (length > 0 && !this.truncate(sequence, length)) isWhole = false;
+    }
+    return isWhole;
   }
 
   /** Ends a sequence. Its blocks are free for others, unless they are shared. After dispose() there is nothing to end. */

@@ -44,6 +44,11 @@ export function cacheAppend(k: Tensor, v: Tensor, cache: KvCacheView): void {
   native.cacheAppend(k.handle, v.handle, operandsOf(cache));
 }
 
+/** Goes on with a chunk of which an aborted forward was to write rows that nobody will read: the others are as they were. */
+export function keepAborted(chunk: Tensor): void {
+  native.keepAborted(chunk.handle);
+}
+
 /** Options of {@link cachedAttention}. */
 export interface CachedAttentionOptions {
   /** (R, H) of q's dtype: added to the score of a key by its distance from the query, causal only. R is no less than any length. */

@@ -16,6 +16,7 @@ import {
   usageOf,
 } from './endpoint.ts';
 import { ConnectionLost, EventStream, waitFor } from './event_stream.ts';
+import { checkCharacters, checkTokens, type PromptLimits } from './prompt_limits.ts';
 import type { GenerationRequest } from './request.ts';
 import { modelNamed, type ServedModels } from './served_models.ts';
 import type { Slots } from './slots.ts';
@@ -27,6 +28,7 @@ export interface AnswerContext {
   readonly open: OpenSession;
   /** Aborted when the client is gone or the server stops. */
   readonly signal: AbortSignal;
+  readonly limits: PromptLimits;
   /** Time after which a client that takes nothing loses its connection. */
   readonly stallMs: number;
 }
@@ -65,6 +67,9 @@ export class Answer {
   async send(response: ServerResponse): Promise<AnswerNumbers> {
     const { served, slots, signal } = this.#context;
     const { adapter } = modelNamed(served.models, this.#request.model);
+    const { input } = this.#request;
+    checkCharacters(input, this.#context.limits, this.#endpoint.param);
+    if ('ids' in input) checkTokens(input.ids, this.#context.limits, this.#endpoint.param);
     const release = await slots.take(signal);
     let generation: Generation;
     try {
@@ -101,6 +106,7 @@ export class Answer {
       return [tokenizer.encodeChat(input.messages, { addGenerationPrompt: true })];
     };
     const all = await tokenizer.withLongTexts(encode, { signal: this.#context.signal });
+    checkTokens(all, this.#context.limits, param);
     return all.map((ids, i) =>
       checkIds(ids, { what: all.length > 1 ? `${param}[${i}]` : param, model }),
     );

@@ -2,9 +2,10 @@
  * The HTTP server: routes, who may use it, limits, and its end. See docs/decisions/http-server.md for why it is Node's own.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import { ArgumentError } from '../errors.ts';
 import { type OpenSession, openSession } from '../generate/open_session.ts';
+import { baseChange } from '../models/base_files.ts';
 import { Access } from './access.ts';
 import { Answer, type AnswerNumbers, sendJson } from './answer.ts';
 import { ApiError, apiErrorOf } from './api_error.ts';
@@ -13,6 +14,7 @@ import { chatCompletions } from './chat_completions.ts';
 import { completions } from './completions.ts';
 import type { Endpoint } from './endpoint.ts';
 import { ConnectionLost } from './event_stream.ts';
+import { promptLimits } from './prompt_limits.ts';
 import { checkNames, describeModel, modelNamed, type ServedModels } from './served_models.ts';
 import { Slots } from './slots.ts';
 
@@ -31,7 +33,11 @@ export interface ServerOptions {
   readonly maxBodyBytes?: number;
   /** Milliseconds after which a client that takes nothing of its answer loses its connection. Default 30 seconds. */
   readonly stallMs?: number;
-  /** Milliseconds that answers have to end when the server is closed. Default 30 seconds. */
+  /** Most tokens that the prompts of a request have together. Default: four times the model's context. */
+  readonly maxPromptTokens?: number | undefined;
+  /** Connections at the same time. Of more, those whose request has not come in whole give way, the oldest first. Default 1024. */
+  readonly maxConnections?: number;
+  /** Milliseconds that answers have to end when the server is closed. Default one second. */
   readonly graceMs?: number;
   /** Called after each request. */
   readonly onRequest?: (line: RequestLine) => void;
@@ -54,11 +60,14 @@ export interface RequestLine {
 
 const kMaxBodyBytes = 8 * 2 ** 20;
 const kStallMs = 30_000;
-const kGraceMs = 30_000;
-/** Time for a request to come in whole. */
+const kGraceMs = 1000;
+/** Time for a request to come in whole, for its head to do so, and between two looks at the clock. */
 const kRequestMs = 60_000;
-/** Connections at the same time; the next ones are closed at once. */
+const kHeadersMs = 10_000;
+const kCheckMs = 1000;
 const kMostConnections = 1024;
+/** Time in which answers that the end of the server stopped can be sent. */
+const kEndMs = 500;
 /** Bodies up to this size are read to their end when a request is refused, so that its connection can go on. */
 const kSmallBody = 64 * 1024;
 /** Time in which a client whose body is not read can read why. */
@@ -98,6 +107,9 @@ export class ApiServer {
   readonly #server: Server;
   /** The controllers that stop requests. */
   readonly #active = new Set<AbortController>();
+  readonly #connections = new Set<Socket>();
+  /** Those on which no request has come in whole, be they idle or half sent, the oldest first. */
+  readonly #unanswered = new Set<Socket>();
   readonly #created = Math.floor(Date.now() / 1000);
   #served: ServedModels | null = null;
   #isStopping = false;
@@ -108,9 +120,11 @@ export class ApiServer {
     this.#access = access;
     const { maxConcurrent: concurrent, maxWaiting: waiting } = options;
     this.#slots = new Slots({ concurrent, waiting });
-    const timeouts = { requestTimeout: kRequestMs, headersTimeout: kRequestMs / 2 };
-    this.#server = createServer({ ...timeouts, keepAliveTimeout: 5000 });
-    this.#server.maxConnections = kMostConnections;
+    this.#server = createServer({
+      ...{ requestTimeout: kRequestMs, headersTimeout: kHeadersMs, keepAliveTimeout: 5000 },
+      connectionsCheckingInterval: kCheckMs,
+    });
+    this.#server.on('connection', (socket: Socket) => this.#accept(socket));
     this.#server.on('request', (request, response) => void this.#handle(request, response, false));
     this.#server.on(
       'checkContinue',
@@ -157,10 +171,33 @@ export class ApiServer {
     this.#server.closeIdleConnections();
     const timer = setTimeout(() => {
       for (const controller of this.#active) controller.abort(stopping());
-      setTimeout(() => this.#server.closeAllConnections(), kLingerMs).unref();
+      setTimeout(() => this.#server.closeAllConnections(), kEndMs).unref();
     }, this.#options.graceMs ?? kGraceMs);
     await closed;
     clearTimeout(timer);
+  }
+
+  /** Takes a connection, in the place of another one where there are too many. */
+  #accept(socket: Socket): void {
+    const forget = (gone: Socket): void => {
+      this.#connections.delete(gone);
+      this.#unanswered.delete(gone);
+    };
+    this.#connections.add(socket);
+    this.#unanswered.add(socket);
+    socket.once('close', () => forget(socket));
+    if (this.#connections.size <= (this.#options.maxConnections ?? kMostConnections)) return;
+    const [oldest] = this.#unanswered as Iterable<Socket> as [Socket];
+    forget(oldest);
+    oldest.destroy();
+  }
+
+  /** Keeps the connection of a request that has come in whole until its answer has been sent. */
+  #hold({ socket }: IncomingMessage, response: ServerResponse): void {
+    this.#unanswered.delete(socket);
+    response.once('close', () => {
+      if (this.#connections.has(socket)) this.#unanswered.add(socket);
+    });
   }
 
   /** Answers a request; no error leaves it. */
@@ -223,9 +260,10 @@ export class ApiServer {
     return null;
   }
 
-  get #state(): 'ok' | 'loading' | 'stopping' {
+  get #state(): 'ok' | 'loading' | 'stopping' | 'base changed' {
     if (this.#isStopping) return 'stopping';
-    return this.#served === null ? 'loading' : 'ok';
+    if (this.#served === null) return 'loading';
+    return baseChange(this.#served.model) === null ? 'ok' : 'base changed';
   }
 
   /** The models that answer requests. @throws ApiError (503) before there is a model, and while the server stops */
@@ -259,8 +297,10 @@ export class ApiServer {
       if (expectsContinue) response.writeContinue();
     };
     const fields = await readBody(request, { limit, onRead });
+    this.#hold(request, response);
     const read = endpoint.read(fields);
-    const context = { served, open, signal, stallMs, slots: this.#slots };
+    const limits = promptLimits(served, this.#options.maxPromptTokens);
+    const context = { served, open, signal, stallMs, slots: this.#slots, limits };
     return new Answer(endpoint, read, context).send(response);
   }
 

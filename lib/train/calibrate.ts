@@ -5,6 +5,7 @@
  * several passes, a part of the modules each, so that not all of them exist at once.
  */
 import { existsSync } from 'node:fs';
+import { delayed, orReason } from '../abort.ts';
 import { checkNoAdapters, freezeBase } from '../adapters/attach.ts';
 import { Calibration, type CalibrationFacts } from '../adapters/calibration.ts';
 import { type AdapterConfigInput, adapterTargets } from '../adapters/make_adapter.ts';
@@ -36,8 +37,8 @@ export interface CalibrateOptions {
   batches?: number;
   /**
    * Path of the file that keeps the result: read where it exists, and refused if it is another calibration; written otherwise. A calibration
-   * that is cut off keeps what it has read beside it, in `file` + `.part` (when it is stopped, and every five minutes), and goes on from
-   * there. Default: none is kept.
+   * that is cut off keeps what it has read beside it, in `file` + `.part`, and goes on from there: it is written every five minutes, and
+   * when the calibration is stopped, unless the micro-batch that it reads takes a second longer. Default: none is kept.
    */
   file?: string;
   /** Largest size in bytes of the sums that are kept at a time (default 2^31); what does not fit takes further passes. */
@@ -70,6 +71,9 @@ const kTable: CallTable<CalibrateOptions> = {
 const kBatches = 32;
 const kMaxBytes = 2 ** 31;
 const kSeed = 42;
+/** Time in which a micro-batch may end after the calibration is stopped, so that what it has read is kept. */
+const kEndMs = 1000;
+
 /**
  * Computes what a data-driven start needs. The model has no adapter yet; its weights are frozen, as AdapterModel.create() does it.
  * @param config the adapter's configuration, whose `initLoraWeights` (or `method`) names the start
@@ -116,6 +120,7 @@ export async function calibrate(
   const { device } = model;
   if (file !== undefined && existsSync(file)) return readAgain(file, facts, device);
   const release = useModel(model);
+  const abort = delayed(signal, kEndMs);
   try {
     freezeBase(model);
     const source = data as BatchSource<AnyBatch>;
@@ -123,12 +128,13 @@ export async function calibrate(
     signal?.throwIfAborted();
     const pass: Pass = {
       ...{ model, modules, count, settings: own, maxBytes, onProgress, state },
-      batches: (start) => source.batches(0, start),
+      ...{ batches: (start) => source.batches(0, start), abort },
     };
-    const found =
+    const found = await orReason(abort, () =>
       calibration.reads === 'gradient'
-        ? await byGradients(pass, calibration)
-        : await byInputs(pass, calibration);
+        ? byGradients(pass, calibration)
+        : byInputs(pass, calibration),
+    );
     const result = resultOf(facts, found);
     if (file !== undefined) await result.save(file);
     await state.end();

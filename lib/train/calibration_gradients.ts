@@ -6,6 +6,7 @@
  * sample of G's columns; with an orthonormal basis Q of these as B and A = 0, the gradient of A is Q^T G, whose singular triplets are G's,
  * as far as Q holds them.
  */
+import { withAbort } from '../abort.ts';
 import { ENERGY } from '../adapters/calibration.ts';
 import { leadingTriplets } from '../adapters/leading_triplets.ts';
 import { masterDType } from '../adapters/low_rank.ts';
@@ -126,21 +127,25 @@ async function bySums(
         }));
       });
       const sources = part.map((module, i) => ({ module, source: leaves[i] as Tensor }));
-      const reduced = await reducedOf(sources, (some, weights) => {
-        const means = weights.map((weight) => mul(weight.grad as Tensor, 1 / count));
-        const found = leadingTriplets(
-          some.map((module, i) => ({
-            a: means[i] as Tensor,
-            rank: calibration.count(module),
-            seed: module.seed('svd'),
-          })),
-        );
-        const measured = found.map((triplets, i) => ({
-          triplets,
-          energy: shareOf(triplets.s, sum(square(means[i] as Tensor))),
-        }));
-        return kept(calibration, some, measured);
-      });
+      const reduced = await reducedOf(
+        sources,
+        (some, weights) => {
+          const means = weights.map((weight) => mul(weight.grad as Tensor, 1 / count));
+          const found = leadingTriplets(
+            some.map((module, i) => ({
+              a: means[i] as Tensor,
+              rank: calibration.count(module),
+              seed: module.seed('svd'),
+            })),
+          );
+          const measured = found.map((triplets, i) => ({
+            triplets,
+            energy: shareOf(triplets.s, sum(square(means[i] as Tensor))),
+          }));
+          return kept(calibration, some, measured);
+        },
+        pass.abort,
+      );
       for (const [name, own] of reduced) statistics.set(name, own);
     } finally {
       for (const [i, leaf] of leaves.entries()) {
@@ -283,13 +288,17 @@ async function bySketches(
         basis: bases[i] as Tensor,
       },
     }));
-    return await reducedOf(sources, (some, sketches) => {
-      const measured = some.map((module, i) => {
-        const { image, pair, basis } = sketches[i] as (typeof sources)[number]['source'];
-        return tripletsOf({ image, basis, left: pair.b }, calibration.count(module));
-      });
-      return kept(calibration, some, measured);
-    });
+    return await reducedOf(
+      sources,
+      (some, sketches) => {
+        const measured = some.map((module, i) => {
+          const { image, pair, basis } = sketches[i] as (typeof sources)[number]['source'];
+          return tripletsOf({ image, basis, left: pair.b }, calibration.count(module));
+        });
+        return kept(calibration, some, measured);
+      },
+      pass.abort,
+    );
   } finally {
     for (const value of owned) value.dispose();
   }
@@ -337,12 +346,12 @@ interface Counted {
  * @throws ArgumentError where none has
  */
 export async function addGradients(
-  pass: Pick<Pass, 'model' | 'batches' | 'count'>,
+  pass: Pick<Pass, 'model' | 'batches' | 'count'> & Partial<Pick<Pass, 'abort'>>,
   leaves: readonly Tensor[],
   before: Counted,
   onBatch: (now: Counted) => Promise<void>,
 ): Promise<number> {
-  const { model } = pass;
+  const { model, abort } = pass;
   const task = taskOf(model);
   const { regularizers } = resolveOptions({}, task.name);
   const settings = { terms: [], regularizers: { ...regularizers } };
@@ -355,14 +364,16 @@ export async function addGradients(
         for (const leaf of leaves) leaf.requiresGrad = true;
         const totals = micro.counts;
         const rest = { teacher: null, weights: {}, at: { step: 0, totalSteps: 1 } };
-        scope(() => {
-          const student = loss.forward(micro);
-          loss.compute({ micro, student, totals, ...rest }).loss?.backward();
-        });
+        scope(() =>
+          withAbort(abort, () => {
+            const student = loss.forward(micro);
+            loss.compute({ micro, student, totals, ...rest }).loss?.backward();
+          }),
+        );
         for (const leaf of leaves) leaf.requiresGrad = false;
         count++;
       }
-      await settle();
+      await settle(abort);
       batch++;
       await onBatch({ batch, count });
     }

@@ -2,6 +2,7 @@
  * Calibration by the inputs of linear modules, read once for those that share an input: their second moments (CorDA), or the inputs
  * themselves, micro-batch by micro-batch (EVA).
  */
+import { withAbort } from '../abort.ts';
 import type { Calibration } from '../adapters/calibration.ts';
 import type {
   CovarianceCalibration,
@@ -177,8 +178,8 @@ async function byCovariances(
           const add = (x: Tensor): void => addRows(sums[i] as Tensor, x, own);
           return [first.linear, (x) => scope(() => add(x))];
         });
-        observed(new Map(observers), () => forward(pass.model, micro));
-        await settle();
+        observed(new Map(observers), () => forward(pass.model, micro, pass.abort));
+        await settle(pass.abort);
         sequences += realRows(micro, 'source').lengths.length;
         batch++;
         pass.onProgress(at * pass.count + batch, parts.length * pass.count);
@@ -194,7 +195,11 @@ async function byCovariances(
       const sources = part.flatMap((group, i) =>
         group.modules.map((module) => ({ module, source: sums[i] as Tensor })),
       );
-      const reduced = await reducedOf(sources, (of, moments) => reduce(of, moments, sequences));
+      const reduced = await reducedOf(
+        sources,
+        (of, moments) => reduce(of, moments, sequences),
+        pass.abort,
+      );
       for (const [name, own] of reduced) result.set(name, own);
     } finally {
       for (const sum of sums) sum.dispose();
@@ -266,10 +271,10 @@ async function byCollector(
             const learnt = (x: Tensor) => computeOwned(() => indexSelect(x, tensor(own)));
             return [first.linear, (x) => collector.add(group, learnt(x))];
           });
-          observedToTheLast(new Map(observers), () => forward(pass.model, micro));
+          observedToTheLast(new Map(observers), () => forward(pass.model, micro, pass.abort));
         }
-        hasLearnt = (await collector.endBatch()) || hasLearnt;
-        await settle();
+        hasLearnt = (await withAbort(pass.abort, () => collector.endBatch())) || hasLearnt;
+        await settle(pass.abort);
         batch++;
         pass.onProgress(groups.length - wanting().length, groups.length);
         await pass.state.after(() => {
@@ -286,7 +291,7 @@ async function byCollector(
       [batch, hasLearnt] = [0, false];
     }
     const results = computeOwned(() => collector.results().map(ownCopies));
-    await settle();
+    await settle(pass.abort);
     return new Map(groups.map(({ first }, i) => [first.name, results[i] as Statistics]));
   } finally {
     collector.dispose();

@@ -1,4 +1,5 @@
 /** The parts that all calibrations share: passes over the first micro-batches, the rows of these that count, and statistics by module. */
+import { withAbort } from '../abort.ts';
 import type { CalibrationFacts } from '../adapters/calibration.ts';
 import type { StartModule, Statistics } from '../adapters/methods/method.ts';
 import type { Batch, Segments } from '../data/collate.ts';
@@ -30,6 +31,8 @@ export interface Pass {
   readonly maxBytes: number;
   readonly onProgress: (done: number, total: number) => void;
   readonly state: CalibrationState;
+  /** Aborts the ops of a micro-batch that does not end soon after the calibration is stopped. */
+  readonly abort: AbortSignal | undefined;
 }
 
 /** A micro-batch of any task. */
@@ -54,23 +57,26 @@ export async function* batchesOf(
   }
 }
 
-/** Lets the engine and the event loop catch up after a micro-batch. */
-export async function settle(): Promise<void> {
+/**
+ * Lets the engine and the event loop catch up after a micro-batch.
+ * @throws the signal's reason where the micro-batch was aborted
+ */
+export async function settle(abort: AbortSignal | undefined): Promise<void> {
   await synchronize();
+  abort?.throwIfAborted();
   await yieldToEventLoop();
 }
 
 /** Runs a forward of a micro-batch without recording; a classifier's with its head. */
-export function forward(model: Model, batch: AnyBatch): void {
+export function forward(model: Model, batch: AnyBatch, abort?: AbortSignal): void {
   // Rows that several sequences share must be seen for each of them.
   const whole = { sharePrefixes: false };
-  scope(() => {
-    noGrad(() => {
-      if (!(model instanceof SequenceClassifier)) return model.forward(batch, whole);
-      const rows = modelBatch(model, batch as LabelledBatch);
-      return model.logits(model.forward(rows, whole), rows);
-    });
-  });
+  const run = (): void => {
+    if (!(model instanceof SequenceClassifier)) return void model.forward(batch, whole);
+    const rows = modelBatch(model, batch as LabelledBatch);
+    model.logits(model.forward(rows, whole), rows);
+  };
+  scope(() => noGrad(() => withAbort(abort, run)));
 }
 
 /**
@@ -165,19 +171,16 @@ const kReducedBytes = 2 ** 29;
 export async function reducedOf<S>(
   sources: readonly { readonly module: CalibratedLinear; readonly source: S }[],
   reduce: (modules: readonly CalibratedLinear[], sources: readonly S[]) => readonly Statistics[],
+  abort: AbortSignal | undefined,
 ): Promise<Map<string, Statistics>> {
   const result = new Map<string, Statistics>();
   const bytesOf = ({ module }: (typeof sources)[number]): number =>
     Math.max(8 * module.weight.size, kReducedBytes / kReduced);
   for (const some of partsWithin(sources, bytesOf, kReducedBytes)) {
-    const found = computeOwned(() =>
-      reduce(
-        some.map(({ module }) => module),
-        some.map(({ source }) => source),
-      ).map(ownCopies),
-    );
+    const [own, its] = [some.map(({ module }) => module), some.map(({ source }) => source)];
+    const found = computeOwned(() => withAbort(abort, () => reduce(own, its).map(ownCopies)));
     for (const [i, { module }] of some.entries()) result.set(module.name, found[i] as Statistics);
-    await settle();
+    await settle(abort);
   }
   return result;
 }

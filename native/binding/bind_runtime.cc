@@ -3,7 +3,11 @@
 #include <malloc.h>
 #endif
 
+#include <atomic>
+#include <optional>
+
 #include "binding/bind.h"
+#include "binding/file_boxes.h"
 #include "kernels/cpu/products/int8_cores.h"
 #include "kernels/cpu/runtime/cpu_level.h"
 
@@ -55,6 +59,32 @@ std::string set_memory_tag(Env& env, std::string name) {
 }
 std::string set_phase(Env& env, std::string name) {
   return env.engines().set_phase(name);
+}
+
+// A flag that JS sets when nobody wants what the ops under it compute.
+using AbortBox = Box<std::atomic<bool>>;
+
+Napi::Value new_abort(Env& env) {
+  return wrap(env, AbortBox{std::make_shared<std::atomic<bool>>(false)});
+}
+void set_abort(Env& env, std::optional<AbortBox*> box) {
+  env.engines().state().abort = box ? (*box)->get() : nullptr;
+}
+void abort_ops(AbortBox* box) {
+  box->get()->store(true, std::memory_order_relaxed);
+}
+// Declares, in stream order, that the values of a tensor are those to go on with although an op that
+// was to write a part of them was aborted: nobody will read that part.
+void keep_aborted(Tensor t) {
+  t.engine().stream().enqueue_always([storage = t.impl()->storage] {
+    if (storage->has_data()) storage->set_aborted(false);
+  });
+}
+
+// Throws FileChangedError where the file whose pages a tensor's values are was changed.
+void refuse_changed(Tensor t) {
+  const std::shared_ptr<const ExternalMemory>& owner = t.impl()->storage->owner();
+  if (owner) owner->refuse_changed();
 }
 
 void set_memory_limit(Env& env, std::string device, double bytes) {
@@ -133,6 +163,11 @@ void bind_runtime(Module& m) {
   op(m, "setDebug", &set_debug, {"value"});
   op(m, "setProfiling", &set_profiling, {"value"});
   op(m, "setMemoryTag", &set_memory_tag, {"name"});
+  op(m, "newAbort", &new_abort, {});
+  op(m, "setAbort", &set_abort, {"abort"});
+  op(m, "abortOps", &abort_ops, {"abort"});
+  op(m, "keepAborted", &keep_aborted, {"x"});
+  op(m, "refuseChanged", &refuse_changed, {"x"});
   op(m, "setMemoryLimit", &set_memory_limit, {"device", "bytes"});
   op(m, "resetPeakMemory", &reset_peak_memory, {"device"});
   op(m, "trimMemory", &trim_memory, {"device"});

@@ -1,6 +1,7 @@
 // Boxes in which JS holds readers and writers of weight files, and bases that lie in them, until
 // they are closed or collected.
 #pragma once
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -39,6 +40,9 @@ template <>
 inline constexpr napi_type_tag kTag<GgufWriterBox>{0x62616c6f7261696f, 4};
 template <>
 inline constexpr napi_type_tag kTag<OffloadBox>{0x62616c6f7261696f, 5};
+
+template <>
+inline constexpr napi_type_tag kTag<Box<std::atomic<bool>>>{0x62616c6f7261696f, 6};
 
 template <typename B>
 Napi::Value wrap(Env& env, B box) {

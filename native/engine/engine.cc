@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include "engine/graph.h"
+#include "kernels/cpu/runtime/stop.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -256,6 +257,16 @@ void Engine::release_workspace() {
       capture_memory_ ? *capture_memory_ : static_cast<MemorySource&>(*allocator_);
   for (const auto& [data, bytes] : scratch_) source.release(data, bytes, 0);
   scratch_.clear();
+}
+
+RunningUntil::RunningUntil(Engine& engine, const AbortFlag& flag) {
+  if (!flag || !engine.host_memory()) return;
+  state_ = engine.device_state().get();
+  set_stop_flag(state_, flag.get());
+}
+
+RunningUntil::~RunningUntil() {
+  if (state_) set_stop_flag(state_, nullptr);
 }
 
 }  // namespace balora

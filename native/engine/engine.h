@@ -2,6 +2,7 @@
 // engines of an environment share what the thread that enqueues has switched on. Two environments
 // (worker threads) have engines of their own and share nothing.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -33,6 +34,18 @@ enum Int8Products {
   kInt8Saved = 8,          // activations that backward reads (tape/int8_activation.h)
 };
 
+// Values that were not computed, because nobody wanted them any more.
+class AbortedError : public Error {
+ public:
+  explicit AbortedError(const std::string& message) : Error("ERR_ABORTED", message) {}
+};
+
+// Set, once and for all, when nobody wants the results of the ops that were enqueued with it.
+using AbortFlag = std::shared_ptr<const std::atomic<bool>>;
+inline bool is_set(const AbortFlag& flag) {
+  return flag && flag->load(std::memory_order_relaxed);
+}
+
 // State of the thread that enqueues, for all engines of its environment.
 struct EnqueueState {
   bool grad_enabled = true;
@@ -43,6 +56,7 @@ struct EnqueueState {
   bool anomaly_mode = false;        // every op's outputs are checked for NaN and infinity
   bool debug = false;               // as set by set_debug() on every engine
   bool profiling = false;  // op_times() has an op's kernels by the device's clock, not its launch
+  AbortFlag abort;         // of the ops that are enqueued from now on; null: they run in any case
   std::shared_ptr<const std::string> call_site;  // of the op being enqueued, in debug mode
   uint64_t next_sequence = 0;                    // of tape nodes, across devices
 };
@@ -116,6 +130,8 @@ class Engine {
   void leave_capture();
   RecordedOps* recorded_ops() { return recorded_ops_; }
 
+  bool is_capturing() const { return capture_memory_ != nullptr; }
+
   // Releases the scratch of the kernel that just returned. Engine thread only.
   void release_workspace();
 
@@ -153,6 +169,19 @@ class Engine {
   std::shared_ptr<PinnedPool> pinned_;  // shared with blocks that another engine reads
   std::unique_ptr<StagingRing> ring_;
   std::unique_ptr<Stream> stream_;  // last: joined before the rest goes
+};
+
+// Shows the flag of an op to its kernel while this lives (kernels/cpu/runtime/stop.h). Engine thread.
+// Other devices run behind their rows, and what they were given runs to its end.
+class RunningUntil {
+ public:
+  RunningUntil(Engine& engine, const AbortFlag& flag);
+  RunningUntil(const RunningUntil&) = delete;
+  RunningUntil& operator=(const RunningUntil&) = delete;
+  ~RunningUntil();
+
+ private:
+  void* state_ = nullptr;  // null: nothing is shown
 };
 
 }  // namespace balora

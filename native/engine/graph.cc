@@ -1,5 +1,6 @@
 #include "engine/graph.h"
 
+#include <algorithm>
 #include <chrono>
 #include <future>
 #include <string>
@@ -133,26 +134,41 @@ void Graph::run() {
   }
   std::vector<int64_t> versions;
   if (ops_) versions = ops_->versions();
-  engine_->stream().enqueue(
-      [self = shared_from_this(), phase = engine_->phase, versions = std::move(versions)] {
-        if (!self->complete_) throw NativeError("graph: it was not recorded to its end");
-        using Clock = std::chrono::steady_clock;
-        const Clock::time_point start = Clock::now();
-        Engine& engine = *self->engine_;
-        const bool profiling = engine.state().profiling;
-        const bool by_device = profiling && engine.times_by_device();
-        if (by_device) engine.timer().begin(engine.context());
-        if (self->ops_) {
-          self->ops_->run(engine, versions);
-        } else {
-          self->launch();
-        }
-        if (by_device) engine.timer().end(engine.context(), phase, "graph");
-        if (profiling && (!by_device || engine.timer().full())) engine.wait_for_device();
-        if (by_device) return;
-        const std::chrono::duration<double> spent = Clock::now() - start;
-        engine.op_times().add(phase, "graph", spent.count());
-      });
+  engine_->stream().enqueue([self = shared_from_this(), phase = engine_->phase,
+                             versions = std::move(versions), abort = engine_->state().abort] {
+    if (!self->complete_) throw NativeError("graph: it was not recorded to its end");
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point start = Clock::now();
+    Engine& engine = *self->engine_;
+    if (is_set(abort) || self->reads_aborted()) return self->mark_written(true);
+    const bool profiling = engine.state().profiling;
+    const bool by_device = profiling && engine.times_by_device();
+    if (by_device) engine.timer().begin(engine.context());
+    const RunningUntil running(engine, abort);
+    if (self->ops_) {
+      self->ops_->run(engine, versions);
+    } else {
+      self->launch();
+    }
+    if (is_set(abort)) return self->mark_written(true);
+    if (self->aborted_) self->mark_written(false);
+    if (by_device) engine.timer().end(engine.context(), phase, "graph");
+    if (profiling && (!by_device || engine.timer().full())) engine.wait_for_device();
+    if (by_device) return;
+    const std::chrono::duration<double> spent = Clock::now() - start;
+    engine.op_times().add(phase, "graph", spent.count());
+  });
+}
+
+bool Graph::reads_aborted() const {
+  return std::ranges::any_of(kept_, [](const auto& storage) { return storage->aborted(); });
+}
+
+void Graph::mark_written(bool aborted) {
+  aborted_ = aborted;
+  for (const auto& [address, written] : written_) {
+    if (const auto storage = written.lock()) storage->set_aborted(aborted);
+  }
 }
 
 void Graph::launch() {

@@ -63,6 +63,9 @@ class Graph : public std::enable_shared_from_this<Graph> {
   std::optional<Failure> finish();
   std::optional<Failure> close(const Failure* failure);  // engine thread
   void launch();                                         // engine thread
+  // Whether a tensor from outside has no value, because its work was aborted. Engine thread.
+  bool reads_aborted() const;
+  void mark_written(bool aborted);  // all that the ops write; engine thread
 
   Engine* engine_;
   const KernelTable* kernels_;
@@ -72,6 +75,7 @@ class Graph : public std::enable_shared_from_this<Graph> {
   std::unique_ptr<RecordedOps> ops_;  // null where the device records
   bool open_ = false;                 // engine thread: the device, or the engine, records
   bool complete_ = false;             // engine thread: it was recorded to its end
+  bool aborted_ = false;              // engine thread: the last run was
   bool ran_ = false;
   std::unordered_set<const Storage*> own_;  // made while recording
   std::unordered_set<std::shared_ptr<Storage>> kept_;

@@ -124,6 +124,8 @@ struct LaunchTask {
   std::vector<Operand> operands;
   size_t num_inputs;
   bool in_place;
+  bool passes_on = false;  // without outputs, to an op that finds out about an abort itself
+  AbortFlag abort;
   std::vector<Storage*> fresh;  // outputs that had no value before
   LaunchFn fn;
   bool check_finite;
@@ -144,6 +146,15 @@ struct LaunchTask {
       engine->release_workspace();
       end_uses();
       for (Storage* storage : fresh) storage->drop_data();
+      const bool aborted = dynamic_cast<const AbortedError*>(&error) != nullptr;
+      if (aborted) {
+        for (size_t i = num_inputs; i < operands.size(); ++i) {
+          if (operands[i].storage) operands[i].storage->set_aborted(true);
+        }
+        // A graph must not be recorded with a gap.
+        const bool is_silent = passes_on || num_inputs < operands.size();
+        if (is_silent && !engine->is_capturing()) return;
+      }
       std::string message = std::string(op) + ": " + error.what() + " [" + describe() + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
       if (dynamic_cast<const ConsequenceError*>(&error)) throw ConsequenceError(message);
@@ -181,12 +192,17 @@ struct LaunchTask {
     }
     // Beside memory that is read for the op and dropped, nothing that is derived from its other
     // operands is kept: it would take the room of a part of the base, which is worth more.
+    if (is_set(abort)) throw AbortedError("it was aborted before it began");
     const bool reads_offloaded = std::any_of(operands.begin(), operands.end(),
                                              [](const Operand& o) { return o.use != nullptr; });
     for (size_t i = 0; i < operands.size(); ++i) {
       Operand& operand = operands[i];
       present[i] = operand.storage != nullptr;
       if (!present[i]) continue;
+      if (operand.storage->aborted() && (in_place || i < num_inputs)) {
+        throw AbortedError(
+            concat("operand ", i, " has no value, the work that makes it was aborted"));
+      }
       if (!operand.storage->has_data()) {
         if (in_place || i < num_inputs) {
           throw ConsequenceError(
@@ -204,6 +220,7 @@ struct LaunchTask {
       return true;
     }
     await_uses();
+    const RunningUntil running(*engine, abort);
     Context* ctx = engine->context();
     ctx->error[0] = '\0';
     Launch launch{.kernels = engine->kernels(),
@@ -215,12 +232,28 @@ struct LaunchTask {
     const bool by_device = profiling && engine->times_by_device();
     if (by_device) engine->timer().begin(ctx);
     const int32_t status = fn(launch);
+    // It may have left before its end.
+    if (is_set(abort)) throw AbortedError("it was aborted");
     if (status != 0) throw kernel_error(ctx->error, "the kernel failed");
     if (by_device) engine->timer().end(ctx, phase, op);
     if (check_finite) check_outputs(launch);
     if (profiling && (!by_device || engine->timer().full())) engine->wait_for_device();
     engine->release_workspace();
+    if (!in_place) renew_outputs();
     return by_device;
+  }
+
+  // Values in the place of those that an abort left behind.
+  void renew_outputs() {
+    for (size_t i = num_inputs; i < operands.size(); ++i) {
+      const Operand& operand = operands[i];
+      if (!operand.storage || !operand.storage->aborted()) continue;
+      const View& view = operand.view;
+      int64_t bytes = dtype_size(static_cast<DType>(view.dtype));
+      for (int32_t axis = 0; axis < view.ndim; ++axis) bytes *= view.shape[axis];
+      const bool is_whole = operand.whole && view_contiguous(view);
+      if (is_whole && bytes == operand.storage->bytes()) operand.storage->set_aborted(false);
+    }
   }
 
   // The operands' memory is that of the graph, or of tensors that it keeps.
@@ -246,12 +279,18 @@ struct LaunchTask {
   }
 };
 
+struct EnqueueOptions {
+  bool in_place = false;
+  bool passes_on = false;
+};
+
 void enqueue(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
-             LaunchFn fn, bool in_place) {
+             LaunchFn fn, const EnqueueOptions& options = {}) {
   auto task = std::make_shared<LaunchTask>();
   task->op = op;
   task->engine = nullptr;
-  task->in_place = in_place;
+  task->in_place = options.in_place;
+  task->passes_on = options.passes_on;
   task->num_inputs = inputs.size();
   task->operands.reserve(inputs.size() + outputs.size());
   for (const auto& list : {inputs, outputs}) {
@@ -277,6 +316,7 @@ void enqueue(const char* op, std::span<const Tensor> inputs, std::span<const Ten
   }
   task->fn = std::move(fn);
   const EnqueueState& state = task->engine->state();
+  task->abort = state.abort;
   task->check_finite = state.anomaly_mode && !inputs.empty();
   task->profiling = state.profiling;
   task->phase = task->engine->phase;
@@ -289,12 +329,12 @@ void enqueue(const char* op, std::span<const Tensor> inputs, std::span<const Ten
 
 void launch(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
             LaunchFn fn) {
-  enqueue(op, inputs, outputs, std::move(fn), false);
+  enqueue(op, inputs, outputs, std::move(fn));
 }
 
 void launch_in_place(const char* op, std::span<const Tensor> inputs,
                      std::span<const Tensor> outputs, LaunchFn fn) {
-  enqueue(op, inputs, outputs, std::move(fn), true);
+  enqueue(op, inputs, outputs, std::move(fn), {.in_place = true});
 }
 
 Tensor upload(Engine& engine, const Shape& shape, DType dtype, const void* data) {
@@ -339,19 +379,25 @@ Tensor transfer(const Tensor& source, Engine& engine) {
   const auto ready = std::make_shared<std::future<Filled>>(promise->get_future());
   // Pinned for whichever of the two has memory of its own.
   Engine* const pins = source.engine().host_memory() ? &engine : &source.engine();
-  launch("to", {source.as_encoded()}, {}, [promise = std::move(promise), pins, bytes](Launch& l) {
+  const Tensor from_source = source.as_encoded();
+  const auto fetch = [promise = std::move(promise), pins, bytes](Launch& l) {
     const Filled buffer = HostBuffer::take(*pins, bytes);
     buffer->fetch(l, l.in(0)->data, bytes);
     l.engine->refuse_changed();  // the target's sync does not wait for this stream
     promise->set_value(buffer);
     return 0;
-  });
+  };
+  enqueue("to", {&from_source, 1}, {}, fetch, {.passes_on = true});
   const std::string from = source.engine().device();
-  launch("to", {}, {t.as_encoded()}, [ready, bytes, from](Launch& l) {
+  const AbortFlag abort = source.engine().state().abort;
+  launch("to", {}, {t.as_encoded()}, [ready, bytes, from, storage, abort](Launch& l) {
     Filled buffer;
     try {
       buffer = ready->get();
     } catch (const std::future_error&) {
+      if (is_set(abort) || storage->aborted()) {
+        throw AbortedError("no value came from " + from + ", where the work before it was aborted");
+      }
       throw ConsequenceError("no value came from " + from + ", where an op before it failed");
     }
     buffer->pass_on(l, l.out(0)->data, bytes);

@@ -1,6 +1,11 @@
 // launch(): how an op reaches its kernel. It captures storages and views (never tensors, which
 // belong to the enqueueing thread), allocates the outputs when the op's turn comes, runs the
 // kernel, and names the op in any failure.
+//
+// An op whose AbortFlag is set does not run, and neither does one that reads what such an op was to
+// write: their outputs count as aborted, and the stream goes on. An op without outputs takes values
+// out of the engine, so that there the abort is a failure (AbortedError), which the next marker
+// reports. See docs/decisions/how-an-abort-reaches-the-engine.md.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/runtime/stop.h"
+
 namespace balora {
 namespace {
 
@@ -64,6 +66,7 @@ void RecordedOps::run(Engine& engine, std::span<const int64_t> versions) {
   }
   Context* ctx = engine.context();
   for (const RecordedOp& op : ops_) {
+    if (is_stopped(ctx)) return;  // whoever asked for the run finds out as well
     ctx->error[0] = '\0';
     Launch launch{engine.kernels(), ctx, &engine, op.views, op.presence(), op.num_inputs};
     const int32_t status = op.fn(launch);

@@ -83,6 +83,10 @@ class Storage {
     if (owner_) return;
     if (void* data = data_.exchange(nullptr)) source_->release(data, bytes_, tag_);
   }
+  // Whether an op that was to write here was aborted: there is no value, or one that is half
+  // written, until an op has written all of it. Set on the engine thread.
+  bool aborted() const { return aborted_.load(std::memory_order_acquire); }
+  void set_aborted(bool value) { aborted_.store(value, std::memory_order_release); }
   balora_slot* slots() { return slots_.data(); }
   balora_slot* versioned() { return &versioned_; }
   // Frees the layouts that the device derived from the values.
@@ -116,6 +120,7 @@ class Storage {
   std::shared_ptr<MemorySource> source_;
   std::shared_ptr<const ExternalMemory> owner_;
   std::atomic<void*> data_{nullptr};
+  std::atomic<bool> aborted_{false};
   int64_t bytes_ = 0;
   int tag_ = 0;
   std::array<balora_slot, BALORA_SLOTS> slots_{};

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { withAbort } from '../../lib/abort.ts';
 import { backward, checkpoint, customOp } from '../../lib/autograd.ts';
 import { setDefaultDevice, withDevice } from '../../lib/device.ts';
 import { NativeError } from '../../lib/errors.ts';
@@ -333,6 +334,27 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
   });
 
   describe('settings and statistics', () => {
+    it('an abort on one reaches what the other was to get, and is no failure of either', async () => {
+      const aborted = AbortSignal.abort();
+      const refused = { code: 'ERR_ABORTED' };
+      for (const [from, to] of [
+        ['cpu', 'cuda'],
+        ['cuda', 'cpu'],
+      ] as const) {
+        const x = withAbort(aborted, () => tensor([1, 2], { device: from }));
+        const made = x.to(to);
+        const copied = withAbort(aborted, () => tensor([3, 4], { device: from }).to(to));
+        const skipped = tensor([5, 6], { device: from });
+        const half = withAbort(aborted, () => skipped.to(to));
+        await synchronize();
+        for (const y of [x, made, copied, half, add(made, 1)]) {
+          await expect(y.data()).rejects.toMatchObject(refused);
+        }
+        expect(await skipped.to(to).data()).toEqual(Float32Array.of(5, 6));
+      }
+      await synchronize();
+    });
+
     it('memory is counted for each device, under its tags', async () => {
       await collectGarbage();
       const before = memoryStats(kCuda);

@@ -51,6 +51,33 @@ describe('a continued sequence', () => {
     kept.reset();
   });
 
+  it.each(['llama-tied', 'gemma2', 'gpt2'])(
+    'of %s goes on from where it was, whenever a generation on it is aborted',
+    async (name) => {
+      using model = await AutoModelForCausalLM.fromPretrained(join(architecture(name), 'model'), {
+        dtype: 'f32',
+      });
+      const kept = new ContinuedSession(model);
+      const prompt = Array.from({ length: 20 }, (_, i) => (i * 7 + 3) % 40);
+      const first = await next(model, kept, prompt);
+      const longer = [...prompt, ...first.tokens, ...prompt];
+      let hasKept = 0;
+      for (let turns = 0; turns < 60; turns += 3) {
+        const stop = new AbortController();
+        const options = { ids: [...longer, turns % 40], ...kOptions, signal: stop.signal };
+        const ending = generateWith(kept.open, model, options).result;
+        for (let turn = 0; turn < turns; turn++) await null;
+        if (turns > 40) await new Promise((resolve) => setTimeout(resolve, (turns - 40) / 10));
+        stop.abort();
+        await ending;
+        if (kept.length > 0) hasKept++;
+        await next(model, kept, [...longer, (turns + 1) % 40, 3]);
+      }
+      expect(hasKept).toBeGreaterThan(0);
+      kept.reset();
+    },
+  );
+
   it('is one at a time', async () => {
     using model = await AutoModelForCausalLM.fromPretrained(
       join(architecture('llama-tied'), 'model'),

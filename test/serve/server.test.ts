@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../lib/errors.ts';
 import { openServer, type RequestLine } from '../../lib/serve/server.ts';
+import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import {
   answers,
   chatBody,
@@ -359,6 +360,95 @@ describe('a body that is too long', () => {
     expect(await ask(1e9, '')).toMatch(/^HTTP\/1.1 413 /);
     const body = JSON.stringify(chatBody());
     expect(await ask(body.length, body)).toMatch(/^HTTP\/1.1 100 Continue\r\n\r\nHTTP\/1.1 200 OK/);
+  });
+});
+
+describe('prompts that are too long', () => {
+  // A token of the tiny tokenizer is a byte or a special token, and the tiny model's context has no end.
+  it('are refused before they are computed, and by their characters before they are tokenized', async () => {
+    const { server, sessions } = await start(answers('a'), { maxPromptTokens: 10 });
+    const ask = (prompt: unknown) =>
+      send(server, kText, { body: { model: 'tiny', prompt, max_tokens: 1 } });
+    for (const prompt of [
+      'x'.repeat(11),
+      ['x'.repeat(6), 'y'.repeat(5)],
+      [
+        [1, 2, 3, 4, 5, 6],
+        [1, 2, 3, 4, 5],
+      ],
+    ]) {
+      expect(await ask(prompt)).toMatchObject({
+        status: 413,
+        json: {
+          error: {
+            code: 'prompt_too_long',
+            param: 'prompt',
+            message: expect.stringContaining('has 11 tokens in all'),
+          },
+        },
+      });
+    }
+    const encode = vi.spyOn(Tokenizer.prototype, 'encode');
+    const long = await ask('x'.repeat(200));
+    expect(long).toMatchObject({ status: 413, json: { error: { code: 'prompt_too_long' } } });
+    expect(long.json).toMatchObject({
+      error: { message: expect.stringContaining('200 characters') },
+    });
+    const content = 'x'.repeat(200);
+    const chat = await send(server, kChat, {
+      body: chatBody({ messages: [{ role: 'user', content }] }),
+    });
+    expect(chat).toMatchObject({ status: 413, json: { error: { param: 'messages' } } });
+    expect(encode).not.toHaveBeenCalled();
+    encode.mockRestore();
+    expect(sessions).toHaveLength(0);
+    expect((await ask('x'.repeat(10))).status).toBe(200);
+  });
+
+  it('of megabytes do not hold up the state of the server', async () => {
+    const { server } = await start(answers('a'));
+    const body = chatBody({ messages: [{ role: 'user', content: 'a'.repeat(7 * 2 ** 20) }] });
+    const begun = process.cpuUsage();
+    const [long, health] = await Promise.all([
+      send(server, kChat, { body }),
+      send(server, '/health'),
+    ]);
+    const { user, system } = process.cpuUsage(begun);
+    expect(health.status).toBe(200);
+    expect(long).toMatchObject({ status: 413, json: { error: { code: 'prompt_too_long' } } });
+    expect((user + system) / 1e6).toBeLessThan(3);
+  });
+});
+
+describe('requests that are half sent', () => {
+  const half = `POST ${kChat} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n`;
+
+  it.each([
+    ['in their heads', half],
+    ['in their bodies', `${half}Content-Length: 100\r\n\r\n{"model"`],
+    ['before their first byte', ''],
+  ])('%s give way to others, the oldest first', async (_, text) => {
+    const { gate, open } = makeGate();
+    const { server, sessions } = await start(endless(gate), { maxConnections: 20 });
+    // A request that has come in whole keeps its connection.
+    const running = send(server, kChat, { body: chatBody({ max_tokens: 2 }) });
+    await vi.waitFor(() => expect(sessions).toHaveLength(1));
+    const sockets = [];
+    for (let i = 0; i < 30; i++) {
+      const socket = await openSocket(server);
+      socket.on('error', () => {});
+      if (text !== '') socket.write(text);
+      sockets.push(socket);
+    }
+    expect((await send(server, '/health')).status).toBe(200);
+    expect((await send(server, '/v1/models')).status).toBe(200);
+    await vi.waitFor(() =>
+      expect(sockets.filter(({ closed }) => closed).length).toBeGreaterThanOrEqual(11),
+    );
+    expect(sockets.at(-1)?.closed).toBe(false);
+    open();
+    expect((await running).status).toBe(200);
+    for (const socket of sockets) socket.destroy();
   });
 });
 

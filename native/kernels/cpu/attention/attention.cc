@@ -10,6 +10,7 @@
 #include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention {
 namespace {
@@ -55,12 +56,12 @@ class Forward {
  public:
   using A = Acc<E>;
 
-  Forward(const Geometry& g, const Operands<T>& operands, A* lse)
-      : g_(g), query_scale_(take_query_scale<E>(g_)), operands_(operands), lse_(lse) {}
+  Forward(const Context* ctx, const Geometry& g, const Operands<T>& operands, A* lse)
+      : ctx_(ctx), g_(g), query_scale_(take_query_scale<E>(g_)), operands_(operands), lse_(lse) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<E>& scratch) const {
     std::fill(scratch.packed, scratch.packed + tile_count(segment.rows), uint8_t{0});
-    for (int64_t tile = run.first; tile < run.last; ++tile) {
+    for (int64_t tile = run.first; tile < run.last && !is_stopped(ctx_); ++tile) {
       for (int64_t h = 0; h < g_.group(); ++h) {
         query_tile(segment, run, run.kv_head * g_.group() + h, tile, scratch);
       }
@@ -171,6 +172,7 @@ class Forward {
                           queries, g_.size, scratch.total);
   }
 
+  const Context* ctx_;
   Geometry g_;
   double query_scale_;
   Operands<T> operands_;
@@ -203,7 +205,7 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
   }
   const Plan plan = make_plan(g, segments, ctx->num_threads, false);
   char* memory = workspace<char>(ctx, scratch_bytes<Scratch<E>>(g, plan) * plan.width());
-  const Forward<T, E> forward(g, operands, data_of<A>(o.lse));
+  const Forward<T, E> forward(ctx, g, operands, data_of<A>(o.lse));
   for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
     forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });

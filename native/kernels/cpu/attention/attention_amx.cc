@@ -10,6 +10,7 @@
 #include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/products/amx_blocks.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention::amx {
 
@@ -66,8 +67,10 @@ struct Scratch {
 
 class Backward {
  public:
-  Backward(const Geometry& g, const balora_attention_backward& o, const Slots<float>& slots)
-      : g_(g),
+  Backward(const Context* ctx, const Geometry& g, const balora_attention_backward& o,
+           const Slots<float>& slots)
+      : ctx_(ctx),
+        g_(g),
         d_(g.padded()),
         dout_(o.dout),
         q_(o.q),
@@ -85,7 +88,7 @@ class Backward {
     std::fill(s.packed, s.packed + tiles, uint8_t{0});
     for (float* sums : {s.dk, s.dv})
       std::fill(sums + run.first * tile, sums + run.last * tile, 0.0f);
-    for (int64_t t = segment.skip / kTile; t < tiles; ++t) {
+    for (int64_t t = segment.skip / kTile; t < tiles && !is_stopped(ctx_); ++t) {
       for (int64_t first = 0; first < g_.group(); first += kMostHeads) {
         query_tile(segment, run, {first, std::min(first + kMostHeads, g_.group())}, t, s);
       }
@@ -317,6 +320,7 @@ class Backward {
     }
   }
 
+  const Context* ctx_;
   Geometry g_;
   int64_t d_;
   Heads<bf16> dout_, q_, k_, v_, out_, dq_, dk_, dv_;
@@ -328,8 +332,8 @@ class Backward {
 
 void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
               const balora_attention_backward& o) {
-  backward_runs<Scratch, float>(ctx, g, segments,
-                                [&](const Slots<float>& slots) { return Backward(g, o, slots); });
+  backward_runs<Scratch, float>(
+      ctx, g, segments, [&](const Slots<float>& slots) { return Backward(ctx, g, o, slots); });
 }
 #endif
 

@@ -17,6 +17,7 @@
 #include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention {
 namespace {
@@ -46,14 +47,15 @@ class Backward {
  public:
   using A = Acc<E>;
 
-  Backward(const Geometry& g, const Operands<T, A>& operands, const Slots<A>& slots)
-      : g_(g), o_(operands), slots_(slots) {}
+  Backward(const Context* ctx, const Geometry& g, const Operands<T, A>& operands,
+           const Slots<A>& slots)
+      : ctx_(ctx), g_(g), o_(operands), slots_(slots) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<E>& s) const {
     const int64_t tiles = tile_count(segment.rows), tile = kTile * g_.padded();
     std::fill(s.packed_keys, s.packed_keys + tiles, uint8_t{0});
     s.pair.clear_keys(run.first, run.last);
-    for (int64_t t = segment.skip / kTile; t < tiles; ++t) {
+    for (int64_t t = segment.skip / kTile; t < tiles && !is_stopped(ctx_); ++t) {
       for (int64_t h = 0; h < g_.group(); ++h) {
         query_tile(segment, run, h, t, s);
         if (run.slot < 0) {
@@ -145,6 +147,7 @@ class Backward {
     }
   }
 
+  const Context* ctx_;
   Geometry g_;
   Operands<T, A> o_;
   Slots<A> slots_;
@@ -165,8 +168,9 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
     if (tiles_use_amx()) return amx::backward(ctx, g, segments, o);
     if (rows::has(g)) return rows::backward(ctx, g, segments, o);
   }
-  backward_runs<Scratch<E>, A>(
-      ctx, g, segments, [&](const Slots<A>& slots) { return Backward<T, E>(g, operands, slots); });
+  backward_runs<Scratch<E>, A>(ctx, g, segments, [&](const Slots<A>& slots) {
+    return Backward<T, E>(ctx, g, operands, slots);
+  });
 }
 
 }  // namespace

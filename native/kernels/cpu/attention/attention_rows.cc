@@ -9,6 +9,7 @@
 #include "kernels/cpu/attention/rows_bf16.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention::rows {
 
@@ -83,12 +84,12 @@ struct ForwardScratch {
 
 class Forward {
  public:
-  Forward(const Geometry& g, const balora_attention_forward& o)
-      : g_(g), q_(o.q), k_(o.k), v_(o.v), out_(o.out), lse_(data_of<float>(o.lse)) {}
+  Forward(const Context* ctx, const Geometry& g, const balora_attention_forward& o)
+      : ctx_(ctx), g_(g), q_(o.q), k_(o.k), v_(o.v), out_(o.out), lse_(data_of<float>(o.lse)) {}
 
   void run(const Segment& segment, const Run& run, const ForwardScratch& scratch) const {
     std::fill(scratch.packed, scratch.packed + tile_count(segment.rows), uint8_t{0});
-    for (int64_t tile = run.first; tile < run.last; ++tile) {
+    for (int64_t tile = run.first; tile < run.last && !is_stopped(ctx_); ++tile) {
       for (int64_t h = 0; h < g_.group(); ++h) query_tile(segment, run, h, tile, scratch);
     }
   }
@@ -175,6 +176,7 @@ class Forward {
     pack_rows(v_.source(keys.row, kv_head, keys.count), d, scratch.values + at);
   }
 
+  const Context* ctx_;
   Geometry g_;
   Heads<bf16> q_, k_, v_, out_;
   float* lse_;
@@ -210,8 +212,10 @@ struct BackwardScratch {
 
 class Backward {
  public:
-  Backward(const Geometry& g, const balora_attention_backward& o, const Slots<float>& slots)
-      : g_(g),
+  Backward(const Context* ctx, const Geometry& g, const balora_attention_backward& o,
+           const Slots<float>& slots)
+      : ctx_(ctx),
+        g_(g),
         dout_(o.dout),
         q_(o.q),
         k_(o.k),
@@ -230,7 +234,7 @@ class Backward {
     const int64_t tiles = tile_count(segment.rows);
     for (uint8_t* flags : {s.packed, s.summed}) std::fill(flags, flags + tiles, uint8_t{0});
     Turn turn;
-    for (int64_t t = segment.skip / kTile; t < tiles; ++t) {
+    for (int64_t t = segment.skip / kTile; t < tiles && !is_stopped(ctx_); ++t) {
       for (int64_t h = 0; h < g_.group(); ++h) query_tile(segment, run, h, t, s, turn);
     }
     write_keys(segment, run, s);
@@ -391,6 +395,7 @@ class Backward {
     }
   }
 
+  const Context* ctx_;
   Geometry g_;
   Heads<bf16> dout_, q_, k_, v_, out_, dq_, dk_, dv_;
   const float* lse_;
@@ -408,7 +413,7 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
              const balora_attention_forward& o) {
   const Plan plan = make_plan(g, segments, ctx->num_threads, false);
   char* memory = workspace<char>(ctx, scratch_bytes<ForwardScratch>(g, plan) * plan.width());
-  const Forward forward(g, o);
+  const Forward forward(ctx, g, o);
   for_runs<ForwardScratch>(ctx, g, plan, memory, [&](const Run& run, const ForwardScratch& s) {
     forward.run(segments[static_cast<size_t>(run.segment)], run, s);
   });
@@ -417,7 +422,7 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
 void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
               const balora_attention_backward& o) {
   backward_runs<BackwardScratch, float>(
-      ctx, g, segments, [&](const Slots<float>& slots) { return Backward(g, o, slots); });
+      ctx, g, segments, [&](const Slots<float>& slots) { return Backward(ctx, g, o, slots); });
 }
 #endif
 

@@ -12,6 +12,7 @@
 #include "kernels/cpu/attention/kv_cache.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/cpu/runtime/wide.h"
 #include "kernels/cpu/runtime/workspace.h"
@@ -260,7 +261,7 @@ class Attention {
     parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
       for (int64_t thread = begin; thread < end; ++thread) {
         const int64_t last = count * (thread + 1) / width;
-        for (int64_t i = count * thread / width; i < last; ++i) {
+        for (int64_t i = count * thread / width; i < last && !is_stopped(ctx); ++i) {
           run_work(plan_.work[static_cast<size_t>(i)], scratch_ + thread * scratch_elements_);
         }
       }

@@ -17,6 +17,7 @@
 #include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
 
@@ -71,7 +72,7 @@ class HeadChunks {
   }
 
   void run(double* row_terms) {
-    for (int64_t first = 0; first < o_.h->shape[0]; first += chunk_) {
+    for (int64_t first = 0; first < o_.h->shape[0] && !is_stopped(ctx_); first += chunk_) {
       const int64_t rows = std::min(chunk_, o_.h->shape[0] - first);
       double* const terms = row_terms + BALORA_HEAD_TERMS * first;
       if (by_token_) {

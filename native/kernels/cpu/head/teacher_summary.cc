@@ -12,6 +12,7 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
@@ -37,7 +38,7 @@ void summarize(Context* ctx, const balora_teacher_summary& o, const HeadOptions&
   const int64_t chunk =
       chunk_rows(m, chunk_budget(options, ht, wt), ld * static_cast<int64_t>(sizeof(A)));
   A* q = workspace<A>(ctx, chunk * ld);
-  for (int64_t first = 0; first < m; first += chunk) {
+  for (int64_t first = 0; first < m && !is_stopped(ctx); first += chunk) {
     const int64_t rows = std::min(chunk, m - first);
     const LogitsOf<A> logits{&ht, &wt, q};
     head_logits<A>(ctx, {&logits, 1}, first, rows);

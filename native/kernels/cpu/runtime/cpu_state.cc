@@ -2,6 +2,7 @@
 // goes first) and grow-only scratch.
 #include "kernels/cpu/runtime/cpu_state.h"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -14,6 +15,7 @@
 
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/runtime/machine_memory.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "tensor/errors.h"
 
 #if DNNL_VERSION_MAJOR < 2 || (DNNL_VERSION_MAJOR == 2 && DNNL_VERSION_MINOR < 5)
@@ -181,9 +183,22 @@ OneDnnThreads::OneDnnThreads(int) {}
 OneDnnThreads::~OneDnnThreads() = default;
 #endif
 
+namespace {
+
+// What a context's device_state points to: with the flag at which its kernels look.
+struct StreamState final : CpuState {
+  const std::atomic<bool>* stop = nullptr;
+};
+
+StreamState* stream_state(void* state) {
+  return static_cast<StreamState*>(static_cast<CpuState*>(state));
+}
+
+}  // namespace
+
 void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
   try {
-    return new CpuState();
+    return static_cast<CpuState*>(new StreamState());
   } catch (const std::exception& failure) {
     std::snprintf(error, error_size, "oneDNN: %s", failure.what());
     return nullptr;
@@ -191,7 +206,17 @@ void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
 }
 
 void destroy_cpu_state(void* state) {
-  delete static_cast<CpuState*>(state);
+  delete stream_state(state);
+}
+
+void set_stop_flag(void* state, const std::atomic<bool>* flag) {
+  stream_state(state)->stop = flag;
+}
+
+bool is_stopped(const Context* ctx) {
+  if (!ctx->device_state) return false;
+  const std::atomic<bool>* const flag = stream_state(ctx->device_state)->stop;
+  return flag && flag->load(std::memory_order_relaxed);
 }
 
 void poison_cpu_scratch(void* state) {

@@ -1,0 +1,157 @@
+// Ops under a signal: what is skipped once it aborts, what is not, and what reading says.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describe, expect, it } from 'vitest';
+import { beyondAbort, delayed, isAborted, orReason, withAbort } from '../lib/abort.ts';
+import { captureGraph } from '../lib/graph.ts';
+import { evaluationRows } from '../lib/losses/fused.ts';
+import { add, add_, attention, concat, copy_, matmul, mul, ones, zeros } from '../lib/ops/index.ts';
+import { memoryStats, opTimes, resetOpTimes, synchronize } from '../lib/runtime.ts';
+import { computeOwned, noGrad, scope, type Tensor, tensor, unscoped } from '../lib/tensor.ts';
+
+const kAborted = AbortSignal.abort(new Error('enough'));
+const kRefused = { code: 'ERR_ABORTED', message: expect.stringMatching(/was aborted/) };
+
+describe('ops under a signal', () => {
+  it('are skipped once it aborts, hold no memory, and are refused by name when they are read', async () => {
+    await synchronize();
+    const before = memoryStats().liveBytes;
+    const x = withAbort(kAborted, () => zeros([1000, 1000]));
+    await synchronize(); // the abort is no failure of the engine's
+    expect(memoryStats().liveBytes).toBe(before);
+    await expect(x.data()).rejects.toMatchObject(kRefused);
+    await synchronize();
+    x.dispose();
+  });
+
+  it('take those with them that read their results, under whatever signal', async () => {
+    const x = withAbort(kAborted, () => ones([4]));
+    const y = add(x, 1);
+    const z = withAbort(new AbortController().signal, () => mul(y, 2));
+    await expect(z.data()).rejects.toMatchObject(kRefused);
+    expect(isAborted(await z.data().catch((error: unknown) => error))).toBe(true);
+  });
+
+  it('leave the ops of others alone, before and after', async () => {
+    const stop = new AbortController();
+    const a = ones([512, 512]);
+    resetOpTimes();
+    const [mine, others]: Tensor[][] = [[], []];
+    for (let i = 0; i < 400; i++) {
+      mine.push(withAbort(stop.signal, () => matmul(a, a)));
+      if (i % 100 === 0) others.push(add(a, i));
+    }
+    stop.abort();
+    await expect((mine.at(-1) as Tensor).data()).rejects.toMatchObject(kRefused);
+    for (const [i, x] of others.entries())
+      expect(((await x.data()) as Float32Array)[7]).toBe(1 + 100 * i);
+    const ran = opTimes().find(({ op }) => op === 'matmul')?.calls ?? 0;
+    expect(ran).toBeLessThan(400);
+    for (const x of [a, ...mine, ...others]) x.dispose();
+  });
+
+  it('run as ever under a signal that does not abort', async () => {
+    const { signal } = new AbortController();
+    expect(await withAbort(signal, () => add(ones([2]), 1)).data()).toEqual(Float32Array.of(2, 2));
+    expect(await withAbort(undefined, () => add(ones([2]), 1)).data()).toEqual(
+      Float32Array.of(2, 2),
+    );
+  });
+
+  it('that write in place leave a tensor that is refused until all of it is written', async () => {
+    const x = ones([4]);
+    withAbort(kAborted, () => add_(x, 1));
+    await expect(x.data()).rejects.toMatchObject(kRefused);
+    add_(x, 1);
+    await expect(x.data()).rejects.toMatchObject(kRefused);
+    copy_(x, tensor([1, 2, 3, 4]));
+    expect(await x.data()).toEqual(Float32Array.of(1, 2, 3, 4));
+  });
+
+  it('run where others use their results: beyondAbort() and unscoped()', async () => {
+    const [x, y, z] = withAbort(kAborted, () => [
+      beyondAbort(() => ones([1])),
+      unscoped(() => ones([1])),
+      computeOwned(() => ones([1])),
+    ]) as [Tensor, Tensor, Tensor];
+    expect(await x.data()).toEqual(Float32Array.of(1));
+    expect(await y.data()).toEqual(Float32Array.of(1));
+    await expect(z.data()).rejects.toMatchObject(kRefused);
+  });
+
+  it('of a graph are skipped with it, and it runs again under none', async () => {
+    const x = tensor([1, 2]);
+    const graph = captureGraph(() => ({ y: scope(() => add(mul(x, 3), 1)) }));
+    graph.run();
+    expect(await graph.result.y.data()).toEqual(Float32Array.of(4, 7));
+    withAbort(kAborted, () => graph.run());
+    await expect(graph.result.y.data()).rejects.toMatchObject(kRefused);
+    graph.run();
+    expect(await graph.result.y.data()).toEqual(Float32Array.of(4, 7));
+    withAbort(kAborted, () => copy_(x, tensor([5, 6])));
+    graph.run();
+    await expect(graph.result.y.data()).rejects.toMatchObject(kRefused);
+    graph.dispose();
+  });
+
+  it('cannot be recorded in part', () => {
+    const x = ones([2]);
+    expect(() => captureGraph(() => ({ y: withAbort(kAborted, () => add(x, 1)) }))).toThrow(
+      /was aborted/,
+    );
+  });
+
+  it('give the reason of the signal where it came first', async () => {
+    const x = withAbort(kAborted, () => concat([ones([1]), ones([1])], 0));
+    await expect(orReason(kAborted, () => x.data())).rejects.toThrow('enough');
+    await expect(orReason(new AbortController().signal, () => x.data())).rejects.toMatchObject(
+      kRefused,
+    );
+    const other = new Error('another');
+    await expect(orReason(kAborted, () => Promise.reject(other))).rejects.toBe(other);
+  });
+});
+
+describe('a long kernel', () => {
+  /** Processor time in seconds that an op uses after its work is aborted in the middle of it. */
+  async function spentAfter(run: () => Tensor): Promise<number> {
+    const stop = new AbortController();
+    const result = withAbort(stop.signal, run);
+    await sleep(400);
+    const begun = process.cpuUsage();
+    stop.abort();
+    await expect(result.data()).rejects.toMatchObject(kRefused);
+    const { user, system } = process.cpuUsage(begun);
+    return (user + system) / 1e6;
+  }
+
+  it.each(['f32', 'bf16'] as const)('attention of many rows in %s ends early', async (dtype) => {
+    // 10^12 products, which take longer than ten seconds of a core.
+    const rows = 40_000;
+    const x = ones([rows, 9, 64], { dtype });
+    const cuSeqlens = tensor(Int32Array.of(0, rows));
+    await synchronize();
+    expect(await spentAfter(() => attention(x, x, x, { cuSeqlens }))).toBeLessThan(2);
+  });
+
+  it('the losses of a head end early', async () => {
+    const hidden = ones([40_000, 512]);
+    const weight = ones([30_000, 512]);
+    const targets = tensor(new Int32Array(40_000));
+    await synchronize();
+    const rows = () =>
+      noGrad(() =>
+        evaluationRows(hidden, null, targets, { weight, softcap: 0, teacherWeight: null }),
+      );
+    expect(await spentAfter(rows)).toBeLessThan(2);
+  });
+});
+
+describe('a delayed signal', () => {
+  it('aborts later, with the reason of the first', async () => {
+    expect(delayed(undefined, 1)).toBeUndefined();
+    const later = delayed(kAborted, 5) as AbortSignal;
+    expect(later.aborted).toBe(false);
+    await new Promise((resolve) => later.addEventListener('abort', resolve));
+    expect(later.reason).toBe(kAborted.reason);
+  });
+});

@@ -1,0 +1,11 @@
+// Runs `balora generate` with a prompt of about 8,000 tokens, and says when the engine computes it.
+const { opTimes } = await import('../../../dist/runtime.js');
+
+const timer = setInterval(() => {
+  if (!opTimes().some(({ op }) => op === 'attention')) return;
+  process.stdout.write('begun\n');
+  clearInterval(timer);
+}, 50);
+const prompt = 'one two three '.repeat(2600);
+process.argv.splice(2, 1, 'generate', '--model', process.argv[2], '--raw', '--prompt', prompt);
+await import('../../../dist/cli/main.js');
