@@ -41,10 +41,6 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
     },
     /damaged at byte 0: header length: .*; check that this is a safetensors file$/,
   ],
-  ERR_ABORTED: [
-    () => withAbort(AbortSignal.abort(), () => zeros([2])).data(),
-    /^download: operand 0 has no value, the work that makes it was aborted/,
-  ],
   ERR_OUT_OF_MEMORY: [
     async () => {
       setMemoryLimit(2 ** 20);
@@ -91,6 +87,10 @@ const kWays: Record<ErrorCode, [fail: () => unknown, end: RegExp]> = {
   ERR_NETWORK: [
     () => resolveModel('nobody/nothing', { offline: true, cacheDir: kFolder }),
     /offline mode is on; check the connection/,
+  ],
+  ERR_ABORTED: [
+    () => withAbort(AbortSignal.abort(), () => zeros([2])).data(),
+    /^download: operand 0 has no value, the work that makes it was aborted/,
   ],
   ERR_GRADIENT: [
     () => gradcheck(wrongSquare, [tensor([1, 2], { dtype: 'f64' })]),

@@ -36,14 +36,14 @@ export function openCachedSession(model: Model, options: SessionOptions): Cached
 export class CachedSession implements DecodeSession {
   readonly #model: CausalLM | Seq2SeqLM;
   readonly #cache: KvCache;
-  readonly #options: SessionOptions;
+  #run: SessionOptions['run'];
   /** Steps of one token for each sequence, recorded, and the tensors that they read; null where the model's cannot be. */
   readonly #recorded: { readonly graphs: GraphCache; readonly watch: ParameterWatch } | null;
 
   constructor(model: CausalLM | Seq2SeqLM, cache: KvCache, options: SessionOptions) {
     this.#model = model;
     this.#cache = cache;
-    this.#options = options;
+    this.#run = options.run;
     const isRecorded = model instanceof CausalLM && model.graphObstacle === null;
     this.#recorded = isRecorded
       ? {
@@ -51,6 +51,11 @@ export class CachedSession implements DecodeSession {
           watch: new ParameterWatch(model),
         }
       : null;
+  }
+
+  /** Runs forwards within another function from now on, for another generation. */
+  runWithin(run: SessionOptions['run']): void {
+    this.#run = run;
   }
 
   /** Bytes that the cache takes, and those of it that sequences use. */
@@ -152,7 +157,7 @@ export class CachedSession implements DecodeSession {
       return [sequence, this.#cache.lengthOf(sequence)] as const;
     });
     try {
-      return await logitRows(this.#options.run, parts, (part) => {
+      return await logitRows(this.#run, parts, (part) => {
         const logits = this.#forward(part);
         onEnqueued(part);
         return logits;

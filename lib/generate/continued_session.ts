@@ -37,6 +37,7 @@ export class ContinuedSession {
   /** Opens the session of a generation, which leaves the sequence behind when it ends. */
   readonly open: OpenSession = (_, options) => {
     this.#session ??= openCachedSession(this.#model, options);
+    this.#session.runWithin(options.run);
     return new Turn({
       prefill: (prompt) => this.#prefill(prompt, options),
       extend: (ids) => this.#extend(ids),

@@ -51,7 +51,7 @@ describe('a continued sequence', () => {
     kept.reset();
   });
 
-  it.each(['llama-tied', 'gemma2', 'gpt2'])(
+  it.each(['llama-tied', 'gemma2', 'qwen3'])(
     'of %s goes on from where it was, whenever a generation on it is aborted',
     async (name) => {
       using model = await AutoModelForCausalLM.fromPretrained(join(architecture(name), 'model'), {

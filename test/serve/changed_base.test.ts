@@ -12,7 +12,7 @@ import { send } from '../support/api_server.ts';
 it('says 503 once a file with weights that are its pages has changed, and no answer comes from it', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'balora-changed-base-'));
   try {
-    cpSync(demoCheckpoint(), folder, { recursive: true });
+    cpSync(demoCheckpoint, folder, { recursive: true });
     using model = await AutoModelForCausalLM.fromPretrained(folder, { dtype: 'bf16' });
     const tokenizer = await Tokenizer.fromPretrained(folder);
     const server = await openServer({
