@@ -71,7 +71,7 @@ export class CachedSession implements DecodeSession {
       for (const _ of distinct) made.push(this.#cache.create());
       const added = distinct.map((ids, i) => ({ sequence: made[i] as number, ids }));
       const sequences = new Array<number>(prompts.length);
-      // As soon as its forward is enqueued: after an await the cache may have been disposed of.
+      // Called as soon as a part's forward is enqueued: after an await the cache may have been disposed of.
       const forkEqual = (part: readonly Continuation[]): void => {
         for (const { sequence } of part) {
           const first = made.indexOf(sequence);

@@ -73,8 +73,8 @@ void set_abort(Env& env, std::optional<AbortBox*> box) {
 void abort_ops(AbortBox* box) {
   box->get()->store(true, std::memory_order_relaxed);
 }
-// Declares, in stream order, that the values of a tensor are those to go on with although an op that
-// was to write a part of them was aborted: nobody will read that part.
+// Declares, in stream order, that a tensor's values are those to go on with although an op that was
+// to write a part of them was aborted: nobody will read that part.
 void keep_aborted(Tensor t) {
   t.engine().stream().enqueue_always([storage = t.impl()->storage] {
     if (storage->has_data()) storage->set_aborted(false);

@@ -1,4 +1,4 @@
-// What computes with SmolLM2 ends within two seconds of its signal: in the middle of a prompt of 8,000 tokens, and of 128 of them.
+// Everything that computes with SmolLM2 ends within two seconds of its signal, in the middle of a prompt of 8,000 tokens or of 128 of them.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { evaluate } from '../../lib/eval/evaluate.ts';

@@ -185,7 +185,7 @@ OneDnnThreads::~OneDnnThreads() = default;
 
 namespace {
 
-// What a context's device_state points to: with the flag at which its kernels look.
+// The object of a context's device_state: the state, and the flag at which its kernels look.
 struct StreamState final : CpuState {
   const std::atomic<bool>* stop = nullptr;
 };
