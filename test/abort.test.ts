@@ -35,7 +35,8 @@ describe('ops under a signal', () => {
     const stop = new AbortController();
     const a = ones([512, 512]);
     resetOpTimes();
-    const [mine, others]: Tensor[][] = [[], []];
+    const mine: Tensor[] = [];
+    const others: Tensor[] = [];
     for (let i = 0; i < 400; i++) {
       mine.push(withAbort(stop.signal, () => matmul(a, a)));
       if (i % 100 === 0) others.push(add(a, i));

@@ -51,7 +51,7 @@ export function checkCharacters(input: RequestInput, limits: PromptLimits, param
   const sizes =
     'prompt' in input
       ? input.prompt.map((text) => text.length)
-      : [input.messages.reduce((sum, { content }) => sum + content.length, 0)];
+      : [input.messages.reduce((sum, { content }) => sum + String(content).length, 0)];
   sizes.forEach((size, i) => {
     if (size <= limits.charactersOfOne) return;
     const name = sizes.length > 1 ? `${param}[${i}]` : param;

@@ -433,7 +433,7 @@ describe('requests that are half sent', () => {
     // A request that has come in whole keeps its connection.
     const running = send(server, kChat, { body: chatBody({ max_tokens: 2 }) });
     await vi.waitFor(() => expect(sessions).toHaveLength(1));
-    const sockets = [];
+    const sockets: Awaited<ReturnType<typeof openSocket>>[] = [];
     for (let i = 0; i < 30; i++) {
       const socket = await openSocket(server);
       socket.on('error', () => {});
