@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/products/tile_gemm.h"
+#include "kernels/cpu/runtime/arena.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/kernel_table.h"
 
@@ -129,23 +130,6 @@ struct Plan {
 // Deals the tiles in order, in shares of equal cost (tiles met), so the split depends on shapes and
 // threads alone. by_keys: a run's tiles are key tiles (the backward), else query tiles.
 Plan make_plan(const Geometry& g, const std::vector<Segment>& segments, int threads, bool by_keys);
-
-// Scratch of one call, cut in aligned chunks: laid out twice, first to count, then on the memory.
-class Arena {
- public:
-  explicit Arena(char* base = nullptr) : base_(base) {}
-  template <typename T>
-  T* take(int64_t count) {
-    char* chunk = base_ + used_;
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(chunk);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // Bytes of the scratch of one thread. A Scratch is laid out by its constructor (arena, geometry,
 // rows of the longest segment).

@@ -31,7 +31,7 @@ class LeftTile {
   using A = Acc<E>;
 
   // At most `m` rows and `n` columns.
-  LeftTile(attention::Arena& arena, int64_t m, int64_t n) {
+  LeftTile(Arena& arena, int64_t m, int64_t n) {
     if constexpr (kCopied) rows_ = arena.take<E>(m * n), turned_ = arena.take<E>(m * n);
   }
 

@@ -13,7 +13,6 @@
 
 namespace balora::relative {
 
-using attention::Arena;
 using attention::Packing;
 using attention::Segment;
 using attention::Source;

@@ -122,9 +122,13 @@ HeadByToken::HeadByToken(Context* ctx, const balora_head_losses& o, const HeadOp
   packed_ = workspace<bf16>(ctx, operands() * tiles_size(channels_, lanes));
   const bool has_gradient = o.dh || o.dw;
   if (has_gradient) dh_ = workspace<float>(ctx, kSegments * lanes * channels_);
+  // Rows of W that end within a panel take most.
+  const TileSum ragged = {lanes, {{.lda = channels_, .k = channels_}}, {}};
+  const int64_t padding = tile_padding(group_ - 1, {&ragged, 1});
   own_.resize(static_cast<size_t>(std::max(ctx->num_threads, 1)));
   for (Own& own : own_) {
     own.logits = workspace<float>(ctx, group_ * operands() * lanes);
+    own.padding = workspace<bf16>(ctx, padding);
     own.bounds = workspace<float>(ctx, std::max<int64_t>(options.entropy_top_k, 1) * lanes);
     if (!has_gradient) continue;
     own.dz = workspace<bf16>(ctx, lanes * block_);
@@ -223,8 +227,7 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
         lanes_,
         {{rows, channels_, channels_, tiles}},
         {.c = logits, .dtype = BALORA_F32, .ldc = head::kPanelLanes, .panel_step = panel_step}};
-    std::vector<bf16> padding(static_cast<size_t>(tile_padding(tokens, {&product, 1})));
-    run_tiles_alone(tokens, {&product, 1}, padding.data());
+    run_tiles_alone(tokens, {&product, 1}, own.padding);
   };
   float* const teachers = own.logits + lanes_ / head::kPanelLanes * panel_step;
   multiply(*o_.w, packed_, own.logits);

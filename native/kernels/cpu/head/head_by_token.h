@@ -58,6 +58,7 @@ class HeadByToken {
     float* bounds;  // (K,lanes) of rank_maxima()
     bf16* dz;       // (lanes,block)
     bf16* tiles;    // W of a block
+    bf16* padding;  // of a group's rows of W
   };
   struct Range {
     int64_t begin, end;

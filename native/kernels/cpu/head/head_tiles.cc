@@ -5,10 +5,10 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/scratch.h"
 
 namespace balora {
 namespace {
@@ -71,8 +71,8 @@ void for_parts(Context* ctx, const Extents& extents, int64_t size, const Body& b
   const int64_t parts = grid.rows * grid.columns;
   constexpr int64_t kPage = 4096 / sizeof(bf16);  // parts share no cache line
   const int64_t each = round_up(size, kPage) + round_up(extents.padding(), kPage);
-  auto* memory = static_cast<bf16*>(CpuState::of(ctx).scratch(
-      CpuState::kWeightTiles, static_cast<uint64_t>(parts * each) * sizeof(bf16)));
+  const Scratch<bf16> scratch(ctx, parts * each);
+  bf16* const memory = scratch.data();
   parallel_for(ctx, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t r = p / grid.columns, c = p % grid.columns;

@@ -83,10 +83,10 @@ class ChebyshevSvd {
   explicit ChebyshevSvd(const LowRankProblem& problem, void* scratch = nullptr)
       : p_(problem), arena_(scratch), w_(problem.w) {
     const int64_t m = w_.padded_m(), n = w_.padded_n(), b = block_cols(p_);
-    for (FloatBlock* block : {&q_, &y_, &z_}) *block = arena_.block(n, b);
-    image_ = arena_.block(m, b);
-    flipped_ = arena_.block(b, m);
-    product_ = arena_.block(b, m);
+    for (FloatBlock* block : {&q_, &y_, &z_}) *block = take_block(arena_, n, b);
+    image_ = take_block(arena_, m, b);
+    flipped_ = take_block(arena_, b, m);
+    product_ = take_block(arena_, b, m);
     wide_ = arena_.take<double>(m * b);
     weights_ = arena_.take<float>(b * b);
     rows_ = tile_padded(w_.rows), cols_ = tile_padded(w_.cols);

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/linalg/dense.h"
 #include "kernels/cpu/products/tile_gemm.h"
+#include "kernels/cpu/runtime/arena.h"
 
 namespace balora {
 
@@ -15,24 +16,9 @@ struct FloatBlock {
   int64_t size() const { return rows * cols; }
 };
 
-// Hands out parts of one block of memory. Without a block it only counts, so that the same layout
-// code first computes how much is needed.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-  template <typename T>
-  T* take(int64_t count) {
-    const int64_t at = used_;
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
-  }
-  FloatBlock block(int64_t rows, int64_t cols) { return {rows, cols, take<float>(rows * cols)}; }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
+inline FloatBlock take_block(Arena& arena, int64_t rows, int64_t cols) {
+  return {rows, cols, arena.take<float>(rows * cols)};
+}
 
 // The first `rows` rows of the block become uniform in [-1, 1), from Philox blocks of the seed.
 void fill_uniform(const FloatBlock& block, int64_t rows, uint64_t seed);

@@ -105,10 +105,10 @@ class PcaUpdate {
     mean_ = arena_.take<float>(cols_);
     if (!searches()) return;
     const int64_t b = tile_padded(kept_);
-    for (FloatBlock* block : {&q_, &y_, &z_}) *block = arena_.block(cols_, b);
-    across_ = arena_.block(b, cols_);
-    image_ = arena_.block(kPanelRows, b);
-    flipped_ = arena_.block(b, kPanelRows);
+    for (FloatBlock* block : {&q_, &y_, &z_}) *block = take_block(arena_, cols_, b);
+    across_ = take_block(arena_, b, cols_);
+    image_ = take_block(arena_, kPanelRows, b);
+    flipped_ = take_block(arena_, b, kPanelRows);
     wide_ = arena_.take<double>(2 * cols_ * b);
     weights_ = arena_.take<float>(b * b);
   }

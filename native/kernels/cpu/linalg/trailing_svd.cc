@@ -254,7 +254,7 @@ class FloatIteration {
  public:
   FloatIteration(const Context* ctx, const Matrix& x, int64_t columns, uint64_t seed)
       : ctx_(ctx), n_(x.rows), rows_(tile_padded(x.rows)) {
-    Arena size(nullptr);
+    Arena size;
     lay_out(size, columns);
     memory_.reset(new char[static_cast<size_t>(size.used() + 64)]);
     const auto address = reinterpret_cast<uintptr_t>(memory_.get());
@@ -284,7 +284,7 @@ class FloatIteration {
  private:
   void lay_out(Arena& arena, int64_t columns) {
     for (float** half : {&x_, &xt_}) *half = arena.take<float>(rows_ * rows_);
-    for (FloatBlock* block : {&q_, &y_, &z_, &half_}) *block = arena.block(rows_, columns);
+    for (FloatBlock* block : {&q_, &y_, &z_, &half_}) *block = take_block(arena, rows_, columns);
     wide_ = arena.take<double>(rows_ * columns);
     weights_ = arena.take<float>(columns * columns);
   }

@@ -10,9 +10,10 @@
 #include "kernels/cpu/linear/low_rank_segment.h"
 #include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/int8.h"
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/runtime/arena.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
@@ -115,8 +116,9 @@ void backward_inputs(Context* ctx, const LinearGradients& g,
   }
   const int64_t a_size = low_rank_dx ? segment.a_size(m) : 0;
   const int64_t b_size = low_rank_dx ? segment.b_size(in) : 0;
-  Arena a(ctx, CpuState::kFactorA, Arena::bytes<bf16>(a_size));
-  Arena b(ctx, CpuState::kFactorB, Arena::bytes<bf16>(b_size) + columns_bytes);
+  const Scratch<char> a_scratch(ctx, Arena::bytes<bf16>(a_size));
+  const Scratch<char> b_scratch(ctx, Arena::bytes<bf16>(b_size) + columns_bytes);
+  Arena a(a_scratch.data()), b(b_scratch.data());
   if (a_size > 0) {
     auto* rows = b.take<bf16>(b_size);
     segment.pack_rows(ctx, rows, in, Side::kA, false);
@@ -214,8 +216,10 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     b_bytes += Arena::bytes<bf16>(segments[i].b_size(outs));
     if (linears[i].bias) bias_bytes += Arena::bytes<float>(outs);
   }
-  Arena a(ctx, CpuState::kFactorA, a_bytes), bias(ctx, CpuState::kWideC, bias_bytes);
-  Arena b(ctx, CpuState::kFactorB, b_bytes + Arena::bytes<bf16>(tiles_size(in, column_count)));
+  b_bytes += Arena::bytes<bf16>(tiles_size(in, column_count));
+  const Scratch<char> a_scratch(ctx, a_bytes), b_scratch(ctx, b_bytes);
+  const Scratch<char> bias_scratch(ctx, bias_bytes);
+  Arena a(a_scratch.data()), b(b_scratch.data()), bias(bias_scratch.data());
   TileProjection projection{.x = rows_term(x_adapter ? *x_adapter : x)};
   PackedColumns columns(in);
   std::vector<TileSum> sums;

@@ -10,11 +10,11 @@
 #include "kernels/cpu/linear/output_scale.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/int8.h"
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/rows.h"
 
@@ -254,12 +254,12 @@ void forward(Context* ctx, const View& x, const View& input,
   widens = widens && reads_x;
   if (!widens) thin_products(ctx, input, projection, {}, by_rows);
   const int64_t height = widens ? rows_at_once(m, in) : m;
+  const Scratch<float> left(ctx, widens ? height * in : 0);
   for (int64_t first = 0; first < m; first += height) {
     const int64_t rows = std::min(height, m - first);
     View some = rows_of(x, first, rows), some_input = rows_of(input, first, rows);
     if (widens) {
-      auto* const wide = static_cast<float*>(
-          CpuState::of(ctx).scratch(CpuState::kLeft, rows * in * sizeof(float)));
+      float* const wide = left.data();
       std::vector<Projection> own = projection;
       for (Projection& each : own) {
         each.out.data = offset_by(each.out.data, first * each.out.ld, each.out.dtype);

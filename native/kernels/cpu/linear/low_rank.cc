@@ -5,10 +5,10 @@
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/gemm.h"
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/row_product.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/scratch.h"
 
 namespace balora {
 namespace {
@@ -79,8 +79,8 @@ void thin_products(Context* ctx, const View& x, std::span<const Projection> proj
   }
   const bool narrow = is_narrow(x.dtype);
   const int64_t block = narrow ? widened_rows(x) : m;
-  void* const wide =
-      narrow ? CpuState::of(ctx).scratch(CpuState::kFirst, block * k * sizeof(float)) : nullptr;
+  const Scratch<float> scratch(ctx, narrow ? block * k : 0);
+  float* const wide = scratch.data();
   for (int64_t first = 0; first < m; first += block) {
     const int64_t rows = std::min(block, m - first);
     GemmInput some = {x.data, x.dtype, k};

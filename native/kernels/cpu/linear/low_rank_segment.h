@@ -12,30 +12,9 @@
 #include <vector>
 
 #include "kernels/cpu/linear/low_rank_updates.h"
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 
 namespace balora {
-
-// Hands out parts of one scratch buffer, each aligned to a cache line.
-class Arena {
- public:
-  Arena(Context* ctx, CpuState::Scratch index, int64_t bytes)
-      : at_(static_cast<char*>(CpuState::of(ctx).scratch(index, static_cast<uint64_t>(bytes)))) {}
-  template <typename T>
-  T* take(int64_t elements) {
-    char* taken = at_;
-    at_ += bytes<T>(elements);
-    return reinterpret_cast<T*>(taken);
-  }
-  template <typename T>
-  static int64_t bytes(int64_t elements) {
-    return round_up(elements * static_cast<int64_t>(sizeof(T)), 64);
-  }
-
- private:
-  char* at_;
-};
 
 // The k columns that updates take in a sum.
 class KSegment {

@@ -11,6 +11,7 @@
 #include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/shared/rows.h"
 
 namespace balora {
@@ -195,14 +196,11 @@ template <typename T>
 void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
                const GemmOutput& c, const GemmScale& scale) {
   constexpr int32_t kType = kDtypeOfAcc<T>;
-  CpuState& state = CpuState::of(ctx);
   const WideBlock block = wide_block<T>(s, a, b, c);
-  const auto buffer = [&](CpuState::Scratch index, bool wanted, int64_t elements) {
-    return wanted ? static_cast<T*>(state.scratch(index, elements * sizeof(T))) : nullptr;
-  };
-  const Wide<T> wide = {buffer(CpuState::kWideA, a.dtype != kType, s.m * s.k),
-                        buffer(CpuState::kWideB, b.dtype != kType, block.k * block.n),
-                        buffer(CpuState::kWideC, c.dtype != kType, s.m * block.n)};
+  const Scratch<T> wide_a(ctx, a.dtype != kType ? s.m * s.k : 0);
+  const Scratch<T> wide_b(ctx, b.dtype != kType ? block.k * block.n : 0);
+  const Scratch<T> wide_c(ctx, c.dtype != kType ? s.m * block.n : 0);
+  const Wide<T> wide = {wide_a.data(), wide_b.data(), wide_c.data()};
   GemmInput left = a;
   for (int64_t depth = 0; depth < s.k; depth += block.k) {
     if (depth > 0) left.data = at(a, a.transposed ? depth * a.ld : depth);
@@ -258,8 +256,8 @@ void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput&
   if (path == Path::kPrimitive) {
     CpuState& state = CpuState::of(ctx);
     if (const auto matmul = state.matmul(spec_of(s, a, b, c, scale, ctx->num_threads))) {
-      void* scratch = state.scratch(CpuState::kScratchpad, matmul->scratch_bytes());
-      return matmul->execute(state.stream(), {a.data, b.data, c.data, scratch});
+      const Scratch<char> scratch(ctx, static_cast<int64_t>(matmul->scratch_bytes()));
+      return matmul->execute(state.stream(), {a.data, b.data, c.data, scratch.data()});
     }
   }
   one_by_one(

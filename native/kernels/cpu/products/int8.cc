@@ -11,12 +11,12 @@
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/encoded.h"
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/machine_memory.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
@@ -134,8 +134,8 @@ void read_values(const View& view, int64_t first, int64_t count, float* to) {
 template <typename Body>
 void for_rows(Context* ctx, int64_t count, int64_t width, const Body& body) {
   const int64_t threads = std::max(ctx->num_threads, 1);
-  auto* const scratch = static_cast<float*>(CpuState::of(ctx).scratch(
-      CpuState::kInt8Values, static_cast<uint64_t>(threads * width) * sizeof(float)));
+  const Scratch<float> values(ctx, threads * width);
+  float* const scratch = values.data();
   parallel_for(ctx, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t i = count * t / threads; i < count * (t + 1) / threads; ++i) {
@@ -234,8 +234,11 @@ const Int8Weight* Int8Weight::of(Context* ctx, const View& weight, bool rotated)
     }
   }
   auto made = std::unique_ptr<const Int8Weight>(new Int8Weight(ctx, weight, rotated));
-  slot.bytes += made->bytes_;
-  return entries.emplace_back(Copies::Entry{outs, ins, rotated, std::move(made)}).weight.get();
+  const Int8Weight& kept =
+      *entries.emplace_back(Copies::Entry{outs, ins, rotated, std::move(made)}).weight;
+  slot.bytes += kept.bytes_;
+  if (ctx->account) ctx->account(ctx, kept.bytes_);
+  return &kept;
 }
 
 Int8Weight::Int8Weight(Context* ctx, const View& weight, bool rotated)
@@ -255,7 +258,6 @@ Int8Weight::Int8Weight(Context* ctx, const View& weight, bool rotated)
   backward_offset_ = forward_offset_ + outs;
   quantise(ctx, weight);
   sum_columns(ctx);
-  if (ctx->account) ctx->account(ctx, bytes_);
 }
 
 void Int8Weight::quantise(Context* ctx, const View& weight) {
@@ -367,8 +369,8 @@ void int8_product(Context* ctx, int64_t m, const Int8Rows& a, const Int8Matrix& 
   const int64_t panels = whole(b.n, kInt8Columns) / kInt8Columns, width = b.panels_at_once();
   const int64_t groups = panels / width, threads = std::max(ctx->num_threads, 1);
   const int64_t panel_bytes = b.steps() * kInt8StepBytes;
-  auto* const scratch = static_cast<int8_t*>(CpuState::of(ctx).scratch(
-      CpuState::kInt8Panels, static_cast<uint64_t>(threads * width * panel_bytes)));
+  const Scratch<int8_t> all_packed(ctx, threads * width * panel_bytes);
+  int8_t* const scratch = all_packed.data();
   const Int8Multiply multiply = int8_multiply(int8_core());
   parallel_for(ctx, threads, 1, [&](int64_t first, int64_t last) {
     const TileScope scope;

@@ -9,6 +9,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/kernel_table.h"
 
 namespace balora {
@@ -59,7 +60,6 @@ class Matmul {
 class CpuState {
  public:
   CpuState() : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}
-  ~CpuState();
   static CpuState& of(Context* ctx);
 
   const dnnl::engine& engine() const { return engine_; }
@@ -71,29 +71,7 @@ class CpuState {
   // How many primitives are kept.
   size_t primitives() const { return cache_.size(); }
 
-  // Grow-only buffers that outlive a kernel, 64-byte aligned; a later call with the same index may
-  // move it. Its contents are what any kernel left there: NaNs, as well.
-  enum Scratch {
-    kScratchpad,
-    kWideA,
-    kWideB,
-    kWideC,
-    kSum,
-    kLeft,
-    kFirst,
-    kSecond,
-    kTilePadding,
-    kFactorA,
-    kFactorB,
-    kWeightTiles,
-    kInPlaceRows,
-    kDecoded,
-    kInt8Values,
-    kInt8Panels,
-    kScratchCount
-  };
-  void* scratch(Scratch index, uint64_t bytes);
-  void poison_scratch() { poisoned_ = true; }  // see cpu_state.h
+  ScratchPool& scratch() { return scratch_; }
 
  private:
   struct Hash {
@@ -107,12 +85,7 @@ class CpuState {
   dnnl::stream stream_;
   std::unordered_map<MatmulSpec, Entry, Hash> cache_;
   std::list<MatmulSpec> ages_;  // most recently used first
-  struct Buffer {
-    void* data = nullptr;
-    uint64_t bytes = 0;
-  };
-  std::array<Buffer, kScratchCount> buffers_;
-  bool poisoned_ = false;
+  ScratchPool scratch_;
 };
 
 dnnl::memory::data_type onednn_dtype(int32_t dtype);

@@ -10,6 +10,7 @@
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/runtime/machine_memory.h"
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/shared/rows.h"
 #include "tensor/errors.h"
 
@@ -34,6 +35,7 @@ const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transpose
   if (!slot.data) {
     auto packed = std::unique_ptr<PackedWeight>(new PackedWeight(ctx, b, transposed));
     slot.bytes = packed->bytes_;
+    if (ctx->account) ctx->account(ctx, packed->bytes_);
     slot.data = packed.release();
     slot.destroy = [](void* data) { delete static_cast<PackedWeight*>(data); };
   }
@@ -50,13 +52,12 @@ PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
   pack_onednn(ctx, b, transposed);
 }
 
-void PackedWeight::allocate(Context* ctx, uint64_t bytes) {
+void PackedWeight::allocate(uint64_t bytes) {
   const uint64_t rounded = (bytes + 63) / 64 * 64;
   require_host_memory(rounded);
   data_.reset(std::aligned_alloc(64, rounded));
   if (!data_) throw std::bad_alloc();
   bytes_ = static_cast<int64_t>(rounded);
-  if (ctx->account) ctx->account(ctx, bytes_);
 }
 
 void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
@@ -71,7 +72,7 @@ void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
   const auto matmul = state.matmul(spec);
   if (!matmul) return;
   layout_ = matmul->b_layout();
-  allocate(ctx, layout_.get_size());
+  allocate(layout_.get_size());
   const dnnl::memory::dims strides =
       transposed ? dnnl::memory::dims{1, k_} : dnnl::memory::dims{n_, 1};
   dnnl::memory from({{k_, n_}, onednn_dtype(dtype_), strides}, state.engine(), b.data);
@@ -105,22 +106,21 @@ void PackedWeight::multiply_rows(Context* ctx, MatmulSpec spec, int64_t first, i
   if (!matmul) throw UnsupportedError("oneDNN refuses a product with a packed weight");
   const bool dense = spec.a_row == k_ && spec.c_row == n_;
   if (matmul->is_reference() && !dense) return multiply_apart(ctx, spec, x);
-  x.scratch = state.scratch(CpuState::kScratchpad, matmul->scratch_bytes());
+  const Scratch<char> scratch(ctx, static_cast<int64_t>(matmul->scratch_bytes()));
+  x.scratch = scratch.data();
   matmul->execute(state.stream(), x);
 }
 
 // oneDNN 3.1 (Ubuntu 24.04's) multiplies by a packed weight in its plain loops unless the rows of A
 // and of C are one after the other: blocks of rows are copied to and from where they are.
 void PackedWeight::multiply_apart(Context* ctx, MatmulSpec spec, MatmulArguments x) const {
-  CpuState& state = CpuState::of(ctx);
   const int64_t lda = std::exchange(spec.a_row, k_), ldc = std::exchange(spec.c_row, n_);
   const int64_t fitting = kApartElements / std::max(k_, n_) / kRowBucket * kRowBucket;
   const int64_t block = std::min(std::max(fitting, kRowBucket), spec.m);
-  const auto dense = [&](CpuState::Scratch index, int64_t columns, int32_t dtype) {
-    return state.scratch(index, static_cast<uint64_t>(block * columns * element_size(dtype)));
-  };
-  void* const a = dense(CpuState::kWideA, k_, dtype_);
-  void* const c = dense(CpuState::kWideC, n_, spec.c_dtype);
+  const Scratch<char> dense_a(ctx, block * k_ * element_size(dtype_));
+  const Scratch<char> dense_c(ctx, block * n_ * element_size(spec.c_dtype));
+  void* const a = dense_a.data();
+  void* const c = dense_c.data();
   for (int64_t first = 0; first < spec.m; first += block) {
     const int64_t rows = std::min(block, spec.m - first);
     void* const to = offset_by(x.c, first * ldc, spec.c_dtype);

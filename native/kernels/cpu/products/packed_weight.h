@@ -25,7 +25,7 @@ class PackedWeight {
   using Data = std::unique_ptr<void, Free>;
 
   PackedWeight(Context* ctx, const View& b, bool transposed);
-  void allocate(Context* ctx, uint64_t bytes);
+  void allocate(uint64_t bytes);
   void pack_onednn(Context* ctx, const View& b, bool transposed);
   void multiply_rows(Context* ctx, MatmulSpec spec, int64_t first, int64_t rows,
                      MatmulArguments arguments) const;

@@ -12,6 +12,7 @@
 #include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/shared/rows.h"
 
 namespace balora {
@@ -66,8 +67,8 @@ void multiply_decoded(Context* ctx, const ProductSum& sum, const ProductTerm& te
     return gemm(ctx, {m, sum.n, 0}, a, {w.data, w.dtype, 1}, c, {term.alpha, beta});
   }
   const int32_t type = term.a_dtype == BALORA_F32 ? BALORA_F32 : w.dtype;
-  void* const values = CpuState::of(ctx).scratch(
-      CpuState::kDecoded, static_cast<uint64_t>(block * columns * element_size(type)));
+  const Scratch<char> decoded(ctx, block * columns * element_size(type));
+  void* const values = decoded.data();
   for (int64_t first = 0; first < rows; first += block) {
     const int64_t count = std::min(block, rows - first);
     decode_rows(ctx, w, begin + first, begin + first + count, type, values);
@@ -127,8 +128,8 @@ void multiply_deep(Context* ctx, const ProductSum& sum, const ProductTerm& term,
                    const GemmOutput& c, double beta) {
   const View& w = *term.b;
   const int64_t m = sum.m, k = term.k(), depth = even_share(k, kDepth);
-  auto* const left =
-      static_cast<float*>(CpuState::of(ctx).scratch(CpuState::kLeft, m * depth * sizeof(float)));
+  const Scratch<float> widened(ctx, m * depth);
+  float* const left = widened.data();
   for (int64_t first = 0; first < k; first += depth) {
     const int64_t count = std::min(depth, k - first);
     ProductTerm some = term;
@@ -184,13 +185,13 @@ void sum_wide(Context* ctx, const Part& part, const GemmOutput& c) {
 
 void sum_narrow(Context* ctx, const Part& part, const GemmOutput& c) {
   const ProductSum& sum = part.sum;
-  void* scratch = CpuState::of(ctx).scratch(CpuState::kSum, sum.m * sum.n * sizeof(float));
-  const GemmOutput wide = {scratch, BALORA_F32, sum.n};
+  const Scratch<float> sums(ctx, sum.m * sum.n);
+  const GemmOutput wide = {sums.data(), BALORA_F32, sum.n};
   if (sum.accumulate) {
-    convert_rows(ctx, {c.data, c.dtype, c.ld}, {scratch, BALORA_F32, sum.n}, sum.m, sum.n);
+    convert_rows(ctx, {c.data, c.dtype, c.ld}, {sums.data(), BALORA_F32, sum.n}, sum.m, sum.n);
   }
   sum_wide(ctx, part, wide);
-  convert_rows(ctx, {scratch, BALORA_F32, sum.n}, {c.data, c.dtype, c.ld}, sum.m, sum.n);
+  convert_rows(ctx, {sums.data(), BALORA_F32, sum.n}, {c.data, c.dtype, c.ld}, sum.m, sum.n);
 }
 
 // Whether the left operands are widened here, once for all of the columns: where gemm() would do it
@@ -212,11 +213,8 @@ void advance(ProductTerm& term, int64_t m) {
   if (term.int8_rows.q) term.int8_rows = term.int8_rows.from(m);
 }
 
-// The left operands of m rows in f32.
-void widen_left(Context* ctx, int64_t m, std::span<ProductTerm> terms) {
-  const int64_t columns = narrow_columns(terms);
-  auto* to =
-      static_cast<float*>(CpuState::of(ctx).scratch(CpuState::kLeft, m * columns * sizeof(float)));
+// The left operands of m rows in f32, which has room for their columns.
+void widen_left(Context* ctx, int64_t m, std::span<ProductTerm> terms, float* to) {
   for (ProductTerm& term : terms) {
     if (!is_narrow(term)) continue;
     const int64_t k = term.k();
@@ -261,10 +259,11 @@ void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   const int64_t most = std::min(fitting(extent, kLeastRows), deep ? kDeepRows : kMostRows);
   const int64_t height = even_share(sum.m, most);
   std::vector<ProductTerm> terms(sum.terms.begin(), sum.terms.end());
+  const Scratch<float> widened(ctx, height * left);
   for (int64_t first = 0; first < sum.m; first += height) {
     const int64_t m = std::min(height, sum.m - first);
     std::vector<ProductTerm> own = terms;
-    if (widens && !deep) widen_left(ctx, m, own);
+    if (widens && !deep) widen_left(ctx, m, own, widened.data());
     ProductSum part = sum;
     part.m = m, part.terms = own;
     const int64_t width = by_columns ? fitting(m, 64) : sum.n;

@@ -7,11 +7,11 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "tensor/errors.h"
 
@@ -296,12 +296,11 @@ void contract_tiles(Context* ctx, const bf16* x, int64_t m, int64_t k, std::span
   const bool halves = rounding == Rounding::kHalves;
   std::vector<TileLines> tiles;
   for (int64_t tile = 0; tile < rank_tiles; ++tile) tiles.emplace_back(p, tile);
-  CpuState& state = CpuState::of(ctx);
   const int64_t step_elements = rank_tiles * (halves ? 2 : 1) * kTileElements;
-  auto* pt =
-      static_cast<bf16*>(state.scratch(CpuState::kFirst, steps * step_elements * sizeof(bf16)));
-  auto* sums = static_cast<float*>(
-      state.scratch(CpuState::kSecond, panels * rank_tiles * kSumElements * sizeof(float)));
+  const Scratch<bf16> packed(ctx, steps * step_elements);
+  const Scratch<float> all_sums(ctx, panels * rank_tiles * kSumElements);
+  bf16* const pt = packed.data();
+  float* const sums = all_sums.data();
   parallel_for(ctx, steps, 8, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) pack_step(tiles, m, s, halves, pt + s * step_elements);
   });

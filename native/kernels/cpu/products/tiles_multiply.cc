@@ -10,7 +10,6 @@
 #include <cstring>
 #include <optional>
 
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_cores.h"
 #include "kernels/cpu/products/tiles_job.h"
@@ -19,6 +18,7 @@
 #include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "tensor/errors.h"
 
@@ -318,6 +318,16 @@ constexpr bool many_fit(int64_t item_bytes) {
   return item_bytes * kManyPanels <= Core::kCachedBytes;
 }
 
+// A core that is closed where the work between throws, as well.
+template <typename Core>
+class Opened {
+ public:
+  Opened() { Core::open(); }
+  ~Opened() { Core::close(); }
+  Opened(const Opened&) = delete;
+  Opened& operator=(const Opened&) = delete;
+};
+
 // A thread's part of a job, multiplied.
 template <typename Core>
 class Walk {
@@ -333,7 +343,7 @@ class Walk {
         passes_(job.sums.size()) {}
 
   AMX_TARGET void run() {
-    Core::open();
+    const Opened<Core> opened;
     bool project = true;
     size_t first = part_.item_begin;
     do {
@@ -363,7 +373,6 @@ class Walk {
       first = chunk.last;
     } while (first < part_.item_end);
     writer_.flush();
-    Core::close();
   }
 
  private:
@@ -513,11 +522,6 @@ void run_part(const Job& job, const Part& part) {
   Walk<Core>(job, part, part.own ? &packed : nullptr).run();
 }
 
-bf16* tile_scratch(Context* ctx, CpuState::Scratch which, int64_t elements) {
-  return static_cast<bf16*>(
-      CpuState::of(ctx).scratch(which, static_cast<uint64_t>(elements) * sizeof(bf16)));
-}
-
 // Up to so many threads pack all of B each for itself where they share the rows: a packed element
 // is used by each row once, so that this costs less than a hundredth of the products of 1,000 rows,
 // and what one core packs and another reads costs 3 to 6 of them where they share no cache.
@@ -535,15 +539,19 @@ int64_t largest_packing(const Job& job) {
   return round_up(std::min(all, largest), 4096) / static_cast<int64_t>(sizeof(bf16));
 }
 
-// Packs all that is to be packed, once for all threads.
-void pack_all(Context* ctx, Job& job) {
+// Elements of all that is to be packed.
+int64_t packed_elements(const Job& job) {
   int64_t elements = 0;
   for (const Sum& sum : job.sums) {
     for (const Unpacked& operand : sum.unpacked) elements += tiles_size(operand.k, sum.n);
     const int64_t panels = round_up(sum.n, kTileN) / kTileN;
     for (const Int8Source& term : sum.int8) elements += int8_elements(term.b, panels);
   }
-  bf16* to = tile_scratch(ctx, CpuState::kWeightTiles, elements);
+  return elements;
+}
+
+// Packs it once for all threads.
+void pack_all(Context* ctx, Job& job, bf16* to) {
   for (Sum& sum : job.sums) {
     for (const Unpacked& operand : sum.unpacked) {
       pack_tiles(ctx, operand.matrix, operand.k, sum.n, to);
@@ -602,10 +610,10 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   if (m == 0) return;
   int64_t padding = tile_padding(m, sums);
   for (const TileProjection& p : projections) padding += padding_elements(p.x, m);
-  Job job = make_job(m, projections, sums, tile_scratch(ctx, CpuState::kTilePadding, padding));
-  if (in_place_elements(job) > 0) {
-    pack_in_place_rows(job, tile_scratch(ctx, CpuState::kInPlaceRows, in_place_elements(job)));
-  }
+  const Scratch<bf16> padded(ctx, padding);
+  Job job = make_job(m, projections, sums, padded.data());
+  const Scratch<bf16> in_place_rows(ctx, in_place_elements(job));
+  if (in_place_rows.data()) pack_in_place_rows(job, in_place_rows.data());
   const int64_t rows = round_up(m, kPanelRows) / kPanelRows;
   const auto items = static_cast<int64_t>(job.items.size());
   const int threads = ctx->num_threads;
@@ -618,9 +626,12 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
   // A single panel is not divided; what it multiplies in place must stay unpacked.
   const bool by_rows = rows > 1 && (!job.projections.empty() ||
                                     evenness(rows, threads) + 0.02 >= evenness(items, threads));
-  if (by_rows && threads > kMostPackers) pack_all(ctx, job);
+  const bool packs_all = by_rows && threads > kMostPackers;
+  const Scratch<bf16> packed(ctx, packs_all ? packed_elements(job) : 0);
+  if (packs_all) pack_all(ctx, job, packed.data());
   const int64_t size = largest_packing(job);
-  bf16* own = size > 0 ? tile_scratch(ctx, CpuState::kWeightTiles, threads * size) : nullptr;
+  const Scratch<bf16> packings(ctx, threads * size);
+  bf16* const own = packings.data();
   // Chunks are the same for all threads where each has some rows.
   std::optional<Balance> balance;
   if (by_rows && rows >= 2 * threads) balance.emplace(rows, threads);

@@ -3,11 +3,12 @@
 // only when it beats the list's last; large K sorts.
 #include <algorithm>
 #include <numeric>
-#include <vector>
+#include <span>
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
 namespace {
@@ -26,7 +27,7 @@ struct Entry {
 };
 
 template <typename T>
-void small_k(const T* row, int64_t columns, std::vector<Entry<Acc<T>>>& best) {
+void small_k(const T* row, int64_t columns, std::span<Entry<Acc<T>>> best) {
   using A = Acc<T>;
   size_t held = 0;
   for (int64_t c = 0; c < columns; ++c) {
@@ -38,9 +39,9 @@ void small_k(const T* row, int64_t columns, std::vector<Entry<Acc<T>>>& best) {
   }
 }
 
+// `order`: room for a number of each column.
 template <typename T>
-void large_k(const T* row, int64_t columns, std::vector<Entry<Acc<T>>>& best) {
-  std::vector<int32_t> order(static_cast<size_t>(columns));
+void large_k(const T* row, std::span<int32_t> order, std::span<Entry<Acc<T>>> best) {
   std::iota(order.begin(), order.end(), 0);
   std::partial_sort(order.begin(), order.begin() + static_cast<int64_t>(best.size()), order.end(),
                     [row](int32_t i, int32_t j) {
@@ -57,19 +58,25 @@ int32_t topk_kernel(Context* ctx, const balora_topk& o) {
   if (count == 0) return 0;
   dispatch_float(o.x->dtype, [&]<typename T>() {
     const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(width, 1));
-    parallel_for(ctx, rows, grain, [&](int64_t begin, int64_t end) {
-      std::vector<Entry<Acc<T>>> best(static_cast<size_t>(count));
-      for (int64_t n = begin; n < end; ++n) {
-        const T* row = data_of<T>(o.x) + n * width;
-        if (count <= kInsertionLimit) {
-          small_k<T>(row, width, best);
-        } else {
-          large_k<T>(row, width, best);
-        }
-        for (int64_t k = 0; k < count; ++k) {
-          const Entry<Acc<T>>& entry = best[static_cast<size_t>(k)];
-          data_of<T>(o.values)[n * count + k] = store<T>(entry.value);
-          data_of<int32_t>(o.columns)[n * count + k] = entry.column;
+    const int64_t threads = parallel_width(ctx, rows, grain);
+    const bool small = count <= kInsertionLimit;
+    auto* const all_best = workspace<Entry<Acc<T>>>(ctx, threads * count);
+    auto* const all_orders = small ? nullptr : workspace<int32_t>(ctx, threads * width);
+    parallel_for(ctx, threads, 1, [&](int64_t first, int64_t last) {
+      for (int64_t t = first; t < last; ++t) {
+        const std::span best(all_best + t * count, static_cast<size_t>(count));
+        for (int64_t n = rows * t / threads; n < rows * (t + 1) / threads; ++n) {
+          const T* row = data_of<T>(o.x) + n * width;
+          if (small) {
+            small_k<T>(row, width, best);
+          } else {
+            large_k<T>(row, {all_orders + t * width, static_cast<size_t>(width)}, best);
+          }
+          for (int64_t k = 0; k < count; ++k) {
+            const Entry<Acc<T>>& entry = best[static_cast<size_t>(k)];
+            data_of<T>(o.values)[n * count + k] = store<T>(entry.value);
+            data_of<int32_t>(o.columns)[n * count + k] = entry.column;
+          }
         }
       }
     });

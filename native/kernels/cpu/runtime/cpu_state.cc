@@ -115,14 +115,11 @@ void Matmul::execute(const dnnl::stream& stream, const MatmulArguments& x) const
                                                      {DNNL_ARG_WEIGHTS, b.get()},
                                                      {DNNL_ARG_DST, c.get()},
                                                      {DNNL_ARG_SCRATCHPAD, scratch.get()}}};
-  dnnl::error::wrap_c_api(
+  const dnnl_status_t status =
       dnnl_primitive_execute(primitive_.get(), stream.get(), static_cast<int>(arguments.size()),
-                             arguments.data()),
-      "matrix product");
-}
-
-CpuState::~CpuState() {
-  for (const Buffer& buffer : buffers_) std::free(buffer.data);
+                             arguments.data());
+  if (status == dnnl_out_of_memory) throw std::bad_alloc();
+  dnnl::error::wrap_c_api(status, "matrix product");
 }
 
 CpuState& CpuState::of(Context* ctx) {
@@ -145,6 +142,7 @@ std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec, const Des
     const OneDnnThreads threads(spec.threads);
     made = std::make_shared<const Matmul>(engine_, spec, packed_b);
   } catch (const dnnl::error& error) {
+    if (error.status == dnnl_out_of_memory) throw std::bad_alloc();
     if (error.status != dnnl_unimplemented) throw;
   }
   if (cache_.size() >= kMaxPrimitives) {
@@ -156,19 +154,8 @@ std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec, const Des
   return made;
 }
 
-void* CpuState::scratch(Scratch index, uint64_t bytes) {
-  Buffer& buffer = buffers_[index];
-  if (buffer.bytes < bytes) {
-    std::free(buffer.data);
-    buffer = {};
-    const uint64_t rounded = (bytes + 4095) / 4096 * 4096;
-    require_host_memory(rounded);
-    buffer.data = std::aligned_alloc(64, rounded);
-    if (!buffer.data) throw std::bad_alloc();
-    buffer.bytes = rounded;
-  }
-  if (poisoned_ && bytes > 0) std::memset(buffer.data, 0xff, bytes);
-  return buffer.data;
+ScratchPool& ScratchPool::of(Context* ctx) {
+  return CpuState::of(ctx).scratch();
 }
 
 #if defined(_OPENMP)
@@ -220,7 +207,7 @@ bool is_stopped(const Context* ctx) {
 }
 
 void poison_cpu_scratch(void* state) {
-  static_cast<CpuState*>(state)->poison_scratch();
+  static_cast<CpuState*>(state)->scratch().poison();
 }
 
 }  // namespace balora

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <mutex>
 #include <type_traits>
 #include <vector>
 
@@ -28,8 +29,28 @@ inline double evenness(int64_t n, int64_t threads) {
   return static_cast<double>(n) / static_cast<double>(most * threads);
 }
 
+// What the parts of a loop threw, of which one is kept: that of the lowest part, so that a failure
+// is the same in each run. An exception that left OpenMP's region would end the process.
+class PartFailures {
+ public:
+  // Of the exception that is being handled.
+  void keep(int part) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (!kept_ || part < part_) kept_ = std::current_exception(), part_ = part;
+  }
+  void rethrow() const {
+    if (kept_) std::rethrow_exception(kept_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr kept_;
+  int part_ = 0;
+};
+
 // Calls body(begin, end) on disjoint ranges that cover [0, n). The ranges depend on n, grain and
-// the number of threads only. body must not throw.
+// the number of threads only. Where body throws, the rest of its own range is left out; the
+// exception of the first such range is thrown here when all threads have ended.
 template <typename Body>
 void parallel_for(const Context* ctx, int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
@@ -38,12 +59,18 @@ void parallel_for(const Context* ctx, int64_t n, int64_t grain, const Body& body
     body(int64_t{0}, n);
     return;
   }
+  PartFailures failures;
 #if defined(_OPENMP)
 #pragma omp parallel for num_threads(width) schedule(static, 1)
 #endif
   for (int part = 0; part < width; ++part) {
-    body(n * part / width, n * (part + 1) / width);
+    try {
+      body(n * part / width, n * (part + 1) / width);
+    } catch (...) {
+      failures.keep(part);
+    }
   }
+  failures.rethrow();
 }
 
 // Items [0, n) in pieces of `piece`, a range of them for each of `threads`. Whoever has finished
@@ -90,7 +117,7 @@ class Shares {
 };
 
 // parallel_for() by pieces (Shares): of one item each, or so large that a thread has kPieces of
-// them or somewhat more. body's results must not depend on which thread calls it, nor may it throw.
+// them or somewhat more. body's results must not depend on which thread calls it.
 // It sets things up for each piece, or in what belongs to thread number `self` of parallel_width(),
 // which it may ask for: body(begin, end, self).
 template <typename Body>
