@@ -221,6 +221,13 @@ describe('layers', () => {
     expect(openingComplaints('lib/x.ts', "import { existsSync } from 'node:fs';\n")).toEqual([]);
   });
 
+  it('one file reads the environment, to which another thread may write', () => {
+    const readers = [...nativeFiles, ...cudaFiles].filter((path) =>
+      /\b(?:secure_)?getenv\b|\benviron\b/.test(read(path).replace(/\/\/.*$/gm, '')),
+    );
+    expect(readers).toEqual(['native/tensor/environment.cc']);
+  });
+
   it('cuda/ has launches, shared memory and PTX in one file each', () => {
     expect(cudaFiles.flatMap((path) => cudaComplaints(path, read(path)))).toEqual([]);
     for (const [, pattern, file] of kCudaOnlyIn.filter(

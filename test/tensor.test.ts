@@ -1,6 +1,7 @@
 // Tensors in TypeScript: reading and writing values, lifetimes, errors that surface at a sync.
 import { afterEach, describe, expect, it } from 'vitest';
 import { ArgumentError, NativeError } from '../lib/errors.ts';
+import { native } from '../lib/native.ts';
 import { full, matmul, mul, rmsNorm } from '../lib/ops/index.ts';
 import {
   memoryStats,
@@ -94,6 +95,21 @@ describe('lifetime', () => {
     expect(() => rmsNorm(t, other)).toThrow('used after it was disposed');
   });
 
+  it.each([Number.NaN, 1e300, -1e300, Number.POSITIVE_INFINITY, 2 ** 63, 0.5])(
+    'has handles that are whole numbers: %d is none',
+    (handle) => {
+      const said = `expected a tensor, got ${handle}`;
+      expect(() => native.shapeOf(handle)).toThrow(said);
+      expect(() => native.dispose(handle)).toThrow(`expected an integer, got ${handle}`);
+      const x = tensor(1);
+      native.setRequiresGrad(x.handle, true);
+      const [y = 0] = native.customNode('odd', [x.handle], [x.handle], [], () => [handle]);
+      expect(() => native.backward([y], [null], false)).toThrow(said);
+      native.dispose(y);
+      x.dispose();
+    },
+  );
+
   it('ends with scope() for tensors that are not returned, also nested', async () => {
     await synchronize();
     const before = memoryStats();
@@ -155,6 +171,16 @@ describe('lifetime', () => {
 });
 
 describe('failures', () => {
+  it.each([Number.NaN, -1, 1e300, Number.POSITIVE_INFINITY])(
+    'name a limit of memory that is no number of bytes: %d',
+    (bytes) => {
+      expect(() => setMemoryLimit(bytes)).toThrow(
+        /^setMemoryLimit: a limit must be a number of bytes, got /,
+      );
+      expect(tensor([1]).itemSync()).toBe(1); // no limit was set
+    },
+  );
+
   it('surface once, at the next sync, with the op, the shapes and the sizes', async () => {
     await collectGarbage();
     setMemoryLimit(memoryStats().liveBytes + 2_000_000);

@@ -25,7 +25,7 @@ struct Heads {
 template <typename T>
 Heads<T> heads_of(const View* view) {
   if (!view) return {};
-  return {static_cast<T*>(view->data), view->stride[0], static_cast<int32_t>(view->shape[2])};
+  return {static_cast<T*>(view->data), view->stride[0], narrowed(view->shape[2], "a head size of")};
 }
 
 // Every (row, head) starts at a multiple of 16 bytes and has a multiple of 16 bytes.
@@ -102,7 +102,7 @@ struct Mask {
 
 // `n` rows: a window that reaches beyond them is none.
 inline Mask mask_of(int64_t window, int32_t causal, int64_t n) {
-  return {window >= n ? 0 : static_cast<int32_t>(window), causal};
+  return {window >= n ? 0 : narrowed(window, "a window of"), causal};
 }
 
 // 1 - 2 / (e^2x + 1): right to 2e-7 absolute, which is what a score that bf16 made can use.
@@ -127,9 +127,9 @@ template <typename A, typename O>
 Geometry<A> geometry_of(const O& o) {
   const int64_t heads = o.q->shape[1];
   return {.mask = mask_of(o.window, o.causal, o.k->shape[0]),
-          .heads = static_cast<int32_t>(heads),
-          .group = static_cast<int32_t>(heads / o.k->shape[1]),
-          .size = static_cast<int32_t>(o.q->shape[2]),
+          .heads = narrowed(heads, "a number of heads of"),
+          .group = narrowed(heads / o.k->shape[1], "a group of heads of"),
+          .size = narrowed(o.q->shape[2], "a head size of"),
           .scale = static_cast<A>(o.scale),
           .softcap = static_cast<A>(o.softcap)};
 }

@@ -110,15 +110,15 @@ __global__ void dot_rows(Heads<const T> x, Heads<const T> y, int64_t n, int32_t 
 }  // namespace
 
 Tiles plan_tiles(Context* ctx, const char* row, const Segments& of, bool of_queries, int32_t side) {
-  const auto segments = static_cast<int32_t>(of.cu_seqlens->shape[0] - 1);
+  const auto segments = narrowed(of.cu_seqlens->shape[0] - 1, "a number of segments of");
   const int64_t count = (of_queries ? of.m : of.n) / side + segments;
   Tile* tiles = workspace<Tile>(ctx, count);
   const Bounds bounds{.cu = data_of<int32_t>(of.cu_seqlens),
                       .queries = data_of<int32_t>(of.cu_queries),
                       .lengths = data_of<int32_t>(of.lengths),
                       .segments = segments,
-                      .n = static_cast<int32_t>(of.n),
-                      .m = static_cast<int32_t>(of.m)};
+                      .n = narrowed(of.n, "a number of rows of"),
+                      .m = narrowed(of.m, "a number of rows of")};
   launch(ctx, row, {dim3(1), dim3(kPlanThreads)}, plan, bounds, of_queries, side, tiles, count,
          state_of(ctx).fault, fault_row(row));
   return {tiles, count};

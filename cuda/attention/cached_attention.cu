@@ -294,7 +294,7 @@ int32_t cached_attention_kernel(Context* ctx, const balora_cached_attention& o) 
     launch(ctx, "cached_attention", {dim3(blocks.x, static_cast<unsigned>(parts)), threads, bytes},
            attend_part<T>, cache, attention, partials);
     launch(ctx, "cached_attention", {blocks, threads}, merge_parts<T>, cache, attention, partials,
-           static_cast<int32_t>(parts));
+           narrowed(parts, "a number of parts of"));
   });
   return 0;
 }

@@ -96,8 +96,8 @@ inline Cache cache_of(Context* ctx, const char* name, const balora_kv_cache& o,
     cache.ends[i] = static_cast<int32_t>(blocks);
   }
   cache.chunk_count = o.chunk_count;
-  cache.sequences = static_cast<int32_t>(o.lengths->shape[0]);
-  cache.width = static_cast<int32_t>(o.tables->shape[1]);
+  cache.sequences = narrowed(o.lengths->shape[0], "a number of sequences of");
+  cache.width = narrowed(o.tables->shape[1], "a number of blocks of");
   cache.cu_rows = data_of<const int32_t>(cu_rows);
   cache.lengths = data_of<const int32_t>(o.lengths);
   cache.tables = data_of<const int32_t>(o.tables);

@@ -26,7 +26,7 @@ struct Bounds {
   }
 };
 inline Bounds bounds_of(const View* cu, const View* lengths, int64_t n) {
-  return {data_of<int32_t>(cu), data_of<int32_t>(lengths), static_cast<int32_t>(n)};
+  return {data_of<int32_t>(cu), data_of<int32_t>(lengths), narrowed(n, "a number of rows of")};
 }
 
 template <typename T>

@@ -71,10 +71,10 @@ Operands<T> operands_of(const Relative& r) {
   o.terms.index = data_of<int32_t>(r.index);
   const View* placed = r.bias ? r.bias : r.index;
   const View* table = r.position_k ? r.position_k : r.position_q;
-  o.terms.relative = placed ? static_cast<int32_t>(placed->shape[0]) : 0;
-  o.terms.positions = table ? static_cast<int32_t>(table->shape[0]) : 0;
-  o.all_heads = static_cast<int32_t>(r.q->shape[1]);
-  o.size = static_cast<int32_t>(r.q->shape[2]);
+  o.terms.relative = placed ? narrowed(placed->shape[0], "a number of relative positions of") : 0;
+  o.terms.positions = table ? narrowed(table->shape[0], "a number of positions of") : 0;
+  o.all_heads = narrowed(r.q->shape[1], "a number of heads of");
+  o.size = narrowed(r.q->shape[2], "a head size of");
   o.causal = r.causal;
   o.scale = static_cast<Acc<T>>(r.scale);
   return o;

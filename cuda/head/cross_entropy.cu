@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kMoveThreads)
 }
 
 Targets targets_of(Context* ctx, const char* name, const View* targets, const View* logits) {
-  return {data_of<int32_t>(targets), static_cast<int32_t>(logits->shape[1]), state_of(ctx).fault,
-          fault_row(name)};
+  return {data_of<int32_t>(targets), narrowed(logits->shape[1], "a number of classes of"),
+          state_of(ctx).fault, fault_row(name)};
 }
 
 }  // namespace

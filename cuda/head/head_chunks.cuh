@@ -35,7 +35,7 @@ class HeadWeight {
  public:
   HeadWeight(Context* ctx, const View& w) : ctx_(ctx), w_(w), slice_(w.shape[0]) {
     if (!w.encoding) return;
-    slice_ = slice_of(w.shape[0], columns() * element_size(w.dtype));
+    slice_ = slice_of(ctx_, w.shape[0], columns() * element_size(w.dtype));
     panel_ = workspace<char>(ctx, slice_ * columns() * element_size(w.dtype));
   }
 

@@ -66,7 +66,7 @@ bf16* project_input(Context* ctx, const View& x, const PanelHalves& all, const b
                           .b = a,
                           .a_stride = in,
                           .b_stride = in,
-                          .k = static_cast<int32_t>(in),
+                          .k = narrowed(in, "an inner extent of"),
                           .b_inner = true};
     sum_terms(ctx, {}, {term}, {.m = n, .n = all.stride, .wide = products, .by_rows = true},
               panels);

@@ -30,7 +30,6 @@
 //   those of the dense weight where the own kernel adds; cuBLAS may take another order.
 #include "linear/linear_sum.cuh"
 
-#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
@@ -422,8 +421,8 @@ constexpr int64_t kBlockBytes = int64_t{64} << 20;  // of f32 sums
 constexpr int64_t kDecodedRows = 128;
 
 enum class Choice { kNone, kOwn, kCublas };
-Choice choice_by_hand() {
-  const char* choice = std::getenv("BALORA_CUDA_LINEAR");
+Choice choice_by_hand(Context* ctx) {
+  const char* choice = variable_of(ctx, "BALORA_CUDA_LINEAR");
   if (!choice || !*choice) return Choice::kNone;
   if (std::strcmp(choice, "own") == 0) return Choice::kOwn;
   if (std::strcmp(choice, "cublas") == 0) return Choice::kCublas;
@@ -549,7 +548,7 @@ void sum_by_slices(Context* ctx, const SumArgs& args, const std::vector<SumTerm>
                    const std::vector<SumTerm>& base, bool cublas, PanelScratch& scratch) {
   int64_t inner = 0;
   for (const SumTerm& term : base) inner += term.encoded ? term.k : 0;
-  const int64_t slice = slice_of(args.n, inner * static_cast<int64_t>(sizeof(bf16)));
+  const int64_t slice = slice_of(ctx, args.n, inner * static_cast<int64_t>(sizeof(bf16)));
   const auto by_chunks = [](int64_t elements) { return ceil_div(elements, kChunk) * kChunk; };
   std::vector<int64_t> offsets;  // of the panels in scratch
   int64_t elements = 0;
@@ -595,7 +594,7 @@ SumTerm weight_term(const View& x, const View& weight, bool b_inner) {
           .b = weight.encoding ? nullptr : data_of<bf16>(&weight),
           .a_stride = x.shape[1],
           .b_stride = weight.shape[1],
-          .k = static_cast<int32_t>(x.shape[1]),
+          .k = narrowed(x.shape[1], "an inner extent of"),
           .b_inner = b_inner,
           .encoded = weight.encoding ? &weight : nullptr};
 }
@@ -612,7 +611,7 @@ void sum_terms(Context* ctx, const std::vector<SumTerm>& low_rank, const std::ve
     inner += term.k;
     encoded += term.encoded ? 1 : 0;
   }
-  const Choice by_hand = choice_by_hand();
+  const Choice by_hand = choice_by_hand(ctx);
   const bool cublas =
       !base.empty() && !out.wide && !out.by_rows && uses_cublas(ctx, by_hand, out.m, out.n, inner);
   const bool decodes =

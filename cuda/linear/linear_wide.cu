@@ -29,7 +29,7 @@ struct WideSum {
     if (!weight.encoding) return add(ctx, 1, operand(x), operand(weight, transposed), k);
     const auto product = by_rows ? &row_product : &gemm;
     const int64_t columns = view.shape[1], bytes = k * element_size(weight.dtype);
-    const int64_t slice = slice_of(columns, bytes);
+    const int64_t slice = slice_of(ctx, columns, bytes);
     void* const panel = panels->at_least(slice * bytes);
     for (int64_t first = 0; first < columns; first += slice) {
       const int64_t count = std::min(slice, columns - first);

@@ -270,7 +270,7 @@ void add_terms(std::vector<SumTerm>& terms, const Panel& panel, const Halves& a,
                      .b = right,
                      .a_stride = a.stride,
                      .b_stride = b_stride,
-                     .k = static_cast<int32_t>(k),
+                     .k = narrowed(k, "an inner extent of"),
                      .b_inner = b_inner});
   };
   const int64_t width = panel.width;

@@ -232,7 +232,7 @@ int32_t row_norm_kernel(Context* ctx, const balora_row_norm& o) {
       auto* partial = workspace<double>(ctx, tiles * rows);
       return norms_of_rows(ctx, weight, all, partial, data_of<A>(o.norm));
     }
-    const int64_t bytes = columns * element_size(weight.dtype), slice = slice_of(rows, bytes);
+    const int64_t bytes = columns * element_size(weight.dtype), slice = slice_of(ctx, rows, bytes);
     auto* partial = workspace<double>(ctx, tiles * slice);
     View part = weight;
     part.encoding = nullptr, part.data = workspace<char>(ctx, slice * bytes);

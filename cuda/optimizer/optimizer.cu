@@ -31,7 +31,7 @@ struct Share {
   int32_t count;
 
   void add(int64_t blocks) {
-    first[count + 1] = static_cast<int32_t>(first[count] + blocks);
+    first[count + 1] = narrowed(first[count] + blocks, "a number of blocks of");
     ++count;
   }
   Grid grid() const { return {dim3(static_cast<unsigned>(first[count])), dim3(kTableThreads)}; }

@@ -14,8 +14,8 @@ constexpr int64_t kColumnsOfWarp = 4 * kWarp * kEight;
 constexpr int64_t kPanelBytes = int64_t{96} << 20;
 constexpr int64_t kSliceUnit = 256;  // columns: whole tiles of the products
 
-int64_t panel_bytes() {
-  const char* bytes = std::getenv("BALORA_CUDA_PANEL_BYTES");
+int64_t panel_bytes(Context* ctx) {
+  const char* bytes = variable_of(ctx, "BALORA_CUDA_PANEL_BYTES");
   if (!bytes || !*bytes) return kPanelBytes;
   char* end = nullptr;
   const int64_t value = std::strtoll(bytes, &end, 10);
@@ -69,8 +69,8 @@ void decode_panel(Context* ctx, const View& weight, const PanelPlace& place, con
   });
 }
 
-int64_t slice_of(int64_t count, int64_t bytes) {
-  const int64_t fitting = panel_bytes() / std::max<int64_t>(bytes, 1) / kSliceUnit;
+int64_t slice_of(Context* ctx, int64_t count, int64_t bytes) {
+  const int64_t fitting = panel_bytes(ctx) / std::max<int64_t>(bytes, 1) / kSliceUnit;
   const int64_t slices = ceil_div(count, std::max<int64_t>(fitting, 1) * kSliceUnit);
   if (slices <= 1) return count;
   return ceil_div(ceil_div(count, slices), kSliceUnit) * kSliceUnit;

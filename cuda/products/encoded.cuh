@@ -208,7 +208,7 @@ void decode_panel(Context* ctx, const View& weight, const PanelPlace& place, con
 // The columns of equal slices of `count`, where a column takes `bytes` of panels: so many that the
 // panels stay within 96 MiB, or BALORA_CUDA_PANEL_BYTES, and 256 at least. In 96 MiB the slices of
 // a 7B model have some thousand columns, so that a product's tiles fill the device.
-int64_t slice_of(int64_t count, int64_t bytes);
+int64_t slice_of(Context* ctx, int64_t count, int64_t bytes);
 
 // Scratch of an op for the panels of one product after the other.
 class PanelScratch {

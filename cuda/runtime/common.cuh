@@ -79,6 +79,10 @@ struct DeviceState {
 inline DeviceState& state_of(Context* ctx) {
   return *static_cast<DeviceState*>(ctx->device_state);
 }
+// A variable of the environment, null where it is not set (kernels/kernel_table.h).
+inline const char* variable_of(Context* ctx, const char* name) {
+  return ctx->variable ? ctx->variable(name) : nullptr;
+}
 inline cudaStream_t stream_of(Context* ctx) {
   return state_of(ctx).stream;
 }
@@ -121,6 +125,15 @@ T* workspace(Context* ctx, int64_t count) {
     throw OutOfMemory(std::to_string(count * sizeof(T)) + " bytes of scratch wanted");
   }
   return static_cast<T*>(data);
+}
+
+// A size that a kernel takes as 32 bits.
+inline int32_t narrowed(int64_t size, const char* what) {
+  if (size < 0 || size > INT32_MAX) {
+    throw std::runtime_error(std::string(what) + " " + std::to_string(size) +
+                             " is above 2147483647, the most that this kernel takes");
+  }
+  return static_cast<int32_t>(size);
 }
 
 // ---- Launching ----------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ extern "C" __attribute__((visibility("default"))) const balora_kernel_table* bal
     t.abi = BALORA_ABI;
     t.size = sizeof(balora_kernel_table);
     t.device = "cuda";
+    t.codes = BALORA_KNOWN_CODES;
     t.create_state = create_state;
     t.destroy_state = destroy_state;
     t.allocate = allocate;

@@ -44,6 +44,8 @@ Env* make_env(napi_env napi) noexcept {
     auto* env = new Env(Napi::Env(napi));
     napi_set_instance_data(napi, env, destroy, nullptr);
     return env;
+  } catch (const JsException&) {
+    return nullptr;
   } catch (const std::exception& error) {
     napi_throw_error(napi, "ERR_NATIVE", error.what());
     return nullptr;

@@ -60,17 +60,23 @@ struct Arg<double> {
     return v.As<Napi::Number>().DoubleValue();
   }
 };
+// An integer; any other value is refused as no such thing as `expected`.
+inline int64_t integer_of(const Napi::Value& v, const char* expected) {
+  if (!v.IsNumber()) bad_argument(expected, v);
+  const double value = v.As<Napi::Number>().DoubleValue();
+  // A double beyond the integers, NaN as well, has no conversion that C++ defines.
+  if (!(value >= -0x1p63 && value < 0x1p63) ||
+      value != static_cast<double>(static_cast<int64_t>(value))) {
+    bad_argument(expected, v);
+  }
+  return static_cast<int64_t>(value);
+}
 template <>
 struct Arg<int64_t> {
   static std::string ts() { return "number"; }
   static int64_t from(Env& env, const Napi::Value& v) {
-    const double value = Arg<double>::from(env, v);
-    // A double beyond the integers, NaN as well, has no conversion that C++ defines.
-    if (!(value >= -0x1p63 && value < 0x1p63) ||
-        value != static_cast<double>(static_cast<int64_t>(value))) {
-      bad_argument("an integer", v);
-    }
-    return static_cast<int64_t>(value);
+    Arg<double>::from(env, v);  // refuses what is no number
+    return integer_of(v, "an integer");
   }
 };
 template <>
@@ -113,8 +119,7 @@ template <>
 struct Arg<Tensor> {
   static std::string ts() { return "Handle"; }
   static Tensor from(Env& env, const Napi::Value& v) {
-    if (!v.IsNumber()) bad_argument("a tensor", v);
-    return env.handles().get(v.As<Napi::Number>().Int64Value());
+    return env.handles().get(integer_of(v, "a tensor"));
   }
 };
 template <typename T>
@@ -170,6 +175,14 @@ struct Arg<Napi::Uint8Array> {
     return v.As<Napi::Uint8Array>();
   }
 };
+
+// A number of bytes that JS gives as a limit, which need not be whole.
+inline int64_t bytes_of_limit(const char* op, double value) {
+  if (!(value >= 0 && value < 0x1p63)) {
+    throw ArgumentError(concat(op, ": a limit must be a number of bytes, got ", value));
+  }
+  return static_cast<int64_t>(value);
+}
 
 // A structure that JS passes as an object; its fields are listed by a specialisation:
 //   template <>

@@ -93,8 +93,8 @@ int64_t version_of(Tensor t) {
   return t.version();
 }
 
-bool dispose(Env& env, double handle) {
-  return env.handles().dispose(static_cast<Handle>(handle));
+bool dispose(Env& env, Handle handle) {
+  return env.handles().dispose(handle);
 }
 
 void backward_from(std::vector<Tensor> roots, std::vector<std::optional<Tensor>> grads,
@@ -153,14 +153,14 @@ std::vector<Tensor> returned_gradients(Env& env, const Napi::Value& returned) {
   if (!returned.IsArray()) return {};
   const auto array = returned.As<Napi::Array>();
   std::vector<Handle> handles(array.Length());
-  for (uint32_t i = 0; i < handles.size(); ++i) {
-    handles[i] = element_of(array, i).As<Napi::Number>().Int64Value();
-  }
   const auto release = [&] {
     for (const Handle handle : handles) env.handles().dispose(handle);
   };
   std::vector<Tensor> gradients;
   try {
+    for (uint32_t i = 0; i < handles.size(); ++i) {
+      handles[i] = integer_of(element_of(array, i), "a tensor");
+    }
     for (const Handle handle : handles) {
       gradients.push_back(handle == 0 ? Tensor() : env.handles().get(handle));
     }

@@ -1,5 +1,4 @@
 // Weights of a base that is larger than memory, as JS puts them into the hands of io/offload.h.
-#include <cmath>
 #include <memory>
 #include <span>
 #include <string>
@@ -80,15 +79,11 @@ Tensor offload_weight(OffloadBox* box, Tensor x, bool gathered) {
   return weight;
 }
 
-uint64_t bytes_of_limit(double value) {
-  if (!(value >= 0 && std::isfinite(value) && value < 0x1p63)) {
-    throw ArgumentError(concat("offload: a limit must be a number of bytes, got ", value));
-  }
-  return static_cast<uint64_t>(value);
-}
-
 void set_offload_limits(OffloadBox* box, double resident_bytes, double ahead_bytes) {
-  box->get()->set_limits(bytes_of_limit(resident_bytes), bytes_of_limit(ahead_bytes));
+  const auto bytes = [](double value) {
+    return static_cast<uint64_t>(bytes_of_limit("offload", value));
+  };
+  box->get()->set_limits(bytes(resident_bytes), bytes(ahead_bytes));
 }
 
 Napi::Value offload_stats(Env& env, OffloadBox* box) {

@@ -88,7 +88,7 @@ void refuse_changed(Tensor t) {
 }
 
 void set_memory_limit(Env& env, std::string device, double bytes) {
-  env.engines().get(device).allocator().set_limit(static_cast<int64_t>(bytes));
+  env.engines().get(device).allocator().set_limit(bytes_of_limit("setMemoryLimit", bytes));
 }
 void reset_peak_memory(Env& env, std::string device) {
   env.engines().get(device).allocator().reset_peak();

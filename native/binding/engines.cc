@@ -49,7 +49,7 @@ std::string addon_folder() {
 
 }  // namespace
 
-Engines::Engines() {
+Engines::Engines(ReadVariable read_variable) : read_variable_(std::move(read_variable)) {
   EngineOptions options;
   options.state = state_;
   engines_["cpu"] = std::make_unique<Engine>(cpu_kernel_table(), options);
@@ -66,7 +66,9 @@ Engine& Engines::get(const std::string& device) {
   options.state = state_;
   options.num_threads = num_threads_;
   options.device_index = name.index;
-  auto engine = std::make_unique<Engine>(load_device_plugin(name.family, addon_folder()), options);
+  const PluginPlaces places{.folder = addon_folder(),
+                            .given = read_variable_(plugin_variable(name.family))};
+  auto engine = std::make_unique<Engine>(load_device_plugin(name.family, places), options);
   apply_settings(*engine);
   return *(engines_[key] = std::move(engine));
 }

@@ -15,7 +15,9 @@ namespace balora::binding {
 
 class Engines {
  public:
-  Engines();
+  // The value of a variable of the process's environment; empty: it is not set.
+  using ReadVariable = std::function<std::string(const std::string& name)>;
+  explicit Engines(ReadVariable read_variable);
 
   // Throws UnsupportedError for a device that is not known, or cannot be had.
   Engine& get(const std::string& device);
@@ -47,6 +49,7 @@ class Engines {
  private:
   void apply_settings(Engine& engine) const;
 
+  ReadVariable read_variable_;
   std::shared_ptr<EnqueueState> state_ = std::make_shared<EnqueueState>();
   int num_threads_ = 0;
   bool deterministic_ = false, allow_tf32_ = false;

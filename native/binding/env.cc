@@ -3,9 +3,26 @@
 #include <array>
 #include <atomic>
 #include <mutex>
+#include <optional>
+#include <string>
+
+#include "tensor/environment.h"
 
 namespace balora::binding {
 namespace {
+
+// A variable of process.env, which Node reads under the lock of its writers; nothing where it is not
+// set, or the program has put something else in its place.
+std::optional<std::string> environment_variable(napi_env env, const char* name) {
+  const Napi::HandleScope scope(env);
+  Napi::Value found = Napi::Env(env).Global();
+  for (const char* part : {"process", "env", name}) {
+    if (!found.IsObject()) return std::nullopt;
+    found = property_of(found.As<Napi::Object>(), part);
+  }
+  if (!found.IsString()) return std::nullopt;
+  return found.As<Napi::String>().Utf8Value();
+}
 
 // Distinguishes environments in handles. The only thing the process shares, and it only counts.
 std::atomic<uint32_t> environments{0};
@@ -106,7 +123,10 @@ struct Env::Completion {
 };
 
 Env::Env(Napi::Env env) : env_(env), handles_(environments.fetch_add(1) + 1) {
-  engines_ = std::make_unique<Engines>();
+  const auto read = [env](const char* name) { return environment_variable(env, name); };
+  keep_variables(read);
+  engines_ = std::make_unique<Engines>(
+      [read](const std::string& name) { return read(name.c_str()).value_or(""); });
   const Napi::String name = Napi::String::New(env, "balora");
   const napi_status status = napi_create_threadsafe_function(
       env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &Env::settle, &settle_queue_);

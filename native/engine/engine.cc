@@ -2,6 +2,7 @@
 
 #include "engine/graph.h"
 #include "kernels/cpu/runtime/stop.h"
+#include "tensor/environment.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -120,6 +121,7 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
   context_.engine = this;
   context_.base.workspace = &Engine::workspace;
   context_.base.account = &Engine::account;
+  context_.base.variable = &variable;
   context_.base.device_state = state;
   context_.base.num_threads = num_threads_;
   stream_ = std::make_unique<Stream>(

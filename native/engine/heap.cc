@@ -1,9 +1,10 @@
 #include "engine/heap.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <iterator>
 #include <string_view>
+
+#include "tensor/environment.h"
 
 namespace balora {
 namespace {
@@ -16,7 +17,7 @@ int64_t round_up(int64_t value, int64_t unit) {
 }
 
 bool exact_wanted() {
-  const char* value = std::getenv("BALORA_EXACT_BLOCKS");
+  const char* value = variable("BALORA_EXACT_BLOCKS");
   return value && std::string_view(value) == "1";
 }
 

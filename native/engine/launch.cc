@@ -155,7 +155,7 @@ struct LaunchTask {
         const bool is_silent = passes_on || num_inputs < operands.size();
         if (is_silent && !engine->is_capturing()) return;
       }
-      std::string message = std::string(op) + ": " + error.what() + " [" + describe() + "]";
+      std::string message = std::string(op) + ": " + message_of(error) + " [" + describe() + "]";
       if (call_site) message += "\n  enqueued " + *call_site;
       if (dynamic_cast<const ConsequenceError*>(&error)) throw ConsequenceError(message);
       throw Error(code_of(error), message);

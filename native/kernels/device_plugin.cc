@@ -5,9 +5,9 @@
 #define BALORA_HAS_DLOPEN 1
 #endif
 
+#include <array>
 #include <cctype>
 #include <cstddef>
-#include <cstdlib>
 #include <filesystem>
 #include <span>
 
@@ -24,20 +24,10 @@ struct Location {
   std::string beside;    // the other place that was looked at; empty: the path is the variable's
 };
 
-// The environment variable with the path of the plug-in.
-std::string variable_of(const std::string& family) {
-  std::string variable = "BALORA_";
-  for (const char c : family) {
-    variable += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  }
-  return variable + "_PLUGIN";
-}
-
-Location locate(const std::string& family, const std::string& folder) {
-  const std::string variable = variable_of(family);
-  const char* value = std::getenv(variable.c_str());
-  if (value && value[0]) return {value, variable, ""};
-  const std::filesystem::path own(folder);
+Location locate(const std::string& family, const PluginPlaces& places) {
+  const std::string variable = plugin_variable(family);
+  if (!places.given.empty()) return {places.given, variable, ""};
+  const std::filesystem::path own(places.folder);
   const std::string name = "balora_" + family + ".so";
   const std::string near = (own / name).string();
   const std::string built = (own.parent_path() / family / name).string();
@@ -76,10 +66,28 @@ Entry open_entry(const std::string& path, const std::string& family) {
   const auto entry = reinterpret_cast<Entry>(dlsym(library, kEntry));
   if (entry) return entry;
   throw UnsupportedError(concat("device \"", family, "\": ", path, " is no plug-in of balora: it ",
-                                "exports no function ", kEntry, "; set ", variable_of(family),
+                                "exports no function ", kEntry, "; set ", plugin_variable(family),
                                 " to the path of one"));
 }
 #endif
+
+struct Codes {
+  const char* name;
+  int32_t known, needed;
+};
+
+// Codes are appended without a new ABI: a device that was compiled before has fewer.
+std::array<Codes, 7> known_codes(const balora_known_codes& device) {
+  constexpr balora_known_codes kOwn = BALORA_KNOWN_CODES;
+  static_assert(sizeof kOwn == 7 * sizeof(int32_t));
+  return {{{"binary ops", device.binary_ops, kOwn.binary_ops},
+           {"comparisons", device.compare_ops, kOwn.compare_ops},
+           {"unary ops", device.unary_ops, kOwn.unary_ops},
+           {"reductions", device.reduce_ops, kOwn.reduce_ops},
+           {"activations", device.activations, kOwn.activations},
+           {"reductions of a loss", device.reductions, kOwn.reductions},
+           {"norms", device.norm_kinds, kOwn.norm_kinds}}};
+}
 
 struct Function {
   bool present;
@@ -138,6 +146,14 @@ static_assert(offsetof(KernelTable, abi) == 0 && offsetof(KernelTable, size) == 
 
 }  // namespace
 
+std::string plugin_variable(const std::string& family) {
+  std::string variable = "BALORA_";
+  for (const char c : family) {
+    variable += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  }
+  return variable + "_PLUGIN";
+}
+
 void check_device_table(const KernelTable* table, const std::string& family,
                         const std::string& path) {
   const auto refuse = [&](const std::string& what) {
@@ -155,22 +171,26 @@ void check_device_table(const KernelTable* table, const std::string& family,
   }
   if (!table->device || family != table->device) {
     refuse(concat("is for the device \"", table->device ? table->device : "", "\"; set ",
-                  variable_of(family), " to the path of one for \"", family, "\""));
+                  plugin_variable(family), " to the path of one for \"", family, "\""));
+  }
+  for (const auto& [name, known, needed] : known_codes(table->codes)) {
+    if (known >= needed) continue;
+    refuse(concat("knows ", known, " ", name, ", this build of balora has ", needed, rebuild));
   }
   if (const char* name = missing_function(*table)) refuse(concat("has no ", name, rebuild));
   const HalfGroup group = incomplete_group(*table);
   if (group.missing) refuse(concat("has ", group.present, ", but no ", group.missing, rebuild));
 }
 
-const KernelTable* load_device_plugin(const std::string& family, const std::string& folder) {
+const KernelTable* load_device_plugin(const std::string& family, const PluginPlaces& places) {
 #if BALORA_HAS_DLOPEN
-  const Location at = locate(family, folder);
+  const Location at = locate(family, places);
   require_file(at, family);
   const KernelTable* table = open_entry(at.path, family)();
   check_device_table(table, family, at.path);
   return table;
 #else
-  (void)folder, (void)&locate, (void)&require_file;
+  (void)places, (void)&locate, (void)&require_file;
   throw UnsupportedError(concat("device \"", family, "\": plug-ins are not loaded on this system"));
 #endif
 }

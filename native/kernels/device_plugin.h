@@ -11,11 +11,18 @@
 
 namespace balora {
 
-// `family` is a device's name without its number ("cuda"); `folder` is the addon's.
-const KernelTable* load_device_plugin(const std::string& family, const std::string& folder);
+// The environment variable with the path of a family's plug-in.
+std::string plugin_variable(const std::string& family);
+
+struct PluginPlaces {
+  std::string folder;  // the addon's
+  std::string given;   // the value of the variable; empty: it is not set
+};
+// `family` is a device's name without its number ("cuda").
+const KernelTable* load_device_plugin(const std::string& family, const PluginPlaces& places);
 
 // Throws UnsupportedError for a table that this build cannot use: another ABI or size (nothing else
-// is read of such a table), another device, a function that every device needs or a kernel that is
+// is read of such a table), another device, fewer codes of ops than this build has, a function that every device needs or a kernel that is
 // missing, a part of the functions that go together. `path` names the library.
 void check_device_table(const KernelTable* table, const std::string& family,
                         const std::string& path);

@@ -15,6 +15,7 @@
 #include "kernels/operands/products.h"
 #include "kernels/operands/random.h"
 #include "kernels/operands/reduce.h"
+#include "kernels/shared/op_codes.h"
 #include "tensor/view.h"
 
 #ifdef __cplusplus
@@ -23,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 14
+#define BALORA_ABI 15
 
 // The services that a kernel may use. One per device stream, used by the
 // engine thread only.
@@ -34,6 +35,9 @@ struct balora_context {
   void* (*workspace)(balora_context* ctx, uint64_t bytes);
   // Adds to (or, negative, takes from) the accounted memory of frozen weights' derived layouts.
   void (*account)(balora_context* ctx, int64_t bytes);
+  // A variable of the process's environment that tensor/environment.h lists; null: it is not set.
+  // A kernel must not call getenv(): other threads may write to the environment.
+  const char* (*variable)(const char* name);
   void* device_state;     // owned by the device table (primitive caches, cuBLAS handles)
   int32_t num_threads;    // threads a kernel may use
   int32_t deterministic;  // non-zero: results must be bitwise repeatable
@@ -47,6 +51,8 @@ typedef struct balora_kernel_table {
   uint32_t abi;        // BALORA_ABI
   uint32_t size;       // sizeof(balora_kernel_table)
   const char* device;  // "cpu", "cuda"
+  // BALORA_KNOWN_CODES, as the device was compiled: one that knows fewer is refused.
+  balora_known_codes codes;
   void* (*create_state)(int32_t device_index, char* error, uint64_t error_size);
   void (*destroy_state)(void* state);
   // Device memory, aligned to 64 bytes; null when there is none. Both are thread safe.

@@ -90,6 +90,11 @@ inline const char* code_of(const std::exception& error) {
   return dynamic_cast<const std::bad_alloc*>(&error) ? "ERR_OUT_OF_MEMORY" : "ERR_NATIVE";
 }
 
+// The message of any exception; the standard library's names for a lack of memory say nothing.
+inline const char* message_of(const std::exception& error) {
+  return dynamic_cast<const std::bad_alloc*>(&error) ? "out of memory" : error.what();
+}
+
 // Joins the parts with operator<<:
 //   throw ArgumentError(concat("rms_norm: eps must be >= 0, got ", eps));
 template <typename... Parts>

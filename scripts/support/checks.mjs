@@ -10,7 +10,7 @@ import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_buil
 import { ensureRoot, insideRoot, rootFor } from './debian_root.mjs';
 import { runDoctest } from './doctest.mjs';
 import { runFuzzers } from './fuzz.mjs';
-import { hasGpu, kLeftOutLevels } from './left_out.mjs';
+import { comparesDefinitions, hasGpu, kLeftOutLevels } from './left_out.mjs';
 import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
 import { ensureNode, nodeNow } from './nodes.mjs';
 import { cacheFolder, findOneDnn } from './onednn.mjs';
@@ -284,6 +284,17 @@ export async function runTidy() {
   const extra = ['-fno-openmp', '-Wno-unknown-pragmas', '-Wno-unused-private-field'];
   const flags = ['-quiet', '-p', folder, ...extra.map((flag) => `-extra-arg=${flag}`)];
   return program(clangTidy(), [...flags, `^${inRoot('native')}/`]);
+}
+
+/**
+ * Compares what each source of native/ and of cuda/ defines under one name: GCC's link reads the intermediate code of all, and fails
+ * where two definitions differ (-Werror=odr). Only GCC has the warning.
+ */
+export async function runOdr() {
+  if (!comparesDefinitions()) return lacking('odr', 'the compiler of this machine is not GCC');
+  const defines = ['BALORA_ODR=ON', 'BALORA_ADDON=OFF'];
+  await buildNative({ out: 'odr', targets: ['balora_odr'], defines });
+  return single(true);
 }
 
 /** Checks the registry's signatures of the installed npm packages, where the registry has any and can be reached. */

@@ -1,6 +1,7 @@
 // Tests and checks that a run of `npm test` leaves out: test/left_out.json lists all of them by name, with the condition, the reason
 // and what runs it. A run with CI=true fails if it leaves out anything else, or runs what is listed as left out.
 import { existsSync, readFileSync } from 'node:fs';
+import { chooseCompiler } from './compiler.mjs';
 import { nvccMissing } from './cuda_build.mjs';
 import { rootProblem } from './debian_root.mjs';
 import { fuzzingCompiler } from './fuzz.mjs';
@@ -35,6 +36,9 @@ export const kLeftOutLevels = {
 /** Whether this machine has an NVIDIA GPU with a driver. */
 export const hasGpu = () => has('nvidia-smi', ['-L']);
 
+/** Whether the compiler of the native builds compares the definitions of a name over all sources (the suite `odr`). */
+export const comparesDefinitions = () => chooseCompiler().compiler?.family === 'gcc';
+
 const kShared = inRoot('..', 'shared');
 
 /**
@@ -65,6 +69,7 @@ const kConditions = {
   'without python3': () => !has('python3'),
   'without Go': () => !has('go', ['version']),
   'where node-llama-cpp has no binary': () => null,
+  'without g++': () => !comparesDefinitions(),
   'without clang with libFuzzer': () => fuzzingCompiler() === null,
   'without the right to mount': () => !mayMount(),
   'with a registry without signatures': () => null,

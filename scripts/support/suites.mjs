@@ -118,6 +118,12 @@ export const kSuites = [
     run: checks.runDebian12,
   },
   {
+    name: 'odr',
+    what: 'names that two C++ sources define differently',
+    since: 'all',
+    run: checks.runOdr,
+  },
+  {
     name: 'signatures',
     what: "the registry's signatures of the npm packages",
     since: 'all',

@@ -72,6 +72,7 @@ describe.skipIf(kNoFake !== null)('a plug-in that does not fit', () => {
   it.each([
     ['null', `gave no table from balora_device_table${rebuild}`],
     ['other', 'is for the device "rocm"; set BALORA_CUDA_PLUGIN to the path of one for "cuda"'],
+    ['fewer codes', `knows 17 unary ops, this build of balora has 18${rebuild}`],
     ['missing row', `has no rope${rebuild}`],
     ['missing function', `has no upload${rebuild}`],
     ['part of a group', `has capture_begin, but no graph_launch${rebuild}`],

@@ -351,6 +351,7 @@ KernelTable make_table() {
   table.abi = BALORA_ABI;
   table.size = sizeof(KernelTable);
   table.device = "cuda";
+  table.codes = BALORA_KNOWN_CODES;
   table.create_state = create_state;
   table.destroy_state = destroy_state;
   table.allocate = allocate;
@@ -372,6 +373,7 @@ KernelTable make_table() {
   if (variant == "shorter") table.size -= sizeof(void*);
   if (variant == "longer") table.size += sizeof(void*);
   if (variant == "other") table.device = "rocm";
+  if (variant == "fewer codes") table.codes.unary_ops -= 1;
   if (variant == "missing row") table.rope = nullptr;
   if (variant == "missing function") table.upload = nullptr;
   if (variant == "part of a group") table.graph_launch = nullptr;

@@ -1,6 +1,8 @@
 // The codes by which one kernel row serves a family of elementwise ops. They cross the device
-// plug-in boundary: append only.
+// plug-in boundary: append only, before the number of them. A device says how many it knows, and a
+// kernel refuses a code beyond (guard.h).
 #pragma once
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -13,7 +15,8 @@ typedef enum balora_binary_op {
   BALORA_DIV = 3,
   BALORA_POW = 4,
   BALORA_MAXIMUM = 5,
-  BALORA_MINIMUM = 6
+  BALORA_MINIMUM = 6,
+  BALORA_BINARY_OPS
 } balora_binary_op;
 
 typedef enum balora_compare_op {
@@ -22,7 +25,8 @@ typedef enum balora_compare_op {
   BALORA_LESS = 2,
   BALORA_LESS_EQUAL = 3,
   BALORA_GREATER = 4,
-  BALORA_GREATER_EQUAL = 5
+  BALORA_GREATER_EQUAL = 5,
+  BALORA_COMPARE_OPS
 } balora_compare_op;
 
 typedef enum balora_unary_op {
@@ -42,8 +46,9 @@ typedef enum balora_unary_op {
   BALORA_GELU = 13,       // x * Phi(x), Phi through erf
   BALORA_GELU_TANH = 14,  // the tanh approximation of it
   BALORA_SOFTPLUS = 15,
-  BALORA_CLAMP = 16,  // to [a, b]
-  BALORA_AFFINE = 17  // a * x + b
+  BALORA_CLAMP = 16,   // to [a, b]
+  BALORA_AFFINE = 17,  // a * x + b
+  BALORA_UNARY_OPS
 } balora_unary_op;
 
 // Each of them once, for the cases of a switch.
@@ -71,14 +76,16 @@ typedef enum balora_reduce_op {
   BALORA_SUM = 0,
   BALORA_MEAN = 1,
   BALORA_LOGSUMEXP = 2,
-  BALORA_VARIANCE = 3
+  BALORA_VARIANCE = 3,
+  BALORA_REDUCE_OPS
 } balora_reduce_op;
 
 // Gated activations.
 typedef enum balora_activation {
   BALORA_GATE_SILU = 0,
   BALORA_GATE_GELU = 1,
-  BALORA_GATE_GELU_TANH = 2
+  BALORA_GATE_GELU_TANH = 2,
+  BALORA_ACTIVATIONS
 } balora_activation;
 
 // The target of a row that does not count.
@@ -88,14 +95,31 @@ enum { BALORA_IGNORED_TARGET = -100 };
 typedef enum balora_reduction {
   BALORA_REDUCTION_NONE = 0,
   BALORA_REDUCTION_SUM = 1,
-  BALORA_REDUCTION_MEAN = 2
+  BALORA_REDUCTION_MEAN = 2,
+  BALORA_REDUCTIONS
 } balora_reduction;
 
 typedef enum balora_norm_kind {
   BALORA_NORM_1 = 0,
   BALORA_NORM_2 = 1,
-  BALORA_NORM_INF = 2
+  BALORA_NORM_INF = 2,
+  BALORA_NORM_KINDS
 } balora_norm_kind;
+
+// How many of each a device's kernels know. A family that is added stands at the end of both.
+typedef struct balora_known_codes {
+  int32_t binary_ops;
+  int32_t compare_ops;
+  int32_t unary_ops;
+  int32_t reduce_ops;
+  int32_t activations;
+  int32_t reductions;
+  int32_t norm_kinds;
+} balora_known_codes;
+
+#define BALORA_KNOWN_CODES                                                      \
+  {BALORA_BINARY_OPS,  BALORA_COMPARE_OPS, BALORA_UNARY_OPS, BALORA_REDUCE_OPS, \
+   BALORA_ACTIVATIONS, BALORA_REDUCTIONS,  BALORA_NORM_KINDS}
 
 #ifdef __cplusplus
 }  // extern "C"

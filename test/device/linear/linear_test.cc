@@ -468,6 +468,24 @@ TEST_CASE("a weight of an unknown format is refused") {
   CHECK(t.error() == "no dense weight, but one of format 7");
 }
 
+TEST_CASE("an inner extent that 32 bits do not hold is refused, not cut off") {
+  constexpr int64_t kColumns = (int64_t{1} << 32) + 8;
+  for (const bool by_rows : {false, true}) {
+    DeviceTest t;
+    const Array x = t.random<bf16>({3, 8}), w = t.random<bf16>({5, 8}), y = t.empty<bf16>({3, 5});
+    CHECK(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+      View wide_x = *view(x), wide_w = *view(w);
+      for (View* wide : {&wide_x, &wide_w}) wide->shape[1] = wide->stride[0] = kColumns;
+      const LinearOperands linear = {.weight = {.dense = &wide_w}, .y = view(y)};
+      return call(
+          k.linear_forward, ctx,
+          {.x = &wide_x, .linears = &linear, .count = 1, .batch_invariant = by_rows ? 1 : 0});
+    }) != 0);
+    CHECK(t.error() ==
+          "an inner extent of 4294967304 is above 2147483647, the most that this kernel takes");
+  }
+}
+
 TEST_CASE("a way of summing that is none is refused") {
   const Choice choice("fast");
   DeviceTest t;

@@ -76,6 +76,7 @@ TableContext::TableContext(const KernelTable& table) : table_(table) {
     return data;
   };
   ctx_.account = [](Context*, int64_t) {};
+  ctx_.variable = &variable;
   ctx_.num_threads = 2;
   ctx_.deterministic = 1;
   ctx_.device_state = table.create_state(0, ctx_.error, sizeof ctx_.error);

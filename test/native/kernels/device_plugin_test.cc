@@ -26,18 +26,15 @@ class Clone {
     fs::create_directories(root_ / "release");
     fs::create_directories(root_ / "odd");
   }
-  ~Clone() {
-    fs::remove_all(root_);
-    unsetenv("BALORA_ODD_PLUGIN");
-  }
+  ~Clone() { fs::remove_all(root_); }
   Clone(const Clone&) = delete;
   Clone& operator=(const Clone&) = delete;
 
   std::string path(const char* folder) const { return (root_ / folder / "balora_odd.so").string(); }
   void write(const char* folder) { std::ofstream(path(folder)) << "no library"; }
-  std::string refusal() const {
+  std::string refusal(const std::string& given = "") const {
     try {
-      balora::load_device_plugin("odd", (root_ / "release").string());
+      balora::load_device_plugin("odd", {(root_ / "release").string(), given});
     } catch (const balora::UnsupportedError& error) {
       return error.what();
     }
@@ -55,6 +52,7 @@ balora::KernelTable full_table() {
   table.abi = BALORA_ABI;
   table.size = sizeof table;
   table.device = "odd";
+  table.codes = BALORA_KNOWN_CODES;
   fill(table.create_state), fill(table.destroy_state);
   fill(table.allocate), fill(table.release), fill(table.discard);
   fill(table.upload), fill(table.download);
@@ -100,8 +98,9 @@ TEST_CASE("a device's plug-in is looked for beside the addon, then where a clone
   CHECK(names(clone.refusal(), clone.path("odd"), "cannot be loaded"));
   clone.write("release");
   CHECK(names(clone.refusal(), clone.path("release"), "cannot be loaded"));
-  setenv("BALORA_ODD_PLUGIN", "/nowhere/odd.so", 1);
-  CHECK(names(clone.refusal(), "/nowhere/odd.so", "is not there (the path in BALORA_ODD_PLUGIN)"));
+  CHECK(balora::plugin_variable("odd") == "BALORA_ODD_PLUGIN");
+  CHECK(names(clone.refusal("/nowhere/odd.so"), "/nowhere/odd.so",
+              "is not there (the path in BALORA_ODD_PLUGIN)"));
 }
 
 TEST_CASE("a device's table without a row, or without a function that every device has, is named") {
@@ -117,6 +116,27 @@ TEST_CASE("a device's table without a row, or without a function that every devi
 #define KERNEL(name) LACKS(name);
 #include "kernels/kernels.def"
 #undef LACKS
+}
+
+TEST_CASE("a device that was compiled before a code of an op was appended is refused by name") {
+  const balora_known_codes own = BALORA_KNOWN_CODES;
+  const auto lacks = [&](auto member, const std::string& name) {
+    balora::KernelTable table = full_table();
+    table.codes.*member -= 1;
+    CHECK(verdict(table) == "knows " + std::to_string(own.*member - 1) + " " + name +
+                                ", this build of balora has " + std::to_string(own.*member) +
+                                kRebuild);
+  };
+  lacks(&balora_known_codes::binary_ops, "binary ops");
+  lacks(&balora_known_codes::compare_ops, "comparisons");
+  lacks(&balora_known_codes::unary_ops, "unary ops");
+  lacks(&balora_known_codes::reduce_ops, "reductions");
+  lacks(&balora_known_codes::activations, "activations");
+  lacks(&balora_known_codes::reductions, "reductions of a loss");
+  lacks(&balora_known_codes::norm_kinds, "norms");
+  balora::KernelTable newer = full_table();
+  newer.codes.unary_ops += 1;
+  CHECK(verdict(newer) == "");
 }
 
 TEST_CASE("a device has all functions of a group or none of them") {

@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tensor/environment.h"
+
 namespace balora::amx_emulated {
 
 struct Registers {
@@ -109,7 +111,7 @@ BF16_TARGET inline void multiply_bytes(int c, int a, int b) {
 }
 
 inline bool wanted() {
-  const char* value = std::getenv("BALORA_EMULATE_AMX");
+  const char* value = variable("BALORA_EMULATE_AMX");
   return value && std::strcmp(value, "1") == 0;
 }
 

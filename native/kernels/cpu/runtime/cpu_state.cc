@@ -3,18 +3,19 @@
 #include "kernels/cpu/runtime/cpu_state.h"
 
 #include <atomic>
+#include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
+#include <memory>
 #include <new>
 #include <string_view>
+#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 #include "kernels/cpu/products/onednn.h"
-#include "kernels/cpu/runtime/machine_memory.h"
+#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "tensor/errors.h"
 
@@ -69,6 +70,28 @@ Desc any_layout(const MatmulSpec& spec, int32_t dtype) {
   return Desc({spec.k, spec.n}, onednn_dtype(dtype), dnnl::memory::format_tag::any);
 }
 
+// oneDNN reads each of its variables where it first needs it. Once a process, a small product has it
+// read them all on the thread that makes the first state: JavaScript's, which is the one that may
+// write to the environment (tensor/environment.h).
+void read_onednn_environment(const CpuState& state) {
+  cpu_level();
+  constexpr int64_t kSide = 16;
+  MatmulSpec spec;
+  spec.m = spec.n = spec.k = kSide;
+  spec.a_row = spec.b_row = spec.c_row = kSide;
+  spec.a_col = spec.b_col = 1;
+  spec.beta = 0;
+  const OneDnnThreads threads(1);
+  const Matmul product(state.engine(), spec, nullptr);
+  std::vector<float> values(3 * kSide * kSide);
+  std::vector<char> scratch(product.scratch_bytes() + 64);
+  const auto address = reinterpret_cast<uintptr_t>(scratch.data());
+  product.execute(state.stream(), {.a = values.data(),
+                                   .b = values.data() + kSide * kSide,
+                                   .c = values.data() + 2 * kSide * kSide,
+                                   .scratch = scratch.data() + (64 - address % 64) % 64});
+}
+
 }  // namespace
 
 dnnl::memory::data_type onednn_dtype(int32_t dtype) {
@@ -115,9 +138,8 @@ void Matmul::execute(const dnnl::stream& stream, const MatmulArguments& x) const
                                                      {DNNL_ARG_WEIGHTS, b.get()},
                                                      {DNNL_ARG_DST, c.get()},
                                                      {DNNL_ARG_SCRATCHPAD, scratch.get()}}};
-  const dnnl_status_t status =
-      dnnl_primitive_execute(primitive_.get(), stream.get(), static_cast<int>(arguments.size()),
-                             arguments.data());
+  const dnnl_status_t status = dnnl_primitive_execute(
+      primitive_.get(), stream.get(), static_cast<int>(arguments.size()), arguments.data());
   if (status == dnnl_out_of_memory) throw std::bad_alloc();
   dnnl::error::wrap_c_api(status, "matrix product");
 }
@@ -185,7 +207,10 @@ StreamState* stream_state(void* state) {
 
 void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
   try {
-    return static_cast<CpuState*>(new StreamState());
+    auto state = std::make_unique<StreamState>();
+    static const bool read = (read_onednn_environment(*state), true);
+    static_cast<void>(read);
+    return static_cast<CpuState*>(state.release());
   } catch (const std::exception& failure) {
     std::snprintf(error, error_size, "oneDNN: %s", failure.what());
     return nullptr;

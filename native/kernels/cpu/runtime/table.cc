@@ -106,6 +106,7 @@ const KernelTable* cpu_kernel_table() {
     t.abi = BALORA_ABI;
     t.size = sizeof(KernelTable);
     t.device = "cpu";
+    t.codes = BALORA_KNOWN_CODES;
     t.create_state = create_cpu_state;
     t.destroy_state = destroy_cpu_state;
     t.allocate = allocate;

@@ -7,7 +7,9 @@
 #include <atomic>
 #include <chrono>
 #include <mutex>
+#include <new>
 #include <set>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -88,6 +90,35 @@ TEST_CASE("work shared out: a thread takes its own before the others'") {
   CHECK(mine == std::vector<int64_t>{4, 5, 6, 7, 8, 9, 0, 1, 2, 3});
   shares.take_own(0, take);
   CHECK(mine.size() == kItems);
+}
+
+TEST_CASE("work shared out: what a part throws reaches the caller, of several the first") {
+  for (const int threads : {1, 2, 5}) {
+    CAPTURE(threads);
+    TestContext ctx(threads);
+    std::atomic<int64_t> done{0};
+    const auto fails_from = [&](int64_t first) {
+      done = 0;
+      try {
+        parallel_for(ctx, 5, 1, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            if (i >= first) throw ArgumentError("item " + std::to_string(i));
+            ++done;
+          }
+        });
+      } catch (const ArgumentError& error) {
+        return std::string(error.what());
+      }
+      return std::string();
+    };
+    CHECK(fails_from(5) == "");
+    CHECK(done == 5);
+    CHECK(fails_from(2) == "item 2");
+    CHECK(done == 2);
+    CHECK_THROWS_AS(share_out(ctx, 64, 1, [](int64_t, int64_t) { throw std::bad_alloc(); }),
+                    std::bad_alloc);
+    CHECK(fails_from(5) == "");
+  }
 }
 
 }  // namespace balora::test
