@@ -1,4 +1,5 @@
-// The environment of a process that imports the library: it stays as it is, though libgomp reads how its threads wait from it.
+// The environment of a process that imports the library: it stays as it is, though libgomp reads how its threads wait from it, and is
+// read at the import alone, on the thread that may write to it.
 import { describe, expect, it } from 'vitest';
 import { runProgram } from '../support/child.ts';
 
@@ -52,4 +53,9 @@ describe.skipIf(process.platform !== 'linux')('after the import of the library',
     expect(child).toEqual(before);
     expect(spins).toBe('77');
   });
+});
+
+it('a variable that is set after the import is read by nobody', async () => {
+  const { code, stdout, stderr } = await runProgram('test/lifetime/programs/late_environment.mjs');
+  expect({ code, stdout, stderr }).toEqual({ code: 0, stdout: '64\n', stderr: '' });
 });

@@ -166,9 +166,13 @@ TEST_CASE("out of memory in products in tiles is an error") {
   Array<bf16> a({96, 130}, random), b({72, 130}, random);
   std::vector<float> c(96 * 72);
   TestContext ctx(3);
-  std::vector<bf16> tiles(static_cast<size_t>(tiles_size(130, 72)));
-  pack_tiles(ctx, {.data = b.data(), .k_stride = 1, .n_stride = 130}, 130, 72, tiles.data());
-  const TileSum sum = {72, {{a.data(), 130, 130, tiles.data()}}, {c.data(), BALORA_F32, 72}};
+  struct alignas(64) Line {
+    bf16 values[32];
+  };
+  std::vector<Line> lines(static_cast<size_t>(tiles_size(130, 72)) / 32 + 1);
+  bf16* const tiles = lines[0].values;
+  pack_tiles(ctx, {.data = b.data(), .k_stride = 1, .n_stride = 130}, 130, 72, tiles);
+  const TileSum sum = {72, {{a.data(), 130, 130, tiles}}, {c.data(), BALORA_F32, 72}};
   const auto multiply = [&] { run_tiles(ctx, 96, {}, {&sum, 1}); };
   multiply();
   const std::vector<float> before = c;

@@ -1,0 +1,18 @@
+// The variables of the environment that the engine knows. Taking them over is once a process, so it
+// is tested from JavaScript (test/lifetime/environment.test.ts).
+#include "tensor/environment.h"
+
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+TEST_CASE("environment: the variables that are listed, and no others") {
+  unsetenv("BALORA_CUDA_LINEAR");
+  CHECK(balora::variable("BALORA_CUDA_LINEAR") == nullptr);
+  setenv("BALORA_CUDA_LINEAR", "own", 1);
+  CHECK(std::string(balora::variable("BALORA_CUDA_LINEAR")) == "own");
+  unsetenv("BALORA_CUDA_LINEAR");
+  CHECK_THROWS_WITH_AS(balora::variable("HOME"), "kVariables has no HOME", std::logic_error);
+}
