@@ -32,8 +32,8 @@ TEST_CASE("an op that a device does not know is refused, and nothing of it is do
         "unary op number 18 is not known to this device, whose kernels know 18");
   CHECK(refusal(&KernelTable::unary_backward,
                 balora_unary_backward{
-                    .dy = &vx, .saved = &vx, .dx = &vy, .op = code<balora_unary_op>(-1)}) ==
-        "unary op number -1 is not known to this device, whose kernels know 18");
+                    .dy = &vx, .saved = &vx, .dx = &vy, .op = code<balora_unary_op>(31)}) ==
+        "unary op number 31 is not known to this device, whose kernels know 18");
   CHECK(refusal(&KernelTable::binary,
                 balora_binary{.a = &vx, .b = &vx, .y = &vy, .op = code<balora_binary_op>(7)}) ==
         "binary op number 7 is not known to this device, whose kernels know 7");
