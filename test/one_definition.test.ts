@@ -30,7 +30,7 @@ function behindBlock(code: string, at: number): number {
   return i;
 }
 
-/** What a header of a block at the level of a namespace defines: a type by its name, a function by its name and parameters. */
+/** The name that the header of a block at the level of a namespace defines: a type by its name, a function by its name and parameters. */
 function definedBy(header: string): string | null {
   const plain = header
     .replace(/\s+/g, ' ')

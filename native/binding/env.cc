@@ -11,8 +11,8 @@
 namespace balora::binding {
 namespace {
 
-// A variable of process.env, which Node reads under the lock of its writers; nothing where it is not
-// set, or the program has put something else in its place.
+// A variable of process.env, which Node reads under the lock of its writers; nothing where it is
+// not set, or the program has put something else in its place.
 std::optional<std::string> environment_variable(napi_env env, const char* name) {
   const Napi::HandleScope scope(env);
   Napi::Value found = Napi::Env(env).Global();

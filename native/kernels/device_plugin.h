@@ -22,8 +22,9 @@ struct PluginPlaces {
 const KernelTable* load_device_plugin(const std::string& family, const PluginPlaces& places);
 
 // Throws UnsupportedError for a table that this build cannot use: another ABI or size (nothing else
-// is read of such a table), another device, fewer codes of ops than this build has, a function that every device needs or a kernel that is
-// missing, a part of the functions that go together. `path` names the library.
+// is read of such a table), another device, fewer codes of ops than this build has, a function that
+// every device needs or a kernel that is missing, a part of the functions that go together. `path`
+// names the library.
 void check_device_table(const KernelTable* table, const std::string& family,
                         const std::string& path);
 

@@ -35,15 +35,15 @@ struct balora_context {
   void* (*workspace)(balora_context* ctx, uint64_t bytes);
   // Adds to (or, negative, takes from) the accounted memory of frozen weights' derived layouts.
   void (*account)(balora_context* ctx, int64_t bytes);
-  // A variable of the process's environment that tensor/environment.h lists; null: it is not set.
-  // A kernel must not call getenv(): other threads may write to the environment.
-  const char* (*variable)(const char* name);
   void* device_state;     // owned by the device table (primitive caches, cuBLAS handles)
   int32_t num_threads;    // threads a kernel may use
   int32_t deterministic;  // non-zero: results must be bitwise repeatable
   int32_t allow_tf32;     // non-zero: f32 products may round their factors to TF32
   int32_t debug;     // non-zero: a device that runs behind its kernels waits for each and checks it
   char error[1024];  // why a row failed; a lack of memory: a text that begins "out of memory"
+  // A variable of the process's environment that tensor/environment.h lists; null: it is not set.
+  // A kernel must not call getenv(): other threads may write to the environment.
+  const char* (*variable)(const char* name);
 };
 
 typedef struct balora_kernel_table {

@@ -70,9 +70,9 @@ Desc any_layout(const MatmulSpec& spec, int32_t dtype) {
   return Desc({spec.k, spec.n}, onednn_dtype(dtype), dnnl::memory::format_tag::any);
 }
 
-// oneDNN reads each of its variables where it first needs it. Once a process, a small product has it
-// read them all on the thread that makes the first state: JavaScript's, which is the one that may
-// write to the environment (tensor/environment.h).
+// oneDNN reads each of its variables where it first needs it. Once a process, a small product has
+// it read them all on the thread that makes the first state: JavaScript's, which is the one that
+// may write to the environment (tensor/environment.h).
 void read_onednn_environment(const CpuState& state) {
   cpu_level();
   constexpr int64_t kSide = 16;

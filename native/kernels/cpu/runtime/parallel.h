@@ -29,11 +29,11 @@ inline double evenness(int64_t n, int64_t threads) {
   return static_cast<double>(n) / static_cast<double>(most * threads);
 }
 
-// What the parts of a loop threw, of which one is kept: that of the lowest part, so that a failure
-// is the same in each run. An exception that left OpenMP's region would end the process.
+// Keeper of an exception that parts of a loop threw: that of the lowest part, so that a failure is
+// the same in each run. An exception that left OpenMP's region would end the process.
 class PartFailures {
  public:
-  // Of the exception that is being handled.
+  // Takes the exception that is being handled.
   void keep(int part) noexcept {
     const std::lock_guard lock(mutex_);
     if (!kept_ || part < part_) kept_ = std::current_exception(), part_ = part;

@@ -21,8 +21,8 @@ ScratchPool::~ScratchPool() {
   for (const auto& block : blocks_) std::free(block->data);
 }
 
-// The smallest free block that is large enough; else the largest of those that are not, which grows;
-// else a new one.
+// The smallest free block that is large enough; else the largest of those that are not, which
+// grows; else a new one.
 ScratchPool::Block& ScratchPool::choose(uint64_t bytes) {
   Block* fitting = nullptr;
   Block* growing = nullptr;
