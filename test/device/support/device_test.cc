@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "tensor/environment.h"
+
 namespace balora::test {
 
 const KernelTable& device_table() {
