@@ -3,9 +3,7 @@
 #include "kernels/cpu/runtime/scratch.h"
 
 #include <cstring>
-#include <optional>
 
-#include "kernels/cpu/products/onednn.h"
 #include "support/kernel_test.h"
 
 namespace balora::test {
