@@ -1,4 +1,5 @@
 // The kinds of failure, which a caller can distinguish by class or by `code`. Native errors arrive as the same classes.
+import { oneLine } from './shown.ts';
 
 /**
  * The codes of balora's errors, stable from version to version; docs/errors.md says what each means and what to do.
@@ -50,14 +51,24 @@ const kAnomalyAdvice = "lower the learning rate, or look at this op's inputs";
 /** Advice of a {@link FormatError} that has none of its own. */
 const kFormatAdvice = 'fetch the file again, or write it again with what made it';
 
-/** Base of every error that balora throws on purpose. */
+/** What any error of balora may have besides its message. */
+interface ErrorDetails extends ErrorOptions {
+  /** Further lines below the message. */
+  lines?: readonly string[];
+}
+
+/**
+ * Base of every error that balora throws on purpose. Its message is one line, unless the library itself adds some: names and texts of
+ * files, servers and users in it have escapes for line breaks and all other invisible characters.
+ */
 export class BaloraError extends Error {
   readonly code: ErrorCode;
   /** The file or folder at fault, where there is one. */
   readonly path: string | undefined;
 
-  constructor(code: ErrorCode, message: string, options?: ErrorOptions & { path?: string }) {
-    super(message, options);
+  constructor(code: ErrorCode, message: string, options?: ErrorDetails & { path?: string }) {
+    const lines = [message, ...(options?.lines ?? [])];
+    super(lines.map((line) => oneLine(line)).join('\n'), options);
     this.code = code;
     this.path = options?.path;
     this.name = new.target.name;
@@ -66,7 +77,7 @@ export class BaloraError extends Error {
 
 /** The caller passed something wrong (`ERR_ARGUMENT`). The message says what is allowed and what was given, or what to do instead. */
 export class ArgumentError extends BaloraError {
-  constructor(message: string, options?: ErrorOptions) {
+  constructor(message: string, options?: ErrorDetails) {
     super('ERR_ARGUMENT', message, options);
   }
 }
@@ -76,13 +87,13 @@ export class ArgumentError extends BaloraError {
  * what is supported, or what to do instead.
  */
 export class UnsupportedError extends BaloraError {
-  constructor(message: string, options?: ErrorOptions) {
+  constructor(message: string, options?: ErrorDetails) {
     super('ERR_UNSUPPORTED', message, options);
   }
 }
 
 /** The place of a {@link FormatError}, and what to do. */
-interface FormatErrorOptions extends ErrorOptions {
+interface FormatErrorOptions extends ErrorDetails {
   path?: string;
   offset?: number;
   /** End of the message: what to do. Default: fetch the file again or write it again. */
@@ -100,7 +111,7 @@ export class FormatError extends BaloraError {
 }
 
 /** The kind of a {@link NativeError}, its place, and what to do. */
-interface NativeErrorOptions extends ErrorOptions {
+interface NativeErrorOptions extends ErrorDetails {
   /** The file or folder at fault, where there is one. */
   path?: string;
   /** Default: `ERR_NATIVE`. */
@@ -120,11 +131,8 @@ export class NativeError extends BaloraError {
   }
 }
 
-/** Adds advice to the first line of a message: the lines below it may hold the place where the op was called. */
 function withAdvice(message: string, advice: string): string {
-  if (advice === '') return message;
-  const [first = '', ...rest] = message.split('\n');
-  return [`${first}; ${advice}`, ...rest].join('\n');
+  return advice === '' ? message : `${message}; ${advice}`;
 }
 
 /** The message of an error without the general advice at its end, for another message that quotes it. */
@@ -141,30 +149,38 @@ function splitAdvice(message: string): [fact: string, advice: string | undefined
   return at < 0 ? [message, undefined] : [message.slice(0, at), message.slice(at + 2)];
 }
 
+/** The beginning of the line in which the addon, in debug mode, says where JavaScript called an op (native/engine/launch.cc). */
+const kEnqueued = '\n  enqueued ';
+
 /** Builds the error for a code, of the matching class; the addon calls it for the errors it throws. */
 export function errorFromCode(
   code: string,
-  message: string,
+  text: string,
   path?: string,
   offset?: number,
 ): BaloraError {
+  const place = text.lastIndexOf(kEnqueued);
+  const message = place < 0 ? text : text.slice(0, place);
+  const lines = place < 0 ? [] : [text.slice(place + 1)];
   switch (code) {
     case 'ERR_ARGUMENT':
-      return new ArgumentError(message);
+      return new ArgumentError(message, { lines });
     case 'ERR_UNSUPPORTED':
-      return new UnsupportedError(message);
+      return new UnsupportedError(message, { lines });
     case 'ERR_FORMAT': {
       const [fact, advice] = splitAdvice(message);
       return new FormatError(fact, {
+        lines,
         ...(advice !== undefined && { advice }),
         ...(path !== undefined && { path }),
         ...(offset !== undefined && { offset }),
       });
     }
     case 'ERR_NOT_FINITE':
-      return new NativeError(message, { code, advice: kAnomalyAdvice });
+      return new NativeError(message, { code, lines, advice: kAnomalyAdvice });
     default:
       return new NativeError(message, {
+        lines,
         code: Object.hasOwn(kAdvice, code) ? (code as NativeCode) : 'ERR_NATIVE',
       });
   }

@@ -81,7 +81,8 @@ function load(): Native {
     }
   }
   throw new UnsupportedError(
-    `balora has no usable native binary for ${process.platform}-${process.arch} (Node ${process.version}). Tried:\n  ${reasons.join('\n  ')}\n${kHowToGetIt}`,
+    `balora has no usable native binary for ${process.platform}-${process.arch} (Node ${process.version}). Tried:`,
+    { lines: [...reasons.map((reason) => `  ${reason}`), ...kHowToGetIt.split('\n')] },
   );
 }
 

@@ -15,7 +15,7 @@ import {
   wholeNumber,
 } from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
-import { shown } from '../shown.ts';
+import { oneLine, shown } from '../shown.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { Adapter, type ResidualTeacher } from './adapter.ts';
 import { type AdapterFolder, readAdapterFolder } from './adapter_folder.ts';
@@ -481,7 +481,11 @@ async function adapterOf(
     warnings.push(...checkCodes(codes, { folder, digest, allowOtherBase }));
     quantizedDigest = await firstPairsDigest(modules, codes);
   }
-  const parts = { config, modules, saved, shared, method, warnings, quantizedDigest };
+  const parts = {
+    ...{ config, modules, saved, shared, method, quantizedDigest },
+    // Names in the folder's files are in some of them.
+    warnings: warnings.map((text) => oneLine(text)),
+  };
   return new Adapter(adapterName, { ...parts, ...(residual !== null && { residual }) });
 }
 

@@ -1,5 +1,6 @@
 /** The changes of weights by an adapter, as a table. */
 import { ENERGIES, type ModuleChange } from '../eval/adapter_changes.ts';
+import { printable } from '../shown.ts';
 import { textTable } from './text_table.ts';
 
 const percent = (share: number): string => `${+(100 * share).toPrecision(2)} %`;
@@ -23,7 +24,9 @@ export function changeTable(changes: readonly ModuleChange[], saved: readonly st
   return [
     ...(changes.length > 0 ? [textTable([head, ...rows], 'lr')] : []),
     totals(changes, hasIntruders),
-    ...(saved.length > 0 ? [`trained whole: ${saved.join(', ')}`] : []),
+    ...(saved.length > 0
+      ? [`trained whole: ${saved.map((name) => printable(name)).join(', ')}`]
+      : []),
   ].join('\n');
 }
 

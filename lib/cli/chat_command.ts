@@ -8,7 +8,7 @@ import { type ChatCommandSettings, kAnswerKeys, kChatOptions } from './chat_opti
 import { runWithOptions } from './command_options.ts';
 import { loadGenerator } from './generator.ts';
 import { flagOf, pick } from './option_table.ts';
-import type { CliContext, CommandModule } from './program.ts';
+import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { CLI_TASKS } from './tasks/list.ts';
 
@@ -22,7 +22,7 @@ export const addChat: CommandModule = (program, context, run) => {
   });
 };
 
-async function chat(settings: ChatCommandSettings, context: CliContext): Promise<number> {
+async function chat(settings: ChatCommandSettings, context: CommandContext): Promise<number> {
   const { adapter, system } = settings;
   const { tuned, tokenizer } = await loadGenerator(settings, {
     ...{ task: CLI_TASKS['causal-lm'], progress: new Progress(context.stderr) },
@@ -32,9 +32,13 @@ async function chat(settings: ChatCommandSettings, context: CliContext): Promise
     ...pick(settings, kAnswerKeys),
     ...{ tokenizer, system: system === undefined || system === '' ? null : system },
   });
-  const input = openChatInput(context.stdin ?? process.stdin, context.stdout);
+  const input = openChatInput(context.stdin ?? process.stdin, context.answers);
   try {
-    return await new ChatLoop(conversation, { ...context, input }).run();
+    return await new ChatLoop(conversation, {
+      stdout: context.answers,
+      stderr: context.stderr,
+      input,
+    }).run();
   } finally {
     input.close();
     conversation.dispose();

@@ -9,7 +9,7 @@ import { kChatOptions } from './chat_options.ts';
 import { withFlags } from './flag_names.ts';
 import { Interrupt, type InterruptSignal, onSignals } from './interrupt.ts';
 import type { CliContext } from './program.ts';
-import { hasColour, styler } from './terminal.ts';
+import { hasColour, styler, writeAnswer } from './terminal.ts';
 
 /** The streams of a conversation. */
 interface ChatStreams extends Pick<CliContext, 'stdout' | 'stderr'> {
@@ -98,7 +98,7 @@ export class ChatLoop {
     try {
       const answer = this.#chat.send(message, { signal: stop.signal });
       for await (const { text } of answer) {
-        stdout.write(text);
+        writeAnswer(stdout, text);
         last = text || last;
       }
       if (!last.endsWith('\n')) stdout.write('\n');

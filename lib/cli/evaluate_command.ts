@@ -1,6 +1,7 @@
 /** `balora evaluate`: computes metrics of a model on held-out data, with or without an adapter. */
 import type { Command } from 'commander';
 import { setNumThreads } from '../runtime.ts';
+import { printableJson } from '../shown.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { type EvaluateSettings, kEvaluateOptions } from './evaluate_options.ts';
 import { abortable, interruptOf } from './interrupt.ts';
@@ -48,6 +49,6 @@ async function evaluateModel(
       ? await cliTaskOf(settings).evaluate(settings, { progress, signal })
       : await scoreModel(settings, { progress, signal });
   progress.clear();
-  context.stdout.write(`${settings.json ? JSON.stringify(result, null, 2) : text}\n`);
+  context.stdout.write(`${settings.json ? printableJson(result, 2) : text}\n`);
   return 0;
 }

@@ -1,5 +1,6 @@
 /** An example of the training data as `--dry-run` prints it: its text, and what of it is trained on. */
 import type { Example } from '../data/example.ts';
+import { oneLine } from '../shown.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { styler } from './terminal.ts';
 import { colouredTokens, tokenText } from './token_view.ts';
@@ -26,7 +27,8 @@ export function exampleText(
       ? `${count} of ${ids.length} tokens are trained on, ${colour ? 'in green' : `in ${kOpen} ${kClose}`}`
       : `${ids.length} tokens, label ${label}`;
   const text = colour ? colouredTokens(tokenizer, example) : markedTokens(tokenizer, example);
-  return `${style(`example: ${where}: ${how}`, 'bold')}\n${text.trimEnd()}`;
+  const heading = oneLine(`example: ${where}: ${how}`);
+  return `${style(heading, 'bold')}\n${text.trimEnd()}`;
 }
 
 /** The text of an example with each run of supervised tokens between marks. */

@@ -9,15 +9,16 @@ import type { GeneratedText } from '../generate/sequence.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import { checkTogether } from '../options/option.ts';
 import { memoryStats } from '../runtime.ts';
+import { printableJson } from '../shown.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { type GenerateCommandSettings, kGenerateOptions } from './generate_options.ts';
 import { loadGenerator } from './generator.ts';
 import { abortable, Interrupt } from './interrupt.ts';
 import { flagOf, pick } from './option_table.ts';
-import type { CliContext, CommandModule } from './program.ts';
+import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { cliTaskOf } from './tasks/list.ts';
-import { fixed } from './terminal.ts';
+import { fixed, writeAnswer } from './terminal.ts';
 
 export const addGenerate: CommandModule = (program, context, run) => {
   const command = program
@@ -45,7 +46,7 @@ export const addGenerate: CommandModule = (program, context, run) => {
 
 async function generateText(
   settings: GenerateCommandSettings,
-  { context, signal }: { context: CliContext; signal: AbortSignal },
+  { context, signal }: { context: CommandContext; signal: AbortSignal },
 ): Promise<number> {
   const { adapter, prompt } = settings;
   const template = templateOf(settings);
@@ -86,21 +87,21 @@ async function filled(template: string | undefined, prompt: string): Promise<str
 async function show(
   stream: Generation,
   { json, numReturnSequences = 1 }: GenerateCommandSettings,
-  { stdout }: CliContext,
+  { stdout, answers }: CommandContext,
 ): Promise<readonly GeneratedText[]> {
   if (json) {
     const results = await stream.result;
-    stdout.write(`${JSON.stringify(results, null, 2)}\n`);
+    stdout.write(`${printableJson(results, 2)}\n`);
     return results;
   }
   if (numReturnSequences === 1) {
-    for await (const { text } of stream) stdout.write(text);
-    stdout.write('\n');
+    for await (const { text } of stream) writeAnswer(answers, text);
+    answers.write('\n');
     return stream.result;
   }
   const results = await stream.result;
   results.forEach(({ text }, i) => {
-    stdout.write(`--- ${i + 1} of ${results.length}\n${text}\n`);
+    writeAnswer(answers, `--- ${i + 1} of ${results.length}\n${text}\n`);
   });
   return results;
 }

@@ -6,6 +6,7 @@ import { ArgumentError } from '../errors.ts';
 import { adapterChanges } from '../eval/adapter_changes.ts';
 import { filePath, onOff, whole } from '../options/kinds.ts';
 import { group, kebab, type ValuesOf } from '../options/option.ts';
+import { oneLine, printable } from '../shown.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { loadAdapted } from './adapted_model.ts';
 import { changeTable } from './change_view.ts';
@@ -112,7 +113,7 @@ async function showChanges(
   });
   progress.clear();
   const saved = tuned.saved?.parameters.map(({ name }) => name) ?? [];
-  stdout.write(`${describeAdapter(tuned.config)}\n${changeTable(changes, saved)}\n`);
+  stdout.write(`${printable(describeAdapter(tuned.config))}\n${changeTable(changes, saved)}\n`);
 }
 
 async function showExample(
@@ -138,7 +139,7 @@ async function showExample(
     const summary =
       `${await rows.where(index)} (${chosen.description}): ${example.ids.length} tokens, ` +
       `${supervisedCount(example)} supervised${cut > 0 ? `, ${cut} cut off` : ''}`;
-    stdout.write(`${style(summary, 'bold')}\n${view}\n`);
+    stdout.write(`${style(oneLine(summary), 'bold')}\n${view}\n`);
   } finally {
     await rows.close();
   }

@@ -8,8 +8,9 @@ import { ArgumentError, BaloraError } from '../errors.ts';
 import { reasonOf } from '../io/files.ts';
 import { packageVersion } from '../io/package_version.ts';
 import type { OptionTable } from '../options/option.ts';
+import { oneLine, printableStack } from '../shown.ts';
 import { withFlags } from './flag_names.ts';
-import { hasColour, type InputStream, type OutputStream, styler } from './terminal.ts';
+import { hasColour, type InputStream, type OutputStream, ShownStream, styler } from './terminal.ts';
 
 /** The output streams that commands write to, and the input that some read. */
 export interface CliContext {
@@ -19,9 +20,11 @@ export interface CliContext {
   readonly stderr: OutputStream;
 }
 
-/** The streams of a command, and the arguments with which the program was called. */
+/** The streams of a command, which show what would control a terminal, and the arguments with which the program was called. */
 export interface CommandContext extends CliContext {
   readonly args: readonly string[];
+  /** The output as it is, for the texts of models, and for an editor of lines. */
+  readonly answers: OutputStream;
 }
 
 /** A function that adds one command to the program. */
@@ -34,9 +37,15 @@ export type RunAction = <A extends unknown[]>(
 
 export async function runCli(
   args: readonly string[],
-  context: CliContext,
+  streams: CliContext,
   commands: () => Promise<readonly CommandModule[]>,
 ): Promise<number> {
+  const context: CommandContext = {
+    ...streams,
+    ...{ args, answers: streams.stdout },
+    stdout: new ShownStream(streams.stdout),
+    stderr: new ShownStream(streams.stderr),
+  };
   let exitCode = 0;
   let options: OptionTable = {};
   const run: RunAction =
@@ -55,7 +64,7 @@ export async function runCli(
       writeErr: (text) => context.stderr.write(text),
     });
   try {
-    for (const add of await commands()) add(program, { ...context, args }, run);
+    for (const add of await commands()) add(program, context, run);
     await program.parseAsync([...args], { from: 'user' });
     return exitCode;
   } catch (error) {
@@ -74,7 +83,6 @@ function describe(error: unknown, { stderr }: CliContext, options: OptionTable):
   if (error instanceof BaloraError) return `${label} ${withFlags(error.message, options)}`;
   const reason = reasonOf(error);
   const { path = 'a file or folder' } = (error ?? {}) as NodeJS.ErrnoException;
-  if (reason !== undefined) return `${label} ${path}: ${reason}`;
-  if (error instanceof Error) return `${label} ${error.stack ?? error.message}`;
-  return `${label} ${String(error)}`;
+  if (reason !== undefined) return `${label} ${oneLine(`${path}: ${reason}`)}`;
+  return `${label} ${printableStack(error)}`;
 }

@@ -3,11 +3,19 @@
  * scroll above it. On any other stream each log event is a line of plain text, and nothing is redrawn.
  */
 import { formatBytes } from '../io/format_bytes.ts';
+import { oneLine } from '../shown.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
 import type { Sample, StepRecord, TrainEvent } from '../train/types.ts';
 import { evaluationLine } from './evaluation_view.ts';
 import { withFlags } from './flag_names.ts';
-import { fixed, formatSeconds, hasColour, type OutputStream, styler } from './terminal.ts';
+import {
+  besideStyles,
+  fixed,
+  formatSeconds,
+  hasColour,
+  type OutputStream,
+  styler,
+} from './terminal.ts';
 import { kTrainOptions } from './train_options.ts';
 
 const kRedrawMs = 100;
@@ -43,7 +51,7 @@ export class Progress {
         break;
       }
       case 'samples':
-        this.message(samplesText(event.step, event.samples));
+        this.message(...samplesLines(event.step, event.samples));
         break;
       case 'evaluating':
         this.status(`evaluating at step ${event.step}: ${event.examples} examples`);
@@ -63,11 +71,11 @@ export class Progress {
     if (this.redraws) this.draw(text);
   }
 
-  /** Writes a line that stays, above the progress line. */
-  message(text: string): void {
+  /** Writes lines that stay, above the progress line. A line break in one of them is shown, since a name in a file may have it. */
+  message(...lines: readonly string[]): void {
     const below = this.line;
     this.clear();
-    this.stream.write(`${text}\n`);
+    this.stream.write(lines.map((line) => `${besideStyles(line, oneLine)}\n`).join(''));
     if (below) {
       this.line = below;
       this.stream.write(below);
@@ -93,8 +101,14 @@ export class Progress {
 
   /** Erases the progress line. */
   clear(): void {
-    if (this.line) this.stream.write('\r\u001b[K');
+    if (this.line) this.erase();
     this.line = '';
+  }
+
+  private erase(): void {
+    const code = '\r\u001b[K';
+    if (this.stream.control === undefined) this.stream.write(code);
+    else this.stream.control(code);
   }
 
   private draw(text: string): void {
@@ -102,8 +116,9 @@ export class Progress {
     if (time - this.drawnAt < kRedrawMs) return;
     this.drawnAt = time;
     // The line is cut to the terminal's width, because a line that wraps cannot be erased.
-    const cut = text.slice(0, (this.stream.columns || kColumns) - 1);
-    this.stream.write(`\r\u001b[K${cut}`);
+    const cut = oneLine(text).slice(0, (this.stream.columns || kColumns) - 1);
+    this.erase();
+    this.stream.write(cut);
     this.line = cut;
   }
 }
@@ -112,16 +127,17 @@ export class Progress {
 const kShownPrompt = 60;
 
 /** The answers of an evaluation, each below the end of its prompt. */
-function samplesText(step: number, samples: readonly Sample[]): string {
-  return samples
-    .map(({ prompt, text }, i) => {
-      const asked = typeof prompt === 'string' ? prompt : contentOf(prompt);
-      const line = asked.replaceAll(/\s+/g, ' ').trim();
-      const shown = line.length > kShownPrompt ? `...${line.slice(-kShownPrompt)}` : line;
-      const answer = text.trim().replaceAll('\n', '\n  ');
-      return `sample ${i + 1} of ${samples.length} at step ${step}: ${shown}\n  ${answer}`;
-    })
-    .join('\n');
+function samplesLines(step: number, samples: readonly Sample[]): string[] {
+  return samples.flatMap(({ prompt, text }, i) => {
+    const asked = typeof prompt === 'string' ? prompt : contentOf(prompt);
+    const line = asked.replaceAll(/\s+/g, ' ').trim();
+    const shown = line.length > kShownPrompt ? `...${line.slice(-kShownPrompt)}` : line;
+    const answer = text.trim().split('\n');
+    return [
+      `sample ${i + 1} of ${samples.length} at step ${step}: ${shown}`,
+      ...answer.map((part) => `  ${part}`),
+    ];
+  });
 }
 
 /** The text of the last message of a conversation; ids are shown as they are. */

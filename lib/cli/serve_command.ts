@@ -7,6 +7,7 @@ import type { GeneratingModel } from '../generate/open_session.ts';
 import { defaultsOf } from '../options/option.ts';
 import { checkNames, type ServedModel } from '../serve/served_models.ts';
 import { type ApiServer, openServer, type RequestLine } from '../serve/server.ts';
+import { printable, printableStack } from '../shown.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { type AdapterPath, loadGenerator } from './generator.ts';
 import { abortable } from './interrupt.ts';
@@ -65,7 +66,7 @@ async function serve(
     ...{ host, port, maxConcurrent, maxWaiting, maxPromptTokens, graceMs: 1000 * grace },
     apiKey: settings.apiKey ?? process.env.BALORA_API_KEY ?? null,
     onRequest: (line) => context.stderr.write(`${requestText(line)}\n`),
-    onError: (error) => progress.warn(error instanceof Error ? `${error.stack}` : String(error)),
+    onError: (error) => progress.message(...`warning: ${printableStack(error)}`.split('\n')),
   });
   try {
     await load(server, settings, { own, adapters, progress });
@@ -103,11 +104,12 @@ function aborted(signal: AbortSignal): Promise<void> {
   });
 }
 
-/** A request as a line of the log. */
+/** A request as a line of the log, whose fields a path cannot forge: it has no spaces. */
 function requestText({ method, path, status, seconds, answer }: RequestLine): string {
   const numbers =
     answer === null
       ? ''
       : `  ${answer.model}: ${answer.promptTokens} prompt tokens, ${answer.newTokens} new ones`;
-  return `${method} ${path} ${status ?? 'left'}  ${seconds.toFixed(2)} s${numbers}`;
+  const shown = printable(path).replaceAll(' ', '%20');
+  return `${method} ${shown} ${status ?? 'left'}  ${seconds.toFixed(2)} s${numbers}`;
 }

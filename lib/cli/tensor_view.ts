@@ -14,7 +14,7 @@ import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import { listFolder, statPath } from '../io/regular_file.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../io/safetensors.ts';
 import type { TensorInfo } from '../io/tensor_file.ts';
-import { shown } from '../shown.ts';
+import { printable, shown } from '../shown.ts';
 import { formatCount } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
@@ -64,7 +64,9 @@ export function tensorTable({ title, tensors }: TensorListing): string {
   const values = tensors.reduce((sum, { shape }) => sum + shape.reduce((n, d) => n * d, 1), 0);
   const bytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
   const total = `${tensors.length} tensors, ${formatCount(values)} values, ${formatBytes(bytes)}`;
-  return [title, ...(rows.length > 0 ? [textTable(rows, 'lllr')] : []), total].join('\n');
+  return [printable(title), ...(rows.length > 0 ? [textTable(rows, 'lllr')] : []), total].join(
+    '\n',
+  );
 }
 
 function listFile(path: string): TensorListing {

@@ -1,11 +1,60 @@
-/** Output streams: colours, which only terminals get, closed pipes, and the formatting of numbers. */
+/** Output streams: what may reach a terminal, colours, which only terminals get, closed pipes, and the formatting of numbers. */
 import type { EventEmitter } from 'node:events';
 import { styleText } from 'node:util';
+import { printableLines, withoutControls } from '../shown.ts';
 
 export interface OutputStream {
   write(text: string): unknown;
-  isTTY?: boolean;
-  columns?: number;
+  /** Writes a code that controls the terminal, where write() would show it as text. */
+  control?(code: string): unknown;
+  readonly isTTY?: boolean | undefined;
+  readonly columns?: number | undefined;
+}
+
+const kEscape = '\u001b';
+/** The codes that {@link styler} writes. */
+const kStyles = new RegExp(String.raw`(${kEscape}\[(?:[124]|22|24|3[123]|39)m)`);
+
+/**
+ * A stream that shows what would control a terminal, but for the program's own colours: names in files, answers of servers and texts of
+ * models are in much of what commands write, and a log is read on a terminal later.
+ */
+export class ShownStream implements OutputStream {
+  readonly #stream: OutputStream;
+
+  constructor(stream: OutputStream) {
+    this.#stream = stream;
+  }
+
+  get isTTY(): boolean | undefined {
+    return this.#stream.isTTY;
+  }
+
+  get columns(): number | undefined {
+    return this.#stream.columns;
+  }
+
+  write(text: string): unknown {
+    const isStyled = hasColour(this.#stream);
+    return this.#stream.write(isStyled ? besideStyles(text, printableLines) : printableLines(text));
+  }
+
+  control(code: string): unknown {
+    return this.#stream.write(code);
+  }
+}
+
+/** Replaces all of a text but the codes of {@link styler}. */
+export function besideStyles(text: string, replaced: (plain: string) => string): string {
+  return text
+    .split(kStyles)
+    .map((part, i) => (i % 2 ? part : replaced(part)))
+    .join('');
+}
+
+/** Writes a model's text: as it is to a file or a pipe; on a terminal, what would control that is shown. */
+export function writeAnswer(stream: OutputStream, text: string): void {
+  stream.write(stream.isTTY === true ? withoutControls(text) : text);
 }
 
 /** A stream that a user, a pipe or a test writes lines to. */

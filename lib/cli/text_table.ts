@@ -3,6 +3,8 @@
  * as well.
  */
 import { stripVTControlCharacters } from 'node:util';
+import { oneLine } from '../shown.ts';
+import { besideStyles } from './terminal.ts';
 
 const kGap = '  ';
 
@@ -14,7 +16,9 @@ const widthOf = (cell: string): number => stripVTControlCharacters(cell).length;
  * @param align one letter for each column, `l` for flush left or `r` for flush right; the last letter applies to all
  *   further columns
  */
-export function textTable(rows: readonly (readonly string[])[], align = 'l'): string {
+export function textTable(cells: readonly (readonly string[])[], align = 'l'): string {
+  // A name in a file, which many cells are, makes no row of its own.
+  const rows = cells.map((row) => row.map((cell) => besideStyles(cell, oneLine)));
   const widths: number[] = [];
   for (const row of rows) {
     row.forEach((cell, c) => {

@@ -3,16 +3,17 @@
  * terminal gets coloured text, other streams a table.
  */
 import type { Example } from '../data/example.ts';
+import { printableJson } from '../shown.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { styler } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
-/** A token as a single line of text: white space and control characters are escaped, and invalid UTF-8 is shown as bytes. */
+/** A token as a single line of text: white space and invisible characters are escaped, and invalid UTF-8 is shown as bytes. */
 export function tokenText(tokenizer: Tokenizer, id: number): string {
   const bytes = tokenizer.tokenBytes(id);
   try {
     const text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
-    return JSON.stringify(text).slice(1, -1).replaceAll('\\"', '"');
+    return printableJson(text).slice(1, -1).replaceAll('\\"', '"');
   } catch {
     return [...bytes].map((byte) => `\\x${byte.toString(16).padStart(2, '0')}`).join('');
   }

@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto';
 import { ArgumentError } from '../errors.ts';
 import { type CallTable, kCall, wholeNumber } from '../options/call.ts';
 import { labelTable } from '../options/labels.ts';
+import { printable } from '../shown.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { concatenate, type Segments } from './collate.ts';
 import { type CorruptionCounts, corruptRows, reportCorruption } from './corruption.ts';
@@ -272,7 +273,7 @@ function reportWarnings(
   }
   const missing = (perClass ?? []).flatMap((n, d) => (n === 0 ? [names?.[d] ?? String(d)] : []));
   if (missing.length > 0) {
-    const message = `no example has the label ${missing.join(', ')}`;
+    const message = `no example has the label ${missing.map((name) => printable(name)).join(', ')}`;
     onWarning?.({ code: 'classes_missing', message });
   }
 }

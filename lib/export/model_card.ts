@@ -14,6 +14,7 @@ import { packageVersion } from '../io/package_version.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { objectIn, RUN_FILES, recordOf } from '../io/run_folder.ts';
 import type { Model } from '../models/index.ts';
+import { oneLine } from '../shown.ts';
 import { type Curve, lossPlot } from './loss_plot.ts';
 
 /** Where a card is written, and of what. */
@@ -158,9 +159,11 @@ function frontMatter(
 
 /** A text as code, in as many backquotes as it needs, on one line. */
 function code(text: string): string {
-  const line = text.replace(/\s+/g, ' ').replaceAll('|', '\\|');
-  const fence = line.includes('`') ? '``' : '`';
-  return `${fence}${line}${fence}`;
+  const line = oneLine(text.replace(/\s+/g, ' ')).replaceAll('|', '\\|');
+  const longest = Math.max(0, ...Array.from(line.matchAll(/`+/g), ([run]) => run.length));
+  const fence = '`'.repeat(longest + 1);
+  // Spaces, of which Markdown drops one on each side, keep a quote at an end apart from the fence.
+  return longest === 0 ? `${fence}${line}${fence}` : `${fence} ${line} ${fence}`;
 }
 
 function table(head: readonly string[], rows: readonly (readonly string[])[]): string {

@@ -2,13 +2,11 @@
  * Pushing of a folder to the Hub, as a commit of all its files, through @huggingface/hub. The token is read from the environment and
  * sent to the Hub's own address alone; no message has it.
  */
-import { resolve } from 'node:path';
-import { pathToFileURL } from 'node:url';
-import { ArgumentError, FormatError, NativeError } from '../errors.ts';
-import { diskError, filesBelow, isAbandoned } from '../io/files.ts';
+import { ArgumentError, BaloraError, FormatError, NativeError } from '../errors.ts';
 import { Endpoint, withoutToken } from '../io/hub/endpoint.ts';
-import { isRepoId, isRevision, printable } from '../io/hub/names.ts';
-import { RUN } from '../io/run_folder.ts';
+import { isRepoId, isRevision } from '../io/hub/names.ts';
+import { printable } from '../shown.ts';
+import { pushedFiles } from './pushed_files.ts';
 
 /** Options of {@link pushFolder}. */
 export interface PushOptions {
@@ -34,9 +32,10 @@ const kTimeoutMs = 60_000;
 
 /**
  * Pushes the files of a folder, such as an adapter with its card or a merged model, as one commit. The record of a run (run/), files
- * whose names begin with a dot, and temporary files stay.
+ * whose names begin with a dot, and temporary files stay; a link to a file in the folder counts as that file.
  * @returns the address of the repository
- * @throws ArgumentError without a token or for a name that is none, FormatError for a folder without files, NativeError with the Hub's
+ * @throws ArgumentError without a token or for a name that is none, FormatError for a folder without files and for a link that leads out of
+ *   it, before anything is sent, NativeError with the Hub's
  *   own message where it refuses
  */
 export async function pushFolder(folder: string, options: PushOptions): Promise<string> {
@@ -53,8 +52,14 @@ export async function pushFolder(folder: string, options: PushOptions): Promise<
     throw new ArgumentError('push needs an access token with the right to write; set HF_TOKEN');
   }
   const { name } = new Endpoint({ hubUrl, accessToken, timeoutMs: kTimeoutMs });
-  const files = await filesOf(folder);
-  for (const path of files) onFile?.(path);
+  const files = await pushedFiles(folder);
+  if (files.length === 0) {
+    throw new FormatError(`${folder}: holds no files to push`, {
+      path: folder,
+      advice: 'give the folder of an adapter or of a model',
+    });
+  }
+  for (const { path } of files) onFile?.(path);
   // Imported when needed, since nothing else uses it.
   const hub = await import('@huggingface/hub');
   const call = { accessToken, hubUrl: name, repo: { type: 'model', name: repo } } as const;
@@ -68,13 +73,12 @@ export async function pushFolder(folder: string, options: PushOptions): Promise<
       ...call,
       ...{ title: message, branch: revision },
       ...(options.signal !== undefined && { abortSignal: options.signal }),
-      operations: files.map((path) => ({
-        ...{ operation: 'addOrUpdate' as const, path },
-        content: pathToFileURL(resolve(folder, path)),
-      })),
+      operations: files.map((file) => ({ operation: 'addOrUpdate' as const, ...file })),
     });
   } catch (error) {
     if (options.signal?.aborted) throw options.signal.reason;
+    // Of a file that is not what it was any more.
+    if (error instanceof BaloraError) throw error;
     const text = error instanceof Error ? error.message : String(error);
     throw new NativeError(
       `push to ${name}/${repo}: ${withoutToken(printable(text), { accessToken })}`,
@@ -86,19 +90,4 @@ export async function pushFolder(folder: string, options: PushOptions): Promise<
     );
   }
   return `${name}/${repo}`;
-}
-
-/** Paths of the files of a folder and of all folders below it, relative, sorted. @throws FormatError if there are none */
-async function filesOf(folder: string): Promise<string[]> {
-  const isPushed = (name: string): boolean => !name.startsWith('.') && !isAbandoned(name);
-  const below = await filesBelow(folder, isPushed).catch((error: unknown) => {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
-    throw diskError(folder, error, 'read');
-  });
-  const files = below.filter((path) => path !== RUN && !path.startsWith(`${RUN}/`));
-  if (files.length > 0) return files;
-  throw new FormatError(`${folder}: holds no files to push`, {
-    path: folder,
-    advice: 'give the folder of an adapter or of a model',
-  });
 }

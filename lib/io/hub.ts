@@ -4,6 +4,7 @@
  */
 import { ArgumentError, FormatError, NativeError } from '../errors.ts';
 import { type CallTable, checkArgument, checkCall, finiteNumber, kCall } from '../options/call.ts';
+import { printable } from '../shown.ts';
 import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
 import { defaultCacheDir, RepoCache } from './hub/cache.ts';
 import {
@@ -13,7 +14,7 @@ import {
   kMaxTimeoutMs,
   withoutToken,
 } from './hub/endpoint.ts';
-import { isRepoId, isRevision, pathProblem, printable } from './hub/names.ts';
+import { isRepoId, isRevision, pathProblem } from './hub/names.ts';
 import { isModelFolder, SINGLE_WEIGHTS, WEIGHTS_INDEX } from './model_folder.ts';
 import { kMaxTextBytes, statPath } from './regular_file.ts';
 

@@ -5,6 +5,7 @@ import { type Generation, generateWith } from '../generate/generate.ts';
 import type { OpenSession } from '../generate/open_session.ts';
 import { checkIds } from '../generate/prompts.ts';
 import type { GeneratedText, GeneratedToken } from '../generate/sequence.ts';
+import { printableJson } from '../shown.ts';
 import { ApiError, apiErrorOf } from './api_error.ts';
 import {
   type AnswerHead,
@@ -221,7 +222,7 @@ export function sendJson(
   body: object,
   headers: Readonly<Record<string, string>> = {},
 ): void {
-  const text = JSON.stringify(body);
+  const text = printableJson(body);
   response.writeHead(status, {
     'Content-Type': 'application/json; charset=utf-8',
     'Content-Length': String(Buffer.byteLength(text)),

@@ -1,6 +1,7 @@
 /** Errors of the server as OpenAI's API has them: a status, and a body with a message, a type, the field at fault and a code. */
 import { ArgumentError, BaloraError } from '../errors.ts';
 import { ContextLengthError } from '../generate/prompts.ts';
+import { oneLine } from '../shown.ts';
 
 /** The facts of an {@link ApiError} besides its message. */
 interface ApiErrorOptions {
@@ -22,7 +23,7 @@ export interface ErrorBody {
   };
 }
 
-/** An error that the client is told. */
+/** An error that the client is told. Its message is one line, and shows invisible characters of what the client sent. */
 export class ApiError extends Error {
   readonly status: number;
   readonly param: string | null;
@@ -33,7 +34,7 @@ export class ApiError extends Error {
     message: string,
     { status, param = null, code = null, headers = {} }: ApiErrorOptions,
   ) {
-    super(message);
+    super(oneLine(message));
     this.name = 'ApiError';
     this.status = status;
     this.param = param;

@@ -3,6 +3,7 @@
  * takes nothing for a while loses its connection.
  */
 import type { ServerResponse } from 'node:http';
+import { printableJson } from '../shown.ts';
 
 /** The connection was closed by the client, or for its taking nothing. */
 export class ConnectionLost extends Error {
@@ -70,7 +71,7 @@ export class EventStream {
       });
     }
     if (response.destroyed) throw new ConnectionLost();
-    const text = typeof data === 'string' ? data : JSON.stringify(data);
+    const text = typeof data === 'string' ? data : printableJson(data);
     if (!response.write(`data: ${text}\n\n`)) await waitFor(response, 'drain', this.#stallMs);
   }
 

@@ -6,6 +6,7 @@ import type { AddressInfo, Socket } from 'node:net';
 import { ArgumentError } from '../errors.ts';
 import { type OpenSession, openSession } from '../generate/open_session.ts';
 import { baseChange } from '../models/base_files.ts';
+import { printableJson } from '../shown.ts';
 import { Access } from './access.ts';
 import { Answer, type AnswerNumbers, sendJson } from './answer.ts';
 import { ApiError, apiErrorOf } from './api_error.ts';
@@ -330,7 +331,7 @@ function refuseBody(
   { status, body, headers }: Pick<ApiError, 'status' | 'body' | 'headers'>,
 ): void {
   request.pause();
-  const text = JSON.stringify(body);
+  const text = printableJson(body);
   response.writeHead(status, {
     'Content-Type': 'application/json; charset=utf-8',
     'Content-Length': String(Buffer.byteLength(text)),

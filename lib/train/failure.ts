@@ -1,5 +1,6 @@
 /** Errors that end a run, and the notes in them about the state in which the run was left. */
 import { NativeError } from '../errors.ts';
+import { oneLine } from '../shown.ts';
 import type { CombinedTerms } from './record.ts';
 
 /** The error for a step whose loss or gradients are not finite; no parameter has been changed by it. */
@@ -20,7 +21,7 @@ export function notFinite(step: number, terms: CombinedTerms, norm: number): Nat
 export function addNotes(error: unknown, notes: readonly string[], second?: unknown): void {
   if (!(error instanceof Error) || notes.length === 0) return;
   const { message: before, stack, cause } = error;
-  const message = [before, ...notes].join('; ');
+  const message = [before, ...notes.map((note) => oneLine(note))].join('; ');
   // Assignment would fail for a DOMException, whose message is a getter, so the property is redefined.
   const define = (key: string, value: unknown): boolean =>
     Reflect.defineProperty(error, key, { value, writable: true, configurable: true });

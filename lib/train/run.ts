@@ -14,6 +14,7 @@ import { dropoutWarning } from '../models/dropout_rates.ts';
 import { useModel } from '../models/in_use.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
+import { oneLine } from '../shown.ts';
 import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import type { Tensor } from '../tensor.ts';
@@ -527,7 +528,7 @@ async function openPasses(
   { plan, cache, identity, warnings }: PassesOf,
 ): Promise<Passes> {
   const onNote = ({ code, message }: { code: string; message: string }) =>
-    warnings.push({ type: 'warning', code, message });
+    warnings.push({ type: 'warning', code, message: oneLine(message) });
   if (cache !== null && cache.readOnly !== null) {
     const message = `${cache.place.path}: ${cache.readOnly}; this run reads it and keeps nothing in it`;
     onNote({ code: 'teacher_cache_read_only', message });

@@ -1,11 +1,14 @@
 /** Pushing to a local server that speaks the Hub's protocol: which files arrive, what is refused, and that no message has the token. */
+import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { renameSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
+import { pushFolder } from '../../lib/export/push.ts';
 import { balora } from '../support/run_cli.ts';
 
 const kToken = 'hf_secretSECRETsecret';
@@ -196,5 +199,150 @@ describe('balora push', () => {
       /needs an access token .* set HF_TOKEN/,
     );
     expect(hub.authorizations.size).toBe(0);
+  });
+});
+
+describe('links in a folder that is pushed', () => {
+  let own: string;
+  let key: string;
+  beforeEach(async () => {
+    const parent = await mkdtemp(join(tmpdir(), 'balora-push-links-'));
+    own = join(parent, 'folder');
+    await mkdir(join(own, 'sub', 'deep'), { recursive: true });
+    await mkdir(join(parent, 'elsewhere'));
+    key = join(parent, 'elsewhere', 'key');
+    await writeFile(key, 'of nobody else');
+    await writeFile(join(own, 'README.md'), '# own');
+    await writeFile(join(own, 'sub', 'deep', 'notes.txt'), 'deep');
+  });
+  afterEach(() => rm(join(own, '..'), { recursive: true }));
+
+  /** Pushes the folder, which must be refused before anything is sent. */
+  async function refused(): Promise<string> {
+    const { code, err } = await push(own, '--repo', 'me/tuned');
+    expect(err).toContain('error: ');
+    expect(code).toBe(1);
+    expect([hub.authorizations.size, hub.files.size, hub.lfs.size]).toEqual([0, 0, 0]);
+    return err;
+  }
+
+  it.each<[string, (own: string, key: string) => Promise<unknown>, string]>([
+    ['to a file', (own, key) => symlink(key, join(own, 'notes.md')), 'notes.md'],
+    ['of a relative path', (own) => symlink('../elsewhere/key', join(own, 'notes.md')), 'notes.md'],
+    ['in a sub-folder', (own, key) => symlink(key, join(own, 'sub', 'notes.md')), 'sub/notes.md'],
+    ['two folders deep', (own, key) => symlink(key, join(own, 'sub', 'deep', 'x')), 'sub/deep/x'],
+    ['to a folder', (own) => symlink('../elsewhere', join(own, 'more')), 'more'],
+    [
+      'by way of a link in the folder',
+      async (own, key) => {
+        await symlink(key, join(own, '.second'));
+        await symlink('.second', join(own, 'first'));
+      },
+      'first',
+    ],
+    ['to a file of the system', (own) => symlink('/proc/self/environ', join(own, 'env')), 'env'],
+  ])('are refused where they lead out: %s', async (_, make, named) => {
+    await make(own, key);
+    const err = await refused();
+    expect(err).toContain(`${join(own, named)}: is a link that leads out of the folder`);
+    expect(err).toContain('put a copy in its place');
+  });
+
+  it.each<[string, (own: string) => unknown, RegExp]>([
+    [
+      'a link to nothing',
+      (own) => symlink('nothing', join(own, 'x')),
+      /x: is a link that leads to nothing/,
+    ],
+    [
+      'a link to itself',
+      (own) => symlink('x', join(own, 'x')),
+      /x: cannot be opened: it is a link that leads in circles/,
+    ],
+    [
+      'a link to a folder inside',
+      (own) => symlink('sub', join(own, 'x')),
+      /x: is a link to a folder/,
+    ],
+    [
+      'a link to what is not pushed',
+      async (own) => {
+        await writeFile(join(own, '.env'), 'mine');
+        await symlink('.env', join(own, 'x'));
+      },
+      /x: is a link to .*\.env, which is not pushed/,
+    ],
+    [
+      'a pipe',
+      (own) => execFileSync('mkfifo', [join(own, 'x')]),
+      /x: is a pipe, not a regular file/,
+    ],
+    [
+      'a device',
+      (own) => symlink('/dev/zero', join(own, 'x')),
+      /x: is a link that leads out of the folder/,
+    ],
+  ])('are refused: %s', async (_, make, message) => {
+    await make(own);
+    expect(await refused()).toMatch(message);
+  });
+
+  it('count as the file that they lead to where that is in the folder', async () => {
+    await symlink('sub/deep/notes.txt', join(own, 'first'));
+    await symlink('../first', join(own, 'sub', 'second'));
+    // The folder itself may be a link, since the user named it.
+    await symlink(own, join(own, '..', 'named'));
+    const { code, err } = await push(join(own, '..', 'named'), '--repo', 'me/tuned');
+    expect([code, err.includes('error')]).toEqual([0, false]);
+    expect(Object.fromEntries([...hub.files].map(([name, bytes]) => [name, `${bytes}`]))).toEqual({
+      'README.md': '# own',
+      first: 'deep',
+      'sub/deep/notes.txt': 'deep',
+      'sub/second': 'deep',
+    });
+  });
+
+  it.each<[string, (own: string, key: string) => void]>([
+    [
+      'a file becomes a link',
+      (own, key) => {
+        renameSync(join(own, 'README.md'), join(own, '..', 'away'));
+        symlinkSync(key, join(own, 'README.md'));
+      },
+    ],
+    [
+      'a folder above it becomes a link',
+      (own) => {
+        renameSync(join(own, 'sub', 'deep'), join(own, '..', 'away'));
+        writeFileSync(join(own, '..', 'elsewhere', 'notes.txt'), 'key!');
+        symlinkSync('../../elsewhere', join(own, 'sub', 'deep'));
+      },
+    ],
+    [
+      'another file takes its place',
+      (own) => {
+        writeFileSync(join(own, 'new'), 'other');
+        renameSync(join(own, 'new'), join(own, 'README.md'));
+      },
+    ],
+  ])('are refused where they appear between check and read: %s', async (_, exchange) => {
+    let told = 0;
+    const pushed = pushFolder(own, {
+      repo: 'me/tuned',
+      onFile: () => {
+        if (told++ === 0) exchange(own, key);
+      },
+    });
+    await expect(pushed).rejects.toThrow(/(was changed or replaced|leads in circles)/);
+    expect(hub.files.size).toBe(0);
+  });
+
+  it('sends a file in slices as it is, and an empty one', async () => {
+    const large = Buffer.alloc(10_000_001, 'abcdefg');
+    await writeFile(join(own, 'large.safetensors'), large);
+    await writeFile(join(own, 'empty'), '');
+    expect((await push(own, '--repo', 'me/tuned')).code).toBe(0);
+    expect(hub.files.get('large.safetensors')?.equals(large)).toBe(true);
+    expect(hub.files.get('empty')?.length).toBe(0);
   });
 });

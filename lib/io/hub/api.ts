@@ -1,7 +1,7 @@
 /** The three requests to the Hub: the commit of a revision, the files of a commit, the bytes of a file. */
-import { shown } from '../../shown.ts';
+import { printable, shown } from '../../shown.ts';
 import { type Answer, type Endpoint, HubError, readAll } from './endpoint.ts';
-import { isCommit, pathProblem, printable } from './names.ts';
+import { isCommit, pathProblem } from './names.ts';
 
 /** A file of a repository as a row of the Hub's list, in which nothing is checked yet. */
 export type FileRow = Readonly<Record<string, unknown>>;
@@ -152,5 +152,5 @@ function nextPage({ headers, url }: Answer): URL | null {
 }
 
 function quoted(value: unknown): string {
-  return printable(shown(value), 120);
+  return shown(value, 120);
 }

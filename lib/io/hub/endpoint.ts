@@ -3,8 +3,8 @@
  * machine), every redirect is checked before it is followed, and no answer is waited for without a limit.
  */
 import { ArgumentError } from '../../errors.ts';
+import { printable } from '../../shown.ts';
 import { type Reply, request } from './connection.ts';
-import { printable } from './names.ts';
 
 /** The server's address, the access token and the timeout. */
 export interface EndpointOptions {
@@ -177,7 +177,7 @@ export class Endpoint {
     } catch {
       // The body is a page for people, and the status says enough.
     }
-    const reason = said && `, ${printable(withoutToken(said, this.#options))}`;
+    const reason = said && `, ${printable(withoutToken(said.trim(), this.#options))}`;
     return new HubError(`${what}: status ${status}${reason}`, { status });
   }
 }

@@ -1,11 +1,10 @@
 /** The form of names that a user or a server gives, checked before any of them becomes part of a path or a URL. */
 
 import { existsSync } from 'node:fs';
+import { isPrintable } from '../../shown.ts';
 
 /** Owner or name in an id: the Hub's own rules, which keep ids and folders of the cache one to one. */
 const kIdPart = /^\w(?:[\w.-]{0,94}\w)?$/;
-/** Control, format and unpaired characters: two names that look alike could differ by them. */
-const kInvisible = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/u;
 /** Characters and endings that git allows in no name of a branch or a tag. */
 const kNoRevision = /[ ~^:?*[]|@\{|\.$|\.lock$/;
 const kLongestPath = 1024; // bytes
@@ -46,7 +45,8 @@ export function isRevision(text: string): boolean {
 export function pathProblem(path: string): string | null {
   if (path === '') return 'it is empty';
   if (Buffer.byteLength(path) > kLongestPath) return `it is longer than ${kLongestPath} bytes`;
-  if (kInvisible.test(path)) return 'it holds invisible characters';
+  // Two names that look alike could differ by them.
+  if (!isPrintable(path)) return 'it holds invisible characters';
   if (path.includes('\\')) return 'it holds a backslash';
   for (const segment of path.split('/')) {
     if (segment === '') return 'a part of it is empty';
@@ -57,13 +57,4 @@ export function pathProblem(path: string): string | null {
     }
   }
   return null;
-}
-
-/** A server's text made safe for a message: one line without invisible characters, cut at `most` characters. */
-export function printable(text: string, most = 200): string {
-  const start = text
-    .slice(0, 2 * most)
-    .replace(new RegExp(kInvisible, 'gu'), ' ')
-    .trim();
-  return start.length > most ? `${start.slice(0, most)}...` : start;
 }

@@ -3,13 +3,7 @@
 import { posix, win32 } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import {
-  isCommit,
-  isRepoId,
-  isRevision,
-  pathProblem,
-  printable,
-} from '../../../lib/io/hub/names.ts';
+import { isCommit, isRepoId, isRevision, pathProblem } from '../../../lib/io/hub/names.ts';
 
 /** Paths made of parts that attacks use, in any order. */
 const hostile = fc
@@ -96,13 +90,5 @@ describe('an id, a revision and a commit', () => {
     for (const sha of ['F'.repeat(40), 'f'.repeat(41), `${'f'.repeat(40)}\n`, 40, null]) {
       expect(isCommit(sha), String(sha)).toBe(false);
     }
-  });
-});
-
-describe('text from a server in a message', () => {
-  it('is one line of visible characters and limited length', () => {
-    expect(printable('a\u001b[31m\r\nb\u202ec')).toBe('a [31m  b c');
-    expect(printable('x'.repeat(1e6))).toBe(`${'x'.repeat(200)}...`);
-    expect(printable('größer', 3)).toBe('grö...');
   });
 });
