@@ -89,6 +89,30 @@ function openingComplaints(path: string, source: string): string[] {
     .map(([, what]) => `${path}: lib/io opens files, found ${what}`);
 }
 
+/** Patterns of characters that are not seen, by which a text would be made printable. */
+const kInvisible =
+  /\\p\{C[cfs]?\}|\\p\{Z[lp]\}|\\x(?:00|1[bf]|7f|9[bf])|\\u00(?:00|1[bf]|7f|9[bf])|\\u202[89ae]|\\u206[69]|stripVTControl/i;
+
+/** Files besides lib/shown.ts that name such characters, and why. */
+const kNamers: Record<string, string> = {
+  'lib/cli/terminal.ts': "the codes of the program's own colours",
+  'lib/cli/progress.ts': 'the code that erases the line',
+  'lib/cli/text_table.ts': 'measures text with colours',
+};
+
+/** A complaint for each line of lib/ that makes texts printable in another way than lib/shown.ts. */
+function printableComplaints(path: string, source: string): string[] {
+  // The rules of tokenizers are about such characters; texts of theirs are in no message.
+  if (path === 'lib/shown.ts' || path.startsWith('lib/text/') || path in kNamers) return [];
+  const code = source.replace(/\/\*[\s\S]*?\*\/|\/\/.*$/gm, '');
+  const own =
+    /\bfunction (?:printable|sanitize|escapeControl)|\bconst (?:printable|sanitize)\w* =/i;
+  return code
+    .split('\n')
+    .filter((line) => kInvisible.test(line) || own.test(line))
+    .map((line) => `${path}: lib/shown.ts makes texts printable, found ${line.trim()}`);
+}
+
 /** Constructs that only one file of cuda/ may contain, since the emulated device has to replace or watch them. */
 const kCudaOnlyIn: [what: string, pattern: RegExp, file: string][] = [
   ['a launch', /<<</, 'cuda/runtime/common.cuh'],
@@ -226,6 +250,20 @@ describe('layers', () => {
       /\b(?:secure_)?getenv\b|\benviron\b/.test(read(path).replace(/\/\/.*$/gm, '')),
     );
     expect(readers).toEqual(['native/tensor/environment.cc']);
+  });
+
+  it('lib/shown.ts alone makes texts printable', () => {
+    expect(libFiles.flatMap((path) => printableComplaints(path, read(path)))).toEqual([]);
+    for (const path of Object.keys(kNamers))
+      expect(printableComplaints('', read(path))).not.toEqual([]);
+    const bad = [
+      String.raw`text.replace(/[\p{Cc}\p{Cf}]/gu, ' ');`,
+      String.raw`text.replace(/[\x00-\x1f]/g, '?');`,
+      'function printable(text) {',
+      'stripVTControlCharacters(text);',
+    ];
+    for (const line of bad) expect(printableComplaints('lib/x.ts', line)).toHaveLength(1);
+    expect(printableComplaints('lib/x.ts', "// \\p{Cc}\noneLine('\\n');")).toEqual([]);
   });
 
   it('cuda/ has launches, shared memory and PTX in one file each', () => {

@@ -5,9 +5,10 @@ import { AdapterModel } from '../adapters/adapter_model.ts';
 import { ArgumentError } from '../errors.ts';
 import type { GeneratingModel } from '../generate/open_session.ts';
 import { defaultsOf } from '../options/option.ts';
+import { requestText } from '../serve/request_line.ts';
 import { checkNames, type ServedModel } from '../serve/served_models.ts';
-import { type ApiServer, openServer, type RequestLine } from '../serve/server.ts';
-import { printable, printableStack } from '../shown.ts';
+import { type ApiServer, openServer } from '../serve/server.ts';
+import { printableStack } from '../shown.ts';
 import { addOptions, readOptions } from './command_options.ts';
 import { type AdapterPath, loadGenerator } from './generator.ts';
 import { abortable } from './interrupt.ts';
@@ -102,14 +103,4 @@ function aborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => {
     signal.addEventListener('abort', () => resolve(), { once: true });
   });
-}
-
-/** A request as a line of the log, whose fields a path cannot forge: it has no spaces. */
-function requestText({ method, path, status, seconds, answer }: RequestLine): string {
-  const numbers =
-    answer === null
-      ? ''
-      : `  ${answer.model}: ${answer.promptTokens} prompt tokens, ${answer.newTokens} new ones`;
-  const shown = printable(path).replaceAll(' ', '%20');
-  return `${method} ${shown} ${status ?? 'left'}  ${seconds.toFixed(2)} s${numbers}`;
 }

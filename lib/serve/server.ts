@@ -16,6 +16,7 @@ import { completions } from './completions.ts';
 import type { Endpoint } from './endpoint.ts';
 import { ConnectionLost } from './event_stream.ts';
 import { promptLimits } from './prompt_limits.ts';
+import type { RequestLine } from './request_line.ts';
 import { checkNames, describeModel, modelNamed, type ServedModels } from './served_models.ts';
 import { Slots } from './slots.ts';
 
@@ -46,17 +47,6 @@ export interface ServerOptions {
   readonly onError?: (error: unknown) => void;
   /** Opens the sessions of generations. Default: those of generate(). */
   readonly open?: OpenSession;
-}
-
-/** A request that has been answered, for the log. */
-export interface RequestLine {
-  readonly method: string;
-  readonly path: string;
-  /** null: the client was gone before the end. */
-  readonly status: number | null;
-  readonly seconds: number;
-  /** The numbers of an answer; null where there was none. */
-  readonly answer: AnswerNumbers | null;
 }
 
 const kMaxBodyBytes = 8 * 2 ** 20;

@@ -10,9 +10,17 @@
 
 namespace balora {
 
+// The text with zero bytes as escapes, of which a name in a file may have some: what() ends at one.
+inline std::string without_zeros(const std::string& text) {
+  std::string shown;
+  for (const char c : text) c == '\0' ? shown += "\\u0000" : shown += c;
+  return shown;
+}
+
 class Error : public std::runtime_error {
  public:
-  Error(const char* code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  Error(const char* code, const std::string& message)
+      : std::runtime_error(without_zeros(message)), code_(code) {}
   const char* code() const { return code_; }
 
  private:

@@ -6,6 +6,7 @@ import { appendFileSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } f
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { BaloraError, setNumThreads, synchronize, trimMemory } from 'balora';
+import { oneLine } from '../../dist/shown.js';
 import { Finding } from './finding.mjs';
 import { saveInput, textOf, writeFiles } from './inputs.mjs';
 import { randomOf } from './random.mjs';
@@ -19,6 +20,9 @@ const kGrowthMiB = 160;
 const kSlowSeconds = 8;
 /** Every code of an error but those that say that balora itself, not the input, is at fault. */
 const kAccepted = ['ERR_ARGUMENT', 'ERR_UNSUPPORTED', 'ERR_FORMAT'];
+
+/** Characters that no message has, since they would forge lines of a log or control a terminal. */
+const kInvisible = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/u;
 
 const { target: name, seed, first, count, seconds, folder, report, save } = JSON.parse(process.argv[2]);
 const place = openSync(join(report, 'at'), 'w');
@@ -51,10 +55,14 @@ function fault(target, input, error) {
   if (!(error instanceof BaloraError)) {
     return { kind: 'not a BaloraError', message: `${error?.name}: ${error?.message ?? error}` };
   }
+  const { message } = error;
+  if (kInvisible.test(message.replaceAll('\n  enqueued ', ''))) {
+    return { kind: 'unprintable message', message: JSON.stringify(message) };
+  }
   const codes = [...kAccepted, ...(target.accepts ?? [])];
   if (!codes.includes(error.code)) return { kind: error.code, message: error.message };
   const names = target.mentions?.(input, error) ?? [];
-  if (names.length > 0 && !names.some((part) => error.message.includes(part))) {
+  if (names.length > 0 && !names.some((part) => message.includes(oneLine(part)))) {
     return { kind: 'does not name its subject', message: `${error.message} (none of ${names.join(', ')})` };
   }
   const [unclear] = /(?<!received )\bundefined\b|\[object Object\]/.exec(error.message) ?? [];

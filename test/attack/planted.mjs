@@ -35,12 +35,15 @@ const kFaults = {
   hang: () => {
     for (;;);
   },
+  unprintable: () => {
+    throw Object.assign(new ArgumentError('planted'), { message: 'planted\nerror: forged\u001b[2J' });
+  },
   last: () => {},
 };
 
 export default {
   what: 'planted faults',
-  input: (random, _state, index) => ({ number: random.below(1e6), fault: Object.keys(kFaults)[index % 12] }),
+  input: (random, _state, index) => ({ number: random.below(1e6), fault: Object.keys(kFaults)[index % 13] }),
   run: ({ fault }) => kFaults[fault](),
   mentions: () => ['planted'],
   hangSeconds: 8,

@@ -12,7 +12,7 @@ export const kNumbers = [
 export const kTexts = [
   ...['', ' ', '.', '..', '/', '\\', '../../etc/passwd', '\0', '\n', '\r\n', '\t', '"', "'", '`', '%s', '$&', '*', '?', '[', '('],
   ...['__proto__', 'constructor', 'toString', 'null', 'true', 'NaN', 'Infinity', '-0', '1e999', '0x10', '007'],
-  ...['é', 'é', '\u{1f40b}', '\ud800', '\u202e', '\ufeff', '\u2028', 'ſ', 'İ', 'x'.repeat(300), 'F32', 'f32', 'model'],
+  ...['é', 'é', '\u{1f40b}', '\ud800', '\u202e', '\u001b[2J', 'x\nerror: y', '\u009b1m', '\ufeff', '\u2028', 'ſ', 'İ', 'x'.repeat(300), 'F32', 'f32', 'model'],
   ...['(a+)+$', '.*.*.*.*=', '{{ x }}', '{% for %}', '&a *a', '!!js/function', '<s>', '</s>', '[UNK]', '▁', 'Ġ'],
 ];
 

@@ -17,7 +17,7 @@
 /** The names of all targets, in the order in which they are listed. */
 export const kTargets = [
   ...['safetensors', 'gguf', 'gguf_model', 'shards', 'nf4', 'config', 'adapter', 'tokenizer', 'chat_template'],
-  ...['rows', 'run_config', 'checkpoint', 'teacher_cache', 'hub', 'generate', 'long_prefill', 'serve', 'ops', 'calls', 'options'],
+  ...['rows', 'run_config', 'checkpoint', 'teacher_cache', 'hub', 'links', 'generate', 'long_prefill', 'serve', 'ops', 'calls', 'options'],
   ...['kills', 'disk', 'full_disk', 'workers', 'programs', 'exports'],
 ];
 

@@ -2,7 +2,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, it } from 'vitest';
 import { ArgumentError } from '../../lib/errors.ts';
-import { openServer, type RequestLine } from '../../lib/serve/server.ts';
+import type { RequestLine } from '../../lib/serve/request_line.ts';
+import { openServer } from '../../lib/serve/server.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import {
   answers,

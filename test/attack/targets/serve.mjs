@@ -7,7 +7,9 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { AdapterModel, AutoModelForCausalLM, setMemoryLimit, Tokenizer } from 'balora';
 import { openSession } from '../../../dist/generate/open_session.js';
 import { ArgumentError } from '../../../dist/errors.js';
+import { requestText } from '../../../dist/serve/request_line.js';
 import { openServer } from '../../../dist/serve/server.js';
+import { isPrintable } from '../../../dist/shown.js';
 import { Finding, require } from '../finding.mjs';
 import { anyJson, mutateBytes, mutateJson, mutateText } from '../mutations.mjs';
 import { kTokenizers } from '../tokenizers.mjs';
@@ -35,6 +37,9 @@ const kBodies = {
     ...{ stream: true, stream_options: { include_usage: true }, repetition_penalty: 1.1 },
   },
 };
+
+/** A line of the log: method, path, status and time, and the numbers of an answer. */
+const kLine = /^[A-Z-]+ \S+ (\d{3}|left) {2}[\d.]+ s( {2}\w+: \d+ prompt tokens, \d+ new ones)?$/;
 
 const plainHeader = (text) => text.replace(/[^\x20-\x7e]/g, '');
 
@@ -86,7 +91,7 @@ const kKinds = {
   headers: (random) => ({ parts: [anyRequest(random, { headers: random.pick(kHeaders)(random) })] }),
   line: (random) => {
     const [method, version] = [random.pick(['GET', 'POST', 'PUT', 'OPTIONS', 'HEAD', 'CONNECT', 'TRACE', 'get', '']), random.pick(['1.1', '1.1', '1.0', '0.9', '2.0', 'x'])];
-    const path = random.pick([...kPaths, '/', '*', '//health', '/v1/models/%2e%2e', '/v1/models/%', '/v1/../health', 'http://x/health', `/${'a'.repeat(20_000)}`, `/${encodeURIComponent(random.text().toWellFormed())}`]);
+    const path = random.pick([...kPaths, '/', '*', '//health', '/v1/models/%2e%2e', '/v1/models/%', '/v1/../health', '/x%0a%1b%5b2JGET%20/health%20200', '/%c2%9b1m%e2%80%ae', '/\u009b\u0085', 'http://x/health', `/${'a'.repeat(20_000)}`, `/${encodeURIComponent(random.text().toWellFormed())}`]);
     return { parts: [anyRequest(random, { method, version, path })] };
   },
   damaged: (random) => ({ parts: [mutateBytes(random, anyRequest(random), random.pick([60, 200, 1000]))] }),
@@ -219,6 +224,7 @@ function unchunked(bytes, isCut) {
 function checkResponse({ status, headers, body }, sent) {
   require([200, 400, 401, 403, 404, 405, 408, 413, 414, 415, 417, 429, 431, 503].includes(status), () => `status ${status}: ${body}`);
   if (body === null || body === '') return;
+  require(isPrintable(body.replaceAll('\n', '')), () => `a response with invisible characters: ${JSON.stringify(body)}`);
   if (headers['content-type']?.startsWith('text/event-stream')) {
     const events = body.split('\n\n').filter(Boolean);
     require(events.every((event) => event.startsWith('data: ')), () => `events ${body.slice(0, 300)}`);
@@ -237,11 +243,12 @@ function checkResponse({ status, headers, body }, sent) {
 /** Whether a response gave something that needs the key or this machine's name. */
 const isInside = ({ status, body }) => status === 200 && body !== null && /"object":|^data: /.test(body);
 
-async function run(given, { servers, errors, sessions }) {
+async function run(given, { servers, errors, lines, sessions }) {
   const { kind, hasKey, times = 1 } = given;
   const { server, port } = servers[hasKey ? 'locked' : 'open'];
   const files = readdirSync('/proc/self/fd').length;
   errors.length = 0;
+  lines.length = 0;
   const sent = Buffer.concat(given.parts).toString('latin1');
   const isCut = !kWhole.includes(kind);
   const all = await Promise.all(Array.from({ length: times }, () => exchange(port, given)));
@@ -252,6 +259,8 @@ async function run(given, { servers, errors, sessions }) {
     if (hasKey) require(!isInside(response) || sent.includes(`earer ${kKey}`), 'an answer without the key');
     else if (kind === 'headers') require(!isInside(response) || /\r\nHost: (localhost|127\.0\.0\.1:99|\[::1\])\r\n/.test(sent), 'an answer to another name');
   }
+  // A client can neither forge a line of the log nor a field of one.
+  for (const line of lines) require(isPrintable(line) && kLine.test(line), () => `a line of the log: ${JSON.stringify(line)}`);
   await gone(() => sessions.opened === sessions.disposed, () => `${sessions.opened - sessions.disposed} generations go on`);
   require(errors.length === 0, () => `the server reports ${errors[0]?.stack ?? errors[0]}`);
   const health = await fetch(`${server.url}/health`, { headers: { Connection: 'close' } });
@@ -292,17 +301,17 @@ export default {
     const { json, config } = kTokenizers[0];
     const tokenizer = Tokenizer.fromJson(json, config);
     const models = [{ id: 'tiny', adapter: null }, { id: 'adapter', adapter: 'adapter' }];
-    const [errors, sessions] = [[], { opened: 0, disposed: 0 }];
+    const [errors, lines, sessions] = [[], [], { opened: 0, disposed: 0 }];
     const start = async (apiKey) => {
       const server = await openServer({
         ...{ host: '127.0.0.1', port: 0, apiKey, maxConcurrent: 4, maxWaiting: 6, maxBodyBytes: kBodyLimit },
-        ...{ onError: (error) => errors.push(error), open: counted(sessions) },
+        ...{ onError: (error) => errors.push(error), onRequest: (line) => lines.push(requestText(line)), open: counted(sessions) },
       });
       server.serve({ generator, model, tokenizer, models });
       await fetch(`${server.url}/health`, { headers: { Connection: 'close' } }).then((response) => response.text());
       return { server, port: Number(new URL(server.url).port) };
     };
-    return { servers: { locked: await start(kKey), open: await start(null) }, errors, sessions };
+    return { servers: { locked: await start(kKey), open: await start(null) }, errors, lines, sessions };
   },
   close: ({ servers }) => Promise.all(Object.values(servers).map(({ server }) => server.close())),
   input,
