@@ -51,7 +51,7 @@ const kAnomalyAdvice = "lower the learning rate, or look at this op's inputs";
 /** Advice of a {@link FormatError} that has none of its own. */
 const kFormatAdvice = 'fetch the file again, or write it again with what made it';
 
-/** What any error of balora may have besides its message. */
+/** The parts that any error of balora may have besides its message. */
 interface ErrorDetails extends ErrorOptions {
   /** Further lines below the message. */
   lines?: readonly string[];

@@ -5,8 +5,8 @@
 import { ArgumentError, BaloraError, FormatError, NativeError } from '../errors.ts';
 import { Endpoint, withoutToken } from '../io/hub/endpoint.ts';
 import { isRepoId, isRevision } from '../io/hub/names.ts';
+import { pushedFiles } from '../io/pushed_files.ts';
 import { printable } from '../shown.ts';
-import { pushedFiles } from './pushed_files.ts';
 
 /** Options of {@link pushFolder}. */
 export interface PushOptions {
@@ -77,7 +77,7 @@ export async function pushFolder(folder: string, options: PushOptions): Promise<
     });
   } catch (error) {
     if (options.signal?.aborted) throw options.signal.reason;
-    // Of a file that is not what it was any more.
+    // A file is not what it was any more.
     if (error instanceof BaloraError) throw error;
     const text = error instanceof Error ? error.message : String(error);
     throw new NativeError(

@@ -10,7 +10,6 @@ import { writeAnswer } from '../../lib/cli/terminal.ts';
 import { openRows } from '../../lib/data/open_rows.ts';
 import { PromptTemplate } from '../../lib/data/prompt_template.ts';
 import { ArgumentError, BaloraError, errorFromCode } from '../../lib/errors.ts';
-import { readTaskFile } from '../../lib/eval/task_yaml.ts';
 import { GgufFile } from '../../lib/io/gguf.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../../lib/io/safetensors.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
@@ -84,8 +83,7 @@ const readers: Record<string, () => unknown> = {
     }).encodeChat([{ role: 'user', content: 'x' }]),
   'JSON Lines': async () => (await openRows(file('x.jsonl', `{"a": ${kName}}\n`))).row(0),
   'a list in JSON': async () =>
-    (await openRows(file('x.json', `[{"a": "b"}, {"a": ${kName}}]`))).row(1),
-  'a task in YAML': () => readTaskFile(file('task.yaml', `task: x\noutput_type: ${json(kName)}\n`)),
+    (await openRows(file('x.json', `[{"a": "b"}, {"a": ${kName}]}]`))).row(1),
   'a prompt template': () => new PromptTemplate(`{a\u001b[2J\u009b}`).fill({ b: 'x' }, 'b'),
   "a file's name": () => SafetensorsFile.open(join(folder, kName)),
   'an error of the addon': () => {
@@ -190,7 +188,7 @@ describe('the server', () => {
         expect([isPrintable(text), text]).toEqual([true, text]);
         expect(isPrintable(JSON.parse(text).error.message)).toBe(true);
       }
-      // What programs read is as it was sent.
+      // The field for programs is as it was sent.
       expect(JSON.parse(bodies[2]?.text as string).error.param).toBe(kName);
     } finally {
       await server.close();

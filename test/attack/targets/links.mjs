@@ -24,7 +24,8 @@ async function openHub() {
     hub.onRequest?.();
     const { url } = request;
     const files = url.includes('/preupload/') ? JSON.parse(body).files.map(({ path }) => ({ path, uploadMode: 'regular' })) : undefined;
-    response.writeHead(200, { 'content-type': 'application/json' });
+    // A connection that fetch kept would count as an open file.
+    response.writeHead(200, { 'content-type': 'application/json', connection: 'close' });
     response.end(JSON.stringify({ files, success: true, commitOid: '0'.repeat(40), commitUrl: hub.url, hookOutput: '' }));
   });
   await new Promise((done) => server.listen(0, '127.0.0.1', done));
@@ -85,6 +86,7 @@ async function run({ entries, exchanged }, { hub }, folder) {
     if (exchanged === null && error instanceof FormatError) require(hub.requests === 0, 'something was sent before a link was refused');
     throw error;
   } finally {
+    hub.server.closeAllConnections();
     const sent = hub.bodies.join('\n');
     const secret = Buffer.from(kSecret);
     // In Base64 a text has three forms, by its place in a file; here it is a whole file.

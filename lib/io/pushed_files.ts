@@ -6,9 +6,9 @@ import { constants, type Stats } from 'node:fs';
 import { type FileHandle, lstat, open, readdir, realpath } from 'node:fs/promises';
 import { join, relative, sep } from 'node:path';
 import { FormatError } from '../errors.ts';
-import { isAbandoned } from '../io/files.ts';
-import { isMissing, readError, requireRegular } from '../io/regular_file.ts';
-import { RUN } from '../io/run_folder.ts';
+import { isAbandoned } from './files.ts';
+import { isMissing, readError, requireRegular } from './regular_file.ts';
+import { RUN } from './run_folder.ts';
 
 /** A file to be sent: its path in the folder, with slashes, and its bytes. */
 export interface PushedFile {
