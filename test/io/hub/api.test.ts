@@ -163,7 +163,7 @@ describe('the list of files', () => {
     ];
     const message = await ask('tiny/gguf').catch((e: unknown) => String(e));
     expect(message).toMatch(
-      /name one: tiny\/gguf\/a\.gguf, tiny\/gguf\/b \[2J0\.gguf, .*, and 11 more$/,
+      /name one: tiny\/gguf\/a\.gguf, tiny\/gguf\/b\\u001b\[2J0\.gguf, .*, and 11 more$/,
     );
     expect(written()).toEqual([]);
   });

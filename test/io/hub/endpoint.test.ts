@@ -138,7 +138,7 @@ describe('a token', () => {
       return true;
     };
     expect(await messageOf(ask())).toMatch(
-      /commit of main: status 403, no \[2J to Bearer \(the token\); check the connection/,
+      /commit of main: status 403, no\\u001b\[2J\\nto Bearer \(the token\); check the connection/,
     );
     hub.intercept = (_path, response) => {
       response.writeHead(404, { 'x-error-message': `${kToken} ${'x'.repeat(1000)}` }).end('<html>');
