@@ -56,7 +56,7 @@ const kLayers = {
 
 /** Files at the top of lib/ that belong to a layer with another name. */
 const kFiles = {
-  errors: ['shown'],
+  errors: ['nearest', 'shown'],
   native: ['native_ops'],
   tensor: ['autograd', 'device', 'gradcheck', 'graph', 'runtime'],
 };

@@ -51,6 +51,9 @@ const kAnomalyAdvice = "lower the learning rate, or look at this op's inputs";
 /** Advice of a {@link FormatError} that has none of its own. */
 const kFormatAdvice = 'fetch the file again, or write it again with what made it';
 
+/** The advice at the end of an error's message, of those that have some. */
+const kAdviceOf = new WeakMap<BaloraError, string>();
+
 /** The parts that any error of balora may have besides its message. */
 interface ErrorDetails extends ErrorOptions {
   /** Further lines below the message. */
@@ -105,8 +108,10 @@ export class FormatError extends BaloraError {
   readonly offset: number | undefined;
 
   constructor(message: string, where: FormatErrorOptions = {}) {
-    super('ERR_FORMAT', withAdvice(message, where.advice ?? kFormatAdvice), where);
+    const { advice = kFormatAdvice } = where;
+    super('ERR_FORMAT', withAdvice(message, advice), where);
     this.offset = where.offset;
+    kAdviceOf.set(this, advice);
   }
 }
 
@@ -128,6 +133,7 @@ export class NativeError extends BaloraError {
   constructor(message: string, options: NativeErrorOptions = {}) {
     const { code = 'ERR_NATIVE', advice = kAdvice[code] } = options;
     super(code, withAdvice(message, advice), options);
+    kAdviceOf.set(this, advice);
   }
 }
 
@@ -135,12 +141,10 @@ function withAdvice(message: string, advice: string): string {
   return advice === '' ? message : `${message}; ${advice}`;
 }
 
-/** The message of an error without the general advice at its end, for another message that quotes it. */
-export function withoutAdvice({ code, message }: BaloraError): string {
-  const advice = kAdvice[code as NativeCode] ?? '';
-  // These have advice of their own.
-  if (code === 'ERR_FORMAT' || code === 'ERR_IO') return splitAdvice(message)[0];
-  return advice === '' ? message : message.replace(`; ${advice}`, '');
+/** The message of an error without the advice at its end, for another message that quotes it. */
+export function withoutAdvice(error: BaloraError): string {
+  const advice = kAdviceOf.get(error) ?? '';
+  return advice === '' ? error.message : error.message.replace(`; ${oneLine(advice)}`, '');
 }
 
 /** A message of a FormatError and the advice at its end; the addon gives both in one text, or no advice. */

@@ -15,7 +15,7 @@ import { SafetensorsFile, saveSafetensors } from '../lib/io/safetensors.ts';
 import { div, mul, zeros } from '../lib/ops/index.ts';
 import { setAnomalyMode, setMemoryLimit, synchronize } from '../lib/runtime.ts';
 import { type Tensor, tensor } from '../lib/tensor.ts';
-import { notFinite } from '../lib/train/failure.ts';
+import { notFinite, valuesOf } from '../lib/train/failure.ts';
 
 const kFolder = mkdtempSync(join(tmpdir(), 'balora-errors-'));
 afterAll(() => rmSync(kFolder, { recursive: true }));
@@ -122,10 +122,12 @@ describe('every code', () => {
 });
 
 it('a loss that is not finite has the code ERR_NOT_FINITE', () => {
-  const error = notFinite(3, { taskLoss: Number.NaN, values: {} } as never, 1);
+  const tried = { learningRate: 1, maxGradNorm: 0, dtype: 'bf16' as const };
+  const values = valuesOf({ taskLoss: Number.NaN, values: {} } as never, 1);
+  const error = notFinite(3, values, { tried });
   expect(error).toMatchObject({
     code: 'ERR_NOT_FINITE',
-    message: expect.stringMatching(/^step 3: not finite \(taskLoss NaN.*after step 2; lower/),
+    message: expect.stringMatching(/^step 3: not finite \(taskLoss NaN, gradNorm 1\).*after step 2; lower.*maxGradNorm \(now 0\).*dtype f32 \(now bf16\)/),
   });
 });
 

@@ -1,5 +1,5 @@
 /** Messages of the library as the command line shows them: the names of options become flags. */
-import { kebab, type OptionTable } from '../options/option.ts';
+import { kebab, type OptionTable, optionCalled } from '../options/option.ts';
 
 /** Matches a word that is no part of a path, a flag, a longer name or a quoted text. */
 const word = (pattern: string): string => String.raw`(?<![\w./'"-])${pattern}(?![\w/'"-]|\.\w)`;
@@ -13,9 +13,11 @@ const kSetting = new RegExp(
 const kCamelCase = new RegExp(word(String.raw`[a-z]+[A-Z]\w*`), 'g');
 /** A flag behind its name, for readers of either: `maxLength 26 (--max-length)`, `baseFormat gguf (--base-format gguf)`. */
 const kTwice = /(--[a-z0-9-]+)( \w+)? \(\1(?:\2)?\)/g;
+/** An option that differs from that of an earlier run, under the library's name. */
+const kDiffering = /(?<=[(;] ?)[a-zA-Z]\w*(?=: was )/g;
 /** A name that consists of one word, which is an option's only as the subject of one of these verbs, and in the advice to leave it out. */
 const kSubject =
-  /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)|(?<=[(;] ?)[a-z]+(?=: was )|(?<=\bleave )[a-z]+(?= out\b)/g;
+  /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)|(?<=\bleave )[a-z]+(?= out\b)/g;
 /** The beginning of a message about an option; that of a choice, since others are words of English, too (`data: cannot open`). */
 const kBeginning = /^[a-z]+(?=: )/;
 
@@ -36,6 +38,7 @@ export function withFlags(message: string, options: OptionTable): string {
         ? setting(name, value)
         : text;
     })
+    .replace(kDiffering, (name) => flagOr(optionCalled(name, options) ?? name))
     .replace(kSubject, (name) => flagOr(name))
     .replace(kBeginning, (name) => (isChoice(name) ? flagOr(name) : name))
     .replace(kCamelCase, (name) => flagOr(name))

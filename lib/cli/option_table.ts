@@ -15,7 +15,7 @@ import {
   spellings,
   type ValuesOf,
 } from '../options/option.ts';
-import { nearest } from './nearest.ts';
+import { nearest } from '../nearest.ts';
 
 /** The key of a configuration file that names a JSON schema for editors. */
 const kSchemaKey = '$schema';

@@ -13,6 +13,11 @@ export interface BatchSource<B = Batch> {
   batches(epoch: number, start: number): AsyncIterable<B> | Iterable<B>;
   /** A string that changes whenever the data, their order or their batching does; a checkpoint of other data is refused. */
   readonly fingerprint: string;
+  /**
+   * Options on which the fingerprint depends, by their names, where they are known: when a run is resumed with other data, the options
+   * that differ are named. Values are plain JSON.
+   */
+  readonly settings?: Readonly<Record<string, unknown>>;
   /** Tokens of the longest example, where known, so that one the model cannot take is refused before the first step. */
   readonly statistics?: { readonly longest: number };
   /**

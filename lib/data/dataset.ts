@@ -171,6 +171,11 @@ export class Dataset<E, B> {
     return this.#digest as Buffer;
   }
 
+  /** The shares of the files that an epoch is mixed from; null where each row comes once. */
+  get weights(): readonly number[] | null {
+    return this.#order.files?.map(({ weight }) => weight as number) ?? null;
+  }
+
   /** Number of micro-batches in an epoch (when packing, it depends on the order). */
   batchCount(epoch: number): number {
     return this.#orderOf(epoch).starts.length - 1;

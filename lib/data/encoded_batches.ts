@@ -1,7 +1,7 @@
 /** The common part of the micro-batches of all tasks, see `Dataset`. */
 import { createHash } from 'node:crypto';
 import type { Tokenizer } from '../text/tokenizer.ts';
-import type { Dataset } from './dataset.ts';
+import type { Dataset, DatasetOptions } from './dataset.ts';
 
 /** Encoded rows, with what encoded them. `E` is an example, `B` a micro-batch. */
 export interface Encoded<E, B> {
@@ -9,6 +9,21 @@ export interface Encoded<E, B> {
   /** Description of the fields that are used, for people. */
   readonly format: string;
   readonly tokenizer: Tokenizer;
+  /** Options of the data, of which those are kept that the micro-batches depend on. */
+  readonly options: DatasetOptions;
+}
+
+/** Options that change no micro-batch, beside the functions. */
+const kWithoutInfluence: readonly string[] = ['cacheBytes', 'signal', 'onUnsupervised'];
+
+/** The options that micro-batches depend on, each under its own name. */
+function settingsOf({ corruption, ...options }: DatasetOptions): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries({ ...options, ...corruption }).filter(
+      ([key, value]) =>
+        !kWithoutInfluence.includes(key) && value !== undefined && typeof value !== 'function',
+    ),
+  );
 }
 
 /** Micro-batches of encoded rows, in an order that is a function of seed and epoch. */
@@ -17,9 +32,16 @@ export abstract class EncodedBatches<E, B> {
   /** Description of the fields that are used, for people. */
   readonly format: string;
   readonly tokenizer: Tokenizer;
+  /** The options that the micro-batches depend on, and the fields that were found. */
+  readonly settings: Readonly<Record<string, unknown>>;
 
-  protected constructor({ dataset, format, tokenizer }: Encoded<E, B>) {
+  protected constructor({ dataset, format, tokenizer, options }: Encoded<E, B>) {
     this.dataset = dataset;
+    const { weights } = dataset;
+    this.settings = {
+      ...{ ...settingsOf(options), fields: format },
+      ...(weights !== null && { dataWeights: weights }),
+    };
     this.format = format;
     this.tokenizer = tokenizer;
   }

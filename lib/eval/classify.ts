@@ -6,6 +6,7 @@ import { nluTaskLoss } from '../losses/logits_loss.ts';
 import type { SequenceClassifier } from '../models/index.ts';
 import { withMethods } from '../options/call.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
+import { requireFinite } from './evaluate.ts';
 import { classificationMetrics, multiLabelMetrics, regressionMetrics } from './metrics.ts';
 import { type ClassifierEvaluation, checkEvaluation, type EvaluateOptions } from './types.ts';
 
@@ -35,7 +36,8 @@ export function labelTensor(model: SequenceClassifier, { labels, indices }: Labe
 /**
  * Computes loss, metrics and predictions. The prediction is the class of the largest output (the first of equals), the outputs
  * themselves for regression, or 1 for each label whose output is above 0.
- * @throws ArgumentError for an option of another type, and when there is no example
+ * @throws ArgumentError for an option of another type, and when there is no example; NativeError (`ERR_NOT_FINITE`) for a loss that is not
+ *   finite
  */
 export async function evaluateClassifier(
   model: SequenceClassifier,
@@ -78,6 +80,7 @@ export async function evaluateClassifier(
   }
   if (rows.length === 0)
     throw new ArgumentError('evaluate: the data has no example; give it at least one');
+  requireFinite({ loss });
   rows.sort((a, b) => a.index - b.index);
   const scalarOrList = (values: number[]) => (values.length === 1 ? (values[0] as number) : values);
   return {

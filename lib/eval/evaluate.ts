@@ -49,12 +49,17 @@ interface Totals {
   examples: ExampleResult[];
 }
 
-/** The error for a loss of which nothing can be said. */
-function notFinite(loss: number): NativeError {
-  return new NativeError(
-    `evaluate: the loss is ${loss}: the model's weights or its adapter's hold NaN or infinity, or its activations overflow; evaluate an ` +
-      'earlier checkpoint, or train with a lower learning rate',
-    { code: 'ERR_NOT_FINITE' },
+/** Refuses results of which nothing can be said, by their names. @throws NativeError (`ERR_NOT_FINITE`) */
+export function requireFinite(results: Readonly<Record<string, number>>): void {
+  const bad = Object.entries(results).find(([, value]) => !Number.isFinite(value));
+  if (bad === undefined) return;
+  throw new NativeError(
+    `evaluate: the ${bad[0]} is ${bad[1]}: the model's weights or its adapter's hold NaN or infinity, or its activations overflow`,
+    {
+      code: 'ERR_NOT_FINITE',
+      advice:
+        'evaluate an earlier checkpoint, load the model in dtype f32, or train with a lower learning rate',
+    },
   );
 }
 
@@ -106,7 +111,11 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
       );
     }
     const loss = totals.loss / totals.supervised;
-    if (!Number.isFinite(loss)) throw notFinite(loss);
+    requireFinite({
+      loss,
+      ...(withKl && { 'KL divergence': totals.kl }),
+      entropy: totals.entropy,
+    });
     return {
       loss,
       perplexity: Math.exp(loss),

@@ -16,7 +16,7 @@ import {
   listOf,
   orNull,
 } from '../options/call.ts';
-import type { ChatMessage } from '../text/chat_template.ts';
+import { type ChatMessage, checkRoles } from '../text/chat_template.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { ContinuedSession } from './continued_session.ts';
 import { adapterRun, type GenerateOptions, Generation, generateWith } from './generate.ts';
@@ -94,6 +94,7 @@ export class Chat {
     if (foreign !== undefined) {
       throw new ArgumentError(`chat: it has one answer at a time; leave ${foreign} out`);
     }
+    checkRoles('chat: messages', messages);
     this.#model = model;
     this.#base = causalOf(model);
     this.#settings = settings;

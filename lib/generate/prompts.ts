@@ -1,7 +1,7 @@
 /** The prompts of a call: texts, conversations or ids, one or several, as ids. */
 import { ArgumentError } from '../errors.ts';
 import { type Model, Seq2SeqLM } from '../models/index.ts';
-import type { ChatMessage } from '../text/chat_template.ts';
+import { type ChatMessage, checkRoles } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 
 /** Ids as a caller gives them. */
@@ -89,7 +89,10 @@ function promptsOf(
   }
   const conversations = messages as NonNullable<typeof messages>;
   return listOf<readonly ChatMessage[]>(conversations, isConversation, 'messages').map(
-    ({ one, name }) => ({ name, ids: tokenizer.encodeChat(one, { addGenerationPrompt: true }) }),
+    ({ one, name }) => {
+      checkRoles(`generate: ${name}`, one);
+      return { name, ids: tokenizer.encodeChat(one, { addGenerationPrompt: true }) };
+    },
   );
 }
 

@@ -1,4 +1,5 @@
 /** POST /v1/chat/completions: an answer to a conversation. */
+import { misspelt } from '../nearest.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
 import { ApiError, wrongField } from './api_error.ts';
 import type { AnswerHead, Endpoint, ListedToken } from './endpoint.ts';
@@ -75,7 +76,11 @@ function messageOf(given: unknown, where: string): ChatMessage {
     });
   }
   if (typeof role !== 'string' || !kRoles.includes(role)) {
-    throw wrongField(`${where}.role`, `${where}.role must be one of ${kRoles.join(', ')}`);
+    const meant = typeof role === 'string' ? misspelt(role, kRoles) : null;
+    throw wrongField(
+      `${where}.role`,
+      `${where}.role must be one of ${kRoles.join(', ')}${meant === null ? '' : ` (did you mean "${meant}"?)`}`,
+    );
   }
   if (name !== undefined && name !== null && typeof name !== 'string') {
     throw wrongField(`${where}.name`, `${where}.name must be a text`);

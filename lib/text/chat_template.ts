@@ -5,7 +5,9 @@
 import { Template } from '@huggingface/jinja';
 import { withDeadline } from '../deadline.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
+import { misspelt } from '../nearest.ts';
 import { type CallTable, checkCall, kCall } from '../options/call.ts';
+import { shown } from '../shown.ts';
 import { kTemplateAdvice, runTemplate } from './bounded_interpreter.ts';
 
 /** One message of a conversation. Templates may read further keys (tool_calls, name, ...). */
@@ -13,6 +15,29 @@ export interface ChatMessage {
   role: string;
   content: unknown;
   [key: string]: unknown;
+}
+
+/** Roles that chat templates know. Some know others, which are theirs to accept. */
+const kRoles = ['system', 'user', 'assistant', 'tool', 'developer', 'function', 'ipython'];
+
+/** The role that a role is a misspelling of; null for one that is known, and for one that a template may know. */
+export function misspeltRole(role: string): string | null {
+  return kRoles.includes(role) ? null : misspelt(role, kRoles);
+}
+
+/**
+ * Refuses messages with a misspelt role, which a template renders as a role of its own or leaves out.
+ * @param where the messages: `generate: messages`
+ * @throws ArgumentError naming the message and the role that is meant
+ */
+export function checkRoles(where: string, messages: readonly ChatMessage[]): void {
+  for (const [i, { role }] of messages.entries()) {
+    const meant = typeof role === 'string' ? misspeltRole(role) : null;
+    if (meant === null) continue;
+    throw new ArgumentError(
+      `${where}[${i}].role is ${shown(role, 40)}, which is not known (did you mean "${meant}"?)`,
+    );
+  }
 }
 
 /** Options of {@link ChatTemplate.render}. */

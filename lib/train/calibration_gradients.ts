@@ -16,7 +16,7 @@ import type {
   Statistics,
 } from '../adapters/methods/method.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, NativeError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import {
@@ -36,12 +36,14 @@ import {
   svd,
   zeros,
 } from '../ops/index.ts';
+import { clipNorm } from '../optim/clip.ts';
 import { taskOf } from '../tasks/list.ts';
 import { computeOwned, DTYPE_BYTES, scope, type Tensor } from '../tensor.ts';
 import {
   batchesOf,
   type CalibratedLinear,
   type Found,
+  inBatch,
   type Pass,
   partsWithin,
   reducedOf,
@@ -364,13 +366,16 @@ export async function addGradients(
         for (const leaf of leaves) leaf.requiresGrad = true;
         const totals = micro.counts;
         const rest = { teacher: null, weights: {}, at: { step: 0, totalSteps: 1 } };
-        scope(() =>
-          withAbort(abort, () => {
-            const student = loss.forward(micro);
-            loss.compute({ micro, student, totals, ...rest }).loss?.backward();
-          }),
-        );
-        for (const leaf of leaves) leaf.requiresGrad = false;
+        await inBatch(batch, async () => {
+          scope(() =>
+            withAbort(abort, () => {
+              const student = loss.forward(micro);
+              loss.compute({ micro, student, totals, ...rest }).loss?.backward();
+            }),
+          );
+          for (const leaf of leaves) leaf.requiresGrad = false;
+          await refuseNotFinite(leaves);
+        });
         count++;
       }
       await settle(abort);
@@ -384,6 +389,13 @@ export async function addGradients(
   } finally {
     loss.dispose();
   }
+}
+
+/** Refuses gradients that are not finite. @throws NativeError (`ERR_NOT_FINITE`) */
+async function refuseNotFinite(leaves: readonly Tensor[]): Promise<void> {
+  const { norm } = await clipNorm(leaves, { maxNorm: 0 });
+  if (Number.isFinite(norm)) return;
+  throw new NativeError(`the norm of the gradients is ${norm}`, { code: 'ERR_NOT_FINITE' });
 }
 
 /** A model as a loss reads it, without anything that is tuned. */

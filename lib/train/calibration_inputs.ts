@@ -11,7 +11,7 @@ import type {
   Statistics,
 } from '../adapters/methods/method.ts';
 import { trace } from '../adapters/trace.ts';
-import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { ArgumentError, NativeError, UnsupportedError } from '../errors.ts';
 import type { LinearAdapter } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
 import {
@@ -24,6 +24,7 @@ import {
   reshape,
   scaledGramAdd,
   slice,
+  stack,
   where,
   zeros,
 } from '../ops/index.ts';
@@ -33,6 +34,7 @@ import {
   type CalibratedLinear,
   type Found,
   forward,
+  inBatch,
   learntRows,
   ownCopies,
   type Pass,
@@ -178,8 +180,11 @@ async function byCovariances(
           const add = (x: Tensor): void => addRows(sums[i] as Tensor, x, own);
           return [first.linear, (x) => scope(() => add(x))];
         });
-        observed(new Map(observers), () => forward(pass.model, micro, pass.abort));
-        await settle(pass.abort);
+        await inBatch(batch, async () => {
+          observed(new Map(observers), () => forward(pass.model, micro, pass.abort));
+          await refuseNotFinite(part, sums);
+          await settle(pass.abort);
+        });
         sequences += realRows(micro, 'source').lengths.length;
         batch++;
         pass.onProgress(at * pass.count + batch, parts.length * pass.count);
@@ -208,17 +213,30 @@ async function byCovariances(
   return result;
 }
 
+/** The traces of sums of second moments, which are not finite where an input was not. */
+async function tracesOf(sums: readonly Tensor[]): Promise<Float64Array> {
+  const traces = computeOwned(() => stack(sums.map(trace)));
+  try {
+    return (await traces.data()) as Float64Array;
+  } finally {
+    traces.dispose();
+  }
+}
+
+/** Refuses inputs that are not finite. @throws NativeError (`ERR_NOT_FINITE`) naming the first module that reads some */
+async function refuseNotFinite(part: readonly Group[], sums: readonly Tensor[]): Promise<void> {
+  const at = (await tracesOf(sums)).findIndex((value) => !Number.isFinite(value));
+  if (at < 0) return;
+  throw new NativeError(`the inputs of ${part[at]?.first.name}`, { code: 'ERR_NOT_FINITE' });
+}
+
 /** Refuses modules whose inputs are all 0, of which there is no covariance. @throws ArgumentError */
 async function refuseZero(part: readonly Group[], sums: readonly Tensor[]): Promise<void> {
-  const traces = computeOwned(() => sums.map(trace));
-  for (const [i, value] of traces.entries()) {
-    const found = await value.item();
-    value.dispose();
-    if (found > 0) continue;
-    throw new ArgumentError(
-      `calibrate: ${part[i]?.first.name}: all of its inputs are 0 or not finite, so that there is no covariance; exclude it with excludeModules`,
-    );
-  }
+  const at = (await tracesOf(sums)).indexOf(0);
+  if (at < 0) return;
+  throw new ArgumentError(
+    `calibrate: ${part[at]?.first.name}: all of its inputs are 0, so that there is no covariance; exclude it with excludeModules`,
+  );
 }
 
 /** Adds the second moments of the real rows, each divided by the absolute value of the largest element of its sequence. */
@@ -271,10 +289,15 @@ async function byCollector(
             const learnt = (x: Tensor) => computeOwned(() => indexSelect(x, tensor(own)));
             return [first.linear, (x) => collector.add(group, learnt(x))];
           });
-          observedToTheLast(new Map(observers), () => forward(pass.model, micro, pass.abort));
+          await inBatch(batch, async () => {
+            observedToTheLast(new Map(observers), () => forward(pass.model, micro, pass.abort));
+          });
         }
-        hasLearnt = (await withAbort(pass.abort, () => collector.endBatch())) || hasLearnt;
-        await settle(pass.abort);
+        hasLearnt = await inBatch(batch, async () => {
+          const learnt = await withAbort(pass.abort, () => collector.endBatch());
+          await settle(pass.abort);
+          return learnt || hasLearnt;
+        });
         batch++;
         pass.onProgress(groups.length - wanting().length, groups.length);
         await pass.state.after(() => {

@@ -5,6 +5,7 @@ import type { StartModule, Statistics } from '../adapters/methods/method.ts';
 import type { Batch, Segments } from '../data/collate.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
+import { type BaloraError, NativeError } from '../errors.ts';
 import { modelBatch } from '../eval/classify.ts';
 import { selectRows } from '../losses/positions.ts';
 import { CausalLM, type Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
@@ -14,6 +15,7 @@ import { synchronize } from '../runtime.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import { computeOwned, noGrad, scope, type Tensor } from '../tensor.ts';
 import type { CalibrationState } from './calibration_state.ts';
+import { placed } from './failure.ts';
 
 /** A module to be calibrated. */
 export interface CalibratedLinear extends StartModule {
@@ -54,6 +56,26 @@ export async function* batchesOf(
   for await (const batch of batches(start)) {
     yield batch;
     if (--left === 0) return;
+  }
+}
+
+/** The error for a micro-batch of a calibration in which something is not finite. */
+export function notFiniteIn(batch: number, what: string, cause?: BaloraError): NativeError {
+  return new NativeError(`calibrate: micro-batch ${batch + 1}: not finite (${what})`, {
+    code: 'ERR_NOT_FINITE',
+    advice:
+      'nothing is trained here, so that it is the weights, or activations that overflow in their dtype: load the model in dtype f32, or ' +
+      'find the first such value with setAnomalyMode(true)',
+    ...(cause !== undefined && { cause }),
+  });
+}
+
+/** Runs the work on a micro-batch, whose errors about values that are not finite say in which it was. */
+export async function inBatch<T>(batch: number, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw placed(error, (what, cause) => notFiniteIn(batch, what, cause));
   }
 }
 

@@ -1,17 +1,74 @@
 /** Errors that end a run, and the notes in them about the state in which the run was left. */
-import { NativeError } from '../errors.ts';
+import { BaloraError, NativeError, withoutAdvice } from '../errors.ts';
 import { oneLine } from '../shown.ts';
+import type { DType } from '../tensor.ts';
 import type { CombinedTerms } from './record.ts';
 
-/** The error for a step whose loss or gradients are not finite; no parameter has been changed by it. */
-export function notFinite(step: number, terms: CombinedTerms, norm: number): NativeError {
-  const values = Object.entries({ taskLoss: terms.taskLoss, ...terms.values, gradNorm: norm })
+/** What a run's numbers depend on that its user may change, for the advice of an error. */
+export interface Tried {
+  readonly learningRate: number;
+  readonly maxGradNorm: number;
+  readonly dtype: DType;
+}
+
+/** What to do about a run that diverges. */
+function advice({ learningRate, maxGradNorm, dtype }: Tried): string {
+  const clip = maxGradNorm === 0 ? 'switch clipping on with' : 'clip to a smaller';
+  return [
+    `lower the learning rate (${learningRate} in this step)`,
+    `${clip} maxGradNorm (now ${maxGradNorm})`,
+    ...(dtype === 'f32' || dtype === 'f64' ? [] : [`load the model in dtype f32 (now ${dtype})`]),
+    'or find the first such value with setAnomalyMode(true)',
+  ].join(', ');
+}
+
+/** The values of a step that show what is not finite, as text. */
+export function valuesOf(terms: CombinedTerms, norm: number): string {
+  return Object.entries({ taskLoss: terms.taskLoss, ...terms.values, gradNorm: norm })
     .filter(([, value]) => value !== null)
-    .map(([name, value]) => `${name} ${value}`);
-  return new NativeError(
-    `step ${step}: not finite (${values.join(', ')}); the parameters are those after step ${step - 1}`,
-    { code: 'ERR_NOT_FINITE' },
-  );
+    .map(([name, value]) => `${name} ${value}`)
+    .join(', ');
+}
+
+/** The error for a step in which something is not finite. */
+export function notFinite(
+  step: number,
+  what: string,
+  { tried, updating = false, cause }: { tried: Tried; updating?: boolean; cause?: BaloraError },
+): NativeError {
+  const state = updating
+    ? 'while the parameters were written'
+    : `the parameters are those after step ${step - 1}`;
+  const options = { code: 'ERR_NOT_FINITE', advice: advice(tried) } as const;
+  return new NativeError(`step ${step}: not finite (${what}); ${state}`, {
+    ...options,
+    ...(cause !== undefined && { cause }),
+  });
+}
+
+/**
+ * An error that arose in the course of a run, which says where if it is about a value that is not finite: the op that found it knows
+ * nothing of the run. Other errors are returned as they are.
+ * @param make makes the error of the place from what is not finite
+ */
+export function placed(
+  error: unknown,
+  make: (what: string, cause: BaloraError) => NativeError,
+): unknown {
+  if (!(error instanceof BaloraError) || error.code !== 'ERR_NOT_FINITE') return error;
+  const [first = '', ...rest] = withoutAdvice(error).split('\n');
+  const made = make(first, error);
+  // In anomaly mode the lines below say where the op was called.
+  if (rest.length > 0) made.message = [made.message, ...rest].join('\n');
+  return made;
+}
+
+/** An error of an evaluation, or of the answers to sample prompts, in a run: see {@link placed}. */
+export function placedInEvaluation(error: unknown, step: number, tried: Tried): unknown {
+  return placed(error, (what, cause) => {
+    const message = `step ${step}: not finite in the evaluation after it (${what})`;
+    return new NativeError(message, { code: 'ERR_NOT_FINITE', advice: advice(tried), cause });
+  });
 }
 
 /**

@@ -12,7 +12,7 @@ import {
 } from '../adapters/trained_parameter.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
 import { shuffledOrder } from '../data/philox.ts';
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, NativeError } from '../errors.ts';
 import { modelBatch } from '../eval/classify.ts';
 import { nluTaskLoss } from '../losses/logits_loss.ts';
 import { useModel } from '../models/in_use.ts';
@@ -113,12 +113,15 @@ async function warmUp(
         settings.signal?.throwIfAborted();
         const rows = Int32Array.from(order.subarray(start, start + settings.batchSize));
         const mean = probeLoss(model, features, { rows, labels, width });
+        const value = await mean.item();
+        mean.dispose();
+        const { learningRate } = settings;
+        requireFinite(value, { step: step + 1, dtype: model.dtype, learningRate });
         collectGradients(head);
         optimizer.step({ learningRate: settings.learningRate * (1 - step++ / steps) });
         optimizer.zeroGrad();
         refreshWorking(head);
-        loss += ((await mean.item()) * rows.length) / examples;
-        mean.dispose();
+        loss += (value * rows.length) / examples;
       }
       await yieldToEventLoop();
     }
@@ -129,6 +132,18 @@ async function warmUp(
     freezeHead(head);
     await synchronize();
   }
+}
+
+/** Refuses a loss that is not finite. @throws NativeError (`ERR_NOT_FINITE`) naming the step */
+function requireFinite(
+  loss: number,
+  { step, dtype, learningRate }: { step: number; dtype: string; learningRate: number },
+): void {
+  if (Number.isFinite(loss)) return;
+  throw new NativeError(`warmUpHead: step ${step}: not finite (loss ${loss})`, {
+    code: 'ERR_NOT_FINITE',
+    advice: `lower the learning rate (now ${learningRate}), or load the model in dtype f32 (now ${dtype})`,
+  });
 }
 
 /**

@@ -33,6 +33,7 @@ export async function identityOf(
     warmupSteps: plan.warmupSteps,
     ...partOf(seedOptions, options),
     data: input.data.fingerprint,
+    ...(input.data.settings !== undefined && { dataOptions: input.data.settings }),
     dtype: input.tuned.model.dtype,
     baseModel: await baseModel(input.tuned),
     ...(input.tuned.model.blockFormat !== null && { baseFormat: input.tuned.model.blockFormat }),

@@ -96,28 +96,71 @@ export type Identity = Record<string, unknown>;
 /** All options that can be part of an identity. */
 const kIdentityOptions = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOptions };
 
+/** Parts of an identity that hold options under their own names. */
+const kParts = ['adapter', 'dataOptions', 'preparation'];
+
+/** What else may differ where a digest does, and no option that accounts for it. */
+const kDigests: Readonly<Record<string, string>> = {
+  data: 'the rows of the data, or the tokenizer',
+  calibration: 'the data of the calibration, its number of micro-batches or its settings',
+};
+
 /**
  * The differences between two identities, as lines of the form `key: was ..., is ...`, `not set` being null; empty when a checkpoint
- * may be continued. An option that did not exist when the checkpoint was written counts as having its default value, so that new
- * options do not make older checkpoints unusable.
+ * may be continued. A line is about one option, under its own name; a digest is named only where no option accounts for it. An option
+ * that did not exist when the checkpoint was written counts as having its default value, so that new options do not make older
+ * checkpoints unusable.
  */
 export function differences(then: Identity, now: Identity): string[] {
   const defaults: Identity = identityOfTable(kIdentityOptions, defaultsOf(kIdentityOptions));
-  const lines: string[] = [];
-  for (const key of [...new Set([...Object.keys(then), ...Object.keys(now)])].sort()) {
+  const found = new Map<string, [was: unknown, is: unknown]>();
+  const compare = (key: string, was: unknown, is: unknown): void => {
+    if (!isDeepStrictEqual(asJson(was), asJson(is))) found.set(key, [was, is]);
+  };
+  for (const key of keysOf(then, now)) {
     // A file may have a key such as `constructor`, which every object has.
     const [was = null, is = null] = [[then, defaults], [now]].map(
       (from) => from.find((identity) => Object.hasOwn(identity, key))?.[key],
     );
-    const whole = key === 'adapter' ? withDefaults(was, loraOptions) : was;
-    if (!isDeepStrictEqual(asJson(whole), asJson(is))) {
-      const [before, after] = [was, is].map((value) =>
-        value === null ? 'not set' : shown(value, kShown),
-      );
-      lines.push(`${key}: was ${before}, is ${after}`);
+    const before = key === 'adapter' ? withDefaults(was, loraOptions) : was;
+    // Options of data that are the same in effect: the fingerprint decides. Those of older checkpoints are not known.
+    if (key === 'dataOptions' && (was === null || isDeepStrictEqual(then.data, now.data))) continue;
+    if (!kParts.includes(key) || [before, is].some((part) => part !== null && !isObject(part))) {
+      compare(key, before, is);
+      continue;
+    }
+    const [old, own] = [optionsIn(before), optionsIn(is)];
+    for (const name of keysOf(old, own)) {
+      if (!found.has(name)) compare(name, old[name] ?? null, own[name] ?? null);
     }
   }
-  return lines;
+  // On the command line one seed is that of everything.
+  if (found.has('seed') && isDeepStrictEqual(found.get('seed'), found.get('adapterSeed'))) {
+    found.delete('adapterSeed');
+  }
+  const isDerived = (key: string, from: readonly string[]): void => {
+    if (from.some((name) => name !== key && found.has(name))) found.delete(key);
+  };
+  const ofData = keysOf(...[then, now].map((part) => optionsIn(part.dataOptions)));
+  const ofAdapter = keysOf(...[then, now].map((part) => optionsIn(part.adapter)));
+  isDerived('fields', ofData);
+  isDerived('calibration', ['seed', 'data', ...ofData, ...ofAdapter]);
+  isDerived('data', ofData);
+  return [...found].sort(([a], [b]) => (a < b ? -1 : 1)).map(([key, values]) => line(key, values));
+}
+
+const isObject = (value: unknown): boolean =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
+const optionsIn = (part: unknown): Identity => (isObject(part) ? (part as Identity) : {});
+
+const keysOf = (...parts: readonly Identity[]): string[] =>
+  [...new Set(parts.flatMap((part) => Object.keys(part)))].sort();
+
+function line(key: string, values: readonly [was: unknown, is: unknown]): string {
+  const [before, after] = values.map((value) => (value === null ? 'not set' : shown(value, kShown)));
+  const what = Object.hasOwn(kDigests, key) ? `, of ${kDigests[key]}` : '';
+  return `${key}: was ${before}, is ${after}${what}`;
 }
 
 /** Identity of a table's options as a checkpoint has it, completed by those that did not exist when it was written. */

@@ -12,17 +12,18 @@ import { removeAll, removeFile, writeFileAtomic } from '../io/files.ts';
 import { CHECKPOINT_FORMAT, RUN_FILES } from '../io/run_folder.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
 import { useModel } from '../models/in_use.ts';
+import { gradNorm } from '../ops/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize } from '../runtime.ts';
 import { oneLine } from '../shown.ts';
 import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
-import type { Tensor } from '../tensor.ts';
+import { noGrad, type Tensor } from '../tensor.ts';
 import { BestKeeper } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { type ClaimedCache, claimTeacherCache } from './claimed_cache.ts';
 import { describeEnvironment } from './environment.ts';
-import { addNotes } from './failure.ts';
+import { addNotes, notFinite, placedInEvaluation, type Tried } from './failure.ts';
 import { identityOf } from './identity.ts';
 import { idleOptions } from './idle_options.ts';
 import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
@@ -154,6 +155,14 @@ export class Run {
     return this.parts.clock.estimate(this.totalSteps - this.step);
   }
 
+  /** What the numbers of the last completed step depended on. */
+  get tried(): Tried {
+    const { input, options, rate } = this.parts;
+    const learningRate = rate(Math.max(0, this.step - 1));
+    const { maxGradNorm } = options.optimization;
+    return { learningRate, maxGradNorm, dtype: input.tuned.model.dtype };
+  }
+
   /** Refuses a model on which another adapter is active than the one that the run began with. @throws ArgumentError */
   private checkAdapter(): void {
     const { input, trained } = this.parts;
@@ -227,7 +236,9 @@ export class Run {
     const { input, folder, record } = this.parts;
     const { samplePrompts, tuned, signal } = input;
     if (samplePrompts === undefined) return [];
-    const samples = await answerSamples(tuned, samplePrompts, signal);
+    const samples = await answerSamples(tuned, samplePrompts, signal).catch((error: unknown) => {
+      throw placedInEvaluation(error, this.step, this.tried);
+    });
     if (samples === null) return null;
     await folder?.check();
     await record?.addSamples(this.step, samples);
@@ -335,6 +346,7 @@ export class Run {
     const { folder, input, options, keeper, record } = this.parts;
     this.checkAdapter();
     await keeper?.restore(input.tuned, this.step);
+    await this.checkFinite();
     if (folder === null || record === null) return;
     await folder.check();
     await removeTeacherCache(folder);
@@ -345,6 +357,19 @@ export class Run {
     );
     const { tokenizer = input.data.tokenizer ?? null } = input;
     await completeResult(input.tuned, { folder: folder.path, form, tokenizer });
+  }
+
+  /** Refuses parameters that the last update made infinite, which the loss of a next step would have shown. @throws NativeError */
+  private async checkFinite(): Promise<void> {
+    const norm = noGrad(() => gradNorm(this.parts.trained, 'inf'));
+    try {
+      const largest = await norm.item();
+      if (Number.isFinite(largest)) return;
+      const what = `the largest parameter after the update is ${largest}`;
+      throw notFinite(this.step, what, { tried: this.tried, updating: true });
+    } finally {
+      norm.dispose();
+    }
   }
 
   /** Writes the result of the run to its folder. */

@@ -9,12 +9,13 @@
  * window BEFORE its backward pass, so that the gradients of the micro-batches add up to the gradient of the window.
  */
 import type { NamedTensor, TunedModel } from '../adapters/tuned_model.ts';
+import { NativeError } from '../errors.ts';
 import type { StepOfRun } from '../losses/schedules.ts';
 import { TermSums } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize, withPhase } from '../runtime.ts';
-import { notFinite } from './failure.ts';
+import { notFinite, placed, type Tried, valuesOf } from './failure.ts';
 import type { GraphPasses } from './graph_passes.ts';
 import { isEmpty, releaseTeacher } from './pass.ts';
 import type { PlainPasses } from './plain_passes.ts';
@@ -58,6 +59,27 @@ export interface StepOptions extends StepOfRun {
  */
 export async function takeStep(
   parts: StepParts,
+  options: StepOptions,
+): Promise<{ record: StepRecord; window: Window }> {
+  const { tuned, maxGradNorm } = parts;
+  const { learningRate } = options;
+  const tried: Tried = { learningRate, maxGradNorm, dtype: tuned.model.dtype };
+  let updating = false;
+  const onUpdate = (): void => {
+    updating = true;
+    options.onUpdate();
+  };
+  try {
+    return await computeStep(parts, { ...options, onUpdate });
+  } catch (error) {
+    throw placed(error, (what, cause) =>
+      notFinite(options.step + 1, what, { tried, updating, cause }),
+    );
+  }
+}
+
+async function computeStep(
+  parts: StepParts,
   { learningRate, onUpdate, ...at }: StepOptions,
 ): Promise<{ record: StepRecord; window: Window }> {
   const { tuned, passes, optimizer, clock, maxGradNorm } = parts;
@@ -83,7 +105,7 @@ export async function takeStep(
   if (!Number.isFinite(terms.loss) || !Number.isFinite(norm)) {
     update.dispose();
     optimizer.zeroGrad();
-    throw notFinite(at.step + 1, terms, norm);
+    throw new NativeError(valuesOf(terms, norm), { code: 'ERR_NOT_FINITE' });
   }
   onUpdate();
   withPhase('optimizer', () => update.step(learningRate));

@@ -13,6 +13,7 @@ import { checkArgument, checkCall } from '../options/call.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { computeObstacle } from './compute.ts';
+import { placedInEvaluation } from './failure.ts';
 import { Latest } from './latest.ts';
 import { regularizersOf, withOptimizationOf } from './methods.ts';
 import { type ResolvedOptions, resolveOptions, teacherCacheOption } from './options.ts';
@@ -237,7 +238,11 @@ export class Trainer {
         signal: stop.signal,
         onProgress: (examples) => progress.set(examples),
       }),
-    ).finally(() => progress.end());
+    )
+      .catch((error: unknown) => {
+        throw placedInEvaluation(error, run.step, run.tried);
+      })
+      .finally(() => progress.end());
     result.catch(() => {}); // the promise is awaited below, after the last event
     try {
       for await (const examples of progress) {

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "tensor/errors.h"
+#include "engine/kernel_failure.h"
 
 namespace balora {
 
@@ -12,7 +12,7 @@ DeviceTimer::~DeviceTimer() {
 
 void* DeviceTimer::mark(Context* ctx) {
   void* made = nullptr;
-  if (kernels_->record(ctx, &made) != 0) throw kernel_error(ctx->error, "a mark cannot be made");
+  if (kernels_->record(ctx, &made) != 0) throw kernel_failure(ctx->error, "a mark cannot be made");
   return made;
 }
 

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include "engine/graph.h"
+#include "engine/kernel_failure.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "tensor/environment.h"
 
@@ -110,7 +111,7 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
   if (error[0] || !state) {
     if (state) kernels->destroy_state(state);
     const NativeError failure =
-        behind(device_ + ": ", kernel_error(error, "the device gave no reason"));
+        behind(device_ + ": ", kernel_failure(error, "the device gave no reason"));
     if (failure.code() == std::string_view("ERR_OUT_OF_MEMORY")) throw failure;
     throw UnsupportedError(failure.what());
   }
@@ -200,7 +201,7 @@ void Engine::wait_for_device() {
   ctx.error[0] = '\0';
   if (kernels_->synchronize(&ctx) == 0) return timer_.settle(op_times_);
   timer_.drop();
-  throw behind(device_ + ": ", kernel_error(ctx.error, "the device failed"));
+  throw behind(device_ + ": ", kernel_failure(ctx.error, "the device failed"));
 }
 
 void Engine::depend_on(const std::shared_ptr<const ExternalMemory>& memory) {

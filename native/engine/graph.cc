@@ -6,6 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "engine/kernel_failure.h"
+
 namespace balora {
 namespace {
 
@@ -71,7 +73,7 @@ std::shared_ptr<Graph> Graph::begin(Engine& engine, const Graph* sharing) {
     Context* ctx = engine.context();
     ctx->error[0] = '\0';
     if (!graph->ops_ && graph->kernels_->capture_begin(ctx) != 0) {
-      throw behind("captureGraph: ", kernel_error(ctx->error, "the device cannot record"));
+      throw behind("captureGraph: ", kernel_failure(ctx->error, "the device cannot record"));
     }
     graph->open_ = true;
     engine.enter_capture(graph->memory_, graph->ops_.get());
@@ -100,7 +102,7 @@ std::optional<Failure> Graph::close(const Failure* failure) {
   const int32_t status = kernels_->capture_end(ctx, &handle_);
   if (!first && status != 0) {
     const NativeError error =
-        behind("captureGraph: ", kernel_error(ctx->error, "nothing was recorded"));
+        behind("captureGraph: ", kernel_failure(ctx->error, "nothing was recorded"));
     first = Failure{error.code(), error.what()};
   }
   complete_ = handle_ != nullptr;
@@ -175,7 +177,7 @@ void Graph::launch() {
   Context* ctx = engine_->context();
   ctx->error[0] = '\0';
   if (kernels_->graph_launch(ctx, handle_) != 0) {
-    throw behind("graph: ", kernel_error(ctx->error, "it cannot be launched"));
+    throw behind("graph: ", kernel_failure(ctx->error, "it cannot be launched"));
   }
 }
 

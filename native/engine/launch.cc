@@ -10,6 +10,7 @@
 #include <string>
 
 #include "engine/graph.h"
+#include "engine/kernel_failure.h"
 #include "engine/recorded_ops.h"
 
 namespace balora {
@@ -72,7 +73,7 @@ void check_outputs(Launch& launch) {
     if (view.encoding || !view_contiguous(view)) continue;
     int32_t finite = 1;
     if (call(launch.kernels->check_finite, launch.ctx, {.x = &view, .finite = &finite}) != 0) {
-      throw kernel_error(launch.ctx->error, "check_finite failed");
+      throw kernel_failure(launch.ctx->error, "check_finite failed");
     }
     if (!finite) throw NotFiniteError("made a value that is not finite (NaN or infinity)");
   }
@@ -111,7 +112,7 @@ class HostBuffer {
  private:
   bool pinned_for(const Launch& l) const { return block_ && block_->kernels() == l.kernels; }
   static void checked(const Launch& l, int32_t status) {
-    if (status != 0) throw kernel_error(l.ctx->error, "a copy failed");
+    if (status != 0) throw kernel_failure(l.ctx->error, "a copy failed");
   }
 
   std::unique_ptr<PinnedBlock> block_;
@@ -234,7 +235,7 @@ struct LaunchTask {
     const int32_t status = fn(launch);
     // It may have left before its end.
     if (is_set(abort)) throw AbortedError("it was aborted");
-    if (status != 0) throw kernel_error(ctx->error, "the kernel failed");
+    if (status != 0) throw kernel_failure(ctx->error, "the kernel failed");
     if (by_device) engine->timer().end(ctx, phase, op);
     if (check_finite) check_outputs(launch);
     if (profiling && (!by_device || engine->timer().full())) engine->wait_for_device();

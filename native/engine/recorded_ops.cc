@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "engine/kernel_failure.h"
 #include "kernels/cpu/runtime/stop.h"
 
 namespace balora {
@@ -72,7 +73,7 @@ void RecordedOps::run(Engine& engine, std::span<const int64_t> versions) {
     const int32_t status = op.fn(launch);
     engine.release_workspace();
     if (status != 0) {
-      const NativeError error = kernel_error(ctx->error, "the kernel failed");
+      const NativeError error = kernel_failure(ctx->error, "the kernel failed");
       throw NativeError(concat("graph: ", op.op, ": ", error.what(), " [",
                                describe_operands(op.views, op.presence(), op.num_inputs), "]"),
                         error.code());

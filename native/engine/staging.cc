@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "tensor/errors.h"
+#include "engine/kernel_failure.h"
 
 namespace balora {
 namespace {
@@ -21,11 +21,11 @@ void wait_for(const KernelTable& kernels, void* mark) {
   char error[512] = "";
   if (kernels.await_mark(mark, error, sizeof error) == 0) return;
   error[sizeof error - 1] = '\0';
-  throw kernel_error(error, "the device failed");
+  throw kernel_failure(error, "the device failed");
 }
 
 void check_copy(const Context* ctx, int32_t status) {
-  if (status != 0) throw kernel_error(ctx->error, "a copy failed");
+  if (status != 0) throw kernel_failure(ctx->error, "a copy failed");
 }
 
 }  // namespace

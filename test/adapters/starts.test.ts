@@ -230,7 +230,7 @@ describe('a run with an initialisation function', () => {
 
   it('is not resumed with other values: by another function, a name, or a function that is not deterministic', async () => {
     await run(await create(rows), {});
-    const said = /adapter: was .*"function \w{16}".*, is /;
+    const said = /initLoraWeights: was .*"function \w{16}".*, is /;
     await expect(run(await create(drawn), { resume: true })).rejects.toThrow(said);
     await expect(run(await create(true), { resume: true })).rejects.toThrow(said);
     let seed = 1;

@@ -101,7 +101,9 @@ it('a run is resumed with the calibration that it began with', async () => {
     resumable('--max-steps', '4', '--resume', '--calibration-batches', '2'),
   );
   expect(foreign.code).toBe(2);
-  expect(foreign.err).toMatch(/calibration: was "\w{16}", is "\w{16}"/);
+  expect(foreign.err).toMatch(
+    /--calibration: was "\w{16}", is "\w{16}", of the data of .*micro-batches or its settings/,
+  );
 });
 
 it('refuses the options where the start has no use for data', async () => {

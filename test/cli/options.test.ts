@@ -9,7 +9,7 @@ import { loraOptions } from '../../lib/adapters/lora_options.ts';
 import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
 import { kEvaluateOptions } from '../../lib/cli/evaluate_options.ts';
-import { editDistance, nearest } from '../../lib/cli/nearest.ts';
+import { editDistance, nearest } from '../../lib/nearest.ts';
 import { toConfig } from '../../lib/cli/option_table.ts';
 import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
 import { camel, kebab, type OptionTable, snake } from '../../lib/options/option.ts';

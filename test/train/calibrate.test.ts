@@ -300,7 +300,7 @@ describe('calibrate', () => {
     const { norm } = model.layers[1] as { norm: { weight: Tensor } };
     noGrad(() => zero_(norm.weight));
     await expect(calibrate(model, config, { data })).rejects.toThrow(
-      'calibrate: layers.1.gate_proj: all of its inputs are 0 or not finite',
+      'calibrate: layers.1.gate_proj: all of its inputs are 0, so',
     );
   });
 });

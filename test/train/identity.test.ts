@@ -87,9 +87,9 @@ describe('a checkpoint', () => {
       resume(await adapted(kModel), { output: path, ...(preparation && { preparation }) });
     expect(await again(prepared)).toMatchObject({ reason: 'completed' });
     await expect(again({ headWarmupEpochs: 3 })).rejects.toThrow(
-      'preparation: was {"headWarmupEpochs":2}, is {"headWarmupEpochs":3}',
+      '(headWarmupEpochs: was 2, is 3)',
     );
-    await expect(again()).rejects.toThrow('preparation: was {"headWarmupEpochs":2}, is not set');
+    await expect(again()).rejects.toThrow('(headWarmupEpochs: was 2, is not set)');
   });
 
   it('is refused in another dtype', async () => {

@@ -1,7 +1,7 @@
 /** Fields of rows that several forms have: lists, messages, tools, and the marks of the messages that are trained on. */
 import { ArgumentError } from '../../errors.ts';
 import { shown } from '../../shown.ts';
-import type { ChatMessage } from '../../text/chat_template.ts';
+import { type ChatMessage, misspeltRole } from '../../text/chat_template.ts';
 import type { Row } from '../rows.ts';
 
 /** Whether a row has a value in a field. */
@@ -81,15 +81,29 @@ export function messageOf(
   if (typeof role !== 'string') {
     throw new ArgumentError(`${where} has no role; give it one, such as user or assistant`);
   }
-  const { more, trained } = marksOf(rest, where, role);
+  const mapped = roleOf(role, where, roleMap);
+  const { more, trained } = marksOf(rest, where, mapped);
   const { tool_calls: calls } = more;
   if (content === null && (!Array.isArray(calls) || calls.length === 0)) {
     throw new ArgumentError(
       `${where} (${role}) has no content; give it a text, or remove the message or the row`,
     );
   }
-  const mapped = Object.hasOwn(roleMap, role) ? (roleMap[role] as string) : role;
   return { message: { role: mapped, content: content ?? '', ...more }, trained };
+}
+
+/**
+ * The chat template's role for a role of the data. Any role may be one that the template knows, but a misspelt one is refused.
+ * @throws ArgumentError naming the role that is meant
+ */
+function roleOf(role: string, where: string, roleMap: Readonly<Record<string, string>>): string {
+  if (Object.hasOwn(roleMap, role)) return roleMap[role] as string;
+  const meant = misspeltRole(role);
+  if (meant === null) return role;
+  throw new ArgumentError(
+    `${where}.role is ${shown(role, 40)}, which is not known (did you mean "${meant}"?); correct it, or name the template's role for it ` +
+      'with roleMap',
+  );
 }
 
 /**

@@ -20,6 +20,16 @@ export function editDistance(a: string, b: string): number {
   return entry(last, b.length);
 }
 
+/** The known name that a few wrong letters separate from another one, whatever its case; null where none is so near. */
+export function misspelt(name: string, known: readonly string[]): string | null {
+  const plain = name.toLowerCase().trim();
+  // A third of a word at most: two wrong letters turn any short word into any other.
+  const near = known.filter(
+    (word) => editDistance(plain, word) <= Math.min(2, Math.floor(word.length / 3)),
+  );
+  return near[0] ?? null;
+}
+
 const entry = (row: readonly number[], j: number) => row[j] as number;
 
 /** The text ` (did you mean "x"?)` for the most similar known name, or an empty text where none is similar. */

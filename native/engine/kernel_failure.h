@@ -1,0 +1,17 @@
+// The failure that a kernel or a device reported by its text, with the code of its cause.
+#pragma once
+#include <string_view>
+
+#include "kernels/shared/messages.h"
+#include "tensor/errors.h"
+
+namespace balora {
+
+// A kernel has no exceptions, so its causes are recognised by their texts: a lack of memory by its
+// beginning, an input that is not finite by its end, behind the names of devices and ops.
+inline NativeError kernel_failure(const char* text, const char* fallback) {
+  if (std::string_view(text).ends_with(messages::matrix_not_finite())) return NotFiniteError(text);
+  return kernel_error(text, fallback);
+}
+
+}  // namespace balora
