@@ -64,8 +64,7 @@ function detail(data: PlanStatistics): string {
 /** The rows of the table that show the plan chosen for a memory budget. */
 function planRows({ memoryPlan }: RunPlan): [string, string][] {
   if (memoryPlan === null) return [];
-  const { layers, bytes, overBudget, residentBytes } = memoryPlan;
-  const note = overBudget ? ', above the budget: no plan is smaller' : '';
+  const { layers, bytes, residentBytes } = memoryPlan;
   const kept = Object.entries(layers)
     .filter(([, count]) => count > 0)
     .map(([keep, count]) => `${count} ${keep}`);
@@ -79,7 +78,7 @@ function planRows({ memoryPlan }: RunPlan): [string, string][] {
             `${formatBytes(residentBytes)} of its matrices stay in memory, others are read when they are used`,
           ],
         ] as [string, string][])),
-    ['  predicted peak', `${formatBytes(bytes)} of the process, from a small forward pass${note}`],
+    ['  predicted peak', `${formatBytes(bytes)} of the process, from a small forward pass`],
   ];
 }
 

@@ -1,14 +1,15 @@
 /**
  * The command line as a function of arguments and streams: it parses them, runs one command, and converts errors into messages
  * and exit codes.
- * The exit codes are 0 for success, 1 for a failure, 2 for wrong usage, and 128 + n where signal n stopped the command.
+ * The exit codes are those of exit_codes.ts.
  */
 import { Command, CommanderError } from 'commander';
-import { ArgumentError, BaloraError } from '../errors.ts';
+import { BaloraError } from '../errors.ts';
 import { reasonOf } from '../io/files.ts';
 import { packageVersion } from '../io/package_version.ts';
 import type { OptionTable } from '../options/option.ts';
 import { oneLine, printableStack } from '../shown.ts';
+import { EXIT, exitCodeOf } from './exit_codes.ts';
 import { withFlags } from './flag_names.ts';
 import { hasColour, type InputStream, type OutputStream, ShownStream, styler } from './terminal.ts';
 
@@ -68,9 +69,9 @@ export async function runCli(
     await program.parseAsync([...args], { from: 'user' });
     return exitCode;
   } catch (error) {
-    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.success : EXIT.usage;
     context.stderr.write(`${describe(error, context, options)}\n`);
-    return error instanceof ArgumentError ? 2 : 1;
+    return exitCodeOf(error);
   }
 }
 

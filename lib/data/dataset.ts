@@ -181,6 +181,17 @@ export class Dataset<E, B> {
     return this.#orderOf(epoch).starts.length - 1;
   }
 
+  /** Tokens of the largest micro-batch of an epoch, without padding. */
+  largestBatch(epoch: number): number {
+    let largest = 0;
+    for (const group of this.groups(epoch)) {
+      let tokens = 0;
+      for (const row of group) tokens += this.#lengths[row] as number;
+      largest = Math.max(largest, tokens);
+    }
+    return largest;
+  }
+
   /** The first row of each file that is kept, without those of files none of whose rows is. */
   get firstRows(): number[] {
     const files = this.#rows.files ?? [{ start: 0, length: this.#rows.length }];

@@ -51,6 +51,11 @@ export abstract class EncodedBatches<E, B> {
     return this.dataset.batchCount(epoch);
   }
 
+  /** Tokens of the largest micro-batch of an epoch, without padding. */
+  largestBatch(epoch: number): number {
+    return this.dataset.largestBatch(epoch);
+  }
+
   /** Indices of rows to show as examples: of each file the first that is trained on. */
   get firstRows(): readonly number[] {
     return this.dataset.firstRows;

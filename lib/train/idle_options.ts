@@ -74,6 +74,28 @@ export function idleOptions(input: AnyTrainerOptions, options: ResolvedOptions):
   ];
 }
 
+/** Messages about settings with which a run trains nothing, or nothing in some modules. */
+export function withoutTraining(
+  { tuned }: Pick<AnyTrainerOptions, 'tuned'>,
+  { optimization }: ResolvedOptions,
+): string[] {
+  const { adapter = {} } = tuned.identity() as { adapter?: Values };
+  const { loraAlpha, alphaPattern } = adapter;
+  const zeros = Object.entries((alphaPattern ?? {}) as Values).filter(([, alpha]) => alpha === 0);
+  return [
+    ...(loraAlpha === 0
+      ? ['loraAlpha 0 multiplies what the adapter adds by 0, so that it trains nothing; give it a value above 0']
+      : []),
+    ...zeros.map(
+      ([name]) =>
+        `alphaPattern ${shown(name)}: 0 multiplies what the adapter adds there by 0, so that it trains nothing; give it a value above 0`,
+    ),
+    ...(optimization.learningRate === 0
+      ? ['learningRate 0 trains nothing; give it a value above 0']
+      : []),
+  ];
+}
+
 /** Settings of the schedule that it does not read. */
 function idleKwargs({
   lrSchedulerType: scheduler,

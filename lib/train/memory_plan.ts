@@ -8,6 +8,7 @@
 
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { sharesProcessMemory } from '../device.ts';
+import { ArgumentError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
@@ -36,7 +37,7 @@ export interface BatchPlan {
 
 /** A note about a budget for the user; `code` is stable. */
 export interface MemoryNote {
-  readonly code: 'memory_budget_above_memory' | 'memory_budget_too_small';
+  readonly code: 'memory_budget_above_memory';
   readonly message: string;
 }
 
@@ -66,7 +67,9 @@ export class MemoryPlanner {
    * @param optimizerBytes bytes of moments and gradients, which are not allocated yet
    * @param copiesBytes bytes of the weights' copies in int8, which are not made yet
    * @param savesInt8 whether activations are kept in int8
-   * @param onNote called once, when even the smallest plan for a batch is above the budget; at once if that is so for every batch
+   * @param largest number of rows of the largest batch, as far as it is known
+   * @throws ArgumentError with both sizes if even the smallest plan for a batch is above the budget; at once for the largest batch that is
+   *   known, else from the forward pass of the batch
    */
   static async open(
     tuned: TunedModel<Model>,
@@ -75,19 +78,23 @@ export class MemoryPlanner {
       optimizerBytes,
       copiesBytes = 0,
       savesInt8 = false,
-      onNote = () => {},
+      largest = 1,
     }: {
       optimizerBytes: number;
       copiesBytes?: number;
       savesInt8?: boolean;
-      onNote?: (note: MemoryNote) => void;
+      largest?: number;
     },
   ): Promise<MemoryPlanner> {
-    const { device, offload } = tuned.model;
+    const { device, offload, layerKeep } = tuned.model;
     const residentBefore = offload?.residentBytes ?? 0;
+    const restore = (): void => {
+      tuned.model.layerKeep = layerKeep;
+      if (offload !== null) offload.residentBytes = residentBefore;
+    };
     if (offload !== null) offload.residentBytes = 0;
     const { layerCount, costs } = await measureRows(tuned, savesInt8).catch((error: unknown) => {
-      if (offload !== null) offload.residentBytes = residentBefore;
+      restore();
       throw error;
     });
     if (sharesProcessMemory(device)) await collectGarbage();
@@ -105,14 +112,16 @@ export class MemoryPlanner {
           ? residentBefore
           : Math.min(offload.stats().totalBytes, budget === 'min' ? 0 : budget);
     const planner = new MemoryPlanner(budget, layerCount, costs, persistentBytes, mostResident);
-    let isNoted = false;
     const check = (rows: number): void => {
       const plan = planner.plan(rows);
-      if (isNoted || !plan.overBudget) return;
-      isNoted = true;
-      onNote({ code: 'memory_budget_too_small', message: planner.overBudgetMessage(plan) });
+      if (plan.overBudget) throw planner.overBudgetError(plan);
     };
-    check(1);
+    try {
+      check(largest);
+    } catch (error) {
+      restore();
+      throw error;
+    }
     let longest = 0;
     tuned.model.layerKeep = (layer, rows) => {
       // Blocks freed by shorter batches are too small for a longer one and would stay allocated: up to a quarter of all memory.
@@ -120,6 +129,7 @@ export class MemoryPlanner {
       const isFirst = budget === 'min' && layer === 0;
       if (inProcess && (rows > longest || isFirst)) trimMemory({ device });
       if (rows > longest) {
+        // It is refused before anything of it is allocated.
         check(rows);
         // The longest batch leaves so much; a part that changed from batch to batch would be read again and again.
         if (offload !== null) offload.residentBytes = planner.plan(rows).residentBytes ?? 0;
@@ -180,11 +190,12 @@ export class MemoryPlanner {
     return plan({ checkpointed: some, thin: layerCount - some });
   }
 
-  private overBudgetMessage({ rows, bytes }: BatchPlan): string {
+  private overBudgetError({ rows, bytes }: BatchPlan): ArgumentError {
     const [needed, given] = [formatBytes(bytes), formatBytes(Number(this.budget))];
-    return (
+    return new ArgumentError(
       `memoryBudget: ${given} is below the smallest plan: a micro-batch of ${rows} ${rows === 1 ? 'token' : 'tokens'} takes ${needed} ` +
-      'with every layer checkpointed, and runs so; raise the budget, or use smaller micro-batches or dtype bf16'
+        'with every layer checkpointed; raise the budget, give min for the smallest plan whatever it takes, or use smaller micro-batches ' +
+        'or dtype bf16',
     );
   }
 

@@ -92,11 +92,12 @@ export function requireRunMemory({ tuned }: AnyTrainerOptions, { memory }: RunPl
 
 /**
  * Makes the plan for the run's memory budget and configures the model for it; null without a budget.
- * @param onNote called where the budget is above the memory that there is, or below that of the smallest plan
+ * @param onNote called where the budget is above the memory that there is
+ * @throws ArgumentError where the budget is below the smallest plan, as far as the sizes of the micro-batches are known
  */
 export async function planMemory(
-  { tuned }: AnyTrainerOptions,
-  { resources }: ResolvedOptions,
+  { tuned, data }: AnyTrainerOptions,
+  { resources, optimization }: ResolvedOptions,
   { plan, onNote = () => {} }: { plan: RunPlan; onNote?: (note: MemoryNote) => void },
 ): Promise<MemoryPlanner | null> {
   const { memoryBudget, compute } = resources;
@@ -115,7 +116,22 @@ export async function planMemory(
   const budget = above ? totalBytes : memoryBudget;
   const copiesBytes = int8CopiesBytes(compute, tuned.model);
   const savesInt8 = productsOf(compute).student?.savedActivations === true;
-  return MemoryPlanner.open(tuned, budget, { optimizerBytes, copiesBytes, savesInt8, onNote });
+  const largest = largestBatch(data, plan, optimization);
+  return MemoryPlanner.open(tuned, budget, { optimizerBytes, copiesBytes, savesInt8, largest });
+}
+
+/** The number of epochs whose micro-batches are looked at before a run. */
+const kLookedAt = 16;
+
+/** The most tokens of a micro-batch in the epochs of a run, as far as its data tell. */
+function largestBatch(
+  data: AnyTrainerOptions['data'],
+  { totalSteps, microBatchesPerEpoch }: RunPlan,
+  { gradientAccumulationSteps: accumulation }: ResolvedOptions['optimization'],
+): number {
+  const epochs = Math.ceil((totalSteps * accumulation) / Math.max(1, microBatchesPerEpoch));
+  const looked = Array.from({ length: Math.min(epochs, kLookedAt) }, (_, epoch) => epoch);
+  return Math.max(1, ...looked.map((epoch) => data.largestBatch?.(epoch) ?? 1));
 }
 
 /**

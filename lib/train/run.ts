@@ -25,7 +25,8 @@ import { type ClaimedCache, claimTeacherCache } from './claimed_cache.ts';
 import { describeEnvironment } from './environment.ts';
 import { addNotes, notFinite, placedInEvaluation, type Tried } from './failure.ts';
 import { identityOf } from './identity.ts';
-import { idleOptions } from './idle_options.ts';
+import { idleOptions, withoutTraining } from './idle_options.ts';
+import type { MemoryPlanner } from './memory_plan.ts';
 import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
 import { type Identity, type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { checkOutput, claimOutput, type OutputFolder } from './output.ts';
@@ -451,18 +452,23 @@ async function openRunOf(
   let passes: Passes | null = null;
   let cache: ClaimedCache | null = null;
   try {
+    const warnings: Warning[] = [];
+    // A budget that cannot be kept is refused before the output folder is made, or an earlier run is removed from it.
+    const memory = await planMemory(input, options, {
+      plan,
+      onNote: ({ code, message }) => warnings.push({ type: 'warning', code, message }),
+    });
     // Without an output folder there is no checkpoint to compare the identity with, so it is not computed; a cache that runs share
     // has it in its header.
     const isShared = teacherCacheOption(options) === 'teacherCache';
     const identity = output !== null || isShared ? await identityOf(input, options, plan) : {};
     optimizer = makeOptimizer(groups, options.optimization);
-    const warnings: Warning[] = [];
-    const openWith = (claimed: ClaimedCache | null): Promise<Passes> =>
-      openPasses(input, options, { plan, cache: claimed, identity, warnings });
+    const openWith = (claimed: ClaimedCache | null): Passes =>
+      openPasses(input, options, { memory, cache: claimed, identity, warnings });
     // A file of another teacher is refused before the output folder is made, or an earlier run is removed from it.
     if (isShared && !resume) {
       cache = await claimTeacherCache(options, null);
-      passes = await openWith(cache);
+      passes = openWith(cache);
     }
     folder = output === null ? null : await claimOutput(output, { overwrite, resume });
     const keeper = makeKeeper(input, folder);
@@ -486,7 +492,7 @@ async function openRunOf(
     }
     if (passes === null) {
       cache = await claimTeacherCache(options, folder);
-      passes = await openWith(cache);
+      passes = openWith(cache);
     }
     if (step === 0) warnings.push(...firstWarnings(input, options));
     await record?.begin(
@@ -540,25 +546,24 @@ function checkMethod(
 
 /** The parts of a run that its passes depend on, and the place for their notes. */
 interface PassesOf {
-  readonly plan: RunPlan;
+  readonly memory: MemoryPlanner | null;
   readonly cache: ClaimedCache | null;
   readonly identity: Identity;
   readonly warnings: Warning[];
 }
 
 /** Makes the way in which the run computes its micro-batches, within its memory budget. */
-async function openPasses(
+function openPasses(
   input: AnyTrainerOptions,
   options: ResolvedOptions,
-  { plan, cache, identity, warnings }: PassesOf,
-): Promise<Passes> {
+  { memory, cache, identity, warnings }: PassesOf,
+): Passes {
   const onNote = ({ code, message }: { code: string; message: string }) =>
     warnings.push({ type: 'warning', code, message: oneLine(message) });
   if (cache !== null && cache.readOnly !== null) {
     const message = `${cache.place.path}: ${cache.readOnly}; this run reads it and keeps nothing in it`;
     onNote({ code: 'teacher_cache_read_only', message });
   }
-  const memory = await planMemory(input, options, { plan, onNote });
   return passesOf(input, options, {
     chunkBytes: memory?.chunkBytes ?? 0,
     captureGraphs: options.resources.captureGraphs,
@@ -577,6 +582,7 @@ function firstWarnings(input: AnyTrainerOptions, options: ResolvedOptions): Warn
   return [
     ...(dropout === null ? [] : [{ code: 'dropout_not_applied', message: dropout }]),
     ...idle.map((message) => ({ code: 'option_without_effect', message })),
+    ...withoutTraining(input, options).map((message) => ({ code: 'nothing_trained', message })),
   ].map((warning) => ({ type: 'warning', ...warning }));
 }
 

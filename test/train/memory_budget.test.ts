@@ -1,10 +1,13 @@
 // Memory budgets determine what is kept for backward, and never the results.
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import { Batches } from '../../lib/data/batches.ts';
+import { arrayRows } from '../../lib/data/rows.ts';
 import { deviceInfo } from '../../lib/device.ts';
+import { ArgumentError } from '../../lib/errors.ts';
 import type { DecoderLM } from '../../lib/models/decoder.ts';
 import { AutoModelForCausalLM, type LayerKeep } from '../../lib/models/index.ts';
 import { full } from '../../lib/ops/index.ts';
@@ -18,6 +21,7 @@ import type { Batch, RunPlan } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinySource } from '../support/tiny_model.ts';
+import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
 
 let folder: string;
 beforeAll(async () => {
@@ -78,7 +82,7 @@ describe.each([
   it('give bit-identical losses, and gradients that differ only by rounding', async () => {
     const free = await run(dtype);
     expect(free.numbers).toHaveLength(4);
-    for (const budget of ['max', 'min', 1, 2 ** 40] as const) {
+    for (const budget of ['max', 'min', 2 ** 40] as const) {
       const found = await run(dtype, budget);
       expect(found.numbers).toEqual(free.numbers);
       found.norms.forEach((norm, step) => {
@@ -103,27 +107,63 @@ describe('a budget that cannot be kept', () => {
     return found;
   };
 
-  it('below the smallest plan is a warning with what that plan takes, given once', async () => {
-    const warnings = await warningsOf(1000);
-    expect(warnings.map(({ code }) => code)).toEqual(['memory_budget_too_small']);
-    expect(warnings[0]?.message).toMatch(
-      /^memoryBudget: 1000 B is below the smallest plan: a micro-batch of 1 token takes [\d.]+ MiB with every layer checkpointed, and/,
-    );
+  const kRefused =
+    /^memoryBudget: (\S+ \S+) is below the smallest plan: a micro-batch of (\d+) tokens? takes ([\d.]+) MiB with every layer checkpointed; .*min/;
+
+  it('below the smallest plan is refused with both sizes, and the model is as it was', async () => {
+    const tuned = await adapted('bf16');
+    const { layerKeep } = tuned.model;
+    const input = { tuned, data: tinySource(batches()), maxSteps: 4, memoryBudget: 1000 };
+    for (const run of [new Trainer(input).train(), new Trainer(input).plan({ measure: true })]) {
+      await expect(run).rejects.toThrow(ArgumentError);
+      await expect(run).rejects.toThrow(kRefused);
+    }
+    expect(tuned.model.layerKeep).toBe(layerKeep);
+    expect((await new Trainer({ ...input, memoryBudget: 'min' }).train()).steps).toBe(4);
     expect(await warningsOf(deviceInfo('cpu').totalBytes)).toEqual([]);
   });
 
-  it('for some batch only is a warning with its rows, when that comes', async () => {
+  it('of data that tell their lengths is refused for the largest micro-batch, and leaves an earlier run', async () => {
+    const rows = arrayRows(
+      Array.from({ length: 9 }, (_, i) => ({ prompt: 'ab'.repeat(1 + 3 * i), response: 'c' })),
+    );
+    const model = await AutoModelForCausalLM.fromConfig({
+      ...{ model_type: 'llama', hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2 },
+      ...{ num_attention_heads: 2, num_key_value_heads: 1, vocab_size: tinyTokenizer().vocabSize },
+    });
+    const tuned = await AdapterModel.create(model, { r: 2 });
+    const options = { batchSize: 2, promptTemplate: 'none' };
+    const data = await Batches.create(rows, tinyTokenizer(), options);
+    let largest = 0;
+    for (const epoch of [0, 1]) {
+      for await (const { inputIds } of data.batches(epoch)) {
+        largest = Math.max(largest, inputIds.length);
+      }
+    }
+    const output = join(folder, 'refused');
+    await new Trainer({ tuned, data, output, maxSteps: 1 }).train();
+    const kept = readFileSync(join(output, 'run/result.json'), 'utf8');
+    const more = { numTrainEpochs: 2, memoryBudget: 2 ** 20, overwrite: true };
+    const refused = new Trainer({ tuned, data, output, ...more }).train();
+    const error = await refused.then(
+      () => expect.unreachable(),
+      (thrown: Error) => thrown,
+    );
+    expect(kRefused.exec(error.message)?.[2]).toBe(String(largest));
+    expect(readFileSync(join(output, 'run/result.json'), 'utf8')).toBe(kept);
+    await rows.close();
+  });
+
+  it('for some batch only is refused with its rows, when that comes', async () => {
     const tuned = await adapted('bf16');
-    const notes: string[] = [];
     const roomy = await MemoryPlanner.open(tuned, 2 ** 50, { optimizerBytes: 0 });
     const rows = 2 ** 24;
     const budget = roomy.plan(rows).bytes / 4;
-    const onNote = ({ message }: { message: string }) => notes.push(message);
-    await MemoryPlanner.open(tuned, budget, { optimizerBytes: 0, onNote });
-    expect(notes).toEqual([]);
+    await MemoryPlanner.open(tuned, budget, { optimizerBytes: 0 });
     const { layerKeep } = tuned.model;
-    for (const n of [10, rows, 10, 2 * rows]) layerKeep?.(0, n);
-    expect(notes).toEqual([expect.stringContaining(`a micro-batch of ${rows} tokens takes `)]);
+    layerKeep?.(0, 10);
+    expect(() => layerKeep?.(0, rows)).toThrow(`a micro-batch of ${rows} tokens takes `);
+    layerKeep?.(0, 10);
     tuned.model.dispose();
     tuned.dispose();
   });
@@ -216,9 +256,8 @@ describe('MemoryPlanner', () => {
     expect(min.layers).toEqual({ ...none, checkpointed: 2 });
     expect(min.bytes).toBeLessThan(max.bytes);
     expect((await open(2 ** 40)).plan(rows).layers).toEqual(max.layers);
-    const tight = (await open(1)).plan(rows);
-    expect(tight.layers).toEqual(min.layers);
-    expect([max, min, tight].map(({ overBudget }) => overBudget)).toEqual([false, false, true]);
+    await expect(open(1)).rejects.toThrow('is below the smallest plan');
+    expect([max, min].map(({ overBudget }) => overBudget)).toEqual([false, false]);
     // A budget slightly below that of keeping everything: first cheap results are dropped, then layers.
     // The rows are so many that the memory of the process itself, which varies a little, does not matter.
     const many = 2 ** 24;
