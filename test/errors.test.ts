@@ -127,7 +127,9 @@ it('a loss that is not finite has the code ERR_NOT_FINITE', () => {
   const error = notFinite(3, values, { tried });
   expect(error).toMatchObject({
     code: 'ERR_NOT_FINITE',
-    message: expect.stringMatching(/^step 3: not finite \(taskLoss NaN, gradNorm 1\).*after step 2; lower.*maxGradNorm \(now 0\).*dtype f32 \(now bf16\)/),
+    message: expect.stringMatching(
+      /^step 3: not finite \(taskLoss NaN, gradNorm 1\).*after step 2; lower.*maxGradNorm \(now 0\).*dtype f32 \(now bf16\)/,
+    ),
   });
 });
 

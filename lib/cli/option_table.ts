@@ -3,6 +3,7 @@
  * gives stays undefined, and its declared default applies.
  */
 import { ArgumentError } from '../errors.ts';
+import { nearest } from '../nearest.ts';
 import { text } from '../options/kinds.ts';
 import {
   camel,
@@ -15,7 +16,6 @@ import {
   spellings,
   type ValuesOf,
 } from '../options/option.ts';
-import { nearest } from '../nearest.ts';
 
 /** The key of a configuration file that names a JSON schema for editors. */
 const kSchemaKey = '$schema';

@@ -125,7 +125,10 @@ export class Batches extends StreamedBatches<Example, Batch, DataStatistics> {
       ...reportCorruption(corruption, options),
     };
     const format = describeFormats(formats);
-    return new Batches({ dataset, format, tokenizer, options: { ...options, ...settings } }, { statistics, settings });
+    return new Batches(
+      { dataset, format, tokenizer, options: { ...options, ...settings } },
+      { statistics, settings },
+    );
   }
 }
 

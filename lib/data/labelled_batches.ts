@@ -160,7 +160,11 @@ export class LabelledBatches extends EncodedBatches<Labelled, LabelledBatch> {
     };
     const format = describeFormats(fields);
     reportWarnings(statistics, scheme, { ...options, format });
-    return new LabelledBatches({ dataset, format, tokenizer, options: { ...options, ...settings } }, scheme, statistics);
+    return new LabelledBatches(
+      { dataset, format, tokenizer, options: { ...options, ...settings } },
+      scheme,
+      statistics,
+    );
   }
 
   /** A string that changes with the examples' ids and labels, their order and their batching. */

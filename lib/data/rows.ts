@@ -69,7 +69,10 @@ export function noSuchRow({ path, length }: { path: string; length: number }, in
 /** The error for a file that cannot be opened: one of its own where it does not exist. */
 export function cannotOpen(path: string, error: unknown): unknown {
   if (!isMissing(error)) return error;
-  return new ArgumentError(`data: cannot open ${path}: no such file; check the path`);
+  return new FormatError(`data: cannot open ${path}: no such file`, {
+    path,
+    advice: 'check the path',
+  });
 }
 
 /**

@@ -140,7 +140,10 @@ export class Seq2SeqBatches extends StreamedBatches<
     };
     reportTruncation(statistics, settings, options);
     const format = describeFormats(formats);
-    return new Seq2SeqBatches({ dataset, format, tokenizer, options: { ...options, ...settings } }, { statistics, settings });
+    return new Seq2SeqBatches(
+      { dataset, format, tokenizer, options: { ...options, ...settings } },
+      { statistics, settings },
+    );
   }
 }
 

@@ -84,7 +84,9 @@ export function withoutTraining(
   const zeros = Object.entries((alphaPattern ?? {}) as Values).filter(([, alpha]) => alpha === 0);
   return [
     ...(loraAlpha === 0
-      ? ['loraAlpha 0 multiplies what the adapter adds by 0, so that it trains nothing; give it a value above 0']
+      ? [
+          'loraAlpha 0 multiplies what the adapter adds by 0, so that it trains nothing; give it a value above 0',
+        ]
       : []),
     ...zeros.map(
       ([name]) =>

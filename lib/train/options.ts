@@ -158,7 +158,9 @@ const keysOf = (...parts: readonly Identity[]): string[] =>
   [...new Set(parts.flatMap((part) => Object.keys(part)))].sort();
 
 function line(key: string, values: readonly [was: unknown, is: unknown]): string {
-  const [before, after] = values.map((value) => (value === null ? 'not set' : shown(value, kShown)));
+  const [before, after] = values.map((value) =>
+    value === null ? 'not set' : shown(value, kShown),
+  );
   const what = Object.hasOwn(kDigests, key) ? `, of ${kDigests[key]}` : '';
   return `${key}: was ${before}, is ${after}${what}`;
 }

@@ -1,5 +1,5 @@
 // The exit codes of the command line: one list, which the page shows and every command keeps.
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -15,7 +15,6 @@ beforeAll(() => {
     join(folder, name),
   ) as [string, string, string, string];
   writeFileSync(data, '{"prompt": "a", "response": "b"}\n');
-  writeFileSync(`${odd}.json`, '');
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -28,6 +27,34 @@ it('are those of the page', () => {
     }
   }
   expect(found).toEqual(EXIT_CODES);
+});
+
+it.each([
+  'train',
+  'evaluate',
+  'generate',
+  'chat',
+  'serve',
+  'merge',
+  'export',
+  'convert',
+  'quantize',
+])('a model of a type that is not known is a failure of %s', async (name) => {
+  mkdirSync(odd, { recursive: true });
+  writeFileSync(join(odd, 'config.json'), '{"model_type": "unheard-of"}');
+  const own: Readonly<Record<string, string[]>> = {
+    train: ['--data', data, '--prompt-template', 'none'],
+    evaluate: ['--data', data, '--prompt-template', 'none'],
+    generate: ['--prompt', 'a'],
+    chat: [],
+    serve: ['--port', '0'],
+    merge: ['--adapter', missing, '--output', output],
+    export: ['--output', output, '--to', 'safetensors'],
+    convert: ['--adapter', missing, '--rank', '2', '--output', output],
+    quantize: ['--output', output],
+  };
+  const { code, err } = await balora([name, '--model', odd, ...(own[name] as string[])]);
+  expect(code, err).toBe(EXIT_CODES.ERR_UNSUPPORTED);
 });
 
 describe('a missing file', () => {
@@ -52,7 +79,9 @@ describe('a missing file', () => {
   };
 
   it.each(
-    Object.entries(having).flatMap(([option, names]) => names.map((name) => [option, name] as const)),
+    Object.entries(having).flatMap(([option, names]) =>
+      names.map((name) => [option, name] as const),
+    ),
   )('for --%s of %s is a failure', async (option, name) => {
     const args = commands[name]?.({ [option]: missing }) as string[];
     const { code, err } = await balora([name, ...args]);

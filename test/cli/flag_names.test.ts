@@ -26,6 +26,7 @@ it.each([
     'method full trains every weight: --r cannot be set',
   ],
   ['learningRate: was 1, is 2', '--learning-rate: was 1, is 2'],
+  ['run (batchSize: was 8, is 4)', 'run (--per-device-train-batch-size: was 8, is 4)'],
   [
     'another run (compute: was 1, is 2; seed: was 3)',
     'another run (--compute: was 1, is 2; --seed: was 3)',

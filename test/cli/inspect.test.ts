@@ -180,7 +180,7 @@ describe('exit codes', () => {
     expect(unknown.code).toBe(2);
     expect(unknown.err).toMatch(/unknown command 'inspekt'/);
     const missing = await balora(['inspect', folder, '--data', join(folder, 'none.jsonl')]);
-    expect(missing).toMatchObject({ code: 2 });
+    expect(missing).toMatchObject({ code: 1 });
     expect(missing.err).toMatch(
       /^error: data: cannot open .*none\.jsonl: no such file; check the path\n$/,
     );

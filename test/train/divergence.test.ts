@@ -17,8 +17,7 @@ import { tinyClassifier, tinyLabelled } from '../support/tiny_classifier.ts';
 import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
 import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
 
-const kAdvice =
-  /lower the learning rate \(.+ in this step\).*maxGradNorm \(now \d.*setAnomalyMode/;
+const kAdvice = /lower the learning rate \(.+ in this step\).*maxGradNorm \(now \d.*setAnomalyMode/;
 const kNone = { consistencyWeight: 0, diversityWeight: 0, svdWeight: 0 };
 const kAtOnce = { regularizerSchedule: 'constant' } as const;
 
@@ -96,7 +95,9 @@ describe('a run that diverges', () => {
     };
     const more = { optim: 'riemannian', regularizers: kNone, afterBackward } as const;
     const { message } = await failureOf(new Trainer(optionsFor(tuned, more)).train());
-    expect(message).toMatch(/^step 3: not finite \(eigh: .*\); while the parameters were written; /);
+    expect(message).toMatch(
+      /^step 3: not finite \(eigh: .*\); while the parameters were written; /,
+    );
   });
 
   it('in anomaly mode, with the op and the place where it was called', async () => {

@@ -86,9 +86,7 @@ describe('a checkpoint', () => {
     const again = async (preparation?: TrainerOptions['preparation']) =>
       resume(await adapted(kModel), { output: path, ...(preparation && { preparation }) });
     expect(await again(prepared)).toMatchObject({ reason: 'completed' });
-    await expect(again({ headWarmupEpochs: 3 })).rejects.toThrow(
-      '(headWarmupEpochs: was 2, is 3)',
-    );
+    await expect(again({ headWarmupEpochs: 3 })).rejects.toThrow('(headWarmupEpochs: was 2, is 3)');
     await expect(again()).rejects.toThrow('(headWarmupEpochs: was 2, is not set)');
   });
 

@@ -181,3 +181,17 @@ it('the options that a schedule does not read are those that change none of its 
     );
   }
 });
+
+it.each([
+  [{ loraAlpha: 0 }, {}, /^loraAlpha 0 multiplies .* by 0/],
+  [{ alphaPattern: { up_proj: 0 } }, {}, /^alphaPattern "up_proj": 0 multiplies .* by 0/],
+  [{}, { learningRate: 0 }, /^learningRate 0 trains nothing/],
+] as const)('a run with %j and %j trains nothing, which is said', async (config, more, said) => {
+  const tuned = await AdapterModel.create(new TinyModel(), { r: 2, ...config });
+  const found: string[] = [];
+  const trainer = new Trainer({ tuned, data: tinySource(tinyBatches()), maxSteps: 1, ...more });
+  for await (const event of trainer.run()) {
+    if (event.type === 'warning' && event.code === 'nothing_trained') found.push(event.message);
+  }
+  expect(found).toEqual([expect.stringMatching(said)]);
+});

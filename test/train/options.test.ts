@@ -197,3 +197,44 @@ it("names of Object's properties are no regularizers, and null is allowed only o
     metricForBestModel: null,
   });
 });
+
+describe('the difference between two runs', () => {
+  const options = {
+    ...{ batchSize: 4, maxLength: 512, packing: false, padding: 'none', shuffle: true, seed: 42 },
+    ...{ promptTemplate: 'chat', fields: 'question -> answer' },
+  };
+  const run = {
+    ...{ data: 'digest', dataOptions: options, seed: 42, adapterSeed: 42, dtype: 'f32' },
+    ...{ adapter: { r: 8, loraAlpha: 16 }, preparation: { headWarmupEpochs: 2 } },
+  };
+
+  it.each(Object.keys(options))(
+    'is named by the option %s of the data, without a digest',
+    (key) => {
+      const now = { ...run, data: 'other', dataOptions: { ...options, [key]: 'new' } };
+      const before = options[key as keyof typeof options];
+      const shown = typeof before === 'string' ? `"${before}"` : before;
+      expect(differences(run, now)).toEqual([`${key}: was ${shown}, is "new"`]);
+    },
+  );
+
+  it('is named by the option of the adapter and of the preparation', () => {
+    const now = { ...run, adapter: { r: 4, loraAlpha: 16 }, preparation: { headWarmupEpochs: 3 } };
+    expect(differences(run, now)).toEqual(['headWarmupEpochs: was 2, is 3', 'r: was 8, is 4']);
+  });
+
+  it('is one seed where all are changed', () => {
+    const dataOptions = { ...options, seed: 7 };
+    const now = { ...run, data: 'other', dataOptions, seed: 7, adapterSeed: 7 };
+    expect(differences(run, now)).toEqual(['seed: was 42, is 7']);
+  });
+
+  it('is the digest of the data where no option accounts for it', () => {
+    expect(differences(run, { ...run, data: 'other' })).toEqual([
+      'data: was "digest", is "other", of the rows of the data, or the tokenizer',
+    ]);
+    // Of checkpoints from before the options were kept.
+    const { dataOptions: _, ...older } = run;
+    expect(differences(older, run)).toEqual([]);
+  });
+});

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { Batches } from '../../../lib/data/batches.ts';
 import { arrayRows, type Row } from '../../../lib/data/rows.ts';
+import { checkRoles, misspeltRole } from '../../../lib/text/chat_template.ts';
 import { fixturePath } from '../../support/fixtures.ts';
 import { shownExample, shownRows, withChatTemplate } from '../../support/shown_rows.ts';
 import { tinyTokenizer } from '../../support/tiny_tokenizer.ts';
@@ -99,5 +100,29 @@ describe('messages', () => {
     [[{ ...kUser, train: true }, kAnswer], /messages\[0\] \(user\) is marked to be trained on/],
   ])('%j are refused', async (messages, refusal) => {
     await expect(shown({ messages })).rejects.toThrow(refusal);
+  });
+});
+
+describe('a misspelt role', () => {
+  const row = { messages: [kUser, { role: 'asistant', content: 'yo' }] };
+
+  it('is refused with the one that is meant, and the row', async () => {
+    await expect(shown(row)).rejects.toThrow(
+      /^row 0: messages\[1\]\.role is "asistant", which is not known \(did you mean "assistant"\?\); correct it, or .* roleMap$/,
+    );
+  });
+
+  it("is one of the data where roleMap names it, and others are the template's to know", () => {
+    expect(misspeltRole('narrator')).toBeNull();
+    expect(misspeltRole('tool')).toBeNull();
+    expect(['asistant', 'Assistant', 'usr', 'sytem'].map(misspeltRole)).toEqual([
+      'assistant',
+      'assistant',
+      'user',
+      'system',
+    ]);
+    expect(() => checkRoles('chat: messages', row.messages)).toThrow(
+      'chat: messages[1].role is "asistant", which is not known (did you mean "assistant"?)',
+    );
   });
 });
