@@ -81,7 +81,8 @@ export function withoutTraining(
 ): string[] {
   const { adapter = {} } = tuned.identity() as { adapter?: Values };
   const { loraAlpha, alphaPattern } = adapter;
-  const zeros = Object.entries((alphaPattern ?? {}) as Values).filter(([, alpha]) => alpha === 0);
+  const alphas = (Array.isArray(alphaPattern) ? alphaPattern : []) as readonly [string, number][];
+  const zeros = alphas.filter(([, alpha]) => alpha === 0);
   return [
     ...(loraAlpha === 0
       ? [

@@ -205,7 +205,10 @@ describe('the difference between two runs', () => {
   };
   const run = {
     ...{ data: 'digest', dataOptions: options, seed: 42, adapterSeed: 42, dtype: 'f32' },
-    ...{ adapter: { r: 8, loraAlpha: 16 }, preparation: { headWarmupEpochs: 2 } },
+    ...{
+      adapter: configIdentity(loraConfig({ r: 8 }), null),
+      preparation: { headWarmupEpochs: 2 },
+    },
   };
 
   it.each(Object.keys(options))(
@@ -219,7 +222,11 @@ describe('the difference between two runs', () => {
   );
 
   it('is named by the option of the adapter and of the preparation', () => {
-    const now = { ...run, adapter: { r: 4, loraAlpha: 16 }, preparation: { headWarmupEpochs: 3 } };
+    const now = {
+      ...run,
+      adapter: configIdentity(loraConfig({ r: 4 }), null),
+      preparation: { headWarmupEpochs: 3 },
+    };
     expect(differences(run, now)).toEqual(['headWarmupEpochs: was 2, is 3', 'r: was 8, is 4']);
   });
 
