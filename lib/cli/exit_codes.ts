@@ -18,6 +18,7 @@ export const EXIT_CODES: Readonly<Record<ErrorCode, number>> = {
   ERR_IO: EXIT.failure,
   ERR_FILE_CHANGED: EXIT.failure,
   ERR_NETWORK: EXIT.failure,
+  ERR_ABORTED: EXIT.failure,
   ERR_GRADIENT: EXIT.failure,
   ERR_NATIVE: EXIT.failure,
 };

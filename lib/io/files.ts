@@ -156,20 +156,13 @@ export async function namesIn(folder: string): Promise<string[]> {
   }
 }
 
-/**
- * Paths of the files in a folder and in all folders below it, relative with "/", sorted. Links count as files and are not followed.
- * @param isKept whether a file or folder of this name is listed. Default: all are
- */
-export async function filesBelow(
-  folder: string,
-  isKept: (name: string) => boolean = () => true,
-): Promise<string[]> {
+/** Paths of the files in a folder and in all folders below it, relative with "/", sorted. Links count as files and are not followed. */
+export async function filesBelow(folder: string): Promise<string[]> {
   const files: string[] = [];
   for (const entry of await readdir(folder, { withFileTypes: true })) {
     const { name } = entry;
-    if (!isKept(name)) continue;
     if (entry.isDirectory()) {
-      const below = await filesBelow(join(folder, name), isKept);
+      const below = await filesBelow(join(folder, name));
       files.push(...below.map((path) => `${name}/${path}`));
     } else if (entry.isFile() || entry.isSymbolicLink()) files.push(name);
   }

@@ -11,7 +11,8 @@ namespace balora {
 
 // Those that the engine, its kernels and its devices know.
 inline constexpr std::array kVariables = {"BALORA_CUDA_LINEAR", "BALORA_CUDA_PANEL_BYTES",
-                                          "BALORA_EMULATE_AMX", "BALORA_EXACT_BLOCKS"};
+                                          "BALORA_EMULATE_AMX", "BALORA_EXACT_BLOCKS",
+                                          "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"};
 
 // Takes the variables over, each from read(name); the first call of a process counts.
 void keep_variables(const std::function<std::optional<std::string>(const char* name)>& read);

@@ -8,7 +8,7 @@ import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import { NluLoss } from '../../lib/losses/logits_loss.ts';
 import { nluConsistencyLoss } from '../../lib/losses/nlu_terms.ts';
 import { consistencyLoss } from '../../lib/losses/plain.ts';
-import { headLosses, teacherSummary } from '../../lib/ops/index.ts';
+import { headLosses, mul, teacherSummary } from '../../lib/ops/index.ts';
 import { noGrad, type Tensor, tensor } from '../../lib/tensor.ts';
 import { resolveRegularizers } from '../../lib/train/regularizers.ts';
 import { values } from '../support/compare.ts';
@@ -121,7 +121,7 @@ describe.each(kSpreads)('logits that are %d apart', (spread) => {
   const [rows, columns] = [6, 50];
   const shape = [rows, columns];
   const pair = (dtype: 'f32' | 'f64') => {
-    const z = noGrad(() => randomTensor(shape, { seed: 4, scale: 3 }).to(dtype)).detach();
+    const z = noGrad(() => mul(randomTensor(shape, { seed: 4 }), 3).to(dtype)).detach();
     const away = f64Of(randomTensor(shape, { seed: 5 }));
     const moved = f64Of(z).map((v, i) => v + spread * (away[i] as number));
     const y = noGrad(() => tensor(moved, { shape }).to(dtype)).detach();

@@ -1,6 +1,6 @@
 // The server over HTTP, with a script in the place of a model: answers, errors, limits, clients that leave or never read, and its end.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { ArgumentError } from '../../lib/errors.ts';
 import type { RequestLine } from '../../lib/serve/request_line.ts';
 import { openServer } from '../../lib/serve/server.ts';
@@ -433,7 +433,7 @@ describe('requests that are half sent', () => {
     const { server, sessions } = await start(endless(gate), { maxConnections: 20 });
     // A request that has come in whole keeps its connection.
     const running = send(server, kChat, { body: chatBody({ max_tokens: 2 }) });
-    await vi.waitFor(() => expect(sessions).toHaveLength(1));
+    await eventually(() => expect(sessions).toHaveLength(1));
     const sockets: Awaited<ReturnType<typeof openSocket>>[] = [];
     for (let i = 0; i < 30; i++) {
       const socket = await openSocket(server);
@@ -443,7 +443,7 @@ describe('requests that are half sent', () => {
     }
     expect((await send(server, '/health')).status).toBe(200);
     expect((await send(server, '/v1/models')).status).toBe(200);
-    await vi.waitFor(() =>
+    await eventually(() =>
       expect(sockets.filter(({ closed }) => closed).length).toBeGreaterThanOrEqual(11),
     );
     expect(sockets.at(-1)?.closed).toBe(false);

@@ -68,7 +68,12 @@ describe.each(kOwnForms)('%s', (_, config) => {
     await read.savePretrained(join(folder, 'again'));
     expect(JSON.parse(readFileSync(path('again'), 'utf8'))).toEqual(given);
     await new Trainer({
-      ...{ tuned: read, data: tinySource(tinyBatches()), output: join(folder, 'run'), learningRate: 0.01 },
+      ...{
+        tuned: read,
+        data: tinySource(tinyBatches()),
+        output: join(folder, 'run'),
+        learningRate: 0.01,
+      },
       ...{ maxSteps: 4, saveSteps: 4 },
     }).train();
     const checkpoint = join(folder, 'run', 'run', 'checkpoints', 'step-4');

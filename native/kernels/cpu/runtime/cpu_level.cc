@@ -2,9 +2,8 @@
 
 #include <strings.h>
 
-#include <cstdlib>
-
 #include "kernels/cpu/products/onednn.h"
+#include "tensor/environment.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -93,7 +92,7 @@ bool machine_has_avx512() {
 bool fp16_within_limit() {
   if (!machine_has_fp16() || !onednn_allows(dnnl::cpu_isa::avx512_core_bf16)) return false;
   const auto value = [](const char* name) -> const char* {
-    const char* text = std::getenv(name);
+    const char* text = variable(name);
     return text && *text ? text : nullptr;
   };
   // oneDNN reads the older name where the other is not set.
