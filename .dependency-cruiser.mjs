@@ -58,7 +58,7 @@ const kLayers = {
 const kFiles = {
   errors: ['nearest', 'shown'],
   native: ['native_ops'],
-  tensor: ['autograd', 'device', 'gradcheck', 'graph', 'runtime'],
+  tensor: ['abort', 'autograd', 'device', 'gradcheck', 'graph', 'runtime'],
 };
 
 /** The layers that may use a package; bench is bench/harness. */

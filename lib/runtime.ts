@@ -1,6 +1,6 @@
 // Settings and statistics of this thread's engines, of which each device has one.
 import { deviceInfo, getDefaultDevice } from './device.ts';
-import { inDebugMode, native, withSetting } from './native.ts';
+import { type Handle, inDebugMode, native, withSetting } from './native.ts';
 
 export { setDebugMode } from './native.ts';
 
@@ -130,6 +130,14 @@ export function trimMemory(of: OfDevice = {}): void {
 /** Refuses allocations beyond `bytes` of live memory, with an error that gives the sizes. 0: no limit. */
 export function setMemoryLimit(bytes: number, of: OfDevice = {}): void {
   native.setMemoryLimit(deviceOf(of), bytes);
+}
+
+/**
+ * Checks the file whose pages a tensor's values are, where they are some.
+ * @throws NativeError (`ERR_FILE_CHANGED`) or FormatError where it was written to or shortened since it was opened
+ */
+export function refuseChanged({ handle }: { readonly handle: Handle }): void {
+  native.refuseChanged(handle);
 }
 
 /** Counts the memory of tensors made in `body` under a name of its own in memoryStats().byTag. */

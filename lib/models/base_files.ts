@@ -1,6 +1,6 @@
 /** The files whose pages a model's weights are. */
 import { FormatError, NativeError } from '../errors.ts';
-import { native } from '../native.ts';
+import { refuseChanged } from '../runtime.ts';
 import type { Model } from './model.ts';
 
 /**
@@ -9,7 +9,7 @@ import type { Model } from './model.ts';
  */
 export function baseChange(model: Model): Error | null {
   try {
-    for (const weight of model.parameters()) native.refuseChanged(weight.handle);
+    for (const weight of model.parameters()) refuseChanged(weight);
     return null;
   } catch (error) {
     if (error instanceof NativeError || error instanceof FormatError) return error;

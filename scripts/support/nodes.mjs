@@ -1,7 +1,7 @@
 // The releases of Node that the tests run on: in continuous integration the suite `unit` takes one of them by turns, in the place of the
 // installed one.
 import { existsSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { unpack } from './debian_root.mjs';
 import { withLock } from './lock.mjs';
 import { cacheFolder } from './onednn.mjs';

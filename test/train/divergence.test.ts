@@ -130,8 +130,8 @@ describe('a run that diverges', () => {
     const callbacks: TrainCallback[] = [
       part === 'evaluation'
         ? spoiling(tuned, 2, Number.NaN)
-        : (event) => {
-            if (event.type === 'evaluating') spoiling(tuned, 2, Number.NaN)(stepEvent(2));
+        : async (event) => {
+            if (event.type === 'evaluating') await spoiling(tuned, 2, Number.NaN)(stepEvent(2));
           },
     ];
     const more = { evalData: tinySource(tinyBatches({ count: 1 })), evalSteps: 2, callbacks };
