@@ -11,7 +11,7 @@
 namespace balora {
 
 // The text with zero bytes as escapes, of which a name in a file may have some: what() ends at one.
-inline std::string without_zeros(const std::string& text) {
+[[gnu::noinline]] inline std::string without_zeros(const std::string& text) {
   std::string shown;
   for (const char c : text) c == '\0' ? shown += "\\u0000" : shown += c;
   return shown;

@@ -78,7 +78,10 @@ class Shape {
 
   std::string to_string() const {
     std::string text = "(";
-    for (int i = 0; i < ndim_; ++i) text += (i ? "," : "") + std::to_string((*this)[i]);
+    for (int i = 0; i < ndim_; ++i) {
+      if (i > 0) text += ',';
+      text += std::to_string((*this)[i]);
+    }
     return text + ")";
   }
 
