@@ -4,14 +4,14 @@ import { oneLine } from '../shown.ts';
 import type { DType } from '../tensor.ts';
 import type { CombinedTerms } from './record.ts';
 
-/** What a run's numbers depend on that its user may change, for the advice of an error. */
+/** The settings that a run's numbers depend on and its user may change, for the advice of an error. */
 export interface Tried {
   readonly learningRate: number;
   readonly maxGradNorm: number;
   readonly dtype: DType;
 }
 
-/** What to do about a run that diverges. */
+/** Advice about a run that diverges. */
 function advice({ learningRate, maxGradNorm, dtype }: Tried): string {
   const clip = maxGradNorm === 0 ? 'switch clipping on with' : 'clip to a smaller';
   return [

@@ -99,7 +99,7 @@ const kIdentityOptions = { ...trainerOptions, ...REGULARIZER_OPTIONS, ...loraOpt
 /** Parts of an identity that hold options under their own names. */
 const kParts = ['adapter', 'dataOptions', 'preparation'];
 
-/** What else may differ where a digest does, and no option that accounts for it. */
+/** The parts that may differ where a digest does, and no option that accounts for it. */
 const kDigests: Readonly<Record<string, string>> = {
   data: 'the rows of the data, or the tokenizer',
   calibration: 'the data of the calibration, its number of micro-batches or its settings',

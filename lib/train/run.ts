@@ -156,7 +156,7 @@ export class Run {
     return this.parts.clock.estimate(this.totalSteps - this.step);
   }
 
-  /** What the numbers of the last completed step depended on. */
+  /** The settings that the numbers of the last completed step depended on. */
   get tried(): Tried {
     const { input, options, rate } = this.parts;
     const learningRate = rate(Math.max(0, this.step - 1));

@@ -171,8 +171,8 @@ class Engine {
   std::unique_ptr<Stream> stream_;  // last: joined before the rest goes
 };
 
-// Shows the flag of an op to its kernel while this lives (kernels/cpu/runtime/stop.h). Engine thread
-// only. Other devices run behind their rows, and what they were given runs to its end.
+// Shows the flag of an op to its kernel while this lives (kernels/cpu/runtime/stop.h). Engine
+// thread only. Other devices run behind their rows, and what they were given runs to its end.
 class RunningUntil {
  public:
   RunningUntil(Engine& engine, const AbortFlag& flag);

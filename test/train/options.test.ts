@@ -240,7 +240,7 @@ describe('the difference between two runs', () => {
     expect(differences(run, { ...run, data: 'other' })).toEqual([
       'data: was "digest", is "other", of the rows of the data, or the tokenizer',
     ]);
-    // Of checkpoints from before the options were kept.
+    // Checkpoints from before the options were kept.
     const { dataOptions: _, ...older } = run;
     expect(differences(older, run)).toEqual([]);
   });

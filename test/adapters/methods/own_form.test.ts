@@ -254,7 +254,8 @@ describe('a configuration', () => {
     const config = loraConfig({ peftType: 'VERA', r: 16, dInitial: 0.5 });
     const file = JSON.parse(formatAdapterConfig(config)) as Record<string, unknown>;
     const read = { ...file, projection_prng_key: 7, init_weights: false };
-    expect(parseAdapterConfig(JSON.stringify(read))).toEqual(config);
+    const keptKeys = { init_weights: false, projection_prng_key: 7 };
+    expect(parseAdapterConfig(JSON.stringify(read))).toEqual({ ...config, keptKeys });
     expect(parseAdapterConfig(JSON.stringify({ ...file, d_initial: 0.25 })).dInitial).toBe(0.25);
   });
 });

@@ -22,7 +22,7 @@ bool is_wide(const View& w) {
   return !w.encoding && w.dtype == BALORA_F32 && w.stride[0] == w.shape[1];
 }
 
-// Rows of heads in f32: where they lie, or in scratch for so many rows, until the next are asked for.
+// Rows of heads in f32: where they lie, or in scratch, until the next are asked for.
 class WidenedRows {
  public:
   WidenedRows(Context* ctx, std::span<const LogitsOf<float>> products, int64_t most)
