@@ -7,7 +7,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type CodeRunner, openCodeRunner } from '../../lib/eval/run_code.ts';
 import { runPrograms, samplesOf } from '../../lib/eval/run_programs.ts';
 import type { ItemRecord } from '../../lib/eval/scoring.ts';
@@ -25,7 +25,6 @@ const kGrouped = kNamespaces && (await openCodeRunner()).missing.length === 0;
 
 /** Seconds for a program that ends by itself, also on a busy machine. */
 const kPatience = 60;
-vi.setConfig({ testTimeout: 2000 * kPatience, hookTimeout: 2000 * kPatience });
 
 /** Calls a function with a PATH whose python3 can make no namespaces. */
 async function withoutNamespaces<R>(use: () => Promise<R>): Promise<R> {

@@ -218,7 +218,7 @@ describe.each(kBosInTurns)('%s with the BOS token as the mark of turns', (name, 
 describeShared('SmolLM2', ['models/smollm2-135m-instruct-gguf'], () => {
   const model = sharedPath('models/smollm2-135m-instruct-gguf');
 
-  it('has a Modelfile', { timeout: 120_000 }, async () => {
+  it('has a Modelfile', async () => {
     const output = join(folder, 'smollm2');
     const { code, err } = await balora([
       ...['export', '--model', model, '--to', 'modelfile', '--outtype', 'f16'],

@@ -1,6 +1,6 @@
 // Everything that computes with SmolLM2 ends within two seconds of its signal, in the middle of a prompt of 8,000 tokens or of 128 of them.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { evaluate } from '../../lib/eval/evaluate.ts';
 import { loglikelihoods } from '../../lib/eval/loglikelihood.ts';
 import { openChat } from '../../lib/generate/chat.ts';
@@ -13,6 +13,7 @@ import { Tokenizer } from '../../lib/text/tokenizer.ts';
 import { calibrate } from '../../lib/train/calibrate.ts';
 import { openSocket, send } from '../support/api_server.ts';
 import { runProgram } from '../support/child.ts';
+import { eventually } from '../support/eventually.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
 
 const kModel = 'models/smollm2-135m-instruct-gguf';
@@ -35,7 +36,7 @@ describeShared('with SmolLM2', [kFile], () => {
   beforeAll(async () => {
     model = await AutoModelForCausalLM.fromPretrained(sharedPath(kFile));
     tokenizer = await Tokenizer.fromPretrained(sharedPath(kFile));
-  }, 120_000);
+  });
   afterAll(() => model?.dispose());
 
   /** Stops work in the middle of it; returns the least time that it took to end, and what it ended with. */
@@ -45,9 +46,9 @@ describeShared('with SmolLM2', [kFile], () => {
       const stop = new AbortController();
       resetOpTimes();
       const ending = work(stop.signal).catch((error: unknown) => error);
-      await vi.waitUntil(() => opTimes().some(({ op }) => op === 'attention' || op === 'linear'), {
-        timeout: 60_000,
-      });
+      await eventually(() =>
+        expect(opTimes().some(({ op }) => op === 'attention' || op === 'linear')).toBe(true),
+      );
       await sleep(kBeginMs);
       const begun = performance.now();
       stop.abort(new Error('stopped'));
@@ -82,7 +83,6 @@ describeShared('with SmolLM2', [kFile], () => {
       expect(memoryStats().liveBytes - before).toBeLessThan(8 * 2 ** 20);
       expect((await next())?.tokens).toEqual(right?.tokens);
     },
-    120_000,
   );
 
   it('a conversation ends its answer, and goes on from the turn before', async () => {
@@ -96,25 +96,21 @@ describeShared('with SmolLM2', [kFile], () => {
     expect(chat.cachedTokens).toBe(kept);
     expect((await chat.send('And you?').result).cachedTokens).toBeGreaterThan(kept - 8);
     chat.dispose();
-  }, 120_000);
+  });
 
   it.each([
     ['a request', 1],
     ['128 requests of one item', kMany],
-  ])(
-    'scoring of %s ends with the reason',
-    async (_, count) => {
-      const group = many()
-        .slice(0, count)
-        .map((one) => ({ context: one.slice(0, -1), continuation: one.slice(-1) }));
-      const end = await stopped(async (signal) => {
-        for await (const found of loglikelihoods(model, [group], { signal })) return found;
-        return null;
-      });
-      expect(end).toMatchObject({ message: 'stopped' });
-    },
-    120_000,
-  );
+  ])('scoring of %s ends with the reason', async (_, count) => {
+    const group = many()
+      .slice(0, count)
+      .map((one) => ({ context: one.slice(0, -1), continuation: one.slice(-1) }));
+    const end = await stopped(async (signal) => {
+      for await (const found of loglikelihoods(model, [group], { signal })) return found;
+      return null;
+    });
+    expect(end).toMatchObject({ message: 'stopped' });
+  });
 
   /** Micro-batches with so many sequences each, which predict their next ids. */
   function batchesOf(count: number, sequences: number) {
@@ -128,15 +124,11 @@ describeShared('with SmolLM2', [kFile], () => {
   it.each([
     ['a sequence', 1],
     ['128 sequences in one batch', kMany],
-  ])(
-    'an evaluation of %s ends with the reason',
-    async (_, sequences) => {
-      const untuned = { model, hasTeacher: false, withTeacher: () => expect.fail() } as never;
-      const end = await stopped((signal) => evaluate(untuned, batchesOf(1, sequences), { signal }));
-      expect(end).toMatchObject({ message: 'stopped' });
-    },
-    120_000,
-  );
+  ])('an evaluation of %s ends with the reason', async (_, sequences) => {
+    const untuned = { model, hasTeacher: false, withTeacher: () => expect.fail() } as never;
+    const end = await stopped((signal) => evaluate(untuned, batchesOf(1, sequences), { signal }));
+    expect(end).toMatchObject({ message: 'stopped' });
+  });
 
   it.each(['eva', 'corda', 'lora_ga'])(
     'a calibration for %s ends with the reason',
@@ -150,7 +142,6 @@ describeShared('with SmolLM2', [kFile], () => {
       const end = await stopped((signal) => calibrate(model, config, { data, signal }));
       expect(end).toMatchObject({ message: 'stopped' });
     },
-    120_000,
   );
 
   describe('a server', () => {
@@ -193,7 +184,6 @@ describeShared('with SmolLM2', [kFile], () => {
         expect(end).toBe(200);
         await server.close();
       },
-      120_000,
     );
 
     it('ends in the middle of 128 prompts', async () => {
@@ -206,7 +196,7 @@ describeShared('with SmolLM2', [kFile], () => {
         return await answer;
       });
       expect(end).toMatchObject({ status: 503, json: { error: { code: 'stopping' } } });
-    }, 120_000);
+    });
   });
 
   it('balora generate ends by Ctrl-C in the middle of its prompt', async () => {
@@ -223,5 +213,5 @@ describeShared('with SmolLM2', [kFile], () => {
       least = Math.min(least, Number(/ended (\S+)/.exec(result.stdout)?.[1]));
     }
     expect(least).toBeLessThan(kDueMs);
-  }, 120_000);
+  });
 });

@@ -5,9 +5,9 @@
 //   KL = ln E_q[e^-w] + E_q[w],  E_q[e^-w] - 1 = E_q[r] - E_q[w],  r = e^-w - 1 + w >= 0
 //   q - p = -q (e^u - 1),  u = ln p - ln q = -w - ln E_q[e^-w]
 // r and e^u - 1 come from their series where they are small. So equal logits give exactly 0, and
-// the error is one of y - z, whatever T is, as long as c is not far from the mean of the differences,
-// measured by their spread. That of the largest logits serves, since with it e^-w turns an
-// exponential of q into that of p: e^((y - max y) / T) e^-w = e^((z - max z) / T).
+// the error is one of y - z, whatever T is, as long as c is not far from the mean of the
+// differences, measured by their spread. That of the largest logits serves, since with it e^-w
+// turns an exponential of q into that of p: e^((y - max y) / T) e^-w = e^((z - max z) / T).
 #pragma once
 #include <cmath>
 
