@@ -4,6 +4,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { FormatError } from '../../../dist/errors.js';
 import { pushFolder } from '../../../dist/export/push.js';
 import { require } from '../finding.mjs';
@@ -87,6 +88,8 @@ async function run({ entries, exchanged }, { hub }, folder) {
     throw error;
   } finally {
     hub.server.closeAllConnections();
+    // Sockets are closed a little later, and count as open files until then.
+    for (let i = 0; i < 400 && process.getActiveResourcesInfo().includes('TCPSocketWrap'); i++) await sleep(5);
     const sent = hub.bodies.join('\n');
     const secret = Buffer.from(kSecret);
     // In Base64 a text has three forms, by its place in a file; here it is a whole file.
