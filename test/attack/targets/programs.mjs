@@ -47,7 +47,7 @@ const kEscapes = {
   'shared memory': () => `libc.shmget(${0x42}, 4096, 0) >= 0`,
 };
 
-/** What tries to change what it is given, and therefore gets nothing but decoys. */
+/** Escapes that change what they are given, and therefore get nothing but decoys. */
 const kChanges = ['write', 'append', 'remove', 'rename', 'link'];
 
 const devices = ['/dev/mem', '/dev/kmsg', '/dev/vda', '/dev/sda', '/dev/tty', '/dev/net/tun', '/dev/kvm', '/dev/fuse', '/proc/kcore', '/proc/sysrq-trigger'];
