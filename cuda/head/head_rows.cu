@@ -1,10 +1,10 @@
 // One row of the fused head losses on the device, by one block: the statistics of its student
-// logits z (V) and teacher logits y (V) in one pass, and the gradient written over z (or rounded to
-// bf16 beside it) in a second; formulas in native/kernels/cpu/head/head_rows.cc. A teacher that
-// came as its summary has no y: its part of the gradient is taken out of dH (head_losses.cu). Sums
-// over the vocabulary run in f32 for 128 elements of a thread, then in f64, beside a running
-// maximum. A pass reads 8 bytes an element (4 without a teacher); the second writes 2 (bf16) or 4:
-// 18 bytes and about seven exponentials in all.
+// logits z (V) and teacher logits y (V), and the gradient written over z (or rounded to bf16 beside
+// it) in a second pass; formulas in native/kernels/cpu/head/head_rows.cc. A teacher that came as
+// its summary has no y: its part of the gradient is taken out of dH (head_losses.cu). Sums over the
+// vocabulary run in f32 for 128 elements of a thread, then in f64, beside a running maximum; with a
+// teacher a pass before them finds the maxima. A pass reads 8 bytes an element (4 without a
+// teacher); the last writes 2 (bf16) or 4: 26 bytes and about seven exponentials in all.
 #include "head/head_rows.cuh"
 
 #include "head/head_sums.cuh"
@@ -245,16 +245,17 @@ class HeadSelect {
 // A thread's share of a row.
 template <typename A>
 struct HeadSums {
-  A max = -INFINITY, teacher_max = -INFINITY;
-  Weighted<A> plain, student, dense;  // temperatures 1, T, Te; student: where there is a summary
-  PairSums<A> pair;
+  A max = -INFINITY, teacher_shift = 0;
+  WideSum<A> plain, student;  // temperatures 1 and T
+  WideSum<A> teacher, gap, rest;
+  Weighted<A> dense;  // temperature Te
 };
 
 // The results of the first pass for the second; the same in every thread.
 struct HeadStatistics {
   double shift = 0, sum = 1, shift_teacher = 0;
   DivergenceSums pair = {1, 1, 0, 0};
-  double shift_entropy = 0, log_sum_entropy = 0;
+  double log_sum_entropy = 0;
   double task = 0, consistency = 0, entropy = 0;
 };
 
@@ -288,6 +289,7 @@ class HeadRowPass {
 
   __device__ void run() {
     HeadSums<A> sums;
+    if (live_) find_shifts(sums);
     gather(sums);
     combine(sums);
     if (entropic_ && !dense_) select(sums.max);
@@ -305,17 +307,39 @@ class HeadRowPass {
  private:
   static constexpr int kFlush = 32;  // packs
 
+  // What is taken off both rows' logits, before their sums: the student's largest, and what
+  // kernels/shared/divergence.h takes off the teacher's.
+  __device__ void find_shifts(HeadSums<A>& sums) {
+    A max = -INFINITY, teacher_max = -INFINITY;
+    for (int64_t pack = threadIdx.x; pack * kHeadPack < args_.vocabulary; pack += blockDim.x) {
+      A x[kHeadPack], t[kHeadPack];
+      const int count = z_.load_pack(pack, x);
+      y_.load_pack(pack, t);
+      max = Max{}(max, largest_of(x, count));
+      teacher_max = Max{}(teacher_max, largest_of(t, count));
+    }
+    max = block_reduce(max, A(-INFINITY), scratch_.maxima, Max{});
+    teacher_max = block_reduce(teacher_max, A(-INFINITY), scratch_.maxima, Max{});
+    const int64_t step = centre_step(args_.vocabulary), samples = args_.vocabulary / step;
+    A weight = 0, value = 0;
+    for (int64_t i = threadIdx.x; i < samples; i += blockDim.x) {
+      const A t = y_.at(i * step), q = exp_or_zero((t - teacher_max) * scale_);
+      weight += q;
+      value += q * ((t - z_.at(i * step)) - (teacher_max - max));
+    }
+    weight = block_reduce(weight, A(0), scratch_.maxima);
+    value = block_reduce(value, A(0), scratch_.maxima);
+    sums.max = max;
+    sums.teacher_shift = teacher_max + centre_offset(weight, value, static_cast<A>(step), scale_);
+  }
+
   __device__ void gather(HeadSums<A>& sums) {
     int since = 0;
     for (int64_t pack = threadIdx.x; pack * kHeadPack < args_.vocabulary; pack += blockDim.x) {
       A x[kHeadPack], t[kHeadPack] = {};
       const int count = z_.load_pack(pack, x);
-      const A before = sums.max;
+      if (live_) y_.load_pack(pack, t);
       raise(sums, x, count);
-      if (live_) {
-        y_.load_pack(pack, t);
-        raise_pair(sums, before, t, count);
-      }
       BALORA_UNROLL
       for (int i = 0; i < kHeadPack; ++i) {
         if (i < count) add(sums, x[i], t[i]);
@@ -329,17 +353,22 @@ class HeadRowPass {
   }
 
   __device__ void add(HeadSums<A>& sums, A x, A t) const {
-    if (target_ >= 0) sums.plain.weight += exp_or_zero(x - sums.max);
-    if (consistent_ && !live_) sums.student.weight += exp_or_zero((x - sums.max) * scale_);
-    if (live_) {
-      const A w = ((t - x) - (sums.teacher_max - sums.max)) * scale_;
-      sums.pair.add(exp_or_zero((x - sums.max) * scale_),
-                    exp_or_zero((t - sums.teacher_max) * scale_), w);
+    if (target_ >= 0) sums.plain += exp_or_zero(x - sums.max);
+    if (consistent_) {
+      const A p = exp_or_zero((x - sums.max) * scale_);
+      sums.student += p;
+      if (live_) {
+        const A w = ((t - x) - (sums.teacher_shift - sums.max)) * scale_;
+        const A q = exp_or_zero((t - sums.teacher_shift) * scale_);
+        sums.teacher += q;
+        sums.gap += q * w;
+        sums.rest += divergence_rest(q, p, w);
+      }
     }
     if (entropic_ && dense_) {
       const A offset = x - sums.max, w = exp_or_zero(offset * entropy_scale_);
-      sums.dense.weight += w;
-      sums.dense.value += w * offset;
+      sums.dense.weights += w;
+      sums.dense.values += w * offset;
     }
   }
 
@@ -352,34 +381,18 @@ class HeadRowPass {
   __device__ void raise(HeadSums<A>& sums, const A (&x)[kHeadPack], int count) const {
     const A largest = largest_of(x, count);
     if (!(largest > sums.max)) return;
-    const A step = largest - sums.max;
-    if (sums.max > -INFINITY) {
-      sums.plain.rescale(step, A(1), false);
-      sums.student.rescale(step, scale_, false);
-      sums.dense.rescale(step, entropy_scale_, true);
-    }
+    if (sums.max > -INFINITY) raise_by(sums, largest - sums.max);
     sums.max = largest;
   }
-  // After raise(), which found the student's maximum at `before`.
-  __device__ void raise_pair(HeadSums<A>& sums, A before, const A (&t)[kHeadPack],
-                             int count) const {
-    const A largest = largest_of(t, count), teacher_before = sums.teacher_max;
-    if (largest > teacher_before) sums.teacher_max = largest;
-    if (before > -INFINITY && teacher_before > -INFINITY) {
-      move_pair(sums.pair, {before, teacher_before}, {sums.max, sums.teacher_max});
-    }
-  }
-  struct Maxima {
-    A student, teacher;
-    __device__ A centre() const { return teacher - student; }
-  };
-  __device__ void move_pair(PairSums<A>& pair, const Maxima& from, const Maxima& to) const {
-    const A step = to.student - from.student, teacher_step = to.teacher - from.teacher;
-    if (!(step > A(0) || teacher_step > A(0))) return;
-    pair.raise(step, teacher_step, from.centre() - to.centre(), scale_);
+  // The maximum that the sums are beside grows.
+  __device__ void raise_by(HeadSums<A>& sums, A step) const {
+    sums.plain.scale_by(exp_or_zero(-step));
+    sums.student.scale_by(exp_or_zero(-step * scale_));
+    sums.dense.rescale(step, entropy_scale_);
   }
   __device__ static void flush(HeadSums<A>& sums) {
-    sums.plain.flush(), sums.student.flush(), sums.pair.flush(), sums.dense.flush();
+    sums.plain.flush(), sums.student.flush(), sums.dense.flush();
+    sums.teacher.flush(), sums.gap.flush(), sums.rest.flush();
   }
 
   __device__ double total(double value) { return block_reduce(value, 0.0, scratch_.sums); }
@@ -387,42 +400,35 @@ class HeadRowPass {
   // Brings the threads' sums to one shift and makes the row's terms.
   __device__ void combine(HeadSums<A>& sums) {
     const A max = block_reduce(sums.max, A(-INFINITY), scratch_.maxima, Max{});
-    const A teacher_max =
-        live_ ? block_reduce(sums.teacher_max, A(-INFINITY), scratch_.maxima, Max{}) : A(0);
     s_.shift = static_cast<double>(max);
-    if (sums.max > -INFINITY) {
-      sums.plain.rescale(max - sums.max, A(1), false);
-      sums.student.rescale(max - sums.max, scale_, false);
-      sums.dense.rescale(max - sums.max, entropy_scale_, true);
-      if (live_) move_pair(sums.pair, {sums.max, sums.teacher_max}, {max, teacher_max});
-    }
+    if (sums.max > -INFINITY) raise_by(sums, max - sums.max);
     if (target_ >= 0) {
-      s_.sum = total(sums.plain.weights);
+      s_.sum = total(sums.plain.whole);
       s_.task = s_.shift + log(s_.sum) - static_cast<double>(z_.at(target_));
     }
-    if (consistent_) compare(sums, teacher_max);
+    if (consistent_) compare(sums);
     if (entropic_ && dense_) {
-      const double weights = total(sums.dense.weights), values = total(sums.dense.values);
-      set_entropy(max, weights, values);
+      const double weights = total(sums.dense.weights.whole),
+                   values = total(sums.dense.values.whole);
+      set_entropy(weights, values);
     }
   }
 
-  __device__ void compare(const HeadSums<A>& sums, A teacher_max) {
+  __device__ void compare(const HeadSums<A>& sums) {
     const double temperature = args_.options.temperature;
+    s_.pair.student = total(sums.student.whole);
     if (!live_) {
-      s_.pair.student = total(sums.student.weights);
       const double lse = s_.shift / temperature + log(s_.pair.student);
       s_.consistency = temperature * (temperature * lse - args_.offsets[args_.first + blockIdx.x]);
       return;
     }
-    const DivergenceSums& own = sums.pair.sums;
-    s_.pair = {total(own.student), total(own.teacher), total(own.gap), total(own.rest)};
-    s_.shift_teacher = static_cast<double>(teacher_max);
+    s_.pair.teacher = total(sums.teacher.whole);
+    s_.pair.gap = total(sums.gap.whole), s_.pair.rest = total(sums.rest.whole);
+    s_.shift_teacher = static_cast<double>(sums.teacher_shift);
     s_.consistency = temperature * temperature * s_.pair.divergence();
   }
 
-  __device__ void set_entropy(A max, double weights, double values) {
-    s_.shift_entropy = static_cast<double>(max);
+  __device__ void set_entropy(double weights, double values) {
     s_.log_sum_entropy = log(weights);
     s_.entropy = s_.log_sum_entropy - values / weights * static_cast<double>(entropy_scale_);
   }
@@ -440,13 +446,14 @@ class HeadRowPass {
     });
     weights = total(weights);
     values = total(values);
-    set_entropy(max, weights, values);
+    set_entropy(weights, values);
   }
 
   // The gradient's coefficients, rounded as on the CPU.
   struct Slopes {
-    A shift, task, student, teacher, teacher_shift, log_ratio, diversity, entropy_shift, log_sum,
-        entropy, task_scale;
+    A shift, task, student, teacher, teacher_shift, log_ratio, diversity, log_sum, entropy,
+        task_scale;
+    double per_entropy_temperature;
   };
   __device__ Slopes slopes() const {
     const HeadOptions o = scaled_options(args_.options, args_.scales);
@@ -461,8 +468,8 @@ class HeadRowPass {
       g.teacher = static_cast<A>(scale / s_.pair.teacher);
       g.log_ratio = static_cast<A>(s_.pair.log_ratio());
     }
+    g.per_entropy_temperature = 1 / o.entropy_temperature;
     if (entropic_) g.diversity = static_cast<A>(o.diversity_scale / o.entropy_temperature);
-    g.entropy_shift = static_cast<A>(s_.shift_entropy);
     g.log_sum = static_cast<A>(s_.log_sum_entropy);
     g.entropy = static_cast<A>(s_.entropy);
     return g;
@@ -477,10 +484,10 @@ class HeadRowPass {
       sum += live_ ? less_teacher(g, p, x, t) : p;
     }
     if (g.diversity != A(0) && dense_) {
-      const A log_pi = (x - g.entropy_shift) * entropy_scale_ - g.log_sum;
+      const A log_pi = (x - g.shift) * entropy_scale_ - g.log_sum;
       sum += g.diversity * exp_or_zero(log_pi) * (log_pi + g.entropy);
     } else if (g.diversity != A(0) && chosen_.holds(x, i)) {
-      sum += chosen_gradient(x);
+      sum += chosen_gradient(g, x);
     }
     const A capped = x * z_.inverse_cap;
     return sum * (A(1) - capped * capped);
@@ -493,13 +500,11 @@ class HeadRowPass {
     return exp_difference(q, p, -(w + g.log_ratio));
   }
 
-  // Few elements, and where they are nearly equal log pi + H cancels: in f64.
-  __device__ A chosen_gradient(A x) const {
-    const HeadOptions o = scaled_options(args_.options, args_.scales);
-    const double log_pi =
-        (static_cast<double>(x) - s_.shift_entropy) / o.entropy_temperature - s_.log_sum_entropy;
-    return static_cast<A>(o.diversity_scale / o.entropy_temperature * exp(log_pi) *
-                          (log_pi + s_.entropy));
+  // Where the chosen are nearly equal log pi + H cancels: it is formed in f64.
+  __device__ A chosen_gradient(const Slopes& g, A x) const {
+    const double log_pi = (static_cast<double>(x) - s_.shift) * g.per_entropy_temperature;
+    const A pi = exp_or_zero(static_cast<A>(log_pi - s_.log_sum_entropy));
+    return g.diversity * pi * static_cast<A>(log_pi + (s_.entropy - s_.log_sum_entropy));
   }
 
   __device__ void write_gradient() {

@@ -50,47 +50,29 @@ struct HeadLogits {
   }
 };
 
-// Sums of w = e^((x - shift) scale), and of w times something, over a thread's elements.
+// A thread's sum.
 template <typename A>
-struct Weighted {
-  A weight = 0, value = 0;  // since the last flush
-  double weights = 0, values = 0;
+struct WideSum {
+  A part = 0;  // since the last flush
+  double whole = 0;
 
-  __device__ void flush() {
-    weights += static_cast<double>(weight), values += static_cast<double>(value);
-    weight = value = A(0);
-  }
-  // The shift grows by `step`; `centred` values are w (x - shift).
-  __device__ void rescale(A step, A scale, bool centred) {
-    flush();
-    const double factor = static_cast<double>(exp_or_zero(-step * scale));
-    if (centred) values -= static_cast<double>(step) * weights;
-    weights *= factor, values *= factor;
-  }
+  __device__ void operator+=(A value) { part += value; }
+  __device__ void flush() { whole += static_cast<double>(part), part = A(0); }
+  __device__ void scale_by(A factor) { flush(), whole *= static_cast<double>(factor); }
 };
 
-// DivergenceSums over a thread's elements, beside running maxima.
+// Sums of w = e^((x - shift) scale) and of w (x - shift) over a thread's elements.
 template <typename A>
-struct PairSums {
-  A student = 0, teacher = 0, gap = 0, rest = 0;  // since the last flush
-  DivergenceSums sums;
+struct Weighted {
+  WideSum<A> weights, values;
 
-  __device__ void add(A x, A q, A w) {
-    student += x, teacher += q;
-    gap += q * w;
-    rest += divergence_rest(q, x, w);
-  }
-  __device__ void flush() {
-    sums.student += static_cast<double>(student), sums.teacher += static_cast<double>(teacher);
-    sums.gap += static_cast<double>(gap), sums.rest += static_cast<double>(rest);
-    student = teacher = gap = rest = A(0);
-  }
-  // The maxima grow by `step` and `teacher_step`, and their difference falls by `turn`.
-  __device__ void raise(A step, A teacher_step, A turn, A scale) {
+  __device__ void flush() { weights.flush(), values.flush(); }
+  // The shift grows by `step`.
+  __device__ void rescale(A step, A scale) {
     flush();
-    sums = sums.moved(static_cast<double>(turn * scale),
-                      static_cast<double>(exp_or_zero(-step * scale)),
-                      static_cast<double>(exp_or_zero(-teacher_step * scale)));
+    values.whole -= static_cast<double>(step) * weights.whole;
+    const A factor = exp_or_zero(-step * scale);
+    weights.scale_by(factor), values.scale_by(factor);
   }
 };
 

@@ -37,9 +37,9 @@ class TeacherRowPass {
   __device__ void run() {
     gather();
     const A max = block_reduce(max_, A(-INFINITY), maxima_, Max{});
-    if (max_ > -INFINITY) sums_.rescale(max - max_, scale_, true);
-    const double weights = block_reduce(sums_.weights, 0.0, scratch_);
-    const double values = block_reduce(sums_.values, 0.0, scratch_);
+    if (max_ > -INFINITY) sums_.rescale(max - max_, scale_);
+    const double weights = block_reduce(sums_.weights.whole, 0.0, scratch_);
+    const double values = block_reduce(sums_.values.whole, 0.0, scratch_);
     const double log_sum = log(weights);
     if (threadIdx.x == 0) {
       args_.entropy[row_] = log_sum - values / weights * static_cast<double>(scale_);
@@ -59,8 +59,8 @@ class TeacherRowPass {
       for (int i = 0; i < kHeadPack; ++i) {
         if (i >= count) continue;
         const A offset = y[i] - max_, w = exp_or_zero(offset * scale_);
-        sums_.weight += w;
-        sums_.value += w * offset;
+        sums_.weights += w;
+        sums_.values += w * offset;
       }
       if (++since == kPacksToFlush) {
         since = 0;
@@ -75,7 +75,7 @@ class TeacherRowPass {
     BALORA_UNROLL
     for (int i = 1; i < kHeadPack; ++i) largest = i < count && y[i] > largest ? y[i] : largest;
     if (!(largest > max_)) return;
-    if (max_ > -INFINITY) sums_.rescale(largest - max_, scale_, true);
+    if (max_ > -INFINITY) sums_.rescale(largest - max_, scale_);
     max_ = largest;
   }
 

@@ -94,6 +94,51 @@ function inputs(dtype: 'f32' | 'bf16', spread: number) {
   return { hidden, teacher, head, z: logits(hidden), y: logits(teacher) };
 }
 
+// As after training: most logits hardly differ and the largest does, so that the difference of the largest is far from the mean one.
+describe.each([
+  [3, 0.01],
+  [10, 0.01],
+  [10, 0.3],
+])('the largest logit is %d higher, the others %d apart', (higher, spread) => {
+  const [vocabulary, channels] = kTestDevice === 'cpu' ? [49152, 16] : [4096, 16];
+  const weights = new Float32Array(vocabulary * channels);
+  const [z, away] = [6, 7].map((seed) => f64Of(randomTensor([vocabulary], { seed })));
+  const most = (z as Float64Array).reduce(
+    (best, v, i, all) => (v > (all[best] as number) ? i : best),
+    0,
+  );
+  for (let v = 0; v < vocabulary; ++v) {
+    weights[v * channels] = 3 * (z?.[v] as number);
+    weights[v * channels + 1] = v === most ? higher : spread * (away?.[v] as number);
+  }
+  const column = (c: number): Float64Array =>
+    Float64Array.from({ length: vocabulary }, (_, v) => weights[v * channels + c] as number);
+  const of = column(0);
+  const ofTeacher = Float64Array.from(column(1), (v, i) => Math.fround(v + (of[i] as number)));
+  const unit = (...ones: number[]): Tensor =>
+    tensor(
+      Float32Array.from({ length: channels }, (_, c) => Number(ones.includes(c))),
+      {
+        shape: [1, channels],
+      },
+    );
+
+  it.each(kTemperatures)('T %d', (temperature) => {
+    const expected = plainLoop(of, ofTeacher, vocabulary, temperature);
+    const hidden = unit(0);
+    hidden.requiresGrad = true;
+    const { loss } = headLosses({
+      ...{ hidden, teacher: unit(0, 1), head: tensor(weights, { shape: [vocabulary, channels] }) },
+      ...{ temperature, entropyTopK: -1, consistencyScale: 1 },
+    });
+    loss.backward();
+    expect(Math.abs(loss.itemSync() / expected.value - 1)).toBeLessThan(1e-3);
+    const dims = [1, channels, vocabulary];
+    const gradient = product(expected.gradient, Float64Array.from(weights), dims, false);
+    expect(relativeError(f64Of(hidden.grad as Tensor), gradient)).toBeLessThan(1e-3);
+  });
+});
+
 describe.each(kSpreads)('logits that are %d apart', (spread) => {
   // Gradients in bf16 are rounded to 8 bits before a product and after it.
   it.each([

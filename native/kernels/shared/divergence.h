@@ -4,12 +4,13 @@
 //   w = (y - z - c) / T
 //   KL = ln E_q[e^-w] + E_q[w],  E_q[e^-w] - 1 = E_q[r] - E_q[w],  r = e^-w - 1 + w >= 0
 //   q - p = -q (e^u - 1),  u = ln p - ln q = -w - ln E_q[e^-w]
-// r and e^u - 1 come from their series where they are small. So equal logits give exactly 0, and
-// the error is one of y - z, whatever T is, as long as c is not far from the mean of the
-// differences, measured by their spread. That of the largest logits serves, since with it e^-w
-// turns an exponential of q into that of p: e^((y - max y) / T) e^-w = e^((z - max z) / T).
+// r and e^u - 1 come from their series where they are small. So equal logits give exactly 0. KL is
+// near half the variance of w under q, so the error is one of y - z as long as c is near their mean
+// under q, measured by their spread, whatever T is. With q shifted by the largest of z and c, e^-w
+// turns an exponential of q into that of p: e^((y - (max z + c)) / T) e^-w = e^((z - max z) / T).
 #pragma once
 #include <cmath>
+#include <cstdint>
 
 #include "kernels/shared/host_device.h"
 
@@ -17,6 +18,25 @@ namespace balora {
 
 // Up to here series are taken: f32 then has e^x - 1 - x to 2e-5 on either side, f64 to 1e-14.
 constexpr double kSeriesRange = 0.125;
+
+// The centre c is a mean under q over about so many tokens, at equal distances.
+constexpr int64_t kCentreSamples = 256;
+// It stays so near that of the largest logits, in T, that q does not overflow beside its shift.
+constexpr double kCentreRange = 8;
+
+// The distance of the samples in a row of n > 0 logits.
+BALORA_HOST_DEVICE int64_t centre_step(int64_t n) {
+  return n > kCentreSamples ? n / kCentreSamples : 1;
+}
+
+// c - (max y - max z), out of sums over the samples: of q = e^((y - max y) scale), and of q times
+// the distance of y - z from max y - max z. A sample stands for `step` tokens; beside them is one
+// at the largest of both, which decides where q is concentrated.
+template <typename A>
+BALORA_HOST_DEVICE A centre_offset(A weight, A value, A step, A scale) {
+  const A offset = step * value / (A(1) + step * weight), most = A(kCentreRange) / scale;
+  return offset > most ? most : offset < -most ? -most : offset;
+}
 
 // (e^x - 1 - x) / x^2 for |x| < kSeriesRange.
 BALORA_HOST_DEVICE float exp_series(float x) {
@@ -53,8 +73,8 @@ BALORA_HOST_DEVICE A exp_difference(A q, A x, A u) {
   return in_series_range(u) ? series : whole;
 }
 
-// Sums over the vocabulary, or a part of it: of x = e^((z - max z) / T),
-// of q = e^((y - max y) / T), of q w and of q (e^-w - 1 + w), with c = max y - max z.
+// Sums over the vocabulary of x = e^((z - shift) / T), of q = e^((y - shift of y) / T), of q w and of
+// q (e^-w - 1 + w), with the difference of the shifts as c.
 struct DivergenceSums {
   double student = 0, teacher = 0, gap = 0, rest = 0;
 
@@ -67,15 +87,6 @@ struct DivergenceSums {
   BALORA_HOST_DEVICE double divergence() const {
     const double kl = log_ratio() + gap / teacher;
     return kl < 0 ? 0 : kl;  // by rounding; a NaN stays
-  }
-
-  // The sums of a part by other maxima, which bring its factor to each x and to each q. Its centre
-  // was c + h T, so that factor_x = factor_q e^-h:
-  //   sum q (e^-(w+h) - 1 + w + h) = e^-h rest + (e^-h - 1 + h) teacher - (e^-h - 1) gap
-  BALORA_HOST_DEVICE DivergenceSums moved(double h, double factor_x, double factor_q) const {
-    return {factor_x * student, factor_q * teacher, factor_q * (gap + h * teacher),
-            factor_x * rest + divergence_rest(factor_q, factor_x, h) * teacher -
-                exp_difference(factor_q, factor_x, -h) * gap};
   }
 };
 

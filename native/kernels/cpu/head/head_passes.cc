@@ -70,6 +70,20 @@ BALORA_INLINE double exp_sum_of(const A* x, int64_t n, A shift, A scale) {
 }
 
 template <typename A>
+BALORA_INLINE A teacher_shift_of(const A* z, const A* y, int64_t n, const PairShifts<A>& largest) {
+  const int64_t step = centre_step(n), samples = n / step;
+  const A centre = largest.y - largest.z;
+  A weight = 0, value = 0;
+#pragma omp simd reduction(+ : weight, value)
+  for (int64_t i = 0; i < samples; ++i) {
+    const A q = vexp_or_zero((y[i * step] - largest.y) * largest.scale);
+    weight += q;
+    value += q * ((y[i * step] - z[i * step]) - centre);
+  }
+  return largest.y + centre_offset(weight, value, static_cast<A>(step), largest.scale);
+}
+
+template <typename A>
 BALORA_INLINE DivergenceSums divergence_sums_of(const A* z, const A* y, int64_t n,
                                                 const PairShifts<A>& shifts) {
   const A centre = shifts.y - shifts.z;
@@ -266,6 +280,9 @@ BALORA_INLINE void scaled_exp_of(const A* y, int64_t n, A shift, A scale, A fact
   }                                                                                         \
   BALORA_SIMD double exp_sum(const A* x, int64_t n, A shift, A scale) {                     \
     return exp_sum_of<A>(x, n, shift, scale);                                               \
+  }                                                                                         \
+  BALORA_SIMD A teacher_shift(const A* z, const A* y, int64_t n, const PairShifts<A>& s) {  \
+    return teacher_shift_of<A>(z, y, n, s);                                                 \
   }                                                                                         \
   BALORA_SIMD DivergenceSums divergence_sums(const A* z, const A* y, int64_t n,             \
                                              const PairShifts<A>& s) {                      \

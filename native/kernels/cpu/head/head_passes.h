@@ -21,7 +21,7 @@ struct WeightedSum {
   double weight, value;
 };
 
-// The largest of z and of y, and 1 / T.
+// What is taken off z and off y, the largest of each or near it, and 1 / T.
 template <typename A>
 struct PairShifts {
   A z, y, scale;
@@ -60,6 +60,8 @@ struct DenseGradient {
   int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found);                          \
   /* sum e^((x - shift) * scale) */                                                               \
   double exp_sum(const A* x, int64_t n, A shift, A scale);                                        \
+  /* The largest of y moved to where centre_offset() wants it, from those of both. */             \
+  A teacher_shift(const A* z, const A* y, int64_t n, const PairShifts<A>& largest);               \
   DivergenceSums divergence_sums(const A* z, const A* y, int64_t n, const PairShifts<A>& shifts); \
   /* sum w and sum w (x - shift), w = e^((x - shift) * scale) */                                  \
   WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale);                              \

@@ -142,8 +142,10 @@ void HeadRows<A>::compute_sums(const A* z, const A* y, int64_t target, HeadRow& 
   if (target >= 0) row.sum = head::exp_sum(z, vocabulary_, shift, A(1));
   if (row.summarized) row.pair.student = head::exp_sum(z, vocabulary_, shift, scale);
   if (!y) return;
-  row.pair =
-      head::divergence_sums(z, y, vocabulary_, {shift, static_cast<A>(row.shift_teacher), scale});
+  const A largest = static_cast<A>(row.shift_teacher);
+  const A shift_teacher = head::teacher_shift(z, y, vocabulary_, {shift, largest, scale});
+  row.shift_teacher = static_cast<double>(shift_teacher);
+  row.pair = head::divergence_sums(z, y, vocabulary_, {shift, shift_teacher, scale});
 }
 
 template <typename A>

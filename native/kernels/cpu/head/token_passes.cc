@@ -337,7 +337,8 @@ AVX512_TARGET void combine_groups(const GroupedLanes& groups, int64_t lane, cons
     if (!y) continue;
     const __m512 own_y = _mm512_loadu_ps(y + i * groups.step);
     const __m512 factor_q = teacher_of.of(own_y);
-    // DivergenceSums::moved()
+    // The centre moves by h T, so that factor = factor_q e^-h:
+    //   sum q (e^-(w+h) - 1 + w + h) = e^-h rest + (e^-h - 1 + h) teacher - (e^-h - 1) gap
     const __m512 own_centre = _mm512_sub_ps(own_y, own_z);
     const __m512 h = _mm512_mul_ps(_mm512_sub_ps(own_centre, centre), by_scale);
     const __m512 less_h = _mm512_sub_ps(_mm512_setzero_ps(), h);
