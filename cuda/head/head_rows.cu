@@ -307,8 +307,8 @@ class HeadRowPass {
  private:
   static constexpr int kFlush = 32;  // packs
 
-  // What is taken off both rows' logits, before their sums: the student's largest, and what
-  // kernels/shared/divergence.h takes off the teacher's.
+  // Shifts of both rows' logits for their sums: the student's largest, and that of the teacher's
+  // which kernels/shared/divergence.h wants.
   __device__ void find_shifts(HeadSums<A>& sums) {
     A max = -INFINITY, teacher_max = -INFINITY;
     for (int64_t pack = threadIdx.x; pack * kHeadPack < args_.vocabulary; pack += blockDim.x) {

@@ -94,7 +94,7 @@ function inputs(dtype: 'f32' | 'bf16', spread: number) {
   return { hidden, teacher, head, z: logits(hidden), y: logits(teacher) };
 }
 
-// As after training: most logits hardly differ and the largest does, so that the difference of the largest is far from the mean one.
+// Most logits hardly differ and the largest does, as after training, so that its difference is far from the mean one.
 describe.each([
   [3, 0.01],
   [10, 0.01],

@@ -73,8 +73,8 @@ BALORA_HOST_DEVICE A exp_difference(A q, A x, A u) {
   return in_series_range(u) ? series : whole;
 }
 
-// Sums over the vocabulary of x = e^((z - shift) / T), of q = e^((y - shift of y) / T), of q w and of
-// q (e^-w - 1 + w), with the difference of the shifts as c.
+// Sums over the vocabulary: of x = e^((z - shift) / T), of q = e^((y - shift of y) / T), of q w
+// and of q (e^-w - 1 + w), with the difference of the shifts as c.
 struct DivergenceSums {
   double student = 0, teacher = 0, gap = 0, rest = 0;
 

@@ -21,7 +21,7 @@ struct WeightedSum {
   double weight, value;
 };
 
-// What is taken off z and off y, the largest of each or near it, and 1 / T.
+// The largest of z and of y, or a shift of y near it, and 1 / T.
 template <typename A>
 struct PairShifts {
   A z, y, scale;
