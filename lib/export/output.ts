@@ -11,11 +11,11 @@ import { ArgumentError, FormatError } from '../errors.ts';
 import {
   discard,
   diskError,
-  filesBelow,
   folderNames,
   isAbandoned,
   makeFolder,
   namesIn,
+  pathsBelow,
   removeAll,
   removeFile,
   removeTemporaries,
@@ -297,7 +297,7 @@ async function moveInto(
   temporary: string,
   { last, earlier }: { last: readonly string[]; earlier: Manifest | null },
 ): Promise<void> {
-  const files = await filesBelow(temporary);
+  const files = await pathsBelow(temporary);
   const old = earlier?.files ?? [];
   for (const file of files.filter((name) => !old.includes(name))) {
     if ((await infoOf(join(path, file))) === null) continue;

@@ -1,6 +1,7 @@
 /** The ids that end a sequence unless the caller names some. */
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
+import type { Place } from '../io/own_files.ts';
 import { isMissing } from '../io/regular_file.ts';
 import { readConfigJson } from '../models/config_keys.ts';
 import type { Model } from '../models/index.ts';
@@ -17,7 +18,7 @@ const kFile = 'generation_config.json';
  */
 export async function endTokens(model: Model, tokenizer: Tokenizer | undefined): Promise<number[]> {
   const { folder } = model;
-  const ids = folder === '' ? null : await generationIds(join(folder, kFile));
+  const ids = folder === '' ? null : await generationIds({ folder, path: kFile });
   if (ids !== null) return ids;
   const path = folder === '' ? 'the configuration' : join(folder, 'config.json');
   const own = idsOf(model.configJson().eos_token_id, path) ?? [];
@@ -25,10 +26,10 @@ export async function endTokens(model: Model, tokenizer: Tokenizer | undefined):
 }
 
 /** The ids in a generation_config.json; null where there is none: a model from a GGUF file has that file as its folder. */
-async function generationIds(path: string): Promise<number[] | null> {
+async function generationIds(place: Place): Promise<number[] | null> {
   try {
-    const { eos_token_id: ids } = await readConfigJson(path, { advice: kAdvice });
-    return idsOf(ids, path);
+    const { eos_token_id: ids } = await readConfigJson(place, { advice: kAdvice });
+    return idsOf(ids, join(place.folder, place.path));
   } catch (error) {
     if (isMissing(error)) return null;
     throw error;

@@ -156,17 +156,23 @@ export async function namesIn(folder: string): Promise<string[]> {
   }
 }
 
-/** Paths of the files in a folder and in all folders below it, relative with "/", sorted. Links count as files and are not followed. */
-export async function filesBelow(folder: string): Promise<string[]> {
-  const files: string[] = [];
-  for (const entry of await readdir(folder, { withFileTypes: true })) {
-    const { name } = entry;
-    if (entry.isDirectory()) {
-      const below = await filesBelow(join(folder, name));
-      files.push(...below.map((path) => `${name}/${path}`));
-    } else if (entry.isFile() || entry.isSymbolicLink()) files.push(name);
+/**
+ * Paths of everything below a folder that is no folder itself, relative with "/", sorted. Links count as files and are not followed.
+ * @param keeps whether a path is among them, and of a folder what is in it. Default: all
+ */
+export async function pathsBelow(
+  folder: string,
+  keeps: (path: string) => boolean = () => true,
+): Promise<string[]> {
+  const paths: string[] = [];
+  const folders = [''];
+  for (let above = folders.pop(); above !== undefined; above = folders.pop()) {
+    for (const entry of await readdir(join(folder, above), { withFileTypes: true })) {
+      const path = `${above}${entry.name}`;
+      if (keeps(path)) entry.isDirectory() ? folders.push(`${path}/`) : paths.push(path);
+    }
   }
-  return files.sort();
+  return paths.sort();
 }
 
 /**

@@ -1,13 +1,10 @@
-/**
- * The files of a folder that is sent elsewhere. Nothing outside of the folder is among them: a folder that was downloaded or unpacked may
- * hold links to a key or to another program's data, and a file may be exchanged for a link at any moment.
- */
-import { constants, type Stats } from 'node:fs';
-import { type FileHandle, lstat, open, readdir, realpath } from 'node:fs/promises';
+/** The files of a folder that is sent elsewhere. Nothing outside of the folder is among them. */
+import type { Stats } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
 import { join, relative, sep } from 'node:path';
-import { FormatError } from '../errors.ts';
-import { isAbandoned } from './files.ts';
-import { isMissing, readError, requireRegular } from './regular_file.ts';
+import { isAbandoned, pathsBelow } from './files.ts';
+import { exchanged, kOwnFlags, notOwn, openOwn, type Place } from './own_files.ts';
+import { readError, statPath } from './regular_file.ts';
 import { RUN } from './run_folder.ts';
 
 /** A file to be sent: its path in the folder, with slashes, and its bytes. */
@@ -16,9 +13,6 @@ export interface PushedFile {
   readonly content: Blob;
 }
 
-/** Advice for a link, or for a name that was one for a moment. */
-const kLinkAdvice = 'put a copy in its place (cp -L), or take it out of the folder';
-
 /**
  * The files of a folder and of all folders below it, sorted. The record of a run (run/), names that begin with a dot, and temporary files
  * are left out. A link to a file in the folder counts as that file, which must not be among those left out.
@@ -26,33 +20,14 @@ const kLinkAdvice = 'put a copy in its place (cp -L), or take it out of the fold
  *   socket, a device)
  */
 export async function pushedFiles(folder: string): Promise<PushedFile[]> {
-  const root = await realpath(folder).catch((error: unknown) => {
-    if (isMissing(error)) return null;
-    throw readError(folder, error);
+  if ((await statPath(folder)) === null) return [];
+  const keeps = (path: string): boolean => !isLeftOut(path);
+  const paths = await pathsBelow(folder, keeps).catch((error: NodeJS.ErrnoException) => {
+    throw readError(error.path ?? folder, error);
   });
-  if (root === null) return [];
-  const paths = await pathsBelow(folder, '');
   const files: PushedFile[] = [];
-  for (const path of paths.sort()) {
-    files.push({ path, content: await SentFile.open(root, { folder, path }) });
-  }
+  for (const path of paths) files.push({ path, content: await SentFile.open({ folder, path }) });
   return files;
-}
-
-/** Paths of everything below a folder that is no folder itself. */
-async function pathsBelow(folder: string, below: string): Promise<string[]> {
-  const at = join(folder, below);
-  const entries = await readdir(at, { withFileTypes: true }).catch((error: unknown) => {
-    throw readError(at, error);
-  });
-  const paths: string[] = [];
-  for (const entry of entries) {
-    const path = below === '' ? entry.name : `${below}/${entry.name}`;
-    if (isLeftOut(path)) continue;
-    if (entry.isDirectory()) paths.push(...(await pathsBelow(folder, path)));
-    else paths.push(path);
-  }
-  return paths;
 }
 
 /** Whether a path in the folder is none of those that are sent. */
@@ -60,15 +35,6 @@ function isLeftOut(path: string): boolean {
   const names = path.split('/');
   return names[0] === RUN || names.some((name) => name.startsWith('.') || isAbandoned(name));
 }
-
-/** The place of a file, as the user named the folder. */
-interface Place {
-  readonly folder: string;
-  readonly path: string;
-}
-
-// A link that has taken the place of a file is not followed, and a pipe does not stop the thread. (Windows has neither flag.)
-const kFlags = constants.O_RDONLY | (constants.O_NOFOLLOW ?? 0) | (constants.O_NONBLOCK ?? 0);
 
 /** Bytes that are read at once. */
 const kSliceBytes = 2 ** 20;
@@ -94,24 +60,14 @@ class SentFile extends Blob {
   }
 
   /** @throws FormatError for what is not in the folder, or no regular file */
-  static async open(root: string, { folder, path }: Place): Promise<SentFile> {
-    const named = join(folder, path);
-    const target = await targetOf(root, { folder, path });
-    const file = await open(target, kFlags).catch((error: unknown) => {
-      throw readError(named, error);
-    });
-    try {
-      const found = await file.stat();
-      requireRegular(named, found);
-      // A folder above it may have been a link while it was opened: what is at its place now must be what was opened.
-      const now = await lstat(target).catch(() => null);
-      if ((await targetOf(root, { folder, path })) !== target || now?.ino !== found.ino) {
-        throw exchanged(named);
-      }
-      return new SentFile(target, found, [0, found.size]);
-    } finally {
-      await file.close();
+  static async open(place: Place): Promise<SentFile> {
+    const { file, root, target, found } = await openOwn(place);
+    await file.close();
+    const inside = relative(root, target);
+    if (!inside.startsWith(`..${sep}`) && isLeftOut(inside.replaceAll(sep, '/'))) {
+      throw notOwn(join(place.folder, place.path), `is a link to ${target}, which is not pushed`);
     }
+    return new SentFile(target, found, [0, found.size]);
   }
 
   override slice(start = 0, end = this.size): Blob {
@@ -156,7 +112,7 @@ class SentFile extends Blob {
 
   /** @throws FormatError for another file than was found */
   async #reopened(): Promise<FileHandle> {
-    const file = await open(this.#path, kFlags).catch((error: unknown) => {
+    const file = await open(this.#path, kOwnFlags).catch((error: unknown) => {
       throw readError(this.#path, error);
     });
     const { dev, ino, size, mtimeMs } = await file.stat();
@@ -172,35 +128,4 @@ class SentFile extends Blob {
     await file.close();
     throw exchanged(this.#path);
   }
-}
-
-/** The path of a file without links. @throws FormatError naming a link that leads out of the folder, to nothing or to a folder */
-async function targetOf(root: string, { folder, path }: Place): Promise<string> {
-  const named = join(folder, path);
-  const target = await realpath(join(root, path)).catch((error: unknown) => {
-    if (isMissing(error)) throw notSent(named, 'is a link that leads to nothing');
-    throw readError(named, error);
-  });
-  if (target === join(root, path)) return target;
-  if (!target.startsWith(root.endsWith(sep) ? root : root + sep)) {
-    throw notSent(named, `is a link that leads out of the folder, to ${target}`);
-  }
-  if (isLeftOut(relative(root, target).replaceAll(sep, '/'))) {
-    throw notSent(named, `is a link to ${target}, which is not pushed`);
-  }
-  if ((await lstat(target)).isDirectory()) {
-    throw notSent(named, `is a link to a folder, ${target}`);
-  }
-  return target;
-}
-
-function notSent(path: string, why: string): FormatError {
-  return new FormatError(`${path}: ${why}`, { path, advice: kLinkAdvice });
-}
-
-function exchanged(path: string): FormatError {
-  return new FormatError(`${path}: was changed or replaced while it was read`, {
-    path,
-    advice: 'push again when nothing writes to the folder',
-  });
 }

@@ -70,11 +70,16 @@ function kindOf(info: Stats): [kind: string, advice: string] {
 }
 
 /** Reads a whole file. @throws as {@link openRegular} does; FormatError for a file above the limit */
-export async function readBytes(
+export async function readBytes(path: string, options?: ReadFileOptions): Promise<Buffer> {
+  return readOpened(path, await openRegular(path), options);
+}
+
+/** Reads the whole of a file that was opened, and closes it. @throws as {@link readBytes} does */
+export async function readOpened(
   path: string,
+  file: FileHandle,
   { limit = kMaxTextBytes }: ReadFileOptions = {},
 ): Promise<Buffer> {
-  const file = await openRegular(path);
   try {
     const { size } = await file.stat();
     if (size > limit) {

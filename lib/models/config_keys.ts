@@ -3,8 +3,10 @@
  * that loads and computes something else is worse than one that does not load. So an unknown key is refused, unless the caller
  * names it in `ignoreKeys`.
  */
+import { join } from 'node:path';
 import { z } from 'zod';
 import { FormatError, UnsupportedError } from '../errors.ts';
+import { type Place, readOwnText } from '../io/own_files.ts';
 import { kMaxConfigBytes, readText } from '../io/regular_file.ts';
 import { shown } from '../shown.ts';
 
@@ -96,15 +98,18 @@ export function configError(path: string, message: string): FormatError {
 
 /**
  * Reads a file of one JSON object, as config.json.
+ * @param at its path, or its place in a folder out of which no link in its place may lead
  * @param options advice: how to mend a file that is no such object, as the end of the message
  * @throws FormatError if it cannot be opened, is too large or is no object, NativeError if the disk fails
  */
 export async function readConfigJson(
-  path: string,
+  at: string | Place,
   { advice }: { advice?: string } = {},
 ): Promise<Record<string, unknown>> {
+  const path = typeof at === 'string' ? at : join(at.folder, at.path);
   const options = { path, ...(advice !== undefined && { advice }) };
-  const text = await readText(path, { limit: kMaxConfigBytes });
+  const limits = { limit: kMaxConfigBytes };
+  const text = await (typeof at === 'string' ? readText(at, limits) : readOwnText(at, limits));
   let json: unknown;
   try {
     json = JSON.parse(text);

@@ -2,13 +2,13 @@
  * Saving of a model as a Hugging Face folder: config.json, model.safetensors (or several files with their index), and the tokenizer's
  * files of its source.
  */
-import { existsSync, statSync } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { COMPANIONS, SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
-import { readBytes } from '../io/regular_file.ts';
+import { readOwn } from '../io/own_files.ts';
+import { isMissing } from '../io/regular_file.ts';
 import { Conv1D } from '../nn/index.ts';
 import { abs, contiguous, max, transpose } from '../ops/index.ts';
 import {
@@ -75,6 +75,8 @@ export async function saveModel(
   const json = model.configJson();
   if (dtype !== undefined) json.dtype = DTYPE_NAMES[dtype];
   const config = `${JSON.stringify(json, null, 2)}\n`;
+  // Read first, so that nothing is written where one of them is refused.
+  const companions = await readCompanions(model.folder);
   await makeFolder(folder);
   const writer = await ShardedWriter.create(folder, specs, maxShardSize);
   try {
@@ -100,7 +102,7 @@ export async function saveModel(
     throw error;
   }
   await writeFileAtomic(join(folder, 'config.json'), config);
-  await copyCompanions(model.folder, folder);
+  if (resolve(model.folder) !== resolve(folder)) await writeCompanions(folder, companions);
 }
 
 /** @throws ArgumentError for anything but null or a tensor of the weight's shape */
@@ -224,15 +226,34 @@ function transposedWeights(model: Model): ReadonlySet<Tensor> {
 /**
  * Copies the files of the vocabulary from a model's folder.
  * @param names those to copy. Default: all
+ * @throws FormatError as {@link readCompanions} does
  */
 export async function copyCompanions(
   from: string,
   to: string,
-  names: readonly string[] = COMPANIONS,
+  names?: readonly string[],
 ): Promise<void> {
-  if (!existsSync(from) || !statSync(from).isDirectory() || resolve(from) === resolve(to)) return;
-  for (const name of names) {
-    if (!existsSync(join(from, name))) continue;
-    await writeFileAtomic(join(to, name), await readBytes(join(from, name)));
+  if (resolve(from) === resolve(to)) return;
+  await writeCompanions(to, await readCompanions(from, names));
+}
+
+/** The files of the vocabulary in a model's folder. @throws FormatError for one that is not the folder's own (see lib/io/own_files.ts) */
+async function readCompanions(
+  folder: string,
+  names: readonly string[] = COMPANIONS,
+): Promise<ReadonlyMap<string, Buffer>> {
+  const found = new Map<string, Buffer>();
+  if (folder === '') return found;
+  for (const path of names) {
+    const bytes = await readOwn({ folder, path }).catch((error: unknown) => {
+      if (isMissing(error)) return null;
+      throw error;
+    });
+    if (bytes !== null) found.set(path, bytes);
   }
+  return found;
+}
+
+async function writeCompanions(folder: string, files: ReadonlyMap<string, Buffer>): Promise<void> {
+  for (const [name, bytes] of files) await writeFileAtomic(join(folder, name), bytes);
 }

@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { isModelFolder } from '../io/model_folder.ts';
+import { type Place, readOwnText } from '../io/own_files.ts';
 import {
   isMissing,
   kMaxConfigBytes,
@@ -32,7 +33,7 @@ export async function readTokenizerFiles(model: string): Promise<TokenizerFiles>
   const gguf = await findGguf(model);
   const folder = gguf === model ? dirname(model) : model;
   const path = join(folder, 'tokenizer.json');
-  const tokenizerJson = await readJsonIfThere(path);
+  const tokenizerJson = await readJsonIfThere({ folder, path: 'tokenizer.json' });
   if (gguf === null && tokenizerJson === null) throw noSuchFile(path);
   const metadata = gguf === null ? null : await readGgufMetadata(gguf);
   if (tokenizerJson === null) {
@@ -40,10 +41,10 @@ export async function readTokenizerFiles(model: string): Promise<TokenizerFiles>
   }
   const tokenizerConfig: Json = {
     ...(metadata === null ? null : ggufTokenizerConfig(metadata)),
-    ...(await readJsonIfThere(join(folder, 'special_tokens_map.json'), kConfig)),
-    ...(await readJsonIfThere(join(folder, 'tokenizer_config.json'), kConfig)),
+    ...(await readJsonIfThere({ folder, path: 'special_tokens_map.json' }, kConfig)),
+    ...(await readJsonIfThere({ folder, path: 'tokenizer_config.json' }, kConfig)),
   };
-  const template = await readIfThere(join(folder, 'chat_template.jinja'), kConfig);
+  const template = await readIfThere({ folder, path: 'chat_template.jinja' }, kConfig);
   if (template !== null) tokenizerConfig.chat_template = template;
   return { path, tokenizerJson, tokenizerConfig };
 }
@@ -90,23 +91,28 @@ function noSuchFile(path: string): FormatError {
 
 /** Reads a JSON object from a file. @throws FormatError naming the file if it is missing or holds anything else */
 export async function readJson(path: string): Promise<Json> {
-  const json = await readJsonIfThere(path);
-  if (json === null) throw noSuchFile(path);
-  return json;
+  return parseJson(path, await readText(path));
 }
 
-async function readIfThere(path: string, options?: ReadFileOptions): Promise<string | null> {
+/**
+ * Reads a file of a model's folder, which may have come from anywhere: its text is written again with what is made of the model.
+ * @throws FormatError for a link that leads out of the folder
+ */
+async function readIfThere(place: Place, options?: ReadFileOptions): Promise<string | null> {
   try {
-    return await readText(path, options);
+    return await readOwnText(place, options);
   } catch (error) {
     if (isMissing(error)) return null;
     throw error;
   }
 }
 
-async function readJsonIfThere(path: string, options?: ReadFileOptions): Promise<Json | null> {
-  const text = await readIfThere(path, options);
-  if (text === null) return null;
+async function readJsonIfThere(place: Place, options?: ReadFileOptions): Promise<Json | null> {
+  const text = await readIfThere(place, options);
+  return text === null ? null : parseJson(join(place.folder, place.path), text);
+}
+
+function parseJson(path: string, text: string): Json {
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -302,6 +302,22 @@ describe('links in a folder that is pushed', () => {
     });
   });
 
+  it("may be those of a snapshot in the Hub's cache to the blobs of its repository", async () => {
+    const repository = join(own, '..', 'models--some--model');
+    const snapshot = join(repository, 'snapshots', '0'.repeat(40));
+    await mkdir(snapshot, { recursive: true });
+    await mkdir(join(repository, 'blobs'));
+    await writeFile(join(repository, 'blobs', 'hash'), 'of the repository');
+    await symlink('../../blobs/hash', join(snapshot, 'README.md'));
+    expect((await push(snapshot, '--repo', 'me/tuned')).code).toBe(0);
+    expect(hub.files.get('README.md')?.toString()).toBe('of the repository');
+    hub.files.clear();
+    await symlink('../../../elsewhere/key', join(snapshot, 'notes.md'));
+    const { code, err } = await push(snapshot, '--repo', 'me/tuned');
+    expect(err).toContain('notes.md: is a link that leads out of the folder');
+    expect([code, hub.files.size]).toEqual([1, 0]);
+  });
+
   it.each<[string, (own: string, key: string) => void]>([
     [
       'a file becomes a link',

@@ -77,7 +77,7 @@ describe('a file of any kind', () => {
       expect(['ERR_FORMAT', 'ERR_ARGUMENT'], line).toContain(said.code);
       expect(said.message, line).toContain(own);
       expect(said.message, line).toMatch(
-        /is (a pipe|a device|a socket|a folder), not a regular file|is not a regular file|neither a model folder nor|must be a folder or|ENXIO|No such device/,
+        /is (a pipe|a device|a socket|a folder), not a regular file|is a link that leads out of the folder|is not a regular file|neither a model folder nor|must be a folder or|ENXIO|No such device/,
       );
     }
   });

@@ -18,9 +18,10 @@ import {
   writeFile,
 } from 'node:fs/promises';
 import { homedir } from 'node:os';
-import { basename, dirname, join, relative, sep } from 'node:path';
+import { basename, dirname, join, relative } from 'node:path';
 import { FormatError } from '../../errors.ts';
 import { discard, diskError, makeFolder, syncFolder } from '../files.ts';
+import { isOwn } from '../own_files.ts';
 import { readText } from '../regular_file.ts';
 import type { FileHash, RepoFile } from './api.ts';
 import { HubError } from './endpoint.ts';
@@ -168,8 +169,7 @@ export class RepoCache {
       realpathOrNull(join(this.folder, 'snapshots', sha, path)),
     ]);
     if (root === null || target === null) return false;
-    const allowed = [join(root, 'blobs'), join(root, 'snapshots', sha)];
-    if (allowed.some((folder) => target.startsWith(folder + sep))) return true;
+    if (isOwn(target, join(root, 'snapshots', sha), root)) return true;
     throw leadsOut(join(this.folder, 'snapshots', sha, path), target);
   }
 

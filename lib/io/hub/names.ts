@@ -28,6 +28,14 @@ export function hubIdOf(nameOrPath: string): string | null {
   return isRepoId(id) && !existsSync(id) ? id : null;
 }
 
+/** The folder of the repository that a snapshot in the Hub's cache is of, by the snapshot's path; null: it is that of no snapshot. */
+export function repositoryOf(folder: string): string | null {
+  const found = kSnapshot.exec(folder);
+  if (found === null) return null;
+  const end = found.index + found[0].length;
+  return folder.slice(0, end).replace(/[/\\]snapshots[/\\]$/, '');
+}
+
 /** Whether a value is a commit as git names it: 40 lower-case hex digits. */
 export function isCommit(value: unknown): value is string {
   return typeof value === 'string' && /^[0-9a-f]{40}$/.test(value);
