@@ -76,7 +76,6 @@ function nativeComplaints(path: string, source: string): string[] {
 
 /** Files outside of lib/io that open files without it, none of which a user names, and why. */
 const kOpeners: Record<string, string> = {
-  'lib/train/line_log.ts': 'appends',
   'lib/tasks/teacher_cache.ts': 'reads and writes records in place, and requires a regular file',
 };
 

@@ -4,10 +4,10 @@
  */
 import { randomBytes } from 'node:crypto';
 import { constants as modes } from 'node:fs';
-import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { constants } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
-import { ArgumentError, NativeError } from '../errors.ts';
+import { ArgumentError, FormatError, NativeError } from '../errors.ts';
 
 /**
  * The process id in a temporary name that is made here, or by the engine (native/io/atomic_file.cc). No other name counts as
@@ -86,6 +86,36 @@ export async function writeFolderAtomic(
     await discard(temporary);
     throw diskError(path, error);
   }
+}
+
+/**
+ * Opens a file to add to its end; it is made if there is none.
+ * @throws FormatError for a link, NativeError with the path when the disk is full or refuses
+ */
+export async function openToAppend(path: string): Promise<FileHandle> {
+  if (kNoLink === 0) await refuseLink(path);
+  const { O_APPEND, O_CREAT, O_WRONLY } = modes;
+  try {
+    return await open(path, O_WRONLY | O_APPEND | O_CREAT | kNoLink, 0o666);
+  } catch (error) {
+    throw codeOf(error) === 'ELOOP' ? writtenLink(path) : diskError(path, error);
+  }
+}
+
+/** The flag with which a file that is written in its place is opened, so that a link is refused (Windows has none). */
+export const kNoLink = modes.O_NOFOLLOW ?? 0;
+
+/** Refuses a link in the place of a file that is written there. @throws FormatError */
+export async function refuseLink(path: string): Promise<void> {
+  const info = await lstat(path).catch(() => null); // what else is wrong with the path is said when it is opened
+  if (info?.isSymbolicLink()) throw writtenLink(path);
+}
+
+/** The error for a link through which another file, whatever it is, would be written. */
+export function writtenLink(path: string): FormatError {
+  return new FormatError(`${path}: is a link, and files are not written through links`, {
+    ...{ path, advice: 'remove it, or put the file that it leads to in its place' },
+  });
 }
 
 /** Removes a file, if there is one. @throws NativeError with the path when the disk refuses */

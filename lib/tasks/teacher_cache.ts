@@ -26,7 +26,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { ArgumentError, FormatError } from '../errors.ts';
-import { diskError } from '../io/files.ts';
+import { diskError, kNoLink, writtenLink } from '../io/files.ts';
 import { requireRegular } from '../io/regular_file.ts';
 import type { SelectedRows } from '../losses/positions.ts';
 import type { TeacherSummary } from '../ops/index.ts';
@@ -202,14 +202,16 @@ export class TeacherCache {
   #open(): number {
     // All reads and writes give a position. Neither a temporary file nor that of a run is ever written through a link that somebody has
     // put there; the path of a shared file is the user's own, and may be a link.
-    const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = constants;
-    const way = O_NONBLOCK | (this.#appends ? O_RDWR : O_RDONLY) | (this.#shared ? 0 : O_NOFOLLOW);
+    const { O_CREAT, O_EXCL, O_NONBLOCK, O_RDONLY, O_RDWR } = constants;
+    const way = O_NONBLOCK | (this.#appends ? O_RDWR : O_RDONLY) | (this.#shared ? 0 : kNoLink);
     // A file that is there may be another user's, of which Linux refuses O_CREAT in folders such as /tmp.
     const creates = this.#temporary || !existsSync(this.#path);
     const create = (creates ? O_CREAT : 0) | (this.#temporary ? O_EXCL : 0);
     try {
       return openSync(this.#path, way | create, 0o600);
     } catch (error) {
+      const isLink = !this.#shared && (error as NodeJS.ErrnoException).code === 'ELOOP';
+      if (isLink) throw writtenLink(this.#path);
       throw diskError(this.#path, error, this.#appends ? 'write' : 'read');
     }
   }

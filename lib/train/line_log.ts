@@ -2,8 +2,8 @@
  * Logs of a run: files of one JSON object a line, to which lines are only added. A process that is killed leaves at worst a last line
  * that is cut off, which readers pass over and the resumed run removes.
  */
-import { type FileHandle, open } from 'node:fs/promises';
-import { diskError, writeFileAtomic } from '../io/files.ts';
+import type { FileHandle } from 'node:fs/promises';
+import { diskError, openToAppend, refuseLink, writeFileAtomic } from '../io/files.ts';
 import { isMissing, readText } from '../io/regular_file.ts';
 import { objectIn } from '../io/run_folder.ts';
 import { toJson } from './json.ts';
@@ -21,11 +21,15 @@ export class LineLog<T extends object> {
     readonly last: T | null,
   ) {}
 
-  /** Opens a log for adding to it. Lines that are cut off, and those that `keeps` refuses, are removed. */
+  /**
+   * Opens a log for adding to it. Lines that are cut off, and those that `keeps` refuses, are removed.
+   * @throws FormatError for a link, whose file belongs to something else
+   */
   static async open<T extends object>(
     path: string,
     keeps: (value: T) => boolean = () => true,
   ): Promise<LineLog<T>> {
+    await refuseLink(path);
     const text = await textOf(path);
     let [kept, last] = ['', null as T | null];
     for (const line of (text ?? '').split('\n')) {
@@ -35,11 +39,7 @@ export class LineLog<T extends object> {
       last = value;
     }
     if (kept !== text) await writeFileAtomic(path, kept);
-    try {
-      return new LineLog(path, await open(path, 'a'), last);
-    } catch (error) {
-      throw diskError(path, error);
-    }
+    return new LineLog(path, await openToAppend(path), last);
   }
 
   /**
