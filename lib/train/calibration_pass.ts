@@ -5,7 +5,7 @@ import type { StartModule, Statistics } from '../adapters/methods/method.ts';
 import type { Batch, Segments } from '../data/collate.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
-import { type BaloraError, NativeError } from '../errors.ts';
+import { NativeError } from '../errors.ts';
 import { modelBatch } from '../eval/classify.ts';
 import { selectRows } from '../losses/positions.ts';
 import { CausalLM, type Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
@@ -15,7 +15,7 @@ import { synchronize } from '../runtime.ts';
 import { yieldToEventLoop } from '../tasks/event_loop.ts';
 import { computeOwned, noGrad, scope, type Tensor } from '../tensor.ts';
 import type { CalibrationState } from './calibration_state.ts';
-import { placed } from './failure.ts';
+import { type FoundBy, placed } from './failure.ts';
 
 /** A module to be calibrated. */
 export interface CalibratedLinear extends StartModule {
@@ -60,13 +60,13 @@ export async function* batchesOf(
 }
 
 /** The error for a micro-batch of a calibration in which something is not finite. */
-export function notFiniteIn(batch: number, what: string, cause?: BaloraError): NativeError {
+export function notFiniteIn(batch: number, what: string, found?: FoundBy): NativeError {
   return new NativeError(`calibrate: micro-batch ${batch + 1}: not finite (${what})`, {
     code: 'ERR_NOT_FINITE',
     advice:
       'nothing is trained here, so that it is the weights, or activations that overflow in their dtype: load the model in dtype f32, or ' +
       'find the first such value with setAnomalyMode(true)',
-    ...(cause !== undefined && { cause }),
+    ...found,
   });
 }
 
@@ -75,7 +75,7 @@ export async function inBatch<T>(batch: number, work: () => Promise<T>): Promise
   try {
     return await work();
   } catch (error) {
-    throw placed(error, (what, cause) => notFiniteIn(batch, what, cause));
+    throw placed(error, (what, found) => notFiniteIn(batch, what, found));
   }
 }
 

@@ -30,19 +30,25 @@ export function valuesOf(terms: CombinedTerms, norm: number): string {
     .join(', ');
 }
 
+/** The error of an op that found a value that is not finite, as an error that says where in a run it was has it. */
+export interface FoundBy {
+  readonly cause: BaloraError;
+  /** In anomaly mode: where the op was called. */
+  readonly lines: readonly string[];
+}
+
 /** The error for a step in which something is not finite. */
 export function notFinite(
   step: number,
   what: string,
-  { tried, updating = false, cause }: { tried: Tried; updating?: boolean; cause?: BaloraError },
+  { tried, updating = false, ...found }: { tried: Tried; updating?: boolean } & Partial<FoundBy>,
 ): NativeError {
   const state = updating
     ? 'while the parameters were written'
     : `the parameters are those after step ${step - 1}`;
-  const options = { code: 'ERR_NOT_FINITE', advice: advice(tried) } as const;
   return new NativeError(`step ${step}: not finite (${what}); ${state}`, {
-    ...options,
-    ...(cause !== undefined && { cause }),
+    ...{ code: 'ERR_NOT_FINITE', advice: advice(tried) },
+    ...found,
   });
 }
 
@@ -53,21 +59,18 @@ export function notFinite(
  */
 export function placed(
   error: unknown,
-  make: (what: string, cause: BaloraError) => NativeError,
+  make: (what: string, found: FoundBy) => NativeError,
 ): unknown {
   if (!(error instanceof BaloraError) || error.code !== 'ERR_NOT_FINITE') return error;
-  const [first = '', ...rest] = withoutAdvice(error).split('\n');
-  const made = make(first, error);
-  // In anomaly mode the lines below say where the op was called.
-  if (rest.length > 0) made.message = [made.message, ...rest].join('\n');
-  return made;
+  const [first = '', ...lines] = withoutAdvice(error).split('\n');
+  return make(first, { cause: error, lines });
 }
 
 /** An error of an evaluation, or of the answers to sample prompts, in a run: see {@link placed}. */
 export function placedInEvaluation(error: unknown, step: number, tried: Tried): unknown {
-  return placed(error, (what, cause) => {
+  return placed(error, (what, found) => {
     const message = `step ${step}: not finite in the evaluation after it (${what})`;
-    return new NativeError(message, { code: 'ERR_NOT_FINITE', advice: advice(tried), cause });
+    return new NativeError(message, { code: 'ERR_NOT_FINITE', advice: advice(tried), ...found });
   });
 }
 

@@ -72,8 +72,8 @@ export async function takeStep(
   try {
     return await computeStep(parts, { ...options, onUpdate });
   } catch (error) {
-    throw placed(error, (what, cause) =>
-      notFinite(options.step + 1, what, { tried, updating, cause }),
+    throw placed(error, (what, found) =>
+      notFinite(options.step + 1, what, { tried, updating, ...found }),
     );
   }
 }

@@ -8,10 +8,11 @@ import type { LoraConfigInput } from '../../lib/adapters/config.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
 import type { AdapterConfigInput, AdapterMethodName } from '../../lib/adapters/make_adapter.ts';
 import { METHODS } from '../../lib/adapters/methods/registry.ts';
-import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
+import type { NamedTensor, TunedModel } from '../../lib/adapters/tuned_model.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { setDefaultDevice } from '../../lib/device.ts';
 import { AutoModelForCausalLM } from '../../lib/models/auto.ts';
+import { fill_ } from '../../lib/ops/index.ts';
 import {
   memoryStats,
   opTimes,
@@ -19,6 +20,7 @@ import {
   setProfiling,
   synchronize,
 } from '../../lib/runtime.ts';
+import { noGrad } from '../../lib/tensor.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { TrainerOptions } from '../../lib/train/trainer_options.ts';
 import type { BatchSource, StepRecord } from '../../lib/train/types.ts';
@@ -291,6 +293,37 @@ describe.skipIf(!kRecords)('training by graphs', () => {
     const end = memoryStats({ device: 'cuda' });
     expect(end.byTag.graphs ?? 0).toBe(start.byTag.graphs ?? 0);
     expect(end.liveBytes).toBeLessThanOrEqual(start.liveBytes);
+  });
+
+  it.each([
+    ['the loss', {}],
+    ['the teacher', { consistencyWeight: 0.1 }],
+    ['the decomposition of a term', { svdWeight: 0.1, svdTopK: 3 }],
+  ])('diverges as one error with the step and advice, by %s', async (_, weights) => {
+    const setting: Setting = {
+      ...{ data: tinySource(kOneShape), gradientAccumulationSteps: 1, maxSteps: 6 },
+      regularizers: { ...weights, regularizerSchedule: 'constant' },
+    };
+    const tuned = await tunedModel(setting);
+    const [factor] = tuned.parameters() as [NamedTensor];
+    const run = new Trainer(optionsOf(tuned, setting, true)).run();
+    resetOpTimes();
+    const training = (async () => {
+      for await (const event of run) {
+        if (event.type !== 'step' || event.record.step !== 3) continue;
+        noGrad(() => fill_(factor.tensor, Number.NaN));
+      }
+    })();
+    await expect(training).rejects.toMatchObject({
+      code: 'ERR_NOT_FINITE',
+      message: expect.stringMatching(
+        /^step 4: not finite \(.+\); the parameters are those after step 3; lower the learning rate \(0\.\d+ in this step\)/,
+      ),
+    });
+    // The step that failed was computed by graphs, as the third was.
+    expect(launchesOfGraphs()).toBeGreaterThanOrEqual(4);
+    tuned.dispose();
+    tuned.model.dispose();
   });
 
   it('can be resumed after a stop within a window, and interrupted by profiling', async () => {

@@ -2,12 +2,13 @@
 import { describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { NamedTensor, TunedModel } from '../../lib/adapters/tuned_model.ts';
-import { NativeError } from '../../lib/errors.ts';
+import { errorFromCode, NativeError } from '../../lib/errors.ts';
 import { evaluateClassifier } from '../../lib/eval/classify.ts';
 import { copy_, fill_ } from '../../lib/ops/index.ts';
 import { setAnomalyMode } from '../../lib/runtime.ts';
 import { noGrad, tensor } from '../../lib/tensor.ts';
 import { calibrate } from '../../lib/train/calibrate.ts';
+import { placed } from '../../lib/train/failure.ts';
 import { warmUpHead } from '../../lib/train/head_warmup.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import type { TrainCallback } from '../../lib/train/types.ts';
@@ -113,6 +114,15 @@ describe('a run that diverges', () => {
     } finally {
       setAnomalyMode(false);
     }
+  });
+
+  it('keeps the lines of an op that say where it was called, in the stack too', () => {
+    const line = '  enqueued at mine.ts:7';
+    const found = errorFromCode('ERR_NOT_FINITE', `add made a value that is not finite\n${line}`);
+    const error = placed(found, (what, by) => new NativeError(`step 1: ${what}`, by)) as Error;
+    expect(error.message).toBe(`step 1: add made a value that is not finite\n${line}`);
+    expect(error.stack).toContain(error.message);
+    expect(error.cause).toBe(found);
   });
 
   it('in its last update, which no later loss shows', async () => {
