@@ -37,8 +37,6 @@ export interface ServerOptions {
   readonly stallMs?: number;
   /** Most tokens that the prompts of a request have together. Default: four times the model's context. */
   readonly maxPromptTokens?: number | undefined;
-  /** Connections at the same time. Of more, those whose request has not come in whole give way, the oldest first. Default 1024. */
-  readonly maxConnections?: number;
   /** Milliseconds that answers have to end when the server is closed. Default one second. */
   readonly graceMs?: number;
   /** Called after each request. */
@@ -56,6 +54,7 @@ const kGraceMs = 1000;
 const kRequestMs = 60_000;
 const kHeadersMs = 10_000;
 const kCheckMs = 1000;
+/** Connections at the same time. Of more, those whose request has not come in whole give way, the oldest first. */
 const kMostConnections = 1024;
 /** Time in which answers that the end of the server stopped can be sent. */
 const kEndMs = 500;
@@ -177,7 +176,7 @@ export class ApiServer {
     this.#connections.add(socket);
     this.#unanswered.add(socket);
     socket.once('close', () => forget(socket));
-    if (this.#connections.size <= (this.#options.maxConnections ?? kMostConnections)) return;
+    if (this.#connections.size <= kMostConnections) return;
     const [oldest] = this.#unanswered as Iterable<Socket> as [Socket];
     forget(oldest);
     oldest.destroy();

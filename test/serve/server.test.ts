@@ -421,38 +421,6 @@ describe('prompts that are too long', () => {
   });
 });
 
-describe('requests that are half sent', () => {
-  const half = `POST ${kChat} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n`;
-
-  it.each([
-    ['in their heads', half],
-    ['in their bodies', `${half}Content-Length: 100\r\n\r\n{"model"`],
-    ['before their first byte', ''],
-  ])('%s give way to others, the oldest first', async (_, text) => {
-    const { gate, open } = makeGate();
-    const { server, sessions } = await start(endless(gate), { maxConnections: 20 });
-    // A request that has come in whole keeps its connection.
-    const running = send(server, kChat, { body: chatBody({ max_tokens: 2 }) });
-    await eventually(() => expect(sessions).toHaveLength(1));
-    const sockets: Awaited<ReturnType<typeof openSocket>>[] = [];
-    for (let i = 0; i < 30; i++) {
-      const socket = await openSocket(server);
-      socket.on('error', () => {});
-      if (text !== '') socket.write(text);
-      sockets.push(socket);
-    }
-    expect((await send(server, '/health')).status).toBe(200);
-    expect((await send(server, '/v1/models')).status).toBe(200);
-    await eventually(() =>
-      expect(sockets.filter(({ closed }) => closed).length).toBeGreaterThanOrEqual(11),
-    );
-    expect(sockets.at(-1)?.closed).toBe(false);
-    open();
-    expect((await running).status).toBe(200);
-    for (const socket of sockets) socket.destroy();
-  });
-});
-
 describe('a client that', () => {
   it('leaves ends its generation, and frees its place', async () => {
     const { server, sessions } = await start(endless(), { maxConcurrent: 1, maxWaiting: 1 });
