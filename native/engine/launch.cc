@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstring>
+#include <exception>
 #include <future>
 #include <memory>
 #include <string>
@@ -125,7 +126,7 @@ struct LaunchTask {
   std::vector<Operand> operands;
   size_t num_inputs;
   bool in_place;
-  bool passes_on = false;  // without outputs, to an op that finds out about an abort itself
+  std::function<void(const AbortedError&)> on_abort;  // see EnqueueOptions
   AbortFlag abort;
   std::vector<Storage*> fresh;  // outputs that had no value before
   LaunchFn fn;
@@ -147,13 +148,13 @@ struct LaunchTask {
       engine->release_workspace();
       end_uses();
       for (Storage* storage : fresh) storage->drop_data();
-      const bool aborted = dynamic_cast<const AbortedError*>(&error) != nullptr;
-      if (aborted) {
+      if (const auto* aborted = dynamic_cast<const AbortedError*>(&error)) {
         for (size_t i = num_inputs; i < operands.size(); ++i) {
           if (operands[i].storage) operands[i].storage->set_aborted(true);
         }
+        if (on_abort) on_abort(*aborted);
         // A graph must not be recorded with a gap.
-        const bool is_silent = passes_on || num_inputs < operands.size();
+        const bool is_silent = on_abort || num_inputs < operands.size();
         if (is_silent && !engine->is_capturing()) return;
       }
       std::string message = std::string(op) + ": " + message_of(error) + " [" + describe() + "]";
@@ -282,16 +283,18 @@ struct LaunchTask {
 
 struct EnqueueOptions {
   bool in_place = false;
-  bool passes_on = false;
+  // Of an op without outputs whose values another op waits for: tells that one of an abort, on the
+  // engine's thread, so that the abort is no failure here.
+  std::function<void(const AbortedError&)> on_abort = {};
 };
 
 void enqueue(const char* op, std::span<const Tensor> inputs, std::span<const Tensor> outputs,
-             LaunchFn fn, const EnqueueOptions& options = {}) {
+             LaunchFn fn, EnqueueOptions options = {}) {
   auto task = std::make_shared<LaunchTask>();
   task->op = op;
   task->engine = nullptr;
   task->in_place = options.in_place;
-  task->passes_on = options.passes_on;
+  task->on_abort = std::move(options.on_abort);
   task->num_inputs = inputs.size();
   task->operands.reserve(inputs.size() + outputs.size());
   for (const auto& list : {inputs, outputs}) {
@@ -363,8 +366,10 @@ void download(const Tensor& source, void* host) {
 }
 
 // The source's thread begins the copy into a buffer on the host, the target's waits for that copy
-// and goes on from there: it was enqueued before, so no two engines can wait for one another. A
-// source op that is skipped destroys its promise, which wakes the target.
+// and goes on from there: it was enqueued before, so no two engines can wait for one another. The
+// source op says itself that it was aborted: by the time that the target asked, somebody may have
+// written the source anew. One that is skipped after a failure destroys its promise, which wakes
+// the target.
 Tensor transfer(const Tensor& source, Engine& engine) {
   if (!source.is_contiguous()) throw ArgumentError("to: the tensor must be contiguous");
   refuse_while_recording(source.engine(), "a copy to another device");
@@ -381,24 +386,28 @@ Tensor transfer(const Tensor& source, Engine& engine) {
   // Pinned for whichever of the two has memory of its own.
   Engine* const pins = source.engine().host_memory() ? &engine : &source.engine();
   const Tensor from_source = source.as_encoded();
-  const auto fetch = [promise = std::move(promise), pins, bytes](Launch& l) {
+  LaunchFn fetch = [promise, pins, bytes](Launch& l) {
     const Filled buffer = HostBuffer::take(*pins, bytes);
     buffer->fetch(l, l.in(0)->data, bytes);
     l.engine->refuse_changed();  // the target's sync does not wait for this stream
     promise->set_value(buffer);
     return 0;
   };
-  enqueue("to", {&from_source, 1}, {}, fetch, {.passes_on = true});
   const std::string from = source.engine().device();
-  const AbortFlag abort = source.engine().state().abort;
-  launch("to", {}, {t.as_encoded()}, [ready, bytes, from, storage, abort](Launch& l) {
+  auto on_abort = [promise = std::move(promise), from](const AbortedError& error) {
+    const AbortedError passed("no value came from " + from + ": " + error.what());
+    try {
+      promise->set_exception(std::make_exception_ptr(passed));
+    } catch (const std::future_error&) {
+      // The values were copied before the abort.
+    }
+  };
+  enqueue("to", {&from_source, 1}, {}, std::move(fetch), {.on_abort = std::move(on_abort)});
+  launch("to", {}, {t.as_encoded()}, [ready, bytes, from](Launch& l) {
     Filled buffer;
     try {
       buffer = ready->get();
     } catch (const std::future_error&) {
-      if (is_set(abort) || storage->aborted()) {
-        throw AbortedError("no value came from " + from + ", where the work before it was aborted");
-      }
       throw ConsequenceError("no value came from " + from + ", where an op before it failed");
     }
     buffer->pass_on(l, l.out(0)->data, bytes);

@@ -355,6 +355,26 @@ describe.skipIf(kNoFake !== null)('two devices', () => {
       await synchronize();
     });
 
+    it('an abort stays one where the source is written anew before the other device asks for it', async () => {
+      const aborted = AbortSignal.abort();
+      for (const [from, to] of [
+        ['cpu', 'cuda'],
+        ['cuda', 'cpu'],
+      ] as const) {
+        const codes = new Set<unknown>();
+        for (let i = 0; i < 1000; i++) {
+          const x = withAbort(aborted, () => tensor([1, 2], { device: from }));
+          const fresh = tensor([3, 4], { device: from });
+          const made = x.to(to);
+          copy_(x, fresh);
+          await made.data().catch((error: NativeError) => codes.add(error.code));
+          for (const each of [x, fresh, made]) each.dispose();
+        }
+        expect([...codes]).toEqual(['ERR_ABORTED']);
+      }
+      await synchronize();
+    });
+
     it('memory is counted for each device, under its tags', async () => {
       await collectGarbage();
       const before = memoryStats(kCuda);
