@@ -117,7 +117,7 @@ export interface NativeOps {
   readSafetensors(file: unknown, name: string, dtype: DType, share: boolean, checkFinite: boolean): Handle;
   readSafetensorsBytes(file: unknown, name: string): Handle;
   readSync(x: Handle, into: Uint8Array): void;
-  refuseChanged(x: Handle): void;
+  refuseRewritten(tensors: readonly (Handle)[]): void;
   relativeAttention(operands: { q: Handle; k: Handle; v: Handle; cuQueries: Handle; cuKeys: Handle; queryLengths: Handle | null; keyLengths: Handle | null; bias: Handle | null; positionKeys: Handle | null; positionQueries: Handle | null; index: Handle | null }, scale: number, causal: boolean): Handle;
   requiresGrad(x: Handle): boolean;
   resetOpTimes(): void;

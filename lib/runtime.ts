@@ -133,11 +133,11 @@ export function setMemoryLimit(bytes: number, of: OfDevice = {}): void {
 }
 
 /**
- * Checks the file whose pages a tensor's values are, where they are some.
- * @throws NativeError (`ERR_FILE_CHANGED`) or FormatError where it was written to or shortened since it was opened
+ * Checks the files whose pages the tensors' values are, where they are some, by their sizes and times of modification: no file is read.
+ * @throws NativeError (`ERR_FILE_CHANGED`) where one was written to or shortened since it was opened
  */
-export function refuseChanged({ handle }: { readonly handle: Handle }): void {
-  native.refuseChanged(handle);
+export function refuseRewritten(tensors: readonly { readonly handle: Handle }[]): void {
+  native.refuseRewritten(tensors.map(({ handle }) => handle));
 }
 
 /** Counts the memory of tensors made in `body` under a name of its own in memoryStats().byTag. */

@@ -241,7 +241,8 @@ export class ApiServer {
       });
     }
     if (path === '/health') {
-      sendJson(response, this.#state === 'ok' ? 200 : 503, { status: this.#state });
+      const status = this.#state;
+      sendJson(response, status === 'ok' ? 200 : 503, { status });
       return null;
     }
     this.#access.check(request);

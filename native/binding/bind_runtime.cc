@@ -5,6 +5,8 @@
 
 #include <atomic>
 #include <optional>
+#include <set>
+#include <vector>
 
 #include "binding/bind.h"
 #include "binding/file_boxes.h"
@@ -81,10 +83,13 @@ void keep_aborted(Tensor t) {
   });
 }
 
-// Throws FileChangedError where the file whose pages a tensor's values are was changed.
-void refuse_changed(Tensor t) {
-  const std::shared_ptr<const ExternalMemory>& owner = t.impl()->storage->owner();
-  if (owner) owner->refuse_changed();
+// Throws FileChangedError where a file whose pages the tensors' values are was written to, without
+// reading it. Once for each file, however many tensors lie in it.
+void refuse_rewritten(std::vector<Tensor> tensors) {
+  std::set<const ExternalMemory*> files;
+  for (const Tensor& t : tensors) files.insert(t.impl()->storage->owner().get());
+  files.erase(nullptr);
+  for (const ExternalMemory* file : files) file->refuse_rewritten();
 }
 
 void set_memory_limit(Env& env, std::string device, double bytes) {
@@ -167,7 +172,7 @@ void bind_runtime(Module& m) {
   op(m, "setAbort", &set_abort, {"abort"});
   op(m, "abortOps", &abort_ops, {"abort"});
   op(m, "keepAborted", &keep_aborted, {"x"});
-  op(m, "refuseChanged", &refuse_changed, {"x"});
+  op(m, "refuseRewritten", &refuse_rewritten, {"tensors"});
   op(m, "setMemoryLimit", &set_memory_limit, {"device", "bytes"});
   op(m, "resetPeakMemory", &reset_peak_memory, {"device"});
   op(m, "trimMemory", &trim_memory, {"device"});

@@ -144,8 +144,7 @@ void MappedFile::remember(PartDigests part) const {
   parts_.emplace(first, std::move(part));  // or that of an earlier reading stays
 }
 
-MappedFile::Attributes MappedFile::check() const {
-  const std::lock_guard lock(mutex_);
+int64_t MappedFile::examine_again() const {
   struct stat now {};
   if (fstat(fd_, &now) != 0) {
     refuse(concat("it cannot be examined any more (", std::strerror(errno), ")"));
@@ -158,12 +157,19 @@ MappedFile::Attributes MappedFile::check() const {
     refuse(concat("its time of modification went from ", text_of(identity_.modified), " to ",
                   text_of(found.modified)));
   }
-  const auto refuse_lost = [this] {
-    if (!pages_->lost()) return;
-    refuse("some of its pages could not be read: it was shorter for a while, or its disk failed");
-  };
   refuse_lost();
-  if (found.changed == changed_) return Attributes::kSame;
+  return found.changed;
+}
+
+void MappedFile::refuse_lost() const {
+  if (!pages_->lost()) return;
+  refuse("some of its pages could not be read: it was shorter for a while, or its disk failed");
+}
+
+MappedFile::Attributes MappedFile::check() const {
+  const std::lock_guard lock(mutex_);
+  const int64_t changed = examine_again();
+  if (changed == changed_) return Attributes::kSame;
   for (const auto& [first, part] : parts_) {
     PartDigests again(part.bytes());
     again.compute(0, again.blocks());
@@ -173,7 +179,7 @@ MappedFile::Attributes MappedFile::check() const {
                   first - bytes_.data() + static_cast<ptrdiff_t>(part.bytes().size()),
                   " are others, under the same time of modification"));
   }
-  changed_ = found.changed;
+  changed_ = changed;
   return Attributes::kChanged;
 }
 

@@ -65,6 +65,8 @@ class MappedFile : public ExternalMemory {
   // Throws FileChangedError where the file was written to or shortened since it was opened, whatever
   // was put back afterwards. Other changes (mode, owner, links, a rename) are none.
   void refuse_changed() const override { check(); }
+  // By size, time of modification and lost pages.
+  void refuse_rewritten() const override { examine_again(); }
 
   // The result of `parse(bytes())`, for the reading of a header at once after opening. Throws
   // FileChangedError as above, rather than what `parse` threw on changed bytes.
@@ -89,6 +91,8 @@ class MappedFile : public ExternalMemory {
   MappedFile(std::string path, int fd, std::span<const std::byte> bytes,
              const FileIdentity& identity);
   Attributes check() const;
+  int64_t examine_again() const;  // the time of change
+  void refuse_lost() const;
   [[noreturn]] void refuse(const std::string& what) const;
 
   std::string path_;

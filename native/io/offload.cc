@@ -139,6 +139,7 @@ class Offload::Cache : public std::enable_shared_from_this<Offload::Cache> {
                                ": the cache of an offloaded base cannot be read: its disk failed"),
                         "ERR_IO");
     }
+    void refuse_rewritten() const override { refuse_changed(); }
 
    private:
     std::shared_ptr<Cache> cache_;

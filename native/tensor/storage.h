@@ -29,6 +29,9 @@ class ExternalMemory {
   virtual ~ExternalMemory() = default;
   // Throws FileChangedError where the values are not those that they were at first. Thread safe.
   virtual void refuse_changed() const = 0;
+  // The same by what the system says of the memory alone, which takes microseconds: no value is
+  // read, and nothing is waited for. A change that a program hid may not show.
+  virtual void refuse_rewritten() const = 0;
 };
 
 // A use of offloaded memory by one op. Made when the op is enqueued, which says what will be read,

@@ -99,6 +99,7 @@ struct Shared : ExternalMemory {
     ++checks;
     if (changed) throw FileChangedError("weights", "by the test");
   }
+  void refuse_rewritten() const override { refuse_changed(); }
 };
 
 std::string failure_of(Engine& engine) {

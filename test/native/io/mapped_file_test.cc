@@ -94,6 +94,27 @@ TEST_CASE("mapped file: bytes that differ under the old time of modification are
   mapped.check_refused("bytes 2097152 to 3145728 are others");
 }
 
+TEST_CASE("mapped file: the check that reads no byte sees the size and the time of modification") {
+  const Mapped hidden;
+  hidden.read(0, kBytes);
+  hidden.overwrite_secretly(5);
+  hidden.file->refuse_rewritten();
+  hidden.check_refused("bytes 0 to 3145728 are others");
+  const auto refusal = [](const Mapped& mapped) -> std::string {
+    try {
+      mapped.file->refuse_rewritten();
+    } catch (const FileChangedError& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  hidden.overwrite(5);
+  CHECK(refusal(hidden).find("its time of modification went from") != std::string::npos);
+  const Mapped shortened;
+  REQUIRE(truncate(shortened.path.c_str(), 9) == 0);
+  CHECK(refusal(shortened).find("its size went from 3145728 to 9 bytes") != std::string::npos);
+}
+
 TEST_CASE("mapped file: changes of everything but the bytes are accepted") {
   const Mapped mapped;
   mapped.read(0, kBytes);
