@@ -4,7 +4,23 @@ import { describe, expect, it } from 'vitest';
 import { beyondAbort, delayed, isAborted, orReason, withAbort } from '../lib/abort.ts';
 import { captureGraph } from '../lib/graph.ts';
 import { evaluationRows } from '../lib/losses/fused.ts';
-import { add, add_, attention, concat, copy_, matmul, mul, ones, zeros } from '../lib/ops/index.ts';
+import {
+  add,
+  add_,
+  attention,
+  concat,
+  copy_,
+  linear,
+  matmul,
+  mul,
+  ones,
+  pcaUpdates,
+  randn,
+  randomizedSvds,
+  scaledGramAdd,
+  slice,
+  zeros,
+} from '../lib/ops/index.ts';
 import { memoryStats, opTimes, resetOpTimes, synchronize } from '../lib/runtime.ts';
 import { computeOwned, noGrad, scope, type Tensor, tensor, unscoped } from '../lib/tensor.ts';
 
@@ -144,6 +160,51 @@ describe('a long kernel', () => {
         evaluationRows(hidden, null, targets, { weight, softcap: 0, teacherWeight: null }),
       );
     expect(await spentAfter(rows)).toBeLessThan(2);
+  });
+
+  it('a product with a frozen weight ends early', async () => {
+    const [x, weight] = [ones([80_000, 2048]), ones([2048, 2048]).freeze()];
+    await synchronize();
+    expect(await spentAfter(() => linear(x, weight))).toBeLessThan(2);
+  });
+
+  it('a product of more rows than between two looks has the bits of its parts', async () => {
+    const weight = randn([96, 64], { seed: 1 }).freeze();
+    const x = randn([20_000, 64], { seed: 2 });
+    const some = linear(x, weight);
+    for (const start of [0, 8000, 15_000]) {
+      const part = linear(slice(x, 0, { start, stop: start + 5000 }), weight);
+      const same = slice(some, 0, { start, stop: start + 5000 });
+      const [mine, its] = (await Promise.all([part.data(), same.data()])) as Float32Array[];
+      expect(
+        Buffer.from(mine?.buffer as ArrayBuffer).equals(Buffer.from(its?.buffer as ArrayBuffer)),
+      ).toBe(true);
+    }
+  });
+
+  it('second moments of many rows end early', async () => {
+    const [sum, rows] = [zeros([2048, 2048], { dtype: 'f64' }), ones([100_000, 2048])];
+    const scale = ones([100_000]);
+    await synchronize();
+    const add = () => {
+      scaledGramAdd(sum, rows, scale);
+      return sum;
+    };
+    expect(await spentAfter(add)).toBeLessThan(2);
+  });
+
+  it('principal components of many rows end early', async () => {
+    const x = randn([20_000, 1024], { seed: 3 });
+    await synchronize();
+    const found = () => pcaUpdates([{ x, rank: 16, seed: 4 }])[0]?.vectors as Tensor;
+    expect(await spentAfter(found)).toBeLessThan(2);
+  });
+
+  it('decompositions of many matrices end early', async () => {
+    const a = randn([1024, 1024], { seed: 5 });
+    const tasks = Array.from({ length: 128 }, (_, seed) => ({ a, rank: 64, seed }));
+    await synchronize();
+    expect(await spentAfter(() => randomizedSvds(tasks)[0]?.s as Tensor)).toBeLessThan(2);
   });
 });
 

@@ -44,6 +44,7 @@ import {
   realRows,
   reducedOf,
   type Side,
+  sequencesOf,
   settle,
   statisticsIn,
   tensorsOf,
@@ -173,10 +174,14 @@ async function byCovariances(
     try {
       for await (const micro of batchesOf(pass, batch)) {
         const rows = new Map(
-          [...new Set(part.map(({ side }) => side))].map((side) => [side, realRows(micro, side)]),
+          [...new Set(part.map(({ side }) => side))].map((side) => {
+            const real = realRows(micro, side);
+            // Once for all modules: while JavaScript makes it, no signal is heard.
+            return [side, { ...real, sequences: sequencesOf(real) }];
+          }),
         );
         const observers = part.map(({ first, side }, i): [Linear, (x: Tensor) => void] => {
-          const own = rows.get(side) as RealRows;
+          const own = rows.get(side) as SequenceRows;
           const add = (x: Tensor): void => addRows(sums[i] as Tensor, x, own);
           return [first.linear, (x) => scope(() => add(x))];
         });
@@ -239,8 +244,11 @@ async function refuseZero(part: readonly Group[], sums: readonly Tensor[]): Prom
   );
 }
 
+/** Real rows, with the sequence of each. */
+type SequenceRows = RealRows & { readonly sequences: Int32Array };
+
 /** Adds the second moments of the real rows, each divided by the absolute value of the largest element of its sequence. */
-function addRows(sum: Tensor, x: Tensor, { rows, lengths }: RealRows): void {
+function addRows(sum: Tensor, x: Tensor, { rows, lengths, sequences }: SequenceRows): void {
   const all = reshape(x, [-1, x.shape.at(-1) as number]);
   const real = rows === null ? all : indexSelect(all, tensor(rows));
   const highest = max(real, { axis: 1 }).to('f32');
@@ -250,11 +258,10 @@ function addRows(sum: Tensor, x: Tensor, { rows, lengths }: RealRows): void {
     start += length;
     return reshape(largest, [1]);
   });
-  const sequence = tensor(Int32Array.from(lengths.flatMap((n, b) => new Array<number>(n).fill(b))));
   // A sequence whose largest element is 0 stays as it is.
   const divisors = concat(scales);
   const scale = div(1, where(equal(divisors, 0), 1, abs(divisors))); // (B)
-  scaledGramAdd(sum, real, indexSelect(scale, sequence));
+  scaledGramAdd(sum, real, indexSelect(scale, tensor(sequences)));
 }
 
 async function byCollector(

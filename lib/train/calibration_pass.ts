@@ -117,6 +117,17 @@ export interface RealRows {
   readonly lengths: readonly number[];
 }
 
+/** The sequence of each of the real rows. */
+export function sequencesOf({ lengths }: RealRows): Int32Array {
+  const sequences = new Int32Array(lengths.reduce((sum, n) => sum + n, 0));
+  let start = 0;
+  for (const [b, length] of lengths.entries()) {
+    sequences.fill(b, start, start + length);
+    start += length;
+  }
+  return sequences;
+}
+
 /** The rows of one side that are no padding. */
 export function realRows(batch: AnyBatch, side: Side): RealRows {
   const rows: Rows = side === 'target' ? (batch as Seq2SeqExamples).decoder : batch;

@@ -7,6 +7,7 @@
 #include "kernels/cpu/linalg/side_by_side.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
@@ -29,7 +30,9 @@ class Tasks {
 
   // One problem after the other, with all threads.
   void in_turn(const std::vector<size_t>& which, void* scratch) {
-    for (const size_t i : which) attempt(ctx_, i, scratch);
+    for (const size_t i : which) {
+      if (!is_stopped(ctx_)) attempt(ctx_, i, scratch);
+    }
   }
 
   // Each with one thread; a thread that is done takes the next.
@@ -41,7 +44,7 @@ class Tasks {
 
   void finish() {
     for (size_t i = 0; i < problems_.size(); ++i) {
-      if (!done_[i]) store_(i, exact_svd(ctx_, problems_[i]));
+      if (!done_[i] && !is_stopped(ctx_)) store_(i, exact_svd(ctx_, problems_[i]));
     }
   }
 

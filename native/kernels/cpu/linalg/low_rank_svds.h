@@ -10,7 +10,7 @@
 
 namespace balora {
 
-// Called once for each problem, on any thread, in no order.
+// Called once for each problem, on any thread, in no order; for none that nobody wants any more.
 using StoreSvd = std::function<void(size_t index, const SvdResult& result)>;
 
 void low_rank_svds(Context* ctx, std::span<const LowRankProblem> problems, const StoreSvd& store);

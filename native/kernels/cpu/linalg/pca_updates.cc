@@ -18,6 +18,7 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
@@ -116,8 +117,10 @@ class PcaUpdate {
   int64_t bytes() const { return arena_.used(); }
 
   void run(const Context* ctx) {
+    ctx_ = ctx;
     stack();
     if (searches() && search()) return;
+    if (is_stopped(ctx)) return;
     const MatrixRef a{a_, BALORA_F32, ld_, 1};
     store(std::min(m_, c_) <= kSmallestExtent
               ? thin_svd(ctx, widened(a, m_, c_))
@@ -179,7 +182,7 @@ class PcaUpdate {
   void apply(const FloatBlock& x, const FloatBlock& y) {
     const int64_t b = x.cols;
     std::fill_n(across_.values, across_.size(), 0.0f);
-    for (int64_t row = 0; row < rows_; row += kPanelRows) {
+    for (int64_t row = 0; row < rows_ && !is_stopped(ctx_); row += kPanelRows) {
       const float* panel = a_ + row * ld_;
       for (int64_t k = 0; k < cols_; k += kDepth) {
         tile_gemm({kPanelRows, b, std::min(kDepth, cols_ - k)}, panel + k, ld_, x.values + k * b,
@@ -222,7 +225,7 @@ class PcaUpdate {
     }
     for (int round = 0; round < kMaxRounds; ++round) {
       apply(q_, y_);
-      if (!ritz()) return false;
+      if (is_stopped(ctx_) || !ritz()) return false;
       if (largest_residual() <= kResidual) {
         store_found();
         return true;
@@ -341,6 +344,7 @@ class PcaUpdate {
   }
 
   PcaOperands t_;
+  const Context* ctx_ = nullptr;
   Arena arena_;
   int64_t n_, c_, rank_, kept_;
   int64_t m_;                 // rows of A

@@ -13,6 +13,7 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
@@ -196,6 +197,7 @@ void add_in(Context* ctx, const View& a, const float* scale, double* g) {
   Operands<T> operands(ctx, a, scale, most);
   const int64_t panels = (order + kPanelCols - 1) / kPanelCols;
   for (const std::vector<RowBlock>& blocks : chunks) {
+    if (is_stopped(ctx)) return;
     operands.pack(blocks);
     // A long panel and a short one by turns, so that each thread has as much to do.
     parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/stop.h"
 
 namespace balora {
 
@@ -13,7 +14,8 @@ inline size_t side_by_side_lanes(const Context* ctx, size_t count) {
 }
 
 // Calls body(context, lane, i) for each i below count, with a context of one thread; a lane that is
-// done takes the next problem. What a lane throws is thrown here, once all have ended.
+// done takes the next problem, unless nobody wants the results any more. What a lane throws is
+// thrown here, once all have ended.
 template <typename Body>
 void side_by_side(const Context* ctx, size_t count, const Body& body) {
   Context single = *ctx;
@@ -22,7 +24,7 @@ void side_by_side(const Context* ctx, size_t count, const Body& body) {
   const auto lanes = static_cast<int64_t>(side_by_side_lanes(ctx, count));
   parallel_for(ctx, lanes, 1, [&](int64_t begin, int64_t end) {
     for (auto lane = static_cast<size_t>(begin); lane < static_cast<size_t>(end); ++lane) {
-      for (size_t i = next++; i < count; i = next++) body(&single, lane, i);
+      for (size_t i = next++; i < count && !is_stopped(ctx); i = next++) body(&single, lane, i);
     }
   });
 }

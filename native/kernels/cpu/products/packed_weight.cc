@@ -11,6 +11,7 @@
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/runtime/machine_memory.h"
 #include "kernels/cpu/runtime/scratch.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/shared/rows.h"
 #include "tensor/errors.h"
 
@@ -20,6 +21,10 @@ namespace {
 constexpr int64_t kRowBucket = 64;
 constexpr int64_t kApartElements = int64_t{1} << 20;  // of A or C at a time in multiply_apart
 constexpr int64_t kTypicalRows = 1024;  // the layout is chosen for products of this size
+// Rows between two looks at whether anybody still wants the product. Sums run over k alone: the bits
+// are those of one product of all rows.
+constexpr int64_t kRowsAtOnce = 8192;
+static_assert(kRowsAtOnce % kRowBucket == 0);
 
 }  // namespace
 
@@ -92,7 +97,9 @@ void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda,
   const OneDnnThreads threads(ctx->num_threads);
   const int64_t body = m / kRowBucket * kRowBucket;
   const MatmulArguments arguments = {.a = a, .b = data_.get(), .c = c};
-  if (body > 0) multiply_rows(ctx, spec, 0, body, arguments);
+  for (int64_t first = 0; first < body && !is_stopped(ctx); first += kRowsAtOnce) {
+    multiply_rows(ctx, spec, first, std::min(kRowsAtOnce, body - first), arguments);
+  }
   if (body < m) multiply_rows(ctx, spec, body, m - body, arguments);
 }
 
