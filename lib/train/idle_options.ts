@@ -3,6 +3,7 @@
  * refused: the run is sound, and one that was begun with such an option can be resumed.
  */
 import { isDeepStrictEqual } from 'node:util';
+import { METHODS } from '../adapters/methods/registry.ts';
 import { learningRateSchedule, type ScheduleInput } from '../optim/schedulers.ts';
 import { defaultsOf, type OptionTable } from '../options/option.ts';
 import { shown } from '../shown.ts';
@@ -71,6 +72,24 @@ export function idleOptions(input: AnyTrainerOptions, options: ResolvedOptions):
     ...idleKwargs(optimization),
     ...unmet(outputOptions, output, [...kOutput, evalSteps]),
     ...idleRegularizers(input, options, taskOf(input.tuned.model)),
+    ...idleMethod(input, options, taskOf(input.tuned.model)),
+  ];
+}
+
+/** The message about a method whose terms of the loss have weights of 0. */
+function idleMethod(
+  { tuned, loss, terms: own = [] }: AnyTrainerOptions,
+  { regularizers }: ResolvedOptions,
+  task: AnyTask,
+): string[] {
+  const { method = null } = tuned;
+  if (method === null || loss !== undefined || own.length > 0) return [];
+  const { regularizers: weights, adapter } = METHODS[method];
+  const keys = Object.keys(weights?.[task.name] ?? {}).filter((key) => key.endsWith('Weight'));
+  if (keys.length === 0 || keys.some((key) => (regularizers as Values)[key] !== 0)) return [];
+  const start = shown(adapter?.initLoraWeights);
+  return [
+    `method ${shown(method)} adds nothing to its start (initLoraWeights ${start}): it needs ${keys.join(' or ')} above 0`,
   ];
 }
 

@@ -1,9 +1,9 @@
 // The exit codes of the command line: one list, which the page shows and every command keeps.
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { EXIT_CODES } from '../../lib/cli/exit_codes.ts';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
+import { EXIT, EXIT_CODES } from '../../lib/cli/exit_codes.ts';
 import { demoCheckpoint } from '../../lib/models/index.ts';
 import { balora } from '../support/run_cli.ts';
 
@@ -31,6 +31,7 @@ it('are those of the page', () => {
 
 it.each([
   'train',
+  'calibrate',
   'evaluate',
   'generate',
   'chat',
@@ -44,6 +45,9 @@ it.each([
   writeFileSync(join(odd, 'config.json'), '{"model_type": "unheard-of"}');
   const own: Readonly<Record<string, string[]>> = {
     train: ['--data', data, '--prompt-template', 'none'],
+    calibrate: [
+      ...['--data', data, '--prompt-template', 'none', '--method', 'eva', '--calibration', output],
+    ],
     evaluate: ['--data', data, '--prompt-template', 'none'],
     generate: ['--prompt', 'a'],
     chat: [],
@@ -62,6 +66,10 @@ describe('a missing file', () => {
   const plain = ['--prompt-template', 'none'];
   const commands: Readonly<Record<string, (its: Record<string, string>) => string[]>> = {
     train: (its) => [...model, '--data', data, ...plain, '--max-steps', '1', ...flags(its)],
+    calibrate: (its) => [
+      ...[...model, '--data', data, ...plain, '--method', 'eva', '--calibration', output],
+      ...flags(its),
+    ],
     evaluate: (its) => [...model, '--data', data, ...plain, ...flags(its)],
     generate: (its) => [...model, '--prompt', 'a', '--raw', ...flags(its)],
     chat: (its) => [...model, ...flags(its)],
@@ -74,7 +82,7 @@ describe('a missing file', () => {
   const flags = (its: Record<string, string>) =>
     Object.entries(its).flatMap(([name, value]) => [`--${name}`, value]);
   const having: Readonly<Record<string, readonly string[]>> = {
-    data: ['train', 'evaluate', 'inspect'],
+    data: ['train', 'calibrate', 'evaluate', 'inspect'],
     adapter: ['train', 'evaluate', 'generate', 'chat', 'merge', 'export', 'convert'],
   };
 
@@ -87,4 +95,54 @@ describe('a missing file', () => {
     const { code, err } = await balora([name, ...args]);
     expect([code, err.includes(missing)], err).toEqual([EXIT_CODES.ERR_FORMAT, true]);
   });
+});
+
+describe('balora push', () => {
+  beforeEach(() => {
+    vi.stubEnv('HF_TOKEN', 'hf_x');
+    vi.stubEnv('HF_ENDPOINT', 'http://127.0.0.1:9'); // where nobody listens
+  });
+  afterEach(() => vi.unstubAllEnvs());
+  const push = async (from: string, ...args: string[]) => {
+    const { code, err } = await balora(['push', from, ...args]);
+    return { code, err };
+  };
+
+  it.each([
+    ['no repository', 'usage', (own: string) => [own]],
+    ['a repository of no owner', 'usage', (own: string) => [own, '--repo', 'tuned']],
+    ['an option that is not known', 'usage', (own: string) => [own, '--repo', 'm/t', '--x']],
+    ['a server that does not answer', 'failure', (own: string) => [own, '--repo', 'm/t']],
+  ] as const)('with %s is %s', async (_, kind, args) => {
+    const own = join(folder, 'pushed');
+    mkdirSync(own, { recursive: true });
+    writeFileSync(join(own, 'README.md'), 'mine');
+    const [from, ...rest] = args(own) as [string, ...string[]];
+    const { code, err } = await push(from, ...rest);
+    expect(code, err).toBe(EXIT[kind]);
+    expect(err).toContain('error: ');
+  });
+
+  it('of a link that leads out of the folder is a failure', async () => {
+    const own = join(folder, 'linked');
+    mkdirSync(own);
+    symlinkSync(data, join(own, 'key'));
+    const { code, err } = await push(own, '--repo', 'm/t');
+    expect(code, err).toBe(EXIT_CODES.ERR_FORMAT);
+  });
+});
+
+it('balora schema succeeds, and is wrong usage with an option', async () => {
+  const { code, out } = await balora(['schema']);
+  expect([code, JSON.parse(out).title]).toEqual([EXIT.success, 'Options of balora train']);
+  expect((await balora(['schema', '--model', 'm'])).code).toBe(EXIT.usage);
+});
+
+it('calibrate with a method that reads no data is wrong usage', async () => {
+  const { code, err } = await balora([
+    ...['calibrate', '--model', demoCheckpoint, '--data', data, '--prompt-template', 'none'],
+    ...['--method', 'pissa', '--calibration', output],
+  ]);
+  expect(code, err).toBe(EXIT.usage);
+  expect(err).toContain('calibrate needs a start that is computed from data');
 });

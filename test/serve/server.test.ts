@@ -364,6 +364,29 @@ describe('a body that is too long', () => {
   });
 });
 
+it('a role that is misspelt is refused with the one that is meant, before anything is computed', async () => {
+  const { server, sessions } = await start(answers('a'));
+  const messages = [
+    { role: 'user', content: 'a' },
+    { role: 'asistant', content: 'b' },
+    { role: 'user', content: 'c' },
+  ];
+  expect(await send(server, kChat, { body: chatBody({ messages }) })).toMatchObject({
+    status: 400,
+    json: {
+      error: {
+        param: 'messages[1].role',
+        message: expect.stringMatching(
+          /^messages\[1\]\.role must be one of .*assistant.* \(did you mean "assistant"\?\)/,
+        ),
+      },
+    },
+  });
+  expect(sessions).toHaveLength(0);
+  const own = messages.map((one) => ({ ...one, role: one.role.replace('asis', 'assis') }));
+  expect((await send(server, kChat, { body: chatBody({ messages: own }) })).status).toBe(200);
+});
+
 describe('prompts that are too long', () => {
   // A token of the tiny tokenizer is a byte or a special token, and the tiny model's context has no end.
   it('are refused before they are computed, and by their characters before they are tokenized', async () => {

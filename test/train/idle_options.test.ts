@@ -21,7 +21,7 @@ const data = tinySource(tinyBatches({ count: 2 }));
 
 async function saidOf(
   more: Partial<TrainerOptions>,
-  { method }: { method?: 'balora' } = {},
+  { method }: { method?: 'balora' | 'pissa' } = {},
 ): Promise<string[]> {
   const tuned = await AdapterModel.create(new TinyModel(), { r: 2, ...(method && { method }) });
   const said: string[] = [];
@@ -147,6 +147,17 @@ describe('an option without effect', () => {
   it('is none that a method set, whatever the loss', async () => {
     expect(await saidOf({}, { method: 'balora' })).toEqual([]);
     expect(await saidOf({ loss }, { method: 'balora' })).toEqual([]);
+  });
+
+  it('is a method whose terms all have weights of 0', async () => {
+    const none = { consistencyWeight: 0, diversityWeight: 0, svdWeight: 0 };
+    expect(await saidOf({ regularizers: none }, { method: 'balora' })).toEqual([
+      'method "balora" adds nothing to its start (initLoraWeights "pissa"): it needs consistencyWeight or diversityWeight or svdWeight above 0',
+    ]);
+    const one = { ...none, diversityWeight: 0.01 };
+    expect(await saidOf({ regularizers: one }, { method: 'balora' })).toEqual([]);
+    expect(await saidOf({ regularizers: none, terms: [small] }, { method: 'balora' })).toEqual([]);
+    expect(await saidOf({ regularizers: none }, { method: 'pissa' })).toEqual([]);
   });
 
   it('is not said again where the run is resumed, which it can be', async () => {
