@@ -12,17 +12,24 @@ import type { Progress } from './progress.ts';
 import { CLI_TASKS, cliTaskOfType } from './tasks/list.ts';
 import { adapterOption, kModelOptions } from './train_options.ts';
 
-/** The options of these commands, with the help of `output`. @param required whether there must be an adapter */
-export function adaptedOptions(output: string, { required = true } = {}) {
+/** Help of `--overwrite`: the files that it replaces. */
+export const REPLACED = 'replace what an earlier export wrote there, and nothing else';
+
+/**
+ * The options of these commands, with the help of `output`.
+ * @param required whether there must be an adapter
+ * @param replaced the help of `overwrite`
+ */
+export function adaptedOptions(output: string, { required = true, replaced = REPLACED } = {}) {
   return {
     ...kModelOptions,
     ...group('Model and data', { adapter: adapterOption('the adapter', { required }) }),
-    ...newOutputOptions(output),
+    ...newOutputOptions(output, replaced),
   };
 }
 
 /** The options of what a command writes, with the help of `output`. */
-export function newOutputOptions(output: string) {
+export function newOutputOptions(output: string, replaced = REPLACED) {
   return group('Output', {
     output: filePath({
       placeholder: 'folder',
@@ -31,7 +38,7 @@ export function newOutputOptions(output: string) {
       aliases: ['output-dir', 'out', 'save-dir', 'output-folder'],
     }),
     overwrite: onOff({
-      help: 'replace what an earlier export wrote there, and nothing else',
+      help: replaced,
       aliases: ['overwrite-output-dir', 'force'],
     }),
   });

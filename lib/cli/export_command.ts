@@ -17,7 +17,7 @@ import { readText } from '../io/regular_file.ts';
 import { choice, filePath, size } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { outputOptions } from '../train/schema.ts';
-import { adaptedOptions, loadAdaptedOrAlone } from './adapted_model.ts';
+import { adaptedOptions, loadAdaptedOrAlone, REPLACED } from './adapted_model.ts';
 import { runWithOptions } from './command_options.ts';
 import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
@@ -25,6 +25,7 @@ import { Progress } from './progress.ts';
 export const kExportOptions = {
   ...adaptedOptions('where the export is written: a folder, or for gguf and gguf-lora a file', {
     required: false,
+    replaced: `${REPLACED}; a file only where it is a GGUF file`,
   }),
   ...group('Output', {
     to: choice({
@@ -76,7 +77,8 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
   }
   const klText = settings.klText === undefined ? null : await readText(settings.klText);
   const { overwrite } = settings;
-  await checkTargetOutput(target, output, { overwrite, sources: [settings.model, adapter] });
+  const sources = [settings.model, adapter, settings.klText];
+  await checkTargetOutput(target, output, { overwrite, sources });
   const progress = new Progress(context.stderr);
   const { tuned, tokenizer } = await loadAdaptedOrAlone(settings, progress);
   if (tuned.kind === 'adapter') tuned.checkForm(form);

@@ -6,7 +6,7 @@
  */
 import type { Stats } from 'node:fs';
 import { lstat, mkdir, realpath, rename, rmdir } from 'node:fs/promises';
-import { basename, dirname, join, resolve, sep } from 'node:path';
+import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
 import {
   discard,
@@ -24,14 +24,17 @@ import {
   writeFileAtomic,
 } from '../io/files.ts';
 import { acquireLock, type LockHolder, livingHolder, OUTPUT_LOCK } from '../io/folder_lock.ts';
-import { isMissing, readText } from '../io/regular_file.ts';
+import { isMissing, openRegular, readText } from '../io/regular_file.ts';
 import { objectIn, RUN } from '../io/run_folder.ts';
 
 /** Options of an output that is to be written. */
 export interface OutputOptions {
-  /** Whether to replace an earlier export there: the files that it wrote, and nothing else. Default false. */
+  /**
+   * Whether to replace an earlier export there: the files that it wrote into a folder, or a file of the form in which single files are
+   * written (GGUF), and nothing else. Default false.
+   */
   readonly overwrite?: boolean | undefined;
-  /** Models and adapters that are read meanwhile, which the output must not be or contain. */
+  /** Models, adapters and texts that are read meanwhile: an output that replaces another must not be, hold or lie in one of them. */
   readonly sources?: readonly (string | null | undefined)[];
 }
 
@@ -47,6 +50,9 @@ const kManifest = '.balora-export.json';
 
 /** Names that say what a folder is, or that readers of a model or an adapter look for. */
 const kTelling = /\.safetensors(\.index\.json)?$|^(adapter_)?config\.json$|^Modelfile$/;
+
+/** Beginning of each output that is a single file. */
+const kFileStart = 'GGUF';
 
 /** The lock, its successors, and what processes write that are about to claim it. */
 const kOfLock = new RegExp(
@@ -91,22 +97,48 @@ function inUse(path: string, lock: string, { pid, host }: LockHolder): ArgumentE
   );
 }
 
-/** @throws ArgumentError for an output that is, or contains, what it is made of */
+/** @throws ArgumentError for an output that is, holds or lies in what it is made of, under any of their names */
 async function requireOther(
   path: string,
   kind: 'file' | 'folder',
   sources: readonly (string | null | undefined)[],
 ): Promise<void> {
-  const place = (of: string): Promise<string> => realpath(of).catch(() => resolve(of));
-  const output = await place(path);
+  const output = await realPlace(path);
   for (const source of sources) {
     if (source === null || source === undefined) continue;
-    const from = await place(source);
-    if (from !== output && !(kind === 'folder' && from.startsWith(output + sep))) continue;
-    throw new ArgumentError(
-      `output ${path} would replace ${source}, of which it is made; choose another path`,
-    );
+    const from = await realPlace(source);
+    const read = [from, ...(await linkedFrom(from))];
+    if (read.some((one) => one === output || (kind === 'folder' && isBelow(one, output)))) {
+      throw new ArgumentError(
+        `output ${path} would replace ${source}, of which it is made; choose another path`,
+      );
+    }
+    if (isBelow(output, from)) {
+      throw new ArgumentError(
+        `output ${path} lies in ${source}, of which it is made; choose a path outside of it to overwrite`,
+      );
+    }
   }
+}
+
+/** A path without links, also where its last parts do not exist yet. */
+async function realPlace(path: string): Promise<string> {
+  const whole = resolve(path);
+  const found = await realpath(whole).catch(() => null);
+  if (found !== null || dirname(whole) === whole) return found ?? whole;
+  return join(await realPlace(dirname(whole)), basename(whole));
+}
+
+/** Places that the links in a folder lead to, such as those of a snapshot in the Hub's cache. */
+async function linkedFrom(folder: string): Promise<string[]> {
+  const names = await namesIn(folder).catch(() => []);
+  const places = await Promise.all(names.map((name) => realPlace(join(folder, name))));
+  return places.filter((place) => !isBelow(place, folder));
+}
+
+function isBelow(path: string, folder: string): boolean {
+  const way = relative(folder, path);
+  return way !== '' && way.split(sep)[0] !== '..' && !isAbsolute(way);
 }
 
 /**
@@ -183,10 +215,25 @@ async function requireNoFile(path: string, overwrite: boolean): Promise<void> {
   if (info !== null && !info.isFile()) {
     throw new ArgumentError(`output ${path} is no regular file; choose another path`);
   }
+  if (info !== null && !(await beginsAsOutput(path))) {
+    throw new ArgumentError(
+      `output ${path} is no ${kFileStart} file, so no export of balora wrote it; remove it, or choose another path`,
+    );
+  }
   const folder = dirname(resolve(path));
   for (const name of await namesIn(folder)) {
     if (name.startsWith(`${basename(path)}.`) && isAbandoned(name))
       await removeFile(join(folder, name));
+  }
+}
+
+async function beginsAsOutput(path: string): Promise<boolean> {
+  const file = await openRegular(path);
+  try {
+    const { buffer } = await file.read(Buffer.alloc(kFileStart.length), { position: 0 });
+    return buffer.toString('latin1') === kFileStart;
+  } finally {
+    await file.close();
   }
 }
 

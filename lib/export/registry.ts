@@ -78,7 +78,8 @@ export async function exportModel(
 ): Promise<readonly string[]> {
   const type = outtypeOf(target, outtype);
   const { overwrite, adapter } = input;
-  const sources = [input.tuned.model.nameOrPath, adapter];
+  const { nameOrPath, folder } = input.tuned.model;
+  const sources = [nameOrPath, folder || null, adapter];
   await checkTargetOutput(target, output, { overwrite, sources });
   const lines = await target.write({ ...input, outtype: type, maxShardSize, klText }, output);
   return target.ofAdapter ? [...lines, ...(await leftOut(input))] : lines;

@@ -85,12 +85,47 @@ it.each(['gguf-lora', 'gguf', 'modelfile'])('export %s replaces a file', async (
   expect(await run()).toMatchObject({ code: 0, err: '' });
   const path = to === 'modelfile' ? join(output, 'model.gguf') : output;
   const whole = await readFile(path);
-  await writeFile(path, 'damaged');
+  // Only its beginning says of a file that an export may have written it; a folder has a list.
+  await writeFile(path, to === 'modelfile' ? 'damaged' : 'GGUF damaged');
   expect((await run()).err).toMatch(/exists; choose .*--overwrite|is not empty .*--overwrite/);
   expect(await run('--overwrite')).toMatchObject({ code: 0, err: '' });
   expect((await readFile(path)).equals(whole)).toBe(true);
   expect((await readdir(folder)).filter((name) => name.startsWith('.balora'))).toEqual([]);
 });
+
+it.each(['gguf-lora', 'gguf'])(
+  'export %s never writes over a file of the model, or one that is no GGUF file',
+  async (to) => {
+    const run = (output: string, ...more: string[]) =>
+      command(['export', ...kAdapted, '--to', to], '--output', output, '--overwrite', ...more);
+    const before = async () => ({
+      model: await readFile(at('model/model.safetensors')),
+      config: await readFile(at('model/config.json')),
+    });
+    const files = await before();
+    for (const name of ['model/model.safetensors', 'model/config.json', 'model/new.gguf']) {
+      expect(await run(at(name)), name).toMatchObject({
+        code: 2,
+        err: expect.stringMatching(/output .* lies in .*model, of which it is made; choose/),
+      });
+    }
+    expect(await before()).toEqual(files);
+    await writeFile(at('precious.txt'), 'GGUF is a format of files.');
+    await writeFile(at('plain.txt'), 'precious');
+    const refused = [
+      [at('plain.txt'), [], /plain\.txt is no GGUF file, so no export of balora wrote it/],
+      ...(to === 'gguf'
+        ? [[at('precious.txt'), ['--kl-text', at('precious.txt')], /of which it is made/] as const]
+        : []),
+    ] as const;
+    for (const [output, more, message] of refused) {
+      const text = await readFile(output, 'utf8');
+      const { code, err } = await run(output, ...more);
+      expect([code, err]).toEqual([2, expect.stringMatching(message)]);
+      expect(await readFile(output, 'utf8')).toBe(text);
+    }
+  },
+);
 
 it('never replaces the model or the adapter that it reads, or a folder of others', async () => {
   const merge = (output: string) =>
@@ -108,4 +143,6 @@ it('is in the help of each of these commands', async () => {
   for (const name of ['merge', 'convert', 'quantize', 'export', 'train']) {
     expect((await balora([name, '--help'])).out, name).toMatch(/--overwrite\s+replace /);
   }
+  const help = (await balora(['export', '--help'])).out.replace(/\s+/g, ' ');
+  expect(help).toContain('and nothing else; a file only where it is a GGUF file');
 });

@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
@@ -151,7 +152,10 @@ describe('two exports into one folder at once', () => {
 
   it('have one winner of a file, and leave no lock', async () => {
     const path = join(folder, 'tuned.gguf');
-    const write = (text: string) => () => writeFileAtomic(path, text).then(() => text);
+    const write = (end: string) => {
+      const text = `GGUF ${end}`;
+      return () => writeFileAtomic(path, text).then(() => text);
+    };
     const ends = await Promise.allSettled(
       ['a', 'b'].map((text) => writeNewFile(path, write(text))),
     );
@@ -160,7 +164,7 @@ describe('two exports into one folder at once', () => {
     await expect(writeNewFile(path, write('c'))).rejects.toThrow(
       /tuned\.gguf exists; .*overwrite: true/,
     );
-    expect(await writeNewFile(path, write('d'), { overwrite: true })).toBe('d');
+    expect(await writeNewFile(path, write('d'), { overwrite: true })).toBe('GGUF d');
     expect(readdirSync(folder)).toEqual(['tuned.gguf']);
   });
 
@@ -280,16 +284,75 @@ describe('overwrite', () => {
     await expect(over(kTwo)).rejects.toThrow(/is that of a run/);
   });
 
-  it('is refused for what the output is made of', async () => {
-    const model = join(folder, 'model.gguf');
-    put(model, 'weights');
-    const check = (path: string, kind: 'file' | 'folder') =>
-      checkNewOutput(path, kind, { overwrite: true, sources: [null, model] });
-    await expect(check(join(folder, '.', 'model.gguf'), 'file')).rejects.toThrow(
-      /would replace .*model\.gguf, of which it is made/,
-    );
-    await expect(check(folder, 'folder')).rejects.toThrow(/of which it is made/);
-    await check(join(folder, 'other.gguf'), 'file');
+  describe('is refused for what the output is made of', () => {
+    const check = (path: string, kind: 'file' | 'folder', ...sources: string[]) =>
+      checkNewOutput(path, kind, { overwrite: true, sources: [null, ...sources] });
+    const at = (...names: string[]) => join(folder, ...names);
+    const refused = /of which it is made/;
+
+    it('where that is a file', async () => {
+      put(at('model.gguf'), 'GGUF weights');
+      const model = at('model.gguf');
+      await expect(check(at('.', 'model.gguf'), 'file', model)).rejects.toThrow(
+        /would replace .*model\.gguf, of which it is made/,
+      );
+      await expect(check(folder, 'folder', model)).rejects.toThrow(refused);
+      put(at('other.gguf'), 'GGUF other');
+      await check(at('other.gguf'), 'file', model);
+    });
+
+    it('where that is a folder that the output lies in', async () => {
+      for (const name of ['model.safetensors', 'config.json', 'tokenizer.json', 'sub/model.gguf']) {
+        put(at('base', name), 'GGUF');
+        await expect(check(at('base', name), 'file', at('base')), name).rejects.toThrow(
+          /lies in .*base, of which it is made/,
+        );
+      }
+      await expect(check(at('base', 'new.gguf'), 'file', at('base'))).rejects.toThrow(refused);
+      await expect(check(at('base', 'new'), 'folder', at('base'))).rejects.toThrow(refused);
+      await check(at('base-tuned.gguf'), 'file', at('base'));
+      await check(at('base..'), 'folder', at('base'));
+    });
+
+    it('under any of its names', async () => {
+      put(at('store', 'weights'), 'GGUF weights');
+      mkdirSync(at('base'));
+      symlinkSync(at('store', 'weights'), at('base', 'model.gguf'));
+      symlinkSync(at('base'), at('alias'));
+      const cases = [
+        [at('store', 'weights'), 'file', at('base')],
+        [at('alias', 'new.gguf'), 'file', at('base')],
+        [at('base', 'new.gguf'), 'file', at('alias')],
+        [at('alias', 'new', 'deep'), 'folder', at('base')],
+        [at('store'), 'folder', at('alias')],
+        [at('alias'), 'folder', at('base')],
+      ] as const;
+      for (const [path, kind, source] of cases) {
+        await expect(check(path, kind, source), `${path} ${source}`).rejects.toThrow(refused);
+      }
+    });
+  });
+
+  it('of a file replaces a GGUF file alone', async () => {
+    const path = join(folder, 'file');
+    const over = () => writeNewFile(path, () => writeFileAtomic(path, 'new'), { overwrite: true });
+    for (const text of ['', 'GGU', 'precious', 'xGGUF', '{"__metadata__": {}}']) {
+      put(path, text);
+      const refused = /file is no GGUF file, so no export of balora wrote it; remove it, or choose/;
+      await expect(over(), text).rejects.toThrow(refused);
+      await expect(checkNewOutput(path, 'file', { overwrite: true }), text).rejects.toThrow(
+        refused,
+      );
+      expect(readFileSync(path, 'utf8')).toBe(text);
+    }
+    put(path, 'GGUF');
+    await checkNewOutput(path, 'file', { overwrite: true });
+    await over();
+    expect(readFileSync(path, 'utf8')).toBe('new');
+    put(join(folder, 'other.gguf'), 'GGUF');
+    rmSync(path);
+    symlinkSync(join(folder, 'other.gguf'), path);
+    await expect(over()).rejects.toThrow(/is no regular file/);
   });
 
   it('believes no list of files outside the folder', async () => {
