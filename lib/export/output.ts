@@ -44,6 +44,16 @@ interface Manifest {
   readonly complete: boolean;
   /** Paths in the folder, with "/". */
   readonly files: readonly string[];
+  /** The same files where the export is incomplete: others that have their names by now are somebody else's. */
+  readonly written?: readonly Written[];
+}
+
+/** A file that an export wrote, which keeps all of this when it is renamed. */
+interface Written {
+  readonly path: string;
+  readonly size: number;
+  readonly mtimeMs: number;
+  readonly ino: number;
 }
 
 const kManifest = '.balora-export.json';
@@ -152,16 +162,14 @@ async function requireFreeFolder(folder: string, overwrite: boolean): Promise<Ma
   const own = new Set(earlier?.files.map((file) => file.split('/')[0]));
   const others = names.filter((name) => !own.has(name));
   const [telling] = others.filter((name) => kTelling.test(name));
+  const foreign = earlier === null ? null : await foreignIn(folder, earlier);
   if (overwrite && others.includes(RUN)) {
     throw new ArgumentError(
       `output folder ${folder} is that of a run, which no export overwrites; choose another one`,
     );
   }
-  if (overwrite && telling !== undefined) {
-    throw new ArgumentError(
-      `output folder ${folder} holds ${telling}, which no export of balora wrote there; remove it, or choose another folder`,
-    );
-  }
+  if (overwrite && telling !== undefined) throw notOurs(folder, telling);
+  if (foreign !== null) throw notOurs(folder, foreign);
   // An export that was killed leaves files that are of no use, and that the next one removes.
   const taken = earlier?.complete === false ? others : names;
   if (overwrite || taken.length === 0) return earlier;
@@ -172,6 +180,27 @@ async function requireFreeFolder(folder: string, overwrite: boolean): Promise<Ma
   );
 }
 
+function notOurs(folder: string, file: string): ArgumentError {
+  return new ArgumentError(
+    `output folder ${folder} holds ${file}, which no export of balora wrote there; remove it, or choose another folder`,
+  );
+}
+
+/** A file that an incomplete export lists and did not write, such as one of a list that was copied with its folder; null: none is. */
+async function foreignIn(folder: string, { complete, files, written = [] }: Manifest) {
+  for (const file of complete ? [] : files) {
+    const found = await infoOf(join(folder, file));
+    if (found === null) continue;
+    const { size, mtimeMs, ino } = found;
+    const isOurs = written.some(
+      (one) =>
+        one?.path === file && one.size === size && one.mtimeMs === mtimeMs && one.ino === ino,
+    );
+    if (!isOurs) return file;
+  }
+  return null;
+}
+
 async function readManifest(folder: string): Promise<Manifest | null> {
   const path = join(folder, kManifest);
   const text = await readText(path).catch((error: unknown) => {
@@ -179,8 +208,11 @@ async function readManifest(folder: string): Promise<Manifest | null> {
     throw error;
   });
   if (text === null) return null;
-  const { complete, files } = objectIn<Partial<Manifest>>(text) ?? {};
-  const isList = Array.isArray(files) && files.every((file) => typeof file === 'string');
+  const { complete, files, written = [] } = objectIn<Partial<Manifest>>(text) ?? {};
+  const isList =
+    Array.isArray(files) &&
+    files.every((file) => typeof file === 'string') &&
+    Array.isArray(written);
   const root = await realpath(folder);
   const isInside = async (file: string): Promise<boolean> => {
     if (!file.split('/').every((part) => part !== '' && part !== '.' && part !== '..'))
@@ -190,7 +222,7 @@ async function readManifest(folder: string): Promise<Manifest | null> {
   };
   if (typeof complete === 'boolean' && isList) {
     const inside = await Promise.all(files.map(isInside));
-    if (inside.every(Boolean)) return { complete, files };
+    if (inside.every(Boolean)) return { complete, files, written };
   }
   throw new FormatError(`${path}: is no list of files of an export`, {
     path,
@@ -338,6 +370,17 @@ function foldersOf(files: readonly string[]): string[] {
   return [...folders].sort();
 }
 
+async function writtenIn(folder: string, files: readonly string[]): Promise<Written[]> {
+  const written: Written[] = [];
+  for (const path of files) {
+    const info = await infoOf(join(folder, path));
+    if (info === null) continue;
+    const { size, mtimeMs, ino } = info;
+    written.push({ path, size, mtimeMs, ino });
+  }
+  return written;
+}
+
 /** Moves the files of a complete temporary folder to their places, in those of an earlier output. */
 async function moveInto(
   path: string,
@@ -347,14 +390,15 @@ async function moveInto(
   const files = await pathsBelow(temporary);
   const old = earlier?.files ?? [];
   for (const file of files.filter((name) => !old.includes(name))) {
-    if ((await infoOf(join(path, file))) === null) continue;
-    throw new ArgumentError(
-      `output folder ${path} holds ${file}, which no export of balora wrote there; remove it, or choose another folder`,
-    );
+    if ((await infoOf(join(path, file))) !== null) throw notOurs(path, file);
   }
   const folders = foldersOf(files);
   for (const folder of ['', ...folders]) await syncFolder(join(temporary, folder));
-  await writeManifest(path, { complete: false, files: [...new Set([...old, ...files])] });
+  const written = [...(await writtenIn(path, old)), ...(await writtenIn(temporary, files))];
+  await writeManifest(path, {
+    ...{ complete: false, files: [...new Set([...old, ...files])] },
+    written,
+  });
   // First those without which nobody takes old and new files for one output.
   for (const file of old.filter((name) => kTelling.test(basename(name)) || last.includes(name))) {
     await removeFile(join(path, file));

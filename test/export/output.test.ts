@@ -2,11 +2,13 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -237,6 +239,55 @@ describe('an export that was killed', () => {
       }
     },
   );
+});
+
+describe('the list of an export that was killed', () => {
+  const refused = /out holds model-1\.safetensors, which no export of balora wrote there; remove/;
+  const bothRefuse = async (): Promise<void> => {
+    const before = contents(output);
+    for (const overwrite of [false, true]) {
+      const next = fillFolder(output, filling('next', ...kTwo), kLast, { overwrite });
+      await expect(next).rejects.toThrow(refused);
+      await expect(checkNewOutput(output, 'folder', { overwrite })).rejects.toThrow(refused);
+    }
+    expect(contents(output)).toEqual(before);
+  };
+  /** Kills an export when its first file is in its place. */
+  const kill = async (): Promise<void> => {
+    for (let allowed = 1; !existsSync(join(output, 'model-1.safetensors')); allowed++) {
+      rmSync(output, { recursive: true, force: true });
+      await withChanges(allowed, async () => {
+        await fillFolder(output, filling('half', ...kTwo), kLast).catch(() => {});
+      });
+    }
+    rmSync(join(output, '.balora-lock')); // that of this process, which lives
+  };
+
+  it('gives away no file that somebody has put in the place of one', async () => {
+    await kill();
+    writeFileSync(join(output, 'model-1.safetensors'), 'mine');
+    await bothRefuse();
+    rmSync(join(output, 'model-1.safetensors'));
+    mkdirSync(join(output, 'model-1.safetensors'));
+    await bothRefuse();
+    rmSync(join(output, 'model-1.safetensors'), { recursive: true });
+    await fillFolder(output, filling('next', ...kTwo), kLast);
+    expect(contents(output)).toEqual(all('next', kTwo));
+  });
+
+  it('gives away nothing in a copy of the folder', async () => {
+    await kill();
+    const copy = join(folder, 'copy');
+    cpSync(output, copy, { recursive: true, preserveTimestamps: true });
+    rmSync(output, { recursive: true });
+    renameSync(copy, output);
+    await bothRefuse();
+    for (const written of [undefined, [], [null], [{ path: 'model-1.safetensors' }]]) {
+      const list = { complete: false, files: ['model-1.safetensors'], written };
+      put(join(output, kManifest), JSON.stringify(list));
+      await bothRefuse();
+    }
+  });
 });
 
 describe('overwrite', () => {
