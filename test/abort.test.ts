@@ -1,7 +1,17 @@
 // Ops under a signal: what is skipped once it aborts, what is not, and what reading says.
+import { getEventListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
-import { beyondAbort, delayed, isAborted, orReason, withAbort } from '../lib/abort.ts';
+import {
+  beyondAbort,
+  delayed,
+  type Following,
+  firstOf,
+  heed,
+  isAborted,
+  orReason,
+  withAbort,
+} from '../lib/abort.ts';
 import { captureGraph } from '../lib/graph.ts';
 import { evaluationRows } from '../lib/losses/fused.ts';
 import {
@@ -24,6 +34,12 @@ import {
 import { memoryStats, opTimes, resetOpTimes, synchronize } from '../lib/runtime.ts';
 import { computeOwned, noGrad, scope, type Tensor, tensor, unscoped } from '../lib/tensor.ts';
 
+/** The signal of a controller, heeded for good. */
+function heeded(controller = new AbortController()): AbortSignal {
+  heed(controller.signal);
+  return controller.signal;
+}
+
 const kAborted = AbortSignal.abort(new Error('enough'));
 const kRefused = { code: 'ERR_ABORTED', message: expect.stringMatching(/was aborted/) };
 
@@ -42,19 +58,20 @@ describe('ops under a signal', () => {
   it('take those with them that read their results, under whatever signal', async () => {
     const x = withAbort(kAborted, () => ones([4]));
     const y = add(x, 1);
-    const z = withAbort(new AbortController().signal, () => mul(y, 2));
+    const z = withAbort(heeded(), () => mul(y, 2));
     await expect(z.data()).rejects.toMatchObject(kRefused);
     expect(isAborted(await z.data().catch((error: unknown) => error))).toBe(true);
   });
 
   it('leave the ops of others alone, before and after', async () => {
     const stop = new AbortController();
+    const signal = heeded(stop);
     const a = ones([512, 512]);
     resetOpTimes();
     const mine: Tensor[] = [];
     const others: Tensor[] = [];
     for (let i = 0; i < 400; i++) {
-      mine.push(withAbort(stop.signal, () => matmul(a, a)));
+      mine.push(withAbort(signal, () => matmul(a, a)));
       if (i % 100 === 0) others.push(add(a, i));
     }
     stop.abort();
@@ -67,7 +84,7 @@ describe('ops under a signal', () => {
   });
 
   it('run as ever under a signal that does not abort', async () => {
-    const { signal } = new AbortController();
+    const signal = heeded();
     expect(await withAbort(signal, () => add(ones([2]), 1)).data()).toEqual(Float32Array.of(2, 2));
     expect(await withAbort(undefined, () => add(ones([2]), 1)).data()).toEqual(
       Float32Array.of(2, 2),
@@ -132,7 +149,7 @@ describe('a long kernel', () => {
   /** Processor time in seconds that an op uses after its work is aborted in the middle of it. */
   async function spentAfter(run: () => Tensor): Promise<number> {
     const stop = new AbortController();
-    const result = withAbort(stop.signal, run);
+    const result = withAbort(heeded(stop), run);
     await sleep(400);
     const begun = process.cpuUsage();
     stop.abort();
@@ -211,9 +228,52 @@ describe('a long kernel', () => {
 describe('a delayed signal', () => {
   it('aborts later, with the reason of the first', async () => {
     expect(delayed(undefined, 1)).toBeUndefined();
-    const later = delayed(kAborted, 5) as AbortSignal;
+    const { signal: later } = delayed(kAborted, 5) as Following;
     expect(later.aborted).toBe(false);
     await new Promise((resolve) => later.addEventListener('abort', resolve));
     expect(later.reason).toBe(kAborted.reason);
+  });
+
+  it('does not abort once it is released', async () => {
+    const { signal: later, release } = delayed(kAborted, 5) as Following;
+    release();
+    await sleep(20);
+    expect(later.aborted).toBe(false);
+  });
+});
+
+describe('a signal', () => {
+  const listeners = (signal: AbortSignal): number => getEventListeners(signal, 'abort').length;
+
+  it('that follows others aborts with the first of them', () => {
+    const stop = new AbortController();
+    const { signal } = firstOf(new AbortController().signal, stop.signal);
+    expect(signal.aborted).toBe(false);
+    stop.abort(new Error('second'));
+    expect(signal.reason).toBe(stop.signal.reason);
+    expect(firstOf(new AbortController().signal, kAborted).signal.reason).toBe(kAborted.reason);
+  });
+
+  it('is let go of by works that have ended, however they did, and not before the last has', async () => {
+    const { signal } = new AbortController();
+    let end = (): void => {};
+    const long = orReason(signal, () => new Promise<void>((resolve) => (end = resolve)));
+    const bad = orReason(signal, () => Promise.reject(new Error('bad')));
+    expect(listeners(signal)).toBe(1);
+    await expect(bad).rejects.toThrow('bad');
+    expect(listeners(signal)).toBe(1);
+    end();
+    await long;
+    expect(listeners(signal)).toBe(0);
+    for (const follow of [() => firstOf(signal), () => delayed(signal, 5) as Following]) {
+      const following = follow();
+      expect(listeners(signal)).toBe(1);
+      following.release();
+      expect(listeners(signal)).toBe(0);
+    }
+  });
+
+  it('that nothing heeds is refused', () => {
+    expect(() => withAbort(new AbortController().signal, () => ones([1]))).toThrow(/heeds/);
   });
 });

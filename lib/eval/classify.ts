@@ -51,16 +51,16 @@ export async function evaluateClassifier(
   let [loss, tokens] = [0, 0];
   for await (const batch of batches) {
     signal?.throwIfAborted();
-    const [logits, mean] = scope(() =>
-      noGrad(() =>
-        withAbort(signal, () => {
-          const outputs = model.outputs(modelBatch(model, batch));
-          const task = nluTaskLoss(outputs, labelTensor(model, batch), model.problemType);
-          return [outputs.to('f32'), task] as const;
-        }),
-      ),
-    );
     const [values, own] = await orReason(signal, async () => {
+      const [logits, mean] = scope(() =>
+        noGrad(() =>
+          withAbort(signal, () => {
+            const outputs = model.outputs(modelBatch(model, batch));
+            const task = nluTaskLoss(outputs, labelTensor(model, batch), model.problemType);
+            return [outputs.to('f32'), task] as const;
+          }),
+        ),
+      );
       try {
         return [(await logits.data()) as Float32Array, await mean.item()] as const;
       } finally {

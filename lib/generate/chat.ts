@@ -3,6 +3,7 @@
  * and the answer. The whole conversation is put into the chat template at every turn, since templates may change what came before;
  * where its tokens differ from the cached ones, the cache goes back to what they have in common.
  */
+import { firstOf } from '../abort.ts';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
@@ -202,17 +203,26 @@ export class Chat {
 
   async #answer(message: ChatMessage, { emit, left, signal }: Answering): Promise<GeneratedText> {
     const ids = await this.#encode([...this.messages, message]);
+    const stop = signal === undefined ? null : firstOf(signal, left);
+    try {
+      return await this.#generate(message, { ids, emit, signal: stop?.signal ?? left });
+    } finally {
+      stop?.release();
+    }
+  }
+
+  async #generate(
+    message: ChatMessage,
+    { ids, emit, signal }: { ids: Int32Array; emit: Answering['emit']; signal: AbortSignal },
+  ): Promise<GeneratedText> {
     const stream = generateWith(this.#open(), this.#model, {
       ...this.#settings,
       seed: this.#resolved.seed + this.#turns,
       ...{ ids, tokenizer: this.#tokenizer },
       ...(this.#adapter !== undefined && { adapter: this.#adapter }),
-      signal: signal === undefined ? left : AbortSignal.any([signal, left]),
+      signal,
     } satisfies GenerateOptions);
-    for await (const token of stream) {
-      emit(token);
-      if (left.aborted) break;
-    }
+    for await (const token of stream) emit(token);
     const [result] = (await stream.result) as [GeneratedText];
     if (result.text === '' && result.finishReason === 'abort') return result;
     this.#history.push(message, { role: 'assistant', content: result.text });

@@ -3,7 +3,7 @@
  * the text that became certain, and takes in further prompts as sequences end. The forward itself is a session's (session.ts).
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { isAborted, withAbort } from '../abort.ts';
+import { firstOf, heed, isAborted, withAbort } from '../abort.ts';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { checkNoAdapters } from '../adapters/attach.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -107,9 +107,13 @@ export function generateWith(
   const prefix = sharePrefix ? commonPrefix(prompts, base) : new Int32Array(0);
   const call: Call = { open, model: base, run, settings, tokenizer, prompts, prefix };
   tokenizer?.decodeStream(); // refuses a decoder that has no stream
-  return new Generation((emit, left) => {
-    const stop = signal === undefined ? left : AbortSignal.any([signal, left]);
-    return new Loop(call, emit, stop).run();
+  return new Generation(async (emit, left) => {
+    const stop = signal === undefined ? null : firstOf(signal, left);
+    try {
+      return await new Loop(call, emit, stop?.signal ?? left).run();
+    } finally {
+      stop?.release();
+    }
   });
 }
 
@@ -307,6 +311,7 @@ class Loop {
       run: (body) => withAbort(this.#stop, () => run(body)),
       maxLength: longest,
     });
+    const release = heed(this.#stop);
     try {
       this.#turn = performance.now();
       while (!this.#stop.aborted && waiting.length + this.#live.length > 0) {
@@ -318,6 +323,7 @@ class Loop {
       if (!this.#stop.aborted || !isAborted(error)) throw error;
     } finally {
       session.dispose();
+      release();
     }
     return all.map((sequence) => sequence.result());
   }

@@ -120,7 +120,8 @@ export async function calibrate(
   const { device } = model;
   if (file !== undefined && existsSync(file)) return readAgain(file, facts, device);
   const release = useModel(model);
-  const abort = delayed(signal, kEndMs);
+  const end = delayed(signal, kEndMs);
+  const abort = end?.signal;
   try {
     freezeBase(model);
     const source = data as BatchSource<AnyBatch>;
@@ -140,6 +141,7 @@ export async function calibrate(
     await state.end();
     return result;
   } finally {
+    end?.release();
     release();
   }
 }
