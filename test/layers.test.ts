@@ -96,7 +96,6 @@ const kInvisible =
 const kNamers: Record<string, string> = {
   'lib/cli/terminal.ts': "the codes of the program's own colours",
   'lib/cli/progress.ts': 'the code that erases the line',
-  'lib/cli/text_table.ts': 'measures text with colours',
   'lib/adapters/python_json.ts': 'writes JSON as Python does',
   'lib/eval/python_text.ts': 'white space as Python has it',
   'lib/generate/options.ts': 'refuses half a character',

@@ -14,6 +14,7 @@ import {
   formatSeconds,
   hasColour,
   type OutputStream,
+  ShownStream,
   styler,
 } from './terminal.ts';
 import { kTrainOptions } from './train_options.ts';
@@ -24,14 +25,16 @@ const kColumns = 80;
 
 export class Progress {
   private readonly redraws: boolean;
+  private readonly stream: ShownStream;
   private readonly style: ReturnType<typeof styler>;
   private line = '';
   private drawnAt = Number.NEGATIVE_INFINITY;
 
   constructor(
-    private readonly stream: OutputStream,
+    stream: OutputStream,
     private readonly now: () => number = () => performance.now(),
   ) {
+    this.stream = stream instanceof ShownStream ? stream : new ShownStream(stream);
     this.redraws = stream.isTTY === true && process.env.TERM !== 'dumb';
     this.style = styler(hasColour(stream));
   }
@@ -106,9 +109,7 @@ export class Progress {
   }
 
   private erase(): void {
-    const code = '\r\u001b[K';
-    if (this.stream.control === undefined) this.stream.write(code);
-    else this.stream.control(code);
+    this.stream.control('\r\u001b[K');
   }
 
   private draw(text: string): void {

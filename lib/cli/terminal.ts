@@ -1,4 +1,5 @@
 /** Output streams: what may reach a terminal, colours, which only terminals get, closed pipes, and the formatting of numbers. */
+import { randomBytes } from 'node:crypto';
 import type { EventEmitter } from 'node:events';
 import { styleText } from 'node:util';
 import { printableLines, withoutControls } from '../shown.ts';
@@ -11,12 +12,13 @@ export interface OutputStream {
   readonly columns?: number | undefined;
 }
 
-const kEscape = '\u001b';
-/** The codes that {@link styler} writes. */
-const kStyles = new RegExp(String.raw`(${kEscape}\[(?:[124]|22|24|3[123]|39)m)`);
+const kEscape = '\u001b[';
+/** The mark that {@link styler} writes in the place of an escape. It is drawn for each process, so that no name in a file can have it. */
+const kMark = `<${randomBytes(8).toString('hex')}>`;
+const kStyles = new RegExp(`(${kMark}\\d+m)`);
 
 /**
- * A stream that shows what would control a terminal, but for the program's own colours: names in files, answers of servers and texts of
+ * A stream that shows what would control a terminal, but for the styles of {@link styler}: names in files, answers of servers and texts of
  * models are in much of what commands write, and a log is read on a terminal later.
  */
 export class ShownStream implements OutputStream {
@@ -35,8 +37,7 @@ export class ShownStream implements OutputStream {
   }
 
   write(text: string): unknown {
-    const isStyled = hasColour(this.#stream);
-    return this.#stream.write(isStyled ? besideStyles(text, printableLines) : printableLines(text));
+    return this.#stream.write(besideStyles(text, printableLines).replaceAll(kMark, kEscape));
   }
 
   control(code: string): unknown {
@@ -44,7 +45,7 @@ export class ShownStream implements OutputStream {
   }
 }
 
-/** Replaces all of a text but the codes of {@link styler}. */
+/** Replaces all of a text but the styles of {@link styler}. */
 export function besideStyles(text: string, replaced: (plain: string) => string): string {
   return text
     .split(kStyles)
@@ -79,10 +80,15 @@ export function hasColour(stream: OutputStream, env: NodeJS.ProcessEnv = process
   return stream.isTTY === true && env.TERM !== 'dumb';
 }
 
-/** A function that styles text, or returns it unchanged where colours are off. */
+/** A function that styles text for a {@link ShownStream}, or returns it unchanged where colours are off. */
 export function styler(colour: boolean): (text: string, ...styles: Style[]) => string {
-  // Without validateStream, newer versions of Node check stdout, even for text that goes to another stream.
-  return (text, ...styles) => (colour ? styleText(styles, text, { validateStream: false }) : text);
+  if (!colour) return (text) => text;
+  return (text, ...styles) => {
+    // Without validateStream, newer versions of Node check stdout, even for text that goes to another stream.
+    const codes = styleText(styles, '\n', { validateStream: false });
+    const [begin = '', end = ''] = codes.replaceAll(kEscape, kMark).split('\n');
+    return begin + text + end;
+  };
 }
 
 /** A duration as text: 3725 becomes `1h02m`, 65 becomes `1m05s`, and 4.2 becomes `4s`. */

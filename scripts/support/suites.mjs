@@ -287,12 +287,18 @@ export function unlisted(options, rows, others, groups) {
 async function sayTable(rows, seconds) {
   const { textTable } = await import('../../dist/cli/text_table.js');
   const lines = rows.map(({ suite, seconds, passed, failed, leftOut, assertions = 0 }) => {
-    const state = failed > 0 ? red('failed') : leftOut.length > 0 ? yellow('ok') : green('ok');
+    const state = failed > 0 ? 'failed' : 'ok';
     const counts = `${passed} passed, ${failed} failed, ${leftOut.length} skipped`;
     const more = assertions > 0 ? `${assertions} assertions` : '';
     return [state, suite.name, counts, more, `${seconds.toFixed(1)} s`];
   });
-  say(textTable([...lines, ['', '', '', '', `${(seconds / 60).toFixed(1)} min`]], 'lllrr'));
+  const total = ['', '', '', '', `${(seconds / 60).toFixed(1)} min`];
+  const shown = textTable([...lines, total], 'lllrr').split('\n');
+  rows.forEach(({ failed, leftOut }, i) => {
+    const paint = failed > 0 ? red : leftOut.length > 0 ? yellow : green;
+    shown[i] = shown[i].replace(/^\w+/, paint);
+  });
+  say(shown.join('\n'));
 }
 
 /**

@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { readAdapterConfig } from '../../lib/adapters/peft_folder.ts';
 import { runCli } from '../../lib/cli/program.ts';
 import { Progress } from '../../lib/cli/progress.ts';
@@ -22,7 +22,7 @@ import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny_tokenizer.ts';
 import { writeGguf } from '../support/write_gguf.ts';
 
-const kName = 'x\u001b[2J\nerror: forged\u202e\u009b1m\u2028y';
+const kName = 'x\u001b[2J\u001b[32m\nerror: forged\u202e\u009b1m\u2028y';
 const kForged = new RegExp(`[${'\u001b\u009b\u202e\u2028'}]|^error: forged`, 'm');
 const folder = mkdtempSync(join(tmpdir(), 'balora-hostile-'));
 const model = join(folder, 'model');
@@ -83,7 +83,7 @@ const readers: Record<string, () => unknown> = {
     }).encodeChat([{ role: 'user', content: 'x' }]),
   'JSON Lines': async () => (await openRows(file('x.jsonl', `{"a": ${kName}}\n`))).row(0),
   'a list in JSON': async () =>
-    (await openRows(file('x.json', `[{"a": "b"}, {"a": ${kName}]}]`))).row(1),
+    (await openRows(file('x.json', `[{"a": "b"}, {"a": ${kName}]]}]`))).row(1),
   'a prompt template': () => new PromptTemplate(`{a\u001b[2J\u009b}`).fill({ b: 'x' }, 'b'),
   "a file's name": () => SafetensorsFile.open(join(folder, kName)),
   'an error of the addon': () => {
@@ -107,7 +107,7 @@ describe('the message of an error is one line of visible characters', () => {
   it('has further lines only where the library adds them', () => {
     const error = errorFromCode('ERR_NATIVE', `add: ${kName}\n  enqueued at f (x.ts:1)`);
     expect(error.message.split('\n')).toEqual([
-      expect.stringContaining('add: x\\u001b[2J\\nerror: forged'),
+      expect.stringContaining('add: x\\u001b[2J\\u001b[32m\\nerror: forged'),
       '  enqueued at f (x.ts:1)',
     ]);
     expect(new ArgumentError('a\nb', { lines: ['c\nd'] }).message).toBe('a\\nb\nc\\nd');
@@ -126,12 +126,20 @@ describe('the command line', () => {
     expect(err + out).not.toMatch(kForged);
   });
 
-  it('shows them in a table of tensors, each in its row', async () => {
-    const path = safetensors({ [kName]: { dtype: 'F32', shape: [0], data_offsets: [0, 0] } });
-    const { code, out } = await balora(['inspect', path]);
-    expect([code, out.match(kForged)]).toEqual([0, null]);
-    expect(out).toMatch(/^x\\u001b\[2J\\nerror: forged\\u202e\\u009b1m\\u2028y +F32/m);
-  });
+  it.each([true, false])(
+    'shows them in a table of tensors, each in its row (terminal: %s)',
+    async (isTTY) => {
+      const path = safetensors({ [kName]: { dtype: 'F32', shape: [0], data_offsets: [0, 0] } });
+      vi.stubEnv('FORCE_COLOR', isTTY ? '1' : '0');
+    vi.stubEnv('NO_COLOR', '');
+      const { code, out } = await balora(['inspect', path], { isTTY });
+      vi.unstubAllEnvs();
+      expect([code, out.match(kForged)]).toEqual([0, null]);
+      expect(out).toMatch(
+        /^x\\u001b\[2J\\u001b\[32m\\nerror: forged\\u202e\\u009b1m\\u2028y +F32/m,
+      );
+    },
+  );
 
   it('shows what is left of them in an error that is a bug, without forged calls', async () => {
     let err = '';
@@ -151,8 +159,7 @@ describe('the command line', () => {
     progress.status(kName);
     const own = all
       .replaceAll('\r\u001b[K', '')
-      .replaceAll('\u001b[33m', '')
-      .replaceAll('\u001b[39m', '');
+      .replaceAll('\u001b[33mwarning:\u001b[39m', 'warning:');
     expect(own).not.toMatch(kForged);
     expect(own.split('\n')).toHaveLength(4);
   });
@@ -165,7 +172,7 @@ describe('the command line', () => {
     };
     expect(written(false)).toBe(`${kName}\u{1f468}\u200d\u{1f469}`);
     expect(written(true)).toBe(
-      'x\\u001b[2J\nerror: forged\\u202e\\u009b1m\u2028y\u{1f468}\u200d\u{1f469}',
+      'x\\u001b[2J\\u001b[32m\nerror: forged\\u202e\\u009b1m\u2028y\u{1f468}\u200d\u{1f469}',
     );
   });
 });
@@ -208,7 +215,7 @@ describe('the server', () => {
       );
     });
     await using;
-    expect(err).toMatch(/^GET \/x\\u001b\[2J\\nerror:%20forged\S+ 404/m);
+    expect(err).toMatch(/^GET \/x\\u001b\[2J\\u001b\[32m\\nerror:%20forged\S+ 404/m);
     expect(err).not.toMatch(kForged);
   });
 });

@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { ShownStream } from '../../lib/cli/terminal.ts';
 import { colouredTokens, tokenTable, tokenText } from '../../lib/cli/token_view.ts';
 import { encodePromptResponse } from '../../lib/data/example.ts';
 import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
@@ -27,7 +28,8 @@ describe('token view', () => {
   });
 
   it('marks them by colour', () => {
-    const text = colouredTokens(tokenizer, example);
+    let text = '';
+    new ShownStream({ write: (some) => (text += some) }).write(colouredTokens(tokenizer, example));
     expect(text).toContain('\u001b[2mq\u001b[22m');
     expect(text).toContain('\u001b[32m\\xc3\u001b[39m');
   });

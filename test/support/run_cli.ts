@@ -9,8 +9,9 @@ interface CliResult {
   err: string;
 }
 
-/** The input of a command, and callbacks with its output so far after each write. */
+/** The input of a command, whether its streams are a terminal, and callbacks with its output so far after each write. */
 interface CliOptions {
+  readonly isTTY?: boolean;
   readonly stdin?: InputStream;
   readonly onErr?: ((err: string) => void) | undefined;
   readonly onOut?: (out: string) => void;
@@ -21,15 +22,18 @@ export async function balora(
   args: string[],
   options: CliOptions | ((err: string) => void) = {},
 ): Promise<CliResult> {
-  const { stdin, onErr, onOut } = typeof options === 'function' ? { onErr: options } : options;
+  const { stdin, isTTY, onErr, onOut } =
+    typeof options === 'function' ? { onErr: options } : options;
   let [out, err] = ['', ''];
   const stdout = {
+    isTTY,
     write: (text: string) => {
       out += text;
       onOut?.(out);
     },
   };
   const stderr = {
+    isTTY,
     write: (text: string) => {
       err += text;
       onErr?.(err);
