@@ -95,7 +95,7 @@ export class Chat {
     if (foreign !== undefined) {
       throw new ArgumentError(`chat: it has one answer at a time; leave ${foreign} out`);
     }
-    checkRoles('chat: messages', messages);
+    checkRoles('chat: messages', messages, tokenizer?.chatTemplate ?? null);
     this.#model = model;
     this.#base = causalOf(model);
     this.#settings = settings;

@@ -90,7 +90,7 @@ function promptsOf(
   const conversations = messages as NonNullable<typeof messages>;
   return listOf<readonly ChatMessage[]>(conversations, isConversation, 'messages').map(
     ({ one, name }) => {
-      checkRoles(`generate: ${name}`, one);
+      checkRoles(`generate: ${name}`, one, tokenizer.chatTemplate);
       return { name, ids: tokenizer.encodeChat(one, { addGenerationPrompt: true }) };
     },
   );

@@ -28,14 +28,20 @@ export function misspeltRole(role: string): string | null {
 /**
  * Refuses messages with a misspelt role, which a template renders as a role of its own or leaves out.
  * @param where the messages: `generate: messages`
+ * @param template what renders them, whose own roles are no slips; null: not known
  * @throws ArgumentError naming the message and the role that is meant
  */
-export function checkRoles(where: string, messages: readonly ChatMessage[]): void {
+export function checkRoles(
+  where: string,
+  messages: readonly ChatMessage[],
+  template: ChatTemplate | null,
+): void {
   for (const [i, { role }] of messages.entries()) {
     const meant = typeof role === 'string' ? misspeltRole(role) : null;
-    if (meant === null) continue;
+    if (meant === null || template?.names(role)) continue;
     throw new ArgumentError(
-      `${where}[${i}].role is ${shown(role, 40)}, which is not known (did you mean "${meant}"?)`,
+      `${where}[${i}].role is ${shown(role, 40)}, which is not known (did you mean "${meant}"?); correct it, or name the role in the ` +
+        'chat template, in quotes',
     );
   }
 }
@@ -88,6 +94,12 @@ export class ChatTemplate {
       );
     }
     this.sources = new Map(list.map(({ name, template }) => [name, template]));
+  }
+
+  /** Whether the template has a text as one of its own, in quotes, such as the role that it compares with. */
+  names(text: string): boolean {
+    const quoted = [`'${text}'`, `"${text}"`];
+    return [...this.sources.values()].some((source) => quoted.some((one) => source.includes(one)));
   }
 
   /**

@@ -131,7 +131,7 @@ describe('the command line', () => {
     async (isTTY) => {
       const path = safetensors({ [kName]: { dtype: 'F32', shape: [0], data_offsets: [0, 0] } });
       vi.stubEnv('FORCE_COLOR', isTTY ? '1' : '0');
-    vi.stubEnv('NO_COLOR', '');
+      vi.stubEnv('NO_COLOR', '');
       const { code, out } = await balora(['inspect', path], { isTTY });
       vi.unstubAllEnvs();
       expect([code, out.match(kForged)]).toEqual([0, null]);

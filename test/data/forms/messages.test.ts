@@ -1,10 +1,18 @@
 import { describe, expect, it } from 'vitest';
 import { Batches } from '../../../lib/data/batches.ts';
 import { arrayRows, type Row } from '../../../lib/data/rows.ts';
+import { openChat } from '../../../lib/generate/chat.ts';
+import { generate } from '../../../lib/generate/generate.ts';
 import { checkRoles, misspeltRole } from '../../../lib/text/chat_template.ts';
+import { Tokenizer } from '../../../lib/text/tokenizer.ts';
 import { fixturePath } from '../../support/fixtures.ts';
 import { shownExample, shownRows, withChatTemplate } from '../../support/shown_rows.ts';
-import { tinyTokenizer } from '../../support/tiny_tokenizer.ts';
+import { TinyModel } from '../../support/tiny_model.ts';
+import {
+  tinyTokenizer,
+  tinyTokenizerConfig,
+  tinyTokenizerJson,
+} from '../../support/tiny_tokenizer.ts';
 
 const kUser = { role: 'user', content: 'hi' };
 const kAnswer = { role: 'assistant', content: 'yo' };
@@ -121,8 +129,27 @@ describe('a misspelt role', () => {
       'user',
       'system',
     ]);
-    expect(() => checkRoles('chat: messages', row.messages)).toThrow(
-      'chat: messages[1].role is "asistant", which is not known (did you mean "assistant"?)',
+    expect(() => checkRoles('chat: messages', row.messages, null)).toThrow(
+      'chat: messages[1].role is "asistant", which is not known (did you mean "assistant"?); correct it, or name the role in the chat ' +
+        'template, in quotes',
     );
+  });
+
+  it("is one of a model's where its chat template names it", () => {
+    const source = `{% for m in messages %}{% if m.role == 'User' or m.role == "tools" %}{{ m.content }}{% endif %}{% endfor %}`;
+    const tokenizer = Tokenizer.fromJson(tinyTokenizerJson(), {
+      ...tinyTokenizerConfig(),
+      chat_template: source,
+    });
+    const model = new TinyModel({ vocabulary: tokenizer.vocabSize });
+    for (const role of ['User', 'tools']) {
+      const messages = [{ role, content: 'hey' }];
+      expect(() => generate(model, { tokenizer, messages })).not.toThrow();
+      expect(() => openChat(model, { tokenizer, messages })).not.toThrow();
+    }
+    const messages = [{ role: 'Users', content: 'hey' }];
+    const refusal = /messages\[0\]\.role is "Users", .* \(did you mean "user"\?\); correct it/;
+    expect(() => generate(model, { tokenizer, messages })).toThrow(refusal);
+    expect(() => openChat(model, { tokenizer, messages })).toThrow(refusal);
   });
 });
