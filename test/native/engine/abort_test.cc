@@ -1,5 +1,5 @@
-// Ops under an abort's flag: those that have not begun are skipped, the kernel that runs may leave its
-// loops early, and neither touches the ops of others.
+// Ops under an abort's flag: those that have not begun are skipped, the kernel that runs may leave
+// its loops early, and neither touches the ops of others.
 #include <doctest/doctest.h>
 
 #include <atomic>

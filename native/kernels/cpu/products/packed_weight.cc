@@ -21,8 +21,8 @@ namespace {
 constexpr int64_t kRowBucket = 64;
 constexpr int64_t kApartElements = int64_t{1} << 20;  // of A or C at a time in multiply_apart
 constexpr int64_t kTypicalRows = 1024;  // the layout is chosen for products of this size
-// Rows between two looks at whether anybody still wants the product. Sums run over k alone: the bits
-// are those of one product of all rows.
+// Rows between two looks at whether anybody still wants the product. Sums run over k alone, so that
+// the bits are those of one product of all rows.
 constexpr int64_t kRowsAtOnce = 8192;
 static_assert(kRowsAtOnce % kRowBucket == 0);
 
