@@ -9,6 +9,7 @@ import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { checkNewOutput, fillFolder } from '../export/output.ts';
 import { writeTokenizer } from '../export/tokenizer_files.ts';
+import { TOKENIZER_FILES } from '../io/model_folder.ts';
 import { choice, number, onOff, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import { adaptedOptions, loadAdapted } from './adapted_model.ts';
@@ -61,6 +62,7 @@ async function convert(
   await checkNewOutput(output, 'folder', {
     overwrite,
     sources: [settings.model, settings.adapter],
+    names: TOKENIZER_FILES,
   });
   const progress = new Progress(context.stderr);
   const { tuned, tokenizer } = await loadAdapted(settings, progress);

@@ -13,6 +13,7 @@ import {
   OUT_TYPES,
   outtypeOf,
 } from '../export/registry.ts';
+import { TOKENIZER_FILES } from '../io/model_folder.ts';
 import { readText } from '../io/regular_file.ts';
 import { choice, filePath, size } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
@@ -78,7 +79,12 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
   const klText = settings.klText === undefined ? null : await readText(settings.klText);
   const { overwrite } = settings;
   const sources = [settings.model, adapter, settings.klText];
-  await checkTargetOutput(target, output, { overwrite, sources });
+  const names = {
+    lora: target.namesOf(adapter !== undefined),
+    'plain-lora': TOKENIZER_FILES,
+    residual: [],
+  }[form];
+  await checkTargetOutput(target, output, { overwrite, sources, names });
   const progress = new Progress(context.stderr);
   const { tuned, tokenizer } = await loadAdaptedOrAlone(settings, progress);
   if (tuned.kind === 'adapter') tuned.checkForm(form);

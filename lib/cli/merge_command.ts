@@ -1,7 +1,7 @@
 /** `balora merge`: merges an adapter into its base model and writes the result as a model folder. */
 import { checkNewOutput } from '../export/output.ts';
 import { MAX_SHARD_SIZE } from '../export/registry.ts';
-import { roundingText, writeMerged } from '../export/safetensors.ts';
+import { roundingText, safetensors, writeMerged } from '../export/safetensors.ts';
 import { choice } from '../options/kinds.ts';
 import { group } from '../options/option.ts';
 import { adaptedOptions, loadAdapted } from './adapted_model.ts';
@@ -29,7 +29,9 @@ export const addMerge: CommandModule = (program, context, run) => {
     const progress = new Progress(context.stderr);
     const { dtype = 'f32', overwrite } = settings;
     const [output, adapter] = [settings.output, settings.adapter] as [string, string];
-    await checkNewOutput(output, 'folder', { overwrite, sources: [settings.model, adapter] });
+    const sources = [settings.model, adapter];
+    const names = safetensors.namesOf(true);
+    await checkNewOutput(output, 'folder', { overwrite, sources, names });
     const base = { ...settings, dtype: dtype === 'f16' ? 'f32' : dtype } as const;
     const loaded = await loadAdapted(base, progress);
     const warn = (message: string): void => progress.warn(message);

@@ -3,7 +3,7 @@ import { ArgumentError } from '../errors.ts';
 import { checkNewOutput, fillFolder } from '../export/output.ts';
 import { writeTokenizer } from '../export/tokenizer_files.ts';
 import { kBlockSize } from '../io/blocks.ts';
-import { SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import { COMPANIONS, SINGLE_WEIGHTS } from '../io/model_folder.ts';
 import { storedForm } from '../models/auto.ts';
 import { AutoModelForCausalLM, checkCausalLM } from '../models/index.ts';
 import { type Nf4Result, saveNf4 } from '../models/save_nf4.ts';
@@ -53,7 +53,7 @@ async function quantize(
   if (blockSize % 2 !== 0) {
     throw new ArgumentError(`--block-size must be an even number, got ${blockSize}`);
   }
-  await checkNewOutput(output, 'folder', { overwrite, sources: [path] });
+  await checkNewOutput(output, 'folder', { overwrite, sources: [path], names: COMPANIONS });
   if (count !== undefined) setNumThreads(count);
   const progress = new Progress(context.stderr);
   const options = loadOptions(settings, progress);

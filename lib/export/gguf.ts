@@ -33,6 +33,7 @@ export const gguf = defineTarget({
     { program: 'balora', read: 'this version' },
     { program: 'Ollama', read: null },
   ],
+  namesOf: () => [],
   write: writeGguf,
 });
 

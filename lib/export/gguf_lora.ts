@@ -32,6 +32,7 @@ export const ggufLora = defineAdapterTarget({
   title: 'the adapter alone as a GGUF file, for llama.cpp beside its base',
   output: 'file',
   types: ['f32', 'f16', 'bf16', 'q8_0'],
+  namesOf: () => [],
   readers: [{ program: 'llama.cpp (node-llama-cpp)', read: '3.22.1' }],
   write: (input, output) =>
     withPlainLora(input.tuned, 'gguf-lora', (modules) => writeLora(modules, input, output)),

@@ -25,6 +25,7 @@ export const mlx = defineAdapterTarget({
     { program: 'mlx-lm', read: null },
     { program: 'balora', read: 'this version' },
   ],
+  namesOf: () => [],
   write: ({ tuned, overwrite }, output) =>
     withPlainLora(tuned, 'mlx', async (modules) => {
       const { config, tensors } = mlxAdapter(modules, tuned.model, tuned.config.loraDropout);

@@ -19,6 +19,7 @@ export const modelfile = defineTarget({
     { program: "Go's text/template (the TEMPLATE)", read: '1.24' },
     { program: 'Ollama', read: null },
   ],
+  namesOf: () => [kModel, kModelfile],
   write: async (input, output) => {
     const text = modelfileText(chatFormatOf(input.tokenizer));
     const fill = async (folder: string): Promise<readonly string[]> => {

@@ -36,6 +36,8 @@ export interface OutputOptions {
   readonly overwrite?: boolean | undefined;
   /** Models, adapters and texts that are read meanwhile: an output that replaces another must not be, hold or lie in one of them. */
   readonly sources?: readonly (string | null | undefined)[];
+  /** Names of files that are written into a folder beside weights and configurations; files of others with them are refused. */
+  readonly names?: readonly string[];
 }
 
 /** The files that an export wrote into a folder. */
@@ -79,7 +81,7 @@ const isOfOutput = (name: string): boolean => name === kManifest || kOfLock.test
 export async function checkNewOutput(
   path: string,
   kind: 'file' | 'folder',
-  { overwrite = false, sources = [] }: OutputOptions = {},
+  { overwrite = false, sources = [], names = [] }: OutputOptions = {},
 ): Promise<void> {
   if (path === '') throw new ArgumentError(`output must be the path of a ${kind}, got ""`);
   if (overwrite) await requireOther(path, kind, sources);
@@ -91,7 +93,7 @@ export async function checkNewOutput(
   });
   if (holder !== null) throw inUse(path, lock, holder);
   if (kind === 'file') return requireNoFile(path, overwrite);
-  await requireFreeFolder(path, overwrite);
+  await requireFreeFolder(path, overwrite, names);
   await removeTemporaries(path);
 }
 
@@ -153,15 +155,20 @@ function isBelow(path: string, folder: string): boolean {
 
 /**
  * Checks that a folder may be filled.
+ * @param written names of files that will be written
  * @returns what an earlier export wrote there and is to be replaced; null: nothing
  */
-async function requireFreeFolder(folder: string, overwrite: boolean): Promise<Manifest | null> {
+async function requireFreeFolder(
+  folder: string,
+  overwrite: boolean,
+  written: readonly string[] = [],
+): Promise<Manifest | null> {
   const all = await folderNames(folder);
   const names = all.filter((name) => !isOfOutput(name) && !isAbandoned(name));
   const earlier = all.includes(kManifest) ? await readManifest(folder) : null;
   const own = new Set(earlier?.files.map((file) => file.split('/')[0]));
   const others = names.filter((name) => !own.has(name));
-  const [telling] = others.filter((name) => kTelling.test(name));
+  const telling = others.find((name) => kTelling.test(name) || written.includes(name));
   const foreign = earlier === null ? null : await foreignIn(folder, earlier);
   if (overwrite && others.includes(RUN)) {
     throw new ArgumentError(

@@ -1,5 +1,6 @@
 /** An adapter as a PEFT folder: its two files, the tokenizer's files with the chat template, and a model card. */
 import { ADAPTER_CONFIG, ADAPTER_TENSORS } from '../adapters/peft_folder.ts';
+import { LOSS_PLOT, MODEL_CARD, TOKENIZER_FILES } from '../io/model_folder.ts';
 import { writeCard } from './model_card.ts';
 import { fillFolder } from './output.ts';
 import { defineAdapterTarget } from './target.ts';
@@ -14,6 +15,7 @@ export const peft = defineAdapterTarget({
     { program: 'PEFT', read: null },
     { program: 'balora', read: 'this version' },
   ],
+  namesOf: () => [...TOKENIZER_FILES, MODEL_CARD, LOSS_PLOT],
   write: async ({ tuned, tokenizer, adapter, overwrite }, output) => {
     const fill = async (folder: string): Promise<void> => {
       await tuned.savePretrained(folder);

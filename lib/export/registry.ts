@@ -80,7 +80,8 @@ export async function exportModel(
   const { overwrite, adapter } = input;
   const { nameOrPath, folder } = input.tuned.model;
   const sources = [nameOrPath, folder || null, adapter];
-  await checkTargetOutput(target, output, { overwrite, sources });
+  const names = target.namesOf(input.tuned.kind === 'adapter');
+  await checkTargetOutput(target, output, { overwrite, sources, names });
   const lines = await target.write({ ...input, outtype: type, maxShardSize, klText }, output);
   return target.ofAdapter ? [...lines, ...(await leftOut(input))] : lines;
 }

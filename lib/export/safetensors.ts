@@ -3,7 +3,14 @@ import { join } from 'node:path';
 import { type MergeError, saveMerged } from '../adapters/merge.ts';
 import { endTokens } from '../generate/end_tokens.ts';
 import { writeFileAtomic } from '../io/files.ts';
-import { GENERATION_CONFIG, SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
+import {
+  COMPANIONS,
+  GENERATION_CONFIG,
+  LOSS_PLOT,
+  MODEL_CARD,
+  SINGLE_WEIGHTS,
+  WEIGHTS_INDEX,
+} from '../io/model_folder.ts';
 import { isMissing } from '../io/regular_file.ts';
 import { readConfigJson } from '../models/config_keys.ts';
 import { type Model, type SavedDType, saveModel } from '../models/index.ts';
@@ -24,6 +31,7 @@ export const safetensors = defineTarget({
     { program: 'vLLM', read: null },
     { program: 'balora', read: 'this version' },
   ],
+  namesOf: (adapted) => [...COMPANIONS, ...(adapted ? [MODEL_CARD, LOSS_PLOT] : [])],
   write: async ({ outtype, ...input }, output) => {
     const dtype = outtype as SavedDType;
     if (!hasAdapter(input)) return writeAlone({ ...input, dtype }, output);

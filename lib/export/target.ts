@@ -54,6 +54,8 @@ export interface ExportTarget<Name extends string = string> {
   readonly types: readonly OutType[];
   /** The programs that it is for. */
   readonly readers: readonly Reader[];
+  /** Names of the files in its folder besides weights and their configuration, with an adapter or without one; of a file none. */
+  namesOf(adapted: boolean): readonly string[];
   /** Whether it is made of an adapter, so that a model alone cannot be written. */
   readonly ofAdapter: boolean;
   /**

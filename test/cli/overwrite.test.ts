@@ -139,6 +139,49 @@ it('never replaces the model or the adapter that it reads, or a folder of others
   );
 });
 
+it.each([
+  ['merge', ['merge', ...kAdapted], ['README.md', 'generation_config.json', 'tokenizer.json']],
+  ['convert', ['convert', ...kAdapted], ['tokenizer.json']],
+  ['quantize', ['quantize'], ['tokenizer.json', 'generation_config.json']],
+  ['export peft', ['export', ...kAdapted], ['README.md', 'tokenizer.json']],
+  [
+    'export plain-lora',
+    ['export', ...kAdapted, '--export', 'plain-lora'],
+    ['tokenizer_config.json'],
+  ],
+  [
+    'export safetensors',
+    ['export', ...kAdapted, '--to', 'safetensors'],
+    ['README.md', 'generation_config.json', 'tokenizer.json'],
+  ],
+  ['export modelfile', ['export', ...kAdapted, '--to', 'modelfile'], ['model.gguf', 'Modelfile']],
+] as const)('%s refuses a file of others before it reads the model', async (name, args, files) => {
+  for (const file of files) {
+    const output = await mkdtemp(join(folder, 'others-'));
+    await writeFile(join(output, file), 'mine');
+    // Without a model to read, the error of the output can only come first.
+    const where = args.map((arg) => (arg === 'adapter' ? at(arg) : arg));
+    const { code, err } = await balora([
+      ...[...where, '--model', at('no/model/here')],
+      ...['--output', output, '--overwrite'],
+    ]);
+    expect(err, `${name} ${file}`).toMatch(
+      new RegExp(`output folder .* holds ${file}, which no export of balora wrote there; remove`),
+    );
+    expect(code).toBe(2);
+    expect(await readdir(output)).toEqual([file]);
+  }
+});
+
+it('of a model without an adapter leaves a README.md, which it does not write', async () => {
+  const run = () =>
+    command(['export', '--to', 'safetensors'], '--output', at('alone'), '--overwrite');
+  expect((await run()).code).toBe(0);
+  await writeFile(at('alone/README.md'), 'mine');
+  expect(await run()).toMatchObject({ code: 0, err: '' });
+  expect(await readFile(at('alone/README.md'), 'utf8')).toBe('mine');
+});
+
 it('is in the help of each of these commands', async () => {
   for (const name of ['merge', 'convert', 'quantize', 'export', 'train']) {
     expect((await balora([name, '--help'])).out, name).toMatch(/--overwrite\s+replace /);
