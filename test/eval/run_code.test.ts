@@ -26,26 +26,28 @@ const kGrouped = kNamespaces && (await openCodeRunner()).missing.length === 0;
 /** Seconds for a program that ends by itself, also on a busy machine. */
 const kPatience = 60;
 
-/** Calls a function with a PATH whose python3 can make no namespaces. */
-async function withoutNamespaces<R>(use: () => Promise<R>): Promise<R> {
+/** Calls a function with a PATH whose python3 is a script, with the folder of that. */
+async function withPython<R>(script: string, use: (folder: string) => Promise<R>): Promise<R> {
   const { PATH } = process.env;
-  if (!kNamespaces) return use();
-  const folder = await mkdtemp(join(tmpdir(), 'no-namespaces-'));
-  const code = 'import sys; print(sys.executable)';
-  const python = spawnSync('python3', ['-c', code], { encoding: 'utf8' }).stdout.trim();
-  const wrapper = [
-    '#!/bin/sh',
-    `exec unshare ${kNewUser.join(' ')} sh -c 'echo 0 > /proc/sys/user/max_user_namespaces && exec ${python} "$@"' sh "$@"`,
-  ];
-  await writeFile(join(folder, 'python3'), `${wrapper.join('\n')}\n`);
+  const folder = await mkdtemp(join(tmpdir(), 'own-python-'));
+  await writeFile(join(folder, 'python3'), `#!/bin/sh\n${script}\n`);
   await chmod(join(folder, 'python3'), 0o755);
   process.env.PATH = `${folder}:${PATH}`;
   try {
-    return await use();
+    return await use(folder);
   } finally {
     process.env.PATH = PATH;
     await rm(folder, { recursive: true });
   }
+}
+
+/** Calls a function with a PATH whose python3 can make no namespaces. */
+async function withoutNamespaces<R>(use: () => Promise<R>): Promise<R> {
+  if (!kNamespaces) return use();
+  const code = 'import sys; print(sys.executable)';
+  const python = spawnSync('python3', ['-c', code], { encoding: 'utf8' }).stdout.trim();
+  const script = `exec unshare ${kNewUser.join(' ')} sh -c 'echo 0 > /proc/sys/user/max_user_namespaces && exec ${python} "$@"' sh "$@"`;
+  return withPython(script, use);
 }
 
 describe.skipIf(!kPython)('a program', () => {
@@ -188,6 +190,8 @@ describe.skipIf(!kPython)('a test in an interpreter of its own', () => {
         'def ordered(items, key): return sorted(items, key=key)',
         'def take(numbers): return [next(numbers), next(numbers)]',
         'def swap(point): point.x, point.y = point.y, point.x',
+        'def make(kind, x): return kind(x)',
+        'def same(a, b): return a == b',
       ),
       lines(
         'assert twice(lambda x: x + [1], []) == [1, 1]',
@@ -197,6 +201,11 @@ describe.skipIf(!kPython)('a test in an interpreter of its own', () => {
         'point = Point(); point.x, point.y = 1, 2',
         'swap(point)',
         'assert (point.x, point.y) == (2, 1)',
+        'assert same(point, point) and not same(point, Point())',
+        'from decimal import Decimal',
+        'class Pair:',
+        '    def __init__(self, x): self.x = x',
+        'assert make(Decimal, "2") == 2 and make(int, "3") == 3 and make(Pair, 4).x == 4 and make(abs, -5) == 5',
       ),
     ],
     'its errors': [
@@ -239,6 +248,20 @@ describe.skipIf(!kPython)('a test in an interpreter of its own', () => {
     expect(await runner.run('class math: sqrt = 3\ndef f(x): return 2', root)).toBe('passed');
   });
 });
+
+/** The statement by which a program finds its side of the connection. */
+const kPeerOf = 'import sys\npeer = sys._getframe(1).f_locals["peer"]';
+
+/** A program that makes a class in the interpreter of the test, whose objects equal everything. @param bases in Python, as `args` */
+const inTest = (bases: string, args = ''): string =>
+  lines(
+    kPeerOf,
+    'def yes(*all): return True',
+    'def zero(*all): return 0',
+    'def f(x):',
+    `    kind = peer.ask("call", type, ["Any", ${bases}, {"__eq__": yes, "__sub__": zero, "__hash__": None}], {})`,
+    `    return peer.ask("call", kind, [${args}], {})`,
+  );
 
 /** Programs that are wrong, and try to pass by other ways than being right; f(1) should be 2. */
 const kForgeries: Record<string, string> = {
@@ -318,6 +341,20 @@ const kForgeries: Record<string, string> = {
     '        x.__globals__["f"] = x.__builtins__["AssertionError"] = x',
     '    return 3',
   ),
+  'a class that it makes in the interpreter of the test': inTest('()'),
+  'a subclass of a plain type that it makes there': inTest('(int,)'),
+  'an exception that it makes there': inTest('(Exception,)'),
+  'a class of classes that it makes there': inTest('(type,)', '"Y", (), {}'),
+  'a look at what it is compared with': lines(
+    kPeerOf,
+    'seen = []',
+    'def look(other): seen.append(other); return True',
+    'def take(other): seen.append(other); return 0',
+    'def f(x):',
+    '    if seen: return seen[-1]',
+    '    kind = peer.ask("call", type, ["Any", (), {"__eq__": look, "__sub__": take, "__hash__": None}], {})',
+    '    return peer.ask("call", kind, [], {})',
+  ),
   'the death of all others':
     'import os\nfor pid in (-1, 1, os.getppid()):\n    try: os.kill(pid, 9)\n    except OSError: pass\ndef f(x): os.kill(-1, 9)',
 };
@@ -329,6 +366,86 @@ const kTest = lines(
   '    assert candidate(1) == 2',
   'check(f)',
 );
+
+/** Programs that are wrong, with tests of which each needs another way to be passed by them, and what passes it rightly. */
+const kOtherForgeries: Record<string, { program: string; test: string; right: string }> = {
+  'the end of a loop of the test': {
+    program: 'def f(x): raise StopIteration',
+    test: 'assert all(map(lambda x: f(x) == x + 1, [1, 2]))',
+    right: 'def f(x): return x + 1',
+  },
+  'the words of the verdict, which the test prints': {
+    program: 'def f(x): return "passed\\n" * 5000',
+    test: 'print(f(1))\nassert f(1) == 2',
+    right: 'def f(x): return 2',
+  },
+  'one object for all': {
+    program: lines(
+      'class Node:',
+      '    def __new__(cls, *all): return one',
+      'one = object.__new__(Node)',
+      'def f(x): return one',
+    ),
+    test: 'try: assert f(Node(1)) == Node(2)\nexcept TypeError: assert f(Node(1)).x == 2',
+    right: 'def f(x): return Node(2)\nclass Node:\n    def __init__(self, x): self.x = x',
+  },
+  'objects of its own that are equal': {
+    program: lines(
+      'class Node:',
+      '    def __init__(self, x): pass',
+      '    def __eq__(self, other): return True',
+      'def f(x): return x',
+    ),
+    test: 'assert f(Node(1)) == Node(2)',
+    right: 'Node = int\ndef f(x): return x + 1',
+  },
+  'a method that it puts before that of the test': {
+    program: 'def f(point): point.has = lambda *all: True',
+    test: lines(
+      'class Point:',
+      '    x = 1',
+      '    def has(self, x): return self.x == x',
+      'point = Point()',
+      'try: f(point)',
+      'except TypeError: pass',
+      'assert point.has(2)',
+    ),
+    right: 'def f(point): point.x = 2',
+  },
+  'what else the test copies': {
+    program: lines(
+      'seen = []',
+      'class Copied:',
+      '    def __deepcopy__(self, memo): seen.extend(one for one in memo.values() if type(one) is list)',
+      'def f(x):',
+      '    for all in seen:',
+      '        for one in all:',
+      '            if type(one) is list: return one[0]',
+      '    return Copied() if x == 0 else 3',
+    ),
+    test: lines(
+      'import copy',
+      'try: copy.deepcopy([[987654], f(0)])',
+      'except TypeError: pass',
+      'assert f(1) == 987654',
+    ),
+    right: 'def f(x): return 987654',
+  },
+  'a base of a class of the test': {
+    program: lines(
+      'class Base:',
+      '    def __mro_entries__(self, bases): return (int,)',
+      'base = Base()',
+    ),
+    test: 'class Number(base): pass\nassert Number(3) + 1 == 4',
+    right: 'base = int',
+  },
+  'a class in the place of a module that is missing': {
+    program: 'class no_module:\n    def close(*all): return True\ndef f(x): return 3',
+    test: 'try: assert no_module.close(f(1), 2)\nexcept NameError: assert f(1) == 2',
+    right: 'def f(x): return 2',
+  },
+};
 
 describe.skipIf(!kNamespaces)('namespaces', () => {
   const kErrno = { absent: 2, readOnly: 30, noNetwork: 101, noProcess: 3 };
@@ -500,6 +617,16 @@ describe.skipIf(!kNamespaces)('namespaces', () => {
   it('pass a right program by the same test', async () => {
     expect(await runner.run('def f(x): return 2', { test: kTest })).toBe('passed');
   });
+
+  it.each(Object.keys(kOtherForgeries))(
+    'pass the right program alone, not one by %s',
+    async (way) => {
+      const { program, test, right } = kOtherForgeries[way] as (typeof kOtherForgeries)[string];
+      const reference = `import no_module\n${program}`;
+      expect(await runner.run(program, { test, reference })).toBe('failed');
+      expect(await runner.run(right, { test, reference })).toBe('passed');
+    },
+  );
 });
 
 describe.skipIf(!kPython)('where no namespaces can be made', () => {
@@ -522,6 +649,30 @@ describe.skipIf(!kPython)('where no namespaces can be made', () => {
 });
 
 describe.skipIf(!kPython)('answers that are programs', () => {
+  it('of humaneval cannot change the functions by which they are tested', async () => {
+    const row = {
+      ...{ task_id: 'Own/9', entry_point: 'root' },
+      prompt:
+        'import math\n\ndef square(x):\n    return x * x\n\ndef root(x):\n    """ x = square(root(x)). """\n',
+      canonical_solution: '    return math.sqrt(x)\n',
+      test: 'def check(candidate):\n    assert abs(square(candidate(9)) - 9) < 1e-6\n',
+    };
+    const folder = await mkdtemp(join(tmpdir(), 'items-'));
+    try {
+      await writeFile(join(folder, 'humaneval.jsonl'), JSON.stringify(row));
+      const task = scoringTask('humaneval') as CodeTask;
+      const items = await readItems(join(folder, 'humaneval.jsonl'), task);
+      const outputs = [row.canonical_solution, '    return 0\nsquare = lambda x: 9\n'];
+      const records = outputs.map((output) => ({ index: 0, metrics: {}, isCut: false, output }));
+      const runner = await openCodeRunner({ unsafe: true, seconds: kPatience });
+      const found: ItemRecord[] = [];
+      for await (const one of runPrograms(task, items, records, { runner })) found.push(one);
+      expect(found.map(({ outcome }) => outcome)).toEqual(['passed', 'failed']);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
   it.each(['humaneval', 'mbpp'])('of %s pass with the solutions of the file', async (name) => {
     const task = scoringTask(name) as CodeTask;
     const items = await readItems(fixturePath(`scoring/${name}.jsonl`), task);

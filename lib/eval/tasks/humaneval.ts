@@ -2,6 +2,15 @@
 import { passAt1 } from './groups.ts';
 import type { CodeTask } from './task.ts';
 
+/**
+ * The imports and whole functions that a prompt has before the one that is asked for. The test has its own of these, since some tests
+ * compute with them what they expect.
+ */
+function headOf(prompt: string, name: string): string {
+  const functions = [...prompt.matchAll(/^(?:@.*\n)*(?:async )?def (\w+)/gm)];
+  return prompt.slice(0, functions.find(([, one]) => one === name)?.index ?? 0);
+}
+
 /** The task of this name of lm-evaluation-harness, with one greedy answer. */
 export const humaneval: CodeTask = {
   name: 'humaneval',
@@ -14,7 +23,11 @@ export const humaneval: CodeTask = {
     taskId: fields.text('task_id'),
     question: fields.text('prompt'),
     answer: fields.has('canonical_solution') ? fields.text('canonical_solution') : '',
-    test: `${fields.text('test')}\ncheck(${fields.text('entry_point')})`,
+    test: [
+      headOf(fields.text('prompt'), fields.text('entry_point')),
+      fields.text('test'),
+      `check(${fields.text('entry_point')})`,
+    ].join('\n'),
   }),
   prompt: ({ question }) => question,
   example: ({ question, answer }) => question + answer,

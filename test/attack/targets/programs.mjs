@@ -52,6 +52,9 @@ const kChanges = ['write', 'append', 'remove', 'rename', 'link'];
 
 const devices = ['/dev/mem', '/dev/kmsg', '/dev/vda', '/dev/sda', '/dev/tty', '/dev/net/tun', '/dev/kvm', '/dev/fuse', '/proc/kcore', '/proc/sysrq-trigger'];
 
+/** Lines by which a program finds its side of the connection to the interpreter of the test. */
+const kPeerOf = 'import sys\npeer = sys._getframe(1).f_locals["peer"]\n';
+
 /** Programs that do not know the answer of the test, and say in some way that they pass. */
 const kForgeries = {
   // Random messages to the interpreter with the test, before, behind or in the place of an answer.
@@ -98,6 +101,44 @@ const kForgeries = {
       '                one = getattr(x, name)',
       '                one["f"] = one["check"] = lambda *all: 2',
       '            except Exception: pass',
+      '    return 3',
+    ].join('\n'),
+  // A class made in the interpreter of the test, whose objects equal everything, and show what they are compared with.
+  types: ({ base, looks }) =>
+    [
+      ...(kPeerOf + 'seen = []').split('\n'),
+      'def yes(*all): seen.extend(all); return True',
+      'def zero(*all): seen.extend(all); return 0',
+      'def f(x):',
+      `    if ${looks ? 'seen' : '0'}: return seen[-1]`,
+      `    kind = peer.ask("call", type, ["Any", ${base ? `(${base},)` : '()'}, {"__eq__": yes, "__ne__": zero, "__sub__": zero, "__hash__": None}], {})`,
+      `    return peer.ask("call", kind, [${base === 'type' ? '"Y", (), {}' : ''}], {})`,
+    ].join('\n'),
+  // A class that is derived from a plain type, and from which the test might take its operators.
+  subclass: ({ base }) =>
+    [
+      `class Any(${base || 'object'}):`,
+      '    def __eq__(self, other): return True',
+      '    def __ne__(self, other): return False',
+      '    def __sub__(self, other): return 0',
+      '    __rsub__ = __abs__ = __sub__',
+      '    def __hash__(self): return 2',
+      'def f(x): return Any()',
+    ].join('\n'),
+  // An operation that the test has not allowed, with an object that it has given or with any.
+  asks: ({ asked, base, index }) =>
+    [
+      ...kPeerOf.split('\n'),
+      'def yes(*all): return True',
+      'def f(x):',
+      `    for it in (x, ${base || 'object'}):`,
+      `        for args in ((), ("f", yes), ("__class__",), ("__globals__",), ("__init__", yes), (yes,), (${index},), ("X", (), {"__eq__": yes})):`,
+      `            try: found = peer.ask(${text(asked)}, it, list(args), {})`,
+      '            except Exception: continue',
+      '            for name in ("__class__", "__globals__", "f"):',
+      '                try: found[name] = yes',
+      '                except Exception: pass',
+      `            if type(found).__name__ == "Absent" and not callable(x): return found`,
       '    return 3',
     ].join('\n'),
 };
@@ -177,6 +218,8 @@ function input(random, { decoys, places, sleeper, port, name }) {
     ...{ word: random.pick(['passed\n', 'ready\npassed\n', 'null\nready\npassed\n']), fd: random.below(8) },
     ...{ answer: random.pick(['True', '0', '2', 'self', '1.0', '"2"', 'NotImplemented']), value: random.pick(['2', 'lambda *all, **named: True', 'None']) },
     attribute: random.pick(['x', '__init__', '__self__', '__closure__', '__builtins__', '_peer']),
+    ...{ base: random.pick(['', 'int', 'float', 'str', 'list', 'Exception', 'property', 'type']), looks: random.chance(0.5), index: random.below(4) },
+    asked: random.pick(['call', 'get', 'set', 'del', 'iter', 'next', 'len', 'item', 'put', 'bool', 'str', 'repr', 'eq', 'isinstance']),
   };
   return { kind: 'forgery', what, answer: 1000 + random.below(2 ** 31), program: kForgeries[what](choice) };
 }
