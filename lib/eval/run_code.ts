@@ -69,14 +69,21 @@ const kOpenSeconds = 60;
 
 /**
  * Prepares the running of programs, by running one that does nothing.
- * @throws UnsupportedError where there is no python3, or where no namespaces can be made and that is not allowed
+ * @throws UnsupportedError where there is no python3, where that one does not end well, or where no namespaces can be made and that is
+ * not allowed
  */
 export async function openCodeRunner(options: CodeRunnerOptions = {}): Promise<CodeRunner> {
   checkCall('openCodeRunner', options, kTable);
   const { unsafe = false, seconds = 10, memoryBytes = 2 ** 30 } = options;
   const opened = async (isIsolated: boolean): Promise<CodeRunner> => {
     const settings = { isIsolated, seconds, memoryBytes };
-    const { ungrouped } = await runProgram('', {}, { ...settings, seconds: kOpenSeconds });
+    const { outcome, ungrouped } = await runProgram('', {}, { ...settings, seconds: kOpenSeconds });
+    if (outcome !== 'passed') {
+      const how = outcome === 'failed' ? 'failed' : `did not end in ${kOpenSeconds} seconds`;
+      throw new UnsupportedError(
+        `a program that does nothing ${how}${isIsolated ? ' in namespaces' : ''} with python3`,
+      );
+    }
     return {
       isIsolated,
       missing: missingOf(isIsolated, ungrouped),

@@ -7,7 +7,8 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { UnsupportedError } from '../../lib/errors.ts';
 import { type CodeRunner, openCodeRunner } from '../../lib/eval/run_code.ts';
 import { runPrograms, samplesOf } from '../../lib/eval/run_programs.ts';
 import type { ItemRecord } from '../../lib/eval/scoring.ts';
@@ -643,6 +644,42 @@ describe.skipIf(!kPython)('where no namespaces can be made', () => {
       expect(await runner.run('def f(x): return 2', test)).toBe('passed');
       for (const way of ['an early end', 'the harness, changed in its frames']) {
         expect(await runner.run(kForgeries[way] as string, test), way).toBe('failed');
+      }
+    });
+  });
+});
+
+describe.skipIf(process.platform === 'win32')('a python3 that does not run a program', () => {
+  it.each([
+    ['fails', 'echo null; echo ready; echo failed', /a program that does nothing failed/],
+    [
+      'does not end',
+      'echo null; echo ready; : > "$0.begun"; exec sleep 600',
+      /did not end in 60 seconds/,
+    ],
+  ])('and %s is an error, whatever is allowed', async (_, script, message) => {
+    await withPython(script, async (folder) => {
+      vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+      try {
+        for (const unsafe of [false, true]) {
+          let ended = false;
+          const opening = openCodeRunner({ unsafe }).finally(() => {
+            ended = true;
+          });
+          opening.catch(() => {});
+          while (!ended) {
+            if (existsSync(join(folder, 'python3.begun'))) vi.advanceTimersByTime(10_000);
+            await wait(20);
+          }
+          const error = await opening.then(
+            () => null,
+            (one: unknown) => one,
+          );
+          expect(error).toBeInstanceOf(UnsupportedError);
+          expect(String(error)).toMatch(message);
+        }
+      } finally {
+        vi.useRealTimers();
       }
     });
   });
