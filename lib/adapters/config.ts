@@ -114,7 +114,31 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
       `loraConfig: ${name} ${complaint(loraOptions.initLoraWeights, init)}`,
     );
   }
-  return build(raw, { where: 'loraConfig', inFile: false, nameOf: (key) => spelling.get(key) });
+  const config = build(raw, {
+    ...{ where: 'loraConfig', inFile: false, nameOf: (key) => spelling.get(key) },
+  });
+  checkKept(config);
+  return config;
+}
+
+/** Refuses kept keys that would not be written again. @throws ArgumentError */
+function checkKept({ peftType, keptKeys: kept }: LoraConfig): void {
+  const idle = idleKeys(ownFormOf(peftType));
+  for (const [key, value] of Object.entries(kept ?? {})) {
+    if (!Object.hasOwn(idle, key)) {
+      throw new ArgumentError(
+        `loraConfig: keptKeys has ${shown(key, 40)}, which is no idle key of adapter_config.json for ${peftType}; leave it out, known: ` +
+          Object.keys(idle).join(', '),
+      );
+    }
+    try {
+      pythonJson(value);
+    } catch {
+      throw new ArgumentError(
+        `loraConfig: keptKeys.${key} must be a value of JSON with exact numbers, got ${shown(value)}; leave it out`,
+      );
+    }
+  }
 }
 
 export interface ReadConfigOptions {

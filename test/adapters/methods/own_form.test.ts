@@ -258,6 +258,21 @@ describe('a configuration', () => {
     expect(parseAdapterConfig(JSON.stringify(read))).toEqual({ ...config, keptKeys });
     expect(parseAdapterConfig(JSON.stringify({ ...file, d_initial: 0.25 })).dInitial).toBe(0.25);
   });
+
+  it('keeps the idle keys of its type alone, and refuses others that a caller names', async () => {
+    const keptKeys = { projection_prng_key: 7 };
+    expect(loraConfig({ peftType: 'VERA', keptKeys })).toMatchObject({ keptKeys });
+    const refused: [object, RegExp][] = [
+      [{ evil: 1 }, /keptKeys has "evil", which is no idle key of .* for LORA; .* megatron_core/],
+      [{ r: 99 }, /keptKeys has "r"/],
+      [keptKeys, /keptKeys has "projection_prng_key"/],
+      [{ megatron_core: 2 ** 60 }, /keptKeys\.megatron_core must be a value of JSON .*, got 1152/],
+    ];
+    for (const [given, message] of refused) {
+      const config = { r: 2, keptKeys: given } as LoraConfigInput;
+      await expect(create(new TinyModel(), config)).rejects.toThrow(message);
+    }
+  });
 });
 
 describe('a file', () => {
