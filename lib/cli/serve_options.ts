@@ -55,6 +55,8 @@ export const kServeOptions = {
     }),
     grace: whole({
       least: 0,
+      // A timer of more milliseconds than 32 bits hold is over at once.
+      most: 2_147_483,
       default: 1,
       help: 'seconds that answers have to end after SIGTERM or Ctrl-C',
       aliases: ['shutdown-timeout', 'timeout-graceful-shutdown'],

@@ -134,6 +134,7 @@ describe('balora serve', () => {
     ],
     [['--api-key', ''], 'the API key must not be empty'],
     [['--port', '70000'], '--port must be a whole number >= 0 and <= 65535, got 70000'],
+    [['--grace', '3000000'], '--grace must be a whole number >= 0 and <= 2147483, got 3000000'],
     [['--max-concurrent', '0'], '--max-concurrent must be a whole number >= 1'],
     [['--adapter', 'a=x', '--adapter', 'a=y'], '--adapter must be name=path, each name once'],
     [['--adapter', 'a=x', '--served-model-name', 'a'], 'two models have the name "a"'],
