@@ -3,7 +3,7 @@ import { readYamlFile } from '../io/yaml_file.ts';
 
 /**
  * Reads a configuration file.
- * @throws FormatError naming file, line and column, or as readText does; ArgumentError if there is no such file
+ * @throws FormatError naming file, line and column, or as readText does
  */
 export async function readConfigFile(path: string): Promise<Record<string, unknown>> {
   const { values } = await readYamlFile(path, {

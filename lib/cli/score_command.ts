@@ -2,7 +2,7 @@
  * `balora evaluate --tasks`: scores a language model on benchmarks, with an adapter or without, or several adapters beside each
  * other and the base.
  */
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
 import { openCodeRunner } from '../eval/run_code.ts';
 import { readItems } from '../eval/task_data.ts';
 import { findTaskFile } from '../eval/task_files.ts';
@@ -10,6 +10,7 @@ import { isTaskFile, readTaskFile } from '../eval/task_yaml.ts';
 import { scoringTask } from '../eval/tasks/registry.ts';
 import { type DataPart, isCodeTask, type ScoringTask } from '../eval/tasks/task.ts';
 import { digestOfFile } from '../io/checksums.ts';
+import { statPath } from '../io/regular_file.ts';
 import type { CausalLM } from '../models/index.ts';
 import { type EvaluateSettings, kEvaluateOptions, kScoreOptions } from './evaluate_options.ts';
 import { loadOptions } from './load.ts';
@@ -167,9 +168,18 @@ function isOwnFile({ data, fewshotData }: EvaluateSettings): boolean {
   return fewshotData === undefined && (data as string).includes('=');
 }
 
-/** The file of a task that --data names: of its own (`task=file`), or by its name in a folder. */
+/**
+ * The file of a task that --data names: of its own (`task=file`), or by its name in a folder.
+ * @throws FormatError for a folder that is missing, ArgumentError where no file of it is named
+ */
 async function fileOf(given: string, task: ScoringTask, part: DataPart): Promise<string> {
-  if (!given.includes('=')) return findTaskFile(given, task, part);
+  if (!given.includes('=')) {
+    if ((await statPath(given)) !== null) return findTaskFile(given, task, part);
+    throw new FormatError(`${given}: no such folder`, {
+      path: given,
+      advice: `check the path, or name the file: ${task.name}=FILE`,
+    });
+  }
   const named = given.split(',').map((one) => one.split('='));
   const found = named.find(([name]) => name === task.name || name === task.dataName);
   if (found?.[1] && found.length === 2) return found[1];

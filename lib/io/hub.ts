@@ -69,8 +69,8 @@ const kMalformedAdvice =
 /**
  * Resolves `nameOrPath` to a folder or file. A path that exists is itself; `owner/name` is a model on the Hub, and
  * `owner/name/file.gguf` one file of it.
- * @throws ArgumentError for what is neither; NativeError when the Hub cannot be reached and the cache has no whole model, and when
- *   the cache cannot be read or written; FormatError for what is no answer of a Hub, and for a damaged cache
+ * @throws FormatError for what is neither, for what is no answer of a Hub, and for a damaged cache; NativeError when the Hub cannot be
+ *   reached and the cache has no whole model, and when the cache cannot be read or written
  */
 export function resolveModel(nameOrPath: string, options: ResolveOptions = {}): Promise<string> {
   return resolve(nameOrPath, options, kModel);
@@ -136,19 +136,23 @@ async function exists(nameOrPath: string): Promise<boolean> {
   }
 }
 
-/** Splits a name into repository and file. @throws ArgumentError for what is neither an id nor a file of one */
+/**
+ * Splits a name into repository and file.
+ * @throws FormatError for what is neither an id nor a file of one, and so a file or folder that is missing; ArgumentError for no name at all
+ */
 function parseName(name: string): { repo: string; file: string | null } {
   const [, repo = name, file = null] = kFileInRepo.exec(name) ?? [];
   if (!isRepoId(repo)) {
-    throw new ArgumentError(
-      `"${printable(name)}" is no file or folder here, and no model id (owner/name) either; check the spelling`,
-    );
+    const message = `"${printable(name)}" is no file or folder here, and no model id (owner/name) either`;
+    if (name === '') throw new ArgumentError(`${message}; check the spelling`);
+    throw new FormatError(message, { path: name, advice: 'check the spelling' });
   }
   const problem = file === null ? null : pathProblem(file);
   if (problem !== null) {
-    throw new ArgumentError(
-      `"${printable(name)}" names no file of a repository (${problem}); write owner/name/file.gguf`,
-    );
+    throw new FormatError(`"${printable(name)}" names no file of a repository (${problem})`, {
+      path: name,
+      advice: 'check the path, or write owner/name/file.gguf',
+    });
   }
   return { repo, file };
 }

@@ -1,6 +1,6 @@
 /** YAML files of options by name, with the lines on which these stand. JSON goes through the YAML parser too, since YAML includes it. */
 import { type Document, isMap, isScalar, LineCounter, Parser, parseDocument, visit } from 'yaml';
-import { ArgumentError, FormatError } from '../errors.ts';
+import { FormatError } from '../errors.ts';
 import { isMissing, readText } from './regular_file.ts';
 
 /** Largest size of a file, which is far above that of all options together. */
@@ -25,7 +25,7 @@ export interface YamlFile {
 
 /**
  * Reads a file.
- * @throws FormatError naming file, line and column, or as readText does; ArgumentError if there is no such file
+ * @throws FormatError naming file, line and column, or as readText does
  */
 export async function readYamlFile(path: string, kind: YamlFileKind): Promise<YamlFile> {
   let text: string;
@@ -33,7 +33,10 @@ export async function readYamlFile(path: string, kind: YamlFileKind): Promise<Ya
     text = await readText(path, { limit: kMaxBytes });
   } catch (error) {
     if (!isMissing(error)) throw error;
-    throw new ArgumentError(`cannot read the ${kind.noun} ${path}: no such file; check the path`);
+    throw new FormatError(`cannot read the ${kind.noun} ${path}: no such file`, {
+      ...{ path, cause: error },
+      advice: 'check the path',
+    });
   }
   const lines = new LineCounter();
   const document = parsed(path, text, { lines, kind });

@@ -146,3 +146,63 @@ it('calibrate with a method that reads no data is wrong usage', async () => {
   expect(code, err).toBe(EXIT.usage);
   expect(err).toContain('calibrate needs a start that is computed from data');
 });
+
+describe('a path where nothing is', () => {
+  const owned: Readonly<Record<string, (out: string) => string[]>> = {
+    train: () => ['--data', data, '--prompt-template', 'none'],
+    evaluate: () => ['--data', data, '--prompt-template', 'none'],
+    generate: () => ['--prompt', 'a'],
+    chat: () => [],
+    serve: () => ['--port', '0'],
+    export: (out) => ['--output', out, '--to', 'safetensors'],
+    quantize: (out) => ['--output', out],
+  };
+
+  it.each(
+    Object.keys(owned).flatMap((name) =>
+      ['./missing/model', '/missing/model', 'missing', './missing/model.gguf'].map(
+        (path) => [path, name] as const,
+      ),
+    ),
+  )('%s as --model of %s is a failure', async (path, name) => {
+    const args = owned[name]?.(output) as string[];
+    const { code, err } = await balora([name, '--model', path, ...args]);
+    expect(err).toMatch(
+      `error: "${path}" is no file or folder here, and no model id (owner/name) either; check the spelling\n`,
+    );
+    expect(code).toBe(EXIT_CODES.ERR_FORMAT);
+  });
+
+  it('is a failure of inspect', async () => {
+    const { code, err } = await balora(['inspect', './missing/model']);
+    expect(err).toMatch('error: "./missing/model" is no file or folder here, and no model id');
+    expect(code).toBe(EXIT_CODES.ERR_FORMAT);
+  });
+
+  it('as --config is a failure', async () => {
+    const { code, err } = await balora(['train', '--config', missing]);
+    expect(err).toBe(
+      `error: cannot read the configuration ${missing}: no such file; check the path\n`,
+    );
+    expect(code).toBe(EXIT_CODES.ERR_FORMAT);
+  });
+
+  it('as the folder or the file of a task is a failure', async () => {
+    const scored = (tasks: string, folder: string) =>
+      balora(['evaluate', '--model', demoCheckpoint, '--tasks', tasks, '--data', folder]);
+    const noFolder = await scored('mmlu', missing);
+    expect(noFolder.err).toBe(
+      `error: ${missing}: no such folder; check the path, or name the file: mmlu=FILE\n`,
+    );
+    expect(noFolder.code).toBe(EXIT_CODES.ERR_FORMAT);
+    const noTask = await scored(`${missing}.yaml`, folder);
+    expect(noTask.err).toBe(
+      `error: cannot read the task ${missing}.yaml: no such file; check the path\n`,
+    );
+    expect(noTask.code).toBe(EXIT_CODES.ERR_FORMAT);
+    // A folder that is there, without a file of the task, is a wrong use of it.
+    const empty = await scored('mmlu', folder);
+    expect(empty.err).toMatch(/has no items of the task mmlu/);
+    expect(empty.code).toBe(EXIT_CODES.ERR_ARGUMENT);
+  });
+});

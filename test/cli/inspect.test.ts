@@ -84,7 +84,7 @@ describe('balora inspect', () => {
   it('names a file that does not exist', async () => {
     const none = await balora(['inspect', join(folder, 'none')]);
     expect(none).toMatchObject({
-      code: 2,
+      code: 1,
       err: `error: "${join(folder, 'none')}" is no file or folder here, and no model id (owner/name) either; check the spelling\n`,
     });
     const empty = join(folder, 'empty');

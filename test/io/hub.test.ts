@@ -12,7 +12,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
-import { ArgumentError, NativeError } from '../../lib/errors.ts';
+import { ArgumentError, FormatError, NativeError } from '../../lib/errors.ts';
 import { resolveModel } from '../../lib/io/hub.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { Tokenizer } from '../../lib/text/tokenizer.ts';
@@ -279,12 +279,12 @@ describe('failures', () => {
       'a/b//c.gguf',
       'a/b/c\\..\\d.gguf',
       'a/b/c\n.gguf',
-      '',
     ]) {
       await expect(resolveModel(name, { hubUrl, cacheDir: cache('v') }), name).rejects.toThrow(
-        ArgumentError,
+        FormatError,
       );
     }
+    await expect(resolveModel('', { hubUrl, cacheDir: cache('v') })).rejects.toThrow(ArgumentError);
     expect(hub.requests).toEqual([]);
     writeFileSync(join(folder, 'here'), '');
     expect(await resolveModel(join(folder, 'here'))).toBe(join(folder, 'here'));
