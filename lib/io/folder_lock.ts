@@ -10,7 +10,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import { readFileSync, readlinkSync } from 'node:fs';
 import { link, rename } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { ArgumentError } from '../errors.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
 import { diskError, isRunning, removeFile, writeAside } from './files.ts';
 import { isMissing, readText } from './regular_file.ts';
 
@@ -40,6 +40,9 @@ interface Found {
   readonly path: string;
   readonly text: string;
 }
+
+/** Largest size of a lock, which has some two hundred bytes. */
+const kMaxBytes = 4096;
 
 /** How often a claimant begins again because a lock changed while it was looking. */
 const kAttempts = 20;
@@ -91,7 +94,13 @@ export async function acquireLock(
 }
 
 function heldLock(lock: string, text: string): FolderLock {
-  const isHeld = async (): Promise<boolean> => (await readLock(lock))?.text === text;
+  const isHeld = async (): Promise<boolean> => {
+    const found = await readLock(lock).catch((error: unknown) => {
+      if (error instanceof ArgumentError) return null; // something else has taken its place
+      throw error;
+    });
+    return found?.text === text;
+  };
   return {
     isHeld,
     release: async () => {
@@ -116,9 +125,11 @@ function successorOf(lock: string, text: string): string {
 
 async function readLock(path: string): Promise<Found | null> {
   try {
-    return { path, text: await readText(path) };
+    return { path, text: await readText(path, { limit: kMaxBytes, follow: false }) };
   } catch (error) {
     if (isMissing(error)) return null;
+    // Without a cause of the system's it is a link, a folder, a pipe or a large file: nothing that was written here.
+    if (error instanceof FormatError && error.cause === undefined) throw noLock(path);
     throw error;
   }
 }
@@ -142,7 +153,11 @@ function holderOf({ path, text }: Found): LockHolder {
   } catch {}
   const { pid, host } = (value ?? {}) as Partial<LockHolder>;
   if (Number.isSafeInteger(pid) && typeof host === 'string') return value as LockHolder;
-  throw new ArgumentError(
+  throw noLock(path);
+}
+
+function noLock(path: string): ArgumentError {
+  return new ArgumentError(
     `${path} does not name the process that holds it; remove it if there is no such process`,
   );
 }

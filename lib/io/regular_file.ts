@@ -4,7 +4,7 @@
  * error with the path, the reason and advice.
  */
 import { constants, type Stats } from 'node:fs';
-import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
+import { type FileHandle, lstat, open, readdir, stat } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
 import { diskError, reasonOf } from './files.ts';
 import { formatBytes } from './format_bytes.ts';
@@ -32,18 +32,25 @@ const kPathAdvice = 'check the path and the permission to read it';
 export interface ReadFileOptions {
   /** Largest size in bytes; a larger file is refused before it is read. Default: {@link kMaxTextBytes}. */
   limit?: number;
+  /** Whether a link to a file is read; otherwise it is refused. Default true. */
+  follow?: boolean;
 }
 
 /**
  * Opens a regular file for reading.
+ * @param follow whether a link to one is opened. Default true
  * @throws FormatError for a path that cannot be opened or is no regular file (the cause has the system's code), NativeError where
  *   the disk fails
  */
-export async function openRegular(path: string): Promise<FileHandle> {
+export async function openRegular(path: string, { follow = true } = {}): Promise<FileHandle> {
   let file: FileHandle;
   try {
-    file = await open(path, kFlags);
+    file = await open(path, follow ? kFlags : kFlags | (constants.O_NOFOLLOW ?? 0));
   } catch (error) {
+    if (!follow && (await isLink(path))) {
+      const advice = 'put a copy of the file in its place';
+      throw new FormatError(`${path}: is a link, not a regular file`, { path, advice });
+    }
     throw readError(path, error);
   }
   try {
@@ -53,6 +60,13 @@ export async function openRegular(path: string): Promise<FileHandle> {
     await file.close();
     throw readError(path, error);
   }
+}
+
+async function isLink(path: string): Promise<boolean> {
+  return lstat(path).then(
+    (info) => info.isSymbolicLink(),
+    () => false,
+  );
 }
 
 /** Refuses anything but a regular file. @throws FormatError that says what the path is */
@@ -71,7 +85,7 @@ function kindOf(info: Stats): [kind: string, advice: string] {
 
 /** Reads a whole file. @throws as {@link openRegular} does; FormatError for a file above the limit */
 export async function readBytes(path: string, options?: ReadFileOptions): Promise<Buffer> {
-  return readOpened(path, await openRegular(path), options);
+  return readOpened(path, await openRegular(path, { follow: options?.follow ?? true }), options);
 }
 
 /** Reads the whole of a file that was opened, and closes it. @throws as {@link readBytes} does */

@@ -1,6 +1,16 @@
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
@@ -67,6 +77,31 @@ describe('a lock', () => {
     );
     await expect(livingHolder(lock)).rejects.toThrow(/does not name the process/);
     expect(readFileSync(lock, 'utf8')).toBe(text);
+  });
+
+  it.each(['link', 'link to nothing', 'large file', 'folder'])(
+    'that is a %s is refused by name, and not read',
+    async (kind) => {
+      const other = join(folder, 'other');
+      writeFileSync(other, textOf(process.pid));
+      if (kind === 'link') symlinkSync(other, lock);
+      else if (kind === 'link to nothing') symlinkSync(join(folder, 'nothing'), lock);
+      else if (kind === 'folder') mkdirSync(lock);
+      else writeFileSync(lock, textOf(process.pid, { more: 'x'.repeat(4096) }));
+      const refused = /lock does not name the process that holds it; remove it if there is/;
+      await expect(livingHolder(lock)).rejects.toThrow(refused);
+      await expect(acquire()).rejects.toThrow(refused);
+      expect(readdirSync(folder).sort()).toEqual(['lock', 'other']);
+    },
+  );
+
+  it('in whose place there is a link is not held any more', async () => {
+    const held = await acquire();
+    renameSync(lock, join(folder, 'moved'));
+    symlinkSync(join(folder, 'moved'), lock);
+    expect(await held.isHeld()).toBe(false);
+    await held.release();
+    expect(readdirSync(folder).sort()).toEqual(['lock', 'moved']);
   });
 
   it('that names a thread which is none counts as held', async () => {
