@@ -67,7 +67,8 @@ export async function openOwn(place: Place): Promise<OwnFile> {
     requireRegular(named, found);
     // A folder above it may have been a link while it was opened: what is at its place now must be what was opened.
     const now = await lstat(target).catch(() => null);
-    if ((await targetOf(place)).target !== target || now?.ino !== found.ino) {
+    const same = now?.ino === found.ino && now.dev === found.dev;
+    if (!same || (await targetOf(place)).target !== target) {
       throw exchanged(named);
     }
     return { file, root, target, found };
