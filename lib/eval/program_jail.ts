@@ -293,6 +293,31 @@ def write(path, value):
     with open(path, 'w') as file:
         file.write(str(value))
 
+def has_ended(pid):
+    """Whether there is no such process, or none but its status, for which nobody has asked."""
+    try:
+        os.kill(pid, 0)
+        with open('/proc/%d/stat' % pid) as stat:
+            return stat.read().rpartition(')')[2].split()[0] == 'Z'
+    except ProcessLookupError:
+        return True
+
+def remove_ended(place):
+    """Removes the groups of processes of this kind that were killed before they could do it. The system keeps those that have processes."""
+    for name in os.listdir(place):
+        parts = name.split('-')
+        folder = os.path.join(place, name)
+        try:
+            # One whose process is another namespace's may have none yet.
+            if parts[0] != 'balora' or len(parts) != 3 or time.time() - os.stat(folder).st_mtime < kStartSeconds:
+                continue
+            if has_ended(int(parts[1])):
+                os.rmdir(folder)
+        except (OSError, ValueError, OverflowError):
+            pass  # it has processes, or was removed
+
+kStartSeconds = 60
+
 class Group:
     """A control group with a process and those that it will start. why: why there is none, or None."""
     def __init__(self, pid):
@@ -302,6 +327,8 @@ class Group:
         name = 'balora-%d-%s' % (os.getpid(), binascii.hexlify(os.urandom(4)).decode())
         try:
             for places in group_folders():
+                for place, _ in places:
+                    remove_ended(place)
                 try:
                     self.make(name, places, pid)
                     self.why = None

@@ -1,8 +1,17 @@
 // Programs in namespaces and a root of their own, and tests in a second interpreter. Where no namespaces can be made (in some
 // containers), the tests of isolation are skipped.
-import { spawn, spawnSync } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { chmod, mkdtemp, open as openFile, rm, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  mkdir,
+  mkdtemp,
+  open as openFile,
+  rm,
+  rmdir,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -554,47 +563,80 @@ describe.skipIf(!kNamespaces)('namespaces', () => {
     expect(await small.run(children(5))).toBe('failed');
   });
 
-  it('end with the process that made them, however that ends', async () => {
+  /** Reads a file of a process in /proc. */
+  const of = (pid: string, name: string): string => {
+    try {
+      return readFileSync(`/proc/${pid}/${name}`, 'latin1');
+    } catch {
+      return ''; // it has ended
+    }
+  };
+  /** The processes that run a program of a process with this temporary folder, which is named in their arguments. */
+  const started = () =>
+    readdirSync('/proc').filter(
+      (pid) =>
+        /^\d+$/.test(pid) && of(pid, 'cmdline').includes(`"folder":${quoted(folder).slice(0, -1)}`),
+    );
+  /** Their control groups. */
+  const groups = () =>
+    started().flatMap((pid) =>
+      [...of(pid, 'cgroup').matchAll(/^\d+:(?:name=)?(.*?):(.*\/balora-[^/]*)$/gm)].map(
+        ([, controller = '', path = '']) => join('/sys/fs/cgroup', controller, path),
+      ),
+    );
+  const others: ChildProcess[] = [];
+  afterAll(() => {
+    for (const node of others) node.kill('SIGKILL');
+  });
+  /** Starts another process, in which a program runs, and waits until it does. @returns it, and the control groups of the program */
+  async function startOther() {
     const url = new URL('../../dist/eval/run_code.js', import.meta.url);
     const code = lines(
       `import { openCodeRunner } from ${quoted(url.href)};`,
       'const runner = await openCodeRunner({ seconds: 600 });',
       "await runner.run('import os, time; os.fork(); time.sleep(600)');",
     );
-    // Its temporary folder is named in the arguments of all that it starts.
     const node = spawn(process.execPath, ['--input-type=module', '-e', code], {
       env: { ...process.env, TMPDIR: folder },
     });
-    const of = (pid: string, name: string): string => {
-      try {
-        return readFileSync(`/proc/${pid}/${name}`, 'latin1');
-      } catch {
-        return ''; // it has ended
-      }
-    };
-    const started = () =>
-      readdirSync('/proc').filter(
-        (pid) =>
-          /^\d+$/.test(pid) &&
-          of(pid, 'cmdline').includes(`"folder":${quoted(folder).slice(0, -1)}`),
-      );
-    const groups = () =>
-      started().flatMap((pid) =>
-        [...of(pid, 'cgroup').matchAll(/^\d+:(?:name=)?(.*?):(.*\/balora-[^/]*)$/gm)].map(
-          ([, controller = '', path = '']) => join('/sys/fs/cgroup', controller, path),
-        ),
-      );
-    try {
-      // A process that starts both sides, and one that waits for each.
-      while (started().length < 3 || (kGrouped && groups().length === 0)) await wait(20);
-      const made = groups();
+    others.push(node);
+    // A process that starts both sides, and one that waits for each.
+    while (started().length < 3 || (kGrouped && groups().length === 0)) await wait(20);
+    return { node, made: groups() };
+  }
+
+  it('end with the process that made them, however that ends', async () => {
+    const { node, made } = await startOther();
+    node.kill('SIGKILL');
+    while (started().length > 0) await wait(20);
+    for (const group of made) while (existsSync(group)) await wait(20);
+  });
+
+  it.skipIf(!kGrouped)(
+    'remove the groups of others that were killed before they could',
+    async () => {
+      const { node, made } = await startOther();
+      const [group = ''] = made;
+      const pid = Number(/balora-(\d+)-/.exec(group)?.[1]);
+      process.kill(pid, 'SIGKILL');
       node.kill('SIGKILL');
       while (started().length > 0) await wait(20);
-      for (const group of made) while (existsSync(group)) await wait(20);
-    } finally {
-      node.kill('SIGKILL');
-    }
-  });
+      const mine = join(group, '..', `balora-${process.pid}-00000000`);
+      try {
+        expect(existsSync(group)).toBe(true);
+        await mkdir(mine);
+        // A young one may be that of a process that cannot be seen from here.
+        await runner.run('');
+        expect(existsSync(group)).toBe(true);
+        for (const one of [...made, mine]) await utimes(one, 0, 0);
+        await runner.run('');
+        for (const one of made) expect(existsSync(one)).toBe(false);
+        expect(existsSync(mine)).toBe(true);
+      } finally {
+        for (const one of [...made, mine]) await rmdir(one).catch(() => {});
+      }
+    },
+  );
 
   it('cannot be changed by the program', async () => {
     const remount = lines(
