@@ -423,8 +423,24 @@ describe('prompts that are too long', () => {
       body: chatBody({ messages: [{ role: 'user', content }] }),
     });
     expect(chat).toMatchObject({ status: 413, json: { error: { param: 'messages' } } });
+    const named = await send(server, kChat, {
+      body: chatBody({ messages: [{ role: 'user', content: 'a', name: content }] }),
+    });
+    expect(named).toMatchObject({ status: 413, json: { error: { param: 'messages' } } });
+    // As many characters as may be, but in a row.
+    for (const run of ['x'.repeat(41), ' '.repeat(41), `a ${'='.repeat(41)}`]) {
+      expect((await ask(run)).json).toMatchObject({
+        error: {
+          code: 'prompt_too_long',
+          message: expect.stringContaining('41 characters in a row'),
+        },
+      });
+    }
     expect(encode).not.toHaveBeenCalled();
     encode.mockRestore();
+    expect((await ask('x 1='.repeat(10))).json).toMatchObject({
+      error: { message: expect.stringContaining('has 40 tokens in all') },
+    });
     expect(sessions).toHaveLength(0);
     expect((await ask('x'.repeat(10))).status).toBe(200);
   });
