@@ -116,26 +116,36 @@ async function forward(
     ...{ rows, signal, sharesPrefixes: sharePrefixes && model.sharePrefixes },
     forward: (part, own) => model.forward(part, { rows: own, sharePrefixes }),
   });
+  const pending: RowValues[] = [];
+  const [logprobs, best]: [number[], number[]] = [[], []];
+  const readFirst = async (): Promise<void> => {
+    const [values] = pending as [RowValues];
+    for (const value of (await values.logprobs.data()) as Float32Array) logprobs.push(value);
+    for (const id of (await values.best.data()) as Int32Array) best.push(id);
+    pending.shift();
+    dispose(values);
+  };
   try {
-    const [logprobs, best]: [number[], number[]] = [[], []];
     const size = Math.max(1, Math.floor(kLogitBytes / (4 * model.vocabSize)));
     for (let from = 0; from < rows.length; from += size) {
       const wanted = { from, targets: targets.subarray(from, from + size) };
-      const values = scope(() =>
-        noGrad(() => withAbort(signal, () => rowValues(model, hidden, wanted))),
+      pending.push(
+        scope(() => noGrad(() => withAbort(signal, () => rowValues(model, hidden, wanted)))),
       );
-      try {
-        for (const value of (await values.logprobs.data()) as Float32Array) logprobs.push(value);
-        for (const id of (await values.best.data()) as Int32Array) best.push(id);
-      } finally {
-        values.logprobs.dispose();
-        values.best.dispose();
-      }
+      // One more is enqueued than is read, so that the engine does not wait for JavaScript.
+      if (pending.length > 1) await readFirst();
     }
+    while (pending.length > 0) await readFirst();
     return sums(requests, logprobs, best);
   } finally {
+    pending.forEach(dispose);
     hidden.dispose();
   }
+}
+
+function dispose({ logprobs, best }: RowValues): void {
+  logprobs.dispose();
+  best.dispose();
 }
 
 /** The values of the rows `from` and after, of which there are as many as targets. */
