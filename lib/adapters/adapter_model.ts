@@ -305,8 +305,8 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * Writes the active adapter's adapter_config.json and adapter_model.safetensors as PEFT does.
    * @param options form: `lora`: one pair on the untouched base, PiSSA as [A;A0], [B|-B0] of rank 2r; a method without a pair (VeRA)
    *   writes its own tensors. `plain-lora`: a pair in any case. `residual`: PiSSA's pair of rank r, with the residual model that it is
-   *   added to in `residual/` and its initial values in `initial/`. place: the path that the folder will have, which the form `residual`
-   *   names, where it is written under another one (default: `folder`)
+   *   added to in `residual/` and its initial values in `initial/`. place: the path to which the caller will move the folder, since the
+   *   form `residual` names its own path in a file. Default: `folder`, which is not moved
    * @throws UnsupportedError for an adapter that has no such form
    */
   async savePretrained(

@@ -1,5 +1,4 @@
 /** One adapted linear: its trained pair, the frozen first pair that W already contains, and the parameters of its variant. */
-
 import { createHash } from 'node:crypto';
 import { beyondAbort } from '../abort.ts';
 import { ArgumentError } from '../errors.ts';

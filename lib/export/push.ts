@@ -35,8 +35,7 @@ const kTimeoutMs = 60_000;
  * whose names begin with a dot, and temporary files stay; a link to a file in the folder counts as that file.
  * @returns the address of the repository
  * @throws ArgumentError without a token or for a name that is none, FormatError for a folder without files and for a link that leads out of
- *   it, before anything is sent, NativeError with the Hub's
- *   own message where it refuses
+ *   it, before anything is sent, NativeError with the Hub's own message where it refuses
  */
 export async function pushFolder(folder: string, options: PushOptions): Promise<string> {
   const { repo, revision = 'main', message = 'Upload with balora', onFile } = options;
