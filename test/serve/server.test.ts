@@ -427,7 +427,7 @@ describe('prompts that are too long', () => {
       body: chatBody({ messages: [{ role: 'user', content: 'a', name: content }] }),
     });
     expect(named).toMatchObject({ status: 413, json: { error: { param: 'messages' } } });
-    // As many characters as may be, but in a row.
+    // Fewer characters than there may be, in a row.
     for (const run of ['x'.repeat(41), ' '.repeat(41), `a ${'='.repeat(41)}`]) {
       expect((await ask(run)).json).toMatchObject({
         error: {
