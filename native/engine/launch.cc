@@ -192,9 +192,9 @@ struct LaunchTask {
       many = std::make_unique<bool[]>(operands.size());
       present = many.get();
     }
+    if (is_set(abort)) throw AbortedError("it was aborted before it began");
     // Beside memory that is read for the op and dropped, nothing that is derived from its other
     // operands is kept: it would take the room of a part of the base, which is worth more.
-    if (is_set(abort)) throw AbortedError("it was aborted before it began");
     const bool reads_offloaded = std::any_of(operands.begin(), operands.end(),
                                              [](const Operand& o) { return o.use != nullptr; });
     for (size_t i = 0; i < operands.size(); ++i) {
@@ -283,8 +283,8 @@ struct LaunchTask {
 
 struct EnqueueOptions {
   bool in_place = false;
-  // Of an op without outputs whose values another op waits for: tells that one of an abort, on the
-  // engine's thread, so that the abort is no failure here.
+  // Called on the engine's thread where an op without outputs, whose values another one waits for,
+  // was aborted: that one is told, so that the abort is no failure here.
   std::function<void(const AbortedError&)> on_abort = {};
 };
 
