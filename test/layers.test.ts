@@ -51,8 +51,20 @@ function filesBelow(folder: string, ending: RegExp): string[] {
 const read = (path: string): string => readFileSync(join(kRoot, path), 'utf8');
 const nativeFiles = filesBelow('native', /\.(h|cc|def)$/);
 const cudaFiles = filesBelow('cuda', /\.(cu|cuh|h|def)$/);
+const kVariablesFile = 'native/tensor/environment.h';
 const libFiles = filesBelow('lib', /\.ts$/);
 const harnessFiles = filesBelow(kHarness, /\.ts$/);
+
+/** The variables of the environment that a source asks for; where it does not name one, its argument. */
+function variablesAsked(source: string): string[] {
+  const code = source
+    .replace(/\/\/.*$/gm, '')
+    // The function that common.cuh makes of the pointer asks with its own parameter.
+    .replace(/variable_of\(Context\* ctx, const char\* name\)|ctx->variable\(name\)/g, '');
+  return Array.from(code.matchAll(/\bvariable(?:_of)?\(([^()]*)\)/g), ([, argument = '']) =>
+    argument.replace(/^(?:ctx, )?"(\w+)"$/, '$1'),
+  );
+}
 
 /** One complaint for each include of a C++ file that its layer does not allow. */
 function nativeComplaints(path: string, source: string): string[] {
@@ -251,6 +263,22 @@ describe('layers', () => {
       /\b(?:secure_)?getenv\b|\benviron\b/.test(read(path).replace(/\/\/.*$/gm, '')),
     );
     expect(readers).toEqual(['native/tensor/environment.cc']);
+  });
+
+  it('sources of C++ and CUDA ask for the variables that are listed, each by its name, and for all of them', () => {
+    const [, list = ''] = /kVariables = \{([^}]*)\}/.exec(read(kVariablesFile)) ?? [];
+    const listed = Array.from(list.matchAll(/"(\w+)"/g), ([, name]) => name);
+    const paths = [...nativeFiles, ...cudaFiles].filter(
+      (path) => !path.startsWith('native/tensor/environment.'),
+    );
+    const asked = paths.flatMap((path) => variablesAsked(read(path)));
+    expect(listed.length).toBeGreaterThan(3);
+    expect([...new Set(asked)].sort()).toEqual(listed.sort());
+    expect(variablesAsked('f(variable("A"), variable_of(ctx, "B")); // variable(x)')).toEqual([
+      'A',
+      'B',
+    ]);
+    expect(variablesAsked('variable(name); variable_of(ctx, name)')).toEqual(['name', 'ctx, name']);
   });
 
   it('lib/shown.ts alone makes texts printable', () => {

@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
-#include <stdexcept>
 #include <string_view>
 
 namespace balora {
@@ -15,14 +14,6 @@ using Values = std::array<std::optional<std::string>, kVariables.size()>;
 
 // Set once and never freed: threads of the engine may ask until the process ends.
 std::atomic<const Values*> kept{nullptr};
-
-size_t place_of(std::string_view name) {
-  const auto found = std::find(kVariables.begin(), kVariables.end(), name);
-  if (found == kVariables.end()) {
-    throw std::logic_error("kVariables has no " + std::string(name));
-  }
-  return static_cast<size_t>(found - kVariables.begin());
-}
 
 }  // namespace
 
@@ -35,11 +26,14 @@ void keep_variables(const std::function<std::optional<std::string>(const char* n
   kept.store(values.release(), std::memory_order_release);
 }
 
-const char* variable(const char* name) {
-  const size_t place = place_of(name);
+const char* variable(const char* name) noexcept {
+  const auto found = std::find(kVariables.begin(), kVariables.end(), std::string_view(name));
+  if (found == kVariables.end()) return nullptr;
   const Values* const values = kept.load(std::memory_order_acquire);
   if (!values) return std::getenv(name);
-  return (*values)[place] ? (*values)[place]->c_str() : nullptr;
+  const std::optional<std::string>& value =
+      (*values)[static_cast<size_t>(found - kVariables.begin())];
+  return value ? value->c_str() : nullptr;
 }
 
 }  // namespace balora

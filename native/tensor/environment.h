@@ -17,8 +17,9 @@ inline constexpr std::array kVariables = {"BALORA_CUDA_LINEAR", "BALORA_CUDA_PAN
 // Takes the variables over, each from read(name); the first call of a process counts.
 void keep_variables(const std::function<std::optional<std::string>(const char* name)>& read);
 
-// One of kVariables, null where it is not set. Before keep_variables(), and in programs that do not
-// call it (the C++ tests), the environment as it is.
-const char* variable(const char* name);
+// One of kVariables, null where it is not set, as for every other name: kernels, whose frames are
+// C's, ask by a pointer to this. Before keep_variables(), and in programs that do not call it (the
+// C++ tests), the environment as it is.
+const char* variable(const char* name) noexcept;
 
 }  // namespace balora

@@ -91,13 +91,10 @@ bool machine_has_avx512() {
 
 bool fp16_within_limit() {
   if (!machine_has_fp16() || !onednn_allows(dnnl::cpu_isa::avx512_core_bf16)) return false;
-  const auto value = [](const char* name) -> const char* {
-    const char* text = variable(name);
-    return text && *text ? text : nullptr;
-  };
+  const auto unless_empty = [](const char* text) { return text && *text ? text : nullptr; };
   // oneDNN reads the older name where the other is not set.
-  const char* limit = value("ONEDNN_MAX_CPU_ISA");
-  if (!limit) limit = value("DNNL_MAX_CPU_ISA");
+  const char* limit = unless_empty(variable("ONEDNN_MAX_CPU_ISA"));
+  if (!limit) limit = unless_empty(variable("DNNL_MAX_CPU_ISA"));
   return !limit || strcasecmp(limit, "AVX512_CORE_BF16") != 0;
 }
 
