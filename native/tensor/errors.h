@@ -6,7 +6,6 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 
 namespace balora {
 
@@ -83,14 +82,6 @@ class FileChangedError : public NativeError {
   FileChangedError(const std::string& path, const std::string& what)
       : NativeError(path + ": was changed while its contents were in use: " + what, kCode) {}
 };
-
-// The failure that a kernel reported by its text. A kernel has no exceptions, so a lack of memory
-// is recognised by the beginning of the text.
-inline NativeError kernel_error(const char* text, const char* fallback) {
-  const std::string message = text[0] ? text : fallback;
-  const bool memory = std::string_view(message).starts_with("out of memory");
-  return NativeError(message, memory ? "ERR_OUT_OF_MEMORY" : "ERR_NATIVE");
-}
 
 // The code of any exception; the standard library's own count as native failures.
 inline const char* code_of(const std::exception& error) {
