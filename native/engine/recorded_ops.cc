@@ -67,11 +67,12 @@ void RecordedOps::run(Engine& engine, std::span<const int64_t> versions) {
   }
   Context* ctx = engine.context();
   for (const RecordedOp& op : ops_) {
-    if (is_stopped(ctx)) return;  // whoever asked for the run finds out as well
     ctx->error[0] = '\0';
     Launch launch{engine.kernels(), ctx, &engine, op.views, op.presence(), op.num_inputs};
     const int32_t status = op.fn(launch);
     engine.release_workspace();
+    // It may have left before its end, and whoever asked for the run finds out as well.
+    if (is_stopped(ctx)) return;
     if (status != 0) {
       const NativeError error = kernel_failure(ctx->error, "the kernel failed");
       throw NativeError(concat("graph: ", op.op, ": ", error.what(), " [",

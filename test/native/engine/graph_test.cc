@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -98,4 +99,23 @@ TEST_CASE("graph: an op that fails in a run is named") {
   copy_in_place(ids, upload(engine, {2}, DType::kI32, bad));
   graph->run();
   CHECK_THROWS_WITH(engine.stream().sync(), doctest::Contains("graph: embedding: "));
+}
+
+TEST_CASE("graph: an op that an abort ends early is no failure, whatever its kernel returns") {
+  Engine engine(cpu_kernel_table(), {});
+  const Tensor x = filled(engine, 1), y = filled(engine, 0);
+  const auto flag = std::make_shared<std::atomic<bool>>(false);
+  const std::shared_ptr<Graph> graph = Graph::begin(engine);
+  launch("left early", {x}, {y}, [flag](Launch&) -> int32_t {
+    *flag = true;
+    return 1;
+  });
+  graph->end();
+  engine.state().abort = flag;
+  graph->run();
+  engine.state().abort = nullptr;
+  CHECK_NOTHROW(engine.stream().sync());
+  std::vector<float> values(kCount);
+  download(y, values.data());
+  CHECK_THROWS_WITH(engine.stream().sync(), doctest::Contains("was aborted"));
 }
