@@ -110,6 +110,28 @@ describe('lifetime', () => {
     },
   );
 
+  it('of the gradients that a backward returns ends with their reading, also beside one that is none', () => {
+    for (const [wrong, said] of [
+      ['x', 'expected a tensor, got x'],
+      [0.5, 'expected a tensor, got 0.5'],
+    ] as const) {
+      for (const place of [0, 1]) {
+        const x = tensor(1);
+        native.setRequiresGrad(x.handle, true);
+        let made = 0;
+        const backward = () => {
+          made = tensor(1).handle;
+          return place === 0 ? [wrong, made] : [made, wrong];
+        };
+        const [y = 0] = native.customNode('odd', [x.handle, x.handle], [x.handle], [], backward);
+        expect(() => native.backward([y], [null], false)).toThrow(said);
+        expect(() => native.shapeOf(made)).toThrow('used after it was disposed');
+        native.dispose(y);
+        x.dispose();
+      }
+    }
+  });
+
   it('ends with scope() for tensors that are not returned, also nested', async () => {
     await synchronize();
     const before = memoryStats();

@@ -1,6 +1,7 @@
 // Tensors and the tape as JS sees them: making, reading, disposing, backward. The settings and
 // statistics of engines are in bind_runtime.cc.
 #include <array>
+#include <exception>
 
 #include "binding/bind.h"
 #include "engine/launch.h"
@@ -148,19 +149,26 @@ Napi::Value call_backward(Env& env, const Napi::FunctionReference& function,
 }
 
 // The gradients that a custom op's backward returned, undefined where there is none. Their handles
-// are released before any of them can be refused.
+// are released, also beside an element that is refused.
 std::vector<Tensor> returned_gradients(Env& env, const Napi::Value& returned) {
   if (!returned.IsArray()) return {};
   const auto array = returned.As<Napi::Array>();
-  std::vector<Handle> handles(array.Length());
+  std::vector<Handle> handles;
+  std::exception_ptr refused;
   const auto release = [&] {
     for (const Handle handle : handles) env.handles().dispose(handle);
   };
   std::vector<Tensor> gradients;
   try {
-    for (uint32_t i = 0; i < handles.size(); ++i) {
-      handles[i] = integer_of(element_of(array, i), "a tensor");
+    for (uint32_t i = 0; i < array.Length(); ++i) {
+      const Napi::Value element = element_of(array, i);
+      try {
+        handles.push_back(integer_of(element, "a tensor"));
+      } catch (const ArgumentError&) {
+        if (!refused) refused = std::current_exception();
+      }
     }
+    if (refused) std::rethrow_exception(refused);
     for (const Handle handle : handles) {
       gradients.push_back(handle == 0 ? Tensor() : env.handles().get(handle));
     }
