@@ -47,7 +47,7 @@ Env* make_env(napi_env napi) noexcept {
   } catch (const JsException&) {
     return nullptr;
   } catch (const std::exception& error) {
-    napi_throw_error(napi, "ERR_NATIVE", error.what());
+    napi_throw_error(napi, code_of(error), message_of(error));
     return nullptr;
   }
 }

@@ -260,7 +260,7 @@ napi_value Env::error_for(const std::exception& error) {
   if (const auto* stream = dynamic_cast<const StreamError*>(&error)) {
     return make_error(stream->failure_code(), stream->what());
   }
-  return make_error(code_of(error), error.what());
+  return make_error(code_of(error), message_of(error));
 }
 
 // The statuses are nothing to anybody: a throw fails where JS may not run, and only there.

@@ -53,7 +53,7 @@ void Stream::sync() {
 }
 
 Failure Stream::describe(const std::exception& error, const std::string& context) {
-  return {code_of(error), context + error.what(),
+  return {code_of(error), context + message_of(error),
           dynamic_cast<const ConsequenceError*>(&error) != nullptr};
 }
 

@@ -153,3 +153,20 @@ TEST_CASE("engine: what was computed from changed memory does not reach another 
   CHECK(failure_of(to) == "ERR_NATIVE");  // no value came
   CHECK(failure_of(from) == FileChangedError::kCode);
 }
+
+TEST_CASE("engine: a lack of the host's memory is named as one, wherever it shows") {
+  Engine engine(cpu_kernel_table(), {});
+  const auto failure = [&] {
+    try {
+      engine.stream().sync();
+    } catch (const StreamError& error) {
+      return error.failure_code() + ": " + error.what();
+    }
+    return std::string("none");
+  };
+  engine.stream().enqueue([] { throw std::bad_alloc(); });
+  CHECK(failure() == "ERR_OUT_OF_MEMORY: out of memory");
+  launch("read", {}, {full(engine, {1}, 1, DType::kF32)},
+         [](Launch&) -> int32_t { throw std::bad_alloc(); });
+  CHECK(failure() == "ERR_OUT_OF_MEMORY: read: out of memory [ -> f32(1)]");
+}
