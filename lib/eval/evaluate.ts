@@ -147,7 +147,12 @@ async function measureBatch(
   const run = <T>(body: (model: AnyModel) => T): T => body(tuned.model);
   try {
     const hidden = await supervisedRows(tuned.model, batch, { supervised, signal, run });
-    return { rows: termRows(tuned, batch, { supervised, signal, hidden, teacher }), hidden };
+    try {
+      return { rows: termRows(tuned, batch, { supervised, signal, hidden, teacher }), hidden };
+    } catch (error) {
+      hidden.dispose();
+      throw error;
+    }
   } finally {
     teacher?.dispose();
   }

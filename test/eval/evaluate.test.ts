@@ -4,7 +4,9 @@ import { FullModel } from '../../lib/adapters/full_model.ts';
 import type { NamedTensor } from '../../lib/adapters/tuned_model.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { evaluate } from '../../lib/eval/evaluate.ts';
+import type { CausalLM } from '../../lib/models/causal_lm.ts';
 import { copy_, fill_, linear, randn, singularValues } from '../../lib/ops/index.ts';
+import { memoryStats } from '../../lib/runtime.ts';
 import { noGrad, scope, tensor } from '../../lib/tensor.ts';
 import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
 
@@ -115,4 +117,21 @@ it('fails where nothing is supervised, and stops at an abort', async () => {
   await expect(evaluate(tuned, [none])).rejects.toThrow(/no supervised token/);
   const stopped = evaluate(tuned, [batch], { signal: AbortSignal.abort() });
   await expect(stopped).rejects.toThrow(/abort/i);
+});
+
+it('keeps no tensor of a batch whose terms cannot be computed', async () => {
+  const tuned = await disturbed();
+  await evaluate(tuned, tinyBatches({ count: 1 })); // what is made once is there
+  const before = memoryStats().liveTensors;
+  let calls = 0;
+  const broken = {
+    ...{ model: tuned.model, hasTeacher: true },
+    withTeacher<T>(body: (model: CausalLM) => T): T {
+      if (++calls === 2) throw new Error('no head');
+      return tuned.withTeacher(body);
+    },
+  };
+  await expect(evaluate(broken, tinyBatches({ count: 1 }))).rejects.toThrow('no head');
+  expect(calls).toBe(2);
+  expect(memoryStats().liveTensors).toBe(before);
 });
