@@ -92,8 +92,7 @@ inline Cache cache_of(Context* ctx, const char* name, const balora_kv_cache& o,
   for (int32_t i = 0; i < o.chunk_count; ++i) {
     cache.chunks[i] = static_cast<char*>(o.chunks[i]->data);
     blocks += o.chunks[i]->shape[0];
-    if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": too many blocks");
-    cache.ends[i] = static_cast<int32_t>(blocks);
+    cache.ends[i] = narrowed(blocks, "a number of blocks of");
   }
   cache.chunk_count = o.chunk_count;
   cache.sequences = narrowed(o.lengths->shape[0], "a number of sequences of");

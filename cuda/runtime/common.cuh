@@ -131,7 +131,7 @@ T* workspace(Context* ctx, int64_t count) {
 inline int32_t narrowed(int64_t size, const char* what) {
   if (size < 0 || size > INT32_MAX) {
     throw std::runtime_error(std::string(what) + " " + std::to_string(size) +
-                             " is above 2147483647, the most that this kernel takes");
+                             " is not from 0 to 2147483647, the sizes that this kernel takes");
   }
   return static_cast<int32_t>(size);
 }

@@ -57,8 +57,10 @@ struct Setup {
     tables = t.values<int32_t>({count, width}, ids);
   }
 
-  int32_t run(const KernelTable& table, Context* ctx, const DeviceTest::ViewOf& view) const {
-    const View* const chunks[] = {view(first_chunk), view(second_chunk)};
+  // `instead`: in the place of the first chunk.
+  int32_t run(const KernelTable& table, Context* ctx, const DeviceTest::ViewOf& view,
+              const View* instead = nullptr) const {
+    const View* const chunks[] = {instead ? instead : view(first_chunk), view(second_chunk)};
     const balora_kv_cache cache{.chunks = chunks,
                                 .chunk_count = 2,
                                 .layer = 1,
@@ -157,6 +159,19 @@ TEST_CASE_TEMPLATE("a row gets the same bits alone and in a batch", T, BALORA_FL
       CHECK(std::equal(alone.begin() + b * width, alone.begin() + (b + 1) * width,
                        together.begin() + b * width));
     }
+  }
+}
+
+TEST_CASE("blocks of a cache that 32 bits do not number are refused, also where they are below 0") {
+  Setup<float> setup(Case{{40, 70}, {1, 2}, 2, 1, 8});
+  for (const int64_t blocks : {int64_t{1} << 31, int64_t{-1}}) {
+    REQUIRE(setup.t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
+      View chunk = *view(setup.first_chunk);
+      chunk.shape[0] = blocks;
+      return setup.run(k, ctx, view, &chunk);
+    }) != 0);
+    CHECK(setup.t.error() == "a number of blocks of " + std::to_string(blocks) +
+                                 " is not from 0 to 2147483647, the sizes that this kernel takes");
   }
 }
 

@@ -482,7 +482,8 @@ TEST_CASE("an inner extent that 32 bits do not hold is refused, not cut off") {
           {.x = &wide_x, .linears = &linear, .count = 1, .batch_invariant = by_rows ? 1 : 0});
     }) != 0);
     CHECK(t.error() ==
-          "an inner extent of 4294967304 is above 2147483647, the most that this kernel takes");
+          "an inner extent of 4294967304 is not from 0 to 2147483647, the sizes that this kernel "
+          "takes");
   }
 }
 
