@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { aptCompiler, chooseCompiler, kAptCompilers } from './compiler.mjs';
+import { rootProblem } from './debian_root.mjs';
 import { kDebianKeys, kOldestOneDnn, oneDnnProblem } from './onednn.mjs';
 import { capture, has } from './shell.mjs';
 
@@ -71,7 +72,7 @@ const aptAtLeast =
     version && atLeast(versionOf(version.replace(/^\d+:/, '')), least) ? [name] : null;
 
 /**
- * The needs by id: its name for a person, why it is not met (null where it is), and its packages. `apt` may be a function of the
+ * The needs by id: its name for a person, why it is not met (null where it is), whether it would be of no use here, and its packages. `apt` may be a function of the
  * versions that apt has of the `candidates`, by name; it gives null where none of them is suitable.
  */
 const kNeeds = {
@@ -155,6 +156,7 @@ const kNeeds = {
   },
   debootstrap: {
     what: 'debootstrap with the keys of Debian',
+    useless: () => rootProblem() !== null,
     problem: () => {
       if (!has('debootstrap')) return 'there is none';
       return existsSync(kDebianKeys) ? null : `${kDebianKeys} is not there`;
@@ -188,9 +190,10 @@ export const kBuildNeeds = ['make', 'compiler', 'openmp', 'cmake', 'onednn', 'ei
 /** The tools of the checks, in addition. */
 export const kDeveloperNeeds = Object.keys(kNeeds).filter((id) => !kBuildNeeds.includes(id));
 
-/** The needs that are not met: [{ id, what, problem, packages }]. */
+/** The needs that are not met, of those that this process could use: [{ id, what, problem, packages }]. */
 export function unmet(ids) {
   return ids
+    .filter((id) => !kNeeds[id].useless?.())
     .map((id) => ({ id, ...kNeeds[id], problem: kNeeds[id].problem() }))
     .filter((need) => need.problem !== null);
 }

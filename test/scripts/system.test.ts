@@ -147,6 +147,14 @@ it('names packages that are too old in the distribution, instead of a command th
   );
 });
 
+it('asks for no tool that this process could not use', () => {
+  const uid = vi.spyOn(process as Required<NodeJS.Process>, 'getuid').mockReturnValue(0);
+  const isDebianLike = process.platform === 'linux' && process.arch === 'x64';
+  expect(unmetOf('debootstrap').map(({ id }) => id)).toEqual(isDebianLike ? ['debootstrap'] : []);
+  uid.mockReturnValue(1000);
+  expect(unmetOf('debootstrap')).toEqual([]);
+});
+
 /** A need that is not met. */
 function unmetOf(id: string): Need[] {
   vi.stubEnv('PATH', '/nowhere');
