@@ -287,8 +287,8 @@ export async function runTidy() {
 }
 
 /**
- * Compares what each source of native/ and of cuda/ defines under one name: GCC's link reads the intermediate code of all, and fails
- * where two definitions differ (-Werror=odr). Only GCC has the warning.
+ * Compares the types and signatures that the sources of native/ and of cuda/ give one name: GCC's link reads the intermediate code of all,
+ * and fails where two differ (-Werror=odr). It compares no bodies of functions, and only GCC has the warning.
  */
 export async function runOdr() {
   if (!comparesDefinitions()) return lacking('odr', 'the compiler of this machine is not GCC');

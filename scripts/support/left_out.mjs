@@ -36,7 +36,7 @@ export const kLeftOutLevels = {
 /** Whether this machine has an NVIDIA GPU with a driver. */
 export const hasGpu = () => has('nvidia-smi', ['-L']);
 
-/** Whether the compiler of the native builds compares the definitions of a name over all sources (the suite `odr`). */
+/** Whether the compiler of the native builds compares types and signatures of a name over all sources (the suite `odr`). */
 export const comparesDefinitions = () => chooseCompiler().compiler?.family === 'gcc';
 
 const kShared = inRoot('..', 'shared');
@@ -69,7 +69,7 @@ const kConditions = {
   'without python3': () => !has('python3'),
   'without Go': () => !has('go', ['version']),
   'where node-llama-cpp has no binary': () => null,
-  'without g++': () => !comparesDefinitions(),
+  'where the chosen compiler is not GCC': () => !comparesDefinitions(),
   'without clang with libFuzzer': () => fuzzingCompiler() === null,
   'without the right to mount': () => !mayMount(),
   'with a registry without signatures': () => null,

@@ -119,7 +119,7 @@ export const kSuites = [
   },
   {
     name: 'odr',
-    what: 'names that two C++ sources define differently',
+    what: 'types and signatures that two C++ sources give one name',
     since: 'all',
     run: checks.runOdr,
   },
