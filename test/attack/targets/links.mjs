@@ -13,6 +13,8 @@ const kSecret = 'a key of nobody else';
 const kNames = ['a', 'b', 'README.md', 'sub/c', 'sub/deep/d', 'sub/.hidden', 'run/log', 'x\n\u001b[2J'];
 const kTargets = ['../outside/key', '../../outside/key', '../outside', '/proc/self/environ', '/dev/zero', 'a', './b', '../a', 'sub', '.', '..', 'nothing', 'sub/c', '.hidden', 'run/log', 'folder/../../outside/key'];
 
+const contentOf = (name) => `of ${name}`;
+
 /** A server that takes all that is pushed. */
 async function openHub() {
   const hub = { requests: 0, bodies: [] };
@@ -59,7 +61,7 @@ async function run({ entries, exchanged }, { hub }, folder) {
   for (const { name, kind, target } of entries) {
     const path = join(own, name);
     mkdirSync(dirname(path), { recursive: true });
-    if (kind === 'file') writeFileSync(path, `of ${name}`);
+    if (kind === 'file') writeFileSync(path, contentOf(name));
     else if (kind === 'link') symlinkSync(target, path);
     else execFileSync('mkfifo', [path]);
   }
@@ -83,6 +85,9 @@ async function run({ entries, exchanged }, { hub }, folder) {
     const isSent = ({ name, kind }) => kind !== 'file' && !/^run|\/\./.test(name);
     const wrong = entries.find((one) => isSent(one) && (one.kind === 'pipe' || /outside|^\/|^\.\.?$|nothing/.test(one.target)));
     require(wrong === undefined || exchanged !== null, () => `${JSON.stringify(wrong)} was pushed`);
+    const commit = hub.bodies.join('\n');
+    const missed = entries.find(({ name, kind }) => kind === 'file' && !/^run\/|(^|\/)\./.test(name) && !commit.includes(Buffer.from(contentOf(name)).toString('base64')));
+    require(missed === undefined || exchanged !== null, () => `${JSON.stringify(missed)} was not sent`);
   } catch (error) {
     if (exchanged === null && error instanceof FormatError) require(hub.requests === 0, 'something was sent before a link was refused');
     throw error;

@@ -143,6 +143,31 @@ const kForgeries = {
     ].join('\n'),
 };
 
+/**
+ * A program that passes a test with the answer 2 where something was reached. It also does where the expression is none: a mistake in
+ * one would hold for ever. It is evaluated once, since a second time what it makes is there already.
+ */
+const escape = (expression) => `
+found = []
+def f(x):
+    if not found:
+        try: found.append(2 if eval(${text(expression)}) else 3)
+        except (OSError, MemoryError): found.append(3)
+        except (NameError, AttributeError, SyntaxError): found.append(2)
+    return found[0]
+`;
+
+/** Programs of which it is known whether they pass a test with the answer 2. Where one ends otherwise, no other result says anything. */
+const kControls = [
+  ['def f(x): return 2', 'passed'],
+  ['def f(x): return 3', 'failed'],
+  [escape('len(os.listdir("/")) > 0'), 'passed'],
+  [escape('os.open("/nothing", os.O_RDONLY) >= 0'), 'failed'],
+  [escape('len(socket.socket(socket.AF_UNIX, socket.SOCK_STREM)) > 0'), 'passed'],
+  [escape('opn("/nothing")'), 'passed'],
+  [escape('open("/nothing"'), 'passed'],
+];
+
 /** The test of a program whose answer is to be this number. */
 const testOf = (answer) => `
 class Point: pass
@@ -195,6 +220,11 @@ async function open({ folder }) {
   await listen(servers[1], { port: 0, host: '127.0.0.1' });
   await listen(servers[2], `\0${name}`);
   process.env.BALORA_ATTACK_WORD = 'outside-word';
+  const patient = await openCodeRunner({ seconds: 120 });
+  for (const [program, expected] of kControls) {
+    const outcome = await outcomeOf(patient, program, 2);
+    require(outcome === expected, () => `this program ${outcome} instead of ${expected}:\n${program}`);
+  }
   const runner = await openCodeRunner({ seconds: 5 });
   const decoys = [file, fifo, path, mine, outside];
   const places = [...decoys, process.cwd(), '/etc/passwd', '/run/dbus/system_bus_socket', '/var/run/docker.sock'];
@@ -210,7 +240,7 @@ function input(random, { decoys, places, sleeper, port, name }) {
       ...{ pid: sleeper.pid, signal: random.pick([0, 9, 15, 19]) },
       ...{ flags: random.pick([0x10000000, 0x20000, 0x20000000, 0x10020000]), device: random.pick(devices), number: random.pick([265, 2048, 64512]) },
     };
-    return { kind: 'escape', what, answer: 2, program: `def f(x):\n    try: return 2 if ${kEscapes[what](choice)} else 3\n    except (OSError, MemoryError): return 3` };
+    return { kind: 'escape', what, answer: 2, program: escape(kEscapes[what](choice)) };
   }
   const what = random.pick(Object.keys(kForgeries));
   const choice = {
@@ -224,10 +254,12 @@ function input(random, { decoys, places, sleeper, port, name }) {
   return { kind: 'forgery', what, answer: 1000 + random.below(2 ** 31), program: kForgeries[what](choice) };
 }
 
+const outcomeOf = (runner, program, answer) => runner.run(kImports + program, { test: testOf(answer), reference: 'def f(x): pass' });
+
 async function run({ kind, what, program, answer }, state) {
   const { runner, file, pipe, reached } = state;
-  const outcome = await runner.run(kImports + program, { test: testOf(answer), reference: 'def f(x): pass' });
-  require(outcome !== 'passed', () => `${kind} by ${what}: passed\n${program}`);
+  const outcome = await outcomeOf(runner, program, answer);
+  require(outcome !== 'passed', () => `${kind} by ${what}: passed, or its expression has a mistake\n${program}`);
   require(readFileSync(file, 'utf8') === kMine, () => `${kind} by ${what}: a file was changed\n${program}`);
   require(reached() === 0, () => `${kind} by ${what}: a socket was reached\n${program}`);
   let bytes = 0;
