@@ -13,9 +13,12 @@ import { randomOf } from './random.mjs';
 import { loadTarget } from './targets.mjs';
 
 const kMiB = 1 << 20;
+const kPollMs = 10;
 /** How much the highest memory of the process may rise during one input, and how much memory may be left after all of them. */
 const kPeakMiB = 384;
 const kGrowthMiB = 160;
+/** Seconds in which everything is closed on a busy machine, too; an idle one takes some milliseconds. */
+const kClosingSeconds = 5;
 /** Processor seconds that one input may take. */
 const kSlowSeconds = 8;
 /** Every code of an error but those that say that balora itself, not the input, is at fault. */
@@ -102,10 +105,11 @@ async function runOne(target, state, index) {
   const risen = (process.resourceUsage().maxRSS - before.peak) / 1024;
   if (risen > (target.peakMiB ?? kPeakMiB)) tell(index, 'memory', `the process grew by ${Math.round(risen)} MiB`);
   rmSync(here, { recursive: true, force: true });
-  if (!target.elsewhere && descriptors() > before.files) {
-    await settle();
-    if (descriptors() > before.files) tell(index, 'open files', `${descriptors() - before.files} more than before`);
-  }
+  if (target.elsewhere) return;
+  // A call that has failed may still be reading another file, which it closes on a busy machine some seconds later.
+  if (descriptors() > before.files) await settle();
+  for (let left = kClosingSeconds * 1000; left > 0 && descriptors() > before.files; left -= kPollMs) await wait(kPollMs);
+  if (descriptors() > before.files) tell(index, 'open files', `${descriptors() - before.files} more than before`);
 }
 
 setNumThreads(1);
