@@ -27,6 +27,7 @@ class TestContext {
       auto* self = reinterpret_cast<TestContext*>(ctx);
       const uint64_t rounded = (bytes + 127) / 64 * 64;
       void* memory = std::aligned_alloc(64, rounded);
+      if (!memory) return nullptr;
       std::memset(memory, 0xff, rounded);
       self->scratch_.emplace_back(memory, &std::free);
       self->scratch_bytes_ += bytes;

@@ -1,8 +1,11 @@
 // A kernel that finds no memory says so, in whichever thread and wherever in its work that happens:
-// each allocation of a call fails once, in turn, and the same call then succeeds.
+// each allocation of a call (of many, every third) fails once, and the same call then succeeds.
+// These are operator new, and aligned_alloc, by which kernels take what they keep (scratch, packed
+// weights) and tests the workspace. Each call has a new context, in which nothing is kept yet.
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <functional>
 #include <new>
 #include <span>
 #include <string>
@@ -18,11 +21,22 @@ namespace {
 
 // Allocations of all threads until one fails; negative: none does.
 std::atomic<int64_t> until_failure{-1};
+// Whether those of operator new count. In oneDNN's own loops a throw of one ends the process.
+std::atomic<bool> counts_new{true};
 
-void* allocate(std::size_t bytes, std::size_t alignment) {
-  if (until_failure.load() >= 0 && until_failure.fetch_sub(1) == 0) throw std::bad_alloc();
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment;
-  void* const memory = std::aligned_alloc(alignment, rounded * alignment);
+bool fails_now() {
+  return until_failure.load() >= 0 && until_failure.fetch_sub(1) == 0;
+}
+
+// Null where it fails.
+void* allocate(std::size_t bytes, std::size_t alignment) noexcept {
+  void* memory = nullptr;
+  const std::size_t least = std::max(alignment, sizeof(void*));
+  return posix_memalign(&memory, least, std::max<std::size_t>(bytes, 1)) == 0 ? memory : nullptr;
+}
+
+void* allocated(std::size_t bytes, std::size_t alignment) {
+  void* const memory = counts_new && fails_now() ? nullptr : allocate(bytes, alignment);
   if (!memory) throw std::bad_alloc();
   return memory;
 }
@@ -30,10 +44,14 @@ void* allocate(std::size_t bytes, std::size_t alignment) {
 }  // namespace
 
 void* operator new(std::size_t bytes) {
-  return allocate(bytes, alignof(std::max_align_t));
+  return allocated(bytes, alignof(std::max_align_t));
 }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return allocate(bytes, static_cast<std::size_t>(alignment));
+  return allocated(bytes, static_cast<std::size_t>(alignment));
+}
+// This one is the program's, and so stands in the place of the C library's.
+extern "C" void* aligned_alloc(std::size_t alignment, std::size_t bytes) noexcept {
+  return fails_now() ? nullptr : allocate(bytes, alignment);
 }
 void operator delete(void* memory) noexcept {
   std::free(memory);
@@ -51,16 +69,21 @@ void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
 namespace balora::test {
 namespace {
 
-// Calls the row with every allocation failing in turn, `most` of them at most, which must be named;
-// returns how many failed before a call got through.
+// Calls the row with one allocation after the other failing, which must be named; returns the
+// number of allocations of a call that got through. `forget` drops what a call keeps elsewhere than
+// in its context.
 template <typename O>
-int64_t failures_of(Context* ctx, KernelRow<O> row, const O& operands, int64_t most = 300) {
-  const auto run = [&] {
-    ctx->error[0] = '\0';
-    return (cpu_kernel_table()->*row)(ctx, &operands);
-  };
-  REQUIRE(run() == 0);
-  for (int64_t failing = 0; failing < most; ++failing) {
+int64_t failures_of(
+    KernelRow<O> row, const O& operands, const std::function<void()>& forget = [] {}) {
+  constexpr int64_t kEach = 100, kStride = 3, kMost = 10'000;
+  for (int64_t failing = 0; failing < kMost; failing += failing < kEach ? 1 : kStride) {
+    forget();
+    TestContext context(3);
+    Context* const ctx = context;
+    const auto run = [&] {
+      ctx->error[0] = '\0';
+      return (cpu_kernel_table()->*row)(ctx, &operands);
+    };
     until_failure = failing;
     const int32_t status = run();
     const bool all_passed = until_failure >= 0;
@@ -73,7 +96,8 @@ int64_t failures_of(Context* ctx, KernelRow<O> row, const O& operands, int64_t m
     CHECK(std::string(ctx->error).starts_with("out of memory"));
     REQUIRE(run() == 0);
   }
-  return most;
+  FAIL("every call failed");
+  return kMost;
 }
 
 // Operands of a head's losses in T.
@@ -123,7 +147,7 @@ TEST_CASE("out of memory in the head's losses is an error: by row") {
     REQUIRE(cpu_kernel_table()->head_losses(ctx, &head.o) == 0);
     return head.sums.values();
   }();
-  CHECK(failures_of(ctx, &KernelTable::head_losses, head.o) > 3);
+  CHECK(failures_of(&KernelTable::head_losses, head.o) > 3);
   CHECK(head.sums.values() == before);
 }
 
@@ -136,20 +160,56 @@ TEST_CASE("out of memory in the head's losses is an error: by token") {
   }
   REQUIRE(cpu_kernel_table()->head_losses(ctx, &head.o) == 0);
   const std::vector<double> before = head.sums.values(), dh = head.dh.values();
-  CHECK(failures_of(ctx, &KernelTable::head_losses, head.o) > 10);
+  CHECK(failures_of(&KernelTable::head_losses, head.o) > 10);
   CHECK(head.sums.values() == before);
   CHECK(head.dh.values() == dh);
+}
+
+TEST_CASE("out of memory in linears is an error: in the copy of a frozen weight") {
+  std::mt19937 random(5);
+  Array<float> x({6, 40}, random), w({24, 40}, random), y({6, 24});
+  balora_slot slots[BALORA_SLOTS] = {};
+  const auto forget = [&] {
+    for (balora_slot& slot : slots) {
+      if (slot.data) slot.destroy(slot.data);
+      slot = {};
+    }
+  };
+  const View vx = x.view(), vy = y.view();
+  View vw = w.view();
+  vw.slots = slots;
+  const balora_linear linear{.weight = {.dense = &vw}, .y = &vy};
+  const balora_linear_forward o{.x = &vx, .linears = &linear, .count = 1};
+  counts_new = false;
+  const int64_t failing = failures_of(&KernelTable::linear_forward, o, forget);
+  counts_new = true;
+  CHECK(failing > 0);
+  CHECK(slots[0].bytes > 0);
+  forget();
+}
+
+TEST_CASE("out of memory in linears is an error: in the scratch of low-rank parts") {
+  std::mt19937 random(6);
+  Array<bf16> x({6, 40}, random), w({24, 40}, random), y({6, 24});
+  Array<bf16> a({4, 40}, random), b({24, 4}, random);
+  Array<float> u({6, 4});
+  const View vx = x.view(), vw = w.view(), vy = y.view(), va = a.view(), vb = b.view();
+  const View vu = u.view();
+  const balora_low_rank part{.a = &va, .b = &vb, .u = &vu, .scale = 1};
+  const balora_linear linear{.weight = {.dense = &vw}, .y = &vy, .parts = &part, .part_count = 1};
+  const balora_linear_forward o{.x = &vx, .linears = &linear, .count = 1};
+  CHECK(failures_of(&KernelTable::linear_forward, o) > 0);
 }
 
 TEST_CASE("out of memory in topk is an error") {
   std::mt19937 random(3);
   Array<float> x({64, 2000}, random);
   for (const int64_t k : {5, 100}) {
-    TestContext ctx(3);
     Array<float> values({64, k});
     Array<int32_t> columns({64, k});
     const View vx = x.view(), vv = values.view(), vc = columns.view();
-    failures_of(ctx, &KernelTable::topk, balora_topk{.x = &vx, .values = &vv, .columns = &vc});
+    const balora_topk o{.x = &vx, .values = &vv, .columns = &vc};
+    CHECK(failures_of(&KernelTable::topk, o) > 0);
     for (int64_t row = 0; row < 64; ++row) {
       const float* const of_row = x.data() + row * 2000;
       CHECK(values.data()[row * k] == *std::max_element(of_row, of_row + 2000));
