@@ -2,6 +2,7 @@
 // read at the import alone, on the thread that may write to it.
 import { describe, expect, it } from 'vitest';
 import { runProgram } from '../support/child.ts';
+import { kFakePlugin, kNoFake } from '../support/fake_device.ts';
 
 /**
  * Runs a program that imports the library, with nothing said on how threads wait but what is given.
@@ -55,7 +56,21 @@ describe.skipIf(process.platform !== 'linux')('after the import of the library',
   });
 });
 
-it('a variable that is set after the import is read by nobody', async () => {
-  const { code, stdout, stderr } = await runProgram('test/lifetime/programs/late_environment.mjs');
-  expect({ code, stdout, stderr }).toEqual({ code: 0, stdout: '64\n', stderr: '' });
+describe('a variable that is set after the import is read by nobody', () => {
+  const late = async (args: string[] = [], env: Record<string, string> = {}) => {
+    const program = 'test/lifetime/programs/late_environment.mjs';
+    const { code, stdout, stderr } = await runProgram(program, { args, env });
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+    return stdout;
+  };
+
+  it('not by oneDNN', async () => {
+    expect(await late()).toBe('64\n');
+  });
+
+  it.skipIf(kNoFake !== null)('and not by a device that is opened later', async () => {
+    const plugin = { BALORA_CUDA_PLUGIN: kFakePlugin };
+    expect(await late(['cuda'], plugin)).toBe('64\ntrue\n');
+    expect(await late(['cuda'], { ...plugin, BALORA_EXACT_BLOCKS: '1' })).toBe('64\nfalse\n');
+  });
 });
