@@ -109,7 +109,7 @@ describe('a side process', () => {
       const shell = ['-c', 'ulimit -n 120 && exec "$0" "$1"', process.execPath, program];
       const { stdout, stderr } = spawnSync('sh', shell, {
         encoding: 'utf8',
-        timeout: kHangLimitMs / 2,
+        timeout: 0.9 * kHangLimitMs,
       });
       expect(stderr).toBe('');
       const failed = 'ERR_NATIVE: a process for reading data cannot be started';

@@ -54,7 +54,6 @@ it.each(['new', 'of a dead process'])(
       for (const child of children) child.kill();
     }
   },
-  240_000,
 );
 
 it('a terminated worker leaves no lock, and a living one has its folder', async () => {

@@ -44,45 +44,37 @@ it.each([
   { source: 'shuffled', steps: 90, maxKills: 4 },
   { source: 'seq2seq', steps: 60, maxKills: 4 },
   { source: 'evaluated', steps: 90, maxKills: 6 },
-])(
-  `ends in the same bytes, $source (seed ${kSeed})`,
-  async ({ source, steps, maxKills }) => {
-    const argumentsOf = (name: string) => [
-      join(folder, `${source}-${name}`),
-      String(steps),
-      source,
-    ];
-    const straight = await runProgram(kProgram, { args: argumentsOf('a') });
-    expect(straight.code, straight.stderr).toBe(0);
-    const random = testRandom(kSeed);
-    let [kills, last] = [0, ''];
-    for (;;) {
-      const delayMs = 2 + 120 * ((random() + 1) / 2);
-      const allowed = kills < maxKills;
-      const run = await runProgram(kProgram, {
-        args: argumentsOf('b'),
-        onLine: (line, kill) => {
-          last = line;
-          // The kill comes after a step, so that each process makes progress.
-          if (allowed) setTimeout(() => kill('SIGKILL'), delayMs);
-        },
-      });
-      if (run.signal === 'SIGKILL') {
-        kills++;
-        continue;
-      }
-      expect(run.code, run.stderr).toBe(0);
-      break;
+])(`ends in the same bytes, $source (seed ${kSeed})`, async ({ source, steps, maxKills }) => {
+  const argumentsOf = (name: string) => [join(folder, `${source}-${name}`), String(steps), source];
+  const straight = await runProgram(kProgram, { args: argumentsOf('a') });
+  expect(straight.code, straight.stderr).toBe(0);
+  const random = testRandom(kSeed);
+  let [kills, last] = [0, ''];
+  for (;;) {
+    const delayMs = 2 + 120 * ((random() + 1) / 2);
+    const allowed = kills < maxKills;
+    const run = await runProgram(kProgram, {
+      args: argumentsOf('b'),
+      onLine: (line, kill) => {
+        last = line;
+        // The kill comes after a step, so that each process makes progress.
+        if (allowed) setTimeout(() => kill('SIGKILL'), delayMs);
+      },
+    });
+    if (run.signal === 'SIGKILL') {
+      kills++;
+      continue;
     }
-    expect(kills, 'the run was too fast to be killed').toBeGreaterThan(0);
-    const digest = straight.stdout.trimEnd().split('\n').at(-1);
-    expect(digest).toMatch(/^done [0-9a-f]{64}$/);
-    expect(last).toBe(digest);
-    expect(metrics(`${source}-b`)).toEqual(metrics(`${source}-a`));
-    expect(evaluations(`${source}-b`)).toEqual(evaluations(`${source}-a`));
-  },
-  240_000,
-);
+    expect(run.code, run.stderr).toBe(0);
+    break;
+  }
+  expect(kills, 'the run was too fast to be killed').toBeGreaterThan(0);
+  const digest = straight.stdout.trimEnd().split('\n').at(-1);
+  expect(digest).toMatch(/^done [0-9a-f]{64}$/);
+  expect(last).toBe(digest);
+  expect(metrics(`${source}-b`)).toEqual(metrics(`${source}-a`));
+  expect(evaluations(`${source}-b`)).toEqual(evaluations(`${source}-a`));
+});
 
 const hasPrlimit = spawnSync('prlimit', ['--version']).status === 0;
 
@@ -130,5 +122,4 @@ it.skipIf(!hasPrlimit)(
       expect(metrics(at), at).toEqual(metrics('space'));
     }
   },
-  240_000,
 );

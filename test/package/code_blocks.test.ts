@@ -116,7 +116,7 @@ function run(command: string, args: string[], cwd: string): void {
     cwd,
     env: environment(cwd),
     encoding: 'utf8',
-    timeout: kHangLimitMs / 2,
+    timeout: 0.9 * kHangLimitMs,
   } as const;
   const { status, signal, stdout, stderr } = spawnSync(command, args, options);
   if (status === 0) return;
@@ -177,51 +177,47 @@ describe('programs', () => {
 describe('commands of balora', () => {
   const pages = kPages.filter((page) => kBlocks.some((b) => b.page === page && isShell(b)));
 
-  it.each(pages)(
-    'of %s run',
-    async (page) => {
-      const blocks = kBlocks.filter((b) => b.page === page);
-      for (const block of blocks.filter(isConfig)) {
-        const name = /^# (\S+)\n/.exec(block.text)?.[1];
-        expect(
-          name,
-          `${where(block)}: the first line of a configuration names its file`,
-        ).toBeDefined();
-        expect(parse(block.text), where(block)).toBeTypeOf('object');
+  it.each(pages)('of %s run', async (page) => {
+    const blocks = kBlocks.filter((b) => b.page === page);
+    for (const block of blocks.filter(isConfig)) {
+      const name = /^# (\S+)\n/.exec(block.text)?.[1];
+      expect(
+        name,
+        `${where(block)}: the first line of a configuration names its file`,
+      ).toBeDefined();
+      expect(parse(block.text), where(block)).toBeTypeOf('object');
+      const cwd = await folderOf(page, 'commands');
+      await writeFile(
+        join(cwd, name as string),
+        block.text.replace(/max-steps: \d+/, 'max-steps: 2'),
+      );
+    }
+    let server: PageServer | null = null;
+    try {
+      for (const block of blocks.filter(isShell)) {
+        for (const line of linesOf(block.text)) {
+          const words = line.split(/\s+/);
+          const command = baloraCommand(words);
+          if (command === null && !isForServer(line)) continue;
+          if (isForServer(line)) {
+            await asksServer(server, block, line);
+          } else if (command?.[0] === 'serve' && !isSynopsis(line)) {
+            server = await startServer(line, await folderOf(page, 'commands'));
+          } else if (isSynopsis(line)) {
+            expect(baloraProblem(command as string[]), where(block)).toBeNull();
+          } else await runsAsShown(block, line);
+        }
+      }
+      for (const { line, text } of programsOf(page).filter((one) => isForServer(one.text))) {
         const cwd = await folderOf(page, 'commands');
-        await writeFile(
-          join(cwd, name as string),
-          block.text.replace(/max-steps: \d+/, 'max-steps: 2'),
-        );
+        const url = (server as PageServer | null)?.url ?? expect.unreachable(`${page}:${line}`);
+        await writeFile(join(cwd, `line_${line}.mjs`), text.replaceAll(kServed, url));
+        run(process.execPath, [`line_${line}.mjs`], cwd);
       }
-      let server: PageServer | null = null;
-      try {
-        for (const block of blocks.filter(isShell)) {
-          for (const line of linesOf(block.text)) {
-            const words = line.split(/\s+/);
-            const command = baloraCommand(words);
-            if (command === null && !isForServer(line)) continue;
-            if (isForServer(line)) {
-              await asksServer(server, block, line);
-            } else if (command?.[0] === 'serve' && !isSynopsis(line)) {
-              server = await startServer(line, await folderOf(page, 'commands'));
-            } else if (isSynopsis(line)) {
-              expect(baloraProblem(command as string[]), where(block)).toBeNull();
-            } else await runsAsShown(block, line);
-          }
-        }
-        for (const { line, text } of programsOf(page).filter((one) => isForServer(one.text))) {
-          const cwd = await folderOf(page, 'commands');
-          const url = (server as PageServer | null)?.url ?? expect.unreachable(`${page}:${line}`);
-          await writeFile(join(cwd, `line_${line}.mjs`), text.replaceAll(kServed, url));
-          run(process.execPath, [`line_${line}.mjs`], cwd);
-        }
-      } finally {
-        await server?.stop();
-      }
-    },
-    300_000,
-  );
+    } finally {
+      await server?.stop();
+    }
+  });
 
   /** Sends what a page shows to its server; an answer that is an error fails. */
   async function asksServer(server: PageServer | null, block: Block, line: string): Promise<void> {

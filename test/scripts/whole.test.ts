@@ -99,5 +99,4 @@ it.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)(
     await until(() => !lives(compiler));
     expect(readdirSync(folder)).toEqual(['compiler']);
   },
-  30_000,
 );
