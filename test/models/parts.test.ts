@@ -1,6 +1,7 @@
 // Forwards in parts of whole sequences: the parts, and the same bits as in one forward.
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { orReason } from '../../lib/abort.ts';
 import { batchOf } from '../../lib/models/batch.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { hiddenInParts, kPartRows, partEnds } from '../../lib/models/parts.ts';
@@ -82,14 +83,16 @@ describe('parts', () => {
     const stop = new AbortController();
     const batch = batchOf([1, 2].map((id) => new Array<number>(kPartRows).fill(id)));
     let forwards = 0;
-    const ended = hiddenInParts(batch, {
-      ...{ rows: Int32Array.of(0, kPartRows), sharesPrefixes: false, signal: stop.signal },
-      forward: () => {
-        forwards++;
-        stop.abort(new Error('enough'));
-        return zeros([1, 4]);
-      },
-    });
+    const ended = orReason(stop.signal, () =>
+      hiddenInParts(batch, {
+        ...{ rows: Int32Array.of(0, kPartRows), sharesPrefixes: false, signal: stop.signal },
+        forward: () => {
+          forwards++;
+          stop.abort(new Error('enough'));
+          return zeros([1, 4]);
+        },
+      }),
+    );
     await expect(ended).rejects.toThrow('enough');
     expect(forwards).toBe(1);
   });
