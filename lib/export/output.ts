@@ -6,13 +6,14 @@
  */
 import type { Stats } from 'node:fs';
 import { lstat, mkdir, realpath, rename, rmdir } from 'node:fs/promises';
-import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { ArgumentError, FormatError } from '../errors.ts';
 import {
   discard,
   diskError,
   folderNames,
   isAbandoned,
+  isBelow,
   makeFolder,
   namesIn,
   pathsBelow,
@@ -148,11 +149,6 @@ async function linkedFrom(folder: string): Promise<string[]> {
   return places.filter((place) => !isBelow(place, folder));
 }
 
-function isBelow(path: string, folder: string): boolean {
-  const way = relative(folder, path);
-  return way !== '' && way.split(sep)[0] !== '..' && !isAbsolute(way);
-}
-
 /**
  * Checks that a folder may be filled.
  * @param written names of files that will be written
@@ -225,7 +221,7 @@ async function readManifest(folder: string): Promise<Manifest | null> {
     if (!file.split('/').every((part) => part !== '' && part !== '.' && part !== '..'))
       return false;
     const parent = await realpath(dirname(join(folder, file))).catch(() => root);
-    return parent === root || parent.startsWith(root + sep);
+    return parent === root || isBelow(parent, root);
   };
   if (typeof complete === 'boolean' && isList) {
     const inside = await Promise.all(files.map(isInside));

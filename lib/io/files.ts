@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto';
 import { constants as modes } from 'node:fs';
 import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { constants } from 'node:os';
-import { basename, dirname, join, resolve } from 'node:path';
+import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
 import { ArgumentError, FormatError, NativeError } from '../errors.ts';
 
 /**
@@ -102,13 +102,23 @@ export async function openToAppend(path: string): Promise<FileHandle> {
   }
 }
 
-/** The flag with which a file that is written in its place is opened, so that a link is refused (Windows has none). */
+/** The flag with which a link is not opened (Windows has none). */
 export const kNoLink = modes.O_NOFOLLOW ?? 0;
+
+/** Whether there is a link at a path. What else is wrong with the path is said when it is opened. */
+export async function isLink(path: string): Promise<boolean> {
+  return (await lstat(path).catch(() => null))?.isSymbolicLink() ?? false;
+}
 
 /** Refuses a link in the place of a file that is written there. @throws FormatError */
 export async function refuseLink(path: string): Promise<void> {
-  const info = await lstat(path).catch(() => null); // what else is wrong with the path is said when it is opened
-  if (info?.isSymbolicLink()) throw writtenLink(path);
+  if (await isLink(path)) throw writtenLink(path);
+}
+
+/** Whether a path is below a folder, both without links. */
+export function isBelow(path: string, folder: string): boolean {
+  const way = relative(folder, path);
+  return way !== '' && way.split(sep)[0] !== '..' && !isAbsolute(way);
 }
 
 /** The error for a link through which another file, whatever it is, would be written. */

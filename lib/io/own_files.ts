@@ -4,8 +4,9 @@
  */
 import { constants, type Stats } from 'node:fs';
 import { type FileHandle, lstat, open, realpath } from 'node:fs/promises';
-import { join, resolve, sep } from 'node:path';
+import { join, resolve } from 'node:path';
 import { FormatError } from '../errors.ts';
+import { isBelow, kNoLink } from './files.ts';
 import { repositoryOf } from './hub/names.ts';
 import {
   isMissing,
@@ -31,8 +32,7 @@ export interface OwnFile {
 }
 
 // A link that has taken the place of a file is not followed, and a pipe does not stop the thread. (Windows has neither flag.)
-export const kOwnFlags =
-  constants.O_RDONLY | (constants.O_NOFOLLOW ?? 0) | (constants.O_NONBLOCK ?? 0);
+export const kOwnFlags = constants.O_RDONLY | kNoLink | (constants.O_NONBLOCK ?? 0);
 
 /**
  * Whether a path without links is below a folder or, where the folder is a snapshot in the Hub's cache, among the blobs of its
@@ -42,9 +42,7 @@ export const kOwnFlags =
  */
 export function isOwn(target: string, root: string, repository: string | null): boolean {
   const blobs = repository === null ? [] : [join(repository, 'blobs')];
-  return [root, ...blobs].some((folder) =>
-    target.startsWith(folder.endsWith(sep) ? folder : folder + sep),
-  );
+  return [root, ...blobs].some((folder) => isBelow(target, folder));
 }
 
 /**

@@ -2,7 +2,7 @@
 import type { Stats } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { join, relative, sep } from 'node:path';
-import { isAbandoned, pathsBelow } from './files.ts';
+import { isAbandoned, isBelow, pathsBelow } from './files.ts';
 import { exchanged, kOwnFlags, notOwn, openOwn, type Place } from './own_files.ts';
 import { readError, statPath } from './regular_file.ts';
 import { RUN } from './run_folder.ts';
@@ -63,8 +63,7 @@ class SentFile extends Blob {
   static async open(place: Place): Promise<SentFile> {
     const { file, root, target, found } = await openOwn(place);
     await file.close();
-    const inside = relative(root, target);
-    if (!inside.startsWith(`..${sep}`) && isLeftOut(inside.replaceAll(sep, '/'))) {
+    if (isBelow(target, root) && isLeftOut(relative(root, target).replaceAll(sep, '/'))) {
       throw notOwn(join(place.folder, place.path), `is a link to ${target}, which is not pushed`);
     }
     return new SentFile(target, found, [0, found.size]);

@@ -4,9 +4,9 @@
  * error with the path, the reason and advice.
  */
 import { constants, type Stats } from 'node:fs';
-import { type FileHandle, lstat, open, readdir, stat } from 'node:fs/promises';
+import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
-import { diskError, reasonOf } from './files.ts';
+import { diskError, isLink, kNoLink, reasonOf } from './files.ts';
 import { formatBytes } from './format_bytes.ts';
 import type { FileIdentity } from './tensor_file.ts';
 
@@ -45,7 +45,7 @@ export interface ReadFileOptions {
 export async function openRegular(path: string, { follow = true } = {}): Promise<FileHandle> {
   let file: FileHandle;
   try {
-    file = await open(path, follow ? kFlags : kFlags | (constants.O_NOFOLLOW ?? 0));
+    file = await open(path, follow ? kFlags : kFlags | kNoLink);
   } catch (error) {
     if (!follow && (await isLink(path))) {
       const advice = 'put a copy of the file in its place';
@@ -60,13 +60,6 @@ export async function openRegular(path: string, { follow = true } = {}): Promise
     await file.close();
     throw readError(path, error);
   }
-}
-
-async function isLink(path: string): Promise<boolean> {
-  return lstat(path).then(
-    (info) => info.isSymbolicLink(),
-    () => false,
-  );
 }
 
 /** Refuses anything but a regular file. @throws FormatError that says what the path is */

@@ -3,6 +3,7 @@
  * state between steps in run.ts. The effects of a step become visible only when it is complete, so a run that is stopped,
  * killed or fails within a step can be resumed from the last complete one.
  */
+import { firstOf } from '../abort.ts';
 import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
@@ -230,9 +231,8 @@ export class Trainer {
     const { signal, evalData, tuned } = this.input;
     if (signal?.aborted || evalData === undefined) return null;
     const progress = new Latest<number>();
-    const stop = new AbortController();
-    const forwardAbort = () => stop.abort(signal?.reason);
-    signal?.addEventListener('abort', forwardAbort, { once: true });
+    const left = new AbortController();
+    const stop = firstOf(left.signal, ...(signal === undefined ? [] : [signal]));
     const result = nullIfAborted(stop.signal, () =>
       this.task.evaluate(tuned, evalData.batches(0, 0), {
         signal: stop.signal,
@@ -251,9 +251,9 @@ export class Trainer {
       return await result;
     } finally {
       // If a consumer leaves the loop early, the evaluation must have ended before the model is used again.
-      stop.abort();
+      left.abort();
       await result.catch(() => {});
-      signal?.removeEventListener('abort', forwardAbort);
+      stop.release();
     }
   }
 

@@ -72,8 +72,8 @@ const aptAtLeast =
     version && atLeast(versionOf(version.replace(/^\d+:/, '')), least) ? [name] : null;
 
 /**
- * The needs by id: its name for a person, why it is not met (null where it is), whether it would be of no use here, and its packages. `apt` may be a function of the
- * versions that apt has of the `candidates`, by name; it gives null where none of them is suitable.
+ * The needs by id: its name for a person, why it is not met (null where it is), whether it would be of no use here, and its packages.
+ * `apt` may be a function of the versions that apt has of the `candidates`, by name; it gives null where none of them is suitable.
  */
 const kNeeds = {
   make: {

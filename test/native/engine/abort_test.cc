@@ -14,11 +14,14 @@
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/stop.h"
+#include "support/engine_test.h"
 #include "support/kernel_test.h"
 
 namespace {
 
 using namespace balora;
+using test::failure_of;
+using test::ones;
 
 using Flag = std::shared_ptr<std::atomic<bool>>;
 Flag new_flag() {
@@ -39,11 +42,6 @@ class Under {
   Engine& engine_;
   AbortFlag before_;
 };
-
-Tensor ones(Engine& engine, int64_t size) {
-  const std::vector<float> values(static_cast<size_t>(size), 1.0f);
-  return upload(engine, {size}, DType::kF32, values.data());
-}
 
 // An op that counts its runs.
 Tensor counted(const Tensor& x, std::atomic<int>& runs) {
@@ -70,20 +68,11 @@ class Gate {
   std::atomic<bool> open_{false};
 };
 
-std::string failure_of(Engine& engine) {
-  try {
-    engine.stream().sync();
-  } catch (const StreamError& error) {
-    return error.failure_code();
-  }
-  return "none";
-}
-
 }  // namespace
 
 TEST_CASE("abort: queued ops that have not begun are skipped, with those that read their results") {
   Engine engine(cpu_kernel_table(), {});
-  const Tensor x = ones(engine, 1000);
+  const Tensor x = ones(engine, {1000});
   engine.stream().sync();
   const int64_t before = engine.allocator().stats().live_bytes;
   const Flag flag = new_flag();
@@ -112,7 +101,7 @@ TEST_CASE("abort: queued ops that have not begun are skipped, with those that re
 
 TEST_CASE("abort: the flag of one caller does not touch the ops of another, on any engine") {
   Engine engine(cpu_kernel_table(), {}), second(cpu_kernel_table(), {});
-  const Tensor x = ones(engine, 8), elsewhere = ones(second, 8);
+  const Tensor x = ones(engine, {8}), elsewhere = ones(second, {8});
   const Flag aborted = new_flag(), kept = new_flag();
   std::atomic<int> mine{0}, kept_runs{0}, plain{0}, second_runs{0};
   *aborted = true;

@@ -10,15 +10,11 @@
 #include "engine/launch.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "ops/ops.h"
+#include "support/engine_test.h"
 
 using namespace balora;
-
-namespace {
-Tensor ones(Engine& engine, const Shape& shape) {
-  std::vector<float> values(static_cast<size_t>(shape.numel()), 1.0f);
-  return upload(engine, shape, DType::kF32, values.data());
-}
-}  // namespace
+using test::failure_of;
+using test::ones;
 
 TEST_CASE("engine: memory is exact, cached and given back") {
   Engine engine(cpu_kernel_table(), {});
@@ -101,15 +97,6 @@ struct Shared : ExternalMemory {
   }
   void refuse_rewritten() const override { refuse_changed(); }
 };
-
-std::string failure_of(Engine& engine) {
-  try {
-    engine.stream().sync();
-  } catch (const StreamError& error) {
-    return error.failure_code();
-  }
-  return "none";
-}
 
 }  // namespace
 
