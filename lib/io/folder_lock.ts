@@ -10,7 +10,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import { readFileSync, readlinkSync } from 'node:fs';
 import { link, rename } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
 import { diskError, isRunning, removeFile, writeAside } from './files.ts';
 import { isMissing, readText } from './regular_file.ts';
 
@@ -129,7 +129,7 @@ async function readLock(path: string): Promise<Found | null> {
   } catch (error) {
     if (isMissing(error)) return null;
     // Without a cause of the system's it is a link, a folder, a pipe or a large file: nothing that was written here.
-    if (error instanceof FormatError && error.cause === undefined) throw noLock(path);
+    if (error instanceof FormatError && error.cause === undefined) throw noLock(path, error);
     throw error;
   }
 }
@@ -156,9 +156,10 @@ function holderOf({ path, text }: Found): LockHolder {
   throw noLock(path);
 }
 
-function noLock(path: string): ArgumentError {
+function noLock(path: string, refusal?: FormatError): ArgumentError {
+  const why = refusal && withoutAdvice(refusal).replace(`${path}: `, '');
   return new ArgumentError(
-    `${path} does not name the process that holds it; remove it if there is no such process`,
+    `${path} does not name the process that holds it; remove it if there is no such process${why ? ` (it ${why})` : ''}`,
   );
 }
 

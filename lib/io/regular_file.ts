@@ -49,7 +49,7 @@ export async function openRegular(path: string, { follow = true } = {}): Promise
   } catch (error) {
     if (!follow && (await isLink(path))) {
       const advice = 'put a copy of the file in its place';
-      throw new FormatError(`${path}: is a link, not a regular file`, { path, advice });
+      throw new FormatError(`${path}: is a link, which is not a regular file`, { path, advice });
     }
     throw readError(path, error);
   }
