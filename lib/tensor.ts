@@ -477,6 +477,13 @@ export function computeOwned<T>(body: () => T): T {
   return outsideScopes(() => scope(() => noGrad(body)));
 }
 
+/** Whether ops are recorded for backward(), as they are outside noGrad(). */
+export function isRecording(): boolean {
+  const before = native.setGradEnabled(true);
+  native.setGradEnabled(before);
+  return before;
+}
+
 /** Runs `body` with recording on, also inside noGrad(). */
 export function enableGrad<T>(body: () => T): T {
   return withGrad(true, body);

@@ -13,6 +13,7 @@ import { formatBytes } from '../io/format_bytes.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
 import { memoryStats, trimMemory } from '../runtime.ts';
+import { isRecording } from '../tensor.ts';
 import { collectGarbage } from './garbage.ts';
 import { measureRows, type RowCosts } from './row_costs.ts';
 
@@ -86,12 +87,9 @@ export class MemoryPlanner {
       largest?: number;
     },
   ): Promise<MemoryPlanner> {
-    const { device, offload, layerKeep } = tuned.model;
+    const { device, offload } = tuned.model;
     const residentBefore = offload?.residentBytes ?? 0;
-    const restore = (): void => {
-      tuned.model.layerKeep = layerKeep;
-      if (offload !== null) offload.residentBytes = residentBefore;
-    };
+    const restore = planBefore(tuned.model);
     if (offload !== null) offload.residentBytes = 0;
     const { layerCount, costs } = await measureRows(tuned, savesInt8).catch((error: unknown) => {
       restore();
@@ -122,15 +120,18 @@ export class MemoryPlanner {
       restore();
       throw error;
     }
-    let longest = 0;
+    let [longest, checked] = [0, largest];
     tuned.model.layerKeep = (layer, rows) => {
+      // A pass that records nothing, as those of an evaluation, keeps nothing: it takes less than any plan says.
+      if (rows > checked && isRecording()) {
+        check(rows); // before anything of it is allocated
+        checked = rows;
+      }
       // Blocks freed by shorter batches are too small for a longer one and would stay allocated: up to a quarter of all memory.
       // Under the smallest plan each forward pass gives them back, since the pieces that are left between blocks would add up.
       const isFirst = budget === 'min' && layer === 0;
       if (inProcess && (rows > longest || isFirst)) trimMemory({ device });
       if (rows > longest) {
-        // It is refused before anything of it is allocated.
-        check(rows);
         // The longest batch leaves so much; a part that changed from batch to batch would be read again and again.
         if (offload !== null) offload.residentBytes = planner.plan(rows).residentBytes ?? 0;
       }
@@ -210,6 +211,16 @@ export class MemoryPlanner {
     const overBudget = smallest && typeof this.budget === 'number' && bytes > this.budget;
     return { rows, layers, bytes, overBudget, residentBytes: null };
   }
+}
+
+/** Keeps, as it is now, what a plan sets of a model. @returns puts it back */
+export function planBefore(model: Model): () => void {
+  const { layerKeep, offload } = model;
+  const residentBytes = offload?.residentBytes ?? 0;
+  return () => {
+    model.layerKeep = layerKeep;
+    if (offload !== null) offload.residentBytes = residentBytes;
+  };
 }
 
 /** Bytes of an offloaded base that are in memory at one time beside its share, with the copies that an op packs of them. */

@@ -26,7 +26,7 @@ import { describeEnvironment } from './environment.ts';
 import { addNotes, notFinite, placedInEvaluation, type Tried } from './failure.ts';
 import { identityOf } from './identity.ts';
 import { idleOptions, withoutTraining } from './idle_options.ts';
-import type { MemoryPlanner } from './memory_plan.ts';
+import { type MemoryPlanner, planBefore } from './memory_plan.ts';
 import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
 import { type Identity, type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { checkOutput, claimOutput, type OutputFolder } from './output.ts';
@@ -417,10 +417,13 @@ export class Run {
 
 /** Prepares a run for its next step. Errors in the options, the output folder or the data are thrown here. */
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
-  const release = useModel(input.tuned.model);
+  const { model } = input.tuned;
+  const release = useModel(model);
+  const restorePlan = planBefore(model);
   let giveBack = (): void => {};
   const releaseModel = (): void => {
     giveBack();
+    restorePlan();
     release();
   };
   try {

@@ -176,6 +176,46 @@ describe('a budget that cannot be kept', () => {
     tuned.dispose();
   });
 
+  it('holds for the training alone: longer rows are evaluated in it and computed after it', async () => {
+    const tuned = await adapted('bf16');
+    const { layerKeep } = tuned.model;
+    const roomy = await MemoryPlanner.open(tuned, 2 ** 50, { optimizerBytes: 0 });
+    tuned.model.layerKeep = layerKeep;
+    const rows = 2 ** 18;
+    const memoryBudget = roomy.plan(rows / 4).bytes;
+    const long = {
+      inputIds: new Int32Array(rows).fill(3),
+      targets: new Int32Array(rows).fill(-100).fill(3, 0, 8),
+      positions: Int32Array.from({ length: rows }, (_, n) => n % 16),
+      cuSeqlens: Int32Array.from({ length: rows / 16 + 1 }, (_, b) => 16 * b),
+    };
+    const input = { tuned, data: tinySource(batches()), maxSteps: 1, memoryBudget };
+    const planned = await MemoryPlanner.open(tuned, memoryBudget, { optimizerBytes: 0 });
+    expect(() => planned && tuned.model.layerKeep?.(0, rows)).toThrow(ArgumentError);
+    tuned.model.layerKeep = layerKeep;
+    const evalData = tinySource([long]);
+    const { evaluation } = await new Trainer({ ...input, evalData }).train();
+    expect(evaluation?.loss).toBeGreaterThan(0);
+    expect(tuned.model.layerKeep).toBe(layerKeep);
+    const { targets: _, ...batch } = long;
+    noGrad(() => tuned.model.forward(batch)).dispose();
+    tuned.model.dispose();
+    tuned.dispose();
+  });
+
+  it('leaves no plan behind where a run is refused after it', async () => {
+    const tuned = await adapted('bf16');
+    const { layerKeep } = tuned.model;
+    const output = join(folder, 'resumed');
+    const input = { tuned, data: tinySource(batches()), output, memoryBudget: 'min' } as const;
+    await new Trainer({ ...input, maxSteps: 1 }).train();
+    const other = { ...input, maxSteps: 2, resume: true, learningRate: 0.5 };
+    await expect(new Trainer(other).train()).rejects.toThrow(/learningRate/);
+    expect(tuned.model.layerKeep).toBe(layerKeep);
+    tuned.model.dispose();
+    tuned.dispose();
+  });
+
   it('above the memory that there is is a warning with its size', async () => {
     const [warning, ...others] = await warningsOf(2 ** 50);
     expect(others).toEqual([]);
