@@ -419,11 +419,13 @@ export class Run {
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { model } = input.tuned;
   const release = useModel(model);
+  const { layerKeep } = model;
   const restorePlan = planBefore(model);
   let giveBack = (): void => {};
   const releaseModel = (): void => {
     giveBack();
-    restorePlan();
+    // An offloaded base keeps the share that the budget gave it: what the process does next has no more room.
+    model.layerKeep = layerKeep;
     release();
   };
   try {
@@ -431,6 +433,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
     return await openRunOf(input, options, releaseModel);
   } catch (error) {
     releaseModel();
+    restorePlan();
     throw error;
   }
 }
