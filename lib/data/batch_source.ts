@@ -18,7 +18,10 @@ export interface BatchSource<B = Batch> {
    * that differ are named. Values are plain JSON.
    */
   readonly settings?: Readonly<Record<string, unknown>>;
-  /** Tokens of the largest micro-batch of an epoch, where that is known without reading the rows. */
+  /**
+   * Rows of the largest micro-batch of an epoch, those of padding and of both sides of its examples included, where that is known without
+   * reading the rows.
+   */
   largestBatch?(epoch: number): number;
   /** Tokens of the longest example, where known, so that one the model cannot take is refused before the first step. */
   readonly statistics?: { readonly longest: number };

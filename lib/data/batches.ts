@@ -143,6 +143,7 @@ function kindOf(
       return { example: truncate(whole, maxLength), cut: [whole.ids.length > maxLength] };
     },
     length: ({ ids }) => ids.length,
+    isPadded: padding === 'longest',
     bytes: ({ ids, supervised }) => ids.byteLength + supervised.byteLength,
     digest: ({ ids, supervised }, hash) => {
       hash.update(`${ids.length};`).update(ids).update(supervised);

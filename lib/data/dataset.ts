@@ -36,6 +36,8 @@ export interface ExampleKind<E, B> {
   encode(row: Row, index: number): { readonly example: E; readonly cut: readonly boolean[] };
   /** Number of tokens in an example, which packing adds up and grouping by length compares. */
   length(example: E): number;
+  /** Whether the examples of a micro-batch are padded to the longest of them. Default false. */
+  readonly isPadded?: boolean;
   /** Bytes that an example takes in memory. */
   bytes(example: E): number;
   /** Feeds a digest with everything in the example that a step depends on. */
@@ -181,13 +183,18 @@ export class Dataset<E, B> {
     return this.#orderOf(epoch).starts.length - 1;
   }
 
-  /** Tokens of the largest micro-batch of an epoch, without padding. */
+  /** Rows of the largest micro-batch of an epoch, those of padding and of both sides of its examples included. */
   largestBatch(epoch: number): number {
+    const { isPadded = false } = this.#kind;
     let largest = 0;
     for (const group of this.groups(epoch)) {
-      let tokens = 0;
-      for (const row of group) tokens += this.#lengths[row] as number;
-      largest = Math.max(largest, tokens);
+      let [tokens, longest] = [0, 0];
+      for (const row of group) {
+        const length = this.#lengths[row] as number;
+        tokens += length;
+        longest = Math.max(longest, length);
+      }
+      largest = Math.max(largest, isPadded ? group.length * longest : tokens);
     }
     return largest;
   }

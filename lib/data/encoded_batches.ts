@@ -51,7 +51,7 @@ export abstract class EncodedBatches<E, B> {
     return this.dataset.batchCount(epoch);
   }
 
-  /** Tokens of the largest micro-batch of an epoch, without padding. */
+  /** Rows of the largest micro-batch of an epoch, those of padding and of both sides of its examples included. */
   largestBatch(epoch: number): number {
     return this.dataset.largestBatch(epoch);
   }

@@ -82,11 +82,6 @@ export class Seq2SeqBatches extends StreamedBatches<
   Seq2SeqExamples,
   Seq2SeqStatistics
 > {
-  /** Tokens of the larger side of an epoch's micro-batches are not known: lengths are those of both sides together. */
-  override largestBatch(): number {
-    return 1;
-  }
-
   /**
    * Reads and encodes every row once.
    * @throws ArgumentError for a row without the fields (naming it), a tokenizer without EOS, or options that are wrong

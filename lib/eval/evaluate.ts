@@ -85,11 +85,9 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
       const supervised = selectRows(predictingRows(batch)).rows;
       if (supervised.length > 0) {
         const values = await orReason(options.signal, async () => {
-          const { signal } = options;
+          const { signal, chunkBytes = 0 } = options;
           const { rows, hidden } = await measureBatch(tuned, batch, {
-            supervised,
-            withKl,
-            signal,
+            ...{ supervised, withKl, signal, chunkBytes },
           });
           rank.add(hidden);
           hidden.dispose();
@@ -137,7 +135,7 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
 async function measureBatch(
   tuned: EvaluatedModel<AnyModel>,
   batch: AnyBatch,
-  { supervised, withKl, signal }: Measured,
+  { supervised, withKl, signal, chunkBytes }: Measured,
 ): Promise<{ rows: Tensor; hidden: Tensor }> {
   const teacher = withKl
     ? await supervisedRows(tuned.model, batch, {
@@ -148,7 +146,8 @@ async function measureBatch(
   try {
     const hidden = await supervisedRows(tuned.model, batch, { supervised, signal, run });
     try {
-      return { rows: termRows(tuned, batch, { supervised, signal, hidden, teacher }), hidden };
+      const measured = { supervised, signal, chunkBytes, hidden, teacher };
+      return { rows: termRows(tuned, batch, measured), hidden };
     } catch (error) {
       hidden.dispose();
       throw error;
@@ -163,6 +162,7 @@ interface Measured {
   readonly supervised: Int32Array;
   readonly withKl: boolean;
   readonly signal: AbortSignal | undefined;
+  readonly chunkBytes: number;
 }
 
 /** The hidden states of the supervised rows, of the model that `run` chooses. */
@@ -173,7 +173,7 @@ async function supervisedRows(
     supervised,
     signal,
     run,
-  }: Omit<Measured, 'withKl'> & {
+  }: Pick<Measured, 'supervised' | 'signal'> & {
     readonly run: <T>(body: (model: AnyModel) => T) => T;
   },
 ): Promise<Tensor> {
@@ -195,6 +195,7 @@ function termRows(
   {
     supervised,
     signal,
+    chunkBytes,
     hidden,
     teacher,
   }: Omit<Measured, 'withKl'> & { readonly hidden: Tensor; readonly teacher: Tensor | null },
@@ -209,7 +210,8 @@ function termRows(
       );
       const teacherWeight = teacher === null ? null : tuned.withTeacher(({ head }) => head.weight);
       const wanted = tensor(targets, { device });
-      return evaluationRows(hidden, teacher, wanted, { weight, softcap, teacherWeight });
+      const head = { weight, softcap, teacherWeight, chunkBytes };
+      return evaluationRows(hidden, teacher, wanted, head);
     }),
   );
 }

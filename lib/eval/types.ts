@@ -8,6 +8,8 @@ import type { ClassificationMetrics, MultiLabelMetrics, RegressionMetrics } from
 export interface EvaluateOptions {
   /** Whether to compute the KL divergence from the base model; not used for classifiers. Default: whether there is a teacher. */
   kl?: boolean;
+  /** Limit, in bytes, on the logits of a language model that are computed at one time. Default 0: that of the device. */
+  chunkBytes?: number;
   /** Signal that aborts the evaluation with its reason. */
   signal?: AbortSignal;
   /** Called after each batch with the number of examples evaluated so far. */
@@ -17,6 +19,7 @@ export interface EvaluateOptions {
 /** The kinds of the options. */
 const kTable: CallTable<EvaluateOptions> = {
   kl: kCall.boolean,
+  chunkBytes: kCall.amount,
   signal: kCall.signal,
   onProgress: kCall.function,
 };

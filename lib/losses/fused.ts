@@ -2,7 +2,7 @@
 // SVD regularizer uses the Gram matrix G = W^T W of the head W where that is allowed, otherwise tiles of the logits.
 import { gram, gramAdd, gramSpectrum } from '../ops/linalg.ts';
 import { headRows, svdRatio, svdRatioGram } from '../ops/losses.ts';
-import { noGrad, type Tensor, unscoped } from '../tensor.ts';
+import { DTYPE_BYTES, noGrad, type Tensor, unscoped } from '../tensor.ts';
 
 /** The output head as the losses use it. */
 export interface Head {
@@ -22,6 +22,12 @@ export function gramFormAllowed(head: Head): boolean {
   return !head.weight.requiresGrad && !((head.softcap ?? 0) > 0);
 }
 
+/** Bytes of the tiles of logits where the Gram form is not allowed, unless a limit is given. */
+const kSvdTileBytes = 16 * 2 ** 20;
+/** f64 matrices (C,C) that exist at one time while {@link gramSpectrum} runs, beside its operands. */
+const kSpectrumMatrices = 5;
+const kF64Bytes = 8;
+
 /** The Gram matrix G = W^T W of a frozen head, (C, C) f64, made at the first use and kept until it is disposed of. */
 export class HeadGram {
   #gram: Tensor | null = null;
@@ -32,6 +38,13 @@ export class HeadGram {
   get(): Tensor {
     this.#gram ??= unscoped(() => noGrad(() => gram(this.head)));
     return this.#gram;
+  }
+
+  /** Bytes that it takes from its first use on, and bytes that making it takes once, those of a head's decoded values. */
+  static bytes({ shape, dtype, encoding }: Tensor): { kept: number; making: number } {
+    const [vocabulary, channels] = shape as [number, number];
+    const making = encoding === null ? 0 : DTYPE_BYTES[dtype] * vocabulary * channels;
+    return { kept: kF64Bytes * channels ** 2, making };
   }
 
   /** Frees its tensors. */
@@ -66,21 +79,31 @@ export function fusedSvdLoss(
   return svdRatio(hidden, head.weight, { k, norm, softcap: head.softcap ?? 0, chunkBytes });
 }
 
+/** Bytes that {@link fusedSvdLoss} takes for M rows beside the head's Gram matrix: H in f64, what pairs leave of H, and that times G. */
+export function svdLossBytes(rows: number, head: Head, chunkBytes: number): number {
+  const [, channels] = head.weight.shape as [number, number];
+  const states = (kF64Bytes + 2 * DTYPE_BYTES.f32) * rows * channels;
+  if (!gramFormAllowed(head)) return states + Math.max(chunkBytes, kSvdTileBytes);
+  return states + DTYPE_BYTES.f32 * channels ** 2;
+}
+
 /**
  * Computes for each row: cross-entropy, KL(teacher || student) at T = 1 and entropy over the whole vocabulary, in nats.
  * @param hidden (M, C) of the tuned model
  * @param teacher (M, C) of the base, or null (the KL column is 0)
  * @param targets (M) i32, -100 for a row without cross-entropy
+ * @param head the head, with a limit in bytes on the logits that are computed at one time (default 0: that of the device)
  * @returns (M, 3) f64: cross-entropy, KL, entropy
  */
 export function evaluationRows(
   hidden: Tensor,
   teacher: Tensor | null,
   targets: Tensor | null,
-  head: Head,
+  head: Head & { readonly chunkBytes?: number },
 ): Tensor {
   return noGrad(() =>
     headRows({
+      chunkBytes: head.chunkBytes ?? 0,
       hidden,
       teacher,
       head: head.weight,
@@ -110,6 +133,12 @@ export function effectiveRankOf(singularValues: ArrayLike<number>): number {
  */
 export class EffectiveRank {
   #sum: Tensor | null = null;
+
+  /** Bytes of the matrices of an evaluation at its end: H^T H, the head's Gram matrix, and those that the spectrum is made of. */
+  static bytes(head: Tensor): number {
+    const { kept, making } = HeadGram.bytes(head);
+    return kept + Math.max(making, (1 + kSpectrumMatrices) * kept);
+  }
 
   /**
    * Adds rows.

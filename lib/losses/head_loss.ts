@@ -15,11 +15,12 @@ import {
   headRows,
   indexSelect,
   mul,
+  randn,
   type TeacherSummary,
   teacherSummary,
 } from '../ops/index.ts';
-import { noGrad, Tensor, tensor } from '../tensor.ts';
-import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram } from './fused.ts';
+import { noGrad, scope, Tensor, tensor } from '../tensor.ts';
+import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram, svdLossBytes } from './fused.ts';
 import { checkTemperature } from './plain.ts';
 import { type Positions, type RowsOfBatch, type SelectedRows, selectRows } from './positions.ts';
 import type { StepOfRun } from './schedules.ts';
@@ -323,6 +324,46 @@ export class HeadLoss {
     );
   }
 
+  /** Bytes of the term of singular values: those kept from its first use on, and those that it takes for so many rows. */
+  svdBytes(rows: number): { kept: number; working: number } {
+    if (!this.#otherTerms.some(hasSingularValues)) return { kept: 0, working: 0 };
+    const working = svdLossBytes(rows, this.head, this.chunkBytes);
+    if (!gramFormAllowed(this.head)) return { kept: 0, working };
+    const { kept, making } = HeadGram.bytes(this.head.weight);
+    return { kept, working: Math.max(working, making) };
+  }
+
+  /**
+   * Computes the terms of the head's pass and their gradients on made-up rows, all of them supervised, as a measurement of the memory
+   * that the pass takes. Terms outside of it are left out, and so is the gradient of a head that is trained.
+   */
+  probe(rows: number): void {
+    const { weight, teacherWeight = null } = this.head;
+    const [vocabulary, channels] = weight.shape as [number, number];
+    const terms = this.terms.filter((term) => !this.#otherTerms.includes(term));
+    const head = {
+      ...this.head,
+      weight: weight.detach(),
+      teacherWeight: teacherWeight?.detach() ?? null,
+    };
+    const { positions, chunkBytes } = this;
+    const loss = new HeadLoss(head, terms, { positions, chunkBytes });
+    const { device, dtype } = weight;
+    const states = (seed: number): Tensor => randn([rows, channels], { seed, dtype, device });
+    const targets = Int32Array.from({ length: rows }, (_, i) => i % vocabulary);
+    scope(() => {
+      const hidden = states(1);
+      hidden.requiresGrad = true;
+      const result = loss.compute({
+        hidden,
+        teacher: loss.readsTeacher ? noGrad(() => states(2)) : null,
+        batch: { targets, cuSeqlens: Int32Array.of(0, rows) },
+        weights: Object.fromEntries(terms.map(({ key }) => [key, 1])),
+      });
+      result.loss?.backward();
+    });
+  }
+
   /** Frees the head's Gram matrix. */
   dispose(): void {
     this.#gram?.dispose();
@@ -476,6 +517,8 @@ function baLoraTerms(
     .filter(({ key }) => on[key as keyof typeof on] ?? true)
     .map((definition: TermDefinition) => bind(definition, given));
 }
+
+const hasSingularValues = ({ fused }: Term): boolean => fused?.pass === 'singularValues';
 
 function countsOf({ supervised, regularizedRows }: SelectedRows): TermCounts {
   return { supervised, regularized: regularizedRows.length };

@@ -6,6 +6,7 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import { evaluate } from '../eval/evaluate.ts';
 import type { NamedTensors } from '../graph.ts';
+import { EffectiveRank } from '../losses/fused.ts';
 import { HeadLoss, type LossInputs, type TeacherPart } from '../losses/head_loss.ts';
 import {
   type Positions,
@@ -25,6 +26,7 @@ import { type Int8Products, withInt8Products, withPhase } from '../runtime.ts';
 import { noGrad, scope, Tensor } from '../tensor.ts';
 import { yieldToEventLoop } from './event_loop.ts';
 import type {
+  LossMemory,
   LossPass,
   LossSettings,
   MicroBatch,
@@ -130,6 +132,7 @@ export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM
     select: (batch, { positions }) => selectOf(batch, kind, positions as Positions),
     loss: (tuned, settings) => new LanguageModelLoss(tuned, kind, settings),
     evaluate: (tuned, batches, options) => evaluate<M>(tuned, batches as never, options),
+    evaluationBytes: ({ head }) => EffectiveRank.bytes(head.weight),
     metrics: () => kMetrics,
     check: () => {},
     lossObstacle: null,
@@ -154,6 +157,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   readonly terms: readonly Term[];
   readonly maxEntropy: number;
   readonly recorded: RecordedLoss<B, Teacher>;
+  readonly memory: LossMemory;
   readonly #loss: HeadLoss;
   readonly #cache: TeacherCache | null;
   readonly #layers: readonly number[];
@@ -198,6 +202,10 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     };
     this.#cache =
       teacherCache === undefined ? null : new TeacherCache(teacherCache, cacheKind, model.device);
+    this.memory = {
+      probe: (rows) => this.#loss.probe(rows),
+      bytes: (rows) => this.#loss.svdBytes(rows),
+    };
     this.recorded = {
       prepare: (pass) => this.#prepare(pass),
       valuesOf: (results, micro) => this.#valuesOf(results, micro),

@@ -28,6 +28,7 @@ import type {
 class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
   readonly terms: readonly Term[];
   readonly recorded = null;
+  readonly memory = null;
   readonly maxEntropy: number;
   readonly #loss: LogitsLoss;
   readonly #temperature: number;
@@ -121,6 +122,7 @@ export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
   },
   loss: (tuned, settings) => new ClassifierLoss(tuned, settings),
   evaluate: ({ model }, batches, options) => evaluateClassifier(model, batches, options),
+  evaluationBytes: () => 0,
   metrics,
   check: ({ tuned, data, evalData, regularizers }) => {
     const { problemType, labelNames } = tuned.model;

@@ -76,9 +76,19 @@ export interface TaskLoss<B = unknown, T = unknown> {
   forward(micro: MicroBatch<B>): StudentOutputs;
   /** Enqueues the computation of the loss. */
   compute(pass: LossPass<B, T>): MicroBatchLoss;
+  /** The memory that the losses take beside the forward pass; null where that is next to none. */
+  readonly memory: LossMemory | null;
   /** The loss as a function of tensors alone, which a graph can record; null where the task has no such form. */
   readonly recorded: RecordedLoss<B, T> | null;
   dispose(): void;
+}
+
+/** The memory of a loss, as a memory plan asks for it. */
+export interface LossMemory {
+  /** Enqueues losses and gradients of so many rows, whose memory is measured; what {@link LossMemory.bytes} says is left out. */
+  probe(rows: number): void;
+  /** Bytes that are kept from the first step on, and bytes that a micro-batch of so many rows takes. */
+  bytes(rows: number): { readonly kept: number; readonly working: number };
 }
 
 /** A micro-batch that is ready to be recorded as a graph, or to be run by one. */
@@ -159,6 +169,8 @@ export interface Task<M extends Model = Model, B = unknown> {
     batches: AsyncIterable<B> | Iterable<B>,
     options: EvaluateOptions,
   ): Promise<Evaluation>;
+  /** Bytes that an evaluation takes beside the passes over its batches. */
+  evaluationBytes(model: M): number;
   metrics(model: M): TaskMetrics;
   /** Refuses a run that cannot work for this task, before its first step. */
   check(run: TaskRun<M, B>): void;

@@ -2,8 +2,8 @@
  * The memory plan of a run: for each micro-batch and layer it chooses between keeping activations and recomputing the layer in
  * the backward pass. The losses are the same for every plan, and the gradients differ only by rounding.
  *
- * The memory of a row is measured under each choice (row_costs.ts), and the memory that stays allocated is measured as well; the rest
- * (the chunk of logits, the gradients of one layer in progress) is bounded from these two. See docs/memory.md.
+ * The memory of a row is measured under each choice (row_costs.ts), that of the losses on half of the rows and on all, and the memory that stays
+ * allocated as well; the rest (the gradients of one layer in progress) is bounded from these. See docs/memory.md.
  */
 
 import type { TunedModel } from '../adapters/tuned_model.ts';
@@ -12,10 +12,12 @@ import { ArgumentError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
+import { Linear } from '../nn/index.ts';
 import { memoryStats, trimMemory } from '../runtime.ts';
-import { isRecording } from '../tensor.ts';
+import type { LossMemory } from '../tasks/task.ts';
+import { DTYPE_BYTES, isRecording, Tensor } from '../tensor.ts';
 import { collectGarbage } from './garbage.ts';
-import { measureRows, type RowCosts } from './row_costs.ts';
+import { type LossCosts, measureLosses, measureRows, type RowCosts } from './row_costs.ts';
 
 /**
  * A memory budget: `max` for the fastest plan, `min` for the smallest, or a number of bytes for the whole process (on a GPU, of
@@ -30,10 +32,30 @@ export interface BatchPlan {
   readonly layers: Readonly<Record<LayerKeep, number>>;
   /** Predicted peak memory of the process in bytes (on a GPU, of GPU memory). */
   readonly bytes: number;
-  /** Whether this is the smallest plan, and still above the budget. */
+  /** Whether the smallest plan is above the budget, too. */
   readonly overBudget: boolean;
   /** Bytes of an offloaded base that stay in memory, of those in `bytes`; null for a base that is not offloaded. */
   readonly residentBytes: number | null;
+}
+
+/** The memory of a run beside its passes, in bytes. */
+export interface RunMemory {
+  /** Moments and gradients, which are not allocated yet. */
+  readonly optimizerBytes: number;
+  /** The weights' copies in int8, which are not made yet. Default 0. */
+  readonly copiesBytes?: number;
+  /** Whether activations are kept in int8. Default false. */
+  readonly savesInt8?: boolean;
+  /** Rows of the largest micro-batch, as far as they are known. Default 1. */
+  readonly largest?: number;
+  /** The memory of the losses. Default: the chunk of logits alone. */
+  readonly losses?: LossMemory | null;
+  /** Rows of the largest batch of an evaluation, and bytes beside its passes. Default: none is made. */
+  readonly evaluation?: { readonly rows: number; readonly bytes: number } | null;
+  /** Bytes that writing the result takes. Default 0. */
+  readonly writingBytes?: number;
+  /** Bytes that a process which does nothing but the run has had before it, at most. Default 0. */
+  readonly begunBytes?: number;
 }
 
 /** A note about a budget for the user; `code` is stable. */
@@ -47,9 +69,19 @@ const kKeeps: readonly LayerKeep[] = ['saved', 'lean', 'thin', 'checkpointed'];
 const kInFlight = 2;
 /** Memory lost to fragmentation when batches differ in length, as a fraction of a batch's memory. */
 const kFragmentation = 0.05;
-/** Bytes by which the kernels' scratch memory and Node's heap still grow after the measurement. */
-const kGrowthBytes = 8 * 2 ** 20;
+/**
+ * Bytes by which a process still grows after the measurement, which begins with all garbage collected: 8 MiB of the kernels' scratch memory,
+ * and V8's young generation, which takes up to 32 within some ten steps.
+ */
+const kGrowthBytes = 40 * 2 ** 20;
+/** Packed copies of a weight, in multiples of its bytes: one for each direction, whose blocks are filled up. */
+const kPackedCopies = 2.02;
 const kChunkBytes = { max: 100 * 2 ** 20, min: 24 * 2 ** 20 };
+
+/** Limit, in bytes, on the logits that are computed at one time under a budget. */
+export function chunkBytesOf(budget: MemoryBudget): number {
+  return budget === 'max' ? kChunkBytes.max : kChunkBytes.min;
+}
 
 /** Chooses which activations the layers keep for each micro-batch; made by {@link MemoryPlanner.open}. */
 export class MemoryPlanner {
@@ -57,93 +89,110 @@ export class MemoryPlanner {
     readonly budget: MemoryBudget,
     private readonly layerCount: number,
     private readonly costs: RowCosts,
-    /** Bytes of the process (on a GPU, of GPU memory) without any batch, including both packed copies of the weights. */
-    readonly persistentBytes: number,
+    private readonly losses: LossCosts,
+    /**
+     * Bytes of the process (on a GPU, of GPU memory) without any batch, including both packed copies of the weights and what the first
+     * step adds for good.
+     */
+    private readonly persistentBytes: number,
     /** The share of an offloaded base that stays in memory, at most; null for a base in memory. */
     private readonly mostResident: number | null,
+    private readonly run: Pick<RunMemory, 'evaluation' | 'writingBytes' | 'begunBytes'>,
   ) {}
 
   /**
-   * Measures the memory of a row and of the process, and sets the model's `layerKeep` to the plan.
-   * @param optimizerBytes bytes of moments and gradients, which are not allocated yet
-   * @param copiesBytes bytes of the weights' copies in int8, which are not made yet
-   * @param savesInt8 whether activations are kept in int8
-   * @param largest number of rows of the largest batch, as far as it is known
-   * @throws ArgumentError with both sizes if even the smallest plan for a batch is above the budget; at once for the largest batch that is
-   *   known, else from the forward pass of the batch
+   * Measures the memory of a row, of the losses and of the process, and sets the model's `layerKeep` to the plan.
+   * @throws ArgumentError with both sizes if even the smallest plan is above the budget; at once for the largest batch that is known, for
+   *   evaluations and for the result, else from the forward pass of the batch
    */
   static async open(
     tuned: TunedModel<Model>,
     budget: MemoryBudget,
-    {
-      optimizerBytes,
-      copiesBytes = 0,
-      savesInt8 = false,
-      largest = 1,
-    }: {
-      optimizerBytes: number;
-      copiesBytes?: number;
-      savesInt8?: boolean;
-      largest?: number;
-    },
+    run: RunMemory,
   ): Promise<MemoryPlanner> {
-    const { device, offload } = tuned.model;
+    const { offload } = tuned.model;
     const residentBefore = offload?.residentBytes ?? 0;
     const restore = planBefore(tuned.model);
     if (offload !== null) offload.residentBytes = 0;
-    const { layerCount, costs } = await measureRows(tuned, savesInt8).catch((error: unknown) => {
+    try {
+      const planner = await MemoryPlanner.measure(tuned, { budget, run, residentBefore });
+      planner.check(run.largest ?? 1);
+      tuned.model.layerKeep = planner.chooser(tuned.model);
+      return planner;
+    } catch (error) {
       restore();
       throw error;
-    });
-    if (sharesProcessMemory(device)) await collectGarbage();
+    }
+  }
+
+  private static async measure(
+    tuned: TunedModel<Model>,
+    {
+      budget,
+      run,
+      residentBefore,
+    }: { budget: MemoryBudget; run: RunMemory; residentBefore: number },
+  ): Promise<MemoryPlanner> {
+    const { model } = tuned;
+    const { device, offload } = model;
+    const { optimizerBytes, copiesBytes = 0, savesInt8 = false, largest = 1 } = run;
+    const { layerCount, costs } = await measureRows(tuned, savesInt8);
+    const packedForward = memoryStats({ device }).derivedBytes;
+    const chunkBytes = chunkBytesOf(budget);
+    const losses = run.losses
+      ? await measureLosses(run.losses, { device, largest })
+      : { kept: 0, bytes: () => chunkBytes };
+    const inProcess = sharesProcessMemory(device);
+    if (inProcess) await collectGarbage();
     trimMemory({ device });
     const { liveBytes, derivedBytes } = memoryStats({ device });
-    const inProcess = sharesProcessMemory(device);
     const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;
-    // The backward pass packs a second copy of the weights, in its own layout.
+    // The backward pass packs a second copy of the weights, in its own layout, where an earlier run on the model has not done so.
+    const packedAgain = Math.min(
+      packedForward,
+      Math.max(0, kPackedCopies * packableBytes(model) - derivedBytes),
+    );
     const persistentBytes =
-      now + optimizerBytes + copiesBytes + derivedBytes + bytesInFlight(tuned.model);
+      now + optimizerBytes + copiesBytes + packedAgain + losses.kept + bytesInFlight(model);
     const mostResident =
       offload === null
         ? null
         : budget === 'max'
           ? residentBefore
           : Math.min(offload.stats().totalBytes, budget === 'min' ? 0 : budget);
-    const planner = new MemoryPlanner(budget, layerCount, costs, persistentBytes, mostResident);
-    const check = (rows: number): void => {
-      const plan = planner.plan(rows);
-      if (plan.overBudget) throw planner.overBudgetError(plan);
-    };
-    try {
-      check(largest);
-    } catch (error) {
-      restore();
-      throw error;
-    }
-    let [longest, checked] = [0, largest];
-    tuned.model.layerKeep = (layer, rows) => {
-      // A pass that records nothing, as those of an evaluation, keeps nothing: it takes less than any plan says.
-      if (rows > checked && isRecording()) {
-        check(rows); // before anything of it is allocated
-        checked = rows;
-      }
+    return new MemoryPlanner(
+      ...[budget, layerCount, costs, losses, persistentBytes, mostResident, run],
+    );
+  }
+
+  /** Makes the model's `layerKeep`, which refuses batches that do not fit before anything of them is allocated. */
+  private chooser({ device, offload }: Model): Model['layerKeep'] {
+    const inProcess = sharesProcessMemory(device);
+    // A pass that is not recorded keeps nothing, so that an evaluation's batches may be longer than those of the training.
+    const longest = { recorded: 0, other: 0 };
+    return (layer, rows) => {
+      const kind = isRecording() ? 'recorded' : 'other';
       // Blocks freed by shorter batches are too small for a longer one and would stay allocated: up to a quarter of all memory.
       // Under the smallest plan each forward pass gives them back, since the pieces that are left between blocks would add up.
-      const isFirst = budget === 'min' && layer === 0;
-      if (inProcess && (rows > longest || isFirst)) trimMemory({ device });
-      if (rows > longest) {
+      const isFirst = this.budget === 'min' && layer === 0;
+      const isLonger = rows > longest[kind];
+      if (inProcess && (isLonger || isFirst)) trimMemory({ device });
+      if (isLonger) {
+        longest[kind] = rows;
+        if (kind === 'recorded') this.check(rows);
+        else this.checkPass(rows);
         // The longest batch leaves so much; a part that changed from batch to batch would be read again and again.
-        if (offload !== null) offload.residentBytes = planner.plan(rows).residentBytes ?? 0;
+        if (offload !== null && kind === 'recorded') {
+          offload.residentBytes = this.plan(rows).residentBytes ?? 0;
+        }
       }
-      longest = Math.max(longest, rows);
-      return planner.keep(layer, rows);
+      return this.keep(layer, rows);
     };
-    return planner;
   }
 
   /** Limit, in bytes, on the logits that are computed at one time. */
   get chunkBytes(): number {
-    return this.budget === 'max' ? kChunkBytes.max : kChunkBytes.min;
+    return chunkBytesOf(this.budget);
   }
 
   /**
@@ -159,12 +208,16 @@ export class MemoryPlanner {
 
   /** The whole plan for a batch with this many rows. */
   plan(rows: number): BatchPlan {
-    const plan = this.planWithoutShare(rows);
+    const chosen = this.planWithoutShare(rows);
     const { budget, mostResident } = this;
+    // Between two steps nothing of a batch is there.
+    const bytes = Math.max(chosen.bytes, ...this.bytesBetween().map(([, other]) => other));
+    const overBudget = this.isOver(bytes);
+    const plan = { ...chosen, bytes, overBudget };
     if (mostResident === null) return plan;
-    const left = typeof budget === 'number' ? Math.max(0, budget - plan.bytes) : mostResident;
+    const left = typeof budget === 'number' ? Math.max(0, budget - bytes) : mostResident;
     const residentBytes = Math.min(left, mostResident);
-    return { ...plan, bytes: plan.bytes + residentBytes, residentBytes };
+    return { ...plan, bytes: bytes + residentBytes, residentBytes };
   }
 
   /** The plan with no part of an offloaded base in memory. */
@@ -191,27 +244,86 @@ export class MemoryPlanner {
     return plan({ checkpointed: some, thin: layerCount - some });
   }
 
-  private overBudgetError({ rows, bytes }: BatchPlan): ArgumentError {
+  /** The bytes of the process where it computes no step, by what it does there. */
+  private bytesBetween(): [what: string, bytes: number][] {
+    const { evaluation = null, writingBytes = 0, begunBytes = 0 } = this.run;
+    const written = this.persistentBytes + kGrowthBytes + writingBytes;
+    const all: [string, number][] = [
+      ['loading the model and starting its adapter', begunBytes],
+      ['writing the result', written],
+    ];
+    if (evaluation !== null) {
+      const { rows, bytes } = evaluation;
+      all.push([`an evaluation with batches of ${tokens(rows)}`, this.passBytes(rows, bytes)]);
+    }
+    return all;
+  }
+
+  /** Bytes of the process in a pass that keeps nothing, and in the head's pass after it. */
+  private passBytes(rows: number, more = 0): number {
+    const inFlight = (1 + kFragmentation) * this.inFlight(rows);
+    return Math.round(this.persistentBytes + kGrowthBytes + inFlight + more);
+  }
+
+  /** Bytes of a layer in progress, or of the losses, which come between the forward pass and the backward one. */
+  private inFlight(rows: number): number {
+    const { costs, layerCount } = this;
+    return Math.max((kInFlight * rows * costs.exact) / layerCount, this.losses.bytes(rows));
+  }
+
+  private isOver(bytes: number): boolean {
+    return typeof this.budget === 'number' && bytes > this.budget;
+  }
+
+  /** Refuses a micro-batch that does not fit, and what is done between two steps. @throws ArgumentError */
+  private check(rows: number): void {
+    const { bytes } = this.planWithoutShare(rows);
+    if (this.isOver(bytes)) {
+      const batch = `a micro-batch of ${tokens(rows)}`;
+      throw this.overBudgetError(batch, bytes, ' with every layer checkpointed');
+    }
+    for (const [what, needed] of this.bytesBetween()) {
+      if (this.isOver(needed)) throw this.overBudgetError(what, needed);
+    }
+  }
+
+  /** Refuses a batch that does not fit though nothing of its pass is kept. @throws ArgumentError */
+  private checkPass(rows: number): void {
+    const bytes = this.passBytes(rows);
+    if (this.isOver(bytes)) throw this.overBudgetError(`a batch of ${tokens(rows)}`, bytes);
+  }
+
+  private overBudgetError(what: string, bytes: number, how = ''): ArgumentError {
     const [needed, given] = [formatBytes(bytes), formatBytes(Number(this.budget))];
     return new ArgumentError(
-      `memoryBudget: ${given} is below the smallest plan: a micro-batch of ${rows} ${rows === 1 ? 'token' : 'tokens'} takes ${needed} ` +
-        'with every layer checkpointed; raise the budget, give min for the smallest plan whatever it takes, or use smaller micro-batches ' +
-        'or dtype bf16',
+      `memoryBudget: ${given} is below the smallest plan: ${what} takes ${needed}${how}; raise the budget, give min for the smallest ` +
+        'plan whatever it takes, or use smaller micro-batches or dtype bf16',
     );
   }
 
   private planOf(rows: number, layers: BatchPlan['layers']): BatchPlan {
     const { costs, layerCount } = this;
     const kept = kKeeps.reduce((sum, keep) => sum + layers[keep] * costs[keep], 0) / layerCount;
-    const inFlight = (kInFlight * costs.exact) / layerCount;
-    const batch = (1 + kFragmentation) * rows * (kept + inFlight);
-    const fixed = this.persistentBytes + kGrowthBytes + this.chunkBytes;
-    const bytes = Math.round(fixed + batch);
-    const smallest = layers.checkpointed === layerCount;
-    const overBudget = smallest && typeof this.budget === 'number' && bytes > this.budget;
-    return { rows, layers, bytes, overBudget, residentBytes: null };
+    const batch = (1 + kFragmentation) * (rows * kept + this.inFlight(rows));
+    const bytes = Math.round(this.persistentBytes + kGrowthBytes + batch);
+    return { rows, layers, bytes, overBudget: this.isOver(bytes), residentBytes: null };
   }
 }
+
+/** Bytes of the weights of which packed copies may be kept: those of products. */
+function packableBytes(model: Model): number {
+  const linears = [...model.namedModules()].flatMap(([, module]) =>
+    module instanceof Linear ? [module.weight] : [],
+  );
+  const { head } = model as { head?: unknown };
+  const weights = new Set([...linears, ...(isHead(head) ? [head.weight] : [])]);
+  return [...weights].reduce((sum, { size, dtype }) => sum + size * DTYPE_BYTES[dtype], 0);
+}
+
+const isHead = (head: unknown): head is { weight: Tensor } =>
+  (head as { weight?: unknown } | undefined)?.weight instanceof Tensor;
+
+const tokens = (rows: number): string => `${rows} ${rows === 1 ? 'token' : 'tokens'}`;
 
 /** Keeps, as it is now, what a plan sets of a model. @returns puts it back */
 export function planBefore(model: Model): () => void {

@@ -5,11 +5,13 @@
 import { deviceInfo } from '../device.ts';
 import { NativeError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
+import { peakRssBytes } from '../io/peak_memory.ts';
 import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
 import { availableMemory, memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
+import { taskOf } from '../tasks/list.ts';
 import { DTYPE_BYTES, type Tensor } from '../tensor.ts';
 import { int8CopiesBytes, productsOf } from './compute.ts';
-import { type MemoryNote, MemoryPlanner } from './memory_plan.ts';
+import { chunkBytesOf, type MemoryNote, MemoryPlanner } from './memory_plan.ts';
 import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
 import { type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { passesOf, selectorOf } from './passes.ts';
@@ -96,10 +98,12 @@ export function requireRunMemory({ tuned }: AnyTrainerOptions, { memory }: RunPl
  * @throws ArgumentError where the budget is below the smallest plan, as far as the sizes of the micro-batches are known
  */
 export async function planMemory(
-  { tuned, data }: AnyTrainerOptions,
-  { resources, optimization }: ResolvedOptions,
+  input: AnyTrainerOptions,
+  options: ResolvedOptions,
   { plan, onNote = () => {} }: { plan: RunPlan; onNote?: (note: MemoryNote) => void },
 ): Promise<MemoryPlanner | null> {
+  const { tuned, data, evalData } = input;
+  const { resources, optimization } = options;
   const { memoryBudget, compute } = resources;
   if (memoryBudget === null) return null;
   const { optimizerBytes } = plan.memory;
@@ -117,7 +121,44 @@ export async function planMemory(
   const copiesBytes = int8CopiesBytes(compute, tuned.model);
   const savesInt8 = productsOf(compute).student?.savedActivations === true;
   const largest = largestBatch(data, plan, optimization);
-  return MemoryPlanner.open(tuned, budget, { optimizerBytes, copiesBytes, savesInt8, largest });
+  const { loss } = passesOf(input, options, {
+    ...{ chunkBytes: chunkBytesOf(budget), captureGraphs: false },
+  });
+  try {
+    return await MemoryPlanner.open(tuned, budget, {
+      ...{ optimizerBytes, copiesBytes, savesInt8, largest },
+      losses: loss?.memory ?? null,
+      evaluation:
+        evalData === undefined
+          ? null
+          : {
+              rows: evalData.largestBatch?.(0) ?? largest,
+              bytes: taskOf(tuned.model).evaluationBytes(tuned.model),
+            },
+      writingBytes: writingBytes(tuned, options, plan),
+      // A command's process does nothing else; another one may have had any size before.
+      begunBytes: options.output.commandLine === null ? 0 : peakRssBytes(),
+    });
+  } finally {
+    loss?.dispose();
+  }
+}
+
+/** Times an adapter's bytes that writing it takes: the tensors of the form that is written, copies of these, and the bytes that are hashed. */
+const kWrittenCopies = 3;
+/** f64 matrices of the shape of a weight that exist at one time while a residual is made of it. */
+const kResidualMatrices = 4;
+
+/** Bytes that writing the result takes: a model is written weight by weight. */
+function writingBytes(
+  { kind, model }: AnyTrainerOptions['tuned'],
+  { output }: ResolvedOptions,
+  { memory }: RunPlan,
+): number {
+  const largest = Math.max(0, ...model.parameters().map(({ size }) => size));
+  if (kind === 'full') return DTYPE_BYTES[model.dtype] * largest;
+  const residual = output.export === 'residual' ? kResidualMatrices * DTYPE_BYTES.f64 * largest : 0;
+  return kWrittenCopies * memory.adapterBytes + residual;
 }
 
 /** The number of epochs whose micro-batches are looked at before a run. */

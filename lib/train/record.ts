@@ -1,4 +1,5 @@
 /** The computation of a step's record from the values of its micro-batches. */
+import { peakRssBytes } from '../io/peak_memory.ts';
 import type { TermValues } from '../losses/term_sums.ts';
 import type { StepRecord } from './types.ts';
 
@@ -63,12 +64,6 @@ export class StepClock {
 }
 
 const kRecentSteps = 20;
-const kBytesPerKiB = 1024;
-
-/** The peak resident memory of this process, in bytes. */
-export function peakRssBytes(): number {
-  return process.resourceUsage().maxRSS * kBytesPerKiB;
-}
 
 export interface RecordInput {
   readonly step: number;

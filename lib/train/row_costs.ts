@@ -7,7 +7,8 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { Model } from '../models/index.ts';
 import { isTrained, Layer, type LayerKeep } from '../models/layers.ts';
-import { memoryStats, synchronize, withInt8Products } from '../runtime.ts';
+import { memoryStats, resetPeakMemory, synchronize, withInt8Products } from '../runtime.ts';
+import type { LossMemory } from '../tasks/task.ts';
 import { scope, type Tensor } from '../tensor.ts';
 
 /**
@@ -18,6 +19,12 @@ export type RowCosts = Readonly<Record<LayerKeep | 'exact', number>>;
 
 type AnyLayer = Layer<unknown>;
 
+/** Bytes of the losses of a micro-batch beside the forward pass, as a line over its rows, and those that are kept from the first step on. */
+export interface LossCosts {
+  readonly kept: number;
+  readonly bytes: (rows: number) => number;
+}
+
 /** A forward pass that is measured. */
 interface Pass {
   readonly keep: LayerKeep;
@@ -27,6 +34,8 @@ interface Pass {
 }
 
 const kRows = 96;
+/** Rows of the larger measurement of the losses, at most: beyond these their memory grows with the rows alone. */
+const kMostLossRows = 2048;
 
 /**
  * Measures what a row takes, and counts the layers. Sets the model's `layerKeep`.
@@ -107,6 +116,34 @@ async function bytesOf(
     for (const [, layer] of left) layer.isSkipped = false;
   }
   return { layerCount, bytes };
+}
+
+/**
+ * Measures what the losses take on half of the rows and on all of them. It leaves behind what a first step does: a head's packed copies, and
+ * the kernels' scratch memory, which both are then part of the process.
+ * @param largest rows of the largest micro-batch, where known
+ */
+export async function measureLosses(
+  memory: LossMemory,
+  { device, largest }: { device: string; largest: number },
+): Promise<LossCosts> {
+  const peakOf = async (rows: number): Promise<number> => {
+    await synchronize();
+    const before = memoryStats({ device }).liveBytes;
+    resetPeakMemory({ device });
+    memory.probe(rows);
+    await synchronize();
+    return memoryStats({ device }).peakBytes - before;
+  };
+  const many = largest > 1 ? Math.min(largest, kMostLossRows) : kMostLossRows;
+  const few = Math.ceil(many / 2);
+  const [half, whole] = [await peakOf(few), await peakOf(many)];
+  const row = many > few ? Math.max(0, (whole - half) / (many - few)) : 0;
+  const fixed = Math.max(half, whole) - row * many;
+  return {
+    kept: memory.bytes(many).kept,
+    bytes: (rows) => fixed + row * rows + memory.bytes(rows).working,
+  };
 }
 
 function layersOf(model: Model): [path: string, layer: AnyLayer][] {

@@ -14,7 +14,7 @@ import { dropoutWarning } from '../models/dropout_rates.ts';
 import { useModel } from '../models/in_use.ts';
 import { gradNorm } from '../ops/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
-import { synchronize } from '../runtime.ts';
+import { synchronize, trimMemory } from '../runtime.ts';
 import { oneLine } from '../shown.ts';
 import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
@@ -60,6 +60,8 @@ interface RunParts {
   /** Steps, evaluations and result in the output folder; null where there is none. */
   readonly record: RunRecord | null;
   readonly optimizer: Optimizer;
+  /** The plan of the run's memory; null without a budget. */
+  readonly memory: MemoryPlanner | null;
   readonly passes: Passes;
   /** The claim to the file of the teacher's outputs; null where they are not kept. */
   readonly cache: ClaimedCache | null;
@@ -128,6 +130,18 @@ export class Run {
   /** The keeper of the best evaluated step; null where the run exports the last step. */
   get keeper(): BestKeeper | null {
     return this.parts.keeper;
+  }
+
+  /** Limit, in bytes, on the logits that are computed at one time; 0 for that of the device. */
+  get chunkBytes(): number {
+    return this.parts.memory?.chunkBytes ?? 0;
+  }
+
+  /** Gives idle memory back under a budget, between steps: what comes next has other sizes, and finds few of the free blocks fitting. */
+  giveBackIdle(): void {
+    const { memory, input } = this.parts;
+    if (memory !== null && memory.budget !== 'max')
+      trimMemory({ device: input.tuned.model.device });
   }
 
   /** Path of the last checkpoint's folder; null where there is none. */
@@ -346,6 +360,7 @@ export class Run {
   async exportResult(): Promise<void> {
     const { folder, input, options, keeper, record } = this.parts;
     this.checkAdapter();
+    this.giveBackIdle();
     await keeper?.restore(input.tuned, this.step);
     await this.checkFinite();
     if (folder === null || record === null) return;
@@ -511,7 +526,8 @@ async function openRunOf(
     const select = selectorOf(input.tuned.model, options);
     const run = new Run(
       {
-        ...{ input, options, plan, identity, folder, record, optimizer, passes, cache, keeper },
+        ...{ input, options, plan, identity, folder, record, optimizer, memory, passes, cache },
+        keeper,
         trained: trained.map(({ tensor }) => tensor),
         windows: new WindowReader(input.data, { accumulation, select }, position),
         clock: new StepClock(elapsedSeconds),

@@ -230,11 +230,13 @@ export class Trainer {
   private async *evaluate(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
     const { signal, evalData, tuned } = this.input;
     if (signal?.aborted || evalData === undefined) return null;
+    run.giveBackIdle();
     const progress = new Latest<number>();
     const left = new AbortController();
     const stop = firstOf(left.signal, ...(signal === undefined ? [] : [signal]));
     const result = nullIfAborted(stop.signal, () =>
       this.task.evaluate(tuned, evalData.batches(0, 0), {
+        chunkBytes: run.chunkBytes,
         signal: stop.signal,
         onProgress: (examples) => progress.set(examples),
       }),

@@ -237,6 +237,21 @@ describe('Batches', () => {
     expect(new Set([base, ...others]).size).toBe(7);
   });
 
+  it.each(['none', 'longest'] as const)(
+    'knows the rows of its largest micro-batch, with padding %s',
+    async (padding) => {
+      const data = await make(9, { padding, batchSize: 4 });
+      for (const epoch of [0, 1, 2]) {
+        const sizes = (await all(data, epoch)).map(({ inputIds }) => inputIds.length);
+        expect(data.largestBatch(epoch)).toBe(Math.max(...sizes));
+      }
+      // Padding makes a difference.
+      const tokens = (await all(data)).map(({ lengths }) => lengths?.reduce((a, b) => a + b));
+      if (padding === 'longest')
+        expect(Math.max(...tokens.map(Number))).toBeLessThan(data.largestBatch(0));
+    },
+  );
+
   it('names the row that lacks a field, and bad options', async () => {
     const data = [
       { q: 'q', a: 'r' },

@@ -336,6 +336,16 @@ describe('Seq2SeqBatches', () => {
     expect(new Set(moved).size).toBe(2);
   });
 
+  it('knows the rows of both sides of its largest micro-batch', async () => {
+    const data = await made(rows(11), { batchSize: 3 });
+    for (const epoch of [0, 1, 2]) {
+      const sizes = (await all(data, epoch)).map(
+        ({ inputIds, decoder }) => inputIds.length + decoder.inputIds.length,
+      );
+      expect(data.largestBatch(epoch)).toBe(Math.max(...sizes));
+    }
+  });
+
   it('reports its progress while reading, and stops at an abort', async () => {
     const seen: number[] = [];
     await made(rows(130), { onProgress: (read) => seen.push(read) });

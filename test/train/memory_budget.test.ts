@@ -13,7 +13,7 @@ import { AutoModelForCausalLM, type LayerKeep } from '../../lib/models/index.ts'
 import { full } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
-import { type MemoryBudget, MemoryPlanner } from '../../lib/train/memory_plan.ts';
+import { type MemoryBudget, MemoryPlanner, type RunMemory } from '../../lib/train/memory_plan.ts';
 import { resolveOptions } from '../../lib/train/options.ts';
 import { requireRunMemory } from '../../lib/train/plan.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
@@ -176,13 +176,42 @@ describe('a budget that cannot be kept', () => {
     tuned.dispose();
   });
 
+  it('counts evaluations, whose batches may be longer where nothing of them is kept', async () => {
+    const tuned = await adapted('bf16');
+    const rows = 2 ** 22;
+    const run = { optimizerBytes: 0, largest: rows };
+    const { bytes } = (await MemoryPlanner.open(tuned, 'max', run)).plan(rows);
+    const budget = 1.02 * bytes;
+    await MemoryPlanner.open(tuned, budget, run);
+    const { layerKeep } = tuned.model;
+    const longer = Math.round(1.9 * rows);
+    expect(() => layerKeep?.(0, longer)).toThrow(`a micro-batch of ${longer} tokens takes `);
+    noGrad(() => layerKeep?.(0, longer));
+    expect(() => noGrad(() => layerKeep?.(0, 10 * rows))).toThrow(
+      /a batch of \d+ tokens takes .* GiB; raise the budget/,
+    );
+    // Those that are known are refused at once, and so are a result and matrices that do not fit.
+    const open = (more: Partial<RunMemory>) =>
+      MemoryPlanner.open(tuned, budget, { ...run, ...more });
+    await open({ evaluation: { rows: longer, bytes: 0 }, writingBytes: 0.1 * bytes });
+    await expect(open({ evaluation: { rows: 10 * rows, bytes: 0 } })).rejects.toThrow(
+      `an evaluation with batches of ${10 * rows} tokens takes `,
+    );
+    await expect(open({ evaluation: { rows: 1, bytes: 2 * bytes } })).rejects.toThrow(
+      'an evaluation with batches of 1 token takes ',
+    );
+    await expect(open({ writingBytes: 2 * bytes })).rejects.toThrow('writing the result takes ');
+    tuned.model.dispose();
+    tuned.dispose();
+  });
+
   it('holds for the training alone: longer rows are evaluated in it and computed after it', async () => {
     const tuned = await adapted('bf16');
     const { layerKeep } = tuned.model;
     const roomy = await MemoryPlanner.open(tuned, 2 ** 50, { optimizerBytes: 0 });
     tuned.model.layerKeep = layerKeep;
     const rows = 2 ** 18;
-    const memoryBudget = roomy.plan(rows / 4).bytes;
+    const memoryBudget = 1.02 * roomy.plan(rows / 1.9).bytes;
     const long = {
       inputIds: new Int32Array(rows).fill(3),
       targets: new Int32Array(rows).fill(-100).fill(3, 0, 8),

@@ -117,6 +117,9 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
       });
       const model = await load({ ...modelOptions, trainable: setup.adapter === null });
       tellQuantization(model, context.progress);
+      // The plan of a budget chooses the share of the base that stays in memory, and until then the start of an adapter needs room.
+      const { memoryBudget = 'max' } = settings;
+      if (model.offload !== null && memoryBudget !== 'max') model.offload.residentBytes = 0;
       // Reading the data may take as long as loading the model, so an interrupt is checked for in between.
       context.signal.throwIfAborted();
       const opened: (() => Promise<void>)[] = [];
