@@ -14,7 +14,7 @@ const kFolders = {
   whole: ['export', ...kAdapted, '--to', 'safetensors'],
   shards: ['export', ...kAdapted, '--to', 'safetensors', '--max-shard-size', '1286KB'],
   alone: ['export', ...kModel, '--to', 'safetensors', '--max-shard-size', '2058KB'],
-  adapter: ['export', ...kAdapted, '--to', 'mlx'],
+  mlx: ['export', ...kAdapted, '--to', 'mlx'],
   lora: ['convert', ...kAdapted],
 };
 const kFiles = {
@@ -31,17 +31,17 @@ function filesOf(output, isFolder) {
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
-async function run({ isFolder, commands, delays, kills, overwrite }, state, folder) {
+async function run({ isFolder, commands, delays, kills, overwrite }, { adapter, expected }, folder) {
   const output = join(folder, 'out');
   const all = Object.fromEntries(
-    Object.entries({ ...kFolders, ...kFiles }).map(([name, args]) => [name, args.map((arg) => (arg === 'ADAPTER' ? state.adapter : arg))]),
+    Object.entries({ ...kFolders, ...kFiles }).map(([name, args]) => [name, args.map((arg) => (arg === 'ADAPTER' ? adapter : arg))]),
   );
   for (const name of [...commands, 'whole', 'f32']) {
-    if (state[name] !== undefined) continue;
+    if (expected[name] !== undefined) continue;
     const at = join(mkdtempSync(join(tmpdir(), 'balora-attack-exports-')), 'out');
     const { code, stderr } = await runCommand([...all[name], '--output', at]);
     require(code === 0, () => `an export that nothing disturbs ended with ${code}: ${stderr.slice(-500)}`);
-    state[name] = filesOf(at, name in kFolders);
+    expected[name] = filesOf(at, name in kFolders);
     rmSync(join(at, '..'), { recursive: true });
   }
   const more = overwrite ? ['--overwrite'] : [];
@@ -62,17 +62,17 @@ async function run({ isFolder, commands, delays, kills, overwrite }, state, fold
   require(overwrite || winners.length <= 1, () => `${winners.length} exports came to their end in one place`);
   if (winners.length > 0 && !isKilled) {
     const found = filesOf(output, isFolder);
-    require(winners.some(({ name }) => same(found, state[name])), () => `files of several exports are mixed: ${Object.keys(found)}`);
+    require(winners.some(({ name }) => same(found, expected[name])), () => `files of several exports are mixed: ${Object.keys(found)}`);
   }
   const last = isFolder ? 'whole' : 'f32';
   const { code, stderr } = await runCommand([...all[last], '--output', output, '--overwrite']);
   require(code === 0, () => `a later export is blocked: ${stderr.slice(-500)}`);
-  require(same(filesOf(output, isFolder), state[last]), () => `a later export is mixed with what was there: ${readdirSync(isFolder ? output : folder)}`);
+  require(same(filesOf(output, isFolder), expected[last]), () => `a later export is mixed with what was there: ${readdirSync(isFolder ? output : folder)}`);
 }
 
 export default {
   what: 'exports into one folder or file at once, some of which are killed',
-  share: 0.5,
+  share: 2,
   open: async () => {
     const adapter = mkdtempSync(join(tmpdir(), 'balora-attack-adapter-'));
     process.once('exit', () => rmSync(adapter, { recursive: true, force: true }));
@@ -81,7 +81,7 @@ export default {
     await tuned.savePretrained(adapter);
     tuned.dispose();
     model.dispose();
-    return { adapter };
+    return { adapter, expected: {} };
   },
   input: (random) => {
     const isFolder = random.chance(0.8);
