@@ -22,14 +22,16 @@ const kRoot = fileURLToPath(new URL('..', import.meta.url));
 
 /** C++: the layers (folders of native/) that a layer may include beside itself, or parts of them. Lowest first. */
 const kNativeLayers: Record<string, string[]> = {
-  tensor: [],
-  kernels: ['tensor'],
-  engine: ['kernels', 'tensor'],
-  tape: ['engine', 'kernels', 'tensor'],
-  ops: ['tape', 'engine', 'kernels', 'tensor'],
+  // The processor and the system.
+  platform: [],
+  tensor: ['platform'],
+  kernels: ['tensor', 'platform'],
+  engine: ['kernels', 'tensor', 'platform'],
+  tape: ['engine', 'kernels', 'tensor', 'platform'],
+  ops: ['tape', 'engine', 'kernels', 'tensor', 'platform'],
   // The formulas of blocks, which every device has in common with the readers of files.
-  io: ['kernels/shared', 'tensor'],
-  binding: ['io', 'ops', 'tape', 'engine', 'kernels', 'tensor'],
+  io: ['kernels/shared', 'tensor', 'platform'],
+  binding: ['io', 'ops', 'tape', 'engine', 'kernels', 'tensor', 'platform'],
 };
 
 /** Implementation files (never headers) that include a higher layer, and the reason. */
@@ -51,7 +53,7 @@ function filesBelow(folder: string, ending: RegExp): string[] {
 const read = (path: string): string => readFileSync(join(kRoot, path), 'utf8');
 const nativeFiles = filesBelow('native', /\.(h|cc|def)$/);
 const cudaFiles = filesBelow('cuda', /\.(cu|cuh|h|def)$/);
-const kVariablesFile = 'native/tensor/environment.h';
+const kVariablesFile = 'native/platform/environment.h';
 const libFiles = filesBelow('lib', /\.ts$/);
 const harnessFiles = filesBelow(kHarness, /\.ts$/);
 
@@ -262,14 +264,14 @@ describe('layers', () => {
     const readers = [...nativeFiles, ...cudaFiles].filter((path) =>
       /\b(?:secure_)?getenv\b|\benviron\b/.test(read(path).replace(/\/\/.*$/gm, '')),
     );
-    expect(readers).toEqual(['native/tensor/environment.cc']);
+    expect(readers).toEqual(['native/platform/environment.cc']);
   });
 
   it('sources of C++ and CUDA ask for the variables that are listed, each by its name, and for all of them', () => {
     const [, list = ''] = /kVariables = \{([^}]*)\}/.exec(read(kVariablesFile)) ?? [];
     const listed = Array.from(list.matchAll(/"(\w+)"/g), ([, name]) => name);
     const paths = [...nativeFiles, ...cudaFiles].filter(
-      (path) => !path.startsWith('native/tensor/environment.'),
+      (path) => !path.startsWith('native/platform/environment.'),
     );
     const asked = paths.flatMap((path) => variablesAsked(read(path)));
     expect(listed.length).toBeGreaterThan(3);

@@ -11,7 +11,7 @@
 #include "binding/bind.h"
 #include "binding/file_boxes.h"
 #include "kernels/cpu/products/int8_cores.h"
-#include "kernels/cpu/runtime/cpu_level.h"
+#include "platform/cpu.h"
 
 namespace balora::binding {
 namespace {
@@ -31,7 +31,7 @@ Napi::Value device_info(Env& env, std::string device) {
   object.Set("device", Napi::String::New(env.napi(), engine.device()));
   object.Set("description", Napi::String::New(env.napi(), engine.description()));
   const bool cpu = std::string_view(engine.device()) == "cpu";
-  object.Set("instructions", Napi::String::New(env.napi(), cpu ? cpu_level_name() : ""));
+  object.Set("instructions", Napi::String::New(env.napi(), cpu ? platform::cpu().level : ""));
   object.Set("int8", Napi::String::New(env.napi(), cpu ? int8_core_name() : ""));
   object.Set("freeBytes", Napi::Number::New(env.napi(), static_cast<double>(free_bytes)));
   object.Set("totalBytes", Napi::Number::New(env.napi(), static_cast<double>(total_bytes)));

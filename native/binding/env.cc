@@ -6,7 +6,8 @@
 #include <optional>
 #include <string>
 
-#include "tensor/environment.h"
+#include "platform/cpu.h"
+#include "platform/environment.h"
 
 namespace balora::binding {
 namespace {
@@ -125,6 +126,7 @@ struct Env::Completion {
 Env::Env(Napi::Env env) : env_(env), handles_(environments.fetch_add(1) + 1) {
   const auto read = [env](const char* name) { return environment_variable(env, name); };
   keep_variables(read);
+  platform::cpu();  // asked here, which is when the addon is loaded
   engines_ = std::make_unique<Engines>(
       [read](const std::string& name) { return read(name.c_str()).value_or(""); });
   const Napi::String name = Napi::String::New(env, "balora");

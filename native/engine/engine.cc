@@ -3,7 +3,7 @@
 #include "engine/graph.h"
 #include "engine/kernel_failure.h"
 #include "kernels/cpu/runtime/stop.h"
-#include "tensor/environment.h"
+#include "platform/environment.h"
 
 #if defined(_OPENMP)
 #include <omp.h>

@@ -4,7 +4,7 @@
 #include <iterator>
 #include <string_view>
 
-#include "tensor/environment.h"
+#include "platform/environment.h"
 
 namespace balora {
 namespace {

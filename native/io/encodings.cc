@@ -6,6 +6,7 @@
 
 #include "io/dequantize.h"
 #include "kernels/shared/blocks.h"
+#include "platform/cpu.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define BALORA_FOUR_BIT_AVX512 1
@@ -55,10 +56,7 @@ __attribute__((target("avx512f,avx512bw,avx512vl"))) void decode_codes_avx512(
 
 CodesDecoder choose_codes_decoder() {
 #ifdef BALORA_FOUR_BIT_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl")) {
-    return decode_codes_avx512;
-  }
+  if (platform::cpu().uses(platform::kAvx512)) return decode_codes_avx512;
 #endif
   return decode_codes;
 }

@@ -41,7 +41,7 @@ struct balora_context {
   int32_t allow_tf32;     // non-zero: f32 products may round their factors to TF32
   int32_t debug;     // non-zero: a device that runs behind its kernels waits for each and checks it
   char error[1024];  // why a row failed; a lack of memory: a text that begins "out of memory"
-  // A variable of the process's environment that tensor/environment.h lists; null: it is not set.
+  // A variable of the process's environment that platform/environment.h lists; null: it is not set.
   // A kernel must not call getenv(): other threads may write to the environment.
   const char* (*variable)(const char* name);
 };

@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#include "tensor/environment.h"
+#include "platform/environment.h"
 
 namespace balora::test {
 

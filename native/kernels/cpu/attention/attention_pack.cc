@@ -4,7 +4,7 @@
 #include "kernels/cpu/attention/attention_avx512.h"
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_tiles.h"
-#include "kernels/cpu/runtime/cpu_level.h"
+#include "platform/cpu.h"
 
 namespace balora::attention {
 namespace {
@@ -159,9 +159,9 @@ PACKING(bf16, bf16)
 // A row loop in instructions that only some CPUs have, where this one has them: those of AVX-512
 // for tiles and sums of f32, those of AVX512-BF16 for sums that are stored in bf16.
 #ifdef BALORA_TILES
-#define IN_AVX512(type, loop)                  \
-  if constexpr (std::is_same_v<type, float>) { \
-    if (cpu_has_avx512()) return avx512::loop; \
+#define IN_AVX512(type, loop)                                         \
+  if constexpr (std::is_same_v<type, float>) {                        \
+    if (platform::cpu().uses(platform::kAvx512)) return avx512::loop; \
   }
 #define IN_BF16(loop)                             \
   if constexpr (std::is_same_v<T, bf16>) {        \

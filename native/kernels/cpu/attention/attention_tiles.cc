@@ -8,9 +8,9 @@
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/shared/activations.h"
+#include "platform/cpu.h"
 
 namespace balora::attention {
 namespace {
@@ -338,7 +338,7 @@ template <typename E>
 void Softmax<E>::run(const SoftmaxTile<E>& tile) {
 #ifdef BALORA_TILES
   if constexpr (!std::is_same_v<E, double>) {
-    if (cpu_has_avx512() && tile.geometry.template only_scales<float>()) {
+    if (platform::cpu().uses(platform::kAvx512) && tile.geometry.template only_scales<float>()) {
       return avx512::softmax(tile);
     }
   }
@@ -356,7 +356,8 @@ void ScoreGradient<E>::run(const GradTile<E>& tile) {
     if (tile.geometry.softcap == 0) return lanes::score_gradient(tile);
   }
   if constexpr (std::is_same_v<E, float>) {
-    if (cpu_has_avx512() && tile.geometry.softcap == 0) return avx512::score_gradient(tile);
+    if (platform::cpu().uses(platform::kAvx512) && tile.geometry.softcap == 0)
+      return avx512::score_gradient(tile);
   }
 #endif
   gradient(tile);
@@ -364,7 +365,7 @@ void ScoreGradient<E>::run(const GradTile<E>& tile) {
 
 bool whole_gradient([[maybe_unused]] const WholePair& pair) {
 #ifdef BALORA_TILES
-  if (cpu_has_avx512()) {
+  if (platform::cpu().uses(platform::kAvx512)) {
     avx512::whole_gradient(pair);
     return true;
   }

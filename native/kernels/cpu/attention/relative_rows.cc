@@ -4,9 +4,9 @@
 #include <limits>
 
 #include "kernels/cpu/attention/relative_avx512.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "platform/cpu.h"
 
 namespace balora::relative {
 namespace {
@@ -117,10 +117,10 @@ void for_blocks(const PositionTile& t, const Body& body) {
 
 // Whole blocks of f32 in AVX-512 instructions, where this CPU has them.
 #ifdef BALORA_TILES
-#define IN_AVX512(loop)                                         \
-  if constexpr (std::is_same_v<A, float>) {                     \
-    const bool whole = t.queries == kBlock && t.keys == kBlock; \
-    if (whole && cpu_has_avx512()) return avx512::loop;         \
+#define IN_AVX512(loop)                                                        \
+  if constexpr (std::is_same_v<A, float>) {                                    \
+    const bool whole = t.queries == kBlock && t.keys == kBlock;                \
+    if (whole && platform::cpu().uses(platform::kAvx512)) return avx512::loop; \
   }
 #else
 #define IN_AVX512(loop)

@@ -14,12 +14,12 @@
 #include "kernels/cpu/head/head_products.h"
 #include "kernels/cpu/head/head_rows.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
+#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -56,7 +56,7 @@ class HeadChunks {
         vocabulary_(operands.w->shape[0]),
         ld_(logits_ld(vocabulary_)) {
     rounds_ = std::is_same_v<A, float> && wants_gradient() && o_.w->dtype == BALORA_BF16 &&
-              cpu_multiplies_bf16();
+              platform::cpu().uses(platform::kBf16);
     const int64_t row_bytes = ld_ * static_cast<int64_t>(sizeof(A) * (o_.ht ? 2 : 1));
     const int64_t by_token = std::is_same_v<A, float> ? HeadByToken::chunk_rows(o_) : 0;
     const int64_t budget = chunk_budget(options, *o_.h, *o_.w);

@@ -11,12 +11,12 @@
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/int8.h"
 #include "kernels/cpu/products/product_sum.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/rows.h"
+#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -113,7 +113,7 @@ ProductTerm base_term(const View& x, const View& weight, bool transposed,
 
 // Whether rows of this type are widened before they are multiplied.
 bool is_widened(int32_t dtype) {
-  return (dtype == BALORA_BF16 || dtype == BALORA_F16) && !cpu_multiplies_bf16();
+  return (dtype == BALORA_BF16 || dtype == BALORA_F16) && !platform::cpu().uses(platform::kBf16);
 }
 
 void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {

@@ -9,8 +9,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "tensor/environment.h"
-
 namespace balora::amx_emulated {
 
 struct Registers {
@@ -108,11 +106,6 @@ BF16_TARGET inline void multiply_bytes(int c, int a, int b) {
     }
     std::memcpy(r.tiles[c][row], sums, sizeof sums);
   }
-}
-
-inline bool wanted() {
-  const char* value = variable("BALORA_EMULATE_AMX");
-  return value && std::strcmp(value, "1") == 0;
 }
 
 }  // namespace balora::amx_emulated

@@ -8,11 +8,11 @@
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/product_f64.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/shared/rows.h"
+#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -47,7 +47,7 @@ Path choose_path(const GemmShape& s, const GemmInput& a, const GemmInput& b, con
   if (a.dtype == BALORA_F64 || b.dtype == BALORA_F64 || c.dtype == BALORA_F64) return Path::kF64;
   const bool bf16 = a.dtype == BALORA_BF16 && b.dtype == BALORA_BF16 && c.dtype != BALORA_F16;
   const bool f32 = a.dtype == BALORA_F32 && b.dtype == BALORA_F32 && c.dtype == BALORA_F32;
-  const bool wanted = (bf16 && cpu_multiplies_bf16()) || (f32 && s.batch > 1);
+  const bool wanted = (bf16 && platform::cpu().uses(platform::kBf16)) || (f32 && s.batch > 1);
   return wanted && primitive_takes(s, a, b, c) ? Path::kPrimitive : Path::kF32;
 }
 

@@ -4,14 +4,12 @@
 #include <cstring>
 
 #include "kernels/cpu/products/block_rows.h"
-#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/simd.h"
+#include "platform/cpu.h"
 
 #ifdef BALORA_TILES
-#include <cpuid.h>
 #define AVX_VNNI_TARGET __attribute__((target("avx2,fma,avxvnni,bmi2")))
 #define AVX512_VNNI_TARGET \
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,bmi2")))
@@ -241,28 +239,6 @@ AMX_INT8_TARGET void multiply_amx(const Int8Block& t, int64_t rows, float* c, in
   }
 }
 
-struct CpuFeatures {
-  bool avx_vnni = false, avx512_vnni = false, amx_int8 = false;
-  CpuFeatures() {
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
-      avx512_vnni = machine_has_avx512() && (ecx >> 11 & 1) != 0;
-      amx_int8 = avx512_vnni && (edx >> 25 & 1) != 0;
-    }
-    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {
-      avx_vnni = machine_has_avx2() && (eax >> 4 & 1) != 0;
-    }
-#ifdef BALORA_EMULATED_AMX
-    amx_int8 = avx512_vnni;
-#endif
-  }
-};
-
-const CpuFeatures& features() {
-  static const CpuFeatures found;
-  return found;
-}
-
 #endif
 
 }  // namespace
@@ -283,14 +259,22 @@ Int8Multiply int8_multiply(Int8Core core) {
   return &multiply_plain;
 }
 
+#else
+
+Int8Multiply int8_multiply(Int8Core) {
+  return &multiply_plain;
+}
+#endif
+
 bool int8_core_runs(Int8Core core) {
+  const platform::Cpu& cpu = platform::cpu();
   switch (core) {
     case Int8Core::kAmx:
-      return tiles_use_amx() && features().amx_int8;
+      return cpu.uses(platform::kAmx | platform::kVnni);
     case Int8Core::kAvx512Vnni:
-      return features().avx512_vnni;
+      return cpu.uses(platform::kVnni);
     case Int8Core::kAvxVnni:
-      return features().avx_vnni;
+      return cpu.uses(platform::kAvxVnni);
     case Int8Core::kPlain:
       break;
   }
@@ -298,32 +282,11 @@ bool int8_core_runs(Int8Core core) {
 }
 
 Int8Core int8_core() {
-  static const Int8Core best = [] {
-    const auto may = [](Int8Core core, dnnl::cpu_isa level) {
-      return int8_core_runs(core) && onednn_allows(level);
-    };
-    if (int8_core_runs(Int8Core::kAmx)) return Int8Core::kAmx;  // tiles_use_amx() asks oneDNN
-    if (may(Int8Core::kAvx512Vnni, dnnl::cpu_isa::avx512_core_vnni)) return Int8Core::kAvx512Vnni;
-    // oneDNN counts AVX-VNNI among what a CPU with AVX-512 has only where it is limited to it.
-    if (may(Int8Core::kAvxVnni, dnnl::cpu_isa::avx2_vnni)) return Int8Core::kAvxVnni;
-    return Int8Core::kPlain;
-  }();
-  return best;
-}
-
-#else
-
-Int8Multiply int8_multiply(Int8Core) {
-  return &multiply_plain;
-}
-bool int8_core_runs(Int8Core core) {
-  return core == Int8Core::kPlain;
-}
-Int8Core int8_core() {
+  for (const Int8Core core : {Int8Core::kAmx, Int8Core::kAvx512Vnni, Int8Core::kAvxVnni}) {
+    if (int8_core_runs(core)) return core;
+  }
   return Int8Core::kPlain;
 }
-
-#endif
 
 const char* int8_core_name() {
   constexpr const char* kNames[] = {"plain", "avx_vnni", "avx512_vnni", "amx_int8"};

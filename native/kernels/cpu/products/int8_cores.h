@@ -33,9 +33,9 @@ using Int8Multiply = void (*)(const Int8Block& block, int64_t rows, float* c, in
                               bool accumulate);
 Int8Multiply int8_multiply(Int8Core core);
 
-// Whether this CPU has the instructions.
+// Whether this process may use it.
 bool int8_core_runs(Int8Core core);
-// The best one that this process may use: oneDNN's ISA limit holds for it, too.
+// The best of those.
 Int8Core int8_core();
 // "plain", "avx_vnni", "avx512_vnni", "amx_int8"
 const char* int8_core_name();

@@ -90,13 +90,6 @@ class CpuState {
 
 dnnl::memory::data_type onednn_dtype(int32_t dtype);
 
-// Whether the CPU has these instructions and ONEDNN_MAX_CPU_ISA allows them: the values of oneDNN's
-// levels are sets of bits.
-inline bool onednn_allows(dnnl::cpu_isa level) {
-  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
-  return (isa & static_cast<unsigned>(level)) == static_cast<unsigned>(level);
-}
-
 // oneDNN splits work over omp_get_max_threads(): set it to the stream's count for the
 // life of this object.
 class OneDnnThreads {

@@ -9,10 +9,10 @@
 #include <memory>
 #include <type_traits>
 
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
+#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -88,7 +88,8 @@ __attribute__((target("avx2,fma"))) void multiply_tile_avx2(const Strip& a, cons
 
 Tile tile_of_this_cpu() {
 #if defined(__x86_64__)
-  if (cpu_level() == CpuLevel::kAvx2 && machine_has_avx2()) return &multiply_tile_avx2;
+  if (platform::cpu().uses(platform::kAvx2) && !platform::cpu().uses(platform::kAvx512))
+    return &multiply_tile_avx2;
 #endif
   return &multiply_tile;
 }
@@ -260,7 +261,7 @@ void multiply_block(const Context* ctx, const Product& p, const double* packed_b
   const bool few = panels <= kFewPanels && p.a.dtype == BALORA_F64;
   // Few rows and many columns: share the columns out instead of the rows, wide tiles whole.
   const int64_t splits = row_blocks >= 4 ? 1 : std::clamp<int64_t>(panels / kMostPanels, 1, 4);
-  const bool wide = cpu_level() >= CpuLevel::kAvx512;
+  const bool wide = platform::cpu().uses(platform::kAvx512);
   const Tile tile = tile_of_this_cpu();
   const int64_t full_panels = block.cols.count / kTileCols;
   share_out(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {

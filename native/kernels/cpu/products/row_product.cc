@@ -6,9 +6,9 @@
 
 #include <algorithm>
 
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/wide.h"
+#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -118,7 +118,7 @@ void row_product(Context* ctx, const GemmShape& s, const GemmInput& a, const Gem
                              .ldc = c.ld,
                              .k = s.k,
                              .accumulate = beta != 0,
-                             .wide_blocks = cpu_level() >= CpuLevel::kAvx512};
+                             .wide_blocks = platform::cpu().uses(platform::kAvx512)};
     const int64_t row_bytes = std::max<int64_t>(s.k, 1) * static_cast<int64_t>(sizeof(T));
     const int64_t rows = std::max<int64_t>(kCachedBytes / row_bytes / 4 * 4, 32);
     const int64_t grain = std::max<int64_t>(4, (1 << 15) / std::max<int64_t>(s.k * s.m, 1));

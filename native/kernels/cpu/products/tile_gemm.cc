@@ -6,8 +6,8 @@
 #include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/simd.h"
+#include "platform/cpu.h"
 
 #if defined(__x86_64__)
 #define BALORA_X86 1
@@ -116,8 +116,8 @@ struct Products {
 
 Products<float> choose_f32() {
 #if BALORA_X86
-  if (cpu_has_avx512()) return {f32_avx512, f32_avx512_columns};
-  if (cpu_has_avx2()) return {f32_avx2, f32_avx2_columns};
+  if (platform::cpu().uses(platform::kAvx512)) return {f32_avx512, f32_avx512_columns};
+  if (platform::cpu().uses(platform::kAvx2)) return {f32_avx2, f32_avx2_columns};
 #endif
   return {f32_plain, f32_plain_columns};
 }
@@ -128,8 +128,8 @@ const Products<float>& f32_products() {
 
 Products<double> choose_f64() {
 #if BALORA_X86
-  if (cpu_has_avx512()) return {f64_avx512, f64_avx512_columns};
-  if (cpu_has_avx2()) return {f64_avx2, f64_avx2_columns};
+  if (platform::cpu().uses(platform::kAvx512)) return {f64_avx512, f64_avx512_columns};
+  if (platform::cpu().uses(platform::kAvx2)) return {f64_avx2, f64_avx2_columns};
 #endif
   return {f64_plain, f64_plain_columns};
 }
@@ -249,7 +249,7 @@ AMX_TARGET void release_tiles() {
 
 Bf16Product choose_bf16() {
   if (tiles_use_amx()) return &bf16_amx;
-  return cpu_multiplies_bf16() ? &bf16_avx512 : nullptr;
+  return platform::cpu().uses(platform::kBf16) ? &bf16_avx512 : nullptr;
 }
 
 #else

@@ -10,15 +10,19 @@
 
 #include "kernels/cpu/products/int8.h"
 #include "kernels/kernel_table.h"
+#include "platform/cpu.h"
 #include "tensor/dtype.h"
 
 namespace balora {
 
-// True where this process may run the functions below: the CPU has AVX512-BF16 or AMX and oneDNN's
-// ISA limit allows it.
-bool tiles_ready();
-// True where they run on AMX: the system granted the tile state, too (asked for at the first call).
-bool tiles_use_amx();
+// Whether this process may run the functions below.
+inline bool tiles_ready() {
+  return platform::cpu().uses(platform::kBf16);
+}
+// Whether they run on AMX.
+inline bool tiles_use_amx() {
+  return platform::cpu().uses(platform::kAmx);
+}
 
 constexpr int64_t kTileK = 32;                      // bf16 of k in one step
 constexpr int64_t kTileN = 32;                      // columns of a panel: two tiles

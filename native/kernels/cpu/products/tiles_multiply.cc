@@ -15,11 +15,11 @@
 #include "kernels/cpu/products/tiles_job.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/simd.h"
+#include "platform/cpu.h"
 #include "tensor/errors.h"
 
 #ifdef BALORA_TILES
@@ -574,22 +574,6 @@ void pack_all(Context* ctx, Job& job, bf16* to) {
 
 }  // namespace
 
-bool tiles_use_amx() {
-#ifdef BALORA_EMULATED_AMX
-  static const bool granted = amx_emulated::wanted() && cpu_multiplies_bf16();
-#else
-  static const bool granted = [] {
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
-    return cpu_has_amx() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
-#endif
-  return granted;
-}
-
-bool tiles_ready() {
-  return tiles_use_amx() || cpu_multiplies_bf16();
-}
-
 int64_t tile_padding(int64_t m, std::span<const TileSum> sums) {
   int64_t elements = 0;
   for (const TileSum& sum : sums) {
@@ -654,12 +638,6 @@ void run_tiles(Context* ctx, int64_t m, std::span<const TileProjection> projecti
 
 #else
 
-bool tiles_use_amx() {
-  return false;
-}
-bool tiles_ready() {
-  return false;
-}
 void run_tiles(Context*, int64_t, std::span<const TileProjection>, std::span<const TileSum>) {
   throw UnsupportedError("this build has no tile kernels");
 }

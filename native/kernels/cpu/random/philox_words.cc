@@ -1,9 +1,9 @@
 #include "kernels/cpu/random/philox_words.h"
 
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/shared/philox.h"
+#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -97,7 +97,8 @@ AVX512_TARGET void draw_avx512(uint64_t seed, uint64_t stream, uint64_t first_bl
 
 void draw_words(uint64_t seed, uint64_t stream, uint64_t first_block, int blocks, uint32_t* words) {
 #ifdef BALORA_TILES
-  if (cpu_has_avx512()) return draw_avx512(seed, stream, first_block, blocks, words);
+  if (platform::cpu().uses(platform::kAvx512))
+    return draw_avx512(seed, stream, first_block, blocks, words);
 #endif
   draw_any(seed, stream, first_block, blocks, words);
 }

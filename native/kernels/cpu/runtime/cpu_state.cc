@@ -15,7 +15,6 @@
 #endif
 
 #include "kernels/cpu/products/onednn.h"
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "tensor/errors.h"
 
@@ -72,9 +71,8 @@ Desc any_layout(const MatmulSpec& spec, int32_t dtype) {
 
 // oneDNN reads each of its variables where it first needs it. Once a process, a small product has
 // it read them all on the thread that makes the first state: JavaScript's, which is the one that
-// may write to the environment (tensor/environment.h).
+// may write to the environment (platform/environment.h).
 void read_onednn_environment(const CpuState& state) {
-  cpu_level();
   constexpr int64_t kSide = 16;
   MatmulSpec spec;
   spec.m = spec.n = spec.k = kSide;

@@ -1,11 +1,11 @@
 // Blocks of tiles on AVX512-BF16: a sum has the same bits whatever rows are multiplied beside it.
 #include "kernels/cpu/products/tiles_cores.h"
+#include "platform/cpu.h"
 
 #include <algorithm>
 #include <array>
 #include <bit>
 
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "support/kernel_test.h"
 
 #ifdef BALORA_TILES
@@ -44,7 +44,7 @@ std::vector<uint32_t> product_bits(const bf16* a, int64_t lda, const bf16* b, in
 
 TEST_CASE("tiles: rows multiplied by eights, by twelves and alone have the same bits") {
   static_assert(twelve_rows_fit(kDepth * 2) && !twelve_rows_fit(kFarApart * 2));
-  if (!cpu_multiplies_bf16()) {
+  if (!platform::cpu().uses(platform::kBf16)) {
     MESSAGE("not run: this process has no instructions for products of bf16");
     return;
   }

@@ -13,7 +13,7 @@
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/tiles.h"
-#include "kernels/cpu/runtime/cpu_level.h"
+#include "platform/cpu.h"
 
 namespace balora::test {
 namespace {
@@ -44,14 +44,34 @@ void run_with(const std::string& isa) {
   run_child("ONEDNN_MAX_CPU_ISA=" + isa, kCases);
 }
 
-// The question for AVX512-FP16 is answered as by oneDNN, where that has a name for it.
+using platform::cpu;
+
+// Whether the CPU has these instructions and the limit allows them, by oneDNN, whose levels are
+// sets of bits.
+bool onednn_allows(dnnl::cpu_isa level) {
+  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
+  return (isa & static_cast<unsigned>(level)) == static_cast<unsigned>(level);
+}
+
+// Our own reading of the CPU and of the limit is oneDNN's, feature by feature.
 template <class Isa>
-void check_fp16() {
+void check_features() {
+  const auto same = [](const char* name, uint32_t feature, Isa level) {
+    CHECK_MESSAGE(((cpu().has & feature) == feature) == onednn_allows(level), name);
+  };
+  same("avx2", platform::kAvx2, Isa::avx2);
+  same("avx512_core", platform::kAvx512, Isa::avx512_core);
+  same("avx512_core_vnni", platform::kVnni, Isa::avx512_core_vnni);
+  same("avx512_core_bf16", platform::kBf16, Isa::avx512_core_bf16);
+#ifndef BALORA_EMULATED_AMX
+  same("avx512_core_amx", platform::kAmx, Isa::avx512_core_amx);
+#endif
+  // oneDNN asks for this one only where there is no AVX-512.
+  if (!(cpu().has & platform::kAvx512)) same("avx2_vnni", platform::kAvxVnni, Isa::avx2_vnni);
   if constexpr (requires { Isa::avx512_core_fp16; }) {
-    CHECK(fp16_within_limit() == onednn_allows(Isa::avx512_core_fp16));
+    same("avx512_core_fp16", platform::kFp16, Isa::avx512_core_fp16);
   } else {
     MESSAGE("not compared: this oneDNN does not know AVX512-FP16");
-    if (!onednn_allows(Isa::avx512_core_bf16)) CHECK_FALSE(fp16_within_limit());
   }
 }
 
@@ -84,44 +104,39 @@ TEST_CASE("products on an emulated AMX") {
     return;
   }
   // An Intel whose AMX is hidden widens bf16 unless it is held to AVX512-BF16.
-  const std::string held = cpu_multiplies_bf16() ? "" : "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 ";
+  const std::string held =
+      cpu().uses(platform::kBf16) ? "" : "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 ";
   run_child(held + "BALORA_EMULATE_AMX=1", kAllCases);
 }
 TEST_CASE("isa: AMX is emulated where it is asked for") {
   const char* wanted = std::getenv("BALORA_EMULATE_AMX");
   const bool asked = wanted && std::string(wanted) == "1";
-  CHECK(tiles_use_amx() == (asked && cpu_multiplies_bf16()));
+  CHECK(tiles_use_amx() == (asked && cpu().uses(platform::kBf16)));
 }
 #endif
 
-TEST_CASE("isa: fp16 is within the limit where oneDNN says so") {
-  check_fp16<dnnl::cpu_isa>();
+TEST_CASE("isa: features are those of oneDNN") {
+  check_features<dnnl::cpu_isa>();
 }
-TEST_CASE("AVX512-FP16 by limits above, below, in other letters and under the older name") {
+TEST_CASE("features by limits above, below, in other letters and under the older name") {
   for (const char* limit :
        {"ONEDNN_MAX_CPU_ISA=AVX512_CORE_AMX", "ONEDNN_MAX_CPU_ISA=DEFAULT",
         "ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI", "ONEDNN_MAX_CPU_ISA=avx512_core_bf16",
         "ONEDNN_MAX_CPU_ISA= DNNL_MAX_CPU_ISA=AVX512_CORE_BF16",
         "ONEDNN_MAX_CPU_ISA=DEFAULT DNNL_MAX_CPU_ISA=AVX512_CORE_BF16"}) {
-    run_child(limit, "isa: fp16*");
+    run_child(limit, "isa: features*");
   }
 }
 
 TEST_CASE("isa: the limit is in force in the child") {
   const char* limit = std::getenv("ONEDNN_MAX_CPU_ISA");
   if (!std::getenv(kChild) || !limit) return;
-  const std::map<std::string, CpuLevel> levels = {{"SSE41", CpuLevel::kPlain},
-                                                  {"AVX2", CpuLevel::kAvx2},
-                                                  {"AVX2_VNNI", CpuLevel::kAvx2},
-                                                  {"AVX512_CORE", CpuLevel::kAvx512},
-                                                  {"AVX512_CORE_BF16", CpuLevel::kAvx512Bf16}};
   // An older processor stays below the limit.
-  CHECK(cpu_level() <= levels.at(limit));
+  const uint32_t emulated = tiles_use_amx() ? uint32_t{platform::kAmx} : 0u;
+  CHECK((cpu().has & ~platform::features_within(limit) & ~emulated) == 0);
   // This limit asks for bf16's own instructions, also where widening is faster.
-  if (std::string(limit) == "AVX512_CORE_BF16") {
-    CHECK(cpu_multiplies_bf16() == onednn_allows(dnnl::cpu_isa::avx512_core_bf16));
-  }
-  CHECK(cpu_multiplies_bf16() == tile_gemm_has_bf16());
+  if (std::string(limit) == "AVX512_CORE_BF16") CHECK(cpu().pays == cpu().has);
+  CHECK(cpu().uses(platform::kBf16) == tile_gemm_has_bf16());
   const std::map<std::string, Int8Core> cores = {{"SSE41", Int8Core::kPlain},
                                                  {"AVX2", Int8Core::kPlain},
                                                  {"AVX2_VNNI", Int8Core::kAvxVnni},

@@ -9,9 +9,9 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/cpu/runtime/cpu_level.h"
 #include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "platform/cpu.h"
 
 namespace {
 
@@ -133,7 +133,7 @@ AVX512_TARGET void exp_of_difference(const float* x, const float* from, float* y
 }
 
 TEST_CASE("lanes: exponentials, ulps and ends, 1 of 0") {
-  if (!cpu_has_avx512()) {
+  if (!platform::cpu().uses(platform::kAvx512)) {
     MESSAGE("not run: this process has no AVX-512");
     return;
   }

@@ -1,4 +1,4 @@
-#include "tensor/environment.h"
+#include "platform/environment.h"
 
 #include <algorithm>
 #include <atomic>

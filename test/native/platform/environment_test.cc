@@ -1,6 +1,6 @@
 // The variables of the environment that the engine knows. Taking them over is once a process, so it
 // is tested from JavaScript (test/lifetime/environment.test.ts).
-#include "tensor/environment.h"
+#include "platform/environment.h"
 
 #include <doctest/doctest.h>
 
