@@ -4,7 +4,9 @@
 {
   'targets': [{
     'target_name': 'balora',
-    'sources': ['<!@(find native -name "*.cc" | sort)'],
+    'sources': ['<!@(find native -name "*.cc" ! -path "native/platform/*" | sort)',
+                'native/platform/cpu.cc', 'native/platform/environment.cc',
+                'native/platform/machine_memory.cc', 'native/platform/posix.cc'],
     'include_dirs': ['native', 'node_modules/node-addon-api', '/usr/include/eigen3',
                      '<!@(echo ${BALORA_ONEDNN_ROOT:+$BALORA_ONEDNN_ROOT/include})'],
     'defines': ['NAPI_VERSION=8', 'NAPI_CPP_EXCEPTIONS', 'NODE_ADDON_API_DISABLE_DEPRECATED',
@@ -18,8 +20,10 @@
     'libraries': ['<!@(echo ${BALORA_ONEDNN_ROOT:+-L$BALORA_ONEDNN_ROOT/lib -Wl,-rpath,$BALORA_ONEDNN_ROOT/lib})',
                   '-ldnnl', '-ldl'],
     'conditions': [['OS!="mac"', {
+      'sources': ['native/platform/linux.cc'],
       'libraries': ['-Wl,--exclude-libs,libdnnl.a'],
     }, {
+      'sources': ['native/platform/macos.cc'],
       'xcode_settings': {
         'GCC_ENABLE_CPP_EXCEPTIONS': 'YES',
         'GCC_ENABLE_CPP_RTTI': 'YES',

@@ -1,11 +1,8 @@
 // The addon's entry: one Env per Node environment, and the rows of every bind_*.cc.
 #include <napi.h>
 
-#if defined(__linux__)
-#include <dlfcn.h>
-#endif
-
 #include "binding/bind.h"
+#include "platform/platform.h"
 
 namespace balora::binding {
 
@@ -18,12 +15,7 @@ namespace {
 // OpenMP's threads may outlive the environment that started them: the code they return
 // to must stay mapped.
 void keep_loaded() {
-#if defined(__linux__)
-  Dl_info info;
-  if (dladdr(reinterpret_cast<void*>(&keep_loaded), &info) && info.dli_fname) {
-    dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
-  }
-#endif
+  platform::keep_loaded(reinterpret_cast<const void*>(&keep_loaded));
 }
 
 const char* grad_name(Grad grad) {

@@ -1,8 +1,4 @@
 // The engines of an environment as JS sees them: devices, settings, memory, and where time goes.
-#if __has_include(<malloc.h>)
-#include <malloc.h>
-#endif
-
 #include <atomic>
 #include <optional>
 #include <set>
@@ -12,6 +8,7 @@
 #include "binding/file_boxes.h"
 #include "kernels/cpu/products/int8_cores.h"
 #include "platform/cpu.h"
+#include "platform/platform.h"
 
 namespace balora::binding {
 namespace {
@@ -122,16 +119,8 @@ Napi::Value memory_stats(Env& env, std::string device) {
   return object;
 }
 
-// Bytes that malloc has given out and that have not been freed, in all threads of the process; -1
-// where the C library does not say.
 double malloc_bytes(Env&) {
-#ifdef __GLIBC_PREREQ
-#if __GLIBC_PREREQ(2, 33)
-  const struct mallinfo2 info = mallinfo2();
-  return static_cast<double>(info.uordblks + info.hblkhd);
-#endif
-#endif
-  return -1;
+  return platform::malloc_bytes();
 }
 
 void reset_op_times(Env& env) {

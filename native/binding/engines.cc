@@ -1,9 +1,5 @@
 #include "binding/engines.h"
 
-#if defined(__linux__) || defined(__APPLE__)
-#include <dlfcn.h>
-#endif
-
 #include <algorithm>
 #include <filesystem>
 #include <future>
@@ -13,6 +9,7 @@
 #include "engine/graph.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/device_plugin.h"
+#include "platform/platform.h"
 
 namespace balora::binding {
 namespace {
@@ -38,13 +35,8 @@ DeviceName parse_device(const std::string& device) {
 }
 
 std::string addon_folder() {
-#if defined(__linux__) || defined(__APPLE__)
-  Dl_info info;
-  if (dladdr(reinterpret_cast<void*>(&addon_folder), &info) && info.dli_fname) {
-    return std::filesystem::absolute(info.dli_fname).parent_path().string();
-  }
-#endif
-  return ".";
+  const std::string own = platform::library_of(reinterpret_cast<const void*>(&addon_folder));
+  return own.empty() ? "." : std::filesystem::absolute(own).parent_path().string();
 }
 
 }  // namespace

@@ -3,19 +3,12 @@
 #include "engine/graph.h"
 #include "engine/kernel_failure.h"
 #include "kernels/cpu/runtime/stop.h"
+#include "platform/cpu.h"
 #include "platform/environment.h"
+#include "platform/platform.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
-#endif
-#if defined(__x86_64__) || defined(_M_X64)
-#include <xmmintrin.h>
-#endif
-#if defined(__linux__)
-#include <sched.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -46,41 +39,6 @@ bool can_start(int count) {
   return started;
 }
 
-int usable_cores() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
-// On Linux niceness belongs to the thread and is inherited by the OpenMP workers it starts later.
-void lower_priority(int nice) {
-#if defined(__linux__)
-  const auto thread = static_cast<id_t>(syscall(SYS_gettid));
-  const int now = getpriority(PRIO_PROCESS, thread);
-  setpriority(PRIO_PROCESS, thread, std::min(19, now + nice));
-#else
-  (void)nice;
-#endif
-}
-
-// Numbers too small for a full mantissa (below 2^-126 in f32) count as zero: some processors take
-// tens of times longer to multiply them, and a gradient through sharp attention is full of them.
-// The OpenMP workers that this thread starts later inherit the setting. See
-// docs/decisions/subnormal-numbers.md.
-void flush_subnormals() {
-#if defined(__x86_64__) || defined(_M_X64)
-  constexpr unsigned kFlushResults = 0x8000, kOperandsAreZero = 0x0040;
-  _mm_setcsr(_mm_getcsr() | kFlushResults | kOperandsAreZero);
-#elif defined(__aarch64__) && defined(__GNUC__)
-  uint64_t control = 0;
-  constexpr uint64_t kFlush = uint64_t{1} << 24;
-  asm volatile("mrs %0, fpcr" : "=r"(control));
-  asm volatile("msr fpcr, %0" ::"r"(control | kFlush));
-#endif
-}
-
 void set_openmp_threads(int threads) {
 #if defined(_OPENMP)
   omp_set_num_threads(threads);
@@ -104,7 +62,7 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
                                   kernels->abi, ", this build needs ", BALORA_ABI));
   }
   if (!host_memory_) device_ += concat(":", options.device_index);
-  num_threads_ = options.num_threads > 0 ? options.num_threads : usable_cores();
+  num_threads_ = options.num_threads > 0 ? options.num_threads : platform::usable_cores();
   char error[512] = "";
   void* state = kernels->create_state(options.device_index, error, sizeof error);
   error[sizeof error - 1] = '\0';
@@ -127,8 +85,8 @@ Engine::Engine(const KernelTable* kernels, const EngineOptions& options)
   context_.base.num_threads = num_threads_;
   stream_ = std::make_unique<Stream>(
       [nice = options.nice, threads = num_threads_] {
-        lower_priority(nice);
-        flush_subnormals();
+        platform::lower_priority(nice);
+        platform::flush_subnormals();
         set_openmp_threads(threads);
       },
       [this] { finish(); });

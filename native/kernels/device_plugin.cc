@@ -1,16 +1,12 @@
 #include "kernels/device_plugin.h"
 
-#if defined(__linux__) || defined(__APPLE__)
-#include <dlfcn.h>
-#define BALORA_HAS_DLOPEN 1
-#endif
-
 #include <array>
 #include <cctype>
 #include <cstddef>
 #include <filesystem>
 #include <span>
 
+#include "platform/platform.h"
 #include "tensor/errors.h"
 
 namespace balora {
@@ -51,25 +47,21 @@ void require_file(const Location& at, const std::string& family) {
       "). Build it with \"npm run build:", family, "\", or set ", at.variable, " to its path"));
 }
 
-#if BALORA_HAS_DLOPEN
 using Entry = const KernelTable* (*)();
 
-// The handle is never closed: kernels and the driver's threads may run until the process ends.
 Entry open_entry(const std::string& path, const std::string& family) {
-  dlerror();
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  std::string why;
+  void* const library = platform::open_library(path, &why);
   if (!library) {
-    const char* reason = dlerror();
-    throw UnsupportedError(concat("device \"", family, "\": its plug-in ", path,
-                                  " cannot be loaded: ", reason ? reason : "no reason given"));
+    throw UnsupportedError(
+        concat("device \"", family, "\": its plug-in ", path, " cannot be loaded: ", why));
   }
-  const auto entry = reinterpret_cast<Entry>(dlsym(library, kEntry));
+  const auto entry = reinterpret_cast<Entry>(platform::symbol(library, kEntry));
   if (entry) return entry;
   throw UnsupportedError(concat("device \"", family, "\": ", path, " is no plug-in of balora: it ",
                                 "exports no function ", kEntry, "; set ", plugin_variable(family),
                                 " to the path of one"));
 }
-#endif
 
 struct Codes {
   const char* name;
@@ -183,16 +175,11 @@ void check_device_table(const KernelTable* table, const std::string& family,
 }
 
 const KernelTable* load_device_plugin(const std::string& family, const PluginPlaces& places) {
-#if BALORA_HAS_DLOPEN
   const Location at = locate(family, places);
   require_file(at, family);
   const KernelTable* table = open_entry(at.path, family)();
   check_device_table(table, family, at.path);
   return table;
-#else
-  (void)places, (void)&locate, (void)&require_file;
-  throw UnsupportedError(concat("device \"", family, "\": plug-ins are not loaded on this system"));
-#endif
 }
 
 }  // namespace balora

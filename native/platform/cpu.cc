@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <xmmintrin.h>
+
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -150,6 +152,18 @@ uint32_t features_within(const char* limit) {
 const Cpu& cpu() {
   static const Cpu found = read_cpu();
   return found;
+}
+
+void flush_subnormals() {
+#if defined(__x86_64__) || defined(_M_X64)
+  constexpr unsigned kFlushResults = 0x8000, kOperandsAreZero = 0x0040;
+  _mm_setcsr(_mm_getcsr() | kFlushResults | kOperandsAreZero);
+#elif defined(__aarch64__) && defined(__GNUC__)
+  uint64_t control = 0;
+  constexpr uint64_t kFlush = uint64_t{1} << 24;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  asm volatile("msr fpcr, %0" ::"r"(control | kFlush));
+#endif
 }
 
 }  // namespace balora::platform

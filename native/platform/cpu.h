@@ -35,4 +35,10 @@ const Cpu& cpu();
 // all.
 uint32_t features_within(const char* limit);
 
+// Numbers too small for a full mantissa (below 2^-126 in f32) count as zero: some processors take
+// tens of times longer to multiply them, and a gradient through sharp attention is full of them.
+// The OpenMP workers that this thread starts later inherit the setting. See
+// docs/decisions/subnormal-numbers.md.
+void flush_subnormals();
+
 }  // namespace balora::platform

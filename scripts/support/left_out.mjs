@@ -19,7 +19,7 @@ export function processorLacks(flag) {
   }
 }
 
-/** Whether this is a processor with AMX that a virtual machine hides: its products run on AVX-512, not on AVX512-BF16 (cpu_level.cc). */
+/** Whether this is a processor with AMX that a virtual machine hides: its products run on AVX-512, not on AVX512-BF16 (native/platform/cpu.cc). */
 function hidesAmx() {
   if (processorLacks('avx512_fp16') || !processorLacks('amx_bf16')) return false;
   return /^vendor_id\s*:\s*GenuineIntel$/m.test(readFileSync('/proc/cpuinfo', 'utf8'));

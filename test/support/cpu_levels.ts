@@ -1,5 +1,5 @@
 /**
- * The instruction sets for which matrix products have kernels (CpuLevel in native/kernels/cpu/runtime/cpu_level.h), and those of a processor.
+ * The instruction sets for which matrix products have kernels (native/platform/cpu.h), and those of a processor.
  */
 import { readFileSync } from 'node:fs';
 
@@ -33,7 +33,7 @@ export function casesOfLevel<T>(all: readonly T[], count = 1): readonly T[] {
 export function cpuLevelsOf(cpuinfo = readCpuInfo()): { best: string | null; others: CpuLevel[] } {
   const present = new Set(/^flags\s*:\s*(.*)$/m.exec(cpuinfo)?.[1]?.split(' '));
   const levels = kCpuLevels.filter(({ flags }) => flags.every((flag) => present.has(flag)));
-  // These processors multiply bf16 at half the rate of f32, as cpu_level.cc says.
+  // These processors multiply bf16 at half the rate of f32, as native/platform/cpu.cc says.
   const widens = /^vendor_id\s*:\s*GenuineIntel$/m.test(cpuinfo) && present.has('avx512_fp16');
   const best = levels.at(-1)?.name === 'avx512_bf16' && widens ? 'avx512' : levels.at(-1)?.name;
   return { best: best ?? null, others: levels.filter(({ name }) => name !== best) };

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "kernels/cpu/products/product_f64.h"
-#include "kernels/cpu/runtime/machine_memory.h"
+#include "platform/platform.h"
 #include "tensor/shape.h"
 
 namespace balora {
@@ -33,7 +33,7 @@ struct Matrix {
   static size_t size_of(int64_t r, int64_t c) {
     const auto count = checked_numel(std::array{r, c});
     if (!count) throw std::bad_alloc();
-    require_host_memory(static_cast<uint64_t>(*count) * sizeof(double));
+    platform::require_memory(static_cast<uint64_t>(*count) * sizeof(double));
     return static_cast<size_t>(*count);
   }
 };

@@ -1,10 +1,8 @@
 #include "kernels/cpu/linear/kept_factors.h"
 
-#include <cstdlib>
-#include <new>
 #include <optional>
 
-#include "kernels/cpu/runtime/machine_memory.h"
+#include "platform/platform.h"
 
 namespace balora {
 namespace {
@@ -13,11 +11,8 @@ namespace {
 struct Kept {
   std::shared_ptr<const char> storage = std::make_shared<const char>();
 
-  struct Free {
-    void operator()(void* data) const { std::free(data); }
-  };
   KeptKey key;
-  std::unique_ptr<void, Free> matrix;
+  platform::AlignedMemory matrix;
 
   struct Fact {
     FactorValues now, start;
@@ -76,14 +71,11 @@ const void* kept_matrix(Context* ctx, const View& owner, const KeptKey& key, int
   drop_stale(ctx, owner);
   if (kept->matrix) return nullptr;
   balora_slot& slot = *owner.versioned;
-  const uint64_t rounded = (static_cast<uint64_t>(bytes) + 63) / 64 * 64;
-  require_host_memory(rounded);
-  std::unique_ptr<void, Kept::Free> matrix(std::aligned_alloc(64, rounded));
-  if (!matrix) throw std::bad_alloc();
+  platform::AlignedMemory matrix = platform::allocate_aligned(static_cast<uint64_t>(bytes));
   make(matrix.get());
   kept->matrix = std::move(matrix);
   kept->key = key;
-  account(ctx, slot, static_cast<int64_t>(rounded));
+  account(ctx, slot, static_cast<int64_t>(platform::aligned_bytes(static_cast<uint64_t>(bytes))));
   return kept->matrix.get();
 }
 

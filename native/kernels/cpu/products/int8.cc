@@ -14,7 +14,6 @@
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
-#include "kernels/cpu/runtime/machine_memory.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -211,10 +210,6 @@ struct Int8Weight::Copies {
   std::vector<Entry> entries;
 };
 
-void Int8Weight::Free::operator()(void* data) const {
-  std::free(data);
-}
-
 const Int8Weight* Int8Weight::of(Context* ctx, const View& weight, bool rotated) {
   if (!weight.slots || view_numel(weight) == 0) return nullptr;
   if (weight.dtype == BALORA_F64) throw UnsupportedError("no product of f64 is computed in int8");
@@ -247,9 +242,7 @@ Int8Weight::Int8Weight(Context* ctx, const View& weight, bool rotated)
   constexpr int64_t kNumber = 4;  // bytes
   const int64_t code_bytes = whole(outs_ * ins_, 64);
   bytes_ = whole(code_bytes + (2 * outs + ins) * kNumber, 64);
-  require_host_memory(static_cast<uint64_t>(bytes_));
-  memory_.reset(std::aligned_alloc(64, static_cast<size_t>(bytes_)));
-  if (!memory_) throw std::bad_alloc();
+  memory_ = platform::allocate_aligned(static_cast<uint64_t>(bytes_));
   char* const begin = static_cast<char*>(memory_.get());
   std::memset(begin + code_bytes, 0, static_cast<size_t>(bytes_ - code_bytes));
   q_ = reinterpret_cast<int8_t*>(begin);

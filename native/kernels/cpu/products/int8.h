@@ -12,10 +12,10 @@
 //   dx = (s_g q_g q_w) R, q_g and s_g from the rows of dy * s_w.
 #pragma once
 #include <cstdint>
-#include <memory>
 
 #include "kernels/cpu/products/int8_cores.h"
 #include "kernels/kernel_table.h"
+#include "platform/platform.h"
 
 namespace balora {
 
@@ -46,9 +46,6 @@ class Int8Weight {
   int64_t rotation() const { return rotation_; }
 
  private:
-  struct Free {
-    void operator()(void* data) const;
-  };
   struct Copies;
 
   Int8Weight(Context* ctx, const View& weight, bool rotated);
@@ -56,7 +53,7 @@ class Int8Weight {
   void sum_columns(Context* ctx);
 
   int64_t outs_, ins_, rotation_, bytes_;
-  std::unique_ptr<void, Free> memory_;
+  platform::AlignedMemory memory_;
   int8_t* q_;
   float* scale_;                                // (O)
   int32_t *forward_offset_, *backward_offset_;  // (O), (I)

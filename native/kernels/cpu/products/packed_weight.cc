@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "kernels/cpu/elementwise/convert.h"
-#include "kernels/cpu/runtime/machine_memory.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/shared/rows.h"
@@ -27,10 +26,6 @@ constexpr int64_t kRowsAtOnce = 8192;
 static_assert(kRowsAtOnce % kRowBucket == 0);
 
 }  // namespace
-
-void PackedWeight::Free::operator()(void* data) const {
-  std::free(data);
-}
 
 const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transposed) {
   if (!b.slots || !view_contiguous(b) || view_numel(b) == 0) return nullptr;
@@ -58,11 +53,8 @@ PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
 }
 
 void PackedWeight::allocate(uint64_t bytes) {
-  const uint64_t rounded = (bytes + 63) / 64 * 64;
-  require_host_memory(rounded);
-  data_.reset(std::aligned_alloc(64, rounded));
-  if (!data_) throw std::bad_alloc();
-  bytes_ = static_cast<int64_t>(rounded);
+  data_ = platform::allocate_aligned(bytes);
+  bytes_ = static_cast<int64_t>(platform::aligned_bytes(bytes));
 }
 
 void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {

@@ -2,9 +2,9 @@
 // (out,in) weight holds the layout for x W^T, slot 1 the one for dy W.
 #pragma once
 #include <cstdint>
-#include <memory>
 
 #include "kernels/cpu/products/onednn.h"
+#include "platform/platform.h"
 #include "tensor/dtype.h"
 
 namespace balora {
@@ -19,11 +19,6 @@ class PackedWeight {
                 int64_t ldc, float beta) const;  // beta 0 or 1
 
  private:
-  struct Free {
-    void operator()(void* data) const;
-  };
-  using Data = std::unique_ptr<void, Free>;
-
   PackedWeight(Context* ctx, const View& b, bool transposed);
   void allocate(uint64_t bytes);
   void pack_onednn(Context* ctx, const View& b, bool transposed);
@@ -35,7 +30,7 @@ class PackedWeight {
   int32_t dtype_;
   dnnl::memory::desc layout_;
   int64_t bytes_ = 0;
-  Data data_;  // null: not supported on this CPU
+  platform::AlignedMemory data_;  // null: not supported on this CPU
 };
 
 }  // namespace balora

@@ -1,11 +1,7 @@
 #include "kernels/cpu/runtime/scratch.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
-
-#include "kernels/cpu/runtime/machine_memory.h"
 
 namespace balora {
 namespace {
@@ -16,10 +12,6 @@ constexpr uint64_t kMostTimes = 4;
 constexpr uint64_t kSmall = uint64_t{256} << 10;
 
 }  // namespace
-
-ScratchPool::~ScratchPool() {
-  for (const auto& block : blocks_) std::free(block->data);
-}
 
 // The smallest free block that is large enough; else the largest of those that are not, which
 // grows; else a new one.
@@ -41,16 +33,13 @@ ScratchPool::Block& ScratchPool::choose(uint64_t bytes) {
 ScratchPool::Block& ScratchPool::lend(uint64_t bytes) {
   Block& block = choose(bytes);
   if (block.bytes < bytes) {
-    std::free(block.data);
     block = {};
     const uint64_t rounded = (bytes + 4095) / 4096 * 4096;
-    require_host_memory(rounded);
-    block.data = std::aligned_alloc(64, rounded);
-    if (!block.data) throw std::bad_alloc();
+    block.data = platform::allocate_aligned(rounded);
     block.bytes = rounded;
   }
   block.lent = true;
-  if (poisoned_) std::memset(block.data, 0xff, bytes);
+  if (poisoned_) std::memset(block.data.get(), 0xff, bytes);
   return block;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/kernel_table.h"
+#include "platform/platform.h"
 
 namespace balora {
 
@@ -13,7 +14,7 @@ namespace balora {
 class ScratchPool {
  public:
   struct Block {
-    void* data = nullptr;
+    platform::AlignedMemory data;
     uint64_t bytes = 0;
     bool lent = false;
   };
@@ -21,7 +22,6 @@ class ScratchPool {
   ScratchPool() = default;
   ScratchPool(const ScratchPool&) = delete;
   ScratchPool& operator=(const ScratchPool&) = delete;
-  ~ScratchPool();
 
   // At least so many bytes, aligned to 64, of any content. @throws std::bad_alloc
   Block& lend(uint64_t bytes);
@@ -51,7 +51,7 @@ class Scratch {
     if (block_) block_->lent = false;
   }
 
-  T* data() const { return block_ ? static_cast<T*>(block_->data) : nullptr; }
+  T* data() const { return block_ ? static_cast<T*>(block_->data.get()) : nullptr; }
 
  private:
   ScratchPool::Block* block_;

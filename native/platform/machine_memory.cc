@@ -1,5 +1,4 @@
-#include "kernels/cpu/runtime/machine_memory.h"
-
+// The memory that a process may use, by the files of Linux.
 #include <algorithm>
 #include <charconv>
 #include <fstream>
@@ -10,7 +9,9 @@
 #include <string_view>
 #include <vector>
 
-namespace balora {
+#include "platform/platform.h"
+
+namespace balora::platform {
 namespace {
 
 constexpr uint64_t kNone = std::numeric_limits<uint64_t>::max();  // no limit
@@ -172,11 +173,11 @@ MachineMemory machine_memory(const std::string& root) {
   return least;
 }
 
-void require_host_memory(uint64_t bytes) {
+void require_memory(uint64_t bytes) {
   constexpr uint64_t kChecked = uint64_t{32} << 20;  // smaller blocks are not worth a look
   if (bytes < kChecked) return;
   const MachineMemory memory = machine_memory();
   if (memory.total_bytes > 0 && bytes > memory.free_bytes) throw std::bad_alloc();
 }
 
-}  // namespace balora
+}  // namespace balora::platform

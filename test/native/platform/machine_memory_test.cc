@@ -7,9 +7,12 @@
 #include <fstream>
 #include <string>
 
-#include "kernels/cpu/runtime/machine_memory.h"
+#include "platform/platform.h"
 
 namespace balora {
+
+using platform::machine_memory;
+using platform::MachineMemory;
 namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
