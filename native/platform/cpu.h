@@ -17,7 +17,7 @@ enum Feature : uint32_t {
 };
 
 struct Cpu {
-  // What the processor has, or less where ONEDNN_MAX_CPU_ISA (or DNNL_MAX_CPU_ISA) says so, in
+  // All that the processor has, or less where ONEDNN_MAX_CPU_ISA (or DNNL_MAX_CPU_ISA) says so, in
   // oneDNN's names.
   uint32_t has = 0;
   // The same without what is slower than what it replaces.
@@ -31,8 +31,8 @@ struct Cpu {
 // Read at the first question, which the addon asks when it is loaded.
 const Cpu& cpu();
 
-// The features that a limit leaves, by its name in any letters; null, "" and unknown names leave
-// all.
+// The features that a limit leaves, by its name in any letters. Null, "" and names that are not
+// known leave all.
 uint32_t features_within(const char* limit);
 
 // Numbers too small for a full mantissa (below 2^-126 in f32) count as zero: some processors take

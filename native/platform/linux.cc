@@ -1,3 +1,4 @@
+// The parts of platform.h that Linux has for itself.
 #include <dlfcn.h>
 #include <malloc.h>
 #include <sched.h>
@@ -22,8 +23,7 @@ uint64_t mapped_bytes(uint64_t bytes) {
 
 }  // namespace
 
-// From a huge page's start. The kernel may hand out a page for each 4 KiB where it has no huge
-// ones.
+// From a huge page's start. Where the kernel has no huge pages, it may hand out those of 4 KiB.
 void* reserve(uint64_t bytes) {
   const uint64_t size = mapped_bytes(bytes), wide = size + kHugePageBytes;
   void* mapped = mmap(nullptr, wide, PROT_READ | PROT_WRITE,

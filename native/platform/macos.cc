@@ -1,3 +1,4 @@
+// The parts of platform.h that macOS has for itself. No machine at hand has compiled or run it.
 #include <cstdlib>
 #include <thread>
 

@@ -1,4 +1,4 @@
-// What Linux and macOS have in common.
+// The parts of platform.h that Linux and macOS have in common.
 #include <dlfcn.h>
 
 #include <cstdlib>

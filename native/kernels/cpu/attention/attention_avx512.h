@@ -1,6 +1,6 @@
 // The row loops of attention (attention_tiles.h) in AVX-512 instructions, for tiles of f32 and what
 // those of bf16 share with them: whole vectors of rows are transposed, where a compiler gathers
-// elements, and an exponential takes half of the instructions. Only where platform::cpu().uses(platform::kAvx512).
+// elements, and an exponential takes half of the instructions. Only where there is AVX-512.
 #pragma once
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/products/tiles_target.h"

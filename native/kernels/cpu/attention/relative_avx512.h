@@ -1,5 +1,5 @@
 // Exchanges with the position tables (relative_rows.h) in AVX-512 instructions, for blocks of 16
-// queries and 16 keys of f32. Only where platform::cpu().uses(platform::kAvx512).
+// queries and 16 keys of f32. Only where there is AVX-512.
 #pragma once
 #include "kernels/cpu/attention/relative_rows.h"
 #include "kernels/cpu/products/tiles_target.h"

@@ -1,4 +1,4 @@
-// SwiGLU on rows of bf16 (gated.cc) in AVX512-BF16 instructions. Only where platform::cpu().uses(platform::kBf16).
+// SwiGLU on rows of bf16 (gated.cc) in AVX512-BF16 instructions. Only where tiles_ready().
 #pragma once
 #include <cstdint>
 

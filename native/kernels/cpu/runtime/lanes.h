@@ -1,5 +1,5 @@
 // Vectors of f32, for row loops in AVX-512 instructions, and beside bf16 in memory in those of
-// AVX512-BF16, which only run where platform::cpu().uses(platform::kBf16). A compiler rounds to bf16 by integers,
+// AVX512-BF16, which only run where tiles_ready(). A compiler rounds to bf16 by integers,
 // and takes twice as many instructions for an exponential.
 #pragma once
 #include "kernels/cpu/products/tiles_target.h"
