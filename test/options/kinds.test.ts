@@ -17,7 +17,7 @@ import {
   value,
   whole,
 } from '../../lib/options/kinds.ts';
-import { checkValue, normalized, type Option } from '../../lib/options/option.ts';
+import { checkFileValue, checkValue, normalized, type Option } from '../../lib/options/option.ts';
 
 const help = '';
 const kFields = z.strictObject({ minLr: z.number().optional(), warmupType: z.string().optional() });
@@ -62,12 +62,15 @@ describe('a kind of values', () => {
     ['size', size({ words: ['max'], default: null, help }), '1.5GiB', 1.5 * 2 ** 30],
     ['size', size({ words: ['max'], default: null, help }), '900 MB', 9e8],
     ['size', size({ words: ['max'], default: null, help }), 'max', 'max'],
-    [
-      'size',
-      size({ words: ['max'], default: null, help }),
-      '0',
-      'x must be max or a size such as 1.2GiB, got "0"',
-    ],
+    ['size', size({ words: ['max'], default: null, help }), '1500000', 1_500_000],
+    ...['0', '0GiB', '0.6', '600', '999999', '0000600'].map(
+      (given): [string, Option, string, unknown] => [
+        'size',
+        size({ words: ['max'], default: null, help }),
+        given,
+        `x must be max or a size with its unit such as 1.2GiB, got "${given}"`,
+      ],
+    ),
     ['names', names({ help }), 'a, b', ['a', 'b']],
     ['names', names({ help }), 'a', 'a'],
     ['nameList', nameList({ help }), 'a', ['a']],
@@ -126,4 +129,14 @@ it('a single index becomes a list, and repeated module names are removed', () =>
   expect(normalized(indices({ default: null, help }), 3)).toEqual([3]);
   expect(normalized(modules({ default: null, help }), ['b', 'a', 'b'])).toEqual(['b', 'a']);
   expect(normalized(modules({ default: null, help }), null)).toBeNull();
+});
+
+it('a size without a unit that a file has is in bytes, and never a few of them', () => {
+  const option = size({ words: ['max'], default: null, help });
+  expect(checkFileValue('x', option, 1_500_000)).toBe(1_500_000);
+  for (const given of [600, 0.6, '600']) {
+    expect(() => checkFileValue('x', option, given)).toThrow(
+      /^x must be max or a size with its unit such as 1.2GiB, got "?(600|0\.6)"?$/,
+    );
+  }
 });
