@@ -49,6 +49,18 @@ describe('a kind of values', () => {
     ['whole', whole({ least: 1, help }), 'many', 'x must be a whole number >= 1, got "many"'],
     ['choice', choice({ choices: ['a', 'b'], help }), 'b', 'b'],
     ['choice', choice({ choices: ['a', 'b'], help }), 'c', 'x must be one of a, b, got "c"'],
+    [
+      'choice',
+      choice({ choices: ['lora', 'lora_fa', 'lora_ga', 'hra'], help }),
+      'LoRA-GA',
+      'x must be one of lora, lora_fa, lora_ga, hra, got "LoRA-GA" (did you mean "lora_ga"?)',
+    ],
+    [
+      'choice',
+      choice({ choices: ['lora', 'lora_fa', 'lora_ga', 'hra'], help }),
+      'ia3',
+      'x must be one of lora, lora_fa, lora_ga, hra, got "ia3"',
+    ],
     ['choiceOrNull', choiceOrNull({ choices: ['a'], help }), 'none', null],
     [
       'choiceOrNull',
