@@ -41,6 +41,8 @@ it('prints a table with intervals', async () => {
   expect(lines[0]).toMatch(/^task +metric +items +model +95 %$/);
   expect(lines[1]).toMatch(/^crows_pairs +pct_stereotype +3 +\d\.\d{4} +\d\.\d{4} to \d\.\d{4}$/);
   expect(lines[3]).toMatch(/^gsm8k_peft +accuracy +3 +0\.0000 +0\.0000 to 0\.0000$/);
+  const one = await score('--tasks', 'crows_pairs', '--limit', '1');
+  expect(one.out).toMatch(/^crows_pairs +pct_stereotype +1 +\d\.\d{4} +–$/m);
 });
 
 it('asks with examples, and tells how many prompts are longer than the context', async () => {
