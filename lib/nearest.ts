@@ -24,10 +24,11 @@ export function editDistance(a: string, b: string): number {
 export function misspelt(name: string, known: readonly string[]): string | null {
   const plain = name.toLowerCase().trim();
   // A third of a word at most: two wrong letters turn any short word into any other.
-  const near = known.filter(
-    (word) => editDistance(plain, word) <= Math.min(2, Math.floor(word.length / 3)),
-  );
-  return near[0] ?? null;
+  const near = known
+    .map((word) => ({ word, edits: editDistance(plain, word) }))
+    .filter(({ word, edits }) => edits <= Math.min(2, Math.floor(word.length / 3)))
+    .sort((a, b) => a.edits - b.edits);
+  return near[0]?.word ?? null;
 }
 
 const entry = (row: readonly number[], j: number) => row[j] as number;

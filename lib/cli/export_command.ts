@@ -104,6 +104,8 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
     const input = { ...source, outtype, maxShardSize: most, klText, warn };
     lines.push(...(await exportModel(target, input, output)));
   }
-  context.stdout.write(`${[`written to ${output}`, ...lines].join('\n')}\n`);
+  // The place comes last, where it is seen: of a file in blocks there is a line for each tensor.
+  const next = form === 'lora' ? (target.next?.(output) ?? []) : [];
+  context.stdout.write(`${[...lines, `written to ${output}`, ...next].join('\n')}\n`);
   return 0;
 }

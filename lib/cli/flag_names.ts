@@ -17,7 +17,7 @@ const kTwice = /(--[a-z0-9-]+)( \w+)? \(\1(?:\2)?\)/g;
 const kDiffering = /(?<=[(;] ?)[a-zA-Z]\w*(?=: was )/g;
 /** A name that consists of one word, which is an option's only as the subject of one of these verbs, and in the advice to leave it out. */
 const kSubject =
-  /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)|(?<=\bleave )[a-z]+(?= out\b)/g;
+  /(?<=^|: )[a-z]+(?= (?:must|has no|needs|is for|cannot)\b)|(?<=\bleave )[a-z]+(?= out\b)|(?<=\bleave out (?:\w+, )*)[a-z]+(?=, |$)/g;
 /** The beginning of a message about an option; that of a choice, since others are words of English, too (`data: cannot open`). */
 const kBeginning = /^[a-z]+(?=: )/;
 

@@ -81,14 +81,16 @@ export interface Scored {
 /** Reads all data, loads the model and scores it on the tasks of the settings. */
 export async function scoreModel(settings: EvaluateSettings, run: RunContext): Promise<Scored> {
   const { progress, signal } = run;
-  // The data is read first: an error in it should not come after a model has been loaded.
-  const prepared: PreparedTask[] = [];
+  // All names are checked first, then all data: an error in either should not come after a model has been loaded.
+  const tasks: ScoringTask[] = [];
   for (const name of new Set(settings.tasks)) {
     const task = isTaskFile(name) ? await readTaskFile(name) : scoringTask(name);
     checkHasOutput(task, settings);
-    prepared.push(await prepare(task, settings, signal));
+    tasks.push(task);
   }
-  checkLimits(settings, prepared);
+  checkLimits(settings, tasks);
+  const prepared: PreparedTask[] = [];
+  for (const task of tasks) prepared.push(await prepare(task, settings, signal));
   const runner = prepared.some(({ task }) => isCodeTask(task))
     ? await runnerOf(settings, progress)
     : null;
@@ -108,8 +110,8 @@ export async function scoreModel(settings: EvaluateSettings, run: RunContext): P
 }
 
 /** Refuses a limit of a task that is not scored. @throws ArgumentError */
-function checkLimits({ limit }: EvaluateSettings, prepared: readonly PreparedTask[]): void {
-  const names = prepared.map(({ task }) => task.name);
+function checkLimits({ limit }: EvaluateSettings, tasks: readonly ScoringTask[]): void {
+  const names = tasks.map(({ name }) => name);
   const odd =
     typeof limit === 'object' ? Object.keys(limit).find((one) => !names.includes(one)) : undefined;
   if (odd === undefined) return;
@@ -170,11 +172,18 @@ function isOwnFile({ data, fewshotData }: EvaluateSettings): boolean {
 
 /**
  * The file of a task that --data names: of its own (`task=file`), or by its name in a folder.
- * @throws FormatError for a folder that is missing, ArgumentError where no file of it is named
+ * @throws FormatError for a folder that is missing, ArgumentError for a file without its task, and where none of the task is named
  */
 async function fileOf(given: string, task: ScoringTask, part: DataPart): Promise<string> {
+  const flag = part === 'items' ? '--data' : '--fewshot-data';
   if (!given.includes('=')) {
-    if ((await statPath(given)) !== null) return findTaskFile(given, task, part);
+    const found = await statPath(given);
+    if (found?.isFile()) {
+      throw new ArgumentError(
+        `${flag}: ${given} is a file; say of which task it is: ${flag} ${task.name}=${given}`,
+      );
+    }
+    if (found !== null) return findTaskFile(given, task, part);
     throw new FormatError(`${given}: no such folder`, {
       path: given,
       advice: `check the path, or name the file: ${task.name}=FILE`,
@@ -183,6 +192,5 @@ async function fileOf(given: string, task: ScoringTask, part: DataPart): Promise
   const named = given.split(',').map((one) => one.split('='));
   const found = named.find(([name]) => name === task.name || name === task.dataName);
   if (found?.[1] && found.length === 2) return found[1];
-  const flag = part === 'items' ? '--data' : '--fewshot-data';
   throw new ArgumentError(`${flag}: there is no file for ${task.name}; give ${task.name}=FILE`);
 }

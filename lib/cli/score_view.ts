@@ -3,7 +3,7 @@ import type { Interval } from '../eval/bootstrap.ts';
 import { fixed } from './terminal.ts';
 import { textTable } from './text_table.ts';
 
-/** A number with its 95 % interval; null where it is undefined, and an interval of null where there is none. */
+/** A number with its 95 % interval; null where it is undefined, and an interval of null where there is none, as of one item alone. */
 export interface ScoredNumber {
   readonly value: number | null;
   readonly interval: Interval | null;
@@ -42,7 +42,7 @@ export function scoreTable(scores: readonly TaskScore[]): string {
     ...[task, name, String(items)],
     ...models.flatMap((model) => {
       const found = scores.find((one) => one.model === model && one.task === task);
-      return cells(found === undefined ? undefined : numbersOf(found)[name]);
+      return found === undefined ? ['', ''] : cells(found, name);
     }),
   ]);
   return textTable([header, ...rows], `llr${'rl'.repeat(models.length)}`);
@@ -63,9 +63,12 @@ function inOrder<L extends { readonly task: string }>(lines: readonly L[]): read
   return tasks.flatMap((task) => lines.filter((line) => line.task === task));
 }
 
-function cells(number: ScoredNumber | undefined): readonly string[] {
+/** A number and its interval; a dash for that of one item, of which there is none. */
+function cells(score: TaskScore, name: string): readonly string[] {
+  const number = numbersOf(score)[name];
   if (number === undefined) return ['', ''];
   const { value, interval } = number;
   if (value === null) return ['undefined', ''];
-  return [fixed(value), interval === null ? '' : `${fixed(interval[0])} to ${fixed(interval[1])}`];
+  if (interval !== null) return [fixed(value), `${fixed(interval[0])} to ${fixed(interval[1])}`];
+  return [fixed(value), score.items === 1 && Object.hasOwn(score.metrics, name) ? '–' : ''];
 }

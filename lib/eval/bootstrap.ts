@@ -23,7 +23,8 @@ const kTurnMs = 8;
 /**
  * Computes the interval of each number that a summary of items gives. The draws depend on the seed and the number of items alone.
  * @param summarize computes the numbers of a sample of items
- * @returns intervals by name; null for a number that is null in the summary of all items
+ * @returns intervals by name; null for a number that is null in the summary of all items, and for all numbers of one item alone, of which
+ *   every sample is the same
  */
 export async function confidenceIntervals(
   items: readonly ItemResult[],
@@ -31,6 +32,7 @@ export async function confidenceIntervals(
   { resamples = 1000, seed = 1234, level = 0.95, signal }: BootstrapOptions = {},
 ): Promise<Readonly<Record<string, Interval | null>>> {
   const whole = summarize(items);
+  if (items.length < 2) return Object.fromEntries(Object.keys(whole).map((name) => [name, null]));
   const values = Object.keys(whole).map((name) => ({ name, of: [] as number[] }));
   const random = new PythonRandom(seed);
   let turn = performance.now();

@@ -17,6 +17,8 @@ const kKind = { noun: 'task', example: 'output_type: multiple_choice' };
 const kMetrics = ['acc', 'acc_norm', 'acc_bytes'] as const;
 
 const kText = z.string().min(1);
+/** The text between a question and its answer: one that is scored, or that of an example. */
+const kDelimiter = z.string().default(' ');
 const kCommon = {
   task: z.string().regex(/^\w[\w.-]*$/),
   version: z.int().min(1).default(1),
@@ -29,7 +31,7 @@ const kChoiceFile = z.strictObject({
   output_type: z.literal('multiple_choice'),
   doc_to_choice: z.union([z.array(kText).min(2), kText]),
   doc_to_target: z.union([kText, z.int().min(0)]),
-  target_delimiter: z.string().default(' '),
+  target_delimiter: kDelimiter,
   metric_list: z.array(z.enum(kMetrics)).min(1).default(['acc', 'acc_norm']),
 });
 
@@ -41,6 +43,7 @@ const kGenerationFile = z.strictObject({
   max_gen_toks: z.int().min(1).default(64),
   regex_pattern: kText.optional(),
   ignore_case: z.boolean().default(true),
+  target_delimiter: kDelimiter,
 });
 
 const kFile = z.discriminatedUnion('output_type', [kChoiceFile, kGenerationFile]);
@@ -183,7 +186,7 @@ function generationTask(file: GenerationFile, source: Source): GenerationTask {
     ...{ numFewshot: file.num_fewshot, stopStrings: file.until, maxNewTokens: file.max_gen_toks },
     read: (fields) => ({ question: question.fill(fields), answer: answer.fill(fields) }),
     prompt: (item) => item.question,
-    example: (item) => `${item.question} ${item.answer}`,
+    example: (item) => `${item.question}${file.target_delimiter}${item.answer}`,
     extract(item, output) {
       const found = extract(output);
       const exact_match = Number(found !== null && plain(found) === plain(item.answer));

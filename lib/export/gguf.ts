@@ -215,7 +215,7 @@ function warnOfRounding({ tensors }: Plan, { tuned, outtype, warn }: ExportInput
   const again =
     outtype === 'f32'
       ? 'the file has the values of that rounding'
-      : 'they are rounded a second time, by the errors below; start from the F16 or F32 file of the model if there is one';
+      : 'they are rounded a second time, by the errors below; if there is an F16 or F32 file of the model, train and export from it';
   warn(
     `the base is quantised (${[...before].sort().join(', ')}), so its weights were rounded once: ${again}`,
   );

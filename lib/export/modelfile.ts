@@ -29,6 +29,7 @@ export const modelfile = defineTarget({
     };
     return fillFolder(output, fill, [kModel, kModelfile], input);
   },
+  next: (output) => [`for Ollama: ollama create NAME -f ${shellWord(join(output, kModelfile))}`],
 });
 
 /** The text of a Modelfile. The BOS token, which Ollama adds by the file's own metadata, is in the template only where it does not. */
@@ -41,6 +42,10 @@ export function modelfileText({ format, start, defaultSystem }: FoundFormat): st
   ];
   return `${lines.join('\n')}\n`;
 }
+
+/** A path as a word of a POSIX shell. */
+const shellWord = (path: string): string =>
+  /^[\w./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`;
 
 function quoted(text: string): string {
   if (!text.includes('"""')) return `"""${text}"""`;

@@ -64,6 +64,8 @@ export interface ExportTarget<Name extends string = string> {
    * @throws UnsupportedError for what the format cannot hold, before anything is written
    */
   write(input: ExportInput, output: string): Promise<readonly string[]>;
+  /** Lines about what to do with an output, for the user. Default: none. */
+  readonly next?: (output: string) => readonly string[];
 }
 
 /** A target for models, with an adapter or without one, checked by the compiler; see {@link ExportTarget}. */

@@ -24,6 +24,8 @@ export function gramFormAllowed(head: Head): boolean {
 
 /** Bytes of the tiles of logits where the Gram form is not allowed, unless a limit is given. */
 const kSvdTileBytes = 16 * 2 ** 20;
+/** Copies of a tile, those of its gradient included, over what a tile is counted as: logits in f32 and in f64. */
+const kTileCopies = 2.5;
 /** f64 matrices (C,C) that exist at one time while {@link gramSpectrum} runs, beside its operands. */
 const kSpectrumMatrices = 5;
 const kF64Bytes = 8;
@@ -79,12 +81,35 @@ export function fusedSvdLoss(
   return svdRatio(hidden, head.weight, { k, norm, softcap: head.softcap ?? 0, chunkBytes });
 }
 
-/** Bytes that {@link fusedSvdLoss} takes for M rows beside the head's Gram matrix: H in f64, what pairs leave of H, and that times G. */
-export function svdLossBytes(rows: number, head: Head, chunkBytes: number): number {
-  const [, channels] = head.weight.shape as [number, number];
-  const states = (kF64Bytes + 2 * DTYPE_BYTES.f32) * rows * channels;
-  if (!gramFormAllowed(head)) return states + Math.max(chunkBytes, kSvdTileBytes);
-  return states + DTYPE_BYTES.f32 * channels ** 2;
+/** f64 matrices of the order of a Gram matrix that exist at one time while all of its eigenvectors are computed, or few of them. */
+const kEigenMatrices = { all: 6, few: 1.5 };
+/** Columns of a block of the iteration for few eigenvectors, from the number that is wanted; and blocks without which all are computed. */
+const krylovBlock = (k: number): number => 8 * Math.ceil((k + 6) / 8);
+const kLeastBlocks = 8;
+
+/**
+ * Bytes that {@link fusedSvdLoss} takes for M rows beside the head's Gram matrix. With it: H and H G in f64 where all pairs are wanted or M
+ * is small, else H in f64, and in f32 the rest that the pairs leave of it, that times G, and G. By tiles: the sum of dH, and a tile with its
+ * copies in f64.
+ */
+export function svdLossBytes(
+  rows: number,
+  head: Head,
+  { k = 10, norm = 'frobenius', chunkBytes = 0 }: SvdTermOptions = {},
+): number {
+  const [vocabulary, channels] = head.weight.shape as [number, number];
+  const isGram = gramFormAllowed(head);
+  const order = Math.min(rows, isGram ? channels : vocabulary);
+  const isDense = norm === 'nuclear' || kLeastBlocks * krylovBlock(k) > order;
+  const pairs = kEigenMatrices[isDense ? 'all' : 'few'] * kF64Bytes * order ** 2;
+  const states = rows * channels;
+  if (isGram) {
+    if (isDense) return 3 * kF64Bytes * states + pairs;
+    return (kF64Bytes + 2 * DTYPE_BYTES.f32) * states + DTYPE_BYTES.f32 * channels ** 2;
+  }
+  const logitBytes = DTYPE_BYTES.f32 + kF64Bytes;
+  const tile = Math.min(Math.max(chunkBytes, kSvdTileBytes), logitBytes * rows * vocabulary);
+  return (DTYPE_BYTES.f32 + kF64Bytes) * states + pairs + kTileCopies * tile;
 }
 
 /**

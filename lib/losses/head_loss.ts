@@ -326,8 +326,14 @@ export class HeadLoss {
 
   /** Bytes of the term of singular values: those kept from its first use on, and those that it takes for so many rows. */
   svdBytes(rows: number): { kept: number; working: number } {
-    if (!this.#otherTerms.some(hasSingularValues)) return { kept: 0, working: 0 };
-    const working = svdLossBytes(rows, this.head, this.chunkBytes);
+    const options = this.#otherTerms.flatMap(({ fused }) =>
+      fused?.pass === 'singularValues' ? [{ k: fused.k, norm: fused.norm }] : [],
+    );
+    if (options.length === 0) return { kept: 0, working: 0 };
+    const { chunkBytes } = this;
+    const working = Math.max(
+      ...options.map((term) => svdLossBytes(rows, this.head, { ...term, chunkBytes })),
+    );
     if (!gramFormAllowed(this.head)) return { kept: 0, working };
     const { kept, making } = HeadGram.bytes(this.head.weight);
     return { kept, working: Math.max(working, making) };
@@ -517,8 +523,6 @@ function baLoraTerms(
     .filter(({ key }) => on[key as keyof typeof on] ?? true)
     .map((definition: TermDefinition) => bind(definition, given));
 }
-
-const hasSingularValues = ({ fused }: Term): boolean => fused?.pass === 'singularValues';
 
 function countsOf({ supervised, regularizedRows }: SelectedRows): TermCounts {
   return { supervised, regularized: regularizedRows.length };

@@ -164,6 +164,16 @@ export interface AddedRows {
 
 /** A cache of keys and values of any number of sequences, for one model. */
 export class KvCache {
+  /** Bytes of the keys and values of so many positions in all layers, with what a cache is ahead of its sequences, at most. */
+  static bytes(layers: readonly CachedLayer[], dtype: DType, positions: number): number {
+    const channels = layers.map(
+      ({ numKeyValueHeads, headDim }) =>
+        2 * numKeyValueHeads * Math.ceil(headDim / kCacheChannels) * kCacheChannels,
+    );
+    const position = channels.reduce((a, b) => a + b, 0) * (kBytes[dtype] as number);
+    return (1 + kGrowth) * position * positions + kChunkBytes;
+  }
+
   readonly #groups: readonly Group[];
   readonly #places: readonly Place[];
   readonly #pools: readonly BlockPool[];

@@ -222,11 +222,15 @@ const kUnits: Record<string, number> = {
   mib: 2 ** 20,
   gib: 2 ** 30,
 };
-/** A size as text: a positive number of at most 15 digits on either side of the point, and a unit of {@link kUnits} in any case. */
+/**
+ * A size as text: a positive number of at most 15 digits on either side of the point, and a unit of {@link kUnits} in any case. A number
+ * without one is in bytes, and at least {@link kLeastBare}: who writes a smaller one has left the unit out.
+ */
 const kSize =
-  /^\s*(?=[\d.]*[1-9])(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15}) *([bB]|[kKmMgG][iI]?[bB]|)\s*$/;
+  /^\s*(?:(?=[\d.]*[1-9])(\d{1,15}(?:\.\d{0,15})?|\.\d{1,15}) *([bB]|[kKmMgG][iI]?[bB])|([1-9]\d{6,14}))\s*$/;
+const kLeastBare = 1e6;
 
-/** Declares a size in bytes: a number, a text such as 1.2GiB or 900MB, or one of the given words. */
+/** Declares a size in bytes: a number, a text such as 1.2GiB or 900MB, or one of the given words. A program may give any number. */
 export function size<const W extends string>(
   entry: Entry<null> & { readonly words: readonly W[] },
 ): Option<W | number, null> {
@@ -234,15 +238,15 @@ export function size<const W extends string>(
   const read = (given: unknown): unknown => {
     const found = typeof given === 'string' ? kSize.exec(given) : null;
     if (found === null) return given;
-    const [, amount, unit] = found as unknown as [string, string, string];
-    return Math.max(1, Math.round(Number(amount) * (kUnits[unit.toLowerCase()] as number)));
+    const [, amount, unit = '', bare] = found;
+    return Math.max(1, Math.round(Number(amount ?? bare) * (kUnits[unit.toLowerCase()] as number)));
   };
   const kind: Kind<W | number> = {
     schema: readBefore(read, z.union([z.enum(words), z.number().gt(0)])),
-    wanted: `${words.join(', ')} or a size such as 1.2GiB`,
+    wanted: `${words.join(', ')} or a size with its unit such as 1.2GiB`,
     placeholder: [...words, 'size'].join('|'),
     fromText: (given) => given,
-    fileSchema: z.union([z.enum(words), z.number().gt(0), z.string().regex(kSize)]),
+    fileSchema: z.union([z.enum(words), z.number().min(kLeastBare), z.string().regex(kSize)]),
   };
   return option(kind, entry);
 }

@@ -4,6 +4,7 @@
  */
 import type { z } from 'zod';
 import { ArgumentError } from '../errors.ts';
+import { misspelt } from '../nearest.ts';
 import { shown } from '../shown.ts';
 
 /** The circumstances that a default may depend on. The defaults of a method are its presets, in lib/adapters/methods. */
@@ -151,14 +152,20 @@ export function checkFileValue(name: string, option: Option, value: unknown): un
   return checkValue(name, option, fromFile ? fromFile(value) : value);
 }
 
-/** The second half of a message, after the option's name, that explains why a value is refused. */
+/** The second half of a message, after the option's name, that explains why a value is refused, with the choice that it misspells. */
 export function complaint(
-  { wanted, refused = {} }: Pick<Kind, 'wanted' | 'refused'>,
+  { wanted, refused = {}, choices = [] }: Pick<Kind, 'wanted' | 'refused' | 'choices'>,
   value: unknown,
 ): string {
   if (typeof value === 'string' && Object.hasOwn(refused, value))
     return `${value} ${refused[value]}`;
-  return `must be ${wanted}, got ${shown(value)}`;
+  return `must be ${wanted}, got ${shown(value)}${suggestion(value, choices)}`;
+}
+
+/** The text ` (did you mean "x"?)` with the choice that a value misspells, or an empty text where it misspells none. */
+export function suggestion(value: unknown, choices: readonly string[]): string {
+  const meant = typeof value === 'string' ? misspelt(value, choices) : null;
+  return meant === null ? '' : ` (did you mean "${meant}"?)`;
 }
 
 /**

@@ -23,7 +23,7 @@ import { kHeadTerm, kHeadTermCount } from '../ops/head_terms.ts';
 import type { TeacherSummary } from '../ops/index.ts';
 import { choice } from '../options/kinds.ts';
 import { type Int8Products, withInt8Products, withPhase } from '../runtime.ts';
-import { noGrad, scope, Tensor } from '../tensor.ts';
+import { DTYPE_BYTES, noGrad, scope, Tensor } from '../tensor.ts';
 import { yieldToEventLoop } from './event_loop.ts';
 import type {
   LossMemory,
@@ -204,7 +204,15 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
       teacherCache === undefined ? null : new TeacherCache(teacherCache, cacheKind, model.device);
     this.memory = {
       probe: (rows) => this.#loss.probe(rows),
-      bytes: (rows) => this.#loss.svdBytes(rows),
+      bytes: (rows, { microBatches = 1, cachesTeacher = false } = {}) => {
+        const { kept, working } = this.#loss.svdBytes(rows);
+        const states = DTYPE_BYTES[model.dtype] * channels * rows;
+        // Where a schedule reads the teacher's entropy, its outputs of a whole step are there before the step begins.
+        const waits = terms.some(({ readsTeacherEntropy }) => readsTeacherEntropy);
+        const waiting = waits ? (microBatches - 1) * states : 0;
+        const copies = cachesTeacher ? TeacherCache.bytes(rows, cacheKind) : 0;
+        return { kept, working: working + waiting + copies };
+      },
     };
     this.recorded = {
       prepare: (pass) => this.#prepare(pass),

@@ -88,7 +88,15 @@ export interface LossMemory {
   /** Enqueues losses and gradients of so many rows, whose memory is measured; what {@link LossMemory.bytes} says is left out. */
   probe(rows: number): void;
   /** Bytes that are kept from the first step on, and bytes that a micro-batch of so many rows takes. */
-  bytes(rows: number): { readonly kept: number; readonly working: number };
+  bytes(rows: number, pass?: LossPassOptions): { readonly kept: number; readonly working: number };
+}
+
+/** Facts of a run on which the memory of its losses depends. */
+export interface LossPassOptions {
+  /** Micro-batches of a step. Default 1. */
+  readonly microBatches?: number;
+  /** Whether the teacher's outputs are kept in a file. Default false. */
+  readonly cachesTeacher?: boolean;
 }
 
 /** A micro-batch that is ready to be recorded as a graph, or to be run by one. */

@@ -80,6 +80,8 @@ const kDigestBytes = 16;
 const [kRowsAt, kPayloadCrcAt, kHeaderCrcAt] = [kDigestBytes, kDigestBytes + 4, kDigestBytes + 8];
 const kRecordHeaderBytes = kHeaderCrcAt + 4;
 const kEntropyBytes = 8;
+/** Copies of a summary in the process's memory on its way between the device and the file, those that wait for a collection included. */
+const kCopies = 6;
 
 export class TeacherCache {
   readonly #file: number;
@@ -126,6 +128,15 @@ export class TeacherCache {
       closeSync(this.#file);
       throw diskError(this.#path, error);
     }
+  }
+
+  /** Bytes of the process's memory that reading or writing the summary of so many rows takes: its copies on the way. */
+  static bytes(
+    rows: number,
+    { dtype, channels }: Pick<TeacherCacheKind, 'dtype' | 'channels'>,
+  ): number {
+    const elementBytes = dtype === 'f64' ? 8 : 4;
+    return kCopies * rows * (channels * elementBytes + kEntropyBytes);
   }
 
   /** The number of sequences in the cache. */

@@ -29,6 +29,20 @@ const kFiles = [kNoteFile, kTensorFile];
  * Refuses a metric that no evaluation of the model has, before the first step.
  * @throws ArgumentError naming the metrics that there are
  */
+/** The metric by which a run keeps its best step; null where it keeps none. */
+export function bestMetric({
+  tuned,
+  evalData,
+  metricForBestModel,
+  evalSteps = 0,
+}: AnyTrainerOptions): MetricName | null {
+  if (evalData === undefined) return null;
+  if (metricForBestModel === undefined && evalSteps > 0) {
+    return taskOf(tuned.model).metrics(tuned.model).defaultMetric;
+  }
+  return metricForBestModel ?? null;
+}
+
 export function checkMetric({ tuned, metricForBestModel }: AnyTrainerOptions): void {
   const metric = metricForBestModel ?? null;
   if (metric === null) return;

@@ -13,7 +13,7 @@ import { formatBytes } from '../io/format_bytes.ts';
 import type { Model } from '../models/index.ts';
 import type { LayerKeep } from '../models/layers.ts';
 import { Linear } from '../nn/index.ts';
-import { memoryStats, trimMemory } from '../runtime.ts';
+import { memoryStats, resetPeakMemory, trimMemory } from '../runtime.ts';
 import type { LossMemory } from '../tasks/task.ts';
 import { DTYPE_BYTES, isRecording, Tensor } from '../tensor.ts';
 import { collectGarbage } from './garbage.ts';
@@ -40,8 +40,10 @@ export interface BatchPlan {
 
 /** The memory of a run beside its passes, in bytes. */
 export interface RunMemory {
-  /** Moments and gradients, which are not allocated yet. */
+  /** Moments, gradients and what else stays from the first step on, which is not allocated yet. */
   readonly optimizerBytes: number;
+  /** The largest gradient of a trained tensor. Default 0. */
+  readonly gradientBytes?: number;
   /** The weights' copies in int8, which are not made yet. Default 0. */
   readonly copiesBytes?: number;
   /** Whether activations are kept in int8. Default false. */
@@ -52,10 +54,24 @@ export interface RunMemory {
   readonly losses?: LossMemory | null;
   /** Rows of the largest batch of an evaluation, and bytes beside its passes. Default: none is made. */
   readonly evaluation?: { readonly rows: number; readonly bytes: number } | null;
+  /** The same of answers to sample prompts, whose passes it computes together. Default: there are none. */
+  readonly sampling?: { readonly rows: number; readonly bytes: number } | null;
   /** Bytes that writing the result takes. Default 0. */
   readonly writingBytes?: number;
+  /** Bytes that reading the checkpoint to resume from takes. Default 0. */
+  readonly resumingBytes?: number;
   /** Bytes that a process which does nothing but the run has had before it, at most. Default 0. */
   readonly begunBytes?: number;
+}
+
+/** Something that a process does under a budget. */
+interface Part {
+  readonly what: string;
+  /** Bytes of the process meanwhile, or of GPU memory. */
+  readonly bytes: number;
+  readonly how?: string;
+  /** Ways to make them fewer. */
+  readonly advice: readonly string[];
 }
 
 /** A note about a budget for the user; `code` is stable. */
@@ -76,6 +92,8 @@ const kFragmentation = 0.05;
 const kGrowthBytes = 40 * 2 ** 20;
 /** Packed copies of a weight, in multiples of its bytes: one for each direction, whose blocks are filled up. */
 const kPackedCopies = 2.02;
+/** Gradients of a trained weight that exist at one time beside the one that is kept: of the head's pass, of singular values, and sums. */
+const kWeightGradients = 4;
 const kChunkBytes = { max: 100 * 2 ** 20, min: 24 * 2 ** 20 };
 
 /** Limit, in bytes, on the logits that are computed at one time under a budget. */
@@ -97,7 +115,10 @@ export class MemoryPlanner {
     private readonly persistentBytes: number,
     /** The share of an offloaded base that stays in memory, at most; null for a base in memory. */
     private readonly mostResident: number | null,
-    private readonly run: Pick<RunMemory, 'evaluation' | 'writingBytes' | 'begunBytes'>,
+    private readonly run: RunMemory,
+    /** Bytes of the process in the measurement itself, at most. */
+    private readonly measuringBytes: number,
+    private readonly advice: readonly string[],
   ) {}
 
   /**
@@ -136,21 +157,29 @@ export class MemoryPlanner {
     const { model } = tuned;
     const { device, offload } = model;
     const { optimizerBytes, copiesBytes = 0, savesInt8 = false, largest = 1 } = run;
-    const { layerCount, costs } = await measureRows(tuned, savesInt8);
-    const packedForward = memoryStats({ device }).derivedBytes;
+    resetPeakMemory({ device });
+    const { layerCount, costs } = await measureRows(tuned, { savesInt8, largest });
+    const { derivedBytes: packedForward, peakBytes } = memoryStats({ device });
     const chunkBytes = chunkBytesOf(budget);
     const losses = run.losses
-      ? await measureLosses(run.losses, { device, largest })
-      : { kept: 0, bytes: () => chunkBytes };
+      ? await measureLosses(run.losses, {
+          device,
+          largest: largest > 1 ? Math.max(largest, run.evaluation?.rows ?? 0) : 1,
+        })
+      : { kept: 0, peak: 0, bytes: () => chunkBytes };
     const inProcess = sharesProcessMemory(device);
     if (inProcess) await collectGarbage();
     trimMemory({ device });
     const { liveBytes, derivedBytes } = memoryStats({ device });
     const now = inProcess ? process.memoryUsage().rss : liveBytes + derivedBytes;
     // The backward pass packs a second copy of the weights, in its own layout, where an earlier run on the model has not done so.
+    const own = packableWeights(model);
+    const ofTeacher = tuned.hasTeacher ? tuned.withTeacher(packableWeights) : [];
+    const others = ofTeacher.filter((weight) => !own.includes(weight));
+    const packedTeacher = model.dtype === 'f32' ? (kPackedCopies / 2) * bytesOf(others) : 0;
     const packedAgain = Math.min(
-      packedForward,
-      Math.max(0, kPackedCopies * packableBytes(model) - derivedBytes),
+      packedForward + packedTeacher,
+      Math.max(0, kPackedCopies * bytesOf(own) + packedTeacher - derivedBytes),
     );
     const persistentBytes =
       now + optimizerBytes + copiesBytes + packedAgain + losses.kept + bytesInFlight(model);
@@ -160,8 +189,14 @@ export class MemoryPlanner {
         : budget === 'max'
           ? residentBefore
           : Math.min(offload.stats().totalBytes, budget === 'min' ? 0 : budget);
+    const measuringBytes = now + Math.max(0, Math.max(peakBytes, losses.peak) - liveBytes);
+    const advice = [
+      ...(model.dtype === 'f32' ? ['dtype bf16'] : []),
+      ...(model.blockFormat === null && tuned.kind !== 'full' ? ['a base in blocks'] : []),
+    ];
     return new MemoryPlanner(
       ...[budget, layerCount, costs, losses, persistentBytes, mostResident, run],
+      ...[measuringBytes, advice],
     );
   }
 
@@ -180,7 +215,7 @@ export class MemoryPlanner {
       if (isLonger) {
         longest[kind] = rows;
         if (kind === 'recorded') this.check(rows);
-        else this.checkPass(rows);
+        else this.refuse([this.passOf(`a batch of ${tokens(rows)}`, rows)]);
         // The longest batch leaves so much; a part that changed from batch to batch would be read again and again.
         if (offload !== null && kind === 'recorded') {
           offload.residentBytes = this.plan(rows).residentBytes ?? 0;
@@ -211,13 +246,13 @@ export class MemoryPlanner {
     const chosen = this.planWithoutShare(rows);
     const { budget, mostResident } = this;
     // Between two steps nothing of a batch is there.
-    const bytes = Math.max(chosen.bytes, ...this.bytesBetween().map(([, other]) => other));
-    const overBudget = this.isOver(bytes);
-    const plan = { ...chosen, bytes, overBudget };
-    if (mostResident === null) return plan;
-    const left = typeof budget === 'number' ? Math.max(0, budget - bytes) : mostResident;
+    const during = Math.max(chosen.bytes, ...this.partsBetween().map((part) => part.bytes));
+    const before = Math.max(...this.partsBefore().map((part) => part.bytes));
+    const plan = { ...chosen, overBudget: this.isOver(Math.max(during, before)) };
+    if (mostResident === null) return { ...plan, bytes: Math.max(during, before) };
+    const left = typeof budget === 'number' ? Math.max(0, budget - during) : mostResident;
     const residentBytes = Math.min(left, mostResident);
-    return { ...plan, bytes: bytes + residentBytes, residentBytes };
+    return { ...plan, bytes: Math.max(during + residentBytes, before), residentBytes };
   }
 
   /** The plan with no part of an offloaded base in memory. */
@@ -244,19 +279,48 @@ export class MemoryPlanner {
     return plan({ checkpointed: some, thin: layerCount - some });
   }
 
-  /** The bytes of the process where it computes no step, by what it does there. */
-  private bytesBetween(): [what: string, bytes: number][] {
-    const { evaluation = null, writingBytes = 0, begunBytes = 0 } = this.run;
-    const written = this.persistentBytes + kGrowthBytes + writingBytes;
-    const all: [string, number][] = [
-      ['loading the model and starting its adapter', begunBytes],
-      ['writing the result', written],
+  /** The parts of a run before its first step, which are over once a step is planned. */
+  private partsBefore(): Part[] {
+    const { begunBytes = 0 } = this.run;
+    return [
+      {
+        ...{ what: 'loading the model and starting its adapter', bytes: begunBytes },
+        advice: ['another start of the adapter', ...this.advice],
+      },
+      { what: 'measuring a micro-batch', bytes: this.measuringBytes, advice: this.advice },
     ];
+  }
+
+  /** The parts of a run between its steps. */
+  private partsBetween(): Part[] {
+    const { evaluation = null, sampling = null } = this.run;
+    const { writingBytes = 0, resumingBytes = 0 } = this.run;
+    const idle = this.persistentBytes + kGrowthBytes;
+    const parts: Part[] = [
+      {
+        ...{ what: 'writing the result', bytes: idle + writingBytes },
+        advice: ['a lower rank', ...this.advice],
+      },
+      {
+        ...{ what: 'reading the checkpoint', bytes: idle + resumingBytes },
+        advice: this.advice,
+      },
+    ];
+    if (sampling !== null) {
+      const bytes = this.passBytes(sampling.rows, sampling.bytes);
+      const advice = ['fewer or shorter sample prompts', ...this.advice];
+      parts.push({ what: 'answering the sample prompts', bytes, advice });
+    }
     if (evaluation !== null) {
       const { rows, bytes } = evaluation;
-      all.push([`an evaluation with batches of ${tokens(rows)}`, this.passBytes(rows, bytes)]);
+      parts.push(this.passOf(`an evaluation with batches of ${tokens(rows)}`, rows, bytes));
     }
-    return all;
+    return parts;
+  }
+
+  private passOf(what: string, rows: number, more = 0): Part {
+    const advice = ['shorter batches', ...this.advice];
+    return { what, bytes: this.passBytes(rows, more), advice };
   }
 
   /** Bytes of the process in a pass that keeps nothing, and in the head's pass after it. */
@@ -275,29 +339,28 @@ export class MemoryPlanner {
     return typeof this.budget === 'number' && bytes > this.budget;
   }
 
-  /** Refuses a micro-batch that does not fit, and what is done between two steps. @throws ArgumentError */
+  /** Refuses a micro-batch that does not fit, and what is done beside the steps. @throws ArgumentError about the largest of these */
   private check(rows: number): void {
     const { bytes } = this.planWithoutShare(rows);
-    if (this.isOver(bytes)) {
-      const batch = `a micro-batch of ${tokens(rows)}`;
-      throw this.overBudgetError(batch, bytes, ' with every layer checkpointed');
-    }
-    for (const [what, needed] of this.bytesBetween()) {
-      if (this.isOver(needed)) throw this.overBudgetError(what, needed);
-    }
+    const step: Part = {
+      ...{ what: `a micro-batch of ${tokens(rows)}`, bytes },
+      ...{
+        how: ' with every layer checkpointed',
+        advice: ['smaller micro-batches', ...this.advice],
+      },
+    };
+    this.refuse([step, ...this.partsBetween(), ...this.partsBefore()]);
   }
 
-  /** Refuses a batch that does not fit though nothing of its pass is kept. @throws ArgumentError */
-  private checkPass(rows: number): void {
-    const bytes = this.passBytes(rows);
-    if (this.isOver(bytes)) throw this.overBudgetError(`a batch of ${tokens(rows)}`, bytes);
-  }
-
-  private overBudgetError(what: string, bytes: number, how = ''): ArgumentError {
+  /** Refuses the largest of these that is above the budget. @throws ArgumentError */
+  private refuse(parts: readonly Part[]): void {
+    const { what, bytes, how = '', advice } = parts.reduce((a, b) => (b.bytes > a.bytes ? b : a));
+    if (!this.isOver(bytes)) return;
     const [needed, given] = [formatBytes(bytes), formatBytes(Number(this.budget))];
-    return new ArgumentError(
+    const use = advice.length > 0 ? `, or use ${advice.join(', or ')}` : '';
+    throw new ArgumentError(
       `memoryBudget: ${given} is below the smallest plan: ${what} takes ${needed}${how}; raise the budget, give min for the smallest ` +
-        'plan whatever it takes, or use smaller micro-batches or dtype bf16',
+        `plan whatever it takes${use}`,
     );
   }
 
@@ -305,20 +368,23 @@ export class MemoryPlanner {
     const { costs, layerCount } = this;
     const kept = kKeeps.reduce((sum, keep) => sum + layers[keep] * costs[keep], 0) / layerCount;
     const batch = (1 + kFragmentation) * (rows * kept + this.inFlight(rows));
-    const bytes = Math.round(this.persistentBytes + kGrowthBytes + batch);
+    const gradients = kWeightGradients * (this.run.gradientBytes ?? 0);
+    const bytes = Math.round(this.persistentBytes + kGrowthBytes + batch + gradients);
     return { rows, layers, bytes, overBudget: this.isOver(bytes), residentBytes: null };
   }
 }
 
-/** Bytes of the weights of which packed copies may be kept: those of products. */
-function packableBytes(model: Model): number {
+/** The weights of which packed copies may be kept: those of products. */
+function packableWeights(model: Model): readonly Tensor[] {
   const linears = [...model.namedModules()].flatMap(([, module]) =>
     module instanceof Linear ? [module.weight] : [],
   );
   const { head } = model as { head?: unknown };
-  const weights = new Set([...linears, ...(isHead(head) ? [head.weight] : [])]);
-  return [...weights].reduce((sum, { size, dtype }) => sum + size * DTYPE_BYTES[dtype], 0);
+  return [...new Set([...linears, ...(isHead(head) ? [head.weight] : [])])];
 }
+
+const bytesOf = (tensors: readonly Tensor[]): number =>
+  tensors.reduce((sum, { size, dtype }) => sum + size * DTYPE_BYTES[dtype], 0);
 
 const isHead = (head: unknown): head is { weight: Tensor } =>
   (head as { weight?: unknown } | undefined)?.weight instanceof Tensor;

@@ -2,19 +2,28 @@
  * The plan of a run, made before its first step. Counts and the memory that stays allocated throughout the run are exact. The
  * additional memory of a step depends on kernels and shapes, so it is measured on one micro-batch rather than estimated.
  */
-import { deviceInfo } from '../device.ts';
+import { deviceInfo, sharesProcessMemory } from '../device.ts';
 import { NativeError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import { peakRssBytes } from '../io/peak_memory.ts';
+import { Linear } from '../nn/index.ts';
 import { learningRateSchedule, warmupStepsFrom } from '../optim/schedulers.ts';
 import { availableMemory, memoryStats, resetPeakMemory, synchronize } from '../runtime.ts';
 import { taskOf } from '../tasks/list.ts';
 import { DTYPE_BYTES, type Tensor } from '../tensor.ts';
+import { bestMetric } from './best.ts';
 import { int8CopiesBytes, productsOf } from './compute.ts';
-import { chunkBytesOf, type MemoryNote, MemoryPlanner } from './memory_plan.ts';
+import {
+  chunkBytesOf,
+  type MemoryNote,
+  MemoryPlanner,
+  planBefore,
+  type RunMemory,
+} from './memory_plan.ts';
 import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
 import { type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { passesOf, selectorOf } from './passes.ts';
+import { samplingMemory } from './samples.ts';
 import { accumulateWindow } from './step.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan } from './types.ts';
@@ -124,10 +133,21 @@ export async function planMemory(
   const { loss } = passesOf(input, options, {
     ...{ chunkBytes: chunkBytesOf(budget), captureGraphs: false },
   });
+  const { gradientAccumulationSteps: microBatches } = optimization;
+  const inProcess = sharesProcessMemory(tuned.model.device);
+  const cachesTeacher = inProcess && teacherCacheOption(options) !== null;
+  const { memory = null } = loss ?? {};
+  const keepsBest = bestMetric(input) !== null && options.output.output === null;
+  const trained = updatedBy(optimization, tuned.parameters()).map(({ tensor }) => tensor);
   try {
     return await MemoryPlanner.open(tuned, budget, {
-      ...{ optimizerBytes, copiesBytes, savesInt8, largest },
-      losses: loss?.memory ?? null,
+      ...{ copiesBytes, savesInt8, largest },
+      optimizerBytes: optimizerBytes + (keepsBest ? plan.memory.adapterBytes : 0),
+      gradientBytes: Math.max(0, ...trained.map((tensor) => bytesOf([tensor]))),
+      losses: memory && {
+        probe: memory.probe,
+        bytes: (rows) => memory.bytes(rows, { microBatches, cachesTeacher }),
+      },
       evaluation:
         evalData === undefined
           ? null
@@ -135,9 +155,8 @@ export async function planMemory(
               rows: evalData.largestBatch?.(0) ?? largest,
               bytes: taskOf(tuned.model).evaluationBytes(tuned.model),
             },
-      writingBytes: writingBytes(tuned, options, plan),
-      // A command's process does nothing else; another one may have had any size before.
-      begunBytes: options.output.commandLine === null ? 0 : peakRssBytes(),
+      sampling: input.samplePrompts ? samplingMemory(tuned.model, input.samplePrompts) : null,
+      ...(inProcess && filesBytes(input, options, plan)),
     });
   } finally {
     loss?.dispose();
@@ -148,21 +167,55 @@ export async function planMemory(
 const kWrittenCopies = 3;
 /** f64 matrices of the shape of a weight that exist at one time while a residual is made of it. */
 const kResidualMatrices = 4;
+/** Copies of a weight on its way into a digest, those that wait for a collection included. */
+const kHashedCopies = 4;
+/** Times a checkpoint's bytes that reading it takes: the pages of its file, and its tensors before they are those of the model. */
+const kReadCopies = 2;
 
-/** Bytes that writing the result takes: a model is written weight by weight. */
-function writingBytes(
-  { kind, model }: AnyTrainerOptions['tuned'],
+/** Bytes of the process's memory that the files of a run take, and what came before it. */
+function filesBytes(
+  input: AnyTrainerOptions,
   { output }: ResolvedOptions,
   { memory }: RunPlan,
-): number {
-  const largest = Math.max(0, ...model.parameters().map(({ size }) => size));
-  if (kind === 'full') return DTYPE_BYTES[model.dtype] * largest;
-  const residual = output.export === 'residual' ? kResidualMatrices * DTYPE_BYTES.f64 * largest : 0;
-  return kWrittenCopies * memory.adapterBytes + residual;
+): Partial<Pick<RunMemory, 'writingBytes' | 'resumingBytes' | 'begunBytes'>> {
+  // A command's process does nothing else; another one may have had any size before.
+  const begunBytes = output.commandLine === null ? 0 : peakRssBytes();
+  if (output.output === null) return { begunBytes };
+  const { tuned } = input;
+  const { model } = tuned;
+  const largestOf = (tensors: readonly Tensor[]): number =>
+    Math.max(0, ...tensors.map(({ size }) => size));
+  // A model that was read from files is recognised by these, another one by its tensors.
+  const digest =
+    model.stored === null
+      ? kHashedCopies * DTYPE_BYTES[model.dtype] * largestOf(model.parameters())
+      : 0;
+  const residual =
+    output.export === 'residual'
+      ? kResidualMatrices * DTYPE_BYTES.f64 * largestOf(adaptedWeights(tuned))
+      : 0;
+  // A model is written weight by weight.
+  const written = tuned.kind === 'full' ? 0 : kWrittenCopies * memory.adapterBytes + residual;
+  const best = bestMetric(input) === null ? 0 : kReadCopies * memory.adapterBytes;
+  return {
+    begunBytes,
+    writingBytes: Math.max(digest, written, best),
+    resumingBytes: output.resume ? kReadCopies * memory.adapterBytes + memory.optimizerBytes : 0,
+  };
 }
 
 /** The number of epochs whose micro-batches are looked at before a run. */
 const kLookedAt = 16;
+
+/** The weights of the modules that an adapter is on. */
+function adaptedWeights(tuned: AnyTrainerOptions['tuned']): readonly Tensor[] {
+  const names = tuned.parameters().map(({ name }) => name);
+  return [...tuned.model.namedModules()].flatMap(([path, module]) =>
+    module instanceof Linear && names.some((name) => name.startsWith(`${path}.`))
+      ? [module.weight]
+      : [],
+  );
+}
 
 /** The most tokens of a micro-batch in the epochs of a run, as far as its data tell. */
 function largestBatch(
@@ -180,6 +233,19 @@ function largestBatch(
  * because the first packs weights.
  */
 export async function measurePlan(
+  plan: RunPlan,
+  input: AnyTrainerOptions,
+  options: ResolvedOptions,
+): Promise<RunPlan> {
+  const restore = planBefore(input.tuned.model);
+  try {
+    return await measureMicroBatch(plan, input, options);
+  } finally {
+    restore();
+  }
+}
+
+async function measureMicroBatch(
   plan: RunPlan,
   input: AnyTrainerOptions,
   options: ResolvedOptions,

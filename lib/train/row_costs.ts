@@ -22,6 +22,8 @@ type AnyLayer = Layer<unknown>;
 /** Bytes of the losses of a micro-batch beside the forward pass, as a line over its rows, and those that are kept from the first step on. */
 export interface LossCosts {
   readonly kept: number;
+  /** Bytes of all tensors in the measurement itself, at most. */
+  readonly peak: number;
   readonly bytes: (rows: number) => number;
 }
 
@@ -31,25 +33,30 @@ interface Pass {
   readonly savedActivations: boolean;
   /** The layers that are computed; null: all. */
   readonly layers: readonly AnyLayer[] | null;
+  readonly rows: number;
 }
 
-const kRows = 96;
-/** Rows of the larger measurement of the losses, at most: beyond these their memory grows with the rows alone. */
+/** Rows of the measurement of layers, at most. */
+const kMostRows = 96;
+/** Rows of the larger measurement of the losses, at most. */
 const kMostLossRows = 2048;
 
 /**
  * Measures what a row takes, and counts the layers. Sets the model's `layerKeep`.
- * @param savesInt8 whether activations are kept in int8
+ * @param options savesInt8: whether activations are kept in int8; largest: rows of the largest micro-batch, 1 where that is not known
  */
 export async function measureRows(
   tuned: TunedModel<Model>,
-  savesInt8: boolean,
+  { savesInt8, largest }: { savesInt8: boolean; largest: number },
 ): Promise<{ readonly layerCount: number; readonly costs: RowCosts }> {
   const { model } = tuned;
   const kinds = layerKinds(tuned);
-  const all = await bytesOf(model, { keep: 'saved', savedActivations: false, layers: null });
+  const rows = largest > 1 ? Math.min(largest, kMostRows) : kMostRows;
+  const whole = { keep: 'saved', savedActivations: false, layers: null, rows } as const;
+  const all = await bytesOf(model, whole);
   const exact = Math.max(...all.bytes);
-  const costOf = (keep: LayerKeep) => cost(model, kinds, { keep, savedActivations: savesInt8 });
+  const costOf = (keep: LayerKeep) =>
+    cost(model, kinds, { keep, savedActivations: savesInt8, rows });
   const costs = {
     exact,
     saved: savesInt8 ? await costOf('saved') : exact,
@@ -88,7 +95,7 @@ async function cost(
 /** The bytes of a row that a forward pass keeps, for each of the model's batches for it; and the number of layers in it. */
 async function bytesOf(
   model: Model,
-  { keep, savedActivations, layers }: Pass,
+  { keep, savedActivations, layers, rows }: Pass,
 ): Promise<{ layerCount: number; bytes: number[] }> {
   const { device } = model;
   let layerCount = 0;
@@ -100,7 +107,7 @@ async function bytesOf(
   const bytes: number[] = [];
   for (const [, layer] of left) layer.isSkipped = true;
   try {
-    for (const batch of model.probeBatches(kRows)) {
+    for (const batch of model.probeBatches(rows)) {
       // Only tensors for the backward pass remain, as in a step.
       const hidden = withInt8Products({ savedActivations }, () =>
         scope(() => model.forward(batch)),
@@ -110,7 +117,7 @@ async function bytesOf(
       // Tables that a first pass leaves behind are not counted: they are there once.
       hidden.dispose();
       await synchronize();
-      bytes.push(Math.max(0, before - memoryStats({ device }).liveBytes) / kRows);
+      bytes.push(Math.max(0, before - memoryStats({ device }).liveBytes) / rows);
     }
   } finally {
     for (const [, layer] of left) layer.isSkipped = false;
@@ -121,7 +128,7 @@ async function bytesOf(
 /**
  * Measures what the losses take on half of the rows and on all of them. It leaves behind what a first step does: a head's packed copies, and
  * the kernels' scratch memory, which both are then part of the process.
- * @param largest rows of the largest micro-batch, where known
+ * @param largest rows of the largest batch, where known
  */
 export async function measureLosses(
   memory: LossMemory,
@@ -136,12 +143,14 @@ export async function measureLosses(
     return memoryStats({ device }).peakBytes - before;
   };
   const many = largest > 1 ? Math.min(largest, kMostLossRows) : kMostLossRows;
+  const { liveBytes } = memoryStats({ device });
   const few = Math.ceil(many / 2);
   const [half, whole] = [await peakOf(few), await peakOf(many)];
   const row = many > few ? Math.max(0, (whole - half) / (many - few)) : 0;
   const fixed = Math.max(half, whole) - row * many;
   return {
     kept: memory.bytes(many).kept,
+    peak: liveBytes + Math.max(half, whole),
     bytes: (rows) => fixed + row * rows + memory.bytes(rows).working,
   };
 }

@@ -16,10 +16,9 @@ import { gradNorm } from '../ops/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize, trimMemory } from '../runtime.ts';
 import { oneLine } from '../shown.ts';
-import { taskOf } from '../tasks/list.ts';
 import { kTeacherCacheName } from '../tasks/teacher_cache.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
-import { BestKeeper } from './best.ts';
+import { BestKeeper, bestMetric } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { type ClaimedCache, claimTeacherCache } from './claimed_cache.ts';
 import { describeEnvironment } from './environment.ts';
@@ -609,15 +608,9 @@ function firstWarnings(input: AnyTrainerOptions, options: ResolvedOptions): Warn
 }
 
 /** Makes the keeper of the best step; null where the run has no held-out data or exports its last step. */
-function makeKeeper(
-  { tuned, evalData, metricForBestModel, evalSteps = 0 }: AnyTrainerOptions,
-  folder: OutputFolder | null,
-): BestKeeper | null {
-  const metric =
-    metricForBestModel === undefined && evalSteps > 0
-      ? taskOf(tuned.model).metrics(tuned.model).defaultMetric
-      : (metricForBestModel ?? null);
-  if (metric === null || evalData === undefined) return null;
+function makeKeeper(input: AnyTrainerOptions, folder: OutputFolder | null): BestKeeper | null {
+  const metric = bestMetric(input);
+  if (metric === null) return null;
   return new BestKeeper(metric, folder === null ? null : join(folder.run, RUN_FILES.best));
 }
 

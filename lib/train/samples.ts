@@ -2,10 +2,16 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
 import { type Generator, generate } from '../generate/generate.ts';
-import type { GenerationSettings } from '../generate/options.ts';
-import { PROMPT_KEYS, type PromptInput, type TokenIds } from '../generate/prompts.ts';
+import { type GenerationSettings, generationOptions } from '../generate/options.ts';
+import {
+  encodePrompts,
+  PROMPT_KEYS,
+  type PromptInput,
+  type TokenIds,
+} from '../generate/prompts.ts';
 import type { FinishReason } from '../generate/sequence.ts';
-import { CausalLM, type Model, Seq2SeqLM } from '../models/index.ts';
+import { CausalLM, KvCache, type Model, Seq2SeqLM } from '../models/index.ts';
+import { DTYPE_BYTES } from '../tensor.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 
@@ -59,6 +65,23 @@ export function checkSamplePrompts(tuned: TunedModel<Model>, given: SamplePrompt
     if (!(error instanceof ArgumentError)) throw error;
     throw new ArgumentError(`samplePrompts: ${error.message.replace(/^generate: /, '')}`);
   }
+}
+
+/** Copies of a sequence's logits in f32 at one time, in the pass and while a token is chosen. */
+const kLogitCopies = 4;
+
+/** The rows of the prompts' pass together, and the bytes that the answers take beside it: their keys and values, and logits. */
+export function samplingMemory(
+  model: Model,
+  given: SamplePrompts,
+): { readonly rows: number; readonly bytes: number } {
+  const { tokenizer, maxNewTokens = generationOptions.maxNewTokens.default as number } = given;
+  const prompts = encodePrompts(given, { tokenizer, model });
+  const rows = prompts.reduce((sum, { length }) => sum + length, 0);
+  const positions = rows + prompts.length * maxNewTokens;
+  const { cachedLayers, dtype, vocabSize } = model as CausalLM;
+  const cache = KvCache.bytes(cachedLayers ?? [], dtype, positions);
+  return { rows, bytes: cache + kLogitCopies * DTYPE_BYTES.f32 * prompts.length * vocabSize };
 }
 
 /** Answers prompts with the model as it is; null where the signal stopped that. */

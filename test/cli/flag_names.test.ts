@@ -25,6 +25,11 @@ it.each([
     'method full trains every weight: r cannot be set',
     'method full trains every weight: --r cannot be set',
   ],
+  [
+    'method full has no adapter; leave out r, loraAlpha, bias',
+    'method full has no adapter; leave out --r, --lora-alpha, bias',
+  ],
+  ['leave out loraAlpha, r', 'leave out --lora-alpha, --r'],
   ['learningRate: was 1, is 2', '--learning-rate: was 1, is 2'],
   ['run (batchSize: was 8, is 4)', 'run (--per-device-train-batch-size: was 8, is 4)'],
   [
@@ -48,6 +53,7 @@ it.each([
   'data: cannot open x.jsonl: no such file',
   'batchSize must be 1', // an option of the library only
   'toString: true',
+  'leave out method and data',
   'the model and the data: true and false',
   'output folder x is not empty',
 ])('leaves alone: %s', (message) => {

@@ -41,6 +41,8 @@ it('prints a table with intervals', async () => {
   expect(lines[0]).toMatch(/^task +metric +items +model +95 %$/);
   expect(lines[1]).toMatch(/^crows_pairs +pct_stereotype +3 +\d\.\d{4} +\d\.\d{4} to \d\.\d{4}$/);
   expect(lines[3]).toMatch(/^gsm8k_peft +accuracy +3 +0\.0000 +0\.0000 to 0\.0000$/);
+  const one = await score('--tasks', 'crows_pairs', '--limit', '1');
+  expect(one.out).toMatch(/^crows_pairs +pct_stereotype +1 +\d\.\d{4} +–$/m);
 });
 
 it('asks with examples, and tells how many prompts are longer than the context', async () => {
@@ -132,6 +134,23 @@ it('reads the file that --data names, and says what it looks for in a folder', a
   expect(wrong.err).toMatch(/--data: there is no file for mmlu; give mmlu=FILE/);
   expect((await score('--tasks', 'mmlu')).err).toMatch(
     /has no items of the task mmlu: none of mmlu, mmlu\/test, mmlu\/validation/,
+  );
+  const path = join(data, 'crows_pairs.csv');
+  const bare = ['evaluate', '--model', model, '--tasks', 'crows_pairs'];
+  expect((await balora([...bare, '--data', path])).err).toContain(
+    `--data: ${path} is a file; say of which task it is: --data crows_pairs=${path}`,
+  );
+  const shots = ['--num-fewshot', '1', '--data', data, '--fewshot-data', path];
+  expect((await balora([...bare, ...shots])).err).toContain(
+    `--fewshot-data: ${path} is a file; say of which task it is: --fewshot-data crows_pairs=${path}`,
+  );
+});
+
+it('checks the names of all tasks before it reads the data of one', async () => {
+  // There is no file of mmlu, which is told only where all names are right.
+  expect((await score('--tasks', 'mmlu,gsm9k')).err).toMatch(/there is no task "gsm9k"/);
+  expect((await score('--tasks', 'mmlu', '--limit', 'gsm8k=1')).err).toMatch(
+    /--limit: gsm8k is not among the tasks mmlu/,
   );
 });
 

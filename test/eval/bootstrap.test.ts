@@ -26,6 +26,10 @@ it('has no interval for an undefined number, and none that is wide for equal ite
   expect(found).toEqual({ acc: [1, 1], bias: null });
 });
 
+it('has no interval for one item, whose samples are all the same', async () => {
+  expect(await confidenceIntervals([{ metrics: { acc: 1 } }], mean)).toEqual({ acc: null });
+});
+
 it('lets the event loop run', async () => {
   const items = Array.from({ length: 5000 }, (_, i) => ({ metrics: { acc: i % 2 } }));
   let turns = 0;

@@ -50,6 +50,16 @@ describe('a task of the user', () => {
     expect(none).toEqual({ extracted: { answer: null }, metrics: { exact_match: 0 } });
   });
 
+  it('has its delimiter between question and answer of an example', async () => {
+    const of = async (text: string) => {
+      const path = await written('e.yaml', `${kQuestion}doc_to_target: "{{a}}"\n${text}`);
+      const task = (await readTaskFile(path)) as GenerationTask;
+      return task.example({ question: '1 + 2 =', answer: '3' });
+    };
+    expect(await of('')).toBe('1 + 2 = 3');
+    expect(await of('target_delimiter: ""\n')).toBe('1 + 2 =3');
+  });
+
   it('takes the right answer by index, letter or text', async () => {
     const path = await written(
       'gold.yaml',

@@ -150,7 +150,7 @@ describe('types', () => {
     const types = [...new Set(again.map(({ dtype }) => dtype))].sort();
     expect(warnings[0]).toContain(`(${types.join(', ')})`);
     expect(warnings[0]).toMatch(
-      /^the base is quantised \(.*Q4_\d.*\), so its weights were rounded once: they are rounded a second time, by the errors below/,
+      /^the base is quantised \(.*Q4_\d.*\), so its weights were rounded once: they are rounded a second time, by the errors below; if there is an F16 or F32 file of the model, train and export from it$/,
     );
     const file = GgufFile.open(output);
     for (const { name, dtype, bytes } of file.tensors.values()) {

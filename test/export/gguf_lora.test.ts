@@ -203,7 +203,7 @@ describe('balora export --to gguf-lora', () => {
     const output = join(folder, 'new', 'adapter.gguf');
     const { code, out, err } = await run(output);
     expect(err).toBe('');
-    expect(out).toBe(`written to ${output}\n2 modules of rank 2, alpha 2, F32\n`);
+    expect(out).toBe(`2 modules of rank 2, alpha 2, F32\nwritten to ${output}\n`);
     expect(code).toBe(0);
     expect(await readdir(join(folder, 'new'))).toEqual(['adapter.gguf']);
   });

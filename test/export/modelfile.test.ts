@@ -368,7 +368,15 @@ describe('balora export --to modelfile', () => {
     const { code, err, out } = await run(model, 'ollama');
     expect(err).toBe('');
     expect(code).toBe(0);
-    expect(out).toMatch(/^written to .*ollama\nF16: root mean square error/);
+    const at = join(folder, 'ollama');
+    expect(out).toMatch(/^F16: root mean square error/);
+    expect(out.split('\n').slice(-3)).toEqual([
+      `written to ${at}`,
+      `for Ollama: ollama create NAME -f ${join(at, 'Modelfile')}`,
+      '',
+    ]);
+    const apart = await run(model, "my 'own");
+    expect(apart.out).toContain(` -f '${join(folder, "my '\\''own", 'Modelfile')}'\n`);
     expect((await readdir(join(folder, 'ollama'))).sort()).toEqual([
       '.balora-export.json',
       'Modelfile',

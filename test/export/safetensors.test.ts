@@ -41,7 +41,7 @@ describe('shards', () => {
     const { code, out } = await run('parts', '--max-shard-size', '4kb');
     expect(code).toBe(0);
     expect(out).toMatch(
-      /^written to .*parts\nlargest rounding error \d.*% of the largest change there\n$/,
+      /^largest rounding error \d.*% of the largest change there\nwritten to .*parts\n$/,
     );
     const names = (await readdir(join(folder, 'parts'))).filter((name) => /safetensors/.test(name));
     const shards = names.filter((name) => name.endsWith('.safetensors'));

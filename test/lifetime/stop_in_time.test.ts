@@ -56,7 +56,10 @@ describeShared('with SmolLM2', [kFile], () => {
       times.push(performance.now() - begun);
       await synchronize(); // nothing is left of it in the queue, and nothing failed
       times.push(Math.max(times.pop() as number, performance.now() - begun));
-      if ((times.at(-1) as number) < kDueMs) return end;
+      // A server cuts connections off that a busy machine has not let it answer in time.
+      const isCut = (end as { code?: unknown } | null)?.code === 'ECONNRESET';
+      if ((times.at(-1) as number) < kDueMs && !isCut) return end;
+      if (isCut) times[times.length - 1] = Number.POSITIVE_INFINITY;
     }
     expect(Math.min(...times)).toBeLessThan(kDueMs);
     return undefined;

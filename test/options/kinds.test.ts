@@ -17,7 +17,7 @@ import {
   value,
   whole,
 } from '../../lib/options/kinds.ts';
-import { checkValue, normalized, type Option } from '../../lib/options/option.ts';
+import { checkFileValue, checkValue, normalized, type Option } from '../../lib/options/option.ts';
 
 const help = '';
 const kFields = z.strictObject({ minLr: z.number().optional(), warmupType: z.string().optional() });
@@ -49,6 +49,18 @@ describe('a kind of values', () => {
     ['whole', whole({ least: 1, help }), 'many', 'x must be a whole number >= 1, got "many"'],
     ['choice', choice({ choices: ['a', 'b'], help }), 'b', 'b'],
     ['choice', choice({ choices: ['a', 'b'], help }), 'c', 'x must be one of a, b, got "c"'],
+    [
+      'choice',
+      choice({ choices: ['lora', 'lora_fa', 'lora_ga', 'hra'], help }),
+      'LoRA-GA',
+      'x must be one of lora, lora_fa, lora_ga, hra, got "LoRA-GA" (did you mean "lora_ga"?)',
+    ],
+    [
+      'choice',
+      choice({ choices: ['lora', 'lora_fa', 'lora_ga', 'hra'], help }),
+      'ia3',
+      'x must be one of lora, lora_fa, lora_ga, hra, got "ia3"',
+    ],
     ['choiceOrNull', choiceOrNull({ choices: ['a'], help }), 'none', null],
     [
       'choiceOrNull',
@@ -62,12 +74,15 @@ describe('a kind of values', () => {
     ['size', size({ words: ['max'], default: null, help }), '1.5GiB', 1.5 * 2 ** 30],
     ['size', size({ words: ['max'], default: null, help }), '900 MB', 9e8],
     ['size', size({ words: ['max'], default: null, help }), 'max', 'max'],
-    [
-      'size',
-      size({ words: ['max'], default: null, help }),
-      '0',
-      'x must be max or a size such as 1.2GiB, got "0"',
-    ],
+    ['size', size({ words: ['max'], default: null, help }), '1500000', 1_500_000],
+    ...['0', '0GiB', '0.6', '600', '999999', '0000600'].map(
+      (given): [string, Option, string, unknown] => [
+        'size',
+        size({ words: ['max'], default: null, help }),
+        given,
+        `x must be max or a size with its unit such as 1.2GiB, got "${given}"`,
+      ],
+    ),
     ['names', names({ help }), 'a, b', ['a', 'b']],
     ['names', names({ help }), 'a', 'a'],
     ['nameList', nameList({ help }), 'a', ['a']],
@@ -126,4 +141,14 @@ it('a single index becomes a list, and repeated module names are removed', () =>
   expect(normalized(indices({ default: null, help }), 3)).toEqual([3]);
   expect(normalized(modules({ default: null, help }), ['b', 'a', 'b'])).toEqual(['b', 'a']);
   expect(normalized(modules({ default: null, help }), null)).toBeNull();
+});
+
+it('a size without a unit that a file has is in bytes, and never a few of them', () => {
+  const option = size({ words: ['max'], default: null, help });
+  expect(checkFileValue('x', option, 1_500_000)).toBe(1_500_000);
+  for (const given of [600, 0.6, '600']) {
+    expect(() => checkFileValue('x', option, given)).toThrow(
+      /^x must be max or a size with its unit such as 1.2GiB, got "?(600|0\.6)"?$/,
+    );
+  }
 });

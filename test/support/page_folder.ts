@@ -63,7 +63,9 @@ export async function writePageFolder(folder: string, models: string): Promise<v
   for (const name of kTexts) await write(name, jsonLines());
   await write('benchmarks/gsm8k/test.jsonl', kSums);
   await write('benchmarks/crows_pairs.csv', 'sent_more,sent_less\nthe cat,the dog\na dog,a cat\n');
-  await write('benchmarks/documents.txt', 'Call me Ishmael. Some years ago.\n');
+  for (const name of ['text.txt', 'benchmarks/documents.txt']) {
+    await write(name, 'Call me Ishmael. Some years ago.\n');
+  }
   const capitals = { country: 'France', first: 'Lyon', second: 'Paris', answer: 1 };
   await write('benchmarks/capitals.jsonl', JSON.stringify(capitals));
   await write('benchmarks/sums.jsonl', JSON.stringify({ a: 1, b: 2, sum: 3 }));

@@ -176,6 +176,48 @@ describe('a budget that cannot be kept', () => {
     tuned.dispose();
   });
 
+  it('is refused for the largest part that does not fit, with advice about that', async () => {
+    const tuned = await adapted('bf16');
+    const huge = { writingBytes: 2 ** 40, begunBytes: 2 ** 30, optimizerBytes: 0 };
+    await expect(MemoryPlanner.open(tuned, 2 ** 20, huge)).rejects.toThrow(
+      /: writing the result takes 1\.00 TiB; .*, or use a lower rank, or a base in blocks$/,
+    );
+    await expect(
+      MemoryPlanner.open(tuned, 2 ** 20, { ...huge, begunBytes: 2 ** 41 }),
+    ).rejects.toThrow(
+      /: loading the model and starting its adapter takes 2\.00 TiB; .*use another start of the adapter, or/,
+    );
+    const sampling = { rows: 2, bytes: 2 ** 42 };
+    await expect(MemoryPlanner.open(tuned, 2 ** 20, { ...huge, sampling })).rejects.toThrow(
+      /: answering the sample prompts takes 4\.00 TiB; .*use fewer or shorter sample prompts/,
+    );
+    const wide = await adapted('f32');
+    await expect(MemoryPlanner.open(wide, 2 ** 20, { optimizerBytes: 0 })).rejects.toThrow(
+      /: a micro-batch of 1 token takes .* with every layer checkpointed; .*use smaller micro-batches, or dtype bf16, or a base in blocks$/,
+    );
+    // The size that is named is enough.
+    const refusal = await MemoryPlanner.open(wide, 2 ** 20, { optimizerBytes: 0 }).catch(
+      (error: Error) => error.message,
+    );
+    const [, size] = /takes ([\d.]+) MiB/.exec(refusal as string) ?? [];
+    await MemoryPlanner.open(wide, (Number(size) + 4) * 2 ** 20, { optimizerBytes: 0 });
+    for (const each of [tuned, wide]) {
+      each.model.dispose();
+      each.dispose();
+    }
+  });
+
+  it('is of one run: measuring a micro-batch leaves no plan', async () => {
+    const tuned = await adapted('bf16');
+    const { layerKeep } = tuned.model;
+    const input = { tuned, data: tinySource(batches()), maxSteps: 1, memoryBudget: 2 ** 34 };
+    const { memoryPlan } = await new Trainer(input).plan({ measure: true });
+    expect(memoryPlan?.overBudget).toBe(false);
+    expect(tuned.model.layerKeep).toBe(layerKeep);
+    tuned.model.dispose();
+    tuned.dispose();
+  });
+
   it('counts evaluations, whose batches may be longer where nothing of them is kept', async () => {
     const tuned = await adapted('bf16');
     const rows = 2 ** 22;

@@ -49,7 +49,7 @@ const adaptive = (bounds: RegularizerOptions) =>
 it.each([
   [
     () => resolveMethod('dora2' as MethodName),
-    /method must be one of lora, rslora, dora, .*, got "dora2"/,
+    /method must be one of lora, rslora, dora, .*, got "dora2" \(did you mean "dora"\?\)$/,
   ],
   [() => resolveMethod('constructor' as MethodName), /method must be one of/],
   [

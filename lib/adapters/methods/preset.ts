@@ -1,6 +1,6 @@
 /** The preset of a method, overridden by the caller's settings: a method only fills in what was left open. */
 import { ArgumentError } from '../../errors.ts';
-import { camel } from '../../options/option.ts';
+import { camel, suggestion } from '../../options/option.ts';
 import { shown } from '../../shown.ts';
 import type { LoraConfigInput } from '../config.ts';
 import { METHOD_NAMES, METHODS, type MethodName, REFUSED_METHODS } from './registry.ts';
@@ -11,7 +11,9 @@ export function checkMethodName(name: MethodName): void {
   if (typeof name === 'string' && Object.hasOwn(REFUSED_METHODS, name)) {
     throw new ArgumentError(`method ${name} ${REFUSED_METHODS[name]}`);
   }
-  throw new ArgumentError(`method must be one of ${METHOD_NAMES.join(', ')}, got ${shown(name)}`);
+  throw new ArgumentError(
+    `method must be one of ${METHOD_NAMES.join(', ')}, got ${shown(name)}${suggestion(name, METHOD_NAMES)}`,
+  );
 }
 
 /**
