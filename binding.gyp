@@ -6,6 +6,7 @@
     'target_name': 'balora',
     'sources': ['<!@(find native -name "*.cc" ! -path "native/platform/*" | sort)',
                 'native/platform/cpu.cc', 'native/platform/environment.cc',
+                'native/platform/files.cc', 'native/platform/guarded_pages.cc',
                 'native/platform/machine_memory.cc', 'native/platform/posix.cc'],
     'include_dirs': ['native', 'node_modules/node-addon-api', '/usr/include/eigen3',
                      '<!@(echo ${BALORA_ONEDNN_ROOT:+$BALORA_ONEDNN_ROOT/include})'],

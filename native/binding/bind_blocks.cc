@@ -94,7 +94,7 @@ Tensor assembled(const std::string& name, const std::vector<Section>& sections, 
           call(l.kernels->copy, l.ctx, {.source = &from, .destination = &section});
       if (status != 0) return status;
       if (!in_file[i]) continue;
-      io::drop_pages({static_cast<const std::byte*>(part.data), static_cast<size_t>(bytes)});
+      platform::drop_pages({static_cast<const std::byte*>(part.data), static_cast<size_t>(bytes)});
     }
     if (check_finite) refuse_non_finite(l, out, name);
     return 0;

@@ -151,7 +151,7 @@ void close_gguf(GgufBox* file) {
 }
 
 // {size, mtimeNs, ino}
-Napi::Value identity_to_js(Napi::Env napi, const io::FileIdentity& identity) {
+Napi::Value identity_to_js(Napi::Env napi, const io::FileFacts& identity) {
   auto object = Napi::Object::New(napi);
   object.Set("size", Napi::BigInt::New(napi, identity.size));
   object.Set("mtimeNs", Napi::BigInt::New(napi, identity.modified));
@@ -177,7 +177,7 @@ Napi::Value safetensors_header(Env& env, SafetensorsBox* file) {
         i, tensor_to_js(napi, entry.name, entry.dtype_name, entry.shape, entry.end - entry.begin));
   }
   auto object = Napi::Object::New(napi);
-  object.Set("identity", identity_to_js(napi, file->get()->file()->identity()));
+  object.Set("identity", identity_to_js(napi, file->get()->file()->facts()));
   object.Set("metadata", metadata);
   object.Set("tensors", tensors);
   return object;
@@ -205,7 +205,7 @@ Napi::Value gguf_header(Env& env, GgufBox* file) {
     tensors.Set(i, tensor_to_js(napi, tensor.name, tensor.type->name, tensor.shape, tensor.bytes));
   }
   auto object = Napi::Object::New(napi);
-  object.Set("identity", identity_to_js(napi, file->get()->file()->identity()));
+  object.Set("identity", identity_to_js(napi, file->get()->file()->facts()));
   object.Set("version", static_cast<double>(header.version));
   object.Set("alignment", static_cast<double>(header.alignment));
   object.Set("metadata", metadata);

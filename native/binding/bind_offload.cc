@@ -71,7 +71,7 @@ Tensor offload_weight(OffloadBox* box, Tensor x, bool gathered) {
   if (in_file) {  // the check of its values has read them
     const Tensor given[] = {weight.as_encoded()};
     launch(kOp, std::span(given), std::span<const Tensor>(), [bytes](Launch&) {
-      io::drop_pages(bytes);
+      platform::drop_pages(bytes);
       return 0;
     });
   }

@@ -88,7 +88,7 @@ Tensor read_stored(Engine& engine, const Shape& shape, DType dtype, Stored store
     l.engine->depend_on(stored.file);
     remember(l, stored);
     decode_into(l, stored, check_finite);
-    io::drop_pages(stored.bytes);  // which are not read again
+    platform::drop_pages(stored.bytes);  // which are not read again
     return 0;
   });
   return t;
@@ -156,7 +156,7 @@ Tensor blocks_stored(Engine& engine, const Shape& shape, DType dtype, StoredBloc
       l.engine->depend_on(stored.file);
       remember(l, stored);
       copy_blocks(l, stored, check_finite);
-      io::drop_pages(stored.bytes);
+      platform::drop_pages(stored.bytes);
       return 0;
     });
     return t;

@@ -3,21 +3,21 @@
 // temporary file and leaves the target as it was. A full disk is found before the first byte where
 // the file system can reserve space, and named with sizes.
 #pragma once
-#include <sys/types.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 
+#include "platform/files.h"
+
 namespace balora::io {
 
 // The system calls that can fail half-way, so that tests can make them fail.
 struct FileCalls {
-  int (*fallocate)(int fd, int mode, off_t offset, off_t length);
-  ssize_t (*pwrite)(int fd, const void* data, size_t count, off_t offset);
-  int (*fsync)(int fd);
-  int (*rename)(const char* from, const char* to);
+  decltype(&platform::reserve_space) reserve_space;
+  decltype(&platform::write_at) write_at;
+  decltype(&platform::sync_file) sync_file;
+  decltype(&platform::rename_over) rename_over;
 };
 extern const FileCalls kSystemFileCalls;
 
@@ -45,7 +45,7 @@ class AtomicFile {
   std::string temporary_;
   uint64_t size_;
   const FileCalls& calls_;
-  int fd_ = -1;
+  platform::File file_ = platform::kNoFile;
 };
 
 // The whole of a small file at once.

@@ -1,14 +1,7 @@
 #include "io/mapped_file.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <ctime>
 #include <functional>
 #include <string_view>
@@ -21,20 +14,6 @@ namespace {
 constexpr size_t kDigestBlock = size_t{1} << 20;  // bytes
 constexpr int64_t kSecond = 1'000'000'000;        // nanoseconds
 
-int64_t nanoseconds(const timespec& time) {
-  return static_cast<int64_t>(time.tv_sec) * kSecond + time.tv_nsec;
-}
-
-FileIdentity identity_of(const struct stat& info) {
-#if defined(__APPLE__)
-  const timespec &modified = info.st_mtimespec, &changed = info.st_ctimespec;
-#else
-  const timespec &modified = info.st_mtim, &changed = info.st_ctim;
-#endif
-  return {info.st_ino, static_cast<uint64_t>(info.st_size), nanoseconds(modified),
-          nanoseconds(changed)};
-}
-
 // "2026-01-31T12:00:00.123456789Z"
 std::string text_of(int64_t time) {
   const auto seconds = static_cast<time_t>(time / kSecond);
@@ -44,34 +23,6 @@ std::string text_of(int64_t time) {
   const size_t length = std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &parts);
   std::snprintf(text + length, sizeof text - length, ".%09dZ", static_cast<int>(time % kSecond));
   return text;
-}
-
-// Whether a change that comes now could get the same time as the last one. Linux stamps files with
-// a clock that advances every few milliseconds.
-bool changed_in_this_tick(const struct stat& info) {
-#if defined(CLOCK_REALTIME_COARSE)
-  timespec tick{}, now{};
-  clock_gettime(CLOCK_REALTIME_COARSE, &tick);
-  clock_gettime(CLOCK_REALTIME, &now);
-  const int64_t changed = identity_of(info).changed;
-  return changed >= nanoseconds(tick) && changed <= nanoseconds(now);
-#else
-  (void)info;
-  return false;
-#endif
-}
-
-// The size and times of a file, such that every later change gives it others. This waits for a tick
-// at most, and only for a file that was written just now.
-bool examine(int fd, struct stat& info) {
-  constexpr int kMostWaits = 20;
-  constexpr timespec kWait{0, 1'000'000};
-  for (int i = 0; i < kMostWaits; ++i) {
-    if (fstat(fd, &info) != 0) return false;
-    if (!changed_in_this_tick(info)) break;
-    nanosleep(&kWait, nullptr);
-  }
-  return true;
 }
 
 }  // namespace
@@ -89,53 +40,51 @@ void PartDigests::compute(size_t begin, size_t end) {
 }
 
 std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
-  // Without O_NONBLOCK a named pipe that nobody writes to would stop this thread for good.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-  if (fd < 0) {
+  platform::File file = platform::kNoFile;
+  if (const int error = platform::open_to_read(path, &file); error != 0) {
     throw FormatError(path, -1,
-                      concat("cannot be opened (", std::strerror(errno),
+                      concat("cannot be opened (", platform::error_text(error),
                              "); check the path and the permission to read it"));
   }
-  struct stat info {};
-  if (!examine(fd, info) || !S_ISREG(info.st_mode)) {
-    ::close(fd);
+  FileFacts facts;
+  if (platform::settled_facts_of(file, &facts) != 0 || !facts.is_regular) {
+    platform::close_file(file);
     throw FormatError(path, -1, "is not a regular file; give the path of a file");
   }
-  if (info.st_size == 0) {
-    ::close(fd);
+  if (facts.size == 0) {
+    platform::close_file(file);
     throw FormatError(path, 0, "is empty: the download or copy did not finish");
   }
-  const auto size = static_cast<size_t>(info.st_size);
-  void* data = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
-  if (data == MAP_FAILED) {
-    const int error = errno;
-    ::close(fd);
-    throw NativeError(concat(path, ": cannot map ", size, " bytes: ", std::strerror(error)),
+  const auto size = static_cast<size_t>(facts.size);
+  int error = 0;
+  const std::byte* const data = platform::map_file(file, 0, size, platform::Sharing::kOwn, &error);
+  if (!data) {
+    platform::close_file(file);
+    throw NativeError(concat(path, ": cannot map ", size, " bytes: ", platform::error_text(error)),
                       "ERR_IO");
   }
   try {
-    return std::shared_ptr<const MappedFile>(
-        new MappedFile(path, fd, {static_cast<const std::byte*>(data), size}, identity_of(info)));
+    return std::shared_ptr<const MappedFile>(new MappedFile(path, file, {data, size}, facts));
   } catch (...) {
-    munmap(data, size);
-    ::close(fd);
+    platform::unmap({data, size});
+    platform::close_file(file);
     throw;
   }
 }
 
-MappedFile::MappedFile(std::string path, int fd, std::span<const std::byte> bytes,
-                       const FileIdentity& identity)
+MappedFile::MappedFile(std::string path, platform::File file, std::span<const std::byte> bytes,
+                       const FileFacts& facts)
     : path_(std::move(path)),
-      fd_(fd),
+      file_(file),
       bytes_(bytes),
       pages_(bytes),
-      identity_(identity),
-      changed_(identity.changed) {}
+      facts_(facts),
+      changed_(facts.changed) {}
 
 MappedFile::~MappedFile() {
-  pages_.reset();  // after munmap(), another map may be at these addresses
-  munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
-  ::close(fd_);
+  pages_.reset();  // later another map may be at these addresses
+  platform::unmap(bytes_);
+  platform::close_file(file_);
 }
 
 void MappedFile::remember(PartDigests part) const {
@@ -145,16 +94,15 @@ void MappedFile::remember(PartDigests part) const {
 }
 
 int64_t MappedFile::examine_again() const {
-  struct stat now {};
-  if (fstat(fd_, &now) != 0) {
-    refuse(concat("it cannot be examined any more (", std::strerror(errno), ")"));
+  FileFacts found;
+  if (const int error = platform::facts_of(file_, &found); error != 0) {
+    refuse(concat("it cannot be examined any more (", platform::error_text(error), ")"));
   }
-  const FileIdentity found = identity_of(now);
-  if (found.size != identity_.size) {
-    refuse(concat("its size went from ", identity_.size, " to ", found.size, " bytes"));
+  if (found.size != facts_.size) {
+    refuse(concat("its size went from ", facts_.size, " to ", found.size, " bytes"));
   }
-  if (found.modified != identity_.modified) {
-    refuse(concat("its time of modification went from ", text_of(identity_.modified), " to ",
+  if (found.modified != facts_.modified) {
+    refuse(concat("its time of modification went from ", text_of(facts_.modified), " to ",
                   text_of(found.modified)));
   }
   refuse_lost();

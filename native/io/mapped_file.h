@@ -16,7 +16,8 @@
 #include <string>
 #include <vector>
 
-#include "io/guarded_pages.h"
+#include "platform/files.h"
+#include "platform/guarded_pages.h"
 #include "tensor/storage.h"
 
 namespace balora::io {
@@ -37,13 +38,7 @@ class PartDigests {
   std::vector<size_t> digests_;
 };
 
-// A file at some time.
-struct FileIdentity {
-  uint64_t inode = 0;
-  uint64_t size = 0;     // bytes
-  int64_t modified = 0;  // mtime in ns since 1970, which a program may set
-  int64_t changed = 0;   // ctime in ns since 1970, of the bytes or of any attribute
-};
+using platform::FileFacts;
 
 class MappedFile : public ExternalMemory {
  public:
@@ -57,7 +52,7 @@ class MappedFile : public ExternalMemory {
 
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return bytes_; }
-  const FileIdentity& identity() const { return identity_; }  // on opening
+  const FileFacts& facts() const { return facts_; }  // on opening
 
   // Keeps the digests of a part, which were computed before the part was used.
   void remember(PartDigests part) const;
@@ -88,18 +83,18 @@ class MappedFile : public ExternalMemory {
 
  private:
   enum class Attributes { kSame, kChanged };  // since the check before
-  MappedFile(std::string path, int fd, std::span<const std::byte> bytes,
-             const FileIdentity& identity);
+  MappedFile(std::string path, platform::File file, std::span<const std::byte> bytes,
+             const FileFacts& facts);
   Attributes check() const;
   int64_t examine_again() const;  // the time of change
   void refuse_lost() const;
   [[noreturn]] void refuse(const std::string& what) const;
 
   std::string path_;
-  int fd_;
+  platform::File file_;
   std::span<const std::byte> bytes_;
-  std::optional<GuardedPages> pages_;  // until just before the map goes
-  FileIdentity identity_;
+  std::optional<platform::GuardedPages> pages_;  // until just before the map goes
+  FileFacts facts_;
 
   mutable std::mutex mutex_;
   mutable int64_t changed_;  // the last time of change whose bytes were those of the opening

@@ -1,15 +1,8 @@
 #include "io/offload.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
-#include <cstring>
 #include <list>
 #include <mutex>
 #include <optional>
@@ -17,7 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "io/guarded_pages.h"
+#include "platform/files.h"
+#include "platform/guarded_pages.h"
 #include "tensor/errors.h"
 
 namespace balora::io {
@@ -25,63 +19,7 @@ namespace {
 
 using Lock = std::unique_lock<std::mutex>;
 
-size_t page_bytes() {
-  static const auto bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  return bytes;
-}
-
-// The whole pages around bytes of a map.
-std::span<std::byte> pages_of(std::span<const std::byte> bytes) {
-  const auto begin = reinterpret_cast<uintptr_t>(bytes.data());
-  const uintptr_t first = begin - begin % page_bytes();
-  const uintptr_t end = begin + bytes.size();
-  const uintptr_t last = (end + page_bytes() - 1) / page_bytes() * page_bytes();
-  auto* const data = const_cast<std::byte*>(bytes.data());
-  return {data - (begin - first), last - first};
-}
-
-// Brings pages into this process's tables, reading what the system's cache does not have. Pages
-// that cannot be had are left out: the op that reads them finds that out (guarded_pages.h).
-void populate(std::span<std::byte> pages) {
-#if defined(MADV_POPULATE_READ)
-  int error = 0;
-  do {
-    error = madvise(pages.data(), pages.size(), MADV_POPULATE_READ) == 0 ? 0 : errno;
-  } while (error == EAGAIN || error == EINTR);
-  if (error != EINVAL) return;  // else a kernel before 5.14
-#endif
-  for (size_t at = 0; at < pages.size(); at += page_bytes()) {
-    static_cast<void>(*static_cast<const volatile std::byte*>(pages.data() + at));
-  }
-}
-
-// Makes a file longer by `room` bytes that have their places on the disk: a page of a file with
-// holes could fail to get one when it is written back. Returns 0 or an errno.
-int allocate(int fd, off_t at, off_t room) {
-#if defined(__APPLE__)  // which has no posix_fallocate
-  fstore_t place{};
-  place.fst_flags = F_ALLOCATEALL, place.fst_posmode = F_PEOFPOSMODE, place.fst_length = room;
-  if (::fcntl(fd, F_PREALLOCATE, &place) != 0) return errno;
-  return ::ftruncate(fd, at + room) == 0 ? 0 : errno;
-#else
-  int error = 0;
-  do {
-    error = posix_fallocate(fd, at, room);
-  } while (error == EINTR);
-  return error;
-#endif
-}
-
 }  // namespace
-
-void drop_pages(std::span<const std::byte> bytes) {
-  const std::span<std::byte> pages = pages_of(bytes);
-#if defined(MADV_COLD)
-  // Else the system would take them for pages in frequent use, and keep them rather than the share.
-  madvise(pages.data(), pages.size(), MADV_COLD);
-#endif
-  madvise(pages.data(), pages.size(), MADV_DONTNEED);
-}
 
 // ---- the cache file -----------------------------------------------------------------------------
 
@@ -89,47 +27,55 @@ class Offload::Cache : public std::enable_shared_from_this<Offload::Cache> {
  public:
   explicit Cache(std::string folder) : folder_(std::move(folder)) {}
   ~Cache() {
-    if (fd_ >= 0) ::close(fd_);
+    if (file_ != platform::kNoFile) platform::close_file(file_);
   }
 
   std::shared_ptr<const CachedPart> reserve(size_t bytes) {
-    if (fd_ < 0) open();
-    const size_t room = (bytes + page_bytes() - 1) / page_bytes() * page_bytes();
-    if (const int error = allocate(fd_, size_, static_cast<off_t>(room)); error != 0) {
+    if (file_ == platform::kNoFile) {
+      if (const int error = platform::create_nameless(folder_, &file_); error != 0) {
+        fail("takes no cache of an offloaded base", error);
+      }
+    }
+    const size_t page = platform::page_bytes(), room = (bytes + page - 1) / page * page;
+    if (const int error = platform::extend_file(file_, size_, room); error != 0) {
       fail(concat("has no room for ", bytes, " bytes more of the cache of an offloaded base"),
            error);
     }
-    void* data = mmap(nullptr, room, PROT_READ, MAP_SHARED, fd_, size_);
-    if (data == MAP_FAILED) fail("cannot be mapped", errno);
-    auto part =
-        std::make_shared<Part>(shared_from_this(), std::span(static_cast<std::byte*>(data), room),
-                               bytes, std::exchange(size_, size_ + static_cast<off_t>(room)));
-    return part;
+    int error = 0;
+    const std::byte* const data =
+        platform::map_file(file_, size_, room, platform::Sharing::kShared, &error);
+    if (!data) fail("cannot be mapped", error);
+    return std::make_shared<Part>(shared_from_this(), std::span(data, room), bytes,
+                                  std::exchange(size_, size_ + room));
   }
 
  private:
   class Part : public CachedPart {
    public:
-    Part(std::shared_ptr<Cache> cache, std::span<std::byte> map, size_t bytes, off_t offset)
+    Part(std::shared_ptr<Cache> cache, std::span<const std::byte> map, size_t bytes,
+         uint64_t offset)
         : cache_(std::move(cache)), map_(map), bytes_(bytes), offset_(offset), guarded_(map) {}
     ~Part() override {
       guarded_.reset();
-      munmap(map_.data(), map_.size());
+      platform::unmap(map_);
     }
 
     std::span<const std::byte> bytes() const override { return map_.first(bytes_); }
 
+    // Each part is on the disk before the next is written: pages that wait for that would stay.
     void write(const void* data) const override {
       constexpr size_t kAtOnce = size_t{16} << 20;
-      const auto* from = static_cast<const std::byte*>(data);
-      for (size_t at = 0; at < bytes_;) {
-        const size_t count = std::min(kAtOnce, bytes_ - at);
-        const off_t place = offset_ + static_cast<off_t>(at);
-        const ssize_t written = ::pwrite(cache_->fd_, from + at, count, place);
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) cache_->fail("cannot be written", written < 0 ? errno : EIO);
-        at += static_cast<size_t>(written);
-        cache_->settle(place, written);
+      std::span<const std::byte> left(static_cast<const std::byte*>(data), bytes_);
+      for (uint64_t place = offset_; !left.empty();) {
+        const size_t count = std::min(kAtOnce, left.size());
+        const int64_t written = platform::write_at(cache_->file_, left.first(count), place);
+        if (written < 0) cache_->fail("cannot be written", static_cast<int>(-written));
+        const auto done = static_cast<size_t>(written);
+        if (const int error = platform::sync_part(cache_->file_, place, done); error != 0) {
+          cache_->fail("cannot be written", error);
+        }
+        place += done;
+        left = left.subspan(done);
       }
     }
 
@@ -143,47 +89,20 @@ class Offload::Cache : public std::enable_shared_from_this<Offload::Cache> {
 
    private:
     std::shared_ptr<Cache> cache_;
-    std::span<std::byte> map_;
+    std::span<const std::byte> map_;
     size_t bytes_;
-    off_t offset_;
-    std::optional<GuardedPages> guarded_;  // until just before the map goes
+    uint64_t offset_;
+    std::optional<platform::GuardedPages> guarded_;  // until just before the map goes
   };
 
-  void open() {
-#if defined(O_TMPFILE)
-    fd_ = ::open(folder_.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-#endif
-    if (fd_ < 0) {
-      std::string path = folder_ + "/balora-offload-XXXXXX";
-      fd_ = ::mkstemp(path.data());
-      if (fd_ < 0) fail("takes no cache of an offloaded base", errno);
-      ::fcntl(fd_, F_SETFD, FD_CLOEXEC);
-      ::unlink(path.c_str());
-    }
-  }
-
-  // Waits until bytes are on the disk: pages that wait to be written cannot be dropped.
-  void settle(off_t offset, ssize_t count) {
-#if defined(__linux__)
-    constexpr unsigned kAll =
-        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
-    if (sync_file_range(fd_, offset, count, kAll) == 0) return;
-    if (errno != ENOSYS && errno != EINVAL && errno != ESPIPE) fail("cannot be written", errno);
-#else
-    (void)offset, (void)count;
-#endif
-    if (fsync(fd_) != 0) fail("cannot be written", errno);
-  }
-
   [[noreturn]] void fail(const std::string& what, int error) const {
-    const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
-    throw NativeError(concat(folder_, ": ", what, ": ", std::strerror(error)),
-                      full ? "ERR_DISK_FULL" : "ERR_IO");
+    throw NativeError(concat(folder_, ": ", what, ": ", platform::error_text(error)),
+                      platform::is_full(error) ? "ERR_DISK_FULL" : "ERR_IO");
   }
 
   std::string folder_;
-  int fd_ = -1;
-  off_t size_ = 0;
+  platform::File file_ = platform::kNoFile;
+  uint64_t size_ = 0;
 };
 
 // ---- what is there and what is to come ----------------------------------------------------------
@@ -245,7 +164,7 @@ struct Offload::Use : public MemoryUse {
       state.uses.erase(place);
       if (begun) {
         --range->begun;
-        if (range->gathered && range->begun == 0) drop_pages(range->bytes);
+        if (range->gathered && range->begun == 0) platform::drop_pages(range->bytes);
       }
       state.settle();
     }
@@ -318,7 +237,7 @@ void Offload::State::settle() {
 }
 
 void Offload::State::drop(Range& range) {
-  drop_pages(range.bytes);
+  platform::drop_pages(range.bytes);
   range.where = Range::Where::kOut;
   stats.present -= range.bytes.size();
 }
@@ -359,11 +278,11 @@ void Offload::read_ahead(State& state) {
     }
     range->where = Range::Where::kComing;
     lock.unlock();
-    std::span<std::byte> pages = pages_of(range->bytes);
-    madvise(pages.data(), pages.size(), MADV_WILLNEED);  // begins to read all of them
+    platform::begin_reading(range->bytes);
+    std::span<const std::byte> pages = platform::pages_around(range->bytes);
     for (bool goes_on = true; goes_on && !pages.empty();) {
       const size_t count = std::min(kAtOnce, pages.size());
-      populate(pages.first(count));
+      platform::populate(pages.first(count));
       pages = pages.subspan(count);
       lock.lock();
       goes_on = !state.stopping;

@@ -75,8 +75,4 @@ class Offload {
   std::thread reader_;
 };
 
-// Drops the pages that this process has of a map of a file, which then do not count to what it has
-// in memory.
-void drop_pages(std::span<const std::byte> bytes);
-
 }  // namespace balora::io

@@ -19,9 +19,8 @@ const GgmlTypeInfo* type(std::string_view name) {
   return find_ggml_type(name);
 }
 
-int no_room(int, int, off_t, off_t) {
-  errno = ENOSPC;
-  return -1;
+int no_room(platform::File, uint64_t) {
+  return ENOSPC;
 }
 
 }  // namespace
@@ -77,7 +76,7 @@ TEST_CASE("GgufWriter: what does not fit is refused, and data that are missing l
 TEST_CASE("GgufWriter: a disk without room is named with sizes before anything is written") {
   const TempFolder folder;
   FileCalls calls = kSystemFileCalls;
-  calls.fallocate = no_room;
+  calls.reserve_space = no_room;
   const std::vector<GgufSpec> specs{{"x", type("F32"), {1024}}};
   CHECK_THROWS_WITH_AS(GgufWriter(folder.file("a.gguf"), {{}, 0, 32}, specs, calls),
                        doctest::Contains("the file needs"), NativeError);

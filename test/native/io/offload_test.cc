@@ -271,7 +271,7 @@ TEST_CASE("offload: the cache file has no name, and holds what is written") {
   offload.reset();
   for (size_t i = 0; i < parts.size(); ++i) {
     const std::span<const std::byte> bytes = parts[i]->bytes();
-    drop_pages(bytes);
+    platform::drop_pages(bytes);
     REQUIRE(bytes.size() == contents[i].size());
     CHECK(std::memcmp(bytes.data(), contents[i].data(), bytes.size()) == 0);
     CHECK_NOTHROW(parts[i]->refuse_changed());

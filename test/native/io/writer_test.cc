@@ -18,23 +18,23 @@ using balora::io::test::to_bytes;
 
 namespace {
 
-int full_fallocate(int, int, off_t, off_t) {
-  return errno = ENOSPC, -1;
+int no_room(platform::File, uint64_t) {
+  return ENOSPC;
 }
-int no_fallocate(int, int, off_t, off_t) {
-  return errno = EOPNOTSUPP, -1;
+int cannot_reserve(platform::File, uint64_t) {
+  return EOPNOTSUPP;
 }
-ssize_t full_pwrite(int, const void*, size_t, off_t) {
-  return errno = ENOSPC, -1;
+int64_t full_write(platform::File, std::span<const std::byte>, uint64_t) {
+  return -ENOSPC;
 }
-ssize_t short_pwrite(int fd, const void* data, size_t count, off_t offset) {
-  return ::pwrite(fd, data, std::min<size_t>(count, 3), offset);
+int64_t short_write(platform::File file, std::span<const std::byte> data, uint64_t offset) {
+  return platform::write_at(file, data.first(std::min<size_t>(data.size(), 3)), offset);
 }
-int bad_fsync(int) {
-  return errno = EIO, -1;
+int bad_sync(platform::File) {
+  return EIO;
 }
-int bad_rename(const char*, const char*) {
-  return errno = EACCES, -1;
+int bad_rename(const std::string&, const std::string&) {
+  return EACCES;
 }
 
 std::span<const std::byte> raw(const auto& values) {
@@ -100,10 +100,10 @@ TEST_CASE("atomic file: a failure at any step leaves the old file and no tempora
   };
   const FileCalls ok = kSystemFileCalls;
   const Case cases[] = {
-      {{full_fallocate, ok.pwrite, ok.fsync, ok.rename}, "the file needs 3 bytes"},
-      {{no_fallocate, full_pwrite, ok.fsync, ok.rename}, "are free in"},
-      {{ok.fallocate, ok.pwrite, bad_fsync, ok.rename}, "cannot be synced"},
-      {{ok.fallocate, ok.pwrite, ok.fsync, bad_rename}, "cannot be renamed"},
+      {{no_room, ok.write_at, ok.sync_file, ok.rename_over}, "the file needs 3 bytes"},
+      {{cannot_reserve, full_write, ok.sync_file, ok.rename_over}, "are free in"},
+      {{ok.reserve_space, ok.write_at, bad_sync, ok.rename_over}, "cannot be synced"},
+      {{ok.reserve_space, ok.write_at, ok.sync_file, bad_rename}, "cannot be renamed"},
   };
   for (const Case& c : cases) {
     CAPTURE(c.part);
@@ -112,7 +112,7 @@ TEST_CASE("atomic file: a failure at any step leaves the old file and no tempora
     CHECK(read_bytes(path) == to_bytes("old"));
     CHECK(folder.count() == 1);
   }
-  const FileCalls slow = {ok.fallocate, short_pwrite, ok.fsync, ok.rename};
+  const FileCalls slow = {ok.reserve_space, short_write, ok.sync_file, ok.rename_over};
   write_file_atomically(path, "longer text", slow);
   CHECK(read_bytes(path) == to_bytes("longer text"));
 }

@@ -8,12 +8,12 @@
 #include <cstddef>
 #include <span>
 
-namespace balora::io {
+namespace balora::platform {
 
 class GuardedPages {
  public:
-  // Guards a map that was just made, before its first access. Throws NativeError where the system
-  // accepts no handler.
+  // Guards a map that was just made, before its first access.
+  // @throws std::system_error where the system accepts no handler
   explicit GuardedPages(std::span<const std::byte> map);
   ~GuardedPages();  // to be destroyed before the map is
   GuardedPages(const GuardedPages&) = delete;
@@ -27,4 +27,4 @@ class GuardedPages {
   Entry* entry_;
 };
 
-}  // namespace balora::io
+}  // namespace balora::platform

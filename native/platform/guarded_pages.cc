@@ -1,4 +1,4 @@
-#include "io/guarded_pages.h"
+#include "platform/guarded_pages.h"
 
 #include <signal.h>
 #include <sys/mman.h>
@@ -7,12 +7,10 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
-#include <cstring>
 #include <mutex>
+#include <system_error>
 
-#include "tensor/errors.h"
-
-namespace balora::io {
+namespace balora::platform {
 
 // A range of addresses as the handler reads it, on any thread and without a lock. An entry changes
 // only while nobody reads its map: one that changes under the handler's eyes is of another map.
@@ -64,7 +62,7 @@ class GuardedPages::Table {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
     sigemptyset(&action.sa_mask);
     if (sigaction(SIGBUS, nullptr, &before_) != 0 || sigaction(SIGBUS, &action, nullptr) != 0) {
-      throw NativeError(concat("cannot install a handler of SIGBUS: ", std::strerror(errno)));
+      throw std::system_error(errno, std::generic_category(), "cannot install a handler of SIGBUS");
     }
     installed_ = true;
   }
@@ -128,4 +126,4 @@ bool GuardedPages::lost() const {
   return entry_->lost;
 }
 
-}  // namespace balora::io
+}  // namespace balora::platform
