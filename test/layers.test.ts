@@ -34,6 +34,9 @@ const kNativeLayers: Record<string, string[]> = {
   binding: ['io', 'ops', 'tape', 'engine', 'kernels', 'tensor', 'platform'],
 };
 
+/** Headers of a system, behind native/platform/, and those by which a file would ask the processor itself. */
+const kSystemHeaders = /^(sys\/.*|unistd|fcntl|dlfcn|sched|signal|malloc|windows|cpuid)\.h$/;
+
 /** Implementation files (never headers) that include a higher layer, and the reason. */
 const kNativeExceptions: Record<string, string[]> = {
   // Tensor::empty asks the engine for memory and requires_grad asks the tape; tensor.h only declares both.
@@ -83,6 +86,8 @@ function nativeComplaints(path: string, source: string): string[] {
       complaints.push(`${path}: ${layer} may not include ${name}`);
     } else if (layer !== 'binding' && /^(napi|node_api|js_native_api|node|uv|v8)\b/.test(name)) {
       complaints.push(`${path}: only binding knows Node, found ${name}`);
+    } else if (layer !== 'platform' && kSystemHeaders.test(name)) {
+      complaints.push(`${path}: only platform calls the system, found ${name}`);
     }
   }
   return complaints;
@@ -224,7 +229,7 @@ describe('test/', () => {
 });
 
 describe('layers', () => {
-  it('C++ layers include only lower ones, and only binding uses Node', () => {
+  it('C++ layers include only lower ones, and only binding uses Node, and only platform the system', () => {
     expect(nativeFiles.flatMap((path) => nativeComplaints(path, read(path)))).toEqual([]);
   });
 
@@ -307,8 +312,8 @@ describe('layers', () => {
   });
 
   it('each of these checks finds a violation', () => {
-    const cpp = '#include "ops/ops.h"\n#include <napi.h>\n#include "view.h"\n';
-    expect(nativeComplaints('native/kernels/cpu/x.cc', cpp)).toHaveLength(3);
+    const cpp = '#include "ops/ops.h"\n#include <napi.h>\n#include "view.h"\n#include <unistd.h>\n';
+    expect(nativeComplaints('native/kernels/cpu/x.cc', cpp)).toHaveLength(4);
     expect(nativeComplaints('native/attic/x.cc', '')).toHaveLength(1);
     const cuda = [
       'f<<<1, 2>>>(x);',

@@ -22,11 +22,6 @@
 #include "platform/cpu.h"
 #include "tensor/errors.h"
 
-#ifdef BALORA_TILES
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace balora {
 
 #ifdef BALORA_TILES
