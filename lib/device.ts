@@ -17,7 +17,7 @@ export interface DeviceInfo {
    */
   instructions: string;
   /**
-   * Instructions of the CPU's products in int8: 'amx_int8', 'avx512_vnni', 'avx_vnni' or 'plain' (none: slow loops), within the same
+   * Instructions of the CPU's products in int8: 'avx512_vnni', 'avx_vnni' or 'plain' (none: slow loops), within the same
    * limit; '' for other devices.
    * @since 0.2
    */

@@ -88,30 +88,9 @@ BF16_TARGET inline void multiply(int c, int a, int b) {
   }
 }
 
-// TDPBUSD: c (rows,n) += a (rows,4k) unsigned, b (k,n,4) signed, modulo 2^32.
-BF16_TARGET inline void multiply_bytes(int c, int a, int b) {
-  Registers& r = registers();
-  r.check(c), r.check(a), r.check(b);
-  const int steps = r.config.bytes[a] / 4;
-  for (int row = 0; row < r.config.rows[c]; ++row) {
-    uint32_t sums[16];
-    std::memcpy(sums, r.tiles[c][row], sizeof sums);
-    for (int k = 0; k < steps; ++k) {
-      for (int n = 0; n < r.config.bytes[c] / 4; ++n) {
-        for (int i = 0; i < 4; ++i) {
-          const auto right = static_cast<int8_t>(r.tiles[b][k][4 * n + i]);
-          sums[n] += static_cast<uint32_t>(r.tiles[a][row][4 * k + i] * right);
-        }
-      }
-    }
-    std::memcpy(r.tiles[c][row], sums, sizeof sums);
-  }
-}
-
 }  // namespace balora::amx_emulated
 
 #undef _tile_dpbf16ps
-#undef _tile_dpbusd
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_stream_loadd
@@ -123,4 +102,3 @@ BF16_TARGET inline void multiply_bytes(int c, int a, int b) {
 #define _tile_stream_loadd(tile, base, stride) balora::amx_emulated::load(tile, base, stride)
 #define _tile_stored(tile, base, stride) balora::amx_emulated::store(tile, base, stride)
 #define _tile_dpbf16ps(c, a, b) balora::amx_emulated::multiply(c, a, b)
-#define _tile_dpbusd(c, a, b) balora::amx_emulated::multiply_bytes(c, a, b)

@@ -366,7 +366,6 @@ void int8_product(Context* ctx, int64_t m, const Int8Rows& a, const Int8Matrix& 
   int8_t* const scratch = all_packed.data();
   const Int8Multiply multiply = int8_multiply(int8_core());
   parallel_for(ctx, threads, 1, [&](int64_t first, int64_t last) {
-    const TileScope scope;
     alignas(64) float block[kInt8Rows * kWidest];
     for (int64_t group = groups * first / threads; group < groups * last / threads; ++group) {
       int8_t* const packed = scratch + first * width * panel_bytes;

@@ -13,9 +13,6 @@
 #define AVX_VNNI_TARGET __attribute__((target("avx2,fma,avxvnni,bmi2")))
 #define AVX512_VNNI_TARGET \
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,bmi2")))
-#define AMX_INT8_TARGET \
-  __attribute__((       \
-      target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,bmi2")))
 #endif
 
 namespace balora {
@@ -182,63 +179,6 @@ AVX_VNNI_TARGET void multiply_avx(const Int8Block& t, int64_t rows, float* c, in
   }
 }
 
-// The sums of a block in tiles 0 to 3. Streamed, B is loaded past L1, where A stays; else it is
-// asked for a step ahead.
-template <bool kStreamed>
-AMX_INT8_TARGET BALORA_INLINE void add_amx(const Int8Block& t) {
-  const uint8_t *a0 = t.a, *a1 = t.a + 16 * t.lda;
-  const int8_t* b = t.b;
-  for (int64_t step = 0; step < t.steps; ++step) {
-    const int8_t* const second = b + kTileBytes;
-    _tile_loadd(4, a0, t.lda);
-    if constexpr (kStreamed) {
-      _tile_stream_loadd(6, b, 64);
-      _tile_dpbusd(0, 4, 6);
-      _tile_stream_loadd(7, second, 64);
-    } else {
-#pragma GCC unroll 16
-      for (int64_t line = 0; line < 16; ++line) prefetch_line(b + kInt8StepBytes + 64 * line);
-      _tile_loadd(6, b, 64);
-      _tile_dpbusd(0, 4, 6);
-      _tile_loadd(7, second, 64);
-#pragma GCC unroll 16
-      for (int64_t line = 0; line < 16; ++line) prefetch_line(second + kInt8StepBytes + 64 * line);
-    }
-    _tile_dpbusd(1, 4, 7);
-    _tile_loadd(5, a1, t.lda);
-    _tile_dpbusd(2, 5, 6);
-    _tile_dpbusd(3, 5, 7);
-    a0 += kInt8K, a1 += kInt8K, b += kInt8StepBytes;
-  }
-}
-
-AMX_INT8_TARGET void multiply_amx(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
-                                  bool accumulate) {
-  constexpr int64_t kMostStreamed = 16;  // steps, whose rows of A are 32 KiB
-  alignas(64) int32_t sums[kInt8Rows * kInt8Columns];
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  if (t.steps <= kMostStreamed) {
-    add_amx<true>(t);
-  } else {
-    add_amx<false>(t);
-  }
-  constexpr int64_t kStride = kInt8Columns * static_cast<int64_t>(sizeof(int32_t));
-  _tile_stored(0, sums, kStride);
-  _tile_stored(1, sums + 16, kStride);
-  _tile_stored(2, sums + 16 * kInt8Columns, kStride);
-  _tile_stored(3, sums + 16 * kInt8Columns + 16, kStride);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t j = 0; j < kInt8Columns; j += 16) {
-      const __m512i sum = _mm512_add_epi32(_mm512_load_si512(sums + r * kInt8Columns + j),
-                                           _mm512_loadu_si512(t.offset + j));
-      finish(t, sum, r, j, c + r * ldc + j, accumulate);
-    }
-  }
-}
-
 #endif
 
 }  // namespace
@@ -247,8 +187,6 @@ AMX_INT8_TARGET void multiply_amx(const Int8Block& t, int64_t rows, float* c, in
 
 Int8Multiply int8_multiply(Int8Core core) {
   switch (core) {
-    case Int8Core::kAmx:
-      return &multiply_amx;
     case Int8Core::kAvx512Vnni:
       return &multiply_avx512;
     case Int8Core::kAvxVnni:
@@ -269,8 +207,6 @@ Int8Multiply int8_multiply(Int8Core) {
 bool int8_core_runs(Int8Core core) {
   const platform::Cpu& cpu = platform::cpu();
   switch (core) {
-    case Int8Core::kAmx:
-      return cpu.uses(platform::kAmx | platform::kVnni);
     case Int8Core::kAvx512Vnni:
       return cpu.uses(platform::kVnni);
     case Int8Core::kAvxVnni:
@@ -282,14 +218,14 @@ bool int8_core_runs(Int8Core core) {
 }
 
 Int8Core int8_core() {
-  for (const Int8Core core : {Int8Core::kAmx, Int8Core::kAvx512Vnni, Int8Core::kAvxVnni}) {
+  for (const Int8Core core : {Int8Core::kAvx512Vnni, Int8Core::kAvxVnni}) {
     if (int8_core_runs(core)) return core;
   }
   return Int8Core::kPlain;
 }
 
 const char* int8_core_name() {
-  constexpr const char* kNames[] = {"plain", "avx_vnni", "avx512_vnni", "amx_int8"};
+  constexpr const char* kNames[] = {"plain", "avx_vnni", "avx512_vnni"};
   return kNames[static_cast<int>(int8_core())];
 }
 

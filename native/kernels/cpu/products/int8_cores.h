@@ -1,6 +1,7 @@
 // One block of a product in int8 (int8.h) on each kind of instruction: VPDPBUSD of AVX512-VNNI and
-// of AVX-VNNI, TDPBUSD of AMX, and plain loops, which define what the others compute to the bit:
-// the sums are whole numbers modulo 2^32, and what follows rounds each value alike.
+// of AVX-VNNI, and plain loops, which define what the others compute to the bit: the sums are whole
+// numbers modulo 2^32, and what follows rounds each value alike. TDPBUSD of AMX is left out: a step
+// in int8 took longer with it than one in bf16.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +9,7 @@
 
 namespace balora {
 
-enum class Int8Core { kPlain, kAvxVnni, kAvx512Vnni, kAmx };
+enum class Int8Core { kPlain, kAvxVnni, kAvx512Vnni };
 
 // A block has kInt8Rows rows, a step kInt8K of k.
 constexpr int64_t kInt8Columns = 32;  // columns of a panel of B: two tiles of 16
@@ -28,7 +29,7 @@ struct Int8Block {
 
 // C (rows,32) = [C +] row_scale * scale * (the sum over k of (a - 128) b), the sum being exact
 // modulo 2^32 and the addition to C fused. C has kInt8Rows rows, ldc apart; what it gets in those
-// past `rows` means nothing. kAmx: between configure_tiles() and _tile_release().
+// past `rows` means nothing.
 using Int8Multiply = void (*)(const Int8Block& block, int64_t rows, float* c, int64_t ldc,
                               bool accumulate);
 Int8Multiply int8_multiply(Int8Core core);
@@ -37,7 +38,7 @@ Int8Multiply int8_multiply(Int8Core core);
 bool int8_core_runs(Int8Core core);
 // The best of those.
 Int8Core int8_core();
-// "plain", "avx_vnni", "avx512_vnni", "amx_int8"
+// "plain", "avx_vnni", "avx512_vnni"
 const char* int8_core_name();
 
 }  // namespace balora

@@ -21,7 +21,7 @@
 namespace balora::test {
 namespace {
 
-constexpr const char* kCores[] = {"plain", "avx_vnni", "avx512_vnni", "amx_int8"};
+constexpr const char* kCores[] = {"plain", "avx_vnni", "avx512_vnni"};
 
 struct Codes {
   std::vector<uint8_t> a;

@@ -142,7 +142,7 @@ TEST_CASE("isa: the limit is in force in the child") {
                                                  {"AVX2_VNNI", Int8Core::kAvxVnni},
                                                  {"AVX512_CORE", Int8Core::kPlain},
                                                  {"AVX512_CORE_BF16", Int8Core::kAvx512Vnni}};
-  const Int8Core most = tiles_use_amx() ? Int8Core::kAmx : cores.at(limit);
+  const Int8Core most = cores.at(limit);
   CHECK(int8_core() == (int8_core_runs(most) ? most : Int8Core::kPlain));
 }
 
