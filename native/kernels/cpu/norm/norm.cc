@@ -11,6 +11,7 @@
 #include "kernels/cpu/norm/partials.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/norm.h"
 
@@ -155,23 +156,6 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, Acc<T>* dweight, int64_t 
   }
 }
 
-// target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                                  \
-  BALORA_SIMD void forward(const Forward<T>& o, int64_t begin, int64_t end) {                    \
-    forward_rows<T>(o, begin, end);                                                              \
-  }                                                                                              \
-  BALORA_SIMD void forward_add(const Forward<T>& o, int64_t begin, int64_t end) {                \
-    forward_add_rows<T>(o, begin, end);                                                          \
-  }                                                                                              \
-  BALORA_SIMD void backward(const Backward<T>& o, Acc<T>* dweight, int64_t begin, int64_t end) { \
-    backward_rows<T>(o, dweight, begin, end);                                                    \
-  }
-ROWS(float)
-ROWS(bf16)
-ROWS(f16)
-ROWS(double)
-#undef ROWS
-
 // The operands that forwards with and without a residual have in common.
 template <typename T, typename O>
 Forward<T> forward_operands(const O& o) {
@@ -191,8 +175,9 @@ int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) 
   const int64_t rows = o.x->shape[0];
   dispatch_float(o.x->dtype, [&]<typename T>() {
     const Forward<T> operands = forward_operands<T>(o);
-    share_out(ctx, rows, kRowGrain,
-              [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
+    share_out(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      at_level<&forward_rows<T>>(operands, begin, end);
+    });
   });
   return 0;
 }
@@ -203,8 +188,9 @@ int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forw
     Forward<T> operands = forward_operands<T>(o);
     operands.residual = data_of<T>(o.residual);
     operands.sum = data_of<T>(o.sum);
-    share_out(ctx, rows, kRowGrain,
-              [&](int64_t begin, int64_t end) { forward_add(operands, begin, end); });
+    share_out(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      at_level<&forward_add_rows<T>>(operands, begin, end);
+    });
   });
   return 0;
 }
@@ -226,8 +212,9 @@ int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o
     std::vector<A> partial(o.dweight ? static_cast<size_t>(width * channels) : 0, A(0));
     parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
       for (int64_t part = first; part < last; ++part) {
-        backward(operands, o.dweight ? partial.data() + part * channels : nullptr,
-                 rows * part / width, rows * (part + 1) / width);
+        at_level<&backward_rows<T>>(operands,
+                                    o.dweight ? partial.data() + part * channels : nullptr,
+                                    rows * part / width, rows * (part + 1) / width);
       }
     });
     if (o.dweight) sum_partials(partial, channels, data_of<A>(o.dweight));
