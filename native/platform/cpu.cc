@@ -91,16 +91,20 @@ uint32_t features_of_machine() {
   constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
   const uint64_t saved = saved_registers();
   const Registers one = cpuid(1, 0), seven = cpuid(7, 0), more = cpuid(7, 1);
+  // FMA, MOVBE, F16C; BMI1, AVX2, BMI2; LZCNT
+  constexpr unsigned kOneOfV3 = 1u << 12 | 1u << 22 | 1u << 29;
+  constexpr unsigned kSevenOfV3 = 1u << 3 | 1u << 5 | 1u << 8, kExtendedOfV3 = 1u << 5;
+  // AVX512 F, DQ, CD, BW, VL
+  constexpr unsigned kSevenOfV4 = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;
   const auto all = [](unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; };
   uint32_t features = 0;
-  if ((saved & kYmm) != kYmm || !all(one.ecx, 1u << 12) || !all(seven.ebx, 1u << 5 | 1u << 8)) {
+  if ((saved & kYmm) != kYmm || !all(one.ecx, kOneOfV3) || !all(seven.ebx, kSevenOfV3) ||
+      !all(cpuid(0x80000001, 0).ecx, kExtendedOfV3)) {
     return features;
   }
   features |= kAvx2;
   if (all(more.eax, 1u << 4)) features |= kAvxVnni;
-  if ((saved & kZmm) != kZmm || !all(seven.ebx, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31)) {
-    return features;
-  }
+  if ((saved & kZmm) != kZmm || !all(seven.ebx, kSevenOfV4)) return features;
   features |= kAvx512;
   if (all(seven.ecx, 1u << 11)) features |= kVnni;
   if (all(more.eax, 1u << 5)) features |= kBf16;

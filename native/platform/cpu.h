@@ -7,9 +7,9 @@ namespace balora::platform {
 
 // Sets of instructions, each of which implementations are written for.
 enum Feature : uint32_t {
-  kAvx2 = 1u << 0,  // with FMA and BMI2, as x86-64-v3
+  kAvx2 = 1u << 0,  // and all else of x86-64-v3
   kAvxVnni = 1u << 1,
-  kAvx512 = 1u << 2,  // F, BW, VL and DQ, as x86-64-v4
+  kAvx512 = 1u << 2,  // and all else of x86-64-v4
   kVnni = 1u << 3,    // AVX512-VNNI
   kBf16 = 1u << 4,    // AVX512-BF16
   kFp16 = 1u << 5,    // AVX512-FP16
