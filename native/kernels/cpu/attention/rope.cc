@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/messages.h"
 #include "kernels/shared/rope.h"
@@ -46,16 +47,10 @@ BALORA_INLINE void rotate_rows(const Rotation<T>& r, int64_t begin, int64_t end)
   }
 }
 
-// target_clones cannot mark a template, so each dtype gets a plain function of its own.
-#define ROWS(T)                                                               \
-  BALORA_SIMD void rotate(const Rotation<T>& r, int64_t begin, int64_t end) { \
-    rotate_rows<T>(r, begin, end);                                            \
-  }
-ROWS(float)
-ROWS(bf16)
-ROWS(f16)
-ROWS(double)
-#undef ROWS
+template <typename T>
+void rotate(const Rotation<T>& r, int64_t begin, int64_t end) {
+  at_level<&rotate_rows<T>>(r, begin, end);
+}
 
 constexpr int64_t kRowGrain = 8;
 

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora {
@@ -35,18 +36,15 @@ BALORA_INLINE void sum_row_range(const T* dy, const T* x, Acc<T>* dscale, Acc<T>
   }
 }
 
-#define ROWS(T)                                                                                 \
-  BALORA_SIMD void scale_row(const T* x, const Acc<T>* scale, const T* bias, T* y, int64_t n) { \
-    scale_row_range<T>(x, scale, bias, y, n);                                                   \
-  }                                                                                             \
-  BALORA_SIMD void sum_row(const T* dy, const T* x, Acc<T>* dscale, Acc<T>* dbias, int64_t n) { \
-    sum_row_range<T>(dy, x, dscale, dbias, n);                                                  \
-  }
-ROWS(float)
-ROWS(double)
-ROWS(bf16)
-ROWS(f16)
-#undef ROWS
+template <typename T>
+void scale_row(const T* x, const Acc<T>* scale, const T* bias, T* y, int64_t n) {
+  at_level<&scale_row_range<T>>(x, scale, bias, y, n);
+}
+
+template <typename T>
+void sum_row(const T* dy, const T* x, Acc<T>* dscale, Acc<T>* dbias, int64_t n) {
+  at_level<&sum_row_range<T>>(dy, x, dscale, dbias, n);
+}
 
 template <typename T>
 void scale_rows(Context* ctx, const balora_column_scale_forward& o) {

@@ -5,6 +5,7 @@
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/shared/activations.h"
@@ -81,25 +82,31 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t en
   }
 }
 
-// target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                            \
-  BALORA_SIMD void forward(const Forward<T>& o, balora_activation activation, int64_t b,   \
-                           int64_t e) {                                                    \
-    if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(o, b, e);                \
-    if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(o, b, e);                \
-    forward_rows<GeluTanh>(o, b, e);                                                       \
-  }                                                                                        \
-  BALORA_SIMD void backward(const Backward<T>& o, balora_activation activation, int64_t b, \
-                            int64_t e) {                                                   \
-    if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(o, b, e);               \
-    if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(o, b, e);               \
-    backward_rows<GeluTanh>(o, b, e);                                                      \
-  }
-ROWS(float)
-ROWS(bf16)
-ROWS(f16)
-ROWS(double)
-#undef ROWS
+template <typename T>
+BALORA_INLINE void forward_loop(const Forward<T>& o, balora_activation activation, int64_t b,
+                                int64_t e) {
+  if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(o, b, e);
+  if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(o, b, e);
+  forward_rows<GeluTanh>(o, b, e);
+}
+
+template <typename T>
+void forward(const Forward<T>& o, balora_activation activation, int64_t b, int64_t e) {
+  at_level<&forward_loop<T>>(o, activation, b, e);
+}
+
+template <typename T>
+BALORA_INLINE void backward_loop(const Backward<T>& o, balora_activation activation, int64_t b,
+                                 int64_t e) {
+  if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(o, b, e);
+  if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(o, b, e);
+  backward_rows<GeluTanh>(o, b, e);
+}
+
+template <typename T>
+void backward(const Backward<T>& o, balora_activation activation, int64_t b, int64_t e) {
+  at_level<&backward_loop<T>>(o, activation, b, e);
+}
 
 constexpr int64_t kRowGrain = 4;
 

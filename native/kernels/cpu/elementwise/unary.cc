@@ -3,6 +3,7 @@
 #include "kernels/shared/unary.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
 
@@ -31,19 +32,26 @@ BALORA_INLINE void backward_loop(const T* dy, const T* s, T* dx, int64_t n, Acc<
 #define BACKWARD(OP) \
   case OP:           \
     return backward_loop<OP>(dy, s, dx, n, a, b);
-#define ROW(T)                                                                           \
-  BALORA_SIMD void forward(int op, const T* x, T* y, int64_t n, Acc<T> a, Acc<T> b) {    \
-    switch (op) { BALORA_EACH_UNARY_OP(FORWARD) }                                        \
-  }                                                                                      \
-  BALORA_SIMD void backward(int op, const T* dy, const T* s, T* dx, int64_t n, Acc<T> a, \
-                            Acc<T> b) {                                                  \
-    switch (op) { BALORA_EACH_UNARY_OP(BACKWARD) }                                       \
-  }
-ROW(float)
-ROW(bf16)
-ROW(f16)
-ROW(double)
-#undef ROW
+template <typename T>
+BALORA_INLINE void forward_body(int op, const T* x, T* y, int64_t n, Acc<T> a, Acc<T> b) {
+  switch (op) { BALORA_EACH_UNARY_OP(FORWARD) }
+}
+
+template <typename T>
+void forward(int op, const T* x, T* y, int64_t n, Acc<T> a, Acc<T> b) {
+  at_level<&forward_body<T>>(op, x, y, n, a, b);
+}
+
+template <typename T>
+BALORA_INLINE void backward_body(int op, const T* dy, const T* s, T* dx, int64_t n, Acc<T> a,
+                                 Acc<T> b) {
+  switch (op) { BALORA_EACH_UNARY_OP(BACKWARD) }
+}
+
+template <typename T>
+void backward(int op, const T* dy, const T* s, T* dx, int64_t n, Acc<T> a, Acc<T> b) {
+  at_level<&backward_body<T>>(op, dy, s, dx, n, a, b);
+}
 #undef FORWARD
 #undef BACKWARD
 

@@ -8,6 +8,7 @@
 #include "kernels/cpu/head/log_sum_exp.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/messages.h"
 
@@ -70,19 +71,15 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t en
   }
 }
 
-// target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                 \
-  BALORA_SIMD void forward(const Forward<T>& o, int64_t begin, int64_t end) {   \
-    forward_rows<T>(o, begin, end);                                             \
-  }                                                                             \
-  BALORA_SIMD void backward(const Backward<T>& o, int64_t begin, int64_t end) { \
-    backward_rows<T>(o, begin, end);                                            \
-  }
-ROWS(float)
-ROWS(bf16)
-ROWS(f16)
-ROWS(double)
-#undef ROWS
+template <typename T>
+void forward(const Forward<T>& o, int64_t begin, int64_t end) {
+  at_level<&forward_rows<T>>(o, begin, end);
+}
+
+template <typename T>
+void backward(const Backward<T>& o, int64_t begin, int64_t end) {
+  at_level<&backward_rows<T>>(o, begin, end);
+}
 
 // The number of rows that count; a target outside the classes is the caller's fault.
 int64_t count_targets(const int32_t* targets, int64_t rows, int64_t classes) {

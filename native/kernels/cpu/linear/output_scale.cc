@@ -2,6 +2,7 @@
 #include "kernels/cpu/linear/output_scale.h"
 
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/workspace.h"
@@ -26,16 +27,11 @@ BALORA_INLINE void scale_range(const Acc<T>* sum, const Acc<T>* scale, const T* 
   }
 }
 
-#define SCALE(T)                                                                                 \
-  BALORA_SIMD void scale_row(const Acc<T>* sum, const Acc<T>* scale, const T* bias, T* unscaled, \
-                             T* y, int64_t n) {                                                  \
-    scale_range<T>(sum, scale, bias, unscaled, y, n);                                            \
-  }
-SCALE(float)
-SCALE(double)
-SCALE(bf16)
-SCALE(f16)
-#undef SCALE
+template <typename T>
+void scale_row(const Acc<T>* sum, const Acc<T>* scale, const T* bias, T* unscaled, T* y,
+               int64_t n) {
+  at_level<&scale_range<T>>(sum, scale, bias, unscaled, y, n);
+}
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 #include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/low_rank.h"
 
@@ -48,15 +49,10 @@ BALORA_INLINE double squares_range(const A* y, int64_t n) {
   return total;
 }
 
-#define WIDEN(T)                                             \
-  BALORA_SIMD void widen(const T* x, Acc<T>* y, int64_t n) { \
-    widen_range<T>(x, y, n);                                 \
-  }
-WIDEN(float)
-WIDEN(double)
-WIDEN(bf16)
-WIDEN(f16)
-#undef WIDEN
+template <typename T>
+void widen(const T* x, Acc<T>* y, int64_t n) {
+  at_level<&widen_range<T>>(x, y, n);
+}
 #define SUMS(A)                                                                         \
   BALORA_SIMD void add_rows(const A* a, int64_t stride, const A* b, int64_t rank, A* y, \
                             int64_t n) {                                                \

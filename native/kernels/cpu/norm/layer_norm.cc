@@ -8,6 +8,7 @@
 #include "kernels/cpu/norm/partials.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/norm.h"
 
@@ -112,20 +113,15 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, const Sums<A>& sums, int6
   }
 }
 
-// target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                            \
-  BALORA_SIMD void forward(const Forward<T>& o, int64_t begin, int64_t end) {              \
-    forward_rows<T>(o, begin, end);                                                        \
-  }                                                                                        \
-  BALORA_SIMD void backward(const Backward<T>& o, const Sums<Acc<T>>& sums, int64_t begin, \
-                            int64_t end) {                                                 \
-    backward_rows<T>(o, sums, begin, end);                                                 \
-  }
-ROWS(float)
-ROWS(bf16)
-ROWS(f16)
-ROWS(double)
-#undef ROWS
+template <typename T>
+void forward(const Forward<T>& o, int64_t begin, int64_t end) {
+  at_level<&forward_rows<T>>(o, begin, end);
+}
+
+template <typename T>
+void backward(const Backward<T>& o, const Sums<Acc<T>>& sums, int64_t begin, int64_t end) {
+  at_level<&backward_rows<T>>(o, sums, begin, end);
+}
 
 // The (C) operand in accumulator type, or `missing` everywhere.
 template <typename T>

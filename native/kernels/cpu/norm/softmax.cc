@@ -5,6 +5,7 @@
 #include "kernels/cpu/head/log_sum_exp.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/norm.h"
 
@@ -65,21 +66,16 @@ BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* lse, T* dx, i
   }
 }
 
-// target_clones cannot mark a template, so each dtype gets plain functions of its own.
-#define ROWS(T)                                                                               \
-  BALORA_SIMD void forward(const T* x, T* y, Acc<T>* lse, int64_t b, int64_t e, int64_t size, \
-                           bool logarithm) {                                                  \
-    forward_rows<T>(x, y, lse, b, e, size, logarithm);                                        \
-  }                                                                                           \
-  BALORA_SIMD void backward(const T* dy, const T* x, const Acc<T>* lse, T* dx, int64_t b,     \
-                            int64_t e, int64_t size, bool logarithm) {                        \
-    backward_rows<T>(dy, x, lse, dx, b, e, size, logarithm);                                  \
-  }
-ROWS(float)
-ROWS(bf16)
-ROWS(f16)
-ROWS(double)
-#undef ROWS
+template <typename T>
+void forward(const T* x, T* y, Acc<T>* lse, int64_t b, int64_t e, int64_t size, bool logarithm) {
+  at_level<&forward_rows<T>>(x, y, lse, b, e, size, logarithm);
+}
+
+template <typename T>
+void backward(const T* dy, const T* x, const Acc<T>* lse, T* dx, int64_t b, int64_t e, int64_t size,
+              bool logarithm) {
+  at_level<&backward_rows<T>>(dy, x, lse, dx, b, e, size, logarithm);
+}
 
 }  // namespace
 

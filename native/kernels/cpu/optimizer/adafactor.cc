@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/optimizer.h"
 
@@ -77,23 +78,26 @@ BALORA_INLINE void column_sums_range(const T* grad, int64_t rows, int64_t stride
   }
 }
 
-#define LOOPS(T)                                                                           \
-  BALORA_SIMD double squares(const T* x, int64_t n, T scale, double eps) {                 \
-    return squares_range<T>(x, n, scale, eps);                                             \
-  }                                                                                        \
-  BALORA_SIMD double update_squares(const Row<T>& r) {                                     \
-    return update_squares_range<T>(r);                                                     \
-  }                                                                                        \
-  BALORA_SIMD void apply(const Row<T>& r, T* param, T* m, const Apply<T>& k) {             \
-    apply_range<T>(r, param, m, k);                                                        \
-  }                                                                                        \
-  BALORA_SIMD void column_sums(const T* grad, int64_t rows, int64_t stride, int64_t width, \
-                               double* sums, T scale, double eps) {                        \
-    column_sums_range<T>(grad, rows, stride, width, sums, scale, eps);                     \
-  }
-LOOPS(float)
-LOOPS(double)
-#undef LOOPS
+template <typename T>
+double squares(const T* x, int64_t n, T scale, double eps) {
+  return at_level<&squares_range<T>>(x, n, scale, eps);
+}
+
+template <typename T>
+double update_squares(const Row<T>& r) {
+  return at_level<&update_squares_range<T>>(r);
+}
+
+template <typename T>
+void apply(const Row<T>& r, T* param, T* m, const Apply<T>& k) {
+  at_level<&apply_range<T>>(r, param, m, k);
+}
+
+template <typename T>
+void column_sums(const T* grad, int64_t rows, int64_t stride, int64_t width, double* sums, T scale,
+                 double eps) {
+  at_level<&column_sums_range<T>>(grad, rows, stride, width, sums, scale, eps);
+}
 
 template <typename T>
 double sum_of_squares(Context* ctx, const T* x, int64_t n) {

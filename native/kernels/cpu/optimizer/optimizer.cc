@@ -9,6 +9,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/op_codes.h"
 #include "kernels/shared/optimizer.h"
@@ -74,25 +75,19 @@ BALORA_INLINE double norm_range(const T* x, int64_t n, int kind) {
   return total;
 }
 
-#define STEPS(T)                                                                                  \
-  BALORA_SIMD void adamw(const T* g, T* p, T* m, T* v, int64_t n, const AdamwFactors<T>& k) {     \
-    adamw_range<T>(g, p, m, v, n, k);                                                             \
-  }                                                                                               \
-  BALORA_SIMD void sgd(const T* g, T scale, T* p, T* buffer, int64_t n, const SgdFactors<T>& k) { \
-    sgd_range<T>(g, scale, p, buffer, n, k);                                                      \
-  }
-STEPS(float)
-STEPS(double)
-#undef STEPS
-#define NORM(T)                                                 \
-  BALORA_SIMD double norm_of(const T* x, int64_t n, int kind) { \
-    return norm_range<T>(x, n, kind);                           \
-  }
-NORM(float)
-NORM(bf16)
-NORM(f16)
-NORM(double)
-#undef NORM
+template <typename T>
+void adamw(const T* g, T* p, T* m, T* v, int64_t n, const AdamwFactors<T>& k) {
+  at_level<&adamw_range<T>>(g, p, m, v, n, k);
+}
+
+template <typename T>
+void sgd(const T* g, T scale, T* p, T* buffer, int64_t n, const SgdFactors<T>& k) {
+  at_level<&sgd_range<T>>(g, scale, p, buffer, n, k);
+}
+template <typename T>
+double norm_of(const T* x, int64_t n, int kind) {
+  return at_level<&norm_range<T>>(x, n, kind);
+}
 
 double scale_of(const View* coefficient) {
   return coefficient ? *data_of<double>(coefficient) : 1.0;

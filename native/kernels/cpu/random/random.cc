@@ -7,6 +7,7 @@
 #include "kernels/cpu/random/philox_words.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/philox.h"
 
@@ -57,15 +58,10 @@ BALORA_INLINE void uniform_range(const uint32_t* words, T* y, int64_t n, double 
     y[i] = store<T>(static_cast<Acc<T>>(value < high ? value : low));
   }
 }
-#define UNIFORM(T)                                                                         \
-  BALORA_SIMD void uniforms(const uint32_t* w, T* y, int64_t n, double low, double high) { \
-    uniform_range<T>(w, y, n, low, high);                                                  \
-  }
-UNIFORM(float)
-UNIFORM(bf16)
-UNIFORM(f16)
-UNIFORM(double)
-#undef UNIFORM
+template <typename T>
+void uniforms(const uint32_t* w, T* y, int64_t n, double low, double high) {
+  at_level<&uniform_range<T>>(w, y, n, low, high);
+}
 
 // The mask of dropout as a factor: 0, or 1 / (1 - p).
 template <typename T>
@@ -77,16 +73,10 @@ BALORA_INLINE void drop_range(const T* x, const uint32_t* words, T* y, int64_t n
     y[i] = store<T>(dropout_keeps(words[i], threshold) ? value : Acc<T>(0));
   }
 }
-#define DROP(T)                                                                     \
-  BALORA_SIMD void drop(const T* x, const uint32_t* w, T* y, int64_t n, uint32_t t, \
-                        Acc<T> scale) {                                             \
-    drop_range<T>(x, w, y, n, t, scale);                                            \
-  }
-DROP(float)
-DROP(bf16)
-DROP(f16)
-DROP(double)
-#undef DROP
+template <typename T>
+void drop(const T* x, const uint32_t* w, T* y, int64_t n, uint32_t t, Acc<T> scale) {
+  at_level<&drop_range<T>>(x, w, y, n, t, scale);
+}
 
 }  // namespace
 

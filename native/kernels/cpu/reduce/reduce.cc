@@ -9,6 +9,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/shared/op_codes.h"
@@ -51,24 +52,32 @@ BALORA_INLINE void column_loop(const T* x, int64_t rows, int64_t stride, int64_t
   }
 }
 
-#define ROW(T)                                                                                     \
-  BALORA_SIMD double sum_row(Term term, const T* x, int64_t n, Acc<T> shift) {                     \
-    if (term == Term::kSquare) return row_loop<Term::kSquare>(x, n, shift);                        \
-    if (term == Term::kExp) return row_loop<Term::kExp>(x, n, shift);                              \
-    return row_loop<Term::kValue>(x, n, shift);                                                    \
-  }                                                                                                \
-  BALORA_SIMD void sum_columns(Term term, const T* x, int64_t rows, int64_t stride,                \
-                               int64_t columns, const Acc<T>* shift, double* sums) {               \
-    if (term == Term::kSquare)                                                                     \
-      return column_loop<Term::kSquare>(x, rows, stride, columns, shift, sums);                    \
-    if (term == Term::kExp) return column_loop<Term::kExp>(x, rows, stride, columns, shift, sums); \
-    return column_loop<Term::kValue>(x, rows, stride, columns, shift, sums);                       \
-  }
-ROW(float)
-ROW(bf16)
-ROW(f16)
-ROW(double)
-#undef ROW
+template <typename T>
+BALORA_INLINE double sum_row_loop(Term term, const T* x, int64_t n, Acc<T> shift) {
+  if (term == Term::kSquare) return row_loop<Term::kSquare>(x, n, shift);
+  if (term == Term::kExp) return row_loop<Term::kExp>(x, n, shift);
+  return row_loop<Term::kValue>(x, n, shift);
+}
+
+template <typename T>
+double sum_row(Term term, const T* x, int64_t n, Acc<T> shift) {
+  return at_level<&sum_row_loop<T>>(term, x, n, shift);
+}
+
+template <typename T>
+BALORA_INLINE void sum_columns_loop(Term term, const T* x, int64_t rows, int64_t stride,
+                                    int64_t columns, const Acc<T>* shift, double* sums) {
+  if (term == Term::kSquare)
+    return column_loop<Term::kSquare>(x, rows, stride, columns, shift, sums);
+  if (term == Term::kExp) return column_loop<Term::kExp>(x, rows, stride, columns, shift, sums);
+  return column_loop<Term::kValue>(x, rows, stride, columns, shift, sums);
+}
+
+template <typename T>
+void sum_columns(Term term, const T* x, int64_t rows, int64_t stride, int64_t columns,
+                 const Acc<T>* shift, double* sums) {
+  at_level<&sum_columns_loop<T>>(term, x, rows, stride, columns, shift, sums);
+}
 
 // The largest of n >= 1 values; NaN if one is.
 template <typename T>
@@ -83,15 +92,10 @@ BALORA_INLINE Acc<T> highest_loop(const T* x, int64_t n) {
   }
   return nan ? std::numeric_limits<Acc<T>>::quiet_NaN() : best;
 }
-#define HIGHEST(T)                                    \
-  BALORA_SIMD Acc<T> highest(const T* x, int64_t n) { \
-    return highest_loop<T>(x, n);                     \
-  }
-HIGHEST(float)
-HIGHEST(bf16)
-HIGHEST(f16)
-HIGHEST(double)
-#undef HIGHEST
+template <typename T>
+Acc<T> highest(const T* x, int64_t n) {
+  return at_level<&highest_loop<T>>(x, n);
+}
 
 // The derivative of a logsumexp by x, e^(x - shift), or a variance, factor * (x - shift); times g.
 template <Term term, typename T>
@@ -112,22 +116,30 @@ BALORA_INLINE void column_slope_loop(const T* x, int64_t n, const double* shift,
 #pragma omp simd
   for (int64_t c = 0; c < n; ++c) dx[c] = slope_of<term>(x[c], shift[c], factor, load(dy[c]));
 }
-#define SLOPES(T)                                                                              \
-  BALORA_SIMD void row_slopes(Term term, const T* x, int64_t n, double shift, Acc<T> factor,   \
-                              Acc<T> g, T* dx) {                                               \
-    if (term == Term::kExp) return row_slope_loop<Term::kExp>(x, n, shift, factor, g, dx);     \
-    row_slope_loop<Term::kSquare>(x, n, shift, factor, g, dx);                                 \
-  }                                                                                            \
-  BALORA_SIMD void column_slopes(Term term, const T* x, int64_t n, const double* shift,        \
-                                 Acc<T> factor, const T* dy, T* dx) {                          \
-    if (term == Term::kExp) return column_slope_loop<Term::kExp>(x, n, shift, factor, dy, dx); \
-    column_slope_loop<Term::kSquare>(x, n, shift, factor, dy, dx);                             \
-  }
-SLOPES(float)
-SLOPES(bf16)
-SLOPES(f16)
-SLOPES(double)
-#undef SLOPES
+template <typename T>
+BALORA_INLINE void row_slopes_loop(Term term, const T* x, int64_t n, double shift, Acc<T> factor,
+                                   Acc<T> g, T* dx) {
+  if (term == Term::kExp) return row_slope_loop<Term::kExp>(x, n, shift, factor, g, dx);
+  row_slope_loop<Term::kSquare>(x, n, shift, factor, g, dx);
+}
+
+template <typename T>
+void row_slopes(Term term, const T* x, int64_t n, double shift, Acc<T> factor, Acc<T> g, T* dx) {
+  at_level<&row_slopes_loop<T>>(term, x, n, shift, factor, g, dx);
+}
+
+template <typename T>
+BALORA_INLINE void column_slopes_loop(Term term, const T* x, int64_t n, const double* shift,
+                                      Acc<T> factor, const T* dy, T* dx) {
+  if (term == Term::kExp) return column_slope_loop<Term::kExp>(x, n, shift, factor, dy, dx);
+  column_slope_loop<Term::kSquare>(x, n, shift, factor, dy, dx);
+}
+
+template <typename T>
+void column_slopes(Term term, const T* x, int64_t n, const double* shift, Acc<T> factor,
+                   const T* dy, T* dx) {
+  at_level<&column_slopes_loop<T>>(term, x, n, shift, factor, dy, dx);
+}
 
 struct Extent {
   int64_t outer, rows, inner;
