@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/shared/activations.h"
@@ -310,9 +311,12 @@ PASSES(float)
 PASSES(double)
 #undef PASSES
 
-BALORA_SIMD void kept_gradient_rounded(float* z, const float* y, int64_t n,
-                                       const KeptGradient<float>& g) {
+BALORA_INLINE void kept_gradient_rounded_loop(float* z, const float* y, int64_t n,
+                                              const KeptGradient<float>& g) {
   kept_gradient_of<float, bf16>(z, y, n, g, reinterpret_cast<bf16*>(z));
+}
+void kept_gradient_rounded(float* z, const float* y, int64_t n, const KeptGradient<float>& g) {
+  at_level<&kept_gradient_rounded_loop>(z, y, n, g);
 }
 
 }  // namespace balora::head

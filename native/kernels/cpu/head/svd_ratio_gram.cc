@@ -15,6 +15,7 @@
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/workspace.h"
@@ -153,9 +154,12 @@ BALORA_SIMD double row_dot(const double* p, const double* h, int64_t c) {
 }
 
 // to += factor row
-BALORA_SIMD void add_row(double factor, const double* row, int64_t c, double* to) {
+BALORA_INLINE void add_row_loop(double factor, const double* row, int64_t c, double* to) {
 #pragma omp simd
   for (int64_t j = 0; j < c; ++j) to[j] += factor * row[j];
+}
+void add_row(double factor, const double* row, int64_t c, double* to) {
+  at_level<&add_row_loop>(factor, row, c, to);
 }
 
 // The term of leading pairs. H is what they make of it, U T with T = U^T H, and a rest, whose

@@ -8,6 +8,7 @@
 #include "kernels/cpu/linalg/subspace_steps.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
 
@@ -52,13 +53,16 @@ bool gram_pays(const LowRankProblem& p) {
 }
 
 // Into 32 sums, so that none waits for the one before.
-BALORA_SIMD void add_squares(const float* values, int64_t count, double* sums) {
+BALORA_INLINE void add_squares_loop(const float* values, int64_t count, double* sums) {
   for (int64_t i = 0; i + 32 <= count; i += 32) {
     for (int64_t j = 0; j < 32; ++j) {
       const auto value = static_cast<double>(values[i + j]);
       sums[j] += value * value;
     }
   }
+}
+void add_squares(const float* values, int64_t count, double* sums) {
+  at_level<&add_squares_loop>(values, count, sums);
 }
 
 double squared_norm(const float* values, int64_t count) {  // count: a multiple of 32

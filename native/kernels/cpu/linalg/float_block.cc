@@ -1,4 +1,5 @@
 #include "kernels/cpu/linalg/float_block.h"
+#include "kernels/cpu/runtime/levels.h"
 
 #include <algorithm>
 #include <vector>
@@ -11,7 +12,7 @@ namespace {
 
 typedef double Doubles __attribute__((vector_size(64), may_alias));
 
-BALORA_SIMD void fill_range(float* values, int64_t blocks, uint64_t seed) {
+BALORA_INLINE void fill_range_loop(float* values, int64_t blocks, uint64_t seed) {
   for (int64_t i = 0; i < blocks; ++i) {
     const PhiloxBlock bits = philox(seed, static_cast<uint64_t>(i));
     for (int j = 0; j < 4; ++j) {
@@ -20,18 +21,27 @@ BALORA_SIMD void fill_range(float* values, int64_t blocks, uint64_t seed) {
     }
   }
 }
-
-BALORA_SIMD void widen(const float* from, int64_t count, double* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<double>(from[i]);
+void fill_range(float* values, int64_t blocks, uint64_t seed) {
+  at_level<&fill_range_loop>(values, blocks, seed);
 }
 
-BALORA_SIMD void narrow(const double* from, int64_t count, float* to) {
+BALORA_INLINE void widen_loop(const float* from, int64_t count, double* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<double>(from[i]);
+}
+void widen(const float* from, int64_t count, double* to) {
+  at_level<&widen_loop>(from, count, to);
+}
+
+BALORA_INLINE void narrow_loop(const double* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+void narrow(const double* from, int64_t count, float* to) {
+  at_level<&narrow_loop>(from, count, to);
 }
 
 // s (8,16) = columns row..row+7 of x (rows,cols) against columns col..col+15 of y.
-BALORA_SIMD void product_tile(const double* x, const double* y, int64_t rows, int64_t cols,
-                              int64_t row, int64_t col, double* s) {
+BALORA_INLINE void product_tile_loop(const double* x, const double* y, int64_t rows, int64_t cols,
+                                     int64_t row, int64_t col, double* s) {
   Doubles sum[8][2] = {};
   for (int64_t k = 0; k < rows; ++k) {
     const double *left = x + k * cols + row, *right = y + k * cols + col;
@@ -49,21 +59,36 @@ BALORA_SIMD void product_tile(const double* x, const double* y, int64_t rows, in
     *reinterpret_cast<Doubles*>(s + r * 16 + 8) = sum[r][1];
   }
 }
+void product_tile(const double* x, const double* y, int64_t rows, int64_t cols, int64_t row,
+                  int64_t col, double* s) {
+  at_level<&product_tile_loop>(x, y, rows, cols, row, col, s);
+}
 
-BALORA_SIMD void add_products(const float* q, const float* y, int64_t rows, int64_t cols,
-                              float* sums) {
+BALORA_INLINE void add_products_loop(const float* q, const float* y, int64_t rows, int64_t cols,
+                                     float* sums) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) sums[j] += q[i * cols + j] * y[i * cols + j];
   }
 }
-
-BALORA_SIMD void first_step(float* y, const float* x, int64_t count, float shift, float scale) {
-  for (int64_t i = 0; i < count; ++i) y[i] = scale * (y[i] - shift * x[i]);
+void add_products(const float* q, const float* y, int64_t rows, int64_t cols, float* sums) {
+  at_level<&add_products_loop>(q, y, rows, cols, sums);
 }
 
-BALORA_SIMD void later_step(float* y, const float* x, const float* before, int64_t count,
-                            float shift, float scale) {
+BALORA_INLINE void first_step_loop(float* y, const float* x, int64_t count, float shift,
+                                   float scale) {
+  for (int64_t i = 0; i < count; ++i) y[i] = scale * (y[i] - shift * x[i]);
+}
+void first_step(float* y, const float* x, int64_t count, float shift, float scale) {
+  at_level<&first_step_loop>(y, x, count, shift, scale);
+}
+
+BALORA_INLINE void later_step_loop(float* y, const float* x, const float* before, int64_t count,
+                                   float shift, float scale) {
   for (int64_t i = 0; i < count; ++i) y[i] = scale * (y[i] - shift * x[i]) - before[i];
+}
+void later_step(float* y, const float* x, const float* before, int64_t count, float shift,
+                float scale) {
+  at_level<&later_step_loop>(y, x, before, count, shift, scale);
 }
 
 }  // namespace

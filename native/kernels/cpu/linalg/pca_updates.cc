@@ -17,6 +17,7 @@
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
@@ -35,16 +36,22 @@ constexpr int64_t kMostDegree = 4;
 constexpr double kLargestNoise = 1.6e6;  // a tenth over f32's rounding: what products may amplify
 constexpr int64_t kOversample = 10;      // of the search in f64
 
-BALORA_SIMD void add_row(const float* row, int64_t count, double* sums) {
+BALORA_INLINE void add_row_loop(const float* row, int64_t count, double* sums) {
   for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(row[i]);
 }
+void add_row(const float* row, int64_t count, double* sums) {
+  at_level<&add_row_loop>(row, count, sums);
+}
 
-BALORA_SIMD void subtract_row(const float* from, int64_t count, float* row) {
+BALORA_INLINE void subtract_row_loop(const float* from, int64_t count, float* row) {
   for (int64_t i = 0; i < count; ++i) row[i] -= from[i];
+}
+void subtract_row(const float* from, int64_t count, float* row) {
+  at_level<&subtract_row_loop>(from, count, row);
 }
 
 // row -= mean, and into 32 sums its squares; count is a multiple of 32.
-BALORA_SIMD void centre_row(const float* mean, int64_t count, float* row, double* sums) {
+BALORA_INLINE void centre_row_loop(const float* mean, int64_t count, float* row, double* sums) {
   for (int64_t i = 0; i < count; i += 32) {
     for (int64_t j = 0; j < 32; ++j) {
       const float value = row[i + j] - mean[i + j];
@@ -53,15 +60,21 @@ BALORA_SIMD void centre_row(const float* mean, int64_t count, float* row, double
     }
   }
 }
+void centre_row(const float* mean, int64_t count, float* row, double* sums) {
+  at_level<&centre_row_loop>(mean, count, row, sums);
+}
 
 // Into 32 sums, so that none waits for the one before; count is a multiple of 32.
-BALORA_SIMD void add_squares(const float* row, int64_t count, double* sums) {
+BALORA_INLINE void add_squares_loop(const float* row, int64_t count, double* sums) {
   for (int64_t i = 0; i < count; i += 32) {
     for (int64_t j = 0; j < 32; ++j) {
       const auto value = static_cast<double>(row[i + j]);
       sums[j] += value * value;
     }
   }
+}
+void add_squares(const float* row, int64_t count, double* sums) {
+  at_level<&add_squares_loop>(row, count, sums);
 }
 
 double total(const double* sums) {
@@ -77,20 +90,28 @@ double squared_norm(const float* row, int64_t count) {
 }
 
 // sums[j] += values[i][j]^2 over the rows of a block.
-BALORA_SIMD void add_column_squares(const float* values, int64_t rows, int64_t cols, float* sums) {
+BALORA_INLINE void add_column_squares_loop(const float* values, int64_t rows, int64_t cols,
+                                           float* sums) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) sums[j] += values[i * cols + j] * values[i * cols + j];
   }
 }
+void add_column_squares(const float* values, int64_t rows, int64_t cols, float* sums) {
+  at_level<&add_column_squares_loop>(values, rows, cols, sums);
+}
 
 // to[i][j] = scale[j] q[i][j] + factor r[i][j] over the rows of a block.
-BALORA_SIMD void combine_columns(const float* q, const float* scale, const float* r, float factor,
-                                 int64_t rows, int64_t cols, float* to) {
+BALORA_INLINE void combine_columns_loop(const float* q, const float* scale, const float* r,
+                                        float factor, int64_t rows, int64_t cols, float* to) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) {
       to[i * cols + j] = scale[j] * q[i * cols + j] + factor * r[i * cols + j];
     }
   }
+}
+void combine_columns(const float* q, const float* scale, const float* r, float factor, int64_t rows,
+                     int64_t cols, float* to) {
+  at_level<&combine_columns_loop>(q, scale, r, factor, rows, cols, to);
 }
 
 class PcaUpdate {

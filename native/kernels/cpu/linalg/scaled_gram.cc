@@ -11,6 +11,7 @@
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/stop.h"
@@ -63,12 +64,18 @@ bool has_long_runs(const float* scale, int64_t n) {
   return padded <= 2 * tile_padded(n);
 }
 
-BALORA_SIMD void multiply_row(float* row, int64_t count, float factor) {
+BALORA_INLINE void multiply_row_loop(float* row, int64_t count, float factor) {
   for (int64_t i = 0; i < count; ++i) row[i] *= factor;
 }
+void multiply_row(float* row, int64_t count, float factor) {
+  at_level<&multiply_row_loop>(row, count, factor);
+}
 
-BALORA_SIMD void add_multiple(const float* from, double factor, int64_t count, double* to) {
+BALORA_INLINE void add_multiple_loop(const float* from, double factor, int64_t count, double* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += factor * static_cast<double>(from[i]);
+}
+void add_multiple(const float* from, double factor, int64_t count, double* to) {
+  at_level<&add_multiple_loop>(from, factor, count, to);
 }
 
 // The operands of one chunk of rows: X^T (columns, depth) and X in panels of columns, each as

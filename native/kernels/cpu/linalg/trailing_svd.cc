@@ -9,6 +9,7 @@
 #include "kernels/cpu/linalg/subspace_steps.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/shared/messages.h"
 
@@ -56,7 +57,8 @@ Part part_of(Matrix& a) {
 
 // The rows of g become R, where g = R^T R, and those of x R^-1; both are read and written above the
 // diagonal only. False unless g is positive definite.
-BALORA_SIMD bool inverse_factor_leaf(double* g, int64_t ldg, int64_t n, double* x, int64_t ldx) {
+BALORA_INLINE bool inverse_factor_leaf_loop(double* g, int64_t ldg, int64_t n, double* x,
+                                            int64_t ldx) {
   for (int64_t k = 0; k < n; ++k) {
     double* row = g + k * ldg;
     if (!(row[k] > 0)) return false;
@@ -82,6 +84,9 @@ BALORA_SIMD bool inverse_factor_leaf(double* g, int64_t ldg, int64_t n, double* 
     for (int64_t j = i; j < n; ++j) out[j] *= scale;
   }
   return true;
+}
+bool inverse_factor_leaf(double* g, int64_t ldg, int64_t n, double* x, int64_t ldx) {
+  return at_level<&inverse_factor_leaf_loop>(g, ldg, n, x, ldx);
 }
 
 // x (n,n), zero before, becomes R^-1, upper triangular, where g = R^T R; g is overwritten. By
@@ -155,8 +160,11 @@ Matrix times_k(const Context* ctx, const Matrix& x, const Matrix& q) {
   return upper_times(ctx, x, upper_tn(ctx, x, q));
 }
 
-BALORA_SIMD void narrow_row(const double* from, double scale, int64_t count, float* to) {
+BALORA_INLINE void narrow_row_loop(const double* from, double scale, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i] * scale);
+}
+void narrow_row(const double* from, double scale, int64_t count, float* to) {
+  at_level<&narrow_row_loop>(from, scale, count, to);
 }
 
 Matrix gram_of(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n) {
@@ -166,11 +174,14 @@ Matrix gram_of(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n) {
 }
 
 // Into 32 sums, so that none waits for the one before.
-BALORA_SIMD void add_squares(const double* values, int64_t count, double* sums) {
+BALORA_INLINE void add_squares_loop(const double* values, int64_t count, double* sums) {
   for (int64_t i = 0; i < count; i += 32) {
     const int64_t rest = std::min<int64_t>(32, count - i);
     for (int64_t j = 0; j < rest; ++j) sums[j] += values[i + j] * values[i + j];
   }
+}
+void add_squares(const double* values, int64_t count, double* sums) {
+  at_level<&add_squares_loop>(values, count, sums);
 }
 
 double squared_norm(const Matrix& a) {

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/rows.h"
 
@@ -21,11 +22,17 @@ BALORA_INLINE void round_values(float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] = to_float(store<T>(values[i]));
 }
 // target_clones cannot mark a template, so each type gets a plain function of its own.
-BALORA_SIMD void round_to_bf16(float* values, int64_t count) {
+BALORA_INLINE void round_to_bf16_loop(float* values, int64_t count) {
   round_values<bf16>(values, count);
 }
-BALORA_SIMD void round_to_f16(float* values, int64_t count) {
+void round_to_bf16(float* values, int64_t count) {
+  at_level<&round_to_bf16_loop>(values, count);
+}
+BALORA_INLINE void round_to_f16_loop(float* values, int64_t count) {
   round_values<f16>(values, count);
+}
+void round_to_f16(float* values, int64_t count) {
+  at_level<&round_to_f16_loop>(values, count);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -75,20 +76,29 @@ BALORA_INLINE void rotate_all(float* v, int64_t count) {
     }
   }
 }
-BALORA_SIMD void rotate_by_64(float* v, int64_t count) {
+BALORA_INLINE void rotate_by_64_loop(float* v, int64_t count) {
   rotate_all<4>(v, count);
 }
-BALORA_SIMD void rotate_by_32(float* v, int64_t count) {
+void rotate_by_64(float* v, int64_t count) {
+  at_level<&rotate_by_64_loop>(v, count);
+}
+BALORA_INLINE void rotate_by_32_loop(float* v, int64_t count) {
   rotate_all<2>(v, count);
 }
+void rotate_by_32(float* v, int64_t count) {
+  at_level<&rotate_by_32_loop>(v, count);
+}
 
-BALORA_SIMD void multiply_by(float* v, const float* scale, int64_t count) {
+BALORA_INLINE void multiply_by_loop(float* v, const float* scale, int64_t count) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) v[i] *= scale[i];
 }
+void multiply_by(float* v, const float* scale, int64_t count) {
+  at_level<&multiply_by_loop>(v, scale, count);
+}
 
 // The largest magnitude; NaN if there is one.
-BALORA_SIMD float largest_of(const float* v, int64_t count) {
+BALORA_INLINE float largest_of_loop(const float* v, int64_t count) {
   uint32_t largest = 0;  // the bits of magnitudes are in their order, NaNs above infinity
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < count; ++i) {
@@ -97,17 +107,26 @@ BALORA_SIMD float largest_of(const float* v, int64_t count) {
   }
   return std::bit_cast<float>(largest);
 }
+float largest_of(const float* v, int64_t count) {
+  return at_level<&largest_of_loop>(v, count);
+}
 
-BALORA_SIMD void write_codes(const float* v, float factor, int64_t count, uint8_t* codes) {
+BALORA_INLINE void write_codes_loop(const float* v, float factor, int64_t count, uint8_t* codes) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) codes[i] = int8_code(v[i] * factor);
 }
+void write_codes(const float* v, float factor, int64_t count, uint8_t* codes) {
+  at_level<&write_codes_loop>(v, factor, count, codes);
+}
 
-BALORA_SIMD void read_codes(const uint8_t* codes, float scale, int64_t count, float* v) {
+BALORA_INLINE void read_codes_loop(const uint8_t* codes, float scale, int64_t count, float* v) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     v[i] = scale * static_cast<float>(static_cast<int32_t>(codes[i]) - kInt8ZeroPoint);
   }
+}
+void read_codes(const uint8_t* codes, float scale, int64_t count, float* v) {
+  at_level<&read_codes_loop>(codes, scale, count, v);
 }
 
 // Quantises a vector; returns its scale.

@@ -6,6 +6,7 @@
 #include "kernels/cpu/products/block_rows.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "platform/cpu.h"
 
@@ -22,8 +23,8 @@ constexpr int64_t kTileBytes = kInt8StepBytes / 2;
 constexpr int64_t kWord = 4;  // values of k in one
 
 // The definition.
-BALORA_SIMD void multiply_plain(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
-                                bool accumulate) {
+BALORA_INLINE void multiply_plain_loop(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
+                                       bool accumulate) {
   for (int64_t r = 0; r < rows; ++r) {
     uint32_t sums[kInt8Columns];
     for (int64_t j = 0; j < kInt8Columns; ++j) sums[j] = static_cast<uint32_t>(t.offset[j]);
@@ -44,6 +45,9 @@ BALORA_SIMD void multiply_plain(const Int8Block& t, int64_t rows, float* c, int6
       to = accumulate ? std::fma(scale, sum, to) : scale * sum;
     }
   }
+}
+void multiply_plain(const Int8Block& t, int64_t rows, float* c, int64_t ldc, bool accumulate) {
+  at_level<&multiply_plain_loop>(t, rows, c, ldc, accumulate);
 }
 
 #ifdef BALORA_TILES

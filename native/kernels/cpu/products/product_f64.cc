@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "platform/cpu.h"
@@ -68,9 +69,13 @@ BALORA_INLINE void add_tile(const Strip& a, const double* b, int64_t depth, doub
   }
 }
 
-BALORA_SIMD void multiply_tile(const Strip& a, const double* b, int64_t depth, double* c,
-                               int64_t ldc, int64_t rows, int64_t cols) {
+BALORA_INLINE void multiply_tile_loop(const Strip& a, const double* b, int64_t depth, double* c,
+                                      int64_t ldc, int64_t rows, int64_t cols) {
   add_tile<Lanes>(a, b, depth, c, ldc, rows, cols);
+}
+void multiply_tile(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc,
+                   int64_t rows, int64_t cols) {
+  at_level<&multiply_tile_loop>(a, b, depth, c, ldc, rows, cols);
 }
 
 using Tile = void (*)(const Strip&, const double*, int64_t, double*, int64_t, int64_t, int64_t);
@@ -112,14 +117,26 @@ BALORA_INLINE void wide_tile(const Strip& a, const double* b, int64_t depth, dou
   }
 }
 
-BALORA_SIMD void tile_of_2(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+BALORA_INLINE void tile_of_2_loop(const Strip& a, const double* b, int64_t depth, double* c,
+                                  int64_t ldc) {
   wide_tile<2>(a, b, depth, c, ldc);
 }
-BALORA_SIMD void tile_of_3(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+void tile_of_2(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+  at_level<&tile_of_2_loop>(a, b, depth, c, ldc);
+}
+BALORA_INLINE void tile_of_3_loop(const Strip& a, const double* b, int64_t depth, double* c,
+                                  int64_t ldc) {
   wide_tile<3>(a, b, depth, c, ldc);
 }
-BALORA_SIMD void tile_of_4(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+void tile_of_3(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+  at_level<&tile_of_3_loop>(a, b, depth, c, ldc);
+}
+BALORA_INLINE void tile_of_4_loop(const Strip& a, const double* b, int64_t depth, double* c,
+                                  int64_t ldc) {
   wide_tile<4>(a, b, depth, c, ldc);
+}
+void tile_of_4(const Strip& a, const double* b, int64_t depth, double* c, int64_t ldc) {
+  at_level<&tile_of_4_loop>(a, b, depth, c, ldc);
 }
 
 // By the number of panels; null where registers are too few for more than one.
@@ -167,8 +184,8 @@ PACK_LINES(double)
 
 // The same of f64 lanes that each lie in a line of depth: by squares of 8 x 8. Writes up to
 // kTileCols - width elements behind the end.
-BALORA_SIMD void pack_across(const double* data, int64_t lane_stride, int64_t depth, int64_t width,
-                             double* packed) {
+BALORA_INLINE void pack_across_loop(const double* data, int64_t lane_stride, int64_t depth,
+                                    int64_t width, double* packed) {
   int64_t p = 0;
   for (; p + 8 <= depth; p += 8) {
     Lanes lane[8], pair[8], four[8];
@@ -200,6 +217,10 @@ BALORA_SIMD void pack_across(const double* data, int64_t lane_stride, int64_t de
   for (; p < depth; ++p) {
     for (int64_t j = 0; j < width; ++j) packed[p * width + j] = data[j * lane_stride + p];
   }
+}
+void pack_across(const double* data, int64_t lane_stride, int64_t depth, int64_t width,
+                 double* packed) {
+  at_level<&pack_across_loop>(data, lane_stride, depth, width, packed);
 }
 
 // Steps [begin, begin + count) of one extent of an operand.

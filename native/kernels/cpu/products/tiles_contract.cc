@@ -10,6 +10,7 @@
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/tiles_words.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/simd.h"
@@ -54,14 +55,17 @@ struct TileLines {
 
 // p^T as A tiles: for each 32 rows of p and each 16 ranks a tile of p rounded, and with halves one
 // of what the rounding left. This is one line of it: a rank's values in one step.
-BALORA_SIMD void split_line(const RankLine& line, int64_t first, int64_t count, bf16* high,
-                            bf16* low) {
+BALORA_INLINE void split_line_loop(const RankLine& line, int64_t first, int64_t count, bf16* high,
+                                   bf16* low) {
   const float* from = line.data + first * line.stride;
   for (int64_t j = 0; j < kTileK; ++j) {
     const float value = j < count ? from[j * line.stride] : 0;
     high[j] = to_bf16(value);
     if (low) low[j] = to_bf16(value - to_float(high[j]));
   }
+}
+void split_line(const RankLine& line, int64_t first, int64_t count, bf16* high, bf16* low) {
+  at_level<&split_line_loop>(line, first, count, high, low);
 }
 
 // The same for 16 ranks that adjoin.

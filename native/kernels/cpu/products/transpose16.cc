@@ -1,15 +1,19 @@
 #include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/runtime/levels.h"
 
 namespace balora {
 
-BALORA_SIMD void transpose16(const uint32_t* from, int64_t from_stride, uint32_t* to,
-                             int64_t to_stride) {
+BALORA_INLINE void transpose16_loop(const uint32_t* from, int64_t from_stride, uint32_t* to,
+                                    int64_t to_stride) {
   Words rows[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) rows[i] = *reinterpret_cast<const Words*>(from + i * from_stride);
   transpose_words(rows);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) *reinterpret_cast<Words*>(to + i * to_stride) = rows[i];
+}
+void transpose16(const uint32_t* from, int64_t from_stride, uint32_t* to, int64_t to_stride) {
+  at_level<&transpose16_loop>(from, from_stride, to, to_stride);
 }
 
 void transpose_floats(const float* from, int64_t rows, int64_t cols, float* to) {

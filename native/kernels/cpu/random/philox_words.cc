@@ -1,6 +1,7 @@
 #include "kernels/cpu/random/philox_words.h"
 
 #include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/simd.h"
 #include "kernels/shared/philox.h"
 #include "platform/cpu.h"
@@ -10,8 +11,8 @@ namespace {
 
 // The lanes of a vector are blocks; the round loop is unrolled before the vectoriser sees it, so
 // that counters stay in registers.
-BALORA_SIMD void draw_any(uint64_t seed, uint64_t stream, uint64_t first_block, int blocks,
-                          uint32_t* words) {
+BALORA_INLINE void draw_any_loop(uint64_t seed, uint64_t stream, uint64_t first_block, int blocks,
+                                 uint32_t* words) {
   uint32_t drawn[4][kWordBlocks];
 #pragma omp simd
   for (int b = 0; b < blocks; ++b) {
@@ -33,6 +34,9 @@ BALORA_SIMD void draw_any(uint64_t seed, uint64_t stream, uint64_t first_block, 
   for (int b = 0; b < blocks; ++b) {
     for (int j = 0; j < 4; ++j) words[4 * b + j] = drawn[j][b];
   }
+}
+void draw_any(uint64_t seed, uint64_t stream, uint64_t first_block, int blocks, uint32_t* words) {
+  at_level<&draw_any_loop>(seed, stream, first_block, blocks, words);
 }
 
 #ifdef BALORA_TILES
