@@ -8,7 +8,9 @@
 // f32 and rounds last. f32 and f64 make no difference.
 #include <vector>
 
+#include "kernels/cpu/norm/norm_bf16.h"
 #include "kernels/cpu/norm/partials.h"
+#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"
@@ -169,10 +171,33 @@ Forward<T> forward_operands(const O& o) {
           .round = o.cast_before_weight != 0};
 }
 
+// The constants of rows of bf16, which have functions of their own.
+template <typename O>
+RmsNormRow lanes_row(const O& o, double eps) {
+  return {data_of<bf16>(o.weight), view_numel(*o.weight), static_cast<float>(eps),
+          static_cast<float>(o.weight_offset), o.cast_before_weight != 0};
+}
+
+template <typename Body>
+void for_each_row(Context* ctx, int64_t rows, const Body& body) {
+  share_out(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) body(n);
+  });
+}
+
 }  // namespace
 
 int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) {
-  const int64_t rows = o.x->shape[0];
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  if (o.x->dtype == BALORA_BF16 && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(o, o.eps);
+    for_each_row(ctx, rows, [&](int64_t n) {
+      const int64_t at = n * channels;
+      data_of<float>(o.rstd)[n] =
+          rms_norm_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.y) + at);
+    });
+    return 0;
+  }
   dispatch_float(o.x->dtype, [&]<typename T>() {
     const Forward<T> operands = forward_operands<T>(o);
     share_out(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
@@ -183,7 +208,17 @@ int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) 
 }
 
 int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forward& o) {
-  const int64_t rows = o.x->shape[0];
+  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  if (o.x->dtype == BALORA_BF16 && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(o, o.eps);
+    for_each_row(ctx, rows, [&](int64_t n) {
+      const int64_t at = n * channels;
+      data_of<float>(o.rstd)[n] =
+          rms_norm_add_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.residual) + at,
+                                data_of<bf16>(o.sum) + at, data_of<bf16>(o.y) + at);
+    });
+    return 0;
+  }
   dispatch_float(o.x->dtype, [&]<typename T>() {
     Forward<T> operands = forward_operands<T>(o);
     operands.residual = data_of<T>(o.residual);
@@ -197,6 +232,16 @@ int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forw
 
 int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o) {
   const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
+  if (o.x->dtype == BALORA_BF16 && !o.dweight && o.dx && tiles_ready()) {
+    const RmsNormRow norm = lanes_row(o, 0);
+    for_each_row(ctx, rows, [&](int64_t n) {
+      const int64_t at = n * channels;
+      rms_norm_backward_row_bf16(
+          norm, data_of<bf16>(o.dy) + at, o.dsum ? data_of<bf16>(o.dsum) + at : nullptr,
+          data_of<bf16>(o.x) + at, data_of<float>(o.rstd)[n], data_of<bf16>(o.dx) + at);
+    });
+    return 0;
+  }
   dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const int width = parallel_width(ctx, rows, kRowGrain);
