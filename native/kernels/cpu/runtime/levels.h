@@ -7,8 +7,8 @@
 //     at_level<&add_rows<T>>(o, begin, end);
 //   });
 //
-// All that a loop calls must be inlined into it, and lambdas of a parallel loop are compiled for the
-// lowest level: so the loop takes a range, and is called in them.
+// All that a loop calls must be inlined into it. Lambdas of a parallel loop are compiled for the
+// lowest level, so the loop takes a range and is called in them.
 #pragma once
 #include <utility>
 
