@@ -50,6 +50,14 @@ const kBytes: Partial<Record<DType, number>> = { f32: 4, bf16: 2, f16: 2, f64: 8
 
 const blocksOf = (positions: number): number => Math.ceil(positions / kCacheBlock);
 
+/** Channels of a head in the cache, whose rows are filled up. */
+const channelsOf = (headDim: number): number =>
+  Math.ceil(headDim / kCacheChannels) * kCacheChannels;
+
+/** Bytes of a position's keys and values in one layer. */
+const positionBytes = ({ numKeyValueHeads, headDim }: CachedLayer, dtype: DType): number =>
+  2 * numKeyValueHeads * channelsOf(headDim) * (kBytes[dtype] as number);
+
 /** The blocks of one group: tensors that are made when they are needed, and the count of each block's users. */
 class BlockPool {
   readonly chunks: Tensor[] = [];
@@ -61,13 +69,11 @@ class BlockPool {
     private readonly group: Group,
     private readonly dtype: DType,
   ) {
-    const { layers, numKeyValueHeads } = group;
-    this.blockBytes =
-      layers * 2 * numKeyValueHeads * kCacheBlock * this.#channels * (kBytes[dtype] as number);
+    this.blockBytes = group.layers * kCacheBlock * positionBytes(group, dtype);
   }
 
   get #channels(): number {
-    return Math.ceil(this.group.headDim / kCacheChannels) * kCacheChannels;
+    return channelsOf(this.group.headDim);
   }
 
   get blocks(): number {
@@ -166,11 +172,7 @@ export interface AddedRows {
 export class KvCache {
   /** Bytes of the keys and values of so many positions in all layers, with what a cache is ahead of its sequences, at most. */
   static bytes(layers: readonly CachedLayer[], dtype: DType, positions: number): number {
-    const channels = layers.map(
-      ({ numKeyValueHeads, headDim }) =>
-        2 * numKeyValueHeads * Math.ceil(headDim / kCacheChannels) * kCacheChannels,
-    );
-    const position = channels.reduce((a, b) => a + b, 0) * (kBytes[dtype] as number);
+    const position = layers.reduce((sum, layer) => sum + positionBytes(layer, dtype), 0);
     return (1 + kGrowth) * position * positions + kChunkBytes;
   }
 

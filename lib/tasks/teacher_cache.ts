@@ -83,6 +83,11 @@ const kEntropyBytes = 8;
 /** Copies of a summary in the process's memory on its way between the device and the file, those that wait for a collection included. */
 const kCopies = 6;
 
+const elementBytes = (wide: boolean): number => (wide ? 8 : 4);
+/** Bytes of so many rows in a record. */
+const payloadBytes = (rows: number, channels: number, wide: boolean): number =>
+  rows * (channels * elementBytes(wide) + kEntropyBytes);
+
 export class TeacherCache {
   readonly #file: number;
   readonly #path: string;
@@ -135,8 +140,7 @@ export class TeacherCache {
     rows: number,
     { dtype, channels }: Pick<TeacherCacheKind, 'dtype' | 'channels'>,
   ): number {
-    const elementBytes = dtype === 'f64' ? 8 : 4;
-    return kCopies * rows * (channels * elementBytes + kEntropyBytes);
+    return kCopies * payloadBytes(rows, channels, dtype === 'f64');
   }
 
   /** The number of sequences in the cache. */
@@ -181,7 +185,7 @@ export class TeacherCache {
   ): Promise<void> {
     const mean = bytesOf((await summary.mean.data()) as Float32Array);
     const entropy = bytesOf((await summary.entropy.data()) as Float64Array);
-    const width = this.#channels * this.#elementBytes;
+    const width = this.#channels * elementBytes(this.#wide);
     let row = 0;
     for (const { key, rows } of rowsBySequence(sequences, selected)) {
       const payload = Buffer.concat([
@@ -198,16 +202,12 @@ export class TeacherCache {
     if (this.#temporary) rmSync(this.#path, { force: true });
   }
 
-  get #elementBytes(): number {
-    return this.#wide ? 8 : 4;
-  }
-
   #numbers(count: number): Float32Array | Float64Array {
     return this.#wide ? new Float64Array(count) : new Float32Array(count);
   }
 
   #payloadBytes(rows: number): number {
-    return rows * (this.#channels * this.#elementBytes + kEntropyBytes);
+    return payloadBytes(rows, this.#channels, this.#wide);
   }
 
   #open(): number {

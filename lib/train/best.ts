@@ -25,10 +25,6 @@ const kNoteFile = 'best.json';
 const kTensorFile = 'state.safetensors';
 const kFiles = [kNoteFile, kTensorFile];
 
-/**
- * Refuses a metric that no evaluation of the model has, before the first step.
- * @throws ArgumentError naming the metrics that there are
- */
 /** The metric by which a run keeps its best step; null where it keeps none. */
 export function bestMetric({
   tuned,
@@ -43,6 +39,10 @@ export function bestMetric({
   return metricForBestModel ?? null;
 }
 
+/**
+ * Refuses a metric that no evaluation of the model has, before the first step.
+ * @throws ArgumentError naming the metrics that there are
+ */
 export function checkMetric({ tuned, metricForBestModel }: AnyTrainerOptions): void {
   const metric = metricForBestModel ?? null;
   if (metric === null) return;

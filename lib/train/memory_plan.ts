@@ -38,6 +38,12 @@ export interface BatchPlan {
   readonly residentBytes: number | null;
 }
 
+/** Passes that keep nothing: rows of the largest, and bytes beside them. */
+export interface PassMemory {
+  readonly rows: number;
+  readonly bytes: number;
+}
+
 /** The memory of a run beside its passes, in bytes. */
 export interface RunMemory {
   /** Moments, gradients and what else stays from the first step on, which is not allocated yet. */
@@ -52,10 +58,10 @@ export interface RunMemory {
   readonly largest?: number;
   /** The memory of the losses. Default: the chunk of logits alone. */
   readonly losses?: LossMemory | null;
-  /** Rows of the largest batch of an evaluation, and bytes beside its passes. Default: none is made. */
-  readonly evaluation?: { readonly rows: number; readonly bytes: number } | null;
-  /** The same of answers to sample prompts, whose passes it computes together. Default: there are none. */
-  readonly sampling?: { readonly rows: number; readonly bytes: number } | null;
+  /** The batches of an evaluation. Default: none is made. */
+  readonly evaluation?: PassMemory | null;
+  /** The answers to sample prompts, which are computed together. Default: there are none. */
+  readonly sampling?: PassMemory | null;
   /** Bytes that writing the result takes. Default 0. */
   readonly writingBytes?: number;
   /** Bytes that reading the checkpoint to resume from takes. Default 0. */
@@ -69,6 +75,7 @@ interface Part {
   readonly what: string;
   /** Bytes of the process meanwhile, or of GPU memory. */
   readonly bytes: number;
+  /** The end of "so many bytes". Default: none. */
   readonly how?: string;
   /** Ways to make them fewer. */
   readonly advice: readonly string[];
@@ -215,7 +222,7 @@ export class MemoryPlanner {
       if (isLonger) {
         longest[kind] = rows;
         if (kind === 'recorded') this.check(rows);
-        else this.refuse([this.passOf(`a batch of ${tokens(rows)}`, rows)]);
+        else this.refuse([this.passOf(`a batch of ${tokens(rows)}`, { rows, bytes: 0 })]);
         // The longest batch leaves so much; a part that changed from batch to batch would be read again and again.
         if (offload !== null && kind === 'recorded') {
           offload.residentBytes = this.plan(rows).residentBytes ?? 0;
@@ -235,7 +242,7 @@ export class MemoryPlanner {
    * hold it the longest.
    */
   keep(layer: number, rows: number): LayerKeep {
-    const { layers } = this.plan(rows);
+    const { layers } = this.planWithoutShare(rows);
     if (layer < layers.checkpointed) return 'checkpointed';
     if (layer < layers.checkpointed + layers.thin) return 'thin';
     return layers.saved > 0 ? 'saved' : 'lean';
@@ -307,26 +314,23 @@ export class MemoryPlanner {
       },
     ];
     if (sampling !== null) {
-      const bytes = this.passBytes(sampling.rows, sampling.bytes);
-      const advice = ['fewer or shorter sample prompts', ...this.advice];
-      parts.push({ what: 'answering the sample prompts', bytes, advice });
+      const how = 'fewer or shorter sample prompts';
+      parts.push(this.passOf('answering the sample prompts', sampling, how));
     }
     if (evaluation !== null) {
-      const { rows, bytes } = evaluation;
-      parts.push(this.passOf(`an evaluation with batches of ${tokens(rows)}`, rows, bytes));
+      const what = `an evaluation with batches of ${tokens(evaluation.rows)}`;
+      parts.push(this.passOf(what, evaluation));
     }
     return parts;
   }
 
-  private passOf(what: string, rows: number, more = 0): Part {
-    const advice = ['shorter batches', ...this.advice];
-    return { what, bytes: this.passBytes(rows, more), advice };
-  }
-
-  /** Bytes of the process in a pass that keeps nothing, and in the head's pass after it. */
-  private passBytes(rows: number, more = 0): number {
+  /** A pass that keeps nothing, and the head's pass after it. */
+  private passOf(what: string, { rows, bytes }: PassMemory, smaller = 'shorter batches'): Part {
     const inFlight = (1 + kFragmentation) * this.inFlight(rows);
-    return Math.round(this.persistentBytes + kGrowthBytes + inFlight + more);
+    return {
+      ...{ what, bytes: Math.round(this.persistentBytes + kGrowthBytes + inFlight + bytes) },
+      advice: [smaller, ...this.advice],
+    };
   }
 
   /** Bytes of a layer in progress, or of the losses, which come between the forward pass and the backward one. */
@@ -383,7 +387,8 @@ function packableWeights(model: Model): readonly Tensor[] {
   return [...new Set([...linears, ...(isHead(head) ? [head.weight] : [])])];
 }
 
-const bytesOf = (tensors: readonly Tensor[]): number =>
+/** Bytes of tensors by their dtypes. */
+export const bytesOf = (tensors: readonly Tensor[]): number =>
   tensors.reduce((sum, { size, dtype }) => sum + size * DTYPE_BYTES[dtype], 0);
 
 const isHead = (head: unknown): head is { weight: Tensor } =>
@@ -391,13 +396,13 @@ const isHead = (head: unknown): head is { weight: Tensor } =>
 
 const tokens = (rows: number): string => `${rows} ${rows === 1 ? 'token' : 'tokens'}`;
 
-/** Keeps, as it is now, what a plan sets of a model. @returns puts it back */
-export function planBefore(model: Model): () => void {
+/** Keeps, as it is now, what a plan sets of a model. @returns puts it back, by default with the share of an offloaded base in memory */
+export function planBefore(model: Model): (options?: { share?: boolean }) => void {
   const { layerKeep, offload } = model;
   const residentBytes = offload?.residentBytes ?? 0;
-  return () => {
+  return ({ share = true } = {}) => {
     model.layerKeep = layerKeep;
-    if (offload !== null) offload.residentBytes = residentBytes;
+    if (share && offload !== null) offload.residentBytes = residentBytes;
   };
 }
 

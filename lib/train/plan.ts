@@ -14,6 +14,7 @@ import { DTYPE_BYTES, type Tensor } from '../tensor.ts';
 import { bestMetric } from './best.ts';
 import { int8CopiesBytes, productsOf } from './compute.ts';
 import {
+  bytesOf,
   chunkBytesOf,
   type MemoryNote,
   MemoryPlanner,
@@ -204,9 +205,6 @@ function filesBytes(
   };
 }
 
-/** The number of epochs whose micro-batches are looked at before a run. */
-const kLookedAt = 16;
-
 /** The weights of the modules that an adapter is on. */
 function adaptedWeights(tuned: AnyTrainerOptions['tuned']): readonly Tensor[] {
   const names = tuned.parameters().map(({ name }) => name);
@@ -216,6 +214,9 @@ function adaptedWeights(tuned: AnyTrainerOptions['tuned']): readonly Tensor[] {
       : [],
   );
 }
+
+/** The number of epochs whose micro-batches are looked at before a run. */
+const kLookedAt = 16;
 
 /** The most tokens of a micro-batch in the epochs of a run, as far as its data tell. */
 function largestBatch(
@@ -304,8 +305,4 @@ async function measureMicroBatch(
 
 function count(tensors: readonly Tensor[]): number {
   return tensors.reduce((sum, { size }) => sum + size, 0);
-}
-
-function bytesOf(tensors: readonly Tensor[]): number {
-  return tensors.reduce((sum, { size, dtype }) => sum + size * DTYPE_BYTES[dtype], 0);
 }

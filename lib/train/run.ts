@@ -433,13 +433,12 @@ export class Run {
 export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
   const { model } = input.tuned;
   const release = useModel(model);
-  const { layerKeep } = model;
   const restorePlan = planBefore(model);
   let giveBack = (): void => {};
   const releaseModel = (): void => {
     giveBack();
     // An offloaded base keeps the share that the budget gave it: what the process does next has no more room.
-    model.layerKeep = layerKeep;
+    restorePlan({ share: false });
     release();
   };
   try {

@@ -14,6 +14,7 @@ import { CausalLM, KvCache, type Model, Seq2SeqLM } from '../models/index.ts';
 import { DTYPE_BYTES } from '../tensor.ts';
 import type { ChatMessage } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
+import type { PassMemory } from './memory_plan.ts';
 
 /** Prompts that a run answers at each evaluation, and the ends of the answers. */
 export interface SamplePrompts
@@ -71,10 +72,7 @@ export function checkSamplePrompts(tuned: TunedModel<Model>, given: SamplePrompt
 const kLogitCopies = 4;
 
 /** The rows of the prompts' pass together, and the bytes that the answers take beside it: their keys and values, and logits. */
-export function samplingMemory(
-  model: Model,
-  given: SamplePrompts,
-): { readonly rows: number; readonly bytes: number } {
+export function samplingMemory(model: Model, given: SamplePrompts): PassMemory {
   const { tokenizer, maxNewTokens = generationOptions.maxNewTokens.default as number } = given;
   const prompts = encodePrompts(given, { tokenizer, model });
   const rows = prompts.reduce((sum, { length }) => sum + length, 0);

@@ -300,7 +300,9 @@ export async function runOdr() {
 /** Checks the registry's signatures of the installed npm packages, where the registry has any and can be reached. */
 export function runSignatures() {
   const options = { cwd: root, encoding: 'utf8' };
-  const { status, stdout, stderr } = spawnSync('npm', ['audit', 'signatures'], options);
+  // By default npm waits a minute between its attempts.
+  const waits = ['--fetch-retry-mintimeout=1000', '--fetch-retry-maxtimeout=1000'];
+  const { status, stdout, stderr } = spawnSync('npm', ['audit', 'signatures', ...waits], options);
   const text = `${stdout ?? ''}${stderr ?? ''}`;
   if (status === 0) {
     say(text.trim());

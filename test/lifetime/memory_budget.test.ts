@@ -42,7 +42,7 @@ it.runIf(kIsLinux && deviceInfo('cpu').int8 !== 'plain')(
   () => checkBudget('bf16', 'int8'),
 );
 
-// Each of these took 3 to 36 % more than its budget where the plan did not count it.
+// Each of these took 7 to 73 % more than its budget where the plan did not count it.
 it.runIf(kIsLinux).each([
   ['the term of singular values of a wide head', 'bf16', 'wide'],
   ['evaluations between two steps', 'bf16', 'evaluation'],

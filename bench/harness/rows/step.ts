@@ -1,8 +1,8 @@
 /** One training row in a process of its own: real steps of the trainer, timed from outside, then their roofline. */
-import { readFileSync } from 'node:fs';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import type { LoraConfigInput } from '../../../lib/adapters/config.ts';
 import { getDefaultDevice, sharesProcessMemory } from '../../../lib/device.ts';
+import { peakRssBytes } from '../../../lib/io/peak_memory.ts';
 import type { CausalLM } from '../../../lib/models/index.ts';
 import { sharedRows } from '../../../lib/models/shared_rows.ts';
 import {
@@ -219,18 +219,7 @@ async function meanBatch(
 
 /** Peak memory in bytes: the process's where the device shares its memory, otherwise the device's by the allocator's count. */
 export function peakBytesOf(device: string): number {
-  if (sharesProcessMemory(device)) return peakResidentBytes();
+  if (sharesProcessMemory(device)) return peakRssBytes();
   const { peakBytes, derivedBytes } = memoryStats({ device });
   return peakBytes + derivedBytes;
-}
-
-/** Peak resident memory of this process in bytes, mapped pages included. */
-function peakResidentBytes(): number {
-  try {
-    const kib = /^VmHWM:\s*(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
-    if (kib !== undefined) return Number(kib) * 1024;
-  } catch {
-    // Without /proc there is only maxRSS, which may include the parent's memory from before exec.
-  }
-  return process.resourceUsage().maxRSS * 1024;
 }

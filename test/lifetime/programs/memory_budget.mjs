@@ -23,7 +23,10 @@ const shaped = (vocab_size, hidden_size, intermediate_size, num_hidden_layers) =
   ...{ num_attention_heads: 4, num_key_value_heads: 2 },
 });
 
-/** Of each form: the model's configuration; `adapter`, its configuration, or null for full fine-tuning; and what the run has of its own. */
+/**
+ * The forms. `config` is the model's configuration, `adapter` that of its adapter, or null for full fine-tuning; `options` are those of the run
+ * that differ from the others'.
+ */
 const kForms = {
   lengths: {
     config: shaped(4096, 256, 768, 20),
