@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/shared/blocks.h"
+#include "platform/cpu.h"
 #include "tensor/errors.h"
 
 namespace balora::io {
@@ -33,13 +34,6 @@ void decode_bf16(const std::byte* data, int64_t blocks, float* out) {
   for (int64_t i = 0; i < blocks; ++i) out[i] = to_float(load<bf16>(data + 2 * i));
 }
 
-// AVX2 without fused multiply-adds, which would round a product and its sum once (blocks::product).
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(BALORA_SANITIZED)
-#define BALORA_DECODER __attribute__((target_clones("default", "avx2")))
-#else
-#define BALORA_DECODER
-#endif
-
 // A type with blocks of several elements.
 template <typename Type>
 inline __attribute__((always_inline)) void decode_blocks(const std::byte* data, int64_t blocks,
@@ -56,13 +50,23 @@ inline __attribute__((always_inline)) void decode_blocks(const std::byte* data, 
   }
 }
 
-// target_clones cannot mark a template, so each type gets a plain function of its own.
-#define DECODER(name)                                                                    \
-  BALORA_DECODER void decode_##name(const std::byte* data, int64_t blocks, float* out) { \
-    decode_blocks<blocks::name>(data, blocks, out);                                      \
+// AVX2 without fused multiply-adds, which would round a product and its sum once (blocks::product):
+// so not a loop of at_level.
+template <typename Type>
+struct Decoder {
+  static void any(const std::byte* data, int64_t blocks, float* out) {
+    decode_blocks<Type>(data, blocks, out);
   }
-BALORA_BLOCK_TYPES(DECODER)
-#undef DECODER
+#if defined(__x86_64__) && defined(__GNUC__)
+  __attribute__((target("avx2"))) static void avx2(const std::byte* data, int64_t blocks,
+                                                   float* out) {
+    decode_blocks<Type>(data, blocks, out);
+  }
+  static BlockDecoder chosen() { return platform::cpu().uses(platform::kAvx2) ? avx2 : any; }
+#else
+  static BlockDecoder chosen() { return any; }
+#endif
+};
 
 double load_float(DType dtype, const std::byte* data, int64_t i) {
   switch (dtype) {
@@ -105,7 +109,7 @@ BlockDecoder find_block_decoder(GgmlType type) {
       return decode_bf16;
 #define DECODER(name)     \
   case GgmlType::k##name: \
-    return decode_##name;
+    return Decoder<blocks::name>::chosen();
       BALORA_BLOCK_TYPES(DECODER)
 #undef DECODER
     default:

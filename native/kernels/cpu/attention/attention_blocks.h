@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 
 namespace balora::attention {
 

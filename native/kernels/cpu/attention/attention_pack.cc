@@ -4,6 +4,7 @@
 #include "kernels/cpu/attention/attention_avx512.h"
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_tiles.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "platform/cpu.h"
 
 namespace balora::attention {
@@ -103,61 +104,10 @@ BALORA_INLINE void dot_rows(const Source<T>& x, const Source<T>& y, A* out) {
   }
 }
 
-// target_clones cannot mark a template, so each pair of types gets plain functions of its own.
-#define PACKING(T, E)                                                                   \
-  BALORA_SIMD void left(const Source<T>& s, E* out, int64_t r, int64_t d) {             \
-    pack_rows<T, E>(s, out, r, d);                                                      \
-  }                                                                                     \
-  BALORA_SIMD void right(const Source<T>& s, E* out, int64_t r, int64_t d) {            \
-    pack_rows_right<T, E>(s, out, r, d);                                                \
-  }                                                                                     \
-  BALORA_SIMD void transposed_left(const Source<T>& s, E* out, int64_t r, int64_t d) {  \
-    pack_columns<T, E>(s, out, r, d);                                                   \
-  }                                                                                     \
-  BALORA_SIMD void transposed_right(const Source<T>& s, E* out, int64_t r, int64_t d) { \
-    pack_columns_right<T, E>(s, out, r, d);                                             \
-  }
-#define UNPACKING(T, A)                                                                    \
-  BALORA_SIMD void unpack(const A* sums, int64_t ld, T* out, int64_t stride, int64_t rows, \
-                          int64_t size) {                                                  \
-    unpack_rows<T, A>(sums, ld, out, stride, rows, size);                                  \
-  }                                                                                        \
-  BALORA_SIMD void unpack_transposed(const A* sums, int64_t ld, const A* factors, T* out,  \
-                                     int64_t stride, int64_t rows, int64_t size) {         \
-    unpack_columns<T, A>(sums, ld, factors, out, stride, rows, size);                      \
-  }                                                                                        \
-  BALORA_SIMD void dots(const Source<T>& x, const Source<T>& y, A* out) {                  \
-    dot_rows<T, A>(x, y, out);                                                             \
-  }
-UNPACKING(float, float)
-UNPACKING(bf16, float)
-UNPACKING(f16, float)
-UNPACKING(double, double)
-PACKING(float, float)
-PACKING(bf16, float)
-PACKING(f16, float)
-PACKING(double, double)
-#ifdef BALORA_TILES
-// Tiles are bf16 only where the CPU multiplies them.
-#define LANES(name, loop)                                             \
-  void name(const Source<bf16>& s, bf16* out, int64_t r, int64_t d) { \
-    lanes::loop(s, out, r, d);                                        \
-  }
-LANES(left, rows_left)
-LANES(right, rows_right)
-LANES(transposed_left, columns_left)
-LANES(transposed_right, columns_right)
-#undef LANES
-#else
-PACKING(bf16, bf16)
-#endif
-#undef PACKING
-#undef UNPACKING
-
 }  // namespace
 
 // A row loop in instructions that only some CPUs have, where this one has them: those of AVX-512
-// for tiles and sums of f32, those of AVX512-BF16 for sums that are stored in bf16.
+// for tiles and sums of f32, those of AVX512-BF16 for tiles of bf16 and sums that are stored so.
 #ifdef BALORA_TILES
 #define IN_AVX512(type, loop)                                         \
   if constexpr (std::is_same_v<type, float>) {                        \
@@ -167,51 +117,60 @@ PACKING(bf16, bf16)
   if constexpr (std::is_same_v<T, bf16>) {        \
     if (tile_gemm_has_bf16()) return lanes::loop; \
   }
+// Tiles are bf16 only where the CPU multiplies them.
+#define IN_BF16_TILES(lanes_loop, loop)    \
+  if constexpr (std::is_same_v<E, bf16>) { \
+    lanes::lanes_loop;                     \
+  } else {                                 \
+    loop;                                  \
+  }
 #else
 #define IN_AVX512(type, loop)
 #define IN_BF16(loop)
+#define IN_BF16_TILES(lanes_loop, loop) loop;
 #endif
 
 template <typename T, typename E>
 void Packing<T, E>::rows_left(const Source<T>& s, E* out, int64_t r, int64_t d) {
   IN_AVX512(E, rows(s, out, r, d))
-  left(s, out, r, d);
+  IN_BF16_TILES(rows_left(s, out, r, d), (at_level<&pack_rows<T, E>>(s, out, r, d)))
 }
 template <typename T, typename E>
 void Packing<T, E>::rows_right(const Source<T>& s, E* out, int64_t r, int64_t d) {
   IN_AVX512(E, rows(s, out, r, d))
-  right(s, out, r, d);
+  IN_BF16_TILES(rows_right(s, out, r, d), (at_level<&pack_rows_right<T, E>>(s, out, r, d)))
 }
 template <typename T, typename E>
 void Packing<T, E>::columns_left(const Source<T>& s, E* out, int64_t r, int64_t d) {
   IN_AVX512(E, columns(s, out, r, d))
-  transposed_left(s, out, r, d);
+  IN_BF16_TILES(columns_left(s, out, r, d), (at_level<&pack_columns<T, E>>(s, out, r, d)))
 }
 template <typename T, typename E>
 void Packing<T, E>::columns_right(const Source<T>& s, E* out, int64_t r, int64_t d) {
   IN_AVX512(E, columns(s, out, r, d))
-  transposed_right(s, out, r, d);
+  IN_BF16_TILES(columns_right(s, out, r, d), (at_level<&pack_columns_right<T, E>>(s, out, r, d)))
 }
 template <typename T>
 void Unpacking<T>::rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
                         int64_t size) {
   IN_BF16(unpack_rows(sums, ld, out, stride, rows, size))
   IN_AVX512(Acc<T>, unpack_rows(sums, ld, out, stride, rows, size))
-  unpack(sums, ld, out, stride, rows, size);
+  at_level<&unpack_rows<T, Acc<T>>>(sums, ld, out, stride, rows, size);
 }
 template <typename T>
 void Unpacking<T>::columns(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
                            int64_t size, const Acc<T>* factors) {
   IN_BF16(unpack_columns(sums, ld, factors, out, stride, rows, size))
   IN_AVX512(Acc<T>, unpack_columns(sums, ld, factors, out, stride, rows, size))
-  unpack_transposed(sums, ld, factors, out, stride, rows, size);
+  at_level<&unpack_columns<T, Acc<T>>>(sums, ld, factors, out, stride, rows, size);
 }
 template <typename T>
 void Unpacking<T>::row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out) {
   IN_BF16(row_dots(x, y, out))
   IN_AVX512(Acc<T>, row_dots(x, y, out))
-  dots(x, y, out);
+  at_level<&dot_rows<T, Acc<T>>>(x, y, out);
 }
+#undef IN_BF16_TILES
 #undef IN_AVX512
 #undef IN_BF16
 

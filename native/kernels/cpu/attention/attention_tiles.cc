@@ -8,6 +8,7 @@
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/shared/activations.h"
 #include "platform/cpu.h"
@@ -298,38 +299,11 @@ BALORA_INLINE void scale_values(E* values, int64_t count, E factor) {
   for (int64_t i = 0; i < count; ++i) values[i] *= factor;
 }
 
-// target_clones cannot mark a template, so each pair of types gets plain functions of its own.
-#define ROWS(E)                                       \
-  BALORA_SIMD void softmax(const SoftmaxTile<E>& t) { \
-    softmax_columns<E>(t);                            \
-  }                                                   \
-  BALORA_SIMD void gradient(const GradTile<E>& t) {   \
-    gradient_rows<E>(t);                              \
-  }
-ROWS(float)
-ROWS(bf16)
-ROWS(double)
-#undef ROWS
-#define FINISH(A)                                                                     \
-  BALORA_SIMD void finish_rows(int64_t queries, const A* highest, A* total, A* lse) { \
-    finish_queries(queries, highest, total, lse);                                     \
-  }
-FINISH(float)
-FINISH(double)
-#undef FINISH
-#define SCALE(E)                                                  \
-  BALORA_SIMD void multiply(E* values, int64_t count, E factor) { \
-    scale_values(values, count, factor);                          \
-  }
-SCALE(float)
-SCALE(double)
-#undef SCALE
-
 }  // namespace
 
 template <typename E>
 void scale_packed(E* values, int64_t count, double factor) {
-  multiply(values, count, static_cast<E>(factor));
+  at_level<&scale_values<E>>(values, count, static_cast<E>(factor));
 }
 template void scale_packed(float*, int64_t, double);
 template void scale_packed(double*, int64_t, double);
@@ -343,11 +317,11 @@ void Softmax<E>::run(const SoftmaxTile<E>& tile) {
     }
   }
 #endif
-  softmax(tile);
+  at_level<&softmax_columns<E>>(tile);
 }
 template <typename E>
 void Softmax<E>::finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse) {
-  finish_rows(queries, highest, total, lse);
+  at_level<&finish_queries<Acc<E>>>(queries, highest, total, lse);
 }
 template <typename E>
 void ScoreGradient<E>::run(const GradTile<E>& tile) {
@@ -360,7 +334,7 @@ void ScoreGradient<E>::run(const GradTile<E>& tile) {
       return avx512::score_gradient(tile);
   }
 #endif
-  gradient(tile);
+  at_level<&gradient_rows<E>>(tile);
 }
 
 bool whole_gradient([[maybe_unused]] const WholePair& pair) {

@@ -11,6 +11,7 @@
 
 #include "kernels/cpu/attention/kv_cache.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/vec_math.h"
@@ -160,17 +161,6 @@ BALORA_INLINE void run_item(const Item<T>& o) {
   }
 }
 
-// target_clones cannot mark a template, so each dtype gets a plain function of its own.
-#define ITEM(T)                               \
-  BALORA_SIMD void attend(const Item<T>& o) { \
-    run_item<T>(o);                           \
-  }
-ITEM(float)
-ITEM(bf16)
-ITEM(f16)
-ITEM(double)
-#undef ITEM
-
 // Where the work of a call lies.
 struct Work {
   const Sequence* sequence;
@@ -292,26 +282,27 @@ class Attention {
     A* const partial = partial_ + work.slot * (padded_ + 2);
     const int64_t head = head_of(work);
     const int64_t keys_at = work.kv_head * layer_.head_elements();
-    attend({.q = data_of<T>(o_.q) + work.row * o_.q->stride[0] + head * size_,
-            .blocks = sequence.blocks,
-            .first_block = sequence.first,
-            .first = work.first,
-            .last = work.last,
-            .heads = work.heads,
-            .size = size_,
-            .padded = padded_,
-            .keys_at = keys_at,
-            .values_at = keys_at + layer_.values_at(),
-            .position = sequence.length - sequence.end + work.row,
-            .bias = o_.bias ? data_of<T>(o_.bias) + head : nullptr,
-            .bias_stride = o_.bias ? o_.bias->shape[1] : 0,
-            .scale = static_cast<A>(o_.scale),
-            .softcap = static_cast<A>(o_.softcap),
-            .scores = scratch,
-            .widened = ends + 2 * kWide<A>,
-            .sums = whole ? sums : partial + 2 * work.heads,
-            .highest = whole ? ends : partial,
-            .totals = whole ? ends + kWide<A> : partial + work.heads});
+    const Item<T> item = {.q = data_of<T>(o_.q) + work.row * o_.q->stride[0] + head * size_,
+                          .blocks = sequence.blocks,
+                          .first_block = sequence.first,
+                          .first = work.first,
+                          .last = work.last,
+                          .heads = work.heads,
+                          .size = size_,
+                          .padded = padded_,
+                          .keys_at = keys_at,
+                          .values_at = keys_at + layer_.values_at(),
+                          .position = sequence.length - sequence.end + work.row,
+                          .bias = o_.bias ? data_of<T>(o_.bias) + head : nullptr,
+                          .bias_stride = o_.bias ? o_.bias->shape[1] : 0,
+                          .scale = static_cast<A>(o_.scale),
+                          .softcap = static_cast<A>(o_.softcap),
+                          .scores = scratch,
+                          .widened = ends + 2 * kWide<A>,
+                          .sums = whole ? sums : partial + 2 * work.heads,
+                          .highest = whole ? ends : partial,
+                          .totals = whole ? ends + kWide<A> : partial + work.heads};
+    at_level<&run_item<T>>(item);
     if (!whole) return;
     for (int64_t g = 0; g < work.heads; ++g) {
       write(sums + g * padded_, A(1) / ends[kWide<A> + g], out_of(work, g));

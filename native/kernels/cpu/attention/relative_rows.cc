@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/attention/relative_avx512.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "platform/cpu.h"
 
@@ -63,21 +64,6 @@ BALORA_INLINE void gradient_row(const GradientRow<A>& row) {
   std::fill(dp + row.keys, dp + row.padded, A(0));
 }
 
-// target_clones cannot mark a template, so each type gets plain functions of its own.
-#define ROWS(A)                                                                  \
-  BALORA_SIMD void score_simd(const A* bias, A scale, int64_t keys, A* scores) { \
-    score_row<A>(bias, scale, keys, scores);                                     \
-  }                                                                              \
-  BALORA_SIMD A softmax_simd(int64_t keys, int64_t padded, A* s) {               \
-    return softmax_row<A>(keys, padded, s);                                      \
-  }                                                                              \
-  BALORA_SIMD void gradient_simd(const GradientRow<A>& row) {                    \
-    gradient_row<A>(row);                                                        \
-  }
-ROWS(float)
-ROWS(double)
-#undef ROWS
-
 constexpr int64_t kBlock = kPositionBlock;
 
 template <typename A>
@@ -130,15 +116,15 @@ void for_blocks(const PositionTile& t, const Body& body) {
 
 template <typename A>
 void RowLoops<A>::score(const A* bias, A scale, int64_t keys, A* scores) {
-  score_simd(bias, scale, keys, scores);
+  at_level<&score_row<A>>(bias, scale, keys, scores);
 }
 template <typename A>
 A RowLoops<A>::softmax(int64_t keys, int64_t padded, A* scores) {
-  return softmax_simd(keys, padded, scores);
+  return at_level<&softmax_row<A>>(keys, padded, scores);
 }
 template <typename A>
 void RowLoops<A>::gradient(const GradientRow<A>& row) {
-  gradient_simd(row);
+  at_level<&gradient_row<A>>(row);
 }
 
 template <typename A>

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora {
@@ -27,18 +28,6 @@ BALORA_INLINE void accumulate_range(const S* source, D* destination, int64_t beg
   }
 }
 
-#define RANGE(S, D)                                                                  \
-  BALORA_SIMD void accumulate(const S* s, D* d, int64_t b, int64_t e, Acc<D> beta) { \
-    accumulate_range<S, D>(s, d, b, e, beta);                                        \
-  }
-#define RANGES(D) RANGE(float, D) RANGE(bf16, D) RANGE(f16, D) RANGE(double, D)
-RANGES(float)
-RANGES(bf16)
-RANGES(f16)
-RANGES(double)
-#undef RANGES
-#undef RANGE
-
 template <typename T>
 BALORA_INLINE bool finite_range(const T* x, int64_t begin, int64_t end) {
   int bad = 0;
@@ -57,8 +46,8 @@ int32_t accumulate_kernel(Context* ctx, const balora_accumulate& o) {
   dispatch_float(o.destination->dtype, [&]<typename D>() {
     dispatch_float(o.source->dtype, [&]<typename S>() {
       parallel_for(ctx, n, kElementGrain, [&](int64_t begin, int64_t end) {
-        accumulate(data_of<S>(o.source), data_of<D>(o.destination), begin, end,
-                   static_cast<Acc<D>>(o.beta));
+        at_level<&accumulate_range<S, D>>(data_of<S>(o.source), data_of<D>(o.destination), begin,
+                                          end, static_cast<Acc<D>>(o.beta));
       });
     });
   });

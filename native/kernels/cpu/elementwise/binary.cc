@@ -2,6 +2,7 @@
 // row have loops without index arithmetic. kernels/shared/elementwise_math.h has the formulas.
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/strided.h"
 #include "kernels/shared/elementwise_math.h"
 
@@ -29,41 +30,28 @@ BALORA_INLINE void loop(const T* a, int64_t a_step, const T* b, int64_t b_step, 
   }
 }
 
-// One dispatched function per dtype that holds every op.
-#define ROW(T)                                                                              \
-  BALORA_SIMD void binary_row(int op, const T* a, int64_t as, const T* b, int64_t bs, T* y, \
-                              int64_t n) {                                                  \
-    switch (op) {                                                                           \
-      case BALORA_ADD:                                                                      \
-        return loop<BALORA_ADD>(a, as, b, bs, y, n);                                        \
-      case BALORA_SUB:                                                                      \
-        return loop<BALORA_SUB>(a, as, b, bs, y, n);                                        \
-      case BALORA_MUL:                                                                      \
-        return loop<BALORA_MUL>(a, as, b, bs, y, n);                                        \
-      case BALORA_MAXIMUM:                                                                  \
-        return loop<BALORA_MAXIMUM>(a, as, b, bs, y, n);                                    \
-      case BALORA_MINIMUM:                                                                  \
-        return loop<BALORA_MINIMUM>(a, as, b, bs, y, n);                                    \
-        FLOAT_CASES                                                                         \
-      default:                                                                              \
-        return;                                                                             \
-    }                                                                                       \
+// One function per dtype that holds every op.
+template <typename T>
+BALORA_INLINE void row_of(int op, const T* a, int64_t as, const T* b, int64_t bs, T* y, int64_t n) {
+  switch (op) {
+    case BALORA_ADD:
+      return loop<BALORA_ADD>(a, as, b, bs, y, n);
+    case BALORA_SUB:
+      return loop<BALORA_SUB>(a, as, b, bs, y, n);
+    case BALORA_MUL:
+      return loop<BALORA_MUL>(a, as, b, bs, y, n);
+    case BALORA_MAXIMUM:
+      return loop<BALORA_MAXIMUM>(a, as, b, bs, y, n);
+    case BALORA_MINIMUM:
+      return loop<BALORA_MINIMUM>(a, as, b, bs, y, n);
+    default:
+      break;
   }
-#define FLOAT_CASES                              \
-  case BALORA_DIV:                               \
-    return loop<BALORA_DIV>(a, as, b, bs, y, n); \
-  case BALORA_POW:                               \
-    return loop<BALORA_POW>(a, as, b, bs, y, n);
-ROW(float)
-ROW(bf16)
-ROW(f16)
-ROW(double)
-#undef FLOAT_CASES
-#define FLOAT_CASES
-ROW(int32_t)
-ROW(int64_t)
-#undef FLOAT_CASES
-#undef ROW
+  if constexpr (!std::is_integral_v<T>) {
+    if (op == BALORA_DIV) return loop<BALORA_DIV>(a, as, b, bs, y, n);
+    if (op == BALORA_POW) return loop<BALORA_POW>(a, as, b, bs, y, n);
+  }
+}
 
 template <int Op, typename T>
 BALORA_INLINE void gradient_loop(const T* dy, const T* a, const T* b, T* da, T* db,
@@ -87,8 +75,8 @@ int32_t binary_kernel(Context* ctx, const balora_binary& o) {
     } else {
       for_each_row<3>(ctx, plan, [&](const std::array<int64_t, 3>& at, int64_t n) {
         const auto& step = plan.row_stride();
-        binary_row(o.op, data_of<T>(o.a) + at[0], step[0], data_of<T>(o.b) + at[1], step[1],
-                   data_of<T>(o.y) + at[2], n);
+        at_level<&row_of<T>>(o.op, data_of<T>(o.a) + at[0], step[0], data_of<T>(o.b) + at[1],
+                             step[1], data_of<T>(o.y) + at[2], n);
       });
     }
   });

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora {
@@ -19,30 +20,22 @@ BALORA_INLINE void convert_loop(const From* from, To* to, int64_t cols) {
   }
 }
 
-// PAIR(From, To) for each pair of float types.
-#define PAIRS_FROM(PAIR, From) PAIR(From, float) PAIR(From, bf16) PAIR(From, f16) PAIR(From, double)
-#define EACH_PAIR(PAIR) \
-  PAIRS_FROM(PAIR, float) PAIRS_FROM(PAIR, bf16) PAIRS_FROM(PAIR, f16) PAIRS_FROM(PAIR, double)
-
-// target_clones cannot mark a template, so each pair gets a plain function of its own.
-#define CONVERT(From, To)                                            \
-  BALORA_SIMD void convert(const From* from, To* to, int64_t cols) { \
-    convert_loop(from, to, cols);                                    \
-  }
-EACH_PAIR(CONVERT)
-#undef CONVERT
-
 }  // namespace
 
 template <typename From, typename To>
 void convert_row(const From* from, To* to, int64_t n) {
-  convert(from, to, n);
+  at_level<&convert_loop<From, To>>(from, to, n);
 }
-#define CONVERT_ROW(From, To) template void convert_row<From, To>(const From*, To*, int64_t);
-EACH_PAIR(CONVERT_ROW)
-#undef CONVERT_ROW
-#undef EACH_PAIR
-#undef PAIRS_FROM
+#define FROM(From)                                         \
+  template void convert_row(const From*, float*, int64_t); \
+  template void convert_row(const From*, bf16*, int64_t);  \
+  template void convert_row(const From*, f16*, int64_t);   \
+  template void convert_row(const From*, double*, int64_t);
+FROM(float)
+FROM(bf16)
+FROM(f16)
+FROM(double)
+#undef FROM
 
 void convert_rows(Context* ctx, const SourceRows& from, const ResultRows& to, int64_t rows,
                   int64_t cols) {
@@ -51,8 +44,8 @@ void convert_rows(Context* ctx, const SourceRows& from, const ResultRows& to, in
       const int64_t grain = std::max<int64_t>(kGrainElements / std::max<int64_t>(cols, 1), 1);
       parallel_for(ctx, rows, grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          convert(static_cast<const From*>(from.data) + i * from.stride,
-                  static_cast<To*>(to.data) + i * to.stride, cols);
+          convert_row(static_cast<const From*>(from.data) + i * from.stride,
+                      static_cast<To*>(to.data) + i * to.stride, cols);
         }
       });
     });

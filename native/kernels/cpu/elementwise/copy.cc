@@ -11,6 +11,7 @@
 #include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/strided.h"
 
 namespace balora {
@@ -40,20 +41,11 @@ BALORA_INLINE D convert(S value) {
   }
 }
 
-#define FILL(D)                                           \
-  BALORA_SIMD void fill_row(D* d, D value, int64_t n) {   \
-    _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) { \
-      d[i] = value;                                       \
-    }                                                     \
-  }
-FILL(float)
-FILL(bf16)
-FILL(f16)
-FILL(double)
-FILL(int32_t)
-FILL(int64_t)
-FILL(uint8_t)
-#undef FILL
+template <typename D>
+BALORA_INLINE void fill_row(D* d, D value, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) d[i] = value;
+}
 
 // Contiguous floats have convert.h's loop, compiled for each level of the processor. The others are
 // compiled once: index lists, masks, and strided elements, which wait for memory.
@@ -69,7 +61,7 @@ void copy_row(const S* s, int64_t s_step, D* d, int64_t d_step, int64_t n) {
       for (int64_t i = 0; i < n; ++i) d[i] = convert<D>(s[i]);
     }
   } else if (s_step == 0 && d_step == 1) {
-    fill_row(d, convert<D>(*s), n);
+    at_level<&fill_row<D>>(d, convert<D>(*s), n);
   } else {
     for (int64_t i = 0; i < n; ++i) d[i * d_step] = convert<D>(s[i * s_step]);
   }

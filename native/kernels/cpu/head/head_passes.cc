@@ -5,7 +5,6 @@
 
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/shared/activations.h"
 
@@ -255,6 +254,11 @@ BALORA_INLINE void kept_gradient_of(const A* z, const A* y, int64_t n, const Kep
 }
 
 template <typename A>
+BALORA_INLINE KeptSums keep_of(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
+  return y ? keep_pair_of<A>(z, y, n, shifts) : keep_one_of<A>(z, n, shifts);
+}
+
+template <typename A>
 BALORA_INLINE void cap_of(A* x, int64_t n, A cap) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) x[i] = soft_capped<VectorMath>(x[i], cap);
@@ -268,55 +272,73 @@ BALORA_INLINE void scaled_exp_of(const A* y, int64_t n, A shift, A scale, A fact
 
 }  // namespace
 
-// target_clones cannot mark a template, so each type gets plain functions of its own.
-#define PASSES(A)                                                                           \
-  BALORA_SIMD A row_max(const A* x, int64_t n) {                                            \
-    return max_of<A>(x, n);                                                                 \
-  }                                                                                         \
-  BALORA_SIMD A block_maxima(const A* x, int64_t n, A* maxima) {                            \
-    return maxima_of<A>(x, n, maxima);                                                      \
-  }                                                                                         \
-  BALORA_SIMD int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found) {       \
-    return at_least_of<A>(x, n, least, found);                                              \
-  }                                                                                         \
-  BALORA_SIMD double exp_sum(const A* x, int64_t n, A shift, A scale) {                     \
-    return exp_sum_of<A>(x, n, shift, scale);                                               \
-  }                                                                                         \
-  BALORA_SIMD A teacher_shift(const A* z, const A* y, int64_t n, const PairShifts<A>& s) {  \
-    return teacher_shift_of<A>(z, y, n, s);                                                 \
-  }                                                                                         \
-  BALORA_SIMD DivergenceSums divergence_sums(const A* z, const A* y, int64_t n,             \
-                                             const PairShifts<A>& s) {                      \
-    return divergence_sums_of<A>(z, y, n, s);                                               \
-  }                                                                                         \
-  BALORA_SIMD WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {           \
-    return entropy_sums_of<A>(x, n, shift, scale);                                          \
-  }                                                                                         \
-  BALORA_SIMD void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) { \
-    gradient_of<A>(z, y, n, g);                                                             \
-  }                                                                                         \
-  BALORA_SIMD KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& s) {   \
-    return y ? keep_pair_of<A>(z, y, n, s) : keep_one_of<A>(z, n, s);                       \
-  }                                                                                         \
-  BALORA_SIMD void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g) {   \
-    kept_gradient_of<A, A>(z, y, n, g, z);                                                  \
-  }                                                                                         \
-  BALORA_SIMD void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q) {    \
-    scaled_exp_of<A>(y, n, shift, scale, factor, q);                                        \
-  }                                                                                         \
-  BALORA_SIMD void cap_row(A* x, int64_t n, A cap) {                                        \
-    cap_of<A>(x, n, cap);                                                                   \
-  }
+template <typename A>
+A row_max(const A* x, int64_t n) {
+  return at_level<&max_of<A>>(x, n);
+}
+template <typename A>
+A block_maxima(const A* x, int64_t n, A* maxima) {
+  return at_level<&maxima_of<A>>(x, n, maxima);
+}
+template <typename A>
+int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found) {
+  return at_level<&at_least_of<A>>(x, n, least, found);
+}
+template <typename A>
+double exp_sum(const A* x, int64_t n, A shift, A scale) {
+  return at_level<&exp_sum_of<A>>(x, n, shift, scale);
+}
+template <typename A>
+A teacher_shift(const A* z, const A* y, int64_t n, const PairShifts<A>& largest) {
+  return at_level<&teacher_shift_of<A>>(z, y, n, largest);
+}
+template <typename A>
+DivergenceSums divergence_sums(const A* z, const A* y, int64_t n, const PairShifts<A>& shifts) {
+  return at_level<&divergence_sums_of<A>>(z, y, n, shifts);
+}
+template <typename A>
+WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {
+  return at_level<&entropy_sums_of<A>>(x, n, shift, scale);
+}
+template <typename A>
+void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {
+  at_level<&gradient_of<A>>(z, y, n, g);
+}
+template <typename A>
+KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
+  return at_level<&keep_of<A>>(z, y, n, shifts);
+}
+template <typename A>
+void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g) {
+  at_level<&kept_gradient_of<A, A>>(z, y, n, g, z);
+}
+template <typename A>
+void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q) {
+  at_level<&scaled_exp_of<A>>(y, n, shift, scale, factor, q);
+}
+template <typename A>
+void cap_row(A* x, int64_t n, A cap) {
+  at_level<&cap_of<A>>(x, n, cap);
+}
+void kept_gradient_rounded(float* z, const float* y, int64_t n, const KeptGradient<float>& g) {
+  at_level<&kept_gradient_of<float, bf16>>(z, y, n, g, reinterpret_cast<bf16*>(z));
+}
+
+#define PASSES(A)                                                                             \
+  template A row_max(const A*, int64_t);                                                      \
+  template A block_maxima(const A*, int64_t, A*);                                             \
+  template int64_t find_at_least(const A*, int64_t, A, int32_t*);                             \
+  template double exp_sum(const A*, int64_t, A, A);                                           \
+  template A teacher_shift(const A*, const A*, int64_t, const PairShifts<A>&);                \
+  template DivergenceSums divergence_sums(const A*, const A*, int64_t, const PairShifts<A>&); \
+  template WeightedSum entropy_sums(const A*, int64_t, A, A);                                 \
+  template void dense_gradient(A*, const A*, int64_t, const DenseGradient<A>&);               \
+  template KeptSums keep_exponentials(A*, A*, int64_t, const PairShifts<A>&);                 \
+  template void kept_gradient(A*, const A*, int64_t, const KeptGradient<A>&);                 \
+  template void scaled_exp(const A*, int64_t, A, A, A, A*);                                   \
+  template void cap_row(A*, int64_t, A);
 PASSES(float)
 PASSES(double)
 #undef PASSES
-
-BALORA_INLINE void kept_gradient_rounded_loop(float* z, const float* y, int64_t n,
-                                              const KeptGradient<float>& g) {
-  kept_gradient_of<float, bf16>(z, y, n, g, reinterpret_cast<bf16*>(z));
-}
-void kept_gradient_rounded(float* z, const float* y, int64_t n, const KeptGradient<float>& g) {
-  at_level<&kept_gradient_rounded_loop>(z, y, n, g);
-}
 
 }  // namespace balora::head

@@ -52,31 +52,39 @@ struct DenseGradient {
   A inverse_cap;  // 0: no soft-capping
 };
 
-#define BALORA_HEAD_PASSES(A)                                                                     \
-  A row_max(const A* x, int64_t n);                                                               \
-  /* The largest of each block, blocks_of(n) of them; returns that of all. */                     \
-  A block_maxima(const A* x, int64_t n, A* maxima);                                               \
-  /* Offsets of x >= least in ascending order, as many as are written to `found`. */              \
-  int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found);                          \
-  /* sum e^((x - shift) * scale) */                                                               \
-  double exp_sum(const A* x, int64_t n, A shift, A scale);                                        \
-  /* The largest of y moved to where centre_offset() wants it, from those of both. */             \
-  A teacher_shift(const A* z, const A* y, int64_t n, const PairShifts<A>& largest);               \
-  DivergenceSums divergence_sums(const A* z, const A* y, int64_t n, const PairShifts<A>& shifts); \
-  /* sum w and sum w (x - shift), w = e^((x - shift) * scale) */                                  \
-  WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale);                              \
-  /* z becomes the dense part of dz; y null: there is no teacher. */                              \
-  void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g);                    \
-  /* y null: of the student alone. */                                                             \
-  KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& shifts);                 \
-  void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g);                      \
-  /* q = factor e^((y - shift) * scale) */                                                        \
-  void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q);                       \
-  /* x -> cap tanh(x / cap) */                                                                    \
-  void cap_row(A* x, int64_t n, A cap);
-BALORA_HEAD_PASSES(float)
-BALORA_HEAD_PASSES(double)
-#undef BALORA_HEAD_PASSES
+template <typename A>
+A row_max(const A* x, int64_t n);
+// The largest of each block, blocks_of(n) of them; returns that of all.
+template <typename A>
+A block_maxima(const A* x, int64_t n, A* maxima);
+// Offsets of x >= least in ascending order, as many as are written to `found`.
+template <typename A>
+int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found);
+// sum e^((x - shift) * scale)
+template <typename A>
+double exp_sum(const A* x, int64_t n, A shift, A scale);
+// The largest of y moved to where centre_offset() wants it, from those of both.
+template <typename A>
+A teacher_shift(const A* z, const A* y, int64_t n, const PairShifts<A>& largest);
+template <typename A>
+DivergenceSums divergence_sums(const A* z, const A* y, int64_t n, const PairShifts<A>& shifts);
+// sum w and sum w (x - shift), w = e^((x - shift) * scale)
+template <typename A>
+WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale);
+// z becomes the dense part of dz; y null: there is no teacher.
+template <typename A>
+void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g);
+// y null: of the student alone.
+template <typename A>
+KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& shifts);
+template <typename A>
+void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g);
+// q = factor e^((y - shift) * scale)
+template <typename A>
+void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q);
+// x -> cap tanh(x / cap)
+template <typename A>
+void cap_row(A* x, int64_t n, A cap);
 
 // kept_gradient() rounded to bf16, into the first half of the row's own place.
 void kept_gradient_rounded(float* z, const float* y, int64_t n, const KeptGradient<float>& g);

@@ -17,7 +17,6 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
@@ -140,17 +139,16 @@ double dense_form(const GramProblem& p, const balora_svd_ratio_gram& o) {
 }
 
 // sum_j p_j h_j
-BALORA_SIMD double row_dot(const float* p, const float* h, int64_t c) {
+template <typename T>
+BALORA_INLINE double dot_loop(const T* p, const T* h, int64_t c) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(p[j]) * static_cast<double>(h[j]);
   return sum;
 }
-BALORA_SIMD double row_dot(const double* p, const double* h, int64_t c) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < c; ++j) sum += p[j] * h[j];
-  return sum;
+template <typename T>
+double row_dot(const T* p, const T* h, int64_t c) {
+  return at_level<&dot_loop<T>>(p, h, c);
 }
 
 // to += factor row

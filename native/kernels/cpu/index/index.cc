@@ -8,6 +8,7 @@
 #include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
@@ -39,23 +40,14 @@ BALORA_INLINE void add_range(const S* s, A* d, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) d[i] += static_cast<A>(load(s[i]));
 }
-#define ADD(S, A)                                         \
-  BALORA_SIMD void add_row(const S* s, A* d, int64_t n) { \
-    add_range<S, A>(s, d, n);                             \
-  }
-ADD(float, float)
-ADD(bf16, float)
-ADD(f16, float)
-ADD(double, double)
-#undef ADD
 
 // dx[ids[n]] += dy[n], for columns [first, last) of every row.
 template <typename S, typename A>
 void scatter_columns(const S* dy, A* dx, const std::vector<int64_t>& ids, int64_t columns,
                      int64_t first, int64_t last) {
   for (size_t n = 0; n < ids.size(); ++n) {
-    add_row(dy + static_cast<int64_t>(n) * columns + first, dx + ids[n] * columns + first,
-            last - first);
+    at_level<&add_range<S, A>>(dy + static_cast<int64_t>(n) * columns + first,
+                               dx + ids[n] * columns + first, last - first);
   }
 }
 

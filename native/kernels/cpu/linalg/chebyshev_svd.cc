@@ -8,9 +8,9 @@
 #include "kernels/cpu/linalg/subspace_steps.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/cpu/runtime/simd.h"
 
 namespace balora {
 namespace {

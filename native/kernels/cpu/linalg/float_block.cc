@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/shared/philox.h"
 
 namespace balora {

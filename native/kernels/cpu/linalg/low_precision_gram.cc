@@ -6,6 +6,7 @@
 #include "kernels/cpu/linalg/low_precision_gram_bf16.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora {
@@ -17,20 +18,15 @@ constexpr int64_t kPanelCols = 64;
 template <typename T>
 constexpr int64_t kPerWord = 4 / static_cast<int64_t>(sizeof(T));
 
-// 16 lines of 16 words, from the rows of W. One function a type, since a template cannot be
-// compiled for several CPUs.
-#define READ_LINES(S)                                                                         \
-  BALORA_SIMD void read_lines(const S* w, int64_t ld, uint32_t* words) {                      \
-    for (int64_t i = 0; i < 16; ++i) {                                                        \
-      for (int64_t j = 0; j < 16; ++j) {                                                      \
-        words[i * 16 + j] = std::bit_cast<uint32_t>(static_cast<float>(load(w[i * ld + j]))); \
-      }                                                                                       \
-    }                                                                                         \
+// 16 lines of 16 words, from the rows of W.
+template <typename S>
+BALORA_INLINE void read_lines(const S* w, int64_t ld, uint32_t* words) {
+  for (int64_t i = 0; i < 16; ++i) {
+    for (int64_t j = 0; j < 16; ++j) {
+      words[i * 16 + j] = std::bit_cast<uint32_t>(static_cast<float>(load(w[i * ld + j])));
+    }
   }
-READ_LINES(float)
-READ_LINES(bf16)
-READ_LINES(f16)
-#undef READ_LINES
+}
 
 // 16 lines of 16 words of T: values in f32, or pairs of bf16 (lanes::read_lines).
 template <typename T, typename S>
@@ -38,7 +34,7 @@ void read_words(const S* w, int64_t ld, bool across, uint32_t* words) {
   if constexpr (std::is_same_v<T, bf16>) {
     lanes::read_lines(w, ld, across, words);
   } else {
-    read_lines(w, ld, words);
+    at_level<&read_lines<S>>(w, ld, words);
   }
 }
 

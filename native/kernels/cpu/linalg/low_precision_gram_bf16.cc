@@ -1,7 +1,7 @@
 #include "kernels/cpu/linalg/low_precision_gram_bf16.h"
 
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "tensor/errors.h"
 
 namespace balora::lanes {

@@ -17,8 +17,8 @@
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 

@@ -11,9 +11,9 @@
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 

@@ -9,8 +9,8 @@
 #include "kernels/cpu/linalg/subspace_steps.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "kernels/shared/messages.h"
 
 namespace balora {

@@ -6,6 +6,7 @@
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora {
@@ -20,16 +21,6 @@ BALORA_INLINE void sum_rows(const T* dy, Acc<T>* out, int64_t rows, int64_t cols
     for (int64_t j = begin; j < end; ++j) out[j] += load(dy[i * cols + j]);
   }
 }
-#define ROWS(T)                                                                                 \
-  BALORA_SIMD void sum_columns(const T* dy, Acc<T>* out, int64_t rows, int64_t cols, int64_t b, \
-                               int64_t e) {                                                     \
-    sum_rows<T>(dy, out, rows, cols, b, e);                                                     \
-  }
-ROWS(float)
-ROWS(bf16)
-ROWS(f16)
-ROWS(double)
-#undef ROWS
 
 }  // namespace
 
@@ -63,7 +54,7 @@ int32_t linear_weight_backward_kernel(Context* ctx, const balora_linear_weight_b
   if (o.dbias) {
     dispatch_float(o.dy->dtype, [&]<typename T>() {
       parallel_for(ctx, out, 64, [&](int64_t begin, int64_t end) {
-        sum_columns(data_of<T>(o.dy), data_of<Acc<T>>(o.dbias), rows, out, begin, end);
+        at_level<&sum_rows<T>>(data_of<T>(o.dy), data_of<Acc<T>>(o.dbias), rows, out, begin, end);
       });
     });
   }

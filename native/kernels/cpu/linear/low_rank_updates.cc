@@ -4,8 +4,8 @@
 
 #include "kernels/cpu/linear/kept_factors.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/cpu/runtime/simd.h"
 
 namespace balora {
 namespace {
@@ -28,12 +28,6 @@ BALORA_INLINE Norms norms(const E* x, const E* start, int64_t count) {
   }
   return {change, whole};
 }
-BALORA_SIMD Norms norms_of(const float* x, const float* start, int64_t count) {
-  return norms(x, start, count);
-}
-BALORA_SIMD Norms norms_of(const double* x, const double* start, int64_t count) {
-  return norms(x, start, count);
-}
 
 // In blocks that do not depend on the number of threads.
 template <typename E>
@@ -44,8 +38,8 @@ bool is_close(Context* ctx, const View& x, const View& start) {
   parallel_for(ctx, blocks, 2, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = b * kBlock;
-      parts[static_cast<size_t>(b)] = norms_of(data_of<E>(&x) + first, data_of<E>(&start) + first,
-                                               std::min(kBlock, count - first));
+      parts[static_cast<size_t>(b)] = at_level<&norms<E>>(
+          data_of<E>(&x) + first, data_of<E>(&start) + first, std::min(kBlock, count - first));
     }
   });
   Norms all;

@@ -2,9 +2,9 @@
 #include "kernels/cpu/linear/output_scale.h"
 
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {

@@ -53,18 +53,6 @@ template <typename T>
 void widen(const T* x, Acc<T>* y, int64_t n) {
   at_level<&widen_range<T>>(x, y, n);
 }
-#define SUMS(A)                                                                         \
-  BALORA_SIMD void add_rows(const A* a, int64_t stride, const A* b, int64_t rank, A* y, \
-                            int64_t n) {                                                \
-    add_rows_range<A>(a, stride, b, rank, y, n);                                        \
-  }                                                                                     \
-  BALORA_SIMD double squares(const A* y, int64_t n) {                                   \
-    return squares_range<A>(y, n);                                                      \
-  }
-SUMS(float)
-SUMS(double)
-#undef SUMS
-
 // Rows [first, last), at most kRows of them.
 template <typename T>
 void norms_of(const View& weight, const std::vector<LowRankProduct>& products, int64_t first,
@@ -87,9 +75,10 @@ void norms_of(const View& weight, const std::vector<LowRankProduct>& products, i
         const A* b = data_of<A>(product.b) + o * rank;
         scaled.assign(b, b + rank);
         for (A& value : scaled) value *= static_cast<A>(product.scale);
-        add_rows(data_of<A>(product.a) + c, columns, scaled.data(), rank, sum, n);
+        at_level<&add_rows_range<A>>(data_of<A>(product.a) + c, columns, scaled.data(), rank, sum,
+                                     n);
       }
-      squared[o - first] += squares(sum, n);
+      squared[o - first] += at_level<&squares_range<A>>(sum, n);
     }
   }
   for (int64_t o = first; o < last; ++o) norm[o] = static_cast<A>(std::sqrt(squared[o - first]));

@@ -14,10 +14,10 @@
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
 

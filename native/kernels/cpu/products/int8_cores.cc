@@ -6,8 +6,8 @@
 #include "kernels/cpu/products/block_rows.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "platform/cpu.h"
 
 #ifdef BALORA_TILES

@@ -12,7 +12,6 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "platform/cpu.h"
 
 namespace balora {
@@ -157,30 +156,21 @@ void pack(const T* data, int64_t depth_stride, int64_t lane_stride, int64_t dept
   }
 }
 
-// The same where the lanes follow each other in memory and are as many as the panel has. One
-// function a type, since a template cannot be compiled for several CPUs.
-#define PACK_LINES(T)                                                                            \
-  BALORA_SIMD void pack_lines(const T* data, int64_t depth_stride, int64_t depth, int64_t width, \
-                              double* packed) {                                                  \
-    if (width == kTileCols) {                                                                    \
-      for (int64_t p = 0; p < depth; ++p) {                                                      \
-        for (int64_t j = 0; j < kTileCols; ++j) {                                                \
-          packed[p * kTileCols + j] = static_cast<double>(load(data[p * depth_stride + j]));     \
-        }                                                                                        \
-      }                                                                                          \
-      return;                                                                                    \
-    }                                                                                            \
-    for (int64_t p = 0; p < depth; ++p) {                                                        \
-      for (int64_t j = 0; j < kTileRows; ++j) {                                                  \
-        packed[p * kTileRows + j] = static_cast<double>(load(data[p * depth_stride + j]));       \
-      }                                                                                          \
-    }                                                                                            \
+// The same where the lanes follow each other in memory and are as many as the panel has.
+template <typename T, int64_t kWidth>
+BALORA_INLINE void copy_lines(const T* data, int64_t depth_stride, int64_t depth, double* packed) {
+  for (int64_t p = 0; p < depth; ++p) {
+    for (int64_t j = 0; j < kWidth; ++j) {
+      packed[p * kWidth + j] = static_cast<double>(load(data[p * depth_stride + j]));
+    }
   }
-PACK_LINES(float)
-PACK_LINES(bf16)
-PACK_LINES(f16)
-PACK_LINES(double)
-#undef PACK_LINES
+}
+template <typename T>
+BALORA_INLINE void pack_lines(const T* data, int64_t depth_stride, int64_t depth, int64_t width,
+                              double* packed) {
+  if (width == kTileCols) return copy_lines<T, kTileCols>(data, depth_stride, depth, packed);
+  copy_lines<T, kTileRows>(data, depth_stride, depth, packed);
+}
 
 // The same of f64 lanes that each lie in a line of depth: by squares of 8 x 8. Writes up to
 // kTileCols - width elements behind the end.
@@ -235,7 +225,7 @@ void pack_any(const MatrixRef& m, const Range& depth, const Range& lanes, int64_
     const T* data =
         static_cast<const T*>(m.data) + depth.begin * m.row_stride + lanes.begin * m.col_stride;
     if (m.col_stride == 1 && lanes.count == width) {
-      pack_lines(data, m.row_stride, depth.count, width, packed);
+      at_level<&pack_lines<T>>(data, m.row_stride, depth.count, width, packed);
     } else if (std::is_same_v<T, double> && m.row_stride == 1 && lanes.count == width) {
       pack_across(reinterpret_cast<const double*>(data), m.col_stride, depth.count, width, packed);
     } else {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/wide.h"
 #include "platform/cpu.h"
@@ -92,18 +93,12 @@ BALORA_INLINE void multiply_range(const Product<T>& o, int64_t row, int64_t rows
   for (; begin < end; ++begin) multiply_columns<T, R, 1>(o, row, rows, begin);
 }
 
-// target_clones cannot mark a template, so each dtype gets a plain function of its own.
-#define RANGE(T)                                                                           \
-  BALORA_SIMD void multiply(const Product<T>& o, int64_t row, int64_t rows, int64_t begin, \
-                            int64_t end) {                                                 \
-    if (o.wide_blocks) return multiply_range<T, 4>(o, row, rows, begin, end);              \
-    multiply_range<T, 2>(o, row, rows, begin, end);                                        \
-  }
-RANGE(float)
-RANGE(bf16)
-RANGE(f16)
-RANGE(double)
-#undef RANGE
+template <typename T>
+BALORA_INLINE void multiply(const Product<T>& o, int64_t row, int64_t rows, int64_t begin,
+                            int64_t end) {
+  if (o.wide_blocks) return multiply_range<T, 4>(o, row, rows, begin, end);
+  multiply_range<T, 2>(o, row, rows, begin, end);
+}
 
 }  // namespace
 
@@ -126,7 +121,7 @@ void row_product(Context* ctx, const GemmShape& s, const GemmInput& a, const Gem
     parallel_for(ctx, (s.n + 3) / 4, (grain + 3) / 4, [&](int64_t begin, int64_t end) {
       const int64_t last = std::min(4 * end, s.n);
       for (int64_t row = 0; row < s.m; row += rows) {
-        multiply(product, row, std::min(rows, s.m - row), 4 * begin, last);
+        at_level<&multiply<T>>(product, row, std::min(rows, s.m - row), 4 * begin, last);
       }
     });
   });

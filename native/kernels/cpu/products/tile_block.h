@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 
 namespace balora::tile_block {
 

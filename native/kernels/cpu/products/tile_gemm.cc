@@ -6,7 +6,7 @@
 #include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "platform/cpu.h"
 
 #if defined(__x86_64__)

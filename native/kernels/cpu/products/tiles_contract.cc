@@ -10,10 +10,10 @@
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/tiles_words.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "tensor/errors.h"
 
 namespace balora {

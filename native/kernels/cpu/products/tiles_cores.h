@@ -11,7 +11,7 @@
 #include "kernels/cpu/products/block_rows.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 
 #ifdef BALORA_TILES
 namespace balora::tiles {

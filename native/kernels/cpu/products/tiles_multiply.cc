@@ -15,10 +15,10 @@
 #include "kernels/cpu/products/tiles_job.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "platform/cpu.h"
 #include "tensor/errors.h"
 

@@ -8,8 +8,8 @@
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/cpu/runtime/simd.h"
 
 namespace balora {
 namespace {

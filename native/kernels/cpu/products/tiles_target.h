@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "tensor/dtype.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)

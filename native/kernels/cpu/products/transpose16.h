@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 
 namespace balora {
 

@@ -1,8 +1,8 @@
 #include "kernels/cpu/random/philox_words.h"
 
 #include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
-#include "kernels/cpu/runtime/simd.h"
 #include "kernels/shared/philox.h"
 #include "platform/cpu.h"
 

@@ -1,7 +1,7 @@
 // Element types on the CPU: from storage to arithmetic in Acc<T>, and back with one rounding to
 // nearest even.
 #pragma once
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/shared/dispatch.h"
 
 namespace balora {

@@ -3,7 +3,7 @@
 // and takes twice as many instructions for an exponential.
 #pragma once
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "tensor/dtype.h"
 

@@ -12,7 +12,7 @@
 #pragma once
 #include <utility>
 
-#include "kernels/cpu/runtime/simd.h"
+#include "kernels/cpu/runtime/inline.h"
 #include "platform/cpu.h"
 
 namespace balora {

@@ -15,7 +15,7 @@
 #include "support/kernel_test.h"
 
 // The sanitizers have operators of their own.
-#ifndef BALORA_SANITIZED
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 
 namespace {
 

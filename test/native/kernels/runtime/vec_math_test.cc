@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cpu/runtime/lanes.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "platform/cpu.h"
 
@@ -21,8 +22,11 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 #define ROW(name)                                                      \
-  BALORA_SIMD void name##_row(const float* x, float* y, int n) {       \
+  BALORA_INLINE void name##_loop(const float* x, float* y, int n) {    \
     _Pragma("omp simd") for (int i = 0; i < n; ++i) y[i] = name(x[i]); \
+  }                                                                    \
+  void name##_row(const float* x, float* y, int n) {                   \
+    at_level<&name##_loop>(x, y, n);                                   \
   }
 ROW(vexp)
 ROW(vexp_or_zero)
