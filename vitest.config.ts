@@ -88,7 +88,7 @@ export default defineConfig({
   test: {
     pool: 'forks',
     globalSetup: ['test/support/global_setup.mjs'],
-    setupFiles: ['test/support/count_assertions.ts'],
+    setupFiles: ['test/support/count_assertions.ts', 'test/support/files_closed.ts'],
     testTimeout: kHangLimitMs,
     hookTimeout: kHangLimitMs,
     projects: [

@@ -9,6 +9,7 @@ import { Progress } from '../../lib/cli/progress.ts';
 import { writeAnswer } from '../../lib/cli/terminal.ts';
 import { openRows } from '../../lib/data/open_rows.ts';
 import { PromptTemplate } from '../../lib/data/prompt_template.ts';
+import type { Row } from '../../lib/data/rows.ts';
 import { ArgumentError, BaloraError, errorFromCode } from '../../lib/errors.ts';
 import { GgufFile } from '../../lib/io/gguf.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../../lib/io/safetensors.ts';
@@ -53,6 +54,16 @@ function folderWith(name: string, contents: string): string {
   return at;
 }
 
+/** A row of a data file. */
+async function row(index: number, path: string): Promise<Row> {
+  const rows = await openRows(path);
+  try {
+    return await rows.row(index);
+  } finally {
+    await rows.close();
+  }
+}
+
 const readers: Record<string, () => unknown> = {
   'a tensor in safetensors': () => SafetensorsFile.open(safetensors({ [kName]: 5 })),
   'metadata in safetensors': () =>
@@ -81,9 +92,8 @@ const readers: Record<string, () => unknown> = {
       ...tinyTokenizerConfig(),
       chat_template: `{{ raise_exception(${json(kName)}) }}`,
     }).encodeChat([{ role: 'user', content: 'x' }]),
-  'JSON Lines': async () => (await openRows(file('x.jsonl', `{"a": ${kName}}\n`))).row(0),
-  'a list in JSON': async () =>
-    (await openRows(file('x.json', `[{"a": "b"}, {"a": ${kName}]]}]`))).row(1),
+  'JSON Lines': () => row(0, file('x.jsonl', `{"a": ${kName}}\n`)),
+  'a list in JSON': () => row(1, file('x.json', `[{"a": "b"}, {"a": ${kName}]]}]`)),
   'a prompt template': () => new PromptTemplate(`{a\u001b[2J\u009b}`).fill({ b: 'x' }, 'b'),
   "a file's name": () => SafetensorsFile.open(join(folder, kName)),
   'an error of the addon': () => {

@@ -1,12 +1,8 @@
 /**
  * Frees unreferenced tensors at once, so that tests that measure memory do not measure what earlier tests left to the collector.
  */
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { synchronize } from '../../lib/runtime.ts';
-
-setFlagsFromString('--expose-gc');
-const collect = runInNewContext('gc') as () => void;
+import { collect } from './collect.ts';
 
 /**
  * Runs the garbage collector twice, since objects that a finalizer releases are found the second time, and waits for the engine.
