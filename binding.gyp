@@ -4,7 +4,7 @@
 {
   'targets': [{
     'target_name': 'balora',
-    'sources': ['<!@(find native -name "*.cc" ! -path "native/platform/*" | sort)',
+    'sources': ['<!@(find native -name "*.cc" ! -path "native/platform/*" ! -path "*/x86/*" | sort)',
                 'native/platform/cpu.cc', 'native/platform/environment.cc',
                 'native/platform/files.cc', 'native/platform/guarded_pages.cc',
                 'native/platform/machine_memory.cc', 'native/platform/posix.cc'],
@@ -20,7 +20,9 @@
     'ldflags': ['-fopenmp', "-Wl,-rpath,'$$ORIGIN'", '-Wl,--enable-new-dtags'],
     'libraries': ['<!@(echo ${BALORA_ONEDNN_ROOT:+-L$BALORA_ONEDNN_ROOT/lib -Wl,-rpath,$BALORA_ONEDNN_ROOT/lib})',
                   '-ldnnl', '-ldl'],
-    'conditions': [['OS!="mac"', {
+    'conditions': [['target_arch=="x64"', {
+      'sources': ['<!@(find native -path "*/x86/*.cc" | sort)'],
+    }], ['OS!="mac"', {
       'sources': ['native/platform/linux.cc'],
       'libraries': ['-Wl,--exclude-libs,libdnnl.a'],
     }, {

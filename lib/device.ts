@@ -23,6 +23,13 @@ export interface DeviceInfo {
    */
   int8: string;
   /**
+   * What the CPU has for each op, or part of one, with several implementations: those that run on this processor within the same limit,
+   * in the order in which they are asked whether they take an op's operands; the first that does runs, and `opTimes()` names it. {}
+   * for other devices.
+   * @since 0.3
+   */
+  implementations: Record<string, string[]>;
+  /**
    * Free memory in bytes: as the driver counts it; for the CPU what this process may still use, by the machine and the control groups
    * (containers) that it is in, swap included. 0 where it is not known.
    */

@@ -32,6 +32,11 @@ export interface OpTime {
   /** Name of the innermost `withPhase` at the call, '' outside any. */
   phase: string;
   op: string;
+  /**
+   * Which of the op's implementations ran, by its name in `deviceInfo(device).implementations`; '' where it has but one.
+   * @since 0.3
+   */
+  implementation: string;
   calls: number;
   /**
    * Seconds on the engine's thread, without the wait in the queue. For a GPU that is the time of launching, unless {@link
@@ -200,7 +205,7 @@ export function mostInt8Terms(): number {
   return native.int8MostTerms();
 }
 
-/** Times of the engine's ops, by phase and op (await `synchronize()` first). */
+/** Times of the engine's ops, by phase, op and implementation (await `synchronize()` first). */
 export function opTimes(): OpTime[] {
   return native.opTimes() as OpTime[];
 }

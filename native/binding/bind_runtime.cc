@@ -7,6 +7,7 @@
 #include "binding/bind.h"
 #include "binding/file_boxes.h"
 #include "kernels/cpu/products/int8_cores.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "platform/cpu.h"
 #include "platform/platform.h"
 
@@ -20,7 +21,21 @@ std::string current_device(Env& env) {
   return env.engine().device();
 }
 
-// {device, description, instructions, int8, freeBytes, totalBytes}
+// {op: names of what can run it, the first that takes the operands does}
+Napi::Object implementations(Env& env) {
+  auto lists = Napi::Object::New(env.napi());
+  for (const ImplementationList& list : cpu_implementations()) {
+    auto names = Napi::Array::New(env.napi());
+    for (const auto& [name, needs] : list.entries) {
+      if (platform::cpu().uses(needs))
+        names.Set(names.Length(), Napi::String::New(env.napi(), name));
+    }
+    lists.Set(list.name, names);
+  }
+  return lists;
+}
+
+// {device, description, instructions, int8, implementations, freeBytes, totalBytes}
 Napi::Value device_info(Env& env, std::string device) {
   const Engine& engine = env.engines().get(device);
   const auto [free_bytes, total_bytes] = engine.device_memory();
@@ -30,6 +45,7 @@ Napi::Value device_info(Env& env, std::string device) {
   const bool cpu = std::string_view(engine.device()) == "cpu";
   object.Set("instructions", Napi::String::New(env.napi(), cpu ? platform::cpu().level : ""));
   object.Set("int8", Napi::String::New(env.napi(), cpu ? int8_core_name() : ""));
+  object.Set("implementations", cpu ? implementations(env) : Napi::Object::New(env.napi()));
   object.Set("freeBytes", Napi::Number::New(env.napi(), static_cast<double>(free_bytes)));
   object.Set("totalBytes", Napi::Number::New(env.napi(), static_cast<double>(total_bytes)));
   return object;
@@ -127,7 +143,7 @@ void reset_op_times(Env& env) {
   for (Engine* engine : env.engines().all()) engine->op_times().reset();
 }
 
-// {device, phase, op, calls, seconds}[]
+// {device, phase, op, implementation, calls, seconds}[]
 Napi::Value op_times(Env& env) {
   auto list = Napi::Array::New(env.napi());
   for (Engine* engine : env.engines().all()) {
@@ -136,6 +152,7 @@ Napi::Value op_times(Env& env) {
       entry.Set("device", Napi::String::New(env.napi(), engine->device()));
       entry.Set("phase", Napi::String::New(env.napi(), time.phase));
       entry.Set("op", Napi::String::New(env.napi(), time.op));
+      entry.Set("implementation", Napi::String::New(env.napi(), time.implementation));
       entry.Set("calls", Napi::Number::New(env.napi(), static_cast<double>(time.calls)));
       entry.Set("seconds", Napi::Number::New(env.napi(), time.seconds));
       list.Set(list.Length(), entry);

@@ -23,7 +23,10 @@ void DeviceTimer::begin(Context* ctx) {
 }
 
 void DeviceTimer::end(Context* ctx, int phase, const char* op) {
-  ops_.push_back({.from = std::exchange(open_, nullptr), .phase = phase, .op = op});
+  ops_.push_back({.from = std::exchange(open_, nullptr),
+                  .phase = phase,
+                  .op = op,
+                  .implementation = ctx->implementation});
   ops_.back().to = mark(ctx);
 }
 
@@ -32,7 +35,7 @@ void DeviceTimer::settle(OpTimes& times) {
   for (const Timed& op : ops_) {
     double seconds = 0;
     if (op.to && kernels_->elapsed(op.from, op.to, &seconds) == 0) {
-      times.add(op.phase, op.op, seconds);
+      times.add(op.phase, op.op, op.implementation, seconds);
     } else {
       complete = false;
     }

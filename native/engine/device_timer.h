@@ -33,6 +33,7 @@ class DeviceTimer {
     void* to = nullptr;
     int phase;
     const char* op;
+    const char* implementation;
   };
   void* mark(Context* ctx);
 

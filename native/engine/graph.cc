@@ -158,7 +158,7 @@ void Graph::run() {
     if (profiling && (!by_device || engine.timer().full())) engine.wait_for_device();
     if (by_device) return;
     const std::chrono::duration<double> spent = Clock::now() - start;
-    engine.op_times().add(phase, "graph", spent.count());
+    engine.op_times().add(phase, "graph", nullptr, spent.count());
   });
 }
 

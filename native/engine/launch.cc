@@ -143,7 +143,7 @@ struct LaunchTask {
       end_uses();
       if (by_device) return;
       const std::chrono::duration<double> spent = Clock::now() - start;
-      engine->op_times().add(phase, op, spent.count());
+      engine->op_times().add(phase, op, engine->context()->implementation, spent.count());
     } catch (const std::exception& error) {
       engine->release_workspace();
       end_uses();
@@ -225,6 +225,7 @@ struct LaunchTask {
     const RunningUntil running(*engine, abort);
     Context* ctx = engine->context();
     ctx->error[0] = '\0';
+    ctx->implementation = nullptr;
     Launch launch{.kernels = engine->kernels(),
                   .ctx = ctx,
                   .engine = engine,

@@ -12,9 +12,9 @@ int OpTimes::phase(const std::string& name) {
 }
 
 // Names of ops outlive the engine: literals, or interned by their environment (launch.h).
-void OpTimes::add(int phase, const char* op, double seconds) {
+void OpTimes::add(int phase, const char* op, const char* implementation, double seconds) {
   std::lock_guard lock(mutex_);
-  Total& total = totals_[{phase, std::string_view(op)}];
+  Total& total = totals_[{phase, op, implementation ? implementation : ""}];
   ++total.calls;
   total.seconds += seconds;
 }
@@ -23,8 +23,9 @@ std::vector<OpTime> OpTimes::read() const {
   std::lock_guard lock(mutex_);
   std::vector<OpTime> list;
   for (const auto& [key, total] : totals_) {
-    list.push_back({phases_[static_cast<size_t>(key.first)], std::string(key.second), total.calls,
-                    total.seconds});
+    const auto& [phase, op, implementation] = key;
+    list.push_back({phases_[static_cast<size_t>(phase)], std::string(op),
+                    std::string(implementation), total.calls, total.seconds});
   }
   return list;
 }

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 15
+#define BALORA_ABI 16
 
 // The services that a kernel may use. One per device stream, used by the
 // engine thread only.
@@ -44,6 +44,8 @@ struct balora_context {
   // A variable of the process's environment that platform/environment.h lists; null: it is not set.
   // A kernel must not call getenv(): other threads may write to the environment.
   const char* (*variable)(const char* name);
+  // Which of a row's implementations ran, set by the row: a literal. Null where it has but one.
+  const char* implementation;
 };
 
 typedef struct balora_kernel_table {

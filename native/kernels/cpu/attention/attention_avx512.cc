@@ -6,8 +6,9 @@
 #include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/products/tile_block.h"
+#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
-#include "kernels/cpu/runtime/lanes.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 
 namespace balora::attention::avx512 {
 namespace {

@@ -3,7 +3,8 @@
 #include <array>
 
 #include "kernels/cpu/attention/attention_tiles.h"
-#include "kernels/cpu/runtime/lanes.h"
+#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 
 #ifdef BALORA_TILES
 namespace balora::attention::lanes {

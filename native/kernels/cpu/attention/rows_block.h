@@ -7,7 +7,8 @@
 
 #include "kernels/cpu/attention/rows_bf16.h"
 #include "kernels/cpu/products/tile_block.h"
-#include "kernels/cpu/runtime/lanes.h"
+#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 
 #ifdef BALORA_TILES
 namespace balora::attention::rows {

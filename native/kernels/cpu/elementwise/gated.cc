@@ -1,10 +1,11 @@
 // Gated activations of the mlp: y = act(gate) * up, with act silu (swiglu), gelu or gelu's tanh
 // form (geglu). The backward recomputes act from gate, so only gate and up are kept. Rows may be
 // strided: gate and up are usually the two halves of one product.
-#include "kernels/cpu/elementwise/gated_bf16.h"
-#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/elementwise/gated.h"
+
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/vec_math.h"
@@ -30,15 +31,6 @@ struct GeluTanh {
   static BALORA_INLINE Activated<A> at(A x) {
     return gelu_tanh<VectorMath>(x);
   }
-};
-
-// Row n of an operand starts at data + n * stride.
-template <typename T>
-struct Rows {
-  T* data;
-  int64_t stride;
-  explicit Rows(const View* v) : data(data_of<T>(v)), stride(v ? v->stride[0] : 0) {}
-  BALORA_INLINE T* operator[](int64_t n) const { return data + n * stride; }
 };
 
 template <typename T>
@@ -91,11 +83,6 @@ BALORA_INLINE void forward_loop(const Forward<T>& o, balora_activation activatio
 }
 
 template <typename T>
-void forward(const Forward<T>& o, balora_activation activation, int64_t b, int64_t e) {
-  at_level<&forward_loop<T>>(o, activation, b, e);
-}
-
-template <typename T>
 BALORA_INLINE void backward_loop(const Backward<T>& o, balora_activation activation, int64_t b,
                                  int64_t e) {
   if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(o, b, e);
@@ -103,55 +90,53 @@ BALORA_INLINE void backward_loop(const Backward<T>& o, balora_activation activat
   backward_rows<GeluTanh>(o, b, e);
 }
 
-template <typename T>
-void backward(const Backward<T>& o, balora_activation activation, int64_t b, int64_t e) {
-  at_level<&backward_loop<T>>(o, activation, b, e);
+void forward_any(Context* ctx, const balora_gated_forward& o) {
+  dispatch_float(o.gate->dtype, [&]<typename T>() {
+    const Forward<T> rows{Rows<T>(o.gate), Rows<T>(o.up), Rows<T>(o.y), o.gate->shape[1]};
+    share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
+      at_level<&forward_loop<T>>(rows, o.activation, begin, end);
+    });
+  });
 }
 
-constexpr int64_t kRowGrain = 4;
-
-// Whether rows of T have functions of their own.
-template <typename T>
-bool has_lanes(balora_activation activation) {
-  return std::is_same_v<T, bf16> && activation == BALORA_GATE_SILU && tiles_ready();
+void backward_any(Context* ctx, const balora_gated_backward& o) {
+  dispatch_float(o.gate->dtype, [&]<typename T>() {
+    const Backward<T> rows{.dy = Rows<T>(o.dy),
+                           .gate = Rows<T>(o.gate),
+                           .up = Rows<T>(o.up),
+                           .dgate = Rows<T>(o.dgate),
+                           .dup = Rows<T>(o.dup),
+                           .width = o.gate->shape[1]};
+    share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
+      at_level<&backward_loop<T>>(rows, o.activation, begin, end);
+    });
+  });
 }
+
+template <typename O>
+bool is_silu_of_bf16(const O& o) {
+  return o.gate->dtype == BALORA_BF16 && o.activation == BALORA_GATE_SILU;
+}
+
+constexpr Implementation<balora_gated_forward> kForward[] = {
+    BALORA_X86({"avx512_bf16", platform::kBf16, is_silu_of_bf16, x86::swiglu_forward}, ){
+        "any", 0, nullptr, forward_any},
+};
+constexpr Implementation<balora_gated_backward> kBackward[] = {
+    BALORA_X86({"avx512_bf16", platform::kBf16, is_silu_of_bf16, x86::swiglu_backward}, ){
+        "any", 0, nullptr, backward_any},
+};
 
 }  // namespace
 
-int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
-  dispatch_float(o.gate->dtype, [&]<typename T>() {
-    const bool lanes = has_lanes<T>(o.activation);
-    const int64_t width = o.gate->shape[1];
-    share_out(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
-      const Rows<T> g(o.gate), u(o.up), to(o.y);
-      if constexpr (std::is_same_v<T, bf16>) {
-        for (int64_t n = begin; lanes && n < end; ++n) swiglu_row_bf16(g[n], u[n], to[n], width);
-      }
-      if (lanes) return;
-      const Forward<T> rows{.gate = g, .up = u, .y = to, .width = width};
-      forward(rows, o.activation, begin, end);
-    });
-  });
-  return 0;
-}
+BALORA_IMPLEMENTATIONS(gated_forward, kForward)
+BALORA_IMPLEMENTATIONS(gated_backward, kBackward)
 
+int32_t gated_forward_kernel(Context* ctx, const balora_gated_forward& o) {
+  return run_first(kForward, ctx, o);
+}
 int32_t gated_backward_kernel(Context* ctx, const balora_gated_backward& o) {
-  dispatch_float(o.gate->dtype, [&]<typename T>() {
-    const bool lanes = has_lanes<T>(o.activation);
-    const int64_t width = o.gate->shape[1];
-    share_out(ctx, o.gate->shape[0], kRowGrain, [&](int64_t begin, int64_t end) {
-      const Rows<T> d(o.dy), g(o.gate), u(o.up), dg(o.dgate), du(o.dup);
-      if constexpr (std::is_same_v<T, bf16>) {
-        for (int64_t n = begin; lanes && n < end; ++n) {
-          swiglu_backward_row_bf16(d[n], g[n], u[n], dg[n], du[n], width);
-        }
-      }
-      if (lanes) return;
-      const Backward<T> rows{.dy = d, .gate = g, .up = u, .dgate = dg, .dup = du, .width = width};
-      backward(rows, o.activation, begin, end);
-    });
-  });
-  return 0;
+  return run_first(kBackward, ctx, o);
 }
 
 }  // namespace balora

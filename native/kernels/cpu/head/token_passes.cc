@@ -5,9 +5,10 @@
 #include <cfloat>
 #include <limits>
 
+#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
-#include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 #include "kernels/shared/divergence.h"
 #include "tensor/errors.h"
 

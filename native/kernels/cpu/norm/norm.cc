@@ -8,19 +8,17 @@
 // f32 and rounds last. f32 and f64 make no difference.
 #include <vector>
 
-#include "kernels/cpu/norm/norm_bf16.h"
+#include "kernels/cpu/norm/norm.h"
 #include "kernels/cpu/norm/partials.h"
-#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/norm.h"
 
 namespace balora {
 namespace {
-
-constexpr int64_t kRowGrain = 16;
 
 template <typename T>
 BALORA_INLINE Acc<T> rounded(Acc<T> value, bool round) {
@@ -171,80 +169,31 @@ Forward<T> forward_operands(const O& o) {
           .round = o.cast_before_weight != 0};
 }
 
-// The constants of rows of bf16, which have functions of their own.
-template <typename O>
-RmsNormRow lanes_row(const O& o, double eps) {
-  return {data_of<bf16>(o.weight), view_numel(*o.weight), static_cast<float>(eps),
-          static_cast<float>(o.weight_offset), o.cast_before_weight != 0};
-}
-
-template <typename Body>
-void for_each_row(Context* ctx, int64_t rows, const Body& body) {
-  share_out(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) body(n);
-  });
-}
-
-}  // namespace
-
-int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) {
-  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
-  if (o.x->dtype == BALORA_BF16 && tiles_ready()) {
-    const RmsNormRow norm = lanes_row(o, o.eps);
-    for_each_row(ctx, rows, [&](int64_t n) {
-      const int64_t at = n * channels;
-      data_of<float>(o.rstd)[n] =
-          rms_norm_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.y) + at);
-    });
-    return 0;
-  }
+void forward_any(Context* ctx, const balora_rms_norm_forward& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
     const Forward<T> operands = forward_operands<T>(o);
-    share_out(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    share_out(ctx, o.x->shape[0], kNormGrain, [&](int64_t begin, int64_t end) {
       at_level<&forward_rows<T>>(operands, begin, end);
     });
   });
-  return 0;
 }
 
-int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forward& o) {
-  const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
-  if (o.x->dtype == BALORA_BF16 && tiles_ready()) {
-    const RmsNormRow norm = lanes_row(o, o.eps);
-    for_each_row(ctx, rows, [&](int64_t n) {
-      const int64_t at = n * channels;
-      data_of<float>(o.rstd)[n] =
-          rms_norm_add_row_bf16(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.residual) + at,
-                                data_of<bf16>(o.sum) + at, data_of<bf16>(o.y) + at);
-    });
-    return 0;
-  }
+void add_forward_any(Context* ctx, const balora_rms_norm_add_forward& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
     Forward<T> operands = forward_operands<T>(o);
     operands.residual = data_of<T>(o.residual);
     operands.sum = data_of<T>(o.sum);
-    share_out(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+    share_out(ctx, o.x->shape[0], kNormGrain, [&](int64_t begin, int64_t end) {
       at_level<&forward_add_rows<T>>(operands, begin, end);
     });
   });
-  return 0;
 }
 
-int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o) {
+void backward_any(Context* ctx, const balora_rms_norm_backward& o) {
   const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
-  if (o.x->dtype == BALORA_BF16 && !o.dweight && o.dx && tiles_ready()) {
-    const RmsNormRow norm = lanes_row(o, 0);
-    for_each_row(ctx, rows, [&](int64_t n) {
-      const int64_t at = n * channels;
-      rms_norm_backward_row_bf16(
-          norm, data_of<bf16>(o.dy) + at, o.dsum ? data_of<bf16>(o.dsum) + at : nullptr,
-          data_of<bf16>(o.x) + at, data_of<float>(o.rstd)[n], data_of<bf16>(o.dx) + at);
-    });
-    return 0;
-  }
   dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const int width = parallel_width(ctx, rows, kRowGrain);
+    const int width = parallel_width(ctx, rows, kNormGrain);
     const Backward<T> operands{.dy = data_of<T>(o.dy),
                                .dsum = data_of<T>(o.dsum),
                                .x = data_of<T>(o.x),
@@ -264,7 +213,43 @@ int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o
     });
     if (o.dweight) sum_partials(partial, channels, data_of<A>(o.dweight));
   });
-  return 0;
+}
+
+template <typename O>
+bool is_bf16(const O& o) {
+  return o.x->dtype == BALORA_BF16;
+}
+bool is_bf16_for_dx(const balora_rms_norm_backward& o) {
+  return is_bf16(o) && o.dx && !o.dweight;
+}
+
+constexpr Implementation<balora_rms_norm_forward> kForward[] = {
+    BALORA_X86({"avx512_bf16", platform::kBf16, is_bf16, x86::rms_norm_forward}, ){
+        "any", 0, nullptr, forward_any},
+};
+constexpr Implementation<balora_rms_norm_add_forward> kAddForward[] = {
+    BALORA_X86({"avx512_bf16", platform::kBf16, is_bf16, x86::rms_norm_add_forward}, ){
+        "any", 0, nullptr, add_forward_any},
+};
+constexpr Implementation<balora_rms_norm_backward> kBackward[] = {
+    BALORA_X86({"avx512_bf16", platform::kBf16, is_bf16_for_dx, x86::rms_norm_backward}, ){
+        "any", 0, nullptr, backward_any},
+};
+
+}  // namespace
+
+BALORA_IMPLEMENTATIONS(rms_norm_forward, kForward)
+BALORA_IMPLEMENTATIONS(rms_norm_add_forward, kAddForward)
+BALORA_IMPLEMENTATIONS(rms_norm_backward, kBackward)
+
+int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) {
+  return run_first(kForward, ctx, o);
+}
+int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forward& o) {
+  return run_first(kAddForward, ctx, o);
+}
+int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o) {
+  return run_first(kBackward, ctx, o);
 }
 
 }  // namespace balora

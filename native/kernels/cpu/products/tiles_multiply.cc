@@ -16,9 +16,9 @@
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/inline.h"
-#include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 #include "platform/cpu.h"
 #include "tensor/errors.h"
 

@@ -2,8 +2,9 @@
 #pragma once
 #include <array>
 
+#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
-#include "kernels/cpu/runtime/lanes.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 
 #ifdef BALORA_TILES
 namespace balora::tiles {

@@ -9,9 +9,9 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/cpu/runtime/lanes.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 #include "platform/cpu.h"
 
 namespace {

@@ -1,16 +1,30 @@
-#include "kernels/cpu/norm/norm_bf16.h"
-
 #include <cmath>
 
-#include "kernels/cpu/runtime/lanes.h"
-#include "tensor/errors.h"
+#include "kernels/cpu/norm/norm.h"
+#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 
-namespace balora {
+namespace balora::x86 {
 
-#ifdef BALORA_TILES
 namespace {
 
 using namespace lanes;
+
+struct RmsNormRow {
+  const bf16* weight;
+  int64_t channels;
+  float eps, weight_offset;
+  bool cast_before_weight;
+
+  template <typename O>
+  RmsNormRow(const O& o, double epsilon)
+      : weight(data_of<bf16>(o.weight)),
+        channels(view_numel(*o.weight)),
+        eps(static_cast<float>(epsilon)),
+        weight_offset(static_cast<float>(o.weight_offset)),
+        cast_before_weight(o.cast_before_weight != 0) {}
+};
 
 BF16_TARGET BALORA_INLINE __m512 shifted_weight(const RmsNormRow& norm, int64_t c,
                                                 __mmask16 there) {
@@ -36,9 +50,8 @@ BF16_TARGET BALORA_INLINE float normalise(const RmsNormRow& norm, const bf16* ro
   return rstd;
 }
 
-}  // namespace
-
-BF16_TARGET float rms_norm_row_bf16(const RmsNormRow& norm, const bf16* x, bf16* y) {
+// Returns rstd.
+BF16_TARGET float forward_row(const RmsNormRow& norm, const bf16* x, bf16* y) {
   __m512 squares = _mm512_setzero_ps();
   for (int64_t c = 0; c < norm.channels; c += 16) {
     const __m512 value = load_bf16(x + c, first16(norm.channels - c));
@@ -47,8 +60,8 @@ BF16_TARGET float rms_norm_row_bf16(const RmsNormRow& norm, const bf16* x, bf16*
   return normalise(norm, x, squares, y);
 }
 
-BF16_TARGET float rms_norm_add_row_bf16(const RmsNormRow& norm, const bf16* x, const bf16* residual,
-                                        bf16* sum, bf16* y) {
+BF16_TARGET float add_forward_row(const RmsNormRow& norm, const bf16* x, const bf16* residual,
+                                  bf16* sum, bf16* y) {
   __m512 squares = _mm512_setzero_ps();
   for (int64_t c = 0; c < norm.channels; c += 16) {
     const __mmask16 there = first16(norm.channels - c);
@@ -60,8 +73,8 @@ BF16_TARGET float rms_norm_add_row_bf16(const RmsNormRow& norm, const bf16* x, c
   return normalise(norm, sum, squares, y);
 }
 
-BF16_TARGET void rms_norm_backward_row_bf16(const RmsNormRow& norm, const bf16* dy,
-                                            const bf16* dsum, const bf16* x, float rstd, bf16* dx) {
+BF16_TARGET void backward_row(const RmsNormRow& norm, const bf16* dy, const bf16* dsum,
+                              const bf16* x, float rstd, bf16* dx) {
   __m512 dot = _mm512_setzero_ps();
   for (int64_t c = 0; c < norm.channels; c += 16) {
     const __mmask16 there = first16(norm.channels - c);
@@ -79,19 +92,40 @@ BF16_TARGET void rms_norm_backward_row_bf16(const RmsNormRow& norm, const bf16* 
   }
 }
 
-#else
-
-float rms_norm_row_bf16(const RmsNormRow&, const bf16*, bf16*) {
-  throw UnsupportedError("this build has no AVX512-BF16 kernels");
-}
-float rms_norm_add_row_bf16(const RmsNormRow&, const bf16*, const bf16*, bf16*, bf16*) {
-  throw UnsupportedError("this build has no AVX512-BF16 kernels");
-}
-void rms_norm_backward_row_bf16(const RmsNormRow&, const bf16*, const bf16*, const bf16*, float,
-                                bf16*) {
-  throw UnsupportedError("this build has no AVX512-BF16 kernels");
+template <typename Body>
+void for_each_row(Context* ctx, int64_t rows, const Body& body) {
+  share_out(ctx, rows, kNormGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) body(n);
+  });
 }
 
-#endif
+}  // namespace
 
-}  // namespace balora
+void rms_norm_forward(Context* ctx, const balora_rms_norm_forward& o) {
+  const RmsNormRow norm(o, o.eps);
+  for_each_row(ctx, o.x->shape[0], [&](int64_t n) {
+    const int64_t at = n * norm.channels;
+    data_of<float>(o.rstd)[n] = forward_row(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.y) + at);
+  });
+}
+
+void rms_norm_add_forward(Context* ctx, const balora_rms_norm_add_forward& o) {
+  const RmsNormRow norm(o, o.eps);
+  for_each_row(ctx, o.x->shape[0], [&](int64_t n) {
+    const int64_t at = n * norm.channels;
+    data_of<float>(o.rstd)[n] =
+        add_forward_row(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.residual) + at,
+                        data_of<bf16>(o.sum) + at, data_of<bf16>(o.y) + at);
+  });
+}
+
+void rms_norm_backward(Context* ctx, const balora_rms_norm_backward& o) {
+  const RmsNormRow norm(o, 0);
+  for_each_row(ctx, o.x->shape[0], [&](int64_t n) {
+    const int64_t at = n * norm.channels;
+    backward_row(norm, data_of<bf16>(o.dy) + at, o.dsum ? data_of<bf16>(o.dsum) + at : nullptr,
+                 data_of<bf16>(o.x) + at, data_of<float>(o.rstd)[n], data_of<bf16>(o.dx) + at);
+  });
+}
+
+}  // namespace balora::x86

@@ -1,13 +1,12 @@
 // Vectors of f32, for row loops in AVX-512 instructions, and beside bf16 in memory in those of
-// AVX512-BF16, which only run where tiles_ready(). A compiler rounds to bf16 by integers,
+// AVX512-BF16, which only run where the processor has them. A compiler rounds to bf16 by integers,
 // and takes twice as many instructions for an exponential.
 #pragma once
-#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/vec_math.h"
+#include "kernels/cpu/runtime/x86/targets.h"
 #include "tensor/dtype.h"
 
-#ifdef BALORA_TILES
 namespace balora::lanes {
 
 AVX512_TARGET BALORA_INLINE __m512 all(float value) {
@@ -84,4 +83,3 @@ AVX512_TARGET BALORA_INLINE __m512 exp_difference(__m512 x, __m512 y) {
 }
 
 }  // namespace balora::lanes
-#endif

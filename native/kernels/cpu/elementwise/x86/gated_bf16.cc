@@ -1,11 +1,10 @@
-#include "kernels/cpu/elementwise/gated_bf16.h"
+#include "kernels/cpu/elementwise/gated.h"
+#include "kernels/cpu/runtime/parallel.h"
 
-#include "kernels/cpu/runtime/lanes.h"
-#include "tensor/errors.h"
+#include "kernels/cpu/runtime/x86/lanes.h"
 
-namespace balora {
+namespace balora::x86 {
 
-#ifdef BALORA_TILES
 namespace {
 
 using namespace lanes;
@@ -30,16 +29,14 @@ BF16_TARGET BALORA_INLINE void backward_lanes(const bf16* dy, const bf16* gate, 
   store_bf16(dup, there, _mm512_mul_ps(d, value));
 }
 
-}  // namespace
-
-BF16_TARGET void swiglu_row_bf16(const bf16* gate, const bf16* up, bf16* y, int64_t width) {
+BF16_TARGET void forward_row(const bf16* gate, const bf16* up, bf16* y, int64_t width) {
   int64_t f = 0;
   for (; f + 16 <= width; f += 16) forward_lanes(gate + f, up + f, y + f, 0xffff);
   if (f < width) forward_lanes(gate + f, up + f, y + f, first16(width - f));
 }
 
-BF16_TARGET void swiglu_backward_row_bf16(const bf16* dy, const bf16* gate, const bf16* up,
-                                          bf16* dgate, bf16* dup, int64_t width) {
+BF16_TARGET void backward_row(const bf16* dy, const bf16* gate, const bf16* up, bf16* dgate,
+                              bf16* dup, int64_t width) {
   int64_t f = 0;
   for (; f + 16 <= width; f += 16) {
     backward_lanes(dy + f, gate + f, up + f, dgate + f, dup + f, 0xffff);
@@ -49,15 +46,22 @@ BF16_TARGET void swiglu_backward_row_bf16(const bf16* dy, const bf16* gate, cons
   }
 }
 
-#else
+}  // namespace
 
-void swiglu_row_bf16(const bf16*, const bf16*, bf16*, int64_t) {
-  throw UnsupportedError("this build has no AVX512-BF16 kernels");
+void swiglu_forward(Context* ctx, const balora_gated_forward& o) {
+  const Rows<bf16> gate(o.gate), up(o.up), y(o.y);
+  share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) forward_row(gate[n], up[n], y[n], o.gate->shape[1]);
+  });
 }
-void swiglu_backward_row_bf16(const bf16*, const bf16*, const bf16*, bf16*, bf16*, int64_t) {
-  throw UnsupportedError("this build has no AVX512-BF16 kernels");
+
+void swiglu_backward(Context* ctx, const balora_gated_backward& o) {
+  const Rows<bf16> dy(o.dy), gate(o.gate), up(o.up), dgate(o.dgate), dup(o.dup);
+  share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      backward_row(dy[n], gate[n], up[n], dgate[n], dup[n], o.gate->shape[1]);
+    }
+  });
 }
 
-#endif
-
-}  // namespace balora
+}  // namespace balora::x86

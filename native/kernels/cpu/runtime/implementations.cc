@@ -1,0 +1,15 @@
+#include "kernels/cpu/runtime/implementation.h"
+
+namespace balora {
+
+#define LIST(name) ImplementationList name##_implementations();
+#include "kernels/cpu/implementations.def"
+
+std::vector<ImplementationList> cpu_implementations() {
+  return {
+#define LIST(name) name##_implementations(),
+#include "kernels/cpu/implementations.def"
+  };
+}
+
+}  // namespace balora
