@@ -2,9 +2,11 @@
 // and what it left out by name. A program that fails without a count is counted as one failure.
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { buildNative, configureNative } from './build_steps.mjs';
+import { choicesOf } from './choices.mjs';
 import { chooseCompiler } from './compiler.mjs';
 import { buildCuda, forbiddenSpills, nvccMissing, overLimits } from './cuda_build.mjs';
 import { ensureRoot, insideRoot, rootFor } from './debian_root.mjs';
@@ -90,8 +92,27 @@ export const runApi = () => nodeBeside(bin('typedoc', 'bin/typedoc'), '--emit', 
 /** The C++ tests that run the tests of products again, under older instructions: half of the time of all. */
 const kOlderInstructions = 'products *';
 
-/** Runs the C++ tests. */
-export const runCpp = () => cases('cpp', 'release/balora_tests', { beside: kOlderInstructions });
+/** Runs the C++ tests, and checks that they chose each implementation of an op for which this machine has the instructions. */
+export async function runCpp() {
+  const folder = mkdtempSync(join(tmpdir(), 'balora-choices-'));
+  const file = join(folder, 'choices');
+  try {
+    const env = { BALORA_TEST_CHOICES: file };
+    const counts = await cases('cpp', 'release/balora_tests', { env, beside: kOlderInstructions });
+    const { count, unchosen, lacking } = choicesOf(readFileSync(file, 'utf8'));
+    for (const name of unchosen) say(red(`no test chooses the implementation ${name}`));
+    return sum([
+      counts,
+      {
+        ...{ passed: count, failed: unchosen.length },
+        failures: unchosen.map((name) => `no test chooses the implementation ${name}`),
+        leftOut: lacking.map((feature) => ({ name: `cpp: implementations that need ${feature}` })),
+      },
+    ]);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
 
 /** Runs the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer, those of products also on an emulated AMX. */
 export async function runSanitized() {
@@ -215,17 +236,28 @@ export const runLong = () => tests('long', ['long']);
 /** Runs vitest's tests that start processes, and those that measure time or memory, one file of these at a time. */
 export const runProcesses = () => tests('processes', ['processes', 'alone']);
 
+/** Limits under which loops over rows run as compiled for x86-64-v3 and for x86-64 (native/kernels/cpu/runtime/levels.h). */
+const kLoopLimits = ['AVX2', 'SSE41'];
+
 const kLevelProjects = Object.keys(kLeftOutLevels);
 
-/** Runs vitest's tests of products on each level of instructions that this processor has beside its best, which `unit` runs. */
-export function runLevels() {
+/**
+ * Runs the C++ tests with the row loops of x86-64-v3 and of x86-64 alone, and vitest's tests of products on each level of instructions
+ * that this processor has beside its best, which `cpp` and `unit` run.
+ */
+export async function runLevels() {
   const run = kLevelProjects.filter((name) => !kLeftOutLevels[name]());
   const rows = kLevelProjects
     .filter((name) => !run.includes(name))
     .map((name) =>
       lacking(`levels: ${name}`, "this processor lacks it, or it is the processor's best"),
     );
-  return sum(run.length > 0 ? [tests('levels', run), ...rows] : rows);
+  const loops = [];
+  for (const limit of kLoopLimits) {
+    const env = { ONEDNN_MAX_CPU_ISA: limit, BALORA_TEST_ISA_CHILD: '1' };
+    loops.push(await cases('levels', 'release/balora_tests', { env, except: kOlderInstructions }));
+  }
+  return sum([...loops, ...(run.length > 0 ? [tests('levels', run)] : []), ...rows]);
 }
 
 /**

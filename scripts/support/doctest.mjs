@@ -72,14 +72,26 @@ function countsOf({ stdout, stderr, status }, only) {
  *   { program, args, env }
  * @param env environment variables to add
  * @param only run the cases whose names match this pattern; it is an error if there are none
+ * @param except leave out the cases whose names match this pattern
  * @param beside the cases whose names match this pattern run in a second process at the same time, which is an error if there are none
  * @returns counts; `leftOut` has the names of skipped cases. Assertions of cases that the executable runs in a process of their own
  *   are counted with its own
  */
-export async function runDoctest(executable, { env = {}, only = null, beside = null } = {}) {
+export async function runDoctest(
+  executable,
+  { env = {}, only = null, beside = null, except = null } = {},
+) {
   const parts =
     beside === null
-      ? [{ args: only ? [`--test-case=${only}`] : [], only }]
+      ? [
+          {
+            args: [
+              ...(only === null ? [] : [`--test-case=${only}`]),
+              ...(except === null ? [] : [`--test-case-exclude=${except}`]),
+            ],
+            only,
+          },
+        ]
       : [
           { args: [`--test-case=${beside}`], only: beside },
           { args: [`--test-case-exclude=${beside}`], only: null },
@@ -93,6 +105,6 @@ export async function runDoctest(executable, { env = {}, only = null, beside = n
   return {
     ...{ passed: sum('passed'), failed: sum('failed'), assertions: sum('assertions') },
     failures: [...new Set(counts.flatMap(({ failures }) => failures))],
-    leftOut: only === null ? skippedBy(call, env) : [],
+    leftOut: only === null && except === null ? skippedBy(call, env) : [],
   };
 }

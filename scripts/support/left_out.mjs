@@ -61,6 +61,7 @@ const kConditions = {
   'where products run on AVX512-BF16 at best': kLeftOutLevels['cpu-avx512-bf16'],
   'where products run on AVX2 at best': () => processorLacks('avx512bw') && !processorLacks('avx2'),
   'where products in int8 are slow loops': () => null,
+  'where the processor lacks what an implementation needs': () => null,
   'on a Node that cannot require an ES module': () => process.features.require_module !== true,
   'without a C compiler': () => !['cc', 'gcc', 'clang'].some((name) => has(name, ['--version'])),
   'where this process may not mount file systems or make control groups': () => null,

@@ -56,23 +56,28 @@ struct Core {
   F run;
 };
 
+// For tests: called with the list and the index of each entry that is chosen, where it is set.
+extern void (*on_choice)(const void* list, size_t index);
+
 // Runs the first that accepts, and leaves its name in the context.
 template <typename O, size_t N>
 int32_t run_first(const Implementation<O> (&list)[N], Context* ctx, const O& o) {
   for (const Implementation<O>& entry : list) {
     if (!platform::cpu().uses(entry.needs) || (entry.takes && !entry.takes(o))) continue;
     ctx->implementation = entry.name;
+    if (on_choice) on_choice(list, static_cast<size_t>(&entry - list));
     entry.run(ctx, o);
     return 0;
   }
   throw UnsupportedError("no implementation takes these operands on this processor");
 }
 
-// The last needs nothing.
+// Asked for by what runs it, so that a core counts as chosen only there. The last needs nothing.
 template <typename F, size_t N>
 const Core<F>& first_core(const Core<F> (&list)[N]) {
   const Core<F>* core = list;
   while (!platform::cpu().uses(core->needs)) ++core;
+  if (on_choice) on_choice(list, static_cast<size_t>(core - list));
   return *core;
 }
 
@@ -83,12 +88,13 @@ struct ImplementationList {
     uint32_t needs;
   };
   const char* name;
+  const void* list;
   std::vector<Entry> entries;
 };
 
 template <typename L, size_t N>
 ImplementationList named_list(const char* name, const L (&list)[N]) {
-  ImplementationList named{name, {}};
+  ImplementationList named{name, list, {}};
   for (const L& entry : list) named.entries.push_back({entry.name, entry.needs});
   return named;
 }

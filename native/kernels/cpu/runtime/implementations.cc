@@ -2,6 +2,8 @@
 
 namespace balora {
 
+void (*on_choice)(const void* list, size_t index) = nullptr;
+
 #define LIST(name) ImplementationList name##_implementations();
 #include "kernels/cpu/implementations.def"
 

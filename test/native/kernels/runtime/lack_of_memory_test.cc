@@ -12,6 +12,7 @@
 
 #include "kernels/cpu/head/head_by_token.h"
 #include "kernels/cpu/products/tiles.h"
+#include "platform/cpu.h"
 #include "support/kernel_test.h"
 
 // The sanitizers have operators of their own.
@@ -147,7 +148,10 @@ TEST_CASE("out of memory in the head's losses is an error: by row") {
     REQUIRE(cpu_kernel_table()->head_losses(ctx, &head.o) == 0);
     return head.sums.values();
   }();
-  CHECK(failures_of(&KernelTable::head_losses, head.o) > 3);
+  counts_new = platform::cpu().uses(platform::kAvx2);  // without it products are oneDNN's
+  const int64_t failing = failures_of(&KernelTable::head_losses, head.o);
+  counts_new = true;
+  CHECK(failing > 0);
   CHECK(head.sums.values() == before);
 }
 
