@@ -23,9 +23,9 @@ export interface DeviceInfo {
    */
   int8: string;
   /**
-   * What the CPU has for each op, or part of one, with several implementations: those that run on this processor within the same limit,
-   * in the order in which they are asked whether they take an op's operands; the first that does runs, and `opTimes()` names it. {}
-   * for other devices.
+   * Names of the implementations of each op, or part of one, for which the CPU has several: those that run on this processor within the
+   * same limit, in the order in which they are asked whether they take an op's operands. The first that does runs, and `opTimes()`
+   * names it. {} for other devices.
    * @since 0.3
    */
   implementations: Record<string, string[]>;

@@ -1,3 +1,4 @@
+// The lists of implementation.h together.
 #include "kernels/cpu/runtime/implementation.h"
 
 namespace balora {

@@ -1,8 +1,9 @@
 // Branch-free elementary functions on f32 that the compiler vectorises inside a row loop, with the
-// C library's on double beside them so that templates read the same. Polynomials are minimax fits (iteratively reweighted least squares over 2000 Chebyshev nodes in high precision,
-// coefficients rounded to f32); the bounds in ulp are measured by vec_math_test.cc over the whole
-// range, with and without fused multiply-add. Subnormals, infinities and NaN behave as in the C
-// library, where no comment says otherwise.
+// C library's on double beside them so that templates read the same. Polynomials are minimax fits
+// (iteratively reweighted least squares over 2000 Chebyshev nodes in high precision, coefficients
+// rounded to f32); the bounds in ulp are measured by vec_math_test.cc over the whole range, with
+// and without fused multiply-add. Subnormals, infinities and NaN behave as in the C library, where
+// no comment says otherwise.
 #pragma once
 #include <bit>
 #include <cmath>

@@ -1,7 +1,7 @@
 // Vectors of 64 bytes of accumulators (16 f32, 8 f64), for loops whose sums must stay in registers:
-// the compiler maps them to what the instructions of their level have. A sum that is kept in one has
-// the same order of additions whatever stands beside it. They are passed by reference, since how a
-// function takes one by value depends on the instructions.
+// the compiler maps them to what the instructions of their level have. A sum that is kept in one
+// has the same order of additions whatever stands beside it. They are passed by reference, since
+// how a function takes one by value depends on the instructions.
 #pragma once
 #include <cstdint>
 #include <cstring>

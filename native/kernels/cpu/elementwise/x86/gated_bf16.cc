@@ -1,3 +1,4 @@
+// SwiGLU on rows of bf16 (gated.h) in AVX512-BF16 instructions.
 #include "kernels/cpu/elementwise/gated.h"
 #include "kernels/cpu/runtime/parallel.h"
 

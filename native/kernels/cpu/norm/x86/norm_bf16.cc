@@ -1,3 +1,4 @@
+// RMSNorm on rows of bf16 (norm.h) in AVX512-BF16 instructions.
 #include <cmath>
 
 #include "kernels/cpu/norm/norm.h"
