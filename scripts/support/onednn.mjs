@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
 import { chooseCompiler } from './compiler.mjs';
 import { SetupError } from './shell.mjs';
 
-/** The oldest oneDNN that native/kernels/cpu/runtime/cpu_state.cc supports; Ubuntu 22.04 has it. */
+/** The oldest oneDNN that native/kernels/cpu/products/onednn.cc supports; Ubuntu 22.04 has it. */
 export const kOldestOneDnn = [2, 5];
 
 /** The keys that Debian's archive is signed with, where a system has them. */

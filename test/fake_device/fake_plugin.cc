@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/cpu_state.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "kernels/cpu/runtime/cpu_state.h"
 #include "tensor/errors.h"
 
 namespace balora {

@@ -11,8 +11,8 @@
 #include <random>
 #include <vector>
 
+#include "kernels/cpu/cpu_state.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "kernels/cpu/runtime/cpu_state.h"
 #include "support/elements.h"
 #include "tensor/errors.h"
 

@@ -9,7 +9,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 
-#include "kernels/cpu/runtime/scratch.h"
+#include "kernels/cpu/runtime/stream_state.h"
 #include "kernels/kernel_table.h"
 
 namespace balora {
@@ -56,10 +56,11 @@ class Matmul {
   bool reference_ = false;
 };
 
-// The state of a CPU stream, see CpuState::of.
-class CpuState {
+// The state of a CPU stream: oneDNN's engine and stream, and a cache of its primitives, of which
+// the least recently used goes first.
+class CpuState final : public StreamState {
  public:
-  CpuState() : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {}
+  CpuState();
   static CpuState& of(Context* ctx);
 
   const dnnl::engine& engine() const { return engine_; }
@@ -70,8 +71,6 @@ class CpuState {
                                        const dnnl::memory::desc* packed_b = nullptr);
   // How many primitives are kept.
   size_t primitives() const { return cache_.size(); }
-
-  ScratchPool& scratch() { return scratch_; }
 
  private:
   struct Hash {
@@ -85,7 +84,6 @@ class CpuState {
   dnnl::stream stream_;
   std::unordered_map<MatmulSpec, Entry, Hash> cache_;
   std::list<MatmulSpec> ages_;  // most recently used first
-  ScratchPool scratch_;
 };
 
 dnnl::memory::data_type onednn_dtype(int32_t dtype);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/runtime/stream_state.h"
+
 namespace balora {
 namespace {
 
@@ -41,6 +43,10 @@ ScratchPool::Block& ScratchPool::lend(uint64_t bytes) {
   block.lent = true;
   if (poisoned_) std::memset(block.data.get(), 0xff, bytes);
   return block;
+}
+
+ScratchPool& ScratchPool::of(Context* ctx) {
+  return StreamState::of(ctx)->scratch;
 }
 
 }  // namespace balora

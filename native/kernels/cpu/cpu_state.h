@@ -1,11 +1,10 @@
-// The state that the CPU device keeps between the kernels of one stream: oneDNN's engine and
-// stream, a cache of its primitives, and scratch memory. The engine holds it as a void*;
-// cpu_state.cc defines it.
+// The state of a CPU stream (runtime/stream_state.h), for those that make contexts.
 #pragma once
 #include <cstdint>
 
 namespace balora {
 
+// A StreamState; null with a message where oneDNN fails.
 void* create_cpu_state(int32_t device_index, char* error, uint64_t error_size);
 void destroy_cpu_state(void* state);
 

@@ -5,8 +5,9 @@
 #include <exception>
 #include <new>
 
+#include "kernels/cpu/cpu_state.h"
+#include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "kernels/cpu/runtime/cpu_state.h"
 #include "kernels/shared/guard.h"
 #include "platform/platform.h"
 
@@ -58,6 +59,22 @@ int32_t copy(Context*, void* destination, const void* source, uint64_t bytes) {
 }
 
 }  // namespace
+
+// The engine has it as the StreamState that is its base.
+void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
+  try {
+    return static_cast<StreamState*>(new CpuState);
+  } catch (const std::exception& failure) {
+    std::snprintf(error, error_size, "oneDNN: %s", failure.what());
+    return nullptr;
+  }
+}
+void destroy_cpu_state(void* state) {
+  delete static_cast<StreamState*>(state);
+}
+void poison_cpu_scratch(void* state) {
+  static_cast<StreamState*>(state)->scratch.poison();
+}
 
 const KernelTable* cpu_kernel_table() {
   // Functions that are left out are null: kernels work on the host's memory, by the host's clock,

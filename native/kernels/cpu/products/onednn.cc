@@ -1,11 +1,5 @@
-// The CPU device's per-stream state: oneDNN engine, stream, primitive cache (least recently used
-// goes first) and grow-only scratch.
-#include "kernels/cpu/runtime/cpu_state.h"
+#include "kernels/cpu/products/onednn.h"
 
-#include <atomic>
-#include <cstdint>
-#include <cstdio>
-#include <memory>
 #include <new>
 #include <string_view>
 #include <vector>
@@ -14,8 +8,6 @@
 #include <omp.h>
 #endif
 
-#include "kernels/cpu/products/onednn.h"
-#include "kernels/cpu/runtime/stop.h"
 #include "tensor/errors.h"
 
 #if DNNL_VERSION_MAJOR < 2 || (DNNL_VERSION_MAJOR == 2 && DNNL_VERSION_MINOR < 5)
@@ -142,8 +134,13 @@ void Matmul::execute(const dnnl::stream& stream, const MatmulArguments& x) const
   dnnl::error::wrap_c_api(status, "matrix product");
 }
 
+CpuState::CpuState() : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {
+  static const bool read = (read_onednn_environment(*this), true);
+  static_cast<void>(read);
+}
+
 CpuState& CpuState::of(Context* ctx) {
-  return *static_cast<CpuState*>(ctx->device_state);
+  return static_cast<CpuState&>(*StreamState::of(ctx));
 }
 
 size_t CpuState::Hash::operator()(const MatmulSpec& spec) const {
@@ -174,10 +171,6 @@ std::shared_ptr<const Matmul> CpuState::matmul(const MatmulSpec& spec, const Des
   return made;
 }
 
-ScratchPool& ScratchPool::of(Context* ctx) {
-  return CpuState::of(ctx).scratch();
-}
-
 #if defined(_OPENMP)
 OneDnnThreads::OneDnnThreads(int threads) : saved_(omp_get_max_threads()) {
   omp_set_num_threads(threads);
@@ -189,48 +182,5 @@ OneDnnThreads::~OneDnnThreads() {
 OneDnnThreads::OneDnnThreads(int) {}
 OneDnnThreads::~OneDnnThreads() = default;
 #endif
-
-namespace {
-
-// The object of a context's device_state: the state, and the flag at which its kernels look.
-struct StreamState final : CpuState {
-  const std::atomic<bool>* stop = nullptr;
-};
-
-StreamState* stream_state(void* state) {
-  return static_cast<StreamState*>(static_cast<CpuState*>(state));
-}
-
-}  // namespace
-
-void* create_cpu_state(int32_t, char* error, uint64_t error_size) {
-  try {
-    auto state = std::make_unique<StreamState>();
-    static const bool read = (read_onednn_environment(*state), true);
-    static_cast<void>(read);
-    return static_cast<CpuState*>(state.release());
-  } catch (const std::exception& failure) {
-    std::snprintf(error, error_size, "oneDNN: %s", failure.what());
-    return nullptr;
-  }
-}
-
-void destroy_cpu_state(void* state) {
-  delete stream_state(state);
-}
-
-void set_stop_flag(void* state, const std::atomic<bool>* flag) {
-  stream_state(state)->stop = flag;
-}
-
-bool is_stopped(const Context* ctx) {
-  if (!ctx->device_state) return false;
-  const std::atomic<bool>* const flag = stream_state(ctx->device_state)->stop;
-  return flag && flag->load(std::memory_order_relaxed);
-}
-
-void poison_cpu_scratch(void* state) {
-  static_cast<CpuState*>(state)->scratch().poison();
-}
 
 }  // namespace balora
