@@ -1,5 +1,5 @@
-// What the CPU device keeps between the kernels of one stream. The engine holds it as a void*; what
-// a family keeps beside (products' CpuState) derives from it.
+// The state that the CPU device keeps between the kernels of one stream. The engine holds it as a
+// void*; the state of a family (products' CpuState) derives from it.
 #pragma once
 #include <atomic>
 
