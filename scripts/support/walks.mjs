@@ -3,7 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { dirname, join, relative } from 'node:path';
+import { dirname, join, relative, resolve } from 'node:path';
 import { inRoot, root } from './shell.mjs';
 
 /** Folders in which a walk passes by others' files: one of them belongs to no family. */
@@ -47,9 +47,12 @@ export function filesOf(op) {
     const files = counts
       .split('\n')
       .filter(Boolean)
-      .flatMap((line) => JSON.parse(line).files)
-      .filter(({ lines }) => lines.some(({ count }) => count > 0))
-      .map(({ file }) => relative(root, file));
+      .map((line) => JSON.parse(line))
+      .flatMap(({ current_working_directory: at, files: some }) =>
+        some
+          .filter(({ lines }) => lines.some(({ count }) => count > 0))
+          .map(({ file }) => relative(root, resolve(at, file))),
+      );
     return [...new Set(files)].filter((file) => file.startsWith('native/')).sort();
   } finally {
     rmSync(cwd, { recursive: true });
