@@ -53,7 +53,7 @@ export function filesOf(op) {
           .filter(({ lines }) => lines.some(({ count }) => count > 0))
           .map(({ file }) => relative(root, resolve(at, file))),
       );
-    return [...new Set(files)].filter((file) => file.startsWith('native/')).sort();
+    return [...new Set(files)].filter((file) => /^native\/.*\.(cc|h)$/.test(file)).sort();
   } finally {
     rmSync(cwd, { recursive: true });
   }
@@ -65,7 +65,7 @@ export function missingFrom(walk, executed) {
   return executed.filter((file) => families.includes(dirname(file)) && !walk.files.includes(file));
 }
 
-/** What a walk has to read: lines of all its files but the last, which is another family's. */
+/** The lines that a walk has to read: of all its files but the last, which is another family's. */
 export const linesOf = ({ files, end }) =>
   files
     .filter((file) => file !== end)

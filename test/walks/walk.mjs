@@ -1,6 +1,6 @@
 // One op of docs/walks.md, forward and backward, by an addon that counts which lines it executes: walk.mjs NAME. It prints the op's rows
 // of opTimes(), and loads the compiled library, since nothing else of the process may be counted.
-import { attention, headLosses, linear, matmul, randn } from '../../dist/ops/index.js';
+import { attention, headLosses, linear, randn } from '../../dist/ops/index.js';
 import { opTimes, resetOpTimes, synchronize } from '../../dist/runtime.js';
 import { tensor } from '../../dist/tensor.js';
 
@@ -31,8 +31,8 @@ const kWalks = {
     const cuSeqlens = tensor(Int32Array.of(0, 40, 96));
     attention(q, k, v, { cuSeqlens }).backward(bf16([96, 6, 64], 4));
   },
-  matmul() {
-    matmul(bf16([200, 300], 1), bf16([300, 170], 2));
+  productInTiles() {
+    linear(bf16([200, 300], 1), bf16([170, 300], 2).freeze());
   },
 };
 
