@@ -1,6 +1,7 @@
 import { expect, test } from 'vitest';
+import { deviceInfo } from '../lib/device.ts';
 import { AutoModelForCausalLM } from '../lib/models/auto.ts';
-import { exp, matmul, randn, zeros } from '../lib/ops/index.ts';
+import { exp, matmul, randn, swiglu, zeros } from '../lib/ops/index.ts';
 import {
   memoryStats,
   opTimes,
@@ -9,7 +10,7 @@ import {
   withMemoryTag,
   withPhase,
 } from '../lib/runtime.ts';
-import { scope, tensor } from '../lib/tensor.ts';
+import { scope, type Tensor, tensor } from '../lib/tensor.ts';
 import { fixturePath } from './support/fixtures.ts';
 
 test('opTimes counts the calls and seconds of each op in the phase in which it was enqueued', async () => {
@@ -32,6 +33,21 @@ test('opTimes counts the calls and seconds of each op in the phase in which it w
   );
   expect(calls).toEqual({ 'inner exp': 1, 'outer exp': 2 });
   x.dispose();
+});
+
+test('opTimes names the implementation that ran, one of those that deviceInfo lists for the processor', async () => {
+  await synchronize();
+  resetOpTimes();
+  const [gate, up] = [1, 2].map((seed) => randn([2, 20], { seed, dtype: 'bf16' }));
+  swiglu(gate as Tensor, up as Tensor).dispose();
+  swiglu(exp(gate as Tensor), up as Tensor).dispose();
+  await synchronize();
+  const [ran, ...others] = opTimes().filter(({ op }) => op === 'gated');
+  const { implementations } = deviceInfo('cpu');
+  expect(others).toEqual([]);
+  expect(ran?.implementation).toBe(implementations.gated_forward?.[0]);
+  expect(implementations.gated_forward).toContain('any');
+  expect(opTimes().find(({ op }) => op === 'exp')?.implementation).toBe('');
 });
 
 test('a phase ends with its body, also where that throws', () => {
