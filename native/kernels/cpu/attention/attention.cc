@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "kernels/cpu/attention/attention_band.h"
-#include "kernels/cpu/attention/attention_rows.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/products/tiles.h"
@@ -199,9 +198,6 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
   using A = Acc<E>;
   for (const Segment& segment : segments) {
     clear_padding(segment, g, operands.out, data_of<A>(o.lse));
-  }
-  if constexpr (std::is_same_v<E, bf16>) {
-    if (rows::has(g)) return rows::forward(ctx, g, segments, o);
   }
   const Plan plan = make_plan(g, segments, ctx->num_threads, false);
   char* memory = workspace<char>(ctx, scratch_bytes<Scratch<E>>(g, plan) * plan.width());

@@ -12,7 +12,6 @@
 #include "kernels/cpu/attention/attention_amx.h"
 #include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_pair.h"
-#include "kernels/cpu/attention/attention_rows.h"
 #include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/products/tiles.h"
@@ -166,7 +165,6 @@ void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segme
   }
   if constexpr (std::is_same_v<E, bf16>) {
     if (tiles_use_amx()) return amx::backward(ctx, g, segments, o);
-    if (rows::has(g)) return rows::backward(ctx, g, segments, o);
   }
   backward_runs<Scratch<E>, A>(ctx, g, segments, [&](const Slots<A>& slots) {
     return Backward<T, E>(ctx, g, operands, slots);

@@ -2,8 +2,8 @@
 // sums of their gradients, and the five products between. Scores of f32 and f64 lie as queries by
 // keys: queries and dout are packed once each, for A and B operands alike, and what the other
 // operands take to turn is done once for a tile of keys. Products of bf16 multiply pairs of rows of
-// p and ds, which are summed over queries, so these lie as keys by queries here. That is for
-// soft-caps: else vectors have rows_bf16.h, and AMX has attention_amx.h.
+// p and ds, which are summed over queries, so these lie as keys by queries here. AMX has
+// attention_amx.h instead.
 #pragma once
 #include <algorithm>
 

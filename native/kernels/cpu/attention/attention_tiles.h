@@ -93,7 +93,7 @@ template <typename E>
 constexpr bool kScaledQueries = !std::is_same_v<E, bf16>;
 
 // Whether the scores of the backward lie as queries by keys. AMX multiplies pairs of what it sums
-// over, and wants those of keys by queries, which all tiles of bf16 but rows_bf16.h's have.
+// over, and so do vectors: tiles of bf16 lie as keys by queries.
 template <typename E>
 constexpr bool kQueriesByKeys = !std::is_same_v<E, bf16>;
 
