@@ -7,7 +7,6 @@
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/attention/rows_ahead.h"
-#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/stop.h"
 
@@ -45,11 +44,6 @@ struct Scratch {
   }
 };
 
-template <typename E>
-bool on_amx() {
-  return std::is_same_v<E, bf16> && tiles_use_amx();
-}
-
 template <typename T, typename E>
 class Forward {
  public:
@@ -74,8 +68,8 @@ class Forward {
     if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
     RowsAhead<T> ahead = ahead_of(segment, run, head, tile, scratch, kProducts * met.count());
-    for (int64_t first = own.first; first < own.last; first += block_) {
-      const int64_t queries = std::min(block_, own.last - first);
+    for (int64_t first = own.first; first < own.last; first += core_.queries) {
+      const int64_t queries = std::min(core_.queries, own.last - first);
       query_block(segment, run.kv_head, head, met, {first, queries}, scratch, ahead);
     }
   }
@@ -87,8 +81,8 @@ class Forward {
   void query_block(const Segment& segment, int64_t kv_head, int64_t head, const TileRange& met,
                    const Block& own, const Scratch<E>& scratch, RowsAhead<T>& ahead) const {
     const int64_t r = tile_padded(own.queries), d = g_.padded(), row = segment.query(own.first);
-    Packing<T, E>::columns_right(rows_of(operands_.q, operands_.q_stride, row, head, own.queries),
-                                 scratch.q, r, d);
+    core_.columns_right(rows_of(operands_.q, operands_.q_stride, row, head, own.queries), scratch.q,
+                        r, d);
     if constexpr (kScaledQueries<E>) scale_packed(scratch.q, r * d, query_scale_);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
@@ -101,20 +95,20 @@ class Forward {
       const Band band = band_of(g_, own.first, keys.first);
       ahead.ask();
       score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
-      Softmax<E>::run({.geometry = g_,
-                       .segment_rows = segment.rows,
-                       .first_query = own.first,
-                       .queries = own.queries,
-                       .first_key = keys.first,
-                       .keys = keys.count,
-                       .padded_queries = r,
-                       .padded_keys = n,
-                       .padded_size = d,
-                       .scores = scratch.scores,
-                       .p = scratch.p,
-                       .highest = scratch.highest,
-                       .total = scratch.total,
-                       .out = scratch.out});
+      softmax<T, E>({.geometry = g_,
+                     .segment_rows = segment.rows,
+                     .first_query = own.first,
+                     .queries = own.queries,
+                     .first_key = keys.first,
+                     .keys = keys.count,
+                     .padded_queries = r,
+                     .padded_keys = n,
+                     .padded_size = d,
+                     .scores = scratch.scores,
+                     .p = scratch.p,
+                     .highest = scratch.highest,
+                     .total = scratch.total,
+                     .out = scratch.out});
       ahead.ask();
       sum_over_keys(band, {d, r, n}, scratch.values + at, scratch.p, scratch.out);
     }
@@ -132,7 +126,7 @@ class Forward {
   RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t head, int64_t tile,
                         const Scratch<E>& scratch, int64_t products) const {
     RowsAhead<T> ahead(products);
-    if (!asks_) return ahead;
+    if (!core_.asks_ahead) return ahead;
     const Queries own(segment, tile);
     ahead.add(
         rows_of(operands_.out, g_.heads * g_.size, segment.query(own.first), head, own.count()));
@@ -154,21 +148,19 @@ class Forward {
     scratch.packed[tile] = 1;
     const Keys keys(segment, tile);
     const int64_t d = g_.padded(), at = keys.first * d, n = tile_padded(keys.count);
-    Packing<T, E>::rows_left(
-        rows_of(operands_.k, operands_.k_stride, keys.row, kv_head, keys.count), scratch.keys + at,
-        n, d);
-    Packing<T, E>::columns_left(
-        rows_of(operands_.v, operands_.v_stride, keys.row, kv_head, keys.count),
-        scratch.values + at, n, d);
+    core_.rows_left(rows_of(operands_.k, operands_.k_stride, keys.row, kv_head, keys.count),
+                    scratch.keys + at, n, d);
+    core_.columns_left(rows_of(operands_.v, operands_.v_stride, keys.row, kv_head, keys.count),
+                       scratch.values + at, n, d);
   }
 
   void finish(int64_t row, int64_t queries, int64_t head, const Scratch<E>& scratch) const {
     A lse[kTile];
-    Softmax<E>::finish(queries, scratch.highest, scratch.total, lse);
+    finish_softmax(queries, scratch.highest, scratch.total, lse);
     for (int64_t i = 0; i < queries; ++i) lse_[(row + i) * g_.heads + head] = lse[i];
-    Unpacking<T>::columns(scratch.out, tile_padded(queries),
-                          operands_.out + (row * g_.heads + head) * g_.size, g_.heads * g_.size,
-                          queries, g_.size, scratch.total);
+    core_.unpack_columns(scratch.out, tile_padded(queries), scratch.total,
+                         operands_.out + (row * g_.heads + head) * g_.size, g_.heads * g_.size,
+                         queries, g_.size);
   }
 
   const Context* ctx_;
@@ -176,11 +168,7 @@ class Forward {
   double query_scale_;
   Operands<T> operands_;
   A* lse_;
-  // Queries that meet a tile of keys together: what half a tile uses stays in L1 beside AMX's tiles.
-  int64_t block_ = on_amx<E>() ? kTile / 2 : kTile;
-  // Whether rows are asked for ahead of time: AMX, whose tile loads have the same line buffers,
-  // loses more than it gains.
-  bool asks_ = !on_amx<E>();
+  const AttentionCore<T, E>& core_ = core_of<T, E>();
 };
 
 // Padding rows give zeros.

@@ -9,13 +9,12 @@
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. A tile of queries at a time: its packed copies and its
 // dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
-#include "kernels/cpu/attention/attention_amx.h"
 #include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_pair.h"
 #include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/attention/rows_ahead.h"
-#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention {
@@ -28,10 +27,10 @@ struct Operands {
 };
 
 // One thread's scratch: the pair of tiles that is at work, and which tiles of keys are packed.
-template <typename E>
+template <typename T, typename E>
 struct Scratch {
   using A = Acc<E>;
-  TilePair<E> pair;
+  TilePair<T, E> pair;
   A *lse, *delta;
   uint8_t* packed_keys;
 
@@ -50,7 +49,7 @@ class Backward {
            const Slots<A>& slots)
       : ctx_(ctx), g_(g), o_(operands), slots_(slots) {}
 
-  void run(const Segment& segment, const Run& run, const Scratch<E>& s) const {
+  void run(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
     const int64_t tiles = tile_count(segment.rows), tile = kTile * g_.padded();
     std::fill(s.packed_keys, s.packed_keys + tiles, uint8_t{0});
     s.pair.clear_keys(run.first, run.last);
@@ -71,15 +70,15 @@ class Backward {
   void write_dq(const Segment& segment, int64_t head, int64_t tile, const A* sums) const {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
-    TilePair<E>::write_queries(sums, g_, own.count(), o_.dq.at(segment.query(own.first), head),
-                               o_.dq.stride);
+    TilePair<T, E>::write_queries(sums, g_, own.count(), o_.dq.at(segment.query(own.first), head),
+                                  o_.dq.stride);
   }
 
  private:
   // The rows of the queries after head h of a tile: those of the next head, or of the next tile,
   // which is the first to meet the keys beside it.
   RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t h, int64_t tile,
-                        const Scratch<E>& s, int64_t products) const {
+                        const Scratch<T, E>& s, int64_t products) const {
     RowsAhead<T> ahead(products);
     const bool more = h + 1 < g_.group();
     const int64_t head = run.kv_head * g_.group() + (more ? h + 1 : 0);
@@ -99,14 +98,14 @@ class Backward {
   }
 
   void query_tile(const Segment& segment, const Run& run, int64_t h, int64_t tile,
-                  const Scratch<E>& s) const {
+                  const Scratch<T, E>& s) const {
     const TileRange met = keys_of_queries(g_, segment, tile);
     const int64_t first = std::max(met.first, run.first), last = std::min(met.last, run.last);
     if (first >= last) return s.pair.clear_queries();
     const Queries own(segment, tile);
     pack_queries(segment, run.kv_head * g_.group() + h, own, s);
     RowsAhead<T> ahead =
-        ahead_of(segment, run, h, tile, s, TilePair<E>::kProducts * (last - first));
+        ahead_of(segment, run, h, tile, s, TilePair<T, E>::kProducts * (last - first));
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
       const Keys keys(segment, key_tile);
       pack_keys(keys, run.kv_head, key_tile, s);
@@ -122,7 +121,7 @@ class Backward {
     }
   }
 
-  void pack_keys(const Keys& keys, int64_t kv_head, int64_t tile, const Scratch<E>& s) const {
+  void pack_keys(const Keys& keys, int64_t kv_head, int64_t tile, const Scratch<T, E>& s) const {
     if (s.packed_keys[tile]) return;
     s.packed_keys[tile] = 1;
     s.pair.pack_keys(tile, o_.k.source(keys.row, kv_head, keys.count),
@@ -130,19 +129,20 @@ class Backward {
   }
 
   void pack_queries(const Segment& segment, int64_t head, const Queries& own,
-                    const Scratch<E>& s) const {
+                    const Scratch<T, E>& s) const {
     const int64_t row = segment.query(own.first), queries = own.count();
     const Source<T> dout = o_.dout.source(row, head, queries);
     s.pair.pack_queries(o_.q.source(row, head, queries), dout);
-    Unpacking<T>::row_dots(dout, o_.out.source(row, head, queries), s.delta);
+    core_of<T, E>().row_dots(dout, o_.out.source(row, head, queries), s.delta);
     for (int64_t i = 0; i < queries; ++i) s.lse[i] = o_.lse[(row + i) * g_.heads + head];
   }
 
-  void write_keys(const Segment& segment, const Run& run, const Scratch<E>& s) const {
+  void write_keys(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
     const int64_t first = run.first * kTile, d = g_.padded(), row = segment.begin + first;
     const int64_t keys = std::min(segment.rows, run.last * kTile) - first;
     for (const auto& [sums, out] : {std::pair(s.pair.dk(), o_.dk), std::pair(s.pair.dv(), o_.dv)}) {
-      Unpacking<T>::rows(sums + first * d, d, out.at(row, run.kv_head), out.stride, keys, g_.size);
+      core_of<T, E>().unpack_rows(sums + first * d, d, out.at(row, run.kv_head), out.stride, keys,
+                                  g_.size);
     }
   }
 
@@ -152,47 +152,53 @@ class Backward {
   Slots<A> slots_;
 };
 
-template <typename T, typename E>
-void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-              const balora_attention_backward& o, const Operands<T, Acc<E>>& operands) {
-  using A = Acc<E>;
-  for (const Segment& segment : segments) {
+template <typename T>
+void clear_padding(const Geometry& g, const balora_attention_backward& o) {
+  for (const Segment& segment : segments_of(o)) {
     const int64_t padding = segment.begin + segment.rows;
-    clear_rows(operands.dq, g.heads, segment.query(std::max(segment.rows, segment.skip)),
+    clear_rows(Heads<T>(o.dq), g.heads, segment.query(std::max(segment.rows, segment.skip)),
                segment.query(segment.stop - segment.begin));
-    clear_rows(operands.dk, g.kv_heads, padding, segment.stop);
-    clear_rows(operands.dv, g.kv_heads, padding, segment.stop);
+    clear_rows(Heads<T>(o.dk), g.kv_heads, padding, segment.stop);
+    clear_rows(Heads<T>(o.dv), g.kv_heads, padding, segment.stop);
   }
-  if constexpr (std::is_same_v<E, bf16>) {
-    if (tiles_use_amx()) return amx::backward(ctx, g, segments, o);
-  }
-  backward_runs<Scratch<E>, A>(ctx, g, segments, [&](const Slots<A>& slots) {
-    return Backward<T, E>(ctx, g, operands, slots);
+}
+
+void backward_by_tiles(Context* ctx, const balora_attention_backward& o) {
+  const Geometry g = geometry_of(o);
+  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
+    using A = Acc<E>;
+    const Operands<T, A> operands{.dout = Heads<T>(o.dout),
+                                  .q = Heads<T>(o.q),
+                                  .k = Heads<T>(o.k),
+                                  .v = Heads<T>(o.v),
+                                  .out = Heads<T>(o.out),
+                                  .dq = Heads<T>(o.dq),
+                                  .dk = Heads<T>(o.dk),
+                                  .dv = Heads<T>(o.dv),
+                                  .lse = data_of<A>(o.lse)};
+    backward_runs<Scratch<T, E>, A>(ctx, g, segments_of(o), [&](const Slots<A>& slots) {
+      return Backward<T, E>(ctx, g, operands, slots);
+    });
   });
 }
+
+constexpr Implementation<balora_attention_backward> kBackward[] = {
+    BALORA_X86({"amx", platform::kAmx,
+                [](const balora_attention_backward& o) { return o.q->dtype == BALORA_BF16; },
+                x86::backward_on_amx}, ){"tiles", 0, nullptr, backward_by_tiles},
+};
 
 }  // namespace
 }  // namespace balora::attention
 
 namespace balora {
 
+BALORA_IMPLEMENTATIONS(attention_backward, attention::kBackward)
+
 int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
-  using namespace attention;
-  const Geometry g = geometry_of(o);
-  const std::vector<Segment> segments = segments_of(o);
-  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
-    const Operands<T, Acc<E>> operands{.dout = Heads<T>(o.dout),
-                                       .q = Heads<T>(o.q),
-                                       .k = Heads<T>(o.k),
-                                       .v = Heads<T>(o.v),
-                                       .out = Heads<T>(o.out),
-                                       .dq = Heads<T>(o.dq),
-                                       .dk = Heads<T>(o.dk),
-                                       .dv = Heads<T>(o.dv),
-                                       .lse = data_of<Acc<E>>(o.lse)};
-    attention::backward<T, E>(ctx, g, segments, o, operands);
-  });
-  return 0;
+  dispatch_float(o.q->dtype,
+                 [&]<typename T>() { attention::clear_padding<T>(attention::geometry_of(o), o); });
+  return run_first(attention::kBackward, ctx, o);
 }
 
 }  // namespace balora

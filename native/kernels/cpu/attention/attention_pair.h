@@ -3,7 +3,7 @@
 // keys: queries and dout are packed once each, for A and B operands alike, and what the other
 // operands take to turn is done once for a tile of keys. Products of bf16 multiply pairs of rows of
 // p and ds, which are summed over queries, so these lie as keys by queries here. AMX has
-// attention_amx.h instead.
+// a backward of its own.
 #pragma once
 #include <algorithm>
 
@@ -22,7 +22,7 @@ struct PairPlace {
   const A* delta;  // (r)
 };
 
-template <typename E>
+template <typename T, typename E>
 class TilePair {
  public:
   using A = Acc<E>;
@@ -55,31 +55,29 @@ class TilePair {
   }
   void clear_queries() const { std::fill(dq_, dq_ + tile_, A(0)); }
 
-  template <typename T>
   void pack_keys(int64_t tile, const Source<T>& k, const Source<T>& v) const {
     const int64_t n = tile_padded(k.rows), d = g_.padded(), at = tile * tile_;
     if constexpr (kQueriesByKeys<E>) {
-      Packing<T, E>::columns_right(k, keys_turned_ + at, n, d);
-      Packing<T, E>::columns_right(v, values_ + at, n, d);
-      Packing<T, E>::rows_right(k, keys_ + at, n, d);
+      core_of<T, E>().columns_right(k, keys_turned_ + at, n, d);
+      core_of<T, E>().columns_right(v, values_ + at, n, d);
+      core_of<T, E>().rows_right(k, keys_ + at, n, d);
       scale_packed(keys_ + at, n * d, query_scale_);
     } else {
-      Packing<T, E>::rows_left(k, keys_ + at, n, d);
-      Packing<T, E>::rows_left(v, values_ + at, n, d);
-      Packing<T, E>::columns_left(k, keys_turned_ + at, n, d);
+      core_of<T, E>().rows_left(k, keys_ + at, n, d);
+      core_of<T, E>().rows_left(v, values_ + at, n, d);
+      core_of<T, E>().columns_left(k, keys_turned_ + at, n, d);
     }
   }
 
-  template <typename T>
   void pack_queries(const Source<T>& q, const Source<T>& dout) const {
     const int64_t r = tile_padded(q.rows), d = g_.padded();
-    Packing<T, E>::rows_right(q, q_, r, d);
-    Packing<T, E>::rows_right(dout, dout_, r, d);
+    core_of<T, E>().rows_right(q, q_, r, d);
+    core_of<T, E>().rows_right(dout, dout_, r, d);
     if constexpr (kQueriesByKeys<E>) {
       scale_packed(q_, r * d, query_scale_);
     } else {
-      Packing<T, E>::columns_right(q, q_turned_, r, d);
-      Packing<T, E>::columns_right(dout, dout_turned_, r, d);
+      core_of<T, E>().columns_right(q, q_turned_, r, d);
+      core_of<T, E>().columns_right(dout, dout_turned_, r, d);
     }
   }
 
@@ -92,13 +90,13 @@ class TilePair {
   }
 
   // Stores sums of dq as rows, `stride` elements apart.
-  template <typename T>
   static void write_queries(const A* sums, const Geometry& g, int64_t queries, T* out,
                             int64_t stride) {
     if constexpr (kQueriesByKeys<E>) {
-      Unpacking<T>::rows(sums, g.padded(), out, stride, queries, g.size);
+      core_of<T, E>().unpack_rows(sums, g.padded(), out, stride, queries, g.size);
     } else {
-      Unpacking<T>::columns(sums, tile_padded(queries), out, stride, queries, g.size);
+      core_of<T, E>().unpack_columns(sums, tile_padded(queries), nullptr, out, stride, queries,
+                                     g.size);
     }
   }
 
@@ -113,17 +111,17 @@ class TilePair {
     const E* dout = kQueriesByKeys<E> ? dout_ : dout_turned_;
     before_product();
     if constexpr (std::is_same_v<E, float>) {
-      if (is_whole(band, place.queries, place.keys) && g_.softcap == 0 &&
-          whole_gradient({.size = d,
-                          .scale = g_.scale,
-                          .q = q,
-                          .dout = dout,
-                          .keys = keys,
-                          .values = values,
-                          .lse = place.lse,
-                          .delta = place.delta,
-                          .p = p_,
-                          .ds = ds_})) {
+      const auto whole_gradient = core_of<T, E>().whole_gradient;
+      if (whole_gradient && is_whole(band, place.queries, place.keys) && g_.softcap == 0) {
+        whole_gradient({.size = d,
+                        .q = q,
+                        .dout = dout,
+                        .keys = keys,
+                        .values = values,
+                        .lse = place.lse,
+                        .delta = place.delta,
+                        .p = p_,
+                        .ds = ds_});
         return before_product();
       }
     }
@@ -136,21 +134,21 @@ class TilePair {
       before_product();
       score_product(band, {n, r, d}, values, dout, dp_);
     }
-    ScoreGradient<E>::run({.geometry = g_,
-                           .segment_rows = place.segment_rows,
-                           .first_query = place.first_query,
-                           .queries = place.queries,
-                           .first_key = place.first_key,
-                           .keys = place.keys,
-                           .padded_queries = r,
-                           .padded_keys = n,
-                           .scores = scores_,
-                           .dp = dp_,
-                           .lse = place.lse,
-                           .delta = place.delta,
-                           .p = p_,
-                           .ds = ds_,
-                           .ds_right = ds_right_});
+    score_gradient<T, E>({.geometry = g_,
+                          .segment_rows = place.segment_rows,
+                          .first_query = place.first_query,
+                          .queries = place.queries,
+                          .first_key = place.first_key,
+                          .keys = place.keys,
+                          .padded_queries = r,
+                          .padded_keys = n,
+                          .scores = scores_,
+                          .dp = dp_,
+                          .lse = place.lse,
+                          .delta = place.delta,
+                          .p = p_,
+                          .ds = ds_,
+                          .ds_right = ds_right_});
   }
 
   // Their sums.

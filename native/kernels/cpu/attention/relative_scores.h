@@ -13,10 +13,9 @@
 
 namespace balora::relative {
 
-using attention::Packing;
+using attention::core_of;
 using attention::Segment;
 using attention::Source;
-using attention::Unpacking;
 
 constexpr int64_t kTile = 64;  // queries of a tile; the last one of a segment is smaller
 

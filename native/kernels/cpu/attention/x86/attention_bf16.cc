@@ -1,14 +1,12 @@
-#include "kernels/cpu/attention/attention_bf16.h"
+#include "kernels/cpu/attention/x86/attention_bf16.h"
 
-#ifdef BALORA_TILES
 #include <array>
 
 #include "kernels/cpu/attention/attention_blocks.h"
-#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
-namespace balora::attention::lanes {
+namespace balora::attention::x86 {
 namespace {
 
 using balora::lanes::all;
@@ -290,7 +288,8 @@ BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t
   _mm512_storeu_ps(sum, total);
 }
 
-BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
+namespace {
+BF16_TARGET void gradient(const GradTile<bf16>& t) {
   const Interleaved order = interleaving();
   for (int64_t column = 0; column < t.padded_queries; column += 32) {
     const QueryLanes queries = query_lanes(t, column);
@@ -304,5 +303,23 @@ BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
   }
 }
 
-}  // namespace balora::attention::lanes
-#endif
+constexpr AttentionCore<bf16, bf16> core_with(int64_t queries, bool asks_ahead) {
+  return {.rows_left = rows_left,
+          .rows_right = rows_right,
+          .columns_left = columns_left,
+          .columns_right = columns_right,
+          .unpack_rows = unpack_rows,
+          .unpack_columns = unpack_columns,
+          .row_dots = row_dots,
+          .softmax = softmax,
+          .gradient = gradient,
+          .queries = queries,
+          .asks_ahead = asks_ahead};
+}
+
+}  // namespace
+
+constinit const AttentionCore<bf16, bf16> avx512_bf16_core = core_with(kTile, true);
+constinit const AttentionCore<bf16, bf16> amx_core = core_with(kTile / 2, false);
+
+}  // namespace balora::attention::x86
