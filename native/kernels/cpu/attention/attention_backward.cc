@@ -8,11 +8,10 @@
 // A thread owns runs of key tiles, so dk and dv are its own; dq sums over key tiles, and where
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. A tile of queries at a time: its packed copies and its
-// dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
+// dq stay in the nearest cache.
 #include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_pair.h"
 #include "kernels/cpu/attention/attention_slots.h"
-#include "kernels/cpu/attention/rows_ahead.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/stop.h"
@@ -24,6 +23,17 @@ template <typename T, typename A>
 struct Operands {
   Heads<T> dout, q, k, v, out, dq, dk, dv;
   const A* lse;  // (M,H)
+
+  explicit Operands(const balora_attention_backward& o)
+      : dout(o.dout),
+        q(o.q),
+        k(o.k),
+        v(o.v),
+        out(o.out),
+        dq(o.dq),
+        dk(o.dk),
+        dv(o.dv),
+        lse(data_of<A>(o.lse)) {}
 };
 
 // One thread's scratch: the pair of tiles that is at work, and which tiles of keys are packed.
@@ -45,9 +55,9 @@ class Backward {
  public:
   using A = Acc<E>;
 
-  Backward(const Context* ctx, const Geometry& g, const Operands<T, A>& operands,
+  Backward(const Context* ctx, const Geometry& g, const balora_attention_backward& o,
            const Slots<A>& slots)
-      : ctx_(ctx), g_(g), o_(operands), slots_(slots) {}
+      : ctx_(ctx), g_(g), o_(o), slots_(slots) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
     const int64_t tiles = tile_count(segment.rows), tile = kTile * g_.padded();
@@ -75,28 +85,6 @@ class Backward {
   }
 
  private:
-  // The rows of the queries after head h of a tile: those of the next head, or of the next tile,
-  // which is the first to meet the keys beside it.
-  RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t h, int64_t tile,
-                        const Scratch<T, E>& s, int64_t products) const {
-    RowsAhead<T> ahead(products);
-    const bool more = h + 1 < g_.group();
-    const int64_t head = run.kv_head * g_.group() + (more ? h + 1 : 0);
-    const int64_t next = more ? tile : tile + 1;
-    const Queries own(segment, next);
-    const int64_t row = segment.query(own.first), rows = own.count();
-    if (rows == 0) return ahead;
-    for (const Heads<T>* heads : {&o_.q, &o_.dout, &o_.out, &o_.dq}) {
-      ahead.add(heads->source(row, head, rows));
-    }
-    if (more || next < run.first || next >= run.last || s.packed_keys[next]) return ahead;
-    const Keys keys(segment, next);
-    for (const Heads<T>* heads : {&o_.k, &o_.v}) {
-      ahead.add(heads->source(keys.row, run.kv_head, keys.count));
-    }
-    return ahead;
-  }
-
   void query_tile(const Segment& segment, const Run& run, int64_t h, int64_t tile,
                   const Scratch<T, E>& s) const {
     const TileRange met = keys_of_queries(g_, segment, tile);
@@ -104,8 +92,6 @@ class Backward {
     if (first >= last) return s.pair.clear_queries();
     const Queries own(segment, tile);
     pack_queries(segment, run.kv_head * g_.group() + h, own, s);
-    RowsAhead<T> ahead =
-        ahead_of(segment, run, h, tile, s, TilePair<T, E>::kProducts * (last - first));
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
       const Keys keys(segment, key_tile);
       pack_keys(keys, run.kv_head, key_tile, s);
@@ -116,8 +102,7 @@ class Backward {
                   .keys = keys.count,
                   .is_first = key_tile == first,
                   .lse = s.lse,
-                  .delta = s.delta},
-                 [&] { ahead.ask(); });
+                  .delta = s.delta});
     }
   }
 
@@ -167,17 +152,8 @@ void backward_by_tiles(Context* ctx, const balora_attention_backward& o) {
   const Geometry g = geometry_of(o);
   dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
     using A = Acc<E>;
-    const Operands<T, A> operands{.dout = Heads<T>(o.dout),
-                                  .q = Heads<T>(o.q),
-                                  .k = Heads<T>(o.k),
-                                  .v = Heads<T>(o.v),
-                                  .out = Heads<T>(o.out),
-                                  .dq = Heads<T>(o.dq),
-                                  .dk = Heads<T>(o.dk),
-                                  .dv = Heads<T>(o.dv),
-                                  .lse = data_of<A>(o.lse)};
     backward_runs<Scratch<T, E>, A>(ctx, g, segments_of(o), [&](const Slots<A>& slots) {
-      return Backward<T, E>(ctx, g, operands, slots);
+      return Backward<T, E>(ctx, g, o, slots);
     });
   });
 }

@@ -6,13 +6,15 @@
 
 namespace balora::attention {
 
-// (row, head) starts at data + row * stride + head * size.
+// (row, head) starts at data + row * stride + head * size. Undefined without a view.
 template <typename T>
 struct Heads {
-  T* data;
-  int64_t stride, size;
-  explicit Heads(const View* view)
-      : data(data_of<T>(view)), stride(view->stride[0]), size(view->shape[2]) {}
+  T* data = nullptr;
+  int64_t stride = 0, size = 0;
+  explicit Heads(const View* view) {
+    if (!view) return;
+    data = data_of<T>(view), stride = view->stride[0], size = view->shape[2];
+  }
   T* at(int64_t row, int64_t head) const { return data + row * stride + head * size; }
   Source<T> source(int64_t row, int64_t head, int64_t rows) const {
     return {at(row, head), stride, rows, size};

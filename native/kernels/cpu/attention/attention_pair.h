@@ -26,7 +26,6 @@ template <typename T, typename E>
 class TilePair {
  public:
   using A = Acc<E>;
-  static constexpr int64_t kProducts = 5;
 
   // `tiles`: of keys.
   TilePair(Arena& arena, const Geometry& g, int64_t tiles)
@@ -81,12 +80,11 @@ class TilePair {
     }
   }
 
-  // Adds what the pair gives to the sums; before_product() is called once for each product.
-  template <typename BeforeProduct>
-  void run(const PairPlace<A>& place, const BeforeProduct& before_product) const {
+  // Adds what the pair gives to the sums.
+  void run(const PairPlace<A>& place) const {
     const Band band = band_of(g_, place.first_query, place.first_key);
-    gradients(place, band, before_product);
-    add(place, band, before_product);
+    gradients(place, band);
+    add(place, band);
   }
 
   // Stores sums of dq as rows, `stride` elements apart.
@@ -102,14 +100,11 @@ class TilePair {
 
  private:
   // p and ds of the pair.
-  template <typename BeforeProduct>
-  void gradients(const PairPlace<A>& place, const Band& band,
-                 const BeforeProduct& before_product) const {
+  void gradients(const PairPlace<A>& place, const Band& band) const {
     const int64_t r = tile_padded(place.queries), n = tile_padded(place.keys), d = g_.padded();
     const E* keys = (kQueriesByKeys<E> ? keys_turned_ : keys_) + place.first_key * d;
     const E *values = values_ + place.first_key * d, *q = kQueriesByKeys<E> ? q_ : q_turned_;
     const E* dout = kQueriesByKeys<E> ? dout_ : dout_turned_;
-    before_product();
     if constexpr (std::is_same_v<E, float>) {
       const auto whole_gradient = core_of<T, E>().whole_gradient;
       if (whole_gradient && is_whole(band, place.queries, place.keys) && g_.softcap == 0) {
@@ -122,16 +117,14 @@ class TilePair {
                         .delta = place.delta,
                         .p = p_,
                         .ds = ds_});
-        return before_product();
+        return;
       }
     }
     if constexpr (kQueriesByKeys<E>) {
       score_rows(band, {r, n, d}, q, keys, scores_);
-      before_product();
       score_rows(band, {r, n, d}, dout, values, dp_);
     } else {
       score_product(band, {n, r, d}, keys, q, scores_);
-      before_product();
       score_product(band, {n, r, d}, values, dout, dp_);
     }
     score_gradient<T, E>({.geometry = g_,
@@ -152,23 +145,17 @@ class TilePair {
   }
 
   // Their sums.
-  template <typename BeforeProduct>
-  void add(const PairPlace<A>& place, const Band& band, const BeforeProduct& before_product) const {
+  void add(const PairPlace<A>& place, const Band& band) const {
     const int64_t r = tile_padded(place.queries), n = tile_padded(place.keys), d = g_.padded();
     const int64_t at = place.first_key * d;
-    before_product();
     if constexpr (kQueriesByKeys<E>) {
       sum_rows_over_queries(band, {n, d, r}, p_, dout_, dv_ + at);
-      before_product();
       sum_rows_over_queries(band, {n, d, r}, ds_, q_, dk_ + at);
-      before_product();
       sum_rows_over_keys(band, {r, d, n}, ds_, keys_ + at, dq_, !place.is_first);
     } else {
       if (place.is_first) clear_queries();
       sum_over_queries(band, {n, d, r}, p_, dout_, dv_ + at);
-      before_product();
       sum_over_queries(band, {n, d, r}, ds_, q_, dk_ + at);
-      before_product();
       sum_over_keys(band, {d, r, n}, keys_turned_ + at, ds_right_, dq_);
     }
   }

@@ -119,9 +119,6 @@ struct AttentionCore {
   // Queries that meet a tile of keys together in the forward: what half a tile uses stays in L1
   // beside AMX's tiles.
   int64_t queries = kTile;
-  // Whether the forward asks for rows ahead of time: AMX, whose tile loads have the same line
-  // buffers, loses more than it gains.
-  bool asks_ahead = true;
 };
 
 // This processor's.

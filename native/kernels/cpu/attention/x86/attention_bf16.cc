@@ -303,7 +303,7 @@ BF16_TARGET void gradient(const GradTile<bf16>& t) {
   }
 }
 
-constexpr AttentionCore<bf16, bf16> core_with(int64_t queries, bool asks_ahead) {
+constexpr AttentionCore<bf16, bf16> core_with(int64_t queries) {
   return {.rows_left = rows_left,
           .rows_right = rows_right,
           .columns_left = columns_left,
@@ -313,13 +313,12 @@ constexpr AttentionCore<bf16, bf16> core_with(int64_t queries, bool asks_ahead) 
           .row_dots = row_dots,
           .softmax = softmax,
           .gradient = gradient,
-          .queries = queries,
-          .asks_ahead = asks_ahead};
+          .queries = queries};
 }
 
 }  // namespace
 
-constinit const AttentionCore<bf16, bf16> avx512_bf16_core = core_with(kTile, true);
-constinit const AttentionCore<bf16, bf16> amx_core = core_with(kTile / 2, false);
+constinit const AttentionCore<bf16, bf16> avx512_bf16_core = core_with(kTile);
+constinit const AttentionCore<bf16, bf16> amx_core = core_with(kTile / 2);
 
 }  // namespace balora::attention::x86
