@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "kernels/cpu/attention/attention_band.h"
-#include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/stop.h"

@@ -3,6 +3,7 @@
 // products run in (bf16 where the CPU multiplies it, else f32; f64 for f64), A = Acc<E> the type of
 // scores and sums.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -19,6 +20,29 @@ struct Source {
   int64_t stride;
   int64_t rows, size;
 };
+
+// Rows of the heads of an operand: (row, head) starts at data + row * stride + head * size.
+// Undefined without a view.
+template <typename T>
+struct Heads {
+  T* data = nullptr;
+  int64_t stride = 0, size = 0;
+  explicit Heads(const View* view) {
+    if (!view) return;
+    data = data_of<T>(view), stride = view->stride[0], size = view->shape[2];
+  }
+  T* at(int64_t row, int64_t head) const { return data + row * stride + head * size; }
+  Source<T> source(int64_t row, int64_t head, int64_t rows) const {
+    return {at(row, head), stride, rows, size};
+  }
+};
+
+template <typename T>
+void clear_rows(const Heads<T>& heads, int64_t count, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    std::fill(heads.at(row, 0), heads.at(row, count), T{});
+  }
+}
 
 // Forward, transposed: one key tile (rows) against one query tile (columns). scores (k,r) become
 // probabilities in p, a B operand over keys, which may be in their place; highest, total (r) and

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/attention/relative_products.h"
 #include "kernels/cpu/attention/relative_rows.h"

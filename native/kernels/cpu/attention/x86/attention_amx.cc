@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "kernels/cpu/attention/attention_blocks.h"
-#include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/attention/x86/attention_bf16.h"
 #include "kernels/cpu/products/amx_blocks.h"
