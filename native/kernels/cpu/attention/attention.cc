@@ -5,24 +5,12 @@
 #include <limits>
 
 #include "kernels/cpu/attention/attention_band.h"
-#include "kernels/cpu/attention/attention_rows.h"
 #include "kernels/cpu/attention/attention_tiles.h"
-#include "kernels/cpu/attention/rows_ahead.h"
-#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention {
 namespace {
-
-template <typename T>
-struct Operands {
-  const T* q;
-  const T* k;
-  const T* v;
-  T* out;
-  int64_t q_stride, k_stride, v_stride;
-};
 
 // One thread's scratch. Packed tiles of keys and values fill as the queries reach them.
 template <typename E>
@@ -46,18 +34,20 @@ struct Scratch {
   }
 };
 
-template <typename E>
-bool on_amx() {
-  return std::is_same_v<E, bf16> && tiles_use_amx();
-}
-
 template <typename T, typename E>
 class Forward {
  public:
   using A = Acc<E>;
 
-  Forward(const Context* ctx, const Geometry& g, const Operands<T>& operands, A* lse)
-      : ctx_(ctx), g_(g), query_scale_(take_query_scale<E>(g_)), operands_(operands), lse_(lse) {}
+  Forward(const Context* ctx, const Geometry& g, const balora_attention_forward& o)
+      : ctx_(ctx),
+        g_(g),
+        query_scale_(take_query_scale<E>(g_)),
+        q_(o.q),
+        k_(o.k),
+        v_(o.v),
+        out_(o.out),
+        lse_(data_of<A>(o.lse)) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<E>& scratch) const {
     std::fill(scratch.packed, scratch.packed + tile_count(segment.rows), uint8_t{0});
@@ -74,10 +64,9 @@ class Forward {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
-    RowsAhead<T> ahead = ahead_of(segment, run, head, tile, scratch, kProducts * met.count());
-    for (int64_t first = own.first; first < own.last; first += block_) {
-      const int64_t queries = std::min(block_, own.last - first);
-      query_block(segment, run.kv_head, head, met, {first, queries}, scratch, ahead);
+    for (int64_t first = own.first; first < own.last; first += core_.queries) {
+      const int64_t queries = std::min(core_.queries, own.last - first);
+      query_block(segment, run.kv_head, head, met, {first, queries}, scratch);
     }
   }
 
@@ -86,10 +75,9 @@ class Forward {
   };
 
   void query_block(const Segment& segment, int64_t kv_head, int64_t head, const TileRange& met,
-                   const Block& own, const Scratch<E>& scratch, RowsAhead<T>& ahead) const {
+                   const Block& own, const Scratch<E>& scratch) const {
     const int64_t r = tile_padded(own.queries), d = g_.padded(), row = segment.query(own.first);
-    Packing<T, E>::columns_right(rows_of(operands_.q, operands_.q_stride, row, head, own.queries),
-                                 scratch.q, r, d);
+    core_.columns_right(q_.source(row, head, own.queries), scratch.q, r, d);
     if constexpr (kScaledQueries<E>) scale_packed(scratch.q, r * d, query_scale_);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
@@ -100,53 +88,24 @@ class Forward {
       const Keys keys(segment, key_tile);
       const int64_t at = keys.first * d, n = tile_padded(keys.count);
       const Band band = band_of(g_, own.first, keys.first);
-      ahead.ask();
       score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
-      Softmax<E>::run({.geometry = g_,
-                       .segment_rows = segment.rows,
-                       .first_query = own.first,
-                       .queries = own.queries,
-                       .first_key = keys.first,
-                       .keys = keys.count,
-                       .padded_queries = r,
-                       .padded_keys = n,
-                       .padded_size = d,
-                       .scores = scratch.scores,
-                       .p = scratch.p,
-                       .highest = scratch.highest,
-                       .total = scratch.total,
-                       .out = scratch.out});
-      ahead.ask();
+      softmax<T, E>({.geometry = g_,
+                     .segment_rows = segment.rows,
+                     .first_query = own.first,
+                     .queries = own.queries,
+                     .first_key = keys.first,
+                     .keys = keys.count,
+                     .padded_queries = r,
+                     .padded_keys = n,
+                     .padded_size = d,
+                     .scores = scratch.scores,
+                     .p = scratch.p,
+                     .highest = scratch.highest,
+                     .total = scratch.total,
+                     .out = scratch.out});
       sum_over_keys(band, {d, r, n}, scratch.values + at, scratch.p, scratch.out);
     }
     finish(row, own.queries, head, scratch);
-  }
-
-  static constexpr int64_t kProducts = 2;
-
-  Source<T> rows_of(const T* data, int64_t stride, int64_t row, int64_t head, int64_t rows) const {
-    return {data + row * stride + head * g_.size, stride, rows, g_.size};
-  }
-
-  // The rows that the tile writes at its end, the queries of the run's next one, and the keys beside
-  // those, which this is the first to meet. `products`: of the tile, which meets keys.
-  RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t head, int64_t tile,
-                        const Scratch<E>& scratch, int64_t products) const {
-    RowsAhead<T> ahead(products);
-    if (!asks_) return ahead;
-    const Queries own(segment, tile);
-    ahead.add(
-        rows_of(operands_.out, g_.heads * g_.size, segment.query(own.first), head, own.count()));
-    const bool more = head + 1 < (run.kv_head + 1) * g_.group();
-    if (!more && tile + 1 == run.last) return ahead;
-    const Queries next(segment, more ? tile : tile + 1);
-    ahead.add(rows_of(operands_.q, operands_.q_stride, segment.query(next.first),
-                      more ? head + 1 : run.kv_head * g_.group(), next.count()));
-    if (more || scratch.packed[tile + 1]) return ahead;
-    const Keys keys(segment, tile + 1);
-    ahead.add(rows_of(operands_.k, operands_.k_stride, keys.row, run.kv_head, keys.count));
-    ahead.add(rows_of(operands_.v, operands_.v_stride, keys.row, run.kv_head, keys.count));
-    return ahead;
   }
 
   void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile,
@@ -155,57 +114,40 @@ class Forward {
     scratch.packed[tile] = 1;
     const Keys keys(segment, tile);
     const int64_t d = g_.padded(), at = keys.first * d, n = tile_padded(keys.count);
-    Packing<T, E>::rows_left(
-        rows_of(operands_.k, operands_.k_stride, keys.row, kv_head, keys.count), scratch.keys + at,
-        n, d);
-    Packing<T, E>::columns_left(
-        rows_of(operands_.v, operands_.v_stride, keys.row, kv_head, keys.count),
-        scratch.values + at, n, d);
+    core_.rows_left(k_.source(keys.row, kv_head, keys.count), scratch.keys + at, n, d);
+    core_.columns_left(v_.source(keys.row, kv_head, keys.count), scratch.values + at, n, d);
   }
 
   void finish(int64_t row, int64_t queries, int64_t head, const Scratch<E>& scratch) const {
     A lse[kTile];
-    Softmax<E>::finish(queries, scratch.highest, scratch.total, lse);
+    finish_softmax(queries, scratch.highest, scratch.total, lse);
     for (int64_t i = 0; i < queries; ++i) lse_[(row + i) * g_.heads + head] = lse[i];
-    Unpacking<T>::columns(scratch.out, tile_padded(queries),
-                          operands_.out + (row * g_.heads + head) * g_.size, g_.heads * g_.size,
-                          queries, g_.size, scratch.total);
+    core_.unpack_columns(scratch.out, tile_padded(queries), scratch.total, out_.at(row, head),
+                         out_.stride, queries, g_.size);
   }
 
   const Context* ctx_;
   Geometry g_;
   double query_scale_;
-  Operands<T> operands_;
+  Heads<T> q_, k_, v_, out_;
   A* lse_;
-  // Queries that meet a tile of keys together: what half a tile uses stays in L1 beside AMX's tiles.
-  int64_t block_ = on_amx<E>() ? kTile / 2 : kTile;
-  // Whether rows are asked for ahead of time: AMX, whose tile loads have the same line buffers,
-  // loses more than it gains.
-  bool asks_ = !on_amx<E>();
+  const AttentionCore<T, E>& core_ = core_of<T, E>();
 };
 
-// Padding rows give zeros.
-template <typename T, typename A>
-void clear_padding(const Segment& segment, const Geometry& g, T* out, A* lse) {
-  const int64_t from = segment.query(std::max(segment.rows, segment.skip));
-  const int64_t stop = segment.query(segment.stop - segment.begin);
-  std::fill(out + from * g.heads * g.size, out + stop * g.heads * g.size, T{});
-  std::fill(lse + from * g.heads, lse + stop * g.heads, A(0));
-}
-
 template <typename T, typename E>
-void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-             const balora_attention_forward& o, const Operands<T>& operands) {
+void forward(Context* ctx, const balora_attention_forward& o) {
   using A = Acc<E>;
-  for (const Segment& segment : segments) {
-    clear_padding(segment, g, operands.out, data_of<A>(o.lse));
-  }
-  if constexpr (std::is_same_v<E, bf16>) {
-    if (rows::has(g)) return rows::forward(ctx, g, segments, o);
+  const Geometry g = geometry_of(o);
+  const std::vector<Segment> segments = segments_of(o);
+  for (const Segment& segment : segments) {  // padding rows give zeros
+    const int64_t from = segment.query(std::max(segment.rows, segment.skip));
+    const int64_t stop = segment.query(segment.stop - segment.begin);
+    clear_rows(Heads<T>(o.out), g.heads, from, stop);
+    std::fill(data_of<A>(o.lse) + from * g.heads, data_of<A>(o.lse) + stop * g.heads, A(0));
   }
   const Plan plan = make_plan(g, segments, ctx->num_threads, false);
   char* memory = workspace<char>(ctx, scratch_bytes<Scratch<E>>(g, plan) * plan.width());
-  const Forward<T, E> forward(ctx, g, operands, data_of<A>(o.lse));
+  const Forward<T, E> forward(ctx, g, o);
   for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
     forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
@@ -217,19 +159,8 @@ void forward(Context* ctx, const Geometry& g, const std::vector<Segment>& segmen
 namespace balora {
 
 int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o) {
-  using namespace attention;
-  const Geometry g = geometry_of(o);
-  const std::vector<Segment> segments = segments_of(o);
-  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
-    const Operands<T> operands{.q = data_of<T>(o.q),
-                               .k = data_of<T>(o.k),
-                               .v = data_of<T>(o.v),
-                               .out = data_of<T>(o.out),
-                               .q_stride = o.q->stride[0],
-                               .k_stride = o.k->stride[0],
-                               .v_stride = o.v->stride[0]};
-    attention::forward<T, E>(ctx, g, segments, o, operands);
-  });
+  attention::dispatch_tiles(o.q->dtype,
+                            [&]<typename T, typename E>() { attention::forward<T, E>(ctx, o); });
   return 0;
 }
 

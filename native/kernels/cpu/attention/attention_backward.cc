@@ -8,31 +8,203 @@
 // A thread owns runs of key tiles, so dk and dv are its own; dq sums over key tiles, and where
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. A tile of queries at a time: its packed copies and its
-// dq stay in the nearest cache, and what the next one reads is asked for meanwhile.
-#include "kernels/cpu/attention/attention_amx.h"
-#include "kernels/cpu/attention/attention_heads.h"
-#include "kernels/cpu/attention/attention_pair.h"
-#include "kernels/cpu/attention/attention_rows.h"
+// dq stay in the nearest cache.
+#include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_slots.h"
-#include "kernels/cpu/attention/rows_ahead.h"
-#include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention {
 namespace {
 
+// A pair's place in its segment, and what the forward left of its queries.
+template <typename A>
+struct PairPlace {
+  int64_t segment_rows;
+  int64_t first_query, queries, first_key, keys;
+  bool is_first;   // of the pairs of these queries
+  const A* lse;    // (r)
+  const A* delta;  // (r)
+};
+
+// A tile of queries and one of keys: what of both is packed, the sums of their gradients, and the
+// five products between. Scores of f32 and f64 lie as queries by keys: queries and dout are packed
+// once each, for A and B operands alike, and what the other operands take to turn is done once for
+// a tile of keys. Products of bf16 multiply pairs of rows of p and ds, which are summed over
+// queries, so these lie as keys by queries here. AMX has a backward of its own.
+template <typename T, typename E>
+class TilePair {
+ public:
+  using A = Acc<E>;
+
+  // `tiles`: of keys.
+  TilePair(Arena& arena, const Geometry& g, int64_t tiles)
+      : g_(g), query_scale_(take_query_scale<E>(g_)), tile_(kTile * g.padded()) {
+    for (E** keys : {&keys_, &keys_turned_, &values_}) *keys = arena.take<E>(tiles * tile_);
+    const int64_t turned = kQueriesByKeys<E> ? 0 : tile_;
+    for (E** rows : {&q_, &dout_}) *rows = arena.take<E>(tile_);
+    for (E** columns : {&q_turned_, &dout_turned_}) *columns = arena.take<E>(turned);
+    for (A** square : {&scores_, &dp_}) *square = arena.take<A>(kTile * kTile);
+    p_ = in_place_or_taken<E>(arena, scores_);
+    ds_ = in_place_or_taken<E>(arena, dp_);
+    ds_right_ = kQueriesByKeys<E> ? nullptr : arena.take<E>(kTile * kTile);
+    for (A** sums : {&dk_, &dv_}) *sums = arena.take<A>(tiles * tile_);
+    dq_ = arena.take<A>(tile_);
+  }
+
+  // (keys, padded size) from tile 0 on.
+  const A* dk() const { return dk_; }
+  const A* dv() const { return dv_; }
+  // (r, padded size), of bf16 (padded size, r).
+  const A* dq() const { return dq_; }
+
+  // Sums of the tiles [first, last) of keys, or of queries that meet no keys, become zeros.
+  void clear_keys(int64_t first, int64_t last) const {
+    for (A* sums : {dk_, dv_}) std::fill(sums + first * tile_, sums + last * tile_, A(0));
+  }
+  void clear_queries() const { std::fill(dq_, dq_ + tile_, A(0)); }
+
+  void pack_keys(int64_t tile, const Source<T>& k, const Source<T>& v) const {
+    const int64_t n = tile_padded(k.rows), d = g_.padded(), at = tile * tile_;
+    if constexpr (kQueriesByKeys<E>) {
+      core_of<T, E>().columns_right(k, keys_turned_ + at, n, d);
+      core_of<T, E>().columns_right(v, values_ + at, n, d);
+      core_of<T, E>().rows_right(k, keys_ + at, n, d);
+      scale_packed(keys_ + at, n * d, query_scale_);
+    } else {
+      core_of<T, E>().rows_left(k, keys_ + at, n, d);
+      core_of<T, E>().rows_left(v, values_ + at, n, d);
+      core_of<T, E>().columns_left(k, keys_turned_ + at, n, d);
+    }
+  }
+
+  void pack_queries(const Source<T>& q, const Source<T>& dout) const {
+    const int64_t r = tile_padded(q.rows), d = g_.padded();
+    core_of<T, E>().rows_right(q, q_, r, d);
+    core_of<T, E>().rows_right(dout, dout_, r, d);
+    if constexpr (kQueriesByKeys<E>) {
+      scale_packed(q_, r * d, query_scale_);
+    } else {
+      core_of<T, E>().columns_right(q, q_turned_, r, d);
+      core_of<T, E>().columns_right(dout, dout_turned_, r, d);
+    }
+  }
+
+  // Adds what the pair gives to the sums.
+  void run(const PairPlace<A>& place) const {
+    const Band band = band_of(g_, place.first_query, place.first_key);
+    gradients(place, band);
+    add(place, band);
+  }
+
+  // Stores sums of dq as rows, `stride` elements apart.
+  static void write_queries(const A* sums, const Geometry& g, int64_t queries, T* out,
+                            int64_t stride) {
+    if constexpr (kQueriesByKeys<E>) {
+      core_of<T, E>().unpack_rows(sums, g.padded(), out, stride, queries, g.size);
+    } else {
+      core_of<T, E>().unpack_columns(sums, tile_padded(queries), nullptr, out, stride, queries,
+                                     g.size);
+    }
+  }
+
+ private:
+  // p and ds of the pair.
+  void gradients(const PairPlace<A>& place, const Band& band) const {
+    const int64_t r = tile_padded(place.queries), n = tile_padded(place.keys), d = g_.padded();
+    const E* keys = (kQueriesByKeys<E> ? keys_turned_ : keys_) + place.first_key * d;
+    const E *values = values_ + place.first_key * d, *q = kQueriesByKeys<E> ? q_ : q_turned_;
+    const E* dout = kQueriesByKeys<E> ? dout_ : dout_turned_;
+    if constexpr (std::is_same_v<E, float>) {
+      const auto whole_gradient = core_of<T, E>().whole_gradient;
+      if (whole_gradient && is_whole(band, place.queries, place.keys) && g_.softcap == 0) {
+        whole_gradient({.size = d,
+                        .q = q,
+                        .dout = dout,
+                        .keys = keys,
+                        .values = values,
+                        .lse = place.lse,
+                        .delta = place.delta,
+                        .p = p_,
+                        .ds = ds_});
+        return;
+      }
+    }
+    if constexpr (kQueriesByKeys<E>) {
+      score_rows(band, {r, n, d}, q, keys, scores_);
+      score_rows(band, {r, n, d}, dout, values, dp_);
+    } else {
+      score_product(band, {n, r, d}, keys, q, scores_);
+      score_product(band, {n, r, d}, values, dout, dp_);
+    }
+    score_gradient<T, E>({.geometry = g_,
+                          .segment_rows = place.segment_rows,
+                          .first_query = place.first_query,
+                          .queries = place.queries,
+                          .first_key = place.first_key,
+                          .keys = place.keys,
+                          .padded_queries = r,
+                          .padded_keys = n,
+                          .scores = scores_,
+                          .dp = dp_,
+                          .lse = place.lse,
+                          .delta = place.delta,
+                          .p = p_,
+                          .ds = ds_,
+                          .ds_right = ds_right_});
+  }
+
+  // Their sums.
+  void add(const PairPlace<A>& place, const Band& band) const {
+    const int64_t r = tile_padded(place.queries), n = tile_padded(place.keys), d = g_.padded();
+    const int64_t at = place.first_key * d;
+    if constexpr (kQueriesByKeys<E>) {
+      sum_rows_over_queries(band, {n, d, r}, p_, dout_, dv_ + at);
+      sum_rows_over_queries(band, {n, d, r}, ds_, q_, dk_ + at);
+      sum_rows_over_keys(band, {r, d, n}, ds_, keys_ + at, dq_, !place.is_first);
+    } else {
+      if (place.is_first) clear_queries();
+      sum_over_queries(band, {n, d, r}, p_, dout_, dv_ + at);
+      sum_over_queries(band, {n, d, r}, ds_, q_, dk_ + at);
+      sum_over_keys(band, {d, r, n}, keys_turned_ + at, ds_right_, dq_);
+    }
+  }
+
+  Geometry g_;
+  double query_scale_;
+  int64_t tile_;
+  // B operands (n,d), (d,n), (d,n); of bf16 A operands (n,d), (d,n), (n,d).
+  E *keys_, *keys_turned_, *values_;
+  E *q_, *dout_;                // B operands (r,d), of f32 and f64 A operands as well
+  E *q_turned_, *dout_turned_;  // of bf16: B operands (d,r)
+  E *p_, *ds_, *ds_right_;
+  A *scores_, *dp_, *dk_, *dv_, *dq_;
+};
+
 template <typename T, typename A>
 struct Operands {
   Heads<T> dout, q, k, v, out, dq, dk, dv;
   const A* lse;  // (M,H)
+
+  explicit Operands(const balora_attention_backward& o)
+      : dout(o.dout),
+        q(o.q),
+        k(o.k),
+        v(o.v),
+        out(o.out),
+        dq(o.dq),
+        dk(o.dk),
+        dv(o.dv),
+        lse(data_of<A>(o.lse)) {}
 };
 
 // One thread's scratch: the pair of tiles that is at work, and which tiles of keys are packed.
-template <typename E>
+template <typename T, typename E>
 struct Scratch {
   using A = Acc<E>;
-  TilePair<E> pair;
+  TilePair<T, E> pair;
   A *lse, *delta;
   uint8_t* packed_keys;
 
@@ -47,11 +219,11 @@ class Backward {
  public:
   using A = Acc<E>;
 
-  Backward(const Context* ctx, const Geometry& g, const Operands<T, A>& operands,
+  Backward(const Context* ctx, const Geometry& g, const balora_attention_backward& o,
            const Slots<A>& slots)
-      : ctx_(ctx), g_(g), o_(operands), slots_(slots) {}
+      : ctx_(ctx), g_(g), o_(o), slots_(slots) {}
 
-  void run(const Segment& segment, const Run& run, const Scratch<E>& s) const {
+  void run(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
     const int64_t tiles = tile_count(segment.rows), tile = kTile * g_.padded();
     std::fill(s.packed_keys, s.packed_keys + tiles, uint8_t{0});
     s.pair.clear_keys(run.first, run.last);
@@ -72,42 +244,18 @@ class Backward {
   void write_dq(const Segment& segment, int64_t head, int64_t tile, const A* sums) const {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
-    TilePair<E>::write_queries(sums, g_, own.count(), o_.dq.at(segment.query(own.first), head),
-                               o_.dq.stride);
+    TilePair<T, E>::write_queries(sums, g_, own.count(), o_.dq.at(segment.query(own.first), head),
+                                  o_.dq.stride);
   }
 
  private:
-  // The rows of the queries after head h of a tile: those of the next head, or of the next tile,
-  // which is the first to meet the keys beside it.
-  RowsAhead<T> ahead_of(const Segment& segment, const Run& run, int64_t h, int64_t tile,
-                        const Scratch<E>& s, int64_t products) const {
-    RowsAhead<T> ahead(products);
-    const bool more = h + 1 < g_.group();
-    const int64_t head = run.kv_head * g_.group() + (more ? h + 1 : 0);
-    const int64_t next = more ? tile : tile + 1;
-    const Queries own(segment, next);
-    const int64_t row = segment.query(own.first), rows = own.count();
-    if (rows == 0) return ahead;
-    for (const Heads<T>* heads : {&o_.q, &o_.dout, &o_.out, &o_.dq}) {
-      ahead.add(heads->source(row, head, rows));
-    }
-    if (more || next < run.first || next >= run.last || s.packed_keys[next]) return ahead;
-    const Keys keys(segment, next);
-    for (const Heads<T>* heads : {&o_.k, &o_.v}) {
-      ahead.add(heads->source(keys.row, run.kv_head, keys.count));
-    }
-    return ahead;
-  }
-
   void query_tile(const Segment& segment, const Run& run, int64_t h, int64_t tile,
-                  const Scratch<E>& s) const {
+                  const Scratch<T, E>& s) const {
     const TileRange met = keys_of_queries(g_, segment, tile);
     const int64_t first = std::max(met.first, run.first), last = std::min(met.last, run.last);
     if (first >= last) return s.pair.clear_queries();
     const Queries own(segment, tile);
     pack_queries(segment, run.kv_head * g_.group() + h, own, s);
-    RowsAhead<T> ahead =
-        ahead_of(segment, run, h, tile, s, TilePair<E>::kProducts * (last - first));
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
       const Keys keys(segment, key_tile);
       pack_keys(keys, run.kv_head, key_tile, s);
@@ -118,12 +266,11 @@ class Backward {
                   .keys = keys.count,
                   .is_first = key_tile == first,
                   .lse = s.lse,
-                  .delta = s.delta},
-                 [&] { ahead.ask(); });
+                  .delta = s.delta});
     }
   }
 
-  void pack_keys(const Keys& keys, int64_t kv_head, int64_t tile, const Scratch<E>& s) const {
+  void pack_keys(const Keys& keys, int64_t kv_head, int64_t tile, const Scratch<T, E>& s) const {
     if (s.packed_keys[tile]) return;
     s.packed_keys[tile] = 1;
     s.pair.pack_keys(tile, o_.k.source(keys.row, kv_head, keys.count),
@@ -131,19 +278,20 @@ class Backward {
   }
 
   void pack_queries(const Segment& segment, int64_t head, const Queries& own,
-                    const Scratch<E>& s) const {
+                    const Scratch<T, E>& s) const {
     const int64_t row = segment.query(own.first), queries = own.count();
     const Source<T> dout = o_.dout.source(row, head, queries);
     s.pair.pack_queries(o_.q.source(row, head, queries), dout);
-    Unpacking<T>::row_dots(dout, o_.out.source(row, head, queries), s.delta);
+    core_of<T, E>().row_dots(dout, o_.out.source(row, head, queries), s.delta);
     for (int64_t i = 0; i < queries; ++i) s.lse[i] = o_.lse[(row + i) * g_.heads + head];
   }
 
-  void write_keys(const Segment& segment, const Run& run, const Scratch<E>& s) const {
+  void write_keys(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
     const int64_t first = run.first * kTile, d = g_.padded(), row = segment.begin + first;
     const int64_t keys = std::min(segment.rows, run.last * kTile) - first;
     for (const auto& [sums, out] : {std::pair(s.pair.dk(), o_.dk), std::pair(s.pair.dv(), o_.dv)}) {
-      Unpacking<T>::rows(sums + first * d, d, out.at(row, run.kv_head), out.stride, keys, g_.size);
+      core_of<T, E>().unpack_rows(sums + first * d, d, out.at(row, run.kv_head), out.stride, keys,
+                                  g_.size);
     }
   }
 
@@ -153,48 +301,44 @@ class Backward {
   Slots<A> slots_;
 };
 
-template <typename T, typename E>
-void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-              const balora_attention_backward& o, const Operands<T, Acc<E>>& operands) {
-  using A = Acc<E>;
-  for (const Segment& segment : segments) {
+template <typename T>
+void clear_padding(const Geometry& g, const balora_attention_backward& o) {
+  for (const Segment& segment : segments_of(o)) {
     const int64_t padding = segment.begin + segment.rows;
-    clear_rows(operands.dq, g.heads, segment.query(std::max(segment.rows, segment.skip)),
+    clear_rows(Heads<T>(o.dq), g.heads, segment.query(std::max(segment.rows, segment.skip)),
                segment.query(segment.stop - segment.begin));
-    clear_rows(operands.dk, g.kv_heads, padding, segment.stop);
-    clear_rows(operands.dv, g.kv_heads, padding, segment.stop);
+    clear_rows(Heads<T>(o.dk), g.kv_heads, padding, segment.stop);
+    clear_rows(Heads<T>(o.dv), g.kv_heads, padding, segment.stop);
   }
-  if constexpr (std::is_same_v<E, bf16>) {
-    if (tiles_use_amx()) return amx::backward(ctx, g, segments, o);
-    if (rows::has(g)) return rows::backward(ctx, g, segments, o);
-  }
-  backward_runs<Scratch<E>, A>(ctx, g, segments, [&](const Slots<A>& slots) {
-    return Backward<T, E>(ctx, g, operands, slots);
+}
+
+void backward_by_tiles(Context* ctx, const balora_attention_backward& o) {
+  const Geometry g = geometry_of(o);
+  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
+    using A = Acc<E>;
+    backward_runs<Scratch<T, E>, A>(ctx, g, segments_of(o), [&](const Slots<A>& slots) {
+      return Backward<T, E>(ctx, g, o, slots);
+    });
   });
 }
+
+constexpr Implementation<balora_attention_backward> kBackward[] = {
+    BALORA_X86({"amx", platform::kAmx,
+                [](const balora_attention_backward& o) { return o.q->dtype == BALORA_BF16; },
+                x86::backward_on_amx}, ){"tiles", 0, nullptr, backward_by_tiles},
+};
 
 }  // namespace
 }  // namespace balora::attention
 
 namespace balora {
 
+BALORA_IMPLEMENTATIONS(attention_backward, attention::kBackward)
+
 int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
-  using namespace attention;
-  const Geometry g = geometry_of(o);
-  const std::vector<Segment> segments = segments_of(o);
-  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
-    const Operands<T, Acc<E>> operands{.dout = Heads<T>(o.dout),
-                                       .q = Heads<T>(o.q),
-                                       .k = Heads<T>(o.k),
-                                       .v = Heads<T>(o.v),
-                                       .out = Heads<T>(o.out),
-                                       .dq = Heads<T>(o.dq),
-                                       .dk = Heads<T>(o.dk),
-                                       .dv = Heads<T>(o.dv),
-                                       .lse = data_of<Acc<E>>(o.lse)};
-    attention::backward<T, E>(ctx, g, segments, o, operands);
-  });
-  return 0;
+  dispatch_float(o.q->dtype,
+                 [&]<typename T>() { attention::clear_padding<T>(attention::geometry_of(o), o); });
+  return run_first(attention::kBackward, ctx, o);
 }
 
 }  // namespace balora

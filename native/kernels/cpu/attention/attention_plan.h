@@ -43,11 +43,6 @@ struct Geometry {
 
   int64_t group() const { return heads / kv_heads; }
   int64_t padded() const { return tile_padded(size); }
-  // Whether scores of type A are only multiplied, by a positive number: it can be left to exponents.
-  template <typename A>
-  bool only_scales() const {
-    return softcap == 0 && static_cast<A>(scale) > 0;
-  }
 
   // Keys [first, last) that query t of a segment with `rows` rows sees.
   int64_t first_key(int64_t t) const { return window ? std::max<int64_t>(0, t - window + 1) : 0; }

@@ -69,4 +69,9 @@ void backward_runs(Context* ctx, const Geometry& g, const std::vector<Segment>& 
   merge_slots(ctx, g, segments, plan, slots, backward);
 }
 
+namespace x86 {
+// The backward of bf16 on AMX, but for padding rows.
+void backward_on_amx(Context* ctx, const balora_attention_backward& o);
+}  // namespace x86
+
 }  // namespace balora::attention

@@ -1,17 +1,15 @@
-// The online softmax and the gradient of the scores, column by column.
+// Operands of the tile products in and out of their packed orders, the online softmax and the
+// gradient of the scores, column by column; and the list of cores.
 #include "kernels/cpu/attention/attention_tiles.h"
 
 #include <cmath>
 #include <limits>
 
-#include "kernels/cpu/attention/attention_avx512.h"
-#include "kernels/cpu/attention/attention_band.h"
-#include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/shared/activations.h"
-#include "platform/cpu.h"
 
 namespace balora::attention {
 namespace {
@@ -43,60 +41,11 @@ BALORA_INLINE double exp_unit(double x) {
   return std::exp(x);
 }
 
-// Applies scale and soft-cap to the scores in place.
+// Probabilities of the keys [first, last) that no query of the block sees.
 template <typename A>
-BALORA_INLINE void cap_scores(A* s, int64_t first, int64_t last, A scale, A cap) {
-  for (int64_t j = first; j < last; j += kLanes) {
-#pragma omp simd
-    for (int64_t l = j; l < j + kLanes; ++l) {
-      const A scaled = s[l] * scale;
-      s[l] = cap == A(0) ? scaled : soft_capped<VectorMath>(scaled, cap);
-    }
-  }
-}
-
-// Rounding without to_bf16's care for NaN: a NaN here comes from bf16 operands or an invalid
-// operation, has zeros in its low bits, and so survives.
-BALORA_INLINE uint32_t rounded_bits(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return bits + 0x7fffu + ((bits >> 16) & 1u);
-}
-
-template <typename E, typename A>
-BALORA_INLINE E rounded(A value) {
-  if constexpr (std::is_same_v<E, bf16>) {
-    return {static_cast<uint16_t>(rounded_bits(value) >> 16)};
-  } else {
-    return value;
-  }
-}
-
-// Two rows of lanes as one row pair of a B operand.
-template <typename E, typename A>
-BALORA_INLINE void store_pair(const A* even, const A* odd, E* out, int64_t ld) {
-  if constexpr (std::is_same_v<E, bf16>) {
-    typedef uint32_t __attribute__((may_alias)) Word;
-    Word* words = reinterpret_cast<Word*>(out);
-#pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l) {
-      words[l] = rounded_bits(even[l]) >> 16 | (rounded_bits(odd[l]) & 0xffff0000u);
-    }
-  } else {
-#pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l) out[l] = even[l];
-#pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l) out[ld + l] = odd[l];
-  }
-}
-
-// Probabilities of the keys [first, last), both even, that no query of the block sees.
-template <typename E>
-BALORA_INLINE void zero_pairs(const SoftmaxTile<E>& t, int64_t column, int64_t first,
-                              int64_t last) {
-  constexpr int64_t kStep = kPairWidth<E>;
-  for (int64_t j = first; j < last; j += kStep) {
-    E* p = t.p + j * t.padded_queries + column * kStep;
-    std::fill(p, p + kLanes * kStep, E{});
+BALORA_INLINE void zero_keys(const SoftmaxTile<A>& t, int64_t column, int64_t first, int64_t last) {
+  for (int64_t j = first; j < last; ++j) {
+    std::fill_n(t.p + j * t.padded_queries + column, kLanes, A(0));
   }
 }
 
@@ -154,18 +103,12 @@ BALORA_INLINE void raise_maxima(const SoftmaxTile<E>& t, int64_t column, const B
 }
 
 // p = e^(s * scale - highest) of the block, and its sums over the keys.
-template <typename E>
-BALORA_INLINE void sum_exponentials(const SoftmaxTile<E>& t, int64_t column, const BlockKeys& keys,
-                                    Acc<E> scale, const Acc<E>* highest, Acc<E>* sum) {
-  using A = Acc<E>;
+template <typename A>
+BALORA_INLINE void sum_exponentials(const SoftmaxTile<A>& t, int64_t column, const BlockKeys& keys,
+                                    A scale, const A* highest, A* sum) {
   const int64_t ld = t.padded_queries;
   const A* s = t.scores + column;
-  E* p = t.p + column * kPairWidth<E>;
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, bf16>) {
-    return lanes::exponentials(s, ld, keys.first, keys.last, scale, highest, p, sum);
-  }
-#endif
+  A* p = t.p + column;
   for (int64_t j = keys.first; j < keys.last; j += 2) {
     A even[kLanes], odd[kLanes];
 #pragma omp simd
@@ -174,7 +117,10 @@ BALORA_INLINE void sum_exponentials(const SoftmaxTile<E>& t, int64_t column, con
       odd[l] = exp_unit(s[(j + 1) * ld + l] * scale - highest[l]);
       sum[l] += even[l] + odd[l];
     }
-    store_pair(even, odd, p + j * ld, ld);
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) p[j * ld + l] = even[l];
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) p[(j + 1) * ld + l] = odd[l];
   }
 }
 
@@ -185,22 +131,13 @@ BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t column) {
   using A = Acc<E>;
   const Geometry& g = t.geometry;
   const BlockKeys keys = keys_of_block(t, column);
-  const int64_t ld = t.padded_queries;
-  A* s = t.scores + column;
-  // The scale then goes into the exponent.
-  const bool plain = g.template only_scales<A>();
-  const A scale = plain ? static_cast<A>(g.scale) : A(1);
-  if (!plain) {
-    for (int64_t j = keys.first; j < keys.last; ++j) {
-      cap_scores(s + j * ld, 0, kLanes, static_cast<A>(g.scale), static_cast<A>(g.softcap));
-    }
-  }
+  const A scale = static_cast<A>(g.scale);
   mask_block(t, column, keys);
   A highest[kLanes], before[kLanes], sum[kLanes] = {}, rescale[kLanes];
   raise_maxima(t, column, keys, scale, before, highest);
   sum_exponentials(t, column, keys, scale, highest, sum);
-  zero_pairs(t, column, 0, keys.first);
-  zero_pairs(t, column, keys.last, t.padded_keys);
+  zero_keys(t, column, 0, keys.first);
+  zero_keys(t, column, keys.last, t.padded_keys);
   int rescaled = 0;
 #pragma omp simd reduction(| : rescaled)
   for (int64_t l = 0; l < kLanes; ++l) {
@@ -219,7 +156,7 @@ BALORA_INLINE void softmax_columns(const SoftmaxTile<E>& t) {
     if (column < t.queries) {
       softmax_block(t, column);
     } else {
-      zero_pairs(t, column, 0, t.padded_keys);
+      zero_keys(t, column, 0, t.padded_keys);
     }
   }
 }
@@ -245,51 +182,131 @@ BALORA_INLINE Columns seen_in_row(const GradTile<E>& t, int64_t row) {
   }
 }
 
-template <typename E>
-BALORA_INLINE void gradient_rows(const GradTile<E>& t) {
-  using A = Acc<E>;
-  const A scale = static_cast<A>(t.geometry.scale), cap = static_cast<A>(t.geometry.softcap);
-  const int64_t rows = kQueriesByKeys<E> ? t.queries : t.keys;
-  const int64_t padded_rows = kQueriesByKeys<E> ? t.padded_queries : t.padded_keys;
-  const int64_t ld = kQueriesByKeys<E> ? t.padded_keys : t.padded_queries;
-  for (int64_t row = 0; row < rows; ++row) {
+template <typename A>
+BALORA_INLINE void gradient_rows(const GradTile<A>& t) {
+  const A scale = static_cast<A>(t.geometry.scale);
+  const int64_t ld = t.padded_keys;
+  for (int64_t row = 0; row < t.queries; ++row) {
     const Columns seen = seen_in_row(t, row);
     const A *s = t.scores + row * ld, *dp = t.dp + row * ld;
-    E *p = t.p + row * ld, *ds = t.ds + row * ld;
+    A *p = t.p + row * ld, *ds = t.ds + row * ld;
     const int64_t first = block_first(seen), last = std::max(first, block_last(seen));
     for (int64_t block = first; block < last; block += kLanes) {
-      if (cap != A(0)) {
 #pragma omp simd
-        for (int64_t i = block; i < block + kLanes; ++i) {
-          const int64_t query = kQueriesByKeys<E> ? row : i;
-          const A score = soft_capped<VectorMath>(s[i] * scale, cap), ratio = score / cap;
-          const A probability = exp_unit(score - t.lse[query]);
-          const A slope = (A(1) - ratio * ratio) * scale;
-          p[i] = rounded<E>(probability);
-          ds[i] = rounded<E>(probability * (dp[i] - t.delta[query]) * slope);
-        }
-      } else {
-#pragma omp simd
-        for (int64_t i = block; i < block + kLanes; ++i) {
-          const int64_t query = kQueriesByKeys<E> ? row : i;
-          const A probability = exp_unit(s[i] * scale - t.lse[query]);
-          p[i] = rounded<E>(probability);
-          ds[i] = rounded<E>(probability * (dp[i] - t.delta[query]) * scale);
-        }
+      for (int64_t i = block; i < block + kLanes; ++i) {
+        const A probability = exp_unit(s[i] * scale - t.lse[row]);
+        p[i] = probability;
+        ds[i] = probability * (dp[i] - t.delta[row]) * scale;
       }
     }
     const Columns inner = seen.first < seen.last ? seen : Columns{0, 0};
-    fill_outside(p, inner, 0, ld, E{});
-    fill_outside(ds, inner, 0, ld, E{});
+    fill_outside(p, inner, 0, ld, A(0));
+    fill_outside(ds, inner, 0, ld, A(0));
   }
-  std::fill(t.p + rows * ld, t.p + padded_rows * ld, E{});
-  std::fill(t.ds + rows * ld, t.ds + padded_rows * ld, E{});
-  if constexpr (!kQueriesByKeys<E>) {
-    for (int64_t j = 0; j < t.padded_keys; j += 2) {
-      const bf16* even = t.ds + j * t.padded_queries;
-      interleave(even, even + t.padded_queries, t.ds_right + j * t.padded_queries,
-                 t.padded_queries);
+  std::fill(t.p + t.queries * ld, t.p + t.padded_queries * ld, A(0));
+  std::fill(t.ds + t.queries * ld, t.ds + t.padded_queries * ld, A(0));
+}
+
+// The scores of a tile as the softmax takes them without a scale and a soft-cap.
+template <typename E>
+BALORA_INLINE void cap_scores(const SoftmaxTile<E>& t) {
+  using A = Acc<E>;
+  const A scale = static_cast<A>(t.geometry.scale), cap = static_cast<A>(t.geometry.softcap);
+  for (int64_t column = 0; column < t.queries; column += kLanes) {
+    const BlockKeys keys = keys_of_block(t, column);
+    for (int64_t j = keys.first; j < keys.last; ++j) {
+      A* s = t.scores + j * t.padded_queries + column;
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const A scaled = s[l] * scale;
+        s[l] = cap == A(0) ? scaled : soft_capped<VectorMath>(scaled, cap);
+      }
     }
+  }
+}
+
+// The same for the gradient, whose dp gets what it lacks: delta, the slope of the soft-cap, scale.
+template <typename E>
+BALORA_INLINE void cap_gradients(const GradTile<E>& t) {
+  using A = Acc<E>;
+  const A scale = static_cast<A>(t.geometry.scale), cap = static_cast<A>(t.geometry.softcap);
+  const int64_t rows = kQueriesByKeys<E> ? t.queries : t.keys;
+  const int64_t ld = kQueriesByKeys<E> ? t.padded_keys : t.padded_queries;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Columns seen = seen_in_row(t, row);
+    A *s = t.scores + row * ld, *dp = t.dp + row * ld;
+    for (int64_t block = block_first(seen); block < block_last(seen); block += kLanes) {
+#pragma omp simd
+      for (int64_t i = block; i < block + kLanes; ++i) {
+        const A score = soft_capped<VectorMath>(s[i] * scale, cap), ratio = score / cap;
+        s[i] = score;
+        dp[i] = (dp[i] - t.delta[kQueriesByKeys<E> ? row : i]) * ((A(1) - ratio * ratio) * scale);
+      }
+    }
+  }
+}
+
+// ---- operands -----------------------------------------------------------------------------------
+
+template <typename T, typename E>
+BALORA_INLINE E convert(T value) {
+  if constexpr (std::is_same_v<T, E>) {
+    return value;
+  } else {
+    return store<E>(load(value));
+  }
+}
+
+template <typename T, typename E>
+BALORA_INLINE void pack_rows(const Source<T>& s, E* out, int64_t r, int64_t d) {
+  for (int64_t i = 0; i < s.rows; ++i) {
+    const T* row = s.data + i * s.stride;
+#pragma omp simd
+    for (int64_t c = 0; c < s.size; ++c) out[i * d + c] = convert<T, E>(row[c]);
+    for (int64_t c = s.size; c < d; ++c) out[i * d + c] = E{};
+  }
+  std::fill(out + s.rows * d, out + r * d, E{});
+}
+
+template <typename T, typename E>
+BALORA_INLINE void pack_columns(const Source<T>& s, E* out, int64_t r, int64_t d) {
+  for (int64_t c = 0; c < s.size; ++c) {
+    for (int64_t i = 0; i < s.rows; ++i) out[c * r + i] = convert<T, E>(s.data[i * s.stride + c]);
+    for (int64_t i = s.rows; i < r; ++i) out[c * r + i] = E{};
+  }
+  std::fill(out + s.size * r, out + d * r, E{});
+}
+
+template <typename T, typename A>
+BALORA_INLINE void unpack_rows(const A* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
+                               int64_t size) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const A* from = sums + i * ld;
+    T* to = out + i * stride;
+#pragma omp simd
+    for (int64_t d = 0; d < size; ++d) to[d] = store<T>(from[d]);
+  }
+}
+
+template <typename T, typename A>
+BALORA_INLINE void unpack_columns(const A* sums, int64_t ld, const A* factors, T* out,
+                                  int64_t stride, int64_t rows, int64_t size) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const A factor = factors ? factors[i] : A(1);
+    T* to = out + i * stride;
+#pragma omp simd
+    for (int64_t d = 0; d < size; ++d) to[d] = store<T>(sums[d * ld + i] * factor);
+  }
+}
+
+template <typename T, typename A>
+BALORA_INLINE void dot_rows(const Source<T>& x, const Source<T>& y, A* out) {
+  for (int64_t i = 0; i < x.rows; ++i) {
+    const T *a = x.data + i * x.stride, *b = y.data + i * y.stride;
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < x.size; ++d) sum += load(a[d]) * load(b[d]);
+    out[i] = sum;
   }
 }
 
@@ -308,50 +325,108 @@ void scale_packed(E* values, int64_t count, double factor) {
 template void scale_packed(float*, int64_t, double);
 template void scale_packed(double*, int64_t, double);
 
-template <typename E>
-void Softmax<E>::run(const SoftmaxTile<E>& tile) {
-#ifdef BALORA_TILES
-  if constexpr (!std::is_same_v<E, double>) {
-    if (platform::cpu().uses(platform::kAvx512) && tile.geometry.template only_scales<float>()) {
-      return avx512::softmax(tile);
-    }
-  }
-#endif
-  at_level<&softmax_columns<E>>(tile);
+template <typename A>
+void finish_softmax(int64_t queries, const A* highest, A* total, A* lse) {
+  at_level<&finish_queries<A>>(queries, highest, total, lse);
 }
-template <typename E>
-void Softmax<E>::finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse) {
-  at_level<&finish_queries<Acc<E>>>(queries, highest, total, lse);
-}
-template <typename E>
-void ScoreGradient<E>::run(const GradTile<E>& tile) {
-#ifdef BALORA_TILES
-  if constexpr (std::is_same_v<E, bf16>) {
-    if (tile.geometry.softcap == 0) return lanes::score_gradient(tile);
+template void finish_softmax(int64_t, const float*, float*, float*);
+template void finish_softmax(int64_t, const double*, double*, double*);
+
+template <typename T, typename E>
+void softmax(SoftmaxTile<E> tile) {
+  Geometry& g = tile.geometry;
+  if (g.softcap != 0 || !(static_cast<Acc<E>>(g.scale) > 0)) {
+    at_level<&cap_scores<E>>(tile);
+    g.scale = 1, g.softcap = 0;
   }
-  if constexpr (std::is_same_v<E, float>) {
-    if (platform::cpu().uses(platform::kAvx512) && tile.geometry.softcap == 0)
-      return avx512::score_gradient(tile);
-  }
-#endif
-  at_level<&gradient_rows<E>>(tile);
+  core_of<T, E>().softmax(tile);
 }
 
-bool whole_gradient([[maybe_unused]] const WholePair& pair) {
-#ifdef BALORA_TILES
-  if (platform::cpu().uses(platform::kAvx512)) {
-    avx512::whole_gradient(pair);
-    return true;
+template <typename T, typename E>
+void score_gradient(GradTile<E> tile) {
+  alignas(64) static constexpr Acc<E> kNone[kTile] = {};
+  Geometry& g = tile.geometry;
+  if (g.softcap != 0) {
+    at_level<&cap_gradients<E>>(tile);
+    g.scale = 1, g.softcap = 0, tile.delta = kNone;
   }
-#endif
-  return false;
+  core_of<T, E>().gradient(tile);
 }
 
-template struct Softmax<float>;
-template struct Softmax<bf16>;
-template struct Softmax<double>;
-template struct ScoreGradient<float>;
-template struct ScoreGradient<bf16>;
-template struct ScoreGradient<double>;
+namespace {
+
+// Loops that the compiler finds instructions for, of tiles that are not of bf16.
+template <typename T, typename E>
+constexpr AttentionCore<T, E> kAnyCore = {
+    .rows_left = [](const Source<T>& s, E* out, int64_t r,
+                    int64_t d) { at_level<&pack_rows<T, E>>(s, out, r, d); },
+    .rows_right = [](const Source<T>& s, E* out, int64_t r,
+                     int64_t d) { at_level<&pack_rows<T, E>>(s, out, r, d); },
+    .columns_left = [](const Source<T>& s, E* out, int64_t r,
+                       int64_t d) { at_level<&pack_columns<T, E>>(s, out, r, d); },
+    .columns_right = [](const Source<T>& s, E* out, int64_t r,
+                        int64_t d) { at_level<&pack_columns<T, E>>(s, out, r, d); },
+    .unpack_rows =
+        [](const E* sums, int64_t ld, T* out, int64_t stride, int64_t rows, int64_t size) {
+          at_level<&unpack_rows<T, E>>(sums, ld, out, stride, rows, size);
+        },
+    .unpack_columns =
+        [](const E* sums, int64_t ld, const E* factors, T* out, int64_t stride, int64_t rows,
+           int64_t size) {
+          at_level<&unpack_columns<T, E>>(sums, ld, factors, out, stride, rows, size);
+        },
+    .row_dots = [](const Source<T>& x, const Source<T>& y,
+                   E* out) { at_level<&dot_rows<T, E>>(x, y, out); },
+    .softmax = [](const SoftmaxTile<E>& tile) { at_level<&softmax_columns<E>>(tile); },
+    .gradient = [](const GradTile<E>& tile) { at_level<&gradient_rows<E>>(tile); },
+};
+
+template <typename T, typename E>
+using CoreOf = Core<const AttentionCore<T, E>*>;
+
+constexpr CoreOf<float, float> kF32[] = {
+    BALORA_X86({"avx512", platform::kAvx512, &x86::avx512_core}, ){"any", 0,
+                                                                   &kAnyCore<float, float>},
+};
+constexpr CoreOf<f16, float> kF16[] = {
+    BALORA_X86({"avx512", platform::kAvx512, &x86::avx512_f16_core}, ){"any", 0,
+                                                                       &kAnyCore<f16, float>},
+};
+constexpr CoreOf<double, double> kF64[] = {
+    {"any", 0, &kAnyCore<double, double>},
+};
+// Where products are not of bf16.
+constexpr CoreOf<bf16, float> kWidened[] = {
+    BALORA_X86({"avx512", platform::kAvx512, &x86::avx512_widened_core}, ){"any", 0,
+                                                                           &kAnyCore<bf16, float>},
+};
+constexpr CoreOf<bf16, bf16> kBf16[] = {
+    BALORA_X86({"amx", platform::kAmx, &x86::amx_core},
+               {"avx512_bf16", platform::kBf16, &x86::avx512_bf16_core}, ){"none", 0, nullptr},
+};
+
+}  // namespace
+
+#define CORE(T, E, list)                                            \
+  template <>                                                       \
+  const AttentionCore<T, E>& core_of<T, E>() {                      \
+    static const AttentionCore<T, E>& core = *first_core(list).run; \
+    return core;                                                    \
+  }                                                                 \
+  template void softmax<T, E>(SoftmaxTile<E>);                      \
+  template void score_gradient<T, E>(GradTile<E>);
+CORE(float, float, kF32)
+CORE(f16, float, kF16)
+CORE(double, double, kF64)
+CORE(bf16, float, kWidened)
+CORE(bf16, bf16, kBf16)
+#undef CORE
 
 }  // namespace balora::attention
+
+namespace balora {
+BALORA_IMPLEMENTATIONS(attention_core_f32, attention::kF32)
+BALORA_IMPLEMENTATIONS(attention_core_f16, attention::kF16)
+BALORA_IMPLEMENTATIONS(attention_core_bf16, attention::kBf16)
+BALORA_IMPLEMENTATIONS(attention_core_widened, attention::kWidened)
+}  // namespace balora

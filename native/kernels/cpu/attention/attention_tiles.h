@@ -3,6 +3,7 @@
 // products run in (bf16 where the CPU multiplies it, else f32; f64 for f64), A = Acc<E> the type of
 // scores and sums.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -20,41 +21,28 @@ struct Source {
   int64_t rows, size;
 };
 
-// Each writes a whole padded tile, (r, d) = (padded rows, padded size), zeros beyond the source:
-//   rows_left        [r][d]  A operand of a product over d
-//   rows_right       B operand of a product over rows: k = r, n = d
-//   columns_left     [d][r]  A operand of a product over rows
-//   columns_right    B operand of a product over d: k = d, n = r
-template <typename T, typename E>
-struct Packing {
-  static void rows_left(const Source<T>& source, E* out, int64_t r, int64_t d);
-  static void rows_right(const Source<T>& source, E* out, int64_t r, int64_t d);
-  static void columns_left(const Source<T>& source, E* out, int64_t r, int64_t d);
-  static void columns_right(const Source<T>& source, E* out, int64_t r, int64_t d);
+// Rows of the heads of an operand: (row, head) starts at data + row * stride + head * size.
+// Undefined without a view.
+template <typename T>
+struct Heads {
+  T* data = nullptr;
+  int64_t stride = 0, size = 0;
+  explicit Heads(const View* view) {
+    if (!view) return;
+    data = data_of<T>(view), stride = view->stride[0], size = view->shape[2];
+  }
+  T* at(int64_t row, int64_t head) const { return data + row * stride + head * size; }
+  Source<T> source(int64_t row, int64_t head, int64_t rows) const {
+    return {at(row, head), stride, rows, size};
+  }
 };
 
-// Two rows interleaved: one 32-bit word holds a value of each.
-BALORA_INLINE void interleave(const bf16* even, const bf16* odd, bf16* pairs, int64_t n) {
-  typedef uint32_t __attribute__((may_alias)) Word;
-  Word* words = reinterpret_cast<Word*>(pairs);
-#pragma omp simd
-  for (int64_t c = 0; c < n; ++c) {
-    words[c] = even[c].bits | static_cast<uint32_t>(odd[c].bits) << 16;
+template <typename T>
+void clear_rows(const Heads<T>& heads, int64_t count, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    std::fill(heads.at(row, 0), heads.at(row, count), T{});
   }
 }
-
-// Sums of tiles stored as rows of T, `stride` elements apart.
-template <typename T>
-struct Unpacking {
-  // sums (rows, ld)
-  static void rows(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
-                   int64_t size);
-  // sums (size, ld): row i of out is column i, times its factor (null: 1)
-  static void columns(const Acc<T>* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
-                      int64_t size, const Acc<T>* factors = nullptr);
-  // out[i] = <x[i], y[i]>
-  static void row_dots(const Source<T>& x, const Source<T>& y, Acc<T>* out);
-};
 
 // Forward, transposed: one key tile (rows) against one query tile (columns). scores (k,r) become
 // probabilities in p, a B operand over keys, which may be in their place; highest, total (r) and
@@ -73,13 +61,6 @@ struct SoftmaxTile {
   A* total;
   A* out;
 };
-template <typename E>
-struct Softmax {
-  static void run(const SoftmaxTile<E>& tile);
-  // The log-sum-exps of the queries, and the inverse of `total` in its place.
-  static void finish(int64_t queries, const Acc<E>* highest, Acc<E>* total, Acc<E>* lse);
-};
-
 // A maximum that is passed by less than this stays: larger exponentials are as exact as those up to
 // 1, and what was summed so far need not be multiplied again. Only the digits of a log-sum-exp
 // become fewer, which tiles of bf16 notice least.
@@ -93,7 +74,7 @@ template <typename E>
 constexpr bool kScaledQueries = !std::is_same_v<E, bf16>;
 
 // Whether the scores of the backward lie as queries by keys. AMX multiplies pairs of what it sums
-// over, and wants those of keys by queries, which all tiles of bf16 but rows_bf16.h's have.
+// over, and so do vectors: tiles of bf16 lie as keys by queries.
 template <typename E>
 constexpr bool kQueriesByKeys = !std::is_same_v<E, bf16>;
 
@@ -102,12 +83,10 @@ template <typename E>
 double take_query_scale(Geometry& g) {
   return kScaledQueries<E> ? std::exchange(g.scale, 1.0) : 1.0;
 }
-template <typename E>
-void scale_packed(E* values, int64_t count, double factor);
 
 // Backward: one key tile against one query tile.
 //   p = exp(s - lse)
-//   ds = p * (dp - delta) * scale * (slope of the soft-cap)
+//   ds = p * (dp - delta) * scale
 // (r,k) where kQueriesByKeys, in the place of scores and dp. Of bf16 (k,r), A operands over queries
 // (p, ds) and a B operand over keys (ds_right). Where kScaledQueries, the geometry's scale is 1.
 template <typename E>
@@ -117,31 +96,79 @@ struct GradTile {
   int64_t segment_rows;
   int64_t first_query, queries, first_key, keys;
   int64_t padded_queries, padded_keys;
-  const A* scores;
-  const A* dp;
+  A* scores;
+  A* dp;
   const A* lse;    // (r)
   const A* delta;  // (r)
   E* p;
   E* ds;
   E* ds_right;
 };
-template <typename E>
-struct ScoreGradient {
-  static void run(const GradTile<E>& tile);
-};
 
 // A tile of queries of f32 that see all keys of another, in packed operands, without soft-cap.
 struct WholePair {
-  int64_t size;  // D, padded
-  double scale;
+  int64_t size;                // D, padded
   const float *q, *dout;       // (r,d)
   const float *keys, *values;  // (d,n)
   const float *lse, *delta;    // (r)
   float *p, *ds;               // as a GradTile's
 };
-// Both products and ScoreGradient in one: scores and dp never leave their registers. False, with
-// nothing written, where this CPU has no such loop, which is in AVX-512.
-bool whole_gradient(const WholePair& pair);
+// Loops over tiles in the instructions of a processor.
+//
+// Those of rows and columns write a whole padded tile, (r, d) = (padded rows, padded size), zeros
+// beyond the source:
+//   rows_left        [r][d]  A operand of a product over d
+//   rows_right       B operand of a product over rows: k = r, n = d
+//   columns_left     [d][r]  A operand of a product over rows
+//   columns_right    B operand of a product over d: k = d, n = r
+template <typename T, typename E>
+struct AttentionCore {
+  using A = Acc<E>;
+  using Pack = void (*)(const Source<T>& source, E* out, int64_t r, int64_t d);
+
+  Pack rows_left, rows_right, columns_left, columns_right;
+  // sums (rows, ld) stored as rows of T, `stride` elements apart
+  void (*unpack_rows)(const A* sums, int64_t ld, T* out, int64_t stride, int64_t rows,
+                      int64_t size);
+  // sums (size, ld): row i of out is column i, times its factor (null: 1)
+  void (*unpack_columns)(const A* sums, int64_t ld, const A* factors, T* out, int64_t stride,
+                         int64_t rows, int64_t size);
+  // out[i] = <x[i], y[i]>
+  void (*row_dots)(const Source<T>& x, const Source<T>& y, A* out);
+  // Both have no soft-cap, and the softmax a positive scale.
+  void (*softmax)(const SoftmaxTile<E>& tile);
+  void (*gradient)(const GradTile<E>& tile);
+  // Both products and the gradient in one: scores and dp never leave their registers. Null: none.
+  void (*whole_gradient)(const WholePair& pair) = nullptr;
+  // Queries that meet a tile of keys together in the forward: what half a tile uses stays in L1
+  // beside AMX's tiles.
+  int64_t queries = kTile;
+};
+
+// This processor's.
+template <typename T, typename E>
+const AttentionCore<T, E>& core_of();
+
+namespace x86 {
+extern const AttentionCore<float, float> avx512_core;
+extern const AttentionCore<f16, float> avx512_f16_core;
+extern const AttentionCore<bf16, float> avx512_widened_core;
+extern const AttentionCore<bf16, bf16> avx512_bf16_core, amx_core;
+}  // namespace x86
+
+// The core's loops after a pass over the tile, where there is a soft-cap, or a scale that cannot be
+// left to exponents.
+template <typename T, typename E>
+void softmax(SoftmaxTile<E> tile);
+template <typename T, typename E>
+void score_gradient(GradTile<E> tile);
+
+// The log-sum-exps of the queries, and the inverse of `total` in its place.
+template <typename A>
+void finish_softmax(int64_t queries, const A* highest, A* total, A* lse);
+
+template <typename E>
+void scale_packed(E* values, int64_t count, double factor);
 
 // Memory for a tile that is computed from `sums` element by element: their own where the types are
 // the same, which leaves more of the first-level cache to the products.

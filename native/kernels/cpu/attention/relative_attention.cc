@@ -35,7 +35,8 @@ class Forward {
     if (pair.seeing() == 0) return;
     scores_.take_keys(pair);
     const int64_t n = scores_.padded_keys();
-    Packing<T, E>::rows_right(v_.source(pair.keys.begin, head_, pair.keys.rows), values_, n, size_);
+    core_of<T, E>().rows_right(v_.source(pair.keys.begin, head_, pair.keys.rows), values_, n,
+                               size_);
     for (int64_t first = 0; first < pair.queries.rows; first += kTile) {
       const int64_t queries = scores_.compute(first), m = tile_padded(queries);
       const int64_t met = scores_.met_keys(first), row = pair.queries.begin + first;
@@ -46,7 +47,8 @@ class Forward {
       std::fill(scores_.row(queries), scores_.row(m), A(0));
       p_.take(scores_.scores(), n, m, met);
       p_.multiply(values_, size_, sums_, false);
-      Unpacking<T>::rows(sums_, size_, out_.at(row, head_), out_.stride, queries, out_.size);
+      core_of<T, E>().unpack_rows(sums_, size_, out_.at(row, head_), out_.stride, queries,
+                                  out_.size);
     }
   }
 

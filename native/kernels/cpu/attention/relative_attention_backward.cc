@@ -81,10 +81,10 @@ class Backward {
     std::fill(dposition_k_, dposition_k_ + p * d, A(0));
     std::fill(dposition_q_, dposition_q_ + p * d, A(0));
     if (o_.position_k.data) {
-      Packing<T, E>::rows_right(o_.position_k.source(0, head, e_.positions), position_k_, p, d);
+      core_of<T, E>().rows_right(o_.position_k.source(0, head, e_.positions), position_k_, p, d);
     }
     if (o_.position_q.data) {
-      Packing<T, E>::rows_right(o_.position_q.source(0, head, e_.positions), position_q_, p, d);
+      core_of<T, E>().rows_right(o_.position_q.source(0, head, e_.positions), position_q_, p, d);
     }
   }
 
@@ -102,12 +102,12 @@ class Backward {
   void write_head() {
     const int64_t d = e_.padded_size();
     if (o_.dposition_k.data) {
-      Unpacking<T>::rows(dposition_k_, d, o_.dposition_k.at(0, head_), o_.dposition_k.stride,
-                         e_.positions, e_.size);
+      core_of<T, E>().unpack_rows(dposition_k_, d, o_.dposition_k.at(0, head_),
+                                  o_.dposition_k.stride, e_.positions, e_.size);
     }
     if (o_.dposition_q.data) {
-      Unpacking<T>::rows(dposition_q_, d, o_.dposition_q.at(0, head_), o_.dposition_q.stride,
-                         e_.positions, e_.size);
+      core_of<T, E>().unpack_rows(dposition_q_, d, o_.dposition_q.at(0, head_),
+                                  o_.dposition_q.stride, e_.positions, e_.size);
     }
     if (!o_.dbias) return;
     for (int64_t i = 0; i < e_.relative; ++i) {
@@ -126,9 +126,9 @@ class Backward {
     scores_.take_keys(pair);
     const int64_t n = scores_.padded_keys(), d = e_.padded_size(), p = e_.padded_positions();
     const int64_t rows = pair.keys.rows;
-    Packing<T, E>::columns_right(o_.v.source(pair.keys.begin, head_, rows), values_transposed_, n,
-                                 d);
-    Packing<T, E>::rows_right(o_.k.source(pair.keys.begin, head_, rows), keys_, n, d);
+    core_of<T, E>().columns_right(o_.v.source(pair.keys.begin, head_, rows), values_transposed_, n,
+                                  d);
+    core_of<T, E>().rows_right(o_.k.source(pair.keys.begin, head_, rows), keys_, n, d);
     std::fill(dk_, dk_ + n * d, A(0));
     std::fill(dv_, dv_ + n * d, A(0));
     if (!o_.position_q.data) return;
@@ -143,10 +143,10 @@ class Backward {
     const int64_t n = scores_.padded_keys(), met = scores_.met_keys(first), d = e_.padded_size();
     const int64_t row = pair.queries.begin + first;
     const Source<T> dout = o_.dout.source(row, head_, queries);
-    Packing<T, E>::rows_left(dout, dout_left_, m, d);
-    Packing<T, E>::rows_right(dout, dout_, m, d);
-    Packing<T, E>::rows_right(o_.q.source(row, head_, queries), q_, m, d);
-    Unpacking<T>::row_dots(dout, o_.out.source(row, head_, queries), delta_);
+    core_of<T, E>().rows_left(dout, dout_left_, m, d);
+    core_of<T, E>().rows_right(dout, dout_, m, d);
+    core_of<T, E>().rows_right(o_.q.source(row, head_, queries), q_, m, d);
+    core_of<T, E>().row_dots(dout, o_.out.source(row, head_, queries), delta_);
     tile_gemm({m, met, d}, dout_left_, d, values_transposed_, n, dp_, n, false);
     score_gradients(first, row, queries);
     for (int64_t i = queries; i < m; ++i) {
@@ -159,7 +159,7 @@ class Backward {
     ds_left_.multiply_turned(q_, d, dk_);
     ds_left_.multiply(keys_, d, dq_, false);
     if (o_.position_k.data) to_positions(first, queries);
-    Unpacking<T>::rows(dq_, d, o_.dq.at(row, head_), o_.dq.stride, queries, e_.size);
+    core_of<T, E>().unpack_rows(dq_, d, o_.dq.at(row, head_), o_.dq.stride, queries, e_.size);
   }
 
   // dp becomes ds * scale; what the keys and the bias get of it by position is added up.
@@ -213,8 +213,10 @@ class Backward {
     if (o_.position_q.data) {
       for (int64_t first = 0; first < pair.keys.rows; first += kTile) from_positions(first);
     }
-    Unpacking<T>::rows(dk_, d, o_.dk.at(row, head_), o_.dk.stride, pair.keys.rows, e_.size);
-    Unpacking<T>::rows(dv_, d, o_.dv.at(row, head_), o_.dv.stride, pair.keys.rows, e_.size);
+    core_of<T, E>().unpack_rows(dk_, d, o_.dk.at(row, head_), o_.dk.stride, pair.keys.rows,
+                                e_.size);
+    core_of<T, E>().unpack_rows(dv_, d, o_.dv.at(row, head_), o_.dv.stride, pair.keys.rows,
+                                e_.size);
   }
 
   Scores<T, E> scores_;

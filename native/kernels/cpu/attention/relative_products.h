@@ -39,7 +39,7 @@ class LeftTile {
   // and n are multiples of kTileUnit.
   void take(const A* x, int64_t ld, int64_t m, int64_t n) {
     x_ = x, ld_ = ld, m_ = m, n_ = n;
-    if constexpr (kCopied) attention::Unpacking<E>::rows(x, ld, rows_, n, m, n);
+    if constexpr (kCopied) attention::core_of<E, E>().unpack_rows(x, ld, rows_, n, m, n);
   }
 
   // c (m,d) = x b, or += with accumulate; b (n,d), a B operand
@@ -55,7 +55,7 @@ class LeftTile {
   void multiply_turned(const E* b, int64_t d, A* c) const {
     if constexpr (kCopied) {
       const attention::Source<E> rows{rows_, n_, m_, n_};
-      attention::Packing<E, E>::columns_left(rows, turned_, m_, n_);
+      attention::core_of<E, E>().columns_left(rows, turned_, m_, n_);
       tile_gemm({n_, d, m_}, turned_, m_, b, c, d, true);
     } else {
       tile_gemm_columns({n_, d, m_}, x_, ld_, b, d, c, d, true);

@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cpu/attention/relative_avx512.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/vec_math.h"
-#include "platform/cpu.h"
 
 namespace balora::relative {
 namespace {
@@ -67,6 +66,22 @@ BALORA_INLINE void gradient_row(const GradientRow<A>& row) {
 constexpr int64_t kBlock = kPositionBlock;
 
 template <typename A>
+void add_of_queries_block(const PositionTile& t, const A* of_queries, A* scores, int64_t ld) {
+  for (int64_t i = 0; i < t.queries; ++i) {
+    const A* row = of_queries + i * t.stride;
+    for (int64_t j = 0; j < t.keys; ++j) scores[i * ld + j] += row[t.index[j - i]];
+  }
+}
+
+template <typename A>
+void sum_of_queries_block(const PositionTile& t, const A* ds, int64_t ld, A* of_queries) {
+  for (int64_t i = 0; i < t.queries; ++i) {
+    A* row = of_queries + i * t.stride;
+    for (int64_t j = 0; j < t.keys; ++j) row[t.index[j - i]] += ds[i * ld + j];
+  }
+}
+
+template <typename A>
 void add_of_keys_block(const PositionTile& t, const A* of_keys, A* scores, int64_t ld) {
   A block[kBlock][kBlock];
   for (int64_t j = 0; j < t.keys; ++j) {
@@ -101,16 +116,23 @@ void for_blocks(const PositionTile& t, const Body& body) {
   }
 }
 
-// Whole blocks of f32 in AVX-512 instructions, where this CPU has them.
-#ifdef BALORA_TILES
-#define IN_AVX512(loop)                                                        \
-  if constexpr (std::is_same_v<A, float>) {                                    \
-    const bool whole = t.queries == kBlock && t.keys == kBlock;                \
-    if (whole && platform::cpu().uses(platform::kAvx512)) return avx512::loop; \
+template <typename A>
+constexpr PositionCore<A> kAnyPositions = {add_of_queries_block, add_of_keys_block,
+                                           sum_of_queries_block, sum_of_keys_block};
+
+constexpr Core<const PositionCore<float>*> kPositions[] = {
+    BALORA_X86({"avx512", platform::kAvx512, &x86::avx512_positions}, ){"any", 0,
+                                                                        &kAnyPositions<float>},
+};
+
+template <typename A>
+const PositionCore<A>& core_of(const PositionTile& block) {
+  if constexpr (std::is_same_v<A, float>) {
+    static const PositionCore<float>& chosen = *first_core(kPositions).run;
+    if (block.queries == kBlock && block.keys == kBlock) return chosen;
   }
-#else
-#define IN_AVX512(loop)
-#endif
+  return kAnyPositions<A>;
+}
 
 }  // namespace
 
@@ -132,10 +154,7 @@ void add_of_queries(const PositionTile& tile, const A* of_queries, A* scores, in
   for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
     const A* from = of_queries + i * t.stride;
     A* to = scores + i * ld + j;
-    IN_AVX512(add_of_queries(t, from, to, ld))
-    for (int64_t q = 0; q < t.queries; ++q) {
-      for (int64_t k = 0; k < t.keys; ++k) to[q * ld + k] += from[q * t.stride + t.index[k - q]];
-    }
+    core_of<A>(t).add_of_queries(t, from, to, ld);
   });
 }
 
@@ -144,8 +163,7 @@ void add_of_keys(const PositionTile& tile, const A* of_keys, A* scores, int64_t 
   for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
     const A* from = of_keys + j * t.stride;
     A* to = scores + i * ld + j;
-    IN_AVX512(add_of_keys(t, from, to, ld))
-    add_of_keys_block(t, from, to, ld);
+    core_of<A>(t).add_of_keys(t, from, to, ld);
   });
 }
 
@@ -154,10 +172,7 @@ void sum_of_queries(const PositionTile& tile, const A* ds, int64_t ld, A* of_que
   for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
     const A* from = ds + i * ld + j;
     A* to = of_queries + i * t.stride;
-    IN_AVX512(sum_of_queries(t, from, ld, to))
-    for (int64_t q = 0; q < t.queries; ++q) {
-      for (int64_t k = 0; k < t.keys; ++k) to[q * t.stride + t.index[k - q]] += from[q * ld + k];
-    }
+    core_of<A>(t).sum_of_queries(t, from, ld, to);
   });
 }
 
@@ -166,11 +181,9 @@ void sum_of_keys(const PositionTile& tile, const A* ds, int64_t ld, A* of_keys) 
   for_blocks(tile, [&](int64_t i, int64_t j, const PositionTile& t) {
     const A* from = ds + i * ld + j;
     A* to = of_keys + j * t.stride;
-    IN_AVX512(sum_of_keys(t, from, ld, to))
-    sum_of_keys_block(t, from, ld, to);
+    core_of<A>(t).sum_of_keys(t, from, ld, to);
   });
 }
-#undef IN_AVX512
 
 template struct RowLoops<float>;
 template struct RowLoops<double>;
@@ -184,3 +197,7 @@ LOOPS(double)
 #undef LOOPS
 
 }  // namespace balora::relative
+
+namespace balora {
+BALORA_IMPLEMENTATIONS(relative_positions, relative::kPositions)
+}  // namespace balora

@@ -36,6 +36,21 @@ struct PositionTile {
   int64_t queries, keys;
   int64_t stride;
 };
+// Exchanges of blocks of kPositionBlock queries and keys, or less, in a processor's instructions.
+template <typename A>
+struct PositionCore {
+  using Add = void (*)(const PositionTile& block, const A* of_side, A* scores, int64_t ld);
+  using Sum = void (*)(const PositionTile& block, const A* ds, int64_t ld, A* of_side);
+
+  Add add_of_queries, add_of_keys;
+  Sum sum_of_queries, sum_of_keys;
+};
+
+namespace x86 {
+// For whole blocks.
+extern const PositionCore<float> avx512_positions;
+}  // namespace x86
+
 // scores (queries, ld) += of_queries (queries, stride), or of_keys (keys, stride), where they meet
 template <typename A>
 void add_of_queries(const PositionTile& tile, const A* of_queries, A* scores, int64_t ld);

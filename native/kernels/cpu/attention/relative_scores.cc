@@ -75,12 +75,12 @@ void Scores<T, E>::take_head(int64_t head) {
   head_ = head;
   const int64_t p = extents_.padded_positions(), d = extents_.padded_size();
   if (r_.position_k) {
-    Packing<T, E>::columns_right(position_k_.source(0, head, extents_.positions),
-                                 position_k_transposed_, p, d);
+    core_of<T, E>().columns_right(position_k_.source(0, head, extents_.positions),
+                                  position_k_transposed_, p, d);
   }
   if (r_.position_q) {
-    Packing<T, E>::columns_right(position_q_.source(0, head, extents_.positions),
-                                 position_q_transposed_, p, d);
+    core_of<T, E>().columns_right(position_q_.source(0, head, extents_.positions),
+                                  position_q_transposed_, p, d);
   }
   if (!r_.bias) return;
   const T* bias = data_of<T>(r_.bias) + head;
@@ -93,9 +93,9 @@ void Scores<T, E>::take_keys(const Pair& pair) {
   keys_ = pair.keys.rows;
   const int64_t n = padded_keys(), d = extents_.padded_size(), p = extents_.padded_positions();
   const Source<T> rows = k_.source(pair.keys.begin, head_, keys_);
-  Packing<T, E>::columns_right(rows, keys_transposed_, n, d);
+  core_of<T, E>().columns_right(rows, keys_transposed_, n, d);
   if (!r_.position_q) return;
-  Packing<T, E>::rows_left(rows, key_rows_, n, d);
+  core_of<T, E>().rows_left(rows, key_rows_, n, d);
   for (int64_t first = 0; first < keys_; first += kTile) {
     const Positions met = met_by_keys(first);
     tile_gemm({std::min(kTile, n - first), met.count, d}, key_rows_ + first * d, d,
@@ -108,7 +108,7 @@ template <typename T, typename E>
 int64_t Scores<T, E>::compute(int64_t first) {
   const int64_t queries = std::min(kTile, pair_.queries.rows - first), m = tile_padded(queries);
   const int64_t n = padded_keys(), d = extents_.padded_size(), p = extents_.padded_positions();
-  Packing<T, E>::rows_left(q_.source(pair_.queries.begin + first, head_, queries), queries_, m, d);
+  core_of<T, E>().rows_left(q_.source(pair_.queries.begin + first, head_, queries), queries_, m, d);
   tile_gemm({m, met_keys(first), d}, queries_, d, keys_transposed_, n, scores_, n, false);
   const PositionTile tile = position_tile(first, queries);
   if (r_.position_k) {

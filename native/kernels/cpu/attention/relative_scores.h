@@ -13,27 +13,11 @@
 
 namespace balora::relative {
 
-using attention::Packing;
+using attention::core_of;
+using attention::Heads;
+using attention::kTile;
 using attention::Segment;
 using attention::Source;
-using attention::Unpacking;
-
-constexpr int64_t kTile = 64;  // queries of a tile; the last one of a segment is smaller
-
-// Rows of heads: (row, head) starts at data + row * stride + head * size. Undefined without a view.
-template <typename T>
-struct Heads {
-  T* data = nullptr;
-  int64_t stride = 0, size = 0;
-  explicit Heads(const View* view) {
-    if (!view) return;
-    data = data_of<T>(view), stride = view->stride[0], size = view->shape[2];
-  }
-  T* at(int64_t row, int64_t head) const { return data + row * stride + head * size; }
-  Source<T> source(int64_t row, int64_t head, int64_t rows) const {
-    return {at(row, head), stride, rows, size};
-  }
-};
 
 // The queries and the keys of one sequence.
 struct Pair {

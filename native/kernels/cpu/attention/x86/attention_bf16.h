@@ -1,20 +1,16 @@
-// The row loops of attention (attention_tiles.h) for tiles of bf16 multiplied as such, in
-// AVX512-BF16 instructions: whole vectors of rows are transposed, interleaved and rounded where a
-// compiler leaves loops over bf16 scalar. Only where tile_gemm_has_bf16().
+// The core of attention in AVX512-BF16 instructions, for tiles of bf16 multiplied as such: vectors
+// of rows are transposed, interleaved and rounded, where a compiler leaves loops over bf16 scalar.
 #pragma once
 #include "kernels/cpu/attention/attention_tiles.h"
-#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/runtime/x86/targets.h"
 
-#ifdef BALORA_TILES
-namespace balora::attention::lanes {
+namespace balora::attention::x86 {
 
-// Like Packing<bf16, bf16>.
+// Members of the core (attention_tiles.h).
 void rows_left(const Source<bf16>& s, bf16* out, int64_t r, int64_t d);
 void rows_right(const Source<bf16>& s, bf16* out, int64_t r, int64_t d);
 void columns_left(const Source<bf16>& s, bf16* out, int64_t r, int64_t d);
 void columns_right(const Source<bf16>& s, bf16* out, int64_t r, int64_t d);
-
-// Like Unpacking<bf16>.
 void unpack_rows(const float* sums, int64_t ld, bf16* out, int64_t stride, int64_t rows,
                  int64_t size);
 void unpack_columns(const float* sums, int64_t ld, const float* factors, bf16* out, int64_t stride,
@@ -26,8 +22,7 @@ void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* out);
 void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
                   const float* highest, bf16* p, float* sum);
 
-// Like ScoreGradient<bf16>, without soft-cap.
-void score_gradient(const GradTile<bf16>& tile);
+// In AVX-512 instructions but for its exponentials.
+void softmax(const SoftmaxTile<bf16>& tile);
 
-}  // namespace balora::attention::lanes
-#endif
+}  // namespace balora::attention::x86

@@ -1,11 +1,11 @@
-#include "kernels/cpu/attention/relative_avx512.h"
-
-#ifdef BALORA_TILES
+// Exchanges with the position tables (relative_rows.h) in AVX-512 instructions.
 #include <algorithm>
 
+#include "kernels/cpu/attention/relative_rows.h"
 #include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/runtime/x86/targets.h"
 
-namespace balora::relative::avx512 {
+namespace balora::relative::x86 {
 namespace {
 
 constexpr int64_t kLanes = kPositionBlock;
@@ -90,8 +90,6 @@ AVX512_TARGET BALORA_INLINE void scatter(const int32_t* index, __m512 values, fl
   for (int64_t l = 0; l < kLanes; ++l) row[index[l]] += each[l];
 }
 
-}  // namespace
-
 AVX512_TARGET void add_of_queries(const PositionTile& t, const float* of_queries, float* scores,
                                   int64_t ld) {
   for (int64_t i = 0; i < kLanes; ++i) {
@@ -135,5 +133,9 @@ AVX512_TARGET void sum_of_keys(const PositionTile& t, const float* ds, int64_t l
   }
 }
 
-}  // namespace balora::relative::avx512
-#endif
+}  // namespace
+
+constinit const PositionCore<float> avx512_positions = {add_of_queries, add_of_keys, sum_of_queries,
+                                                        sum_of_keys};
+
+}  // namespace balora::relative::x86

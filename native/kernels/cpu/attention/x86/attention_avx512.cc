@@ -1,16 +1,16 @@
-#include "kernels/cpu/attention/attention_avx512.h"
-
-#ifdef BALORA_TILES
+// The core of attention in AVX-512 instructions, for tiles of f32, and the softmax of tiles of
+// bf16: whole vectors of rows are transposed, where a compiler gathers elements, and an exponential
+// takes half of the instructions.
 #include <limits>
 
-#include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/attention/x86/attention_bf16.h"
 #include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
-namespace balora::attention::avx512 {
+namespace balora::attention::x86 {
 namespace {
 
 using balora::lanes::all;
@@ -287,8 +287,8 @@ AVX512_TARGET BALORA_INLINE __m512 exponentials(const SoftmaxTile<bf16>& t, int6
                                                 const BlockKeys& keys, __m512 highest) {
   float top[16], sum[16];
   _mm512_storeu_ps(top, highest);
-  lanes::exponentials(t.scores + column, t.padded_queries, keys.first, keys.last,
-                      static_cast<float>(t.geometry.scale), top, t.p + 2 * column, sum);
+  x86::exponentials(t.scores + column, t.padded_queries, keys.first, keys.last,
+                    static_cast<float>(t.geometry.scale), top, t.p + 2 * column, sum);
   return _mm512_loadu_ps(sum);
 }
 
@@ -412,46 +412,60 @@ AVX512_TARGET BALORA_INLINE void whole_gradients(const WholePair& t, int64_t i) 
   }
 }
 
-}  // namespace
-
-#define OPERANDS(T)                                                                              \
-  AVX512_TARGET void rows(const Source<T>& s, float* out, int64_t r, int64_t d) {                \
-    rows_of(s, out, r, d);                                                                       \
-  }                                                                                              \
-  AVX512_TARGET void columns(const Source<T>& s, float* out, int64_t r, int64_t d) {             \
-    columns_of(s, out, r, d);                                                                    \
-  }                                                                                              \
-  AVX512_TARGET void unpack_rows(const float* sums, int64_t ld, T* out, int64_t stride,          \
-                                 int64_t count, int64_t size) {                                  \
-    round_rows(sums, ld, out, stride, count, size);                                              \
-  }                                                                                              \
-  AVX512_TARGET void unpack_columns(const float* sums, int64_t ld, const float* factors, T* out, \
-                                    int64_t stride, int64_t count, int64_t size) {               \
-    unpack(sums, ld, factors, out, stride, count, size);                                         \
-  }                                                                                              \
-  AVX512_TARGET void row_dots(const Source<T>& x, const Source<T>& y, float* out) {              \
-    dots_of(x, y, out);                                                                          \
-  }
-OPERANDS(float)
-OPERANDS(bf16)
-OPERANDS(f16)
-#undef OPERANDS
-
-AVX512_TARGET void softmax(const SoftmaxTile<float>& t) {
-  softmax_blocks(t);
-}
-AVX512_TARGET void softmax(const SoftmaxTile<bf16>& t) {
+AVX512_TARGET void f32_softmax(const SoftmaxTile<float>& t) {
   softmax_blocks(t);
 }
 
-AVX512_TARGET void score_gradient(const GradTile<float>& t) {
+AVX512_TARGET void f32_gradient(const GradTile<float>& t) {
   for (int64_t i = 0; i < t.queries; ++i) gradient_query(t, i);
   no_gradient(t, t.queries * t.padded_keys, t.padded_queries * t.padded_keys);
 }
 
-AVX512_TARGET void whole_gradient(const WholePair& pair) {
+AVX512_TARGET void f32_whole_gradient(const WholePair& pair) {
   for (int64_t i = 0; i < kTile; i += 4) whole_gradients(pair, i);
 }
 
-}  // namespace balora::attention::avx512
-#endif
+// Rows of T, which become tiles of f32.
+template <typename T>
+struct Rows {
+  AVX512_TARGET static void pack_rows(const Source<T>& s, float* out, int64_t r, int64_t d) {
+    rows_of(s, out, r, d);
+  }
+  AVX512_TARGET static void pack_columns(const Source<T>& s, float* out, int64_t r, int64_t d) {
+    columns_of(s, out, r, d);
+  }
+  AVX512_TARGET static void unpack_rows(const float* sums, int64_t ld, T* out, int64_t stride,
+                                        int64_t count, int64_t size) {
+    round_rows(sums, ld, out, stride, count, size);
+  }
+  AVX512_TARGET static void unpack_columns(const float* sums, int64_t ld, const float* factors,
+                                           T* out, int64_t stride, int64_t count, int64_t size) {
+    unpack(sums, ld, factors, out, stride, count, size);
+  }
+  AVX512_TARGET static void row_dots(const Source<T>& x, const Source<T>& y, float* out) {
+    dots_of(x, y, out);
+  }
+
+  static constexpr AttentionCore<T, float> kCore = {.rows_left = pack_rows,
+                                                    .rows_right = pack_rows,
+                                                    .columns_left = pack_columns,
+                                                    .columns_right = pack_columns,
+                                                    .unpack_rows = unpack_rows,
+                                                    .unpack_columns = unpack_columns,
+                                                    .row_dots = row_dots,
+                                                    .softmax = f32_softmax,
+                                                    .gradient = f32_gradient,
+                                                    .whole_gradient = f32_whole_gradient};
+};
+
+}  // namespace
+
+constinit const AttentionCore<float, float> avx512_core = Rows<float>::kCore;
+constinit const AttentionCore<f16, float> avx512_f16_core = Rows<f16>::kCore;
+constinit const AttentionCore<bf16, float> avx512_widened_core = Rows<bf16>::kCore;
+
+AVX512_TARGET void softmax(const SoftmaxTile<bf16>& t) {
+  softmax_blocks(t);
+}
+
+}  // namespace balora::attention::x86

@@ -1,13 +1,12 @@
-#include "kernels/cpu/attention/attention_bf16.h"
+#include "kernels/cpu/attention/x86/attention_bf16.h"
 
-#ifdef BALORA_TILES
+#include <array>
+
 #include "kernels/cpu/attention/attention_blocks.h"
-#include "kernels/cpu/attention/bf16_rows.h"
-#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/tiles_words.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
-namespace balora::attention::lanes {
+namespace balora::attention::x86 {
 namespace {
 
 using balora::lanes::all;
@@ -17,6 +16,32 @@ using balora::lanes::first16;
 using balora::lanes::first32;
 using balora::lanes::rounded;
 using balora::lanes::rounded_product;
+
+// 32 values of row i from column c on, zeros beyond the source.
+BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int64_t c) {
+  if (i >= s.rows) return _mm512_setzero_si512();
+  return _mm512_maskz_loadu_epi16(balora::lanes::first32(s.size - c), s.data + i * s.stride + c);
+}
+
+// Where _mm512_permutex2var_epi16 takes words from: the even row, then (+32) the odd row.
+struct Interleaved {
+  __m512i low, high;
+};
+BF16_TARGET BALORA_INLINE Interleaved interleaving() {
+  alignas(64) static constexpr auto kOrder = [] {
+    std::array<uint16_t, 64> order{};
+    for (uint16_t lane = 0; lane < 64; ++lane) {
+      order[lane] = static_cast<uint16_t>(lane / 2 + (lane & 1) * 32);
+    }
+    return order;
+  }();
+  return {_mm512_load_si512(kOrder.data()), _mm512_load_si512(kOrder.data() + 32)};
+}
+BF16_TARGET BALORA_INLINE Interleaved interleave(const Interleaved& order, __m512i even,
+                                                 __m512i odd) {
+  return {_mm512_permutex2var_epi16(even, order.low, odd),
+          _mm512_permutex2var_epi16(even, order.high, odd)};
+}
 
 // Rows of one head lie apart, which no hardware prefetcher follows across all of them.
 BALORA_INLINE void prefetch_row(const Source<bf16>& s, int64_t i) {
@@ -263,7 +288,8 @@ BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t
   _mm512_storeu_ps(sum, total);
 }
 
-BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
+namespace {
+BF16_TARGET void gradient(const GradTile<bf16>& t) {
   const Interleaved order = interleaving();
   for (int64_t column = 0; column < t.padded_queries; column += 32) {
     const QueryLanes queries = query_lanes(t, column);
@@ -277,5 +303,22 @@ BF16_TARGET void score_gradient(const GradTile<bf16>& t) {
   }
 }
 
-}  // namespace balora::attention::lanes
-#endif
+constexpr AttentionCore<bf16, bf16> core_with(int64_t queries) {
+  return {.rows_left = rows_left,
+          .rows_right = rows_right,
+          .columns_left = columns_left,
+          .columns_right = columns_right,
+          .unpack_rows = unpack_rows,
+          .unpack_columns = unpack_columns,
+          .row_dots = row_dots,
+          .softmax = softmax,
+          .gradient = gradient,
+          .queries = queries};
+}
+
+}  // namespace
+
+constinit const AttentionCore<bf16, bf16> avx512_bf16_core = core_with(kTile);
+constinit const AttentionCore<bf16, bf16> amx_core = core_with(kTile / 2);
+
+}  // namespace balora::attention::x86

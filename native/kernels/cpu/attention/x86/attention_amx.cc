@@ -3,21 +3,14 @@
 // dv are loaded and stored once for all of the heads.
 #include <algorithm>
 
-#include "kernels/cpu/attention/attention_amx.h"
-#include "kernels/cpu/attention/attention_bf16.h"
 #include "kernels/cpu/attention/attention_blocks.h"
-#include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_slots.h"
+#include "kernels/cpu/attention/x86/attention_bf16.h"
 #include "kernels/cpu/products/amx_blocks.h"
-#include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/stop.h"
 
-namespace balora::attention::amx {
+namespace balora::attention::x86 {
 
-#ifndef BALORA_TILES
-void backward(Context*, const Geometry&, const std::vector<Segment>&,
-              const balora_attention_backward&) {}
-#else
 namespace {
 
 using balora::amx::add_step;
@@ -100,8 +93,8 @@ class Backward {
   void write_dq(const Segment& segment, int64_t head, int64_t tile, const float* sums) const {
     const Queries own(segment, tile);
     for (int64_t first = 0; first < own.count(); first += kBlock, sums += kBlock * d_) {
-      lanes::unpack_columns(sums, kBlock, nullptr, dq_.at(segment.query(own.first + first), head),
-                            dq_.stride, std::min(kBlock, own.count() - first), g_.size);
+      unpack_columns(sums, kBlock, nullptr, dq_.at(segment.query(own.first + first), head),
+                     dq_.stride, std::min(kBlock, own.count() - first), g_.size);
     }
   }
 
@@ -197,11 +190,11 @@ class Backward {
         const int64_t row = segment.query(own.first + first), at = first * d_;
         const int64_t rows = std::min(kBlock, own.count() - first);
         const Source<bf16> q = q_.source(row, head, rows), dout = dout_.source(row, head, rows);
-        lanes::rows_right(q, to.q + at, kBlock, d_);
-        lanes::columns_right(q, to.q_turned + at, kBlock, d_);
-        lanes::rows_right(dout, to.dout + at, kBlock, d_);
-        lanes::columns_right(dout, to.dout_turned + at, kBlock, d_);
-        lanes::row_dots(dout, out_.source(row, head, rows), to.delta + first);
+        rows_right(q, to.q + at, kBlock, d_);
+        columns_right(q, to.q_turned + at, kBlock, d_);
+        rows_right(dout, to.dout + at, kBlock, d_);
+        columns_right(dout, to.dout_turned + at, kBlock, d_);
+        row_dots(dout, out_.source(row, head, rows), to.delta + first);
         for (int64_t i = 0; i < rows; ++i) to.lse[first + i] = lse_[(row + i) * g_.heads + head];
       }
     }
@@ -213,9 +206,9 @@ class Backward {
     const Keys keys(segment, tile);
     const int64_t at = keys.first * d_, n = tile_padded(keys.count);
     const Source<bf16> k = k_.source(keys.row, kv_head, keys.count);
-    lanes::rows_left(k, s.keys + at, n, d_);
-    lanes::rows_left(v_.source(keys.row, kv_head, keys.count), s.values + at, n, d_);
-    lanes::columns_left(k, s.keys_turned + at, n, d_);
+    rows_left(k, s.keys + at, n, d_);
+    rows_left(v_.source(keys.row, kv_head, keys.count), s.values + at, n, d_);
+    columns_left(k, s.keys_turned + at, n, d_);
   }
 
   // p and ds of a block of keys and of all heads.
@@ -235,21 +228,21 @@ class Backward {
     const int64_t keys = (pair.first_key + key) * d_, at = query * kBlock;
     multiply_square(s.keys + keys, head.q_turned + query * d_, s.scores);
     multiply_square(s.values + keys, head.dout_turned + query * d_, s.dp);
-    ScoreGradient<bf16>::run({.geometry = g_,
-                              .segment_rows = segment.rows,
-                              .first_query = pair.first_query + query,
-                              .queries = std::min(kBlock, pair.queries - query),
-                              .first_key = pair.first_key + key,
-                              .keys = std::min(kBlock, pair.keys - key),
-                              .padded_queries = kBlock,
-                              .padded_keys = kBlock,
-                              .scores = s.scores,
-                              .dp = s.dp,
-                              .lse = head.lse + query,
-                              .delta = head.delta + query,
-                              .p = head.p + at,
-                              .ds = head.ds + at,
-                              .ds_right = head.ds_right + query * kTile + key * kBlock});
+    score_gradient<bf16, bf16>({.geometry = g_,
+                                .segment_rows = segment.rows,
+                                .first_query = pair.first_query + query,
+                                .queries = std::min(kBlock, pair.queries - query),
+                                .first_key = pair.first_key + key,
+                                .keys = std::min(kBlock, pair.keys - key),
+                                .padded_queries = kBlock,
+                                .padded_keys = kBlock,
+                                .scores = s.scores,
+                                .dp = s.dp,
+                                .lse = head.lse + query,
+                                .delta = head.delta + query,
+                                .p = head.p + at,
+                                .ds = head.ds + at,
+                                .ds_right = head.ds_right + query * kTile + key * kBlock});
   }
 
   // (32,32) = rows (32,d) turned (d,32).
@@ -315,8 +308,7 @@ class Backward {
     const int64_t first = run.first * kTile, row = segment.begin + first;
     const int64_t keys = std::min(segment.rows, run.last * kTile) - first;
     for (const auto& [sums, out] : {std::pair(s.dk, dk_), std::pair(s.dv, dv_)}) {
-      lanes::unpack_rows(sums + first * d_, d_, out.at(row, run.kv_head), out.stride, keys,
-                         g_.size);
+      unpack_rows(sums + first * d_, d_, out.at(row, run.kv_head), out.stride, keys, g_.size);
     }
   }
 
@@ -330,11 +322,11 @@ class Backward {
 
 }  // namespace
 
-void backward(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
-              const balora_attention_backward& o) {
-  backward_runs<Scratch, float>(
-      ctx, g, segments, [&](const Slots<float>& slots) { return Backward(ctx, g, o, slots); });
+void backward_on_amx(Context* ctx, const balora_attention_backward& o) {
+  const Geometry g = geometry_of(o);
+  backward_runs<Scratch, float>(ctx, g, segments_of(o), [&](const Slots<float>& slots) {
+    return Backward(ctx, g, o, slots);
+  });
 }
-#endif
 
-}  // namespace balora::attention::amx
+}  // namespace balora::attention::x86
