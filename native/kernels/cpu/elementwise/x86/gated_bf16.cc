@@ -1,3 +1,4 @@
+// Gated activations of bf16 rows (gated.h) in AVX512-BF16 instructions.
 #include "kernels/cpu/elementwise/gated.h"
 #include "kernels/cpu/runtime/parallel.h"
 

@@ -1,3 +1,4 @@
+// The RMS norms of bf16 rows (norm.h) in AVX512-BF16 instructions.
 #include <cmath>
 
 #include "kernels/cpu/norm/norm.h"

@@ -1,3 +1,4 @@
+// The random words of philox_words.h in AVX-512 instructions.
 #include "kernels/cpu/random/philox_words.h"
 
 #include "kernels/cpu/runtime/x86/targets.h"
