@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <optional>
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/linalg/subspace_steps.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
-#include "kernels/cpu/runtime/inline.h"
-#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora {
@@ -52,32 +51,10 @@ bool gram_pays(const LowRankProblem& p) {
   return (m * n * n + 2 * n * n * columns) / speed < 4 * m * n * columns;
 }
 
-// Into 32 sums, so that none waits for the one before.
-BALORA_INLINE void add_squares_loop(const float* values, int64_t count, double* sums) {
-  for (int64_t i = 0; i + 32 <= count; i += 32) {
-    for (int64_t j = 0; j < 32; ++j) {
-      const auto value = static_cast<double>(values[i + j]);
-      sums[j] += value * value;
-    }
-  }
-}
-void add_squares(const float* values, int64_t count, double* sums) {
-  at_level<&add_squares_loop>(values, count, sums);
-}
-
-double squared_norm(const float* values, int64_t count) {  // count: a multiple of 32
-  double sums[32] = {};
-  add_squares(values, count, sums);
-  double sum = 0;
-  for (const double part : sums) sum += part;
-  return sum;
-}
-
 double sum_of_largest(const Matrix& gram, int64_t count) {
-  const EighResult eigen = symmetric_eigen(gram);
   double sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    sum += std::max(eigen.values[static_cast<size_t>(gram.rows - 1 - i)], 0.0);
+  for (const double value : leading_pairs(symmetric_eigen(gram), count).values) {
+    sum += std::max(value, 0.0);
   }
   return sum;
 }
@@ -222,16 +199,11 @@ class ChebyshevSvd {
   }
 
   SvdOutcome pairs() {  // of A within q, from its image
-    const EighResult eigen = symmetric_eigen(block_gram(image_, wide_));
-    const int64_t b = q_.cols;
-    values_.resize(static_cast<size_t>(b));
-    vectors_ = Matrix(b, b);
-    captured_ = 0;
-    for (int64_t j = 0; j < b; ++j) {
-      values_[static_cast<size_t>(j)] = std::max(eigen.values[static_cast<size_t>(b - 1 - j)], 0.0);
-      if (j < p_.rank) captured_ += values_[static_cast<size_t>(j)];
-      for (int64_t i = 0; i < b; ++i) vectors_(i, j) = eigen.vectors(i, b - 1 - j);
-    }
+    EighResult leading = leading_pairs(symmetric_eigen(block_gram(image_, wide_)), q_.cols);
+    values_ = std::move(leading.values);
+    vectors_ = std::move(leading.vectors);
+    for (double& value : values_) value = std::max(value, 0.0);
+    captured_ = std::accumulate(values_.begin(), values_.begin() + p_.rank, 0.0);
     const double smallest = kSmallestSigma * kSmallestSigma * values_[0];
     if (!(last_value() > smallest)) return SvdOutcome::kSmallSigma;
     return rest() > kSmallestRest ? SvdOutcome::kDone : SvdOutcome::kSmallRest;

@@ -179,10 +179,29 @@ EighResult symmetric_eigen(const Matrix& a) {
   return result;
 }
 
+EighResult leading_pairs(const EighResult& eigen, int64_t count) {
+  const int64_t n = eigen.vectors.rows;
+  EighResult out{{eigen.values.rbegin(), eigen.values.rbegin() + count}, Matrix(n, count)};
+  for (int64_t i = 0; i < n; ++i) {
+    std::reverse_copy(eigen.vectors.row(i) + n - count, eigen.vectors.row(i) + n,
+                      out.vectors.row(i));
+  }
+  return out;
+}
+
+void symmetrise(Matrix& a) {
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t j = 0; j < i; ++j) a(i, j) = a(j, i) = (a(i, j) + a(j, i)) / 2;
+  }
+}
+
+SvdResult transposed(const SvdResult& a) {
+  return {transposed(a.vt), a.s, transposed(a.u)};
+}
+
 SvdResult thin_svd(const Context* ctx, const Matrix& a) {
   if (a.rows < a.cols) {
-    SvdResult flipped = thin_svd(ctx, transposed(a));
-    return {transposed(flipped.vt), std::move(flipped.s), transposed(flipped.u)};
+    return transposed(thin_svd(ctx, transposed(a)));
   }
   for (const double value : a.values) {
     if (!std::isfinite(value)) throw NativeError(messages::matrix_not_finite());

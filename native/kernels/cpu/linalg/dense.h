@@ -68,6 +68,10 @@ struct EighResult {
 // Reads the lower triangle. Throws NativeError when the iteration does not
 // converge (NaN in the input).
 EighResult symmetric_eigen(const Matrix& a);
+// The `count` largest, in descending order.
+EighResult leading_pairs(const EighResult& eigen, int64_t count);
+// a = (a + a^T) / 2
+void symmetrise(Matrix& a);
 
 struct SvdResult {
   Matrix u;               // (m,k)
@@ -75,6 +79,7 @@ struct SvdResult {
   Matrix vt;              // (k,n)
 };
 SvdResult thin_svd(const Context* ctx, const Matrix& a);
+SvdResult transposed(const SvdResult& a);  // the triplets of A^T
 
 // Standard normals that depend on (seed, index) only, filled in parallel.
 Matrix normal_matrix(const Context* ctx, int64_t rows, int64_t cols, uint64_t seed);

@@ -32,11 +32,20 @@ void widen(const float* from, int64_t count, double* to) {
   at_level<&widen_loop>(from, count, to);
 }
 
-BALORA_INLINE void narrow_loop(const double* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+BALORA_INLINE void narrow_loop(const double* from, double scale, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i] * scale);
 }
-void narrow(const double* from, int64_t count, float* to) {
-  at_level<&narrow_loop>(from, count, to);
+
+// Into 32 sums, so that none waits for the one before.
+template <typename T>
+BALORA_INLINE void add_squares(const T* values, int64_t count, double* sums) {
+  for (int64_t i = 0; i < count; i += 32) {
+    const int64_t rest = std::min<int64_t>(32, count - i);
+    for (int64_t j = 0; j < rest; ++j) {
+      const auto value = static_cast<double>(values[i + j]);
+      sums[j] += value * value;
+    }
+  }
 }
 
 // s (8,16) = columns row..row+7 of x (rows,cols) against columns col..col+15 of y.
@@ -92,6 +101,20 @@ void later_step(float* y, const float* x, const float* before, int64_t count, fl
 }
 
 }  // namespace
+
+template <typename T>
+double squared_norm(const T* values, int64_t count) {
+  double sums[32] = {}, sum = 0;
+  at_level<&add_squares<T>>(values, count, static_cast<double*>(sums));
+  for (const double part : sums) sum += part;
+  return sum;
+}
+template double squared_norm(const float* values, int64_t count);
+template double squared_norm(const double* values, int64_t count);
+
+void narrow(const double* from, int64_t count, float* to, double scale) {
+  at_level<&narrow_loop>(from, scale, count, to);
+}
 
 void fill_uniform(const FloatBlock& block, int64_t rows, uint64_t seed) {
   fill_range(block.values, rows * block.cols / 4, seed);

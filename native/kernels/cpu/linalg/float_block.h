@@ -9,6 +9,13 @@
 
 namespace balora {
 
+// The sum of squares, in f64.
+template <typename T>
+double squared_norm(const T* values, int64_t count);
+
+// to = from times scale
+void narrow(const double* from, int64_t count, float* to, double scale = 1);
+
 struct FloatBlock {
   int64_t rows = 0, cols = 0;
   float* values = nullptr;

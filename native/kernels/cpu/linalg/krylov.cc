@@ -60,21 +60,13 @@ Matrix orthonormal_to(const Context* ctx, const Basis& q, Matrix block) {
 // A times their vectors.
 RitzPairs ritz(const Context* ctx, const Basis& q, const Basis& aq, int64_t keep, Matrix* images) {
   Matrix projected = against(ctx, q, aq.ref(), aq.cols);
-  for (int64_t i = 0; i < projected.rows; ++i) {
-    for (int64_t j = 0; j < i; ++j) {
-      projected(i, j) = projected(j, i) = (projected(i, j) + projected(j, i)) / 2;
-    }
-  }
-  const EighResult eigen = symmetric_eigen(projected);
+  symmetrise(projected);
   keep = std::min(keep, q.cols);
-  Matrix weights(q.cols, keep);
+  EighResult leading = leading_pairs(symmetric_eigen(projected), keep);
   RitzPairs pairs;
-  for (int64_t j = 0; j < keep; ++j) {
-    pairs.values.push_back(eigen.values[static_cast<size_t>(q.cols - 1 - j)]);
-    for (int64_t i = 0; i < q.cols; ++i) weights(i, j) = eigen.vectors(i, q.cols - 1 - j);
-  }
-  pairs.vectors = combine(ctx, q, weights);
-  *images = combine(ctx, aq, weights);
+  pairs.values = std::move(leading.values);
+  pairs.vectors = combine(ctx, q, leading.vectors);
+  *images = combine(ctx, aq, leading.vectors);
   pairs.residuals.assign(static_cast<size_t>(keep), 0.0);
   for (int64_t i = 0; i < pairs.vectors.rows; ++i) {
     for (int64_t j = 0; j < keep; ++j) {
@@ -145,14 +137,11 @@ RitzPairs leading_eigenpairs(const Context* ctx, const Matrix& a, int64_t k) {
       return pairs;
     }
   }
-  const EighResult eigen = symmetric_eigen(a);
+  EighResult leading = leading_pairs(symmetric_eigen(a), k);
   RitzPairs pairs;
   pairs.exact = true;
-  pairs.vectors = Matrix(n, k);
-  for (int64_t j = 0; j < k; ++j) {
-    pairs.values.push_back(eigen.values[static_cast<size_t>(n - 1 - j)]);
-    for (int64_t i = 0; i < n; ++i) pairs.vectors(i, j) = eigen.vectors(i, n - 1 - j);
-  }
+  pairs.values = std::move(leading.values);
+  pairs.vectors = std::move(leading.vectors);
   return pairs;
 }
 
@@ -178,10 +167,6 @@ SvdResult finish(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix
   return core;
 }
 
-SvdResult flip(SvdResult r) {
-  return {transposed(r.vt), std::move(r.s), transposed(r.u)};
-}
-
 double squared_norm(const MatrixRef& a, int64_t m, int64_t n) {
   const Matrix wide = widened(a, m, n);
   double sum = 0;
@@ -193,7 +178,9 @@ double squared_norm(const MatrixRef& a, int64_t m, int64_t n) {
 
 SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
                          int64_t niter, int64_t oversample, uint64_t seed) {
-  if (m < n) return flip(randomized_svd(ctx, a.transposed(), n, m, rank, niter, oversample, seed));
+  if (m < n) {
+    return transposed(randomized_svd(ctx, a.transposed(), n, m, rank, niter, oversample, seed));
+  }
   const int64_t width = std::min(n, rank + oversample);
   Matrix q = thin_qr(ctx, normal_matrix(ctx, n, width, seed)).q;
   // Each iteration is a power of A^T A; the last product with A is finish()'s.
@@ -206,7 +193,7 @@ SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int6
 
 SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
                         int64_t oversample, uint64_t seed) {
-  if (m < n) return flip(converged_svd(ctx, a.transposed(), n, m, rank, oversample, seed));
+  if (m < n) return transposed(converged_svd(ctx, a.transposed(), n, m, rank, oversample, seed));
   rank = std::min(rank, n);
   const int64_t block = std::min(n, rank + oversample);
   if (n <= kDenseOrder / 2 || block * 5 > n) {

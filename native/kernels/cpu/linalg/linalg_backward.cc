@@ -99,9 +99,7 @@ int32_t eigh_backward_kernel(Context* ctx, const balora_eigh_backward& o) {
     for (int64_t i = 0; i < v.rows; ++i) inner(i, i) += dw[static_cast<size_t>(i)];
   }
   Matrix full = product(ctx, product(ctx, v, inner), transposed(v));
-  for (int64_t i = 0; i < v.rows; ++i) {
-    for (int64_t j = 0; j < i; ++j) full(i, j) = full(j, i) = (full(i, j) + full(j, i)) / 2;
-  }
+  symmetrise(full);
   store_matrix(full, *o.da);
   return 0;
 }

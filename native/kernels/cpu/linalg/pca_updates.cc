@@ -64,29 +64,10 @@ void centre_row(const float* mean, int64_t count, float* row, double* sums) {
   at_level<&centre_row_loop>(mean, count, row, sums);
 }
 
-// Into 32 sums, so that none waits for the one before; count is a multiple of 32.
-BALORA_INLINE void add_squares_loop(const float* row, int64_t count, double* sums) {
-  for (int64_t i = 0; i < count; i += 32) {
-    for (int64_t j = 0; j < 32; ++j) {
-      const auto value = static_cast<double>(row[i + j]);
-      sums[j] += value * value;
-    }
-  }
-}
-void add_squares(const float* row, int64_t count, double* sums) {
-  at_level<&add_squares_loop>(row, count, sums);
-}
-
 double total(const double* sums) {
   double sum = 0;
   for (int i = 0; i < 32; ++i) sum += sums[i];
   return sum;
-}
-
-double squared_norm(const float* row, int64_t count) {
-  double sums[32] = {};
-  add_squares(row, count, sums);
-  return total(sums);
 }
 
 // sums[j] += values[i][j]^2 over the rows of a block.
@@ -268,16 +249,11 @@ class PcaUpdate {
     }
     block_times(q_, inside, weights_, z_);
     subtract_row(z_.values, y_.size(), y_.values);
-    const EighResult eigen = symmetric_eigen(inside);
     const int64_t b = q_.cols;
-    values_.resize(static_cast<size_t>(b));
-    Matrix vectors(b, b);
-    for (int64_t j = 0; j < b; ++j) {
-      values_[static_cast<size_t>(j)] = eigen.values[static_cast<size_t>(b - 1 - j)];
-      for (int64_t i = 0; i < b; ++i) vectors(i, j) = eigen.vectors(i, b - 1 - j);
-    }
-    multiply(q_, vectors);
-    multiply(y_, vectors);
+    EighResult leading = leading_pairs(symmetric_eigen(inside), b);
+    values_ = std::move(leading.values);
+    multiply(q_, leading.vectors);
+    multiply(y_, leading.vectors);
     residuals_.assign(static_cast<size_t>(b), 0.0f);
     add_column_squares(y_.values, y_.rows, b, residuals_.data());
     for (size_t j = 0; j < static_cast<size_t>(rank_); ++j) {

@@ -160,35 +160,10 @@ Matrix times_k(const Context* ctx, const Matrix& x, const Matrix& q) {
   return upper_times(ctx, x, upper_tn(ctx, x, q));
 }
 
-BALORA_INLINE void narrow_row_loop(const double* from, double scale, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i] * scale);
-}
-void narrow_row(const double* from, double scale, int64_t count, float* to) {
-  at_level<&narrow_row_loop>(from, scale, count, to);
-}
-
 Matrix gram_of(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n) {
   Matrix g(n, n);
   symmetric_product_f64(ctx, n, m, a.transposed(), a, g.values.data());
   return g;
-}
-
-// Into 32 sums, so that none waits for the one before.
-BALORA_INLINE void add_squares_loop(const double* values, int64_t count, double* sums) {
-  for (int64_t i = 0; i < count; i += 32) {
-    const int64_t rest = std::min<int64_t>(32, count - i);
-    for (int64_t j = 0; j < rest; ++j) sums[j] += values[i + j] * values[i + j];
-  }
-}
-void add_squares(const double* values, int64_t count, double* sums) {
-  at_level<&add_squares_loop>(values, count, sums);
-}
-
-double squared_norm(const Matrix& a) {
-  double sums[32] = {}, sum = 0;
-  add_squares(a.values.data(), a.rows * a.cols, sums);
-  for (const double part : sums) sum += part;
-  return sum;
 }
 
 double trace(const Matrix& a) {
@@ -272,9 +247,10 @@ class FloatIteration {
     Arena arena(memory_.get() + (64 - address % 64) % 64);
     lay_out(arena, columns);
     std::fill_n(x_, rows_ * rows_, 0.0f);
-    const double scale = 1 / std::sqrt(squared_norm(x));  // or squares may overflow
+    const double scale =
+        1 / std::sqrt(squared_norm(x.values.data(), x.rows * x.cols));  // or squares may overflow
     parallel_for(ctx, n_, 256, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) narrow_row(x.row(i), scale, n_, x_ + i * rows_);
+      for (int64_t i = begin; i < end; ++i) narrow(x.row(i), n_, x_ + i * rows_, scale);
     });
     transpose_floats(x_, rows_, rows_, xt_);
     fill_uniform(q_, n_, seed);
@@ -430,21 +406,11 @@ class Subspace {
   bool ritz(const Matrix& x) {
     const Matrix image = times_k(ctx_, x, q_);
     Matrix projected = product_tn(ctx_, q_, image);
-    for (int64_t i = 0; i < projected.rows; ++i) {
-      for (int64_t j = 0; j < i; ++j) {
-        projected(i, j) = projected(j, i) = (projected(i, j) + projected(j, i)) / 2;
-      }
-    }
-    const int64_t b = q_.cols;
-    const EighResult eigen = symmetric_eigen(projected);
-    Matrix rotation(b, b);
-    values_.resize(static_cast<size_t>(b));
-    for (int64_t j = 0; j < b; ++j) {
-      values_[static_cast<size_t>(j)] = eigen.values[static_cast<size_t>(b - 1 - j)];
-      for (int64_t i = 0; i < b; ++i) rotation(i, j) = eigen.vectors(i, b - 1 - j);
-    }
-    q_ = product(ctx_, q_, rotation);
-    y_ = product(ctx_, image, rotation);
+    symmetrise(projected);
+    EighResult leading = leading_pairs(symmetric_eigen(projected), q_.cols);
+    values_ = std::move(leading.values);
+    q_ = product(ctx_, q_, leading.vectors);
+    y_ = product(ctx_, image, leading.vectors);
     return values_.back() > 0 && std::isfinite(values_[0]);
   }
 
@@ -539,10 +505,6 @@ std::optional<SvdResult> within_subspace(const Context* ctx, const MatrixRef& a,
   return triplets_within(ctx, a, m, subspace.reversed_vectors());
 }
 
-SvdResult flipped(SvdResult r) {
-  return {transposed(r.vt), std::move(r.s), transposed(r.u)};
-}
-
 }  // namespace
 
 SvdResult complete_trailing_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n,
@@ -556,7 +518,7 @@ SvdResult complete_trailing_svd(const Context* ctx, const MatrixRef& a, int64_t 
 
 SvdResult trailing_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
                        uint64_t seed) {
-  if (m < n) return flipped(trailing_svd(ctx, a.transposed(), n, m, rank, seed));
+  if (m < n) return transposed(trailing_svd(ctx, a.transposed(), n, m, rank, seed));
   if (Subspace::fits(n, rank)) {
     std::optional<SvdResult> found = within_subspace(ctx, a, m, n, rank, seed);
     if (found) return std::move(*found);
