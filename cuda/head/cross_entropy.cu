@@ -1,4 +1,4 @@
-// Cross-entropy of rows of logits against class ids (kernels/cpu/head/cross_entropy.cc has the
+// Cross-entropy of rows of logits against class ids (kernels/cpu/norm/cross_entropy.cc has the
 // formulas); rows whose target is BALORA_IGNORED_TARGET are not read. The forward reads each row
 // once (log_sum_exp.cuh keeps the sum over a vocabulary right: no f32 sum is longer than 32
 // elements, the rest is double) and moves size bytes an element; the backward has no sum over

@@ -1,6 +1,6 @@
 // One row of the fused head losses on the device, by one block: the statistics of its student
 // logits z (V) and teacher logits y (V), and the gradient written over z (or rounded to bf16 beside
-// it) in a second pass; formulas in native/kernels/cpu/head/head_rows.cc. A teacher that came as
+// it) in a second pass; formulas in native/kernels/cpu/head/rows.cc. A teacher that came as
 // its summary has no y: its part of the gradient is taken out of dH (head_losses.cu). Sums over the
 // vocabulary run in f32 for 128 elements of a thread, then in f64, beside a running maximum; with a
 // teacher a pass before them finds the maxima. A pass reads 8 bytes an element (4 without a

@@ -1,5 +1,5 @@
 // The SVD regularizer of Z = H W^T without Z, for a linear and frozen head (the algebra is that of
-// kernels/cpu/head/svd_ratio_gram.cc): sigma(Z)^2 = eig(H G H^T), G = W^T W; with P = H G the
+// kernels/cpu/head/svd_ratio.cc): sigma(Z)^2 = eig(H G H^T), G = W^T W; with P = H G the
 // gradient is U diag(weights) U^T P + shift P. The leading pairs come from products with H and P
 // alone; all pairs (nuclear norm) or small problems from the smaller of two dense matrices: H G
 // H^T, or L^T (H^T H) L with G = L L^T, L from G's eigen-decomposition (Cholesky fails on a

@@ -1,6 +1,6 @@
 // The SVD regularizer where the Gram form is not allowed: the head is trained, or its logits are
 // soft-capped. The algebra, and the two times that each tile of logits is made, are those of
-// kernels/cpu/head/svd_ratio_tiles.cc.
+// kernels/cpu/head/svd_ratio.cc.
 //
 // 2 min(N,V)^2 max(N,V) f64 flops for the Gram matrix, 8 N V C flops for the products.
 #include "elementwise/device_math.cuh"

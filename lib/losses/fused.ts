@@ -85,7 +85,7 @@ export function fusedSvdLoss(
 const kEigenMatrices = { all: 6, few: 1.5 };
 /**
  * Columns of a block of the iteration for few eigenvectors, from the number that is wanted, and blocks without which all are computed: as
- * native/kernels/cpu/linalg/krylov.h and head/svd_ratio_gram.cc have them.
+ * native/kernels/cpu/linalg/krylov.h and head/svd_ratio.cc have them.
  */
 const krylovBlock = (k: number): number => 8 * Math.ceil((k + 6) / 8);
 const kLeastBlocks = 8;

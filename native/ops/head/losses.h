@@ -39,7 +39,7 @@ struct HeadInputs {
 
 // -> loss () f64 = task_scale sums[0] + consistency_scale sums[1] - diversity_scale sums[2],
 // differentiable in hidden and head; sums (4) f64 = the terms' sums over rows (CE; T^2 KL;
-// entropy), unscaled, and the loss. Softmax, sums: head_rows.h
+// entropy), unscaled, and the loss. Softmax, sums: kernels/cpu/head/head.h
 std::tuple<Tensor, Tensor> head_losses(const HeadInputs& inputs, const HeadOptions& options);
 
 TeacherSummary summarize_teacher(const LiveTeacher& teacher, const Tensor& head,

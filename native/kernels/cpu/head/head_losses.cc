@@ -6,15 +6,14 @@
 // hidden states (teacher_summary.cc): q's mean of the head's rows, mu = sum_j q_j w_j, and q's
 // entropy. Then KL(q || p) = lse(z/T) - h mu / T - H(q), and mu leaves dH as it came into h mu.
 #include <algorithm>
-#include <optional>
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
-#include "kernels/cpu/head/head_by_token.h"
+#include "kernels/cpu/head/head.h"
 #include "kernels/cpu/head/head_products.h"
-#include "kernels/cpu/head/head_rows.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
@@ -45,174 +44,6 @@ void check_targets(const Operands& o) {
   }
 }
 
-template <typename A>
-class HeadChunks {
- public:
-  // `options` are the operands' with all scales multiplied.
-  HeadChunks(Context* ctx, const Operands& operands, const HeadOptions& options)
-      : ctx_(ctx),
-        o_(operands),
-        options_(options),
-        vocabulary_(operands.w->shape[0]),
-        ld_(logits_ld(vocabulary_)) {
-    rounds_ = std::is_same_v<A, float> && wants_gradient() && o_.w->dtype == BALORA_BF16 &&
-              platform::cpu().uses(platform::kBf16);
-    const int64_t row_bytes = ld_ * static_cast<int64_t>(sizeof(A) * (o_.ht ? 2 : 1));
-    const int64_t by_token = std::is_same_v<A, float> ? HeadByToken::chunk_rows(o_) : 0;
-    const int64_t budget = chunk_budget(options, *o_.h, *o_.w);
-    chunk_ = by_token > 0 ? by_token : chunk_rows(o_.h->shape[0], budget, row_bytes);
-    if (by_token > 0) {
-      by_token_.emplace(ctx_, o_, options_, chunk_);
-    } else {
-      z_ = workspace<A>(ctx_, chunk_ * ld_);
-      if (o_.ht) y_ = workspace<A>(ctx_, chunk_ * ld_);
-    }
-    tiled_ = rounds_ && head_fits_tiles(*o_.h, *o_.w);
-    if ((tiled_ || o_.mean) && o_.dh) sum_ = workspace<A>(ctx_, chunk_ * o_.h->shape[1]);
-  }
-
-  void run(double* row_terms) {
-    for (int64_t first = 0; first < o_.h->shape[0] && !is_stopped(ctx_); first += chunk_) {
-      const int64_t rows = std::min(chunk_, o_.h->shape[0] - first);
-      double* const terms = row_terms + BALORA_HEAD_TERMS * first;
-      if (by_token_) {
-        compute_by_token(first, rows, terms);
-      } else {
-        compute_by_row(first, rows, terms);
-      }
-      if (wants_gradient()) multiply_back(first, rows);
-    }
-  }
-
- private:
-  bool wants_gradient() const { return o_.dh || o_.dw; }
-
-  void compute_by_token(int64_t first, int64_t rows, double* terms) {
-    std::vector<RowRole> roles(static_cast<size_t>(rows));
-    parallel_for(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) roles[static_cast<size_t>(i)] = role_of(first + i);
-    });
-    by_token_->compute(first, roles, terms);
-  }
-
-  void compute_by_row(int64_t first, int64_t rows, double* terms) {
-    make_logits(first, rows);
-    share_out(ctx_, rows, 1, [&](int64_t begin, int64_t end) {
-      HeadRows<A> head(options_, vocabulary_);
-      for (int64_t i = begin; i < end; ++i) {
-        compute_row(head, first, i, terms + BALORA_HEAD_TERMS * i);
-      }
-    });
-  }
-
-  void make_logits(int64_t first, int64_t rows) {
-    std::vector<LogitsOf<A>> products = {{o_.h, o_.w, z_}};
-    if (o_.ht) products.push_back({o_.ht, o_.wt ? o_.wt : o_.w, y_});
-    head_logits<A>(ctx_, products, first, rows);
-  }
-
-  // A row's values in the summary of its teacher.
-  TeacherRow teacher_row(int64_t row) const {
-    const int64_t channels = o_.h->shape[1];
-    const A* mean = static_cast<const A*>(rows_of(o_.mean, row));
-    double dot = 0;
-    dispatch_float(o_.h->dtype, [&]<typename T>() {
-      const T* h = static_cast<const T*>(rows_of(o_.h, row));
-      for (int64_t c = 0; c < channels; ++c) {
-        dot += static_cast<double>(load(h[c])) * static_cast<double>(mean[c]);
-      }
-    });
-    return {data_of<double>(o_.entropy)[row], dot};
-  }
-
-  RowRole role_of(int64_t row) const {
-    RowRole role = {.target = target_of(o_, row), .regularized = is_regularized(o_, row)};
-    if (o_.mean) role.summary = teacher_row(row);
-    return role;
-  }
-
-  // Row `i` of the chunk that begins with row `first`.
-  void compute_row(HeadRows<A>& head, int64_t first, int64_t i, double* terms) const {
-    const RowOperands<A> operands{
-        .z = z_ + i * ld_, .y = y_ ? y_ + i * ld_ : nullptr, .role = role_of(first + i)};
-    head.cap(operands.z);
-    if (operands.y) head.cap(operands.y);
-    const HeadRow found = head.statistics(operands);
-    terms[BALORA_HEAD_TASK] = found.task;
-    terms[BALORA_HEAD_CONSISTENCY] = found.consistency;
-    terms[BALORA_HEAD_ENTROPY] = found.entropy;
-    if (wants_gradient()) head.gradient(operands, found, rounds_);
-  }
-
-  void multiply_back(int64_t first, int64_t rows) {
-    const int32_t dtype = rounds_ ? static_cast<int32_t>(BALORA_BF16) : kDtypeOfAcc<A>;
-    const GemmInput dz = {z_, dtype, rounds_ ? 2 * ld_ : ld_, true};
-    if (o_.dh || by_token_) sum_hidden(first, rows, dz);
-    if (!o_.dw) return;
-    if (!by_token_) return add_head(first, rows, {0, vocabulary_}, dz);
-    const int64_t block = by_token_->block_tokens();
-    for (int64_t token = 0; token < vocabulary_; token += block) {
-      add_head(first, rows, {token, std::min(token + block, vocabulary_)},
-               by_token_->gradient_of_block(token));
-    }
-  }
-
-  // dh of a chunk.
-  void sum_hidden(int64_t first, int64_t rows, const GemmInput& dz) {
-    const int64_t channels = o_.h->shape[1];
-    if constexpr (std::is_same_v<A, float>) {
-      if (by_token_) {
-        by_token_->multiply_back(sum_);
-      } else if (tiled_) {
-        const auto* const rounded = static_cast<const bf16*>(dz.data);
-        head_gradient_tiles(ctx_, {&rounded, 1}, dz.ld, rows, *o_.w, sum_);
-      }
-    }
-    if (!o_.dh) return;
-    const GemmOutput dh = {rows_of(o_.dh, first), o_.dh->dtype, channels};
-    const GemmOutput sum = {sum_, kDtypeOfAcc<A>, channels};
-    if (!tiled_) {
-      const ProductTerm term{dz.data, dz.dtype, dz.ld, o_.w};
-      sum_products(ctx_, {rows, channels, {&term, 1}}, sum_ ? sum : dh);
-    }
-    if (o_.mean) subtract_mean(first, rows);
-    if (!sum_) return;
-    convert_rows(ctx_, {sum_, sum.dtype, channels}, {dh.data, dh.dtype, channels}, rows, channels);
-  }
-
-  // dw of the tokens [begin, end) += dz^T h of a chunk.
-  struct Tokens {
-    int64_t begin, end;
-  };
-  void add_head(int64_t first, int64_t rows, Tokens tokens, const GemmInput& dz) {
-    const int64_t channels = o_.h->shape[1];
-    gemm(ctx_, {tokens.end - tokens.begin, channels, rows}, dz,
-         {rows_of(o_.h, first), o_.h->dtype, o_.h->stride[0]},
-         {rows_of(o_.dw, tokens.begin), o_.dw->dtype, channels}, {1, first ? 1.0 : 0.0});
-  }
-
-  // sum -= consistency_scale T mu, for the rows of the regularizers.
-  void subtract_mean(int64_t first, int64_t rows) {
-    const int64_t channels = o_.h->shape[1];
-    const A factor = static_cast<A>(options_.consistency_scale * options_.temperature);
-    for (int64_t i = 0; i < rows; ++i) {
-      if (!is_regularized(o_, first + i)) continue;
-      const A* mean = static_cast<const A*>(rows_of(o_.mean, first + i));
-      for (int64_t c = 0; c < channels; ++c) sum_[i * channels + c] -= factor * mean[c];
-    }
-  }
-
-  Context* ctx_;
-  const Operands& o_;
-  HeadOptions options_;
-  int64_t vocabulary_, ld_, chunk_ = 0;
-  bool rounds_ = false;  // dZ, to bf16
-  bool tiled_ = false;   // dH = dZ W
-  A *z_ = nullptr, *y_ = nullptr;
-  A* sum_ = nullptr;  // of dH, a chunk
-  std::optional<HeadByToken> by_token_;
-};
-
 HeadOptions scaled_options(const Operands& o) {
   HeadOptions options = o.options;
   if (!o.scales) return options;
@@ -225,30 +56,145 @@ HeadOptions scaled_options(const Operands& o) {
 
 }  // namespace
 
-int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
-  const HeadOptions options = scaled_options(o);
-  const int64_t m = o.h->shape[0];
+template <typename A>
+HeadCall<A>::HeadCall(Context* ctx, const balora_head_losses& operands)
+    : ctx(ctx),
+      o(operands),
+      options(scaled_options(operands)),
+      terms(data_of<double>(operands.rows)) {
   check_targets(o);
-  std::vector<double> own;
-  double* terms = data_of<double>(o.rows);
-  if (!terms) {
-    own.resize(static_cast<size_t>(BALORA_HEAD_TERMS * m));
-    terms = own.data();
+  if (terms) return;
+  own_terms_.resize(static_cast<size_t>(BALORA_HEAD_TERMS * o.h->shape[0]));
+  terms = own_terms_.data();
+}
+
+template <typename A>
+RowRole HeadCall<A>::role_of(int64_t row) const {
+  RowRole role = {.target = target_of(o, row), .regularized = is_regularized(o, row)};
+  if (!o.mean) return role;
+  const int64_t channels = o.h->shape[1];
+  const A* mean = static_cast<const A*>(rows_of(o.mean, row));
+  double dot = 0;
+  dispatch_float(o.h->dtype, [&]<typename T>() {
+    const T* h = static_cast<const T*>(rows_of(o.h, row));
+    for (int64_t c = 0; c < channels; ++c) {
+      dot += static_cast<double>(load(h[c])) * static_cast<double>(mean[c]);
+    }
+  });
+  role.summary = {data_of<double>(o.entropy)[row], dot};
+  return role;
+}
+
+// sums -= consistency_scale T mu, for the rows of the regularizers.
+template <typename A>
+void HeadCall<A>::store_hidden(Range rows, A* sums) const {
+  const int64_t channels = o.h->shape[1];
+  const A factor = static_cast<A>(options.consistency_scale * options.temperature);
+  for (int64_t row = rows.begin; o.mean && row < rows.end; ++row) {
+    if (!is_regularized(o, row)) continue;
+    const A* mean = static_cast<const A*>(rows_of(o.mean, row));
+    A* const to = sums + (row - rows.begin) * channels;
+    for (int64_t c = 0; c < channels; ++c) to[c] -= factor * mean[c];
   }
-  if (o.h->dtype == BALORA_F64) {
-    HeadChunks<double>(ctx, o, options).run(terms);
-  } else {
-    HeadChunks<float>(ctx, o, options).run(terms);
-  }
+  convert_rows(ctx, {sums, kDtypeOfAcc<A>, channels},
+               {rows_of(o.dh, rows.begin), o.dh->dtype, channels}, rows.end - rows.begin, channels);
+}
+
+template <typename A>
+void HeadCall<A>::add_head(Range rows, Range tokens, const GemmInput& dz) const {
+  const int64_t channels = o.h->shape[1];
+  gemm(ctx, {tokens.end - tokens.begin, channels, rows.end - rows.begin}, dz,
+       {rows_of(o.h, rows.begin), o.h->dtype, o.h->stride[0]},
+       {rows_of(o.dw, tokens.begin), o.dw->dtype, channels}, {1, rows.begin ? 1.0 : 0.0});
+}
+
+template <typename A>
+void HeadCall<A>::store_sums() const {
   double* sums = data_of<double>(o.sums);
   std::fill_n(sums, BALORA_HEAD_TERMS, 0.0);
-  for (int64_t n = 0; n < m; ++n) {
+  for (int64_t n = 0; n < o.h->shape[0]; ++n) {
     for (int i = 0; i < BALORA_HEAD_TERMS; ++i) sums[i] += terms[BALORA_HEAD_TERMS * n + i];
   }
   sums[BALORA_HEAD_LOSS] = options.task_scale * sums[BALORA_HEAD_TASK] +
                            options.consistency_scale * sums[BALORA_HEAD_CONSISTENCY] -
                            options.diversity_scale * sums[BALORA_HEAD_ENTROPY];
-  return 0;
+}
+
+template class HeadCall<float>;
+template class HeadCall<double>;
+
+namespace {
+
+// The way for all operands: chunks of rows, each row's logits beside each other.
+template <typename A>
+void run_by_rows(Context* ctx, const Operands& o) {
+  const HeadCall<A> call(ctx, o);
+  const int64_t all = o.h->shape[0], channels = o.h->shape[1], vocabulary = o.w->shape[0];
+  const int64_t ld = logits_ld(vocabulary);
+  const bool gradient = call.wants_gradient();
+  const bool rounds = std::is_same_v<A, float> && gradient && o.w->dtype == BALORA_BF16 &&
+                      platform::cpu().uses(platform::kBf16);  // dZ, to bf16
+  const bool tiled = rounds && head_fits_tiles(*o.h, *o.w);   // dH = dZ W
+  const int64_t row_bytes = ld * static_cast<int64_t>(sizeof(A) * (o.ht ? 2 : 1));
+  const int64_t chunk = chunk_rows(all, chunk_budget(call.options, *o.h, *o.w), row_bytes);
+  A* const z = workspace<A>(ctx, chunk * ld);
+  A* const y = o.ht ? workspace<A>(ctx, chunk * ld) : nullptr;
+  A* const sum = (tiled || o.mean) && o.dh ? workspace<A>(ctx, chunk * channels) : nullptr;
+  const GemmInput dz = {z, rounds ? static_cast<int32_t>(BALORA_BF16) : kDtypeOfAcc<A>,
+                        rounds ? 2 * ld : ld, true};
+  std::vector<LogitsOf<A>> products = {{o.h, o.w, z}};
+  if (o.ht) products.push_back({o.ht, o.wt ? o.wt : o.w, y});
+  for (int64_t first = 0; first < all && !is_stopped(ctx); first += chunk) {
+    const int64_t rows = std::min(chunk, all - first);
+    head_logits<A>(ctx, products, first, rows);
+    share_out(ctx, rows, 1, [&](int64_t begin, int64_t end) {
+      HeadRows<A> head(call.options, vocabulary);
+      for (int64_t i = begin; i < end; ++i) {
+        const RowOperands<A> operands{
+            .z = z + i * ld, .y = y ? y + i * ld : nullptr, .role = call.role_of(first + i)};
+        head.cap(operands.z);
+        if (operands.y) head.cap(operands.y);
+        const HeadRow found = head.statistics(operands);
+        found.store_terms(call.terms + BALORA_HEAD_TERMS * (first + i));
+        if (gradient) head.gradient(operands, found, rounds);
+      }
+    });
+    if (o.dh) {
+      const GemmOutput wide = {sum, kDtypeOfAcc<A>, channels};
+      if constexpr (std::is_same_v<A, float>) {
+        if (tiled) {
+          const auto* const rounded = reinterpret_cast<const bf16*>(z);
+          head_gradient_tiles(ctx, {&rounded, 1}, dz.ld, rows, *o.w, sum);
+        }
+      }
+      if (!tiled) {
+        const ProductTerm term{dz.data, dz.dtype, dz.ld, o.w};
+        const GemmOutput dh = {rows_of(o.dh, first), o.dh->dtype, channels};
+        sum_products(ctx, {rows, channels, {&term, 1}}, sum ? wide : dh);
+      }
+      if (sum) call.store_hidden({first, first + rows}, sum);
+    }
+    if (o.dw) call.add_head({first, first + rows}, {0, vocabulary}, dz);
+  }
+  call.store_sums();
+}
+
+void by_rows(Context* ctx, const Operands& o) {
+  if (o.h->dtype == BALORA_F64) return run_by_rows<double>(ctx, o);
+  run_by_rows<float>(ctx, o);
+}
+
+constexpr Implementation<balora_head_losses> kHeadLosses[] = {
+    BALORA_X86({"by_token", platform::kAmx | platform::kBf16, x86::takes_by_token,
+                x86::head_losses_by_token}, ){"by_rows", 0, nullptr, by_rows},
+};
+
+}  // namespace
+
+BALORA_IMPLEMENTATIONS(head_losses, kHeadLosses)
+
+int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
+  return run_first(kHeadLosses, ctx, o);
 }
 
 }  // namespace balora

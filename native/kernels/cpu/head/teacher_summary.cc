@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
+#include "kernels/cpu/head/head.h"
 #include "kernels/cpu/head/head_products.h"
-#include "kernels/cpu/head/head_rows.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"

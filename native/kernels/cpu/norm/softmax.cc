@@ -2,7 +2,7 @@
 // and the row's log-sum-exp rather than from a rounded y, so bf16 loses nothing twice.
 //   softmax:    dx = p * (dy - sum(dy * p))
 //   logSoftmax: dx = dy - p * sum(dy)
-#include "kernels/cpu/head/log_sum_exp.h"
+#include "kernels/cpu/norm/log_sum_exp.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"

@@ -1,13 +1,14 @@
 // The fused head losses against the formulas in plain f64 loops over the whole (M,V) logits:
 // values, dH and dW, per dtype, with the teacher live and summed up, the terms' rows apart, ties,
 // soft-capping, a second head, and chunks of one row. Rows enough for a panel go by token where
-// there is AMX (head_by_token.h).
+// there is AMX (x86/by_token.cc).
 #include <algorithm>
 #include <limits>
 #include <numeric>
 
-#include "kernels/cpu/head/head_by_token.h"
+#include "kernels/cpu/head/head.h"
 #include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "support/kernel_test.h"
 
 using namespace balora;
@@ -455,6 +456,11 @@ TEST_CASE("head losses by token equal plain loops in f64, whatever is ragged or 
 
 namespace {
 
+int64_t rows_by_token([[maybe_unused]] const balora_head_losses& o) {
+  BALORA_X86(return x86::rows_by_token(o);)
+  return 0;
+}
+
 // A call by token, where this processor has one, of bf16 operands.
 struct Call {
   Array<bf16> h, ht, w, dh;
@@ -505,7 +511,7 @@ struct Call {
                       .entropy_temperature = 1,
                       .entropy_top_k = 5}} {
     for (int64_t i = 0; i < m; ++i) targets.data()[i] = static_cast<int32_t>(i * 31 % v);
-    CHECK((HeadByToken::chunk_rows(o) > 0) == tiles_use_amx());
+    CHECK((rows_by_token(o) > 0) == tiles_use_amx());
   }
 };
 
@@ -514,18 +520,18 @@ struct Call {
 TEST_CASE("head losses by token: chunks within the bytes, and of 256 rows at most") {
   Call call(70, 40, 1100);
   call.o.options.chunk_bytes = 50 * (4 * 1100 + 34 * 40);  // as in the case of ragged rows
-  CHECK(HeadByToken::chunk_rows(call.o) == (tiles_use_amx() ? 32 : 0));
+  CHECK(rows_by_token(call.o) == (tiles_use_amx() ? 32 : 0));
   call.o.options.chunk_bytes = 1;
-  CHECK(HeadByToken::chunk_rows(call.o) == 0);
+  CHECK(rows_by_token(call.o) == 0);
   Call many(1000, 8, 40);
-  CHECK(HeadByToken::chunk_rows(many.o) == (tiles_use_amx() ? 256 : 0));
+  CHECK(rows_by_token(many.o) == (tiles_use_amx() ? 256 : 0));
 }
 
 TEST_CASE("head losses by token do not depend on the thread count") {
   // Ten blocks of tokens in eight segments; 16 and 25 threads share their rows, too.
   Call call(64, 24, 6000);
   call.o.dw = &call.vdw;
-  if (HeadByToken::chunk_rows(call.o) == 0) {
+  if (rows_by_token(call.o) == 0) {
     MESSAGE("not run: this process has no AMX");
     return;
   }
@@ -567,7 +573,7 @@ TEST_CASE("head losses by token are no further from the truth than by row") {
 
 TEST_CASE("head losses by token: rows of one logit far above or far below all others") {
   Call call(64, 8, 3000);
-  if (HeadByToken::chunk_rows(call.o) == 0) {
+  if (rows_by_token(call.o) == 0) {
     MESSAGE("not run: this process has no AMX");
     return;
   }
@@ -679,7 +685,7 @@ TEST_CASE("head losses by token: a head in blocks is not read as if it were dens
     call.run(2);
     const std::vector<double> sums = call.sums.values(), dh = call.dh.values();
     (teachers ? call.o.wt : call.o.w) = &encoded;
-    CHECK(HeadByToken::chunk_rows(call.o) == 0);
+    CHECK(rows_by_token(call.o) == 0);
     call.run(2);
     for (size_t i = 0; i < 3; ++i) CHECK(call.sums.values()[i] == doctest::Approx(sums[i]));
     check_near(call.dh, dh, 1.2e-2);

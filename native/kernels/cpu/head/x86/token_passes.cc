@@ -1,20 +1,18 @@
-#include "kernels/cpu/head/token_passes.h"
+#include "kernels/cpu/head/x86/token_passes.h"
 
 #include <algorithm>
 #include <array>
 #include <cfloat>
 #include <limits>
 
-#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
+#include "kernels/cpu/runtime/x86/targets.h"
 #include "kernels/shared/divergence.h"
-#include "tensor/errors.h"
 
 namespace balora::head {
 
-#ifdef BALORA_TILES
 namespace {
 
 constexpr int64_t kTokens = 32;  // whose sums are taken by themselves; also a line of dz
@@ -371,34 +369,5 @@ AVX512_TARGET void lane_gradients(const uint32_t* kept, int64_t tokens, int64_t 
     gradients_of<false>(kept, tokens, {g, lane, factors_x, factors_q}, dz, ld);
   }
 }
-
-#else
-
-namespace {
-[[noreturn]] void refuse() {
-  throw UnsupportedError("this build has no tile kernels");
-}
-}  // namespace
-
-void lane_maxima(const float*, const TokenGroup&, float*) {
-  refuse();
-}
-void rank_maxima(const TokenGroup&, int64_t, float*, float*) {
-  refuse();
-}
-void keep_lanes(const TokenGroup&, const KeptLanes&, uint32_t*, int64_t, const LaneSums<float>&,
-                std::vector<LaneCandidate>&) {
-  refuse();
-}
-void combine_groups(const GroupedLanes&, int64_t, const float*, float*, float*,
-                    const LaneSums<double>&) {
-  refuse();
-}
-void lane_gradients(const uint32_t*, int64_t, int64_t, const LaneGradients&, const float*,
-                    const float*, bf16*, int64_t) {
-  refuse();
-}
-
-#endif
 
 }  // namespace balora::head

@@ -1,15 +1,19 @@
-#include "kernels/cpu/head/head_passes.h"
-
+// The passes of the fused head losses over a row of logits, in f32 or f64; sums in f64 from blocks
+// that f32 holds well. There are two ways through a row (head.h says when). Either the
+// statistics leave the logits as they are and the gradient takes their exponentials again; or one
+// pass writes e^((logit - largest) / T) over student's and teacher's logits while it sums them, and
+// the gradient reads these: for T = 2 the distribution at T = 1 is their square.
+#pragma once
 #include <algorithm>
 #include <limits>
 
+#include "kernels/cpu/head/head.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/shared/activations.h"
 
 namespace balora::head {
-namespace {
 
 // The square of a kept exponential, 0 where e^x itself would be left out as too small.
 BALORA_INLINE float square_or_zero(float x) {
@@ -21,26 +25,28 @@ BALORA_INLINE double square_or_zero(double x) {
 }
 
 template <typename A>
-BALORA_INLINE A max_of(const A* x, int64_t n) {
+BALORA_INLINE A row_max(const A* x, int64_t n) {
   A best = -std::numeric_limits<A>::infinity();
 #pragma omp simd reduction(max : best)
   for (int64_t i = 0; i < n; ++i) best = x[i] > best ? x[i] : best;
   return best;
 }
 
+// The largest of each block, blocks_of(n) of them; returns that of all.
 template <typename A>
-BALORA_INLINE A maxima_of(const A* x, int64_t n, A* maxima) {
+BALORA_INLINE A block_maxima(const A* x, int64_t n, A* maxima) {
   A best = -std::numeric_limits<A>::infinity();
   for (int64_t first = 0; first < n; first += kBlock) {
-    const A highest = max_of(x + first, std::min(n - first, kBlock));
+    const A highest = row_max(x + first, std::min(n - first, kBlock));
     maxima[first / kBlock] = highest;
     best = highest > best ? highest : best;
   }
   return best;
 }
 
+// Offsets of x >= least in ascending order, as many as are written to `found`.
 template <typename A>
-BALORA_INLINE int64_t at_least_of(const A* x, int64_t n, A least, int32_t* found) {
+BALORA_INLINE int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found) {
   constexpr int64_t kGroup = 32;
   int64_t count = 0;
   for (int64_t first = 0; first < n; first += kGroup) {
@@ -56,21 +62,9 @@ BALORA_INLINE int64_t at_least_of(const A* x, int64_t n, A least, int32_t* found
   return count;
 }
 
+// The largest of y moved to where centre_offset() wants it, from those of both.
 template <typename A>
-BALORA_INLINE double exp_sum_of(const A* x, int64_t n, A shift, A scale) {
-  double total = 0;
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t last = std::min(n, first + kBlock);
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = first; i < last; ++i) sum += vexp_or_zero((x[i] - shift) * scale);
-    total += static_cast<double>(sum);
-  }
-  return total;
-}
-
-template <typename A>
-BALORA_INLINE A teacher_shift_of(const A* z, const A* y, int64_t n, const PairShifts<A>& largest) {
+BALORA_INLINE A teacher_shift(const A* z, const A* y, int64_t n, const PairShifts<A>& largest) {
   const int64_t step = centre_step(n), samples = n / step;
   const A centre = largest.y - largest.z;
   A weight = 0, value = 0;
@@ -83,34 +77,9 @@ BALORA_INLINE A teacher_shift_of(const A* z, const A* y, int64_t n, const PairSh
   return largest.y + centre_offset(weight, value, static_cast<A>(step), largest.scale);
 }
 
+// sum w and sum w (x - shift), w = e^((x - shift) * scale)
 template <typename A>
-BALORA_INLINE DivergenceSums divergence_sums_of(const A* z, const A* y, int64_t n,
-                                                const PairShifts<A>& shifts) {
-  const A centre = shifts.y - shifts.z;
-  DivergenceSums total;
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t last = std::min(n, first + kBlock);
-    A student = 0, teacher = 0, gap = 0, rest = 0;
-#pragma omp simd reduction(+ : student, teacher, gap, rest)
-    for (int64_t i = first; i < last; ++i) {
-      const A w = ((y[i] - z[i]) - centre) * shifts.scale;
-      const A x = vexp_or_zero((z[i] - shifts.z) * shifts.scale);
-      const A q = vexp_or_zero((y[i] - shifts.y) * shifts.scale);
-      student += x;
-      teacher += q;
-      gap += q * w;
-      rest += divergence_rest(q, x, w);
-    }
-    total.student += static_cast<double>(student);
-    total.teacher += static_cast<double>(teacher);
-    total.gap += static_cast<double>(gap);
-    total.rest += static_cast<double>(rest);
-  }
-  return total;
-}
-
-template <typename A>
-BALORA_INLINE WeightedSum entropy_sums_of(const A* x, int64_t n, A shift, A scale) {
+BALORA_INLINE WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {
   WeightedSum total{0, 0};
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t last = std::min(n, first + kBlock);
@@ -127,8 +96,9 @@ BALORA_INLINE WeightedSum entropy_sums_of(const A* x, int64_t n, A shift, A scal
   return total;
 }
 
+// z becomes the dense part of dz; y null: there is no teacher.
 template <typename A>
-BALORA_INLINE void gradient_of(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {
+BALORA_INLINE void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {
   A sum[kBlock];
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t count = std::min(n - first, kBlock);
@@ -169,8 +139,9 @@ BALORA_INLINE void gradient_of(A* z, const A* y, int64_t n, const DenseGradient<
   }
 }
 
-template <typename A>
-BALORA_INLINE KeptSums keep_pair_of(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
+// The sums of x and q of student's and teacher's logits, which are left in their place if kKeep.
+template <bool kKeep, typename A>
+BALORA_INLINE KeptSums pair_sums(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
   const A centre = shifts.y - shifts.z;
   KeptSums total;
   for (int64_t first = 0; first < n; first += kBlock) {
@@ -182,12 +153,11 @@ BALORA_INLINE KeptSums keep_pair_of(A* z, A* y, int64_t n, const PairShifts<A>& 
       const A x = vexp_or_zero((z[i] - shifts.z) * shifts.scale);
       const A q = vexp_or_zero((y[i] - shifts.y) * shifts.scale);
       student += x;
-      squares += square_or_zero(x);
+      if constexpr (kKeep) squares += square_or_zero(x);
       teacher += q;
       gap += q * w;
       rest += divergence_rest(q, x, w);
-      z[i] = x;
-      y[i] = q;
+      if constexpr (kKeep) z[i] = x, y[i] = q;
     }
     total.pair.student += static_cast<double>(student);
     total.squares += static_cast<double>(squares);
@@ -198,23 +168,30 @@ BALORA_INLINE KeptSums keep_pair_of(A* z, A* y, int64_t n, const PairShifts<A>& 
   return total;
 }
 
-template <typename A>
-BALORA_INLINE KeptSums keep_one_of(A* z, int64_t n, const PairShifts<A>& shifts) {
+// The same of the student alone.
+template <bool kKeep, typename A>
+BALORA_INLINE KeptSums student_sums(A* z, int64_t n, A shift, A scale) {
   KeptSums total;
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t last = std::min(n, first + kBlock);
     A student = 0, squares = 0;
 #pragma omp simd reduction(+ : student, squares)
     for (int64_t i = first; i < last; ++i) {
-      const A x = vexp_or_zero((z[i] - shifts.z) * shifts.scale);
+      const A x = vexp_or_zero((z[i] - shift) * scale);
       student += x;
-      squares += square_or_zero(x);
-      z[i] = x;
+      if constexpr (kKeep) squares += square_or_zero(x), z[i] = x;
     }
     total.pair.student += static_cast<double>(student);
     total.squares += static_cast<double>(squares);
   }
   return total;
+}
+
+// y null: of the student alone.
+template <typename A>
+BALORA_INLINE KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
+  return y ? pair_sums<true, A>(z, y, n, shifts)
+           : student_sums<true, A>(z, n, shifts.z, shifts.scale);
 }
 
 // A block of kept_gradient() to `sum`.
@@ -235,9 +212,10 @@ BALORA_INLINE void kept_block(const A* z, const A* y, int64_t n, const KeptGradi
   }
 }
 
+// z becomes dz, or its bf16 in the first half of the row's own place.
 template <typename A, typename Out>
-BALORA_INLINE void kept_gradient_of(const A* z, const A* y, int64_t n, const KeptGradient<A>& g,
-                                    Out* out) {
+BALORA_INLINE void kept_gradient(const A* z, const A* y, int64_t n, const KeptGradient<A>& g,
+                                 Out* out) {
   A sum[kBlock];
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t count = std::min(n - first, kBlock);
@@ -253,92 +231,18 @@ BALORA_INLINE void kept_gradient_of(const A* z, const A* y, int64_t n, const Kep
   }
 }
 
+// x -> cap tanh(x / cap)
 template <typename A>
-BALORA_INLINE KeptSums keep_of(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
-  return y ? keep_pair_of<A>(z, y, n, shifts) : keep_one_of<A>(z, n, shifts);
-}
-
-template <typename A>
-BALORA_INLINE void cap_of(A* x, int64_t n, A cap) {
+BALORA_INLINE void cap_row(A* x, int64_t n, A cap) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) x[i] = soft_capped<VectorMath>(x[i], cap);
 }
 
+// q = factor e^((y - shift) * scale)
 template <typename A>
-BALORA_INLINE void scaled_exp_of(const A* y, int64_t n, A shift, A scale, A factor, A* q) {
+BALORA_INLINE void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) q[i] = factor * vexp_or_zero((y[i] - shift) * scale);
 }
-
-}  // namespace
-
-template <typename A>
-A row_max(const A* x, int64_t n) {
-  return at_level<&max_of<A>>(x, n);
-}
-template <typename A>
-A block_maxima(const A* x, int64_t n, A* maxima) {
-  return at_level<&maxima_of<A>>(x, n, maxima);
-}
-template <typename A>
-int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found) {
-  return at_level<&at_least_of<A>>(x, n, least, found);
-}
-template <typename A>
-double exp_sum(const A* x, int64_t n, A shift, A scale) {
-  return at_level<&exp_sum_of<A>>(x, n, shift, scale);
-}
-template <typename A>
-A teacher_shift(const A* z, const A* y, int64_t n, const PairShifts<A>& largest) {
-  return at_level<&teacher_shift_of<A>>(z, y, n, largest);
-}
-template <typename A>
-DivergenceSums divergence_sums(const A* z, const A* y, int64_t n, const PairShifts<A>& shifts) {
-  return at_level<&divergence_sums_of<A>>(z, y, n, shifts);
-}
-template <typename A>
-WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) {
-  return at_level<&entropy_sums_of<A>>(x, n, shift, scale);
-}
-template <typename A>
-void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {
-  at_level<&gradient_of<A>>(z, y, n, g);
-}
-template <typename A>
-KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
-  return at_level<&keep_of<A>>(z, y, n, shifts);
-}
-template <typename A>
-void kept_gradient(A* z, const A* y, int64_t n, const KeptGradient<A>& g) {
-  at_level<&kept_gradient_of<A, A>>(z, y, n, g, z);
-}
-template <typename A>
-void scaled_exp(const A* y, int64_t n, A shift, A scale, A factor, A* q) {
-  at_level<&scaled_exp_of<A>>(y, n, shift, scale, factor, q);
-}
-template <typename A>
-void cap_row(A* x, int64_t n, A cap) {
-  at_level<&cap_of<A>>(x, n, cap);
-}
-void kept_gradient_rounded(float* z, const float* y, int64_t n, const KeptGradient<float>& g) {
-  at_level<&kept_gradient_of<float, bf16>>(z, y, n, g, reinterpret_cast<bf16*>(z));
-}
-
-#define PASSES(A)                                                                             \
-  template A row_max(const A*, int64_t);                                                      \
-  template A block_maxima(const A*, int64_t, A*);                                             \
-  template int64_t find_at_least(const A*, int64_t, A, int32_t*);                             \
-  template double exp_sum(const A*, int64_t, A, A);                                           \
-  template A teacher_shift(const A*, const A*, int64_t, const PairShifts<A>&);                \
-  template DivergenceSums divergence_sums(const A*, const A*, int64_t, const PairShifts<A>&); \
-  template WeightedSum entropy_sums(const A*, int64_t, A, A);                                 \
-  template void dense_gradient(A*, const A*, int64_t, const DenseGradient<A>&);               \
-  template KeptSums keep_exponentials(A*, A*, int64_t, const PairShifts<A>&);                 \
-  template void kept_gradient(A*, const A*, int64_t, const KeptGradient<A>&);                 \
-  template void scaled_exp(const A*, int64_t, A, A, A, A*);                                   \
-  template void cap_row(A*, int64_t, A);
-PASSES(float)
-PASSES(double)
-#undef PASSES
 
 }  // namespace balora::head

@@ -4,7 +4,7 @@
 //   entropy = H
 //   dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te
 // and under soft-capping dz times 1 - (z/cap)^2, with ts, cs and ds the scales of the three terms.
-#include "kernels/cpu/head/head_rows.h"
+#include "kernels/cpu/head/head.h"
 
 #include <algorithm>
 #include <cmath>
@@ -14,7 +14,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/elementwise/convert.h"
-#include "kernels/cpu/head/head_passes.h"
+#include "kernels/cpu/head/passes.h"
 
 namespace balora {
 
@@ -34,7 +34,9 @@ HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
 
 template <typename A>
 void HeadRows<A>::cap(A* logits) const {
-  if (options_.softcap > 0) head::cap_row(logits, vocabulary_, static_cast<A>(options_.softcap));
+  if (options_.softcap > 0) {
+    at_level<&head::cap_row<A>>(logits, vocabulary_, static_cast<A>(options_.softcap));
+  }
 }
 
 // A logit enters only if it is strictly larger than the last, so equal ones keep the lower index.
@@ -78,7 +80,7 @@ void HeadRows<A>::find_top_k(const A* z) {
     for (size_t block = 0; block < maxima_.size(); ++block) {
       if (!(maxima_[block] >= least)) continue;
       const int64_t first = static_cast<int64_t>(block) * head::kBlock;
-      const int64_t count = head::find_at_least(
+      const int64_t count = at_level<&head::find_at_least<A>>(
           z + first, std::min(vocabulary_ - first, head::kBlock), least, found_.data());
       for (int64_t i = 0; i < count; ++i) offer_top_k(z, first + found_[static_cast<size_t>(i)]);
     }
@@ -111,14 +113,15 @@ void HeadRows<A>::choose_top_k(std::span<TopCandidate<A>> candidates) {
 
 template <typename A>
 void HeadRows<A>::top_entropy(HeadRow& row) const {
-  compute_entropy(top_values_.data(), head::row_max(top_values_.data(), top_k_), top_k_, row);
+  compute_entropy(top_values_.data(), at_level<&head::row_max<A>>(top_values_.data(), top_k_),
+                  top_k_, row);
 }
 
 // The entropy of the softmax of `count` logits, of which the largest is `max`.
 template <typename A>
 void HeadRows<A>::compute_entropy(const A* z, A max, int64_t count, HeadRow& row) const {
   const A scale = static_cast<A>(1 / options_.entropy_temperature);
-  const head::WeightedSum sums = head::entropy_sums(z, count, max, scale);
+  const head::WeightedSum sums = at_level<&head::entropy_sums<A>>(z, count, max, scale);
   const double log_sum = std::log(sums.weight);
   row.entropy = log_sum - sums.value / sums.weight * static_cast<double>(scale);
   row.shift_entropy = static_cast<double>(max);
@@ -129,23 +132,26 @@ void HeadRows<A>::compute_entropy(const A* z, A max, int64_t count, HeadRow& row
 template <typename A>
 void HeadRows<A>::keep(A* z, A* y, HeadRow& row) const {
   const A scale = row.compared ? static_cast<A>(1 / options_.temperature) : A(1);
-  const head::KeptSums sums = head::keep_exponentials(
-      z, y, vocabulary_, {static_cast<A>(row.shift), static_cast<A>(row.shift_teacher), scale});
-  row.set_sums(sums);
+  const head::PairShifts<A> shifts = {static_cast<A>(row.shift), static_cast<A>(row.shift_teacher),
+                                      scale};
+  row.set_sums(at_level<&head::keep_exponentials<A>>(z, y, vocabulary_, shifts));
 }
 
 // The row's sums.
 template <typename A>
-void HeadRows<A>::compute_sums(const A* z, const A* y, int64_t target, HeadRow& row) const {
+void HeadRows<A>::compute_sums(A* z, A* y, int64_t target, HeadRow& row) const {
   const A scale = static_cast<A>(1 / options_.temperature);
   const A shift = static_cast<A>(row.shift);
-  if (target >= 0) row.sum = head::exp_sum(z, vocabulary_, shift, A(1));
-  if (row.summarized) row.pair.student = head::exp_sum(z, vocabulary_, shift, scale);
+  const auto sum = [&](A by) {
+    return at_level<&head::student_sums<false, A>>(z, vocabulary_, shift, by).pair.student;
+  };
+  if (target >= 0) row.sum = sum(A(1));
+  if (row.summarized) row.pair.student = sum(scale);
   if (!y) return;
-  const A largest = static_cast<A>(row.shift_teacher);
-  const A shift_teacher = head::teacher_shift(z, y, vocabulary_, {shift, largest, scale});
-  row.shift_teacher = static_cast<double>(shift_teacher);
-  row.pair = head::divergence_sums(z, y, vocabulary_, {shift, shift_teacher, scale});
+  head::PairShifts<A> shifts = {shift, static_cast<A>(row.shift_teacher), scale};
+  shifts.y = at_level<&head::teacher_shift<A>>(z, y, vocabulary_, shifts);
+  row.shift_teacher = static_cast<double>(shifts.y);
+  row.pair = at_level<&head::pair_sums<false, A>>(z, y, vocabulary_, shifts).pair;
 }
 
 template <typename A>
@@ -168,8 +174,8 @@ HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
   A* z = operands.z;
   A* y = role.regularized ? operands.y : nullptr;
   HeadRow row = begin(role, y != nullptr);
-  row.shift = static_cast<double>(head::block_maxima(z, vocabulary_, maxima_.data()));
-  if (y) row.shift_teacher = static_cast<double>(head::row_max(y, vocabulary_));
+  row.shift = static_cast<double>(at_level<&head::block_maxima<A>>(z, vocabulary_, maxima_.data()));
+  if (y) row.shift_teacher = static_cast<double>(at_level<&head::row_max<A>>(y, vocabulary_));
   if (has_entropy(role)) {
     if (dense_entropy()) {
       compute_entropy(z, static_cast<A>(row.shift), vocabulary_, row);
@@ -204,25 +210,28 @@ void HeadRows<A>::finish(const RowRole& role, double target_logit, HeadRow& row)
 
 template <typename A>
 void HeadRows<A>::probabilities(const A* y, const HeadRow& row, A* q) const {
-  head::scaled_exp(y, vocabulary_, static_cast<A>(row.shift_entropy),
-                   static_cast<A>(1 / options_.entropy_temperature),
-                   static_cast<A>(std::exp(-row.log_sum_entropy)), q);
+  at_level<&head::scaled_exp<A>>(y, vocabulary_, static_cast<A>(row.shift_entropy),
+                                 static_cast<A>(1 / options_.entropy_temperature),
+                                 static_cast<A>(std::exp(-row.log_sum_entropy)), q);
 }
 
 // The part of the gradient that all of V has, of logits or kept exponentials z and y.
 template <typename A>
 void HeadRows<A>::dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const {
   if (!keeps_) {
-    head::dense_gradient(z, y, n, parts.dense);
+    at_level<&head::dense_gradient<A>>(z, y, n, parts.dense);
     if constexpr (std::is_same_v<A, float>) {
       if (rounded) convert_row(z, reinterpret_cast<bf16*>(z), n);
     }
     return;
   }
   if constexpr (std::is_same_v<A, float>) {
-    if (rounded) return head::kept_gradient_rounded(z, y, n, parts.kept);
+    if (rounded) {
+      auto* const out = reinterpret_cast<bf16*>(z);
+      return at_level<&head::kept_gradient<A, bf16>>(z, y, n, parts.kept, out);
+    }
   }
-  head::kept_gradient(z, y, n, parts.kept);
+  at_level<&head::kept_gradient<A, A>>(z, y, n, parts.kept, z);
 }
 
 template <typename A>

@@ -2,7 +2,7 @@
 // (V), and the gradient written over z. Elements in f32 (f64 for f64), sums over the vocabulary in
 // f64 from blocks of 512: plain f32 sums read the cross-entropy 1e-5 low at V = 49152. Where
 // nothing but their exponentials is asked for later, the statistics leave these in the place of the
-// logits (head_passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
+// logits (passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -10,10 +10,57 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels/cpu/head/head_passes.h"
+#include "kernels/cpu/products/gemm.h"
+#include "kernels/kernel_table.h"
 #include "kernels/operands/head.h"
+#include "kernels/shared/divergence.h"
+#include "tensor/dtype.h"
 
 namespace balora {
+namespace head {
+
+constexpr int64_t kBlock = 512;
+
+inline int64_t blocks_of(int64_t n) {
+  return (n + kBlock - 1) / kBlock;
+}
+
+struct WeightedSum {
+  double weight, value;
+};
+
+// The largest of z and of y, or a shift of y near it, and 1 / T.
+template <typename A>
+struct PairShifts {
+  A z, y, scale;
+};
+
+// Sums of x = e^((z - largest) / T), which is written over z, and of q, the same of y.
+struct KeptSums {
+  DivergenceSums pair;
+  double squares = 0;  // of x
+};
+
+// dz = task p + student (x - q) + gap q of kept exponentials x and q, p = x, or x^2 if
+// `squares`; task p + student x without q. gap = student - teacher: x = q gives exactly 0 even
+// with fused adds.
+template <typename A>
+struct KeptGradient {
+  A task, student, gap;
+  bool squares;
+};
+
+// The dense part of dz from logits: each coefficient holds the reciprocal of its sum; zero leaves
+// its exponentials out.
+template <typename A>
+struct DenseGradient {
+  A shift, task;
+  A scale, student, teacher, teacher_shift, log_ratio;  // DivergenceSums has the last
+  A diversity, entropy_scale, log_sum, entropy;
+  A inverse_cap;  // 0: no soft-capping
+};
+
+}  // namespace head
 
 // The results of a row's first pass, for the second.
 struct HeadRow {
@@ -29,6 +76,11 @@ struct HeadRow {
   DivergenceSums pair = {.student = 1, .teacher = 1};
   double shift_entropy = 0, log_sum_entropy = 0;
 
+  void store_terms(double* terms) const {
+    terms[BALORA_HEAD_TASK] = task;
+    terms[BALORA_HEAD_CONSISTENCY] = consistency;
+    terms[BALORA_HEAD_ENTROPY] = entropy;
+  }
   // The sums of kept exponentials.
   void set_sums(const head::KeptSums& sums) {
     pair = sums.pair;
@@ -93,7 +145,7 @@ class HeadRows {
   // logits -> softcap * tanh(logits / softcap), when there is one.
   void cap(A* logits) const;
 
-  // The steps of both, for rows whose logits lie in another order (head_by_token.h). begin() says
+  // The steps of both, for rows whose logits lie in another order (x86/by_token.cc). begin() says
   // which sums a row takes.
   HeadRow begin(const RowRole& role, bool has_teacher_logits) const;
   bool has_entropy(const RowRole& role) const;
@@ -126,7 +178,7 @@ class HeadRows {
   void find_top_k(const A* z);
   void offer_top_k(const A* z, int64_t index);
   void keep(A* z, A* y, HeadRow& row) const;
-  void compute_sums(const A* z, const A* y, int64_t target, HeadRow& row) const;
+  void compute_sums(A* z, A* y, int64_t target, HeadRow& row) const;
 
   using DenseGradient = head::DenseGradient<A>;
   struct Parts {
@@ -163,4 +215,41 @@ std::span<const typename HeadRows<A>::Place> HeadRows<A>::form_places(const RowR
   return places_;
 }
 
+// One call of the head's losses, as both ways through it see it. A is the type of logits.
+template <typename A>
+class HeadCall {
+ public:
+  HeadCall(Context* ctx, const balora_head_losses& operands);
+
+  Context* ctx;
+  const balora_head_losses& o;
+  HeadOptions options;  // with all scales multiplied
+  double* terms;        // (M,3), by row
+
+  bool wants_gradient() const { return o.dh || o.dw; }
+  RowRole role_of(int64_t row) const;
+
+  struct Range {
+    int64_t begin, end;
+  };
+  // Rows of dh = sums (rows,C), which lose a kept teacher's part.
+  void store_hidden(Range rows, A* sums) const;
+  // Rows of dw, tokens, += dz^T h for these rows of h.
+  void add_head(Range rows, Range tokens, const GemmInput& dz) const;
+  // The sums of all rows' terms, in order.
+  void store_sums() const;
+
+ private:
+  std::vector<double> own_terms_;
+};
+
+namespace x86 {
+
+// The losses by token (by_token.cc), on AMX; the most rows of a chunk of theirs, 0 where a call is
+// not computed so.
+int64_t rows_by_token(const balora_head_losses& o);
+bool takes_by_token(const balora_head_losses& o);
+void head_losses_by_token(Context* ctx, const balora_head_losses& o);
+
+}  // namespace x86
 }  // namespace balora

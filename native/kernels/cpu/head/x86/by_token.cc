@@ -1,16 +1,27 @@
-#include "kernels/cpu/head/head_by_token.h"
-
+// The head's losses where their logits lie by token: W is then the left operand of its products,
+// which is read where it lies, and only the hidden states are packed; a group of tokens gets its
+// exponentials while its logits are in L2, and what is kept of them takes half of their memory, so
+// that as many rows as by row share what is read of W in half of the memory (token_passes.h); dz of
+// a block of tokens is multiplied where it has just been formed. For bf16 in tiles of AMX, and
+// losses whose exponentials are kept (head.h): a quarter quicker there than by row, and not
+// measured on processors with AVX512-BF16 alone, whose L2 holds less.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <span>
+#include <vector>
 
+#include "kernels/cpu/head/head.h"
 #include "kernels/cpu/head/head_products.h"
+#include "kernels/cpu/head/x86/token_passes.h"
+#include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 
-namespace balora {
+namespace balora::x86 {
 namespace {
 
 using head::LaneCandidate;
@@ -74,33 +85,101 @@ void set_lane(std::vector<uint16_t>& masks, int64_t lane) {
       static_cast<uint16_t>(1u << (lane % head::kLanes));
 }
 
-}  // namespace
+class HeadByToken {
+ public:
+  // `options` are the operands' with all scales multiplied; `chunk` is what rows_by_token() gave.
+  HeadByToken(Context* ctx, const balora_head_losses& o, const HeadOptions& options, int64_t chunk);
+
+  // The terms of rows from `first` on, BALORA_HEAD_TERMS each.
+  void compute(int64_t first, std::span<const RowRole> roles, double* terms);
+
+  // dh (rows,C) f32 dense = dz W of the last compute(); null: it is not wanted. Where dw is, dz takes
+  // the place of what was kept, by blocks of tokens.
+  void multiply_back(float* dh);
+  int64_t block_tokens() const { return block_; }
+  // The block of dz that begins with a token, transposed.
+  GemmInput gradient_of_block(int64_t token) const {
+    return {kept_of(token / block_), BALORA_BF16, dz_ld(), true};
+  }
+
+ private:
+  struct Lanes {  // numbers by lane
+    std::vector<float> z, y, scale, task, student, teacher;
+    std::vector<uint16_t> compared, ranked, squares;
+    explicit Lanes(int64_t count);
+  };
+  struct Target {
+    int64_t token, row;
+    float z = 0, y = 0;  // its logits
+  };
+  struct Element {  // of dz
+    int64_t row, token;
+    bf16 value;
+  };
+  // A thread's own.
+  struct Own {
+    float* logits;  // of a group
+    float* bounds;  // (K,lanes) of rank_maxima()
+    bf16* dz;       // (lanes,block)
+    bf16* tiles;    // W of a block
+    bf16* padding;  // of a group's rows of W
+  };
+  using Range = HeadCall<float>::Range;
+
+  int64_t operands() const { return o_.ht ? 2 : 1; }
+  int64_t all_lanes() const { return lanes_ * operands(); }  // the teacher's behind
+  int64_t blocks() const { return (vocabulary_ + block_ - 1) / block_; }
+  int64_t groups() const { return blocks() * block_groups_; }
+  int64_t dz_ld() const { return 2 * block_; }  // each row in the first half of its place
+  int64_t tokens_of(int64_t block) const;
+  int64_t tokens_of(int64_t block, int64_t group) const;
+  uint32_t* kept_of(int64_t block) const { return kept_ + block * block_ * lanes_; }
+  float* maxima_of(int64_t group) const { return maxima_ + group * all_lanes(); }
+  head::LaneSums<double> totals() const;
+
+  void begin_rows(std::span<const RowRole> roles);
+  void pack(int64_t first);
+  void compute_blocks(int64_t first);
+  void compute_group(int64_t block, int64_t group, const Own& own,
+                     std::vector<head::LaneCandidate>& found);
+  void take_targets(const head::TokenGroup& group);
+  void limit_candidates(std::vector<head::LaneCandidate>& found) const;
+  void combine();
+  void gather_candidates();
+  void finish_rows(std::span<const RowRole> roles, double* terms);
+  void finish_row(HeadRows<float>& head, const RowRole& role, int64_t row, double* terms);
+  void sum_blocks(Range blocks, Range lanes, const Own& own, float* sums);
+  void write_gradient(int64_t block, Range lanes, bf16* dz);
+
+  Context* ctx_;
+  const balora_head_losses& o_;
+  HeadOptions options_;
+  int64_t vocabulary_, channels_;
+  int64_t block_;         // tokens of a block
+  int64_t group_ = 0;     // of a group
+  int64_t block_groups_;  // of a block, at most
+  int64_t rows_ = 0, lanes_ = 0;
+  uint32_t* kept_;       // (blocks, lanes / 16, block, 16)
+  float* maxima_;        // (groups, lanes) of student and teacher, then factors
+  float* group_sums_;    // (groups, kLaneSums, lanes)
+  double* totals_;       // (kLaneSums, lanes)
+  bf16* packed_;         // hidden states
+  float* dh_ = nullptr;  // (segments, lanes, C)
+  std::vector<Own> own_;
+  Lanes by_lane_;
+  std::vector<HeadRow> found_;
+  std::vector<Target> targets_;                               // in the order of their tokens
+  std::vector<int64_t> target_of_row_;                        // the place of a row's; -1: none
+  std::vector<std::vector<head::LaneCandidate>> candidates_;  // of each block
+  std::vector<std::vector<TopCandidate<float>>> top_;         // the same by row
+  std::vector<std::vector<HeadRows<float>::Place>> places_;   // of each row
+  std::vector<std::vector<Element>> elements_;                // the same by block
+};
 
 HeadByToken::Lanes::Lanes(int64_t count) {
   const auto size = static_cast<size_t>(count);
   for (auto* numbers : {&z, &y, &scale, &task, &student, &teacher}) numbers->resize(size);
   for (auto* masks : {&compared, &ranked, &squares}) masks->resize(size / head::kLanes);
-}
-
-int64_t HeadByToken::chunk_rows(const balora_head_losses& o) {
-  const int64_t vocabulary = o.w->shape[0], channels = o.w->shape[1], operands = o.ht ? 2 : 1;
-  const auto in_place = [](const View& h, const View& w) {
-    return !w.encoding && head_fits_tiles(h, w);
-  };
-  const bool fits =
-      tiles_use_amx() && in_place(*o.h, *o.w) && (!o.ht || in_place(*o.ht, o.wt ? *o.wt : *o.w)) &&
-      HeadRows<float>::keeps(o.options, vocabulary) && o.options.entropy_top_k <= kInsertionLimit &&
-      channels <= kMostChannels && vocabulary <= std::numeric_limits<int32_t>::max();
-  if (!fits) return 0;
-  // A word of what is kept of each token, the maxima and sums of each group, the hidden states and
-  // the sums of dh.
-  const int64_t groups = vocabulary / group_tokens(kMostRows * operands) + 1;
-  const int64_t row_bytes =
-      4 * (vocabulary + groups * (operands + head::kLaneSums) + kSegments * channels) +
-      2 * operands * channels;
-  const int64_t budget = std::min(chunk_budget(o.options, kChunkBytes), kMostRows * row_bytes);
-  const int64_t rows = balora::chunk_rows(o.h->shape[0], budget, row_bytes);
-  return rows >= kPanelRows ? rows : 0;
 }
 
 HeadByToken::HeadByToken(Context* ctx, const balora_head_losses& o, const HeadOptions& options,
@@ -365,9 +444,7 @@ void HeadByToken::finish_row(HeadRows<float>& head, const RowRole& role, int64_t
     head.top_entropy(found);
   }
   head.finish(role, static_cast<double>(target.z), found);
-  terms[BALORA_HEAD_TASK] = found.task;
-  terms[BALORA_HEAD_CONSISTENCY] = found.consistency;
-  terms[BALORA_HEAD_ENTROPY] = found.entropy;
+  found.store_terms(terms);
   const head::KeptGradient<float> gradient = head.kept_gradient(role, found);
   by_lane_.task[at] = gradient.task;
   by_lane_.student[at] = gradient.student;
@@ -462,4 +539,55 @@ void HeadByToken::write_gradient(int64_t block, Range lanes, bf16* dz) {
   }
 }
 
-}  // namespace balora
+}  // namespace
+
+int64_t rows_by_token(const balora_head_losses& o) {
+  const int64_t vocabulary = o.w->shape[0], channels = o.w->shape[1], operands = o.ht ? 2 : 1;
+  const auto in_place = [](const View& h, const View& w) {
+    return !w.encoding && head_fits_tiles(h, w);
+  };
+  const bool fits =
+      tiles_use_amx() && in_place(*o.h, *o.w) && (!o.ht || in_place(*o.ht, o.wt ? *o.wt : *o.w)) &&
+      HeadRows<float>::keeps(o.options, vocabulary) && o.options.entropy_top_k <= kInsertionLimit &&
+      channels <= kMostChannels && vocabulary <= std::numeric_limits<int32_t>::max();
+  if (!fits) return 0;
+  // A word of what is kept of each token, the maxima and sums of each group, the hidden states and
+  // the sums of dh.
+  const int64_t groups = vocabulary / group_tokens(kMostRows * operands) + 1;
+  const int64_t row_bytes =
+      4 * (vocabulary + groups * (operands + head::kLaneSums) + kSegments * channels) +
+      2 * operands * channels;
+  const int64_t budget = std::min(chunk_budget(o.options, kChunkBytes), kMostRows * row_bytes);
+  const int64_t rows = chunk_rows(o.h->shape[0], budget, row_bytes);
+  return rows >= kPanelRows ? rows : 0;
+}
+
+bool takes_by_token(const balora_head_losses& o) {
+  return rows_by_token(o) > 0;
+}
+
+void head_losses_by_token(Context* ctx, const balora_head_losses& o) {
+  const HeadCall<float> call(ctx, o);
+  const int64_t chunk = rows_by_token(o), all = o.h->shape[0], vocabulary = o.w->shape[0];
+  HeadByToken head(ctx, o, call.options, chunk);
+  float* const sum = o.dh ? workspace<float>(ctx, chunk * o.h->shape[1]) : nullptr;
+  for (int64_t first = 0; first < all && !is_stopped(ctx); first += chunk) {
+    const int64_t rows = std::min(chunk, all - first);
+    std::vector<RowRole> roles(static_cast<size_t>(rows));
+    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) roles[static_cast<size_t>(i)] = call.role_of(first + i);
+    });
+    head.compute(first, roles, call.terms + BALORA_HEAD_TERMS * first);
+    if (!call.wants_gradient()) continue;
+    head.multiply_back(sum);
+    if (sum) call.store_hidden({first, first + rows}, sum);
+    const int64_t block = head.block_tokens();
+    for (int64_t token = 0; o.dw && token < vocabulary; token += block) {
+      call.add_head({first, first + rows}, {token, std::min(token + block, vocabulary)},
+                    head.gradient_of_block(token));
+    }
+  }
+  call.store_sums();
+}
+
+}  // namespace balora::x86

@@ -1,5 +1,5 @@
 // Passes over logits that lie by token, a lane for each row of the batch, so that sums and maxima
-// need no look across a vector, and products by the head need none of it packed (head_by_token.h).
+// need no look across a vector, and products by the head need none of it packed (by_token.cc).
 // A group of tokens gets its exponentials while it is in a cache, less the group's own maxima; what
 // is kept of it is rescaled by lane when those of all groups are known. With e^((z - largest) / T)
 // and e^((y - largest of y) / T) of student and teacher as x and q, there are kept x and x - q as
@@ -51,7 +51,7 @@ struct KeptLanes {
   const uint16_t *compared, *ranked;
 };
 
-// KeptSums (head_passes.h) by lane: (kLaneSums,lanes).
+// KeptSums (head.h) by lane: (kLaneSums,lanes).
 constexpr int64_t kLaneSums = 5;
 template <typename T>
 struct LaneSums {
@@ -78,7 +78,7 @@ struct GroupedLanes {
 void combine_groups(const GroupedLanes& groups, int64_t lane, const float* scale, float* shift_z,
                     float* shift_y, const LaneSums<double>& sums);
 
-// By lane: KeptGradient (head_passes.h) with the factor of q for the gap; `squares` as masks.
+// By lane: KeptGradient (head.h) with the factor of q for the gap; `squares` as masks.
 struct LaneGradients {
   const float *task, *student, *teacher;
   const uint16_t* squares;
