@@ -8,7 +8,7 @@
 #include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/attention/attention_heads.h"
 #include "kernels/cpu/attention/attention_slots.h"
-#include "kernels/cpu/products/amx_blocks.h"
+#include "kernels/cpu/products/x86/amx_blocks.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/stop.h"
 

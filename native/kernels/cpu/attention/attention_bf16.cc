@@ -4,7 +4,7 @@
 #include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/attention/bf16_rows.h"
 #include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/products/tiles_words.h"
+#include "kernels/cpu/products/x86/tiles_words.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
 namespace balora::attention::lanes {

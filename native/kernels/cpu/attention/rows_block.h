@@ -6,11 +6,12 @@
 #include <limits>
 
 #include "kernels/cpu/attention/rows_bf16.h"
-#include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
 #ifdef BALORA_TILES
+#include "kernels/cpu/products/x86/pair_block.h"
+
 namespace balora::attention::rows {
 
 using balora::lanes::all;

@@ -1,8 +1,9 @@
 // The gradient of the scores of a tile of queries (rows_bf16.h).
 #include "kernels/cpu/attention/rows_groups.h"
-#include "kernels/cpu/products/tiles_words.h"
 
 #ifdef BALORA_TILES
+#include "kernels/cpu/products/x86/tiles_words.h"
+
 namespace balora::attention::rows {
 namespace {
 
