@@ -1,3 +1,4 @@
+// Blocks of products in int8 by VPDPBUSD (int8_block.h).
 #include <cstring>
 
 #include "kernels/cpu/products/int8_block.h"

@@ -1,3 +1,4 @@
+// tile_gemm.h on AVX2, AVX-512, AVX512-BF16 and AMX.
 #include "kernels/cpu/products/tile_gemm.h"
 
 #include <algorithm>
