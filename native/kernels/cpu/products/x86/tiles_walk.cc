@@ -3,8 +3,8 @@
 // AVX512-BF16. A panel of 32 rows of A stays in L1 while B's panels stream from L2 or L3; where B
 // is larger than Core::kCachedBytes, the rows are walked once for each part of B, and threads that
 // are done take over rows of others in the last one. With AMX a block is rounded and written while
-// the next one multiplies; AVX512-BF16 rounds in its registers, computes no rows that are not there,
-// and asks for the next panel of A and the rows of C ahead of time.
+// the next one multiplies; AVX512-BF16 rounds in its registers, computes no rows that are not
+// there, and asks for the next panel of A and the rows of C ahead of time.
 #include <algorithm>
 #include <cstring>
 
