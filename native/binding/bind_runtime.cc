@@ -6,7 +6,7 @@
 
 #include "binding/bind.h"
 #include "binding/file_boxes.h"
-#include "kernels/cpu/products/int8_cores.h"
+#include "kernels/cpu/products/int8_block.h"
 #include "kernels/cpu/runtime/implementation.h"
 #include "platform/cpu.h"
 #include "platform/platform.h"
@@ -44,7 +44,7 @@ Napi::Value device_info(Env& env, std::string device) {
   object.Set("description", Napi::String::New(env.napi(), engine.description()));
   const bool cpu = std::string_view(engine.device()) == "cpu";
   object.Set("instructions", Napi::String::New(env.napi(), cpu ? platform::cpu().level : ""));
-  object.Set("int8", Napi::String::New(env.napi(), cpu ? int8_core_name() : ""));
+  object.Set("int8", Napi::String::New(env.napi(), cpu ? int8_core().name : ""));
   object.Set("implementations", cpu ? implementations(env) : Napi::Object::New(env.napi()));
   object.Set("freeBytes", Napi::Number::New(env.napi(), static_cast<double>(free_bytes)));
   object.Set("totalBytes", Napi::Number::New(env.napi(), static_cast<double>(total_bytes)));

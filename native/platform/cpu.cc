@@ -77,7 +77,8 @@ bool allow_amx() {
 #endif
 }
 
-// The tiles of the build for tests, which are plain loops (kernels/cpu/products/amx_emulated.h).
+// The tiles of the build for tests, which are plain loops
+// (kernels/cpu/products/x86/amx_emulated.h).
 bool emulates_amx() {
 #if defined(BALORA_EMULATED_AMX)
   const char* wanted = variable("BALORA_EMULATE_AMX");

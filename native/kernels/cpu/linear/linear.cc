@@ -6,6 +6,7 @@
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
@@ -22,26 +23,33 @@ BALORA_INLINE void sum_rows(const T* dy, Acc<T>* out, int64_t rows, int64_t cols
   }
 }
 
+bool takes_forward(const balora_linear_forward& o) {
+  return linear_fits_tiles(*o.x, linears_of(o));
+}
+bool takes_backward(const balora_linear_backward& o) {
+  return linear_fits_tiles(dense_or_encoded(o.linears[0].weight), linears_of(o));
+}
+
+constexpr Implementation<balora_linear_forward> kForward[] = {
+    {"tiles", platform::kBf16, takes_forward, linear_forward_tiles},
+    {"wide", 0, nullptr, linear_forward_wide},
+};
+constexpr Implementation<balora_linear_backward> kBackward[] = {
+    {"tiles", platform::kBf16, takes_backward, linear_backward_tiles},
+    {"wide", 0, nullptr, linear_backward_wide},
+};
+
 }  // namespace
 
+BALORA_IMPLEMENTATIONS(linear_forward, kForward)
+BALORA_IMPLEMENTATIONS(linear_backward, kBackward)
+
 int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
-  const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
-  Int8Form form = {.int8 = o.int8};
-  if (o.x_codes) {
-    form.rows = {data_of<uint8_t>(o.x_codes), o.x_codes->shape[1], data_of<float>(o.x_scales)};
-  }
-  const bool fits = linear_fits_tiles(*o.x, group);
-  const auto forward = fits ? &linear_forward_tiles : &linear_forward_wide;
-  forward(ctx, *o.x, o.x_adapter, group, form, o.batch_invariant != 0);
-  return 0;
+  return run_first(kForward, ctx, o);
 }
 
 int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
-  const std::span<const LinearOperands> group(o.linears, static_cast<size_t>(o.count));
-  const bool tiles = linear_fits_tiles(dense_or_encoded(o.linears[0].weight), group);
-  const auto backward = tiles ? &linear_backward_tiles : &linear_backward_wide;
-  backward(ctx, {o.x, o.x_adapter, o.dx, o.dx_adapter, o.int8}, group);
-  return 0;
+  return run_first(kBackward, ctx, o);
 }
 
 int32_t linear_weight_backward_kernel(Context* ctx, const balora_linear_weight_backward& o) {

@@ -95,9 +95,9 @@ class PackedColumns {
 
 // dU of every update in f32 where da needs it (LowRankUpdate::du), and the gradients of the inputs.
 // `updates` are those of each linear.
-void backward_inputs(Context* ctx, const LinearGradients& g,
-                     std::span<const LinearOperands> linears,
+void backward_inputs(Context* ctx, const balora_linear_backward& g,
                      std::span<std::vector<LowRankUpdate>> updates, int64_t m, int64_t in) {
+  const auto linears = linears_of(g);
   const View* low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
   KSegment segment;
   std::vector<size_t> ends;  // of each linear's updates in the segment
@@ -191,19 +191,20 @@ const bf16* kept_columns(Context* ctx, const LowRankUpdate& update, int64_t in, 
 }  // namespace
 
 bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linears) {
-  if (input.dtype != BALORA_BF16 || !tiles_ready()) return false;
+  if (input.dtype != BALORA_BF16) return false;
   return std::all_of(linears.begin(), linears.end(), [](const LinearOperands& linear) {
     const View& weight = dense_or_encoded(linear.weight);
     return view_contiguous(weight) && view_numel(weight) > 0;
   });
 }
 
-void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears, const Int8Form& form,
-                          bool by_rows) {
+void linear_forward_tiles(Context* ctx, const balora_linear_forward& o) {
+  const View& x = *o.x;
+  const View* const x_adapter = o.x_adapter;
+  const auto linears = linears_of(o);
   const int64_t m = x.shape[0], in = x.shape[1];
-  const bool keeps = keeps_factors(by_rows, m);
-  Int8Rows quantised = form.rows;
+  const bool keeps = keeps_factors(o.batch_invariant != 0, m);
+  Int8Rows quantised = codes_of(o);
   std::vector<KSegment> segments(linears.size());
   int64_t a_bytes = 0, b_bytes = 0, bias_bytes = 0, column_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -255,7 +256,7 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
     if (linear.weight_change) {
       sum.terms.push_back(base_term(x_adapter ? *x_adapter : x, *linear.weight_change, true));
     }
-    if (const Int8Weight* const copy = int8_copy(ctx, dense_or_encoded(linear.weight), form.int8)) {
+    if (const Int8Weight* const copy = int8_copy(ctx, dense_or_encoded(linear.weight), o.int8)) {
       if (!quantised.q) {
         quantised = quantise_rows(ctx, x.data, x.dtype, m, in, nullptr, copy->rotation());
       }
@@ -276,14 +277,14 @@ void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
   }
 }
 
-void linear_backward_tiles(Context* ctx, const LinearGradients& g,
-                           std::span<const LinearOperands> linears) {
+void linear_backward_tiles(Context* ctx, const balora_linear_backward& g) {
+  const auto linears = linears_of(g);
   int64_t m = 0;
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
   const int64_t in = dense_or_encoded(linears[0].weight).shape[1];
   std::vector<std::vector<LowRankUpdate>> updates;
   for (const LinearOperands& linear : linears) updates.push_back(low_rank_updates_of(ctx, linear));
-  backward_inputs(ctx, g, linears, updates, m, in);
+  backward_inputs(ctx, g, updates, m, in);
   // Rounding u and dU of a change loses no more than what rounded factors have lost of its sums.
   const auto rounding = [](const LowRankUpdate& update) {
     return update.is_change() ? Rounding::kOnce : Rounding::kHalves;

@@ -10,29 +10,23 @@
 
 namespace balora {
 
-// How the products with frozen weights are computed in a forward pass.
-struct Int8Form {
-  int32_t int8;        // BALORA_INT8_*
-  Int8Rows rows = {};  // x, where its codes exist already
-};
+// The linears of a call.
+template <typename O>
+std::span<const LinearOperands> linears_of(const O& o) {
+  return {o.linears, static_cast<size_t>(o.count)};
+}
+// The codes of x, where they exist already.
+inline Int8Rows codes_of(const balora_linear_forward& o) {
+  if (!o.x_codes) return {};
+  return {static_cast<const uint8_t*>(o.x_codes->data), o.x_codes->shape[1],
+          static_cast<const float*>(o.x_scales->data)};
+}
 
-// Whether the two functions below can run: bf16 throughout, on a CPU with tiles (tiles.h).
+// Whether the two functions below can run where tiles are (tiles.h): bf16 throughout.
 bool linear_fits_tiles(const View& input, std::span<const LinearOperands> linears);
 
-// Operands as in linear_forward_kernel and linear_backward_kernel. No row of a result depends on
-// the others, whether that is asked for (by_rows) or not.
-void linear_forward_tiles(Context* ctx, const View& x, const View* x_adapter,
-                          std::span<const LinearOperands> linears, const Int8Form& form,
-                          bool by_rows);
-
-struct LinearGradients {
-  const View* x;          // null if no da is wanted
-  const View* x_adapter;  // null: x
-  const View* dx;
-  const View* dx_adapter;
-  int32_t int8;  // BALORA_INT8_*
-};
-void linear_backward_tiles(Context* ctx, const LinearGradients& g,
-                           std::span<const LinearOperands> linears);
+// No row of a result depends on the others, whether that is asked for or not.
+void linear_forward_tiles(Context* ctx, const balora_linear_forward& o);
+void linear_backward_tiles(Context* ctx, const balora_linear_backward& o);
 
 }  // namespace balora

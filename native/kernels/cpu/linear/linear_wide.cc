@@ -218,11 +218,13 @@ int64_t rows_at_once(int64_t m, int64_t in) {
 // Narrow rows are widened here, once for all of the group's products; products widen what they are
 // given otherwise, each for itself.
 template <typename E>
-void forward(Context* ctx, const View& x, const View& input,
-             std::span<const LinearOperands> linears, const Int8Form& form, bool by_rows) {
+void forward(Context* ctx, const balora_linear_forward& o) {
+  const View &x = *o.x, &input = o.x_adapter ? *o.x_adapter : x;
+  const auto linears = linears_of(o);
+  const bool by_rows = o.batch_invariant != 0;  // products/row_product.h
   const int64_t m = x.shape[0], in = x.shape[1];
   const bool keeps = keeps_factors(by_rows, m);
-  Int8Rows quantised = form.rows;
+  Int8Rows quantised = codes_of(o);
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i)
     blocks[i].updates = low_rank_updates_of(ctx, linears[i]);
@@ -238,7 +240,7 @@ void forward(Context* ctx, const View& x, const View& input,
   for (size_t i = 0; i < linears.size(); ++i) {
     const LinearOperands& linear = linears[i];
     const View& weight = dense_or_encoded(linear.weight);
-    ForwardLinear one{linear, weight, int8_copy(ctx, weight, form.int8)};
+    ForwardLinear one{linear, weight, int8_copy(ctx, weight, o.int8)};
     const int64_t columns = blocks[i].columns();
     if (columns > 0) {
       one.b =
@@ -318,7 +320,8 @@ E* output_products(Context* ctx, std::span<const LinearOperands> linears,
 }
 
 template <typename E>
-void backward(Context* ctx, const LinearGradients& g, std::span<const LinearOperands> linears) {
+void backward(Context* ctx, const balora_linear_backward& g) {
+  const auto linears = linears_of(g);
   const View* const low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
   const int64_t in = dense_or_encoded(linears[0].weight).shape[1];
   int64_t m = 0;
@@ -374,18 +377,14 @@ bool in_f64(std::span<const LinearOperands> linears) {
 
 }  // namespace
 
-void linear_forward_wide(Context* ctx, const View& x, const View* x_adapter,
-                         std::span<const LinearOperands> linears, const Int8Form& form,
-                         bool by_rows) {
-  const View& input = x_adapter ? *x_adapter : x;
-  if (in_f64(linears)) return forward<double>(ctx, x, input, linears, form, by_rows);
-  forward<float>(ctx, x, input, linears, form, by_rows);
+void linear_forward_wide(Context* ctx, const balora_linear_forward& o) {
+  if (in_f64(linears_of(o))) return forward<double>(ctx, o);
+  forward<float>(ctx, o);
 }
 
-void linear_backward_wide(Context* ctx, const LinearGradients& g,
-                          std::span<const LinearOperands> linears) {
-  if (in_f64(linears)) return backward<double>(ctx, g, linears);
-  backward<float>(ctx, g, linears);
+void linear_backward_wide(Context* ctx, const balora_linear_backward& o) {
+  if (in_f64(linears_of(o))) return backward<double>(ctx, o);
+  backward<float>(ctx, o);
 }
 
 }  // namespace balora

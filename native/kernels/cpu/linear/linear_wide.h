@@ -9,12 +9,7 @@
 
 namespace balora {
 
-// Operands as in linear_forward_kernel and linear_backward_kernel. by_rows: no row of a result
-// depends on the others (products/row_product.h).
-void linear_forward_wide(Context* ctx, const View& x, const View* x_adapter,
-                         std::span<const LinearOperands> linears, const Int8Form& form,
-                         bool by_rows);
-void linear_backward_wide(Context* ctx, const LinearGradients& g,
-                          std::span<const LinearOperands> linears);
+void linear_forward_wide(Context* ctx, const balora_linear_forward& o);
+void linear_backward_wide(Context* ctx, const balora_linear_backward& o);
 
 }  // namespace balora

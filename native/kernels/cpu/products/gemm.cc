@@ -9,17 +9,22 @@
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/product_f64.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/shared/rows.h"
-#include "platform/cpu.h"
 
 namespace balora {
 namespace {
 
 constexpr int64_t kWideBlockElements = int64_t{1} << 20;  // of B: 4 MiB in f32
 
-enum class Path { kEmpty, kPrimitive, kF32, kF64 };
+struct Operands {
+  GemmShape shape;
+  GemmInput a, b;
+  GemmOutput c;
+  GemmScale scale;
+};
 
 // Several elements stored one to a row, and the rows apart: a strided row or column.
 bool strided_vector(int64_t stored_rows, int64_t stored_cols, int64_t ld) {
@@ -41,14 +46,18 @@ bool primitive_takes(const GemmShape& s, const GemmInput& a, const GemmInput& b,
          !strided_vector(b, s.k, s.n) && !strided_vector(s.m, s.n, c.ld);
 }
 
-// A primitive multiplies bf16, and a batch of f32 matrices: one call shares it among the threads.
-Path choose_path(const GemmShape& s, const GemmInput& a, const GemmInput& b, const GemmOutput& c) {
-  if (s.m == 0 || s.n == 0 || s.batch == 0) return Path::kEmpty;
-  if (a.dtype == BALORA_F64 || b.dtype == BALORA_F64 || c.dtype == BALORA_F64) return Path::kF64;
-  const bool bf16 = a.dtype == BALORA_BF16 && b.dtype == BALORA_BF16 && c.dtype != BALORA_F16;
-  const bool f32 = a.dtype == BALORA_F32 && b.dtype == BALORA_F32 && c.dtype == BALORA_F32;
-  const bool wanted = (bf16 && platform::cpu().uses(platform::kBf16)) || (f32 && s.batch > 1);
-  return wanted && primitive_takes(s, a, b, c) ? Path::kPrimitive : Path::kF32;
+bool is_bf16(const Operands& o) {
+  return o.a.dtype == BALORA_BF16 && o.b.dtype == BALORA_BF16 &&
+         (o.c.dtype == BALORA_BF16 || o.c.dtype == BALORA_F32) &&
+         primitive_takes(o.shape, o.a, o.b, o.c);
+}
+// A batch of f32 matrices, which one call shares among the threads.
+bool is_batch_of_f32(const Operands& o) {
+  return o.a.dtype == BALORA_F32 && o.b.dtype == BALORA_F32 && o.c.dtype == BALORA_F32 &&
+         o.shape.batch > 1 && primitive_takes(o.shape, o.a, o.b, o.c);
+}
+bool is_f64(const Operands& o) {
+  return o.a.dtype == BALORA_F64 || o.b.dtype == BALORA_F64 || o.c.dtype == BALORA_F64;
 }
 
 struct Strides {
@@ -229,39 +238,57 @@ void scale_only(const GemmShape& s, const GemmOutput& c, double beta) {
   });
 }
 
+// Calls body(a, b, c) for each product of a batch.
+template <typename Body>
+void one_by_one(const Operands& o, const Body& body) {
+  for (int64_t i = 0; i < o.shape.batch; ++i) {
+    GemmInput a = o.a, b = o.b;
+    GemmOutput c = o.c;
+    a.data = at(a, i * a.batch_stride), b.data = at(b, i * b.batch_stride);
+    c = columns(c, i * c.batch_stride);
+    body(a, b, c);
+  }
+}
+
+template <typename T>
+void run_wide(Context* ctx, const Operands& o) {
+  const GemmShape single = {o.shape.m, o.shape.n, o.shape.k};
+  one_by_one(o, [&](const GemmInput& a, const GemmInput& b, const GemmOutput& c) {
+    wide_gemm<T>(ctx, single, a, b, c, o.scale);
+  });
+}
+
+void run_primitive(Context* ctx, const Operands& o) {
+  CpuState& state = CpuState::of(ctx);
+  const auto matmul = state.matmul(spec_of(o.shape, o.a, o.b, o.c, o.scale, ctx->num_threads));
+  if (!matmul) return run_wide<float>(ctx, o);
+  const Scratch<char> scratch(ctx, static_cast<int64_t>(matmul->scratch_bytes()));
+  matmul->execute(state.stream(), {o.a.data, o.b.data, o.c.data, scratch.data()});
+}
+
+constexpr Implementation<Operands> kGemm[] = {
+    {"f64", 0, is_f64, run_wide<double>},
+    {"bf16", platform::kBf16, is_bf16, run_primitive},
+    {"f32_batch", 0, is_batch_of_f32, run_primitive},
+    {"f32", 0, nullptr, run_wide<float>},
+};
+
 }  // namespace
+
+BALORA_IMPLEMENTATIONS(gemm, kGemm)
 
 void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
           const GemmOutput& c, const GemmScale& scale) {
-  const Path path = choose_path(s, a, b, c);
-  if (path == Path::kEmpty) return;
+  if (s.m == 0 || s.n == 0 || s.batch == 0) return;
   const OneDnnThreads threads(ctx->num_threads);
-  const auto one_by_one = [&](auto&& product) {
-    for (int64_t i = 0; i < s.batch; ++i) {
-      GemmInput ai = a, bi = b;
-      GemmOutput ci = c;
-      ai.data = at(a, i * a.batch_stride), bi.data = at(b, i * b.batch_stride);
-      ci = columns(c, i * c.batch_stride);
-      product(ai, bi, ci);
-    }
-  };
-  const GemmShape single = {s.m, s.n, s.k};
-  if (s.k == 0) {
-    return one_by_one([&](auto&, auto&, auto& ci) { scale_only(single, ci, scale.beta); });
+  const Operands o = {s, a, b, c, scale};
+  if (s.k > 0) {
+    run_first(kGemm, ctx, o);
+  } else {
+    one_by_one(o, [&](const GemmInput&, const GemmInput&, const GemmOutput& ci) {
+      scale_only({s.m, s.n, 0}, ci, scale.beta);
+    });
   }
-  if (path == Path::kF64) {
-    return one_by_one(
-        [&](auto& ai, auto& bi, auto& ci) { wide_gemm<double>(ctx, single, ai, bi, ci, scale); });
-  }
-  if (path == Path::kPrimitive) {
-    CpuState& state = CpuState::of(ctx);
-    if (const auto matmul = state.matmul(spec_of(s, a, b, c, scale, ctx->num_threads))) {
-      const Scratch<char> scratch(ctx, static_cast<int64_t>(matmul->scratch_bytes()));
-      return matmul->execute(state.stream(), {a.data, b.data, c.data, scratch.data()});
-    }
-  }
-  one_by_one(
-      [&](auto& ai, auto& bi, auto& ci) { wide_gemm<float>(ctx, single, ai, bi, ci, scale); });
 }
 
 }  // namespace balora

@@ -11,7 +11,6 @@
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/encoded.h"
-#include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/inline.h"
@@ -20,10 +19,6 @@
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace balora {
 namespace {
@@ -179,28 +174,37 @@ void pack_edge_step(const Int8Matrix& b, int64_t row, int64_t column, int8_t* to
   }
 }
 
-#if defined(__x86_64__)
+typedef int8_t Codes16 __attribute__((vector_size(16), may_alias, aligned(1)));
+
+// Two vectors of 16, one value of each after the other: the first half of that, or the second.
+template <int kSize, int kFirst, typename V, int... kLane>
+BALORA_INLINE V interleaved(V a, V b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (kFirst + kLane / 2 + kLane % 2 * kSize)...);
+}
+
 // A whole step whose rows are contiguous: four of them are interleaved.
 void pack_step_of_rows(const int8_t* from, int64_t stride, int8_t* to) {
+  typedef int16_t Pairs __attribute__((vector_size(16), may_alias, aligned(1)));
+  constexpr std::make_integer_sequence<int, 16> kCodes;
+  constexpr std::make_integer_sequence<int, 8> kPairs;
   for (int64_t word = 0; word < kInt8K / 4; ++word, from += 4 * stride) {
     for (int64_t tile = 0; tile < 2; ++tile) {
-      __m128i row[4];
+      Codes16 row[4];
       for (int64_t i = 0; i < 4; ++i) {
-        row[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * stride + tile * 16));
+        row[i] = *reinterpret_cast<const Codes16*>(from + i * stride + tile * 16);
       }
-      const __m128i low01 = _mm_unpacklo_epi8(row[0], row[1]);
-      const __m128i low23 = _mm_unpacklo_epi8(row[2], row[3]);
-      const __m128i high01 = _mm_unpackhi_epi8(row[0], row[1]);
-      const __m128i high23 = _mm_unpackhi_epi8(row[2], row[3]);
-      auto* const words = reinterpret_cast<__m128i*>(to + tile * kPackedTile + word * 64);
-      _mm_storeu_si128(words, _mm_unpacklo_epi16(low01, low23));
-      _mm_storeu_si128(words + 1, _mm_unpackhi_epi16(low01, low23));
-      _mm_storeu_si128(words + 2, _mm_unpacklo_epi16(high01, high23));
-      _mm_storeu_si128(words + 3, _mm_unpackhi_epi16(high01, high23));
+      const auto low01 = (Pairs)interleaved<16, 0>(row[0], row[1], kCodes);
+      const auto low23 = (Pairs)interleaved<16, 0>(row[2], row[3], kCodes);
+      const auto high01 = (Pairs)interleaved<16, 8>(row[0], row[1], kCodes);
+      const auto high23 = (Pairs)interleaved<16, 8>(row[2], row[3], kCodes);
+      auto* const words = reinterpret_cast<Pairs*>(to + tile * kPackedTile + word * 64);
+      words[0] = interleaved<8, 0>(low01, low23, kPairs);
+      words[1] = interleaved<8, 4>(low01, low23, kPairs);
+      words[2] = interleaved<8, 0>(high01, high23, kPairs);
+      words[3] = interleaved<8, 4>(high01, high23, kPairs);
     }
   }
 }
-#endif
 
 // The same where its columns are: four values of a column are a word already.
 void pack_step_of_columns(const int8_t* from, int64_t stride, int8_t* to) {
@@ -210,7 +214,55 @@ void pack_step_of_columns(const int8_t* from, int64_t stride, int8_t* to) {
   }
 }
 
+// ---- blocks of a product ------------------------------------------------------------------------
+
+constexpr int64_t kWord = 4;  // values of k in one
+
+// The definition.
+BALORA_INLINE void multiply_plain_loop(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
+                                       bool accumulate) {
+  for (int64_t r = 0; r < rows; ++r) {
+    uint32_t sums[kInt8Columns];
+    for (int64_t j = 0; j < kInt8Columns; ++j) sums[j] = static_cast<uint32_t>(t.offset[j]);
+    for (int64_t step = 0; step < t.steps; ++step) {
+      const uint8_t* const a = t.a + r * t.lda + step * kInt8K;
+      const int8_t* const b = t.b + step * kInt8StepBytes;
+      for (int64_t k = 0; k < kInt8K; ++k) {
+        for (int64_t j = 0; j < kInt8Columns; ++j) {
+          const int8_t value =
+              b[j / 16 * kPackedTile + k / kWord * 64 + j % 16 * kWord + k % kWord];
+          sums[j] += static_cast<uint32_t>(a[k] * value);
+        }
+      }
+    }
+    for (int64_t j = 0; j < kInt8Columns; ++j) {
+      const float scale = t.scale ? t.row_scale[r] * t.scale[j] : t.row_scale[r];
+      const auto sum = static_cast<float>(static_cast<int32_t>(sums[j]));
+      float& to = c[r * ldc + j];
+      to = accumulate ? std::fma(scale, sum, to) : scale * sum;
+    }
+  }
+}
+void multiply_plain(const Int8Block& t, int64_t rows, float* c, int64_t ldc, bool accumulate) {
+  at_level<&multiply_plain_loop>(t, rows, c, ldc, accumulate);
+}
+
+constexpr Core<Int8Multiply> kCores[] = {
+    BALORA_X86({"avx512_vnni", platform::kVnni, x86::multiply_avx512_vnni},
+               {"avx_vnni", platform::kAvxVnni, x86::multiply_avx_vnni}, ){"plain", 0,
+                                                                           multiply_plain},
+};
+
 }  // namespace
+
+BALORA_IMPLEMENTATIONS(int8_product, kCores)
+
+std::span<const Core<Int8Multiply>> int8_cores() {
+  return kCores;
+}
+const Core<Int8Multiply>& int8_core() {
+  return first_core(kCores);
+}
 
 void rotate_blocks(float* v, int64_t count, int64_t rotation) {
   if (rotation == 64) rotate_by_64(v, count);
@@ -364,10 +416,8 @@ void pack_int8_panels(const Int8Matrix& b, int64_t begin, int64_t end, int8_t* t
       const bool is_whole = b.k - row >= kInt8K && b.n - column >= kInt8Columns;
       if (is_whole && words) {
         pack_step_of_columns(from, b.n_stride, to);
-#if defined(__x86_64__)
       } else if (is_whole && b.n_stride == 1) {
         pack_step_of_rows(from, b.k_stride, to);
-#endif
       } else {
         pack_edge_step(b, row, column, to);
       }
@@ -383,7 +433,7 @@ void int8_product(Context* ctx, int64_t m, const Int8Rows& a, const Int8Matrix& 
   const int64_t panel_bytes = b.steps() * kInt8StepBytes;
   const Scratch<int8_t> all_packed(ctx, threads * width * panel_bytes);
   int8_t* const scratch = all_packed.data();
-  const Int8Multiply multiply = int8_multiply(int8_core());
+  const Int8Multiply multiply = int8_core().run;
   parallel_for(ctx, threads, 1, [&](int64_t first, int64_t last) {
     alignas(64) float block[kInt8Rows * kWidest];
     for (int64_t group = groups * first / threads; group < groups * last / threads; ++group) {

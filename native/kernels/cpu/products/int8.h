@@ -13,7 +13,7 @@
 #pragma once
 #include <cstdint>
 
-#include "kernels/cpu/products/int8_cores.h"
+#include "kernels/cpu/products/int8_block.h"
 #include "kernels/kernel_table.h"
 #include "platform/platform.h"
 

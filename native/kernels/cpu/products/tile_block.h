@@ -3,18 +3,17 @@
 #pragma once
 #include <cstdint>
 
-#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/runtime/inline.h"
 
 namespace balora::tile_block {
+
+using Left = TileLeft;
 
 template <typename T, int kBytes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kBytes), may_alias));
 };
-
-// How A lies in memory: by rows lda apart, or by columns.
-enum class Left { kRows, kColumns };
 
 // Row m of A.
 template <Left kLeft, typename T>
@@ -43,43 +42,50 @@ BALORA_INLINE void add_products(int64_t depth, const T* a, int64_t lda, const T*
   }
 }
 
-#ifdef BALORA_TILES
-// sum += A B of bf16 for kSteps pairs of k. B is in pair order (tile_gemm.h).
-template <int kSteps, int kRows, int kVectors>
-BF16_TARGET BALORA_INLINE void add_pairs(const bf16* a, int64_t lda, const bf16* b, int64_t ldb,
-                                         __m512 (&sum)[kRows][kVectors]) {
-#pragma GCC unroll 16
-  for (int64_t step = 0; step < kSteps; ++step) {
-    __m512bh right[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      right[v] = (__m512bh)_mm512_load_si512(b + 2 * step * ldb + 32 * v);
-    }
+// C = A B, or +=, of a block that stays in registers over the whole of k.
+template <typename T, Left kLeft, int kBytes, int kRows, int kVectors = 2>
+BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                         int64_t ldc, bool accumulate) {
+  using V = typename VectorOf<T, kBytes>::type;
+  V sum[kRows][kVectors];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m512bh value = broadcast_pair(a + r * lda + 2 * step);
+  for (int r = 0; r < kRows; ++r) {
+    const V* row = reinterpret_cast<const V*>(c + r * ldc);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], value, right[v]);
-      }
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = accumulate ? row[v] : V{};
+  }
+  add_products<kLeft, kRows, kVectors, kBytes>(s.k, a, lda, b, ldb, sum);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    V* row = reinterpret_cast<V*>(c + r * ldc);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) row[v] = sum[r][v];
+  }
+}
+
+// A product by such blocks.
+template <typename T, Left kLeft, int kBytes, int kRows>
+BALORA_INLINE void product(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                           int64_t ldc, bool accumulate) {
+  constexpr int64_t kColumns = 2 * kBytes / static_cast<int64_t>(sizeof(T));
+  for (int64_t n = 0; n < s.n; n += kColumns) {  // a panel of B stays in the first-level cache
+    for (int64_t m = 0; m < s.m; m += kRows) {
+      block<T, kLeft, kBytes, kRows>(s, row_of<kLeft>(a, lda, m), lda, b + n, ldb, c + m * ldc + n,
+                                     ldc, accumulate);
     }
   }
 }
 
-// sum = A B of bf16.
-template <int kRows, int kVectors>
-BF16_TARGET BALORA_INLINE void pair_products(int64_t depth, const bf16* a, int64_t lda,
-                                             const bf16* b, int64_t ldb,
-                                             __m512 (&sum)[kRows][kVectors]) {
-#pragma GCC unroll 8
-  for (auto& row : sum) {
-#pragma GCC unroll 4
-    for (__m512& value : row) value = _mm512_setzero_ps();
+// The same where A lies as the operands say.
+template <int kBytes, int kRows, typename T>
+BALORA_INLINE void product(const TileOperands<T>& o) {
+  if (o.left == Left::kRows) {
+    product<T, Left::kRows, kBytes, kRows>(o.shape, o.a, o.lda, o.b, o.ldb, o.c, o.ldc,
+                                           o.accumulate);
+  } else {
+    product<T, Left::kColumns, kBytes, kRows>(o.shape, o.a, o.lda, o.b, o.ldb, o.c, o.ldc,
+                                              o.accumulate);
   }
-  int64_t k = 0;
-  for (; k + 8 <= depth; k += 8, a += 8, b += 8 * ldb) add_pairs<4>(a, lda, b, ldb, sum);
-  for (; k < depth; k += 2, a += 2, b += 2 * ldb) add_pairs<1>(a, lda, b, ldb, sum);
 }
-#endif
 
 }  // namespace balora::tile_block

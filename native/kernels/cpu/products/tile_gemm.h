@@ -23,19 +23,38 @@ struct TileShape {
   int64_t m, n, k;
 };
 
-void tile_gemm(TileShape shape, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-               int64_t ldc, bool accumulate);
-void tile_gemm(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
-               double* c, int64_t ldc, bool accumulate);
+// How A lies in memory: by rows lda apart, or by columns.
+enum class TileLeft { kRows, kColumns };
+
+template <typename E, typename A = E>
+struct TileOperands {
+  TileShape shape;
+  const E* a;
+  int64_t lda;
+  const E* b;
+  int64_t ldb;
+  A* c;
+  int64_t ldc;
+  bool accumulate;
+  TileLeft left = TileLeft::kRows;
+};
+
+void tile_gemm(const TileOperands<float>& o);
+void tile_gemm(const TileOperands<double>& o);
+// By rows, and only where tile_gemm_has_bf16() says so; elsewhere widen the tiles.
+void tile_gemm(const TileOperands<bf16, float>& o);
+template <typename E, typename A>
+void tile_gemm(TileShape shape, const E* a, int64_t lda, const E* b, int64_t ldb, A* c, int64_t ldc,
+               bool accumulate) {
+  tile_gemm(TileOperands<E, A>{shape, a, lda, b, ldb, c, ldc, accumulate});
+}
 // The same with A (k,m), rows lda apart: what its columns are to be multiplied with needs no
 // transposed copy of them. There is none of bf16, which is multiplied in pairs of k.
-void tile_gemm_columns(TileShape shape, const float* a, int64_t lda, const float* b, int64_t ldb,
-                       float* c, int64_t ldc, bool accumulate);
-void tile_gemm_columns(TileShape shape, const double* a, int64_t lda, const double* b, int64_t ldb,
-                       double* c, int64_t ldc, bool accumulate);
-// Only where tile_gemm_has_bf16() says so; elsewhere widen the tiles.
-void tile_gemm(TileShape shape, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c,
-               int64_t ldc, bool accumulate);
+template <typename E>
+void tile_gemm_columns(TileShape shape, const E* a, int64_t lda, const E* b, int64_t ldb, E* c,
+                       int64_t ldc, bool accumulate) {
+  tile_gemm(TileOperands<E>{shape, a, lda, b, ldb, c, ldc, accumulate, TileLeft::kColumns});
+}
 template <typename E, typename A>
 void tile_gemm(TileShape shape, const E* a, int64_t lda, const E* b, A* c, int64_t ldc,
                bool accumulate) {
@@ -68,5 +87,16 @@ class TileScope {
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
 };
+
+namespace x86 {
+void multiply_avx2(const TileOperands<float>& o);
+void multiply_avx2(const TileOperands<double>& o);
+void multiply_avx512(const TileOperands<float>& o);
+void multiply_avx512(const TileOperands<double>& o);
+void multiply_avx512(const TileOperands<bf16, float>& o);
+void multiply_amx(const TileOperands<bf16, float>& o);
+void open_amx();
+void close_amx();
+}  // namespace x86
 
 }  // namespace balora

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#ifdef BALORA_TILES
 namespace balora::tiles {
 namespace {
 
@@ -113,7 +112,7 @@ Job make_job(int64_t m, std::span<const TileProjection> projections, std::span<c
 
 int64_t in_place_elements(const Job& job) {
   int64_t elements = 0;
-  if (!tiles_use_amx()) return elements;
+  if (!tiles_core().packs_rows) return elements;
   for (const Sum& sum : job.sums) {
     if (sum.in_place) elements += tiles_size(sum.unpacked[0].k, kInPlaceRows);
   }
@@ -159,4 +158,3 @@ void pack_items(const Job& job, size_t first, size_t last, std::vector<Sum>& sum
 }
 
 }  // namespace balora::tiles
-#endif

@@ -1,14 +1,13 @@
 // The packed form of B operands (tiles.h): panels of 32 columns; in a panel, for each 32 of k, two
 // tiles of 16 columns; in a tile, 16 rows of (k, k+1) pairs. Edges are padded with zeros.
 #include <algorithm>
-#include <array>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/products/tiles.h"
-#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
-#include "kernels/cpu/runtime/inline.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora {
@@ -21,41 +20,31 @@ BALORA_INLINE void prefetch_lines(const bf16* from, int64_t stride) {
   for (int64_t i = 0; i < 32; ++i) __builtin_prefetch(from + i * stride, 0, 2);
 }
 
-#ifdef BALORA_TILES
-// 32 x 32 elements whose rows of B are contiguous: each pair of rows is interleaved.
-BF16_TARGET void pack_rows_block(const TileMatrix& b, uint32_t* to) {
-  prefetch_lines(b.at(kTileK, 0).data, b.k_stride);
-  alignas(64) static constexpr auto kOrder = [] {
-    std::array<uint16_t, 64> order{};
-    for (uint16_t lane = 0; lane < 32; ++lane) {
-      order[2 * lane] = lane, order[2 * lane + 1] = static_cast<uint16_t>(lane + 32);
-    }
-    return order;
-  }();
-  const __m512i left = _mm512_load_si512(kOrder.data()), right = _mm512_load_si512(&kOrder[32]);
-  for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
-    const bf16* from = b.data + 2 * pair * b.k_stride;
-    const __m512i first = _mm512_loadu_si512(from);
-    const __m512i second = _mm512_loadu_si512(from + b.k_stride);
-    _mm512_store_si512(to + pair * 16, _mm512_permutex2var_epi16(first, left, second));
-    _mm512_store_si512(to + 256 + pair * 16, _mm512_permutex2var_epi16(first, right, second));
-  }
-}
-#else
-// (k, k+1) of one column.
-constexpr uint32_t pair_of(bf16 first, bf16 second) {
-  return static_cast<uint32_t>(first.bits) | static_cast<uint32_t>(second.bits) << 16;
+typedef uint16_t Row32 __attribute__((vector_size(64), may_alias, aligned(2)));
+
+// Rows k and k+1 as 16 words of (k, k+1), from column kFirst on.
+template <int kFirst, int... kLane>
+BALORA_INLINE void write_words(const Row32& a, const Row32& b, uint32_t* to,
+                               std::integer_sequence<int, kLane...>) {
+  *reinterpret_cast<Row32*>(to) =
+      __builtin_shufflevector(a, b, (kFirst + kLane / 2 + kLane % 2 * 32)...);
 }
 
-void pack_rows_block(const TileMatrix& b, uint32_t* to) {
-  for (int64_t i = 0; i < kTileK; i += 2) {
-    for (int64_t j = 0; j < kTileN; ++j) {
-      const bf16* at = b.data + i * b.k_stride + j;
-      to[j / 16 * 256 + i / 2 * 16 + j % 16] = pair_of(at[0], at[b.k_stride]);
-    }
+// 32 x 32 elements whose rows of B are contiguous: each pair of rows is interleaved.
+BALORA_INLINE void pack_rows_loop(const TileMatrix& b, uint32_t* to) {
+  constexpr std::make_integer_sequence<int, 32> kLanes;
+  prefetch_lines(b.at(kTileK, 0).data, b.k_stride);
+  for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
+    const bf16* const from = b.data + 2 * pair * b.k_stride;
+    const Row32 first = *reinterpret_cast<const Row32*>(from);
+    const Row32 second = *reinterpret_cast<const Row32*>(from + b.k_stride);
+    write_words<0>(first, second, to + pair * 16, kLanes);
+    write_words<16>(first, second, to + 256 + pair * 16, kLanes);
   }
 }
-#endif
+void pack_rows_block(const TileMatrix& b, uint32_t* to) {
+  at_level<&pack_rows_loop>(b, to);
+}
 
 // The same where its columns are: their pairs are words already.
 void pack_columns_block(const TileMatrix& b, uint32_t* to) {

@@ -64,9 +64,9 @@ template <typename O, size_t N>
 int32_t run_first(const Implementation<O> (&list)[N], Context* ctx, const O& o) {
   for (const Implementation<O>& entry : list) {
     if (!platform::cpu().uses(entry.needs) || (entry.takes && !entry.takes(o))) continue;
-    ctx->implementation = entry.name;
     if (on_choice) on_choice(list, static_cast<size_t>(&entry - list));
     entry.run(ctx, o);
+    ctx->implementation = entry.name;  // behind those of what it has called
     return 0;
   }
   throw UnsupportedError("no implementation takes these operands on this processor");

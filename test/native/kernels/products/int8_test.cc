@@ -14,14 +14,11 @@
 #include <limits>
 #include <string>
 
-#include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "support/kernel_test.h"
 
 namespace balora::test {
 namespace {
-
-constexpr const char* kCores[] = {"plain", "avx_vnni", "avx512_vnni"};
 
 struct Codes {
   std::vector<uint8_t> a;
@@ -55,15 +52,24 @@ struct Codes {
   }
 };
 
-std::vector<uint32_t> multiplied(Int8Core core, const Int8Block& block, int64_t rows,
+// Calls body(core) for those that this process can run.
+template <typename Body>
+void for_cores(const Body& body) {
+  for (const Core<Int8Multiply>& core : int8_cores()) {
+    if (platform::cpu().uses(core.needs)) {
+      body(core);
+    } else {
+      MESSAGE("not run: this process has no instructions for ", std::string(core.name));
+    }
+  }
+}
+
+std::vector<uint32_t> multiplied(Int8Multiply multiply, const Int8Block& block, int64_t rows,
                                  bool accumulate) {
   constexpr int64_t kLd = 40;
   std::vector<float> c(kInt8Rows * kLd);
   for (size_t i = 0; i < c.size(); ++i) c[i] = static_cast<float>(i) / 3;
-  {
-    const TileScope scope;
-    int8_multiply(core)(block, rows, c.data(), kLd, accumulate);
-  }
+  multiply(block, rows, c.data(), kLd, accumulate);
   std::vector<uint32_t> bits;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < kInt8Columns; ++j) {
@@ -283,25 +289,18 @@ void check_all_linears() {
 
 TEST_CASE("int8: every core equals the plain loops bit for bit") {
   std::mt19937 random(5);
-  for (int core = 1; core <= 3; ++core) {
-    if (int8_core_runs(static_cast<Int8Core>(core))) continue;
-    const std::string emulated = core == 3 ? "; a build that emulates AMX has" : "";
-    MESSAGE("not run: this process has no instructions for ", std::string(kCores[core]), emulated);
-  }
   for (const bool extreme : {false, true}) {
     for (const int64_t steps : {0, 1, 3}) {
       const Codes codes(steps, random, extreme);
       for (int64_t rows = 1; rows <= kInt8Rows; ++rows) {
         for (const bool scaled : {false, true}) {
           const Int8Block block = codes.block(scaled);
-          for (int core = 1; core <= 3; ++core) {
-            const auto which = static_cast<Int8Core>(core);
-            if (!int8_core_runs(which)) continue;
-            CAPTURE(kCores[core]);
+          for_cores([&](const Core<Int8Multiply>& core) {
+            CAPTURE(core.name);
             CAPTURE(rows);
-            CHECK(multiplied(which, block, rows, scaled) ==
-                  multiplied(Int8Core::kPlain, block, rows, scaled));
-          }
+            CHECK(multiplied(core.run, block, rows, scaled) ==
+                  multiplied(int8_cores().back().run, block, rows, scaled));
+          });
         }
       }
     }
@@ -316,11 +315,10 @@ TEST_CASE("int8: sums that pass 2^31 with the values plus 128 wrap to the right 
   std::fill(codes.b.begin(), codes.b.end(), int8_t{127});
   std::fill(codes.offset.begin(), codes.offset.end(), static_cast<int32_t>(-128 * 127 * 81920LL));
   std::fill(codes.row_scale.begin(), codes.row_scale.end(), 1.0F);
-  for (int core = 0; core <= 3; ++core) {
-    if (!int8_core_runs(static_cast<Int8Core>(core))) continue;
-    const auto bits = multiplied(static_cast<Int8Core>(core), codes.block(false), 1, false);
+  for_cores([&](const Core<Int8Multiply>& core) {
+    const auto bits = multiplied(core.run, codes.block(false), 1, false);
     CHECK(std::bit_cast<float>(bits[0]) == 127.0F * 127 * 81920);
-  }
+  });
 }
 
 TEST_CASE("int8: a rotation is the Hadamard matrix over the root of its size, its own inverse") {

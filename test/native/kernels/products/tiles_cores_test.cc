@@ -1,14 +1,14 @@
 // Blocks of tiles on AVX512-BF16: a sum has the same bits whatever rows are multiplied beside it.
-#include "kernels/cpu/products/tiles_cores.h"
-#include "platform/cpu.h"
+#if defined(__x86_64__)
+#include "kernels/cpu/products/x86/tiles_cores.h"
 
 #include <algorithm>
 #include <array>
 #include <bit>
 
+#include "platform/cpu.h"
 #include "support/kernel_test.h"
 
-#ifdef BALORA_TILES
 namespace balora::test {
 namespace {
 

@@ -9,7 +9,7 @@
 #include <map>
 #include <string>
 
-#include "kernels/cpu/products/int8_cores.h"
+#include "kernels/cpu/products/int8_block.h"
 #include "kernels/cpu/products/onednn.h"
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/products/tiles.h"
@@ -138,13 +138,16 @@ TEST_CASE("isa: the limit is in force in the child") {
   // This limit asks for bf16's own instructions, also where widening is faster.
   if (std::string(limit) == "AVX512_CORE_BF16") CHECK(cpu().pays == cpu().has);
   CHECK(cpu().uses(platform::kBf16) == tile_gemm_has_bf16());
-  const std::map<std::string, Int8Core> cores = {{"SSE41", Int8Core::kPlain},
-                                                 {"AVX2", Int8Core::kPlain},
-                                                 {"AVX2_VNNI", Int8Core::kAvxVnni},
-                                                 {"AVX512_CORE", Int8Core::kPlain},
-                                                 {"AVX512_CORE_BF16", Int8Core::kAvx512Vnni}};
-  const Int8Core most = cores.at(limit);
-  CHECK(int8_core() == (int8_core_runs(most) ? most : Int8Core::kPlain));
+  // The first that the limit leaves and the processor has.
+  const std::map<std::string, std::string> cores = {{"SSE41", "plain"},
+                                                    {"AVX2", "plain"},
+                                                    {"AVX2_VNNI", "avx_vnni"},
+                                                    {"AVX512_CORE", "plain"},
+                                                    {"AVX512_CORE_BF16", "avx512_vnni"}};
+  for (const Core<Int8Multiply>& core : int8_cores()) {
+    if (core.name != cores.at(limit)) continue;
+    CHECK(int8_core().name == std::string(cpu().uses(core.needs) ? core.name : "plain"));
+  }
 }
 
 }  // namespace balora::test

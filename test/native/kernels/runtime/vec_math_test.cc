@@ -128,7 +128,7 @@ TEST_CASE("vsigmoid and vsoftplus: ulps and both tails") {
   CHECK(std::isnan(vsoftplus(kNan)));
 }
 
-#ifdef BALORA_TILES
+#if defined(__x86_64__)
 AVX512_TARGET void exp2_of(const float* x, float* y) {
   _mm512_storeu_ps(y, lanes::exp2(_mm512_loadu_ps(x)));
 }

@@ -6,7 +6,7 @@
 #include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/attention/x86/attention_bf16.h"
-#include "kernels/cpu/products/amx_blocks.h"
+#include "kernels/cpu/products/x86/amx_blocks.h"
 #include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention::x86 {

@@ -6,7 +6,6 @@
 #include "kernels/cpu/attention/attention_blocks.h"
 #include "kernels/cpu/attention/x86/attention_bf16.h"
 #include "kernels/cpu/products/tile_block.h"
-#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 

@@ -3,7 +3,7 @@
 #include <array>
 
 #include "kernels/cpu/attention/attention_blocks.h"
-#include "kernels/cpu/products/tiles_words.h"
+#include "kernels/cpu/products/x86/tiles_words.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
 namespace balora::attention::x86 {

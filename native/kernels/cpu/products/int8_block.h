@@ -4,12 +4,12 @@
 // in int8 took longer with it than one in bf16.
 #pragma once
 #include <cstdint>
+#include <span>
 
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/shared/int8_rows.h"
 
 namespace balora {
-
-enum class Int8Core { kPlain, kAvxVnni, kAvx512Vnni };
 
 // A block has kInt8Rows rows, a step kInt8K of k.
 constexpr int64_t kInt8Columns = 32;  // columns of a panel of B: two tiles of 16
@@ -32,13 +32,16 @@ struct Int8Block {
 // past `rows` means nothing.
 using Int8Multiply = void (*)(const Int8Block& block, int64_t rows, float* c, int64_t ldc,
                               bool accumulate);
-Int8Multiply int8_multiply(Int8Core core);
 
-// Whether this process may use it.
-bool int8_core_runs(Int8Core core);
-// The best of those.
-Int8Core int8_core();
-// "plain", "avx_vnni", "avx512_vnni"
-const char* int8_core_name();
+std::span<const Core<Int8Multiply>> int8_cores();
+// The one that this process uses.
+const Core<Int8Multiply>& int8_core();
+
+namespace x86 {
+void multiply_avx512_vnni(const Int8Block& block, int64_t rows, float* c, int64_t ldc,
+                          bool accumulate);
+void multiply_avx_vnni(const Int8Block& block, int64_t rows, float* c, int64_t ldc,
+                       bool accumulate);
+}  // namespace x86
 
 }  // namespace balora

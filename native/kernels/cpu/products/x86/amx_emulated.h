@@ -1,7 +1,7 @@
 // AMX's instructions as plain loops in the place of their intrinsics, in a build made for tests
 // (-DBALORA_EMULATED_AMX=ON): the kernels for AMX then run on any CPU with AVX512-BF16, where
 // BALORA_EMULATE_AMX=1 asks for it, and a sanitizer sees what their tiles read and write. Included
-// by tiles_target.h alone.
+// by amx.h alone.
 #pragma once
 #include <bit>
 #include <cstdint>

@@ -2,11 +2,9 @@
 #pragma once
 #include <array>
 
-#include "kernels/cpu/products/tiles_target.h"
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
-#ifdef BALORA_TILES
 namespace balora::tiles {
 
 // Rounded, `even` in the lower halves and `odd` in the upper ones.
@@ -23,4 +21,3 @@ BF16_TARGET BALORA_INLINE Words word_pairs(__m512 even, __m512 odd) {
 }
 
 }  // namespace balora::tiles
-#endif

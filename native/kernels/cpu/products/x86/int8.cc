@@ -1,56 +1,19 @@
-#include "kernels/cpu/products/int8_cores.h"
-
-#include <cmath>
+// Blocks of products in int8 by VPDPBUSD (int8_block.h).
 #include <cstring>
 
-#include "kernels/cpu/products/block_rows.h"
-#include "kernels/cpu/products/tiles.h"
-#include "kernels/cpu/products/tiles_target.h"
-#include "kernels/cpu/runtime/inline.h"
-#include "kernels/cpu/runtime/levels.h"
-#include "platform/cpu.h"
+#include "kernels/cpu/products/int8_block.h"
+#include "kernels/cpu/products/x86/block_rows.h"
+#include "kernels/cpu/runtime/x86/targets.h"
 
-#ifdef BALORA_TILES
 #define AVX_VNNI_TARGET __attribute__((target("avx2,fma,avxvnni,bmi2")))
 #define AVX512_VNNI_TARGET \
   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,bmi2")))
-#endif
 
-namespace balora {
+namespace balora::x86 {
 namespace {
 
 constexpr int64_t kTileBytes = kInt8StepBytes / 2;
 constexpr int64_t kWord = 4;  // values of k in one
-
-// The definition.
-BALORA_INLINE void multiply_plain_loop(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
-                                       bool accumulate) {
-  for (int64_t r = 0; r < rows; ++r) {
-    uint32_t sums[kInt8Columns];
-    for (int64_t j = 0; j < kInt8Columns; ++j) sums[j] = static_cast<uint32_t>(t.offset[j]);
-    for (int64_t step = 0; step < t.steps; ++step) {
-      const uint8_t* const a = t.a + r * t.lda + step * kInt8K;
-      const int8_t* const b = t.b + step * kInt8StepBytes;
-      for (int64_t k = 0; k < kInt8K; ++k) {
-        for (int64_t j = 0; j < kInt8Columns; ++j) {
-          const int8_t value = b[j / 16 * kTileBytes + k / kWord * 64 + j % 16 * kWord + k % kWord];
-          sums[j] += static_cast<uint32_t>(a[k] * value);
-        }
-      }
-    }
-    for (int64_t j = 0; j < kInt8Columns; ++j) {
-      const float scale = t.scale ? t.row_scale[r] * t.scale[j] : t.row_scale[r];
-      const auto sum = static_cast<float>(static_cast<int32_t>(sums[j]));
-      float& to = c[r * ldc + j];
-      to = accumulate ? std::fma(scale, sum, to) : scale * sum;
-    }
-  }
-}
-void multiply_plain(const Int8Block& t, int64_t rows, float* c, int64_t ldc, bool accumulate) {
-  at_level<&multiply_plain_loop>(t, rows, c, ldc, accumulate);
-}
-
-#ifdef BALORA_TILES
 
 int32_t word_at(const uint8_t* from) {
   int32_t word;
@@ -117,8 +80,10 @@ AVX512_VNNI_TARGET void rows_512(const Int8Block& t, int64_t row, float* c, int6
   }
 }
 
-AVX512_VNNI_TARGET void multiply_avx512(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
-                                        bool accumulate) {
+}  // namespace
+
+AVX512_VNNI_TARGET void multiply_avx512_vnni(const Int8Block& t, int64_t rows, float* c,
+                                             int64_t ldc, bool accumulate) {
   const bool twelve = twelve_rows_fit(t.lda);
   for (int64_t r = 0; r < rows;) {
     if (twelve && rows - r > 8) {
@@ -132,6 +97,8 @@ AVX512_VNNI_TARGET void multiply_avx512(const Int8Block& t, int64_t rows, float*
     }
   }
 }
+
+namespace {
 
 // kRows x 2 vectors of eight sums: 16 columns.
 template <int kRows>
@@ -173,8 +140,10 @@ AVX_VNNI_TARGET void rows_256(const Int8Block& t, int64_t row, int64_t column, f
   }
 }
 
-AVX_VNNI_TARGET void multiply_avx(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
-                                  bool accumulate) {
+}  // namespace
+
+AVX_VNNI_TARGET void multiply_avx_vnni(const Int8Block& t, int64_t rows, float* c, int64_t ldc,
+                                       bool accumulate) {
   for (int64_t column = 0; column < kInt8Columns; column += 16) {
     int64_t r = 0;
     for (; r + 6 <= rows; r += 6) rows_256<6>(t, r, column, c, ldc, accumulate);
@@ -183,54 +152,4 @@ AVX_VNNI_TARGET void multiply_avx(const Int8Block& t, int64_t rows, float* c, in
   }
 }
 
-#endif
-
-}  // namespace
-
-#ifdef BALORA_TILES
-
-Int8Multiply int8_multiply(Int8Core core) {
-  switch (core) {
-    case Int8Core::kAvx512Vnni:
-      return &multiply_avx512;
-    case Int8Core::kAvxVnni:
-      return &multiply_avx;
-    case Int8Core::kPlain:
-      break;
-  }
-  return &multiply_plain;
-}
-
-#else
-
-Int8Multiply int8_multiply(Int8Core) {
-  return &multiply_plain;
-}
-#endif
-
-bool int8_core_runs(Int8Core core) {
-  const platform::Cpu& cpu = platform::cpu();
-  switch (core) {
-    case Int8Core::kAvx512Vnni:
-      return cpu.uses(platform::kVnni);
-    case Int8Core::kAvxVnni:
-      return cpu.uses(platform::kAvxVnni);
-    case Int8Core::kPlain:
-      break;
-  }
-  return true;
-}
-
-Int8Core int8_core() {
-  for (const Int8Core core : {Int8Core::kAvx512Vnni, Int8Core::kAvxVnni}) {
-    if (int8_core_runs(core)) return core;
-  }
-  return Int8Core::kPlain;
-}
-
-const char* int8_core_name() {
-  constexpr const char* kNames[] = {"plain", "avx_vnni", "avx512_vnni"};
-  return kNames[static_cast<int>(int8_core())];
-}
-
-}  // namespace balora
+}  // namespace balora::x86

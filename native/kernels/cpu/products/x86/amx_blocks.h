@@ -2,9 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/products/x86/amx.h"
 
-#ifdef BALORA_TILES
 namespace balora::amx {
 
 constexpr int64_t kSide = 32;  // of a block, and what a step sums over
@@ -56,4 +55,3 @@ AMX_TARGET BALORA_INLINE void end_block(float* c, int64_t ld) {
 }
 
 }  // namespace balora::amx
-#endif

@@ -1,4 +1,4 @@
-// The two ways of multiplying one block of tiles (tiles_multiply.cc): on AMX, and on AVX512-BF16.
+// The two ways of multiplying one block of tiles (tiles_walk.cc): on AMX, and on AVX512-BF16.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -7,42 +7,14 @@
 #include <span>
 #include <utility>
 
-#include "kernels/cpu/products/amx_blocks.h"
-#include "kernels/cpu/products/block_rows.h"
-#include "kernels/cpu/products/tiles.h"
-#include "kernels/cpu/products/tiles_target.h"
+#include "kernels/cpu/products/tiles_job.h"
+#include "kernels/cpu/products/x86/amx_blocks.h"
+#include "kernels/cpu/products/x86/block_rows.h"
 #include "kernels/cpu/runtime/inline.h"
 
-#ifdef BALORA_TILES
 namespace balora::tiles {
 
 constexpr int64_t kRowsAStep = 2;  // of the block before, written in one step
-
-// A term whose k is a multiple of 32, and its last rows filled up to a panel. Beyond `pairs` pairs
-// of k there are only zeros.
-struct Source {
-  const bf16* a;
-  int64_t lda;
-  const bf16* tail = nullptr;  // the last rows, where they are not a whole panel
-  int64_t tail_ld;
-  int64_t steps, pairs;
-  const bf16* tiles;  // of the panels from `first_panel` on
-  int64_t first_panel = 0;
-  int64_t skipped = 0, panel_steps = steps;  // of a part of a term: steps before it, and of all
-
-  const bf16* panel(int64_t index) const {
-    return tiles + ((index - first_panel) * panel_steps + skipped) * kStepElements;
-  }
-  // `count` steps of a whole term.
-  Source part(int64_t first, int64_t count) const {
-    Source source = *this;
-    source.a += first * kTileK;
-    if (tail) source.tail += first * kTileK;
-    source.steps = count, source.skipped = first;
-    source.pairs = std::clamp<int64_t>(pairs - first * kTileK / 2, 0, count * kTileK / 2);
-    return source;
-  }
-};
 
 // A finished block whose rows go to C between the steps of the next one: stores that miss the cache
 // then wait side by side with products, and not in a burst that stops them.
@@ -103,8 +75,6 @@ struct BlockPlace {
   int64_t ld = 0;
 };
 
-constexpr int64_t kInPlaceRows = 16;  // of A: more are multiplied by packed operands
-
 // A block that sums begin with: 32 x 32 of f32, rows ld apart. Null: zeros.
 struct Beginning {
   const float* data = nullptr;
@@ -120,8 +90,9 @@ constexpr int64_t kAnySteps = int64_t{1} << 40;  // of one pass: more than any s
 
 struct AmxCore {
   static constexpr bool kRounds = false;
-  // Bytes of B in L2 over all rows: of panels whose rows meet many of them, and of larger ones.
-  static constexpr int64_t kCachedBytes = int64_t{3} << 18, kMostCachedBytes = int64_t{17} << 16;
+  // Bytes of B in L2 over all rows, of panels whose rows meet many of them (TilesCore has those of
+  // larger ones).
+  static constexpr int64_t kCachedBytes = int64_t{3} << 18;
   // In one pass over a chunk of B: rows of A of so many steps stay in L1 beside what streams by.
   static constexpr int64_t kPassSteps = 20;
 
@@ -217,7 +188,7 @@ struct Avx512Core {
   static constexpr bool kRounds = true;
   // About an L2: what is packed then stays where it was written. Larger parts read A fewer times,
   // and find their memory out of every cache when they pack again.
-  static constexpr int64_t kCachedBytes = int64_t{1} << 20, kMostCachedBytes = kCachedBytes;
+  static constexpr int64_t kCachedBytes = int64_t{1} << 20;
   static constexpr int64_t kPassSteps = kAnySteps;
 
   static void open() {}
@@ -415,4 +386,3 @@ struct Avx512Core {
 };
 
 }  // namespace balora::tiles
-#endif
