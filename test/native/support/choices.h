@@ -8,6 +8,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "kernels/cpu/runtime/implementation.h"
@@ -29,6 +30,7 @@ class Choices {
     for (const ImplementationList& list : cpu_implementations()) {
       for (size_t i = 0; i < list.entries.size(); ++i) {
         const auto& [name, needs] = list.entries[i];
+        if (std::string_view(name) == "none") continue;  // the processor has nothing of the kind
         const bool was_chosen = chosen().count({list.list, i}) != 0;
         lines += std::to_string(needs & ~platform::cpu().has) + ' ' + list.name + ' ' + name +
                  (was_chosen ? " 1\n" : " 0\n");

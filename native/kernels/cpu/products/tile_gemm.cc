@@ -15,12 +15,12 @@ template <typename T>
 using WideTiles = void (*)(const TileOperands<T>&);
 
 constexpr Core<WideTiles<float>> kF32[] = {
-    BALORA_X86({"avx512", platform::kAvx512, x86::multiply_avx512},
-               {"avx2", platform::kAvx2, x86::multiply_avx2}, ){"plain", 0, multiply_plain},
+    BALORA_X86({"avx512", platform::kAvx512, x86::multiply_avx512}, )
+        BALORA_X86({"avx2", platform::kAvx2, x86::multiply_avx2}, ){"plain", 0, multiply_plain},
 };
 constexpr Core<WideTiles<double>> kF64[] = {
-    BALORA_X86({"avx512", platform::kAvx512, x86::multiply_avx512},
-               {"avx2", platform::kAvx2, x86::multiply_avx2}, ){"plain", 0, multiply_plain},
+    BALORA_X86({"avx512", platform::kAvx512, x86::multiply_avx512}, )
+        BALORA_X86({"avx2", platform::kAvx2, x86::multiply_avx2}, ){"plain", 0, multiply_plain},
 };
 
 struct PairTiles {
@@ -36,9 +36,10 @@ constexpr Core<PairTiles> kBf16[] = {
                {"avx512_bf16", platform::kBf16, {x86::multiply_avx512}}, ){"none", 0, {}},
 };
 
-const WideTiles<float> kMultiplyF32 = first_core(kF32).run;
-const WideTiles<double> kMultiplyF64 = first_core(kF64).run;
-const PairTiles& kPairs = first_core(kBf16).run;
+const PairTiles& pairs() {
+  static const PairTiles& core = first_core(kBf16).run;
+  return core;
+}
 
 }  // namespace
 
@@ -47,33 +48,35 @@ BALORA_IMPLEMENTATIONS(tile_product_f64, kF64)
 BALORA_IMPLEMENTATIONS(tile_product_bf16, kBf16)
 
 void tile_gemm(const TileOperands<float>& o) {
-  kMultiplyF32(o);
+  static const WideTiles<float> multiply = first_core(kF32).run;
+  multiply(o);
 }
 void tile_gemm(const TileOperands<double>& o) {
-  kMultiplyF64(o);
+  static const WideTiles<double> multiply = first_core(kF64).run;
+  multiply(o);
 }
 void tile_gemm(const TileOperands<bf16, float>& o) {
-  kPairs.multiply(o);
+  pairs().multiply(o);
 }
 
 template <>
 int64_t tile_columns<bf16>() {
-  return kPairs.columns;
+  return pairs().columns;
 }
 template <>
 int64_t tile_step<bf16>() {
-  return kPairs.step;
+  return pairs().step;
 }
 
 bool tile_gemm_has_bf16() {
-  return kPairs.multiply != nullptr;
+  return pairs().multiply != nullptr;
 }
 
 TileScope::TileScope() {
-  if (kPairs.open) kPairs.open();
+  if (pairs().open) pairs().open();
 }
 TileScope::~TileScope() {
-  if (kPairs.close) kPairs.close();
+  if (pairs().close) pairs().close();
 }
 
 }  // namespace balora

@@ -23,7 +23,7 @@ constexpr const char* kChild = "BALORA_TEST_ISA_CHILD";
 // implementations of its own for some processors. A sanitizer's build takes ten times as long and
 // leaves all but products, under older instructions, to the uncapped run.
 constexpr const char* kAllCases =
-    "gemm:*,linear:*,int8:*,matmul:*,chebyshev_svd:*,attention*,tile_gemm*,head losses*,"
+    "gemm:*,linear:*,int8:*,matmul:*,chebyshev_svd:*,attention*,relative*,tile_gemm*,head losses*,"
     "svd ratio*,random:*,gated*,rms_norm*,isa:*";
 constexpr const char* kCases =
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
