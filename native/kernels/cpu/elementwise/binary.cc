@@ -30,32 +30,9 @@ BALORA_INLINE void loop(const T* a, int64_t a_step, const T* b, int64_t b_step, 
   }
 }
 
-// One function per dtype that holds every op.
-template <typename T>
-BALORA_INLINE void row_of(int op, const T* a, int64_t as, const T* b, int64_t bs, T* y, int64_t n) {
-  switch (op) {
-    case BALORA_ADD:
-      return loop<BALORA_ADD>(a, as, b, bs, y, n);
-    case BALORA_SUB:
-      return loop<BALORA_SUB>(a, as, b, bs, y, n);
-    case BALORA_MUL:
-      return loop<BALORA_MUL>(a, as, b, bs, y, n);
-    case BALORA_MAXIMUM:
-      return loop<BALORA_MAXIMUM>(a, as, b, bs, y, n);
-    case BALORA_MINIMUM:
-      return loop<BALORA_MINIMUM>(a, as, b, bs, y, n);
-    default:
-      break;
-  }
-  if constexpr (!std::is_integral_v<T>) {
-    if (op == BALORA_DIV) return loop<BALORA_DIV>(a, as, b, bs, y, n);
-    if (op == BALORA_POW) return loop<BALORA_POW>(a, as, b, bs, y, n);
-  }
-}
-
 template <int Op, typename T>
-BALORA_INLINE void gradient_loop(const T* dy, const T* a, const T* b, T* da, T* db,
-                                 const std::array<int64_t, 5>& step, int64_t n) {
+void gradient_loop(const T* dy, const T* a, const T* b, T* da, T* db,
+                   const std::array<int64_t, 5>& step, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     Acc<T> to_a, to_b;
     binary_gradients<Acc<T>>(Op, load(dy[i * step[0]]), load(a[i * step[1]]), load(b[i * step[2]]),
@@ -75,8 +52,13 @@ int32_t binary_kernel(Context* ctx, const balora_binary& o) {
     } else {
       for_each_row<3>(ctx, plan, [&](const std::array<int64_t, 3>& at, int64_t n) {
         const auto& step = plan.row_stride();
-        at_level<&row_of<T>>(o.op, data_of<T>(o.a) + at[0], step[0], data_of<T>(o.b) + at[1],
-                             step[1], data_of<T>(o.y) + at[2], n);
+        dispatch_op<BALORA_ADD, BALORA_SUB, BALORA_MUL, BALORA_MAXIMUM, BALORA_MINIMUM, BALORA_DIV,
+                    BALORA_POW>(o.op, [&]<int Op>() {
+          if constexpr (!std::is_integral_v<T> || (Op != BALORA_DIV && Op != BALORA_POW)) {
+            at_level<&loop<Op, T>>(data_of<T>(o.a) + at[0], step[0], data_of<T>(o.b) + at[1],
+                                   step[1], data_of<T>(o.y) + at[2], n);
+          }
+        });
       });
     }
   });
@@ -97,18 +79,8 @@ int32_t binary_backward_kernel(Context* ctx, const balora_binary_backward& o) {
       T* dx = o.da ? data_of<T>(o.da) + at[3] : nullptr;
       T* dz = o.db ? data_of<T>(o.db) + at[4] : nullptr;
       const auto& step = plan.row_stride();
-      switch (o.op) {
-        case BALORA_DIV:
-          return gradient_loop<BALORA_DIV>(g, x, z, dx, dz, step, n);
-        case BALORA_POW:
-          return gradient_loop<BALORA_POW>(g, x, z, dx, dz, step, n);
-        case BALORA_MAXIMUM:
-          return gradient_loop<BALORA_MAXIMUM>(g, x, z, dx, dz, step, n);
-        case BALORA_MINIMUM:
-          return gradient_loop<BALORA_MINIMUM>(g, x, z, dx, dz, step, n);
-        default:
-          return;
-      }
+      dispatch_op<BALORA_DIV, BALORA_POW, BALORA_MAXIMUM, BALORA_MINIMUM>(
+          o.op, [&]<int Op>() { gradient_loop<Op>(g, x, z, dx, dz, step, n); });
     });
   });
   return 0;

@@ -13,8 +13,7 @@ namespace {
 constexpr int64_t kGrain = 1 << 13;
 
 template <typename T>
-BALORA_INLINE void scale_row_range(const T* x, const Acc<T>* scale, const T* bias, T* y,
-                                   int64_t n) {
+BALORA_INLINE void scale_row(const T* x, const Acc<T>* scale, const T* bias, T* y, int64_t n) {
 #pragma omp simd
   for (int64_t c = 0; c < n; ++c) {
     const Acc<T> value = load(x[c]) * scale[c];
@@ -24,8 +23,7 @@ BALORA_INLINE void scale_row_range(const T* x, const Acc<T>* scale, const T* bia
 
 // Adds the products and the values of one row to the sums of its columns.
 template <typename T>
-BALORA_INLINE void sum_row_range(const T* dy, const T* x, Acc<T>* dscale, Acc<T>* dbias,
-                                 int64_t n) {
+BALORA_INLINE void sum_row(const T* dy, const T* x, Acc<T>* dscale, Acc<T>* dbias, int64_t n) {
   if (dscale) {
 #pragma omp simd
     for (int64_t c = 0; c < n; ++c) dscale[c] += load(dy[c]) * load(x[c]);
@@ -37,22 +35,12 @@ BALORA_INLINE void sum_row_range(const T* dy, const T* x, Acc<T>* dscale, Acc<T>
 }
 
 template <typename T>
-void scale_row(const T* x, const Acc<T>* scale, const T* bias, T* y, int64_t n) {
-  at_level<&scale_row_range<T>>(x, scale, bias, y, n);
-}
-
-template <typename T>
-void sum_row(const T* dy, const T* x, Acc<T>* dscale, Acc<T>* dbias, int64_t n) {
-  at_level<&sum_row_range<T>>(dy, x, dscale, dbias, n);
-}
-
-template <typename T>
 void scale_rows(Context* ctx, const balora_column_scale_forward& o) {
   const int64_t rows = o.x->shape[0], columns = o.x->shape[1];
   parallel_for(ctx, rows, kGrain / (columns + 1), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      scale_row(data_of<T>(o.x) + r * columns, data_of<Acc<T>>(o.scale), data_of<T>(o.bias),
-                data_of<T>(o.y) + r * columns, columns);
+      at_level<&scale_row<T>>(data_of<T>(o.x) + r * columns, data_of<Acc<T>>(o.scale),
+                              data_of<T>(o.bias), data_of<T>(o.y) + r * columns, columns);
     }
   });
 }
@@ -78,8 +66,8 @@ int32_t column_scale_backward_kernel(Context* ctx, const balora_column_scale_bac
       if (values) std::fill_n(values, end - begin, A{0});
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = r * columns + begin;
-        sum_row(data_of<T>(o.dy) + at, products ? data_of<T>(o.x) + at : nullptr, products, values,
-                end - begin);
+        at_level<&sum_row<T>>(data_of<T>(o.dy) + at, products ? data_of<T>(o.x) + at : nullptr,
+                              products, values, end - begin);
       }
     });
   });

@@ -29,20 +29,9 @@ int32_t compare_kernel(Context* ctx, const balora_compare& o) {
       const T* x = data_of<T>(o.a) + at[0];
       const T* z = data_of<T>(o.b) + at[1];
       uint8_t* out = data_of<uint8_t>(o.y) + at[2];
-      switch (o.op) {
-        case BALORA_EQUAL:
-          return compare_row<BALORA_EQUAL>(x, step[0], z, step[1], out, n);
-        case BALORA_NOT_EQUAL:
-          return compare_row<BALORA_NOT_EQUAL>(x, step[0], z, step[1], out, n);
-        case BALORA_LESS:
-          return compare_row<BALORA_LESS>(x, step[0], z, step[1], out, n);
-        case BALORA_LESS_EQUAL:
-          return compare_row<BALORA_LESS_EQUAL>(x, step[0], z, step[1], out, n);
-        case BALORA_GREATER:
-          return compare_row<BALORA_GREATER>(x, step[0], z, step[1], out, n);
-        default:
-          return compare_row<BALORA_GREATER_EQUAL>(x, step[0], z, step[1], out, n);
-      }
+      dispatch_op<BALORA_EQUAL, BALORA_NOT_EQUAL, BALORA_LESS, BALORA_LESS_EQUAL, BALORA_GREATER,
+                  BALORA_GREATER_EQUAL>(
+          o.op, [&]<int Op>() { compare_row<Op>(x, step[0], z, step[1], out, n); });
     });
   });
   return 0;

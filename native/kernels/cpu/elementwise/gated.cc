@@ -74,27 +74,20 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t en
   }
 }
 
-template <typename T>
-BALORA_INLINE void forward_loop(const Forward<T>& o, balora_activation activation, int64_t b,
-                                int64_t e) {
-  if (activation == BALORA_GATE_SILU) return forward_rows<Silu>(o, b, e);
-  if (activation == BALORA_GATE_GELU) return forward_rows<Gelu>(o, b, e);
-  forward_rows<GeluTanh>(o, b, e);
-}
-
-template <typename T>
-BALORA_INLINE void backward_loop(const Backward<T>& o, balora_activation activation, int64_t b,
-                                 int64_t e) {
-  if (activation == BALORA_GATE_SILU) return backward_rows<Silu>(o, b, e);
-  if (activation == BALORA_GATE_GELU) return backward_rows<Gelu>(o, b, e);
-  backward_rows<GeluTanh>(o, b, e);
+// Calls body.operator()<Act>() for an activation.
+template <typename Body>
+void dispatch_activation(balora_activation activation, const Body& body) {
+  if (activation == BALORA_GATE_SILU) return body.template operator()<Silu>();
+  if (activation == BALORA_GATE_GELU) return body.template operator()<Gelu>();
+  body.template operator()<GeluTanh>();
 }
 
 void forward_any(Context* ctx, const balora_gated_forward& o) {
   dispatch_float(o.gate->dtype, [&]<typename T>() {
     const Forward<T> rows{Rows<T>(o.gate), Rows<T>(o.up), Rows<T>(o.y), o.gate->shape[1]};
     share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
-      at_level<&forward_loop<T>>(rows, o.activation, begin, end);
+      dispatch_activation(
+          o.activation, [&]<typename Act>() { at_level<&forward_rows<Act, T>>(rows, begin, end); });
     });
   });
 }
@@ -108,7 +101,9 @@ void backward_any(Context* ctx, const balora_gated_backward& o) {
                            .dup = Rows<T>(o.dup),
                            .width = o.gate->shape[1]};
     share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
-      at_level<&backward_loop<T>>(rows, o.activation, begin, end);
+      dispatch_activation(o.activation, [&]<typename Act>() {
+        at_level<&backward_rows<Act, T>>(rows, begin, end);
+      });
     });
   });
 }

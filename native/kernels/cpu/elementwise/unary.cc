@@ -33,24 +33,13 @@ BALORA_INLINE void backward_loop(const T* dy, const T* s, T* dx, int64_t n, Acc<
   case OP:           \
     return backward_loop<OP>(dy, s, dx, n, a, b);
 template <typename T>
-BALORA_INLINE void forward_body(int op, const T* x, T* y, int64_t n, Acc<T> a, Acc<T> b) {
+BALORA_INLINE void forward(int op, const T* x, T* y, int64_t n, Acc<T> a, Acc<T> b) {
   switch (op) { BALORA_EACH_UNARY_OP(FORWARD) }
 }
 
 template <typename T>
-void forward(int op, const T* x, T* y, int64_t n, Acc<T> a, Acc<T> b) {
-  at_level<&forward_body<T>>(op, x, y, n, a, b);
-}
-
-template <typename T>
-BALORA_INLINE void backward_body(int op, const T* dy, const T* s, T* dx, int64_t n, Acc<T> a,
-                                 Acc<T> b) {
+BALORA_INLINE void backward(int op, const T* dy, const T* s, T* dx, int64_t n, Acc<T> a, Acc<T> b) {
   switch (op) { BALORA_EACH_UNARY_OP(BACKWARD) }
-}
-
-template <typename T>
-void backward(int op, const T* dy, const T* s, T* dx, int64_t n, Acc<T> a, Acc<T> b) {
-  at_level<&backward_body<T>>(op, dy, s, dx, n, a, b);
 }
 #undef FORWARD
 #undef BACKWARD
@@ -60,8 +49,8 @@ void backward(int op, const T* dy, const T* s, T* dx, int64_t n, Acc<T> a, Acc<T
 int32_t unary_kernel(Context* ctx, const balora_unary& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
     parallel_for(ctx, view_numel(*o.x), kGrain, [&](int64_t begin, int64_t end) {
-      forward(o.op, data_of<T>(o.x) + begin, data_of<T>(o.y) + begin, end - begin,
-              static_cast<Acc<T>>(o.a), static_cast<Acc<T>>(o.b));
+      at_level<&forward<T>>(o.op, data_of<T>(o.x) + begin, data_of<T>(o.y) + begin, end - begin,
+                            static_cast<Acc<T>>(o.a), static_cast<Acc<T>>(o.b));
     });
   });
   return 0;
@@ -70,9 +59,9 @@ int32_t unary_kernel(Context* ctx, const balora_unary& o) {
 int32_t unary_backward_kernel(Context* ctx, const balora_unary_backward& o) {
   dispatch_float(o.dy->dtype, [&]<typename T>() {
     parallel_for(ctx, view_numel(*o.dy), kGrain, [&](int64_t begin, int64_t end) {
-      backward(o.op, data_of<T>(o.dy) + begin, data_of<T>(o.saved) + begin,
-               data_of<T>(o.dx) + begin, end - begin, static_cast<Acc<T>>(o.a),
-               static_cast<Acc<T>>(o.b));
+      at_level<&backward<T>>(o.op, data_of<T>(o.dy) + begin, data_of<T>(o.saved) + begin,
+                             data_of<T>(o.dx) + begin, end - begin, static_cast<Acc<T>>(o.a),
+                             static_cast<Acc<T>>(o.b));
     });
   });
   return 0;

@@ -71,16 +71,6 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t en
   }
 }
 
-template <typename T>
-void forward(const Forward<T>& o, int64_t begin, int64_t end) {
-  at_level<&forward_rows<T>>(o, begin, end);
-}
-
-template <typename T>
-void backward(const Backward<T>& o, int64_t begin, int64_t end) {
-  at_level<&backward_rows<T>>(o, begin, end);
-}
-
 // The number of rows that count; a target outside the classes is the caller's fault.
 int64_t count_targets(const int32_t* targets, int64_t rows, int64_t classes) {
   int64_t counted = 0;
@@ -108,7 +98,9 @@ int32_t cross_entropy_forward_kernel(Context* ctx, const balora_cross_entropy_fo
                               .losses = losses.data(),
                               .lse = data_of<A>(o.lse),
                               .classes = classes};
-    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
+    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
+      at_level<&forward_rows<T>>(operands, begin, end);
+    });
     A* out = data_of<A>(o.loss);
     if (o.reduction == BALORA_REDUCTION_NONE) {
       for (int64_t n = 0; n < rows; ++n) out[n] = static_cast<A>(losses[static_cast<size_t>(n)]);
@@ -139,7 +131,9 @@ int32_t cross_entropy_backward_kernel(Context* ctx, const balora_cross_entropy_b
                                .lse = data_of<A>(o.lse),
                                .dlogits = data_of<T>(o.dlogits),
                                .classes = classes};
-    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) { backward(operands, begin, end); });
+    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
+      at_level<&backward_rows<T>>(operands, begin, end);
+    });
   });
   return 0;
 }

@@ -113,16 +113,6 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, const Sums<A>& sums, int6
   }
 }
 
-template <typename T>
-void forward(const Forward<T>& o, int64_t begin, int64_t end) {
-  at_level<&forward_rows<T>>(o, begin, end);
-}
-
-template <typename T>
-void backward(const Backward<T>& o, const Sums<Acc<T>>& sums, int64_t begin, int64_t end) {
-  at_level<&backward_rows<T>>(o, sums, begin, end);
-}
-
 // The (C) operand in accumulator type, or `missing` everywhere.
 template <typename T>
 std::vector<Acc<T>> widened(const View* v, int64_t channels, Acc<T> missing) {
@@ -149,8 +139,9 @@ int32_t layer_norm_forward_kernel(Context* ctx, const balora_layer_norm_forward&
                               .rstd = data_of<A>(o.rstd),
                               .channels = channels,
                               .eps = static_cast<A>(o.eps)};
-    parallel_for(ctx, rows, kRowGrain,
-                 [&](int64_t begin, int64_t end) { forward(operands, begin, end); });
+    parallel_for(ctx, rows, kRowGrain, [&](int64_t begin, int64_t end) {
+      at_level<&forward_rows<T>>(operands, begin, end);
+    });
   });
   return 0;
 }
@@ -174,7 +165,8 @@ int32_t layer_norm_backward_kernel(Context* ctx, const balora_layer_norm_backwar
       for (int64_t part = first; part < last; ++part) {
         const Sums<A> of_part{sums ? dw.data() + part * channels : nullptr,
                               sums ? db.data() + part * channels : nullptr};
-        backward(operands, of_part, rows * part / width, rows * (part + 1) / width);
+        at_level<&backward_rows<T>>(operands, of_part, rows * part / width,
+                                    rows * (part + 1) / width);
       }
     });
     if (o.dweight) sum_partials(dw, channels, data_of<A>(o.dweight));

@@ -66,24 +66,13 @@ BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* lse, T* dx, i
   }
 }
 
-template <typename T>
-void forward(const T* x, T* y, Acc<T>* lse, int64_t b, int64_t e, int64_t size, bool logarithm) {
-  at_level<&forward_rows<T>>(x, y, lse, b, e, size, logarithm);
-}
-
-template <typename T>
-void backward(const T* dy, const T* x, const Acc<T>* lse, T* dx, int64_t b, int64_t e, int64_t size,
-              bool logarithm) {
-  at_level<&backward_rows<T>>(dy, x, lse, dx, b, e, size, logarithm);
-}
-
 }  // namespace
 
 int32_t softmax_forward_kernel(Context* ctx, const balora_softmax_forward& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
     parallel_for(ctx, o.x->shape[0], 1, [&](int64_t begin, int64_t end) {
-      forward(data_of<T>(o.x), data_of<T>(o.y), data_of<Acc<T>>(o.lse), begin, end, o.x->shape[1],
-              o.logarithm != 0);
+      at_level<&forward_rows<T>>(data_of<T>(o.x), data_of<T>(o.y), data_of<Acc<T>>(o.lse), begin,
+                                 end, o.x->shape[1], o.logarithm != 0);
     });
   });
   return 0;
@@ -92,8 +81,8 @@ int32_t softmax_forward_kernel(Context* ctx, const balora_softmax_forward& o) {
 int32_t softmax_backward_kernel(Context* ctx, const balora_softmax_backward& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
     parallel_for(ctx, o.x->shape[0], 1, [&](int64_t begin, int64_t end) {
-      backward(data_of<T>(o.dy), data_of<T>(o.x), data_of<Acc<T>>(o.lse), data_of<T>(o.dx), begin,
-               end, o.x->shape[1], o.logarithm != 0);
+      at_level<&backward_rows<T>>(data_of<T>(o.dy), data_of<T>(o.x), data_of<Acc<T>>(o.lse),
+                                  data_of<T>(o.dx), begin, end, o.x->shape[1], o.logarithm != 0);
     });
   });
   return 0;

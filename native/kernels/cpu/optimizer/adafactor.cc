@@ -35,7 +35,7 @@ struct Apply {
 };
 
 template <typename T>
-BALORA_INLINE double squares_range(const T* x, int64_t n, T scale, double eps) {
+BALORA_INLINE double squares(const T* x, int64_t n, T scale, double eps) {
   double total = 0;
 #pragma omp simd reduction(+ : total)
   for (int64_t i = 0; i < n; ++i) {
@@ -45,7 +45,7 @@ BALORA_INLINE double squares_range(const T* x, int64_t n, T scale, double eps) {
 }
 
 template <typename T>
-BALORA_INLINE double update_squares_range(const Row<T>& r) {
+BALORA_INLINE double update_squares(const Row<T>& r) {
   double total = 0;
 #pragma omp simd reduction(+ : total)
   for (int64_t i = 0; i < r.n; ++i) {
@@ -56,7 +56,7 @@ BALORA_INLINE double update_squares_range(const Row<T>& r) {
 }
 
 template <typename T>
-BALORA_INLINE void apply_range(const Row<T>& r, T* param, T* m, const Apply<T>& k) {
+BALORA_INLINE void apply(const Row<T>& r, T* param, T* m, const Apply<T>& k) {
 #pragma omp simd
   for (int64_t i = 0; i < r.n; ++i) {
     T u = direction(r, i) * k.rate;
@@ -67,8 +67,8 @@ BALORA_INLINE void apply_range(const Row<T>& r, T* param, T* m, const Apply<T>& 
 
 // sums[c] += (g * scale)^2 + eps over the rows, for `width` columns of a matrix with C columns.
 template <typename T>
-BALORA_INLINE void column_sums_range(const T* grad, int64_t rows, int64_t stride, int64_t width,
-                                     double* sums, T scale, double eps) {
+BALORA_INLINE void column_sums(const T* grad, int64_t rows, int64_t stride, int64_t width,
+                               double* sums, T scale, double eps) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* g = grad + r * stride;
 #pragma omp simd
@@ -79,34 +79,13 @@ BALORA_INLINE void column_sums_range(const T* grad, int64_t rows, int64_t stride
 }
 
 template <typename T>
-double squares(const T* x, int64_t n, T scale, double eps) {
-  return at_level<&squares_range<T>>(x, n, scale, eps);
-}
-
-template <typename T>
-double update_squares(const Row<T>& r) {
-  return at_level<&update_squares_range<T>>(r);
-}
-
-template <typename T>
-void apply(const Row<T>& r, T* param, T* m, const Apply<T>& k) {
-  at_level<&apply_range<T>>(r, param, m, k);
-}
-
-template <typename T>
-void column_sums(const T* grad, int64_t rows, int64_t stride, int64_t width, double* sums, T scale,
-                 double eps) {
-  at_level<&column_sums_range<T>>(grad, rows, stride, width, sums, scale, eps);
-}
-
-template <typename T>
 double sum_of_squares(Context* ctx, const T* x, int64_t n) {
   const int64_t chunks = (n + kChunk - 1) / kChunk;
   std::vector<double> partial(static_cast<size_t>(chunks));
   parallel_for(ctx, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       partial[static_cast<size_t>(i)] =
-          squares(x + i * kChunk, std::min(kChunk, n - i * kChunk), T{1}, 0.0);
+          at_level<&squares<T>>(x + i * kChunk, std::min(kChunk, n - i * kChunk), T{1}, 0.0);
     }
   });
   double total = 0;
@@ -127,7 +106,7 @@ Moments<T> factored_moments(Context* ctx, const AdafactorExtents& e, const T* gr
                  std::vector<T>(static_cast<size_t>(e.matrices * e.columns))};
   parallel_for(ctx, e.all_rows(), kGrain / (e.columns + 1), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const double sum = squares(grad + r * e.columns, e.columns, scale, eps);
+      const double sum = at_level<&squares<T>>(grad + r * e.columns, e.columns, scale, eps);
       row[r] = adafactor_blend(row[r], sum / static_cast<double>(e.columns), beta2);
     }
   });
@@ -135,8 +114,8 @@ Moments<T> factored_moments(Context* ctx, const AdafactorExtents& e, const T* gr
   for (int64_t i = 0; i < e.matrices; ++i) {
     std::fill(sums.begin(), sums.end(), 0.0);
     parallel_for(ctx, e.columns, kGrain / (e.rows + 1), [&](int64_t begin, int64_t end) {
-      column_sums(grad + i * e.rows * e.columns + begin, e.rows, e.columns, end - begin,
-                  sums.data() + begin, scale, eps);
+      at_level<&column_sums<T>>(grad + i * e.rows * e.columns + begin, e.rows, e.columns,
+                                end - begin, sums.data() + begin, scale, eps);
     });
     double mean = 0;
     for (int64_t r = 0; r < e.rows; ++r) mean += row[i * e.rows + r];
@@ -192,7 +171,7 @@ int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
     const int64_t grain = kGrain / (e.columns + 1);
     parallel_for(ctx, e.all_rows(), grain, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        partial[static_cast<size_t>(r)] = update_squares(row_at(r));
+        partial[static_cast<size_t>(r)] = at_level<&update_squares<T>>(row_at(r));
       }
     });
     double squared = 0;
@@ -203,7 +182,7 @@ int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
     parallel_for(ctx, e.all_rows(), grain, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const int64_t at = r * e.columns;
-        apply(row_at(r), p + at, o.m ? data_of<T>(o.m) + at : nullptr, k);
+        at_level<&apply<T>>(row_at(r), p + at, o.m ? data_of<T>(o.m) + at : nullptr, k);
       }
     });
   };

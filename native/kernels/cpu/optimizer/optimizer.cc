@@ -21,8 +21,7 @@ constexpr int64_t kGrain = 1 << 13;
 constexpr int64_t kChunk = 1 << 15;  // elements summed by one task; the same for any thread count
 
 template <typename T>
-BALORA_INLINE void adamw_range(const T* grad, T* param, T* m, T* v, int64_t n,
-                               const AdamwFactors<T>& k) {
+BALORA_INLINE void adamw(const T* grad, T* param, T* m, T* v, int64_t n, const AdamwFactors<T>& k) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     T updated = param[i], first = m[i], second = v[i];
@@ -34,8 +33,8 @@ BALORA_INLINE void adamw_range(const T* grad, T* param, T* m, T* v, int64_t n,
 }
 
 template <typename T>
-BALORA_INLINE void sgd_range(const T* grad, T scale, T* param, T* buffer, int64_t n,
-                             const SgdFactors<T>& k) {
+BALORA_INLINE void sgd(const T* grad, T scale, T* param, T* buffer, int64_t n,
+                       const SgdFactors<T>& k) {
   if (!buffer) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) param[i] -= k.lr * sgd_gradient(k, grad[i], scale, param[i]);
@@ -51,7 +50,7 @@ BALORA_INLINE void sgd_range(const T* grad, T scale, T* param, T* buffer, int64_
 }
 
 template <typename T>
-BALORA_INLINE double norm_range(const T* x, int64_t n, int kind) {
+BALORA_INLINE double norm_of(const T* x, int64_t n, int kind) {
   double total = 0;
   if (kind == BALORA_NORM_1) {
 #pragma omp simd reduction(+ : total)
@@ -73,20 +72,6 @@ BALORA_INLINE double norm_range(const T* x, int64_t n, int kind) {
     if (nan) total = std::nan("");
   }
   return total;
-}
-
-template <typename T>
-void adamw(const T* g, T* p, T* m, T* v, int64_t n, const AdamwFactors<T>& k) {
-  at_level<&adamw_range<T>>(g, p, m, v, n, k);
-}
-
-template <typename T>
-void sgd(const T* g, T scale, T* p, T* buffer, int64_t n, const SgdFactors<T>& k) {
-  at_level<&sgd_range<T>>(g, scale, p, buffer, n, k);
-}
-template <typename T>
-double norm_of(const T* x, int64_t n, int kind) {
-  return at_level<&norm_range<T>>(x, n, kind);
 }
 
 double scale_of(const View* coefficient) {
@@ -112,8 +97,8 @@ int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
                               .root = static_cast<T>(rate[BALORA_RATE_ROOT]),
                               .eps = static_cast<T>(o.eps),
                               .scale = static_cast<T>(scale_of(o.coefficient))};
-      adamw(data_of<T>(t.grad) + begin, data_of<T>(t.param) + begin, data_of<T>(t.m) + begin,
-            data_of<T>(t.v) + begin, end - begin, k);
+      at_level<&adamw<T>>(data_of<T>(t.grad) + begin, data_of<T>(t.param) + begin,
+                          data_of<T>(t.m) + begin, data_of<T>(t.v) + begin, end - begin, k);
     });
   };
   parallel_for(ctx, starts.back(), kGrain, [&](int64_t begin, int64_t end) {
@@ -132,8 +117,8 @@ int32_t sgd_step_kernel(Context* ctx, const balora_sgd_step& o) {
     const auto k = sgd_factors<T>(o);
     const T scale = static_cast<T>(scale_of(o.coefficient));
     parallel_for(ctx, view_numel(*o.param), kGrain, [&](int64_t begin, int64_t end) {
-      sgd(data_of<T>(o.grad) + begin, scale, data_of<T>(o.param) + begin,
-          o.buffer ? data_of<T>(o.buffer) + begin : nullptr, end - begin, k);
+      at_level<&sgd<T>>(data_of<T>(o.grad) + begin, scale, data_of<T>(o.param) + begin,
+                        o.buffer ? data_of<T>(o.buffer) + begin : nullptr, end - begin, k);
     });
   });
   return 0;
@@ -158,7 +143,7 @@ int32_t norm_accumulate_kernel(Context* ctx, const balora_norm_accumulate& o) {
       Chunk& chunk = chunks[static_cast<size_t>(i)];
       dispatch_float(chunk.x->dtype, [&]<typename T>() {
         const int64_t count = std::min(kChunk, view_numel(*chunk.x) - chunk.begin);
-        chunk.norm = norm_of(data_of<T>(chunk.x) + chunk.begin, count, o.kind);
+        chunk.norm = at_level<&norm_of<T>>(data_of<T>(chunk.x) + chunk.begin, count, o.kind);
       });
     }
   });

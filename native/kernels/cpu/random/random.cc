@@ -48,7 +48,7 @@ BALORA_INLINE double uniform_at(const uint32_t* words, int64_t i) {
 // Uniforms in [low, high), in two loops, which compilers keep apart: in one they would fuse the
 // product and the sum, where every processor and device is to give the same number.
 template <typename T>
-BALORA_INLINE void uniform_range(const uint32_t* words, T* y, int64_t n, double low, double high) {
+BALORA_INLINE void uniforms(const uint32_t* words, T* y, int64_t n, double low, double high) {
   double shares[kTile];
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) shares[i] = (high - low) * uniform_at<T>(words, i);
@@ -58,24 +58,16 @@ BALORA_INLINE void uniform_range(const uint32_t* words, T* y, int64_t n, double 
     y[i] = store<T>(static_cast<Acc<T>>(value < high ? value : low));
   }
 }
-template <typename T>
-void uniforms(const uint32_t* w, T* y, int64_t n, double low, double high) {
-  at_level<&uniform_range<T>>(w, y, n, low, high);
-}
 
 // The mask of dropout as a factor: 0, or 1 / (1 - p).
 template <typename T>
-BALORA_INLINE void drop_range(const T* x, const uint32_t* words, T* y, int64_t n,
-                              uint32_t threshold, Acc<T> scale) {
+BALORA_INLINE void drop(const T* x, const uint32_t* words, T* y, int64_t n, uint32_t threshold,
+                        Acc<T> scale) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const Acc<T> value = load(x[i]) * scale;
     y[i] = store<T>(dropout_keeps(words[i], threshold) ? value : Acc<T>(0));
   }
-}
-template <typename T>
-void drop(const T* x, const uint32_t* w, T* y, int64_t n, uint32_t t, Acc<T> scale) {
-  at_level<&drop_range<T>>(x, w, y, n, t, scale);
 }
 
 }  // namespace
@@ -94,7 +86,7 @@ int32_t random_uniform_kernel(Context* ctx, const balora_random_uniform& o) {
     for_each_tile(ctx, kWords * view_numel(*o.y), o.seed, o.stream,
                   [&](int64_t begin, const uint32_t* words, int64_t count) {
                     T* y = data_of<T>(o.y) + begin / kWords;
-                    uniforms(words, y, count / kWords, o.low, o.high);
+                    at_level<&uniforms<T>>(words, y, count / kWords, o.low, o.high);
                   });
   });
   return 0;
@@ -123,8 +115,8 @@ int32_t dropout_kernel(Context* ctx, const balora_dropout& o) {
     const auto scale = static_cast<Acc<T>>(dropout_scale(o.p));
     for_each_tile(ctx, view_numel(*o.x), o.seed, o.stream,
                   [&](int64_t begin, const uint32_t* words, int64_t n) {
-                    drop(data_of<T>(o.x) + begin, words, data_of<T>(o.y) + begin, n, threshold,
-                         scale);
+                    at_level<&drop<T>>(data_of<T>(o.x) + begin, words, data_of<T>(o.y) + begin, n,
+                                       threshold, scale);
                   });
   });
   return 0;

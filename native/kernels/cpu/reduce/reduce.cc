@@ -35,7 +35,7 @@ BALORA_INLINE double term_of(A x, A shift) {
 }
 
 template <Term term, typename T>
-BALORA_INLINE double row_loop(const T* x, int64_t n, Acc<T> shift) {
+BALORA_INLINE double sum_row(const T* x, int64_t n, Acc<T> shift) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) sum += term_of<term>(load(x[i]), shift);
@@ -43,7 +43,7 @@ BALORA_INLINE double row_loop(const T* x, int64_t n, Acc<T> shift) {
 }
 
 template <Term term, typename T>
-BALORA_INLINE void column_loop(const T* x, int64_t rows, int64_t stride, int64_t columns,
+BALORA_INLINE void sum_columns(const T* x, int64_t rows, int64_t stride, int64_t columns,
                                const Acc<T>* shift, double* sums) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* row = x + r * stride;
@@ -52,36 +52,9 @@ BALORA_INLINE void column_loop(const T* x, int64_t rows, int64_t stride, int64_t
   }
 }
 
-template <typename T>
-BALORA_INLINE double sum_row_loop(Term term, const T* x, int64_t n, Acc<T> shift) {
-  if (term == Term::kSquare) return row_loop<Term::kSquare>(x, n, shift);
-  if (term == Term::kExp) return row_loop<Term::kExp>(x, n, shift);
-  return row_loop<Term::kValue>(x, n, shift);
-}
-
-template <typename T>
-double sum_row(Term term, const T* x, int64_t n, Acc<T> shift) {
-  return at_level<&sum_row_loop<T>>(term, x, n, shift);
-}
-
-template <typename T>
-BALORA_INLINE void sum_columns_loop(Term term, const T* x, int64_t rows, int64_t stride,
-                                    int64_t columns, const Acc<T>* shift, double* sums) {
-  if (term == Term::kSquare)
-    return column_loop<Term::kSquare>(x, rows, stride, columns, shift, sums);
-  if (term == Term::kExp) return column_loop<Term::kExp>(x, rows, stride, columns, shift, sums);
-  return column_loop<Term::kValue>(x, rows, stride, columns, shift, sums);
-}
-
-template <typename T>
-void sum_columns(Term term, const T* x, int64_t rows, int64_t stride, int64_t columns,
-                 const Acc<T>* shift, double* sums) {
-  at_level<&sum_columns_loop<T>>(term, x, rows, stride, columns, shift, sums);
-}
-
 // The largest of n >= 1 values; NaN if one is.
 template <typename T>
-BALORA_INLINE Acc<T> highest_loop(const T* x, int64_t n) {
+BALORA_INLINE Acc<T> highest(const T* x, int64_t n) {
   Acc<T> best = load(x[0]);
   int nan = 0;
 #pragma omp simd reduction(max : best) reduction(| : nan)
@@ -92,10 +65,6 @@ BALORA_INLINE Acc<T> highest_loop(const T* x, int64_t n) {
   }
   return nan ? std::numeric_limits<Acc<T>>::quiet_NaN() : best;
 }
-template <typename T>
-Acc<T> highest(const T* x, int64_t n) {
-  return at_level<&highest_loop<T>>(x, n);
-}
 
 // The derivative of a logsumexp by x, e^(x - shift), or a variance, factor * (x - shift); times g.
 template <Term term, typename T>
@@ -105,40 +74,15 @@ BALORA_INLINE T slope_of(T x, double shift, Acc<T> factor, Acc<T> g) {
   return store<T>(g * (factor * static_cast<A>(static_cast<double>(load(x)) - shift)));
 }
 template <Term term, typename T>
-BALORA_INLINE void row_slope_loop(const T* x, int64_t n, double shift, Acc<T> factor, Acc<T> g,
-                                  T* dx) {
+BALORA_INLINE void row_slopes(const T* x, int64_t n, double shift, Acc<T> factor, Acc<T> g, T* dx) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) dx[i] = slope_of<term>(x[i], shift, factor, g);
 }
 template <Term term, typename T>
-BALORA_INLINE void column_slope_loop(const T* x, int64_t n, const double* shift, Acc<T> factor,
-                                     const T* dy, T* dx) {
+BALORA_INLINE void column_slopes(const T* x, int64_t n, const double* shift, Acc<T> factor,
+                                 const T* dy, T* dx) {
 #pragma omp simd
   for (int64_t c = 0; c < n; ++c) dx[c] = slope_of<term>(x[c], shift[c], factor, load(dy[c]));
-}
-template <typename T>
-BALORA_INLINE void row_slopes_loop(Term term, const T* x, int64_t n, double shift, Acc<T> factor,
-                                   Acc<T> g, T* dx) {
-  if (term == Term::kExp) return row_slope_loop<Term::kExp>(x, n, shift, factor, g, dx);
-  row_slope_loop<Term::kSquare>(x, n, shift, factor, g, dx);
-}
-
-template <typename T>
-void row_slopes(Term term, const T* x, int64_t n, double shift, Acc<T> factor, Acc<T> g, T* dx) {
-  at_level<&row_slopes_loop<T>>(term, x, n, shift, factor, g, dx);
-}
-
-template <typename T>
-BALORA_INLINE void column_slopes_loop(Term term, const T* x, int64_t n, const double* shift,
-                                      Acc<T> factor, const T* dy, T* dx) {
-  if (term == Term::kExp) return column_slope_loop<Term::kExp>(x, n, shift, factor, dy, dx);
-  column_slope_loop<Term::kSquare>(x, n, shift, factor, dy, dx);
-}
-
-template <typename T>
-void column_slopes(Term term, const T* x, int64_t n, const double* shift, Acc<T> factor,
-                   const T* dy, T* dx) {
-  at_level<&column_slopes_loop<T>>(term, x, n, shift, factor, dy, dx);
 }
 
 struct Extent {
@@ -162,8 +106,8 @@ void for_row_chunks(Context* ctx, const Extent& e, const Body& body) {
 }
 
 // sums[a*C + c] = sum over r of term(x[a,r,c], shift[a*C + c]); shift may be empty (then 0).
-template <typename T>
-std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e, Term term,
+template <Term term, typename T>
+std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e,
                                const std::vector<Acc<T>>& shift) {
   std::vector<double> sums(static_cast<size_t>(e.outer * e.inner), 0.0);
   if (e.inner == 1) {
@@ -171,8 +115,8 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e, Term t
     std::vector<double> partial(chunks > 1 ? static_cast<size_t>(e.outer * chunks) : 0);
     double* out = chunks > 1 ? partial.data() : sums.data();
     for_row_chunks(ctx, e, [&](int64_t a, int64_t from, int64_t n, int64_t chunk) {
-      out[chunk] =
-          sum_row(term, x + from, n, shift.empty() ? Acc<T>(0) : shift[static_cast<size_t>(a)]);
+      out[chunk] = at_level<&sum_row<term, T>>(
+          x + from, n, shift.empty() ? Acc<T>(0) : shift[static_cast<size_t>(a)]);
     });
     for (size_t i = 0; i < partial.size(); ++i) sums[i / static_cast<size_t>(chunks)] += partial[i];
     return sums;
@@ -184,10 +128,10 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e, Term t
   parallel_for(ctx, e.outer * tiles, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t a = i / tiles, from = i % tiles * kColumns;
-      sum_columns(term, x + a * e.rows * e.inner + from, e.rows, e.inner,
-                  std::min(kColumns, e.inner - from),
-                  shift.empty() ? zeros.data() : shift.data() + a * e.inner + from,
-                  sums.data() + a * e.inner + from);
+      at_level<&sum_columns<term, T>>(
+          x + a * e.rows * e.inner + from, e.rows, e.inner, std::min(kColumns, e.inner - from),
+          shift.empty() ? zeros.data() : shift.data() + a * e.inner + from,
+          sums.data() + a * e.inner + from);
     }
   });
   return sums;
@@ -202,7 +146,7 @@ void extremes(Context* ctx, const T* x, const Extent& e, Acc<T>* values,
     for (int64_t i = begin; i < end; ++i) {
       const T* column = x + i / e.inner * e.rows * e.inner + i % e.inner;
       if (kMax && e.inner == 1 && !positions) {
-        values[i] = highest(column, e.rows);
+        values[i] = at_level<&highest<T>>(column, e.rows);
         continue;
       }
       Acc<T> best = load(column[0]);
@@ -230,7 +174,7 @@ std::vector<double> logsumexp(Context* ctx, const T* x, const Extent& e) {
   extremes<true>(ctx, x, e, shift.data());
   std::vector<Acc<T>> finite = shift;  // x - x is NaN for an infinite maximum: shift by 0 there
   for (Acc<T>& m : finite) m = std::isinf(m) ? Acc<T>(0) : m;
-  std::vector<double> sums = sum_middle<T>(ctx, x, e, Term::kExp, finite);
+  std::vector<double> sums = sum_middle<Term::kExp>(ctx, x, e, finite);
   for (size_t i = 0; i < sums.size(); ++i) {
     sums[i] = std::isinf(shift[i]) ? static_cast<double>(shift[i])
                                    : static_cast<double>(finite[i]) + std::log(sums[i]);
@@ -240,7 +184,7 @@ std::vector<double> logsumexp(Context* ctx, const T* x, const Extent& e) {
 
 template <typename T>
 std::vector<double> variance(Context* ctx, const T* x, const Extent& e, double correction) {
-  const std::vector<double> sums = sum_middle<T>(ctx, x, e, Term::kValue, {});
+  const std::vector<double> sums = sum_middle<Term::kValue>(ctx, x, e, {});
   std::vector<Acc<T>> mean(sums.size());
   std::vector<double> mean_error(sums.size());
   const auto rows = static_cast<double>(e.rows);
@@ -248,7 +192,7 @@ std::vector<double> variance(Context* ctx, const T* x, const Extent& e, double c
     mean[i] = static_cast<Acc<T>>(sums[i] / rows);
     mean_error[i] = sums[i] / rows - static_cast<double>(mean[i]);
   }
-  std::vector<double> out = sum_middle<T>(ctx, x, e, Term::kSquare, mean);
+  std::vector<double> out = sum_middle<Term::kSquare>(ctx, x, e, mean);
   // The shift was rounded to the accumulator type: take its known effect on the sum
   // of squares out again.
   for (size_t i = 0; i < out.size(); ++i) {
@@ -256,6 +200,37 @@ std::vector<double> variance(Context* ctx, const T* x, const Extent& e, double c
     if (!(sums[i] - sums[i] == 0)) out[i] = std::numeric_limits<double>::quiet_NaN();
   }
   return out;
+}
+
+template <Term term, typename T>
+void slopes(Context* ctx, const balora_reduce_backward& o) {
+  const Extent e = extent_of(o.x);
+  const T *x = data_of<T>(o.x), *dy = data_of<T>(o.dy);
+  T* dx = data_of<T>(o.dx);
+  const auto factor = static_cast<Acc<T>>(2.0 / (static_cast<double>(e.rows) - o.correction));
+  // The mean, or the logsumexp, of each column.
+  std::vector<double> shift;
+  if (term == Term::kSquare) {
+    shift = sum_middle<Term::kValue>(ctx, x, e, {});
+    for (double& mean : shift) mean /= static_cast<double>(e.rows);
+  } else {
+    shift.assign(data_of<Acc<T>>(o.y), data_of<Acc<T>>(o.y) + e.outer * e.inner);
+  }
+  if (e.inner == 1) {
+    for_row_chunks(ctx, e, [&](int64_t a, int64_t from, int64_t n, int64_t) {
+      at_level<&row_slopes<term, T>>(x + from, n, shift[static_cast<size_t>(a)], factor,
+                                     load(dy[a]), dx + from);
+    });
+    return;
+  }
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.inner));
+  parallel_for(ctx, e.outer * e.rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t at = row * e.inner, column = row / e.rows * e.inner;
+      at_level<&column_slopes<term, T>>(x + at, e.inner, shift.data() + column, factor, dy + column,
+                                        dx + at);
+    }
+  });
 }
 
 }  // namespace
@@ -270,7 +245,7 @@ int32_t reduce_kernel(Context* ctx, const balora_reduce& o) {
     } else if (o.op == BALORA_VARIANCE) {
       result = variance<T>(ctx, data, e, o.correction);
     } else {
-      result = sum_middle<T>(ctx, data, e, Term::kValue, {});
+      result = sum_middle<Term::kValue>(ctx, data, e, {});
     }
     const double divisor = o.op == BALORA_MEAN ? static_cast<double>(e.rows) : 1.0;
     const auto write = [&]<typename D>() {
@@ -285,36 +260,12 @@ int32_t reduce_kernel(Context* ctx, const balora_reduce& o) {
 }
 
 int32_t reduce_backward_kernel(Context* ctx, const balora_reduce_backward& o) {
-  const Extent e = extent_of(o.x);
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    using A = Acc<T>;
-    const bool variance = o.op == BALORA_VARIANCE;
-    const Term term = variance ? Term::kSquare : Term::kExp;
-    const T *x = data_of<T>(o.x), *dy = data_of<T>(o.dy);
-    T* dx = data_of<T>(o.dx);
-    const auto factor = static_cast<A>(2.0 / (static_cast<double>(e.rows) - o.correction));
-    // The mean, or the logsumexp, of each column.
-    std::vector<double> shift;
-    if (variance) {
-      shift = sum_middle<T>(ctx, x, e, Term::kValue, {});
-      for (double& mean : shift) mean /= static_cast<double>(e.rows);
+    if (o.op == BALORA_VARIANCE) {
+      slopes<Term::kSquare, T>(ctx, o);
     } else {
-      shift.assign(data_of<A>(o.y), data_of<A>(o.y) + e.outer * e.inner);
+      slopes<Term::kExp, T>(ctx, o);
     }
-    if (e.inner == 1) {
-      for_row_chunks(ctx, e, [&](int64_t a, int64_t from, int64_t n, int64_t) {
-        row_slopes(term, x + from, n, shift[static_cast<size_t>(a)], factor, load(dy[a]),
-                   dx + from);
-      });
-      return;
-    }
-    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.inner));
-    parallel_for(ctx, e.outer * e.rows, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const int64_t at = row * e.inner, column = row / e.rows * e.inner;
-        column_slopes(term, x + at, e.inner, shift.data() + column, factor, dy + column, dx + at);
-      }
-    });
   });
   return 0;
 }

@@ -48,4 +48,10 @@ BALORA_INLINE T store_any(A value) {
   }
 }
 
+// Calls body.operator()<kOp>() for the one of kOps that `op` is.
+template <int... kOps, typename Body>
+void dispatch_op(int op, const Body& body) {
+  static_cast<void>(((op == kOps && (body.template operator()<kOps>(), true)) || ...));
+}
+
 }  // namespace balora
