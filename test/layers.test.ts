@@ -45,6 +45,12 @@ const kNativeExceptions: Record<string, string[]> = {
   'native/tape/tape.cc': ['ops'],
 };
 
+/** The files that ask which processor they are compiled for, besides native/platform/ and sources that are compiled for one alone. */
+const kProcessorFiles = [
+  'native/kernels/cpu/runtime/implementation.h',
+  'native/kernels/cpu/runtime/levels.h',
+];
+
 const kHarness = 'bench/harness';
 
 function filesBelow(folder: string, ending: RegExp): string[] {
@@ -91,6 +97,25 @@ function nativeComplaints(path: string, source: string): string[] {
     }
   }
   return complaints;
+}
+
+/** A complaint for each place where a source that every processor compiles knows one of them. */
+function processorComplaints(path: string, source: string): string[] {
+  if (/^native\/platform\/|\/x86\//.test(path) || kProcessorFiles.includes(path)) return [];
+  const includes = source.matchAll(/#\s*include\s*"[^"]*\/x86\/[^"]*"/g);
+  const asks = source.matchAll(/\b(?:__x86_64__|__AVX\w*|__aarch64__|__ARM\w*|_M_\w+64)\b/g);
+  return [...includes, ...asks].map(([found]) => `${path}: knows a processor, found ${found}`);
+}
+
+/** A complaint for each list of implementations of a source that implementations.def has no name of. */
+function listComplaints(path: string, source: string, listed: string): string[] {
+  const lists = source.matchAll(/^constexpr (?:Core|Implementation)\w*<.*> (\w+)\[\] = \{$/gm);
+  return Array.from(lists, ([, list = '']) => list)
+    .filter((list) => {
+      const named = source.match(`BALORA_IMPLEMENTATIONS\\((\\w+), ${list}\\)`)?.[1];
+      return !named || !listed.includes(`LIST(${named})`);
+    })
+    .map((list) => `${path}: ${list} is no list of implementations.def`);
 }
 
 /** Files outside of lib/io that open files without it, none of which a user names, and why. */
@@ -233,6 +258,12 @@ describe('layers', () => {
     expect(nativeFiles.flatMap((path) => nativeComplaints(path, read(path)))).toEqual([]);
   });
 
+  it('sources know a processor in folders of its own alone, and lists of implementations are all named', () => {
+    expect(nativeFiles.flatMap((path) => processorComplaints(path, read(path)))).toEqual([]);
+    const listed = read('native/kernels/cpu/implementations.def');
+    expect(nativeFiles.flatMap((path) => listComplaints(path, read(path), listed))).toEqual([]);
+  });
+
   it('the CUDA plug-in includes the kernel table and plain headers alone', () => {
     const complaints = cudaFiles.flatMap((path) =>
       [...read(path).matchAll(/#\s*include\s*"([^"]+)"/g)]
@@ -315,6 +346,12 @@ describe('layers', () => {
     const cpp = '#include "ops/ops.h"\n#include <napi.h>\n#include "view.h"\n#include <unistd.h>\n';
     expect(nativeComplaints('native/kernels/cpu/x.cc', cpp)).toHaveLength(4);
     expect(nativeComplaints('native/attic/x.cc', '')).toHaveLength(1);
+    const x86 = '#include "kernels/cpu/norm/x86/norm.h"\n#if defined(__x86_64__)\n';
+    expect(processorComplaints('native/kernels/cpu/norm/norm.cc', x86)).toHaveLength(2);
+    expect(processorComplaints('native/kernels/cpu/norm/x86/norm.cc', x86)).toEqual([]);
+    const list = 'constexpr Core<Draw*> kDraws[] = {\n};\nBALORA_IMPLEMENTATIONS(draw, kDraws)\n';
+    expect(listComplaints('x.cc', list, 'LIST(draw)')).toEqual([]);
+    expect(listComplaints('x.cc', list, 'LIST(drawn)')).toHaveLength(1);
     const cuda = [
       'f<<<1, 2>>>(x);',
       'cudaLaunchKernel(f);',

@@ -16,8 +16,9 @@ import { comparesDefinitions, hasGpu, kLeftOutLevels } from './left_out.mjs';
 import { clangTidy, kClangFormat, nodeHeaders } from './needs.mjs';
 import { ensureNode, nodeNow } from './nodes.mjs';
 import { cacheFolder, findOneDnn } from './onednn.mjs';
-import { capture, inRoot, red, root, runBeside, runVisible, say, yellow } from './shell.mjs';
+import { capture, has, inRoot, red, root, runBeside, runVisible, say, yellow } from './shell.mjs';
 import { runVitest } from './vitest.mjs';
+import { executedBy, missingFrom, readWalks } from './walks.mjs';
 
 const bin = (name, file) => inRoot('node_modules', ...name.split('/'), ...file.split('/'));
 
@@ -112,6 +113,34 @@ export async function runCpp() {
   } finally {
     rmSync(folder, { recursive: true });
   }
+}
+
+/**
+ * Checks that docs/walks.md names each file in which an op of it executes a line. A walk by an implementation that the processor does
+ * not get is left out.
+ */
+export async function runWalks() {
+  if (!comparesDefinitions()) return lacking('walks', 'the compiler of this machine is not GCC');
+  const defines = ['BALORA_COVERAGE=ON', 'BALORA_TESTS=OFF'];
+  await buildNative({ out: 'coverage', targets: ['balora'], defines });
+  const walks = readWalks();
+  const { major } = chooseCompiler().compiler;
+  const gcov = [`gcov-${major}`, 'gcov'].find((name) => has(name, ['--version']));
+  const runs = executedBy(
+    walks.map(({ op }) => op),
+    gcov,
+  );
+  return sum(
+    walks.map((walk, i) => {
+      const { ran, executed } = runs[i];
+      if (!ran.includes(walk.by))
+        return lacking(`walks: ${walk.op}`, `${walk.op} does not run by ${walk.by} here`);
+      const missing = missingFrom(walk, executed);
+      const failures = missing.map((file) => `docs/walks.md: ${walk.op} executes lines of ${file}`);
+      for (const failure of failures) say(red(failure));
+      return { ...single(missing.length === 0), failures };
+    }),
+  );
 }
 
 /** Runs the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer, those of products also on an emulated AMX. */

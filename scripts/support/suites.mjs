@@ -124,6 +124,12 @@ export const kSuites = [
     run: checks.runOdr,
   },
   {
+    name: 'walks',
+    what: 'docs/walks.md, by the lines that an op executes',
+    since: 'all',
+    run: checks.runWalks,
+  },
+  {
     name: 'signatures',
     what: "the registry's signatures of the npm packages",
     since: 'all',

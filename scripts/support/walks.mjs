@@ -11,17 +11,17 @@ const kPassages = ['native/binding', 'native/kernels/operands'];
 
 /**
  * The walks of docs/walks.md.
- * @returns for each its op (the name in the heading's code), the files of its table in order, and the header of another family at which
- *   it ends, which is the last of them
+ * @param text the page, whose headings name an op and the implementation that the walk follows: ## TITLE: `op` by `implementation`
+ * @returns for each `op`, `by`, the files of its table in order, and the header of another family at which it ends, the last of them
  */
-export function readWalks(text) {
+export function readWalks(text = readFileSync(inRoot('docs', 'walks.md'), 'utf8')) {
   return text
     .split(/^## /m)
     .slice(1)
     .map((section) => {
-      const op = /`(\w+)`/.exec(section.split('\n')[0])[1];
+      const [, op, by] = /`(\w+)` by `([\w/]+)`/.exec(section.split('\n')[0]);
       const files = Array.from(section.matchAll(/^\| `([\w./]+)` \|/gm), ([, file]) => file);
-      return { op, files, end: files.at(-1) };
+      return { op, by, files, end: files.at(-1) };
     });
 }
 
@@ -31,32 +31,55 @@ export function familiesOf({ files, end }) {
   return [...new Set(own.map((file) => dirname(file)))].filter((at) => !kPassages.includes(at));
 }
 
-/** The files below native/ in which an op executed a line, by the addon of build/coverage. */
-export function filesOf(op) {
-  const build = inRoot('build', 'coverage');
-  const below = (ending) =>
-    readdirSync(build, { recursive: true, encoding: 'utf8' })
-      .filter((name) => name.endsWith(ending))
-      .map((name) => join(build, name));
-  for (const path of below('.gcda')) rmSync(path);
-  const env = { ...process.env, BALORA_BINARY: join(build, 'balora.node') };
-  run(process.execPath, [inRoot('test', 'walks', 'walk.mjs'), op], { env });
+const kBuild = inRoot('build', 'coverage');
+
+/** The files of build/coverage that end so. */
+const builtFiles = (ending) =>
+  readdirSync(kBuild, { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith(ending))
+    .map((name) => join(kBuild, name));
+
+/**
+ * Runs a walk of test/walks/walk.mjs by the addon of build/coverage.
+ * @param gcov the program that reads its counts
+ * @returns the implementations that ran, and how often each line below native/ did, by `FILE:LINE`
+ */
+function countsOf(walk, gcov) {
+  for (const path of builtFiles('.gcda')) rmSync(path);
+  const env = { ...process.env, BALORA_BINARY: join(kBuild, 'balora.node') };
+  const rows = run(process.execPath, [inRoot('test', 'walks', 'walk.mjs'), walk], { env });
   const cwd = mkdtempSync(join(tmpdir(), 'balora-walks-'));
   try {
-    const counts = run('gcov', ['--json-format', '--stdout', ...below('.gcda')], { cwd });
-    const files = counts
-      .split('\n')
-      .filter(Boolean)
-      .map((line) => JSON.parse(line))
-      .flatMap(({ current_working_directory: at, files: some }) =>
-        some
-          .filter(({ lines }) => lines.some(({ count }) => count > 0))
-          .map(({ file }) => relative(root, resolve(at, file))),
-      );
-    return [...new Set(files)].filter((file) => /^native\/.*\.(cc|h)$/.test(file)).sort();
+    const text = run(gcov, ['--json-format', '--stdout', ...builtFiles('.gcda')], { cwd });
+    const counts = new Map();
+    for (const unit of text.split('\n').filter(Boolean)) {
+      const { current_working_directory: at, files } = JSON.parse(unit);
+      for (const { file, lines } of files) {
+        const name = relative(root, resolve(at, file));
+        if (!name.startsWith('native/')) continue;
+        for (const { line_number: line, count } of lines) {
+          counts.set(`${name}:${line}`, (counts.get(`${name}:${line}`) ?? 0) + count);
+        }
+      }
+    }
+    return { ran: JSON.parse(rows).map(({ implementation }) => implementation), counts };
   } finally {
     rmSync(cwd, { recursive: true });
   }
+}
+
+/**
+ * Runs ops by the addon of build/coverage. Lines that a process without them executes as often, at its start, are left out.
+ * @returns for each op { ran: the implementations that ran, executed: the files below native/ in which it executed a line }
+ */
+export function executedBy(ops, gcov) {
+  const start = countsOf('nothing', gcov).counts;
+  return ops.map((op) => {
+    const { ran, counts } = countsOf(op, gcov);
+    const lines = [...counts].filter(([line, count]) => count > (start.get(line) ?? 0));
+    const files = new Set(lines.map(([line]) => line.slice(0, line.lastIndexOf(':'))));
+    return { ran, executed: [...files].sort() };
+  });
 }
 
 /** Files in which a walk's op executed a line, that are of its families and not in its list. */
