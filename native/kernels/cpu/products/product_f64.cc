@@ -1,6 +1,6 @@
-// Blocked f64 product after Goto and van de Geijn: panels of B (kDepth x 16) and strips of A (kDepth
-// x 8) are widened and packed, and multiplied by tile_gemm. Where B has few columns a strip of f64
-// is read where it lies: packing it would cost as much as the product.
+// Blocked f64 product after Goto and van de Geijn: panels of B (kDepth x 16) and strips of A
+// (kDepth x 8) are widened and packed, and multiplied by tile_gemm. Where B has few columns a strip
+// of f64 is read where it lies: packing it would cost as much as the product.
 #include "kernels/cpu/products/product_f64.h"
 
 #include <algorithm>
@@ -78,8 +78,8 @@ struct Range {
   int64_t begin, count;
 };
 
-// Elements (depth, lanes) of m (k,n) as lines of `width`, a multiple of kLanes, with zeros where the
-// lanes end.
+// Elements (depth, lanes) of m (k,n) as lines of `width`, a multiple of kLanes, with zeros where
+// the lanes end.
 void pack(const MatrixRef& m, const Range& depth, const Range& lanes, int64_t width,
           double* packed) {
   dispatch_float(m.dtype, [&]<typename T>() {
