@@ -36,16 +36,10 @@ auto svd_of(const EigenColumns& a) {
 #endif
 }
 
-Matrix gram(const Context* ctx, const Matrix& a) {
-  Matrix g(a.cols, a.cols);
-  symmetric_product_f64(ctx, a.cols, a.rows, a.ref().transposed(), a.ref(), g.values.data());
-  return g;
-}
-
 // One pass of A = Q R with R the Cholesky factor of A^T A; false when its diagonal spreads over
 // more than `limit`.
 bool cholesky_pass(const Context* ctx, Matrix& q, EigenMatrix& r, double limit) {
-  const Matrix g = gram(ctx, q);
+  const Matrix g = gram(ctx, q.ref(), q.rows, q.cols);
   const Eigen::LLT<EigenMatrix> factor(map(g));
   if (factor.info() != Eigen::Success) return false;
   r = factor.matrixU();
@@ -117,16 +111,22 @@ void store_matrix(const Matrix& matrix, const View& view) {
   store_values(matrix.values.data(), matrix.rows * matrix.cols, view);
 }
 
-Matrix product(const Context* ctx, const Matrix& a, const Matrix& b) {
-  Matrix c(a.rows, b.cols);
-  product_f64(ctx, a.rows, b.cols, a.cols, a.ref(), b.ref(), c.values.data(), c.cols);
+Matrix product(const Context* ctx, const MatrixRef& a, int64_t rows, const Matrix& b) {
+  Matrix c(rows, b.cols);
+  product_f64(ctx, rows, b.cols, b.rows, a, b.ref(), c.values.data(), c.cols);
   return c;
 }
-
+Matrix product(const Context* ctx, const Matrix& a, const Matrix& b) {
+  return product(ctx, a.ref(), a.rows, b);
+}
 Matrix product_tn(const Context* ctx, const Matrix& a, const Matrix& b) {
-  Matrix c(a.cols, b.cols);
-  product_f64(ctx, a.cols, b.cols, a.rows, a.ref().transposed(), b.ref(), c.values.data(), c.cols);
-  return c;
+  return product(ctx, a.ref().transposed(), a.cols, b);
+}
+
+Matrix gram(const Context* ctx, const MatrixRef& a, int64_t rows, int64_t cols) {
+  Matrix g(cols, cols);
+  symmetric_product_f64(ctx, cols, rows, a.transposed(), a, g.values.data());
+  return g;
 }
 
 Matrix leading_columns(const Matrix& a, int64_t count) {
@@ -231,6 +231,14 @@ Matrix normal_matrix(const Context* ctx, int64_t rows, int64_t cols, uint64_t se
     }
   });
   return out;
+}
+
+SvdResult leading_triplets(SvdResult svd, int64_t count) {
+  svd.u = leading_columns(svd.u, count);
+  svd.s.resize(static_cast<size_t>(count));
+  svd.vt.rows = count;
+  svd.vt.values.resize(static_cast<size_t>(count * svd.vt.cols));
+  return svd;
 }
 
 }  // namespace balora

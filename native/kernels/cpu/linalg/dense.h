@@ -47,6 +47,10 @@ void store_values(const double* values, int64_t count, const View& view);
 
 Matrix product(const Context* ctx, const Matrix& a, const Matrix& b);     // A B
 Matrix product_tn(const Context* ctx, const Matrix& a, const Matrix& b);  // A^T B
+// A B of an A (rows, rows of B) that is stored in any way, without a copy of it.
+Matrix product(const Context* ctx, const MatrixRef& a, int64_t rows, const Matrix& b);
+// A^T A of an A (rows,cols), likewise.
+Matrix gram(const Context* ctx, const MatrixRef& a, int64_t rows, int64_t cols);
 Matrix leading_columns(const Matrix& a, int64_t count);
 Matrix transposed(const Matrix& a);
 
@@ -80,6 +84,8 @@ struct SvdResult {
 };
 SvdResult thin_svd(const Context* ctx, const Matrix& a);
 SvdResult transposed(const SvdResult& a);  // the triplets of A^T
+// The `count` first triplets.
+SvdResult leading_triplets(SvdResult svd, int64_t count);
 
 // Standard normals that depend on (seed, index) only, filled in parallel.
 Matrix normal_matrix(const Context* ctx, int64_t rows, int64_t cols, uint64_t seed);

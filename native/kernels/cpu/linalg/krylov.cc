@@ -147,23 +147,10 @@ RitzPairs leading_eigenpairs(const Context* ctx, const Matrix& a, int64_t k) {
 
 namespace {
 
-// A X and A^T X without a copy of A.
-Matrix apply_left(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& x) {
-  Matrix y(m, x.cols);
-  product_f64(ctx, m, x.cols, x.rows, a, x.ref(), y.values.data(), x.cols);
-  return y;
-}
-
 // Given columns that span the wanted row space, orthonormal: the SVD of A Q Q^T, truncated.
 SvdResult finish(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& q, int64_t rank) {
-  SvdResult core = thin_svd(ctx, apply_left(ctx, a, m, q));
-  core.u = leading_columns(core.u, rank);
-  core.s.resize(static_cast<size_t>(rank));
-  Matrix head(rank, q.cols);
-  std::copy_n(core.vt.values.data(), rank * q.cols, head.values.data());
-  core.vt = Matrix(rank, q.rows);
-  product_f64(ctx, rank, q.rows, q.cols, head.ref(), q.ref().transposed(), core.vt.values.data(),
-              q.rows);
+  SvdResult core = leading_triplets(thin_svd(ctx, product(ctx, a, m, q)), rank);
+  core.vt = product(ctx, core.vt, transposed(q));
   return core;
 }
 
@@ -185,8 +172,8 @@ SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int6
   Matrix q = thin_qr(ctx, normal_matrix(ctx, n, width, seed)).q;
   // Each iteration is a power of A^T A; the last product with A is finish()'s.
   for (int64_t i = 0; i <= niter; ++i) {
-    const Matrix image = thin_qr(ctx, apply_left(ctx, a, m, q)).q;
-    q = thin_qr(ctx, apply_left(ctx, a.transposed(), n, image)).q;
+    const Matrix image = thin_qr(ctx, product(ctx, a, m, q)).q;
+    q = thin_qr(ctx, product(ctx, a.transposed(), n, image)).q;
   }
   return finish(ctx, a, m, q, std::min(rank, n));
 }
@@ -197,12 +184,7 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
   rank = std::min(rank, n);
   const int64_t block = std::min(n, rank + oversample);
   if (n <= kDenseOrder / 2 || block * 5 > n) {
-    SvdResult full = thin_svd(ctx, widened(a, m, n));
-    full.u = leading_columns(full.u, rank);
-    full.s.resize(static_cast<size_t>(rank));
-    full.vt.rows = rank;
-    full.vt.values.resize(static_cast<size_t>(rank * n));
-    return full;
+    return leading_triplets(thin_svd(ctx, widened(a, m, n)), rank);
   }
   CapturedEnergy energy(rank, squared_norm(a, m, n));
   bool converged = false;
@@ -212,7 +194,7 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
   options.max_cycles = 200;
   const RitzPairs pairs = block_krylov(
       ctx, n, options,
-      [&](const Matrix& x) { return apply_left(ctx, a.transposed(), n, apply_left(ctx, a, m, x)); },
+      [&](const Matrix& x) { return product(ctx, a.transposed(), n, product(ctx, a, m, x)); },
       [&](const RitzPairs& pairs) { return energy.converged(pairs.values); }, &converged);
   if (!converged) throw NativeError("randomized_svd: the captured energy did not converge");
   return finish(ctx, a, m, pairs.vectors, rank);

@@ -1,42 +1,14 @@
 #include "kernels/cpu/linalg/low_precision_gram.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "kernels/cpu/linalg/low_precision_gram_bf16.h"
-#include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/linalg/gram_operands.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 
 namespace balora {
 namespace {
-
-constexpr int64_t kPanelCols = 64;
-
-// tile_gemm's operands in 32-bit words: one f32, or two bf16 that follow each other in k.
-template <typename T>
-constexpr int64_t kPerWord = 4 / static_cast<int64_t>(sizeof(T));
-
-// 16 lines of 16 words, from the rows of W.
-template <typename S>
-BALORA_INLINE void read_lines(const S* w, int64_t ld, uint32_t* words) {
-  for (int64_t i = 0; i < 16; ++i) {
-    for (int64_t j = 0; j < 16; ++j) {
-      words[i * 16 + j] = std::bit_cast<uint32_t>(static_cast<float>(load(w[i * ld + j])));
-    }
-  }
-}
-
-// 16 lines of 16 words of T: values in f32, or pairs of bf16 (lanes::read_lines).
-template <typename T, typename S>
-void read_words(const S* w, int64_t ld, bool across, uint32_t* words) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    lanes::read_lines(w, ld, across, words);
-  } else {
-    at_level<&read_lines<S>>(w, ld, words);
-  }
-}
 
 // The 16 x (16 words of k) block of A^T at row `row`, word `word`: lines of words of k (tall) or of
 // rows. Where W ends, zeros.
@@ -50,25 +22,43 @@ void read_block(const WeightSource& w, int64_t row, int64_t word, uint32_t* word
   const int64_t rows = std::clamp<int64_t>(w.rows - w_row, 0, height);
   const int64_t cols = std::clamp<int64_t>(w.cols - w_col, 0, width);
   if (rows == height && cols == width) {
-    return read_words<T>(data + w_row * w.cols + w_col, w.cols, w.tall(), words);
+    return at_level<&read_words<T, S>>(data + w_row * w.cols + w_col, w.cols, w.tall(), words);
   }
   S edge[32 * 32] = {};
   for (int64_t i = 0; i < rows; ++i) {
     std::copy_n(data + (w_row + i) * w.cols + w_col, cols, edge + i * width);
   }
-  read_words<T>(static_cast<const S*>(edge), width, w.tall(), words);
+  at_level<&read_words<T, S>>(edge, width, w.tall(), words);
 }
 
-void copy_lines(const uint32_t* from, uint32_t* to, int64_t stride) {
-  for (int64_t i = 0; i < 16; ++i) std::memcpy(to + i * stride, from + i * 16, 64);
+// 16 x 16 rounded values, or what rounding takes off them.
+template <typename T>
+BALORA_INLINE void round_lines(const float* from, int64_t from_ld, bool rest, T* to,
+                               int64_t to_ld) {
+  for (int64_t i = 0; i < 16; ++i) {
+#pragma omp simd
+    for (int64_t j = 0; j < 16; ++j) {
+      const float value = from[i * from_ld + j];
+      const T narrow = store<T>(value);
+      to[i * to_ld + j] = rest ? store<T>(value - load(narrow)) : narrow;
+    }
+  }
 }
 
-// Rounded values; or, of bf16, what that rounding takes off them.
-void round_lines(const float* from, int64_t from_ld, bool rest, bf16* to, int64_t to_ld) {
-  lanes::round_lines(from, from_ld, rest, to, to_ld);
-}
-void round_lines(const float* from, int64_t from_ld, bool, float* to, int64_t to_ld) {
-  for (int64_t i = 0; i < 16; ++i) std::copy_n(from + i * from_ld, 16, to + i * to_ld);
+// x (rows,cols) in pairs of rows rounded to bf16, and what rounding left of it.
+BALORA_INLINE void pack_pairs(const float* x, int64_t rows, int64_t cols, uint32_t* to,
+                              uint32_t* rest) {
+  for (int64_t i = 0; i < rows; i += 2) {
+    const float *even = x + i * cols, *odd = even + cols;
+    const int64_t at = i / 2 * cols;
+#pragma omp simd
+    for (int64_t j = 0; j < cols; ++j) to[at + j] = pair_of(even[j], odd[j]);
+    if (!rest) continue;
+#pragma omp simd
+    for (int64_t j = 0; j < cols; ++j) {
+      rest[at + j] = pair_of(even[j] - load(to_bf16(even[j])), odd[j] - load(to_bf16(odd[j])));
+    }
+  }
 }
 
 // Both triangles (n,n), rows to_ld apart, from the lower one of `sums`.
@@ -80,11 +70,11 @@ void round_symmetric(const Context* ctx, const float* sums, int64_t n, bool rest
       for (int64_t j = 0; j <= i; j += 16) {
         alignas(64) float mirrored[16 * 16];
         const float* block = sums + i * n + j;
-        round_lines(block, n, rest, to + i * to_ld + j, to_ld);
+        at_level<&round_lines<T>>(block, n, rest, to + i * to_ld + j, to_ld);
         if (i == j) continue;
         transpose16(reinterpret_cast<const uint32_t*>(block), n,
                     reinterpret_cast<uint32_t*>(mirrored), 16);
-        round_lines(mirrored, 16, rest, to + j * to_ld + i, to_ld);
+        at_level<&round_lines<T>>(mirrored, 16, rest, to + j * to_ld + i, to_ld);
       }
     }
   });
@@ -95,9 +85,9 @@ void round_symmetric(const Context* ctx, const float* sums, int64_t n, bool rest
 LowPrecisionGram::LowPrecisionGram(const WeightSource& w, int64_t block_cols, Arena& arena)
     : w_(w), narrow_(tile_gemm_has_bf16()) {
   const int64_t m = w.padded_m(), n = w.padded_n(), bytes = narrow_ ? 2 : 4;
-  left_ld_ = m + 64 / bytes, gram_ld_ = n + 64 / bytes;
-  left_ = arena.take<char>(n * left_ld_ * bytes);
-  panels_ = arena.take<char>(n * m * bytes);
+  gram_ld_ = n + 64 / bytes;
+  left_ = arena.take<uint32_t>(n * (m * bytes / 4 + 16));
+  right_ = arena.take<uint32_t>(n * m * bytes / 4);
   sums_ = arena.take<float>(n * n);
   gram_ = arena.take<char>(n * gram_ld_ * bytes);
   if (narrow_) rest_ = arena.take<char>(n * gram_ld_ * bytes);
@@ -111,39 +101,27 @@ void LowPrecisionGram::make(const Context* ctx) {
 template <typename T>
 void LowPrecisionGram::make_in(const Context* ctx) {
   const int64_t m = w_.padded_m(), n = w_.padded_n();
-  const int64_t words = m / kPerWord<T>, left_ld = left_ld_ / kPerWord<T>;
-  auto* left = static_cast<uint32_t*>(left_);
-  auto* panels = static_cast<uint32_t*>(panels_);
+  const GramOperands<T> a{n, GramOperands<T>::right_words(m), GramOperands<T>::left_words(m), left_,
+                          right_};
   parallel_for(ctx, n / 16, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t word = 0; word < words; word += 16) {
-      for (int64_t row = begin * 16; row < end * 16; row += 16) {
+    for (int64_t word = 0; word < a.words; word += 16) {
+      for (int64_t column = begin * 16; column < end * 16; column += 16) {
         alignas(64) uint32_t lines[16 * 16];
         dispatch_float(w_.dtype, [&]<typename S>() {
-          if constexpr (!std::is_same_v<S, double>) read_block<T, S>(w_, row, word, lines);
+          if constexpr (!std::is_same_v<S, double>) read_block<T, S>(w_, column, word, lines);
         });
-        const int64_t panel = row / kPanelCols * kPanelCols;
-        const int64_t width = std::min(kPanelCols, n - panel);
-        uint32_t* right = panels + panel * words + word * width + row - panel;
-        if (w_.tall()) {
-          copy_lines(lines, right, width);
-          transpose16(lines, 16, left + row * left_ld + word, left_ld);
-        } else {
-          copy_lines(lines, left + row * left_ld + word, left_ld);
-          transpose16(lines, 16, right, width);
-        }
+        a.place(lines, w_.tall(), column, word);
       }
     }
   });
-  auto* gram = static_cast<T*>(gram_);
-  const int64_t panel_count = (n + kPanelCols - 1) / kPanelCols;
-  parallel_for(ctx, panel_count, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(ctx, (n + kGramPanel - 1) / kGramPanel, 1, [&](int64_t begin, int64_t end) {
     const TileScope tiles;
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t col = panel * kPanelCols, width = std::min(kPanelCols, n - col);
-      tile_gemm({n - col, width, m}, static_cast<const T*>(left_) + col * left_ld_, left_ld_,
-                static_cast<const T*>(panels_) + col * m, sums_ + col * n + col, n, false);
+    for (int64_t panel = begin * kGramPanel; panel < std::min(n, end * kGramPanel);
+         panel += kGramPanel) {
+      a.multiply(panel, n - panel, panel, 0, m, sums_ + panel * n + panel, n);
     }
   });
+  auto* gram = static_cast<T*>(gram_);
   round_symmetric(ctx, sums_, n, false, gram, gram_ld_);
   refined_ = false;
 }
@@ -166,7 +144,7 @@ void LowPrecisionGram::apply_in(const Context* ctx, const FloatBlock& x, const F
   const T *right = nullptr, *right_rest = nullptr;
   if constexpr (std::is_same_v<T, bf16>) {
     auto* packed = static_cast<uint32_t*>(packed_x_);
-    lanes::pack_pairs(x.values, x.rows, x.cols, packed, fine ? packed + x.size() / 2 : nullptr);
+    at_level<&pack_pairs>(x.values, x.rows, x.cols, packed, fine ? packed + x.size() / 2 : nullptr);
     right = static_cast<const bf16*>(packed_x_);
     if (fine) right_rest = right + x.size();
   } else {

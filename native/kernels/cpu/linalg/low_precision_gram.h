@@ -42,14 +42,12 @@ class LowPrecisionGram {
   void apply_in(const Context* ctx, const FloatBlock& x, const FloatBlock& y, bool fine) const;
 
   WeightSource w_;
-  bool narrow_;      // bf16, else f32
-  int64_t left_ld_;  // of A^T and of G: an odd number of cache lines, or rows share cache sets
-  int64_t gram_ld_;
-  void* left_;            // A^T (n,m)
-  void* panels_;          // A in panels of columns, each as tile_gemm wants B
-  float* sums_;           // A^T A, the lower triangle
-  void* gram_;            // G
-  void* rest_ = nullptr;  // what rounding G to bf16 left
+  bool narrow_;              // bf16, else f32
+  int64_t gram_ld_;          // an odd number of cache lines, or rows share cache sets
+  uint32_t *left_, *right_;  // GramOperands
+  float* sums_;              // A^T A, the lower triangle
+  void* gram_;               // G
+  void* rest_ = nullptr;     // what rounding G to bf16 left
   bool refined_ = false;
   void* packed_x_;  // and what rounding left of it
 };

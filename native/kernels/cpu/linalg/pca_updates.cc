@@ -36,22 +36,16 @@ constexpr int64_t kMostDegree = 4;
 constexpr double kLargestNoise = 1.6e6;  // a tenth over f32's rounding: what products may amplify
 constexpr int64_t kOversample = 10;      // of the search in f64
 
-BALORA_INLINE void add_row_loop(const float* row, int64_t count, double* sums) {
+BALORA_INLINE void add_row(const float* row, int64_t count, double* sums) {
   for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(row[i]);
 }
-void add_row(const float* row, int64_t count, double* sums) {
-  at_level<&add_row_loop>(row, count, sums);
-}
 
-BALORA_INLINE void subtract_row_loop(const float* from, int64_t count, float* row) {
+BALORA_INLINE void subtract_row(const float* from, int64_t count, float* row) {
   for (int64_t i = 0; i < count; ++i) row[i] -= from[i];
-}
-void subtract_row(const float* from, int64_t count, float* row) {
-  at_level<&subtract_row_loop>(from, count, row);
 }
 
 // row -= mean, and into 32 sums its squares; count is a multiple of 32.
-BALORA_INLINE void centre_row_loop(const float* mean, int64_t count, float* row, double* sums) {
+BALORA_INLINE void centre_row(const float* mean, int64_t count, float* row, double* sums) {
   for (int64_t i = 0; i < count; i += 32) {
     for (int64_t j = 0; j < 32; ++j) {
       const float value = row[i + j] - mean[i + j];
@@ -59,9 +53,6 @@ BALORA_INLINE void centre_row_loop(const float* mean, int64_t count, float* row,
       sums[j] += static_cast<double>(value) * static_cast<double>(value);
     }
   }
-}
-void centre_row(const float* mean, int64_t count, float* row, double* sums) {
-  at_level<&centre_row_loop>(mean, count, row, sums);
 }
 
 double total(const double* sums) {
@@ -71,28 +62,21 @@ double total(const double* sums) {
 }
 
 // sums[j] += values[i][j]^2 over the rows of a block.
-BALORA_INLINE void add_column_squares_loop(const float* values, int64_t rows, int64_t cols,
-                                           float* sums) {
+BALORA_INLINE void add_column_squares(const float* values, int64_t rows, int64_t cols,
+                                      float* sums) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) sums[j] += values[i * cols + j] * values[i * cols + j];
   }
 }
-void add_column_squares(const float* values, int64_t rows, int64_t cols, float* sums) {
-  at_level<&add_column_squares_loop>(values, rows, cols, sums);
-}
 
 // to[i][j] = scale[j] q[i][j] + factor r[i][j] over the rows of a block.
-BALORA_INLINE void combine_columns_loop(const float* q, const float* scale, const float* r,
-                                        float factor, int64_t rows, int64_t cols, float* to) {
+BALORA_INLINE void combine_columns(const float* q, const float* scale, const float* r, float factor,
+                                   int64_t rows, int64_t cols, float* to) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) {
       to[i * cols + j] = scale[j] * q[i * cols + j] + factor * r[i * cols + j];
     }
   }
-}
-void combine_columns(const float* q, const float* scale, const float* r, float factor, int64_t rows,
-                     int64_t cols, float* to) {
-  at_level<&combine_columns_loop>(q, scale, r, factor, rows, cols, to);
 }
 
 class PcaUpdate {
@@ -145,14 +129,14 @@ class PcaUpdate {
       dispatch_float(t_.x->dtype, [&]<typename T>() {
         convert_row(static_cast<const T*>(t_.x->data) + i * c_, row, c_);
       });
-      add_row(row, cols_, sums_);
+      at_level<&add_row>(row, cols_, sums_);
     }
     for (int64_t j = 0; j < cols_; ++j) {
       mean_[j] = static_cast<float>(sums_[j] / static_cast<double>(n_));
     }
     double squares[32] = {};
     for (int64_t i = 0; i < n_; ++i) {
-      centre_row(mean_, cols_, a_ + (first + i) * ld_, squares);
+      at_level<&centre_row>(mean_, cols_, a_ + (first + i) * ld_, squares);
     }
     double scatter = total(squares);
     if (t_.vectors) scatter += add_known();
@@ -248,14 +232,14 @@ class PcaUpdate {
       if (!std::isfinite(value)) return false;
     }
     block_times(q_, inside, weights_, z_);
-    subtract_row(z_.values, y_.size(), y_.values);
+    at_level<&subtract_row>(z_.values, y_.size(), y_.values);
     const int64_t b = q_.cols;
     EighResult leading = leading_pairs(symmetric_eigen(inside), b);
     values_ = std::move(leading.values);
     multiply(q_, leading.vectors);
     multiply(y_, leading.vectors);
     residuals_.assign(static_cast<size_t>(b), 0.0f);
-    add_column_squares(y_.values, y_.rows, b, residuals_.data());
+    at_level<&add_column_squares>(y_.values, y_.rows, b, residuals_.data());
     for (size_t j = 0; j < static_cast<size_t>(rank_); ++j) {
       if (!(values_[j] > 0)) return false;
       residuals_[j] = std::sqrt(residuals_[j]) / static_cast<float>(values_[j]);
@@ -294,14 +278,10 @@ class PcaUpdate {
     for (size_t j = 0; j < scale.size(); ++j) {
       scale[j] = static_cast<float>(values_[j] / half() - 1);
     }
-    combine_columns(q_.values, scale.data(), y_.values, factor, q_.rows, q_.cols, y_.values);
-    for (int64_t k = 2; k <= degree; ++k) {
-      apply(y_, z_);
-      chebyshev_step(z_, y_, static_cast<float>(half()), 2 * factor, &q_);
-      std::swap(q_.values, y_.values);
-      std::swap(y_.values, z_.values);
-    }
-    std::swap(q_.values, y_.values);
+    at_level<&combine_columns>(q_.values, scale.data(), y_.values, factor, q_.rows, q_.cols,
+                               y_.values);
+    chebyshev_steps(q_, y_, z_, static_cast<float>(half()), 2 * factor, degree,
+                    [this](const FloatBlock& x, const FloatBlock& y) { apply(x, y); });
   }
 
   void store_found() {

@@ -1,15 +1,12 @@
 #include "kernels/cpu/linalg/scaled_gram.h"
 
 #include <algorithm>
-#include <cstring>
 #include <type_traits>
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
-#include "kernels/cpu/linalg/low_precision_gram_bf16.h"
+#include "kernels/cpu/linalg/gram_operands.h"
 #include "kernels/cpu/products/product_f64.h"
-#include "kernels/cpu/products/tile_gemm.h"
-#include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
@@ -21,14 +18,8 @@ namespace balora {
 namespace {
 
 constexpr int64_t kDepth = 256;       // rows that are summed in f32
-constexpr int64_t kPanelCols = 64;    // columns of B that a thread keeps in its cache
 constexpr int64_t kStripRows = 32;    // of a tile of g
 constexpr int64_t kChunkRows = 4096;  // rows that are packed at once
-constexpr int64_t kSkewBytes = 64;    // so that lines of a power of two do not share cache sets
-
-// tile_gemm's operands in 32-bit words: one f32, or two bf16 that follow each other in k.
-template <typename T>
-constexpr int64_t kPerWord = 4 / static_cast<int64_t>(sizeof(T));
 
 // Rows whose products are summed in f32, behind `at` rows of the packed operands; the sum is
 // multiplied by `factor`.
@@ -64,103 +55,63 @@ bool has_long_runs(const float* scale, int64_t n) {
   return padded <= 2 * tile_padded(n);
 }
 
-BALORA_INLINE void multiply_row_loop(float* row, int64_t count, float factor) {
+BALORA_INLINE void multiply_row(float* row, int64_t count, float factor) {
   for (int64_t i = 0; i < count; ++i) row[i] *= factor;
 }
-void multiply_row(float* row, int64_t count, float factor) {
-  at_level<&multiply_row_loop>(row, count, factor);
-}
 
-BALORA_INLINE void add_multiple_loop(const float* from, double factor, int64_t count, double* to) {
+BALORA_INLINE void add_multiple(const float* from, double factor, int64_t count, double* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += factor * static_cast<double>(from[i]);
 }
-void add_multiple(const float* from, double factor, int64_t count, double* to) {
-  at_level<&add_multiple_loop>(from, factor, count, to);
+
+// 16 words of rows of X from row `first` of a block on, in `strip` and then in the operands; zeros
+// behind its end.
+template <typename T>
+void pack_strip(const View& a, const float* scale, const RowBlock& block, int64_t first, T* strip,
+                const GramOperands<T>& operands) {
+  constexpr int64_t kRows = 16 * kPerWord<T>;
+  const int64_t columns = operands.columns, own = a.shape[1];
+  const int64_t rows = std::clamp<int64_t>(block.count - first, 0, kRows);
+  for (int64_t i = 0; i < rows; ++i) {
+    T* to = strip + i * columns;
+    const int64_t row = block.row + first + i;
+    if constexpr (std::is_same_v<T, bf16>) {
+      std::copy_n(static_cast<const bf16*>(a.data) + row * own, own, to);
+    } else {
+      dispatch_float(a.dtype, [&]<typename S>() {
+        convert_row(static_cast<const S*>(a.data) + row * own, to, own);
+      });
+      at_level<&multiply_row>(to, own, scale[row]);
+    }
+    std::fill(to + own, to + columns, T{});
+  }
+  std::fill(strip + rows * columns, strip + kRows * columns, T{});
+  for (int64_t column = 0; column < columns; column += 16) {
+    alignas(64) uint32_t lines[16 * 16];
+    at_level<&read_words<T, T>>(strip + column, columns, true, lines);
+    operands.place(lines, true, column, (block.at + first) / kPerWord<T>);
+  }
 }
 
-// The operands of one chunk of rows: X^T (columns, depth) and X in panels of columns, each as
-// tile_gemm wants B.
 template <typename T>
-class Operands {
- public:
-  Operands(Context* ctx, const View& a, const float* scale, int64_t most_depth)
-      : ctx_(ctx), a_(a), scale_(scale), columns_(tile_padded(a.shape[1])) {
-    left_words_ = most_depth / kPerWord<T> + kSkewBytes / 4;
-    left_ = workspace<uint32_t>(ctx, columns_ * left_words_);
-    right_ = workspace<uint32_t>(ctx, columns_ * (most_depth / kPerWord<T>));
-  }
-
-  void pack(const std::vector<RowBlock>& blocks) {
-    words_ = (blocks.back().at + tile_padded(blocks.back().count)) / kPerWord<T>;
-    for (const RowBlock& block : blocks) {
-      constexpr int64_t kRows = 16 * kPerWord<T>;
-      parallel_for(ctx_, tile_padded(block.count) / kRows, 1, [&](int64_t begin, int64_t end) {
-        std::vector<T> strip(static_cast<size_t>(kRows * columns_));
-        for (int64_t i = begin; i < end; ++i) pack_strip(block, i * kRows, strip.data());
-      });
-    }
-  }
-
-  int64_t columns() const { return columns_; }
-  int64_t left_ld() const { return left_words_ * kPerWord<T>; }
-  const T* left(int64_t column, int64_t depth) const {
-    return reinterpret_cast<const T*>(left_ + column * left_words_) + depth;
-  }
-  const T* right(int64_t panel, int64_t width, int64_t depth) const {
-    return reinterpret_cast<const T*>(right_ + panel * words_ + depth / kPerWord<T> * width);
-  }
-
- private:
-  // 16 words of rows from row `first` of a block on; zeros behind its end.
-  void pack_strip(const RowBlock& block, int64_t first, T* strip) {
-    constexpr int64_t kRows = 16 * kPerWord<T>;
-    const int64_t own = a_.shape[1], rows = std::clamp<int64_t>(block.count - first, 0, kRows);
-    for (int64_t i = 0; i < rows; ++i) {
-      T* to = strip + i * columns_;
-      const int64_t row = block.row + first + i;
-      if constexpr (std::is_same_v<T, bf16>) {
-        std::copy_n(static_cast<const bf16*>(a_.data) + row * own, own, to);
-      } else {
-        dispatch_float(a_.dtype, [&]<typename S>() {
-          convert_row(static_cast<const S*>(a_.data) + row * own, to, own);
-        });
-        multiply_row(to, own, scale_[row]);
+void pack(const Context* ctx, const View& a, const float* scale,
+          const std::vector<RowBlock>& blocks, const GramOperands<T>& operands) {
+  constexpr int64_t kRows = 16 * kPerWord<T>;
+  for (const RowBlock& block : blocks) {
+    parallel_for(ctx, tile_padded(block.count) / kRows, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> strip(static_cast<size_t>(kRows * operands.columns));
+      for (int64_t i = begin; i < end; ++i) {
+        pack_strip(a, scale, block, i * kRows, strip.data(), operands);
       }
-      std::fill(to + own, to + columns_, T{});
-    }
-    std::fill(strip + rows * columns_, strip + kRows * columns_, T{});
-    const int64_t word = (block.at + first) / kPerWord<T>;
-    for (int64_t column = 0; column < columns_; column += 16) {
-      alignas(64) uint32_t lines[16 * 16];
-      if constexpr (std::is_same_v<T, bf16>) {
-        lanes::read_lines(strip + column, columns_, true, lines);
-      } else {
-        for (int64_t i = 0; i < 16; ++i) {
-          std::memcpy(lines + i * 16, strip + i * columns_ + column, 64);
-        }
-      }
-      const int64_t panel = column / kPanelCols * kPanelCols;
-      const int64_t width = std::min(kPanelCols, columns_ - panel);
-      uint32_t* right = right_ + panel * words_ + word * width + column - panel;
-      for (int64_t i = 0; i < 16; ++i) std::memcpy(right + i * width, lines + i * 16, 64);
-      transpose16(lines, 16, left_ + column * left_words_ + word, left_words_);
-    }
+    });
   }
-
-  Context* ctx_;
-  const View& a_;
-  const float* scale_;
-  int64_t columns_;  // padded
-  int64_t left_words_, words_ = 0;
-  uint32_t *left_, *right_;
-};
+}
 
 // Adds the tile of g at (row, column) and its mirror image, of which only what is of g. The image
 // is turned in a cache first, so that its lines, which are a row of g apart, are written whole.
 void add_tile(const double* sums, int64_t row, int64_t column, int64_t width, int64_t order,
               double* g) {
   const int64_t rows = std::min(kStripRows, order - row);
-  alignas(64) double image[kPanelCols * kStripRows];
+  alignas(64) double image[kGramPanel * kStripRows];
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t columns = std::min(width, row + i - column + 1);
     double* line = g + (row + i) * order + column;
@@ -175,17 +126,16 @@ void add_tile(const double* sums, int64_t row, int64_t column, int64_t width, in
 }
 
 template <typename T>
-void add_panel(const Operands<T>& operands, const std::vector<RowBlock>& blocks, int64_t panel,
+void add_panel(const GramOperands<T>& operands, const std::vector<RowBlock>& blocks, int64_t panel,
                int64_t order, double* g) {
-  const int64_t width = std::min(kPanelCols, operands.columns() - panel);
-  alignas(64) float tile[kStripRows * kPanelCols];
-  alignas(64) double sums[kStripRows * kPanelCols];
+  const int64_t width = operands.width(panel);
+  alignas(64) float tile[kStripRows * kGramPanel];
+  alignas(64) double sums[kStripRows * kGramPanel];
   for (int64_t row = panel; row < order; row += kStripRows) {
     std::fill_n(sums, kStripRows * width, 0.0);
     for (const RowBlock& block : blocks) {
-      tile_gemm({kStripRows, width, tile_padded(block.count)}, operands.left(row, block.at),
-                operands.left_ld(), operands.right(panel, width, block.at), tile, width, false);
-      add_multiple(tile, block.factor, kStripRows * width, sums);
+      operands.multiply(row, kStripRows, panel, block.at, tile_padded(block.count), tile, width);
+      at_level<&add_multiple>(tile, block.factor, kStripRows * width, sums);
     }
     add_tile(sums, row, panel, width, order, g);
   }
@@ -201,17 +151,22 @@ void add_in(Context* ctx, const View& a, const float* scale, double* g) {
     most = std::max(most, chunks.back().back().at + tile_padded(chunks.back().back().count));
   }
   if (chunks.empty() || order == 0) return;
-  Operands<T> operands(ctx, a, scale, most);
-  const int64_t panels = (order + kPanelCols - 1) / kPanelCols;
+  GramOperands<T> operands{.columns = tile_padded(order),
+                           .left_step = GramOperands<T>::left_words(most)};
+  operands.left = workspace<uint32_t>(ctx, operands.columns * operands.left_step);
+  operands.right = workspace<uint32_t>(ctx, operands.columns * GramOperands<T>::right_words(most));
+  const int64_t panels = (order + kGramPanel - 1) / kGramPanel;
   for (const std::vector<RowBlock>& blocks : chunks) {
     if (is_stopped(ctx)) return;
-    operands.pack(blocks);
+    operands.words =
+        GramOperands<T>::right_words(blocks.back().at + tile_padded(blocks.back().count));
+    pack(ctx, a, scale, blocks, operands);
     // A long panel and a short one by turns, so that each thread has as much to do.
     parallel_for(ctx, panels, 1, [&](int64_t begin, int64_t end) {
       const TileScope tiles;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t panel = i % 2 == 0 ? i / 2 : panels - 1 - i / 2;
-        add_panel<T>(operands, blocks, panel * kPanelCols, order, g);
+        add_panel(operands, blocks, panel * kGramPanel, order, g);
       }
     });
   }

@@ -21,21 +21,28 @@ inline bool orthonormalise_columns(FloatBlock& x, FloatBlock& z, double* wide, f
   return true;
 }
 
+// q, of T_0, becomes T_d(G / half - 1) q, with y of T_1 and `scale` 2 / half. apply(x, y) sets y to
+// G x. The blocks, of one size, exchange their memory.
+template <typename Apply>
+void chebyshev_steps(FloatBlock& q, FloatBlock& y, FloatBlock& z, float half, float scale,
+                     int64_t degree, const Apply& apply) {
+  for (int64_t d = 2; d <= degree; ++d) {
+    apply(y, z);
+    chebyshev_step(z, y, half, scale, &q);
+    std::swap(q.values, y.values);
+    std::swap(y.values, z.values);
+  }
+  std::swap(q.values, y.values);
+}
+
 // q becomes T_d(2 G / beta - 1) q for a degree d of at least 1: the polynomial is within 1 on
-// [0, beta] and grows fast above it. apply(x, y) sets y to G x; y is G q before. The blocks, of one
-// size, exchange their memory.
+// [0, beta] and grows fast above it. y is G q before.
 template <typename Apply>
 void chebyshev_polynomial(FloatBlock& q, FloatBlock& y, FloatBlock& z, double beta, int64_t degree,
                           const Apply& apply) {
   const auto half = static_cast<float>(beta / 2);
   chebyshev_step(y, q, half, 1 / half);
-  for (int64_t d = 2; d <= degree; ++d) {
-    apply(y, z);
-    chebyshev_step(z, y, half, 2 / half, &q);
-    std::swap(q.values, y.values);
-    std::swap(y.values, z.values);
-  }
-  std::swap(q.values, y.values);
+  chebyshev_steps(q, y, z, half, 2 / half, degree, apply);
 }
 
 }  // namespace balora

@@ -57,8 +57,7 @@ Part part_of(Matrix& a) {
 
 // The rows of g become R, where g = R^T R, and those of x R^-1; both are read and written above the
 // diagonal only. False unless g is positive definite.
-BALORA_INLINE bool inverse_factor_leaf_loop(double* g, int64_t ldg, int64_t n, double* x,
-                                            int64_t ldx) {
+BALORA_INLINE bool inverse_factor_leaf(double* g, int64_t ldg, int64_t n, double* x, int64_t ldx) {
   for (int64_t k = 0; k < n; ++k) {
     double* row = g + k * ldg;
     if (!(row[k] > 0)) return false;
@@ -85,16 +84,13 @@ BALORA_INLINE bool inverse_factor_leaf_loop(double* g, int64_t ldg, int64_t n, d
   }
   return true;
 }
-bool inverse_factor_leaf(double* g, int64_t ldg, int64_t n, double* x, int64_t ldx) {
-  return at_level<&inverse_factor_leaf_loop>(g, ldg, n, x, ldx);
-}
 
 // x (n,n), zero before, becomes R^-1, upper triangular, where g = R^T R; g is overwritten. By
 // halves, with R12 = R11^-T G12:
 //   R^-1 = [R11^-1, -R11^-1 R12 R22^-1; 0, R22^-1]
 // The products leave out half of the zeros of each triangle. False unless g is positive definite.
 bool inverse_factor(const Context* ctx, const Part& g, int64_t n, const Part& x) {
-  if (n <= kLeaf) return inverse_factor_leaf(g.data, g.ld, n, x.data, x.ld);
+  if (n <= kLeaf) return at_level<&inverse_factor_leaf>(g.data, g.ld, n, x.data, x.ld);
   const int64_t head = (n / 2 + kBlockMultiple - 1) / kBlockMultiple * kBlockMultiple;
   const int64_t tail = n - head, h = head / 2, t = tail / 2;
   if (!inverse_factor(ctx, g, head, x)) return false;
@@ -160,12 +156,6 @@ Matrix times_k(const Context* ctx, const Matrix& x, const Matrix& q) {
   return upper_times(ctx, x, upper_tn(ctx, x, q));
 }
 
-Matrix gram_of(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n) {
-  Matrix g(n, n);
-  symmetric_product_f64(ctx, n, m, a.transposed(), a, g.values.data());
-  return g;
-}
-
 double trace(const Matrix& a) {
   double sum = 0;
   for (int64_t i = 0; i < a.rows; ++i) sum += a(i, i);
@@ -191,7 +181,7 @@ class InverseFactor {
 
   // From the Gram matrix. False where that is not positive definite.
   bool make() {
-    Matrix g = gram_of(ctx_, a_, m_, n_);
+    Matrix g = gram(ctx_, a_, m_, n_);
     energy_ = trace(g);
     if (!std::isfinite(energy_)) throw NativeError(messages::matrix_not_finite());
     made_ = inverse_factor(ctx_, std::move(g), &x_);
@@ -202,15 +192,13 @@ class InverseFactor {
   bool refine() {
     if (!made_) {
       // A shift of the size of the Gram matrix's own rounding makes it positive definite.
-      Matrix g = gram_of(ctx_, a_, m_, n_);
+      Matrix g = gram(ctx_, a_, m_, n_);
       const double shift = 11 * static_cast<double>(n_ + m_) * 0x1p-52 * energy_;
       for (int64_t i = 0; i < n_; ++i) g(i, i) += shift;
       if (!inverse_factor(ctx_, std::move(g), &x_)) return false;
     }
     for (int pass = 0; pass < kMaxPasses; ++pass) {
-      Matrix q(m_, n_);
-      product_f64(ctx_, m_, n_, n_, a_, x_.ref(), q.values.data(), n_);
-      Matrix g = gram_of(ctx_, q.ref(), m_, n_);
+      Matrix g = gram(ctx_, product(ctx_, a_, m_, x_).ref(), m_, n_);
       const bool last = distance_from_identity(g) <= kOrthonormal;
       Matrix more;
       if (!inverse_factor(ctx_, std::move(g), &more)) return false;
@@ -242,9 +230,8 @@ class FloatIteration {
       : ctx_(ctx), n_(x.rows), rows_(tile_padded(x.rows)) {
     Arena size;
     lay_out(size, columns);
-    memory_.reset(new char[static_cast<size_t>(size.used() + 64)]);
-    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-    Arena arena(memory_.get() + (64 - address % 64) % 64);
+    memory_ = platform::allocate_aligned(static_cast<uint64_t>(size.used()));
+    Arena arena(memory_.get());
     lay_out(arena, columns);
     std::fill_n(x_, rows_ * rows_, 0.0f);
     const double scale =
@@ -312,7 +299,7 @@ class FloatIteration {
 
   const Context* ctx_;
   int64_t n_, rows_;
-  std::unique_ptr<char[]> memory_;
+  platform::AlignedMemory memory_;
   float *x_, *xt_;               // (n,n): X and X^T
   FloatBlock q_, y_, z_, half_;  // (n,columns)
   double* wide_;
@@ -353,9 +340,8 @@ class Subspace {
   bool correct(const Matrix& x, const MatrixRef& a, int64_t m) {
     const int64_t n = q_.rows, b = q_.cols;
     for (int step = 0; step < kMaxCorrections; ++step) {
-      Matrix u(m, b), image(n, b);
-      product_f64(ctx_, m, b, n, a, q_.ref(), u.values.data(), b);
-      product_f64(ctx_, n, b, m, a.transposed(), u.ref(), image.values.data(), b);
+      const Matrix u = product(ctx_, a, m, q_);
+      Matrix image = product(ctx_, a.transposed(), n, u);
       const EighResult eigen = symmetric_eigen(product_tn(ctx_, u, u));
       if (!(eigen.values[0] > 0)) return false;
       q_ = product(ctx_, q_, eigen.vectors);
@@ -477,13 +463,8 @@ class Subspace {
 
 // The triplets whose right vectors span the columns of v (n,rank).
 SvdResult triplets_within(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& v) {
-  Matrix image(m, v.cols);
-  product_f64(ctx, m, v.cols, v.rows, a, v.ref(), image.values.data(), v.cols);
-  SvdResult found = thin_svd(ctx, image);
-  Matrix vt(v.cols, v.rows);
-  product_f64(ctx, v.cols, v.rows, v.cols, found.vt.ref(), v.ref().transposed(), vt.values.data(),
-              v.rows);
-  found.vt = std::move(vt);
+  SvdResult found = thin_svd(ctx, product(ctx, a, m, v));
+  found.vt = product(ctx, found.vt, transposed(v));
   return found;
 }
 

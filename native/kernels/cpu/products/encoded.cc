@@ -19,20 +19,7 @@ void decode(const View& view, int64_t first, int64_t count, float* out) {
 template <typename T>
 BALORA_INLINE void round_values(float* values, int64_t count) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) values[i] = to_float(store<T>(values[i]));
-}
-// target_clones cannot mark a template, so each type gets a plain function of its own.
-BALORA_INLINE void round_to_bf16_loop(float* values, int64_t count) {
-  round_values<bf16>(values, count);
-}
-void round_to_bf16(float* values, int64_t count) {
-  at_level<&round_to_bf16_loop>(values, count);
-}
-BALORA_INLINE void round_to_f16_loop(float* values, int64_t count) {
-  round_values<f16>(values, count);
-}
-void round_to_f16(float* values, int64_t count) {
-  at_level<&round_to_f16_loop>(values, count);
+  for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>(load(store<T>(values[i])));
 }
 
 }  // namespace
@@ -43,12 +30,13 @@ void decode_values(const View& view, int64_t first, int64_t count, T* out) {
   const bool exact = view.dtype == BALORA_F32 || view.dtype == BALORA_F64;
   if constexpr (std::is_same_v<T, float>) {
     if (exact) return decode(view, first, count, out);
-    const auto round = view.dtype == BALORA_BF16 ? round_to_bf16 : round_to_f16;
-    for (int64_t at = 0; at < count; at += kChunk) {
-      const int64_t n = std::min(kChunk, count - at);
-      decode(view, first + at, n, out + at);
-      round(out + at, n);
-    }
+    dispatch_float(view.dtype, [&]<typename Own>() {
+      for (int64_t at = 0; at < count; at += kChunk) {
+        const int64_t n = std::min(kChunk, count - at);
+        decode(view, first + at, n, out + at);
+        at_level<&round_values<Own>>(out + at, n);
+      }
+    });
     return;
   }
   float chunk[kChunk];

@@ -277,6 +277,10 @@ constexpr Implementation<Operands> kGemm[] = {
 
 BALORA_IMPLEMENTATIONS(gemm, kGemm)
 
+bool gemm_has_bf16() {
+  return platform::cpu().uses(platform::kBf16);
+}
+
 void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
           const GemmOutput& c, const GemmScale& scale) {
   if (s.m == 0 || s.n == 0 || s.batch == 0) return;

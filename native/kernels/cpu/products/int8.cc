@@ -71,29 +71,14 @@ BALORA_INLINE void rotate_all(float* v, int64_t count) {
     }
   }
 }
-BALORA_INLINE void rotate_by_64_loop(float* v, int64_t count) {
-  rotate_all<4>(v, count);
-}
-void rotate_by_64(float* v, int64_t count) {
-  at_level<&rotate_by_64_loop>(v, count);
-}
-BALORA_INLINE void rotate_by_32_loop(float* v, int64_t count) {
-  rotate_all<2>(v, count);
-}
-void rotate_by_32(float* v, int64_t count) {
-  at_level<&rotate_by_32_loop>(v, count);
-}
 
-BALORA_INLINE void multiply_by_loop(float* v, const float* scale, int64_t count) {
+BALORA_INLINE void multiply_by(float* v, const float* scale, int64_t count) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) v[i] *= scale[i];
 }
-void multiply_by(float* v, const float* scale, int64_t count) {
-  at_level<&multiply_by_loop>(v, scale, count);
-}
 
 // The largest magnitude; NaN if there is one.
-BALORA_INLINE float largest_of_loop(const float* v, int64_t count) {
+BALORA_INLINE float largest_of(const float* v, int64_t count) {
   uint32_t largest = 0;  // the bits of magnitudes are in their order, NaNs above infinity
 #pragma omp simd reduction(max : largest)
   for (int64_t i = 0; i < count; ++i) {
@@ -102,33 +87,24 @@ BALORA_INLINE float largest_of_loop(const float* v, int64_t count) {
   }
   return std::bit_cast<float>(largest);
 }
-float largest_of(const float* v, int64_t count) {
-  return at_level<&largest_of_loop>(v, count);
-}
 
-BALORA_INLINE void write_codes_loop(const float* v, float factor, int64_t count, uint8_t* codes) {
+BALORA_INLINE void write_codes(const float* v, float factor, int64_t count, uint8_t* codes) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) codes[i] = int8_code(v[i] * factor);
 }
-void write_codes(const float* v, float factor, int64_t count, uint8_t* codes) {
-  at_level<&write_codes_loop>(v, factor, count, codes);
-}
 
-BALORA_INLINE void read_codes_loop(const uint8_t* codes, float scale, int64_t count, float* v) {
+BALORA_INLINE void read_codes(const uint8_t* codes, float scale, int64_t count, float* v) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     v[i] = scale * static_cast<float>(static_cast<int32_t>(codes[i]) - kInt8ZeroPoint);
   }
 }
-void read_codes(const uint8_t* codes, float scale, int64_t count, float* v) {
-  at_level<&read_codes_loop>(codes, scale, count, v);
-}
 
 // Quantises a vector; returns its scale.
 float write_row(const float* v, int64_t count, uint8_t* codes) {
-  const float largest = largest_of(v, count);
+  const float largest = at_level<&largest_of>(v, count);
   if (largest >= kInt8LeastScaled && std::isfinite(largest)) {
-    write_codes(v, kInt8LargestCode / largest, count, codes);
+    at_level<&write_codes>(v, kInt8LargestCode / largest, count, codes);
     return largest / kInt8LargestCode;
   }
   std::memset(codes, kZeroPoint, static_cast<size_t>(count));
@@ -265,8 +241,8 @@ const Core<Int8Multiply>& int8_core() {
 }
 
 void rotate_blocks(float* v, int64_t count, int64_t rotation) {
-  if (rotation == 64) rotate_by_64(v, count);
-  if (rotation == 32) rotate_by_32(v, count);
+  if (rotation == 64) at_level<&rotate_all<4>>(v, count);
+  if (rotation == 32) at_level<&rotate_all<2>>(v, count);
 }
 
 // ---- the weight's copy --------------------------------------------------------------------------
@@ -391,7 +367,7 @@ void quantise_rows_to(Context* ctx, const void* x, int32_t dtype, int64_t m, int
     scales[row] = 0;
     if (there == 0) return;
     read_values(view, row * k, k, values);
-    if (scale) multiply_by(values, scale, k);
+    if (scale) at_level<&multiply_by>(values, scale, k);
     rotate_blocks(values, k, rotation);
     scales[row] = write_row(values, k, to);
   });
@@ -400,7 +376,7 @@ void quantise_rows_to(Context* ctx, const void* x, int32_t dtype, int64_t m, int
 void dequantise_rows(Context* ctx, const Int8Rows& rows, int64_t m, int64_t k, int64_t rotation,
                      void* x, int32_t dtype) {
   for_rows(ctx, m, k, [&](int64_t row, float* values) {
-    read_codes(rows.q + row * rows.ld, rows.scale[row], k, values);
+    at_level<&read_codes>(rows.q + row * rows.ld, rows.scale[row], k, values);
     rotate_blocks(values, k, rotation);
     dispatch_float(dtype,
                    [&]<typename T>() { convert_row(values, static_cast<T*>(x) + row * k, k); });

@@ -13,7 +13,6 @@
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/shared/rows.h"
-#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -197,7 +196,7 @@ void sum_narrow(Context* ctx, const Part& part, const GemmOutput& c) {
 // Whether the left operands are widened here, once for all of the columns: where gemm() would do it
 // for each of its blocks.
 bool widens_left(const ProductSum& sum) {
-  return !sum.by_rows && !platform::cpu().uses(platform::kBf16);
+  return !sum.by_rows && !gemm_has_bf16();
 }
 
 // Columns of all left operands that are not f32.

@@ -6,10 +6,10 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/wide.h"
-#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -24,7 +24,7 @@ struct Product {
   int64_t lda, ldb, ldc;
   int64_t k;
   bool accumulate;
-  bool wide_blocks;  // of 4 x 4 vectors, for 32 registers
+  int64_t side;  // of a block, in vectors
 };
 
 // The last k % kWide values, filled up with zeros.
@@ -96,11 +96,16 @@ BALORA_INLINE void multiply_range(const Product<T>& o, int64_t row, int64_t rows
 template <typename T>
 BALORA_INLINE void multiply(const Product<T>& o, int64_t row, int64_t rows, int64_t begin,
                             int64_t end) {
-  if (o.wide_blocks) return multiply_range<T, 4>(o, row, rows, begin, end);
+  if (o.side == 4) return multiply_range<T, 4>(o, row, rows, begin, end);
   multiply_range<T, 2>(o, row, rows, begin, end);
 }
 
+// By how many vectors a processor keeps in registers.
+constexpr Core<int64_t> kSides[] = {{"avx512", platform::kAvx512, 4}, {"any", 0, 2}};
+
 }  // namespace
+
+BALORA_IMPLEMENTATIONS(row_product, kSides)
 
 void row_product(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
                  const GemmOutput& c, double beta) {
@@ -113,7 +118,7 @@ void row_product(Context* ctx, const GemmShape& s, const GemmInput& a, const Gem
                              .ldc = c.ld,
                              .k = s.k,
                              .accumulate = beta != 0,
-                             .wide_blocks = platform::cpu().uses(platform::kAvx512)};
+                             .side = first_core(kSides).run};
     const int64_t row_bytes = std::max<int64_t>(s.k, 1) * static_cast<int64_t>(sizeof(T));
     const int64_t rows = std::max<int64_t>(kCachedBytes / row_bytes / 4 * 4, 32);
     const int64_t grain = std::max<int64_t>(4, (1 << 15) / std::max<int64_t>(s.k * s.m, 1));

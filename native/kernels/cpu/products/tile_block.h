@@ -63,16 +63,21 @@ BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64
   }
 }
 
-// A product by such blocks.
+// A product by such blocks, and by those of one vector where columns for no more are left.
 template <typename T, Left kLeft, int kBytes, int kRows>
 BALORA_INLINE void product(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
                            int64_t ldc, bool accumulate) {
   constexpr int64_t kColumns = 2 * kBytes / static_cast<int64_t>(sizeof(T));
-  for (int64_t n = 0; n < s.n; n += kColumns) {  // a panel of B stays in the first-level cache
+  int64_t n = 0;
+  for (; n + kColumns <= s.n; n += kColumns) {  // a panel of B stays in the first-level cache
     for (int64_t m = 0; m < s.m; m += kRows) {
       block<T, kLeft, kBytes, kRows>(s, row_of<kLeft>(a, lda, m), lda, b + n, ldb, c + m * ldc + n,
                                      ldc, accumulate);
     }
+  }
+  for (int64_t m = 0; n < s.n && m < s.m; m += kRows) {
+    block<T, kLeft, kBytes, kRows, 1>(s, row_of<kLeft>(a, lda, m), lda, b + n, ldb, c + m * ldc + n,
+                                      ldc, accumulate);
   }
 }
 

@@ -1,7 +1,8 @@
 // Matrix products of small packed tiles, single-threaded, for kernels that keep their operands in
 // cache (attention).
 //   C (m,n) = A (m,k) B (k,n), or += with accumulate; C is f32 (f64 for f64). n is a multiple of
-//   tile_columns(), m and k are of tile_step(); both divide kTileUnit.
+//   tile_columns() (of 8 for f64), m and k are of tile_step() (for f32 and f64 k is any); both
+//   divide kTileUnit.
 // A and C are row-major, rows lda and ldc apart. B is in "pair" order: row-major for f32 and f64;
 // for bf16 rows 2i and 2i+1 are interleaved, [k/2][ldb][2], which is what AVX512-BF16 and AMX
 // multiply. It is dense unless ldb says that it is part of a wider one. B and C are

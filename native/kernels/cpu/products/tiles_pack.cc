@@ -31,7 +31,7 @@ BALORA_INLINE void write_words(const Row32& a, const Row32& b, uint32_t* to,
 }
 
 // 32 x 32 elements whose rows of B are contiguous: each pair of rows is interleaved.
-BALORA_INLINE void pack_rows_loop(const TileMatrix& b, uint32_t* to) {
+BALORA_INLINE void pack_rows(const TileMatrix& b, uint32_t* to) {
   constexpr std::make_integer_sequence<int, 32> kLanes;
   prefetch_lines(b.at(kTileK, 0).data, b.k_stride);
   for (int64_t pair = 0; pair < kTileK / 2; ++pair) {
@@ -41,9 +41,6 @@ BALORA_INLINE void pack_rows_loop(const TileMatrix& b, uint32_t* to) {
     write_words<0>(first, second, to + pair * 16, kLanes);
     write_words<16>(first, second, to + 256 + pair * 16, kLanes);
   }
-}
-void pack_rows_block(const TileMatrix& b, uint32_t* to) {
-  at_level<&pack_rows_loop>(b, to);
 }
 
 // The same where its columns are: their pairs are words already.
@@ -61,7 +58,7 @@ void pack_edge_block(const TileMatrix& b, int64_t k, int64_t n, uint32_t* to) {
   for (int64_t i = 0; i < k; ++i) {
     for (int64_t j = 0; j < n; ++j) block[i * kTileN + j] = *b.at(i, j).data;
   }
-  pack_rows_block({block, kTileN, 1}, to);
+  at_level<&pack_rows>(TileMatrix{block, kTileN, 1}, to);
 }
 
 // Values of one row of a weight in blocks that are decoded at a time: a block of every format, and
@@ -112,7 +109,8 @@ void pack_decoded_panels(const TileMatrix& b, int64_t k, int64_t n, int64_t begi
       const int64_t count = std::min({kDecoded, n - j, end * kTileN - j});
       decoded.decode(*b.encoded, b.at(step * kTileK, j).first, b.k_stride, rows, count);
       for (int64_t i = 0; i < count; i += kTileN) {
-        pack_rows_block({decoded.values + i, kDecoded, 1}, to((j + i) / kTileN, step));
+        at_level<&pack_rows>(TileMatrix{decoded.values + i, kDecoded, 1},
+                             to((j + i) / kTileN, step));
       }
     }
   }
@@ -138,7 +136,7 @@ void pack_tile_panels(const TileMatrix& b, int64_t k, int64_t n, int64_t begin, 
     if (rows < kTileK || cols < kTileN || !(words || b.n_stride == 1)) {
       pack_edge_block(from, rows, cols, to);
     } else if (b.n_stride == 1) {
-      pack_rows_block(from, to);
+      at_level<&pack_rows>(from, to);
     } else {
       pack_columns_block(from, to);
     }

@@ -41,14 +41,7 @@ WIDE_TARGET BALORA_INLINE void wide_product(TileShape s, const float* a, int64_t
                                     ldc, accumulate);
     }
   }
-  const int64_t pairs = (s.n - n) / kTileUnit * kTileUnit;
-  product<float, kLeft, 64, 8>({s.m, pairs, s.k}, a, lda, b + n, ldb, c + n, ldc, accumulate);
-  n += pairs;
-  if (n == s.n) return;
-  for (int64_t m = 0; m < s.m; m += 8) {
-    block<float, kLeft, 64, 8, 1>(s, row_of<kLeft>(a, lda, m), lda, b + n, ldb, c + m * ldc + n,
-                                  ldc, accumulate);
-  }
+  product<float, kLeft, 64, 8>({s.m, s.n - n, s.k}, a, lda, b + n, ldb, c + n, ldc, accumulate);
 }
 
 }  // namespace

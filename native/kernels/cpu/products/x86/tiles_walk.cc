@@ -300,7 +300,6 @@ class Walk {
         packed_(packed),
         sums_(packed ? *packed : job.sums),
         writer_(Core::kRounds),
-        multiply_int8_(int8_core().run),
         passes_(job.sums.size()) {}
 
   AMX_TARGET void run() {
@@ -412,7 +411,7 @@ class Walk {
   // Panels that a rotation mixes are computed together.
   AMX_TARGET void multiply_int8_item(const Item& item, const Rows& rows) {
     const Sum& sum = sums_[item.sum];
-    multiply_int8(sum, rows.first, rows.count, item.panel, multiply_int8_, beginning_);
+    multiply_int8(sum, rows.first, rows.count, item.panel, int8_core().run, beginning_);
     for (int64_t p = 0; p < sum.panels_at_once(); ++p) {
       const int64_t col = (item.panel + p) * kTileN;
       Core::multiply(sum.terms, rows.first, rows.count, item.panel + p, writer_.pending(),
@@ -468,7 +467,6 @@ class Walk {
   std::vector<Sum>* packed_;
   const std::vector<Sum>& sums_;
   BlockWriter writer_;
-  Int8Multiply multiply_int8_;
   std::vector<Passes> passes_;  // of each sum
   alignas(64) float beginning_[kPanelRows * kBeginningLd];
   alignas(64) float partial_[kMostPartial<Core>][kPanelRows * kTileN];
