@@ -45,12 +45,6 @@ const kNativeExceptions: Record<string, string[]> = {
   'native/tape/tape.cc': ['ops'],
 };
 
-/** The files that ask which processor they are compiled for, besides native/platform/ and sources that are compiled for one alone. */
-const kProcessorFiles = [
-  'native/kernels/cpu/runtime/implementation.h',
-  'native/kernels/cpu/runtime/levels.h',
-];
-
 const kHarness = 'bench/harness';
 
 function filesBelow(folder: string, ending: RegExp): string[] {
@@ -101,7 +95,7 @@ function nativeComplaints(path: string, source: string): string[] {
 
 /** A complaint for each place where a source that every processor compiles knows one of them. */
 function processorComplaints(path: string, source: string): string[] {
-  if (/^native\/platform\/|\/x86\//.test(path) || kProcessorFiles.includes(path)) return [];
+  if (/^native\/platform\/|\/x86\//.test(path)) return [];
   const includes = source.matchAll(/#\s*include\s*"[^"]*\/x86\/[^"]*"/g);
   const asks = source.matchAll(/\b(?:__x86_64__|__AVX\w*|__aarch64__|__ARM\w*|_M_\w+64)\b/g);
   return [...includes, ...asks].map(([found]) => `${path}: knows a processor, found ${found}`);

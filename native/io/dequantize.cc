@@ -57,15 +57,14 @@ struct Decoder {
   static void any(const std::byte* data, int64_t blocks, float* out) {
     decode_blocks<Type>(data, blocks, out);
   }
-#if defined(__x86_64__) && defined(__GNUC__)
-  __attribute__((target("avx2"))) static void avx2(const std::byte* data, int64_t blocks,
-                                                   float* out) {
+  BALORA_ON_X86(__attribute__((target("avx2"))) static void avx2(const std::byte* data,
+                                                                 int64_t blocks, float* out) {
     decode_blocks<Type>(data, blocks, out);
+  })
+  static BlockDecoder chosen() {
+    BALORA_ON_X86(if (platform::cpu().uses(platform::kAvx2)) return avx2;)
+    return any;
   }
-  static BlockDecoder chosen() { return platform::cpu().uses(platform::kAvx2) ? avx2 : any; }
-#else
-  static BlockDecoder chosen() { return any; }
-#endif
 };
 
 double load_float(DType dtype, const std::byte* data, int64_t i) {

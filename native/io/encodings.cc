@@ -5,59 +5,17 @@
 #include <iterator>
 
 #include "io/dequantize.h"
+#include "io/four_bit_codes.h"
 #include "kernels/shared/blocks.h"
 #include "platform/cpu.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define BALORA_FOUR_BIT_AVX512 1
-#include <immintrin.h>
-#endif
 
 namespace balora::io {
 namespace {
 
 // ---- 4 bits -------------------------------------------------------------------------------------
 
-// Elements [first, first + count) of one block.
-using CodesDecoder = void (*)(const uint8_t* packed, int64_t first, int64_t count,
-                              const float* code, float scale, float* out);
-
-void decode_codes(const uint8_t* packed, int64_t first, int64_t count, const float* code,
-                  float scale, float* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = code[blocks::four_bit_code(packed, first + i)] * scale;
-  }
-}
-
-#ifdef BALORA_FOUR_BIT_AVX512
-__attribute__((target("avx512f,avx512bw,avx512vl"))) void decode_codes_avx512(
-    const uint8_t* packed, int64_t first, int64_t count, const float* code, float scale,
-    float* out) {
-  int64_t i = 0;
-  if (first % 2 != 0 && count > 0) {
-    decode_codes(packed, first, 1, code, scale, out);
-    i = 1;
-  }
-  const __m512 codes = _mm512_loadu_ps(code), scales = _mm512_set1_ps(scale);
-  const __m128i low = _mm_set1_epi8(15);
-  const uint8_t* from = packed + (first + i) / 2;
-  for (; i + 32 <= count; i += 32, from += 16) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    const __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), low);
-    const __m128i odd = _mm_and_si128(bytes, low);
-    const __m512i left = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(even, odd));
-    const __m512i right = _mm512_cvtepu8_epi32(_mm_unpackhi_epi8(even, odd));
-    _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_permutexvar_ps(left, codes), scales));
-    _mm512_storeu_ps(out + i + 16, _mm512_mul_ps(_mm512_permutexvar_ps(right, codes), scales));
-  }
-  decode_codes(packed, first + i, count - i, code, scale, out + i);
-}
-#endif
-
 CodesDecoder choose_codes_decoder() {
-#ifdef BALORA_FOUR_BIT_AVX512
-  if (platform::cpu().uses(platform::kAvx512)) return decode_codes_avx512;
-#endif
+  BALORA_ON_X86(if (platform::cpu().uses(platform::kAvx512)) return x86::decode_codes;)
   return decode_codes;
 }
 

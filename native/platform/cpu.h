@@ -3,6 +3,14 @@
 #pragma once
 #include <cstdint>
 
+// Its arguments where the sources in x86 folders are compiled, and nothing elsewhere: the one place
+// that asks the compiler for the processor.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define BALORA_ON_X86(...) __VA_ARGS__
+#else
+#define BALORA_ON_X86(...)
+#endif
+
 namespace balora::platform {
 
 // Sets of instructions, each of which implementations are written for.

@@ -323,9 +323,11 @@ void backward_by_tiles(Context* ctx, const balora_attention_backward& o) {
 }
 
 constexpr Implementation<balora_attention_backward> kBackward[] = {
-    BALORA_X86({"amx", platform::kAmx,
-                [](const balora_attention_backward& o) { return o.q->dtype == BALORA_BF16; },
-                x86::backward_on_amx}, ){"tiles", 0, nullptr, backward_by_tiles},
+    BALORA_X86(
+        "amx", platform::kAmx,
+        [](const balora_attention_backward& o) { return o.q->dtype == BALORA_BF16; },
+        x86::backward_on_amx),
+    {"tiles", 0, nullptr, backward_by_tiles},
 };
 
 }  // namespace

@@ -385,24 +385,25 @@ template <typename T, typename E>
 using CoreOf = Core<const AttentionCore<T, E>*>;
 
 constexpr CoreOf<float, float> kF32[] = {
-    BALORA_X86({"avx512", platform::kAvx512, &x86::avx512_core}, ){"any", 0,
-                                                                   &kAnyCore<float, float>},
+    BALORA_X86("avx512", platform::kAvx512, &x86::avx512_core),
+    {"any", 0, &kAnyCore<float, float>},
 };
 constexpr CoreOf<f16, float> kF16[] = {
-    BALORA_X86({"avx512", platform::kAvx512, &x86::avx512_f16_core}, ){"any", 0,
-                                                                       &kAnyCore<f16, float>},
+    BALORA_X86("avx512", platform::kAvx512, &x86::avx512_f16_core),
+    {"any", 0, &kAnyCore<f16, float>},
 };
 constexpr CoreOf<double, double> kF64[] = {
     {"any", 0, &kAnyCore<double, double>},
 };
 // Where products are not of bf16.
 constexpr CoreOf<bf16, float> kWidened[] = {
-    BALORA_X86({"avx512", platform::kAvx512, &x86::avx512_widened_core}, ){"any", 0,
-                                                                           &kAnyCore<bf16, float>},
+    BALORA_X86("avx512", platform::kAvx512, &x86::avx512_widened_core),
+    {"any", 0, &kAnyCore<bf16, float>},
 };
 constexpr CoreOf<bf16, bf16> kBf16[] = {
-    BALORA_X86({"amx", platform::kAmx, &x86::amx_core},
-               {"avx512_bf16", platform::kBf16, &x86::avx512_bf16_core}, ){"none", 0, nullptr},
+    BALORA_X86("amx", platform::kAmx, &x86::amx_core),
+    BALORA_X86("avx512_bf16", platform::kBf16, &x86::avx512_bf16_core),
+    {"none", 0, nullptr},
 };
 
 }  // namespace

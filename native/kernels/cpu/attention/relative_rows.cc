@@ -121,8 +121,8 @@ constexpr PositionCore<A> kAnyPositions = {add_of_queries_block, add_of_keys_blo
                                            sum_of_queries_block, sum_of_keys_block};
 
 constexpr Core<const PositionCore<float>*> kPositions[] = {
-    BALORA_X86({"avx512", platform::kAvx512, &x86::avx512_positions}, ){"any", 0,
-                                                                        &kAnyPositions<float>},
+    BALORA_X86("avx512", platform::kAvx512, &x86::avx512_positions),
+    {"any", 0, &kAnyPositions<float>},
 };
 
 template <typename A>

@@ -114,12 +114,12 @@ bool is_silu_of_bf16(const O& o) {
 }
 
 constexpr Implementation<balora_gated_forward> kForward[] = {
-    BALORA_X86({"avx512_bf16", platform::kBf16, is_silu_of_bf16, x86::swiglu_forward}, ){
-        "any", 0, nullptr, forward_any},
+    BALORA_X86("avx512_bf16", platform::kBf16, is_silu_of_bf16, x86::swiglu_forward),
+    {"any", 0, nullptr, forward_any},
 };
 constexpr Implementation<balora_gated_backward> kBackward[] = {
-    BALORA_X86({"avx512_bf16", platform::kBf16, is_silu_of_bf16, x86::swiglu_backward}, ){
-        "any", 0, nullptr, backward_any},
+    BALORA_X86("avx512_bf16", platform::kBf16, is_silu_of_bf16, x86::swiglu_backward),
+    {"any", 0, nullptr, backward_any},
 };
 
 }  // namespace

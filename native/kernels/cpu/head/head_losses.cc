@@ -185,8 +185,9 @@ void by_rows(Context* ctx, const Operands& o) {
 }
 
 constexpr Implementation<balora_head_losses> kHeadLosses[] = {
-    BALORA_X86({"by_token", platform::kAmx | platform::kBf16, x86::takes_by_token,
-                x86::head_losses_by_token}, ){"by_rows", 0, nullptr, by_rows},
+    BALORA_X86("by_token", platform::kAmx | platform::kBf16, x86::takes_by_token,
+               x86::head_losses_by_token),
+    {"by_rows", 0, nullptr, by_rows},
 };
 
 }  // namespace

@@ -224,16 +224,16 @@ bool is_bf16_for_dx(const balora_rms_norm_backward& o) {
 }
 
 constexpr Implementation<balora_rms_norm_forward> kForward[] = {
-    BALORA_X86({"avx512_bf16", platform::kBf16, is_bf16, x86::rms_norm_forward}, ){
-        "any", 0, nullptr, forward_any},
+    BALORA_X86("avx512_bf16", platform::kBf16, is_bf16, x86::rms_norm_forward),
+    {"any", 0, nullptr, forward_any},
 };
 constexpr Implementation<balora_rms_norm_add_forward> kAddForward[] = {
-    BALORA_X86({"avx512_bf16", platform::kBf16, is_bf16, x86::rms_norm_add_forward}, ){
-        "any", 0, nullptr, add_forward_any},
+    BALORA_X86("avx512_bf16", platform::kBf16, is_bf16, x86::rms_norm_add_forward),
+    {"any", 0, nullptr, add_forward_any},
 };
 constexpr Implementation<balora_rms_norm_backward> kBackward[] = {
-    BALORA_X86({"avx512_bf16", platform::kBf16, is_bf16_for_dx, x86::rms_norm_backward}, ){
-        "any", 0, nullptr, backward_any},
+    BALORA_X86("avx512_bf16", platform::kBf16, is_bf16_for_dx, x86::rms_norm_backward),
+    {"any", 0, nullptr, backward_any},
 };
 
 }  // namespace

@@ -224,9 +224,9 @@ void multiply_plain(const Int8Block& t, int64_t rows, float* c, int64_t ldc, boo
 }
 
 constexpr Core<Int8Multiply> kCores[] = {
-    BALORA_X86({"avx512_vnni", platform::kVnni, x86::multiply_avx512_vnni},
-               {"avx_vnni", platform::kAvxVnni, x86::multiply_avx_vnni}, ){"plain", 0,
-                                                                           multiply_plain},
+    BALORA_X86("avx512_vnni", platform::kVnni, x86::multiply_avx512_vnni),
+    BALORA_X86("avx_vnni", platform::kAvxVnni, x86::multiply_avx_vnni),
+    {"plain", 0, multiply_plain},
 };
 
 }  // namespace

@@ -15,12 +15,16 @@ template <typename T>
 using WideTiles = void (*)(const TileOperands<T>&);
 
 constexpr Core<WideTiles<float>> kF32[] = {
-    BALORA_X86({"avx512", platform::kAvx512, x86::multiply_avx512}, )
-        BALORA_X86({"avx2", platform::kAvx2, x86::multiply_avx2}, ){"plain", 0, multiply_plain},
+    BALORA_X86("avx512", platform::kAvx512, x86::multiply_avx512),
+
+    BALORA_X86("avx2", platform::kAvx2, x86::multiply_avx2),
+    {"plain", 0, multiply_plain},
 };
 constexpr Core<WideTiles<double>> kF64[] = {
-    BALORA_X86({"avx512", platform::kAvx512, x86::multiply_avx512}, )
-        BALORA_X86({"avx2", platform::kAvx2, x86::multiply_avx2}, ){"plain", 0, multiply_plain},
+    BALORA_X86("avx512", platform::kAvx512, x86::multiply_avx512),
+
+    BALORA_X86("avx2", platform::kAvx2, x86::multiply_avx2),
+    {"plain", 0, multiply_plain},
 };
 
 struct PairTiles {
@@ -30,10 +34,10 @@ struct PairTiles {
   void (*close)() = nullptr;
 };
 constexpr Core<PairTiles> kBf16[] = {
-    BALORA_X86({"amx",
-                platform::kAmx,
-                {x86::multiply_amx, kTileUnit, kTileUnit, x86::open_amx, x86::close_amx}},
-               {"avx512_bf16", platform::kBf16, {x86::multiply_avx512}}, ){"none", 0, {}},
+    BALORA_X86("amx", platform::kAmx,
+               {x86::multiply_amx, kTileUnit, kTileUnit, x86::open_amx, x86::close_amx}),
+    BALORA_X86("avx512_bf16", platform::kBf16, {x86::multiply_avx512}),
+    {"none", 0, {}},
 };
 
 const PairTiles& pairs() {

@@ -62,11 +62,11 @@ void pack_all(Context* ctx, Job& job, bf16* to) {
 }
 
 constexpr Core<TilesCore> kCores[] = {
-    BALORA_X86(
-        {"amx", platform::kAmx, {x86::run_part_amx, x86::contract_amx, int64_t{17} << 16, true}},
-        {"avx512_bf16",
-         platform::kBf16,
-         {x86::run_part_avx512, x86::contract_avx512, int64_t{1} << 20}}, ){"none", 0, {}},
+    BALORA_X86("amx", platform::kAmx,
+               {x86::run_part_amx, x86::contract_amx, int64_t{17} << 16, true}),
+    BALORA_X86("avx512_bf16", platform::kBf16,
+               {x86::run_part_avx512, x86::contract_avx512, int64_t{1} << 20}),
+    {"none", 0, {}},
 };
 
 }  // namespace

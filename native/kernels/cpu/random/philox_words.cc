@@ -38,7 +38,8 @@ void draw_any(uint64_t seed, uint64_t stream, uint64_t first_block, int blocks, 
 }
 
 constexpr Core<DrawWords*> kDraws[] = {
-    BALORA_X86({"avx512", platform::kAvx512, x86::draw_words}, ){"any", 0, draw_any},
+    BALORA_X86("avx512", platform::kAvx512, x86::draw_words),
+    {"any", 0, draw_any},
 };
 
 }  // namespace

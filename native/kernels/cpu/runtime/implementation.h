@@ -13,7 +13,7 @@
 // alone, so a driver asks once:
 //
 //   constexpr Core<Bf16Tile> kTiles[] = {
-//       BALORA_X86({"amx", platform::kAmx, x86::amx_tile}, )
+//       BALORA_X86("amx", platform::kAmx, x86::amx_tile),
 //       {"plain", 0, plain_tile},
 //   };
 //
@@ -28,13 +28,9 @@
 #include "platform/cpu.h"
 #include "tensor/errors.h"
 
-// Entries for one architecture, whose sources lie in folders of that name that are compiled for it
-// alone (docs/how-to-add-a-processor.md).
-#if defined(__x86_64__) && defined(__GNUC__)
-#define BALORA_X86(...) __VA_ARGS__
-#else
-#define BALORA_X86(...)
-#endif
+// An entry for x86, whose sources lie in folders of that name that are compiled for it alone
+// (docs/how-to-add-a-processor.md); elsewhere one without a name, which nobody gets.
+#define BALORA_X86(...) {BALORA_ON_X86(__VA_ARGS__)}
 
 namespace balora {
 
@@ -63,7 +59,8 @@ extern void (*on_choice)(const void* list, size_t index);
 template <typename O, size_t N>
 int32_t run_first(const Implementation<O> (&list)[N], Context* ctx, const O& o) {
   for (const Implementation<O>& entry : list) {
-    if (!platform::cpu().uses(entry.needs) || (entry.takes && !entry.takes(o))) continue;
+    if (!entry.name || !platform::cpu().uses(entry.needs)) continue;
+    if (entry.takes && !entry.takes(o)) continue;
     if (on_choice) on_choice(list, static_cast<size_t>(&entry - list));
     entry.run(ctx, o);
     ctx->implementation = entry.name;  // behind those of what it has called
@@ -76,7 +73,7 @@ int32_t run_first(const Implementation<O> (&list)[N], Context* ctx, const O& o) 
 template <typename F, size_t N>
 const Core<F>& first_core(const Core<F> (&list)[N]) {
   const Core<F>* core = list;
-  while (!platform::cpu().uses(core->needs)) ++core;
+  while (!core->name || !platform::cpu().uses(core->needs)) ++core;
   if (on_choice) on_choice(list, static_cast<size_t>(core - list));
   return *core;
 }
@@ -95,7 +92,9 @@ struct ImplementationList {
 template <typename L, size_t N>
 ImplementationList named_list(const char* name, const L (&list)[N]) {
   ImplementationList named{name, list, {}};
-  for (const L& entry : list) named.entries.push_back({entry.name, entry.needs});
+  for (const L& entry : list) {
+    if (entry.name) named.entries.push_back({entry.name, entry.needs});
+  }
   return named;
 }
 

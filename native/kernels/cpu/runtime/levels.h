@@ -23,17 +23,15 @@ struct Levels;
 template <typename R, typename... P, R (*kBody)(P...)>
 struct Levels<kBody> {
   static R lowest(P... p) { return kBody(p...); }
-#if defined(__x86_64__) && defined(__GNUC__)
-  __attribute__((target("arch=x86-64-v3"))) static R avx2(P... p) { return kBody(p...); }
-  __attribute__((target("arch=x86-64-v4"))) static R avx512(P... p) { return kBody(p...); }
+  BALORA_ON_X86(
+      __attribute__((target("arch=x86-64-v3"))) static R avx2(P... p) { return kBody(p...); }
+      __attribute__((target("arch=x86-64-v4"))) static R avx512(P... p) { return kBody(p...); })
 
   static auto chosen() {
-    if (platform::cpu().uses(platform::kAvx512)) return &avx512;
-    return platform::cpu().uses(platform::kAvx2) ? &avx2 : &lowest;
+    BALORA_ON_X86(if (platform::cpu().uses(platform::kAvx512)) return &avx512;
+                  if (platform::cpu().uses(platform::kAvx2)) return &avx2;)
+    return &lowest;
   }
-#else
-  static auto chosen() { return &lowest; }
-#endif
 };
 
 // Calls a BALORA_INLINE function.

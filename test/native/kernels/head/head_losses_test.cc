@@ -457,7 +457,7 @@ TEST_CASE("head losses by token equal plain loops in f64, whatever is ragged or 
 namespace {
 
 int64_t rows_by_token([[maybe_unused]] const balora_head_losses& o) {
-  BALORA_X86(return x86::rows_by_token(o);)
+  BALORA_ON_X86(return x86::rows_by_token(o);)
   return 0;
 }
 
