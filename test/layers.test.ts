@@ -106,7 +106,7 @@ function listComplaints(path: string, source: string, listed: string): string[] 
   const lists = source.matchAll(/^constexpr (?:Core|Implementation)\w*<.*> (\w+)\[\] = \{$/gm);
   return Array.from(lists, ([, list = '']) => list)
     .filter((list) => {
-      const named = source.match(`BALORA_IMPLEMENTATIONS\\((\\w+), ${list}\\)`)?.[1];
+      const named = source.match(`BALORA_IMPLEMENTATIONS\\((\\w+), (?:\\w+::)?${list}\\)`)?.[1];
       return !named || !listed.includes(`LIST(${named})`);
     })
     .map((list) => `${path}: ${list} is no list of implementations.def`);
