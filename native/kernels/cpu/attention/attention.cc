@@ -26,7 +26,7 @@ struct Scratch {
     values = arena.take<E>(tiles * tile);
     q = arena.take<E>(tile);
     scores = arena.take<A>(kTile * kTile);
-    p = in_place_or_taken<E>(arena, scores);
+    p = in_place_or_taken<E>(arena, scores, kTile * kTile);
     out = arena.take<A>(tile);
     highest = arena.take<A>(kTile);
     total = arena.take<A>(kTile);
@@ -64,8 +64,9 @@ class Forward {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
-    for (int64_t first = own.first; first < own.last; first += core_.queries) {
-      const int64_t queries = std::min(core_.queries, own.last - first);
+    const int64_t block = core_.block;
+    for (int64_t first = own.first; first < own.last; first += block) {
+      const int64_t queries = std::min(block, own.last - first);
       query_block(segment, run.kv_head, head, met, {first, queries}, scratch);
     }
   }
@@ -88,7 +89,7 @@ class Forward {
       const Keys keys(segment, key_tile);
       const int64_t at = keys.first * d, n = tile_padded(keys.count);
       const Band band = band_of(g_, own.first, keys.first);
-      score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
+      score_product(band, {n, r, d}, scratch.keys + at, scratch.q, r, scratch.scores);
       softmax<T, E>({.geometry = g_,
                      .segment_rows = segment.rows,
                      .first_query = own.first,
@@ -151,6 +152,7 @@ void forward(Context* ctx, const balora_attention_forward& o) {
   for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
     forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
+  ctx->implementation = named_core_of<T, E>().name;
 }
 
 }  // namespace
