@@ -47,6 +47,7 @@ class Forward {
         k_(o.k),
         v_(o.v),
         out_(o.out),
+        sinks_(data_of<A>(o.sinks)),
         lse_(data_of<A>(o.lse)) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<E>& scratch) const {
@@ -64,7 +65,8 @@ class Forward {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
-    const int64_t block = core_.block;
+    // Wider heads than these leave L2 no room for 64 queries of f32.
+    const int64_t block = kScaledQueries<E> && g_.size > 256 ? kTile / 2 : core_.block;
     for (int64_t first = own.first; first < own.last; first += block) {
       const int64_t queries = std::min(block, own.last - first);
       query_block(segment, run.kv_head, head, met, {first, queries}, scratch);
@@ -81,8 +83,10 @@ class Forward {
     core_.columns_right(q_.source(row, head, own.queries), scratch.q, r, d);
     if constexpr (kScaledQueries<E>) scale_packed(scratch.q, r * d, query_scale_);
     std::fill(scratch.out, scratch.out + r * d, A(0));
-    std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
-    std::fill(scratch.total, scratch.total + r, A(0));
+    constexpr A kNone = -std::numeric_limits<A>::infinity();
+    const A sink = sinks_ ? sinks_[head] : kNone;
+    std::fill(scratch.highest, scratch.highest + r, sink);
+    std::fill(scratch.total, scratch.total + r, sink == kNone ? A(0) : A(1));
     // The last keys first: of a causal mask, those by the queries themselves, whose maxima mostly stay.
     for (int64_t key_tile = met.last - 1; key_tile >= met.first; --key_tile) {
       pack_keys(segment, kv_head, key_tile, scratch);
@@ -131,6 +135,7 @@ class Forward {
   Geometry g_;
   double query_scale_;
   Heads<T> q_, k_, v_, out_;
+  const A* sinks_;  // (H), or null
   A* lse_;
   const AttentionCore<T, E>& core_ = core_of<T, E>();
 };

@@ -5,11 +5,14 @@
 //   dv = p^T dout
 //   dk = ds^T q
 //   dq = ds k
+//   dsink = -sum over queries of e^(sink - lse) delta
 // A thread owns runs of key tiles, so dk and dv are its own; dq sums over key tiles, and where
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. A tile of queries at a time: its packed copies and its
 // dq stay in the nearest cache. Where scores are keys by queries they are made in blocks of a tile,
 // and heads that share the keys add to dk and dv together, which are loaded and stored once.
+#include <cmath>
+
 #include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
@@ -360,6 +363,33 @@ void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& se
   }
 }
 
+// Each head sums over all of its queries in their order, so that threads do not change it.
+template <typename T, typename E>
+void sink_gradients(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+                    const balora_attention_backward& o) {
+  using A = Acc<E>;
+  const Heads<T> dout(o.dout), out(o.out);
+  const A *sinks = data_of<A>(o.sinks), *lse = data_of<A>(o.lse);
+  parallel_for(ctx, g.heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head) {
+      double sum = 0;
+      for (const Segment& segment : segments) {
+        for (int64_t tile = segment.skip / kTile; tile < tile_count(segment.rows); ++tile) {
+          const Queries own(segment, tile);
+          const int64_t row = segment.query(own.first), queries = own.count();
+          A delta[kTile];
+          core_of<T, E>().row_dots(dout.source(row, head, queries), out.source(row, head, queries),
+                                   delta);
+          for (int64_t i = 0; i < queries; ++i) {
+            sum += std::exp(double{sinks[head]} - lse[(row + i) * g.heads + head]) * delta[i];
+          }
+        }
+      }
+      data_of<A>(o.dsinks)[head] = static_cast<A>(-sum);
+    }
+  });
+}
+
 template <typename T>
 void clear_padding(const Geometry& g, const std::vector<Segment>& segments,
                    const balora_attention_backward& o) {
@@ -389,6 +419,7 @@ void backward(Context* ctx, const balora_attention_backward& o) {
     backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
   merge_slots(ctx, g, segments, plan, slots, backward);
+  if (o.dsinks) sink_gradients<T, E>(ctx, g, segments, o);
   ctx->implementation = named_core_of<T, E>().name;
 }
 
