@@ -20,12 +20,12 @@ export interface NativeOps {
   arange(start: number, stop: number, step: number, dtype: DType): Handle;
   argmax(x: Handle, axis: number, keepDims: boolean): Handle;
   argmin(x: Handle, axis: number, keepDims: boolean): Handle;
-  attention(q: Handle, k: Handle, v: Handle, segments: { cuSeqlens: Handle; cuQueries: Handle | null; lengths: Handle | null }, options: { scale: number; softcap: number; window: number; causal: boolean }): Handle;
+  attention(q: Handle, k: Handle, v: Handle, sinks: Handle | null, segments: { cuSeqlens: Handle; cuQueries: Handle | null; lengths: Handle | null }, options: { scale: number; softcap: number; window: number; causal: boolean }): Handle;
   backward(roots: readonly (Handle)[], grads: readonly (Handle | null)[], retainGraph: boolean): void;
   beginGraph(sharing: unknown): unknown;
   binary(a: Handle, b: Handle, name: string): Handle;
   cacheAppend(k: Handle, v: Handle, cache: { chunks: readonly (Handle)[]; layer: number; cuRows: Handle; lengths: Handle; tables: Handle; firstBlocks: Handle | null }): void;
-  cachedAttention(q: Handle, cache: { chunks: readonly (Handle)[]; layer: number; cuRows: Handle; lengths: Handle; tables: Handle; firstBlocks: Handle | null }, bias: Handle | null, options: { scale: number; softcap: number; window: number; causal: boolean }): Handle;
+  cachedAttention(q: Handle, cache: { chunks: readonly (Handle)[]; layer: number; cuRows: Handle; lengths: Handle; tables: Handle; firstBlocks: Handle | null }, bias: Handle | null, sinks: Handle | null, options: { scale: number; softcap: number; window: number; causal: boolean }): Handle;
   cast(x: Handle, dtype: DType): Handle;
   clamp(x: Handle, low: number, high: number): Handle;
   clipCoefficient(norm: Handle, maxNorm: number): Handle;

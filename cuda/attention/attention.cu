@@ -314,6 +314,7 @@ void run_mma(Context* ctx, Operands<T> o, const Segments& segments) {
 namespace balora::cuda {
 
 int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o) {
+  if (o.sinks) throw UnsupportedError("attention: sinks are not computed on CUDA devices");
   using namespace attention;
   const Segments segments = segments_of(o);
   const auto run_with = [&]<typename T>() {

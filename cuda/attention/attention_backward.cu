@@ -356,6 +356,7 @@ Operands operands_of(const balora_attention_backward& o, const Acc<T>* delta,
 }  // namespace
 
 int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
+  if (o.sinks) throw UnsupportedError("attention: sinks are not computed on CUDA devices");
   using namespace attention;
   const int64_t m = o.q->shape[0];
   const Segments segments = segments_of(o);

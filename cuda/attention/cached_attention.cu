@@ -267,6 +267,7 @@ int64_t blocks_of_parts(Context* ctx, const kv_cache::Cache& cache, const Attent
 }  // namespace
 
 int32_t cached_attention_kernel(Context* ctx, const balora_cached_attention& o) {
+  if (o.sinks) throw UnsupportedError("cached_attention: sinks are not computed on CUDA devices");
   const int64_t rows = o.q->shape[0], heads = o.q->shape[1], size = o.q->shape[2];
   if (rows == 0) return 0;
   const kv_cache::Cache cache = kv_cache::cache_of(ctx, "cached_attention", *o.cache, o.cu_rows);

@@ -59,6 +59,8 @@ export interface CachedAttentionOptions {
   window?: number;
   /** Scores become softcap * tanh(score / softcap), after the scale. Default 0: none. */
   softcap?: number;
+  /** (H), as of `attention`. Default: none. */
+  sinks?: Tensor | null;
   /** Default 1 / sqrt(D). */
   scale?: number;
 }
@@ -77,15 +79,22 @@ export function cachedAttention(
     causal = true,
     window = 0,
     softcap = 0,
+    sinks = null,
     scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
   }: CachedAttentionOptions = {},
 ): Tensor {
   return new Tensor(
-    native.cachedAttention(q.handle, operandsOf(cache), bias?.handle ?? null, {
-      scale,
-      softcap,
-      window,
-      causal,
-    }),
+    native.cachedAttention(
+      q.handle,
+      operandsOf(cache),
+      bias?.handle ?? null,
+      sinks?.handle ?? null,
+      {
+        scale,
+        softcap,
+        window,
+        causal,
+      },
+    ),
   );
 }

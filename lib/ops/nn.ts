@@ -67,6 +67,11 @@ export interface AttentionOptions {
   window?: number;
   /** Scores become softcap * tanh(score / softcap), after the scale (Gemma-2). Default 0: none. */
   softcap?: number;
+  /**
+   * (H), f32 (f64 with f64): a score by head that joins each softmax without a value, after scale and soft-cap, so that a row's weights
+   * may sum to less than 1 (GPT-OSS). Default: none. CPU only.
+   */
+  sinks?: Tensor | null;
   /** Default 1 / sqrt(D). */
   scale?: number;
 }
@@ -91,6 +96,7 @@ export function attention(
     causal = true,
     window = 0,
     softcap = 0,
+    sinks = null,
     scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
   }: AttentionOptions,
 ): Tensor {
@@ -99,6 +105,7 @@ export function attention(
       q.handle,
       k.handle,
       v.handle,
+      sinks?.handle ?? null,
       {
         cuSeqlens: cuSeqlens.handle,
         cuQueries: cuQueries?.handle ?? null,

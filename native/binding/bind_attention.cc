@@ -48,10 +48,11 @@ struct Named<KvCache> {
 };
 
 void bind_attention(Module& m) {
-  op(m, "attention", &attention, {"q", "k", "v", "segments", "options"}, Grad::kYes);
+  op(m, "attention", &attention, {"q", "k", "v", "sinks", "segments", "options"}, Grad::kYes);
   op(m, "relativeAttention", &relative_attention, {"operands", "scale", "causal"}, Grad::kYes);
   op(m, "cacheAppend", &cache_append, {"k", "v", "cache"}, Grad::kNone);
-  op(m, "cachedAttention", &cached_attention, {"q", "cache", "bias", "options"}, Grad::kNone);
+  op(m, "cachedAttention", &cached_attention, {"q", "cache", "bias", "sinks", "options"},
+     Grad::kNone);
 }
 
 }  // namespace balora::binding

@@ -30,8 +30,10 @@ struct AttentionOptions {
   int64_t window;  // 0: none
   bool causal;
 };
+// sinks (H) f32 (f64 for f64)
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                 const AttentionSegments& segments, const AttentionOptions& options);
+                 const std::optional<Tensor>& sinks, const AttentionSegments& segments,
+                 const AttentionOptions& options);
 
 // relative_attention.cc: queries (N,H,D) of one sequence attend to keys and values (M,H,D) of
 // another, or the same one. Relative position r = key - query + (R-1)/2 adds bias[r] (R,H) to the
@@ -56,9 +58,9 @@ struct KvCache {
 };
 // k, v (N,Hkv,D) into the chunks, in place
 void cache_append(const Tensor& k, const Tensor& v, const KvCache& cache);
-// q (N,H,D), bias (R,H) by distance -> (N,H,D)
+// q (N,H,D), bias (R,H) by distance, sinks as of attention -> (N,H,D)
 Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::optional<Tensor>& bias,
-                        const AttentionOptions& options);
+                        const std::optional<Tensor>& sinks, const AttentionOptions& options);
 
 // linear.cc: x, x_adapter (...,I) -> one (...,O) a linear
 struct LowRankFactors {

@@ -27,4 +27,13 @@ inline Tensor row_strided(const Tensor& x) {
   return x.detach();
 }
 
+// The sinks (H) of the heads of q (N,H,D) off the tape; undefined without them.
+inline Tensor sinks_of(const char* op, const Tensor& q, const std::optional<Tensor>& sinks) {
+  if (!sinks) return {};
+  check_shape(op, "sinks", *sinks, {q.dim(1)}, "(H)");
+  check_dtype(op, "sinks", *sinks, accumulator_dtype(q.dtype()));
+  check_same_engine(op, q, *sinks);
+  return contiguous(sinks->detach());
+}
+
 }  // namespace balora

@@ -181,7 +181,7 @@ const char* const kRowNames[] = {
 #include "kernels/kernels.def"
 };
 
-// The fields of a structure of operands, up to sixteen.
+// The fields of a structure of operands, up to eighteen.
 struct AnyField {
   template <typename T>
   operator T() const;
@@ -190,7 +190,7 @@ template <typename O, size_t... I>
 constexpr bool has_fields(std::index_sequence<I...>) {
   return requires { O{(static_cast<void>(I), AnyField{})...}; };
 }
-template <typename O, size_t N = 16>
+template <typename O, size_t N = 18>
 constexpr size_t field_count() {
   if constexpr (has_fields<O>(std::make_index_sequence<N>{})) {
     return N;
@@ -223,6 +223,8 @@ void for_each_field(O& structure, const F& body) {
   BIND(14, a, b, c, d, e, f, g, h, i, j, k, l, m, n)
   BIND(15, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o)
   BIND(16, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)
+  BIND(17, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q)
+  BIND(18, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r)
 #undef BIND
 }
 

@@ -12,7 +12,9 @@ interface Case {
   heads: number;
   kvHeads: number;
   size: number;
-  options?: Omit<AttentionOptions, 'cuSeqlens' | 'lengths'>;
+  /** By head. */
+  sinks?: number[];
+  options?: Omit<AttentionOptions, 'cuSeqlens' | 'lengths' | 'sinks'>;
 }
 
 const kCases: Record<string, Case> = {
@@ -41,6 +43,14 @@ const kCases: Record<string, Case> = {
     size: 8,
     options: { softcap: 1.5, scale: 0.7 },
   },
+  'sinks, a window and a soft-cap': {
+    ...{ cu: [0, 31, 100], heads: 4, kvHeads: 2, size: 9, sinks: [-20, 0.3, 1.7, 6] },
+    options: { window: 20, softcap: 2.5 },
+  },
+  'sinks without a causal mask': {
+    ...{ cu: [0, 70], lengths: [66], heads: 2, kvHeads: 1, size: 8, sinks: [0, 2] },
+    options: { causal: false },
+  },
   'padded segments': { cu: [0, 33, 66, 99], lengths: [33, 1, 20], heads: 3, kvHeads: 1, size: 8 },
 };
 
@@ -62,6 +72,11 @@ function optionsOf(c: Case): AttentionOptions {
     ...c.options,
   };
 }
+
+const sinksOf = (c: Case, dtype: (typeof kFloatTypes)[number]): Tensor | null =>
+  c.sinks
+    ? tensor(dtype === 'f64' ? Float64Array.from(c.sinks) : Float32Array.from(c.sinks))
+    : null;
 
 /** The definition of attention in plain loops. */
 function definition(c: Case, q: Float64Array, k: Float64Array, v: Float64Array): Float64Array {
@@ -85,7 +100,7 @@ function definition(c: Case, q: Float64Array, k: Float64Array, v: Float64Array):
           score *= scale;
           return Math.exp(softcap > 0 ? softcap * Math.tanh(score / softcap) : score);
         });
-        const sum = p.reduce((total, x) => total + x, 0);
+        const sum = p.reduce((total, x) => total + x, Math.exp(c.sinks?.[h] ?? -Infinity));
         p.forEach((x, j) => {
           for (let d = 0; d < size; ++d) {
             const value = v[row(begin + j, kv, kvHeads) + d] as number;
@@ -100,19 +115,22 @@ function definition(c: Case, q: Float64Array, k: Float64Array, v: Float64Array):
 
 describe('attention', () => {
   for (const [name, c] of Object.entries(kCases)) {
+    if (c.sinks && kTestDevice !== 'cpu') continue;
     it(`equals its definition and has its gradient with ${name}`, () => {
       for (const dtype of kFloatTypes) {
         const [q, k, v] = inputs(c, dtype);
-        const out = attention(q, k, v, optionsOf(c));
+        const out = attention(q, k, v, { ...optionsOf(c), sinks: sinksOf(c, dtype) });
         expect(out.shape).toEqual(q.shape);
         expect(out.dtype).toBe(dtype);
         // In bf16 the probabilities are rounded before their product with v, and then the result.
         const tolerance = 3 * roundingOf(dtype) + (dtype === 'f64' ? 1e-14 : 2e-6);
         expectClose(out, definition(c, values(q), values(k), values(v)), tolerance);
       }
+      const sinks = sinksOf(c, 'f64');
       gradcheck(
-        (q, k, v) => attention(q as Tensor, k as Tensor, v as Tensor, optionsOf(c)),
-        inputs(c),
+        (q, k, v, sinks) =>
+          attention(q as Tensor, k as Tensor, v as Tensor, { ...optionsOf(c), sinks }),
+        [...inputs(c), ...(sinks ? [sinks] : [])],
       );
     });
   }
@@ -137,9 +155,10 @@ describe('attention', () => {
   });
 
   it('gives packed sequences exactly the results of each alone', () => {
-    const c = { cu: [0, 31, 64, 187], heads: 4, kvHeads: 2, size: 16 };
+    const c = { cu: [0, 31, 64, 187], heads: 4, kvHeads: 2, size: 16, sinks: [-3, 0, 1, 2] };
     const [q, k, v] = inputs(c, 'f32');
-    const packed = values(attention(q, k, v, optionsOf(c)));
+    const sinks = kTestDevice === 'cpu' ? sinksOf(c, 'f32') : null;
+    const packed = values(attention(q, k, v, { ...optionsOf(c), sinks }));
     const part = (t: Tensor, from: number, to: number) => {
       const perRow = t.size / 187;
       return tensor((t.dataSync() as Float32Array).slice(from * perRow, to * perRow), {
@@ -150,9 +169,18 @@ describe('attention', () => {
       const [from, to] = [c.cu[b] as number, c.cu[b + 1] as number];
       const alone = attention(part(q, from, to), part(k, from, to), part(v, from, to), {
         cuSeqlens: tensor(Int32Array.of(0, to - from)),
+        sinks,
       });
       expect(values(alone)).toEqual(packed.slice(from * 64, to * 64));
     }
+  });
+
+  it.skipIf(kTestDevice === 'cpu')('refuses sinks on other devices by name', () => {
+    const c = kCases['sinks, a window and a soft-cap'] as Case;
+    const sinks = sinksOf(c, 'f32');
+    expect(() => values(attention(...inputs(c, 'f32'), { ...optionsOf(c), sinks }))).toThrow(
+      'attention: sinks are not computed on CUDA devices',
+    );
   });
 
   it('never allocates a matrix of scores', () => {
@@ -215,6 +243,9 @@ describe('attention', () => {
     const cu = (...bounds: number[]) => ({ cuSeqlens: tensor(Int32Array.from(bounds)) });
     expect(() => attention(q, k, randomTensor([4, 3, 4]), o)).toThrow(
       'attention: v must be the shape of k=(4,2,4), got (4,3,4)',
+    );
+    expect(() => attention(q, k, v, { ...o, sinks: tensor(Float64Array.of(1, 2)) })).toThrow(
+      'attention: sinks must be (H)=(6), got (2)',
     );
     expect(() => attention(q, randomTensor([4, 2, 5]), v, o)).toThrow(
       'attention: k must be (N,Hkv,D)=(4,2,4), got (4,2,5)',

@@ -89,6 +89,11 @@ function attentionCase({ sizes, dtype, rows, sequences }: MicroContext, back: bo
   return gradient(shapes, 'flop', 2 * work, { leaves: [q, k, v], forward });
 }
 
+/** The same with heads of 512 (Gemma-4's layers that see all rows), of which two share one of keys. */
+function wideHeads(context: MicroContext): MicroContext {
+  return { ...context, sizes: { ...context.sizes, heads: 2, keyValueHeads: 1, d: 512 } };
+}
+
 /** DeBERTa's attention over equal sequences: all scores, each the sum of three products. */
 function relativeCase({ sizes, dtype, rows, sequences }: MicroContext, back: boolean): MicroCase {
   const { heads, d } = sizes;
@@ -121,6 +126,16 @@ export const kMicroLinears: MicroTable = [
     name: 'micro-attention-backward',
     kernel: 'attention_backward',
     make: (context) => attentionCase(context, true),
+  },
+  {
+    name: 'micro-attention-wide',
+    kernel: 'attention_forward',
+    make: (context) => attentionCase(wideHeads(context), false),
+  },
+  {
+    name: 'micro-attention-wide-backward',
+    kernel: 'attention_backward',
+    make: (context) => attentionCase(wideHeads(context), true),
   },
   {
     name: 'micro-relative-attention',

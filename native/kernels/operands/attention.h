@@ -42,7 +42,8 @@ typedef struct balora_relative_gradients {
 //   out = softmax(scores) v
 //   scores = softcap * tanh(scale q k^T / softcap), without a softcap scale q k^T
 // A query sees itself and, with a window W > 0, the W - 1 keys before it (and after it, when
-// not causal).
+// not causal). The sink of a head is one score more in each of its softmaxes, without a value: it
+// takes e^(sink - lse) of a query's probabilities.
 typedef struct balora_attention_forward {
   const balora_view* q;           // (M,H,D) rows strided
   const balora_view* k;           // (N,Hkv,D) rows strided
@@ -51,8 +52,9 @@ typedef struct balora_attention_forward {
   const balora_view* cu_queries;  // (B+1) i32: segment b has queries for its last rows alone, rows
                                   // [cu_queries[b], cu_queries[b+1]) of q; null: for all
   const balora_view* lengths;     // (B) i32: rows of each segment that are not padding; null: all
+  const balora_view* sinks;       // (H) f32 (f64 for f64); null: none
   const balora_view* out;         // (M,H,D) contiguous
-  const balora_view* lse;         // (M,H) f32 (f64 for f64)
+  const balora_view* lse;         // (M,H) f32 (f64 for f64), sinks in it
   double scale;
   double softcap;  // 0: none
   int64_t window;  // 0: none
@@ -68,11 +70,13 @@ typedef struct balora_attention_backward {
   const balora_view* cu_seqlens;  // (B+1) i32
   const balora_view* cu_queries;  // (B+1) i32, or null
   const balora_view* lengths;     // (B) i32, or null
+  const balora_view* sinks;       // (H), or null
   const balora_view* out;         // (M,H,D)
   const balora_view* lse;         // (M,H)
   const balora_view* dq;          // (M,H,D)
   const balora_view* dk;          // (N,Hkv,D)
   const balora_view* dv;          // (N,Hkv,D)
+  const balora_view* dsinks;      // (H), null without sinks
   double scale;
   double softcap;
   int64_t window;
@@ -141,15 +145,16 @@ typedef struct balora_cache_append {
 //
 //   out = softmax(scores) v,  scores = softcap * tanh(scale q k^T / softcap) + bias[t - j]
 //
-// (softcap 0: scale q k^T). Causal rows are the last positions of their sequence, and row t sees
-// the keys j <= t of which, with a window W > 0, the last W; other rows see every key. What a row
-// gets depends on its own sequence alone, bit for bit.
+// (softcap 0: scale q k^T), and sinks as above. Causal rows are the last positions of their
+// sequence, and row t sees the keys j <= t of which, with a window W > 0, the last W; others see
+// every key. What a row gets depends on its own sequence alone, bit for bit.
 typedef struct balora_cached_attention {
   const balora_view* q;        // (N,H,D) rows strided
   const balora_view* cu_rows;  // (B+1) i32
   const balora_kv_cache* cache;
-  const balora_view* bias;  // (R,H) of q's type, R no less than any length; causal only; or null
-  const balora_view* out;   // (N,H,D) contiguous
+  const balora_view* bias;   // (R,H) of q's type, R no less than any length; causal only; or null
+  const balora_view* sinks;  // (H) f32 (f64 for f64); null: none
+  const balora_view* out;    // (N,H,D) contiguous
   double scale;
   double softcap;  // 0: none
   int64_t window;  // 0: none

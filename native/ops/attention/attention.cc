@@ -1,7 +1,7 @@
 // Attention over unpadded segments: out = softmax(cap(scale * q k^T) + mask) v by head, heads of a
 // group sharing a kv head. Kept for backward: q, k, v (views of a fused product stay views), out,
-// and each row's log-sum-exp; never a matrix of scores. cu_seqlens and lengths are values on the
-// device, so they are checked when the op runs.
+// each row's log-sum-exp and the sinks; never a matrix of scores. cu_seqlens and lengths are values
+// on the device, so they are checked when the op runs.
 #include "engine/launch.h"
 #include "ops/ops.h"
 #include "ops/rows.h"
@@ -56,15 +56,17 @@ void check_options(const AttentionOptions& options) {
 
 // Everything but out and lse that both directions read.
 struct Inputs {
-  Saved q, k, v, cu_seqlens, cu_queries, lengths;
+  Saved q, k, v, cu_seqlens, cu_queries, lengths, sinks;
 };
 
 void backward(const Inputs& in, const Tensor& out, const Tensor& lse,
               const AttentionOptions& options, const Tensor& dy, GradSink& sink) {
-  const Tensor q = in.q.get(), k = in.k.get(), v = in.v.get();
+  const Tensor q = in.q.get(), k = in.k.get(), v = in.v.get(), sinks = in.sinks.get();
   const Tensor dq = Tensor::empty(q.engine(), q.shape(), q.dtype());
   const Tensor dk = Tensor::empty(q.engine(), k.shape(), q.dtype());
   const Tensor dv = Tensor::empty(q.engine(), v.shape(), q.dtype());
+  const Tensor dsinks =
+      sinks.defined() ? Tensor::empty(q.engine(), sinks.shape(), sinks.dtype()) : Tensor();
   using O = balora_attention_backward;
   launch<O>("attention_backward", &KernelTable::attention_backward,
             {{&O::dout, row_strided(dy)},
@@ -74,9 +76,10 @@ void backward(const Inputs& in, const Tensor& out, const Tensor& lse,
              {&O::cu_seqlens, in.cu_seqlens.get()},
              {&O::cu_queries, in.cu_queries.get()},
              {&O::lengths, in.lengths.get()},
+             {&O::sinks, sinks},
              {&O::out, out},
              {&O::lse, lse}},
-            {{&O::dq, dq}, {&O::dk, dk}, {&O::dv, dv}},
+            {{&O::dq, dq}, {&O::dk, dk}, {&O::dv, dv}, {&O::dsinks, dsinks}},
             {.scale = options.scale,
              .softcap = options.softcap,
              .window = options.window,
@@ -84,12 +87,14 @@ void backward(const Inputs& in, const Tensor& out, const Tensor& lse,
   sink.add(0, dq);
   sink.add(1, dk);
   sink.add(2, dv);
+  if (dsinks.defined()) sink.add(3, dsinks);
 }
 
 }  // namespace
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                 const AttentionSegments& segments, const AttentionOptions& options) {
+                 const std::optional<Tensor>& sinks, const AttentionSegments& segments,
+                 const AttentionOptions& options) {
   check_operands(q, k, v, segments);
   check_options(options);
   const Tensor q3 = row_strided(q), k3 = row_strided(k), v3 = row_strided(v);
@@ -97,7 +102,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
     return given ? contiguous(given->detach()) : Tensor();
   };
   const Tensor cu = plain(segments.cu_seqlens), cu_queries = plain(segments.cu_queries);
-  const Tensor valid = plain(segments.lengths);
+  const Tensor valid = plain(segments.lengths), by_head = sinks_of("attention", q, sinks);
   Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());
   const Tensor lse = Tensor::empty(q.engine(), {q.dim(0), q.dim(1)}, accumulator_dtype(q.dtype()));
   using O = balora_attention_forward;
@@ -107,22 +112,25 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
              {&O::v, v3},
              {&O::cu_seqlens, cu},
              {&O::cu_queries, cu_queries},
-             {&O::lengths, valid}},
+             {&O::lengths, valid},
+             {&O::sinks, by_head}},
             {{&O::out, out}, {&O::lse, lse}},
             {.scale = options.scale,
              .softcap = options.softcap,
              .window = options.window,
              .causal = options.causal});
-  const auto save = [recorded = grad_wanted({q, k, v})](const Tensor& rows) {
+  const Tensor given = sinks.value_or(Tensor());
+  const auto save = [recorded = grad_wanted({q, k, v, given})](const Tensor& rows) {
     return Saved::activation(rows, recorded);
   };
-  record("attention", {q, k, v}, {out},
+  record("attention", {q, k, v, given}, {out},
          [in = Inputs{.q = save(q3),
                       .k = save(k3),
                       .v = save(v3),
                       .cu_seqlens = Saved(cu),
                       .cu_queries = Saved(cu_queries),
-                      .lengths = Saved(valid)},
+                      .lengths = Saved(valid),
+                      .sinks = Saved(by_head)},
           out = save(out), lse = Saved(lse), options](std::span<const Tensor> dy, GradSink& sink) {
            backward(in, out.get(), lse.get(), options, dy[0], sink);
          });

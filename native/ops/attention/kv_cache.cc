@@ -107,7 +107,7 @@ void cache_append(const Tensor& k, const Tensor& v, const KvCache& cache) {
 }
 
 Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::optional<Tensor>& bias,
-                        const AttentionOptions& options) {
+                        const std::optional<Tensor>& sinks, const AttentionOptions& options) {
   constexpr const char* kOp = "cached_attention";
   check_float(kOp, "q", q);
   check_ndim(kOp, "q (N,H,D)", q, 3);
@@ -130,6 +130,7 @@ Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::option
     check_same_engine(kOp, q, *bias);
     if (!options.causal) throw ArgumentError("cached_attention: a bias needs causal rows");
   }
+  const Tensor by_head = sinks_of(kOp, q, sinks);
   if (grad_wanted({q})) {
     throw ArgumentError("cached_attention: has no gradient; run the forward with noGrad()");
   }
@@ -137,6 +138,7 @@ Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::option
   LaunchOperands all;
   const Slot queries = all.read(row_strided(q));
   const Slot distances = bias ? all.read(contiguous(bias->detach())) : Slot();
+  const Slot of_heads = all.read(by_head);
   const CacheSlots slots(all, cache);
   std::vector<Slot> chunks;
   for (const Tensor& chunk : cache.chunks) chunks.push_back(all.read(chunk.detach()));
@@ -149,6 +151,7 @@ Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::option
                  .cu_rows = l[slots.cu_rows],
                  .cache = &seen,
                  .bias = l[distances],
+                 .sinks = l[of_heads],
                  .out = l[to],
                  .scale = options.scale,
                  .softcap = options.softcap,

@@ -99,10 +99,12 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     const heads = 1 + below(3);
     const width = pick([1, 8, 16, 32, 64, 80, 128]);
     const rows = keys[count];
+    const all = heads * (1 + below(3));
     return [
-      tensor(dtype, queries ? queries[count] : rows, heads * (1 + below(3)), width),
+      tensor(dtype, queries ? queries[count] : rows, all, width),
       tensor(dtype, rows, heads, width),
       tensor(dtype, rows, heads, width),
+      maybe(() => normal(dtype === 'f64' ? 'f64' : 'f32', [all])),
       {
         cuSeqlens: indices(keys),
         cuQueries: queries && indices(queries),
@@ -179,6 +181,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       normal(dtype, [rows, queries, width]),
       cache,
       causal ? maybe(() => normal(dtype, [pick([100, 3]), queries])) : null,
+      maybe(() => normal(dtype === 'f64' ? 'f64' : 'f32', [queries])),
       { scale: pick([1, 0.125]), softcap: pick([0, 0, 50]), window: pick([0, 0, 1, 40]), causal },
     ];
   }

@@ -30,6 +30,7 @@ struct AttentionCase {
   std::vector<int32_t> skips = {};  // first rows of each segment that are no queries; empty: none
   int64_t pad = 0;                  // elements between the rows of the fused product
   double factor = 1;                // of the scale
+  std::vector<double> sinks = {};   // by head; empty: none
 
   int64_t rows() const { return cu.back(); }
   int32_t skip(size_t segment) const { return skips.empty() ? 0 : skips[segment]; }
@@ -49,7 +50,7 @@ struct AttentionCase {
 };
 
 struct AttentionResults {
-  std::vector<double> out, lse, dq, dk, dv;
+  std::vector<double> out, lse, dq, dk, dv, dsinks;
 };
 
 // The part in a query's sums of a key that it does not see: none, or it is multiplied by zero, as
@@ -69,6 +70,7 @@ class AttentionDefinition {
     results_.dk.assign(n * static_cast<size_t>(c.kv_heads * c.size), 0);
     results_.lse.assign(m * static_cast<size_t>(c.heads), 0);
     results_.dq = results_.out, results_.dv = results_.dk;
+    results_.dsinks.assign(c.sinks.size(), 0);
     for (size_t b = 0; b + 1 < c.cu.size(); ++b) {
       const int64_t rows = c.lengths.empty() ? c.cu[b + 1] - c.cu[b] : c.lengths[b];
       for (int64_t h = 0; h < c.heads; ++h) {
@@ -94,7 +96,9 @@ class AttentionDefinition {
     };
     const double *q = in(queries + t, h), *g = dout_.data() + row * size;
     std::vector<double> p(static_cast<size_t>(rows), 0), slope(p.size(), 1), dp(p.size(), 0);
-    double sum = 0, highest = -INFINITY;
+    const bool has_sink = !c_.sinks.empty();
+    const double sink = has_sink ? c_.sinks[static_cast<size_t>(h)] : -INFINITY;
+    double sum = 0, highest = sink;
     for (int64_t j = 0; j < rows; ++j) {
       if (!c_.sees(t, j)) continue;
       double& score = p[static_cast<size_t>(j)];
@@ -111,6 +115,7 @@ class AttentionDefinition {
       score = c_.sees(t, j) ? std::exp(score - highest) : 0;
       sum += score;
     }
+    sum += std::exp(sink - highest);
     results_.lse[static_cast<size_t>(row)] = highest + std::log(sum);
     for (int64_t j = 0; j < rows; ++j) {
       if (left_out(t, j)) continue;
@@ -120,6 +125,9 @@ class AttentionDefinition {
       add_scaled(results_.out.data() + row * size, p[at], v, size);
     }
     const double delta = dot(g, results_.out.data() + row * size, size);
+    if (has_sink) {
+      results_.dsinks[static_cast<size_t>(h)] -= std::exp(sink - highest) / sum * delta;
+    }
     for (int64_t j = 0; j < rows; ++j) {
       if (left_out(t, j)) continue;
       const auto at = static_cast<size_t>(j);

@@ -26,7 +26,7 @@ struct Scratch {
     values = arena.take<E>(tiles * tile);
     q = arena.take<E>(tile);
     scores = arena.take<A>(kTile * kTile);
-    p = in_place_or_taken<E>(arena, scores);
+    p = in_place_or_taken<E>(arena, scores, kTile * kTile);
     out = arena.take<A>(tile);
     highest = arena.take<A>(kTile);
     total = arena.take<A>(kTile);
@@ -47,6 +47,7 @@ class Forward {
         k_(o.k),
         v_(o.v),
         out_(o.out),
+        sinks_(data_of<A>(o.sinks)),
         lse_(data_of<A>(o.lse)) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<E>& scratch) const {
@@ -64,8 +65,10 @@ class Forward {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
-    for (int64_t first = own.first; first < own.last; first += core_.queries) {
-      const int64_t queries = std::min(core_.queries, own.last - first);
+    // Wider heads than these leave L2 no room for 64 queries of f32.
+    const int64_t block = kScaledQueries<E> && g_.size > 256 ? kTile / 2 : core_.block;
+    for (int64_t first = own.first; first < own.last; first += block) {
+      const int64_t queries = std::min(block, own.last - first);
       query_block(segment, run.kv_head, head, met, {first, queries}, scratch);
     }
   }
@@ -80,15 +83,17 @@ class Forward {
     core_.columns_right(q_.source(row, head, own.queries), scratch.q, r, d);
     if constexpr (kScaledQueries<E>) scale_packed(scratch.q, r * d, query_scale_);
     std::fill(scratch.out, scratch.out + r * d, A(0));
-    std::fill(scratch.highest, scratch.highest + r, -std::numeric_limits<A>::infinity());
-    std::fill(scratch.total, scratch.total + r, A(0));
+    constexpr A kNone = -std::numeric_limits<A>::infinity();
+    const A sink = sinks_ ? sinks_[head] : kNone;
+    std::fill(scratch.highest, scratch.highest + r, sink);
+    std::fill(scratch.total, scratch.total + r, sink == kNone ? A(0) : A(1));
     // The last keys first: of a causal mask, those by the queries themselves, whose maxima mostly stay.
     for (int64_t key_tile = met.last - 1; key_tile >= met.first; --key_tile) {
       pack_keys(segment, kv_head, key_tile, scratch);
       const Keys keys(segment, key_tile);
       const int64_t at = keys.first * d, n = tile_padded(keys.count);
       const Band band = band_of(g_, own.first, keys.first);
-      score_product(band, {n, r, d}, scratch.keys + at, scratch.q, scratch.scores);
+      score_product(band, {n, r, d}, scratch.keys + at, scratch.q, r, scratch.scores);
       softmax<T, E>({.geometry = g_,
                      .segment_rows = segment.rows,
                      .first_query = own.first,
@@ -130,6 +135,7 @@ class Forward {
   Geometry g_;
   double query_scale_;
   Heads<T> q_, k_, v_, out_;
+  const A* sinks_;  // (H), or null
   A* lse_;
   const AttentionCore<T, E>& core_ = core_of<T, E>();
 };
@@ -151,6 +157,7 @@ void forward(Context* ctx, const balora_attention_forward& o) {
   for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
     forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
+  ctx->implementation = named_core_of<T, E>().name;
 }
 
 }  // namespace

@@ -5,213 +5,78 @@
 //   dv = p^T dout
 //   dk = ds^T q
 //   dq = ds k
+//   dsink = -sum over queries of e^(sink - lse) delta
 // A thread owns runs of key tiles, so dk and dv are its own; dq sums over key tiles, and where
 // threads share a kv head each keeps its part in a slot, added in order afterwards. No atomics: a
 // thread count always gives the same bits. A tile of queries at a time: its packed copies and its
-// dq stay in the nearest cache.
+// dq stay in the nearest cache. Where scores are keys by queries they are made in blocks of a tile,
+// and heads that share the keys add to dk and dv together, which are loaded and stored once.
+#include <cmath>
+
 #include "kernels/cpu/attention/attention_band.h"
-#include "kernels/cpu/attention/attention_slots.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
-#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/stop.h"
 
 namespace balora::attention {
 namespace {
 
-// A pair's place in its segment, and what the forward left of its queries.
+// Sums of dq for each run that shares its kv head, by heads of the group, tiles and elements.
 template <typename A>
-struct PairPlace {
-  int64_t segment_rows;
-  int64_t first_query, queries, first_key, keys;
-  bool is_first;   // of the pairs of these queries
-  const A* lse;    // (r)
-  const A* delta;  // (r)
+struct Slots {
+  A* data;
+  int64_t group, size;  // heads, and elements of each
+
+  A* at(int64_t slot, int64_t h) const { return data + (slot * group + h) * size; }
 };
 
-// A tile of queries and one of keys: what of both is packed, the sums of their gradients, and the
-// five products between. Scores of f32 and f64 lie as queries by keys: queries and dout are packed
-// once each, for A and B operands alike, and what the other operands take to turn is done once for
-// a tile of keys. Products of bf16 multiply pairs of rows of p and ds, which are summed over
-// queries, so these lie as keys by queries here. AMX has a backward of its own.
-template <typename T, typename E>
-class TilePair {
- public:
-  using A = Acc<E>;
-
-  // `tiles`: of keys.
-  TilePair(Arena& arena, const Geometry& g, int64_t tiles)
-      : g_(g), query_scale_(take_query_scale<E>(g_)), tile_(kTile * g.padded()) {
-    for (E** keys : {&keys_, &keys_turned_, &values_}) *keys = arena.take<E>(tiles * tile_);
-    const int64_t turned = kQueriesByKeys<E> ? 0 : tile_;
-    for (E** rows : {&q_, &dout_}) *rows = arena.take<E>(tile_);
-    for (E** columns : {&q_turned_, &dout_turned_}) *columns = arena.take<E>(turned);
-    for (A** square : {&scores_, &dp_}) *square = arena.take<A>(kTile * kTile);
-    p_ = in_place_or_taken<E>(arena, scores_);
-    ds_ = in_place_or_taken<E>(arena, dp_);
-    ds_right_ = kQueriesByKeys<E> ? nullptr : arena.take<E>(kTile * kTile);
-    for (A** sums : {&dk_, &dv_}) *sums = arena.take<A>(tiles * tile_);
-    dq_ = arena.take<A>(tile_);
-  }
-
-  // (keys, padded size) from tile 0 on.
-  const A* dk() const { return dk_; }
-  const A* dv() const { return dv_; }
-  // (r, padded size), of bf16 (padded size, r).
-  const A* dq() const { return dq_; }
-
-  // Sums of the tiles [first, last) of keys, or of queries that meet no keys, become zeros.
-  void clear_keys(int64_t first, int64_t last) const {
-    for (A* sums : {dk_, dv_}) std::fill(sums + first * tile_, sums + last * tile_, A(0));
-  }
-  void clear_queries() const { std::fill(dq_, dq_ + tile_, A(0)); }
-
-  void pack_keys(int64_t tile, const Source<T>& k, const Source<T>& v) const {
-    const int64_t n = tile_padded(k.rows), d = g_.padded(), at = tile * tile_;
-    if constexpr (kQueriesByKeys<E>) {
-      core_of<T, E>().columns_right(k, keys_turned_ + at, n, d);
-      core_of<T, E>().columns_right(v, values_ + at, n, d);
-      core_of<T, E>().rows_right(k, keys_ + at, n, d);
-      scale_packed(keys_ + at, n * d, query_scale_);
-    } else {
-      core_of<T, E>().rows_left(k, keys_ + at, n, d);
-      core_of<T, E>().rows_left(v, values_ + at, n, d);
-      core_of<T, E>().columns_left(k, keys_turned_ + at, n, d);
-    }
-  }
-
-  void pack_queries(const Source<T>& q, const Source<T>& dout) const {
-    const int64_t r = tile_padded(q.rows), d = g_.padded();
-    core_of<T, E>().rows_right(q, q_, r, d);
-    core_of<T, E>().rows_right(dout, dout_, r, d);
-    if constexpr (kQueriesByKeys<E>) {
-      scale_packed(q_, r * d, query_scale_);
-    } else {
-      core_of<T, E>().columns_right(q, q_turned_, r, d);
-      core_of<T, E>().columns_right(dout, dout_turned_, r, d);
-    }
-  }
-
-  // Adds what the pair gives to the sums.
-  void run(const PairPlace<A>& place) const {
-    const Band band = band_of(g_, place.first_query, place.first_key);
-    gradients(place, band);
-    add(place, band);
-  }
-
-  // Stores sums of dq as rows, `stride` elements apart.
-  static void write_queries(const A* sums, const Geometry& g, int64_t queries, T* out,
-                            int64_t stride) {
-    if constexpr (kQueriesByKeys<E>) {
-      core_of<T, E>().unpack_rows(sums, g.padded(), out, stride, queries, g.size);
-    } else {
-      core_of<T, E>().unpack_columns(sums, tile_padded(queries), nullptr, out, stride, queries,
-                                     g.size);
-    }
-  }
-
- private:
-  // p and ds of the pair.
-  void gradients(const PairPlace<A>& place, const Band& band) const {
-    const int64_t r = tile_padded(place.queries), n = tile_padded(place.keys), d = g_.padded();
-    const E* keys = (kQueriesByKeys<E> ? keys_turned_ : keys_) + place.first_key * d;
-    const E *values = values_ + place.first_key * d, *q = kQueriesByKeys<E> ? q_ : q_turned_;
-    const E* dout = kQueriesByKeys<E> ? dout_ : dout_turned_;
-    if constexpr (std::is_same_v<E, float>) {
-      const auto whole_gradient = core_of<T, E>().whole_gradient;
-      if (whole_gradient && is_whole(band, place.queries, place.keys) && g_.softcap == 0) {
-        whole_gradient({.size = d,
-                        .q = q,
-                        .dout = dout,
-                        .keys = keys,
-                        .values = values,
-                        .lse = place.lse,
-                        .delta = place.delta,
-                        .p = p_,
-                        .ds = ds_});
-        return;
-      }
-    }
-    if constexpr (kQueriesByKeys<E>) {
-      score_rows(band, {r, n, d}, q, keys, scores_);
-      score_rows(band, {r, n, d}, dout, values, dp_);
-    } else {
-      score_product(band, {n, r, d}, keys, q, scores_);
-      score_product(band, {n, r, d}, values, dout, dp_);
-    }
-    score_gradient<T, E>({.geometry = g_,
-                          .segment_rows = place.segment_rows,
-                          .first_query = place.first_query,
-                          .queries = place.queries,
-                          .first_key = place.first_key,
-                          .keys = place.keys,
-                          .padded_queries = r,
-                          .padded_keys = n,
-                          .scores = scores_,
-                          .dp = dp_,
-                          .lse = place.lse,
-                          .delta = place.delta,
-                          .p = p_,
-                          .ds = ds_,
-                          .ds_right = ds_right_});
-  }
-
-  // Their sums.
-  void add(const PairPlace<A>& place, const Band& band) const {
-    const int64_t r = tile_padded(place.queries), n = tile_padded(place.keys), d = g_.padded();
-    const int64_t at = place.first_key * d;
-    if constexpr (kQueriesByKeys<E>) {
-      sum_rows_over_queries(band, {n, d, r}, p_, dout_, dv_ + at);
-      sum_rows_over_queries(band, {n, d, r}, ds_, q_, dk_ + at);
-      sum_rows_over_keys(band, {r, d, n}, ds_, keys_ + at, dq_, !place.is_first);
-    } else {
-      if (place.is_first) clear_queries();
-      sum_over_queries(band, {n, d, r}, p_, dout_, dv_ + at);
-      sum_over_queries(band, {n, d, r}, ds_, q_, dk_ + at);
-      sum_over_keys(band, {d, r, n}, keys_turned_ + at, ds_right_, dq_);
-    }
-  }
-
-  Geometry g_;
-  double query_scale_;
-  int64_t tile_;
-  // B operands (n,d), (d,n), (d,n); of bf16 A operands (n,d), (d,n), (n,d).
-  E *keys_, *keys_turned_, *values_;
-  E *q_, *dout_;                // B operands (r,d), of f32 and f64 A operands as well
-  E *q_turned_, *dout_turned_;  // of bf16: B operands (d,r)
-  E *p_, *ds_, *ds_right_;
-  A *scores_, *dp_, *dk_, *dv_, *dq_;
-};
-
-template <typename T, typename A>
-struct Operands {
-  Heads<T> dout, q, k, v, out, dq, dk, dv;
-  const A* lse;  // (M,H)
-
-  explicit Operands(const balora_attention_backward& o)
-      : dout(o.dout),
-        q(o.q),
-        k(o.k),
-        v(o.v),
-        out(o.out),
-        dq(o.dq),
-        dk(o.dk),
-        dv(o.dv),
-        lse(data_of<A>(o.lse)) {}
-};
-
-// One thread's scratch: the pair of tiles that is at work, and which tiles of keys are packed.
+// One thread's scratch: tiles of keys, which fill as the queries reach them, and a tile of queries
+// of some heads that share them.
 template <typename T, typename E>
 struct Scratch {
   using A = Acc<E>;
-  TilePair<T, E> pair;
-  A *lse, *delta;
-  uint8_t* packed_keys;
+  struct Head {
+    E *q_turned, *dout_turned;  // of bf16: B operands (d,r)
+    E* ds_right;                // of bf16: a B operand (n,r)
+    A *lse, *delta;             // (r)
+    A* dq;                      // (r,d), of bf16 (d,r)
+  };
+  // B operands (n,d), (d,n), (d,n); of bf16 A operands (n,d), (d,n), (n,d).
+  E *keys, *keys_turned, *values;
+  A *dk, *dv;      // (n,d)
+  E *q, *dout;     // of all heads B operands (r,d), of f32 and f64 A operands as well
+  A *scores, *dp;  // of a block
+  E *p, *ds;       // (r,n); of bf16 (keys of a block, r of all heads), A operands
+  Head heads[kMostHeads];
+  uint8_t* packed;
 
-  Scratch(Arena& arena, const Geometry& g, int64_t longest) : pair(arena, g, tile_count(longest)) {
-    for (A** row : {&lse, &delta}) *row = arena.take<A>(kTile);
-    packed_keys = arena.take<uint8_t>(tile_count(longest));
+  Scratch(Arena& arena, const Geometry& g, int64_t longest) {
+    const int64_t tiles = tile_count(longest), tile = kTile * g.padded(), square = kTile * kTile;
+    const int64_t count = std::min(core_of<T, E>().heads, g.group()),
+                  turned = kQueriesByKeys<E> ? 0 : 1;
+    for (E** operand : {&keys, &keys_turned, &values}) *operand = arena.take<E>(tiles * tile);
+    for (A** sums : {&dk, &dv}) *sums = arena.take<A>(tiles * tile);
+    for (E** operand : {&q, &dout}) *operand = arena.take<E>(count * tile);
+    for (A** block : {&scores, &dp}) *block = arena.take<A>(square);
+    p = in_place_or_taken<E>(arena, scores, count * square);
+    ds = in_place_or_taken<E>(arena, dp, count * square);
+    for (int64_t h = 0; h < count; ++h) {
+      for (E** operand : {&heads[h].q_turned, &heads[h].dout_turned}) {
+        *operand = arena.take<E>(turned * tile);
+      }
+      heads[h].ds_right = arena.take<E>(turned * square);
+      for (A** row : {&heads[h].lse, &heads[h].delta}) *row = arena.take<A>(kTile);
+      heads[h].dq = arena.take<A>(tile);
+    }
+    packed = arena.take<uint8_t>(tiles);
   }
+};
+
+// A tile of queries and one of keys. r and n: their counts, padded.
+struct Pair {
+  int64_t segment_rows;
+  int64_t first_query, queries, first_key, keys;
+  int64_t r, n;
 };
 
 template <typename T, typename E>
@@ -221,20 +86,29 @@ class Backward {
 
   Backward(const Context* ctx, const Geometry& g, const balora_attention_backward& o,
            const Slots<A>& slots)
-      : ctx_(ctx), g_(g), o_(o), slots_(slots) {}
+      : ctx_(ctx),
+        g_(g),
+        query_scale_(take_query_scale<E>(g_)),
+        d_(g.padded()),
+        tile_(kTile * d_),
+        dout_(o.dout),
+        q_(o.q),
+        k_(o.k),
+        v_(o.v),
+        out_(o.out),
+        dq_(o.dq),
+        dk_(o.dk),
+        dv_(o.dv),
+        lse_(data_of<A>(o.lse)),
+        slots_(slots) {}
 
   void run(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
-    const int64_t tiles = tile_count(segment.rows), tile = kTile * g_.padded();
-    std::fill(s.packed_keys, s.packed_keys + tiles, uint8_t{0});
-    s.pair.clear_keys(run.first, run.last);
+    const int64_t tiles = tile_count(segment.rows);
+    std::fill(s.packed, s.packed + tiles, uint8_t{0});
+    for (A* sums : {s.dk, s.dv}) std::fill(sums + run.first * tile_, sums + run.last * tile_, A(0));
     for (int64_t t = segment.skip / kTile; t < tiles && !is_stopped(ctx_); ++t) {
-      for (int64_t h = 0; h < g_.group(); ++h) {
-        query_tile(segment, run, h, t, s);
-        if (run.slot < 0) {
-          write_dq(segment, run.kv_head * g_.group() + h, t, s.pair.dq());
-        } else {
-          std::copy(s.pair.dq(), s.pair.dq() + tile, slots_.at(run.slot, h) + t * tile);
-        }
+      for (int64_t first = 0; first < g_.group(); first += core_.heads) {
+        query_tile(segment, run, {first, std::min(core_.heads, g_.group() - first)}, t, s);
       }
     }
     write_keys(segment, run, s);
@@ -244,66 +118,282 @@ class Backward {
   void write_dq(const Segment& segment, int64_t head, int64_t tile, const A* sums) const {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
-    TilePair<T, E>::write_queries(sums, g_, own.count(), o_.dq.at(segment.query(own.first), head),
-                                  o_.dq.stride);
-  }
-
- private:
-  void query_tile(const Segment& segment, const Run& run, int64_t h, int64_t tile,
-                  const Scratch<T, E>& s) const {
-    const TileRange met = keys_of_queries(g_, segment, tile);
-    const int64_t first = std::max(met.first, run.first), last = std::min(met.last, run.last);
-    if (first >= last) return s.pair.clear_queries();
-    const Queries own(segment, tile);
-    pack_queries(segment, run.kv_head * g_.group() + h, own, s);
-    for (int64_t key_tile = first; key_tile < last; ++key_tile) {
-      const Keys keys(segment, key_tile);
-      pack_keys(keys, run.kv_head, key_tile, s);
-      s.pair.run({.segment_rows = segment.rows,
-                  .first_query = own.first,
-                  .queries = own.count(),
-                  .first_key = keys.first,
-                  .keys = keys.count,
-                  .is_first = key_tile == first,
-                  .lse = s.lse,
-                  .delta = s.delta});
+    T* const out = dq_.at(segment.query(own.first), head);
+    if constexpr (kQueriesByKeys<E>) {
+      core_.unpack_rows(sums, d_, out, dq_.stride, own.count(), g_.size);
+    } else {
+      const int64_t r = tile_padded(own.count());
+      core_.unpack_columns(sums, r, nullptr, out, dq_.stride, own.count(), g_.size);
     }
   }
 
-  void pack_keys(const Keys& keys, int64_t kv_head, int64_t tile, const Scratch<T, E>& s) const {
-    if (s.packed_keys[tile]) return;
-    s.packed_keys[tile] = 1;
-    s.pair.pack_keys(tile, o_.k.source(keys.row, kv_head, keys.count),
-                     o_.v.source(keys.row, kv_head, keys.count));
+ private:
+  // Some heads of a group.
+  struct HeadRange {
+    int64_t first, count;
+  };
+
+  void query_tile(const Segment& segment, const Run& run, const HeadRange& heads, int64_t tile,
+                  Scratch<T, E> s) const {
+    for (int64_t h = 0; h < heads.count; ++h) {
+      if (run.slot >= 0) s.heads[h].dq = slots_.at(run.slot, heads.first + h) + tile * tile_;
+      std::fill_n(s.heads[h].dq, tile_, A(0));
+    }
+    const TileRange met = keys_of_queries(g_, segment, tile);
+    const int64_t first = std::max(met.first, run.first), last = std::min(met.last, run.last);
+    const Queries own(segment, tile);
+    const int64_t head = run.kv_head * g_.group() + heads.first;
+    if (first < last) pack_queries(segment, head, heads.count, own, s);
+    for (int64_t key_tile = first; key_tile < last; ++key_tile) {
+      const Keys keys(segment, key_tile);
+      pack_keys(keys, run.kv_head, key_tile, s);
+      add_pair({.segment_rows = segment.rows,
+                .first_query = own.first,
+                .queries = own.count(),
+                .first_key = keys.first,
+                .keys = keys.count,
+                .r = tile_padded(own.count()),
+                .n = tile_padded(keys.count)},
+               heads.count, s);
+    }
+    if (run.slot >= 0) return;
+    for (int64_t h = 0; h < heads.count; ++h) write_dq(segment, head + h, tile, s.heads[h].dq);
   }
 
-  void pack_queries(const Segment& segment, int64_t head, const Queries& own,
+  void pack_keys(const Keys& keys, int64_t kv_head, int64_t tile, const Scratch<T, E>& s) const {
+    if (s.packed[tile]) return;
+    s.packed[tile] = 1;
+    const int64_t n = tile_padded(keys.count), at = tile * tile_;
+    const Source<T> k = k_.source(keys.row, kv_head, keys.count);
+    const Source<T> v = v_.source(keys.row, kv_head, keys.count);
+    if constexpr (kQueriesByKeys<E>) {
+      core_.columns_right(k, s.keys_turned + at, n, d_);
+      core_.columns_right(v, s.values + at, n, d_);
+      core_.rows_right(k, s.keys + at, n, d_);
+      scale_packed(s.keys + at, n * d_, query_scale_);
+    } else {
+      core_.rows_left(k, s.keys + at, n, d_);
+      core_.rows_left(v, s.values + at, n, d_);
+      core_.columns_left(k, s.keys_turned + at, n, d_);
+    }
+  }
+
+  // From `head` on.
+  void pack_queries(const Segment& segment, int64_t head, int64_t heads, const Queries& own,
                     const Scratch<T, E>& s) const {
-    const int64_t row = segment.query(own.first), queries = own.count();
-    const Source<T> dout = o_.dout.source(row, head, queries);
-    s.pair.pack_queries(o_.q.source(row, head, queries), dout);
-    core_of<T, E>().row_dots(dout, o_.out.source(row, head, queries), s.delta);
-    for (int64_t i = 0; i < queries; ++i) s.lse[i] = o_.lse[(row + i) * g_.heads + head];
+    const int64_t row = segment.query(own.first), queries = own.count(), r = tile_padded(queries);
+    for (int64_t h = 0; h < heads; ++h) {
+      const typename Scratch<T, E>::Head& to = s.heads[h];
+      const Source<T> q = q_.source(row, head + h, queries);
+      const Source<T> dout = dout_.source(row, head + h, queries);
+      core_.rows_right(q, s.q + h * r * d_, r, d_);
+      core_.rows_right(dout, s.dout + h * r * d_, r, d_);
+      if constexpr (kQueriesByKeys<E>) {
+        scale_packed(s.q, r * d_, query_scale_);
+      } else {
+        core_.columns_right(q, to.q_turned, r, d_);
+        core_.columns_right(dout, to.dout_turned, r, d_);
+      }
+      core_.row_dots(dout, out_.source(row, head + h, queries), to.delta);
+      for (int64_t i = 0; i < queries; ++i) to.lse[i] = lse_[(row + i) * g_.heads + head + h];
+    }
+  }
+
+  // Adds what the pair gives to the sums.
+  void add_pair(const Pair& pair, int64_t heads, const Scratch<T, E>& s) const {
+    if constexpr (kQueriesByKeys<E>) {
+      add_queries_by_keys(pair, s);
+    } else {
+      add_keys_by_queries(pair, heads, s);
+    }
+  }
+
+  void add_queries_by_keys(const Pair& pair, const Scratch<T, E>& s) const {
+    const int64_t r = pair.r, n = pair.n, at = pair.first_key * d_;
+    const Band band = band_of(g_, pair.first_query, pair.first_key);
+    const auto& head = s.heads[0];
+    if (!add_whole(pair, band, s)) {
+      score_rows(band, {r, n, d_}, s.q, s.keys_turned + at, s.scores);
+      score_rows(band, {r, n, d_}, s.dout, s.values + at, s.dp);
+      score_gradient<T, E>({.geometry = g_,
+                            .segment_rows = pair.segment_rows,
+                            .first_query = pair.first_query,
+                            .queries = pair.queries,
+                            .first_key = pair.first_key,
+                            .keys = pair.keys,
+                            .padded_queries = r,
+                            .padded_keys = n,
+                            .scores = s.scores,
+                            .dp = s.dp,
+                            .lse = head.lse,
+                            .delta = head.delta,
+                            .p = s.p,
+                            .ds = s.ds});
+    }
+    sum_rows_over_queries(band, {n, d_, r}, s.p, s.dout, s.dv + at);
+    sum_rows_over_queries(band, {n, d_, r}, s.ds, s.q, s.dk + at);
+    sum_rows_over_keys(band, {r, d_, n}, s.ds, s.keys + at, head.dq);
+  }
+
+  // Where there are loops for it: p and ds of a pair that sees each other whole.
+  bool add_whole(const Pair& pair, const Band& band, const Scratch<T, E>& s) const {
+    if constexpr (std::is_same_v<E, float>) {
+      const auto whole_gradient = core_.whole_gradient;
+      if (!whole_gradient || !is_whole(band, pair.queries, pair.keys) || g_.softcap != 0) {
+        return false;
+      }
+      const int64_t at = pair.first_key * d_;
+      whole_gradient({.size = d_,
+                      .q = s.q,
+                      .dout = s.dout,
+                      .keys = s.keys_turned + at,
+                      .values = s.values + at,
+                      .lse = s.heads[0].lse,
+                      .delta = s.heads[0].delta,
+                      .p = s.p,
+                      .ds = s.ds});
+      return true;
+    }
+    return false;
+  }
+
+  void add_keys_by_queries(const Pair& pair, int64_t heads, const Scratch<T, E>& s) const {
+    const int64_t r = pair.r, n = pair.n, step = core_.block;
+    for (int64_t key = 0; key < n; key += step) {
+      const int64_t keys = std::min(step, n - key), at = (pair.first_key + key) * d_;
+      const Band band = band_of(g_, pair.first_query, pair.first_key + key);
+      if (!band.meets(keys, r)) continue;
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t query = 0; query < r; query += step) {
+          block_gradients(pair, query, std::min(step, r - query), key, keys, h, heads, s);
+        }
+      }
+      sum_over_queries(band, {keys, d_, r}, heads, s.p, s.dout, s.dv + at);
+      sum_over_queries(band, {keys, d_, r}, heads, s.ds, s.q, s.dk + at);
+    }
+    const Band band = band_of(g_, pair.first_query, pair.first_key);
+    const E* const keys = s.keys_turned + pair.first_key * d_;
+    for (int64_t h = 0; h < heads; ++h) {
+      sum_over_keys(band, {d_, r, n}, keys, s.heads[h].ds_right, s.heads[h].dq);
+    }
+  }
+
+  // p and ds of `r` queries and `n` keys of the pair, from `query` and `key` on.
+  void block_gradients(const Pair& pair, int64_t query, int64_t r, int64_t key, int64_t n,
+                       int64_t h, int64_t heads, const Scratch<T, E>& s) const {
+    const int64_t first_query = pair.first_query + query, first_key = pair.first_key + key;
+    const Band band = band_of(g_, first_query, first_key);
+    if (!band.meets(n, r)) return;
+    const auto& head = s.heads[h];
+    const int64_t right = query * kPairWidth<E>, at = h * pair.r + query;
+    score_product(band, {n, r, d_}, s.keys + first_key * d_, head.q_turned + right, pair.r,
+                  s.scores);
+    score_product(band, {n, r, d_}, s.values + first_key * d_, head.dout_turned + right, pair.r,
+                  s.dp);
+    score_gradient<T, E>({.geometry = g_,
+                          .segment_rows = pair.segment_rows,
+                          .first_query = first_query,
+                          .queries = std::min(r, pair.queries - query),
+                          .first_key = first_key,
+                          .keys = std::min(n, pair.keys - key),
+                          .padded_queries = r,
+                          .padded_keys = n,
+                          .scores = s.scores,
+                          .dp = s.dp,
+                          .lse = head.lse + query,
+                          .delta = head.delta + query,
+                          .p = s.p + at,
+                          .ds = s.ds + at,
+                          .ds_right = head.ds_right + key * pair.r + right,
+                          .p_stride = heads * pair.r,
+                          .right_stride = pair.r});
   }
 
   void write_keys(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
-    const int64_t first = run.first * kTile, d = g_.padded(), row = segment.begin + first;
+    const int64_t first = run.first * kTile, row = segment.begin + first;
     const int64_t keys = std::min(segment.rows, run.last * kTile) - first;
-    for (const auto& [sums, out] : {std::pair(s.pair.dk(), o_.dk), std::pair(s.pair.dv(), o_.dv)}) {
-      core_of<T, E>().unpack_rows(sums + first * d, d, out.at(row, run.kv_head), out.stride, keys,
-                                  g_.size);
+    for (const auto& [sums, out] : {std::pair(s.dk, dk_), std::pair(s.dv, dv_)}) {
+      core_.unpack_rows(sums + first * d_, d_, out.at(row, run.kv_head), out.stride, keys, g_.size);
     }
   }
 
   const Context* ctx_;
   Geometry g_;
-  Operands<T, A> o_;
+  double query_scale_;
+  int64_t d_, tile_;  // padded size, and elements of a tile's rows
+  Heads<T> dout_, q_, k_, v_, out_, dq_, dk_, dv_;
+  const A* lse_;  // (M,H)
   Slots<A> slots_;
+  const AttentionCore<T, E>& core_ = core_of<T, E>();
 };
 
+// Adds the slots of each shared kv head, in order, and writes its dq.
+template <typename T, typename E>
+void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+                 const Plan& plan, const Slots<Acc<E>>& slots, const Backward<T, E>& backward) {
+  using A = Acc<E>;
+  std::vector<Run> shared;
+  for (const auto& runs : plan.threads) {
+    for (const Run& run : runs) {
+      if (run.slot >= 0) shared.push_back(run);
+    }
+  }
+  const auto same = [](const Run& a, const Run& b) {
+    return a.segment == b.segment && a.kv_head == b.kv_head;
+  };
+  for (size_t i = 0; i < shared.size();) {
+    size_t next = i + 1;
+    while (next < shared.size() && same(shared[i], shared[next])) ++next;
+    const Segment& segment = segments[static_cast<size_t>(shared[i].segment)];
+    const int64_t tile = kTile * g.padded(), first = segment.skip / kTile;
+    const int64_t tiles = tile_count(segment.rows);
+    parallel_for(ctx, g.group(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t h = begin; h < end; ++h) {
+        A* const total = slots.at(shared[i].slot, h);
+        for (size_t other = i + 1; other < next; ++other) {
+          const A* const part = slots.at(shared[other].slot, h);
+          for (int64_t e = first * tile; e < tiles * tile; ++e) total[e] += part[e];
+        }
+        for (int64_t t = first; t < tiles; ++t) {
+          backward.write_dq(segment, shared[i].kv_head * g.group() + h, t, total + t * tile);
+        }
+      }
+    });
+    i = next;
+  }
+}
+
+// Each head sums over all of its queries in their order, so that threads do not change it.
+template <typename T, typename E>
+void sink_gradients(Context* ctx, const Geometry& g, const std::vector<Segment>& segments,
+                    const balora_attention_backward& o) {
+  using A = Acc<E>;
+  const Heads<T> dout(o.dout), out(o.out);
+  const A *sinks = data_of<A>(o.sinks), *lse = data_of<A>(o.lse);
+  parallel_for(ctx, g.heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head) {
+      double sum = 0;
+      for (const Segment& segment : segments) {
+        for (int64_t tile = segment.skip / kTile; tile < tile_count(segment.rows); ++tile) {
+          const Queries own(segment, tile);
+          const int64_t row = segment.query(own.first), queries = own.count();
+          A delta[kTile];
+          core_of<T, E>().row_dots(dout.source(row, head, queries), out.source(row, head, queries),
+                                   delta);
+          for (int64_t i = 0; i < queries; ++i) {
+            sum += std::exp(double{sinks[head]} - lse[(row + i) * g.heads + head]) * delta[i];
+          }
+        }
+      }
+      data_of<A>(o.dsinks)[head] = static_cast<A>(-sum);
+    }
+  });
+}
+
 template <typename T>
-void clear_padding(const Geometry& g, const balora_attention_backward& o) {
-  for (const Segment& segment : segments_of(o)) {
+void clear_padding(const Geometry& g, const std::vector<Segment>& segments,
+                   const balora_attention_backward& o) {
+  for (const Segment& segment : segments) {
     const int64_t padding = segment.begin + segment.rows;
     clear_rows(Heads<T>(o.dq), g.heads, segment.query(std::max(segment.rows, segment.skip)),
                segment.query(segment.stop - segment.begin));
@@ -312,35 +402,36 @@ void clear_padding(const Geometry& g, const balora_attention_backward& o) {
   }
 }
 
-void backward_by_tiles(Context* ctx, const balora_attention_backward& o) {
+template <typename T, typename E>
+void backward(Context* ctx, const balora_attention_backward& o) {
+  using A = Acc<E>;
   const Geometry g = geometry_of(o);
-  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() {
-    using A = Acc<E>;
-    backward_runs<Scratch<T, E>, A>(ctx, g, segments_of(o), [&](const Slots<A>& slots) {
-      return Backward<T, E>(ctx, g, o, slots);
-    });
+  const std::vector<Segment> segments = segments_of(o);
+  clear_padding<T>(g, segments, o);
+  const Plan plan = make_plan(g, segments, ctx->num_threads, true);
+  const int64_t scratch_size = scratch_bytes<Scratch<T, E>>(g, plan) * plan.width();
+  const int64_t size = tile_count(plan.longest) * kTile * g.padded();
+  const int64_t slot_bytes = plan.slots * g.group() * size * static_cast<int64_t>(sizeof(A));
+  char* memory = workspace<char>(ctx, scratch_size + slot_bytes);
+  const Slots<A> slots{reinterpret_cast<A*>(memory + scratch_size), g.group(), size};
+  const Backward<T, E> backward(ctx, g, o, slots);
+  for_runs<Scratch<T, E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<T, E>& scratch) {
+    backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
+  merge_slots(ctx, g, segments, plan, slots, backward);
+  if (o.dsinks) sink_gradients<T, E>(ctx, g, segments, o);
+  ctx->implementation = named_core_of<T, E>().name;
 }
-
-constexpr Implementation<balora_attention_backward> kBackward[] = {
-    BALORA_X86(
-        "amx", platform::kAmx,
-        [](const balora_attention_backward& o) { return o.q->dtype == BALORA_BF16; },
-        x86::backward_on_amx),
-    {"tiles", 0, nullptr, backward_by_tiles},
-};
 
 }  // namespace
 }  // namespace balora::attention
 
 namespace balora {
 
-BALORA_IMPLEMENTATIONS(attention_backward, attention::kBackward)
-
 int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
-  dispatch_float(o.q->dtype,
-                 [&]<typename T>() { attention::clear_padding<T>(attention::geometry_of(o), o); });
-  return run_first(attention::kBackward, ctx, o);
+  attention::dispatch_tiles(o.q->dtype,
+                            [&]<typename T, typename E>() { attention::backward<T, E>(ctx, o); });
+  return 0;
 }
 
 }  // namespace balora

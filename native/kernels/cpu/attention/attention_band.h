@@ -4,8 +4,10 @@
 // it sums over by tile_step(); what is outside of a block's range is neither read nor written.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 
 #include "kernels/cpu/attention/attention_plan.h"
+#include "kernels/cpu/runtime/inline.h"
 
 namespace balora::attention {
 
@@ -22,6 +24,8 @@ struct Band {
     return whole(first_key + low, last_key - 1 + high, r, step);
   }
   bool covers(int64_t n, int64_t r) const { return low <= 1 - n && high >= r; }
+  // Whether any of n keys and r queries do.
+  bool meets(int64_t n, int64_t r) const { return low < r && high > 1 - n; }
 
  private:
   static TileRange whole(int64_t first, int64_t last, int64_t count, int64_t step) {
@@ -74,25 +78,29 @@ void for_blocks(const Band& band, int64_t r, int64_t n, const Body& body) {
   }
 }
 
-// scores (n,r) = a (n,d) b (d,r): keys by queries.
+// scores (n,r) = a (n,d) b (d,r): keys by queries. Rows of b are ldb apart.
 template <typename E, typename A>
-void score_product(const Band& band, TileShape s, const E* a, const E* b, A* scores) {
-  if (band.covers(s.m, s.n)) return tile_gemm(s, a, s.k, b, scores, s.n, false);
+void score_product(const Band& band, TileShape s, const E* a, const E* b, int64_t ldb, A* scores) {
+  if (band.covers(s.m, s.n)) return tile_gemm(s, a, s.k, b, ldb, scores, s.n, false);
   for_blocks<E>(band, s.n, s.m, [&](int64_t i, int64_t queries, const TileRange& keys) {
-    tile_gemm({keys.count(), queries, s.k}, a + keys.first * s.k, s.k, b + i * kPairWidth<E>, s.n,
+    tile_gemm({keys.count(), queries, s.k}, a + keys.first * s.k, s.k, b + i * kPairWidth<E>, ldb,
               scores + keys.first * s.n + i, s.n, false);
   });
 }
 
-// out (n,d) += p (n,r) b (r,d): sums over queries, of keys. p is zero where a key is not seen.
+// out (n,d) += p (n,r) b (r,d), of several heads beside each other in p and below each other in b:
+// sums over queries, of keys. p is zero where a key is not seen.
 template <typename E, typename A>
-void sum_over_queries(const Band& band, TileShape s, const E* p, const E* b, A* out) {
-  if (band.covers(s.m, s.k)) return tile_gemm(s, p, s.k, b, out, s.n, true);
-  const int64_t step = tile_step<E>();
+void sum_over_queries(const Band& band, TileShape s, int64_t heads, const E* p, const E* b,
+                      A* out) {
+  const int64_t ld = heads * s.k, step = band.covers(s.m, s.k) ? s.m : tile_step<E>();
   for (int64_t j = 0; j < s.m; j += step) {
-    const TileRange queries = band.queries(j, j + step, s.k, step);
-    tile_gemm({step, s.n, queries.count()}, p + j * s.k + queries.first, s.k,
-              b + queries.first * s.n, s.n, out + j * s.n, s.n, true);
+    const TileRange seen = band.queries(j, j + step, s.k, tile_step<E>());
+    const bool all = seen.count() == s.k;
+    const TileShape shape{step, s.n, all ? ld : seen.count()};
+    for (int64_t first = seen.first; first < ld; first += all ? ld : s.k) {
+      tile_gemm(shape, p + j * ld + first, ld, b + first * s.n, s.n, out + j * s.n, s.n, true);
+    }
   }
 }
 
@@ -132,17 +140,81 @@ void sum_rows_over_queries(const Band& band, TileShape s, const E* p, const E* b
   }
 }
 
-// out (r,d) = p (r,n) b (n,d), or +=: sums over keys, of queries.
+// out (r,d) += p (r,n) b (n,d): sums over keys, of queries.
 template <typename E>
-void sum_rows_over_keys(const Band& band, TileShape s, const E* p, const E* b, E* out,
-                        bool accumulate) {
-  if (band.covers(s.k, s.m)) return tile_gemm(s, p, s.k, b, out, s.n, accumulate);
+void sum_rows_over_keys(const Band& band, TileShape s, const E* p, const E* b, E* out) {
+  if (band.covers(s.k, s.m)) return tile_gemm(s, p, s.k, b, out, s.n, true);
   const int64_t step = tile_step<E>();
   for (int64_t i = 0; i < s.m; i += step) {
     const TileRange keys = band.keys(i, i + step, s.k, step);
     tile_gemm({step, s.n, keys.count()}, p + i * s.k + keys.first, s.k, b + keys.first * s.n, s.n,
-              out + i * s.n, s.n, accumulate);
+              out + i * s.n, s.n, true);
   }
+}
+
+// ---- row loops ----------------------------------------------------------------------------------
+
+// Who sees whom for loops that go by blocks of lanes: 16 queries beside each other, one key after
+// the other. Tile is a SoftmaxTile or a GradTile.
+constexpr int64_t kLanes = 16;
+
+// Part of a tile's extent.
+struct Columns {
+  int64_t first, last;
+};
+
+BALORA_INLINE Columns clip(int64_t first, int64_t last, int64_t origin, int64_t count) {
+  return {std::clamp<int64_t>(first - origin, 0, count),
+          std::clamp<int64_t>(last - origin, 0, count)};
+}
+
+// The keys of the tile that its query i sees.
+template <typename Tile>
+BALORA_INLINE Columns keys_of_query(const Tile& t, int64_t i) {
+  const int64_t query = t.first_query + i;
+  return clip(t.geometry.first_key(query), t.geometry.last_key(query, t.segment_rows), t.first_key,
+              t.keys);
+}
+
+// The keys that a block of queries meets: [first, last) by any of them, [all_first, all_last) by
+// every one.
+struct BlockKeys {
+  int64_t first, last, all_first, all_last;
+};
+
+// `column` is less than the tile's queries. The ends of the first range are even.
+template <typename Tile>
+BALORA_INLINE BlockKeys keys_of_block(const Tile& t, int64_t column) {
+  const auto& g = t.geometry;
+  const int64_t low = t.first_query + column;
+  const int64_t high = t.first_query + std::min(column + kLanes, t.queries) - 1;
+  const Columns any = clip(g.first_key(low), g.last_key(high, t.segment_rows), t.first_key, t.keys);
+  const Columns all = clip(g.first_key(high), g.last_key(low, t.segment_rows), t.first_key, t.keys);
+  return {any.first & ~int64_t{1}, (any.last + 1) & ~int64_t{1}, all.first,
+          std::max(all.first, all.last)};
+}
+
+// One key's share of a tile: the queries [first, last) that see it.
+struct KeyRow {
+  int64_t first, last;
+
+  bool sees(int64_t column, int64_t count) const {
+    return first <= column && last >= column + count;
+  }
+  // The lanes of the block at `column` that see it, as a mask.
+  uint16_t lanes(int64_t column) const {
+    const int64_t low = std::clamp<int64_t>(first - column, 0, kLanes);
+    const int64_t high = std::clamp<int64_t>(last - column, low, kLanes);
+    return static_cast<uint16_t>((1u << high) - (1u << low));
+  }
+};
+
+template <typename Tile>
+BALORA_INLINE KeyRow key_row(const Tile& t, int64_t j) {
+  if (j >= t.keys) return {0, 0};
+  const int64_t key = t.first_key + j;
+  return {std::max<int64_t>(t.geometry.first_query(key) - t.first_query, 0),
+          std::min(t.geometry.last_query(key, t.segment_rows) - t.first_query, t.queries)};
 }
 
 }  // namespace balora::attention

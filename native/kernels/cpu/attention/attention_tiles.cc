@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/vec_math.h"
@@ -408,13 +408,13 @@ constexpr CoreOf<bf16, bf16> kBf16[] = {
 
 }  // namespace
 
-#define CORE(T, E, list)                                            \
-  template <>                                                       \
-  const AttentionCore<T, E>& core_of<T, E>() {                      \
-    static const AttentionCore<T, E>& core = *first_core(list).run; \
-    return core;                                                    \
-  }                                                                 \
-  template void softmax<T, E>(SoftmaxTile<E>);                      \
+#define CORE(T, E, list)                                \
+  template <>                                           \
+  const CoreOf<T, E>& named_core_of<T, E>() {           \
+    static const CoreOf<T, E>& core = first_core(list); \
+    return core;                                        \
+  }                                                     \
+  template void softmax<T, E>(SoftmaxTile<E>);          \
   template void score_gradient<T, E>(GradTile<E>);
 CORE(float, float, kF32)
 CORE(f16, float, kF16)

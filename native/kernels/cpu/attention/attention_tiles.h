@@ -9,6 +9,7 @@
 
 #include "kernels/cpu/attention/attention_plan.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/workspace.h"
 
 namespace balora::attention {
@@ -73,8 +74,10 @@ constexpr float kSlack = std::is_same_v<E, bf16> ? 24.0f : 8.0f;
 template <typename E>
 constexpr bool kScaledQueries = !std::is_same_v<E, bf16>;
 
-// Whether the scores of the backward lie as queries by keys. AMX multiplies pairs of what it sums
-// over, and so do vectors: tiles of bf16 lie as keys by queries.
+// The form of the backward: whether its scores lie as queries by keys. Queries and dout then are
+// packed once each, for A and B operands alike, and what the other operands take to turn is done
+// once for a tile of keys. Products of bf16 multiply pairs of rows of p and ds, which are summed
+// over queries, so these lie as keys by queries.
 template <typename E>
 constexpr bool kQueriesByKeys = !std::is_same_v<E, bf16>;
 
@@ -103,6 +106,7 @@ struct GradTile {
   E* p;
   E* ds;
   E* ds_right;
+  int64_t p_stride, right_stride;  // of bf16: between keys of p and ds, and of ds_right
 };
 
 // A tile of queries of f32 that see all keys of another, in packed operands, without soft-cap.
@@ -140,14 +144,21 @@ struct AttentionCore {
   void (*gradient)(const GradTile<E>& tile);
   // Both products and the gradient in one: scores and dp never leave their registers. Null: none.
   void (*whole_gradient)(const WholePair& pair) = nullptr;
-  // Queries that meet a tile of keys together in the forward: what half a tile uses stays in L1
-  // beside AMX's tiles.
-  int64_t queries = kTile;
+  // Queries of a tile that meet its keys together, and in the backward of bf16 also the keys: what
+  // half a tile uses stays in L1 beside AMX's tiles.
+  int64_t block = kTile;
+  // Heads of a group whose sums of keys are made together in the backward of bf16, at most.
+  int64_t heads = 1;
 };
+constexpr int64_t kMostHeads = 4;
 
 // This processor's.
 template <typename T, typename E>
-const AttentionCore<T, E>& core_of();
+const Core<const AttentionCore<T, E>*>& named_core_of();
+template <typename T, typename E>
+const AttentionCore<T, E>& core_of() {
+  return *named_core_of<T, E>().run;
+}
 
 namespace x86 {
 extern const AttentionCore<float, float> avx512_core;
@@ -173,11 +184,11 @@ void scale_packed(E* values, int64_t count, double factor);
 // Memory for a tile that is computed from `sums` element by element: their own where the types are
 // the same, which leaves more of the first-level cache to the products.
 template <typename E>
-E* in_place_or_taken(Arena& arena, Acc<E>* sums) {
+E* in_place_or_taken(Arena& arena, Acc<E>* sums, int64_t count) {
   if constexpr (std::is_same_v<E, Acc<E>>) {
     return sums;
   } else {
-    return arena.take<E>(kTile * kTile);
+    return arena.take<E>(count);
   }
 }
 

@@ -305,7 +305,8 @@ class Attention {
     at_level<&run_item<T>>(item);
     if (!whole) return;
     for (int64_t g = 0; g < work.heads; ++g) {
-      write(sums + g * padded_, A(1) / ends[kWide<A> + g], out_of(work, g));
+      const A total = ends[kWide<A> + g] + sink_share(work, g, ends[g]);
+      write(sums + g * padded_, A(1) / total, out_of(work, g));
     }
   }
 
@@ -329,8 +330,13 @@ class Attention {
           sums[d] = part == 0 ? factor * sums[d] : sums[d] + factor * from[d];
         }
       }
-      write(sums, A(1) / total, out_of(work, g));
+      write(sums, A(1) / (total + sink_share(work, g, highest)), out_of(work, g));
     }
+  }
+
+  // The share of a head's sink in its sum of exponentials.
+  A sink_share(const Work& work, int64_t g, A highest) const {
+    return o_.sinks ? std::exp(data_of<A>(o_.sinks)[head_of(work) + g] - highest) : A(0);
   }
 
   void write(const A* sums, A factor, T* out) const {

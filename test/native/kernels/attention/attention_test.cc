@@ -33,7 +33,9 @@ class Attention {
         dq({dout.view().shape[0], c.heads, c.size}),
         dk({c.cu.back(), c.kv_heads, c.size}),
         dv({c.cu.back(), c.kv_heads, c.size}),
-        lse({dout.view().shape[0], c.heads}) {}
+        lse({dout.view().shape[0], c.heads}),
+        sinks({static_cast<int64_t>(c.sinks.size())}, c.sinks),
+        dsinks({static_cast<int64_t>(c.sinks.size())}) {}
 
   void run(int threads) {
     TestContext ctx(threads);
@@ -46,12 +48,15 @@ class Attention {
     View vqueries = cu_queries.view();
     const View* len = c.lengths.empty() ? nullptr : &vlen;
     const View* queries = c.skips.empty() ? nullptr : &vqueries;
+    View vsinks = sinks.view(), vdsinks = dsinks.view();
+    const bool has_sinks = !c.sinks.empty();
     REQUIRE(attention_forward_kernel(ctx, {.q = &q,
                                            .k = &k,
                                            .v = &v,
                                            .cu_seqlens = &vcu,
                                            .cu_queries = queries,
                                            .lengths = len,
+                                           .sinks = has_sinks ? &vsinks : nullptr,
                                            .out = &vout,
                                            .lse = &vlse,
                                            .scale = c.scale(),
@@ -65,11 +70,13 @@ class Attention {
                                             .cu_seqlens = &vcu,
                                             .cu_queries = queries,
                                             .lengths = len,
+                                            .sinks = has_sinks ? &vsinks : nullptr,
                                             .out = &vout,
                                             .lse = &vlse,
                                             .dq = &vdq,
                                             .dk = &vdk,
                                             .dv = &vdv,
+                                            .dsinks = has_sinks ? &vdsinks : nullptr,
                                             .scale = c.scale(),
                                             .softcap = c.softcap,
                                             .window = c.window,
@@ -87,7 +94,7 @@ class Attention {
   const Case c;
   std::mt19937 random;
   Array<T> fused, dout, out, dq, dk, dv;
-  Array<Acc<T>> lse;
+  Array<Acc<T>> lse, sinks, dsinks;
 
  private:
   static Case padded(Case given) {
@@ -134,6 +141,7 @@ void check_attention(const Case& given, int threads = 2, double range = 2) {
   check_close(a.dq, want.dq, 2 * tolerance);
   check_close(a.dk, want.dk, 3 * group * tolerance);
   check_close(a.dv, want.dv, 3 * group * tolerance);
+  check_close(a.dsinks, want.dsinks, std::sqrt(static_cast<double>(a.c.cu.back())) * tolerance);
 }
 
 std::vector<Case> cases() {
@@ -177,6 +185,44 @@ std::vector<Case> cases() {
 
 TEST_CASE_TEMPLATE("attention equals its definition", T, float, bf16, f16, double) {
   for (const Case& c : cases()) check_attention<T>(c);
+}
+
+std::vector<Case> cases_with_sinks() {
+  return {
+      {{0, 1}, {}, 1, 1, 1},
+      {{0, 123}, {}, 6, 2, 33},
+      {{0, 1, 34, 34, 200}, {}, 3, 1, 64},
+      {{0, 200}, {}, 4, 1, 40, true, 70, 5.0},
+      {{0, 200}, {}, 2, 2, 31, false, 33, 2.0},
+      {{0, 70, 140, 210}, {33, 70, 0}, 10, 2, 48},
+      {{0, 200, 400}, {}, 3, 1, 16, true, 50, 0, {0, 150}},
+      {{0, 100}, {}, 2, 1, 320, true, 20, 3.0},
+  };
+}
+
+TEST_CASE_TEMPLATE("attention with sinks equals its definition", T, float, bf16, f16, double) {
+  for (Case c : cases_with_sinks()) {
+    // Far below the scores, among them, above them, and none.
+    const std::vector<double> sinks = {-30, 0.5, 2.25, 12, -INFINITY};
+    for (int64_t h = 0; h < c.heads; ++h) c.sinks.push_back(sinks[static_cast<size_t>(h) % 5]);
+    check_attention<T>(c);
+    std::rotate(c.sinks.begin(), c.sinks.begin() + 1, c.sinks.end());
+    c.factor = -0.3;
+    check_attention<T>(c);
+  }
+}
+
+TEST_CASE_TEMPLATE("gradients of sinks have the same bits for any number of threads", T, float,
+                   bf16, f16, double) {
+  Case c{{0, 300, 310, 555}, {}, 6, 2, 16, true, 40, 5.0};
+  c.sinks = {-1, 0, 0.5, 1, 2, 4};
+  Attention<T> one(c, 2), other(c, 2);
+  one.run(1);
+  for (const int threads : {2, 3, 7}) {
+    other.run(threads);
+    CHECK(one.out.values() == other.out.values());
+    CHECK(one.dsinks.values() == other.dsinks.values());
+  }
 }
 
 // A negative scale prefers the keys that are least like the query; with 0 all count alike.

@@ -1,7 +1,7 @@
 // The cache of keys and values and attention to it, against their definition in double loops: every
 // float type, grouped heads, odd sizes, windows with blocks that are not kept, soft-caps, a bias,
-// rows that are not causal, lists of blocks in any order over several chunks; the same bits alone,
-// in a batch and for any number of threads; and lists that do not fit.
+// sinks, rows that are not causal, lists of blocks in any order over several chunks; the same bits
+// alone, in a batch and for any number of threads; and lists that do not fit.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -24,6 +24,7 @@ struct Case {
   double softcap = 0;
   bool bias = false;
   bool causal = true;
+  bool sinks = false;
 };
 
 int64_t blocks_of(int64_t positions) {
@@ -54,7 +55,12 @@ class Setup {
   static constexpr int64_t kLayers = 2, kLayer = 1;
 
   explicit Setup(const Case& c, uint32_t seed = 5)
-      : c_(c), random_(seed), padded_((c.size + 31) / 32 * 32), bias_({300, c.heads}, random_) {
+      : c_(c),
+        random_(seed),
+        padded_((c.size + 31) / 32 * 32),
+        bias_({300, c.heads}, random_),
+        sinks_({c.heads}) {
+    for (int64_t h = 0; h < c.heads; ++h) sinks_.data()[h] = Acc<T>(2.5) - Acc<T>(h);
     for (size_t b = 0; b < c.lengths.size(); ++b) {
       width_ = std::max(width_, blocks_of(c.lengths[b]) - first_block(c, b));
       std::mt19937 own(static_cast<uint32_t>(100 + c.lengths[b]));
@@ -89,13 +95,14 @@ class Setup {
       std::copy_n(queries_[b].data(), c_.rows[b] * c_.heads * c_.size,
                   q.data() + cu[b] * c_.heads * c_.size);
     }
-    View vq = q.view(), vout = out.view(), vbias = bias_.view();
+    View vq = q.view(), vout = out.view(), vbias = bias_.view(), vsinks = sinks_.view();
     vq.shape[0] = cu.back();
     with_cache(c_.lengths, c_.rows, [&](const balora_kv_cache& cache, const View& cu_rows) {
       REQUIRE(cached_attention_kernel(ctx, {.q = &vq,
                                             .cu_rows = &cu_rows,
                                             .cache = &cache,
                                             .bias = c_.bias ? &vbias : nullptr,
+                                            .sinks = c_.sinks ? &vsinks : nullptr,
                                             .out = &vout,
                                             .scale = scale(),
                                             .softcap = c_.softcap,
@@ -180,7 +187,7 @@ class Setup {
     const int64_t first = c_.window ? std::max<int64_t>(0, last - c_.window) : 0;
     const int64_t kv = h / (c_.heads / c_.kv_heads);
     std::vector<double> p(static_cast<size_t>(length), 0);
-    double highest = -INFINITY, total = 0;
+    double highest = c_.sinks ? sinks_[h] : -INFINITY, total = 0;
     for (int64_t j = first; j < last; ++j) {
       double score = 0;
       for (int64_t d = 0; d < c_.size; ++d) {
@@ -196,6 +203,7 @@ class Setup {
       double& weight = p[static_cast<size_t>(j)];
       total += weight = std::exp(weight - highest);
     }
+    if (c_.sinks) total += std::exp(sinks_[h] - highest);
     for (int64_t d = 0; d < c_.size; ++d) {
       double sum = 0;
       for (int64_t j = first; j < last; ++j) {
@@ -209,6 +217,7 @@ class Setup {
   std::mt19937 random_;
   int64_t padded_, width_ = 1;
   Array<T> bias_;
+  Array<Acc<T>> sinks_;
   std::vector<Array<T>> keys_, values_, queries_, chunks_;
   std::vector<int32_t> tables_;
 };
@@ -229,6 +238,10 @@ std::vector<Case> cases() {
       {{90, 290}, {2, 1}, 4, 2, 32, 0, 3.0},
       {{270, 5}, {3, 5}, 3, 3, 17, 0, 0, true},
       {{120, 300, 0}, {2, 5, 1}, 4, 4, 20, 0, 0, false, false},
+      {{31, 700, 257}, {1, 2, 4}, 10, 2, 33, 0, 0, false, true, true},
+      {{600, 90}, {1, 1}, 4, 2, 40, 257, 3.0, false, true, true},
+      {{120, 300, 0}, {2, 5, 1}, 3, 1, 20, 0, 0, false, false, true},
+      {{270, 5}, {3, 5}, 3, 3, 17, 0, 0, true, true, true},
   };
 }
 
@@ -263,7 +276,8 @@ TEST_CASE_TEMPLATE(
     }
     int64_t at = 0;
     for (size_t b = 0; b < c.lengths.size(); ++b) {
-      const Case one{{c.lengths[b]}, {c.rows[b]}, c.heads, c.kv_heads, c.size, c.window, c.softcap};
+      Case one = c;
+      one.lengths.assign(1, c.lengths[b]), one.rows.assign(1, c.rows[b]);
       Setup<T> alone(one, 77);
       const Array<T> out = alone.run();
       CHECK(same_bits(out, 0, together, at, out.size()));

@@ -3,7 +3,7 @@
 // takes half of the instructions.
 #include <limits>
 
-#include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/x86/attention_bf16.h"
 #include "kernels/cpu/products/tile_block.h"
 #include "kernels/cpu/products/transpose16.h"

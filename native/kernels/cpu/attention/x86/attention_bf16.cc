@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "kernels/cpu/attention/attention_blocks.h"
+#include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/products/x86/tiles_words.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
@@ -130,6 +130,8 @@ BF16_TARGET BALORA_INLINE void column_gradients(const GradTile<bf16>& t, const Q
                                                 const Interleaved& order, int64_t column) {
   for (int64_t j = 0; j < t.padded_keys; j += 2) {
     const int64_t at = j * t.padded_queries + column, next = at + t.padded_queries;
+    const int64_t p = j * t.p_stride + column, next_p = p + t.p_stride;
+    bf16* const right = t.ds_right + j * t.right_stride + 2 * column;
     const uint32_t even = kWhole ? 0 : lanes_of(key_row(t, j), column);
     const uint32_t odd = kWhole ? 0 : lanes_of(key_row(t, j + 1), column);
     Gradients a{}, b{};
@@ -138,12 +140,12 @@ BF16_TARGET BALORA_INLINE void column_gradients(const GradTile<bf16>& t, const Q
       b = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + next, t.dp + next, odd);
     }
     const Interleaved pairs = interleave(order, a.ds, b.ds);
-    _mm512_store_si512(t.p + at, a.p);
-    _mm512_store_si512(t.p + next, b.p);
-    _mm512_store_si512(t.ds + at, a.ds);
-    _mm512_store_si512(t.ds + next, b.ds);
-    _mm512_store_si512(t.ds_right + at + column, pairs.low);
-    _mm512_store_si512(t.ds_right + at + column + 32, pairs.high);
+    _mm512_store_si512(t.p + p, a.p);
+    _mm512_store_si512(t.p + next_p, b.p);
+    _mm512_store_si512(t.ds + p, a.ds);
+    _mm512_store_si512(t.ds + next_p, b.ds);
+    _mm512_store_si512(right, pairs.low);
+    _mm512_store_si512(right + 32, pairs.high);
   }
 }
 
@@ -303,7 +305,7 @@ BF16_TARGET void gradient(const GradTile<bf16>& t) {
   }
 }
 
-constexpr AttentionCore<bf16, bf16> core_with(int64_t queries) {
+constexpr AttentionCore<bf16, bf16> core_with(int64_t block, int64_t heads) {
   return {.rows_left = rows_left,
           .rows_right = rows_right,
           .columns_left = columns_left,
@@ -313,12 +315,13 @@ constexpr AttentionCore<bf16, bf16> core_with(int64_t queries) {
           .row_dots = row_dots,
           .softmax = softmax,
           .gradient = gradient,
-          .queries = queries};
+          .block = block,
+          .heads = heads};
 }
 
 }  // namespace
 
-constinit const AttentionCore<bf16, bf16> avx512_bf16_core = core_with(kTile);
-constinit const AttentionCore<bf16, bf16> amx_core = core_with(kTile / 2);
+constinit const AttentionCore<bf16, bf16> avx512_bf16_core = core_with(kTile, 1);
+constinit const AttentionCore<bf16, bf16> amx_core = core_with(kTile / 2, kMostHeads);
 
 }  // namespace balora::attention::x86

@@ -137,10 +137,22 @@ AMX_TARGET BALORA_INLINE void multiply_columns(amx::Left a, int64_t m, amx::Righ
   }
 }
 
+// c (32,n) = a (32,k) b (k,n), or +=, whose sums stay in tiles whatever k is.
+AMX_TARGET void multiply_rows(const TileOperands<bf16, float>& o) {
+  for (int64_t n = 0; n < o.shape.n; n += amx::kSide) {
+    amx::begin_block(o.accumulate ? o.c + n : nullptr, o.ldc);
+    for (int64_t k = 0; k < o.shape.k; k += amx::kSide) {
+      amx::add_step({o.a + k, o.lda}, {o.b + k * o.ldb + 2 * n, o.ldb});
+    }
+    amx::end_block(o.c + n, o.ldc);
+  }
+}
+
 }  // namespace
 
 AMX_TARGET void multiply_amx(const TileOperands<bf16, float>& o) {
   const auto [s, a, lda, b, ldb, c, ldc, accumulate, how] = o;
+  if (s.m == amx::kSide) return multiply_rows(o);
   if (s.k == 0 && !accumulate) {
     for (int64_t i = 0; i < s.m; ++i) std::fill(c + i * ldc, c + i * ldc + s.n, 0.0f);
   }
