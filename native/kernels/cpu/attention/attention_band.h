@@ -184,10 +184,10 @@ struct BlockKeys {
 
 // `column` is less than the tile's queries. The ends of the first range are even.
 template <typename Tile>
-BALORA_INLINE BlockKeys keys_of_block(const Tile& t, int64_t column) {
+BALORA_INLINE BlockKeys keys_of_block(const Tile& t, int64_t column, int64_t lanes = kLanes) {
   const auto& g = t.geometry;
   const int64_t low = t.first_query + column;
-  const int64_t high = t.first_query + std::min(column + kLanes, t.queries) - 1;
+  const int64_t high = t.first_query + std::min(column + lanes, t.queries) - 1;
   const Columns any = clip(g.first_key(low), g.last_key(high, t.segment_rows), t.first_key, t.keys);
   const Columns all = clip(g.first_key(high), g.last_key(low, t.segment_rows), t.first_key, t.keys);
   return {any.first & ~int64_t{1}, (any.last + 1) & ~int64_t{1}, all.first,

@@ -161,9 +161,6 @@ const AttentionCore<T, E>& core_of() {
 }
 
 namespace x86 {
-extern const AttentionCore<float, float> avx512_core;
-extern const AttentionCore<f16, float> avx512_f16_core;
-extern const AttentionCore<bf16, float> avx512_widened_core;
 extern const AttentionCore<bf16, bf16> avx512_bf16_core, amx_core;
 }  // namespace x86
 

@@ -69,7 +69,7 @@ BALORA_INLINE void block_scores(const Item<T>& o, const T* keys, Acc<T>* scores)
   }
   for (int g = 0; g < G; ++g) {
     for (int64_t i = 0; i < kVectors<A>; ++i) {
-      store_wide<A>(sums[g][i], scores + g * kPart + i * kWide<A>);
+      store_wide(sums[g][i], scores + g * kPart + i * kWide<A>);
     }
   }
 }
@@ -129,7 +129,7 @@ BALORA_INLINE void sum_values(const Item<T>& o, int64_t first_block, int64_t low
     }
     for (int g = 0; g < G; ++g) {
       for (int64_t i = 0; i < kVectors<A>; ++i) {
-        store_wide<A>(sums[g][i], o.sums + g * o.padded + c + i * kWide<A>);
+        store_wide(sums[g][i], o.sums + g * o.padded + c + i * kWide<A>);
       }
     }
   }

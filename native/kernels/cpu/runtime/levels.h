@@ -41,4 +41,18 @@ auto at_level(P&&... p) {
   return run(std::forward<P>(p)...);
 }
 
+// The same of a function that is written for vectors of 16, 32 or 64 bytes (runtime/wide.h): the
+// lowest level, AVX2 and AVX-512 have these.
+template <auto k16, auto k32, auto k64, typename... P>
+auto at_width(P&&... p) {
+  static const auto run = [] {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (platform::cpu().uses(platform::kAvx512)) return &Levels<k64>::avx512;
+    if (platform::cpu().uses(platform::kAvx2)) return &Levels<k32>::avx2;
+#endif
+    return &Levels<k16>::lowest;
+  }();
+  return run(std::forward<P>(p)...);
+}
+
 }  // namespace balora

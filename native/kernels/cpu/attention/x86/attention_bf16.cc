@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "kernels/cpu/attention/attention_band.h"
+#include "kernels/cpu/attention/attention_softmax.h"
 #include "kernels/cpu/products/x86/tiles_words.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
@@ -303,6 +303,17 @@ BF16_TARGET void gradient(const GradTile<bf16>& t) {
       column_gradients<false, false>(t, queries, order, column);
     }
   }
+}
+
+void pair_exponentials(const SoftmaxTile<bf16>& t, int64_t column, const BlockKeys& keys,
+                       const Wide<float>& highest, Wide<float>& sum) {
+  exponentials(t.scores + column, t.padded_queries, keys.first, keys.last,
+               static_cast<float>(t.geometry.scale), reinterpret_cast<const float*>(&highest),
+               t.p + 2 * column, reinterpret_cast<float*>(&sum));
+}
+
+AVX512_TARGET void softmax(const SoftmaxTile<bf16>& t) {
+  softmax_columns<Wide<float>, bf16, &pair_exponentials>(t);
 }
 
 constexpr AttentionCore<bf16, bf16> core_with(int64_t block, int64_t heads) {

@@ -22,7 +22,4 @@ void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* out);
 void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
                   const float* highest, bf16* p, float* sum);
 
-// In AVX-512 instructions but for its exponentials.
-void softmax(const SoftmaxTile<bf16>& tile);
-
 }  // namespace balora::attention::x86
