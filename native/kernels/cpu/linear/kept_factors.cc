@@ -1,7 +1,5 @@
 #include "kernels/cpu/linear/kept_factors.h"
 
-#include <optional>
-
 #include "platform/platform.h"
 
 namespace balora {
@@ -13,12 +11,6 @@ struct Kept {
 
   KeptKey key;
   platform::AlignedMemory matrix;
-
-  struct Fact {
-    FactorValues now, start;
-    bool holds;
-  };
-  std::optional<Fact> fact;
 };
 
 // The content of a factor's slot, made at the first call; null for a factor without a slot.
@@ -77,14 +69,6 @@ const void* kept_matrix(Context* ctx, const View& owner, const KeptKey& key, int
   kept->key = key;
   account(ctx, slot, static_cast<int64_t>(platform::aligned_bytes(static_cast<uint64_t>(bytes))));
   return kept->matrix.get();
-}
-
-bool kept_fact(const View& now, const View& start, const std::function<bool()>& compute) {
-  const FactorValues own = values_of(now), other = values_of(start);
-  if (!own.storage || !other.storage) return compute();
-  std::optional<Kept::Fact>& fact = kept_of(now)->fact;
-  if (!fact || fact->now != own || fact->start != other) fact = {own, other, compute()};
-  return fact->holds;
 }
 
 void drop_stale(Context* ctx, const View& factor) {

@@ -1,7 +1,7 @@
-// Data that kernels derive from the factors of low-rank parts (packed tiles, wide matrices, how far
-// a pair is from its start), kept in text generation for products of few rows: each token asks for
-// the same factors, and to make it takes as long as such a product. It stays in a slot of the
-// factor's storage and is used while every factor that it was made of has the same values.
+// Data that kernels derive from the factors of low-rank parts (packed tiles, wide matrices), kept
+// in text generation for products of few rows: each token asks for the same factors, and to make it
+// takes as long as such a product. It stays in a slot of the factor's storage and is used while
+// every factor that it was made of has the same values.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -57,9 +57,6 @@ struct KeptKey {
 // one of the same values: a call may use both.
 const void* kept_matrix(Context* ctx, const View& owner, const KeptKey& key, int64_t bytes,
                         const std::function<void(void*)>& make);
-
-// A fact about the values of a factor and its start, computed unless it is kept.
-bool kept_fact(const View& now, const View& start, const std::function<bool()>& compute);
 
 // Frees what a factor's storage keeps of values that it no longer has.
 void drop_stale(Context* ctx, const View& factor);

@@ -208,7 +208,7 @@ void linear_forward_tiles(Context* ctx, const balora_linear_forward& o) {
   std::vector<KSegment> segments(linears.size());
   int64_t a_bytes = 0, b_bytes = 0, bias_bytes = 0, column_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
-    for (const LowRankUpdate& update : low_rank_updates_of(ctx, linears[i])) {
+    for (const LowRankUpdate& update : low_rank_updates_of(linears[i])) {
       segments[i].add(update);
       column_count += projection_columns(update);
     }
@@ -283,7 +283,7 @@ void linear_backward_tiles(Context* ctx, const balora_linear_backward& g) {
   for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
   const int64_t in = dense_or_encoded(linears[0].weight).shape[1];
   std::vector<std::vector<LowRankUpdate>> updates;
-  for (const LinearOperands& linear : linears) updates.push_back(low_rank_updates_of(ctx, linear));
+  for (const LinearOperands& linear : linears) updates.push_back(low_rank_updates_of(linear));
   backward_inputs(ctx, g, updates, m, in);
   // Rounding u and dU of a change loses no more than what rounded factors have lost of its sums.
   const auto rounding = [](const LowRankUpdate& update) {

@@ -226,8 +226,7 @@ void forward(Context* ctx, const balora_linear_forward& o) {
   const bool keeps = keeps_factors(by_rows, m);
   Int8Rows quantised = codes_of(o);
   std::vector<Block> blocks(linears.size());
-  for (size_t i = 0; i < linears.size(); ++i)
-    blocks[i].updates = low_rank_updates_of(ctx, linears[i]);
+  for (size_t i = 0; i < linears.size(); ++i) blocks[i].updates = low_rank_updates_of(linears[i]);
   const int64_t count = lay_out(blocks);
   E* const u = count > 0 ? workspace<E>(ctx, m * count) : nullptr;
   std::vector<Projection> projection;
@@ -329,7 +328,7 @@ void backward(Context* ctx, const balora_linear_backward& g) {
   std::vector<Block> blocks(linears.size());
   for (size_t i = 0; i < linears.size(); ++i) {
     if (!linears[i].y) continue;
-    for (LowRankUpdate& update : low_rank_updates_of(ctx, linears[i])) {
+    for (LowRankUpdate& update : low_rank_updates_of(linears[i])) {
       if (!low_rank_dx) update.start_a = update.start_b = nullptr;
       if (low_rank_dx || update.da) blocks[i].updates.push_back(update);
     }

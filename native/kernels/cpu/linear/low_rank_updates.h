@@ -22,7 +22,7 @@ struct LowRankUpdate {
   const View *a = nullptr, *b = nullptr;
   const View *start_a = nullptr, *start_b = nullptr;  // null: not computed by its change
   double scale = 0;
-  bool change_as_it_stands = false;
+  int32_t form = BALORA_LOW_RANK_EXACT;
   const View *u = nullptr, *da = nullptr, *db = nullptr;  // null: not wanted
   float* du = nullptr;                                    // where backward on tiles keeps dU for da
 
@@ -31,11 +31,25 @@ struct LowRankUpdate {
   int64_t rank() const { return a->shape[0]; }
   bool has_start() const { return start_a != nullptr; }
   // Whether 2^-9 of it may be lost: products then take one bf16 a value.
-  bool is_change() const { return has_start() || change_as_it_stands; }
+  bool is_change() const { return form != BALORA_LOW_RANK_EXACT; }
 };
 
-// The parts of a linear. One whose factors have moved away from their start by more than a quarter
-// of its norms is two updates, the part and its start subtracted: its change is no longer small.
-std::vector<LowRankUpdate> low_rank_updates_of(Context* ctx, const LinearOperands& linear);
+// The parts of a linear.
+inline std::vector<LowRankUpdate> low_rank_updates_of(const LinearOperands& linear) {
+  std::vector<LowRankUpdate> updates;
+  for (const LowRankOperands& part : parts_of(linear)) {
+    if (part.a->shape[0] == 0) continue;
+    updates.push_back({.a = part.a,
+                       .b = part.b,
+                       .start_a = part.start_a,
+                       .start_b = part.start_b,
+                       .scale = part.scale,
+                       .form = part.form,
+                       .u = part.u,
+                       .da = part.da,
+                       .db = part.db});
+  }
+  return updates;
+}
 
 }  // namespace balora
