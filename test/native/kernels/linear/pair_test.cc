@@ -3,7 +3,7 @@
 // made anew, and given back.
 #include <doctest/doctest.h>
 
-#include "kernels/cpu/linear/kept_factors.h"
+#include "kernels/cpu/linear/pair.h"
 #include "support/kernel_test.h"
 
 namespace {
