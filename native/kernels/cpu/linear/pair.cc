@@ -2,6 +2,7 @@
 #include "kernels/cpu/linear/pair.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
