@@ -84,7 +84,7 @@ export interface NativeOps {
   isLeaf(x: Handle): boolean;
   keepAborted(x: Handle): void;
   layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
-  linearGroup(x: Handle, adapterInput: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; weightChange: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; frozen: { a: Handle; b: Handle } | null; scale: number; isChange: boolean })[] })[]): (Handle)[];
+  linearGroup(x: Handle, adapterInput: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; weightChange: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; start: { a: Handle; b: Handle } | null; scale: number; form: string })[] })[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
   logSumExp(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   mallocBytes(): number;
@@ -126,7 +126,7 @@ export interface NativeOps {
   rmsNorm(x: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): Handle;
   rmsNormAdd(x: Handle, residual: Handle, weight: Handle, eps: number, weightOffset: number, castBeforeWeight: boolean): [Handle, Handle];
   rope(x: Handle, cos: Handle, sin: Handle, positions: Handle): Handle;
-  rowNorm(weight: Handle, lowRank: readonly ({ a: Handle; b: Handle; frozen: { a: Handle; b: Handle } | null; scale: number; isChange: boolean })[]): Handle;
+  rowNorm(weight: Handle, lowRank: readonly ({ a: Handle; b: Handle; start: { a: Handle; b: Handle } | null; scale: number; form: string })[]): Handle;
   runGraph(graph: unknown): void;
   safetensorsHeader(file: unknown): unknown;
   safetensorsIndex(path: string): ((string)[])[];

@@ -4,7 +4,7 @@ import { beyondAbort } from '../abort.ts';
 import { ArgumentError } from '../errors.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
-import { add, copy_, type LowRank, mul } from '../ops/index.ts';
+import { add, copy_, type LowRank, mul, type PairForm } from '../ops/index.ts';
 import { computeOwned, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, PAIR_KEYS, productOf } from './low_rank.ts';
 import type { Settings, Variant, VariantModule } from './methods/method.ts';
@@ -40,8 +40,8 @@ export interface LoraParts {
   readonly teacher?: LowRankPair | null;
   /** The base of the adapter's own in the place of W; null or left out: there is none. */
   readonly quantized?: QuantizedBase | null;
-  /** Whether the pair by itself is the change made to the linear; see {@link LowRank}. */
-  readonly isChange: boolean;
+  /** How the pair is computed beside W; see {@link LowRank}. */
+  readonly form: PairForm;
   /** The scale s of the update, and the alpha it was computed from. */
   readonly scale: number;
   readonly alpha: number;
@@ -73,8 +73,8 @@ export class LoraModule implements LinearAdapter, VariantModule {
   readonly variant: Variant;
   /** Tensors of the variant beside the pair, or in its place, by their keys in a PEFT file. */
   readonly parameters: ReadonlyMap<string, Tensor>;
-  /** Whether the update by itself is the change made to the linear; see {@link LowRank}. */
-  isChange: boolean;
+  /** How the update is computed beside the weight in use; see {@link LowRank}. */
+  form: PairForm;
   readonly #pair: LowRankPair | null;
   readonly #state: AdapterState;
   readonly #seed: number;
@@ -93,7 +93,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
     this.scale = parts.scale;
     this.alpha = parts.alpha;
     this.variant = parts.variant;
-    this.isChange = parts.isChange;
+    this.form = parts.form;
     this.#state = state;
     this.#seed = createHash('sha256')
       .update(`${state.seed}/${this.name}/dropout`)
@@ -126,9 +126,9 @@ export class LoraModule implements LinearAdapter, VariantModule {
    * base of its own does not contain the first pair.
    */
   get parts(): LowRank[] {
-    const { scale, isChange, quantized } = this;
-    const frozen = quantized === null ? this.frozen : null;
-    return this.#pair === null ? [] : [{ ...this.#pair, scale, frozen, isChange }];
+    const { scale, form, quantized } = this;
+    const start = quantized === null ? this.frozen : null;
+    return this.#pair === null ? [] : [{ ...this.#pair, scale, start, form }];
   }
 
   /** The weight of the model before tuning (out,in), f64: W, or what the codes of a base of its own and the first pair make of it. */
@@ -172,7 +172,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
     if (!this.#state.enabled) {
       const teacher = quantized === null ? this.teacher : this.frozen;
       if (!this.#state.teaches || teacher === null) return null;
-      return { ...own, lowRank: [{ ...teacher, scale, frozen: null, isChange: false }] };
+      return { ...own, lowRank: [{ ...teacher, scale, form: 'exact' }] };
     }
     const { pass, dropout: p } = this.#state;
     return this.variant.update(this, {

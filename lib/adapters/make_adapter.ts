@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import type { Linear } from '../nn/linear.ts';
-import { matmul, mul, square, sum } from '../ops/index.ts';
+import { matmul, mul, type PairForm, square, sum } from '../ops/index.ts';
 import {
   type CallTable,
   checkArgument,
@@ -34,7 +34,7 @@ import {
 import { Calibration, checkCalibration } from './calibration.ts';
 import { checkSavedBase } from './checkpoint_folder.ts';
 import { type LoraConfig, type LoraConfigInput, loraConfig, loraScale } from './config.ts';
-import { type AdapterState, LoraModule } from './lora_module.ts';
+import { type AdapterState, LoraModule, type LoraParts } from './lora_module.ts';
 import type { LowRankPair } from './low_rank.ts';
 import type { OwnForm, Start } from './methods/method.ts';
 import { presetSettings } from './methods/preset.ts';
@@ -262,7 +262,7 @@ function ownModule(
   return new LoraModule(
     {
       ...{ name, linear, r, scale, alpha, variant, parameters },
-      ...{ pair: null, frozen: null, isChange: variant.pairIsChange },
+      ...{ pair: null, frozen: null, form: variant.pairIsChange ? 'change' : 'exact' },
     },
     shared,
   );
@@ -270,9 +270,10 @@ function ownModule(
 
 /** Finds out whether the update of a module that was read from a file is a small change of its linear. */
 async function checkIsChange(module: LoraModule): Promise<void> {
-  if (!module.isChange || module.variant.own?.loraObstacle(module.settings) !== null) return;
+  if (module.form !== 'change' || module.variant.own?.loraObstacle(module.settings) !== null)
+    return;
   const pair = module.variant.toLora(module);
-  module.isChange = await isSmallSum(pair, module.linear, module.scale);
+  if (!(await isSmallSum(pair, module.linear, module.scale))) module.form = 'exact';
   for (const tensor of [pair.a, pair.b]) tensor.dispose();
 }
 
@@ -283,6 +284,15 @@ function settingsOf(method: MethodName | null, given: LoraConfigInput): LoraConf
   throw new ArgumentError(
     'method full has no adapter; train every weight with new FullModel(model)',
   );
+}
+
+/** How a pair is computed: since its start, unless a base of its own does not contain that; else as a change where it is a small one. */
+function formOf(
+  { variant, frozen, quantized }: Pick<LoraParts, 'variant' | 'frozen' | 'quantized'>,
+  isSmall: boolean,
+): PairForm {
+  if (frozen !== null) return quantized === null ? 'sinceStart' : 'exact';
+  return variant.pairIsChange && isSmall ? 'change' : 'exact';
 }
 
 /** A module with its first pair; the module owns that pair where it is kept frozen, otherwise the pair is freed. */
@@ -300,8 +310,8 @@ async function freshModule(
   const isSmall =
     (startNamed(config.initLoraWeights)?.isSmall ?? typeof config.initLoraWeights !== 'function') ||
     (await isSmallSum(pair, linear, scale));
-  const isChange = variant.pairIsChange && frozen === null && isSmall;
-  const parts = { name, linear, pair, frozen, quantized, isChange, scale, alpha, variant };
+  const form = formOf({ variant, frozen, quantized }, isSmall);
+  const parts = { name, linear, pair, frozen, quantized, form, scale, alpha, variant };
   return new LoraModule(parts, shared);
 }
 
@@ -443,10 +453,10 @@ async function adapterOf(
       const less = frozenPair(read.lessPairs, name, linear) ?? starts[i]?.less ?? null;
       const quantized =
         frozen === null ? null : ownBase({ name, linear, scale }, init, { first: frozen, less });
-      const isChange =
-        variant.pairIsChange && frozen === null && (await isSmallSum(pair, linear, scale));
-      const own = { frozen, teacher, quantized };
-      const parts = { name, linear, pair, ...own, isChange, scale, alpha, variant };
+      const isSmall = frozen === null && (await isSmallSum(pair, linear, scale));
+      const form = formOf({ variant, frozen, quantized }, isSmall);
+      const own = { frozen, teacher, quantized, form };
+      const parts = { name, linear, pair, ...own, scale, alpha, variant };
       const module = new LoraModule({ ...parts, parameters }, shared);
       modules.push(module);
       made.push(module);

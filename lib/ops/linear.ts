@@ -26,8 +26,8 @@ export function matmul(
 }
 
 /**
- * A low-rank part of a linear: it adds scale * (x a^T) b^T (LoRA, Hu et al. 2021) or, with a frozen start,
- * scale * ((x a^T) b^T - (x frozen.a^T) frozen.b^T) (PiSSA).
+ * A low-rank part of a linear: it adds scale * (x a^T) b^T (LoRA, Hu et al. 2021) or, with a start,
+ * scale * ((x a^T) b^T - (x start.a^T) start.b^T) (PiSSA).
  */
 export interface LowRank {
   /** (R, I): f32 (f64 beside f64) whatever x is, so that small steps are not lost; x's dtype is widened. */
@@ -37,17 +37,20 @@ export interface LowRank {
   /** Default 1. */
   scale?: number;
   /**
-   * The first values of a and b, of their shapes, if W contains them already: they are subtracted and never get a gradient. While the pair
-   * is close to them, the part is computed from what has changed since, so that it adds exactly 0 before the first step. Default null.
+   * The first values of a and b, of their shapes, if W contains them already: they are subtracted and never get a gradient. Default null.
    */
-  frozen?: { readonly a: Tensor; readonly b: Tensor } | null;
-  /**
-   * Whether the part by itself is a small change of the linear, as LoRA's is, and not a difference of large terms, as that of an
-   * exported PiSSA pair. Beside a bf16 weight the CPU then represents each value of x a^T and b by one bf16 instead of two, which
-   * loses 2^-9 of the change. Default false.
-   */
-  isChange?: boolean;
+  start?: { readonly a: Tensor; readonly b: Tensor } | null;
+  /** How it is computed beside a bf16 weight. Default `sinceStart` with a start, which allows no other, and `exact` without one. */
+  form?: PairForm;
 }
+
+/**
+ * How a low-rank part is computed beside a bf16 weight. `exact`: with both halves of its factors, which are f32. `change`: b a is a small
+ * change of the linear, as LoRA's is, and no difference of large terms, as that of an exported PiSSA pair; the CPU then represents each
+ * value of x a^T and b by one bf16, which loses 2^-9 of the change. `sinceStart`: from what has changed since its start, of which as much
+ * is lost, so that it adds exactly 0 before the first step.
+ */
+export type PairForm = 'exact' | 'change' | 'sinceStart';
 
 /** One linear of a group. */
 export interface LinearOperands {
@@ -105,10 +108,10 @@ export function linearGroup(
 }
 
 /** A low-rank part with handles in place of tensors. */
-function nativePart({ a, b, scale = 1, frozen = null, isChange = false }: LowRank) {
+function nativePart({ a, b, scale = 1, start = null, form }: LowRank) {
   return {
-    ...{ a: a.handle, b: b.handle, scale, isChange },
-    frozen: frozen && { a: frozen.a.handle, b: frozen.b.handle },
+    ...{ a: a.handle, b: b.handle, scale, form: form ?? (start ? 'sinceStart' : 'exact') },
+    start: start && { a: start.a.handle, b: start.b.handle },
   };
 }
 
@@ -139,7 +142,7 @@ export function columnScale(x: Tensor, scale: Tensor, bias: Tensor | null = null
 }
 
 /**
- * The norm of each row of weight + sum of scale * (b a - frozen.b frozen.a), computed without making that sum as a whole. It has no gradient, since DoRA
+ * The norm of each row of weight + sum of scale * (b a - start.b start.a), computed without making that sum as a whole. It has no gradient, since DoRA
  * (Liu et al. 2024) holds this norm constant.
  * @param weight (O, I), any float dtype
  * @param parts a (R, I) and b (O, R), f32 (f64 beside f64)

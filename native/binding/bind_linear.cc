@@ -15,8 +15,8 @@ template <>
 struct Named<LowRankPart> {
   static auto fields() {
     using S = LowRankPart;
-    return std::tuple{field("a", &S::a), field("b", &S::b), field("frozen", &S::frozen),
-                      field("scale", &S::scale), field("isChange", &S::is_change)};
+    return std::tuple{field("a", &S::a), field("b", &S::b), field("start", &S::start),
+                      field("scale", &S::scale), field("form", &S::form)};
   }
 };
 template <>

@@ -68,9 +68,9 @@ struct LowRankFactors {
 };
 struct LowRankPart {
   Tensor a, b;
-  std::optional<LowRankFactors> frozen;  // its start, which is subtracted
+  std::optional<LowRankFactors> start;  // which is subtracted
   double scale;
-  bool is_change;
+  std::string form;  // "exact", "change" or "sinceStart"
 };
 struct LinearLayer {
   Tensor weight;                        // (O,I)

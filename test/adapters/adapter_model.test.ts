@@ -33,7 +33,7 @@ const numbers = (value: Tensor): number[] => Array.from(value.dataSync() as Floa
 describe('a fresh adapter', () => {
   it('marks its pairs as a small change of W or not; a loaded one by their size and by terms that cancel', async () => {
     const isChange = (tuned: AdapterModel): boolean[] => [
-      ...new Set(tuned.modules.map((module) => module.update()?.lowRank[0]?.isChange ?? false)),
+      ...new Set(tuned.modules.map((module) => module.update()?.lowRank[0]?.form === 'change')),
     ];
     for (const [initLoraWeights, fresh, loaded] of [
       [true, true, true],

@@ -134,11 +134,11 @@ describe('an initialisation function', () => {
         a: randn([r, inFeatures], { seed: seed('A') }),
         b: randn([outFeatures, r], { seed: seed('B') }),
       }));
-    const isChange = async (init: StartFunction) =>
-      (await create(init)).modules.map((module) => module.update()?.lowRank[0]?.isChange);
-    expect(new Set(await isChange(large))).toEqual(new Set([false]));
-    expect(new Set(await isChange(drawn))).toEqual(new Set([true]));
-    expect(new Set(await isChange(rows))).toEqual(new Set([false]));
+    const formOf = async (init: StartFunction) =>
+      (await create(init)).modules.map((module) => module.update()?.lowRank[0]?.form);
+    expect(new Set(await formOf(large))).toEqual(new Set(['exact']));
+    expect(new Set(await formOf(drawn))).toEqual(new Set(['change']));
+    expect(new Set(await formOf(rows))).toEqual(new Set(['sinceStart']));
   });
 
   it('has its own tensors freed, except those that existed before', async () => {

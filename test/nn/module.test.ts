@@ -67,7 +67,7 @@ describe('Linear', () => {
     });
   });
 
-  it('adds the pairs of its adapter, and subtracts the frozen start of one', () => {
+  it('adds the pairs of its adapter, and subtracts the start of one', () => {
     const linear = new Linear(randomTensor([4, 3], { seed: 1 }));
     const base = values(linear.forward(x));
     const [a, b] = [randomTensor([2, 3], { seed: 6 }), randomTensor([4, 2], { seed: 7 })];
@@ -76,7 +76,7 @@ describe('Linear', () => {
     values(linear.forward(x)).forEach((v, i) => {
       expect(v).toBeCloseTo((base[i] as number) + 0.5 * (part[i] as number), 12);
     });
-    linear.adapter = adapterOf({ lowRank: [{ a, b, scale: 0.5, frozen: { a, b } }] });
+    linear.adapter = adapterOf({ lowRank: [{ a, b, scale: 0.5, start: { a, b } }] });
     values(linear.forward(x)).forEach((v, i) => {
       expect(v).toBeCloseTo(base[i] as number, 12);
     });

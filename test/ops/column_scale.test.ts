@@ -6,11 +6,11 @@ import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
-/** Each part, and its frozen start as one with the scale negated. */
+/** Each part, and its start as one with the scale negated. */
 const withStarts = (parts: readonly LowRank[]): LowRank[] =>
-  parts.flatMap(({ frozen, ...part }) => [
+  parts.flatMap(({ start, ...part }) => [
     part,
-    ...(frozen ? [{ ...frozen, scale: -(part.scale ?? 1) }] : []),
+    ...(start ? [{ ...start, scale: -(part.scale ?? 1) }] : []),
   ]);
 
 const masterOf = (dtype: (typeof kFloatTypes)[number]) => (dtype === 'f64' ? 'f64' : 'f32');
@@ -119,7 +119,7 @@ describe('rowNorm', () => {
           b: randomTensor([outs, 5], { seed: 41, dtype: masterOf(dtype) }),
         };
         const lists: LowRank[][] = [[], [part(1, 2)], [part(5, 0.5), part(7, -0.5)]];
-        for (const parts of [...lists, [{ ...part(5, 0.5), frozen: start }, part(3, 1)]]) {
+        for (const parts of [...lists, [{ ...part(5, 0.5), start }, part(3, 1)]]) {
           const sum = values(weight);
           for (const { a, b, scale = 1 } of withStarts(parts)) {
             const [va, vb, rank] = [values(a), values(b), a.shape[0] as number];

@@ -9,6 +9,7 @@ import {
   linear,
   linearGroup,
   mul,
+  type PairForm,
   permute,
   reshape,
 } from '../../lib/ops/index.ts';
@@ -41,9 +42,9 @@ function definition(
       y[n * outs + o] = dot(vx, n, vw, o, ins) + (vc === null ? 0 : dot(va, n, vc, o, ins));
     }
   }
-  const products = lowRank.flatMap(({ a, b, scale = 1, frozen }) => [
+  const products = lowRank.flatMap(({ a, b, scale = 1, start }) => [
     { a, b, scale },
-    ...(frozen ? [{ ...frozen, scale: -scale }] : []),
+    ...(start ? [{ ...start, scale: -scale }] : []),
   ]);
   for (const { a, b, scale } of products) {
     const rank = a.shape[0] as number;
@@ -77,10 +78,10 @@ function pair(ins: number, outs: number, rank: number, scale: number, dtype: Flo
 
 /** A part that has moved away from its start. */
 function started(ins: number, outs: number, dtype: FloatType): LowRank {
-  const frozen = pair(ins, outs, 3, 1, dtype);
+  const start = pair(ins, outs, 3, 1, dtype);
   const moved = (t: Tensor, seed: number): Tensor =>
     add(t, mul(randomTensor(t.shape, { seed, dtype: masterOf(dtype) }), 0.05));
-  return { a: moved(frozen.a, 50), b: moved(frozen.b, 51), scale: -0.5, frozen };
+  return { a: moved(start.a, 50), b: moved(start.b, 51), scale: -0.5, start };
 }
 
 function group(
@@ -163,7 +164,7 @@ describe('linear', () => {
             ...[Tensor, Tensor, Tensor, Tensor, Tensor],
           ];
           const lowRank = [
-            { a, b, scale: 3, frozen: start },
+            { a, b, scale: 3, start },
             { a: c, b: d, scale: -0.5 },
           ];
           return linearGroup(x, [
@@ -376,7 +377,7 @@ describe('linear', () => {
       const x = randomTensor([33, 64], { seed: 1, dtype });
       const weight = randomTensor([31, 64], { seed: 2, dtype }).freeze();
       const p = pair(64, 31, 8, 2, dtype);
-      const both = linear(x, weight, { lowRank: [{ ...p, frozen: p }] });
+      const both = linear(x, weight, { lowRank: [{ ...p, start: p }] });
       expect(values(both)).toEqual(values(linear(x, weight)));
     }
   });
@@ -442,13 +443,23 @@ describe('linear', () => {
     ).toThrow('must be finite');
     const part = { a: f32(2, 6), b: f32(4, 2) };
     expect(() =>
-      linear(x, w, { lowRank: [{ ...part, frozen: { a: f32(3, 6), b: f32(4, 3) } }] }),
-    ).toThrow('linear: frozen.a[0] must be (R,I)=(2,6), got (3,6)');
+      linear(x, w, { lowRank: [{ ...part, start: { a: f32(3, 6), b: f32(4, 3) } }] }),
+    ).toThrow('linear: start.a[0] must be (R,I)=(2,6), got (3,6)');
     const start = { a: f32(2, 6), b: f32(4, 2) };
     start.b.requiresGrad = true;
-    expect(() => linear(x, w, { lowRank: [part, { ...part, frozen: start }] })).toThrow(
-      'linear: frozen.b[1] wants a gradient',
+    expect(() => linear(x, w, { lowRank: [part, { ...part, start }] })).toThrow(
+      'linear: start.b[1] wants a gradient',
     );
+    for (const [form, own, message] of [
+      ['sinceStart', null, 'is sinceStart, but it has no start'],
+      ['change', part, 'with a start must be sinceStart, got change'],
+      ['twice', null, 'must be exact, change or sinceStart, got twice'],
+    ] as const) {
+      const lowRank = [{ ...part, start: own, form: form as PairForm }];
+      expect(() => linear(x, w, { lowRank })).toThrow(
+        `linear: the form of a low-rank part ${message}`,
+      );
+    }
     expect(() => linear(x, w, { outputScale: f32(3) })).toThrow(
       'linear: outputScale[0] must be (O)=(4), got (3)',
     );

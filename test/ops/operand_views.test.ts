@@ -56,7 +56,7 @@ const kLinears: Call[] = (
   ],
   of: ([x, own, first, second, bias, other, a, b, c, d, outputScale]) => {
     const [adapterInput, weight] = [own as Tensor, first as Tensor];
-    const change = { a: a as Tensor, b: b as Tensor, scale: 0.5, isChange: true };
+    const change = { a: a as Tensor, b: b as Tensor, scale: 0.5, form: 'change' as const };
     return linearGroup(
       x as Tensor,
       [

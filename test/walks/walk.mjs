@@ -21,7 +21,7 @@ const kWalks = {
   linear() {
     const pair = (seed) => ({
       ...{ a: trained(randn([8, 64], { seed })), b: trained(randn([96, 8], { seed: seed + 1 })) },
-      ...{ scale: 2, isChange: true },
+      ...{ scale: 2, form: 'change' },
     });
     const x = trained(bf16([70, 64], 1));
     const y = linear(x, bf16([96, 64], 2).freeze(), { lowRank: [pair(3)] });

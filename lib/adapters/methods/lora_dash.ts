@@ -186,9 +186,9 @@ const variant: Variant = {
   },
   // Two parts, so that neither is divided by s nor copied into one matrix.
   update: (module, plain) => {
-    const { scale, isChange } = module;
+    const { scale, form } = module;
     const tensorOf = (key: string): Tensor => module.parameter(key);
-    const pair = { a: tensorOf(kA), b: tensorOf(kB), scale, isChange };
+    const pair = { a: tensorOf(kA), b: tensorOf(kB), scale, form };
     if (!progressOf({ tensor: tensorOf }).taken) return { ...plain, lowRank: [pair] };
     return {
       ...plain,

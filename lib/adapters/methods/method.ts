@@ -10,7 +10,7 @@
 import { ArgumentError } from '../../errors.ts';
 import type { LinearUpdate } from '../../nn/adapter_hook.ts';
 import type { Linear } from '../../nn/linear.ts';
-import type { LowRank, SvdFactors } from '../../ops/index.ts';
+import type { LowRank, PairForm, SvdFactors } from '../../ops/index.ts';
 import type { Option } from '../../options/option.ts';
 import { shown } from '../../shown.ts';
 import type { Tensor } from '../../tensor.ts';
@@ -167,7 +167,7 @@ export interface Start<Value extends boolean | string = boolean | string> {
   readonly fromWeight: boolean;
   /**
    * Whether B A is zero or a small change of W without large terms that cancel (default true). False: it is measured, and a pair that
-   * is not small is multiplied in full precision (`isChange` of a low-rank part).
+   * is not small is multiplied in full precision (`form` of a low-rank part).
    */
   readonly isSmall?: boolean;
   /**
@@ -207,8 +207,8 @@ export interface VariantModule extends ScaledPair {
   readonly r: number;
   /** The adapter's configuration. */
   readonly settings: Settings;
-  /** Whether the update by itself is a small change of the linear; see {@link LowRank}. */
-  readonly isChange: boolean;
+  /** How the update is computed beside the weight in use; see {@link LowRank}. */
+  readonly form: PairForm;
   /** The pairs that are added to W, each with its scale and its frozen start; none where the variant has tensors of its own. */
   readonly parts: readonly LowRank[];
   /** The tensor of one of the variant's parameters, or one that all modules share. */
@@ -406,7 +406,7 @@ export interface Variant {
    * training the dropout of A's input. Forwards that were recorded are repeated without it.
    */
   update(module: VariantModule, plain: LinearUpdate): LinearUpdate;
-  /** Whether a small pair may be multiplied in lower precision as a change of the base (`isChange` of a low-rank part). */
+  /** Whether a small pair may be multiplied in lower precision as a change of the base (`form` of a low-rank part). */
   readonly pairIsChange: boolean;
   /**
    * Functions of A and B that the micro-batches of a step share, by name (default: none). Each is computed without recording when it is

@@ -62,8 +62,8 @@ export function lowRankVariant({
     formula,
     pairIsChange,
     update: (module, plain) => {
-      const { scale, isChange } = module;
-      return { ...plain, lowRank: [{ ...factors(seen(module)), scale, isChange }] };
+      const { scale, form } = module;
+      return { ...plain, lowRank: [{ ...factors(seen(module)), scale, form }] };
     },
     mergedWeight: (module, base) =>
       add(base, mul(productOf(factors(seenExactly(module, base))), module.scale)),

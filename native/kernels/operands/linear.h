@@ -22,19 +22,25 @@ typedef struct balora_weight {
   const balora_view* encoded;
 } balora_weight;
 
-// A low-rank part of a linear: it adds scale * (x A^T) B^T or, where it has a start (the frozen
+// How a low-rank part is computed beside bf16; in other types nothing of it is rounded.
+//   EXACT: of each factor both halves, 16 bits together
+//   CHANGE: B A is a small change of W, no difference of large terms, of which 2^-9 may be lost
+//   SINCE_START: by what has changed since its start, of which 2^-9 may be lost
+enum { BALORA_LOW_RANK_EXACT = 0, BALORA_LOW_RANK_CHANGE = 1, BALORA_LOW_RANK_SINCE_START = 2 };
+
+// A low-rank part of a linear: it adds scale * (x A^T) B^T or, since its start (the frozen
 // first values A0 and B0 of a pair that W contains already), scale * ((x A^T) B^T - (x A0^T) B0^T).
 // A, B, A0, B0 and U = x A^T are f32 (f64 beside f64).
 typedef struct balora_low_rank {
   const balora_view* a;        // (R,I)
   const balora_view* b;        // (O,R)
-  const balora_view* start_a;  // (R,I) or null
-  const balora_view* start_b;  // (O,R), null if start_a is
+  const balora_view* start_a;  // (R,I), null unless `form` is SINCE_START
+  const balora_view* start_b;  // (O,R), likewise
   const balora_view* u;        // (N,R): written by forward, read by backward (null there if db is)
   const balora_view* da;       // (R,I) written by backward, or null
   const balora_view* db;       // (O,R) written by backward, or null
   double scale;
-  int32_t is_change;  // non-zero: B A is a small change of W, no difference of large terms
+  int32_t form;  // BALORA_LOW_RANK_*
 } balora_low_rank;
 
 // One of the linears that share an input, rounded once:

@@ -86,14 +86,14 @@ GroupOf<Tensor> checked_group(const Tensor& x, const std::optional<Tensor>& x_ad
     linear.weight_change = linears[i].weight_change.value_or(Tensor());
     for (const LowRankPart& part : linears[i].low_rank) {
       const PartNames names{indexed("", part_count++)};
-      check_part(kOp, names, part, linear.weight);
       PartOf<Tensor>& p = linear.parts.emplace_back();
+      p.form = checked_form(kOp, names, part, linear.weight);
       p.a = master_of(x, names.of("a"), part.a), p.b = master_of(x, names.of("b"), part.b);
-      if (part.frozen) {
-        p.start_a = master_of(x, names.of("frozen.a"), part.frozen->a);
-        p.start_b = master_of(x, names.of("frozen.b"), part.frozen->b);
+      if (part.start) {
+        p.start_a = master_of(x, names.of("start.a"), part.start->a);
+        p.start_b = master_of(x, names.of("start.b"), part.start->b);
       }
-      p.scale = part.scale, p.is_change = part.is_change;
+      p.scale = part.scale;
     }
   }
   return group;

@@ -16,7 +16,7 @@ struct PartOf {
   T a{}, b{}, start_a{}, start_b{};
   T u{}, da{}, db{};
   double scale = 1;
-  bool is_change = false;
+  int32_t form = BALORA_LOW_RANK_EXACT;
 };
 template <typename T>
 struct LinearOf {
@@ -40,7 +40,7 @@ PartOf<To> map_part(const PartOf<From>& p, const F& f) {
           .da = f(p.da),
           .db = f(p.db),
           .scale = p.scale,
-          .is_change = p.is_change};
+          .form = p.form};
 }
 
 // The group of f's results, f being called for every operand in the order of the fields.
@@ -72,7 +72,7 @@ inline balora_low_rank kernel_part(const Launch& l, const PartOf<Slot>& p) {
           .da = l[p.da],
           .db = l[p.db],
           .scale = p.scale,
-          .is_change = p.is_change};
+          .form = p.form};
 }
 
 // The linears of a group as kernels take them, for the time of a launch.
@@ -100,15 +100,15 @@ class KernelLinears {
   std::vector<balora_linear> linears_;
 };
 
-// Names of a part's tensors in messages: a, b, frozen.a and frozen.b, each followed by `suffix`.
+// Names of a part's tensors in messages: a, b, start.a and start.b, each followed by `suffix`.
 struct PartNames {
   std::string suffix;
   std::string of(const char* tensor) const { return tensor + suffix; }
 };
 
-// Throws unless the shapes of a part fit a weight (O,I) and its start is as large as the pair and
-// wants no gradient.
-void check_part(const char* op, const PartNames& names, const LowRankPart& part,
-                const Tensor& weight);
+// The form of a part (BALORA_LOW_RANK_*). Throws unless its shapes fit a weight (O,I), and it has a
+// start exactly where the form wants one, as large as the pair, that wants no gradient.
+int32_t checked_form(const char* op, const PartNames& names, const LowRankPart& part,
+                     const Tensor& weight);
 
 }  // namespace balora

@@ -18,11 +18,11 @@ Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts) {
   const Slot matrix = all.read(contiguous(weight.detach()).as_encoded());
   std::vector<PartOf<Slot>> slots;
   for (const LowRankPart& part : parts) {
-    check_part(kOp, {}, part, weight);
     PartOf<Slot>& p = slots.emplace_back();
+    p.form = checked_form(kOp, {}, part, weight);
     p.scale = part.scale, p.a = factor("a", part.a), p.b = factor("b", part.b);
-    if (!part.frozen) continue;
-    p.start_a = factor("frozen.a", part.frozen->a), p.start_b = factor("frozen.b", part.frozen->b);
+    if (!part.start) continue;
+    p.start_a = factor("start.a", part.start->a), p.start_b = factor("start.b", part.start->b);
   }
   Tensor norm = Tensor::empty(weight.engine(), {weight.dim(0)}, wide);
   const Slot result = all.write(norm);

@@ -29,8 +29,8 @@ it('draws A and B of rank r/2 with the deviation sqrt(1/200), whose product is 0
 
 it('is no small change of W, since its terms cancel', async () => {
   const tuned = await create({ r: 4 });
-  const isChange = tuned.modules.map((module) => module.update()?.lowRank[0]?.isChange);
-  expect(new Set(isChange)).toEqual(new Set([false]));
+  const forms = tuned.modules.map((module) => module.update()?.lowRank[0]?.form);
+  expect(new Set(forms)).toEqual(new Set(['exact']));
 });
 
 it('refuses an odd rank by name, and leaves the model free', async () => {

@@ -88,7 +88,8 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
   function lowRankPart(dtype, inputs, outputs) {
     const rank = pick([1, 3, 4, 8, 16, 17]);
     const pair = () => ({ a: tensor(dtype, rank, inputs), b: tensor(dtype, outputs, rank) });
-    return { ...pair(), frozen: maybe(pair), scale: pick([1, -1, 2]), isChange: chance(0.5) };
+    const start = maybe(pair);
+    return { ...pair(), start, scale: pick([1, -1, 2]), form: start ? undefined : pick(['exact', 'change']) };
   }
 
   function attention() {

@@ -1,8 +1,8 @@
 // Linears with low-rank parts (kernels/operands/linear.h). The base and the low-rank part meet in
 // one f32 sum that is rounded once; the gradient of a shared input is one such sum over
 // every linear.
-#include "kernels/cpu/linear/linear_tiles.h"
-#include "kernels/cpu/linear/linear_wide.h"
+#include "kernels/cpu/linear/tiles.h"
+#include "kernels/cpu/linear/wide.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"

@@ -17,8 +17,10 @@ using Case = LinearRowsCase;
 template <typename T>
 class Layer {
  public:
-  explicit Layer(const Case& c)
+  // The part has a start if its form is SINCE_START.
+  explicit Layer(const Case& c, int32_t form = BALORA_LOW_RANK_SINCE_START)
       : c_(c),
+        form_(form),
         x_({c.rows, c.in}, random_),
         w_({c.outs, c.in}, random_, 0.5),
         bias_({c.outs}, random_),
@@ -37,8 +39,13 @@ class Layer {
     View a = a_.view(), b = b_.view(), sa = start_a_.view(), sb = start_b_.view(), vu = u.view();
     x.data = x_.data() + first * c_.in;
     x.shape[0] = count;
-    const balora_low_rank part{
-        .a = &a, .b = &b, .start_a = &sa, .start_b = &sb, .u = &vu, .scale = 0.5};
+    const balora_low_rank part{.a = &a,
+                               .b = &b,
+                               .start_a = has_start() ? &sa : nullptr,
+                               .start_b = has_start() ? &sb : nullptr,
+                               .u = &vu,
+                               .scale = 0.5,
+                               .form = form_};
     const balora_linear linear{.weight = {.dense = &w},
                                .bias = &bias,
                                .output_scale = c_.scaled ? &scale : nullptr,
@@ -59,7 +66,7 @@ class Layer {
       for (int64_t k = 0; k < c_.in; ++k) {
         const double x = 0.5 * x_[n * c_.in + k];
         add(x * a_[r * c_.in + k] * b_[o * c_.rank + r]);
-        add(-x * start_a_[r * c_.in + k] * start_b_[o * c_.rank + r]);
+        if (has_start()) add(-x * start_a_[r * c_.in + k] * start_b_[o * c_.rank + r]);
       }
     }
     if (c_.scaled) sum *= scale_[o], magnitude *= std::abs(scale_[o]);
@@ -68,7 +75,10 @@ class Layer {
   }
 
  private:
+  bool has_start() const { return form_ == BALORA_LOW_RANK_SINCE_START; }
+
   Case c_;
+  int32_t form_;
   std::mt19937 random_{11};
   Array<T> x_, w_, bias_;
   Array<Acc<T>> a_, b_, start_a_, start_b_, scale_;
@@ -126,7 +136,8 @@ TEST_CASE_TEMPLATE("linear: rows that do not depend on each other are right", T,
   for (const Case& c : cases()) {
     CAPTURE(c.in);
     CAPTURE(c.outs);
-    Layer<T> layer(c);
+    Layer<T> layer(c,
+                   std::is_same_v<T, bf16> ? BALORA_LOW_RANK_EXACT : BALORA_LOW_RANK_SINCE_START);
     const Array<T> y = layer.rows(0, c.rows);
     const double relative = std::is_same_v<T, double> ? 1e-14
                             : std::is_same_v<T, bf16> ? 0x1p-15

@@ -39,8 +39,8 @@ struct Sum {
   void add(const Sum& s, double y) { value += s.value * y, magnitude += s.magnitude * std::abs(y); }
 };
 
-// `change`: that part of the magnitude which a close pair adds in single bf16, 2^-9 each for its
-// two factors and what they are multiplied with.
+// `change`: that part of the magnitude which a pair since its start adds in single bf16, 2^-9 each
+// for its two factors and what they are multiplied with.
 template <typename T>
 void check_sum(double got, const Sum& want, double storage_epsilon, const char* what, int64_t i,
                double change = 0) {
@@ -187,22 +187,21 @@ class Fixture {
     }
   }
 
-  // Whether part p belongs to a pair that is so close that its change is all that is kept exact.
-  bool is_close(size_t p) const {
-    constexpr double kClose = 0.125;
+  // Whether part p belongs to a pair since its start, of which the change alone is kept exact.
+  bool has_start(size_t p) const {
     if (!std::is_same_v<T, bf16>) return false;
-    const auto moved = [&](size_t q) {
-      return q < case_.parts.size() && case_.parts[q].change >= 0 && case_.parts[q].change < kClose;
+    const auto is_start = [&](size_t q) {
+      return q < case_.parts.size() && case_.parts[q].change >= 0;
     };
-    return moved(p) || moved(p + 1);
+    return is_start(p) || is_start(p + 1);
   }
   // The share of a magnitude that factors in single bf16 (their halves left out) may leave in it,
   // in units of check_sum's.
   static constexpr double kRoundedShare = 0.25 + 0x1p-9;
-  double rounded(size_t p) const { return is_close(p) ? kRoundedShare : 0; }
+  double rounded(size_t p) const { return has_start(p) ? kRoundedShare : 0; }
   // Whether 2^-9 of what part p adds may be lost.
   bool is_change(size_t p) const {
-    return std::is_same_v<T, bf16> && case_.parts[p].is_change && !is_close(p);
+    return std::is_same_v<T, bf16> && case_.parts[p].is_change && !has_start(p);
   }
 
   double change_of_y(size_t linear, int64_t n, int64_t o) {
@@ -214,7 +213,7 @@ class Fixture {
     });
     for (size_t p = 1; p < a_.size(); ++p) {
       const Part& part = case_.parts[p];
-      if (static_cast<size_t>(part.linear) != linear || part.change < 0 || !is_close(p)) continue;
+      if (static_cast<size_t>(part.linear) != linear || part.change < 0 || !has_start(p)) continue;
       for (int64_t r = 0; r < part.rank; ++r) {
         const int64_t at = o * part.rank + r;
         Sum moved;
@@ -238,7 +237,7 @@ class Fixture {
     }
     for (size_t p = 1; p < a_.size(); ++p) {
       const Part& part = case_.parts[p];
-      if (part.change < 0 || !is_close(p)) continue;
+      if (part.change < 0 || !has_start(p)) continue;
       const int64_t outs = case_.outs[part.linear];
       for (int64_t r = 0; r < part.rank; ++r) {
         const int64_t at = r * case_.in + k;
@@ -305,6 +304,7 @@ class Fixture {
       const View *a = keep(a_[p].view()), *b = keep(b_[p].view());
       if (part.change >= 0) {
         own.back().start_a = a, own.back().start_b = b;
+        own.back().form = BALORA_LOW_RANK_SINCE_START;
         continue;
       }
       own.push_back({.a = a,
@@ -313,7 +313,7 @@ class Fixture {
                      .da = keep(da_[p].view()),
                      .db = keep(db_[p].view()),
                      .scale = part.scale,
-                     .is_change = part.is_change});
+                     .form = part.is_change ? BALORA_LOW_RANK_CHANGE : BALORA_LOW_RANK_EXACT});
     }
     for (size_t l = 0; l < w_.size(); ++l) {
       View weight = w_[l].view();
@@ -389,7 +389,7 @@ void check_padding() {
   }
 }
 
-// Pairs of a trained part and the frozen one it began as, near and far from it, beside other parts.
+// Pairs since their start, near and far from it, beside other parts.
 template <typename T>
 void check_pairs() {
   for (const double change : {0.0, 0x1p-10, 0x1p-5, 2.0}) {

@@ -1,5 +1,5 @@
-// low_rank.h by way of gemm().
-#include "kernels/cpu/linear/low_rank.h"
+// thin.h by way of gemm().
+#include "kernels/cpu/linear/thin.h"
 
 #include <algorithm>
 

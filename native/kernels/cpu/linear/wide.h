@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <span>
 
-#include "kernels/cpu/linear/linear_tiles.h"
+#include "kernels/cpu/linear/tiles.h"
 
 namespace balora {
 

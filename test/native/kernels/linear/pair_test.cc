@@ -3,7 +3,7 @@
 // made anew, and given back.
 #include <doctest/doctest.h>
 
-#include "kernels/cpu/linear/kept_factors.h"
+#include "kernels/cpu/linear/pair.h"
 #include "support/kernel_test.h"
 
 namespace {
@@ -36,11 +36,11 @@ class Layer {
       a_.emplace_back(std::vector<int64_t>{kRank, kIn}, random_);
       b_.emplace_back(std::vector<int64_t>{kOuts, kRank}, random_);
     }
-    near_start();
+    move_pair();
   }
 
-  // The second part moves to within a tenth of its start, so that it is computed by its change.
-  void near_start() {
+  // The second part moves away from its start.
+  void move_pair() {
     for (int64_t i = 0; i < a_[1].size(); ++i) a_[1].data()[i] = A(1.1) * a_[2].data()[i];
     for (int64_t i = 0; i < b_[1].size(); ++i) b_[1].data()[i] = A(0.9) * b_[2].data()[i];
   }
@@ -64,9 +64,14 @@ class Layer {
       a[i].version = a_version[i], b[i].version = b_version[i];
       if (with_slots) a[i].versioned = &a_slots_[i], b[i].versioned = &b_slots_[i];
     }
-    const balora_low_rank parts[] = {
-        {.a = &a[0], .b = &b[0], .u = &u, .scale = 0.5},
-        {.a = &a[1], .b = &b[1], .start_a = &a[2], .start_b = &b[2], .u = &u2, .scale = 1.5}};
+    const balora_low_rank parts[] = {{.a = &a[0], .b = &b[0], .u = &u, .scale = 0.5},
+                                     {.a = &a[1],
+                                      .b = &b[1],
+                                      .start_a = &a[2],
+                                      .start_b = &b[2],
+                                      .u = &u2,
+                                      .scale = 1.5,
+                                      .form = BALORA_LOW_RANK_SINCE_START}};
     const balora_linear linear{.weight = {.dense = &w}, .y = &vy, .parts = parts, .part_count = 2};
     REQUIRE(linear_forward_kernel(
                 ctx, {.x = &x, .linears = &linear, .count = 1, .batch_invariant = by_rows}) == 0);
@@ -118,11 +123,11 @@ TEST_CASE_TEMPLATE("linear: few rows keep what is made of the factors", T, float
 
   ++layer.a_version[0];
   CHECK_FALSE(same(layer.forward(2), before));
-  ++layer.b_version[1];  // and with it the second part is far from its start
+  ++layer.b_version[1];
   CHECK(same(layer.forward(2), anew(2)));
   CHECK(layer.kept_bytes == layer.slot_bytes());
 
-  layer.near_start(), ++layer.a_version[1], ++layer.b_version[1];
+  layer.move_pair(), ++layer.a_version[1], ++layer.b_version[1];
   CHECK(same(layer.forward(2), anew(2)));
   layer.change(layer.a()[2]), ++layer.a_version[2];  // the start alone
   CHECK(same(layer.forward(2), anew(2)));

@@ -1,6 +1,5 @@
 // The linears' kernels (kernels/operands/linear.h) for bf16 on tiles: each direction is one walk
-// over the rows. Low-rank parts are one more segment of k in the sum of their
-// linear (low_rank_segment.h).
+// over the rows. Low-rank parts are one more segment of k in the sum of their linear (pair.h).
 #pragma once
 #include <cstdint>
 #include <span>
