@@ -1,5 +1,4 @@
 // The language-model head fused with its losses: logits exist for one chunk of rows at a time.
-import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -56,7 +55,7 @@ export function headLosses({
   ...inputs
 }: HeadLossInputs): { loss: Tensor; sums: Tensor } {
   const usual = inputs.scales ? 1 : 0;
-  const [loss, sums] = native.headLosses(handlesOf(inputs), {
+  const [loss, sums] = native.headLosses(operandsOf(inputs), {
     ...optionsOf(inputs),
     taskScale: taskScale ?? usual,
     consistencyScale: consistencyScale ?? usual,
@@ -65,8 +64,23 @@ export function headLosses({
   return { loss: new Tensor(loss), sums: new Tensor(sums) };
 }
 
+const handleOf = (tensor: Tensor | null) => tensor?.handle ?? null;
+
+/** The teacher of the head's native functions: by its hidden states, by its summary, or none. */
+function teacherOf(teacher: Tensor | TeacherSummary | null, head: Tensor | null) {
+  const isLive = teacher instanceof Tensor;
+  const { mean = null, entropy = null, logProbability = null } = isLive ? {} : (teacher ?? {});
+  return {
+    hidden: isLive ? teacher.handle : null,
+    head: handleOf(head),
+    mean: handleOf(mean),
+    entropy: handleOf(entropy),
+    logProbability: handleOf(logProbability),
+  };
+}
+
 /** The tensors of the head's native functions. */
-function handlesOf({
+function operandsOf({
   hidden,
   head,
   teacher = null,
@@ -75,23 +89,13 @@ function handlesOf({
   regularized = null,
   scales = null,
 }: HeadInputs & Pick<HeadLossInputs, 'regularized' | 'scales'>) {
-  const live = teacher instanceof Tensor ? teacher : null;
-  const summary = teacher instanceof Tensor ? null : teacher;
-  if (summary && teacherHead) {
-    throw new ArgumentError(
-      "teacherHead is for a teacher's hidden states; leave it out beside a summary, which was made with that head",
-    );
-  }
   return {
     hidden: hidden.handle,
+    teacher: teacherOf(teacher, teacherHead),
     head: head.handle,
-    teacher: live?.handle ?? null,
-    teacherHead: teacherHead?.handle ?? null,
-    teacherMean: summary?.mean.handle ?? null,
-    teacherEntropy: summary?.entropy.handle ?? null,
-    targets: targets?.handle ?? null,
-    regularized: regularized?.handle ?? null,
-    scales: scales?.handle ?? null,
+    targets: handleOf(targets),
+    regularized: handleOf(regularized),
+    scales: handleOf(scales),
   };
 }
 
@@ -116,6 +120,8 @@ export interface TeacherSummary {
   readonly mean: Tensor;
   /** (M) f64: the entropy of q, in nats. */
   readonly entropy: Tensor;
+  /** (M) f64: the teacher's log-probability of each row's target at T = 1, 0 for a row without one; given with `targets`. */
+  readonly logProbability?: Tensor;
 }
 
 /**
@@ -125,7 +131,7 @@ export interface TeacherSummary {
  *     KL(q || p) = lse(z / T) - h . mean / T - entropy,
  *
  * which is exact while the student's head is linear and frozen.
- * @param teacher (M, C) hidden states after the final norm
+ * @param teacher (M, C) hidden states after the final norm; with `targets` the summary has their log-probabilities
  * @throws UnsupportedError for a head that is trained or soft-capped
  */
 export function teacherSummary(
@@ -133,20 +139,24 @@ export function teacherSummary(
   {
     head,
     teacherHead = null,
-    temperature = 1,
-    softcap = 0,
-    chunkBytes = 0,
-  }: Pick<HeadInputs, 'head' | 'teacherHead' | 'temperature' | 'softcap' | 'chunkBytes'>,
+    targets = null,
+    ...options
+  }: Pick<
+    HeadInputs,
+    'head' | 'teacherHead' | 'targets' | 'temperature' | 'softcap' | 'chunkBytes'
+  >,
 ): TeacherSummary {
-  const [mean, entropy] = native.teacherSummary(
+  const made = native.teacherSummary(
     teacher.handle,
-    teacherHead?.handle ?? null,
+    handleOf(teacherHead),
     head.handle,
-    temperature,
-    softcap,
-    chunkBytes,
+    handleOf(targets),
+    optionsOf(options),
   );
-  return { mean: new Tensor(mean), entropy: new Tensor(entropy) };
+  const [mean, entropy, logProbability] = made.map((handle) => new Tensor(handle));
+  return logProbability
+    ? { mean: mean!, entropy: entropy!, logProbability }
+    : { mean: mean!, entropy: entropy! };
 }
 
 /** The inputs of {@link headRows}. */
@@ -161,7 +171,7 @@ export interface HeadRowInputs extends HeadInputs {
  * @returns (M, 3) f64
  */
 export function headRows(inputs: HeadRowInputs): Tensor {
-  return new Tensor(native.headRows(handlesOf(inputs), optionsOf(inputs)));
+  return new Tensor(native.headRows(operandsOf(inputs), optionsOf(inputs)));
 }
 
 /** Options of {@link svdRatio}. */

@@ -351,12 +351,12 @@ describe('bad arguments', () => {
   });
 
   it('include both forms of a teacher, or half of one, in a call of the addon', () => {
-    const call = (given: Record<string, number>): void => {
-      const none = { teacher: null, teacherHead: null, teacherMean: null, teacherEntropy: null };
+    const call = (given: Record<string, number>, of = hidden.handle): void => {
+      const none = { hidden: null, head: null, mean: null, entropy: null, logProbability: null };
       const masks = { targets: null, regularized: null, scales: null };
       const scales = { taskScale: 1, consistencyScale: 1, diversityScale: 1 };
       native.headLosses(
-        { hidden: hidden.handle, head: head.handle, ...none, ...masks, ...given },
+        { hidden: of, head: head.handle, teacher: { ...none, ...given }, ...masks },
         {
           ...scales,
           temperature: 1,
@@ -368,12 +368,10 @@ describe('bad arguments', () => {
       );
     };
     const { mean, entropy } = teacherSummary(hidden, { head });
-    const kept = { teacherMean: mean.handle, teacherEntropy: entropy.handle };
-    expect(() => call({ ...kept, teacher: hidden.handle })).toThrow(/give one of them/);
-    expect(() => call({ teacherMean: mean.handle })).toThrow(/teacherMean and teacherEntropy/);
-    expect(() => call({ ...kept, hidden: 'x' as never })).toThrow(
-      /^hidden: expected a tensor, got x/,
-    );
+    const kept = { mean: mean.handle, entropy: entropy.handle };
+    expect(() => call({ ...kept, hidden: hidden.handle })).toThrow(/give one of them/);
+    expect(() => call({ mean: mean.handle })).toThrow(/is its mean and entropy/);
+    expect(() => call(kept, 'x' as never)).toThrow(/^hidden: expected a tensor, got x/);
     expect(() => call(kept)).not.toThrow();
   });
 
