@@ -196,6 +196,8 @@ class HeadChunks {
 }  // namespace
 
 int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
+  if (o.factors) throw UnsupportedError("head_losses: factors of rows are taken on the CPU alone");
+  refuse_logit_scale("head_losses", o.options);
   const double* terms =
       o.h->dtype == BALORA_F64 ? HeadChunks<double>(ctx, o).run() : HeadChunks<float>(ctx, o).run();
   launch(ctx, kName, {dim3(1), dim3(256)}, sum_terms, terms, o.h->shape[0], data_of<double>(o.sums),

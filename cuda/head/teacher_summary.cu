@@ -131,6 +131,7 @@ void summarize(Context* ctx, const balora_teacher_summary& o) {
     throw UnsupportedError(
         "teacher_summary: log-probabilities of targets are taken on the CPU alone");
   }
+  refuse_logit_scale("teacher_summary", o.options);
   const View &ht = *o.teacher.hidden, &w = *o.w;
   const View& wt = o.teacher.head ? *o.teacher.head : w;
   HeadWeight head(ctx, w);

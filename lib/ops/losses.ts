@@ -17,8 +17,10 @@ export interface HeadInputs {
   teacherHead?: Tensor | null;
   /** (M) i32: the id that each row must predict, -100 for a row without task term. Default, and null: no row has one. */
   targets?: Tensor | null;
-  /** Logits are softcap * tanh(h W^T / softcap), for both models. Default 0: plain. */
+  /** Logits are softcap * tanh(logitScale h W^T / softcap), for both models. Default 0: logitScale h W^T. */
   softcap?: number;
+  /** Factor of the logits of both models; on CUDA 1 alone. Default 1. */
+  logitScale?: number;
   /** T of the consistency term. Default 1. */
   temperature?: number;
   /** K of the entropy; 0: the whole vocabulary; -1: no entropy at all. Default 0. */
@@ -37,33 +39,53 @@ export interface HeadLossInputs extends HeadInputs {
   diversityScale?: number;
   /** (3) f64: the same factors (multiplied by those above) on the device, which a graph reads at every run. */
   scales?: Tensor | null;
+  /** (M) f64: factor of each row in the loss and its gradients; on the CPU alone. Default, and null: ones. */
+  factors?: Tensor | null;
+  /** Whether each row's log-probability of its target is returned, too. Default false. */
+  logProbabilities?: boolean;
+}
+
+/** The values of {@link headLosses}. */
+export interface HeadLosses {
+  /** () f64, differentiable in hidden and head. */
+  loss: Tensor;
+  /** (4) f64: the sums of the three terms over the rows, without scales and factors, and the loss. */
+  sums: Tensor;
+  /** (M) f64, differentiable in hidden and head: log p of each row's target, 0 for a row without one; given where it is asked for. */
+  logProbabilities?: Tensor;
 }
 
 /**
  * Computes the losses of a head in one pass over chunks of its rows. The loss is
  *
- *     loss = taskScale * sum CE + consistencyScale * sum T^2 KL(softmax(y/T) || softmax(z/T)) - diversityScale * sum H,
+ *     loss = sum factor * (taskScale * CE + consistencyScale * T^2 KL(softmax(y/T) || softmax(z/T)) - diversityScale * H),
  *
  * where H is the entropy of the K largest logits (renormalised; ties: lowest index). Gradients are computed in the same pass.
- * @returns loss () f64, differentiable in hidden and head; sums (4) f64 = the three sums, unscaled, and the loss
+ * Where log-probabilities are differentiated, too, rows of the loss's gradient serve if the head is frozen and the loss is of the
+ * task term alone, without `scales` and `factors`; otherwise the pass runs again in backward, on the CPU alone.
  * @throws UnsupportedError for a summary of the teacher beside a head that is trained or soft-capped
  */
 export function headLosses({
   taskScale,
   consistencyScale,
   diversityScale,
+  logProbabilities = false,
   ...inputs
-}: HeadLossInputs): { loss: Tensor; sums: Tensor } {
+}: HeadLossInputs): HeadLosses {
   const usual = inputs.scales ? 1 : 0;
-  const [loss, sums] = native.headLosses(operandsOf(inputs), {
+  const options = {
     ...optionsOf(inputs),
     taskScale: taskScale ?? usual,
     consistencyScale: consistencyScale ?? usual,
     diversityScale: diversityScale ?? usual,
-  });
-  return { loss: new Tensor(loss), sums: new Tensor(sums) };
+  };
+  const made = native.headLosses(operandsOf(inputs), options, logProbabilities);
+  const [loss, sums, logs] = tensorsOf(made);
+  return { loss, sums, ...(logs && { logProbabilities: logs }) };
 }
 
+const tensorsOf = (made: readonly number[]) =>
+  made.map((handle) => new Tensor(handle)) as [Tensor, Tensor, Tensor?];
 const handleOf = (tensor: Tensor | null) => tensor?.handle ?? null;
 
 /** The teacher of the head's native functions: by its hidden states, by its summary, or none. */
@@ -88,7 +110,8 @@ function operandsOf({
   targets = null,
   regularized = null,
   scales = null,
-}: HeadInputs & Pick<HeadLossInputs, 'regularized' | 'scales'>) {
+  factors = null,
+}: HeadInputs & Pick<HeadLossInputs, 'regularized' | 'scales' | 'factors'>) {
   return {
     hidden: hidden.handle,
     teacher: teacherOf(teacher, teacherHead),
@@ -96,22 +119,27 @@ function operandsOf({
     targets: handleOf(targets),
     regularized: handleOf(regularized),
     scales: handleOf(scales),
+    factors: handleOf(factors),
   };
 }
 
 /** The numbers of the head's native functions, without scales. */
 function optionsOf({
   softcap = 0,
+  logitScale = 1,
   temperature = 1,
   entropyTemperature = 1,
   entropyTopK = 0,
   chunkBytes = 0,
 }: Pick<
   HeadRowInputs,
-  'softcap' | 'temperature' | 'entropyTemperature' | 'entropyTopK' | 'chunkBytes'
+  'softcap' | 'logitScale' | 'temperature' | 'entropyTemperature' | 'entropyTopK' | 'chunkBytes'
 >) {
   const scales = { taskScale: 0, consistencyScale: 0, diversityScale: 0 };
-  return { ...scales, softcap, temperature, entropyTemperature, entropyTopK, chunkBytes };
+  return {
+    ...{ ...scales, softcap, logitScale, temperature, entropyTemperature },
+    ...{ entropyTopK, chunkBytes },
+  };
 }
 
 /** The quantities of a teacher that the consistency term needs. */
@@ -143,7 +171,7 @@ export function teacherSummary(
     ...options
   }: Pick<
     HeadInputs,
-    'head' | 'teacherHead' | 'targets' | 'temperature' | 'softcap' | 'chunkBytes'
+    'head' | 'teacherHead' | 'targets' | 'temperature' | 'softcap' | 'logitScale' | 'chunkBytes'
   >,
 ): TeacherSummary {
   const made = native.teacherSummary(
@@ -153,10 +181,8 @@ export function teacherSummary(
     handleOf(targets),
     optionsOf(options),
   );
-  const [mean, entropy, logProbability] = made.map((handle) => new Tensor(handle));
-  return logProbability
-    ? { mean: mean!, entropy: entropy!, logProbability }
-    : { mean: mean!, entropy: entropy! };
+  const [mean, entropy, logProbability] = tensorsOf(made);
+  return { mean, entropy, ...(logProbability && { logProbability }) };
 }
 
 /** The inputs of {@link headRows}. */

@@ -21,7 +21,8 @@ struct Named<HeadInputs> {
                       field("head", &O::head),
                       field("targets", &O::targets),
                       field("regularized", &O::regularized),
-                      field("scales", &O::scales)};
+                      field("scales", &O::scales),
+                      field("factors", &O::factors)};
   }
 };
 
@@ -35,13 +36,14 @@ struct Named<HeadOptions> {
                       field("temperature", &O::temperature),
                       field("entropyTemperature", &O::entropy_temperature),
                       field("softcap", &O::softcap),
+                      field("logitScale", &O::logit_scale),
                       field("entropyTopK", &O::entropy_top_k),
                       field("chunkBytes", &O::chunk_bytes)};
   }
 };
 
 void bind_losses(Module& m) {
-  op(m, "headLosses", &head_losses, {"operands", "options"}, Grad::kYes);
+  op(m, "headLosses", &head_losses, {"operands", "options", "logProbabilities"}, Grad::kYes);
   op(m, "headRows", &head_rows, {"operands", "options"}, Grad::kNone);
   op(m, "teacherSummary", &teacher_summary,
      {"teacher", "teacherHead", "head", "targets", "options"}, Grad::kNone);

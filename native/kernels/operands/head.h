@@ -17,7 +17,8 @@ typedef struct balora_head_options {
   double diversity_scale;
   double temperature;          // T of the consistency term
   double entropy_temperature;  // of the distribution whose entropy is taken; 1 in the loss
-  double softcap;              // logits = softcap * tanh(h w / softcap); 0: none
+  double softcap;         // logits = softcap * tanh(logit_scale h w / softcap); 0: logit_scale h w
+  double logit_scale;     // 0: 1
   int64_t entropy_top_k;  // K of the entropy; 0 or >= V: the whole vocabulary; negative: no entropy
   int64_t chunk_bytes;    // bound on the scratch for a chunk's logits; 0: the device's choice
 } balora_head_options;
@@ -71,7 +72,8 @@ typedef struct balora_teacher {
 } balora_teacher;
 
 // The head of a language model with its losses, a chunk of rows at a time: no (M,V) tensor exists.
-//   loss = task_scale task + consistency_scale consistency - diversity_scale entropy
+//   loss = sum over rows of factor (task_scale task + consistency_scale consistency
+//                                   - diversity_scale entropy)
 typedef struct balora_head_losses {
   const balora_view* h;  // (M,C) the student's hidden states
   const balora_view* w;  // (V,C) the head
@@ -80,6 +82,7 @@ typedef struct balora_head_losses {
   const balora_view* regularized;  // (M) u8: rows with regularizers; null: all
   const balora_view* scales;       // (3) f64, multiplied into the three scales of the options: they
                                    // change while a graph is run again; null: ones
+  const balora_view* factors;      // (M) f64, of each row in the loss and its gradients; null: ones
   const balora_view* sums;         // (4) f64 = task, consistency, entropy, unscaled, and the loss
   const balora_view* rows;         // (M,3) f64, the three terms by row; or null
   const balora_view* dh;           // (M,C) the loss's gradient, or null

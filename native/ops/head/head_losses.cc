@@ -2,6 +2,8 @@
 // exists. The gradients are made in the forward pass, beside the logits, and scaled by the upstream
 // scalar in the backward. Also the SVD regularizer on the same rows, in the form that svd_ratio's
 // caller may use (losses/fused.ts has the predicate).
+#include <cmath>
+
 #include "engine/launch.h"
 #include "ops/head/losses.h"
 #include "ops/linalg/linalg.h"
@@ -98,6 +100,9 @@ void check_options(const char* op, const HeadOptions& options) {
   if (!(options.softcap >= 0)) {
     throw ArgumentError(concat(op, ": softcap must be >= 0, got ", options.softcap));
   }
+  if (!(options.logit_scale > 0 && std::isfinite(options.logit_scale))) {
+    throw ArgumentError(concat(op, ": logitScale must be > 0, got ", options.logit_scale));
+  }
 }
 
 // Returns the teacher's form.
@@ -117,6 +122,10 @@ balora_teacher_kind check_head_inputs(const char* op, const HeadInputs& x,
   if (x.scales) {
     check_shape(op, "scales", *x.scales, {BALORA_HEAD_TERMS}, "(3)");
     check_dtype(op, "scales", *x.scales, DType::kF64);
+  }
+  if (x.factors) {
+    check_shape(op, "factors", *x.factors, {rows}, "(M)");
+    check_dtype(op, "factors", *x.factors, DType::kF64);
   }
   check_options(op, options);
   return checked_teacher(op, x, options);
@@ -158,7 +167,7 @@ void launch_head(const char* op, const HeadInputs& x, balora_teacher_kind kind,
   const Slot h = all.read(plain(x.hidden)), w = all.read(plain_head(x.head));
   const TeacherOf<Slot> teacher = read_teacher(all, x.teacher);
   const Slot targets = all.read(plain(x.targets)), regularized = all.read(plain(x.regularized));
-  const Slot scales = all.read(plain(x.scales));
+  const Slot scales = all.read(plain(x.scales)), factors = all.read(plain(x.factors));
   const Slot sums = all.write(out.sums), rows = all.write(out.rows);
   const Slot dh = all.write(out.dh), dw = all.write(out.dw);
   launch(op, all, [=](Launch& l) {
@@ -169,6 +178,7 @@ void launch_head(const char* op, const HeadInputs& x, balora_teacher_kind kind,
                  .targets = l[targets],
                  .regularized = l[regularized],
                  .scales = l[scales],
+                 .factors = l[factors],
                  .sums = l[sums],
                  .rows = l[rows],
                  .dh = l[dh],
@@ -181,6 +191,10 @@ Tensor new_sums(const Tensor& hidden) {
   return Tensor::empty(hidden.engine(), {BALORA_HEAD_SUMS}, DType::kF64);
 }
 
+Tensor new_rows(const Tensor& hidden) {
+  return Tensor::empty(hidden.engine(), {hidden.dim(0), BALORA_HEAD_TERMS}, DType::kF64);
+}
+
 Tensor scaled(const Tensor& x, const Tensor& factor) {
   Tensor y = empty_like(x);
   using O = balora_scale_by;
@@ -188,14 +202,18 @@ Tensor scaled(const Tensor& x, const Tensor& factor) {
   return y;
 }
 
+void add_scaled(const Saved& dh, const Saved& dw, const Tensor& dy, GradSink& sink) {
+  const Tensor factor = contiguous(dy);
+  if (sink.wants(0)) sink.add(0, scaled(dh.get(), factor));
+  if (sink.wants(1)) sink.add(1, scaled(dw.get(), factor));
+}
+
 // Gradients computed beside the values, for a scalar output: backward multiplies them by dy.
 void record_ready(const char* op, const Tensor& hidden, const Tensor& head, const Tensor& value,
                   const Tensor& dh, const Tensor& dw) {
   record(op, {hidden, head}, {value},
          [dh = Saved(dh), dw = Saved(dw)](std::span<const Tensor> dy, GradSink& sink) {
-           const Tensor factor = contiguous(dy[0]);
-           if (sink.wants(0)) sink.add(0, scaled(dh.get(), factor));
-           if (sink.wants(1)) sink.add(1, scaled(dw.get(), factor));
+           add_scaled(dh, dw, dy[0], sink);
          });
 }
 
@@ -212,16 +230,80 @@ void check_ratio(const char* op, int64_t k, const std::string& norm) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> head_losses(const HeadInputs& x, const HeadOptions& options) {
+namespace {
+
+// The gradient of log-probabilities, by their inputs as forward had them. Rows of the loss's
+// gradient serve where that is a multiple of theirs; else, and for trained heads, the pass runs
+// again in backward.
+struct LogProbabilities {
+  Saved hidden, head, targets;  // undefined where it need not run again
+  HeadOptions options;
+  double of_loss;  // the loss = this times their sum; 0: it is no multiple of that
+
+  void backward(const Saved& dh, const Tensor& dy, GradSink& sink) const {
+    if (!hidden.defined()) {
+      const Tensor rows = dh.get();
+      const DType wide = accumulator_dtype(rows.dtype());
+      const Tensor by = cast(affine(dy, 1 / of_loss, 0), wide).view({dy.dim(0), 1});
+      return sink.add(0, cast(binary(cast(rows, wide), by, "mul"), rows.dtype()));
+    }
+    const HeadInputs x = {
+        .hidden = hidden.get(), .head = head.get(), .targets = targets.get(), .factors = dy};
+    const auto gradient = [&](size_t input, const Tensor& of, DType dtype) {
+      return sink.wants(input) ? Tensor::empty(of.engine(), of.shape(), dtype) : Tensor();
+    };
+    const HeadOutputs out = {.sums = new_sums(x.hidden),
+                             .dh = gradient(0, x.hidden, x.hidden.dtype()),
+                             .dw = gradient(1, x.head, accumulator_dtype(x.head.dtype()))};
+    HeadOptions again = options;
+    again.task_scale = -1, again.consistency_scale = again.diversity_scale = 0;
+    again.entropy_top_k = -1;
+    launch_head("head_losses_backward", x, BALORA_TEACHER_NONE, out, again);
+    for (const auto& [input, made] : {std::pair<size_t, Tensor>{0, out.dh}, {1, out.dw}}) {
+      if (made.defined()) sink.add(input, made);
+    }
+  }
+};
+
+LogProbabilities log_probabilities_of(const HeadInputs& x, const HeadOptions& options) {
+  const bool task_alone = options.consistency_scale == 0 && options.diversity_scale == 0 &&
+                          options.task_scale != 0 && !x.scales && !x.factors;
+  LogProbabilities kept = {.options = options, .of_loss = task_alone ? -options.task_scale : 0};
+  if (task_alone && !x.head.requires_grad()) return kept;
+  kept.hidden = Saved(plain(x.hidden)), kept.head = Saved(plain_head(x.head));
+  kept.targets = Saved(plain(x.targets));
+  return kept;
+}
+
+}  // namespace
+
+std::vector<Tensor> head_losses(const HeadInputs& x, const HeadOptions& options,
+                                bool log_probabilities) {
   constexpr const char* kName = "head_losses";
   const balora_teacher_kind teacher = check_head_inputs(kName, x, options);
-  const HeadOutputs out = {.sums = new_sums(x.hidden),
-                           .dh = gradient_of(x.hidden, x.hidden.dtype()),
-                           .dw = gradient_of(x.head, accumulator_dtype(x.head.dtype()))};
+  if (log_probabilities && !x.targets) {
+    throw ArgumentError(concat(kName, ": logProbabilities without targets"));
+  }
+  const int64_t rows = x.hidden.dim(0);
+  HeadOutputs out = {.sums = new_sums(x.hidden),
+                     .dh = gradient_of(x.hidden, x.hidden.dtype()),
+                     .dw = gradient_of(x.head, accumulator_dtype(x.head.dtype()))};
+  if (log_probabilities) out.rows = new_rows(x.hidden);
   launch_head(kName, x, teacher, out, options);
   const Tensor loss = out.sums.view({}, {}, BALORA_HEAD_LOSS);
-  record_ready(kName, x.hidden, x.head, loss, out.dh, out.dw);
-  return {loss, out.sums};
+  if (!log_probabilities) {
+    record_ready(kName, x.hidden, x.head, loss, out.dh, out.dw);
+    return {loss, out.sums};
+  }
+  const Tensor task = out.rows.view({rows}, {BALORA_HEAD_TERMS}, BALORA_HEAD_TASK);
+  const Tensor values = affine(task, -1, 0);
+  record(kName, {x.hidden, x.head}, {loss, values},
+         [dh = Saved(out.dh), dw = Saved(out.dw), kept = log_probabilities_of(x, options)](
+             std::span<const Tensor> dy, GradSink& sink) {
+           if (dy[0].defined()) add_scaled(dh, dw, dy[0], sink);
+           if (dy[1].defined()) kept.backward(dh, contiguous(dy[1]), sink);
+         });
+  return {loss, out.sums, values};
 }
 
 std::vector<Tensor> teacher_summary(const Tensor& teacher,
@@ -260,9 +342,7 @@ std::vector<Tensor> teacher_summary(const Tensor& teacher,
 Tensor head_rows(const HeadInputs& x, const HeadOptions& options) {
   constexpr const char* kName = "head_rows";
   const balora_teacher_kind teacher = check_head_inputs(kName, x, options);
-  const HeadOutputs out = {
-      .sums = new_sums(x.hidden),
-      .rows = Tensor::empty(x.hidden.engine(), {x.hidden.dim(0), BALORA_HEAD_TERMS}, DType::kF64)};
+  const HeadOutputs out = {.sums = new_sums(x.hidden), .rows = new_rows(x.hidden)};
   launch_head(kName, x, teacher, out, options);
   return out.rows;
 }

@@ -26,13 +26,17 @@ struct HeadInputs {
   std::optional<Tensor> targets = {};  // (M) i32, -100: no task term; none: no row has one
   // (M) u8, 0: the task term alone; none: all rows have all.
   std::optional<Tensor> regularized = {};
-  std::optional<Tensor> scales = {};  // (3) f64, times the options' scales; none: ones
+  std::optional<Tensor> scales = {};   // (3) f64, times the options' scales; none: ones
+  std::optional<Tensor> factors = {};  // (M) f64, of each row in the loss; none: ones
 };
 
-// -> loss () f64 = task_scale sums[0] + consistency_scale sums[1] - diversity_scale sums[2],
-// differentiable in hidden and head; sums (4) f64 = the terms' sums over rows (CE; T^2 KL;
-// entropy), unscaled, and the loss. Softmax, sums: kernels/cpu/head/head.h
-std::tuple<Tensor, Tensor> head_losses(const HeadInputs& inputs, const HeadOptions& options);
+// -> loss () f64 = the sum over rows of factor (task_scale CE + consistency_scale T^2 KL -
+// diversity_scale entropy), sums (4) f64 = the terms' sums over rows, without scales and factors,
+// and the loss; and where it is asked for each row's log-probability of its target (M) f64, 0
+// without one. Loss and log-probabilities are differentiable in hidden and head. Softmax, sums:
+// kernels/cpu/head/head.h
+std::vector<Tensor> head_losses(const HeadInputs& inputs, const HeadOptions& options,
+                                bool log_probabilities);
 
 // The summary of a teacher: mean, entropy and, with targets (M), log_probability.
 std::vector<Tensor> teacher_summary(const Tensor& teacher,

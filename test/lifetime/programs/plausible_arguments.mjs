@@ -211,6 +211,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       targets: maybe(() => targets(of.rows, of.vocabulary)),
       regularized: maybe(() => constant('u8', [of.rows], 1)),
       scales: null,
+      factors: maybe(() => tensor('f64', of.rows)),
     };
     const inputs = { hidden: of.hidden(), head: of.weight(), teacher: teacher(of), ...masks };
     return [inputs, { ...headOptions(), softcap: softcap() }];
@@ -218,7 +219,8 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
   function headOptions() {
     const scales = { taskScale: 1, consistencyScale: 0.5, diversityScale: 0.1 };
     const temperatures = { temperature: pick([1, 2]), entropyTemperature: 1 };
-    return { ...scales, ...temperatures, softcap: 0, entropyTopK: topKs(), chunkBytes: chunkBytes() };
+    const caps = { softcap: 0, logitScale: pick([1, 1, 0.5]) };
+    return { ...scales, ...temperatures, ...caps, entropyTopK: topKs(), chunkBytes: chunkBytes() };
   }
 
   /** A tensor that an optimiser writes: dense, and without a gradient. */
@@ -363,7 +365,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       list(pick([0, 1, 2, 5]), () => tensor(pick(['f32', 'f64']), size(), size())),
       pick(['1', '2', 'inf']),
     ],
-    headLosses: headArguments,
+    headLosses: () => [...headArguments(), false],
     headRows: headArguments,
     teacherSummary: () => {
       const of = head();

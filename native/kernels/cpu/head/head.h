@@ -86,7 +86,7 @@ struct HeadRow {
 };
 
 // A row's teacher, which the row is compared with but for NONE. Of a summary the entropy of q, and
-// h sum_j q_j w_j = sum_j q_j z_j.
+// h sum_j q_j w_j = sum_j q_j z_j but for the scale of logits.
 struct TeacherRow {
   balora_teacher_kind kind = BALORA_TEACHER_NONE;
   double entropy = 0, mean_logit = 0;
@@ -97,6 +97,7 @@ struct RowRole {
   int64_t target = -1;      // < 0: no task term
   bool regularized = true;  // false: the row is in the task term alone
   TeacherRow teacher = {};
+  double factor = 1;  // of dz
 
   bool compared() const { return teacher.kind != BALORA_TEACHER_NONE; }
 };
@@ -135,7 +136,7 @@ class HeadRows {
   // Keeps what a gradient() that follows reads: the row's top-K, and exponentials in z and y.
   HeadRow statistics(const RowOperands<A>& operands);
 
-  // z becomes d(loss)/d(logits before soft-capping) for the row of the last statistics(); without
+  // z becomes d(loss)/d(h w) for the row of the last statistics(); without
   // the part of a teacher's summary. With `rounded`, of f32 alone, as bf16 in the first half of the
   // row's own place, formed in f32.
   void gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded);
@@ -143,7 +144,7 @@ class HeadRows {
   // q = softmax(y / Te) of a row whose entropy over all of V was taken; may be y.
   void probabilities(const A* y, const HeadRow& row, A* q) const;
 
-  // logits -> softcap * tanh(logits / softcap), when there is one.
+  // Products h w -> logits, where they are scaled or soft-capped.
   void cap(A* logits) const;
 
   // The steps of both, for rows whose logits lie in another order (x86/by_token.cc). begin() says
@@ -224,7 +225,7 @@ class HeadCall {
 
   Context* ctx;
   const balora_head_losses& o;
-  HeadOptions options;  // with all scales multiplied
+  HeadOptions options;  // with all scales multiplied, and that of logits never 0
   double* terms;        // (M,3), by row
 
   bool wants_gradient() const { return o.dh || o.dw; }
@@ -234,6 +235,8 @@ class HeadCall {
   struct Range {
     int64_t begin, end;
   };
+  // A row's factor in the loss.
+  double factor_of(int64_t row) const;
   // Whether a teacher's summary has a part of its own in dh.
   bool is_summarized() const { return o.teacher.kind == BALORA_TEACHER_SUMMARY; }
   // Rows of dh = sums (rows,C), which lose that part.

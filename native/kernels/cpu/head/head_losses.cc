@@ -46,6 +46,7 @@ void check_targets(const View* targets, int64_t vocabulary) {
 
 HeadOptions scaled_options(const Operands& o) {
   HeadOptions options = o.options;
+  if (options.logit_scale == 0) options.logit_scale = 1;
   if (!o.scales) return options;
   const double* by = data_of<double>(o.scales);
   options.task_scale *= by[BALORA_HEAD_TASK];
@@ -72,7 +73,13 @@ template <typename A>
 RowRole HeadCall<A>::role_of(int64_t row) const {
   RowRole role = {.target = target_of(o.targets, row), .regularized = is_regularized(o, row)};
   if (role.regularized) role.teacher = teacher_of(row);
+  role.factor = factor_of(row) * options.logit_scale;
   return role;
+}
+
+template <typename A>
+double HeadCall<A>::factor_of(int64_t row) const {
+  return o.factors ? data_of<double>(o.factors)[row] : 1;
 }
 
 template <typename A>
@@ -88,18 +95,20 @@ TeacherRow HeadCall<A>::teacher_of(int64_t row) const {
       dot += static_cast<double>(load(h[c])) * static_cast<double>(mean[c]);
     }
   });
+  dot *= options.logit_scale;
   teacher.entropy = data_of<double>(o.teacher.entropy)[row];
   return teacher;
 }
 
-// sums -= consistency_scale T mu, for the rows of the regularizers.
+// sums -= consistency_scale T mu times each row's factor, for the rows of the regularizers.
 template <typename A>
 void HeadCall<A>::store_hidden(Range rows, A* sums) const {
   const int64_t channels = o.h->shape[1];
-  const A factor = static_cast<A>(options.consistency_scale * options.temperature);
+  const double scale = options.consistency_scale * options.temperature * options.logit_scale;
   for (int64_t row = rows.begin; is_summarized() && row < rows.end; ++row) {
     if (!is_regularized(o, row)) continue;
     const A* mean = static_cast<const A*>(rows_of(o.teacher.mean, row));
+    const A factor = static_cast<A>(scale * factor_of(row));
     A* const to = sums + (row - rows.begin) * channels;
     for (int64_t c = 0; c < channels; ++c) to[c] -= factor * mean[c];
   }
@@ -122,9 +131,15 @@ void HeadCall<A>::store_sums() const {
   for (int64_t n = 0; n < o.h->shape[0]; ++n) {
     for (int i = 0; i < BALORA_HEAD_TERMS; ++i) sums[i] += terms[BALORA_HEAD_TERMS * n + i];
   }
-  sums[BALORA_HEAD_LOSS] = options.task_scale * sums[BALORA_HEAD_TASK] +
-                           options.consistency_scale * sums[BALORA_HEAD_CONSISTENCY] -
-                           options.diversity_scale * sums[BALORA_HEAD_ENTROPY];
+  const auto loss_of = [&](const double* of) {
+    return options.task_scale * of[BALORA_HEAD_TASK] +
+           options.consistency_scale * of[BALORA_HEAD_CONSISTENCY] -
+           options.diversity_scale * of[BALORA_HEAD_ENTROPY];
+  };
+  sums[BALORA_HEAD_LOSS] = o.factors ? 0 : loss_of(sums);
+  for (int64_t n = 0; o.factors && n < o.h->shape[0]; ++n) {
+    sums[BALORA_HEAD_LOSS] += factor_of(n) * loss_of(terms + BALORA_HEAD_TERMS * n);
+  }
 }
 
 template class HeadCall<float>;
@@ -226,6 +241,7 @@ void summarize(Context* ctx, const balora_teacher_summary& o, const HeadOptions&
       std::vector<float> scratch;
       for (int64_t i = begin; i < end; ++i) {
         A* row = q + i * ld;
+        head.cap(row);
         const RowRole role = {.target = target_of(o.targets, first + i)};
         const HeadRow found = head.statistics({.z = row, .role = role});
         data_of<double>(o.summary.entropy)[first + i] = found.entropy;

@@ -3,7 +3,8 @@
 //   consistency = T^2 KL(q || p), as kernels/shared/divergence.h has it, exactly 0 where y == z
 //   entropy = H
 //   dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te
-// and under soft-capping dz times 1 - (z/cap)^2, with ts, cs and ds the scales of the three terms.
+// and under soft-capping dz times 1 - (z/cap)^2, with ts, cs and ds the scales of the three terms,
+// each times the row's factor, which has the scale of logits in it.
 #include "kernels/cpu/head/head.h"
 
 #include <algorithm>
@@ -34,6 +35,9 @@ HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
 
 template <typename A>
 void HeadRows<A>::cap(A* logits) const {
+  if (options_.logit_scale != 0 && options_.logit_scale != 1) {
+    at_level<&head::scale_row<A>>(logits, vocabulary_, static_cast<A>(options_.logit_scale));
+  }
   if (options_.softcap > 0) {
     at_level<&head::cap_row<A>>(logits, vocabulary_, static_cast<A>(options_.softcap));
   }
@@ -238,7 +242,8 @@ head::KeptGradient<A> HeadRows<A>::kept_gradient(const RowRole& role, const Head
 template <typename A>
 A HeadRows<A>::teacher_factor(const RowRole& role, const HeadRow& row) const {
   if (role.teacher.kind != BALORA_TEACHER_LIVE) return A(0);
-  return static_cast<A>(options_.consistency_scale * options_.temperature / row.pair.teacher);
+  return static_cast<A>(role.factor * options_.consistency_scale * options_.temperature /
+                        row.pair.teacher);
 }
 
 template <typename A>
@@ -248,11 +253,11 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const Hea
   DenseGradient& g = parts.dense;
   g.inverse_cap = options_.softcap > 0 ? static_cast<A>(1 / options_.softcap) : A(0);
   g.shift = static_cast<A>(row.shift);
-  if (role.target >= 0) g.task = static_cast<A>(options_.task_scale / row.sum);
+  if (role.target >= 0) g.task = static_cast<A>(role.factor * options_.task_scale / row.sum);
   g.scale = static_cast<A>(1 / options_.temperature);
   g.teacher_shift = static_cast<A>(row.shift_teacher);
   if (role.compared()) {
-    const double scale = options_.consistency_scale * options_.temperature;
+    const double scale = role.factor * options_.consistency_scale * options_.temperature;
     g.student = static_cast<A>(scale / row.pair.student);
     g.teacher = static_cast<A>(scale / row.pair.teacher);
     g.log_ratio = static_cast<A>(row.pair.log_ratio());
@@ -261,7 +266,8 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const Hea
   }
   parts.kept.task = g.task;
   if (has_entropy(role) && dense_entropy()) {
-    g.diversity = static_cast<A>(options_.diversity_scale / options_.entropy_temperature);
+    g.diversity =
+        static_cast<A>(role.factor * options_.diversity_scale / options_.entropy_temperature);
   }
   g.entropy_scale = static_cast<A>(1 / options_.entropy_temperature);
   g.log_sum = static_cast<A>(row.log_sum_entropy);
@@ -273,7 +279,7 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const Hea
 template <typename A>
 void HeadRows<A>::find_places(const RowRole& role, const HeadRow& row) {
   places_.clear();
-  const double diversity = options_.diversity_scale / options_.entropy_temperature;
+  const double diversity = role.factor * options_.diversity_scale / options_.entropy_temperature;
   if (has_entropy(role) && !dense_entropy() && diversity != 0) {
     for (size_t i = 0; i < top_.size(); ++i) {
       const double value = static_cast<double>(top_values_[i]);
@@ -285,7 +291,7 @@ void HeadRows<A>::find_places(const RowRole& role, const HeadRow& row) {
   }
   const int64_t target = role.target;
   if (target < 0) return;
-  const A task = static_cast<A>(options_.task_scale);
+  const A task = static_cast<A>(role.factor * options_.task_scale);
   const auto same = std::find_if(places_.begin(), places_.end(),
                                  [&](const Place& place) { return place.index == target; });
   if (same == places_.end()) {

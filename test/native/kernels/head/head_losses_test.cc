@@ -17,7 +17,7 @@ using namespace balora::test;
 namespace {
 
 struct Plain {
-  double sums[3] = {0, 0, 0};
+  double sums[3] = {0, 0, 0}, loss = 0;
   std::vector<double> dh, dw;
 };
 
@@ -30,6 +30,12 @@ struct Setting {
                       .entropy_temperature = 1.0,
                       .entropy_top_k = 5};
   bool teacher = true, other_head = false, masks = true;
+  bool factors = false;  // of rows
+
+  double factor_of(int64_t row) const {
+    return factors ? static_cast<double>(row % 5) * 0.5 - 0.75 : 1;
+  }
+  double logit_scale() const { return options.logit_scale == 0 ? 1 : options.logit_scale; }
 };
 
 balora_teacher live_teacher(const View& hidden, const View* head = nullptr) {
@@ -51,6 +57,7 @@ std::vector<double> logits(const Array<T>& h, const Array<T>& w, int64_t row, co
   for (int64_t j = 0; j < s.v; ++j) {
     double sum = 0;
     for (int64_t c = 0; c < s.c; ++c) sum += h[row * s.c + c] * w[j * s.c + c];
+    sum *= s.logit_scale();
     z[static_cast<size_t>(j)] =
         s.options.softcap > 0 ? s.options.softcap * std::tanh(sum / s.options.softcap) : sum;
   }
@@ -89,6 +96,7 @@ Plain plain_losses(const Array<T>& h, const Array<T>& ht, const Array<T>& w, con
   const double t = s.options.temperature;
   for (int64_t n = 0; n < s.m; ++n) {
     const std::vector<double> z = logits(h, w, n, s);
+    const double before[3] = {out.sums[0], out.sums[1], out.sums[2]};
     std::vector<double> dz(z.size(), 0);
     const int64_t target = targets.data()[n];
     if (target >= 0) {
@@ -108,10 +116,16 @@ Plain plain_losses(const Array<T>& h, const Array<T>& ht, const Array<T>& w, con
       }
       if (s.options.entropy_top_k >= 0) entropy_row(z, s, out.sums[2], dz);
     }
+    const double scales[3] = {s.options.task_scale, s.options.consistency_scale,
+                              -s.options.diversity_scale};
+    for (int i = 0; i < 3; ++i) {
+      out.loss += s.factor_of(n) * scales[i] * (out.sums[i] - before[i]);
+    }
     for (int64_t j = 0; j < s.v; ++j) {
       const double capped =
           s.options.softcap > 0 ? z[static_cast<size_t>(j)] / s.options.softcap : 0;
-      const double du = dz[static_cast<size_t>(j)] * (1 - capped * capped);
+      const double du =
+          dz[static_cast<size_t>(j)] * (1 - capped * capped) * s.factor_of(n) * s.logit_scale();
       for (int64_t c = 0; c < s.c; ++c) {
         out.dh[static_cast<size_t>(n * s.c + c)] += du * w[j * s.c + c];
         out.dw[static_cast<size_t>(j * s.c + c)] += du * h[n * s.c + c];
@@ -146,6 +160,9 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   }
   using Sum = Acc<T>;
   Array<double> sums(std::vector<int64_t>{4}), rows({s.m, 3});
+  Array<double> factors(std::vector<int64_t>{s.m});
+  for (int64_t n = 0; n < s.m; ++n) factors.data()[n] = s.factor_of(n);
+  const View vfactors = factors.view();
   Array<T> dh({s.m, s.c});
   Array<Sum> dw({s.v, s.c});
   const View vh = h.view(), vht = ht.view(), vw = w.view(), vwt = wt.view(), vt = targets.view(),
@@ -157,6 +174,7 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
                                      .teacher = s.teacher ? live : balora_teacher{},
                                      .targets = &vt,
                                      .regularized = s.masks ? &vr : nullptr,
+                                     .factors = s.factors ? &vfactors : nullptr,
                                      .sums = &vs,
                                      .options = s.options};
   balora_head_losses all = inputs;
@@ -169,6 +187,7 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
     for (int64_t n = 0; n < s.m; ++n) total += rows[3 * n + i];
     CHECK(total == doctest::Approx(sums[i]).epsilon(1e-12));
   }
+  CHECK(std::abs(sums[3] - expected.loss) <= tolerance * (std::abs(expected.loss) + 0.1 * s.m));
   check_near(dh, expected.dh, tolerance);
   check_near(dw, expected.dw, tolerance);
   const std::vector<double> before = sums.values();
@@ -246,6 +265,17 @@ void check_settings(double tolerance) {
   s.v = 1;
   s.options.entropy_top_k = 0;
   check_setting<T>(s, tolerance);
+  for (const bool capped : {false, true}) {
+    for (const double temperature : {2.0, 3.0}) {
+      s = Setting{};
+      s.factors = true;
+      s.options.temperature = temperature;
+      s.options.logit_scale = 0.625;
+      s.options.softcap = capped ? 6 : 0;
+      s.options.chunk_bytes = 4000;
+      check_setting<T>(s, tolerance);
+    }
+  }
 }
 
 }  // namespace
@@ -465,6 +495,8 @@ TEST_CASE("head losses by token equal plain loops in f64, whatever is ragged or 
   check_setting<bf16>(s, 1.2e-2, 1);
   s.v = 17;  // less than a panel of tokens
   s.teacher = true;
+  check_setting<bf16>(s, 1.2e-2, 1);
+  s.factors = true;
   check_setting<bf16>(s, 1.2e-2, 1);
   s.m = 33, s.c = 8, s.v = 6000;  // ten blocks of tokens in eight segments
   s.options.entropy_top_k = 20;

@@ -552,6 +552,7 @@ int64_t rows_by_token(const balora_head_losses& o) {
   const bool fits = tiles_use_amx() && in_place(*o.h, *o.w) &&
                     (!live || in_place(*o.teacher.hidden, *head_of(o.teacher, *o.w))) &&
                     HeadRows<float>::keeps(o.options, vocabulary) &&
+                    (o.options.logit_scale == 0 || o.options.logit_scale == 1) &&
                     o.options.entropy_top_k <= kInsertionLimit && channels <= kMostChannels &&
                     vocabulary <= std::numeric_limits<int32_t>::max();
   if (!fits) return 0;
