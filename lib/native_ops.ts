@@ -74,8 +74,8 @@ export interface NativeOps {
   gram(a: Handle): Handle;
   gramAdd(g: Handle, a: Handle): void;
   gramSpectrum(m: Handle, g: Handle): Handle;
-  headLosses(operands: { hidden: Handle; head: Handle; teacher: Handle | null; teacherHead: Handle | null; teacherMean: Handle | null; teacherEntropy: Handle | null; targets: Handle | null; regularized: Handle | null; scales: Handle | null }, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; entropyTopK: number; chunkBytes: number }): [Handle, Handle];
-  headRows(operands: { hidden: Handle; head: Handle; teacher: Handle | null; teacherHead: Handle | null; teacherMean: Handle | null; teacherEntropy: Handle | null; targets: Handle | null; regularized: Handle | null; scales: Handle | null }, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; entropyTopK: number; chunkBytes: number }): Handle;
+  headLosses(operands: { hidden: Handle; teacher: { hidden: Handle | null; head: Handle | null; mean: Handle | null; entropy: Handle | null; logProbability: Handle | null }; head: Handle; targets: Handle | null; regularized: Handle | null; scales: Handle | null; factors: Handle | null }, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; logitScale: number; entropyTopK: number; chunkBytes: number }, logProbabilities: boolean): (Handle)[];
+  headRows(operands: { hidden: Handle; teacher: { hidden: Handle | null; head: Handle | null; mean: Handle | null; entropy: Handle | null; logProbability: Handle | null }; head: Handle; targets: Handle | null; regularized: Handle | null; scales: Handle | null; factors: Handle | null }, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; logitScale: number; entropyTopK: number; chunkBytes: number }): Handle;
   indexSelect(x: Handle, rows: Handle): Handle;
   int8MostTerms(): number;
   int8Products(): number;
@@ -167,7 +167,7 @@ export interface NativeOps {
   svdRatioGram(hidden: Handle, gram: Handle, k: number, norm: string): Handle;
   synchronize(device: string): Promise<void>;
   synchronizeSync(device: string): void;
-  teacherSummary(teacher: Handle, teacherHead: Handle | null, head: Handle, temperature: number, softcap: number, chunkBytes: number): [Handle, Handle];
+  teacherSummary(teacher: Handle, teacherHead: Handle | null, head: Handle, targets: Handle | null, options: { taskScale: number; consistencyScale: number; diversityScale: number; temperature: number; entropyTemperature: number; softcap: number; logitScale: number; entropyTopK: number; chunkBytes: number }): (Handle)[];
   toDevice(x: Handle, device: string): Handle;
   topK(x: Handle, k: number): [Handle, Handle];
   trailingSvds(matrices: readonly (Handle)[], ranks: readonly (number)[], seeds: readonly (number)[]): ([Handle, Handle, Handle])[];

@@ -24,6 +24,12 @@ inline int64_t head_chunk_rows(const HeadOptions& options, int64_t m, int64_t ro
   return std::min(rows, m);
 }
 
+// Logits with a scale of their own are the CPU's alone.
+inline void refuse_logit_scale(const char* op, const HeadOptions& options) {
+  if (options.logit_scale == 0 || options.logit_scale == 1) return;
+  throw UnsupportedError(concat(op, ": a scale of the logits is taken on the CPU alone"));
+}
+
 inline GemmOperand rows_of(const View& view, int64_t first) {
   const int64_t cols = view.shape[1];
   return {offset_by(view.data, first * cols, view.dtype), view.dtype, cols};

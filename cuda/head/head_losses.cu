@@ -78,24 +78,24 @@ class HeadChunks {
  public:
   HeadChunks(Context* ctx, const balora_head_losses& operands)
       : ctx_(ctx), o_(operands), w_(ctx, *operands.w) {
-    if (o_.wt) wt_.emplace(ctx, *o_.wt);
+    if (t_.head) wt_.emplace(ctx, *t_.head);
     const int64_t m = o_.h->shape[0];
     vocabulary_ = o_.w->shape[0], channels_ = o_.h->shape[1];
     const bool gradient = o_.dh || o_.dw;
     const bool rounds = std::is_same_v<A, float> && gradient && o_.w->dtype == BALORA_BF16;
     stride_ = logits_stride(vocabulary_);
     const int64_t row_bytes =
-        stride_ * static_cast<int64_t>(sizeof(A) * (o_.ht ? 2 : 1) + (rounds ? 2 : 0));
+        stride_ * static_cast<int64_t>(sizeof(A) * (live_ ? 2 : 1) + (rounds ? 2 : 0));
     chunk_ = head_chunk_rows(o_.options, m, row_bytes);
     args_.options = o_.options;
     args_.z = workspace<A>(ctx, chunk_ * stride_);
-    if (o_.ht) args_.y = y_ = workspace<A>(ctx, chunk_ * stride_);
+    if (live_) args_.y = y_ = workspace<A>(ctx, chunk_ * stride_);
     if (rounds) args_.rounded = workspace<bf16>(ctx, chunk_ * stride_);
     const bool narrow = o_.dh && o_.dh->dtype != kLogits && (!rounds || w_.adds_up());
-    if (o_.dh && (o_.mean || narrow)) {
+    if (o_.dh && (t_.mean || narrow)) {
       sum_ = workspace<A>(ctx, chunk_ * channels_);
     }
-    if (o_.mean) args_.offsets = offsets();
+    if (t_.mean) args_.offsets = offsets();
     args_.stride = stride_, args_.vocabulary = vocabulary_;
     args_.targets = data_of<int32_t>(o_.targets);
     args_.regularized = data_of<uint8_t>(o_.regularized);
@@ -125,8 +125,8 @@ class HeadChunks {
 
   void multiply_head(int64_t first, int64_t rows) {
     const HeadWeight::Logits student = {rows_of(*o_.h, first), args_.z};
-    if (!o_.ht) return w_.logits({student}, rows, kLogits, stride_);
-    const HeadWeight::Logits teacher = {rows_of(*o_.ht, first), y_};
+    if (!live_) return w_.logits({student}, rows, kLogits, stride_);
+    const HeadWeight::Logits teacher = {rows_of(*t_.hidden, first), y_};
     if (!wt_) return w_.logits({student, teacher}, rows, kLogits, stride_);
     w_.logits({student}, rows, kLogits, stride_);
     wt_->logits({teacher}, rows, kLogits, stride_);
@@ -140,7 +140,7 @@ class HeadChunks {
     const GemmResult direct = {to, o_.dh->dtype, channels_};
     const GemmResult wide = {sum_, kLogits, channels_};
     w_.back(dz(false), rows, 0, sum_ ? wide : direct);
-    if (o_.mean) return without_mean(first, rows);
+    if (t_.mean) return without_mean(first, rows);
     if (!sum_) return;
     convert_matrix(ctx_, rows, channels_, {sum_, kLogits, channels_},
                    {to, o_.dh->dtype, channels_});
@@ -161,7 +161,7 @@ class HeadChunks {
     auto* offsets = workspace<double>(ctx_, m);
     dispatch_hidden([&]<typename T>() {
       launch(ctx_, kName, {dim3(static_cast<unsigned>(m)), dim3(kMeanThreads)}, teacher_offsets<T>,
-             data_of<T>(o_.h), data_of<A>(o_.mean), data_of<double>(o_.entropy), channels_,
+             data_of<T>(o_.h), data_of<A>(t_.mean), data_of<double>(t_.entropy), channels_,
              args_.options.temperature, offsets);
     });
     return offsets;
@@ -171,7 +171,7 @@ class HeadChunks {
     const int64_t at = first * channels_;
     dispatch_hidden([&]<typename T>() {
       launch(ctx_, kName, {dim3(static_cast<unsigned>(rows)), dim3(kMeanThreads)}, subtract_mean<T>,
-             sum_, data_of<A>(o_.mean) + at,
+             sum_, data_of<A>(t_.mean) + at,
              args_.regularized ? args_.regularized + first : nullptr, channels_, args_.options,
              args_.scales, data_of<T>(o_.dh) + at);
     });
@@ -183,6 +183,8 @@ class HeadChunks {
 
   Context* ctx_;
   const balora_head_losses& o_;
+  const balora_teacher& t_ = o_.teacher;
+  bool live_ = t_.kind == BALORA_TEACHER_LIVE;
   HeadWeight w_;
   std::optional<HeadWeight> wt_;  // the teacher's, where it is another
   HeadArgs<A> args_{};
@@ -194,6 +196,8 @@ class HeadChunks {
 }  // namespace
 
 int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
+  if (o.factors) throw UnsupportedError("head_losses: factors of rows are taken on the CPU alone");
+  refuse_logit_scale("head_losses", o.options);
   const double* terms =
       o.h->dtype == BALORA_F64 ? HeadChunks<double>(ctx, o).run() : HeadChunks<float>(ctx, o).run();
   launch(ctx, kName, {dim3(1), dim3(256)}, sum_terms, terms, o.h->shape[0], data_of<double>(o.sums),

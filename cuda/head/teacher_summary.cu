@@ -127,10 +127,16 @@ __global__ void __launch_bounds__(kTeacherThreads, 2) teacher_rows(TeacherArgs<A
 template <typename A>
 void summarize(Context* ctx, const balora_teacher_summary& o) {
   constexpr int32_t kLogits = kDtypeOfAcc<A>;
-  const View &ht = *o.ht, &w = *o.w;
+  if (o.targets) {
+    throw UnsupportedError(
+        "teacher_summary: log-probabilities of targets are taken on the CPU alone");
+  }
+  refuse_logit_scale("teacher_summary", o.options);
+  const View &ht = *o.teacher.hidden, &w = *o.w;
+  const View& wt = o.teacher.head ? *o.teacher.head : w;
   HeadWeight head(ctx, w);
   std::optional<HeadWeight> other;
-  if (o.wt->data != w.data) other.emplace(ctx, *o.wt);
+  if (wt.data != w.data) other.emplace(ctx, wt);
   HeadWeight& teacher_head = other ? *other : head;
   const int64_t m = ht.shape[0], vocabulary = w.shape[0], channels = w.shape[1];
   const int64_t stride = logits_stride(vocabulary);
@@ -148,10 +154,10 @@ void summarize(Context* ctx, const balora_teacher_summary& o) {
   for (int64_t first = 0; first < m; first += chunk) {
     const int64_t rows = std::min(chunk, m - first);
     teacher_head.logits({{rows_of(ht, first), args.y}}, rows, kLogits, stride);
-    args.entropy = data_of<double>(o.entropy) + first;
+    args.entropy = data_of<double>(o.summary.entropy) + first;
     launch(ctx, "teacher_summary", {dim3(static_cast<unsigned>(rows)), dim3(threads)},
            teacher_rows<A>, args);
-    const GemmResult to = {data_of<A>(o.mean) + first * channels, kLogits, channels};
+    const GemmResult to = {data_of<A>(o.summary.mean) + first * channels, kLogits, channels};
     if (!pair) {
       head.back(GemmOperand{args.y, kLogits, stride}, rows, 0, to);
       continue;
@@ -164,7 +170,7 @@ void summarize(Context* ctx, const balora_teacher_summary& o) {
 }  // namespace
 
 int32_t teacher_summary_kernel(Context* ctx, const balora_teacher_summary& o) {
-  if (o.ht->dtype == BALORA_F64) {
+  if (o.teacher.hidden->dtype == BALORA_F64) {
     summarize<double>(ctx, o);
   } else {
     summarize<float>(ctx, o);

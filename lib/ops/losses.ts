@@ -1,5 +1,4 @@
 // The language-model head fused with its losses: logits exist for one chunk of rows at a time.
-import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -18,8 +17,10 @@ export interface HeadInputs {
   teacherHead?: Tensor | null;
   /** (M) i32: the id that each row must predict, -100 for a row without task term. Default, and null: no row has one. */
   targets?: Tensor | null;
-  /** Logits are softcap * tanh(h W^T / softcap), for both models. Default 0: plain. */
+  /** Logits are softcap * tanh(logitScale h W^T / softcap), for both models. Default 0: logitScale h W^T. */
   softcap?: number;
+  /** Factor of the logits of both models; on CUDA 1 alone. Default 1. */
+  logitScale?: number;
   /** T of the consistency term. Default 1. */
   temperature?: number;
   /** K of the entropy; 0: the whole vocabulary; -1: no entropy at all. Default 0. */
@@ -38,35 +39,70 @@ export interface HeadLossInputs extends HeadInputs {
   diversityScale?: number;
   /** (3) f64: the same factors (multiplied by those above) on the device, which a graph reads at every run. */
   scales?: Tensor | null;
+  /** (M) f64: factor of each row in the loss and its gradients; on the CPU alone. Default, and null: ones. */
+  factors?: Tensor | null;
+  /** Whether each row's log-probability of its target is returned, too. Default false. */
+  logProbabilities?: boolean;
+}
+
+/** The values of {@link headLosses}. */
+export interface HeadLosses {
+  /** () f64, differentiable in hidden and head. */
+  loss: Tensor;
+  /** (4) f64: the sums of the three terms over the rows, without scales and factors, and the loss. */
+  sums: Tensor;
+  /** (M) f64, differentiable in hidden and head: log p of each row's target, 0 for a row without one; given where it is asked for. */
+  logProbabilities?: Tensor;
 }
 
 /**
  * Computes the losses of a head in one pass over chunks of its rows. The loss is
  *
- *     loss = taskScale * sum CE + consistencyScale * sum T^2 KL(softmax(y/T) || softmax(z/T)) - diversityScale * sum H,
+ *     loss = sum factor * (taskScale * CE + consistencyScale * T^2 KL(softmax(y/T) || softmax(z/T)) - diversityScale * H),
  *
  * where H is the entropy of the K largest logits (renormalised; ties: lowest index). Gradients are computed in the same pass.
- * @returns loss () f64, differentiable in hidden and head; sums (4) f64 = the three sums, unscaled, and the loss
+ * Where log-probabilities are differentiated, too, rows of the loss's gradient serve if the head is frozen and the loss is of the
+ * task term alone, without `scales` and `factors`; otherwise the pass runs again in backward, on the CPU alone.
  * @throws UnsupportedError for a summary of the teacher beside a head that is trained or soft-capped
  */
 export function headLosses({
   taskScale,
   consistencyScale,
   diversityScale,
+  logProbabilities = false,
   ...inputs
-}: HeadLossInputs): { loss: Tensor; sums: Tensor } {
+}: HeadLossInputs): HeadLosses {
   const usual = inputs.scales ? 1 : 0;
-  const [loss, sums] = native.headLosses(handlesOf(inputs), {
+  const options = {
     ...optionsOf(inputs),
     taskScale: taskScale ?? usual,
     consistencyScale: consistencyScale ?? usual,
     diversityScale: diversityScale ?? usual,
-  });
-  return { loss: new Tensor(loss), sums: new Tensor(sums) };
+  };
+  const made = native.headLosses(operandsOf(inputs), options, logProbabilities);
+  const [loss, sums, logs] = tensorsOf(made);
+  return { loss, sums, ...(logs && { logProbabilities: logs }) };
+}
+
+const tensorsOf = (made: readonly number[]) =>
+  made.map((handle) => new Tensor(handle)) as [Tensor, Tensor, Tensor?];
+const handleOf = (tensor: Tensor | null) => tensor?.handle ?? null;
+
+/** The teacher of the head's native functions: by its hidden states, by its summary, or none. */
+function teacherOf(teacher: Tensor | TeacherSummary | null, head: Tensor | null) {
+  const isLive = teacher instanceof Tensor;
+  const { mean = null, entropy = null, logProbability = null } = isLive ? {} : (teacher ?? {});
+  return {
+    hidden: isLive ? teacher.handle : null,
+    head: handleOf(head),
+    mean: handleOf(mean),
+    entropy: handleOf(entropy),
+    logProbability: handleOf(logProbability),
+  };
 }
 
 /** The tensors of the head's native functions. */
-function handlesOf({
+function operandsOf({
   hidden,
   head,
   teacher = null,
@@ -74,40 +110,36 @@ function handlesOf({
   targets = null,
   regularized = null,
   scales = null,
-}: HeadInputs & Pick<HeadLossInputs, 'regularized' | 'scales'>) {
-  const live = teacher instanceof Tensor ? teacher : null;
-  const summary = teacher instanceof Tensor ? null : teacher;
-  if (summary && teacherHead) {
-    throw new ArgumentError(
-      "teacherHead is for a teacher's hidden states; leave it out beside a summary, which was made with that head",
-    );
-  }
+  factors = null,
+}: HeadInputs & Pick<HeadLossInputs, 'regularized' | 'scales' | 'factors'>) {
   return {
     hidden: hidden.handle,
+    teacher: teacherOf(teacher, teacherHead),
     head: head.handle,
-    teacher: live?.handle ?? null,
-    teacherHead: teacherHead?.handle ?? null,
-    teacherMean: summary?.mean.handle ?? null,
-    teacherEntropy: summary?.entropy.handle ?? null,
-    targets: targets?.handle ?? null,
-    regularized: regularized?.handle ?? null,
-    scales: scales?.handle ?? null,
+    targets: handleOf(targets),
+    regularized: handleOf(regularized),
+    scales: handleOf(scales),
+    factors: handleOf(factors),
   };
 }
 
 /** The numbers of the head's native functions, without scales. */
 function optionsOf({
   softcap = 0,
+  logitScale = 1,
   temperature = 1,
   entropyTemperature = 1,
   entropyTopK = 0,
   chunkBytes = 0,
 }: Pick<
   HeadRowInputs,
-  'softcap' | 'temperature' | 'entropyTemperature' | 'entropyTopK' | 'chunkBytes'
+  'softcap' | 'logitScale' | 'temperature' | 'entropyTemperature' | 'entropyTopK' | 'chunkBytes'
 >) {
   const scales = { taskScale: 0, consistencyScale: 0, diversityScale: 0 };
-  return { ...scales, softcap, temperature, entropyTemperature, entropyTopK, chunkBytes };
+  return {
+    ...{ ...scales, softcap, logitScale, temperature, entropyTemperature },
+    ...{ entropyTopK, chunkBytes },
+  };
 }
 
 /** The quantities of a teacher that the consistency term needs. */
@@ -116,6 +148,8 @@ export interface TeacherSummary {
   readonly mean: Tensor;
   /** (M) f64: the entropy of q, in nats. */
   readonly entropy: Tensor;
+  /** (M) f64: the teacher's log-probability of each row's target at T = 1, 0 for a row without one; given with `targets`. */
+  readonly logProbability?: Tensor;
 }
 
 /**
@@ -125,7 +159,7 @@ export interface TeacherSummary {
  *     KL(q || p) = lse(z / T) - h . mean / T - entropy,
  *
  * which is exact while the student's head is linear and frozen.
- * @param teacher (M, C) hidden states after the final norm
+ * @param teacher (M, C) hidden states after the final norm; with `targets` the summary has their log-probabilities
  * @throws UnsupportedError for a head that is trained or soft-capped
  */
 export function teacherSummary(
@@ -133,20 +167,22 @@ export function teacherSummary(
   {
     head,
     teacherHead = null,
-    temperature = 1,
-    softcap = 0,
-    chunkBytes = 0,
-  }: Pick<HeadInputs, 'head' | 'teacherHead' | 'temperature' | 'softcap' | 'chunkBytes'>,
+    targets = null,
+    ...options
+  }: Pick<
+    HeadInputs,
+    'head' | 'teacherHead' | 'targets' | 'temperature' | 'softcap' | 'logitScale' | 'chunkBytes'
+  >,
 ): TeacherSummary {
-  const [mean, entropy] = native.teacherSummary(
+  const made = native.teacherSummary(
     teacher.handle,
-    teacherHead?.handle ?? null,
+    handleOf(teacherHead),
     head.handle,
-    temperature,
-    softcap,
-    chunkBytes,
+    handleOf(targets),
+    optionsOf(options),
   );
-  return { mean: new Tensor(mean), entropy: new Tensor(entropy) };
+  const [mean, entropy, logProbability] = tensorsOf(made);
+  return { mean, entropy, ...(logProbability && { logProbability }) };
 }
 
 /** The inputs of {@link headRows}. */
@@ -161,7 +197,7 @@ export interface HeadRowInputs extends HeadInputs {
  * @returns (M, 3) f64
  */
 export function headRows(inputs: HeadRowInputs): Tensor {
-  return new Tensor(native.headRows(handlesOf(inputs), optionsOf(inputs)));
+  return new Tensor(native.headRows(operandsOf(inputs), optionsOf(inputs)));
 }
 
 /** Options of {@link svdRatio}. */

@@ -12,10 +12,15 @@ import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
 import { baLoraPlainLoss, headLogits } from '../../lib/losses/plain.ts';
 import { native } from '../../lib/native.ts';
 import {
+  add,
+  crossEntropy,
   headLosses,
   headRows,
   indexSelect,
+  mul,
+  neg,
   singularValues,
+  sum,
   svdRatio,
   svdRatioGram,
   teacherSummary,
@@ -143,6 +148,47 @@ describe('gradients in f64', () => {
     gradcheck(f, [randomTensor([5, 6], { seed: 1 }), head]);
   });
 
+  it.skipIf(kTestDevice !== 'cpu').each([0, 3])(
+    'headLosses with a factor for each row and a scale of the logits, softcap %d',
+    (softcap) => {
+      const factors = tensor(Float64Array.of(0.5, -1, 2, 0, 1.5));
+      const teacher = randomTensor([5, 6], { seed: 2 });
+      const fixed = { targets, regularized, factors, softcap, logitScale: 0.7, temperature: 2 };
+      const f = (hidden: Tensor, weight: Tensor) =>
+        headLosses({
+          ...{ hidden, teacher, teacherHead: head, head: weight, entropyTopK: 4 },
+          ...{ ...fixed, ...scales },
+        }).loss;
+      gradcheck(f, [randomTensor([5, 6], { seed: 1 }), head]);
+      if (softcap > 0) return;
+      const kept = noGrad(() => teacherSummary(teacher, { head, logitScale: 0.7, temperature: 2 }));
+      const ofKept = (hidden: Tensor) =>
+        headLosses({ hidden, head, teacher: kept, entropyTopK: 4, ...fixed, ...scales }).loss;
+      const hidden = randomTensor([5, 6], { seed: 1 });
+      gradcheck(ofKept, [hidden]);
+      expect(ofKept(hidden).itemSync()).toBeCloseTo(f(hidden, head).itemSync(), 12);
+    },
+  );
+
+  // The loss is a multiple of the log-probabilities, or not; its head frozen or trained: backward has a way for each.
+  const kinds = [
+    { name: 'of the task alone', given: { taskScale: 0.3 } },
+    { name: 'of all terms', given: scales },
+    { name: 'of no term', given: {} },
+  ];
+  it.skipIf(kTestDevice !== 'cpu').each(kinds)('log-probabilities beside a loss $name', (kind) => {
+    const teacher = randomTensor([5, 6], { seed: 2 });
+    const f = (hidden: Tensor, weight: Tensor) => {
+      const given = { hidden, head: weight, teacher, teacherHead: head, targets, entropyTopK: 4 };
+      const made = headLosses({ ...given, ...kind.given, logProbabilities: true });
+      const logs = made.logProbabilities as Tensor;
+      return add(made.loss, sum(mul(logs, add(logs, 1)))); // their gradients differ by row
+    };
+    const hidden = randomTensor([5, 6], { seed: 1 });
+    gradcheck(f, [hidden, head]);
+    gradcheck((h) => f(h, head), [hidden]);
+  });
+
   it('svdLoss in both forms', () => {
     const hidden = randomTensor([5, 6], { seed: 1 });
     const gram = new HeadGram(head);
@@ -165,6 +211,71 @@ describe('gradients in f64', () => {
         a.map((v) => 3 * v),
       ),
     ).toBeLessThan(1e-14);
+  });
+});
+
+describe('log-probabilities of the targets', () => {
+  const sizes = [
+    { rows: 37, channels: 40, vocabulary: 1100 },
+    { rows: 5, channels: 7, vocabulary: 31 },
+  ];
+  const dtypes = [
+    ['f64', 1e-12],
+    ['f32', 1e-5],
+    ['bf16', 2e-2],
+    ['f16', 4e-3],
+  ] as const;
+  const cases = sizes.flatMap((size) =>
+    dtypes.flatMap(([dtype, tolerance]) =>
+      [false, true].map((trained) => ({ ...size, dtype, tolerance, trained })),
+    ),
+  );
+  it.skipIf(kTestDevice !== 'cpu').each(cases)(
+    '$dtype, M $rows, V $vocabulary, trained $trained: those of the logits, and their gradients',
+    ({ rows, channels, vocabulary, dtype, tolerance, trained }) => {
+      const targets = tensor(randomBatch(rows, vocabulary).targets);
+      const factors = randomTensor([rows], { seed: 5 });
+      const make = (shape: number[], seed: number, wide: boolean, requiresGrad: boolean) => {
+        const narrow = randomTensor(shape, { seed }).to(dtype);
+        const made = noGrad(() => (wide ? narrow.to('f64') : narrow)).detach();
+        made.requiresGrad = requiresGrad;
+        return made;
+      };
+      const run = (plain: boolean) => {
+        const hidden = make([rows, channels], 1, plain, true);
+        const head = make([vocabulary, channels], 3, plain, trained);
+        const values = plain
+          ? neg(crossEntropy(headLogits(hidden, head), targets, { reduction: 'none' }))
+          : (headLosses({ hidden, head, targets, taskScale: 1, logProbabilities: true })
+              .logProbabilities as Tensor);
+        sum(mul(values, factors)).backward();
+        return {
+          values: valuesOf(values),
+          hidden: valuesOf(noGrad(() => (hidden.grad as Tensor).to('f64'))),
+          head: trained ? valuesOf(noGrad(() => (head.grad as Tensor).to('f64'))) : [],
+        };
+      };
+      const [truth, found] = [run(true), run(false)];
+      expect(relativeError(found.values, truth.values)).toBeLessThan(Math.min(tolerance, 1e-5));
+      expect(relativeError(found.hidden, truth.hidden)).toBeLessThan(tolerance);
+      if (trained) expect(relativeError(found.head, truth.head)).toBeLessThan(tolerance);
+    },
+  );
+
+  it("are those of a teacher's summary, which has them beside targets", () => {
+    const [hidden, head] = [randomTensor([5, 6]), randomTensor([29, 6], { seed: 3 })];
+    const targets = tensor(Int32Array.of(4, -100, 28, 0, 7));
+    expect(teacherSummary(hidden, { head }).logProbability).toBeUndefined();
+    if (kTestDevice !== 'cpu') return;
+    const { logProbability } = teacherSummary(hidden, { head, targets, temperature: 2 });
+    const { logProbabilities } = headLosses({ hidden, head, targets, logProbabilities: true });
+    const [kept, live] = [logProbability as Tensor, logProbabilities as Tensor].map(valuesOf);
+    expect(relativeError(kept as Float64Array, live as Float64Array)).toBeLessThan(1e-14);
+    expect((kept as Float64Array)[1]).toBe(0);
+    const bad = tensor(Int32Array.of(1, 7, 30, 0, 0));
+    expect(() => teacherSummary(hidden, { head, targets: bad }).mean.dataSync()).toThrow(
+      /target 30 of row 2/,
+    );
   });
 });
 
@@ -351,30 +462,38 @@ describe('bad arguments', () => {
   });
 
   it('include both forms of a teacher, or half of one, in a call of the addon', () => {
-    const call = (given: Record<string, number>): void => {
-      const none = { teacher: null, teacherHead: null, teacherMean: null, teacherEntropy: null };
-      const masks = { targets: null, regularized: null, scales: null };
+    const call = (given: Record<string, number>, of = hidden.handle): void => {
+      const none = { hidden: null, head: null, mean: null, entropy: null, logProbability: null };
+      const masks = { targets: null, regularized: null, scales: null, factors: null };
       const scales = { taskScale: 1, consistencyScale: 1, diversityScale: 1 };
       native.headLosses(
-        { hidden: hidden.handle, head: head.handle, ...none, ...masks, ...given },
+        { hidden: of, head: head.handle, teacher: { ...none, ...given }, ...masks },
         {
           ...scales,
           temperature: 1,
           entropyTemperature: 1,
           softcap: 0,
+          logitScale: 1,
           entropyTopK: 0,
           chunkBytes: 0,
         },
+        false,
       );
     };
     const { mean, entropy } = teacherSummary(hidden, { head });
-    const kept = { teacherMean: mean.handle, teacherEntropy: entropy.handle };
-    expect(() => call({ ...kept, teacher: hidden.handle })).toThrow(/give one of them/);
-    expect(() => call({ teacherMean: mean.handle })).toThrow(/teacherMean and teacherEntropy/);
-    expect(() => call({ ...kept, hidden: 'x' as never })).toThrow(
-      /^hidden: expected a tensor, got x/,
-    );
+    const kept = { mean: mean.handle, entropy: entropy.handle };
+    expect(() => call({ ...kept, hidden: hidden.handle })).toThrow(/give one of them/);
+    expect(() => call({ mean: mean.handle })).toThrow(/is its mean and entropy/);
+    expect(() => call(kept, 'x' as never)).toThrow(/^hidden: expected a tensor, got x/);
     expect(() => call(kept)).not.toThrow();
+  });
+
+  it.each([
+    ['log-probabilities without targets', { logProbabilities: true }, /without targets/],
+    ['a scale of the logits that is 0', { logitScale: 0 }, /logitScale must be > 0/],
+    ['factors of another length', { factors: tensor(Float64Array.of(1, 2)) }, /factors/],
+  ])('include %s', (_, given, message) => {
+    expect(() => headLosses({ hidden, head, ...given })).toThrow(message);
   });
 
   it('of a target outside the vocabulary are reported at the next read', () => {

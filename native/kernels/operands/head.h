@@ -17,7 +17,8 @@ typedef struct balora_head_options {
   double diversity_scale;
   double temperature;          // T of the consistency term
   double entropy_temperature;  // of the distribution whose entropy is taken; 1 in the loss
-  double softcap;              // logits = softcap * tanh(h w / softcap); 0: none
+  double softcap;         // logits = softcap * tanh(logit_scale h w / softcap); 0: logit_scale h w
+  double logit_scale;     // 0: 1
   int64_t entropy_top_k;  // K of the entropy; 0 or >= V: the whole vocabulary; negative: no entropy
   int64_t chunk_bytes;    // bound on the scratch for a chunk's logits; 0: the device's choice
 } balora_head_options;
@@ -47,39 +48,54 @@ enum { BALORA_HEAD_TASK, BALORA_HEAD_CONSISTENCY, BALORA_HEAD_ENTROPY, BALORA_HE
 // The element of the sums behind those of the terms, and the number of all.
 enum { BALORA_HEAD_LOSS = BALORA_HEAD_TERMS, BALORA_HEAD_SUMS };
 
+// The forms of a teacher. NONE: there is no consistency term. SUMMARY: the student's head is frozen
+// and linear.
+typedef enum {
+  BALORA_TEACHER_NONE,
+  BALORA_TEACHER_LIVE,
+  BALORA_TEACHER_SUMMARY
+} balora_teacher_kind;
+
+// A teacher by its hidden states, or by what a consistency term needs of them. With
+// q = softmax(hidden head^T / T) and the student's head w:
+//   mean = sum_j q_j w_j
+//   entropy = -sum_j q_j log q_j
+typedef struct balora_teacher {
+  balora_teacher_kind kind;
+  const balora_view* hidden;   // (M,C) of LIVE
+  const balora_view* head;     // (V,C) of LIVE; null: the student's
+  const balora_view* mean;     // (M,C) f32 (f64 for f64) of SUMMARY
+  const balora_view* entropy;  // (M) f64 of SUMMARY
+  const balora_view*
+      log_probability;  // (M) f64 of SUMMARY: the target's at T = 1, 0 without one; or
+                        // null. No loss reads it
+} balora_teacher;
+
 // The head of a language model with its losses, a chunk of rows at a time: no (M,V) tensor exists.
-//   loss = task_scale task + consistency_scale consistency - diversity_scale entropy
-// The teacher is live (ht and wt), or kept as its summary (mean and entropy of teacher_summary; w
-// is frozen and without soft-capping then), or there is none and no consistency term: all four are
-// null in that case.
+//   loss = sum over rows of factor (task_scale task + consistency_scale consistency
+//                                   - diversity_scale entropy)
 typedef struct balora_head_losses {
-  const balora_view* h;            // (M,C) the student's hidden states
-  const balora_view* ht;           // (M,C) the live teacher's; or null
-  const balora_view* wt;           // (V,C) its head; null: w
-  const balora_view* mean;         // (M,C) f32 (f64 for f64) of the kept teacher; or null
-  const balora_view* entropy;      // (M) f64, likewise
-  const balora_view* w;            // (V,C) the head
+  const balora_view* h;  // (M,C) the student's hidden states
+  const balora_view* w;  // (V,C) the head
+  balora_teacher teacher;
   const balora_view* targets;      // (M) i32, -100: a row without a task term; null: no row has one
   const balora_view* regularized;  // (M) u8: rows with regularizers; null: all
   const balora_view* scales;       // (3) f64, multiplied into the three scales of the options: they
                                    // change while a graph is run again; null: ones
+  const balora_view* factors;      // (M) f64, of each row in the loss and its gradients; null: ones
   const balora_view* sums;         // (4) f64 = task, consistency, entropy, unscaled, and the loss
   const balora_view* rows;         // (M,3) f64, the three terms by row; or null
   const balora_view* dh;           // (M,C) the loss's gradient, or null
-  const balora_view* dw;           // (V,C), or null, as beside a kept teacher
+  const balora_view* dw;           // (V,C), or null, as beside a teacher's summary
   balora_head_options options;
 } balora_head_losses;
 
-// The summary of a teacher that a consistency term needs where the student's head is linear and
-// frozen. With q = softmax(ht wt^T / T):
-//   mean = sum_j q_j w_j
-//   entropy = -sum_j q_j log q_j
+// The summary of a live teacher.
 typedef struct balora_teacher_summary {
-  const balora_view* ht;       // (M,C)
-  const balora_view* wt;       // (V,C) the teacher's head
+  balora_teacher teacher;      // LIVE
   const balora_view* w;        // (V,C) the student's head
-  const balora_view* mean;     // (M,C) f32 (f64 for f64)
-  const balora_view* entropy;  // (M) f64
+  const balora_view* targets;  // (M) i32, as beside the losses; null: no log-probability is wanted
+  balora_teacher summary;      // written
   balora_head_options options;
 } balora_teacher_summary;
 

@@ -2,6 +2,8 @@
 // exists. The gradients are made in the forward pass, beside the logits, and scaled by the upstream
 // scalar in the backward. Also the SVD regularizer on the same rows, in the form that svd_ratio's
 // caller may use (losses/fused.ts has the predicate).
+#include <cmath>
+
 #include "engine/launch.h"
 #include "ops/head/losses.h"
 #include "ops/linalg/linalg.h"
@@ -50,18 +52,40 @@ void check_summarizable(const char* op, const Tensor& head, const HeadOptions& o
   }
 }
 
-void check_live_teacher(const char* op, const LiveTeacher& teacher, const HeadInputs& x) {
-  check_shape(op, "teacher", teacher.hidden, x.hidden.shape(), "(M,C)");
-  if (!teacher.head) return;
-  check_shape(op, "teacherHead", *teacher.head, x.head.shape(), "(V,C)");
-  check_float(op, "teacherHead", *teacher.head);
-}
-
-void check_summary(const char* op, const TeacherSummary& summary, const HeadInputs& x) {
-  check_shape(op, "mean", summary.mean, x.hidden.shape(), "(M,C)");
-  check_dtype(op, "mean", summary.mean, accumulator_dtype(x.hidden.dtype()));
-  check_shape(op, "entropy", summary.entropy, {x.hidden.dim(0)}, "(M)");
-  check_dtype(op, "entropy", summary.entropy, DType::kF64);
+// The form of a teacher, whose tensors have the student's sizes.
+balora_teacher_kind checked_teacher(const char* op, const HeadInputs& x,
+                                    const HeadOptions& options) {
+  const Teacher& t = x.teacher;
+  if (t.mean.has_value() != t.entropy.has_value() || (t.log_probability && !t.mean)) {
+    throw ArgumentError(concat(op, ": a teacher's summary is its mean and entropy"));
+  }
+  if (t.hidden && t.mean) {
+    throw ArgumentError(concat(op, ": teacher, and a summary in its place; give one of them"));
+  }
+  if (t.head && !t.hidden) {
+    throw ArgumentError(t.mean ? concat(op,
+                                        ": teacherHead is for a teacher's hidden states; leave it "
+                                        "out beside a summary, which was made with that head")
+                               : concat(op, ": teacherHead without teacher"));
+  }
+  if (t.hidden) {
+    check_shape(op, "teacher", *t.hidden, x.hidden.shape(), "(M,C)");
+    if (!t.head) return BALORA_TEACHER_LIVE;
+    check_shape(op, "teacherHead", *t.head, x.head.shape(), "(V,C)");
+    check_float(op, "teacherHead", *t.head);
+    return BALORA_TEACHER_LIVE;
+  }
+  if (!t.mean) return BALORA_TEACHER_NONE;
+  check_summarizable(op, x.head, options);
+  check_shape(op, "mean", *t.mean, x.hidden.shape(), "(M,C)");
+  check_dtype(op, "mean", *t.mean, accumulator_dtype(x.hidden.dtype()));
+  for (const auto& [name, values] :
+       {std::pair{"entropy", t.entropy}, {"logProbability", t.log_probability}}) {
+    if (!values) continue;
+    check_shape(op, name, *values, {x.hidden.dim(0)}, "(M)");
+    check_dtype(op, name, *values, DType::kF64);
+  }
+  return BALORA_TEACHER_SUMMARY;
 }
 
 void check_temperature(const char* op, const char* name, double temperature, double greatest) {
@@ -76,13 +100,17 @@ void check_options(const char* op, const HeadOptions& options) {
   if (!(options.softcap >= 0)) {
     throw ArgumentError(concat(op, ": softcap must be >= 0, got ", options.softcap));
   }
+  if (!(options.logit_scale > 0 && std::isfinite(options.logit_scale))) {
+    throw ArgumentError(concat(op, ": logitScale must be > 0, got ", options.logit_scale));
+  }
 }
 
-void check_head_inputs(const char* op, const HeadInputs& x, const HeadOptions& options) {
+// Returns the teacher's form.
+balora_teacher_kind check_head_inputs(const char* op, const HeadInputs& x,
+                                      const HeadOptions& options) {
   check_hidden(op, x.hidden);
   const int64_t rows = x.hidden.dim(0);
   check_head(op, "head", x.hidden, x.head);
-  if (const auto* live = std::get_if<LiveTeacher>(&x.teacher)) check_live_teacher(op, *live, x);
   if (x.targets) {
     check_shape(op, "targets", *x.targets, {rows}, "(M)");
     check_dtype(op, "targets", *x.targets, DType::kI32);
@@ -95,18 +123,37 @@ void check_head_inputs(const char* op, const HeadInputs& x, const HeadOptions& o
     check_shape(op, "scales", *x.scales, {BALORA_HEAD_TERMS}, "(3)");
     check_dtype(op, "scales", *x.scales, DType::kF64);
   }
-  check_options(op, options);
-  if (const auto* summary = std::get_if<TeacherSummary>(&x.teacher)) {
-    check_summarizable(op, x.head, options);
-    check_summary(op, *summary, x);
+  if (x.factors) {
+    check_shape(op, "factors", *x.factors, {rows}, "(M)");
+    check_dtype(op, "factors", *x.factors, DType::kF64);
   }
+  check_options(op, options);
+  return checked_teacher(op, x, options);
 }
 
-// A head may be in blocks.
-Tensor flat(const std::optional<Tensor>& t, bool is_head = false) {
-  if (!t) return {};
-  const Tensor whole = contiguous(t->detach());
-  return is_head ? whole.as_encoded() : whole;
+Tensor plain(const std::optional<Tensor>& t) {
+  return t ? contiguous(t->detach()) : Tensor();
+}
+// A head, which may be in blocks.
+Tensor plain_head(const std::optional<Tensor>& head) {
+  return head ? plain(head).as_encoded() : Tensor();
+}
+
+TeacherOf<Slot> read_teacher(LaunchOperands& all, const Teacher& t) {
+  return {.hidden = all.read(plain(t.hidden)),
+          .head = all.read(plain_head(t.head)),
+          .mean = all.read(plain(t.mean)),
+          .entropy = all.read(plain(t.entropy)),
+          .log_probability = all.read(plain(t.log_probability))};
+}
+
+balora_teacher teacher_of(const Launch& l, balora_teacher_kind kind, const TeacherOf<Slot>& t) {
+  return {.kind = kind,
+          .hidden = l[t.hidden],
+          .head = l[t.head],
+          .mean = l[t.mean],
+          .entropy = l[t.entropy],
+          .log_probability = l[t.log_probability]};
 }
 
 // Those that are undefined are not wanted.
@@ -114,32 +161,38 @@ struct HeadOutputs {
   Tensor sums = {}, rows = {}, dh = {}, dw = {};
 };
 
-void launch_head(const char* op, const HeadInputs& x, const HeadOutputs& out,
-                 const HeadOptions& options) {
-  LiveTeacher live;
-  TeacherSummary kept;
-  if (const auto* given = std::get_if<LiveTeacher>(&x.teacher)) live = *given;
-  if (const auto* given = std::get_if<TeacherSummary>(&x.teacher)) kept = *given;
-  const auto given = [](const Tensor& t) {
-    return t.defined() ? contiguous(t.detach()) : Tensor();
-  };
-  using O = balora_head_losses;
-  launch<O>(op, &KernelTable::head_losses,
-            {{&O::h, given(x.hidden)},
-             {&O::ht, given(live.hidden)},
-             {&O::wt, flat(live.head, true)},
-             {&O::mean, given(kept.mean)},
-             {&O::entropy, given(kept.entropy)},
-             {&O::w, given(x.head).as_encoded()},
-             {&O::targets, flat(x.targets)},
-             {&O::regularized, flat(x.regularized)},
-             {&O::scales, flat(x.scales)}},
-            {{&O::sums, out.sums}, {&O::rows, out.rows}, {&O::dh, out.dh}, {&O::dw, out.dw}},
-            {.options = options});
+void launch_head(const char* op, const HeadInputs& x, balora_teacher_kind kind,
+                 const HeadOutputs& out, const HeadOptions& options) {
+  LaunchOperands all;
+  const Slot h = all.read(plain(x.hidden)), w = all.read(plain_head(x.head));
+  const TeacherOf<Slot> teacher = read_teacher(all, x.teacher);
+  const Slot targets = all.read(plain(x.targets)), regularized = all.read(plain(x.regularized));
+  const Slot scales = all.read(plain(x.scales)), factors = all.read(plain(x.factors));
+  const Slot sums = all.write(out.sums), rows = all.write(out.rows);
+  const Slot dh = all.write(out.dh), dw = all.write(out.dw);
+  launch(op, all, [=](Launch& l) {
+    return call(l.kernels->head_losses, l.ctx,
+                {.h = l[h],
+                 .w = l[w],
+                 .teacher = teacher_of(l, kind, teacher),
+                 .targets = l[targets],
+                 .regularized = l[regularized],
+                 .scales = l[scales],
+                 .factors = l[factors],
+                 .sums = l[sums],
+                 .rows = l[rows],
+                 .dh = l[dh],
+                 .dw = l[dw],
+                 .options = options});
+  });
 }
 
 Tensor new_sums(const Tensor& hidden) {
   return Tensor::empty(hidden.engine(), {BALORA_HEAD_SUMS}, DType::kF64);
+}
+
+Tensor new_rows(const Tensor& hidden) {
+  return Tensor::empty(hidden.engine(), {hidden.dim(0), BALORA_HEAD_TERMS}, DType::kF64);
 }
 
 Tensor scaled(const Tensor& x, const Tensor& factor) {
@@ -149,14 +202,18 @@ Tensor scaled(const Tensor& x, const Tensor& factor) {
   return y;
 }
 
+void add_scaled(const Saved& dh, const Saved& dw, const Tensor& dy, GradSink& sink) {
+  const Tensor factor = contiguous(dy);
+  if (sink.wants(0)) sink.add(0, scaled(dh.get(), factor));
+  if (sink.wants(1)) sink.add(1, scaled(dw.get(), factor));
+}
+
 // Gradients computed beside the values, for a scalar output: backward multiplies them by dy.
 void record_ready(const char* op, const Tensor& hidden, const Tensor& head, const Tensor& value,
                   const Tensor& dh, const Tensor& dw) {
   record(op, {hidden, head}, {value},
          [dh = Saved(dh), dw = Saved(dw)](std::span<const Tensor> dy, GradSink& sink) {
-           const Tensor factor = contiguous(dy[0]);
-           if (sink.wants(0)) sink.add(0, scaled(dh.get(), factor));
-           if (sink.wants(1)) sink.add(1, scaled(dw.get(), factor));
+           add_scaled(dh, dw, dy[0], sink);
          });
 }
 
@@ -173,46 +230,120 @@ void check_ratio(const char* op, int64_t k, const std::string& norm) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> head_losses(const HeadInputs& x, const HeadOptions& options) {
-  constexpr const char* kName = "head_losses";
-  check_head_inputs(kName, x, options);
-  const HeadOutputs out = {.sums = new_sums(x.hidden),
-                           .dh = gradient_of(x.hidden, x.hidden.dtype()),
-                           .dw = gradient_of(x.head, accumulator_dtype(x.head.dtype()))};
-  launch_head(kName, x, out, options);
-  const Tensor loss = out.sums.view({}, {}, BALORA_HEAD_LOSS);
-  record_ready(kName, x.hidden, x.head, loss, out.dh, out.dw);
-  return {loss, out.sums};
+namespace {
+
+// The gradient of log-probabilities, by their inputs as forward had them. Rows of the loss's
+// gradient serve where that is a multiple of theirs; else, and for trained heads, the pass runs
+// again in backward.
+struct LogProbabilities {
+  Saved hidden, head, targets;  // undefined where it need not run again
+  HeadOptions options;
+  double of_loss;  // the loss = this times their sum; 0: it is no multiple of that
+
+  void backward(const Saved& dh, const Tensor& dy, GradSink& sink) const {
+    if (!hidden.defined()) {
+      const Tensor rows = dh.get();
+      const DType wide = accumulator_dtype(rows.dtype());
+      const Tensor by = cast(affine(dy, 1 / of_loss, 0), wide).view({dy.dim(0), 1});
+      return sink.add(0, cast(binary(cast(rows, wide), by, "mul"), rows.dtype()));
+    }
+    const HeadInputs x = {
+        .hidden = hidden.get(), .head = head.get(), .targets = targets.get(), .factors = dy};
+    const auto gradient = [&](size_t input, const Tensor& of, DType dtype) {
+      return sink.wants(input) ? Tensor::empty(of.engine(), of.shape(), dtype) : Tensor();
+    };
+    const HeadOutputs out = {.sums = new_sums(x.hidden),
+                             .dh = gradient(0, x.hidden, x.hidden.dtype()),
+                             .dw = gradient(1, x.head, accumulator_dtype(x.head.dtype()))};
+    HeadOptions again = options;
+    again.task_scale = -1, again.consistency_scale = again.diversity_scale = 0;
+    again.entropy_top_k = -1;
+    launch_head("head_losses_backward", x, BALORA_TEACHER_NONE, out, again);
+    for (const auto& [input, made] : {std::pair<size_t, Tensor>{0, out.dh}, {1, out.dw}}) {
+      if (made.defined()) sink.add(input, made);
+    }
+  }
+};
+
+LogProbabilities log_probabilities_of(const HeadInputs& x, const HeadOptions& options) {
+  const bool task_alone = options.consistency_scale == 0 && options.diversity_scale == 0 &&
+                          options.task_scale != 0 && !x.scales && !x.factors;
+  LogProbabilities kept = {.options = options, .of_loss = task_alone ? -options.task_scale : 0};
+  if (task_alone && !x.head.requires_grad()) return kept;
+  kept.hidden = Saved(plain(x.hidden)), kept.head = Saved(plain_head(x.head));
+  kept.targets = Saved(plain(x.targets));
+  return kept;
 }
 
-TeacherSummary summarize_teacher(const LiveTeacher& teacher, const Tensor& head,
-                                 const HeadOptions& options) {
+}  // namespace
+
+std::vector<Tensor> head_losses(const HeadInputs& x, const HeadOptions& options,
+                                bool log_probabilities) {
+  constexpr const char* kName = "head_losses";
+  const balora_teacher_kind teacher = check_head_inputs(kName, x, options);
+  if (log_probabilities && !x.targets) {
+    throw ArgumentError(concat(kName, ": logProbabilities without targets"));
+  }
+  const int64_t rows = x.hidden.dim(0);
+  HeadOutputs out = {.sums = new_sums(x.hidden),
+                     .dh = gradient_of(x.hidden, x.hidden.dtype()),
+                     .dw = gradient_of(x.head, accumulator_dtype(x.head.dtype()))};
+  if (log_probabilities) out.rows = new_rows(x.hidden);
+  launch_head(kName, x, teacher, out, options);
+  const Tensor loss = out.sums.view({}, {}, BALORA_HEAD_LOSS);
+  if (!log_probabilities) {
+    record_ready(kName, x.hidden, x.head, loss, out.dh, out.dw);
+    return {loss, out.sums};
+  }
+  const Tensor task = out.rows.view({rows}, {BALORA_HEAD_TERMS}, BALORA_HEAD_TASK);
+  const Tensor values = affine(task, -1, 0);
+  record(kName, {x.hidden, x.head}, {loss, values},
+         [dh = Saved(out.dh), dw = Saved(out.dw), kept = log_probabilities_of(x, options)](
+             std::span<const Tensor> dy, GradSink& sink) {
+           if (dy[0].defined()) add_scaled(dh, dw, dy[0], sink);
+           if (dy[1].defined()) kept.backward(dh, contiguous(dy[1]), sink);
+         });
+  return {loss, out.sums, values};
+}
+
+std::vector<Tensor> teacher_summary(const Tensor& teacher,
+                                    const std::optional<Tensor>& teacher_head, const Tensor& head,
+                                    const std::optional<Tensor>& targets,
+                                    const HeadOptions& options) {
   constexpr const char* kName = "teacher_summary";
-  const Tensor& hidden = teacher.hidden;
-  const HeadInputs inputs = {.hidden = hidden, .head = head};
-  check_head_inputs(kName, inputs, options);
+  const HeadInputs inputs = {.hidden = teacher,
+                             .teacher = {.hidden = teacher, .head = teacher_head},
+                             .head = head,
+                             .targets = targets};
+  const balora_teacher_kind kind = check_head_inputs(kName, inputs, options);
   check_summarizable(kName, head, options);
-  check_live_teacher(kName, teacher, inputs);
-  const Tensor w = contiguous(head.detach()).as_encoded();
-  TeacherSummary summary = {
-      .mean = Tensor::empty(hidden.engine(), hidden.shape(), accumulator_dtype(hidden.dtype())),
-      .entropy = Tensor::empty(hidden.engine(), {hidden.dim(0)}, DType::kF64)};
-  using O = balora_teacher_summary;
-  launch<O>(kName, &KernelTable::teacher_summary,
-            {{&O::ht, contiguous(hidden.detach())},
-             {&O::wt, teacher.head ? flat(teacher.head, true) : w},
-             {&O::w, w}},
-            {{&O::mean, summary.mean}, {&O::entropy, summary.entropy}}, {.options = options});
+  const Shape rows = {teacher.dim(0)};
+  std::vector<Tensor> summary = {
+      Tensor::empty(teacher.engine(), teacher.shape(), accumulator_dtype(teacher.dtype())),
+      Tensor::empty(teacher.engine(), rows, DType::kF64)};
+  if (targets) summary.push_back(Tensor::empty(teacher.engine(), rows, DType::kF64));
+  LaunchOperands all;
+  const TeacherOf<Slot> from = read_teacher(all, inputs.teacher);
+  const Slot w = all.read(plain_head(head)), ids = all.read(plain(targets));
+  const TeacherOf<Slot> to = {.mean = all.write(summary[0]),
+                              .entropy = all.write(summary[1]),
+                              .log_probability = all.write(targets ? summary[2] : Tensor())};
+  launch(kName, all, [=](Launch& l) {
+    return call(l.kernels->teacher_summary, l.ctx,
+                {.teacher = teacher_of(l, kind, from),
+                 .w = l[w],
+                 .targets = l[ids],
+                 .summary = teacher_of(l, BALORA_TEACHER_SUMMARY, to),
+                 .options = options});
+  });
   return summary;
 }
 
 Tensor head_rows(const HeadInputs& x, const HeadOptions& options) {
   constexpr const char* kName = "head_rows";
-  check_head_inputs(kName, x, options);
-  const HeadOutputs out = {
-      .sums = new_sums(x.hidden),
-      .rows = Tensor::empty(x.hidden.engine(), {x.hidden.dim(0), BALORA_HEAD_TERMS}, DType::kF64)};
-  launch_head(kName, x, out, options);
+  const balora_teacher_kind teacher = check_head_inputs(kName, x, options);
+  const HeadOutputs out = {.sums = new_sums(x.hidden), .rows = new_rows(x.hidden)};
+  launch_head(kName, x, teacher, out, options);
   return out.rows;
 }
 

@@ -4,46 +4,45 @@
 #include <optional>
 #include <string>
 #include <tuple>
-#include <variant>
+#include <vector>
 
 #include "kernels/operands/head.h"
 #include "tensor/tensor.h"
 
 namespace balora {
 
-// A teacher by its hidden states, which get no gradient.
-struct LiveTeacher {
-  Tensor hidden;               // (M,C)
-  std::optional<Tensor> head;  // (V,C); none: the student's
+// The tensors of a balora_teacher, or their slots in a launch: those of one of its forms, or none.
+template <typename T>
+struct TeacherOf {
+  T hidden, head;  // of a live one, which get no gradient
+  T mean, entropy, log_probability;
 };
-
-// A teacher as the consistency term of its student needs it, for a student whose head (V,C) is
-// linear and frozen: mean (M,C) = sum_j q_j head_j in the accumulator type, q the softmax of the
-// teacher's logits at options.temperature, and q's entropy (M) f64.
-struct TeacherSummary {
-  Tensor mean, entropy;
-};
-
-// monostate: no teacher, and no consistency term.
-using Teacher = std::variant<std::monostate, LiveTeacher, TeacherSummary>;
+using Teacher = TeacherOf<std::optional<Tensor>>;
 
 struct HeadInputs {
   Tensor hidden;  // (M,C), after the final norm
   Teacher teacher = {};
-  Tensor head;                         // (V,C); frozen beside a TeacherSummary
+  Tensor head;                         // (V,C); frozen beside a summary of the teacher
   std::optional<Tensor> targets = {};  // (M) i32, -100: no task term; none: no row has one
   // (M) u8, 0: the task term alone; none: all rows have all.
   std::optional<Tensor> regularized = {};
-  std::optional<Tensor> scales = {};  // (3) f64, times the options' scales; none: ones
+  std::optional<Tensor> scales = {};   // (3) f64, times the options' scales; none: ones
+  std::optional<Tensor> factors = {};  // (M) f64, of each row in the loss; none: ones
 };
 
-// -> loss () f64 = task_scale sums[0] + consistency_scale sums[1] - diversity_scale sums[2],
-// differentiable in hidden and head; sums (4) f64 = the terms' sums over rows (CE; T^2 KL;
-// entropy), unscaled, and the loss. Softmax, sums: kernels/cpu/head/head.h
-std::tuple<Tensor, Tensor> head_losses(const HeadInputs& inputs, const HeadOptions& options);
+// -> loss () f64 = the sum over rows of factor (task_scale CE + consistency_scale T^2 KL -
+// diversity_scale entropy), sums (4) f64 = the terms' sums over rows, without scales and factors,
+// and the loss; and where it is asked for each row's log-probability of its target (M) f64, 0
+// without one. Loss and log-probabilities are differentiable in hidden and head. Softmax, sums:
+// kernels/cpu/head/head.h
+std::vector<Tensor> head_losses(const HeadInputs& inputs, const HeadOptions& options,
+                                bool log_probabilities);
 
-TeacherSummary summarize_teacher(const LiveTeacher& teacher, const Tensor& head,
-                                 const HeadOptions& options);
+// The summary of a teacher: mean, entropy and, with targets (M), log_probability.
+std::vector<Tensor> teacher_summary(const Tensor& teacher,
+                                    const std::optional<Tensor>& teacher_head, const Tensor& head,
+                                    const std::optional<Tensor>& targets,
+                                    const HeadOptions& options);
 
 // The terms of each row, (M,3) f64, without gradients: for evaluation and the adaptive schedule.
 Tensor head_rows(const HeadInputs& inputs, const HeadOptions& options);

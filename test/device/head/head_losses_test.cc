@@ -112,8 +112,8 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
   REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
     return call(k.head_losses, ctx,
                 {.h = view(a.h),
-                 .ht = view(a.h),
                  .w = view(a.w),
+                 .teacher = {.kind = BALORA_TEACHER_LIVE, .hidden = view(a.h)},
                  .sums = view(a.sums),
                  .rows = view(a.rows),
                  .dh = view(a.dh),

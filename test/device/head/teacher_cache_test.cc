@@ -12,11 +12,9 @@ using namespace balora::test;
 DeviceTest::Row summary_of(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
     return call(k.teacher_summary, ctx,
-                {.ht = view(a.ht),
-                 .wt = view(s.other_head ? a.wt : a.w),
+                {.teacher = live_teacher(a, s, view),
                  .w = view(a.w),
-                 .mean = view(a.mean),
-                 .entropy = view(a.entropy),
+                 .summary = kept_teacher(a, view),
                  .options = s.options});
   };
 }
@@ -25,9 +23,8 @@ DeviceTest::Row losses_of_kept(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
     return call(k.head_losses, ctx,
                 {.h = view(a.h),
-                 .mean = view(a.mean),
-                 .entropy = view(a.entropy),
                  .w = view(a.w),
+                 .teacher = kept_teacher(a, view),
                  .targets = s.targets ? view(a.targets) : nullptr,
                  .regularized = s.masks ? view(a.regularized) : nullptr,
                  .scales = s.scaled ? view(a.scales) : nullptr,

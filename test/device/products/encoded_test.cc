@@ -367,11 +367,9 @@ TEST_CASE_TEMPLATE("the summary of a teacher whose head is in blocks", T, BALORA
       REQUIRE(t.on_device([&](const KernelTable& k, Context* ctx, const auto& view) {
         const View head = in_blocks ? w.on(view, dtype_of<T>()) : *view(dense);
         return call(k.teacher_summary, ctx,
-                    {.ht = view(arrays.h),
-                     .wt = &head,
+                    {.teacher = {.kind = BALORA_TEACHER_LIVE, .hidden = view(arrays.h)},
                      .w = &head,
-                     .mean = view(arrays.mean),
-                     .entropy = view(arrays.entropy),
+                     .summary = kept_teacher(arrays, view),
                      .options = s.options});
       }) == 0);
       REQUIRE(t.synchronize() == 0);

@@ -54,13 +54,24 @@ HeadArrays make_head_arrays(DeviceTest& t, const HeadSetting& s) {
   return a;
 }
 
+// A teacher of the arrays by its hidden states, and by its summary.
+inline balora_teacher live_teacher(const HeadArrays& a, const HeadSetting& s,
+                                   const DeviceTest::ViewOf& view) {
+  if (!s.teacher) return {};
+  return {.kind = BALORA_TEACHER_LIVE,
+          .hidden = view(a.ht),
+          .head = s.other_head ? view(a.wt) : nullptr};
+}
+inline balora_teacher kept_teacher(const HeadArrays& a, const DeviceTest::ViewOf& view) {
+  return {.kind = BALORA_TEACHER_SUMMARY, .mean = view(a.mean), .entropy = view(a.entropy)};
+}
+
 inline DeviceTest::Row head_losses_of(const HeadArrays& a, const HeadSetting& s) {
   return [=](const KernelTable& k, Context* ctx, const DeviceTest::ViewOf& view) {
     return call(k.head_losses, ctx,
                 {.h = view(a.h),
-                 .ht = s.teacher ? view(a.ht) : nullptr,
-                 .wt = s.other_head ? view(a.wt) : nullptr,
                  .w = view(a.w),
+                 .teacher = live_teacher(a, s, view),
                  .targets = s.targets ? view(a.targets) : nullptr,
                  .regularized = s.masks ? view(a.regularized) : nullptr,
                  .scales = s.scaled ? view(a.scales) : nullptr,

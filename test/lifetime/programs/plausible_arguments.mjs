@@ -200,14 +200,14 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
   const softcap = () => pick([0, 0, 30]);
   /** A teacher by its hidden states, by its summary, or none. */
   function teacher(of) {
-    const none = { teacher: null, teacherHead: null, teacherMean: null, teacherEntropy: null };
+    const none = { hidden: null, head: null, mean: null, entropy: null, logProbability: null };
     const kind = below(3);
     if (kind === 0) return none;
     if (kind === 1) {
-      return { ...none, teacher: of.hidden(), teacherHead: chance(0.2) ? of.weight() : null };
+      return { ...none, hidden: of.hidden(), head: chance(0.2) ? of.weight() : null };
     }
-    const teacherMean = tensor(of.dtype === 'f64' ? 'f64' : 'f32', of.rows, of.width);
-    return { ...none, teacherMean, teacherEntropy: tensor('f64', of.rows) };
+    const mean = tensor(of.dtype === 'f64' ? 'f64' : 'f32', of.rows, of.width);
+    return { ...none, mean, entropy: tensor('f64', of.rows) };
   }
   function headArguments() {
     const of = head();
@@ -215,16 +215,16 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       targets: maybe(() => targets(of.rows, of.vocabulary)),
       regularized: maybe(() => constant('u8', [of.rows], 1)),
       scales: null,
+      factors: maybe(() => tensor('f64', of.rows)),
     };
+    const inputs = { hidden: of.hidden(), head: of.weight(), teacher: teacher(of), ...masks };
+    return [inputs, { ...headOptions(), softcap: softcap() }];
+  }
+  function headOptions() {
     const scales = { taskScale: 1, consistencyScale: 0.5, diversityScale: 0.1 };
     const temperatures = { temperature: pick([1, 2]), entropyTemperature: 1 };
-    return [
-      { hidden: of.hidden(), head: of.weight(), ...teacher(of), ...masks },
-      {
-        ...{ ...scales, ...temperatures, softcap: softcap() },
-        ...{ entropyTopK: topKs(), chunkBytes: chunkBytes() },
-      },
-    ];
+    const caps = { softcap: 0, logitScale: pick([1, 1, 0.5]) };
+    return { ...scales, ...temperatures, ...caps, entropyTopK: topKs(), chunkBytes: chunkBytes() };
   }
 
   /** A tensor that an optimiser writes: dense, and without a gradient. */
@@ -369,11 +369,12 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       list(pick([0, 1, 2, 5]), () => tensor(pick(['f32', 'f64']), size(), size())),
       pick(['1', '2', 'inf']),
     ],
-    headLosses: headArguments,
+    headLosses: () => [...headArguments(), false],
     headRows: headArguments,
     teacherSummary: () => {
       const of = head();
-      return [of.hidden(), null, of.weight(), pick([1, 2]), 0, chunkBytes()];
+      const ids = maybe(() => targets(of.rows, of.vocabulary));
+      return [of.hidden(), null, of.weight(), ids, headOptions()];
     },
     svdRatio: () => {
       const of = head();

@@ -5,7 +5,6 @@
 // logits (passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
 #pragma once
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <tuple>
 #include <vector>
@@ -69,9 +68,7 @@ struct HeadRow {
   // Largest logit and the sum of e^(logit - largest), at temperature 1, T and Te: exact
   // differences, so that the gradient does not inherit the rounding of a log-sum-exp stored in f32.
   double shift = 0, sum = 1;
-  bool compared = false;    // with a teacher
-  bool summarized = false;  // that came as a TeacherRow
-  bool squares = false;     // kept exponentials are at T = 2, and those at 1 their squares
+  bool squares = false;  // kept exponentials are at T = 2, and those at 1 their squares
   double shift_teacher = 0;
   DivergenceSums pair = {.student = 1, .teacher = 1};
   double shift_entropy = 0, log_sum_entropy = 0;
@@ -88,23 +85,28 @@ struct HeadRow {
   }
 };
 
-// A teacher's row without its logits: the entropy of q, and h sum_j q_j w_j = sum_j q_j z_j.
+// A row's teacher, which the row is compared with but for NONE. Of a summary the entropy of q, and
+// h sum_j q_j w_j = sum_j q_j z_j but for the scale of logits.
 struct TeacherRow {
+  balora_teacher_kind kind = BALORA_TEACHER_NONE;
   double entropy = 0, mean_logit = 0;
 };
 
-// The terms that a row is in. Neither teacher logits nor a summary: no consistency term.
+// The terms that a row is in.
 struct RowRole {
   int64_t target = -1;      // < 0: no task term
   bool regularized = true;  // false: the row is in the task term alone
-  std::optional<TeacherRow> summary = {};
+  TeacherRow teacher = {};
+  double factor = 1;  // of dz
+
+  bool compared() const { return teacher.kind != BALORA_TEACHER_NONE; }
 };
 
 // Operands of the two passes over a row.
 template <typename A>
 struct RowOperands {
   A* z;            // student logits
-  A* y = nullptr;  // teacher logits
+  A* y = nullptr;  // of a live teacher
   RowRole role = {};
 };
 
@@ -134,20 +136,20 @@ class HeadRows {
   // Keeps what a gradient() that follows reads: the row's top-K, and exponentials in z and y.
   HeadRow statistics(const RowOperands<A>& operands);
 
-  // z becomes d(loss)/d(logits before soft-capping) for the row of the last statistics(); without
-  // the teacher's part where it came as a TeacherRow. With `rounded`, of f32 alone, as bf16 in the
-  // first half of the row's own place, formed in f32.
+  // z becomes d(loss)/d(h w) for the row of the last statistics(); without
+  // the part of a teacher's summary. With `rounded`, of f32 alone, as bf16 in the first half of the
+  // row's own place, formed in f32.
   void gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded);
 
   // q = softmax(y / Te) of a row whose entropy over all of V was taken; may be y.
   void probabilities(const A* y, const HeadRow& row, A* q) const;
 
-  // logits -> softcap * tanh(logits / softcap), when there is one.
+  // Products h w -> logits, where they are scaled or soft-capped.
   void cap(A* logits) const;
 
   // The steps of both, for rows whose logits lie in another order (x86/by_token.cc). begin() says
   // which sums a row takes.
-  HeadRow begin(const RowRole& role, bool has_teacher_logits) const;
+  HeadRow begin(const RowRole& role) const;
   bool has_entropy(const RowRole& role) const;
   // The row's top-K, out of candidates that change places. Fewer than K, as beside NaN: all NaN.
   void choose_top_k(std::span<TopCandidate<A>> candidates);
@@ -157,7 +159,7 @@ class HeadRows {
   void finish(const RowRole& role, double target_logit, HeadRow& row) const;
   head::KeptGradient<A> kept_gradient(const RowRole& role, const HeadRow& row) const;
   // The factor by which the gradient takes off an exponential of the teacher.
-  A teacher_factor(const HeadRow& row) const;
+  A teacher_factor(const RowRole& role, const HeadRow& row) const;
 
   // An element of dz with a part of its own, the target or one of the top K: formed apart from the
   // row, so that it is rounded once.
@@ -177,8 +179,8 @@ class HeadRows {
   void compute_entropy(const A* z, A max, int64_t count, HeadRow& row) const;
   void find_top_k(const A* z);
   void offer_top_k(const A* z, int64_t index);
-  void keep(A* z, A* y, HeadRow& row) const;
-  void compute_sums(A* z, A* y, int64_t target, HeadRow& row) const;
+  void keep(const RowOperands<A>& operands, HeadRow& row) const;
+  void compute_sums(const RowOperands<A>& operands, HeadRow& row) const;
 
   using DenseGradient = head::DenseGradient<A>;
   struct Parts {
@@ -188,7 +190,7 @@ class HeadRows {
   Parts parts_of(const RowRole& role, const HeadRow& row) const;
   void dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const;
   void find_places(const RowRole& role, const HeadRow& row);
-  void value_places(const HeadRow& row, const Parts& parts);
+  void value_places(const RowRole& role, const Parts& parts);
 
   HeadOptions options_;
   int64_t vocabulary_, top_k_;
@@ -211,7 +213,7 @@ std::span<const typename HeadRows<A>::Place> HeadRows<A>::form_places(const RowR
   for (size_t i = 0; i < places_.size(); ++i) {
     std::tie(place_z_[i], place_y_[i]) = kept(places_[i].index);
   }
-  value_places(row, parts_of(role, row));
+  value_places(role, parts_of(role, row));
   return places_;
 }
 
@@ -223,16 +225,21 @@ class HeadCall {
 
   Context* ctx;
   const balora_head_losses& o;
-  HeadOptions options;  // with all scales multiplied
+  HeadOptions options;  // with all scales multiplied, and that of logits never 0
   double* terms;        // (M,3), by row
 
   bool wants_gradient() const { return o.dh || o.dw; }
   RowRole role_of(int64_t row) const;
+  TeacherRow teacher_of(int64_t row) const;
 
   struct Range {
     int64_t begin, end;
   };
-  // Rows of dh = sums (rows,C), which lose a kept teacher's part.
+  // A row's factor in the loss.
+  double factor_of(int64_t row) const;
+  // Whether a teacher's summary has a part of its own in dh.
+  bool is_summarized() const { return o.teacher.kind == BALORA_TEACHER_SUMMARY; }
+  // Rows of dh = sums (rows,C), which lose that part.
   void store_hidden(Range rows, A* sums) const;
   // Rows of dw, tokens, += dz^T h for these rows of h.
   void add_head(Range rows, Range tokens, const GemmInput& dz) const;

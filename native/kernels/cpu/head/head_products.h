@@ -63,6 +63,11 @@ inline void* rows_of(const View* view, int64_t row) {
   return offset_by(view->data, row * view->stride[0], view->dtype);
 }
 
+// The head of a live teacher beside a student's.
+inline const View* head_of(const balora_teacher& teacher, const View& own) {
+  return teacher.head ? teacher.head : &own;
+}
+
 // The logits of one hidden state by one head.
 template <typename A>
 struct LogitsOf {

@@ -231,6 +231,13 @@ BALORA_INLINE void kept_gradient(const A* z, const A* y, int64_t n, const KeptGr
   }
 }
 
+// x -> scale x
+template <typename A>
+BALORA_INLINE void scale_row(A* x, int64_t n, A scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) x[i] *= scale;
+}
+
 // x -> cap tanh(x / cap)
 template <typename A>
 BALORA_INLINE void cap_row(A* x, int64_t n, A cap) {

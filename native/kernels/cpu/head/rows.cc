@@ -3,7 +3,8 @@
 //   consistency = T^2 KL(q || p), as kernels/shared/divergence.h has it, exactly 0 where y == z
 //   entropy = H
 //   dz = ts (softmax(z) - e_c) + cs T (p - q) + ds pi (log pi + H) / Te
-// and under soft-capping dz times 1 - (z/cap)^2, with ts, cs and ds the scales of the three terms.
+// and under soft-capping dz times 1 - (z/cap)^2, with ts, cs and ds the scales of the three terms,
+// each times the row's factor, which has the scale of logits in it.
 #include "kernels/cpu/head/head.h"
 
 #include <algorithm>
@@ -34,6 +35,9 @@ HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
 
 template <typename A>
 void HeadRows<A>::cap(A* logits) const {
+  if (options_.logit_scale != 0 && options_.logit_scale != 1) {
+    at_level<&head::scale_row<A>>(logits, vocabulary_, static_cast<A>(options_.logit_scale));
+  }
   if (options_.softcap > 0) {
     at_level<&head::cap_row<A>>(logits, vocabulary_, static_cast<A>(options_.softcap));
   }
@@ -130,23 +134,24 @@ void HeadRows<A>::compute_entropy(const A* z, A max, int64_t count, HeadRow& row
 
 // The row's sums, with their exponentials left in z and y.
 template <typename A>
-void HeadRows<A>::keep(A* z, A* y, HeadRow& row) const {
-  const A scale = row.compared ? static_cast<A>(1 / options_.temperature) : A(1);
+void HeadRows<A>::keep(const RowOperands<A>& operands, HeadRow& row) const {
+  const A scale = operands.role.compared() ? static_cast<A>(1 / options_.temperature) : A(1);
   const head::PairShifts<A> shifts = {static_cast<A>(row.shift), static_cast<A>(row.shift_teacher),
                                       scale};
-  row.set_sums(at_level<&head::keep_exponentials<A>>(z, y, vocabulary_, shifts));
+  row.set_sums(at_level<&head::keep_exponentials<A>>(operands.z, operands.y, vocabulary_, shifts));
 }
 
 // The row's sums.
 template <typename A>
-void HeadRows<A>::compute_sums(A* z, A* y, int64_t target, HeadRow& row) const {
+void HeadRows<A>::compute_sums(const RowOperands<A>& operands, HeadRow& row) const {
+  const auto& [z, y, role] = operands;
   const A scale = static_cast<A>(1 / options_.temperature);
   const A shift = static_cast<A>(row.shift);
   const auto sum = [&](A by) {
     return at_level<&head::student_sums<false, A>>(z, vocabulary_, shift, by).pair.student;
   };
-  if (target >= 0) row.sum = sum(A(1));
-  if (row.summarized) row.pair.student = sum(scale);
+  if (role.target >= 0) row.sum = sum(A(1));
+  if (role.teacher.kind == BALORA_TEACHER_SUMMARY) row.pair.student = sum(scale);
   if (!y) return;
   head::PairShifts<A> shifts = {shift, static_cast<A>(row.shift_teacher), scale};
   shifts.y = at_level<&head::teacher_shift<A>>(z, y, vocabulary_, shifts);
@@ -155,11 +160,9 @@ void HeadRows<A>::compute_sums(A* z, A* y, int64_t target, HeadRow& row) const {
 }
 
 template <typename A>
-HeadRow HeadRows<A>::begin(const RowRole& role, bool has_teacher_logits) const {
+HeadRow HeadRows<A>::begin(const RowRole& role) const {
   HeadRow row;
-  row.summarized = role.regularized && role.summary;
-  row.compared = row.summarized || (role.regularized && has_teacher_logits);
-  row.squares = keeps_ && row.compared && options_.temperature == 2;
+  row.squares = keeps_ && role.compared() && options_.temperature == 2;
   return row;
 }
 
@@ -170,10 +173,8 @@ bool HeadRows<A>::has_entropy(const RowRole& role) const {
 
 template <typename A>
 HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
-  const RowRole& role = operands.role;
-  A* z = operands.z;
-  A* y = role.regularized ? operands.y : nullptr;
-  HeadRow row = begin(role, y != nullptr);
+  const auto& [z, y, role] = operands;
+  HeadRow row = begin(role);
   row.shift = static_cast<double>(at_level<&head::block_maxima<A>>(z, vocabulary_, maxima_.data()));
   if (y) row.shift_teacher = static_cast<double>(at_level<&head::row_max<A>>(y, vocabulary_));
   if (has_entropy(role)) {
@@ -186,9 +187,9 @@ HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
   }
   const double target_logit = role.target >= 0 ? static_cast<double>(z[role.target]) : 0;
   if (keeps_) {
-    keep(z, y, row);
+    keep(operands, row);
   } else {
-    compute_sums(z, y, role.target, row);
+    compute_sums(operands, row);
   }
   finish(role, target_logit, row);
   return row;
@@ -198,12 +199,11 @@ template <typename A>
 void HeadRows<A>::finish(const RowRole& role, double target_logit, HeadRow& row) const {
   const double temperature = options_.temperature;
   if (role.target >= 0) row.task = row.shift + std::log(row.sum) - target_logit;
-  if (!row.compared) return;
-  if (row.summarized) {
+  const TeacherRow& teacher = role.teacher;
+  if (teacher.kind == BALORA_TEACHER_SUMMARY) {
     const double lse = row.shift / temperature + std::log(row.pair.student);
-    const TeacherRow& teacher = *role.summary;
     row.consistency = temperature * (temperature * (lse - teacher.entropy) - teacher.mean_logit);
-  } else {
+  } else if (teacher.kind == BALORA_TEACHER_LIVE) {
     row.consistency = temperature * temperature * row.pair.divergence();
   }
 }
@@ -240,9 +240,10 @@ head::KeptGradient<A> HeadRows<A>::kept_gradient(const RowRole& role, const Head
 }
 
 template <typename A>
-A HeadRows<A>::teacher_factor(const HeadRow& row) const {
-  if (!row.compared || row.summarized) return A(0);
-  return static_cast<A>(options_.consistency_scale * options_.temperature / row.pair.teacher);
+A HeadRows<A>::teacher_factor(const RowRole& role, const HeadRow& row) const {
+  if (role.teacher.kind != BALORA_TEACHER_LIVE) return A(0);
+  return static_cast<A>(role.factor * options_.consistency_scale * options_.temperature /
+                        row.pair.teacher);
 }
 
 template <typename A>
@@ -252,11 +253,11 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const Hea
   DenseGradient& g = parts.dense;
   g.inverse_cap = options_.softcap > 0 ? static_cast<A>(1 / options_.softcap) : A(0);
   g.shift = static_cast<A>(row.shift);
-  if (role.target >= 0) g.task = static_cast<A>(options_.task_scale / row.sum);
+  if (role.target >= 0) g.task = static_cast<A>(role.factor * options_.task_scale / row.sum);
   g.scale = static_cast<A>(1 / options_.temperature);
   g.teacher_shift = static_cast<A>(row.shift_teacher);
-  if (row.compared) {
-    const double scale = options_.consistency_scale * options_.temperature;
+  if (role.compared()) {
+    const double scale = role.factor * options_.consistency_scale * options_.temperature;
     g.student = static_cast<A>(scale / row.pair.student);
     g.teacher = static_cast<A>(scale / row.pair.teacher);
     g.log_ratio = static_cast<A>(row.pair.log_ratio());
@@ -265,7 +266,8 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const Hea
   }
   parts.kept.task = g.task;
   if (has_entropy(role) && dense_entropy()) {
-    g.diversity = static_cast<A>(options_.diversity_scale / options_.entropy_temperature);
+    g.diversity =
+        static_cast<A>(role.factor * options_.diversity_scale / options_.entropy_temperature);
   }
   g.entropy_scale = static_cast<A>(1 / options_.entropy_temperature);
   g.log_sum = static_cast<A>(row.log_sum_entropy);
@@ -277,7 +279,7 @@ typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const Hea
 template <typename A>
 void HeadRows<A>::find_places(const RowRole& role, const HeadRow& row) {
   places_.clear();
-  const double diversity = options_.diversity_scale / options_.entropy_temperature;
+  const double diversity = role.factor * options_.diversity_scale / options_.entropy_temperature;
   if (has_entropy(role) && !dense_entropy() && diversity != 0) {
     for (size_t i = 0; i < top_.size(); ++i) {
       const double value = static_cast<double>(top_values_[i]);
@@ -289,7 +291,7 @@ void HeadRows<A>::find_places(const RowRole& role, const HeadRow& row) {
   }
   const int64_t target = role.target;
   if (target < 0) return;
-  const A task = static_cast<A>(options_.task_scale);
+  const A task = static_cast<A>(role.factor * options_.task_scale);
   const auto same = std::find_if(places_.begin(), places_.end(),
                                  [&](const Place& place) { return place.index == target; });
   if (same == places_.end()) {
@@ -301,22 +303,21 @@ void HeadRows<A>::find_places(const RowRole& role, const HeadRow& row) {
 
 // The values of the places, from what is kept of their logits.
 template <typename A>
-void HeadRows<A>::value_places(const HeadRow& row, const Parts& parts) {
+void HeadRows<A>::value_places(const RowRole& role, const Parts& parts) {
   for (size_t i = 0; i < places_.size(); ++i) {
     // A logit, since no exponential is kept beside a cap.
     const A capped = place_z_[i] * parts.dense.inverse_cap;
     places_[i].added *= A(1) - capped * capped;
   }
-  const bool has_teacher = row.compared && !row.summarized;
-  dense_part(place_z_.data(), has_teacher ? place_y_.data() : nullptr, std::ssize(places_), parts,
-             false);
+  const bool live = role.teacher.kind == BALORA_TEACHER_LIVE;
+  dense_part(place_z_.data(), live ? place_y_.data() : nullptr, std::ssize(places_), parts, false);
   for (size_t i = 0; i < places_.size(); ++i) places_[i].value = place_z_[i] + places_[i].added;
 }
 
 template <typename A>
 void HeadRows<A>::gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded) {
   A* z = operands.z;
-  const A* y = operands.role.regularized ? operands.y : nullptr;
+  const A* y = operands.y;
   const auto places = form_places(operands.role, row, [z, y](int64_t index) {
     return std::pair(z[index], y ? y[index] : A(0));
   });

@@ -17,7 +17,7 @@ using namespace balora::test;
 namespace {
 
 struct Plain {
-  double sums[3] = {0, 0, 0};
+  double sums[3] = {0, 0, 0}, loss = 0;
   std::vector<double> dh, dw;
 };
 
@@ -30,7 +30,17 @@ struct Setting {
                       .entropy_temperature = 1.0,
                       .entropy_top_k = 5};
   bool teacher = true, other_head = false, masks = true;
+  bool factors = false;  // of rows
+
+  double factor_of(int64_t row) const {
+    return factors ? static_cast<double>(row % 5) * 0.5 - 0.75 : 1;
+  }
+  double logit_scale() const { return options.logit_scale == 0 ? 1 : options.logit_scale; }
 };
+
+balora_teacher live_teacher(const View& hidden, const View* head = nullptr) {
+  return {.kind = BALORA_TEACHER_LIVE, .hidden = &hidden, .head = head};
+}
 
 std::vector<double> softmax(const std::vector<double>& x, double temperature) {
   const double max = *std::max_element(x.begin(), x.end());
@@ -47,6 +57,7 @@ std::vector<double> logits(const Array<T>& h, const Array<T>& w, int64_t row, co
   for (int64_t j = 0; j < s.v; ++j) {
     double sum = 0;
     for (int64_t c = 0; c < s.c; ++c) sum += h[row * s.c + c] * w[j * s.c + c];
+    sum *= s.logit_scale();
     z[static_cast<size_t>(j)] =
         s.options.softcap > 0 ? s.options.softcap * std::tanh(sum / s.options.softcap) : sum;
   }
@@ -85,6 +96,7 @@ Plain plain_losses(const Array<T>& h, const Array<T>& ht, const Array<T>& w, con
   const double t = s.options.temperature;
   for (int64_t n = 0; n < s.m; ++n) {
     const std::vector<double> z = logits(h, w, n, s);
+    const double before[3] = {out.sums[0], out.sums[1], out.sums[2]};
     std::vector<double> dz(z.size(), 0);
     const int64_t target = targets.data()[n];
     if (target >= 0) {
@@ -104,10 +116,16 @@ Plain plain_losses(const Array<T>& h, const Array<T>& ht, const Array<T>& w, con
       }
       if (s.options.entropy_top_k >= 0) entropy_row(z, s, out.sums[2], dz);
     }
+    const double scales[3] = {s.options.task_scale, s.options.consistency_scale,
+                              -s.options.diversity_scale};
+    for (int i = 0; i < 3; ++i) {
+      out.loss += s.factor_of(n) * scales[i] * (out.sums[i] - before[i]);
+    }
     for (int64_t j = 0; j < s.v; ++j) {
       const double capped =
           s.options.softcap > 0 ? z[static_cast<size_t>(j)] / s.options.softcap : 0;
-      const double du = dz[static_cast<size_t>(j)] * (1 - capped * capped);
+      const double du =
+          dz[static_cast<size_t>(j)] * (1 - capped * capped) * s.factor_of(n) * s.logit_scale();
       for (int64_t c = 0; c < s.c; ++c) {
         out.dh[static_cast<size_t>(n * s.c + c)] += du * w[j * s.c + c];
         out.dw[static_cast<size_t>(j * s.c + c)] += du * h[n * s.c + c];
@@ -142,17 +160,21 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   }
   using Sum = Acc<T>;
   Array<double> sums(std::vector<int64_t>{4}), rows({s.m, 3});
+  Array<double> factors(std::vector<int64_t>{s.m});
+  for (int64_t n = 0; n < s.m; ++n) factors.data()[n] = s.factor_of(n);
+  const View vfactors = factors.view();
   Array<T> dh({s.m, s.c});
   Array<Sum> dw({s.v, s.c});
   const View vh = h.view(), vht = ht.view(), vw = w.view(), vwt = wt.view(), vt = targets.view(),
              vr = regularized.view(), vs = sums.view(), vrows = rows.view(), vdh = dh.view(),
              vdw = dw.view();
+  const balora_teacher live = live_teacher(vht, s.other_head ? &vwt : nullptr);
   const balora_head_losses inputs = {.h = &vh,
-                                     .ht = s.teacher ? &vht : nullptr,
-                                     .wt = s.other_head ? &vwt : nullptr,
                                      .w = &vw,
+                                     .teacher = s.teacher ? live : balora_teacher{},
                                      .targets = &vt,
                                      .regularized = s.masks ? &vr : nullptr,
+                                     .factors = s.factors ? &vfactors : nullptr,
                                      .sums = &vs,
                                      .options = s.options};
   balora_head_losses all = inputs;
@@ -165,6 +187,7 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
     for (int64_t n = 0; n < s.m; ++n) total += rows[3 * n + i];
     CHECK(total == doctest::Approx(sums[i]).epsilon(1e-12));
   }
+  CHECK(std::abs(sums[3] - expected.loss) <= tolerance * (std::abs(expected.loss) + 0.1 * s.m));
   check_near(dh, expected.dh, tolerance);
   check_near(dw, expected.dw, tolerance);
   const std::vector<double> before = sums.values();
@@ -185,16 +208,22 @@ void check_setting(const Setting& s, double tolerance, double scale = 2) {
   // The teacher as its summary.
   Array<Sum> mean({s.m, s.c});
   Array<double> entropy(std::vector<int64_t>{s.m});
-  const View vmean = mean.view(), ventropy = entropy.view();
-  teacher_summary_kernel(ctx, {.ht = &vht,
-                               .wt = s.other_head ? &vwt : &vw,
-                               .w = &vw,
+  Array<double> log_probability(std::vector<int64_t>{s.m});
+  const View vmean = mean.view(), ventropy = entropy.view(), vlog = log_probability.view();
+  const balora_teacher kept = {.kind = BALORA_TEACHER_SUMMARY,
                                .mean = &vmean,
                                .entropy = &ventropy,
-                               .options = s.options});
+                               .log_probability = &vlog};
+  teacher_summary_kernel(
+      ctx, {.teacher = live, .w = &vw, .targets = &vt, .summary = kept, .options = s.options});
+  for (int64_t n = 0; n < s.m; ++n) {
+    const int64_t target = targets.data()[n];
+    const std::vector<double> q = softmax(logits(ht, s.other_head ? wt : w, n, s), 1);
+    const double truth = target < 0 ? 0 : std::log(q[static_cast<size_t>(target)]);
+    CHECK(std::abs(log_probability[n] - truth) <= tolerance * (std::abs(truth) + 0.1));
+  }
   balora_head_losses summarized = inputs;
-  summarized.ht = nullptr, summarized.wt = nullptr;
-  summarized.mean = &vmean, summarized.entropy = &ventropy;
+  summarized.teacher = kept;
   summarized.rows = &vrows, summarized.dh = &vdh;
   head_losses_kernel(ctx, summarized);
   for (int i = 0; i < 3; ++i) {
@@ -236,6 +265,17 @@ void check_settings(double tolerance) {
   s.v = 1;
   s.options.entropy_top_k = 0;
   check_setting<T>(s, tolerance);
+  for (const bool capped : {false, true}) {
+    for (const double temperature : {2.0, 3.0}) {
+      s = Setting{};
+      s.factors = true;
+      s.options.temperature = temperature;
+      s.options.logit_scale = 0.625;
+      s.options.softcap = capped ? 6 : 0;
+      s.options.chunk_bytes = 4000;
+      check_setting<T>(s, tolerance);
+    }
+  }
 }
 
 }  // namespace
@@ -265,8 +305,12 @@ TEST_CASE("head losses over a large vocabulary sum to the precision of f64") {
   Array<double> sums(std::vector<int64_t>{4});
   const View vh = h.view(), vht = ht.view(), vw = w.view(), vt = targets.view(), vs = sums.view();
   const Plain expected = plain_losses(h, ht, w, w, targets, regularized, s);
-  head_losses_kernel(
-      ctx, {.h = &vh, .ht = &vht, .w = &vw, .targets = &vt, .sums = &vs, .options = s.options});
+  head_losses_kernel(ctx, {.h = &vh,
+                           .w = &vw,
+                           .teacher = live_teacher(vht),
+                           .targets = &vt,
+                           .sums = &vs,
+                           .options = s.options});
   for (int i = 0; i < 3; ++i) {
     CHECK(std::abs(sums[i] - expected.sums[i]) <= 1e-6 * std::abs(expected.sums[i]));
   }
@@ -310,8 +354,8 @@ TEST_CASE("head losses: a NaN comes out, and nothing is read past the K") {
                               .entropy_temperature = 1,
                               .entropy_top_k = 20};
     head_losses_kernel(ctx, {.h = &vh,
-                             .ht = &vh,
                              .w = &vw,
+                             .teacher = live_teacher(vh),
                              .targets = &vt,
                              .sums = &vs,
                              .rows = &vrows,
@@ -356,8 +400,12 @@ TEST_CASE("head losses: student equal to teacher gives consistency exactly 0") {
                               .temperature = temperature,
                               .entropy_temperature = 1,
                               .entropy_top_k = -1};
-    head_losses_kernel(
-        ctx, {.h = &vh, .ht = &vh, .w = &vw, .sums = &vs, .dh = &vdh, .options = options});
+    head_losses_kernel(ctx, {.h = &vh,
+                             .w = &vw,
+                             .teacher = live_teacher(vh),
+                             .sums = &vs,
+                             .dh = &vdh,
+                             .options = options});
     CHECK(sums[1] == 0);
     for (int64_t i = 0; i < dh.size(); ++i) CHECK(dh[i] == 0);
   }
@@ -413,8 +461,8 @@ TEST_CASE("head losses leave no subnormal numbers in the gradient of f32 logits"
                               .entropy_temperature = 1,
                               .entropy_top_k = -1};
     head_losses_kernel(ctx, {.h = &vh,
-                             .ht = temperature == 2 ? &vh : nullptr,
                              .w = &vw,
+                             .teacher = temperature == 2 ? live_teacher(vh) : balora_teacher{},
                              .targets = &vt,
                              .sums = &vs,
                              .dw = &vdw,
@@ -447,6 +495,8 @@ TEST_CASE("head losses by token equal plain loops in f64, whatever is ragged or 
   check_setting<bf16>(s, 1.2e-2, 1);
   s.v = 17;  // less than a panel of tokens
   s.teacher = true;
+  check_setting<bf16>(s, 1.2e-2, 1);
+  s.factors = true;
   check_setting<bf16>(s, 1.2e-2, 1);
   s.m = 33, s.c = 8, s.v = 6000;  // ten blocks of tokens in eight segments
   s.options.entropy_top_k = 20;
@@ -498,8 +548,8 @@ struct Call {
         vrows(rows.view()),
         vdw(dw.view()),
         o{.h = &vh,
-          .ht = &vht,
           .w = &vw,
+          .teacher = live_teacher(vht),
           .targets = &vt,
           .sums = &vs,
           .rows = &vrows,
@@ -604,7 +654,7 @@ TEST_CASE("head losses by token: rows of one logit far above or far below all ot
 
 TEST_CASE("head losses by token: student equal to teacher gives consistency exactly 0") {
   Call call(33, 64, 2000, 3);
-  call.o.ht = &call.vh;
+  call.o.teacher.hidden = &call.vh;
   call.o.options.task_scale = 0, call.o.options.diversity_scale = 0;
   for (const double temperature : {1.0, 2.0}) {
     call.o.options.temperature = temperature;
@@ -649,7 +699,7 @@ TEST_CASE("head losses by token: the K largest by value, then by index, wherever
     for (int64_t j = 0; j < v; ++j) {
       call.w.data()[j * 32] = from_double<bf16>(chosen(j) ? 3 : static_cast<double>(j % 7) / 8);
     }
-    call.o.ht = nullptr, call.o.targets = nullptr, call.o.dw = &call.vdw;
+    call.o.teacher = {}, call.o.targets = nullptr, call.o.dw = &call.vdw;
     call.o.options = {
         .diversity_scale = 1, .temperature = 1, .entropy_temperature = 1, .entropy_top_k = k};
     call.run(threads);
@@ -681,10 +731,10 @@ TEST_CASE("head losses by token: a head in blocks is not read as if it were dens
   encoded.data = codes.data(), encoded.encoding = &sixteenths;
   for (const bool teachers : {false, true}) {  // that of the student, or that of the teacher
     CAPTURE(teachers);
-    call.o.w = &call.vw, call.o.wt = nullptr;
+    call.o.w = &call.vw, call.o.teacher.head = nullptr;
     call.run(2);
     const std::vector<double> sums = call.sums.values(), dh = call.dh.values();
-    (teachers ? call.o.wt : call.o.w) = &encoded;
+    (teachers ? call.o.teacher.head : call.o.w) = &encoded;
     CHECK(rows_by_token(call.o) == 0);
     call.run(2);
     for (size_t i = 0; i < 3; ++i) CHECK(call.sums.values()[i] == doctest::Approx(sums[i]));
@@ -694,7 +744,7 @@ TEST_CASE("head losses by token: a head in blocks is not read as if it were dens
 
 TEST_CASE("head losses by token: a NaN stays in its row") {
   Call call(48, 32, 700);
-  call.o.ht = &call.vh;
+  call.o.teacher.hidden = &call.vh;
   for (int64_t c = 0; c < 32; ++c) {
     call.h.data()[17 * 32 + c] = from_double<bf16>(std::numeric_limits<double>::quiet_NaN());
   }

@@ -126,7 +126,8 @@ class HeadByToken {
   };
   using Range = HeadCall<float>::Range;
 
-  int64_t operands() const { return o_.ht ? 2 : 1; }
+  bool is_live() const { return o_.teacher.kind == BALORA_TEACHER_LIVE; }
+  int64_t operands() const { return is_live() ? 2 : 1; }
   int64_t all_lanes() const { return lanes_ * operands(); }  // the teacher's behind
   int64_t blocks() const { return (vocabulary_ + block_ - 1) / block_; }
   int64_t groups() const { return blocks() * block_groups_; }
@@ -244,10 +245,10 @@ void HeadByToken::begin_rows(std::span<const RowRole> roles) {
   found_.clear(), targets_.clear();
   for (int64_t row = 0; row < rows_; ++row) {
     const RowRole& role = roles[static_cast<size_t>(row)];
-    const HeadRow& found = found_.emplace_back(head.begin(role, o_.ht));
+    const HeadRow& found = found_.emplace_back(head.begin(role));
     by_lane_.scale[static_cast<size_t>(row)] =
-        found.compared ? static_cast<float>(1 / options_.temperature) : 1.0f;
-    if (found.compared && !found.summarized) set_lane(by_lane_.compared, row);
+        role.compared() ? static_cast<float>(1 / options_.temperature) : 1.0f;
+    if (role.teacher.kind == BALORA_TEACHER_LIVE) set_lane(by_lane_.compared, row);
     if (found.squares) set_lane(by_lane_.squares, row);
     if (head.has_entropy(role)) set_lane(by_lane_.ranked, row);
     if (role.target >= 0) targets_.push_back({role.target, row});
@@ -263,7 +264,7 @@ void HeadByToken::begin_rows(std::span<const RowRole> roles) {
 // The hidden states as right operands.
 void HeadByToken::pack(int64_t first) {
   bf16* to = packed_;
-  for (const View* h : {o_.h, o_.ht}) {
+  for (const View* h : {o_.h, o_.teacher.hidden}) {
     if (!h) continue;
     const auto* const data = static_cast<const bf16*>(rows_of(h, first));
     pack_tiles(ctx_, {.data = data, .k_stride = 1, .n_stride = h->stride[0]}, channels_, rows_, to);
@@ -310,11 +311,11 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
   };
   float* const teachers = own.logits + lanes_ / head::kPanelLanes * panel_step;
   multiply(*o_.w, packed_, own.logits);
-  if (o_.ht) {
-    multiply(o_.wt ? *o_.wt : *o_.w, packed_ + tiles_size(channels_, rows_), teachers);
+  if (is_live()) {
+    multiply(*head_of(o_.teacher, *o_.w), packed_ + tiles_size(channels_, rows_), teachers);
   }
   const head::TokenGroup group = {.z = own.logits,
-                                  .y = o_.ht ? teachers : nullptr,
+                                  .y = is_live() ? teachers : nullptr,
                                   .panel_step = panel_step,
                                   .tokens = tokens,
                                   .lanes = lanes_,
@@ -369,7 +370,7 @@ void HeadByToken::limit_candidates(std::vector<LaneCandidate>& found) const {
 // The sums of all groups, less the rows' own maxima.
 void HeadByToken::combine() {
   const head::GroupedLanes grouped = {.z = maxima_,
-                                      .y = o_.ht ? maxima_ + lanes_ : nullptr,
+                                      .y = is_live() ? maxima_ + lanes_ : nullptr,
                                       .sums = group_sums_,
                                       .count = groups(),
                                       .step = all_lanes(),
@@ -448,7 +449,7 @@ void HeadByToken::finish_row(HeadRows<float>& head, const RowRole& role, int64_t
   const head::KeptGradient<float> gradient = head.kept_gradient(role, found);
   by_lane_.task[at] = gradient.task;
   by_lane_.student[at] = gradient.student;
-  by_lane_.teacher[at] = head.teacher_factor(found);
+  by_lane_.teacher[at] = head.teacher_factor(role, found);
   const double scale = static_cast<double>(by_lane_.scale[at]);
   const auto places = head.form_places(role, found, [&](int64_t token) {
     float z = target.z, y = target.y;
@@ -516,7 +517,7 @@ void HeadByToken::write_gradient(int64_t block, Range lanes, bf16* dz) {
                                          .student = by_lane_.student.data(),
                                          .teacher = by_lane_.teacher.data(),
                                          .squares = by_lane_.squares.data(),
-                                         .has_teacher = o_.ht != nullptr};
+                                         .has_teacher = is_live()};
   const int64_t tokens = tokens_of(block);
   for (int64_t lane = lanes.begin; lane < lanes.end; lane += head::kLanes) {
     const uint32_t* const kept = kept_of(block) + lane * block_;
@@ -542,14 +543,18 @@ void HeadByToken::write_gradient(int64_t block, Range lanes, bf16* dz) {
 }  // namespace
 
 int64_t rows_by_token(const balora_head_losses& o) {
-  const int64_t vocabulary = o.w->shape[0], channels = o.w->shape[1], operands = o.ht ? 2 : 1;
+  const int64_t vocabulary = o.w->shape[0], channels = o.w->shape[1];
+  const bool live = o.teacher.kind == BALORA_TEACHER_LIVE;
+  const int64_t operands = live ? 2 : 1;
   const auto in_place = [](const View& h, const View& w) {
     return !w.encoding && head_fits_tiles(h, w);
   };
-  const bool fits =
-      tiles_use_amx() && in_place(*o.h, *o.w) && (!o.ht || in_place(*o.ht, o.wt ? *o.wt : *o.w)) &&
-      HeadRows<float>::keeps(o.options, vocabulary) && o.options.entropy_top_k <= kInsertionLimit &&
-      channels <= kMostChannels && vocabulary <= std::numeric_limits<int32_t>::max();
+  const bool fits = tiles_use_amx() && in_place(*o.h, *o.w) &&
+                    (!live || in_place(*o.teacher.hidden, *head_of(o.teacher, *o.w))) &&
+                    HeadRows<float>::keeps(o.options, vocabulary) &&
+                    (o.options.logit_scale == 0 || o.options.logit_scale == 1) &&
+                    o.options.entropy_top_k <= kInsertionLimit && channels <= kMostChannels &&
+                    vocabulary <= std::numeric_limits<int32_t>::max();
   if (!fits) return 0;
   // A word of what is kept of each token, the maxima and sums of each group, the hidden states and
   // the sums of dh.
