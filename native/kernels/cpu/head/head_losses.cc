@@ -12,6 +12,7 @@
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/head/head.h"
 #include "kernels/cpu/head/head_products.h"
+#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/implementation.h"
@@ -19,7 +20,6 @@
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
-#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -156,8 +156,8 @@ void run_by_rows(Context* ctx, const Operands& o) {
   const bool live = o.teacher.kind == BALORA_TEACHER_LIVE;
   const bool gradient = call.wants_gradient();
   const bool rounds = std::is_same_v<A, float> && gradient && o.w->dtype == BALORA_BF16 &&
-                      platform::cpu().uses(platform::kBf16);  // dZ, to bf16
-  const bool tiled = rounds && head_fits_tiles(*o.h, *o.w);   // dH = dZ W
+                      gemm_has_bf16();                       // dZ, to bf16
+  const bool tiled = rounds && head_fits_tiles(*o.h, *o.w);  // dH = dZ W
   const int64_t row_bytes = ld * static_cast<int64_t>(sizeof(A) * (live ? 2 : 1));
   const int64_t chunk = chunk_rows(all, chunk_budget(call.options, *o.h, *o.w), row_bytes);
   A* const z = workspace<A>(ctx, chunk * ld);

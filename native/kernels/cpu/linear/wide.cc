@@ -15,7 +15,6 @@
 #include "kernels/cpu/runtime/scratch.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/rows.h"
-#include "platform/cpu.h"
 
 namespace balora {
 namespace {
@@ -35,7 +34,7 @@ ProductTerm base_term(const View& x, const View& weight, bool transposed,
 
 // Whether rows of this type are widened before they are multiplied.
 bool is_widened(int32_t dtype) {
-  return (dtype == BALORA_BF16 || dtype == BALORA_F16) && !platform::cpu().uses(platform::kBf16);
+  return (dtype == BALORA_BF16 || dtype == BALORA_F16) && !gemm_has_bf16();
 }
 
 void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {

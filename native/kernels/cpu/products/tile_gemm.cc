@@ -16,13 +16,11 @@ using WideTiles = void (*)(const TileOperands<T>&);
 
 constexpr Core<WideTiles<float>> kF32[] = {
     BALORA_X86("avx512", platform::kAvx512, x86::multiply_avx512),
-
     BALORA_X86("avx2", platform::kAvx2, x86::multiply_avx2),
     {"plain", 0, multiply_plain},
 };
 constexpr Core<WideTiles<double>> kF64[] = {
     BALORA_X86("avx512", platform::kAvx512, x86::multiply_avx512),
-
     BALORA_X86("avx2", platform::kAvx2, x86::multiply_avx2),
     {"plain", 0, multiply_plain},
 };

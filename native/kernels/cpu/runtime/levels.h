@@ -46,10 +46,8 @@ auto at_level(P&&... p) {
 template <auto k16, auto k32, auto k64, typename... P>
 auto at_width(P&&... p) {
   static const auto run = [] {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (platform::cpu().uses(platform::kAvx512)) return &Levels<k64>::avx512;
-    if (platform::cpu().uses(platform::kAvx2)) return &Levels<k32>::avx2;
-#endif
+    BALORA_ON_X86(if (platform::cpu().uses(platform::kAvx512)) return &Levels<k64>::avx512;
+                  if (platform::cpu().uses(platform::kAvx2)) return &Levels<k32>::avx2;)
     return &Levels<k16>::lowest;
   }();
   return run(std::forward<P>(p)...);
