@@ -258,21 +258,23 @@ const void* PackedPairs::rows(Places places, Side side, int64_t extent) {
 const void* PackedPairs::columns(Places places, Side side, int64_t extent) {
   const KeptForm form = {side, true, dtype_, extent};
   if (!in_tiles()) return matrix(places, form);
-  std::vector<FactorLine> lines;
-  for (const Place& place : places) {
-    const LowRankOperands& part = *place.part;
-    for (int64_t begin = 0; begin < rank_of(part); begin += kRankTile) {
-      for (const Value value : columns_of(part, true)) {
-        for (int64_t r = begin; r < begin + kRankTile; ++r) {
-          lines.push_back(r < rank_of(part) ? line_of(part, side, value, r, 1) : FactorLine{});
+  const auto make = [&](void* to) {
+    std::vector<FactorLine> lines;
+    for (const Place& place : places) {
+      const LowRankOperands& part = *place.part;
+      for (int64_t begin = 0; begin < rank_of(part); begin += kRankTile) {
+        for (const Value value : columns_of(part, true)) {
+          for (int64_t r = begin; r < begin + kRankTile; ++r) {
+            lines.push_back(r < rank_of(part) ? line_of(part, side, value, r, 1) : FactorLine{});
+          }
         }
       }
     }
-  }
-  const int64_t elements = tiles_size(extent, static_cast<int64_t>(lines.size()));
-  return kept_or_made(places, form, elements * element_size(dtype_), [&](void* to) {
     pack_factor_columns(ctx_, lines, extent, static_cast<bf16*>(to));
-  });
+  };
+  int64_t columns = 0;
+  for (const Place& place : places) columns += 2 * round_up(rank_of(*place.part), kRankTile);
+  return kept_or_made(places, form, tiles_size(extent, columns) * element_size(dtype_), make);
 }
 
 TileTerm PackedPairs::segment(int64_t m, const void* rows) {
