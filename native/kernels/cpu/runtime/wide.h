@@ -2,8 +2,7 @@
 // maps them to what the instructions of their level have. Those of 64 bytes of accumulators (16
 // f32, 8 f64) go everywhere, and a sum that is kept in one has the same order of additions whatever
 // stands beside it. Lanes change places well in vectors of the level's own size alone (at_width).
-// Vectors are passed by reference, since how a function takes one by value depends on the
-// instructions.
+// Vectors are passed by reference: how a function takes one by value depends on the instructions.
 #pragma once
 #include <cstdint>
 #include <cstring>
