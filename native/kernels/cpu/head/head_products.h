@@ -5,9 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <type_traits>
-#include <vector>
 
-#include "kernels/cpu/head/head_tiles.h"
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -20,6 +18,12 @@ namespace balora {
 constexpr int64_t kDefaultChunkBytes = int64_t{100} << 20;
 // Half as many where W is not packed, but widened or decoded, which takes a small part of the time.
 constexpr int64_t kSmallChunkBytes = int64_t{50} << 20;
+
+// Whether the products of these hidden states and this head can run in tiles.
+inline bool head_fits_tiles(const View& h, const View& w) {
+  return h.dtype == BALORA_BF16 && w.dtype == BALORA_BF16 && tiles_ready() && view_contiguous(w) &&
+         view_numel(w) > 0;
+}
 
 // Whether a head is widened or decoded block by block for each of its products.
 inline bool is_widened(const View& h, const View& w) {
@@ -76,6 +80,17 @@ struct LogitsOf {
   A* logits;      // (rows,V), rows logits_ld(V) apart
 };
 
+// Logits in tiles, of all products by the same head: it is far larger than any cache and each chunk
+// of rows reads all of it, so a block of tokens at a time is packed into scratch and multiplied by
+// every operand while it is there.
+void head_logits_tiles(Context* ctx, std::span<const LogitsOf<float>> products, int64_t first,
+                       int64_t rows);
+
+// dh (rows,C) f32 dense = dz (rows,V) W in tiles, dz a sum of `parts` whose rows are `ld` apart.
+// Blocks of tokens are summed in order.
+void head_gradient_tiles(Context* ctx, std::span<const bf16* const> parts, int64_t ld, int64_t rows,
+                         const View& w, float* dh);
+
 // Logits by heads that are widened or decoded block by block, for all that share one only once.
 void widened_logits(Context* ctx, std::span<const LogitsOf<float>> products, int64_t first,
                     int64_t rows);
@@ -87,15 +102,9 @@ template <typename A>
 void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t first, int64_t rows) {
   if constexpr (std::is_same_v<A, float>) {
     if (std::ranges::all_of(products, [](const auto& p) { return head_fits_tiles(*p.h, *p.w); })) {
-      for (size_t i = 0; i < products.size();) {
-        const View& w = *products[i].w;
-        std::vector<HeadLogits> tiled;
-        for (; i < products.size() && products[i].w == &w; ++i) {
-          const LogitsOf<A>& product = products[i];
-          tiled.push_back({static_cast<const bf16*>(rows_of(product.h, first)),
-                           product.h->stride[0], product.logits, logits_ld(w.shape[0])});
-        }
-        head_logits_tiles(ctx, tiled, rows, w);
+      for (size_t i = 0, end = 0; i < products.size(); i = end) {
+        while (end < products.size() && products[end].w == products[i].w) ++end;
+        head_logits_tiles(ctx, products.subspan(i, end - i), first, rows);
       }
       return;
     }

@@ -1,5 +1,5 @@
 // The head's products in tiles: the gradient of the hidden states sums blocks of tokens.
-#include "kernels/cpu/head/head_tiles.h"
+#include "kernels/cpu/head/head_products.h"
 
 #include <array>
 #include <bit>
