@@ -65,8 +65,7 @@ class Forward {
     const Queries own(segment, tile);
     if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
-    // Wider heads than these leave L2 no room for 64 queries of f32.
-    const int64_t block = kScaledQueries<E> && g_.size > 256 ? kTile / 2 : core_.block;
+    const int64_t block = core_.block;
     for (int64_t first = own.first; first < own.last; first += block) {
       const int64_t queries = std::min(block, own.last - first);
       query_block(segment, run.kv_head, head, met, {first, queries}, scratch);
