@@ -158,7 +158,8 @@ const rows = native.signatures.filter(({ name }) => !kLeftOut.has(name));
 const ops = rows.filter((row) => plausible[row.name] || isOfTensors(parametersOf(row)));
 const backward = rows.find(({ name }) => name === 'backward');
 const ran = new Set();
-function call(row) {
+for (let i = 0; i < Number(count); ++i) {
+  const row = chance(0.3) ? pick(rows) : chance(0.15) ? backward : pick(ops);
   try {
     const values = argumentsOf(row, parametersOf(row));
     writeSync(1, `${row.name} ${values.map(shown).join(' ')}\n`);
@@ -169,15 +170,10 @@ function call(row) {
     if (!(error instanceof Error)) throw error;
   }
   thin();
-}
-for (let i = 0; i < Number(count); ++i) {
-  call(chance(0.3) ? pick(rows) : chance(0.15) ? backward : pick(ops));
   if (recording !== null && chance(0.2)) endRecording();
   if (i % 50 === 0) await new Promise((resolve) => setImmediate(resolve)); // lets promises settle
 }
 if (recording !== null) endRecording();
-// An op that chance has passed over, or given arguments that it refuses, gets some more.
-for (const row of ops) for (let i = 0; i < 50 && !ran.has(row.name); ++i) call(row);
 rmSync(folder, { recursive: true });
 const never = ops.filter(({ name }) => !ran.has(name)).map(({ name }) => name);
 writeSync(1, `${['done; never ran:', ...never].join(' ')}\n`);

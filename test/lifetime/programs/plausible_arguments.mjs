@@ -415,11 +415,12 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
     pcaUpdates: () => {
       const rank = pick([1, 2]);
       const channels = positive();
-      const rows = list(1 + below(3), () => tensor(float(), 2 + below(9), channels));
+      // It has no gradient, and refuses operands that want one.
+      const rows = list(1 + below(3), () => normal(float(), [2 + below(9), channels]));
       const each = (make) => rows.map(make);
       const lists = [rows, each(() => rank), each(() => 3), each(() => pick([0, 1, 5]))];
       if (below(2) === 0) return [...lists, [], [], [], []];
-      const known = (...shape) => each(() => tensor('f32', ...shape));
+      const known = (...shape) => each(() => normal('f32', shape));
       return [...lists, known(rank, channels), known(rank), known(channels), known(1)];
     },
     trailingSvds: () => {
