@@ -131,7 +131,7 @@ Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::option
     if (!options.causal) throw ArgumentError("cached_attention: a bias needs causal rows");
   }
   const Tensor by_head = sinks_of(kOp, q, sinks);
-  if (grad_wanted({q})) {
+  if (grad_wanted({q, bias.value_or(Tensor()), sinks.value_or(Tensor())})) {
     throw ArgumentError("cached_attention: has no gradient; run the forward with noGrad()");
   }
   Tensor out = Tensor::empty(q.engine(), q.shape(), q.dtype());

@@ -154,11 +154,11 @@ KeptKey key_of(PackedPairs::Places places, const KeptForm& form) {
   for (const PackedPairs::Place& place : places) {
     const LowRankOperands& part = *place.part;
     const View* const start = form.side == Side::kA ? part.start_a : part.start_b;
-    const bool scaled = form.side == Side::kB;  // A serves all scales and forms without a start
+    const bool scaled = form.side == Side::kB;  // A serves all scales
     KeptKey::Part own{.now = values_of(factor_of(part, form.side)),
                       .start = start ? values_of(*start) : FactorValues{},
                       .scale = scaled ? part.scale : 1,
-                      .form = scaled ? part.form : 0};
+                      .form = part.form};
     if (!own.now.storage || (start && !own.start.storage)) return {};
     key.parts.push_back(std::move(own));
   }
