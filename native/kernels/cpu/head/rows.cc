@@ -144,7 +144,8 @@ void HeadRows<A>::keep(const RowOperands<A>& operands, HeadRow& row) const {
 // The row's sums.
 template <typename A>
 void HeadRows<A>::compute_sums(const RowOperands<A>& operands, HeadRow& row) const {
-  const auto& [z, y, role] = operands;
+  A *const z = operands.z, *const y = operands.y;
+  const RowRole& role = operands.role;
   const A scale = static_cast<A>(1 / options_.temperature);
   const A shift = static_cast<A>(row.shift);
   const auto sum = [&](A by) {
