@@ -212,49 +212,25 @@ class Backward {
     const int64_t r = pair.r, n = pair.n, at = pair.first_key * d_;
     const Band band = band_of(g_, pair.first_query, pair.first_key);
     const auto& head = s.heads[0];
-    if (!add_whole(pair, band, s)) {
-      score_rows(band, {r, n, d_}, s.q, s.keys_turned + at, s.scores);
-      score_rows(band, {r, n, d_}, s.dout, s.values + at, s.dp);
-      score_gradient<T, E>({.geometry = g_,
-                            .segment_rows = pair.segment_rows,
-                            .first_query = pair.first_query,
-                            .queries = pair.queries,
-                            .first_key = pair.first_key,
-                            .keys = pair.keys,
-                            .padded_queries = r,
-                            .padded_keys = n,
-                            .scores = s.scores,
-                            .dp = s.dp,
-                            .lse = head.lse,
-                            .delta = head.delta,
-                            .p = s.p,
-                            .ds = s.ds});
-    }
+    score_rows(band, {r, n, d_}, s.q, s.keys_turned + at, s.scores);
+    score_rows(band, {r, n, d_}, s.dout, s.values + at, s.dp);
+    score_gradient<T, E>({.geometry = g_,
+                          .segment_rows = pair.segment_rows,
+                          .first_query = pair.first_query,
+                          .queries = pair.queries,
+                          .first_key = pair.first_key,
+                          .keys = pair.keys,
+                          .padded_queries = r,
+                          .padded_keys = n,
+                          .scores = s.scores,
+                          .dp = s.dp,
+                          .lse = head.lse,
+                          .delta = head.delta,
+                          .p = s.p,
+                          .ds = s.ds});
     sum_rows_over_queries(band, {n, d_, r}, s.p, s.dout, s.dv + at);
     sum_rows_over_queries(band, {n, d_, r}, s.ds, s.q, s.dk + at);
     sum_rows_over_keys(band, {r, d_, n}, s.ds, s.keys + at, head.dq);
-  }
-
-  // Where there are loops for it: p and ds of a pair that sees each other whole.
-  bool add_whole(const Pair& pair, const Band& band, const Scratch<T, E>& s) const {
-    if constexpr (std::is_same_v<E, float>) {
-      const auto whole_gradient = core_.whole_gradient;
-      if (!whole_gradient || !is_whole(band, pair.queries, pair.keys) || g_.softcap != 0) {
-        return false;
-      }
-      const int64_t at = pair.first_key * d_;
-      whole_gradient({.size = d_,
-                      .q = s.q,
-                      .dout = s.dout,
-                      .keys = s.keys_turned + at,
-                      .values = s.values + at,
-                      .lse = s.heads[0].lse,
-                      .delta = s.heads[0].delta,
-                      .p = s.p,
-                      .ds = s.ds});
-      return true;
-    }
-    return false;
   }
 
   void add_keys_by_queries(const Pair& pair, int64_t heads, const Scratch<T, E>& s) const {

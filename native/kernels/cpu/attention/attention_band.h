@@ -43,11 +43,6 @@ inline Band band_of(const Geometry& g, int64_t first_query, int64_t first_key) {
           g.window ? shift + g.window : far};
 }
 
-// Whether all queries of a whole tile see all keys of another.
-inline bool is_whole(const Band& band, int64_t queries, int64_t keys) {
-  return queries == kTile && keys == kTile && band.covers(kTile, kTile);
-}
-
 // Elements between columns of a B operand.
 template <typename E>
 constexpr int64_t kPairWidth = std::is_same_v<E, bf16> ? 2 : 1;

@@ -109,14 +109,6 @@ struct GradTile {
   int64_t p_stride, right_stride;  // of bf16: between keys of p and ds, and of ds_right
 };
 
-// A tile of queries of f32 that see all keys of another, in packed operands, without soft-cap.
-struct WholePair {
-  int64_t size;                // D, padded
-  const float *q, *dout;       // (r,d)
-  const float *keys, *values;  // (d,n)
-  const float *lse, *delta;    // (r)
-  float *p, *ds;               // as a GradTile's
-};
 // Loops over tiles in the instructions of a processor.
 //
 // Those of rows and columns write a whole padded tile, (r, d) = (padded rows, padded size), zeros
@@ -142,8 +134,6 @@ struct AttentionCore {
   // Both have no soft-cap, and the softmax a positive scale.
   void (*softmax)(const SoftmaxTile<E>& tile);
   void (*gradient)(const GradTile<E>& tile);
-  // Both products and the gradient in one: scores and dp never leave their registers. Null: none.
-  void (*whole_gradient)(const WholePair& pair) = nullptr;
   // Queries of a tile that meet its keys together, and in the backward of bf16 also the keys: what
   // half a tile uses stays in L1 beside AMX's tiles.
   int64_t block = kTile;
