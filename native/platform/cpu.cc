@@ -77,15 +77,17 @@ bool allow_amx() {
 #endif
 }
 
-// The tiles of the build for tests, which are plain loops
+// Whether this is the build for tests, whose tiles are plain loops
 // (kernels/cpu/products/x86/amx_emulated.h).
-bool emulates_amx() {
 #if defined(BALORA_EMULATED_AMX)
-  const char* wanted = variable("BALORA_EMULATE_AMX");
-  return wanted && wanted[0] == '1' && wanted[1] == '\0';
+constexpr bool kEmulatedTiles = true;
 #else
-  return false;
+constexpr bool kEmulatedTiles = false;
 #endif
+
+bool emulates_amx() {
+  const char* wanted = kEmulatedTiles ? variable("BALORA_EMULATE_AMX") : nullptr;
+  return wanted && wanted[0] == '1' && wanted[1] == '\0';
 }
 
 uint32_t features_of_machine() {
@@ -126,11 +128,7 @@ Cpu read_cpu() {
   const char* limit = unless_empty(variable("ONEDNN_MAX_CPU_ISA"));
   if (!limit) limit = unless_empty(variable("DNNL_MAX_CPU_ISA"));
   cpu.has = features_of_machine() & features_within(limit);
-#if defined(BALORA_EMULATED_AMX)
-  cpu.has &= ~uint32_t{kAmx};
-#else
-  if ((cpu.has & kAmx) && !allow_amx()) cpu.has &= ~uint32_t{kAmx};
-#endif
+  if ((cpu.has & kAmx) && (kEmulatedTiles || !allow_amx())) cpu.has &= ~uint32_t{kAmx};
   cpu.pays = cpu.has;
   // The limit that names AVX512-BF16 asks for its instructions all the same: it leaves no FP16.
   if (widens_faster(cpu.has)) cpu.pays &= ~uint32_t{kBf16};

@@ -14,6 +14,9 @@ import { capture, inRoot, main, say } from './shell.mjs';
 const kOut = 'accepts'; // below build/
 const kKept = join(cacheFolder(), 'accepted.json');
 
+/** The one source of native/platform/ that each other system compiles. */
+const kOtherSystem = join('platform', process.platform === 'darwin' ? 'linux.cc' : 'macos.cc');
+
 const digest = (text) => createHash('sha256').update(text).digest('hex');
 
 const digests = new Map();
@@ -77,7 +80,7 @@ await main(async () => {
   const commands = new Map(database.map((entry) => [entry.file, entry]));
   const compiler = capture(chooseCompiler().compiler.command, ['--version']);
   const sources = readdirSync(inRoot('native'), { recursive: true })
-    .filter((name) => name.endsWith('.cc'))
+    .filter((name) => name.endsWith('.cc') && name !== kOtherSystem)
     .map((name) => inRoot('native', name));
   const kept = readKept();
   const left = [...sources];

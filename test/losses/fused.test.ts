@@ -31,6 +31,9 @@ import { kTestDevice } from '../support/device.ts';
 import { relativeError } from '../support/fixtures.ts';
 import { gradcheck, randomTensor } from '../support/gradcheck.ts';
 
+/** Cases of what only the CPU computes; "refuses on other devices" stands for them elsewhere. */
+const onCpu = <T>(cases: readonly T[]): T[] => (kTestDevice === 'cpu' ? [...cases] : []);
+
 const valuesOf = (t: Tensor): Float64Array => Float64Array.from(t.dataSync() as Float64Array);
 
 /** M rows, some without a target; the regularizers use every row ('non_padding'). */
@@ -148,7 +151,7 @@ describe('gradients in f64', () => {
     gradcheck(f, [randomTensor([5, 6], { seed: 1 }), head]);
   });
 
-  it.skipIf(kTestDevice !== 'cpu').each([0, 3])(
+  it.each(onCpu([0, 3]))(
     'headLosses with a factor for each row and a scale of the logits, softcap %d',
     (softcap) => {
       const factors = tensor(Float64Array.of(0.5, -1, 2, 0, 1.5));
@@ -176,7 +179,7 @@ describe('gradients in f64', () => {
     { name: 'of all terms', given: scales },
     { name: 'of no term', given: {} },
   ];
-  it.skipIf(kTestDevice !== 'cpu').each(kinds)('log-probabilities beside a loss $name', (kind) => {
+  it.each(onCpu(kinds))('log-probabilities beside a loss $name', (kind) => {
     const teacher = randomTensor([5, 6], { seed: 2 });
     const f = (hidden: Tensor, weight: Tensor) => {
       const given = { hidden, head: weight, teacher, teacherHead: head, targets, entropyTopK: 4 };
@@ -230,7 +233,7 @@ describe('log-probabilities of the targets', () => {
       [false, true].map((trained) => ({ ...size, dtype, tolerance, trained })),
     ),
   );
-  it.skipIf(kTestDevice !== 'cpu').each(cases)(
+  it.each(onCpu(cases))(
     '$dtype, M $rows, V $vocabulary, trained $trained: those of the logits, and their gradients',
     ({ rows, channels, vocabulary, dtype, tolerance, trained }) => {
       const targets = tensor(randomBatch(rows, vocabulary).targets);
@@ -459,6 +462,25 @@ describe('bad arguments', () => {
     const teacher = teacherSummary(hidden, { head });
     expect(() => headLosses({ hidden, head: trained, teacher })).toThrow(UnsupportedError);
     expect(() => headLosses({ hidden, head: trained, teacher })).toThrow(/head is trained/);
+  });
+
+  it('include on other devices what only the CPU computes', () => {
+    const targets = tensor(Int32Array.of(0, 1, 2));
+    const given = { hidden, head, targets };
+    const calls = {
+      factors: () => headLosses({ ...given, factors: tensor(Float64Array.of(1, 2, 3)) }),
+      'a scale of the logits': () => headLosses({ ...given, logitScale: 0.5 }),
+      'log-probabilities': () => headLosses({ ...given, logProbabilities: true }),
+      'log-probabilities of targets': () => teacherSummary(hidden, { head, targets }),
+    };
+    for (const [what, call] of Object.entries(calls)) {
+      const run = () => {
+        call();
+        synchronizeSync();
+      };
+      if (kTestDevice === 'cpu') expect(run).not.toThrow();
+      else expect(run).toThrow(new RegExp(`${what}.* on the CPU alone`));
+    }
   });
 
   it('include both forms of a teacher, or half of one, in a call of the addon', () => {
