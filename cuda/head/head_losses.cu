@@ -197,7 +197,6 @@ class HeadChunks {
 
 int32_t head_losses_kernel(Context* ctx, const balora_head_losses& o) {
   if (o.factors) throw UnsupportedError("head_losses: factors of rows are taken on the CPU alone");
-  if (o.rows) throw UnsupportedError("head_losses: log-probabilities are taken on the CPU alone");
   refuse_logit_scale("head_losses", o.options);
   const double* terms =
       o.h->dtype == BALORA_F64 ? HeadChunks<double>(ctx, o).run() : HeadChunks<float>(ctx, o).run();

@@ -3,7 +3,7 @@
  * at that step. Weights, records, checks and progress all loop over the list of terms.
  */
 import { ArgumentError } from '../errors.ts';
-import { type HeadLossInputs, headLosses, reshape } from '../ops/index.ts';
+import { type HeadLosses, type HeadLossInputs, headLosses, reshape } from '../ops/index.ts';
 import {
   type Check,
   type DefaultContext,
@@ -280,7 +280,7 @@ export class TermContext {
    */
   readonly headLosses = (
     options: Omit<HeadLossInputs, 'hidden' | 'teacher' | 'head' | 'teacherHead'>,
-  ): { loss: Tensor; sums: Tensor } => {
+  ): HeadLosses => {
     const { states, head, teacherStates = null } = this.input;
     if (!states || !head)
       throw new ArgumentError(

@@ -39,9 +39,9 @@ export interface HeadLossInputs extends HeadInputs {
   diversityScale?: number;
   /** (3) f64: the same factors (multiplied by those above) on the device, which a graph reads at every run. */
   scales?: Tensor | null;
-  /** (M) f64: factor of each row in the loss and its gradients; on the CPU alone. Default, and null: ones. */
+  /** (M) f64: factor of each row in the loss and its gradients, which itself gets none; on the CPU alone. Default, and null: ones. */
   factors?: Tensor | null;
-  /** Whether each row's log-probability of its target is returned, too. Default false. */
+  /** Whether each row's log-probability of its target is returned, too; on the CPU alone. Default false. */
   logProbabilities?: boolean;
 }
 
@@ -62,8 +62,9 @@ export interface HeadLosses {
  *
  * where H is the entropy of the K largest logits (renormalised; ties: lowest index). Gradients are computed in the same pass.
  * Where log-probabilities are differentiated, too, rows of the loss's gradient serve if the head is frozen and the loss is of the
- * task term alone, without `scales` and `factors`; otherwise the pass runs again in backward, on the CPU alone.
- * @throws UnsupportedError for a summary of the teacher beside a head that is trained or soft-capped
+ * task term alone, without `scales` and `factors`; otherwise the pass runs again in backward.
+ * @throws UnsupportedError for a summary of the teacher beside a head that is trained or soft-capped, for factors that want a
+ * gradient, and on CUDA for what the CPU alone computes
  */
 export function headLosses({
   taskScale,
@@ -159,7 +160,7 @@ export interface TeacherSummary {
  *     KL(q || p) = lse(z / T) - h . mean / T - entropy,
  *
  * which is exact while the student's head is linear and frozen.
- * @param teacher (M, C) hidden states after the final norm; with `targets` the summary has their log-probabilities
+ * @param teacher (M, C) hidden states after the final norm; with `targets`, on the CPU alone, the summary has their log-probabilities
  * @throws UnsupportedError for a head that is trained or soft-capped
  */
 export function teacherSummary(

@@ -42,8 +42,8 @@ using platform::FileFacts;
 
 class MappedFile : public ExternalMemory {
  public:
-  // Throws FormatError (missing, not a regular file, empty) or NativeError (the
-  // system refused the map).
+  // Throws FormatError (missing, not a regular file, empty), NativeError (the system refused the
+  // map) or std::system_error (it refused the handler of faults).
   static std::shared_ptr<const MappedFile> open(const std::string& path);
 
   ~MappedFile() override;

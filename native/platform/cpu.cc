@@ -35,6 +35,7 @@ constexpr struct {
     {"AVX512_CORE_VNNI", kUpToAvx512 | kVnni},
     {"AVX512_CORE_BF16", kUpToBf16},
     {"AVX512_CORE_FP16", kUpToBf16 | kAvxVnni | kFp16},
+    {"AVX10_1_512", kUpToBf16 | kAvxVnni | kFp16},
 };
 
 #if defined(__x86_64__)
@@ -158,7 +159,7 @@ const Cpu& cpu() {
 }
 
 void flush_subnormals() {
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__x86_64__)
   constexpr unsigned kFlushResults = 0x8000, kOperandsAreZero = 0x0040;
   _mm_setcsr(_mm_getcsr() | kFlushResults | kOperandsAreZero);
 #elif defined(__aarch64__) && defined(__GNUC__)

@@ -464,6 +464,12 @@ describe('bad arguments', () => {
     expect(() => headLosses({ hidden, head: trained, teacher })).toThrow(/head is trained/);
   });
 
+  it('include factors that want a gradient, which they would not get', () => {
+    const factors = tensor(Float64Array.of(1, 2, 3), { requiresGrad: true });
+    expect(() => headLosses({ hidden, head, targets, factors })).toThrow(/factors get no gradient/);
+    expect(() => noGrad(() => headLosses({ hidden, head, factors }))).not.toThrow(/no gradient/);
+  });
+
   it('include on other devices what only the CPU computes', () => {
     const targets = tensor(Int32Array.of(0, 1, 2));
     const given = { hidden, head, targets };

@@ -3,6 +3,7 @@
 // scalar in the backward. Also the SVD regularizer on the same rows, in the form that svd_ratio's
 // caller may use (losses/fused.ts has the predicate).
 #include <cmath>
+#include <cstring>
 
 #include "engine/launch.h"
 #include "ops/head/losses.h"
@@ -70,6 +71,7 @@ balora_teacher_kind checked_teacher(const char* op, const HeadInputs& x,
   }
   if (t.hidden) {
     check_shape(op, "teacher", *t.hidden, x.hidden.shape(), "(M,C)");
+    check_float(op, "teacher", *t.hidden);
     if (!t.head) return BALORA_TEACHER_LIVE;
     check_shape(op, "teacherHead", *t.head, x.head.shape(), "(V,C)");
     check_float(op, "teacherHead", *t.head);
@@ -126,6 +128,9 @@ balora_teacher_kind check_head_inputs(const char* op, const HeadInputs& x,
   if (x.factors) {
     check_shape(op, "factors", *x.factors, {rows}, "(M)");
     check_dtype(op, "factors", *x.factors, DType::kF64);
+    if (grad_wanted({*x.factors})) {
+      throw UnsupportedError(concat(op, ": factors get no gradient; give them detached"));
+    }
   }
   check_options(op, options);
   return checked_teacher(op, x, options);
@@ -228,10 +233,6 @@ void check_ratio(const char* op, int64_t k, const std::string& norm) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 // The gradient of log-probabilities, by their inputs as forward had them. Rows of the loss's
 // gradient serve where that is a multiple of theirs; else, and for trained heads, the pass runs
 // again in backward.
@@ -266,8 +267,10 @@ struct LogProbabilities {
 };
 
 LogProbabilities log_probabilities_of(const HeadInputs& x, const HeadOptions& options) {
-  const bool task_alone = options.consistency_scale == 0 && options.diversity_scale == 0 &&
-                          options.task_scale != 0 && !x.scales && !x.factors;
+  const bool consistent = options.consistency_scale != 0 && (x.teacher.hidden || x.teacher.mean);
+  const bool diverse = options.diversity_scale != 0 && options.entropy_top_k >= 0;
+  const bool task_alone =
+      !consistent && !diverse && options.task_scale != 0 && !x.scales && !x.factors;
   LogProbabilities kept = {.options = options, .of_loss = task_alone ? -options.task_scale : 0};
   if (task_alone && !x.head.requires_grad()) return kept;
   kept.hidden = Saved(plain(x.hidden)), kept.head = Saved(plain_head(x.head));
@@ -283,6 +286,9 @@ std::vector<Tensor> head_losses(const HeadInputs& x, const HeadOptions& options,
   const balora_teacher_kind teacher = check_head_inputs(kName, x, options);
   if (log_probabilities && !x.targets) {
     throw ArgumentError(concat(kName, ": logProbabilities without targets"));
+  }
+  if (log_probabilities && std::strcmp(x.hidden.engine().device(), "cpu") != 0) {
+    throw UnsupportedError(concat(kName, ": log-probabilities are taken on the CPU alone"));
   }
   const int64_t rows = x.hidden.dim(0);
   HeadOutputs out = {.sums = new_sums(x.hidden),

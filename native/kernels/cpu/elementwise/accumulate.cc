@@ -1,6 +1,5 @@
 // Sums of gradients and the finiteness check: one read of each operand.
 #include <atomic>
-#include <cmath>
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"

@@ -3,7 +3,6 @@
 // ends (NaN gives 0); f64 and integers become bf16 or f16 through f32. Transposed sources go
 // through tiles, so that each cache line is read once.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 

@@ -1,6 +1,7 @@
 // Packed operands of A^T A, for tile_gemm, in 32-bit words: of one f32, or of two bf16 that follow
 // each other in k.
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>

@@ -3,7 +3,6 @@
 // by side in one matrix, so that x is read once and each sum takes them as one product.
 #pragma once
 #include <cstdint>
-#include <span>
 
 #include "kernels/cpu/linear/tiles.h"
 

@@ -2,7 +2,7 @@
 // not count. It is for logits that exist anyway: the fused head losses never build them.
 //   loss_n = lse(z_n) - z_n[target]
 //   dz_n = (softmax(z_n) - onehot(target)) * dloss * scale
-#include <limits>
+#include <algorithm>
 #include <vector>
 
 #include "kernels/cpu/norm/log_sum_exp.h"

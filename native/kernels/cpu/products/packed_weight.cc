@@ -4,8 +4,7 @@
 #include "kernels/cpu/products/packed_weight.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <new>
+#include <memory>
 #include <utility>
 
 #include "kernels/cpu/elementwise/convert.h"
@@ -43,47 +42,39 @@ const PackedWeight* PackedWeight::of(Context* ctx, const View& b, bool transpose
   const int64_t k = b.shape[transposed ? 1 : 0], n = b.shape[transposed ? 0 : 1];
   // The slots belong to the storage; another view of it (a slice, a reshape)
   // is multiplied unpacked.
-  const bool same = packed->k_ == k && packed->n_ == n && packed->dtype_ == b.dtype;
+  const bool same = packed->k_ == k && packed->n_ == n;
   return same && packed->data_ ? packed : nullptr;
 }
 
 PackedWeight::PackedWeight(Context* ctx, const View& b, bool transposed)
-    : k_(b.shape[transposed ? 1 : 0]), n_(b.shape[transposed ? 0 : 1]), dtype_(b.dtype) {
-  pack_onednn(ctx, b, transposed);
-}
-
-void PackedWeight::allocate(uint64_t bytes) {
-  data_ = platform::allocate_aligned(bytes);
-  bytes_ = static_cast<int64_t>(platform::aligned_bytes(bytes));
-}
-
-void PackedWeight::pack_onednn(Context* ctx, const View& b, bool transposed) {
+    : k_(b.shape[transposed ? 1 : 0]), n_(b.shape[transposed ? 0 : 1]) {
   CpuState& state = CpuState::of(ctx);
   MatmulSpec spec;
   spec.m = kTypicalRows, spec.n = n_, spec.k = k_;
   spec.a_row = k_, spec.a_col = 1, spec.c_row = n_;
-  spec.a_dtype = spec.b_dtype = spec.c_dtype = dtype_;
+  spec.a_dtype = spec.b_dtype = spec.c_dtype = BALORA_F32;
   spec.packed_b = 1;
   spec.threads = ctx->num_threads;
   const OneDnnThreads threads(ctx->num_threads);
   const auto matmul = state.matmul(spec);
   if (!matmul) return;
   layout_ = matmul->b_layout();
-  allocate(layout_.get_size());
+  data_ = platform::allocate_aligned(layout_.get_size());
+  bytes_ = static_cast<int64_t>(platform::aligned_bytes(layout_.get_size()));
   const dnnl::memory::dims strides =
       transposed ? dnnl::memory::dims{1, k_} : dnnl::memory::dims{n_, 1};
-  dnnl::memory from({{k_, n_}, onednn_dtype(dtype_), strides}, state.engine(), b.data);
+  dnnl::memory from({{k_, n_}, onednn_dtype(BALORA_F32), strides}, state.engine(), b.data);
   dnnl::memory to(layout_, state.engine(), data_.get());
   dnnl::stream stream = state.stream();
   dnnl::reorder(from, to).execute(stream, from, to);
 }
 
 void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda, void* c,
-                            int32_t c_dtype, int64_t ldc, float beta) const {
+                            int64_t ldc, float beta) const {
   MatmulSpec spec;
   spec.n = n_, spec.k = k_;
   spec.a_row = lda, spec.a_col = 1, spec.c_row = ldc;
-  spec.a_dtype = spec.b_dtype = dtype_, spec.c_dtype = c_dtype;
+  spec.a_dtype = spec.b_dtype = spec.c_dtype = BALORA_F32;
   spec.packed_b = 1, spec.beta = beta;
   spec.threads = ctx->num_threads;
   const OneDnnThreads threads(ctx->num_threads);
@@ -98,8 +89,8 @@ void PackedWeight::multiply(Context* ctx, int64_t m, const void* a, int64_t lda,
 void PackedWeight::multiply_rows(Context* ctx, MatmulSpec spec, int64_t first, int64_t rows,
                                  MatmulArguments x) const {
   spec.m = rows;
-  x.a = offset_by(x.a, first * spec.a_row, dtype_);
-  x.c = offset_by(x.c, first * spec.c_row, spec.c_dtype);
+  x.a = offset_by(x.a, first * spec.a_row, BALORA_F32);
+  x.c = offset_by(x.c, first * spec.c_row, BALORA_F32);
   CpuState& state = CpuState::of(ctx);
   const auto matmul = state.matmul(spec, &layout_);
   if (!matmul) throw UnsupportedError("oneDNN refuses a product with a packed weight");
@@ -116,20 +107,20 @@ void PackedWeight::multiply_apart(Context* ctx, MatmulSpec spec, MatmulArguments
   const int64_t lda = std::exchange(spec.a_row, k_), ldc = std::exchange(spec.c_row, n_);
   const int64_t fitting = kApartElements / std::max(k_, n_) / kRowBucket * kRowBucket;
   const int64_t block = std::min(std::max(fitting, kRowBucket), spec.m);
-  const Scratch<char> dense_a(ctx, block * k_ * element_size(dtype_));
-  const Scratch<char> dense_c(ctx, block * n_ * element_size(spec.c_dtype));
+  const Scratch<char> dense_a(ctx, block * k_ * static_cast<int64_t>(sizeof(float)));
+  const Scratch<char> dense_c(ctx, block * n_ * static_cast<int64_t>(sizeof(float)));
   void* const a = dense_a.data();
   void* const c = dense_c.data();
   for (int64_t first = 0; first < spec.m; first += block) {
     const int64_t rows = std::min(block, spec.m - first);
-    void* const to = offset_by(x.c, first * ldc, spec.c_dtype);
-    convert_rows(ctx, {offset_by(x.a, first * lda, dtype_), dtype_, lda}, {a, dtype_, k_}, rows,
-                 k_);
-    if (spec.beta != 0) convert_rows(ctx, {to, spec.c_dtype, ldc}, {c, spec.c_dtype, n_}, rows, n_);
+    void* const to = offset_by(x.c, first * ldc, BALORA_F32);
+    convert_rows(ctx, {offset_by(x.a, first * lda, BALORA_F32), BALORA_F32, lda},
+                 {a, BALORA_F32, k_}, rows, k_);
+    if (spec.beta != 0) convert_rows(ctx, {to, BALORA_F32, ldc}, {c, BALORA_F32, n_}, rows, n_);
     MatmulArguments part = x;
     part.a = a, part.c = c;
     multiply_rows(ctx, spec, 0, rows, part);
-    convert_rows(ctx, {c, spec.c_dtype, n_}, {to, spec.c_dtype, ldc}, rows, n_);
+    convert_rows(ctx, {c, BALORA_F32, n_}, {to, BALORA_F32, ldc}, rows, n_);
   }
 }
 

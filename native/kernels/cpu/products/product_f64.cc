@@ -4,13 +4,13 @@
 #include "kernels/cpu/products/product_f64.h"
 
 #include <algorithm>
-#include <memory>
 #include <type_traits>
 
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "platform/platform.h"
 
 namespace balora {
 namespace {
@@ -125,14 +125,12 @@ struct Product {
 // Memory that is written before it is read, aligned to a cache line.
 class Packed {
  public:
-  explicit Packed(int64_t count) : storage_(new double[static_cast<size_t>(count + kLanes)]) {}
-  double* values() const {
-    const auto address = reinterpret_cast<uintptr_t>(storage_.get());
-    return storage_.get() + ((64 - address % 64) % 64) / sizeof(double);
-  }
+  explicit Packed(int64_t count)
+      : memory_(platform::allocate_aligned(static_cast<uint64_t>(count) * sizeof(double))) {}
+  double* values() const { return static_cast<double*>(memory_.get()); }
 
  private:
-  std::unique_ptr<double[]> storage_;
+  platform::AlignedMemory memory_;
 };
 
 // c (rows,cols) += tile (kLanes,kPanel).

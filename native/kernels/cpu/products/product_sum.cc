@@ -111,8 +111,7 @@ void multiply(Context* ctx, const Part& part, const ProductTerm& term, const Gem
                        {term.b->data, term.b->dtype, term.b->stride[0], true}, c, beta);
   }
   if (const PackedWeight* packed = packed_of(ctx, term)) {
-    return packed->multiply(ctx, m, term.a, term.lda, c.data, c.dtype, c.ld,
-                            static_cast<float>(beta));
+    return packed->multiply(ctx, m, term.a, term.lda, c.data, c.ld, static_cast<float>(beta));
   }
   const GemmInput a = {term.a, term.a_dtype, term.lda};
   const int64_t ld = term.b->stride[0], first = part.first * (term.transposed ? ld : 1);

@@ -5,15 +5,11 @@
 
 #include "kernels/cpu/products/tile_gemm.h"
 #include "kernels/cpu/runtime/inline.h"
+#include "kernels/cpu/runtime/wide.h"
 
 namespace balora::tile_block {
 
 using Left = TileLeft;
-
-template <typename T, int kBytes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kBytes), may_alias));
-};
 
 // Row m of A.
 template <Left kLeft, typename T>
@@ -46,7 +42,7 @@ BALORA_INLINE void add_products(int64_t depth, const T* a, int64_t lda, const T*
 template <typename T, Left kLeft, int kBytes, int kRows, int kVectors = 2>
 BALORA_INLINE void block(TileShape s, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
                          int64_t ldc, bool accumulate) {
-  using V = typename VectorOf<T, kBytes>::type;
+  typedef Vector<T, kBytes> V __attribute__((may_alias));
   V sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {

@@ -1,7 +1,11 @@
 // contract_tiles (tiles.h): p^T x over the rows, the shape of every adapter gradient. p is
 // transposed into tiles of bf16 once, then each core goes by panels of x's columns. Ranks that lie
 // side by side, as those of one factor do, are read and written 16 at a time.
+#include <algorithm>
 #include <cstring>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "kernels/cpu/products/tiles_job.h"
 #include "kernels/cpu/products/transpose16.h"

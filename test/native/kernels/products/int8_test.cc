@@ -56,6 +56,7 @@ struct Codes {
 template <typename Body>
 void for_cores(const Body& body) {
   for (const Core<Int8Multiply>& core : int8_cores()) {
+    if (!core.name) continue;  // one of another processor
     if (platform::cpu().uses(core.needs)) {
       body(core);
     } else {

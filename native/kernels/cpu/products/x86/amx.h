@@ -1,7 +1,6 @@
 // AMX's tile configuration, and its instructions where a build emulates them.
 #pragma once
 #include <cstdint>
-#include <cstring>
 
 #include "kernels/cpu/runtime/x86/targets.h"
 

@@ -72,9 +72,9 @@ BF16_TARGET BALORA_INLINE void bf16_block(int64_t depth, const bf16* a, int64_t 
   }
 }
 
-// Blocks are as wide as those of f32.
 }  // namespace
 
+// Blocks are as wide as those of f32.
 BF16_TARGET void multiply_avx512(const TileOperands<bf16, float>& o) {
   const auto [s, a, lda, b, ldb, c, ldc, accumulate, left] = o;
   int64_t n = 0;

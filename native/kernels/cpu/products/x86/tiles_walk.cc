@@ -6,7 +6,6 @@
 // the next one multiplies; AVX512-BF16 rounds in its registers, computes no rows that are not
 // there, and asks for the next panel of A and the rows of C ahead of time.
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/cpu/products/transpose16.h"
 #include "kernels/cpu/products/x86/tiles_cores.h"
@@ -16,10 +15,6 @@ namespace balora::x86 {
 namespace {
 
 using namespace tiles;
-
-BF16_TARGET __m256i narrow(__m512 values) {
-  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values));
-}
 
 // Writes rows x cols of a block to C, at (row, col), with its bias.
 BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t row, int64_t col,
@@ -35,7 +30,7 @@ BF16_TARGET void write_block(const float* block, const TileOutput& out, int64_t 
       if (out.dtype == BALORA_F32) {
         _mm512_mask_storeu_ps(static_cast<float*>(out.c) + at, mask, value);
       } else {
-        _mm256_mask_storeu_epi16(static_cast<bf16*>(out.c) + at, mask, narrow(value));
+        lanes::store_bf16(static_cast<bf16*>(out.c) + at, mask, value);
       }
     }
   }
@@ -54,15 +49,12 @@ BF16_TARGET void write_factor(const float* block, const TileFactor& f, int64_t r
     if (f.u && r < rows) _mm512_mask_storeu_ps(f.u + (row + r) * f.rank + first, mask, u);
     if (!f.columns) continue;
     bf16* to = f.columns + (row + r) * f.ld + first;
-    const __m256i high = narrow(u);
-    _mm256_mask_storeu_epi16(to, mask, high);
+    lanes::store_bf16(to, mask, u);
     if (f.form == FactorForm::kChange) {
-      _mm256_mask_storeu_epi16(to + f.rank, mask, narrow(_mm512_mul_ps(scale, right)));
+      lanes::store_bf16(to + f.rank, mask, _mm512_mul_ps(scale, right));
     } else if (f.form == FactorForm::kHalves) {
-      const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16);
-      const __m256i low = narrow(_mm512_sub_ps(u, _mm512_castsi512_ps(wide)));
-      _mm256_mask_storeu_epi16(to + f.rank, mask, low);
-      _mm256_mask_storeu_epi16(to + 2 * f.rank, mask, high);
+      lanes::store_bf16(to + f.rank, mask, lanes::rounding_left(u));
+      lanes::store_bf16(to + 2 * f.rank, mask, u);
     }
   }
 }
@@ -362,7 +354,9 @@ class Walk {
   Chunk chunk_from(size_t first) const {
     const bool reuses = part_.row_end - part_.row_begin > 1;
     const bool small = first < part_.item_end && many_fit<Core>(job_.items[first].bytes);
-    const int64_t most = !reuses ? 0 : small ? Core::kCachedBytes : tiles_core().cached_bytes;
+    const int64_t most = !reuses ? 0
+                         : small ? std::min(Core::kCachedBytes, tiles_core().cached_bytes)
+                                 : tiles_core().cached_bytes;
     size_t last = first;
     for (int64_t bytes = 0; last < part_.item_end; ++last) {
       bytes += job_.items[last].bytes;
