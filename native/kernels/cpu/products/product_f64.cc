@@ -10,6 +10,7 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/wide.h"
 #include "platform/platform.h"
 
 namespace balora {
@@ -40,33 +41,14 @@ BALORA_INLINE void pack_lines(const T* data, int64_t depth_stride, int64_t depth
 // The same of lanes that each lie in a line of depth: by squares of 8 x 8.
 BALORA_INLINE void pack_across(const double* data, int64_t lane_stride, int64_t depth,
                                double* packed, int64_t ld) {
-  typedef double Lanes __attribute__((vector_size(64)));
-  typedef double Unaligned __attribute__((vector_size(64), aligned(8), may_alias));
   int64_t p = 0;
   for (; p + 8 <= depth; p += 8) {
-    Lanes lane[8], pair[8], four[8];
+    Wide<double> lines[8];
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < 8; ++j) {
-      lane[j] = *reinterpret_cast<const Unaligned*>(data + j * lane_stride + p);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 8; j += 2) {
-      pair[j] = __builtin_shufflevector(lane[j], lane[j + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-      pair[j + 1] = __builtin_shufflevector(lane[j], lane[j + 1], 1, 9, 3, 11, 5, 13, 7, 15);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const int at = j / 2 * 4 + j % 2;  // pairs of lanes 0..3, then of 4..7
-      four[at] = __builtin_shufflevector(pair[at], pair[at + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-      four[at + 2] = __builtin_shufflevector(pair[at], pair[at + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-    }
+    for (int64_t j = 0; j < 8; ++j) load_wide(data + j * lane_stride + p, lines[j]);
+    transpose_rows(lines);
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      const Lanes row =
-          j < 4 ? __builtin_shufflevector(four[j], four[j + 4], 0, 1, 2, 3, 8, 9, 10, 11)
-                : __builtin_shufflevector(four[j - 4], four[j], 4, 5, 6, 7, 12, 13, 14, 15);
-      *reinterpret_cast<Unaligned*>(packed + (p + j) * ld) = row;
-    }
+    for (int64_t j = 0; j < 8; ++j) store_wide(lines[j], packed + (p + j) * ld);
   }
   for (; p < depth; ++p) {
     for (int64_t j = 0; j < kLanes; ++j) packed[p * ld + j] = data[j * lane_stride + p];
