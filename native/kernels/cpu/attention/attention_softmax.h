@@ -61,19 +61,24 @@ BALORA_INLINE void mask_block(const SoftmaxTile<E>& t, int64_t column, const Blo
   }
 }
 
+template <typename V, typename A>
+BALORA_INLINE void raise_to(const A* scores, V& most) {
+  V values;
+  load_wide(scores, values);
+  most = values > most ? values : most;
+}
+
 // The maxima of the block's scores, four of the keys at a time: one alone would wait for itself.
 template <typename V, typename A>
 BALORA_INLINE void block_maxima(const A* s, int64_t ld, const BlockKeys& keys, V& to) {
   V top[4];
   for (V& lane : top) lane = V{} - std::numeric_limits<A>::infinity();
-  for (int64_t j = keys.first; j < keys.last; j += 4) {
+  int64_t j = keys.first;
+  for (; j + 4 <= keys.last; j += 4) {
 #pragma GCC unroll 4
-    for (int64_t u = 0; u < 4; ++u) {
-      V scores;
-      load_wide(s + std::min(j + u, keys.last - 1) * ld, scores);
-      top[u] = scores > top[u] ? scores : top[u];
-    }
+    for (int64_t u = 0; u < 4; ++u) raise_to(s + (j + u) * ld, top[u]);
   }
+  for (; j < keys.last; ++j) raise_to(s + j * ld, top[0]);
   top[0] = top[2] > top[0] ? top[2] : top[0];
   top[1] = top[3] > top[1] ? top[3] : top[1];
   to = top[1] > top[0] ? top[1] : top[0];
