@@ -467,17 +467,16 @@ describe('bad arguments', () => {
   it('include factors that want a gradient, which they would not get', () => {
     const factors = tensor(Float64Array.of(1, 2, 3), { requiresGrad: true });
     expect(() => headLosses({ hidden, head, targets, factors })).toThrow(/factors get no gradient/);
-    expect(() => noGrad(() => headLosses({ hidden, head, factors }))).not.toThrow(/no gradient/);
   });
 
   it('include on other devices what only the CPU computes', () => {
-    const targets = tensor(Int32Array.of(0, 1, 2));
-    const given = { hidden, head, targets };
+    // Each with operands of its own: what a call that failed was given has no value on a device.
+    const given = () => ({ hidden, head, targets: tensor(Int32Array.of(0, 1, 2)) });
     const calls = {
-      factors: () => headLosses({ ...given, factors: tensor(Float64Array.of(1, 2, 3)) }),
-      'a scale of the logits': () => headLosses({ ...given, logitScale: 0.5 }),
-      'log-probabilities': () => headLosses({ ...given, logProbabilities: true }),
-      'log-probabilities of targets': () => teacherSummary(hidden, { head, targets }),
+      factors: () => headLosses({ ...given(), factors: tensor(Float64Array.of(1, 2, 3)) }),
+      'a scale of the logits': () => headLosses({ ...given(), logitScale: 0.5 }),
+      'log-probabilities': () => headLosses({ ...given(), logProbabilities: true }),
+      'log-probabilities of targets': () => teacherSummary(hidden, given()),
     };
     for (const [what, call] of Object.entries(calls)) {
       const run = () => {
