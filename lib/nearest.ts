@@ -33,8 +33,12 @@ export function misspelt(name: string, known: readonly string[]): string | null 
 
 const entry = (row: readonly number[], j: number) => row[j] as number;
 
-/** The text ` (did you mean "x"?)` for the most similar known name, or an empty text where none is similar. */
-export function nearest(name: string, known: readonly string[]): string {
+/** The text ` (did you mean "x"?)`, or an empty text where no name is meant. */
+export const didYouMean = (name: string | null): string =>
+  name === null ? '' : ` (did you mean "${name}"?)`;
+
+/** The most similar known name in kebab case; null where none is similar. */
+export function nearest(name: string, known: readonly string[]): string | null {
   const plain = name.toLowerCase().replaceAll('_', '-');
   let best: string | null = null;
   let bestDistance = Math.max(2, Math.floor(plain.length / 2)) + 1;
@@ -47,5 +51,5 @@ export function nearest(name: string, known: readonly string[]): string {
       bestDistance = distance;
     }
   }
-  return best === null ? '' : ` (did you mean "${best}"?)`;
+  return best;
 }

@@ -6,6 +6,7 @@
  * an adapter that loads and computes something else is worse than one that does not load.
  */
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
+import { unknownOption } from '../options/call.ts';
 import {
   camel,
   checkTogether,
@@ -16,7 +17,6 @@ import {
   identityOfTable,
   normalized,
   type Option,
-  optionCalled,
   type ResolvedOf,
   snake,
 } from '../options/option.ts';
@@ -96,11 +96,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
     if (Object.hasOwn(raw, name))
       throw new ArgumentError(`loraConfig: "${name}" is given in both spellings; leave one out`);
     if (!kByKey.has(name) && !kIgnored.has(name) && !Object.hasOwn(UNSUPPORTED_KEYS, name)) {
-      const meant = optionCalled(key, loraOptions);
-      const hint = meant === null ? '' : ` (did you mean "${meant}"?)`;
-      throw new ArgumentError(
-        `loraConfig: unknown key "${key}"${hint}, known: ${[...kByKey.keys()].sort().join(', ')}`,
-      );
+      throw unknownOption('loraConfig', key, loraOptions);
     }
     raw[name] = value;
     spelling.set(name, key);

@@ -4,6 +4,7 @@
  * what its base is.
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { unknownOption } from '../options/call.ts';
 import { camel, snake } from '../options/option.ts';
 import { shown } from '../shown.ts';
 import type { CalibrationSettings } from './methods/method.ts';
@@ -81,7 +82,7 @@ export function startWithLoftqConfig(config: Given, init: unknown): unknown {
   const loftq = objectOf(config, 'loftq_config');
   if (loftq === null || typeof init !== 'string' || !/^loftq(_|$)/.test(init)) return init;
   const unknown = Object.keys(loftq).find((key) => !kLoftqKeys.includes(snake(key)));
-  if (unknown !== undefined) throw unknownKey('loftq_config', unknown, kLoftqKeys);
+  if (unknown !== undefined) throw unknownOption('loftq_config', unknown, kLoftqKeys);
   const { loftq_bits: bits = loftq.loftqBits ?? 4, loftq_iter: steps = loftq.loftqIter } = loftq;
   if (bits !== 4) {
     throw new UnsupportedError(
@@ -140,7 +141,7 @@ export function peftStartSettings(config: object, init: unknown): CalibrationSet
       }
       settings[camel(key)] = value as number;
     } else if (!Object.hasOwn(found.only, key)) {
-      throw unknownKey(found.key, name, [...found.settings, ...Object.keys(found.only)]);
+      throw unknownOption(found.key, name, [...found.settings, ...Object.keys(found.only)]);
     } else if (found.only[key] !== value) {
       throw new UnsupportedError(
         `${found.key}: ${name} = ${shown(value)} is not supported, only ${shown(found.only[key])} is`,
@@ -149,6 +150,3 @@ export function peftStartSettings(config: object, init: unknown): CalibrationSet
   }
   return settings;
 }
-
-const unknownKey = (object: string, key: string, known: readonly string[]): ArgumentError =>
-  new ArgumentError(`${object}: unknown key "${key}", known: ${known.join(', ')}`);

@@ -114,8 +114,9 @@ export function resolveTargets(
       : [];
   if (found.length === 0 || missing.length > 0) {
     const wanted = found.length === 0 ? targetModules : missing;
+    const accepted = lastNames(candidates.filter(({ isHead }) => !isHead).map(({ name }) => name));
     throw new ArgumentError(
-      `targetModules ${shown(wanted)} matches no linear module; names that exist: ${lastNames(candidates.map(({ name }) => name)) || '(the model has no linear module)'}`,
+      `targetModules ${shown(wanted)} matches no linear module; names that exist: ${accepted || '(the model has no linear module)'}`,
     );
   }
   const settings = moduleSettings(config);

@@ -31,7 +31,6 @@ export function addOptions(
   }
   for (const [key, option] of Object.entries(table)) {
     for (const flag of flagsOf(key, option)) command.addOption(flag);
-    for (const alias of option.aliases ?? []) refuseAlias(command, alias, kebab(key));
   }
 }
 
@@ -67,14 +66,6 @@ function flagsOf(key: string, option: Option): Flag[] {
       ? flag
       : flag.argParser<string[]>((given, before = []) => [...before, given]),
   ];
-}
-
-/** Refuses a name that other programs use for an option, and suggests the name that it has here. */
-function refuseAlias(command: Command, alias: string, name: string): void {
-  command.addOption(new Flag(`--${alias} [value]`).hideHelp());
-  command.on(`option:${alias}`, () => {
-    throw new ArgumentError(`unknown option --${alias} (did you mean --${name}?)`);
-  });
 }
 
 /** The default for the help page, `(default: ...)`: that of language models, followed by those of tasks where it differs. */

@@ -2,8 +2,9 @@
 import type { LoadOptions } from '../adapters/adapter_model.ts';
 import { openRows } from '../data/open_rows.ts';
 import type { RowSource } from '../data/rows.ts';
-import { resolveModel } from '../io/hub.ts';
+import { findModel, hubTable } from '../io/hub.ts';
 import type { FromPretrainedOptions, Model } from '../models/index.ts';
+import { optionsOf } from '../options/call.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import type { Progress } from './progress.ts';
 import { kTrainDefaults, type TrainSettings } from './train_options.ts';
@@ -121,6 +122,11 @@ export function tellQuantization({ quantizationError }: Model, progress: Progres
   );
 }
 
+/** Loads the tokenizer of a model that is loaded with these options. */
+export function openTokenizer(path: string, options: ModelLoadOptions): Promise<Tokenizer> {
+  return Tokenizer.fromPretrained(path, optionsOf(hubTable, options));
+}
+
 /**
  * Finds the folder of a model, downloading it if necessary, and loads its tokenizer.
  * @param check refuses a model of the wrong kind; called before the tokenizer is loaded, so that its error comes first
@@ -130,7 +136,7 @@ export async function openModel(
   check: (folder: string, options: ModelLoadOptions) => Promise<void>,
   options: ModelLoadOptions,
 ): Promise<{ folder: string; tokenizer: Tokenizer }> {
-  const folder = await resolveModel(path, options);
+  const folder = await findModel(path, options);
   await check(folder, options);
   return { folder, tokenizer: await Tokenizer.fromPretrained(folder) };
 }

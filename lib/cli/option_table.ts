@@ -3,7 +3,7 @@
  * gives stays undefined, and its declared default applies.
  */
 import { ArgumentError } from '../errors.ts';
-import { nearest } from '../nearest.ts';
+import { hintFor } from '../options/call.ts';
 import { text } from '../options/kinds.ts';
 import {
   camel,
@@ -12,7 +12,6 @@ import {
   kebab,
   type Option,
   type OptionTable,
-  optionCalled,
   spellings,
   type ValuesOf,
 } from '../options/option.ts';
@@ -54,8 +53,8 @@ export function checkConfig<T extends OptionTable>(
     const key = camel(name);
     const option = Object.hasOwn(allowed, key) ? allowed[key] : undefined;
     if (option === undefined || !spellings(key).includes(name)) {
-      const advice = didYouMean(name, allowed) || '; balora train --help lists the options';
-      throw new ArgumentError(`${path}: unknown option "${name}"${advice}`);
+      const hint = hintFor(name, allowed, kebab) || '; balora train --help lists the options';
+      throw new ArgumentError(`${path}: unknown option "${name}"${hint}`);
     }
     if (Object.hasOwn(values, key)) {
       throw new ArgumentError(
@@ -66,17 +65,6 @@ export function checkConfig<T extends OptionTable>(
     values[key] = checkFileValue(`${path}: ${name}`, option, given);
   }
   return values as ValuesOf<T>;
-}
-
-/**
- * The text ` (did you mean "x"?)` with the option that declares this name as an alias, else the most similar one; empty where
- * there is neither.
- */
-export function didYouMean(name: string, table: OptionTable): string {
-  const meant = optionCalled(name, table);
-  return meant === null
-    ? nearest(name, Object.keys(table).map(kebab))
-    : ` (did you mean "${kebab(meant)}"?)`;
 }
 
 /**

@@ -11,6 +11,7 @@ import type { OptionTable } from '../options/option.ts';
 import { oneLine, printableStack } from '../shown.ts';
 import { EXIT, exitCodeOf } from './exit_codes.ts';
 import { withFlags } from './flag_names.ts';
+import { refuseCommand, refuseOthers } from './other_arguments.ts';
 import { hasColour, type InputStream, type OutputStream, ShownStream, styler } from './terminal.ts';
 
 /** The output streams that commands write to, and the input that some read. */
@@ -53,6 +54,7 @@ export async function runCli(
     (ownOptions, action) =>
     async (...actionArgs) => {
       options = ownOptions;
+      refuseOthers(actionArgs.at(-1) as Command, ownOptions, args);
       exitCode = await action(...actionArgs);
     };
   const program = new Command('balora')
@@ -66,6 +68,8 @@ export async function runCli(
     });
   try {
     for (const add of await commands()) add(program, context, run);
+    for (const command of program.commands) command.allowUnknownOption().allowExcessArguments();
+    refuseCommand(args[0], program);
     await program.parseAsync([...args], { from: 'user' });
     return exitCode;
   } catch (error) {

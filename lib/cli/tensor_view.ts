@@ -9,7 +9,7 @@ import { ADAPTER_TENSORS, readAdapterConfig } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import { GgufFile } from '../io/gguf.ts';
-import { type ResolveOptions, resolveModel } from '../io/hub.ts';
+import { findModel, type ResolveOptions } from '../io/hub.ts';
 import { SINGLE_WEIGHTS, WEIGHTS_INDEX } from '../io/model_folder.ts';
 import { listFolder, statPath } from '../io/regular_file.ts';
 import { readSafetensorsIndex, SafetensorsFile } from '../io/safetensors.ts';
@@ -32,7 +32,7 @@ export async function listTensors(
   pathOrId: string,
   options: ResolveOptions = {},
 ): Promise<TensorListing> {
-  const path = await resolveModel(pathOrId, options);
+  const path = await findModel(pathOrId, options);
   if ((await statPath(path))?.isDirectory() !== true) return listFile(path);
   const names = await listFolder(path);
   if (names.includes(ADAPTER_TENSORS)) return listAdapter(path);

@@ -10,6 +10,7 @@ import { DATA_FORMATS } from '../data/forms/list.ts';
 import { GLUE_TASKS } from '../data/glue.ts';
 import { kProblemTypes } from '../losses/problem_type.ts';
 import { BASE_FORMATS } from '../models/auto.ts';
+import { TORCH_DTYPES } from '../options/elsewhere.ts';
 import {
   choice,
   filePath,
@@ -191,6 +192,7 @@ export const kModelOptions = group(kRun, {
   }),
   dtype: choice({
     choices: ['f32', 'bf16'],
+    refused: TORCH_DTYPES,
     default: 'f32',
     help: 'type of the frozen base and the activations',
     aliases: ['bf16', 'torch-dtype', 'precision', 'fp16'],
@@ -198,7 +200,7 @@ export const kModelOptions = group(kRun, {
   baseFormat: choice({
     choices: BASE_FORMATS,
     help: 'form of the frozen base in memory, nf4 being 4-bit blocks and gguf those of the GGUF file; default: that of dtype',
-    aliases: ['load-in-4bit', 'quantization-bit', 'bnb-4bit-quant-type'],
+    aliases: ['quantization-bit'],
   }),
   baseOffload: onOff({
     help: 'read the frozen base from the disk as it is used, for a base larger than memory; what the memory budget leaves holds a part of it',

@@ -11,6 +11,7 @@ import {
   type DataWarning,
   datasetTable,
   type ExampleKind,
+  type GivenRows,
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
@@ -90,11 +91,11 @@ export class Batches extends StreamedBatches<Example, Batch, DataStatistics> {
    * @throws FormatError for damaged data
    */
   static async create(
-    given: RowSource,
+    rowsOrSource: GivenRows,
     tokenizer: Tokenizer,
     options: BatchOptions = {},
   ): Promise<Batches> {
-    checkData({ rows: given, tokenizer }, options, kTable);
+    const given = checkData({ rows: rowsOrSource, tokenizer }, options, kTable);
     const settings = settingsOf(options);
     const { batchSize, shuffle, seed, packing, maxLength } = settings;
     const formats = await chooseFormats(given, tokenizer, options);

@@ -18,7 +18,7 @@ import {
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { CorruptionOptions } from './corruption_options.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
-import { type Row, type RowFile, type RowSource, withRowLocation } from './rows.ts';
+import { arrayRows, type Row, type RowFile, type RowSource, withRowLocation } from './rows.ts';
 
 /** A hash that examples are added to. */
 interface ExampleHash {
@@ -76,7 +76,7 @@ export const datasetTable: CallTable<DatasetOptions> = {
 };
 
 /** The other arguments of the functions that make micro-batches. */
-const kSourceOfRows = withMethods('what openRows() or arrayRows() returns', 'row', 'where');
+const kSourceOfRows = withMethods('a list of rows, or what openRows() returns', 'row', 'where');
 const kTokenizer = withMethods('a Tokenizer', 'encode', 'encodePair');
 
 /** A warning about the data for the user. */
@@ -384,18 +384,24 @@ export function orderOptions({
   return { batchSize, shuffle, seed };
 }
 
+/** Rows that micro-batches are made of: a source of them, or the rows themselves. */
+export type GivenRows = RowSource | readonly Row[];
+
 /**
  * Checks what a function that makes micro-batches was given.
+ * @returns the source of the rows
  * @throws ArgumentError naming the argument or the option
  */
 export function checkData<T extends object>(
-  { rows, tokenizer }: { rows: unknown; tokenizer: unknown },
+  { rows, tokenizer }: { rows: GivenRows; tokenizer: unknown },
   options: T,
   table: CallTable<T>,
-): void {
-  checkArgument('data: rows', kSourceOfRows, rows);
+): RowSource {
+  const isList = Array.isArray(rows);
+  if (!isList) checkArgument('data: rows', kSourceOfRows, rows);
   checkArgument('data: tokenizer', kTokenizer, tokenizer);
   checkCall('data', options, table);
+  return isList ? arrayRows(rows) : (rows as RowSource);
 }
 
 /** The warning that `truncated` of the rows were cut. */

@@ -18,6 +18,7 @@ import {
   datasetTable,
   type ExampleKind,
   forEachRow,
+  type GivenRows,
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
@@ -122,17 +123,17 @@ export class LabelledBatches extends EncodedBatches<Labelled, LabelledBatch> {
    * @throws ArgumentError naming file, line and field of a text or label that is missing or wrong
    */
   static async create(
-    given: RowSource,
+    rowsOrSource: GivenRows,
     tokenizer: Tokenizer,
     options: LabelledOptions = {},
   ): Promise<LabelledBatches> {
-    checkData({ rows: given, tokenizer }, options, kTable);
+    const given = checkData({ rows: rowsOrSource, tokenizer }, options, kTable);
     const settings = settingsOf(options);
     const { batchSize, shuffle, seed, groupByLength: byLength } = settings;
     const fields = await perFile(given, (row) => chooseFields(row, options));
     // A maxLength that leaves no room for a text is refused before all rows are read.
     const hasPairs = fields.some(({ texts }) => texts.length > 1);
-    tokenizer.encodePair('', hasPairs ? '' : null, settings);
+    tokenizer.encodePair('', hasPairs ? '' : null, { maxLength: settings.maxLength });
     const { rows, corruption } = await corruptRows(given, fields, options);
     const scheme = await schemeOf(rows, fields, options);
     const perClass = Array<number>(scheme.numLabels).fill(0);
@@ -218,7 +219,9 @@ function kindOf(
     encode: (row, index) => {
       const { texts, label: labelField } = choiceOf(fields, rows, index);
       const [a, b] = texts.map((field) => fieldText(row, field));
-      const { ids, typeIds, cut } = tokenizer.encodePair(a as string, b ?? null, settings);
+      const { ids, typeIds, cut } = tokenizer.encodePair(a as string, b ?? null, {
+        maxLength: settings.maxLength,
+      });
       if (ids.length === 0) throw withoutTokens(texts);
       const label = labelOf(row[labelField], labelField, scheme);
       const example = { ids: Int32Array.from(ids), typeIds: Uint8Array.from(typeIds), label };

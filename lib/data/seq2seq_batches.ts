@@ -10,6 +10,7 @@ import {
   type DataWarning,
   datasetTable,
   type ExampleKind,
+  type GivenRows,
   orderOptions,
   truncationWarning,
 } from './dataset.ts';
@@ -88,11 +89,11 @@ export class Seq2SeqBatches extends StreamedBatches<
    * @throws FormatError for damaged data
    */
   static async create(
-    given: RowSource,
+    rowsOrSource: GivenRows,
     tokenizer: Tokenizer,
     options: Seq2SeqBatchOptions,
   ): Promise<Seq2SeqBatches> {
-    checkData({ rows: given, tokenizer }, options, kTable);
+    const given = checkData({ rows: rowsOrSource, tokenizer }, options, kTable);
     const settings = settingsOf(options);
     const { batchSize, shuffle, seed } = settings;
     // Settings under which no row could be encoded are refused before any row is read.

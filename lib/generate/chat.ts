@@ -14,6 +14,7 @@ import {
   checkCall,
   instanceOf,
   kCall,
+  kindsOf,
   listOf,
   orNull,
 } from '../options/call.ts';
@@ -22,7 +23,12 @@ import { Tokenizer } from '../text/tokenizer.ts';
 import { ContinuedSession } from './continued_session.ts';
 import { adapterRun, type GenerateOptions, Generation, generateWith } from './generate.ts';
 import { openSession } from './open_session.ts';
-import { type GenerationSettings, type ResolvedSettings, resolveSettings } from './options.ts';
+import {
+  type GenerationSettings,
+  generationOptions,
+  type ResolvedSettings,
+  resolveSettings,
+} from './options.ts';
 import { checkIds } from './prompts.ts';
 import type { GeneratedText, GeneratedToken } from './sequence.ts';
 
@@ -56,16 +62,16 @@ export function openChat(model: ChatModel, options: ChatOptions): Chat {
   return new Chat(model, options);
 }
 
-/** The options that are not those of text generation. */
-const kOwnKeys = ['tokenizer', 'adapter', 'system', 'messages'];
 /** The options of text generation that a conversation, which has one answer at a time, does not have. */
 const kForeignKeys = ['numReturnSequences', 'batchSize'] as const;
 
-/** The kinds of the options that are not those of text generation. */
-const kTable: CallTable<Pick<ChatOptions, 'tokenizer' | 'adapter' | 'messages'>> = {
+/** The kinds of the options. */
+const kTable: CallTable<ChatOptions> = {
   tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
   adapter: orNull(kCall.text),
+  system: kCall.any,
   messages: listOf(kCall.object, 'a list of messages { role, content }'),
+  ...kindsOf(generationOptions),
 };
 
 /** A conversation; see {@link openChat}. */
@@ -99,7 +105,7 @@ export class Chat {
     this.#model = model;
     this.#base = causalOf(model);
     this.#settings = settings;
-    this.#resolved = resolveSettings(settings, kOwnKeys);
+    this.#resolved = resolveSettings(settings);
     this.#tokenizer = checkedTokenizer(tokenizer);
     this.#first = [...messages];
     this.#history = [...messages];

@@ -9,15 +9,20 @@ import { checkNoAdapters } from '../adapters/attach.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
 import { CausalLM, Model, Seq2SeqLM } from '../models/index.ts';
-import { type CallTable, checkCall, instanceOf, kCall, orNull } from '../options/call.ts';
+import { type CallTable, checkCall, instanceOf, kCall, kindsOf, orNull } from '../options/call.ts';
 import { noGrad } from '../tensor.ts';
 import { Tokenizer } from '../text/tokenizer.ts';
 import { endTokens } from './end_tokens.ts';
 import { type GeneratingModel, type OpenSession, openSession } from './open_session.ts';
-import { type GenerationSettings, type ResolvedSettings, resolveSettings } from './options.ts';
+import {
+  type GenerationSettings,
+  generationOptions,
+  type ResolvedSettings,
+  resolveSettings,
+} from './options.ts';
 import { makeProcessors } from './processors/list.ts';
 import type { LogitsProcessor } from './processors/processor.ts';
-import { encodePrompts, PROMPT_KEYS, type PromptInput } from './prompts.ts';
+import { encodePrompts, type PromptInput } from './prompts.ts';
 import { Sampler } from './sampler.ts';
 import { argmax, firstInvalid, logSumExp, topLogprobs } from './scores.ts';
 import { type Choice, type GeneratedText, type GeneratedToken, Sequence } from './sequence.ts';
@@ -44,14 +49,17 @@ export interface GenerateOptions extends GenerationSettings, PromptInput {
   signal?: AbortSignal;
 }
 
-/** The kinds of the options that are in no table of settings; the prompts are checked one by one. */
-const kTable: CallTable<Pick<GenerateOptions, 'tokenizer' | 'adapter' | 'signal' | 'sharePrefix'>> =
-  {
-    tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
-    adapter: orNull(kCall.text),
-    sharePrefix: kCall.boolean,
-    signal: kCall.signal,
-  };
+/** The kinds of the options; the prompts are checked one by one. */
+const kTable: CallTable<GenerateOptions> = {
+  tokenizer: instanceOf(Tokenizer, 'a Tokenizer'),
+  prompt: kCall.any,
+  messages: kCall.any,
+  ids: kCall.any,
+  adapter: orNull(kCall.text),
+  sharePrefix: kCall.boolean,
+  signal: kCall.signal,
+  ...kindsOf(generationOptions),
+};
 
 /** A model that generates, or a tuned one. */
 export type Generator = GeneratingModel | TunedModel<CausalLM> | TunedModel<Seq2SeqLM>;
@@ -88,8 +96,7 @@ export function generateWith(
     ids,
     ...given
   } = options;
-  const others = ['tokenizer', 'adapter', 'signal', 'sharePrefix', ...PROMPT_KEYS];
-  const settings = resolveSettings(given, others);
+  const settings = resolveSettings(given);
   const base = modelOf(model);
   const run = adapterRun(model, adapter);
   if (tokenizer === undefined && settings.stopStrings.length > 0) {
@@ -101,9 +108,6 @@ export function generateWith(
     ...(ids !== undefined && { ids }),
   };
   const prompts = encodePrompts(input, { tokenizer, model: base });
-  if (typeof sharePrefix !== 'boolean') {
-    throw new ArgumentError(`generate: sharePrefix must be true or false, got ${sharePrefix}`);
-  }
   const prefix = sharePrefix ? commonPrefix(prompts, base) : new Int32Array(0);
   const call: Call = { open, model: base, run, settings, tokenizer, prompts, prefix };
   tokenizer?.decodeStream(); // refuses a decoder that has no stream

@@ -3,15 +3,12 @@
  * (processors/).
  */
 import { z } from 'zod';
-import { ArgumentError } from '../errors.ts';
 import { indices, onOff, value, whole } from '../options/kinds.ts';
 import {
   type Check,
-  camel,
   checkTogether,
   group,
   type InputOf,
-  optionCalled,
   type ResolvedOf,
   resolveTable,
 } from '../options/option.ts';
@@ -171,27 +168,12 @@ export const generationChecks: readonly Check<GenerationSettings>[] = [
 
 /**
  * Checks the options of a call and fills in the defaults.
- * @param others names of further options that the call has
- * @throws ArgumentError naming the option and its value, or an option that does not exist
+ * @throws ArgumentError naming the option and its value
  */
-export function resolveSettings(
-  given: GenerationSettings,
-  others: readonly string[],
-): ResolvedSettings {
-  refuseUnknown(given, others);
+export function resolveSettings(given: GenerationSettings): ResolvedSettings {
   const settings = resolveTable(generationOptions, given);
   checkTogether(generationChecks, given);
   return { ...settings, doSample: settings.doSample ?? shapingOf(given).length > 0 };
-}
-
-function refuseUnknown(given: object, others: readonly string[]): void {
-  const known = [...others, ...Object.keys(generationOptions)];
-  for (const key of Object.keys(given)) {
-    if (known.includes(key)) continue;
-    const meant = known.includes(camel(key)) ? camel(key) : optionCalled(key, generationOptions);
-    const advice = meant === null ? `known: ${known.join(', ')}` : `did you mean ${meant}?`;
-    throw new ArgumentError(`generate: unknown option ${key}; ${advice}`);
-  }
 }
 
 /** The list that a text of JSON is; any other text is returned as it is. */

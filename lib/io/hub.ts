@@ -3,7 +3,14 @@
  * cache shared with Python's huggingface_hub, and are limited to the files that a model and its tokenizer need.
  */
 import { ArgumentError, FormatError, NativeError } from '../errors.ts';
-import { type CallTable, checkArgument, checkCall, finiteNumber, kCall } from '../options/call.ts';
+import {
+  type CallTable,
+  checkArgument,
+  checkCall,
+  finiteNumber,
+  kCall,
+  optionsOf,
+} from '../options/call.ts';
 import { printable } from '../shown.ts';
 import { checkedFile, commitOf, listFiles, type RepoFile, readFile } from './hub/api.ts';
 import { defaultCacheDir, RepoCache } from './hub/cache.ts';
@@ -74,6 +81,11 @@ const kMalformedAdvice =
  */
 export function resolveModel(nameOrPath: string, options: ResolveOptions = {}): Promise<string> {
   return resolve(nameOrPath, options, kModel);
+}
+
+/** Resolves a name as {@link resolveModel} does, for a function that has options beside those of the Hub. */
+export function findModel(nameOrPath: string, options: ResolveOptions): Promise<string> {
+  return resolveModel(nameOrPath, optionsOf(hubTable, options));
 }
 
 /** Resolves a name of which only the tokenizer is needed: weights are left on the Hub, unless a GGUF file is both. */

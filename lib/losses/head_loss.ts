@@ -19,6 +19,7 @@ import {
   type TeacherSummary,
   teacherSummary,
 } from '../ops/index.ts';
+import { type CallTable, checkCall, kCall, oneOf, wholeNumber } from '../options/call.ts';
 import { noGrad, scope, Tensor, tensor } from '../tensor.ts';
 import { fusedSvdLoss, gramFormAllowed, type Head, HeadGram, svdLossBytes } from './fused.ts';
 import { checkTemperature } from './plain.ts';
@@ -56,6 +57,11 @@ export interface HeadLossOptions {
   /** Limit, in bytes, on the logits that are computed at one time; 0 for the default of the device. */
   readonly chunkBytes?: number;
 }
+
+const kTable: CallTable<HeadLossOptions> = {
+  positions: oneOf(['supervised', 'non_padding', 'label_aligned'] satisfies Positions[]),
+  chunkBytes: wholeNumber({ least: 0 }),
+};
 
 /** A micro-batch as {@link HeadLoss.compute} takes it. */
 export interface HeadMicroBatch {
@@ -149,8 +155,10 @@ export class HeadLoss {
   constructor(
     readonly head: Head,
     readonly terms: readonly Term[],
-    { positions = 'supervised', chunkBytes = 0 }: HeadLossOptions = {},
+    options: HeadLossOptions = {},
   ) {
+    checkCall('HeadLoss', options, kTable);
+    const { positions = 'supervised', chunkBytes = 0 } = options;
     this.positions = positions;
     this.chunkBytes = chunkBytes;
     this.#divergence = termOfPass(terms, 'divergence');
@@ -500,9 +508,16 @@ export interface BaLoraOptions extends HeadLossOptions {
   readonly svdNorm?: 'frobenius' | 'nuclear';
 }
 
+const kBaLoraTable: CallTable<BaLoraOptions> = {
+  ...kTable,
+  terms: kCall.object,
+  ...{ temperature: kCall.any, entropyTopK: kCall.any, svdTopK: kCall.any, svdNorm: kCall.any },
+};
+
 /** BA-LoRA's loss (arXiv 2408.04556), task + l1 CR + l2 DR + l3 SVDR; each call is given the weights. */
 export class BaLoraLoss extends HeadLoss {
   constructor(head: Head, options: BaLoraOptions = {}) {
+    checkCall('BaLoraLoss', options, kBaLoraTable);
     const { terms = {}, positions, chunkBytes, ...given } = options;
     if (given.temperature !== undefined) checkTemperature('BaLoraLoss', given.temperature);
     if (!((given.entropyTopK ?? 0) >= 0)) {

@@ -6,7 +6,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { add, crossEntropy, mean, mul, reshape, square, stack, sub, zeros } from '../ops/index.ts';
-import { shown } from '../shown.ts';
+import { type CallTable, checkCall, kCall, oneOf, wholeNumber } from '../options/call.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
 import type { TermWeights } from './head_loss.ts';
 import { binaryCrossEntropy, type NluVariant } from './nlu_terms.ts';
@@ -34,6 +34,11 @@ export interface LogitsLossOptions {
   readonly onWarning?: (note: TermNote) => void;
 }
 
+const kTable: CallTable<LogitsLossOptions> = {
+  problemType: oneOf(kProblemTypes),
+  onWarning: kCall.function,
+};
+
 /** A micro-batch as {@link LogitsLoss.compute} takes it. */
 export interface LogitsMicroBatch {
   /** Z (N, D), on the tape. */
@@ -60,8 +65,10 @@ export class LogitsLoss {
 
   constructor(
     readonly terms: readonly Term[],
-    { problemType = 'single_label_classification', onWarning = () => {} }: LogitsLossOptions = {},
+    options: LogitsLossOptions = {},
   ) {
+    checkCall('LogitsLoss', options, kTable);
+    const { problemType = 'single_label_classification', onWarning = () => {} } = options;
     this.problemType = problemType;
     this.#onWarning = onWarning;
   }
@@ -153,10 +160,23 @@ export interface NluOptions extends LogitsLossOptions {
   };
 }
 
+/** Forms of the consistency term. */
+export const kNluVariants = ['iclr', '2024'] as const satisfies readonly NluVariant[];
+
+const kNluTable: CallTable<NluOptions> = {
+  ...kTable,
+  variant: oneOf(kNluVariants),
+  temperature: kCall.any,
+  svdTopK: wholeNumber({ least: 1 }),
+  terms: kCall.object,
+};
+
 /** BA-LoRA's loss for classification and regression heads; each call is given the weights. */
 export class NluLoss extends LogitsLoss {
-  constructor({ terms = {}, problemType, onWarning, ...given }: NluOptions = {}) {
-    checkOptions({ ...given, problemType });
+  constructor(options: NluOptions = {}) {
+    checkCall('NluLoss', options, kNluTable);
+    const { terms = {}, problemType, onWarning, ...given } = options;
+    if (given.temperature !== undefined) checkTemperature('NluLoss', given.temperature);
     super(
       [classifierConsistency, classifierDiversity, classifierSvd]
         .filter(({ key }) => terms[key as keyof typeof terms] ?? true)
@@ -193,23 +213,3 @@ export function nluTaskLoss(logits: Tensor, labels: Tensor, problemType: Problem
     ? mean(square(sub(z, targets)))
     : binaryCrossEntropy(z, targets);
 }
-
-function checkOptions({ problemType, variant, temperature, svdTopK }: NluOptions): void {
-  const choices = {
-    problemType: [problemType, kProblemTypes],
-    variant: [variant, kNluVariants],
-  } as const;
-  for (const [name, [value, allowed]] of Object.entries(choices)) {
-    if (value === undefined || (allowed as readonly string[]).includes(value)) continue;
-    throw new ArgumentError(
-      `NluLoss: ${name} must be one of ${allowed.join(', ')}, got ${shown(value)}`,
-    );
-  }
-  if (temperature !== undefined) checkTemperature('NluLoss', temperature);
-  if (svdTopK !== undefined && !(Number.isInteger(svdTopK) && svdTopK >= 1)) {
-    throw new ArgumentError(`NluLoss: svdTopK must be a whole number >= 1, got ${shown(svdTopK)}`);
-  }
-}
-
-/** Forms of the consistency term. */
-export const kNluVariants = ['iclr', '2024'] as const satisfies readonly NluVariant[];

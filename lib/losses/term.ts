@@ -4,6 +4,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { type HeadLosses, type HeadLossInputs, headLosses, reshape } from '../ops/index.ts';
+import { type CallTable, checkCall, kCall } from '../options/call.ts';
 import {
   type Check,
   type DefaultContext,
@@ -112,6 +113,11 @@ export interface TermInput {
   readonly value: (context: TermContext) => Tensor | null;
 }
 
+const kTable: CallTable<TermInput> = {
+  ...{ key: kCall.text, weight: kCall.any, rows: kCall.text, teacher: kCall.boolean },
+  ...{ hiddenStates: kCall.list, value: kCall.any },
+};
+
 /** Keys that a record uses for something else. */
 const kReservedKeys: readonly string[] = [
   'task',
@@ -131,6 +137,7 @@ const kKey = /^[A-Za-z][A-Za-z0-9_]*$/;
  * const small = defineTerm({ key: 'logitNorm', weight: 1e-4, value: ({ logits }) => mean(square(logits())) });
  */
 export function defineTerm(input: TermInput): Term {
+  checkCall('defineTerm', input, kTable);
   const { key, weight, rows = 'regularized', teacher = false, hiddenStates, value } = input;
   if (!kKey.test(key) || kReservedKeys.includes(key)) {
     throw new ArgumentError(

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { getDefaultDevice, sharesProcessMemory, withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
-import { hubTable, type ResolveOptions, resolveModel } from '../io/hub.ts';
+import { findModel, hubTable, type ResolveOptions } from '../io/hub.ts';
 import { OffloadedBase, offloadFolder, requireDiskSpace } from '../io/offload.ts';
 import { max, maximum, sub } from '../ops/index.ts';
 import {
@@ -13,6 +13,7 @@ import {
   oneOf,
   wholeNumber,
 } from '../options/call.ts';
+import { TORCH_DTYPES } from '../options/elsewhere.ts';
 import { availableMemory, synchronize, trimMemory, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { quantizedWeights, withoutQuantization } from './bitsandbytes.ts';
@@ -96,7 +97,7 @@ export interface FromConfigOptions extends ConfigOptions {
   device?: string;
 }
 
-const kDType = oneOf(['f32', 'bf16', 'f64']);
+const kDType = { ...oneOf(['f32', 'bf16', 'f64']), refused: TORCH_DTYPES };
 
 /** The kinds of the options of a loader. */
 export const loadTable: CallTable<FromPretrainedOptions> = {
@@ -137,7 +138,7 @@ export const AutoModelForCausalLM = {
     checkCall('fromPretrained', options, loadTable);
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     requireDevice(options);
-    const folder = await resolveModel(nameOrPath, options);
+    const folder = await findModel(nameOrPath, options);
     const opened = await open(folder, options);
     const errors = new QuantizationSums();
     let offload: OffloadedBase | null = null;
@@ -215,7 +216,7 @@ export async function checkCausalLM(
   checkCall('checkCausalLM', options, loadTable);
   requireDevice(options);
   const { dtype = 'f32', trainable = false } = options;
-  const opened = await open(await resolveModel(nameOrPath, options), options);
+  const opened = await open(await findModel(nameOrPath, options), options);
   await closedAfter(opened.source, async () => {
     const blockFormat = blockFormatOf(opened, { ...options, dtype, trainable });
     await cacheFolderOf(opened, {

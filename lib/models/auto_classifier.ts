@@ -1,6 +1,6 @@
 /** Loading of models with a classification or regression head: the checkpoint's, or a new one on a pre-trained model. */
 import { join } from 'node:path';
-import { resolveModel } from '../io/hub.ts';
+import { findModel } from '../io/hub.ts';
 import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
 import { labelTable } from '../options/labels.ts';
 import {
@@ -180,7 +180,7 @@ async function openClassifier(
   options: FromPretrainedOptions,
 ): Promise<OpenedClassifier> {
   requireDevice(options);
-  const { path: folder, gguf } = await findFiles(await resolveModel(nameOrPath, options));
+  const { path: folder, gguf } = await findFiles(await findModel(nameOrPath, options));
   if (!gguf) {
     const path = join(folder, 'config.json');
     const json = await readConfigJson(path);

@@ -1,6 +1,6 @@
 /** Loading of encoder-decoders from a folder or a GGUF file. */
 import { join } from 'node:path';
-import { resolveModel } from '../io/hub.ts';
+import { findModel } from '../io/hub.ts';
 import { checkCall } from '../options/call.ts';
 import {
   buildOn,
@@ -102,7 +102,7 @@ async function openSeq2Seq(
   nameOrPath: string,
   options: FromPretrainedOptions,
 ): Promise<OpenedSeq2Seq> {
-  const { path: folder, gguf } = await findFiles(await resolveModel(nameOrPath, options));
+  const { path: folder, gguf } = await findFiles(await findModel(nameOrPath, options));
   if (gguf) {
     const { source, ...opened } = await openGguf(folder, options, seq2SeqFamilyOfGguf);
     return { folder, path: folder, ...opened, stored: source };

@@ -4,6 +4,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { adafactorStep } from '../ops/index.ts';
+import { type CallTable, checkCall, finiteNumber, kCall, orNull } from '../options/call.ts';
 import type { Tensor } from '../tensor.ts';
 import {
   type MomentShapes,
@@ -32,6 +33,13 @@ export interface AdafactorOptions {
   warmupInit?: boolean; // false
 }
 
+const kTable: CallTable<AdafactorOptions> = {
+  eps: kCall.list,
+  ...{ clipThreshold: finiteNumber({ least: 0 }), weightDecay: finiteNumber({ least: 0 }) },
+  ...{ decayRate: finiteNumber(), beta1: orNull(finiteNumber({ least: 0 })) },
+  ...{ scaleParameter: kCall.boolean, relativeStep: kCall.boolean, warmupInit: kCall.boolean },
+};
+
 const kRelativeStep = 1e-2;
 const kWarmupStep = 1e-6;
 
@@ -55,6 +63,7 @@ export class Adafactor extends Optimizer {
   private readonly options: Required<Omit<AdafactorOptions, 'weightDecay'>>;
 
   constructor(groups: readonly ParameterGroup[], options: AdafactorOptions = {}) {
+    checkCall('Adafactor', options, kTable);
     const { eps = [1e-30, 1e-3], clipThreshold = 1, decayRate = -0.8, beta1 = null } = options;
     const { scaleParameter = false, relativeStep = false, warmupInit = false } = options;
     if (warmupInit && !relativeStep) {

@@ -1,5 +1,6 @@
 /** AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in torch's order of operations. */
 import { adamwRate, adamwSteps, copy_, zeros } from '../ops/index.ts';
+import { type CallTable, checkCall, finiteNumber } from '../options/call.ts';
 import { noGrad, scope, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { type MomentShapes, Optimizer, type ParameterGroup, type Slot } from './optimizer.ts';
 
@@ -10,6 +11,11 @@ export interface AdamWOptions {
   eps?: number; // 1e-8
   weightDecay?: number; // 0
 }
+
+const kShare = finiteNumber({ least: 0 });
+const kTable: CallTable<AdamWOptions> = {
+  ...{ beta1: kShare, beta2: kShare, eps: kShare, weightDecay: kShare },
+};
 
 interface AdamwState {
   exp_avg: Tensor;
@@ -29,6 +35,7 @@ export class AdamW extends Optimizer {
   private rateOf: ReadonlyMap<Slot, number> = new Map();
 
   constructor(groups: readonly ParameterGroup[], options: AdamWOptions = {}) {
+    checkCall('AdamW', options, kTable);
     const { beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weightDecay = 0 } = options;
     super(groups, weightDecay, adamwMoments);
     this.options = { beta1, beta2, eps };

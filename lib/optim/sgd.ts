@@ -1,6 +1,7 @@
 /** Stochastic gradient descent with momentum, as torch does it. */
 import { ArgumentError } from '../errors.ts';
 import { sgdStep } from '../ops/index.ts';
+import { type CallTable, checkCall, finiteNumber, kCall } from '../options/call.ts';
 import type { Tensor } from '../tensor.ts';
 import {
   type MomentShapes,
@@ -18,6 +19,12 @@ export interface SgdOptions {
   nesterov?: boolean; // false
 }
 
+const kNumber = finiteNumber({ least: 0 });
+const kTable: CallTable<SgdOptions> = {
+  ...{ momentum: kNumber, dampening: finiteNumber(), weightDecay: kNumber },
+  nesterov: kCall.boolean,
+};
+
 export const sgdMoments = (shape: readonly number[], momentum: number): MomentShapes =>
   momentum === 0 ? {} : { momentum_buffer: shape };
 
@@ -32,6 +39,7 @@ export class Sgd extends Optimizer {
   private readonly options: Required<Omit<SgdOptions, 'weightDecay'>>;
 
   constructor(groups: readonly ParameterGroup[], options: SgdOptions = {}) {
+    checkCall('Sgd', options, kTable);
     const { momentum = 0, dampening = 0, weightDecay = 0, nesterov = false } = options;
     if (nesterov && (momentum === 0 || dampening !== 0)) {
       throw new ArgumentError('Sgd: nesterov needs momentum > 0 and dampening 0');

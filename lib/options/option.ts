@@ -4,7 +4,7 @@
  */
 import type { z } from 'zod';
 import { ArgumentError } from '../errors.ts';
-import { misspelt } from '../nearest.ts';
+import { didYouMean, misspelt } from '../nearest.ts';
 import { shown } from '../shown.ts';
 
 /** The circumstances that a default may depend on. The defaults of a method are its presets, in lib/adapters/methods. */
@@ -164,8 +164,7 @@ export function complaint(
 
 /** The text ` (did you mean "x"?)` with the choice that a value misspells, or an empty text where it misspells none. */
 export function suggestion(value: unknown, choices: readonly string[]): string {
-  const meant = typeof value === 'string' ? misspelt(value, choices) : null;
-  return meant === null ? '' : ` (did you mean "${meant}"?)`;
+  return didYouMean(typeof value === 'string' ? misspelt(value, choices) : null);
 }
 
 /**

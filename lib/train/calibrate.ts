@@ -18,7 +18,14 @@ import { ArgumentError } from '../errors.ts';
 import { baseDigest } from '../models/base_digest.ts';
 import { useModel } from '../models/in_use.ts';
 import type { Model } from '../models/index.ts';
-import { type CallTable, checkCall, kCall, wholeNumber, withMethods } from '../options/call.ts';
+import {
+  type CallTable,
+  checkCall,
+  kCall,
+  unknownOption,
+  wholeNumber,
+  withMethods,
+} from '../options/call.ts';
 import { shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
 import { byGradients } from './calibration_gradients.ts';
@@ -153,8 +160,7 @@ function settingsOf(
 ): CalibrationSettings {
   for (const [name, value] of Object.entries(given)) {
     if (!Object.hasOwn(defaults, name)) {
-      const known = Object.keys(defaults).join(', ') || 'none';
-      throw new ArgumentError(`calibrate: the start has no setting "${name}"; known: ${known}`);
+      throw unknownOption('calibrate: settings', name, Object.keys(defaults));
     }
     const wanted = typeof defaults[name];
     if (typeof value !== wanted || (wanted === 'number' && !Number.isFinite(value))) {

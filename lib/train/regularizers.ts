@@ -2,6 +2,7 @@
 import { ArgumentError } from '../errors.ts';
 import { bind, type Term, type TermDefinition } from '../losses/term.ts';
 import type { kClassifierTerms, kLanguageModelTerms } from '../losses/terms/list.ts';
+import { unknownOption } from '../options/call.ts';
 import {
   checkTogether,
   checkValue,
@@ -59,10 +60,7 @@ export function resolveRegularizers(
   for (const [key, value] of Object.entries(given)) {
     const option = Object.hasOwn(all, key) ? all[key] : undefined;
     if (option === undefined) {
-      const known = Object.keys(own).join(', ');
-      throw new ArgumentError(
-        `unknown regularizer option "${key}"; the options of ${task} are ${known}`,
-      );
+      throw unknownOption('regularizers', key, own);
     }
     checkValue(key, option, value);
     if (!Object.hasOwn(own, key) && value !== defaults[key]) {

@@ -76,7 +76,7 @@ export const optimizationOptions = group('Optimization', {
     least: 0,
     default: 0.03,
     help: 'warm-up steps; below 1: a fraction of the run',
-    aliases: ['warmup-ratio', 'warmup', 'num-warmup-steps'],
+    aliases: ['warmup', 'num-warmup-steps'],
   }),
   /** Decoupled weight decay. Default 0. */
   weightDecay: number({ least: 0, default: 0, help: 'decoupled weight decay', aliases: ['wd'] }),
@@ -284,7 +284,7 @@ export const resourceOptions = group('Resources', {
     // A run may be resumed with another number of bytes, so only the kind of budget counts.
     identity: (budget: 'max' | 'min' | number | null) =>
       typeof budget === 'number' ? 'bytes' : (budget ?? undefined),
-    aliases: ['max-memory', 'gradient-checkpointing', 'memory'],
+    aliases: ['max-memory', 'memory'],
   }),
   /**
    * Whether to run the teacher once for each sequence and keep the values that the consistency term needs in a file: for each

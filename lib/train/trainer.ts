@@ -10,7 +10,7 @@ import type { Evaluation } from '../eval/types.ts';
 import { kGreatestSummaryTemperature } from '../losses/plain.ts';
 import type { Term } from '../losses/term.ts';
 import { useModel } from '../models/in_use.ts';
-import { checkArgument, checkCall } from '../options/call.ts';
+import { checkArgument, checkCall, kCall } from '../options/call.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { computeObstacle } from './compute.ts';
@@ -83,12 +83,13 @@ export class Trainer {
   /**
    * The plan of the run; with `measure`, one micro-batch is computed, and its gradients discarded, to measure memory and time.
    */
-  async plan({ measure = false }: { measure?: boolean } = {}): Promise<RunPlan> {
-    const { input, options } = this.#check();
-    if (!measure) return makePlan(input, options);
+  async plan(options: { measure?: boolean } = {}): Promise<RunPlan> {
+    checkCall('plan', options, { measure: kCall.boolean });
+    const { input, options: settings } = this.#check();
+    if (options.measure !== true) return makePlan(input, settings);
     const release = useModel(input.tuned.model);
     try {
-      return await measurePlan(await makePlan(input, options), input, options);
+      return await measurePlan(await makePlan(input, settings), input, settings);
     } finally {
       release();
     }

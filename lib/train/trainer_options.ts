@@ -5,10 +5,11 @@ import type { LabelledBatch } from '../data/labelled_batches.ts';
 import type { Seq2SeqExamples } from '../data/seq2seq_example.ts';
 import type { Term } from '../losses/term.ts';
 import type { Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
-import { type CallTable, kCall, listOf, withMethods } from '../options/call.ts';
+import { type CallTable, kCall, kindsOf, listOf, withMethods } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { OptionsInput } from './options.ts';
 import type { SamplePrompts } from './samples.ts';
+import { bestOptions, preparationOptions, trainerOptions } from './schema.ts';
 import type { AfterBackward } from './step.ts';
 import type { BestOptions, LossFunction, TrainCallback } from './types.ts';
 
@@ -77,14 +78,10 @@ export interface AnyTrainerOptions extends RunInput {
   loss?: LossFunction<never>;
 }
 
-type Objects =
-  | Exclude<keyof AnyTrainerOptions, keyof OptionsInput | keyof BestOptions>
-  | 'regularizers';
-
 const kSource = withMethods('a source of micro-batches, such as Batches', 'batches', 'batchCount');
 
-/** The kinds of the parts of the input that are no options of a table: objects and functions. */
-export const inputTable: CallTable<Pick<AnyTrainerOptions, Objects>> = {
+/** The kinds of the input: objects and functions, and the options of tables. */
+export const inputTable: CallTable<AnyTrainerOptions> = {
   tuned: withMethods('an AdapterModel or a FullModel', 'parameters', 'withTeacher'),
   data: kSource,
   evalData: kSource,
@@ -99,4 +96,5 @@ export const inputTable: CallTable<Pick<AnyTrainerOptions, Objects>> = {
   tokenizer: withMethods('a Tokenizer', 'savePretrained'),
   callbacks: listOf(kCall.function, 'a list of functions'),
   signal: kCall.signal,
+  ...kindsOf({ ...trainerOptions, ...preparationOptions, ...bestOptions }),
 };

@@ -69,7 +69,7 @@ describe('adapter_config.json of PEFT 0.21', () => {
       expect(() => parseAdapterConfig(JSON.stringify(raw))).toThrow(
         `the key "${key}" = 3 is not understood`,
       );
-      expect(() => loraConfig(JSON.parse(`{"${key}": 3}`))).toThrow(`unknown key "${key}"`);
+      expect(() => loraConfig(JSON.parse(`{"${key}": 3}`))).toThrow(`unknown option "${key}"`);
     }
   });
 
@@ -297,7 +297,7 @@ describe('writing for the API', () => {
   });
 
   it.each([
-    [{ rank: 4 }, ArgumentError, /unknown key "rank"/],
+    [{ rank: 4 }, ArgumentError, /unknown option "rank" .did you mean "r"/],
     [{ loraAlpha: 1, lora_alpha: 2 }, ArgumentError, /both spellings/],
     [
       { loraBias: true, initLoraWeights: 'pissa' },

@@ -79,7 +79,7 @@ it('--calibration-settings are those of the start, and the quick form says what 
   );
   expect([wrong.code, wrong.err]).toEqual([
     2,
-    expect.stringMatching(/the start has no setting "sigma"; known: rho, tau, whiten/),
+    expect.stringMatching(/calibrate: settings: unknown option "sigma"; known: rho, tau, whiten/),
   ]);
 });
 

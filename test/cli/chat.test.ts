@@ -128,7 +128,7 @@ describe('balora chat', () => {
     [['--temperature', '0', '--do-sample'], '--temperature 0 is greedy decoding', 2],
     [['--num-return-sequences', '2'], 'unknown option', 2],
     [['--stop-strings', ''], '--stop-strings must be a text that is not empty', 2],
-    [['--system-prompt', 'a'], 'unknown option --system-prompt (did you mean --system?)', 2],
+    [['--system-prompt', 'a'], 'unknown option --system-prompt (did you mean "--system"?)', 2],
   ])('refuses %j', async (more, message, expected) => {
     const { code, err } = await pipe(['one'], more);
     expect(err).toContain(message);

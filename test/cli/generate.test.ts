@@ -156,7 +156,7 @@ describe('balora generate', () => {
       '--top-p would change nothing, since without --do-sample no token is drawn',
     ],
     [['--prompt', 'a', '--stop-strings', ''], '--stop-strings must be a text that is not empty'],
-    [['--prompt', 'a', '--temp', '1'], 'unknown option --temp (did you mean --temperature?)'],
+    [['--prompt', 'a', '--temp', '1'], 'unknown option --temp (did you mean "--temperature"?)'],
     [['--prompt', 'a', '--task', 'sequence-classification'], 'a classifier does not generate text'],
     [
       ['--prompt', 'a', '--raw', '--prompt-template', 'alpaca'],

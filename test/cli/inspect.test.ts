@@ -178,7 +178,7 @@ describe('exit codes', () => {
     expect(help.out).toMatch(/--max-length <n> +tokens of an example.*\(default: 512\)/s);
     const unknown = await balora(['inspekt']);
     expect(unknown.code).toBe(2);
-    expect(unknown.err).toMatch(/unknown command 'inspekt'/);
+    expect(unknown.err).toMatch(/unknown command "inspekt" .did you mean "inspect"/);
     const missing = await balora(['inspect', folder, '--data', join(folder, 'none.jsonl')]);
     expect(missing).toMatchObject({ code: 1 });
     expect(missing.err).toMatch(

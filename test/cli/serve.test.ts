@@ -139,7 +139,7 @@ describe('balora serve', () => {
     [['--adapter', 'a=x', '--adapter', 'a=y'], '--adapter must be name=path, each name once'],
     [['--adapter', 'a=x', '--served-model-name', 'a'], 'two models have the name "a"'],
     [['--task', 'sequence-classification'], 'a classifier does not generate text'],
-    [['--parallel', '2'], 'unknown option --parallel (did you mean --max-concurrent?)'],
+    [['--parallel', '2'], 'unknown option --parallel (did you mean "--max-concurrent"?)'],
   ])('refuses %j', async (more, message) => {
     const { code, err } = await balora([...base, ...more]);
     expect(err).toContain(message);

@@ -91,7 +91,8 @@ describe.each(dtypes)('head in %s', (dtype) => {
 describe.each(dtypes)('accumulation in %s', (dtype) => {
   it.each(ofKind('nlg_accumulation'))('$name', async (c) => {
     const [total, channels] = array(c, 'H').shape as [number, number];
-    const loss = new BaLoraLoss({ weight: load(c, 'W', dtype) }, headSetting(c));
+    const { softcap, ...options } = headSetting(c);
+    const loss = new BaLoraLoss({ weight: load(c, 'W', dtype), softcap }, options);
     const terms = new TermSums(loss.terms);
     const targets = targetsOf(c);
     const gradients: number[] = [];
@@ -191,8 +192,9 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     );
   it.each(settings)('$name, $mode, padded $padded', async (c) => {
     const { places, batch } = asRows(c, c.padded);
-    const options = { ...headSetting(c), positions: c.mode };
-    const loss = new BaLoraLoss({ weight: load(c, 'W', dtype) }, options);
+    const { softcap, ...given } = headSetting(c);
+    const options = { ...given, positions: c.mode };
+    const loss = new BaLoraLoss({ weight: load(c, 'W', dtype), softcap }, options);
     const selected = loss.select(batch);
     expect(Array.from(selected.regularizedRows, (i) => places[selected.rows[i] as number])).toEqual(
       c.rows[c.mode],
@@ -224,8 +226,9 @@ describe.each(dtypes)('positions in %s', (dtype) => {
   it('accepts the hidden states of only the selected rows', () => {
     const c = settings.find(({ name, mode }) => /padded/.test(name) && mode === 'label_aligned');
     const { places, batch } = asRows(c as Case, false);
-    const options = { ...headSetting(c as Case), positions: 'label_aligned' as const };
-    const loss = new BaLoraLoss({ weight: load(c as Case, 'W', dtype) }, options);
+    const { softcap, ...given } = headSetting(c as Case);
+    const options = { ...given, positions: 'label_aligned' as const };
+    const loss = new BaLoraLoss({ weight: load(c as Case, 'W', dtype), softcap }, options);
     const selected = loss.select(batch);
     expect(selected.regularized).not.toBeNull(); // task and regularizers use different rows
     const [h, ht] = ['H', 'Ht'].map((name, i) =>

@@ -97,8 +97,9 @@ describe('a kind of value', () => {
   });
 });
 
-it('undefined counts as not given, and the options must be an object', () => {
+it('undefined counts as not given, also of an unknown option, and the options must be an object', () => {
   checkCall<{ a?: string | undefined }>('f', { a: undefined }, { a: kCall.text });
+  checkCall<object>('f', { b: undefined }, {});
   for (const bad of [null, 5n, 'a', ['a']]) {
     const call = () => checkCall<object>('f', bad as never, {});
     expect(call).toThrow(/^f: the options must be an object, got /);
@@ -238,9 +239,17 @@ describe.each(Object.entries(kFunctions))('%s', (_, [call, names]) => {
   });
 });
 
+it('micro-batches are made of rows themselves as of a source of them', async () => {
+  const same = await Batches.create([{ prompt: 'a', response: 'b' }], tokenizer, {
+    promptTemplate: 'none',
+  });
+  expect(same.fingerprint).toBe(data.fingerprint);
+  await expect(Batches.create([], tokenizer)).rejects.toThrow(/the list of rows is empty/);
+});
+
 it('arguments beside the options are checked, too', async () => {
-  await expect(Batches.create([] as never, tokenizer)).rejects.toThrow(
-    /rows must be what openRows/,
+  await expect(Batches.create('x' as never, tokenizer)).rejects.toThrow(
+    /rows must be a list of rows, or what openRows\(\) returns/,
   );
   await expect(Batches.create(rows, {} as never)).rejects.toThrow(/tokenizer must be a Tokenizer/);
   await expect(evaluate(tuned, data as never)).rejects.toThrow(

@@ -74,7 +74,10 @@ it.each([
     () => adaptive({ consistencyWeightMin: 0.2 }),
     /consistencyWeightMin \(0\.2\) must not be above consistencyWeightMax \(0\.1\)/,
   ],
-  [() => resolveRegularizers({ sdvWeight: 1 } as never), /unknown regularizer option "sdvWeight"/],
+  [
+    () => resolveRegularizers({ sdvWeight: 1 } as never),
+    /regularizers: unknown option "sdvWeight" .did you mean "svdWeight"/,
+  ],
 ])('refuses %s', (call, message) => {
   expect(call).toThrow(message);
 });

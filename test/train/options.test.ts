@@ -188,7 +188,7 @@ it('a single name of layersPattern stays text, as in checkpoints and PEFT', () =
 
 it("names of Object's properties are no regularizers, and null is allowed only on the command line", () => {
   expect(() => resolveRegularizers({ constructor: 1 } as never)).toThrow(
-    'unknown regularizer option "constructor"',
+    'regularizers: unknown option "constructor"',
   );
   const evalData = {};
   const settings = { metricForBestModel: 'none', evalData } as unknown as OptionsInput;

@@ -151,6 +151,13 @@ export const REFUSED_METHODS: Readonly<Record<string, string>> = {
   kasa:
     'is not offered: it cuts the smallest singular triplets off every weight, so that the model begins as another one than its base; take ' +
     'milora, which trains these triplets, or adalora, whose pairs have trained singular values',
+  qlora: 'is lora on a base of 4 bits; take lora, and baseFormat nf4 where the model is loaded',
+  bone: 'is offered in the form that followed it; take miss',
+  ...Object.fromEntries(
+    ['lokr', 'loha', 'ia3', 'oft', 'boft', 'fourierft', 'prefix_tuning', 'prompt_tuning'].map(
+      (name) => [name, 'is not offered; take lora, or another method of docs/methods.md'],
+    ),
+  ),
 };
 
 /** Every method by its name. */

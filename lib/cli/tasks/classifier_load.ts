@@ -9,7 +9,7 @@ import type { MetricName } from '../../data/glue.ts';
 import { LabelledBatches, type LabelledOptions } from '../../data/labelled_batches.ts';
 import type { LabelKind, LabelScheme } from '../../data/labels.ts';
 import { formatBytes } from '../../io/format_bytes.ts';
-import { resolveModel } from '../../io/hub.ts';
+import { findModel } from '../../io/hub.ts';
 import { RUN_FILES, recordOf } from '../../io/run_folder.ts';
 import { kProblemTypes } from '../../losses/problem_type.ts';
 import { readConfigJson } from '../../models/config_keys.ts';
@@ -122,7 +122,7 @@ async function configuredProblemType(
   path: string,
   options: ModelLoadOptions,
 ): Promise<LabelKind | null> {
-  const { path: folder, gguf } = await findFiles(await resolveModel(path, options));
+  const { path: folder, gguf } = await findFiles(await findModel(path, options));
   if (gguf) return null;
   return problemTypeOf((await readConfigJson(join(folder, 'config.json'))).problem_type);
 }

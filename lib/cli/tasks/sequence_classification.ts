@@ -7,7 +7,6 @@ import { ArgumentError } from '../../errors.ts';
 import { evaluateClassifier } from '../../eval/classify.ts';
 import { AutoModelForSequenceClassification } from '../../models/index.ts';
 import { sequenceClassification } from '../../tasks/sequence_classification.ts';
-import { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
 import { classifierText } from '../evaluation_view.ts';
@@ -17,6 +16,7 @@ import {
   type DataOptions,
   type DataPaths,
   loadOptions,
+  openTokenizer,
   showWarnings,
 } from '../load.ts';
 import { listOf, pick } from '../option_table.ts';
@@ -71,7 +71,7 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     const modelOptions = loadOptions(settings, progress);
     // The model is checked before its tokenizer is loaded, so that an error about the model comes first.
     const head = await trainedHead(path, { adapter: settings.adapter, ...modelOptions });
-    const tokenizer = await Tokenizer.fromPretrained(path, modelOptions);
+    const tokenizer = await openTokenizer(path, modelOptions);
     const open = (files: DataPaths, options: LabelledOptions & Partial<DataOptions>) =>
       openLabelled(files, tokenizer, { ...options, columns: setup.columns, progress, signal });
     const kept = head !== null && (head.inAdapter || !settings.newHead) ? head : null;
@@ -127,14 +127,14 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
           'the merged config.json; change it there if it is another one',
       );
     }
-    return { model, tokenizer: await Tokenizer.fromPretrained(path, options) };
+    return { model, tokenizer: await openTokenizer(path, options) };
   },
   evaluate: async (settings, { progress, signal }) => {
     const { adapter } = settings;
     const path = settings.model as string;
     const modelOptions = loadOptions(settings, progress);
     const head = await trainedHead(path, { adapter, ...modelOptions });
-    const tokenizer = await Tokenizer.fromPretrained(path, modelOptions);
+    const tokenizer = await openTokenizer(path, modelOptions);
     const data = await openLabelled(settings.data as string, tokenizer, {
       ...labelledOptions(settings),
       ...(head === null ? {} : labelsOf(head, settings, progress)),

@@ -3,7 +3,7 @@
  * roles are those of LLaMA-Factory and of public data sets; other ones are named with `roleMap`.
  */
 import { ArgumentError } from '../../errors.ts';
-import { nearest } from '../../nearest.ts';
+import { didYouMean, nearest } from '../../nearest.ts';
 import { shown } from '../../shown.ts';
 import type { ChatMessage } from '../../text/chat_template.ts';
 import type { Row } from '../rows.ts';
@@ -97,7 +97,7 @@ function turnOf(
   const role = Object.hasOwn(roles, from) ? roles[from] : undefined;
   if (role === undefined) {
     throw new ArgumentError(
-      `${where}: ${shown(from, 40)} is no known role${nearest(from, Object.keys(roles))}; name the chat template's role for it with roleMap`,
+      `${where}: ${shown(from, 40)} is no known role${didYouMean(nearest(from, Object.keys(roles)))}; name the chat template's role for it with roleMap`,
     );
   }
   if (typeof content !== 'string') {

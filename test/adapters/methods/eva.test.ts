@@ -105,7 +105,7 @@ it('refuses settings, ranks and data that it cannot do', async () => {
   await expect(run(2, { rho: 0.5 })).rejects.toThrow('eva: rho must be >= 1, got 0.5');
   await expect(run(2, { tau: 1 })).rejects.toThrow('eva: tau must be > 0 and < 1, got 1');
   await expect(run(2, { sigma: 1 })).rejects.toThrow(
-    'the start has no setting "sigma"; known: rho, tau, whiten',
+    'settings: unknown option "sigma"; known: rho, tau, whiten',
   );
   await expect(run(4, {}, tinySource(tinyBatches({ rows: 6 })))).rejects.toThrow(
     /no micro-batch has as many supervised tokens as components are computed/,
@@ -151,7 +151,9 @@ it("takes PEFT's EvaConfig, and refuses what of it is not supported", async () =
   await expect(refused({ use_label_mask: false })).rejects.toThrow(
     'eva_config: use_label_mask = false is not supported, only true is',
   );
-  await expect(refused({ sigma: 1 })).rejects.toThrow('eva_config: unknown key "sigma", known: ');
+  await expect(refused({ sigma: 1 })).rejects.toThrow(
+    'eva_config: unknown option "sigma"; known: ',
+  );
   await expect(refused({ rho: null })).rejects.toThrow(
     'eva_config: rho must be a number, a text, or true or false, got null',
   );

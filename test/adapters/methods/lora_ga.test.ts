@@ -147,7 +147,7 @@ it('refuses settings that it does not have', async () => {
     'lora_ga: stableGamma must be > 0, got 0',
   );
   await expect(created('lora_ga', { gamma: 1 })).rejects.toThrow(
-    'calibrate: the start has no setting "gamma"; known: direction, scale, stableGamma, quick',
+    'calibrate: settings: unknown option "gamma" (did you mean "stableGamma"?)',
   );
   const config = { method: 'lora_ga', r: 2, loraGaConfig: { stable_gamma: 4 } } as const;
   const calibration = await calibrate(new TinyModel(), config, { data });

@@ -213,7 +213,7 @@ describe('refused is', () => {
     [{ loftqConfig: { loftqIter: 0 } }, /loftq_iter must be a whole number, at least 1, got 0$/],
     [
       { loftqConfig: { loftqIters: 5 } },
-      /^loftq_config: unknown key "loftqIters", known: loftq_bits, loftq_iter$/,
+      /^loftq_config: unknown option "loftqIters" .did you mean "loftq_iter"\?.$/,
     ],
     [{ loraBias: true }, /loraBias needs initLoraWeights true or false, got "loftq"/],
   ])('%o', async (config, message) => {

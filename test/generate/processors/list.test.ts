@@ -41,20 +41,17 @@ function row(name: string, b: number): number[] | null {
 
 /** The scores of a row after the processors of a case. */
 function processed(given: Case, b: number): Float32Array {
-  const settings = resolveSettings(
-    {
-      ...(given.do_sample && {
-        doSample: true,
-        temperature: given.temperature,
-        topK: given.top_k,
-        topP: given.top_p,
-        minP: given.min_p ?? 0,
-      }),
-      repetitionPenalty: given.repetition_penalty,
-      minNewTokens: given.min_new_tokens ?? 0,
-    },
-    [],
-  );
+  const settings = resolveSettings({
+    ...(given.do_sample && {
+      doSample: true,
+      temperature: given.temperature,
+      topK: given.top_k,
+      topP: given.top_p,
+      minP: given.min_p ?? 0,
+    }),
+    repetitionPenalty: given.repetition_penalty,
+    minNewTokens: given.min_new_tokens ?? 0,
+  });
   // Without sampling, these must be left out by makeProcessors() itself.
   const all = given.do_sample
     ? settings

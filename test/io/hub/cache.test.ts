@@ -56,8 +56,15 @@ beforeEach(() => {
 });
 afterEach(() => vi.unstubAllEnvs());
 
-const ask = (options: { offline?: boolean; revision?: string; name?: string } = {}) =>
-  resolveModel(options.name ?? 'tiny/model', {
+const ask = ({
+  name = 'tiny/model',
+  ...options
+}: {
+  offline?: boolean;
+  revision?: string;
+  name?: string;
+} = {}) =>
+  resolveModel(name, {
     hubUrl: hub.url,
     cacheDir,
     accessToken: '',
