@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/cpu/runtime/wide.h"

@@ -98,10 +98,11 @@ BF16_TARGET BALORA_INLINE QueryLanes query_lanes(const GradTile<bf16>& t, int64_
 struct Gradients {
   __m512i p, ds;
 };
-// One key of 32 queries, of which kMasked has those that are `seen`.
+// One key of 32 queries, of which kMasked has those that are `seen`. With `keeps_ds`
+// dp becomes ds.
 template <bool kMasked, bool kSomeLarge>
 BF16_TARGET BALORA_INLINE Gradients key_gradients(const QueryLanes& q, const float* scores,
-                                                  const float* dp, uint32_t seen) {
+                                                  float* dp, bool keeps_ds, uint32_t seen) {
   __m512 p[2], ds[2];
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -115,6 +116,7 @@ BF16_TARGET BALORA_INLINE Gradients key_gradients(const QueryLanes& q, const flo
       p[half] = _mm512_maskz_mov_ps(there, p[half]);
       ds[half] = _mm512_maskz_mov_ps(there, ds[half]);
     }
+    if (keeps_ds) _mm512_store_ps(dp + 16 * half, ds[half]);
   }
   return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
 }
@@ -135,9 +137,10 @@ BF16_TARGET BALORA_INLINE void column_gradients(const GradTile<bf16>& t, const Q
     const uint32_t even = kWhole ? 0 : lanes_of(key_row(t, j), column);
     const uint32_t odd = kWhole ? 0 : lanes_of(key_row(t, j + 1), column);
     Gradients a{}, b{};
-    if (kWhole || (even | odd) != 0) {
-      a = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + at, t.dp + at, even);
-      b = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + next, t.dp + next, odd);
+    if (kWhole || t.keeps_ds || (even | odd) != 0) {
+      a = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + at, t.dp + at, t.keeps_ds, even);
+      b = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + next, t.dp + next, t.keeps_ds,
+                                             odd);
     }
     const Interleaved pairs = interleave(order, a.ds, b.ds);
     _mm512_store_si512(t.p + p, a.p);
