@@ -120,9 +120,14 @@ void block_times(const FloatBlock& y, const Matrix& weights, float* packed_weigh
             false);
 }
 
-Quotients rayleigh_quotients(const FloatBlock& q, const FloatBlock& y) {
+std::vector<float> column_products(const FloatBlock& q, const FloatBlock& y) {
   std::vector<float> sums(static_cast<size_t>(q.cols), 0.0f);
   at_level<&add_products>(q.values, y.values, q.rows, q.cols, sums.data());
+  return sums;
+}
+
+Quotients rayleigh_quotients(const FloatBlock& q, const FloatBlock& y) {
+  const std::vector<float> sums = column_products(q, y);
   const auto [least, most] = std::minmax_element(sums.begin(), sums.end());
   return {*least, *most};
 }
