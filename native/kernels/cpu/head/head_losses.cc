@@ -180,7 +180,12 @@ void run_by_rows(Context* ctx, const Operands& o) {
         if (operands.y) head.cap(operands.y);
         const HeadRow found = head.statistics(operands);
         found.store_terms(call.terms + BALORA_HEAD_TERMS * (first + i));
-        if (gradient) head.gradient(operands, found, rounds);
+        if (!gradient) continue;
+        if (rounds) {
+          if constexpr (std::is_same_v<A, float>) head.template gradient<bf16>(operands, found);
+        } else {
+          head.template gradient<A>(operands, found);
+        }
       }
     });
     if (o.dh) {

@@ -9,6 +9,7 @@
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/products/tiles.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/operands/head.h"
 #include "kernels/shared/rows.h"
 
@@ -50,6 +51,14 @@ inline int64_t chunk_rows(int64_t rows, int64_t budget, int64_t row_bytes) {
   return even <= fitting         ? even
          : fitting >= kPanelRows ? fitting / kPanelRows * kPanelRows
                                  : fitting;
+}
+
+// Calls body(first, rows) for each chunk, until nobody wants the results any more.
+template <typename Body>
+void for_chunks(Context* ctx, int64_t rows, int64_t chunk, const Body& body) {
+  for (int64_t first = 0; first < rows && !is_stopped(ctx); first += chunk) {
+    body(first, std::min(chunk, rows - first));
+  }
 }
 
 // Elements between rows of logits. Long rows begin 9 cache lines apart in the 64 sets of a
