@@ -126,7 +126,8 @@ class HeadRows {
   // Whether the statistics leave exponentials in the place of logits.
   static bool keeps(const HeadOptions& options, int64_t vocabulary);
 
-  // Keeps what a gradient() that follows reads: the row's top-K, and exponentials in z and y.
+  // Of products h w, which become logits, and keeps what a gradient() that follows reads: the row's
+  // top-K, and exponentials in z and y.
   HeadRow statistics(const RowOperands<A>& operands);
 
   // z becomes d(loss)/d(h w) for the row of the last statistics(); without the part of a teacher's
@@ -134,11 +135,9 @@ class HeadRows {
   template <typename Out>
   void gradient(const RowOperands<A>& operands, const HeadRow& row);
 
-  // q = softmax(y / Te) of a row whose entropy over all of V was taken; may be y.
-  void probabilities(const A* y, const HeadRow& row, A* q) const;
-
-  // Products h w -> logits, where they are scaled or soft-capped.
-  void cap(A* logits) const;
+  // y becomes q = softmax(y / Te) of a row whose entropy over all of V was taken. Paired, as bf16:
+  // the rounded values in the first half of its place, what is left of them in the second.
+  void probabilities(A* y, const HeadRow& row, bool paired);
 
   // The steps of both, for rows whose logits lie in another order (x86/by_token.cc). begin() says
   // which sums a row takes.
@@ -167,6 +166,7 @@ class HeadRows {
   }
   bool dense_entropy() const { return dense_entropy(options_, vocabulary_); }
   void compute_entropy(const A* z, A max, int64_t count, HeadRow& row) const;
+  void cap(A* products) const;
   void find_top_k(const A* z, HeadRow& row);
   void select_top_k(std::span<TopCandidate<A>> candidates) const;
   template <bool kKeep>
@@ -185,8 +185,7 @@ class HeadRows {
   std::vector<A> place_z_, place_y_;
 };
 
-// One call of the head's losses, as both ways through it see it. A is the type of logits.
-template <typename A>
+// One call of the head's losses, as both ways through it see it.
 class HeadCall {
  public:
   HeadCall(Context* ctx, const balora_head_losses& operands);
@@ -198,16 +197,14 @@ class HeadCall {
 
   bool wants_gradient() const { return o.dh || o.dw; }
   RowRole role_of(int64_t row) const;
-  TeacherRow teacher_of(int64_t row) const;
+  // Whether a teacher's summary has a part of its own in dh.
+  bool is_summarized() const { return o.teacher.kind == BALORA_TEACHER_SUMMARY; }
 
   struct Range {
     int64_t begin, end;
   };
-  // A row's factor in the loss.
-  double factor_of(int64_t row) const;
-  // Whether a teacher's summary has a part of its own in dh.
-  bool is_summarized() const { return o.teacher.kind == BALORA_TEACHER_SUMMARY; }
-  // Rows of dh = sums (rows,C), which lose that part.
+  // Rows of dh = sums (rows,C), which lose that part. A is the type of logits.
+  template <typename A>
   void store_hidden(Range rows, A* sums) const;
   // Rows of dw, tokens, += dz^T h for these rows of h.
   void add_head(Range rows, Range tokens, const GemmInput& dz) const;
@@ -215,6 +212,15 @@ class HeadCall {
   void store_sums() const;
 
  private:
+  // A row's factor in the loss.
+  double factor_of(int64_t row) const {
+    return o.factors ? static_cast<const double*>(o.factors->data)[row] : 1;
+  }
+  bool is_regularized(int64_t row) const {
+    return !o.regularized || static_cast<const uint8_t*>(o.regularized->data)[row] != 0;
+  }
+  TeacherRow teacher_of(int64_t row) const;
+
   std::vector<double> own_terms_;
 };
 

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/head/passes.h"
 
 namespace balora {
@@ -33,10 +34,10 @@ HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
       maxima_(static_cast<size_t>(head::blocks_of(vocabulary))) {}
 
 template <typename A>
-void HeadRows<A>::cap(A* logits) const {
+void HeadRows<A>::cap(A* products) const {
   const double scale = options_.logit_scale != 0 ? options_.logit_scale : 1;
   if (scale == 1 && !(options_.softcap > 0)) return;
-  at_level<&head::cap_row<A>>(logits, vocabulary_, static_cast<A>(scale),
+  at_level<&head::cap_row<A>>(products, vocabulary_, static_cast<A>(scale),
                               static_cast<A>(options_.softcap));
 }
 
@@ -147,6 +148,8 @@ template <typename A>
 HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
   const auto& [z, y, role] = operands;
   HeadRow row = begin(role);
+  cap(z);
+  if (y) cap(y);
   row.shift = static_cast<double>(at_level<&head::block_maxima<A>>(z, vocabulary_, maxima_.data()));
   if (y) row.shift_teacher = static_cast<double>(at_level<&head::row_max<A>>(y, vocabulary_));
   if (has_entropy(role)) {
@@ -180,10 +183,18 @@ void HeadRows<A>::finish(const RowRole& role, double target_logit, HeadRow& row)
 }
 
 template <typename A>
-void HeadRows<A>::probabilities(const A* y, const HeadRow& row, A* q) const {
+void HeadRows<A>::probabilities(A* y, const HeadRow& row, bool paired) {
+  place_z_.resize(static_cast<size_t>(paired ? vocabulary_ : 0));
+  A* const q = paired ? place_z_.data() : y;
   at_level<&head::scaled_exp<A>>(y, vocabulary_, static_cast<A>(row.shift_entropy),
                                  static_cast<A>(1 / options_.entropy_temperature),
                                  static_cast<A>(std::exp(-row.log_sum_entropy)), q);
+  if (!paired) return;
+  auto* const high = reinterpret_cast<bf16*>(y);
+  convert_row(q, high, vocabulary_);
+  for (int64_t i = 0; i < vocabulary_; ++i) {
+    high[vocabulary_ + i] = store<bf16>(static_cast<float>(q[i]) - to_float(high[i]));
+  }
 }
 
 template <typename A>

@@ -63,21 +63,6 @@ int64_t block_tokens_of(const View& w) {
 // number of threads changes a bit.
 constexpr int64_t kSegments = 8;
 
-// Groups of panels of rows that share a segment's work, so that threads have as much of it each;
-// each packs W anew, about a fifth of what all rows are multiplied by.
-int64_t row_groups(int64_t panels, int64_t blocks, int64_t threads) {
-  constexpr double kPacking = 0.2;
-  const int64_t segments = std::min(kSegments, blocks);
-  int64_t best = 1;
-  double most = 0;
-  for (int64_t groups = 1; groups <= panels; ++groups) {
-    const double value = evenness(segments * groups, threads) * evenness(panels, groups) /
-                         (1 + kPacking * static_cast<double>(groups));
-    if (value > most) most = value, best = groups;
-  }
-  return best;
-}
-
 int64_t lanes_of(int64_t rows) {
   return round_up(rows, kTileN);
 }
@@ -90,7 +75,7 @@ void set_lane(std::vector<uint16_t>& masks, int64_t lane) {
 class HeadByToken {
  public:
   // `chunk` is what rows_by_token() gave.
-  HeadByToken(const HeadCall<float>& call, int64_t chunk);
+  HeadByToken(const HeadCall& call, int64_t chunk);
 
   // The terms of some rows.
   void compute(int64_t first, int64_t rows);
@@ -114,7 +99,7 @@ class HeadByToken {
     bf16* tiles;    // W of a block
     bf16* padding;  // of a group's rows of W
   };
-  using Range = HeadCall<float>::Range;
+  using Range = HeadCall::Range;
 
   bool is_live() const { return o_.teacher.kind == BALORA_TEACHER_LIVE; }
   int64_t operands() const { return is_live() ? 2 : 1; }
@@ -141,14 +126,13 @@ class HeadByToken {
   void compute_group(int64_t block, int64_t index, const Own& own,
                      std::vector<LaneCandidate>& found);
   void limit_candidates(std::vector<LaneCandidate>& found) const;
-  void combine();
   void gather_candidates();
   void finish_rows();
   void finish_row(HeadRows<float>& head, int64_t row);
   void sum_blocks(Range blocks, Range lanes, const Own& own, float* sums);
   void write_gradient(int64_t block, Range lanes, bf16* dz);
 
-  const HeadCall<float>& call_;
+  const HeadCall& call_;
   Context* ctx_;
   const balora_head_losses& o_;
   int64_t vocabulary_, channels_;
@@ -172,7 +156,7 @@ class HeadByToken {
   std::vector<std::vector<Element>> elements_;               // the same by block
 };
 
-HeadByToken::HeadByToken(const HeadCall<float>& call, int64_t chunk)
+HeadByToken::HeadByToken(const HeadCall& call, int64_t chunk)
     : call_(call),
       ctx_(call.ctx),
       o_(call.o),
@@ -208,7 +192,19 @@ void HeadByToken::compute(int64_t first, int64_t rows) {
   first_ = first, rows_ = rows, lanes_ = lanes_of(rows);
   begin_rows();
   compute_blocks();
-  combine();
+  // The sums of all groups, less the rows' own maxima.
+  const head::GroupedLanes grouped = {.maxima = maxima_,
+                                      .has_teacher = is_live(),
+                                      .sums = group_sums_,
+                                      .totals = totals_,
+                                      .count = groups(),
+                                      .step = all_lanes(),
+                                      .lanes = lanes_};
+  share_out(ctx_, lanes_ / head::kLanes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t vector = begin; vector < end; ++vector) {
+      head::combine_groups(grouped, vector * head::kLanes, by_lane_);
+    }
+  });
   gather_candidates();
   finish_rows();
 }
@@ -300,7 +296,10 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
     target.z = group.z[offset];
     if (group.y) target.y = group.y[offset];
   }
-  head::keep_lanes(group, by_lane_, bounds_of(own), found);
+  const auto keep = is_live() ? head::keep_lanes<true> : head::keep_lanes<false>;
+  for (int64_t lane = 0; lane < lanes_; lane += head::kLanes) {
+    keep(group, by_lane_, bounds_of(own), lane, found);
+  }
 }
 
 // Where a great many logits are equal, K of each lane: the largest, of equal ones the first.
@@ -317,22 +316,6 @@ void HeadByToken::limit_candidates(std::vector<LaneCandidate>& found) const {
   found.shrink_to_fit();
 }
 
-// The sums of all groups, less the rows' own maxima.
-void HeadByToken::combine() {
-  const head::GroupedLanes grouped = {.maxima = maxima_,
-                                      .has_teacher = is_live(),
-                                      .sums = group_sums_,
-                                      .totals = totals_,
-                                      .count = groups(),
-                                      .step = all_lanes(),
-                                      .lanes = lanes_};
-  share_out(ctx_, lanes_ / head::kLanes, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t vector = begin; vector < end; ++vector) {
-      head::combine_groups(grouped, vector * head::kLanes, by_lane_);
-    }
-  });
-}
-
 // Candidates for each row's top-K that no thread's bound leaves out.
 void HeadByToken::gather_candidates() {
   top_.resize(static_cast<size_t>(rows_));
@@ -342,11 +325,15 @@ void HeadByToken::gather_candidates() {
     std::transform(bounds.begin(), bounds.end(), bounds_of(own), bounds.begin(),
                    [](float a, float b) { return std::max(a, b); });
   }
-  for (const auto& found : candidates_) {
-    for (const auto& [lane, logit] : found) {
-      const auto at = static_cast<size_t>(lane);
-      if (logit.value >= bounds[at]) top_[at].push_back(logit);
+  share_out(ctx_, blocks(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      std::erase_if(candidates_[static_cast<size_t>(block)], [&](const LaneCandidate& candidate) {
+        return !(candidate.logit.value >= bounds[static_cast<size_t>(candidate.lane)]);
+      });
     }
+  });
+  for (const auto& found : candidates_) {
+    for (const auto& [lane, logit] : found) top_[static_cast<size_t>(lane)].push_back(logit);
   }
 }
 
@@ -403,7 +390,8 @@ void HeadByToken::finish_row(HeadRows<float>& head, int64_t row) {
 
 void HeadByToken::multiply_back() {
   const int64_t panels = lanes_ / kPanelRows, size = lanes_ * channels_;
-  const int64_t parts = row_groups(panels, blocks(), std::ssize(own_));
+  const int64_t segments = std::min(kSegments, blocks());
+  const int64_t parts = row_groups(panels, segments, std::ssize(own_), 0.2);
   share_out(ctx_, kSegments * parts, 1, [&](int64_t begin, int64_t end, int self) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t segment = item / parts, part = item % parts;
@@ -455,17 +443,15 @@ void HeadByToken::sum_blocks(Range blocks, Range lanes, const Own& own, float* s
 // kept, each row in the first half of its own.
 void HeadByToken::write_gradient(int64_t block, Range lanes, bf16* dz) {
   const int64_t tokens = tokens_of(block);
+  const auto write = is_live() ? head::lane_gradients<true> : head::lane_gradients<false>;
   for (int64_t lane = lanes.begin; lane < lanes.end; lane += head::kLanes) {
+    const uint32_t* const kept = kept_of(block) + lane * block_;
+    bf16* const to = dz + (lane - lanes.begin) * block_;
     for (int64_t index = 0; index < groups_of(block); ++index) {
-      const uint32_t* const kept = kept_of(block) + lane * block_ + index * group_ * head::kLanes;
-      const float* const x = maxima_of(block, index);
-      bf16* const to = dz + (lane - lanes.begin) * block_ + index * group_;
-      const int64_t count = tokens_of(block, index);
-      if (is_live()) {
-        head::lane_gradients<true>(kept, count, {by_lane_, lane, x, x + lanes_}, to, block_);
-      } else {
-        head::lane_gradients<false>(kept, count, {by_lane_, lane, x, nullptr}, to, block_);
-      }
+      const int64_t first = index * group_;
+      const float* const factors = maxima_of(block, index);
+      write(kept + first * head::kLanes, tokens_of(block, index), by_lane_, lane, factors,
+            factors + lanes_, to + first, block_);
     }
   }
   for (const Element& element : elements_[static_cast<size_t>(block)]) {
@@ -512,7 +498,7 @@ bool takes_by_token(const balora_head_losses& o) {
 }
 
 void head_losses_by_token(Context* ctx, const balora_head_losses& o) {
-  const HeadCall<float> call(ctx, o);
+  const HeadCall call(ctx, o);
   const int64_t chunk = rows_by_token(o);
   HeadByToken head(call, chunk);
   for_chunks(ctx, o.h->shape[0], chunk, [&](int64_t first, int64_t rows) {

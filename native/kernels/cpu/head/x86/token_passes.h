@@ -85,18 +85,6 @@ struct GroupedLanes {
 constexpr int64_t kTokens = 32;  // whose sums are taken by themselves; also a line of dz
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^((x - shift) scale), `scale` a power of two.
-struct Exponentials {
-  __m512 shift, factor;
-
-  AVX512_TARGET Exponentials(__m512 shift, const float* scale)
-      : shift(shift), factor(_mm512_mul_ps(_mm512_loadu_ps(scale), lanes::all(vec::kLog2e))) {}
-
-  AVX512_TARGET BALORA_INLINE __m512 of(__m512 x) const {
-    return lanes::exp_difference(x, shift, factor);
-  }
-};
-
 // The largest of each lane in the tokens [begin, end); the second operand where one is NaN.
 AVX512_TARGET BALORA_INLINE __m512 largest(const float* logits, int64_t begin, int64_t end) {
   __m512 most[4];  // which do not wait for each other
@@ -130,90 +118,56 @@ AVX512_TARGET BALORA_INLINE __m512 exp_difference_of(__m512 q, __m512 x, __m512 
   return _mm512_mask_sub_ps(series, outside_series(u), x, q);
 }
 
-// The sums of a vector of lanes.
-struct Sums {
-  __m512 of[kLaneSums];
-
-  AVX512_TARGET Sums() {
-    for (__m512& sum : of) sum = _mm512_setzero_ps();
-  }
-};
-
-// Shifts, bounds and masks of a vector of lanes in a group.
-struct VectorShifts {
-  Exponentials student, teacher;
-  __m512 centre, scale, bound;
-  __mmask16 compared, ranked;
-
-  AVX512_TARGET VectorShifts(const TokenGroup& group, const Lanes& by, const float* bounds,
-                             int64_t lane)
-      : student(_mm512_loadu_ps(group.maxima + lane), &by.scale[static_cast<size_t>(lane)]),
-        teacher(_mm512_loadu_ps(group.maxima + (group.y ? group.lanes : 0) + lane),
-                &by.scale[static_cast<size_t>(lane)]),
-        centre(teacher.shift - student.shift),
-        scale(_mm512_loadu_ps(&by.scale[static_cast<size_t>(lane)])),
-        bound(_mm512_loadu_ps(bounds + lane)),
-        compared(by.compared[static_cast<size_t>(lane / kLanes)]),
-        ranked(by.ranked[static_cast<size_t>(lane / kLanes)]) {}
-};
-
-// The tokens [begin, end) of a vector of lanes; adds their sums to `all`.
+// Writes what is kept of a vector of lanes of a group, and its sums, in which kTokens are added up
+// first. `bounds` are by lane those of its K largest.
 template <bool kTeacher>
-AVX512_TARGET void keep_tokens(const TokenGroup& group, const VectorShifts& by, int64_t lane,
-                               int64_t begin, int64_t end, Sums& all,
-                               std::vector<LaneCandidate>& found) {
+AVX512_TARGET void keep_lanes(const TokenGroup& group, const Lanes& by, const float* bounds,
+                              int64_t lane, std::vector<LaneCandidate>& found) {
   constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  Sums sums;
-  auto& [student, squares, teacher, gap, rest] = sums.of;
-  for (int64_t token = begin; token < end; ++token) {
-    const float* const z = group.z + group.offset(lane, token);
-    const float* const y = kTeacher ? group.y + group.offset(lane, token) : nullptr;
-    uint32_t* const to = group.kept + lane / kLanes * group.kept_step + token * kLanes;
-    const __m512 logits = _mm512_loadu_ps(z);
-    uint32_t large = _mm512_mask_cmp_ps_mask(by.ranked, logits, by.bound, _CMP_GE_OQ);
-    for (; large != 0; large &= large - 1) [[unlikely]] {
-      const int i = __builtin_ctz(large);
-      const TopCandidate<float> logit = {group.first + token, z[i], kTeacher ? y[i] : 0.0f};
-      found.push_back({static_cast<int32_t>(lane + i), logit});
-    }
-    const __m512 x = by.student.of(logits);
-    student += x;
-    squares += x * x;
-    if constexpr (kTeacher) {
-      const __m512 teachers = _mm512_loadu_ps(y);
-      const __m512 q = _mm512_maskz_mov_ps(by.compared, by.teacher.of(teachers));
-      const __m512 w = _mm512_maskz_mul_ps(by.compared, teachers - logits - by.centre, by.scale);
-      teacher += q;
-      gap += q * w;
-      rest += divergence_rest_of(q, x, w);
-      const __m512i low = _mm512_castsi256_si512(_mm512_cvtps_ph(x, kRound));
-      _mm512_storeu_si512(to, _mm512_inserti64x4(low, _mm512_cvtps_ph(x - q, kRound), 1));
-    } else {
-      _mm512_storeu_ps(to, x);
-    }
-  }
-  for (int i = 0; i < kLaneSums; ++i) all.of[i] += sums.of[i];
-}
-
-// Writes what is kept of a group, and its sums. `bounds` are by lane those of its K largest.
-AVX512_TARGET inline void keep_lanes(const TokenGroup& group, const Lanes& by, const float* bounds,
-                                     std::vector<LaneCandidate>& found) {
-  const auto keep = group.y ? keep_tokens<true> : keep_tokens<false>;
-  for (int64_t panel = 0; panel < group.lanes; panel += kPanelLanes) {
-    const VectorShifts shifts[2] = {{group, by, bounds, panel},
-                                    {group, by, bounds, panel + kLanes}};
-    Sums all[2];
-    for (int64_t begin = 0; begin < group.tokens; begin += kTokens) {
-      const int64_t end = std::min(group.tokens, begin + kTokens);
-      for (int64_t half = 0; half < 2; ++half) {
-        keep(group, shifts[half], panel + half * kLanes, begin, end, all[half], found);
+  const __mmask16 compared = by.compared[static_cast<size_t>(lane / kLanes)];
+  const __mmask16 ranked = by.ranked[static_cast<size_t>(lane / kLanes)];
+  const __m512 shift_z = _mm512_loadu_ps(group.maxima + lane),
+               bound = _mm512_loadu_ps(bounds + lane);
+  const __m512 shift_y = kTeacher ? _mm512_loadu_ps(group.maxima + group.lanes + lane) : shift_z;
+  const __m512 centre = shift_y - shift_z, scale = _mm512_loadu_ps(by.scale.data() + lane);
+  const __m512 factor = scale * vec::kLog2e;
+  const float* z = group.z + group.offset(lane, 0);
+  const float* y = kTeacher ? group.y + group.offset(lane, 0) : nullptr;
+  uint32_t* to = group.kept + lane / kLanes * group.kept_step;
+  __m512 all[kLaneSums] = {};
+  for (int64_t token = 0; token < group.tokens;) {
+    const int64_t end = std::min(group.tokens, token + kTokens);
+    __m512 sums[kLaneSums] = {};
+    auto& [student, squares, teacher, gap, rest] = sums;
+    for (; token < end; ++token, z += kPanelLanes, to += kLanes) {
+      const __m512 logits = _mm512_loadu_ps(z);
+      uint32_t large = _mm512_mask_cmp_ps_mask(ranked, logits, bound, _CMP_GE_OQ);
+      for (; large != 0; large &= large - 1) [[unlikely]] {
+        const int i = __builtin_ctz(large);
+        const TopCandidate<float> logit = {group.first + token, z[i], kTeacher ? y[i] : 0.0f};
+        found.push_back({static_cast<int32_t>(lane + i), logit});
+      }
+      const __m512 x = lanes::exp_difference(logits, shift_z, factor);
+      student += x;
+      squares += x * x;
+      if constexpr (kTeacher) {
+        const __m512 teachers = _mm512_loadu_ps(y);
+        const __m512 q =
+            _mm512_maskz_mov_ps(compared, lanes::exp_difference(teachers, shift_y, factor));
+        const __m512 w = _mm512_maskz_mul_ps(compared, teachers - logits - centre, scale);
+        teacher += q;
+        gap += q * w;
+        rest += divergence_rest_of(q, x, w);
+        const __m512i low = _mm512_castsi256_si512(_mm512_cvtps_ph(x, kRound));
+        _mm512_storeu_si512(to, _mm512_inserti64x4(low, _mm512_cvtps_ph(x - q, kRound), 1));
+        y += kPanelLanes;
+      } else {
+        _mm512_storeu_ps(to, x);
       }
     }
-    for (int64_t half = 0; half < 2; ++half) {
-      float* const to = group.sums + panel + half * kLanes;
-      for (int i = 0; i < kLaneSums; ++i) _mm512_storeu_ps(to + i * group.lanes, all[half].of[i]);
-    }
+    for (int i = 0; i < kLaneSums; ++i) all[i] += sums[i];
   }
+  for (int i = 0; i < kLaneSums; ++i) _mm512_storeu_ps(group.sums + i * group.lanes + lane, all[i]);
 }
 
 // A vector of sums in f64.
@@ -241,23 +195,24 @@ AVX512_TARGET inline void combine_groups(const GroupedLanes& groups, int64_t lan
     return most;
   };
   const __m512 largest_z = largest_of(z), largest_y = y ? largest_of(y) : _mm512_setzero_ps();
-  const float* const scale = by.scale.data() + lane;
-  const Exponentials student(largest_z, scale), teacher(largest_y, scale);
-  const __m512 centre = largest_y - largest_z;
+  const __m512 centre = largest_y - largest_z, scale = _mm512_loadu_ps(by.scale.data() + lane);
+  const __m512 log2_scale = scale * vec::kLog2e;
   WideSum totals[kLaneSums];
   for (int64_t i = 0; i < groups.count; ++i) {
     __m512 of[kLaneSums];
     const float* const sums = groups.sums + i * kLaneSums * groups.lanes + lane;
     for (int s = 0; s < kLaneSums; ++s) of[s] = _mm512_loadu_ps(sums + s * groups.lanes);
-    const __m512 own_z = _mm512_loadu_ps(z + i * groups.step), factor = student.of(own_z);
+    const __m512 own_z = _mm512_loadu_ps(z + i * groups.step),
+                 factor = lanes::exp_difference(own_z, largest_z, log2_scale);
     totals[kStudent].add(factor, of[kStudent]);
     totals[kSquares].add(factor * factor, of[kSquares]);
     _mm512_storeu_ps(z + i * groups.step, factor);
     if (!y) continue;
-    const __m512 own_y = _mm512_loadu_ps(y + i * groups.step), factor_q = teacher.of(own_y);
+    const __m512 own_y = _mm512_loadu_ps(y + i * groups.step);
+    const __m512 factor_q = lanes::exp_difference(own_y, largest_y, log2_scale);
     // The centre moves by h T, so that factor = factor_q e^-h:
     //   sum q (e^-(w+h) - 1 + w + h) = e^-h rest + (e^-h - 1 + h) teacher - (e^-h - 1) gap
-    const __m512 h = ((own_y - own_z) - centre) * _mm512_loadu_ps(scale);
+    const __m512 h = ((own_y - own_z) - centre) * scale;
     totals[kTeachers].add(factor_q, of[kTeachers]);
     totals[kGap].add(factor_q, of[kGap]);
     totals[kGap].add(factor_q * h, of[kTeachers]);
@@ -275,45 +230,22 @@ AVX512_TARGET inline void combine_groups(const GroupedLanes& groups, int64_t lan
   }
 }
 
-// The factors of what is kept of a vector of lanes of one group, whose own are x and q.
-template <bool kTeacher>
-struct Factors {
-  __m512 task, difference, gap;
-  __mmask16 squares;
-
-  AVX512_TARGET Factors(const Lanes& by, int64_t lane, const float* x, const float* q)
-      : squares(by.squares[static_cast<size_t>(lane / kLanes)]) {
-    const __m512 factor = _mm512_loadu_ps(x + lane);
-    const __m512 scaled = _mm512_loadu_ps(by.task.data() + lane) * factor;
-    task = _mm512_mask_mul_ps(scaled, squares, scaled, factor);
-    gap = lanes::rounded_product(_mm512_loadu_ps(by.student.data() + lane), factor);
-    if constexpr (kTeacher) {
-      // Equal factors leave exactly 0.
-      difference = lanes::rounded_product(_mm512_loadu_ps(by.teacher.data() + lane),
-                                          _mm512_loadu_ps(q + lane));
-      gap = gap - difference;
-    }
-  }
-
-  AVX512_TARGET BALORA_INLINE __m512 gradient(const uint32_t* kept) const {
-    __m512 x, rest;
-    if constexpr (kTeacher) {
-      const __m512i words = _mm512_loadu_si512(kept);
-      x = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
-      rest = gap * x + difference * _mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
-    } else {
-      x = _mm512_loadu_ps(kept);
-      rest = gap * x;
-    }
-    return task * _mm512_mask_mul_ps(x, squares, x, x) + rest;
-  }
-};
-
 // dz (16,tokens) of a vector of lanes, rows ld apart, from what is kept of `tokens` tokens and the
-// factors of its group: rounded, and filled up with zeros to a multiple of 32 tokens.
+// factors x and q of its group: rounded, and filled up with zeros to a multiple of 32 tokens.
 template <bool kTeacher>
-BF16_TARGET void lane_gradients(const uint32_t* kept, int64_t tokens,
-                                const Factors<kTeacher>& factors, bf16* dz, int64_t ld) {
+BF16_TARGET void lane_gradients(const uint32_t* kept, int64_t tokens, const Lanes& by, int64_t lane,
+                                const float* x, const float* q, bf16* dz, int64_t ld) {
+  const __mmask16 squares = by.squares[static_cast<size_t>(lane / kLanes)];
+  const __m512 factor = _mm512_loadu_ps(x + lane);
+  const __m512 scaled = _mm512_loadu_ps(by.task.data() + lane) * factor;
+  const __m512 task = _mm512_mask_mul_ps(scaled, squares, scaled, factor);
+  const __m512 student = lanes::rounded_product(_mm512_loadu_ps(by.student.data() + lane), factor);
+  __m512 teacher = _mm512_setzero_ps();
+  if constexpr (kTeacher) {
+    teacher = lanes::rounded_product(_mm512_loadu_ps(by.teacher.data() + lane),
+                                     _mm512_loadu_ps(q + lane));
+  }
+  const __m512 gap = student - teacher;  // of equal factors exactly 0
   // The pairs of two vectors that were rounded one behind the other.
   alignas(64) static constexpr auto kPairs = [] {
     std::array<uint16_t, 32> order{};
@@ -328,7 +260,14 @@ BF16_TARGET void lane_gradients(const uint32_t* kept, int64_t tokens,
     const auto at = [&](int64_t token) BF16_TARGET {
       if (token >= count) return _mm512_setzero_ps();
       __builtin_prefetch(kept + (begin + token + 64) * kLanes, 0, 3);
-      return factors.gradient(kept + (begin + token) * kLanes);
+      const uint32_t* const from = kept + (begin + token) * kLanes;
+      const __m512i words = _mm512_loadu_si512(from);
+      __m512 values = (__m512)words, rest = gap * values;
+      if constexpr (kTeacher) {
+        values = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
+        rest = gap * values + teacher * _mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
+      }
+      return task * _mm512_mask_mul_ps(values, squares, values, values) + rest;
     };
     Words words[16];
 #pragma GCC unroll 16
