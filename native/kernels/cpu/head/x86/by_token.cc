@@ -67,9 +67,8 @@ int64_t lanes_of(int64_t rows) {
   return round_up(rows, kTileN);
 }
 
-void set_lane(std::vector<uint16_t>& masks, int64_t lane) {
-  masks[static_cast<size_t>(lane / head::kLanes)] |=
-      static_cast<uint16_t>(1u << (lane % head::kLanes));
+void set_lane(std::vector<uint16_t>& masks, size_t lane) {
+  masks[lane / head::kLanes] |= static_cast<uint16_t>(1u << (lane % head::kLanes));
 }
 
 class HeadByToken {
@@ -83,9 +82,12 @@ class HeadByToken {
   void multiply_back();
 
  private:
-  struct Target {
-    int64_t token;       // -1: none
-    float z = 0, y = 0;  // its logits
+  struct Row {
+    RowRole role;
+    HeadRow found;
+    float z = 0, y = 0;  // logits of its target
+    std::vector<TopCandidate<float>> top;
+    std::vector<HeadRows<float>::Place> places;
   };
   struct Element {  // of dz
     int64_t row, token;
@@ -128,7 +130,7 @@ class HeadByToken {
   void limit_candidates(std::vector<LaneCandidate>& found) const;
   void gather_candidates();
   void finish_rows();
-  void finish_row(HeadRows<float>& head, int64_t row);
+  void finish_row(HeadRows<float>& head, Row& row, int64_t lane);
   void sum_blocks(Range blocks, Range lanes, const Own& own, float* sums);
   void write_gradient(int64_t block, Range lanes, bf16* dz);
 
@@ -138,7 +140,7 @@ class HeadByToken {
   int64_t vocabulary_, channels_;
   int64_t block_;  // tokens of a block
   int64_t group_;  // of a group
-  int64_t first_ = 0, rows_ = 0, lanes_;
+  int64_t first_ = 0, lanes_;
   uint32_t* kept_;       // (blocks, lanes / 16, block, 16)
   float* maxima_;        // (groups, lanes) of student and teacher, then factors
   float* group_sums_;    // (groups, kLaneSums, lanes)
@@ -147,13 +149,9 @@ class HeadByToken {
   float* dh_ = nullptr;  // (segments, lanes, C)
   std::vector<Own> own_;
   Lanes by_lane_;
-  std::vector<RowRole> roles_;
-  std::vector<HeadRow> found_;
-  std::vector<Target> targets_;                              // of each row
-  std::vector<std::vector<LaneCandidate>> candidates_;       // of each block
-  std::vector<std::vector<TopCandidate<float>>> top_;        // the same by row
-  std::vector<std::vector<HeadRows<float>::Place>> places_;  // of each row
-  std::vector<std::vector<Element>> elements_;               // the same by block
+  std::vector<Row> rows_;
+  std::vector<std::vector<LaneCandidate>> candidates_;  // of each block
+  std::vector<std::vector<Element>> elements_;          // the same
 };
 
 HeadByToken::HeadByToken(const HeadCall& call, int64_t chunk)
@@ -189,7 +187,8 @@ HeadByToken::HeadByToken(const HeadCall& call, int64_t chunk)
 }
 
 void HeadByToken::compute(int64_t first, int64_t rows) {
-  first_ = first, rows_ = rows, lanes_ = lanes_of(rows);
+  first_ = first, lanes_ = lanes_of(rows);
+  rows_.assign(static_cast<size_t>(rows), {});
   begin_rows();
   compute_blocks();
   // The sums of all groups, less the rows' own maxima.
@@ -210,24 +209,20 @@ void HeadByToken::compute(int64_t first, int64_t rows) {
 }
 
 void HeadByToken::begin_rows() {
-  const HeadRows<float> head(call_.options, vocabulary_);
-  by_lane_ = Lanes(lanes_);
-  roles_.resize(static_cast<size_t>(rows_));
-  parallel_for(ctx_, rows_, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(ctx_, std::ssize(rows_), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      roles_[static_cast<size_t>(i)] = call_.role_of(first_ + i);
+      rows_[static_cast<size_t>(i)].role = call_.role_of(first_ + i);
     }
   });
-  found_.clear(), targets_.clear();
-  for (int64_t row = 0; row < rows_; ++row) {
-    const RowRole& role = roles_[static_cast<size_t>(row)];
-    const HeadRow& found = found_.emplace_back(head.begin(role));
-    by_lane_.scale[static_cast<size_t>(row)] =
-        role.compared() ? static_cast<float>(1 / call_.options.temperature) : 1.0f;
-    if (role.teacher.kind == BALORA_TEACHER_LIVE) set_lane(by_lane_.compared, row);
-    if (found.squares) set_lane(by_lane_.squares, row);
-    if (head.has_entropy(role)) set_lane(by_lane_.ranked, row);
-    targets_.push_back({role.target});
+  const HeadRows<float> head(call_.options, vocabulary_);
+  by_lane_ = Lanes(lanes_);
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    auto& [role, found, z, y, top, places] = rows_[i];
+    found = head.begin(role);
+    by_lane_.scale[i] = role.compared() ? static_cast<float>(1 / call_.options.temperature) : 1.0f;
+    if (role.teacher.kind == BALORA_TEACHER_LIVE) set_lane(by_lane_.compared, i);
+    if (found.squares) set_lane(by_lane_.squares, i);
+    if (head.has_entropy(role)) set_lane(by_lane_.ranked, i);
   }
 }
 
@@ -237,8 +232,9 @@ void HeadByToken::compute_blocks() {
   for (const View* h : {o_.h, o_.teacher.hidden}) {
     if (!h) continue;
     const auto* const data = static_cast<const bf16*>(rows_of(h, first_));
-    pack_tiles(ctx_, {.data = data, .k_stride = 1, .n_stride = h->stride[0]}, channels_, rows_, to);
-    to += tiles_size(channels_, rows_);
+    pack_tiles(ctx_, {.data = data, .k_stride = 1, .n_stride = h->stride[0]}, channels_,
+               std::ssize(rows_), to);
+    to += tiles_size(channels_, lanes_);
   }
   for (const Own& own : own_) {
     std::fill_n(own.bounds, std::max<int64_t>(ranked(), 1) * lanes_, -head::kInfinity);
@@ -270,7 +266,7 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
   float* const teachers = own.logits + lanes_ / head::kPanelLanes * panel_step;
   multiply(*o_.w, packed_, own.logits);
   if (is_live()) {
-    multiply(*head_of(o_.teacher, *o_.w), packed_ + tiles_size(channels_, rows_), teachers);
+    multiply(*head_of(o_.teacher, *o_.w), packed_ + tiles_size(channels_, lanes_), teachers);
   }
   float* const sums = group_sums_ + (block * groups_of(0) + index) * head::kLaneSums * lanes_;
   const head::TokenGroup group = {.z = own.logits,
@@ -289,12 +285,12 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
     head::lane_maxima(group.z, group, group.maxima);
   }
   if (group.y) head::lane_maxima(group.y, group, group.maxima + lanes_);
-  for (int64_t row = 0; row < rows_; ++row) {
-    Target& target = targets_[static_cast<size_t>(row)];
-    if (target.token < first || target.token >= first + tokens) continue;
-    const int64_t offset = group.offset(row, target.token - first);
-    target.z = group.z[offset];
-    if (group.y) target.y = group.y[offset];
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    const int64_t token = rows_[i].role.target;
+    if (token < first || token >= first + tokens) continue;
+    const int64_t offset = group.offset(static_cast<int64_t>(i), token - first);
+    rows_[i].z = group.z[offset];
+    if (group.y) rows_[i].y = group.y[offset];
   }
   const auto keep = is_live() ? head::keep_lanes<true> : head::keep_lanes<false>;
   for (int64_t lane = 0; lane < lanes_; lane += head::kLanes) {
@@ -305,7 +301,7 @@ void HeadByToken::compute_group(int64_t block, int64_t index, const Own& own,
 // Where a great many logits are equal, K of each lane: the largest, of equal ones the first.
 void HeadByToken::limit_candidates(std::vector<LaneCandidate>& found) const {
   constexpr int64_t kTimes = 8;  // as many as there may be without it
-  if (std::ssize(found) <= kTimes * ranked() * rows_) return;
+  if (std::ssize(found) <= kTimes * ranked() * std::ssize(rows_)) return;
   std::sort(found.begin(), found.end());
   int64_t of_lane = 0;
   int32_t lane = -1;
@@ -318,8 +314,6 @@ void HeadByToken::limit_candidates(std::vector<LaneCandidate>& found) const {
 
 // Candidates for each row's top-K that no thread's bound leaves out.
 void HeadByToken::gather_candidates() {
-  top_.resize(static_cast<size_t>(rows_));
-  for (auto& row : top_) row.clear();
   std::vector<float> bounds(static_cast<size_t>(lanes_), -head::kInfinity);
   for (const Own& own : own_) {
     std::transform(bounds.begin(), bounds.end(), bounds_of(own), bounds.begin(),
@@ -333,62 +327,60 @@ void HeadByToken::gather_candidates() {
     }
   });
   for (const auto& found : candidates_) {
-    for (const auto& [lane, logit] : found) top_[static_cast<size_t>(lane)].push_back(logit);
+    for (const auto& [lane, logit] : found) rows_[static_cast<size_t>(lane)].top.push_back(logit);
   }
 }
 
 void HeadByToken::finish_rows() {
-  places_.assign(roles_.size(), {});
-  share_out(ctx_, rows_, 1, [&](int64_t begin, int64_t end) {
+  share_out(ctx_, std::ssize(rows_), 1, [&](int64_t begin, int64_t end) {
     HeadRows<float> head(call_.options, vocabulary_);
-    for (int64_t row = begin; row < end; ++row) finish_row(head, row);
+    for (int64_t i = begin; i < end; ++i) finish_row(head, rows_[static_cast<size_t>(i)], i);
   });
   for (auto& block : elements_) block.clear();
-  for (int64_t row = 0; row < rows_; ++row) {
-    for (const auto& place : places_[static_cast<size_t>(row)]) {
-      const int64_t block = place.index / block_;
-      elements_[static_cast<size_t>(block)].push_back(
-          {row, place.index - block * block_, to_bf16(place.value)});
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    for (const auto& [token, value] : rows_[i].places) {
+      elements_[static_cast<size_t>(token / block_)].push_back(
+          {static_cast<int64_t>(i), token % block_, to_bf16(value)});
     }
   }
 }
 
-void HeadByToken::finish_row(HeadRows<float>& head, int64_t row) {
-  const auto at = static_cast<size_t>(row);
-  const RowRole& role = roles_[at];
-  const Target& target = targets_[at];
-  HeadRow& found = found_[at];
+void HeadByToken::finish_row(HeadRows<float>& head, Row& row, int64_t lane) {
+  const auto at = static_cast<size_t>(lane);
+  auto& [role, found, target_z, target_y, top, places] = row;
   found.shift = static_cast<double>(by_lane_.z[at]);
   found.shift_teacher = static_cast<double>(by_lane_.y[at]);
-  const auto total = [&](int which) { return totals_[which * lanes_ + row]; };
+  const auto total = [&](int which) { return totals_[which * lanes_ + lane]; };
   found.set_sums({.pair = {total(head::kStudent), total(head::kTeachers), total(head::kGap),
                            total(head::kRest)},
                   .squares = total(head::kSquares)});
-  std::vector<TopCandidate<float>>& top = top_[at];
   if (head.has_entropy(role)) head.top_entropy(top, found);
-  head.finish(role, static_cast<double>(target.z), found);
-  found.store_terms(call_.terms + BALORA_HEAD_TERMS * (first_ + row));
+  head.finish(role, static_cast<double>(target_z), found);
+  found.store_terms(call_.terms + BALORA_HEAD_TERMS * (first_ + lane));
   const head::Gradient<float> gradient = head.gradient_of(role, found);
   by_lane_.task[at] = gradient.task;
   by_lane_.student[at] = gradient.student;
   by_lane_.teacher[at] = gradient.teacher;
-  const double scale = static_cast<double>(by_lane_.scale[at]);
-  const auto places = head.form_places(role, found, [&](int64_t token) {
-    float z = target.z, y = target.y;
-    if (token != target.token) {
-      const auto same = std::find_if(top.begin(), top.end(), [token](const auto& candidate) {
-        return candidate.index == token;
-      });
-      if (same != top.end()) z = same->value, y = same->teacher;
+  const auto scale = static_cast<double>(by_lane_.scale[at]);
+  const auto formed = head.form_places(role, row.found, [&](int64_t token) {
+    TopCandidate<float> logit = {token, row.z, row.y};
+    if (token != row.role.target) {
+      const auto same =
+          std::find_if(row.top.begin(), row.top.end(),
+                       [token](const auto& candidate) { return candidate.index == token; });
+      if (same != row.top.end()) logit = *same;
     }
-    return std::pair(
-        static_cast<float>(std::exp((static_cast<double>(z) - found.shift) * scale)),
-        static_cast<float>(std::exp((static_cast<double>(y) - found.shift_teacher) * scale)));
+    const auto kept = [scale](float x, double shift) {
+      return static_cast<float>(std::exp((static_cast<double>(x) - shift) * scale));
+    };
+    return std::pair(kept(logit.value, row.found.shift),
+                     kept(logit.teacher, row.found.shift_teacher));
   });
-  places_[at].assign(places.begin(), places.end());
+  places.assign(formed.begin(), formed.end());
 }
 
 void HeadByToken::multiply_back() {
+  const Range rows = {first_, first_ + std::ssize(rows_)};
   const int64_t panels = lanes_ / kPanelRows, size = lanes_ * channels_;
   const int64_t segments = std::min(kSegments, blocks());
   const int64_t parts = row_groups(panels, segments, std::ssize(own_), 0.2);
@@ -401,17 +393,18 @@ void HeadByToken::multiply_back() {
     }
   });
   if (o_.dh) {
-    parallel_for(ctx_, rows_ * channels_, int64_t{1} << 14, [&](int64_t begin, int64_t end) {
-      for (int64_t segment = 1; segment < kSegments; ++segment) {
-        const float* const sums = dh_ + segment * size;
+    parallel_for(ctx_, std::ssize(rows_) * channels_, int64_t{1} << 14,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t segment = 1; segment < kSegments; ++segment) {
+                     const float* const sums = dh_ + segment * size;
 #pragma omp simd
-        for (int64_t i = begin; i < end; ++i) dh_[i] += sums[i];
-      }
-    });
-    call_.store_hidden({first_, first_ + rows_}, dh_);
+                     for (int64_t i = begin; i < end; ++i) dh_[i] += sums[i];
+                   }
+                 });
+    call_.store_hidden(rows, dh_);
   }
   for (int64_t block = 0; o_.dw && block < blocks(); ++block) {
-    call_.add_head({first_, first_ + rows_}, {block * block_, block * block_ + tokens_of(block)},
+    call_.add_head(rows, {block * block_, block * block_ + tokens_of(block)},
                    {kept_of(block), BALORA_BF16, 2 * block_, true});
   }
 }
