@@ -16,17 +16,6 @@
 #include "kernels/cpu/runtime/scratch.h"
 
 namespace balora {
-int64_t row_groups(int64_t panels, int64_t columns, int64_t threads, double packing) {
-  int64_t best = 1;
-  double most = 0;
-  for (int64_t groups = 1; groups <= panels; ++groups) {
-    const double value = evenness(columns * groups, threads) * evenness(panels, groups) /
-                         (1 + packing * static_cast<double>(groups));
-    if (value > most) most = value, best = groups;
-  }
-  return best;
-}
-
 namespace {
 
 constexpr int64_t kBlockBytes = int64_t{1} << 19;  // of a packed block: half an L2 of 1 MiB

@@ -8,6 +8,7 @@
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/products/tiles.h"
+#include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/stop.h"
 #include "kernels/operands/head.h"
 #include "kernels/shared/rows.h"
@@ -89,7 +90,16 @@ struct LogitsOf {
 
 // Groups of panels of rows that share the work on each of so many columns, so that threads have as
 // much of it each. Each group packs B anew, `packing` of what all rows are multiplied by.
-int64_t row_groups(int64_t panels, int64_t columns, int64_t threads, double packing);
+inline int64_t row_groups(int64_t panels, int64_t columns, int64_t threads, double packing) {
+  int64_t best = 1;
+  double most = 0;
+  for (int64_t groups = 1; groups <= panels; ++groups) {
+    const double value = evenness(columns * groups, threads) * evenness(panels, groups) /
+                         (1 + packing * static_cast<double>(groups));
+    if (value > most) most = value, best = groups;
+  }
+  return best;
+}
 
 // dh (rows,C) = dz (rows,V) W for hidden states h: in tiles of dz in bf16 where these fit. dh is f32
 // and dense then, dz a sum of parts; blocks of tokens are summed in order.
