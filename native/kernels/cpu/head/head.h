@@ -126,8 +126,8 @@ class HeadRows {
   // Whether the statistics leave exponentials in the place of logits.
   static bool keeps(const HeadOptions& options, int64_t vocabulary);
 
-  // Of products h w, which become logits, and keeps what a gradient() that follows reads: the row's
-  // top-K, and exponentials in z and y.
+  // Makes logits of products h w, and keeps what a gradient() that follows reads: the row's top-K,
+  // and exponentials in z and y.
   HeadRow statistics(const RowOperands<A>& operands);
 
   // z becomes d(loss)/d(h w) for the row of the last statistics(); without the part of a teacher's

@@ -129,8 +129,8 @@ void HeadCall::store_sums() const {
 
 namespace {
 
-// Rows by chunks, each row's logits beside each other; the second of two products is of a live
-// teacher.
+// Rows by chunks, each row's logits beside each other. A live teacher has the second of
+// two products.
 template <typename A>
 struct LogitsByRows {
   Context* ctx;

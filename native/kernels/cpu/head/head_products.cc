@@ -113,8 +113,7 @@ void with_wide_rows(Context* ctx, const View& w, int64_t first, int64_t count, c
 }
 
 // Logits in tiles. A head is far larger than any cache and each chunk of rows reads all of it, so a
-// block of tokens at a time is packed into scratch and multiplied by every operand while it is
-// there.
+// block of tokens at a time is packed, and multiplied by every operand while it is in a cache.
 void tiled_logits(Context* ctx, std::span<const LogitsOf<float>> products, int64_t first,
                   int64_t rows) {
   const View& w = *products[0].w;

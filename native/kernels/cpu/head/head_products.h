@@ -101,8 +101,8 @@ inline int64_t row_groups(int64_t panels, int64_t columns, int64_t threads, doub
   return best;
 }
 
-// dh (rows,C) = dz (rows,V) W for hidden states h: in tiles of dz in bf16 where these fit. dh is f32
-// and dense then, dz a sum of parts; blocks of tokens are summed in order.
+// dh (rows,C) = dz (rows,V) W for hidden states h: in tiles of dz in bf16 where these fit. Then dh
+// is f32 and dense, dz a sum of parts, and blocks of tokens are summed in order.
 void head_gradient(Context* ctx, std::span<const GemmInput> parts, int64_t rows, const View& h,
                    const View& w, const GemmOutput& dh);
 

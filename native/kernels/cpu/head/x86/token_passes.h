@@ -36,8 +36,8 @@ struct LaneCandidate {
   }
 };
 
-// What rows have, by lane: shifts and 1 / T, and the factors of a gradient; masks of a vector's
-// lanes each: those with a teacher, whose q is taken for 0 in others, with candidates, and with
+// Rows by lane: their shifts and 1 / T, and the factors of a gradient; masks of a vector's lanes
+// each: those with a teacher, whose q is taken for 0 in others, with candidates, and with
 // exponentials at T = 2.
 struct Lanes {
   std::vector<float> z, y, scale, task, student, teacher;
