@@ -7,6 +7,7 @@
 // KL(q || p) = lse(z/T) - h mu / T - H(q), and mu leaves dH as it came into h mu.
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/elementwise/convert.h"
@@ -17,7 +18,6 @@
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/parallel.h"
-#include "kernels/cpu/runtime/stop.h"
 #include "kernels/cpu/runtime/workspace.h"
 #include "kernels/shared/messages.h"
 
@@ -29,10 +29,6 @@ using Operands = balora_head_losses;
 // Targets (M), or null.
 int64_t target_of(const View* targets, int64_t row) {
   return targets ? data_of<int32_t>(targets)[row] : -1;
-}
-
-bool is_regularized(const Operands& o, int64_t row) {
-  return !o.regularized || data_of<uint8_t>(o.regularized)[row] != 0;
 }
 
 void check_targets(const View* targets, int64_t vocabulary) {
@@ -57,8 +53,7 @@ HeadOptions scaled_options(const Operands& o) {
 
 }  // namespace
 
-template <typename A>
-HeadCall<A>::HeadCall(Context* ctx, const balora_head_losses& operands)
+HeadCall::HeadCall(Context* ctx, const Operands& operands)
     : ctx(ctx),
       o(operands),
       options(scaled_options(operands)),
@@ -69,29 +64,21 @@ HeadCall<A>::HeadCall(Context* ctx, const balora_head_losses& operands)
   terms = own_terms_.data();
 }
 
-template <typename A>
-RowRole HeadCall<A>::role_of(int64_t row) const {
-  RowRole role = {.target = target_of(o.targets, row), .regularized = is_regularized(o, row)};
+RowRole HeadCall::role_of(int64_t row) const {
+  RowRole role = {.target = target_of(o.targets, row), .regularized = is_regularized(row)};
   if (role.regularized) role.teacher = teacher_of(row);
   role.factor = factor_of(row) * options.logit_scale;
   return role;
 }
 
-template <typename A>
-double HeadCall<A>::factor_of(int64_t row) const {
-  return o.factors ? data_of<double>(o.factors)[row] : 1;
-}
-
-template <typename A>
-TeacherRow HeadCall<A>::teacher_of(int64_t row) const {
+TeacherRow HeadCall::teacher_of(int64_t row) const {
   TeacherRow teacher = {.kind = o.teacher.kind};
   if (!is_summarized()) return teacher;
-  const int64_t channels = o.h->shape[1];
-  const A* mean = static_cast<const A*>(rows_of(o.teacher.mean, row));
   double& dot = teacher.mean_logit;
   dispatch_float(o.h->dtype, [&]<typename T>() {
     const T* h = static_cast<const T*>(rows_of(o.h, row));
-    for (int64_t c = 0; c < channels; ++c) {
+    const auto* mean = static_cast<const Acc<T>*>(rows_of(o.teacher.mean, row));
+    for (int64_t c = 0; c < o.h->shape[1]; ++c) {
       dot += static_cast<double>(load(h[c])) * static_cast<double>(mean[c]);
     }
   });
@@ -102,11 +89,11 @@ TeacherRow HeadCall<A>::teacher_of(int64_t row) const {
 
 // sums -= consistency_scale T mu times each row's factor, for the rows of the regularizers.
 template <typename A>
-void HeadCall<A>::store_hidden(Range rows, A* sums) const {
+void HeadCall::store_hidden(Range rows, A* sums) const {
   const int64_t channels = o.h->shape[1];
   const double scale = options.consistency_scale * options.temperature * options.logit_scale;
   for (int64_t row = rows.begin; is_summarized() && row < rows.end; ++row) {
-    if (!is_regularized(o, row)) continue;
+    if (!is_regularized(row)) continue;
     const A* mean = static_cast<const A*>(rows_of(o.teacher.mean, row));
     const A factor = static_cast<A>(scale * factor_of(row));
     A* const to = sums + (row - rows.begin) * channels;
@@ -115,91 +102,105 @@ void HeadCall<A>::store_hidden(Range rows, A* sums) const {
   convert_rows(ctx, {sums, kDtypeOfAcc<A>, channels},
                {rows_of(o.dh, rows.begin), o.dh->dtype, channels}, rows.end - rows.begin, channels);
 }
+template void HeadCall::store_hidden<float>(Range, float*) const;
 
-template <typename A>
-void HeadCall<A>::add_head(Range rows, Range tokens, const GemmInput& dz) const {
+void HeadCall::add_head(Range rows, Range tokens, const GemmInput& dz) const {
   const int64_t channels = o.h->shape[1];
   gemm(ctx, {tokens.end - tokens.begin, channels, rows.end - rows.begin}, dz,
        {rows_of(o.h, rows.begin), o.h->dtype, o.h->stride[0]},
        {rows_of(o.dw, tokens.begin), o.dw->dtype, channels}, {1, rows.begin ? 1.0 : 0.0});
 }
 
-template <typename A>
-void HeadCall<A>::store_sums() const {
+void HeadCall::store_sums() const {
   double* sums = data_of<double>(o.sums);
-  std::fill_n(sums, BALORA_HEAD_TERMS, 0.0);
-  for (int64_t n = 0; n < o.h->shape[0]; ++n) {
-    for (int i = 0; i < BALORA_HEAD_TERMS; ++i) sums[i] += terms[BALORA_HEAD_TERMS * n + i];
-  }
+  std::fill_n(sums, BALORA_HEAD_SUMS, 0.0);
   const auto loss_of = [&](const double* of) {
     return options.task_scale * of[BALORA_HEAD_TASK] +
            options.consistency_scale * of[BALORA_HEAD_CONSISTENCY] -
            options.diversity_scale * of[BALORA_HEAD_ENTROPY];
   };
-  sums[BALORA_HEAD_LOSS] = o.factors ? 0 : loss_of(sums);
-  for (int64_t n = 0; o.factors && n < o.h->shape[0]; ++n) {
-    sums[BALORA_HEAD_LOSS] += factor_of(n) * loss_of(terms + BALORA_HEAD_TERMS * n);
+  for (int64_t n = 0; n < o.h->shape[0]; ++n) {
+    const double* const row = terms + BALORA_HEAD_TERMS * n;
+    for (int i = 0; i < BALORA_HEAD_TERMS; ++i) sums[i] += row[i];
+    if (o.factors) sums[BALORA_HEAD_LOSS] += factor_of(n) * loss_of(row);
   }
+  if (!o.factors) sums[BALORA_HEAD_LOSS] = loss_of(sums);
 }
-
-template class HeadCall<float>;
-template class HeadCall<double>;
 
 namespace {
 
-// The way for all operands: chunks of rows, each row's logits beside each other.
+// Rows by chunks, each row's logits beside each other. A live teacher has the second of
+// two products.
+template <typename A>
+struct LogitsByRows {
+  Context* ctx;
+  const HeadOptions& options;
+  std::vector<LogitsOf<A>> products;  // whose logits are made here
+  int64_t all, vocabulary, ld, chunk;
+  A* z;  // the first product's
+
+  LogitsByRows(Context* ctx, const HeadOptions& options, std::vector<LogitsOf<A>> products)
+      : ctx(ctx), options(options), products(std::move(products)) {
+    const View &h = *this->products[0].h, &w = *this->products[0].w;
+    all = h.shape[0], vocabulary = w.shape[0], ld = logits_ld(vocabulary);
+    const int64_t row_bytes = ld * static_cast<int64_t>(sizeof(A)) * std::ssize(this->products);
+    chunk = chunk_rows(all, chunk_budget(options, logits_bytes(h, w)), row_bytes);
+    for (LogitsOf<A>& product : this->products) product.logits = workspace<A>(ctx, chunk * ld);
+    z = this->products[0].logits;
+  }
+
+  // Calls row(head, i, z, y) for the products of each row, y being the last one's, then
+  // multiply(first, rows) for the chunk.
+  template <typename Row, typename Multiply>
+  void run(const Row& row, const Multiply& multiply) const {
+    for_chunks(ctx, all, chunk, [&](int64_t first, int64_t rows) {
+      head_logits<A>(ctx, products, first, rows);
+      share_out(ctx, rows, 1, [&](int64_t begin, int64_t end) {
+        HeadRows<A> head(options, vocabulary);
+        for (int64_t i = begin; i < end; ++i) {
+          row(head, first + i, z + i * ld, products.back().logits + i * ld);
+        }
+      });
+      multiply(first, rows);
+    });
+  }
+};
+
+// The way for all operands.
 template <typename A>
 void run_by_rows(Context* ctx, const Operands& o) {
-  const HeadCall<A> call(ctx, o);
-  const int64_t all = o.h->shape[0], channels = o.h->shape[1], vocabulary = o.w->shape[0];
-  const int64_t ld = logits_ld(vocabulary);
+  const HeadCall call(ctx, o);
+  const int64_t channels = o.h->shape[1];
+  const bool rounds = std::is_same_v<A, float> && o.w->dtype == BALORA_BF16 && gemm_has_bf16();
+  std::vector<LogitsOf<A>> products = {{o.h, o.w}};
   const bool live = o.teacher.kind == BALORA_TEACHER_LIVE;
-  const bool gradient = call.wants_gradient();
-  const bool rounds = std::is_same_v<A, float> && gradient && o.w->dtype == BALORA_BF16 &&
-                      gemm_has_bf16();                       // dZ, to bf16
-  const bool tiled = rounds && head_fits_tiles(*o.h, *o.w);  // dH = dZ W
-  const int64_t row_bytes = ld * static_cast<int64_t>(sizeof(A) * (live ? 2 : 1));
-  const int64_t chunk = chunk_rows(all, chunk_budget(call.options, *o.h, *o.w), row_bytes);
-  A* const z = workspace<A>(ctx, chunk * ld);
-  A* const y = live ? workspace<A>(ctx, chunk * ld) : nullptr;
-  A* const sum =
-      (tiled || call.is_summarized()) && o.dh ? workspace<A>(ctx, chunk * channels) : nullptr;
-  const GemmInput dz = {z, rounds ? static_cast<int32_t>(BALORA_BF16) : kDtypeOfAcc<A>,
-                        rounds ? 2 * ld : ld, true};
-  std::vector<LogitsOf<A>> products = {{o.h, o.w, z}};
-  if (live) products.push_back({o.teacher.hidden, head_of(o.teacher, *o.w), y});
-  for (int64_t first = 0; first < all && !is_stopped(ctx); first += chunk) {
-    const int64_t rows = std::min(chunk, all - first);
-    head_logits<A>(ctx, products, first, rows);
-    share_out(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      HeadRows<A> head(call.options, vocabulary);
-      for (int64_t i = begin; i < end; ++i) {
-        RowOperands<A> operands{.z = z + i * ld, .role = call.role_of(first + i)};
-        if (operands.role.teacher.kind == BALORA_TEACHER_LIVE) operands.y = y + i * ld;
-        head.cap(operands.z);
-        if (operands.y) head.cap(operands.y);
-        const HeadRow found = head.statistics(operands);
-        found.store_terms(call.terms + BALORA_HEAD_TERMS * (first + i));
-        if (gradient) head.gradient(operands, found, rounds);
-      }
-    });
+  if (live) products.push_back({o.teacher.hidden, head_of(o.teacher, *o.w)});
+  const LogitsByRows<A> logits(ctx, call.options, std::move(products));
+  const bool is_summed = (rounds && head_fits_tiles(*o.h, *o.w)) || call.is_summarized();
+  A* const sum = is_summed && o.dh ? workspace<A>(ctx, logits.chunk * channels) : nullptr;
+  GemmInput dz = {logits.z, kDtypeOfAcc<A>, logits.ld, true};
+  if (rounds) dz.dtype = BALORA_BF16, dz.ld *= 2;
+  const auto row = [&](HeadRows<A>& head, int64_t i, A* z, A* y) {
+    RowOperands<A> operands = {.z = z, .role = call.role_of(i)};
+    if (operands.role.teacher.kind == BALORA_TEACHER_LIVE) operands.y = y;
+    const HeadRow found = head.statistics(operands);
+    found.store_terms(call.terms + BALORA_HEAD_TERMS * i);
+    if (!call.wants_gradient()) return;
+    if constexpr (std::is_same_v<A, float>) {
+      if (rounds) return head.template gradient<bf16>(operands, found);
+    }
+    head.template gradient<A>(operands, found);
+  };
+  const auto multiply = [&](int64_t first, int64_t rows) {
     if (o.dh) {
       const GemmOutput wide = {sum, kDtypeOfAcc<A>, channels};
-      if constexpr (std::is_same_v<A, float>) {
-        if (tiled) {
-          const auto* const rounded = reinterpret_cast<const bf16*>(z);
-          head_gradient_tiles(ctx, {&rounded, 1}, dz.ld, rows, *o.w, sum);
-        }
-      }
-      if (!tiled) {
-        const ProductTerm term{dz.data, dz.dtype, dz.ld, o.w};
-        const GemmOutput dh = {rows_of(o.dh, first), o.dh->dtype, channels};
-        sum_products(ctx, {rows, channels, {&term, 1}}, sum ? wide : dh);
-      }
+      const GemmOutput dh = {rows_of(o.dh, first), o.dh->dtype, channels};
+      head_gradient(ctx, {&dz, 1}, rows, *o.h, *o.w, sum ? wide : dh);
       if (sum) call.store_hidden({first, first + rows}, sum);
     }
-    if (o.dw) call.add_head({first, first + rows}, {0, vocabulary}, dz);
-  }
+    if (o.dw) call.add_head({first, first + rows}, {0, logits.vocabulary}, dz);
+  };
+  logits.run(row, multiply);
   call.store_sums();
 }
 
@@ -208,62 +209,30 @@ void by_rows(Context* ctx, const Operands& o) {
   run_by_rows<float>(ctx, o);
 }
 
-// A teacher's summary keeps it in C numbers a row, so that it need not run again. For the product q
-// is rounded to 16 bits (a pair of bf16), or not at all.
-
-// A row of q as bf16, the rounded values in the first half of its place, what is left of them in
-// the second.
-void split_pair(float* q, int64_t n, std::vector<float>& scratch) {
-  scratch.assign(q, q + n);
-  auto* high = reinterpret_cast<bf16*>(q);
-  convert_row(scratch.data(), high, n);
-  for (int64_t i = 0; i < n; ++i) {
-    high[n + i] = to_bf16(scratch[static_cast<size_t>(i)] - to_float(high[i]));
-  }
-}
-
+// A teacher's summary keeps it in C numbers a row, so that it need not run again. For products in
+// tiles q is rounded to 16 bits (a pair of bf16).
 template <typename A>
 void summarize(Context* ctx, const balora_teacher_summary& o, const HeadOptions& options) {
   const View &ht = *o.teacher.hidden, &w = *o.w, &wt = *head_of(o.teacher, w);
-  const int64_t m = ht.shape[0], vocabulary = wt.shape[0], channels = w.shape[1];
-  check_targets(o.targets, vocabulary);
-  const int64_t ld = logits_ld(vocabulary);
-  const bool tiled = std::is_same_v<A, float> && head_fits_tiles(ht, w);
-  const int64_t chunk =
-      chunk_rows(m, chunk_budget(options, ht, wt), ld * static_cast<int64_t>(sizeof(A)));
-  A* q = workspace<A>(ctx, chunk * ld);
-  for (int64_t first = 0; first < m && !is_stopped(ctx); first += chunk) {
-    const int64_t rows = std::min(chunk, m - first);
-    const LogitsOf<A> logits{&ht, &wt, q};
-    head_logits<A>(ctx, {&logits, 1}, first, rows);
-    parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      HeadRows<A> head(options, vocabulary);
-      std::vector<float> scratch;
-      for (int64_t i = begin; i < end; ++i) {
-        A* row = q + i * ld;
-        head.cap(row);
-        const RowRole role = {.target = target_of(o.targets, first + i)};
-        const HeadRow found = head.statistics({.z = row, .role = role});
-        data_of<double>(o.summary.entropy)[first + i] = found.entropy;
-        if (o.targets) data_of<double>(o.summary.log_probability)[first + i] = 0.0 - found.task;
-        head.probabilities(row, found, row);
-        if constexpr (std::is_same_v<A, float>) {
-          if (tiled) split_pair(row, vocabulary, scratch);
-        }
-      }
-    });
-    A* out = data_of<A>(o.summary.mean) + first * channels;
-    if constexpr (std::is_same_v<A, float>) {
-      if (tiled) {
-        const auto* high = reinterpret_cast<const bf16*>(q);
-        const bf16* const parts[] = {high, high + vocabulary};
-        head_gradient_tiles(ctx, parts, 2 * ld, rows, w, out);
-        continue;
-      }
-    }
-    const ProductTerm term{q, kDtypeOfAcc<A>, ld, &w};
-    sum_products(ctx, {rows, channels, {&term, 1}}, {out, kDtypeOfAcc<A>, channels});
+  check_targets(o.targets, wt.shape[0]);
+  const LogitsByRows<A> logits(ctx, options, {{&ht, &wt}});
+  const bool pairs = std::is_same_v<A, float> && head_fits_tiles(ht, w);
+  std::vector<GemmInput> parts = {{logits.z, kDtypeOfAcc<A>, logits.ld}};
+  if (pairs) {
+    auto* const high = reinterpret_cast<bf16*>(logits.z);
+    parts = {{high, BALORA_BF16, 2 * logits.ld},
+             {high + logits.vocabulary, BALORA_BF16, 2 * logits.ld}};
   }
+  const auto row = [&](HeadRows<A>& head, int64_t i, A* z, A*) {
+    const HeadRow found = head.statistics({.z = z, .role = {.target = target_of(o.targets, i)}});
+    data_of<double>(o.summary.entropy)[i] = found.entropy;
+    if (o.targets) data_of<double>(o.summary.log_probability)[i] = 0.0 - found.task;
+    head.probabilities(z, found, pairs);
+  };
+  logits.run(row, [&](int64_t first, int64_t rows) {
+    head_gradient(ctx, parts, rows, ht, w,
+                  {rows_of(o.summary.mean, first), kDtypeOfAcc<A>, w.shape[1]});
+  });
 }
 
 constexpr Implementation<balora_head_losses> kHeadLosses[] = {
