@@ -69,25 +69,28 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
 
   function linearGroup() {
     const dtype = float();
-    const [rows, inputs] = [size(), size()];
+    const ends = chance(0.3) ? segments(1 + below(4)) : null;
+    const [rows, inputs] = [ends ? ends.at(-1) : size(), size()];
+    const groups = ends ? [ends.length - 1] : [];
     const outputs = list(1 + below(3), size);
     const factors = dtype === 'f64' ? 'f64' : 'f32';
     return [
       tensor(dtype, rows, inputs),
       maybe(() => tensor(dtype, rows, inputs)),
+      ends && indices(ends),
       outputs.map((output) => ({
-        weight: tensor(dtype, output, inputs),
-        bias: maybe(() => tensor(dtype, output)),
-        outputScale: maybe(() => tensor(factors, output)),
-        weightChange: maybe(() => tensor(dtype, output, inputs)),
-        lowRank: list(below(3), () => lowRankPart(factors, inputs, output)),
+        weight: tensor(dtype, ...groups, output, inputs),
+        bias: maybe(() => tensor(dtype, ...groups, output)),
+        outputScale: ends ? null : maybe(() => tensor(factors, output)),
+        weightChange: maybe(() => tensor(dtype, ...groups, output, inputs)),
+        lowRank: list(below(3), () => lowRankPart(factors, inputs, output, groups)),
       })),
     ];
   }
 
-  function lowRankPart(dtype, inputs, outputs) {
+  function lowRankPart(dtype, inputs, outputs, groups = []) {
     const rank = pick([1, 3, 4, 8, 16, 17]);
-    const pair = () => ({ a: tensor(dtype, rank, inputs), b: tensor(dtype, outputs, rank) });
+    const pair = () => ({ a: tensor(dtype, ...groups, rank, inputs), b: tensor(dtype, ...groups, outputs, rank) });
     const start = maybe(pair);
     return { ...pair(), start, scale: pick([1, -1, 2]), form: start ? undefined : pick(['exact', 'change']) };
   }
