@@ -6,8 +6,7 @@ namespace balora {
 
 namespace x86 {
 
-// Rows of bf16 in AVX512-BF16 instructions: forward with a residual or without, and backward for dx
-// alone.
+// Rows of bf16 in AVX512-BF16 instructions, with a residual or without; backward for dx alone.
 void rms_norm_forward(Context* ctx, const balora_rms_norm_add_forward& o);
 void rms_norm_backward(Context* ctx, const balora_rms_norm_backward& o);
 
