@@ -65,29 +65,20 @@ class Forward {
   void query_tile(const Segment& segment, const Run& run, int64_t head, int64_t tile,
                   Scratch<T, E>& scratch) const {
     const Queries own(segment, tile);
-    if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
-    const int64_t block = core_.block;
-    for (int64_t first = own.first; first < own.last; first += block) {
-      const int64_t queries = std::min(block, own.last - first);
-      query_block(segment, run.kv_head, head, met, {first, queries}, scratch);
+    for (int64_t first = own.first; first < own.last; first += core_.block) {
+      Queries block = own;
+      block.first = first, block.last = std::min(own.last, first + core_.block);
+      query_block(segment, run.kv_head, head, met, block, scratch);
     }
   }
 
-  struct Block {
-    int64_t first, queries;
-  };
-
   void query_block(const Segment& segment, int64_t kv_head, int64_t head, const TileRange& met,
-                   const Block& own, Scratch<T, E>& scratch) const {
-    const int64_t r = tile_padded(own.queries), d = g_.padded(), row = segment.query(own.first);
-    core_.columns_right(q_.source(row, head, own.queries), scratch.q, r, d);
+                   const Queries& own, Scratch<T, E>& scratch) const {
+    const int64_t r = tile_padded(own.count()), d = g_.padded(), row = segment.query(own.first);
+    core_.columns_right(q_.source(row, head, own.count()), scratch.q, r, d);
     scale_packed(g_, scratch.q, r * d);
-    if (scratch.positions) {
-      const int64_t first = met.first * kTile,
-                    keys = std::min(segment.rows, met.last * kTile) - first;
-      scratch.positions->take_queries(segment, {own.first, own.queries, first, keys});
-    }
+    if (scratch.positions) scratch.positions->take_queries(segment, own, met);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     constexpr A kNone = -std::numeric_limits<A>::infinity();
     const A sink = sinks_ ? sinks_[head] : kNone;
@@ -98,16 +89,12 @@ class Forward {
       pack_keys(segment, kv_head, key_tile, scratch);
       const Keys keys(segment, key_tile);
       const int64_t at = keys.first * d, n = tile_padded(keys.count);
-      const Band band = band_of(g_, own.first, keys.first);
+      const Block block{own.first, own.count(), keys.first, keys.count};
+      const Band band = band_of(g_, block);
       score_product(band, {n, r, d}, scratch.keys + at, scratch.q, r, scratch.scores);
-      if (scratch.positions) {
-        scratch.positions->add({own.first, own.queries, keys.first, keys.count}, scratch.scores, r);
-      }
+      if (scratch.positions) scratch.positions->add(block, scratch.scores, r);
       softmax<T, E>({.geometry = g_,
-                     .first_query = own.first,
-                     .queries = own.queries,
-                     .first_key = keys.first,
-                     .keys = keys.count,
+                     .block = block,
                      .padded_queries = r,
                      .padded_keys = n,
                      .padded_size = d,
@@ -118,7 +105,7 @@ class Forward {
                      .out = scratch.out});
       sum_over_keys(band, {d, r, n}, scratch.values + at, scratch.p, scratch.out);
     }
-    finish(row, own.queries, head, scratch);
+    finish(row, own.count(), head, scratch);
   }
 
   void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile,

@@ -16,7 +16,7 @@ template <typename A, int kBytes>
 BALORA_INLINE void gradient_rows(const GradTile<A>& t) {
   using V = Vector<A, kBytes>;
   const int64_t ld = t.padded_keys;
-  for (int64_t row = 0; row < t.queries; ++row) {
+  for (int64_t row = 0; row < t.block.queries; ++row) {
     const Columns seen = seen_in_row(t, row);
     A *p = t.p + row * ld, *ds = t.ds + row * ld;
     const int64_t first = block_first(seen), last = std::max(first, block_last(seen));
@@ -33,8 +33,8 @@ BALORA_INLINE void gradient_rows(const GradTile<A>& t) {
     fill_outside(p, inner, 0, ld, A(0));
     fill_outside(ds, inner, 0, ld, A(0));
   }
-  std::fill(t.p + t.queries * ld, t.p + t.padded_queries * ld, A(0));
-  std::fill(t.ds + t.queries * ld, t.ds + t.padded_queries * ld, A(0));
+  std::fill(t.p + t.block.queries * ld, t.p + t.padded_queries * ld, A(0));
+  std::fill(t.ds + t.block.queries * ld, t.ds + t.padded_queries * ld, A(0));
 }
 
 template <typename A, int kBytes>

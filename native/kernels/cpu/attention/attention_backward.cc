@@ -76,12 +76,6 @@ struct Scratch {
   }
 };
 
-// A tile of queries and one of keys. r and n: their counts, padded.
-struct Pair {
-  int64_t first_query, queries, first_key, keys;
-  int64_t r, n;
-};
-
 template <typename T, typename E>
 class Backward {
  public:
@@ -139,9 +133,8 @@ class Backward {
   void query_tile(const Segment& segment, const Run& run, const HeadRange& heads, int64_t tile,
                   Scratch<T, E>& s) const {
     for (int64_t h = 0; h < heads.count; ++h) {
-      const bool shared = run.slot >= 0;
-      s.heads[h].dq =
-          shared ? slots_.at(run.slot, heads.first + h) + tile * tile_ : s.heads[h].own_dq;
+      s.heads[h].dq = s.heads[h].own_dq;
+      if (run.slot >= 0) s.heads[h].dq = slots_.at(run.slot, heads.first + h) + tile * tile_;
       std::fill_n(s.heads[h].dq, tile_, A(0));
     }
     const TileRange met = keys_of_queries(g_, segment, tile);
@@ -149,20 +142,16 @@ class Backward {
     const Queries own(segment, tile);
     const int64_t head = run.kv_head * g_.group() + heads.first;
     if (first < last) pack_queries(segment, head, heads.count, own, s);
-    if (s.positions) {
-      const int64_t key = first * kTile, keys = std::min(segment.rows, last * kTile) - key;
-      s.positions->take_queries(segment, {own.first, own.count(), key, keys});
-    }
+    if (s.positions) s.positions->take_queries(segment, own, {first, last});
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
       const Keys keys(segment, key_tile);
       pack_keys(segment, keys, run.kv_head, key_tile, s);
-      add_pair({.first_query = own.first,
-                .queries = own.count(),
-                .first_key = keys.first,
-                .keys = keys.count,
-                .r = tile_padded(own.count()),
-                .n = tile_padded(keys.count)},
-               heads.count, s);
+      const Block pair{own.first, own.count(), keys.first, keys.count};
+      if constexpr (kQueriesByKeys<E>) {
+        add_queries_by_keys(pair, s);
+      } else {
+        add_keys_by_queries(pair, heads.count, s);
+      }
     }
     if (run.slot >= 0) return;
     if (s.positions) s.positions->finish_queries(s.q, s.heads[0].dq);
@@ -210,28 +199,17 @@ class Backward {
     }
   }
 
-  // Adds what the pair gives to the sums.
-  void add_pair(const Pair& pair, int64_t heads, Scratch<T, E>& s) const {
-    if constexpr (kQueriesByKeys<E>) {
-      add_queries_by_keys(pair, s);
-    } else {
-      add_keys_by_queries(pair, heads, s);
-    }
-  }
-
-  void add_queries_by_keys(const Pair& pair, Scratch<T, E>& s) const {
-    const int64_t r = pair.r, n = pair.n, at = pair.first_key * d_;
-    const Band band = band_of(g_, pair.first_query, pair.first_key);
+  // Adds to the sums what a tile of queries and one of keys give.
+  void add_queries_by_keys(const Block& pair, Scratch<T, E>& s) const {
+    const int64_t r = tile_padded(pair.queries), n = tile_padded(pair.keys);
+    const int64_t at = pair.first_key * d_;
+    const Band band = band_of(g_, pair);
     const auto& head = s.heads[0];
     score_rows(band, {r, n, d_}, s.q, s.keys_turned + at, s.scores);
     score_rows(band, {r, n, d_}, s.dout, s.values + at, s.dp);
-    const Block block{pair.first_query, pair.queries, pair.first_key, pair.keys};
-    if (s.positions) s.positions->add(block, s.scores, n);
+    if (s.positions) s.positions->add(pair, s.scores, n);
     score_gradient<T, E>({.geometry = g_,
-                          .first_query = pair.first_query,
-                          .queries = pair.queries,
-                          .first_key = pair.first_key,
-                          .keys = pair.keys,
+                          .block = pair,
                           .padded_queries = r,
                           .padded_keys = n,
                           .scores = s.scores,
@@ -240,53 +218,51 @@ class Backward {
                           .delta = head.delta,
                           .p = s.p,
                           .ds = s.ds});
-    if (s.positions) s.positions->add_gradient(block, s.ds, n);
+    if (s.positions) s.positions->add_gradient(pair, s.ds, n);
     sum_rows_over_queries(band, {n, d_, r}, s.p, s.dout, s.dv + at);
     sum_rows_over_queries(band, {n, d_, r}, s.ds, s.q, s.dk + at);
     sum_rows_over_keys(band, {r, d_, n}, s.ds, s.keys + at, head.dq);
   }
 
-  void add_keys_by_queries(const Pair& pair, int64_t heads, Scratch<T, E>& s) const {
-    const int64_t r = pair.r, n = pair.n, step = core_.block;
+  void add_keys_by_queries(const Block& pair, int64_t heads, Scratch<T, E>& s) const {
+    const int64_t r = tile_padded(pair.queries), n = tile_padded(pair.keys), step = core_.block;
     for (int64_t key = 0; key < n; key += step) {
       const int64_t keys = std::min(step, n - key), at = (pair.first_key + key) * d_;
-      const Band band = band_of(g_, pair.first_query, pair.first_key + key);
+      Block part = pair;
+      part.first_key += key, part.keys = std::min(step, pair.keys - key);
+      const Band band = band_of(g_, part);
       if (!band.meets(keys, r)) continue;
       for (int64_t h = 0; h < heads; ++h) {
         for (int64_t query = 0; query < r; query += step) {
-          block_gradients(pair, query, std::min(step, r - query), key, keys, h, heads, s);
+          part.first_query = pair.first_query + query;
+          part.queries = std::min(step, pair.queries - query);
+          block_gradients(part, query, key, r, h, heads, s);
         }
       }
       sum_over_queries(band, {keys, d_, r}, heads, s.p, s.dout, s.dv + at);
       sum_over_queries(band, {keys, d_, r}, heads, s.ds, s.q, s.dk + at);
     }
-    const Band band = band_of(g_, pair.first_query, pair.first_key);
+    const Band band = band_of(g_, pair);
     const E* const keys = s.keys_turned + pair.first_key * d_;
     for (int64_t h = 0; h < heads; ++h) {
       sum_over_keys(band, {d_, r, n}, keys, s.heads[h].ds_right, s.heads[h].dq);
     }
   }
 
-  // p and ds of `r` queries and `n` keys of the pair, from `query` and `key` on.
-  void block_gradients(const Pair& pair, int64_t query, int64_t r, int64_t key, int64_t n,
-                       int64_t h, int64_t heads, Scratch<T, E>& s) const {
-    const int64_t first_query = pair.first_query + query, first_key = pair.first_key + key;
-    const Band band = band_of(g_, first_query, first_key);
+  // p and ds of a block, from `query` and `key` of a tile with `all` queries on.
+  void block_gradients(const Block& block, int64_t query, int64_t key, int64_t all, int64_t h,
+                       int64_t heads, Scratch<T, E>& s) const {
+    const int64_t r = tile_padded(block.queries), n = tile_padded(block.keys);
+    const int64_t first_key = block.first_key * d_;
+    const Band band = band_of(g_, block);
     if (!band.meets(n, r)) return;
     const auto& head = s.heads[h];
-    const int64_t right = query * kPairWidth<E>, at = h * pair.r + query;
-    score_product(band, {n, r, d_}, s.keys + first_key * d_, head.q_turned + right, pair.r,
-                  s.scores);
-    score_product(band, {n, r, d_}, s.values + first_key * d_, head.dout_turned + right, pair.r,
-                  s.dp);
-    const Block block{first_query, std::min(r, pair.queries - query), first_key,
-                      std::min(n, pair.keys - key)};
+    const int64_t right = query * kPairWidth<E>, at = h * all + query;
+    score_product(band, {n, r, d_}, s.keys + first_key, head.q_turned + right, all, s.scores);
+    score_product(band, {n, r, d_}, s.values + first_key, head.dout_turned + right, all, s.dp);
     if (s.positions) s.positions->add(block, s.scores, r);
     score_gradient<T, E>({.geometry = g_,
-                          .first_query = first_query,
-                          .queries = block.queries,
-                          .first_key = first_key,
-                          .keys = block.keys,
+                          .block = block,
                           .padded_queries = r,
                           .padded_keys = n,
                           .scores = s.scores,
@@ -295,9 +271,9 @@ class Backward {
                           .delta = head.delta + query,
                           .p = s.p + at,
                           .ds = s.ds + at,
-                          .ds_right = head.ds_right + key * pair.r + right,
-                          .p_stride = heads * pair.r,
-                          .right_stride = pair.r,
+                          .ds_right = head.ds_right + key * all + right,
+                          .p_stride = heads * all,
+                          .right_stride = all,
                           .keeps_ds = s.positions.has_value()});
     if (s.positions) s.positions->add_gradient(block, s.dp, r);
   }

@@ -40,9 +40,7 @@ inline std::vector<Segment> read_segments(const View* cu_seqlens, const View* le
   std::vector<Segment> segments;
   for (int64_t b = 0; b < count; ++b) {
     const int64_t begin = bounds[b], stop = bounds[b + 1];
-    if (stop < begin) {
-      throw ArgumentError(messages::segment_falls(begin, stop, b + 1));
-    }
+    if (stop < begin) throw ArgumentError(messages::segment_falls(begin, stop, b + 1));
     const int64_t rows = valid ? valid[b] : stop - begin;
     if (rows < 0 || rows > stop - begin) {
       throw ArgumentError(messages::segment_length(rows, b, stop - begin));

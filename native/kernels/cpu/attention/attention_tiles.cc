@@ -22,7 +22,7 @@ template <typename E>
 BALORA_INLINE void cap_scores(const SoftmaxTile<E>& t) {
   using A = Acc<E>;
   const A scale = static_cast<A>(t.geometry.scale), cap = static_cast<A>(t.geometry.softcap);
-  for (int64_t column = 0; column < t.queries; column += kLanes) {
+  for (int64_t column = 0; column < t.block.queries; column += kLanes) {
     const BlockKeys keys = keys_of_block(t, column);
     for (int64_t j = keys.first; j < keys.last; ++j) {
       A* s = t.scores + j * t.padded_queries + column;
@@ -40,7 +40,7 @@ template <typename E>
 BALORA_INLINE void cap_gradients(const GradTile<E>& t) {
   using A = Acc<E>;
   const A scale = static_cast<A>(t.geometry.scale), cap = static_cast<A>(t.geometry.softcap);
-  const int64_t rows = kQueriesByKeys<E> ? t.queries : t.keys;
+  const int64_t rows = kQueriesByKeys<E> ? t.block.queries : t.block.keys;
   const int64_t ld = kQueriesByKeys<E> ? t.padded_keys : t.padded_queries;
   for (int64_t row = 0; row < rows; ++row) {
     const Columns seen = seen_in_row(t, row);

@@ -46,6 +46,11 @@ void clear_rows(const Heads<T>& heads, int64_t count, int64_t first, int64_t las
   }
 }
 
+// Queries and keys of a segment: a tile's, or some of them.
+struct Block {
+  int64_t first_query, queries, first_key, keys;
+};
+
 // Forward, transposed: one key tile (rows) against one query tile (columns). scores (k,r) become
 // probabilities in p, a B operand over keys, which may be in their place; highest, total (r) and
 // the columns of out (d,r) are brought to the new maximum, which may lie below the highest score by
@@ -54,7 +59,7 @@ template <typename E>
 struct SoftmaxTile {
   using A = Acc<E>;
   Geometry geometry;
-  int64_t first_query, queries, first_key, keys;  // the tile's place in its segment
+  Block block;
   int64_t padded_queries, padded_keys, padded_size;
   A* scores;
   E* p;
@@ -101,7 +106,7 @@ template <typename E>
 struct GradTile {
   using A = Acc<E>;
   Geometry geometry;
-  int64_t first_query, queries, first_key, keys;
+  Block block;
   int64_t padded_queries, padded_keys;
   A* scores;
   A* dp;
@@ -235,8 +240,8 @@ struct Band {
   }
 };
 
-inline Band band_of(const Geometry& g, int64_t first_query, int64_t first_key) {
-  const int64_t shift = first_key - first_query, far = int64_t{1} << 40;
+inline Band band_of(const Geometry& g, const Block& block) {
+  const int64_t shift = block.first_key - block.first_query, far = Geometry::kFar;
   return {g.causal   ? shift
           : g.window ? shift - g.window + 1
                      : -far,
@@ -366,8 +371,9 @@ BALORA_INLINE Columns clip(int64_t first, int64_t last, int64_t origin, int64_t 
 // The keys of the tile that its query i sees.
 template <typename Tile>
 BALORA_INLINE Columns keys_of_query(const Tile& t, int64_t i) {
-  const int64_t query = t.first_query + i;
-  return clip(t.geometry.first_key(query), t.geometry.last_key(query), t.first_key, t.keys);
+  const int64_t query = t.block.first_query + i;
+  return clip(t.geometry.first_key(query), t.geometry.last_key(query), t.block.first_key,
+              t.block.keys);
 }
 
 // The keys that a block of queries meets: [first, last) by any of them, [all_first, all_last) by
@@ -380,10 +386,10 @@ struct BlockKeys {
 template <typename Tile>
 BALORA_INLINE BlockKeys keys_of_block(const Tile& t, int64_t column, int64_t lanes = kLanes) {
   const auto& g = t.geometry;
-  const int64_t low = t.first_query + column;
-  const int64_t high = t.first_query + std::min(column + lanes, t.queries) - 1;
-  const Columns any = clip(g.first_key(low), g.last_key(high), t.first_key, t.keys);
-  const Columns all = clip(g.first_key(high), g.last_key(low), t.first_key, t.keys);
+  const int64_t low = t.block.first_query + column;
+  const int64_t high = t.block.first_query + std::min(column + lanes, t.block.queries) - 1;
+  const Columns any = clip(g.first_key(low), g.last_key(high), t.block.first_key, t.block.keys);
+  const Columns all = clip(g.first_key(high), g.last_key(low), t.block.first_key, t.block.keys);
   return {any.first & ~int64_t{1}, (any.last + 1) & ~int64_t{1}, all.first,
           std::max(all.first, all.last)};
 }
@@ -405,10 +411,10 @@ struct KeyRow {
 
 template <typename Tile>
 BALORA_INLINE KeyRow key_row(const Tile& t, int64_t j) {
-  if (j >= t.keys) return {0, 0};
-  const int64_t key = t.first_key + j;
-  return {std::max<int64_t>(t.geometry.first_query(key) - t.first_query, 0),
-          std::min(t.geometry.last_query(key) - t.first_query, t.queries)};
+  if (j >= t.block.keys) return {0, 0};
+  const int64_t key = t.block.first_key + j;
+  return {std::max<int64_t>(t.geometry.first_query(key) - t.block.first_query, 0),
+          std::min(t.geometry.last_query(key) - t.block.first_query, t.block.queries)};
 }
 
 // Row loops run over whole blocks of lanes: a constant trip count needs no remainder loop, and what
@@ -427,7 +433,7 @@ BALORA_INLINE Columns seen_in_row(const GradTile<E>& t, int64_t row) {
     return keys_of_query(t, row);
   } else {
     const KeyRow queries = key_row(t, row);
-    return clip(queries.first, queries.last, 0, t.queries);
+    return clip(queries.first, queries.last, 0, t.block.queries);
   }
 }
 

@@ -245,10 +245,12 @@ void Positions<T, E>::take_keys(const Segment& segment, const Keys& keys) {
 }
 
 template <typename T, typename E>
-void Positions<T, E>::take_queries(const Segment& segment, const Block& met) {
-  first_query_ = met.first_query, queries_ = met.queries;
+void Positions<T, E>::take_queries(const Segment& segment, const Queries& queries,
+                                   const TileRange& met) {
+  first_query_ = queries.first, queries_ = queries.count();
   if (!k_.values.data) return;
-  met_ = range_of(met);
+  const int64_t key = met.first * kTile, keys = std::min(segment.rows, met.last * kTile) - key;
+  met_ = range_of({first_query_, queries_, key, keys});
   take_rows(Heads<T>(r_.q).source(segment.query(first_query_), head_, queries_), met_, k_, 0);
 }
 

@@ -14,11 +14,6 @@ namespace balora::attention {
 // @throws ArgumentError for segments that do not fit the rows, each other or the relative positions
 std::vector<Segment> read_segments(const Relative& r);
 
-// Queries and keys of a segment.
-struct Block {
-  int64_t first_query, queries, first_key, keys;
-};
-
 template <typename T, typename E>
 class Positions {
  public:
@@ -33,7 +28,7 @@ class Positions {
   // Tiles of keys come before their scores, in any order; queries before theirs, those of one block
   // of rows at a time with all keys that it meets.
   void take_keys(const Segment& segment, const Keys& keys);
-  void take_queries(const Segment& segment, const Block& met);
+  void take_queries(const Segment& segment, const Queries& queries, const TileRange& met);
 
   // Scores of a block become whole, but for a scale that the geometry has. Rows are ld apart.
   void add(const Block& block, A* scores, int64_t ld) const;
