@@ -224,6 +224,13 @@ class HeadCall {
   std::vector<double> own_terms_;
 };
 
+// The target of a row out of (M), or null, and a check of all.
+int64_t target_of(const View* targets, int64_t row);
+void check_targets(const View* targets, int64_t vocabulary);
+
+// The losses by rows (by_rows.cc), of any operands.
+void head_losses_by_rows(Context* ctx, const balora_head_losses& o);
+
 namespace x86 {
 
 // The losses by token (by_token.cc), on AMX; the most rows of a chunk of theirs, 0 where a call is
