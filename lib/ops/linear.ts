@@ -92,8 +92,8 @@ export interface LinearOptions {
  * gradient needs them.
  * @param x (..., I), any float dtype
  * @returns (..., O) for each linear
- * @throws ArgumentError for an empty group, or shapes and dtypes that do not fit; for `rowOffsets` that do not rise from 0 to N at the
- * next sync. UnsupportedError for `rowOffsets` on another device, in int8 or with an outputScale.
+ * @throws ArgumentError for an empty group, or shapes and dtypes that do not fit; NativeError at the next read for `rowOffsets` that do
+ * not rise from 0 to N. UnsupportedError for `rowOffsets` on another device, in int8 or with an outputScale.
  */
 export function linearGroup(
   x: Tensor,

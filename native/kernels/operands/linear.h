@@ -70,7 +70,7 @@ typedef struct balora_linear {
 // of the weight, summed over the parts:
 //   y = output_scale * (x W^T + x_adapter C^T + sum of scale * x_adapter (B A - B0 A0)^T) + bias
 // Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once, unless rows must not
-// depend on each other.
+// depend on each other or are in groups.
 typedef struct balora_linear_forward {
   const balora_view* x;          // (N,I)
   const balora_view* x_adapter;  // (N,I) the input of changes and parts (dropout); null: x

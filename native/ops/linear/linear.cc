@@ -66,16 +66,16 @@ void check_linear(const Tensor& x, const std::optional<Tensor>& row_offsets,
 }
 
 // Throws where linears by groups of rows are not computed.
-void check_row_offsets(const Tensor& x, const Tensor& row_offsets) {
+void check_row_offsets(const Tensor& rows, const Tensor& row_offsets) {
   check_dtype(kOp, "rowOffsets", row_offsets, DType::kI32);
   check_ndim(kOp, "rowOffsets", row_offsets, 1);
-  check_same_engine(kOp, x, row_offsets);
-  check_rows_i32(kOp, "x", x);
-  if (std::strcmp(x.engine().device(), "cpu") != 0) {
+  check_same_engine(kOp, rows, row_offsets);
+  check_rows_i32(kOp, "x", rows);
+  if (std::strcmp(rows.engine().device(), "cpu") != 0) {
     throw UnsupportedError(
-        concat("linear: rowOffsets are taken on the CPU alone, not on ", x.engine().device()));
+        concat("linear: rowOffsets are taken on the CPU alone, not on ", rows.engine().device()));
   }
-  if ((x.engine().state().int8_products & ~kInt8Saved) != 0) {
+  if ((rows.engine().state().int8_products & ~kInt8Saved) != 0) {
     throw UnsupportedError("linear: rowOffsets are not taken where products are in int8");
   }
 }
@@ -100,7 +100,6 @@ GroupOf<Tensor> checked_group(const Tensor& x, const std::optional<Tensor>& x_ad
     check_shape(kOp, "adapterInput", *x_adapter, x.shape(), "the shape of x");
     check_dtype(kOp, "adapterInput", *x_adapter, x.dtype());
   }
-  if (row_offsets) check_row_offsets(x, *row_offsets);
   GroupOf<Tensor> group{.x = x, .x_adapter = x_adapter.value_or(Tensor())};
   size_t part_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -472,6 +471,7 @@ std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x
                                  const std::optional<Tensor>& row_offsets,
                                  const std::vector<LinearLayer>& linears) {
   const Tensor rows = contiguous_rows(kOp, "x", x);
+  if (row_offsets) check_row_offsets(rows, *row_offsets);
   const GroupOf<Tensor> given = checked_group(x, x_adapter, row_offsets, linears);
   const Int8Forms forms(x);
   check_int8_terms(given, forms);

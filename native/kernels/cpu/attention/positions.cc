@@ -196,7 +196,7 @@ void Positions<T, E>::take_head(int64_t head) {
     scale_packed(g_, table->rows, p_ * d_);
     std::fill_n(table->total, p_ * d_, A(0));
   }
-  if (dbias_) std::fill_n(dbias_, relative_, A(0));
+  if (wanted_ && r_.bias) std::fill_n(dbias_, relative_, A(0));
 }
 
 // Where a block's first row and column meet.

@@ -42,10 +42,12 @@ struct LogitsByRows {
   // multiply(first, rows) for the chunk.
   template <typename Row, typename Multiply>
   void run(const Row& row, const Multiply& multiply) const {
+    std::vector<HeadRows<A>> heads(static_cast<size_t>(parallel_width(ctx, chunk, 1)),
+                                   {options, vocabulary});
     for_chunks(ctx, all, chunk, [&](int64_t first, int64_t rows) {
       head_logits<A>(ctx, products, first, rows);
-      share_out(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-        HeadRows<A> head(options, vocabulary);
+      share_out(ctx, rows, 1, [&](int64_t begin, int64_t end, int self) {
+        HeadRows<A>& head = heads[static_cast<size_t>(self)];
         for (int64_t i = begin; i < end; ++i) {
           row(head, first + i, z + i * ld, products.back().logits + i * ld);
         }

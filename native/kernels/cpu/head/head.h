@@ -105,8 +105,8 @@ struct RowOperands {
 };
 
 // One of the logits among which the K largest are, and the teacher's beside it. The larger comes
-// first, of equal ones that of the lower index; NaNs before all, as in topk.cc: to compare as equal
-// to nothing is no order.
+// first, of equal ones that of the lower index; a NaN among them before all, as in topk.cc: to
+// compare as equal to nothing is no order.
 template <typename A>
 struct TopCandidate {
   int64_t index;

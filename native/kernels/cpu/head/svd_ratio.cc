@@ -185,18 +185,21 @@ double dense_form(const GramProblem& p, const balora_svd_ratio_gram& o) {
   return value;
 }
 
+template <typename A>
+BALORA_INLINE double dot_loop(const A* a, const A* b, int64_t c) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(a[j]) * static_cast<double>(b[j]);
+  return sum;
+}
+
 // The sum of a o b, by rows (n,c).
 template <typename A>
 double inner_product(const GramProblem& p, const A* a, const A* b) {
   std::vector<double> sums(static_cast<size_t>(p.n));
   parallel_for(p.ctx, p.n, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = i * p.c; j < (i + 1) * p.c; ++j) {
-        sum += static_cast<double>(a[j]) * static_cast<double>(b[j]);
-      }
-      sums[static_cast<size_t>(i)] = sum;
+      sums[static_cast<size_t>(i)] = at_level<&dot_loop<A>>(a + i * p.c, b + i * p.c, p.c);
     }
   });
   return std::accumulate(sums.begin(), sums.end(), 0.0);

@@ -1,5 +1,6 @@
 // Linears by groups of rows (row_offsets of kernels/operands/linear.h): one group after another as
-// a call of its own, so that its rows have the bits that they have alone.
+// a call of its own, so that its rows have the bits that they have alone. But for frozen weights of
+// f32, which a call alone packs unless rows must not depend on each other.
 #pragma once
 #include <algorithm>
 #include <deque>

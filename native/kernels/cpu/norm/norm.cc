@@ -101,12 +101,20 @@ BALORA_INLINE void backward_rows(const balora_rms_norm_backward& o, Acc<T>* dwei
       dot += load(g[c]) * (load(weight[c]) + offset) * load(row[c]);
     }
     const A mean = dot * scale * scale / static_cast<A>(channels);
-    const T* beside = o.dsum ? data_of<T>(o.dsum) + n * channels : nullptr;
     T* out = data_of<T>(o.dx) + n * channels;
+    if (!o.dsum) {
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        out[c] = store<T>(
+            scale * rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean));
+      }
+      continue;
+    }
+    const T* beside = data_of<T>(o.dsum) + n * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       const A through = rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean);
-      out[c] = store<T>(beside ? load(beside[c]) + scale * through : scale * through);
+      out[c] = store<T>(load(beside[c]) + scale * through);
     }
   }
 }
