@@ -16,10 +16,11 @@ export const kNames = [...kUnary, ...kBinary, ...kComparisons, ...kReductions, .
 /**
  * @param native the addon
  * @param random the functions pick, chance and below of one random sequence
+ * @param device the device of the tensors
  * @param keep called with each handle that is created
  * @returns for each name of an op a function that creates its arguments
  */
-export function plausibleArguments(native, { pick, chance, below }, keep) {
+export function plausibleArguments(native, { pick, chance, below }, device, keep) {
   const size = () => pick(kSizes);
   const positive = () => Math.max(1, size());
   const float = () => pick(['f32', 'bf16', 'f16', 'f64']);
@@ -69,7 +70,7 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
 
   function linearGroup() {
     const dtype = float();
-    const ends = chance(0.3) ? segments(1 + below(4)) : null;
+    const ends = device === 'cpu' && chance(0.3) ? segments(1 + below(4)) : null;
     const [rows, inputs] = [ends ? ends.at(-1) : size(), size()];
     const groups = ends ? [ends.length - 1] : [];
     const outputs = list(1 + below(3), size);
@@ -90,9 +91,13 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
 
   function lowRankPart(dtype, inputs, outputs, groups = []) {
     const rank = pick([1, 3, 4, 8, 16, 17]);
-    const pair = () => ({ a: tensor(dtype, ...groups, rank, inputs), b: tensor(dtype, ...groups, outputs, rank) });
-    const start = maybe(pair);
-    return { ...pair(), start, scale: pick([1, -1, 2]), form: start ? undefined : pick(['exact', 'change']) };
+    const pair = (make) => ({
+      a: make(dtype, ...groups, rank, inputs),
+      b: make(dtype, ...groups, outputs, rank),
+    });
+    const start = maybe(() => pair((type, ...shape) => normal(type, shape))); // it wants no gradient
+    const form = start ? 'sinceStart' : pick(['exact', 'change']);
+    return { ...pair(tensor), start, scale: pick([1, -1, 2]), form };
   }
 
   function attention() {
@@ -351,7 +356,8 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const rates = shapes.map(() => constant('f64', [3], 0.1));
       const decays = shapes.map(() => 0.01);
       const coefficient = maybe(() => constant('f64', [], 1));
-      const parameters = { params: states(), grads, m: states(), v: states(), rates, weightDecays: decays };
+      const v = shapes.map((shape) => constant('f32', shape, 0.25));
+      const parameters = { params: states(), grads, m: states(), v, rates, weightDecays: decays };
       return [parameters, coefficient, { beta1: 0.9, beta2: 0.99, eps: 1e-8 }];
     },
     sgdStep: () => {
