@@ -59,7 +59,7 @@ function cudaProject(): TestProjectInlineConfiguration[] {
 // Tests that also run on each other instruction set of the processor for which matrix products have kernels: gradients, and products of views.
 const kOnPlainCpu = [
   'test/gradients.test.ts',
-  'test/ops/{operand_views,relative_attention,views}.test.ts',
+  'test/ops/{linear_groups,operand_views,relative_attention,views}.test.ts',
 ];
 // Where there is AVX2 also losses, decoding, products in int8, and both real models against the reference's numbers, in f32 and bf16.
 const kOnCpuLevels = [

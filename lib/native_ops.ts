@@ -84,7 +84,7 @@ export interface NativeOps {
   isLeaf(x: Handle): boolean;
   keepAborted(x: Handle): void;
   layerNorm(x: Handle, weight: Handle | null, bias: Handle | null, eps: number): Handle;
-  linearGroup(x: Handle, adapterInput: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; weightChange: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; start: { a: Handle; b: Handle } | null; scale: number; form: string })[] })[]): (Handle)[];
+  linearGroup(x: Handle, adapterInput: Handle | null, rowOffsets: Handle | null, linears: readonly ({ weight: Handle; bias: Handle | null; outputScale: Handle | null; weightChange: Handle | null; lowRank: readonly ({ a: Handle; b: Handle; start: { a: Handle; b: Handle } | null; scale: number; form: string })[] })[]): (Handle)[];
   logSoftmax(x: Handle): Handle;
   logSumExp(x: Handle, axes: readonly (number)[], keepDims: boolean): Handle;
   mallocBytes(): number;

@@ -1,5 +1,5 @@
 // The SVD regularizer's scalars and gradient on the device, from eigenpairs of a Gram matrix of Z;
-// the algebra is that of kernels/cpu/head/svd_ratio.h:
+// the algebra is that of kernels/cpu/head/svd_ratio.cc:
 //   L = -(sum of the k largest singular values) / F,  dL/dZ = U diag(weights) U^T Z + shift Z
 #pragma once
 #include "linalg/leading_pairs.cuh"

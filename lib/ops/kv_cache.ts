@@ -1,6 +1,7 @@
 // Ops on a cache of keys and values in blocks, for decoding. Neither has a gradient.
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
+import type { AttentionOptions } from './nn.ts';
 
 /** Number of positions of a block of a cache. */
 export const kCacheBlock = 32;
@@ -50,19 +51,12 @@ export function keepAborted(chunk: Tensor): void {
 }
 
 /** Options of {@link cachedAttention}. */
-export interface CachedAttentionOptions {
+export interface CachedAttentionOptions
+  extends Omit<AttentionOptions, 'cuSeqlens' | 'cuQueries' | 'lengths'> {
   /** (R, H) of q's dtype: added to the score of a key by its distance from the query, causal only. R is no less than any length. */
   bias?: Tensor | null;
   /** Whether rows are the last positions of their sequences and see no later key. Default true. */
   causal?: boolean;
-  /** Number of keys that a row attends to, itself included; 0: no limit. Default 0. */
-  window?: number;
-  /** Scores become softcap * tanh(score / softcap), after the scale. Default 0: none. */
-  softcap?: number;
-  /** (H), as of `attention`. Default: none. */
-  sinks?: Tensor | null;
-  /** Default 1 / sqrt(D). */
-  scale?: number;
 }
 
 /**

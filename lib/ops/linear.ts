@@ -75,6 +75,13 @@ export interface LinearOperands {
 export interface LinearOptions {
   /** Input of the changes of weights and of the low-rank parts in place of x: x after LoRA's dropout. Default x itself. */
   adapterInput?: Tensor | null;
+  /**
+   * (G + 1) i32, rising from 0 to the number of rows N of x: rows rowOffsets[g] to rowOffsets[g + 1], without the latter, form group g (the
+   * tokens of an expert) and meet operands of their own, which stand at g of weight (G, O, I), bias (G, O), weightChange (G, O, I), a (G, R, I)
+   * and b (G, O, R). Under `batchInvariant` a row has the bits of a linear of its group alone; a group
+   * without rows gives its operands zeros as gradients. On the CPU; without outputScale, and not where products are in int8. Default null: one group, whose operands have no G.
+   */
+  rowOffsets?: Tensor | null;
 }
 
 /**
@@ -85,17 +92,19 @@ export interface LinearOptions {
  * gradient needs them.
  * @param x (..., I), any float dtype
  * @returns (..., O) for each linear
- * @throws ArgumentError for an empty group, or shapes and dtypes that do not fit.
+ * @throws ArgumentError for an empty group, or shapes and dtypes that do not fit; NativeError at the next read for `rowOffsets` that do
+ * not rise from 0 to N. UnsupportedError for `rowOffsets` on another device, in int8 or with an outputScale.
  */
 export function linearGroup(
   x: Tensor,
   linears: readonly LinearOperands[],
-  { adapterInput = null }: LinearOptions = {},
+  { adapterInput = null, rowOffsets = null }: LinearOptions = {},
 ): Tensor[] {
   return native
     .linearGroup(
       x.handle,
       adapterInput?.handle ?? null,
+      rowOffsets?.handle ?? null,
       linears.map(({ weight, bias, outputScale, weightChange, lowRank = [] }) => ({
         weight: weight.handle,
         bias: bias?.handle ?? null,
@@ -118,7 +127,7 @@ function nativePart({ a, b, scale = 1, start = null, form }: LowRank) {
 /**
  * A linear layer y = outputScale * (x W^T + x C^T + low-rank parts) + bias: a `linearGroup` of one.
  * @param x (..., I), any float dtype
- * @param weight (O, I)
+ * @param weight (O, I); with `rowOffsets` (G, O, I)
  * @returns (..., O)
  */
 export function linear(
@@ -126,8 +135,8 @@ export function linear(
   weight: Tensor,
   options: Omit<LinearOperands, 'weight'> & LinearOptions = {},
 ): Tensor {
-  const { adapterInput = null, ...rest } = options;
-  return linearGroup(x, [{ weight, ...rest }], { adapterInput })[0] as Tensor;
+  const { adapterInput, rowOffsets, ...rest } = options;
+  return linearGroup(x, [{ weight, ...rest }], { adapterInput, rowOffsets })[0] as Tensor;
 }
 
 /**

@@ -30,7 +30,7 @@ struct Named<LinearLayer> {
 };
 
 void bind_linear(Module& m) {
-  op(m, "linearGroup", &linear_group, {"x", "adapterInput", "linears"}, Grad::kYes);
+  op(m, "linearGroup", &linear_group, {"x", "adapterInput", "rowOffsets", "linears"}, Grad::kYes);
   op(m, "rowNorm", &row_norm, {"weight", "lowRank"}, Grad::kNone);
 }
 

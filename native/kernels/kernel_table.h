@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BALORA_ABI 17
+#define BALORA_ABI 18
 
 // The services that a kernel may use. One per device stream, used by the
 // engine thread only.

@@ -62,7 +62,7 @@ void cache_append(const Tensor& k, const Tensor& v, const KvCache& cache);
 Tensor cached_attention(const Tensor& q, const KvCache& cache, const std::optional<Tensor>& bias,
                         const std::optional<Tensor>& sinks, const AttentionOptions& options);
 
-// linear.cc: x, x_adapter (...,I) -> one (...,O) a linear
+// linear.cc: x, x_adapter (...,I), row_offsets (G+1) i32 -> one (...,O) a linear
 struct LowRankFactors {
   Tensor a, b;  // (R,I), (O,R)
 };
@@ -73,13 +73,14 @@ struct LowRankPart {
   std::string form;  // "exact", "change" or "sinceStart"
 };
 struct LinearLayer {
-  Tensor weight;                        // (O,I)
+  Tensor weight;                        // (O,I), with row_offsets all of these have a G in front
   std::optional<Tensor> bias;           // (O)
   std::optional<Tensor> output_scale;   // (O) in the accumulator type
   std::optional<Tensor> weight_change;  // (O,I) of x's type
   std::vector<LowRankPart> low_rank;
 };
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
+                                 const std::optional<Tensor>& row_offsets,
                                  const std::vector<LinearLayer>& linears);
 // row_norm.cc: weight (O,I) -> ||weight + sum scale (b a - b0 a0)|| by rows (O), without a gradient
 Tensor row_norm(const Tensor& weight, const std::vector<LowRankPart>& parts);

@@ -81,12 +81,13 @@ typedef struct balora_view {
   int32_t dtype;       // balora_dtype
   balora_slot* slots;  // BALORA_SLOTS entries for a frozen tensor, else null
   // One entry for what is derived from the values that the tensor has at a version, frozen or not:
-  // while the version is the same, so are the values. Null for a part of a storage, and for all
-  // operands of an op that reads offloaded memory.
+  // while the version is the same, so are the values. Null for a view that does not begin where
+  // its storage does, and for all operands of an op that reads offloaded memory.
   balora_slot* versioned;
   int64_t version;
   // Null, or how the values are found in the bytes at `data`: dtype is then the type that they are
-  // computed with, the tensor is whole, and only kernels that say so take it.
+  // computed with, the tensor is whole (of a matrix of several only `decode` knows where it begins), and
+  // only kernels that say so take it.
   const balora_encoding* encoding;
 } balora_view;
 

@@ -12,8 +12,9 @@ import {
   type PairForm,
   permute,
   reshape,
+  slice,
 } from '../../lib/ops/index.ts';
-import { memoryStats, synchronize } from '../../lib/runtime.ts';
+import { batchInvariant, memoryStats, synchronize } from '../../lib/runtime.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
 import { expectClose, kFloatTypes, roundingOf, values } from '../support/compare.ts';
@@ -372,6 +373,23 @@ describe('linear', () => {
     expect(x.grad?.shape).toEqual([3, 4]);
   });
 
+  it('gives A the same gradient whether that of its input is wanted or not', () => {
+    for (const dtype of kFloatTypes) {
+      const [weight, dy] = [randomTensor([31, 64], { dtype }), randomTensor([33, 31], { dtype })];
+      const { start, ...moved } = started(64, 31, dtype);
+      for (const from of [start, null]) {
+        const [alone, both] = [false, true].map((requiresGrad) => {
+          const x = randomTensor([33, 64], { seed: 3, dtype, requiresGrad });
+          const a = moved.a.detach();
+          a.requiresGrad = true;
+          linear(x, weight, { lowRank: [{ ...moved, a, start: from }] }).backward(dy);
+          return values(a.grad as Tensor);
+        });
+        expect(alone).toEqual(both);
+      }
+    }
+  });
+
   it('is bit for bit the base alone where a part is at its start', () => {
     for (const dtype of kFloatTypes) {
       const x = randomTensor([33, 64], { seed: 1, dtype });
@@ -404,6 +422,18 @@ describe('linear', () => {
     }
     const scale = Math.max(...Array.from(want, Math.abs));
     expectClose(p.b.grad as Tensor, want, 2 ** -14 * scale);
+  });
+
+  it('keeps what it packs of a few rows of a factor apart from what it packs of all of them', () => {
+    for (const dtype of kFloatTypes) {
+      const [x, weight] = [randomTensor([3, 64], { dtype }), randomTensor([32, 64], { dtype })];
+      const { a, b } = pair(64, 32, 16, 1, dtype);
+      const few = { a: slice(a, 0, { stop: 8 }), b: contiguous(slice(b, 1, { stop: 8 })) };
+      const call = (part: LowRank) =>
+        batchInvariant(() => values(linear(x, weight, { lowRank: [part] })));
+      const copies = ({ a: of, b: by }: LowRank) => ({ a: mul(of, 1), b: mul(by, 1) });
+      for (const part of [few, { a, b }, few]) expect(call(part)).toEqual(call(copies(part)));
+    }
   });
 
   it('accepts a single row with the strides of a column', () => {

@@ -12,12 +12,13 @@ interface Walk {
 }
 interface Module {
   readWalks(text?: string): Walk[];
+  linesOf(walk: Walk): number;
   familiesOf(walk: Walk): string[];
   missingFrom(walk: Walk, executed: string[]): string[];
 }
 // The script has no types.
 const path = '../../scripts/support/walks.mjs';
-const { familiesOf, missingFrom, readWalks } = (await import(path)) as Module;
+const { familiesOf, linesOf, missingFrom, readWalks } = (await import(path)) as Module;
 const kRoot = fileURLToPath(new URL('../..', import.meta.url));
 
 describe('docs/walks.md', () => {
@@ -41,6 +42,13 @@ describe('docs/walks.md', () => {
       expect(walk.end).toMatch(/\.h$/);
       expect(familiesOf(walk).some((family) => walk.end.startsWith(`${family}/`))).toBe(false);
     }
+  });
+});
+
+describe('a walk', () => {
+  it.each(readWalks().map((walk) => [walk.op, walk] as const))('of %s is short', (_, walk) => {
+    expect(walk.files.length).toBeLessThanOrEqual(12);
+    expect(linesOf(walk)).toBeLessThanOrEqual(2700);
   });
 });
 

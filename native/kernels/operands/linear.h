@@ -61,11 +61,16 @@ typedef struct balora_linear {
   int32_t part_count;
 } balora_linear;
 
+// Groups of rows (experts): where row_offsets (G+1) i32 is given, which rises from 0 to N, rows
+// [row_offsets[g], row_offsets[g+1]) meet what stands at g of each linear's own operands and of
+// their gradients, which all have one dimension more in front: weight (G,O,I), bias (G,O),
+// a (G,R,I), b (G,O,R). Then there is no output_scale, and nothing is in int8. Groups may be empty.
+
 // For each of the linears that share x, with x_adapter where it is given and x else, C the change
 // of the weight, summed over the parts:
 //   y = output_scale * (x W^T + x_adapter C^T + sum of scale * x_adapter (B A - B0 A0)^T) + bias
 // Rounded once. Weights are of x's type; the CPU packs frozen f32 ones once, unless rows must not
-// depend on each other.
+// depend on each other or are in groups.
 typedef struct balora_linear_forward {
   const balora_view* x;          // (N,I)
   const balora_view* x_adapter;  // (N,I) the input of changes and parts (dropout); null: x
@@ -77,6 +82,7 @@ typedef struct balora_linear_forward {
   // The rows of x as balora_quantize_rows made them, for products that are in int8; null: not there.
   const balora_view* x_codes;
   const balora_view* x_scales;
+  const balora_view* row_offsets;  // (G+1) i32, or null
 } balora_linear_forward;
 
 // Gradients of the inputs and the parts; those of linears and parts stand in their structures. dY
@@ -94,17 +100,19 @@ typedef struct balora_linear_backward {
   const balora_view* dx_adapter;  // (N,I), or null
   const balora_linear* linears;
   int32_t count;
-  int32_t int8;  // BALORA_INT8_*, of dY W
+  int32_t int8;                    // BALORA_INT8_*, of dY W
+  const balora_view* row_offsets;  // (G+1) i32, or null
 } balora_linear_backward;
 
 // Gradients of a trained weight and bias.
 //   dweight = dy^T x
 //   dbias = the sum of dy's rows
 typedef struct balora_linear_weight_backward {
-  const balora_view* dy;       // (N,O)
-  const balora_view* x;        // (N,I); may be null without dweight
-  const balora_view* dweight;  // (O,I) f32 (f64 for f64), or null
-  const balora_view* dbias;    // (O) f32 (f64 for f64), or null
+  const balora_view* dy;           // (N,O)
+  const balora_view* x;            // (N,I); may be null without dweight
+  const balora_view* dweight;      // (O,I) f32 (f64 for f64), or null
+  const balora_view* dbias;        // (O) f32 (f64 for f64), or null
+  const balora_view* row_offsets;  // (G+1) i32, or null
 } balora_linear_weight_backward;
 
 // Rows of an activation in int8: x R = scale * (codes - 128), R the rotation of blocks of 64

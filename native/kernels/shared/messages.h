@@ -39,6 +39,15 @@ inline std::string int8_terms(int64_t outs, int64_t ins) {
                 ins, ")");
 }
 
+// ---- Groups of rows of linears ------------------------------------------------------------------
+
+inline std::string row_group_ends(int64_t rows, int64_t first, int64_t last) {
+  return concat("rowOffsets must rise from 0 to the ", rows, " rows, got ", first, " to ", last);
+}
+inline std::string row_group_falls(int64_t from, int64_t to, int64_t index) {
+  return concat("rowOffsets falls from ", from, " to ", to, " at index ", index);
+}
+
 // ---- Attention's segments -----------------------------------------------------------------------
 
 inline std::string segment_ends(int64_t rows, int64_t first, int64_t last) {

@@ -32,7 +32,7 @@ BALORA_HOST_DEVICE A unary_value(A x, A a, A b) {
 }
 
 // d op(x; a, b) / d x. s is what the forward saved: the result for exp, sqrt, rsqrt, tanh, sigmoid
-// and relu, whose derivative is cheapest from it, else the operand (saves_result() in
+// and relu, whose derivative is cheapest from it, else the operand (saves_result in
 // ops/elementwise/unary.cc).
 template <int Op, typename Math, typename A>
 BALORA_HOST_DEVICE A unary_slope(A s, A a, A b) {

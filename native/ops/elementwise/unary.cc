@@ -1,5 +1,5 @@
 // Elementwise functions of one tensor by name, from one table; formulas and slopes are in
-// kernels/cpu/elementwise/unary.cc. Kept for backward: the result where the slope is cheapest from
+// kernels/shared/unary.h. Kept for backward: the result where the slope is cheapest from
 // it, else the operand.
 #include <cmath>
 

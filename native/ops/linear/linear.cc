@@ -15,6 +15,9 @@
 // Products with frozen weights (x W^T, dz W) are computed in int8 where EnqueueState::int8_products
 // says so when the op is called; a change of W then has products of its own in dx. Where backward
 // keeps x in int8, forward multiplies by the codes that it keeps, so that x is quantised once.
+//
+// Rows may be in groups: with row_offsets (G+1) i32 rows [row_offsets[g], row_offsets[g+1]) of x
+// meet operands of their own, at g of W (G,O,I), its change, bias (G,O), A (G,R,I) and B (G,O,R).
 #include <algorithm>
 #include <cstring>
 
@@ -34,26 +37,46 @@ std::string indexed(const char* name, size_t i) {
   return name + ('[' + std::to_string(i)) + ']';
 }
 
-void check_linear(const Tensor& x, const LinearLayer& linear, size_t i) {
+void check_linear(const Tensor& x, const std::optional<Tensor>& row_offsets,
+                  const LinearLayer& linear, size_t i) {
   const Tensor& weight = linear.weight;
-  const std::string name = indexed("weight", i), bias_name = indexed("bias", i);
-  check_ndim(kOp, name.c_str(), weight, 2);
-  check_shape(kOp, name.c_str(), weight, {weight.dim(0), x.dim(-1)}, "(O,I)");
-  check_dtype(kOp, name.c_str(), weight, x.dtype());
+  check_ndim(kOp, indexed("weight", i).c_str(), weight, row_offsets ? 3 : 2);
+  const int64_t outs = weight.dim(-2), ins = x.dim(-1);
+  const auto check = [&](const char* name, const Tensor& t, std::initializer_list<int64_t> extents,
+                         const char* letters, DType dtype) {
+    const std::string full = indexed(name, i);
+    check_operand(kOp, full, t, weight, extents, letters);
+    check_dtype(kOp, full.c_str(), t, dtype);
+  };
+  check("weight", weight, {outs, ins}, "O,I", x.dtype());
   check_same_engine(kOp, x, weight);
-  if (linear.bias) {
-    check_shape(kOp, bias_name.c_str(), *linear.bias, {weight.dim(0)}, "(O)");
-    check_dtype(kOp, bias_name.c_str(), *linear.bias, x.dtype());
-  }
+  if (linear.bias) check("bias", *linear.bias, {outs}, "O", x.dtype());
   if (linear.weight_change) {
-    const std::string change_name = indexed("weightChange", i);
-    check_shape(kOp, change_name.c_str(), *linear.weight_change, weight.shape(), "(O,I)");
-    check_dtype(kOp, change_name.c_str(), *linear.weight_change, x.dtype());
+    check("weightChange", *linear.weight_change, {outs, ins}, "O,I", x.dtype());
   }
   if (linear.output_scale) {
-    const std::string scale_name = indexed("outputScale", i);
-    check_shape(kOp, scale_name.c_str(), *linear.output_scale, {weight.dim(0)}, "(O)");
-    check_dtype(kOp, scale_name.c_str(), *linear.output_scale, accumulator_dtype(x.dtype()));
+    check("outputScale", *linear.output_scale, {outs}, "O", accumulator_dtype(x.dtype()));
+  }
+  if (!row_offsets) return;
+  check_shape(kOp, "rowOffsets", *row_offsets, {weight.dim(0) + 1}, "(G+1)");
+  if (linear.output_scale) {
+    throw UnsupportedError(concat("linear: ", indexed("outputScale", i),
+                                  " beside rowOffsets: groups of rows have no output scales"));
+  }
+}
+
+// Throws where linears by groups of rows are not computed.
+void check_row_offsets(const Tensor& rows, const Tensor& row_offsets) {
+  check_dtype(kOp, "rowOffsets", row_offsets, DType::kI32);
+  check_ndim(kOp, "rowOffsets", row_offsets, 1);
+  check_same_engine(kOp, rows, row_offsets);
+  check_rows_i32(kOp, "x", rows);
+  if (std::strcmp(rows.engine().device(), "cpu") != 0) {
+    throw UnsupportedError(
+        concat("linear: rowOffsets are taken on the CPU alone, not on ", rows.engine().device()));
+  }
+  if ((rows.engine().state().int8_products & ~kInt8Saved) != 0) {
+    throw UnsupportedError("linear: rowOffsets are not taken where products are in int8");
   }
 }
 
@@ -70,6 +93,7 @@ Tensor master_of(const Tensor& x, const std::string& name, const Tensor& factor)
 
 // The operands as they were given, checked, factors in the type of the sums.
 GroupOf<Tensor> checked_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
+                              const std::optional<Tensor>& row_offsets,
                               const std::vector<LinearLayer>& linears) {
   if (linears.empty()) throw ArgumentError("linear: no weight given");
   if (x_adapter) {
@@ -79,7 +103,7 @@ GroupOf<Tensor> checked_group(const Tensor& x, const std::optional<Tensor>& x_ad
   GroupOf<Tensor> group{.x = x, .x_adapter = x_adapter.value_or(Tensor())};
   size_t part_count = 0;
   for (size_t i = 0; i < linears.size(); ++i) {
-    check_linear(x, linears[i], i);
+    check_linear(x, row_offsets, linears[i], i);
     LinearOf<Tensor>& linear = group.linears.emplace_back();
     linear.weight = linears[i].weight, linear.bias = linears[i].bias.value_or(Tensor());
     linear.output_scale = linears[i].output_scale.value_or(Tensor());
@@ -181,7 +205,7 @@ std::shared_ptr<const Int8Activation> codes_of(const GroupOf<Tensor>& given, con
 Kept keep_for_backward(const GroupOf<size_t>& at, const GroupOf<Tensor>& given,
                        const GroupOf<Tensor>& flat, const Int8Forms& forms) {
   const auto save = [](const Tensor& t) { return t.defined() ? Saved(t) : Saved(); };
-  Kept kept{at, {}, given.x.shape(), forms.dx};
+  Kept kept{at, {.row_offsets = save(flat.row_offsets)}, given.x.shape(), forms.dx};
   if (flat.x_adapter.defined()) {
     kept.operands.x_adapter = Saved::remade(flat.x_adapter, given.x_adapter);
   }
@@ -204,7 +228,7 @@ GroupOf<Tensor> wanted_gradients(const Kept& kept, const GroupOf<Tensor>& operan
                                  const GradSink& sink) {
   const auto wanted = [&](size_t input) { return input != kNoInput && sink.wants(input); };
   const Tensor& weight = operands.linears[0].weight;
-  const Shape flat = {rows, weight.dim(1)};
+  const Shape flat = {rows, weight.dim(-1)};
   const auto input = [&](size_t at) {
     return wanted(at) ? Tensor::empty(weight.engine(), flat, weight.dtype()) : Tensor();
   };
@@ -269,19 +293,20 @@ void launch_backward(const GroupOf<Tensor>& operands, const GroupOf<Tensor>& out
                  .dx_adapter = l[slots.dx_adapter],
                  .linears = linears.data(),
                  .count = linears.count(),
-                 .int8 = int8});
+                 .int8 = int8,
+                 .row_offsets = l[slots.row_offsets]});
   });
 }
 
 // The part of the changes of weights in the gradient of their input, as a product of its own: the
 // sum of dy C. Undefined without a change.
 Tensor changes_gradient(const GroupOf<Tensor>& operands) {
-  GroupOf<Tensor> changes, out;
+  GroupOf<Tensor> changes{.row_offsets = operands.row_offsets}, out;
   for (const LinearOf<Tensor>& linear : operands.linears) {
     if (!linear.weight_change.defined() || !linear.y.defined()) continue;
     changes.linears.push_back({.weight = linear.weight_change, .y = linear.y});
-    out.dx =
-        Tensor::empty(linear.y.engine(), {linear.y.dim(0), linear.weight.dim(1)}, linear.y.dtype());
+    out.dx = Tensor::empty(linear.y.engine(), {linear.y.dim(0), linear.weight.dim(-1)},
+                           linear.y.dtype());
   }
   out.linears.resize(changes.linears.size());
   launch_backward(changes, out, BALORA_INT8_OFF);
@@ -337,7 +362,9 @@ void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink&
     const bool wants_change = at.weight_change != kNoInput && sink.wants(at.weight_change);
     const bool wants_bias = !is_scaled && at.bias != kNoInput && sink.wants(at.bias);
     if (!dy[i].defined() || !(wants_weight || wants_change || wants_bias)) continue;
+    const Saved& row_offsets = kept.operands.row_offsets;
     const Shape shape = kept.operands.linears[i].weight.get().shape();
+    const Shape columns = row_offsets.defined() ? Shape{shape[0], shape[1]} : Shape{shape[0]};
     const auto gradient = [&](bool wanted, const Shape& of) {
       const DType wide = accumulator_dtype(dy[i].dtype());
       return wanted ? Tensor::empty(dy[i].engine(), of, wide) : Tensor();
@@ -345,11 +372,13 @@ void backward_weights(const Kept& kept, const std::vector<Tensor>& dy, GradSink&
     const auto compute = [&](const Saved& input, const Tensor& dweight, const Tensor& dbias) {
       using O = balora_linear_weight_backward;
       launch<O>("linear_weight_backward", &KernelTable::linear_weight_backward,
-                {{&O::dy, dy[i]}, {&O::x, dweight.defined() ? input.get() : Tensor()}},
+                {{&O::dy, dy[i]},
+                 {&O::x, dweight.defined() ? input.get() : Tensor()},
+                 {&O::row_offsets, row_offsets.defined() ? row_offsets.get() : Tensor()}},
                 {{&O::dweight, dweight}, {&O::dbias, dbias}});
     };
     const Saved& input = is_apart ? kept.operands.x_adapter : kept.operands.x;
-    const Tensor dbias = gradient(wants_bias, {shape[0]});
+    const Tensor dbias = gradient(wants_bias, columns);
     Tensor dweight = gradient(wants_weight, shape);
     if (wants_weight || wants_bias) compute(kept.operands.x, dweight, dbias);
     Tensor dchange = is_apart ? Tensor() : dweight;  // the weight's, where their inputs are one
@@ -399,7 +428,8 @@ void launch_forward(const GroupOf<Tensor>& flat, const ForwardForm& form,
                  .batch_invariant = form.batch_invariant,
                  .int8 = form.int8,
                  .x_codes = l[x_codes],
-                 .x_scales = l[x_scales]});
+                 .x_scales = l[x_scales],
+                 .row_offsets = l[slots.row_offsets]});
   });
 }
 
@@ -412,7 +442,7 @@ void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat,
   const auto save = [](const Tensor& t) { return t.defined() ? Saved(t) : Saved(); };
   const auto get = [](const Saved& s) { return s.defined() ? s.get() : Tensor(); };
   for (size_t i = 0; i < outputs.size(); ++i) {
-    GroupOf<Tensor> inputs{.linears = {flat.linears[i]}};
+    GroupOf<Tensor> inputs{.row_offsets = flat.row_offsets, .linears = {flat.linears[i]}};
     inputs.linears[0].y = inputs.linears[0].unscaled = Tensor();
     for (PartOf<Tensor>& part : inputs.linears[0].parts) part.u = Tensor();
     GroupOf<Saved> kept = map_group<Saved>(inputs, save);
@@ -425,9 +455,9 @@ void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat,
       Tensor again = Tensor::empty(group.x.engine(), shape, group.x.dtype());
       LinearOf<Tensor>& linear = group.linears[0];
       linear.weight = linear.weight.as_encoded();
-      linear.y = again.view({group.x.dim(0), linear.weight.dim(0)});
+      linear.y = again.view({group.x.dim(0), linear.weight.dim(-2)});
       for (PartOf<Tensor>& part : linear.parts) {
-        part.u = Tensor::empty(again.engine(), {group.x.dim(0), part.a.dim(0)}, part.a.dtype());
+        part.u = Tensor::empty(again.engine(), {group.x.dim(0), part.a.dim(-2)}, part.a.dtype());
       }
       launch_forward(group, form, nullptr);
       return again;
@@ -438,27 +468,30 @@ void offer_products(const GroupOf<Tensor>& given, const GroupOf<Tensor>& flat,
 }  // namespace
 
 std::vector<Tensor> linear_group(const Tensor& x, const std::optional<Tensor>& x_adapter,
+                                 const std::optional<Tensor>& row_offsets,
                                  const std::vector<LinearLayer>& linears) {
   const Tensor rows = contiguous_rows(kOp, "x", x);
-  const GroupOf<Tensor> given = checked_group(x, x_adapter, linears);
+  if (row_offsets) check_row_offsets(rows, *row_offsets);
+  const GroupOf<Tensor> given = checked_group(x, x_adapter, row_offsets, linears);
   const Int8Forms forms(x);
   check_int8_terms(given, forms);
   GroupOf<Tensor> in_rows = given;
   in_rows.x = rows;
   if (x_adapter) in_rows.x_adapter = contiguous_rows(kOp, "adapterInput", *x_adapter);
+  in_rows.row_offsets = row_offsets.value_or(Tensor());
   GroupOf<Tensor> flat = map_group<Tensor>(
       in_rows, [](const Tensor& t) { return t.defined() ? contiguous(t.detach()) : Tensor(); });
   for (LinearOf<Tensor>& linear : flat.linears) linear.weight = linear.weight.as_encoded();
   std::vector<Tensor> outputs;
   for (LinearOf<Tensor>& linear : flat.linears) {
     Shape shape = x.shape();
-    shape[shape.ndim() - 1] = linear.weight.dim(0);
+    shape[shape.ndim() - 1] = linear.weight.dim(-2);
     outputs.push_back(Tensor::empty(x.engine(), shape, x.dtype()));
-    linear.y = outputs.back().view({rows.dim(0), linear.weight.dim(0)});
+    linear.y = outputs.back().view({rows.dim(0), linear.weight.dim(-2)});
     if (wants(given.linears[outputs.size() - 1].output_scale))
       linear.unscaled = empty_like(linear.y);
     for (PartOf<Tensor>& part : linear.parts) {
-      part.u = Tensor::empty(x.engine(), {rows.dim(0), part.a.dim(0)}, part.a.dtype());
+      part.u = Tensor::empty(x.engine(), {rows.dim(0), part.a.dim(-2)}, part.a.dtype());
     }
   }
   // Held until keep_for_backward() shares them: without an owner they would be made again there.

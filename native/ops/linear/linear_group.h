@@ -26,7 +26,7 @@ struct LinearOf {
 };
 template <typename T>
 struct GroupOf {
-  T x{}, x_adapter{}, dx{}, dx_adapter{};
+  T x{}, x_adapter{}, dx{}, dx_adapter{}, row_offsets{};
   std::vector<LinearOf<T>> linears = {};
 };
 
@@ -49,7 +49,8 @@ GroupOf<To> map_group(const GroupOf<From>& from, const F& f) {
   GroupOf<To> to{.x = f(from.x),
                  .x_adapter = f(from.x_adapter),
                  .dx = f(from.dx),
-                 .dx_adapter = f(from.dx_adapter)};
+                 .dx_adapter = f(from.dx_adapter),
+                 .row_offsets = f(from.row_offsets)};
   for (const LinearOf<From>& linear : from.linears) {
     LinearOf<To> mapped{.weight = f(linear.weight),
                         .weight_change = f(linear.weight_change),
@@ -106,8 +107,14 @@ struct PartNames {
   std::string of(const char* tensor) const { return tensor + suffix; }
 };
 
-// The form of a part (BALORA_LOW_RANK_*). Throws unless its shapes fit a weight (O,I), and it has a
-// start exactly where the form wants one, as large as the pair, that wants no gradient.
+// Throws unless an operand of a linear has these extents, one for each letter: G times, where its
+// weight is (G,O,I).
+void check_operand(const char* op, const std::string& name, const Tensor& t, const Tensor& weight,
+                   std::initializer_list<int64_t> extents, const char* letters);
+
+// The form of a part (BALORA_LOW_RANK_*). Throws unless its shapes fit a weight (O,I) or (G,O,I),
+// and it has a start exactly where the form wants one, as large as the pair; the start must
+// not want a gradient.
 int32_t checked_form(const char* op, const PartNames& names, const LowRankPart& part,
                      const Tensor& weight);
 

@@ -85,7 +85,7 @@ function anyArgument(name, type) {
 }
 
 const plausible = {
-  ...plausibleArguments(native, { pick, chance, below }, keep),
+  ...plausibleArguments(native, { pick, chance, below }, device, keep),
   backward: () => {
     const roots = pool.filter((handle) => native.requiresGrad(handle) && !native.isLeaf(handle));
     const root = roots.length > 0 ? pick(roots) : anyTensor();

@@ -16,10 +16,11 @@ export const kNames = [...kUnary, ...kBinary, ...kComparisons, ...kReductions, .
 /**
  * @param native the addon
  * @param random the functions pick, chance and below of one random sequence
+ * @param device the device of the tensors
  * @param keep called with each handle that is created
  * @returns for each name of an op a function that creates its arguments
  */
-export function plausibleArguments(native, { pick, chance, below }, keep) {
+export function plausibleArguments(native, { pick, chance, below }, device, keep) {
   const size = () => pick(kSizes);
   const positive = () => Math.max(1, size());
   const float = () => pick(['f32', 'bf16', 'f16', 'f64']);
@@ -69,27 +70,34 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
 
   function linearGroup() {
     const dtype = float();
-    const [rows, inputs] = [size(), size()];
+    const ends = device === 'cpu' && chance(0.3) ? segments(1 + below(4)) : null;
+    const [rows, inputs] = [ends ? ends.at(-1) : size(), size()];
+    const groups = ends ? [ends.length - 1] : [];
     const outputs = list(1 + below(3), size);
     const factors = dtype === 'f64' ? 'f64' : 'f32';
     return [
       tensor(dtype, rows, inputs),
       maybe(() => tensor(dtype, rows, inputs)),
+      ends && indices(ends),
       outputs.map((output) => ({
-        weight: tensor(dtype, output, inputs),
-        bias: maybe(() => tensor(dtype, output)),
-        outputScale: maybe(() => tensor(factors, output)),
-        weightChange: maybe(() => tensor(dtype, output, inputs)),
-        lowRank: list(below(3), () => lowRankPart(factors, inputs, output)),
+        weight: tensor(dtype, ...groups, output, inputs),
+        bias: maybe(() => tensor(dtype, ...groups, output)),
+        outputScale: ends ? null : maybe(() => tensor(factors, output)),
+        weightChange: maybe(() => tensor(dtype, ...groups, output, inputs)),
+        lowRank: list(below(3), () => lowRankPart(factors, inputs, output, groups)),
       })),
     ];
   }
 
-  function lowRankPart(dtype, inputs, outputs) {
+  function lowRankPart(dtype, inputs, outputs, groups = []) {
     const rank = pick([1, 3, 4, 8, 16, 17]);
-    const pair = () => ({ a: tensor(dtype, rank, inputs), b: tensor(dtype, outputs, rank) });
-    const start = maybe(pair);
-    return { ...pair(), start, scale: pick([1, -1, 2]), form: start ? undefined : pick(['exact', 'change']) };
+    const pair = (make) => ({
+      a: make(dtype, ...groups, rank, inputs),
+      b: make(dtype, ...groups, outputs, rank),
+    });
+    const start = maybe(() => pair((type, ...shape) => normal(type, shape))); // it wants no gradient
+    const form = start ? 'sinceStart' : pick(['exact', 'change']);
+    return { ...pair(tensor), start, scale: pick([1, -1, 2]), form };
   }
 
   function attention() {
@@ -348,7 +356,8 @@ export function plausibleArguments(native, { pick, chance, below }, keep) {
       const rates = shapes.map(() => constant('f64', [3], 0.1));
       const decays = shapes.map(() => 0.01);
       const coefficient = maybe(() => constant('f64', [], 1));
-      const parameters = { params: states(), grads, m: states(), v: states(), rates, weightDecays: decays };
+      const v = shapes.map((shape) => constant('f32', shape, 0.25));
+      const parameters = { params: states(), grads, m: states(), v, rates, weightDecays: decays };
       return [parameters, coefficient, { beta1: 0.9, beta2: 0.99, eps: 1e-8 }];
     },
     sgdStep: () => {

@@ -313,7 +313,7 @@ TEST_CASE("engine: packed weights are counted while they live, and no longer") {
     Tensor weight = full(engine, {256, 128}, 0.5, DType::kF32);
     weight.freeze();
     const Tensor x = full(engine, {64, 128}, 1.0, DType::kF32);
-    const Tensor y = linear_group(x, std::nullopt, {{.weight = weight}})[0];
+    const Tensor y = linear_group(x, std::nullopt, std::nullopt, {{.weight = weight}})[0];
     engine.stream().sync();
     CHECK(engine.allocator().stats().derived_bytes >= 256 * 128 * 4);
   }

@@ -28,10 +28,11 @@ struct RelativeCase {
   double scale = 0.3;
   PositionOrder order = PositionOrder::kToAndFro;
   int64_t near = 20;  // distances that have a row of their own
+  int64_t reach = 0;  // rows of a segment that the bias and the index have room for, at least
 
   const std::vector<int32_t>& keys() const { return cu_keys.empty() ? cu : cu_keys; }
   int64_t longest() const {
-    int64_t most = 1;
+    int64_t most = std::max<int64_t>(reach, 1);
     for (const auto* side : {&cu, &keys()}) {
       for (size_t b = 0; b + 1 < side->size(); ++b) {
         most = std::max<int64_t>(most, (*side)[b + 1] - (*side)[b]);

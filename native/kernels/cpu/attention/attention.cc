@@ -1,11 +1,11 @@
 // Attention forward over unpadded segments: per tile of queries an online softmax over the tiles of
 // keys that they see (Dao et al. 2022, FlashAttention), so scores live in one thread's tile only.
 // Each row's log-sum-exp is kept for the backward. The heads of a group share the packed keys and
-// values of their kv head.
+// values of their kv head. With relative positions, queries and keys may be of two sequences.
 #include <limits>
+#include <optional>
 
-#include "kernels/cpu/attention/attention_band.h"
-#include "kernels/cpu/attention/attention_tiles.h"
+#include "kernels/cpu/attention/positions.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/stop.h"
 
@@ -13,14 +13,15 @@ namespace balora::attention {
 namespace {
 
 // One thread's scratch. Packed tiles of keys and values fill as the queries reach them.
-template <typename E>
+template <typename T, typename E>
 struct Scratch {
   using A = Acc<E>;
   E *keys, *values, *q, *p;
   A *scores, *out, *highest, *total;
   uint8_t* packed;
+  std::optional<Positions<T, E>> positions;
 
-  Scratch(Arena& arena, const Geometry& g, int64_t longest) {
+  Scratch(Arena& arena, const Geometry& g, int64_t longest, const Relative* relative) {
     const int64_t tiles = tile_count(longest), tile = kTile * g.padded();
     keys = arena.take<E>(tiles * tile);
     values = arena.take<E>(tiles * tile);
@@ -31,6 +32,7 @@ struct Scratch {
     highest = arena.take<A>(kTile);
     total = arena.take<A>(kTile);
     packed = arena.take<uint8_t>(tiles);
+    if (relative) positions.emplace(arena, g, *relative, nullptr, longest);
   }
 };
 
@@ -42,7 +44,6 @@ class Forward {
   Forward(const Context* ctx, const Geometry& g, const balora_attention_forward& o)
       : ctx_(ctx),
         g_(g),
-        query_scale_(take_query_scale<E>(g_)),
         q_(o.q),
         k_(o.k),
         v_(o.v),
@@ -50,8 +51,9 @@ class Forward {
         sinks_(data_of<A>(o.sinks)),
         lse_(data_of<A>(o.lse)) {}
 
-  void run(const Segment& segment, const Run& run, const Scratch<E>& scratch) const {
+  void run(const Segment& segment, const Run& run, Scratch<T, E>& scratch) const {
     std::fill(scratch.packed, scratch.packed + tile_count(segment.rows), uint8_t{0});
+    if (scratch.positions) scratch.positions->take_head(run.kv_head);
     for (int64_t tile = run.first; tile < run.last && !is_stopped(ctx_); ++tile) {
       for (int64_t h = 0; h < g_.group(); ++h) {
         query_tile(segment, run, run.kv_head * g_.group() + h, tile, scratch);
@@ -61,26 +63,22 @@ class Forward {
 
  private:
   void query_tile(const Segment& segment, const Run& run, int64_t head, int64_t tile,
-                  const Scratch<E>& scratch) const {
+                  Scratch<T, E>& scratch) const {
     const Queries own(segment, tile);
-    if (own.count() == 0) return;
     const TileRange met = keys_of_queries(g_, segment, tile);
-    const int64_t block = core_.block;
-    for (int64_t first = own.first; first < own.last; first += block) {
-      const int64_t queries = std::min(block, own.last - first);
-      query_block(segment, run.kv_head, head, met, {first, queries}, scratch);
+    for (int64_t first = own.first; first < own.last; first += core_.block) {
+      Queries block = own;
+      block.first = first, block.last = std::min(own.last, first + core_.block);
+      query_block(segment, run.kv_head, head, met, block, scratch);
     }
   }
 
-  struct Block {
-    int64_t first, queries;
-  };
-
   void query_block(const Segment& segment, int64_t kv_head, int64_t head, const TileRange& met,
-                   const Block& own, const Scratch<E>& scratch) const {
-    const int64_t r = tile_padded(own.queries), d = g_.padded(), row = segment.query(own.first);
-    core_.columns_right(q_.source(row, head, own.queries), scratch.q, r, d);
-    if constexpr (kScaledQueries<E>) scale_packed(scratch.q, r * d, query_scale_);
+                   const Queries& own, Scratch<T, E>& scratch) const {
+    const int64_t r = tile_padded(own.count()), d = g_.padded(), row = segment.query(own.first);
+    core_.columns_right(q_.source(row, head, own.count()), scratch.q, r, d);
+    scale_packed(g_, scratch.q, r * d);
+    if (scratch.positions) scratch.positions->take_queries(segment, own, met);
     std::fill(scratch.out, scratch.out + r * d, A(0));
     constexpr A kNone = -std::numeric_limits<A>::infinity();
     const A sink = sinks_ ? sinks_[head] : kNone;
@@ -91,14 +89,12 @@ class Forward {
       pack_keys(segment, kv_head, key_tile, scratch);
       const Keys keys(segment, key_tile);
       const int64_t at = keys.first * d, n = tile_padded(keys.count);
-      const Band band = band_of(g_, own.first, keys.first);
+      const Block block{own.first, own.count(), keys.first, keys.count};
+      const Band band = band_of(g_, block);
       score_product(band, {n, r, d}, scratch.keys + at, scratch.q, r, scratch.scores);
+      if (scratch.positions) scratch.positions->add(block, scratch.scores, r);
       softmax<T, E>({.geometry = g_,
-                     .segment_rows = segment.rows,
-                     .first_query = own.first,
-                     .queries = own.queries,
-                     .first_key = keys.first,
-                     .keys = keys.count,
+                     .block = block,
                      .padded_queries = r,
                      .padded_keys = n,
                      .padded_size = d,
@@ -109,20 +105,21 @@ class Forward {
                      .out = scratch.out});
       sum_over_keys(band, {d, r, n}, scratch.values + at, scratch.p, scratch.out);
     }
-    finish(row, own.queries, head, scratch);
+    finish(row, own.count(), head, scratch);
   }
 
   void pack_keys(const Segment& segment, int64_t kv_head, int64_t tile,
-                 const Scratch<E>& scratch) const {
+                 Scratch<T, E>& scratch) const {
     if (scratch.packed[tile]) return;
     scratch.packed[tile] = 1;
     const Keys keys(segment, tile);
     const int64_t d = g_.padded(), at = keys.first * d, n = tile_padded(keys.count);
     core_.rows_left(k_.source(keys.row, kv_head, keys.count), scratch.keys + at, n, d);
     core_.columns_left(v_.source(keys.row, kv_head, keys.count), scratch.values + at, n, d);
+    if (scratch.positions) scratch.positions->take_keys(segment, keys);
   }
 
-  void finish(int64_t row, int64_t queries, int64_t head, const Scratch<E>& scratch) const {
+  void finish(int64_t row, int64_t queries, int64_t head, Scratch<T, E>& scratch) const {
     A lse[kTile];
     finish_softmax(queries, scratch.highest, scratch.total, lse);
     for (int64_t i = 0; i < queries; ++i) lse_[(row + i) * g_.heads + head] = lse[i];
@@ -132,28 +129,33 @@ class Forward {
 
   const Context* ctx_;
   Geometry g_;
-  double query_scale_;
   Heads<T> q_, k_, v_, out_;
   const A* sinks_;  // (H), or null
   A* lse_;
   const AttentionCore<T, E>& core_ = core_of<T, E>();
 };
 
+// `relative`: what adds to the scores, or null.
 template <typename T, typename E>
-void forward(Context* ctx, const balora_attention_forward& o) {
+void forward(Context* ctx, const balora_attention_forward& o, const Relative* relative) {
   using A = Acc<E>;
-  const Geometry g = geometry_of(o);
-  const std::vector<Segment> segments = segments_of(o);
+  Geometry g = geometry_of(o);
+  take_scale<E>(g, relative && relative->bias);
+  const std::vector<Segment> segments = relative ? read_segments(*relative) : segments_of(o);
   for (const Segment& segment : segments) {  // padding rows give zeros
-    const int64_t from = segment.query(std::max(segment.rows, segment.skip));
-    const int64_t stop = segment.query(segment.stop - segment.begin);
-    clear_rows(Heads<T>(o.out), g.heads, from, stop);
-    std::fill(data_of<A>(o.lse) + from * g.heads, data_of<A>(o.lse) + stop * g.heads, A(0));
+    const int64_t from = segment.query(std::max(segment.queries, segment.skip));
+    clear_rows(Heads<T>(o.out), g.heads, from, segment.query_stop);
+    std::fill(data_of<A>(o.lse) + from * g.heads, data_of<A>(o.lse) + segment.query_stop * g.heads,
+              A(0));
   }
-  const Plan plan = make_plan(g, segments, ctx->num_threads, false);
-  char* memory = workspace<char>(ctx, scratch_bytes<Scratch<E>>(g, plan) * plan.width());
+  const Plan plan = relative ? plan_by_heads(g, segments, ctx->num_threads, false)
+                             : make_plan(g, segments, ctx->num_threads, false);
+  const auto scratch_in = [&](Arena& arena) {
+    return Scratch<T, E>(arena, g, plan.longest, relative);
+  };
+  char* memory = workspace<char>(ctx, scratch_bytes(scratch_in) * plan.width());
   const Forward<T, E> forward(ctx, g, o);
-  for_runs<Scratch<E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<E>& scratch) {
+  for_runs(ctx, plan, memory, scratch_in, [&](const Run& run, Scratch<T, E>& scratch) {
     forward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
   });
   ctx->implementation = named_core_of<T, E>().name;
@@ -165,8 +167,23 @@ void forward(Context* ctx, const balora_attention_forward& o) {
 namespace balora {
 
 int32_t attention_forward_kernel(Context* ctx, const balora_attention_forward& o) {
-  attention::dispatch_tiles(o.q->dtype,
-                            [&]<typename T, typename E>() { attention::forward<T, E>(ctx, o); });
+  using namespace attention;
+  dispatch_tiles(o.q->dtype, [&]<typename T, typename E>() { forward<T, E>(ctx, o, nullptr); });
+  return 0;
+}
+
+int32_t relative_attention_forward_kernel(Context* ctx,
+                                          const balora_relative_attention_forward& o) {
+  using namespace attention;
+  const Relative& r = *o.r;
+  const balora_attention_forward plain{.q = r.q,
+                                       .k = r.k,
+                                       .v = r.v,
+                                       .out = o.out,
+                                       .lse = o.lse,
+                                       .scale = r.scale,
+                                       .causal = r.causal};
+  dispatch_tiles(r.q->dtype, [&]<typename T, typename E>() { forward<T, E>(ctx, plain, &r); });
   return 0;
 }
 

@@ -12,9 +12,9 @@
 // dq stay in the nearest cache. Where scores are keys by queries they are made in blocks of a tile,
 // and heads that share the keys add to dk and dv together, which are loaded and stored once.
 #include <cmath>
+#include <optional>
 
-#include "kernels/cpu/attention/attention_band.h"
-#include "kernels/cpu/attention/attention_tiles.h"
+#include "kernels/cpu/attention/positions.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/stop.h"
 
@@ -39,7 +39,8 @@ struct Scratch {
     E *q_turned, *dout_turned;  // of bf16: B operands (d,r)
     E* ds_right;                // of bf16: a B operand (n,r)
     A *lse, *delta;             // (r)
-    A* dq;                      // (r,d), of bf16 (d,r)
+    A* own_dq;                  // (r,d), of bf16 (d,r)
+    A* dq;                      // the same, or the slot of a run
   };
   // B operands (n,d), (d,n), (d,n); of bf16 A operands (n,d), (d,n), (n,d).
   E *keys, *keys_turned, *values;
@@ -49,8 +50,10 @@ struct Scratch {
   E *p, *ds;       // (r,n); of bf16 (keys of a block, r of all heads), A operands
   Head heads[kMostHeads];
   uint8_t* packed;
+  std::optional<Positions<T, E>> positions;
 
-  Scratch(Arena& arena, const Geometry& g, int64_t longest) {
+  Scratch(Arena& arena, const Geometry& g, int64_t longest, const Relative* relative,
+          const RelativeGradients* gradients) {
     const int64_t tiles = tile_count(longest), tile = kTile * g.padded(), square = kTile * kTile;
     const int64_t count = std::min(core_of<T, E>().heads, g.group()),
                   turned = kQueriesByKeys<E> ? 0 : 1;
@@ -66,17 +69,11 @@ struct Scratch {
       }
       heads[h].ds_right = arena.take<E>(turned * square);
       for (A** row : {&heads[h].lse, &heads[h].delta}) *row = arena.take<A>(kTile);
-      heads[h].dq = arena.take<A>(tile);
+      heads[h].own_dq = arena.take<A>(tile);
     }
     packed = arena.take<uint8_t>(tiles);
+    if (relative) positions.emplace(arena, g, *relative, gradients, longest);
   }
-};
-
-// A tile of queries and one of keys. r and n: their counts, padded.
-struct Pair {
-  int64_t segment_rows;
-  int64_t first_query, queries, first_key, keys;
-  int64_t r, n;
 };
 
 template <typename T, typename E>
@@ -88,7 +85,6 @@ class Backward {
            const Slots<A>& slots)
       : ctx_(ctx),
         g_(g),
-        query_scale_(take_query_scale<E>(g_)),
         d_(g.padded()),
         tile_(kTile * d_),
         dout_(o.dout),
@@ -102,10 +98,11 @@ class Backward {
         lse_(data_of<A>(o.lse)),
         slots_(slots) {}
 
-  void run(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
-    const int64_t tiles = tile_count(segment.rows);
-    std::fill(s.packed, s.packed + tiles, uint8_t{0});
+  void run(const Segment& segment, const Run& run, Scratch<T, E>& s) const {
+    std::fill(s.packed, s.packed + tile_count(segment.rows), uint8_t{0});
+    if (s.positions) s.positions->take_head(run.kv_head);
     for (A* sums : {s.dk, s.dv}) std::fill(sums + run.first * tile_, sums + run.last * tile_, A(0));
+    const int64_t tiles = tile_count(segment.queries);
     for (int64_t t = segment.skip / kTile; t < tiles && !is_stopped(ctx_); ++t) {
       for (int64_t first = 0; first < g_.group(); first += core_.heads) {
         query_tile(segment, run, {first, std::min(core_.heads, g_.group() - first)}, t, s);
@@ -134,8 +131,9 @@ class Backward {
   };
 
   void query_tile(const Segment& segment, const Run& run, const HeadRange& heads, int64_t tile,
-                  Scratch<T, E> s) const {
+                  Scratch<T, E>& s) const {
     for (int64_t h = 0; h < heads.count; ++h) {
+      s.heads[h].dq = s.heads[h].own_dq;
       if (run.slot >= 0) s.heads[h].dq = slots_.at(run.slot, heads.first + h) + tile * tile_;
       std::fill_n(s.heads[h].dq, tile_, A(0));
     }
@@ -144,25 +142,27 @@ class Backward {
     const Queries own(segment, tile);
     const int64_t head = run.kv_head * g_.group() + heads.first;
     if (first < last) pack_queries(segment, head, heads.count, own, s);
+    if (s.positions) s.positions->take_queries(segment, own, {first, last});
     for (int64_t key_tile = first; key_tile < last; ++key_tile) {
       const Keys keys(segment, key_tile);
-      pack_keys(keys, run.kv_head, key_tile, s);
-      add_pair({.segment_rows = segment.rows,
-                .first_query = own.first,
-                .queries = own.count(),
-                .first_key = keys.first,
-                .keys = keys.count,
-                .r = tile_padded(own.count()),
-                .n = tile_padded(keys.count)},
-               heads.count, s);
+      pack_keys(segment, keys, run.kv_head, key_tile, s);
+      const Block pair{own.first, own.count(), keys.first, keys.count};
+      if constexpr (kQueriesByKeys<E>) {
+        add_queries_by_keys(pair, s);
+      } else {
+        add_keys_by_queries(pair, heads.count, s);
+      }
     }
     if (run.slot >= 0) return;
+    if (s.positions) s.positions->finish_queries(s.q, s.heads[0].dq);
     for (int64_t h = 0; h < heads.count; ++h) write_dq(segment, head + h, tile, s.heads[h].dq);
   }
 
-  void pack_keys(const Keys& keys, int64_t kv_head, int64_t tile, const Scratch<T, E>& s) const {
+  void pack_keys(const Segment& segment, const Keys& keys, int64_t kv_head, int64_t tile,
+                 Scratch<T, E>& s) const {
     if (s.packed[tile]) return;
     s.packed[tile] = 1;
+    if (s.positions) s.positions->take_keys(segment, keys);
     const int64_t n = tile_padded(keys.count), at = tile * tile_;
     const Source<T> k = k_.source(keys.row, kv_head, keys.count);
     const Source<T> v = v_.source(keys.row, kv_head, keys.count);
@@ -170,7 +170,7 @@ class Backward {
       core_.columns_right(k, s.keys_turned + at, n, d_);
       core_.columns_right(v, s.values + at, n, d_);
       core_.rows_right(k, s.keys + at, n, d_);
-      scale_packed(s.keys + at, n * d_, query_scale_);
+      scale_packed(g_, s.keys + at, n * d_);
     } else {
       core_.rows_left(k, s.keys + at, n, d_);
       core_.rows_left(v, s.values + at, n, d_);
@@ -180,7 +180,7 @@ class Backward {
 
   // From `head` on.
   void pack_queries(const Segment& segment, int64_t head, int64_t heads, const Queries& own,
-                    const Scratch<T, E>& s) const {
+                    Scratch<T, E>& s) const {
     const int64_t row = segment.query(own.first), queries = own.count(), r = tile_padded(queries);
     for (int64_t h = 0; h < heads; ++h) {
       const typename Scratch<T, E>::Head& to = s.heads[h];
@@ -189,7 +189,7 @@ class Backward {
       core_.rows_right(q, s.q + h * r * d_, r, d_);
       core_.rows_right(dout, s.dout + h * r * d_, r, d_);
       if constexpr (kQueriesByKeys<E>) {
-        scale_packed(s.q, r * d_, query_scale_);
+        scale_packed(g_, s.q, r * d_);
       } else {
         core_.columns_right(q, to.q_turned, r, d_);
         core_.columns_right(dout, to.dout_turned, r, d_);
@@ -199,27 +199,17 @@ class Backward {
     }
   }
 
-  // Adds what the pair gives to the sums.
-  void add_pair(const Pair& pair, int64_t heads, const Scratch<T, E>& s) const {
-    if constexpr (kQueriesByKeys<E>) {
-      add_queries_by_keys(pair, s);
-    } else {
-      add_keys_by_queries(pair, heads, s);
-    }
-  }
-
-  void add_queries_by_keys(const Pair& pair, const Scratch<T, E>& s) const {
-    const int64_t r = pair.r, n = pair.n, at = pair.first_key * d_;
-    const Band band = band_of(g_, pair.first_query, pair.first_key);
+  // Adds to the sums what a tile of queries and one of keys give.
+  void add_queries_by_keys(const Block& pair, Scratch<T, E>& s) const {
+    const int64_t r = tile_padded(pair.queries), n = tile_padded(pair.keys);
+    const int64_t at = pair.first_key * d_;
+    const Band band = band_of(g_, pair);
     const auto& head = s.heads[0];
     score_rows(band, {r, n, d_}, s.q, s.keys_turned + at, s.scores);
     score_rows(band, {r, n, d_}, s.dout, s.values + at, s.dp);
+    if (s.positions) s.positions->add(pair, s.scores, n);
     score_gradient<T, E>({.geometry = g_,
-                          .segment_rows = pair.segment_rows,
-                          .first_query = pair.first_query,
-                          .queries = pair.queries,
-                          .first_key = pair.first_key,
-                          .keys = pair.keys,
+                          .block = pair,
                           .padded_queries = r,
                           .padded_keys = n,
                           .scores = s.scores,
@@ -228,50 +218,51 @@ class Backward {
                           .delta = head.delta,
                           .p = s.p,
                           .ds = s.ds});
+    if (s.positions) s.positions->add_gradient(pair, s.ds, n);
     sum_rows_over_queries(band, {n, d_, r}, s.p, s.dout, s.dv + at);
     sum_rows_over_queries(band, {n, d_, r}, s.ds, s.q, s.dk + at);
     sum_rows_over_keys(band, {r, d_, n}, s.ds, s.keys + at, head.dq);
   }
 
-  void add_keys_by_queries(const Pair& pair, int64_t heads, const Scratch<T, E>& s) const {
-    const int64_t r = pair.r, n = pair.n, step = core_.block;
+  void add_keys_by_queries(const Block& pair, int64_t heads, Scratch<T, E>& s) const {
+    const int64_t r = tile_padded(pair.queries), n = tile_padded(pair.keys), step = core_.block;
     for (int64_t key = 0; key < n; key += step) {
       const int64_t keys = std::min(step, n - key), at = (pair.first_key + key) * d_;
-      const Band band = band_of(g_, pair.first_query, pair.first_key + key);
+      Block part = pair;
+      part.first_key += key, part.keys = std::min(step, pair.keys - key);
+      const Band band = band_of(g_, part);
       if (!band.meets(keys, r)) continue;
       for (int64_t h = 0; h < heads; ++h) {
         for (int64_t query = 0; query < r; query += step) {
-          block_gradients(pair, query, std::min(step, r - query), key, keys, h, heads, s);
+          part.first_query = pair.first_query + query;
+          part.queries = std::min(step, pair.queries - query);
+          block_gradients(part, query, key, r, h, heads, s);
         }
       }
       sum_over_queries(band, {keys, d_, r}, heads, s.p, s.dout, s.dv + at);
       sum_over_queries(band, {keys, d_, r}, heads, s.ds, s.q, s.dk + at);
     }
-    const Band band = band_of(g_, pair.first_query, pair.first_key);
+    const Band band = band_of(g_, pair);
     const E* const keys = s.keys_turned + pair.first_key * d_;
     for (int64_t h = 0; h < heads; ++h) {
       sum_over_keys(band, {d_, r, n}, keys, s.heads[h].ds_right, s.heads[h].dq);
     }
   }
 
-  // p and ds of `r` queries and `n` keys of the pair, from `query` and `key` on.
-  void block_gradients(const Pair& pair, int64_t query, int64_t r, int64_t key, int64_t n,
-                       int64_t h, int64_t heads, const Scratch<T, E>& s) const {
-    const int64_t first_query = pair.first_query + query, first_key = pair.first_key + key;
-    const Band band = band_of(g_, first_query, first_key);
+  // p and ds of a block, from `query` and `key` of a tile with `all` queries on.
+  void block_gradients(const Block& block, int64_t query, int64_t key, int64_t all, int64_t h,
+                       int64_t heads, Scratch<T, E>& s) const {
+    const int64_t r = tile_padded(block.queries), n = tile_padded(block.keys);
+    const int64_t first_key = block.first_key * d_;
+    const Band band = band_of(g_, block);
     if (!band.meets(n, r)) return;
     const auto& head = s.heads[h];
-    const int64_t right = query * kPairWidth<E>, at = h * pair.r + query;
-    score_product(band, {n, r, d_}, s.keys + first_key * d_, head.q_turned + right, pair.r,
-                  s.scores);
-    score_product(band, {n, r, d_}, s.values + first_key * d_, head.dout_turned + right, pair.r,
-                  s.dp);
+    const int64_t right = query * kPairWidth<E>, at = h * all + query;
+    score_product(band, {n, r, d_}, s.keys + first_key, head.q_turned + right, all, s.scores);
+    score_product(band, {n, r, d_}, s.values + first_key, head.dout_turned + right, all, s.dp);
+    if (s.positions) s.positions->add(block, s.scores, r);
     score_gradient<T, E>({.geometry = g_,
-                          .segment_rows = pair.segment_rows,
-                          .first_query = first_query,
-                          .queries = std::min(r, pair.queries - query),
-                          .first_key = first_key,
-                          .keys = std::min(n, pair.keys - key),
+                          .block = block,
                           .padded_queries = r,
                           .padded_keys = n,
                           .scores = s.scores,
@@ -280,14 +271,19 @@ class Backward {
                           .delta = head.delta + query,
                           .p = s.p + at,
                           .ds = s.ds + at,
-                          .ds_right = head.ds_right + key * pair.r + right,
-                          .p_stride = heads * pair.r,
-                          .right_stride = pair.r});
+                          .ds_right = head.ds_right + key * all + right,
+                          .p_stride = heads * all,
+                          .right_stride = all,
+                          .keeps_ds = s.positions.has_value()});
+    if (s.positions) s.positions->add_gradient(block, s.dp, r);
   }
 
-  void write_keys(const Segment& segment, const Run& run, const Scratch<T, E>& s) const {
+  void write_keys(const Segment& segment, const Run& run, Scratch<T, E>& s) const {
     const int64_t first = run.first * kTile, row = segment.begin + first;
     const int64_t keys = std::min(segment.rows, run.last * kTile) - first;
+    for (int64_t t = run.first; t < run.last && s.positions; ++t) {
+      if (s.packed[t]) s.positions->finish_keys(segment, Keys(segment, t), s.dk + t * tile_);
+    }
     for (const auto& [sums, out] : {std::pair(s.dk, dk_), std::pair(s.dv, dv_)}) {
       core_.unpack_rows(sums + first * d_, d_, out.at(row, run.kv_head), out.stride, keys, g_.size);
     }
@@ -295,7 +291,6 @@ class Backward {
 
   const Context* ctx_;
   Geometry g_;
-  double query_scale_;
   int64_t d_, tile_;  // padded size, and elements of a tile's rows
   Heads<T> dout_, q_, k_, v_, out_, dq_, dk_, dv_;
   const A* lse_;  // (M,H)
@@ -322,7 +317,7 @@ void merge_slots(Context* ctx, const Geometry& g, const std::vector<Segment>& se
     while (next < shared.size() && same(shared[i], shared[next])) ++next;
     const Segment& segment = segments[static_cast<size_t>(shared[i].segment)];
     const int64_t tile = kTile * g.padded(), first = segment.skip / kTile;
-    const int64_t tiles = tile_count(segment.rows);
+    const int64_t tiles = tile_count(segment.queries);
     parallel_for(ctx, g.group(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t h = begin; h < end; ++h) {
         A* const total = slots.at(shared[i].slot, h);
@@ -350,7 +345,7 @@ void sink_gradients(Context* ctx, const Geometry& g, const std::vector<Segment>&
     for (int64_t head = begin; head < end; ++head) {
       double sum = 0;
       for (const Segment& segment : segments) {
-        for (int64_t tile = segment.skip / kTile; tile < tile_count(segment.rows); ++tile) {
+        for (int64_t tile = segment.skip / kTile; tile < tile_count(segment.queries); ++tile) {
           const Queries own(segment, tile);
           const int64_t row = segment.query(own.first), queries = own.count();
           A delta[kTile];
@@ -371,28 +366,37 @@ void clear_padding(const Geometry& g, const std::vector<Segment>& segments,
                    const balora_attention_backward& o) {
   for (const Segment& segment : segments) {
     const int64_t padding = segment.begin + segment.rows;
-    clear_rows(Heads<T>(o.dq), g.heads, segment.query(std::max(segment.rows, segment.skip)),
-               segment.query(segment.stop - segment.begin));
+    clear_rows(Heads<T>(o.dq), g.heads, segment.query(std::max(segment.queries, segment.skip)),
+               segment.query_stop);
     clear_rows(Heads<T>(o.dk), g.kv_heads, padding, segment.stop);
     clear_rows(Heads<T>(o.dv), g.kv_heads, padding, segment.stop);
   }
 }
 
+// `relative`: what adds to the scores, and gets gradients then; or null.
 template <typename T, typename E>
-void backward(Context* ctx, const balora_attention_backward& o) {
+void backward(Context* ctx, const balora_attention_backward& o, const Relative* relative,
+              const RelativeGradients* gradients) {
   using A = Acc<E>;
-  const Geometry g = geometry_of(o);
-  const std::vector<Segment> segments = segments_of(o);
+  Geometry g = geometry_of(o);
+  take_scale<E>(g, relative && relative->bias);
+  const std::vector<Segment> segments = relative ? read_segments(*relative) : segments_of(o);
   clear_padding<T>(g, segments, o);
-  const Plan plan = make_plan(g, segments, ctx->num_threads, true);
-  const int64_t scratch_size = scratch_bytes<Scratch<T, E>>(g, plan) * plan.width();
+  const Plan plan = relative ? plan_by_heads(g, segments, ctx->num_threads, true)
+                             : make_plan(g, segments, ctx->num_threads, true);
+  const auto scratch_in = [&](Arena& arena) {
+    return Scratch<T, E>(arena, g, plan.longest, relative, gradients);
+  };
+  const int64_t scratch_size = scratch_bytes(scratch_in) * plan.width();
   const int64_t size = tile_count(plan.longest) * kTile * g.padded();
   const int64_t slot_bytes = plan.slots * g.group() * size * static_cast<int64_t>(sizeof(A));
   char* memory = workspace<char>(ctx, scratch_size + slot_bytes);
   const Slots<A> slots{reinterpret_cast<A*>(memory + scratch_size), g.group(), size};
   const Backward<T, E> backward(ctx, g, o, slots);
-  for_runs<Scratch<T, E>>(ctx, g, plan, memory, [&](const Run& run, const Scratch<T, E>& scratch) {
+  const auto last = static_cast<int64_t>(segments.size()) - 1;
+  for_runs(ctx, plan, memory, scratch_in, [&](const Run& run, Scratch<T, E>& scratch) {
     backward.run(segments[static_cast<size_t>(run.segment)], run, scratch);
+    if (scratch.positions && run.segment == last) scratch.positions->write_head();
   });
   merge_slots(ctx, g, segments, plan, slots, backward);
   if (o.dsinks) sink_gradients<T, E>(ctx, g, segments, o);
@@ -405,8 +409,29 @@ void backward(Context* ctx, const balora_attention_backward& o) {
 namespace balora {
 
 int32_t attention_backward_kernel(Context* ctx, const balora_attention_backward& o) {
-  attention::dispatch_tiles(o.q->dtype,
-                            [&]<typename T, typename E>() { attention::backward<T, E>(ctx, o); });
+  using namespace attention;
+  dispatch_tiles(o.q->dtype,
+                 [&]<typename T, typename E>() { backward<T, E>(ctx, o, nullptr, nullptr); });
+  return 0;
+}
+
+int32_t relative_attention_backward_kernel(Context* ctx,
+                                           const balora_relative_attention_backward& o) {
+  using namespace attention;
+  const Relative& r = *o.r;
+  const balora_attention_backward plain{.dout = o.dout,
+                                        .q = r.q,
+                                        .k = r.k,
+                                        .v = r.v,
+                                        .out = o.out,
+                                        .lse = o.lse,
+                                        .dq = o.gradients->q,
+                                        .dk = o.gradients->k,
+                                        .dv = o.gradients->v,
+                                        .scale = r.scale,
+                                        .causal = r.causal};
+  dispatch_tiles(r.q->dtype,
+                 [&]<typename T, typename E>() { backward<T, E>(ctx, plain, &r, o.gradients); });
   return 0;
 }
 

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cpu/attention/attention_band.h"
 #include "kernels/cpu/attention/attention_tiles.h"
 #include "kernels/cpu/runtime/vec_math.h"
 #include "kernels/cpu/runtime/wide.h"
@@ -168,7 +167,7 @@ BALORA_INLINE void softmax_block(const SoftmaxTile<E>& t, int64_t column) {
 template <typename V, typename E, auto kSumExponentials>
 BALORA_INLINE void softmax_columns(const SoftmaxTile<E>& t) {
   for (int64_t column = 0; column < t.padded_queries; column += kLanesOf<V>) {
-    if (column < t.queries) {
+    if (column < t.block.queries) {
       softmax_block<V, E, kSumExponentials>(t, column);
     } else {
       zero_keys<V>(t, column, 0, t.padded_keys);

@@ -14,59 +14,37 @@
 namespace balora {
 namespace {
 
-struct Silu {
-  template <typename A>
-  static BALORA_INLINE Activated<A> at(A x) {
-    return silu<VectorMath>(x);
-  }
-};
-struct Gelu {
-  template <typename A>
-  static BALORA_INLINE Activated<A> at(A x) {
-    return gelu<VectorMath>(x);
-  }
-};
-struct GeluTanh {
-  template <typename A>
-  static BALORA_INLINE Activated<A> at(A x) {
-    return gelu_tanh<VectorMath>(x);
-  }
-};
+template <int kActivation, typename A>
+BALORA_INLINE Activated<A> activated(A x) {
+  if constexpr (kActivation == BALORA_GATE_SILU) return silu<VectorMath>(x);
+  if constexpr (kActivation == BALORA_GATE_GELU) return gelu<VectorMath>(x);
+  if constexpr (kActivation == BALORA_GATE_GELU_TANH) return gelu_tanh<VectorMath>(x);
+}
 
-template <typename T>
-struct Forward {
-  Rows<T> gate, up, y;
-  int64_t width;
-};
-
-template <typename T>
-struct Backward {
-  Rows<T> dy, gate, up, dgate, dup;
-  int64_t width;
-};
-
-template <typename Act, typename T>
-BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end) {
-  const int64_t width = o.width;
+template <int kActivation, typename T>
+BALORA_INLINE void forward_rows(const balora_gated_forward& o, int64_t begin, int64_t end) {
+  const Rows<T> gate(o.gate), up(o.up), y(o.y);
+  const int64_t width = o.gate->shape[1];
   for (int64_t n = begin; n < end; ++n) {
-    const T *g = o.gate[n], *u = o.up[n];
-    T* out = o.y[n];
+    const T *g = gate[n], *u = up[n];
+    T* out = y[n];
 #pragma omp simd
     for (int64_t f = 0; f < width; ++f) {
-      out[f] = store<T>(Act::template at<Acc<T>>(load(g[f])).value * load(u[f]));
+      out[f] = store<T>(activated<kActivation>(load(g[f])).value * load(u[f]));
     }
   }
 }
 
-template <typename Act, typename T>
-BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t end) {
-  const int64_t width = o.width;
+template <int kActivation, typename T>
+BALORA_INLINE void backward_rows(const balora_gated_backward& o, int64_t begin, int64_t end) {
+  const Rows<T> dy(o.dy), gate(o.gate), up(o.up), dgate(o.dgate), dup(o.dup);
+  const int64_t width = o.gate->shape[1];
   for (int64_t n = begin; n < end; ++n) {
-    const T *d = o.dy[n], *g = o.gate[n], *u = o.up[n];
-    T *dg = o.dgate[n], *du = o.dup[n];
+    const T *d = dy[n], *g = gate[n], *u = up[n];
+    T *dg = dgate[n], *du = dup[n];
 #pragma omp simd
     for (int64_t f = 0; f < width; ++f) {
-      const auto act = Act::template at<Acc<T>>(load(g[f]));
+      const auto act = activated<kActivation>(load(g[f]));
       const Acc<T> slope = load(d[f]);
       dg[f] = store<T>(slope * load(u[f]) * act.slope);
       du[f] = store<T>(slope * act.value);
@@ -74,37 +52,28 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t en
   }
 }
 
-// Calls body.operator()<Act>() for an activation.
-template <typename Body>
-void dispatch_activation(balora_activation activation, const Body& body) {
-  if (activation == BALORA_GATE_SILU) return body.template operator()<Silu>();
-  if (activation == BALORA_GATE_GELU) return body.template operator()<Gelu>();
-  body.template operator()<GeluTanh>();
+// Calls body.operator()<kActivation, T>(begin, end) for the rows of an operand.
+template <typename O, typename Body>
+void for_rows(Context* ctx, const O& o, const Body& body) {
+  dispatch_float(o.gate->dtype, [&]<typename T>() {
+    dispatch_op<BALORA_GATE_SILU, BALORA_GATE_GELU, BALORA_GATE_GELU_TANH>(
+        o.activation, [&]<int kActivation>() {
+          share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
+            body.template operator()<kActivation, T>(begin, end);
+          });
+        });
+  });
 }
 
 void forward_any(Context* ctx, const balora_gated_forward& o) {
-  dispatch_float(o.gate->dtype, [&]<typename T>() {
-    const Forward<T> rows{Rows<T>(o.gate), Rows<T>(o.up), Rows<T>(o.y), o.gate->shape[1]};
-    share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
-      dispatch_activation(
-          o.activation, [&]<typename Act>() { at_level<&forward_rows<Act, T>>(rows, begin, end); });
-    });
+  for_rows(ctx, o, [&]<int kActivation, typename T>(int64_t begin, int64_t end) {
+    at_level<&forward_rows<kActivation, T>>(o, begin, end);
   });
 }
 
 void backward_any(Context* ctx, const balora_gated_backward& o) {
-  dispatch_float(o.gate->dtype, [&]<typename T>() {
-    const Backward<T> rows{.dy = Rows<T>(o.dy),
-                           .gate = Rows<T>(o.gate),
-                           .up = Rows<T>(o.up),
-                           .dgate = Rows<T>(o.dgate),
-                           .dup = Rows<T>(o.dup),
-                           .width = o.gate->shape[1]};
-    share_out(ctx, o.gate->shape[0], kGatedGrain, [&](int64_t begin, int64_t end) {
-      dispatch_activation(o.activation, [&]<typename Act>() {
-        at_level<&backward_rows<Act, T>>(rows, begin, end);
-      });
-    });
+  for_rows(ctx, o, [&]<int kActivation, typename T>(int64_t begin, int64_t end) {
+    at_level<&backward_rows<kActivation, T>>(o, begin, end);
   });
 }
 

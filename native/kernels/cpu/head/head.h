@@ -5,8 +5,9 @@
 // logits (passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/cpu/products/gemm.h"
@@ -40,21 +41,14 @@ struct KeptSums {
   double squares = 0;  // of x
 };
 
-// dz = task p + student (x - q) + gap q of kept exponentials x and q, p = x, or x^2 if
-// `squares`; task p + student x without q. gap = student - teacher: x = q gives exactly 0 even
-// with fused adds.
+// The dense part of dz from logits, or from exponentials where these are kept: each coefficient
+// holds the reciprocal of its sum; zero leaves its exponentials out.
 template <typename A>
-struct KeptGradient {
-  A task, student, gap;
-  bool squares;
-};
-
-// The dense part of dz from logits: each coefficient holds the reciprocal of its sum; zero leaves
-// its exponentials out.
-template <typename A>
-struct DenseGradient {
+struct Gradient {
+  bool kept, squares;  // squares: kept exponentials are at T = 2
   A shift, task;
   A scale, student, teacher, teacher_shift, log_ratio;  // DivergenceSums has the last
+  A gap;                                                // student - teacher
   A diversity, entropy_scale, log_sum, entropy;
   A inverse_cap;  // 0: no soft-capping
 };
@@ -110,20 +104,19 @@ struct RowOperands {
   RowRole role = {};
 };
 
-// One of the logits among which the K largest are, and the teacher's beside it.
+// One of the logits among which the K largest are, and the teacher's beside it. The larger comes
+// first, of equal ones that of the lower index; a NaN among them before all, as in topk.cc: to
+// compare as equal to nothing is no order.
 template <typename A>
 struct TopCandidate {
   int64_t index;
   A value, teacher;
+
+  bool operator<(const TopCandidate& other) const {
+    const auto above = [](A a, A b) { return a > b || (a != a && b == b); };
+    return above(value, other.value) || (!above(other.value, value) && index < other.index);
+  }
 };
-
-// Whether a logit comes before another in a top-K: the larger, of equal ones the first.
-template <typename A>
-bool ranks_before(A a, int64_t a_index, A b, int64_t b_index) {
-  return a > b || (a == b && a_index < b_index);
-}
-
-constexpr int64_t kInsertionLimit = 64;  // above, a selection over an index array is quicker
 
 template <typename A>
 class HeadRows {
@@ -133,43 +126,39 @@ class HeadRows {
   // Whether the statistics leave exponentials in the place of logits.
   static bool keeps(const HeadOptions& options, int64_t vocabulary);
 
-  // Keeps what a gradient() that follows reads: the row's top-K, and exponentials in z and y.
+  // Makes logits of products h w, and keeps what a gradient() that follows reads: the row's top-K,
+  // and exponentials in z and y.
   HeadRow statistics(const RowOperands<A>& operands);
 
-  // z becomes d(loss)/d(h w) for the row of the last statistics(); without
-  // the part of a teacher's summary. With `rounded`, of f32 alone, as bf16 in the first half of the
-  // row's own place, formed in f32.
-  void gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded);
+  // z becomes d(loss)/d(h w) for the row of the last statistics(); without the part of a teacher's
+  // summary. Of type A, or bf16 in the first half of the row's own place, formed in f32.
+  template <typename Out>
+  void gradient(const RowOperands<A>& operands, const HeadRow& row);
 
-  // q = softmax(y / Te) of a row whose entropy over all of V was taken; may be y.
-  void probabilities(const A* y, const HeadRow& row, A* q) const;
-
-  // Products h w -> logits, where they are scaled or soft-capped.
-  void cap(A* logits) const;
+  // y becomes q = softmax(y / Te) of a row whose entropy over all of V was taken. Paired, as bf16:
+  // the rounded values in the first half of its place, what is left of them in the second.
+  void probabilities(A* y, const HeadRow& row, bool paired);
 
   // The steps of both, for rows whose logits lie in another order (x86/by_token.cc). begin() says
   // which sums a row takes.
   HeadRow begin(const RowRole& role) const;
   bool has_entropy(const RowRole& role) const;
-  // The row's top-K, out of candidates that change places. Fewer than K, as beside NaN: all NaN.
-  void choose_top_k(std::span<TopCandidate<A>> candidates);
-  // Entropy of the row's top-K.
-  void top_entropy(HeadRow& row) const;
+  // The row's top-K, out of candidates that change places, and its entropy. Fewer than K, as beside
+  // NaN: all NaN.
+  void top_entropy(std::span<TopCandidate<A>> candidates, HeadRow& row);
   // The terms of a row from its sums.
   void finish(const RowRole& role, double target_logit, HeadRow& row) const;
-  head::KeptGradient<A> kept_gradient(const RowRole& role, const HeadRow& row) const;
-  // The factor by which the gradient takes off an exponential of the teacher.
-  A teacher_factor(const RowRole& role, const HeadRow& row) const;
+  head::Gradient<A> gradient_of(const RowRole& role, const HeadRow& row) const;
 
   // An element of dz with a part of its own, the target or one of the top K: formed apart from the
   // row, so that it is rounded once.
   struct Place {
     int64_t index;
-    A added, value;
+    A value;
   };
-  // The row's places; kept(index) = {z, y}, exponentials, or logits where none are kept.
-  template <typename Kept>
-  std::span<const Place> form_places(const RowRole& role, const HeadRow& row, const Kept& kept);
+  // z and y of an index: exponentials, or logits where none are kept.
+  using ReadKept = std::function<std::pair<A, A>(int64_t index)>;
+  std::span<const Place> form_places(const RowRole& role, const HeadRow& row, const ReadKept& kept);
 
  private:
   static bool dense_entropy(const HeadOptions& options, int64_t vocabulary) {
@@ -177,20 +166,12 @@ class HeadRows {
   }
   bool dense_entropy() const { return dense_entropy(options_, vocabulary_); }
   void compute_entropy(const A* z, A max, int64_t count, HeadRow& row) const;
-  void find_top_k(const A* z);
-  void offer_top_k(const A* z, int64_t index);
-  void keep(const RowOperands<A>& operands, HeadRow& row) const;
+  void cap(A* products) const;
+  void find_top_k(const A* z, HeadRow& row);
+  void select_top_k(std::span<TopCandidate<A>> candidates) const;
+  template <bool kKeep>
   void compute_sums(const RowOperands<A>& operands, HeadRow& row) const;
-
-  using DenseGradient = head::DenseGradient<A>;
-  struct Parts {
-    DenseGradient dense;
-    head::KeptGradient<A> kept;
-  };
-  Parts parts_of(const RowRole& role, const HeadRow& row) const;
-  void dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const;
-  void find_places(const RowRole& role, const HeadRow& row);
-  void value_places(const RowRole& role, const Parts& parts);
+  double diversity_of(const RowRole& role) const;
 
   HeadOptions options_;
   int64_t vocabulary_, top_k_;
@@ -198,27 +179,13 @@ class HeadRows {
   std::vector<A> maxima_;     // of the row's blocks
   std::vector<int64_t> top_;  // indices of the K largest logits, largest first, ties by index
   std::vector<A> top_values_;
-  std::vector<int32_t> found_;  // candidates for them in a block
+  std::vector<TopCandidate<A>> candidates_;
+  std::vector<int32_t> found_;  // of a block
   std::vector<Place> places_;
   std::vector<A> place_z_, place_y_;
 };
 
-template <typename A>
-template <typename Kept>
-std::span<const typename HeadRows<A>::Place> HeadRows<A>::form_places(const RowRole& role,
-                                                                      const HeadRow& row,
-                                                                      const Kept& kept) {
-  find_places(role, row);
-  place_z_.resize(places_.size()), place_y_.resize(places_.size());
-  for (size_t i = 0; i < places_.size(); ++i) {
-    std::tie(place_z_[i], place_y_[i]) = kept(places_[i].index);
-  }
-  value_places(role, parts_of(role, row));
-  return places_;
-}
-
-// One call of the head's losses, as both ways through it see it. A is the type of logits.
-template <typename A>
+// One call of the head's losses, as both ways through it see it.
 class HeadCall {
  public:
   HeadCall(Context* ctx, const balora_head_losses& operands);
@@ -230,16 +197,14 @@ class HeadCall {
 
   bool wants_gradient() const { return o.dh || o.dw; }
   RowRole role_of(int64_t row) const;
-  TeacherRow teacher_of(int64_t row) const;
+  // Whether a teacher's summary has a part of its own in dh.
+  bool is_summarized() const { return o.teacher.kind == BALORA_TEACHER_SUMMARY; }
 
   struct Range {
     int64_t begin, end;
   };
-  // A row's factor in the loss.
-  double factor_of(int64_t row) const;
-  // Whether a teacher's summary has a part of its own in dh.
-  bool is_summarized() const { return o.teacher.kind == BALORA_TEACHER_SUMMARY; }
-  // Rows of dh = sums (rows,C), which lose that part.
+  // Rows of dh = sums (rows,C), which lose that part. A is the type of logits.
+  template <typename A>
   void store_hidden(Range rows, A* sums) const;
   // Rows of dw, tokens, += dz^T h for these rows of h.
   void add_head(Range rows, Range tokens, const GemmInput& dz) const;
@@ -247,8 +212,24 @@ class HeadCall {
   void store_sums() const;
 
  private:
+  // A row's factor in the loss.
+  double factor_of(int64_t row) const {
+    return o.factors ? static_cast<const double*>(o.factors->data)[row] : 1;
+  }
+  bool is_regularized(int64_t row) const {
+    return !o.regularized || static_cast<const uint8_t*>(o.regularized->data)[row] != 0;
+  }
+  TeacherRow teacher_of(int64_t row) const;
+
   std::vector<double> own_terms_;
 };
+
+// The target of a row out of (M), or null, and a check of all.
+int64_t target_of(const View* targets, int64_t row);
+void check_targets(const View* targets, int64_t vocabulary);
+
+// The losses by rows (by_rows.cc), of any operands.
+void head_losses_by_rows(Context* ctx, const balora_head_losses& o);
 
 namespace x86 {
 

@@ -4,11 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
-#include <type_traits>
 
+#include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/products/product_sum.h"
 #include "kernels/cpu/products/tiles.h"
-#include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/parallel.h"
+#include "kernels/cpu/runtime/stop.h"
 #include "kernels/operands/head.h"
 #include "kernels/shared/rows.h"
 
@@ -31,13 +32,12 @@ inline bool is_widened(const View& h, const View& w) {
          !head_fits_tiles(h, w);
 }
 
-// Scratch for a chunk's rows: what the options say, or else `own`.
+// Scratch for a chunk's rows: what the options say, or else `own`, as for rows of logits.
 inline int64_t chunk_budget(const HeadOptions& options, int64_t own) {
   return options.chunk_bytes > 0 ? options.chunk_bytes : own;
 }
-// The same for rows of logits.
-inline int64_t chunk_budget(const HeadOptions& options, const View& h, const View& w) {
-  return chunk_budget(options, is_widened(h, w) ? kSmallChunkBytes : kDefaultChunkBytes);
+inline int64_t logits_bytes(const View& h, const View& w) {
+  return is_widened(h, w) ? kSmallChunkBytes : kDefaultChunkBytes;
 }
 
 // Rows of a chunk whose scratch takes `row_bytes` a row: all `rows` shared out evenly to as few
@@ -50,6 +50,14 @@ inline int64_t chunk_rows(int64_t rows, int64_t budget, int64_t row_bytes) {
   return even <= fitting         ? even
          : fitting >= kPanelRows ? fitting / kPanelRows * kPanelRows
                                  : fitting;
+}
+
+// Calls body(first, rows) for each chunk, until nobody wants the results any more.
+template <typename Body>
+void for_chunks(Context* ctx, int64_t rows, int64_t chunk, const Body& body) {
+  for (int64_t first = 0; first < rows && !is_stopped(ctx); first += chunk) {
+    body(first, std::min(chunk, rows - first));
+  }
 }
 
 // Elements between rows of logits. Long rows begin 9 cache lines apart in the 64 sets of a
@@ -80,48 +88,28 @@ struct LogitsOf {
   A* logits;      // (rows,V), rows logits_ld(V) apart
 };
 
-// Logits in tiles, of all products by the same head: it is far larger than any cache and each chunk
-// of rows reads all of it, so a block of tokens at a time is packed into scratch and multiplied by
-// every operand while it is there.
-void head_logits_tiles(Context* ctx, std::span<const LogitsOf<float>> products, int64_t first,
-                       int64_t rows);
+// Groups of panels of rows that share the work on each of so many columns, so that threads have as
+// much of it each. Each group packs B anew, `packing` of what all rows are multiplied by.
+inline int64_t row_groups(int64_t panels, int64_t columns, int64_t threads, double packing) {
+  int64_t best = 1;
+  double most = 0;
+  for (int64_t groups = 1; groups <= panels; ++groups) {
+    const double value = evenness(columns * groups, threads) * evenness(panels, groups) /
+                         (1 + packing * static_cast<double>(groups));
+    if (value > most) most = value, best = groups;
+  }
+  return best;
+}
 
-// dh (rows,C) f32 dense = dz (rows,V) W in tiles, dz a sum of `parts` whose rows are `ld` apart.
-// Blocks of tokens are summed in order.
-void head_gradient_tiles(Context* ctx, std::span<const bf16* const> parts, int64_t ld, int64_t rows,
-                         const View& w, float* dh);
-
-// Logits by heads that are widened or decoded block by block, for all that share one only once.
-void widened_logits(Context* ctx, std::span<const LogitsOf<float>> products, int64_t first,
-                    int64_t rows);
+// dh (rows,C) = dz (rows,V) W for hidden states h: in tiles of dz in bf16 where these fit. Then dh
+// is f32 and dense, dz a sum of parts, and blocks of tokens are summed in order.
+void head_gradient(Context* ctx, std::span<const GemmInput> parts, int64_t rows, const View& h,
+                   const View& w, const GemmOutput& dh);
 
 // Logits of the rows [first, first + rows) of several hidden states. All are computed the same way,
 // row by row of equal operands to the bit, so that a teacher's are those of a student which is its
 // equal: also where one head is trained and another copy of it frozen (packed) or in blocks.
 template <typename A>
-void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t first, int64_t rows) {
-  if constexpr (std::is_same_v<A, float>) {
-    if (std::ranges::all_of(products, [](const auto& p) { return head_fits_tiles(*p.h, *p.w); })) {
-      for (size_t i = 0, end = 0; i < products.size(); i = end) {
-        while (end < products.size() && products[end].w == products[i].w) ++end;
-        head_logits_tiles(ctx, products.subspan(i, end - i), first, rows);
-      }
-      return;
-    }
-    if (std::ranges::any_of(products, [](const auto& p) { return is_widened(*p.h, *p.w); })) {
-      return widened_logits(ctx, products, first, rows);
-    }
-  }
-  const bool packs =
-      std::ranges::all_of(products, [](const auto& p) { return p.w->slots != nullptr; });
-  for (const LogitsOf<A>& product : products) {
-    View w = *product.w;
-    if (!packs) w.slots = nullptr;
-    const ProductTerm term{rows_of(product.h, first), product.h->dtype, product.h->stride[0], &w,
-                           true};
-    sum_products(ctx, {rows, w.shape[0], {&term, 1}},
-                 {product.logits, kDtypeOfAcc<A>, logits_ld(w.shape[0])});
-  }
-}
+void head_logits(Context* ctx, std::span<const LogitsOf<A>> products, int64_t first, int64_t rows);
 
 }  // namespace balora

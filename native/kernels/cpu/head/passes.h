@@ -44,19 +44,19 @@ BALORA_INLINE A block_maxima(const A* x, int64_t n, A* maxima) {
   return best;
 }
 
-// Offsets of x >= least in ascending order, as many as are written to `found`.
+// Offsets of all but x < least, in ascending order, as many as are written to `found`.
 template <typename A>
-BALORA_INLINE int64_t find_at_least(const A* x, int64_t n, A least, int32_t* found) {
+BALORA_INLINE int64_t find_candidates(const A* x, int64_t n, A least, int32_t* found) {
   constexpr int64_t kGroup = 32;
   int64_t count = 0;
   for (int64_t first = 0; first < n; first += kGroup) {
     const int64_t last = std::min(n, first + kGroup);
     int32_t any = 0;
 #pragma omp simd reduction(| : any)
-    for (int64_t i = first; i < last; ++i) any |= x[i] >= least;
+    for (int64_t i = first; i < last; ++i) any |= !(x[i] < least);
     if (!any) continue;
     for (int64_t i = first; i < last; ++i) {
-      if (x[i] >= least) found[count++] = static_cast<int32_t>(i);
+      if (!(x[i] < least)) found[count++] = static_cast<int32_t>(i);
     }
   }
   return count;
@@ -96,52 +96,10 @@ BALORA_INLINE WeightedSum entropy_sums(const A* x, int64_t n, A shift, A scale) 
   return total;
 }
 
-// z becomes the dense part of dz; y null: there is no teacher.
-template <typename A>
-BALORA_INLINE void dense_gradient(A* z, const A* y, int64_t n, const DenseGradient<A>& g) {
-  A sum[kBlock];
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t count = std::min(n - first, kBlock);
-    A* x = z + first;
-    for (int64_t i = 0; i < count; ++i) sum[i] = 0;
-    if (g.task != A(0)) {
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) sum[i] = g.task * vexp_or_zero(x[i] - g.shift);
-    }
-    if (g.student != A(0) && !y) {
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        sum[i] += g.student * vexp_or_zero((x[i] - g.shift) * g.scale);
-      }
-    } else if (g.student != A(0)) {
-      const A* t = y + first;
-      const A centre = g.teacher_shift - g.shift;
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        const A p = g.student * vexp_or_zero((x[i] - g.shift) * g.scale),
-                q = g.teacher * vexp_or_zero((t[i] - g.teacher_shift) * g.scale),
-                w = ((t[i] - x[i]) - centre) * g.scale;
-        sum[i] += exp_difference(q, p, -(w + g.log_ratio));
-      }
-    }
-    if (g.diversity != A(0)) {
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        const A log_pi = (x[i] - g.shift) * g.entropy_scale - g.log_sum;
-        sum[i] += g.diversity * vexp_or_zero(log_pi) * (log_pi + g.entropy);
-      }
-    }
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      const A capped = x[i] * g.inverse_cap;
-      x[i] = sum[i] * (A(1) - capped * capped);
-    }
-  }
-}
-
-// The sums of x and q of student's and teacher's logits, which are left in their place if kKeep.
-template <bool kKeep, typename A>
-BALORA_INLINE KeptSums pair_sums(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
+// The sums of x and q of student's and teacher's logits, which are left in their place if kKeep; of
+// the student alone without a teacher.
+template <bool kTeacher, bool kKeep, typename A>
+BALORA_INLINE KeptSums exp_sums(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
   const A centre = shifts.y - shifts.z;
   KeptSums total;
   for (int64_t first = 0; first < n; first += kBlock) {
@@ -149,15 +107,18 @@ BALORA_INLINE KeptSums pair_sums(A* z, A* y, int64_t n, const PairShifts<A>& shi
     A student = 0, squares = 0, teacher = 0, gap = 0, rest = 0;
 #pragma omp simd reduction(+ : student, squares, teacher, gap, rest)
     for (int64_t i = first; i < last; ++i) {
-      const A w = ((y[i] - z[i]) - centre) * shifts.scale;
       const A x = vexp_or_zero((z[i] - shifts.z) * shifts.scale);
-      const A q = vexp_or_zero((y[i] - shifts.y) * shifts.scale);
       student += x;
       if constexpr (kKeep) squares += square_or_zero(x);
-      teacher += q;
-      gap += q * w;
-      rest += divergence_rest(q, x, w);
-      if constexpr (kKeep) z[i] = x, y[i] = q;
+      if constexpr (kTeacher) {
+        const A w = ((y[i] - z[i]) - centre) * shifts.scale;
+        const A q = vexp_or_zero((y[i] - shifts.y) * shifts.scale);
+        teacher += q;
+        gap += q * w;
+        rest += divergence_rest(q, x, w);
+        if constexpr (kKeep) y[i] = q;
+      }
+      if constexpr (kKeep) z[i] = x;
     }
     total.pair.student += static_cast<double>(student);
     total.squares += static_cast<double>(squares);
@@ -168,59 +129,74 @@ BALORA_INLINE KeptSums pair_sums(A* z, A* y, int64_t n, const PairShifts<A>& shi
   return total;
 }
 
-// The same of the student alone.
-template <bool kKeep, typename A>
-BALORA_INLINE KeptSums student_sums(A* z, int64_t n, A shift, A scale) {
-  KeptSums total;
-  for (int64_t first = 0; first < n; first += kBlock) {
-    const int64_t last = std::min(n, first + kBlock);
-    A student = 0, squares = 0;
-#pragma omp simd reduction(+ : student, squares)
-    for (int64_t i = first; i < last; ++i) {
-      const A x = vexp_or_zero((z[i] - shift) * scale);
-      student += x;
-      if constexpr (kKeep) squares += square_or_zero(x), z[i] = x;
-    }
-    total.pair.student += static_cast<double>(student);
-    total.squares += static_cast<double>(squares);
-  }
-  return total;
-}
-
-// y null: of the student alone.
+// A block of dz from logits x and t; t null: there is no teacher.
 template <typename A>
-BALORA_INLINE KeptSums keep_exponentials(A* z, A* y, int64_t n, const PairShifts<A>& shifts) {
-  return y ? pair_sums<true, A>(z, y, n, shifts)
-           : student_sums<true, A>(z, n, shifts.z, shifts.scale);
-}
-
-// A block of kept_gradient() to `sum`.
-template <bool kSquares, typename A>
-BALORA_INLINE void kept_block(const A* z, const A* y, int64_t n, const KeptGradient<A>& g, A* sum) {
-  if (y) {
+BALORA_INLINE void logits_block(const A* x, const A* t, int64_t n, const Gradient<A>& g, A* sum) {
+  for (int64_t i = 0; i < n; ++i) sum[i] = 0;
+  if (g.task != A(0)) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) sum[i] = g.task * vexp_or_zero(x[i] - g.shift);
+  }
+  if (g.student != A(0) && !t) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      const A p = kSquares ? square_or_zero(z[i]) : z[i];
-      sum[i] = g.task * p + (g.student * (z[i] - y[i]) + g.gap * y[i]);
+      sum[i] += g.student * vexp_or_zero((x[i] - g.shift) * g.scale);
+    }
+  } else if (g.student != A(0)) {
+    const A centre = g.teacher_shift - g.shift;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const A p = g.student * vexp_or_zero((x[i] - g.shift) * g.scale),
+              q = g.teacher * vexp_or_zero((t[i] - g.teacher_shift) * g.scale),
+              w = ((t[i] - x[i]) - centre) * g.scale;
+      sum[i] += exp_difference(q, p, -(w + g.log_ratio));
+    }
+  }
+  if (g.diversity != A(0)) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const A log_pi = (x[i] - g.shift) * g.entropy_scale - g.log_sum;
+      sum[i] += g.diversity * vexp_or_zero(log_pi) * (log_pi + g.entropy);
+    }
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const A capped = x[i] * g.inverse_cap;
+    sum[i] *= A(1) - capped * capped;
+  }
+}
+
+// A block of dz from kept exponentials x and q; q null: there is no teacher.
+//   task p + student (x - q) + gap q,  p = x, or x^2 if kSquares
+// gap = student - teacher: x = q gives exactly 0 even with fused adds.
+template <bool kSquares, typename A>
+BALORA_INLINE void kept_block(const A* x, const A* q, int64_t n, const Gradient<A>& g, A* sum) {
+  if (q) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const A p = kSquares ? square_or_zero(x[i]) : x[i];
+      sum[i] = g.task * p + (g.student * (x[i] - q[i]) + g.gap * q[i]);
     }
   } else {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      const A p = kSquares ? square_or_zero(z[i]) : z[i];
-      sum[i] = g.task * p + g.student * z[i];
+      const A p = kSquares ? square_or_zero(x[i]) : x[i];
+      sum[i] = g.task * p + g.student * x[i];
     }
   }
 }
 
-// z becomes dz, or its bf16 in the first half of the row's own place.
+// The part of dz that all of V has, to `out`: z itself, or bf16 in the first half of its place.
 template <typename A, typename Out>
-BALORA_INLINE void kept_gradient(const A* z, const A* y, int64_t n, const KeptGradient<A>& g,
-                                 Out* out) {
+BALORA_INLINE void dense_gradient(const A* z, const A* y, int64_t n, const Gradient<A>& g,
+                                  Out* out) {
   A sum[kBlock];
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t count = std::min(n - first, kBlock);
     const A* t = y ? y + first : nullptr;
-    if (g.squares) {
+    if (!g.kept) {
+      logits_block(z + first, t, count, g, sum);
+    } else if (g.squares) {
       kept_block<true>(z + first, t, count, g, sum);
     } else {
       kept_block<false>(z + first, t, count, g, sum);
@@ -231,18 +207,16 @@ BALORA_INLINE void kept_gradient(const A* z, const A* y, int64_t n, const KeptGr
   }
 }
 
-// x -> scale x
+// x -> cap tanh(scale x / cap); a cap of 0: scale x
 template <typename A>
-BALORA_INLINE void scale_row(A* x, int64_t n, A scale) {
+BALORA_INLINE void cap_row(A* x, int64_t n, A scale, A cap) {
+  if (cap > A(0)) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] *= scale;
-}
-
-// x -> cap tanh(x / cap)
-template <typename A>
-BALORA_INLINE void cap_row(A* x, int64_t n, A cap) {
+    for (int64_t i = 0; i < n; ++i) x[i] = soft_capped<VectorMath>(scale * x[i], cap);
+  } else {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] = soft_capped<VectorMath>(x[i], cap);
+    for (int64_t i = 0; i < n; ++i) x[i] *= scale;
+  }
 }
 
 // q = factor e^((y - shift) * scale)

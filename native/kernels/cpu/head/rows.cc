@@ -11,8 +11,8 @@
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <numeric>
-#include <type_traits>
+#include <tuple>
+#include <utility>
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/head/passes.h"
@@ -34,89 +34,63 @@ HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
       maxima_(static_cast<size_t>(head::blocks_of(vocabulary))) {}
 
 template <typename A>
-void HeadRows<A>::cap(A* logits) const {
-  if (options_.logit_scale != 0 && options_.logit_scale != 1) {
-    at_level<&head::scale_row<A>>(logits, vocabulary_, static_cast<A>(options_.logit_scale));
-  }
-  if (options_.softcap > 0) {
-    at_level<&head::cap_row<A>>(logits, vocabulary_, static_cast<A>(options_.softcap));
-  }
+void HeadRows<A>::cap(A* products) const {
+  const double scale = options_.logit_scale != 0 ? options_.logit_scale : 1;
+  if (scale == 1 && !(options_.softcap > 0)) return;
+  at_level<&head::cap_row<A>>(products, vocabulary_, static_cast<A>(scale),
+                              static_cast<A>(options_.softcap));
 }
 
-// A logit enters only if it is strictly larger than the last, so equal ones keep the lower index.
+// At least K logits are no smaller than the K-th largest of the blocks' maxima, so only those that
+// are not smaller are looked at, in blocks that hold such.
 template <typename A>
-void HeadRows<A>::offer_top_k(const A* z, int64_t index) {
-  if (top_.size() == static_cast<size_t>(top_k_)) {
-    if (!(z[index] > z[top_.back()])) return;
-    top_.pop_back();
-  }
-  auto place = top_.end();
-  while (place != top_.begin() && z[index] > z[*(place - 1)]) --place;
-  top_.insert(place, index);
-}
-
-// Keeps the K best in order. At least K logits are no smaller than the K-th largest of the blocks'
-// maxima, so only those that are not smaller are looked at, in blocks that hold such.
-template <typename A>
-void HeadRows<A>::find_top_k(const A* z) {
-  const size_t k = static_cast<size_t>(top_k_);
-  if (top_k_ > kInsertionLimit) {
-    top_.resize(static_cast<size_t>(vocabulary_));
-    std::iota(top_.begin(), top_.end(), int64_t{0});
-    // NaNs first, as in topk.cc: to compare as equal to nothing is no order.
-    const auto above = [](A a, A b) { return a > b || (a != a && b == b); };
-    const auto before = [z, above](int64_t a, int64_t b) {
-      return above(z[a], z[b]) || (!above(z[b], z[a]) && a < b);
-    };
-    std::nth_element(top_.begin(), top_.begin() + top_k_ - 1, top_.end(), before);
-    top_.resize(k);
-    std::sort(top_.begin(), top_.end(), before);
-  } else {
-    A least = -std::numeric_limits<A>::infinity();
-    if (maxima_.size() >= k) {
-      top_values_ = maxima_;
-      const auto at = top_values_.begin() + top_k_ - 1;
-      std::nth_element(top_values_.begin(), at, top_values_.end(), std::greater<A>());
-      least = *at;
-    }
-    top_.clear();
-    found_.resize(static_cast<size_t>(head::kBlock));
-    for (size_t block = 0; block < maxima_.size(); ++block) {
-      if (!(maxima_[block] >= least)) continue;
-      const int64_t first = static_cast<int64_t>(block) * head::kBlock;
-      const int64_t count = at_level<&head::find_at_least<A>>(
-          z + first, std::min(vocabulary_ - first, head::kBlock), least, found_.data());
-      for (int64_t i = 0; i < count; ++i) offer_top_k(z, first + found_[static_cast<size_t>(i)]);
-    }
-    // A NaN is not at least anything: a row with many of them has too few candidates.
-    if (top_.size() < k) {
-      top_.clear();
-      for (int64_t i = 0; i < vocabulary_; ++i) offer_top_k(z, i);
-    }
-  }
-  top_values_.resize(k);
-  for (size_t i = 0; i < k; ++i) top_values_[i] = z[top_[i]];
-}
-
-template <typename A>
-void HeadRows<A>::choose_top_k(std::span<TopCandidate<A>> candidates) {
-  const auto before = [](const TopCandidate<A>& a, const TopCandidate<A>& b) {
-    return ranks_before(a.value, a.index, b.value, b.index);
-  };
+void HeadRows<A>::find_top_k(const A* z, HeadRow& row) {
   const auto k = static_cast<size_t>(top_k_);
-  const size_t count = std::min(k, candidates.size());
-  std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(count),
-                    candidates.end(), before);
+  A least = -std::numeric_limits<A>::infinity();
+  if (maxima_.size() >= k) {
+    top_values_ = maxima_;
+    const auto at = top_values_.begin() + top_k_ - 1;
+    std::nth_element(top_values_.begin(), at, top_values_.end(), std::greater<A>());
+    least = *at;
+  }
+  candidates_.clear();
+  found_.resize(static_cast<size_t>(head::kBlock));
+  for (size_t block = 0; block < maxima_.size(); ++block) {
+    if (maxima_[block] < least) continue;
+    const int64_t first = static_cast<int64_t>(block) * head::kBlock;
+    const int64_t count = at_level<&head::find_candidates<A>>(
+        z + first, std::min(vocabulary_ - first, head::kBlock), least, found_.data());
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = first + found_[static_cast<size_t>(i)];
+      candidates_.push_back({at, z[at], A(0)});
+    }
+    if (candidates_.size() < 4 * k) continue;
+    select_top_k(candidates_);
+    candidates_.resize(k);
+    least = std::max(least, candidates_.back().value);
+  }
+  top_entropy(candidates_, row);
+}
+
+// The K largest come first, the last of them at its place.
+template <typename A>
+void HeadRows<A>::select_top_k(std::span<TopCandidate<A>> candidates) const {
+  std::nth_element(candidates.begin(), candidates.begin() + top_k_ - 1, candidates.end());
+}
+
+template <typename A>
+void HeadRows<A>::top_entropy(std::span<TopCandidate<A>> candidates, HeadRow& row) {
+  const auto k = static_cast<size_t>(top_k_);
   top_.resize(k), top_values_.resize(k);
-  const bool complete = count == k;
+  const bool complete = candidates.size() >= k;
+  if (complete) {
+    select_top_k(candidates);
+    std::sort(candidates.begin(), candidates.begin() + top_k_);
+  }
   for (size_t i = 0; i < k; ++i) {
     top_[i] = complete ? candidates[i].index : static_cast<int64_t>(i);
     top_values_[i] = complete ? candidates[i].value : std::numeric_limits<A>::quiet_NaN();
   }
-}
-
-template <typename A>
-void HeadRows<A>::top_entropy(HeadRow& row) const {
   compute_entropy(top_values_.data(), at_level<&head::row_max<A>>(top_values_.data(), top_k_),
                   top_k_, row);
 }
@@ -132,32 +106,30 @@ void HeadRows<A>::compute_entropy(const A* z, A max, int64_t count, HeadRow& row
   row.log_sum_entropy = log_sum;
 }
 
-// The row's sums, with their exponentials left in z and y.
+// The row's sums. With kKeep their exponentials are left in z and y.
 template <typename A>
-void HeadRows<A>::keep(const RowOperands<A>& operands, HeadRow& row) const {
-  const A scale = operands.role.compared() ? static_cast<A>(1 / options_.temperature) : A(1);
-  const head::PairShifts<A> shifts = {static_cast<A>(row.shift), static_cast<A>(row.shift_teacher),
-                                      scale};
-  row.set_sums(at_level<&head::keep_exponentials<A>>(operands.z, operands.y, vocabulary_, shifts));
-}
-
-// The row's sums.
-template <typename A>
+template <bool kKeep>
 void HeadRows<A>::compute_sums(const RowOperands<A>& operands, HeadRow& row) const {
-  A *const z = operands.z, *const y = operands.y;
-  const RowRole& role = operands.role;
-  const A scale = static_cast<A>(1 / options_.temperature);
-  const A shift = static_cast<A>(row.shift);
-  const auto sum = [&](A by) {
-    return at_level<&head::student_sums<false, A>>(z, vocabulary_, shift, by).pair.student;
+  const auto& [z, y, role] = operands;
+  const auto shifted_by = [&](A scale) {
+    return head::PairShifts<A>{static_cast<A>(row.shift), static_cast<A>(row.shift_teacher), scale};
   };
-  if (role.target >= 0) row.sum = sum(A(1));
-  if (role.teacher.kind == BALORA_TEACHER_SUMMARY) row.pair.student = sum(scale);
-  if (!y) return;
-  head::PairShifts<A> shifts = {shift, static_cast<A>(row.shift_teacher), scale};
-  shifts.y = at_level<&head::teacher_shift<A>>(z, y, vocabulary_, shifts);
-  row.shift_teacher = static_cast<double>(shifts.y);
-  row.pair = at_level<&head::pair_sums<false, A>>(z, y, vocabulary_, shifts).pair;
+  const auto of_student = [&](A scale) {
+    return at_level<&head::exp_sums<false, kKeep, A>>(z, y, vocabulary_, shifted_by(scale));
+  };
+  const auto scale = static_cast<A>(role.compared() ? 1 / options_.temperature : 1);
+  head::PairShifts<A> shifts = shifted_by(scale);
+  if constexpr (kKeep) {
+    row.set_sums(y ? at_level<&head::exp_sums<true, true, A>>(z, y, vocabulary_, shifts)
+                   : of_student(scale));
+  } else {
+    if (role.target >= 0) row.sum = of_student(A(1)).pair.student;
+    if (role.teacher.kind == BALORA_TEACHER_SUMMARY) row.pair = of_student(scale).pair;
+    if (!y) return;
+    shifts.y = at_level<&head::teacher_shift<A>>(z, y, vocabulary_, shifts);
+    row.shift_teacher = static_cast<double>(shifts.y);
+    row.pair = at_level<&head::exp_sums<true, false, A>>(z, y, vocabulary_, shifts).pair;
+  }
 }
 
 template <typename A>
@@ -176,21 +148,22 @@ template <typename A>
 HeadRow HeadRows<A>::statistics(const RowOperands<A>& operands) {
   const auto& [z, y, role] = operands;
   HeadRow row = begin(role);
+  cap(z);
+  if (y) cap(y);
   row.shift = static_cast<double>(at_level<&head::block_maxima<A>>(z, vocabulary_, maxima_.data()));
   if (y) row.shift_teacher = static_cast<double>(at_level<&head::row_max<A>>(y, vocabulary_));
   if (has_entropy(role)) {
     if (dense_entropy()) {
       compute_entropy(z, static_cast<A>(row.shift), vocabulary_, row);
     } else {
-      find_top_k(z);
-      top_entropy(row);
+      find_top_k(z, row);
     }
   }
   const double target_logit = role.target >= 0 ? static_cast<double>(z[role.target]) : 0;
   if (keeps_) {
-    keep(operands, row);
+    compute_sums<true>(operands, row);
   } else {
-    compute_sums(operands, row);
+    compute_sums<false>(operands, row);
   }
   finish(role, target_logit, row);
   return row;
@@ -210,129 +183,99 @@ void HeadRows<A>::finish(const RowRole& role, double target_logit, HeadRow& row)
 }
 
 template <typename A>
-void HeadRows<A>::probabilities(const A* y, const HeadRow& row, A* q) const {
+void HeadRows<A>::probabilities(A* y, const HeadRow& row, bool paired) {
+  place_z_.resize(static_cast<size_t>(paired ? vocabulary_ : 0));
+  A* const q = paired ? place_z_.data() : y;
   at_level<&head::scaled_exp<A>>(y, vocabulary_, static_cast<A>(row.shift_entropy),
                                  static_cast<A>(1 / options_.entropy_temperature),
                                  static_cast<A>(std::exp(-row.log_sum_entropy)), q);
-}
-
-// The part of the gradient that all of V has, of logits or kept exponentials z and y.
-template <typename A>
-void HeadRows<A>::dense_part(A* z, const A* y, int64_t n, const Parts& parts, bool rounded) const {
-  if (!keeps_) {
-    at_level<&head::dense_gradient<A>>(z, y, n, parts.dense);
-    if constexpr (std::is_same_v<A, float>) {
-      if (rounded) convert_row(z, reinterpret_cast<bf16*>(z), n);
-    }
-    return;
+  if (!paired) return;
+  auto* const high = reinterpret_cast<bf16*>(y);
+  convert_row(q, high, vocabulary_);
+  for (int64_t i = 0; i < vocabulary_; ++i) {
+    high[vocabulary_ + i] = store<bf16>(static_cast<float>(q[i]) - to_float(high[i]));
   }
-  if constexpr (std::is_same_v<A, float>) {
-    if (rounded) {
-      auto* const out = reinterpret_cast<bf16*>(z);
-      return at_level<&head::kept_gradient<A, bf16>>(z, y, n, parts.kept, out);
-    }
-  }
-  at_level<&head::kept_gradient<A, A>>(z, y, n, parts.kept, z);
 }
 
 template <typename A>
-head::KeptGradient<A> HeadRows<A>::kept_gradient(const RowRole& role, const HeadRow& row) const {
-  return parts_of(role, row).kept;
-}
-
-template <typename A>
-A HeadRows<A>::teacher_factor(const RowRole& role, const HeadRow& row) const {
-  if (role.teacher.kind != BALORA_TEACHER_LIVE) return A(0);
-  return static_cast<A>(role.factor * options_.consistency_scale * options_.temperature /
-                        row.pair.teacher);
-}
-
-template <typename A>
-typename HeadRows<A>::Parts HeadRows<A>::parts_of(const RowRole& role, const HeadRow& row) const {
-  Parts parts{};
-  parts.kept.squares = row.squares;
-  DenseGradient& g = parts.dense;
-  g.inverse_cap = options_.softcap > 0 ? static_cast<A>(1 / options_.softcap) : A(0);
+head::Gradient<A> HeadRows<A>::gradient_of(const RowRole& role, const HeadRow& row) const {
+  head::Gradient<A> g = {.kept = keeps_, .squares = row.squares};
   g.shift = static_cast<A>(row.shift);
   if (role.target >= 0) g.task = static_cast<A>(role.factor * options_.task_scale / row.sum);
   g.scale = static_cast<A>(1 / options_.temperature);
   g.teacher_shift = static_cast<A>(row.shift_teacher);
-  if (role.compared()) {
-    const double scale = role.factor * options_.consistency_scale * options_.temperature;
-    g.student = static_cast<A>(scale / row.pair.student);
+  const double scale = role.factor * options_.consistency_scale * options_.temperature;
+  if (role.compared()) g.student = static_cast<A>(scale / row.pair.student);
+  if (role.teacher.kind == BALORA_TEACHER_LIVE) {
     g.teacher = static_cast<A>(scale / row.pair.teacher);
+    g.gap = static_cast<A>(scale / row.pair.student - scale / row.pair.teacher);
     g.log_ratio = static_cast<A>(row.pair.log_ratio());
-    parts.kept.student = g.student;
-    parts.kept.gap = static_cast<A>(scale / row.pair.student - scale / row.pair.teacher);
   }
-  parts.kept.task = g.task;
-  if (has_entropy(role) && dense_entropy()) {
-    g.diversity =
-        static_cast<A>(role.factor * options_.diversity_scale / options_.entropy_temperature);
-  }
+  if (has_entropy(role) && dense_entropy()) g.diversity = static_cast<A>(diversity_of(role));
   g.entropy_scale = static_cast<A>(1 / options_.entropy_temperature);
   g.log_sum = static_cast<A>(row.log_sum_entropy);
   g.entropy = static_cast<A>(row.entropy);
-  return parts;
+  if (options_.softcap > 0) g.inverse_cap = static_cast<A>(1 / options_.softcap);
+  return g;
 }
 
-// Target and top K of the row, with what they add to the dense part.
+// ds / Te of the formulas above.
 template <typename A>
-void HeadRows<A>::find_places(const RowRole& role, const HeadRow& row) {
+double HeadRows<A>::diversity_of(const RowRole& role) const {
+  return role.factor * options_.diversity_scale / options_.entropy_temperature;
+}
+
+template <typename A>
+auto HeadRows<A>::form_places(const RowRole& role, const HeadRow& row,
+                              const ReadKept& kept) -> std::span<const Place> {
   places_.clear();
-  const double diversity = role.factor * options_.diversity_scale / options_.entropy_temperature;
+  const double diversity = diversity_of(role);
   if (has_entropy(role) && !dense_entropy() && diversity != 0) {
     for (size_t i = 0; i < top_.size(); ++i) {
       const double value = static_cast<double>(top_values_[i]);
       const double log_pi =
           (value - row.shift_entropy) / options_.entropy_temperature - row.log_sum_entropy;
       const double added = diversity * std::exp(log_pi) * (log_pi + row.entropy);
-      places_.push_back({top_[i], static_cast<A>(added), A(0)});
+      places_.push_back({top_[i], static_cast<A>(added)});
     }
   }
-  const int64_t target = role.target;
-  if (target < 0) return;
-  const A task = static_cast<A>(role.factor * options_.task_scale);
-  const auto same = std::find_if(places_.begin(), places_.end(),
-                                 [&](const Place& place) { return place.index == target; });
-  if (same == places_.end()) {
-    places_.push_back({target, -task, A(0)});
-  } else {
-    same->added -= task;
+  if (role.target >= 0) {
+    auto at = std::find_if(places_.begin(), places_.end(),
+                           [&](const Place& place) { return place.index == role.target; });
+    if (at == places_.end()) at = places_.insert(at, {role.target, A(0)});
+    at->value -= static_cast<A>(role.factor * options_.task_scale);
   }
-}
-
-// The values of the places, from what is kept of their logits.
-template <typename A>
-void HeadRows<A>::value_places(const RowRole& role, const Parts& parts) {
-  for (size_t i = 0; i < places_.size(); ++i) {
-    // A logit, since no exponential is kept beside a cap.
-    const A capped = place_z_[i] * parts.dense.inverse_cap;
-    places_[i].added *= A(1) - capped * capped;
-  }
+  const head::Gradient<A> gradient = gradient_of(role, row);
   const bool live = role.teacher.kind == BALORA_TEACHER_LIVE;
-  dense_part(place_z_.data(), live ? place_y_.data() : nullptr, std::ssize(places_), parts, false);
-  for (size_t i = 0; i < places_.size(); ++i) places_[i].value = place_z_[i] + places_[i].added;
+  place_z_.resize(places_.size()), place_y_.resize(places_.size());
+  for (size_t i = 0; i < places_.size(); ++i) {
+    std::tie(place_z_[i], place_y_[i]) = kept(places_[i].index);
+    // A logit, since no exponential is kept beside a cap.
+    const A capped = place_z_[i] * gradient.inverse_cap;
+    places_[i].value *= A(1) - capped * capped;
+  }
+  at_level<&head::dense_gradient<A, A>>(place_z_.data(), live ? place_y_.data() : nullptr,
+                                        std::ssize(places_), gradient, place_z_.data());
+  for (size_t i = 0; i < places_.size(); ++i) places_[i].value += place_z_[i];
+  return places_;
 }
 
 template <typename A>
-void HeadRows<A>::gradient(const RowOperands<A>& operands, const HeadRow& row, bool rounded) {
-  A* z = operands.z;
-  const A* y = operands.y;
-  const auto places = form_places(operands.role, row, [z, y](int64_t index) {
+template <typename Out>
+void HeadRows<A>::gradient(const RowOperands<A>& operands, const HeadRow& row) {
+  const auto& [z, y, role] = operands;
+  const auto places = form_places(role, row, [z = z, y = y](int64_t index) {
     return std::pair(z[index], y ? y[index] : A(0));
   });
-  dense_part(z, y, vocabulary_, parts_of(operands.role, row), rounded);
-  for (const Place& place : places) {
-    if (rounded) {
-      reinterpret_cast<bf16*>(z)[place.index] = to_bf16(static_cast<float>(place.value));
-    } else {
-      z[place.index] = place.value;
-    }
-  }
+  auto* const out = reinterpret_cast<Out*>(z);
+  at_level<&head::dense_gradient<A, Out>>(z, y, vocabulary_, gradient_of(role, row), out);
+  for (const Place& place : places) out[place.index] = store<Out>(place.value);
 }
 
 template class HeadRows<float>;
 template class HeadRows<double>;
+template void HeadRows<float>::gradient<float>(const RowOperands<float>&, const HeadRow&);
+template void HeadRows<float>::gradient<bf16>(const RowOperands<float>&, const HeadRow&);
+template void HeadRows<double>::gradient<double>(const RowOperands<double>&, const HeadRow&);
 
 }  // namespace balora

@@ -1,5 +1,8 @@
-#include "kernels/cpu/head/svd_ratio.h"
-
+// The SVD regularizer L = -(sum of the k largest singular values of Z) / F, F the Frobenius or the
+// nuclear norm of Z, from the eigenvalues of a Gram matrix of Z. Its gradient is
+//   dL/dZ = U diag(weights) U^T Z + shift Z
+// over left singular vectors (the same from the right: Z V diag(weights) V^T + shift Z), weights_i
+// = (dL/dsigma_i)/sigma_i without the Frobenius norm's part, which is the shift.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -8,6 +11,7 @@
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/head/head_products.h"
 #include "kernels/cpu/head/passes.h"
+#include "kernels/cpu/linalg/krylov.h"
 #include "kernels/cpu/products/gemm.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -21,12 +25,20 @@ namespace {
 
 constexpr double kRankTolerance = 1e-6;
 
-}  // namespace
+struct SvdRatio {
+  RitzPairs pairs;
+  double value = 0;             // 0 for Z = 0
+  std::vector<double> weights;  // one per pair
+  double shift = 0;
+};
 
-SvdRatio svd_ratio(const std::vector<double>& squares, double squared_norm, int64_t k,
-                   bool nuclear) {
+// `pairs` of Z Z^T, in descending order: at least min(k, rank) of them, all for the nuclear norm.
+// Singular values up to 1e-6 of the largest carry no gradient: the smallest-norm subgradient where
+// k exceeds the numerical rank.
+SvdRatio svd_ratio(RitzPairs pairs, double squared_norm, int64_t k, bool nuclear) {
+  SvdRatio ratio = {.pairs = std::move(pairs)};
+  const std::vector<double>& squares = ratio.pairs.values;
   const size_t count = squares.size(), leading = std::min(count, static_cast<size_t>(k));
-  SvdRatio ratio;
   ratio.weights.assign(count, 0.0);
   std::vector<double> sigma(count);
   // Eigenvalues at the rounding of the Gram matrix are zero: as singular values they
@@ -49,18 +61,37 @@ SvdRatio svd_ratio(const std::vector<double>& squares, double squared_norm, int6
   return ratio;
 }
 
-RitzPairs ratio_eigenpairs(const Context* ctx, const Matrix& gram, int64_t k, bool nuclear) {
-  return leading_eigenpairs(ctx, gram, nuclear ? gram.rows : std::min(k, gram.rows));
+// The same of an explicit Gram matrix.
+SvdRatio ratio_of_gram(const Context* ctx, const Matrix& gram, double squared_norm, int64_t k,
+                       bool nuclear) {
+  const int64_t wanted = nuclear ? gram.rows : std::min(k, gram.rows);
+  return svd_ratio(leading_eigenpairs(ctx, gram, wanted), squared_norm, k, nuclear);
 }
 
-Matrix ratio_gradient(const Context* ctx, const Matrix& u, const SvdRatio& ratio, const Matrix& p) {
-  Matrix inner = product_tn(ctx, u, p);
-  for (int64_t i = 0; i < inner.rows; ++i) {
-    for (int64_t j = 0; j < inner.cols; ++j) inner(i, j) *= ratio.weights[static_cast<size_t>(i)];
+// A B, of which A has `rows` rows and B (inner,cols).
+Matrix product_of(const Context* ctx, const MatrixRef& a, int64_t rows, const MatrixRef& b,
+                  int64_t inner, int64_t cols) {
+  Matrix out(rows, cols);
+  product_f64(ctx, rows, cols, inner, a, b, out.values.data(), cols);
+  return out;
+}
+
+// A diag(factors)
+Matrix scaled_columns(Matrix a, const std::vector<double>& factors) {
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t j = 0; j < a.cols; ++j) a(i, j) *= factors[static_cast<size_t>(j)];
   }
+  return a;
+}
+
+// U diag(weights) (U^T p) + shift p
+Matrix ratio_gradient(const Context* ctx, const SvdRatio& ratio, const Matrix& p) {
+  const Matrix& u = ratio.pairs.vectors;
+  const Matrix weighted = scaled_columns(u, ratio.weights), inner = product_tn(ctx, u, p);
   Matrix out = p;
   for (double& value : out.values) value *= ratio.shift;
-  add_product_f64(ctx, u.rows, p.cols, u.cols, u.ref(), inner.ref(), out.values.data(), p.cols);
+  add_product_f64(ctx, u.rows, p.cols, u.cols, weighted.ref(), inner.ref(), out.values.data(),
+                  p.cols);
   return out;
 }
 
@@ -71,30 +102,14 @@ Matrix ratio_gradient(const Context* ctx, const Matrix& u, const SvdRatio& ratio
 // All pairs (nuclear norm) or small problems come from the smaller of two dense matrices: H G H^T,
 // or L^T (H^T H) L with G = L L^T, L from G's eigen-decomposition (Cholesky fails on rank-deficient
 // heads), which also gives all singular values of Z (gram_spectrum).
-namespace {
 
 // H (n,c) in f64: the iteration reads it some dozens of times.
 struct GramProblem {
   Context* ctx;
-  const double* wide;
+  double* wide;
   MatrixRef h, g;
   int64_t n, c;
 };
-
-int64_t row_grain(int64_t columns) {
-  return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(columns, 1));
-}
-
-Matrix times_gram(const GramProblem& p) {
-  Matrix out(p.n, p.c);
-  product_f64(p.ctx, p.n, p.c, p.c, p.h, p.g, out.values.data(), p.c);
-  return out;
-}
-
-// |Z|_F^2 = sum(P o H)
-double squared_norm(const GramProblem& p, const Matrix& ph) {
-  return std::inner_product(ph.values.begin(), ph.values.end(), p.wide, 0.0);
-}
 
 // Leading pairs of H G H^T without forming it. False when n is small or the iteration stalls.
 bool leading_pairs(const GramProblem& p, int64_t k, RitzPairs& pairs) {
@@ -103,11 +118,8 @@ bool leading_pairs(const GramProblem& p, int64_t k, RitzPairs& pairs) {
   if (rank <= kDenseOrder || block * 8 > rank) return false;
   bool converged = false;
   const auto apply = [&](const Matrix& x) {
-    Matrix inner(p.c, x.cols), middle(p.c, x.cols), out(p.n, x.cols);
-    product_f64(p.ctx, p.c, x.cols, p.n, p.h.transposed(), x.ref(), inner.values.data(), x.cols);
-    product_f64(p.ctx, p.c, x.cols, p.c, p.g, inner.ref(), middle.values.data(), x.cols);
-    product_f64(p.ctx, p.n, x.cols, p.c, p.h, middle.ref(), out.values.data(), x.cols);
-    return out;
+    const Matrix inner = product(p.ctx, p.h.transposed(), p.c, x);
+    return product(p.ctx, p.h, p.n, product(p.ctx, p.g, p.c, inner));
   };
   pairs = block_krylov(
       p.ctx, p.n, KrylovOptions{block}, apply,
@@ -124,12 +136,8 @@ bool leading_pairs(const GramProblem& p, int64_t k, RitzPairs& pairs) {
 // L (c,c) with G = L L^T; negative eigenvalues are rounding and count as zero.
 Matrix gram_root(const MatrixRef& g, int64_t c) {
   EighResult eigen = symmetric_eigen(widened(g, c, c));
-  for (int64_t i = 0; i < c; ++i) {
-    for (int64_t j = 0; j < c; ++j) {
-      eigen.vectors(i, j) *= std::sqrt(std::max(eigen.values[static_cast<size_t>(j)], 0.0));
-    }
-  }
-  return std::move(eigen.vectors);
+  for (double& value : eigen.values) value = std::sqrt(std::max(value, 0.0));
+  return scaled_columns(std::move(eigen.vectors), eigen.values);
 }
 
 // L^T M L for a symmetric M.
@@ -141,153 +149,93 @@ Matrix congruent(const Context* ctx, const Matrix& root, const Matrix& m) {
   return out;
 }
 
-Matrix rows_gram(const GramProblem& p) {
-  Matrix m(p.c, p.c);
-  symmetric_product_f64(p.ctx, p.c, p.n, p.h.transposed(), p.h, m.values.data());
-  return m;
-}
-
 // More rows than channels: dL/dH = H (A diag(weights) A^T + shift G), A = L V.
-double tall_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, Matrix* dh) {
+double tall_form(const GramProblem& p, const balora_svd_ratio_gram& o, double norm2, Matrix* dh) {
   const Matrix root = gram_root(p.g, p.c);
-  const RitzPairs pairs = ratio_eigenpairs(p.ctx, congruent(p.ctx, root, rows_gram(p)), k, nuclear);
-  const SvdRatio ratio = svd_ratio(pairs.values, norm2, k, nuclear);
+  const Matrix inner = congruent(p.ctx, root, gram(p.ctx, p.h, p.n, p.c));
+  const SvdRatio ratio = ratio_of_gram(p.ctx, inner, norm2, o.k, o.nuclear != 0);
   if (!dh) return ratio.value;
-  const Matrix a = product(p.ctx, root, pairs.vectors);
-  Matrix weighted = a, inner = widened(p.g, p.c, p.c);
-  for (int64_t i = 0; i < a.rows; ++i) {
-    for (int64_t j = 0; j < a.cols; ++j) weighted(i, j) *= ratio.weights[static_cast<size_t>(j)];
-  }
-  for (double& value : inner.values) value *= ratio.shift;
-  add_product_f64(p.ctx, p.c, p.c, a.cols, weighted.ref(), a.ref().transposed(),
-                  inner.values.data(), p.c);
-  *dh = Matrix(p.n, p.c);
-  product_f64(p.ctx, p.n, p.c, p.c, p.h, inner.ref(), dh->values.data(), p.c);
+  const Matrix a = product(p.ctx, root, ratio.pairs.vectors);
+  Matrix sum = widened(p.g, p.c, p.c);
+  for (double& value : sum.values) value *= ratio.shift;
+  add_product_f64(p.ctx, p.c, p.c, a.cols, scaled_columns(a, ratio.weights).ref(),
+                  a.ref().transposed(), sum.values.data(), p.c);
+  *dh = product(p.ctx, p.h, p.n, sum);
   return ratio.value;
 }
 
 // No more rows than channels: dL/dH = U diag(weights) (U^T P) + shift P.
-double wide_form(const GramProblem& p, int64_t k, bool nuclear, double norm2, const Matrix& ph,
-                 Matrix* dh) {
+double wide_form(const GramProblem& p, const balora_svd_ratio_gram& o, double norm2,
+                 const Matrix& ph, Matrix* dh) {
   Matrix gram(p.n, p.n);
   symmetric_product_f64(p.ctx, p.n, p.c, ph.ref(), p.h.transposed(), gram.values.data());
-  const RitzPairs pairs = ratio_eigenpairs(p.ctx, gram, k, nuclear);
-  const SvdRatio ratio = svd_ratio(pairs.values, norm2, k, nuclear);
-  if (dh) *dh = ratio_gradient(p.ctx, pairs.vectors, ratio, ph);
+  const SvdRatio ratio = ratio_of_gram(p.ctx, gram, norm2, o.k, o.nuclear != 0);
+  if (dh) *dh = ratio_gradient(p.ctx, ratio, ph);
   return ratio.value;
 }
 
 double dense_form(const GramProblem& p, const balora_svd_ratio_gram& o) {
-  const Matrix ph = times_gram(p);
-  const double norm2 = squared_norm(p, ph);
-  const bool nuclear = o.nuclear != 0;
+  const Matrix ph = product_of(p.ctx, p.h, p.n, p.g, p.c, p.c);
+  // |Z|_F^2 = sum(P o H)
+  const double norm2 = std::inner_product(ph.values.begin(), ph.values.end(), p.wide, 0.0);
   Matrix gradient;
-  Matrix* const wanted = o.dh ? &gradient : nullptr;
-  const double value = p.n > p.c ? tall_form(p, o.k, nuclear, norm2, wanted)
-                                 : wide_form(p, o.k, nuclear, norm2, ph, wanted);
-  if (o.dh) store_matrix(gradient, *o.dh);
+  Matrix* const dh = o.dh ? &gradient : nullptr;
+  const double value = p.n > p.c ? tall_form(p, o, norm2, dh) : wide_form(p, o, norm2, ph, dh);
+  if (dh) store_matrix(gradient, *o.dh);
   return value;
 }
 
-// sum_j p_j h_j
-template <typename T>
-BALORA_INLINE double dot_loop(const T* p, const T* h, int64_t c) {
+template <typename A>
+BALORA_INLINE double dot_loop(const A* a, const A* b, int64_t c) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(p[j]) * static_cast<double>(h[j]);
+  for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(a[j]) * static_cast<double>(b[j]);
   return sum;
 }
-template <typename T>
-double row_dot(const T* p, const T* h, int64_t c) {
-  return at_level<&dot_loop<T>>(p, h, c);
-}
 
-// to += factor row
-BALORA_INLINE void add_row_loop(double factor, const double* row, int64_t c, double* to) {
-#pragma omp simd
-  for (int64_t j = 0; j < c; ++j) to[j] += factor * row[j];
-}
-void add_row(double factor, const double* row, int64_t c, double* to) {
-  at_level<&add_row_loop>(factor, row, c, to);
+// The sum of a o b, by rows (n,c).
+template <typename A>
+double inner_product(const GramProblem& p, const A* a, const A* b) {
+  std::vector<double> sums(static_cast<size_t>(p.n));
+  parallel_for(p.ctx, p.n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      sums[static_cast<size_t>(i)] = at_level<&dot_loop<A>>(a + i * p.c, b + i * p.c, p.c);
+    }
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 // The term of leading pairs. H is what they make of it, U T with T = U^T H, and a rest, whose
 // product with G alone takes time: in the type A. The pairs' own part stays in f64, so that nothing
-// is lost where they are nearly all of Z and the two parts of the gradient nearly cancel.
+// is lost where they are nearly all of Z and the two parts of the gradient nearly cancel:
+//   dL/dH = U diag(weights + shift) T G + shift (the rest) G, rounded once.
+// H in f64 gives its place to the rest, and that to the gradient.
 template <typename A>
-class LeadingForm {
- public:
-  LeadingForm(const GramProblem& problem, const RitzPairs& pairs)
-      : p_(problem),
-        pairs_(pairs),
-        inside_(pairs.vectors.cols, p_.c),
-        outside_(workspace<A>(p_.ctx, p_.n * p_.c)),
-        product_(workspace<A>(p_.ctx, p_.n * p_.c)) {
-    const Matrix& u = pairs_.vectors;
-    product_f64(p_.ctx, u.cols, p_.c, p_.n, u.ref().transposed(), p_.h, inside_.values.data(),
-                p_.c);
-    for_rows([&](int64_t i, double* row) {
-      std::copy_n(p_.wide + i * p_.c, p_.c, row);
-      for (int64_t k = 0; k < u.cols; ++k) add_row(-u(i, k), inside_.row(k), p_.c, row);
-      convert_row(row, outside_ + i * p_.c, p_.c);
-    });
-    auto* const g = workspace<A>(p_.ctx, p_.c * p_.c);
-    convert_row(static_cast<const double*>(p_.g.data), g, p_.c * p_.c);
-    gemm(p_.ctx, {p_.n, p_.c, p_.c}, {outside_, kDtypeOfAcc<A>, p_.c}, {g, kDtypeOfAcc<A>, p_.c},
-         {product_, kDtypeOfAcc<A>, p_.c});
-  }
-
-  // |Z|_F^2, the rest of it by rows.
-  double squared_norm() const {
-    std::vector<double> sums(static_cast<size_t>(p_.n));
-    for_rows([&](int64_t i, double*) {
-      sums[static_cast<size_t>(i)] = row_dot(product_ + i * p_.c, outside_ + i * p_.c, p_.c);
-    });
-    return std::accumulate(pairs_.values.begin(), pairs_.values.end(),
-                           std::accumulate(sums.begin(), sums.end(), 0.0));
-  }
-
-  // dL/dH = U diag(weights + shift) T G + shift (the rest) G, rounded once.
-  void gradient(const SvdRatio& ratio, const View& dh) const {
-    const Matrix& u = pairs_.vectors;
-    Matrix inner(u.cols, p_.c);
-    product_f64(p_.ctx, u.cols, p_.c, p_.c, inside_.ref(), p_.g, inner.values.data(), p_.c);
-    for (int64_t k = 0; k < u.cols; ++k) {
-      const double weight = ratio.weights[static_cast<size_t>(k)] + ratio.shift;
-      for (int64_t j = 0; j < p_.c; ++j) inner(k, j) *= weight;
-    }
-    dispatch_float(dh.dtype, [&]<typename T>() {
-      for_rows([&](int64_t i, double* row) {
-        const A* const rest = product_ + i * p_.c;
-        std::transform(rest, rest + p_.c, row,
-                       [&](A x) { return ratio.shift * static_cast<double>(x); });
-        for (int64_t k = 0; k < u.cols; ++k) add_row(u(i, k), inner.row(k), p_.c, row);
-        convert_row(row, data_of<T>(&dh) + i * p_.c, p_.c);
-      });
-    });
-  }
-
- private:
-  // Calls body(i, c doubles of its own) for each row.
-  template <typename Body>
-  void for_rows(const Body& body) const {
-    parallel_for(p_.ctx, p_.n, row_grain(p_.c), [&](int64_t begin, int64_t end) {
-      std::vector<double> row(static_cast<size_t>(p_.c));
-      for (int64_t i = begin; i < end; ++i) body(i, row.data());
-    });
-  }
-
-  const GramProblem& p_;
-  const RitzPairs& pairs_;
-  Matrix inside_;          // T (k,c)
-  A *outside_, *product_;  // (n,c): the rest of H, and that times G
-};
-
-template <typename A>
-double leading_form(const GramProblem& p, const RitzPairs& pairs, const balora_svd_ratio_gram& o) {
-  const LeadingForm<A> form(p, pairs);
-  const SvdRatio ratio = svd_ratio(pairs.values, form.squared_norm(), o.k, false);
-  if (o.dh) form.gradient(ratio, *o.dh);
+double leading_form(const GramProblem& p, RitzPairs pairs, const balora_svd_ratio_gram& o) {
+  constexpr int32_t kType = kDtypeOfAcc<A>;
+  const int64_t n = p.n, c = p.c, k = pairs.vectors.cols;
+  const Matrix& u = pairs.vectors;
+  const Matrix inside = product_of(p.ctx, u.ref().transposed(), k, p.h, n, c);
+  const Matrix minus = scaled_columns(u, std::vector<double>(static_cast<size_t>(k), -1.0));
+  add_product_f64(p.ctx, n, c, k, minus.ref(), inside.ref(), p.wide, c);
+  A* const outside = workspace<A>(p.ctx, n * c);
+  A* const times_g = workspace<A>(p.ctx, n * c);
+  A* const g = workspace<A>(p.ctx, c * c);
+  convert_rows(p.ctx, {p.wide, BALORA_F64, c}, {outside, kType, c}, n, c);
+  convert_rows(p.ctx, {p.g.data, BALORA_F64, c}, {g, kType, c}, c, c);
+  gemm(p.ctx, {n, c, c}, {outside, kType, c}, {g, kType, c}, {times_g, kType, c});
+  const double norm2 =
+      std::accumulate(pairs.values.begin(), pairs.values.end(), inner_product(p, times_g, outside));
+  SvdRatio ratio = svd_ratio(std::move(pairs), norm2, o.k, false);
+  if (!o.dh) return ratio.value;
+  parallel_for(p.ctx, n * c, 1 << 14, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) p.wide[i] = ratio.shift * static_cast<double>(times_g[i]);
+  });
+  for (double& weight : ratio.weights) weight += ratio.shift;
+  const Matrix weighted = scaled_columns(ratio.pairs.vectors, ratio.weights);
+  const Matrix inner = product_of(p.ctx, inside.ref(), k, p.g, c, c);
+  add_product_f64(p.ctx, n, c, k, weighted.ref(), inner.ref(), p.wide, c);
+  convert_rows(p.ctx, {p.wide, BALORA_F64, c}, {o.dh->data, o.dh->dtype, c}, n, c);
   return ratio.value;
 }
 
@@ -309,9 +257,9 @@ int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
   if (o.nuclear || !leading_pairs(problem, o.k, pairs)) {
     value = dense_form(problem, o);
   } else if (h.dtype == BALORA_F64) {
-    value = leading_form<double>(problem, pairs, o);
+    value = leading_form<double>(problem, std::move(pairs), o);
   } else {
-    value = leading_form<float>(problem, pairs, o);
+    value = leading_form<float>(problem, std::move(pairs), o);
   }
   return 0;
 }
@@ -342,13 +290,11 @@ namespace {
 constexpr int64_t kDefaultTileBytes = int64_t{16} << 20;
 
 template <typename A>
-class Logits {
+class TiledLogits {
  public:
-  Logits(Context* ctx, const balora_svd_ratio_tiles& o)
+  TiledLogits(Context* ctx, const balora_svd_ratio_tiles& o)
       : ctx_(ctx),
-        h_(o.h),
-        w_(o.w),
-        softcap_(o.softcap),
+        o_(o),
         channels_(o.h->shape[1]),
         tiles_(o, sizeof(A) + sizeof(double), kDefaultTileBytes),
         logits_(workspace<A>(ctx, tiles_.tile_size())) {}
@@ -357,76 +303,73 @@ class Logits {
   Matrix gram() {
     const int64_t order = tiles_.order();
     Matrix sum(order, order);
-    double* const to = sum.values.data();
     tiles_.each([&](const LogitsTile& tile) {
-      make(tile);
-      const MatrixRef z{logits_, kDtype, tile.tokens, 1};
-      if (tiles_.by_rows()) {
-        symmetric_product_f64(ctx_, order, tile.rows, z.transposed(), z, to, true);
-      } else {
-        symmetric_product_f64(ctx_, order, tile.tokens, z, z.transposed(), to, true);
-      }
+      const MatrixRef z = make(tile);
+      symmetric_product_f64(ctx_, order, depth(tile), z, z.transposed(), sum.values.data(), true);
     });
     return sum;
   }
 
-  void gradient(const Matrix& vectors, const SvdRatio& ratio, const View* dh, const View* dw) {
-    const int64_t count = h_->shape[0] * channels_;
-    A* sum = dh ? workspace<A>(ctx_, count) : nullptr;
-    if (sum) std::fill_n(sum, count, A(0));
+  void gradient(const SvdRatio& ratio) {
+    const int64_t rows = o_.h->shape[0];
+    A* sum = o_.dh ? workspace<A>(ctx_, rows * channels_) : nullptr;
+    if (sum) std::fill_n(sum, rows * channels_, A(0));
     tiles_.each([&](const LogitsTile& tile) {
-      make(tile);
-      replace_by_gradient(tile, vectors, ratio);
-      if (dh) {
+      replace_by_gradient(tile, ratio, make(tile));
+      if (sum) {
         gemm(ctx_, {tile.rows, channels_, tile.tokens}, {logits_, kDtype, tile.tokens},
-             {rows_of(w_, tile.token), w_->dtype, channels_},
-             {sum + tile.row * channels_, kDtype, channels_}, {1, 1});
+             rows_from(*o_.w, tile.token), {sum + tile.row * channels_, kDtype, channels_}, {1, 1});
       }
-      if (dw) {
+      if (o_.dw) {
         gemm(ctx_, {tile.tokens, channels_, tile.rows}, {logits_, kDtype, tile.tokens, true},
-             {rows_of(h_, tile.row), h_->dtype, channels_},
-             {rows_of(dw, tile.token), dw->dtype, channels_}, {1, tile.row > 0 ? 1.0 : 0.0});
+             rows_from(*o_.h, tile.row), {rows_of(o_.dw, tile.token), o_.dw->dtype, channels_},
+             {1, tile.row > 0 ? 1.0 : 0.0});
       }
     });
-    if (!dh) return;
-    dispatch_float(dh->dtype, [&]<typename T>() {
-      T* out = data_of<T>(dh);
-      for (int64_t i = 0; i < count; ++i) out[i] = store<T>(static_cast<Acc<T>>(sum[i]));
-    });
+    if (!sum) return;
+    convert_rows(ctx_, {sum, kDtype, channels_}, {o_.dh->data, o_.dh->dtype, channels_}, rows,
+                 channels_);
   }
 
  private:
   static constexpr int32_t kDtype = kDtypeOfAcc<A>;
 
-  void make(const LogitsTile& tile) {
-    gemm(ctx_, {tile.rows, tile.tokens, channels_}, {rows_of(h_, tile.row), h_->dtype, channels_},
-         {rows_of(w_, tile.token), w_->dtype, channels_, true}, {logits_, kDtype, tile.tokens});
-    if (!(softcap_ > 0)) return;
-    const A cap = static_cast<A>(softcap_);
-    parallel_for(ctx_, tile.rows * tile.tokens, 1 << 14, [&](int64_t begin, int64_t end) {
-      at_level<&head::cap_row<A>>(logits_ + begin, end - begin, cap);
-    });
+  GemmInput rows_from(const View& matrix, int64_t row) const {
+    return {rows_of(&matrix, row), matrix.dtype, channels_};
+  }
+  int64_t depth(const LogitsTile& tile) const { return tile.rows * tile.tokens / tiles_.order(); }
+
+  // The logits of a tile; returns them with as many rows as the Gram matrix has.
+  MatrixRef make(const LogitsTile& tile) {
+    GemmInput w = rows_from(*o_.w, tile.token);
+    w.transposed = true;
+    gemm(ctx_, {tile.rows, tile.tokens, channels_}, rows_from(*o_.h, tile.row), w,
+         {logits_, kDtype, tile.tokens});
+    const A cap = static_cast<A>(o_.softcap);
+    parallel_for(ctx_, cap > 0 ? tile.rows * tile.tokens : 0, 1 << 14,
+                 [&](int64_t begin, int64_t end) {
+                   at_level<&head::cap_row<A>>(logits_ + begin, end - begin, A(1), cap);
+                 });
+    const MatrixRef z = {logits_, kDtype, tile.tokens, 1};
+    return tiles_.by_rows() ? z.transposed() : z;
   }
 
-  void replace_by_gradient(const LogitsTile& tile, const Matrix& vectors, const SvdRatio& ratio) {
-    const MatrixRef logits{logits_, kDtype, tile.tokens, 1};
-    Matrix z = widened(logits, tile.rows, tile.tokens);
-    // From the right the roles of rows and columns swap:
-    //   dZ^T = V diag(weights) V^T Z^T + shift Z^T
-    z = tiles_.by_rows() ? transposed(ratio_gradient(ctx_, vectors, ratio, transposed(z)))
-                         : ratio_gradient(ctx_, vectors, ratio, z);
-    const double inverse = softcap_ > 0 ? 1 / softcap_ : 0;
+  // From the right the roles of rows and columns swap:
+  //   dZ^T = V diag(weights) V^T Z^T + shift Z^T
+  void replace_by_gradient(const LogitsTile& tile, const SvdRatio& ratio, const MatrixRef& z) {
+    Matrix dz = ratio_gradient(ctx_, ratio, widened(z, tiles_.order(), depth(tile)));
+    if (tiles_.by_rows()) dz = transposed(dz);
+    const double inverse = o_.softcap > 0 ? 1 / o_.softcap : 0;
     parallel_for(ctx_, tile.rows * tile.tokens, 1 << 14, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const double capped = static_cast<double>(logits_[i]) * inverse;
-        logits_[i] = static_cast<A>(z.values[static_cast<size_t>(i)] * (1 - capped * capped));
+        logits_[i] = static_cast<A>(dz.values[static_cast<size_t>(i)] * (1 - capped * capped));
       }
     });
   }
 
   Context* ctx_;
-  const View *h_, *w_;
-  double softcap_;
+  const balora_svd_ratio_tiles& o_;
   int64_t channels_;
   LogitsTiles tiles_;
   A* logits_;
@@ -434,14 +377,12 @@ class Logits {
 
 template <typename A>
 double ratio_of_tiles(Context* ctx, const balora_svd_ratio_tiles& o) {
-  const bool nuclear = o.nuclear != 0;
-  Logits<A> logits(ctx, o);
+  TiledLogits<A> logits(ctx, o);
   const Matrix gram = logits.gram();
   double norm2 = 0;  // the sum of the squares of all logits
   for (int64_t i = 0; i < gram.rows; ++i) norm2 += gram(i, i);
-  const RitzPairs pairs = ratio_eigenpairs(ctx, gram, o.k, nuclear);
-  const SvdRatio ratio = svd_ratio(pairs.values, norm2, o.k, nuclear);
-  if (o.dh || o.dw) logits.gradient(pairs.vectors, ratio, o.dh, o.dw);
+  const SvdRatio ratio = ratio_of_gram(ctx, gram, norm2, o.k, o.nuclear != 0);
+  if (o.dh || o.dw) logits.gradient(ratio);
   return ratio.value;
 }
 

@@ -15,8 +15,7 @@ namespace balora {
 namespace {
 
 constexpr int64_t kSmallestExtent = 128;
-constexpr int64_t kFilterDegree = 3;    // of a polynomial between two orthonormalisations
-constexpr double kLargestGrowth = 2e7;  // of a column in one: bf16's noise grows along the largest
+constexpr int64_t kFilterDegree = 3;  // of a polynomial between two orthonormalisations
 constexpr double kWidestSpectrum = 1e6;
 constexpr double kNarrowSpectrum = 30;  // ratio of eigenvalues up to which 8 bits of G will do
 constexpr int64_t kFirstProducts = 10;  // with A^T A before the energy is looked at
@@ -173,11 +172,8 @@ class ChebyshevSvd {
     }
     if (!quotients.within(kWidestSpectrum)) return 0;
     spread_ = quotients.largest / quotients.smallest;
-    const double growth = std::log(kLargestGrowth) / std::log(4 * spread_);
-    const int64_t degree = std::clamp<int64_t>(static_cast<int64_t>(growth), 1, most);
-    chebyshev_polynomial(q_, y_, z_, quotients.smallest, degree,
-                         [this](const FloatBlock& x, const FloatBlock& y) { apply(x, y); });
-    return degree;
+    return chebyshev_polynomial(q_, y_, z_, quotients, most,
+                                [this](const FloatBlock& x, const FloatBlock& y) { apply(x, y); });
   }
 
   // Whether the last polynomial in G can be as good as a power iteration with A.
@@ -272,22 +268,6 @@ class ChebyshevSvd {
 };
 
 }  // namespace
-
-const char* svd_outcome_name(SvdOutcome outcome) {
-  switch (outcome) {
-    case SvdOutcome::kDone:
-      return "done";
-    case SvdOutcome::kIllConditioned:
-      return "ill-conditioned";
-    case SvdOutcome::kSmallSigma:
-      return "small sigma";
-    case SvdOutcome::kSmallRest:
-      return "small rest";
-    case SvdOutcome::kStalled:
-      return "stalled";
-  }
-  return "unknown";
-}
 
 bool chebyshev_svd_fits(const LowRankProblem& p) {
   return p.w.dtype != BALORA_F64 && p.w.n() >= kSmallestExtent && 2 * block_cols(p) <= p.w.n();

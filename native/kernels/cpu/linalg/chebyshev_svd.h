@@ -29,7 +29,6 @@ enum class SvdOutcome {
   kSmallRest,  // A is within 5 % of rank `rank`: the energy's rounding is no longer small beside it
   kStalled,    // the captured energy did not converge
 };
-const char* svd_outcome_name(SvdOutcome outcome);
 
 // Whether the shape and type are worth it; if not, do not call the others.
 bool chebyshev_svd_fits(const LowRankProblem& problem);

@@ -100,6 +100,10 @@ Matrix widened(const MatrixRef& a, int64_t rows, int64_t cols) {
   return out;
 }
 
+Matrix widened(const View& view) {
+  return widened(matrix_ref(view), view.shape[0], view.shape[1]);
+}
+
 void store_values(const double* values, int64_t count, const View& view) {
   dispatch_float(view.dtype, [&]<typename T>() {
     T* out = data_of<T>(&view);
@@ -131,8 +135,31 @@ Matrix gram(const Context* ctx, const MatrixRef& a, int64_t rows, int64_t cols) 
 
 Matrix leading_columns(const Matrix& a, int64_t count) {
   Matrix out(a.rows, count);
-  for (int64_t i = 0; i < a.rows; ++i) std::copy_n(a.row(i), count, out.row(i));
+  map(out) = map(a).leftCols(count);
   return out;
+}
+
+void add(Matrix& a, const Matrix& b, double factor) {
+  for (size_t i = 0; i < a.values.size(); ++i) a.values[i] += factor * b.values[i];
+}
+
+Matrix residual_of(const Matrix& images, const Matrix& vectors, const std::vector<double>& values) {
+  Matrix out = images;
+  for (int64_t i = 0; i < out.rows; ++i) {
+    for (int64_t j = 0; j < out.cols; ++j) {
+      out(i, j) -= values[static_cast<size_t>(j)] * vectors(i, j);
+    }
+  }
+  return out;
+}
+
+std::vector<double> column_norms(const Matrix& a) {
+  std::vector<double> norms(static_cast<size_t>(a.cols), 0.0);
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t j = 0; j < a.cols; ++j) norms[static_cast<size_t>(j)] += a(i, j) * a(i, j);
+  }
+  for (double& norm : norms) norm = std::sqrt(norm);
+  return norms;
 }
 
 Matrix transposed(const Matrix& a) {
@@ -233,12 +260,26 @@ Matrix normal_matrix(const Context* ctx, int64_t rows, int64_t cols, uint64_t se
   return out;
 }
 
-SvdResult leading_triplets(SvdResult svd, int64_t count) {
-  svd.u = leading_columns(svd.u, count);
-  svd.s.resize(static_cast<size_t>(count));
-  svd.vt.rows = count;
-  svd.vt.values.resize(static_cast<size_t>(count * svd.vt.cols));
-  return svd;
+SvdResult triplets(const SvdResult& svd, int64_t first, int64_t count) {
+  SvdResult out{Matrix(svd.u.rows, count),
+                {svd.s.begin() + first, svd.s.begin() + first + count},
+                Matrix(count, svd.vt.cols)};
+  map(out.u) = map(svd.u).middleCols(first, count);
+  map(out.vt) = map(svd.vt).middleRows(first, count);
+  return out;
+}
+
+SvdResult svd_within(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& q,
+                     int64_t count) {
+  SvdResult found = triplets(thin_svd(ctx, product(ctx, a, m, q)), 0, count);
+  found.vt = product(ctx, found.vt, transposed(q));
+  return found;
+}
+
+void store_triplets(const SvdResult& svd, const SvdOperands& to) {
+  store_matrix(svd.u, *to.u);
+  store_values(svd.s.data(), to.s->shape[0], *to.s);
+  store_matrix(svd.vt, *to.vt);
 }
 
 }  // namespace balora

@@ -41,6 +41,7 @@ struct Matrix {
 // A contiguous (m,n) view of any float dtype.
 MatrixRef matrix_ref(const View& view);
 Matrix widened(const MatrixRef& a, int64_t rows, int64_t cols);
+Matrix widened(const View& view);
 // Rounds to the view's dtype; the view is contiguous and has the matrix's number of elements.
 void store_matrix(const Matrix& matrix, const View& view);
 void store_values(const double* values, int64_t count, const View& view);
@@ -52,6 +53,10 @@ Matrix product(const Context* ctx, const MatrixRef& a, int64_t rows, const Matri
 // A^T A of an A (rows,cols), likewise.
 Matrix gram(const Context* ctx, const MatrixRef& a, int64_t rows, int64_t cols);
 Matrix leading_columns(const Matrix& a, int64_t count);
+void add(Matrix& a, const Matrix& b, double factor = 1);  // a += factor b
+// images - vectors diag(values): what a product makes of eigenvectors outside of them.
+Matrix residual_of(const Matrix& images, const Matrix& vectors, const std::vector<double>& values);
+std::vector<double> column_norms(const Matrix& a);
 Matrix transposed(const Matrix& a);
 
 struct QrResult {
@@ -84,8 +89,12 @@ struct SvdResult {
 };
 SvdResult thin_svd(const Context* ctx, const Matrix& a);
 SvdResult transposed(const SvdResult& a);  // the triplets of A^T
-// The `count` first triplets.
-SvdResult leading_triplets(SvdResult svd, int64_t count);
+// `count` triplets from `first` on.
+SvdResult triplets(const SvdResult& svd, int64_t first, int64_t count);
+// Those of A (m,n) whose right vectors lie within the orthonormal columns of q, at most `count`.
+SvdResult svd_within(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& q,
+                     int64_t count);
+void store_triplets(const SvdResult& svd, const SvdOperands& to);
 
 // Standard normals that depend on (seed, index) only, filled in parallel.
 Matrix normal_matrix(const Context* ctx, int64_t rows, int64_t cols, uint64_t seed);

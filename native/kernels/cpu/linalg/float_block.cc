@@ -26,12 +26,16 @@ BALORA_INLINE void narrow_loop(const double* from, double scale, int64_t count, 
 // Into 32 sums, so that none waits for the one before.
 template <typename T>
 BALORA_INLINE void add_squares(const T* values, int64_t count, double* sums) {
-  for (int64_t i = 0; i < count; i += 32) {
-    const int64_t rest = std::min<int64_t>(32, count - i);
-    for (int64_t j = 0; j < rest; ++j) {
+  const int64_t whole = count / 32 * 32;
+  for (int64_t i = 0; i < whole; i += 32) {
+    for (int64_t j = 0; j < 32; ++j) {
       const auto value = static_cast<double>(values[i + j]);
       sums[j] += value * value;
     }
+  }
+  for (int64_t i = whole; i < count; ++i) {
+    const auto value = static_cast<double>(values[i]);
+    sums[i - whole] += value * value;
   }
 }
 
@@ -120,9 +124,14 @@ void block_times(const FloatBlock& y, const Matrix& weights, float* packed_weigh
             false);
 }
 
-Quotients rayleigh_quotients(const FloatBlock& q, const FloatBlock& y) {
+std::vector<float> column_products(const FloatBlock& q, const FloatBlock& y) {
   std::vector<float> sums(static_cast<size_t>(q.cols), 0.0f);
   at_level<&add_products>(q.values, y.values, q.rows, q.cols, sums.data());
+  return sums;
+}
+
+Quotients rayleigh_quotients(const FloatBlock& q, const FloatBlock& y) {
+  const std::vector<float> sums = column_products(q, y);
   const auto [least, most] = std::minmax_element(sums.begin(), sums.end());
   return {*least, *most};
 }

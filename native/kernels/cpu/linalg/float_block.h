@@ -40,6 +40,9 @@ Matrix symmetric_products(const FloatBlock& x, const FloatBlock& y, double* wide
 void block_times(const FloatBlock& y, const Matrix& weights, float* packed_weights,
                  const FloatBlock& out);
 
+// q_j . y_j of each column
+std::vector<float> column_products(const FloatBlock& q, const FloatBlock& y);
+
 // The smallest of the columns' Rayleigh quotients q_j . y_j, and the largest.
 struct Quotients {
   double smallest, largest;

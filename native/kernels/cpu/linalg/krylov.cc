@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/linalg/float_block.h"
 #include "tensor/errors.h"
 
 namespace balora {
@@ -48,8 +49,7 @@ Matrix orthonormal_to(const Context* ctx, const Basis& q, Matrix block) {
   const int passes = q.cols ? 3 : 1;
   for (int pass = 0; pass < passes; ++pass) {
     if (q.cols) {
-      const Matrix inside = combine(ctx, q, against(ctx, q, block.ref(), block.cols));
-      for (size_t i = 0; i < block.values.size(); ++i) block.values[i] -= inside.values[i];
+      add(block, combine(ctx, q, against(ctx, q, block.ref(), block.cols)), -1);
     }
     block = thin_qr(ctx, block).q;
   }
@@ -67,27 +67,9 @@ RitzPairs ritz(const Context* ctx, const Basis& q, const Basis& aq, int64_t keep
   pairs.values = std::move(leading.values);
   pairs.vectors = combine(ctx, q, leading.vectors);
   *images = combine(ctx, aq, leading.vectors);
-  pairs.residuals.assign(static_cast<size_t>(keep), 0.0);
-  for (int64_t i = 0; i < pairs.vectors.rows; ++i) {
-    for (int64_t j = 0; j < keep; ++j) {
-      const size_t pair = static_cast<size_t>(j);
-      const double r = (*images)(i, j) - pairs.values[pair] * pairs.vectors(i, j);
-      pairs.residuals[pair] += r * r;
-    }
-  }
-  for (double& residual : pairs.residuals) residual = std::sqrt(residual);
+  pairs.residuals = column_norms(residual_of(*images, pairs.vectors, pairs.values));
   pairs.exact = q.cols == q.storage.rows;
   return pairs;
-}
-
-Matrix residual_block(const RitzPairs& pairs, const Matrix& images) {
-  Matrix block = images;
-  for (int64_t i = 0; i < block.rows; ++i) {
-    for (int64_t j = 0; j < block.cols; ++j) {
-      block(i, j) -= pairs.values[static_cast<size_t>(j)] * pairs.vectors(i, j);
-    }
-  }
-  return block;
 }
 
 }  // namespace
@@ -112,7 +94,7 @@ RitzPairs block_krylov(const Context* ctx, int64_t n, const KrylovOptions& optio
     pairs = ritz(ctx, q, aq, block, &images);
     *converged = pairs.exact || test(pairs);
     if (*converged) return pairs;
-    next = residual_block(pairs, images);
+    next = residual_of(images, pairs.vectors, pairs.values);
     q.assign(pairs.vectors);
     aq.assign(images);
   }
@@ -145,24 +127,6 @@ RitzPairs leading_eigenpairs(const Context* ctx, const Matrix& a, int64_t k) {
   return pairs;
 }
 
-namespace {
-
-// Given columns that span the wanted row space, orthonormal: the SVD of A Q Q^T, truncated.
-SvdResult finish(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& q, int64_t rank) {
-  SvdResult core = leading_triplets(thin_svd(ctx, product(ctx, a, m, q)), rank);
-  core.vt = product(ctx, core.vt, transposed(q));
-  return core;
-}
-
-double squared_norm(const MatrixRef& a, int64_t m, int64_t n) {
-  const Matrix wide = widened(a, m, n);
-  double sum = 0;
-  for (const double value : wide.values) sum += value * value;
-  return sum;
-}
-
-}  // namespace
-
 SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
                          int64_t niter, int64_t oversample, uint64_t seed) {
   if (m < n) {
@@ -170,12 +134,12 @@ SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int6
   }
   const int64_t width = std::min(n, rank + oversample);
   Matrix q = thin_qr(ctx, normal_matrix(ctx, n, width, seed)).q;
-  // Each iteration is a power of A^T A; the last product with A is finish()'s.
+  // Each iteration is a power of A^T A; the last product with A is svd_within()'s.
   for (int64_t i = 0; i <= niter; ++i) {
     const Matrix image = thin_qr(ctx, product(ctx, a, m, q)).q;
     q = thin_qr(ctx, product(ctx, a.transposed(), n, image)).q;
   }
-  return finish(ctx, a, m, q, std::min(rank, n));
+  return svd_within(ctx, a, m, q, std::min(rank, n));
 }
 
 SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
@@ -184,9 +148,9 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
   rank = std::min(rank, n);
   const int64_t block = std::min(n, rank + oversample);
   if (n <= kDenseOrder / 2 || block * 5 > n) {
-    return leading_triplets(thin_svd(ctx, widened(a, m, n)), rank);
+    return triplets(thin_svd(ctx, widened(a, m, n)), 0, rank);
   }
-  CapturedEnergy energy(rank, squared_norm(a, m, n));
+  CapturedEnergy energy(rank, squared_norm(widened(a, m, n).values.data(), m * n));
   bool converged = false;
   KrylovOptions options{block};
   options.blocks = 2;
@@ -197,7 +161,7 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
       [&](const Matrix& x) { return product(ctx, a.transposed(), n, product(ctx, a, m, x)); },
       [&](const RitzPairs& pairs) { return energy.converged(pairs.values); }, &converged);
   if (!converged) throw NativeError("randomized_svd: the captured energy did not converge");
-  return finish(ctx, a, m, pairs.vectors, rank);
+  return svd_within(ctx, a, m, pairs.vectors, rank);
 }
 
 }  // namespace balora

@@ -9,22 +9,21 @@
 namespace balora {
 
 int32_t qr_kernel(Context* ctx, const balora_qr& o) {
-  const QrResult result = thin_qr(ctx, widened(matrix_ref(*o.a), o.a->shape[0], o.a->shape[1]));
+  const QrResult result = thin_qr(ctx, widened(*o.a));
   store_matrix(result.q, *o.q);
   store_matrix(result.r, *o.r);
   return 0;
 }
 
 int32_t eigh_kernel(Context*, const balora_eigh& o) {
-  const EighResult result =
-      symmetric_eigen(widened(matrix_ref(*o.a), o.a->shape[0], o.a->shape[1]));
+  const EighResult result = symmetric_eigen(widened(*o.a));
   store_values(result.values.data(), o.a->shape[0], *o.values);
   if (o.vectors) store_matrix(result.vectors, *o.vectors);
   return 0;
 }
 
 int32_t svd_kernel(Context* ctx, const balora_svd& o) {
-  const SvdResult result = thin_svd(ctx, widened(matrix_ref(*o.a), o.a->shape[0], o.a->shape[1]));
+  const SvdResult result = thin_svd(ctx, widened(*o.a));
   if (o.u) store_matrix(result.u, *o.u);
   store_values(result.s.data(), static_cast<int64_t>(result.s.size()), *o.s);
   if (o.vt) store_matrix(result.vt, *o.vt);
@@ -41,11 +40,8 @@ int32_t randomized_svds_kernel(Context* ctx, const balora_randomized_svds& o) {
                         o.oversample,
                         o.tasks[i].seed});
   }
-  low_rank_svds(ctx, problems, [&](size_t i, const SvdResult& result) {
-    store_matrix(result.u, *o.tasks[i].u);
-    store_values(result.s.data(), o.tasks[i].s->shape[0], *o.tasks[i].s);
-    store_matrix(result.vt, *o.tasks[i].vt);
-  });
+  low_rank_svds(ctx, problems,
+                [&](size_t i, const SvdResult& result) { store_triplets(result, o.tasks[i]); });
   return 0;
 }
 

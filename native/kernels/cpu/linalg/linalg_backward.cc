@@ -10,19 +10,6 @@
 namespace balora {
 namespace {
 
-Matrix widened_view(const View* view) {
-  return widened(matrix_ref(*view), view->shape[0], view->shape[1]);
-}
-
-Matrix difference(Matrix a, const Matrix& b) {
-  for (size_t i = 0; i < a.values.size(); ++i) a.values[i] -= b.values[i];
-  return a;
-}
-
-void add(Matrix& a, const Matrix& b) {
-  for (size_t i = 0; i < a.values.size(); ++i) a.values[i] += b.values[i];
-}
-
 // Columns times d.
 Matrix scaled_columns(Matrix a, const std::vector<double>& d) {
   for (int64_t i = 0; i < a.rows; ++i) {
@@ -68,11 +55,11 @@ std::vector<double> reciprocal(std::vector<double> s) {
 }  // namespace
 
 int32_t qr_backward_kernel(Context* ctx, const balora_qr_backward& o) {
-  const Matrix mq = widened_view(o.q), mr = widened_view(o.r);
+  const Matrix mq = widened(*o.q), mr = widened(*o.r);
   const int64_t n = mr.rows;
-  Matrix gradient = o.dq ? widened_view(o.dq) : Matrix(mq.rows, mq.cols);
-  Matrix m = o.dr ? product(ctx, mr, transposed(widened_view(o.dr))) : Matrix(n, n);
-  if (o.dq) m = difference(std::move(m), product_tn(ctx, gradient, mq));
+  Matrix gradient = o.dq ? widened(*o.dq) : Matrix(mq.rows, mq.cols);
+  Matrix m = o.dr ? product(ctx, mr, transposed(widened(*o.dr))) : Matrix(n, n);
+  if (o.dq) add(m, product_tn(ctx, gradient, mq), -1);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = i + 1; j < n; ++j) m(i, j) = m(j, i);
   }
@@ -82,11 +69,11 @@ int32_t qr_backward_kernel(Context* ctx, const balora_qr_backward& o) {
 }
 
 int32_t eigh_backward_kernel(Context* ctx, const balora_eigh_backward& o) {
-  const Matrix v = widened_view(o.vectors);
+  const Matrix v = widened(*o.vectors);
   const std::vector<double> w = widened_vector(o.values);
   Matrix inner(v.rows, v.cols);
   if (o.dvectors) {
-    inner = product_tn(ctx, v, widened_view(o.dvectors));
+    inner = product_tn(ctx, v, widened(*o.dvectors));
     for (int64_t i = 0; i < v.rows; ++i) {
       for (int64_t j = 0; j < v.cols; ++j) {
         const double gap = w[static_cast<size_t>(j)] - w[static_cast<size_t>(i)];
@@ -105,7 +92,7 @@ int32_t eigh_backward_kernel(Context* ctx, const balora_eigh_backward& o) {
 }
 
 int32_t svd_backward_kernel(Context* ctx, const balora_svd_backward& o) {
-  const Matrix mu = widened_view(o.u), mvt = widened_view(o.vt);
+  const Matrix mu = widened(*o.u), mvt = widened(*o.vt);
   const std::vector<double> sigma = widened_vector(o.s), inverse = reciprocal(sigma);
   const int64_t k = mu.cols;
   Matrix core(k, k), outside(mu.rows, mvt.cols);
@@ -114,17 +101,18 @@ int32_t svd_backward_kernel(Context* ctx, const balora_svd_backward& o) {
     for (int64_t i = 0; i < k; ++i) core(i, i) = d[static_cast<size_t>(i)];
   }
   if (o.du) {
-    const Matrix g = widened_view(o.du), inner = product_tn(ctx, mu, g);
+    Matrix normal = widened(*o.du);
+    const Matrix inner = product_tn(ctx, mu, normal);
     add(core, scaled_columns(rotation(inner, sigma), sigma));
-    const Matrix normal = difference(g, product(ctx, mu, inner));
+    add(normal, product(ctx, mu, inner), -1);
     add(outside, product(ctx, scaled_columns(normal, inverse), mvt));
   }
   if (o.dvt) {
-    const Matrix v = transposed(mvt), g = transposed(widened_view(o.dvt)),
-                 inner = product_tn(ctx, v, g);
+    Matrix normal = transposed(widened(*o.dvt));
+    const Matrix v = transposed(mvt), inner = product_tn(ctx, v, normal);
     // S (E o ...) scales rows: the transpose of scaling the columns of its transpose.
     add(core, transposed(scaled_columns(transposed(rotation(inner, sigma)), sigma)));
-    const Matrix normal = difference(g, product(ctx, v, inner));
+    add(normal, product(ctx, v, inner), -1);
     add(outside, product(ctx, mu, transposed(scaled_columns(normal, inverse))));
   }
   add(outside, product(ctx, product(ctx, mu, core), mvt));

@@ -22,46 +22,6 @@ SvdResult exact_svd(const Context* ctx, const LowRankProblem& p) {
              : randomized_svd(ctx, a, p.w.rows, p.w.cols, p.rank, p.niter, p.oversample, p.seed);
 }
 
-// The problems, of which some are still to be solved in f64.
-class Tasks {
- public:
-  Tasks(Context* ctx, std::span<const LowRankProblem> problems, const StoreSvd& store)
-      : ctx_(ctx), problems_(problems), store_(store), done_(problems.size(), 0) {}
-
-  // One problem after the other, with all threads.
-  void in_turn(const std::vector<size_t>& which, void* scratch) {
-    for (const size_t i : which) {
-      if (!is_stopped(ctx_)) attempt(ctx_, i, scratch);
-    }
-  }
-
-  // Each with one thread; a thread that is done takes the next.
-  void side_by_side(const std::vector<size_t>& which, const std::vector<void*>& scratch) {
-    balora::side_by_side(ctx_, which.size(), [&](const Context* single, size_t lane, size_t i) {
-      attempt(single, which[i], scratch[lane]);
-    });
-  }
-
-  void finish() {
-    for (size_t i = 0; i < problems_.size(); ++i) {
-      if (!done_[i] && !is_stopped(ctx_)) store_(i, exact_svd(ctx_, problems_[i]));
-    }
-  }
-
- private:
-  void attempt(const Context* ctx, size_t i, void* scratch) {
-    SvdResult result;
-    if (chebyshev_svd(ctx, problems_[i], scratch, &result) != SvdOutcome::kDone) return;
-    store_(i, result);
-    done_[i] = 1;
-  }
-
-  Context* ctx_;
-  std::span<const LowRankProblem> problems_;
-  const StoreSvd& store_;
-  std::vector<char> done_;
-};
-
 }  // namespace
 
 void low_rank_svds(Context* ctx, std::span<const LowRankProblem> problems, const StoreSvd& store) {
@@ -75,13 +35,22 @@ void low_rank_svds(Context* ctx, std::span<const LowRankProblem> problems, const
     int64_t& most = alone ? large_bytes : small_bytes;
     most = std::max(most, bytes);
   }
-  Tasks tasks(ctx, problems, store);
-  if (!large.empty()) tasks.in_turn(large, workspace<char>(ctx, large_bytes));
-  const size_t lanes = side_by_side_lanes(ctx, small.size());
-  std::vector<void*> scratch;
-  for (size_t lane = 0; lane < lanes; ++lane) scratch.push_back(workspace<char>(ctx, small_bytes));
-  if (lanes) tasks.side_by_side(small, scratch);
-  tasks.finish();
+  std::vector<char> done(problems.size(), 0);
+  const auto attempt = [&](const Context* with, void* scratch, size_t i) {
+    SvdResult result;
+    if (chebyshev_svd(with, problems[i], scratch, &result) != SvdOutcome::kDone) return;
+    store(i, result);
+    done[i] = 1;
+  };
+  void* scratch = large.empty() ? nullptr : workspace<char>(ctx, large_bytes);
+  for (const size_t i : large) {
+    if (!is_stopped(ctx)) attempt(ctx, scratch, i);
+  }
+  side_by_side(ctx, small.size(), small_bytes,
+               [&](const Context* single, void* own, size_t i) { attempt(single, own, small[i]); });
+  for (size_t i = 0; i < problems.size(); ++i) {
+    if (!done[i] && !is_stopped(ctx)) store(i, exact_svd(ctx, problems[i]));
+  }
 }
 
 }  // namespace balora

@@ -20,7 +20,6 @@
 #include "kernels/cpu/runtime/inline.h"
 #include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/stop.h"
-#include "kernels/cpu/runtime/workspace.h"
 
 namespace balora {
 namespace {
@@ -42,31 +41,6 @@ BALORA_INLINE void add_row(const float* row, int64_t count, double* sums) {
 
 BALORA_INLINE void subtract_row(const float* from, int64_t count, float* row) {
   for (int64_t i = 0; i < count; ++i) row[i] -= from[i];
-}
-
-// row -= mean, and into 32 sums its squares; count is a multiple of 32.
-BALORA_INLINE void centre_row(const float* mean, int64_t count, float* row, double* sums) {
-  for (int64_t i = 0; i < count; i += 32) {
-    for (int64_t j = 0; j < 32; ++j) {
-      const float value = row[i + j] - mean[i + j];
-      row[i + j] = value;
-      sums[j] += static_cast<double>(value) * static_cast<double>(value);
-    }
-  }
-}
-
-double total(const double* sums) {
-  double sum = 0;
-  for (int i = 0; i < 32; ++i) sum += sums[i];
-  return sum;
-}
-
-// sums[j] += values[i][j]^2 over the rows of a block.
-BALORA_INLINE void add_column_squares(const float* values, int64_t rows, int64_t cols,
-                                      float* sums) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; ++j) sums[j] += values[i * cols + j] * values[i * cols + j];
-  }
 }
 
 // to[i][j] = scale[j] q[i][j] + factor r[i][j] over the rows of a block.
@@ -134,11 +108,12 @@ class PcaUpdate {
     for (int64_t j = 0; j < cols_; ++j) {
       mean_[j] = static_cast<float>(sums_[j] / static_cast<double>(n_));
     }
-    double squares[32] = {};
+    double scatter = 0;
     for (int64_t i = 0; i < n_; ++i) {
-      at_level<&centre_row>(mean_, cols_, a_ + (first + i) * ld_, squares);
+      float* row = a_ + (first + i) * ld_;
+      at_level<&subtract_row>(mean_, cols_, row);
+      scatter += squared_norm(row, cols_);
     }
-    double scatter = total(squares);
     if (t_.vectors) scatter += add_known();
     scatter_ = scatter;
     std::copy_n(mean_, c_, data_of<float>(t_.new_mean));
@@ -233,13 +208,11 @@ class PcaUpdate {
     }
     block_times(q_, inside, weights_, z_);
     at_level<&subtract_row>(z_.values, y_.size(), y_.values);
-    const int64_t b = q_.cols;
-    EighResult leading = leading_pairs(symmetric_eigen(inside), b);
+    EighResult leading = leading_pairs(symmetric_eigen(inside), q_.cols);
     values_ = std::move(leading.values);
     multiply(q_, leading.vectors);
     multiply(y_, leading.vectors);
-    residuals_.assign(static_cast<size_t>(b), 0.0f);
-    at_level<&add_column_squares>(y_.values, y_.rows, b, residuals_.data());
+    residuals_ = column_products(y_, y_);
     for (size_t j = 0; j < static_cast<size_t>(rank_); ++j) {
       if (!(values_[j] > 0)) return false;
       residuals_[j] = std::sqrt(residuals_[j]) / static_cast<float>(values_[j]);
@@ -345,12 +318,8 @@ int32_t pca_updates_kernel(Context* ctx, const balora_pca_updates& o) {
   const auto count = static_cast<size_t>(o.count);
   int64_t bytes = 0;
   for (size_t i = 0; i < count; ++i) bytes = std::max(bytes, PcaUpdate(o.tasks[i]).bytes());
-  std::vector<void*> scratch;
-  for (size_t lane = 0; lane < side_by_side_lanes(ctx, count); ++lane) {
-    scratch.push_back(workspace<char>(ctx, bytes));
-  }
-  side_by_side(ctx, count, [&](const Context* single, size_t lane, size_t i) {
-    PcaUpdate(o.tasks[i], scratch[lane]).run(single);
+  side_by_side(ctx, count, bytes, [&](const Context* single, void* scratch, size_t i) {
+    PcaUpdate(o.tasks[i], scratch).run(single);
   });
   return 0;
 }

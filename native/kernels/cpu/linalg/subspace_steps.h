@@ -1,6 +1,8 @@
 // The steps of a subspace iteration in f32, for the leading eigenvectors of a symmetric operator:
 // of A^T A (chebyshev_svd.h, pca_updates.cc), or of its inverse (trailing_svd.h).
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <utility>
 
@@ -35,14 +37,20 @@ void chebyshev_steps(FloatBlock& q, FloatBlock& y, FloatBlock& z, float half, fl
   std::swap(q.values, y.values);
 }
 
-// q becomes T_d(2 G / beta - 1) q for a degree d of at least 1: the polynomial is within 1 on
-// [0, beta] and grows fast above it. y is G q before.
+// q becomes T_d(2 G / beta - 1) q, where beta is the smallest of the quotients: the polynomial is
+// within 1 on [0, beta] and grows fast above it. y is G q before. Returns d, at most `most`, and
+// smaller where the spectrum is wide: f32's noise grows along the largest vector.
 template <typename Apply>
-void chebyshev_polynomial(FloatBlock& q, FloatBlock& y, FloatBlock& z, double beta, int64_t degree,
-                          const Apply& apply) {
-  const auto half = static_cast<float>(beta / 2);
+int64_t chebyshev_polynomial(FloatBlock& q, FloatBlock& y, FloatBlock& z,
+                             const Quotients& quotients, int64_t most, const Apply& apply) {
+  constexpr double kLargestGrowth = 2e7;  // of a column between two orthonormalisations
+  const double spread = quotients.largest / quotients.smallest;
+  const double growth = std::log(kLargestGrowth) / std::log(4 * spread);
+  const int64_t degree = std::clamp<int64_t>(static_cast<int64_t>(growth), 1, most);
+  const auto half = static_cast<float>(quotients.smallest / 2);
   chebyshev_step(y, q, half, 1 / half);
   chebyshev_steps(q, y, z, half, 2 / half, degree, apply);
+  return degree;
 }
 
 }  // namespace balora

@@ -33,13 +33,6 @@ constexpr double kSurplusGain = 3;  // of a filter over what the residual lacks
 // The iteration in f32.
 constexpr int kFloatProducts = 18;
 constexpr int64_t kMostFloatDegree = 6;
-constexpr double kLargestFloatGrowth = 2e7;
-
-Matrix block_of(const Matrix& a, int64_t row, int64_t col, int64_t rows, int64_t cols) {
-  Matrix out(rows, cols);
-  for (int64_t i = 0; i < rows; ++i) std::copy_n(a.row(row + i) + col, cols, out.row(i));
-  return out;
-}
 
 // A part of a row-major matrix.
 struct Part {
@@ -123,36 +116,25 @@ bool inverse_factor(const Context* ctx, Matrix g, Matrix* x) {
   return inverse_factor(ctx, part_of(g), g.rows, part_of(*x));
 }
 
-// X^T q and X q for an upper triangular X, by rows without most of its zeros.
-constexpr int64_t kTriangleParts = 4;
-
-Matrix upper_tn(const Context* ctx, const Matrix& x, const Matrix& q) {
+// X q or X^T q for an upper triangular X, by rows without most of its zeros.
+Matrix triangle_times(const Context* ctx, const Matrix& x, const Matrix& q, bool transposed) {
+  constexpr int64_t kParts = 4;
   const int64_t n = x.rows;
   Matrix out(n, q.cols);
-  for (int64_t part = 0; part < kTriangleParts; ++part) {
-    const int64_t begin = n * part / kTriangleParts, end = n * (part + 1) / kTriangleParts;
-    const MatrixRef columns{x.row(0) + begin, BALORA_F64, n, 1};
-    product_f64(ctx, end - begin, q.cols, end, columns.transposed(), q.ref(), out.row(begin),
-                out.cols);
-  }
-  return out;
-}
-
-Matrix upper_times(const Context* ctx, const Matrix& x, const Matrix& q) {
-  const int64_t n = x.rows;
-  Matrix out(n, q.cols);
-  for (int64_t part = 0; part < kTriangleParts; ++part) {
-    const int64_t begin = n * part / kTriangleParts, end = n * (part + 1) / kTriangleParts;
-    const MatrixRef rows{x.row(begin) + begin, BALORA_F64, n, 1};
-    const MatrixRef rest{q.row(begin), BALORA_F64, q.cols, 1};
-    product_f64(ctx, end - begin, q.cols, n - begin, rows, rest, out.row(begin), out.cols);
+  for (int64_t part = 0; part < kParts; ++part) {
+    const int64_t begin = n * part / kParts, end = n * (part + 1) / kParts;
+    const int64_t first = transposed ? 0 : begin, depth = transposed ? end : n - begin;
+    const MatrixRef rows{x.row(transposed ? 0 : begin) + begin, BALORA_F64, n, 1};
+    const MatrixRef of_q{q.row(first), BALORA_F64, q.cols, 1};
+    product_f64(ctx, end - begin, q.cols, depth, transposed ? rows.transposed() : rows, of_q,
+                out.row(begin), out.cols);
   }
   return out;
 }
 
 // K = X X^T as a function.
 Matrix times_k(const Context* ctx, const Matrix& x, const Matrix& q) {
-  return upper_times(ctx, x, upper_tn(ctx, x, q));
+  return triangle_times(ctx, x, triangle_times(ctx, x, q, true), false);
 }
 
 double trace(const Matrix& a) {
@@ -288,12 +270,8 @@ class FloatIteration {
     }
     const Quotients quotients = rayleigh_quotients(q_, y_);
     if (!quotients.within(kWidestSpectrum)) return 0;
-    const double growth = std::log(4 * quotients.largest / quotients.smallest);
-    const int64_t degree =
-        std::clamp<int64_t>(static_cast<int64_t>(std::log(kLargestFloatGrowth) / growth), 1, most);
-    chebyshev_polynomial(q_, y_, z_, quotients.smallest, degree,
-                         [this](const FloatBlock& x, const FloatBlock& y) { apply(x, y); });
-    return degree;
+    return chebyshev_polynomial(q_, y_, z_, quotients, most,
+                                [this](const FloatBlock& x, const FloatBlock& y) { apply(x, y); });
   }
 
   const Context* ctx_;
@@ -337,21 +315,15 @@ class Subspace {
   // an inverse iteration whose error is that of K A^T A times the step. False where the steps do
   // not become small enough.
   bool correct(const Matrix& x, const MatrixRef& a, int64_t m) {
-    const int64_t n = q_.rows, b = q_.cols;
     for (int step = 0; step < kMaxCorrections; ++step) {
       const Matrix u = product(ctx_, a, m, q_);
-      Matrix image = product(ctx_, a.transposed(), n, u);
+      Matrix image = product(ctx_, a.transposed(), q_.rows, u);
       const EighResult eigen = symmetric_eigen(product_tn(ctx_, u, u));
       if (!(eigen.values[0] > 0)) return false;
       q_ = product(ctx_, q_, eigen.vectors);
       image = product(ctx_, image, eigen.vectors);
-      for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = 0; j < b; ++j) {
-          image(i, j) -= eigen.values[static_cast<size_t>(j)] * q_(i, j);
-        }
-      }
-      const Matrix change = times_k(ctx_, x, image);
-      for (size_t i = 0; i < q_.values.size(); ++i) q_.values[i] -= change.values[i];
+      const Matrix change = times_k(ctx_, x, residual_of(image, q_, eigen.values));
+      add(q_, change, -1);
       q_ = orthonormal(std::move(q_));
       if (largest_norm(change) <= kTolerance) {
         y_ = q_;
@@ -376,11 +348,8 @@ class Subspace {
 
  private:
   Matrix orthonormal(Matrix x) const {
-    std::vector<double> scales(static_cast<size_t>(x.cols), 0.0);
-    for (int64_t i = 0; i < x.rows; ++i) {
-      for (int64_t j = 0; j < x.cols; ++j) scales[static_cast<size_t>(j)] += x(i, j) * x(i, j);
-    }
-    for (double& scale : scales) scale = scale > 0 ? 1 / std::sqrt(scale) : 0;
+    std::vector<double> scales = column_norms(x);
+    for (double& scale : scales) scale = scale > 0 ? 1 / scale : 0;
     for (int64_t i = 0; i < x.rows; ++i) {
       for (int64_t j = 0; j < x.cols; ++j) x(i, j) *= scales[static_cast<size_t>(j)];
     }
@@ -402,25 +371,19 @@ class Subspace {
   // The largest norm of the wanted columns; NaN counts as infinite.
   double largest_norm(const Matrix& columns) const {
     double most = 0;
-    for (int64_t j = 0; j < rank_; ++j) {
-      double sum = 0;
-      for (int64_t i = 0; i < columns.rows; ++i) sum += columns(i, j) * columns(i, j);
-      if (!std::isfinite(sum)) return HUGE_VAL;
-      most = std::max(most, std::sqrt(sum));
+    const std::vector<double> norms = column_norms(columns);
+    for (size_t j = 0; j < static_cast<size_t>(rank_); ++j) {
+      if (!std::isfinite(norms[j])) return HUGE_VAL;
+      most = std::max(most, norms[j]);
     }
     return most;
   }
 
   double largest_residual() const {
     double most = 0;
-    for (int64_t j = 0; j < rank_; ++j) {
-      const double value = values_[static_cast<size_t>(j)];
-      double sum = 0;
-      for (int64_t i = 0; i < q_.rows; ++i) {
-        const double rest = y_(i, j) - value * q_(i, j);
-        sum += rest * rest;
-      }
-      most = std::max(most, std::sqrt(sum) / value);
+    const std::vector<double> norms = column_norms(residual_of(y_, q_, values_));
+    for (size_t j = 0; j < static_cast<size_t>(rank_); ++j) {
+      most = std::max(most, norms[j] / values_[j]);
     }
     return most;
   }
@@ -460,13 +423,6 @@ class Subspace {
   std::vector<double> values_;
 };
 
-// The triplets whose right vectors span the columns of v (n,rank).
-SvdResult triplets_within(const Context* ctx, const MatrixRef& a, int64_t m, const Matrix& v) {
-  SvdResult found = thin_svd(ctx, product(ctx, a, m, v));
-  found.vt = product(ctx, found.vt, transposed(v));
-  return found;
-}
-
 // The triplets of a tall matrix; nothing where its numbers do not allow it.
 std::optional<SvdResult> within_subspace(const Context* ctx, const MatrixRef& a, int64_t m,
                                          int64_t n, int64_t rank, uint64_t seed) {
@@ -482,18 +438,14 @@ std::optional<SvdResult> within_subspace(const Context* ctx, const MatrixRef& a,
     }
   }
   if (!found || subspace.first() > kWidestSpectrum * subspace.last_wanted()) return std::nullopt;
-  return triplets_within(ctx, a, m, subspace.reversed_vectors());
+  return svd_within(ctx, a, m, subspace.reversed_vectors(), rank);
 }
 
 }  // namespace
 
 SvdResult complete_trailing_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n,
                                 int64_t rank) {
-  const SvdResult full = thin_svd(ctx, widened(a, m, n));
-  const int64_t all = std::min(m, n), first = all - rank;
-  return {block_of(full.u, 0, first, m, rank),
-          std::vector<double>(full.s.end() - rank, full.s.end()),
-          block_of(full.vt, first, 0, rank, n)};
+  return triplets(thin_svd(ctx, widened(a, m, n)), std::min(m, n) - rank, rank);
 }
 
 SvdResult trailing_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
@@ -520,13 +472,11 @@ int32_t trailing_svds_kernel(Context* ctx, const balora_trailing_svds& o) {
     const View& a = *task.a;
     const SvdResult found =
         trailing_svd(with, matrix_ref(a), a.shape[0], a.shape[1], task.s->shape[0], task.seed);
-    store_matrix(found.u, *task.u);
-    store_values(found.s.data(), task.s->shape[0], *task.s);
-    store_matrix(found.vt, *task.vt);
+    store_triplets(found, task);
   };
   for (const size_t i : large) solve(ctx, i);
-  side_by_side(ctx, small.size(),
-               [&](const Context* single, size_t, size_t i) { solve(single, small[i]); });
+  side_by_side(ctx, small.size(), 0,
+               [&](const Context* single, void*, size_t i) { solve(single, small[i]); });
   return 0;
 }
 

@@ -1,6 +1,7 @@
 // Linears with low-rank parts (kernels/operands/linear.h). The base and the low-rank part meet in
 // one f32 sum that is rounded once; the gradient of a shared input is one such sum over
 // every linear.
+#include "kernels/cpu/linear/row_groups.h"
 #include "kernels/cpu/linear/tiles.h"
 #include "kernels/cpu/linear/wide.h"
 #include "kernels/cpu/products/gemm.h"
@@ -45,14 +46,33 @@ BALORA_IMPLEMENTATIONS(linear_forward, kForward)
 BALORA_IMPLEMENTATIONS(linear_backward, kBackward)
 
 int32_t linear_forward_kernel(Context* ctx, const balora_linear_forward& o) {
-  return run_first(kForward, ctx, o);
+  if (!o.row_offsets) return run_first(kForward, ctx, o);
+  for_row_groups(*o.row_offsets, o.x->shape[0], [&](RowGroup& group) {
+    if (group.count() > 0) run_first(kForward, ctx, group.operands(o));
+  });
+  return 0;
 }
 
 int32_t linear_backward_kernel(Context* ctx, const balora_linear_backward& o) {
-  return run_first(kBackward, ctx, o);
+  if (!o.row_offsets) return run_first(kBackward, ctx, o);
+  for_row_groups(*o.row_offsets, rows_of(o), [&](RowGroup& group) {
+    balora_linear_backward one = group.operands(o);
+    one.dx = group.rows(o.dx), one.dx_adapter = group.rows(o.dx_adapter);
+    run_first(kBackward, ctx, one);
+  });
+  return 0;
 }
 
 int32_t linear_weight_backward_kernel(Context* ctx, const balora_linear_weight_backward& o) {
+  if (o.row_offsets) {
+    for_row_groups(*o.row_offsets, o.dy->shape[0], [&](RowGroup& group) {
+      linear_weight_backward_kernel(ctx, {.dy = group.rows(o.dy),
+                                          .x = group.rows(o.x),
+                                          .dweight = group.own(o.dweight),
+                                          .dbias = group.own(o.dbias)});
+    });
+    return 0;
+  }
   const int64_t rows = o.dy->shape[0], out = o.dy->shape[1];
   if (o.dweight) {
     const int64_t in = o.x->shape[1];

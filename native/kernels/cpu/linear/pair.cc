@@ -95,6 +95,7 @@ struct FactorValues {
 struct KeptKey {
   struct Part {
     FactorValues now, start;
+    int64_t rank;  // views of one storage may have several
     double scale;
     int32_t form;
 
@@ -157,6 +158,7 @@ KeptKey key_of(PackedPairs::Places places, const KeptForm& form) {
     const bool scaled = form.side == Side::kB;  // A serves all scales
     KeptKey::Part own{.now = values_of(factor_of(part, form.side)),
                       .start = start ? values_of(*start) : FactorValues{},
+                      .rank = rank_of(part),
                       .scale = scaled ? part.scale : 1,
                       .form = part.form};
     if (!own.now.storage || (start && !own.start.storage)) return {};

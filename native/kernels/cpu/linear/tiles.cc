@@ -176,8 +176,7 @@ void linear_forward_tiles(Context* ctx, const balora_linear_forward& o) {
 
 void linear_backward_tiles(Context* ctx, const balora_linear_backward& g) {
   const auto linears = linears_of(g);
-  int64_t m = 0;
-  for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
+  const int64_t m = rows_of(g);
   const int64_t in = dense_or_encoded(linears[0].weight).shape[1];
   PackedPairs pairs(ctx, BALORA_BF16, false);
   backward_inputs(ctx, g, pairs, m, in);

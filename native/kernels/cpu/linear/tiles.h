@@ -14,6 +14,13 @@ template <typename O>
 std::span<const LinearOperands> linears_of(const O& o) {
   return {o.linears, static_cast<size_t>(o.count)};
 }
+// The rows of a backward call, whose unused outputs have no gradient.
+inline int64_t rows_of(const balora_linear_backward& o) {
+  for (const LinearOperands& linear : linears_of(o)) {
+    if (linear.y) return linear.y->shape[0];
+  }
+  return 0;
+}
 // The codes of x, where they exist already.
 inline Int8Rows codes_of(const balora_linear_forward& o) {
   if (!o.x_codes) return {};

@@ -2,6 +2,7 @@
 #include "kernels/cpu/linear/wide.h"
 
 #include <algorithm>
+#include <deque>
 #include <vector>
 
 #include "kernels/cpu/linear/output_scale.h"
@@ -187,17 +188,20 @@ template <typename E>
 void backward(Context* ctx, const balora_linear_backward& g) {
   const auto linears = linears_of(g);
   const View* const low_rank_dx = g.x_adapter ? g.dx_adapter : g.dx;
-  const int64_t in = dense_or_encoded(linears[0].weight).shape[1];
-  int64_t m = 0;
-  for (const LinearOperands& linear : linears) m = linear.y ? linear.y->shape[0] : m;
+  const int64_t m = rows_of(g), in = dense_or_encoded(linears[0].weight).shape[1];
   PackedPairs pairs(ctx, kDtypeOfAcc<E>, false);
+  std::deque<LowRankOperands> without_start;
   for (size_t i = 0; i < linears.size(); ++i) {
     for (const LowRankOperands& part : parts_of(linears[i])) {
       if (!linears[i].y) {
         if (part.da) fill_zero(*part.da);
         if (part.db) fill_zero(*part.db);
-      } else if (low_rank_dx || part.da) {
+      } else if (low_rank_dx) {
         pairs.add(part, static_cast<int64_t>(i));
+      } else if (part.da) {  // which reads dY B alone
+        LowRankOperands& own = without_start.emplace_back(part);
+        own.start_a = own.start_b = nullptr;
+        pairs.add(own, static_cast<int64_t>(i));
       }
     }
   }

@@ -16,58 +16,42 @@ namespace balora {
 namespace {
 
 template <typename T>
-struct Forward {
-  const T* logits;         // (N,V)
-  const int32_t* targets;  // (N)
-  double* losses;          // (N)
-  Acc<T>* lse;             // (N)
-  int64_t classes;         // V
-};
-
-template <typename T>
-BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end) {
-  const auto [logits, targets, losses, lse, classes] = o;
+BALORA_INLINE void forward_rows(const balora_cross_entropy_forward& o, double* losses,
+                                int64_t begin, int64_t end) {
+  const int64_t classes = o.logits->shape[1];
   for (int64_t n = begin; n < end; ++n) {
+    const int32_t target = data_of<int32_t>(o.targets)[n];
+    auto& lse = data_of<Acc<T>>(o.lse)[n];
     losses[n] = 0;
-    lse[n] = 0;
-    if (targets[n] == BALORA_IGNORED_TARGET) continue;
-    const T* row = logits + n * classes;
+    lse = 0;
+    if (target == BALORA_IGNORED_TARGET) continue;
+    const T* row = data_of<T>(o.logits) + n * classes;
     const double exact = row_log_sum_exp(row, classes);
-    lse[n] = static_cast<Acc<T>>(exact);
-    losses[n] = exact - static_cast<double>(load(row[targets[n]]));
+    lse = static_cast<Acc<T>>(exact);
+    losses[n] = exact - static_cast<double>(load(row[target]));
   }
 }
 
-// The gradient of row n's loss is weight[n * weight_stride] * scale; stride 0: the same for all.
+// `scale` multiplies the gradient of each row's loss.
 template <typename T>
-struct Backward {
-  const Acc<T>* weight;
-  int64_t weight_stride;
-  Acc<T> scale;
-  const T* logits;         // (N,V)
-  const int32_t* targets;  // (N)
-  const Acc<T>* lse;       // (N)
-  T* dlogits;              // (N,V)
-  int64_t classes;         // V
-};
-
-template <typename T>
-BALORA_INLINE void backward_rows(const Backward<T>& o, int64_t begin, int64_t end) {
+BALORA_INLINE void backward_rows(const balora_cross_entropy_backward& o, Acc<T> scale,
+                                 int64_t begin, int64_t end) {
   using A = Acc<T>;
-  const auto [weight, weight_stride, scale, logits, targets, lse, dlogits, classes] = o;
+  const int64_t classes = o.logits->shape[1];
   for (int64_t n = begin; n < end; ++n) {
-    const T* row = logits + n * classes;
-    T* out = dlogits + n * classes;
-    if (targets[n] == BALORA_IGNORED_TARGET) {
+    const int32_t target = data_of<int32_t>(o.targets)[n];
+    const T* row = data_of<T>(o.logits) + n * classes;
+    T* out = data_of<T>(o.dlogits) + n * classes;
+    if (target == BALORA_IGNORED_TARGET) {
       std::fill(out, out + classes, T{});
       continue;
     }
-    const A slope = weight[n * weight_stride] * scale, shift = lse[n];
-    const int64_t count = classes;
+    const A shift = data_of<A>(o.lse)[n];
+    const A slope = data_of<A>(o.dloss)[o.reduction == BALORA_REDUCTION_NONE ? n : 0] * scale;
 #pragma omp simd
-    for (int64_t v = 0; v < count; ++v) out[v] = store<T>(vexp(load(row[v]) - shift) * slope);
-    const A p = vexp(load(row[targets[n]]) - shift);
-    out[targets[n]] = store<T>((p - A(1)) * slope);  // p - 1 is formed before rounding
+    for (int64_t v = 0; v < classes; ++v) out[v] = store<T>(vexp(load(row[v]) - shift) * slope);
+    const A p = vexp(load(row[target]) - shift);
+    out[target] = store<T>((p - A(1)) * slope);  // p - 1 is formed before rounding
   }
 }
 
@@ -88,18 +72,12 @@ int64_t count_targets(const int32_t* targets, int64_t rows, int64_t classes) {
 
 int32_t cross_entropy_forward_kernel(Context* ctx, const balora_cross_entropy_forward& o) {
   const int64_t rows = o.logits->shape[0], classes = o.logits->shape[1];
-  const int32_t* target = data_of<int32_t>(o.targets);
-  const int64_t counted = count_targets(target, rows, classes);
+  const int64_t counted = count_targets(data_of<int32_t>(o.targets), rows, classes);
   dispatch_float(o.logits->dtype, [&]<typename T>() {
     using A = Acc<T>;
     std::vector<double> losses(static_cast<size_t>(rows));
-    const Forward<T> operands{.logits = data_of<T>(o.logits),
-                              .targets = target,
-                              .losses = losses.data(),
-                              .lse = data_of<A>(o.lse),
-                              .classes = classes};
     parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      at_level<&forward_rows<T>>(operands, begin, end);
+      at_level<&forward_rows<T>>(o, losses.data(), begin, end);
     });
     A* out = data_of<A>(o.loss);
     if (o.reduction == BALORA_REDUCTION_NONE) {
@@ -116,23 +94,14 @@ int32_t cross_entropy_forward_kernel(Context* ctx, const balora_cross_entropy_fo
 
 int32_t cross_entropy_backward_kernel(Context* ctx, const balora_cross_entropy_backward& o) {
   const int64_t rows = o.logits->shape[0], classes = o.logits->shape[1];
-  const int32_t* target = data_of<int32_t>(o.targets);
-  const int64_t counted = count_targets(target, rows, classes);
+  const int64_t counted = count_targets(data_of<int32_t>(o.targets), rows, classes);
   dispatch_float(o.logits->dtype, [&]<typename T>() {
     using A = Acc<T>;
     const A scale = o.reduction == BALORA_REDUCTION_MEAN
                         ? static_cast<A>(1.0 / static_cast<double>(counted))
                         : A(1);
-    const Backward<T> operands{.weight = data_of<A>(o.dloss),
-                               .weight_stride = o.reduction == BALORA_REDUCTION_NONE ? 1 : 0,
-                               .scale = scale,
-                               .logits = data_of<T>(o.logits),
-                               .targets = target,
-                               .lse = data_of<A>(o.lse),
-                               .dlogits = data_of<T>(o.dlogits),
-                               .classes = classes};
     parallel_for(ctx, rows, 1, [&](int64_t begin, int64_t end) {
-      at_level<&backward_rows<T>>(operands, begin, end);
+      at_level<&backward_rows<T>>(o, scale, begin, end);
     });
   });
   return 0;

@@ -6,15 +6,15 @@
 // two ops apart. Llama rounds x * rstd to the activation dtype before it multiplies
 // (cast_before_weight); Gemma, whose weights are stored minus one (weight_offset 1), multiplies in
 // f32 and rounds last. f32 and f64 make no difference.
-#include <vector>
-
 #include "kernels/cpu/norm/norm.h"
+
+#include <algorithm>
+
 #include "kernels/cpu/norm/partials.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/implementation.h"
 #include "kernels/cpu/runtime/levels.h"
-#include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/norm.h"
 
 namespace balora {
@@ -25,87 +25,52 @@ BALORA_INLINE Acc<T> rounded(Acc<T> value, bool round) {
   return round ? load(store<T>(value)) : value;
 }
 
-// Operands of the forward over rows of `channels` elements.
+// y of one row once its sum of squares is known; returns rstd.
 template <typename T>
-struct Forward {
-  const T* x;
-  const T* residual = nullptr;  // added to x first; null: nothing is added
-  T* sum = nullptr;             // x + residual, where there is a residual
-  const T* weight;
-  T* y;
-  Acc<T>* rstd;
-  int64_t channels;
-  Acc<T> eps, offset;
-  bool round;  // x * rstd to the dtype before the weight
-};
-
-// Operands of the backward, likewise.
-template <typename T>
-struct Backward {
-  const T* dy;
-  const T* dsum;  // the gradient that reaches x beside the norm; may be null
-  const T* x;
-  const T* weight;
-  const Acc<T>* rstd;
-  T* dx;  // may be null
-  int64_t channels;
-  Acc<T> offset;
-  bool round;
-};
-
-// y of row n, which is at `row`, once its sum of squares is known; returns rstd.
-template <typename T>
-BALORA_INLINE Acc<T> normalise_row(const Forward<T>& o, int64_t n, const T* row, Acc<T> squares) {
+BALORA_INLINE Acc<T> normalise_row(const balora_rms_norm_add_forward& o, const T* row,
+                                   Acc<T> squares, T* y) {
   using A = Acc<T>;
-  const T* weight = o.weight;
-  T* out = o.y + n * o.channels;
-  const A offset = o.offset;
-  const int64_t channels = o.channels;
-  const A scale = reciprocal_deviation(squares / static_cast<A>(channels), o.eps);
-  if (o.round) {
+  const T* weight = data_of<T>(o.weight);
+  const A offset = static_cast<A>(o.weight_offset);
+  const int64_t channels = o.x->shape[1];
+  const A scale = reciprocal_deviation(squares / static_cast<A>(channels), static_cast<A>(o.eps));
+  if (o.cast_before_weight) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      out[c] = store<T>(load(store<T>(load(row[c]) * scale)) * (load(weight[c]) + offset));
+      y[c] = store<T>(load(store<T>(load(row[c]) * scale)) * (load(weight[c]) + offset));
     }
   } else {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      out[c] = store<T>(load(row[c]) * scale * (load(weight[c]) + offset));
+      y[c] = store<T>(load(row[c]) * scale * (load(weight[c]) + offset));
     }
   }
   return scale;
 }
 
+// x, or the sum of x and a residual, is normalised.
 template <typename T>
-BALORA_INLINE void forward_rows(const Forward<T>& o, int64_t begin, int64_t end) {
+BALORA_INLINE void forward_rows(const balora_rms_norm_add_forward& o, int64_t begin, int64_t end) {
   using A = Acc<T>;
-  const int64_t channels = o.channels;
+  const int64_t channels = o.x->shape[1];
   for (int64_t n = begin; n < end; ++n) {
-    const T* row = o.x + n * channels;
+    const int64_t at = n * channels;
+    const T* row = data_of<T>(o.x) + at;
     A squares = 0;
+    if (o.residual) {
+      const T *x = row, *residual = data_of<T>(o.residual) + at;
+      T* sum = data_of<T>(o.sum) + at;
 #pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < channels; ++c) {
-      const A value = load(row[c]);
-      squares += value * value;
-    }
-    o.rstd[n] = normalise_row<T>(o, n, row, squares);
-  }
-}
-
-template <typename T>
-BALORA_INLINE void forward_add_rows(const Forward<T>& o, int64_t begin, int64_t end) {
-  using A = Acc<T>;
-  const int64_t channels = o.channels;
-  for (int64_t n = begin; n < end; ++n) {
-    const T *a = o.x + n * channels, *b = o.residual + n * channels;
-    T* row = o.sum + n * channels;
-    A squares = 0;
+      for (int64_t c = 0; c < channels; ++c) {
+        sum[c] = store<T>(load(x[c]) + load(residual[c]));
+        squares += load(sum[c]) * load(sum[c]);
+      }
+      row = sum;
+    } else {
 #pragma omp simd reduction(+ : squares)
-    for (int64_t c = 0; c < channels; ++c) {
-      row[c] = store<T>(load(a[c]) + load(b[c]));
-      squares += load(row[c]) * load(row[c]);
+      for (int64_t c = 0; c < channels; ++c) squares += load(row[c]) * load(row[c]);
     }
-    o.rstd[n] = normalise_row<T>(o, n, row, squares);
+    data_of<A>(o.rstd)[n] = normalise_row<T>(o, row, squares, data_of<T>(o.y) + at);
   }
 }
 
@@ -113,17 +78,16 @@ BALORA_INLINE void forward_add_rows(const Forward<T>& o, int64_t begin, int64_t 
 //   dx = rstd * (g - xhat * mean(g * xhat)) + dsum
 //   dweight += sum over the rows of dy * xhat, unless dweight is null
 template <typename T>
-BALORA_INLINE void backward_rows(const Backward<T>& o, Acc<T>* dweight, int64_t begin,
+BALORA_INLINE void backward_rows(const balora_rms_norm_backward& o, Acc<T>* dweight, int64_t begin,
                                  int64_t end) {
   using A = Acc<T>;
-  const T* weight = o.weight;
-  const A offset = o.offset;
-  const bool round = o.round;
-  const int64_t channels = o.channels;
+  const T* weight = data_of<T>(o.weight);
+  const A offset = static_cast<A>(o.weight_offset);
+  const bool round = o.cast_before_weight != 0;
+  const int64_t channels = o.x->shape[1];
   for (int64_t n = begin; n < end; ++n) {
-    const T* g = o.dy + n * channels;
-    const T* row = o.x + n * channels;
-    const A scale = o.rstd[n];
+    const T *g = data_of<T>(o.dy) + n * channels, *row = data_of<T>(o.x) + n * channels;
+    const A scale = data_of<A>(o.rstd)[n];
     if (dweight) {
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
@@ -137,55 +101,28 @@ BALORA_INLINE void backward_rows(const Backward<T>& o, Acc<T>* dweight, int64_t 
       dot += load(g[c]) * (load(weight[c]) + offset) * load(row[c]);
     }
     const A mean = dot * scale * scale / static_cast<A>(channels);
-    T* out = o.dx + n * channels;
-    if (o.dsum) {
-      const T* beside = o.dsum + n * channels;
+    T* out = data_of<T>(o.dx) + n * channels;
+    if (!o.dsum) {
 #pragma omp simd
       for (int64_t c = 0; c < channels; ++c) {
-        const A through =
-            rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean);
-        out[c] = store<T>(load(beside[c]) + scale * through);
+        out[c] = store<T>(
+            scale * rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean));
       }
       continue;
     }
+    const T* beside = data_of<T>(o.dsum) + n * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
-      out[c] = store<T>(
-          scale * rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean));
+      const A through = rms_norm_gradient(load(g[c]), load(row[c]), load(weight[c]) + offset, mean);
+      out[c] = store<T>(load(beside[c]) + scale * through);
     }
   }
 }
 
-// The operands that forwards with and without a residual have in common.
-template <typename T, typename O>
-Forward<T> forward_operands(const O& o) {
-  return {.x = data_of<T>(o.x),
-          .weight = data_of<T>(o.weight),
-          .y = data_of<T>(o.y),
-          .rstd = data_of<Acc<T>>(o.rstd),
-          .channels = o.x->shape[1],
-          .eps = static_cast<Acc<T>>(o.eps),
-          .offset = static_cast<Acc<T>>(o.weight_offset),
-          .round = o.cast_before_weight != 0};
-}
-
-void forward_any(Context* ctx, const balora_rms_norm_forward& o) {
+void forward_any(Context* ctx, const balora_rms_norm_add_forward& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    const Forward<T> operands = forward_operands<T>(o);
-    share_out(ctx, o.x->shape[0], kNormGrain, [&](int64_t begin, int64_t end) {
-      at_level<&forward_rows<T>>(operands, begin, end);
-    });
-  });
-}
-
-void add_forward_any(Context* ctx, const balora_rms_norm_add_forward& o) {
-  dispatch_float(o.x->dtype, [&]<typename T>() {
-    Forward<T> operands = forward_operands<T>(o);
-    operands.residual = data_of<T>(o.residual);
-    operands.sum = data_of<T>(o.sum);
-    share_out(ctx, o.x->shape[0], kNormGrain, [&](int64_t begin, int64_t end) {
-      at_level<&forward_add_rows<T>>(operands, begin, end);
-    });
+    share_out(ctx, o.x->shape[0], kNormGrain,
+              [&](int64_t begin, int64_t end) { at_level<&forward_rows<T>>(o, begin, end); });
   });
 }
 
@@ -193,43 +130,24 @@ void backward_any(Context* ctx, const balora_rms_norm_backward& o) {
   const int64_t rows = o.x->shape[0], channels = o.x->shape[1];
   dispatch_float(o.x->dtype, [&]<typename T>() {
     using A = Acc<T>;
-    const int width = parallel_width(ctx, rows, kNormGrain);
-    const Backward<T> operands{.dy = data_of<T>(o.dy),
-                               .dsum = data_of<T>(o.dsum),
-                               .x = data_of<T>(o.x),
-                               .weight = data_of<T>(o.weight),
-                               .rstd = data_of<A>(o.rstd),
-                               .dx = data_of<T>(o.dx),
-                               .channels = channels,
-                               .offset = static_cast<A>(o.weight_offset),
-                               .round = o.cast_before_weight != 0};
-    std::vector<A> partial(o.dweight ? static_cast<size_t>(width * channels) : 0, A(0));
-    parallel_for(ctx, width, 1, [&](int64_t first, int64_t last) {
-      for (int64_t part = first; part < last; ++part) {
-        at_level<&backward_rows<T>>(operands,
-                                    o.dweight ? partial.data() + part * channels : nullptr,
-                                    rows * part / width, rows * (part + 1) / width);
-      }
-    });
-    if (o.dweight) sum_partials(partial, channels, data_of<A>(o.dweight));
+    const std::vector<A> dweight = sum_over_rows<A>(
+        ctx, rows, o.dweight ? channels : 0, [&](A* sums, int64_t begin, int64_t end) {
+          at_level<&backward_rows<T>>(o, sums, begin, end);
+        });
+    std::copy(dweight.begin(), dweight.end(), data_of<A>(o.dweight));
   });
 }
 
-template <typename O>
-bool is_bf16(const O& o) {
+bool is_bf16(const balora_rms_norm_add_forward& o) {
   return o.x->dtype == BALORA_BF16;
 }
 bool is_bf16_for_dx(const balora_rms_norm_backward& o) {
-  return is_bf16(o) && o.dx && !o.dweight;
+  return o.x->dtype == BALORA_BF16 && o.dx && !o.dweight;
 }
 
-constexpr Implementation<balora_rms_norm_forward> kForward[] = {
+constexpr Implementation<balora_rms_norm_add_forward> kForward[] = {
     BALORA_X86("avx512_bf16", platform::kBf16, is_bf16, x86::rms_norm_forward),
     {"any", 0, nullptr, forward_any},
-};
-constexpr Implementation<balora_rms_norm_add_forward> kAddForward[] = {
-    BALORA_X86("avx512_bf16", platform::kBf16, is_bf16, x86::rms_norm_add_forward),
-    {"any", 0, nullptr, add_forward_any},
 };
 constexpr Implementation<balora_rms_norm_backward> kBackward[] = {
     BALORA_X86("avx512_bf16", platform::kBf16, is_bf16_for_dx, x86::rms_norm_backward),
@@ -239,14 +157,20 @@ constexpr Implementation<balora_rms_norm_backward> kBackward[] = {
 }  // namespace
 
 BALORA_IMPLEMENTATIONS(rms_norm_forward, kForward)
-BALORA_IMPLEMENTATIONS(rms_norm_add_forward, kAddForward)
 BALORA_IMPLEMENTATIONS(rms_norm_backward, kBackward)
 
 int32_t rms_norm_forward_kernel(Context* ctx, const balora_rms_norm_forward& o) {
-  return run_first(kForward, ctx, o);
+  return run_first(kForward, ctx,
+                   {.x = o.x,
+                    .weight = o.weight,
+                    .y = o.y,
+                    .rstd = o.rstd,
+                    .eps = o.eps,
+                    .weight_offset = o.weight_offset,
+                    .cast_before_weight = o.cast_before_weight});
 }
 int32_t rms_norm_add_forward_kernel(Context* ctx, const balora_rms_norm_add_forward& o) {
-  return run_first(kAddForward, ctx, o);
+  return run_first(kForward, ctx, o);
 }
 int32_t rms_norm_backward_kernel(Context* ctx, const balora_rms_norm_backward& o) {
   return run_first(kBackward, ctx, o);

@@ -4,13 +4,10 @@
 
 namespace balora {
 
-constexpr int64_t kNormGrain = 16;  // rows
-
 namespace x86 {
 
-// Rows of bf16 in AVX512-BF16 instructions; backward for dx alone.
-void rms_norm_forward(Context* ctx, const balora_rms_norm_forward& o);
-void rms_norm_add_forward(Context* ctx, const balora_rms_norm_add_forward& o);
+// Rows of bf16 in AVX512-BF16 instructions, with a residual or without; backward for dx alone.
+void rms_norm_forward(Context* ctx, const balora_rms_norm_add_forward& o);
 void rms_norm_backward(Context* ctx, const balora_rms_norm_backward& o);
 
 }  // namespace x86

@@ -13,15 +13,15 @@ namespace balora {
 namespace {
 
 template <typename T, typename A = Acc<T>>
-BALORA_INLINE void forward_rows(const T* x, T* y, A* lse, int64_t begin, int64_t end, int64_t size,
-                                bool logarithm) {
+BALORA_INLINE void forward_rows(const balora_softmax_forward& o, int64_t begin, int64_t end) {
+  const int64_t size = o.x->shape[1];
   for (int64_t n = begin; n < end; ++n) {
-    const T* row = x + n * size;
-    T* out = y + n * size;
+    const T* row = data_of<T>(o.x) + n * size;
+    T* out = data_of<T>(o.y) + n * size;
     const double exact = row_log_sum_exp(row, size);
     const A sum = static_cast<A>(exact);
-    lse[n] = sum;
-    if (logarithm) {
+    data_of<A>(o.lse)[n] = sum;
+    if (o.logarithm) {
       const A rest = static_cast<A>(exact - static_cast<double>(sum));
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) out[i] = store<T>(load(row[i]) - sum - rest);
@@ -33,11 +33,13 @@ BALORA_INLINE void forward_rows(const T* x, T* y, A* lse, int64_t begin, int64_t
 }
 
 template <typename T, typename A = Acc<T>>
-BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* lse, T* dx, int64_t begin,
-                                 int64_t end, int64_t size, bool logarithm) {
+BALORA_INLINE void backward_rows(const balora_softmax_backward& o, int64_t begin, int64_t end) {
+  const int64_t size = o.x->shape[1];
+  const bool logarithm = o.logarithm != 0;
   for (int64_t n = begin; n < end; ++n) {
-    const T *g = dy + n * size, *row = x + n * size;
-    T* out = dx + n * size;
+    const T *g = data_of<T>(o.dy) + n * size, *row = data_of<T>(o.x) + n * size;
+    T* out = data_of<T>(o.dx) + n * size;
+    const A lse = data_of<A>(o.lse)[n];
     double total = 0;  // sum(dy), or sum(dy * p)
     for (int64_t start = 0; start < size; start += kSumBlock) {
       const int64_t stop = std::min(size, start + kSumBlock);
@@ -47,7 +49,7 @@ BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* lse, T* dx, i
         for (int64_t i = start; i < stop; ++i) sum += load(g[i]);
       } else {
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = start; i < stop; ++i) sum += load(g[i]) * vexp(load(row[i]) - lse[n]);
+        for (int64_t i = start; i < stop; ++i) sum += load(g[i]) * vexp(load(row[i]) - lse);
       }
       total += static_cast<double>(sum);
     }
@@ -55,12 +57,12 @@ BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* lse, T* dx, i
     if (logarithm) {
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) {
-        out[i] = store<T>(log_softmax_gradient(load(g[i]), vexp(load(row[i]) - lse[n]), sum));
+        out[i] = store<T>(log_softmax_gradient(load(g[i]), vexp(load(row[i]) - lse), sum));
       }
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) {
-        out[i] = store<T>(softmax_gradient(load(g[i]), vexp(load(row[i]) - lse[n]), sum));
+        out[i] = store<T>(softmax_gradient(load(g[i]), vexp(load(row[i]) - lse), sum));
       }
     }
   }
@@ -70,20 +72,16 @@ BALORA_INLINE void backward_rows(const T* dy, const T* x, const A* lse, T* dx, i
 
 int32_t softmax_forward_kernel(Context* ctx, const balora_softmax_forward& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    parallel_for(ctx, o.x->shape[0], 1, [&](int64_t begin, int64_t end) {
-      at_level<&forward_rows<T>>(data_of<T>(o.x), data_of<T>(o.y), data_of<Acc<T>>(o.lse), begin,
-                                 end, o.x->shape[1], o.logarithm != 0);
-    });
+    parallel_for(ctx, o.x->shape[0], 1,
+                 [&](int64_t begin, int64_t end) { at_level<&forward_rows<T>>(o, begin, end); });
   });
   return 0;
 }
 
 int32_t softmax_backward_kernel(Context* ctx, const balora_softmax_backward& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    parallel_for(ctx, o.x->shape[0], 1, [&](int64_t begin, int64_t end) {
-      at_level<&backward_rows<T>>(data_of<T>(o.dy), data_of<T>(o.x), data_of<Acc<T>>(o.lse),
-                                  data_of<T>(o.dx), begin, end, o.x->shape[1], o.logarithm != 0);
-    });
+    parallel_for(ctx, o.x->shape[0], 1,
+                 [&](int64_t begin, int64_t end) { at_level<&backward_rows<T>>(o, begin, end); });
   });
   return 0;
 }

@@ -78,6 +78,21 @@ double scale_of(const View* coefficient) {
   return coefficient ? *data_of<double>(coefficient) : 1.0;
 }
 
+// y = factor x; both may be one.
+int32_t write_multiple(Context* ctx, const View& x, double factor, const View& y) {
+  dispatch_float(x.dtype, [&]<typename T>() {
+    const T* in = data_of<T>(&x);
+    T* out = data_of<T>(&y);
+    parallel_for(ctx, view_numel(x), kGrain, [&](int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) {
+        out[i] = store<T>(load(in[i]) * static_cast<Acc<T>>(factor));
+      }
+    });
+  });
+  return 0;
+}
+
 }  // namespace
 
 int32_t adamw_step_kernel(Context* ctx, const balora_adamw_step& o) {
@@ -160,28 +175,11 @@ int32_t norm_accumulate_kernel(Context* ctx, const balora_norm_accumulate& o) {
 }
 
 int32_t scale_kernel(Context* ctx, const balora_scale& o) {
-  const double scale = scale_of(o.coefficient);
-  dispatch_float(o.x->dtype, [&]<typename T>() {
-    parallel_for(ctx, view_numel(*o.x), kGrain, [&](int64_t begin, int64_t end) {
-      T* data = data_of<T>(o.x);
-      for (int64_t i = begin; i < end; ++i)
-        data[i] = store<T>(load(data[i]) * static_cast<Acc<T>>(scale));
-    });
-  });
-  return 0;
+  return write_multiple(ctx, *o.x, scale_of(o.coefficient), *o.x);
 }
 
 int32_t scale_by_kernel(Context* ctx, const balora_scale_by& o) {
-  const double by = *data_of<double>(o.factor);
-  dispatch_float(o.x->dtype, [&]<typename T>() {
-    const T* in = data_of<T>(o.x);
-    T* out = data_of<T>(o.y);
-    parallel_for(ctx, view_numel(*o.x), 1 << 14, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        out[i] = store<T>(load(in[i]) * static_cast<Acc<T>>(by));
-    });
-  });
-  return 0;
+  return write_multiple(ctx, *o.x, *data_of<double>(o.factor), *o.y);
 }
 
 int32_t add_scaled_kernel(Context* ctx, const balora_add_scaled& o) {

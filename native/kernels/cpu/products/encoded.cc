@@ -12,10 +12,6 @@ namespace {
 
 constexpr int64_t kChunk = 1024;  // values that are decoded at a time before they are converted
 
-void decode(const View& view, int64_t first, int64_t count, float* out) {
-  view.encoding->decode(view.encoding, view.data, first, count, out);
-}
-
 template <typename T>
 BALORA_INLINE void round_values(float* values, int64_t count) {
 #pragma omp simd
@@ -27,35 +23,17 @@ BALORA_INLINE void round_values(float* values, int64_t count) {
 // A chunk at a time is decoded and then rounded or converted, while it is in the nearest cache.
 template <typename T>
 void decode_values(const View& view, int64_t first, int64_t count, T* out) {
-  const bool exact = view.dtype == BALORA_F32 || view.dtype == BALORA_F64;
-  if constexpr (std::is_same_v<T, float>) {
-    if (exact) return decode(view, first, count, out);
-    dispatch_float(view.dtype, [&]<typename Own>() {
-      for (int64_t at = 0; at < count; at += kChunk) {
-        const int64_t n = std::min(kChunk, count - at);
-        decode(view, first + at, n, out + at);
-        at_level<&round_values<Own>>(out + at, n);
-      }
-    });
-    return;
-  }
   float chunk[kChunk];
   for (int64_t at = 0; at < count; at += kChunk) {
     const int64_t n = std::min(kChunk, count - at);
-    decode(view, first + at, n, chunk);
-    if (exact) {
-      convert_row(chunk, out + at, n);
-      continue;
-    }
+    float* values = chunk;
+    if constexpr (std::is_same_v<T, float>) values = out + at;
+    view.encoding->decode(view.encoding, view.data, first + at, n, values);
     dispatch_float(view.dtype, [&]<typename Own>() {
-      if constexpr (std::is_same_v<Own, T>) {
-        convert_row(chunk, out + at, n);
-      } else {
-        Own own[kChunk];
-        convert_row(chunk, own, n);
-        convert_row(own, out + at, n);
-      }
+      constexpr bool kRounds = sizeof(Own) == 2 && !std::is_same_v<Own, T>;
+      if constexpr (kRounds) at_level<&round_values<Own>>(values, n);
     });
+    if constexpr (!std::is_same_v<T, float>) convert_row(values, out + at, n);
   }
 }
 template void decode_values(const View&, int64_t, int64_t, float*);

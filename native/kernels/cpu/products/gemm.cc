@@ -4,6 +4,7 @@
 #include "kernels/cpu/products/gemm.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/onednn.h"
@@ -129,14 +130,6 @@ void f64_product(const Context* ctx, const GemmShape& s, const GemmInput& a, con
   multiply_rows(ctx, s, c, ldc, scale.alpha);
 }
 
-// A matrix as the stored rows and columns that hold op(X).
-struct Stored {
-  int64_t rows, cols;
-};
-Stored stored(const GemmInput& x, int64_t rows, int64_t cols) {
-  return x.transposed ? Stored{cols, rows} : Stored{rows, cols};
-}
-
 // Scratch for the widened operands of one product.
 template <typename T>
 struct Wide {
@@ -152,9 +145,9 @@ void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
   constexpr int32_t kType = kDtypeOfAcc<T>;
   const auto widen = [&](GemmInput& x, int64_t rows, int64_t cols, T* to) {
     if (x.dtype == kType) return;
-    const Stored shape = stored(x, rows, cols);
-    convert_rows(ctx, {x.data, x.dtype, x.ld}, {to, kType, shape.cols}, shape.rows, shape.cols);
-    x.data = to, x.dtype = kType, x.ld = shape.cols;
+    if (x.transposed) std::swap(rows, cols);
+    convert_rows(ctx, {x.data, x.dtype, x.ld}, {to, kType, cols}, rows, cols);
+    x.data = to, x.dtype = kType, x.ld = cols;
   };
   widen(a, s.m, s.k, wide.a);
   widen(b, s.k, s.n, wide.b);
@@ -220,7 +213,7 @@ void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmI
       widened_product<T>(ctx, part, left, right, columns(c, first),
                          {scale.alpha, depth > 0 ? 1 : scale.beta}, wide);
       if (left.dtype != kType) {  // widened by the first block, dense from here on
-        left.data = wide.a, left.dtype = kType, left.ld = stored(a, s.m, s.k).cols;
+        left.data = wide.a, left.dtype = kType, left.ld = a.transposed ? s.m : s.k;
       }
     }
   }

@@ -101,19 +101,13 @@ struct Product {
   MatrixRef a, b;
   double* c;
   int64_t ldc;
-  bool accumulate = false, symmetric = false;
+  bool accumulate;
+  bool symmetric = false;
 };
 
-// Memory that is written before it is read, aligned to a cache line.
-class Packed {
- public:
-  explicit Packed(int64_t count)
-      : memory_(platform::allocate_aligned(static_cast<uint64_t>(count) * sizeof(double))) {}
-  double* values() const { return static_cast<double*>(memory_.get()); }
-
- private:
-  platform::AlignedMemory memory_;
-};
+platform::AlignedMemory memory_for(int64_t count) {
+  return platform::allocate_aligned(static_cast<uint64_t>(count) * sizeof(double));
+}
 
 // c (rows,cols) += tile (kLanes,kPanel).
 BALORA_INLINE void add_tile(const double* tile, double* c, int64_t ldc, int64_t rows,
@@ -179,8 +173,9 @@ void multiply(const Context* given, const Product& p) {
                    for (int64_t i = begin; i < end; ++i) std::fill_n(p.c + i * p.ldc, p.n, 0.0);
                  });
   }
-  const Packed panels_of_b(std::min(kDepth, p.k) * (std::min(kBlockCols, p.n) + kPanel));
-  double* packed_b = panels_of_b.values();
+  const platform::AlignedMemory panels_of_b =
+      memory_for(std::min(kDepth, p.k) * (std::min(kBlockCols, p.n) + kPanel));
+  auto* packed_b = static_cast<double*>(panels_of_b.get());
   const int64_t row_blocks = in_units(p.m, kBlockRows);
   for (int64_t col = 0; col < p.n; col += kBlockCols) {
     for (int64_t depth = 0; depth < p.k; depth += kDepth) {
@@ -197,12 +192,13 @@ void multiply(const Context* given, const Product& p) {
       // Few rows and many columns: share the columns out instead of the rows.
       const int64_t splits = row_blocks >= 4 ? 1 : std::clamp<int64_t>(panels / 2, 1, 4);
       share_out(ctx, row_blocks * splits, 1, [&](int64_t begin, int64_t end) {
-        const Packed strips(block.depth.count * kBlockRows);
+        const platform::AlignedMemory strips = memory_for(block.depth.count * kBlockRows);
         for (int64_t task = begin; task < end; ++task) {
           const int64_t row = task / splits * kBlockRows, part = task % splits;
           const int64_t first = panels * part / splits;
           multiply_rows(p, packed_b, block, {row, std::min(kBlockRows, p.m - row)},
-                        {first, panels * (part + 1) / splits - first}, strips.values());
+                        {first, panels * (part + 1) / splits - first},
+                        static_cast<double*>(strips.get()));
         }
       });
     }
@@ -213,25 +209,19 @@ void multiply(const Context* given, const Product& p) {
 
 void product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
                  const MatrixRef& b, double* c, int64_t ldc) {
-  multiply(ctx, {.m = m, .n = n, .k = k, .a = a, .b = b, .c = c, .ldc = ldc});
+  multiply(ctx, {m, n, k, a, b, c, ldc, false});
 }
 
 void add_product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
                      const MatrixRef& b, double* c, int64_t ldc) {
-  multiply(ctx, {.m = m, .n = n, .k = k, .a = a, .b = b, .c = c, .ldc = ldc, .accumulate = true});
+  multiply(ctx, {m, n, k, a, b, c, ldc, true});
 }
 
 void symmetric_product_f64(const Context* ctx, int64_t m, int64_t k, const MatrixRef& a,
                            const MatrixRef& b, double* c, bool accumulate) {
-  multiply(ctx, {.m = m,
-                 .n = m,
-                 .k = k,
-                 .a = a,
-                 .b = b,
-                 .c = c,
-                 .ldc = m,
-                 .accumulate = accumulate,
-                 .symmetric = true});
+  Product lower{m, m, k, a, b, c, m, accumulate};
+  lower.symmetric = true;
+  multiply(ctx, lower);
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < i; ++j) c[j * m + i] = c[i * m + j];
   }

@@ -158,6 +158,8 @@ std::vector<Case> cases() {
       {{0, 50}, {}, {}, {}, 2, 8, kPlaced, 1},
       {{0, 90}, {}, {}, {}, 2, 8, kPlaced, 64, false, 0.3, kRising, 4},
       {{0, 90}, {}, {}, {}, 2, 8, kPlaced, 64, false, 0.3, kFalling, 2},
+      {{0, 4}, {}, {}, {}, 2, 8, kBias, 0, false, 0.3, kRising, 20, 4096},
+      {{0, 4}, {}, {}, {}, 2, 8, kPlaced, 256, false, 0.3, kRising, 20, 4096},
   };
 }
 

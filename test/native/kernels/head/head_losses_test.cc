@@ -258,7 +258,7 @@ void check_settings(double tolerance) {
   check_setting<T>(s, tolerance);
   s.options.entropy_top_k = 3;  // more than K
   check_setting<T>(s, tolerance);
-  s.options.entropy_top_k = 90;  // beyond the insertion limit
+  s.options.entropy_top_k = 90;  // more than there are blocks
   s.options.entropy_temperature = 1.7;
   check_setting<T>(s, tolerance);
   s.m = 1;
@@ -372,7 +372,7 @@ TEST_CASE("head losses: a NaN comes out, and nothing is read past the K") {
   }
 }
 
-TEST_CASE("head losses: a NaN is among the K largest beyond the insertion limit") {
+TEST_CASE("head losses: a NaN is among a K larger than the number of blocks") {
   TestContext ctx;
   const int64_t v = 700;
   for (const int64_t at : {0, 350, 699}) {

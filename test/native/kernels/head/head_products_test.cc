@@ -1,7 +1,6 @@
 // The head's products in tiles: the gradient of the hidden states sums blocks of tokens.
 #include "kernels/cpu/head/head_products.h"
 
-#include <array>
 #include <bit>
 
 #include "kernels/cpu/products/tiles.h"
@@ -22,8 +21,8 @@ std::vector<float> gradient_of(const Gradient& g, const Array<bf16>& dz, Array<b
   TestContext ctx(threads);
   const View vw = w.view();
   std::vector<float> sums(static_cast<size_t>(g.rows * g.channels), -1.0f);
-  const std::array<const bf16*, 1> parts{dz.data()};
-  head_gradient_tiles(ctx, parts, g.vocabulary + kApart, g.rows, vw, sums.data());
+  const GemmInput part = {dz.data(), BALORA_BF16, g.vocabulary + kApart};
+  head_gradient(ctx, {&part, 1}, g.rows, vw, vw, {sums.data(), BALORA_F32, g.channels});
   return sums;
 }
 

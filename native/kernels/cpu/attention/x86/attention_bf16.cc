@@ -1,5 +1,5 @@
-#include "kernels/cpu/attention/x86/attention_bf16.h"
-
+// The core of attention in AVX512-BF16 instructions, for tiles of bf16 multiplied as such: vectors
+// of rows are transposed, interleaved and rounded, where a compiler leaves loops over bf16 scalar.
 #include <array>
 
 #include "kernels/cpu/attention/attention_softmax.h"
@@ -16,6 +16,8 @@ using balora::lanes::first16;
 using balora::lanes::first32;
 using balora::lanes::rounded;
 using balora::lanes::rounded_product;
+
+using Words = Wide<uint32_t>;
 
 // 32 values of row i from column c on, zeros beyond the source.
 BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int64_t c) {
@@ -87,7 +89,7 @@ BF16_TARGET BALORA_INLINE QueryLanes query_lanes(const GradTile<bf16>& t, int64_
   QueryLanes q;
   for (int half = 0; half < 2; ++half) {
     const int64_t at = column + 16 * half;
-    const __mmask16 there = first16(t.queries - at);
+    const __mmask16 there = first16(t.block.queries - at);
     q.exponents[half] = exponents_of(t.geometry.scale, _mm512_maskz_loadu_ps(there, t.lse + at));
     q.scaled_delta[half] =
         _mm512_mul_ps(_mm512_maskz_loadu_ps(there, t.delta + at), q.exponents[half].scale);
@@ -98,10 +100,11 @@ BF16_TARGET BALORA_INLINE QueryLanes query_lanes(const GradTile<bf16>& t, int64_
 struct Gradients {
   __m512i p, ds;
 };
-// One key of 32 queries, of which kMasked has those that are `seen`.
+// One key of 32 queries, of which kMasked has those that are `seen`. With `keeps_ds`
+// dp becomes ds.
 template <bool kMasked, bool kSomeLarge>
 BF16_TARGET BALORA_INLINE Gradients key_gradients(const QueryLanes& q, const float* scores,
-                                                  const float* dp, uint32_t seen) {
+                                                  float* dp, bool keeps_ds, uint32_t seen) {
   __m512 p[2], ds[2];
 #pragma GCC unroll 2
   for (int half = 0; half < 2; ++half) {
@@ -115,6 +118,7 @@ BF16_TARGET BALORA_INLINE Gradients key_gradients(const QueryLanes& q, const flo
       p[half] = _mm512_maskz_mov_ps(there, p[half]);
       ds[half] = _mm512_maskz_mov_ps(there, ds[half]);
     }
+    if (keeps_ds) _mm512_store_ps(dp + 16 * half, ds[half]);
   }
   return {rounded(p[0], p[1]), rounded(ds[0], ds[1])};
 }
@@ -135,9 +139,10 @@ BF16_TARGET BALORA_INLINE void column_gradients(const GradTile<bf16>& t, const Q
     const uint32_t even = kWhole ? 0 : lanes_of(key_row(t, j), column);
     const uint32_t odd = kWhole ? 0 : lanes_of(key_row(t, j + 1), column);
     Gradients a{}, b{};
-    if (kWhole || (even | odd) != 0) {
-      a = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + at, t.dp + at, even);
-      b = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + next, t.dp + next, odd);
+    if (kWhole || t.keeps_ds || (even | odd) != 0) {
+      a = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + at, t.dp + at, t.keeps_ds, even);
+      b = key_gradients<!kWhole, kSomeLarge>(queries, t.scores + next, t.dp + next, t.keeps_ds,
+                                             odd);
     }
     const Interleaved pairs = interleave(order, a.ds, b.ds);
     _mm512_store_si512(t.p + p, a.p);
@@ -176,8 +181,6 @@ BF16_TARGET BALORA_INLINE __m512 sum_of_keys(const Exponents& e, const float* s,
   return j < last ? _mm512_add_ps(total, two_keys<kSomeLarge>(e, s, ld, j, p)) : total;
 }
 
-}  // namespace
-
 BF16_TARGET void rows_left(const Source<bf16>& s, bf16* out, int64_t r, int64_t d) {
   for (int64_t i = 0; i < r; ++i) {
     prefetch_row(s, i + kAhead);
@@ -210,8 +213,8 @@ BF16_TARGET void columns_left(const Source<bf16>& s, bf16* out, int64_t r, int64
         const Interleaved pairs = interleave(order, load_row(s, row, c), load_row(s, row + 1, c));
         low[pair] = (Words)pairs.low, high[pair] = (Words)pairs.high;
       }
-      transpose_words(low);
-      transpose_words(high);
+      transpose_rows(low);
+      transpose_rows(high);
 #pragma GCC unroll 16
       for (int64_t l = 0; l < 16; ++l) {
         _mm512_store_si512(out + (c + l) * r + i, (__m512i)low[l]);
@@ -229,7 +232,7 @@ BF16_TARGET void columns_right(const Source<bf16>& s, bf16* out, int64_t r, int6
       Words words[16];
 #pragma GCC unroll 16
       for (int64_t l = 0; l < 16; ++l) words[l] = (Words)load_row(s, i + l, c);
-      transpose_words(words);
+      transpose_rows(words);
 #pragma GCC unroll 16
       for (int64_t l = 0; l < 16; ++l) {
         _mm512_store_si512(out + (c + 2 * l) * r + 2 * i, (__m512i)words[l]);
@@ -259,7 +262,7 @@ BF16_TARGET void unpack_columns(const float* sums, int64_t ld, const float* fact
       for (int64_t l = 0; l < 16; ++l) {
         words[l] = (Words)_mm512_mul_ps(_mm512_load_ps(sums + (c + l) * ld + i), factor);
       }
-      transpose_words(words);
+      transpose_rows(words);
       const auto columns = static_cast<__mmask16>(first32(size - c));
 #pragma GCC unroll 16
       for (int64_t l = 0; l < 16; ++l) {
@@ -282,15 +285,6 @@ BF16_TARGET void row_dots(const Source<bf16>& x, const Source<bf16>& y, float* o
   }
 }
 
-BF16_TARGET void exponentials(const float* s, int64_t ld, int64_t first, int64_t last, float scale,
-                              const float* highest, bf16* p, float* sum) {
-  const Exponents exponents = exponents_of(scale, _mm512_loadu_ps(highest));
-  const __m512 total = exponents.large ? sum_of_keys<true>(exponents, s, ld, first, last, p)
-                                       : sum_of_keys<false>(exponents, s, ld, first, last, p);
-  _mm512_storeu_ps(sum, total);
-}
-
-namespace {
 BF16_TARGET void gradient(const GradTile<bf16>& t) {
   const Interleaved order = interleaving();
   for (int64_t column = 0; column < t.padded_queries; column += 32) {
@@ -305,15 +299,19 @@ BF16_TARGET void gradient(const GradTile<bf16>& t) {
   }
 }
 
-void pair_exponentials(const SoftmaxTile<bf16>& t, int64_t column, const BlockKeys& keys,
-                       const Wide<float>& highest, Wide<float>& sum) {
-  exponentials(t.scores + column, t.padded_queries, keys.first, keys.last,
-               static_cast<float>(t.geometry.scale), reinterpret_cast<const float*>(&highest),
-               t.p + 2 * column, reinterpret_cast<float*>(&sum));
+// p = e^(s * scale - highest) of 16 queries, as row pairs; sum gets the sums over the keys.
+BF16_TARGET void exponentials(const SoftmaxTile<bf16>& t, int64_t column, const BlockKeys& keys,
+                              const Wide<float>& highest, Wide<float>& sum) {
+  const Exponents e = exponents_of(t.geometry.scale, (__m512)highest);
+  const float* const s = t.scores + column;
+  bf16* const p = t.p + 2 * column;
+  const int64_t ld = t.padded_queries;
+  sum = e.large ? sum_of_keys<true>(e, s, ld, keys.first, keys.last, p)
+                : sum_of_keys<false>(e, s, ld, keys.first, keys.last, p);
 }
 
 AVX512_TARGET void softmax(const SoftmaxTile<bf16>& t) {
-  softmax_columns<Wide<float>, bf16, &pair_exponentials>(t);
+  softmax_columns<Wide<float>, bf16, &exponentials>(t);
 }
 
 constexpr AttentionCore<bf16, bf16> core_with(int64_t block, int64_t heads) {

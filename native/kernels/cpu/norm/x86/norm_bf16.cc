@@ -2,8 +2,8 @@
 #include <cmath>
 
 #include "kernels/cpu/norm/norm.h"
+#include "kernels/cpu/norm/partials.h"
 #include "kernels/cpu/runtime/dispatch.h"
-#include "kernels/cpu/runtime/parallel.h"
 #include "kernels/cpu/runtime/x86/lanes.h"
 
 namespace balora::x86 {
@@ -51,27 +51,20 @@ BF16_TARGET BALORA_INLINE float normalise(const RmsNormRow& norm, const bf16* ro
   return rstd;
 }
 
-// Returns rstd.
-BF16_TARGET float forward_row(const RmsNormRow& norm, const bf16* x, bf16* y) {
-  __m512 squares = _mm512_setzero_ps();
-  for (int64_t c = 0; c < norm.channels; c += 16) {
-    const __m512 value = load_bf16(x + c, first16(norm.channels - c));
-    squares = _mm512_fmadd_ps(value, value, squares);
-  }
-  return normalise(norm, x, squares, y);
-}
-
-BF16_TARGET float add_forward_row(const RmsNormRow& norm, const bf16* x, const bf16* residual,
-                                  bf16* sum, bf16* y) {
+// Returns rstd. Where there is a residual, it is added first.
+BF16_TARGET float forward_row(const RmsNormRow& norm, const bf16* x, const bf16* residual,
+                              bf16* sum, bf16* y) {
   __m512 squares = _mm512_setzero_ps();
   for (int64_t c = 0; c < norm.channels; c += 16) {
     const __mmask16 there = first16(norm.channels - c);
-    const __m512 value =
-        as_bf16(_mm512_add_ps(load_bf16(x + c, there), load_bf16(residual + c, there)));
+    __m512 value = load_bf16(x + c, there);
+    if (residual) {
+      value = as_bf16(_mm512_add_ps(value, load_bf16(residual + c, there)));
+      store_bf16(sum + c, there, value);
+    }
     squares = _mm512_fmadd_ps(value, value, squares);
-    store_bf16(sum + c, there, value);
   }
-  return normalise(norm, sum, squares, y);
+  return normalise(norm, residual ? sum : x, squares, y);
 }
 
 BF16_TARGET void backward_row(const RmsNormRow& norm, const bf16* dy, const bf16* dsum,
@@ -102,21 +95,14 @@ void for_each_row(Context* ctx, int64_t rows, const Body& body) {
 
 }  // namespace
 
-void rms_norm_forward(Context* ctx, const balora_rms_norm_forward& o) {
+void rms_norm_forward(Context* ctx, const balora_rms_norm_add_forward& o) {
   const RmsNormRow norm(o, o.eps);
   for_each_row(ctx, o.x->shape[0], [&](int64_t n) {
     const int64_t at = n * norm.channels;
-    data_of<float>(o.rstd)[n] = forward_row(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.y) + at);
-  });
-}
-
-void rms_norm_add_forward(Context* ctx, const balora_rms_norm_add_forward& o) {
-  const RmsNormRow norm(o, o.eps);
-  for_each_row(ctx, o.x->shape[0], [&](int64_t n) {
-    const int64_t at = n * norm.channels;
+    const bf16* residual = o.residual ? data_of<bf16>(o.residual) + at : nullptr;
+    bf16* sum = o.residual ? data_of<bf16>(o.sum) + at : nullptr;
     data_of<float>(o.rstd)[n] =
-        add_forward_row(norm, data_of<bf16>(o.x) + at, data_of<bf16>(o.residual) + at,
-                        data_of<bf16>(o.sum) + at, data_of<bf16>(o.y) + at);
+        forward_row(norm, data_of<bf16>(o.x) + at, residual, sum, data_of<bf16>(o.y) + at);
   });
 }
 

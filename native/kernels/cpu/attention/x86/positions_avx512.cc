@@ -1,11 +1,11 @@
-// Exchanges with the position tables (relative_rows.h) in AVX-512 instructions.
+// Exchanges with the position tables (positions.h) in AVX-512 instructions.
 #include <algorithm>
 
-#include "kernels/cpu/attention/relative_rows.h"
-#include "kernels/cpu/products/transpose16.h"
+#include "kernels/cpu/attention/positions.h"
+#include "kernels/cpu/runtime/wide.h"
 #include "kernels/cpu/runtime/x86/targets.h"
 
-namespace balora::relative::x86 {
+namespace balora::attention::x86 {
 namespace {
 
 constexpr int64_t kLanes = kPositionBlock;
@@ -90,52 +90,48 @@ AVX512_TARGET BALORA_INLINE void scatter(const int32_t* index, __m512 values, fl
   for (int64_t l = 0; l < kLanes; ++l) row[index[l]] += each[l];
 }
 
-AVX512_TARGET void add_of_queries(const PositionTile& t, const float* of_queries, float* scores,
-                                  int64_t ld) {
-  for (int64_t i = 0; i < kLanes; ++i) {
-    add_to(scores + i * ld, gathered(t.index - i, of_queries + i * t.stride, t.stride));
-  }
-}
-
-// The queries of a key meet it in rows of the table from index[j - 15] up to index[j], so from the
-// last query to the first.
-AVX512_TARGET void add_of_keys(const PositionTile& t, const float* of_keys, float* scores,
+AVX512_TARGET void add_of_rows(const PositionTile& t, const float* of_rows, float* scores,
                                int64_t ld) {
-  Words rows[kLanes];
-#pragma GCC unroll 16
-  for (int64_t j = 0; j < kLanes; ++j) {
-    rows[j] = (Words)gathered(t.index + (j - (kLanes - 1)), of_keys + j * t.stride, t.stride);
-  }
-  transpose_words(rows);
-#pragma GCC unroll 16
   for (int64_t i = 0; i < kLanes; ++i) {
-    add_to(scores + (kLanes - 1 - i) * ld, (__m512)rows[i]);
+    add_to(scores + i * ld, gathered(t.index - i, of_rows + i * t.stride, t.stride));
   }
 }
 
-AVX512_TARGET void sum_of_queries(const PositionTile& t, const float* ds, int64_t ld,
-                                  float* of_queries) {
+// The rows of a column meet it in rows of the table from index[j - 15] up to index[j], so from the
+// last row to the first.
+AVX512_TARGET void add_of_columns(const PositionTile& t, const float* of_columns, float* scores,
+                                  int64_t ld) {
+  Wide<float> rows[kLanes];
+#pragma GCC unroll 16
+  for (int64_t j = 0; j < kLanes; ++j) {
+    rows[j] = gathered(t.index + (j - (kLanes - 1)), of_columns + j * t.stride, t.stride);
+  }
+  transpose_rows(rows);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes; ++i) add_to(scores + (kLanes - 1 - i) * ld, rows[i]);
+}
+
+AVX512_TARGET void sum_of_rows(const PositionTile& t, const float* ds, int64_t ld, float* of_rows) {
   for (int64_t i = 0; i < kLanes; ++i) {
-    scatter(t.index - i, _mm512_loadu_ps(ds + i * ld), of_queries + i * t.stride);
+    scatter(t.index - i, _mm512_loadu_ps(ds + i * ld), of_rows + i * t.stride);
   }
 }
 
-AVX512_TARGET void sum_of_keys(const PositionTile& t, const float* ds, int64_t ld, float* of_keys) {
-  Words rows[kLanes];
+AVX512_TARGET void sum_of_columns(const PositionTile& t, const float* ds, int64_t ld,
+                                  float* of_columns) {
+  Wide<float> rows[kLanes];
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < kLanes; ++i) {
-    rows[i] = (Words)_mm512_loadu_ps(ds + (kLanes - 1 - i) * ld);
-  }
-  transpose_words(rows);
+  for (int64_t i = 0; i < kLanes; ++i) rows[i] = _mm512_loadu_ps(ds + (kLanes - 1 - i) * ld);
+  transpose_rows(rows);
 #pragma GCC unroll 16
   for (int64_t j = 0; j < kLanes; ++j) {
-    scatter(t.index + (j - (kLanes - 1)), (__m512)rows[j], of_keys + j * t.stride);
+    scatter(t.index + (j - (kLanes - 1)), rows[j], of_columns + j * t.stride);
   }
 }
 
 }  // namespace
 
-constinit const PositionCore<float> avx512_positions = {add_of_queries, add_of_keys, sum_of_queries,
-                                                        sum_of_keys};
+constinit const PositionCore<float> avx512_positions = {add_of_rows, add_of_columns, sum_of_rows,
+                                                        sum_of_columns};
 
-}  // namespace balora::relative::x86
+}  // namespace balora::attention::x86
