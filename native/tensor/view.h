@@ -86,8 +86,8 @@ typedef struct balora_view {
   balora_slot* versioned;
   int64_t version;
   // Null, or how the values are found in the bytes at `data`: dtype is then the type that they are
-  // computed with, the tensor is whole (of a matrix of several only `decode` knows where it begins), and
-  // only kernels that say so take it.
+  // computed with, the tensor is whole (of a matrix of several only `decode` knows where it
+  // begins), and only kernels that say so take it.
   const balora_encoding* encoding;
 } balora_view;
 

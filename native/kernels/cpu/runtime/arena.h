@@ -10,7 +10,7 @@ class Arena {
   explicit Arena(void* base = nullptr) : base_(static_cast<char*>(base)) {}
 
   // Null without a block.
-  // Of no elements it is no null pointer, either.
+  // Not null for no elements, either.
   template <typename T>
   T* take(int64_t count) {
     const int64_t at = used_;
