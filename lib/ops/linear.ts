@@ -77,9 +77,10 @@ export interface LinearOptions {
   adapterInput?: Tensor | null;
   /**
    * (G + 1) i32, rising from 0 to the number of rows N of x: rows rowOffsets[g] to rowOffsets[g + 1], without the latter, form group g (the
-   * tokens of an expert) and meet operands of their own, which stand at g of weight (G, O, I), bias (G, O), weightChange (G, O, I), a (G, R, I)
-   * and b (G, O, R). Under `batchInvariant` a row has the bits of a linear of its group alone; a group
-   * without rows gives its operands zeros as gradients. On the CPU; without outputScale, and not where products are in int8. Default null: one group, whose operands have no G.
+   * tokens of an expert) and meet operands of their own, which stand at g of weight (G, O, I), bias (G, O), weightChange (G, O, I),
+   * a (G, R, I) and b (G, O, R). Under `batchInvariant` a row has the bits of a linear of its group alone; a group without rows gives its
+   * operands zeros as gradients. On the CPU; without outputScale, and not where products are in int8. Default null: one group, whose
+   * operands have no G.
    */
   rowOffsets?: Tensor | null;
 }

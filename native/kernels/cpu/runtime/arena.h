@@ -9,8 +9,7 @@ class Arena {
  public:
   explicit Arena(void* base = nullptr) : base_(static_cast<char*>(base)) {}
 
-  // Null without a block.
-  // Not null for no elements, either.
+  // The next part of the block, also where it has no elements; null without a block.
   template <typename T>
   T* take(int64_t count) {
     const int64_t at = used_;
