@@ -115,7 +115,8 @@ void HeadRows<A>::compute_sums(const RowOperands<A>& operands, HeadRow& row) con
     return head::PairShifts<A>{static_cast<A>(row.shift), static_cast<A>(row.shift_teacher), scale};
   };
   const auto of_student = [&](A scale) {
-    return at_level<&head::exp_sums<false, kKeep, A>>(z, y, vocabulary_, shifted_by(scale));
+    return at_level<&head::exp_sums<false, kKeep, A>>(operands.z, operands.y, vocabulary_,
+                                                      shifted_by(scale));
   };
   const auto scale = static_cast<A>(role.compared() ? 1 / options_.temperature : 1);
   head::PairShifts<A> shifts = shifted_by(scale);
