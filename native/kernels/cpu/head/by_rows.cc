@@ -3,6 +3,7 @@
 // dH = dZ W and dW += dZ^T H. Logits are f32 (f64 when H is f64) and never leave the chunk; with
 // bf16 weights dZ is rounded to bf16 for the product, after p - 1 has been formed in f32, each row
 // in the first half of its own place.
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -17,6 +18,11 @@
 
 namespace balora {
 namespace {
+
+// 256 rows of student and teacher at a vocabulary of 49,152: W is packed four times for 1,024 rows.
+constexpr int64_t kChunkBytes = int64_t{100} << 20;
+// Half as many where W is not packed, but widened or decoded, which takes a small part of the time.
+constexpr int64_t kWidenedChunkBytes = int64_t{50} << 20;
 
 // Rows by chunks, each row's logits beside each other. A live teacher has the second of
 // two products.
@@ -33,7 +39,8 @@ struct LogitsByRows {
     const View &h = *this->products[0].h, &w = *this->products[0].w;
     all = h.shape[0], vocabulary = w.shape[0], ld = logits_ld(vocabulary);
     const int64_t row_bytes = ld * static_cast<int64_t>(sizeof(A)) * std::ssize(this->products);
-    chunk = chunk_rows(all, chunk_budget(options, logits_bytes(h, w)), row_bytes);
+    const int64_t own = is_widened(h, w) ? kWidenedChunkBytes : kChunkBytes;
+    chunk = chunk_rows(all, chunk_budget(options, own), row_bytes);
     for (LogitsOf<A>& product : this->products) product.logits = workspace<A>(ctx, chunk * ld);
     z = this->products[0].logits;
   }
@@ -73,9 +80,9 @@ void run_by_rows(Context* ctx, const balora_head_losses& o) {
   if (rounds) dz.dtype = BALORA_BF16, dz.ld *= 2;
   const auto row = [&](HeadRows<A>& head, int64_t i, A* z, A* y) {
     RowOperands<A> operands = {.z = z, .role = call.role_of(i)};
-    if (operands.role.teacher.kind == BALORA_TEACHER_LIVE) operands.y = y;
+    if (operands.role.is_live()) operands.y = y;
     const HeadRow found = head.statistics(operands);
-    found.store_terms(call.terms + BALORA_HEAD_TERMS * i);
+    std::copy_n(found.terms, BALORA_HEAD_TERMS, call.terms + BALORA_HEAD_TERMS * i);
     if (!call.wants_gradient()) return;
     if constexpr (std::is_same_v<A, float>) {
       if (rounds) return head.template gradient<bf16>(operands, found);
@@ -89,7 +96,9 @@ void run_by_rows(Context* ctx, const balora_head_losses& o) {
       head_gradient(ctx, {&dz, 1}, rows, *o.h, *o.w, sum ? wide : dh);
       if (sum) call.store_hidden({first, first + rows}, sum);
     }
-    if (o.dw) call.add_head({first, first + rows}, {0, logits.vocabulary}, dz);
+    if (o.dw) {
+      add_head_gradient(ctx, *o.dw, {0, logits.vocabulary}, dz, *o.h, {first, first + rows});
+    }
   };
   logits.run(row, multiply);
   call.store_sums();
@@ -111,8 +120,9 @@ void summarize(Context* ctx, const balora_teacher_summary& o, const HeadOptions&
   }
   const auto row = [&](HeadRows<A>& head, int64_t i, A* z, A*) {
     const HeadRow found = head.statistics({.z = z, .role = {.target = target_of(o.targets, i)}});
-    data_of<double>(o.summary.entropy)[i] = found.entropy;
-    if (o.targets) data_of<double>(o.summary.log_probability)[i] = 0.0 - found.task;
+    data_of<double>(o.summary.entropy)[i] = found.terms[BALORA_HEAD_ENTROPY];
+    if (o.targets)
+      data_of<double>(o.summary.log_probability)[i] = 0.0 - found.terms[BALORA_HEAD_TASK];
     head.probabilities(z, found, pairs);
   };
   logits.run(row, [&](int64_t first, int64_t rows) {
@@ -132,11 +142,8 @@ int32_t teacher_summary_kernel(Context* ctx, const balora_teacher_summary& o) {
   HeadOptions whole = o.options;  // the entropy of all of q, at T
   whole.entropy_top_k = 0;
   whole.entropy_temperature = o.options.temperature;
-  if (o.teacher.hidden->dtype == BALORA_F64) {
-    summarize<double>(ctx, o, whole);
-  } else {
-    summarize<float>(ctx, o, whole);
-  }
+  const auto run = o.teacher.hidden->dtype == BALORA_F64 ? summarize<double> : summarize<float>;
+  run(ctx, o, whole);
   return 0;
 }
 

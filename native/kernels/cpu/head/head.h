@@ -5,12 +5,10 @@
 // logits (passes.h): without soft-capping and an entropy over all of V, at T = 1 or 2.
 #pragma once
 #include <cstdint>
-#include <functional>
 #include <span>
-#include <utility>
 #include <vector>
 
-#include "kernels/cpu/products/gemm.h"
+#include "kernels/cpu/head/head_products.h"
 #include "kernels/kernel_table.h"
 #include "kernels/operands/head.h"
 #include "kernels/shared/divergence.h"
@@ -20,10 +18,6 @@ namespace balora {
 namespace head {
 
 constexpr int64_t kBlock = 512;
-
-inline int64_t blocks_of(int64_t n) {
-  return (n + kBlock - 1) / kBlock;
-}
 
 struct WeightedSum {
   double weight, value;
@@ -57,43 +51,33 @@ struct Gradient {
 
 // The results of a row's first pass, for the second.
 struct HeadRow {
-  // The row's terms, unscaled; consistency includes T^2.
-  double task = 0, consistency = 0, entropy = 0;
+  double terms[BALORA_HEAD_TERMS] = {};  // unscaled; consistency includes T^2
   // Largest logit and the sum of e^(logit - largest), at temperature 1, T and Te: exact
   // differences, so that the gradient does not inherit the rounding of a log-sum-exp stored in f32.
   double shift = 0, sum = 1;
-  bool squares = false;  // kept exponentials are at T = 2, and those at 1 their squares
   double shift_teacher = 0;
   DivergenceSums pair = {.student = 1, .teacher = 1};
   double shift_entropy = 0, log_sum_entropy = 0;
+  double target = 0, target_teacher = 0;  // logits of its target, if it has one
 
-  void store_terms(double* terms) const {
-    terms[BALORA_HEAD_TASK] = task;
-    terms[BALORA_HEAD_CONSISTENCY] = consistency;
-    terms[BALORA_HEAD_ENTROPY] = entropy;
-  }
-  // The sums of kept exponentials.
-  void set_sums(const head::KeptSums& sums) {
+  // The sums of kept exponentials; `squares`: as HeadRows says.
+  void set_sums(const head::KeptSums& sums, bool squares) {
     pair = sums.pair;
     sum = squares ? sums.squares : pair.student;
   }
 };
 
-// A row's teacher, which the row is compared with but for NONE. Of a summary the entropy of q, and
-// h sum_j q_j w_j = sum_j q_j z_j but for the scale of logits.
-struct TeacherRow {
-  balora_teacher_kind kind = BALORA_TEACHER_NONE;
-  double entropy = 0, mean_logit = 0;
-};
-
-// The terms that a row is in.
+// The terms that a row is in. It is compared with a teacher but for NONE. Of a summary: the entropy
+// of q, and h sum_j q_j w_j = sum_j q_j z_j but for the scale of logits.
 struct RowRole {
   int64_t target = -1;      // < 0: no task term
   bool regularized = true;  // false: the row is in the task term alone
-  TeacherRow teacher = {};
+  balora_teacher_kind teacher = BALORA_TEACHER_NONE;
+  double teacher_entropy = 0, mean_logit = 0;
   double factor = 1;  // of dz
 
-  bool compared() const { return teacher.kind != BALORA_TEACHER_NONE; }
+  bool compared() const { return teacher != BALORA_TEACHER_NONE; }
+  bool is_live() const { return teacher == BALORA_TEACHER_LIVE; }
 };
 
 // Operands of the two passes over a row.
@@ -124,7 +108,7 @@ class HeadRows {
   HeadRows(const HeadOptions& options, int64_t vocabulary);
 
   // Whether the statistics leave exponentials in the place of logits.
-  static bool keeps(const HeadOptions& options, int64_t vocabulary);
+  bool keeps() const { return keeps_; }
 
   // Makes logits of products h w, and keeps what a gradient() that follows reads: the row's top-K,
   // and exponentials in z and y.
@@ -139,15 +123,17 @@ class HeadRows {
   // the rounded values in the first half of its place, what is left of them in the second.
   void probabilities(A* y, const HeadRow& row, bool paired);
 
-  // The steps of both, for rows whose logits lie in another order (x86/by_token.cc). begin() says
-  // which sums a row takes.
-  HeadRow begin(const RowRole& role) const;
+  // The steps of both, for rows whose logits lie in another order (x86/by_token.cc). Exponentials
+  // are of differences times scale_of(); squares: kept ones are at T = 2, and those at 1 their
+  // squares.
+  A scale_of(const RowRole& role) const;
+  bool squares(const RowRole& role) const;
   bool has_entropy(const RowRole& role) const;
   // The row's top-K, out of candidates that change places, and its entropy. Fewer than K, as beside
   // NaN: all NaN.
   void top_entropy(std::span<TopCandidate<A>> candidates, HeadRow& row);
   // The terms of a row from its sums.
-  void finish(const RowRole& role, double target_logit, HeadRow& row) const;
+  void finish(const RowRole& role, HeadRow& row) const;
   head::Gradient<A> gradient_of(const RowRole& role, const HeadRow& row) const;
 
   // An element of dz with a part of its own, the target or one of the top K: formed apart from the
@@ -156,31 +142,24 @@ class HeadRows {
     int64_t index;
     A value;
   };
-  // z and y of an index: exponentials, or logits where none are kept.
-  using ReadKept = std::function<std::pair<A, A>(int64_t index)>;
-  std::span<const Place> form_places(const RowRole& role, const HeadRow& row, const ReadKept& kept);
+  std::span<const Place> form_places(const RowRole& role, const HeadRow& row);
 
  private:
-  static bool dense_entropy(const HeadOptions& options, int64_t vocabulary) {
-    return options.entropy_top_k == 0 || options.entropy_top_k >= vocabulary;
+  bool dense_entropy() const {
+    return options_.entropy_top_k == 0 || options_.entropy_top_k >= vocabulary_;
   }
-  bool dense_entropy() const { return dense_entropy(options_, vocabulary_); }
   void compute_entropy(const A* z, A max, int64_t count, HeadRow& row) const;
   void cap(A* products) const;
-  void find_top_k(const A* z, HeadRow& row);
-  void select_top_k(std::span<TopCandidate<A>> candidates) const;
-  template <bool kKeep>
+  void find_top_k(const RowOperands<A>& operands, HeadRow& row);
   void compute_sums(const RowOperands<A>& operands, HeadRow& row) const;
   double diversity_of(const RowRole& role) const;
 
   HeadOptions options_;
   int64_t vocabulary_, top_k_;
-  bool keeps_;                // exponentials
-  std::vector<A> maxima_;     // of the row's blocks
-  std::vector<int64_t> top_;  // indices of the K largest logits, largest first, ties by index
+  bool keeps_;             // exponentials
+  std::vector<A> maxima_;  // of the row's blocks
+  std::vector<TopCandidate<A>> top_, candidates_;
   std::vector<A> top_values_;
-  std::vector<TopCandidate<A>> candidates_;
-  std::vector<int32_t> found_;  // of a block
   std::vector<Place> places_;
   std::vector<A> place_z_, place_y_;
 };
@@ -200,14 +179,9 @@ class HeadCall {
   // Whether a teacher's summary has a part of its own in dh.
   bool is_summarized() const { return o.teacher.kind == BALORA_TEACHER_SUMMARY; }
 
-  struct Range {
-    int64_t begin, end;
-  };
   // Rows of dh = sums (rows,C), which lose that part. A is the type of logits.
   template <typename A>
-  void store_hidden(Range rows, A* sums) const;
-  // Rows of dw, tokens, += dz^T h for these rows of h.
-  void add_head(Range rows, Range tokens, const GemmInput& dz) const;
+  void store_hidden(HeadRange rows, A* sums) const;
   // The sums of all rows' terms, in order.
   void store_sums() const;
 
@@ -219,7 +193,6 @@ class HeadCall {
   bool is_regularized(int64_t row) const {
     return !o.regularized || static_cast<const uint8_t*>(o.regularized->data)[row] != 0;
   }
-  TeacherRow teacher_of(int64_t row) const;
 
   std::vector<double> own_terms_;
 };
@@ -236,7 +209,6 @@ namespace x86 {
 // The losses by token (by_token.cc), on AMX; the most rows of a chunk of theirs, 0 where a call is
 // not computed so.
 int64_t rows_by_token(const balora_head_losses& o);
-bool takes_by_token(const balora_head_losses& o);
 void head_losses_by_token(Context* ctx, const balora_head_losses& o);
 
 }  // namespace x86

@@ -19,6 +19,13 @@ namespace {
 
 using Operands = balora_head_losses;
 
+constexpr Implementation<Operands> kHeadLosses[] = {
+    BALORA_X86(
+        "by_token", platform::kAmx | platform::kBf16,
+        [](const Operands& o) { return x86::rows_by_token(o) > 0; }, x86::head_losses_by_token),
+    {"by_rows", 0, nullptr, head_losses_by_rows},
+};
+
 HeadOptions scaled_options(const Operands& o) {
   HeadOptions options = o.options;
   if (options.logit_scale == 0) options.logit_scale = 1;
@@ -58,15 +65,12 @@ HeadCall::HeadCall(Context* ctx, const Operands& operands)
 
 RowRole HeadCall::role_of(int64_t row) const {
   RowRole role = {.target = target_of(o.targets, row), .regularized = is_regularized(row)};
-  if (role.regularized) role.teacher = teacher_of(row);
   role.factor = factor_of(row) * options.logit_scale;
-  return role;
-}
-
-TeacherRow HeadCall::teacher_of(int64_t row) const {
-  TeacherRow teacher = {.kind = o.teacher.kind};
-  if (!is_summarized()) return teacher;
-  double& dot = teacher.mean_logit;
+  if (!role.regularized) return role;
+  role.teacher = o.teacher.kind;
+  if (!is_summarized()) return role;
+  role.teacher_entropy = data_of<double>(o.teacher.entropy)[row];
+  double dot = 0;
   dispatch_float(o.h->dtype, [&]<typename T>() {
     const T* h = static_cast<const T*>(rows_of(o.h, row));
     const auto* mean = static_cast<const Acc<T>*>(rows_of(o.teacher.mean, row));
@@ -74,14 +78,13 @@ TeacherRow HeadCall::teacher_of(int64_t row) const {
       dot += static_cast<double>(load(h[c])) * static_cast<double>(mean[c]);
     }
   });
-  dot *= options.logit_scale;
-  teacher.entropy = data_of<double>(o.teacher.entropy)[row];
-  return teacher;
+  role.mean_logit = dot * options.logit_scale;
+  return role;
 }
 
 // sums -= consistency_scale T mu times each row's factor, for the rows of the regularizers.
 template <typename A>
-void HeadCall::store_hidden(Range rows, A* sums) const {
+void HeadCall::store_hidden(HeadRange rows, A* sums) const {
   const int64_t channels = o.h->shape[1];
   const double scale = options.consistency_scale * options.temperature * options.logit_scale;
   for (int64_t row = rows.begin; is_summarized() && row < rows.end; ++row) {
@@ -94,15 +97,8 @@ void HeadCall::store_hidden(Range rows, A* sums) const {
   convert_rows(ctx, {sums, kDtypeOfAcc<A>, channels},
                {rows_of(o.dh, rows.begin), o.dh->dtype, channels}, rows.end - rows.begin, channels);
 }
-template void HeadCall::store_hidden(Range, float*) const;
-template void HeadCall::store_hidden(Range, double*) const;
-
-void HeadCall::add_head(Range rows, Range tokens, const GemmInput& dz) const {
-  const int64_t channels = o.h->shape[1];
-  gemm(ctx, {tokens.end - tokens.begin, channels, rows.end - rows.begin}, dz,
-       {rows_of(o.h, rows.begin), o.h->dtype, o.h->stride[0]},
-       {rows_of(o.dw, tokens.begin), o.dw->dtype, channels}, {1, rows.begin ? 1.0 : 0.0});
-}
+template void HeadCall::store_hidden(HeadRange, float*) const;
+template void HeadCall::store_hidden(HeadRange, double*) const;
 
 void HeadCall::store_sums() const {
   double* sums = data_of<double>(o.sums);
@@ -119,16 +115,6 @@ void HeadCall::store_sums() const {
   }
   if (!o.factors) sums[BALORA_HEAD_LOSS] = loss_of(sums);
 }
-
-namespace {
-
-constexpr Implementation<balora_head_losses> kHeadLosses[] = {
-    BALORA_X86("by_token", platform::kAmx | platform::kBf16, x86::takes_by_token,
-               x86::head_losses_by_token),
-    {"by_rows", 0, nullptr, head_losses_by_rows},
-};
-
-}  // namespace
 
 BALORA_IMPLEMENTATIONS(head_losses, kHeadLosses)
 

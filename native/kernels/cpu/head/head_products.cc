@@ -4,7 +4,6 @@
 #include "kernels/cpu/head/head_products.h"
 
 #include <algorithm>
-#include <cstddef>
 #include <type_traits>
 #include <vector>
 
@@ -24,9 +23,9 @@ constexpr int64_t kBlockBytes = int64_t{1} << 19;  // of a packed block: half an
 constexpr int64_t kAmxSummedBytes = int64_t{1} << 20;
 
 // The tokens of a block of `bytes`.
-int64_t tokens_of_block(int64_t channels, int64_t bytes) {
-  const int64_t fitting = bytes / (channels * static_cast<int64_t>(sizeof(bf16)));
-  return std::max<int64_t>(fitting / kTileN, 4) * kTileN;
+int64_t tokens_of_block(const View& w, int64_t bytes) {
+  const int64_t fitting = bytes / (w.shape[1] * static_cast<int64_t>(sizeof(bf16)));
+  return std::min(std::max<int64_t>(fitting / kTileN, 4) * kTileN, round_up(w.shape[0], kTileN));
 }
 
 // A product of rows x columns, its sums over `inner`, by blocks of B that are packed at a time.
@@ -92,26 +91,6 @@ int64_t widened_tokens(const View& w) {
   return std::max(kElements / std::max<int64_t>(w.shape[1], 1), kLeast) / kLeast * kLeast;
 }
 
-// Calls body(rows of a head in f32), which are read where they lie if they are that, and dense.
-template <typename Body>
-void with_wide_rows(Context* ctx, const View& w, int64_t first, int64_t count, const Body& body) {
-  const int64_t columns = w.shape[1];
-  const void* rows = w.encoding ? nullptr : rows_of(&w, first);
-  int64_t ld = w.stride[0];
-  const Scratch<std::byte> decoded(ctx, w.encoding ? count * columns * element_size(w.dtype) : 0);
-  if (w.encoding) {  // its values are of its own type
-    decode_rows(ctx, w, first, first + count, w.dtype, decoded.data());
-    rows = decoded.data(), ld = columns;
-  }
-  const bool dense = w.dtype == BALORA_F32 && ld == columns;
-  const Scratch<float> wide(ctx, dense ? 0 : count * columns);
-  if (!dense) {
-    convert_rows(ctx, {rows, w.dtype, ld}, {wide.data(), BALORA_F32, columns}, count, columns);
-    rows = wide.data();
-  }
-  body(static_cast<const float*>(rows));
-}
-
 // Logits in tiles. A head is far larger than any cache and each chunk of rows reads all of it, so a
 // block of tokens at a time is packed, and multiplied by every operand while it is in a cache.
 void tiled_logits(Context* ctx, std::span<const LogitsOf<float>> products, int64_t first,
@@ -125,8 +104,7 @@ void tiled_logits(Context* ctx, std::span<const LogitsOf<float>> products, int64
                     {{from, h->stride[0], channels}},
                     {logits, BALORA_F32, logits_ld(vocabulary)}});
   }
-  const int64_t block =
-      std::min(tokens_of_block(channels, kBlockBytes), round_up(vocabulary, kTileN));
+  const int64_t block = tokens_of_block(w, kBlockBytes);
   const TileMatrix b = TileMatrix::of(w, 0, true);
   run_blocks(ctx, {rows, vocabulary, channels, b, block, round_up(channels, kTileK)}, sums);
 }
@@ -136,24 +114,32 @@ void widened_logits(Context* ctx, std::span<const LogitsOf<float>> products, int
                     int64_t rows) {
   const View& w = *products[0].w;
   const int64_t vocabulary = w.shape[0], columns = w.shape[1], block = widened_tokens(w);
-  const Scratch<float> wide(ctx, std::ssize(products) * rows * columns);
-  float* to = wide.data();
+  const Scratch<float> left(ctx, std::ssize(products) * rows * columns);
+  float* to = left.data();
   for (const auto& [h, head, logits] : products) {
     convert_rows(ctx, {rows_of(h, first), h->dtype, h->stride[0]}, {to, BALORA_F32, columns}, rows,
                  columns);
     to += rows * columns;
   }
+  // A head in f32 is read where it lies, beside another one in blocks.
+  const bool dense = !w.encoding && w.dtype == BALORA_F32 && w.stride[0] == columns;
+  const Scratch<float> wide(ctx, dense ? 0 : block * columns);
   for (int64_t token = 0; token < vocabulary; token += block) {
     const int64_t count = std::min(block, vocabulary - token);
-    with_wide_rows(ctx, w, token, count, [&](const float* head) {
-      const float* from = wide.data();
-      for (const LogitsOf<float>& product : products) {
-        gemm(ctx, {rows, count, columns}, {from, BALORA_F32, columns},
-             {head, BALORA_F32, columns, true},
-             {product.logits + token, BALORA_F32, logits_ld(vocabulary)});
-        from += rows * columns;
-      }
-    });
+    if (w.encoding) {
+      decode_rows(ctx, w, token, token + count, BALORA_F32, wide.data());
+    } else if (!dense) {
+      convert_rows(ctx, {rows_of(&w, token), w.dtype, w.stride[0]},
+                   {wide.data(), BALORA_F32, columns}, count, columns);
+    }
+    const void* const head = dense ? rows_of(&w, token) : wide.data();
+    const float* from = left.data();
+    for (const LogitsOf<float>& product : products) {
+      gemm(ctx, {rows, count, columns}, {from, BALORA_F32, columns},
+           {head, BALORA_F32, columns, true},
+           {product.logits + token, BALORA_F32, logits_ld(vocabulary)});
+      from += rows * columns;
+    }
   }
 }
 
@@ -166,14 +152,21 @@ void head_gradient(Context* ctx, std::span<const GemmInput> parts, int64_t rows,
     return sum_products(ctx, {rows, w.shape[1], {&term, 1}}, dh);
   }
   const int64_t vocabulary = w.shape[0], channels = w.shape[1];
-  const int64_t bytes = tiles_use_amx() ? kAmxSummedBytes : kBlockBytes;
-  const int64_t block = std::min(tokens_of_block(channels, bytes), round_up(vocabulary, kTileN));
+  const int64_t block = tokens_of_block(w, tiles_use_amx() ? kAmxSummedBytes : kBlockBytes);
   TileSum sum = {channels, {}, {dh.data, dh.dtype, dh.ld}};
   for (const GemmInput& dz : parts) {
     sum.terms.push_back({static_cast<const bf16*>(dz.data), dz.ld, vocabulary});
   }
   const TileMatrix b = TileMatrix::of(w, 0, false);
   run_blocks(ctx, {rows, channels, vocabulary, b, round_up(channels, kTileN), block}, {&sum, 1});
+}
+
+void add_head_gradient(Context* ctx, const View& dw, HeadRange tokens, const GemmInput& dz,
+                       const View& h, HeadRange rows) {
+  const int64_t channels = h.shape[1];
+  gemm(ctx, {tokens.end - tokens.begin, channels, rows.end - rows.begin}, dz,
+       {rows_of(&h, rows.begin), h.dtype, h.stride[0]},
+       {rows_of(&dw, tokens.begin), dw.dtype, channels}, {1, rows.begin ? 1.0 : 0.0});
 }
 
 template <typename A>

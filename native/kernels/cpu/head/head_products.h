@@ -15,11 +15,6 @@
 
 namespace balora {
 
-// 256 rows of student and teacher at a vocabulary of 49,152: W is packed four times for 1,024 rows.
-constexpr int64_t kDefaultChunkBytes = int64_t{100} << 20;
-// Half as many where W is not packed, but widened or decoded, which takes a small part of the time.
-constexpr int64_t kSmallChunkBytes = int64_t{50} << 20;
-
 // Whether the products of these hidden states and this head can run in tiles.
 inline bool head_fits_tiles(const View& h, const View& w) {
   return h.dtype == BALORA_BF16 && w.dtype == BALORA_BF16 && tiles_ready() && view_contiguous(w) &&
@@ -32,12 +27,9 @@ inline bool is_widened(const View& h, const View& w) {
          !head_fits_tiles(h, w);
 }
 
-// Scratch for a chunk's rows: what the options say, or else `own`, as for rows of logits.
+// Scratch for a chunk's rows: what the options say, or else `own`.
 inline int64_t chunk_budget(const HeadOptions& options, int64_t own) {
   return options.chunk_bytes > 0 ? options.chunk_bytes : own;
-}
-inline int64_t logits_bytes(const View& h, const View& w) {
-  return is_widened(h, w) ? kSmallChunkBytes : kDefaultChunkBytes;
 }
 
 // Rows of a chunk whose scratch takes `row_bytes` a row: all `rows` shared out evenly to as few
@@ -80,6 +72,11 @@ inline const View* head_of(const balora_teacher& teacher, const View& own) {
   return teacher.head ? teacher.head : &own;
 }
 
+// Rows of a batch, or tokens of a vocabulary.
+struct HeadRange {
+  int64_t begin, end;
+};
+
 // The logits of one hidden state by one head.
 template <typename A>
 struct LogitsOf {
@@ -105,6 +102,10 @@ inline int64_t row_groups(int64_t panels, int64_t columns, int64_t threads, doub
 // is f32 and dense, dz a sum of parts, and blocks of tokens are summed in order.
 void head_gradient(Context* ctx, std::span<const GemmInput> parts, int64_t rows, const View& h,
                    const View& w, const GemmOutput& dh);
+
+// Some tokens of dw (V,C) += dz^T h for some rows of h (M,C), the first of which set them.
+void add_head_gradient(Context* ctx, const View& dw, HeadRange tokens, const GemmInput& dz,
+                       const View& h, HeadRange rows);
 
 // Logits of the rows [first, first + rows) of several hidden states. All are computed the same way,
 // row by row of equal operands to the bit, so that a teacher's are those of a student which is its

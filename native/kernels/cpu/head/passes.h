@@ -32,34 +32,29 @@ BALORA_INLINE A row_max(const A* x, int64_t n) {
   return best;
 }
 
-// The largest of each block, blocks_of(n) of them; returns that of all.
+// The largest of each block.
 template <typename A>
-BALORA_INLINE A block_maxima(const A* x, int64_t n, A* maxima) {
-  A best = -std::numeric_limits<A>::infinity();
+BALORA_INLINE void block_maxima(const A* x, int64_t n, A* maxima) {
   for (int64_t first = 0; first < n; first += kBlock) {
-    const A highest = row_max(x + first, std::min(n - first, kBlock));
-    maxima[first / kBlock] = highest;
-    best = highest > best ? highest : best;
+    maxima[first / kBlock] = row_max(x + first, std::min(n - first, kBlock));
   }
-  return best;
 }
 
-// Offsets of all but x < least, in ascending order, as many as are written to `found`.
+// Adds all but z < least of the tokens [begin, end), in ascending order.
 template <typename A>
-BALORA_INLINE int64_t find_candidates(const A* x, int64_t n, A least, int32_t* found) {
+BALORA_INLINE void add_candidates(const RowOperands<A>& o, int64_t begin, int64_t end, A least,
+                                  std::vector<TopCandidate<A>>& to) {
   constexpr int64_t kGroup = 32;
-  int64_t count = 0;
-  for (int64_t first = 0; first < n; first += kGroup) {
-    const int64_t last = std::min(n, first + kGroup);
+  for (int64_t first = begin; first < end; first += kGroup) {
+    const int64_t last = std::min(end, first + kGroup);
     int32_t any = 0;
 #pragma omp simd reduction(| : any)
-    for (int64_t i = first; i < last; ++i) any |= !(x[i] < least);
+    for (int64_t i = first; i < last; ++i) any |= !(o.z[i] < least);
     if (!any) continue;
     for (int64_t i = first; i < last; ++i) {
-      if (!(x[i] < least)) found[count++] = static_cast<int32_t>(i);
+      if (!(o.z[i] < least)) to.push_back({i, o.z[i], o.y ? o.y[i] : A(0)});
     }
   }
-  return count;
 }
 
 // The largest of y moved to where centre_offset() wants it, from those of both.
@@ -166,23 +161,17 @@ BALORA_INLINE void logits_block(const A* x, const A* t, int64_t n, const Gradien
   }
 }
 
-// A block of dz from kept exponentials x and q; q null: there is no teacher.
+// A block of dz from kept exponentials x and q; q null: there is no teacher, any q takes its place
+// since gap is student.
 //   task p + student (x - q) + gap q,  p = x, or x^2 if kSquares
 // gap = student - teacher: x = q gives exactly 0 even with fused adds.
 template <bool kSquares, typename A>
 BALORA_INLINE void kept_block(const A* x, const A* q, int64_t n, const Gradient<A>& g, A* sum) {
-  if (q) {
+  const A* const t = q ? q : x;
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const A p = kSquares ? square_or_zero(x[i]) : x[i];
-      sum[i] = g.task * p + (g.student * (x[i] - q[i]) + g.gap * q[i]);
-    }
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const A p = kSquares ? square_or_zero(x[i]) : x[i];
-      sum[i] = g.task * p + g.student * x[i];
-    }
+  for (int64_t i = 0; i < n; ++i) {
+    const A p = kSquares ? square_or_zero(x[i]) : x[i];
+    sum[i] = g.task * p + (g.student * (x[i] - t[i]) + g.gap * t[i]);
   }
 }
 

@@ -68,14 +68,6 @@ SvdRatio ratio_of_gram(const Context* ctx, const Matrix& gram, double squared_no
   return svd_ratio(leading_eigenpairs(ctx, gram, wanted), squared_norm, k, nuclear);
 }
 
-// A B, of which A has `rows` rows and B (inner,cols).
-Matrix product_of(const Context* ctx, const MatrixRef& a, int64_t rows, const MatrixRef& b,
-                  int64_t inner, int64_t cols) {
-  Matrix out(rows, cols);
-  product_f64(ctx, rows, cols, inner, a, b, out.values.data(), cols);
-  return out;
-}
-
 // A diag(factors)
 Matrix scaled_columns(Matrix a, const std::vector<double>& factors) {
   for (int64_t i = 0; i < a.rows; ++i) {
@@ -84,15 +76,19 @@ Matrix scaled_columns(Matrix a, const std::vector<double>& factors) {
   return a;
 }
 
+// left diag(weights) right + shift base
+Matrix weighted_sum(const Context* ctx, const SvdRatio& ratio, const Matrix& left,
+                    const MatrixRef& right, Matrix base) {
+  for (double& value : base.values) value *= ratio.shift;
+  add_product_f64(ctx, base.rows, base.cols, left.cols, scaled_columns(left, ratio.weights).ref(),
+                  right, base.values.data(), base.cols);
+  return base;
+}
+
 // U diag(weights) (U^T p) + shift p
 Matrix ratio_gradient(const Context* ctx, const SvdRatio& ratio, const Matrix& p) {
   const Matrix& u = ratio.pairs.vectors;
-  const Matrix weighted = scaled_columns(u, ratio.weights), inner = product_tn(ctx, u, p);
-  Matrix out = p;
-  for (double& value : out.values) value *= ratio.shift;
-  add_product_f64(ctx, u.rows, p.cols, u.cols, weighted.ref(), inner.ref(), out.values.data(),
-                  p.cols);
-  return out;
+  return weighted_sum(ctx, ratio, u, product_tn(ctx, u, p).ref(), p);
 }
 
 // The SVD regularizer of Z = H W^T without Z, for a linear and frozen head: sigma(Z)^2 = eig(H G
@@ -149,48 +145,31 @@ Matrix congruent(const Context* ctx, const Matrix& root, const Matrix& m) {
   return out;
 }
 
-// More rows than channels: dL/dH = H (A diag(weights) A^T + shift G), A = L V.
-double tall_form(const GramProblem& p, const balora_svd_ratio_gram& o, double norm2, Matrix* dh) {
-  const Matrix root = gram_root(p.g, p.c);
-  const Matrix inner = congruent(p.ctx, root, gram(p.ctx, p.h, p.n, p.c));
-  const SvdRatio ratio = ratio_of_gram(p.ctx, inner, norm2, o.k, o.nuclear != 0);
-  if (!dh) return ratio.value;
-  const Matrix a = product(p.ctx, root, ratio.pairs.vectors);
-  Matrix sum = widened(p.g, p.c, p.c);
-  for (double& value : sum.values) value *= ratio.shift;
-  add_product_f64(p.ctx, p.c, p.c, a.cols, scaled_columns(a, ratio.weights).ref(),
-                  a.ref().transposed(), sum.values.data(), p.c);
-  *dh = product(p.ctx, p.h, p.n, sum);
-  return ratio.value;
-}
-
-// No more rows than channels: dL/dH = U diag(weights) (U^T P) + shift P.
-double wide_form(const GramProblem& p, const balora_svd_ratio_gram& o, double norm2,
-                 const Matrix& ph, Matrix* dh) {
-  Matrix gram(p.n, p.n);
-  symmetric_product_f64(p.ctx, p.n, p.c, ph.ref(), p.h.transposed(), gram.values.data());
-  const SvdRatio ratio = ratio_of_gram(p.ctx, gram, norm2, o.k, o.nuclear != 0);
-  if (dh) *dh = ratio_gradient(p.ctx, ratio, ph);
-  return ratio.value;
-}
-
+// The term of all pairs, and its gradient. More rows than channels: H (A diag(weights) A^T +
+// shift G), A = L V; else U diag(weights) (U^T P) + shift P.
 double dense_form(const GramProblem& p, const balora_svd_ratio_gram& o) {
-  const Matrix ph = product_of(p.ctx, p.h, p.n, p.g, p.c, p.c);
+  const Matrix ph = product(p.ctx, p.h, p.n, widened(p.g, p.c, p.c));
   // |Z|_F^2 = sum(P o H)
   const double norm2 = std::inner_product(ph.values.begin(), ph.values.end(), p.wide, 0.0);
-  Matrix gradient;
-  Matrix* const dh = o.dh ? &gradient : nullptr;
-  const double value = p.n > p.c ? tall_form(p, o, norm2, dh) : wide_form(p, o, norm2, ph, dh);
-  if (dh) store_matrix(gradient, *o.dh);
-  return value;
-}
-
-template <typename A>
-BALORA_INLINE double dot_loop(const A* a, const A* b, int64_t c) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < c; ++j) sum += static_cast<double>(a[j]) * static_cast<double>(b[j]);
-  return sum;
+  const bool tall = p.n > p.c;
+  Matrix root, inner;
+  if (tall) {
+    root = gram_root(p.g, p.c);
+    inner = congruent(p.ctx, root, gram(p.ctx, p.h, p.n, p.c));
+  } else {
+    inner = Matrix(p.n, p.n);
+    symmetric_product_f64(p.ctx, p.n, p.c, ph.ref(), p.h.transposed(), inner.values.data());
+  }
+  const SvdRatio ratio = ratio_of_gram(p.ctx, inner, norm2, o.k, o.nuclear != 0);
+  if (!o.dh) return ratio.value;
+  if (tall) {
+    const Matrix a = product(p.ctx, root, ratio.pairs.vectors);
+    const Matrix sum = weighted_sum(p.ctx, ratio, a, a.ref().transposed(), widened(p.g, p.c, p.c));
+    store_matrix(product(p.ctx, p.h, p.n, sum), *o.dh);
+  } else {
+    store_matrix(ratio_gradient(p.ctx, ratio, ph), *o.dh);
+  }
+  return ratio.value;
 }
 
 // The sum of a o b, by rows (n,c).
@@ -199,7 +178,12 @@ double inner_product(const GramProblem& p, const A* a, const A* b) {
   std::vector<double> sums(static_cast<size_t>(p.n));
   parallel_for(p.ctx, p.n, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      sums[static_cast<size_t>(i)] = at_level<&dot_loop<A>>(a + i * p.c, b + i * p.c, p.c);
+      double sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = i * p.c; j < (i + 1) * p.c; ++j) {
+        sum += static_cast<double>(a[j]) * static_cast<double>(b[j]);
+      }
+      sums[static_cast<size_t>(i)] = sum;
     }
   });
   return std::accumulate(sums.begin(), sums.end(), 0.0);
@@ -215,9 +199,9 @@ double leading_form(const GramProblem& p, RitzPairs pairs, const balora_svd_rati
   constexpr int32_t kType = kDtypeOfAcc<A>;
   const int64_t n = p.n, c = p.c, k = pairs.vectors.cols;
   const Matrix& u = pairs.vectors;
-  const Matrix inside = product_of(p.ctx, u.ref().transposed(), k, p.h, n, c);
+  const Matrix inside = product(p.ctx, p.h.transposed(), c, u);  // T^T
   const Matrix minus = scaled_columns(u, std::vector<double>(static_cast<size_t>(k), -1.0));
-  add_product_f64(p.ctx, n, c, k, minus.ref(), inside.ref(), p.wide, c);
+  add_product_f64(p.ctx, n, c, k, minus.ref(), inside.ref().transposed(), p.wide, c);
   A* const outside = workspace<A>(p.ctx, n * c);
   A* const times_g = workspace<A>(p.ctx, n * c);
   A* const g = workspace<A>(p.ctx, c * c);
@@ -233,8 +217,8 @@ double leading_form(const GramProblem& p, RitzPairs pairs, const balora_svd_rati
   });
   for (double& weight : ratio.weights) weight += ratio.shift;
   const Matrix weighted = scaled_columns(ratio.pairs.vectors, ratio.weights);
-  const Matrix inner = product_of(p.ctx, inside.ref(), k, p.g, c, c);
-  add_product_f64(p.ctx, n, c, k, weighted.ref(), inner.ref(), p.wide, c);
+  const Matrix inner = product(p.ctx, p.g, c, inside);
+  add_product_f64(p.ctx, n, c, k, weighted.ref(), inner.ref().transposed(), p.wide, c);
   convert_rows(p.ctx, {p.wide, BALORA_F64, c}, {o.dh->data, o.dh->dtype, c}, n, c);
   return ratio.value;
 }
@@ -246,12 +230,7 @@ int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
   const int64_t n = h.shape[0], c = h.shape[1];
   auto* const wide = workspace<double>(ctx, n * c);
   convert_rows(ctx, {h.data, h.dtype, c}, {wide, BALORA_F64, c}, n, c);
-  const GramProblem problem{.ctx = ctx,
-                            .wide = wide,
-                            .h = {wide, BALORA_F64, c, 1},
-                            .g = matrix_ref(*o.g),
-                            .n = n,
-                            .c = c};
+  const GramProblem problem{ctx, wide, {wide, BALORA_F64, c, 1}, matrix_ref(*o.g), n, c};
   double& value = *data_of<double>(o.value);
   RitzPairs pairs;
   if (o.nuclear || !leading_pairs(problem, o.k, pairs)) {
@@ -313,17 +292,17 @@ class TiledLogits {
   void gradient(const SvdRatio& ratio) {
     const int64_t rows = o_.h->shape[0];
     A* sum = o_.dh ? workspace<A>(ctx_, rows * channels_) : nullptr;
-    if (sum) std::fill_n(sum, rows * channels_, A(0));
     tiles_.each([&](const LogitsTile& tile) {
       replace_by_gradient(tile, ratio, make(tile));
       if (sum) {
         gemm(ctx_, {tile.rows, channels_, tile.tokens}, {logits_, kDtype, tile.tokens},
-             rows_from(*o_.w, tile.token), {sum + tile.row * channels_, kDtype, channels_}, {1, 1});
+             rows_from(*o_.w, tile.token), {sum + tile.row * channels_, kDtype, channels_},
+             {1, tile.token > 0 ? 1.0 : 0.0});
       }
       if (o_.dw) {
-        gemm(ctx_, {tile.tokens, channels_, tile.rows}, {logits_, kDtype, tile.tokens, true},
-             rows_from(*o_.h, tile.row), {rows_of(o_.dw, tile.token), o_.dw->dtype, channels_},
-             {1, tile.row > 0 ? 1.0 : 0.0});
+        add_head_gradient(ctx_, *o_.dw, {tile.token, tile.token + tile.tokens},
+                          {logits_, kDtype, tile.tokens, true}, *o_.h,
+                          {tile.row, tile.row + tile.rows});
       }
     });
     if (!sum) return;

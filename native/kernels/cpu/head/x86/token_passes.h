@@ -7,7 +7,6 @@
 // there are no teacher's logits.
 #pragma once
 #include <algorithm>
-#include <array>
 #include <cfloat>
 #include <cstdint>
 #include <limits>
@@ -53,6 +52,21 @@ struct Lanes {
 // KeptSums (head.h) by lane: (kLaneSums,lanes).
 enum { kStudent, kSquares, kTeachers, kGap, kRest, kLaneSums };
 
+// Maxima and sums of groups of tokens in order, and the sums over all of them. For a vector of
+// lanes combine_groups() makes of the maxima the rows' shifts and, in their place, the factors of
+// each group's x and q.
+struct GroupedLanes {
+  float* maxima;   // (count, lanes) of z, behind each group's those of y if there are any
+  float* sums;     // (count, kLaneSums, lanes)
+  double* totals;  // (kLaneSums, lanes)
+  int64_t count, lanes;
+  bool has_teacher;
+
+  int64_t all_lanes() const { return has_teacher ? 2 * lanes : lanes; }
+  float* maxima_of(int64_t group) const { return maxima + group * all_lanes(); }
+  float* sums_of(int64_t group) const { return sums + group * kLaneSums * lanes; }
+};
+
 // Logits of the student and a teacher, as products leave them: (panels,tokens,32), panels
 // `panel_step` apart; and what is made of them.
 struct TokenGroup {
@@ -71,28 +85,18 @@ struct TokenGroup {
   }
 };
 
-// Maxima and sums of `count` groups in order, and the sums over all of them. For a vector of lanes
-// combine_groups() makes of the maxima the rows' shifts and, in their place, the factors of each
-// group's x and q.
-struct GroupedLanes {
-  float* maxima;  // (count, lanes), step apart; those of y behind each group's
-  bool has_teacher;
-  const float* sums;  // (count, kLaneSums, lanes)
-  double* totals;     // (kLaneSums, lanes)
-  int64_t count, step, lanes;
-};
-
 constexpr int64_t kTokens = 32;  // whose sums are taken by themselves; also a line of dz
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// The largest of each lane in the tokens [begin, end); the second operand where one is NaN.
-AVX512_TARGET BALORA_INLINE __m512 largest(const float* logits, int64_t begin, int64_t end) {
+// The largest of each lane in the rows [begin, end), `step` apart, of which NaN is left out.
+AVX512_TARGET BALORA_INLINE __m512 largest(const float* rows, int64_t begin, int64_t end,
+                                           int64_t step) {
   __m512 most[4];  // which do not wait for each other
   for (auto& value : most) value = lanes::all(-kInfinity);
-  for (int64_t token = begin; token < end; token += 4) {
+  for (int64_t row = begin; row < end; row += 4) {
 #pragma GCC unroll 4
     for (int64_t i = 0; i < 4; ++i) {
-      const float* const from = logits + std::min(token + i, end - 1) * kPanelLanes;
+      const float* const from = rows + std::min(row + i, end - 1) * step;
       most[i] = _mm512_max_ps(_mm512_loadu_ps(from), most[i]);
     }
   }
@@ -185,30 +189,25 @@ struct WideSum {
 
 // See GroupedLanes.
 AVX512_TARGET inline void combine_groups(const GroupedLanes& groups, int64_t lane, Lanes& by) {
+  const int64_t step = groups.all_lanes();
   float* const z = groups.maxima + lane;
   float* const y = groups.has_teacher ? z + groups.lanes : nullptr;
-  const auto largest_of = [&groups](const float* maxima) AVX512_TARGET {
-    __m512 most = lanes::all(-FLT_MAX);
-    for (int64_t i = 0; i < groups.count; ++i) {
-      most = _mm512_max_ps(_mm512_loadu_ps(maxima + i * groups.step), most);
-    }
-    return most;
-  };
-  const __m512 largest_z = largest_of(z), largest_y = y ? largest_of(y) : _mm512_setzero_ps();
+  const __m512 largest_z = largest(z, 0, groups.count, step);
+  const __m512 largest_y = y ? largest(y, 0, groups.count, step) : _mm512_setzero_ps();
   const __m512 centre = largest_y - largest_z, scale = _mm512_loadu_ps(by.scale.data() + lane);
   const __m512 log2_scale = scale * vec::kLog2e;
   WideSum totals[kLaneSums];
   for (int64_t i = 0; i < groups.count; ++i) {
     __m512 of[kLaneSums];
-    const float* const sums = groups.sums + i * kLaneSums * groups.lanes + lane;
+    const float* const sums = groups.sums_of(i) + lane;
     for (int s = 0; s < kLaneSums; ++s) of[s] = _mm512_loadu_ps(sums + s * groups.lanes);
-    const __m512 own_z = _mm512_loadu_ps(z + i * groups.step),
+    const __m512 own_z = _mm512_loadu_ps(z + i * step),
                  factor = lanes::exp_difference(own_z, largest_z, log2_scale);
     totals[kStudent].add(factor, of[kStudent]);
     totals[kSquares].add(factor * factor, of[kSquares]);
-    _mm512_storeu_ps(z + i * groups.step, factor);
+    _mm512_storeu_ps(z + i * step, factor);
     if (!y) continue;
-    const __m512 own_y = _mm512_loadu_ps(y + i * groups.step);
+    const __m512 own_y = _mm512_loadu_ps(y + i * step);
     const __m512 factor_q = lanes::exp_difference(own_y, largest_y, log2_scale);
     // The centre moves by h T, so that factor = factor_q e^-h:
     //   sum q (e^-(w+h) - 1 + w + h) = e^-h rest + (e^-h - 1 + h) teacher - (e^-h - 1) gap
@@ -219,7 +218,7 @@ AVX512_TARGET inline void combine_groups(const GroupedLanes& groups, int64_t lan
     totals[kRest].add(factor, of[kRest]);
     totals[kRest].add(divergence_rest_of(factor_q, factor, h), of[kTeachers]);
     totals[kRest].add(exp_difference_of(factor_q, factor, -h), -of[kGap]);
-    _mm512_storeu_ps(y + i * groups.step, factor_q);
+    _mm512_storeu_ps(y + i * step, factor_q);
   }
   _mm512_storeu_ps(by.z.data() + lane, largest_z);
   _mm512_storeu_ps(by.y.data() + lane, largest_y);
@@ -247,14 +246,8 @@ BF16_TARGET void lane_gradients(const uint32_t* kept, int64_t tokens, const Lane
   }
   const __m512 gap = student - teacher;  // of equal factors exactly 0
   // The pairs of two vectors that were rounded one behind the other.
-  alignas(64) static constexpr auto kPairs = [] {
-    std::array<uint16_t, 32> order{};
-    for (uint16_t i = 0; i < 16; ++i) {
-      order[2 * i] = i, order[2 * i + 1] = static_cast<uint16_t>(i + 16);
-    }
-    return order;
-  }();
-  const __m512i pairs = _mm512_load_si512(kPairs.data());
+  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   for (int64_t begin = 0; begin < tokens; begin += kTokens) {
     const int64_t count = std::min(tokens - begin, kTokens);
     const auto at = [&](int64_t token) BF16_TARGET {
@@ -283,29 +276,22 @@ BF16_TARGET void lane_gradients(const uint32_t* kept, int64_t tokens, const Lane
   }
 }
 
-// The largest of each lane of logits of the group, at least -FLT_MAX.
-AVX512_TARGET inline void lane_maxima(const float* logits, const TokenGroup& group, float* maxima) {
+// The largest of each lane of logits of the group, at least -FLT_MAX. With k > 0 bounds (k,lanes)
+// hold the k largest of what they have seen of each lane, in order: maxima of disjoint sets of
+// tokens, so that k logits at least are no smaller than the last of them. They begin as -infinity.
+AVX512_TARGET inline void lane_maxima(const float* logits, const TokenGroup& group, float* maxima,
+                                      int64_t k = 0, float* bounds = nullptr) {
   for (int64_t lane = 0; lane < group.lanes; lane += kLanes) {
-    const __m512 most = largest(logits + group.offset(lane, 0), 0, group.tokens);
-    _mm512_storeu_ps(maxima + lane, _mm512_max_ps(most, lanes::all(-FLT_MAX)));
-  }
-}
-
-// The same of the group's z; and bounds (k,lanes) hold the k largest of what they have seen of each
-// lane, in order: maxima of disjoint sets of tokens, so that k logits at least are no smaller than
-// the last of them. They begin as -infinity.
-AVX512_TARGET inline void rank_maxima(const TokenGroup& group, int64_t k, float* bounds) {
-  for (int64_t lane = 0; lane < group.lanes; lane += kLanes) {
-    const float* const logits = group.z + group.offset(lane, 0);
-    float* const last = bounds + (k - 1) * group.lanes + lane;
+    const float* const from = logits + group.offset(lane, 0);
+    float* const last = k > 0 ? bounds + (k - 1) * group.lanes + lane : nullptr;
     __m512 most = lanes::all(-FLT_MAX);
-    for (int64_t begin = 0; begin < group.tokens;) {
+    for (int64_t begin = 0, end = 0; begin < group.tokens; begin = end) {
       // Few tokens at a time at first, so that there is a bound early.
-      const bool complete = last[0] > -kInfinity;
-      const int64_t end = std::min(group.tokens, begin + (complete ? kTokens : 4));
-      const __m512 next = largest(logits, begin, end);
+      const int64_t count = !last ? group.tokens : last[0] > -kInfinity ? kTokens : 4;
+      end = std::min(group.tokens, begin + count);
+      const __m512 next = largest(from, begin, end, kPanelLanes);
       most = _mm512_max_ps(most, next);
-      begin = end;
+      if (!last) continue;
       // It takes the place of the last one, and rises while it is larger than the one above it.
       __m512 rising = _mm512_max_ps(_mm512_loadu_ps(last), next);
       _mm512_storeu_ps(last, rising);
@@ -318,7 +304,7 @@ AVX512_TARGET inline void rank_maxima(const TokenGroup& group, int64_t k, float*
         _mm512_storeu_ps(at - group.lanes, rising);
       }
     }
-    _mm512_storeu_ps(group.maxima + lane, most);
+    _mm512_storeu_ps(maxima + lane, most);
   }
 }
 
