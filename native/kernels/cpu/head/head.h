@@ -60,7 +60,7 @@ struct HeadRow {
   double shift_entropy = 0, log_sum_entropy = 0;
   double target = 0, target_teacher = 0;  // logits of its target, if it has one
 
-  // The sums of kept exponentials; `squares`: as HeadRows says.
+  // The sums of kept exponentials; see HeadRows::squares().
   void set_sums(const head::KeptSums& sums, bool squares) {
     pair = sums.pair;
     sum = squares ? sums.squares : pair.student;
@@ -124,8 +124,7 @@ class HeadRows {
   void probabilities(A* y, const HeadRow& row, bool paired);
 
   // The steps of both, for rows whose logits lie in another order (x86/by_token.cc). Exponentials
-  // are of differences times scale_of(); squares: kept ones are at T = 2, and those at 1 their
-  // squares.
+  // take differences times scale_of(); squares(): of kept ones at T = 2, which are those at 1.
   A scale_of(const RowRole& role) const;
   bool squares(const RowRole& role) const;
   bool has_entropy(const RowRole& role) const;
