@@ -151,10 +151,10 @@ class HeadRows {
   void cap(A* products) const;
   void find_top_k(const RowOperands<A>& operands, HeadRow& row);
   void compute_sums(const RowOperands<A>& operands, HeadRow& row) const;
-  double diversity_of(const RowRole& role) const;
 
   HeadOptions options_;
   int64_t vocabulary_, top_k_;
+  double diversity_;       // the scale over Te
   bool keeps_;             // exponentials
   std::vector<A> maxima_;  // of the row's blocks
   std::vector<TopCandidate<A>> top_, candidates_;

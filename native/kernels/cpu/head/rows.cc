@@ -22,6 +22,7 @@ HeadRows<A>::HeadRows(const HeadOptions& options, int64_t vocabulary)
     : options_(options),
       vocabulary_(vocabulary),
       top_k_(std::max<int64_t>(options.entropy_top_k, 0)),
+      diversity_(options.diversity_scale / options.entropy_temperature),
       keeps_(!(options.softcap > 0) && !dense_entropy() &&
              (options.temperature == 1 || options.temperature == 2)),
       maxima_(static_cast<size_t>((vocabulary + head::kBlock - 1) / head::kBlock)) {}
@@ -193,7 +194,7 @@ head::Gradient<A> HeadRows<A>::gradient_of(const RowRole& role, const HeadRow& r
   g.student = static_cast<A>(student), g.teacher = static_cast<A>(teacher);
   g.gap = static_cast<A>(student - teacher);
   if (role.is_live()) g.log_ratio = static_cast<A>(row.pair.log_ratio());
-  if (has_entropy(role) && dense_entropy()) g.diversity = static_cast<A>(diversity_of(role));
+  if (has_entropy(role) && dense_entropy()) g.diversity = static_cast<A>(role.factor * diversity_);
   g.entropy_scale = static_cast<A>(1 / options_.entropy_temperature);
   g.log_sum = static_cast<A>(row.log_sum_entropy);
   g.entropy = static_cast<A>(row.terms[BALORA_HEAD_ENTROPY]);
@@ -201,16 +202,10 @@ head::Gradient<A> HeadRows<A>::gradient_of(const RowRole& role, const HeadRow& r
   return g;
 }
 
-// ds / Te of the formulas above.
-template <typename A>
-double HeadRows<A>::diversity_of(const RowRole& role) const {
-  return role.factor * options_.diversity_scale / options_.entropy_temperature;
-}
-
 template <typename A>
 auto HeadRows<A>::form_places(const RowRole& role, const HeadRow& row) -> std::span<const Place> {
   places_.clear(), place_z_.clear(), place_y_.clear();
-  const double diversity = diversity_of(role);
+  const double diversity = role.factor * diversity_;
   if (has_entropy(role) && !dense_entropy() && diversity != 0) {
     for (const auto& [index, z, y] : top_) {
       const double log_pi =

@@ -233,13 +233,9 @@ int32_t svd_ratio_gram_kernel(Context* ctx, const balora_svd_ratio_gram& o) {
   const GramProblem problem{ctx, wide, {wide, BALORA_F64, c, 1}, matrix_ref(*o.g), n, c};
   double& value = *data_of<double>(o.value);
   RitzPairs pairs;
-  if (o.nuclear || !leading_pairs(problem, o.k, pairs)) {
-    value = dense_form(problem, o);
-  } else if (h.dtype == BALORA_F64) {
-    value = leading_form<double>(problem, std::move(pairs), o);
-  } else {
-    value = leading_form<float>(problem, std::move(pairs), o);
-  }
+  const auto leading = h.dtype == BALORA_F64 ? leading_form<double> : leading_form<float>;
+  value = o.nuclear || !leading_pairs(problem, o.k, pairs) ? dense_form(problem, o)
+                                                           : leading(problem, std::move(pairs), o);
   return 0;
 }
 

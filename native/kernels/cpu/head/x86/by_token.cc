@@ -99,6 +99,7 @@ class HeadByToken {
       own.tiles = workspace<bf16>(ctx_, tiles_size(block_, channels_));
     }
     candidates_.resize(static_cast<size_t>(blocks()));
+    elements_.resize(static_cast<size_t>(blocks()));
   }
 
   // The terms of some rows.
@@ -117,6 +118,13 @@ class HeadByToken {
       HeadRows<float> head(call_.options, vocabulary_);
       for (int64_t i = begin; i < end; ++i) finish_row(head, rows_[static_cast<size_t>(i)], i);
     });
+    for (auto& block : elements_) block.clear();
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      for (const auto& [token, value] : rows_[i].places) {
+        elements_[static_cast<size_t>(token / block_)].push_back(
+            {static_cast<int64_t>(i), token % block_, to_bf16(value)});
+      }
+    }
   }
 
   // Their parts of dh = dz W and dw += dz^T h.
@@ -156,6 +164,10 @@ class HeadByToken {
     HeadRow found;
     std::vector<TopCandidate<float>> top;
     std::vector<HeadRows<float>::Place> places;
+  };
+  struct Element {  // of dz
+    int64_t row, token;
+    bf16 value;
   };
   // A thread's own.
   struct Own {
@@ -353,12 +365,9 @@ class HeadByToken {
               factors + lanes_, to + first, block_);
       }
     }
-    for (int64_t row = lanes.begin; row < std::min(lanes.end, std::ssize(rows_)); ++row) {
-      for (const auto& [token, value] : rows_[static_cast<size_t>(row)].places) {
-        const int64_t offset = token - block * block_;
-        if (offset < 0 || offset >= tokens) continue;
-        dz[(row - lanes.begin) * block_ + offset] = to_bf16(value);
-      }
+    for (const Element& element : elements_[static_cast<size_t>(block)]) {
+      if (element.row < lanes.begin || element.row >= lanes.end) continue;
+      dz[(element.row - lanes.begin) * block_ + element.token] = element.value;
     }
     if (!o_.dw) return;
     auto* const place = reinterpret_cast<bf16*>(kept_of(block));
@@ -384,6 +393,7 @@ class HeadByToken {
   Lanes by_lane_{0};
   std::vector<Row> rows_;
   std::vector<std::vector<LaneCandidate>> candidates_;  // of each block
+  std::vector<std::vector<Element>> elements_;          // the same
 };
 
 }  // namespace
