@@ -65,8 +65,10 @@ template <typename A>
 void HeadRows<A>::top_entropy(std::span<TopCandidate<A>> candidates, HeadRow& row) {
   const auto k = static_cast<size_t>(top_k_);
   if (candidates.size() >= k) {
-    std::partial_sort(candidates.begin(), candidates.begin() + top_k_, candidates.end());
-    top_.assign(candidates.begin(), candidates.begin() + top_k_);
+    const auto end = candidates.begin() + top_k_;
+    std::nth_element(candidates.begin(), end - 1, candidates.end());
+    std::sort(candidates.begin(), end);
+    top_.assign(candidates.begin(), end);
   } else {
     constexpr A kNaN = std::numeric_limits<A>::quiet_NaN();
     top_.clear();
