@@ -114,8 +114,10 @@ void HeadRows<A>::compute_sums(const RowOperands<A>& operands, HeadRow& row) con
   const auto shifted_by = [&](A scale) {
     return head::PairShifts<A>{static_cast<A>(row.shift), static_cast<A>(row.shift_teacher), scale};
   };
+  // Reads the operands' fields: clang 16 refuses z and y of the binding in a loop of OpenMP.
   const auto of_student = [&](A scale) {
-    return at_level<&head::exp_sums<false, kKeep, A>>(z, y, vocabulary_, shifted_by(scale));
+    return at_level<&head::exp_sums<false, kKeep, A>>(operands.z, operands.y, vocabulary_,
+                                                      shifted_by(scale));
   };
   const auto scale = static_cast<A>(role.compared() ? 1 / options_.temperature : 1);
   head::PairShifts<A> shifts = shifted_by(scale);
