@@ -215,6 +215,11 @@ export function resetOpTimes(): void {
   native.resetOpTimes();
 }
 
+/** Yields to the event loop, so that timers, I/O and other callbacks of the process can run. */
+export function yieldToEventLoop(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
 /** Counts the ops that `body` enqueues under this name in opTimes(); the trainer's phases are its step's parts. */
 export function withPhase<T>(name: string, body: () => T): T {
   return withSetting(native.setPhase, name, body);

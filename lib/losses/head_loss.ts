@@ -34,13 +34,7 @@ import {
   type TermRows,
   termValue,
 } from './term.ts';
-import {
-  kTask,
-  type MicroBatchLoss,
-  perRow,
-  type TermCounts,
-  type TermValue,
-} from './term_sums.ts';
+import { type ComputedLoss, kTask, perRow, type TermCounts, type TermValue } from './term_sums.ts';
 import { consistency } from './terms/consistency.ts';
 import { diversity } from './terms/diversity.ts';
 import { svd } from './terms/svd.ts';
@@ -63,8 +57,8 @@ const kTable: CallTable<HeadLossOptions> = {
   chunkBytes: wholeNumber({ least: 0 }),
 };
 
-/** A micro-batch as {@link HeadLoss.compute} takes it. */
-export interface HeadMicroBatch {
+/** The input of {@link HeadLoss.compute}. */
+export interface HeadLossInput {
   /** (N, C) after the final norm, on the tape; or (M, C), the rows of {@link HeadLoss.select} alone. */
   readonly hidden: Tensor;
   /**
@@ -86,6 +80,8 @@ export interface HeadMicroBatch {
   readonly at?: StepOfRun;
   /** The micro-batch as the data source gave it, for terms that read it. Default: `batch`. */
   readonly source?: unknown;
+  /** The host's part of the inputs on the device, where {@link HeadLoss.prepare} made it already; the caller disposes of it. */
+  readonly prepared?: LossInputs;
 }
 
 /** The rows that have a teacher, as indices into the selected rows, ascending. */
@@ -110,35 +106,23 @@ export interface LossInputs {
   readonly factors: Readonly<Record<string, Tensor>>;
 }
 
-/** A micro-batch as {@link HeadLoss.computePrepared} takes it. */
-export interface PreparedMicroBatch {
-  /** (M, C) of the selected rows, on the tape. */
-  readonly hidden: Tensor;
-  /** (M, C) of the selected rows, or their summary. */
+/** The selected rows of a micro-batch, with their inputs on the device. */
+interface PreparedRows extends Omit<HeadLossInput, 'teacher'> {
   readonly teacher: Tensor | TeacherSummary | null;
-  /** Default: the teacher has all rows. */
-  readonly part?: TeacherPart | null;
+  readonly selected: SelectedRows;
   readonly inputs: LossInputs;
-  /** Keys of the terms outside the head's pass that have a gradient; the others are computed without one. */
-  readonly gradients: readonly string[];
-  /** For terms that are computed by their definition. */
-  readonly context?: Pick<HeadMicroBatch, 'batch' | 'source' | 'hiddenStates' | 'at'> & {
-    readonly selected: SelectedRows;
-  };
-}
-
-/** The loss of prepared inputs: tensors alone. */
-export interface PreparedLoss {
-  readonly loss: Tensor; // () f64, on the tape
-  readonly sums: Tensor; // (4) f64: sums of cross-entropy, T^2 KL and entropy, and the loss of these three
-  /** Means of the other terms, by key. */
-  readonly means: Readonly<Record<string, Tensor>>; // () f64
 }
 
 /** The tensors of one pass over the head, and what it gives. */
 type HeadPass = Pick<LossInputs, 'targets' | 'regularized' | 'scales'> &
-  Pick<PreparedMicroBatch, 'hidden' | 'teacher'>;
-type HeadSums = Pick<PreparedLoss, 'loss' | 'sums'>;
+  Pick<PreparedRows, 'hidden' | 'teacher'>;
+interface HeadSums {
+  readonly loss: Tensor; // () f64, on the tape
+  readonly sums: Tensor; // (4) f64: sums of cross-entropy, T^2 KL and entropy, and the loss of these three
+}
+
+/** Means of the terms outside the head's pass, by key. */
+type Means = Readonly<Record<string, Tensor>>; // () f64
 
 type Pass<P extends FusedForm['pass']> = Extract<FusedForm, { pass: P }>;
 
@@ -181,12 +165,10 @@ export class HeadLoss {
     return selectRows(batch, this.positions);
   }
 
-  /** Enqueues the loss of one micro-batch; nothing is read back. */
-  compute(
-    micro: HeadMicroBatch,
-  ): MicroBatchLoss & { sums: Tensor | null; means: PreparedLoss['means'] } {
-    const { hidden, teacher = null, part = null, batch, weights, window } = micro;
-    const selected = micro.selected ?? this.select(batch);
+  /** Enqueues the loss of one micro-batch; nothing is read back. With `prepared`, a graph may record it. */
+  compute(input: HeadLossInput): ComputedLoss & { sums: Tensor | null; means: Means } {
+    const { hidden, teacher = null, part = null, batch, weights, window } = input;
+    const selected = input.selected ?? this.select(batch);
     const counts = countsOf(selected);
     if (selected.rows.length === 0) {
       return { loss: null, sums: null, means: {}, values: [], counts };
@@ -196,18 +178,16 @@ export class HeadLoss {
         'HeadLoss: a term reads the teacher; pass its hidden states, or a summary of them, as teacher',
       );
     }
-    const result = this.computePrepared({
+    const result = this.#compute({
+      ...{ ...input, selected, part },
       hidden: selectedStates(hidden, selected),
       teacher:
         teacher instanceof Tensor && part === null
           ? noGrad(() => selectedStates(teacher, selected))
           : teacher,
-      part,
-      inputs: this.prepare(selected, { weights, window }, hidden.device),
-      gradients: this.gradientsOf(weights),
-      context: { ...micro, selected },
+      inputs: input.prepared ?? this.prepare(selected, { weights, window }, hidden.device),
     });
-    return { ...result, values: this.valuesOf(result), counts };
+    return { ...result, values: this.#valuesOf(result), counts };
   }
 
   /** Keys of the terms outside the head's pass that have a gradient at these weights. */
@@ -218,7 +198,7 @@ export class HeadLoss {
   /** Makes tensors of the inputs of compute() that are on the host. The caller disposes of them. */
   prepare(
     selected: SelectedRows,
-    { weights, window }: Pick<HeadMicroBatch, 'weights'> & { window?: TermCounts | undefined },
+    { weights, window }: Pick<HeadLossInput, 'weights'> & { window?: TermCounts | undefined },
     device: string,
   ): LossInputs {
     const counts = countsOf(selected);
@@ -246,17 +226,17 @@ export class HeadLoss {
     };
   }
 
-  /** Computes the loss from tensors alone, so that a graph may record it. */
-  computePrepared(micro: PreparedMicroBatch): PreparedLoss {
-    const { hidden, inputs, gradients, part = null } = micro;
+  #compute(rows: PreparedRows): HeadSums & { means: Means } {
+    const { hidden, inputs, part = null } = rows;
+    const gradients = this.gradientsOf(rows.weights);
     const { factors } = inputs;
-    const teacher = this.#divergence === null ? null : micro.teacher;
+    const teacher = this.#divergence === null ? null : rows.teacher;
     const { loss, sums } =
       part === null
         ? this.#headPass({ ...inputs, hidden, teacher })
         : this.#headPasses({ ...inputs, hidden, teacher }, part);
     // Tensors that terms share are made twice: on the tape for terms with a gradient, off it for those without.
-    const [taped, untaped] = [new RowsOfTerms(this.head, micro), new RowsOfTerms(this.head, micro)];
+    const [taped, untaped] = [new RowsOfTerms(this.head, rows), new RowsOfTerms(this.head, rows)];
     const means: Record<string, Tensor> = {};
     let total = loss;
     for (const term of this.#otherTerms) {
@@ -273,8 +253,8 @@ export class HeadLoss {
     return { loss: total, sums, means };
   }
 
-  /** The values of the terms, as elements of the tensors that computePrepared() returned. */
-  valuesOf({ sums, means }: Pick<PreparedLoss, 'sums' | 'means'>): TermValue[] {
+  /** The values of the terms, as elements of these tensors. */
+  #valuesOf({ sums, means }: { sums: Tensor; means: Means }): TermValue[] {
     const values: TermValue[] = [{ key: kTask, tensor: sums, index: kHeadTerm.task, toSum: 1 }];
     if (this.#divergence !== null) {
       const index = kHeadTerm.consistency;
@@ -440,7 +420,7 @@ class RowsOfTerms {
 
   constructor(
     private readonly head: Head,
-    private readonly micro: PreparedMicroBatch,
+    private readonly micro: PreparedRows,
   ) {}
 
   /** (S, C) of the student. */
@@ -452,10 +432,9 @@ class RowsOfTerms {
 
   /** The context of a term that is computed by its definition. Terms that read the same rows share their logits. */
   contextOf({ rows, teacher: reads, hiddenStates = [] }: Term): TermContext {
-    const { context, inputs } = this.micro;
+    const { inputs, batch, source = batch, at, hiddenStates: states } = this.micro;
     const teacher = reads && this.micro.teacher instanceof Tensor ? this.micro.teacher : null;
     const key = `${rows} ${reads} ${hiddenStates}`;
-    if (context === undefined) throw notInGraph();
     const shared = this.#contexts.get(key);
     if (shared !== undefined) return shared;
     const made = new TermContext({
@@ -463,32 +442,24 @@ class RowsOfTerms {
       teacherStates: teacher && noGrad(() => this.#select(teacher, rows)),
       head: this.head,
       targets: this.#select(inputs.targets, rows),
-      hiddenStates: hiddenStates.map((layer) => context.hiddenStates?.get(layer) as Tensor),
-      batch: context.source ?? context.batch,
-      at: context.at ?? { step: 0, totalSteps: 1 },
+      hiddenStates: hiddenStates.map((layer) => states?.get(layer) as Tensor),
+      batch: source,
+      at: at ?? { step: 0, totalSteps: 1 },
     });
     this.#contexts.set(key, made);
     return made;
   }
 
   #select(all: Tensor, rows: TermRows): Tensor {
-    const { inputs, context } = this.micro;
+    const { inputs, selected } = this.micro;
     if (rows === 'regularized') {
       return inputs.regularizedRows === null ? all : indexSelect(all, inputs.regularizedRows);
     }
-    if (context === undefined) throw notInGraph();
-    const { targets, supervised } = context.selected;
+    const { targets, supervised } = selected;
     if (supervised === targets.length) return all;
     const places = Int32Array.from(targets.keys()).filter((i) => targets[i] !== kIgnoredTarget);
     return indexSelect(all, tensor(places, { device: all.device }));
   }
-}
-
-/** The error for a term that a graph cannot hold: it is computed by its definition, on rows that the host chooses. */
-function notInGraph(): ArgumentError {
-  return new ArgumentError(
-    'HeadLoss: a term without a fused form cannot be part of a graph; run without captureGraphs, or pass the context',
-  );
 }
 
 /** Options of {@link BaLoraLoss}. */

@@ -11,17 +11,15 @@ export {
   BaLoraLoss,
   type BaLoraOptions,
   HeadLoss,
+  type HeadLossInput,
   type HeadLossOptions,
-  type HeadMicroBatch,
   type LossInputs,
-  type PreparedLoss,
-  type PreparedMicroBatch,
   type TermWeights,
 } from './head_loss.ts';
 export {
   LogitsLoss,
+  type LogitsLossInput,
   type LogitsLossOptions,
-  type LogitsMicroBatch,
   NluLoss,
   type NluOptions,
   nluTaskLoss,
@@ -64,7 +62,7 @@ export {
   type WeightContext,
 } from './term.ts';
 export {
-  type MicroBatchLoss,
+  type ComputedLoss,
   type TermCounts,
   TermSums,
   type TermValue,

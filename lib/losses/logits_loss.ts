@@ -21,7 +21,7 @@ import {
   type TermNote,
   termValue,
 } from './term.ts';
-import { kTask, type MicroBatchLoss, type TermCounts, type TermValue } from './term_sums.ts';
+import { type ComputedLoss, kTask, type TermCounts, type TermValue } from './term_sums.ts';
 import { classifierConsistency } from './terms/consistency.ts';
 import { classifierDiversity } from './terms/diversity.ts';
 import { classifierSvd } from './terms/svd.ts';
@@ -39,8 +39,8 @@ const kTable: CallTable<LogitsLossOptions> = {
   onWarning: kCall.function,
 };
 
-/** A micro-batch as {@link LogitsLoss.compute} takes it. */
-export interface LogitsMicroBatch {
+/** The input of {@link LogitsLoss.compute}. */
+export interface LogitsLossInput {
   /** Z (N, D), on the tape. */
   readonly logits: Tensor;
   /** P (N, D); needed while a term reads the teacher. */
@@ -79,7 +79,7 @@ export class LogitsLoss {
   }
 
   /** Enqueues the loss of one micro-batch; nothing is read back. */
-  compute(micro: LogitsMicroBatch): MicroBatchLoss & { loss: Tensor } {
+  compute(micro: LogitsLossInput): ComputedLoss & { loss: Tensor } {
     const { teacherLogits = null, labels, weights } = micro;
     const z = rowsOf('LogitsLoss', micro.logits);
     const [examples, outputs] = z.shape as [number, number];
@@ -103,7 +103,7 @@ export class LogitsLoss {
     return { loss, values: this.#valuesOf(task, values), counts };
   }
 
-  #value(term: Term, micro: LogitsMicroBatch, z: Tensor): Tensor | null {
+  #value(term: Term, micro: LogitsLossInput, z: Tensor): Tensor | null {
     const { teacherLogits = null, labels, hiddenStates, batch, at } = micro;
     const value = term.value(
       new TermContext({
@@ -194,7 +194,7 @@ export class NluLoss extends LogitsLoss {
 /**
  * The task's own loss, a mean over the examples: cross-entropy, mean squared error, or binary cross-entropy.
  * @param logits Z (N, D)
- * @param labels as in {@link LogitsMicroBatch}
+ * @param labels as in {@link LogitsLossInput}
  */
 export function nluTaskLoss(logits: Tensor, labels: Tensor, problemType: ProblemType): Tensor {
   const z = rowsOf('nluTaskLoss', logits);

@@ -16,7 +16,7 @@ export interface TermValue {
 }
 
 /** The loss of one micro-batch, enqueued and not read back. */
-export interface MicroBatchLoss {
+export interface ComputedLoss {
   /** The micro-batch's share of the step's loss, a scalar on the tape; null where it has no row of any kind. */
   readonly loss: Tensor | null;
   readonly values: readonly TermValue[];
@@ -29,17 +29,17 @@ export type TermValues = { task: number } & Record<string, number | null>;
 /** The key of the task's own loss. */
 export const kTask = 'task';
 
-/** Collector of the values of a loss's terms over the micro-batches of a window; {@link TermSums.read} gives their means. */
+/** The values of a loss's terms in micro-batches of a window, or in a part of them; {@link TermSums.read} gives their means over the window. */
 export class TermSums {
   readonly #rows = new Map<string, TermRows>([[kTask, 'supervised']]);
-  #microBatches: MicroBatchLoss[] = [];
+  #microBatches: Pick<ComputedLoss, 'values' | 'counts'>[] = [];
 
   constructor(terms: readonly Pick<Term, 'key' | 'rows'>[]) {
     for (const { key, rows } of terms) this.#rows.set(key, rows);
   }
 
-  /** Adds a micro-batch. */
-  add({ values, counts }: MicroBatchLoss): void {
+  /** Adds a micro-batch. A value of another key than those of the terms is a mean over the supervised rows. */
+  add({ values, counts }: Pick<ComputedLoss, 'values' | 'counts'>): void {
     const kept = new Map<Tensor, Tensor>();
     const keep = (tensor: Tensor): Tensor => {
       const found = kept.get(tensor) ?? unscoped(() => tensor.detach());
@@ -47,16 +47,21 @@ export class TermSums {
       return found;
     };
     const held = values.map((value) => ({ ...value, tensor: keep(value.tensor) }));
-    this.#microBatches.push({ loss: null, values: held, counts });
+    for (const { key } of values) if (!this.#rows.has(key)) this.#rows.set(key, 'supervised');
+    this.#microBatches.push({ values: held, counts });
   }
 
-  /** Waits for the values, and frees what was kept. */
-  async read(): Promise<TermValues> {
-    const totals = { supervised: 0, regularized: 0 };
-    for (const { counts } of this.#microBatches) {
-      totals.supervised += counts.supervised;
-      totals.regularized += counts.regularized;
-    }
+  /** Moves everything of another part of the window here. */
+  merge(other: TermSums): void {
+    for (const [key, rows] of other.#rows) this.#rows.set(key, rows);
+    this.#microBatches.push(...other.#microBatches.splice(0));
+  }
+
+  /**
+   * Waits for the values, and frees what was kept.
+   * @param totals rows of the whole window, some of which may be in parts that are added elsewhere
+   */
+  async read(totals: TermCounts): Promise<TermValues> {
     // Sums and weighted means are collected separately: a sum is divided by its rows once, at the end.
     const sums = new Map<string, number>();
     const means = new Map<string, number>();
@@ -65,7 +70,7 @@ export class TermSums {
       for (const { key, tensor, index, toSum } of values) {
         const data = numbers.get(tensor) ?? ((await tensor.data()) as Float64Array);
         numbers.set(tensor, data);
-        const number = data[index] as number;
+        const number = Number(data[index]);
         const rows = this.#rows.get(key) as TermRows;
         if (toSum !== null) sums.set(key, (sums.get(key) ?? 0) + number);
         else means.set(key, (means.get(key) ?? 0) + number * perRow(counts[rows], totals[rows]));

@@ -2,16 +2,16 @@
 import { type Linear, LinearGroup, Module, type RMSNorm } from '../nn/index.ts';
 import { attention, indexSelect, type RmsNormOptions, reshape, rope } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
-import type { PassInputs } from './model.ts';
+import type { ModelInputs } from './model.ts';
 import type { RowTables } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
 /** The bounds of a batch's segments, and the rows of a decoder that are computed. */
-export type Rows = Pick<PassInputs, 'positions' | 'cuSeqlens' | 'lengths'> &
-  Partial<Pick<PassInputs, 'rowOf' | 'cuOwn' | 'cached'>>;
+export type Rows = Pick<ModelInputs, 'positions' | 'cuSeqlens' | 'lengths'> &
+  Partial<Pick<ModelInputs, 'rowOf' | 'cuOwn' | 'cached'>>;
 
 /** The rows of a forward, as attention reads them. */
-export function rowsOf({ positions, cuSeqlens, lengths, rowOf, cuOwn, cached }: PassInputs): Rows {
+export function rowsOf({ positions, cuSeqlens, lengths, rowOf, cuOwn, cached }: ModelInputs): Rows {
   const rows = { positions, cuSeqlens, lengths, rowOf, cuOwn };
   return cached === undefined ? rows : { ...rows, cached };
 }

@@ -4,7 +4,7 @@ import type { NamedTensors } from '../graph.ts';
 import { type GraphCache, shapesOf } from '../graph_cache.ts';
 import { adopt, type Tensor, tensor } from '../tensor.ts';
 import { type AddedRows, bounds, type CachePass, type KvCache } from './kv_cache.ts';
-import type { CachedRows, PassInputs } from './model.ts';
+import type { CachedRows, ModelInputs } from './model.ts';
 
 /** New tokens of a sequence, at least one. */
 export interface NewTokens {
@@ -57,8 +57,8 @@ export function checkTokens(
  */
 export function recordedStep(
   graphs: GraphCache,
-  inputs: PassInputs,
-  forward: (inputs: PassInputs) => Tensor,
+  inputs: ModelInputs,
+  forward: (inputs: ModelInputs) => Tensor,
 ): Tensor {
   const { cached, ids, positions, cuSeqlens, length } = inputs;
   const { pass } = cached as CachedRows;
@@ -80,7 +80,7 @@ export function cachedInputs(
   cache: KvCache,
   tokens: readonly NewTokens[],
   pass: CachePass,
-): PassInputs {
+): ModelInputs {
   const { counts } = addedRows(tokens);
   const cuRows = bounds(counts);
   const rows = cuRows[tokens.length] as number;

@@ -12,7 +12,7 @@ import { configJsonOf } from './config_keys.ts';
 import type { CachedLayer } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import { type GatedActivation, GatedMlp } from './mlp.ts';
-import type { LayerSettings, ModelOrigin, PassInputs } from './model.ts';
+import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
 import { RopeCache, type RopeConfig, steadyLength } from './rope.ts';
 import type { WeightLoader } from './weights.ts';
 
@@ -150,7 +150,7 @@ export class Decoder extends Module {
   }
 
   /** @returns (N,C) after the last norm, or its wanted rows */
-  forward(inputs: PassInputs, { keepOf, onLayer }: LayerSettings): Tensor {
+  forward(inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
     const { ids, rowOf, wanted } = inputs;
     const embedded = this.embed_tokens.forward(ids);
     return runLayers(
@@ -259,7 +259,7 @@ export class DecoderLM extends CausalLM {
     return configJsonOf(source, { ...this.#family, dtypeName: this.dtypeName, tied });
   }
 
-  protected hidden(inputs: PassInputs): Tensor {
+  protected hidden(inputs: ModelInputs): Tensor {
     return this.model.forward(inputs, this.settingsOf(inputs));
   }
 

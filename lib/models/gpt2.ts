@@ -25,7 +25,7 @@ import type { ModelFamily } from './family.ts';
 import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 import type { CachedLayer } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
-import type { LayerSettings, ModelOrigin, PassInputs } from './model.ts';
+import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface Gpt2Config {
@@ -133,7 +133,7 @@ class Gpt2Model extends Module {
     this.ln_f = weights.layerNorm('ln_f', c, config.eps);
   }
 
-  forward(inputs: PassInputs, { keepOf, onLayer }: LayerSettings): Tensor {
+  forward(inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
     const { ids, positions, rowOf, wanted } = inputs;
     const embedded = add(this.wte.forward(ids), this.wpe.forward(positions));
     return runLayers(this.h, embedded, {
@@ -202,7 +202,7 @@ class Gpt2LM extends CausalLM {
     return configJsonOf(source, { ...kModel, dtypeName: this.dtypeName, tied });
   }
 
-  protected hidden(inputs: PassInputs): Tensor {
+  protected hidden(inputs: ModelInputs): Tensor {
     return this.transformer.forward(inputs, this.settingsOf(inputs));
   }
 }

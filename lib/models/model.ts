@@ -44,11 +44,7 @@ export interface ModelInputs {
   readonly wanted: Tensor | null; // (M) i32
   /** Rows of the longest segment: its largest position + 1, as the batch counts. */
   readonly length: number;
-}
-
-/** The inputs of a forward, whose rows may continue sequences of a cache. */
-export interface PassInputs extends ModelInputs {
-  /** Left out: the segments are whole. */
+  /** The sequences of a cache that the rows continue. Left out: the segments are whole. */
   readonly cached?: CachedRows;
 }
 
@@ -162,7 +158,7 @@ export abstract class Model extends Module {
   };
 
   /** Settings of the layers for a forward of these inputs. */
-  protected settingsOf({ cached }: PassInputs): LayerSettings {
+  protected settingsOf({ cached }: ModelInputs): LayerSettings {
     return cached === undefined ? this : kNothingKept;
   }
 
@@ -186,7 +182,7 @@ export abstract class Model extends Module {
   abstract configJson(): Record<string, unknown>;
 
   /** forward() on checked inputs: (N,C), or the rows `inputs.wanted` of it. */
-  protected abstract hidden(inputs: PassInputs): Tensor;
+  protected abstract hidden(inputs: ModelInputs): Tensor;
 
   /** Largest number of rows of a segment, which a learned table of positions limits. */
   protected get maxPositions(): number {
@@ -289,7 +285,7 @@ export abstract class Model extends Module {
   prepare(
     batch: ModelBatch,
     { rows, sharePrefixes = this.sharePrefixes }: ForwardOptions = {},
-  ): ModelInputs {
+  ): Omit<ModelInputs, 'cached'> {
     checkBatch(batch, this);
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
     const inputs = withDevice(this.device, () =>

@@ -9,7 +9,7 @@ import type { RopeTables } from '../ops/index.ts';
 import { shown } from '../shown.ts';
 import { type DType, type Tensor, tensor, unscoped } from '../tensor.ts';
 import { configError } from './config_keys.ts';
-import type { PassInputs } from './model.ts';
+import type { ModelInputs } from './model.ts';
 
 interface RopeBase {
   readonly theta: number;
@@ -306,7 +306,7 @@ export class RopeCache {
    * Tables for the rows of a forward. The frequencies of `dynamic` depend on the length of a sequence: rows that continue sequences
    * of a cache get those of their own sequence's length now, as if it were alone, and earlier keys keep what they had.
    */
-  tablesOf({ length, cached }: Pick<PassInputs, 'length' | 'cached'>): RowTables {
+  tablesOf({ length, cached }: Pick<ModelInputs, 'length' | 'cached'>): RowTables {
     const { config } = this;
     if (cached === undefined || config.type !== 'dynamic' || length <= config.maxPositions) {
       return this.tables(length);

@@ -19,7 +19,6 @@ import {
   type ModelInputs,
   type ModelOrigin,
   modelInputs,
-  type PassInputs,
   probeBatch,
 } from './model.ts';
 import type { Rename } from './renamed_weights.ts';
@@ -80,7 +79,7 @@ export abstract class Seq2SeqLM extends Model {
    * (N,C): the decoder's states as the head reads them.
    * @param encoder the encoder's rows; null where a cache has them
    */
-  protected abstract decoded(target: PassInputs, encoder: EncoderRows | null): Tensor;
+  protected abstract decoded(target: ModelInputs, encoder: EncoderRows | null): Tensor;
 
   /**
    * Hidden states of the last token of each sequence; see CausalLM.forwardCached. The encoder runs over the sources of new

@@ -18,7 +18,6 @@ import {
   type ModelInputs,
   type ModelOrigin,
   modelInputs,
-  type PassInputs,
 } from './model.ts';
 import { byRelativePosition, t5Bucket } from './relative_positions.ts';
 import {
@@ -263,7 +262,7 @@ class T5Stack extends Module {
   /** @param embedded (N,C) -> (N,C) after the last norm, or its wanted rows */
   forward(
     embedded: Tensor,
-    { cuSeqlens, lengths, length, wanted, cached }: PassInputs,
+    { cuSeqlens, lengths, length, wanted, cached }: ModelInputs,
     { encoder, keepOf, batchRows, onLayer }: StackRun,
   ): Tensor {
     const own = { cuSeqlens, lengths };
@@ -389,11 +388,11 @@ export class T5ForConditionalGeneration extends Seq2SeqLM {
     return this.#decoded(target, { states, cuSeqlens, lengths }, batchRows);
   }
 
-  protected decoded(target: PassInputs, encoder: EncoderRows | null): Tensor {
+  protected decoded(target: ModelInputs, encoder: EncoderRows | null): Tensor {
     return this.#decoded(target, encoder, target.ids.shape[0] as number);
   }
 
-  #decoded(target: PassInputs, encoder: EncoderRows | null, batchRows: number): Tensor {
+  #decoded(target: ModelInputs, encoder: EncoderRows | null, batchRows: number): Tensor {
     const first = this.config.encoderLayers;
     const { keepOf, onLayer } = this.settingsOf(target);
     const decoded = this.decoder.forward(this.shared.forward(target.ids), target, {

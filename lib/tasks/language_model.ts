@@ -14,28 +14,26 @@ import {
   type SelectedRows,
   selectRows,
 } from '../losses/positions.ts';
+import type { StepOfRun } from '../losses/schedules.ts';
 import type { Term } from '../losses/term.ts';
-import type { MicroBatchLoss } from '../losses/term_sums.ts';
+import type { ComputedLoss } from '../losses/term_sums.ts';
 import { kLanguageModelTerms } from '../losses/terms/list.ts';
 import type { CausalLM, ForwardOptions, Head, Model, Seq2SeqLM } from '../models/index.ts';
 import type { ModelInputs } from '../models/model.ts';
 import { kHeadTerm, kHeadTermCount } from '../ops/head_terms.ts';
-import type { TeacherSummary } from '../ops/index.ts';
 import { choice } from '../options/kinds.ts';
-import { type Int8Products, withInt8Products, withPhase } from '../runtime.ts';
-import { DTYPE_BYTES, noGrad, scope, Tensor } from '../tensor.ts';
-import { yieldToEventLoop } from './event_loop.ts';
+import { type Int8Products, withInt8Products, withPhase, yieldToEventLoop } from '../runtime.ts';
+import { DTYPE_BYTES, noGrad, scope, type Tensor } from '../tensor.ts';
 import type {
+  Inputs,
   LossMemory,
-  LossPass,
   LossSettings,
   MicroBatch,
-  MicroBatchOfRun,
-  RecordedLoss,
-  RecordedPass,
-  StudentOutputs,
+  Objective,
+  Outputs,
+  PassProducts,
+  StepOfWindow,
   Task,
-  TaskLoss,
   TaskMetrics,
   TaskName,
 } from './task.ts';
@@ -80,11 +78,15 @@ const kMetrics: TaskMetrics = {
 };
 
 /** A batch with the selection of its rows and their counts. */
-function selectOf<B>(batch: B, kind: LanguageModelKind<B>, positions: Positions): MicroBatch<B> {
-  const selected = selectRows(kind.rowsOf(batch), positions);
-  const { supervised, regularizedRows } = selected;
-  const counts = { tokens: kind.tokensOf(batch), supervised, regularized: regularizedRows.length };
-  return { batch, selected, counts };
+function selectOf<B>(
+  data: B,
+  kind: LanguageModelKind<B>,
+  positions: Positions,
+): Omit<MicroBatch<B>, 'index'> {
+  const rows = selectRows(kind.rowsOf(data), positions);
+  const { supervised, regularizedRows } = rows;
+  const counts = { tokens: kind.tokensOf(data), supervised, regularized: regularizedRows.length };
+  return { data, rows, counts };
 }
 
 /** The number of rows of an encoder's or decoder's part of a batch, without padding. */
@@ -130,7 +132,7 @@ export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM
     terms: kLanguageModelTerms,
     options: languageModelOptions,
     select: (batch, { positions }) => selectOf(batch, kind, positions as Positions),
-    loss: (tuned, settings) => new LanguageModelLoss(tuned, kind, settings),
+    objective: (tuned, settings) => new LanguageModelObjective(tuned, kind, settings),
     evaluate: (tuned, batches, options) => evaluate<M>(tuned, batches as never, options),
     evaluationBytes: ({ head }) => EffectiveRank.bytes(head.weight),
     metrics: () => kMetrics,
@@ -140,23 +142,18 @@ export function languageModelTask<M extends HeadModel<B> & (CausalLM | Seq2SeqLM
   };
 }
 
-/**
- * The part of the teacher that a loss reads: its hidden states (M,C) of the selected rows, or a summary of its distribution.
- */
-type TeacherOutputs = Tensor | TeacherSummary;
-
-/** The teacher's outputs, with the part of the rows that have them where it is not all. */
-interface Teacher {
-  /** null: no row has a teacher. */
-  readonly outputs: TeacherOutputs | null;
+/** The inputs of a language model's pass. */
+interface LanguageModelInputs<B> extends Inputs<B> {
+  /** Rows of the longest segment, where the model's inputs are among the tensors, for a graph; else null. */
+  readonly length: number | null;
+  /** The rows that have a teacher, where it is not all. */
   readonly part: TeacherPart | null;
 }
 
-/** The loss of a language model, made once for each run. */
-export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
+/** The objective of a language model, made once for each run. */
+export class LanguageModelObjective<B> implements Objective<B, LanguageModelInputs<B>> {
   readonly terms: readonly Term[];
   readonly maxEntropy: number;
-  readonly recorded: RecordedLoss<B, Teacher>;
   readonly memory: LossMemory;
   readonly #loss: HeadLoss;
   readonly #cache: TeacherCache | null;
@@ -164,7 +161,8 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
   readonly #fraction: number;
   readonly #positions: Positions;
   readonly #seed: number;
-  readonly #int8: Int8Products | undefined;
+  readonly #int8: PassProducts;
+  readonly #graphs: boolean;
 
   constructor(
     private readonly tuned: TunedModel<HeadModel<B>>,
@@ -176,7 +174,8 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
       seed = 0,
       teacherCache,
       teacherIdentity = '',
-      teacherInt8,
+      int8 = {},
+      graphs = false,
     }: LossSettings,
   ) {
     const { model } = tuned;
@@ -185,7 +184,8 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     this.#positions = regularizers.positions as Positions;
     this.#fraction = regularizers.teacherFraction as number;
     this.#seed = seed;
-    this.#int8 = teacherInt8;
+    this.#int8 = int8;
+    this.#graphs = graphs;
     this.#loss = new HeadLoss(
       { weight: head.weight, softcap: head.softcap, teacherWeight: teacherHead(tuned) },
       terms,
@@ -198,7 +198,7 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     const cacheKind = {
       ...{ dtype: model.dtype, channels, vocabulary, temperature },
       model: teacherIdentity,
-      ...(teacherInt8?.forward === true && { products: 'int8' as const }),
+      ...(int8.teacher?.forward === true && { products: 'int8' as const }),
     };
     this.#cache =
       teacherCache === undefined ? null : new TeacherCache(teacherCache, cacheKind, model.device);
@@ -214,62 +214,95 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
         return { kept, working: working + waiting + copies };
       },
     };
-    this.recorded = {
-      prepare: (pass) => this.#prepare(pass),
-      valuesOf: (results, micro) => this.#valuesOf(results, micro),
-    };
   }
 
-  async runTeacher(micro: MicroBatch<B>, at: MicroBatchOfRun): Promise<Teacher> {
-    const { chosen, part } = this.#partOf(micro, at);
-    const outputs = chosen === null ? null : await this.#outputs(chosen);
+  skips({ rows }: MicroBatch<B>): boolean {
+    return rows?.rows.length === 0;
+  }
+
+  async teacher(batch: MicroBatch<B>, { step }: StepOfRun): Promise<NamedTensors> {
+    if (!this.#loss.readsTeacher) return {};
+    // A graph has the teacher's pass in itself, unless the outputs are kept in a file or a weight depends on them.
+    const waits = this.terms.some(({ readsTeacherEntropy }) => readsTeacherEntropy);
+    if (this.#graphs && this.#cache === null && !waits) return {};
+    const { chosen } = this.#partOf(batch, step);
+    const outputs = chosen === null ? {} : await this.#outputs(chosen);
     await yieldToEventLoop();
-    return { outputs, part };
+    return outputs;
   }
 
-  releaseTeacher({ outputs }: Teacher): void {
-    const tensors = outputs instanceof Tensor ? [outputs] : Object.values(outputs ?? {});
-    for (const tensor of tensors) tensor.dispose();
-  }
-
-  async entropies({ outputs }: Teacher, micro: MicroBatch<B>): Promise<ArrayLike<number>> {
-    const selected = rowsOf(micro);
-    if (outputs === null) return [];
-    if (!(outputs instanceof Tensor)) {
+  async entropies(
+    { states, mean, entropy }: NamedTensors,
+    { data, rows }: MicroBatch<B>,
+  ): Promise<ArrayLike<number>> {
+    const selected = rows as SelectedRows;
+    if (mean && entropy) {
       const { regularized } = selected;
-      const values = Array.from((await outputs.entropy.data()) as Float64Array);
+      const values = Array.from((await entropy.data()) as Float64Array);
       return regularized === null ? values : values.filter((_, i) => regularized[i] === 1);
     }
-    const rows = this.kind.rowsOf(micro.batch);
-    const measured = scope(() => this.#loss.teacherEntropyRows(outputs, rows, selected));
+    if (!states) return [];
+    const measured = scope(() =>
+      this.#loss.teacherEntropyRows(states, this.kind.rowsOf(data), selected),
+    );
     if (measured === null) return [];
     const values = (await measured.data()) as Float64Array;
     measured.dispose();
     return values.filter((_, i) => i % kHeadTermCount === kHeadTerm.entropy);
   }
 
-  forward({ batch, selected }: MicroBatch<B>): StudentOutputs {
+  prepare(batch: MicroBatch<B>, step: StepOfWindow, teacher: NamedTensors): LanguageModelInputs<B> {
     const { model } = this.tuned;
-    const rows = (selected as SelectedRows).rows;
-    if (this.#layers.length === 0) {
-      return { outputs: model.forward(batch as never, { rows }), hiddenStates: new Map() };
-    }
-    const { hidden, hiddenStates } = model.forwardWithHiddenStates(batch as never, {
-      layers: this.#layers,
-      rows,
-    });
-    return { outputs: hidden, hiddenStates };
+    const selected = batch.rows as SelectedRows;
+    const { weights, totals: window } = step;
+    // Sequences do not share the rows of common prefixes in a graph: the number of shared rows differs from batch to batch, and a graph has
+    // fixed shapes.
+    const { length, ...inputs } = this.#graphs
+      ? model.prepare(batch.data as never, { rows: selected.rows, sharePrefixes: false })
+      : { length: null };
+    const { factors, ...loss } = this.#loss.prepare(selected, { weights, window }, model.device);
+    return {
+      key: `${length} ${this.#loss.gradientsOf(weights)}`,
+      tensors: {
+        ...inputs,
+        ...withPrefix(kTeacher, teacher),
+        ...loss,
+        ...withPrefix(kFactor, factors),
+      },
+      ...{ batch, step, length, part: this.#partOf(batch, step.step).part },
+    };
   }
 
-  compute({ micro, student, teacher, weights, totals, at }: LossPass<B, Teacher>): MicroBatchLoss {
+  forward({ batch, tensors, length }: LanguageModelInputs<B>): Outputs {
+    const { model } = this.tuned;
+    if (length === null) {
+      const { student, hiddenStates } = withInt8Products(this.#int8.student, () =>
+        this.#student(batch),
+      );
+      return { student, hiddenStates, teacher: withoutPrefix(kTeacher, tensors) };
+    }
+    const inputs = { ...tensors, length } as unknown as ModelInputs;
+    const given = withoutPrefix(kTeacher, tensors);
+    const runs = this.#loss.readsTeacher && Object.keys(given).length === 0;
+    const teacher = runs
+      ? { states: this.tuned.withTeacher((base) => noGrad(() => base.forwardPrepared(inputs))) }
+      : given;
+    return { student: model.forwardPrepared(inputs), hiddenStates: new Map(), teacher };
+  }
+
+  losses(
+    { batch, step, tensors, part }: LanguageModelInputs<B>,
+    { student, hiddenStates, teacher }: Outputs,
+  ): ComputedLoss {
+    const { states = null, mean, entropy } = teacher;
     return this.#loss.compute({
-      hidden: student.outputs,
-      ...{ teacher: teacher?.outputs ?? null, part: teacher?.part ?? null },
-      batch: this.kind.rowsOf(micro.batch),
-      source: micro.batch,
-      selected: rowsOf(micro),
-      ...{ weights, window: totals, at },
-      hiddenStates: student.hiddenStates,
+      hidden: student,
+      teacher: mean && entropy ? { mean, entropy } : states,
+      batch: this.kind.rowsOf(batch.data),
+      source: batch.data,
+      selected: batch.rows as SelectedRows,
+      ...{ part, weights: step.weights, window: step.totals, at: step, hiddenStates },
+      prepared: { ...tensors, factors: withoutPrefix(kFactor, tensors) } as unknown as LossInputs,
     });
   }
 
@@ -278,125 +311,58 @@ export class LanguageModelLoss<B> implements TaskLoss<B, Teacher> {
     this.#cache?.close();
   }
 
+  #student({ data, rows: selected }: MicroBatch<B>): Omit<Outputs, 'teacher'> {
+    const { model } = this.tuned;
+    const { rows } = selected as SelectedRows;
+    if (this.#layers.length === 0) {
+      return { student: model.forward(data as never, { rows }), hiddenStates: new Map() };
+    }
+    const options = { layers: this.#layers, rows };
+    const { hidden, hiddenStates } = model.forwardWithHiddenStates(data as never, options);
+    return { student: hidden, hiddenStates };
+  }
+
   /** Draws the sequences on which the teacher runs: all of a micro-batch, some as a micro-batch of their own, or none (null). */
   #partOf(
-    micro: MicroBatch<B>,
-    at: MicroBatchOfRun,
-  ): { chosen: MicroBatch<B> | null; part: TeacherPart | null } {
-    if (this.#fraction === 1) return { chosen: micro, part: null };
-    const { cuSeqlens } = this.kind.rowsOf(micro.batch);
-    const draw = { ...at, seed: this.#seed };
+    batch: MicroBatch<B>,
+    step: number,
+  ): { chosen: Omit<MicroBatch<B>, 'index'> | null; part: TeacherPart | null } {
+    if (this.#fraction === 1) return { chosen: batch, part: null };
+    const { cuSeqlens } = this.kind.rowsOf(batch.data);
+    const draw = { step, microBatch: batch.index, seed: this.#seed };
     const sequences = drawnSequences(cuSeqlens.length - 1, this.#fraction, draw);
-    const places = partRows(rowsOf(micro), cuSeqlens, sequences);
+    const places = partRows(batch.rows as SelectedRows, cuSeqlens, sequences);
     const part = { ...places, factor: 1 / this.#fraction };
     if (places.rows.length === 0) return { chosen: null, part };
-    const batch = this.kind.take(micro.batch, sequences);
-    return { chosen: selectOf(batch, this.kind, this.#positions), part };
-  }
-
-  async #outputs(micro: MicroBatch<B>): Promise<TeacherOutputs> {
-    return this.#cache ? this.#summary(this.#cache, micro) : this.#teacherStates(micro);
-  }
-
-  #teacherStates(micro: MicroBatch<B>): Tensor {
-    const { rows } = rowsOf(micro);
-    return teacherStates(this.tuned, micro.batch, { rows, int8: this.#int8 });
+    const taken = this.kind.take(batch.data, sequences);
+    return { chosen: selectOf(taken, this.kind, this.#positions), part };
   }
 
   /**
-   * The teacher's summary of a micro-batch, read from the cache or else computed and added to it. The first epoch uses the
-   * summary as well, so that every epoch computes with the same numbers.
+   * The teacher's hidden states of the selected rows; with a cache their summary, read from it or else computed and added to it. The first
+   * epoch uses the summary as well, so that every epoch computes with the same numbers.
    */
-  async #summary(cache: TeacherCache, micro: MicroBatch<B>): Promise<TeacherSummary> {
-    const selected = rowsOf(micro);
-    const sequences = this.kind.sequencesOf(micro.batch);
-    const found = cache.get(sequences, selected);
-    if (found !== null) return found;
-    const hidden = this.#teacherStates(micro);
+  async #outputs({ data, rows }: Omit<MicroBatch<B>, 'index'>): Promise<NamedTensors> {
+    const selected = rows as SelectedRows;
+    const statesOf = () =>
+      teacherStates(this.tuned, data, { rows: selected.rows, int8: this.#int8.teacher });
+    if (this.#cache === null) return { states: statesOf() };
+    const sequences = this.kind.sequencesOf(data);
+    const found = this.#cache.get(sequences, selected);
+    if (found !== null) return { ...found };
+    const hidden = statesOf();
     const made = withPhase('teacher', () => scope(() => this.#loss.summarize(hidden, selected)));
     hidden.dispose();
-    await cache.add(sequences, selected, made);
-    return made;
-  }
-
-  #prepare({
-    micro,
-    teacher,
-    weights,
-    totals,
-  }: Omit<LossPass<B, Teacher>, 'student'>): RecordedPass {
-    const { model } = this.tuned;
-    const selected = rowsOf(micro);
-    // Sequences do not share the rows of common prefixes here: the number of shared rows differs from batch to batch, and a
-    // graph has fixed shapes.
-    const prepared = model.prepare(micro.batch as never, {
-      rows: selected.rows,
-      sharePrefixes: false,
-    });
-    const { length, ...tensors } = prepared;
-    const { factors, ...inputs } = this.#loss.prepare(
-      selected,
-      { weights, window: totals },
-      model.device,
-    );
-    const gradients = this.#loss.gradientsOf(weights);
-    const outputs = teacher?.outputs ?? null;
-    const hidden = outputs instanceof Tensor ? outputs : null;
-    const summary = outputs instanceof Tensor ? null : outputs;
-    return {
-      key: `${length} ${gradients}`,
-      inputs: {
-        ...tensors,
-        ...inputs,
-        ...withPrefix(kFactor, factors),
-        teacherHidden: hidden?.detach() ?? null,
-        mean: summary?.mean.detach() ?? null,
-        entropy: summary?.entropy.detach() ?? null,
-      },
-      run: (now) => this.#run(now, { length, gradients }),
-    };
-  }
-
-  #run(
-    now: NamedTensors,
-    { length, gradients }: { length: number; gradients: readonly string[] },
-  ): ReturnType<RecordedPass['run']> {
-    const model = { ...now, length } as unknown as ModelInputs;
-    const teacher = this.#loss.readsTeacher ? this.#teacherOf(now, model) : null;
-    const hidden = this.tuned.model.forwardPrepared(model);
-    const inputs = { ...now, factors: withoutPrefix(kFactor, now) } as unknown as LossInputs;
-    const { loss, sums, means } = this.#loss.computePrepared({
-      ...{ hidden, teacher, inputs, gradients },
-    });
-    return { loss, results: { sums: sums.detach(), ...withPrefix(kMean, means) } };
-  }
-
-  /** The teacher of a prepared pass: the one that was given, or the model itself without its adapter. */
-  #teacherOf({ mean, entropy, teacherHidden }: NamedTensors, model: ModelInputs): TeacherOutputs {
-    if (mean && entropy) return { mean, entropy };
-    if (teacherHidden) return teacherHidden;
-    return this.tuned.withTeacher((base) => noGrad(() => base.forwardPrepared(model)));
-  }
-
-  #valuesOf(results: NamedTensors, micro: MicroBatch<B>): MicroBatchLoss {
-    const means = withoutPrefix(kMean, results);
-    const values = this.#loss.valuesOf({ sums: results.sums as Tensor, means });
-    return { loss: null, values, counts: micro.counts };
+    await this.#cache.add(sequences, selected, made);
+    return { ...made };
   }
 }
 
 /** Prefixes in the names of a graph's tensors. */
 const kFactor = 'factor:';
-const kMean = 'mean:';
+const kTeacher = 'teacher:';
 
-function rowsOf({ selected }: MicroBatch): SelectedRows {
-  return selected as SelectedRows;
-}
-
-function withPrefix(
-  prefix: string,
-  tensors: Readonly<Record<string, Tensor>>,
-): Record<string, Tensor> {
+function withPrefix(prefix: string, tensors: NamedTensors): Record<string, Tensor | null> {
   return Object.fromEntries(Object.entries(tensors).map(([key, value]) => [prefix + key, value]));
 }
 

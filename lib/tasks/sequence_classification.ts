@@ -4,43 +4,44 @@ import { kMetricNames, type MetricName } from '../data/glue.ts';
 import type { LabelledBatch } from '../data/labelled_batches.ts';
 import { ArgumentError } from '../errors.ts';
 import { evaluateClassifier, labelTensor, metricsOf, modelBatch } from '../eval/classify.ts';
+import type { NamedTensors } from '../graph.ts';
 import { LogitsLoss } from '../losses/logits_loss.ts';
 import { teacherEntropyRows } from '../losses/nlu_terms.ts';
 import type { Term } from '../losses/term.ts';
-import type { MicroBatchLoss } from '../losses/term_sums.ts';
+import type { ComputedLoss } from '../losses/term_sums.ts';
 import { kClassifierTerms } from '../losses/terms/list.ts';
 import { SequenceClassifier } from '../models/index.ts';
-import { type Int8Products, withInt8Products, withPhase } from '../runtime.ts';
+import { withInt8Products, withPhase, yieldToEventLoop } from '../runtime.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import { checkLabels } from './check_labels.ts';
-import { yieldToEventLoop } from './event_loop.ts';
 import type {
-  LossPass,
+  Inputs,
   LossSettings,
   MicroBatch,
-  StudentOutputs,
+  Objective,
+  Outputs,
+  PassProducts,
+  StepOfWindow,
   Task,
-  TaskLoss,
   TaskMetrics,
 } from './task.ts';
 
-/** The loss of a classifier, made once for each run; it reads the teacher's logits (B,D). */
-class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
+/** The objective of a classifier, made once for each run; it reads the teacher's logits (B,D). */
+class ClassifierObjective implements Objective<LabelledBatch> {
   readonly terms: readonly Term[];
-  readonly recorded = null;
   readonly memory = null;
   readonly maxEntropy: number;
   readonly #loss: LogitsLoss;
   readonly #temperature: number;
   readonly #layers: readonly number[];
-  readonly #teacherInt8: Int8Products | undefined;
+  readonly #int8: PassProducts;
 
   constructor(
     private readonly tuned: TunedModel<SequenceClassifier>,
-    { terms, regularizers, onNote, teacherInt8 }: LossSettings,
+    { terms, regularizers, onNote, int8 = {} }: LossSettings,
   ) {
     const { problemType, numLabels } = tuned.model;
-    this.#teacherInt8 = teacherInt8;
+    this.#int8 = int8;
     this.terms = terms;
     this.#loss = new LogitsLoss(terms, {
       problemType,
@@ -53,56 +54,62 @@ class ClassifierLoss implements TaskLoss<LabelledBatch, Tensor> {
     this.maxEntropy = several ? numLabels * Math.LN2 : Math.log(numLabels);
   }
 
-  async runTeacher({ batch }: MicroBatch<LabelledBatch>): Promise<Tensor> {
+  skips(): boolean {
+    return false;
+  }
+
+  async teacher({ data }: MicroBatch<LabelledBatch>): Promise<NamedTensors> {
+    if (!this.#loss.readsTeacher) return {};
     const logits = withPhase('teacher', () =>
-      withInt8Products(this.#teacherInt8, () =>
-        this.tuned.withTeacher((model) => noGrad(() => model.outputs(modelBatch(model, batch)))),
+      withInt8Products(this.#int8.teacher, () =>
+        this.tuned.withTeacher((model) => noGrad(() => model.outputs(modelBatch(model, data)))),
       ),
     );
     await yieldToEventLoop();
-    return logits;
+    return { logits };
   }
 
-  releaseTeacher(teacher: Tensor): void {
-    teacher.dispose();
-  }
-
-  async entropies(teacher: Tensor): Promise<ArrayLike<number>> {
+  async entropies({ logits }: NamedTensors): Promise<ArrayLike<number>> {
     const { problemType } = this.tuned.model;
     const temperature = this.#temperature;
     const measured = scope(() =>
-      noGrad(() => teacherEntropyRows(teacher, { problemType, temperature })),
+      noGrad(() => teacherEntropyRows(logits as Tensor, { problemType, temperature })),
     );
     const values = (await measured.data()) as Float32Array;
     measured.dispose();
     return values;
   }
 
-  forward({ batch }: MicroBatch<LabelledBatch>): StudentOutputs {
-    const { model } = this.tuned;
-    const rows = modelBatch(model, batch);
-    if (this.#layers.length === 0) {
-      return { outputs: model.outputs(rows), hiddenStates: new Map() };
-    }
-    const { outputs, hiddenStates } = model.outputsWithHiddenStates(rows, this.#layers);
-    return { outputs, hiddenStates };
+  prepare(
+    batch: MicroBatch<LabelledBatch>,
+    step: StepOfWindow,
+    tensors: NamedTensors,
+  ): Inputs<LabelledBatch> {
+    return { key: '', tensors, batch, step };
   }
 
-  compute({
-    micro,
-    student,
-    teacher,
-    weights,
-    totals,
-    at,
-  }: LossPass<LabelledBatch, Tensor>): MicroBatchLoss {
+  forward({ batch, tensors: teacher }: Inputs<LabelledBatch>): Outputs {
+    const { model } = this.tuned;
+    const rows = modelBatch(model, batch.data);
+    return withInt8Products(this.#int8.student, () => {
+      if (this.#layers.length === 0) {
+        return { student: model.outputs(rows), hiddenStates: new Map(), teacher };
+      }
+      const { outputs, hiddenStates } = model.outputsWithHiddenStates(rows, this.#layers);
+      return { student: outputs, hiddenStates, teacher };
+    });
+  }
+
+  losses(
+    { batch, step }: Inputs<LabelledBatch>,
+    { student, hiddenStates, teacher }: Outputs,
+  ): ComputedLoss {
     return this.#loss.compute({
-      logits: student.outputs,
-      teacherLogits: teacher,
-      labels: labelTensor(this.tuned.model, micro.batch),
-      hiddenStates: student.hiddenStates,
-      windowExamples: totals.supervised,
-      ...{ weights, at, batch: micro.batch },
+      logits: student,
+      teacherLogits: teacher.logits ?? null,
+      labels: labelTensor(this.tuned.model, batch.data),
+      windowExamples: step.totals.supervised,
+      ...{ hiddenStates, weights: step.weights, at: step, batch: batch.data },
     });
   }
 
@@ -115,12 +122,12 @@ export const sequenceClassification: Task<SequenceClassifier, LabelledBatch> = {
   terms: kClassifierTerms,
   options: {},
   supports: (model) => model instanceof SequenceClassifier,
-  select: (batch) => {
-    const examples = batch.indices.length;
-    const counts = { tokens: batch.inputIds.length, supervised: examples, regularized: examples };
-    return { batch, selected: null, counts };
+  select: (data) => {
+    const examples = data.indices.length;
+    const counts = { tokens: data.inputIds.length, supervised: examples, regularized: examples };
+    return { data, rows: null, counts };
   },
-  loss: (tuned, settings) => new ClassifierLoss(tuned, settings),
+  objective: (tuned, settings) => new ClassifierObjective(tuned, settings),
   evaluate: ({ model }, batches, options) => evaluateClassifier(model, batches, options),
   evaluationBytes: () => 0,
   metrics,

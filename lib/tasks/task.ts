@@ -10,7 +10,7 @@ import type { NamedTensors } from '../graph.ts';
 import type { SelectedRows } from '../losses/positions.ts';
 import type { StepOfRun } from '../losses/schedules.ts';
 import type { Term, TermDefinition, TermNote } from '../losses/term.ts';
-import type { MicroBatchLoss, TermCounts } from '../losses/term_sums.ts';
+import type { ComputedLoss, TermCounts } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
 import type { OptionTable } from '../options/option.ts';
 import type { Int8Products } from '../runtime.ts';
@@ -26,60 +26,66 @@ export interface RowCounts extends TermCounts {
   readonly tokens: number;
 }
 
-/** A micro-batch with the selection of its rows, which is made once. */
-export interface MicroBatch<B = unknown> {
-  readonly batch: B;
+/** A micro-batch of a window, as it was read, with what was counted before the window's first pass. D is the type of what the data give. */
+export interface MicroBatch<D = unknown> {
+  readonly data: D;
+  /** Its index in the window, from 0. */
+  readonly index: number;
   /** Rows that some term uses; null for a task that does not select rows. */
-  readonly selected: SelectedRows | null;
+  readonly rows: SelectedRows | null;
   readonly counts: RowCounts;
 }
 
-/** The place of a micro-batch in its run, from 0. */
-export interface MicroBatchOfRun {
-  readonly step: number;
-  /** The micro-batch within its step. */
-  readonly microBatch: number;
-}
-
-/** The student's outputs for a micro-batch. */
-export interface StudentOutputs {
-  /** The hidden states of the selected rows, where the head is a single matrix, else the logits; recorded on the tape. */
-  readonly outputs: Tensor;
-  /** Hidden states by layer, where terms need them. */
-  readonly hiddenStates: ReadonlyMap<number, Tensor>;
-}
-
-/** The values from which the loss of a micro-batch is computed. */
-export interface LossPass<B = unknown, T = unknown> {
-  readonly micro: MicroBatch<B>;
-  readonly student: StudentOutputs;
-  /** The teacher's outputs; null where no term reads them. */
-  readonly teacher: T | null;
+/** The properties that all micro-batches of a step have in common. */
+export interface StepOfWindow extends StepOfRun {
   /** Weights of the terms at this step, by the key of the term. */
   readonly weights: Readonly<Record<string, number>>;
   /** Row counts of the whole accumulation window. */
   readonly totals: RowCounts;
-  readonly at: StepOfRun;
 }
 
-/** The loss of a run, made once and used for every micro-batch. T is the type of the teacher's outputs for a micro-batch. */
-export interface TaskLoss<B = unknown, T = unknown> {
+/** The inputs of a micro-batch's pass. A graph reads the key and the tensors only. */
+export interface Inputs<D = unknown> {
+  /** A key for everything that the enqueued ops depend on, other than the names, types and shapes of the tensors. */
+  readonly key: string;
+  /** Tensors that change from step to step, the teacher's outputs among them where these were computed ahead; the runner frees them. */
+  readonly tensors: NamedTensors;
+  readonly batch: MicroBatch<D>;
+  readonly step: StepOfWindow;
+}
+
+/** The outputs of a micro-batch's forward pass. */
+export interface Outputs {
+  /** The hidden states of the selected rows, where the head is a single matrix, else the logits; recorded on the tape. */
+  readonly student: Tensor;
+  /** Hidden states by layer, where terms need them. */
+  readonly hiddenStates: ReadonlyMap<number, Tensor>;
+  /** The teacher's outputs; empty where no term reads them. A loss of a caller's own adds them when it asks for them. */
+  readonly teacher: Record<string, Tensor | null>;
+}
+
+/**
+ * The quantity that a run minimises, made once and used for every micro-batch: of language models, of classifiers, or a loss of the caller's own. For
+ * each micro-batch the runner calls teacher(), prepare(), forward() and losses(), in this order.
+ */
+export interface Objective<D = unknown, I extends Inputs<D> = Inputs<D>> {
   readonly terms: readonly Term[];
-  /** Computes the teacher's outputs for a micro-batch; the caller releases them with releaseTeacher(). */
-  runTeacher(micro: MicroBatch<B>, at: MicroBatchOfRun): Promise<T>;
-  releaseTeacher(teacher: T): void;
-  /** The entropy of the teacher's distribution at temperature T for each regularized row, in nats. */
-  entropies(teacher: T, micro: MicroBatch<B>): Promise<ArrayLike<number>>;
-  /** The largest entropy that a row can have, in nats. */
-  readonly maxEntropy: number;
-  /** Runs the student's forward pass. */
-  forward(micro: MicroBatch<B>): StudentOutputs;
-  /** Enqueues the computation of the loss. */
-  compute(pass: LossPass<B, T>): MicroBatchLoss;
   /** The memory that the losses take beside the forward pass; null where that is next to none. */
   readonly memory: LossMemory | null;
-  /** The loss as a function of tensors alone, which a graph can record; null where the task has no such form. */
-  readonly recorded: RecordedLoss<B, T> | null;
+  /** The largest entropy that a row can have, in nats. */
+  readonly maxEntropy: number;
+  /** Whether a micro-batch has no row that any term reads, so that nothing is computed for it. */
+  skips(batch: MicroBatch<D>): boolean;
+  /** Computes the teacher's outputs ahead of the pass; empty where nobody reads them, and where the pass itself runs the teacher. */
+  teacher(batch: MicroBatch<D>, at: StepOfRun): Promise<NamedTensors>;
+  /** The entropy of the teacher's distribution at temperature T for each regularized row, in nats. */
+  entropies(teacher: NamedTensors, batch: MicroBatch<D>): Promise<ArrayLike<number>>;
+  /** Makes tensors of what the host knows, and takes over the teacher's. */
+  prepare(batch: MicroBatch<D>, step: StepOfWindow, teacher: NamedTensors): I;
+  /** Enqueues the forward pass; before it, in a graph, that of the teacher. */
+  forward(inputs: I): Outputs;
+  /** Enqueues the computation of the loss. Only a caller's own is asynchronous. */
+  losses(inputs: I, outputs: Outputs): ComputedLoss | Promise<ComputedLoss>;
   dispose(): void;
 }
 
@@ -88,38 +94,24 @@ export interface LossMemory {
   /** Enqueues losses and gradients of so many rows, whose memory is measured; what {@link LossMemory.bytes} says is left out. */
   probe(rows: number): void;
   /** Bytes that are kept from the first step on, and bytes that a micro-batch of so many rows takes. */
-  bytes(rows: number, pass?: LossPassOptions): { readonly kept: number; readonly working: number };
+  bytes(rows: number, run?: LossOfRun): { readonly kept: number; readonly working: number };
+}
+
+/** The products of the student's and the teacher's pass that are computed in int8; undefined: none. */
+export interface PassProducts {
+  readonly student?: Int8Products;
+  readonly teacher?: Int8Products;
 }
 
 /** Facts of a run on which the memory of its losses depends. */
-export interface LossPassOptions {
+export interface LossOfRun {
   /** Micro-batches of a step. Default 1. */
   readonly microBatches?: number;
   /** Whether the teacher's outputs are kept in a file. Default false. */
   readonly cachesTeacher?: boolean;
 }
 
-/** A micro-batch that is ready to be recorded as a graph, or to be run by one. */
-export interface RecordedPass {
-  /** A key for everything that the enqueued ops depend on, other than the names, types and shapes of the inputs. */
-  readonly key: string;
-  /** Tensors that change from step to step; the runner takes ownership of them. */
-  readonly inputs: NamedTensors;
-  /**
-   * Enqueues the teacher's pass, the forward pass and the losses for the given inputs. Returns the loss, on the tape, and the
-   * tensors with the values of the terms.
-   */
-  readonly run: (now: NamedTensors) => { readonly loss: Tensor; readonly results: NamedTensors };
-}
-
-/** The form of a loss that graphs can record. */
-export interface RecordedLoss<B = unknown, T = unknown> {
-  prepare(pass: Omit<LossPass<B, T>, 'student'>): RecordedPass;
-  /** The values of the terms, taken from the results of a pass. */
-  valuesOf(results: NamedTensors, micro: MicroBatch<B>): MicroBatchLoss;
-}
-
-/** Settings of a {@link TaskLoss}. */
+/** Settings of an {@link Objective}. */
 export interface LossSettings {
   /** The terms of the run: the task's own terms that are switched on, and the caller's. */
   readonly terms: readonly Term[];
@@ -133,8 +125,10 @@ export interface LossSettings {
   readonly teacherCache?: TeacherCachePlace;
   /** The identity of the teacher, for the header of that file. Default: none, for a temporary file. */
   readonly teacherIdentity?: string;
-  /** The products of the teacher's pass that are computed in int8. Default none. */
-  readonly teacherInt8?: Int8Products;
+  /** The products of the student's and the teacher's pass that are computed in int8. Default none. */
+  readonly int8?: PassProducts;
+  /** Whether graphs compute the micro-batches. Default false. */
+  readonly graphs?: boolean;
   /** Called once for each note about a term that a user should see. */
   readonly onNote?: (note: TermNote) => void;
 }
@@ -166,8 +160,8 @@ export interface Task<M extends Model = Model, B = unknown> {
   /** Whether this task trains models of this kind. */
   supports(model: Model): model is M;
   /** Selects the rows of a batch and counts them. */
-  select(batch: B, regularizers: Readonly<Record<string, unknown>>): MicroBatch<B>;
-  loss(tuned: TunedModel<M>, settings: LossSettings): TaskLoss<B>;
+  select(batch: B, regularizers: Readonly<Record<string, unknown>>): Omit<MicroBatch<B>, 'index'>;
+  objective(tuned: TunedModel<M>, settings: LossSettings): Objective<B>;
   /**
    * Evaluates a model on held-out data.
    * @throws ArgumentError where no row is supervised, or there is no example

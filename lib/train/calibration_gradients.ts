@@ -17,6 +17,7 @@ import type {
 } from '../adapters/methods/method.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { ArgumentError, NativeError } from '../errors.ts';
+import type { ComputedLoss } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
 import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import {
@@ -357,20 +358,20 @@ export async function addGradients(
   const task = taskOf(model);
   const { regularizers } = resolveOptions({}, task.name);
   const settings = { terms: [], regularizers: { ...regularizers } };
-  const loss = task.loss(untuned(model), settings);
+  const objective = task.objective(untuned(model), settings);
   let { batch, count } = before;
   try {
     for await (const read of batchesOf(pass, batch)) {
-      const micro = task.select(read, settings.regularizers);
-      if (micro.selected === null || micro.selected.rows.length > 0) {
+      const micro = { ...task.select(read, settings.regularizers), index: 0 };
+      if (!objective.skips(micro)) {
         for (const leaf of leaves) leaf.requiresGrad = true;
-        const totals = micro.counts;
-        const rest = { teacher: null, weights: {}, at: { step: 0, totalSteps: 1 } };
+        const step = { step: 0, totalSteps: 1, weights: {}, totals: micro.counts };
         await inBatch(batch, async () => {
           scope(() =>
             withAbort(abort, () => {
-              const student = loss.forward(micro);
-              loss.compute({ micro, student, totals, ...rest }).loss?.backward();
+              const inputs = objective.prepare(micro, step, {});
+              const computed = objective.losses(inputs, objective.forward(inputs));
+              (computed as ComputedLoss).loss?.backward();
             }),
           );
           for (const leaf of leaves) leaf.requiresGrad = false;
@@ -387,7 +388,7 @@ export async function addGradients(
       'calibrate: no micro-batch has a supervised token, so that there is no gradient; raise maxLength above the length of the prompts',
     );
   } finally {
-    loss.dispose();
+    objective.dispose();
   }
 }
 

@@ -3,14 +3,9 @@ import type { TunedModel } from '../adapters/tuned_model.ts';
 import { deviceInfo } from '../device.ts';
 import type { Model } from '../models/index.ts';
 import { Linear } from '../nn/index.ts';
-import { type Int8Products, mostInt8Terms } from '../runtime.ts';
+import { mostInt8Terms } from '../runtime.ts';
+import type { PassProducts } from '../tasks/task.ts';
 import type { ComputeMode } from './schema.ts';
-
-/** The products of the student's and the teacher's pass that are computed in int8; undefined: none. */
-export interface PassProducts {
-  readonly student?: Int8Products;
-  readonly teacher?: Int8Products;
-}
 
 /** The products that a mode computes in int8. */
 export function productsOf(mode: ComputeMode): PassProducts {

@@ -28,8 +28,7 @@ import {
   wholeNumber,
   withMethods,
 } from '../options/call.ts';
-import { synchronize } from '../runtime.ts';
-import { yieldToEventLoop } from '../tasks/event_loop.ts';
+import { synchronize, yieldToEventLoop } from '../runtime.ts';
 import { noGrad, scope, Tensor, tensor, unscoped } from '../tensor.ts';
 import type { BatchSource } from './types.ts';
 

@@ -23,7 +23,7 @@ import {
 } from './memory_plan.ts';
 import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
 import { type ResolvedOptions, teacherCacheOption } from './options.ts';
-import { passesOf, selectorOf } from './passes.ts';
+import { objectiveOf, runnerOf, selectorOf } from './passes.ts';
 import { samplingMemory } from './samples.ts';
 import { accumulateWindow } from './step.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
@@ -131,13 +131,13 @@ export async function planMemory(
   const copiesBytes = int8CopiesBytes(compute, tuned.model);
   const savesInt8 = productsOf(compute).student?.savedActivations === true;
   const largest = largestBatch(data, plan, optimization);
-  const { loss } = passesOf(input, options, {
+  const objective = objectiveOf(input, options, {
     ...{ chunkBytes: chunkBytesOf(budget), captureGraphs: false },
   });
   const { gradientAccumulationSteps: microBatches } = optimization;
   const inProcess = sharesProcessMemory(tuned.model.device);
   const cachesTeacher = inProcess && teacherCacheOption(options) !== null;
-  const { memory = null } = loss ?? {};
+  const { memory } = objective;
   const keepsBest = bestMetric(input) !== null && options.output.output === null;
   const trained = updatedBy(optimization, tuned.parameters()).map(({ tensor }) => tensor);
   try {
@@ -160,7 +160,7 @@ export async function planMemory(
       ...(inProcess && filesBytes(input, options, plan)),
     });
   } finally {
-    loss?.dispose();
+    objective.dispose();
   }
 }
 
@@ -262,7 +262,7 @@ async function measureMicroBatch(
   const window = await windows.next();
   await windows.close();
   const planner = await planMemory(input, options, { plan });
-  const passes = passesOf(input, options, {
+  const runner = runnerOf(input, options, {
     chunkBytes: planner?.chunkBytes ?? 0,
     captureGraphs: false,
     ...(teacherCacheOption(options) !== null && { teacherCache: { path: null } }),
@@ -277,7 +277,7 @@ async function measureMicroBatch(
       persistentBytes = memoryStats({ device }).liveBytes;
       resetPeakMemory({ device });
       const start = performance.now();
-      await accumulateWindow({ tuned, passes, signal: undefined }, window, at);
+      await accumulateWindow({ runner, signal: undefined }, window, at);
       await synchronize();
       seconds = (performance.now() - start) / 1000;
       tuned.zeroGradients();
@@ -285,7 +285,7 @@ async function measureMicroBatch(
   } finally {
     giveBack();
     tuned.zeroGradients();
-    passes.dispose();
+    runner.dispose();
   }
   const { peakBytes, derivedBytes } = memoryStats({ device });
   const activationBytes = peakBytes - persistentBytes;

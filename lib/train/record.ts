@@ -15,15 +15,27 @@ export interface CombinedTerms {
   readonly custom: Readonly<Record<string, number>> | null;
 }
 
+/** The beginning of the keys of metrics that a loss of the caller's own reports, among the keys of terms. */
+export const kCustom = 'custom.';
+
+function nonEmpty<T extends object>(values: T): T | null {
+  return Object.keys(values).length === 0 ? null : values;
+}
+
 /** Combines the values: the loss is the task's loss plus the sum, over the terms, of weight times value. */
 export function weightedTerms(
-  { task, ...values }: TermValues,
+  { task, ...all }: TermValues,
   weights: Readonly<Record<string, number>>,
-  custom: CombinedTerms['custom'] = null,
 ): CombinedTerms {
   let loss = task;
-  for (const [key, value] of Object.entries(values)) loss += (weights[key] ?? 0) * (value ?? 0);
-  return { loss, taskLoss: task, values, weights, custom };
+  const values: Record<string, number | null> = {};
+  const custom: Record<string, number> = {};
+  for (const [key, value] of Object.entries(all)) {
+    if (key.startsWith(kCustom)) custom[key.slice(kCustom.length)] = value as number;
+    else values[key] = value;
+    loss += (weights[key] ?? 0) * (value ?? 0);
+  }
+  return { loss, taskLoss: task, values, weights, custom: nonEmpty(custom) };
 }
 
 /** A clock for the time that a run has taken, including the time before it was resumed, and for the speed of its steps. */

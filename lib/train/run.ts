@@ -30,13 +30,14 @@ import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
 import { type Identity, type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { checkOutput, claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
-import { passesOf, selectorOf } from './passes.ts';
+import { runnerOf, selectorOf } from './passes.ts';
 import { learningRateOf, makePlan, planMemory, requireRunMemory } from './plan.ts';
 import { StepClock } from './record.ts';
 import { openCheckpoint, restore, savedTensors } from './resume.ts';
 import { RunRecord } from './run_record.ts';
+import type { Runner } from './runner.ts';
 import { answerSamples, type Sample } from './samples.ts';
-import { type Passes, takeStep } from './step.ts';
+import { takeStep } from './step.ts';
 import { nullIfAborted } from './stop.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan, StepRecord, TrainResult, Warning } from './types.ts';
@@ -61,7 +62,7 @@ interface RunParts {
   readonly optimizer: Optimizer;
   /** The plan of the run's memory; null without a budget. */
   readonly memory: MemoryPlanner | null;
-  readonly passes: Passes;
+  readonly runner: Runner;
   /** The claim to the file of the teacher's outputs; null where they are not kept. */
   readonly cache: ClaimedCache | null;
   readonly windows: WindowReader;
@@ -192,7 +193,7 @@ export class Run {
   /** Runs the next step; null if the signal stopped it before it was complete. */
   async takeStep(): Promise<StepRecord | null> {
     this.checkAdapter();
-    const { input, options, passes, windows, optimizer, clock, rate } = this.parts;
+    const { input, options, runner, windows, optimizer, clock, rate } = this.parts;
     const { tuned, signal, afterBackward = null } = input;
     if ((tuned as { enabled?: boolean }).enabled === false) {
       throw new ArgumentError(
@@ -203,7 +204,7 @@ export class Run {
     const { step, totalSteps } = this;
     const taken = await nullIfAborted(signal, () =>
       takeStep(
-        { tuned, passes, windows, optimizer, maxGradNorm, clock, afterBackward, signal },
+        { tuned, runner, windows, optimizer, maxGradNorm, clock, afterBackward, signal },
         {
           ...{ step, totalSteps, learningRate: rate(step) },
           // Until commit(), the parameters belong to no step and must not be saved.
@@ -396,7 +397,7 @@ export class Run {
   async close(): Promise<void> {
     if (this.closed) return;
     this.closed = true;
-    const { input, windows, record, optimizer, passes, cache, folder, keeper, releaseModel } =
+    const { input, windows, record, optimizer, runner, cache, folder, keeper, releaseModel } =
       this.parts;
     // A failed or stopped step leaves gradients behind, and the model may be used for another run.
     input.tuned.zeroGradients();
@@ -405,7 +406,7 @@ export class Run {
     } finally {
       await record?.close().catch(() => {});
       optimizer.dispose();
-      passes.dispose();
+      runner.dispose();
       await cache?.release().catch(() => {});
       keeper?.dispose();
       releaseModel();
@@ -468,7 +469,7 @@ async function openRunOf(
   let folder: OutputFolder | null = null;
   let record: RunRecord | null = null;
   let optimizer: Optimizer | null = null;
-  let passes: Passes | null = null;
+  let runner: Runner | null = null;
   let cache: ClaimedCache | null = null;
   try {
     const warnings: Warning[] = [];
@@ -482,12 +483,12 @@ async function openRunOf(
     const isShared = teacherCacheOption(options) === 'teacherCache';
     const identity = output !== null || isShared ? await identityOf(input, options, plan) : {};
     optimizer = makeOptimizer(groups, options.optimization);
-    const openWith = (claimed: ClaimedCache | null): Passes =>
-      openPasses(input, options, { memory, cache: claimed, identity, warnings });
+    const openWith = (claimed: ClaimedCache | null): Runner =>
+      openRunner(input, options, { memory, cache: claimed, identity, warnings });
     // A file of another teacher is refused before the output folder is made, or an earlier run is removed from it.
     if (isShared && !resume) {
       cache = await claimTeacherCache(options, null);
-      passes = openWith(cache);
+      runner = openWith(cache);
     }
     folder = output === null ? null : await claimOutput(output, { overwrite, resume });
     const keeper = makeKeeper(input, folder);
@@ -509,9 +510,9 @@ async function openRunOf(
       record = await RunRecord.open(folder.run, { step, last, evalData, hasSamples });
       await writeFileAtomic(folder.config, configText(options, identity));
     }
-    if (passes === null) {
+    if (runner === null) {
       cache = await claimTeacherCache(options, folder);
-      passes = openWith(cache);
+      runner = openWith(cache);
     }
     if (step === 0) warnings.push(...firstWarnings(input, options));
     await record?.begin(
@@ -524,7 +525,7 @@ async function openRunOf(
     const select = selectorOf(input.tuned.model, options);
     const run = new Run(
       {
-        ...{ input, options, plan, identity, folder, record, optimizer, memory, passes, cache },
+        ...{ input, options, plan, identity, folder, record, optimizer, memory, runner, cache },
         keeper,
         trained: trained.map(({ tensor }) => tensor),
         windows: new WindowReader(input.data, { accumulation, select }, position),
@@ -537,7 +538,7 @@ async function openRunOf(
     return run;
   } catch (error) {
     optimizer?.dispose();
-    passes?.dispose();
+    runner?.dispose();
     await cache?.release().catch(() => {});
     await record?.close().catch(() => {});
     await folder?.release().catch(() => {});
@@ -564,27 +565,27 @@ function checkMethod(
   if (reason !== null) throw new ArgumentError(reason);
 }
 
-/** The parts of a run that its passes depend on, and the place for their notes. */
-interface PassesOf {
+/** The parts of a run that its runner depends on, and the place for their notes. */
+interface RunnerOf {
   readonly memory: MemoryPlanner | null;
   readonly cache: ClaimedCache | null;
   readonly identity: Identity;
   readonly warnings: Warning[];
 }
 
-/** Makes the way in which the run computes its micro-batches, within its memory budget. */
-function openPasses(
+/** Makes the runner of a run's micro-batches, within its memory budget. */
+function openRunner(
   input: AnyTrainerOptions,
   options: ResolvedOptions,
-  { memory, cache, identity, warnings }: PassesOf,
-): Passes {
+  { memory, cache, identity, warnings }: RunnerOf,
+): Runner {
   const onNote = ({ code, message }: { code: string; message: string }) =>
     warnings.push({ type: 'warning', code, message: oneLine(message) });
   if (cache !== null && cache.readOnly !== null) {
     const message = `${cache.place.path}: ${cache.readOnly}; this run reads it and keeps nothing in it`;
     onNote({ code: 'teacher_cache_read_only', message });
   }
-  return passesOf(input, options, {
+  return runnerOf(input, options, {
     chunkBytes: memory?.chunkBytes ?? 0,
     captureGraphs: options.resources.captureGraphs,
     onNote,

@@ -16,13 +16,10 @@ import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import { notFinite, placed, type Tried, valuesOf } from './failure.ts';
-import type { GraphPasses } from './graph_passes.ts';
-import { isEmpty, releaseTeacher } from './pass.ts';
-import type { PlainPasses } from './plain_passes.ts';
 import { type CombinedTerms, makeRecord, type StepClock, weightedTerms } from './record.ts';
+import type { Runner } from './runner.ts';
 import type { StepRecord } from './types.ts';
 import { Update } from './update.ts';
-import type { UserLossPasses } from './user_loss.ts';
 import type { Window, WindowReader } from './window.ts';
 
 /** Function that is called when all gradients of a step have been computed, before they are measured and clipped. */
@@ -30,13 +27,10 @@ export type AfterBackward = (
   at: StepOfRun & { readonly parameters: readonly NamedTensor[] },
 ) => void | Promise<void>;
 
-/** The ways to compute a run's micro-batches: op by op, as graphs, or by the caller's own loss. */
-export type Passes = PlainPasses | GraphPasses | UserLossPasses;
-
 /** The components that all steps of a run share. */
 export interface StepParts {
   readonly tuned: TunedModel<Model>;
-  readonly passes: Passes;
+  readonly runner: Runner;
   readonly windows: WindowReader;
   readonly optimizer: Optimizer;
   readonly maxGradNorm: number;
@@ -82,7 +76,7 @@ async function computeStep(
   parts: StepParts,
   { learningRate, onUpdate, ...at }: StepOptions,
 ): Promise<{ record: StepRecord; window: Window }> {
-  const { tuned, passes, optimizer, clock, maxGradNorm } = parts;
+  const { tuned, runner, optimizer, clock, maxGradNorm } = parts;
   clock.start();
   const window = await parts.windows.next();
   const method = tuned.methodTraining ?? null;
@@ -98,7 +92,7 @@ async function computeStep(
       optimizer,
       maxNorm: maxGradNorm,
       // A graph uses the gradient buffers that it was recorded with, but a hook may have replaced the gradients.
-      graphs: parts.afterBackward === null ? passes.graphs : null,
+      graphs: parts.afterBackward === null ? runner.graphs : null,
     }),
   );
   const norm = await update.norm();
@@ -126,66 +120,26 @@ async function computeStep(
   return { record, window };
 }
 
-/** Computes the gradients of a window and returns the values of the terms, with the weights that were applied. */
+/**
+ * Computes the gradients of a window's part and returns the values of the terms, with the weights that were applied. Shares and means are
+ * those of the whole window, so that gradients and sums of its parts add up.
+ */
 export async function accumulateWindow(
-  { tuned, passes, signal }: Pick<StepParts, 'tuned' | 'passes' | 'signal'>,
+  { runner, signal }: Pick<StepParts, 'runner' | 'signal'>,
   window: Window,
   at: StepOfRun,
 ): Promise<CombinedTerms> {
-  const sums = new TermSums(passes.terms);
-  let own: ReturnType<typeof addMethodTerm> = null;
+  const sums = new TermSums(runner.terms);
   try {
-    const weights = await weightsAt(passes, window, { ...at, signal });
-    passes.begin();
-    for (const micro of window.batches) {
+    const weights = await runner.begin(window, at, signal);
+    for (const batch of window.part ?? window.batches) {
       signal?.throwIfAborted();
-      await passes.run(micro, { weights, totals: window.totals, at, sums });
+      sums.merge(await runner.run(batch));
     }
-    own = addMethodTerm(tuned, passes);
-    passes.end();
-    const custom = 'custom' in passes ? passes.custom : null;
-    const values = { ...(await sums.read()), ...(own && { [own.key]: await own.tensor.item() }) };
-    return weightedTerms(values, { ...weights, ...(own && { [own.key]: own.weight }) }, custom);
+    sums.merge(runner.end());
+    return weightedTerms(await sums.read(window.totals), weights);
   } finally {
-    own?.tensor.dispose();
     sums.dispose();
-    const { loss } = passes;
-    if (loss !== null) for (const micro of window.batches) releaseTeacher(micro, loss);
+    runner.abandon();
   }
-}
-
-/** Adds the gradients of the method's own term, once for the window; null: it has no term. */
-function addMethodTerm({ methodTraining }: TunedModel<Model>, { graphs }: Passes) {
-  const term = methodTraining?.term ?? null;
-  if (!methodTraining || term === null) return null;
-  const add = () => withPhase('losses', () => methodTraining.addTerm());
-  return { ...term, tensor: graphs === null ? add() : graphs.gradients.reach(add) };
-}
-
-/**
- * The weights of the terms at a step. Where a schedule depends on the teacher's entropy, the teacher first runs on all
- * micro-batches of the window.
- */
-async function weightsAt(
-  { terms, loss }: Passes,
-  window: Window,
-  { signal, ...at }: StepOfRun & { signal: AbortSignal | undefined },
-): Promise<Record<string, number>> {
-  let teacherEntropy: number | null = null;
-  if (loss !== null && terms.some(({ readsTeacherEntropy }) => readsTeacherEntropy)) {
-    let [sum, rows] = [0, 0];
-    for (const micro of window.batches) {
-      signal?.throwIfAborted();
-      if (isEmpty(micro)) continue;
-      micro.teacher = await loss.runTeacher(micro, { step: at.step, microBatch: micro.index });
-      const entropies = await loss.entropies(micro.teacher, micro);
-      for (const entropy of Array.from(entropies)) sum += entropy;
-      rows += entropies.length;
-    }
-    const mean = rows > 0 ? sum / rows : 0;
-    teacherEntropy = loss.maxEntropy > 0 ? mean / loss.maxEntropy : 0;
-  }
-  return Object.fromEntries(
-    terms.map((term) => [term.key, term.weightAt({ ...at, teacherEntropy })]),
-  );
 }

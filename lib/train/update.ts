@@ -8,7 +8,7 @@ import { shapesOf } from '../graph_cache.ts';
 import { clippedNorm } from '../optim/clip.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import type { Tensor } from '../tensor.ts';
-import type { StepGraphs } from './graph_passes.ts';
+import type { StepGraphs } from './graphs.ts';
 
 export interface UpdateParts {
   readonly parameters: readonly Tensor[];

@@ -13,20 +13,11 @@ export interface Position {
   readonly microBatch: number;
 }
 
-/** A micro-batch of a window, with values that were computed for it ahead of its pass. */
-export interface WindowBatch<B = unknown> extends MicroBatch<B> {
-  /** The index of the micro-batch in the window, from 0. */
-  readonly index: number;
-  /**
-   * The teacher's outputs, where they were needed ahead of the pass; whoever removes them from here must release them through
-   * the loss.
-   */
-  teacher: unknown;
-}
-
 /** The accumulation window of a step. */
 export interface Window<B = unknown> {
-  readonly batches: readonly WindowBatch<B>[];
+  readonly batches: readonly MicroBatch<B>[];
+  /** The contiguous micro-batches that this process computes; left out: all. */
+  readonly part?: readonly MicroBatch<B>[];
   readonly totals: RowCounts;
   /** The position at which the next window begins. */
   readonly after: Position;
@@ -38,7 +29,7 @@ interface WindowOptions<B> {
   /** The number of micro-batches in a window. */
   readonly accumulation: number;
   /** Selects and counts the rows of a batch. */
-  readonly select: (batch: B) => MicroBatch<B>;
+  readonly select: (data: B) => Omit<MicroBatch<B>, 'index'>;
 }
 
 /** Reads windows from a data source, starting at a given position. */
@@ -59,7 +50,7 @@ export class WindowReader<B = unknown> {
    * @throws ArgumentError when a whole window has no supervised row, because its loss would be 0/0
    */
   async next(): Promise<Window<B>> {
-    const batches: WindowBatch<B>[] = [];
+    const batches: MicroBatch<B>[] = [];
     let count = await this.source.batchCount(this.position.epoch);
     if (this.position.microBatch >= count) {
       await this.close();
@@ -71,8 +62,7 @@ export class WindowReader<B = unknown> {
     }
     const size = Math.min(this.options.accumulation, count - this.position.microBatch);
     for (let index = 0; index < size; index++) {
-      const chosen = this.options.select(await this.read());
-      batches.push({ ...chosen, index, teacher: null });
+      batches.push({ ...this.options.select(await this.read()), index });
     }
     const { epoch, microBatch } = this.position;
     this.position = { epoch, microBatch: microBatch + size };

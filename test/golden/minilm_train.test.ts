@@ -104,7 +104,7 @@ describeShared('MiniLM training', [kModel, kGolden, kTrain], () => {
       { epoch: 0, microBatch: 0 },
     );
     const window = await windows.next();
-    expect(Array.from(window.batches[0]?.batch.inputIds ?? [])).toEqual(unpaddedIds(array));
+    expect(Array.from(window.batches[0]?.data.inputIds ?? [])).toEqual(unpaddedIds(array));
     const objective = accumulator(tuned, kRegularizers);
     const terms = await objective.accumulate(window);
     tuned.collectGradients();

@@ -1,7 +1,7 @@
 // BaLoraLoss (fused) against every golden case of heads, accumulation and positions, in f64 and f32.
 import { describe, expect, it } from 'vitest';
 import { BaLoraLoss } from '../../lib/losses/head_loss.ts';
-import { TermSums } from '../../lib/losses/term_sums.ts';
+import { type TermCounts, TermSums } from '../../lib/losses/term_sums.ts';
 import { indexSelect } from '../../lib/ops/index.ts';
 import { type Tensor, tensor } from '../../lib/tensor.ts';
 import { goldenTensor } from '../support/fixtures.ts';
@@ -30,8 +30,15 @@ const wholeBatch = (targets: Int32Array) => ({
 const targetsOf = (c: Case): Int32Array =>
   Int32Array.from(array(c, 'c').data as BigInt64Array, Number);
 
-async function expectTerms(terms: TermSums, expected: Record<string, number>, dtype: Dtype) {
-  const found = await terms.read();
+async function expectTerms(
+  terms: TermSums,
+  {
+    expected,
+    totals,
+    dtype,
+  }: { expected: Record<string, number>; totals: TermCounts; dtype: Dtype },
+) {
+  const found = await terms.read(totals);
   for (const [term, value] of Object.entries(expected)) {
     expectValue(found[term as keyof typeof found] as number, value, dtype);
   }
@@ -59,7 +66,11 @@ describe.each(dtypes)('head in %s', (dtype) => {
       expectGrad(gradOf(hidden), array(c, 'dH').data as Float64Array, dtype);
       if (c.trained) expectGrad(gradOf(weight), array(c, 'dW').data as Float64Array, dtype);
       else expect(weight.grad).toBeNull();
-      await expectTerms(terms, c.terms as Record<string, number>, dtype);
+      await expectTerms(terms, {
+        expected: c.terms as Record<string, number>,
+        totals: result.counts,
+        dtype,
+      });
       loss.dispose();
     },
   );
@@ -120,7 +131,8 @@ describe.each(dtypes)('accumulation in %s', (dtype) => {
     }
     expectValue(value, c.value as number, dtype);
     expectGrad(gradients, array(c, 'dH').data as Float64Array, dtype);
-    await expectTerms(terms, c.terms as Record<string, number>, dtype);
+    const totals = { supervised: total, regularized: total };
+    await expectTerms(terms, { expected: c.terms as Record<string, number>, totals, dtype });
   });
 });
 
@@ -213,7 +225,7 @@ describe.each(dtypes)('positions in %s', (dtype) => {
     (result.loss as Tensor).backward();
     const { total, ...expected } = c.modes[c.mode];
     expectValue((result.loss as Tensor).itemSync(), total, dtype);
-    await expectTerms(terms, expected, dtype);
+    await expectTerms(terms, { expected, totals: result.counts, dtype });
 
     const channels = hidden.shape[1] as number;
     const gradient = new Float64Array((array(c, 'H').data as Float32Array).length);
@@ -264,7 +276,12 @@ describe.each(dtypes)('positions in %s', (dtype) => {
       counts: { supervised: 0, regularized: 0 },
     });
     terms.add(result);
-    expect(await terms.read()).toEqual({ task: 0, consistency: null, diversity: null, svd: null });
+    expect(await terms.read(result.counts)).toEqual({
+      task: 0,
+      consistency: null,
+      diversity: null,
+      svd: null,
+    });
   });
 });
 

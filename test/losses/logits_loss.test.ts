@@ -118,7 +118,7 @@ describe.each(dtypes)('totals in %s', (dtype) => {
     expectGrad(gradOf(z), array(c, 'dZ').data as Float64Array, dtype);
     const window = new TermSums(loss.terms);
     window.add(result);
-    const found = await window.read();
+    const found = await window.read(result.counts);
     for (const [term, value] of Object.entries(c.terms ?? {})) {
       expectValue(found[term as keyof typeof found] as number, value, dtype);
     }
@@ -156,7 +156,7 @@ describe('NluLoss over a window', () => {
       result.loss.backward();
       window.add(result);
     }
-    const terms = await window.read();
+    const terms = await window.read({ supervised: 16, regularized: 16 });
     expect(terms.task).toBeCloseTo(c.terms?.task as number, 12);
     expect(terms.consistency).toBeCloseTo(c.terms?.consistency as number, 12);
     const whole = load(c, 'Z', 'f64', true);
@@ -185,7 +185,7 @@ describe('NluLoss over a window', () => {
     const window = new TermSums(loss.terms);
     window.add(result);
     expect(warnings).toEqual(['nlu_single_example']);
-    const terms = await window.read();
+    const terms = await window.read(result.counts);
     expect(terms).toMatchObject({ consistency: 0, diversity: null, svd: null });
     expect(result.loss.itemSync()).toBeCloseTo(terms.task, 6);
   });

@@ -3,7 +3,7 @@ import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import type { Model } from '../../lib/models/index.ts';
 import { taskOf } from '../../lib/tasks/list.ts';
 import { resolveOptions } from '../../lib/train/options.ts';
-import { passesOf } from '../../lib/train/passes.ts';
+import { runnerOf } from '../../lib/train/passes.ts';
 import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
 import { accumulateWindow } from '../../lib/train/step.ts';
 import type { Window } from '../../lib/train/window.ts';
@@ -23,15 +23,14 @@ export function accumulator(tuned: TunedModel<Model>, regularizers: RegularizerO
   const task = taskOf(tuned.model);
   const options = resolveOptions({ regularizers }, task.name);
   const input = { tuned, data: tinySource([]) as never };
-  const passes = passesOf(input, options, { captureGraphs: false });
+  const runner = runnerOf(input, options, { captureGraphs: false });
   return {
     async accumulate(window: Window<never> | Window, totalSteps = 1): Promise<FlatTerms> {
       const at = { step: 0, totalSteps };
-      const parts = { tuned, passes, signal: undefined };
-      const terms = await accumulateWindow(parts, window as Window, at);
+      const terms = await accumulateWindow({ runner, signal: undefined }, window as Window, at);
       const { consistency = null, diversity = null, svd = null } = terms.values;
       return { loss: terms.loss, taskLoss: terms.taskLoss, consistency, diversity, svd };
     },
-    dispose: () => passes.dispose(),
+    dispose: () => runner.dispose(),
   };
 }

@@ -57,7 +57,7 @@ export function goldenBatch(
 export function windowOf(batch: Batch, positions: Positions = 'supervised'): Window<Batch> {
   const chosen = causalLm.select(batch, { positions });
   return {
-    batches: [{ ...chosen, index: 0, teacher: null }],
+    batches: [{ ...chosen, index: 0 }],
     totals: chosen.counts,
     after: { epoch: 0, microBatch: 1 },
     epoch: 1,

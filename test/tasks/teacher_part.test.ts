@@ -90,7 +90,7 @@ describe('the loss', () => {
     sums.add(result);
     result.loss?.backward();
     const gradient = Array.from((await (hidden.grad as Tensor).data()) as Float64Array);
-    const values = await sums.read();
+    const values = await sums.read(result.counts);
     loss.dispose();
     return { loss: result.loss?.itemSync() as number, values, gradient };
   }

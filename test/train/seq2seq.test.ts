@@ -53,7 +53,6 @@ function windowOf(batches: Seq2SeqExamples[]): Window<Seq2SeqExamples> {
   const chosen = batches.map((batch, index) => ({
     ...seq2seqLm.select(batch, { positions: 'supervised' }),
     index,
-    teacher: null,
   }));
   const sum = (key: 'tokens' | 'supervised' | 'regularized') =>
     chosen.reduce((total, { counts }) => total + counts[key], 0);

@@ -1,8 +1,11 @@
 import { describe, expect, it } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { Positions } from '../../lib/losses/positions.ts';
 import { causalLm } from '../../lib/tasks/causal_lm.ts';
 import type { Batch, BatchSource } from '../../lib/train/types.ts';
 import { countSteps, WindowReader } from '../../lib/train/window.ts';
+import { accumulator } from '../support/accumulate.ts';
+import { TinyModel, tinyBatches } from '../support/tiny_model.ts';
 
 const countsOf = (batch: Batch, positions: Positions) =>
   causalLm.select(batch, { positions }).counts;
@@ -36,6 +39,34 @@ function source(counts: number[]): BatchSource & { starts: number[] } {
     },
   };
 }
+
+describe('a part of a window', () => {
+  it('has its share of the window: losses and gradients of the parts add up to those of the whole', async () => {
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 2, initLoraWeights: false });
+    const objective = accumulator(tuned, { consistencyWeight: 0.3, diversityWeight: 0.1 });
+    const chosen = tinyBatches({ count: 3 }).map((batch, index) => ({ ...select(batch), index }));
+    const sum = (key: 'tokens' | 'supervised' | 'regularized') =>
+      chosen.reduce((total, { counts }) => total + counts[key], 0);
+    const window = {
+      ...{ batches: chosen, after: { epoch: 0, microBatch: 3 }, epoch: 1 },
+      totals: {
+        tokens: sum('tokens'),
+        supervised: sum('supervised'),
+        regularized: sum('regularized'),
+      },
+    };
+    const gradients = () =>
+      tuned.parameters().map(({ tensor }) => Array.from(tensor.grad?.dataSync() as Float32Array));
+    const whole = await objective.accumulate(window);
+    const expected = gradients();
+    tuned.zeroGradients();
+    const first = await objective.accumulate({ ...window, part: chosen.slice(0, 1) });
+    const second = await objective.accumulate({ ...window, part: chosen.slice(1) });
+    expect(first.loss + second.loss).toBeCloseTo(whole.loss, 12);
+    expect(gradients()).toEqual(expected);
+    objective.dispose();
+  });
+});
 
 describe('windows', () => {
   it('are counted before the step, and stop at the end of an epoch', async () => {
