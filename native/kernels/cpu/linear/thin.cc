@@ -15,32 +15,14 @@ namespace {
 
 constexpr int64_t kBlockElements = int64_t{1} << 18;  // of widened x: 1 MiB, about one core's L2
 
-bool is_narrow(int32_t dtype) {
-  return dtype == BALORA_BF16 || dtype == BALORA_F16;
-}
-
-// Rows that are widened at a time.
-int64_t widened_rows(const View& x) {
-  const int64_t m = x.shape[0], k = x.shape[1];
-  return std::min(std::max<int64_t>(kBlockElements / std::max<int64_t>(k, 1), 64), m);
-}
-
-GemmOutput rows_of(const GemmOutput& out, int64_t first) {
-  return {offset_by(out.data, first * out.ld, out.dtype), out.dtype, out.ld};
-}
-
-// The products of rows [first, first + rows) of x, which stand at `wide`.
+// The products of rows [first, first + x.m) of x, which stand at `wide`.
 void multiply_rows(Context* ctx, const GemmInput& wide, int64_t first, const GemmShape& x,
-                   std::span<const Projection> projections, bool by_rows) {
-  for (const Projection& each : projections) {
-    const GemmShape shape = {x.m, each.columns, x.k};
-    const GemmOutput to = rows_of(each.out, first);
-    if (by_rows) {
-      row_product(ctx, shape, wide, each.w, to, 0);
-    } else {
-      gemm(ctx, shape, wide, each.w, to);
-    }
-  }
+                   const Projection& each, bool by_rows) {
+  const GemmShape shape = {x.m, each.columns, x.k};
+  GemmOutput to = each.out;
+  to.data = offset_by(to.data, first * to.ld, to.dtype);
+  if (by_rows) return row_product(ctx, shape, wide, each.w, to, 0);
+  gemm(ctx, shape, wide, each.w, to);
 }
 
 void contract_rows(Context* ctx, GemmInput wide, int64_t first, const GemmShape& x,
@@ -70,40 +52,29 @@ View rows_of(const View& x, int64_t first, int64_t count) {
 }
 
 void thin_products(Context* ctx, const View& x, std::span<const Projection> projections,
-                   std::span<const Contraction> contractions, bool by_rows) {
-  if (projections.empty() && contractions.empty()) return;
+                   std::span<const Contraction> contractions, bool by_rows, float* wide) {
+  if (projections.empty() && contractions.empty() && !wide) return;
   const int64_t m = x.shape[0], k = x.shape[1];
   if (m == 0) {
     for (const Contraction& each : contractions) fill_zero(*each.out);
     return;
   }
-  const bool narrow = is_narrow(x.dtype);
-  const int64_t block = narrow ? widened_rows(x) : m;
-  const Scratch<float> scratch(ctx, narrow ? block * k : 0);
-  float* const wide = scratch.data();
+  const bool narrow = x.dtype == BALORA_BF16 || x.dtype == BALORA_F16;
+  const int64_t fitting = std::max<int64_t>(kBlockElements / std::max<int64_t>(k, 1), 64);
+  const int64_t block = narrow ? std::min(fitting, m) : m;
+  const Scratch<float> scratch(ctx, narrow && !wide ? block * k : 0);
   for (int64_t first = 0; first < m; first += block) {
-    const int64_t rows = std::min(block, m - first);
-    GemmInput some = {x.data, x.dtype, k};
+    const GemmShape shape = {std::min(block, m - first), 0, k};
+    GemmInput some = {offset_by(x.data, first * k, x.dtype), x.dtype, k};
     if (narrow) {
-      convert_rows(ctx, {offset_by(x.data, first * k, x.dtype), x.dtype, k}, {wide, BALORA_F32, k},
-                   rows, k);
-      some = {wide, BALORA_F32, k};
+      float* const to = wide ? wide + first * k : scratch.data();
+      convert_rows(ctx, {some.data, x.dtype, k}, {to, BALORA_F32, k}, shape.m, k);
+      some = {to, BALORA_F32, k};
     }
-    const GemmShape shape = {rows, 0, k};
-    multiply_rows(ctx, some, first, shape, projections, by_rows);
+    for (const Projection& each : projections) {
+      multiply_rows(ctx, some, first, shape, each, by_rows);
+    }
     for (const Contraction& each : contractions) contract_rows(ctx, some, first, shape, each);
-  }
-}
-
-void widen_and_project(Context* ctx, const View& x, float* wide,
-                       std::span<const Projection> projections) {
-  const int64_t m = x.shape[0], k = x.shape[1], block = widened_rows(x);
-  for (int64_t first = 0; first < m; first += block) {
-    const int64_t rows = std::min(block, m - first);
-    float* const to = wide + first * k;
-    convert_rows(ctx, {offset_by(x.data, first * k, x.dtype), x.dtype, k}, {to, BALORA_F32, k},
-                 rows, k);
-    multiply_rows(ctx, {to, BALORA_F32, k}, first, {rows, 0, k}, projections, false);
   }
 }
 

@@ -33,14 +33,11 @@ struct Contraction {
 };
 
 // The products of one x (m,k), contiguous, whose narrow rows are widened once for all of them.
-// by_rows: projections by row_product(), for a w that is read transposed.
+// by_rows: projections by row_product(), for a w that is read transposed. `wide` (m,k), for a narrow
+// x, keeps it in f32; null: nothing is kept.
 void thin_products(Context* ctx, const View& x, std::span<const Projection> projections,
-                   std::span<const Contraction> contractions, bool by_rows = false);
-
-// x (m,k), narrow and contiguous, in f32 at `wide` (m,k), and its projections, each block of rows
-// while it is in cache.
-void widen_and_project(Context* ctx, const View& x, float* wide,
-                       std::span<const Projection> projections);
+                   std::span<const Contraction> contractions, bool by_rows = false,
+                   float* wide = nullptr);
 
 // The rows [first, first + count) of a contiguous (m,k).
 View rows_of(const View& x, int64_t first, int64_t count);

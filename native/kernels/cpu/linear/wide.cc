@@ -33,11 +33,6 @@ ProductTerm base_term(const View& x, const View& weight, bool transposed,
   return {x.data, x.dtype, x.shape[1], &weight, transposed, 1, int8};
 }
 
-// Whether rows of this type are widened before they are multiplied.
-bool is_widened(int32_t dtype) {
-  return (dtype == BALORA_BF16 || dtype == BALORA_F16) && !gemm_has_bf16();
-}
-
 void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {
   if (terms.empty()) return fill_zero(out);
   sum_products(ctx, {out.shape[0], out.shape[1], terms}, dense_output(out));
@@ -69,12 +64,12 @@ struct ForwardLinear {
   View sum{};               // y, or what is scaled to it
 };
 
-// Rows that are widened at a time, in even parts whose f32 copies are 8 MiB at most, or 256 rows:
-// each decodes or widens the weights anew.
-int64_t rows_at_once(int64_t m, int64_t in) {
+// Rows that are widened at a time, in even parts whose `columns` in f32 are 8 MiB at most, or 256
+// rows: each decodes or widens the weights anew.
+int64_t rows_at_once(int64_t m, int64_t columns) {
   constexpr int64_t kElements = int64_t{1} << 21;
   return even_share(
-      m, std::clamp<int64_t>(kElements / std::max<int64_t>(in, 1) / 64 * 64, 256, 16384));
+      m, std::clamp<int64_t>(kElements / std::max<int64_t>(columns, 1) / 64 * 64, 256, 16384));
 }
 
 // Narrow rows are widened here, once for all of the group's products; products widen what they are
@@ -100,7 +95,7 @@ void forward(Context* ctx, const balora_linear_forward& o) {
     projection.push_back({{a, kDtypeOfAcc<E>, in, true}, count, {u, kDtypeOfAcc<E>, count}});
   }
   std::vector<ForwardLinear> all;
-  bool widens = !by_rows && is_widened(x.dtype) && &x == &input, reads_x = false;
+  bool widens = false;  // once for all products
   for (size_t i = 0; i < linears.size(); ++i) {
     const LinearOperands& linear = linears[i];
     const View& weight = dense_or_encoded(linear.weight);
@@ -115,24 +110,31 @@ void forward(Context* ctx, const balora_linear_forward& o) {
     if (one.int8 && m > 0 && !quantised.q) {
       quantised = quantise_rows(ctx, x.data, x.dtype, m, in, nullptr, one.int8->rotation());
     }
-    reads_x = reads_x || !one.int8 || linear.weight_change;
+    widens = widens || !one.int8 || linear.weight_change;
     all.push_back(one);
   }
-  widens = widens && reads_x;
+  widens = widens && !by_rows && gemm_widens(x.dtype);
   if (!widens) thin_products(ctx, input, projection, {}, by_rows);
-  const int64_t height = widens ? rows_at_once(m, in) : m;
-  const Scratch<float> left(ctx, widens ? height * in : 0);
+  const bool apart = &x != &input;
+  const int64_t height = widens ? rows_at_once(m, apart ? 2 * in : in) : m;
+  const Scratch<float> wide_x(ctx, widens ? height * in : 0);
+  const Scratch<float> wide_input(ctx, widens && apart ? height * in : 0);
   for (int64_t first = 0; first < m; first += height) {
     const int64_t rows = std::min(height, m - first);
     View some = rows_of(x, first, rows), some_input = rows_of(input, first, rows);
     if (widens) {
-      float* const wide = left.data();
       std::vector<Projection> own = projection;
       for (Projection& each : own) {
         each.out.data = offset_by(each.out.data, first * each.out.ld, each.out.dtype);
       }
-      widen_and_project(ctx, some, wide, own);
-      some = some_input = matrix<float>(wide, rows, in);
+      if (apart) {
+        thin_products(ctx, some_input, own, {}, false, wide_input.data());
+        some_input = matrix<float>(wide_input.data(), rows, in);
+        own.clear();
+      }
+      thin_products(ctx, some, own, {}, false, wide_x.data());
+      some = matrix<float>(wide_x.data(), rows, in);
+      if (!apart) some_input = some;
     }
     for (const ForwardLinear& one : all) {
       std::vector<ProductTerm> terms;

@@ -19,6 +19,7 @@ namespace balora {
 namespace {
 
 constexpr int64_t kWideBlockElements = int64_t{1} << 20;  // of B: 4 MiB in f32
+constexpr int64_t kWideDepth = 1024;                      // of k, where A is widened by parts of it
 
 struct Operands {
   GemmShape shape;
@@ -93,77 +94,23 @@ const void* at(const GemmInput& x, int64_t elements) {
   return offset_by(x.data, elements, x.dtype);
 }
 
-// One f32 product. dnnl_sgemm needs no primitive and, inside a parallel region, runs
-// on the calling thread.
-void f32_product(const GemmShape& s, const GemmInput& a, const GemmInput& b, float* c, int64_t ldc,
-                 const GemmScale& scale) {
+// One product of operands of one type. dnnl_sgemm needs no primitive and, inside a parallel region,
+// runs on the calling thread.
+void product(const Context*, const GemmShape& s, const GemmInput& a, const GemmInput& b, float* c,
+             int64_t ldc, const GemmScale& scale) {
   dnnl::error::wrap_c_api(
       dnnl_sgemm(a.transposed ? 'T' : 'N', b.transposed ? 'T' : 'N', s.m, s.n, s.k,
                  static_cast<float>(scale.alpha), static_cast<const float*>(a.data), a.ld,
                  static_cast<const float*>(b.data), b.ld, static_cast<float>(scale.beta), c, ldc),
       "f32 matrix product");
 }
-
-void multiply_rows(const Context* ctx, const GemmShape& s, double* c, int64_t ldc, double factor) {
-  if (factor == 1) return;
-  parallel_for(ctx, s.m, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = 0; j < s.n; ++j) c[i * ldc + j] *= factor;
-    }
-  });
-}
-
-void f64_product(const Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
-                 double* c, int64_t ldc, const GemmScale& scale) {
+void product(const Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
+             double* c, int64_t ldc, const GemmScale& scale) {
   const auto ref = [](const GemmInput& x) {
     const MatrixRef stored{x.data, BALORA_F64, x.ld, 1};
     return x.transposed ? stored.transposed() : stored;
   };
-  if (scale.beta == 0) {
-    product_f64(ctx, s.m, s.n, s.k, ref(a), ref(b), c, ldc);
-  } else if (scale.alpha == 0) {
-    return multiply_rows(ctx, s, c, ldc, scale.beta);
-  } else {
-    multiply_rows(ctx, s, c, ldc, scale.beta / scale.alpha);
-    add_product_f64(ctx, s.m, s.n, s.k, ref(a), ref(b), c, ldc);
-  }
-  multiply_rows(ctx, s, c, ldc, scale.alpha);
-}
-
-// Scratch for the widened operands of one product.
-template <typename T>
-struct Wide {
-  T* a;
-  T* b;
-  T* c;
-};
-
-// Widens what is not T, multiplies, and narrows C.
-template <typename T>
-void widened_product(Context* ctx, const GemmShape& s, GemmInput a, GemmInput b,
-                     const GemmOutput& c, const GemmScale& scale, const Wide<T>& wide) {
-  constexpr int32_t kType = kDtypeOfAcc<T>;
-  const auto widen = [&](GemmInput& x, int64_t rows, int64_t cols, T* to) {
-    if (x.dtype == kType) return;
-    if (x.transposed) std::swap(rows, cols);
-    convert_rows(ctx, {x.data, x.dtype, x.ld}, {to, kType, cols}, rows, cols);
-    x.data = to, x.dtype = kType, x.ld = cols;
-  };
-  widen(a, s.m, s.k, wide.a);
-  widen(b, s.k, s.n, wide.b);
-  T* out = static_cast<T*>(c.data);
-  int64_t ldc = c.ld;
-  const bool narrow = c.dtype != kType;
-  if (narrow) {
-    out = wide.c, ldc = s.n;
-    if (scale.beta != 0) convert_rows(ctx, {c.data, c.dtype, c.ld}, {out, kType, ldc}, s.m, s.n);
-  }
-  if constexpr (sizeof(T) == 8) {
-    f64_product(ctx, s, a, b, out, ldc, scale);
-  } else {
-    f32_product(s, a, b, out, ldc, scale);
-  }
-  if (narrow) convert_rows(ctx, {out, kType, ldc}, {c.data, c.dtype, c.ld}, s.m, s.n);
+  product_f64(ctx, s.m, s.n, s.k, ref(a), ref(b), c, ldc, scale.alpha, scale.beta);
 }
 
 GemmOutput columns(GemmOutput c, int64_t first) {
@@ -171,9 +118,10 @@ GemmOutput columns(GemmOutput c, int64_t first) {
   return c;
 }
 
-// The part of B that is widened at a time: some of its columns, or of its rows where these are
-// stored one after another and outnumber the columns. Columns would be few then, and each time read
-// all of A.
+// The part of k, and of B's columns, that is widened at a time. Parts of k are taken where B's rows
+// are stored one after another and C holds their sum: beside an A that is to be widened, so that
+// only some of it is at a time, and where rows outnumber the columns, which would be few then, and
+// each time read all of A.
 struct WideBlock {
   int64_t k, n;
 };
@@ -186,35 +134,52 @@ WideBlock wide_block(const GemmShape& s, const GemmInput& a, const GemmInput& b,
   const auto fitting = [](int64_t extent) {
     return std::max<int64_t>(kWideBlockElements / std::max<int64_t>(extent, 1), 64);
   };
-  if (b.dtype == kType && c.dtype == kType) return {s.k, s.n};
-  const bool sums = a.dtype == kType && c.dtype == kType;  // in place, part by part of k
-  if (sums && !b.transposed && s.k > s.n) {
-    return {std::min(s.k, even_share(s.k, fitting(s.n))), s.n};
+  const bool sums = c.dtype == kType && !b.transposed;
+  int64_t k = s.k;
+  if (sums && a.dtype != kType && !a.transposed) {
+    k = std::min(k, even_share(k, kWideDepth));
+  } else if (sums && a.dtype == kType && b.dtype != kType && k > s.n) {
+    return {std::min(k, even_share(k, fitting(s.n))), s.n};
   }
-  return {s.k, std::min(s.n, fitting(s.k))};
+  return {k, b.dtype == kType && c.dtype == kType ? s.n : std::min(s.n, fitting(k))};
 }
 
+// Widens what is not T, multiplies, and narrows C.
 template <typename T>
 void wide_gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,
                const GemmOutput& c, const GemmScale& scale) {
   constexpr int32_t kType = kDtypeOfAcc<T>;
   const WideBlock block = wide_block<T>(s, a, b, c);
-  const Scratch<T> wide_a(ctx, a.dtype != kType ? s.m * s.k : 0);
+  const Scratch<T> wide_a(ctx, a.dtype != kType ? s.m * block.k : 0);
   const Scratch<T> wide_b(ctx, b.dtype != kType ? block.k * block.n : 0);
   const Scratch<T> wide_c(ctx, c.dtype != kType ? s.m * block.n : 0);
-  const Wide<T> wide = {wide_a.data(), wide_b.data(), wide_c.data()};
-  GemmInput left = a;
+  // `rows` x `cols` of op(X) from an element on.
+  const auto widened = [&](GemmInput x, int64_t row, int64_t col, int64_t rows, int64_t cols,
+                           T* to) -> GemmInput {
+    x.data = at(x, x.transposed ? col * x.ld + row : row * x.ld + col);
+    if (x.dtype == kType) return x;
+    if (x.transposed) std::swap(rows, cols);
+    convert_rows(ctx, {x.data, x.dtype, x.ld}, {to, kType, cols}, rows, cols);
+    return {to, kType, cols, x.transposed};
+  };
   for (int64_t depth = 0; depth < s.k; depth += block.k) {
-    if (depth > 0) left.data = at(a, a.transposed ? depth * a.ld : depth);
+    const int64_t k = std::min(block.k, s.k - depth);
+    const GemmScale sum = {scale.alpha, depth > 0 ? 1 : scale.beta};
+    const GemmInput left = widened(a, 0, depth, s.m, k, wide_a.data());
     for (int64_t first = 0; first < s.n; first += block.n) {
-      GemmInput right = b;
-      right.data = at(b, b.transposed ? first * b.ld + depth : depth * b.ld + first);
-      const GemmShape part = {s.m, std::min(block.n, s.n - first), std::min(block.k, s.k - depth)};
-      widened_product<T>(ctx, part, left, right, columns(c, first),
-                         {scale.alpha, depth > 0 ? 1 : scale.beta}, wide);
-      if (left.dtype != kType) {  // widened by the first block, dense from here on
-        left.data = wide.a, left.dtype = kType, left.ld = a.transposed ? s.m : s.k;
+      const int64_t n = std::min(block.n, s.n - first);
+      const GemmInput right = widened(b, depth, first, k, n, wide_b.data());
+      const GemmOutput out = columns(c, first);
+      if (out.dtype == kType) {
+        product(ctx, {s.m, n, k}, left, right, static_cast<T*>(out.data), out.ld, sum);
+        continue;
       }
+      T* const wide = wide_c.data();
+      if (sum.beta != 0) {
+        convert_rows(ctx, {out.data, out.dtype, out.ld}, {wide, kType, n}, s.m, n);
+      }
+      product(ctx, {s.m, n, k}, left, right, wide, n, sum);
+      convert_rows(ctx, {wide, kType, n}, {out.data, out.dtype, out.ld}, s.m, n);
     }
   }
 }
@@ -270,8 +235,8 @@ constexpr Implementation<Operands> kGemm[] = {
 
 BALORA_IMPLEMENTATIONS(gemm, kGemm)
 
-bool gemm_has_bf16() {
-  return platform::cpu().uses(platform::kBf16);
+bool gemm_widens(int32_t dtype) {
+  return dtype == BALORA_F16 || (dtype == BALORA_BF16 && !platform::cpu().uses(platform::kBf16));
 }
 
 void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,

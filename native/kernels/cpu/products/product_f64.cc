@@ -94,14 +94,14 @@ struct Block {
   int64_t panels() const { return in_units(cols.count, kPanel); }
 };
 
-// C (m,n) = A (m,k) B (k,n), or C += with accumulate. Of a symmetric product only the tiles that
-// reach below the diagonal are computed.
+// C (m,n) = alpha A (m,k) B (k,n) + beta C. Of a symmetric product only the tiles that reach below
+// the diagonal are computed.
 struct Product {
   int64_t m, n, k;
   MatrixRef a, b;
   double* c;
   int64_t ldc;
-  bool accumulate;
+  double alpha, beta;
   bool symmetric = false;
 };
 
@@ -109,11 +109,11 @@ platform::AlignedMemory memory_for(int64_t count) {
   return platform::allocate_aligned(static_cast<uint64_t>(count) * sizeof(double));
 }
 
-// c (rows,cols) += tile (kLanes,kPanel).
-BALORA_INLINE void add_tile(const double* tile, double* c, int64_t ldc, int64_t rows,
+// c (rows,cols) += alpha * tile (kLanes,kPanel).
+BALORA_INLINE void add_tile(const double* tile, double alpha, double* c, int64_t ldc, int64_t rows,
                             int64_t cols) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; ++j) c[i * ldc + j] += tile[i * kPanel + j];
+    for (int64_t j = 0; j < cols; ++j) c[i * ldc + j] += alpha * tile[i * kPanel + j];
   }
 }
 
@@ -154,7 +154,7 @@ void multiply_rows(const Product& p, const double* packed_b, const Block& block,
         o.left = by_rows ? TileLeft::kRows : TileLeft::kColumns;
       }
       tile_gemm(o);
-      at_level<&add_tile>(tile, p.c + i * p.ldc + j, p.ldc, count, cols);
+      at_level<&add_tile>(tile, p.alpha, p.c + i * p.ldc + j, p.ldc, count, cols);
     }
   }
 }
@@ -167,10 +167,17 @@ void multiply(const Context* given, const Product& p) {
       static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k);
   if (work <= kSmallProduct) own.num_threads = 1;
   const Context* ctx = &own;
-  if (!p.accumulate) {
+  if (p.beta != 1) {
     parallel_for(ctx, p.m, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(p.n, 1)),
                  [&](int64_t begin, int64_t end) {
-                   for (int64_t i = begin; i < end; ++i) std::fill_n(p.c + i * p.ldc, p.n, 0.0);
+                   for (int64_t i = begin; i < end; ++i) {
+                     double* const row = p.c + i * p.ldc;
+                     if (p.beta == 0) {
+                       std::fill_n(row, p.n, 0.0);
+                     } else {
+                       for (int64_t j = 0; j < p.n; ++j) row[j] *= p.beta;
+                     }
+                   }
                  });
   }
   const platform::AlignedMemory panels_of_b =
@@ -208,20 +215,13 @@ void multiply(const Context* given, const Product& p) {
 }  // namespace
 
 void product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
-                 const MatrixRef& b, double* c, int64_t ldc) {
-  multiply(ctx, {m, n, k, a, b, c, ldc, false});
-}
-
-void add_product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
-                     const MatrixRef& b, double* c, int64_t ldc) {
-  multiply(ctx, {m, n, k, a, b, c, ldc, true});
+                 const MatrixRef& b, double* c, int64_t ldc, double alpha, double beta) {
+  multiply(ctx, {m, n, k, a, b, c, ldc, alpha, beta});
 }
 
 void symmetric_product_f64(const Context* ctx, int64_t m, int64_t k, const MatrixRef& a,
                            const MatrixRef& b, double* c, bool accumulate) {
-  Product lower{m, m, k, a, b, c, m, accumulate};
-  lower.symmetric = true;
-  multiply(ctx, lower);
+  multiply(ctx, {m, m, k, a, b, c, m, 1, accumulate ? 1.0 : 0.0, true});
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < i; ++j) c[j * m + i] = c[i * m + j];
   }

@@ -17,16 +17,14 @@
 namespace balora {
 namespace {
 
-// In f32, of the sum of one block of C, and of the left operands of its rows: 4 MiB each, more
-// where kLeastRows rows are longer.
+// In f32, of the sum of one block of C: 4 MiB, more where kLeastRows rows are longer.
 constexpr int64_t kBlockElements = int64_t{1} << 20;
 constexpr int64_t kLeastRows = 256;
 constexpr int64_t kMostRows = kBlockElements / 64;
 
-// Rows and terms of k of a gradient that are widened at a time, 4 MiB in f32 as the sum of a block
-// is. Every block of rows decodes or widens the weights anew, and every part of k reads and
-// writes the sum. How a row is summed up in parts does not depend on how many rows there are.
-constexpr int64_t kDeepRows = 1024, kDepth = 1024;
+// Rows at a time of a sum some of whose left operands gemm() widens: it does so by parts of k, which
+// hold about as much as the sum then. Every block of rows decodes or widens the weights anew.
+constexpr int64_t kWidenedRows = 1024;
 
 const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
   if (term.alpha != 1 || term.a_dtype != term.b->dtype) return nullptr;
@@ -40,32 +38,24 @@ constexpr int64_t kDecodedElements = int64_t{1} << 20;
 struct Part {
   const ProductSum& sum;
   int64_t first = 0;
-  bool deep = false;  // narrow terms by parts of k
 };
 
-bool is_narrow(const ProductTerm& term) {
-  return term.a_dtype != BALORA_F32 && !term.int8;
-}
-
-// Stored rows of a B.
-struct Rows {
-  int64_t first, count;
-};
-
-// C (m,n) = A B + beta C for these rows of a B in blocks: some of them at a time are decoded into
-// scratch, as f32 beside an A in f32.
-void multiply_decoded(Context* ctx, const ProductSum& sum, const ProductTerm& term,
-                      const Rows& of_b, const GemmOutput& c, double beta) {
+// C (m,n) = A B + beta C for a B in blocks: some of its stored rows at a time are decoded into
+// scratch, as f32 where gemm() would widen them to that.
+void multiply_decoded(Context* ctx, const Part& part, const ProductTerm& term, const GemmOutput& c,
+                      double beta) {
+  const ProductSum& sum = part.sum;
   const View& w = *term.b;
   const int64_t columns = w.shape[1], m = sum.m;
-  const auto [begin, rows] = of_b;
+  const int64_t begin = term.transposed ? part.first : 0, rows = term.transposed ? sum.n : term.k();
   const int64_t fitting = std::max<int64_t>(kDecodedElements / std::max<int64_t>(columns, 1), 32);
   const int64_t block = std::min(fitting / 32 * 32, rows);
   const GemmInput a = {term.a, term.a_dtype, term.lda};
   if (w.shape[term.transposed ? 1 : 0] == 0) {
     return gemm(ctx, {m, sum.n, 0}, a, {w.data, w.dtype, 1}, c, {term.alpha, beta});
   }
-  const int32_t type = term.a_dtype == BALORA_F32 ? BALORA_F32 : w.dtype;
+  const bool widens = term.a_dtype == BALORA_F32 || (!sum.by_rows && gemm_widens(term.a_dtype));
+  const int32_t type = widens ? BALORA_F32 : w.dtype;
   const Scratch<char> decoded(ctx, block * columns * element_size(type));
   void* const values = decoded.data();
   for (int64_t first = 0; first < rows; first += block) {
@@ -102,10 +92,7 @@ void multiply(Context* ctx, const Part& part, const ProductTerm& term, const Gem
                            : quantise_rows(ctx, term.a, term.a_dtype, m, b.k, scale, rotation);
     return int8_product(ctx, m, a, b, static_cast<float*>(c.data), c.ld, beta != 0);
   }
-  if (term.b->encoding) {
-    const Rows rows = term.transposed ? Rows{part.first, n} : Rows{0, term.k()};
-    return multiply_decoded(ctx, sum, term, rows, c, beta);
-  }
+  if (term.b->encoding) return multiply_decoded(ctx, part, term, c, beta);
   if (sum.by_rows) {
     return row_product(ctx, {m, n, term.k()}, {term.a, term.a_dtype, term.lda},
                        {term.b->data, term.b->dtype, term.b->stride[0], true}, c, beta);
@@ -118,30 +105,6 @@ void multiply(Context* ctx, const Part& part, const ProductTerm& term, const Gem
   const GemmInput b = {offset_by(term.b->data, first, term.b->dtype), term.b->dtype, ld,
                        term.transposed};
   gemm(ctx, {m, n, term.k()}, a, b, c, {term.alpha, beta});
-}
-
-// The same for a narrow A and a B that is not read transposed: some terms of k at a time, for which
-// the columns of A are widened and the rows of B widened or decoded.
-void multiply_deep(Context* ctx, const ProductSum& sum, const ProductTerm& term,
-                   const GemmOutput& c, double beta) {
-  const View& w = *term.b;
-  const int64_t m = sum.m, k = term.k(), depth = even_share(k, kDepth);
-  const Scratch<float> widened(ctx, m * depth);
-  float* const left = widened.data();
-  for (int64_t first = 0; first < k; first += depth) {
-    const int64_t count = std::min(depth, k - first);
-    ProductTerm some = term;
-    some.a = left, some.a_dtype = BALORA_F32, some.lda = count;
-    convert_rows(ctx, {offset_by(term.a, first, term.a_dtype), term.a_dtype, term.lda},
-                 {left, BALORA_F32, count}, m, count);
-    const double kept = first > 0 ? 1 : beta;
-    if (w.encoding) {
-      multiply_decoded(ctx, sum, some, {first, count}, c, kept);
-      continue;
-    }
-    const GemmInput b = {offset_by(w.data, first * w.stride[0], w.dtype), w.dtype, w.stride[0]};
-    gemm(ctx, {m, sum.n, count}, {left, BALORA_F32, count}, b, c, {term.alpha, kept});
-  }
 }
 
 // C rows = bias (+ C).
@@ -172,11 +135,7 @@ void sum_wide(Context* ctx, const Part& part, const GemmOutput& c) {
     written = true;
   }
   for (const ProductTerm& term : sum.terms) {
-    if (part.deep && is_narrow(term) && term.k() > 0) {
-      multiply_deep(ctx, sum, term, c, written ? 1 : 0);
-    } else {
-      multiply(ctx, part, term, c, written ? 1 : 0);
-    }
+    multiply(ctx, part, term, c, written ? 1 : 0);
     written = true;
   }
 }
@@ -192,34 +151,10 @@ void sum_narrow(Context* ctx, const Part& part, const GemmOutput& c) {
   convert_rows(ctx, {sums.data(), BALORA_F32, sum.n}, {c.data, c.dtype, c.ld}, sum.m, sum.n);
 }
 
-// Whether the left operands are widened here, once for all of the columns: where gemm() would do it
-// for each of its blocks.
-bool widens_left(const ProductSum& sum) {
-  return !sum.by_rows && !gemm_has_bf16();
-}
-
-// Columns of all left operands that are not f32.
-int64_t narrow_columns(std::span<const ProductTerm> terms) {
-  int64_t columns = 0;
-  for (const ProductTerm& term : terms) columns += is_narrow(term) ? term.k() : 0;
-  return columns;
-}
-
 // Moves the left operand on by m rows, a multiple of those of a block of codes.
 void advance(ProductTerm& term, int64_t m) {
   term.a = offset_by(term.a, m * term.lda, term.a_dtype);
   if (term.int8_rows.q) term.int8_rows = term.int8_rows.from(m);
-}
-
-// The left operands of m rows in f32, which has room for their columns.
-void widen_left(Context* ctx, int64_t m, std::span<ProductTerm> terms, float* to) {
-  for (ProductTerm& term : terms) {
-    if (!is_narrow(term)) continue;
-    const int64_t k = term.k();
-    convert_rows(ctx, {term.a, term.a_dtype, term.lda}, {to, BALORA_F32, k}, m, k);
-    term.a = to, term.a_dtype = BALORA_F32, term.lda = k;
-    to += m * k;
-  }
 }
 
 // Whether C can be computed by columns: what is packed or in int8 is multiplied whole, and a
@@ -230,13 +165,6 @@ bool stands_in_columns(Context* ctx, const ProductSum& sum) {
   });
 }
 
-// Whether there are narrow A, and none of their B is read transposed.
-bool stands_in_depth(const ProductSum& sum) {
-  return std::ranges::any_of(sum.terms, is_narrow) &&
-         std::ranges::none_of(
-             sum.terms, [](const ProductTerm& term) { return is_narrow(term) && term.transposed; });
-}
-
 // The multiple of 64 that, by `extent`, makes one block, but `least` at least.
 int64_t fitting(int64_t extent, int64_t least) {
   return std::max(kBlockElements / std::max<int64_t>(extent, 1) / 64 * 64, least);
@@ -244,32 +172,31 @@ int64_t fitting(int64_t extent, int64_t least) {
 
 }  // namespace
 
-// A narrow C is computed in blocks of rows, whose left operands and whose sums are f32 in scratch.
-// So that a block of rows is as tall as it can be, and each of its weights is widened or decoded
-// once, a forward pass divides its sum by columns, and a gradient its terms by parts of k.
+// A narrow C is computed in blocks of rows whose sums are f32 in scratch. So that a block of rows is
+// as tall as it can be, and each of its weights is widened or decoded once, a forward pass divides
+// its sum by columns; gemm() divides a gradient by parts of k.
 void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   if (sum.m == 0 || sum.n == 0) return;
   if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) return sum_wide(ctx, {sum}, c);
-  const bool widens = widens_left(sum), deep = widens && stands_in_depth(sum);
-  const bool by_columns = widens && !deep && stands_in_columns(ctx, sum);
-  const int64_t left = widens && !deep ? narrow_columns(sum.terms) : 0;
-  const int64_t extent = by_columns ? left : std::max(left, sum.n);
-  const int64_t most = std::min(fitting(extent, kLeastRows), deep ? kDeepRows : kMostRows);
+  const bool widens = !sum.by_rows && gemm_widens(c.dtype);
+  const bool widens_left = widens && std::ranges::any_of(sum.terms, [](const ProductTerm& term) {
+                             return term.a_dtype != BALORA_F32 && !term.int8;
+                           });
+  const bool by_columns = widens && !widens_left && stands_in_columns(ctx, sum);
+  const int64_t most = std::min(by_columns ? kMostRows : fitting(sum.n, kLeastRows),
+                                widens_left ? kWidenedRows : kMostRows);
   const int64_t height = even_share(sum.m, most);
   std::vector<ProductTerm> terms(sum.terms.begin(), sum.terms.end());
-  const Scratch<float> widened(ctx, height * left);
   for (int64_t first = 0; first < sum.m; first += height) {
     const int64_t m = std::min(height, sum.m - first);
-    std::vector<ProductTerm> own = terms;
-    if (widens && !deep) widen_left(ctx, m, own, widened.data());
     ProductSum part = sum;
-    part.m = m, part.terms = own;
+    part.m = m, part.terms = terms;
     const int64_t width = by_columns ? fitting(m, 64) : sum.n;
     for (int64_t column = 0; column < sum.n; column += width) {
       part.n = std::min(width, sum.n - column);
       GemmOutput block = c;
       block.data = offset_by(c.data, first * c.ld + column, c.dtype);
-      sum_narrow(ctx, {part, column, deep}, block);
+      sum_narrow(ctx, {part, column}, block);
     }
     for (ProductTerm& term : terms) advance(term, m);
   }

@@ -369,6 +369,9 @@ void check_all() {
       {33, 31, {48}, {}, true, true, false, false, true},
       {1, 64, {33, 31}, {{0, 4, 2.0}}, false, false, false, true, true},
       {67, 96, {64, 31, 33}, {{0, 16, 2.0}, {1, 3, 0.5}}, true, true, true, true, true},
+      // More than is widened at a time.
+      {520, 4100, {9, 5}, {{0, 3, 2.0}, {1, 2, 0.5}}, true, true, false, false, true},
+      {520, 4100, {9, 5}, {{0, 3, 2.0}, {1, 2, 0.5}}, true, true, true, false, true},
   };
   for (const Case& c : cases) check_case<T>(c);
 }

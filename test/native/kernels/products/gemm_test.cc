@@ -139,7 +139,21 @@ TEST_CASE("gemm: a long B is widened in blocks of rows") {
   check_case<float, f16, float>(turned);
   check_case<float, bf16, float>(ragged);
   check_case<double, bf16, double>(tall);
-  check_case<bf16, bf16, float>(tall);  // an A to be widened too: in columns
+}
+
+TEST_CASE("gemm: a long A is widened in parts of k") {
+  const Case tall = {.batch = 1, .m = 3, .n = 600, .k = 2049, .alpha = 0.5, .beta = 2};
+  Case wide = tall, turned = tall, fresh = tall;
+  wide.n = 1601;  // whose B is widened in blocks of columns as well
+  turned.tb = true;
+  fresh.beta = 0;
+  for (const Case& c : {tall, wide, turned, fresh}) {
+    check_case<bf16, bf16, float>(c);
+    check_case<f16, f16, float>(c);
+    check_case<bf16, float, float>(c);
+    check_case<float, double, double>(c);
+    check_case<f16, f16, f16>(c);
+  }
 }
 
 TEST_CASE("gemm: a repeated batch operand has batch stride 0") {

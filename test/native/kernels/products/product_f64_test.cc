@@ -17,7 +17,7 @@ void check_product(int64_t m, int64_t n, int64_t k, bool ta, bool tb, bool accum
   std::vector<double> c(static_cast<size_t>(m * n), 0.5);
   const MatrixRef ra{a.data(), dtype_of<T>(), ta ? 1 : k, ta ? m : 1};
   const MatrixRef rb{b.data(), dtype_of<T>(), tb ? 1 : n, tb ? k : 1};
-  (accumulate ? add_product_f64 : product_f64)(ctx, m, n, k, ra, rb, c.data(), n);
+  product_f64(ctx, m, n, k, ra, rb, c.data(), n, 1, accumulate ? 1 : 0);
   double worst = 0;
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) {
