@@ -117,7 +117,7 @@ Affine fit_group(const float* x, const Grid& grid) {
   return best;
 }
 
-// Eight pairs of six bits in 12 bytes, which scale_min() of kernels/shared/blocks.h reads.
+// Eight pairs of six bits in 12 bytes, which scaled_part() of kernels/shared/blocks.h reads.
 void store_scale_min(int group, int scale, int min, uint8_t* packed) {
   if (group < 4) {
     packed[group] = static_cast<uint8_t>(scale);

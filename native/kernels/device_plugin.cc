@@ -4,7 +4,7 @@
 #include <cctype>
 #include <cstddef>
 #include <filesystem>
-#include <span>
+#include <vector>
 
 #include "platform/platform.h"
 #include "tensor/errors.h"
@@ -16,13 +16,11 @@ constexpr const char* kEntry = "balora_device_table";
 
 struct Location {
   std::string path;
-  std::string variable;  // the environment variable's name
-  std::string beside;    // the other place that was looked at; empty: the path is the variable's
+  std::string beside;  // the other place that was looked at; empty: the path is the variable's
 };
 
 Location locate(const std::string& family, const PluginPlaces& places) {
-  const std::string variable = plugin_variable(family);
-  if (!places.given.empty()) return {places.given, variable, ""};
+  if (!places.given.empty()) return {places.given, ""};
   const std::filesystem::path own(places.folder);
   const std::string name = "balora_" + family + ".so";
   const std::string near = (own / name).string();
@@ -31,20 +29,20 @@ Location locate(const std::string& family, const PluginPlaces& places) {
   const auto there = [&](const std::string& path) {
     return std::filesystem::exists(path, ignored);
   };
-  return there(near) || !there(built) ? Location{near, variable, built}
-                                      : Location{built, variable, near};
+  return there(near) || !there(built) ? Location{near, built} : Location{built, near};
 }
 
 void require_file(const Location& at, const std::string& family) {
   std::error_code ignored;
   if (std::filesystem::is_regular_file(at.path, ignored)) return;
+  const std::string variable = plugin_variable(family);
   const std::string found =
       std::filesystem::exists(at.path, ignored) ? "is not a file" : "is not there";
-  throw UnsupportedError(concat(
-      "device \"", family, "\": its plug-in ", at.path, " ", found, " (",
-      at.beside.empty() ? concat("the path in ", at.variable)
-                        : concat("nor is ", at.beside, "; ", at.variable, " is not set"),
-      "). Build it with \"npm run build:", family, "\", or set ", at.variable, " to its path"));
+  throw UnsupportedError(
+      concat("device \"", family, "\": its plug-in ", at.path, " ", found, " (",
+             at.beside.empty() ? concat("the path in ", variable)
+                               : concat("nor is ", at.beside, "; ", variable, " is not set"),
+             "). Build it with \"npm run build:", family, "\", or set ", variable, " to its path"));
 }
 
 using Entry = const KernelTable* (*)();
@@ -101,35 +99,30 @@ const char* missing_function(const KernelTable& table) {
   return nullptr;
 }
 
-// A function that a device has, and another one that it therefore must have and has not.
+// A function that a device has, and another one that it therefore must have and has not: the engine
+// asks for one function of a group, and calls them all where the device has it.
 struct HalfGroup {
   const char* present = nullptr;
   const char* missing = nullptr;
 };
-void look_into_group(std::span<const Function> group, HalfGroup& found) {
-  HalfGroup here;
-  for (const auto& [present, name] : group) {
-    const char*& place = present ? here.present : here.missing;
-    if (!place) place = name;
-  }
-  if (here.present && here.missing && !found.missing) found = here;
-}
-
-// The engine asks for one function of a group, and calls them all where the device has it.
 HalfGroup incomplete_group(const KernelTable& table) {
-  const Function pinned[] = {FUNCTION(pin),        FUNCTION(unpin), FUNCTION(copy_in),
-                             FUNCTION(copy_out),   FUNCTION(mark),  FUNCTION(reached),
-                             FUNCTION(await_mark), FUNCTION(unmark)};
-  const Function timed[] = {FUNCTION(record), FUNCTION(elapsed)};
-  const Function graphs[] = {FUNCTION(capture_begin), FUNCTION(capture_end), FUNCTION(graph_launch),
-                             FUNCTION(graph_destroy)};
+  const std::vector<Function> groups[] = {
+      {FUNCTION(pin), FUNCTION(unpin), FUNCTION(copy_in), FUNCTION(copy_out), FUNCTION(mark),
+       FUNCTION(reached), FUNCTION(await_mark), FUNCTION(unmark)},
+      {FUNCTION(record), FUNCTION(elapsed)},
+      {FUNCTION(capture_begin), FUNCTION(capture_end), FUNCTION(graph_launch),
+       FUNCTION(graph_destroy)}};
 #undef FUNCTION
-  HalfGroup found;
-  look_into_group(pinned, found);
-  look_into_group(timed, found);
-  look_into_group(graphs, found);
-  if (table.record && !table.unmark && !found.missing) found = {"record", "unmark"};
-  return found;
+  for (const std::vector<Function>& group : groups) {
+    HalfGroup found;
+    for (const auto& [present, name] : group) {
+      const char*& place = present ? found.present : found.missing;
+      if (!place) place = name;
+    }
+    if (found.present && found.missing) return found;
+  }
+  if (table.record && !table.unmark) return {"record", "unmark"};
+  return {};
 }
 
 // A table that does not fit may be shorter than this build's: these two alone are read of it, and

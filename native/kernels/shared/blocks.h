@@ -69,15 +69,26 @@ BALORA_HOST_DEVICE float factor_at(const uint8_t* data, int64_t place, int64_t i
   return static_cast<const float*>(static_cast<const void*>(data + place))[i];
 }
 
+// 16 elements of a block: their factor, what is added to the product, where their codes begin and
+// how far these lie from a byte's lowest bit. What of a code lies elsewhere is in bit `high_shift`
+// of bytes from `high` on, or in a bit of `fifth` an element.
+struct Group {
+  float d, m;
+  const uint8_t* q;
+  int shift;
+  const uint8_t* high;
+  int high_shift, fifth;
+
+  BALORA_HOST_DEVICE int code(int k, int mask) const { return q[k] >> shift & mask; }
+  BALORA_HOST_DEVICE int high_bits(int k, int mask) const { return high[k] >> high_shift & mask; }
+  BALORA_HOST_DEVICE int five_bits(int k) const { return code(k, 15) | (fifth >> k & 1) << 4; }
+};
+
 // d f16, 32 x i8
 struct Q8_0 {
   static constexpr int kBlock = 32, kBytes = 34;
-  struct Group {
-    float d;
-    const uint8_t* q;
-  };
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
-    return {half_at(p), p + 2 + 16 * g};
+    return {.d = half_at(p), .q = p + 2 + 16 * g};
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
     return product(s.d, static_cast<int8_t>(s.q[k]));
@@ -87,32 +98,22 @@ struct Q8_0 {
 // d f16, 16 bytes: element i in the low nibble of byte i, element 16 + i in the high one
 struct Q4_0 {
   static constexpr int kBlock = 32, kBytes = 18;
-  struct Group {
-    float d;
-    const uint8_t* q;
-    int shift;
-  };
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
-    return {half_at(p), p + 2, 4 * g};
+    return {.d = half_at(p), .q = p + 2, .shift = 4 * g};
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    return product(s.d, ((s.q[k] >> s.shift) & 15) - 8);
+    return product(s.d, s.code(k, 15) - 8);
   }
 };
 
 // d f16, m f16, nibbles
 struct Q4_1 {
   static constexpr int kBlock = 32, kBytes = 20;
-  struct Group {
-    float d, m;
-    const uint8_t* q;
-    int shift;
-  };
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
-    return {half_at(p), half_at(p + 2), p + 4, 4 * g};
+    return {.d = half_at(p), .m = half_at(p + 2), .q = p + 4, .shift = 4 * g};
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    return product(s.d, (s.q[k] >> s.shift) & 15) + s.m;
+    return product(s.d, s.code(k, 15)) + s.m;
   }
 };
 
@@ -124,57 +125,45 @@ BALORA_HOST_DEVICE int fifth_bits(const uint8_t* p, int g) {
 // d f16, 32 fifth bits, nibbles
 struct Q5_0 {
   static constexpr int kBlock = 32, kBytes = 22;
-  struct Group {
-    float d;
-    const uint8_t* q;
-    int shift, fifth;
-  };
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
-    return {half_at(p), p + 6, 4 * g, fifth_bits(p + 2, g)};
+    return {.d = half_at(p), .q = p + 6, .shift = 4 * g, .fifth = fifth_bits(p + 2, g)};
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    return product(s.d, (((s.q[k] >> s.shift) & 15) | (s.fifth >> k & 1) << 4) - 16);
+    return product(s.d, s.five_bits(k) - 16);
   }
 };
 
 // d f16, m f16, 32 fifth bits, nibbles
 struct Q5_1 {
   static constexpr int kBlock = 32, kBytes = 24;
-  struct Group {
-    float d, m;
-    const uint8_t* q;
-    int shift, fifth;
-  };
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
-    return {half_at(p), half_at(p + 2), p + 8, 4 * g, fifth_bits(p + 4, g)};
+    const int fifth = fifth_bits(p + 4, g);
+    return {.d = half_at(p), .m = half_at(p + 2), .q = p + 8, .shift = 4 * g, .fifth = fifth};
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    return product(s.d, ((s.q[k] >> s.shift) & 15) | (s.fifth >> k & 1) << 4) + s.m;
+    return product(s.d, s.five_bits(k)) + s.m;
   }
 };
 
 // d f16, nibbles that stand for values of the table
 struct IQ4_NL {
   static constexpr int kBlock = 32, kBytes = 18;
-  using Group = Q4_0::Group;
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) { return Q4_0::group(p, g); }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float* code) {
-    return product(s.d, code[(s.q[k] >> s.shift) & 15]);
+    return product(s.d, code[s.code(k, 15)]);
   }
 };
 
 // d f16, scales_h u16 (2 bits a scale), scales_l (4 bits a scale), 8 times 32 elements in nibbles
-struct IQ4_XS {
+struct IQ4_XS : IQ4_NL {
   static constexpr int kBlock = 256, kBytes = 136;
-  using Group = Q4_0::Group;
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
     const int pair = g / 2;
     const int low = (p[4 + pair / 2] >> (4 * (pair % 2))) & 15;
     const int high = ((p[2] | p[3] << 8) >> (2 * pair)) & 3;
-    return {product(half_at(p), (low | high << 4) - 32), p + 8 + 16 * pair, 4 * (g % 2)};
-  }
-  static BALORA_HOST_DEVICE float value(const Group& s, int k, const float* code) {
-    return IQ4_NL::value(s, k, code);
+    return {.d = product(half_at(p), (low | high << 4) - 32),
+            .q = p + 8 + 16 * pair,
+            .shift = 4 * (g % 2)};
   }
 };
 
@@ -184,86 +173,69 @@ struct IQ4_XS {
 // scales[16] (low nibble scale, high nibble minimum), qs[64] (2 bits), d, dmin
 struct Q2_K {
   static constexpr int kBlock = 256, kBytes = 84;
-  struct Group {
-    float d, m;
-    const uint8_t* q;
-    int shift;
-  };
   // 128 elements share 32 bytes, two bits each.
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
-    return {product(half_at(p + 80), p[g] & 15), product(half_at(p + 82), p[g] >> 4),
-            p + 16 + g / 8 * 32 + g % 2 * 16, 2 * (g % 8 / 2)};
+    return {.d = product(half_at(p + 80), p[g] & 15),
+            .m = -product(half_at(p + 82), p[g] >> 4),
+            .q = p + 16 + g / 8 * 32 + g % 2 * 16,
+            .shift = 2 * (g % 8 / 2)};
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    return product(s.d, (s.q[k] >> s.shift) & 3) - s.m;
+    return product(s.d, s.code(k, 3)) + s.m;
   }
 };
 
 // hmask[32] (third bit, inverted), qs[64] (2 bits), scales[12] (16 x 6 bits), d
 struct Q3_K {
   static constexpr int kBlock = 256, kBytes = 110;
-  struct Group {
-    float d;
-    const uint8_t *q, *third;
-    int shift, bit;
-  };
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
     // Low four bits: nibbles of bytes 0-7; high two: bytes 8-11, a pair of bits for each quarter.
     const uint8_t* packed = p + 96;
     const int low = (packed[g % 8] >> (4 * (g / 8))) & 15;
     const int high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
-    return {product(half_at(p + 108), (low | high << 4) - 32), p + 32 + g / 8 * 32 + g % 2 * 16,
-            p + g % 2 * 16, 2 * (g % 8 / 2), g / 2};
+    return {.d = product(half_at(p + 108), (low | high << 4) - 32),
+            .q = p + 32 + g / 8 * 32 + g % 2 * 16,
+            .shift = 2 * (g % 8 / 2),
+            .high = p + g % 2 * 16,
+            .high_shift = g / 2};
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    const int missing = 4 - (s.third[k] >> s.bit & 1) * 4;
-    return product(s.d, ((s.q[k] >> s.shift) & 3) - missing);
+    return product(s.d, (s.code(k, 3) | s.high_bits(k, 1) << 2) - 4);
   }
 };
 
-// Scale and minimum (6 bits each) of part j of eight in 12 bytes: ggml-quants.c's get_scale_min_k4.
-struct ScaleMin {
-  int scale, min;
-};
-BALORA_HOST_DEVICE ScaleMin scale_min(int j, const uint8_t* s) {
-  if (j < 4) return {s[j] & 63, s[j + 4] & 63};
-  return {(s[j + 4] & 15) | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4};
+// d times the scale, dmin times the minimum (6 bits each) of part j of eight, of d, dmin and 12
+// bytes: ggml-quants.c's get_scale_min_k4.
+BALORA_HOST_DEVICE Group scaled_part(const uint8_t* p, int j) {
+  const uint8_t* s = p + 4;
+  const int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
+  const int least = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
+  return {.d = product(half_at(p), scale), .m = -product(half_at(p + 2), least)};
 }
 
 // d, dmin, scales[12], qs[128]: 64 elements share 32 bytes, low nibbles first
 struct Q4_K {
   static constexpr int kBlock = 256, kBytes = 144;
-  using Group = Q2_K::Group;
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
-    const ScaleMin s = scale_min(g / 2, p + 4);
-    return {product(half_at(p), s.scale), product(half_at(p + 2), s.min),
-            p + 16 + g / 4 * 32 + g % 2 * 16, 4 * (g / 2 % 2)};
+    Group s = scaled_part(p, g / 2);
+    s.q = p + 16 + g / 4 * 32 + g % 2 * 16, s.shift = 4 * (g / 2 % 2);
+    return s;
   }
-  static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    return product(s.d, (s.q[k] >> s.shift) & 15) - s.m;
+  static BALORA_HOST_DEVICE float value(const Group& s, int k, const float* code) {
+    return Q4_1::value(s, k, code);
   }
 };
 
 // d, dmin, scales[12], qh[32] (bit j of a byte belongs to part j of eight), qs[128] as in Q4_K
 struct Q5_K {
   static constexpr int kBlock = 256, kBytes = 176;
-  struct Group {
-    float d, m;
-    const uint8_t *q, *fifth;
-    int shift, bit;
-  };
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
-    const ScaleMin s = scale_min(g / 2, p + 4);
-    return {product(half_at(p), s.scale),
-            product(half_at(p + 2), s.min),
-            p + 48 + g / 4 * 32 + g % 2 * 16,
-            p + 16 + g % 2 * 16,
-            4 * (g / 2 % 2),
-            g / 2};
+    Group s = Q4_K::group(p, g);
+    s.q += 32, s.high = p + 16 + g % 2 * 16, s.high_shift = g / 2;
+    return s;
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    const int q = ((s.q[k] >> s.shift) & 15) | (s.fifth[k] >> s.bit & 1) << 4;
-    return product(s.d, q) - s.m;
+    return product(s.d, s.code(k, 15) | s.high_bits(k, 1) << 4) + s.m;
   }
 };
 
@@ -271,20 +243,16 @@ struct Q5_K {
 // 32 in each
 struct Q6_K {
   static constexpr int kBlock = 256, kBytes = 210;
-  struct Group {
-    float d;
-    const uint8_t *low, *high;
-    int low_shift, high_shift;
-  };
   static BALORA_HOST_DEVICE Group group(const uint8_t* p, int g) {
     const int part = g / 2, quarter = part % 4;
-    return {product(half_at(p + 208), static_cast<int8_t>(p[192 + g])),
-            p + part / 4 * 64 + quarter % 2 * 32 + g % 2 * 16, p + 128 + part / 4 * 32 + g % 2 * 16,
-            quarter / 2 * 4, 2 * quarter};
+    return {.d = product(half_at(p + 208), static_cast<int8_t>(p[192 + g])),
+            .q = p + part / 4 * 64 + quarter % 2 * 32 + g % 2 * 16,
+            .shift = quarter / 2 * 4,
+            .high = p + 128 + part / 4 * 32 + g % 2 * 16,
+            .high_shift = 2 * quarter};
   }
   static BALORA_HOST_DEVICE float value(const Group& s, int k, const float*) {
-    const int low = (s.low[k] >> s.low_shift) & 15, high = (s.high[k] >> s.high_shift) & 3;
-    return product(s.d, (low | high << 4) - 32);
+    return product(s.d, (s.code(k, 15) | s.high_bits(k, 3) << 4) - 32);
   }
 };
 

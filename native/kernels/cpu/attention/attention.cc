@@ -148,8 +148,7 @@ void forward(Context* ctx, const balora_attention_forward& o, const Relative* re
     std::fill(data_of<A>(o.lse) + from * g.heads, data_of<A>(o.lse) + segment.query_stop * g.heads,
               A(0));
   }
-  const Plan plan = relative ? plan_by_heads(g, segments, ctx->num_threads, false)
-                             : make_plan(g, segments, ctx->num_threads, false);
+  const Plan plan = (relative ? plan_by_heads : make_plan)(g, segments, ctx->num_threads, false);
   const auto scratch_in = [&](Arena& arena) {
     return Scratch<T, E>(arena, g, plan.longest, relative);
   };
@@ -176,13 +175,8 @@ int32_t relative_attention_forward_kernel(Context* ctx,
                                           const balora_relative_attention_forward& o) {
   using namespace attention;
   const Relative& r = *o.r;
-  const balora_attention_forward plain{.q = r.q,
-                                       .k = r.k,
-                                       .v = r.v,
-                                       .out = o.out,
-                                       .lse = o.lse,
-                                       .scale = r.scale,
-                                       .causal = r.causal};
+  auto plain = plain_of<balora_attention_forward>(r);
+  plain.out = o.out, plain.lse = o.lse;
   dispatch_tiles(r.q->dtype, [&]<typename T, typename E>() { forward<T, E>(ctx, plain, &r); });
   return 0;
 }

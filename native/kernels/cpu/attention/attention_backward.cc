@@ -382,8 +382,7 @@ void backward(Context* ctx, const balora_attention_backward& o, const Relative* 
   take_scale<E>(g, relative && relative->bias);
   const std::vector<Segment> segments = relative ? read_segments(*relative) : segments_of(o);
   clear_padding<T>(g, segments, o);
-  const Plan plan = relative ? plan_by_heads(g, segments, ctx->num_threads, true)
-                             : make_plan(g, segments, ctx->num_threads, true);
+  const Plan plan = (relative ? plan_by_heads : make_plan)(g, segments, ctx->num_threads, true);
   const auto scratch_in = [&](Arena& arena) {
     return Scratch<T, E>(arena, g, plan.longest, relative, gradients);
   };
@@ -419,17 +418,9 @@ int32_t relative_attention_backward_kernel(Context* ctx,
                                            const balora_relative_attention_backward& o) {
   using namespace attention;
   const Relative& r = *o.r;
-  const balora_attention_backward plain{.dout = o.dout,
-                                        .q = r.q,
-                                        .k = r.k,
-                                        .v = r.v,
-                                        .out = o.out,
-                                        .lse = o.lse,
-                                        .dq = o.gradients->q,
-                                        .dk = o.gradients->k,
-                                        .dv = o.gradients->v,
-                                        .scale = r.scale,
-                                        .causal = r.causal};
+  auto plain = plain_of<balora_attention_backward>(r);
+  plain.dout = o.dout, plain.out = o.out, plain.lse = o.lse;
+  plain.dq = o.gradients->q, plain.dk = o.gradients->k, plain.dv = o.gradients->v;
   dispatch_tiles(r.q->dtype,
                  [&]<typename T, typename E>() { backward<T, E>(ctx, plain, &r, o.gradients); });
   return 0;

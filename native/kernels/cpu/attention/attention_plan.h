@@ -183,16 +183,6 @@ void visit_tiles(const Geometry& g, const std::vector<Segment>& segments, bool b
   }
 }
 
-// Numbers the runs whose kv head is shared between threads.
-inline void assign_slots(const std::vector<Segment>& segments, Plan& plan) {
-  for (auto& runs : plan.threads) {
-    for (Run& run : runs) {
-      const int64_t tiles = tile_count(segments[static_cast<size_t>(run.segment)].rows);
-      run.slot = run.last - run.first == tiles ? -1 : plan.slots++;
-    }
-  }
-}
-
 inline int64_t longest_of(const std::vector<Segment>& segments) {
   int64_t longest = 0;
   for (const Segment& s : segments) longest = std::max({longest, s.rows, s.queries});
@@ -223,7 +213,12 @@ inline Plan make_plan(const Geometry& g, const std::vector<Segment>& segments, i
       runs.push_back({segment, head, tile, tile + 1, -1});
     }
   });
-  if (by_keys) assign_slots(segments, plan);
+  for (auto& runs : plan.threads) {
+    for (Run& run : runs) {  // those whose kv head is shared between threads are numbered
+      const int64_t tiles = tile_count(segments[static_cast<size_t>(run.segment)].rows);
+      if (by_keys && run.last - run.first < tiles) run.slot = plan.slots++;
+    }
+  }
   return plan;
 }
 

@@ -57,7 +57,7 @@ int32_t cache_append_kernel(Context* ctx, const balora_cache_append& o) {
   const std::vector<Span> spans = spans_of(layer);
   constexpr int64_t kGrainElements = 1 << 13;
   const int64_t elements = kBlock * layer.heads() * o.k->shape[2];
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(elements, 1));
+  const int64_t grain = std::max<int64_t>(grain_of(kGrainElements, elements), 1);
   // A step of decoding has one position of each span.
   const int64_t least =
       o.k->shape[0] <= 2 * static_cast<int64_t>(spans.size()) ? 16 * grain : grain;

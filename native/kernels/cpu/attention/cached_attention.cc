@@ -246,14 +246,9 @@ class Attention {
     const auto count = static_cast<int64_t>(plan_.work.size());
     // Products of an item; an OpenMP region costs as much as some ten thousand.
     const int64_t products = 2 * size_ * kPart;
-    const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 16) / products);
-    const int width = parallel_width(ctx, count, grain);
-    parallel_for(ctx, width, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t thread = begin; thread < end; ++thread) {
-        const int64_t last = count * (thread + 1) / width;
-        for (int64_t i = count * thread / width; i < last && !is_stopped(ctx); ++i) {
-          run_work(plan_.work[static_cast<size_t>(i)], scratch_ + thread * scratch_elements_);
-        }
+    share_out(ctx, count, grain_of(1 << 16, products), [&](int64_t begin, int64_t end, int self) {
+      for (int64_t i = begin; i < end && !is_stopped(ctx); ++i) {
+        run_work(plan_.work[static_cast<size_t>(i)], scratch_ + self * scratch_elements_);
       }
     });
     const auto rows = static_cast<int64_t>(plan_.rows.size());

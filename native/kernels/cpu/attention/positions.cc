@@ -12,49 +12,29 @@ namespace {
 
 constexpr int64_t kBlock = kPositionBlock;
 
-template <typename A>
-void add_of_rows(const PositionTile& t, const A* of_rows, A* scores, int64_t ld) {
+// Where row i and column j meet in the table's products with rows, or with columns.
+template <bool kOfRows>
+int64_t met_at(const PositionTile& t, int64_t i, int64_t j) {
+  return (kOfRows ? i : j) * t.stride + t.index[j - i];
+}
+
+template <typename A, bool kOfRows>
+void add_of(const PositionTile& t, const A* of_side, A* scores, int64_t ld) {
   for (int64_t i = 0; i < t.rows; ++i) {
-    const A* row = of_rows + i * t.stride;
-    for (int64_t j = 0; j < t.columns; ++j) scores[i * ld + j] += row[t.index[j - i]];
+    for (int64_t j = 0; j < t.columns; ++j) scores[i * ld + j] += of_side[met_at<kOfRows>(t, i, j)];
+  }
+}
+
+template <typename A, bool kOfRows>
+void sum_of(const PositionTile& t, const A* ds, int64_t ld, A* of_side) {
+  for (int64_t i = 0; i < t.rows; ++i) {
+    for (int64_t j = 0; j < t.columns; ++j) of_side[met_at<kOfRows>(t, i, j)] += ds[i * ld + j];
   }
 }
 
 template <typename A>
-void sum_of_rows(const PositionTile& t, const A* ds, int64_t ld, A* of_rows) {
-  for (int64_t i = 0; i < t.rows; ++i) {
-    A* row = of_rows + i * t.stride;
-    for (int64_t j = 0; j < t.columns; ++j) row[t.index[j - i]] += ds[i * ld + j];
-  }
-}
-
-template <typename A>
-void add_of_columns(const PositionTile& t, const A* of_columns, A* scores, int64_t ld) {
-  A block[kBlock][kBlock];
-  for (int64_t j = 0; j < t.columns; ++j) {
-    const A* row = of_columns + j * t.stride;
-    for (int64_t i = 0; i < t.rows; ++i) block[j][i] = row[t.index[j - i]];
-  }
-  for (int64_t i = 0; i < t.rows; ++i) {
-    for (int64_t j = 0; j < t.columns; ++j) scores[i * ld + j] += block[j][i];
-  }
-}
-
-template <typename A>
-void sum_of_columns(const PositionTile& t, const A* ds, int64_t ld, A* of_columns) {
-  A block[kBlock][kBlock];
-  for (int64_t i = 0; i < t.rows; ++i) {
-    for (int64_t j = 0; j < t.columns; ++j) block[j][i] = ds[i * ld + j];
-  }
-  for (int64_t j = 0; j < t.columns; ++j) {
-    A* row = of_columns + j * t.stride;
-    for (int64_t i = 0; i < t.rows; ++i) row[t.index[j - i]] += block[j][i];
-  }
-}
-
-template <typename A>
-constexpr PositionCore<A> kAnyPositions = {add_of_rows, add_of_columns, sum_of_rows,
-                                           sum_of_columns};
+constexpr PositionCore<A> kAnyPositions = {add_of<A, true>, add_of<A, false>, sum_of<A, true>,
+                                           sum_of<A, false>};
 
 constexpr Core<const PositionCore<float>*> kPositions[] = {
     BALORA_X86("avx512", platform::kAvx512, &x86::avx512_positions),

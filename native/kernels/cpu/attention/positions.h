@@ -14,6 +14,12 @@ namespace balora::attention {
 // @throws ArgumentError for segments that do not fit the rows, each other or the relative positions
 std::vector<Segment> read_segments(const Relative& r);
 
+// A plain call's operands of those of a relative one.
+template <typename O>
+O plain_of(const Relative& r) {
+  return {.q = r.q, .k = r.k, .v = r.v, .scale = r.scale, .causal = r.causal};
+}
+
 template <typename T, typename E>
 class Positions {
  public:

@@ -47,11 +47,6 @@ BALORA_INLINE void rotate_rows(const Rotation<T>& r, int64_t begin, int64_t end)
   }
 }
 
-template <typename T>
-void rotate(const Rotation<T>& r, int64_t begin, int64_t end) {
-  at_level<&rotate_rows<T>>(r, begin, end);
-}
-
 constexpr int64_t kRowGrain = 8;
 
 }  // namespace
@@ -77,7 +72,7 @@ int32_t rope_kernel(Context* ctx, const balora_rope& o) {
                                .half = o.cosine->shape[1],
                                .sign = Acc<T>(o.inverse ? -1 : 1)};
     share_out(ctx, rows, kRowGrain,
-              [&](int64_t begin, int64_t end) { rotate(rotation, begin, end); });
+              [&](int64_t begin, int64_t end) { at_level<&rotate_rows<T>>(rotation, begin, end); });
   });
   return 0;
 }

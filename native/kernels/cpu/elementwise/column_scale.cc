@@ -37,7 +37,7 @@ BALORA_INLINE void sum_row(const T* dy, const T* x, Acc<T>* dscale, Acc<T>* dbia
 template <typename T>
 void scale_rows(Context* ctx, const balora_column_scale_forward& o) {
   const int64_t rows = o.x->shape[0], columns = o.x->shape[1];
-  parallel_for(ctx, rows, kGrain / (columns + 1), [&](int64_t begin, int64_t end) {
+  parallel_for(ctx, rows, grain_of(kGrain, columns), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       at_level<&scale_row<T>>(data_of<T>(o.x) + r * columns, data_of<Acc<T>>(o.scale),
                               data_of<T>(o.bias), data_of<T>(o.y) + r * columns, columns);
@@ -59,7 +59,7 @@ int32_t column_scale_backward_kernel(Context* ctx, const balora_column_scale_bac
     if (o.dx) scale_rows<T>(ctx, {.x = o.dy, .scale = o.scale, .y = o.dx});
     if (!o.dscale && !o.dbias) return;
     // A column's sum is one thread's, over the rows in order.
-    parallel_for(ctx, columns, kGrain / (rows + 1), [&](int64_t begin, int64_t end) {
+    parallel_for(ctx, columns, grain_of(kGrain, rows), [&](int64_t begin, int64_t end) {
       A* products = o.dscale ? data_of<A>(o.dscale) + begin : nullptr;
       A* values = o.dbias ? data_of<A>(o.dbias) + begin : nullptr;
       if (products) std::fill_n(products, end - begin, A{0});

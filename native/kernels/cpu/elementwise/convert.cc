@@ -41,8 +41,7 @@ void convert_rows(Context* ctx, const SourceRows& from, const ResultRows& to, in
                   int64_t cols) {
   dispatch_float(from.dtype, [&]<typename From>() {
     dispatch_float(to.dtype, [&]<typename To>() {
-      const int64_t grain = std::max<int64_t>(kGrainElements / std::max<int64_t>(cols, 1), 1);
-      parallel_for(ctx, rows, grain, [&](int64_t begin, int64_t end) {
+      parallel_for(ctx, rows, grain_of(kGrainElements, cols), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           convert_row(static_cast<const From*>(from.data) + i * from.stride,
                       static_cast<To*>(to.data) + i * to.stride, cols);

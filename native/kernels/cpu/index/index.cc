@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/products/encoded.h"
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
@@ -35,19 +36,15 @@ std::vector<int64_t> checked_indices(const View* ids, int64_t limit) {
   return out;
 }
 
-template <typename S, typename A>
-BALORA_INLINE void add_range(const S* s, A* d, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) d[i] += static_cast<A>(load(s[i]));
-}
-
 // dx[ids[n]] += dy[n], for columns [first, last) of every row.
-template <typename S, typename A>
-void scatter_columns(const S* dy, A* dx, const std::vector<int64_t>& ids, int64_t columns,
-                     int64_t first, int64_t last) {
-  for (size_t n = 0; n < ids.size(); ++n) {
-    at_level<&add_range<S, A>>(dy + static_cast<int64_t>(n) * columns + first,
-                               dx + ids[n] * columns + first, last - first);
+template <typename T>
+BALORA_INLINE void scatter_columns(const T* dy, Acc<T>* dx, const std::vector<int64_t>& ids,
+                                   int64_t columns, int64_t first, int64_t last) {
+  for (const int64_t id : ids) {
+    Acc<T>* to = dx + id * columns;
+#pragma omp simd
+    for (int64_t c = first; c < last; ++c) to[c] += load(dy[c]);
+    dy += columns;
   }
 }
 
@@ -68,17 +65,11 @@ void accumulate_wide(Context* ctx, const View* x, const Scatter& scatter) {
   });
   scatter(wide);
   if constexpr (!std::is_same_v<T, A>) {
-    T* out = data_of<T>(x);
     parallel_for(ctx, n, kCopyGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) out[i] = store<T>(wide[i]);
+      convert_row(wide + begin, data_of<T>(x) + begin, end - begin);
     });
   }
 }
-
-// Position (a, k, c) of an (A,K,C) index names position (a, index, c) of (A,R,C).
-struct Middle {
-  int64_t outer, length, inner;
-};
 
 }  // namespace
 
@@ -88,21 +79,17 @@ int32_t select_rows_kernel(Context* ctx, const balora_select_rows& o) {
   const auto row_bytes = static_cast<size_t>(columns * element_size(o.table->dtype));
   const char* source = data_of<char>(o.table);
   char* out = data_of<char>(o.y);
-  const int64_t grain = std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(columns, 1));
   if (row_bytes == 0) return 0;
-  if (o.table->encoding) {
-    dispatch_float(o.table->dtype, [&]<typename T>() {
-      parallel_for(ctx, static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n) {
-          decode_values(*o.table, rows[static_cast<size_t>(n)] * columns, columns,
-                        data_of<T>(o.y) + n * columns);
-        }
-      });
-    });
-    return 0;
-  }
+  const int64_t grain = grain_of(kCopyGrain, columns);
   parallel_for(ctx, static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
+      if (o.table->encoding) {
+        dispatch_float(o.table->dtype, [&]<typename T>() {
+          decode_values(*o.table, rows[static_cast<size_t>(n)] * columns, columns,
+                        data_of<T>(o.y) + n * columns);
+        });
+        continue;
+      }
       std::memcpy(out + static_cast<size_t>(n) * row_bytes,
                   source + static_cast<size_t>(rows[static_cast<size_t>(n)]) * row_bytes,
                   row_bytes);
@@ -118,7 +105,7 @@ int32_t select_rows_backward_kernel(Context* ctx, const balora_select_rows_backw
     using A = Acc<S>;
     const auto scatter = [&](A* wide) {
       parallel_for(ctx, columns, kColumnGrain, [&](int64_t first, int64_t last) {
-        scatter_columns<S, A>(data_of<S>(o.dy), wide, rows, columns, first, last);
+        at_level<&scatter_columns<S>>(data_of<S>(o.dy), wide, rows, columns, first, last);
       });
     };
     if (o.dx->dtype == o.dy->dtype) {
@@ -130,35 +117,35 @@ int32_t select_rows_backward_kernel(Context* ctx, const balora_select_rows_backw
   return 0;
 }
 
+// Position (a, k, c) of an (A,K,C) index names position (a, index, c) of (A,R,C).
 int32_t gather_kernel(Context* ctx, const balora_gather& o) {
-  const Middle m{o.x->shape[0], o.index->shape[1], o.x->shape[2]};
-  const int64_t rows = o.x->shape[1], inner = m.inner;
+  const int64_t outer = o.x->shape[0], length = o.index->shape[1];
+  const int64_t rows = o.x->shape[1], inner = o.x->shape[2];
   const std::vector<int64_t> ids = checked_indices(o.index, rows);
   dispatch_any(o.x->dtype, [&]<typename T>() {
     const T* source = data_of<T>(o.x);
     T* out = data_of<T>(o.y);
-    parallel_for(
-        ctx, m.outer * m.length, std::max<int64_t>(1, kCopyGrain / std::max<int64_t>(inner, 1)),
-        [&](int64_t begin, int64_t end) {
-          for (int64_t ak = begin; ak < end; ++ak) {
-            const T* slab = source + ak / m.length * rows * inner;
-            for (int64_t c = 0; c < inner; ++c) {
-              out[ak * inner + c] = slab[ids[static_cast<size_t>(ak * inner + c)] * inner + c];
-            }
-          }
-        });
+    const int64_t grain = grain_of(kCopyGrain, inner);
+    parallel_for(ctx, outer * length, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t ak = begin; ak < end; ++ak) {
+        const T* slab = source + ak / length * rows * inner;
+        for (int64_t c = 0; c < inner; ++c) {
+          out[ak * inner + c] = slab[ids[static_cast<size_t>(ak * inner + c)] * inner + c];
+        }
+      }
+    });
   });
   return 0;
 }
 
 int32_t scatter_add_kernel(Context* ctx, const balora_scatter_add& o) {
-  const Middle m{o.y->shape[0], o.index->shape[1], o.y->shape[2]};
-  const int64_t rows = o.y->shape[1], inner = m.inner;
+  const int64_t outer = o.y->shape[0], length = o.index->shape[1];
+  const int64_t rows = o.y->shape[1], inner = o.y->shape[2];
   const std::vector<int64_t> ids = checked_indices(o.index, rows);
   dispatch_float(o.y->dtype, [&]<typename T>() {
     const T* from = data_of<T>(o.source);
     accumulate_wide<T>(ctx, o.y, [&](Acc<T>* wide) {
-      parallel_for(ctx, m.outer * inner, kColumnGrain, [&](int64_t begin, int64_t end) {
+      parallel_for(ctx, outer * inner, kColumnGrain, [&](int64_t begin, int64_t end) {
         for (int64_t ac = begin; ac < end; ++ac) {
           const int64_t a = ac / inner, c = ac % inner;
           Acc<T>* column = wide + a * rows * inner + c;
@@ -166,8 +153,8 @@ int32_t scatter_add_kernel(Context* ctx, const balora_scatter_add& o) {
             const T* start = data_of<T>(o.base) + a * rows * inner + c;
             for (int64_t r = 0; r < rows; ++r) column[r * inner] = load(start[r * inner]);
           }
-          for (int64_t k = 0; k < m.length; ++k) {
-            const int64_t at = (a * m.length + k) * inner + c;
+          for (int64_t k = 0; k < length; ++k) {
+            const int64_t at = (a * length + k) * inner + c;
             column[ids[static_cast<size_t>(at)] * inner] += load(from[at]);
           }
         }

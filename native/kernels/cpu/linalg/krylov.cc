@@ -63,12 +63,11 @@ RitzPairs ritz(const Context* ctx, const Basis& q, const Basis& aq, int64_t keep
   symmetrise(projected);
   keep = std::min(keep, q.cols);
   EighResult leading = leading_pairs(symmetric_eigen(projected), keep);
-  RitzPairs pairs;
-  pairs.values = std::move(leading.values);
-  pairs.vectors = combine(ctx, q, leading.vectors);
+  RitzPairs pairs{.values = std::move(leading.values),
+                  .vectors = combine(ctx, q, leading.vectors),
+                  .exact = q.cols == q.storage.rows};
   *images = combine(ctx, aq, leading.vectors);
   pairs.residuals = column_norms(residual_of(*images, pairs.vectors, pairs.values));
-  pairs.exact = q.cols == q.storage.rows;
   return pairs;
 }
 
@@ -120,11 +119,8 @@ RitzPairs leading_eigenpairs(const Context* ctx, const Matrix& a, int64_t k) {
     }
   }
   EighResult leading = leading_pairs(symmetric_eigen(a), k);
-  RitzPairs pairs;
-  pairs.exact = true;
-  pairs.values = std::move(leading.values);
-  pairs.vectors = std::move(leading.vectors);
-  return pairs;
+  return {
+      .values = std::move(leading.values), .vectors = std::move(leading.vectors), .exact = true};
 }
 
 SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
@@ -152,10 +148,7 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
   }
   CapturedEnergy energy(rank, squared_norm(widened(a, m, n).values.data(), m * n));
   bool converged = false;
-  KrylovOptions options{block};
-  options.blocks = 2;
-  options.seed = seed;
-  options.max_cycles = 200;
+  const KrylovOptions options{.block = block, .blocks = 2, .max_cycles = 200, .seed = seed};
   const RitzPairs pairs = block_krylov(
       ctx, n, options,
       [&](const Matrix& x) { return product(ctx, a.transposed(), n, product(ctx, a, m, x)); },

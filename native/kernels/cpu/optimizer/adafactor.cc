@@ -104,7 +104,7 @@ Moments<T> factored_moments(Context* ctx, const AdafactorExtents& e, const T* gr
                             T* column, T scale, double beta2, double eps) {
   Moments<T> out{std::vector<T>(static_cast<size_t>(e.all_rows())),
                  std::vector<T>(static_cast<size_t>(e.matrices * e.columns))};
-  parallel_for(ctx, e.all_rows(), kGrain / (e.columns + 1), [&](int64_t begin, int64_t end) {
+  parallel_for(ctx, e.all_rows(), grain_of(kGrain, e.columns), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const double sum = at_level<&squares<T>>(grad + r * e.columns, e.columns, scale, eps);
       row[r] = adafactor_blend(row[r], sum / static_cast<double>(e.columns), beta2);
@@ -113,7 +113,7 @@ Moments<T> factored_moments(Context* ctx, const AdafactorExtents& e, const T* gr
   std::vector<double> sums(static_cast<size_t>(e.columns));
   for (int64_t i = 0; i < e.matrices; ++i) {
     std::fill(sums.begin(), sums.end(), 0.0);
-    parallel_for(ctx, e.columns, kGrain / (e.rows + 1), [&](int64_t begin, int64_t end) {
+    parallel_for(ctx, e.columns, grain_of(kGrain, e.rows), [&](int64_t begin, int64_t end) {
       at_level<&column_sums<T>>(grad + i * e.rows * e.columns + begin, e.rows, e.columns,
                                 end - begin, sums.data() + begin, scale, eps);
     });
@@ -168,7 +168,7 @@ int32_t adafactor_step_kernel(Context* ctx, const balora_adafactor_step& o) {
                     moments.factor[static_cast<size_t>(r)], e.columns};
     };
     std::vector<double> partial(static_cast<size_t>(e.all_rows()));
-    const int64_t grain = kGrain / (e.columns + 1);
+    const int64_t grain = grain_of(kGrain, e.columns);
     parallel_for(ctx, e.all_rows(), grain, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         partial[static_cast<size_t>(r)] = at_level<&update_squares<T>>(row_at(r));

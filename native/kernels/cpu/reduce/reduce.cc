@@ -96,8 +96,8 @@ int64_t chunks_of_row(const Extent& e) {
 template <typename Body>
 void for_row_chunks(Context* ctx, const Extent& e, const Body& body) {
   const int64_t chunks = chunks_of_row(e);
-  const int64_t grain = kGrain / std::max<int64_t>(1, std::min(e.rows, kChunk));
-  parallel_for(ctx, e.outer * chunks, std::max<int64_t>(1, grain), [&](int64_t begin, int64_t end) {
+  const int64_t grain = grain_of(kGrain, std::min(e.rows, kChunk));
+  parallel_for(ctx, e.outer * chunks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t a = i / chunks, from = i % chunks * kChunk;
       body(a, a * e.rows + from, std::min(kChunk, e.rows - from), i);
@@ -123,8 +123,7 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e,
   }
   const std::vector<Acc<T>> zeros(shift.empty() ? static_cast<size_t>(kColumns) : 0, Acc<T>(0));
   const int64_t tiles = (e.inner + kColumns - 1) / kColumns;
-  const int64_t grain =
-      std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.rows * std::min(e.inner, kColumns)));
+  const int64_t grain = grain_of(kGrain, e.rows * std::min(e.inner, kColumns));
   parallel_for(ctx, e.outer * tiles, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t a = i / tiles, from = i % tiles * kColumns;
@@ -141,7 +140,7 @@ std::vector<double> sum_middle(Context* ctx, const T* x, const Extent& e,
 template <bool kMax, typename T>
 void extremes(Context* ctx, const T* x, const Extent& e, Acc<T>* values,
               int32_t* positions = nullptr) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.rows));
+  const int64_t grain = grain_of(kGrain, e.rows);
   parallel_for(ctx, e.outer * e.inner, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T* column = x + i / e.inner * e.rows * e.inner + i % e.inner;
@@ -223,7 +222,7 @@ void slopes(Context* ctx, const balora_reduce_backward& o) {
     });
     return;
   }
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, e.inner));
+  const int64_t grain = grain_of(kGrain, e.inner);
   parallel_for(ctx, e.outer * e.rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t at = row * e.inner, column = row / e.rows * e.inner;

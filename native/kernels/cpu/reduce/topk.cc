@@ -57,26 +57,24 @@ int32_t topk_kernel(Context* ctx, const balora_topk& o) {
   const int64_t rows = o.x->shape[0], width = o.x->shape[1], count = o.values->shape[1];
   if (count == 0) return 0;
   dispatch_float(o.x->dtype, [&]<typename T>() {
-    const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(width, 1));
+    const int64_t grain = grain_of(1 << 14, width);
     const int64_t threads = parallel_width(ctx, rows, grain);
     const bool small = count <= kInsertionLimit;
     auto* const all_best = workspace<Entry<Acc<T>>>(ctx, threads * count);
     auto* const all_orders = small ? nullptr : workspace<int32_t>(ctx, threads * width);
-    parallel_for(ctx, threads, 1, [&](int64_t first, int64_t last) {
-      for (int64_t t = first; t < last; ++t) {
-        const std::span best(all_best + t * count, static_cast<size_t>(count));
-        for (int64_t n = rows * t / threads; n < rows * (t + 1) / threads; ++n) {
-          const T* row = data_of<T>(o.x) + n * width;
-          if (small) {
-            small_k<T>(row, width, best);
-          } else {
-            large_k<T>(row, {all_orders + t * width, static_cast<size_t>(width)}, best);
-          }
-          for (int64_t k = 0; k < count; ++k) {
-            const Entry<Acc<T>>& entry = best[static_cast<size_t>(k)];
-            data_of<T>(o.values)[n * count + k] = store<T>(entry.value);
-            data_of<int32_t>(o.columns)[n * count + k] = entry.column;
-          }
+    share_out(ctx, rows, grain, [&](int64_t begin, int64_t end, int self) {
+      const std::span best(all_best + self * count, static_cast<size_t>(count));
+      for (int64_t n = begin; n < end; ++n) {
+        const T* row = data_of<T>(o.x) + n * width;
+        if (small) {
+          small_k<T>(row, width, best);
+        } else {
+          large_k<T>(row, {all_orders + self * width, static_cast<size_t>(width)}, best);
+        }
+        for (int64_t k = 0; k < count; ++k) {
+          const Entry<Acc<T>>& entry = best[static_cast<size_t>(k)];
+          data_of<T>(o.values)[n * count + k] = store<T>(entry.value);
+          data_of<int32_t>(o.columns)[n * count + k] = entry.column;
         }
       }
     });

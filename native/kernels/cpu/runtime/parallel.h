@@ -23,6 +23,11 @@ inline int parallel_width(const Context* ctx, int64_t n, int64_t grain) {
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max(ctx->num_threads, 1)));
 }
 
+// The grain of items of `size` elements, where a thread should get at least `elements`.
+inline int64_t grain_of(int64_t elements, int64_t size) {
+  return elements / std::max<int64_t>(size, 1);
+}
+
 // How evenly n items share out among threads: 1 if each has as many.
 inline double evenness(int64_t n, int64_t threads) {
   const int64_t most = (n + threads - 1) / threads;  // items of one thread

@@ -9,20 +9,14 @@
 namespace balora::attention::x86 {
 namespace {
 
-using balora::lanes::all;
-using balora::lanes::exp2_for_bf16;
-using balora::lanes::exp_difference;
-using balora::lanes::first16;
-using balora::lanes::first32;
-using balora::lanes::rounded;
-using balora::lanes::rounded_product;
+using namespace balora::lanes;
 
 using Words = Wide<uint32_t>;
 
 // 32 values of row i from column c on, zeros beyond the source.
 BF16_TARGET BALORA_INLINE __m512i load_row(const Source<bf16>& s, int64_t i, int64_t c) {
   if (i >= s.rows) return _mm512_setzero_si512();
-  return _mm512_maskz_loadu_epi16(balora::lanes::first32(s.size - c), s.data + i * s.stride + c);
+  return _mm512_maskz_loadu_epi16(first32(s.size - c), s.data + i * s.stride + c);
 }
 
 // Where _mm512_permutex2var_epi16 takes words from: the even row, then (+32) the odd row.
