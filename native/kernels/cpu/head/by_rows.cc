@@ -69,8 +69,7 @@ template <typename A>
 void run_by_rows(Context* ctx, const balora_head_losses& o) {
   const HeadCall call(ctx, o);
   const int64_t channels = o.h->shape[1];
-  const bool rounds =
-      std::is_same_v<A, float> && o.w->dtype == BALORA_BF16 && !gemm_widens(BALORA_BF16);
+  const bool rounds = std::is_same_v<A, float> && o.w->dtype == BALORA_BF16 && gemm_has_bf16();
   std::vector<LogitsOf<A>> products = {{o.h, o.w}};
   const bool live = o.teacher.kind == BALORA_TEACHER_LIVE;
   if (live) products.push_back({o.teacher.hidden, head_of(o.teacher, *o.w)});

@@ -33,8 +33,8 @@ struct Contraction {
 };
 
 // The products of one x (m,k), contiguous, whose narrow rows are widened once for all of them.
-// by_rows: projections by row_product(), for a w that is read transposed. `wide` (m,k), for a narrow
-// x, keeps it in f32; null: nothing is kept.
+// by_rows: projections by row_product(), for a w that is read transposed. `wide` (m,k), for a
+// narrow x, keeps it in f32; null: nothing is kept.
 void thin_products(Context* ctx, const View& x, std::span<const Projection> projections,
                    std::span<const Contraction> contractions, bool by_rows = false,
                    float* wide = nullptr);

@@ -33,6 +33,11 @@ ProductTerm base_term(const View& x, const View& weight, bool transposed,
   return {x.data, x.dtype, x.shape[1], &weight, transposed, 1, int8};
 }
 
+// Whether rows of this type are widened before they are multiplied.
+bool is_widened(int32_t dtype) {
+  return (dtype == BALORA_BF16 || dtype == BALORA_F16) && !gemm_has_bf16();
+}
+
 void write_sum(Context* ctx, const View& out, std::span<const ProductTerm> terms) {
   if (terms.empty()) return fill_zero(out);
   sum_products(ctx, {out.shape[0], out.shape[1], terms}, dense_output(out));
@@ -113,7 +118,7 @@ void forward(Context* ctx, const balora_linear_forward& o) {
     widens = widens || !one.int8 || linear.weight_change;
     all.push_back(one);
   }
-  widens = widens && !by_rows && gemm_widens(x.dtype);
+  widens = widens && !by_rows && is_widened(x.dtype);
   if (!widens) thin_products(ctx, input, projection, {}, by_rows);
   const bool apart = &x != &input;
   const int64_t height = widens ? rows_at_once(m, apart ? 2 * in : in) : m;

@@ -235,8 +235,8 @@ constexpr Implementation<Operands> kGemm[] = {
 
 BALORA_IMPLEMENTATIONS(gemm, kGemm)
 
-bool gemm_widens(int32_t dtype) {
-  return dtype == BALORA_F16 || (dtype == BALORA_BF16 && !platform::cpu().uses(platform::kBf16));
+bool gemm_has_bf16() {
+  return platform::cpu().uses(platform::kBf16);
 }
 
 void gemm(Context* ctx, const GemmShape& s, const GemmInput& a, const GemmInput& b,

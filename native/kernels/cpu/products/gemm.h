@@ -47,8 +47,8 @@ struct GemmScale {
   double beta = 0;  // 0: C is not read
 };
 
-// Whether operands of this type are widened to f32 before they are multiplied.
-bool gemm_widens(int32_t dtype);
+// Whether a product of bf16 is one, rather than of f32 that its operands are widened to.
+bool gemm_has_bf16();
 
 void gemm(Context* ctx, const GemmShape& shape, const GemmInput& a, const GemmInput& b,
           const GemmOutput& c, const GemmScale& scale = {});

@@ -19,9 +19,9 @@ struct MatrixRef {
   MatrixRef transposed() const { return {data, dtype, col_stride, row_stride}; }
 };
 
-// C (m,n) = alpha A (m,k) B (k,n) + beta C; C is row-major f64 with rows ldc apart, and not read for
-// a beta of 0. Uses all of the stream's threads; each element is summed in one fixed order, so the
-// thread count does not matter.
+// C (m,n) = alpha A (m,k) B (k,n) + beta C; C is row-major f64 with rows ldc apart, and not read
+// for a beta of 0. Uses all of the stream's threads; each element is summed in one fixed order, so
+// the thread count does not matter.
 void product_f64(const Context* ctx, int64_t m, int64_t n, int64_t k, const MatrixRef& a,
                  const MatrixRef& b, double* c, int64_t ldc, double alpha = 1, double beta = 0);
 // C += A B

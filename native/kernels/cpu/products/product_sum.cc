@@ -22,8 +22,8 @@ constexpr int64_t kBlockElements = int64_t{1} << 20;
 constexpr int64_t kLeastRows = 256;
 constexpr int64_t kMostRows = kBlockElements / 64;
 
-// Rows at a time of a sum some of whose left operands gemm() widens: it does so by parts of k, which
-// hold about as much as the sum then. Every block of rows decodes or widens the weights anew.
+// Rows at a time of a sum some of whose left operands gemm() widens: it does so by parts of k,
+// which hold about as much as the sum then. Every block of rows decodes or widens the weights anew.
 constexpr int64_t kWidenedRows = 1024;
 
 const PackedWeight* packed_of(Context* ctx, const ProductTerm& term) {
@@ -54,8 +54,8 @@ void multiply_decoded(Context* ctx, const Part& part, const ProductTerm& term, c
   if (w.shape[term.transposed ? 1 : 0] == 0) {
     return gemm(ctx, {m, sum.n, 0}, a, {w.data, w.dtype, 1}, c, {term.alpha, beta});
   }
-  const bool widens = term.a_dtype == BALORA_F32 || (!sum.by_rows && gemm_widens(term.a_dtype));
-  const int32_t type = widens ? BALORA_F32 : w.dtype;
+  const bool widens = term.a_dtype != BALORA_F64 && !sum.by_rows && !gemm_has_bf16();
+  const int32_t type = term.a_dtype == BALORA_F32 || widens ? BALORA_F32 : w.dtype;
   const Scratch<char> decoded(ctx, block * columns * element_size(type));
   void* const values = decoded.data();
   for (int64_t first = 0; first < rows; first += block) {
@@ -172,13 +172,13 @@ int64_t fitting(int64_t extent, int64_t least) {
 
 }  // namespace
 
-// A narrow C is computed in blocks of rows whose sums are f32 in scratch. So that a block of rows is
-// as tall as it can be, and each of its weights is widened or decoded once, a forward pass divides
-// its sum by columns; gemm() divides a gradient by parts of k.
+// A narrow C is computed in blocks of rows whose sums are f32 in scratch. So that a block of rows
+// is as tall as it can be, and each of its weights is widened or decoded once, a forward pass
+// divides its sum by columns; gemm() divides a gradient by parts of k.
 void sum_products(Context* ctx, const ProductSum& sum, const GemmOutput& c) {
   if (sum.m == 0 || sum.n == 0) return;
   if (c.dtype == BALORA_F32 || c.dtype == BALORA_F64) return sum_wide(ctx, {sum}, c);
-  const bool widens = !sum.by_rows && gemm_widens(c.dtype);
+  const bool widens = !sum.by_rows && !gemm_has_bf16();
   const bool widens_left = widens && std::ranges::any_of(sum.terms, [](const ProductTerm& term) {
                              return term.a_dtype != BALORA_F32 && !term.int8;
                            });
