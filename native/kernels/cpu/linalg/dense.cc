@@ -8,7 +8,6 @@
 #include <cmath>
 #include <utility>
 
-#include "kernels/cpu/elementwise/convert.h"
 #include "kernels/cpu/runtime/dispatch.h"
 #include "kernels/cpu/runtime/parallel.h"
 #include "kernels/shared/messages.h"
@@ -81,10 +80,6 @@ QrResult householder_qr(const Matrix& a) {
   return result;
 }
 
-void require_finite(const Matrix& a) {
-  if (!map(a).allFinite()) throw NativeError(messages::matrix_not_finite());
-}
-
 }  // namespace
 
 MatrixRef matrix_ref(const View& view) {
@@ -110,7 +105,10 @@ Matrix widened(const View& view) {
 }
 
 void store_values(const double* values, int64_t count, const View& view) {
-  dispatch_float(view.dtype, [&]<typename T>() { convert_row(values, data_of<T>(&view), count); });
+  dispatch_float(view.dtype, [&]<typename T>() {
+    T* out = data_of<T>(&view);
+    for (int64_t i = 0; i < count; ++i) out[i] = store<T>(static_cast<Acc<T>>(values[i]));
+  });
 }
 
 void store_matrix(const Matrix& matrix, const View& view) {
@@ -145,14 +143,13 @@ void add(Matrix& a, const Matrix& b, double factor) {
   for (size_t i = 0; i < a.values.size(); ++i) a.values[i] += factor * b.values[i];
 }
 
-Matrix times_diagonal(Matrix a, const std::vector<double>& d) {
-  map(a) *= Eigen::Map<const Eigen::VectorXd>(d.data(), a.cols).asDiagonal();
-  return a;
-}
-
 Matrix residual_of(const Matrix& images, const Matrix& vectors, const std::vector<double>& values) {
   Matrix out = images;
-  add(out, times_diagonal(vectors, values), -1);
+  for (int64_t i = 0; i < out.rows; ++i) {
+    for (int64_t j = 0; j < out.cols; ++j) {
+      out(i, j) -= values[static_cast<size_t>(j)] * vectors(i, j);
+    }
+  }
   return out;
 }
 
@@ -195,7 +192,9 @@ bool orthonormal_weights(const Matrix& gram, double smallest, Matrix* weights) {
 }
 
 EighResult symmetric_eigen(const Matrix& a) {
-  require_finite(a);
+  for (const double value : a.values) {
+    if (!std::isfinite(value)) throw NativeError(messages::matrix_not_finite());
+  }
   const EigenColumns source = map(a);
   const Eigen::SelfAdjointEigenSolver<EigenColumns> solver(source);
   if (solver.info() != Eigen::Success) {
@@ -208,9 +207,12 @@ EighResult symmetric_eigen(const Matrix& a) {
 }
 
 EighResult leading_pairs(const EighResult& eigen, int64_t count) {
-  EighResult out{{eigen.values.rbegin(), eigen.values.rbegin() + count},
-                 Matrix(eigen.vectors.rows, count)};
-  map(out.vectors) = map(eigen.vectors).rightCols(count).rowwise().reverse();
+  const int64_t n = eigen.vectors.rows;
+  EighResult out{{eigen.values.rbegin(), eigen.values.rbegin() + count}, Matrix(n, count)};
+  for (int64_t i = 0; i < n; ++i) {
+    std::reverse_copy(eigen.vectors.row(i) + n - count, eigen.vectors.row(i) + n,
+                      out.vectors.row(i));
+  }
   return out;
 }
 
@@ -225,8 +227,12 @@ SvdResult transposed(const SvdResult& a) {
 }
 
 SvdResult thin_svd(const Context* ctx, const Matrix& a) {
-  if (a.rows < a.cols) return transposed(thin_svd(ctx, transposed(a)));
-  require_finite(a);
+  if (a.rows < a.cols) {
+    return transposed(thin_svd(ctx, transposed(a)));
+  }
+  for (const double value : a.values) {
+    if (!std::isfinite(value)) throw NativeError(messages::matrix_not_finite());
+  }
   const bool tall = a.rows > 2 * a.cols;
   QrResult qr;
   if (tall) qr = thin_qr(ctx, a);

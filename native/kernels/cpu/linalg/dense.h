@@ -53,8 +53,7 @@ Matrix product(const Context* ctx, const MatrixRef& a, int64_t rows, const Matri
 // A^T A of an A (rows,cols), likewise.
 Matrix gram(const Context* ctx, const MatrixRef& a, int64_t rows, int64_t cols);
 Matrix leading_columns(const Matrix& a, int64_t count);
-void add(Matrix& a, const Matrix& b, double factor = 1);        // a += factor b
-Matrix times_diagonal(Matrix a, const std::vector<double>& d);  // a diag(d)
+void add(Matrix& a, const Matrix& b, double factor = 1);  // a += factor b
 // images - vectors diag(values): what a product makes of eigenvectors outside of them.
 Matrix residual_of(const Matrix& images, const Matrix& vectors, const std::vector<double>& values);
 std::vector<double> column_norms(const Matrix& a);

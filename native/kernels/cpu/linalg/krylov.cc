@@ -63,11 +63,12 @@ RitzPairs ritz(const Context* ctx, const Basis& q, const Basis& aq, int64_t keep
   symmetrise(projected);
   keep = std::min(keep, q.cols);
   EighResult leading = leading_pairs(symmetric_eigen(projected), keep);
-  RitzPairs pairs{.values = std::move(leading.values),
-                  .vectors = combine(ctx, q, leading.vectors),
-                  .exact = q.cols == q.storage.rows};
+  RitzPairs pairs;
+  pairs.values = std::move(leading.values);
+  pairs.vectors = combine(ctx, q, leading.vectors);
   *images = combine(ctx, aq, leading.vectors);
   pairs.residuals = column_norms(residual_of(*images, pairs.vectors, pairs.values));
+  pairs.exact = q.cols == q.storage.rows;
   return pairs;
 }
 
@@ -119,8 +120,11 @@ RitzPairs leading_eigenpairs(const Context* ctx, const Matrix& a, int64_t k) {
     }
   }
   EighResult leading = leading_pairs(symmetric_eigen(a), k);
-  return {
-      .values = std::move(leading.values), .vectors = std::move(leading.vectors), .exact = true};
+  RitzPairs pairs;
+  pairs.exact = true;
+  pairs.values = std::move(leading.values);
+  pairs.vectors = std::move(leading.vectors);
+  return pairs;
 }
 
 SvdResult randomized_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64_t n, int64_t rank,
@@ -148,7 +152,10 @@ SvdResult converged_svd(const Context* ctx, const MatrixRef& a, int64_t m, int64
   }
   CapturedEnergy energy(rank, squared_norm(widened(a, m, n).values.data(), m * n));
   bool converged = false;
-  const KrylovOptions options{.block = block, .blocks = 2, .max_cycles = 200, .seed = seed};
+  KrylovOptions options{block};
+  options.blocks = 2;
+  options.seed = seed;
+  options.max_cycles = 200;
   const RitzPairs pairs = block_krylov(
       ctx, n, options,
       [&](const Matrix& x) { return product(ctx, a.transposed(), n, product(ctx, a, m, x)); },

@@ -10,6 +10,14 @@
 namespace balora {
 namespace {
 
+// Columns times d.
+Matrix scaled_columns(Matrix a, const std::vector<double>& d) {
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t j = 0; j < a.cols; ++j) a(i, j) *= d[static_cast<size_t>(j)];
+  }
+  return a;
+}
+
 std::vector<double> widened_vector(const View* view) {
   const MatrixRef ref{view->data, view->dtype, 1, 1};
   return widened(ref, view->shape[0], 1).values;
@@ -95,17 +103,17 @@ int32_t svd_backward_kernel(Context* ctx, const balora_svd_backward& o) {
   if (o.du) {
     Matrix normal = widened(*o.du);
     const Matrix inner = product_tn(ctx, mu, normal);
-    add(core, times_diagonal(rotation(inner, sigma), sigma));
+    add(core, scaled_columns(rotation(inner, sigma), sigma));
     add(normal, product(ctx, mu, inner), -1);
-    add(outside, product(ctx, times_diagonal(normal, inverse), mvt));
+    add(outside, product(ctx, scaled_columns(normal, inverse), mvt));
   }
   if (o.dvt) {
     Matrix normal = transposed(widened(*o.dvt));
     const Matrix v = transposed(mvt), inner = product_tn(ctx, v, normal);
     // S (E o ...) scales rows: the transpose of scaling the columns of its transpose.
-    add(core, transposed(times_diagonal(transposed(rotation(inner, sigma)), sigma)));
+    add(core, transposed(scaled_columns(transposed(rotation(inner, sigma)), sigma)));
     add(normal, product(ctx, v, inner), -1);
-    add(outside, product(ctx, mu, transposed(times_diagonal(normal, inverse))));
+    add(outside, product(ctx, mu, transposed(scaled_columns(normal, inverse))));
   }
   add(outside, product(ctx, product(ctx, mu, core), mvt));
   store_matrix(outside, *o.da);

@@ -1,5 +1,6 @@
 // Many independent problems, a thread each, for problems whose steps do not fill several threads.
 #pragma once
+#include <atomic>
 #include <cstddef>
 
 #include "kernels/cpu/runtime/parallel.h"
@@ -15,12 +16,15 @@ template <typename Body>
 void side_by_side(Context* ctx, size_t count, int64_t bytes, const Body& body) {
   Context single = *ctx;
   single.num_threads = 1;
-  const auto n = static_cast<int64_t>(count);
-  const int64_t needed = n > 0 ? parallel_width(ctx, n, 1) * bytes : 0;
-  char* scratch = needed > 0 ? workspace<char>(ctx, needed) : nullptr;
-  share_out(ctx, n, 1, [&](int64_t begin, int64_t end, int self) {
-    for (int64_t i = begin; i < end && !is_stopped(ctx); ++i) {
-      body(&single, scratch + self * bytes, static_cast<size_t>(i));
+  std::atomic<size_t> next = 0;
+  const int64_t lanes =
+      std::min(static_cast<int64_t>(count), std::max<int64_t>(ctx->num_threads, 1));
+  char* scratch = bytes > 0 && lanes > 0 ? workspace<char>(ctx, lanes * bytes) : nullptr;
+  parallel_for(ctx, lanes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t lane = begin; lane < end; ++lane) {
+      for (size_t i = next++; i < count && !is_stopped(ctx); i = next++) {
+        body(&single, scratch + lane * bytes, i);
+      }
     }
   });
 }

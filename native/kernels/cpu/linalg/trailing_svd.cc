@@ -143,9 +143,15 @@ double trace(const Matrix& a) {
   return sum;
 }
 
-double distance_from_identity(Matrix g) {
-  for (int64_t i = 0; i < g.rows; ++i) g(i, i) -= 1;
-  return std::sqrt(squared_norm(g.values.data(), g.rows * g.cols));
+double distance_from_identity(const Matrix& g) {
+  double sum = 0;
+  for (int64_t i = 0; i < g.rows; ++i) {
+    for (int64_t j = 0; j < g.cols; ++j) {
+      const double value = g(i, j) - (i == j ? 1 : 0);
+      sum += value * value;
+    }
+  }
+  return std::sqrt(sum);
 }
 
 // R^-1 of A = Q R, from the Gram matrix alone and then to the precision of A itself.
@@ -344,7 +350,10 @@ class Subspace {
   Matrix orthonormal(Matrix x) const {
     std::vector<double> scales = column_norms(x);
     for (double& scale : scales) scale = scale > 0 ? 1 / scale : 0;
-    return thin_qr(ctx_, times_diagonal(std::move(x), scales)).q;
+    for (int64_t i = 0; i < x.rows; ++i) {
+      for (int64_t j = 0; j < x.cols; ++j) x(i, j) *= scales[static_cast<size_t>(j)];
+    }
+    return thin_qr(ctx_, x).q;
   }
 
   // q becomes the Ritz vectors, y = K q. False for numbers that are not positive and finite.
