@@ -2,7 +2,7 @@
 import { native } from '../native.ts';
 import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
-import { type AttentionOptions, usualScale } from './nn.ts';
+import type { AttentionOptions } from './nn.ts';
 
 /** Number of positions of a block of a cache. */
 export const kCacheBlock = 32;
@@ -73,7 +73,7 @@ export function cachedAttention(
 ): Tensor {
   checkKeys('cachedAttention', options, 'bias causal window softcap sinks scale');
   const { bias = null, causal = true, window = 0, softcap = 0 } = options;
-  const { sinks = null, scale = usualScale(q) } = options;
+  const { sinks = null, scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1) } = options;
   return new Tensor(
     native.cachedAttention(
       q.handle,

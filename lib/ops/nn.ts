@@ -95,7 +95,12 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
     lengths = null,
     causal = true,
   } = checkKeys('attention', options, own);
-  const { window = 0, softcap = 0, sinks = null, scale = usualScale(q) } = options;
+  const {
+    window = 0,
+    softcap = 0,
+    sinks = null,
+    scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
+  } = options;
   return new Tensor(
     native.attention(
       q.handle,
@@ -111,9 +116,6 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
     ),
   );
 }
-
-/** The usual scale of scores, for queries (..., D). */
-export const usualScale = (q: Tensor): number => 1 / Math.sqrt(q.shape.at(-1) ?? 1);
 
 /** Options of {@link relativeAttention}. */
 export interface RelativeAttentionOptions {
