@@ -2,6 +2,7 @@
 import { getDefaultDevice, withDevice } from './device.ts';
 import { ArgumentError, BaloraError } from './errors.ts';
 import { type Handle, native, withSetting } from './native.ts';
+import { checkKeys } from './options/call.ts';
 import { enableGrad, keep, mapTensors, noGrad, scope, Tensor } from './tensor.ts';
 
 /**
@@ -13,6 +14,7 @@ export function backward(
   grads: readonly (Tensor | null)[] = [],
   options: { retainGraph?: boolean } = {},
 ): void {
+  checkKeys('backward', options, 'retainGraph');
   native.backward(
     roots.map((root) => root.handle),
     grads.map((grad) => grad?.handle ?? null),

@@ -1,5 +1,6 @@
 /** Gradient checks: the gradient of a random projection of a function's outputs, by backward() and by central differences. */
 import { ArgumentError, BaloraError } from './errors.ts';
+import { checkKeys } from './options/call.ts';
 import { enableGrad, noGrad, scope, type Tensor, tensor } from './tensor.ts';
 
 /** Options of {@link gradcheck}. */
@@ -38,8 +39,10 @@ export function uniform(seed: number): () => number {
 export function gradcheck(
   f: (...inputs: Tensor[]) => Tensor | Tensor[],
   inputs: readonly Tensor[],
-  { step = 1e-6, tolerance = 1e-6, samples = 40, seed = 7 }: GradcheckOptions = {},
+  options: GradcheckOptions = {},
 ): void {
+  checkKeys('gradcheck', options, 'step tolerance samples seed');
+  const { step = 1e-6, tolerance = 1e-6, samples = 40, seed = 7 } = options;
   for (const [i, input] of inputs.entries()) checkType(`input ${i}`, input);
   const outputs = (given: readonly Tensor[]): Tensor[] => [f(...given)].flat();
   const projections = scope(() =>

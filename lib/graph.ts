@@ -4,6 +4,7 @@
  */
 import { withDevice } from './device.ts';
 import { native } from './native.ts';
+import { checkKeys } from './options/call.ts';
 import { scope, type Tensor, unscoped } from './tensor.ts';
 
 /** Tensors by name; a null stands for an absent tensor. */
@@ -63,8 +64,9 @@ export class CapturedGraph<T> {
  */
 export function captureGraph<T>(
   fn: () => T,
-  { device, sharing }: { device?: string; sharing?: CapturedGraph<unknown> | undefined } = {},
+  options: { device?: string; sharing?: CapturedGraph<unknown> | undefined } = {},
 ): CapturedGraph<T> {
+  const { device, sharing } = checkKeys('captureGraph', options, 'device sharing');
   return withDevice(device, () => {
     const graph = native.beginGraph(sharing?.handle ?? null);
     let result: T;

@@ -1,6 +1,7 @@
 // Settings and statistics of this thread's engines, of which each device has one.
 import { deviceInfo, getDefaultDevice } from './device.ts';
 import { type Handle, inDebugMode, native, withSetting } from './native.ts';
+import { checkKeys } from './options/call.ts';
 
 export { setDebugMode } from './native.ts';
 
@@ -106,35 +107,36 @@ export interface OfDevice {
   device?: string;
 }
 
-const deviceOf = ({ device }: OfDevice): string => device ?? getDefaultDevice();
+const deviceOf = (where: string, of: OfDevice): string =>
+  checkKeys(where, of, 'device').device ?? getDefaultDevice();
 
 /** Memory by the engine's own count; await {@link synchronize} first for exact figures. */
 export function memoryStats(of: OfDevice = {}): MemoryStats {
-  return native.memoryStats(deviceOf(of)) as MemoryStats;
+  return native.memoryStats(deviceOf('memoryStats', of)) as MemoryStats;
 }
 
 /** Bytes of a device that this process may still use, those that its engine keeps for reuse included; null where it is not known. */
 export function availableMemory(
   of: OfDevice = {},
 ): { device: string; free: number; total: number } | null {
-  const { device, freeBytes, totalBytes } = deviceInfo(deviceOf(of));
+  const { device, freeBytes, totalBytes } = deviceInfo(deviceOf('availableMemory', of));
   if (totalBytes === 0) return null;
   return { device, free: freeBytes + memoryStats({ device }).cachedBytes, total: totalBytes };
 }
 
 /** Resets peakBytes to the bytes that are live now. */
 export function resetPeakMemory(of: OfDevice = {}): void {
-  native.resetPeakMemory(deviceOf(of));
+  native.resetPeakMemory(deviceOf('resetPeakMemory', of));
 }
 
 /** Gives cached blocks back to the operating system or the device's driver. */
 export function trimMemory(of: OfDevice = {}): void {
-  native.trimMemory(deviceOf(of));
+  native.trimMemory(deviceOf('trimMemory', of));
 }
 
 /** Refuses allocations beyond `bytes` of live memory, with an error that gives the sizes. 0: no limit. */
 export function setMemoryLimit(bytes: number, of: OfDevice = {}): void {
-  native.setMemoryLimit(deviceOf(of), bytes);
+  native.setMemoryLimit(deviceOf('setMemoryLimit', of), bytes);
 }
 
 /**

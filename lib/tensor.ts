@@ -5,6 +5,7 @@ import { beyondAbort } from './abort.ts';
 import { deviceName, withDevice } from './device.ts';
 import { ArgumentError } from './errors.ts';
 import { type DType, type Handle, native, withSetting } from './native.ts';
+import { checkKeys } from './options/call.ts';
 import { shown } from './shown.ts';
 
 export type { DType } from './native.ts';
@@ -162,6 +163,7 @@ export class Tensor {
    * @throws ArgumentError if no leaf requires a gradient, or the graph was freed already
    */
   backward(grad?: Tensor | null, options: { retainGraph?: boolean } = {}): void {
+    checkKeys('backward', options, 'retainGraph');
     native.backward([this.#handle], [grad?.handle ?? null], options.retainGraph ?? false);
   }
 
@@ -319,10 +321,9 @@ function flatten(data: NestedNumbers, shape: readonly number[], into: number[], 
  * @throws ArgumentError for ragged data, or a shape that does not fit it; UnsupportedError for a device as
  *   setDefaultDevice does
  */
-export function tensor(
-  data: TensorData | NestedNumbers,
-  { shape, dtype, requiresGrad = false, device }: TensorOptions = {},
-): Tensor {
+export function tensor(data: TensorData | NestedNumbers, options: TensorOptions = {}): Tensor {
+  checkKeys('tensor', options, 'shape dtype requiresGrad device');
+  const { shape, dtype, requiresGrad = false, device } = options;
   let array: TensorData;
   let extents: readonly number[];
   if (typeof data === 'number' || Array.isArray(data)) {

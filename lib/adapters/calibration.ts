@@ -8,7 +8,7 @@ import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import { loadSafetensors, saveSafetensors } from '../io/safetensors.ts';
 import { type BaseDigest, baseDigest } from '../models/base_digest.ts';
 import type { Model } from '../models/index.ts';
-import { checkArgument, kCall } from '../options/call.ts';
+import { checkArgument, checkKeys, kCall } from '../options/call.ts';
 import { shown } from '../shown.ts';
 import { disposeOnError, type Tensor } from '../tensor.ts';
 import { tensorsDigest } from './adapter_metadata.ts';
@@ -82,6 +82,7 @@ export class Calibration {
    */
   static async load(path: string, options: { device?: string } = {}): Promise<Calibration> {
     checkArgument('Calibration.load: the path', kCall.path, path);
+    checkKeys('Calibration.load', options, 'device');
     const { tensors, metadata } = await loadSafetensors(path, { ...options, checkFinite: true });
     return disposeOnError(Object.values(tensors), async () => {
       const facts = factsOf(metadata[kFacts], path);

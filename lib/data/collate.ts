@@ -5,6 +5,7 @@
  */
 import { ArgumentError } from '../errors.ts';
 import { kIgnoredTarget } from '../ignored_target.ts';
+import { checkKeys } from '../options/call.ts';
 import type { Example } from './example.ts';
 
 /** Concatenated segments: N rows, B segments. */
@@ -39,6 +40,7 @@ export interface CollateOptions {
 
 /** Concatenates examples into one micro-batch. */
 export function collate(examples: readonly Example[], options: CollateOptions = {}): Batch {
+  checkKeys('collate', options, 'padding padId indices');
   const { padding = 'none', padId = 0, indices } = options;
   const sequences = examples.map(({ ids }) => ids);
   const padTo = padding === 'longest' ? Math.max(...sequences.map(({ length }) => length)) : 0;

@@ -4,6 +4,7 @@
  * that token is supervised.
  */
 import { ArgumentError } from '../errors.ts';
+import { checkKeys } from '../options/call.ts';
 import type { ChatMessage, RenderOptions } from '../text/chat_template.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 
@@ -90,10 +91,11 @@ export interface ConversationOptions extends Pick<RenderOptions, 'tools'> {
 export function encodeConversation(
   tokenizer: Tokenizer,
   messages: readonly ChatMessage[],
-  { tools, trains }: ConversationOptions = {},
+  options: ConversationOptions = {},
 ): Example {
-  const render: Render = (part, options = {}) =>
-    tokenizer.renderChat(part, { ...options, ...(tools !== undefined && { tools }) });
+  const { tools, trains } = checkKeys('encodeConversation', options, 'tools trains');
+  const render: Render = (part, given = {}) =>
+    tokenizer.renderChat(part, { ...given, ...(tools !== undefined && { tools }) });
   const text = render(messages);
   if (tools !== undefined && text === tokenizer.renderChat(messages)) {
     throw new ArgumentError(

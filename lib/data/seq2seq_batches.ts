@@ -97,7 +97,7 @@ export class Seq2SeqBatches extends StreamedBatches<
     const settings = settingsOf(options);
     const { batchSize, shuffle, seed } = settings;
     // Settings under which no row could be encoded are refused before any row is read.
-    encodeSeq2Seq(tokenizer, ['', ''], settings);
+    encodeSeq2Seq(tokenizer, ['', ''], lengthsOf(settings));
     const formats = await chooseSourceTargets(given, options);
     const columns = formats.map(({ columns: texts }) => ({ texts }));
     const { rows, corruption } = await corruptRows(given, columns, options);
@@ -143,6 +143,11 @@ export class Seq2SeqBatches extends StreamedBatches<
   }
 }
 
+const lengthsOf = ({ maxSourceLength, maxTargetLength }: Settings): Seq2SeqLengths => ({
+  maxSourceLength,
+  maxTargetLength,
+});
+
 function kindOf(
   tokenizer: Tokenizer,
   {
@@ -152,9 +157,10 @@ function kindOf(
   }: { rows: RowSource; formats: readonly TextFormat[]; settings: Settings },
 ): ExampleKind<Seq2SeqExample, Seq2SeqExamples> {
   const { decoderStartTokenId } = settings;
+  const lengths = lengthsOf(settings);
   return {
     encode: (row, index) =>
-      encodeSeq2Seq(tokenizer, choiceOf(formats, rows, index).texts(row), settings),
+      encodeSeq2Seq(tokenizer, choiceOf(formats, rows, index).texts(row), lengths),
     length: ({ source, target }) => source.length + target.length,
     bytes: ({ source, target }) => source.byteLength + target.byteLength,
     digest: ({ source, target }, hash) => {

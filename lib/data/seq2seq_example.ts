@@ -3,6 +3,7 @@
  * end, and their collation into a micro-batch with a text for either side.
  */
 import { ArgumentError } from '../errors.ts';
+import { checkKeys } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { concatenate, type Segments } from './collate.ts';
 
@@ -38,8 +39,10 @@ export interface Seq2SeqLengths {
 export function encodeSeq2Seq(
   tokenizer: Tokenizer,
   [source, target]: readonly [source: string, target: string],
-  { maxSourceLength, maxTargetLength }: Seq2SeqLengths,
+  lengths: Seq2SeqLengths,
 ): { example: Seq2SeqExample; cut: readonly [source: boolean, target: boolean] } {
+  checkKeys('encodeSeq2Seq', lengths, 'maxSourceLength maxTargetLength');
+  const { maxSourceLength, maxTargetLength } = lengths;
   const [from, to] = [
     withEnd(tokenizer, source, maxSourceLength),
     withEnd(tokenizer, target, maxTargetLength),
@@ -73,8 +76,10 @@ function withEnd(
  */
 export function collateSeq2Seq(
   examples: readonly Seq2SeqExample[],
-  { decoderStartTokenId, indices }: { decoderStartTokenId: number; indices: ArrayLike<number> },
+  options: { decoderStartTokenId: number; indices: ArrayLike<number> },
 ): Seq2SeqExamples {
+  checkKeys('collateSeq2Seq', options, 'decoderStartTokenId indices');
+  const { decoderStartTokenId, indices } = options;
   const source = concatenate(examples.map((example) => example.source));
   const { inputIds: targets, ...places } = concatenate(examples.map(({ target }) => target));
   const inputIds = new Int32Array(targets.length);

@@ -1,5 +1,6 @@
 /** Confidence intervals of a task's numbers, by the bootstrap over items (Efron 1979), percentiles. */
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { checkKeys } from '../options/call.ts';
 import { PythonRandom } from './python_random.ts';
 import type { ItemResult, TaskMetrics } from './tasks/task.ts';
 
@@ -29,8 +30,10 @@ const kTurnMs = 8;
 export async function confidenceIntervals(
   items: readonly ItemResult[],
   summarize: (items: readonly ItemResult[]) => TaskMetrics,
-  { resamples = 1000, seed = 1234, level = 0.95, signal }: BootstrapOptions = {},
+  options: BootstrapOptions = {},
 ): Promise<Readonly<Record<string, Interval | null>>> {
+  checkKeys('confidenceIntervals', options, 'resamples seed level signal');
+  const { resamples = 1000, seed = 1234, level = 0.95, signal } = options;
   const whole = summarize(items);
   if (items.length < 2) return Object.fromEntries(Object.keys(whole).map((name) => [name, null]));
   const values = Object.keys(whole).map((name) => ({ name, of: [] as number[] }));

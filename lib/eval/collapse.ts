@@ -1,5 +1,6 @@
 /** Measures of a model's collapse, by the results that its scoring has anyway, and by its predictions on texts. */
 
+import { checkKeys } from '../options/call.ts';
 import { expectedCalibrationError, softmax } from './calibration.ts';
 import { distinctN, selfBleu, tokenEntropy, wordsOf } from './diversity.ts';
 import type { EvaluatedModel } from './evaluate.ts';
@@ -76,6 +77,7 @@ export async function predictionCollapse(
   items: readonly TextItem[],
   options: Pick<ScoreOptions, 'tokenizer' | 'maxLength' | 'signal'>,
 ): Promise<TaskMetrics> {
+  checkKeys('predictionCollapse', options, 'tokenizer maxLength signal');
   const model = scoredModel(scored);
   const { tokenizer, signal } = options;
   const prefix = prefixToken(tokenizer);

@@ -2,6 +2,7 @@
  * Measures of how much generated texts differ, by which the collapse of a model shows: distinct-n (Li et al. 2016), self-BLEU (Zhu et al.
  * 2018) and the entropy of the tokens. Tokens are words or ids.
  */
+import { checkKeys } from '../options/call.ts';
 
 /** A text as its tokens. */
 export type TokenizedText = readonly (string | number)[];
@@ -93,8 +94,9 @@ interface LargestCounts {
  */
 export function selfBleuOfEach(
   texts: readonly TokenizedText[],
-  { smoothing = true }: SelfBleuOptions = {},
+  options: SelfBleuOptions = {},
 ): readonly number[] {
+  const { smoothing = true } = checkKeys('selfBleu', options, 'smoothing');
   const ids = numbered(texts);
   const precisions = kOrders.map((n) => clippedPrecisions(ids, n));
   const penalties = brevityPenalties(ids.map(({ length }) => length));

@@ -5,6 +5,7 @@ import { ArgumentError, NativeError } from '../errors.ts';
 import { CausalLM, type ModelBatch } from '../models/index.ts';
 import { hiddenInParts } from '../models/parts.ts';
 import { argmax, gather, logSumExp, sub } from '../ops/index.ts';
+import { checkKeys } from '../options/call.ts';
 import { noGrad, scope, type Tensor, tensor } from '../tensor.ts';
 import type { LoglikelihoodRequest } from './requests.ts';
 
@@ -48,8 +49,10 @@ export function scoredModel(given: ScoredModel): CausalLM {
 export async function* loglikelihoods(
   scored: ScoredModel,
   groups: Iterable<readonly LoglikelihoodRequest[]>,
-  { batchTokens = 2048, sharePrefixes = true, signal }: LoglikelihoodOptions = {},
+  options: LoglikelihoodOptions = {},
 ): AsyncGenerator<readonly Loglikelihood[]> {
+  checkKeys('loglikelihoods', options, 'batchTokens sharePrefixes signal');
+  const { batchTokens = 2048, sharePrefixes = true, signal } = options;
   const model = scoredModel(scored);
   for (const batch of batches(groups, batchTokens)) {
     signal?.throwIfAborted();

@@ -3,6 +3,7 @@
  * what comes before a text without context, and how a long text is divided into windows.
  */
 import { ArgumentError } from '../errors.ts';
+import { checkKeys } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { stripEnd } from './python_text.ts';
 
@@ -97,8 +98,9 @@ export function fitRequest(
  */
 export function rollingWindows(
   ids: readonly number[],
-  { prefix, maxLength }: { readonly prefix: number; readonly maxLength: number },
+  options: { readonly prefix: number; readonly maxLength: number },
 ): LoglikelihoodRequest[] {
+  const { prefix, maxLength } = checkKeys('rollingWindows', options, 'prefix maxLength');
   const windows: LoglikelihoodRequest[] = [];
   for (let from = 0; from < ids.length; from += maxLength) {
     const to = Math.min(ids.length, from + maxLength);

@@ -1,4 +1,5 @@
 /** Programs that a model wrote as answers: their file of samples, and their results once they are run. */
+import { checkKeys } from '../options/call.ts';
 import type { CodeRunner } from './run_code.ts';
 import type { ItemRecord } from './scoring.ts';
 import type { CodeItem, CodeTask } from './tasks/task.ts';
@@ -36,8 +37,9 @@ export async function* runPrograms(
   task: CodeTask,
   items: readonly CodeItem[],
   records: readonly ItemRecord[],
-  { runner, signal }: { readonly runner: CodeRunner; readonly signal?: AbortSignal | undefined },
+  options: { readonly runner: CodeRunner; readonly signal?: AbortSignal | undefined },
 ): AsyncGenerator<ItemRecord> {
+  const { runner, signal } = checkKeys('runPrograms', options, 'runner signal');
   for (const record of records) {
     if (record.outcome !== undefined) continue;
     const item = items[record.index] as CodeItem;

@@ -3,6 +3,7 @@
  * an item that cannot be scored is an error at the beginning and not in the middle.
  */
 import { ArgumentError } from '../errors.ts';
+import { checkKeys } from '../options/call.ts';
 import type { ScoredModel } from './loglikelihood.ts';
 import { scoreAnswers } from './score_answers.ts';
 import { scoreChoices } from './score_choices.ts';
@@ -26,6 +27,7 @@ export function scoreItems<T extends ScoringTask>(
   items: readonly ItemOf<T>[],
   options: ScoreOptions<ItemOf<T>>,
 ): AsyncGenerator<ItemRecord> {
+  checkKeys('scoreItems', options, kOptions);
   const given = [items, options] as [never, never];
   switch (task.kind) {
     case 'choice':
@@ -36,6 +38,9 @@ export function scoreItems<T extends ScoringTask>(
       return scoreAnswers(scored, task, ...given);
   }
 }
+
+const kAnswers = 'tokenizer numFewshot examples maxLength addBosToken skip onCut maxNewTokens';
+const kOptions = `${kAnswers} batchSize batchTokens sharePrefixes signal` as const;
 
 /** The numbers of a task by the results of its items. @throws ArgumentError without items */
 export function summarize(

@@ -37,12 +37,14 @@ export async function* scoreChoices(
     };
   };
   const encoded = await encodeItems(items, encode, options as ScoreOptions<never>);
+  const { batchTokens, sharePrefixes, signal } = options;
+  const groups = encoded.map(({ value }) => value);
   let next = 0;
-  for await (const found of loglikelihoods(
-    scored,
-    encoded.map(({ value }) => value),
-    options,
-  )) {
+  for await (const found of loglikelihoods(scored, groups, {
+    batchTokens,
+    sharePrefixes,
+    signal,
+  })) {
     const { index, value, isCut } = encoded[next++] as (typeof encoded)[number];
     const item = items[index] as ChoiceItem;
     const values = found.map(({ loglikelihood }) => loglikelihood);

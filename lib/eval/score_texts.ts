@@ -20,7 +20,7 @@ export async function* scoreTexts(
   const model = scoredModel(scored);
   const most = maxLengthOf(model, options);
   const maxLength = Number.isFinite(most) ? most : kUnlimited;
-  const { tokenizer } = options;
+  const { tokenizer, batchTokens, sharePrefixes, signal } = options;
   const prefix = prefixToken(tokenizer);
   const encode = ({ text }: TextItem) => {
     const ids = tokenizer.encode(text, { addSpecialTokens: false });
@@ -30,7 +30,7 @@ export async function* scoreTexts(
   const encoded = await encodeItems(items, encode, options as ScoreOptions<never>);
   // One group for each window, so that the windows of a long text need not be in one forward.
   const windows = encoded.flatMap(({ value }) => value.map((window) => [window]));
-  const found = loglikelihoods(scored, windows, options);
+  const found = loglikelihoods(scored, windows, { batchTokens, sharePrefixes, signal });
   for (const { index, value, isCut } of encoded) {
     let loglikelihood = 0;
     for (const _ of value) {

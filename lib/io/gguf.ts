@@ -5,6 +5,7 @@
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import { type DType, native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { noGrad, Tensor } from '../tensor.ts';
 import {
   type FileIdentity,
@@ -92,6 +93,7 @@ export class GgufFile implements TensorFile {
    * @throws FormatError if the file has no such tensor, UnsupportedError for a type that is not decoded
    */
   read(name: string, options: GgufReadOptions = {}): Tensor {
+    checkKeys('read', options, 'dtype checkFinite permutedHeads device');
     const { dtype = 'f32', checkFinite = false, permutedHeads = 0, device } = options;
     const decoded: DType = dtype === 'bf16' ? 'bf16' : 'f32';
     const tensor = withDevice(
@@ -110,6 +112,7 @@ export class GgufFile implements TensorFile {
    * @throws as `read` does
    */
   readBlocks(name: string, options: GgufReadOptions = {}): Tensor {
+    checkKeys('readBlocks', options, 'dtype checkFinite permutedHeads device');
     const { dtype = 'f32', checkFinite = false, permutedHeads = 0, device } = options;
     return withDevice(
       device,

@@ -5,6 +5,7 @@
 import { withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { type DType, native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 import {
   type FileIdentity,
@@ -67,6 +68,7 @@ export class SafetensorsFile implements TensorFile {
    * @throws FormatError if the file has no such tensor, UnsupportedError for a dtype without conversion
    */
   read(name: string, options: SafetensorsReadOptions = {}): Tensor {
+    checkKeys('read', options, 'dtype checkFinite share device');
     const { share = false, checkFinite = false, device } = options;
     const info = this.tensors.get(name);
     const stored = info?.dtype ?? 'F32';
@@ -105,6 +107,7 @@ export async function loadSafetensors(
   path: string,
   options: ReadOptions = {},
 ): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
+  checkKeys('loadSafetensors', options, 'dtype checkFinite device');
   const file = SafetensorsFile.open(path);
   try {
     const tensors = await readAll(file, options);

@@ -2,6 +2,7 @@
 // SVD regularizer uses the Gram matrix G = W^T W of the head W where that is allowed, otherwise tiles of the logits.
 import { gram, gramAdd, gramSpectrum } from '../ops/linalg.ts';
 import { headRows, svdRatio, svdRatioGram } from '../ops/losses.ts';
+import { checkKeys } from '../options/call.ts';
 import { DTYPE_BYTES, noGrad, type Tensor, unscoped } from '../tensor.ts';
 
 /** The output head as the losses use it. */
@@ -75,8 +76,10 @@ export function fusedSvdLoss(
   hidden: Tensor,
   head: Head,
   headGram: HeadGram | null,
-  { k = 10, norm = 'frobenius', chunkBytes = 0 }: SvdTermOptions = {},
+  options: SvdTermOptions = {},
 ): Tensor {
+  checkKeys('fusedSvdLoss', options, 'k norm chunkBytes');
+  const { k = 10, norm = 'frobenius', chunkBytes = 0 } = options;
   if (headGram && gramFormAllowed(head)) return svdRatioGram(hidden, headGram.get(), { k, norm });
   return svdRatio(hidden, head.weight, { k, norm, softcap: head.softcap ?? 0, chunkBytes });
 }

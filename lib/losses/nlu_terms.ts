@@ -23,6 +23,7 @@ import {
   sum,
   where,
 } from '../ops/index.ts';
+import { checkKeys } from '../options/call.ts';
 import { shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
 import { checkTemperature, consistencyLoss, divergenceParts, rowsOf, svdLoss } from './plain.ts';
@@ -60,6 +61,7 @@ export function nluConsistencyLoss(
   teacher: Tensor,
   options: NluConsistencyOptions = {},
 ): Tensor {
+  checkKeys('nluConsistencyLoss', options, 'variant temperature problemType');
   const { variant = 'iclr', temperature = 2, problemType } = options;
   const z = rowsOf('nluConsistencyLoss', student);
   const p = rowsOf('nluConsistencyLoss', teacher.detach());
@@ -96,7 +98,8 @@ export function nluDiversityLoss(student: Tensor): Tensor | null {
  * @param k is clamped to `clampSvdTopK`. Default 5
  * @returns (), or null where min(N, D) = 1: the ratio is the constant 1
  */
-export function nluSvdLoss(student: Tensor, { k = 5 }: { k?: number } = {}): Tensor | null {
+export function nluSvdLoss(student: Tensor, options: { k?: number } = {}): Tensor | null {
+  const { k = 5 } = checkKeys('nluSvdLoss', options, 'k');
   const z = rowsOf('nluSvdLoss', student);
   const used = clampSvdTopK(k, z.shape as readonly [number, number]);
   return used === 0 ? null : svdLoss(z, { k: used, norm: 'nuclear' });

@@ -24,6 +24,7 @@ import {
   topK,
   where,
 } from '../ops/index.ts';
+import { checkKeys } from '../options/call.ts';
 import { shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
 
@@ -39,8 +40,9 @@ const kRankTolerance = 1e-6;
 export function headLogits(
   hidden: Tensor,
   weight: Tensor,
-  { softcap = null }: { softcap?: number | null } = {},
+  options: { softcap?: number | null } = {},
 ): Tensor {
+  const { softcap = null } = checkKeys('headLogits', options, 'softcap');
   const logits = matmul(hidden, weight, { transposeB: true });
   return softcap !== null && softcap > 0 ? mul(tanh(div(logits, softcap)), softcap) : logits;
 }
@@ -69,8 +71,9 @@ export function checkTemperature(op: string, temperature: number): void {
 export function consistencyLoss(
   student: Tensor,
   teacher: Tensor,
-  { temperature = 2 }: { temperature?: number } = {},
+  options: { temperature?: number } = {},
 ): Tensor {
+  const { temperature = 2 } = checkKeys('consistencyLoss', options, 'temperature');
   checkTemperature('consistencyLoss', temperature);
   const z = rowsOf('consistencyLoss', student);
   const logP = logSoftmax(mul(centred(z.to('f64')), 1 / temperature));
@@ -94,7 +97,8 @@ export function divergenceParts(logQ: Tensor, logP: Tensor): Tensor {
  * @param student (M, V) logits
  * @param options topK: K; 0 or >= V: the whole vocabulary. Default 20
  */
-export function diversityLoss(student: Tensor, { topK: k = 20 }: { topK?: number } = {}): Tensor {
+export function diversityLoss(student: Tensor, options: { topK?: number } = {}): Tensor {
+  const { topK: k = 20 } = checkKeys('diversityLoss', options, 'topK');
   if (!(k >= 0)) throw new ArgumentError(`diversityLoss: topK must be >= 0, got ${shown(k)}`);
   const z = rowsOf('diversityLoss', student);
   const kept = k === 0 || k >= (z.shape[1] as number) ? z : topK(z, k).values;
@@ -110,8 +114,9 @@ export function diversityLoss(student: Tensor, { topK: k = 20 }: { topK?: number
  */
 export function svdLoss(
   student: Tensor,
-  { k = 10, norm = 'frobenius' }: { k?: number; norm?: 'frobenius' | 'nuclear' } = {},
+  options: { k?: number; norm?: 'frobenius' | 'nuclear' } = {},
 ): Tensor {
+  const { k = 10, norm = 'frobenius' } = checkKeys('svdLoss', options, 'k norm');
   if (!(k >= 1)) throw new ArgumentError(`svdLoss: k must be >= 1, got ${shown(k)}`);
   const z = rowsOf('svdLoss', student);
   const all = singularValues(z);
@@ -163,6 +168,8 @@ export interface PlainTerms {
 
 /** The whole loss and its terms, each a mean over its rows. */
 export function baLoraPlainLoss(inputs: PlainInputs, options: PlainOptions): PlainTerms {
+  checkKeys('baLoraPlainLoss', options, 'weights temperature entropyTopK svdTopK svdNorm');
+  checkKeys('baLoraPlainLoss', inputs, 'logits teacherLogits targets taskLogits');
   const { logits, teacherLogits = null, targets, taskLogits = logits } = inputs;
   const { weights, temperature = 2, entropyTopK = 20, svdTopK = 10, svdNorm } = options;
   const task = crossEntropy(wide(taskLogits), targets);

@@ -1,6 +1,7 @@
 // Weights of the regularizers over a run of S steps, s = 0..S-1 (BA-LoRA, arXiv 2408.04556), as pure functions of the step. They are
 // finite for S = 0, too, where progress is 0.
 import { ArgumentError } from '../errors.ts';
+import { checkKeys } from '../options/call.ts';
 
 /** Schedule of the weight of the consistency term. */
 export type ConsistencySchedule = 'constant' | 'cosine' | 'adaptive';
@@ -61,6 +62,7 @@ export function adaptiveConsistencyWeight(
   vocabulary: number,
   options: AdaptiveOptions,
 ): number {
+  checkKeys('adaptiveConsistencyWeight', options, 'weight min max');
   return adaptiveWeightOfEntropy(meanEntropy, Math.log(vocabulary), options);
 }
 
@@ -95,13 +97,10 @@ export interface RegularizerScheduleOptions {
 export function regularizerFactorAt(
   schedule: RegularizerSchedule,
   { step, totalSteps }: StepOfRun,
-  {
-    warmupRatio = 0.2,
-    rampRatio = 0.05,
-    warmupSteps = 0,
-    integerSteps = false,
-  }: RegularizerScheduleOptions = {},
+  options: RegularizerScheduleOptions = {},
 ): number {
+  checkKeys('regularizerFactorAt', options, 'warmupRatio rampRatio warmupSteps integerSteps');
+  const { warmupRatio = 0.2, rampRatio = 0.05, warmupSteps = 0, integerSteps = false } = options;
   checkStep(step, totalSteps);
   switch (schedule) {
     case 'constant':

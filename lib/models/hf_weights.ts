@@ -57,7 +57,8 @@ export class HfWeights implements WeightSource {
 
   read(name: string, options: WeightReadOptions): Tensor {
     const { file, stored } = this.#place(name);
-    return file.read(stored, options);
+    const { dtype, checkFinite, share } = options;
+    return file.read(stored, { dtype, checkFinite, share });
   }
 
   /** The bytes of a tensor as they stand in the file, (n) u8 on the CPU. */

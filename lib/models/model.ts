@@ -7,6 +7,7 @@ import { ArgumentError } from '../errors.ts';
 import type { FileIdentity } from '../io/index.ts';
 import type { OffloadedBase } from '../io/offload.ts';
 import { Module } from '../nn/index.ts';
+import { checkKeys } from '../options/call.ts';
 import { type DType, keep, scope, type Tensor, tensor } from '../tensor.ts';
 import type { ModelBatch } from './batch.ts';
 import type { CachedLayer, CachePass } from './kv_cache.ts';
@@ -247,8 +248,9 @@ export abstract class Model extends Module {
    */
   forwardWithHiddenStates(
     batch: ModelBatch,
-    { layers, rows }: Pick<ForwardOptions, 'rows'> & { readonly layers: readonly number[] },
+    options: Pick<ForwardOptions, 'rows'> & { readonly layers: readonly number[] },
   ): LayerStates {
+    const { layers, rows } = checkKeys('forwardWithHiddenStates', options, 'layers rows');
     const found = new Map<number, Tensor>();
     let count = 0;
     this.onLayer = (layer, stream) => {
@@ -282,10 +284,9 @@ export abstract class Model extends Module {
   }
 
   /** Checks a batch as forward() does and returns it as tensors, which the caller disposes of. @throws as forward() */
-  prepare(
-    batch: ModelBatch,
-    { rows, sharePrefixes = this.sharePrefixes }: ForwardOptions = {},
-  ): Omit<ModelInputs, 'cached'> {
+  prepare(batch: ModelBatch, options: ForwardOptions = {}): Omit<ModelInputs, 'cached'> {
+    checkKeys('forward', options, 'rows sharePrefixes');
+    const { rows, sharePrefixes = this.sharePrefixes } = options;
     checkBatch(batch, this);
     checkTokenTypes(batch, this.modelType, this.tokenTypeCount);
     const inputs = withDevice(this.device, () =>

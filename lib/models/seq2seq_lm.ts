@@ -4,6 +4,7 @@
  */
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
+import { checkKeys } from '../options/call.ts';
 import { batchInvariant } from '../runtime.ts';
 import { noGrad, type Tensor, tensor } from '../tensor.ts';
 import { batchOf, type ModelBatch } from './batch.ts';
@@ -124,7 +125,8 @@ export abstract class Seq2SeqLM extends Model {
     }));
   }
 
-  override prepare(batch: Seq2SeqBatch, { rows }: ForwardOptions = {}): Seq2SeqInputs {
+  override prepare(batch: Seq2SeqBatch, options: ForwardOptions = {}): Seq2SeqInputs {
+    const { rows } = checkKeys('forward', options, 'rows sharePrefixes');
     this.#requireDecoder(batch.decoder);
     checkBatch(batch, this);
     checkBatch(batch.decoder, this);

@@ -1,5 +1,6 @@
 /** Normalisation modules. */
 import { add, layerNorm, type RmsNormOptions, rmsNorm, rmsNormAdd } from '../ops/index.ts';
+import { checkKeys } from '../options/call.ts';
 import type { Tensor } from '../tensor.ts';
 import { Module } from './module.ts';
 
@@ -19,6 +20,7 @@ export class RMSNorm extends Norm {
 
   constructor(weight: Tensor, options: RmsNormOptions = {}) {
     super();
+    checkKeys('RMSNorm', options, 'eps weightOffset castBeforeWeight');
     this.weight = weight;
     this.options = options;
   }
@@ -39,11 +41,12 @@ export class LayerNorm extends Norm {
   bias: Tensor; // (C)
   readonly eps: number;
 
-  constructor(weight: Tensor, bias: Tensor, { eps = 1e-5 }: { eps?: number } = {}) {
+  constructor(weight: Tensor, bias: Tensor, options: { eps?: number } = {}) {
     super();
+    checkKeys('LayerNorm', options, 'eps');
     this.weight = weight;
     this.bias = bias;
-    this.eps = eps;
+    this.eps = options.eps ?? 1e-5;
   }
 
   forward(x: Tensor): Tensor {

@@ -2,6 +2,7 @@
 // no hidden state and no default seed.
 import { withDevice } from '../device.ts';
 import { type DType, native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /** Type of a new tensor. */
@@ -23,23 +24,32 @@ function created(
   return made;
 }
 
+function filled(
+  where: string,
+  [shape, value]: readonly [readonly number[], number],
+  options: FactoryOptions,
+): Tensor {
+  const { dtype = 'f32', ...rest } = checkKeys(where, options, 'dtype requiresGrad device');
+  return created(() => native.full(shape, value, dtype), rest);
+}
+
 /** A tensor with every element `value` (truncated towards zero for integer types). */
 export function full(
   shape: readonly number[],
   value: number,
-  { dtype = 'f32', ...rest }: FactoryOptions = {},
+  options: FactoryOptions = {},
 ): Tensor {
-  return created(() => native.full(shape, value, dtype), rest);
+  return filled('full', [shape, value], options);
 }
 
 /** A tensor of zeros. */
 export function zeros(shape: readonly number[], options: FactoryOptions = {}): Tensor {
-  return full(shape, 0, options);
+  return filled('zeros', [shape, 0], options);
 }
 
 /** A tensor of ones. */
 export function ones(shape: readonly number[], options: FactoryOptions = {}): Tensor {
-  return full(shape, 1, options);
+  return filled('ones', [shape, 1], options);
 }
 
 /** Bounds and step of {@link arange}. */
@@ -57,11 +67,8 @@ export interface ArangeOptions {
  * @returns (ceil((stop - start) / step))
  * @throws ArgumentError for a step of 0 or a value that is not finite.
  */
-export function arange(
-  start: number,
-  stop: number,
-  { step = 1, dtype = 'i32', ...rest }: ArangeOptions = {},
-): Tensor {
+export function arange(start: number, stop: number, options: ArangeOptions = {}): Tensor {
+  const { step = 1, dtype = 'i32', ...rest } = checkKeys('arange', options, 'step dtype device');
   return created(() => native.arange(start, stop, step, dtype), rest);
 }
 
@@ -86,10 +93,9 @@ export interface UniformOptions extends RandomOptions {
  * bit for bit the same on every device.
  * @throws ArgumentError for an integer dtype or low > high.
  */
-export function rand(
-  shape: readonly number[],
-  { seed, stream = 0, low = 0, high = 1, dtype = 'f32', ...rest }: UniformOptions,
-): Tensor {
+export function rand(shape: readonly number[], options: UniformOptions): Tensor {
+  checkKeys('rand', options, 'seed stream low high dtype requiresGrad device');
+  const { seed, stream = 0, low = 0, high = 1, dtype = 'f32', ...rest } = options;
   return created(() => native.randomUniform(shape, low, high, seed, stream, dtype), rest);
 }
 
@@ -105,10 +111,9 @@ export interface NormalOptions extends RandomOptions {
  * Normal values by Box and Muller's transform, computed in f64 and rounded once.
  * @throws ArgumentError for an integer dtype or a negative deviation.
  */
-export function randn(
-  shape: readonly number[],
-  { seed, stream = 0, mean = 0, deviation = 1, dtype = 'f32', ...rest }: NormalOptions,
-): Tensor {
+export function randn(shape: readonly number[], options: NormalOptions): Tensor {
+  checkKeys('randn', options, 'seed stream mean deviation dtype requiresGrad device');
+  const { seed, stream = 0, mean = 0, deviation = 1, dtype = 'f32', ...rest } = options;
   return created(() => native.randomNormal(shape, mean, deviation, seed, stream, dtype), rest);
 }
 
@@ -119,7 +124,8 @@ export function randn(
  */
 export function randomWords(
   count: number,
-  { seed, stream = 0, device }: Pick<RandomOptions, 'seed' | 'stream' | 'device'>,
+  options: Pick<RandomOptions, 'seed' | 'stream' | 'device'>,
 ): Tensor {
+  const { seed, stream = 0, device } = checkKeys('randomWords', options, 'seed stream device');
   return created(() => native.randomWords(count, seed, stream), { device });
 }

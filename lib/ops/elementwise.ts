@@ -3,6 +3,7 @@
 import { withDevice } from '../device.ts';
 import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /** A tensor, or a number that stands for a tensor of the other operand's dtype and device. */
@@ -116,21 +117,17 @@ export const softplus = (x: Tensor): Tensor => unary(x, 'softplus');
  * GELU, x * Phi(x) with Phi the normal distribution function (Hendrycks and Gimpel, 2016).
  * @param options approximate: 'none' (default) through erf; 'tanh' x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
  */
-export function gelu(
-  x: Tensor,
-  { approximate = 'none' }: { approximate?: 'none' | 'tanh' } = {},
-): Tensor {
-  return unary(x, approximate === 'tanh' ? 'gelu_tanh' : 'gelu');
+export function gelu(x: Tensor, options: { approximate?: 'none' | 'tanh' } = {}): Tensor {
+  checkKeys('gelu', options, 'approximate');
+  return unary(x, options.approximate === 'tanh' ? 'gelu_tanh' : 'gelu');
 }
 
 /**
  * x limited to [low, high]; the gradient passes inside and at the limits. Either may be left out. NaN stays.
  * @throws ArgumentError when low > high.
  */
-export function clamp(
-  x: Tensor,
-  { low = -Infinity, high = Infinity }: { low?: number; high?: number },
-): Tensor {
+export function clamp(x: Tensor, options: { low?: number; high?: number }): Tensor {
+  const { low = -Infinity, high = Infinity } = checkKeys('clamp', options, 'low high');
   return new Tensor(native.clamp(x.handle, low, high));
 }
 
@@ -183,6 +180,7 @@ export interface DropoutOptions {
  * Inverted dropout (Srivastava et al., 2014): 0 with probability p, else x / (1 - p). The mask is a function of seed, stream and
  * index (Philox), so backward computes it again instead of storing it. Leave the call out in evaluation.
  */
-export function dropout(x: Tensor, { p, seed, stream = 0 }: DropoutOptions): Tensor {
+export function dropout(x: Tensor, options: DropoutOptions): Tensor {
+  const { p, seed, stream = 0 } = checkKeys('dropout', options, 'p seed stream');
   return new Tensor(native.dropout(x.handle, p, seed, stream));
 }

@@ -2,6 +2,7 @@
 // value that a recorded op saved for its backward is refused there when it has been overwritten. Frozen tensors are refused.
 import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor, tensor, unscoped } from '../tensor.ts';
 
 /** x = source, converted to x's dtype. x may be a view, but none that repeats values (expand); source may overlap it. */
@@ -70,6 +71,7 @@ export function adamwRate(
  * @param grad of param's shape and dtype
  */
 export function adamwStep(param: Tensor, grad: Tensor, options: AdamwStepOptions): void {
+  checkKeys('adamwStep', options, 'm v step lr rate betas eps weightDecay coefficient');
   const { m, v, step, lr, betas, eps, weightDecay, coefficient = null } = options;
   let { rate } = options;
   const own = rate === undefined;
@@ -112,8 +114,10 @@ export interface AdamwStepsOptions {
 /** Runs {@link adamwStep} for any number of parameters on one device as one op; a GPU updates 64 of them in a launch. */
 export function adamwSteps(
   parameters: readonly AdamwParameter[],
-  { betas, eps, coefficient = null }: AdamwStepsOptions,
+  options: AdamwStepsOptions,
 ): void {
+  checkKeys('adamwSteps', options, 'betas eps coefficient');
+  const { betas, eps, coefficient = null } = options;
   native.adamwSteps(
     {
       params: parameters.map(({ param }) => param.handle),
@@ -153,6 +157,11 @@ export interface SgdStepOptions {
  * @param grad of param's shape and dtype
  */
 export function sgdStep(param: Tensor, grad: Tensor, options: SgdStepOptions): void {
+  checkKeys(
+    'sgdStep',
+    options,
+    'lr momentum dampening weightDecay nesterov buffer first coefficient',
+  );
   const { lr, momentum = 0, dampening = 0, weightDecay = 0 } = options;
   const { nesterov = false, first = false, buffer = null, coefficient = null } = options;
   native.sgdStep(param.handle, grad.handle, buffer?.handle ?? null, coefficient?.handle ?? null, {
@@ -195,6 +204,11 @@ export interface AdafactorStepOptions {
  * @param grad of param's shape and dtype
  */
 export function adafactorStep(param: Tensor, grad: Tensor, options: AdafactorStepOptions): void {
+  checkKeys(
+    'adafactorStep',
+    options,
+    'row column m lr beta1 beta2 eps clip weightDecay scaleFloor coefficient',
+  );
   const { row, column, m, coefficient = null, scaleFloor, ...rest } = options;
   native.adafactorStep(
     param.handle,

@@ -1,6 +1,7 @@
 // Reading and adding through indices (i32 or i64). The device finds an index out of range: the error, with its value and
 // position, comes at the next read or synchronize().
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /**
@@ -28,8 +29,9 @@ export function indexSelect(x: Tensor, rows: Tensor): Tensor {
  * @param index agrees with x in every other axis
  * @returns the shape of index
  */
-export function gather(x: Tensor, index: Tensor, { axis = -1 }: { axis?: number } = {}): Tensor {
-  return new Tensor(native.gather(x.handle, index.handle, axis));
+export function gather(x: Tensor, index: Tensor, options: { axis?: number } = {}): Tensor {
+  checkKeys('gather', options, 'axis');
+  return new Tensor(native.gather(x.handle, index.handle, options.axis ?? -1));
 }
 
 /**
@@ -42,9 +44,10 @@ export function scatterAdd(
   x: Tensor,
   index: Tensor,
   source: Tensor,
-  { axis = -1 }: { axis?: number } = {},
+  options: { axis?: number } = {},
 ): Tensor {
-  return new Tensor(native.scatterAdd(x.handle, index.handle, source.handle, axis));
+  checkKeys('scatterAdd', options, 'axis');
+  return new Tensor(native.scatterAdd(x.handle, index.handle, source.handle, options.axis ?? -1));
 }
 
 /**

@@ -1,5 +1,6 @@
 // Ops on a cache of keys and values in blocks, for decoding. Neither has a gradient.
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 import type { AttentionOptions } from './nn.ts';
 
@@ -68,15 +69,11 @@ export interface CachedAttentionOptions
 export function cachedAttention(
   q: Tensor,
   cache: KvCacheView,
-  {
-    bias = null,
-    causal = true,
-    window = 0,
-    softcap = 0,
-    sinks = null,
-    scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
-  }: CachedAttentionOptions = {},
+  options: CachedAttentionOptions = {},
 ): Tensor {
+  checkKeys('cachedAttention', options, 'bias causal window softcap sinks scale');
+  const { bias = null, causal = true, window = 0, softcap = 0 } = options;
+  const { sinks = null, scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1) } = options;
   return new Tensor(
     native.cachedAttention(
       q.handle,

@@ -2,6 +2,7 @@
 // the largest wherever a Gram matrix is involved. randomizedSvd alone has a quicker way for weights (docs/performance-log.md).
 import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { shown } from '../shown.ts';
 import { Tensor } from '../tensor.ts';
 
@@ -91,8 +92,9 @@ export interface SvdTask {
 export function randomizedSvd(
   a: Tensor,
   rank: number,
-  { seed = 0, ...search }: RandomizedSvdOptions = {},
+  options: RandomizedSvdOptions = {},
 ): SvdFactors {
+  const { seed = 0, ...search } = checkKeys('randomizedSvd', options, 'niter oversample seed');
   return randomizedSvds([{ a, rank, seed }], search)[0] as SvdFactors;
 }
 
@@ -100,10 +102,9 @@ export function randomizedSvd(
  * {@link randomizedSvd} of any number of matrices, with the same results. On the CPU each thread takes small matrices
  * of its own, which is about twice as quick on two threads as one matrix after the other.
  */
-export function randomizedSvds(
-  tasks: readonly SvdTask[],
-  { niter = 'converged', oversample = 10 }: SvdSearch = {},
-): SvdFactors[] {
+export function randomizedSvds(tasks: readonly SvdTask[], options: SvdSearch = {}): SvdFactors[] {
+  checkKeys('randomizedSvds', options, 'niter oversample');
+  const { niter = 'converged', oversample = 10 } = options;
   if (niter !== 'converged' && !(niter >= 0)) {
     throw new ArgumentError(
       `randomizedSvd: niter must be >= 0 or 'converged', got ${shown(niter)}`,

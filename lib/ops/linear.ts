@@ -1,5 +1,6 @@
 // Matrix products and linear layers, with the low-rank parts of adapters.
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /** Options of {@link matmul}: the operands that are transposed. */
@@ -17,11 +18,9 @@ export interface MatmulOptions {
  * @returns (..., M, N): accumulated in f32 (f64 for f64) and rounded once
  * @throws ArgumentError for one-dimensional operands, other dtypes, or shapes that do not fit.
  */
-export function matmul(
-  a: Tensor,
-  b: Tensor,
-  { transposeA = false, transposeB = false }: MatmulOptions = {},
-): Tensor {
+export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
+  checkKeys('matmul', options, 'transposeA transposeB');
+  const { transposeA = false, transposeB = false } = options;
   return new Tensor(native.matmul(a.handle, b.handle, transposeA, transposeB));
 }
 
@@ -99,7 +98,18 @@ export interface LinearOptions {
 export function linearGroup(
   x: Tensor,
   linears: readonly LinearOperands[],
-  { adapterInput = null, rowOffsets = null }: LinearOptions = {},
+  options: LinearOptions = {},
+): Tensor[] {
+  checkKeys('linearGroup', options, 'adapterInput rowOffsets');
+  for (const one of linears)
+    checkKeys('linearGroup', one, 'weight bias outputScale weightChange lowRank');
+  return groupOf(x, linears, options);
+}
+
+function groupOf(
+  x: Tensor,
+  linears: readonly LinearOperands[],
+  { adapterInput, rowOffsets }: LinearOptions,
 ): Tensor[] {
   return native
     .linearGroup(
@@ -118,7 +128,9 @@ export function linearGroup(
 }
 
 /** A low-rank part with handles in place of tensors. */
-function nativePart({ a, b, scale = 1, start = null, form }: LowRank) {
+function nativePart(part: LowRank) {
+  checkKeys('lowRank', part, 'a b scale start form');
+  const { a, b, scale = 1, start = null, form } = part;
   return {
     ...{ a: a.handle, b: b.handle, scale, form: form ?? (start ? 'sinceStart' : 'exact') },
     start: start && { a: start.a.handle, b: start.b.handle },
@@ -136,8 +148,8 @@ export function linear(
   weight: Tensor,
   options: Omit<LinearOperands, 'weight'> & LinearOptions = {},
 ): Tensor {
-  const { adapterInput, rowOffsets, ...rest } = options;
-  return linearGroup(x, [{ weight, ...rest }], { adapterInput, rowOffsets })[0] as Tensor;
+  checkKeys('linear', options, 'bias outputScale weightChange lowRank adapterInput rowOffsets');
+  return groupOf(x, [{ weight, ...options }], options)[0] as Tensor;
 }
 
 /**

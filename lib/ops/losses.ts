@@ -1,5 +1,6 @@
 // The language-model head fused with its losses: logits exist for one chunk of rows at a time.
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /** Inputs of the fused head: M rows (the selected positions), C channels, V vocabulary. */
@@ -66,13 +67,9 @@ export interface HeadLosses {
  * @throws UnsupportedError for a summary of the teacher beside a head that is trained or soft-capped, for factors that want a
  * gradient, and on CUDA for what the CPU alone computes
  */
-export function headLosses({
-  taskScale,
-  consistencyScale,
-  diversityScale,
-  logProbabilities = false,
-  ...inputs
-}: HeadLossInputs): HeadLosses {
+export function headLosses(inputs: HeadLossInputs): HeadLosses {
+  checkKeys('headLosses', inputs, kLossInputs);
+  const { taskScale, consistencyScale, diversityScale, logProbabilities = false } = inputs;
   const usual = inputs.scales ? 1 : 0;
   const options = {
     ...optionsOf(inputs),
@@ -84,6 +81,12 @@ export function headLosses({
   const [loss, sums, logs] = tensorsOf(made);
   return { loss, sums, ...(logs && { logProbabilities: logs }) };
 }
+
+const kSummaryInputs = 'head teacherHead targets temperature softcap logitScale chunkBytes';
+const kInputs = `hidden teacher entropyTopK ${kSummaryInputs}` as const;
+const kRowInputs = `${kInputs} entropyTemperature` as const;
+const kScales = 'taskScale consistencyScale diversityScale scales factors';
+const kLossInputs = `${kInputs} regularized ${kScales} logProbabilities` as const;
 
 const tensorsOf = (made: readonly number[]) =>
   made.map((handle) => new Tensor(handle)) as [Tensor, Tensor, Tensor?];
@@ -165,16 +168,13 @@ export interface TeacherSummary {
  */
 export function teacherSummary(
   teacher: Tensor,
-  {
-    head,
-    teacherHead = null,
-    targets = null,
-    ...options
-  }: Pick<
+  options: Pick<
     HeadInputs,
     'head' | 'teacherHead' | 'targets' | 'temperature' | 'softcap' | 'logitScale' | 'chunkBytes'
   >,
 ): TeacherSummary {
+  checkKeys('teacherSummary', options, kSummaryInputs);
+  const { head, teacherHead = null, targets = null } = options;
   const made = native.teacherSummary(
     teacher.handle,
     handleOf(teacherHead),
@@ -198,6 +198,7 @@ export interface HeadRowInputs extends HeadInputs {
  * @returns (M, 3) f64
  */
 export function headRows(inputs: HeadRowInputs): Tensor {
+  checkKeys('headRows', inputs, kRowInputs);
   return new Tensor(native.headRows(operandsOf(inputs), optionsOf(inputs)));
 }
 
@@ -216,11 +217,8 @@ export interface SvdRatioOptions {
  * @param gram (C, C) f64, from `gram(head)`
  * @returns () f64, differentiable in hidden
  */
-export function svdRatioGram(
-  hidden: Tensor,
-  gram: Tensor,
-  { k = 10, norm = 'frobenius' }: SvdRatioOptions = {},
-): Tensor {
+export function svdRatioGram(hidden: Tensor, gram: Tensor, options: SvdRatioOptions = {}): Tensor {
+  const { k = 10, norm = 'frobenius' } = checkKeys('svdRatioGram', options, 'k norm');
   return new Tensor(native.svdRatioGram(hidden.handle, gram.handle, k, norm));
 }
 
@@ -233,12 +231,9 @@ export function svdRatioGram(
 export function svdRatio(
   hidden: Tensor,
   head: Tensor,
-  {
-    k = 10,
-    norm = 'frobenius',
-    softcap = 0,
-    chunkBytes = 0,
-  }: SvdRatioOptions & { softcap?: number; chunkBytes?: number } = {},
+  options: SvdRatioOptions & { softcap?: number; chunkBytes?: number } = {},
 ): Tensor {
+  checkKeys('svdRatio', options, 'k norm softcap chunkBytes');
+  const { k = 10, norm = 'frobenius', softcap = 0, chunkBytes = 0 } = options;
   return new Tensor(native.svdRatio(hidden.handle, head.handle, k, norm, softcap, chunkBytes));
 }

@@ -1,5 +1,6 @@
 // Ops of transformer layers: gated activations, positions, attention, softmax and its loss.
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /**
@@ -24,9 +25,10 @@ export function swiglu(gate: Tensor, up: Tensor): Tensor {
 export function geglu(
   gate: Tensor,
   up: Tensor,
-  { approximate = 'none' }: { approximate?: 'none' | 'tanh' } = {},
+  options: { approximate?: 'none' | 'tanh' } = {},
 ): Tensor {
-  const activation = approximate === 'tanh' ? 'gelu_tanh' : 'gelu';
+  checkKeys('geglu', options, 'approximate');
+  const activation = options.approximate === 'tanh' ? 'gelu_tanh' : 'gelu';
   return new Tensor(native.gated(gate.handle, up.handle, activation));
 }
 
@@ -85,21 +87,20 @@ export interface AttentionOptions {
  * @param v like k
  * @returns (M, H, D); bad cuSeqlens, cuQueries or lengths are a NativeError at the next read
  */
-export function attention(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  {
+export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
+  const own = 'cuSeqlens cuQueries lengths causal window softcap sinks scale';
+  const {
     cuSeqlens,
     cuQueries = null,
     lengths = null,
     causal = true,
+  } = checkKeys('attention', options, own);
+  const {
     window = 0,
     softcap = 0,
     sinks = null,
     scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
-  }: AttentionOptions,
-): Tensor {
+  } = options;
   return new Tensor(
     native.attention(
       q.handle,
@@ -156,6 +157,11 @@ export function relativeAttention(
   v: Tensor,
   options: RelativeAttentionOptions,
 ): Tensor {
+  checkKeys(
+    'relativeAttention',
+    options,
+    'cuQueries cuKeys queryLengths keyLengths bias positionKeys positionQueries index causal scale',
+  );
   const { cuQueries, cuKeys = cuQueries, queryLengths = null } = options;
   const { keyLengths = options.cuKeys === undefined ? queryLengths : null } = options;
   const { bias, positionKeys, positionQueries, index, causal = false } = options;
@@ -215,7 +221,8 @@ export interface CrossEntropyOptions {
 export function crossEntropy(
   logits: Tensor,
   targets: Tensor,
-  { reduction = 'mean' }: CrossEntropyOptions = {},
+  options: CrossEntropyOptions = {},
 ): Tensor {
+  const { reduction = 'mean' } = checkKeys('crossEntropy', options, 'reduction');
   return new Tensor(native.crossEntropy(logits.handle, targets.handle, reduction));
 }

@@ -1,5 +1,6 @@
 // Normalisation ops.
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /** Options of {@link rmsNorm}. */
@@ -18,11 +19,9 @@ export interface RmsNormOptions {
  * @param weight (C), of x's dtype
  * @returns (..., C), of x's dtype; statistics are taken in f32 (f64 for f64)
  */
-export function rmsNorm(
-  x: Tensor,
-  weight: Tensor,
-  { eps = 1e-6, weightOffset = 0, castBeforeWeight = true }: RmsNormOptions = {},
-): Tensor {
+export function rmsNorm(x: Tensor, weight: Tensor, options: RmsNormOptions = {}): Tensor {
+  checkKeys('rmsNorm', options, 'eps weightOffset castBeforeWeight');
+  const { eps = 1e-6, weightOffset = 0, castBeforeWeight = true } = options;
   return new Tensor(native.rmsNorm(x.handle, weight.handle, eps, weightOffset, castBeforeWeight));
 }
 
@@ -38,8 +37,10 @@ export function rmsNormAdd(
   x: Tensor,
   residual: Tensor,
   weight: Tensor,
-  { eps = 1e-6, weightOffset = 0, castBeforeWeight = true }: RmsNormOptions = {},
+  options: RmsNormOptions = {},
 ): [sum: Tensor, y: Tensor] {
+  checkKeys('rmsNormAdd', options, 'eps weightOffset castBeforeWeight');
+  const { eps = 1e-6, weightOffset = 0, castBeforeWeight = true } = options;
   const [sum, y] = native.rmsNormAdd(
     x.handle,
     residual.handle,
@@ -66,9 +67,8 @@ export interface LayerNormOptions {
  * @param x (..., C), any float dtype
  * @returns (..., C), of x's dtype; statistics are taken in f32 (f64 for f64)
  */
-export function layerNorm(
-  x: Tensor,
-  { weight = null, bias = null, eps = 1e-5 }: LayerNormOptions = {},
-): Tensor {
+export function layerNorm(x: Tensor, options: LayerNormOptions = {}): Tensor {
+  checkKeys('layerNorm', options, 'weight bias eps');
+  const { weight = null, bias = null, eps = 1e-5 } = options;
   return new Tensor(native.layerNorm(x.handle, weight?.handle ?? null, bias?.handle ?? null, eps));
 }

@@ -1,5 +1,6 @@
 // Reductions. Float dtypes; sums run in f64 and are rounded once to x's dtype.
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /** Axes of a reduction. */
@@ -10,9 +11,18 @@ export interface ReduceOptions {
   keepDims?: boolean;
 }
 
+function reduce(
+  op: 'sum' | 'mean' | 'logSumExp' | 'max' | 'min',
+  x: Tensor,
+  options: ReduceOptions,
+): Tensor {
+  checkKeys(op, options, 'axis keepDims');
+  return reduced(native[op], x, options);
+}
+
 type Reduction = (x: number, axes: readonly number[], keepDims: boolean) => number;
 
-function reduce(op: Reduction, x: Tensor, { axis, keepDims = false }: ReduceOptions): Tensor {
+function reduced(op: Reduction, x: Tensor, { axis, keepDims = false }: ReduceOptions): Tensor {
   if (typeof axis === 'object' && axis.length === 0) return x; // no axes to reduce
   const axes = axis === undefined ? [] : typeof axis === 'number' ? [axis] : axis;
   return new Tensor(op(x.handle, axes, keepDims));
@@ -20,17 +30,17 @@ function reduce(op: Reduction, x: Tensor, { axis, keepDims = false }: ReduceOpti
 
 /** Sum over axes; 0 over nothing. */
 export function sum(x: Tensor, options: ReduceOptions = {}): Tensor {
-  return reduce(native.sum, x, options);
+  return reduce('sum', x, options);
 }
 
 /** Mean over axes. @throws ArgumentError when there is nothing to reduce. */
 export function mean(x: Tensor, options: ReduceOptions = {}): Tensor {
-  return reduce(native.mean, x, options);
+  return reduce('mean', x, options);
 }
 
 /** ln sum e^x over axes, shifted by the maximum. @throws ArgumentError when there is nothing to reduce. */
 export function logSumExp(x: Tensor, options: ReduceOptions = {}): Tensor {
-  return reduce(native.logSumExp, x, options);
+  return reduce('logSumExp', x, options);
 }
 
 /**
@@ -38,21 +48,19 @@ export function logSumExp(x: Tensor, options: ReduceOptions = {}): Tensor {
  * @param options correction: 1 (default, Bessel's) or 0
  * @throws ArgumentError when R is not larger than the correction.
  */
-export function variance(
-  x: Tensor,
-  { correction = 1, ...options }: ReduceOptions & { correction?: number } = {},
-): Tensor {
-  return reduce((h, axes, keep) => native.variance(h, axes, keep, correction), x, options);
+export function variance(x: Tensor, options: ReduceOptions & { correction?: number } = {}): Tensor {
+  const { correction = 1 } = checkKeys('variance', options, 'axis keepDims correction');
+  return reduced((h, axes, keep) => native.variance(h, axes, keep, correction), x, options);
 }
 
 /** Maximum over axes; a NaN wins. The gradient goes to the first position that holds it. */
 export function max(x: Tensor, options: ReduceOptions = {}): Tensor {
-  return reduce(native.max, x, options);
+  return reduce('max', x, options);
 }
 
 /** Minimum over axes; a NaN wins. The gradient goes to the first position that holds it. */
 export function min(x: Tensor, options: ReduceOptions = {}): Tensor {
-  return reduce(native.min, x, options);
+  return reduce('min', x, options);
 }
 
 /** Options of {@link argmax} and {@link argmin}. */
@@ -64,11 +72,13 @@ export interface ArgOptions {
 }
 
 /** Position of the maximum along one axis, i32; the first of equals, a NaN above every number. No gradient. */
-export function argmax(x: Tensor, { axis = -1, keepDims = false }: ArgOptions = {}): Tensor {
+export function argmax(x: Tensor, options: ArgOptions = {}): Tensor {
+  const { axis = -1, keepDims = false } = checkKeys('argmax', options, 'axis keepDims');
   return new Tensor(native.argmax(x.handle, axis, keepDims));
 }
 
 /** Position of the minimum along one axis, i32; the first of equals, a NaN below every number. No gradient. */
-export function argmin(x: Tensor, { axis = -1, keepDims = false }: ArgOptions = {}): Tensor {
+export function argmin(x: Tensor, options: ArgOptions = {}): Tensor {
+  const { axis = -1, keepDims = false } = checkKeys('argmin', options, 'axis keepDims');
   return new Tensor(native.argmin(x.handle, axis, keepDims));
 }

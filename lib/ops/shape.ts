@@ -2,6 +2,7 @@
 // write in place to one is seen by the other. All are differentiable in every dtype.
 import { ArgumentError } from '../errors.ts';
 import { native } from '../native.ts';
+import { checkKeys } from '../options/call.ts';
 import { Tensor } from '../tensor.ts';
 
 /**
@@ -69,11 +70,9 @@ export interface SliceOptions {
 }
 
 /** Every step-th element of an axis from start up to stop, limited to what there is, as Array.prototype.slice. */
-export function slice(
-  x: Tensor,
-  axis: number,
-  { start = 0, stop = Number.MAX_SAFE_INTEGER, step = 1 }: SliceOptions,
-): Tensor {
+export function slice(x: Tensor, axis: number, options: SliceOptions): Tensor {
+  checkKeys('slice', options, 'start stop step');
+  const { start = 0, stop = Number.MAX_SAFE_INTEGER, step = 1 } = options;
   return new Tensor(native.slice(x.handle, axis, start, stop, step));
 }
 

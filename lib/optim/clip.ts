@@ -3,6 +3,7 @@
  * multiplied by min(1, c / (norm + 1e-6)). The norm is summed in f64; the factor stays on the device.
  */
 import { clipCoefficient, gradNorm, zeros } from '../ops/index.ts';
+import { checkKeys } from '../options/call.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 
 /** A kind of norm: the sum of |x|, the root of the sum of squares, or the largest |x|. */
@@ -43,8 +44,9 @@ export async function clipNorm(
 /** Computes the norm and the factor of {@link clipNorm} without waiting. Both are () f64, and the caller disposes of them. */
 export function clippedNorm(
   parameters: readonly Tensor[],
-  { maxNorm, normType = 2 }: ClipOptions,
+  options: ClipOptions,
 ): { norm: Tensor; coefficient: Tensor | null } {
+  const { maxNorm, normType = 2 } = checkKeys('clipNorm', options, 'maxNorm normType');
   return scope(() =>
     noGrad(() => {
       const grads = parameters.flatMap(({ grad }) => (grad === null ? [] : [grad]));

@@ -5,6 +5,7 @@
 import { ArgumentError, FormatError } from '../errors.ts';
 import type { FactorOfPair } from '../nn/adapter_hook.ts';
 import { zeros } from '../ops/index.ts';
+import { checkKeys } from '../options/call.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 
 /** A trained tensor and its name, under which its state is kept. */
@@ -89,7 +90,12 @@ export abstract class Optimizer {
   }
 
   /** Updates every parameter that has a gradient. Enqueues the ops and returns. */
-  step({ learningRate, coefficient = null }: StepInput): void {
+  step(input: StepInput): void {
+    const { learningRate, coefficient = null } = checkKeys(
+      'step',
+      input,
+      'learningRate coefficient',
+    );
     this.begin(learningRate);
     this.finish(coefficient);
   }

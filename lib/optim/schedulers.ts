@@ -5,6 +5,7 @@
  * s = 0, so its first step has rate 0. Nothing is stored between steps, so a resumed run needs only the step number.
  */
 import { ArgumentError, UnsupportedError } from '../errors.ts';
+import { checkKeys } from '../options/call.ts';
 import { shown } from '../shown.ts';
 
 /** Parameters of a schedule under transformers' names in camel case. Each schedule reads those that it has. */
@@ -192,6 +193,7 @@ export const SCHEDULER_NAMES: readonly string[] = Object.keys(kSchedulers);
  * @throws ArgumentError on an unknown name or an option out of range; `rate(s)` where it is negative or not finite
  */
 export function learningRateSchedule(input: ScheduleInput): (step: number) => number {
+  checkKeys('learningRateSchedule', input, 'scheduler total warmup learningRate options');
   const { scheduler, total, warmup, learningRate, options = {} } = input;
   const make = Object.hasOwn(kSchedulers, scheduler) ? kSchedulers[scheduler] : undefined;
   if (scheduler === 'reduce_lr_on_plateau' || scheduler === 'greedy') {

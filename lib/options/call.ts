@@ -125,9 +125,7 @@ export function kindsOf<S extends OptionTable>(table: S): { readonly [K in keyof
  * @throws ArgumentError with the function, the option and its value, or what to write in the place of an unknown one
  */
 export function checkCall<T extends object>(where: string, options: T, table: CallTable<T>): void {
-  if (!isObject(options)) {
-    throw new ArgumentError(`${where}: the options must be an object, got ${shown(options)}`);
-  }
+  if (!isObject(options)) throw noObject(where, options);
   const kinds = table as Readonly<Record<string, CallKind>>;
   for (const [key, value] of Object.entries(options)) {
     if (value === undefined) continue;
@@ -135,6 +133,50 @@ export function checkCall<T extends object>(where: string, options: T, table: Ca
     checkArgument(`${where}: ${key}`, kinds[key] as CallKind, value);
   }
 }
+
+/** The words of a text. */
+type Words<S extends string> = S extends `${infer First} ${infer Rest}` ? First | Words<Rest> : S;
+/** The names of all options, none of which is missing or foreign; else what is wrong, which does not compile. */
+type NamesOf<T, S extends string> = [
+  Exclude<keyof T, Words<S>>,
+  Exclude<Words<S>, keyof T>,
+] extends [never, never]
+  ? S
+  : { missing: Exclude<keyof T, Words<S>>; foreign: Exclude<Words<S>, keyof T> };
+
+const kNames = new Map<string, ReadonlySet<string>>();
+
+function namesIn(own: string): ReadonlySet<string> {
+  const known = kNames.get(own);
+  if (known !== undefined) return known;
+  const names = new Set(own.split(' '));
+  kNames.set(own, names);
+  return names;
+}
+
+/**
+ * Checks the names of the options of a call, as checkCall() does, of a function whose values the native side checks. It is quick enough for
+ * ops, which take 2 microseconds and are called thousands of times a step: 20 to 60 ns.
+ * @param own the names of all options, separated by blanks
+ * @returns the options
+ * @throws ArgumentError with what to write in the place of an unknown one
+ */
+export function checkKeys<T extends object, S extends string>(
+  where: string,
+  options: T,
+  own: NamesOf<T, S>,
+): T {
+  if (typeof options !== 'object' || Array.isArray(options)) throw noObject(where, options);
+  for (const name in options) {
+    const isOwn = namesIn(own as string).has(name);
+    if (!isOwn && options[name] !== undefined && Object.hasOwn(options, name))
+      throw unknownOption(where, name, [...namesIn(own as string)]);
+  }
+  return options;
+}
+
+const noObject = (where: string, options: unknown) =>
+  new ArgumentError(`${where}: the options must be an object, got ${shown(options)}`);
 
 /** Those of the options of a call that another call has, too. */
 export function optionsOf<T extends object>(table: CallTable<T>, options: T): T {

@@ -34,6 +34,8 @@ export const kTwins: Names = {
   system: 'system-prompt system-message',
   prompt: 'text inputs',
   ids: 'input-ids',
+  axis: 'dim dims axes',
+  keepDims: 'keepdim keep-dim',
 };
 
 /** Advice, with the names elsewhere that have no twin here. */

@@ -71,9 +71,9 @@ describe('fused against plain', () => {
         temperature: 3,
         entropyTopK: 7,
         svdTopK: 5,
-        positions: 'non_padding',
       } as const;
-      const fused = new BaLoraLoss({ weight: weight[0], softcap }, options).compute({
+      const own = { ...options, positions: 'non_padding' } as const;
+      const fused = new BaLoraLoss({ weight: weight[0], softcap }, own).compute({
         hidden: hidden[0],
         teacher: teacherHidden,
         batch,
@@ -471,12 +471,13 @@ describe('bad arguments', () => {
 
   it('include on other devices what only the CPU computes', () => {
     // Each with operands of its own: what a call that failed was given has no value on a device.
-    const given = () => ({ hidden, head, targets: tensor(Int32Array.of(0, 1, 2)) });
+    const labelled = () => ({ head, targets: tensor(Int32Array.of(0, 1, 2)) });
+    const given = () => ({ hidden, ...labelled() });
     const calls = {
       factors: () => headLosses({ ...given(), factors: tensor(Float64Array.of(1, 2, 3)) }),
       'a scale of the logits': () => headLosses({ ...given(), logitScale: 0.5 }),
       'log-probabilities': () => headLosses({ ...given(), logProbabilities: true }),
-      'log-probabilities of targets': () => teacherSummary(hidden, given()),
+      'log-probabilities of targets': () => teacherSummary(hidden, labelled()),
     };
     for (const [what, call] of Object.entries(calls)) {
       const run = () => {

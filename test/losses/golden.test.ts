@@ -151,14 +151,14 @@ function leadingCoordinates(z: GoldenArray, r: number): (x: Float64Array) => Flo
 
 describe.each(dtypes)('plain head losses in %s', (dtype) => {
   it.each(ofKind('nlg_head'))('$name', (c) => {
-    const setting = headSetting(c);
+    const { softcap, ...setting } = headSetting(c);
     const hidden = load(c, 'H', dtype, true);
     const weight = load(c, 'W', dtype, true);
     const teacherWeight = has(c, 'Wt') ? load(c, 'Wt', dtype) : weight;
     const { loss, ...terms } = baLoraPlainLoss(
       {
-        logits: headLogits(hidden, weight, setting),
-        teacherLogits: noGrad(() => headLogits(load(c, 'Ht', dtype), teacherWeight, setting)),
+        logits: headLogits(hidden, weight, { softcap }),
+        teacherLogits: noGrad(() => headLogits(load(c, 'Ht', dtype), teacherWeight, { softcap })),
         targets: tensor(Int32Array.from(array(c, 'c').data as BigInt64Array, Number)),
       },
       { ...setting, weights: weightsOf(c.params.lambda) },

@@ -335,8 +335,9 @@ describe('linear', () => {
     );
     const x = randomTensor([7, 5], { seed: 1 });
     const xa = randomTensor([7, 5], { seed: 2 });
-    const spec = { weight, lowRank: [pair(5, 4, 2, 1.5, 'f64')] };
-    expectClose(linear(x, weight, { ...spec, adapterInput: xa }), definition(x, spec, xa), 1e-13);
+    const lowRank = [pair(5, 4, 2, 1.5, 'f64')];
+    const found = linear(x, weight, { lowRank, adapterInput: xa });
+    expectClose(found, definition(x, { weight, lowRank }, xa), 1e-13);
   });
 
   it('gives frozen operands no gradient, and trained ones the right one', () => {

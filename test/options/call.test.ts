@@ -1,7 +1,9 @@
 // The options of every function of the library that is no list of settings: a value of another type is an error that names the function
 // and the option, before anything is done with it.
 import { afterAll, describe, expect, it } from 'vitest';
-import { PromptTemplate } from '../../lib/data/index.ts';
+import * as dataEntry from '../../lib/data/index.ts';
+import * as evalEntry from '../../lib/eval/index.ts';
+import * as balora from '../../lib/index.ts';
 import {
   AdapterModel,
   ArgumentError,
@@ -26,6 +28,11 @@ import {
   Trainer,
   warmUpHead,
 } from '../../lib/index.ts';
+import * as io from '../../lib/io/index.ts';
+import * as losses from '../../lib/losses/index.ts';
+import * as nn from '../../lib/nn/index.ts';
+import * as ops from '../../lib/ops/index.ts';
+import * as optim from '../../lib/optim/index.ts';
 import {
   checkArgument,
   checkCall,
@@ -239,6 +246,90 @@ describe.each(Object.entries(kFunctions))('%s', (_, [call, names]) => {
   });
 });
 
+/** The functions of the package with a parameter named options, called without the arguments before it. */
+const kWithOptions = Object.entries({
+  balora,
+  data: dataEntry,
+  eval: evalEntry,
+  io,
+  losses,
+  ops,
+}).flatMap(([entry, values]) =>
+  Object.entries(values).flatMap(([name, value]): [string, (...args: unknown[]) => unknown][] => {
+    const [, list = ''] = /^(?:async )?function\*? \w*\((.*)\) \{$/m.exec(String(value)) ?? [];
+    const at = list.split(', ').findIndex((one) => /^options\b/.test(one));
+    const call = (options: unknown) =>
+      (value as (...args: unknown[]) => unknown)(...new Array(at).fill(undefined), options);
+    return at < 0 ? [] : [[`${entry}: ${name}`, call]];
+  }),
+);
+/** Those of them that check another argument first. */
+const kChecksOthersFirst =
+  /: (saveM|regularizer|evaluate|openChat|generate|openRows|resolve|calibrate|warm|read|adapter|openCode)/;
+
+type Call = (options: unknown) => unknown;
+const anyOf = (value: object) => value as Record<string, (...args: unknown[]) => unknown>;
+const methodsOf = (type: { prototype: object }) => anyOf(type.prototype);
+
+/** Methods, constructors, and functions whose options have another name. */
+const kOthersWithOptions: [string, Call][] = [
+  ['Tensor.backward', (options) => methodsOf(balora.Tensor).backward?.(null, options)],
+  ['memoryStats', (options) => balora.memoryStats(anything(options))],
+  ['resetPeakMemory', (options) => balora.resetPeakMemory(anything(options))],
+  ['trimMemory', (options) => balora.trimMemory(anything(options))],
+  ['setMemoryLimit', (options) => balora.setMemoryLimit(0, anything(options))],
+  ['forward', (options) => model.forward(anything(null), anything(options))],
+  [
+    'forwardWithHiddenStates',
+    (options) => methodsOf(balora.Model).forwardWithHiddenStates?.(null, options),
+  ],
+  ['Seq2SeqLM.prepare', (options) => methodsOf(balora.Seq2SeqLM).prepare?.(null, options)],
+  ['headLosses', (options) => ops.headLosses(anything(options))],
+  ['headRows', (options) => ops.headRows(anything(options))],
+  ['lowRank', (options) => ops.rowNorm(anything({}), [anything(options)])],
+  ['learningRateSchedule', (options) => optim.learningRateSchedule(anything(options))],
+  ['clipNorm', (options) => optim.clipNorm([], anything(options))],
+  ['step', (options) => methodsOf(optim.Optimizer).step?.(options)],
+  ['AdamW', (options) => new optim.AdamW([], anything(options))],
+  ['RiemannianAdamW', (options) => new optim.RiemannianAdamW([], anything(options))],
+  ['LoraFa', (options) => new optim.LoraFa([], anything(options))],
+  ['Sgd', (options) => new optim.Sgd([], anything(options))],
+  ['Adafactor', (options) => new optim.Adafactor([], anything(options))],
+  ['RMSNorm', (options) => new nn.RMSNorm(anything(null), anything(options))],
+  ['LayerNorm', (options) => new nn.LayerNorm(anything(null), anything(null), anything(options))],
+  ['SafetensorsFile.read', (options) => methodsOf(io.SafetensorsFile).read?.('x', options)],
+  ['GgufFile.read', (options) => methodsOf(io.GgufFile).read?.('x', options)],
+  ['GgufFile.readBlocks', (options) => methodsOf(io.GgufFile).readBlocks?.('x', options)],
+  ['HeadLoss', (options) => new losses.HeadLoss(anything({}), anything([]), anything(options))],
+  ['BaLoraLoss', (options) => new losses.BaLoraLoss(anything({}), anything(options))],
+  ['NluLoss', (options) => new losses.NluLoss(anything(options))],
+  ['defineTerm', (options) => balora.defineTerm(anything(options))],
+  ['plan', (options) => new Trainer({ tuned, data }).plan(anything(options))],
+  ['convertToLora', (options) => tuned.convertToLora('x', anything(options))],
+  [
+    'regularizerFactorAt',
+    (options) =>
+      losses.regularizerFactorAt('constant', { step: 0, totalSteps: 1 }, anything(options)),
+  ],
+];
+
+describe('an option that a function does not have is refused by', () => {
+  const own = Object.entries(kFunctions).map(([name, [call]]) => [name, call as Call] as const);
+  it.each([
+    ...own,
+    ...kWithOptions.filter(([name]) => !kChecksOthersFirst.test(name)),
+    ...kOthersWithOptions,
+  ])('%s', async (_, call) => {
+    const use = async () => {
+      const made = (await call({ odd: undefined, xyzzy: 1 })) as
+        | Partial<AsyncGenerator>
+        | undefined;
+      await made?.next?.();
+    };
+    await expect(use()).rejects.toThrow(/unknown option "xyzzy"/);
+  });
+});
+
 it('micro-batches are made of rows themselves as of a source of them', async () => {
   const same = await Batches.create([{ prompt: 'a', response: 'b' }], tokenizer, {
     promptTemplate: 'none',
@@ -273,6 +364,8 @@ it('arguments beside the options are checked, too', async () => {
   );
   expect(() => tokenizer.encode(5n as never)).toThrow(/the text must be text, got 5n/);
   expect(() => tokenizer.decode(null as never)).toThrow(/the ids must be a list of ids, got null/);
-  expect(() => new PromptTemplate({} as never)).toThrow(/prompt template: it must be text, got {}/);
+  expect(() => new dataEntry.PromptTemplate({} as never)).toThrow(
+    /prompt template: it must be text, got {}/,
+  );
   expect(() => arrayRows([{}, null] as never)).toThrow(/row 1 must be an object, got null/);
 });

@@ -1,6 +1,7 @@
 /** Fields of a row of a task's data, whose types are checked where they are read. */
 import type { Row } from '../../data/rows.ts';
 import { ArgumentError } from '../../errors.ts';
+import { checkKeys } from '../../options/call.ts';
 import { shown } from '../../shown.ts';
 
 const kShownCharacters = 60;
@@ -23,7 +24,8 @@ export class Fields {
   }
 
   /** A text. @throws ArgumentError for anything else, or an empty one unless that is allowed */
-  text(name: string, { mayBeEmpty = false }: { mayBeEmpty?: boolean } = {}): string {
+  text(name: string, options: { mayBeEmpty?: boolean } = {}): string {
+    const { mayBeEmpty = false } = checkKeys('text', options, 'mayBeEmpty');
     const value = this.value(name);
     if (typeof value !== 'string') throw this.wrong(name, 'a text');
     if (value === '' && !mayBeEmpty) throw this.wrong(name, 'a text that is not empty');
@@ -38,7 +40,8 @@ export class Fields {
   }
 
   /** A list of at least two texts, or of another number. @throws ArgumentError for anything else */
-  texts(name: string, { least = 2 }: { least?: number } = {}): readonly string[] {
+  texts(name: string, options: { least?: number } = {}): readonly string[] {
+    const { least = 2 } = checkKeys('texts', options, 'least');
     const value = this.value(name);
     if (!Array.isArray(value) || value.length < least || !value.every(isText)) {
       const count = ['', 'one text', 'two texts'][least] ?? `${least} texts`;
