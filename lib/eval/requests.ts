@@ -94,7 +94,7 @@ export function fitRequest(
  * Divides the ids of a text into windows that predict each id once. The first begins after the prefix token; a later one predicts the
  * next maxLength ids from the one before them; the last one has only the rest to predict, and sees as many earlier ids as there is
  * room for.
- * @param maxLength largest number of ids that are input of the model
+ * @param options prefix: the id before the text; maxLength: largest number of ids that are input of the model
  */
 export function rollingWindows(
   ids: readonly number[],

@@ -95,7 +95,7 @@ export function nluDiversityLoss(student: Tensor): Tensor | null {
 /**
  * L_SVDR = -(sum of the k largest singular values of Z) / (sum of all of them); 0, with gradient 0, for Z = 0.
  * @param student Z (N, D)
- * @param k is clamped to `clampSvdTopK`. Default 5
+ * @param options k: clamped by `clampSvdTopK`; default 5
  * @returns (), or null where min(N, D) = 1: the ratio is the constant 1
  */
 export function nluSvdLoss(student: Tensor, options: { k?: number } = {}): Tensor | null {

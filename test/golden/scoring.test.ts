@@ -138,10 +138,10 @@ describeShared('lm-evaluation-harness on SmolLM2-135M', [kModel, kGolden, 'data'
   async function run(
     task: ChoiceTask,
     file: string,
-    options: Partial<ScoreOptions<never>> & { rows?: readonly number[] } = {},
+    { rows, ...options }: Partial<ScoreOptions<never>> & { rows?: readonly number[] } = {},
   ): Promise<ItemRecord[]> {
     const all = await readItems(sharedPath(file), task);
-    const items = options.rows?.map((row) => all[row] as (typeof all)[number]) ?? all;
+    const items = rows?.map((row) => all[row] as (typeof all)[number]) ?? all;
     const records: ItemRecord[] = [];
     for await (const record of scoreItems(model, task, items, { tokenizer, ...options })) {
       records.push(record);
