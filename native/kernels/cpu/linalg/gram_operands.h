@@ -31,6 +31,14 @@ BALORA_INLINE void read_words(const S* w, int64_t ld, bool across, uint32_t* wor
     const S* row = w + i * (std::is_same_v<T, bf16> && across ? 2 : 1) * ld;
     if constexpr (std::is_same_v<T, float>) {
       for (int64_t j = 0; j < 16; ++j) line[j] = std::bit_cast<uint32_t>(float(load(row[j])));
+    } else if constexpr (std::is_same_v<S, bf16>) {
+      const auto word = [&](bf16 even, bf16 odd) { return even.bits | uint32_t{odd.bits} << 16; };
+      if (!across) {
+        std::memcpy(line, row, 64);
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < 16; ++j) line[j] = word(row[j], row[ld + j]);
+      }
     } else if (across) {
       for (int64_t j = 0; j < 16; ++j) line[j] = pair_of(load(row[j]), load(row[ld + j]));
     } else {

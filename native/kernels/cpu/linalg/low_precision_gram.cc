@@ -35,12 +35,13 @@ void read_block(const WeightSource& w, int64_t row, int64_t word, uint32_t* word
 template <typename T>
 BALORA_INLINE void round_lines(const float* from, int64_t from_ld, bool rest, T* to,
                                int64_t to_ld) {
-  for (int64_t i = 0; i < 16; ++i) {
+  for (int64_t i = 0; i < 16; ++i, from += from_ld, to += to_ld) {
+    if (rest) {
 #pragma omp simd
-    for (int64_t j = 0; j < 16; ++j) {
-      const float value = from[i * from_ld + j];
-      const T narrow = store<T>(value);
-      to[i * to_ld + j] = rest ? store<T>(value - load(narrow)) : narrow;
+      for (int64_t j = 0; j < 16; ++j) to[j] = store<T>(from[j] - load(store<T>(from[j])));
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < 16; ++j) to[j] = store<T>(from[j]);
     }
   }
 }
