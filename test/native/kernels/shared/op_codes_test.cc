@@ -11,7 +11,7 @@ namespace {
 
 // The answer to the first code that is none of `codes`, in the row's operands.
 template <typename O, typename Code>
-std::string refusal(KernelRow<O> row, O operands, Code O::* member, int codes, int past = 0) {
+std::string refusal(KernelRow<O> row, O operands, Code O::*member, int codes, int past = 0) {
   operands.*member = static_cast<Code>(codes + past);
   TestContext ctx;
   Context* const context = ctx;
