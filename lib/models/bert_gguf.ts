@@ -84,8 +84,6 @@ const kCommon = {
     'pooling_type', // of embeddings, which are not computed here
     'classifier.output_labels',
   ],
-  ignoredTensors: [],
-  stored: () => ({}),
 } satisfies Partial<GgufTable>;
 
 /** Rows of a table of embeddings. */

@@ -106,34 +106,29 @@ export class BertLayer<S> extends Layer<S> {
   readonly attention: Attention<S>;
   readonly intermediate: Intermediate;
   readonly output: Output;
-  readonly #branches: readonly Branch<S>[];
+  readonly #activation: Activation;
 
   /** @param self the attention, built from weights.at('attention.self') */
   constructor(self: SelfAttention<S>, config: BlockConfig, weights: WeightLoader) {
     super();
-    const attention = new Attention(self, config, weights.at('attention'));
-    const intermediate = new Intermediate(config, weights.at('intermediate'));
-    const output = new Output(config.intermediateSize, config, weights.at('output'));
-    this.attention = attention;
-    this.intermediate = intermediate;
-    this.output = output;
-    this.#branches = [
-      {
-        preNorm: null,
-        postNorm: attention.output.LayerNorm,
-        attention: (x, shared) => self.forward(x, shared),
-        forward: (attended) => attention.output.dense.forward(attended),
-      },
-      {
-        preNorm: null,
-        postNorm: output.LayerNorm,
-        attention: null,
-        forward: (x) => output.dense.forward(config.activation(intermediate.dense.forward(x))),
-      },
-    ];
+    this.attention = new Attention(self, config, weights.at('attention'));
+    this.intermediate = new Intermediate(config, weights.at('intermediate'));
+    this.output = new Output(config.intermediateSize, config, weights.at('output'));
+    this.#activation = config.activation;
   }
 
   branches(): readonly Branch<S>[] {
-    return this.#branches;
+    const { attention, intermediate, output } = this;
+    return [
+      {
+        postNorm: attention.output.LayerNorm,
+        attention: (x, shared) => attention.self.forward(x, shared),
+        forward: (attended) => attention.output.dense.forward(attended),
+      },
+      {
+        postNorm: output.LayerNorm,
+        forward: (x) => output.dense.forward(this.#activation(intermediate.dense.forward(x))),
+      },
+    ];
   }
 }

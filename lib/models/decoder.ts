@@ -86,7 +86,6 @@ export class PreNormLayer extends Layer<DecoderInputs> {
   readonly self_attn: Attention;
   readonly post_attention_layernorm: RMSNorm;
   readonly mlp: Mlp;
-  readonly #branches: readonly Branch<DecoderInputs>[];
 
   constructor(
     { hiddenSize, norm }: DecoderConfig,
@@ -98,24 +97,20 @@ export class PreNormLayer extends Layer<DecoderInputs> {
     this.self_attn = parts.attention;
     this.post_attention_layernorm = weights.rmsNorm('post_attention_layernorm', hiddenSize, norm);
     this.mlp = parts.mlp;
-    this.#branches = [
+  }
+
+  branches(): readonly Branch<DecoderInputs>[] {
+    return [
       {
         preNorm: this.input_layernorm,
-        postNorm: null,
         attention: (x, inputs) => this.self_attn.forward(x, inputs),
         forward: (attended) => this.self_attn.o_proj.forward(attended),
       },
       {
         preNorm: this.post_attention_layernorm,
-        postNorm: null,
-        attention: null,
         forward: (x) => this.mlp.forward(x),
       },
     ];
-  }
-
-  branches(): readonly Branch<DecoderInputs>[] {
-    return this.#branches;
   }
 }
 
@@ -125,6 +120,54 @@ export const makePreNormLayer: MakeLayer = (config, weights, i) =>
     attention: new SelfAttention(attentionOf(config, i), weights.at('self_attn')),
     mlp: new GatedMlp(config, weights.at('mlp')),
   });
+
+/** A layer with a norm of what each branch adds, before the sum, and (Gemma 2 and 3) with one of what it reads. */
+class OutputNormLayer extends Layer<DecoderInputs> {
+  readonly input_layernorm: RMSNorm | undefined;
+  readonly self_attn: SelfAttention;
+  readonly post_attention_layernorm: RMSNorm;
+  readonly pre_feedforward_layernorm: RMSNorm | undefined;
+  readonly mlp: GatedMlp;
+  readonly post_feedforward_layernorm: RMSNorm;
+
+  constructor(
+    config: DecoderConfig,
+    weights: WeightLoader,
+    { layer, preNorms }: { layer: number; preNorms: boolean },
+  ) {
+    super();
+    const norm = (name: string): RMSNorm => weights.rmsNorm(name, config.hiddenSize, config.norm);
+    this.input_layernorm = preNorms ? norm('input_layernorm') : undefined;
+    this.self_attn = new SelfAttention(attentionOf(config, layer), weights.at('self_attn'));
+    this.post_attention_layernorm = norm('post_attention_layernorm');
+    this.pre_feedforward_layernorm = preNorms ? norm('pre_feedforward_layernorm') : undefined;
+    this.mlp = new GatedMlp(config, weights.at('mlp'));
+    this.post_feedforward_layernorm = norm('post_feedforward_layernorm');
+  }
+
+  branches(): readonly Branch<DecoderInputs>[] {
+    return [
+      {
+        preNorm: this.input_layernorm,
+        attention: (x, inputs) => this.self_attn.forward(x, inputs),
+        forward: (attended) =>
+          this.post_attention_layernorm.forward(this.self_attn.o_proj.forward(attended)),
+      },
+      {
+        preNorm: this.pre_feedforward_layernorm,
+        forward: (x) => this.post_feedforward_layernorm.forward(this.mlp.forward(x)),
+      },
+    ];
+  }
+}
+
+/** Makes layers with norms before and after each branch. */
+export const makeSandwichLayer: MakeLayer = (config, weights, layer) =>
+  new OutputNormLayer(config, weights, { layer, preNorms: true });
+
+/** Makes layers with norms after each branch alone. */
+export const makePostNormLayer: MakeLayer = (config, weights, layer) =>
+  new OutputNormLayer(config, weights, { layer, preNorms: false });
 
 /** The part of a decoder without its head: from ids to hidden states. */
 export class Decoder extends Module {

@@ -140,7 +140,6 @@ class Block extends Layer<Segments> {
   readonly sa_layer_norm: LayerNorm;
   readonly ffn: Ffn;
   readonly output_layer_norm: LayerNorm;
-  readonly #branches: readonly Branch<Segments>[];
 
   constructor(config: BlockConfig, weights: WeightLoader) {
     super();
@@ -148,24 +147,20 @@ class Block extends Layer<Segments> {
     this.sa_layer_norm = layerNorm('sa_layer_norm', config, weights);
     this.ffn = new Ffn(config, weights.at('ffn'));
     this.output_layer_norm = layerNorm('output_layer_norm', config, weights);
-    this.#branches = [
+  }
+
+  branches(): readonly Branch<Segments>[] {
+    return [
       {
-        preNorm: null,
         postNorm: this.sa_layer_norm,
         attention: (x, segments) => this.attention.forward(x, segments),
         forward: (attended) => this.attention.out_lin.forward(attended),
       },
       {
-        preNorm: null,
         postNorm: this.output_layer_norm,
-        attention: null,
         forward: (x) => this.ffn.forward(x),
       },
     ];
-  }
-
-  branches(): readonly Branch<Segments>[] {
-    return this.#branches;
   }
 }
 

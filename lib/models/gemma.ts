@@ -77,8 +77,6 @@ export const gemma = decoderFamily({
   gguf: {
     architecture: 'gemma',
     names: kDecoderNames,
-    keys: [],
-    ignoredTensors: [],
     configJson: gemmaJson,
     stored: storedWithOne,
   },

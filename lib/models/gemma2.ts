@@ -1,59 +1,10 @@
 /** Gemma 2: norms before and after each branch, soft-capped scores and logits, sliding-window attention in every other layer. */
 import { z } from 'zod';
-import type { RMSNorm } from '../nn/index.ts';
-import { type DecoderInputs, SelfAttention } from './attention.ts';
-import { attentionOf, type DecoderConfig, type MakeLayer } from './decoder.ts';
+import { type DecoderConfig, makeSandwichLayer } from './decoder.ts';
 import { kWindowKeys, type ReadOptions, slidingLayers } from './decoder_config.ts';
 import { decoderFamily } from './family.ts';
 import { gemmaJson, readGemma, storedWithOne } from './gemma.ts';
 import { type GgufKeys, type GgufNames, kDecoderNames } from './gguf.ts';
-import { type Branch, Layer } from './layers.ts';
-import { GatedMlp } from './mlp.ts';
-import type { WeightLoader } from './weights.ts';
-
-/** The layer of Gemma 2 and 3, which has four norms. */
-export class SandwichLayer extends Layer<DecoderInputs> {
-  readonly input_layernorm: RMSNorm;
-  readonly self_attn: SelfAttention;
-  readonly post_attention_layernorm: RMSNorm;
-  readonly pre_feedforward_layernorm: RMSNorm;
-  readonly mlp: GatedMlp;
-  readonly post_feedforward_layernorm: RMSNorm;
-  readonly #branches: readonly Branch<DecoderInputs>[];
-
-  constructor(config: DecoderConfig, weights: WeightLoader, i: number) {
-    super();
-    const norm = (name: string): RMSNorm => weights.rmsNorm(name, config.hiddenSize, config.norm);
-    this.input_layernorm = norm('input_layernorm');
-    this.self_attn = new SelfAttention(attentionOf(config, i), weights.at('self_attn'));
-    this.post_attention_layernorm = norm('post_attention_layernorm');
-    this.pre_feedforward_layernorm = norm('pre_feedforward_layernorm');
-    this.mlp = new GatedMlp(config, weights.at('mlp'));
-    this.post_feedforward_layernorm = norm('post_feedforward_layernorm');
-    this.#branches = [
-      {
-        preNorm: this.input_layernorm,
-        postNorm: null,
-        attention: (x, inputs) => this.self_attn.forward(x, inputs),
-        forward: (attended) =>
-          this.post_attention_layernorm.forward(this.self_attn.o_proj.forward(attended)),
-      },
-      {
-        preNorm: this.pre_feedforward_layernorm,
-        postNorm: null,
-        attention: null,
-        forward: (x) => this.post_feedforward_layernorm.forward(this.mlp.forward(x)),
-      },
-    ];
-  }
-
-  branches(): readonly Branch<DecoderInputs>[] {
-    return this.#branches;
-  }
-}
-
-export const makeSandwichLayer: MakeLayer = (config, weights, i) =>
-  new SandwichLayer(config, weights, i);
 
 const kSoftcap = z.number().positive().nullish();
 /** Keys of Gemma 2 and 3. */
@@ -124,7 +75,6 @@ export const gemma2 = decoderFamily({
     architecture: 'gemma2',
     names: kSandwichNames,
     keys: ['attn_logit_softcapping', 'final_logit_softcapping', 'attention.sliding_window'],
-    ignoredTensors: [],
     configJson: (keys) => ({
       ...gemmaJson(keys),
       query_pre_attn_scalar: queryScalar(keys, 46),

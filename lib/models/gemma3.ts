@@ -1,10 +1,10 @@
 /** Gemma 3's text models: Gemma 2 with norms of q and k instead of soft-capping, and separate ropes for local and global layers. */
 import { z } from 'zod';
-import type { DecoderConfig } from './decoder.ts';
+import { type DecoderConfig, makeSandwichLayer } from './decoder.ts';
 import { type ReadOptions, slidingLayers } from './decoder_config.ts';
 import { decoderFamily } from './family.ts';
 import { gemmaJson, readGemma, storedWithOne } from './gemma.ts';
-import { kGemma2Keys, kSandwichNames, makeSandwichLayer, queryScalar } from './gemma2.ts';
+import { kGemma2Keys, kSandwichNames, queryScalar } from './gemma2.ts';
 import type { GgufKeys } from './gguf.ts';
 import { ropeConfig } from './rope.ts';
 
@@ -92,7 +92,6 @@ export const gemma3 = decoderFamily({
       'attention.sliding_window_pattern',
       'rope.freq_base_swa',
     ],
-    ignoredTensors: [],
     configJson: ggufJson,
     stored: storedWithOne,
   },

@@ -38,14 +38,14 @@ export interface GgufTable {
   readonly architecture: string;
   /** Names for every stack of layers, of which the first that has a name applies; a function where they depend on the file. */
   readonly names: GgufNames | ((keys: GgufKeys) => readonly GgufNames[]);
-  /** Metadata keys of the architecture, besides kCommonKeys, that are read or change nothing in what the model computes. */
-  readonly keys: readonly string[];
-  /** Tensors that are no parameters. */
-  readonly ignoredTensors: readonly string[];
+  /** Metadata keys of the architecture, besides kCommonKeys, that are read or change nothing in what the model computes. Default: none. */
+  readonly keys?: readonly string[];
+  /** Tensors that are no parameters. Default: none. */
+  readonly ignoredTensors?: readonly string[];
   /** Converts the metadata to the keys of config.json. */
   configJson(keys: GgufKeys): Record<string, unknown> | Promise<Record<string, unknown>>;
-  /** The ways in which a tensor's storage differs from that in safetensors. @param name its Hugging Face name */
-  stored(name: string, json: Readonly<Record<string, unknown>>): TensorStorage;
+  /** The ways in which a tensor's storage differs from that in safetensors. Left out: none. @param name its Hugging Face name */
+  stored?(name: string, json: Readonly<Record<string, unknown>>): TensorStorage;
 }
 
 /** Names of decoders with separate projections. */
@@ -271,7 +271,7 @@ export async function readGguf(
 
 function refuseUnknown(file: GgufFile, table: GgufTable, ignoreKeys: readonly string[]): void {
   const prefix = `${table.architecture}.`;
-  const known = new Set([...kCommonKeys, ...table.keys]);
+  const known = new Set([...kCommonKeys, ...(table.keys ?? [])]);
   const unknown = [...file.metadata.keys()].filter(
     (key) =>
       key.startsWith(prefix) && !known.has(key.slice(prefix.length)) && !ignoreKeys.includes(key),
@@ -328,7 +328,7 @@ interface ReadTable extends Pick<GgufTable, 'stored' | 'ignoredTensors'> {
   readonly json: Readonly<Record<string, unknown>>;
 }
 
-function shapeOf(shape: readonly number[], stored: TensorStorage): readonly number[] {
+function shapeOf(shape: readonly number[], stored: TensorStorage = {}): readonly number[] {
   const [rows, ...rest] = stored.transposed ? [...shape].reverse() : shape;
   return [(rows as number) + (stored.leadingRows ?? 0), ...rest];
 }
@@ -346,18 +346,18 @@ class GgufWeights implements WeightSource {
     this.path = file.path;
     this.files = [file];
     const tensors = [...file.tensors.values()]
-      .filter(({ name }) => !table.ignoredTensors.includes(name))
+      .filter(({ name }) => !table.ignoredTensors?.includes(name))
       .map((tensor) => ({ ...tensor, hf: hfName(tensor.name, table.names) }));
     this.#stored = new Map(tensors.map(({ name, hf }) => [hf, name]));
     this.shapes = new Map(
-      tensors.map(({ hf, shape }) => [hf, shapeOf(shape, table.stored(hf, table.json))]),
+      tensors.map(({ hf, shape }) => [hf, shapeOf(shape, table.stored?.(hf, table.json))]),
     );
   }
 
   /** The form of a weight in the file, with a default for every part that the table leaves out. */
   #layoutOf(name: string) {
     const none = { permutedHeads: 0, offset: 0, transposed: false, leadingRows: 0 };
-    return { ...none, ...this.table.stored(name, this.table.json) };
+    return { ...none, ...this.table.stored?.(name, this.table.json) };
   }
 
   read(name: string, { dtype, checkFinite }: WeightReadOptions): Tensor {

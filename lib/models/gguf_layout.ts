@@ -45,7 +45,7 @@ export function ggufLayoutOf(model: Model): GgufLayout {
     architecture: table.architecture,
     nameOf: (hf) => ggufName(hf, names),
     rowsOf: (hf, tensor) => {
-      const { permutedHeads = 0 } = table.stored(hf, heads);
+      const { permutedHeads = 0 } = table.stored?.(hf, heads) ?? {};
       return scope(() =>
         noGrad(() =>
           permutedHeads === 0 ? tensor.detach() : interleavedRows(tensor, permutedHeads),
@@ -53,7 +53,7 @@ export function ggufLayoutOf(model: Model): GgufLayout {
       );
     },
     valuesOf: (hf, weight) => {
-      const { permutedHeads = 0, offset = 0 } = table.stored(hf, heads);
+      const { permutedHeads = 0, offset = 0 } = table.stored?.(hf, heads) ?? {};
       return scope(() =>
         noGrad(() => {
           const decoded = weight.encoding === null ? weight.detach() : weight.to(weight.dtype);

@@ -91,7 +91,6 @@ class Gpt2Block extends Layer<Rows> {
   readonly attn: Gpt2Attention;
   readonly ln_2: LayerNorm;
   readonly mlp: Gpt2Mlp;
-  readonly #branches: readonly Branch<Rows>[];
 
   constructor(config: Gpt2Config, weights: WeightLoader, i: number) {
     super();
@@ -99,19 +98,17 @@ class Gpt2Block extends Layer<Rows> {
     this.attn = new Gpt2Attention(config, weights.at('attn'), i);
     this.ln_2 = weights.layerNorm('ln_2', config.hiddenSize, config.eps);
     this.mlp = new Gpt2Mlp(config, weights.at('mlp'));
-    this.#branches = [
-      {
-        preNorm: this.ln_1,
-        postNorm: null,
-        attention: (x, rows) => this.attn.forward(x, rows),
-        forward: (attended) => this.attn.c_proj.forward(attended),
-      },
-      { preNorm: this.ln_2, postNorm: null, attention: null, forward: (x) => this.mlp.forward(x) },
-    ];
   }
 
   branches(): readonly Branch<Rows>[] {
-    return this.#branches;
+    return [
+      {
+        preNorm: this.ln_1,
+        attention: (x, rows) => this.attn.forward(x, rows),
+        forward: (attended) => this.attn.c_proj.forward(attended),
+      },
+      { preNorm: this.ln_2, forward: (x) => this.mlp.forward(x) },
+    ];
   }
 }
 
@@ -286,7 +283,6 @@ const gguf: GgufTable = {
     },
   },
   keys: ['attention.layer_norm_epsilon'],
-  ignoredTensors: [],
   configJson: (keys: GgufKeys) => ({
     vocab_size: vocabSize(keys.file),
     n_embd: keys.required('embedding_length'),

@@ -14,14 +14,14 @@ import { Tensor } from '../tensor.ts';
  *
  *     postNorm(stream + forward(attention(preNorm(stream)))).
  *
- * A norm that is null does nothing: Llama has a preNorm alone, BERT a postNorm alone. A norm of the branch's own output belongs
+ * A norm that is left out does nothing: Llama has a preNorm alone, BERT a postNorm alone. A norm of the branch's own output belongs
  * into `forward`.
  */
 export interface Branch<Shared> {
-  readonly preNorm: Norm | null;
-  readonly postNorm: Norm | null;
-  /** The part in which rows read each other, attention up to its output projection: x (N,C) -> (N,W). null: there is none. */
-  readonly attention: ((x: Tensor, shared: Shared) => Tensor) | null;
+  readonly preNorm?: Norm | undefined;
+  readonly postNorm?: Norm;
+  /** The part in which rows read each other, attention up to its output projection: x (N,C) -> (N,W). Left out: there is none. */
+  readonly attention?: ((x: Tensor, shared: Shared) => Tensor) | undefined;
   /** The rest, which is computed row by row: (M,W) -> (M,C). */
   forward(attended: Tensor): Tensor;
 }
@@ -121,15 +121,16 @@ function runLayer<Shared>(
   next: Norm | null | undefined,
 ): State {
   const branches = layer.branches();
-  const lastAttention = branches.map(({ attention }) => attention !== null).lastIndexOf(true);
+  const lastAttention = branches.map(({ attention }) => attention !== undefined).lastIndexOf(true);
   return branches.reduce((before, branch, i) => {
     const following = branches[i + 1];
     const chosen = (x: Tensor): Tensor =>
       wanted !== null && i === lastAttention ? indexSelect(x, wanted) : x;
-    const x = before.x ?? applyNorm(branch.preNorm, before.stream);
-    const y = branch.forward(chosen(branch.attention === null ? x : branch.attention(x, shared)));
+    const x = before.x ?? applyNorm(branch.preNorm ?? null, before.stream);
+    const y = branch.forward(chosen(branch.attention?.(x, shared) ?? x));
     const stream = chosen(before.stream);
-    return addResidual(branch, y, stream, following === undefined ? next : following.preNorm);
+    const nextNorm = following === undefined ? next : (following.preNorm ?? null);
+    return addResidual(branch, y, stream, nextNorm);
   }, state);
 }
 
@@ -139,7 +140,7 @@ function addResidual<Shared>(
   stream: Tensor,
   next: Norm | null | undefined,
 ): State {
-  if (postNorm !== null) {
+  if (postNorm !== undefined) {
     const sum = postNorm.addForward(y, stream)[1];
     return { stream: sum, x: next === undefined ? null : applyNorm(next, sum) };
   }

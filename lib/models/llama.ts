@@ -47,7 +47,6 @@ function llamaConfig(json: Record<string, unknown>, options: ReadOptions): Decod
 const gguf: GgufTable = {
   architecture: 'llama',
   names: kDecoderNames,
-  keys: [],
   ignoredTensors: [kRopeFactors],
   async configJson(keys: GgufKeys) {
     const qkvBias = keys.has('blk.0.attn_q.bias');

@@ -113,12 +113,10 @@ export const phi3 = decoderFamily({
       },
     },
     keys: ['attention.sliding_window'],
-    ignoredTensors: [],
     configJson: (keys) => ({
       ...decoderJson(keys),
       hidden_act: 'silu',
       sliding_window: keys.number('attention.sliding_window') || null,
     }),
-    stored: () => ({}),
   },
 });

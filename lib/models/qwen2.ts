@@ -62,10 +62,7 @@ export function qwenGguf(architecture: string): GgufTable {
   return {
     architecture,
     names: kDecoderNames,
-    keys: [],
-    ignoredTensors: [],
     configJson: (keys) => ({ ...decoderJson(keys), hidden_act: 'silu', use_sliding_window: false }),
-    stored: () => ({}),
   };
 }
 

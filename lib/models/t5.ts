@@ -190,7 +190,7 @@ class T5Sublayer extends Module {
   get attention(): Branch<Shared>['attention'] {
     const { SelfAttention: own, EncDecAttention: cross } = this;
     if (own) return (x, shared) => own.self(x, shared);
-    return cross && ((x, shared) => cross.cross(x, shared));
+    return cross ? (x, shared) => cross.cross(x, shared) : undefined;
   }
 
   /** Applies the attention's output projection, or the mlp: (M,W) -> (M,C) */
@@ -202,7 +202,6 @@ class T5Sublayer extends Module {
 
 class T5Block extends Layer<Shared> {
   readonly layer: readonly T5Sublayer[];
-  readonly #branches: readonly Branch<Shared>[];
 
   constructor(
     config: T5Config,
@@ -221,16 +220,14 @@ class T5Block extends Layer<Shared> {
           layer: kind === 'EncDecAttention' ? config.decoderLayers + index : index,
         }),
     );
-    this.#branches = this.layer.map((sublayer) => ({
-      preNorm: sublayer.layer_norm,
-      postNorm: null,
-      attention: sublayer.attention,
-      forward: (attended) => sublayer.forward(attended),
-    }));
   }
 
   branches(): readonly Branch<Shared>[] {
-    return this.#branches;
+    return this.layer.map((sublayer) => ({
+      preNorm: sublayer.layer_norm,
+      attention: sublayer.attention,
+      forward: (attended) => sublayer.forward(attended),
+    }));
   }
 }
 

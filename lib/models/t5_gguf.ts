@@ -64,7 +64,6 @@ export const t5Gguf: GgufTable = {
     'decoder_block_count',
     'decoder_start_token_id',
   ],
-  ignoredTensors: [],
   configJson(keys) {
     const hidden = keys.count('embedding_length');
     const heads = keys.count('attention.head_count');
@@ -89,5 +88,4 @@ export const t5Gguf: GgufTable = {
       ...tokenIds(keys.file),
     };
   },
-  stored: () => ({}),
 };
