@@ -5,6 +5,7 @@ import { ArgumentError } from '../errors.ts';
 import {
   complaint,
   defaultOf,
+  helpOf,
   kebab,
   type Option,
   type OptionTable,
@@ -12,7 +13,7 @@ import {
 } from '../options/option.ts';
 import { TASK_NAMES } from '../tasks/list.ts';
 import { readConfigFile } from './config_file.ts';
-import { checkConfig, checkFlags, requireAll } from './option_table.ts';
+import { checkConfig, checkFlags, flagOf, requireAll } from './option_table.ts';
 import type { RunAction } from './program.ts';
 
 interface TableOptions {
@@ -48,14 +49,15 @@ export function runWithOptions<T extends OptionTable>(
 }
 
 function flagsOf(key: string, option: Option): Flag[] {
-  const { help, helpOff, group, placeholder, choices } = option;
+  const { helpOff, group, placeholder, choices } = option;
+  const help = helpOf(option, flagOf);
   const name = kebab(key);
   const heading = `${group}:`;
   if (placeholder === null) {
     const on = defaultOf(option) === true;
     return [
       new Flag(`--${name}`, help).helpGroup(heading).hideHelp(on),
-      new Flag(`--no-${name}`, helpOff ?? `not: ${help}`).helpGroup(heading).hideHelp(!on),
+      new Flag(`--no-${name}`, helpOff ?? `not: ${option.help}`).helpGroup(heading).hideHelp(!on),
     ];
   }
   const among = choices ? `; one of ${choices.join(', ')}` : '';

@@ -1,5 +1,6 @@
 /** `balora train`: makes a Trainer from the settings and shows its events on the terminal. */
 import type { Command } from 'commander';
+import { unmet } from '../options/requirements.ts';
 import { setNumThreads } from '../runtime.ts';
 import { checkOutput } from '../train/output.ts';
 import { Trainer, type TrainerOptions } from '../train/trainer.ts';
@@ -13,7 +14,7 @@ import { Progress } from './progress.ts';
 import type { RunContext } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
 import { formatSeconds, hasColour } from './terminal.ts';
-import { kTrainOptions, type TrainSettings } from './train_options.ts';
+import { kBatchSizes, kTrainOptions, type TrainSettings } from './train_options.ts';
 import { trainSetup } from './train_setup.ts';
 
 export const addTrain: CommandModule = (program, context, run) => {
@@ -75,9 +76,7 @@ async function run(
   if (settings.output === undefined && !settings.dryRun) {
     progress.warn('without --output nothing is saved');
   }
-  if (settings.evalData === undefined && settings.perDeviceEvalBatchSize !== undefined) {
-    progress.warn('--per-device-eval-batch-size has no effect: it needs --eval-data');
-  }
+  for (const message of unmet(kBatchSizes, settings)) progress.warn(message);
   const prepared = await cliTaskOf(settings).prepare(settings, setup, { progress, signal });
   const { input, tokenizer, statistics, format, close } = prepared;
   try {

@@ -26,6 +26,7 @@ import {
   wordsByName,
 } from '../options/kinds.ts';
 import { defaultsOf, group, type ValuesOf } from '../options/option.ts';
+import { given } from '../options/requirements.ts';
 import { TASK_NAMES } from '../tasks/list.ts';
 import { REGULARIZER_OPTIONS } from '../train/regularizers.ts';
 import {
@@ -233,6 +234,28 @@ const kEvalData = group(kRun, {
   }),
 });
 
+/** Options of the sizes of micro-batches. */
+export const kBatchSizes = group('Optimization', {
+  perDeviceTrainBatchSize: whole({
+    least: 1,
+    default: 8,
+    help: 'examples (rows, when packing) per micro-batch',
+    aliases: [
+      'batch-size',
+      'train-batch-size',
+      'micro-batch-size',
+      'bs',
+      'per-gpu-train-batch-size',
+    ],
+  }),
+  perDeviceEvalBatchSize: whole({
+    least: 1,
+    help: 'examples per batch of an evaluation, whose result does not depend on it; default: as in training',
+    requires: [given('evalData')],
+    aliases: ['eval-batch-size', 'per-gpu-eval-batch-size'],
+  }),
+});
+
 export const kTrainOptions = withFlags({
   ...kTaskOption,
   ...kModelOptions,
@@ -284,25 +307,7 @@ export const kTrainOptions = withFlags({
   }),
 
   ...optimizationOptions,
-  ...group('Optimization', {
-    perDeviceTrainBatchSize: whole({
-      least: 1,
-      default: 8,
-      help: 'examples (rows, when packing) per micro-batch',
-      aliases: [
-        'batch-size',
-        'train-batch-size',
-        'micro-batch-size',
-        'bs',
-        'per-gpu-train-batch-size',
-      ],
-    }),
-    perDeviceEvalBatchSize: whole({
-      least: 1,
-      help: 'examples per batch of an evaluation, whose result does not depend on it; default: as in training',
-      aliases: ['eval-batch-size', 'per-gpu-eval-batch-size'],
-    }),
-  }),
+  ...kBatchSizes,
 
   ...kExampleOptions,
   ...group('Examples', {

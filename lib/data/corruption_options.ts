@@ -1,6 +1,7 @@
 /** The options of corruptions of training data, for studies of what a model inherits from faulty data. */
 import { nameList, number, text, whole } from '../options/kinds.ts';
 import { type Check, group, type ValuesOf } from '../options/option.ts';
+import { given, needing } from '../options/requirements.ts';
 
 /** Kinds of noise in a text: letters of a word, words that are missing, words of a span in another order. */
 export const TEXT_NOISE_KINDS = ['typos', 'drop', 'shuffle'] as const;
@@ -49,18 +50,8 @@ export const corruptionChecks: readonly Check<CorruptionOptions>[] = [
       textNoiseKinds.some((kind) => !TEXT_NOISE_KINDS.includes(kind as TextNoiseKind)),
     message: (_, name) => `${name('textNoiseKinds')} must be among ${TEXT_NOISE_KINDS.join(', ')}`,
   },
-  {
-    when: ({ rareClass, classImbalance }) =>
-      rareClass !== undefined && classImbalance === undefined,
-    message: (_, name) =>
-      `${name('rareClass')} needs ${name('classImbalance')}, which says how rare it becomes`,
-  },
-  {
-    when: ({ textNoiseKinds, textNoise }) =>
-      textNoiseKinds !== undefined && textNoise === undefined,
-    message: (_, name) =>
-      `${name('textNoiseKinds')} needs ${name('textNoise')}, the share of words to change`,
-  },
+  needing('rareClass', given('classImbalance'), ', which says how rare it becomes'),
+  needing('textNoiseKinds', given('textNoise'), ', the share of words to change'),
   {
     when: ({ corruptionSeed, ...corruptions }) =>
       corruptionSeed !== undefined &&

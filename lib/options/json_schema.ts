@@ -1,6 +1,6 @@
 /** The JSON schema of a configuration file, which editors use to complete its keys and check its values. */
 import { z } from 'zod';
-import { kebab, type Option, type OptionTable, spellings } from './option.ts';
+import { helpOf, kebab, type Option, type OptionTable, spellings } from './option.ts';
 
 type JsonSchema = Record<string, unknown>;
 
@@ -17,11 +17,10 @@ export function jsonSchemaOf(
   const otherSpellings: JsonSchema = {};
   for (const [key, option] of Object.entries(table)) {
     const name = kebab(key);
-    const standard = defaults[key];
     const value = valueSchema(option);
     properties[name] = {
-      description: option.help,
-      ...(standard === undefined ? {} : { default: standard }),
+      description: helpOf(option, kebab),
+      default: defaults[key],
       ...value,
     };
     // The other spellings are accepted, but editors do not suggest them.
@@ -59,6 +58,6 @@ function orNull(schema: JsonSchema): JsonSchema {
   return {
     ...schema,
     type: [schema.type, 'null'],
-    ...(words === undefined ? {} : { enum: [...words, null] }),
+    enum: words && [...words, null],
   };
 }

@@ -20,11 +20,15 @@ export interface Bounds {
   readonly most?: number;
 }
 
+const kEntryKeys = [
+  ...(['default', 'help', 'helpOff', 'group', 'aliases', 'identity', 'requires', 'off'] as const),
+  ...(['required', 'only'] as const),
+] satisfies (keyof Entry)[];
+
 function option<T, D, R = T>(kind: Kind<T, R>, entry: Entry<D>): Option<T, D, R> {
-  const { default: value, help, helpOff, group, aliases, identity, required, only } = entry;
-  const given = { default: value, help, helpOff, group, aliases, identity, required, only };
-  const present = Object.entries(given).filter(([, part]) => part !== undefined);
-  return { ...kind, ...(Object.fromEntries(present) as unknown as Entry<D>) };
+  const given = kEntryKeys.filter((key) => entry[key] !== undefined);
+  const present = Object.fromEntries(given.map((key) => [key, entry[key]]));
+  return { ...kind, ...(present as unknown as Entry<D>) };
 }
 
 /** Declares an option whose kind of value is defined for it alone. */

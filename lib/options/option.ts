@@ -19,6 +19,19 @@ export interface DefaultContext {
  */
 export type Default<D> = D | ((context: DefaultContext) => D);
 
+/** Values of options, by their names in the library. */
+export type Values = Readonly<Record<string, unknown>>;
+
+/** Something that an option needs to have an effect. */
+export interface Requirement {
+  holds(values: Values): boolean;
+  /**
+   * The words that follow "it needs".
+   * @param name gives the caller's spelling of an option's name
+   */
+  needs(name: (key: string) => string): string;
+}
+
 /** The part of an option's declaration that is the same for every kind of value. */
 export interface Entry<D = unknown> {
   readonly default?: Default<D>;
@@ -37,6 +50,10 @@ export interface Entry<D = unknown> {
    * itself. With `false` the option has no part in it; a function maps the value to its part, or to undefined for none.
    */
   readonly identity?: false | ((value: never) => unknown);
+  /** Needs of the option for it to have an effect; without them, a run says that it has none. Default: none. */
+  readonly requires?: readonly Requirement[];
+  /** A value other than the default with which the option needs nothing, since it is switched off. */
+  readonly off?: unknown;
   /** Whether a command requires the option. */
   readonly required?: boolean;
   /**
@@ -229,6 +246,14 @@ export function checkTogether<V>(
   if (broken === undefined) return;
   const message = broken.message(values, name);
   throw new ArgumentError(where === undefined ? message : `${where}: ${message}`);
+}
+
+/**
+ * The line of help of an option, with the last of what it needs, which itself needs the rest.
+ * @param name gives the spelling of an option's name
+ */
+export function helpOf({ help, requires = [] }: Option, name: (key: string) => string): string {
+  return [help, ...requires.slice(-1).map(({ needs }) => `needs ${needs(name)}`)].join('; ');
 }
 
 /** The kebab-case form of a name: `loraAlpha` becomes `lora-alpha`. */

@@ -11,7 +11,9 @@ import {
   type InputOf,
   type OptionTable,
   type ResolvedOf,
+  type Values,
 } from '../options/option.ts';
+import { anyAbove0 } from '../options/requirements.ts';
 import type { languageModelOptions } from '../tasks/language_model.ts';
 import { TASKS, type Task, type TaskName } from '../tasks/list.ts';
 
@@ -26,8 +28,28 @@ type AllOptions = Intersection<
 /** All declared options. Where several tasks declare the same option, the entry of the first task is used. */
 export const REGULARIZER_OPTIONS: AllOptions = group(
   'BA-LoRA regularizers',
-  Object.assign({}, ...Object.values(TASKS).map(optionsOf).reverse()) as AllOptions,
+  withWeights(
+    Object.assign({}, ...Object.values(TASKS).map(optionsOf).reverse()) as OptionTable,
+    Object.values<Pick<Task, 'terms'>>(TASKS).flatMap(({ terms }) => terms),
+  ) as AllOptions,
 );
+
+const hasTerms = ({ terms }: Values): boolean => Array.isArray(terms) && terms.length > 0;
+
+/** Options that need the weight of a term which reads them. Those of no term select the rows of all terms, those of the caller's own, too. */
+function withWeights(table: OptionTable, terms: readonly TermDefinition[]): OptionTable {
+  const entries = Object.entries(table).map(([key, option]) => {
+    const own = terms.filter(({ options }) => Object.hasOwn(options, key));
+    const readers = own.length > 0 ? own : terms;
+    const weights = [...new Set(readers.map((term) => `${term.key}Weight`))];
+    if (weights.includes(key)) return [key, option];
+    const { holds, needs } = anyAbove0(...weights);
+    const isRead = (values: Values): boolean =>
+      holds(values) || (own.length === 0 && hasTerms(values));
+    return [key, { ...option, requires: [{ holds: isRead, needs }, ...(option.requires ?? [])] }];
+  });
+  return Object.fromEntries(entries);
+}
 
 /**
  * The options of the regularizers; a weight of 0 switches a term off, together with computations that only it needs (such as

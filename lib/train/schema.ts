@@ -17,6 +17,7 @@ import {
   whole,
 } from '../options/kinds.ts';
 import { type Check, group, type InputOf } from '../options/option.ts';
+import { anyAbove0, given, is, needing } from '../options/requirements.ts';
 
 /** Names of the optimisers. */
 export const OPTIMIZER_NAMES = ['adamw', 'adafactor', 'sgd', 'lora_fa', 'riemannian'] as const;
@@ -39,6 +40,9 @@ const schedulerFields = z.strictObject({
   ...{ timescale: share, numDecaySteps: share, numStableSteps: share, minLrRatio: share },
   ...{ warmupType: curve, decayType: curve },
 } satisfies Record<keyof SchedulerOptions, z.ZodType>);
+
+/** The requirement of the options of Adam's moments. */
+const kMoments = is('optim', 'adamw', 'lora_fa', 'riemannian');
 
 /** Options of the optimisation, under the names of transformers. */
 export const optimizationOptions = group('Optimization', {
@@ -77,6 +81,14 @@ export const optimizationOptions = group('Optimization', {
     default: 0.03,
     help: 'warm-up steps; below 1: a fraction of the run',
     aliases: ['warmup', 'num-warmup-steps'],
+    off: 0,
+    requires: [
+      {
+        holds: ({ lrSchedulerType }) => lrSchedulerType !== 'constant',
+        needs: (name) =>
+          `a schedule with a warm-up, which ${name('lrSchedulerType')} constant has not`,
+      },
+    ],
   }),
   /** Decoupled weight decay. Default 0. */
   weightDecay: number({ least: 0, default: 0, help: 'decoupled weight decay', aliases: ['wd'] }),
@@ -86,6 +98,7 @@ export const optimizationOptions = group('Optimization', {
     below: 1,
     default: 0.9,
     help: 'decay of the first moment',
+    requires: [kMoments],
   }),
   /** Decay rate of AdamW's second moment. Default 0.999. */
   adamBeta2: number({
@@ -93,6 +106,7 @@ export const optimizationOptions = group('Optimization', {
     below: 1,
     default: 0.999,
     help: 'decay of the second moment',
+    requires: [kMoments],
   }),
   /**
    * Number added to the square root of AdamW's second moment, for numerical stability. Default 1e-8; under the method lora_fa 1e-6.
@@ -102,22 +116,25 @@ export const optimizationOptions = group('Optimization', {
     default: 1e-8,
     help: 'added to the root of the second moment, 1e-8 unless the method sets it',
     aliases: ['eps', 'epsilon', 'adam-eps'],
+    requires: [kMoments],
   }),
   /** Momentum of SGD; the other optimisers do not have this option. Default 0. */
   momentum: number({
     least: 0,
     below: 1,
     default: 0,
-    help: 'momentum of sgd',
+    help: 'momentum',
     aliases: ['sgd-momentum'],
+    requires: [is('optim', 'sgd')],
   }),
   /** Number on the diagonals of the Gram matrices of A and B by which `riemannian` divides. Default 0.01, as in PEFT. */
   riemannianReg: number({
     least: 0,
     above: true,
     default: 0.01,
-    help: 'riemannian: number on the diagonal of the Gram matrices of A and B',
+    help: 'number on the diagonal of the Gram matrices of A and B',
     aliases: ['riemannian-regularization'],
+    requires: [is('optim', 'riemannian')],
   }),
   /** Ratio of the learning rate of B to that of A, as in LoRA+. Default 1. */
   loraplusLrRatio: number({
@@ -176,6 +193,7 @@ export const outputOptions = group(kOutputGroup, {
     help: 'replace an earlier run in the output folder',
     identity: false,
     aliases: ['overwrite-output-dir', 'force'],
+    requires: [given('output')],
   }),
   /** Whether to continue, bit for bit, from the last good checkpoint of `output`. Default false. */
   resume: onOff({
@@ -191,6 +209,7 @@ export const outputOptions = group(kOutputGroup, {
     help: 'steps between checkpoints; 0: by time only',
     identity: false,
     aliases: ['save-every', 'checkpoint-steps'],
+    requires: [given('output')],
   }),
   /**
    * Minutes between checkpoints: one is also written at the end of the first step that ends this many minutes after the last
@@ -202,6 +221,8 @@ export const outputOptions = group(kOutputGroup, {
     default: 10,
     help: 'minutes between checkpoints, whatever the steps; 0: by steps only',
     identity: false,
+    off: 0,
+    requires: [given('output')],
   }),
   /** Number of steps between evaluations; with 0, there is one only at the end. Default 0. */
   evalSteps: whole({
@@ -210,6 +231,7 @@ export const outputOptions = group(kOutputGroup, {
     help: 'steps between evaluations; 0: only at the end',
     identity: false,
     aliases: ['eval-every'],
+    requires: [given('evalData')],
   }),
   /** Number of steps between `log` events. Default 1. */
   loggingSteps: whole({
@@ -225,6 +247,7 @@ export const outputOptions = group(kOutputGroup, {
     default: 2,
     help: 'checkpoints to keep; older ones are removed',
     identity: false,
+    requires: [given('output'), anyAbove0('saveSteps', 'saveMinutes')],
     aliases: ['keep-checkpoints', 'max-checkpoints'],
   }),
   /**
@@ -236,6 +259,7 @@ export const outputOptions = group(kOutputGroup, {
     default: 'lora',
     help: "form of the adapter: on the untouched base (PiSSA: rank 2r), as a plain LoRA in any case, or PiSSA's residual pair",
     identity: false,
+    requires: [given('output')],
   }),
   /** Any JSON value, kept in run/config.json under "command" beside the trainer's own resolved options. */
   runConfig: json<unknown, null>({
@@ -378,28 +402,15 @@ export const trainerOptions = {
   ...seedOptions,
 };
 
-/** The values that {@link trainerChecks} examine: the options, and whether there are held-out examples and sample prompts. */
-type TogetherInput = InputOf<typeof trainerOptions> & {
-  readonly evalData?: unknown;
-  readonly samplePrompts?: unknown;
-};
-
 /** Checks that refuse combinations of a run's options. */
-export const trainerChecks: readonly Check<TogetherInput>[] = [
+export const trainerChecks: readonly Check<InputOf<typeof trainerOptions>>[] = [
   {
     when: ({ overwrite, resume }) => overwrite === true && resume === true,
     message: (_, name) =>
       `${name('overwrite')} and ${name('resume')} exclude each other; pass one of them`,
   },
-  {
-    when: ({ resume, output }) => resume === true && (output ?? null) === null,
-    message: (_, name) => `${name('resume')} needs ${name('output')}, the folder of the run`,
-  },
-  {
-    when: ({ metricForBestModel, evalData }) =>
-      (metricForBestModel ?? null) !== null && (evalData ?? null) === null,
-    message: (_, name) => `${name('metricForBestModel')} needs ${name('evalData')}`,
-  },
+  needing('resume', given('output'), ', the folder of the run'),
+  needing('metricForBestModel', given('evalData')),
   {
     when: ({ cacheTeacher, teacherCache }) =>
       cacheTeacher === true && (teacherCache ?? null) !== null,
@@ -407,10 +418,9 @@ export const trainerChecks: readonly Check<TogetherInput>[] = [
       `${name('cacheTeacher')} and ${name('teacherCache')} exclude each other: the first keeps the outputs for one run, the second for ` +
       'later ones, too; pass one of them',
   },
-  {
-    when: ({ samplePrompts, evalData }) =>
-      (samplePrompts ?? null) !== null && (evalData ?? null) === null,
-    message: (_, name) =>
-      `${name('samplePrompts')} needs ${name('evalData')}, since the prompts are answered at each evaluation`,
-  },
+  needing(
+    'samplePrompts',
+    given('evalData'),
+    ', since the prompts are answered at each evaluation',
+  ),
 ];

@@ -1,10 +1,13 @@
 /** The consistency term: keeps the outputs near those of the pre-trained model (BA-LoRA, arXiv 2408.04556). */
 import { choice, number } from '../../options/kinds.ts';
 import type { Check, ResolvedOf } from '../../options/option.ts';
+import { is } from '../../options/requirements.ts';
 import { nluConsistencyLoss } from '../nlu_terms.ts';
 import { consistencyLoss, kGreatestTemperature } from '../plain.ts';
 import { adaptiveBounds, adaptiveWeightOfEntropy, consistencyWeightAt } from '../schedules.ts';
 import type { Term, TermDefinition, WeightContext } from '../term.ts';
+
+const kAdaptive = is('consistencySchedule', 'adaptive');
 
 const options = {
   /** Weight l1 (default 0; the `balora` preset sets .025, for a classifier .15). */
@@ -31,13 +34,15 @@ const options = {
   consistencyWeightMin: number({
     least: 0,
     default: null,
-    help: 'adaptive schedule: l1 where the teacher is uncertain; default: a tenth of the weight',
+    help: 'l1 where the teacher is uncertain; default: a tenth of the weight',
+    requires: [kAdaptive],
   }),
   /** l1 of the `adaptive` schedule where the teacher is certain. Default, and null: `consistencyWeight`. */
   consistencyWeightMax: number({
     least: 0,
     default: null,
-    help: 'adaptive schedule: l1 where the teacher is certain; default: the weight',
+    help: 'l1 where the teacher is certain; default: the weight',
+    requires: [kAdaptive],
   }),
 };
 

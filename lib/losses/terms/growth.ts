@@ -1,8 +1,11 @@
 /** The schedule that the weights of diversity and SVD share: they grow from 0 in the course of a run. */
 import { choice, number, whole } from '../../options/kinds.ts';
 import type { ResolvedOf } from '../../options/option.ts';
+import { is } from '../../options/requirements.ts';
 import { regularizerFactorAt, type StepOfRun } from '../schedules.ts';
 import type { Term } from '../term.ts';
+
+const kTwoPhase = is('regularizerSchedule', 'two_phase');
 
 /** Options of the schedule. */
 export const growthOptions = {
@@ -16,19 +19,22 @@ export const growthOptions = {
   regularizerWarmupRatio: number({
     least: 0,
     default: 0.2,
-    help: 'two_phase: share of the run without l2 and l3',
+    help: 'share of the run without l2 and l3',
+    requires: [kTwoPhase],
   }),
   /** Share r of the run in which `two_phase` grows. Default .05. */
   regularizerRampRatio: number({
     least: 0,
     default: 0.05,
-    help: 'two_phase: share of the run in which they grow',
+    help: 'share of the run in which l2 and l3 grow',
+    requires: [kTwoPhase],
   }),
   /** Steps of `linear_warmup` and `quadratic_warmup`; 0 gives the full weight at once. Default 0. */
   regularizerWarmupSteps: whole({
     least: 0,
     default: 0,
-    help: 'linear_warmup, quadratic_warmup: steps in which they grow',
+    help: 'steps in which l2 and l3 grow',
+    requires: [is('regularizerSchedule', 'linear_warmup', 'quadratic_warmup')],
   }),
 };
 
