@@ -115,6 +115,11 @@ export class FormatError extends BaloraError {
   }
 }
 
+/** The error for a file or folder, named at the beginning of its message. */
+export function fileError(path: string, what: string, advice?: string): FormatError {
+  return new FormatError(`${path}: ${what}`, { path, advice });
+}
+
 /** The kind of a {@link NativeError}, its place, and what to do. */
 interface NativeErrorOptions extends ErrorDetails {
   /** The file or folder at fault, where there is one. */
@@ -173,12 +178,7 @@ export function errorFromCode(
       return new UnsupportedError(message, { lines });
     case 'ERR_FORMAT': {
       const [fact, advice] = splitAdvice(message);
-      return new FormatError(fact, {
-        lines,
-        ...(advice !== undefined && { advice }),
-        ...(path !== undefined && { path }),
-        ...(offset !== undefined && { offset }),
-      });
+      return new FormatError(fact, { lines, advice, path, offset });
     }
     case 'ERR_NOT_FINITE':
       return new NativeError(message, { code, lines, advice: kAnomalyAdvice });

@@ -2,7 +2,7 @@
  * `balora evaluate --tasks`: scores a language model on benchmarks, with an adapter or without, or several adapters beside each
  * other and the base.
  */
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError, fileError } from '../errors.ts';
 import { openCodeRunner } from '../eval/run_code.ts';
 import { readItems } from '../eval/task_data.ts';
 import { findTaskFile } from '../eval/task_files.ts';
@@ -184,10 +184,7 @@ async function fileOf(given: string, task: ScoringTask, part: DataPart): Promise
       );
     }
     if (found !== null) return findTaskFile(given, task, part);
-    throw new FormatError(`${given}: no such folder`, {
-      path: given,
-      advice: `check the path, or name the file: ${task.name}=FILE`,
-    });
+    throw fileError(given, 'no such folder', `check the path, or name the file: ${task.name}=FILE`);
   }
   const named = given.split(',').map((one) => one.split('='));
   const found = named.find(([name]) => name === task.name || name === task.dataName);

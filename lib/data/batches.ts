@@ -21,7 +21,6 @@ import { type Example, supervisedCount, truncate } from './example.ts';
 import {
   chooseFormats,
   describeFormats,
-  type ExampleFormat,
   type FormatOptions,
   formatTable,
 } from './example_format.ts';
@@ -71,15 +70,6 @@ export interface DataStatistics {
   readonly corruption?: CorruptionCounts;
 }
 
-interface Settings {
-  readonly batchSize: number;
-  readonly maxLength: number;
-  readonly packing: boolean;
-  readonly padding: 'none' | 'longest';
-  readonly shuffle: boolean;
-  readonly seed: number;
-}
-
 const kDefaultMaxLength = 512;
 
 /** Micro-batches of encoded examples; the trainer's usual data source. */
@@ -97,16 +87,29 @@ export class Batches extends StreamedBatches<Example, Batch, DataStatistics> {
   ): Promise<Batches> {
     const given = checkData({ rows: rowsOrSource, tokenizer }, options, kTable);
     const settings = settingsOf(options);
-    const { batchSize, shuffle, seed, packing, maxLength } = settings;
+    const { maxLength, packing, padding } = settings;
     const formats = await chooseFormats(given, tokenizer, options);
     const columns = formats.map(({ columns: texts }) => ({ texts }));
-    const { rows, corruption } = await corruptRows(given, columns, options);
+    const rows = await corruptRows(given, columns, options);
     const check = new SupervisionCheck(rows, maxLength, options);
     const padId = tokenizer.padId ?? tokenizer.eosId ?? 0;
-    const dataset = await Dataset.read(rows, kindOf(rows, formats, { ...settings, padId }), {
+    const kind: ExampleKind<Example, Batch> = {
+      encode: (row, index) => {
+        const whole = choiceOf(formats, rows, index).encode(row);
+        return { example: truncate(whole, maxLength), cut: [whole.ids.length > maxLength] };
+      },
+      length: ({ ids }) => ids.length,
+      isPadded: padding === 'longest',
+      bytes: ({ ids, supervised }) => ids.byteLength + supervised.byteLength,
+      digest: ({ ids, supervised }, hash) => {
+        hash.update(`${ids.length};`).update(ids).update(supervised);
+      },
+      collate: (examples, indices) => collate(examples, { padding, padId, indices }),
+    };
+    const dataset = await Dataset.read(rows, kind, {
       ...options,
       tokenizer,
-      order: { batchSize, shuffle, seed, ...(packing && { packInto: maxLength }) },
+      order: { ...settings, packInto: packing ? maxLength : undefined },
       keep: (example, index) => check.keep(example, index),
     });
     const { truncated, truncatedSides: _, ...counts } = dataset.counts;
@@ -117,13 +120,12 @@ export class Batches extends StreamedBatches<Example, Batch, DataStatistics> {
       const about = { rows: counts.rows, what: 'examples', maxLength };
       options.onWarning?.(truncationWarning(truncated, about));
     }
-    const { supervisedTokens } = check;
     const statistics = {
       ...counts,
       skipped,
       truncated,
-      supervisedTokens,
-      ...reportCorruption(corruption, options),
+      supervisedTokens: check.supervisedTokens,
+      corruption: reportCorruption(rows, options),
     };
     const format = describeFormats(formats);
     return new Batches(
@@ -131,26 +133,6 @@ export class Batches extends StreamedBatches<Example, Batch, DataStatistics> {
       { statistics, settings },
     );
   }
-}
-
-function kindOf(
-  rows: RowSource,
-  formats: readonly ExampleFormat[],
-  { maxLength, padding, padId }: Settings & { padId: number },
-): ExampleKind<Example, Batch> {
-  return {
-    encode: (row, index) => {
-      const whole = choiceOf(formats, rows, index).encode(row);
-      return { example: truncate(whole, maxLength), cut: [whole.ids.length > maxLength] };
-    },
-    length: ({ ids }) => ids.length,
-    isPadded: padding === 'longest',
-    bytes: ({ ids, supervised }) => ids.byteLength + supervised.byteLength,
-    digest: ({ ids, supervised }, hash) => {
-      hash.update(`${ids.length};`).update(ids).update(supervised);
-    },
-    collate: (examples, indices) => collate(examples, { padding, padId, indices }),
-  };
 }
 
 /** Finds the examples that have nothing to learn, and counts the supervised tokens of the others. */
@@ -178,33 +160,19 @@ class SupervisionCheck {
     const { emptyAnswers = 0, isMasked = false } = example;
     if (emptyAnswers > 0) this.empty.add(index, emptyAnswers);
     if (supervised > 0) return true;
-    const isError = this.options.onUnsupervised === 'error';
     if (isMasked) {
-      if (isError) throw await this.maskedError(index);
       this.maskedRows++;
       this.firstMasked ??= index;
-      return false;
-    }
-    if (emptyAnswers > 0 && !isError) {
-      this.emptyRows++;
-      return false;
-    }
-    if (emptyAnswers > 0) throw await this.empty.error(this.rows);
-    if (isError) throw await this.error(index);
-    this.first ??= index;
+    } else if (emptyAnswers > 0) this.emptyRows++;
+    else this.first ??= index;
+    if (this.options.onUnsupervised === 'error') throw await this.error();
     return false;
   }
 
   /** Warns about the examples that are left out. @throws ArgumentError if nothing remains */
   async report(skipped: number): Promise<void> {
     const { length } = this.rows;
-    if (skipped === length) {
-      if (this.first !== null) {
-        throw await this.error(this.first, `, nor in any of the ${length} rows`);
-      }
-      if (this.firstMasked !== null) throw await this.maskedError(this.firstMasked);
-      throw await this.empty.error(this.rows);
-    }
+    if (skipped === length) throw await this.error(`, nor in any of the ${length} rows`);
     await this.empty.report(this.rows, this.options);
     if (this.firstMasked !== null) {
       const where = await this.rows.where(this.firstMasked);
@@ -218,22 +186,22 @@ class SupervisionCheck {
     this.options.onWarning?.({ code: 'examples_skipped', message });
   }
 
-  private async error(index: number, others = ''): Promise<ArgumentError> {
-    const where = await this.rows.where(index);
+  /** The error for the first row that is left out. */
+  private async error(others = ''): Promise<ArgumentError> {
+    const { first, firstMasked, rows } = this;
+    if (first !== null) {
+      return new ArgumentError(
+        `${await rows.where(first)}: no supervised token within ${this.maxLength} tokens${others}; raise maxLength or shorten the prompt`,
+      );
+    }
+    if (firstMasked === null) return this.empty.error(rows);
     return new ArgumentError(
-      `${where}: no supervised token within ${this.maxLength} tokens${others}; raise maxLength or shorten the prompt`,
-    );
-  }
-
-  private async maskedError(index: number): Promise<ArgumentError> {
-    const where = await this.rows.where(index);
-    return new ArgumentError(
-      `${where}: no message of the row is trained on; mark one with train: true, or remove the row`,
+      `${await rows.where(firstMasked)}: no message of the row is trained on; mark one with train: true, or remove the row`,
     );
   }
 }
 
-function settingsOf(options: BatchOptions): Settings {
+function settingsOf(options: BatchOptions) {
   const { maxLength = kDefaultMaxLength, packing = false, padding = 'none' } = options;
   const { batchSize, shuffle, seed } = orderOptions(options);
   if (packing && padding !== 'none') {

@@ -55,8 +55,8 @@ export function collate(examples: readonly Example[], options: CollateOptions = 
   return {
     ...segments,
     targets,
-    ...(padding === 'longest' && { lengths: Int32Array.from(sequences, (ids) => ids.length) }),
-    ...(indices && { indices: Int32Array.from(indices) }),
+    lengths: padding === 'longest' ? Int32Array.from(sequences, (ids) => ids.length) : undefined,
+    indices: indices && Int32Array.from(indices),
   };
 }
 

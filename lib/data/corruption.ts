@@ -53,7 +53,7 @@ const kStreams = {
 /**
  * Rows with the corruptions that the options ask for.
  * @param columns those of each file
- * @returns the rows, and their counts; the counts are null and the rows the given ones where nothing is asked for
+ * @returns the given rows where nothing is asked for
  * @throws ArgumentError for options that are out of range or exclude each other, for rows whose label is no class, and for an imbalance
  *   that the data have already
  */
@@ -61,33 +61,29 @@ export async function corruptRows(
   rows: RowSource,
   columns: readonly CorruptedColumns[],
   { corruption = {}, seed = 42, signal }: Pick<DatasetOptions, 'corruption' | 'seed' | 'signal'>,
-): Promise<{ rows: RowSource; corruption: CorruptedRows | null }> {
+): Promise<RowSource> {
   const options = checkedCorruption(corruption);
-  if (options === null) return { rows, corruption: null };
+  if (options === null) return rows;
   const settings = { ...options, seed: options.corruptionSeed ?? seed };
-  const labels = needsLabels(settings) ? await readLabels(rows, columns, { signal }) : null;
-  const changed = new CorruptedRows(rows, columns, planOf(rows.length, labels, settings));
-  return { rows: changed, corruption: changed };
+  const { labelNoise = 0, classImbalance } = settings;
+  const needsLabels = labelNoise > 0 || classImbalance !== undefined;
+  const labels = needsLabels ? await readLabels(rows, columns, signal) : null;
+  return new CorruptedRows(rows, columns, planOf(rows.length, labels, settings));
 }
 
-/** The counts for the statistics of the data, which are also reported as a warning. */
+/** The counts of corrupted rows for the statistics of the data, which are also reported as a warning. */
 export function reportCorruption(
-  corrupted: CorruptedRows | null,
-  { onWarning }: { onWarning?: ((warning: DataWarning) => void) | undefined },
-): { corruption?: CorruptionCounts } {
-  if (corrupted === null) return {};
+  corrupted: RowSource,
+  { onWarning }: { onWarning?: (warning: DataWarning) => void },
+): CorruptionCounts | undefined {
+  if (!(corrupted instanceof CorruptedRows)) return undefined;
   const { counts } = corrupted;
-  onWarning?.({ code: 'data_corrupted', message: corruptionText(counts) });
-  return { corruption: counts };
-}
-
-/** The counts as a sentence. */
-function corruptionText(counts: CorruptionCounts): string {
   const { rows, removedRows, replacedLabels, duplicatedRows, changedWords, seed } = counts;
-  return (
+  const message =
     `corrupted on purpose, with seed ${seed}: ${removedRows} of ${rows} rows left out, ${replacedLabels} labels replaced, ` +
-    `${duplicatedRows} rows doubled, ${changedWords} words changed`
-  );
+    `${duplicatedRows} rows doubled, ${changedWords} words changed`;
+  onWarning?.({ code: 'data_corrupted', message });
+  return counts;
 }
 
 /**
@@ -114,9 +110,6 @@ function checkedCorruption(given: CorruptionOptions): CorruptionOptions | null {
 
 type Settings = CorruptionOptions & { readonly seed: number };
 
-const needsLabels = ({ labelNoise = 0, classImbalance }: Settings): boolean =>
-  labelNoise > 0 || classImbalance !== undefined;
-
 /** The classes of rows: the class of each row, and the value of each class as the data write it first. */
 interface Classes {
   readonly ofRow: readonly string[];
@@ -126,11 +119,11 @@ interface Classes {
 async function readLabels(
   rows: RowSource,
   columns: readonly CorruptedColumns[],
-  { signal }: { signal: AbortSignal | undefined },
+  signal: AbortSignal | undefined,
 ): Promise<Classes> {
   const ofRow: string[] = [];
   const values = new Map<string, unknown>();
-  await forEachRow(rows, signal === undefined ? {} : { signal }, async (index) => {
+  await forEachRow(rows, { signal }, async (index) => {
     const row = await rows.row(index);
     await withRowLocation(rows, index, () => {
       const { label } = choiceOf(columns, rows, index);

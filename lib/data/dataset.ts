@@ -141,8 +141,7 @@ export class Dataset<E, B> {
   private constructor(rows: RowSource, kind: ExampleKind<E, B>, options: ReadOptions<E>) {
     this.#rows = rows;
     this.#kind = kind;
-    const { files } = rows;
-    this.#order = { ...options.order, ...(isWeighted(files) && { files }) };
+    this.#order = { ...options.order, files: isWeighted(rows.files) ? rows.files : undefined };
     this.#tokenizer = options.tokenizer;
     this.#lengths = new Uint32Array(rows.length);
     this.#checksums = new Uint32Array(rows.length);

@@ -4,7 +4,7 @@
  */
 import { constants } from 'node:buffer';
 import { setImmediate } from 'node:timers/promises';
-import { FormatError } from '../errors.ts';
+import { FormatError, fileError } from '../errors.ts';
 import { readBytes } from '../io/regular_file.ts';
 import { type CallTable, checkCall, kCall, oneOf } from '../options/call.ts';
 import {
@@ -71,10 +71,7 @@ export class DelimitedFile implements RowSource {
     }
     const duplicate = columns.find((name, i) => columns.indexOf(name) !== i);
     if (duplicate !== undefined) {
-      throw new FormatError(`${path}: two columns are called ${JSON.stringify(duplicate)}`, {
-        path,
-        advice: kColumnsAdvice,
-      });
+      throw fileError(path, `two columns are called ${JSON.stringify(duplicate)}`, kColumnsAdvice);
     }
     if (starts.length === 0) throw noRows(path);
     return new DelimitedFile(path, text, starts, { columns, separator });

@@ -94,8 +94,7 @@ export function encodeConversation(
   options: ConversationOptions = {},
 ): Example {
   const { tools, trains } = checkKeys('encodeConversation', options, 'tools trains');
-  const render: Render = (part, given = {}) =>
-    tokenizer.renderChat(part, { ...given, ...(tools !== undefined && { tools }) });
+  const render: Render = (part, given = {}) => tokenizer.renderChat(part, { ...given, tools });
   const text = render(messages);
   if (tools !== undefined && text === tokenizer.renderChat(messages)) {
     throw new ArgumentError(
@@ -108,21 +107,17 @@ export function encodeConversation(
   let [emptyAnswers, masked] = [0, 0];
   messages.forEach((message, turn) => {
     if (message.role !== 'assistant') return;
-    if (trains?.[turn] === false) {
-      masked++;
-      return;
+    if (trains?.[turn] === false) masked++;
+    else if (isEmptyAnswer(message)) emptyAnswers++;
+    else {
+      const [from, to] = turnSpan(render, messages, turn, text);
+      const start = commonPrefix(encode(text.slice(0, from)), ids);
+      const through = encode(text.slice(0, to));
+      const common = commonPrefix(through, ids);
+      // A last token that is merged with the following characters belongs to the message.
+      const end = Math.min(ids.length, common < through.length ? common + 1 : common);
+      spans.push([start, endOfTurn(tokenizer, ids, start, end)]);
     }
-    if (isEmptyAnswer(message)) {
-      emptyAnswers++;
-      return;
-    }
-    const [from, to] = turnSpan(render, messages, turn, text);
-    const start = commonPrefix(encode(text.slice(0, from)), ids);
-    const through = encode(text.slice(0, to));
-    const common = commonPrefix(through, ids);
-    // A last token that is merged with the following characters belongs to the message.
-    const end = Math.min(ids.length, common < through.length ? common + 1 : common);
-    spans.push([start, endOfTurn(tokenizer, ids, start, end)]);
   });
   if (spans.length === 0 && emptyAnswers === 0 && masked === 0)
     throw new ArgumentError(
@@ -130,8 +125,8 @@ export function encodeConversation(
     );
   return {
     ...withSpans(ids, spans),
-    ...(emptyAnswers > 0 && { emptyAnswers }),
-    ...(spans.length === 0 && emptyAnswers === 0 && { isMasked: true }),
+    emptyAnswers: emptyAnswers || undefined,
+    isMasked: (spans.length === 0 && emptyAnswers === 0) || undefined,
   };
 }
 

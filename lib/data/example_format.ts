@@ -16,11 +16,9 @@ import {
 import { fieldNames } from './forms/fields.ts';
 import {
   type Conversation,
-  type FindOptions,
   type FormOptions,
   type FormReader,
   formTable,
-  type PairReader,
   type RowForm,
 } from './forms/form.ts';
 import { DATA_FORMATS, ROW_FORMS } from './forms/list.ts';
@@ -131,7 +129,8 @@ export function chooseFormat(
     description,
     columns,
     encode: (row) => {
-      const [prompt, response] = textsOf(pair, checked(row), template);
+      const given = checked(row);
+      const [prompt, response] = [pair.prompt(given, template), pair.response(given)];
       const example = encodePromptResponse(tokenizer, prompt, response);
       return trainOnTurns === 'all' ? wholly(example) : example;
     },
@@ -141,31 +140,23 @@ export function chooseFormat(
 /** A conversation as an example, with the messages supervised that the options and the row's own marks choose. */
 function encodeTurns(
   tokenizer: Tokenizer,
-  { messages, trained, asked = 0, tools }: Conversation,
+  { marked, asked = 0, tools }: Conversation,
   turns: TrainedTurns = 'assistant',
 ): Example {
-  const shownTools = tools === undefined ? {} : { tools };
+  const messages = marked.map(({ message }) => message);
   if (turns === 'all') {
-    const marked = trained.indexOf(false);
-    if (marked >= 0) {
+    const off = marked.findIndex(({ trained }) => trained === false);
+    if (off >= 0) {
       throw new ArgumentError(
-        `message ${marked} is marked not to be trained on, and trainOnTurns: 'all' trains on everything; leave one of them out`,
+        `message ${off} is marked not to be trained on, and trainOnTurns: 'all' trains on everything; leave one of them out`,
       );
     }
-    return wholly(encodeConversation(tokenizer, messages, shownTools));
+    return wholly(encodeConversation(tokenizer, messages, { tools }));
   }
   const last = messages.findLastIndex(({ role }) => role === 'assistant');
   const first = turns === 'last' ? last : asked;
-  const trains = trained.map((mark, turn) => (mark ?? true) && turn >= first);
-  return encodeConversation(tokenizer, messages, { ...shownTools, trains });
-}
-
-function textsOf(
-  pair: PairReader,
-  row: Row,
-  template: PromptTemplate | null,
-): [prompt: string, response: string] {
-  return [pair.prompt(row, template), pair.response(row)];
+  const trains = marked.map(({ trained = true }, turn) => trained && turn >= first);
+  return encodeConversation(tokenizer, messages, { tools, trains });
 }
 
 function conversationOf(reader: FormReader): (row: Row) => Conversation {
@@ -185,9 +176,9 @@ function findForm(
   options: FormatOptions,
   { promptsOnly = false }: { promptsOnly?: boolean } = {},
 ): { form: RowForm; reader: FormReader } {
-  const find = findOptions(options, promptsOnly);
+  const hasTemplate = isTemplate(options);
   const found = candidates(options).flatMap((form) => {
-    const reader = form.find(row, find);
+    const reader = form.find(row, { ...options, promptsOnly, hasTemplate });
     return reader === null ? [] : [{ form, reader }];
   });
   const [first] = found;
@@ -203,24 +194,20 @@ function findForm(
   return first;
 }
 
-function findOptions(options: FormatOptions, promptsOnly: boolean): FindOptions {
-  const { promptTemplate } = options;
-  const hasTemplate = promptTemplate !== undefined && promptTemplate !== kChatTemplateName;
-  return { ...options, promptsOnly, hasTemplate };
-}
+const isTemplate = ({ promptTemplate }: FormatOptions): boolean =>
+  promptTemplate !== undefined && promptTemplate !== kChatTemplateName;
 
 /** The forms that the options leave: that which they name, or those that read the named fields and can have the named template. */
 function candidates(options: FormatOptions): readonly RowForm[] {
-  const { dataFormat, promptTemplate } = options;
+  const { dataFormat } = options;
   const forms = ROW_FORMS.filter(({ name }) => dataFormat === undefined || name === dataFormat);
   const named = (['promptField', 'responseField', 'messagesField', 'textField'] as const).filter(
     (key) => options[key] !== undefined,
   );
-  const isTemplate = promptTemplate !== undefined && promptTemplate !== kChatTemplateName;
   return forms.filter(
     (form) =>
       named.every((key) => form.options.includes(key)) &&
-      (!isTemplate || dataFormat !== undefined || form.options.includes('promptField')),
+      (!isTemplate(options) || dataFormat !== undefined || form.options.includes('promptField')),
   );
 }
 
@@ -307,9 +294,10 @@ export async function rowPrompts(
 }
 
 /** A conversation without the answer at its end. */
-function questionOf({ messages }: Conversation, { columns }: FormReader): ChatMessage[] {
+function questionOf({ marked }: Conversation, { columns }: FormReader): ChatMessage[] {
+  const messages = marked.map(({ message }) => message);
   const asked = messages.at(-1)?.role === 'assistant' ? messages.slice(0, -1) : messages;
-  if (asked.length > 0) return [...asked];
+  if (asked.length > 0) return asked;
   throw new ArgumentError(`field '${columns[0]}' has no message that could be answered`);
 }
 
@@ -338,7 +326,11 @@ function chooseSourceTarget(firstRow: Row, options: FormatOptions): TextFormat {
   }
   const template = promptTemplate === undefined ? null : new PromptTemplate(promptTemplate);
   const checked = checkedForm(form, reader, options);
-  return { description, columns, texts: (row) => textsOf(pair, checked(row), template) };
+  const texts = (row: Row): [string, string] => {
+    const given = checked(row);
+    return [pair.prompt(given, template), pair.response(given)];
+  };
+  return { description, columns, texts };
 }
 
 function noConversations({ description, pair, text }: FormReader): ArgumentError {

@@ -2,43 +2,10 @@
  * A file that is one JSON array of objects, which may be larger than memory: one pass records where each element begins and ends (16
  * bytes per row), then elements are parsed by index. A damaged element is an error naming file, line and row.
  */
-import type { FileHandle } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
-import { openRegular } from '../io/regular_file.ts';
-import { type CallTable, checkCall, kCall } from '../options/call.ts';
-import {
-  decodeUtf8,
-  FileWindow,
-  lineAt,
-  markBytes,
-  Offsets,
-  openIndexed,
-  readChunks,
-} from './file_window.ts';
-import { jsonErrorOffset } from './json_position.ts';
-import {
-  cannotOpen,
-  kEncodingAdvice,
-  kMaxRowBytes,
-  kShrunk,
-  kShrunkAdvice,
-  noRows,
-  noSuchRow,
-  notARow,
-  type Row,
-  type RowSource,
-  rowTooLong,
-} from './rows.ts';
+import { JsonRows, markBytes, Offsets, openIndexed, readChunks } from './json_rows.ts';
+import { kMaxRowBytes, openData, rowTooLong } from './rows.ts';
 
-/** Options of {@link JsonArrayFile.open}. */
-export interface JsonArrayOptions {
-  signal?: AbortSignal;
-}
-
-/** The kinds of the options. */
-const kTable: CallTable<JsonArrayOptions> = { signal: kCall.signal };
-
-const kElementAdvice = 'correct this element, or remove it';
 const kArrayAdvice = 'write the file again, as an array of objects or with one object a line';
 
 const [kQuote, kBackslash, kComma] = [0x22, 0x5c, 0x2c];
@@ -130,42 +97,25 @@ function isBlank(byte: number): boolean {
 }
 
 /** A JSON array of any size as rows: elements are indexed by offset and parsed when asked for. */
-export class JsonArrayFile implements RowSource {
-  private readonly window: FileWindow;
-
-  private constructor(
-    readonly path: string,
-    private readonly file: FileHandle,
-    private readonly index: { readonly starts: Float64Array; readonly ends: Float64Array },
-    size: number,
-  ) {
-    this.window = new FileWindow(path, file, size);
-  }
+export class JsonArrayFile extends JsonRows {
+  protected readonly advice = 'correct this element, or remove it';
+  private ends: Float64Array = new Float64Array();
 
   /**
    * Opens a file and indexes its elements, a chunk at a time.
    * @throws ArgumentError if there is no such file or the array is empty; FormatError for an element above 16 MiB, for an array that
    *   is not closed or has something else than elements, and as openRegular
    */
-  static async open(path: string, options: JsonArrayOptions = {}): Promise<JsonArrayFile> {
-    checkCall('data', options, kTable);
+  static async open(path: string, signal?: AbortSignal): Promise<JsonArrayFile> {
     const finder = new ElementFinder(path);
-    return await openIndexed(path, options.signal, {
-      index: (chunk) => finder.feed(chunk),
-      make: (file, size) => {
-        finder.finish();
-        if (finder.starts.length === 0) throw noRows(path);
-        const index = { starts: finder.starts.finish(), ends: finder.ends.finish() };
-        return new JsonArrayFile(path, file, index, size);
-      },
-    });
+    const opened = new JsonArrayFile(await openIndexed(path, signal, finder));
+    opened.ends = finder.ends.finish();
+    return opened;
   }
 
   /** Whether a file begins with an array, after a byte-order mark and blanks. @throws as openRegular does */
   static async isArray(path: string): Promise<boolean> {
-    const file = await openRegular(path).catch((error: unknown) => {
-      throw cannotOpen(path, error);
-    });
+    const file = await openData(path);
     try {
       for await (const chunk of readChunks(path, file)) {
         const first = chunk.subarray(markBytes(chunk)).find((byte) => !isBlank(byte));
@@ -178,53 +128,11 @@ export class JsonArrayFile implements RowSource {
     }
   }
 
-  get length(): number {
-    return this.index.starts.length;
+  protected end(index: number): number {
+    return this.ends[index] as number;
   }
 
-  async row(index: number): Promise<Row> {
-    const [start, end] = [this.index.starts[index], this.index.ends[index]];
-    if (start === undefined || end === undefined) throw noSuchRow(this, index);
-    const bytes = await this.window.read(index, start, end);
-    if (bytes === null) throw await this.damaged(index, kShrunk, { advice: kShrunkAdvice });
-    const { text } = decodeUtf8(bytes);
-    if (text === null) {
-      throw await this.damaged(index, 'not valid UTF-8', { advice: kEncodingAdvice });
-    }
-    let value: unknown;
-    try {
-      value = JSON.parse(text);
-    } catch (error) {
-      const lines = text.slice(0, jsonErrorOffset(text) ?? 0).split('\n').length - 1;
-      throw await this.damaged(index, `not valid JSON (${(error as Error).message})`, { lines });
-    }
-    const wrong = notARow(value);
-    if (wrong !== null) throw await this.damaged(index, wrong);
-    return value as Row;
-  }
-
-  async where(index: number): Promise<string> {
-    return this.place(index, 0);
-  }
-
-  /** Closes the file; rows cannot be read afterwards. */
-  async close(): Promise<void> {
-    await this.file.close();
-  }
-
-  /** The place of an element for messages. @param lines number of lines below its first */
-  private async place(index: number, lines: number): Promise<string> {
-    const line = await lineAt(this.path, this.file, this.index.starts[index] as number);
-    return `${this.path}:${line + lines} (row ${index})`;
-  }
-
-  private async damaged(
-    index: number,
-    what: string,
-    { advice = kElementAdvice, lines = 0 }: { advice?: string; lines?: number } = {},
-  ): Promise<FormatError> {
-    const offset = this.index.starts[index] as number;
-    const message = `${await this.place(index, lines)}: ${what}`;
-    return new FormatError(message, { path: this.path, advice, offset });
+  protected place(line: number, index: number, before = ''): string {
+    return `${this.path}:${line + before.split('\n').length - 1} (row ${index})`;
   }
 }

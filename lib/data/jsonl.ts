@@ -2,29 +2,14 @@
  * JSON Lines files that may be larger than memory: one pass records where each row begins (8 bytes per row), then rows are read by
  * index. Blank lines and a byte-order mark are skipped. A damaged line is an error naming file, line and column.
  */
-import type { FileHandle } from 'node:fs/promises';
-import { FormatError } from '../errors.ts';
 import { type CallTable, checkCall, kCall } from '../options/call.ts';
-import { decodeUtf8, FileWindow, lineAt, markBytes, Offsets, openIndexed } from './file_window.ts';
-import { jsonErrorOffset } from './json_position.ts';
-import {
-  kEncodingAdvice,
-  kMaxRowBytes,
-  kShrunk,
-  kShrunkAdvice,
-  noRows,
-  noSuchRow,
-  notARow,
-  type Row,
-  type RowSource,
-  rowTooLong,
-} from './rows.ts';
+import { JsonRows, markBytes, Offsets, openIndexed } from './json_rows.ts';
+import { kMaxRowBytes, rowTooLong } from './rows.ts';
 
 const kNewline = 10;
 
 const kArray = 'this is a JSON array, and not one object a line';
 const kArrayAdvice = "convert it: jq -c '.[]' file.json > file.jsonl";
-const kRowAdvice = 'correct this line, or remove it';
 
 /** Options of {@link JsonlFile.open}. */
 export interface JsonlOptions {
@@ -46,11 +31,8 @@ class LineFinder {
   constructor(private readonly path: string) {}
 
   feed(chunk: Uint8Array): void {
-    let at = 0;
-    if (this.base === 0) {
-      at = markBytes(chunk);
-      this.lineStart = at;
-    }
+    let at = this.base === 0 ? markBytes(chunk) : 0;
+    if (this.base === 0) this.lineStart = at;
     while (at < chunk.length) {
       if (!this.lineHasContent) {
         while (at < chunk.length && isBlank(chunk[at])) at++;
@@ -80,17 +62,8 @@ function isBlank(byte: number | undefined): boolean {
 }
 
 /** A JSON-lines file of any size: lines are indexed by offset and read when asked for. */
-export class JsonlFile implements RowSource {
-  private readonly window: FileWindow;
-
-  private constructor(
-    readonly path: string,
-    private readonly file: FileHandle,
-    private readonly starts: Float64Array,
-    private readonly size: number,
-  ) {
-    this.window = new FileWindow(path, file, size);
-  }
+export class JsonlFile extends JsonRows {
+  protected readonly advice = 'correct this line, or remove it';
 
   /**
    * Opens a file and indexes its lines, a chunk at a time.
@@ -98,77 +71,23 @@ export class JsonlFile implements RowSource {
    */
   static async open(path: string, options: JsonlOptions = {}): Promise<JsonlFile> {
     checkCall('data', options, kTable);
-    const finder = new LineFinder(path);
-    return await openIndexed(path, options.signal, {
-      index: (chunk) => finder.feed(chunk),
-      make: (file, size) => {
-        if (finder.starts.length === 0) throw noRows(path);
-        return new JsonlFile(path, file, finder.starts.finish(), size);
-      },
-    });
+    return new JsonlFile(await openIndexed(path, options.signal, new LineFinder(path)));
   }
 
-  get length(): number {
-    return this.starts.length;
+  // Behind the row there may be any number of blanks.
+  protected end(index: number): number {
+    const { starts, size } = this.indexed;
+    return Math.min(starts[index + 1] ?? size, (starts[index] as number) + kMaxRowBytes);
   }
 
-  async row(index: number): Promise<Row> {
-    const start = this.starts[index];
-    if (start === undefined) {
-      throw noSuchRow(this, index);
-    }
-    // Behind the row there may be any number of blanks.
-    const end = Math.min(this.starts[index + 1] ?? this.size, start + kMaxRowBytes);
-    const bytes = await this.window.read(index, start, end);
-    if (bytes === null) throw await this.damaged(index, 1, kShrunk, kShrunkAdvice);
-    const text = await this.decode(index, bytes);
-    let value: unknown;
-    try {
-      value = JSON.parse(text);
-    } catch (error) {
-      // The file is one array over several lines, whose first line is no JSON by itself.
-      if (index === 0 && /^\s*\[/.test(text)) throw await this.damaged(0, 1, kArray, kArrayAdvice);
-      const column = (jsonErrorOffset(text) ?? 0) + 1;
-      throw await this.damaged(index, column, `not valid JSON (${(error as Error).message})`);
-    }
-    if (Array.isArray(value) && this.length === 1) {
-      throw await this.damaged(0, 1, kArray, kArrayAdvice);
-    }
-    const wrong = notARow(value);
-    if (wrong !== null) throw await this.damaged(index, 1, wrong);
-    return value as Row;
+  protected place(line: number, _: number, before?: string): string {
+    const column = before === undefined ? '' : `:${before.length + 1}`;
+    return `${this.path}:${line}${column}`;
   }
 
-  async where(index: number): Promise<string> {
-    return `${this.path}:${await this.line(index)}`;
-  }
-
-  /** Closes the file; rows cannot be read afterwards. */
-  async close(): Promise<void> {
-    await this.file.close();
-  }
-
-  private async decode(index: number, bytes: Uint8Array): Promise<string> {
-    const decoded = decodeUtf8(bytes);
-    if (decoded.text !== null) return decoded.text;
-    const column = decoded.good.length + 1;
-    throw await this.damaged(index, column, 'not valid UTF-8', kEncodingAdvice);
-  }
-
-  /** The error for a damaged row; `column` counts UTF-16 units from 1. */
-  private async damaged(
-    index: number,
-    column: number,
-    what: string,
-    advice = kRowAdvice,
-  ): Promise<FormatError> {
-    const where = `${this.path}:${await this.line(index)}:${column}`;
-    const options = { path: this.path, advice, offset: this.starts[index] as number };
-    return new FormatError(`${where}: ${what}`, options);
-  }
-
-  /** The row's line number from 1. */
-  private line(index: number): Promise<number> {
-    return lineAt(this.path, this.file, this.starts[index] as number);
+  /** The file is one array, over one line or over several, whose first is no JSON by itself. */
+  protected override async damagedFile(index: number, text: string, value: unknown) {
+    const isArray = /^\s*\[/.test(text) && (value === undefined || this.length === 1);
+    return index === 0 && isArray ? this.damaged(0, '', kArray, kArrayAdvice) : null;
   }
 }

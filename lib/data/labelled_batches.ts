@@ -129,35 +129,63 @@ export class LabelledBatches extends EncodedBatches<Labelled, LabelledBatch> {
   ): Promise<LabelledBatches> {
     const given = checkData({ rows: rowsOrSource, tokenizer }, options, kTable);
     const settings = settingsOf(options);
-    const { batchSize, shuffle, seed, groupByLength: byLength } = settings;
+    const { maxLength, groupByLength: byLength } = settings;
     const fields = await perFile(given, (row) => chooseFields(row, options));
     // A maxLength that leaves no room for a text is refused before all rows are read.
     const hasPairs = fields.some(({ texts }) => texts.length > 1);
-    tokenizer.encodePair('', hasPairs ? '' : null, { maxLength: settings.maxLength });
-    const { rows, corruption } = await corruptRows(given, fields, options);
+    tokenizer.encodePair('', hasPairs ? '' : null, { maxLength });
+    const rows = await corruptRows(given, fields, options);
     const scheme = await schemeOf(rows, fields, options);
     const perClass = Array<number>(scheme.numLabels).fill(0);
-    const dataset = await Dataset.read(
-      rows,
-      kindOf(tokenizer, { rows, fields, scheme, settings }),
-      {
-        ...options,
-        tokenizer,
-        order: { batchSize, shuffle, seed, byLength },
-        cacheBytes: Number.POSITIVE_INFINITY,
-        // Fingerprints that runs have stored depend on this order: settings and scheme are hashed before the examples.
-        hash: createHash('sha256').update(JSON.stringify({ settings, scheme })),
-        keep: ({ label }) => {
-          countClasses(perClass, label, scheme);
-          return true;
-        },
+    const classes = scheme.problemType === 'single_label_classification';
+    const kind: ExampleKind<Labelled, LabelledBatch> = {
+      encode: (row, index) => {
+        const { texts, label: labelField } = choiceOf(fields, rows, index);
+        const [a = '', b = null] = texts.map((field) => fieldText(row, field));
+        const { ids, typeIds, cut } = tokenizer.encodePair(a, b, { maxLength });
+        if (ids.length === 0) throw withoutTokens(texts);
+        const label = labelOf(row[labelField], labelField, scheme);
+        const example = { ids: Int32Array.from(ids), typeIds: Uint8Array.from(typeIds), label };
+        return { example, cut: [cut > 0] };
       },
-    );
+      length: ({ ids }) => ids.length,
+      bytes: ({ ids, typeIds, label }) => ids.byteLength + typeIds.byteLength + 8 * label.length,
+      digest: ({ ids, typeIds, label }, hash) => {
+        hash.update(`${ids.length};`).update(ids).update(typeIds).update(Float64Array.from(label));
+      },
+      collate: (examples, indices) => {
+        const segments = concatenate(examples.map(({ ids }) => ids));
+        const tokenTypeIds = new Int32Array(segments.inputIds.length);
+        examples.forEach(({ typeIds }, b) => {
+          tokenTypeIds.set(typeIds, segments.cuSeqlens[b]);
+        });
+        const values = examples.flatMap(({ label }) => label);
+        const labels = classes ? Int32Array.from(values) : Float32Array.from(values);
+        return { ...segments, tokenTypeIds, labels, indices: Int32Array.from(indices) };
+      },
+    };
+    const dataset = await Dataset.read(rows, kind, {
+      ...options,
+      tokenizer,
+      order: { ...settings, byLength },
+      cacheBytes: Number.POSITIVE_INFINITY,
+      // Fingerprints that runs have stored depend on this order: settings and scheme are hashed before the examples.
+      hash: createHash('sha256').update(JSON.stringify({ settings, scheme })),
+      keep: ({ label }) => {
+        for (const [d, value] of classes ? [[label[0] as number, 1] as const] : label.entries()) {
+          perClass[d] = (perClass[d] as number) + value;
+        }
+        return true;
+      },
+    });
     const { examples, tokens, longest, truncated } = dataset.counts;
-    const counted = scheme.problemType === 'regression' ? null : perClass;
     const statistics = {
-      ...{ examples, tokens, longest, truncated, perClass: counted },
-      ...reportCorruption(corruption, options),
+      examples,
+      tokens,
+      longest,
+      truncated,
+      perClass: scheme.problemType === 'regression' ? null : perClass,
+      corruption: reportCorruption(rows, options),
     };
     const format = describeFormats(fields);
     reportWarnings(statistics, scheme, { ...options, format });
@@ -184,14 +212,6 @@ export class LabelledBatches extends EncodedBatches<Labelled, LabelledBatch> {
   }
 }
 
-interface Settings {
-  readonly batchSize: number;
-  readonly maxLength: number;
-  readonly shuffle: boolean;
-  readonly seed: number;
-  readonly groupByLength: boolean;
-}
-
 /** The meaning of the labels, resolved from the options and all rows. */
 async function schemeOf(
   rows: RowSource,
@@ -205,63 +225,12 @@ async function schemeOf(
   return resolveScheme(raw, labelOptions(options));
 }
 
-function kindOf(
-  tokenizer: Tokenizer,
-  {
-    rows,
-    fields,
-    scheme,
-    settings,
-  }: { rows: RowSource; fields: readonly Fields[]; scheme: LabelScheme; settings: Settings },
-): ExampleKind<Labelled, LabelledBatch> {
-  const classes = scheme.problemType === 'single_label_classification';
-  return {
-    encode: (row, index) => {
-      const { texts, label: labelField } = choiceOf(fields, rows, index);
-      const [a, b] = texts.map((field) => fieldText(row, field));
-      const { ids, typeIds, cut } = tokenizer.encodePair(a as string, b ?? null, {
-        maxLength: settings.maxLength,
-      });
-      if (ids.length === 0) throw withoutTokens(texts);
-      const label = labelOf(row[labelField], labelField, scheme);
-      const example = { ids: Int32Array.from(ids), typeIds: Uint8Array.from(typeIds), label };
-      return { example, cut: [cut > 0] };
-    },
-    length: ({ ids }) => ids.length,
-    bytes: ({ ids, typeIds, label }) => ids.byteLength + typeIds.byteLength + 8 * label.length,
-    digest: ({ ids, typeIds, label }, hash) => {
-      hash.update(`${ids.length};`).update(ids).update(typeIds).update(Float64Array.from(label));
-    },
-    collate: (examples, indices) => {
-      const segments = concatenate(examples.map(({ ids }) => ids));
-      const tokenTypeIds = new Int32Array(segments.inputIds.length);
-      examples.forEach(({ typeIds }, b) => {
-        tokenTypeIds.set(typeIds, segments.cuSeqlens[b]);
-      });
-      const values = examples.flatMap(({ label }) => label);
-      const labels = classes ? Int32Array.from(values) : Float32Array.from(values);
-      return { ...segments, tokenTypeIds, labels, indices: Int32Array.from(indices) };
-    },
-  };
-}
-
 function labelOf(value: unknown, field: string, scheme: LabelScheme): number[] {
   try {
     return parseLabel(rawLabel(value), scheme);
   } catch (error) {
     if (!(error instanceof ArgumentError)) throw error;
     throw new ArgumentError(`field '${field}': ${error.message}`);
-  }
-}
-
-function countClasses(
-  perClass: number[],
-  label: readonly number[],
-  { problemType }: LabelScheme,
-): void {
-  const ids = problemType === 'single_label_classification';
-  for (const [d, value] of ids ? [[label[0] as number, 1] as const] : label.entries()) {
-    perClass[d] = (perClass[d] as number) + value;
   }
 }
 
@@ -285,7 +254,7 @@ function reportWarnings(
   }
 }
 
-function settingsOf(options: LabelledOptions): Settings {
+function settingsOf(options: LabelledOptions) {
   const { maxLength = kMaxLength, groupByLength = false } = options;
   const { batchSize, shuffle, seed } = orderOptions(options);
   // The fingerprint hashes the fields in this order.

@@ -82,19 +82,14 @@ function fieldsOf(texts: readonly string[], label: string): Fields {
 export function labelOptions(options: FieldOptions & LabelOptions): TaskLabelOptions {
   const { glue, numLabels, problemType } = options;
   const labelNames = options.labelNames ?? undefined;
-  const own: LabelOptions = {
-    ...(labelNames === undefined ? {} : { labelNames }),
-    ...(numLabels === undefined ? {} : { numLabels }),
-    ...(problemType === undefined ? {} : { problemType }),
-  };
-  if (glue === undefined) return own;
+  if (glue === undefined) return { labelNames, numLabels, problemType };
   const names = glueTask(glue).labelNames;
-  if (names === null) return { problemType: 'regression', ...own };
+  if (names === null) return { labelNames, numLabels, problemType: problemType ?? 'regression' };
   const named = numLabels === undefined || numLabels === names.length;
   return {
-    problemType: 'single_label_classification',
-    ...(named ? { labelNames: names } : {}),
+    problemType: problemType ?? 'single_label_classification',
+    labelNames: labelNames ?? (named ? names : undefined),
+    numLabels,
     taskNames: names,
-    ...own,
   };
 }

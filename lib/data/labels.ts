@@ -84,8 +84,8 @@ export function resolveScheme(values: readonly unknown[], options: TaskLabelOpti
     );
   }
   const ids = taskNames && names ? indicesIn(taskNames, names) : null;
-  const moved = ids?.some((place, id) => place !== id) ? { ids } : {};
-  return { problemType, numLabels: count, names, ...moved };
+  const moved = ids?.some((place, id) => place !== id) ? ids : undefined;
+  return { problemType, numLabels: count, names, ids: moved };
 }
 
 /** @throws ArgumentError for more labels than a head can have, as a number that is no label would ask for */

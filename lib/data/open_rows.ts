@@ -67,7 +67,7 @@ async function openFile(
   { columns, ...rest }: Omit<OpenRowsOptions, 'dataWeights'>,
 ): Promise<RowSource> {
   if (/\.(tsv|csv)$/i.test(path)) {
-    return DelimitedFile.open(path, { ...rest, ...(columns !== undefined && { columns }) });
+    return DelimitedFile.open(path, { ...rest, columns });
   }
   if (columns !== undefined) {
     throw new ArgumentError(
@@ -76,6 +76,6 @@ async function openFile(
   }
   if (/\.parquet$/i.test(path)) return ParquetFile.open(path, rest);
   return (await JsonArrayFile.isArray(path))
-    ? JsonArrayFile.open(path, rest)
+    ? JsonArrayFile.open(path, rest.signal)
     : JsonlFile.open(path, rest);
 }

@@ -2,12 +2,18 @@
  * Parquet files as rows. They are decoded in another process (parquet_process.ts), since decoding a row group takes seconds, and a
  * damaged one may take forever: it is stopped after a time that its size allows for.
  */
-import { ArgumentError, FormatError } from '../errors.ts';
-import { openRegular } from '../io/regular_file.ts';
+import { ArgumentError, fileError } from '../errors.ts';
 import { SideProcess } from '../io/side_process.ts';
 import { type CallTable, checkCall, kCall } from '../options/call.ts';
-import type { ParquetFooter, ParquetRequest } from './parquet_requests.ts';
-import { cannotOpen, noRows, noSuchRow, type Row, type RowSource } from './rows.ts';
+import { noRows, noSuchRow, openData, type Row, type RowSource } from './rows.ts';
+
+/** The footer, or the rows from `start` to `end`; no more than those in one row group are returned. */
+export type ParquetRequest = 'footer' | { readonly start: number; readonly end: number };
+
+/** Rows of each row group, as the footer says. */
+export interface ParquetFooter {
+  readonly groups: readonly { readonly rows: number }[];
+}
 
 /** Options of {@link ParquetFile.open}. */
 export interface ParquetOptions {
@@ -76,9 +82,7 @@ export class ParquetFile implements RowSource {
   }
 
   async row(index: number): Promise<Row> {
-    if (!(index >= 0 && index < this.length)) {
-      throw noSuchRow(this, index);
-    }
+    if (!(index >= 0 && index < this.length)) throw noSuchRow(this, index);
     const inOrder = index === this.#next;
     this.#next = index + 1;
     const closes = this.#closes;
@@ -111,9 +115,7 @@ export class ParquetFile implements RowSource {
 }
 
 async function sizeOf(path: string): Promise<number> {
-  const file = await openRegular(path).catch((error: unknown) => {
-    throw cannotOpen(path, error);
-  });
+  const file = await openData(path);
   try {
     return (await file.stat()).size;
   } finally {
@@ -129,10 +131,11 @@ function askOptions(path: string, mebibytes: number, signal: AbortSignal | undef
     onEnd: (why: 'time' | 'memory' | 'closed') => {
       if (why === 'closed') return closed(path);
       const what = why === 'time' ? `took more than ${Math.ceil(seconds)} s` : 'ran out of memory';
-      return new FormatError(`${path}: reading it ${what}: a page is damaged or too large`, {
+      return fileError(
         path,
-        advice: 'write it again, with smaller row groups, or as JSON Lines',
-      });
+        `reading it ${what}: a page is damaged or too large`,
+        'write it again, with smaller row groups, or as JSON Lines',
+      );
     },
   };
 }

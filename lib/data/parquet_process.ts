@@ -2,17 +2,16 @@
  * The process that reads a Parquet file for `ParquetFile`, with hyparquet; one row group is in memory at a time. A damaged page may make
  * hyparquet count to billions or fill the memory, since it takes lengths from the pages as they are.
  */
-import type { FileHandle } from 'node:fs/promises';
 import {
   type AsyncBuffer,
   type FileMetaData,
   parquetMetadataAsync,
   parquetReadObjects,
 } from 'hyparquet';
-import { BaloraError, FormatError, UnsupportedError } from '../errors.ts';
-import { openRegular, readError } from '../io/regular_file.ts';
+import { BaloraError, type FormatError, fileError, UnsupportedError } from '../errors.ts';
+import { fill, openRegular } from '../io/regular_file.ts';
 import { answerRequests } from '../io/side_process.ts';
-import type { ParquetFooter, ParquetRequest } from './parquet_requests.ts';
+import type { ParquetFooter, ParquetRequest } from './parquet.ts';
 import { kMaxRowBytes, kShrunk, type Row, rowTooLong } from './rows.ts';
 
 /** Bytes of rows that are sent at a time. */
@@ -108,7 +107,7 @@ class Reader {
   }
 
   private damaged(what: string): FormatError {
-    return new FormatError(`${this.path}: ${what}`, { path: this.path });
+    return fileError(this.path, what);
   }
 }
 
@@ -120,21 +119,11 @@ async function bufferOf(path: string): Promise<AsyncBuffer> {
     byteLength: size,
     async slice(start, end = size) {
       const buffer = new ArrayBuffer(Math.max(0, Math.min(end, size) - start));
-      await fill(handle, new Uint8Array(buffer), start).catch((error: unknown) => {
-        throw readError(path, error);
-      });
+      const filled = await fill(path, handle, { bytes: new Uint8Array(buffer), start });
+      if (!filled) throw new Error(kShrunk);
       return buffer;
     },
   };
-}
-
-async function fill(handle: FileHandle, bytes: Uint8Array, start: number): Promise<void> {
-  for (let filled = 0; filled < bytes.length; ) {
-    const left = bytes.length - filled;
-    const { bytesRead } = await handle.read(bytes, filled, left, start + filled);
-    if (bytesRead === 0) throw new Error(kShrunk);
-    filled += bytesRead;
-  }
 }
 
 /** Characters and bytes in a value. */
@@ -172,11 +161,12 @@ async function withPath<T>(path: string, work: () => Promise<T>): Promise<T> {
     if (error instanceof BaloraError) throw error;
     // V8 may refuse an array before the memory is used up.
     if (error instanceof RangeError && /array length/i.test(error.message)) {
-      throw new FormatError(
-        `${path}: reading it needed too long an array: a page is damaged or too large`,
-        { path, advice: 'write it again, with smaller row groups, or as JSON Lines' },
+      throw fileError(
+        path,
+        'reading it needed too long an array: a page is damaged or too large',
+        'write it again, with smaller row groups, or as JSON Lines',
       );
     }
-    throw new FormatError(`${path}: ${(error as Error).message}`, { path });
+    throw fileError(path, `${(error as Error).message}`);
   }
 }

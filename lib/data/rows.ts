@@ -2,9 +2,10 @@
  * Sources of data rows: anything with a length that gives a row by its index. `JsonlFile` reads a file that may be larger than
  * memory; `arrayRows` wraps rows that are in memory already.
  */
+import type { FileHandle } from 'node:fs/promises';
 import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
-import { isMissing } from '../io/regular_file.ts';
+import { isMissing, openRegular } from '../io/regular_file.ts';
 import { shown } from '../shown.ts';
 
 /** One row of data: its fields by name. */
@@ -66,6 +67,13 @@ export function noSuchRow({ path, length }: { path: string; length: number }, in
   );
 }
 
+/** Opens a data file. @throws as openRegular does, with a message of its own for a file that does not exist */
+export function openData(path: string): Promise<FileHandle> {
+  return openRegular(path).catch((error: unknown) => {
+    throw cannotOpen(path, error);
+  });
+}
+
 /** The error for a file that cannot be opened: one of its own where it does not exist. */
 export function cannotOpen(path: string, error: unknown): unknown {
   if (!isMissing(error)) return error;
@@ -83,7 +91,7 @@ export function rowTooLong(path: string, place: string, offset?: number): Format
   const limit = formatBytes(kMaxRowBytes);
   return new FormatError(`${path}${place}: the row is longer than ${limit}`, {
     path,
-    ...(offset !== undefined && { offset }),
+    offset,
     advice: 'divide its text over several rows, and check that rows end in line breaks',
   });
 }

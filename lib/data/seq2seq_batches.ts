@@ -21,16 +21,13 @@ import {
   describeFormats,
   type FormatOptions,
   formatTable,
-  type TextFormat,
 } from './example_format.ts';
 import { choiceOf } from './mixed_rows.ts';
-import type { RowSource } from './rows.ts';
 import {
   collateSeq2Seq,
   encodeSeq2Seq,
   type Seq2SeqExample,
   type Seq2SeqExamples,
-  type Seq2SeqLengths,
 } from './seq2seq_example.ts';
 
 /** Options for turning rows into micro-batches of an encoder-decoder. */
@@ -67,13 +64,6 @@ export interface Seq2SeqStatistics extends DataStatistics {
   readonly truncatedTargets: number;
 }
 
-interface Settings extends Seq2SeqLengths {
-  readonly decoderStartTokenId: number;
-  readonly batchSize: number;
-  readonly shuffle: boolean;
-  readonly seed: number;
-}
-
 const kDefaultMaxSourceLength = 512;
 const kDefaultMaxTargetLength = 128;
 
@@ -95,18 +85,29 @@ export class Seq2SeqBatches extends StreamedBatches<
   ): Promise<Seq2SeqBatches> {
     const given = checkData({ rows: rowsOrSource, tokenizer }, options, kTable);
     const settings = settingsOf(options);
-    const { batchSize, shuffle, seed } = settings;
+    const { decoderStartTokenId, maxSourceLength, maxTargetLength } = settings;
+    const lengths = { maxSourceLength, maxTargetLength };
     // Settings under which no row could be encoded are refused before any row is read.
-    encodeSeq2Seq(tokenizer, ['', ''], lengthsOf(settings));
+    encodeSeq2Seq(tokenizer, ['', ''], lengths);
     const formats = await chooseSourceTargets(given, options);
     const columns = formats.map(({ columns: texts }) => ({ texts }));
-    const { rows, corruption } = await corruptRows(given, columns, options);
+    const rows = await corruptRows(given, columns, options);
     let [longestSource, longestTarget, supervisedTokens] = [0, 0, 0];
     const empty = new EmptyAnswers();
-    const dataset = await Dataset.read(rows, kindOf(tokenizer, { rows, formats, settings }), {
+    const kind: ExampleKind<Seq2SeqExample, Seq2SeqExamples> = {
+      encode: (row, index) =>
+        encodeSeq2Seq(tokenizer, choiceOf(formats, rows, index).texts(row), lengths),
+      length: ({ source, target }) => source.length + target.length,
+      bytes: ({ source, target }) => source.byteLength + target.byteLength,
+      digest: ({ source, target }, hash) => {
+        hash.update(`${source.length},${target.length};`).update(source).update(target);
+      },
+      collate: (examples, indices) => collateSeq2Seq(examples, { decoderStartTokenId, indices }),
+    };
+    const dataset = await Dataset.read(rows, kind, {
       ...options,
       tokenizer,
-      order: { batchSize, shuffle, seed },
+      order: settings,
       keep: ({ source, target }, index) => {
         // A target of its end alone.
         if (target.length <= 1) {
@@ -132,9 +133,16 @@ export class Seq2SeqBatches extends StreamedBatches<
       longestTarget,
       truncatedSources,
       truncatedTargets,
-      ...reportCorruption(corruption, options),
+      corruption: reportCorruption(rows, options),
     };
-    reportTruncation(statistics, settings, options);
+    const sides = [
+      ['sources', truncatedSources, maxSourceLength],
+      ['targets', truncatedTargets, maxTargetLength],
+    ] as const;
+    for (const [what, truncated, maxLength] of sides) {
+      const about = { rows: counts.rows, what, maxLength };
+      if (truncated > 0) options.onWarning?.(truncationWarning(truncated, about));
+    }
     const format = describeFormats(formats);
     return new Seq2SeqBatches(
       { dataset, format, tokenizer, options: { ...options, ...settings } },
@@ -143,48 +151,7 @@ export class Seq2SeqBatches extends StreamedBatches<
   }
 }
 
-const lengthsOf = ({ maxSourceLength, maxTargetLength }: Settings): Seq2SeqLengths => ({
-  maxSourceLength,
-  maxTargetLength,
-});
-
-function kindOf(
-  tokenizer: Tokenizer,
-  {
-    rows,
-    formats,
-    settings,
-  }: { rows: RowSource; formats: readonly TextFormat[]; settings: Settings },
-): ExampleKind<Seq2SeqExample, Seq2SeqExamples> {
-  const { decoderStartTokenId } = settings;
-  const lengths = lengthsOf(settings);
-  return {
-    encode: (row, index) =>
-      encodeSeq2Seq(tokenizer, choiceOf(formats, rows, index).texts(row), lengths),
-    length: ({ source, target }) => source.length + target.length,
-    bytes: ({ source, target }) => source.byteLength + target.byteLength,
-    digest: ({ source, target }, hash) => {
-      hash.update(`${source.length},${target.length};`).update(source).update(target);
-    },
-    collate: (examples, indices) => collateSeq2Seq(examples, { decoderStartTokenId, indices }),
-  };
-}
-
-function reportTruncation(
-  { rows, truncatedSources, truncatedTargets }: Seq2SeqStatistics,
-  { maxSourceLength, maxTargetLength }: Seq2SeqLengths,
-  { onWarning }: Seq2SeqBatchOptions,
-): void {
-  const sides = [
-    ['sources', truncatedSources, maxSourceLength],
-    ['targets', truncatedTargets, maxTargetLength],
-  ] as const;
-  for (const [what, truncated, maxLength] of sides) {
-    if (truncated > 0) onWarning?.(truncationWarning(truncated, { rows, what, maxLength }));
-  }
-}
-
-function settingsOf(options: Seq2SeqBatchOptions): Settings {
+function settingsOf(options: Seq2SeqBatchOptions) {
   const {
     decoderStartTokenId,
     maxSourceLength = kDefaultMaxSourceLength,

@@ -1,8 +1,8 @@
 /** A prompt template that is given by its name, as a text or as a file. */
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError, fileError } from '../errors.ts';
 import { isMissing, readBytes } from '../io/regular_file.ts';
 import { shown } from '../shown.ts';
-import { decodeUtf8 } from './file_window.ts';
+import { decodeUtf8 } from './json_rows.ts';
 import { kChatTemplateName, kNamedTemplates } from './prompt_template.ts';
 import { kEncodingAdvice } from './rows.ts';
 
@@ -29,7 +29,7 @@ export async function readTemplate(given: string): Promise<string> {
   }
   const { text } = decodeUtf8(bytes);
   if (text === null) {
-    throw new FormatError(`${given}: not valid UTF-8`, { path: given, advice: kEncodingAdvice });
+    throw fileError(given, 'not valid UTF-8', kEncodingAdvice);
   }
   const template = text
     .replace(/^\ufeff/, '')

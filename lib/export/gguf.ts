@@ -3,7 +3,7 @@
  * neither the adapter nor the type changes; from a Hugging Face folder the metadata are made from its configuration and tokenizer.
  */
 import { checkMergeable, mergedBias, mergedWeightWithError } from '../adapters/merged_weights.ts';
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError, fileError } from '../errors.ts';
 import {
   GGUF_FILE_TYPES,
   type GgufEntries,
@@ -171,10 +171,11 @@ function checkUnchanged({ path, identity }: GgufFile, { stored }: Model): void {
     loaded.identity.mtimeNs === mtimeNs &&
     loaded.identity.ino === ino;
   if (same) return;
-  throw new FormatError(`${path}: the file has changed since the model was loaded from it`, {
+  throw fileError(
     path,
-    advice: 'wait until it is complete, and begin anew',
-  });
+    'the file has changed since the model was loaded from it',
+    'wait until it is complete, and begin anew',
+  );
 }
 
 function folderPlan({ tuned, tokenizer, outtype, warn }: ExportInput, layout: GgufLayout): Plan {

@@ -7,7 +7,7 @@
 import type { Stats } from 'node:fs';
 import { lstat, mkdir, realpath, rename, rmdir } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError, fileError } from '../errors.ts';
 import {
   discard,
   diskError,
@@ -227,10 +227,11 @@ async function readManifest(folder: string): Promise<Manifest | null> {
     const inside = await Promise.all(files.map(isInside));
     if (inside.every(Boolean)) return { complete, files, written };
   }
-  throw new FormatError(`${path}: is no list of files of an export`, {
+  throw fileError(
     path,
-    advice: 'choose another folder, or empty this one',
-  });
+    'is no list of files of an export',
+    'choose another folder, or empty this one',
+  );
 }
 
 function writeManifest(folder: string, manifest: Manifest): Promise<void> {

@@ -2,7 +2,7 @@
  * Pushing of a folder to the Hub, as a commit of all its files, through @huggingface/hub. The token is read from the environment and
  * sent to the Hub's own address alone; no message has it.
  */
-import { ArgumentError, BaloraError, FormatError, NativeError } from '../errors.ts';
+import { ArgumentError, BaloraError, fileError, NativeError } from '../errors.ts';
 import { Endpoint, withoutToken } from '../io/hub/endpoint.ts';
 import { isRepoId, isRevision } from '../io/hub/names.ts';
 import { pushedFiles } from '../io/pushed_files.ts';
@@ -53,10 +53,11 @@ export async function pushFolder(folder: string, options: PushOptions): Promise<
   const { name } = new Endpoint({ hubUrl, accessToken, timeoutMs: kTimeoutMs });
   const files = await pushedFiles(folder);
   if (files.length === 0) {
-    throw new FormatError(`${folder}: holds no files to push`, {
-      path: folder,
-      advice: 'give the folder of an adapter or of a model',
-    });
+    throw fileError(
+      folder,
+      'holds no files to push',
+      'give the folder of an adapter or of a model',
+    );
   }
   for (const { path } of files) onFile?.(path);
   // Imported when needed, since nothing else uses it.

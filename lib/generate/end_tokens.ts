@@ -1,6 +1,6 @@
 /** The ids that end a sequence unless the caller names some. */
 import { join } from 'node:path';
-import { FormatError } from '../errors.ts';
+import { fileError } from '../errors.ts';
 import type { Place } from '../io/own_files.ts';
 import { isMissing } from '../io/regular_file.ts';
 import { readConfigJson } from '../models/config_keys.ts';
@@ -43,7 +43,5 @@ function idsOf(given: unknown, path: string): number[] | null {
   const ids = Array.isArray(given) ? given : [given];
   if (ids.every((id) => Number.isInteger(id) && id >= 0)) return ids as number[];
   const found = shown(given);
-  throw new FormatError(`${path}: eos_token_id must be an id or a list of ids, got ${found}`, {
-    ...{ path, advice: kAdvice },
-  });
+  throw fileError(path, `eos_token_id must be an id or a list of ids, got ${found}`, kAdvice);
 }

@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { FormatError } from '../errors.ts';
+import { type FormatError, fileError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
 import { writeFileAtomic } from './files.ts';
 import { isMissing, readBytes, readSlices, readText } from './regular_file.ts';
@@ -133,5 +133,5 @@ async function readChecksums(folder: string): Promise<Map<string, string>> {
 }
 
 function fault(path: string, what: string): FormatError {
-  return new FormatError(`${path}: ${what}`, { path });
+  return fileError(path, what);
 }

@@ -7,7 +7,7 @@ import { constants as modes } from 'node:fs';
 import { type FileHandle, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { constants } from 'node:os';
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path';
-import { ArgumentError, FormatError, NativeError } from '../errors.ts';
+import { ArgumentError, type FormatError, fileError, NativeError } from '../errors.ts';
 
 /**
  * The process id in a temporary name that is made here, or by the engine (native/io/atomic_file.cc). No other name counts as
@@ -123,9 +123,11 @@ export function isBelow(path: string, folder: string): boolean {
 
 /** The error for a link through which another file, whatever it is, would be written. */
 export function writtenLink(path: string): FormatError {
-  return new FormatError(`${path}: is a link, and files are not written through links`, {
-    ...{ path, advice: 'remove it, or put the file that it leads to in its place' },
-  });
+  return fileError(
+    path,
+    'is a link, and files are not written through links',
+    'remove it, or put the file that it leads to in its place',
+  );
 }
 
 /** Removes a file, if there is one. @throws NativeError with the path when the disk refuses */

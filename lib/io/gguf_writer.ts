@@ -1,5 +1,5 @@
 /** Writing of GGUF files (version 3): metadata, and tensors that are encoded one at a time on the engine's stream. */
-import { FormatError } from '../errors.ts';
+import { fileError } from '../errors.ts';
 import { native } from '../native.ts';
 import { Tensor } from '../tensor.ts';
 import type { GgufFile } from './gguf.ts';
@@ -136,6 +136,6 @@ function alignmentOf(metadata: GgufEntries, path: string): number {
   if (entry === undefined) return kDefaultAlignment;
   if (!(entry instanceof Uint8Array)) return Number(entry.value);
   // A UINT32, as the reader has checked: the last four bytes of the entry.
-  if (entry.length < 4) throw new FormatError(`${path}: general.alignment is damaged`, { path });
+  if (entry.length < 4) throw fileError(path, 'general.alignment is damaged');
   return new DataView(entry.buffer, entry.byteOffset + entry.length - 4, 4).getUint32(0, true);
 }

@@ -5,7 +5,7 @@
 import { constants, type Stats } from 'node:fs';
 import { type FileHandle, lstat, open, realpath } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { FormatError } from '../errors.ts';
+import { FormatError, fileError } from '../errors.ts';
 import { isBelow, kNoLink } from './files.ts';
 import { repositoryOf } from './hub/names.ts';
 import {
@@ -116,8 +116,9 @@ export function notOwn(path: string, why: string, cause?: unknown): FormatError 
 
 /** The error for a file that has become another one. */
 export function exchanged(path: string): FormatError {
-  return new FormatError(`${path}: was changed or replaced while it was read`, {
+  return fileError(
     path,
-    advice: 'try again when nothing writes to the folder',
-  });
+    'was changed or replaced while it was read',
+    'try again when nothing writes to the folder',
+  );
 }

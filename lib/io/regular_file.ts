@@ -5,7 +5,7 @@
  */
 import { constants, type Stats } from 'node:fs';
 import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
-import { FormatError } from '../errors.ts';
+import { FormatError, fileError } from '../errors.ts';
 import { diskError, isLink, kNoLink, reasonOf } from './files.ts';
 import { formatBytes } from './format_bytes.ts';
 import type { FileIdentity } from './tensor_file.ts';
@@ -49,7 +49,7 @@ export async function openRegular(path: string, { follow = true } = {}): Promise
   } catch (error) {
     if (!follow && (await isLink(path))) {
       const advice = 'put a copy of the file in its place';
-      throw new FormatError(`${path}: is a link, which is not a regular file`, { path, advice });
+      throw fileError(path, 'is a link, which is not a regular file', advice);
     }
     throw readError(path, error);
   }
@@ -66,7 +66,7 @@ export async function openRegular(path: string, { follow = true } = {}): Promise
 export function requireRegular(path: string, info: Stats): void {
   if (info.isFile()) return;
   const [kind, advice] = kindOf(info);
-  throw new FormatError(`${path}: is ${kind}, not a regular file`, { path, advice });
+  throw fileError(path, `is ${kind}, not a regular file`, advice);
 }
 
 function kindOf(info: Stats): [kind: string, advice: string] {
@@ -90,9 +90,10 @@ export async function readOpened(
   try {
     const { size } = await file.stat();
     if (size > limit) {
-      throw new FormatError(
-        `${path}: has ${formatBytes(size)}, and such a file may have ${formatBytes(limit)}`,
-        { path, advice: 'check that it is the right file' },
+      throw fileError(
+        path,
+        `has ${formatBytes(size)}, and such a file may have ${formatBytes(limit)}`,
+        'check that it is the right file',
       );
     }
     return await file.readFile();
@@ -119,6 +120,24 @@ interface Slices {
   identity?: FileIdentity;
 }
 
+/** Fills `bytes` with those of a file from `start` on. @returns false where the file ends before */
+export async function fill(
+  path: string,
+  file: FileHandle,
+  { bytes, start }: { bytes: Uint8Array; start: number },
+): Promise<boolean> {
+  for (let filled = 0; filled < bytes.length; ) {
+    const { bytesRead } = await file
+      .read(bytes, filled, bytes.length - filled, start + filled)
+      .catch((error: unknown) => {
+        throw readError(path, error);
+      });
+    if (bytesRead === 0) return false;
+    filled += bytesRead;
+  }
+  return true;
+}
+
 /** Reads a part of a file in slices. @throws as {@link openRegular} does, FormatError for another file than `identity` */
 export async function* readSlices(
   path: string,
@@ -139,10 +158,11 @@ export async function* readSlices(
 async function requireSame(path: string, file: FileHandle, identity: FileIdentity): Promise<void> {
   const { size, mtimeNs, ino } = await file.stat({ bigint: true });
   if (size === identity.size && mtimeNs === identity.mtimeNs && ino === identity.ino) return;
-  throw new FormatError(`${path}: was changed or replaced while it was read`, {
+  throw fileError(
     path,
-    advice: 'try again when nothing writes to it',
-  });
+    'was changed or replaced while it was read',
+    'try again when nothing writes to it',
+  );
 }
 
 /** The kind and size of what a path leads to; null where there is nothing. @throws as {@link openRegular} does */

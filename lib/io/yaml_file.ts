@@ -1,6 +1,6 @@
 /** YAML files of options by name, with the lines on which these stand. JSON goes through the YAML parser too, since YAML includes it. */
 import { type Document, isMap, isScalar, LineCounter, Parser, parseDocument, visit } from 'yaml';
-import { FormatError } from '../errors.ts';
+import { FormatError, fileError } from '../errors.ts';
 import { isMissing, readText } from './regular_file.ts';
 
 /** Largest size of a file, which is far above that of all options together. */
@@ -65,14 +65,15 @@ function valuesOf(
     // An alias (*name) without an anchor, or aliases that stand for a huge value.
     const { message } = error as Error;
     const bomb = /excessive alias count/i.test(message);
-    throw new FormatError(`${path}: ${bomb ? `more than ${kMaxAliases} aliases` : message}`, {
+    throw fileError(
       path,
-      advice: bomb ? 'write the values themselves' : 'put quotes around a value that begins with *',
-    });
+      `${bomb ? `more than ${kMaxAliases} aliases` : message}`,
+      bomb ? 'write the values themselves' : 'put quotes around a value that begins with *',
+    );
   }
   if (value === null) return {};
   if (typeof value !== 'object' || Array.isArray(value)) {
-    throw new FormatError(`${path}: must hold options by name`, { path, advice: adviceOf(kind) });
+    throw fileError(path, 'must hold options by name', adviceOf(kind));
   }
   return value as Record<string, unknown>;
 }
@@ -108,10 +109,7 @@ function refuseDepth(path: string, text: string, kind: YamlFileKind): void {
     for (let next = open.pop(); next !== undefined; next = open.pop()) {
       const [{ value, items = [] }, depth] = next;
       if (depth > kMaxDepth) {
-        throw new FormatError(`${path}: nests deeper than ${kMaxDepth}`, {
-          path,
-          advice: adviceOf(kind),
-        });
+        throw fileError(path, `nests deeper than ${kMaxDepth}`, adviceOf(kind));
       }
       if (typeof value === 'object') open.push([value, depth]);
       for (const item of items) {
@@ -132,10 +130,7 @@ function parsed(
     // Messages give line and column (prettyErrors); uniqueKeys (on by default) refuses a key that is given twice.
     return parseDocument(text, { prettyErrors: true, lineCounter: lines });
   } catch (error) {
-    throw new FormatError(`${path}: cannot be parsed (${(error as Error).message})`, {
-      path,
-      advice: adviceOf(kind),
-    });
+    throw fileError(path, `cannot be parsed (${(error as Error).message})`, adviceOf(kind));
   }
 }
 

@@ -5,7 +5,7 @@
  * Truncation and padding that a tokenizer.json switches on are not applied; the data pipeline does the truncation.
  */
 import { withDeadline } from '../deadline.ts';
-import { ArgumentError, BaloraError, FormatError, UnsupportedError } from '../errors.ts';
+import { ArgumentError, BaloraError, FormatError, fileError, UnsupportedError } from '../errors.ts';
 import type { GgufTypedValue } from '../io/gguf_writer.ts';
 import { type ResolveOptions, resolveTokenizer } from '../io/hub.ts';
 import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
@@ -509,7 +509,7 @@ function withPath<T>(path: string, make: () => T): T {
     return make();
   } catch (error) {
     if (error instanceof FormatError && !error.path) {
-      throw new FormatError(`${path}: ${error.message}`, { path, advice: '' });
+      throw fileError(path, error.message, '');
     }
     if (error instanceof UnsupportedError && !error.message.startsWith(path)) {
       throw new UnsupportedError(`${path}: ${error.message}`);

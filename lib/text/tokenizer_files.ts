@@ -1,7 +1,7 @@
 /** Reading and writing of the files that a tokenizer consists of. */
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { ArgumentError, FormatError } from '../errors.ts';
+import { ArgumentError, type FormatError, fileError } from '../errors.ts';
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { isModelFolder } from '../io/model_folder.ts';
 import { type Place, readOwnText } from '../io/own_files.ts';
@@ -83,10 +83,7 @@ async function readGgufMetadata(path: string): Promise<GgufMetadata> {
 }
 
 function noSuchFile(path: string): FormatError {
-  return new FormatError(`${path}: no such file`, {
-    path,
-    advice: 'check the path, or fetch the file',
-  });
+  return fileError(path, 'no such file', 'check the path, or fetch the file');
 }
 
 /** Reads a JSON object from a file. @throws FormatError naming the file if it is missing or holds anything else */
@@ -117,10 +114,10 @@ function parseJson(path: string, text: string): Json {
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new FormatError(`${path}: not valid JSON (${(error as Error).message})`, { path });
+    throw fileError(path, `not valid JSON (${(error as Error).message})`);
   }
   if (value === null || typeof value !== 'object' || Array.isArray(value)) {
-    throw new FormatError(`${path}: must hold a JSON object`, { path });
+    throw fileError(path, 'must hold a JSON object');
   }
   return value as Json;
 }

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { Batches } from '../../lib/data/batches.ts';
-import { type CorruptedColumns, corruptRows } from '../../lib/data/corruption.ts';
+import { type CorruptedColumns, CorruptedRows, corruptRows } from '../../lib/data/corruption.ts';
 import type { CorruptionOptions } from '../../lib/data/corruption_options.ts';
 import { LabelledBatches } from '../../lib/data/labelled_batches.ts';
 import { mixRows } from '../../lib/data/mixed_rows.ts';
@@ -25,9 +25,11 @@ async function all(rows: RowSource): Promise<Row[]> {
   return found;
 }
 
+const countsOf = (rows: RowSource) => (rows instanceof CorruptedRows ? rows.counts : undefined);
+
 async function corrupted(corruption: CorruptionOptions, rows = kRows, seed = 1) {
   const made = await corruptRows(arrayRows(rows), kColumns, { corruption, seed });
-  return { rows: await all(made.rows), counts: made.corruption?.counts, source: made.rows };
+  return { rows: await all(made), counts: countsOf(made), source: made };
 }
 
 const differing = (rows: readonly Row[], field: string): number =>
@@ -82,7 +84,7 @@ describe('corrupted rows', () => {
     expect((await corrupted(options)).rows).toEqual(first.rows);
     expect((await corrupted({ ...options, corruptionSeed: 1 }, kRows, 9)).rows).toEqual(first.rows);
     expect((await corrupted({ ...options, corruptionSeed: 2 })).rows).not.toEqual(first.rows);
-    const { rows } = await corruptRows(arrayRows(kRows), kColumns, {
+    const rows = await corruptRows(arrayRows(kRows), kColumns, {
       corruption: options,
       seed: 1,
     });
@@ -95,7 +97,7 @@ describe('corrupted rows', () => {
       { role: 'user', content: kText },
       { role: 'assistant', content: [{ type: 'text', text: kText }] },
     ];
-    const { rows } = await corruptRows(
+    const rows = await corruptRows(
       arrayRows([{ messages, history: [[kText, kText]], other: kText }]),
       [{ texts: ['messages', 'history'] }],
       { corruption: { textNoise: 1, textNoiseKinds: ['shuffle'] }, seed: 3 },
@@ -110,7 +112,7 @@ describe('corrupted rows', () => {
 
   it('keep the files that they come from', async () => {
     const source = mixRows([arrayRows(kRows), arrayRows(kRows.slice(0, 6))], [1, 1]);
-    const { rows } = await corruptRows(source, [...kColumns, ...kColumns], {
+    const rows = await corruptRows(source, [...kColumns, ...kColumns], {
       corruption: { classImbalance: 8, duplicateRows: 0.5 },
       seed: 1,
     });
@@ -195,13 +197,11 @@ describeShared('corruptions of SST-2', ['data/sst2'], () => {
     const rows = await openRows(sharedPath('data/sst2/train.tsv'), {
       columns: ['label', 'sentence'],
     });
-    const { rows: made, corruption } = await corruptRows(
-      rows,
-      [{ texts: ['sentence'], label: 'label' }],
-      { corruption: { labelNoise: 0.2, classImbalance: 10, textNoise: 0.1, rareClass: '0' } },
-    );
+    const made = await corruptRows(rows, [{ texts: ['sentence'], label: 'label' }], {
+      corruption: { labelNoise: 0.2, classImbalance: 10, textNoise: 0.1, rareClass: '0' },
+    });
     const found = await all(made);
-    const counts = corruption?.counts;
+    const counts = countsOf(made);
     expect(found.length).toBe(rows.length - (counts?.removedRows ?? 0));
     expect(counts?.replacedLabels).toBe(Math.round(0.2 * found.length));
     const words = found.reduce((sum, { sentence }) => sum + `${sentence}`.split(' ').length, 0);

@@ -17,7 +17,7 @@ async function digest(data: Batches | LabelledBatches): Promise<string> {
   for (const epoch of [0, 1]) {
     for await (const batch of data.batches(epoch, 0)) {
       for (const [key, values] of Object.entries(batch).sort(([a], [b]) => (a < b ? -1 : 1))) {
-        hash.update(`${key} ${values.length};`).update(values);
+        if (values !== undefined) hash.update(`${key} ${values.length};`).update(values);
       }
     }
   }

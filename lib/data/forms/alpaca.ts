@@ -41,12 +41,9 @@ function readerFor(firstRow: Row): FormReader {
       if (has(row, kResponse)) {
         messages.push({ role: 'assistant', content: fieldText(row, kResponse) });
       }
-      return { messages, trained: messages.map(() => undefined), ...toolsOf(row) };
+      return { marked: messages.map((message) => ({ message })), tools: toolsOf(row) };
     },
-    pair: {
-      prompt: (row, template) => textPrompt(row, template),
-      response: (row) => fieldText(row, kResponse),
-    },
+    pair: { prompt: textPrompt, response: (row) => fieldText(row, kResponse) },
   };
 }
 
@@ -66,7 +63,7 @@ function textPrompt(row: Row, given: PromptTemplate | null): string {
     ...(hasInput && !isWhole && !read('input') ? ['input'] : []),
     ...(optionalText(row, 'system') !== '' && !read('system') ? ['system'] : []),
     ...(historyOf(row).length > 0 ? ['history'] : []),
-    ...(toolsOf(row).tools !== undefined ? ['tools'] : []),
+    ...(toolsOf(row) !== undefined ? ['tools'] : []),
   ];
   if (lost.length > 0) {
     const places = lost.filter((field) => field === 'input' || field === 'system');

@@ -3,6 +3,7 @@ import { ArgumentError } from '../../errors.ts';
 import { shown } from '../../shown.ts';
 import { type ChatMessage, misspeltRole } from '../../text/chat_template.ts';
 import type { Row } from '../rows.ts';
+import type { MarkedMessage } from './form.ts';
 
 /** Whether a row has a value in a field. */
 export function has(row: Row, field: string): boolean {
@@ -45,21 +46,15 @@ export function optionalText(row: Row, field: string): string {
 }
 
 /** The descriptions of tools in a row; none for null, an empty text or an empty list. @throws ArgumentError for another value */
-export function toolsOf(row: Row): { tools?: unknown[] } {
+export function toolsOf(row: Row): unknown[] | undefined {
   const tools = listValue(row, 'tools') ?? null;
-  if (tools === null || tools === '') return {};
+  if (tools === null || tools === '') return undefined;
   if (!Array.isArray(tools)) {
     throw new ArgumentError(
       `field 'tools' must be a list of descriptions, got ${shown(tools, 40)}`,
     );
   }
-  return tools.length === 0 ? {} : { tools };
-}
-
-/** A message, and whether the row says that it is trained on. */
-export interface MarkedMessage {
-  readonly message: ChatMessage;
-  readonly trained: boolean | undefined;
+  return tools.length === 0 ? undefined : tools;
 }
 
 /**

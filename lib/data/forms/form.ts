@@ -32,13 +32,18 @@ export const formTable: CallTable<Omit<FormOptions, 'dataFormat'>> = {
   roleMap: kCall.textsByName,
 };
 
+/** A message, and whether it is trained on, as the row says. */
+export interface MarkedMessage {
+  readonly message: ChatMessage;
+  /** Default: the row does not say. */
+  readonly trained?: boolean | undefined;
+}
+
 /** A conversation of a row. */
 export interface Conversation {
-  readonly messages: readonly ChatMessage[];
+  readonly marked: readonly MarkedMessage[];
   /** Descriptions of tools for the chat template. Default: none. */
-  readonly tools?: unknown[];
-  /** Whether each message is trained on, as the row says; undefined: it does not say. */
-  readonly trained: readonly (boolean | undefined)[];
+  readonly tools: unknown[] | undefined;
   /** Number of first messages that are the prompt, which is trained on only with everything. Default 0. */
   readonly asked?: number;
 }

@@ -3,7 +3,7 @@
  * lists of messages, which become one conversation whose prompt is not trained on.
  */
 import { ArgumentError } from '../../errors.ts';
-import { fieldText, type PromptTemplate } from '../prompt_template.ts';
+import { fieldText } from '../prompt_template.ts';
 import type { Row } from '../rows.ts';
 import { has, isPlainObject, listValue, messagesOf, toolsOf } from './fields.ts';
 import type { Conversation, FindOptions, FormReader, RowForm } from './form.ts';
@@ -35,21 +35,16 @@ export const promptCompletion: RowForm = {
   },
 };
 
-function textReader(
-  prompt: string | null,
-  response: string,
-): Required<Pick<FormReader, 'pair' | 'conversation'>> {
-  const promptOf = (row: Row, template: PromptTemplate | null) =>
-    template === null ? fieldText(row, prompt as string) : template.fill(row, prompt);
+function textReader(prompt: string | null, response: string): Partial<FormReader> {
   return {
     pair: {
       prompt: (row, template) => {
-        if (toolsOf(row).tools !== undefined) {
+        if (toolsOf(row) !== undefined) {
           throw new ArgumentError(
             "field 'tools' is for a chat template; use promptTemplate: 'chat', or remove the field",
           );
         }
-        return promptOf(row, template);
+        return template === null ? fieldText(row, prompt as string) : template.fill(row, prompt);
       },
       response: (row) => fieldText(row, response),
     },
@@ -58,7 +53,7 @@ function textReader(
         { role: 'user', content: fieldText(row, prompt as string) },
         ...(has(row, response) ? [{ role: 'assistant', content: fieldText(row, response) }] : []),
       ];
-      return { messages, trained: messages.map(() => undefined), ...toolsOf(row) };
+      return { marked: messages.map((message) => ({ message })), tools: toolsOf(row) };
     },
   };
 }
@@ -78,13 +73,7 @@ function joined(
       `field '${prompt}' has a message that is marked to be trained on; move it to '${completion}'`,
     );
   }
-  const all = [...before, ...after];
-  return {
-    messages: all.map(({ message }) => message),
-    trained: all.map(({ trained }) => trained),
-    asked: before.length,
-    ...toolsOf(row),
-  };
+  return { marked: [...before, ...after], asked: before.length, tools: toolsOf(row) };
 }
 
 /** The fields of the prompt (null if the template names its own fields) and of the response; null where the row has none. */

@@ -7,18 +7,9 @@ import { didYouMean, nearest } from '../../nearest.ts';
 import { shown } from '../../shown.ts';
 import type { ChatMessage } from '../../text/chat_template.ts';
 import type { Row } from '../rows.ts';
-import {
-  has,
-  isPlainObject,
-  list,
-  listValue,
-  type MarkedMessage,
-  marksOf,
-  optionalText,
-  toolsOf,
-} from './fields.ts';
-import type { FormReader, RowForm } from './form.ts';
-import { isOfShareGpt, kConversationFields } from './messages.ts';
+import { has, isPlainObject, list, marksOf, optionalText, toolsOf } from './fields.ts';
+import type { FormReader, MarkedMessage, RowForm } from './form.ts';
+import { conversationField, isOfShareGpt } from './messages.ts';
 
 /** The calls of tools, whose value is JSON with a name and arguments. */
 const kCall = 'function_call';
@@ -45,11 +36,7 @@ export const sharegpt: RowForm = {
   needs: 'conversations, a list of from and value',
   options: ['messagesField', 'roleMap'],
   find(row, { messagesField, roleMap = {} }): FormReader | null {
-    const names = messagesField === undefined ? kConversationFields : [messagesField];
-    const field = names.find((name) => {
-      const value = listValue(row, name);
-      return Array.isArray(value) && isOfShareGpt(value[0]);
-    });
+    const field = conversationField(row, messagesField, isOfShareGpt);
     if (field === undefined) return null;
     const roles = { ...kRoles, ...roleMap };
     return {
@@ -66,11 +53,7 @@ export const sharegpt: RowForm = {
             `field 'system' and ${field}[0] both give the system's message; keep one of them`,
           );
         }
-        return {
-          messages: marked.map(({ message }) => message),
-          trained: marked.map(({ trained }) => trained),
-          ...toolsOf(given),
-        };
+        return { marked, tools: toolsOf(given) };
       },
     };
   },
@@ -79,7 +62,7 @@ export const sharegpt: RowForm = {
 /** The message of the column `system`, if the row has one. */
 function systemOf(row: Row): MarkedMessage[] {
   const content = optionalText(row, 'system');
-  return content === '' ? [] : [{ message: { role: 'system', content }, trained: undefined }];
+  return content === '' ? [] : [{ message: { role: 'system', content } }];
 }
 
 function turnOf(

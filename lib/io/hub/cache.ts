@@ -19,7 +19,7 @@ import {
 } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { basename, dirname, join, relative } from 'node:path';
-import { FormatError } from '../../errors.ts';
+import { type FormatError, fileError } from '../../errors.ts';
 import { discard, diskError, makeFolder, syncFolder } from '../files.ts';
 import { isOwn } from '../own_files.ts';
 import { readText } from '../regular_file.ts';
@@ -60,10 +60,7 @@ export class RepoCache {
     const sha = text.trim();
     if (isCommit(sha)) return sha;
     const path = this.#refPath(revision);
-    throw new FormatError(`${path}: holds no commit (40 hex digits)`, {
-      path,
-      advice: 'remove it',
-    });
+    throw fileError(path, 'holds no commit (40 hex digits)', 'remove it');
   }
 
   /**
@@ -185,10 +182,7 @@ export class RepoCache {
       const info = await lstat(folder);
       if (info.isSymbolicLink()) throw leadsOut(folder, await realpath(folder).catch(() => '?'));
       if (!info.isDirectory()) {
-        throw new FormatError(`${folder}: is in the way of a folder`, {
-          path: folder,
-          advice: 'remove it',
-        });
+        throw fileError(folder, 'is in the way of a folder', 'remove it');
       }
     }
     return folder;
@@ -268,10 +262,11 @@ async function isFile(path: string, bytes: number): Promise<boolean> {
 }
 
 function leadsOut(path: string, target: string): FormatError {
-  return new FormatError(`${path}: leads out of its place in the Hub's cache, to ${target}`, {
+  return fileError(
     path,
-    advice: 'remove it, and it is fetched again',
-  });
+    `leads out of its place in the Hub's cache, to ${target}`,
+    'remove it, and it is fetched again',
+  );
 }
 
 function statOrNull(path: string): Promise<Stats | null> {
