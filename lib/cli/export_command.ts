@@ -2,10 +2,8 @@
 import { join } from 'node:path';
 import { ADAPTER_CONFIG, ADAPTER_TENSORS, RESIDUAL_BASE } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
-import { fillFolder } from '../export/output.ts';
+import { checkNewOutput, fillFolder } from '../export/output.ts';
 import {
-  checkAdapter,
-  checkTargetOutput,
   EXPORT_TARGET_NAMES,
   exportModel,
   exportTarget,
@@ -13,6 +11,7 @@ import {
   OUT_TYPES,
   outtypeOf,
 } from '../export/registry.ts';
+import { needsAdapter } from '../export/target.ts';
 import { TOKENIZER_FILES } from '../io/model_folder.ts';
 import { readText } from '../io/regular_file.ts';
 import { choice, filePath, size } from '../options/kinds.ts';
@@ -68,7 +67,7 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
   const { to = 'peft', export: form = 'lora', outtype } = settings;
   const { output, adapter } = settings as typeof settings & { output: string };
   const target = exportTarget(to);
-  checkAdapter(target, adapter);
+  if (target.ofAdapter && adapter === undefined) throw needsAdapter(to);
   if (form !== 'lora' && to !== 'peft') {
     throw new ArgumentError(`export "${form}" is a form of --to peft, got --to ${to}`);
   }
@@ -84,7 +83,7 @@ async function exportTo(settings: ExportSettings, context: CommandContext): Prom
     'plain-lora': TOKENIZER_FILES,
     residual: [],
   }[form];
-  await checkTargetOutput(target, output, { overwrite, sources, names });
+  await checkNewOutput(output, target.output, { overwrite, sources, names });
   const progress = new Progress(context.stderr);
   const { tuned, tokenizer } = await loadAdaptedOrAlone(settings, progress);
   if (tuned.kind === 'adapter') tuned.checkForm(form);

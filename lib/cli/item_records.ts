@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { ArgumentError } from '../errors.ts';
 import { type ItemRecord, isItemRecord } from '../eval/scoring.ts';
 import { makeFolder } from '../io/files.ts';
-import { isMissing, openRegular } from '../io/regular_file.ts';
+import { ifThere, openRegular } from '../io/regular_file.ts';
 import { shown } from '../shown.ts';
 import { LineLog } from '../train/line_log.ts';
 
@@ -63,10 +63,7 @@ const kBegin = '{"scored":';
 
 /** Refuses a file that something else wrote, before it is opened for writing. @throws ArgumentError */
 async function checkIsRecords(path: string): Promise<void> {
-  const file = await openRegular(path).catch((error: unknown) => {
-    if (isMissing(error)) return null;
-    throw error;
-  });
+  const file = await ifThere(openRegular(path));
   if (file === null) return;
   try {
     const { bytesRead, buffer } = await file.read(Buffer.alloc(kBegin.length), 0, kBegin.length, 0);

@@ -4,7 +4,7 @@
  */
 import type { FileHandle } from 'node:fs/promises';
 import { FormatError } from '../errors.ts';
-import { fill, readError } from '../io/regular_file.ts';
+import { failedRead, fill } from '../io/regular_file.ts';
 import { jsonErrorOffset } from './json_position.ts';
 import {
   kEncodingAdvice,
@@ -51,9 +51,7 @@ export async function* readChunks(path: string, file: FileHandle): AsyncGenerato
   for (let position = 0; ; ) {
     const { bytesRead } = await file
       .read(buffer, 0, buffer.length, position)
-      .catch((error: unknown) => {
-        throw readError(path, error);
-      });
+      .catch(failedRead(path));
     if (bytesRead === 0) return;
     yield buffer.subarray(0, bytesRead);
     position += bytesRead;

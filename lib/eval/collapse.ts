@@ -106,7 +106,7 @@ export async function predictionCollapse(
     cuSeqlens: Int32Array.of(0, ids.length - 1),
     targets: Int32Array.from(ids.slice(1)),
   }));
-  const found = await evaluate(tuned, batches, signal ? { signal } : {});
+  const found = await evaluate(tuned, batches, { signal });
   return {
     token_entropy: found.entropy,
     effective_rank: found.effectiveRank,

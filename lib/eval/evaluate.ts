@@ -75,7 +75,7 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
 ): Promise<EvaluationResult> {
   checkEvaluation({ model: tuned, kind: kTuned, batches }, options);
   const begun = performance.now();
-  const withKl = options.kl ?? tuned.hasTeacher;
+  const kl = options.kl ?? tuned.hasTeacher;
   const totals: Totals = { loss: 0, kl: 0, entropy: 0, tokens: 0, supervised: 0, examples: [] };
   const rank = new EffectiveRank();
   const headGram = new HeadGram(tuned.model.head.weight);
@@ -83,24 +83,19 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
     for await (const batch of batches) {
       options.signal?.throwIfAborted();
       const supervised = selectRows(predictingRows(batch)).rows;
-      if (supervised.length > 0) {
-        const values = await orReason(options.signal, async () => {
-          const { signal, chunkBytes = 0 } = options;
-          const { rows, hidden } = await measureBatch(tuned, batch, {
-            ...{ supervised, withKl, signal, chunkBytes },
-          });
-          rank.add(hidden);
-          hidden.dispose();
-          try {
-            return (await rows.data()) as Float64Array;
-          } finally {
-            rows.dispose();
-          }
-        });
-        addExamples(totals, batch, { supervised, values });
-      } else {
-        addExamples(totals, batch, { supervised, values: new Float64Array(0) });
-      }
+      const measure = async (): Promise<Float64Array> => {
+        const { rows, hidden } = await measureBatch(tuned, batch, supervised, { ...options, kl });
+        rank.add(hidden);
+        hidden.dispose();
+        try {
+          return (await rows.data()) as Float64Array;
+        } finally {
+          rows.dispose();
+        }
+      };
+      const isEmpty = supervised.length === 0;
+      const values = isEmpty ? new Float64Array(0) : await orReason(options.signal, measure);
+      addExamples(totals, batch, { supervised, values });
       options.onProgress?.(totals.examples.length);
     }
     if (totals.supervised === 0) {
@@ -109,17 +104,13 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
       );
     }
     const loss = totals.loss / totals.supervised;
-    requireFinite({
-      loss,
-      ...(withKl && { 'KL divergence': totals.kl }),
-      entropy: totals.entropy,
-    });
+    requireFinite({ loss, 'KL divergence': kl ? totals.kl : 0, entropy: totals.entropy });
     return {
       loss,
       perplexity: Math.exp(loss),
       tokens: totals.tokens,
       supervisedTokens: totals.supervised,
-      kl: withKl ? totals.kl / totals.supervised : null,
+      kl: kl ? totals.kl / totals.supervised : null,
       entropy: totals.entropy / totals.supervised,
       effectiveRank: await rank.value(headGram),
       seconds: (performance.now() - begun) / 1000,
@@ -135,19 +126,40 @@ export async function evaluate<M extends CausalLM | Seq2SeqLM>(
 async function measureBatch(
   tuned: EvaluatedModel<AnyModel>,
   batch: AnyBatch,
-  { supervised, withKl, signal, chunkBytes }: Measured,
+  supervised: Int32Array,
+  { kl, signal, chunkBytes = 0 }: EvaluateOptions,
 ): Promise<{ rows: Tensor; hidden: Tensor }> {
-  const teacher = withKl
-    ? await supervisedRows(tuned.model, batch, {
-        ...{ supervised, signal, run: (body) => tuned.withTeacher(body) },
-      })
-    : null;
-  const run = <T>(body: (model: AnyModel) => T): T => body(tuned.model);
+  /** The hidden states of the supervised rows, of the model that `run` chooses. */
+  const rowsOf = async (run: (body: (model: AnyModel) => Tensor) => Tensor): Promise<Tensor> => {
+    const forward = (own: AnyBatch, rows: Int32Array): Tensor =>
+      run((model) => model.forward(own as never, { rows }));
+    if ('decoder' in batch) {
+      return computeOwned(() => withAbort(signal, () => forward(batch, supervised)));
+    }
+    return hiddenInParts(batch, {
+      rows: supervised,
+      sharesPrefixes: tuned.model.sharePrefixes,
+      signal,
+      forward: (part, rows) => forward(part as Batch, rows),
+    });
+  };
+  const teacher = kl ? await rowsOf((body) => tuned.withTeacher(body)) : null;
   try {
-    const hidden = await supervisedRows(tuned.model, batch, { supervised, signal, run });
+    const hidden = await rowsOf((body) => body(tuned.model));
     try {
-      const measured = { supervised, signal, chunkBytes, hidden, teacher };
-      return { rows: termRows(tuned, batch, measured), hidden };
+      const rows = computeOwned(() =>
+        withAbort(signal, () => {
+          const { weight, softcap } = tuned.model.head;
+          const { targets } = predictingRows(batch);
+          const wanted = Int32Array.from(supervised, (row) => targets[row] as number);
+          const teacherWeight =
+            teacher === null ? null : tuned.withTeacher(({ head }) => head.weight);
+          const head = { weight, softcap, teacherWeight, chunkBytes };
+          const { device } = tuned.model;
+          return evaluationRows(hidden, teacher, tensor(wanted, { device }), head);
+        }),
+      );
+      return { rows, hidden };
     } catch (error) {
       hidden.dispose();
       throw error;
@@ -157,74 +169,9 @@ async function measureBatch(
   }
 }
 
-/** The rows of a batch that are measured, and how. */
-interface Measured {
-  readonly supervised: Int32Array;
-  readonly withKl: boolean;
-  readonly signal: AbortSignal | undefined;
-  readonly chunkBytes: number;
-}
-
-/** The hidden states of the supervised rows, of the model that `run` chooses. */
-async function supervisedRows(
-  { sharePrefixes }: AnyModel,
-  batch: AnyBatch,
-  {
-    supervised,
-    signal,
-    run,
-  }: Pick<Measured, 'supervised' | 'signal'> & {
-    readonly run: <T>(body: (model: AnyModel) => T) => T;
-  },
-): Promise<Tensor> {
-  const forward = (own: AnyBatch, rows: Int32Array): Tensor =>
-    run((model) => model.forward(own as never, { rows }));
-  if ('decoder' in batch) {
-    return computeOwned(() => withAbort(signal, () => forward(batch, supervised)));
-  }
-  return hiddenInParts(batch, {
-    ...{ rows: supervised, sharesPrefixes: sharePrefixes, signal },
-    forward: (part, rows) => forward(part as Batch, rows),
-  });
-}
-
-/** The terms of the supervised rows, (M,3) in f64. */
-function termRows(
-  tuned: EvaluatedModel<AnyModel>,
-  batch: AnyBatch,
-  {
-    supervised,
-    signal,
-    chunkBytes,
-    hidden,
-    teacher,
-  }: Omit<Measured, 'withKl'> & { readonly hidden: Tensor; readonly teacher: Tensor | null },
-): Tensor {
-  return computeOwned(() =>
-    withAbort(signal, () => {
-      const { device } = tuned.model;
-      const { weight, softcap } = tuned.model.head;
-      const targets = Int32Array.from(
-        supervised,
-        (row) => predictingRows(batch).targets[row] as number,
-      );
-      const teacherWeight = teacher === null ? null : tuned.withTeacher(({ head }) => head.weight);
-      const wanted = tensor(targets, { device });
-      const head = { weight, softcap, teacherWeight, chunkBytes };
-      return evaluationRows(hidden, teacher, wanted, head);
-    }),
-  );
-}
-
 /** The rows that predict ids; for an encoder-decoder, the rows of its decoder. */
 function predictingRows(batch: AnyBatch): Pick<Batch, 'targets' | 'cuSeqlens' | 'lengths'> {
   return 'decoder' in batch ? batch.decoder : batch;
-}
-
-/** The number of source tokens of a sequence; 0 for a model without an encoder. */
-function sourceTokens(batch: AnyBatch, b: number): number {
-  if (!('decoder' in batch)) return 0;
-  return (batch.cuSeqlens[b + 1] as number) - (batch.cuSeqlens[b] as number);
 }
 
 /** Adds the rows of a batch to the totals, and a result for each of its examples. */
@@ -239,7 +186,9 @@ function addExamples(
     const start = cuSeqlens[b] as number;
     const rows = lengths?.[b] ?? (cuSeqlens[b + 1] as number) - start;
     const end = start + rows;
-    const tokens = rows + sourceTokens(batch, b);
+    // An encoder-decoder reads the tokens of a source, too.
+    const [from, to] = 'decoder' in batch ? batch.cuSeqlens.subarray(b, b + 2) : [0, 0];
+    const tokens = rows + (to as number) - (from as number);
     const begin = next;
     let loss = 0;
     for (; next < supervised.length && (supervised[next] as number) < end; next++) {

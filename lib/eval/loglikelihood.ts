@@ -58,7 +58,9 @@ export async function* loglikelihoods(
     signal?.throwIfAborted();
     const requests = batch.flat();
     const found: Loglikelihood[] = [];
-    for (const pass of passes(model, requests)) {
+    // One forward for all, unless the rows of some depend on the longest sequence of the forward.
+    const isSteady = requests.every((request) => inputLength(request) <= model.steadyLength);
+    for (const pass of isSteady ? [requests] : requests.map((request) => [request])) {
       found.push(
         ...(await orReason(signal, () => forward(model, pass, { sharePrefixes, signal }))),
       );
@@ -87,15 +89,6 @@ function* batches(
     tokens += own;
   }
   if (batch.length > 0) yield batch;
-}
-
-/** Divides requests into forwards: one for all, unless the rows of some depend on the longest sequence of the forward. */
-function passes(
-  model: CausalLM,
-  requests: readonly LoglikelihoodRequest[],
-): (readonly LoglikelihoodRequest[])[] {
-  const isSteady = requests.every((request) => inputLength(request) <= model.steadyLength);
-  return isSteady ? [requests] : requests.map((request) => [request]);
 }
 
 /** The number of ids that the model reads: the last id is only predicted. */

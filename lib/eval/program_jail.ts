@@ -3,24 +3,6 @@
  * limits of its own, and ends both.
  */
 
-/** Settings of the process, which its argument has as JSON. */
-export interface JailOptions {
-  /** Whether there are namespaces and a root of its own. */
-  readonly isolated: boolean;
-  /** An empty folder: without namespaces the work folder, else where the root is built. */
-  readonly folder: string;
-  readonly seconds: number;
-  /** Memory of all processes of the program together where there is a control group, and address space of each. */
-  readonly memory: number;
-  /** Largest size of a file, and of all files, in bytes. */
-  readonly fileBytes: number;
-  readonly folderBytes: number;
-  readonly openFiles: number;
-  readonly processes: number;
-  readonly testSide: string;
-  readonly programSide: string;
-}
-
 /**
  * Source of the process, in Python. Its input is the test side's; descriptor 3 is a pipe from the caller, at whose end everything ends.
  * Its first line of output is JSON: why there is no control group, or null. The test side writes the others.

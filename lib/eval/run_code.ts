@@ -10,7 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { UnsupportedError } from '../errors.ts';
 import { type CallTable, checkCall, kCall, wholeNumber } from '../options/call.ts';
-import { type JailOptions, kJail } from './program_jail.ts';
+import { kJail } from './program_jail.ts';
 import { kProgramSide, kTestSide } from './program_sides.ts';
 
 /** How a program ended: without an error, with one (or by a limit on memory or files), or not within its time. */
@@ -125,15 +125,11 @@ function missingOf(isIsolated: boolean, ungrouped: string | null): readonly stri
   return missing;
 }
 
-interface RunSettings {
-  readonly isIsolated: boolean;
-  readonly seconds: number;
-  readonly memoryBytes: number;
-}
+type RunSettings = Required<Omit<CodeRunnerOptions, 'unsafe'>> & { readonly isIsolated: boolean };
 
+/** The outcome of a program, and why there was no control group; null: there was one. */
 interface ProgramRun {
   readonly outcome: Outcome;
-  /** Why there was no control group; null: there was one. */
   readonly ungrouped: string | null;
 }
 
@@ -157,11 +153,19 @@ async function runIn(
   { test = '', reference = '', signal }: ProgramTest,
   { isIsolated, seconds, memoryBytes }: RunSettings,
 ): Promise<ProgramRun> {
-  const options: JailOptions = {
-    ...{ isolated: isIsolated, folder, seconds, memory: memoryBytes },
-    ...{ fileBytes: kFileBytes, folderBytes: kFolderBytes },
-    ...{ openFiles: kOpenFiles, processes: kProcesses },
-    ...{ testSide: kTestSide, programSide: kProgramSide },
+  const options = {
+    isolated: isIsolated,
+    // An empty folder: without namespaces the work folder, else where the root is built.
+    folder,
+    seconds,
+    // Memory of all processes of the program together where there is a control group, and address space of each.
+    memory: memoryBytes,
+    fileBytes: kFileBytes,
+    folderBytes: kFolderBytes,
+    openFiles: kOpenFiles,
+    processes: kProcesses,
+    testSide: kTestSide,
+    programSide: kProgramSide,
   };
   // The environment may have keys and tokens.
   const { PATH = '' } = process.env;

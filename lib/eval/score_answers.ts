@@ -53,7 +53,7 @@ export async function* scoreAnswers(
     const results = await generate(scored, {
       ...{ tokenizer, maxNewTokens, batchSize, doSample: false, stopStrings: task.stopStrings },
       ids: some.map(({ value }) => value),
-      ...(signal && { signal }),
+      signal,
     }).result;
     signal?.throwIfAborted();
     for (const [i, { index, isCut }] of some.entries()) {
@@ -62,7 +62,7 @@ export async function* scoreAnswers(
       yield {
         index,
         ...(isCodeTask(task) ? { metrics: {} } : task.extract(item, output)),
-        ...(item.groups && { groups: item.groups }),
+        groups: item.groups,
         ...{ isCut, output, answer: item.answer },
       };
     }

@@ -40,11 +40,8 @@ export async function* scoreChoices(
   const { batchTokens, sharePrefixes, signal } = options;
   const groups = encoded.map(({ value }) => value);
   let next = 0;
-  for await (const found of loglikelihoods(scored, groups, {
-    batchTokens,
-    sharePrefixes,
-    signal,
-  })) {
+  const scores = loglikelihoods(scored, groups, { batchTokens, sharePrefixes, signal });
+  for await (const found of scores) {
     const { index, value, isCut } = encoded[next++] as (typeof encoded)[number];
     const item = items[index] as ChoiceItem;
     const values = found.map(({ loglikelihood }) => loglikelihood);
@@ -53,7 +50,7 @@ export async function* scoreChoices(
       index,
       metrics: task.measure(item, values, tokens),
       isCut,
-      ...(item.groups && { groups: item.groups }),
+      groups: item.groups,
       prediction: indexOfLargest(values),
       gold: item.gold,
       choices: found.map((one, i) => ({ text: item.choices[i] as string, ...one })),

@@ -6,7 +6,7 @@ import type { CausalLM } from '../models/index.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { LoglikelihoodOptions } from './loglikelihood.ts';
 import type { Outcome } from './run_code.ts';
-import type { ItemResult } from './tasks/task.ts';
+import type { FewShot, ItemResult } from './tasks/task.ts';
 
 /** Options of scoring a task. D is the type of its items. */
 export interface ScoreOptions<D = unknown> extends LoglikelihoodOptions {
@@ -132,7 +132,7 @@ function named<T>(index: number, work: () => T): T {
  * @throws ArgumentError where there are too few examples
  */
 export function fewshotTexts<D>(
-  { name, numFewshot, drawFewshot, example }: FewshotTask<D>,
+  { name, numFewshot, drawFewshot, example }: FewShot<D> & { readonly name: string },
   {
     numFewshot: count = numFewshot,
     examples = [],
@@ -152,14 +152,6 @@ export function fewshotTexts<D>(
       : draw(examples.length, count)
           .map((at) => `${example(examples[at] as D)}\n\n`)
           .join('');
-}
-
-/** A task as {@link fewshotTexts} uses it. */
-export interface FewshotTask<D> {
-  readonly name: string;
-  readonly numFewshot: number;
-  readonly drawFewshot?: (() => (examples: number, count: number) => readonly number[]) | undefined;
-  example(item: D): string;
 }
 
 /** The largest number of tokens that the model reads at a time. @throws ArgumentError for one that its position table lacks */

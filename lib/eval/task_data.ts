@@ -38,7 +38,7 @@ const kText = /\.(txt|md|raw|tokens)$/i;
 const kJson = /\.json$/i;
 
 /** The largest file that is read as a whole: a JSON document or plain text. */
-const kMaxWholeBytes = 256 * 2 ** 20;
+const kWhole = { limit: 256 * 2 ** 20 };
 
 /**
  * Reads the items of a task: a row each of JSON Lines, a JSON array, CSV, TSV or Parquet; for some tasks also plain text, or a file
@@ -106,10 +106,7 @@ async function openTaskRows(
       : null;
   if (whole !== null) return arrayRows(whole, `${path} row`);
   const isDelimited = /\.(csv|tsv)$/i.test(path);
-  return openRows(path, {
-    ...(columns !== undefined && isDelimited && { columns }),
-    ...(signal !== undefined && { signal }),
-  });
+  return openRows(path, { columns: isDelimited ? columns : undefined, signal });
 }
 
 /** The rows that a task makes of a JSON document; null for an array or JSON Lines, which are rows already. */
@@ -117,7 +114,7 @@ async function documentRows(
   path: string,
   rowsOfJson: NonNullable<ScoringTask['rowsOfJson']>,
 ): Promise<readonly Row[] | null> {
-  const text = (await wholeText(path)).replace(/^\uFEFF/, '');
+  const text = (await readText(path, kWhole)).replace(/^\uFEFF/, '');
   if (/^\s*\[/.test(text)) return null;
   try {
     return rowsOfJson(JSON.parse(text));
@@ -134,11 +131,7 @@ async function textRows(path: string, task: ScoringTask): Promise<readonly Row[]
       `data: ${path} is plain text, which the task ${task.name} cannot read; give .jsonl, .json, .csv, .tsv or .parquet`,
     );
   }
-  const text = await wholeText(path);
+  const text = await readText(path, kWhole);
   if (text !== '') return task.rowsOfText(text);
   throw new ArgumentError(`data: ${path} is empty; give a file with text`);
-}
-
-async function wholeText(path: string): Promise<string> {
-  return readText(path, { limit: kMaxWholeBytes });
 }

@@ -6,15 +6,9 @@ import type { DataPart, ScoringTask } from './tasks/task.ts';
 
 const kExtensions = ['jsonl', 'json', 'csv', 'tsv', 'parquet', 'txt', 'raw', 'tokens'];
 
-/** Names of a file of items without its extension, by preference. */
-function itemStems(name: string): readonly string[] {
-  return [name, ...['test', 'validation', 'val', name].map((split) => `${name}/${split}`)];
-}
-
-/** Names of a file of examples without its extension, by preference. */
-function exampleStems(name: string): readonly string[] {
-  return ['train', 'dev'].flatMap((split) => [`${name}.${split}`, `${name}/${split}`]);
-}
+/** Ends of a name without its extension, by preference: of files of items, and of files of examples. */
+const kOfItems = ['', '/test', '/validation', '/val'];
+const kOfExamples = ['.train', '/train', '.dev', '/dev'];
 
 /**
  * The file of a task in a folder: `mmlu.jsonl` or `mmlu/test.jsonl` for its items, `mmlu.train.jsonl`, `mmlu/train.jsonl` or the same
@@ -28,9 +22,10 @@ export async function findTaskFile(
   part: DataPart,
 ): Promise<string> {
   const own = [...new Set([name, dataName])];
+  const hasItems = part === 'items' || belongsTo !== undefined;
   const names = [
-    ...(part === 'examples' ? own.flatMap(exampleStems) : []),
-    ...(part === 'items' || belongsTo !== undefined ? own.flatMap(itemStems) : []),
+    ...own.flatMap((one) => (part === 'examples' ? kOfExamples.map((end) => one + end) : [])),
+    ...own.flatMap((one) => (hasItems ? [...kOfItems, `/${one}`].map((end) => one + end) : [])),
   ];
   for (const stem of names) {
     for (const extension of kExtensions) {

@@ -262,7 +262,5 @@ class Template {
 
 function fieldText(fields: Fields, path: string): string {
   const { parent, name } = inner(fields, path);
-  const value = parent.value(name);
-  if (['string', 'number', 'bigint', 'boolean'].includes(typeof value)) return String(value);
-  throw parent.wrong(name, 'a text or a number');
+  return parent.word(name);
 }

@@ -12,6 +12,7 @@ import {
   GgufWriter,
 } from '../io/gguf_writer.ts';
 import { GgufFile } from '../io/index.ts';
+import { isSameFile, written } from '../io/tensor_file.ts';
 import { type GgufLayout, ggufLayoutOf, type Model } from '../models/index.ts';
 import { findFiles } from '../models/opened.ts';
 import { square, sum } from '../ops/index.ts';
@@ -19,7 +20,7 @@ import { synchronize } from '../runtime.ts';
 import { computeOwned, type Tensor, tensor } from '../tensor.ts';
 import { divergenceOf } from './divergence.ts';
 import { folderEntries, folderTensors } from './gguf_folder.ts';
-import { FILE_TYPES, type FileTraits, staysAsItIs, typeOf } from './gguf_types.ts';
+import { FILE_TYPES, staysAsItIs, typeOf } from './gguf_types.ts';
 import { writeNewFile } from './output.ts';
 import { defineTarget, type ExportInput, hasAdapter, type OutType } from './target.ts';
 
@@ -39,7 +40,6 @@ export const gguf = defineTarget({
 
 /** Where the tensors and the metadata of the file come from. */
 interface Plan {
-  readonly traits: FileTraits;
   readonly metadata: GgufEntries;
   readonly tensors: readonly PlannedTensor[];
   close(): void;
@@ -67,12 +67,13 @@ export async function writeGguf(input: ExportInput, output: string): Promise<rea
   }
   if (adapted !== null) checkMergeable(adapted);
   const layout = ggufLayoutOf(tuned.model);
-  const plan = await planOf(input, layout);
+  const found = await findFiles(tuned.model.folder);
+  const plan = found.gguf ? filePlan(found.path, input, layout) : folderPlan(input, layout);
   const before = adapted?.enabled ?? false;
   if (adapted !== null) adapted.enabled = true;
   try {
     warnOfRounding(plan, input);
-    const write = () => writePlan(plan, { input, layout, output });
+    const write = () => writePlan(plan, { input, layout }, output);
     const errors = await writeNewFile(output, write, input);
     return [...errorLines(errors, outtype), ...(await divergenceLines(input, output))];
   } finally {
@@ -84,28 +85,19 @@ export async function writeGguf(input: ExportInput, output: string): Promise<rea
 /** Writes the tensors of a plan. @returns the errors of those that were rounded */
 async function writePlan(
   { tensors, metadata }: Plan,
-  { input, layout, output }: { input: ExportInput; layout: GgufLayout; output: string },
+  context: WriteContext,
+  output: string,
 ): Promise<Rounded[]> {
   const specs = new Map(tensors.map((tensor) => [tensor.name, tensor]));
   const writer = new GgufWriter(output, metadata, specs);
-  const errors: Rounded[] = [];
-  try {
+  return written(writer, async () => {
+    const errors: Rounded[] = [];
     for (const tensor of tensors) {
-      const rounded = await writeTensor(writer, tensor, { input, layout });
+      const rounded = await writeTensor(writer, tensor, context);
       if (rounded !== null) errors.push(rounded);
     }
-  } catch (error) {
-    await writer.abandon();
-    throw error;
-  }
-  await writer.commit();
-  return errors;
-}
-
-async function planOf(input: ExportInput, layout: GgufLayout): Promise<Plan> {
-  const { model } = input.tuned;
-  const found = await findFiles(model.folder);
-  return found.gguf ? filePlan(found.path, input, layout) : folderPlan(input, layout);
+    return errors;
+  });
 }
 
 function filePlan(
@@ -129,12 +121,7 @@ function filePlan(
       ...{ name, shape, source, hf: hfNames.get(name) ?? null },
       type: staysAsItIs({ name, shape }) ? dtype : typeOf({ name, shape }, outtype, traits),
     }));
-    return {
-      traits,
-      metadata: keptMetadata(source, outtype),
-      tensors,
-      close: () => source.close(),
-    };
+    return { metadata: keptMetadata(source, outtype), tensors, close: () => source.close() };
   } catch (error) {
     source.close();
     throw error;
@@ -164,13 +151,7 @@ function fileTypeEntries(outtype: OutType): [string, GgufTypedValue][] {
 /** Checks that a file is the one that a model was loaded from. @throws FormatError if it was replaced meanwhile */
 function checkUnchanged({ path, identity }: GgufFile, { stored }: Model): void {
   const [loaded] = stored ?? [];
-  const { size, mtimeNs, ino } = identity;
-  const same =
-    loaded !== undefined &&
-    loaded.identity.size === size &&
-    loaded.identity.mtimeNs === mtimeNs &&
-    loaded.identity.ino === ino;
-  if (same) return;
+  if (loaded !== undefined && isSameFile(loaded.identity, identity)) return;
   throw fileError(
     path,
     'the file has changed since the model was loaded from it',
@@ -189,7 +170,6 @@ function folderPlan({ tuned, tokenizer, outtype, warn }: ExportInput, layout: Gg
     hasOutput: tensors.some(({ name }) => name === 'output.weight'),
   };
   return {
-    traits,
     metadata: new Map([...entries, ...fileTypeEntries(outtype)]),
     tensors: tensors.map((tensor) => ({
       ...tensor,

@@ -10,12 +10,13 @@ import {
   type GgufTypedValue,
   GgufWriter,
 } from '../io/gguf_writer.ts';
+import { written } from '../io/tensor_file.ts';
 import { type GgufLayout, ggufLayoutOf, type Model } from '../models/index.ts';
 import { mul } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope } from '../tensor.ts';
 import { writeNewFile } from './output.ts';
-import { type PlainModule, withPlainLora } from './plain_lora.ts';
+import { mostFrequent, type PlainModule, withPlainLora } from './plain_lora.ts';
 import { type AdapterInput, defineAdapterTarget, type OutType } from './target.ts';
 
 const kTypes: Readonly<Partial<Record<OutType, keyof typeof GGUF_FILE_TYPES>>> = {
@@ -52,7 +53,8 @@ async function writeLora(
   output: string,
 ): Promise<readonly string[]> {
   const layout = ggufLayoutOf(model);
-  const alpha = alphaOf(modules);
+  // The most frequent scale times rank, so that most values of B stay as they are; 0 is for the loader no scale at all.
+  const alpha = mostFrequent(modules.map((module) => Math.fround(module.scale * rankOf(module))));
   const stored = modules.map((module) => ({
     ...module,
     stored: nameOf(module.name, layout),
@@ -65,19 +67,15 @@ async function writeLora(
       [`${name}.lora_b`, { type: typeFor(b.shape, type), shape: b.shape }],
     ]),
   );
-  const metadata = metadataOf(model, { layout, alpha, type });
-  const write = async (): Promise<void> => {
+  const metadata = metadataOf(model, layout, { alpha, type });
+  const write = (): Promise<void> => {
     const writer = new GgufWriter(output, metadata, specs);
-    try {
+    return written(writer, async () => {
       for (const module of stored) {
         writeModule(writer, module, layout);
         await synchronize();
       }
-    } catch (error) {
-      await writer.abandon();
-      throw error;
-    }
-    await writer.commit();
+    });
   };
   await writeNewFile(output, write, { overwrite });
   return [`${stored.length} modules of rank ${ranksOf(modules)}, alpha ${alpha}, ${type}`];
@@ -106,18 +104,6 @@ function nameOf(module: string, { nameOf: name, architecture }: GgufLayout): str
 
 const rankOf = ({ pair }: PlainModule): number => pair.a.shape[0] as number;
 
-/** The most frequent scale times rank, so that most values of B stay as they are; not 0, which the loader takes for no scale at all. */
-function alphaOf(modules: readonly PlainModule[]): number {
-  const counts = new Map<number, number>();
-  for (const module of modules) {
-    const alpha = Math.fround(module.scale * rankOf(module));
-    counts.set(alpha, (counts.get(alpha) ?? 0) + 1);
-  }
-  counts.delete(0);
-  const [most] = [...counts].sort(([, a], [, b]) => b - a);
-  return most?.[0] ?? 1;
-}
-
 function ranksOf(modules: readonly PlainModule[]): string {
   const ranks = modules.map(rankOf);
   const [least, largest] = [Math.min(...ranks), Math.max(...ranks)];
@@ -131,14 +117,11 @@ function typeFor(shape: readonly number[], type: keyof typeof GGUF_FILE_TYPES): 
 
 function metadataOf(
   { nameOrPath }: Model,
-  {
-    layout,
-    alpha,
-    type,
-  }: { layout: GgufLayout; alpha: number; type: keyof typeof GGUF_FILE_TYPES },
+  { architecture }: GgufLayout,
+  { alpha, type }: { alpha: number; type: keyof typeof GGUF_FILE_TYPES },
 ): ReadonlyMap<string, GgufTypedValue> {
   return new Map<string, GgufTypedValue>([
-    ['general.architecture', { type: 'STRING', value: layout.architecture }],
+    ['general.architecture', { type: 'STRING', value: architecture }],
     ['general.type', { type: 'STRING', value: 'adapter' }],
     ['general.base_model.count', { type: 'UINT32', value: 1 }],
     ['general.base_model.0.name', { type: 'STRING', value: nameOrPath }],

@@ -13,7 +13,7 @@ import type { Model } from '../models/index.ts';
 import { concat, contiguous, mul, transpose, zeros } from '../ops/index.ts';
 import { computeOwned, type Tensor } from '../tensor.ts';
 import { fillFolder } from './output.ts';
-import { type PlainModule, withPlainLora } from './plain_lora.ts';
+import { mostFrequent, type PlainModule, withPlainLora } from './plain_lora.ts';
 import { defineAdapterTarget } from './target.ts';
 
 export const mlx = defineAdapterTarget({
@@ -55,7 +55,8 @@ function mlxAdapter(modules: readonly PlainModule[], model: Model, dropout: numb
   });
   const rank = Math.max(...modules.map(({ pair }) => pair.a.shape[0] as number));
   const scale = mostFrequent(modules.map((module) => module.scale));
-  const layers = layerCount(model);
+  const layerOf = (name: string) => Number(kInLayer.exec(name)?.[1] ?? -1);
+  const layers = Math.max(...Array.from(model.namedParameters(), ([name]) => layerOf(name))) + 1;
   const config = {
     fine_tune_type: 'lora',
     model: hubIdOf(model.nameOrPath) ?? model.nameOrPath,
@@ -74,15 +75,6 @@ function mlxAdapter(modules: readonly PlainModule[], model: Model, dropout: numb
   return { config, tensors };
 }
 
-/** The scale of most modules; not 0, by which none can be divided. */
-function mostFrequent(scales: readonly number[]): number {
-  const counts = new Map<number, number>();
-  for (const scale of scales) counts.set(scale, (counts.get(scale) ?? 0) + 1);
-  counts.delete(0);
-  const [most] = [...counts].sort(([, a], [, b]) => b - a);
-  return most?.[0] ?? 1;
-}
-
 /** A matrix transposed, times a factor, with zeros up to the rank along its axis of ranks. */
 function stored(
   matrix: Tensor,
@@ -95,11 +87,4 @@ function stored(
     const whole = missing === 0 ? scaled : concat([scaled, zeros(shape)], axis);
     return contiguous(transpose(whole));
   });
-}
-
-function layerCount(model: Model): number {
-  const layers = Array.from(model.namedParameters(), ([name]) =>
-    Number(kInLayer.exec(name)?.[1] ?? -1),
-  );
-  return Math.max(...layers) + 1;
 }

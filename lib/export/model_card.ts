@@ -11,38 +11,32 @@ import { formatBytes } from '../io/format_bytes.ts';
 import { hubIdOf } from '../io/hub/names.ts';
 import { LOSS_PLOT, MODEL_CARD } from '../io/model_folder.ts';
 import { packageVersion } from '../io/package_version.ts';
-import { isMissing, readText } from '../io/regular_file.ts';
+import { ifThere, readText } from '../io/regular_file.ts';
 import { objectIn, RUN_FILES, recordOf } from '../io/run_folder.ts';
 import type { Model } from '../models/index.ts';
 import { oneLine } from '../shown.ts';
 import { type Curve, lossPlot } from './loss_plot.ts';
 
-/** Where a card is written, and of what. */
-interface CardOptions {
-  /** The folder that the card is written into. */
-  readonly folder: string;
-  /** The adapter's folder, whose run is described: the output of a run, a checkpoint, or any other folder. */
-  readonly adapter: string;
-  /** Whether the folder holds a whole model rather than an adapter. */
-  readonly merged: boolean;
-}
-
 /** The line by which a card that was written here, and not changed by anyone, is known again. */
 const kOwn =
   '<!-- Written by balora, and written again with the adapter unless this line is removed. -->';
 
-/** Writes README.md and the picture in it, unless there is one that somebody else has written. */
-export async function writeCard(tuned: AdapterModel<Model>, options: CardOptions): Promise<void> {
-  const path = join(options.folder, MODEL_CARD);
-  const existing = await readText(path).catch((error: unknown) => {
-    if (isMissing(error)) return null;
-    throw error;
-  });
+/**
+ * Writes README.md and the picture in it, unless there is one that somebody else has written.
+ * @param adapter the adapter's folder, whose run is described: the output of a run, a checkpoint, or any other folder
+ * @param merged whether the folder holds a whole model rather than an adapter
+ */
+export async function writeCard(
+  tuned: AdapterModel<Model>,
+  { folder, adapter, merged }: { folder: string; adapter: string; merged: boolean },
+): Promise<void> {
+  const path = join(folder, MODEL_CARD);
+  const existing = await ifThere(readText(path));
   if (existing !== null && !existing.includes(kOwn)) return;
-  const run = await readRun(options.adapter);
+  const run = await readRun(adapter);
   const curves = curvesOf(run);
-  if (curves !== null) await writeFileAtomic(join(options.folder, LOSS_PLOT), lossPlot(curves));
-  await writeFileAtomic(path, modelCard(tuned, run, options.merged));
+  if (curves !== null) await writeFileAtomic(join(folder, LOSS_PLOT), lossPlot(curves));
+  await writeFileAtomic(path, modelCard(tuned, run, merged));
 }
 
 /** The part of a step's record that a card uses; a line of another version may lack any of it. */
@@ -107,16 +101,14 @@ export function modelCard(
   const what = merged
     ? `This is ${code(name)} with a fine-tuned adapter merged into its weights.`
     : `This is an adapter for ${code(name)}. It is applied to the base with ${readers}.`;
-  const settings: [string, string][] = [
+  const settings = [
     ['base model', code(name)],
-    ...(method === null ? [] : ([['method', method]] as [string, string][])),
+    ['method', method],
     ['r', `${config.r}`],
-    ...(hasAlpha(config.peftType)
-      ? ([['lora_alpha', `${config.loraAlpha}`]] as [string, string][])
-      : []),
+    ['lora_alpha', hasAlpha(config.peftType) ? `${config.loraAlpha}` : null],
     ['adapted modules', `${modules.length}`],
     ['target_modules', code(JSON.stringify(config.targetModules))],
-  ];
+  ].filter((row): row is string[] => row[1] !== null);
   const parts = [
     frontMatter(id, { merged, pipeline: kPipelines[model.taskType] }),
     kOwn,

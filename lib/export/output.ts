@@ -25,7 +25,7 @@ import {
   writeFileAtomic,
 } from '../io/files.ts';
 import { acquireLock, type LockHolder, livingHolder, OUTPUT_LOCK } from '../io/folder_lock.ts';
-import { isMissing, openRegular, readText } from '../io/regular_file.ts';
+import { ifThere, openRegular, readText } from '../io/regular_file.ts';
 import { objectIn, RUN } from '../io/run_folder.ts';
 
 /** Options of an output that is to be written. */
@@ -206,10 +206,7 @@ async function foreignIn(folder: string, { complete, files, written = [] }: Mani
 
 async function readManifest(folder: string): Promise<Manifest | null> {
   const path = join(folder, kManifest);
-  const text = await readText(path).catch((error: unknown) => {
-    if (isMissing(error)) return null;
-    throw error;
-  });
+  const text = await ifThere(readText(path));
   if (text === null) return null;
   const { complete, files, written = [] } = objectIn<Partial<Manifest>>(text) ?? {};
   const isList =
@@ -292,14 +289,10 @@ export async function writeNewFile<T>(
   { overwrite = false }: Pick<OutputOptions, 'overwrite'> = {},
 ): Promise<T> {
   await makeFolder(dirname(resolve(path)));
-  const place = lockOf(path, 'file');
-  const lock = await acquireLock(place, (holder) => inUse(path, place, holder));
-  try {
+  return claimed(path, 'file', async () => {
     await requireNoFile(path, overwrite);
-    return await write();
-  } finally {
-    await lock.release();
-  }
+    return write();
+  });
 }
 
 /**
@@ -318,16 +311,25 @@ export async function fillFolder<T>(
   const existed = await infoOf(path).then((info) => info !== null);
   try {
     await makeFolder(path);
-    const place = lockOf(path, 'folder');
-    const lock = await acquireLock(place, (holder) => inUse(path, place, holder));
-    try {
-      return await fillClaimed(path, fill, { last, overwrite });
-    } finally {
-      await lock.release();
-    }
+    return await claimed(path, 'folder', () => fillClaimed(path, fill, { last, overwrite }));
   } catch (error) {
     if (!existed) await rmdir(path).catch(() => {}); // it may be another process's by now
     throw diskError(path, error);
+  }
+}
+
+/** Runs `work` while no other process of balora writes an output. @throws ArgumentError if one does */
+async function claimed<T>(
+  path: string,
+  kind: 'file' | 'folder',
+  work: () => Promise<T>,
+): Promise<T> {
+  const place = lockOf(path, kind);
+  const lock = await acquireLock(place, (holder) => inUse(path, place, holder));
+  try {
+    return await work();
+  } finally {
+    await lock.release();
   }
 }
 
@@ -338,7 +340,11 @@ async function fillClaimed<T>(
 ): Promise<T> {
   const found = await requireFreeFolder(path, overwrite);
   await removeTemporaries(path);
-  if (found?.complete === false) await removeOutput(path, found);
+  if (found?.complete === false) {
+    for (const file of found.files) await removeFile(join(path, file));
+    await removeEmptyFolders(path, found.files);
+    await removeFile(join(path, kManifest));
+  }
   const earlier = found?.complete === false ? null : found;
   const temporary = temporaryFor(join(path, 'export'));
   try {
@@ -353,13 +359,6 @@ async function fillClaimed<T>(
   }
 }
 
-async function removeOutput(path: string, { files }: Manifest): Promise<void> {
-  for (const file of files) await removeFile(join(path, file));
-  await removeEmptyFolders(path, files);
-  await removeFile(join(path, kManifest));
-}
-
-/** Removes the folders that these files were in, where nothing else is. */
 async function removeEmptyFolders(path: string, files: readonly string[]): Promise<void> {
   for (const folder of foldersOf(files).reverse()) await rmdir(join(path, folder)).catch(() => {});
 }
@@ -399,10 +398,7 @@ async function moveInto(
   const folders = foldersOf(files);
   for (const folder of ['', ...folders]) await syncFolder(join(temporary, folder));
   const written = [...(await writtenIn(path, old)), ...(await writtenIn(temporary, files))];
-  await writeManifest(path, {
-    ...{ complete: false, files: [...new Set([...old, ...files])] },
-    written,
-  });
+  await writeManifest(path, { complete: false, files: [...new Set([...old, ...files])], written });
   // First those without which nobody takes old and new files for one output.
   for (const file of old.filter((name) => kTelling.test(basename(name)) || last.includes(name))) {
     await removeFile(join(path, file));

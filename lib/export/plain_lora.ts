@@ -50,14 +50,17 @@ export async function withPlainLora<T>(
   }
 }
 
-/** A reason why an adapter is more than pairs on the untouched base, and whether `convertToLora` makes pairs of it. */
-interface Obstacle {
-  readonly reason: string;
-  readonly canConvert: boolean;
+/** The number that occurs most often; never 0, by which none can be divided. */
+export function mostFrequent(numbers: readonly number[]): number {
+  const counts = new Map<number, number>();
+  for (const number of numbers) counts.set(number, (counts.get(number) ?? 0) + 1);
+  counts.delete(0);
+  const [most] = [...counts].sort(([, a], [, b]) => b - a);
+  return most?.[0] ?? 1;
 }
 
-/** The first thing that makes an adapter more than pairs; null: nothing does. */
-function plainObstacle({ modules, saved, residual }: AdapterModel<Model>): Obstacle | null {
+/** The first thing that makes an adapter more than pairs, and whether `convertToLora` makes pairs of it; null: nothing does. */
+function plainObstacle({ modules, saved, residual }: AdapterModel<Model>) {
   if (saved !== null && saved.parameters.length > 0) {
     const names = saved.parameters.map(({ name }) => name).join(', ');
     return { reason: `also trains whole modules (${names})`, canConvert: false };

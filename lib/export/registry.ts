@@ -5,10 +5,10 @@ import { gguf } from './gguf.ts';
 import { ggufLora } from './gguf_lora.ts';
 import { mlx } from './mlx.ts';
 import { modelfile } from './modelfile.ts';
-import { checkNewOutput, type OutputOptions } from './output.ts';
+import { checkNewOutput } from './output.ts';
 import { peft } from './peft.ts';
 import { safetensors } from './safetensors.ts';
-import { type ExportInput, type ExportTarget, needsAdapter, type OutType } from './target.ts';
+import type { ExportInput, ExportTarget, OutType } from './target.ts';
 
 const kTargets = [peft, safetensors, gguf, ggufLora, modelfile, mlx] as const;
 
@@ -38,24 +38,6 @@ export function outtypeOf({ name, types }: ExportTarget, given: OutType | undefi
   );
 }
 
-/**
- * Checks that an output can be written, before models are loaded: a file that does not exist, or a folder that is absent or empty,
- * unless it is to be overwritten.
- * @throws ArgumentError for an output that exists
- */
-export function checkTargetOutput(
-  target: ExportTarget,
-  output: string,
-  options?: OutputOptions,
-): Promise<void> {
-  return checkNewOutput(output, target.output, options);
-}
-
-/** Checks that a target has the adapter that it is made of, before models are loaded. @throws UnsupportedError without one */
-export function checkAdapter({ name, ofAdapter }: ExportTarget, adapter: string | undefined): void {
-  if (ofAdapter && adapter === undefined) throw needsAdapter(name);
-}
-
 /** Settings of {@link exportModel}. */
 export type ExportSettings = Omit<ExportInput, 'outtype' | 'maxShardSize' | 'klText'> & {
   readonly outtype?: OutType | undefined;
@@ -81,7 +63,7 @@ export async function exportModel(
   const { nameOrPath, folder } = input.tuned.model;
   const sources = [nameOrPath, folder || null, adapter];
   const names = target.namesOf(input.tuned.kind === 'adapter');
-  await checkTargetOutput(target, output, { overwrite, sources, names });
+  await checkNewOutput(output, target.output, { overwrite, sources, names });
   const lines = await target.write({ ...input, outtype: type, maxShardSize, klText }, output);
   return target.ofAdapter ? [...lines, ...(await leftOut(input))] : lines;
 }

@@ -8,19 +8,14 @@ import type { Tokenizer } from '../text/tokenizer.ts';
 import { writeCard } from './model_card.ts';
 import { writeTokenizer } from './tokenizer_files.ts';
 
-/** Options of {@link completeResult}. */
-export interface ResultOptions {
-  /** The folder that the result was written into, whose run the card describes. */
-  readonly folder: string;
-  readonly form: ExportForm;
-  /** The model's tokenizer; null: it is not known, and its files are left out. */
-  readonly tokenizer: Tokenizer | null;
-}
-
-/** Completes the folder of an adapter or a model that a run has written. */
+/**
+ * Completes the folder of an adapter or a model that a run has written.
+ * @param folder the folder that the result was written into, whose run the card describes
+ * @param tokenizer the model's tokenizer; null: it is not known, and its files are left out
+ */
 export async function completeResult(
   tuned: TunedModel<Model>,
-  { folder, form, tokenizer }: ResultOptions,
+  { folder, form, tokenizer }: { folder: string; form: ExportForm; tokenizer: Tokenizer | null },
 ): Promise<void> {
   if (tuned.kind === 'full') {
     await tokenizer?.savePretrained(folder);

@@ -11,14 +11,14 @@ import {
   SINGLE_WEIGHTS,
   WEIGHTS_INDEX,
 } from '../io/model_folder.ts';
-import { isMissing } from '../io/regular_file.ts';
+import { ifThere } from '../io/regular_file.ts';
 import { readConfigJson } from '../models/config_keys.ts';
 import { type Model, type SavedDType, saveModel } from '../models/index.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { endOfTurn } from './chat_turns.ts';
 import { writeCard } from './model_card.ts';
 import { fillFolder } from './output.ts';
-import { type AdapterInput, defineTarget, type ExportInput, hasAdapter } from './target.ts';
+import { type AdapterInput, defineTarget, hasAdapter } from './target.ts';
 import { writeTokenizer } from './tokenizer_files.ts';
 
 export const safetensors = defineTarget({
@@ -34,9 +34,19 @@ export const safetensors = defineTarget({
   namesOf: (adapted) => [...COMPANIONS, ...(adapted ? [MODEL_CARD, LOSS_PLOT] : [])],
   write: async ({ outtype, ...input }, output) => {
     const dtype = outtype as SavedDType;
-    if (!hasAdapter(input)) return writeAlone({ ...input, dtype }, output);
-    const error = await writeMerged({ ...input, dtype, typeFlag: '--outtype' }, output);
-    return [roundingText(error)];
+    if (hasAdapter(input)) {
+      const error = await writeMerged({ ...input, dtype, typeFlag: '--outtype' }, output);
+      return [roundingText(error)];
+    }
+    const { tokenizer, maxShardSize } = input;
+    const { model } = input.tuned;
+    const fill = async (folder: string): Promise<readonly string[]> => {
+      await saveModel(model, folder, { dtype, maxShardSize });
+      await writeTokenizer(model, tokenizer, folder);
+      await writeGenerationConfig(model, tokenizer, folder);
+      return [];
+    };
+    return fillFolder(output, fill, kLast, input);
   },
 });
 
@@ -67,28 +77,6 @@ export async function writeMerged(input: MergedInput, output: string): Promise<M
   const lost = lostInRounding(error, input);
   if (lost !== null) warn(lost);
   return error;
-}
-
-/** Writes a model that has no adapter, as a folder that appears complete or not at all. */
-async function writeAlone(
-  {
-    tuned: { model },
-    tokenizer,
-    dtype,
-    maxShardSize,
-    overwrite,
-  }: Omit<ExportInput, 'outtype'> & {
-    readonly dtype: SavedDType;
-  },
-  output: string,
-): Promise<readonly string[]> {
-  const fill = async (folder: string): Promise<readonly string[]> => {
-    await saveModel(model, folder, { dtype, maxShardSize });
-    await writeTokenizer(model, tokenizer, folder);
-    await writeGenerationConfig(model, tokenizer, folder);
-    return [];
-  };
-  return fillFolder(output, fill, kLast, { overwrite });
 }
 
 /** The largest rounding error of a merge, for the user. */
@@ -134,13 +122,8 @@ async function writeGenerationConfig(
   const path = join(folder, GENERATION_CONFIG);
   const { bosId, padId } = tokenizer;
   // The copy of the base's, which endTokens() has checked.
-  const base = await readConfigJson(path).catch((error: unknown) => {
-    if (!isMissing(error)) throw error;
-    return {
-      ...(bosId !== null && { bos_token_id: bosId }),
-      ...(padId !== null && { pad_token_id: padId }),
-    };
-  });
+  const own = { bos_token_id: bosId ?? undefined, pad_token_id: padId ?? undefined };
+  const base = (await ifThere(readConfigJson(path))) ?? own;
   const config = { ...base, eos_token_id: ids.length === 1 ? ids[0] : ids };
   await writeFileAtomic(path, `${JSON.stringify(config, null, 2)}\n`);
 }

@@ -1,8 +1,7 @@
 /** The ids that end a sequence unless the caller names some. */
 import { join } from 'node:path';
 import { fileError } from '../errors.ts';
-import type { Place } from '../io/own_files.ts';
-import { isMissing } from '../io/regular_file.ts';
+import { ifThere } from '../io/regular_file.ts';
 import { readConfigJson } from '../models/config_keys.ts';
 import type { Model } from '../models/index.ts';
 import { shown } from '../shown.ts';
@@ -18,22 +17,14 @@ const kFile = 'generation_config.json';
  */
 export async function endTokens(model: Model, tokenizer: Tokenizer | undefined): Promise<number[]> {
   const { folder } = model;
-  const ids = folder === '' ? null : await generationIds({ folder, path: kFile });
+  // A model from a GGUF file has that file as its folder.
+  const place = { folder, path: kFile };
+  const config = folder === '' ? null : await ifThere(readConfigJson(place, { advice: kAdvice }));
+  const ids = idsOf(config?.eos_token_id, join(folder, kFile));
   if (ids !== null) return ids;
   const path = folder === '' ? 'the configuration' : join(folder, 'config.json');
   const own = idsOf(model.configJson().eos_token_id, path) ?? [];
   return [...new Set([...own, ...(tokenizer?.eosId == null ? [] : [tokenizer.eosId])])];
-}
-
-/** The ids in a generation_config.json; null where there is none: a model from a GGUF file has that file as its folder. */
-async function generationIds(place: Place): Promise<number[] | null> {
-  try {
-    const { eos_token_id: ids } = await readConfigJson(place, { advice: kAdvice });
-    return idsOf(ids, join(place.folder, place.path));
-  } catch (error) {
-    if (isMissing(error)) return null;
-    throw error;
-  }
 }
 
 const kAdvice = 'correct or delete the file, or pass eosTokenIds';

@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
-import { type FormatError, fileError } from '../errors.ts';
+import { fileError } from '../errors.ts';
 import type { Tensor } from '../tensor.ts';
 import { writeFileAtomic } from './files.ts';
 import { isMissing, readBytes, readSlices, readText } from './regular_file.ts';
@@ -21,8 +21,9 @@ const kLine = /^([0-9a-f]{64}) [ *](.+)$/;
 /** SHA-256 of a file's bytes in hexadecimal digits. @throws FormatError, NativeError where it cannot be read */
 export async function digestOfFile(path: string, identity?: FileIdentity): Promise<string> {
   const hash = createHash('sha256');
-  const slices = { sliceBytes: kSliceBytes, ...(identity !== undefined && { identity }) };
-  for await (const bytes of readSlices(path, slices)) hash.update(bytes);
+  for await (const bytes of readSlices(path, { sliceBytes: kSliceBytes, identity })) {
+    hash.update(bytes);
+  }
   return hash.digest('hex');
 }
 
@@ -53,9 +54,7 @@ export class CheckedFolder {
   async verify(name: string, identity?: FileIdentity): Promise<void> {
     const path = join(this.path, name);
     const expected = this.#sumOf(name);
-    const found = await digestOfFile(path, identity).catch((error: unknown) => {
-      throw isMissing(error) ? fault(path, 'is missing') : error;
-    });
+    const found = await digestOfFile(path, identity).catch(orMissing(path));
     if (found !== expected) throw damaged(path);
   }
 
@@ -63,9 +62,7 @@ export class CheckedFolder {
   async text(name: string): Promise<string> {
     const path = join(this.path, name);
     const expected = this.#sumOf(name);
-    const bytes = await readBytes(path).catch((error: unknown) => {
-      throw isMissing(error) ? fault(path, 'is missing') : error;
-    });
+    const bytes = await readBytes(path).catch(orMissing(path));
     if (createHash('sha256').update(bytes).digest('hex') !== expected) throw damaged(path);
     return bytes.toString('utf8');
   }
@@ -104,21 +101,22 @@ export class CheckedFolder {
 
   #sumOf(name: string): string {
     const sum = this.sums.get(name);
-    if (sum === undefined) throw fault(this.path, `${CHECKSUMS} has no checksum of ${name}`);
+    if (sum === undefined) throw fileError(this.path, `${CHECKSUMS} has no checksum of ${name}`);
     return sum;
   }
 }
 
-const damaged = (path: string) => fault(path, `its checksum is not the one in ${CHECKSUMS}`);
+const damaged = (path: string) => fileError(path, `its checksum is not the one in ${CHECKSUMS}`);
+
+const orMissing =
+  (path: string) =>
+  (error: unknown): never => {
+    throw isMissing(error) ? fileError(path, 'is missing') : error;
+  };
 
 async function readChecksums(folder: string): Promise<Map<string, string>> {
   const path = join(folder, CHECKSUMS);
-  let text: string;
-  try {
-    text = await readText(path);
-  } catch (error) {
-    throw isMissing(error) ? fault(path, 'is missing') : error;
-  }
+  const text = await readText(path).catch(orMissing(path));
   return new Map(
     text
       .split('\n')
@@ -126,12 +124,8 @@ async function readChecksums(folder: string): Promise<Map<string, string>> {
       .map((line, i) => {
         const [, sum, name] = kLine.exec(line) ?? [];
         if (sum === undefined || name === undefined)
-          throw fault(path, `line ${i + 1} is not a checksum and a name`);
+          throw fileError(path, `line ${i + 1} is not a checksum and a name`);
         return [name, sum];
       }),
   );
-}
-
-function fault(path: string, what: string): FormatError {
-  return fileError(path, what);
 }

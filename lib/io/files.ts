@@ -31,12 +31,8 @@ export function temporaryFor(path: string): string {
  */
 export async function writeAside(path: string, contents: string | Uint8Array): Promise<string> {
   const temporary = temporaryFor(path);
-  let file: FileHandle;
-  try {
-    file = await open(temporary, 'wx'); // O_EXCL: never through a link that somebody has put there
-  } catch (error) {
-    throw diskError(path, error);
-  }
+  // O_EXCL: never through a link that somebody has put there.
+  const file = await open(temporary, 'wx').catch(failed(path));
   try {
     await file
       .writeFile(contents)
@@ -71,11 +67,7 @@ export async function writeFolderAtomic(
 ): Promise<void> {
   const temporary = temporaryFor(path);
   await makeFolder(dirname(path));
-  try {
-    await mkdir(temporary);
-  } catch (error) {
-    throw diskError(path, error);
-  }
+  await mkdir(temporary).catch(failed(path));
   try {
     await fill(temporary);
     await syncFolder(temporary);
@@ -139,13 +131,15 @@ export const removeAll = (path: string): Promise<void> => remove(path, true);
 /** Removes what a write that failed has left, as far as the disk allows: the error of the write is the one to tell. */
 export const discard = (temporary: string): Promise<void> => removeAll(temporary).catch(() => {});
 
-async function remove(path: string, recursive: boolean): Promise<void> {
-  try {
-    await rm(path, { recursive, force: true });
-  } catch (error) {
+const remove = (path: string, recursive: boolean): Promise<void> =>
+  rm(path, { recursive, force: true }).catch(failed(path));
+
+/** A handler of the disk's errors. */
+const failed =
+  (path: string) =>
+  (error: unknown): never => {
     throw diskError(path, error);
-  }
-}
+  };
 
 /**
  * Whether a temporary file was left behind by a process that is no longer running. Call this before the process writes anything:

@@ -9,6 +9,7 @@ import { FormatError, fileError } from '../errors.ts';
 import { isBelow, kNoLink } from './files.ts';
 import { repositoryOf } from './hub/names.ts';
 import {
+  failedRead,
   isMissing,
   type ReadFileOptions,
   readError,
@@ -54,9 +55,7 @@ export function isOwn(target: string, root: string, repository: string | null): 
 export async function openOwn(place: Place): Promise<OwnFile> {
   const named = join(place.folder, place.path);
   const { root, target } = await targetOf(place);
-  const file = await open(target, kOwnFlags).catch((error: unknown) => {
-    throw readError(named, error);
-  });
+  const file = await open(target, kOwnFlags).catch(failedRead(named));
   try {
     const found = await file.stat();
     if (found.isDirectory() && target !== join(root, place.path)) {
@@ -66,9 +65,7 @@ export async function openOwn(place: Place): Promise<OwnFile> {
     // A folder above it may have been a link while it was opened: what is at its place now must be what was opened.
     const now = await lstat(target).catch(() => null);
     const same = now?.ino === found.ino && now.dev === found.dev;
-    if (!same || (await targetOf(place)).target !== target) {
-      throw exchanged(named);
-    }
+    if (!same || (await targetOf(place)).target !== target) throw exchanged(named);
     return { file, root, target, found };
   } catch (error) {
     await file.close();

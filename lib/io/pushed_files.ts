@@ -4,7 +4,7 @@ import { type FileHandle, open } from 'node:fs/promises';
 import { join, relative, sep } from 'node:path';
 import { isAbandoned, isBelow, pathsBelow } from './files.ts';
 import { exchanged, kOwnFlags, notOwn, openOwn, type Place } from './own_files.ts';
-import { readError, statPath } from './regular_file.ts';
+import { failedRead, readError, statPath } from './regular_file.ts';
 import { RUN } from './run_folder.ts';
 
 /** A file to be sent: its path in the folder, with slashes, and its bytes. */
@@ -111,19 +111,12 @@ class SentFile extends Blob {
 
   /** @throws FormatError for another file than was found */
   async #reopened(): Promise<FileHandle> {
-    const file = await open(this.#path, kOwnFlags).catch((error: unknown) => {
-      throw readError(this.#path, error);
-    });
-    const { dev, ino, size, mtimeMs } = await file.stat();
-    const found = this.#found;
-    if (
-      dev === found.dev &&
-      ino === found.ino &&
-      size === found.size &&
-      mtimeMs === found.mtimeMs
-    ) {
-      return file;
-    }
+    const file = await open(this.#path, kOwnFlags).catch(failedRead(this.#path));
+    const now = await file.stat();
+    const kept = (['dev', 'ino', 'size', 'mtimeMs'] as const).every(
+      (key) => now[key] === this.#found[key],
+    );
+    if (kept) return file;
     await file.close();
     throw exchanged(this.#path);
   }

@@ -8,7 +8,7 @@ import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
 import { FormatError, fileError } from '../errors.ts';
 import { diskError, isLink, kNoLink, reasonOf } from './files.ts';
 import { formatBytes } from './format_bytes.ts';
-import type { FileIdentity } from './tensor_file.ts';
+import { type FileIdentity, isSameFile } from './tensor_file.ts';
 
 /**
  * Largest size of a file other than weights and data; the largest tokenizers have half of it. JSON of that size may take 2 GiB when it is
@@ -129,9 +129,7 @@ export async function fill(
   for (let filled = 0; filled < bytes.length; ) {
     const { bytesRead } = await file
       .read(bytes, filled, bytes.length - filled, start + filled)
-      .catch((error: unknown) => {
-        throw readError(path, error);
-      });
+      .catch(failedRead(path));
     if (bytesRead === 0) return false;
     filled += bytesRead;
   }
@@ -156,8 +154,7 @@ export async function* readSlices(
 }
 
 async function requireSame(path: string, file: FileHandle, identity: FileIdentity): Promise<void> {
-  const { size, mtimeNs, ino } = await file.stat({ bigint: true });
-  if (size === identity.size && mtimeNs === identity.mtimeNs && ino === identity.ino) return;
+  if (isSameFile(await file.stat({ bigint: true }), identity)) return;
   throw fileError(
     path,
     'was changed or replaced while it was read',
@@ -166,28 +163,34 @@ async function requireSame(path: string, file: FileHandle, identity: FileIdentit
 }
 
 /** The kind and size of what a path leads to; null where there is nothing. @throws as {@link openRegular} does */
-export async function statPath(path: string): Promise<Stats | null> {
-  try {
-    return await stat(path);
-  } catch (error) {
-    if (isMissing(error)) return null;
-    throw readError(path, error);
-  }
+export function statPath(path: string): Promise<Stats | null> {
+  return ifThere(stat(path)).catch(failedRead(path));
 }
 
 /** The names in a folder. @throws as {@link openRegular} does */
-export async function listFolder(path: string): Promise<string[]> {
-  try {
-    return await readdir(path);
-  } catch (error) {
-    throw readError(path, error);
-  }
+export function listFolder(path: string): Promise<string[]> {
+  return readdir(path).catch(failedRead(path));
 }
 
 /** Whether an error says that there is no such file: one of the system, or one that was made of it here. */
 export function isMissing(error: unknown): boolean {
   const { code, cause } = (error ?? {}) as { code?: string; cause?: { code?: string } };
   return [code, cause?.code].some((found) => found === 'ENOENT' || found === 'ENOTDIR');
+}
+
+/** A handler of the errors of reading a path, which throws those of readError(). */
+export const failedRead =
+  (path: string) =>
+  (error: unknown): never => {
+    throw readError(path, error);
+  };
+
+/** The result of reading; null where there is no such file. */
+export function ifThere<T>(reading: Promise<T>): Promise<T | null> {
+  return reading.catch((error: unknown) => {
+    if (isMissing(error)) return null;
+    throw error;
+  });
 }
 
 /** The error for a failure of the system to open or read a path; any other error unchanged. */

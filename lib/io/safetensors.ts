@@ -14,6 +14,7 @@ import {
   readAll,
   type TensorFile,
   type TensorInfo,
+  written,
 } from './tensor_file.ts';
 
 const kDTypes: Readonly<Record<string, DType>> = {
@@ -185,11 +186,7 @@ export async function saveSafetensors(
   if (path === '')
     throw new ArgumentError('saveSafetensors: the path is empty; give the name of a file');
   const writer = new SafetensorsWriter(path, tensors, metadata);
-  try {
+  await written(writer, () => {
     for (const [name, tensor] of Object.entries(tensors)) writer.write(name, tensor);
-  } catch (error) {
-    await writer.abandon();
-    throw error;
-  }
-  await writer.commit();
+  });
 }

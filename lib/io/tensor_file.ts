@@ -64,3 +64,27 @@ export async function readAll(
   await disposeOnError(Object.values(tensors), () => synchronize());
   return tensors;
 }
+
+/**
+ * Fills a file with tensors and commits it; it is abandoned where filling it fails.
+ * @returns the result of `fill`
+ */
+export async function written<T>(
+  writer: { commit(): Promise<void>; abandon(): Promise<void> },
+  fill: () => T | Promise<T>,
+): Promise<T> {
+  let result: T;
+  try {
+    result = await fill();
+  } catch (error) {
+    await writer.abandon();
+    throw error;
+  }
+  await writer.commit();
+  return result;
+}
+
+/** Whether two identities are those of one file that has not changed. */
+export function isSameFile(a: FileIdentity, b: FileIdentity): boolean {
+  return a.size === b.size && a.mtimeNs === b.mtimeNs && a.ino === b.ino;
+}

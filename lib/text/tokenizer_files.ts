@@ -6,7 +6,7 @@ import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { isModelFolder } from '../io/model_folder.ts';
 import { type Place, readOwnText } from '../io/own_files.ts';
 import {
-  isMissing,
+  ifThere,
   kMaxConfigBytes,
   listFolder,
   type ReadFileOptions,
@@ -44,7 +44,7 @@ export async function readTokenizerFiles(model: string): Promise<TokenizerFiles>
     ...(await readJsonIfThere({ folder, path: 'special_tokens_map.json' }, kConfig)),
     ...(await readJsonIfThere({ folder, path: 'tokenizer_config.json' }, kConfig)),
   };
-  const template = await readIfThere({ folder, path: 'chat_template.jinja' }, kConfig);
+  const template = await ifThere(readOwnText({ folder, path: 'chat_template.jinja' }, kConfig));
   if (template !== null) tokenizerConfig.chat_template = template;
   return { path, tokenizerJson, tokenizerConfig };
 }
@@ -95,17 +95,8 @@ export async function readJson(path: string): Promise<Json> {
  * Reads a file of a model's folder, which may have come from anywhere: its text is written again with what is made of the model.
  * @throws FormatError for a link that leads out of the folder
  */
-async function readIfThere(place: Place, options?: ReadFileOptions): Promise<string | null> {
-  try {
-    return await readOwnText(place, options);
-  } catch (error) {
-    if (isMissing(error)) return null;
-    throw error;
-  }
-}
-
 async function readJsonIfThere(place: Place, options?: ReadFileOptions): Promise<Json | null> {
-  const text = await readIfThere(place, options);
+  const text = await ifThere(readOwnText(place, options));
   return text === null ? null : parseJson(join(place.folder, place.path), text);
 }
 

@@ -3,12 +3,8 @@ import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
-import {
-  checkTargetOutput,
-  EXPORT_TARGETS,
-  OUT_TYPES,
-  outtypeOf,
-} from '../../lib/export/registry.ts';
+import { checkNewOutput } from '../../lib/export/output.ts';
+import { EXPORT_TARGETS, OUT_TYPES, outtypeOf } from '../../lib/export/registry.ts';
 import { pageText } from '../support/pages.ts';
 
 it('is the table of the page, with what has read each export', () => {
@@ -39,15 +35,15 @@ it('writes over nothing, and removes what killed exports left', async () => {
   await writeFile(join(folder, 'a.gguf.2147483646-0.tmp'), 'half');
   await writeFile(join(folder, 'b.gguf.2147483646-0.tmp'), 'of another output');
   for (const target of EXPORT_TARGETS) {
-    await expect(checkTargetOutput(target, '')).rejects.toThrow(/output must be the path of a/);
+    await expect(checkNewOutput('', target.output)).rejects.toThrow(/output must be the path of a/);
     const output = target.output === 'file' ? path : join(folder, 'new');
-    await checkTargetOutput(target, output);
+    await checkNewOutput(output, target.output);
   }
   expect(await readdir(folder)).toEqual(['b.gguf.2147483646-0.tmp']);
   await writeFile(path, 'mine');
   for (const target of EXPORT_TARGETS) {
     const output = target.output === 'file' ? path : folder;
-    await expect(checkTargetOutput(target, output)).rejects.toThrow(/exists|is not empty/);
+    await expect(checkNewOutput(output, target.output)).rejects.toThrow(/exists|is not empty/);
   }
   await rm(folder, { recursive: true });
 });

@@ -16,7 +16,7 @@ export const crowsPairs: ChoiceTask = {
     context: '',
     choices: [fields.text('sent_more'), fields.text('sent_less')],
     gold: [0],
-    ...(fields.has('bias_type') && { groups: { bias_type: fields.text('bias_type') } }),
+    groups: fields.has('bias_type') ? { bias_type: fields.text('bias_type') } : undefined,
   }),
   measure(_, [more, less]) {
     const difference = (more as number) - (less as number);

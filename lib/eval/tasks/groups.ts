@@ -17,10 +17,14 @@ export function grouped(
   return [...found].sort(([a], [b]) => (a < b ? -1 : 1));
 }
 
+/** The sum of a number of the items. */
+export function sumOf(items: readonly ItemResult[], name: string): number {
+  return items.reduce((total, { metrics }) => total + (metrics[name] as number), 0);
+}
+
 /** The mean of a number of the items; null: there are none. */
 export function meanOf(items: readonly ItemResult[], name: string): number | null {
-  if (items.length === 0) return null;
-  return items.reduce((sum, { metrics }) => sum + (metrics[name] as number), 0) / items.length;
+  return items.length === 0 ? null : sumOf(items, name) / items.length;
 }
 
 /** The accuracy of all items, and that of each group of a grouping. */

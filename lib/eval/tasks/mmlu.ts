@@ -34,15 +34,14 @@ export const mmlu: ChoiceTask = {
   read(fields) {
     const { choices, gold } = answers(fields);
     const lines = choices.map((choice, i) => `${kLetters[i]}. ${choice}`);
-    const about = fields.has('subject')
-      ? ` about ${fields.text('subject').replaceAll('_', ' ')}`
-      : '';
+    const subject = fields.has('subject') ? fields.text('subject') : undefined;
+    const about = subject === undefined ? '' : ` about ${subject.replaceAll('_', ' ')}`;
     return {
       description: `The following are multiple choice questions (with answers)${about}.\n\n`,
       context: [strip(fields.text('question')), ...lines, 'Answer:'].join('\n'),
       choices: kLetters,
       gold: [gold],
-      ...(fields.has('subject') && { groups: { subject: fields.text('subject') } }),
+      groups: subject === undefined ? undefined : { subject },
     };
   },
   hasClasses: true,

@@ -1,16 +1,15 @@
 /** Perplexity of texts: of any texts, or of WikiText-2's pages, by which forgetting is measured. */
 import type { Row } from '../../data/rows.ts';
 import { strip } from '../python_text.ts';
+import { sumOf } from './groups.ts';
 import type { ItemResult, RollingTask, TaskMetrics } from './task.ts';
 
 /** Perplexities by the sums over all texts. */
 function summarize(items: readonly ItemResult[]): TaskMetrics {
-  const sum = (name: string): number =>
-    items.reduce((total, { metrics }) => total + (metrics[name] as number), 0);
-  const loss = -sum('loglikelihood');
-  const bytes = sum('bytes');
+  const loss = -sumOf(items, 'loglikelihood');
+  const bytes = sumOf(items, 'bytes');
   return {
-    word_perplexity: Math.exp(loss / sum('words')),
+    word_perplexity: Math.exp(loss / sumOf(items, 'words')),
     byte_perplexity: Math.exp(loss / bytes),
     bits_per_byte: loss / bytes / Math.LN2,
   };

@@ -50,7 +50,7 @@ interface TaskBase<D> {
 }
 
 /** Examples in front of the question. */
-interface FewShot<D> {
+export interface FewShot<D> {
   /** Number of examples, which come from a second file. */
   readonly numFewshot: number;
   /** Chooses examples for each item in turn; made anew for each run. Default: the first ones of the file for all items. */
