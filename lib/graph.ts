@@ -12,19 +12,15 @@ export type NamedTensors = Readonly<Record<string, Tensor | null>>;
 
 /** A recorded graph, made by {@link captureGraph}. */
 export class CapturedGraph<T> {
-  readonly #graph: unknown;
-
   /** @param result the result of the function, whose tensors get new values with every run */
   constructor(
-    graph: unknown,
+    private readonly graph: unknown,
     readonly result: T,
-  ) {
-    this.#graph = graph;
-  }
+  ) {}
 
   /** Native handle, for captureGraph's `sharing`. */
   get handle(): unknown {
-    return this.#graph;
+    return this.graph;
   }
 
   /**
@@ -32,12 +28,12 @@ export class CapturedGraph<T> {
    * results among them, count as overwritten.
    */
   replay(): void {
-    native.runGraph(this.#graph);
+    native.runGraph(this.graph);
   }
 
   /** Frees the graph and its memory, once its runs are done; results keep their last values. Idempotent. */
   dispose(): void {
-    native.disposeGraph(this.#graph);
+    native.disposeGraph(this.graph);
   }
 
   /** Frees the graph at the end of a `using` block. */

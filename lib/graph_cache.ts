@@ -29,7 +29,6 @@ const kMaxGraphs = 16;
 const kMaxKeys = 4096;
 
 export class GraphCache {
-  readonly #device: string;
   readonly #whenFull: 'run' | 'replace';
   readonly #seenKeys = new Set<string>();
   readonly #entries = new Map<string, Entry>();
@@ -38,8 +37,10 @@ export class GraphCache {
    * @param options whenFull: what happens to another key than those of the largest number of graphs. 'run': it runs without a graph.
    *   'replace': its graph replaces the one that was not run for the longest time. Default 'run'
    */
-  constructor(device: string, { whenFull = 'run' }: { whenFull?: 'run' | 'replace' } = {}) {
-    this.#device = device;
+  constructor(
+    private readonly device: string,
+    { whenFull = 'run' }: { whenFull?: 'run' | 'replace' } = {},
+  ) {
     this.#whenFull = whenFull;
   }
 
@@ -101,8 +102,8 @@ export class GraphCache {
     const sharing = [...this.#entries.values()][0]?.graph;
     try {
       // The memory that ordinary runs of this shape left in a GPU's allocator may be needed for the graph.
-      if (!sharesProcessMemory(this.#device)) trimMemory({ device: this.#device });
-      const graph = captureGraph(() => body(inputs), { device: this.#device, sharing });
+      if (!sharesProcessMemory(this.device)) trimMemory({ device: this.device });
+      const graph = captureGraph(() => body(inputs), { device: this.device, sharing });
       this.#entries.set(key, { graph, inputs });
       return graph.result;
     } catch (error) {

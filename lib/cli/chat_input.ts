@@ -51,8 +51,6 @@ const kPrompt = '> ';
 
 class TerminalInput implements ChatInput {
   readonly isTerminal = true;
-  readonly #stdin: InputStream;
-  readonly #stdout: OutputStream;
   /** Lines that came with the one before: they were pasted, or typed during an answer. */
   readonly #waiting: string[] = [];
   /** A line that was begun behind these. */
@@ -60,10 +58,10 @@ class TerminalInput implements ChatInput {
   #history: string[] = [];
   #close: (() => void) | null = null;
 
-  constructor(stdin: InputStream, stdout: OutputStream) {
-    this.#stdin = stdin;
-    this.#stdout = stdout;
-  }
+  constructor(
+    private readonly stdin: InputStream,
+    private readonly stdout: OutputStream,
+  ) {}
 
   next(): Promise<Entered> {
     const line = this.#waiting.shift();
@@ -76,8 +74,8 @@ class TerminalInput implements ChatInput {
 
   #edit(): Promise<Entered> {
     const editor = createInterface({
-      input: this.#stdin,
-      output: this.#stdout as unknown as NodeJS.WritableStream,
+      input: this.stdin,
+      output: this.stdout as unknown as NodeJS.WritableStream,
       terminal: true,
       prompt: kPrompt,
       history: this.#history,

@@ -18,8 +18,6 @@ interface ChatStreams extends Pick<CliContext, 'stdout' | 'stderr'> {
 
 /** A conversation that reads lines until it is left. */
 export class ChatLoop {
-  readonly #chat: Chat;
-  readonly #streams: ChatStreams;
   readonly #adapter: string | null;
   readonly #style: ReturnType<typeof styler>;
   /** The controller that stops the answer that is being written; null between answers. */
@@ -30,9 +28,10 @@ export class ChatLoop {
   /** Wakes the loop while it waits for a line. */
   #wake: () => void = () => {};
 
-  constructor(chat: Chat, streams: ChatStreams) {
-    this.#chat = chat;
-    this.#streams = streams;
+  constructor(
+    private readonly chat: Chat,
+    private readonly streams: ChatStreams,
+  ) {
     this.#adapter = chat.adapter ?? null;
     this.#style = styler(hasColour(streams.stderr));
   }
@@ -42,7 +41,7 @@ export class ChatLoop {
    * @returns the exit code: that of a signal; 1 where lines came through a pipe and one of them was not answered; else 0
    */
   async run(): Promise<number> {
-    const { input, stdout } = this.#streams;
+    const { input, stdout } = this.streams;
     const stopListening = onSignals((name) => this.#receive(name));
     if (input.isTerminal) this.#note('/help lists what can be typed; Ctrl-C stops an answer');
     try {
@@ -65,7 +64,7 @@ export class ChatLoop {
       this.#wake = () => resolve('interrupt');
     });
     if (this.#ended !== null) return 'interrupt';
-    return Promise.race([this.#streams.input.next(), interrupted]);
+    return Promise.race([this.streams.input.next(), interrupted]);
   }
 
   /** Runs the command of a line, or answers it. @returns whether the conversation goes on */
@@ -83,7 +82,7 @@ export class ChatLoop {
     }
     let isOver = false;
     await this.#reporting(async () => {
-      const told = command.run(argument, { chat: this.#chat, adapter: this.#adapter });
+      const told = command.run(argument, { chat: this.chat, adapter: this.#adapter });
       if (told === null) isOver = true;
       else this.#note(told);
     });
@@ -91,12 +90,12 @@ export class ChatLoop {
   }
 
   async #answer(message: string): Promise<void> {
-    const { stdout } = this.#streams;
+    const { stdout } = this.streams;
     const stop = new AbortController();
     this.#stop = stop;
     let last = '';
     try {
-      const answer = this.#chat.send(message, { signal: stop.signal });
+      const answer = this.chat.send(message, { signal: stop.signal });
       for await (const { text } of answer) {
         writeAnswer(stdout, text);
         last = text || last;
@@ -113,7 +112,7 @@ export class ChatLoop {
 
   /** Tells why an answer ended, unless the model ended it. */
   #noteEnd({ finishReason, promptTokens, tokens }: GeneratedText): void {
-    const { contextLength } = this.#chat;
+    const { contextLength } = this.chat;
     if (finishReason === 'abort') this.#note('stopped');
     if (finishReason !== 'length') return;
     const isFull = promptTokens + tokens.length >= contextLength;
@@ -158,11 +157,11 @@ export class ChatLoop {
       .split('\n')
       .map((line) => this.#style(line, 'dim'))
       .join('\n');
-    this.#streams.stderr.write(`${shown}\n`);
+    this.streams.stderr.write(`${shown}\n`);
   }
 
   #fail(text: string): void {
     this.#hasFailed = true;
-    this.#streams.stderr.write(`${this.#style('error:', 'red', 'bold')} ${text}\n`);
+    this.streams.stderr.write(`${this.#style('error:', 'red', 'bold')} ${text}\n`);
   }
 }

@@ -22,26 +22,22 @@ const kStyles = new RegExp(`(${kMark}\\d+m)`);
  * models are in much of what commands write, and a log is read on a terminal later.
  */
 export class ShownStream implements OutputStream {
-  readonly #stream: OutputStream;
-
-  constructor(stream: OutputStream) {
-    this.#stream = stream;
-  }
+  constructor(private readonly stream: OutputStream) {}
 
   get isTTY(): boolean | undefined {
-    return this.#stream.isTTY;
+    return this.stream.isTTY;
   }
 
   get columns(): number | undefined {
-    return this.#stream.columns;
+    return this.stream.columns;
   }
 
   write(text: string): unknown {
-    return this.#stream.write(besideStyles(text, printableLines).replaceAll(kMark, kEscape));
+    return this.stream.write(besideStyles(text, printableLines).replaceAll(kMark, kEscape));
   }
 
   control(code: string): unknown {
-    return this.#stream.write(code);
+    return this.stream.write(code);
   }
 }
 

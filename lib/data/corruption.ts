@@ -238,31 +238,29 @@ function newLabels(
 export class CorruptedRows implements RowSource {
   readonly length: number;
   readonly files?: readonly RowFile[];
-  readonly #rows: RowSource;
-  readonly #columns: readonly CorruptedColumns[];
-  readonly #plan: Plan;
   /** Number of words that are changed in each row of the files; 0 before it is read for the first time. */
   readonly #words: Uint32Array;
 
-  constructor(rows: RowSource, columns: readonly CorruptedColumns[], plan: Plan) {
-    this.#rows = rows;
-    this.#columns = columns;
-    this.#plan = plan;
+  constructor(
+    private readonly rows: RowSource,
+    private readonly columns: readonly CorruptedColumns[],
+    private readonly plan: Plan,
+  ) {
     this.#words = new Uint32Array(rows.length);
     this.length = plan.sources.length;
     if (rows.files !== undefined) this.files = filesOf(rows, rows.files, plan.sources);
   }
 
   get recipe(): object {
-    return { corruption: this.#plan.settings };
+    return { corruption: this.plan.settings };
   }
 
   /** The counts; those of words are of the rows that were read. */
   get counts(): CorruptionCounts {
-    const { settings, labels, removedRows, duplicatedRows } = this.#plan;
+    const { settings, labels, removedRows, duplicatedRows } = this.plan;
     return {
       seed: settings.seed,
-      rows: this.#rows.length,
+      rows: this.rows.length,
       removedRows,
       replacedLabels: labels.size,
       duplicatedRows,
@@ -272,24 +270,24 @@ export class CorruptedRows implements RowSource {
 
   async row(index: number): Promise<Row> {
     const source = this.#source(index);
-    const row = await this.#rows.row(source);
-    const { texts, label } = choiceOf(this.#columns, this.#rows, source);
-    const { labels, settings } = this.#plan;
+    const row = await this.rows.row(source);
+    const { texts, label } = choiceOf(this.columns, this.rows, source);
+    const { labels, settings } = this.plan;
     const relabelled =
       label !== undefined && labels.has(source) ? { ...row, [label]: labels.get(source) } : row;
     return (settings.textNoise ?? 0) > 0 ? this.#noisy(relabelled, texts, source) : relabelled;
   }
 
   where(index: number): Promise<string> {
-    return this.#rows.where(this.#source(index));
+    return this.rows.where(this.#source(index));
   }
 
   close(): Promise<void> {
-    return this.#rows.close();
+    return this.rows.close();
   }
 
   #source(index: number): number {
-    const source = this.#plan.sources[index];
+    const source = this.plan.sources[index];
     if (source !== undefined) return source;
     throw new ArgumentError(
       `data: there are ${this.length} rows after the corruptions, no row ${index}; ask for one from 0 to ${this.length - 1}`,
@@ -297,7 +295,7 @@ export class CorruptedRows implements RowSource {
   }
 
   #noisy(row: Row, texts: readonly string[], source: number): Row {
-    const { seed, textNoise = 0, textNoiseKinds = TEXT_NOISE_KINDS } = this.#plan.settings;
+    const { seed, textNoise = 0, textNoiseKinds = TEXT_NOISE_KINDS } = this.plan.settings;
     const next = randomWords({ seed, stream: kStreams.words, index: source });
     const options = { share: textNoise, kinds: textNoiseKinds as readonly TextNoiseKind[], next };
     let words = 0;

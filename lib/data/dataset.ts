@@ -123,8 +123,6 @@ const kMsPerYield = 20;
 
 /** Examples of one kind, in micro-batches; the comment at the top of this file describes the pipeline. */
 export class Dataset<E, B> {
-  readonly #rows: RowSource;
-  readonly #kind: ExampleKind<E, B>;
   readonly #order: OrderOptions;
   readonly #tokenizer: Tokenizer | undefined;
   /** Number of tokens of each row. */
@@ -138,9 +136,11 @@ export class Dataset<E, B> {
   #digest: Buffer | null = null;
   #epoch: (EpochOrder & { readonly epoch: number }) | null = null;
 
-  private constructor(rows: RowSource, kind: ExampleKind<E, B>, options: ReadOptions<E>) {
-    this.#rows = rows;
-    this.#kind = kind;
+  private constructor(
+    private readonly rows: RowSource,
+    private readonly kind: ExampleKind<E, B>,
+    options: ReadOptions<E>,
+  ) {
     this.#order = { ...options.order, files: isWeighted(rows.files) ? rows.files : undefined };
     this.#tokenizer = options.tokenizer;
     this.#lengths = new Uint32Array(rows.length);
@@ -184,7 +184,7 @@ export class Dataset<E, B> {
 
   /** Rows of the largest micro-batch of an epoch, those of padding and of both sides of its examples included. */
   largestBatch(epoch: number): number {
-    const { isPadded = false } = this.#kind;
+    const { isPadded = false } = this.kind;
     let largest = 0;
     for (const group of this.groups(epoch)) {
       let [tokens, longest] = [0, 0];
@@ -200,7 +200,7 @@ export class Dataset<E, B> {
 
   /** The first row of each file that is kept, without those of files none of whose rows is. */
   get firstRows(): number[] {
-    const files = this.#rows.files ?? [{ start: 0, length: this.#rows.length }];
+    const files = this.rows.files ?? [{ start: 0, length: this.rows.length }];
     return files.flatMap(({ start, length }) => {
       const first = this.#kept.find((index) => index >= start && index < start + length);
       return first === undefined ? [] : [first];
@@ -209,7 +209,7 @@ export class Dataset<E, B> {
 
   /** The location of a row, for messages. */
   where(index: number): Promise<string> {
-    return this.#rows.where(index);
+    return this.rows.where(index);
   }
 
   /** The rows of each micro-batch of an epoch, from micro-batch `start` on. */
@@ -223,7 +223,7 @@ export class Dataset<E, B> {
     for (const indices of this.groups(epoch, start)) {
       const examples: E[] = [];
       for (const index of indices) examples.push(await this.example(index));
-      yield this.#kind.collate(examples, indices);
+      yield this.kind.collate(examples, indices);
     }
   }
 
@@ -235,8 +235,8 @@ export class Dataset<E, B> {
     const kept = this.#cache.get(index);
     if (kept !== undefined) return kept;
     const { example } = await this.#encode(index);
-    if (checksumOf(this.#kind, example) === this.#checksums[index]) return example;
-    const where = await this.#rows.where(index);
+    if (checksumOf(this.kind, example) === this.#checksums[index]) return example;
+    const where = await this.rows.where(index);
     throw new NativeError(`${where}: the row is not what it was when the data were read first`, {
       code: 'ERR_FILE_CHANGED',
     });
@@ -251,27 +251,27 @@ export class Dataset<E, B> {
       const example = this.#cache.get(index);
       if (example === undefined) {
         throw new ArgumentError(
-          `data: there is no example ${index}; ask for one below ${this.#rows.length}`,
+          `data: there is no example ${index}; ask for one below ${this.rows.length}`,
         );
       }
       return example;
     });
-    return this.#kind.collate(examples, indices);
+    return this.kind.collate(examples, indices);
   }
 
   async #read(options: ReadOptions<E>): Promise<void> {
     const { hash = createHash('sha256'), keep } = options;
-    const { length: rows } = this.#rows;
+    const { length: rows } = this.rows;
     let [examples, tokens, longest, truncated] = [0, 0, 0, 0];
     const truncatedSides: number[] = [];
-    await forEachRow(this.#rows, options, async (index) => {
+    await forEachRow(this.rows, options, async (index) => {
       const { example, cut } = await this.#encode(index, options.signal);
-      const length = this.#kind.length(example);
+      const length = this.kind.length(example);
       this.#lengths[index] = length;
       if (!this.#remember(index, example)) {
-        this.#checksums[index] = checksumOf(this.#kind, example);
+        this.#checksums[index] = checksumOf(this.kind, example);
       }
-      this.#kind.digest(example, hash);
+      this.kind.digest(example, hash);
       truncated += Number(cut.includes(true));
       cut.forEach((was, side) => {
         truncatedSides[side] = (truncatedSides[side] ?? 0) + Number(was);
@@ -282,22 +282,22 @@ export class Dataset<E, B> {
       longest = Math.max(longest, length);
     });
     this.#kept = this.#kept.slice(0, examples);
-    const { files } = this.#rows;
+    const { files } = this.rows;
     // Files without weights are one list of rows, whose examples are in the digest.
     if (isWeighted(files)) {
       hash.update(JSON.stringify({ files }));
-      await requireExamples(this.#rows, files, this.#kept);
+      await requireExamples(this.rows, files, this.#kept);
     }
-    if (this.#rows.recipe !== undefined) hash.update(JSON.stringify(this.#rows.recipe));
+    if (this.rows.recipe !== undefined) hash.update(JSON.stringify(this.rows.recipe));
     this.#digest = hash.digest();
     this.#counts = { rows, examples, tokens, longest, truncated, truncatedSides };
   }
 
   async #encode(index: number, signal?: AbortSignal) {
-    const row = await this.#rows.row(index);
-    const encode = () => this.#kind.encode(row, index);
+    const row = await this.rows.row(index);
+    const encode = () => this.kind.encode(row, index);
     return withRowLocation(
-      this.#rows,
+      this.rows,
       index,
       () => this.#tokenizer?.withLongTexts(encode, { signal }) ?? encode(),
     );
@@ -305,7 +305,7 @@ export class Dataset<E, B> {
 
   /** Keeps an example in memory if there is room, and returns whether there is. */
   #remember(index: number, example: E): boolean {
-    const bytes = this.#kind.bytes(example);
+    const bytes = this.kind.bytes(example);
     if (bytes > this.#cacheLeft) return false;
     this.#cacheLeft -= bytes;
     this.#cache.set(index, example);

@@ -34,15 +34,15 @@ export function openCachedSession(model: Model, options: SessionOptions): Cached
 
 /** See {@link openCachedSession}. */
 export class CachedSession implements DecodeSession {
-  readonly #model: CausalLM | Seq2SeqLM;
-  readonly #cache: KvCache;
   #run: SessionOptions['run'];
   /** Steps of one token for each sequence, recorded, and the tensors that they read; null where the model's cannot be. */
   readonly #recorded: { readonly graphs: GraphCache; readonly watch: ParameterWatch } | null;
 
-  constructor(model: CausalLM | Seq2SeqLM, cache: KvCache, options: SessionOptions) {
-    this.#model = model;
-    this.#cache = cache;
+  constructor(
+    private readonly model: CausalLM | Seq2SeqLM,
+    private readonly cache: KvCache,
+    options: SessionOptions,
+  ) {
     this.#run = options.run;
     const isRecorded = model instanceof CausalLM && model.graphObstacle === null;
     this.#recorded = isRecorded
@@ -60,7 +60,7 @@ export class CachedSession implements DecodeSession {
 
   /** Bytes that the cache takes, and those of it that sequences use. */
   get memory(): { readonly bytes: number; readonly usedBytes: number } {
-    return { bytes: this.#cache.bytes, usedBytes: this.#cache.usedBytes };
+    return { bytes: this.cache.bytes, usedBytes: this.cache.usedBytes };
   }
 
   /** See {@link DecodeSession.prefill}. Equal prompts are computed once, and share their blocks of the cache. */
@@ -68,7 +68,7 @@ export class CachedSession implements DecodeSession {
     const { distinct, indexOf } = distinctPrompts(prompts);
     const made: number[] = [];
     try {
-      for (const _ of distinct) made.push(this.#cache.create());
+      for (const _ of distinct) made.push(this.cache.create());
       const added = distinct.map((ids, i) => ({ sequence: made[i] as number, ids }));
       const sequences = new Array<number>(prompts.length);
       // Called as soon as a part's forward is enqueued: after an await the cache may have been disposed of.
@@ -77,7 +77,7 @@ export class CachedSession implements DecodeSession {
           const first = made.indexOf(sequence);
           indexOf.forEach((index, i) => {
             if (index !== first) return;
-            sequences[i] = indexOf.indexOf(index) === i ? sequence : this.#cache.fork(sequence);
+            sequences[i] = indexOf.indexOf(index) === i ? sequence : this.cache.fork(sequence);
             if (sequences[i] !== sequence) made.push(sequences[i] as number);
           });
         }
@@ -106,7 +106,7 @@ export class CachedSession implements DecodeSession {
   }
 
   async extend(continuations: readonly Continuation[]): Promise<readonly Float32Array[]> {
-    const empty = continuations.find(({ sequence }) => this.#cache.lengthOf(sequence) === 0);
+    const empty = continuations.find(({ sequence }) => this.cache.lengthOf(sequence) === 0);
     if (empty) throw new ArgumentError(`sequence ${empty.sequence} has no prompt yet`);
     return this.#forwardAll(batches(continuations));
   }
@@ -116,20 +116,20 @@ export class CachedSession implements DecodeSession {
    * @returns false, with nothing changed, where a layer's window has left keys behind that the next token would see
    */
   truncate(sequence: number, length: number): boolean {
-    return this.#cache.truncate(sequence, length);
+    return this.cache.truncate(sequence, length);
   }
 
   fork(sequence: number, count: number): readonly number[] {
-    return Array.from({ length: count }, () => this.#cache.fork(sequence));
+    return Array.from({ length: count }, () => this.cache.fork(sequence));
   }
 
   release(sequence: number): void {
-    this.#cache.release(sequence);
+    this.cache.release(sequence);
   }
 
   dispose(): void {
     this.#recorded?.graphs.dispose();
-    this.#cache.dispose();
+    this.cache.dispose();
   }
 
   /** The recorded steps, without those of a model that has changed since. */
@@ -142,7 +142,7 @@ export class CachedSession implements DecodeSession {
 
   /** Number of tokens of a sequence. */
   lengthOf(sequence: number): number {
-    return this.#cache.lengthOf(sequence);
+    return this.cache.lengthOf(sequence);
   }
 
   /**
@@ -154,7 +154,7 @@ export class CachedSession implements DecodeSession {
     onEnqueued: (part: readonly Continuation[]) => void = () => {},
   ): Promise<readonly Float32Array[]> {
     const before = parts.flat().map(({ sequence }) => {
-      return [sequence, this.#cache.lengthOf(sequence)] as const;
+      return [sequence, this.cache.lengthOf(sequence)] as const;
     });
     try {
       return await logitRows(this.#run, parts, (part) => {
@@ -166,7 +166,7 @@ export class CachedSession implements DecodeSession {
       if (isAborted(error)) {
         // Tensors that recorded steps read and write were perhaps not written.
         this.#recorded?.graphs.dispose();
-        this.#cache.undo(before);
+        this.cache.undo(before);
       }
       throw error;
     }
@@ -174,7 +174,7 @@ export class CachedSession implements DecodeSession {
 
   /** Logits (B,V) after the new tokens. */
   #forward(tokens: readonly Continuation[]): Tensor {
-    const [model, cache] = [this.#model, this.#cache];
+    const [model, cache] = [this.model, this.cache];
     const hidden = (): Tensor => {
       if (model instanceof CausalLM)
         return model.forwardCached(cache, tokens, this.#usableGraphs());

@@ -76,7 +76,6 @@ const kTable: CallTable<ChatOptions> = {
 
 /** A conversation; see {@link openChat}. */
 export class Chat {
-  readonly #model: ChatModel;
   readonly #base: CausalLM;
   readonly #tokenizer: Tokenizer;
   readonly #settings: GenerationSettings;
@@ -94,7 +93,10 @@ export class Chat {
   #isDisposed = false;
 
   /** @internal */
-  constructor(model: ChatModel, options: ChatOptions) {
+  constructor(
+    private readonly model: ChatModel,
+    options: ChatOptions,
+  ) {
     checkCall('chat', options, kTable);
     const { tokenizer, adapter, system = null, messages = [], ...settings } = options;
     const foreign = kForeignKeys.find((key) => key in settings);
@@ -102,7 +104,6 @@ export class Chat {
       throw new ArgumentError(`chat: it has one answer at a time; leave ${foreign} out`);
     }
     checkRoles('chat: messages', messages, tokenizer?.chatTemplate ?? null);
-    this.#model = model;
     this.#base = causalOf(model);
     this.#settings = settings;
     this.#resolved = resolveSettings(settings);
@@ -134,7 +135,7 @@ export class Chat {
   set adapter(name: string | null) {
     this.#checkIdle();
     checkArgument('chat: adapter', orNull(kCall.text), name);
-    adapterRun(this.#model, name);
+    adapterRun(this.model, name);
     this.#adapter = name;
   }
 
@@ -221,11 +222,11 @@ export class Chat {
     message: ChatMessage,
     { ids, emit, signal }: { ids: Int32Array; emit: Answering['emit']; signal: AbortSignal },
   ): Promise<GeneratedText> {
-    const stream = generateWith(this.#open(), this.#model, {
+    const stream = generateWith(this.#open(), this.model, {
       ...this.#settings,
       seed: this.#resolved.seed + this.#turns,
       ...{ ids, tokenizer: this.#tokenizer },
-      ...(this.#adapter !== undefined && { adapter: this.#adapter }),
+      adapter: this.#adapter,
       signal,
     } satisfies GenerateOptions);
     for await (const token of stream) emit(token);
@@ -287,11 +288,9 @@ interface Answering {
 export class ChatAnswer implements AsyncIterable<GeneratedToken> {
   /** The answer, once it has ended. */
   readonly result: Promise<GeneratedText>;
-  readonly #generation: Generation;
 
   /** @internal */
-  constructor(generation: Generation) {
-    this.#generation = generation;
+  constructor(private readonly generation: Generation) {
     this.result = generation.result.then(([answer]) => answer as GeneratedText);
     // An error reaches those who iterate or await; that nobody does is no reason to end the process.
     this.result.catch(() => {});
@@ -299,7 +298,7 @@ export class ChatAnswer implements AsyncIterable<GeneratedToken> {
 
   /** The tokens from the first on. @throws what `result` is rejected with */
   [Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void> {
-    return this.#generation[Symbol.asyncIterator]();
+    return this.generation[Symbol.asyncIterator]();
   }
 }
 

@@ -7,22 +7,19 @@ import { ArgumentError } from '../errors.ts';
 import type { CausalLM } from '../models/index.ts';
 import { type CachedSession, openCachedSession } from './cached_session.ts';
 import type { OpenSession } from './open_session.ts';
-import type { Continuation, DecodeSession, Prefilled, SessionOptions } from './session.ts';
+import type { Continuation, Prefilled, SessionOptions } from './session.ts';
 
 /**
  * A cache of one sequence, and the ids that it holds. Generations use it one after the other, through {@link ContinuedSession.open};
  * all of them must run the model with the same weights.
  */
 export class ContinuedSession {
-  readonly #model: CausalLM;
   #session: CachedSession | null = null;
   /** The sequence in the session; null: none yet. */
   #sequence: number | null = null;
   #ids: number[] = [];
 
-  constructor(model: CausalLM) {
-    this.#model = model;
-  }
+  constructor(private readonly model: CausalLM) {}
 
   /** Number of tokens whose keys and values are kept. */
   get length(): number {
@@ -36,12 +33,23 @@ export class ContinuedSession {
 
   /** Opens the session of a generation, which leaves the sequence behind when it ends. */
   readonly open: OpenSession = (_, options) => {
-    this.#session ??= openCachedSession(this.#model, options);
+    this.#session ??= openCachedSession(this.model, options);
     this.#session.runWithin(options.run);
-    return new Turn({
-      prefill: (prompt) => this.#prefill(prompt, options),
-      extend: (ids) => this.#extend(ids),
-    });
+    return {
+      prefill: async ([prompt, ...others]) => {
+        if (prompt === undefined || others.length > 0) throw onlyOne();
+        return [await this.#prefill(prompt, options)];
+      },
+      step: async (_, tokens) => [await this.#extend(tokens.slice(0, 1))],
+      extend: async ([continuation]) => [await this.#extend((continuation as Continuation).ids)],
+      fork: (_, count) => {
+        if (count > 0) throw onlyOne();
+        return [];
+      },
+      // The sequence outlives the generation.
+      release: () => {},
+      dispose: () => {},
+    };
   };
 
   /** Forgets all tokens and frees the cache. The next generation begins anew. */
@@ -53,7 +61,7 @@ export class ContinuedSession {
   }
 
   async #prefill(prompt: Int32Array, options: SessionOptions): Promise<Prefilled> {
-    this.#session ??= openCachedSession(this.#model, options);
+    this.#session ??= openCachedSession(this.model, options);
     const session = this.#session;
     const kept = this.#keep(commonPrefix(this.#ids, prompt));
     return this.#orReset(async () => {
@@ -109,44 +117,6 @@ export class ContinuedSession {
     if (this.#session === null || this.#sequence === null) return false;
     return this.#session.lengthOf(this.#sequence) === this.#ids.length;
   }
-}
-
-/** The forwards of a generation on a sequence that is kept. */
-interface Forwards {
-  readonly prefill: (prompt: Int32Array) => Promise<Prefilled>;
-  readonly extend: (ids: Int32Array | readonly number[]) => Promise<Float32Array>;
-}
-
-/** The session of one generation of a single sequence, whose end changes nothing. */
-class Turn implements DecodeSession {
-  readonly #forwards: Forwards;
-
-  constructor(forwards: Forwards) {
-    this.#forwards = forwards;
-  }
-
-  async prefill(prompts: readonly Int32Array[]): Promise<readonly Prefilled[]> {
-    const [prompt] = prompts;
-    if (prompt === undefined || prompts.length > 1) throw onlyOne();
-    return [await this.#forwards.prefill(prompt)];
-  }
-
-  async step(_: readonly number[], tokens: readonly number[]): Promise<readonly Float32Array[]> {
-    return [await this.#forwards.extend(tokens.slice(0, 1))];
-  }
-
-  async extend([continuation]: readonly Continuation[]): Promise<readonly Float32Array[]> {
-    return [await this.#forwards.extend((continuation as Continuation).ids)];
-  }
-
-  fork(_: number, count: number): readonly number[] {
-    if (count > 0) throw onlyOne();
-    return [];
-  }
-
-  release(): void {}
-
-  dispose(): void {}
 }
 
 function onlyOne(): ArgumentError {

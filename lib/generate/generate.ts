@@ -102,12 +102,7 @@ export function generateWith(
   if (tokenizer === undefined && settings.stopStrings.length > 0) {
     throw new ArgumentError("generate: stopStrings needs the model's tokenizer; pass tokenizer");
   }
-  const input = {
-    ...(prompt !== undefined && { prompt }),
-    ...(messages !== undefined && { messages }),
-    ...(ids !== undefined && { ids }),
-  };
-  const prompts = encodePrompts(input, { tokenizer, model: base });
+  const prompts = encodePrompts({ prompt, messages, ids }, { tokenizer, model: base });
   const prefix = sharePrefix ? commonPrefix(prompts, base) : new Int32Array(0);
   const call: Call = { open, model: base, run, settings, tokenizer, prompts, prefix };
   tokenizer?.decodeStream(); // refuses a decoder that has no stream
@@ -212,7 +207,6 @@ type Work = (
  * a sequence's tokens, concatenated, are its final text. Whoever leaves the loop over the tokens ends the generation.
  */
 export class Generation implements AsyncIterable<GeneratedToken> {
-  readonly #work: Work;
   readonly #tokens: GeneratedToken[] = [];
   #result: Promise<readonly GeneratedText[]> | null = null;
   #isSettled = false;
@@ -220,9 +214,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   #wake: (() => void)[] = [];
 
   /** @param work the generation itself, which passes each token to `emit` and ends early when the signal `left` aborts */
-  constructor(work: Work) {
-    this.#work = work;
-  }
+  constructor(private readonly work: Work) {}
 
   /** The results of all sequences in order, once the last has ended. */
   get result(): Promise<readonly GeneratedText[]> {
@@ -231,7 +223,7 @@ export class Generation implements AsyncIterable<GeneratedToken> {
         this.#tokens.push(token);
         this.#notify();
       };
-      this.#result = this.#work(emit, this.#left.signal).finally(() => {
+      this.#result = this.work(emit, this.#left.signal).finally(() => {
         this.#isSettled = true;
         this.#notify();
       });
@@ -284,9 +276,6 @@ const kTurnMs = 8;
 
 /** The loop of one call. */
 class Loop {
-  readonly #call: Call;
-  readonly #emit: (token: GeneratedToken) => void;
-  readonly #stop: AbortSignal;
   readonly #processors: readonly LogitsProcessor[];
   readonly #sampler: Sampler | null;
   #live: Live[] = [];
@@ -294,17 +283,18 @@ class Loop {
   /** The sequence of the common beginning of all prompts, once it has been computed. */
   #prefix: number | null = null;
 
-  constructor(call: Call, emit: (token: GeneratedToken) => void, stop: AbortSignal) {
+  constructor(
+    private readonly call: Call,
+    private readonly emit: (token: GeneratedToken) => void,
+    private readonly stop: AbortSignal,
+  ) {
     const { settings } = call;
-    this.#call = call;
-    this.#emit = emit;
-    this.#stop = stop;
     this.#processors = makeProcessors({ ...settings }, settings.doSample);
     this.#sampler = settings.doSample ? new Sampler(settings.seed) : null;
   }
 
   async run(): Promise<readonly GeneratedText[]> {
-    const { open, model, run } = this.#call;
+    const { open, model, run } = this.call;
     const waiting = await this.#sequences();
     const all = waiting.flatMap(({ sequences }) => sequences);
     const longest = waiting.reduce(
@@ -312,19 +302,19 @@ class Loop {
       Number.NEGATIVE_INFINITY,
     );
     const session = open(model, {
-      run: (body) => withAbort(this.#stop, () => run(body)),
+      run: (body) => withAbort(this.stop, () => run(body)),
       maxLength: longest,
     });
-    const release = heed(this.#stop);
+    const release = heed(this.stop);
     try {
       this.#turn = performance.now();
-      while (!this.#stop.aborted && waiting.length + this.#live.length > 0) {
+      while (!this.stop.aborted && waiting.length + this.#live.length > 0) {
         await this.#admit(session, waiting);
         await this.#chooseAll(session);
         await this.#step(session);
       }
     } catch (error) {
-      if (!this.#stop.aborted || !isAborted(error)) throw error;
+      if (!this.stop.aborted || !isAborted(error)) throw error;
     } finally {
       session.dispose();
       release();
@@ -334,7 +324,7 @@ class Loop {
 
   /** Makes the sequences of all prompts. */
   async #sequences(): Promise<Waiting[]> {
-    const { model, settings, tokenizer, prompts } = this.#call;
+    const { model, settings, tokenizer, prompts } = this.call;
     const { skipSpecialTokens, numReturnSequences: count } = settings;
     const { stops, eosTokenIds } = await this.#ends();
     return prompts.map((prompt, p) => {
@@ -355,7 +345,7 @@ class Loop {
 
   /** The stop strings and the end tokens. A stop string that is a special token has no text, so its id ends a sequence. */
   async #ends(): Promise<{ stops: string[]; eosTokenIds: Set<number> }> {
-    const { model, settings, tokenizer } = this.#call;
+    const { model, settings, tokenizer } = this.call;
     const eosTokenIds = new Set(settings.eosTokenIds ?? (await endTokens(model, tokenizer)));
     const stops: string[] = [];
     for (const stop of settings.stopStrings) {
@@ -369,19 +359,19 @@ class Loop {
 
   /** Tokens of the context that are there before the first new one. */
   #contextOf(prompt: Int32Array): number {
-    return this.#call.model instanceof Seq2SeqLM ? 1 : prompt.length;
+    return this.call.model instanceof Seq2SeqLM ? 1 : prompt.length;
   }
 
   /** Largest number of tokens of a sequence, those of the context included. */
   #lengthOf(prompt: Int32Array): number {
-    const { model, settings } = this.#call;
+    const { model, settings } = this.call;
     return Math.min(this.#contextOf(prompt) + settings.maxNewTokens, model.contextLength);
   }
 
   /** Reads as many of the waiting prompts as there is room for. */
   async #admit(session: DecodeSession, waiting: Waiting[]): Promise<void> {
     const admitted: Waiting[] = [];
-    let room = this.#call.settings.batchSize - this.#live.length;
+    let room = this.call.settings.batchSize - this.#live.length;
     for (let next = waiting[0]; next !== undefined; next = waiting[0]) {
       const count = next.sequences.length;
       // A prompt with more sequences than fit is admitted alone.
@@ -417,7 +407,7 @@ class Loop {
     session: DecodeSession,
     prompts: readonly Int32Array[],
   ): Promise<readonly Prefilled[]> {
-    const { prefix } = this.#call;
+    const { prefix } = this.call;
     if (prefix.length === 0) return session.prefill(prompts);
     if (this.#prefix === null) {
       const [begun] = await session.prefill([prefix]);
@@ -435,8 +425,8 @@ class Loop {
   /** Chooses the next token of every live sequence, and lets go of those that end. */
   async #chooseAll(session: DecodeSession): Promise<void> {
     for (const { sequence, number, logits } of this.#live) {
-      if (this.#stop.aborted) return;
-      this.#emit(sequence.add(this.#choose(sequence, logits)));
+      if (this.stop.aborted) return;
+      this.emit(sequence.add(this.#choose(sequence, logits)));
       if (sequence.isFinished) session.release(number);
       await this.#giveTurn();
     }
@@ -445,7 +435,7 @@ class Loop {
 
   /** Chooses a token; the logits are overwritten. @throws NativeError, ArgumentError where no token can be chosen */
   #choose(sequence: Sequence, logits: Float32Array): Choice {
-    const { logprobs } = this.#call.settings;
+    const { logprobs } = this.call.settings;
     checkLogits(sequence, logits);
     const raw = logprobs === null ? null : logits.slice();
     for (const process of this.#processors) process(logits, sequence);
@@ -467,7 +457,7 @@ class Loop {
 
   /** Computes the logits that follow the last token of each live sequence. */
   async #step(session: DecodeSession): Promise<void> {
-    if (this.#live.length === 0 || this.#stop.aborted) return;
+    if (this.#live.length === 0 || this.stop.aborted) return;
     const rows = await session.step(
       this.#live.map(({ number }) => number),
       this.#live.map(({ sequence }) => sequence.tokens.at(-1) as number),

@@ -15,12 +15,6 @@ export function uniform(seed: number, sequence: number, position: number): numbe
   return ((high >>> 5) * 2 ** 26 + (low >>> 6)) / 2 ** 53;
 }
 
-/** The place of a draw: the index of the sequence in the call, and that of the new token in the sequence. */
-export interface DrawPlace {
-  readonly sequence: number;
-  readonly position: number;
-}
-
 /** Draws ids by the probabilities of their scores. */
 export class Sampler {
   #powers = new Float64Array(0);
@@ -29,7 +23,10 @@ export class Sampler {
   constructor(readonly seed: number) {}
 
   /** Draws an id by the softmax of the scores (V), of which at least one is finite. */
-  draw(scores: Float32Array, { sequence, position }: DrawPlace): number {
+  draw(
+    scores: Float32Array,
+    { sequence, position }: { sequence: number; position: number },
+  ): number {
     if (this.#powers.length !== scores.length) this.#powers = new Float64Array(scores.length);
     const powers = this.#powers;
     let rest = uniform(this.seed, sequence, position) * exponentials(scores, powers);

@@ -75,10 +75,8 @@ export class Sequence {
   #text = '';
   #finishReason: FinishReason | null = null;
   readonly #logprobs: (number | null)[] = [];
-  readonly #parts: SequenceParts;
 
-  constructor(parts: SequenceParts) {
-    this.#parts = parts;
+  constructor(private readonly parts: SequenceParts) {
     this.index = parts.index;
     this.eosTokenIds = parts.eosTokenIds;
     this.seen = new Set(parts.context);
@@ -101,7 +99,7 @@ export class Sequence {
 
   /** Adds the next token, and returns it with the text that became certain by it: at the end of the sequence all that is left. */
   add({ token, logprob, topLogprobs }: Choice): GeneratedToken {
-    const { decode, stops, maxNewTokens } = this.#parts;
+    const { decode, stops, maxNewTokens } = this.parts;
     this.tokens.push(token);
     this.seen.add(token);
     this.#logprobs.push(logprob);
@@ -117,7 +115,7 @@ export class Sequence {
 
   /** The text that was held back, at the end of the sequence; a stop string may be complete only then. */
   #rest(): string {
-    const { decode, stops } = this.#parts;
+    const { decode, stops } = this.parts;
     if (decode === null) return '';
     const text = stops.push(decode.end()) + stops.end();
     if (stops.found !== null) this.#finishReason = 'stop';
@@ -126,7 +124,7 @@ export class Sequence {
 
   /** The result; `abort` is the reason of a sequence that has not ended by itself, and its text is what was passed on. */
   result(): GeneratedText {
-    const { promptTokens } = this.#parts;
+    const { promptTokens } = this.parts;
     const isWithLogprobs = this.#logprobs.length > 0 && this.#logprobs[0] !== null;
     return {
       text: this.#text,

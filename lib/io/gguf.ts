@@ -147,12 +147,13 @@ export class GgufFile implements TensorFile {
 
 /** The metadata of an open file. A value is read when it is asked for, since one alone may be as large as the file. */
 class StoredMetadata implements ReadonlyMap<string, GgufMetadataValue> {
-  readonly #file: unknown;
   readonly #indices: ReadonlyMap<string, number>;
   readonly #values = new Map<string, GgufMetadataValue>();
 
-  constructor(file: unknown, keys: readonly string[]) {
-    this.#file = file;
+  constructor(
+    private readonly file: unknown,
+    keys: readonly string[],
+  ) {
     this.#indices = new Map(keys.map((key, index) => [key, index]));
   }
 
@@ -169,7 +170,7 @@ class StoredMetadata implements ReadonlyMap<string, GgufMetadataValue> {
     if (index === undefined) return undefined;
     let value = this.#values.get(key);
     if (value === undefined) {
-      value = native.ggufValue(this.#file, index) as GgufMetadataValue;
+      value = native.ggufValue(this.file, index) as GgufMetadataValue;
       this.#values.set(key, value);
     }
     return value;

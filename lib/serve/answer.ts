@@ -43,17 +43,15 @@ export interface AnswerNumbers {
 
 /** An answer to a request whose fields have been checked. */
 export class Answer {
-  readonly #endpoint: Endpoint;
-  readonly #request: GenerationRequest;
-  readonly #context: AnswerContext;
   readonly #head: AnswerHead;
   /** Number of characters of the tokens of each choice that were listed. */
   readonly #offsets: number[] = [];
 
-  constructor(endpoint: Endpoint, request: GenerationRequest, context: AnswerContext) {
-    this.#endpoint = endpoint;
-    this.#request = request;
-    this.#context = context;
+  constructor(
+    private readonly endpoint: Endpoint,
+    private readonly request: GenerationRequest,
+    private readonly context: AnswerContext,
+  ) {
     this.#head = {
       id: `${endpoint.prefix}${randomUUID().replaceAll('-', '')}`,
       created: Math.floor(Date.now() / 1000),
@@ -66,31 +64,31 @@ export class Answer {
    * @throws ApiError before anything was sent, ConnectionLost for a client that is gone
    */
   async send(response: ServerResponse): Promise<AnswerNumbers> {
-    const { served, slots, signal } = this.#context;
-    const { adapter } = modelNamed(served.models, this.#request.model);
-    const { input } = this.#request;
-    checkCharacters(input, this.#context.limits, this.#endpoint.param);
-    if ('ids' in input) checkTokens(input.ids, this.#context.limits, this.#endpoint.param);
+    const { served, slots, signal } = this.context;
+    const { adapter } = modelNamed(served.models, this.request.model);
+    const { input } = this.request;
+    checkCharacters(input, this.context.limits, this.endpoint.param);
+    if ('ids' in input) checkTokens(input.ids, this.context.limits, this.endpoint.param);
     const release = await slots.take(signal);
     let generation: Generation;
     try {
       const ids = await this.#encode();
-      generation = generateWith(this.#context.open, served.generator, {
-        ...this.#request.settings,
+      generation = generateWith(this.context.open, served.generator, {
+        ...this.request.settings,
         ...{ ids, signal, tokenizer: served.tokenizer },
-        ...(adapter !== undefined && { adapter }),
+        adapter,
       });
     } catch (error) {
       release();
-      throw error instanceof ConnectionLost ? error : apiErrorOf(error, this.#endpoint.param);
+      throw error instanceof ConnectionLost ? error : apiErrorOf(error, this.endpoint.param);
     }
     // It begins here, and goes on at its own speed: what the client has not taken are tokens, of which there is a limited number.
     void generation.result.then(release, release);
-    const results = await (this.#request.isStream
+    const results = await (this.request.isStream
       ? this.#stream(generation, response)
       : this.#whole(generation, response));
     return {
-      model: this.#request.model,
+      model: this.request.model,
       promptTokens: results.reduce((sum, { promptTokens }) => sum + promptTokens, 0),
       newTokens: results.reduce((sum, { tokens }) => sum + tokens.length, 0),
     };
@@ -98,16 +96,16 @@ export class Answer {
 
   /** The prompts as ids. Long texts are encoded in another process, since others wait for the event loop. */
   async #encode(): Promise<Int32Array[]> {
-    const { tokenizer, model } = this.#context.served;
-    const { input } = this.#request;
-    const { param } = this.#endpoint;
+    const { tokenizer, model } = this.context.served;
+    const { input } = this.request;
+    const { param } = this.endpoint;
     const encode = (): (readonly number[])[] => {
       if ('ids' in input) return [...input.ids];
       if ('prompt' in input) return input.prompt.map((text) => tokenizer.encode(text));
       return [tokenizer.encodeChat(input.messages, { addGenerationPrompt: true })];
     };
-    const all = await tokenizer.withLongTexts(encode, { signal: this.#context.signal });
-    checkTokens(all, this.#context.limits, param);
+    const all = await tokenizer.withLongTexts(encode, { signal: this.context.signal });
+    checkTokens(all, this.context.limits, param);
     return all.map((ids, i) =>
       checkIds(ids, { what: all.length > 1 ? `${param}[${i}]` : param, model }),
     );
@@ -129,8 +127,8 @@ export class Answer {
     const choices = results.map(({ text, finishReason }, i): Choice => {
       return { text, finishReason: this.#end(finishReason), tokens: tokens && (tokens[i] ?? []) };
     });
-    const body = { ...this.#endpoint.whole(this.#head, choices), usage: this.#usage(results) };
-    const finished = waitFor(response, 'finish', this.#context.stallMs);
+    const body = { ...this.endpoint.whole(this.#head, choices), usage: this.#usage(results) };
+    const finished = waitFor(response, 'finish', this.context.stallMs);
     sendJson(response, 200, body);
     await finished;
     return results;
@@ -140,18 +138,15 @@ export class Answer {
     generation: Generation,
     response: ServerResponse,
   ): Promise<readonly GeneratedText[]> {
-    const events = new EventStream(response, this.#context.stallMs);
+    const events = new EventStream(response, this.context.stallMs);
     try {
       await this.#sendTokens(generation, events);
       const results = await generation.result;
       for (const [i, { finishReason }] of results.entries()) {
-        await this.#sendPart(
-          events,
-          this.#endpoint.closing(this.#head, i, this.#end(finishReason)),
-        );
+        await this.#sendPart(events, this.endpoint.closing(this.#head, i, this.#end(finishReason)));
       }
-      if (this.#request.includesUsage) {
-        await events.send({ ...this.#endpoint.usage(this.#head), usage: this.#usage(results) });
+      if (this.request.includesUsage) {
+        await events.send({ ...this.endpoint.usage(this.#head), usage: this.#usage(results) });
       }
       await events.send('[DONE]');
       await events.end();
@@ -165,8 +160,8 @@ export class Answer {
   }
 
   async #sendTokens(generation: Generation, events: EventStream): Promise<void> {
-    const { numReturnSequences: n = 1 } = this.#request.settings;
-    const { input } = this.#request;
+    const { numReturnSequences: n = 1 } = this.request.settings;
+    const { input } = this.request;
     const prompts =
       'ids' in input ? input.ids : 'prompt' in input ? input.prompt : [input.messages];
     let isOpen = false;
@@ -174,7 +169,7 @@ export class Answer {
       if (!isOpen) {
         isOpen = true;
         for (let i = 0; i < prompts.length * n; i++) {
-          const opening = this.#endpoint.opening(this.#head, i);
+          const opening = this.endpoint.opening(this.#head, i);
           if (opening !== null) await this.#sendPart(events, opening);
         }
       }
@@ -184,7 +179,7 @@ export class Answer {
       const offset = this.#offsets[sequence] ?? 0;
       await this.#sendPart(
         events,
-        this.#endpoint.part(this.#head, sequence, { text, tokens, offset }),
+        this.endpoint.part(this.#head, sequence, { text, tokens, offset }),
       );
       this.#offsets[sequence] = offset + (tokens?.[0]?.token.length ?? 0);
     }
@@ -192,25 +187,25 @@ export class Answer {
 
   /** Sends an object of a stream. Where the numbers of tokens are wanted, all but the last say that they do not have them. */
   async #sendPart(events: EventStream, part: object): Promise<void> {
-    await events.send(this.#request.includesUsage ? { ...part, usage: null } : part);
+    await events.send(this.request.includesUsage ? { ...part, usage: null } : part);
   }
 
   get #isListed(): boolean {
-    return (this.#request.settings.logprobs ?? null) !== null;
+    return (this.request.settings.logprobs ?? null) !== null;
   }
 
   #listed(token: GeneratedToken): ListedToken {
-    return listedToken(token, this.#context.served.tokenizer);
+    return listedToken(token, this.context.served.tokenizer);
   }
 
   #usage(results: readonly GeneratedText[]): object {
-    return usageOf(results, this.#request.settings.numReturnSequences ?? 1);
+    return usageOf(results, this.request.settings.numReturnSequences ?? 1);
   }
 
   /** The end of a choice. @throws ConnectionLost, or ApiError where the server has stopped the generation */
   #end(reason: GeneratedText['finishReason']): ChoiceEnd {
     if (reason !== 'abort') return reason;
-    const { reason: why } = this.#context.signal;
+    const { reason: why } = this.context.signal;
     throw why instanceof Error ? why : new ApiError('the answer was stopped', { status: 503 });
   }
 }

@@ -13,16 +13,6 @@ interface ApiErrorOptions {
   readonly headers?: Readonly<Record<string, string>>;
 }
 
-/** The body of an answer that is an error. */
-export interface ErrorBody {
-  readonly error: {
-    readonly message: string;
-    readonly type: string;
-    readonly param: string | null;
-    readonly code: string | null;
-  };
-}
-
 /** An error that the client is told. Its message is one line, and shows invisible characters of what the client sent. */
 export class ApiError extends Error {
   readonly status: number;
@@ -42,24 +32,21 @@ export class ApiError extends Error {
     this.headers = headers;
   }
 
-  get body(): ErrorBody {
+  get body() {
     const { message, param, code } = this;
     return { error: { message, type: typeOf(this.status), param, code } };
   }
 }
 
 /** OpenAI's type of an error, by its status. */
+const kTypes: Readonly<Record<number, string>> = {
+  401: 'authentication_error',
+  403: 'permission_error',
+  429: 'rate_limit_error',
+};
+
 function typeOf(status: number): string {
-  switch (status) {
-    case 401:
-      return 'authentication_error';
-    case 403:
-      return 'permission_error';
-    case 429:
-      return 'rate_limit_error';
-    default:
-      return status < 500 ? 'invalid_request_error' : 'server_error';
-  }
+  return kTypes[status] ?? (status < 500 ? 'invalid_request_error' : 'server_error');
 }
 
 /** The error for a field of a request that is wrong. */

@@ -18,8 +18,11 @@ export const completions: Endpoint = {
         `${prompts} prompts with n ${n} are more than ${kMostChoices} texts; send several requests`,
       );
     }
-    const settings = { ...request.settings, ...(logprobs !== null && { logprobs }) };
-    return { ...request, input, settings };
+    return {
+      ...request,
+      input,
+      settings: { ...request.settings, logprobs: logprobs ?? undefined },
+    };
   },
   whole: (head, choices) => ({
     ...{ ...head, object: 'text_completion' },

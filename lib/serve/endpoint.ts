@@ -35,20 +35,15 @@ export interface Endpoint {
   /** The first object of a choice in a stream; null: there is none. */
   opening(head: AnswerHead, index: number): object | null;
   /** The object for text that has become certain. */
-  part(head: AnswerHead, index: number, part: ChoicePart): object;
+  part(
+    head: AnswerHead,
+    index: number,
+    part: Pick<Choice, 'text' | 'tokens'> & { offset: number },
+  ): object;
   /** The last object of a choice in a stream. */
   closing(head: AnswerHead, index: number, end: ChoiceEnd): object;
   /** The object with the numbers of tokens at the end of a stream. */
   usage(head: AnswerHead): object;
-}
-
-/** Text of a choice that has become certain, and the tokens of it. */
-export interface ChoicePart {
-  readonly text: string;
-  /** The tokens; null where log-probabilities were not asked for. */
-  readonly tokens: readonly ListedToken[] | null;
-  /** Number of characters of the tokens before these. */
-  readonly offset: number;
 }
 
 /** A token as text and bytes, with its log-probability. */

@@ -46,22 +46,19 @@ export function waitFor(
 
 /** Server-sent events, one after the other. */
 export class EventStream {
-  readonly #response: ServerResponse;
-  readonly #stallMs: number;
-
-  constructor(response: ServerResponse, stallMs: number) {
-    this.#response = response;
-    this.#stallMs = stallMs;
-  }
+  constructor(
+    private readonly response: ServerResponse,
+    private readonly stallMs: number,
+  ) {}
 
   /** Whether anything was sent, so that the status cannot change. */
   get hasBegun(): boolean {
-    return this.#response.headersSent;
+    return this.response.headersSent;
   }
 
   /** Sends an event, and waits until the client has room for another. @throws ConnectionLost */
   async send(data: object | string): Promise<void> {
-    const response = this.#response;
+    const response = this.response;
     if (!response.headersSent) {
       response.writeHead(200, {
         'Content-Type': 'text/event-stream; charset=utf-8',
@@ -72,13 +69,13 @@ export class EventStream {
     }
     if (response.destroyed) throw new ConnectionLost();
     const text = typeof data === 'string' ? data : printableJson(data);
-    if (!response.write(`data: ${text}\n\n`)) await waitFor(response, 'drain', this.#stallMs);
+    if (!response.write(`data: ${text}\n\n`)) await waitFor(response, 'drain', this.stallMs);
   }
 
   /** Ends the stream, and waits until the client has taken all of it. @throws ConnectionLost */
   async end(): Promise<void> {
-    const finished = waitFor(this.#response, 'finish', this.#stallMs);
-    this.#response.end();
+    const finished = waitFor(this.response, 'finish', this.stallMs);
+    this.response.end();
     await finished;
   }
 }

@@ -91,8 +91,6 @@ interface Exchange {
 
 /** A running server; see {@link openServer}. */
 export class ApiServer {
-  readonly #options: ServerOptions;
-  readonly #access: Access;
   readonly #slots: Slots;
   readonly #server: Server;
   /** The controllers that stop requests. */
@@ -105,9 +103,10 @@ export class ApiServer {
   #isStopping = false;
 
   /** @internal */
-  constructor(options: ServerOptions, access: Access) {
-    this.#options = options;
-    this.#access = access;
+  constructor(
+    private readonly options: ServerOptions,
+    private readonly access: Access,
+  ) {
     const { maxConcurrent: concurrent, maxWaiting: waiting } = options;
     this.#slots = new Slots({ concurrent, waiting });
     this.#server = createServer({
@@ -124,14 +123,14 @@ export class ApiServer {
 
   /** @internal */
   listen(): Promise<void> {
-    const { host, port } = this.#options;
+    const { host, port } = this.options;
     return new Promise((resolve, reject) => {
       const onError = (error: NodeJS.ErrnoException): void =>
         reject(listenError(error, host, port));
       this.#server.once('error', onError);
       this.#server.listen(port, host, () => {
         this.#server.off('error', onError);
-        this.#server.on('error', (error) => this.#options.onError?.(error));
+        this.#server.on('error', (error) => this.options.onError?.(error));
         resolve();
       });
     });
@@ -140,7 +139,7 @@ export class ApiServer {
   /** The address of the server, without a path. */
   get url(): string {
     const { port } = this.#server.address() as AddressInfo;
-    const { host } = this.#options;
+    const { host } = this.options;
     return `http://${host.includes(':') ? `[${host}]` : host}:${port}`;
   }
 
@@ -162,7 +161,7 @@ export class ApiServer {
     const timer = setTimeout(() => {
       for (const controller of this.#active) controller.abort(stopping());
       setTimeout(() => this.#server.closeAllConnections(), kEndMs).unref();
-    }, this.#options.graceMs ?? kGraceMs);
+    }, this.options.graceMs ?? kGraceMs);
     await closed;
     clearTimeout(timer);
   }
@@ -216,7 +215,7 @@ export class ApiServer {
       this.#active.delete(controller);
       if (this.#isStopping) this.#server.closeIdleConnections();
     }
-    this.#options.onRequest?.({
+    this.options.onRequest?.({
       ...{ method: request.method ?? '', path, answer },
       status: isLost ? null : response.statusCode,
       seconds: (performance.now() - begun) / 1000,
@@ -245,7 +244,7 @@ export class ApiServer {
       sendJson(response, status === 'ok' ? 200 : 503, { status });
       return null;
     }
-    this.#access.check(request);
+    this.access.check(request);
     if (endpoint !== undefined) return this.#answer(endpoint, exchange);
     sendJson(response, 200, this.#models(path));
     return null;
@@ -282,7 +281,7 @@ export class ApiServer {
       maxBodyBytes: limit = kMaxBodyBytes,
       stallMs = kStallMs,
       open = openSession,
-    } = this.#options;
+    } = this.options;
     const served = this.#ready;
     const onRead = (): void => {
       if (expectsContinue) response.writeContinue();
@@ -290,7 +289,7 @@ export class ApiServer {
     const fields = await readBody(request, { limit, onRead });
     this.#hold(request, response);
     const read = endpoint.read(fields);
-    const limits = promptLimits(served, this.#options.maxPromptTokens);
+    const limits = promptLimits(served, this.options.maxPromptTokens);
     const context = { served, open, signal, stallMs, slots: this.#slots, limits };
     return new Answer(endpoint, read, context).send(response);
   }
@@ -299,7 +298,7 @@ export class ApiServer {
   #fail(error: unknown, request: IncomingMessage, response: ServerResponse): void {
     if (error instanceof ConnectionLost) return;
     const told = apiErrorOf(error);
-    if (told.status >= 500 && told.status !== 503) this.#options.onError?.(error);
+    if (told.status >= 500 && told.status !== 503) this.options.onError?.(error);
     if (response.headersSent || response.destroyed) return;
     const { status, body, headers } = told;
     if (request.complete || Number(request.headers['content-length'] ?? Infinity) <= kSmallBody) {

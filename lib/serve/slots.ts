@@ -14,15 +14,12 @@ export interface SlotLimits {
 }
 
 export class Slots {
-  readonly #limits: SlotLimits;
   /** The functions that start the requests that wait, in order. */
   readonly #waiting: (() => void)[] = [];
   readonly #seconds: number[] = [];
   #active = 0;
 
-  constructor(limits: SlotLimits) {
-    this.#limits = limits;
-  }
+  constructor(private readonly limits: SlotLimits) {}
 
   /**
    * Waits until there is room for another request.
@@ -31,7 +28,7 @@ export class Slots {
    */
   async take(signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted();
-    if (this.#active < this.#limits.concurrent) this.#active++;
+    if (this.#active < this.limits.concurrent) this.#active++;
     else await this.#wait(signal);
     const begun = performance.now();
     let isTaken = true;
@@ -46,7 +43,7 @@ export class Slots {
   }
 
   #wait(signal: AbortSignal): Promise<void> {
-    const { concurrent, waiting } = this.#limits;
+    const { concurrent, waiting } = this.limits;
     if (this.#waiting.length >= waiting) {
       throw new ApiError(
         `${concurrent} requests are being answered and ${waiting} wait; try again later`,
@@ -73,7 +70,7 @@ export class Slots {
   /** Seconds until one of those that wait has probably been answered. */
   #retrySeconds(): number {
     const mean = this.#seconds.reduce((sum, own) => sum + own, 0) / (this.#seconds.length || 1);
-    const rounds = (this.#waiting.length + 1) / this.#limits.concurrent;
+    const rounds = (this.#waiting.length + 1) / this.limits.concurrent;
     return Math.min(kLongestRetrySeconds, Math.max(1, Math.ceil(mean * rounds)));
   }
 

@@ -31,21 +31,19 @@ export interface DecodeStreamParts {
 
 /** A text that is decoded id by id. Made by {@link Tokenizer.decodeStream}. */
 export class DecodeStream {
-  readonly #parts: DecodeStreamParts;
   readonly #stages: readonly Stage[];
   readonly #cleanUp: CleanUpStream | null;
 
   /** @throws UnsupportedError naming a decoder that has no stream */
-  constructor(parts: DecodeStreamParts) {
-    this.#parts = parts;
+  constructor(private readonly parts: DecodeStreamParts) {
     this.#stages = stagesOf(parts);
     this.#cleanUp = parts.cleanUp ? new CleanUpStream() : null;
   }
 
   /** Adds an id, and returns the text that is certain now. An id without a token adds nothing. */
   push(id: number): string {
-    const token = this.#parts.tokenOf(id);
-    if (token === undefined || this.#parts.skipped.has(token)) return '';
+    const token = this.parts.tokenOf(id);
+    if (token === undefined || this.parts.skipped.has(token)) return '';
     const text = this.#through([token], 0).join('');
     return this.#cleanUp === null ? text : this.#cleanUp.push(text);
   }

@@ -14,13 +14,14 @@ export interface EncoderSteps {
 
 /** Texts to ids. */
 export class TextEncoding {
-  readonly #steps: EncoderSteps;
   /** Tokens that are found in the text as it is, and those that are found in normalized text. */
   readonly #original: AddedTokens;
   readonly #normalized: AddedTokens;
 
-  constructor(steps: EncoderSteps, tokens: readonly AddedToken[]) {
-    this.#steps = steps;
+  constructor(
+    private readonly steps: EncoderSteps,
+    tokens: readonly AddedToken[],
+  ) {
     const isNormalized = ({ normalized, special }: AddedToken) => normalized ?? !special;
     this.#original = new AddedTokens(
       tokens.filter((token) => !isNormalized(token)).map((token) => [token.content, token]),
@@ -33,7 +34,7 @@ export class TextEncoding {
   /** The ids of a text; an id is undefined where a character has no token and there is no unknown token. */
   ids(text: string): (number | undefined)[] {
     const ids: (number | undefined)[] = [];
-    const { normalize, split, wordIds } = this.#steps;
+    const { normalize, split, wordIds } = this.steps;
     for (const outer of this.#original.sections(text)) {
       if (outer.id !== null) {
         ids.push(outer.id);

@@ -4,9 +4,9 @@
  * special tokens.
  */
 import { z } from 'zod';
-import { FormatError, UnsupportedError } from '../errors.ts';
+import { UnsupportedError } from '../errors.ts';
 import { shown } from '../shown.ts';
-import { kMaxId } from './tokenizer_checks.ts';
+import { kMaxId, malformed } from './tokenizer_checks.ts';
 
 type Json = Record<string, unknown>;
 
@@ -89,7 +89,7 @@ function checked<T>(schema: z.ZodType<T>, value: unknown): T {
   const issue = error?.issues[0];
   if (issue === undefined) return data as T;
   const field = ['post_processor', ...issue.path].join('.');
-  throw new FormatError(`tokenizer: ${field}: ${issue.message}`);
+  throw malformed(`${field}: ${issue.message}`);
 }
 
 function template(config: Json): Frame {
@@ -102,7 +102,7 @@ function template(config: Json): Frame {
       const { id, type_id: typeId } = item.SpecialToken;
       const ids = Object.hasOwn(specials, id) ? specials[id]?.ids : undefined;
       if (ids === undefined) {
-        throw new FormatError(`tokenizer: the post-processor gives no id for ${shown(id)}`);
+        throw malformed(`the post-processor gives no id for ${shown(id)}`);
       }
       return { ids, typeId };
     });
@@ -115,7 +115,7 @@ function bertFrame(config: Json, form: { between: 1 | 2; typeOfB: 0 | 1 }): Fram
     const given = config[role];
     const id = tokenId.safeParse(Array.isArray(given) ? given[1] : undefined);
     if (id.success) return id.data;
-    throw new FormatError(`tokenizer: the post-processor gives no id for ${role}`);
+    throw malformed(`the post-processor gives no id for ${role}`);
   };
   const [cls, sep] = [idOf('cls'), idOf('sep')];
   const single: FramePart[] = [

@@ -204,45 +204,55 @@ export function specialsOf(
   return Object.fromEntries(roles.map((role) => [role, vocabulary.special(role, defaults[role])]));
 }
 
-/** An entry of added_tokens: text that is recognised before everything else. */
-export function addedToken(
-  { token: content, id }: Special,
-  { special, ...strips }: { special: boolean; lstrip?: boolean; rstrip?: boolean },
+/**
+ * The fields with which tokenizer.json begins. Special and user-defined tokens are recognised before everything else.
+ * @param tokens the texts of the tokens. Default: those of the file
+ * @param isSpecial whether a token is special. Default: as its type says
+ * @param strips the white space that a token strips. Default: none
+ */
+export function fileHead(
+  vocabulary: GgufVocabulary,
+  {
+    tokens = vocabulary.tokens,
+    isSpecial = (id: number): boolean => vocabulary.isSpecial(id),
+    strips = (_token: string, _id: number): { lstrip?: boolean; rstrip?: boolean } => ({}),
+  } = {},
 ): Record<string, unknown> {
-  return {
-    ...{ id, content, special, normalized: false },
-    ...{ single_word: false, lstrip: false, rstrip: false, ...strips },
-  };
+  const added = tokens.flatMap((content, id) => {
+    const special = isSpecial(id);
+    if (!special && vocabulary.type(id) !== TokenType.userDefined) return [];
+    const plain = { normalized: false, single_word: false, lstrip: false, rstrip: false };
+    return [{ id, content, special, ...plain, ...strips(content, id) }];
+  });
+  return { version: '1.0', truncation: null, padding: null, added_tokens: added };
 }
 
-/** The special tokens that are added around a text and between two texts; null for none. */
-interface AddedSpecials {
-  bos: Special | null;
-  eos: Special | null;
-  sep: Special | null;
-}
+/** The fields of a BPE model that no GGUF file states. */
+export const kBpe = {
+  type: 'BPE',
+  dropout: null,
+  unk_token: null as string | null,
+  continuing_subword_prefix: null,
+  end_of_word_suffix: null,
+};
 
 /**
- * Reads which special tokens are added to texts, from tokenizer.ggml.add_bos_token and similar keys.
+ * The post-processor that makes `bos A eos` and `bos A eos sep B eos`, of those of these tokens that tokenizer.ggml.add_bos_token and
+ * similar keys ask for; null if no token is added.
  * @throws FormatError if a token is to be added that the vocabulary does not name
  */
-export function specialTokensToAdd(
-  vocabulary: GgufVocabulary,
+export function postProcessor(
+  { metadata }: GgufVocabulary,
   specials: Partial<Record<Role, Special | null>>,
   byDefault: { bos: boolean; eos: boolean; sep: boolean },
-): AddedSpecials {
-  const added = (which: keyof AddedSpecials): Special | null => {
-    const wanted = vocabulary.metadata.boolean(`tokenizer.ggml.add_${which}_token`);
-    if (!(wanted ?? byDefault[which])) return null;
+): Record<string, unknown> | null {
+  const added = (which: keyof typeof byDefault): Special | null => {
+    if (!(metadata.boolean(`tokenizer.ggml.add_${which}_token`) ?? byDefault[which])) return null;
     const special = specials[`${which}_token`];
     if (special) return special;
     throw incomplete(`${which} is to be added, but ${kRoles[`${which}_token`]} is missing`);
   };
-  return { bos: added('bos'), eos: added('eos'), sep: added('sep') };
-}
-
-/** The post-processor that makes `bos A eos` and `bos A eos sep B eos`; null if no token is added. */
-export function postProcessor({ bos, eos, sep }: AddedSpecials): Record<string, unknown> | null {
+  const [bos, eos, sep] = [added('bos'), added('eos'), added('sep')];
   const used = [bos, eos, sep].filter((special) => special !== null);
   if (used.length === 0) return null;
   const item = (special: Special | null) =>

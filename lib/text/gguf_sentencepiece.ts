@@ -5,18 +5,18 @@
 import { UnsupportedError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import {
-  addedToken,
+  fileHead,
   type GgufVocabulary,
   incomplete,
+  kBpe,
   postProcessor,
   type Role,
   type Special,
   specialsOf,
-  specialTokensToAdd,
   TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';
-import { kMarkedWords } from './pre_tokenizers.ts';
+import { kMarkedWords, split } from './pre_tokenizers.ts';
 import { type GreedyMerges, greedyMerges } from './spm_merges.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
 
@@ -44,14 +44,11 @@ export function sentencePieceBpe(vocabulary: GgufVocabulary): TokenizerParts {
     tokenizerJson: {
       ...sharedParts(vocabulary, specials, { bos: true, eos: false, sep: false }),
       normalizer: prefix ? sequence(prepend(kMark), marked) : marked,
-      pre_tokenizer: wordByWord(merges) ? kWords : null,
+      pre_tokenizer: wordByWord(merges) ? split(kMarkedWords) : null,
       decoder: decoder(prefix),
       model: {
-        type: 'BPE',
-        dropout: null,
+        ...kBpe,
         unk_token: vocabulary.required('unk_token', 0).token,
-        continuing_subword_prefix: null,
-        end_of_word_suffix: null,
         fuse_unk: true,
         byte_fallback: hasBytes(vocabulary),
         ignore_merges: false,
@@ -62,14 +59,6 @@ export function sentencePieceBpe(vocabulary: GgufVocabulary): TokenizerParts {
     merges,
   };
 }
-
-/** Pre-tokenizer that splits a text into words, each with the U+2581 before it. */
-const kWords: Json = {
-  type: 'Split',
-  pattern: { Regex: kMarkedWords },
-  behavior: 'Isolated',
-  invert: false,
-};
 
 /** Whether no merge extends beyond a word, so that the tokens of each word can be cached. */
 function wordByWord({ ranks }: GreedyMerges): boolean {
@@ -112,34 +101,25 @@ export function unigram(vocabulary: GgufVocabulary): TokenizerParts {
   };
 }
 
+/** Special tokens of Phi-3 that keep the white space after them; all others strip it, which the file does not state. */
+const kPhi3Plain = ['<unk>', '<s>', '<|endoftext|>'];
+
 /** Parts of tokenizer.json that SentencePiece BPE and Unigram share. */
 function sharedParts(
   vocabulary: GgufVocabulary,
   specials: Partial<Record<Role, Special | null>>,
   addedByDefault: { bos: boolean; eos: boolean; sep: boolean },
 ): Json {
-  return {
-    version: '1.0',
-    truncation: null,
-    padding: null,
-    added_tokens: addedTokens(vocabulary),
-    post_processor: postProcessor(specialTokensToAdd(vocabulary, specials, addedByDefault)),
-  };
-}
-
-/** Special tokens of Phi-3 that keep the white space after them; all others strip it, which the file does not state. */
-const kPhi3Plain = ['<unk>', '<s>', '<|endoftext|>'];
-
-function addedTokens(vocabulary: GgufVocabulary): Json[] {
-  const { metadata, tokens } = vocabulary;
+  const { metadata } = vocabulary;
   const phi3 =
     metadata.string('general.architecture') === 'phi3' ||
     /phi-?3/i.test(metadata.string('general.name') ?? '');
-  return tokens.flatMap((token, id) => {
-    const special = vocabulary.isSpecial(id);
-    if (!special && vocabulary.type(id) !== TokenType.userDefined) return [];
-    return [addedToken({ token, id }, { special, rstrip: phi3 && !kPhi3Plain.includes(token) })];
-  });
+  return {
+    ...fileHead(vocabulary, {
+      strips: (token) => ({ rstrip: phi3 && !kPhi3Plain.includes(token) }),
+    }),
+    post_processor: postProcessor(vocabulary, specials, addedByDefault),
+  };
 }
 
 /** Decoder that turns U+2581 into spaces and byte tokens into bytes, and removes the space that was prepended. */

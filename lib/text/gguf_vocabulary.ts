@@ -4,20 +4,19 @@
  */
 import { UnsupportedError } from '../errors.ts';
 import {
-  addedToken,
+  fileHead,
   type GgufMetadata,
   GgufVocabulary,
   incomplete,
+  kBpe,
   Metadata,
   postProcessor,
   specialsOf,
-  specialTokensToAdd,
-  TokenType,
   tokenizerConfigOf,
 } from './gguf_metadata.ts';
 import { sentencePieceBpe, unigram } from './gguf_sentencepiece.ts';
 import { wordPiece } from './gguf_wordpiece.ts';
-import { ggufPreTokenizer } from './pre_tokenizers.ts';
+import { ggufPreTokenizer, kBytes } from './pre_tokenizers.ts';
 import type { TokenizerParts } from './tokenizer_parts.ts';
 
 export type { GgufMetadata } from './gguf_metadata.ts';
@@ -50,35 +49,19 @@ function byteLevelBpe(vocabulary: GgufVocabulary): TokenizerParts {
   const { metadata, tokens } = vocabulary;
   const pre = ggufPreTokenizer(metadata.string('tokenizer.ggml.pre') ?? 'default');
   const specials = specialsOf(vocabulary);
-  const addedTokens = tokens.flatMap((token, id) => {
-    const special = vocabulary.isSpecial(id);
-    if (!special && vocabulary.type(id) !== TokenType.userDefined) return [];
-    // RoBERTa's mask token strips the space before it.
-    const lstrip = pre.maskTakesSpace && id === specials.mask_token?.id;
-    return [addedToken({ token, id }, { special, lstrip })];
-  });
   return {
     tokenizerConfig: tokenizerConfigOf(metadata, specials),
     tokenizerJson: {
-      version: '1.0',
-      truncation: null,
-      padding: null,
-      added_tokens: addedTokens,
+      ...fileHead(vocabulary, {
+        // RoBERTa's mask token strips the space before it.
+        strips: (_, id) => ({ lstrip: pre.maskTakesSpace && id === specials.mask_token?.id }),
+      }),
       normalizer: null,
       pre_tokenizer: pre.preTokenizer,
-      post_processor: postProcessor(specialTokensToAdd(vocabulary, specials, pre.addedByDefault)),
-      decoder: {
-        type: 'ByteLevel',
-        add_prefix_space: false,
-        trim_offsets: false,
-        use_regex: false,
-      },
+      post_processor: postProcessor(vocabulary, specials, pre.addedByDefault),
+      decoder: kBytes,
       model: {
-        type: 'BPE',
-        dropout: null,
-        unk_token: null,
-        continuing_subword_prefix: null,
-        end_of_word_suffix: null,
+        ...kBpe,
         fuse_unk: false,
         byte_fallback: false,
         ignore_merges: pre.ignoreMerges,

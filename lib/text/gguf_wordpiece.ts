@@ -3,7 +3,7 @@
  * a word and removes the ## from tokens that continue one; it leaves control tokens unchanged.
  */
 import {
-  addedToken,
+  fileHead,
   type GgufVocabulary,
   type Role,
   type Special,
@@ -21,18 +21,11 @@ export function wordPiece(vocabulary: GgufVocabulary): TokenizerParts {
   const specials = roles(vocabulary, tokens);
   const { unk_token: unk, cls_token: cls, sep_token: sep } = specials;
   const special = new Set(Object.values(specials).map(({ id }) => id));
-  const addedTokens = tokens.flatMap((token, id) => {
-    const isSpecial = vocabulary.isSpecial(id) || special.has(id);
-    const isAdded = isSpecial || vocabulary.type(id) === TokenType.userDefined;
-    return isAdded ? [addedToken({ token, id }, { special: isSpecial })] : [];
-  });
+  const isSpecial = (id: number): boolean => vocabulary.isSpecial(id) || special.has(id);
   return {
     tokenizerConfig: tokenizerConfigOf(metadata, specials),
     tokenizerJson: {
-      version: '1.0',
-      truncation: null,
-      padding: null,
-      added_tokens: addedTokens,
+      ...fileHead(vocabulary, { tokens, isSpecial }),
       normalizer: {
         type: 'BertNormalizer',
         clean_text: true,

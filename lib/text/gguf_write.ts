@@ -12,20 +12,23 @@ import type { TokenizerParts } from './tokenizer_parts.ts';
 type Json = Record<string, unknown>;
 type Entries = [string, GgufTypedValue][];
 
-/** Facts about a tokenizer and its model besides the files. */
-interface VocabularyOptions {
-  /** Rows of the model's embedding, at least as many as tokens; the rest become unused tokens. */
-  readonly rows: number;
-  /** Ids of special tokens by their names in tokenizer.ggml.*_token_id. */
-  readonly ids: Readonly<Record<string, number | null>>;
-  /** Whether the tokenizer puts these around a text. */
-  readonly adds: { readonly bos: boolean; readonly eos: boolean };
-}
-
 const kAdvice = 'give the GGUF file of the model as the base, whose vocabulary is kept';
 
-/** The metadata tokenizer.*. @throws UnsupportedError for a kind that is not written, or more tokens than rows */
-export function vocabularyMetadata(parts: TokenizerParts, options: VocabularyOptions): Entries {
+/**
+ * The metadata tokenizer.*.
+ * @param rows of the model's embedding, at least as many as tokens; the rest become unused tokens
+ * @param ids of special tokens by their names in tokenizer.ggml.*_token_id
+ * @param adds whether the tokenizer puts these around a text
+ * @throws UnsupportedError for a kind that is not written, or more tokens than rows
+ */
+export function vocabularyMetadata(
+  parts: TokenizerParts,
+  options: {
+    rows: number;
+    ids: Readonly<Record<string, number | null>>;
+    adds: { bos: boolean; eos: boolean };
+  },
+): Entries {
   const { tokenizerJson, tokenizerConfig } = parts;
   const model = withType(tokenizerJson.model as Json);
   if (model.type !== 'BPE' || parts.merges !== undefined) throw unknownKind(String(model.type));

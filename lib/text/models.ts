@@ -2,12 +2,12 @@
  * Words to ids by the models of @huggingface/tokenizers 0.2, with what Hugging Face's tokenizers (Rust) do otherwise: characters without
  * a token are dropped or joined within their word, before merges and fallback to bytes.
  */
-import { FormatError } from '../errors.ts';
+import type { FormatError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import { toByteLevel } from './byte_level.ts';
 import { HfBpe, type HfModel, HfUnigram } from './hf_tokenizers.ts';
 import type { GreedyMerges } from './spm_merges.ts';
-import type { AddedToken } from './tokenizer_checks.ts';
+import { type AddedToken, malformed } from './tokenizer_checks.ts';
 
 type Json = Record<string, unknown>;
 
@@ -98,8 +98,8 @@ function symbolsOf(model: HfBpe, word: string, { config, missingBytes }: WordOpt
 }
 
 function lacksToken(word: string): FormatError {
-  return new FormatError(
-    `tokenizer: ${shown(word)} has a character without a token, and a vocabulary with end_of_word_suffix needs an unknown token`,
+  return malformed(
+    `${shown(word)} has a character without a token, and a vocabulary with end_of_word_suffix needs an unknown token`,
   );
 }
 

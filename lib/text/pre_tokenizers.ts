@@ -26,13 +26,13 @@ const kCased = ({ contractions, digits }: { contractions: string; digits: string
   );
 };
 
-const split = (regex: string): Json => ({
+export const split = (regex: string): Json => ({
   type: 'Split',
   pattern: { Regex: regex },
   behavior: 'Isolated',
   invert: false,
 });
-const kBytes: Json = {
+export const kBytes: Json = {
   type: 'ByteLevel',
   add_prefix_space: false,
   trim_offsets: false,

@@ -3,7 +3,7 @@
  * over UTF-8 bytes, whose values are positions in a block of zero-terminated strings. @huggingface/tokenizers uses NFKC instead,
  * which differs from the map in many characters.
  */
-import { FormatError } from '../errors.ts';
+import { malformed } from './tokenizer_checks.ts';
 
 /** Longer graphemes are looked up character by character only, as Hugging Face's tokenizers do. */
 const kLongestWholeGrapheme = 6;
@@ -25,8 +25,8 @@ export class PrecompiledMap {
     const bytes = Buffer.from(base64, 'base64');
     const size = bytes.length >= 4 ? bytes.readUInt32LE(0) : 0;
     if (size === 0 || size % 4 !== 0 || 4 + size > bytes.length) {
-      throw new FormatError(
-        `tokenizer: precompiled_charsmap has ${bytes.length} bytes, but its trie should have ${size}`,
+      throw malformed(
+        `precompiled_charsmap has ${bytes.length} bytes, but its trie should have ${size}`,
       );
     }
     this.#units = Uint32Array.from({ length: size / 4 }, (_, i) => bytes.readUInt32LE(4 + 4 * i));
@@ -79,8 +79,7 @@ export class PrecompiledMap {
 
   #unit(at: number): number {
     const unit = this.#units[at];
-    if (unit === undefined)
-      throw new FormatError('tokenizer: precompiled_charsmap points outside of its trie');
+    if (unit === undefined) throw malformed('precompiled_charsmap points outside of its trie');
     return unit;
   }
 
@@ -88,8 +87,8 @@ export class PrecompiledMap {
     const end = this.#texts.indexOf(0, start);
     const bytes = this.#texts.subarray(start, end < 0 ? this.#texts.length : end);
     if (bytes.length > kLongestReplacement) {
-      throw new FormatError(
-        `tokenizer: precompiled_charsmap replaces a character by ${bytes.length} bytes, more than the ${kLongestReplacement} that are read`,
+      throw malformed(
+        `precompiled_charsmap replaces a character by ${bytes.length} bytes, more than the ${kLongestReplacement} that are read`,
       );
     }
     return new TextDecoder().decode(bytes);

@@ -2,9 +2,10 @@
  * Patterns of a tokenizer.json, which are written for Oniguruma, as JavaScript's regular expressions. @huggingface/tokenizers translates
  * classes and escapes; what it drops or reads as something else is translated or refused here before.
  */
-import { FormatError, UnsupportedError } from '../errors.ts';
+import { UnsupportedError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import { HfSplit } from './hf_tokenizers.ts';
+import { malformed } from './tokenizer_checks.ts';
 
 /** The characters of Rust's `\w`, for a class of a regular expression with the flag `u`. */
 export const kWordCharacters = '\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\u200c\\u200d';
@@ -25,9 +26,7 @@ export function compilePattern({ Regex: regex, String: text = '' }: Pattern): Re
   try {
     return new HfSplit({ type: 'Split', pattern, invert: true }).pattern as RegExp;
   } catch (error) {
-    throw new FormatError(
-      `tokenizer: the pattern ${shown(regex)} cannot be read (${(error as Error).message})`,
-    );
+    throw malformed(`the pattern ${shown(regex)} cannot be read (${(error as Error).message})`);
   }
 }
 

@@ -9,11 +9,7 @@ import { type GgufVocabulary, TokenType } from './gguf_metadata.ts';
 /** Merges that are given by the ranks of the tokens that they make. */
 export class GreedyMerges {
   /** Rank of each token that a merge may make, 0 for the highest score; equal scores have equal ranks. */
-  readonly ranks: ReadonlyMap<string, number>;
-
-  constructor(ranks: ReadonlyMap<string, number>) {
-    this.ranks = ranks;
-  }
+  constructor(readonly ranks: ReadonlyMap<string, number>) {}
 
   /**
    * The list of pairs for tokenizer.json: tokens in the order of their ranks, and for each token all pairs that make it. The list

@@ -34,6 +34,7 @@ import {
   type AddedToken,
   checkConsistency,
   checkTokenizerJson,
+  malformed,
   ownIds,
   withType,
 } from './tokenizer_checks.ts';
@@ -113,7 +114,7 @@ export class Tokenizer {
     const addedTokens = (tokenizerJson.added_tokens ?? []) as AddedToken[];
     checkTokenizerJson(tokenizerJson, addedTokens, tokenizerConfig);
     if (missingBytes === 'join') checkConsistency(tokenizerJson.model as Json, addedTokens);
-    this.parts = { tokenizerJson, tokenizerConfig, ...(merges && { merges }) };
+    this.parts = { tokenizerJson, tokenizerConfig, merges };
     const ranks = merges?.ranks ?? null;
     this.longTexts = new LongTexts({ tokenizerJson, tokenizerConfig, ranks, missingBytes });
     const steps = preTokenizerSteps(tokenizerJson.pre_tokenizer);
@@ -182,7 +183,7 @@ export class Tokenizer {
       });
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
-      throw new FormatError(`tokenizer: it nests too deeply (${error.message})`);
+      throw malformed(`it nests too deeply (${error.message})`);
     }
   }
 
@@ -227,7 +228,7 @@ export class Tokenizer {
 
   /** Makes a tokenizer in another process than the one that described it. */
   static fromSetup({ ranks, ...parts }: TokenizerSetup): Tokenizer {
-    return new Tokenizer({ ...parts, ...(ranks && { merges: new GreedyMerges(ranks) }) });
+    return new Tokenizer({ ...parts, merges: ranks ? new GreedyMerges(ranks) : undefined });
   }
 
   /**
@@ -282,8 +283,8 @@ export class Tokenizer {
       this.longTexts.ids({ text, parseSpecial }) ??
       this.inTime(text.length, () => encoding.ids(text));
     if (!isComplete(ids)) {
-      throw new FormatError(
-        'tokenizer: the text has a character without a token, and the vocabulary does not have the unknown token',
+      throw malformed(
+        'the text has a character without a token, and the vocabulary does not have the unknown token',
       );
     }
     return addSpecialTokens ? applyFrame(this.frame, ids, null).ids : ids;
@@ -423,8 +424,8 @@ function converted<T>(convert: () => T): T {
     return convert();
   } catch (error) {
     if (error instanceof RangeError || error instanceof BaloraError) throw error;
-    throw new FormatError(
-      `tokenizer: the text cannot be converted as tokenizer.json says (${(error as Error).message})`,
+    throw malformed(
+      `the text cannot be converted as tokenizer.json says (${(error as Error).message})`,
     );
   }
 }
@@ -477,7 +478,7 @@ function build(parts: Json, specialTokens: unknown): HfTokenizer {
     return tokenizer;
   } catch (error) {
     if (error instanceof BaloraError) throw error;
-    throw new FormatError(`tokenizer: ${error instanceof Error ? error.message : String(error)}`);
+    throw malformed(`${error instanceof Error ? error.message : String(error)}`);
   }
 }
 

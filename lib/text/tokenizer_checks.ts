@@ -46,9 +46,14 @@ export function checkTokenizerJson(
   check('additional_special_tokens', special ?? [], kCall.list);
 }
 
+/** The error for a tokenizer.json that cannot be read. */
+export function malformed(what: string): FormatError {
+  return new FormatError(`tokenizer: ${what}`);
+}
+
 function check(name: string, value: unknown, { schema, wanted }: CallKind): void {
   if (schema.safeParse(value).success) return;
-  throw new FormatError(`tokenizer: ${name} must be ${wanted}, got ${shown(value)}`);
+  throw malformed(`${name} must be ${wanted}, got ${shown(value)}`);
 }
 
 /** Fields by the names that they have in every part. */
@@ -139,7 +144,7 @@ function checkMetaspace(where: string, { replacement, prepend_scheme: scheme }: 
 
 function checkCharacter(where: string, value: unknown): void {
   if (typeof value === 'string' && Array.from(value).length === 1) return;
-  throw new FormatError(`tokenizer: ${where} must be one character, got ${shown(value)}`);
+  throw malformed(`${where} must be one character, got ${shown(value)}`);
 }
 
 function checkPattern(where: string, pattern: unknown): void {
@@ -232,8 +237,8 @@ export function checkConsistency(given: Json, addedTokens: readonly AddedToken[]
     : Object.keys(model.vocab as object).length;
   const { unk_id: unknown } = model;
   if (model.type === 'Unigram' && typeof unknown === 'number' && unknown >= size) {
-    throw new FormatError(
-      `tokenizer: model.unk_id must be below the ${size} tokens of the vocabulary, got ${unknown}`,
+    throw malformed(
+      `model.unk_id must be below the ${size} tokens of the vocabulary, got ${unknown}`,
     );
   }
   let next = size;
@@ -244,8 +249,8 @@ export function checkConsistency(given: Json, addedTokens: readonly AddedToken[]
     seen.set(content, given);
     next = Math.max(next, given + 1);
     if (id === given) continue;
-    throw new FormatError(
-      `tokenizer: the added token ${shown(content)} has the id ${id} in added_tokens, and Hugging Face's tokenizers would give it ` +
+    throw malformed(
+      `the added token ${shown(content)} has the id ${id} in added_tokens, and Hugging Face's tokenizers would give it ` +
         `${given}: ids of added tokens are those of the vocabulary, or follow it without a gap`,
     );
   }
@@ -259,8 +264,8 @@ function checkMerges(
     const pair = typeof merge === 'string' ? merge.split(' ') : merge;
     const missing = [...pair, pair.join('')].find((token) => idOf(token) === undefined);
     if (missing === undefined) continue;
-    throw new FormatError(
-      `tokenizer: model.merges.${i} needs the token ${shown(missing)}, which the vocabulary does not have`,
+    throw malformed(
+      `model.merges.${i} needs the token ${shown(missing)}, which the vocabulary does not have`,
     );
   }
 }
@@ -268,9 +273,7 @@ function checkMerges(
 function checkPiece(piece: unknown, i: number): void {
   const [token, score] = Array.isArray(piece) ? piece : [];
   if (typeof token === 'string' && typeof score === 'number') return;
-  throw new FormatError(
-    `tokenizer: model.vocab.${i} must be a token with its score, got ${shown(piece)}`,
-  );
+  throw malformed(`model.vocab.${i} must be a token with its score, got ${shown(piece)}`);
 }
 
 /** A merge is a text of two tokens or a list of them, all merges in the form of the first. */
@@ -278,8 +281,8 @@ function checkMerge(merge: unknown, i: number, form: string): void {
   const pair: unknown = typeof merge === 'string' ? merge.split(' ') : merge;
   const isPair = Array.isArray(pair) && pair.length === 2 && typeof merge === form;
   if (isPair && pair.every((token) => typeof token === 'string')) return;
-  throw new FormatError(
-    `tokenizer: model.merges.${i} must be two tokens in the form of the first merge, got ${shown(merge)}`,
+  throw malformed(
+    `model.merges.${i} must be two tokens in the form of the first merge, got ${shown(merge)}`,
   );
 }
 
@@ -293,12 +296,10 @@ function checkReplacements(parts: unknown): void {
     if (node === null || typeof node !== 'object') return;
     const { type, content, Regex: regex } = node as Json;
     const problem = typeof regex === 'string' ? patternProblem(regex) : null;
-    if (problem !== null) throw new FormatError(`tokenizer: a pattern ${problem}`);
+    if (problem !== null) throw malformed(`a pattern ${problem}`);
     if (type === 'Replace' && typeof content === 'string') growth *= Math.max(1, content.length);
     if (growth > kMaxGrowth) {
-      throw new FormatError(
-        `tokenizer: its Replace steps may make a text more than ${kMaxGrowth} times as long`,
-      );
+      throw malformed(`its Replace steps may make a text more than ${kMaxGrowth} times as long`);
     }
     Object.values(node).forEach(visit);
   };
@@ -315,11 +316,11 @@ function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
   // Unigram's vocabulary is a list, whose places are the ids.
   const named = vocab !== null && typeof vocab === 'object' && !Array.isArray(vocab);
   for (const [token, id] of named ? Object.entries(vocab) : []) checkId('model.vocab', token, id);
-  if (!Array.isArray(addedTokens)) throw new FormatError('tokenizer: added_tokens must be a list');
+  if (!Array.isArray(addedTokens)) throw malformed('added_tokens must be a list');
   for (const [i, token] of addedTokens.entries()) {
     const { content, id } = (token ?? {}) as Partial<AddedToken>;
     if (typeof content !== 'string') {
-      throw new FormatError(`tokenizer: added_tokens.${i}.content must be a text`);
+      throw malformed(`added_tokens.${i}.content must be a text`);
     }
     checkId('added_tokens', content, id);
   }
@@ -327,8 +328,8 @@ function checkIds({ model }: Json, addedTokens: readonly AddedToken[]): void {
 
 function checkId(where: string, token: string, id: unknown): void {
   if (Number.isSafeInteger(id) && (id as number) >= 0 && (id as number) <= kMaxId) return;
-  throw new FormatError(
-    `tokenizer: ${where}: the id of ${shown(token)} must be a whole number from 0 to ${kMaxId}, got ${shown(id)}`,
+  throw malformed(
+    `${where}: the id of ${shown(token)} must be a whole number from 0 to ${kMaxId}, got ${shown(id)}`,
   );
 }
 
@@ -341,7 +342,7 @@ function checkWordLength({ model }: Json): void {
   const longest = stated ?? 0;
   const isLength = Number.isInteger(longest) && (longest as number) >= 0;
   if (isLength && (longest as number) <= kMaxWord) return;
-  throw new FormatError(
-    `tokenizer: model.max_input_chars_per_word must be a whole number from 0 to ${kMaxWord}, got ${shown(longest)}`,
+  throw malformed(
+    `model.max_input_chars_per_word must be a whole number from 0 to ${kMaxWord}, got ${shown(longest)}`,
   );
 }

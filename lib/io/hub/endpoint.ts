@@ -71,14 +71,12 @@ export class Endpoint {
   /** Name of the server in messages. */
   readonly name: string;
   readonly #base: URL;
-  readonly #options: EndpointOptions;
 
   /** Checks the address and the token. @throws ArgumentError for an address or a token that cannot be used, or not together */
-  constructor(options: EndpointOptions) {
+  constructor(private readonly options: EndpointOptions) {
     this.#base = parseHubUrl(options.hubUrl);
     this.name = this.#base.href.replace(/\/$/, '');
     checkToken(options.accessToken, this.#base);
-    this.#options = options;
   }
 
   /** The address of a path on the server, which begins with a slash. */
@@ -96,7 +94,7 @@ export class Endpoint {
         `${what}: the server points to ${address.origin}, which is not ${this.name}`,
       );
     }
-    const { timeoutMs, signal } = this.#options;
+    const { timeoutMs, signal } = this.options;
     const wait = new AnswerTimeout(what, {
       timeoutMs,
       signal,
@@ -128,7 +126,7 @@ export class Endpoint {
   }
 
   #send(url: URL, { wait, from }: { wait: AnswerTimeout; from: number }): Promise<Reply> {
-    const { accessToken } = this.#options;
+    const { accessToken } = this.options;
     const trusted = accessToken !== '' && url.origin === this.#base.origin;
     const headers = {
       // An uncompressed answer, so that ranges and sizes are those of the file itself.
@@ -177,7 +175,7 @@ export class Endpoint {
     } catch {
       // The body is a page for people, and the status says enough.
     }
-    const reason = said && `, ${printable(withoutToken(said.trim(), this.#options))}`;
+    const reason = said && `, ${printable(withoutToken(said.trim(), this.options))}`;
     return new HubError(`${what}: status ${status}${reason}`, { status });
   }
 }
