@@ -19,16 +19,16 @@ export interface AdapterParts {
   readonly shared: AdapterState;
   /** Name of the method whose regularizers a Trainer uses by default; null: none was named. */
   readonly method: MethodName | null;
-  /** Warnings for the user about a loaded adapter; none for a fresh one. */
-  readonly warnings?: readonly string[];
-  /** Digest of the values that the caller's own start function returned; null or left out: the configuration names the start. */
-  readonly startDigest?: string | null;
-  /** Identity of the calibration that the start was computed from; null or left out: none. */
-  readonly calibration?: string | null;
-  /** How the model before tuning is made from a base that is a residual; left out: that model is the base itself. */
-  readonly residual?: ResidualTeacher;
-  /** Digest of the codes and the first pairs of an adapter that was read; null or left out: it has none, or its start says which. */
-  readonly quantizedDigest?: number | null;
+  /** Warnings for the user about a loaded adapter. */
+  readonly warnings: readonly string[];
+  /** Digest of the values that the caller's own start function returned; null: the configuration names the start. */
+  readonly startDigest: string | null;
+  /** Identity of the calibration that the start was computed from; null: none. */
+  readonly calibration: string | null;
+  /** How the model before tuning is made from a base that is a residual; null: that model is the base itself. */
+  readonly residual: ResidualTeacher | null;
+  /** Digest of the codes and the first pairs of an adapter that was read; null: it has none, or its start says which. */
+  readonly quantizedDigest: number | null;
 }
 
 /** The teacher of an adapter on a residual: the digest of its first pairs, or null if these are not there. */
@@ -38,122 +38,90 @@ export interface ResidualTeacher {
 
 /** One adapter by its name: its configuration, the linear modules it adapts and the modules it replaces. */
 export class Adapter {
-  readonly config: LoraConfig;
-  readonly modules: readonly LoraModule[];
-  readonly saved: SavedModules | null;
-  readonly shared: AdapterState;
-  readonly method: MethodName | null;
-  readonly warnings: readonly string[];
-  readonly startDigest: string | null;
-  readonly calibration: string | null;
-  readonly residual: ResidualTeacher | null;
-  readonly quantizedDigest: number | null;
-
   constructor(
     readonly name: string,
-    {
-      config,
-      modules,
-      saved,
-      shared,
-      method,
-      warnings = [],
-      startDigest = null,
-      calibration = null,
-      residual,
-      quantizedDigest = null,
-    }: AdapterParts,
-  ) {
-    this.config = config;
-    this.modules = modules;
-    this.saved = saved;
-    this.shared = shared;
-    this.method = method;
-    this.startDigest = startDigest;
-    this.calibration = calibration;
-    this.warnings = warnings;
-    this.residual = residual ?? null;
-    this.quantizedDigest = quantizedDigest;
-  }
+    readonly parts: AdapterParts,
+  ) {}
 
   /** Whether the model before tuning is known. */
   get hasTeacher(): boolean {
-    return this.residual === null || this.residual.digest !== null;
+    return this.parts.residual === null || this.parts.residual.digest !== null;
   }
 
   /** Switches the adapter on or off; while it is off, the model computes with the base alone. */
   setEnabled(enabled: boolean): void {
-    if (enabled === this.shared.enabled) return;
-    this.shared.enabled = enabled;
-    if (enabled) this.saved?.attach();
-    else this.saved?.detach();
+    if (enabled === this.parts.shared.enabled) return;
+    this.parts.shared.enabled = enabled;
+    if (enabled) this.parts.saved?.attach();
+    else this.parts.saved?.detach();
   }
 
   /** Installs the adapter on its linear modules and switches it on. */
   attach(): void {
-    for (const module of this.modules) module.linear.adapter = module;
+    for (const module of this.parts.modules) module.linear.adapter = module;
     this.setEnabled(true);
   }
 
   /** Switches the adapter off and removes it from its linear modules. */
   detach(): void {
     this.setEnabled(false);
-    for (const module of this.modules) {
+    for (const module of this.parts.modules) {
       if (module.linear.adapter === module) module.linear.adapter = null;
     }
   }
 
   /** Facts that must match for a saved training state to be restored, as plain JSON. */
   identity(): Record<string, unknown> {
-    const adapter = configIdentity(this.config, this.startDigest);
+    const { config, startDigest, shared, calibration, residual, modules } = this.parts;
     return {
-      ...{ method: 'adapter', adapter, adapterSeed: this.shared.seed },
-      ...(this.calibration !== null && { calibration: this.calibration }),
-      ...(this.residual !== null && { residualTeacher: this.residual.digest }),
-      ...(this.modules.some(({ quantized }) => quantized !== null) && {
-        quantizedTeacher: this.quantizedDigest ?? 'start',
+      method: 'adapter',
+      adapter: configIdentity(config, startDigest),
+      adapterSeed: shared.seed,
+      ...(calibration !== null && { calibration }),
+      ...(residual !== null && { residualTeacher: residual.digest }),
+      ...(modules.some(({ quantized }) => quantized !== null) && {
+        quantizedTeacher: this.parts.quantizedDigest ?? 'start',
       }),
     };
   }
 
   /** Whether the adapter trains the head of the model. */
   trainsHead(model: Model): boolean {
-    return (this.saved?.parameters ?? []).some(({ name }) => isOfHead(model, name));
+    return (this.parts.saved?.parameters ?? []).some(({ name }) => isOfHead(model, name));
   }
 
   /** The reason why its passes cannot be recorded as graphs; null: they can. */
   get graphObstacle(): string | null {
-    if (this.shared.dropout > 0) return 'loraDropout > 0 drops other inputs in each pass';
-    return this.saved?.graphObstacle ?? null;
+    if (this.parts.shared.dropout > 0) return 'loraDropout > 0 drops other inputs in each pass';
+    return this.parts.saved?.graphObstacle ?? null;
   }
 
   /** See {@link TunedModel.beforeRecorded}. */
   beforeRecorded(): string {
-    for (const module of this.modules) module.renewDerived();
-    const { phase } = variantOf(this.config);
-    return phase === undefined ? '' : [...new Set(this.modules.map(phase))].join(', ');
+    for (const module of this.parts.modules) module.renewDerived();
+    const { phase } = variantOf(this.parts.config);
+    return phase === undefined ? '' : [...new Set(this.parts.modules.map(phase))].join(', ');
   }
 
   /** Trained tensors of every module (A, B and those of its variant), then the parameters of modules that are saved whole. */
   parameters(): readonly NamedTensor[] {
     return [
-      ...this.modules.flatMap((module) => module.trained()),
-      ...(this.saved?.parameters ?? []),
+      ...this.parts.modules.flatMap((module) => module.trained()),
+      ...(this.parts.saved?.parameters ?? []),
     ];
   }
 
   /** The trained tensors, the frozen first pairs, and the other tensors that are kept as they started, by name. */
   state(): Record<string, Tensor> {
-    const state: Record<string, Tensor> = Object.fromEntries(this.shared.tensors);
-    const kept = this.modules.flatMap((module) => module.kept());
+    const state: Record<string, Tensor> = Object.fromEntries(this.parts.shared.tensors);
+    const kept = this.parts.modules.flatMap((module) => module.kept());
     for (const { name, tensor } of [...this.parameters(), ...kept]) state[name] = tensor;
-    for (const { name, frozen, quantized } of this.modules) {
-      const own = quantized?.ownsLess === true ? quantized.less : null;
+    for (const { name, frozen, quantized } of this.parts.modules) {
       for (const [pair, keys] of [
         [frozen, FIRST_KEYS],
-        [own, LESS_KEYS],
+        [quantized?.own, LESS_KEYS],
       ] as const) {
-        if (pair === null) continue;
+        if (!pair) continue;
         state[stateName(name, keys.a)] = pair.a;
         state[stateName(name, keys.b)] = pair.b;
       }
@@ -168,9 +136,9 @@ export class Adapter {
     noGrad(() => {
       for (const [name, target] of Object.entries(current)) copy_(target, tensors[name] as Tensor);
     });
-    for (const { quantized } of this.modules) quantized?.renew();
+    for (const { quantized } of this.parts.modules) quantized?.renew();
     this.#dropConstants();
-    this.saved?.refresh();
+    this.parts.saved?.refresh();
   }
 
   /**
@@ -179,7 +147,7 @@ export class Adapter {
    */
   unload(merged: readonly MergedLinear[]): void {
     this.detach();
-    this.saved?.unload();
+    this.parts.saved?.unload();
     for (const { linear, weight, bias } of merged) {
       linear.weight.dispose();
       linear.weight = weight.freeze();
@@ -194,18 +162,18 @@ export class Adapter {
   dispose(): void {
     this.detach();
     this.#disposeTensors();
-    this.saved?.dispose();
+    this.parts.saved?.dispose();
   }
 
   #disposeTensors(): void {
-    for (const module of this.modules) module.dispose();
-    for (const tensor of this.shared.tensors.values()) tensor.dispose();
+    for (const module of this.parts.modules) module.dispose();
+    for (const tensor of this.parts.shared.tensors.values()) tensor.dispose();
     this.#dropConstants();
   }
 
   /** Frees what was computed from tensors that are not trained, which restore() may have replaced. */
   #dropConstants(): void {
-    for (const tensor of this.shared.constants.values()) tensor.dispose();
-    this.shared.constants.clear();
+    for (const tensor of this.parts.shared.constants.values()) tensor.dispose();
+    this.parts.shared.constants.clear();
   }
 }

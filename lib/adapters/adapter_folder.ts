@@ -6,7 +6,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { FormatError } from '../errors.ts';
 import { isCheckpointFolder, type RunState, runState } from '../io/run_folder.ts';
-import { disposeOnError, type Tensor } from '../tensor.ts';
+import { disposeOnError } from '../tensor.ts';
 import {
   type CheckpointFolder,
   checkpointShape,
@@ -20,6 +20,7 @@ import {
   readAdapterConfig,
   readPeftFolder,
   savedShape,
+  tensorsIn,
 } from './peft_folder.ts';
 import { withoutQuantized } from './quantized_folder.ts';
 
@@ -42,19 +43,10 @@ export async function readAdapterFolder(
   if (isMlxFolder(folder)) return readMlxFolder(folder, options);
   const state = await stateOf(folder);
   const plain = await readPeftFolder(folder, options);
-  const read = await disposeOnError(tensorsOf(plain), () =>
+  const read = await disposeOnError(tensorsIn(plain), () =>
     withoutQuantized(plain, folder, options.device),
   );
   return { ...read, warnings: [...read.warnings, ...runWarnings(folder, state)] };
-}
-
-function* tensorsOf({ modules, shared, saved }: PeftFolder): Generator<Tensor> {
-  for (const { pair, parameters } of modules.values()) {
-    yield* Object.values(pair ?? {}) as Tensor[];
-    yield* parameters.values();
-  }
-  yield* shared?.values() ?? [];
-  yield* saved.values();
 }
 
 /** PEFT's name for the task of a folder's adapter; null where the folder has none. */

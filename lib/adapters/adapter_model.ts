@@ -19,15 +19,10 @@ import type { Adapter, ResidualTeacher } from './adapter.ts';
 import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
 import { type ConvertedModule, type ConvertOptions, convertToLora } from './convert.ts';
+import { type AdapterConfigInput, type CreateOptions, createAdapter } from './create.ts';
 import { checkAsLora, checkResidual, saveAsLora, savePlain, saveResidual } from './export.ts';
+import { type LoadOptions, readAdapter } from './load.ts';
 import type { LoraModule } from './lora_module.ts';
-import {
-  type AdapterConfigInput,
-  type CreateOptions,
-  createAdapter,
-  type LoadOptions,
-  readAdapter,
-} from './make_adapter.ts';
 import { checkMergeable, mergedLinears } from './merged_weights.ts';
 import { methodTraining } from './method_training.ts';
 import { type MethodName, variantOf } from './methods/registry.ts';
@@ -147,7 +142,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   withAdapter<T>(name: string, body: () => T): T {
     const adapter = this.#named(name);
     const active = this.#active;
-    const { shared } = adapter;
+    const { shared } = adapter.parts;
     const [enabled, pass, dropsInputs] = [shared.enabled, shared.pass, this.model.dropsInputs];
     try {
       if (adapter !== active) active.detach();
@@ -182,32 +177,32 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
 
   /** The method that the active adapter was made with; null: none was named. */
   get method(): MethodName | null {
-    return this.#active.method;
+    return this.#active.parts.method;
   }
 
   /** Configuration of the active adapter. */
   get config(): LoraConfig {
-    return this.#active.config;
+    return this.#active.parts.config;
   }
 
   /** Adapted linear modules of the active adapter. */
   get modules(): readonly LoraModule[] {
-    return this.#active.modules;
+    return this.#active.parts.modules;
   }
 
   /** Modules that the active adapter trains and saves whole; null: none. */
   get saved(): SavedModules | null {
-    return this.#active.saved;
+    return this.#active.parts.saved;
   }
 
   /** How the teacher is made where the active adapter belongs on a residual; null: its base is the teacher. */
   get residual(): ResidualTeacher | null {
-    return this.#active.residual;
+    return this.#active.parts.residual;
   }
 
   /** Warnings for the user about the active adapter, if it was loaded. */
   get warnings(): readonly string[] {
-    return this.#active.warnings;
+    return this.#active.parts.warnings;
   }
 
   /** Whether the model before tuning is known: for a pair on a residual, only with its first values beside it. */
@@ -220,7 +215,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   get methodTraining(): MethodTraining | null {
-    const { config, modules } = this.#active;
+    const { config, modules } = this.#active.parts;
     return methodTraining(variantOf(config), modules);
   }
 
@@ -242,7 +237,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    * the teacher is the base with the adapter's first pairs, which are the model before tuning.
    */
   withTeacher<T>(body: (teacher: M) => T): T {
-    const { shared } = this.#active;
+    const { shared } = this.#active.parts;
     const before = this.#enabled;
     this.enabled = false;
     shared.teaches = true;
@@ -266,22 +261,22 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   trainingPass(pass: TrainingPass | null): void {
-    const { shared } = this.#active;
+    const { shared } = this.#active.parts;
     shared.pass = pass;
     this.model.dropsInputs = pass !== null && shared.dropout > 0;
   }
 
   collectGradients(): void {
-    this.#active.saved?.collectGradients();
+    this.#active.parts.saved?.collectGradients();
   }
 
   zeroGradients(): void {
     for (const { tensor } of this.parameters()) tensor.grad = null;
-    this.#active.saved?.zeroGradients();
+    this.#active.parts.saved?.zeroGradients();
   }
 
   afterStep(): void {
-    this.#active.saved?.refresh();
+    this.#active.parts.saved?.refresh();
   }
 
   state(): Record<string, Tensor> {
@@ -349,14 +344,14 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
    */
   async mergeAndUnload(): Promise<M> {
     const active = this.#active;
-    if (active.shared.pass !== null || this.#pendingNames.size > 0) {
+    if (active.parts.shared.pass !== null || this.#pendingNames.size > 0) {
       throw new ArgumentError(
         'mergeAndUnload: a training step runs or an adapter is being added; await its end first',
       );
     }
     refuseInUse(this.model, 'mergeAndUnload');
     checkMergeable(this);
-    const merged = mergedLinears(active.modules);
+    const merged = mergedLinears(active.parts.modules);
     this.#unavailable = 'is being merged into its base; await mergeAndUnload() first';
     try {
       await synchronize(this.model.device);

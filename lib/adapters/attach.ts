@@ -6,7 +6,6 @@ import { copy_, zeros } from '../ops/index.ts';
 import { checkArgument, instanceOf } from '../options/call.ts';
 import { noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { type LowRankPair, masterDType } from './low_rank.ts';
-import type { Variant } from './methods/method.ts';
 import type { TargetCandidate } from './targets.ts';
 
 /** Advice where the tensors of an adapter's file do not belong to the model. */
@@ -108,30 +107,6 @@ export function masterOf(values: Tensor, { weight }: Linear): Tensor {
   scope(() => noGrad(() => copy_(master, values.to(dtype))));
   master.requiresGrad = true;
   return master;
-}
-
-/** Checks that a pair and the tensors of its variant fit their module. @throws FormatError if one does not */
-export function checkShapes(
-  loaded: { name: string; pair: LowRankPair; parameters: ReadonlyMap<string, Tensor> },
-  { linear, variant }: { linear: Linear; variant: Variant },
-  path: string,
-): void {
-  const { name, pair, parameters } = loaded;
-  const { inFeatures, outFeatures } = linear;
-  const { a, b } = pair;
-  const fits =
-    a.shape[1] === inFeatures &&
-    b.shape[0] === outFeatures &&
-    variant.parameters.every(
-      ({ key, shape }) => parameters.get(key)?.shape.join() === shape(linear).join(),
-    );
-  if (fits) return;
-  const beside = Array.from(parameters, ([key, { shape }]) => `, ${key} (${shape.join(',')})`);
-  throw new FormatError(
-    `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}), lora_B (out,r)=(${b.shape.join(',')})${beside.join('')} ` +
-      `do not fit the weight (out,in)=(${outFeatures},${inFeatures})`,
-    { path, advice: kOtherModel },
-  );
 }
 
 /** Checks that both hold the same names with the same shapes. @throws FormatError if they do not */

@@ -15,7 +15,8 @@ import { disposeOnError, type Tensor } from '../tensor.ts';
 import type { BaseCheck } from './adapter_metadata.ts';
 import { type LoraConfig, loraConfig } from './config.ts';
 import { stateName } from './lora_module.ts';
-import { FIRST_KEYS, LESS_KEYS, type LowRankPair, PAIR_KEYS } from './low_rank.ts';
+import { FIRST_KEYS, LESS_KEYS, type LowRankPair } from './low_rank.ts';
+import { tensorsOf } from './methods/method.ts';
 import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
 import { checkModule, type PeftFolder } from './peft_folder.ts';
 
@@ -89,7 +90,10 @@ async function savedRunOf(checked: CheckedFolder): Promise<SavedRun> {
   }
   const config = configOf(identity.adapter, path);
   return {
-    ...{ step, totalSteps, taskType: config.taskType ?? taskType, config },
+    step,
+    totalSteps,
+    taskType: config.taskType ?? taskType,
+    config,
     baseModel: identity.baseModel,
     dtype: identity.dtype,
     onResidual: Object.hasOwn(identity, 'residualTeacher'),
@@ -110,7 +114,7 @@ function configOf(identity: Readonly<Record<string, unknown>>, path: string): Lo
   const { initLoraWeights: init } = identity;
   const isFunction = typeof init === 'string' && init.startsWith('function ');
   try {
-    return loraConfig({ ...identity, ...(isFunction && { initLoraWeights: true }) });
+    return loraConfig(isFunction ? { ...identity, initLoraWeights: true } : identity);
   } catch (error) {
     if (!(error instanceof ArgumentError)) throw error;
     throw new FormatError(`${path}: identity.adapter: ${error.message}`, { path });
@@ -140,8 +144,8 @@ function partsOf(
 ): Required<Pick<CheckpointFolder, 'modules' | 'shared' | 'saved' | 'firstPairs' | 'lessPairs'>> {
   const variant = variantOf(config);
   const settings = { ...config };
-  const keys = variant.own?.tensors(settings).map(({ key }) => key) ?? kTrained;
-  const sharedKeys = new Set(variant.own?.shared.map(({ key }) => key));
+  const keys = [...tensorsOf(variant, settings), ...VARIANT_PARAMETERS].map(({ key }) => key);
+  const sharedKeys = new Set(variant.type.shared.map(({ key }) => key));
   const shared = new Map<string, Tensor>();
   const found = new Map<string, Map<string, Tensor>>();
   const first = new Map<string, Map<string, Tensor>>();
@@ -153,8 +157,8 @@ function partsOf(
       continue;
     }
     const places = [
-      [first, kFirst],
-      [less, kLess],
+      [first, Object.values(FIRST_KEYS)],
+      [less, Object.values(LESS_KEYS)],
       [found, keys],
     ] as const;
     const place = places.find(([, known]) => parameterOf(name, known) !== null);
@@ -165,22 +169,11 @@ function partsOf(
       parts.set(module, (parts.get(module) ?? new Map()).set(key, tensor));
     }
   }
-  const modules = new Map(
-    Array.from(found, ([name, parts]) => [
-      name,
-      checkModule(name, parts, { variant, settings, path }),
-    ]),
-  );
-  const [firstPairs, lessPairs] = (
-    [
-      [first, FIRST_KEYS],
-      [less, LESS_KEYS],
-    ] as const
-  ).map(
-    ([pairs, of]) =>
-      new Map(Array.from(pairs, ([name, parts]) => [name, pairOf(name, parts, { of, path })])),
-  ) as [Map<string, LowRankPair>, Map<string, LowRankPair>];
-  return { modules, shared, saved, firstPairs, lessPairs };
+  for (const [name, parts] of found) checkModule(name, parts, { variant, settings, path });
+  const pairs = (of: typeof first, keys: PairKeys): Map<string, LowRankPair> =>
+    new Map(Array.from(of, ([name, parts]) => [name, pairOf(name, parts, { of: keys, path })]));
+  const firstPairs = pairs(first, FIRST_KEYS);
+  return { modules: found, shared, saved, firstPairs, lessPairs: pairs(less, LESS_KEYS) };
 }
 
 /** The tensors of the tuned model in a checkpoint's file, without the optimiser's, by their names in its state. */
@@ -191,7 +184,7 @@ async function tunedTensors(
   const file = await checked.openTensors(CHECKPOINT_FILES.tensors);
   try {
     const names = [...file.tensors.keys()].filter((name) => name.startsWith(TUNED_PREFIX));
-    const options = { checkFinite: true, ...(device !== undefined && { device }) };
+    const options = { checkFinite: true, device };
     const tensors = new Map(
       names.map((name) => [name.slice(TUNED_PREFIX.length), file.read(name, options)]),
     );
@@ -212,10 +205,6 @@ export function checkpointShape(folder: string, name: string): readonly number[]
   }
 }
 
-const kFirst = Object.values(FIRST_KEYS);
-const kLess = Object.values(LESS_KEYS);
-const kTrained = [...Object.values(PAIR_KEYS), ...VARIANT_PARAMETERS.map(({ key }) => key)];
-
 /** The module that a tensor belongs to, and which of `keys` it has there; null: it has none of them. */
 function parameterOf(
   name: string,
@@ -228,10 +217,13 @@ function parameterOf(
   return null;
 }
 
+/** Names of the two tensors of a pair. */
+type PairKeys = Readonly<Record<keyof LowRankPair, string>>;
+
 function pairOf(
   name: string,
   parts: ReadonlyMap<string, Tensor>,
-  { of, path }: { of: { readonly a: string; readonly b: string }; path: string },
+  { of, path }: { of: PairKeys; path: string },
 ): LowRankPair {
   const [a, b] = [parts.get(of.a), parts.get(of.b)];
   if (a !== undefined && b !== undefined) return { a, b };

@@ -26,19 +26,19 @@ import {
   type LoraInputOptions,
   loraChecks,
   loraOptions,
+  PAIR_SWITCHES,
   PEFT_SWITCHES,
   type PeftForm,
 } from './lora_options.ts';
-import type { ConfigKey, OwnForm } from './methods/method.ts';
+import type { AdapterType, ConfigKey } from './methods/method.ts';
 import {
   type InitLoraWeights,
-  LORA_TYPE,
-  METHOD_OPTION_NAMES,
   type MethodSwitches,
-  ownFormOf,
   PEFT_TYPES,
   scalingOf,
   startNamed,
+  typeNamed,
+  typeOf,
 } from './methods/registry.ts';
 import { IDLE_KEYS, UNSUPPORTED_KEYS } from './peft_keys.ts';
 import { peftStart, startWithCordaMethod, startWithLoftqConfig } from './peft_start_configs.ts';
@@ -101,7 +101,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
     raw[name] = value;
     spelling.set(name, key);
   }
-  refuseUnsupported(raw, 'loraConfig', null);
+  refuseUnsupported(raw);
   if (raw.init_lora_weights !== undefined) raw.init_lora_weights = startOf(raw);
   const { init_lora_weights: init } = raw;
   if (typeof init === 'string' && init !== 'lora' && startNamed(init) === null) {
@@ -111,7 +111,9 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
     );
   }
   const config = build(raw, {
-    ...{ where: 'loraConfig', inFile: false, nameOf: (key) => spelling.get(key) },
+    where: 'loraConfig',
+    inFile: false,
+    nameOf: (key) => spelling.get(key),
   });
   checkKept(config);
   return config;
@@ -119,7 +121,7 @@ export function loraConfig(input: LoraConfigInput | Readonly<Raw> = {}): LoraCon
 
 /** Refuses kept keys that would not be written again. @throws ArgumentError */
 function checkKept({ peftType, keptKeys: kept }: LoraConfig): void {
-  const idle = idleKeys(ownFormOf(peftType));
+  const idle = idleKeys(typeOf({ peftType }));
   for (const [key, value] of Object.entries(kept ?? {})) {
     if (!Object.hasOwn(idle, key)) {
       throw new ArgumentError(
@@ -156,27 +158,26 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
   if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
     throw new FormatError(`${path}: must hold one JSON object`, { path });
   }
-  const type = (raw as Raw).peft_type;
-  if (type === undefined) {
+  const name = (raw as Raw).peft_type;
+  if (name === undefined) {
     throw new FormatError(`${path}: peft_type is missing`, {
       path,
       advice: 'add "peft_type": "LORA" if the folder holds a LoRA adapter',
     });
   }
-  const own = ownFormOf(type);
-  if (type !== LORA_TYPE && own === null)
+  const type = typeNamed(name);
+  if (type === null)
     throw new UnsupportedError(
-      `${path}: peft_type ${shown(type)} is not supported; give the folder of an adapter with one of ${PEFT_TYPES.join(', ')}`,
+      `${path}: peft_type ${shown(name)} is not supported; give the folder of an adapter with one of ${PEFT_TYPES.join(', ')}`,
     );
   const ignored = new Set(options.ignoreKeys);
-  const values = own === null ? (raw as Raw) : valuesOfOwn(raw as Raw, own, { path, ignored });
-  if (own === null) refuseUnsupported(values, path, ignored);
-  const kept = keptKeys(raw as Raw, own, { path, ignored });
+  const values = valuesOf(raw as Raw, type, { path, ignored });
+  const kept = keptKeys(raw as Raw, type, { path, ignored });
   try {
-    const start = startOf(values);
+    const start = startOf({ ...(raw as Raw), init_lora_weights: values.init_lora_weights });
     const started = start === undefined ? {} : { init_lora_weights: start };
     const read = { ...values, ...started, [kKept]: kept };
-    const nameOf = (key: string): string => fileKey(key, own);
+    const nameOf = (key: string): string => fileKey(key, type);
     return build(read, { where: path, inFile: true, nameOf });
   } catch (error) {
     if (error instanceof ArgumentError) throw new FormatError(error.message, { path });
@@ -184,18 +185,17 @@ export function parseAdapterConfig(text: string, options: ReadConfigOptions = {}
   }
 }
 
-/** A key of LoRA's configuration as the files of a type have it. */
-function fileKey(key: string, own: OwnForm | null): string {
-  const found = Object.entries(own?.keys ?? {}).find(
+/** The key of an option as the files of a type have it. */
+function fileKey(key: string, { keys }: AdapterType): string {
+  const found = Object.entries(keys).find(
     ([, known]) => 'option' in known && snake(known.option) === key,
   );
   return found?.[0] ?? key;
 }
 
 /** The idle keys that a type's files have, with the values that are written where none were read. */
-function idleKeys(own: OwnForm | null): Readonly<Record<string, PythonJson>> {
-  if (own === null) return { auto_mapping: null, ...IDLE_KEYS };
-  const particular = Object.entries(own.keys).flatMap(([key, known]) =>
+function idleKeys({ keys }: AdapterType): Readonly<Record<string, PythonJson>> {
+  const particular = Object.entries(keys).flatMap(([key, known]) =>
     'idle' in known ? [[key, known.idle] as const] : [],
   );
   return { auto_mapping: null, ...Object.fromEntries(particular) };
@@ -204,10 +204,10 @@ function idleKeys(own: OwnForm | null): Readonly<Record<string, PythonJson>> {
 /** The idle keys of a file with the values that would not be written otherwise; null: none. @throws FormatError for a number too large */
 function keptKeys(
   raw: Raw,
-  own: OwnForm | null,
+  type: AdapterType,
   { path, ignored }: { path: string; ignored: ReadonlySet<string> },
 ): LoraConfig['keptKeys'] {
-  const kept = Object.entries(idleKeys(own)).flatMap(([key, usual]) => {
+  const kept = Object.entries(idleKeys(type)).flatMap(([key, usual]) => {
     if (!Object.hasOwn(raw, key) || ignored.has(key)) return [];
     const value = raw[key] as PythonJson;
     if (JSON.stringify(value) === JSON.stringify(usual)) return [];
@@ -228,8 +228,8 @@ function keptKeys(
 }
 
 /** The keys of a configuration that were kept from its file, of those that its type has. */
-function writtenAgain(config: LoraConfig, own: OwnForm | null): Record<string, PythonJson> {
-  const idle = idleKeys(own);
+function writtenAgain(config: LoraConfig): Record<string, PythonJson> {
+  const idle = idleKeys(typeOf(config));
   const kept = Object.entries(config.keptKeys ?? {}).filter(([key]) => Object.hasOwn(idle, key));
   return Object.fromEntries(kept);
 }
@@ -250,84 +250,71 @@ const kCommonKeys = [
   'task_type',
 ];
 
-/** The values of the configuration of a type without a pair A, B, under the keys of LoRA's. @throws FormatError, UnsupportedError */
-function valuesOfOwn(
+/** The values in a file of a type under the keys of the options. @throws FormatError, UnsupportedError */
+function valuesOf(
   raw: Raw,
-  { peftType, keys }: OwnForm,
+  type: AdapterType,
   { path, ignored }: { path: string; ignored: ReadonlySet<string> },
 ): Raw {
+  const { peftType } = type;
+  const keys = keysOf(type);
   const values: Raw = { peft_type: peftType };
   for (const [key, value] of Object.entries(raw)) {
-    if (key === 'peft_type') continue;
     const known = Object.hasOwn(keys, key) ? (keys[key] as ConfigKey) : null;
     if (known !== null && 'option' in known) {
       values[snake(known.option)] = known.fromFile ? known.fromFile(value) : value;
     } else if (kCommonKeys.includes(key)) values[key] = value;
-    else if (known !== null && 'only' in known && value !== known.only) {
+    else if (key === 'peft_type' || isIgnored(key, value, ignored)) continue;
+    else if (known === null) throw new UnsupportedError(notUnderstood(path, key, value));
+    else if ('only' in known && value !== known.only) {
       throw new UnsupportedError(
-        `${path}: ${key} = ${shown(value)} is not supported for peft_type "${peftType}", only ${shown(known.only)} is`,
+        `${path}: ${key} = ${shown(value)} is not supported for peft_type "${peftType}", only ${shown(known.only)} is; ` +
+          'name it in ignoreKeys if it changes nothing here',
       );
-    } else if (known === null && !isIgnored(key, value, ignored)) {
-      throw new UnsupportedError(notUnderstood(path, key, value));
     }
   }
-  if (values.r !== undefined) return values;
+  // The default of PEFT's LoRA is that of the option; other types have others.
+  if (values.r !== undefined || type.pair !== undefined) return values;
   throw new FormatError(`${path}: r is missing`, { path });
 }
 
 /** The text of adapter_config.json, byte for byte as PEFT 0.21 writes it (no newline at the end). */
 export function formatAdapterConfig(config: LoraConfig): string {
-  const own = ownFormOf(config.peftType);
-  if (own !== null) return formatOwn(config, own);
-  const written = [...kByKey]
-    .filter(([key, { name }]) => key !== kKept && (isPeftKey(key, name) || isSet(name, config)))
-    .map(([key, { name, option }]): [string, PythonJson] => {
-      const value = config[name as keyof LoraConfig];
-      return [key, option.toPeft?.(value as never) ?? plainJson(value)];
-    });
-  return pythonJson({
-    ...UNSUPPORTED_KEYS,
-    ...IDLE_KEYS,
-    auto_mapping: null,
-    peft_version: PEFT_VERSION,
-    ...Object.fromEntries(written),
-    ...peftStart(config.initLoraWeights, writtenAgain(config, null)),
-  });
-}
-
-/** The text of the adapter_config.json of a type without a pair A, B. */
-function formatOwn(config: LoraConfig, { peftType, keys }: OwnForm): string {
+  const type = typeOf(config);
   const writtenOf = (name: string): PythonJson => {
     const { toPeft } = loraOptions[name as keyof typeof loraOptions] as Option & PeftForm;
     const value = config[name as keyof LoraConfig];
     return toPeft?.(value as never) ?? plainJson(value);
   };
   const common = kCommonKeys.map((key) => [key, writtenOf(camel(key))] as const);
-  const particular = Object.entries(keys).map(([key, known]) => {
-    if ('only' in known) return [key, known.only] as const;
-    if ('idle' in known) return [key, known.idle] as const;
-    if ('written' in known) return [key, known.written] as const;
-    const { option, toFile } = known;
-    return [
-      key,
-      toFile?.(config[option as keyof LoraConfig] as never) ?? writtenOf(option),
-    ] as const;
-  });
+  const particular = Object.entries(keysOf(type)).flatMap(
+    ([key, known]): [string, PythonJson][] => {
+      if ('only' in known) return [[key, known.only]];
+      if ('idle' in known) return [[key, known.idle]];
+      if ('written' in known) return [[key, known.written]];
+      const { option, toFile, whereSet = false } = known;
+      if (whereSet && !isSet(option, config)) return [];
+      return [[key, toFile?.(config[option as keyof LoraConfig] as never) ?? writtenOf(option)]];
+    },
+  );
   return pythonJson({
-    ...{ auto_mapping: null, peft_type: peftType, peft_version: PEFT_VERSION },
+    auto_mapping: null,
+    peft_type: type.peftType,
+    peft_version: PEFT_VERSION,
     ...Object.fromEntries([...common, ...particular]),
-    ...writtenAgain(config, ownFormOf(peftType)),
+    ...peftStart(config.initLoraWeights, writtenAgain(config)),
   });
 }
 
-/** Whether PEFT's files have the key; a switch that PEFT does not have is written only where it is on. */
-function isPeftKey(key: string, name: string): boolean {
-  const switches: readonly string[] = METHOD_OPTION_NAMES;
-  return (
-    !switches.includes(name) ||
-    (PEFT_SWITCHES as readonly string[]).includes(name) ||
-    Object.hasOwn(UNSUPPORTED_KEYS, key)
-  );
+/** The keys of a type's files beside the common ones; LoRA's have the switches, too, those that PEFT does not have only where they are on. */
+function keysOf(type: AdapterType): Readonly<Record<string, ConfigKey>> {
+  if (type.pair === undefined) return type.keys;
+  const switches = PAIR_SWITCHES.map((option) => {
+    const key = snake(option);
+    const whereSet = !PEFT_SWITCHES.includes(option) && !Object.hasOwn(UNSUPPORTED_KEYS, key);
+    return [key, { option, whereSet }] as const;
+  });
+  return { ...type.keys, ...Object.fromEntries(switches) };
 }
 
 /** Whether an option has another value than its default. */
@@ -345,16 +332,15 @@ export function loraScale(
   r: number,
   config: MethodSwitches & { readonly peftType: string },
 ): number {
-  const own = ownFormOf(config.peftType);
-  if (own?.scale !== undefined) return own.scale({ ...config }, alpha);
+  const { scale } = typeOf(config);
+  if (scale !== undefined) return scale({ ...config }, alpha);
   return hasAlpha(config.peftType) ? alpha / scalingOf(config).divisor(r) : 1;
 }
 
 /** Whether the updates of a type are scaled by an alpha. */
 export function hasAlpha(peftType: string): boolean {
-  const own = ownFormOf(peftType);
-  if (own === null) return true;
-  return Object.values(own.keys).some((key) => 'option' in key && key.option === 'loraAlpha');
+  const { keys } = typeOf({ peftType });
+  return Object.values(keys).some((key) => 'option' in key && key.option === 'loraAlpha');
 }
 
 /**
@@ -375,24 +361,18 @@ function isNeutral(value: unknown): boolean {
   return typeof value === 'object' && Object.keys(value as object).length === 0;
 }
 
-/** @param ignored keys of a file that the caller knows to be harmless; null for a caller's own configuration */
-function refuseUnsupported(raw: Raw, where: string, ignored: ReadonlySet<string> | null): void {
+function refuseUnsupported(raw: Raw): void {
   for (const [key, value] of Object.entries(raw)) {
-    const isOption = kByKey.has(key) && (ignored === null || key !== kKept);
-    if (isOption || isIgnored(key, value, ignored)) continue;
-    if (Object.hasOwn(UNSUPPORTED_KEYS, key)) {
-      if (value === UNSUPPORTED_KEYS[key]) continue;
-      throw new UnsupportedError(
-        `${where}: ${key} = ${shown(value)} is not supported yet; ` +
-          (ignored === null ? 'leave it out' : 'name it in ignoreKeys if it changes nothing here'),
-      );
-    }
-    throw new UnsupportedError(notUnderstood(where, key, value));
+    if (kByKey.has(key) || isIgnored(key, value) || value === UNSUPPORTED_KEYS[key]) continue;
+    throw new UnsupportedError(
+      `loraConfig: ${key} = ${shown(value)} is not supported yet; leave it out`,
+    );
   }
 }
 
-function isIgnored(key: string, value: unknown, ignored: ReadonlySet<string> | null): boolean {
-  if (kIgnored.has(key) || ignored?.has(key) === true) return true;
+/** @param ignored keys of a file that the caller knows to be harmless */
+function isIgnored(key: string, value: unknown, ignored: ReadonlySet<string> = new Set()): boolean {
+  if (kIgnored.has(key) || ignored.has(key)) return true;
   // An object of settings switches on what it belongs to, also where all of them are the defaults.
   const isOn = Object.hasOwn(UNSUPPORTED_KEYS, key) && shown(value) === '{}';
   return isNeutral(value) && !isOn;

@@ -156,12 +156,11 @@ type Conversion = Omit<ConvertedModule, 'name'> & { readonly pair: PlainPair['pa
 /** The pair that equals a module's adapter, with its scale in B. */
 function ownPair(module: LoraModule): Conversion {
   const plain = module.variant.toLora(module);
-  const own = new Set(module.tensors());
   const pair = computeOwned(() => {
     const { dtype } = plain.a;
     return { a: copyOf(plain.a), b: copyOf(mul(plain.b.to('f64'), module.scale).to(dtype)) };
   });
-  for (const tensor of [plain.a, plain.b]) if (!own.has(tensor)) tensor.dispose();
+  module.release(plain);
   const [size, rest] = scope(() =>
     noGrad(() => {
       const change = changeOf(module);

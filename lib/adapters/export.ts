@@ -16,10 +16,9 @@ import { linearNames } from './attach.ts';
 import { convertObstacle } from './changes.ts';
 import { hasAlpha, type LoraConfig, loraConfig } from './config.ts';
 import type { LoraModule } from './lora_module.ts';
-import { type LowRankPair, productOf } from './low_rank.ts';
-import type { OwnForm, Variant } from './methods/method.ts';
-import { ownFormOf, STARTS_FROM_WEIGHT, scalingOf } from './methods/registry.ts';
-import { fileKeys } from './own_tensors.ts';
+import { type LowRankPair, productOf, tensorsOfPair } from './low_rank.ts';
+import { fileKeys, type Variant } from './methods/method.ts';
+import { STARTS_FROM_WEIGHT, scalingOf, typeOf } from './methods/registry.ts';
 import {
   type ExportedModule,
   INITIAL_ADAPTER,
@@ -43,16 +42,15 @@ export interface ExportableAdapter {
 }
 
 /**
- * Saves the plain form: one pair on the untouched base, as the variant's `toLora` makes it. With frozen first values it is [A;A0],
- * [B|-B0], the rank doubled and the scale kept.
+ * Saves the plain form. For a pair it is one on the untouched base, as the variant's `toLora` makes it: with frozen first values
+ * [A;A0], [B|-B0], the rank doubled and the scale kept. An adapter of another type has its own tensors there.
  */
 export async function savePlain(adapter: ExportableAdapter, folder: string): Promise<void> {
-  if (adapter.modules.some(({ variant }) => variant.own !== undefined)) {
+  if (typeOf(adapter.config).pair === undefined) {
     await saveOwn(adapter, folder);
     return;
   }
   const pairs = adapter.modules.map((module) => module.variant.toLora(module));
-  const own = new Set(adapter.modules.flatMap((module) => module.tensors()));
   try {
     const modules = adapter.modules.map((module, i) =>
       exported(module, pairs[i] as LowRankPair, adapter.config),
@@ -63,45 +61,34 @@ export async function savePlain(adapter: ExportableAdapter, folder: string): Pro
       quantized: quantizedFormOf(adapter),
     } as const;
     await write(adapter, folder, { config: plainConfig(adapter, modules), modules, base });
-    for (const [name, beside, form] of [
-      [INITIAL_ADAPTER, teacherModules(adapter), 'initial'],
-      [LESS_ADAPTER, lessModules(adapter), null],
+    for (const [name, pairOf, form] of [
+      [INITIAL_ADAPTER, ({ teacher }: LoraModule) => teacher, 'initial'],
+      [LESS_ADAPTER, ({ quantized }: LoraModule) => quantized?.own ?? null, null],
     ] as const) {
+      const beside = pairModules(adapter, pairOf);
       if (beside.length === 0) continue;
       const config = { ...adapter.config, initLoraWeights: true };
       const { digest } = base;
       await write(adapter, join(folder, name), { config, modules: beside, base: { digest, form } });
     }
   } finally {
-    for (const tensor of pairs.flatMap(({ a, b }) => [a, b])) {
-      if (!own.has(tensor)) tensor.dispose();
-    }
+    for (const [i, pair] of pairs.entries()) adapter.modules[i]?.release(pair);
   }
 }
 
 /** Saves the tensors of an adapter that has no pair A, B, under the keys of its type. */
 async function saveOwn(adapter: ExportableAdapter, folder: string): Promise<void> {
-  const own = ownFormOf(adapter.config.peftType) as OwnForm;
-  const form = own.toFile?.(adapter.modules);
-  const keys = fileKeys(own, { ...adapter.config });
+  const { variant, settings } = adapter.modules[0] as LoraModule;
+  const form = variant.type.toFile?.(adapter.modules);
+  const keys = fileKeys(variant, settings);
   const modules = adapter.modules.map(({ name, r, alpha, parameters }, i) => {
-    const tensors = form?.tensors[i];
-    const inFile = (key: string): Tensor => (tensors?.[key] ?? parameters.get(key)) as Tensor;
-    return {
-      name,
-      pair: null,
-      r,
-      alpha,
-      parameters: new Map(keys.map((key) => [key, inFile(key)])),
-    };
+    const inFile = (key: string) => (form?.tensors[i]?.[key] ?? parameters.get(key)) as Tensor;
+    return { name, r, alpha, tensors: new Map(keys.map((key) => [key, inFile(key)])) };
   });
   const base = { digest: digestOnBase(adapter), form: null };
+  const config = { ...adapter.config, ...form?.settings };
   try {
-    await write(adapter, folder, {
-      config: { ...adapter.config, ...form?.settings },
-      modules,
-      base,
-    });
+    await write(adapter, folder, { config, modules, base });
   } finally {
     for (const tensors of form?.tensors ?? []) {
       for (const tensor of Object.values(tensors)) tensor.dispose();
@@ -115,19 +102,8 @@ async function saveOwn(adapter: ExportableAdapter, folder: string): Promise<void
  */
 export async function saveAsLora(adapter: ExportableAdapter, folder: string): Promise<void> {
   checkAsLora(adapter);
-  if (adapter.modules.every(({ variant }) => variant.own === undefined)) {
-    await savePlain(adapter, folder);
-    return;
-  }
-  await writeLora(
-    adapter,
-    folder,
-    adapter.modules.map((module) => ({
-      name: module.name,
-      scale: module.scale,
-      pair: module.variant.toLora(module),
-    })),
-  );
+  if (typeOf(adapter.config).pair !== undefined) await savePlain(adapter, folder);
+  else await writeLora(adapter, folder, adapter.modules.map(plainPair));
 }
 
 /** A module of a plain LoRA. */
@@ -135,6 +111,12 @@ export interface PlainPair {
   readonly name: string;
   readonly pair: LowRankPair;
   readonly scale: number;
+}
+
+/** The pair that equals a module's adapter on its own base; `release` of the module frees it. */
+export function plainPair(module: LoraModule): PlainPair {
+  const { name, scale } = module;
+  return { name, scale, pair: module.variant.toLora(module) };
 }
 
 /**
@@ -150,7 +132,7 @@ export async function writeLora(
   const modules = pairs.flatMap(({ name, pair, scale }) => {
     const r = pair.a.shape[0] as number;
     // A module that has lost its whole rank is the base's.
-    return r === 0 ? [] : [{ name, pair, r, alpha: scale * r }];
+    return r === 0 ? [] : [{ name, r, alpha: scale * r, tensors: tensorsOfPair(pair) }];
   });
   try {
     const base = { digest: digestOnBase(adapter), form: null };
@@ -168,11 +150,11 @@ export async function writeLora(
 
 /** The reason why no pair A, B on the module's own base computes the same, as a sentence's second half; null: one does. */
 export function loraObstacle({ variant, settings }: LoraModule): string | null {
-  const { own, option } = variant;
+  const { type, option } = variant;
   const keys = variant.parameters.map(({ key }) => key);
   if (keys.length > 0) return `this adapter also trains ${keys.join(', ')} (${option})`;
-  const ofType = own?.loraObstacle(settings) ?? null;
-  return ofType && `${own?.peftType} ${ofType}`;
+  const ofType = type.loraObstacle(settings);
+  return ofType && `${type.peftType} ${ofType}`;
 }
 
 /** Checks that a plain LoRA computes the same as an adapter. @throws UnsupportedError if none does */
@@ -213,7 +195,6 @@ export async function saveResidual(
   place = folder,
 ): Promise<void> {
   checkResidual(adapter);
-  const { modules, config } = adapter;
   const base = join(folder, RESIDUAL_BASE);
   await onBase(adapter, () =>
     saveModel(adapter.model, base, {
@@ -221,23 +202,17 @@ export async function saveResidual(
     }),
   );
   const plain = {
-    ...config,
+    ...adapter.config,
     initLoraWeights: true,
     baseModelNameOrPath: join(place, RESIDUAL_BASE),
   };
-  const trained = modules.map(({ name, pair, r, alpha }) => ({ name, pair, r, alpha }));
-  const first = modules.map(({ name, frozen, r, alpha }) => ({
-    name,
-    pair: frozen as LowRankPair,
-    r,
-    alpha,
-  }));
   const digest = digestOfFolder(adapter.model, base);
-  for (const [to, written, form] of [
-    [folder, trained, 'residual'],
-    [join(folder, INITIAL_ADAPTER), first, 'initial'],
+  for (const [to, pairOf, form] of [
+    [folder, ({ pair }: LoraModule) => pair, 'residual'],
+    [join(folder, INITIAL_ADAPTER), ({ frozen }: LoraModule) => frozen, 'initial'],
   ] as const) {
     const config = { ...plain, inferenceMode: form === 'residual' };
+    const written = pairModules(adapter, pairOf);
     await write(adapter, to, { config, modules: written, base: { digest, form } });
   }
 }
@@ -251,20 +226,16 @@ function digestOnBase(adapter: ExportableAdapter): Promise<BaseDigest> {
   return digest;
 }
 
-/** The first pairs of an adapter that was loaded onto a residual; none for another one. */
-function teacherModules({ modules }: ExportableAdapter): ExportedModule[] {
-  return modules.flatMap(({ name, teacher, r, alpha }) =>
-    teacher === null ? [] : [{ name, pair: teacher, r, alpha }],
-  );
-}
-
-/** The pairs that bases of the adapter's own were quantised without, where these are not the first ones. */
-function lessModules({ modules }: ExportableAdapter): ExportedModule[] {
-  return modules.flatMap(({ name, quantized, r, alpha }) =>
-    quantized?.ownsLess === true && quantized.less !== null
-      ? [{ name, pair: quantized.less, r, alpha }]
-      : [],
-  );
+/** The modules that have a pair of a kind, with that one alone. */
+function pairModules(
+  { modules }: ExportableAdapter,
+  pairOf: (module: LoraModule) => LowRankPair | null,
+): ExportedModule[] {
+  return modules.flatMap((module) => {
+    const { name, r, alpha } = module;
+    const pair = pairOf(module);
+    return pair === null ? [] : [{ name, r, alpha, tensors: tensorsOfPair(pair) }];
+  });
 }
 
 /** The form of the adapter's own base, for its file; null: it has none. */
@@ -301,7 +272,8 @@ function ownParameters({ parameters }: Variant): string | null {
 function exported(module: LoraModule, pair: LowRankPair, config: LoraConfig): ExportedModule {
   const { name, alpha, parameters } = module;
   const r = pair.a.shape[0] as number;
-  return { name, pair, r, alpha: scalingOf(config).divisor(r / module.r) * alpha, parameters };
+  const tensors = new Map([...parameters, ...tensorsOfPair(pair)]);
+  return { name, r, alpha: scalingOf(config).divisor(r / module.r) * alpha, tensors };
 }
 
 /**
@@ -324,7 +296,7 @@ function plainConfig(
     loraAlpha: divisor * config.loraAlpha,
     rankPattern: config.rankPattern.map(([name, r]) => [name, times * r] as const),
     alphaPattern: config.alphaPattern.map(([name, alpha]) => [name, divisor * alpha] as const),
-    ...(fromWeight && { initLoraWeights: true }),
+    initLoraWeights: fromWeight ? true : config.initLoraWeights,
   };
 }
 
@@ -360,9 +332,9 @@ function write(
     quantized: own,
   }));
   base.catch(() => {}); // it is awaited below, unless something else fails first
-  const shared =
-    ownFormOf(config.peftType) === null ? undefined : adapter.modules[0]?.sharedTensors;
-  const parts = { modules, saved, base, ...(shared && { shared }) };
+  // A plain LoRA that is made of another type has none of its shared tensors.
+  const shared = typeOf(config).pair === undefined ? adapter.modules[0]?.sharedTensors : undefined;
+  const parts = { modules, saved, base, shared };
   return writePeftFolder(folder, named, parts, linearNames(adapter.model));
 }
 

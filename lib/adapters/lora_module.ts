@@ -6,8 +6,8 @@ import type { LinearAdapter, LinearUpdate } from '../nn/adapter_hook.ts';
 import type { Linear } from '../nn/linear.ts';
 import { add, copy_, type LowRank, mul, type PairForm } from '../ops/index.ts';
 import { computeOwned, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
-import { type LowRankPair, PAIR_KEYS, productOf } from './low_rank.ts';
-import type { Settings, Variant, VariantModule } from './methods/method.ts';
+import { type LowRankPair, pairIn, productOf } from './low_rank.ts';
+import { type Settings, tensorsOf, type Variant, type VariantModule } from './methods/method.ts';
 import type { QuantizedBase } from './quantized_base.ts';
 import type { NamedTensor, TrainingPass } from './tuned_model.ts';
 
@@ -31,23 +31,19 @@ export interface AdapterState {
 export interface LoraParts {
   readonly name: string;
   readonly linear: Linear;
-  /** Null where the variant has tensors of its own, which are all among `parameters`. */
-  readonly pair: LowRankPair | null;
-  /** The rank where there is no pair. */
-  readonly r?: number;
-  readonly frozen: LowRankPair | null;
+  readonly r: number;
+  /** The pair that W already contains; null or left out: there is none. */
+  readonly frozen?: LowRankPair | null;
   /** The pair that makes the model before tuning out of a residual base; null or left out: that model is the base itself. */
   readonly teacher?: LowRankPair | null;
   /** The base of the adapter's own in the place of W; null or left out: there is none. */
   readonly quantized?: QuantizedBase | null;
-  /** How the pair is computed beside W; see {@link LowRank}. */
-  readonly form: PairForm;
   /** The scale s of the update, and the alpha it was computed from. */
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;
-  /** Values of the variant's parameters by their keys; left out: their first values. */
-  readonly parameters?: ReadonlyMap<string, Tensor>;
+  /** The tensors of the variant's type by their keys, and of its parameters; those that are left out have their first values. */
+  readonly parameters: ReadonlyMap<string, Tensor>;
 }
 
 /** A tensor that is derived from A and B, and their versions. */
@@ -59,7 +55,7 @@ interface Derived {
 /** Number of micro-batches in a step that have dropout masks of their own. */
 const kPassesPerStep = 2 ** 20;
 
-/** One adapted linear: its trained pair, the frozen first pair if there is one, the scale, and the parameters of its variant. */
+/** One adapted linear: its trained tensors, the frozen first pair if there is one, and the scale. */
 export class LoraModule implements LinearAdapter, VariantModule {
   readonly name: string;
   readonly linear: Linear;
@@ -71,7 +67,7 @@ export class LoraModule implements LinearAdapter, VariantModule {
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;
-  /** Tensors of the variant beside the pair, or in its place, by their keys in a PEFT file. */
+  /** The tensors of its type (A and B, or others in their place) and of its variant, by their keys in a PEFT file. */
   readonly parameters: ReadonlyMap<string, Tensor>;
   /** How the update is computed beside the weight in use; see {@link LowRank}. */
   form: PairForm;
@@ -85,29 +81,35 @@ export class LoraModule implements LinearAdapter, VariantModule {
   constructor(parts: LoraParts, state: AdapterState) {
     this.name = parts.name;
     this.linear = parts.linear;
-    this.#pair = parts.pair;
-    this.r = parts.r ?? (this.pair.a.shape[0] as number);
-    this.frozen = parts.frozen;
+    this.r = parts.r;
+    this.frozen = parts.frozen ?? null;
     this.teacher = parts.teacher ?? null;
     this.quantized = parts.quantized ?? null;
     this.scale = parts.scale;
     this.alpha = parts.alpha;
     this.variant = parts.variant;
-    this.form = parts.form;
+    this.#pair = parts.variant.type.pair === undefined ? null : pairIn(parts.parameters);
+    this.form = this.#startForm();
     this.#state = state;
     this.#seed = createHash('sha256')
       .update(`${state.seed}/${this.name}/dropout`)
       .digest()
       .readUIntBE(0, 6);
-    this.parameters = parts.parameters ?? this.#startParameters();
+    this.parameters = new Map([...parts.parameters, ...this.#missing(parts.parameters)]);
+  }
+
+  /** A pair is computed since its start, unless a base of its own does not contain that; else as a change of the base. */
+  #startForm(): PairForm {
+    if (this.frozen !== null) return this.quantized === null ? 'sinceStart' : 'exact';
+    return this.variant.pairIsChange ? 'change' : 'exact';
   }
 
   /** The trained pair. @throws ArgumentError for a method that trains other tensors, which are `parameters` */
   get pair(): LowRankPair {
     if (this.#pair !== null) return this.#pair;
-    const type = this.variant.own?.peftType;
+    const { peftType } = this.variant.type;
     throw new ArgumentError(
-      `${this.name}: an adapter of the type ${type} has no pair A, B; read its tensors from \`parameters\``,
+      `${this.name}: an adapter of the type ${peftType} has no pair A, B; read its tensors from \`parameters\``,
     );
   }
 
@@ -178,9 +180,8 @@ export class LoraModule implements LinearAdapter, VariantModule {
     return this.variant.update(this, {
       ...own,
       lowRank: this.parts,
-      ...(pass === null || p === 0
-        ? {}
-        : { dropout: { p, seed: this.#seed, stream: streamOf(pass) } }),
+      dropout:
+        pass === null || p === 0 ? undefined : { p, seed: this.#seed, stream: streamOf(pass) },
     });
   }
 
@@ -225,41 +226,41 @@ export class LoraModule implements LinearAdapter, VariantModule {
 
   /** The trained tensors, named as PEFT names them (without the last `.weight`). */
   trained(): NamedTensor[] {
-    const { name } = this;
-    const named = (key: string): string => stateName(name, key);
-    const { own } = this.variant;
-    if (own !== undefined) {
-      return own
-        .tensors(this.settings)
-        .filter(({ trained }) => trained)
-        .map(({ key, decays }) => ({ name: named(key), tensor: this.parameter(key), decays }));
-    }
-    const { pair, scale } = this;
-    return [
-      { name: named(PAIR_KEYS.a), tensor: pair.a, factor: { role: 'a', ...pair, scale } },
-      { name: named(PAIR_KEYS.b), tensor: pair.b, factor: { role: 'b', ...pair, scale } },
-      ...this.variant.parameters.map(({ key, decays }) => ({
-        name: named(key),
-        tensor: this.parameter(key),
-        decays,
-      })),
-    ];
+    return this.#named(true);
   }
 
-  /** The tensors that a variant with tensors of its own does not train, by their names in an adapter's state. */
+  /** The tensors that are kept as they started, or as the variant's training leaves them, by their names in an adapter's state. */
   kept(): NamedTensor[] {
-    const tensors = this.variant.own?.tensors(this.settings) ?? [];
-    return tensors
-      .filter(({ trained }) => !trained)
-      .map(({ key }) => ({ name: stateName(this.name, key), tensor: this.parameter(key) }));
+    return this.#named(false);
+  }
+
+  #named(trained: boolean): NamedTensor[] {
+    const { variant, settings, name, scale } = this;
+    const roles = new Map([
+      [variant.type.pair?.a, 'a' as const],
+      [variant.type.pair?.b, 'b' as const],
+    ]);
+    return tensorsOf(variant, settings)
+      .filter((one) => one.trained === trained)
+      .map(({ key, decays }) => {
+        const role = roles.get(key);
+        const factor = role && { role, ...this.pair, scale };
+        return { name: stateName(name, key), tensor: this.parameter(key), decays, factor };
+      });
   }
 
   /** All tensors that the module owns: those that are trained and those that it started from. */
   tensors(): Tensor[] {
-    const { frozen, teacher, parameters } = this;
-    const list = this.#pair === null ? [] : [this.#pair.a, this.#pair.b];
-    for (const fixed of [frozen, teacher]) if (fixed !== null) list.push(fixed.a, fixed.b);
-    return [...list, ...(this.quantized?.tensors ?? []), ...parameters.values()];
+    const list = [...this.parameters.values(), ...(this.quantized?.tensors ?? [])];
+    for (const fixed of [this.frozen, this.teacher])
+      if (fixed !== null) list.push(fixed.a, fixed.b);
+    return list;
+  }
+
+  /** Frees what is not the module's own of a pair that its variant made of it (`toLora`). */
+  release({ a, b }: LowRankPair): void {
+    const own = this.tensors();
+    for (const tensor of [a, b]) if (!own.includes(tensor)) tensor.dispose();
   }
 
   /** Frees what the module owns; the linear stays. */
@@ -269,14 +270,15 @@ export class LoraModule implements LinearAdapter, VariantModule {
     this.#derived.clear();
   }
 
-  #startParameters(): Map<string, Tensor> {
-    return new Map(
-      this.variant.parameters.map(({ key, start }) => {
+  /** First values of the variant's parameters that are not given. */
+  #missing(given: ReadonlyMap<string, Tensor>): [string, Tensor][] {
+    return this.variant.parameters
+      .filter(({ key }) => !given.has(key))
+      .map(({ key, start }) => {
         const tensor = unscoped(() => noGrad(() => start(this)));
         tensor.requiresGrad = true;
         return [key, tensor];
-      }),
-    );
+      });
   }
 }
 

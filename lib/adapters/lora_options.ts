@@ -26,18 +26,18 @@ import {
   type ResolvedOf,
 } from '../options/option.ts';
 import { shown } from '../shown.ts';
+import { LORA_TYPE } from './methods/method.ts';
 import {
   type InitLoraWeights,
-  LORA_TYPE,
   METHOD_OPTION_NAMES,
   METHOD_OPTIONS,
   type MethodOptions,
   type MethodSwitches,
-  ownFormOf,
   PEFT_TYPES,
   START_NAMES,
   selectedVariants,
   startNamed,
+  typeNamed,
 } from './methods/registry.ts';
 import { compareCodePoints, PythonFloat, type PythonJson } from './python_json.ts';
 import type { StartFunction } from './starts.ts';
@@ -317,24 +317,22 @@ const kOfLora = [
   ...METHOD_OPTION_NAMES,
 ] as const;
 
-const kOwnOptions = new Set(
-  PEFT_TYPES.flatMap((type) => optionsOf(type)).filter((name) =>
-    (METHOD_OPTION_NAMES as readonly string[]).includes(name),
-  ),
-);
-
-/** The options that the configuration of a type with tensors of its own has. */
+/** The options that the configuration of a type has beside the common ones. */
 function optionsOf(peftType: string): string[] {
-  const keys = Object.values(ownFormOf(peftType)?.keys ?? {});
+  const keys = Object.values(typeNamed(peftType)?.keys ?? {});
   return keys.flatMap((key) => ('option' in key ? [key.option] : []));
 }
 
+const kOwnOptions = new Set(PEFT_TYPES.flatMap(optionsOf));
+
+/** The methods' options that belong to no other type than LoRA. */
+export const PAIR_SWITCHES = METHOD_OPTION_NAMES.filter((name) => !kOwnOptions.has(name));
+
 /** An option that is set and that the adapter's type does not have; undefined: there is none. */
 function foreignOption(config: Values): string | undefined {
-  const own = optionsOf(config.peftType);
-  const isForeign = (name: string): boolean =>
-    config.peftType === LORA_TYPE ? kOwnOptions.has(name) : !own.includes(name);
-  return kOfLora.find((name) => isForeign(name) && !isDefault(name, config[name]));
+  const { peftType } = config;
+  const own = [...optionsOf(peftType), ...(peftType === LORA_TYPE ? PAIR_SWITCHES : [])];
+  return kOfLora.find((name) => !own.includes(name) && !isDefault(name, config[name]));
 }
 
 function isDefault(name: keyof Values, value: unknown): boolean {

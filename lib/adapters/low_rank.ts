@@ -18,6 +18,19 @@ export interface ScaledPair {
 /** Keys of the pair in a PEFT file, after the module's path. */
 export const PAIR_KEYS = { a: 'lora_A.weight', b: 'lora_B.weight' } as const;
 
+/** The pair among a module's tensors by their keys. */
+export function pairIn(tensors: ReadonlyMap<string, Tensor>): LowRankPair {
+  return { a: tensors.get(PAIR_KEYS.a) as Tensor, b: tensors.get(PAIR_KEYS.b) as Tensor };
+}
+
+/** A pair by its keys in a PEFT file. */
+export function tensorsOfPair({ a, b }: LowRankPair): Map<string, Tensor> {
+  return new Map([
+    [PAIR_KEYS.a, a],
+    [PAIR_KEYS.b, b],
+  ]);
+}
+
 /** Keys of the first pair in an adapter's state, after the module's path. */
 export const FIRST_KEYS = { a: 'initial_A', b: 'initial_B' } as const;
 

@@ -11,7 +11,8 @@ import { loadSafetensors } from '../io/safetensors.ts';
 import { contiguous, transpose } from '../ops/index.ts';
 import { computeOwned, type Tensor } from '../tensor.ts';
 import { loraConfig } from './config.ts';
-import type { LoadedModule, PeftFolder } from './peft_folder.ts';
+import { tensorsOfPair } from './low_rank.ts';
+import type { ModuleTensors, PeftFolder } from './peft_folder.ts';
 
 export const MLX_CONFIG = 'adapter_config.json';
 export const MLX_TENSORS = 'adapters.safetensors';
@@ -42,10 +43,7 @@ export async function readMlxFolder(
 ): Promise<PeftFolder> {
   const { lora_parameters: parameters, model } = await readConfig(join(folder, MLX_CONFIG));
   const path = join(folder, MLX_TENSORS);
-  const { tensors, metadata } = await loadSafetensors(path, {
-    checkFinite: true,
-    ...(device !== undefined && { device }),
-  });
+  const { tensors, metadata } = await loadSafetensors(path, { checkFinite: true, device });
   try {
     const modules = modulesOf(tensors, parameters.rank, path);
     const config = loraConfig({
@@ -54,7 +52,7 @@ export async function readMlxFolder(
       loraDropout: parameters.dropout,
       targetModules: [...modules.keys()],
       taskType: 'CAUSAL_LM',
-      ...(model && { baseModelNameOrPath: model }),
+      baseModelNameOrPath: model || undefined,
     });
     return { config, modules, saved: new Map(), path, metadata, warnings: [] };
   } finally {
@@ -85,7 +83,7 @@ function modulesOf(
   tensors: Readonly<Record<string, Tensor>>,
   rank: number,
   path: string,
-): Map<string, LoadedModule> {
+): Map<string, ModuleTensors> {
   const found = new Map<string, { a?: Tensor; b?: Tensor }>();
   for (const [key, tensor] of Object.entries(tensors)) {
     const [, name, which] = /^(.+)\.lora_([ab])$/.exec(key) ?? [];
@@ -113,7 +111,7 @@ function modulesOf(
   return new Map(
     Array.from(found, ([name, { a, b }]) => [
       name,
-      { pair: { a: turned(a as Tensor), b: turned(b as Tensor) }, parameters: new Map() },
+      tensorsOfPair({ a: turned(a as Tensor), b: turned(b as Tensor) }),
     ]),
   );
 }

@@ -1,4 +1,4 @@
-/** The tensors of adapters that have no pair A, B (methods/own_form.ts): first values, and checks of those that were read from a file. */
+/** The tensors of an adapter by its type: first values, and checks of those that were read from a file. */
 import { createHash } from 'node:crypto';
 import { withDevice } from '../device.ts';
 import { ArgumentError, FormatError } from '../errors.ts';
@@ -8,17 +8,19 @@ import { computeOwned, scope, type Tensor } from '../tensor.ts';
 import { kOtherModel, masterOf } from './attach.ts';
 import { copyOf } from './copies.ts';
 import { masterDType } from './low_rank.ts';
-import type { ModuleSizes, OwnForm, Settings, SharedContext } from './methods/method.ts';
+import {
+  type AdapterType,
+  type ModuleSizes,
+  type Settings,
+  type SharedContext,
+  tensorsOf,
+  type Variant,
+} from './methods/method.ts';
 import { decodedModule, type PairTarget } from './starts.ts';
 
-/** The keys of the tensors that a module has in files. */
-export function fileKeys(own: OwnForm, settings: Settings): string[] {
-  return own.tensors(settings).flatMap(({ key, isState }) => (isState ? [] : [key]));
-}
-
-/** The form and the settings by which the tensors of all modules are made or checked. */
-export interface OwnContext {
-  readonly own: OwnForm;
+/** The variant and the settings by which the tensors of all modules are made or checked. */
+export interface TensorContext {
+  readonly variant: Variant;
   readonly settings: Settings;
 }
 
@@ -37,7 +39,7 @@ export function sharedContext(
 
 /** First values of the tensors that all modules share. All modules are on one device and in one dtype. */
 export function startShared(
-  own: OwnForm,
+  type: AdapterType,
   context: SharedContext,
   [target]: readonly PairTarget[],
 ): Map<string, Tensor> {
@@ -47,29 +49,29 @@ export function startShared(
   const made = withDevice(weight.device, () =>
     computeOwned(() =>
       Object.fromEntries(
-        own.shared.map((tensor) => [tensor.key, copyOf(tensor.start(context).to(dtype))]),
+        type.shared.map((tensor) => [tensor.key, copyOf(tensor.start(context).to(dtype))]),
       ),
     ),
   );
   return new Map(Object.entries(made));
 }
 
-/** First values of the modules' own tensors, in their order, as masters. @throws ArgumentError where none leave the base as it is */
+/** First values of the tensors of modules without a pair, in their order, as masters. @throws ArgumentError where none leave the base as it is */
 export function startOwn(
   targets: readonly PairTarget[],
-  { own, settings }: OwnContext,
+  context: TensorContext,
 ): Map<string, Tensor>[] {
+  const { variant, settings } = context;
+  const { type } = variant;
   for (const target of targets) {
-    const complaint = own.refusesStart(sizesOf(target), settings);
+    const complaint = type.refusesStart(sizesOf(target), settings);
     if (complaint !== null) throw new ArgumentError(`${target.name}: ${complaint}`);
   }
   const first = withDevice(targets[0]?.linear.weight.device, () =>
-    computeOwned(() => own.start(targets.map(decodedModule), settings)),
+    computeOwned(() => type.start?.(targets.map(decodedModule), settings) ?? []),
   );
   const masters = targets.map((target, i) =>
-    mastersOf(target, new Map(Object.entries(first[i] as Record<string, Tensor>)), {
-      ...{ own, settings },
-    }),
+    mastersOf(target, new Map(Object.entries(first[i] as Record<string, Tensor>)), context),
   );
   for (const tensors of first) for (const tensor of Object.values(tensors)) tensor.dispose();
   return masters;
@@ -82,11 +84,11 @@ export function startOwn(
 export function mastersOf(
   target: PairTarget,
   values: ReadonlyMap<string, Tensor>,
-  { own, settings }: OwnContext,
+  { variant, settings }: TensorContext,
 ): Map<string, Tensor> {
   const { linear } = target;
   return new Map(
-    own.tensors(settings).map(({ key, trained, shape }) => {
+    tensorsOf(variant, settings).map(({ key, trained, shape }) => {
       const { device } = linear.weight;
       const master = scope(() =>
         masterOf(values.get(key) ?? zeros(shape(sizesOf(target)), { device }), linear),
@@ -101,33 +103,24 @@ export function mastersOf(
 export function fromFile(
   target: PairTarget,
   values: ReadonlyMap<string, Tensor>,
-  { own, settings, path }: OwnContext & { readonly path: string },
+  { variant, settings, path }: TensorContext & { readonly path: string },
 ): ReadonlyMap<string, Tensor> {
   try {
-    return own.fromFile?.(target, values, settings) ?? values;
+    return variant.type.fromFile?.(target, values, settings) ?? values;
   } catch (error) {
     if (!(error instanceof ArgumentError)) throw error;
     throw new FormatError(`${path}: ${error.message}`, { path });
   }
 }
 
-/** Checks that a variant can be applied to every module. @throws ArgumentError with the module's name */
-export function checkOwnTargets(targets: readonly PairTarget[], context: OwnContext): void {
-  const { own, settings } = context;
-  for (const target of targets) {
-    const complaint = own.refuses(sizesOf(target), settings);
-    if (complaint !== null) throw new ArgumentError(`${target.name}: ${complaint}`);
-  }
-}
-
 /** Checks that a module's tensors fit it. @throws FormatError if one does not */
-export function checkOwnShapes(
+export function checkShapes(
   target: PairTarget,
   values: ReadonlyMap<string, Tensor>,
-  { own, settings, path }: OwnContext & { readonly path: string },
+  { variant, settings, path }: TensorContext & { readonly path: string },
 ): void {
   const sizes = sizesOf(target);
-  for (const { key, shape, isState } of own.tensors(settings)) {
+  for (const { key, shape, isState } of tensorsOf(variant, settings)) {
     if (isState && !values.has(key)) continue;
     checkShape(`${target.name}: ${key}`, {
       found: values.get(key)?.shape ?? [],
@@ -143,9 +136,9 @@ export function checkOwnShapes(
  */
 export function sharedOf(
   values: ReadonlyMap<string, Tensor>,
-  { own, context, linear, path }: SharedFile,
+  { type, context, linear, path }: SharedFile,
 ): Map<string, Tensor> {
-  for (const { key, shape } of own.shared) {
+  for (const { key, shape } of type.shared) {
     const found = values.get(key);
     if (found === undefined) {
       throw new FormatError(
@@ -157,7 +150,7 @@ export function sharedOf(
   }
   const dtype = masterDType(linear.weight.dtype);
   return new Map(
-    own.shared.map(({ key }) => [
+    type.shared.map(({ key }) => [
       key,
       computeOwned(() => copyOf((values.get(key) as Tensor).to(dtype))),
     ]),
@@ -166,7 +159,7 @@ export function sharedOf(
 
 /** A file whose shared tensors are read. */
 interface SharedFile {
-  readonly own: OwnForm;
+  readonly type: AdapterType;
   readonly context: SharedContext;
   /** One of the adapted linears. */
   readonly linear: Linear;

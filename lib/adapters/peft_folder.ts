@@ -17,12 +17,11 @@ import {
 } from './adapter_metadata.ts';
 import { formatAdapterConfig, type LoraConfig, parseAdapterConfig } from './config.ts';
 import { copiesOf } from './copies.ts';
-import { type LowRankPair, PAIR_KEYS } from './low_rank.ts';
-import type { Settings, Variant } from './methods/method.ts';
+import { type LowRankPair, pairIn } from './low_rank.ts';
+import { fileKeys, type Settings, tensorsOf, type Variant } from './methods/method.ts';
 import { VARIANT_PARAMETERS, variantOf } from './methods/registry.ts';
-import { fileKeys } from './own_tensors.ts';
 import { CLASSIFIER_MODULES, isSaved } from './saved_modules.ts';
-import { moduleSettings, shortestNames, targetMatcher } from './targets.ts';
+import { isAllLinear, moduleSettings, shortestNames, targetMatcher } from './targets.ts';
 import type { NamedTensor } from './tuned_model.ts';
 
 export const ADAPTER_CONFIG = 'adapter_config.json';
@@ -42,19 +41,13 @@ interface KeySpelling {
   readonly spelling: RegExp;
 }
 
-/** The keys of the pair and of every variant's parameters. */
-const kPairKeys: readonly KeySpelling[] = [
-  ...Object.values(PAIR_KEYS).map((key) => [key, key] as const),
-  ...VARIANT_PARAMETERS.flatMap(({ key, alsoReadAs = [] }) =>
-    [key, ...alsoReadAs].map((read) => [key, read] as const),
-  ),
-].map(([key, read]) => ({ key, spelling: spellingOf(read) }));
-
-/** The keys that tensors of a module may have: those of its type where it has no pair. */
+/** The keys that tensors of a module may have: those of its type, and those that other variants have beside a pair. */
 function keysOf(config: LoraConfig): readonly KeySpelling[] {
-  const { own } = variantOf(config);
-  if (own === undefined) return kPairKeys;
-  return fileKeys(own, { ...config }).map((key) => ({ key, spelling: spellingOf(key) }));
+  const keys = fileKeys(variantOf(config), { ...config }).map((key) => [key, key] as const);
+  const beside = VARIANT_PARAMETERS.flatMap(({ key, alsoReadAs = [] }) =>
+    [key, ...alsoReadAs].map((read) => [key, read] as const),
+  );
+  return [...keys, ...beside].map(([key, read]) => ({ key, spelling: spellingOf(read) }));
 }
 
 /** The pattern of a key's spellings: a state dict not saved by save_pretrained has the adapter's name after the parameter's. */
@@ -63,30 +56,22 @@ function spellingOf(key: string): RegExp {
   return new RegExp(`^(.+)\\.${[`${parameter}(?:\\.default)?`, ...rest].join('\\.')}$`);
 }
 
+/** The tensors of one module by their keys behind its path. */
+export type ModuleTensors = ReadonlyMap<string, Tensor>;
+
 /** The tensors and alpha of one module of an adapter that is written. */
 export interface ExportedModule {
   readonly name: string;
-  /** Null where the variant has tensors of its own. */
-  readonly pair: LowRankPair | null;
   readonly r: number;
   readonly alpha: number;
-  /** Tensors of its variant beside the pair, or in its place, by their keys behind the module's path. */
-  readonly parameters?: ReadonlyMap<string, Tensor>;
-}
-
-/** The tensors of one module of an adapter that was read. */
-export interface LoadedModule {
-  /** Null where the variant has tensors of its own. */
-  readonly pair: LowRankPair | null;
-  /** Tensors of its variant beside the pair, or in its place, by their keys behind the module's path. */
-  readonly parameters: ReadonlyMap<string, Tensor>;
+  readonly tensors: ModuleTensors;
 }
 
 /** An adapter as its folder holds it. */
 export interface PeftFolder {
   readonly config: LoraConfig;
   /** Modules by path, in the order of the file. */
-  readonly modules: ReadonlyMap<string, LoadedModule>;
+  readonly modules: ReadonlyMap<string, ModuleTensors>;
   /** Tensors that all modules share, by their keys after `base_model.`; left out: none. */
   readonly shared?: ReadonlyMap<string, Tensor>;
   /** Parameters of modules that were saved whole, by path. */
@@ -122,10 +107,7 @@ export async function readPeftFolder(
     ...(config.modulesToSave ?? []),
     ...(config.taskType === 'SEQ_CLS' ? CLASSIFIER_MODULES : []),
   ];
-  const { tensors, metadata } = await loadSafetensors(path, {
-    checkFinite: true,
-    ...(device === undefined ? {} : { device }),
-  });
+  const { tensors, metadata } = await loadSafetensors(path, { checkFinite: true, device });
   return disposeOnError(Object.values(tensors), async () => {
     await checkTensors(tensors, metadata, path);
     const parts = partsOf(tensors, { config, whole, path });
@@ -144,7 +126,7 @@ function partsOf(
   const variant = variantOf(config);
   const keys = keysOf(config);
   const shared = new Map(
-    (variant.own?.shared ?? []).flatMap(({ key }) => {
+    variant.type.shared.flatMap(({ key }) => {
       const tensor = tensors[kSharedPrefix + key];
       return tensor === undefined ? [] : [[key, tensor] as const];
     }),
@@ -176,13 +158,8 @@ function partsOf(
     });
   }
   const settings = { ...config };
-  const modules = new Map(
-    Array.from(found, ([name, parts]) => [
-      name,
-      checkModule(name, parts, { variant, settings, path }),
-    ]),
-  );
-  return { modules, shared, saved };
+  for (const [name, parts] of found) checkModule(name, parts, { variant, settings, path });
+  return { modules: found, shared, saved };
 }
 
 /**
@@ -242,6 +219,16 @@ export function savedShape(folder: string, name: string): readonly number[] | nu
   }
 }
 
+/** All tensors of an adapter that was read. */
+export function* tensorsIn(read: PeftFolder): Generator<Tensor> {
+  for (const tensors of read.modules.values()) yield* tensors.values();
+  yield* read.shared?.values() ?? [];
+  yield* read.saved.values();
+  for (const pairs of [read.firstPairs, read.lessPairs]) {
+    for (const { a, b } of pairs?.values() ?? []) yield* [a, b];
+  }
+}
+
 /** The content of an adapter that is written. */
 export interface ExportedParts {
   readonly modules: readonly ExportedModule[];
@@ -262,12 +249,8 @@ export async function writePeftFolder(
   const { modules, shared = new Map<string, Tensor>(), saved, base } = parts;
   const tensors: Record<string, Tensor> = {};
   for (const [key, tensor] of shared) tensors[kSharedPrefix + key] = tensor;
-  for (const { name, pair, parameters = new Map<string, Tensor>() } of modules) {
-    if (pair !== null) {
-      tensors[`${kPrefix}${name}.${PAIR_KEYS.a}`] = pair.a;
-      tensors[`${kPrefix}${name}.${PAIR_KEYS.b}`] = pair.b;
-    }
-    for (const [key, tensor] of parameters) tensors[`${kPrefix}${name}.${key}`] = tensor;
+  for (const { name, tensors: own } of modules) {
+    for (const [key, tensor] of own) tensors[`${kPrefix}${name}.${key}`] = tensor;
   }
   for (const { name, tensor } of saved) tensors[kPrefix + name] = tensor;
   const text = formatAdapterConfig(configOf(config, modules, allLinears));
@@ -293,16 +276,15 @@ export function configOf(
   allLinears: readonly string[],
 ): LoraConfig {
   const candidate = targetMatcher(config);
-  const named =
-    typeof config.targetModules === 'string' && config.targetModules === 'all-linear'
-      ? {
-          ...config,
-          targetModules: shortestNames(
-            modules.map(({ name }) => name),
-            allLinears.filter((name) => candidate(name) && !isSaved(name, config.modulesToSave)),
-          ),
-        }
-      : config;
+  const named = isAllLinear(config)
+    ? {
+        ...config,
+        targetModules: shortestNames(
+          modules.map(({ name }) => name),
+          allLinears.filter((name) => candidate(name) && !isSaved(name, config.modulesToSave)),
+        ),
+      }
+    : config;
   const sorted = {
     ...named,
     rankPattern: sortedPattern(config.rankPattern),
@@ -333,15 +315,11 @@ function sortedPattern(pattern: LoraConfig['rankPattern']): LoraConfig['rankPatt
 /** Checks that a module's tensors are those of its variant. @throws FormatError if they are not */
 export function checkModule(
   name: string,
-  parts: ReadonlyMap<string, Tensor>,
+  parts: ModuleTensors,
   { variant, settings, path }: { variant: Variant; settings: Settings; path: string },
-): LoadedModule {
-  const keys =
-    variant.own === undefined
-      ? [...Object.values(PAIR_KEYS), ...variant.parameters.map(({ key }) => key)]
-      : variant.own.tensors(settings).map(({ key }) => key);
-  const needed = variant.own === undefined ? keys : fileKeys(variant.own, settings);
-  const missing = needed.find((key) => !parts.has(key));
+): void {
+  const keys = tensorsOf(variant, settings).map(({ key }) => key);
+  const missing = fileKeys(variant, settings).find((key) => !parts.has(key));
   if (missing !== undefined) {
     throw new FormatError(`${path}: ${name} has no ${missing.replace(/\.weight$/, '')}`, { path });
   }
@@ -352,17 +330,14 @@ export function checkModule(
       { path, advice: `set the option that it belongs to (such as use_dora) in ${ADAPTER_CONFIG}` },
     );
   }
-  if (variant.own !== undefined) return { pair: null, parameters: parts };
-  const [a, b] = [parts.get(PAIR_KEYS.a) as Tensor, parts.get(PAIR_KEYS.b) as Tensor];
-  const parameters = new Map(parts);
-  for (const key of Object.values(PAIR_KEYS)) parameters.delete(key);
+  if (variant.type.pair === undefined) return;
+  const { a, b } = pairIn(parts);
   if (a.shape.length !== 2 || b.shape.length !== 2 || a.shape[0] !== b.shape[1]) {
     throw new FormatError(
       `${path}: ${name}: lora_A (r,in)=(${a.shape.join(',')}) and lora_B (out,r)=(${b.shape.join(',')}) do not fit`,
       { path },
     );
   }
-  return { pair: { a, b }, parameters };
 }
 
 async function readConfig(path: string): Promise<string> {

@@ -19,22 +19,21 @@ export interface QuantizedParts {
   readonly scale: number;
   /** The pair whose product, times the scale, is taken off the weight; null: the weight itself is quantised. */
   readonly less: LowRankPair | null;
-  /** Whether the pair belongs to the base, and not to its module. */
-  readonly ownsLess: boolean;
+  /** That pair where it belongs to the base, and not to its module; else null. */
+  readonly own: LowRankPair | null;
 }
 
 /** The codes of one module. */
 export class QuantizedBase {
-  readonly less: LowRankPair | null;
-  readonly ownsLess: boolean;
+  /** The pair that the weight was quantised without, where it belongs to the base; else null. */
+  readonly own: LowRankPair | null;
   readonly #parts: QuantizedParts;
   #weight: Tensor;
   #keys = newKeys();
 
   constructor(parts: QuantizedParts) {
     this.#parts = parts;
-    this.less = parts.less;
-    this.ownsLess = parts.ownsLess;
+    this.own = parts.own;
     this.#weight = this.#made();
   }
 
@@ -57,8 +56,7 @@ export class QuantizedBase {
 
   /** The tensors that belong to it. */
   get tensors(): Tensor[] {
-    const { less, ownsLess } = this;
-    return [this.#weight, ...(less !== null && ownsLess ? [less.a, less.b] : [])];
+    return [this.#weight, ...(this.own === null ? [] : [this.own.a, this.own.b])];
   }
 
   /** The CRC-32 of the codes and their factors, going on from that of other modules. */

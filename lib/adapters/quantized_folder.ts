@@ -10,12 +10,12 @@ import { mul, slice } from '../ops/index.ts';
 import { computeOwned, disposeOnError, type Tensor } from '../tensor.ts';
 import { type QuantizedForm, quantizedForm } from './adapter_metadata.ts';
 import type { LoraConfig } from './config.ts';
-import type { LowRankPair } from './low_rank.ts';
-import { scalingOf, startNamed } from './methods/registry.ts';
+import { type LowRankPair, pairIn, tensorsOfPair } from './low_rank.ts';
+import { scalingOf, startNamed, typeOf } from './methods/registry.ts';
 import {
   ADAPTER_CONFIG,
   LESS_ADAPTER,
-  type LoadedModule,
+  type ModuleTensors,
   type PeftFolder,
   readPeftFolder,
 } from './peft_folder.ts';
@@ -37,24 +37,25 @@ export async function withoutQuantized(
     throw new FormatError(`${path}: "${form.start}" is no start that quantises the base`, { path });
   }
   const lessPairs = taken === 'own' ? await lessOf(folder, device) : new Map();
-  const found = new Map<string, LoadedModule>();
+  const isPair = typeOf(config).pair !== undefined;
+  const found = new Map<string, ModuleTensors>();
   const firstPairs = new Map<string, LowRankPair>();
   const made: Tensor[] = [];
   for (const { a, b } of lessPairs.values()) made.push(a, b);
   return disposeOnError(made, () => {
-    for (const [name, { pair, parameters }] of modules) {
-      const r = (pair?.a.shape[0] ?? 1) / 2;
-      if (pair === null || !Number.isInteger(r) || (taken === 'own' && !lessPairs.has(name))) {
+    for (const [name, tensors] of modules) {
+      const { a, b } = pairIn(tensors);
+      const r = isPair ? (a.shape[0] as number) / 2 : Number.NaN;
+      if (!Number.isInteger(r) || (taken === 'own' && !lessPairs.has(name))) {
         throw new FormatError(`${path}: ${name} does not hold what its base is made of`, { path });
       }
-      const { a, b } = pair;
       const halves = computeOwned(() => ({
         trained: { a: copy(slice(a, 0, { stop: r })), b: copy(slice(b, 1, { stop: r })) },
         first: { a: copy(slice(a, 0, { start: r })), b: mul(slice(b, 1, { start: r }), -1) },
       }));
       for (const one of Object.values(halves)) made.push(one.a, one.b);
       for (const whole of [a, b]) whole.dispose();
-      found.set(name, { pair: halves.trained, parameters });
+      found.set(name, new Map([...tensors, ...tensorsOfPair(halves.trained)]));
       firstPairs.set(name, halves.first);
     }
     return {
@@ -101,8 +102,8 @@ async function lessOf(
       { path: folder },
     );
   }
-  const read = await readPeftFolder(path, device === undefined ? {} : { device });
-  return new Map(Array.from(read.modules, ([name, { pair }]) => [name, pair as LowRankPair]));
+  const { modules } = await readPeftFolder(path, { device });
+  return new Map(Array.from(modules, ([name, tensors]) => [name, pairIn(tensors)]));
 }
 
 /**

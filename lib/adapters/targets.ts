@@ -8,7 +8,7 @@ import { patternProblem, withDeadline } from '../deadline.ts';
 import { ArgumentError } from '../errors.ts';
 import { shown } from '../shown.ts';
 import { ALL_LINEAR, type LoraConfig, loraScale } from './config.ts';
-import { variantOf } from './methods/registry.ts';
+import { typeOf } from './methods/registry.ts';
 
 /** A linear module of a model, as targets see it. */
 export interface TargetCandidate {
@@ -120,16 +120,18 @@ export function resolveTargets(
     );
   }
   const settings = moduleSettings(config);
+  const type = typeOf(config);
   return found.map((candidate) => {
     const target = settings(candidate.name);
-    if (variantOf(config).own === undefined) checkRank(candidate, target.r);
+    const complaint = type.refuses({ ...candidate, r: target.r }, { ...config });
+    if (complaint !== null) throw new ArgumentError(`${candidate.name}: ${complaint}`);
     return target;
   });
 }
 
 /** A function that gives rank, alpha and scale of any module path. */
 export function moduleSettings(config: LoraConfig): (name: string) => Target {
-  const rank = variantOf(config).own?.rank?.({ ...config });
+  const rank = typeOf(config).rank?.({ ...config });
   const rankOf = rank === undefined ? firstMatch(config.rankPattern, config.r) : () => rank;
   const alphaOf = firstMatch(config.alphaPattern, config.loraAlpha);
   return (name) => {
@@ -153,15 +155,6 @@ export function shortestNames(adapted: readonly string[], all: readonly string[]
 
 export function isAllLinear(config: LoraConfig): boolean {
   return config.targetModules === ALL_LINEAR;
-}
-
-function checkRank({ name, inFeatures, outFeatures }: TargetCandidate, r: number): void {
-  if (r > Math.min(inFeatures, outFeatures)) {
-    throw new ArgumentError(
-      `${name}: rank r=${r} is larger than the matrix (out,in)=(${outFeatures},${inFeatures}) allows; ` +
-        `set r, or rankPattern for it, to ${Math.min(inFeatures, outFeatures)} at most`,
-    );
-  }
 }
 
 function nameMatcher(names: readonly string[] | string | null): (name: string) => boolean {

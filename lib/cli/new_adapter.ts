@@ -2,7 +2,7 @@
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import type { Calibration } from '../adapters/calibration.ts';
 import { loraConfig } from '../adapters/config.ts';
-import type { AdapterConfigInput } from '../adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../adapters/create.ts';
 import { startNamed } from '../adapters/methods/registry.ts';
 import { quantizationErrors } from '../adapters/quantized_base.ts';
 import type { BatchSource } from '../data/batch_source.ts';

@@ -4,7 +4,7 @@
  */
 import { basename, join } from 'node:path';
 import type { LoraConfig } from '../adapters/config.ts';
-import { ownFormOf } from '../adapters/methods/registry.ts';
+import { typeOf } from '../adapters/methods/registry.ts';
 import { ADAPTER_TENSORS, readAdapterConfig } from '../adapters/peft_folder.ts';
 import { ArgumentError } from '../errors.ts';
 import { formatBytes } from '../io/format_bytes.ts';
@@ -95,12 +95,12 @@ export function describeAdapter(config: LoraConfig): string {
   const targets =
     typeof targetModules === 'string' ? targetModules : (targetModules ?? []).join(', ');
   const placed = `on ${targets || 'no modules'}, base ${baseModelNameOrPath ?? 'not named'}`;
-  const own = ownFormOf(config.peftType);
-  if (own !== null) {
-    const values = Object.values(own.keys).flatMap((key) =>
+  const { keys, pair, peftType } = typeOf(config);
+  if (pair === undefined) {
+    const values = Object.values(keys).flatMap((key) =>
       'option' in key ? [`${key.option} ${shown(config[key.option as keyof LoraConfig])}`] : [],
     );
-    return `${own.peftType} adapter: ${[`r ${r}`, ...values].join(', ')}, ${placed}`;
+    return `${peftType} adapter: ${[`r ${r}`, ...values].join(', ')}, ${placed}`;
   }
   return (
     `LoRA adapter: r ${r}, alpha ${loraAlpha}${useRslora ? ' (rslora)' : ''}, init ${String(initLoraWeights)}, ` +

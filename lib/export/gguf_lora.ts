@@ -3,6 +3,7 @@
  * for the file and the rank r_t of each B, so each module's own scale is folded into its B. Names and keys: llama.cpp's
  * convert_lora_to_gguf.py and src/llama-adapter.cpp.
  */
+import type { PlainPair } from '../adapters/export.ts';
 import { UnsupportedError } from '../errors.ts';
 import {
   GGUF_FILE_TYPES,
@@ -16,7 +17,7 @@ import { mul } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
 import { noGrad, scope } from '../tensor.ts';
 import { writeNewFile } from './output.ts';
-import { mostFrequent, type PlainModule, withPlainLora } from './plain_lora.ts';
+import { mostFrequent, withPlainLora } from './plain_lora.ts';
 import { type AdapterInput, defineAdapterTarget, type OutType } from './target.ts';
 
 const kTypes: Readonly<Partial<Record<OutType, keyof typeof GGUF_FILE_TYPES>>> = {
@@ -40,7 +41,7 @@ export const ggufLora = defineAdapterTarget({
 });
 
 /** A module's tensors in the file. */
-interface StoredModule extends PlainModule {
+interface StoredModule extends PlainPair {
   /** Its name in the file, such as `blk.0.attn_q.weight`. */
   readonly stored: string;
   /** The factor of B that makes alpha / r the module's scale. */
@@ -48,7 +49,7 @@ interface StoredModule extends PlainModule {
 }
 
 async function writeLora(
-  modules: readonly PlainModule[],
+  modules: readonly PlainPair[],
   { tuned: { model }, outtype, overwrite }: AdapterInput,
   output: string,
 ): Promise<readonly string[]> {
@@ -102,9 +103,9 @@ function nameOf(module: string, { nameOf: name, architecture }: GgufLayout): str
   );
 }
 
-const rankOf = ({ pair }: PlainModule): number => pair.a.shape[0] as number;
+const rankOf = ({ pair }: PlainPair): number => pair.a.shape[0] as number;
 
-function ranksOf(modules: readonly PlainModule[]): string {
+function ranksOf(modules: readonly PlainPair[]): string {
   const ranks = modules.map(rankOf);
   const [least, largest] = [Math.min(...ranks), Math.max(...ranks)];
   return least === largest ? `${least}` : `${least} to ${largest}`;

@@ -4,6 +4,7 @@
  * scales are folded into lora_b.
  */
 import { join } from 'node:path';
+import type { PlainPair } from '../adapters/export.ts';
 import { MLX_CONFIG, MLX_TENSORS } from '../adapters/mlx_folder.ts';
 import { UnsupportedError } from '../errors.ts';
 import { writeFileAtomic } from '../io/files.ts';
@@ -13,7 +14,7 @@ import type { Model } from '../models/index.ts';
 import { concat, contiguous, mul, transpose, zeros } from '../ops/index.ts';
 import { computeOwned, type Tensor } from '../tensor.ts';
 import { fillFolder } from './output.ts';
-import { mostFrequent, type PlainModule, withPlainLora } from './plain_lora.ts';
+import { mostFrequent, withPlainLora } from './plain_lora.ts';
 import { defineAdapterTarget } from './target.ts';
 
 export const mlx = defineAdapterTarget({
@@ -45,7 +46,7 @@ export const mlx = defineAdapterTarget({
 /** The path of a module in a layer, whose numbers mlx counts from the end. */
 const kInLayer = /^model\.layers\.(\d+)\.(.+)$/;
 
-function mlxAdapter(modules: readonly PlainModule[], model: Model, dropout: number) {
+function mlxAdapter(modules: readonly PlainPair[], model: Model, dropout: number) {
   const placed = modules.map((module) => {
     const [, layer, key] = kInLayer.exec(module.name) ?? [];
     if (key !== undefined) return { module, layer: Number(layer), key };

@@ -5,7 +5,7 @@
 import { basename, join, resolve } from 'node:path';
 import type { AdapterModel } from '../adapters/adapter_model.ts';
 import { hasAlpha, PEFT_VERSION } from '../adapters/config.ts';
-import { ownFormOf } from '../adapters/methods/registry.ts';
+import { typeNamed } from '../adapters/methods/registry.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import { formatBytes } from '../io/format_bytes.ts';
 import { hubIdOf } from '../io/hub/names.ts';
@@ -97,7 +97,7 @@ export function modelCard(
   const { steps, evaluations } = run;
   const name = config.baseModelNameOrPath ?? model.nameOrPath;
   const id = hubIdOf(name);
-  const readers = ownFormOf(config.peftType)?.inPeft === false ? 'balora' : 'PEFT or balora';
+  const readers = typeNamed(config.peftType)?.inPeft === false ? 'balora' : 'PEFT or balora';
   const what = merged
     ? `This is ${code(name)} with a fine-tuned adapter merged into its weights.`
     : `This is an adapter for ${code(name)}. It is applied to the base with ${readers}.`;

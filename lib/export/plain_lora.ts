@@ -1,17 +1,9 @@
 /** An adapter as pairs A, B on the untouched base, for formats that hold nothing else. */
 import type { AdapterModel } from '../adapters/adapter_model.ts';
 import { convertObstacle } from '../adapters/changes.ts';
-import type { LowRankPair } from '../adapters/low_rank.ts';
+import { loraObstacle, type PlainPair, plainPair } from '../adapters/export.ts';
 import { UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
-
-/** The pair of one module: it adds scale B A to the weight. */
-export interface PlainModule {
-  /** Path of the module in the model. */
-  readonly name: string;
-  readonly pair: LowRankPair;
-  readonly scale: number;
-}
 
 /**
  * Runs `body` with the pairs of the active adapter; those that are made for it are freed afterwards. A frozen first pair is part of
@@ -22,7 +14,7 @@ export interface PlainModule {
 export async function withPlainLora<T>(
   tuned: AdapterModel<Model>,
   format: string,
-  body: (modules: readonly PlainModule[]) => Promise<T>,
+  body: (modules: readonly PlainPair[]) => Promise<T>,
 ): Promise<T> {
   const obstacle = plainObstacle(tuned);
   if (obstacle !== null) {
@@ -31,22 +23,15 @@ export async function withPlainLora<T>(
       ? 'write it as a plain LoRA of a chosen rank first (balora convert), '
       : '';
     throw new UnsupportedError(
-      `${format} holds pairs A, B alone, and this adapter ${reason}; merge it into its base instead (safetensors, gguf), ${convert}or ` +
+      `${format} holds pairs A, B alone, and ${reason}; merge it into its base instead (safetensors, gguf), ${convert}or ` +
         'keep it as a PEFT folder (peft)',
     );
   }
-  const own = new Set(tuned.modules.flatMap((module) => module.tensors()));
-  const modules = tuned.modules.map((module) => ({
-    name: module.name,
-    pair: module.variant.toLora(module),
-    scale: module.scale,
-  }));
+  const modules = tuned.modules.map(plainPair);
   try {
     return await body(modules);
   } finally {
-    for (const { a, b } of modules.map(({ pair }) => pair)) {
-      for (const tensor of [a, b]) if (!own.has(tensor)) tensor.dispose();
-    }
+    for (const [i, { pair }] of modules.entries()) tuned.modules[i]?.release(pair);
   }
 }
 
@@ -63,19 +48,14 @@ export function mostFrequent(numbers: readonly number[]): number {
 function plainObstacle({ modules, saved, residual }: AdapterModel<Model>) {
   if (saved !== null && saved.parameters.length > 0) {
     const names = saved.parameters.map(({ name }) => name).join(', ');
-    return { reason: `also trains whole modules (${names})`, canConvert: false };
+    return { reason: `this adapter also trains whole modules (${names})`, canConvert: false };
   }
   if (residual !== null) {
-    const reason = 'belongs on a residual of its base, not on the base itself';
+    const reason = 'this adapter belongs on a residual of its base, not on the base itself';
     return { reason, canConvert: false };
   }
   for (const module of modules) {
-    const { variant, settings } = module;
-    const keys = variant.parameters.map(({ key }) => key);
-    const reason =
-      keys.length > 0
-        ? `also trains ${keys.join(', ')} (${variant.option ?? 'its variant'})`
-        : (variant.own?.loraObstacle(settings) ?? null);
+    const reason = loraObstacle(module);
     if (reason !== null) return { reason, canConvert: convertObstacle(module) === null };
   }
   return null;

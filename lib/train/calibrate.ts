@@ -8,7 +8,7 @@ import { existsSync } from 'node:fs';
 import { delayed, orReason } from '../abort.ts';
 import { checkNoAdapters, freezeBase } from '../adapters/attach.ts';
 import { Calibration, type CalibrationFacts } from '../adapters/calibration.ts';
-import { type AdapterConfigInput, adapterTargets } from '../adapters/make_adapter.ts';
+import { type AdapterConfigInput, adapterTargets } from '../adapters/create.ts';
 import type { CalibrationSettings, StartCalibration } from '../adapters/methods/method.ts';
 import { startNamed } from '../adapters/methods/registry.ts';
 import { peftStartSettings } from '../adapters/peft_start_configs.ts';

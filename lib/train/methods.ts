@@ -3,7 +3,7 @@
  * left open.
  */
 import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
-import type { AdapterConfigInput, AdapterMethodName } from '../adapters/make_adapter.ts';
+import type { AdapterConfigInput, AdapterMethodName } from '../adapters/create.ts';
 import { defined, presetSettings } from '../adapters/methods/preset.ts';
 import { METHODS } from '../adapters/methods/registry.ts';
 import { checkCall, kCall, oneOf } from '../options/call.ts';

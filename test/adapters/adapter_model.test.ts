@@ -237,7 +237,7 @@ describe('an adapter folder', () => {
           'base_model.model.layers.0.down_proj.lora_B.weight': b,
         },
         FormatError,
-        /do not fit the weight \(out,in\)=\(8,16\)/,
+        /lora_A\.weight must have the shape \(3,16\) for this model, got \(3,8\)/,
       ],
     ];
     for (const [tensors, type, message] of cases) {

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/create.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { balora } from '../support/run_cli.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';

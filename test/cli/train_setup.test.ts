@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { METHOD_OPTION_NAMES, ownFormOf, PEFT_TYPES } from '../../lib/adapters/methods/registry.ts';
+import { METHOD_OPTION_NAMES, PEFT_TYPES, typeNamed } from '../../lib/adapters/methods/registry.ts';
 import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
 import { trainSetup } from '../../lib/cli/train_setup.ts';
 import { defaultOf, type Option, type OptionTable } from '../../lib/options/option.ts';
@@ -87,7 +87,7 @@ describe('trainSetup', () => {
     };
     // Options of a method with tensors of its own need its type.
     const ofTypes = PEFT_TYPES.flatMap((peftType) =>
-      Object.values(ownFormOf(peftType)?.keys ?? {}).flatMap((key) =>
+      Object.values(typeNamed(peftType)?.keys ?? {}).flatMap((key) =>
         'option' in key && METHOD_OPTION_NAMES.includes(key.option as never)
           ? [[key.option, { method: 'lora', peftType }] as const]
           : [],

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/create.ts';
 import { adapterChanges } from '../../lib/eval/adapter_changes.ts';
 import { adapterIntruders } from '../../lib/eval/intruders.ts';
 import { copy_ } from '../../lib/ops/index.ts';

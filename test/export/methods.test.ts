@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/create.ts';
 import { exportModel, exportTarget } from '../../lib/export/registry.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
 import { noGrad, scope } from '../../lib/tensor.ts';
@@ -54,8 +54,8 @@ const read = async (from: string): Promise<AdapterModel<CausalLM>> =>
 /** Whether a pair equals the adapter, as docs/methods.md says. */
 const isExact = ({ modules }: AdapterModel<CausalLM>): boolean =>
   modules.every(
-    ({ variant: { own, parameters }, settings }) =>
-      parameters.length === 0 && (own?.loraObstacle(settings) ?? null) === null,
+    ({ variant: { type, parameters }, settings }) =>
+      parameters.length === 0 && type.loraObstacle(settings) === null,
   );
 
 /** The error of an export, which must be one sentence and leave nothing behind. */

@@ -1,7 +1,7 @@
 /** Adapters with any start on tiny models: where the start is computed from data, they are calibrated first. */
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { loraConfig } from '../../lib/adapters/config.ts';
-import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/create.ts';
 import { presetSettings } from '../../lib/adapters/methods/preset.ts';
 import { startNamed } from '../../lib/adapters/methods/registry.ts';
 import type { BatchSource } from '../../lib/data/batch_source.ts';

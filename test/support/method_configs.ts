@@ -1,5 +1,5 @@
 /** The configuration of every method that makes an adapter, with small ranks, for tables of tests on tiny models. */
-import type { AdapterConfigInput, AdapterMethodName } from '../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput, AdapterMethodName } from '../../lib/adapters/create.ts';
 import type { MethodPreset } from '../../lib/adapters/methods/method.ts';
 import { METHOD_NAMES, METHODS } from '../../lib/adapters/methods/registry.ts';
 

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { Calibration } from '../../lib/adapters/calibration.ts';
-import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/create.ts';
 import type { Batch } from '../../lib/data/collate.ts';
 import { ArgumentError, FormatError, UnsupportedError } from '../../lib/errors.ts';
 import { loadSafetensors, saveSafetensors } from '../../lib/io/safetensors.ts';

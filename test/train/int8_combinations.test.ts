@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
-import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/create.ts';
 import { Batches } from '../../lib/data/batches.ts';
 import { arrayRows } from '../../lib/data/rows.ts';
 import {

@@ -4,8 +4,8 @@
  */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { AdapterModel } from '../../lib/adapters/adapter_model.ts';
+import type { AdapterConfigInput } from '../../lib/adapters/create.ts';
 import { FullModel } from '../../lib/adapters/full_model.ts';
-import type { AdapterConfigInput } from '../../lib/adapters/make_adapter.ts';
 import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import { Batches } from '../../lib/data/batches.ts';

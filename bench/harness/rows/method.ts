@@ -8,14 +8,9 @@ import {
   type AdapterConfigInput,
   type AdapterMethodName,
   adapterTargets,
-} from '../../../lib/adapters/make_adapter.ts';
-import type { StartCalibration } from '../../../lib/adapters/methods/method.ts';
-import {
-  LORA_TYPE,
-  METHOD_NAMES,
-  METHODS,
-  startNamed,
-} from '../../../lib/adapters/methods/registry.ts';
+} from '../../../lib/adapters/create.ts';
+import { LORA_TYPE, type StartCalibration } from '../../../lib/adapters/methods/method.ts';
+import { METHOD_NAMES, METHODS, startNamed } from '../../../lib/adapters/methods/registry.ts';
 import type { Batch } from '../../../lib/data/collate.ts';
 import type { CausalLM } from '../../../lib/models/index.ts';
 import { synchronize } from '../../../lib/runtime.ts';

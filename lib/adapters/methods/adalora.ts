@@ -39,15 +39,14 @@ import { computeOwned, noGrad, scope, type Tensor, tensor } from '../../tensor.t
 import { IDLE_KEYS, UNSUPPORTED_KEYS } from '../peft_keys.ts';
 import type { PythonJson } from '../python_json.ts';
 import {
-  type ConfigKey,
   defineMethod,
-  type OwnTensor,
   type Settings,
+  type TypeTensor,
   type Variant,
   type VariantModule,
   type VariantTraining,
 } from './method.ts';
-import { floatKey, LORA_KEYS, lowRankVariant, refusesRank } from './own_form.ts';
+import { floatKey, keysOf, LORA_KEYS, lowRankVariant, refusesRank } from './own_form.ts';
 
 /** The settings of AdaLoRA, by the names of its options. */
 interface AdaLora {
@@ -248,15 +247,11 @@ const kWithoutEffect: Readonly<Record<string, PythonJson>> = {
 };
 /** Those that switch something on that AdaLoRA has not, or that is not supported, with the values that leave it off. */
 const kOff: Readonly<Record<string, PythonJson>> = { ...UNSUPPORTED_KEYS, use_dora: false };
-const keysOf = (kind: 'only' | 'idle', keys: Readonly<Record<string, PythonJson>>) =>
-  Object.fromEntries(
-    Object.entries(keys).map(([key, value]) => [key, { [kind]: value } as ConfigKey]),
-  );
 
-function tensorsOf(): OwnTensor[] {
+function tensorsOf(): TypeTensor[] {
   const trained = { trained: true, decays: true };
   const state = { trained: false, decays: false, isState: true };
-  const shapes: readonly [key: string, shape: OwnTensor['shape']][] = [
+  const shapes: readonly [key: string, shape: TypeTensor['shape']][] = [
     [kA, ({ r, inFeatures }) => [r, inFeatures]],
     [kB, ({ r, outFeatures }) => [outFeatures, r]],
     [kE, ({ r }) => [r, 1]],

@@ -16,6 +16,7 @@ const variant: Variant = {
   parameters: [
     {
       key: kMagnitude,
+      trained: true,
       alsoReadAs: [`${kMagnitude}.weight`],
       decays: true,
       shape: ({ outFeatures }) => [outFeatures],

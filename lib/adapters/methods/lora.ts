@@ -5,8 +5,17 @@
 import { ArgumentError } from '../../errors.ts';
 import { add, concat, mul, neg, rand, zeros } from '../../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../../tensor.ts';
-import { deltaOf, type LowRankPair, masterDType } from '../low_rank.ts';
-import { defineMethod, defineStart, type StartModule, type Variant } from './method.ts';
+import { deltaOf, type LowRankPair, masterDType, PAIR_KEYS } from '../low_rank.ts';
+import { IDLE_KEYS, UNSUPPORTED_KEYS } from '../peft_keys.ts';
+import {
+  type AdapterType,
+  defineMethod,
+  defineStart,
+  LORA_TYPE,
+  type StartModule,
+  type Variant,
+} from './method.ts';
+import { keysOf, LORA_KEYS, refusesRank } from './own_form.ts';
 
 /** PEFT's default initialisation, kaiming_uniform(a = sqrt 5), which is uniform within 1/sqrt(in). */
 const uniform = defineStart<true>({
@@ -30,9 +39,31 @@ const random = defineStart<false>({
     }),
 });
 
+/** LoRA's `peft_type`: a trained pair. */
+const LORA: AdapterType = {
+  peftType: LORA_TYPE,
+  inPeft: true,
+  keys: {
+    ...LORA_KEYS,
+    ...keysOf('idle', IDLE_KEYS),
+    ...keysOf('only', UNSUPPORTED_KEYS),
+    init_lora_weights: { option: 'initLoraWeights' },
+  },
+  pair: PAIR_KEYS,
+  shared: [],
+  tensors: () => [
+    { key: PAIR_KEYS.a, trained: true, decays: true, shape: (m) => [m.r, m.inFeatures] },
+    { key: PAIR_KEYS.b, trained: true, decays: true, shape: (m) => [m.outFeatures, m.r] },
+  ],
+  refuses: refusesRank,
+  refusesStart: () => null,
+  loraObstacle: () => null,
+};
+
 /** Plain LoRA, y = W x + s B A x (Hu et al. 2021). Variants that extend it spread this object and replace what differs. */
 export const plain: Variant = {
   option: null,
+  type: LORA,
   formula: 'W x + s B A x',
   parameters: [],
   refuses: () => null,
@@ -63,6 +94,7 @@ const withBias: Variant = {
   parameters: [
     {
       key: kBias,
+      trained: true,
       decays: false,
       shape: ({ outFeatures }) => [outFeatures],
       start: ({ linear: { outFeatures, weight } }) =>

@@ -220,15 +220,10 @@ export interface VariantModule extends ScaledPair {
 }
 
 /** A tensor that a variant trains beside A and B. */
-export interface VariantParameter {
-  /** Key of the parameter in a PEFT file, after the module's path. */
-  readonly key: string;
+export interface VariantParameter extends TypeTensor {
+  readonly trained: true;
   /** Other spellings of the key that files have. */
   readonly alsoReadAs?: readonly string[];
-  /** Whether weight decay applies to it. */
-  readonly decays: boolean;
-  /** Shape of the parameter for a linear module. */
-  shape(linear: Linear): readonly number[];
   /** Initial value of the parameter, in f32 (f64 for an f64 weight). The pair has its initial values already. */
   start(module: VariantModule): Tensor;
 }
@@ -288,7 +283,7 @@ export interface ModuleSizes {
 }
 
 /** A tensor that each module of an adapter has. */
-export interface OwnTensor {
+export interface TypeTensor {
   /** Its key in a PEFT file, after the module's path. */
   readonly key: string;
   /** Whether it is trained. If not, it keeps its first value, and is saved with the adapter all the same. */
@@ -302,6 +297,9 @@ export interface OwnTensor {
   readonly isState?: boolean;
   shape(sizes: ModuleSizes): readonly number[];
 }
+
+/** The value of `peftType` that stands for a pair A, B. */
+export const LORA_TYPE = 'LORA';
 
 /** The tensors of an adapter as its files hold them, where these are others than those in memory. */
 export interface FileForm {
@@ -336,6 +334,8 @@ export interface SharedTensor {
 export type ConfigKey =
   | {
       readonly option: string;
+      /** Whether the key is written only where the option is not at its default. */
+      readonly whereSet?: boolean;
       toFile?(value: never): PythonJson;
       fromFile?(value: unknown): unknown;
     }
@@ -343,16 +343,18 @@ export type ConfigKey =
   | { readonly idle: PythonJson }
   | { readonly written: PythonJson };
 
-/** The tensors of a variant that has no pair A, B, and their form in a PEFT folder. */
-export interface OwnForm {
-  /** The value of `peft_type`, and of the option `peftType` that selects the variant. */
+/** A `peft_type`: the tensors that its modules have, and their form in a PEFT folder. */
+export interface AdapterType {
+  /** The value of `peft_type`, and of the option `peftType` that selects it. */
   readonly peftType: string;
   /** Whether PEFT has it. If not, the name must be none of PEFT's, so that PEFT refuses the file. */
   readonly inPeft: boolean;
   /** Keys of its adapter_config.json beside those that every configuration of PEFT has (config.ts lists these). */
   readonly keys: Readonly<Record<string, ConfigKey>>;
   /** The tensors of each module, in the order in which they are listed. */
-  tensors(settings: Settings): readonly OwnTensor[];
+  tensors(settings: Settings): readonly TypeTensor[];
+  /** Their keys where they are a trained pair A, B, whose first values the starts make (`initLoraWeights`): LoRA's. Left out: `start` does. */
+  readonly pair?: { readonly a: string; readonly b: string };
   readonly shared: readonly SharedTensor[];
   /** Rank of every module (default: the options `r` and `rankPattern` say it). */
   rank?(settings: Settings): number;
@@ -371,9 +373,9 @@ export interface OwnForm {
   ): ReadonlyMap<string, Tensor>;
   /**
    * Makes the first values of many modules' tensors by key, f32, in the modules' order, so that the model is unchanged. Runs without
-   * recording, in a scope, on the modules' device. States are left out.
+   * recording, in a scope, on the modules' device. States are left out. Left out where there is a `pair`.
    */
-  start(
+  start?(
     modules: readonly StartModule[],
     settings: Settings,
   ): readonly Readonly<Record<string, Tensor>>[];
@@ -387,15 +389,13 @@ export interface OwnForm {
 
 /** A form of the adapted linear: its formula, and how it is merged and exported. */
 export interface Variant {
-  /** The option that selects it; null: it runs where no other is selected. */
+  /** The option that selects it among the variants of its type; null: it runs where no other is selected. */
   readonly option: string | null;
-  /**
-   * The tensors that it has in the place of the pair A, B, and its configuration in PEFT; `peftType` then selects it, `option` is null
-   * and there are no `parameters`. Left out: it trains a pair. own_form.ts makes such variants.
-   */
-  readonly own?: OwnForm;
+  /** The type that it is of: LoRA's (`lora.ts`), or one with tensors of its own, which own_form.ts makes. */
+  readonly type: AdapterType;
   /** A line that gives the output y for the input x. */
   readonly formula: string;
+  /** Tensors that it trains beside those of its type. */
   readonly parameters: readonly VariantParameter[];
   /** Its part in a run beside its formula (default: none). */
   readonly training?: VariantTraining;
@@ -432,6 +432,16 @@ export interface Variant {
    * there is one where the start is computed from the weights.
    */
   readonly residualObstacle: string | null;
+}
+
+/** The tensors of a module of a variant: those of its type, and those beside them. */
+export function tensorsOf({ type, parameters }: Variant, settings: Settings): TypeTensor[] {
+  return [...type.tensors(settings), ...parameters];
+}
+
+/** The keys of the tensors that a module of a variant has in files. */
+export function fileKeys(variant: Variant, settings: Settings): string[] {
+  return tensorsOf(variant, settings).flatMap(({ key, isState }) => (isState ? [] : [key]));
 }
 
 /** A rule that computes the scale s = alpha / divisor(r) from alpha and the rank. */

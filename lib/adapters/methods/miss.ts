@@ -116,10 +116,10 @@ const of = ({ settings }: VariantModule): Variant => (formOf(settings) === 'bat'
 
 const variant: Variant = {
   ...shared,
-  own: {
-    ...(shared.own as NonNullable<Variant['own']>),
+  type: {
+    ...shared.type,
     loraObstacle: (settings) =>
-      formOf(settings) === 'bat' ? (bat.own?.loraObstacle(settings) ?? null) : null,
+      formOf(settings) === 'bat' ? bat.type.loraObstacle(settings) : null,
   },
   update: (module, plain) => of(module).update(module, plain),
   mergedWeight: (module, base) => of(module).mergedWeight(module, base),

@@ -9,11 +9,11 @@ import { add, mul } from '../../ops/index.ts';
 import { computeOwned, type Tensor } from '../../tensor.ts';
 import { copyOf } from '../copies.ts';
 import { type LowRankPair, masterDType, productOf } from '../low_rank.ts';
-import { PythonFloat } from '../python_json.ts';
+import { PythonFloat, type PythonJson } from '../python_json.ts';
 import type {
+  AdapterType,
   ConfigKey,
   ModuleSizes,
-  OwnForm,
   Settings,
   Variant,
   VariantModule,
@@ -32,8 +32,8 @@ export interface FormModule extends ModuleSizes {
   constant(key: string, make: () => Tensor): Tensor;
 }
 
-type Described = Omit<OwnForm, 'shared' | 'refuses' | 'refusesStart' | 'loraObstacle'> &
-  Partial<OwnForm> & { readonly formula: string };
+type Described = Omit<AdapterType, 'shared' | 'refuses' | 'refusesStart' | 'loraObstacle'> &
+  Partial<AdapterType> & { readonly formula: string };
 
 /** The description of a low-rank variant: `factors` gives a (r,in) and b (out,r) of y += s (x a^T) b^T. */
 export interface LowRankForm extends Described {
@@ -58,7 +58,7 @@ export function lowRankVariant({
 }: LowRankForm): Variant {
   return {
     ...kCommon,
-    own: ownForm(form),
+    type: adapterType(form),
     formula,
     pairIsChange,
     update: (module, plain) => {
@@ -76,7 +76,7 @@ export function lowRankVariant({
 export function denseVariant({ change, formula, ...form }: DenseForm): Variant {
   return {
     ...kCommon,
-    own: ownForm({ loraObstacle: () => kFullRank, ...form }),
+    type: adapterType({ loraObstacle: () => kFullRank, ...form }),
     formula,
     pairIsChange: false,
     update: (module, plain) => ({ ...plain, lowRank: [], weightChange: change(seen(module)) }),
@@ -97,7 +97,7 @@ const kCommon = {
   mergedBias: () => null,
 } as const;
 
-function ownForm(form: Omit<Described, 'formula'>): OwnForm {
+function adapterType(form: Omit<Described, 'formula'>): AdapterType {
   return {
     shared: [],
     refuses: refusesRank,
@@ -111,7 +111,7 @@ function ownForm(form: Omit<Described, 'formula'>): OwnForm {
 export function refusesRank({ inFeatures, outFeatures, r }: ModuleSizes): string | null {
   const most = Math.min(inFeatures, outFeatures);
   if (r <= most) return null;
-  return `rank r=${r} is larger than the matrix (out,in)=(${outFeatures},${inFeatures}) allows; set r to ${most} at most`;
+  return `rank r=${r} is larger than the matrix (out,in)=(${outFeatures},${inFeatures}) allows; set r, or rankPattern for it, to ${most} at most`;
 }
 
 /** Keys of LoRA's configuration that types of a pair A, B with a scale have, too. */
@@ -124,6 +124,12 @@ export const LORA_KEYS: Readonly<Record<string, ConfigKey>> = {
   lora_dropout: { option: 'loraDropout' },
   rank_pattern: { option: 'rankPattern' },
 };
+
+/** Keys that are all idle, or all have one value that is supported. */
+export const keysOf = (kind: 'only' | 'idle', keys: Readonly<Record<string, PythonJson>>) =>
+  Object.fromEntries(
+    Object.entries(keys).map(([key, value]) => [key, { [kind]: value } as ConfigKey]),
+  );
 
 /** A key of adapter_config.json that holds a number which Python writes with a point. */
 export function floatKey(option: string): ConfigKey {

@@ -12,16 +12,16 @@ import { gaussian } from './gaussian.ts';
 import { hira } from './hira.ts';
 import { hra } from './hra.ts';
 import { loftq } from './loftq.ts';
-import { lora } from './lora.ts';
+import { lora, plain } from './lora.ts';
 import { loraDash } from './lora_dash.ts';
 import { loraFa } from './lora_fa.ts';
 import { loraGa, loraGaPeft } from './lora_ga.ts';
 import { loraXs } from './lora_xs.ts';
 import type {
+  AdapterType,
   Method,
   MethodOption,
   MethodPreset,
-  OwnForm,
   Scaling,
   Start,
   Variant,
@@ -182,9 +182,6 @@ export const METHOD_OPTION_NAMES = Object.keys(METHOD_OPTIONS) as (keyof AllOpti
 
 const kStarts: readonly Start[] = kMethods.flatMap(({ starts }): readonly Start[] => starts ?? []);
 const kVariants: readonly Variant[] = kMethods.flatMap(({ variants }) => variants ?? []);
-const kPlainVariant = kVariants.find(
-  ({ option, own }) => option === null && own === undefined,
-) as Variant;
 const kScalings: readonly Scaling[] = kMethods.flatMap(({ scaling }) => scaling ?? []);
 
 /** The values of `initLoraWeights` as help and errors write them. */
@@ -207,32 +204,34 @@ export function keepsBase(value: unknown): boolean {
   return start !== null && !start.fromWeight;
 }
 
-/** The value of `peftType` that stands for a pair A, B. */
-export const LORA_TYPE = 'LORA';
-
 /** The values of `peftType`. */
 export const PEFT_TYPES: readonly string[] = [
-  LORA_TYPE,
-  ...kVariants.flatMap(({ own }) => (own === undefined ? [] : [own.peftType])),
+  ...new Set(kVariants.map(({ type }) => type.peftType)),
 ];
 
-/** The form of a `peft_type` whose adapters have no pair A, B; null: none is implemented here. */
-export function ownFormOf(peftType: unknown): OwnForm | null {
-  return kVariants.find(({ own }) => own?.peftType === peftType)?.own ?? null;
+/** The type that a value of `peft_type` names; null: none is implemented here. */
+export function typeNamed(peftType: unknown): AdapterType | null {
+  return kVariants.find(({ type }) => type.peftType === peftType)?.type ?? null;
+}
+
+/** The type of a checked configuration. */
+export function typeOf({ peftType }: { readonly peftType: string }): AdapterType {
+  return typeNamed(peftType) as AdapterType;
 }
 
 /** The variants that a configuration selects: none means plain LoRA, and more than one cannot run together. */
 export function selectedVariants(switches: Selection): Variant[] {
   return kVariants.filter(
-    ({ option, own }) =>
-      isOn(switches, option) || (own !== undefined && own.peftType === switches.peftType),
+    ({ option, type }) =>
+      isOn(switches, option) ||
+      (option === null && type.pair === undefined && type.peftType === switches.peftType),
   );
 }
 
 /** The variant that a checked configuration runs. */
 export function variantOf(switches: Selection): Variant {
   const [selected] = selectedVariants(switches);
-  return selected ?? kPlainVariant;
+  return selected ?? plain;
 }
 
 /** The scaling of a checked configuration. */

@@ -2,7 +2,7 @@
  * The interface of a task on the command line: its own options, how its data and models are opened for `train` and
  * `evaluate`, and how its results are shown. The commands use this interface alone; list.ts lists the tasks.
  */
-import type { AdapterConfigInput } from '../../adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../adapters/create.ts';
 import type { CorruptionOptions } from '../../data/corruption_options.ts';
 import type { Evaluation } from '../../eval/types.ts';
 import type { Model } from '../../models/index.ts';

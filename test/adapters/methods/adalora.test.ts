@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
-import type { AdapterConfigInput } from '../../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../../lib/adapters/create.ts';
 import { defineTerm } from '../../../lib/losses/term.ts';
 import { mean, square } from '../../../lib/ops/index.ts';
 import type { Tensor } from '../../../lib/tensor.ts';

@@ -20,8 +20,8 @@ it('initialises the magnitudes as the norms of the rows, and trains them with we
   expectNear(numbers(parameters.get('lora_magnitude_vector') as Tensor), lengths, 1e-6);
   const trained = tuned.parameters().filter(({ name }) => name.startsWith('layers.0.gate_proj.'));
   expect(trained.map(({ name, decays }) => [name.slice(19), decays])).toEqual([
-    ['lora_A', undefined],
-    ['lora_B', undefined],
+    ['lora_A', true],
+    ['lora_B', true],
     ['lora_magnitude_vector', true],
   ]);
 });

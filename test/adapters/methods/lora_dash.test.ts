@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
-import type { AdapterConfigInput } from '../../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../../lib/adapters/create.ts';
 import type { Tensor } from '../../../lib/tensor.ts';
 import { Trainer, type TrainerOptions } from '../../../lib/train/trainer.ts';
 import { expectNear, hidden } from '../../support/tiny_adapters.ts';

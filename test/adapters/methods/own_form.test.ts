@@ -32,7 +32,7 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 const create = (model: TinyModel, config: LoraConfigInput) => AdapterModel.create(model, config);
 
 describe.each(kOwnForms)('%s', (_, config) => {
-  const { own } = variantOf(loraConfig(config));
+  const { type } = variantOf(loraConfig(config));
   const settings = { ...loraConfig(config) };
 
   it('initially and while disabled leaves the base unchanged, and disposed of restores it', async () => {
@@ -58,7 +58,7 @@ describe.each(kOwnForms)('%s', (_, config) => {
     await tuned.savePretrained(folder);
     const path = (...names: string[]): string => join(folder, ...names, 'adapter_config.json');
     const usual = JSON.parse(readFileSync(path(), 'utf8'));
-    const idle = Object.entries(own?.keys ?? {}).flatMap(([key, known]) => {
+    const idle = Object.entries(type.keys).flatMap(([key, known]) => {
       if (!('idle' in known)) return [];
       return [[key, typeof known.idle === 'number' ? 5 : !known.idle] as const];
     });
@@ -93,20 +93,20 @@ describe.each(kOwnForms)('%s', (_, config) => {
     expect(again.warnings).toEqual([]);
     expect(hidden(loaded)).toEqual(hidden(model));
     const written = JSON.parse(readFileSync(join(folder, 'adapter_config.json'), 'utf8'));
-    expect(written).toMatchObject({ peft_type: own?.peftType, r: settings.r });
-    const hasDora = own !== undefined && Object.hasOwn(own.keys, 'use_dora');
+    expect(written).toMatchObject({ peft_type: type.peftType, r: settings.r });
+    const hasDora = Object.hasOwn(type.keys, 'use_dora');
     expect(Object.hasOwn(written, 'use_dora')).toBe(hasDora);
     const keys = [...goldenArrays(join(folder, 'adapter_model.safetensors')).keys()];
     const module = 'base_model.model.layers.0.up_proj.';
     expect(keys.filter((key) => key.startsWith(module)).sort()).toEqual(
-      own
-        ?.tensors(settings)
+      type
+        .tensors(settings)
         .filter(({ isState = false }) => !isState)
         .map(({ key }) => module + key)
         .sort(),
     );
     expect(keys.filter((key) => !key.startsWith('base_model.model.')).sort()).toEqual(
-      own?.shared.map(({ key }) => `base_model.${key}`).sort(),
+      type.shared.map(({ key }) => `base_model.${key}`).sort(),
     );
   });
 
@@ -138,9 +138,9 @@ describe.each(kOwnForms)('%s', (_, config) => {
     const tuned = await create(model, config);
     disturb(tuned);
     const out = join(folder, 'plain');
-    if (own?.loraObstacle(settings) !== null) {
+    if (type.loraObstacle(settings) !== null) {
       await expect(tuned.savePretrained(out, { form: 'plain-lora' })).rejects.toThrow(
-        `${own?.peftType} changes the whole weight at full rank`,
+        `${type.peftType} changes the whole weight at full rank`,
       );
       expect(existsSync(out)).toBe(false);
       return;
@@ -156,12 +156,12 @@ describe.each(kOwnForms)('%s', (_, config) => {
     const tuned = await create(new TinyModel(), config);
     expect(() => tuned.checkForm('residual')).toThrow(/export "residual" is /);
     expect(() => tuned.modules[0]?.pair).toThrow(
-      `layers.0.gate_proj: an adapter of the type ${own?.peftType} has no pair A, B`,
+      `layers.0.gate_proj: an adapter of the type ${type.peftType} has no pair A, B`,
     );
   });
 
   it('trains on a bf16 base in f32, beside another adapter and with dropout, and resumes bit for bit', async () => {
-    const keys = Object.values(own?.keys ?? {});
+    const keys = Object.values(type.keys);
     const hasDropout = keys.some((key) => 'option' in key && key.option === 'loraDropout');
     const run = async (): Promise<{ tuned: AdapterModel; start: number }> => {
       const model = new TinyModel({ dtype: 'bf16', width: 16 });

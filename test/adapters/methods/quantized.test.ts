@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
-import type { AdapterConfigInput } from '../../../lib/adapters/make_adapter.ts';
+import type { AdapterConfigInput } from '../../../lib/adapters/create.ts';
 import { saveMerged } from '../../../lib/adapters/merge.ts';
 import { type QuantizedBase, quantizationErrors } from '../../../lib/adapters/quantized_base.ts';
 import { storageBytes } from '../../../lib/io/blocks.ts';

@@ -10,8 +10,8 @@ import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
 import { type LoraConfigInput, loraConfig } from '../../../lib/adapters/config.ts';
 import { saveMerged } from '../../../lib/adapters/merge.ts';
 import type {
+  AdapterType,
   Method,
-  OwnForm,
   Start,
   StartCalibration,
   Variant,
@@ -22,9 +22,9 @@ import {
   METHOD_OPTION_NAMES,
   METHOD_OPTIONS,
   METHODS,
-  ownFormOf,
   START_NAMES,
   startNamed,
+  typeNamed,
   variantOf,
 } from '../../../lib/adapters/methods/registry.ts';
 import { ArgumentError, UnsupportedError } from '../../../lib/errors.ts';
@@ -235,8 +235,8 @@ describe('the list', () => {
     const keys = variants.flatMap(({ parameters }) =>
       parameters.flatMap(({ key, alsoReadAs = [] }) => [key, ...alsoReadAs]),
     );
-    const types = variants.flatMap(({ own }) => (own === undefined ? [] : [own.peftType]));
-    const ofPairs = variants.filter(({ own }) => own === undefined);
+    const ofPairs = variants.filter(({ type }) => type.pair !== undefined);
+    const types = variants.filter((one) => !ofPairs.includes(one)).map(({ type }) => type.peftType);
     const plain = [ofPairs, methods.flatMap(({ scaling }) => scaling ?? [])];
     for (const names of [METHOD_NAMES, START_NAMES, options, keys, types]) {
       expect(new Set(names).size).toBe(names.length);
@@ -283,7 +283,7 @@ const kReads: Readonly<Record<StartCalibration['reads'], string>> = {
   inputs: 'the inputs, several times',
 };
 
-const optionsOf = ({ keys }: OwnForm): string[] =>
+const optionsOf = ({ keys }: AdapterType): string[] =>
   Object.values(keys).flatMap((key) => ('option' in key ? [key.option] : []));
 
 /** Options of every pair A, B. */
@@ -328,7 +328,7 @@ function page(): string {
         : `Source: ${from}.`;
   const optionsText = ({ name, adapter, options = {} }: Method): string => {
     if (adapter === null) return '';
-    const own = ownFormOf(adapter.peftType);
+    const own = typeNamed(adapter.peftType);
     const ofPair = [...(name === 'lora' ? kPairOptions : []), ...Object.keys(options)];
     const all =
       own === null ? ofPair : [...(own.rank === undefined ? ['r'] : []), ...optionsOf(own)];
@@ -382,7 +382,7 @@ What an adapted linear computes, and what it trains beside A and B (by its key i
 ${table(
   ['switch', 'y', 'trains'],
   variants
-    .filter(({ own }) => own === undefined)
+    .filter(({ type }) => type.pair !== undefined)
     .map(({ option, formula, parameters }) => [
       option === null ? 'none' : code(option),
       formula,
@@ -394,20 +394,20 @@ What it computes with tensors in the place of A and B:
 
 ${table(
   ['`peftType`', 'in PEFT', 'y', 'trains', 'frozen', 'as a plain LoRA'],
-  variants.flatMap(({ own, formula }) => {
-    if (own === undefined) return [];
-    const tensors = own.tensors(kDefaults).filter(({ isState = false }) => !isState);
+  variants.flatMap(({ type, formula }) => {
+    if (type.pair !== undefined) return [];
+    const tensors = type.tensors(kDefaults).filter(({ isState = false }) => !isState);
     const listed = (keys: readonly string[]): string => keys.map(code).join(', ') || 'nothing';
     const keysOf = (trained: boolean) =>
       tensors.filter((one) => one.trained === trained).map(({ key }) => key);
     return [
       [
-        code(own.peftType),
-        own.inPeft ? 'yes' : 'no',
+        code(type.peftType),
+        type.inPeft ? 'yes' : 'no',
         formula,
         listed(keysOf(true)),
-        listed([...keysOf(false), ...own.shared.map(({ key }) => key)]),
-        own.loraObstacle(kDefaults) === null
+        listed([...keysOf(false), ...type.shared.map(({ key }) => key)]),
+        type.loraObstacle(kDefaults) === null
           ? 'exact'
           : '[truncated](exporting.md#any-adapter-as-a-plain-lora)',
       ],
