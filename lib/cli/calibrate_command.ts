@@ -1,5 +1,4 @@
 /** `balora calibrate`: reads the training data for a start that is computed from it, and writes what a run needs of it to a file. */
-import type { Command } from 'commander';
 import { loraConfig } from '../adapters/config.ts';
 import { loraOptions } from '../adapters/lora_options.ts';
 import { startNamed } from '../adapters/methods/registry.ts';
@@ -7,11 +6,12 @@ import { corruptionOptions } from '../data/corruption_options.ts';
 import { ArgumentError } from '../errors.ts';
 import { setNumThreads } from '../runtime.ts';
 import { seedOptions } from '../train/schema.ts';
-import { addOptions, readOptions } from './command_options.ts';
-import { abortable, interruptOf } from './interrupt.ts';
+import { runWithOptions } from './command_options.ts';
+import { interruptible } from './interrupt.ts';
 import { withFlags } from './option_table.ts';
 import type { CommandContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
+import type { RunContext } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
 import {
   calibrationOptions,
@@ -42,37 +42,23 @@ export const addCalibrate: CommandModule = (program, context, run) => {
     .description(
       'read the training data for a start that is computed from it (eva, corda, lora_ga), with the options of the run that is to start so',
     );
-  addOptions(command, kCalibrateOptions);
-  command.action(
-    run(kCalibrateOptions, async (_: unknown, self: Command) => {
-      const settings = await readOptions(self, kCalibrateOptions);
-      const progress = new Progress(context.stderr);
-      try {
-        return await abortable(
-          (signal) => calibrateFor(settings, { context, progress, signal }),
-          () =>
-            progress.message(
-              'stopping after this micro-batch; the same command goes on from there',
-            ),
-        );
-      } catch (error) {
-        const interrupt = interruptOf(error);
-        if (interrupt === null) throw error;
-        return interrupt.exitCode;
-      } finally {
-        progress.clear();
-      }
-    }),
-  );
+  runWithOptions(command, kCalibrateOptions, run, async (settings) => {
+    const progress = new Progress(context.stderr);
+    try {
+      return await interruptible(
+        (signal) => calibrateFor(settings, { context, progress, signal }),
+        () =>
+          progress.message('stopping after this micro-batch; the same command goes on from there'),
+      );
+    } finally {
+      progress.clear();
+    }
+  });
 };
 
 async function calibrateFor(
   settings: TrainSettings,
-  {
-    context,
-    progress,
-    signal,
-  }: { context: CommandContext; progress: Progress; signal: AbortSignal },
+  { context, progress, signal }: RunContext & { context: CommandContext },
 ): Promise<number> {
   const setup = trainSetup(settings);
   const { method: _, ...config } = setup.adapter ?? {};

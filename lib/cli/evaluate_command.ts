@@ -1,10 +1,9 @@
 /** `balora evaluate`: computes metrics of a model on held-out data, with or without an adapter. */
-import type { Command } from 'commander';
 import { setNumThreads } from '../runtime.ts';
 import { printableJson } from '../shown.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { runWithOptions } from './command_options.ts';
 import { type EvaluateSettings, kEvaluateOptions } from './evaluate_options.ts';
-import { abortable, interruptOf } from './interrupt.ts';
+import { interruptible } from './interrupt.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { checkScoreOptions, scoreModel } from './score_command.ts';
@@ -18,24 +17,11 @@ export const addEvaluate: CommandModule = (program, context, run) => {
       'evaluate on held-out data: loss, KL to the base, entropy and rank; for a classifier metrics and confusion matrix; ' +
         'with --tasks on benchmarks',
     );
-  addOptions(command, kEvaluateOptions);
-  command.action(
-    run(kEvaluateOptions, async (_: unknown, self: Command) => {
-      const settings = await readOptions(self, kEvaluateOptions);
-      checkScoreOptions(settings);
-      checkTask(settings);
-      try {
-        return await abortable(
-          (signal) => evaluateModel(settings, { context, signal }),
-          () => {},
-        );
-      } catch (error) {
-        const interrupt = interruptOf(error);
-        if (interrupt === null) throw error;
-        return interrupt.exitCode;
-      }
-    }),
-  );
+  runWithOptions(command, kEvaluateOptions, run, async (settings) => {
+    checkScoreOptions(settings);
+    checkTask(settings);
+    return interruptible((signal) => evaluateModel(settings, { context, signal }));
+  });
 };
 
 async function evaluateModel(

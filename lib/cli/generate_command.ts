@@ -1,5 +1,4 @@
 /** `balora generate`: continues or answers a prompt, with or without an adapter. The text goes to stdout as it comes. */
-import type { Command } from 'commander';
 import { kChatTemplateName, PromptTemplate } from '../data/prompt_template.ts';
 import { readTemplate } from '../data/template_file.ts';
 import { ArgumentError } from '../errors.ts';
@@ -10,7 +9,7 @@ import { formatBytes } from '../io/format_bytes.ts';
 import { checkTogether } from '../options/option.ts';
 import { memoryStats } from '../runtime.ts';
 import { printableJson } from '../shown.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { runWithOptions } from './command_options.ts';
 import { type GenerateCommandSettings, kGenerateOptions } from './generate_options.ts';
 import { loadGenerator } from './generator.ts';
 import { abortable, Interrupt } from './interrupt.ts';
@@ -26,22 +25,15 @@ export const addGenerate: CommandModule = (program, context, run) => {
     .description(
       'answer or continue a prompt; greedy and at most 256 tokens unless options say otherwise',
     );
-  addOptions(command, kGenerateOptions);
-  command.action(
-    run(kGenerateOptions, async (_: unknown, self: Command) => {
-      const settings = await readOptions(self, kGenerateOptions);
-      checkTogether(generationChecks, settings, { name: flagOf });
-      if (settings.task === 'sequence-classification') {
-        throw new ArgumentError(
-          'a classifier does not generate text; balora evaluate shows what it predicts',
-        );
-      }
-      return abortable(
-        (signal) => generateText(settings, { context, signal }),
-        () => {},
+  runWithOptions(command, kGenerateOptions, run, async (settings) => {
+    checkTogether(generationChecks, settings, { name: flagOf });
+    if (settings.task === 'sequence-classification') {
+      throw new ArgumentError(
+        'a classifier does not generate text; balora evaluate shows what it predicts',
       );
-    }),
-  );
+    }
+    return abortable((signal) => generateText(settings, { context, signal }));
+  });
 };
 
 async function generateText(

@@ -21,26 +21,15 @@ export interface AdapterPath {
   readonly path: string;
 }
 
-/** How the model is loaded, and what is loaded onto it. */
-export interface GeneratorOptions {
-  readonly task: CliTask;
-  readonly adapters: readonly AdapterPath[];
-  readonly progress: Progress;
-}
-
-/** A model that generates. */
-export interface LoadedGenerator {
-  readonly model: Model;
-  /** The model with its adapters, of which the first is active; the model itself where there are none. */
-  readonly tuned: CausalLM | AdapterModel<CausalLM>;
-  readonly tokenizer: Tokenizer;
-}
-
 /** Loads a model with any number of adapters; warnings and progress are shown to the user. */
 export async function loadGenerator(
   settings: GeneratorSettings,
-  { task, adapters, progress }: GeneratorOptions,
-): Promise<LoadedGenerator> {
+  {
+    task,
+    adapters,
+    progress,
+  }: { task: CliTask; adapters: readonly AdapterPath[]; progress: Progress },
+): Promise<{ model: Model; tuned: CausalLM | AdapterModel<CausalLM>; tokenizer: Tokenizer }> {
   if (settings.threads !== undefined) setNumThreads(settings.threads);
   const { model, tokenizer } = await task.loadBase(settings.model as string, {
     progress,

@@ -2,6 +2,7 @@
 import type { Command } from 'commander';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormats, type ExampleFormat } from '../data/example_format.ts';
+import { openRows } from '../data/open_rows.ts';
 import { ArgumentError } from '../errors.ts';
 import { adapterChanges } from '../eval/adapter_changes.ts';
 import { filePath, onOff, whole } from '../options/kinds.ts';
@@ -11,7 +12,6 @@ import { Tokenizer } from '../text/tokenizer.ts';
 import { loadAdapted } from './adapted_model.ts';
 import { changeTable } from './change_view.ts';
 import { addOptions, readOptions } from './command_options.ts';
-import { openData } from './load.ts';
 import { listOf } from './option_table.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
@@ -126,7 +126,7 @@ async function showExample(
   const { maxLength = kTrainDefaults.maxLength } = settings;
   const { download: onDownload } = new Progress(stderr);
   const tokenizer = await Tokenizer.fromPretrained(path, { onDownload });
-  const rows = await openData(data, { columns: listOf(columns) });
+  const rows = await openRows(data, { columns: listOf(columns) });
   try {
     const [chosen] = (await chooseFormats(rows, tokenizer, format)) as [ExampleFormat];
     const row = await rows.row(index);

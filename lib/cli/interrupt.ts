@@ -58,7 +58,7 @@ export function onSignals(listener: (name: InterruptSignal) => void): () => void
  */
 export async function abortable<T>(
   work: (signal: AbortSignal) => Promise<T>,
-  onFirst: () => void,
+  onFirst: () => void = () => {},
 ): Promise<T> {
   const controller = new AbortController();
   const stopListening = onSignals((name) => {
@@ -74,5 +74,19 @@ export async function abortable<T>(
     return await work(controller.signal);
   } finally {
     stopListening();
+  }
+}
+
+/** {@link abortable} for a command that has nothing to keep when it is interrupted: its exit code is then that of the signal. */
+export async function interruptible(
+  work: (signal: AbortSignal) => Promise<number>,
+  onFirst?: () => void,
+): Promise<number> {
+  try {
+    return await abortable(work, onFirst);
+  } catch (error) {
+    const interrupt = interruptOf(error);
+    if (interrupt === null) throw error;
+    return interrupt.exitCode;
   }
 }

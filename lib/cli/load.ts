@@ -29,11 +29,7 @@ export function openData(
   paths: DataPaths,
   { columns, dataWeights, signal }: DataOptions,
 ): Promise<RowSource> {
-  return openRows(paths, {
-    ...(columns === undefined ? {} : { columns }),
-    ...(dataWeights === undefined ? {} : { dataWeights }),
-    ...(signal === undefined ? {} : { signal }),
-  });
+  return openRows(paths, { columns, dataWeights, signal });
 }
 
 /** The name of data files in messages: that of the first, and the number of the others. */

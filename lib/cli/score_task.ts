@@ -60,24 +60,25 @@ export async function scoreTask(
 ): Promise<TaskScore> {
   const begun = performance.now();
   const { task, items } = prepared;
-  const { settings, signal, progress } = context;
+  const { settings, signal, progress, tokenizer } = context;
   const records = await recordsOf(candidate, prepared, context);
-  const unanswered = 'extract' in task ? records.filter(isUnanswered).length : null;
+  const unanswered = 'extract' in task ? records.filter(isUnanswered).length : undefined;
   if (unanswered) {
     progress.message(
       `${task.name} (${candidate.name}): ${unanswered} of ${records.length} outputs have no answer`,
     );
   }
-  const collapse =
-    settings.compare === undefined
-      ? null
-      : await collapseOf(candidate, { task, items, records }, context);
+  let collapse: TaskMetrics | undefined;
+  if (settings.compare !== undefined && task.kind === 'rolling') {
+    progress.status(`${task.name} (${candidate.name}): entropy and rank`);
+    collapse = await predictionCollapse(candidate.scored, items, { tokenizer, signal });
+  } else if (settings.compare !== undefined) collapse = recordedCollapse(task, records);
   return {
     ...{ model: candidate.name, task: task.name, version: task.version, items: records.length },
     cutItems: records.filter(({ isCut }) => isCut).length,
-    ...(unanswered !== null && { unanswered }),
+    unanswered,
     metrics: await numbersOf(task, records, signal),
-    ...(collapse !== null && { collapse }),
+    collapse,
     seconds: (performance.now() - begun) / 1000,
   };
 }
@@ -173,21 +174,6 @@ async function finishPrograms(
     await add(record);
     progress.status(`${task.name} (${name}): ${++run} programs run`);
   }
-}
-
-/** The measures of a model's collapse that a task allows. */
-async function collapseOf(
-  { scored, name }: Candidate,
-  {
-    task,
-    items,
-    records,
-  }: Pick<PreparedTask, 'task' | 'items'> & { readonly records: readonly ItemRecord[] },
-  { tokenizer, signal, progress }: ScoreContext,
-): Promise<TaskMetrics> {
-  if (task.kind !== 'rolling') return recordedCollapse(task, records);
-  progress.status(`${task.name} (${name}): entropy and rank`);
-  return predictionCollapse(scored, items, { tokenizer, signal });
 }
 
 /** The intruder dimensions of an adapter, in the form of a task's result whose items are the adapted modules. */

@@ -1,6 +1,6 @@
 /** `balora serve`: a model and its adapters behind OpenAI's API. */
+import { once } from 'node:events';
 import { basename } from 'node:path';
-import type { Command } from 'commander';
 import { AdapterModel } from '../adapters/adapter_model.ts';
 import { ArgumentError } from '../errors.ts';
 import type { GeneratingModel } from '../generate/open_session.ts';
@@ -9,54 +9,39 @@ import { requestText } from '../serve/request_line.ts';
 import { checkNames, type ServedModel } from '../serve/served_models.ts';
 import { type ApiServer, openServer } from '../serve/server.ts';
 import { printableStack } from '../shown.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { runWithOptions } from './command_options.ts';
 import { type AdapterPath, loadGenerator } from './generator.ts';
 import { abortable } from './interrupt.ts';
+import { pick } from './option_table.ts';
 import type { CliContext, CommandModule } from './program.ts';
 import { Progress } from './progress.ts';
 import { kServeOptions, type ServeCommandSettings } from './serve_options.ts';
+import type { RunContext } from './tasks/cli_task.ts';
 import { cliTaskOf } from './tasks/list.ts';
 
 export const addServe: CommandModule = (program, context, run) => {
   const command = program
     .command('serve')
     .description("serve a model and its adapters by OpenAI's HTTP API");
-  addOptions(command, kServeOptions);
-  command.action(
-    run(kServeOptions, async (_: unknown, self: Command) => {
-      const settings = await readOptions(self, kServeOptions);
-      if (settings.task === 'sequence-classification') {
-        throw new ArgumentError('a classifier does not generate text, so that it is not served');
-      }
-      const progress = new Progress(context.stderr);
-      await abortable(
-        (signal) => serve(settings, { context, progress, signal }),
-        () => progress.message('stopping (interrupt again to quit at once)'),
-      );
-      // A server is ended by a signal and has done its work then.
-      return 0;
-    }),
-  );
+  runWithOptions(command, kServeOptions, run, async (settings) => {
+    if (settings.task === 'sequence-classification') {
+      throw new ArgumentError('a classifier does not generate text, so that it is not served');
+    }
+    const progress = new Progress(context.stderr);
+    await abortable(
+      (signal) => serve(settings, { context, progress, signal }),
+      () => progress.message('stopping (interrupt again to quit at once)'),
+    );
+    return 0;
+  });
 };
-
-interface ServeContext {
-  readonly context: CliContext;
-  readonly progress: Progress;
-  readonly signal: AbortSignal;
-}
 
 async function serve(
   settings: ServeCommandSettings,
-  { context, progress, signal }: ServeContext,
+  { context, progress, signal }: RunContext & { context: CliContext },
 ): Promise<void> {
   const { host, port, maxConcurrent, maxWaiting, maxPromptTokens, grace } = {
-    ...defaultsOf({
-      host: kServeOptions.host,
-      port: kServeOptions.port,
-      maxConcurrent: kServeOptions.maxConcurrent,
-      maxWaiting: kServeOptions.maxWaiting,
-      grace: kServeOptions.grace,
-    }),
+    ...defaultsOf(pick(kServeOptions, ['host', 'port', 'maxConcurrent', 'maxWaiting', 'grace'])),
     ...settings,
   };
   const adapters = Object.entries(settings.adapter ?? {}).map(([name, path]) => ({ name, path }));
@@ -72,7 +57,7 @@ async function serve(
   try {
     await load(server, settings, { own, adapters, progress });
     progress.message(`ready at ${server.url}/v1`);
-    await aborted(signal);
+    if (!signal.aborted) await once(signal, 'abort');
   } finally {
     await server.close();
   }
@@ -96,11 +81,4 @@ async function load(
   else progress.warn(`${own} is a residual, which is not served without its adapter`);
   server.serve({ models, tokenizer, generator: tuned, model: model as GeneratingModel });
   progress.message(`models: ${models.map(({ id }) => id).join(', ')}`);
-}
-
-function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => {
-    signal.addEventListener('abort', () => resolve(), { once: true });
-  });
 }
