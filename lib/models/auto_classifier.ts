@@ -1,6 +1,4 @@
 /** Loading of models with a classification or regression head: the checkpoint's, or a new one on a pre-trained model. */
-import { join } from 'node:path';
-import { findModel } from '../io/hub.ts';
 import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
 import { labelTable } from '../options/labels.ts';
 import {
@@ -13,16 +11,9 @@ import {
   refuseBlocks,
 } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
-import {
-  type Counts,
-  checkCounts,
-  initializerRange,
-  modelTypeOf,
-  readConfigJson,
-} from './config_keys.ts';
-import { HfWeights } from './hf_weights.ts';
+import { type Counts, checkCounts, initializerRange, modelTypeOf } from './config_keys.ts';
 import type { ModelOrigin } from './model.ts';
-import { findFiles, openGguf, requireDevice } from './opened.ts';
+import { type OpenedModel, openModel, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
 import { classifierKind, classifierKindOfGguf } from './registry.ts';
 import { CompletedWeights, RenamedWeights } from './renamed_weights.ts';
@@ -70,7 +61,8 @@ export const AutoModelForSequenceClassification = {
     checkCall('fromPretrained', options, kTable);
     refuseBlocks(options);
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
-    const { folder, path, json, kind, stored } = await openClassifier(nameOrPath, options);
+    const opened = await openClassifier(nameOrPath, options);
+    const { folder, path, json, family: kind, stored } = opened;
     try {
       const counts: Counts = new Map();
       const make = kind.fromJson(json, { ...options, path, counts });
@@ -153,7 +145,7 @@ export async function checkpointHead(
   nameOrPath: string,
   options: FromPretrainedOptions = {},
 ): Promise<CheckpointHead> {
-  const { json, kind, stored } = await openClassifier(nameOrPath, options);
+  const { json, family: kind, stored } = await openClassifier(nameOrPath, options);
   try {
     const { shapes } = new RenamedWeights(stored, kind.rename);
     const labels = shapes.get(kind.headWeight)?.[0] ?? null;
@@ -164,31 +156,12 @@ export async function checkpointHead(
   }
 }
 
-/** A checkpoint's files with their configuration parsed and their weights not read yet. */
-interface OpenedClassifier {
-  /** The folder, or the GGUF file. */
-  readonly folder: string;
-  /** Path of the configuration, for messages. */
-  readonly path: string;
-  readonly json: Record<string, unknown>;
-  readonly kind: ClassifierKind;
-  readonly stored: WeightSource;
-}
-
 async function openClassifier(
   nameOrPath: string,
   options: FromPretrainedOptions,
-): Promise<OpenedClassifier> {
+): Promise<OpenedModel<ClassifierKind>> {
   requireDevice(options);
-  const { path: folder, gguf } = await findFiles(await findModel(nameOrPath, options));
-  if (!gguf) {
-    const path = join(folder, 'config.json');
-    const json = await readConfigJson(path);
-    const kind = classifierKind(modelTypeOf(json, path), path);
-    return { folder, path, json, kind, stored: HfWeights.open(folder, '') };
-  }
-  const { family, json, source } = await openGguf(folder, options, classifierKindOfGguf);
-  return { folder, path: folder, json, kind: family, stored: source };
+  return openModel(nameOrPath, options, classifierKind, classifierKindOfGguf);
 }
 
 interface HeadInput {

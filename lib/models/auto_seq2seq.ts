@@ -1,6 +1,4 @@
 /** Loading of encoder-decoders from a folder or a GGUF file. */
-import { join } from 'node:path';
-import { findModel } from '../io/hub.ts';
 import { checkCall } from '../options/call.ts';
 import {
   buildOn,
@@ -11,13 +9,12 @@ import {
   loadTable,
   refuseBlocks,
 } from './auto.ts';
-import { type Counts, checkCounts, modelTypeOf, readConfigJson } from './config_keys.ts';
-import { HfWeights } from './hf_weights.ts';
-import { findFiles, openGguf, requireDevice } from './opened.ts';
+import { type Counts, checkCounts } from './config_keys.ts';
+import { type OpenedModel, openModel, requireDevice } from './opened.ts';
 import { seq2SeqFamilyOf, seq2SeqFamilyOfGguf } from './registry.ts';
 import { RenamedWeights } from './renamed_weights.ts';
 import type { Seq2SeqFamily, Seq2SeqLM } from './seq2seq_lm.ts';
-import { WeightLoader, type WeightSource } from './weights.ts';
+import { WeightLoader } from './weights.ts';
 
 /** Loads encoder-decoders; see {@link AutoModelForSeq2SeqLM.fromPretrained}. */
 export const AutoModelForSeq2SeqLM = {
@@ -78,7 +75,7 @@ export async function checkSeq2SeqLM(
 
 /** Reads the configuration, and checks its counts against the weights. */
 function configure(
-  { family, json, path, stored }: Omit<OpenedSeq2Seq, 'folder'>,
+  { family, json, path, stored }: Omit<OpenedModel<Seq2SeqFamily>, 'folder'>,
   options: FromPretrainedOptions,
 ): ReturnType<Seq2SeqFamily['configure']> {
   const counts: Counts = new Map();
@@ -87,28 +84,9 @@ function configure(
   return configured;
 }
 
-/** A checkpoint's files with their configuration parsed and their weights not read yet. */
-interface OpenedSeq2Seq {
-  /** The folder, or the GGUF file. */
-  readonly folder: string;
-  /** Path of the configuration, for messages. */
-  readonly path: string;
-  readonly family: Seq2SeqFamily;
-  readonly json: Record<string, unknown>;
-  readonly stored: WeightSource;
-}
-
-async function openSeq2Seq(
+function openSeq2Seq(
   nameOrPath: string,
   options: FromPretrainedOptions,
-): Promise<OpenedSeq2Seq> {
-  const { path: folder, gguf } = await findFiles(await findModel(nameOrPath, options));
-  if (gguf) {
-    const { source, ...opened } = await openGguf(folder, options, seq2SeqFamilyOfGguf);
-    return { folder, path: folder, ...opened, stored: source };
-  }
-  const path = join(folder, 'config.json');
-  const json = await readConfigJson(path);
-  const family = seq2SeqFamilyOf(modelTypeOf(json, path), path);
-  return { folder, path, family, json, stored: HfWeights.open(folder, '') };
+): Promise<OpenedModel<Seq2SeqFamily>> {
+  return openModel(nameOrPath, options, seq2SeqFamilyOf, seq2SeqFamilyOfGguf);
 }

@@ -72,16 +72,12 @@ interface Int8 {
 /** A checkpoint whose quantised weights have the shapes that their values have. */
 class QuantizedWeights implements WeightSource {
   readonly shapes: ReadonlyMap<string, readonly number[]>;
-  readonly #source: HfWeights;
-  readonly #quantized: ReadonlyMap<string, FourBit | Int8>;
 
   constructor(
-    source: HfWeights,
-    quantized: ReadonlyMap<string, FourBit | Int8>,
+    private readonly source: HfWeights,
+    private readonly quantized: ReadonlyMap<string, FourBit | Int8>,
     parts: ReadonlySet<string>,
   ) {
-    this.#source = source;
-    this.#quantized = quantized;
     this.shapes = new Map(
       [...source.shapes]
         .filter(([name]) => !parts.has(name))
@@ -90,24 +86,24 @@ class QuantizedWeights implements WeightSource {
   }
 
   get path(): string {
-    return this.#source.path;
+    return this.source.path;
   }
 
   get files(): HfWeights['files'] {
-    return this.#source.files;
+    return this.source.files;
   }
 
   read(name: string, options: WeightReadOptions): Tensor {
-    if (!this.#quantized.has(name)) return this.#source.read(name, options);
+    if (!this.quantized.has(name)) return this.source.read(name, options);
     return scope(() => noGrad(() => this.readBlocks(name, options).to(options.dtype)));
   }
 
   aliases(name: string, options: WeightReadOptions): boolean {
-    return !this.#quantized.has(name) && this.#source.aliases(name, options);
+    return !this.quantized.has(name) && this.source.aliases(name, options);
   }
 
   blocks(name: string): StoredBlocks | null {
-    const weight = this.#quantized.get(name);
+    const weight = this.quantized.get(name);
     if (weight === undefined) return null;
     const elements = weight.shape.reduce((product, extent) => product * extent, 1);
     if (weight.kind === 'int8') return { form: 'int8', bytes: elements };
@@ -127,8 +123,8 @@ class QuantizedWeights implements WeightSource {
   }
 
   #readOnCpu(name: string, { dtype, checkFinite }: WeightReadOptions): Tensor {
-    const weight = this.#quantized.get(name) as FourBit | Int8;
-    const source = this.#source;
+    const weight = this.quantized.get(name) as FourBit | Int8;
+    const { source } = this;
     const { shape } = weight;
     const options = { name: `${this.path}: ${name}`, shape, dtype, checkFinite };
     const f32 = (part: string): Tensor =>
@@ -155,7 +151,7 @@ class QuantizedWeights implements WeightSource {
   }
 
   close(): void {
-    this.#source.close();
+    this.source.close();
   }
 }
 

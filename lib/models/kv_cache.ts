@@ -500,37 +500,23 @@ export type CachedAttendOptions = Omit<CachedAttentionOptions, 'causal' | 'windo
 
 /** The cache during one forward: attention of its new rows to their sequences, new keys and values added. */
 export class CachePass {
-  readonly #places: readonly Place[];
-  readonly #groups: readonly Group[];
-  readonly #tables: readonly GroupTables[];
-  readonly #isFresh: boolean;
-
   constructor(
-    places: readonly Place[],
-    {
-      groups,
-      tables,
-      isFresh,
-    }: {
+    private readonly places: readonly Place[],
+    private readonly parts: {
       readonly groups: readonly Group[];
       readonly tables: readonly GroupTables[];
       readonly isFresh: boolean;
     },
-  ) {
-    this.#places = places;
-    this.#groups = groups;
-    this.#tables = tables;
-    this.#isFresh = isFresh;
-  }
+  ) {}
 
   /** Numbers of the chunks of each list. */
   get chunkCounts(): readonly number[] {
-    return this.#tables.map(({ chunks }) => chunks.length);
+    return this.parts.tables.map(({ chunks }) => chunks.length);
   }
 
   /** The tensors that differ from step to step, by names for {@link CachePass.over}. */
   tensors(): NamedTensors {
-    const named = this.#tables.map(({ chunks, ...tensors }, g) =>
+    const named = this.parts.tables.map(({ chunks, ...tensors }, g) =>
       Object.entries(tensors).map(([name, tensor]) => [`${name}.${g}`, tensor] as const),
     );
     return Object.fromEntries(named.flat());
@@ -538,11 +524,11 @@ export class CachePass {
 
   /** The same pass with other tensors, named as those of tensors(). */
   over(named: NamedTensors): CachePass {
-    const tables = this.#tables.map(({ chunks, ...tensors }, g) => {
+    const tables = this.parts.tables.map(({ chunks, ...tensors }, g) => {
       const own = Object.keys(tensors).map((name) => [name, named[`${name}.${g}`]]);
       return { chunks, ...(Object.fromEntries(own) as TableTensors) };
     });
-    return new CachePass(this.#places, { groups: this.#groups, tables, isFresh: this.#isFresh });
+    return new CachePass(this.places, { ...this.parts, tables });
   }
 
   /**
@@ -560,7 +546,7 @@ export class CachePass {
     const view = this.#view(layer);
     const { window } = this.#group(layer);
     cacheAppend(k, v, view);
-    if (this.#isFresh && bias === null) {
+    if (this.parts.isFresh && bias === null) {
       return attention(q, k, v, { ...options, window, cuSeqlens: view.cuRows });
     }
     return cachedAttention(q, view, { ...options, bias, window });
@@ -577,23 +563,23 @@ export class CachePass {
   ): Tensor {
     const view = this.#view(layer);
     if (added !== null) {
-      const { cuAdded } = this.#tables[this.#place(layer).group] as GroupTables;
+      const { cuAdded } = this.parts.tables[this.#place(layer).group] as GroupTables;
       cacheAppend(...added, { ...view, cuRows: cuAdded as Tensor });
     }
     return cachedAttention(q, view, { ...options, causal: false });
   }
 
   #place(layer: number): Place {
-    return this.#places[layer] as Place;
+    return this.places[layer] as Place;
   }
 
   #group(layer: number): Group {
-    return this.#groups[this.#place(layer).group] as Group;
+    return this.parts.groups[this.#place(layer).group] as Group;
   }
 
   #view(layer: number): KvCacheView {
     const place = this.#place(layer);
-    const tables = this.#tables[place.group] as GroupTables;
+    const tables = this.parts.tables[place.group] as GroupTables;
     const { chunks, lengths, firstBlocks, cuRows } = tables;
     return { chunks, lengths, tables: tables.tables, firstBlocks, cuRows, layer: place.layer };
   }

@@ -2,12 +2,14 @@
 import { join } from 'node:path';
 import { withDevice } from '../device.ts';
 import { FormatError } from '../errors.ts';
+import { findModel, type ResolveOptions } from '../io/hub.ts';
 import { GgufFile } from '../io/index.ts';
 import { isModelFolder } from '../io/model_folder.ts';
 import { listFolder, statPath } from '../io/regular_file.ts';
 import { shown } from '../shown.ts';
-import type { ConfigOptions } from './config_keys.ts';
+import { type ConfigOptions, modelTypeOf, readConfigJson } from './config_keys.ts';
 import { type GgufTable, readGguf } from './gguf.ts';
+import { HfWeights } from './hf_weights.ts';
 import type { WeightSource } from './weights.ts';
 
 /** The files of a model: a folder with config.json and safetensors, or a GGUF file. */
@@ -67,6 +69,40 @@ export async function openGguf<F>(
     file.close();
     throw error;
   }
+}
+
+/** A checkpoint's files with their configuration parsed and their weights not read yet. */
+export interface OpenedModel<F> {
+  /** The folder, or the GGUF file. */
+  readonly folder: string;
+  /** Path of the configuration, for messages. */
+  readonly path: string;
+  readonly family: F;
+  readonly json: Record<string, unknown>;
+  readonly stored: WeightSource;
+}
+
+/**
+ * Finds and opens the files of a model.
+ * @param ofType finds the family of a model_type
+ * @param ofGguf that of a GGUF file's architecture, see {@link openGguf}
+ * @throws FormatError, UnsupportedError as they, findModel and {@link findFiles} do
+ */
+export async function openModel<F>(
+  nameOrPath: string,
+  options: ConfigOptions & ResolveOptions,
+  ofType: (type: string, path: string) => F,
+  ofGguf: Parameters<typeof openGguf<F>>[2],
+): Promise<OpenedModel<F>> {
+  const { path: folder, gguf } = await findFiles(await findModel(nameOrPath, options));
+  if (gguf) {
+    const { source, ...opened } = await openGguf(folder, options, ofGguf);
+    return { folder, path: folder, ...opened, stored: source };
+  }
+  const path = join(folder, 'config.json');
+  const json = await readConfigJson(path);
+  const family = ofType(modelTypeOf(json, path), path);
+  return { folder, path, family, json, stored: HfWeights.open(folder, '') };
 }
 
 /** Checks that a device can be used, before anything is downloaded or read. @throws UnsupportedError as setDefaultDevice does */

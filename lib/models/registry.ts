@@ -50,60 +50,59 @@ export const kSeq2SeqFamilies: readonly Seq2SeqFamily[] = [t5];
 
 /** Finds the family of a causal language model. @throws UnsupportedError naming the types that are known */
 export function familyOf(type: string, path: string): ModelFamily {
-  const found = kFamilies.find(({ modelType }) => modelType === type);
-  if (found !== undefined) return found;
-  throw unsupportedModel(`${path}: model_type ${shown(type)}`, {
-    as: otherTasks(type, 'as a language model'),
-    known: kFamilies.map(({ modelType }) => modelType),
-  });
+  return ofType(kFamilies, { type, path, as: 'as a language model' });
 }
 
 /** Finds the family of a GGUF architecture. @throws UnsupportedError naming the architectures that are known */
-export function familyOfGguf(
-  architecture: string,
-  path: string,
-): { family: ModelFamily; table: GgufTable } {
-  for (const family of kFamilies) {
-    if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
-  }
-  throw unsupportedModel(`${path}: general.architecture ${shown(architecture)}`, {
-    ...(isEncoder(architecture) && { as: otherTasks(architecture, 'as a language model') }),
-    known: kFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
-  });
+export function familyOfGguf(architecture: string, path: string): GgufFamily<ModelFamily> {
+  const as = isEncoder(architecture) ? otherTasks(architecture, 'as a language model') : '';
+  return ofArchitecture(kFamilies, { architecture, path, as });
 }
 
 /** Finds the encoder-decoder family of a GGUF architecture. @throws UnsupportedError naming the architectures that are known */
-export function seq2SeqFamilyOfGguf(
-  architecture: string,
-  path: string,
-): { family: Seq2SeqFamily; table: GgufTable } {
-  for (const family of kSeq2SeqFamilies) {
-    if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
-  }
-  throw unsupportedModel(`${path}: general.architecture ${shown(architecture)}`, {
-    as: ' as an encoder-decoder',
-    known: kSeq2SeqFamilies.flatMap(({ gguf }) => gguf?.architecture ?? []),
-  });
+export function seq2SeqFamilyOfGguf(architecture: string, path: string): GgufFamily<Seq2SeqFamily> {
+  return ofArchitecture(kSeq2SeqFamilies, { architecture, path, as: ' as an encoder-decoder' });
 }
 
 /** Finds the family of an encoder-decoder. @throws UnsupportedError naming the types that are known */
 export function seq2SeqFamilyOf(type: string, path: string): Seq2SeqFamily {
-  const found = kSeq2SeqFamilies.find(({ modelType }) => modelType === type);
-  if (found !== undefined) return found;
-  throw unsupportedModel(`${path}: model_type ${shown(type)}`, {
-    as: otherTasks(type, 'as an encoder-decoder'),
-    known: kSeq2SeqFamilies.map(({ modelType }) => modelType),
-  });
+  return ofType(kSeq2SeqFamilies, { type, path, as: 'as an encoder-decoder' });
 }
 
 /** Finds the classifier of a model_type. @throws UnsupportedError naming the types that are known */
 export function classifierKind(type: string, path: string): ClassifierKind {
   const kinds = [...kEncoders, ...kFamilies.flatMap(({ classifier }) => classifier ?? [])];
-  const found = kinds.find(({ modelType }) => modelType === type);
+  return ofType(kinds, { type, path, as: 'for classification' });
+}
+
+function ofType<F extends { readonly modelType: string }>(
+  families: readonly F[],
+  { type, path, as }: { type: string; path: string; as: string },
+): F {
+  const found = families.find(({ modelType }) => modelType === type);
   if (found !== undefined) return found;
   throw unsupportedModel(`${path}: model_type ${shown(type)}`, {
-    as: otherTasks(type, 'for classification'),
-    known: kinds.map(({ modelType }) => modelType),
+    as: otherTasks(type, as),
+    known: families.map(({ modelType }) => modelType),
+  });
+}
+
+/** A family with the table of its GGUF files. */
+interface GgufFamily<F> {
+  readonly family: F;
+  readonly table: GgufTable;
+}
+
+function ofArchitecture<F extends { readonly gguf: GgufTable | null }>(
+  families: readonly F[],
+  { architecture, path, as }: { architecture: string; path: string; as: string },
+): GgufFamily<F> {
+  for (const family of families) {
+    if (family.gguf?.architecture === architecture) return { family, table: family.gguf };
+  }
+  throw unsupportedModel(`${path}: general.architecture ${shown(architecture)}`, {
+    as,
+    known: families.flatMap(({ gguf }) => gguf?.architecture ?? []),
   });
 }
 
@@ -119,7 +118,7 @@ export function classifierKindOfGguf(
   architecture: string,
   path: string,
   file: GgufFile,
-): { family: ClassifierKind; table: GgufTable } {
+): GgufFamily<ClassifierKind> {
   if (isEncoder(architecture)) {
     const family = classifierKind(bertLikeOf(file), path);
     return { family, table: family.gguf as GgufTable };
@@ -137,7 +136,7 @@ export function classifierKindOfGguf(
 
 function unsupportedModel(
   what: string,
-  { as = '', known }: { as?: string; known: readonly string[] },
+  { as, known }: { as: string; known: readonly string[] },
 ): UnsupportedError {
   return new UnsupportedError(
     `${what} is not supported${as}; known: ${known.join(', ')}; read docs/how-to-add-a-model.md in balora's sources ` +
@@ -169,30 +168,15 @@ export interface SupportedModel {
 
 /** Every model_type that can be loaded, with its tasks. */
 export function supportedModels(): SupportedModel[] {
-  const rows = new Map<string, SupportedModel>();
-  const add = ({ modelType, tasks, features, gguf }: SupportedModel): void => {
-    const before = rows.get(modelType);
-    rows.set(modelType, {
-      modelType,
-      tasks: [...(before?.tasks ?? []), ...tasks],
-      features: before?.features ?? features,
-      gguf: before?.gguf ?? gguf,
-    });
-  };
-  for (const { modelType, features, gguf, classifier } of kFamilies) {
-    const tasks = classifier ? ['language model', 'classification'] : ['language model'];
-    add({ modelType, tasks, features, gguf: gguf?.architecture ?? null });
-  }
-  for (const { modelType, features, gguf } of kSeq2SeqFamilies) {
-    add({
-      modelType,
-      tasks: ['encoder-decoder'],
-      features,
-      gguf: gguf?.architecture ?? null,
-    });
-  }
-  for (const { modelType, features, gguf } of kEncoders) {
-    add({ modelType, tasks: ['classification'], features, gguf: gguf?.architecture ?? null });
-  }
-  return [...rows.values()];
+  const listed = [
+    ...kFamilies.map((family) => ({
+      family,
+      tasks: family.classifier ? ['language model', 'classification'] : ['language model'],
+    })),
+    ...kSeq2SeqFamilies.map((family) => ({ family, tasks: ['encoder-decoder'] })),
+    ...kEncoders.map((family) => ({ family, tasks: ['classification'] })),
+  ];
+  return listed.map(({ family: { modelType, features, gguf }, tasks }) => {
+    return { modelType, tasks, features, gguf: gguf?.architecture ?? null };
+  });
 }

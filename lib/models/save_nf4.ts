@@ -13,6 +13,7 @@ import {
 import { makeFolder, writeFileAtomic } from '../io/files.ts';
 import { SafetensorsWriter, type TensorSpec } from '../io/index.ts';
 import { SINGLE_WEIGHTS } from '../io/model_folder.ts';
+import { written } from '../io/tensor_file.ts';
 import { Conv1D, Linear } from '../nn/index.ts';
 import { div, reshape, sqrt, square, sub, sum } from '../ops/index.ts';
 import { synchronize } from '../runtime.ts';
@@ -60,7 +61,7 @@ export async function saveNf4(
   await makeFolder(folder);
   const writer = new SafetensorsWriter(join(folder, SINGLE_WEIGHTS), specs, { format: 'pt' });
   let worst = 0;
-  try {
+  await written(writer, async () => {
     for (const named of parameters) {
       const state = states.get(named[0]);
       if (state === undefined) writer.write(...named);
@@ -71,11 +72,7 @@ export async function saveNf4(
       }
       await synchronize();
     }
-    await writer.commit();
-  } catch (error) {
-    await writer.abandon();
-    throw error;
-  }
+  });
   await writeFileAtomic(join(folder, 'config.json'), configOf(model, options));
   return { quantized: states.size, error: worst };
 }
@@ -135,13 +132,13 @@ function writeParts(
 ): Tensor {
   const host = weight.to('cpu');
   const { packed, absmax } = quantizeNf4(host, blockSize);
-  const write = (part: string, values: Tensor): void => writer.write(`${name}.${part}`, values);
+  const write = (part: string, given: Tensor): void => writer.write(`${name}.${part}`, given);
   writer.write(name, reshape(packed, [packed.size, 1]));
   write('quant_map', tensor(Float32Array.from(fourBitCode('NF4'))));
   write(kStateKey, tensor(json));
   const options = { name, shape: weight.shape, dtype: 'f32' as DType, checkFinite: false };
   const parts = { type: 'NF4' as const, blockSize, packed };
-  let written: Tensor;
+  let values: Tensor;
   if (offset !== null) {
     const { codes, nested } = quantizeAbsmax(absmax);
     const map = tensor(Float32Array.from(dynamicMap()), { device: 'cpu' });
@@ -149,13 +146,13 @@ function writeParts(
     write('nested_absmax', nested);
     write('nested_quant_map', map);
     const factors = { absmax: nested, map, blockSize: kNestedBlockSize, offset };
-    written = fourBitWeight({ ...parts, absmax: codes, nested: factors }, options);
+    values = fourBitWeight({ ...parts, absmax: codes, nested: factors }, options);
   } else {
     write('absmax', absmax);
-    written = fourBitWeight({ ...parts, absmax }, options);
+    values = fourBitWeight({ ...parts, absmax }, options);
   }
   const exact = host.to('f32');
-  return sqrt(div(sum(square(sub(written.to('f32'), exact))), sum(square(exact))));
+  return sqrt(div(sum(square(sub(values.to('f32'), exact))), sum(square(exact))));
 }
 
 /** The mean of the factors of a weight's blocks, which double quantisation subtracts. */
@@ -176,13 +173,18 @@ async function stateOf(
   const { dtype, shape } = weight;
   const offset = doubleQuant ? await offsetOf(weight, blockSize) : null;
   const nested = {
-    ...{ nested_blocksize: kNestedBlockSize, nested_dtype: DTYPE_NAMES.f32, nested_offset: offset },
+    nested_blocksize: kNestedBlockSize,
+    nested_dtype: DTYPE_NAMES.f32,
+    nested_offset: offset,
   };
-  const state = {
-    ...{ quant_type: 'nf4', blocksize: blockSize, dtype: DTYPE_NAMES[dtype], shape },
-    ...(offset !== null && nested),
+  const state = { quant_type: 'nf4', blocksize: blockSize, dtype: DTYPE_NAMES[dtype], shape };
+  return {
+    json: new TextEncoder().encode(
+      JSON.stringify(offset === null ? state : { ...state, ...nested }),
+    ),
+    blockSize,
+    offset,
   };
-  return { json: new TextEncoder().encode(JSON.stringify(state)), blockSize, offset };
 }
 
 /** config.json with the settings by which transformers loads the weights. */
