@@ -3,7 +3,7 @@
  * rank. As in PEFT there is no alpha.
  */
 import { matmul, mul, rand, zeros } from '../../ops/index.ts';
-import { defineMethod } from './method.ts';
+import { defineMethod, trainedTensor } from './method.ts';
 import { denseVariant, refusesRank, withWeight } from './own_form.ts';
 
 const kA = 'hira_A';
@@ -21,8 +21,8 @@ const variant = denseVariant({
     rank_pattern: { option: 'rankPattern' },
   },
   tensors: () => [
-    { key: kA, trained: true, decays: true, shape: ({ r, inFeatures }) => [r, inFeatures] },
-    { key: kB, trained: true, decays: true, shape: ({ r, outFeatures }) => [outFeatures, r] },
+    trainedTensor(kA, ({ r, inFeatures }) => [r, inFeatures]),
+    trainedTensor(kB, ({ r, outFeatures }) => [outFeatures, r]),
   ],
   start: (modules) =>
     modules.map((module) => {

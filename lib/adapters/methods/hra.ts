@@ -22,7 +22,7 @@ import {
   transpose,
 } from '../../ops/index.ts';
 import { type Tensor, tensor } from '../../tensor.ts';
-import { defineMethod, type ModuleSizes } from './method.ts';
+import { defineMethod, trainedTensor } from './method.ts';
 import { type FormModule, lowRankVariant, withWeight } from './own_form.ts';
 
 const kVectors = 'hra_u';
@@ -61,14 +61,7 @@ const variant = lowRankVariant({
     exclude_modules: { option: 'excludeModules' },
     init_weights: { idle: true },
   },
-  tensors: () => [
-    {
-      key: kVectors,
-      trained: true,
-      decays: true,
-      shape: ({ inFeatures, r }: ModuleSizes) => [inFeatures, r],
-    },
-  ],
+  tensors: () => [trainedTensor(kVectors, ({ inFeatures, r }) => [inFeatures, r])],
   start: (modules) =>
     modules.map((module) => {
       const { inFeatures, r } = module;

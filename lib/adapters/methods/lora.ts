@@ -13,6 +13,7 @@ import {
   defineStart,
   LORA_TYPE,
   type StartModule,
+  trainedTensor,
   type Variant,
 } from './method.ts';
 import { keysOf, LORA_KEYS, refusesRank } from './own_form.ts';
@@ -52,8 +53,8 @@ const LORA: AdapterType = {
   pair: PAIR_KEYS,
   shared: [],
   tensors: () => [
-    { key: PAIR_KEYS.a, trained: true, decays: true, shape: (m) => [m.r, m.inFeatures] },
-    { key: PAIR_KEYS.b, trained: true, decays: true, shape: (m) => [m.outFeatures, m.r] },
+    trainedTensor(PAIR_KEYS.a, ({ r, inFeatures }) => [r, inFeatures]),
+    trainedTensor(PAIR_KEYS.b, ({ r, outFeatures }) => [outFeatures, r]),
   ],
   refuses: refusesRank,
   refusesStart: () => null,

@@ -30,8 +30,10 @@ import type { LowRankPair } from '../low_rank.ts';
 import { uniformPair } from './lora.ts';
 import {
   defineMethod,
+  frozenTensor,
   type ModuleSizes,
   type Settings,
+  trainedTensor,
   type Variant,
   type VariantModule,
   type VariantTraining,
@@ -59,8 +61,7 @@ function directions({ inFeatures, outFeatures }: ModuleSizes, settings: Settings
 const kRead = new WeakMap<Tensor, { version: number; values: readonly number[] }>();
 
 /** The count of forward passes, and whether the directions have been taken. */
-function progressOf(module: Pick<FormModule, 'tensor'>): { calls: number; taken: boolean } {
-  const counter = module.tensor(kCalls);
+function progressOf(counter: Tensor): { calls: number; taken: boolean } {
   const known = kRead.get(counter);
   const isKnown = known?.version === counter.version;
   const values = isKnown ? known.values : Array.from(counter.dataSync() as Float32Array);
@@ -103,9 +104,7 @@ function takeDirections(module: VariantModule): void {
 const training: VariantTraining = {
   refuses: ([first], { totalSteps, microBatches }) => {
     const warmup = first?.settings.dashWarmup as number;
-    const { calls, taken } = progressOf({
-      tensor: (key) => (first as VariantModule).parameter(key),
-    });
+    const { calls, taken } = progressOf((first as VariantModule).parameter(kCalls));
     const passes = calls + totalSteps * microBatches;
     if (taken || passes > warmup) return null;
     return (
@@ -115,7 +114,7 @@ const training: VariantTraining = {
   },
   beforeStep: async (modules) => {
     for (const module of modules) {
-      const { calls, taken } = progressOf({ tensor: (key) => module.parameter(key) });
+      const { calls, taken } = progressOf(module.parameter(kCalls));
       if (taken || calls < (module.settings.dashWarmup as number)) continue;
       takeDirections(module);
       // A decomposition takes long: the event loop gets a turn after each.
@@ -125,7 +124,7 @@ const training: VariantTraining = {
   },
   afterStep: (modules, { microBatches }) => {
     for (const module of modules) {
-      const { calls, taken } = progressOf({ tensor: (key) => module.parameter(key) });
+      const { calls, taken } = progressOf(module.parameter(kCalls));
       if (!taken) setProgress(module, calls + microBatches, false);
     }
   },
@@ -134,7 +133,7 @@ const training: VariantTraining = {
 /** The pair of the whole update, whose product is multiplied by s: the directions, too, once they are there. */
 function factors(module: FormModule): LowRankPair {
   const [a, b] = [module.tensor(kA), module.tensor(kB)];
-  if (!progressOf(module).taken) return { a, b };
+  if (!progressOf(module.tensor(kCalls)).taken) return { a, b };
   const scaled = mul(module.tensor(kU), div(module.tensor(kIndex), module.scale));
   return { a: concat([a, module.tensor(kV)], 0), b: concat([b, scaled], 1) };
 }
@@ -150,14 +149,14 @@ const form: Variant = lowRankVariant({
     dash_index: { option: 'dashIndex' },
   },
   tensors: (settings) => {
-    const fixed = { trained: false, decays: false };
+    const count = (sizes: ModuleSizes): number => directions(sizes, settings);
     return [
-      { key: kA, trained: true, decays: true, shape: ({ r, inFeatures }) => [r, inFeatures] },
-      { key: kB, trained: true, decays: true, shape: ({ r, outFeatures }) => [outFeatures, r] },
-      { key: kIndex, trained: true, decays: true, shape: (sizes) => [directions(sizes, settings)] },
-      { key: kU, ...fixed, shape: (sizes) => [sizes.outFeatures, directions(sizes, settings)] },
-      { key: kV, ...fixed, shape: (sizes) => [directions(sizes, settings), sizes.inFeatures] },
-      { key: kCalls, ...fixed, shape: () => [2] },
+      trainedTensor(kA, ({ r, inFeatures }) => [r, inFeatures]),
+      trainedTensor(kB, ({ r, outFeatures }) => [outFeatures, r]),
+      trainedTensor(kIndex, (sizes) => [count(sizes)]),
+      frozenTensor(kU, (sizes) => [sizes.outFeatures, count(sizes)]),
+      frozenTensor(kV, (sizes) => [count(sizes), sizes.inFeatures]),
+      frozenTensor(kCalls, () => [2]),
     ];
   },
   start: (modules, settings) =>
@@ -181,7 +180,7 @@ const variant: Variant = {
   ...form,
   training,
   phase: (module) => {
-    const { taken } = progressOf({ tensor: (key) => module.parameter(key) });
+    const { taken } = progressOf(module.parameter(kCalls));
     return taken ? 'with directions' : 'before directions';
   },
   // Two parts, so that neither is divided by s nor copied into one matrix.
@@ -189,7 +188,7 @@ const variant: Variant = {
     const { scale, form } = module;
     const tensorOf = (key: string): Tensor => module.parameter(key);
     const pair = { a: tensorOf(kA), b: tensorOf(kB), scale, form };
-    if (!progressOf({ tensor: tensorOf }).taken) return { ...plain, lowRank: [pair] };
+    if (!progressOf(tensorOf(kCalls)).taken) return { ...plain, lowRank: [pair] };
     return {
       ...plain,
       lowRank: [pair, { a: tensorOf(kV), b: mul(tensorOf(kU), tensorOf(kIndex)) }],

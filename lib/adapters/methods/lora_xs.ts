@@ -4,7 +4,8 @@
  * the adapter starts as the base; its gradient does not depend on R.
  */
 import { matmul, mul, randomizedSvds, reshape, zeros } from '../../ops/index.ts';
-import { defineMethod, type ModuleSizes } from './method.ts';
+import { tripletsOf } from '../leading_triplets.ts';
+import { defineMethod, frozenTensor, trainedTensor } from './method.ts';
 import { LORA_KEYS, lowRankVariant } from './own_form.ts';
 
 const kA = 'lora_A.weight';
@@ -15,35 +16,17 @@ const variant = lowRankVariant({
   peftType: 'LORA_XS',
   inPeft: false,
   formula: 'W x + s B R A x; A = S V^T and B = U of the leading singular triplets of W are frozen',
-  keys: {
-    ...LORA_KEYS,
-  },
+  keys: LORA_KEYS,
   tensors: () => [
-    {
-      key: kA,
-      trained: false,
-      decays: false,
-      shape: ({ r, inFeatures }: ModuleSizes) => [r, inFeatures],
-    },
-    {
-      key: kB,
-      trained: false,
-      decays: false,
-      shape: ({ r, outFeatures }: ModuleSizes) => [outFeatures, r],
-    },
-    { key: kR, trained: true, decays: true, shape: ({ r }) => [r, r] },
+    frozenTensor(kA, ({ r, inFeatures }) => [r, inFeatures]),
+    frozenTensor(kB, ({ r, outFeatures }) => [outFeatures, r]),
+    trainedTensor(kR, ({ r }) => [r, r]),
   ],
-  start: (modules) => {
-    const tasks = modules.map((module) => {
-      const { weight, r: rank } = module;
-      const a = weight.dtype === 'f64' ? weight.to('f32') : weight;
-      return { a, rank, seed: module.seed('svd') };
-    });
-    return randomizedSvds(tasks).map(({ u, s, vt }) => {
+  start: (modules) =>
+    randomizedSvds(modules.map(tripletsOf)).map(({ u, s, vt }) => {
       const { size: r } = s;
       return { [kA]: mul(vt, reshape(s, [r, 1])), [kB]: u, [kR]: zeros([r, r]) };
-    });
-  },
+    }),
   factors: ({ tensor }) => ({ a: tensor(kA), b: matmul(tensor(kB), tensor(kR)) }),
 });
 

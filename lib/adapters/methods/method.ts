@@ -434,6 +434,16 @@ export interface Variant {
   readonly residualObstacle: string | null;
 }
 
+/** A tensor that is trained, with weight decay. */
+export function trainedTensor(key: string, shape: TypeTensor['shape']): TypeTensor {
+  return { key, trained: true, decays: true, shape };
+}
+
+/** A tensor that stays as it starts. */
+export function frozenTensor(key: string, shape: TypeTensor['shape']): TypeTensor {
+  return { key, trained: false, decays: false, shape };
+}
+
 /** The tensors of a module of a variant: those of its type, and those beside them. */
 export function tensorsOf({ type, parameters }: Variant, settings: Settings): TypeTensor[] {
   return [...type.tensors(settings), ...parameters];

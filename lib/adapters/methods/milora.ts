@@ -2,7 +2,8 @@
  * MiLoRA (Wang et al. 2024): PiSSA with the last r singular triplets of W in the place of the first, so that the principal part stays
  * as it is: B = U sqrt(S/s) and A = sqrt(S/s) V^T.
  */
-import { div, mul, reshape, sqrt, trailingSvds } from '../../ops/index.ts';
+import { trailingSvds } from '../../ops/index.ts';
+import { pairOfTriplets } from '../leading_triplets.ts';
 import { defineMethod, defineNamedStart, type StartModule } from './method.ts';
 
 const start = defineNamedStart('milora', {
@@ -11,11 +12,7 @@ const start = defineNamedStart('milora', {
   pairs: (modules) =>
     trailingSvds(
       modules.map(({ weight: a, r: rank, seed }) => ({ a, rank, seed: seed('svd') })),
-    ).map(({ u, s, vt }, i) => {
-      const { r, scale } = modules[i] as StartModule;
-      const root = sqrt(div(s, scale)); // (r)
-      return { a: mul(vt, reshape(root, [r, 1])), b: mul(u, root) };
-    }),
+    ).map((found, i) => pairOfTriplets(found, modules[i] as StartModule)),
 });
 
 export const milora = defineMethod({

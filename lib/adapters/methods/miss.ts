@@ -11,6 +11,7 @@ import {
   defineMethod,
   type ModuleSizes,
   type Settings,
+  trainedTensor,
   type Variant,
   type VariantModule,
 } from './method.ts';
@@ -73,14 +74,7 @@ const form = {
     mini_r: { option: 'miniR' },
     miss_dropout: { option: 'loraDropout' },
   },
-  tensors: (settings: Settings) => [
-    {
-      key: kBlock,
-      trained: true,
-      decays: true,
-      shape: (sizes: ModuleSizes) => blockShape(sizes, settings),
-    },
-  ],
+  tensors: (settings: Settings) => [trainedTensor(kBlock, (sizes) => blockShape(sizes, settings))],
   start: (modules: readonly ModuleSizes[], settings: Settings) =>
     modules.map((sizes) => ({ [kBlock]: zeros(blockShape(sizes, settings)) })),
   refuses,

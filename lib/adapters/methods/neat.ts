@@ -18,7 +18,7 @@ import {
 } from '../../ops/index.ts';
 import { choice, number, whole } from '../../options/kinds.ts';
 import type { Tensor } from '../../tensor.ts';
-import { defineMethod, type ModuleSizes, type Settings } from './method.ts';
+import { defineMethod, type Settings, trainedTensor } from './method.ts';
 import { floatKey, lowRankVariant, withWeight } from './own_form.ts';
 
 const kA = 'peanut_A.weight';
@@ -46,10 +46,6 @@ const depthOf = ({ peanutDepth }: Settings): number => peanutDepth as number;
 const places = (settings: Settings): number[] =>
   Array.from({ length: depthOf(settings) }, (_, at) => at);
 
-const trained = (key: string, shape: (sizes: ModuleSizes) => number[]) => ({
-  ...{ key, shape, trained: true, decays: true },
-});
-
 const variant = lowRankVariant({
   peftType: 'PEANUT',
   inPeft: true,
@@ -62,10 +58,10 @@ const variant = lowRankVariant({
     scaling: floatKey('peanutScaling'),
   },
   tensors: (settings) => [
-    trained(kA, ({ r, outFeatures }) => [r, outFeatures]),
-    trained(kB, ({ r, outFeatures }) => [outFeatures, r]),
+    trainedTensor(kA, ({ r, outFeatures }) => [r, outFeatures]),
+    trainedTensor(kB, ({ r, outFeatures }) => [outFeatures, r]),
     ...places(settings).flatMap((at) =>
-      [encoder(at), decoder(at)].map((key) => trained(key, ({ r }) => [r, r])),
+      [encoder(at), decoder(at)].map((key) => trainedTensor(key, ({ r }) => [r, r])),
     ),
   ],
   start: (modules, settings) =>

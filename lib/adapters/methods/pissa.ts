@@ -3,7 +3,8 @@
  * W's best rank-r part. The base is not changed: the frozen initial pair is subtracted from the adapted linear
  * (docs/decisions/pissa-on-the-untouched-base.md).
  */
-import { div, mul, randomizedSvds, reshape, sqrt } from '../../ops/index.ts';
+import { randomizedSvds } from '../../ops/index.ts';
+import { pairOfTriplets, tripletsOf } from '../leading_triplets.ts';
 import { defineMethod, defineStart, type StartModule } from './method.ts';
 
 type Value = 'pissa' | `pissa_niter_${number}`;
@@ -20,21 +21,11 @@ const start = defineStart<Value>({
   accepts: (value): value is Value => typeof value === 'string' && kSpelling.test(value),
   fromWeight: true,
   pairs: (modules, value) => {
-    const tasks = modules.map((module) => {
-      const { weight, r: rank } = module;
-      return {
-        a: weight.dtype === 'f64' ? weight.to('f32') : weight,
-        rank,
-        seed: module.seed('svd'),
-      };
-    });
     const iterations = kSpelling.exec(value)?.[1];
     const niter = iterations === undefined ? 'converged' : Number(iterations);
-    return randomizedSvds(tasks, { niter }).map(({ u, s, vt }, i) => {
-      const { r, scale } = modules[i] as StartModule;
-      const root = sqrt(div(s, scale)); // (r)
-      return { a: mul(vt, reshape(root, [r, 1])), b: mul(u, root) };
-    });
+    return randomizedSvds(modules.map(tripletsOf), { niter }).map((found, i) =>
+      pairOfTriplets(found, modules[i] as StartModule),
+    );
   },
 });
 

@@ -17,7 +17,13 @@ import {
   zeros,
 } from '../../ops/index.ts';
 import type { Tensor } from '../../tensor.ts';
-import { defineMethod, type ModuleSizes, type Settings, type SharedContext } from './method.ts';
+import {
+  defineMethod,
+  type ModuleSizes,
+  type Settings,
+  type SharedContext,
+  trainedTensor,
+} from './method.ts';
 import { denseVariant, refusesRank } from './own_form.ts';
 
 const kA = 'randlora_A';
@@ -76,13 +82,8 @@ const variant = denseVariant({
     very_sparse: { option: 'randloraVerySparse' },
   },
   tensors: () => [
-    {
-      key: kGamma,
-      trained: true,
-      decays: true,
-      shape: (sizes) => [basesOf(sizes), smaller(sizes)],
-    },
-    { key: kLambda, trained: true, decays: true, shape: (sizes) => [sizes.r, basesOf(sizes)] },
+    trainedTensor(kGamma, (sizes) => [basesOf(sizes), smaller(sizes)]),
+    trainedTensor(kLambda, (sizes) => [sizes.r, basesOf(sizes)]),
   ],
   shared: [
     { key: kA, shape: shapeOfA, start: (all) => random(shapeOfA(all), all.seed(kA), all) },

@@ -4,7 +4,7 @@
  */
 import { full, mul, rand, reshape, slice, zeros } from '../../ops/index.ts';
 import { number } from '../../options/kinds.ts';
-import { defineMethod, type SharedContext } from './method.ts';
+import { defineMethod, type SharedContext, trainedTensor } from './method.ts';
 import { floatKey, lowRankVariant } from './own_form.ts';
 
 const kA = 'vera_A';
@@ -36,8 +36,8 @@ const variant = lowRankVariant({
     vera_dropout: { option: 'loraDropout' },
   },
   tensors: () => [
-    { key: kScaleB, trained: true, decays: true, shape: ({ outFeatures }) => [outFeatures] },
-    { key: kScaleD, trained: true, decays: true, shape: ({ r }) => [r] },
+    trainedTensor(kScaleB, ({ outFeatures }) => [outFeatures]),
+    trainedTensor(kScaleD, ({ r }) => [r]),
   ],
   shared: [
     {
