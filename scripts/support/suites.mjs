@@ -135,7 +135,13 @@ export const kSuites = [
     since: 'all',
     run: checks.runSignatures,
   },
-  { name: 'nvcc', what: 'the CUDA files with nvcc', since: 'all', run: checks.runNvcc },
+  {
+    name: 'nvcc',
+    what: 'the CUDA files with nvcc',
+    since: 'all',
+    platform: "CUDA's kernels",
+    run: checks.runNvcc,
+  },
   { name: 'gpu', what: 'a GPU against the CPU', since: 'all', run: checks.runGpu },
   {
     name: 'tidy',

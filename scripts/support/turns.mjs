@@ -3,7 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import { root } from './shell.mjs';
 
-/** How many platform checks a run has. */
+/** How many platform checks a run has at most; of fewer than twice as many it has half. */
 export const kTurnSize = 2;
 
 /**
@@ -24,12 +24,14 @@ export function commitNumber(folder = root) {
 }
 
 /**
- * The names whose turn it is: so many that follow each other in a circle, where the next number begins after the last of them.
+ * The names whose turn it is: half of them, `most` at most, that follow each other in a circle, where the next number begins after the
+ * last of them.
  * @param names all of them, in a fixed order
  * @param number from {@link commitNumber}; null: all of them
  */
-export function turnOf(names, number, size = kTurnSize) {
-  if (number === null || names.length <= size) return [...names];
+export function turnOf(names, number, most = kTurnSize) {
+  if (number === null) return [...names];
+  const size = Math.min(most, Math.ceil(names.length / 2));
   const first = (number * size) % names.length;
   const chosen = Array.from({ length: size }, (_, i) => names[(first + i) % names.length]);
   return names.filter((name) => chosen.includes(name));

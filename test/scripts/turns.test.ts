@@ -39,9 +39,16 @@ describe('the turn', () => {
     }
   });
 
-  it('is that of all where there are no more, or no commit', () => {
+  it('has half of the names where they are few', () => {
     expect(turnOf(['a'], 7)).toEqual(['a']);
-    expect(turnOf(['a', 'b'], 7)).toEqual(['a', 'b']);
+    expect([0, 1, 2].map((number) => turnOf(['a', 'b'], number))).toEqual([['a'], ['b'], ['a']]);
+    expect([0, 1].map((number) => turnOf(['a', 'b', 'c'], number))).toEqual([
+      ['a', 'b'],
+      ['a', 'c'],
+    ]);
+  });
+
+  it('is that of all where there is no commit', () => {
     expect(turnOf(names, null)).toEqual(names);
   });
 
