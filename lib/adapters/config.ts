@@ -13,22 +13,25 @@ import {
   checkValue,
   complaint,
   defaultOf,
+  defaultsOf,
   type InputOf,
   identityOfTable,
   normalized,
   type Option,
+  type OptionTable,
   type ResolvedOf,
   snake,
 } from '../options/option.ts';
 import { shown } from '../shown.ts';
 import {
+  type AdapterValues,
   ALL_LINEAR,
   type LoraInputOptions,
   loraChecks,
   loraOptions,
-  PAIR_SWITCHES,
   PEFT_SWITCHES,
   type PeftForm,
+  withoutOthers,
 } from './lora_options.ts';
 import type { AdapterType, ConfigKey } from './methods/method.ts';
 import {
@@ -37,6 +40,7 @@ import {
   PEFT_TYPES,
   scalingOf,
   startNamed,
+  TYPE_OPTIONS,
   typeNamed,
   typeOf,
 } from './methods/registry.ts';
@@ -61,8 +65,11 @@ export interface LoraConfigInput extends InputOf<LoraInputOptions> {
   loraGaConfig?: Readonly<Record<string, unknown>> | null;
 }
 
-/** A checked configuration, every field present. Patterns are lists: their order decides and objects do not keep it. */
-export interface LoraConfig extends Readonly<ResolvedOf<typeof loraOptions>> {}
+/**
+ * A checked configuration: the common options, and those of the methods of its `peftType`. Patterns are lists: their order decides and
+ * objects do not keep it.
+ */
+export interface LoraConfig extends AdapterValues {}
 
 /** An unchecked configuration with keys in snake case. */
 type Raw = Record<string, unknown>;
@@ -309,9 +316,10 @@ export function formatAdapterConfig(config: LoraConfig): string {
 /** The keys of a type's files beside the common ones; LoRA's have the switches, too, those that PEFT does not have only where they are on. */
 function keysOf(type: AdapterType): Readonly<Record<string, ConfigKey>> {
   if (type.pair === undefined) return type.keys;
-  const switches = PAIR_SWITCHES.map((option) => {
+  const switches = Object.keys(TYPE_OPTIONS[type.peftType] as OptionTable).map((option) => {
     const key = snake(option);
-    const whereSet = !PEFT_SWITCHES.includes(option) && !Object.hasOwn(UNSUPPORTED_KEYS, key);
+    const isOfPeft = PEFT_SWITCHES.includes(option as keyof MethodSwitches);
+    const whereSet = !isOfPeft && !Object.hasOwn(UNSUPPORTED_KEYS, key);
     return [key, { option, whereSet }] as const;
   });
   return { ...type.keys, ...Object.fromEntries(switches) };
@@ -352,7 +360,8 @@ export function configIdentity(
 ): Record<string, unknown> {
   const { initLoraWeights: init } = config;
   const start = typeof init === 'function' ? `function ${startDigest}` : init;
-  return identityOfTable(loraOptions, { ...config, initLoraWeights: start });
+  const others = defaultsOf(loraOptions);
+  return identityOfTable(loraOptions, { ...others, ...config, initLoraWeights: start });
 }
 
 /** Whether a value switches a feature off under any key, as PEFT writes features that are not used. */
@@ -405,10 +414,10 @@ function build(raw: Raw, { where, inFile, nameOf }: Source): LoraConfig {
     const read = inFile && option.inPeft ? { ...option, schema: option.inPeft } : option;
     return [name, normalized(option, checkValue(`${where}: ${nameOf(key)}`, read, given))];
   });
-  const config: LoraConfig = Object.freeze(Object.fromEntries(values));
+  const all = Object.fromEntries(values) as unknown as ResolvedOf<typeof loraOptions>;
   const name = (option: string): string => nameOf(snake(option)) ?? option;
-  checkTogether(loraChecks, config, { where, name });
-  return config;
+  checkTogether(loraChecks, all, { where, name });
+  return withoutOthers(all);
 }
 
 /** Whether a null only means that the option is not set, as PEFT writes it, and is not a value of the option itself. */

@@ -23,6 +23,7 @@ import {
   group,
   normalized,
   type Option,
+  type OptionTable,
   type ResolvedOf,
 } from '../options/option.ts';
 import { shown } from '../shown.ts';
@@ -37,7 +38,8 @@ import {
   START_NAMES,
   selectedVariants,
   startNamed,
-  typeNamed,
+  TYPE_OPTIONS,
+  typeOf,
 } from './methods/registry.ts';
 import { compareCodePoints, PythonFloat, type PythonJson } from './python_json.ts';
 import type { StartFunction } from './starts.ts';
@@ -276,9 +278,10 @@ const inFile = {
 };
 
 // Named types, because a declaration file would lose the doc comments of spread properties.
-type LoraOptions = typeof shape & MethodOptions & typeof start & typeof inFile & typeof about;
+type CommonOptions = typeof shape & typeof start & typeof inFile & typeof about;
+type LoraOptions = CommonOptions & MethodOptions;
 
-/** All options of an adapter, in the order in which a run's identity lists them. */
+/** The options of the adapters of all types, in the order in which a run's identity lists them: each has the common ones and its type's. */
 export const loraOptions: LoraOptions = group('Method and adapter', {
   ...shape,
   ...switches,
@@ -289,6 +292,18 @@ export const loraOptions: LoraOptions = group('Method and adapter', {
 
 /** The options that a caller may set. */
 export type LoraInputOptions = typeof shape & MethodOptions & typeof start & typeof about;
+
+/** A checked configuration: the common options, and those of its type. */
+export type AdapterValues = Readonly<ResolvedOf<CommonOptions>> & MethodSwitches;
+
+/** The configuration without the options of other types. */
+export function withoutOthers(values: Readonly<ResolvedOf<LoraOptions>>): AdapterValues {
+  const own = TYPE_OPTIONS[values.peftType] as OptionTable;
+  const kept = Object.entries(values).filter(
+    ([name]) => Object.hasOwn(own, name) || !Object.hasOwn(METHOD_OPTIONS, name),
+  );
+  return Object.freeze(Object.fromEntries(kept)) as unknown as AdapterValues;
+}
 
 const refusal = (config: Values): readonly [option: string, wanted: string] | null => {
   for (const { option, refuses } of selectedVariants(config)) {
@@ -307,32 +322,27 @@ function quantizedVariant(config: Values): string | null {
   return variant === undefined ? null : (variant.option ?? 'peftType');
 }
 
-/** Options of LoRA that PEFT's configurations of other types may lack. */
-const kOfLora = [
+/** Common options that adapters of some types do not have. */
+const kOfSomeTypes = [
   'loraAlpha',
   'loraDropout',
   'excludeModules',
   'rankPattern',
   'alphaPattern',
-  ...METHOD_OPTION_NAMES,
 ] as const;
 
-/** The options that the configuration of a type has beside the common ones. */
-function optionsOf(peftType: string): string[] {
-  const keys = Object.values(typeNamed(peftType)?.keys ?? {});
-  return keys.flatMap((key) => ('option' in key ? [key.option] : []));
+/** Whether the adapters of a type have an option that others lack. */
+function hasOption(peftType: string, name: string): boolean {
+  const { keys } = typeOf({ peftType });
+  const isKey = Object.values(keys).some((key) => 'option' in key && key.option === name);
+  return isKey || Object.hasOwn(TYPE_OPTIONS[peftType] as OptionTable, name);
 }
-
-const kOwnOptions = new Set(PEFT_TYPES.flatMap(optionsOf));
-
-/** The methods' options that belong to no other type than LoRA. */
-export const PAIR_SWITCHES = METHOD_OPTION_NAMES.filter((name) => !kOwnOptions.has(name));
 
 /** An option that is set and that the adapter's type does not have; undefined: there is none. */
 function foreignOption(config: Values): string | undefined {
-  const { peftType } = config;
-  const own = [...optionsOf(peftType), ...(peftType === LORA_TYPE ? PAIR_SWITCHES : [])];
-  return kOfLora.find((name) => !own.includes(name) && !isDefault(name, config[name]));
+  return [...kOfSomeTypes, ...METHOD_OPTION_NAMES].find(
+    (name) => !hasOption(config.peftType, name) && !isDefault(name, config[name]),
+  );
 }
 
 function isDefault(name: keyof Values, value: unknown): boolean {
@@ -353,8 +363,11 @@ export const loraChecks: readonly Check<Values>[] = [
   },
   {
     when: (config) => foreignOption(config) !== undefined,
-    message: (config, name) =>
-      `${name(foreignOption(config) as string)} is no option of ${name('peftType')} ${config.peftType}; leave it out`,
+    message: (config, name) => {
+      const foreign = foreignOption(config) as string;
+      const owners = PEFT_TYPES.filter((peftType) => hasOption(peftType, foreign)).join(', ');
+      return `${name(foreign)} is an option of ${name('peftType')} ${owners}, not of ${config.peftType}; leave it out`;
+    },
   },
   {
     when: (config) => refusal(config) !== null,

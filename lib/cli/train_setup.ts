@@ -2,7 +2,7 @@
  * The conversion from the settings of `balora train` to the options of the library. Only names change; no decision is
  * made here.
  */
-import type { LoraConfig, LoraConfigInput } from '../adapters/config.ts';
+import type { LoraConfigInput } from '../adapters/config.ts';
 import { loraChecks, loraOptions } from '../adapters/lora_options.ts';
 import { METHODS } from '../adapters/methods/registry.ts';
 import {
@@ -18,6 +18,7 @@ import {
   defaultsOf,
   normalized,
   type OptionTable,
+  type ResolvedOf,
   type ValuesOf,
 } from '../options/option.ts';
 import { TASKS, type TaskName } from '../tasks/list.ts';
@@ -164,5 +165,5 @@ function checkCombinations(
       normalized(loraOptions[key as keyof typeof loraOptions], value),
     ]),
   );
-  checkTogether(loraChecks, shape as unknown as LoraConfig, spelling);
+  checkTogether(loraChecks, shape as ResolvedOf<typeof loraOptions>, spelling);
 }

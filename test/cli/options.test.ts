@@ -187,6 +187,19 @@ describe('flags', () => {
     }
   });
 
+  it('of a method with tensors of its own stand in a group of the method', () => {
+    const command = new Command();
+    addOptions(command, kTrainOptions, { config: true });
+    const group = (flag: string) =>
+      command.options.find(({ long }) => long === flag)?.helpGroupHeading;
+    expect(['--beta1', '--tinit', '--miss-form'].map(group)).toEqual([
+      ...['Method adalora:', 'Method adalora:', 'Method miss:'],
+    ]);
+    expect(['--use-dora', '--lora-alpha'].map(group)).toEqual([
+      ...['Method and adapter:', 'Method and adapter:'],
+    ]);
+  });
+
   it('include those of the first version', () => {
     const expected =
       '--model --data --eval-data --output --overwrite --resume --method --r --lora-alpha --init-lora-weights ' +

@@ -435,43 +435,43 @@ export const adalora = defineMethod({
   adapter: { peftType: 'ADALORA' },
   options: {
     /** Rank of every module at the start. Default 12. */
-    initR: whole({ least: 1, default: 12, help: 'adalora: rank at the start' }),
+    initR: whole({ least: 1, default: 12, help: 'rank at the start' }),
     /** Rank of a module at the end, on average over all modules. Below `initR`. Default 8. */
-    targetR: whole({ least: 1, default: 8, help: 'adalora: rank at the end, on average' }),
+    targetR: whole({ least: 1, default: 8, help: 'rank at the end, on average' }),
     /** Number of steps before the first choice of ranks. Default 0. */
-    tinit: whole({ least: 0, default: 0, help: 'adalora: steps before ranks are chosen' }),
+    tinit: whole({ least: 0, default: 0, help: 'steps before ranks are chosen' }),
     /** Number of steps after the last choice of ranks. Default 0. */
-    tfinal: whole({ least: 0, default: 0, help: 'adalora: steps after ranks have been chosen' }),
+    tfinal: whole({ least: 0, default: 0, help: 'steps after ranks have been chosen' }),
     /** Number of steps from one choice to the next. Default 1. */
-    deltaT: whole({ least: 1, default: 1, help: 'adalora: steps between choices of ranks' }),
+    deltaT: whole({ least: 1, default: 1, help: 'steps between choices of ranks' }),
     /** Decay of the smoothed importance. Default 0.85. */
-    beta1: number({ least: 0, below: 1, default: 0.85, help: 'adalora: decay of the importance' }),
+    beta1: number({ least: 0, below: 1, default: 0.85, help: 'decay of the importance' }),
     /** Decay of the smoothed deviation of the importance. Default 0.85. */
     beta2: number({
       least: 0,
       below: 1,
       default: 0.85,
-      help: "adalora: decay of the importance's deviation",
+      help: "decay of the importance's deviation",
     }),
     /** Weight of the term that holds A and B near orthonormal. Default 0.5, as in PEFT; the authors' is 0.1 to 0.3. */
     orthRegWeight: number({
       least: 0,
       default: 0.5,
-      help: 'adalora: weight of the orthogonality term',
+      help: 'weight of the orthogonality term',
     }),
     /** Which triplets a file holds, by `<module>.lora_E`, as PEFT's rank_pattern says. Default, and null: all. */
     keptTriplets: json<Readonly<Record<string, readonly boolean[]>>, null>({
       of: 'lists of true and false by module',
       schema: z.record(z.string(), z.array(z.boolean()).readonly()).readonly(),
       default: null,
-      help: 'adalora: the triplets in the file',
+      help: 'the triplets in the file',
       only: 'library',
     }),
     /** Number of steps of the run that an adapter in a file was trained in. Default, and null: not known. */
     totalStep: whole({
       least: 1,
       default: null,
-      help: 'adalora: steps of its run',
+      help: 'steps of its run',
       only: 'library',
     }),
   },

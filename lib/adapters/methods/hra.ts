@@ -119,7 +119,7 @@ export const hra = defineMethod({
   adapter: { peftType: 'HRA', r: 8 },
   options: {
     /** Whether HRA's vectors are orthogonalised (Gram-Schmidt); only for adapters from a file, since none starts as the base. Default false. */
-    applyGs: { help: 'HRA: orthogonalise its vectors; for an adapter from a file' },
+    applyGs: { help: 'orthogonalise the vectors; for an adapter from a file' },
   },
   variants: [variant],
 });

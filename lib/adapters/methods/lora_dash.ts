@@ -214,10 +214,10 @@ export const loraDash = defineMethod({
     dashWarmup: whole({
       least: 0,
       default: 100,
-      help: 'lora_dash: forward passes before the directions are taken',
+      help: 'forward passes before the directions are taken',
     }),
     /** Number of singular directions of each weight that LoRA-Dash trains. Default 8. */
-    dashIndex: whole({ least: 1, default: 8, help: 'lora_dash: directions of each weight' }),
+    dashIndex: whole({ least: 1, default: 8, help: 'directions of each weight' }),
   },
   variants: [variant],
 });

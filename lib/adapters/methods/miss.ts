@@ -136,10 +136,10 @@ export const miss = defineMethod({
     missForm: choice({
       choices: ['miss', 'bat', 'mini'],
       default: 'miss',
-      help: 'MiSS: its form',
+      help: 'form of the block',
     }),
     /** For MiSS in the form `mini`: columns of its block, which is repeated along the outputs. Default 1. */
-    miniR: whole({ least: 1, default: 1, help: 'MiSS, form mini: columns of the block' }),
+    miniR: whole({ least: 1, default: 1, help: 'columns of the block of the form mini' }),
   },
   variants: [variant],
 });

@@ -109,15 +109,15 @@ export const neat = defineMethod({
   adapter: preset,
   options: {
     /** For NEAT: number of its encoders, and of its decoders. Default 0. */
-    peanutDepth: whole({ least: 0, default: 0, help: 'NEAT: encoders, and decoders' }),
+    peanutDepth: whole({ least: 0, default: 0, help: 'encoders, and decoders' }),
     /** For NEAT: its activation, by transformers' name. Default `relu`. */
     peanutActFn: choice({
       choices: Object.keys(kActivations) as Activation[],
       default: 'relu',
-      help: 'NEAT: activation',
+      help: 'activation',
     }),
     /** For NEAT: factor of its update. Default 1. */
-    peanutScaling: number({ default: 1, help: 'NEAT: factor of the update' }),
+    peanutScaling: number({ default: 1, help: 'factor of the update' }),
   },
   variants: [variant],
 });

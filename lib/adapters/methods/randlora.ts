@@ -130,9 +130,9 @@ export const randlora = defineMethod({
   adapter: { peftType: 'RANDLORA', r: 32, loraAlpha: 640 },
   options: {
     /** For RandLoRA: whether the bases are -1, 0 and 1 with shares of 1/6, 2/3 and 1/6, scaled to deviation 1. Default false. */
-    randloraSparse: { help: 'RandLoRA: bases of -1, 0 and 1, two thirds 0' },
+    randloraSparse: { help: 'bases of -1, 0 and 1, two thirds 0' },
     /** For RandLoRA: as `randloraSparse`, with a share of 1/sqrt(D) that is not 0, D the size of A. Default false. */
-    randloraVerySparse: { help: 'RandLoRA: bases of -1, 0 and 1, all but 1/sqrt(D) of them 0' },
+    randloraVerySparse: { help: 'bases of -1, 0 and 1, all but 1/sqrt(D) of them 0' },
   },
   variants: [variant],
 });

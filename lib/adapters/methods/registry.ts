@@ -1,7 +1,7 @@
 /** The list of methods, and the parts of it that a configuration selects. */
 
 import { onOff } from '../../options/kinds.ts';
-import type { Option, ResolvedOf } from '../../options/option.ts';
+import type { Option, OptionTable, ResolvedOf } from '../../options/option.ts';
 import { adalora } from './adalora.ts';
 import { balora } from './balora.ts';
 import { corda } from './corda.ts';
@@ -17,15 +17,16 @@ import { loraDash } from './lora_dash.ts';
 import { loraFa } from './lora_fa.ts';
 import { loraGa, loraGaPeft } from './lora_ga.ts';
 import { loraXs } from './lora_xs.ts';
-import type {
-  AdapterType,
-  Method,
-  MethodOption,
-  MethodPreset,
-  Scaling,
-  Start,
-  Variant,
-  VariantParameter,
+import {
+  type AdapterType,
+  LORA_TYPE,
+  type Method,
+  type MethodOption,
+  type MethodPreset,
+  type Scaling,
+  type Start,
+  type Variant,
+  type VariantParameter,
 } from './method.ts';
 import { milora } from './milora.ts';
 import { miss } from './miss.ts';
@@ -129,8 +130,8 @@ export type MethodOptions = {
     : Option<boolean, boolean>;
 };
 
-/** The values of the options that the methods add. */
-export type MethodSwitches = Readonly<ResolvedOf<MethodOptions>>;
+/** The values of the options that the methods add, of which an adapter has those of its type. */
+export type MethodSwitches = Readonly<Partial<ResolvedOf<MethodOptions>>>;
 
 /** The values that select a variant. */
 type Selection = MethodSwitches & { readonly peftType: string };
@@ -165,21 +166,6 @@ export const METHODS = Object.freeze(
   Object.fromEntries(kMethods.map((method) => [method.name, method])),
 ) as { readonly [Name in MethodName]: ListedMethod<Name> };
 
-/** The options of all methods; a switch is off unless it is set. */
-export const METHOD_OPTIONS = Object.freeze(
-  Object.fromEntries(
-    kMethods
-      .flatMap(({ options }) => Object.entries<MethodOption>(options ?? {}))
-      .map(([name, option]) => [
-        name,
-        option.schema === undefined ? onOff({ default: false, help: option.help }) : option,
-      ]),
-  ),
-) as unknown as MethodOptions;
-
-/** The names of {@link METHOD_OPTIONS}. */
-export const METHOD_OPTION_NAMES = Object.keys(METHOD_OPTIONS) as (keyof AllOptions)[];
-
 const kStarts: readonly Start[] = kMethods.flatMap(({ starts }): readonly Start[] => starts ?? []);
 const kVariants: readonly Variant[] = kMethods.flatMap(({ variants }) => variants ?? []);
 const kScalings: readonly Scaling[] = kMethods.flatMap(({ scaling }) => scaling ?? []);
@@ -208,6 +194,33 @@ export function keepsBase(value: unknown): boolean {
 export const PEFT_TYPES: readonly string[] = [
   ...new Set(kVariants.map(({ type }) => type.peftType)),
 ];
+
+/** The options that the adapters of a type have of their own. A switch is off unless it is set. */
+function ownOptions(peftType: string): OptionTable {
+  const methods = kMethods.filter(
+    ({ adapter }: Method) => (adapter?.peftType ?? LORA_TYPE) === peftType,
+  );
+  const entries = methods.flatMap(({ name, options }) =>
+    Object.entries<MethodOption>(options ?? {}).map(([key, given]) => {
+      const option =
+        given.schema === undefined ? onOff({ default: false, help: given.help }) : given;
+      // LoRA's combine with the starts of all its methods.
+      return [key, peftType === LORA_TYPE ? option : { ...option, group: `Method ${name}` }];
+    }),
+  );
+  return Object.fromEntries(entries);
+}
+
+/** The options that the methods add, by the type whose adapters have them. */
+export const TYPE_OPTIONS: Readonly<Record<string, OptionTable>> = Object.fromEntries(
+  PEFT_TYPES.map((peftType) => [peftType, ownOptions(peftType)]),
+);
+
+/** The options of all methods. */
+export const METHOD_OPTIONS: MethodOptions = Object.assign({}, ...Object.values(TYPE_OPTIONS));
+
+/** The names of {@link METHOD_OPTIONS}. */
+export const METHOD_OPTION_NAMES = Object.keys(METHOD_OPTIONS) as (keyof AllOptions)[];
 
 /** The type that a value of `peft_type` names; null: none is implemented here. */
 export function typeNamed(peftType: unknown): AdapterType | null {

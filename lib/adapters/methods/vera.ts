@@ -79,7 +79,7 @@ export const vera = defineMethod({
   adapter: { peftType: 'VERA', r: 256 },
   options: {
     /** First value of VeRA's vector d. Default 0.1. */
-    dInitial: number({ default: 0.1, help: 'VERA: first value of the vector d between A and B' }),
+    dInitial: number({ default: 0.1, help: 'first value of the vector d between A and B' }),
   },
   variants: [variant],
 });

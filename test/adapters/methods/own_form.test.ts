@@ -11,7 +11,7 @@ import {
   parseAdapterConfig,
 } from '../../../lib/adapters/config.ts';
 import { saveMerged } from '../../../lib/adapters/merge.ts';
-import { variantOf } from '../../../lib/adapters/methods/registry.ts';
+import { METHOD_OPTION_NAMES, variantOf } from '../../../lib/adapters/methods/registry.ts';
 import { loadSafetensors, saveSafetensors } from '../../../lib/io/safetensors.ts';
 import { add, copy_, randn, zeros } from '../../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../../lib/runtime.ts';
@@ -199,10 +199,16 @@ describe.each(kOwnForms)('%s', (_, config) => {
 
 describe('a configuration', () => {
   it.each<[LoraConfigInput, string]>([
-    [{ peftType: 'VERA', loraAlpha: 16 }, 'loraAlpha is no option of peftType VERA; leave it out'],
-    [{ peftType: 'VERA', useRslora: true }, 'useRslora is no option of peftType VERA'],
-    [{ peftType: 'HIRA', alphaPattern: { up_proj: 2 } }, 'alphaPattern is no option of peftType'],
-    [{ dInitial: 0.5 }, 'dInitial is no option of peftType LORA; leave it out'],
+    [
+      { peftType: 'VERA', loraAlpha: 16 },
+      'loraAlpha is an option of peftType LORA, ADALORA, LORA_DASH, LORA_XS, RANDLORA, not of VERA; leave it out',
+    ],
+    [{ peftType: 'VERA', useRslora: true }, 'useRslora is an option of peftType LORA, not of VERA'],
+    [
+      { peftType: 'HIRA', alphaPattern: { up_proj: 2 } },
+      'alphaPattern is an option of peftType LORA, LORA_DASH, LORA_XS, not of HIRA',
+    ],
+    [{ dInitial: 0.5 }, 'dInitial is an option of peftType VERA, not of LORA; leave it out'],
     [
       { peftType: 'MISS', useDora: true },
       'useDora cannot go with peftType; switch one of them off',
@@ -248,6 +254,18 @@ describe('a configuration', () => {
       ...change,
     };
     expect(() => parseAdapterConfig(JSON.stringify(file))).toThrow(message);
+  });
+
+  it('has the options of its type alone', () => {
+    const own = (config: LoraConfigInput): string[] =>
+      METHOD_OPTION_NAMES.filter((name) => name in loraConfig(config));
+    expect(own({})).toEqual(['loraBias', 'useRslora', 'useDora']);
+    expect(own({ peftType: 'VERA' })).toEqual(['dInitial']);
+    expect(own({ peftType: 'HIRA' })).toEqual([]);
+    // A configuration of an earlier version has those of all types.
+    expect(own({ peftType: 'MISS', dInitial: 0.1, useDora: false })).toEqual([
+      ...['missForm', 'miniR'],
+    ]);
   });
 
   it('of a file may have another seed of PEFT, and other first values', () => {
