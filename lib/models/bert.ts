@@ -4,18 +4,13 @@
  */
 import { z } from 'zod';
 import { UnsupportedError } from '../errors.ts';
-import { Embedding, type LayerNorm, type Linear, Module } from '../nn/index.ts';
-import { add, tanh, zeros } from '../ops/index.ts';
+import type { Linear, Module } from '../nn/index.ts';
+import { moduleOf } from '../nn/module.ts';
+import { tanh } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { activation } from './activations.ts';
 import { bertGguf } from './bert_gguf.ts';
-import {
-  BertLayer,
-  BertSelfAttention,
-  type BlockConfig,
-  layerNorm,
-  type Segments,
-} from './bert_layers.ts';
+import { BertLayer, BertSelfAttention, type Segments } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import {
   configError,
@@ -24,24 +19,16 @@ import {
   parseConfig,
   size,
 } from './config_keys.ts';
-import { statedRates } from './dropout_rates.ts';
-import { runLayers } from './layers.ts';
-import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
+import {
+  EncoderClassifier,
+  type EncoderConfig,
+  EncoderEmbeddings,
+  type EncoderPass,
+} from './encoder.ts';
+import type { ModelInputs, ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
-import { type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
+import type { HeadOrigin } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';
-
-export interface BertConfig extends BlockConfig {
-  readonly vocabSize: number;
-  readonly numLayers: number;
-  /** Rows of the position table. */
-  readonly positionRows: number;
-  /** The first row of the position table that is used. */
-  readonly firstPosition: number;
-  readonly tokenTypes: number;
-  /** The keys of config.json as they were read, for writing it again. */
-  readonly source: Readonly<Record<string, unknown>>;
-}
 
 const rate = z.number().nullish(); // dropout, which is not applied
 const ignored = z.unknown().optional();
@@ -79,7 +66,7 @@ export function bertConfig(
   json: Record<string, unknown>,
   options: ParseConfigOptions,
   { firstPosition }: { firstPosition: number } = { firstPosition: 0 },
-): BertConfig {
+): EncoderConfig {
   const { path } = options;
   const config = parseConfig(kShape, json, options);
   const kind = config.position_embedding_type ?? 'absolute';
@@ -121,142 +108,52 @@ export function checkHeads<K extends string>(
   );
 }
 
-class BertEmbeddings extends Module {
-  readonly word_embeddings: Embedding;
-  readonly position_embeddings: Embedding;
-  readonly token_type_embeddings: Embedding;
-  readonly LayerNorm: LayerNorm;
-
-  constructor(config: BertConfig, weights: WeightLoader) {
-    super();
-    const table = (name: string, rows: number): Embedding =>
-      new Embedding(weights.tensor(`${name}.weight`, [rows, config.hiddenSize]));
-    this.word_embeddings = table('word_embeddings', config.vocabSize);
-    this.position_embeddings = table('position_embeddings', config.positionRows);
-    this.token_type_embeddings = table('token_type_embeddings', config.tokenTypes);
-    this.LayerNorm = layerNorm('LayerNorm', config, weights);
-  }
-
-  /** (N,C) */
-  forward({ ids, positions, tokenTypes }: ModelInputs): Tensor {
-    const types = tokenTypes ?? zeros(ids.shape, { dtype: 'i32' });
-    const words = add(this.word_embeddings.forward(ids), this.token_type_embeddings.forward(types));
-    return this.LayerNorm.forward(add(words, this.position_embeddings.forward(positions)));
-  }
+/** The embeddings and the layers, without pooler and head. */
+export function bertTrunk(config: EncoderConfig, weights: WeightLoader) {
+  const layer = Array.from({ length: config.numLayers }, (_, i) => {
+    const at = weights.at(`encoder.layer.${i}`);
+    return new BertLayer(new BertSelfAttention(config, at.at('attention.self')), config, at);
+  });
+  return {
+    embeddings: new EncoderEmbeddings(config, weights.at('embeddings'), { typesFirst: true }),
+    encoder: moduleOf({ layer }),
+  };
 }
 
-class BertEncoder extends Module {
-  readonly layer: readonly BertLayer<Segments>[];
-
-  constructor(config: BertConfig, weights: WeightLoader) {
-    super();
-    this.layer = Array.from({ length: config.numLayers }, (_, i) => {
-      const at = weights.at(`layer.${i}`);
-      return new BertLayer(new BertSelfAttention(config, at.at('attention.self')), config, at);
-    });
-  }
-}
-
-/** tanh(dense(first row)) */
-class BertPooler extends Module {
-  readonly dense: Linear;
-
-  constructor({ hiddenSize: c }: BertConfig, weights: WeightLoader) {
-    super();
-    this.dense = weights.linear('dense', [c, c], true);
-  }
-
-  forward(rows: Tensor): Tensor {
-    return tanh(this.dense.forward(rows));
-  }
-}
-
-/** Embeddings and layers, without pooler and head. */
-export class BertTrunk extends Module {
-  readonly embeddings: BertEmbeddings;
-  readonly encoder: BertEncoder;
-
-  constructor(config: BertConfig, weights: WeightLoader) {
-    super();
-    this.embeddings = new BertEmbeddings(config, weights.at('embeddings'));
-    this.encoder = new BertEncoder(config, weights.at('encoder'));
-  }
-
-  forward(inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
-    const { cuSeqlens, lengths, wanted } = inputs;
-    const embedded = this.embeddings.forward(inputs);
-    return runLayers(this.encoder.layer, embedded, {
-      shared: { cuSeqlens, lengths },
-      last: null,
-      wanted,
-      keep: keepOf,
-      onLayer,
-    });
-  }
-}
-
-class BertModel extends BertTrunk {
-  readonly pooler: BertPooler;
-
-  constructor(config: BertConfig, weights: WeightLoader) {
-    super(config, weights);
-    this.pooler = new BertPooler(config, weights.at('pooler'));
-  }
-}
-
-/** Rates of dropout, which is not applied. */
-const kDropouts = ['hidden_dropout_prob', 'attention_probs_dropout_prob', 'classifier_dropout'];
+export type BertTrunk = ReturnType<typeof bertTrunk>;
 
 /** Base class of the classifiers on a bert-like trunk. */
-export abstract class BertClassifier extends SequenceClassifier {
-  readonly config: BertConfig;
-
-  constructor(config: BertConfig, origin: ModelOrigin, head: HeadOrigin) {
-    super(origin, head);
-    this.config = config;
-  }
-
-  get vocabSize(): number {
-    return this.config.vocabSize;
-  }
-
-  get headPaths(): readonly string[] {
-    return ['classifier'];
-  }
-
-  override get dropoutRates(): Readonly<Record<string, number>> {
-    return statedRates(this.config.source, kDropouts);
-  }
+export abstract class BertClassifier extends EncoderClassifier<Segments> {
+  protected readonly dropoutKeys = [
+    'hidden_dropout_prob',
+    'attention_probs_dropout_prob',
+    'classifier_dropout',
+  ];
 
   protected abstract get trunk(): BertTrunk;
 
-  protected override get firstPosition(): number {
-    return this.config.firstPosition;
-  }
-
-  protected override get maxPositions(): number {
-    return this.config.positionRows - this.config.firstPosition;
-  }
-
-  protected override get tokenTypeCount(): number {
-    return this.config.tokenTypes;
-  }
-
-  protected hidden(inputs: ModelInputs): Tensor {
-    return this.trunk.forward(inputs, this);
+  protected pass(inputs: ModelInputs): EncoderPass<Segments> {
+    const { embeddings, encoder } = this.trunk;
+    const { cuSeqlens, lengths } = inputs;
+    const embedded = embeddings.forward(inputs);
+    return { layers: encoder.layer, embedded, shared: { cuSeqlens, lengths } };
   }
 }
 
 /** bert with a linear head on the pooled first token. */
 export class BertForSequenceClassification extends BertClassifier {
   readonly modelType = 'bert';
-  readonly bert: BertModel;
+  protected readonly architecture = 'BertForSequenceClassification';
+  readonly bert: Module & BertTrunk & { readonly pooler: Module & { readonly dense: Linear } };
   readonly classifier: Linear;
 
-  constructor(config: BertConfig, weights: WeightLoader, origin: ModelOrigin, head: HeadOrigin) {
+  constructor(config: EncoderConfig, weights: WeightLoader, origin: ModelOrigin, head: HeadOrigin) {
     super(config, origin, head);
-    this.bert = new BertModel(config, weights.at('bert'));
-    this.classifier = weights.linear('classifier', [head.numLabels, config.hiddenSize], true);
+    const c = config.hiddenSize;
+    const at = weights.at('bert');
+    const pooler = moduleOf({ dense: at.linear('pooler.dense', [c, c], true) });
+    this.bert = moduleOf({ ...bertTrunk(config, at), pooler });
+    this.classifier = weights.linear('classifier', [head.numLabels, c], true);
   }
 
   protected get trunk(): BertTrunk {
@@ -264,11 +161,7 @@ export class BertForSequenceClassification extends BertClassifier {
   }
 
   protected classify(rows: Tensor): Tensor {
-    return this.classifier.forward(this.bert.pooler.forward(rows));
-  }
-
-  configJson(): Record<string, unknown> {
-    return this.classifierJson(this.config.source, 'BertForSequenceClassification');
+    return this.classifier.forward(tanh(this.bert.pooler.dense.forward(rows)));
   }
 }
 

@@ -2,7 +2,8 @@
  * The post-norm blocks that BERT, RoBERTa and DeBERTa share; they differ in their self-attention and their embeddings.
  * Dimensions: N rows, C hidden, H heads, D head size, F mlp width.
  */
-import { LayerNorm, type Linear, LinearGroup, Module } from '../nn/index.ts';
+import { type Linear, LinearGroup, Module } from '../nn/index.ts';
+import { moduleOf } from '../nn/module.ts';
 import { attention, reshape } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Activation } from './activations.ts';
@@ -26,15 +27,6 @@ export interface Segments {
 export interface SelfAttention<S> extends Module {
   /** x (N,C) -> (N,C), before the output projection */
   forward(x: Tensor, shared: S): Tensor;
-}
-
-export function layerNorm(name: string, config: BlockConfig, weights: WeightLoader): LayerNorm {
-  const shape = [config.hiddenSize];
-  return new LayerNorm(
-    weights.tensor(`${name}.weight`, shape),
-    weights.tensor(`${name}.bias`, shape),
-    { eps: config.layerNormEps },
-  );
 }
 
 /** Attention of every row to all rows of its segment: q, k, v (N,C) each -> (N,C). */
@@ -71,49 +63,29 @@ export class BertSelfAttention extends Module implements SelfAttention<Segments>
 }
 
 /** A projection and the norm of its sum with the residual. */
-class Output extends Module {
-  readonly dense: Linear;
-  readonly LayerNorm: LayerNorm;
-
-  constructor(inner: number, config: BlockConfig, weights: WeightLoader) {
-    super();
-    this.dense = weights.linear('dense', [config.hiddenSize, inner], true);
-    this.LayerNorm = layerNorm('LayerNorm', config, weights);
-  }
+function outputOf(inner: number, { hiddenSize: c, layerNormEps }: BlockConfig, at: WeightLoader) {
+  return moduleOf({
+    dense: at.linear('dense', [c, inner], true),
+    LayerNorm: at.layerNorm('LayerNorm', c, layerNormEps),
+  });
 }
 
-class Attention<S> extends Module {
-  readonly self: SelfAttention<S>;
-  readonly output: Output;
-
-  constructor(self: SelfAttention<S>, config: BlockConfig, weights: WeightLoader) {
-    super();
-    this.self = self;
-    this.output = new Output(config.hiddenSize, config, weights.at('output'));
-  }
-}
-
-class Intermediate extends Module {
-  readonly dense: Linear;
-
-  constructor(config: BlockConfig, weights: WeightLoader) {
-    super();
-    this.dense = weights.linear('dense', [config.intermediateSize, config.hiddenSize], true);
-  }
-}
+type Output = ReturnType<typeof outputOf>;
 
 export class BertLayer<S> extends Layer<S> {
-  readonly attention: Attention<S>;
-  readonly intermediate: Intermediate;
+  readonly attention: Module & { readonly self: SelfAttention<S>; readonly output: Output };
+  readonly intermediate: Module & { readonly dense: Linear };
   readonly output: Output;
   readonly #activation: Activation;
 
   /** @param self the attention, built from weights.at('attention.self') */
   constructor(self: SelfAttention<S>, config: BlockConfig, weights: WeightLoader) {
     super();
-    this.attention = new Attention(self, config, weights.at('attention'));
-    this.intermediate = new Intermediate(config, weights.at('intermediate'));
-    this.output = new Output(config.intermediateSize, config, weights.at('output'));
+    const { hiddenSize: c, intermediateSize: f } = config;
+    const output = outputOf(c, config, weights.at('attention.output'));
+    this.attention = moduleOf({ self, output });
+    this.intermediate = moduleOf({ dense: weights.linear('intermediate.dense', [f, c], true) });
+    this.output = outputOf(f, config, weights.at('output'));
     this.#activation = config.activation;
   }
 

@@ -11,17 +11,12 @@
 import { z } from 'zod';
 import { UnsupportedError } from '../errors.ts';
 import { Embedding, type LayerNorm, type Linear, LinearGroup, Module } from '../nn/index.ts';
-import { add, relativeAttention, reshape, zeros } from '../ops/index.ts';
+import { moduleOf } from '../nn/module.ts';
+import { relativeAttention, reshape } from '../ops/index.ts';
 import { type Tensor, tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
 import { checkHeads } from './bert.ts';
-import {
-  BertLayer,
-  type BlockConfig,
-  layerNorm,
-  type Segments,
-  type SelfAttention,
-} from './bert_layers.ts';
+import { BertLayer, type Segments, type SelfAttention } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import {
   layerCount,
@@ -33,17 +28,19 @@ import {
   refuseValues,
   size,
 } from './config_keys.ts';
-import { statedRates } from './dropout_rates.ts';
-import { runLayers } from './layers.ts';
-import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
+import {
+  EncoderClassifier,
+  type EncoderConfig,
+  EncoderEmbeddings,
+  type EncoderPass,
+} from './encoder.ts';
+import type { ModelInputs, ModelOrigin } from './model.ts';
 import { byRelativePosition, type DebertaBuckets, debertaBucket } from './relative_positions.ts';
 import { trunkNames } from './renamed_weights.ts';
-import { type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
+import type { HeadOrigin } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';
 
-interface DebertaConfig extends BlockConfig {
-  readonly vocabSize: number;
-  readonly numLayers: number;
+interface DebertaConfig extends EncoderConfig {
   readonly buckets: DebertaBuckets;
   /** Rows of the table of relative positions on either side of 0. */
   readonly span: number;
@@ -52,11 +49,7 @@ interface DebertaConfig extends BlockConfig {
   /** Whether relative positions use the projections of the content. */
   readonly sharedKeys: boolean;
   readonly normRelative: boolean;
-  /** Rows of the table of absolute positions; 0: there is none. */
-  readonly positionRows: number;
-  readonly tokenTypes: number;
   readonly pooling: Activation;
-  readonly source: Readonly<Record<string, unknown>>;
 }
 
 const ignored = z.unknown().optional();
@@ -118,6 +111,7 @@ function debertaConfig(json: Record<string, unknown>, options: ParseConfigOption
     sharedKeys: config.share_att_key ?? false,
     normRelative: words(config.norm_rel_ebd ?? 'none').includes('layer_norm'),
     positionRows: config.position_biased_input === false ? 0 : config.max_position_embeddings,
+    firstPosition: 0,
     tokenTypes: config.type_vocab_size ?? 0,
     pooling: activation(config.pooler_hidden_act ?? 'gelu', { path, key: 'pooler_hidden_act' }),
     source: json,
@@ -204,35 +198,6 @@ class DisentangledSelfAttention extends Module implements SelfAttention<Shared> 
   }
 }
 
-class DebertaEmbeddings extends Module {
-  readonly word_embeddings: Embedding;
-  readonly position_embeddings: Embedding | null;
-  readonly token_type_embeddings: Embedding | null;
-  readonly LayerNorm: LayerNorm;
-
-  constructor(config: DebertaConfig, weights: WeightLoader) {
-    super();
-    const table = (name: string, rows: number): Embedding =>
-      new Embedding(weights.tensor(`${name}.weight`, [rows, config.hiddenSize]));
-    const { vocabSize, positionRows, tokenTypes } = config;
-    this.word_embeddings = table('word_embeddings', vocabSize);
-    this.position_embeddings = positionRows > 0 ? table('position_embeddings', positionRows) : null;
-    this.token_type_embeddings = tokenTypes > 0 ? table('token_type_embeddings', tokenTypes) : null;
-    this.LayerNorm = layerNorm('LayerNorm', config, weights);
-  }
-
-  /** (N,C) */
-  forward({ ids, positions, tokenTypes }: ModelInputs): Tensor {
-    let sum = this.word_embeddings.forward(ids);
-    if (this.position_embeddings) sum = add(sum, this.position_embeddings.forward(positions));
-    if (this.token_type_embeddings) {
-      const types = tokenTypes ?? zeros(ids.shape, { dtype: 'i32' });
-      sum = add(sum, this.token_type_embeddings.forward(types));
-    }
-    return this.LayerNorm.forward(sum);
-  }
-}
-
 class DebertaEncoder extends Module {
   readonly layer: readonly BertLayer<Shared>[];
   readonly rel_embeddings: Embedding;
@@ -249,23 +214,13 @@ class DebertaEncoder extends Module {
     this.rel_embeddings = new Embedding(
       weights.tensor('rel_embeddings.weight', [2 * config.span, config.hiddenSize]),
     );
-    this.LayerNorm = config.normRelative ? layerNorm('LayerNorm', config, weights) : null;
+    const { hiddenSize, layerNormEps, normRelative } = config;
+    this.LayerNorm = normRelative ? weights.layerNorm('LayerNorm', hiddenSize, layerNormEps) : null;
     this.#config = config;
   }
 
-  forward(x: Tensor, inputs: ModelInputs, { keepOf, onLayer }: LayerSettings): Tensor {
-    const { cuSeqlens, lengths, length, wanted } = inputs;
-    return runLayers(this.layer, x, {
-      shared: { cuSeqlens, lengths, ...this.#relative(length) },
-      last: null,
-      wanted,
-      keep: keepOf,
-      onLayer,
-    });
-  }
-
   /** The rows of the table that sequences of this length use, and the index of each relative position among them. */
-  #relative(length: number): { relative: Tensor; index: Tensor } {
+  relative(length: number): { relative: Tensor; index: Tensor } {
     const { span, buckets } = this.#config;
     const row = (keyMinusQuery: number): number =>
       Math.min(Math.max(debertaBucket(-keyMinusQuery, buckets) + span, 0), 2 * span - 1);
@@ -281,88 +236,44 @@ class DebertaEncoder extends Module {
   }
 }
 
-class DebertaModel extends Module {
-  readonly embeddings: DebertaEmbeddings;
-  readonly encoder: DebertaEncoder;
-
-  constructor(config: DebertaConfig, weights: WeightLoader) {
-    super();
-    this.embeddings = new DebertaEmbeddings(config, weights.at('embeddings'));
-    this.encoder = new DebertaEncoder(config, weights.at('encoder'));
-  }
-}
-
-class ContextPooler extends Module {
-  readonly dense: Linear;
-  readonly #activation: Activation;
-
-  constructor({ hiddenSize: c, pooling }: DebertaConfig, weights: WeightLoader) {
-    super();
-    this.dense = weights.linear('dense', [c, c], true);
-    this.#activation = pooling;
-  }
-
-  forward(rows: Tensor): Tensor {
-    return this.#activation(this.dense.forward(rows));
-  }
-}
-
-/** Rates of dropout, which is not applied. */
-const kDropouts = [
-  'hidden_dropout_prob',
-  'attention_probs_dropout_prob',
-  'pooler_dropout',
-  'cls_dropout',
-];
-
 /** deberta-v2 (and v3) with a linear head on the pooled first token. */
-export class DebertaV2ForSequenceClassification extends SequenceClassifier {
+export class DebertaV2ForSequenceClassification extends EncoderClassifier<Shared> {
   readonly modelType = 'deberta-v2';
-  readonly deberta: DebertaModel;
-  readonly pooler: ContextPooler;
+  protected readonly architecture = 'DebertaV2ForSequenceClassification';
+  protected readonly dropoutKeys = [
+    'hidden_dropout_prob',
+    'attention_probs_dropout_prob',
+    'pooler_dropout',
+    'cls_dropout',
+  ];
+  readonly deberta;
+  readonly pooler: Module & { readonly dense: Linear };
   readonly classifier: Linear;
-  readonly #config: DebertaConfig;
+  readonly #pooling: Activation;
 
   constructor(config: DebertaConfig, weights: WeightLoader, origin: ModelOrigin, head: HeadOrigin) {
-    super(origin, head);
-    this.#config = config;
-    this.deberta = new DebertaModel(config, weights.at('deberta'));
-    this.pooler = new ContextPooler(config, weights.at('pooler'));
-    this.classifier = weights.linear('classifier', [head.numLabels, config.hiddenSize], true);
+    super(config, origin, head);
+    const c = config.hiddenSize;
+    const at = weights.at('deberta');
+    this.deberta = moduleOf({
+      embeddings: new EncoderEmbeddings(config, at.at('embeddings'), { typesFirst: false }),
+      encoder: new DebertaEncoder(config, at.at('encoder')),
+    });
+    this.pooler = moduleOf({ dense: weights.linear('pooler.dense', [c, c], true) });
+    this.classifier = weights.linear('classifier', [head.numLabels, c], true);
+    this.#pooling = config.pooling;
   }
 
-  get vocabSize(): number {
-    return this.#config.vocabSize;
-  }
-
-  get headPaths(): readonly string[] {
-    return ['classifier'];
-  }
-
-  protected override get maxPositions(): number {
-    const { positionRows } = this.#config;
-    return positionRows > 0 ? positionRows : Number.POSITIVE_INFINITY;
-  }
-
-  protected override get tokenTypeCount(): number {
-    return this.#config.tokenTypes;
-  }
-
-  override get dropoutRates(): Readonly<Record<string, number>> {
-    return statedRates(this.#config.source, kDropouts);
-  }
-
-  protected hidden(inputs: ModelInputs): Tensor {
-    const embedded = this.deberta.embeddings.forward(inputs);
-    return this.deberta.encoder.forward(embedded, inputs, this);
+  protected pass(inputs: ModelInputs): EncoderPass<Shared> {
+    const { embeddings, encoder } = this.deberta;
+    const { cuSeqlens, lengths, length } = inputs;
+    const embedded = embeddings.forward(inputs);
+    const shared = { cuSeqlens, lengths, ...encoder.relative(length) };
+    return { layers: encoder.layer, embedded, shared };
   }
 
   protected classify(rows: Tensor): Tensor {
-    return this.classifier.forward(this.pooler.forward(rows));
-  }
-
-  configJson(): Record<string, unknown> {
-    return this.classifierJson(this.#config.source, 'DebertaV2ForSequenceClassification');
+    return this.classifier.forward(this.#pooling(this.pooler.dense.forward(rows)));
   }
 }
 

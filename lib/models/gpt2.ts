@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { type Conv1D, Embedding, type LayerNorm, Linear, Module } from '../nn/index.ts';
+import { moduleOf } from '../nn/module.ts';
 import { add, split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
@@ -67,47 +68,39 @@ class Gpt2Attention extends Module {
   }
 }
 
-class Gpt2Mlp extends Module {
-  readonly c_fc: Conv1D;
-  readonly c_proj: Conv1D;
-  readonly #activation: Activation;
-
-  constructor(config: Gpt2Config, weights: WeightLoader) {
-    super();
-    const { hiddenSize: c, intermediateSize: f } = config;
-    this.c_fc = weights.conv1d('c_fc', [f, c]);
-    this.c_proj = weights.conv1d('c_proj', [c, f]);
-    this.#activation = config.activation;
-  }
-
-  /** x (N,C) -> (N,C) */
-  forward(x: Tensor): Tensor {
-    return this.c_proj.forward(this.#activation(this.c_fc.forward(x)));
-  }
-}
-
 class Gpt2Block extends Layer<Rows> {
   readonly ln_1: LayerNorm;
   readonly attn: Gpt2Attention;
   readonly ln_2: LayerNorm;
-  readonly mlp: Gpt2Mlp;
+  readonly mlp: Module & { readonly c_fc: Conv1D; readonly c_proj: Conv1D };
+  readonly #activation: Activation;
 
   constructor(config: Gpt2Config, weights: WeightLoader, i: number) {
     super();
-    this.ln_1 = weights.layerNorm('ln_1', config.hiddenSize, config.eps);
+    const { hiddenSize: c, intermediateSize: f, eps } = config;
+    this.ln_1 = weights.layerNorm('ln_1', c, eps);
     this.attn = new Gpt2Attention(config, weights.at('attn'), i);
-    this.ln_2 = weights.layerNorm('ln_2', config.hiddenSize, config.eps);
-    this.mlp = new Gpt2Mlp(config, weights.at('mlp'));
+    this.ln_2 = weights.layerNorm('ln_2', c, eps);
+    const [c_fc, c_proj] = [
+      weights.conv1d('mlp.c_fc', [f, c]),
+      weights.conv1d('mlp.c_proj', [c, f]),
+    ];
+    this.mlp = moduleOf({ c_fc, c_proj });
+    this.#activation = config.activation;
   }
 
   branches(): readonly Branch<Rows>[] {
+    const { c_fc, c_proj } = this.mlp;
     return [
       {
         preNorm: this.ln_1,
         attention: (x, rows) => this.attn.forward(x, rows),
         forward: (attended) => this.attn.c_proj.forward(attended),
       },
-      { preNorm: this.ln_2, forward: (x) => this.mlp.forward(x) },
+      {
+        preNorm: this.ln_2,
+        forward: (x) => c_proj.forward(this.#activation(c_fc.forward(x))),
+      },
     ];
   }
 }

@@ -2,43 +2,35 @@
  * The roberta architecture: bert's blocks, positions that start behind the padding id, no pooler; the head is a dense
  * layer with tanh and a projection on the first token.
  */
-import { type Linear, Module } from '../nn/index.ts';
+import type { Linear, Module } from '../nn/index.ts';
+import { moduleOf } from '../nn/module.ts';
 import { tanh } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
-import { BertClassifier, type BertConfig, BertTrunk, bertConfig } from './bert.ts';
+import { BertClassifier, type BertTrunk, bertConfig, bertTrunk } from './bert.ts';
 import { robertaGguf } from './bert_gguf.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import { configError } from './config_keys.ts';
+import type { EncoderConfig } from './encoder.ts';
 import type { ModelOrigin } from './model.ts';
 import { trunkNames } from './renamed_weights.ts';
 import type { HeadOrigin } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';
 
-class RobertaHead extends Module {
-  readonly dense: Linear;
-  readonly out_proj: Linear;
-
-  constructor(hiddenSize: number, numLabels: number, weights: WeightLoader) {
-    super();
-    this.dense = weights.linear('dense', [hiddenSize, hiddenSize], true);
-    this.out_proj = weights.linear('out_proj', [numLabels, hiddenSize], true);
-  }
-
-  forward(rows: Tensor): Tensor {
-    return this.out_proj.forward(tanh(this.dense.forward(rows)));
-  }
-}
-
 /** roberta with its two-layer head on the first token. */
 export class RobertaForSequenceClassification extends BertClassifier {
   readonly modelType = 'roberta';
-  readonly roberta: BertTrunk;
-  readonly classifier: RobertaHead;
+  protected readonly architecture = 'RobertaForSequenceClassification';
+  readonly roberta: Module & BertTrunk;
+  readonly classifier: Module & { readonly dense: Linear; readonly out_proj: Linear };
 
-  constructor(config: BertConfig, weights: WeightLoader, origin: ModelOrigin, head: HeadOrigin) {
+  constructor(config: EncoderConfig, weights: WeightLoader, origin: ModelOrigin, head: HeadOrigin) {
     super(config, origin, head);
-    this.roberta = new BertTrunk(config, weights.at('roberta'));
-    this.classifier = new RobertaHead(config.hiddenSize, head.numLabels, weights.at('classifier'));
+    const c = config.hiddenSize;
+    this.roberta = moduleOf(bertTrunk(config, weights.at('roberta')));
+    this.classifier = moduleOf({
+      dense: weights.linear('classifier.dense', [c, c], true),
+      out_proj: weights.linear('classifier.out_proj', [head.numLabels, c], true),
+    });
   }
 
   protected get trunk(): BertTrunk {
@@ -46,11 +38,8 @@ export class RobertaForSequenceClassification extends BertClassifier {
   }
 
   protected classify(rows: Tensor): Tensor {
-    return this.classifier.forward(rows);
-  }
-
-  configJson(): Record<string, unknown> {
-    return this.classifierJson(this.config.source, 'RobertaForSequenceClassification');
+    const { dense, out_proj } = this.classifier;
+    return out_proj.forward(tanh(dense.forward(rows)));
   }
 }
 

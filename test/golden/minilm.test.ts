@@ -9,6 +9,7 @@ import {
 } from '../../lib/models/index.ts';
 import { runLayers } from '../../lib/models/layers.ts';
 import { modelInputs } from '../../lib/models/model.ts';
+import { tanh } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { unpadded } from '../support/golden_classifiers.ts';
@@ -92,7 +93,8 @@ describeShared('MiniLM', [kModel, kGolden], () => {
     }
     const [pooled, logits] = noGrad(() => {
       const hidden = model.forward(batch);
-      return [model.bert.pooler.forward(hidden), model.logits(hidden, batch)] as const;
+      const pooled = tanh(model.bert.pooler.dense.forward(hidden));
+      return [pooled, model.logits(hidden, batch)] as const;
     });
     expect(largestError(firstRows(pooled, batch.cuSeqlens), await numbers('pooled'))).toBeLessThan(
       kTolerance.pooled,
