@@ -181,8 +181,8 @@ export {
 } from './train/head_warmup.ts';
 export type { BatchPlan, MemoryBudget } from './train/memory_plan.ts';
 export { type AdapterMethod, type ResolvedMethod, resolveMethod } from './train/methods.ts';
-export type { ResolvedOptions } from './train/options.ts';
 export type { RegularizerOptions, ResolvedRegularizers } from './train/regularizers.ts';
+export type { ResolvedRun } from './train/resolve_run.ts';
 export type { AfterBackward } from './train/step.ts';
 export {
   type ClassifierTrainerOptions,

@@ -3,7 +3,7 @@
  * measured without it.
  */
 import { deviceInfo } from '../../lib/device.ts';
-import { resolveOptions } from '../../lib/train/options.ts';
+import { resolveRun } from '../../lib/train/resolve_run.ts';
 
 export const kFeatures = {
   cacheTeacher: { option: { cacheTeacher: true }, flag: '--cache-teacher' },
@@ -32,7 +32,7 @@ export function missingFeature(feature: Feature, device = 'cpu'): string | null 
     return 'products in int8 need a CPU with VNNI or AMX';
   }
   const key = Object.keys(option)[0] as string;
-  const known = Object.values(resolveOptions({})).some(
+  const known = Object.values(resolveRun({})).some(
     (group) => typeof group === 'object' && group !== null && key in group,
   );
   return known ? null : `this version has no ${flag}`;

@@ -80,7 +80,8 @@ async function run(
   const prepared = await cliTaskOf(settings).prepare(settings, setup, { progress, signal });
   const { input, tokenizer, statistics, format, close } = prepared;
   try {
-    const trainer = new Trainer({ ...(input as TrainerOptions), commandLine: context.args });
+    const commandLine = context.args;
+    const trainer = new Trainer({ ...(input as TrainerOptions), commandLine }, setup.run);
     if (settings.dryRun) {
       const plan = await trainer.plan({ measure: true });
       context.stdout.write(`${planText(plan, statistics, format)}\n`);

@@ -2,9 +2,11 @@
  * The conversion from the settings of `balora train` to the options of the library. Only names change; no decision is
  * made here.
  */
-import type { LoraConfigInput } from '../adapters/config.ts';
+import { type LoraConfigInput, loraConfig } from '../adapters/config.ts';
+import type { AdapterMethodName } from '../adapters/create.ts';
 import { loraChecks, loraOptions } from '../adapters/lora_options.ts';
-import { METHODS } from '../adapters/methods/registry.ts';
+import { presetSettings } from '../adapters/methods/preset.ts';
+import type { MethodName } from '../adapters/methods/registry.ts';
 import {
   type CorruptionOptions,
   corruptionChecks,
@@ -21,18 +23,14 @@ import {
   type ResolvedOf,
   type ValuesOf,
 } from '../options/option.ts';
-import { TASKS, type TaskName } from '../tasks/list.ts';
-import { type ResolvedMethod, resolveMethod, withOptimizationOf } from '../train/methods.ts';
-import { resolveOptions } from '../train/options.ts';
 import { REGULARIZER_OPTIONS } from '../train/regularizers.ts';
+import { resolveRun } from '../train/resolve_run.ts';
 import {
   bestOptions,
   optimizationOptions,
   outputOptions,
   resourceOptions,
-  trainerChecks,
 } from '../train/schema.ts';
-import type { MethodName } from '../train/types.ts';
 import { flagOf, listOf, pick, toConfig } from './option_table.ts';
 import type { TrainSetup } from './tasks/cli_task.ts';
 import { CLI_TASKS, cliTaskOf } from './tasks/list.ts';
@@ -44,43 +42,33 @@ import { kTrainDefaults, type TrainSettings } from './train_options.ts';
  */
 export function trainSetup(settings: TrainSettings): TrainSetup {
   checkTask(settings);
-  checkTogether(trainerChecks, settings, { name: flagOf });
   checkWeights([settings.data ?? []].flat().length, settings.dataWeights);
   const task = cliTaskOf(settings);
   const seed = settings.seed ?? kTrainDefaults.seed;
-  const method = chooseMethod(settings);
+  const method = settings.method ?? kTrainDefaults.method;
+  const adapter = adapterOf(settings, method);
   const batchSize = settings.perDeviceTrainBatchSize ?? kTrainDefaults.perDeviceTrainBatchSize;
   const evalBatchSize = settings.perDeviceEvalBatchSize ?? batchSize;
   const shuffle = settings.shuffle ?? kTrainDefaults.shuffle;
   const training = {
-    ...pickOptions(settings, optimizationOptions),
-    ...pickOptions(settings, outputOptions),
-    ...pickOptions(settings, bestOptions),
-    ...pickOptions(settings, resourceOptions),
-    regularizers: pickOptions(settings, REGULARIZER_OPTIONS), // they override those of the method, which the adapter records
+    ...pickOptions(settings, { ...optimizationOptions, ...outputOptions }),
+    ...pickOptions(settings, { ...bestOptions, ...resourceOptions }),
+    ...pick(settings, ['evalData', 'samplePrompts']),
+    regularizers: pickOptions(settings, REGULARIZER_OPTIONS),
     seed,
-    runConfig: toConfig({ ...kTrainDefaults, ...settings }),
+    ...task.runSettings?.(settings),
   };
-  // The options are checked here, before a model is loaded.
-  const { regularizers } = method;
-  resolveOptions(
-    {
-      ...withOptimizationOf(method.name, training),
-      ...{ regularizers, ...pick(settings, ['evalData', 'samplePrompts']) },
-    },
-    task.task.name,
-  );
   return {
-    task: task.task.name,
-    method,
-    adapter: method.adapter && {
-      ...method.adapter,
+    run: resolveRun(training, { task: task.task.name, method, name: flagOf }),
+    adapter: adapter && {
+      ...adapter,
+      method: method as AdapterMethodName,
       taskType: task.taskType,
       ...(settings.model === undefined
         ? {}
         : { baseModelNameOrPath: hubIdOf(settings.model) ?? settings.model }),
     },
-    training,
+    runConfig: toConfig({ ...kTrainDefaults, ...settings }),
     columns: listOf(settings.columns),
     dataWeights: settings.dataWeights,
     examples: task.examples(settings, {
@@ -123,47 +111,31 @@ function pickOptions<T extends OptionTable>(settings: TrainSettings, table: T): 
   return pick(settings as object, Object.keys(table) as never[]) as ValuesOf<T>;
 }
 
-function chooseMethod(settings: TrainSettings): ResolvedMethod {
-  const name: MethodName = settings.method ?? kTrainDefaults.method;
-  const adapter = pickOptions(settings, loraOptions);
-  const [shape] = Object.keys(adapter);
+/**
+ * The settings of a new adapter; null for full fine-tuning. The checks of combined options are run here as well, so that their
+ * messages name flags.
+ */
+function adapterOf(settings: TrainSettings, method: MethodName): LoraConfigInput | null {
+  const given = pickOptions(settings, loraOptions);
+  const [shape] = Object.keys(given);
   if (settings.adapter !== undefined && shape !== undefined) {
     throw new ArgumentError(
       `${flagOf(shape)} cannot be set with --adapter, which brings its own; leave one of them out`,
     );
   }
-  if (settings.adapter !== undefined && name === 'full') {
+  if (settings.adapter !== undefined && method === 'full') {
     throw new ArgumentError(
       '--adapter cannot go with --method full; merge it into the model first, with balora merge',
     );
   }
-  const { task = 'causal-lm' } = settings;
-  const regularizers = pickOptions(settings, REGULARIZER_OPTIONS);
-  checkCombinations(name, task, { adapter, regularizers });
-  return resolveMethod(name, { adapter: adapter as LoraConfigInput, regularizers, task });
-}
-
-/** Runs the library's checks of combined options here, so that their messages name flags. */
-function checkCombinations(
-  method: MethodName,
-  task: TaskName,
-  { adapter, regularizers }: { adapter: object; regularizers: object },
-): void {
-  const preset = METHODS[method];
-  const spelling = { name: flagOf };
-  const weights = {
-    ...defaultsOf(REGULARIZER_OPTIONS, { task }),
-    ...preset.regularizers?.[task],
-    ...regularizers,
-  };
-  for (const { checks = [] } of TASKS[task].terms) checkTogether(checks, weights, spelling);
-  if (preset.adapter === null) return;
-  const given: Record<string, unknown> = { ...preset.adapter, ...adapter };
-  const shape = Object.fromEntries(
-    Object.entries({ ...defaultsOf(loraOptions), ...given }).map(([key, value]) => [
-      key,
-      normalized(loraOptions[key as keyof typeof loraOptions], value),
-    ]),
-  );
-  checkTogether(loraChecks, shape as ResolvedOf<typeof loraOptions>, spelling);
+  const adapter = presetSettings(method, given as LoraConfigInput);
+  if (adapter === null) return null;
+  const whole = Object.entries({ ...defaultsOf(loraOptions), ...adapter }).map(([key, value]) => [
+    key,
+    normalized(loraOptions[key as keyof typeof loraOptions], value),
+  ]);
+  const values = Object.fromEntries(whole) as ResolvedOf<typeof loraOptions>;
+  checkTogether(loraChecks, values, { name: flagOf });
+  loraConfig(adapter);
+  return adapter;
 }

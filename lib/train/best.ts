@@ -18,6 +18,7 @@ import type { Model } from '../models/index.ts';
 import { taskOf } from '../tasks/list.ts';
 import type { Tensor } from '../tensor.ts';
 import { fromJson, toJson } from './json.ts';
+import type { ResolvedRun } from './resolve_run.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { BestStep } from './types.ts';
 
@@ -26,14 +27,12 @@ const kTensorFile = 'state.safetensors';
 const kFiles = [kNoteFile, kTensorFile];
 
 /** The metric by which a run keeps its best step; null where it keeps none. */
-export function bestMetric({
-  tuned,
-  evalData,
-  metricForBestModel,
-  evalSteps = 0,
-}: AnyTrainerOptions): MetricName | null {
+export function bestMetric(
+  { tuned, evalData }: AnyTrainerOptions,
+  { metricForBestModel, output }: ResolvedRun,
+): MetricName | null {
   if (evalData === undefined) return null;
-  if (metricForBestModel === undefined && evalSteps > 0) {
+  if (metricForBestModel === undefined && output.evalSteps > 0) {
     return taskOf(tuned.model).metrics(tuned.model).defaultMetric;
   }
   return metricForBestModel ?? null;
@@ -43,7 +42,10 @@ export function bestMetric({
  * Refuses a metric that no evaluation of the model has, before the first step.
  * @throws ArgumentError naming the metrics that there are
  */
-export function checkMetric({ tuned, metricForBestModel }: AnyTrainerOptions): void {
+export function checkMetric(
+  { tuned }: AnyTrainerOptions,
+  { metricForBestModel }: ResolvedRun,
+): void {
   const metric = metricForBestModel ?? null;
   if (metric === null) return;
   const { names, subject } = taskOf(tuned.model).metrics(tuned.model);

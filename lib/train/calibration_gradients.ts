@@ -52,7 +52,7 @@ import {
   statisticsIn,
   tensorsOf,
 } from './calibration_pass.ts';
-import { resolveOptions } from './options.ts';
+import { resolveRegularizers } from './regularizers.ts';
 
 /** Columns of a sketch for each triplet that is wanted. */
 const kOversampling = 2;
@@ -356,8 +356,7 @@ export async function addGradients(
 ): Promise<number> {
   const { model, abort } = pass;
   const task = taskOf(model);
-  const { regularizers } = resolveOptions({}, task.name);
-  const settings = { terms: [], regularizers: { ...regularizers } };
+  const settings = { terms: [], regularizers: { ...resolveRegularizers({}, task.name) } };
   const objective = task.objective(untuned(model), settings);
   let { batch, count } = before;
   try {

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { RUN_STATE } from '../adapters/checkpoint_folder.ts';
 import { FormatError } from '../errors.ts';
 import type { CHECKPOINT_FORMAT } from '../io/run_folder.ts';
-import type { Identity } from './options.ts';
+import type { Identity } from './identity.ts';
 import type { StepRecord } from './types.ts';
 import type { Position } from './window.ts';
 

@@ -4,8 +4,8 @@ import { join, resolve } from 'node:path';
 import { refusalOf, writeRefusal } from '../io/files.ts';
 import { acquireLock, type FolderLock } from '../io/folder_lock.ts';
 import { kTeacherCacheName, type TeacherCachePlace } from '../tasks/teacher_cache.ts';
-import { type ResolvedOptions, teacherCacheOption } from './options.ts';
 import type { OutputFolder } from './output.ts';
+import { type ResolvedRun, teacherCacheOption } from './resolve_run.ts';
 
 export interface ClaimedCache {
   readonly place: TeacherCachePlace;
@@ -19,7 +19,7 @@ export interface ClaimedCache {
  * @param folder the run's output folder; null where it has none, and its own cache is a temporary file
  */
 export async function claimTeacherCache(
-  options: ResolvedOptions,
+  options: ResolvedRun,
   folder: OutputFolder | null,
 ): Promise<ClaimedCache | null> {
   const { teacherCache } = options.resources;

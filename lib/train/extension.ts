@@ -7,10 +7,8 @@
 import { setImmediate } from 'node:timers/promises';
 import { ArgumentError } from '../errors.ts';
 import type { Term } from '../losses/term.ts';
-import { taskOf } from '../tasks/list.ts';
-import type { ResolvedOptions } from './options.ts';
 import { learningRateOf } from './plan.ts';
-import { termsOf } from './regularizers.ts';
+import type { ResolvedRun } from './resolve_run.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan } from './types.ts';
 
@@ -43,7 +41,7 @@ const kEntropies = [0.25, 0.75];
 export async function checkNewLength(
   change: LengthChange,
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
 ): Promise<void> {
   const { path, step, from, to } = change;
   if (to.totalSteps < step) {
@@ -70,7 +68,7 @@ function callerObstacle({ loss, afterBackward }: AnyTrainerOptions): string | nu
 async function firstDifference(
   { used, from, to }: LengthChange,
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
 ): Promise<string | null> {
   const [then, now] = [from, to].map((length) => schedulesOf(length, input, options)) as [
     Schedule[],
@@ -97,11 +95,11 @@ interface Schedule {
 function schedulesOf(
   length: RunLength,
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
 ): Schedule[] {
   const { totalSteps, warmupSteps } = length;
-  const { lrSchedulerType } = options.optimization;
-  const terms = termsOf(taskOf(input.tuned.model), options.regularizers, input.terms);
+  const { terms, optimization } = options;
+  const { lrSchedulerType } = optimization;
   const entropies = terms.some(({ readsTeacherEntropy }) => readsTeacherEntropy)
     ? kEntropies
     : [null];

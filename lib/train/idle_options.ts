@@ -8,13 +8,13 @@ import type { Requirement, Values } from '../options/option.ts';
 import { anyAbove0, unmet } from '../options/requirements.ts';
 import { shown } from '../shown.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
-import type { ResolvedOptimization, ResolvedOptions } from './options.ts';
 import { REGULARIZER_OPTIONS } from './regularizers.ts';
+import type { ResolvedOptimization, ResolvedRun } from './resolve_run.ts';
 import { optimizationOptions, outputOptions } from './schema.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 
 /** Messages that name the options which change nothing in a run, and what each of them needs. */
-export function idleOptions(input: AnyTrainerOptions, options: ResolvedOptions): string[] {
+export function idleOptions(input: AnyTrainerOptions, options: ResolvedRun): string[] {
   const { optimization, output, regularizers } = options;
   const { evalData, terms, loss } = input;
   const task = taskOf(input.tuned.model);
@@ -36,7 +36,7 @@ const kOwnLoss: Requirement = {
 /** The message about a method whose terms of the loss have weights of 0. */
 function idleMethod(
   { tuned, loss, terms: own = [] }: AnyTrainerOptions,
-  { regularizers }: ResolvedOptions,
+  { regularizers }: ResolvedRun,
   task: AnyTask,
 ): string[] {
   const { method = null } = tuned;
@@ -54,7 +54,7 @@ function idleMethod(
 /** Messages about settings with which a run trains nothing, or nothing in some modules. */
 export function withoutTraining(
   { tuned }: Pick<AnyTrainerOptions, 'tuned'>,
-  { optimization }: ResolvedOptions,
+  { optimization }: ResolvedRun,
 ): string[] {
   const { adapter = {} } = tuned.identity() as { adapter?: Values };
   const { loraAlpha, alphaPattern } = adapter;

@@ -11,7 +11,7 @@ import type { MomentShapes, Optimizer, ParameterGroup } from '../optim/optimizer
 import { RiemannianAdamW } from '../optim/riemannian.ts';
 import { Sgd, sgdMoments } from '../optim/sgd.ts';
 import type { Tensor } from '../tensor.ts';
-import type { ResolvedOptimization } from './options.ts';
+import type { ResolvedOptimization } from './resolve_run.ts';
 import type { OptimizerName } from './types.ts';
 
 interface OptimizerRow {

@@ -6,7 +6,7 @@
 import type { NamedTensor } from '../adapters/tuned_model.ts';
 import { ArgumentError } from '../errors.ts';
 import type { ParameterGroup } from '../optim/optimizer.ts';
-import type { ResolvedOptimization } from './options.ts';
+import type { ResolvedOptimization } from './resolve_run.ts';
 
 /**
  * The parameter groups for the optimiser.

@@ -6,8 +6,7 @@ import type { LossSettings, MicroBatch, Objective } from '../tasks/task.ts';
 import { productsOf } from './compute.ts';
 import { CustomObjective } from './custom_objective.ts';
 import { StepGraphs } from './graphs.ts';
-import type { ResolvedOptions } from './options.ts';
-import { termsOf } from './regularizers.ts';
+import type { ResolvedRun } from './resolve_run.ts';
 import { Runner } from './runner.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { LossFunction } from './types.ts';
@@ -21,8 +20,8 @@ export interface PassResources
 
 /** Makes the objective of a run: its task's, or the caller's own loss. */
 export function objectiveOf(
-  { tuned, loss, terms: own = [] }: AnyTrainerOptions,
-  { regularizers, seed, resources: { compute } }: ResolvedOptions,
+  { tuned, loss }: AnyTrainerOptions,
+  { regularizers, seed, terms, resources: { compute } }: ResolvedRun,
   { captureGraphs: graphs, ...resources }: PassResources,
 ): Objective {
   const int8 = productsOf(compute);
@@ -30,7 +29,6 @@ export function objectiveOf(
     return new CustomObjective(tuned as never, loss as LossFunction, int8);
   }
   const task = taskOf(tuned.model);
-  const terms = termsOf(task, regularizers, own);
   return task.objective(tuned, {
     ...{ ...resources, graphs, terms, seed, int8, regularizers: { ...regularizers } },
   });
@@ -39,7 +37,7 @@ export function objectiveOf(
 /** Makes the runner of a run. */
 export function runnerOf(
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
   resources: PassResources,
 ): Runner {
   const objective = objectiveOf(input, options, resources);
@@ -51,7 +49,7 @@ export function runnerOf(
 /** Makes the function that selects and counts the rows of a batch. */
 export function selectorOf(
   model: Model,
-  { regularizers }: Pick<ResolvedOptions, 'regularizers'>,
+  { regularizers }: Pick<ResolvedRun, 'regularizers'>,
 ): (data: unknown) => Omit<MicroBatch, 'index'> {
   const task = taskOf(model);
   return (data) => task.select(data, { ...regularizers });

@@ -22,8 +22,8 @@ import {
   type RunMemory,
 } from './memory_plan.ts';
 import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
-import { type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { objectiveOf, runnerOf, selectorOf } from './passes.ts';
+import { type ResolvedRun, teacherCacheOption } from './resolve_run.ts';
 import { samplingMemory } from './samples.ts';
 import { accumulateWindow } from './step.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
@@ -32,7 +32,7 @@ import { countSteps, WindowReader } from './window.ts';
 
 export async function makePlan(
   { tuned, data }: AnyTrainerOptions,
-  { optimization }: ResolvedOptions,
+  { optimization }: ResolvedRun,
 ): Promise<RunPlan> {
   const { gradientAccumulationSteps: accumulation, numTrainEpochs, maxSteps } = optimization;
   const totalSteps = await countSteps(data, { accumulation, numTrainEpochs, maxSteps });
@@ -68,7 +68,7 @@ const kCheckedRates = 100_000;
  */
 export function learningRateOf(
   { totalSteps, warmupSteps }: Pick<RunPlan, 'totalSteps' | 'warmupSteps'>,
-  { optimization }: ResolvedOptions,
+  { optimization }: ResolvedRun,
 ): (step: number) => number {
   const rate = learningRateSchedule({
     scheduler: optimization.lrSchedulerType,
@@ -109,7 +109,7 @@ export function requireRunMemory({ tuned }: AnyTrainerOptions, { memory }: RunPl
  */
 export async function planMemory(
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
   { plan, onNote = () => {} }: { plan: RunPlan; onNote?: (note: MemoryNote) => void },
 ): Promise<MemoryPlanner | null> {
   const { tuned, data, evalData } = input;
@@ -138,7 +138,7 @@ export async function planMemory(
   const inProcess = sharesProcessMemory(tuned.model.device);
   const cachesTeacher = inProcess && teacherCacheOption(options) !== null;
   const { memory } = objective;
-  const keepsBest = bestMetric(input) !== null && options.output.output === null;
+  const keepsBest = bestMetric(input, options) !== null && options.output.output === null;
   const trained = updatedBy(optimization, tuned.parameters()).map(({ tensor }) => tensor);
   try {
     return await MemoryPlanner.open(tuned, budget, {
@@ -176,11 +176,12 @@ const kReadCopies = 2;
 /** Bytes of the process's memory that the files of a run take, and what came before it. */
 function filesBytes(
   input: AnyTrainerOptions,
-  { output }: ResolvedOptions,
+  options: ResolvedRun,
   { memory }: RunPlan,
 ): Partial<Pick<RunMemory, 'writingBytes' | 'resumingBytes' | 'begunBytes'>> {
+  const { output } = options;
   // A command's process does nothing else; another one may have had any size before.
-  const begunBytes = output.commandLine === null ? 0 : peakRssBytes();
+  const begunBytes = (input.commandLine ?? null) === null ? 0 : peakRssBytes();
   if (output.output === null) return { begunBytes };
   const { tuned } = input;
   const { model } = tuned;
@@ -197,7 +198,7 @@ function filesBytes(
       : 0;
   // A model is written weight by weight.
   const written = tuned.kind === 'full' ? 0 : kWrittenCopies * memory.adapterBytes + residual;
-  const best = bestMetric(input) === null ? 0 : kReadCopies * memory.adapterBytes;
+  const best = bestMetric(input, options) === null ? 0 : kReadCopies * memory.adapterBytes;
   return {
     begunBytes,
     writingBytes: Math.max(digest, written, best),
@@ -222,7 +223,7 @@ const kLookedAt = 16;
 function largestBatch(
   data: AnyTrainerOptions['data'],
   { totalSteps, microBatchesPerEpoch }: RunPlan,
-  { gradientAccumulationSteps: accumulation }: ResolvedOptions['optimization'],
+  { gradientAccumulationSteps: accumulation }: ResolvedRun['optimization'],
 ): number {
   const epochs = Math.ceil((totalSteps * accumulation) / Math.max(1, microBatchesPerEpoch));
   const looked = Array.from({ length: Math.min(epochs, kLookedAt) }, (_, epoch) => epoch);
@@ -236,7 +237,7 @@ function largestBatch(
 export async function measurePlan(
   plan: RunPlan,
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
 ): Promise<RunPlan> {
   const restore = planBefore(input.tuned.model);
   try {
@@ -249,7 +250,7 @@ export async function measurePlan(
 async function measureMicroBatch(
   plan: RunPlan,
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
 ): Promise<RunPlan> {
   const { tuned, data } = input;
   const { device } = tuned.model;

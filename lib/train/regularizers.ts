@@ -67,11 +67,13 @@ function optionsOf({ options, terms }: Pick<Task, 'options' | 'terms'>): OptionT
 
 /**
  * Checks the given options and fills in the defaults for a task.
+ * @param name gives the caller's spelling of an option's name
  * @throws ArgumentError with the option's name and value
  */
 export function resolveRegularizers(
   options: RegularizerOptions,
   task: TaskName = 'causal-lm',
+  name?: (key: string) => string,
 ): ResolvedRegularizers {
   const given = Object.fromEntries(
     Object.entries(options).filter(([, value]) => value !== undefined),
@@ -90,7 +92,7 @@ export function resolveRegularizers(
     }
   }
   const resolved = { ...defaults, ...given } as unknown as ResolvedRegularizers;
-  for (const { checks = [] } of TASKS[task].terms) checkTogether(checks, resolved);
+  for (const { checks = [] } of TASKS[task].terms) checkTogether(checks, resolved, { name });
   return resolved;
 }
 

@@ -12,8 +12,9 @@ import type { Tensor } from '../tensor.ts';
 import type { BestKeeper } from './best.ts';
 import { type Checkpoint, latestCheckpoint } from './checkpoints.ts';
 import { checkNewLength } from './extension.ts';
-import { differences, type Identity, type ResolvedOptions } from './options.ts';
+import { differences, type Identity } from './identity.ts';
 import type { OutputFolder } from './output.ts';
+import type { ResolvedRun } from './resolve_run.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan, Warning } from './types.ts';
 
@@ -22,7 +23,7 @@ const kPrefix = { tuned: TUNED_PREFIX, optimizer: 'optimizer/' } as const;
 /** The run that is to be resumed, and the place for warnings about what is found. */
 interface Resumed {
   readonly input: AnyTrainerOptions;
-  readonly options: ResolvedOptions;
+  readonly options: ResolvedRun;
   readonly plan: RunPlan;
   readonly identity: Identity;
   readonly keeper: BestKeeper | null;

@@ -23,16 +23,16 @@ import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { type ClaimedCache, claimTeacherCache } from './claimed_cache.ts';
 import { describeEnvironment } from './environment.ts';
 import { addNotes, notFinite, placedInEvaluation, type Tried } from './failure.ts';
-import { identityOf } from './identity.ts';
+import { type Identity, identityOf } from './identity.ts';
 import { idleOptions, withoutTraining } from './idle_options.ts';
 import { type MemoryPlanner, planBefore } from './memory_plan.ts';
 import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
-import { type Identity, type ResolvedOptions, teacherCacheOption } from './options.ts';
 import { checkOutput, claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
 import { runnerOf, selectorOf } from './passes.ts';
 import { learningRateOf, makePlan, planMemory, requireRunMemory } from './plan.ts';
 import { StepClock } from './record.ts';
+import { type ResolvedRun, teacherCacheOption } from './resolve_run.ts';
 import { openCheckpoint, restore, savedTensors } from './resume.ts';
 import { RunRecord } from './run_record.ts';
 import type { Runner } from './runner.ts';
@@ -51,7 +51,7 @@ const kDigits = 32;
 /** The components of a run, made by {@link openRun}. */
 interface RunParts {
   readonly input: AnyTrainerOptions;
-  readonly options: ResolvedOptions;
+  readonly options: ResolvedRun;
   readonly plan: RunPlan;
   readonly identity: Identity;
   /** Tensors that the run trains, in the order of the tuned model's parameters. */
@@ -431,7 +431,7 @@ export class Run {
 }
 
 /** Prepares a run for its next step. Errors in the options, the output folder or the data are thrown here. */
-export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions): Promise<Run> {
+export async function openRun(input: AnyTrainerOptions, options: ResolvedRun): Promise<Run> {
   const { model } = input.tuned;
   const release = useModel(model);
   const restorePlan = planBefore(model);
@@ -454,7 +454,7 @@ export async function openRun(input: AnyTrainerOptions, options: ResolvedOptions
 
 async function openRunOf(
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
   releaseModel: () => void,
 ): Promise<Run> {
   const { output, overwrite, resume } = options.output;
@@ -491,7 +491,7 @@ async function openRunOf(
       runner = openWith(cache);
     }
     folder = output === null ? null : await claimOutput(output, { overwrite, resume });
-    const keeper = makeKeeper(input, folder);
+    const keeper = makeKeeper(input, options, folder);
     const checkpoint =
       folder !== null && resume
         ? await openCheckpoint(folder, { input, options, plan, identity, keeper, warnings })
@@ -508,7 +508,7 @@ async function openRunOf(
       const evalData = input.evalData?.fingerprint ?? null;
       const hasSamples = input.samplePrompts !== undefined;
       record = await RunRecord.open(folder.run, { step, last, evalData, hasSamples });
-      await writeFileAtomic(folder.config, configText(options, identity));
+      await writeFileAtomic(folder.config, configText(input, options, identity));
     }
     if (runner === null) {
       cache = await claimTeacherCache(options, folder);
@@ -518,7 +518,7 @@ async function openRunOf(
     await record?.begin(
       describeEnvironment(input.tuned.model, {
         ...{ startStep: step, totalSteps: plan.totalSteps },
-        commandLine: options.output.commandLine,
+        commandLine: input.commandLine ?? null,
       }),
     );
     const { gradientAccumulationSteps: accumulation } = options.optimization;
@@ -549,7 +549,7 @@ async function openRunOf(
 /** Refuses a run in which the method of the adapter cannot do its part. @throws ArgumentError */
 function checkMethod(
   { tuned, terms = [] }: AnyTrainerOptions,
-  { optimization }: ResolvedOptions,
+  { optimization }: ResolvedRun,
   { totalSteps }: RunPlan,
 ): void {
   const { methodTraining } = tuned;
@@ -576,7 +576,7 @@ interface RunnerOf {
 /** Makes the runner of a run's micro-batches, within its memory budget. */
 function openRunner(
   input: AnyTrainerOptions,
-  options: ResolvedOptions,
+  options: ResolvedRun,
   { memory, cache, identity, warnings }: RunnerOf,
 ): Runner {
   const onNote = ({ code, message }: { code: string; message: string }) =>
@@ -597,7 +597,7 @@ function openRunner(
 }
 
 /** The warnings that a run begins with, and that are not repeated where it is resumed. */
-function firstWarnings(input: AnyTrainerOptions, options: ResolvedOptions): Warning[] {
+function firstWarnings(input: AnyTrainerOptions, options: ResolvedRun): Warning[] {
   const dropout = dropoutWarning(input.tuned.model);
   const idle = idleOptions(input, options);
   return [
@@ -608,8 +608,12 @@ function firstWarnings(input: AnyTrainerOptions, options: ResolvedOptions): Warn
 }
 
 /** Makes the keeper of the best step; null where the run has no held-out data or exports its last step. */
-function makeKeeper(input: AnyTrainerOptions, folder: OutputFolder | null): BestKeeper | null {
-  const metric = bestMetric(input);
+function makeKeeper(
+  input: AnyTrainerOptions,
+  options: ResolvedRun,
+  folder: OutputFolder | null,
+): BestKeeper | null {
+  const metric = bestMetric(input, options);
   if (metric === null) return null;
   return new BestKeeper(metric, folder === null ? null : join(folder.run, RUN_FILES.best));
 }
@@ -641,12 +645,15 @@ async function removeTeacherCache(folder: OutputFolder): Promise<void> {
   await removeFile(join(folder.run, kTeacherCacheName));
 }
 
-function configText(options: ResolvedOptions, identity: Identity): string {
-  const { runConfig, commandLine: _, ...output } = options.output;
+function configText(
+  { runConfig = null }: AnyTrainerOptions,
+  options: ResolvedRun,
+  identity: Identity,
+): string {
   const trainer = {
     ...options.optimization,
     ...(identity.customLoss !== true && options.regularizers),
-    ...output,
+    ...options.output,
     seed: options.seed,
   };
   return `${JSON.stringify({ command: runConfig, trainer, identity }, null, 2)}\n`;

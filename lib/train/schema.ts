@@ -261,6 +261,24 @@ export const outputOptions = group(kOutputGroup, {
     identity: false,
     requires: [given('output')],
   }),
+});
+
+/** The option that records how the model was prepared before the run. */
+export const preparationOptions = group(kOutputGroup, {
+  /**
+   * Any JSON value that describes how the model was prepared, such as by warming up its head. The numbers of a run depend on
+   * it, so a checkpoint of a run with another preparation is not continued.
+   */
+  preparation: json<Readonly<Record<string, unknown>>, undefined>({
+    of: 'an object',
+    schema: z.record(z.string(), z.unknown()),
+    help: 'what was done to the model before',
+    only: 'library',
+  }),
+});
+
+/** The options by which a program says more of its run, which is written beside it. */
+export const noteOptions = group(kOutputGroup, {
   /** Any JSON value, kept in run/config.json under "command" beside the trainer's own resolved options. */
   runConfig: json<unknown, null>({
     of: 'JSON',
@@ -277,20 +295,6 @@ export const outputOptions = group(kOutputGroup, {
     default: null,
     help: 'the arguments of the command line',
     identity: false,
-    only: 'library',
-  }),
-});
-
-/** The option that records how the model was prepared before the run. */
-export const preparationOptions = group(kOutputGroup, {
-  /**
-   * Any JSON value that describes how the model was prepared, such as by warming up its head. The numbers of a run depend on
-   * it, so a checkpoint of a run with another preparation is not continued.
-   */
-  preparation: json<Readonly<Record<string, unknown>>, undefined>({
-    of: 'an object',
-    schema: z.record(z.string(), z.unknown()),
-    help: 'what was done to the model before',
     only: 'library',
   }),
 });
@@ -397,6 +401,7 @@ export const trainerOptions = {
   ...optimizationOptions,
   ...outputOptions,
   ...preparationOptions,
+  ...noteOptions,
   ...bestOptions,
   ...resourceOptions,
   ...seedOptions,

@@ -8,21 +8,20 @@ import { sharesProcessMemory } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
 import { kGreatestSummaryTemperature } from '../losses/plain.ts';
-import type { Term } from '../losses/term.ts';
 import { useModel } from '../models/in_use.ts';
 import { checkArgument, checkCall, kCall } from '../options/call.ts';
+import { resolveTable } from '../options/option.ts';
 import { type AnyTask, taskOf } from '../tasks/list.ts';
 import { checkMetric } from './best.ts';
 import { computeObstacle } from './compute.ts';
 import { placedInEvaluation } from './failure.ts';
 import { Latest } from './latest.ts';
-import { regularizersOf, withOptimizationOf } from './methods.ts';
-import { type ResolvedOptions, resolveOptions, teacherCacheOption } from './options.ts';
 import { Pause } from './pause.ts';
 import { makePlan, measurePlan } from './plan.ts';
-import { termsOf } from './regularizers.ts';
+import { type ResolvedRun, resolveRun, teacherCacheOption } from './resolve_run.ts';
 import { openRun, type Run } from './run.ts';
 import { checkSamplePrompts } from './samples.ts';
+import { noteOptions } from './schema.ts';
 import { nullIfAborted } from './stop.ts';
 import {
   type AnyTrainerOptions,
@@ -31,7 +30,7 @@ import {
   type Seq2SeqTrainerOptions,
   type TrainerOptions,
 } from './trainer_options.ts';
-import type { MethodName, RunPlan, TrainEvent, TrainResult } from './types.ts';
+import type { RunPlan, TrainEvent, TrainResult } from './types.ts';
 
 export type {
   ClassifierTrainerOptions,
@@ -50,34 +49,41 @@ export type {
 export class Trainer {
   private readonly task: AnyTask;
   readonly #pause = new Pause();
-  readonly #given: AnyTrainerOptions;
-  #checked: Checked;
+  readonly #input: AnyTrainerOptions;
+  #options: ResolvedRun;
 
-  constructor(input: TrainerOptions | Seq2SeqTrainerOptions | ClassifierTrainerOptions) {
+  /**
+   * Checks the input and resolves its options.
+   * @param run the options, where they have been resolved already: then those of the input are not read
+   */
+  constructor(
+    input: TrainerOptions | Seq2SeqTrainerOptions | ClassifierTrainerOptions,
+    run: ResolvedRun | null = null,
+  ) {
     const given = input as unknown as AnyTrainerOptions;
     checkCall('Trainer', given, inputTable);
     for (const key of ['tuned', 'data'] as const) {
       checkArgument(`Trainer: ${key}`, inputTable[key], given[key]);
     }
-    this.#given = { ...given };
-    this.task = taskOf(this.#given.tuned.model);
-    this.#checked = checked(this.#given, this.task);
+    this.#input = { ...given, ...resolveTable(noteOptions, given) };
+    const { model, method = null } = given.tuned;
+    this.task = taskOf(model);
+    this.#options = run ?? resolveRun(given, { task: this.task.name, method });
+    this.#check();
   }
 
   /** Every option, with defaults filled in. The default weights of the regularizers are those of the active adapter's method. */
-  get options(): ResolvedOptions {
-    const { method = null } = this.#given.tuned;
-    return (method === this.#checked.method ? this.#checked : this.#check()).options;
+  get options(): ResolvedRun {
+    const { method = null } = this.#input.tuned;
+    if (method !== this.#options.method) this.#options = this.#options.forMethod(method);
+    return this.#options;
   }
 
-  private get input(): AnyTrainerOptions {
-    return this.#checked.input;
-  }
-
-  /** Checks the input again, for the adapter that is active: it may be another one than before. */
-  #check(): Checked {
-    this.#checked = checked(this.#given, this.task);
-    return this.#checked;
+  /** Checks the input for the adapter that is active: it may be another one than before. */
+  #check(): ResolvedRun {
+    const { options } = this;
+    checkInput(this.#input, options, this.task);
+    return options;
   }
 
   /**
@@ -85,7 +91,8 @@ export class Trainer {
    */
   async plan(options: { measure?: boolean } = {}): Promise<RunPlan> {
     checkCall('plan', options, { measure: kCall.boolean });
-    const { input, options: settings } = this.#check();
+    const settings = this.#check();
+    const input = this.#input;
     if (options.measure !== true) return makePlan(input, settings);
     const release = useModel(input.tuned.model);
     try {
@@ -126,8 +133,9 @@ export class Trainer {
    *   first step ends with the last good checkpoint.
    */
   async *run(): AsyncGenerator<TrainEvent, TrainResult> {
-    const { input, options } = this.#check();
-    const run = await nullIfAborted(input.signal, () => openRun(input, options));
+    const options = this.#check();
+    const { signal } = this.#input;
+    const run = await nullIfAborted(signal, () => openRun(this.#input, options));
     if (run === null) return yield* this.end(kStoppedBefore);
     try {
       yield* this.steps(run);
@@ -141,8 +149,8 @@ export class Trainer {
   }
 
   private async *steps(run: Run): AsyncGenerator<TrainEvent, void> {
-    const { signal } = this.input;
-    const { loggingSteps } = this.#checked.options.output;
+    const { signal } = this.#input;
+    const { loggingSteps } = this.#options.output;
     for (const event of run.drainWarnings()) yield await this.emit(event);
     yield await this.emit({ type: 'start', plan: run.plan, startStep: run.step });
     if (run.evaluationDue) yield* this.evaluation(run);
@@ -165,8 +173,8 @@ export class Trainer {
   private async *pauseRun(run: Run): AsyncGenerator<TrainEvent, void> {
     yield* this.checkpoint(run);
     yield await this.emit({ type: 'paused', step: run.step });
-    await this.#pause.wait(this.input.signal);
-    if (!this.input.signal?.aborted) yield await this.emit({ type: 'resumed', step: run.step });
+    await this.#pause.wait(this.#input.signal);
+    if (!this.#input.signal?.aborted) yield await this.emit({ type: 'resumed', step: run.step });
   }
 
   private async *finish(run: Run): AsyncGenerator<TrainEvent, TrainResult> {
@@ -217,7 +225,7 @@ export class Trainer {
     const samples = evaluated === null || evaluated === earlier ? [] : await run.sample();
     const result = samples === null ? null : evaluated;
     if (result !== null) await run.keepEvaluation(result);
-    run.evaluationDue = result === null && this.input.evalData !== undefined;
+    run.evaluationDue = result === null && this.#input.evalData !== undefined;
     if (result !== null && result !== earlier) {
       yield await this.emit({ type: 'evaluation', step: run.step, result });
       if (samples !== null && samples.length > 0) {
@@ -229,7 +237,7 @@ export class Trainer {
 
   /** Evaluates on the held-out data. Returns null where there is none, and where the signal stopped the evaluation. */
   private async *evaluate(run: Run): AsyncGenerator<TrainEvent, Evaluation | null> {
-    const { signal, evalData, tuned } = this.input;
+    const { signal, evalData, tuned } = this.#input;
     if (signal?.aborted || evalData === undefined) return null;
     run.giveBackIdle();
     const progress = new Latest<number>();
@@ -266,8 +274,8 @@ export class Trainer {
   }
 
   private async emit(event: TrainEvent): Promise<TrainEvent> {
-    for (const callback of this.input.callbacks ?? []) {
-      await nullIfAborted(this.input.signal, () => callback(event));
+    for (const callback of this.#input.callbacks ?? []) {
+      await nullIfAborted(this.#input.signal, () => callback(event));
     }
     return event;
   }
@@ -287,28 +295,10 @@ const kStoppedBefore: TrainResult = {
   checkpoint: null,
 };
 
-/** The input and the options of a run, checked for `method`, the method of the tuned model at that time. */
-interface Checked {
-  readonly method: MethodName | null;
-  readonly input: AnyTrainerOptions;
-  readonly options: ResolvedOptions;
-}
-
-function checked(given: AnyTrainerOptions, task: AnyTask): Checked {
-  const { method = null } = given.tuned;
-  const own = given.regularizers ?? {};
-  const regularizers =
-    given.loss === undefined ? regularizersOf(method, { task: task.name, given: own }) : own;
-  const input = { ...withOptimizationOf(method, given), regularizers };
-  const options = resolveOptions(input, task.name);
-  checkInput(input, options, task);
-  return { method, input, options };
-}
-
 /** Refuses input that is known to be wrong before a run. */
-function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: AnyTask): void {
+function checkInput(input: AnyTrainerOptions, options: ResolvedRun, task: AnyTask): void {
   const { tuned, data, evalData, loss, terms: own = [] } = input;
-  const { regularizers, resources } = options;
+  const { regularizers, resources, terms } = options;
   for (const source of [data, evalData]) {
     tuned.model.checkLength(source?.statistics?.longest ?? 0);
   }
@@ -318,7 +308,6 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
       throw new ArgumentError('terms: a custom loss replaces all terms; pass either loss or terms');
     }
   }
-  const terms = loss === undefined ? termsOf(task, regularizers, own) : [];
   const reader = terms.find(({ teacher }) => teacher);
   if (reader !== undefined && !tuned.hasTeacher) {
     throw new ArgumentError(
@@ -328,14 +317,14 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
   const run = { tuned, data, evalData, regularizers: { ...regularizers } };
   const caches = teacherCacheOption(options);
   if (caches !== null) {
-    const reason = task.teacherObstacle ?? cacheObstacle(input, options, terms);
+    const reason = task.teacherObstacle ?? cacheObstacle(input, options);
     if (reason !== null) throw new ArgumentError(`${caches}: ${reason}; leave ${caches} out`);
     const obstacle = task.cacheObstacle(run);
     if (obstacle !== null)
       throw new UnsupportedError(`${caches}: ${obstacle}; leave ${caches} out`);
   }
   if (task.options.positions !== undefined && (regularizers.teacherFraction ?? 1) < 1) {
-    const reason = fractionObstacle(terms, resources);
+    const reason = fractionObstacle(options);
     if (reason !== null)
       throw new UnsupportedError(`teacherFraction: ${reason}; leave teacherFraction out`);
   }
@@ -345,13 +334,13 @@ function checkInput(input: AnyTrainerOptions, options: ResolvedOptions, task: An
     throw new UnsupportedError(`compute: ${notInInt8}; leave compute out`);
   }
   if (resources.captureGraphs) {
-    const obstacle = graphObstacle(input, task, terms);
+    const obstacle = graphObstacle(input, task, options);
     if (obstacle !== null) {
       throw new UnsupportedError(`captureGraphs: ${obstacle}; leave captureGraphs out`);
     }
   }
   task.check(run);
-  checkMetric(input);
+  checkMetric(input, options);
   if (input.samplePrompts !== undefined) checkSamplePrompts(tuned, input.samplePrompts);
   if (options.output.output !== null) tuned.checkForm(options.output.export);
 }
@@ -364,8 +353,7 @@ function weightOf(key: string): string {
 /** The reason why the teacher of this run cannot be cached; null if it can, as far as this is independent of the task. */
 function cacheObstacle(
   { loss }: AnyTrainerOptions,
-  { regularizers }: ResolvedOptions,
-  terms: readonly Term[],
+  { regularizers, terms }: ResolvedRun,
 ): string | null {
   if (loss !== undefined) return 'a custom loss runs the teacher itself';
   const other = terms.find(({ teacher, fused }) => teacher && fused?.pass !== 'divergence');
@@ -381,11 +369,8 @@ function cacheObstacle(
 }
 
 /** The reason why the teacher of a language model cannot run on a part of the sequences; null if it can. */
-function fractionObstacle(
-  terms: readonly Term[],
-  { captureGraphs }: ResolvedOptions['resources'],
-): string | null {
-  if (captureGraphs) return 'a graph has the teacher of every sequence';
+function fractionObstacle({ terms, resources }: ResolvedRun): string | null {
+  if (resources.captureGraphs) return 'a graph has the teacher of every sequence';
   const other = terms.find(({ teacher, fused }) => teacher && fused?.pass !== 'divergence');
   return other === undefined ? null : `the term ${other.key} reads the teacher on every row`;
 }
@@ -394,7 +379,7 @@ function fractionObstacle(
 function graphObstacle(
   { tuned, loss }: AnyTrainerOptions,
   task: AnyTask,
-  terms: readonly Term[],
+  { terms }: ResolvedRun,
 ): string | null {
   const { device } = tuned.model;
   if (sharesProcessMemory(device)) return `graphs need a GPU, and the device is ${device}`;

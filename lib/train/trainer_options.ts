@@ -7,11 +7,11 @@ import type { Term } from '../losses/term.ts';
 import type { Model, Seq2SeqLM, SequenceClassifier } from '../models/index.ts';
 import { type CallTable, kCall, kindsOf, listOf, withMethods } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
-import type { OptionsInput } from './options.ts';
+import type { RunSettings } from './resolve_run.ts';
 import type { SamplePrompts } from './samples.ts';
-import { bestOptions, preparationOptions, trainerOptions } from './schema.ts';
+import { trainerOptions } from './schema.ts';
 import type { AfterBackward } from './step.ts';
-import type { BestOptions, LossFunction, TrainCallback } from './types.ts';
+import type { LossFunction, TrainCallback } from './types.ts';
 
 /** Input of a Trainer for a causal language model, with the options of optimisation and output. */
 export interface TrainerOptions extends RunInput {
@@ -47,7 +47,7 @@ export interface ClassifierTrainerOptions extends RunInput {
 }
 
 /** Input that runs of all tasks have in common. */
-interface RunInput extends OptionsInput, BestOptions {
+interface RunInput extends RunSettings {
   /**
    * Terms of the loss in addition to those of the task, made by {@link defineTerm}. The caller defines their
    * weights' schedules.
@@ -96,5 +96,5 @@ export const inputTable: CallTable<AnyTrainerOptions> = {
   tokenizer: withMethods('a Tokenizer', 'savePretrained'),
   callbacks: listOf(kCall.function, 'a list of functions'),
   signal: kCall.signal,
-  ...kindsOf({ ...trainerOptions, ...preparationOptions, ...bestOptions }),
+  ...kindsOf(trainerOptions),
 };

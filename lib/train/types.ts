@@ -11,6 +11,7 @@ import type { BatchPlan } from './memory_plan.ts';
 import type { Sample } from './samples.ts';
 import type {
   bestOptions,
+  noteOptions,
   optimizationOptions,
   outputOptions,
   preparationOptions,
@@ -33,7 +34,8 @@ export interface BestOptions extends InputOf<typeof bestOptions> {}
 /** Options that determine where and how often a run is written; without `output` nothing is written at all. */
 export interface OutputOptions
   extends InputOf<typeof outputOptions>,
-    InputOf<typeof preparationOptions> {}
+    InputOf<typeof preparationOptions>,
+    InputOf<typeof noteOptions> {}
 
 /** Options that determine the memory and time that a run uses. */
 export interface ResourceOptions extends InputOf<typeof resourceOptions> {}

@@ -21,16 +21,16 @@ function markOf(key: string): unknown {
 
 describe('trainSetup', () => {
   it('uses the preset of the method, overridden by flags', () => {
-    const balora = setup().method;
-    expect(balora.name).toBe('balora');
-    expect(balora.adapter?.initLoraWeights).toBe('pissa');
-    expect(balora.regularizers).toMatchObject({ consistencyWeight: 0.025, svdWeight: 0.005 });
-    const tuned = setup({ svdWeight: 0, initLoraWeights: 'pissa_niter_4', r: 4 }).method;
-    expect(tuned.regularizers).toMatchObject({ consistencyWeight: 0.025, svdWeight: 0 });
+    const balora = setup();
+    expect(balora.run.method).toBe('balora');
+    expect(balora.adapter).toMatchObject({ method: 'balora', initLoraWeights: 'pissa' });
+    expect(balora.run.regularizers).toMatchObject({ consistencyWeight: 0.025, svdWeight: 0.005 });
+    const tuned = setup({ svdWeight: 0, initLoraWeights: 'pissa_niter_4', r: 4 });
+    expect(tuned.run.regularizers).toMatchObject({ consistencyWeight: 0.025, svdWeight: 0 });
     expect(tuned.adapter).toMatchObject({ r: 4, initLoraWeights: 'pissa_niter_4' });
-    const lora = setup({ method: 'lora' }).method;
+    const lora = setup({ method: 'lora' }).run;
     expect(lora.regularizers).toMatchObject({ consistencyWeight: 0, svdWeight: 0 });
-    expect(setup({ method: 'full' }).method.adapter).toBeNull();
+    expect(setup({ method: 'full' }).adapter).toBeNull();
   });
 
   it('checks combinations of options as the library does, in any spelling of an initialisation', () => {
@@ -105,8 +105,8 @@ describe('trainSetup', () => {
       rareClass: { classImbalance: 3 },
     };
     const handedOn = (settings: Partial<TrainSettings>) => {
-      const { training, ...rest } = setup(settings);
-      return JSON.stringify({ ...rest, training: { ...training, runConfig: null } });
+      const { runConfig: _, ...rest } = setup(settings);
+      return JSON.stringify(rest);
     };
     for (const key of Object.keys(kTrainOptions)) {
       if (own.includes(key) || key in values || key in labelled) continue;
@@ -132,8 +132,8 @@ describe('trainSetup', () => {
   });
 
   it('sets the weights, the adapter and the options for classification', () => {
-    const { method, adapter, examples } = setup({ task: 'sequence-classification', maxLength: 64 });
-    expect(method.regularizers).toMatchObject({
+    const { run, adapter, examples } = setup({ task: 'sequence-classification', maxLength: 64 });
+    expect(run.regularizers).toMatchObject({
       consistencyWeight: 0.15,
       diversityWeight: 0.03,
       svdWeight: 0.03,
@@ -159,7 +159,7 @@ describe('trainSetup', () => {
   });
 
   it('keeps the settings for run/config.json, in the spelling of a configuration file', () => {
-    expect(setup({ loraAlpha: 4 }).training.runConfig).toMatchObject({
+    expect(setup({ loraAlpha: 4 }).runConfig).toMatchObject({
       model: 'm',
       'lora-alpha': 4,
       method: 'balora',

@@ -2,9 +2,9 @@
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import type { Model } from '../../lib/models/index.ts';
 import { taskOf } from '../../lib/tasks/list.ts';
-import { resolveOptions } from '../../lib/train/options.ts';
 import { runnerOf } from '../../lib/train/passes.ts';
 import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
+import { resolveRun } from '../../lib/train/resolve_run.ts';
 import { accumulateWindow } from '../../lib/train/step.ts';
 import type { Window } from '../../lib/train/window.ts';
 import { tinySource } from './tiny_model.ts';
@@ -21,7 +21,7 @@ interface FlatTerms {
 /** A function that computes windows of a tuned model and leaves the gradients in its parameters. */
 export function accumulator(tuned: TunedModel<Model>, regularizers: RegularizerOptions = {}) {
   const task = taskOf(tuned.model);
-  const options = resolveOptions({ regularizers }, task.name);
+  const options = resolveRun({ regularizers }, { task: task.name });
   const input = { tuned, data: tinySource([]) as never };
   const runner = runnerOf(input, options, { captureGraphs: false });
   return {

@@ -15,7 +15,7 @@ import {
 import { mean, square } from '../../lib/ops/index.ts';
 import { memoryStats } from '../../lib/runtime.ts';
 import { warmUpHead } from '../../lib/train/head_warmup.ts';
-import { differences } from '../../lib/train/options.ts';
+import { differences } from '../../lib/train/identity.ts';
 import { REGULARIZER_OPTIONS } from '../../lib/train/regularizers.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';

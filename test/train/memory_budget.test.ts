@@ -14,8 +14,8 @@ import { full } from '../../lib/ops/index.ts';
 import { memoryStats, synchronize } from '../../lib/runtime.ts';
 import { noGrad, type Tensor } from '../../lib/tensor.ts';
 import { type MemoryBudget, MemoryPlanner, type RunMemory } from '../../lib/train/memory_plan.ts';
-import { resolveOptions } from '../../lib/train/options.ts';
 import { requireRunMemory } from '../../lib/train/plan.ts';
+import { resolveRun } from '../../lib/train/resolve_run.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { Batch, RunPlan } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
@@ -433,7 +433,7 @@ describe('MemoryPlanner', () => {
 
   it('refuses an invalid budget', () => {
     for (const memoryBudget of [0, -1, Number.NaN, 'small' as MemoryBudget]) {
-      expect(() => resolveOptions({ memoryBudget })).toThrow(/memoryBudget must be/);
+      expect(() => resolveRun({ memoryBudget })).toThrow(/memoryBudget must be/);
     }
   });
 

@@ -5,7 +5,6 @@ import { savedParameterShape } from '../../adapters/adapter_folder.ts';
 import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { FullModel } from '../../adapters/full_model.ts';
 import type { TunedModel } from '../../adapters/tuned_model.ts';
-import type { MetricName } from '../../data/glue.ts';
 import { LabelledBatches, type LabelledOptions } from '../../data/labelled_batches.ts';
 import type { LabelKind, LabelScheme } from '../../data/labels.ts';
 import { formatBytes } from '../../io/format_bytes.ts';
@@ -43,7 +42,6 @@ export interface LabelledExamples extends Examples {
   readonly evalData: LabelledOptions;
   /** Passes of the linear probe over the data; 0 skips it. */
   readonly headWarmupEpochs: number;
-  readonly metricForBestModel: MetricName | null | undefined;
 }
 
 /** Opens labelled files as micro-batches; warnings are shown to the user. */
@@ -160,7 +158,7 @@ export async function loadTunedClassifier(
     progress.message(`newly initialized${why}: ${model.newlyInitialized.join(', ')}`);
   }
   const { headWarmupEpochs: epochs } = setup.examples;
-  const { consistencyWeight } = setup.method.regularizers;
+  const { consistencyWeight } = setup.run.regularizers;
   if (epochs > 0) {
     const { loss, examples } = await warmUpHead(model, data, { epochs, seed, signal });
     progress.message(`head trained on ${examples} examples before tuning: loss ${loss.toFixed(4)}`);

@@ -6,11 +6,9 @@ import type { AdapterConfigInput } from '../../adapters/create.ts';
 import type { CorruptionOptions } from '../../data/corruption_options.ts';
 import type { Evaluation } from '../../eval/types.ts';
 import type { Model } from '../../models/index.ts';
-import type { TaskName } from '../../tasks/list.ts';
 import type { Task } from '../../tasks/task.ts';
 import type { Tokenizer } from '../../text/tokenizer.ts';
-import type { ResolvedMethod } from '../../train/methods.ts';
-import type { OptionsInput } from '../../train/options.ts';
+import type { ResolvedRun, RunSettings } from '../../train/resolve_run.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import type { EvaluateSettings } from '../evaluate_options.ts';
 import type { ShownExample } from '../example_view.ts';
@@ -43,12 +41,12 @@ export interface Examples {
 
 /** The settings of `train`, separated by the part of the library that uses them. E is the type of the task's data options. */
 export interface TrainSetup<E extends Examples = Examples> {
-  readonly task: TaskName;
-  readonly method: ResolvedMethod;
+  /** The options of the Trainer. */
+  readonly run: ResolvedRun;
   /** Configuration of a new adapter; null for full fine-tuning. */
   readonly adapter: AdapterConfigInput | null;
-  /** Options of the Trainer. */
-  readonly training: OptionsInput;
+  /** The settings, as run/config.json keeps them. */
+  readonly runConfig: Readonly<Record<string, unknown>>;
   /** Names of the columns, for files that have no header. */
   readonly columns: readonly string[] | undefined;
   /** Weights of the training data's files. */
@@ -90,6 +88,8 @@ export interface CliTask<E extends Examples = Examples> {
   /** Options that this task uses and some other task does not. */
   readonly ownOptions: readonly (keyof TrainSettings)[];
   examples(settings: TrainSettings, common: CommonExamples): E;
+  /** Settings of the run that the task derives from its own options. Default: none. */
+  runSettings?(settings: TrainSettings): Partial<RunSettings>;
   /** Opens the data and loads the model for `train`. */
   prepare(settings: TrainSettings, setup: TrainSetup<E>, context: RunContext): Promise<Prepared>;
   /** Loads a model without its adapter, and its tokenizer, for `merge`, `export` and `generate`. */

@@ -161,7 +161,7 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
       );
       return {
         input: {
-          ...setup.training,
+          runConfig: setup.runConfig,
           ...{ tuned, data, ...evalData, ...samples, signal },
         } as AnyTrainerOptions,
         tokenizer,
@@ -240,19 +240,19 @@ interface Tuning<M> extends RunContext {
   readonly load: (options: ModelLoadOptions) => Promise<M>;
   readonly data: BatchSource<unknown>;
   readonly settings: TrainSettings;
-  readonly setup: Pick<TrainSetup, 'method' | 'adapter'>;
+  readonly setup: Pick<TrainSetup, 'run' | 'adapter'>;
 }
 
 /** Makes a model trainable: by a new adapter, by a loaded one, or in all of its weights. */
 async function tunedOf<M extends CausalLM | Seq2SeqLM>(
   model: M,
-  { load, data, settings, setup: { method, adapter }, progress, signal }: Tuning<M>,
+  { load, data, settings, setup: { run, adapter }, progress, signal }: Tuning<M>,
 ): Promise<TunedModel<M>> {
   const seed = settings.seed ?? kTrainDefaults.seed;
   // Creating an adapter may take as long as loading the model, so an interrupt is checked for in between.
   signal.throwIfAborted();
   if (adapter === null) {
-    if (method.regularizers.consistencyWeight === 0) return new FullModel<M>(model);
+    if (run.regularizers.consistencyWeight === 0) return new FullModel<M>(model);
     const teacher = await load(loadOptions(settings, progress));
     const full = new FullModel<M>(model, { teacher });
     progress.message(

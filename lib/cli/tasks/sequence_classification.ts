@@ -58,15 +58,17 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
       },
       evalData: { ...shared, batchSize: evalBatchSize, shuffle: false },
       headWarmupEpochs: settings.headWarmupEpochs ?? 0,
-      metricForBestModel:
-        settings.metricForBestModel === undefined
-          ? glueMetric(settings)
-          : settings.metricForBestModel,
+    };
+  },
+  runSettings: (settings) => {
+    const { headWarmupEpochs = 0, metricForBestModel = glueMetric(settings) } = settings;
+    return {
+      preparation: headWarmupEpochs > 0 ? { headWarmupEpochs } : undefined,
+      metricForBestModel,
     };
   },
   prepare: async (settings, setup, { progress, signal }) => {
-    const { data: dataOptions, evalData: evalOptions, ...labelled } = setup.examples;
-    const { headWarmupEpochs, metricForBestModel } = labelled;
+    const { data: dataOptions, evalData: evalOptions } = setup.examples;
     const path = settings.model as string;
     const modelOptions = loadOptions(settings, progress);
     // The model is checked before its tokenizer is loaded, so that an error about the model comes first.
@@ -97,13 +99,10 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
     };
     return {
       input: {
-        ...setup.training,
-        runConfig: { ...(setup.training.runConfig as object), ...meaning },
-        ...(headWarmupEpochs > 0 && { preparation: { headWarmupEpochs } }),
+        runConfig: { ...setup.runConfig, ...meaning },
         tuned,
         data,
         ...(evalData === null ? {} : { evalData }),
-        ...(metricForBestModel === undefined ? {} : { metricForBestModel }),
         signal,
       } as unknown as AnyTrainerOptions,
       tokenizer,

@@ -84,7 +84,8 @@ describe('the argument `method`', () => {
     const before = await create(plain);
     const now = await create({ method: 'balora', r: 2 });
     expect(JSON.stringify(now.identity())).toBe(JSON.stringify(before.identity()));
-    expect(JSON.stringify(optionsOf(now))).toBe(JSON.stringify(optionsOf(before, regularizers)));
+    const given = { ...optionsOf(before, regularizers), method: 'balora' };
+    expect(JSON.stringify(optionsOf(now))).toBe(JSON.stringify(given));
   });
 
   it('is that of the active adapter', async () => {

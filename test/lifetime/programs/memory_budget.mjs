@@ -6,7 +6,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AdapterModel, AutoModelForCausalLM, FullModel, Trainer } from 'balora';
-import { resolveOptions } from '../../../dist/train/options.js';
+import { resolveRun } from '../../../dist/train/resolve_run.js';
 import { planMemory } from '../../../dist/train/plan.js';
 
 const [dtype, compute, form = 'lengths'] = process.argv.slice(2);
@@ -149,7 +149,7 @@ const plan = await new Trainer(options).plan();
 
 /** The predicted peak for the longest batch under a budget. */
 async function foretold(memoryBudget) {
-  const planner = await planMemory(options, resolveOptions({ ...own, memoryBudget }), { plan });
+  const planner = await planMemory(options, resolveRun({ ...own, memoryBudget }), { plan });
   return planner.plan(kLongest).bytes;
 }
 

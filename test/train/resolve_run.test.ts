@@ -1,12 +1,38 @@
-// The entry of an option determines its errors in the library, of its flag and in a configuration file, and its part in identities.
-import { describe, expect, it } from 'vitest';
+// The entry of an option determines its errors in the library, of its flag and in a configuration file, and its part in identities. A run
+// resolves its options once.
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { beforeEach, describe, expect, it, vi } from 'vitest';
+import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { configIdentity, type LoraConfigInput, loraConfig } from '../../lib/adapters/config.ts';
 import { checkConfig, checkFlags } from '../../lib/cli/option_table.ts';
 import { kTrainOptions } from '../../lib/cli/train_options.ts';
 import { trainSetup } from '../../lib/cli/train_setup.ts';
+import { bind } from '../../lib/losses/term.ts';
 import { kebab } from '../../lib/options/option.ts';
-import { differences, type OptionsInput, resolveOptions } from '../../lib/train/options.ts';
+import { differences } from '../../lib/train/identity.ts';
 import { resolveRegularizers } from '../../lib/train/regularizers.ts';
+import { Trainer } from '../../lib/train/trainer.ts';
+import { balora } from '../support/run_cli.ts';
+import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
+import { TinyModel, tinyBatches, tinySource } from '../support/tiny_model.ts';
+
+// These count their calls.
+vi.mock('../../lib/train/resolve_run.ts', async (load) => {
+  const module = await load<typeof import('../../lib/train/resolve_run.ts')>();
+  return { ...module, resolveRun: vi.fn(module.resolveRun) };
+});
+vi.mock('../../lib/train/regularizers.ts', async (load) => {
+  const module = await load<typeof import('../../lib/train/regularizers.ts')>();
+  return { ...module, resolveRegularizers: vi.fn(module.resolveRegularizers) };
+});
+vi.mock('../../lib/losses/term.ts', async (load) => {
+  const module = await load<typeof import('../../lib/losses/term.ts')>();
+  return { ...module, bind: vi.fn(module.bind) };
+});
+
+import { type RunSettings, resolveRun } from '../../lib/train/resolve_run.ts';
 
 const messageOf = (call: () => unknown): string => {
   try {
@@ -73,9 +99,7 @@ const kAdapter: [string, unknown][] = [
 
 describe('a wrong value', () => {
   it.each([
-    ...kTrainer.map(
-      ([key, value]) => [key, value, () => resolveOptions({ [key]: value })] as const,
-    ),
+    ...kTrainer.map(([key, value]) => [key, value, () => resolveRun({ [key]: value })] as const),
     ...kRegularizer.map(
       ([key, value]) => [key, value, () => resolveRegularizers({ [key]: value })] as const,
     ),
@@ -90,7 +114,7 @@ describe('a wrong value', () => {
     expect(file).toBe(words);
   });
 
-  it.each<[OptionsInput & { evalData?: string }, RegExp, RegExp]>([
+  it.each<[RunSettings, RegExp, RegExp]>([
     [
       { overwrite: true, resume: true, output: 'o' },
       /^overwrite and resume exclude each other; pass one of them$/,
@@ -98,7 +122,7 @@ describe('a wrong value', () => {
     ],
     [{ resume: true }, /^resume needs output, the folder/, /^--resume needs --output, the folder/],
     [
-      { metricForBestModel: 'loss' } as OptionsInput,
+      { metricForBestModel: 'loss' },
       /^metricForBestModel needs evalData$/,
       /^--metric-for-best-model needs --eval-data$/,
     ],
@@ -108,7 +132,7 @@ describe('a wrong value', () => {
       /^lrSchedulerKwargs: cosine_with_min_lr: one of minLr and minLrRate must be given$/,
     ],
   ])('together: %j', (input, library, commandLine) => {
-    expect(() => resolveOptions(input)).toThrow(library);
+    expect(() => resolveRun(input)).toThrow(library);
     expect(() => trainSetup({ model: 'm', data: 'd', ...(input as object) })).toThrow(commandLine);
   });
 
@@ -130,10 +154,10 @@ describe('resolved options', () => {
       '"weightDecay":0,"adamBeta1":0.9,"adamBeta2":0.999,"adamEpsilon":1e-8,"momentum":0,"loraplusLrRatio":1,' +
       '"maxGradNorm":1,"numTrainEpochs":1,"maxSteps":3,"gradientAccumulationSteps":1,"overwrite":false,' +
       '"resume":false,"saveSteps":0,"saveMinutes":10,"evalSteps":0,"loggingSteps":1,"saveTotalLimit":2,' +
-      '"export":"lora","output":"x","runConfig":null,"memoryBudget":null,"cacheTeacher":false,' +
+      '"export":"lora","output":"x","memoryBudget":null,"cacheTeacher":false,' +
       '"captureGraphs":false,"seed":42}';
     const known = Object.keys(JSON.parse(first) as object);
-    const { optimization, output, resources, seed } = resolveOptions({ maxSteps: 3, output: 'x' });
+    const { optimization, output, resources, seed } = resolveRun({ maxSteps: 3, output: 'x' });
     const now = Object.entries({ ...optimization, ...output, ...resources, seed });
     const same = now.filter(([key]) => known.includes(key));
     expect(JSON.stringify(Object.fromEntries(same))).toBe(first);
@@ -141,7 +165,7 @@ describe('resolved options', () => {
 
   it('accept a size with a unit, and options of a schedule in either spelling', () => {
     const given = { memoryBudget: '2KiB', lrSchedulerKwargs: { min_lr: 1 } } as object;
-    const { resources, optimization } = resolveOptions({
+    const { resources, optimization } = resolveRun({
       ...given,
       lrSchedulerType: 'cosine_with_min_lr',
     });
@@ -191,8 +215,8 @@ it("names of Object's properties are no regularizers, and null is allowed only o
     'regularizers: unknown option "constructor"',
   );
   const evalData = {};
-  const settings = { metricForBestModel: 'none', evalData } as unknown as OptionsInput;
-  expect(() => resolveOptions(settings)).toThrow(/^metricForBestModel must be one of/);
+  const settings = { metricForBestModel: 'none', evalData } as unknown as RunSettings;
+  expect(() => resolveRun(settings)).toThrow(/^metricForBestModel must be one of/);
   expect(checkFlags(kTrainOptions, { metricForBestModel: 'none' })).toEqual({
     metricForBestModel: null,
   });
@@ -243,5 +267,48 @@ describe('the difference between two runs', () => {
     // Checkpoints from before the options were kept.
     const { dataOptions: _, ...older } = run;
     expect(differences(older, run)).toEqual([]);
+  });
+});
+
+describe('a run resolves its options once, and makes each of its terms once', () => {
+  const counted = [resolveRun, resolveRegularizers, bind].map((called) => vi.mocked(called));
+  const calls = () => counted.map(({ mock }) => mock.calls.length);
+  beforeEach(() => {
+    for (const called of counted) called.mockClear();
+  });
+  const tinyRun = async (method: 'balora' | 'lora') => {
+    const tuned = await AdapterModel.create(new TinyModel(), { r: 2, method });
+    const data = tinySource(tinyBatches({ count: 2 }));
+    return { tuned, trainer: new Trainer({ tuned, data, maxSteps: 2 }) };
+  };
+
+  it('as a program makes it, with its plan', async () => {
+    const { trainer } = await tinyRun('balora');
+    await trainer.plan({ measure: true });
+    expect((await trainer.train()).steps).toBe(2);
+    expect(calls()).toEqual([1, 1, 3]);
+  });
+
+  it('of the command line', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'balora-once-'));
+    const [model, data] = [join(folder, 'model'), join(folder, 'data.jsonl')];
+    await writeTinyCheckpoint(model);
+    await writeFile(data, '{"question": "What is 1?", "answer": "It is."}');
+    const { code, err } = await balora([
+      ...['train', '--model', model, '--data', data, '--output', join(folder, 'out'), '--r', '2'],
+      ...['--prompt-template', 'none', '--max-steps', '2', '--max-length', '64'],
+    ]);
+    await rm(folder, { recursive: true });
+    expect(code, err).toBe(0);
+    expect(calls()).toEqual([1, 1, 3]);
+  });
+
+  it('but again where another method has become the active one', async () => {
+    const { tuned, trainer } = await tinyRun('balora');
+    await tuned.addAdapter('plain', { r: 2, method: 'lora' });
+    tuned.setAdapter('plain');
+    expect(trainer.options).toMatchObject({ method: 'lora', terms: [] });
+    await trainer.train();
+    expect(calls().slice(1)).toEqual([2, 3]);
   });
 });
