@@ -1,4 +1,5 @@
 /** Creation of fresh adapters. No adapter may be on in the model meanwhile. */
+
 import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import {
@@ -9,6 +10,7 @@ import {
   kCall,
   wholeNumber,
 } from '../options/call.ts';
+import { DEFAULT_SEED } from '../options/option.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
 import { Adapter } from './adapter.ts';
@@ -62,7 +64,6 @@ const kCreateTable: CallTable<CreateOptions> = {
 };
 
 export const DEFAULT_ADAPTER = 'default';
-export const DEFAULT_SEED = 42;
 
 /** Creates a fresh adapter. @throws ArgumentError if targets or modules to save match nothing, or a rank exceeds a matrix */
 export async function createAdapter(

@@ -1,9 +1,11 @@
 /** Adapters from folders. No adapter may be on in the model meanwhile. */
+
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import { type CallTable, checkArgument, checkCall, kCall, orNull } from '../options/call.ts';
+import { DEFAULT_SEED } from '../options/option.ts';
 import { synchronize } from '../runtime.ts';
 import { oneLine, shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
@@ -18,7 +20,6 @@ import {
   COMMON_TABLE,
   type CreateOptions,
   DEFAULT_ADAPTER,
-  DEFAULT_SEED,
   settingsOf,
   sharedState,
 } from './create.ts';

@@ -1,4 +1,5 @@
 /** The options of `balora evaluate`. */
+import { BATCH_SIZES } from '../data/data_options.ts';
 import { countByName, filePath, nameList, onOff, pathList, whole } from '../options/kinds.ts';
 import { group, type ValuesOf } from '../options/option.ts';
 import {
@@ -8,9 +9,6 @@ import {
   kModelOptions,
   kTaskOption,
 } from './train_options.ts';
-
-/** The number of examples in a batch where the user gives none. */
-export const kEvalBatchSize = 8;
 
 /** The options of scoring a language model on benchmarks. */
 export const kScoreOptions = group('Benchmarks (--tasks)', {
@@ -79,7 +77,7 @@ export const kEvaluateOptions = {
     }),
     perDeviceEvalBatchSize: whole({
       least: 1,
-      default: kEvalBatchSize,
+      default: BATCH_SIZES.command,
       help: 'examples per batch; the result does not depend on it',
       aliases: ['batch-size', 'eval-batch-size'],
     }),

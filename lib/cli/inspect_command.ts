@@ -1,5 +1,7 @@
 /** `balora inspect`: shows the tensors of a model or adapter, what an adapter changes in its base, or the tokens of an example. */
+
 import type { Command } from 'commander';
+import { DATA_DEFAULTS } from '../data/data_options.ts';
 import { supervisedCount, truncate } from '../data/example.ts';
 import { chooseFormats, type ExampleFormat } from '../data/example_format.ts';
 import { openRows } from '../data/open_rows.ts';
@@ -18,7 +20,7 @@ import { Progress } from './progress.ts';
 import { describeAdapter, listTensors, tensorTable } from './tensor_view.ts';
 import { hasColour, styler } from './terminal.ts';
 import { colouredTokens, tokenTable } from './token_view.ts';
-import { kExampleOptions, kLabelOptions, kModelOptions, kTrainDefaults } from './train_options.ts';
+import { kExampleOptions, kLabelOptions, kModelOptions } from './train_options.ts';
 
 const kRow = 0;
 
@@ -123,7 +125,7 @@ async function showExample(
   { stdout, stderr }: CliContext,
 ): Promise<void> {
   const { row: index = kRow, table = false, columns, ...format } = settings;
-  const { maxLength = kTrainDefaults.maxLength } = settings;
+  const { maxLength = DATA_DEFAULTS.maxLength } = settings;
   const { download: onDownload } = new Progress(stderr);
   const tokenizer = await Tokenizer.fromPretrained(path, { onDownload });
   const rows = await openRows(data, { columns: listOf(columns) });

@@ -11,7 +11,7 @@ import type { Model } from '../models/index.ts';
 import { type CalibrateOptions, calibrate } from '../train/calibrate.ts';
 import type { Progress } from './progress.ts';
 import type { RunContext } from './tasks/cli_task.ts';
-import { kTrainDefaults, type TrainSettings } from './train_options.ts';
+import type { TrainSettings } from './train_options.ts';
 
 /** The origin of a new adapter's values. */
 interface Origin extends RunContext {
@@ -26,11 +26,10 @@ export async function newAdapter<M extends Model>(
   origin: Origin,
 ): Promise<AdapterModel<M>> {
   const { settings, progress } = origin;
-  const seed = settings.seed ?? kTrainDefaults.seed;
   const calibration = await calibrationFor(model, config, origin);
   try {
     const tuned = await AdapterModel.create(model, config, {
-      ...{ seed, onProgress: progress.adapterProgress },
+      ...{ seed: settings.seed, onProgress: progress.adapterProgress },
       ...(calibration !== null && { calibration }),
     });
     await tellErrors(tuned, progress);
@@ -59,8 +58,7 @@ async function calibrationFor(
   { data, settings, progress, signal }: Origin,
 ): Promise<Calibration | null> {
   const { calibration: file, calibrationBatches: batches } = settings;
-  const { calibrationData, calibrationSettings } = settings;
-  const { seed = kTrainDefaults.seed } = settings;
+  const { calibrationData, calibrationSettings, seed } = settings;
   const { initLoraWeights } = loraConfig(config);
   if (startNamed(initLoraWeights)?.calibration === undefined) {
     const others = { calibrationData, calibrationSettings };

@@ -1,6 +1,8 @@
 /** Scoring of one model on one task, with its records and its programs. */
+
 import { join } from 'node:path';
 import type { AdapterModel } from '../adapters/adapter_model.ts';
+import { BATCH_SIZES } from '../data/data_options.ts';
 import { ArgumentError } from '../errors.ts';
 import { kInvalidAnswer } from '../eval/answers.ts';
 import { confidenceIntervals } from '../eval/bootstrap.ts';
@@ -19,7 +21,7 @@ import {
 } from '../eval/tasks/task.ts';
 import { writeFileAtomic } from '../io/files.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
-import { type EvaluateSettings, kEvalBatchSize } from './evaluate_options.ts';
+import type { EvaluateSettings } from './evaluate_options.ts';
 import { ItemRecords } from './item_records.ts';
 import type { ScoredNumber, TaskScore } from './score_view.ts';
 import type { RunContext } from './tasks/cli_task.ts';
@@ -97,7 +99,7 @@ async function recordsOf(
   const { task, items, examples } = prepared;
   const { tokenizer, settings, progress, signal } = context;
   const { numFewshot, maxNewTokens } = settings;
-  const { perDeviceEvalBatchSize: batchSize = kEvalBatchSize } = settings;
+  const { perDeviceEvalBatchSize: batchSize = BATCH_SIZES.command } = settings;
   const kept = await openRecords(candidate, prepared, settings);
   const all = new Map<number, ItemRecord>(
     [...(kept?.done ?? [])].filter(([index]) => index < items.length),

@@ -5,6 +5,7 @@
 import { loraOptions } from '../adapters/lora_options.ts';
 import { METHOD_NAMES, REFUSED_METHODS } from '../adapters/methods/registry.ts';
 import { corruptionOptions } from '../data/corruption_options.ts';
+import { BATCH_SIZES, lengthOptions, shuffleOption } from '../data/data_options.ts';
 import { TRAINED_TURNS } from '../data/example_format.ts';
 import { DATA_FORMATS } from '../data/forms/list.ts';
 import { GLUE_TASKS } from '../data/glue.ts';
@@ -83,20 +84,7 @@ export const kExampleOptions = group('Examples', {
       'roles-to-train',
     ],
   }),
-  maxLength: whole({
-    least: 2,
-    default: 512,
-    help: 'tokens of an example; longer ones are cut',
-    aliases: ['max-seq-length', 'max-seq-len', 'cutoff-len', 'block-size', 'model-max-length'],
-  }),
-  maxSourceLength: whole({
-    least: 2,
-    help: 'seq2seq-lm: tokens of a source; longer ones are cut; default: 512',
-  }),
-  maxTargetLength: whole({
-    least: 2,
-    help: 'seq2seq-lm: tokens of a target; longer ones are cut; default: 128',
-  }),
+  ...lengthOptions,
   columns: names({ help: 'columns of a .tsv or .csv file that has no header' }),
 });
 
@@ -238,7 +226,7 @@ const kEvalData = group(kRun, {
 export const kBatchSizes = group('Optimization', {
   perDeviceTrainBatchSize: whole({
     least: 1,
-    default: 8,
+    default: BATCH_SIZES.command,
     help: 'examples (rows, when packing) per micro-batch',
     aliases: [
       'batch-size',
@@ -312,11 +300,7 @@ export const kTrainOptions = withFlags({
   ...kExampleOptions,
   ...group('Examples', {
     packing: onOff({ help: 'fill rows of max-length tokens with several examples each' }),
-    shuffle: onOff({
-      default: true,
-      help: 'a new order of the examples in every epoch',
-      helpOff: 'keep the order of the file',
-    }),
+    ...shuffleOption,
   }),
 
   ...kLabelOptions,
@@ -328,7 +312,7 @@ export const kTrainOptions = withFlags({
 
 export type TrainSettings = ValuesOf<typeof kTrainOptions>;
 
-/** Defaults of the command line for options that have none in the library. */
+/** Defaults of `balora train` that run/config.json keeps. */
 export const kTrainDefaults = defaultsOf({
   method: kTrainOptions.method,
   dtype: kTrainOptions.dtype,

@@ -44,12 +44,10 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
   checkTask(settings);
   checkWeights([settings.data ?? []].flat().length, settings.dataWeights);
   const task = cliTaskOf(settings);
-  const seed = settings.seed ?? kTrainDefaults.seed;
-  const method = settings.method ?? kTrainDefaults.method;
+  const whole = { ...kTrainDefaults, ...settings };
+  const { seed, method, shuffle, perDeviceTrainBatchSize: batchSize } = whole;
   const adapter = adapterOf(settings, method);
-  const batchSize = settings.perDeviceTrainBatchSize ?? kTrainDefaults.perDeviceTrainBatchSize;
   const evalBatchSize = settings.perDeviceEvalBatchSize ?? batchSize;
-  const shuffle = settings.shuffle ?? kTrainDefaults.shuffle;
   const training = {
     ...pickOptions(settings, { ...optimizationOptions, ...outputOptions }),
     ...pickOptions(settings, { ...bestOptions, ...resourceOptions }),
@@ -68,7 +66,7 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
         ? {}
         : { baseModelNameOrPath: hubIdOf(settings.model) ?? settings.model }),
     },
-    runConfig: toConfig({ ...kTrainDefaults, ...settings }),
+    runConfig: toConfig(whole),
     columns: listOf(settings.columns),
     dataWeights: settings.dataWeights,
     examples: task.examples(settings, {

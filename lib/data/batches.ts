@@ -4,6 +4,7 @@ import { type CallTable, kCall, oneOf, wholeNumber } from '../options/call.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { type Batch, collate } from './collate.ts';
 import { type CorruptionCounts, corruptRows, reportCorruption } from './corruption.ts';
+import { DATA_DEFAULTS } from './data_options.ts';
 import {
   checkData,
   Dataset,
@@ -29,7 +30,7 @@ import type { RowSource } from './rows.ts';
 
 /** Options for turning rows into micro-batches. */
 export interface BatchOptions extends FormatOptions, DatasetOptions {
-  /** Number of examples (rows, when packing) in a micro-batch. Default 1. */
+  /** Number of examples (rows, when packing) in a micro-batch. Default 1; that of `balora train` is 8. */
   batchSize?: number;
   /** Largest number of tokens in an example; longer ones are cut. Default 512. */
   maxLength?: number;
@@ -69,8 +70,6 @@ export interface DataStatistics {
   /** Counts of what was corrupted on purpose, where it was asked for. */
   readonly corruption?: CorruptionCounts;
 }
-
-const kDefaultMaxLength = 512;
 
 /** Micro-batches of encoded examples; the trainer's usual data source. */
 export class Batches extends StreamedBatches<Example, Batch, DataStatistics> {
@@ -202,7 +201,7 @@ class SupervisionCheck {
 }
 
 function settingsOf(options: BatchOptions) {
-  const { maxLength = kDefaultMaxLength, packing = false, padding = 'none' } = options;
+  const { maxLength = DATA_DEFAULTS.maxLength, packing = false, padding = 'none' } = options;
   const { batchSize, shuffle, seed } = orderOptions(options);
   if (packing && padding !== 'none') {
     throw new ArgumentError(

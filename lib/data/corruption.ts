@@ -4,7 +4,7 @@
  * doubled, and the words of each row's texts changed when it is read.
  */
 import { ArgumentError } from '../errors.ts';
-import { checkTogether, checkValue, type Option } from '../options/option.ts';
+import { checkTogether, checkValue, DEFAULT_SEED, type Option } from '../options/option.ts';
 import { shown } from '../shown.ts';
 import {
   type CorruptionOptions,
@@ -60,7 +60,11 @@ const kStreams = {
 export async function corruptRows(
   rows: RowSource,
   columns: readonly CorruptedColumns[],
-  { corruption = {}, seed = 42, signal }: Pick<DatasetOptions, 'corruption' | 'seed' | 'signal'>,
+  {
+    corruption = {},
+    seed = DEFAULT_SEED,
+    signal,
+  }: Pick<DatasetOptions, 'corruption' | 'seed' | 'signal'>,
 ): Promise<RowSource> {
   const options = checkedCorruption(corruption);
   if (options === null) return rows;

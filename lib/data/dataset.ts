@@ -4,6 +4,7 @@
  * before the first step instead of hours into a run, and lengths are known for packing. The order of an epoch is a pure function of
  * seed and epoch, so that a checkpoint only remembers a position.
  */
+
 import { createHash, type Hash } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { ArgumentError, NativeError } from '../errors.ts';
@@ -15,8 +16,10 @@ import {
   wholeNumber,
   withMethods,
 } from '../options/call.ts';
+import { DEFAULT_SEED } from '../options/option.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { CorruptionOptions } from './corruption_options.ts';
+import { BATCH_SIZES, DATA_DEFAULTS } from './data_options.ts';
 import { type EpochOrder, epochOrder, type OrderOptions } from './grouping.ts';
 import { arrayRows, type Row, type RowFile, type RowSource, withRowLocation } from './rows.ts';
 
@@ -48,7 +51,7 @@ export interface ExampleKind<E, B> {
 
 /** Options of every kind of data. */
 export interface DatasetOptions {
-  /** Number of examples in a micro-batch. Default 1. */
+  /** Number of examples in a micro-batch. Default 1; that of `balora train` is 8. */
   batchSize?: number;
   /** Whether to shuffle each epoch. Default true; false: the rows' own order in every epoch. */
   shuffle?: boolean;
@@ -376,9 +379,9 @@ export async function forEachRow(
 
 /** The options of the order with their defaults. */
 export function orderOptions({
-  batchSize = 1,
-  shuffle = true,
-  seed = 42,
+  batchSize = BATCH_SIZES.library,
+  shuffle = DATA_DEFAULTS.shuffle,
+  seed = DEFAULT_SEED,
 }: DatasetOptions): OrderOptions {
   return { batchSize, shuffle, seed };
 }

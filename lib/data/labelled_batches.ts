@@ -10,6 +10,7 @@ import { printable } from '../shown.ts';
 import type { Tokenizer } from '../text/tokenizer.ts';
 import { concatenate, type Segments } from './collate.ts';
 import { type CorruptionCounts, corruptRows, reportCorruption } from './corruption.ts';
+import { DATA_DEFAULTS } from './data_options.ts';
 import {
   checkData,
   Dataset,
@@ -104,7 +105,6 @@ interface Labelled {
   readonly label: readonly number[];
 }
 
-const kMaxLength = 512;
 /** Number of classes without given names above which more than one per two examples suggests that a text was read as the label. */
 const kManyClasses = 20;
 
@@ -237,7 +237,12 @@ function labelOf(value: unknown, field: string, scheme: LabelScheme): number[] {
 function reportWarnings(
   { examples, truncated, perClass }: LabelledStatistics,
   { names }: LabelScheme,
-  { maxLength = kMaxLength, labelNames, format, onWarning }: LabelledOptions & { format: string },
+  {
+    maxLength = DATA_DEFAULTS.maxLength,
+    labelNames,
+    format,
+    onWarning,
+  }: LabelledOptions & { format: string },
 ): void {
   if (truncated > 0) {
     onWarning?.(truncationWarning(truncated, { rows: examples, what: 'examples', maxLength }));
@@ -255,7 +260,7 @@ function reportWarnings(
 }
 
 function settingsOf(options: LabelledOptions) {
-  const { maxLength = kMaxLength, groupByLength = false } = options;
+  const { maxLength = DATA_DEFAULTS.maxLength, groupByLength = false } = options;
   const { batchSize, shuffle, seed } = orderOptions(options);
   // The fingerprint hashes the fields in this order.
   return { batchSize, maxLength, shuffle, seed, groupByLength };

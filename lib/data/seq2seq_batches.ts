@@ -3,6 +3,7 @@ import { type CallTable, checkArgument, kCall, wholeNumber } from '../options/ca
 import type { Tokenizer } from '../text/tokenizer.ts';
 import type { DataStatistics } from './batches.ts';
 import { corruptRows, reportCorruption } from './corruption.ts';
+import { DATA_DEFAULTS } from './data_options.ts';
 import {
   checkData,
   Dataset,
@@ -63,9 +64,6 @@ export interface Seq2SeqStatistics extends DataStatistics {
   readonly truncatedSources: number;
   readonly truncatedTargets: number;
 }
-
-const kDefaultMaxSourceLength = 512;
-const kDefaultMaxTargetLength = 128;
 
 /** Unpadded micro-batches of sources and targets, in an order that is a function of seed and epoch. */
 export class Seq2SeqBatches extends StreamedBatches<
@@ -154,8 +152,8 @@ export class Seq2SeqBatches extends StreamedBatches<
 function settingsOf(options: Seq2SeqBatchOptions) {
   const {
     decoderStartTokenId,
-    maxSourceLength = kDefaultMaxSourceLength,
-    maxTargetLength = kDefaultMaxTargetLength,
+    maxSourceLength = DATA_DEFAULTS.maxSourceLength,
+    maxTargetLength = DATA_DEFAULTS.maxTargetLength,
   } = options;
   checkArgument('data: decoderStartTokenId', kTable.decoderStartTokenId, decoderStartTokenId);
   const { batchSize, shuffle, seed } = orderOptions(options);

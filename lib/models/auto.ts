@@ -1,4 +1,5 @@
 /** Loading of causal language models from a folder or a GGUF file, by the model_type in them (see registry.ts). */
+
 import { join } from 'node:path';
 import { getDefaultDevice, sharesProcessMemory, withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
@@ -14,6 +15,7 @@ import {
   wholeNumber,
 } from '../options/call.ts';
 import { TORCH_DTYPES } from '../options/elsewhere.ts';
+import { DEFAULT_SEED } from '../options/option.ts';
 import { availableMemory, synchronize, trimMemory, withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { quantizedWeights, withoutQuantization } from './bitsandbytes.ts';
@@ -183,7 +185,14 @@ export const AutoModelForCausalLM = {
   ): Promise<CausalLM> {
     checkArgument('fromConfig: the configuration', kCall.object, config);
     checkCall('fromConfig', given, configTable);
-    const { dtype = 'f32', seed = 42, trainable = false, device, baseFormat, ...options } = given;
+    const {
+      dtype = 'f32',
+      seed = DEFAULT_SEED,
+      trainable = false,
+      device,
+      baseFormat,
+      ...options
+    } = given;
     requireDevice({ device });
     const path = 'the configuration';
     const family = familyOf(modelTypeOf(config, path), path);

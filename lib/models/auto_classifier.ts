@@ -1,6 +1,8 @@
 /** Loading of models with a classification or regression head: the checkpoint's, or a new one on a pre-trained model. */
+
 import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
 import { labelTable } from '../options/labels.ts';
+import { DEFAULT_SEED } from '../options/option.ts';
 import {
   buildOn,
   configTable,
@@ -99,7 +101,7 @@ export const AutoModelForSequenceClassification = {
     checkArgument('fromConfig: the configuration', kCall.object, config);
     checkCall('fromConfig', options, { ...configTable, ...labelTable });
     refuseBlocks(options);
-    const { dtype = 'f32', seed = 42, trainable = false, device } = options;
+    const { dtype = 'f32', seed = DEFAULT_SEED, trainable = false, device } = options;
     requireDevice({ device });
     const path = 'the configuration';
     const json = { ...config };
@@ -179,7 +181,7 @@ function withHead(
   stored: WeightSource,
   { json, path, options, make, read }: HeadInput,
 ): { source: WeightSource; head: HeadOrigin } {
-  const { newHead = false, seed = 42 } = options;
+  const { newHead = false, seed = DEFAULT_SEED } = options;
   const headModule = kind.headWeight.slice(0, kind.headWeight.indexOf('.'));
   const source = new RenamedWeights(stored, (name) => {
     const renamed = kind.rename(name);

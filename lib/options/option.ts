@@ -7,6 +7,9 @@ import { ArgumentError } from '../errors.ts';
 import { didYouMean, misspelt } from '../nearest.ts';
 import { shown } from '../shown.ts';
 
+/** The seed of everything that draws random numbers, where the caller gives none. */
+export const DEFAULT_SEED = 42;
+
 /** The circumstances that a default may depend on. The defaults of a method are its presets, in lib/adapters/methods. */
 export interface DefaultContext {
   /** Name of the task, such as `causal-lm`. */

@@ -4,6 +4,7 @@
  * those that share an input, the other the gradients of their weights. Sums that do not fit into `maxBytes` together are made in
  * several passes, a part of the modules each, so that not all of them exist at once.
  */
+
 import { existsSync } from 'node:fs';
 import { delayed, orReason } from '../abort.ts';
 import { checkNoAdapters, freezeBase } from '../adapters/attach.ts';
@@ -26,6 +27,7 @@ import {
   wholeNumber,
   withMethods,
 } from '../options/call.ts';
+import { DEFAULT_SEED } from '../options/option.ts';
 import { shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
 import { byGradients } from './calibration_gradients.ts';
@@ -77,7 +79,6 @@ const kTable: CallTable<CalibrateOptions> = {
 
 const kBatches = 32;
 const kMaxBytes = 2 ** 31;
-const kSeed = 42;
 /** Time in which a micro-batch may end after the calibration is stopped, so that what it has read is kept. */
 const kEndMs = 1000;
 
@@ -99,7 +100,14 @@ export async function calibrate(
 ): Promise<Calibration> {
   checkNoAdapters(model);
   checkCall('calibrate', options, kTable);
-  const { data, file, signal, seed = kSeed, maxBytes = kMaxBytes, onProgress = () => {} } = options;
+  const {
+    data,
+    file,
+    signal,
+    seed = DEFAULT_SEED,
+    maxBytes = kMaxBytes,
+    onProgress = () => {},
+  } = options;
   const { config: settings, targets } = adapterTargets(model, config, seed);
   const { initLoraWeights: init } = settings;
   const calibration = startNamed(init)?.calibration;

@@ -3,6 +3,7 @@
  * teacher whose head has random values gives no useful targets; with a probed head, its outputs show what the pre-trained model
  * knows about the task.
  */
+
 import {
   collectGradients,
   decaysIn,
@@ -28,6 +29,7 @@ import {
   wholeNumber,
   withMethods,
 } from '../options/call.ts';
+import { DEFAULT_SEED } from '../options/option.ts';
 import { synchronize, yieldToEventLoop } from '../runtime.ts';
 import { noGrad, scope, Tensor, tensor, unscoped } from '../tensor.ts';
 import type { BatchSource } from './types.ts';
@@ -257,6 +259,12 @@ function probeLoss(
 }
 
 function withDefaults(options: HeadWarmUpOptions) {
-  const { epochs = 20, learningRate = 5e-3, weightDecay = 0, batchSize = 64, seed = 42 } = options;
+  const {
+    epochs = 20,
+    learningRate = 5e-3,
+    weightDecay = 0,
+    batchSize = 64,
+    seed = DEFAULT_SEED,
+  } = options;
   return { epochs, learningRate, weightDecay, batchSize, seed, signal: options.signal };
 }

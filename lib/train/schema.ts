@@ -16,7 +16,7 @@ import {
   size,
   whole,
 } from '../options/kinds.ts';
-import { type Check, group, type InputOf } from '../options/option.ts';
+import { type Check, DEFAULT_SEED, group, type InputOf } from '../options/option.ts';
 import { anyAbove0, given, is, needing } from '../options/requirements.ts';
 
 /** Names of the optimisers. */
@@ -390,7 +390,7 @@ export const seedOptions = group('Model and data', {
    */
   seed: whole({
     least: 0,
-    default: 42,
+    default: DEFAULT_SEED,
     help: "seed of the data's order and the adapter's initial values",
     aliases: ['random-seed', 'data-seed'],
   }),

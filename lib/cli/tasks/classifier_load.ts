@@ -33,7 +33,7 @@ import {
 } from '../load.ts';
 import { newAdapter } from '../new_adapter.ts';
 import type { Progress } from '../progress.ts';
-import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
+import type { TrainSettings } from '../train_options.ts';
 import type { Examples, RunContext, TrainSetup } from './cli_task.ts';
 
 /** Options of labelled data, and of the preparation of the head before training. */
@@ -148,7 +148,7 @@ export async function loadTunedClassifier(
   { data, progress, signal }: RunContext & { readonly data: LabelledBatches },
 ): Promise<TunedModel<SequenceClassifier>> {
   const path = settings.model as string;
-  const { seed, newHead } = { ...kTrainDefaults, ...settings };
+  const { seed, newHead } = settings;
   const modelOptions = loadOptions(settings, progress);
   const load = (trainable: boolean) =>
     loadClassifier(path, data.scheme, { ...modelOptions, trainable, seed, newHead });

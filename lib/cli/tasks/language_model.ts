@@ -1,9 +1,11 @@
 /** The command-line code that causal language models and encoder-decoders share. */
+
 import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { FullModel } from '../../adapters/full_model.ts';
 import type { TunedModel } from '../../adapters/tuned_model.ts';
 import type { BatchSource } from '../../data/batch_source.ts';
 import type { DataStatistics } from '../../data/batches.ts';
+import { BATCH_SIZES } from '../../data/data_options.ts';
 import type { Example } from '../../data/example.ts';
 import { type FormatOptions, rowPrompts } from '../../data/example_format.ts';
 import type { Row, RowSource } from '../../data/rows.ts';
@@ -14,7 +16,7 @@ import { formatBytes } from '../../io/format_bytes.ts';
 import type { CausalLM, Seq2SeqLM } from '../../models/index.ts';
 import type { Tokenizer } from '../../text/tokenizer.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
-import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
+import type { EvaluateSettings } from '../evaluate_options.ts';
 import {
   adapterOptions,
   type DataCallbacks,
@@ -31,7 +33,7 @@ import {
 import { newAdapter } from '../new_adapter.ts';
 import { listOf, pick } from '../option_table.ts';
 import { fixed, formatSeconds } from '../terminal.ts';
-import { kTrainDefaults, type TrainSettings } from '../train_options.ts';
+import type { TrainSettings } from '../train_options.ts';
 import type { CliTask, Evaluated, RunContext, TrainSetup } from './cli_task.ts';
 
 /** The settings that determine the form of the rows, and what of them is trained on. */
@@ -189,7 +191,7 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
         modelOptions,
       );
       const model = await kind.load(folder, modelOptions);
-      const batchSize = settings.perDeviceEvalBatchSize ?? kEvalBatchSize;
+      const batchSize = settings.perDeviceEvalBatchSize ?? BATCH_SIZES.command;
       const { batches, close } = await openBatches(
         settings.data as string,
         (rows, callbacks) => {
@@ -248,7 +250,6 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
   model: M,
   { load, data, settings, setup: { run, adapter }, progress, signal }: Tuning<M>,
 ): Promise<TunedModel<M>> {
-  const seed = settings.seed ?? kTrainDefaults.seed;
   // Creating an adapter may take as long as loading the model, so an interrupt is checked for in between.
   signal.throwIfAborted();
   if (adapter === null) {
@@ -265,7 +266,7 @@ async function tunedOf<M extends CausalLM | Seq2SeqLM>(
     : showWarnings(
         await AdapterModel.fromPretrained(model, settings.adapter, {
           ...adapterOptions(settings),
-          seed,
+          seed: settings.seed,
           method: adapter.method,
         }),
         progress,

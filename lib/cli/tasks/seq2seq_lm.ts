@@ -26,8 +26,7 @@ export const seq2seqLmCli = languageModelCli<
   load: (folder, options) => AutoModelForSeq2SeqLM.fromPretrained(folder, options),
   shared: ({ maxSourceLength, maxTargetLength, ...settings }) => ({
     ...formatOptions(settings),
-    ...(maxSourceLength === undefined ? {} : { maxSourceLength }),
-    ...(maxTargetLength === undefined ? {} : { maxTargetLength }),
+    ...{ maxSourceLength, maxTargetLength },
   }),
   training: () => ({}),
   batches: ({ rows, tokenizer, model: { decoderStartTokenId }, options }) =>

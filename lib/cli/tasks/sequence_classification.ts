@@ -1,5 +1,7 @@
 /** The classification task on the command line: labelled data, a head that may be new, and the meaning of its label ids. */
+
 import { AdapterModel } from '../../adapters/adapter_model.ts';
+import { BATCH_SIZES } from '../../data/data_options.ts';
 import { glueTask, type MetricName } from '../../data/glue.ts';
 import type { LabelledBatches, LabelledOptions } from '../../data/labelled_batches.ts';
 import type { LabelOptions } from '../../data/labels.ts';
@@ -8,7 +10,7 @@ import { evaluateClassifier } from '../../eval/classify.ts';
 import { AutoModelForSequenceClassification } from '../../models/index.ts';
 import { sequenceClassification } from '../../tasks/sequence_classification.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
-import { type EvaluateSettings, kEvalBatchSize } from '../evaluate_options.ts';
+import type { EvaluateSettings } from '../evaluate_options.ts';
 import { classifierText } from '../evaluation_view.ts';
 import type { ShownExample } from '../example_view.ts';
 import {
@@ -21,12 +23,7 @@ import {
 } from '../load.ts';
 import { listOf, pick } from '../option_table.ts';
 import type { Progress } from '../progress.ts';
-import {
-  kLabelOptions,
-  kLabelTrainOptions,
-  kTrainDefaults,
-  type TrainSettings,
-} from '../train_options.ts';
+import { kLabelOptions, kLabelTrainOptions, type TrainSettings } from '../train_options.ts';
 import {
   type LabelledExamples,
   loadClassifier,
@@ -138,7 +135,7 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
       ...labelledOptions(settings),
       ...(head === null ? {} : labelsOf(head, settings, progress)),
       columns: listOf(settings.columns),
-      batchSize: settings.perDeviceEvalBatchSize ?? kEvalBatchSize,
+      batchSize: settings.perDeviceEvalBatchSize ?? BATCH_SIZES.command,
       shuffle: false,
       progress,
       signal,
@@ -186,7 +183,7 @@ function glueMetric({ glue, evalData, evalSteps = 0 }: TrainSettings): MetricNam
 /** Options of labelled rows: their fields, labels and greatest length. */
 function labelledOptions(
   settings: Pick<TrainSettings, keyof typeof kLabelOptions | 'maxLength'>,
-): LabelledOptions & { maxLength: number } {
+): LabelledOptions {
   const labelNames = listOf(settings.labelNames);
   return {
     ...pick(settings, [
@@ -198,7 +195,7 @@ function labelledOptions(
       'problemType',
     ]),
     ...(labelNames === undefined ? {} : { labelNames }),
-    maxLength: settings.maxLength ?? kTrainDefaults.maxLength,
+    maxLength: settings.maxLength,
   };
 }
 
