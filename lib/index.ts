@@ -4,11 +4,11 @@
 
 // Adapters, full fine-tuning, merging.
 export {
+  type AdaptedLinear,
   type AdapterConfigInput,
   AdapterModel,
   type CreateOptions,
   type LoadOptions,
-  type LoraModule,
 } from './adapters/adapter_model.ts';
 export type { Calibration, CalibrationFacts } from './adapters/calibration.ts';
 export type { LoraConfig, LoraConfigInput } from './adapters/config.ts';

@@ -2,9 +2,9 @@
 import type { Model } from '../models/index.ts';
 import { copy_ } from '../ops/index.ts';
 import { noGrad, type Tensor } from '../tensor.ts';
+import { type AdaptedLinear, type AdapterState, stateName } from './adapted_linear.ts';
 import { checkSameTensors, isOfHead } from './attach.ts';
 import { configIdentity, type LoraConfig } from './config.ts';
-import { type AdapterState, type LoraModule, stateName } from './lora_module.ts';
 import { FIRST_KEYS, LESS_KEYS } from './low_rank.ts';
 import type { MergedLinear } from './merged_weights.ts';
 import { type MethodName, variantOf } from './methods/registry.ts';
@@ -14,7 +14,7 @@ import type { NamedTensor, TunedModel } from './tuned_model.ts';
 /** The parts of an {@link Adapter}. */
 export interface AdapterParts {
   readonly config: LoraConfig;
-  readonly modules: readonly LoraModule[];
+  readonly modules: readonly AdaptedLinear[];
   readonly saved: SavedModules | null;
   readonly shared: AdapterState;
   /** Name of the method whose regularizers a Trainer uses by default; null: none was named. */

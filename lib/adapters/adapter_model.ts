@@ -15,6 +15,7 @@ import type { CausalLM, Model } from '../models/index.ts';
 import { checkArgument, checkCall, kCall, oneOf } from '../options/call.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
+import type { AdaptedLinear } from './adapted_linear.ts';
 import type { Adapter, ResidualTeacher } from './adapter.ts';
 import { firstAdapter } from './attach.ts';
 import type { LoraConfig } from './config.ts';
@@ -22,7 +23,6 @@ import { type ConvertedModule, type ConvertOptions, convertToLora } from './conv
 import { type AdapterConfigInput, type CreateOptions, createAdapter } from './create.ts';
 import { checkAsLora, checkResidual, saveAsLora, savePlain, saveResidual } from './export.ts';
 import { type LoadOptions, readAdapter } from './load.ts';
-import type { LoraModule } from './lora_module.ts';
 import { checkMergeable, mergedLinears } from './merged_weights.ts';
 import { methodTraining } from './method_training.ts';
 import { type MethodName, variantOf } from './methods/registry.ts';
@@ -35,6 +35,7 @@ import type {
   TunedModel,
 } from './tuned_model.ts';
 
+export { AdaptedLinear } from './adapted_linear.ts';
 export { LoraModule } from './lora_module.ts';
 export type { AdapterConfigInput, CreateOptions, LoadOptions };
 
@@ -186,7 +187,7 @@ export class AdapterModel<M extends Model = CausalLM> implements TunedModel<M> {
   }
 
   /** Adapted linear modules of the active adapter. */
-  get modules(): readonly LoraModule[] {
+  get modules(): readonly AdaptedLinear[] {
     return this.#active.parts.modules;
   }
 

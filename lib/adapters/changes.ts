@@ -1,10 +1,10 @@
 /** The change of a weight by an adapter of any method, and the ranks that hold a share of it. */
 import { sub } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
-import type { LoraModule } from './lora_module.ts';
+import type { AdaptedLinear } from './adapted_linear.ts';
 
 /** The change of a module's weight (out,in), f64. */
-export function changeOf(module: LoraModule): Tensor {
+export function changeOf(module: AdaptedLinear): Tensor {
   return sub(
     module.variant.mergedWeight(module, module.startWeight()),
     module.linear.weight.to('f64'),
@@ -28,7 +28,7 @@ export function rankOfEnergy(squares: readonly number[], share: number): number 
 }
 
 /** The reason why the change of its weight is not all that a module's adapter does, to follow its name; null: it is. */
-export function convertObstacle({ variant }: LoraModule): string | null {
+export function convertObstacle({ variant }: AdaptedLinear): string | null {
   if (variant.option !== 'loraBias') return null;
   return 'the adapter has a bias (loraBias), which a pair A, B cannot hold; merge it into the model instead';
 }

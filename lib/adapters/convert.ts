@@ -27,10 +27,10 @@ import {
   wholeNumber,
 } from '../options/call.ts';
 import { computeOwned, noGrad, scope, type Tensor, tensor } from '../tensor.ts';
+import type { AdaptedLinear } from './adapted_linear.ts';
 import { changeOf, convertObstacle, rankOfEnergy } from './changes.ts';
 import { copyOf } from './copies.ts';
 import { type ExportableAdapter, loraObstacle, type PlainPair, writeLora } from './export.ts';
-import type { LoraModule } from './lora_module.ts';
 import { masterDType, productOf } from './low_rank.ts';
 
 /**
@@ -101,7 +101,7 @@ export function rankChoice(
 }
 
 /** The reason why no pair of the module's own rank equals its change of the base's weight; null: one does. */
-function ownRankObstacle(module: LoraModule): string | null {
+function ownRankObstacle(module: AdaptedLinear): string | null {
   if (module.quantized === null) return loraObstacle(module);
   return 'the adapter is on a base of its own, whose codes have lost a part of each weight';
 }
@@ -154,7 +154,7 @@ export async function convertToLora(
 type Conversion = Omit<ConvertedModule, 'name'> & { readonly pair: PlainPair['pair'] | null };
 
 /** The pair that equals a module's adapter, with its scale in B. */
-function ownPair(module: LoraModule): Conversion {
+function ownPair(module: AdaptedLinear): Conversion {
   const plain = module.variant.toLora(module);
   const pair = computeOwned(() => {
     const { dtype } = plain.a;
@@ -176,7 +176,7 @@ function ownPair(module: LoraModule): Conversion {
 
 /** The leading triplets of a module's change as a pair. */
 async function converting(
-  module: LoraModule,
+  module: AdaptedLinear,
   {
     choice,
     intruderFactor,
@@ -213,7 +213,7 @@ async function converting(
 
 /** The adapter's change of the module's weight, f64, with its intruder dimensions multiplied by a factor. */
 async function reducedChange(
-  module: LoraModule,
+  module: AdaptedLinear,
   factor: number,
 ): Promise<{ change: Tensor; intruders: number }> {
   const change = computeOwned(() => changeOf(module));

@@ -13,16 +13,17 @@ import {
 import { DEFAULT_SEED } from '../options/option.ts';
 import { synchronize } from '../runtime.ts';
 import type { Tensor } from '../tensor.ts';
+import { AdaptedLinear, type AdapterState } from './adapted_linear.ts';
 import { Adapter } from './adapter.ts';
 import { freezeBase, linearNamed, linearNames, linearsOf, refuseHead } from './attach.ts';
 import { Calibration, checkCalibration } from './calibration.ts';
 import { type LoraConfig, type LoraConfigInput, loraConfig } from './config.ts';
-import { type AdapterState, LoraModule } from './lora_module.ts';
+import { LoraModule } from './lora_module.ts';
 import type { Start } from './methods/method.ts';
 import { presetSettings } from './methods/preset.ts';
 import { type MethodName, scalingOf, startNamed, variantOf } from './methods/registry.ts';
 import { sharedContext, startOwn, startShared } from './own_tensors.ts';
-import { type StartedModule, settleForm, startedPair } from './pairs.ts';
+import { settleForm, startedPair } from './pairs.ts';
 import { peftStartSettings } from './peft_start_configs.ts';
 import { CLASSIFIER_MODULES, isSaved, SavedModules } from './saved_modules.ts';
 import { digestOf, initialPairs, type PairTarget, startBatches, startModule } from './starts.ts';
@@ -92,28 +93,27 @@ export async function createAdapter(
   const settings = { ...config };
   const context = sharedContext(targets, settings, seed);
   const shared = sharedState(config, seed, startShared(variant.type, context, targets));
-  const modules: LoraModule[] = [];
+  const modules: AdaptedLinear[] = [];
   // A caller's function may return factors of any size; a listed start says whether its own are small by construction.
   const isSmall = start?.isSmall ?? typeof init !== 'function';
   let startDigest: string | null = null;
   try {
     for (const batch of startBatches(init, targets)) {
-      let made: readonly StartedModule[];
       if (variant.type.pair === undefined) {
-        made = startOwn(batch, { variant, settings }).map((parameters) => ({ parameters }));
+        for (const [i, parameters] of startOwn(batch, { variant, settings }).entries()) {
+          const target = batch[i] as PairTarget;
+          modules.push(new AdaptedLinear({ ...target, variant, parameters }, shared));
+        }
       } else {
         const pairs = initialPairs(init, batch);
         if (typeof init === 'function') startDigest = await digestOf(pairs, batch);
-        made = pairs.map((pair, i) => startedPair(pair, batch[i] as PairTarget, init));
+        for (const [i, pair] of pairs.entries()) {
+          const target = batch[i] as PairTarget;
+          const started = startedPair(pair, target, init);
+          modules.push(new LoraModule({ ...target, variant, ...started }, shared));
+        }
       }
-      for (const [i, target] of batch.entries()) {
-        const module = new LoraModule(
-          { ...target, variant, ...(made[i] as StartedModule) },
-          shared,
-        );
-        modules.push(module);
-        if (!isSmall) await settleForm(module);
-      }
+      if (!isSmall) for (const module of modules.slice(-batch.length)) await settleForm(module);
       await synchronize();
       onProgress?.(modules.length, targets.length);
     }

@@ -10,12 +10,12 @@ import { type Model, saveModel } from '../models/index.ts';
 import { Conv1D } from '../nn/linear.ts';
 import { add, mul } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
+import type { AdaptedLinear } from './adapted_linear.ts';
 import type { ResidualTeacher } from './adapter.ts';
 import type { QuantizedForm, ResidualForm } from './adapter_metadata.ts';
 import { linearNames } from './attach.ts';
 import { convertObstacle } from './changes.ts';
 import { hasAlpha, type LoraConfig, loraConfig } from './config.ts';
-import type { LoraModule } from './lora_module.ts';
 import { type LowRankPair, productOf, tensorsOfPair } from './low_rank.ts';
 import { fileKeys, type Variant } from './methods/method.ts';
 import { STARTS_FROM_WEIGHT, scalingOf, typeOf } from './methods/registry.ts';
@@ -33,7 +33,7 @@ import type { SavedModules } from './saved_modules.ts';
 export interface ExportableAdapter {
   readonly model: Model;
   readonly config: LoraConfig;
-  readonly modules: readonly LoraModule[];
+  readonly modules: readonly AdaptedLinear[];
   readonly saved: SavedModules | null;
   /** Set where the model is a residual. */
   readonly residual: ResidualTeacher | null;
@@ -62,8 +62,8 @@ export async function savePlain(adapter: ExportableAdapter, folder: string): Pro
     } as const;
     await write(adapter, folder, { config: plainConfig(adapter, modules), modules, base });
     for (const [name, pairOf, form] of [
-      [INITIAL_ADAPTER, ({ teacher }: LoraModule) => teacher, 'initial'],
-      [LESS_ADAPTER, ({ quantized }: LoraModule) => quantized?.own ?? null, null],
+      [INITIAL_ADAPTER, ({ teacher }: AdaptedLinear) => teacher, 'initial'],
+      [LESS_ADAPTER, ({ quantized }: AdaptedLinear) => quantized?.own ?? null, null],
     ] as const) {
       const beside = pairModules(adapter, pairOf);
       if (beside.length === 0) continue;
@@ -78,7 +78,7 @@ export async function savePlain(adapter: ExportableAdapter, folder: string): Pro
 
 /** Saves the tensors of an adapter that has no pair A, B, under the keys of its type. */
 async function saveOwn(adapter: ExportableAdapter, folder: string): Promise<void> {
-  const { variant, settings } = adapter.modules[0] as LoraModule;
+  const { variant, settings } = adapter.modules[0] as AdaptedLinear;
   const form = variant.type.toFile?.(adapter.modules);
   const keys = fileKeys(variant, settings);
   const modules = adapter.modules.map(({ name, r, alpha, parameters }, i) => {
@@ -114,7 +114,7 @@ export interface PlainPair {
 }
 
 /** The pair that equals a module's adapter on its own base; `release` of the module frees it. */
-export function plainPair(module: LoraModule): PlainPair {
+export function plainPair(module: AdaptedLinear): PlainPair {
   const { name, scale } = module;
   return { name, scale, pair: module.variant.toLora(module) };
 }
@@ -149,7 +149,7 @@ export async function writeLora(
 }
 
 /** The reason why no pair A, B on the module's own base computes the same, as a sentence's second half; null: one does. */
-export function loraObstacle({ variant, settings }: LoraModule): string | null {
+export function loraObstacle({ variant, settings }: AdaptedLinear): string | null {
   const { type, option } = variant;
   const keys = variant.parameters.map(({ key }) => key);
   if (keys.length > 0) return `this adapter also trains ${keys.join(', ')} (${option})`;
@@ -208,8 +208,8 @@ export async function saveResidual(
   };
   const digest = digestOfFolder(adapter.model, base);
   for (const [to, pairOf, form] of [
-    [folder, ({ pair }: LoraModule) => pair, 'residual'],
-    [join(folder, INITIAL_ADAPTER), ({ frozen }: LoraModule) => frozen, 'initial'],
+    [folder, ({ pair }: AdaptedLinear) => pair, 'residual'],
+    [join(folder, INITIAL_ADAPTER), ({ frozen }: AdaptedLinear) => frozen, 'initial'],
   ] as const) {
     const config = { ...plain, inferenceMode: form === 'residual' };
     const written = pairModules(adapter, pairOf);
@@ -229,7 +229,7 @@ function digestOnBase(adapter: ExportableAdapter): Promise<BaseDigest> {
 /** The modules that have a pair of a kind, with that one alone. */
 function pairModules(
   { modules }: ExportableAdapter,
-  pairOf: (module: LoraModule) => LowRankPair | null,
+  pairOf: (module: AdaptedLinear) => LowRankPair | null,
 ): ExportedModule[] {
   return modules.flatMap((module) => {
     const { name, r, alpha } = module;
@@ -269,7 +269,7 @@ function ownParameters({ parameters }: Variant): string | null {
 }
 
 /** A module with the pair to be written; alpha keeps the scale at the pair's rank. */
-function exported(module: LoraModule, pair: LowRankPair, config: LoraConfig): ExportedModule {
+function exported(module: AdaptedLinear, pair: LowRankPair, config: LoraConfig): ExportedModule {
   const { name, alpha, parameters } = module;
   const r = pair.a.shape[0] as number;
   const tensors = new Map([...parameters, ...tensorsOfPair(pair)]);

@@ -9,6 +9,7 @@ import { DEFAULT_SEED } from '../options/option.ts';
 import { synchronize } from '../runtime.ts';
 import { oneLine, shown } from '../shown.ts';
 import type { Tensor } from '../tensor.ts';
+import { AdaptedLinear } from './adapted_linear.ts';
 import { Adapter, type ResidualTeacher } from './adapter.ts';
 import { type AdapterFolder, readAdapterFolder } from './adapter_folder.ts';
 import { type BaseCheck, checkBase, residualForm, tensorsDigestIn } from './adapter_metadata.ts';
@@ -149,7 +150,7 @@ async function adapterOf(
   const tensors = sharedTensors(read, all, { type, seed });
   const shared = sharedState(config, seed, tensors);
   made.push(...shared.tensors.values());
-  const modules: LoraModule[] = [];
+  const modules: AdaptedLinear[] = [];
   const context = { variant, settings: { ...config }, path };
   for (const batch of startBatches(init, all)) {
     const values = batch.map(({ loaded, ...target }) => {
@@ -170,7 +171,8 @@ async function adapterOf(
       // The first pairs of a folder may be the trained ones themselves.
       for (const tensor of [...loaded.values(), ...found.values()]) tensor.dispose();
       const parts = { ...target, parameters, frozen, teacher, quantized, variant };
-      const module = new LoraModule(parts, shared);
+      const module =
+        type.pair === undefined ? new AdaptedLinear(parts, shared) : new LoraModule(parts, shared);
       modules.push(module);
       made.push(module);
       await settleForm(module);

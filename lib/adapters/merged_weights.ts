@@ -11,13 +11,13 @@ import type { Linear } from '../nn/linear.ts';
 import { abs, max, sub } from '../ops/index.ts';
 import { withMemoryTag } from '../runtime.ts';
 import { type DType, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
-import type { LoraModule } from './lora_module.ts';
+import type { AdaptedLinear } from './adapted_linear.ts';
 import type { SavedModules } from './saved_modules.ts';
 
 /** An adapter to be merged, on its model. */
 interface MergeableAdapter {
   readonly model: Model;
-  readonly modules: readonly LoraModule[];
+  readonly modules: readonly AdaptedLinear[];
   readonly saved: SavedModules | null;
 }
 
@@ -50,7 +50,7 @@ interface MergedWeight {
   readonly base: Tensor;
 }
 
-function merge(module: LoraModule, dtype: DType = module.linear.weight.dtype): MergedWeight {
+function merge(module: AdaptedLinear, dtype: DType = module.linear.weight.dtype): MergedWeight {
   const { linear, variant } = module;
   const exact = variant.mergedWeight(module, module.startWeight());
   return { weight: exact.to(dtype), exact, base: linear.weight.to('f64') };
@@ -62,7 +62,7 @@ function merge(module: LoraModule, dtype: DType = module.linear.weight.dtype): M
  * @param dtype of the merged weight. Default: the base's
  */
 export function mergedWeightWithError(
-  module: LoraModule,
+  module: AdaptedLinear,
   dtype?: DType,
 ): {
   weight: Tensor;
@@ -79,7 +79,7 @@ export function mergedWeightWithError(
 }
 
 /** The merged tensors of every module, for the caller to put into the model or to dispose of. */
-export function mergedLinears(modules: readonly LoraModule[]): MergedLinear[] {
+export function mergedLinears(modules: readonly AdaptedLinear[]): MergedLinear[] {
   return withMemoryTag('weights', () =>
     unscoped(() =>
       modules.map((module) => ({
@@ -92,7 +92,7 @@ export function mergedLinears(modules: readonly LoraModule[]): MergedLinear[] {
 }
 
 /** The merged bias of a module, in the base's dtype; null where the base's stays. @throws ArgumentError where it cannot be merged */
-export function mergedBias(module: LoraModule): Tensor | null {
+export function mergedBias(module: AdaptedLinear): Tensor | null {
   const { linear, variant } = module;
   return scope(() => noGrad(() => variant.mergedBias(module)?.to(linear.weight.dtype) ?? null));
 }

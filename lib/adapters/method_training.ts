@@ -1,14 +1,14 @@
 /** The part that an adapter's variant has in training, as the trainer sees it. */
 import { mul } from '../ops/index.ts';
 import { scope, type Tensor, unscoped } from '../tensor.ts';
-import type { LoraModule } from './lora_module.ts';
+import type { AdaptedLinear } from './adapted_linear.ts';
 import type { Variant, VariantTerm } from './methods/method.ts';
 import type { MethodTraining } from './tuned_model.ts';
 
 /** The part of a variant in the training of these modules; null: it has none. */
 export function methodTraining(
   { training }: Variant,
-  modules: readonly LoraModule[],
+  modules: readonly AdaptedLinear[],
 ): MethodTraining | null {
   if (training === undefined) return null;
   const { term } = training;
@@ -23,7 +23,7 @@ export function methodTraining(
   };
 }
 
-function addTerm(term: VariantTerm, modules: readonly LoraModule[], weight: number): Tensor {
+function addTerm(term: VariantTerm, modules: readonly AdaptedLinear[], weight: number): Tensor {
   return unscoped(() =>
     scope(() => {
       const value = term.value(modules);

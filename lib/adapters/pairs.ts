@@ -2,8 +2,9 @@
 import type { Linear } from '../nn/linear.ts';
 import { matmul, mul, square, sum } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
+import type { AdaptedLinear } from './adapted_linear.ts';
 import { masterOf } from './attach.ts';
-import type { LoraModule, LoraParts } from './lora_module.ts';
+import type { LoraParts } from './lora_module.ts';
 import { type LowRankPair, tensorsOfPair } from './low_rank.ts';
 import { startNamed } from './methods/registry.ts';
 import { QuantizedBase } from './quantized_base.ts';
@@ -62,7 +63,7 @@ const kCancelled = 0.25;
 const kSmall = 0.25;
 
 /** Has a module's update computed in full precision where it is not a small change of its linear, as far as a pair equals it. */
-export async function settleForm(module: LoraModule): Promise<void> {
+export async function settleForm(module: AdaptedLinear): Promise<void> {
   const { variant, settings } = module;
   if (module.form !== 'change' || variant.type.loraObstacle(settings) !== null) return;
   const pair = variant.toLora(module);

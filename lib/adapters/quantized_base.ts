@@ -42,7 +42,7 @@ export class QuantizedBase {
     return this.#weight;
   }
 
-  /** Values of `LoraModule.updateKey` for passes on these codes, which are others when the codes have been made again. */
+  /** Values of `AdaptedLinear.updateKey` for passes on these codes, which are others when the codes have been made again. */
   get keys(): { readonly student: object; readonly teacher: object } {
     return this.#keys;
   }
@@ -163,7 +163,7 @@ export interface QuantizedModule {
   readonly name: string;
   readonly linear: Linear;
   readonly quantized: QuantizedBase | null;
-  /** See `LoraModule.startWeight`. */
+  /** See `AdaptedLinear.startWeight`. */
   startWeight(): Tensor;
 }
 

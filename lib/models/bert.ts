@@ -5,7 +5,6 @@
 import { z } from 'zod';
 import { UnsupportedError } from '../errors.ts';
 import type { Linear, Module } from '../nn/index.ts';
-import { moduleOf } from '../nn/module.ts';
 import { tanh } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { activation } from './activations.ts';
@@ -26,6 +25,7 @@ import {
   type EncoderPass,
 } from './encoder.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
+import { moduleOf } from './module_of.ts';
 import { trunkNames } from './renamed_weights.ts';
 import type { HeadOrigin } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';

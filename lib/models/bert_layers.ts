@@ -2,12 +2,13 @@
  * The post-norm blocks that BERT, RoBERTa and DeBERTa share; they differ in their self-attention and their embeddings.
  * Dimensions: N rows, C hidden, H heads, D head size, F mlp width.
  */
+
 import { type Linear, LinearGroup, Module } from '../nn/index.ts';
-import { moduleOf } from '../nn/module.ts';
 import { attention, reshape } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import type { Activation } from './activations.ts';
 import { type Branch, Layer } from './layers.ts';
+import { moduleOf } from './module_of.ts';
 import type { WeightLoader } from './weights.ts';
 
 export interface BlockConfig {

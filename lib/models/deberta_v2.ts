@@ -11,7 +11,6 @@
 import { z } from 'zod';
 import { UnsupportedError } from '../errors.ts';
 import { Embedding, type LayerNorm, type Linear, LinearGroup, Module } from '../nn/index.ts';
-import { moduleOf } from '../nn/module.ts';
 import { relativeAttention, reshape } from '../ops/index.ts';
 import { type Tensor, tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
@@ -35,6 +34,7 @@ import {
   type EncoderPass,
 } from './encoder.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
+import { moduleOf } from './module_of.ts';
 import { byRelativePosition, type DebertaBuckets, debertaBucket } from './relative_positions.ts';
 import { trunkNames } from './renamed_weights.ts';
 import type { HeadOrigin } from './sequence_classifier.ts';

@@ -4,7 +4,6 @@
  */
 import { z } from 'zod';
 import { type LayerNorm, type Linear, LinearGroup } from '../nn/index.ts';
-import { moduleOf } from '../nn/module.ts';
 import { relu } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { activation } from './activations.ts';
@@ -21,6 +20,7 @@ import {
 } from './encoder.ts';
 import { type Branch, Layer } from './layers.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
+import { moduleOf } from './module_of.ts';
 import { trunkNames } from './renamed_weights.ts';
 import type { HeadOrigin } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';

@@ -2,9 +2,9 @@
  * GPT-2: LayerNorm before each branch, learned positions, a plain mlp, biases everywhere. Its linears are stored as (in,out)
  * (Conv1D). The dropouts of its configuration are those it was trained with; fine-tuning here runs without.
  */
+
 import { z } from 'zod';
 import { type Conv1D, Embedding, type LayerNorm, Linear, Module } from '../nn/index.ts';
-import { moduleOf } from '../nn/module.ts';
 import { add, split } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
@@ -27,6 +27,7 @@ import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 import type { CachedLayer } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
+import { moduleOf } from './module_of.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface Gpt2Config {

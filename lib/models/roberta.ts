@@ -2,8 +2,8 @@
  * The roberta architecture: bert's blocks, positions that start behind the padding id, no pooler; the head is a dense
  * layer with tanh and a projection on the first token.
  */
+
 import type { Linear, Module } from '../nn/index.ts';
-import { moduleOf } from '../nn/module.ts';
 import { tanh } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
 import { BertClassifier, type BertTrunk, bertConfig, bertTrunk } from './bert.ts';
@@ -12,6 +12,7 @@ import type { ClassifierKind } from './classifier_kind.ts';
 import { configError } from './config_keys.ts';
 import type { EncoderConfig } from './encoder.ts';
 import type { ModelOrigin } from './model.ts';
+import { moduleOf } from './module_of.ts';
 import { trunkNames } from './renamed_weights.ts';
 import type { HeadOrigin } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';

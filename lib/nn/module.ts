@@ -67,13 +67,6 @@ export class Module {
   }
 }
 
-/** A module that only holds others, under the names of the checkpoint. */
-export function moduleOf<C extends Readonly<Record<string, Module | readonly Module[] | null>>>(
-  held: C,
-): Module & C {
-  return Object.assign(new Module(), held);
-}
-
 /** The children of a module by their names: `q_proj`, and `layers.0` for members of an array. */
 function* children(module: Module): Generator<[string, Module]> {
   for (const [name, value] of Object.entries(module)) {

@@ -13,9 +13,9 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
+import { stateName } from '../../lib/adapters/adapted_linear.ts';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { formatAdapterConfig, loraConfig } from '../../lib/adapters/config.ts';
-import { stateName } from '../../lib/adapters/lora_module.ts';
 import { saveMerged } from '../../lib/adapters/merge.ts';
 import { AutoModelForCausalLM } from '../../lib/models/index.ts';
 import { AdamW } from '../../lib/optim/index.ts';

@@ -4,7 +4,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { AdapterModel, type LoraModule } from '../../lib/adapters/adapter_model.ts';
+import { type AdaptedLinear, AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { InitLoraWeights } from '../../lib/adapters/config.ts';
 import { type LowRankPair, productOf } from '../../lib/adapters/low_rank.ts';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/models/index.ts';
@@ -54,7 +54,7 @@ describeShared('PiSSA on SmolLM2', () => {
   });
 
   /** Compares sigma, since the rows of A have the norm sqrt(sigma / s): the sum of squares closely, single values roughly. */
-  function compareSigma({ name, frozen, scale }: LoraModule): void {
+  function compareSigma({ name, frozen, scale }: AdaptedLinear): void {
     const { a } = frozen as LowRankPair;
     const squares = scope(() =>
       noGrad(() => sum(mul(a, a), { axis: 1 }).dataSync()),
@@ -68,7 +68,7 @@ describeShared('PiSSA on SmolLM2', () => {
 });
 
 /** The norm ||W - s B0 A0||_F, in f64. */
-function residualNorm({ linear, frozen, scale }: LoraModule): number {
+function residualNorm({ linear, frozen, scale }: AdaptedLinear): number {
   return scope(() =>
     noGrad(() => {
       const rest = sub(linear.weight.to('f64'), mul(productOf(frozen as LowRankPair), scale));

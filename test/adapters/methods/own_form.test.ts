@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { AdapterModel } from '../../../lib/adapters/adapter_model.ts';
+import { AdapterModel, LoraModule } from '../../../lib/adapters/adapter_model.ts';
 import {
   formatAdapterConfig,
   type LoraConfigInput,
@@ -155,6 +155,7 @@ describe.each(kOwnForms)('%s', (_, config) => {
   it('has no residual form, and no pair', async () => {
     const tuned = await create(new TinyModel(), config);
     expect(() => tuned.checkForm('residual')).toThrow(/export "residual" is /);
+    expect(tuned.modules[0]).not.toBeInstanceOf(LoraModule);
     expect(() => tuned.modules[0]?.pair).toThrow(
       `layers.0.gate_proj: an adapter of the type ${type.peftType} has no pair A, B`,
     );
