@@ -3,7 +3,7 @@ import type { Linear } from '../nn/linear.ts';
 import { matmul, mul, square, sum } from '../ops/index.ts';
 import { noGrad, scope, type Tensor } from '../tensor.ts';
 import type { AdaptedLinear } from './adapted_linear.ts';
-import { masterOf } from './attach.ts';
+import { trainablePair } from './attach.ts';
 import type { LoraParts } from './lora_module.ts';
 import { type LowRankPair, tensorsOfPair } from './low_rank.ts';
 import { startNamed } from './methods/registry.ts';
@@ -24,11 +24,6 @@ export function startedPair(
   if (fromWeight) return { parameters, quantized, frozen: first };
   for (const tensor of Object.values(first)) tensor.dispose();
   return { parameters, quantized };
-}
-
-/** Master copies of a pair that collect gradients; `pair` itself stays unchanged. */
-function trainablePair({ a, b }: LowRankPair, linear: Linear): LowRankPair {
-  return { a: masterOf(a, linear), b: masterOf(b, linear) };
 }
 
 /** A frozen copy of a pair that a folder holds, in the dtype of the trained one; null: it holds none. */

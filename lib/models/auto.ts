@@ -1,6 +1,5 @@
 /** Loading of causal language models from a folder or a GGUF file, by the model_type in them (see registry.ts). */
 
-import { join } from 'node:path';
 import { getDefaultDevice, sharesProcessMemory, withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { findModel, hubTable, type ResolveOptions } from '../io/hub.ts';
@@ -20,18 +19,11 @@ import { availableMemory, synchronize, trimMemory, withMemoryTag } from '../runt
 import { type DType, noGrad, scope, type Tensor, unscoped } from '../tensor.ts';
 import { quantizedWeights, withoutQuantization } from './bitsandbytes.ts';
 import type { CausalLM } from './causal_lm.ts';
-import {
-  type ConfigOptions,
-  type Counts,
-  checkCounts,
-  initializerRange,
-  modelTypeOf,
-  readConfigJson,
-} from './config_keys.ts';
+import { type ConfigOptions, initializerRange, modelTypeOf } from './config_keys.ts';
 import type { ConfiguredModel, ModelFamily } from './family.ts';
 import { HfWeights } from './hf_weights.ts';
 import type { Model, ModelOrigin } from './model.ts';
-import { findFiles, openGguf, requireDevice } from './opened.ts';
+import { configured, openModel, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
 import { familyOf, familyOfGguf } from './registry.ts';
 import {
@@ -273,7 +265,7 @@ function refuseOffload({ baseOffload = false, trainable, device }: FromPretraine
  * @throws as refuseOffload and requireDiskSpace do
  */
 async function cacheFolderOf(
-  { configured, source }: OpenedModel,
+  { configured, source }: LoadableModel,
   options: FromPretrainedOptions & WeightReadOptions & { blockFormat: BlockFormat | null },
 ): Promise<string | null> {
   refuseOffload(options);
@@ -367,7 +359,7 @@ function isInBlocks(source: WeightSource, name: string): boolean {
  * @throws ArgumentError, UnsupportedError for a base format that does not go with the files or the other options
  */
 function blockFormatOf(
-  { gguf, source }: OpenedModel,
+  { gguf, source }: LoadableModel,
   options: FromPretrainedOptions & { dtype: DType; trainable: boolean },
 ): BlockFormat | null {
   const { baseFormat, dtype, trainable } = options;
@@ -389,39 +381,27 @@ function blockFormatOf(
 }
 
 /** A model's files with their configuration parsed and their weights not read yet. */
-interface OpenedModel {
+interface LoadableModel {
   readonly gguf: boolean;
   readonly family: ModelFamily;
   readonly configured: ConfiguredModel;
   readonly source: WeightSource;
 }
 
-async function open(path: string, options: ConfigOptions): Promise<OpenedModel> {
-  const found = await findFiles(path);
-  return found.gguf ? openDecoderGguf(found.path, options) : openFolder(found.path, options);
-}
-
-async function openFolder(folder: string, options: ConfigOptions): Promise<OpenedModel> {
-  const path = join(folder, 'config.json');
-  const json = withoutQuantization(await readConfigJson(path), path);
-  const family = familyOf(modelTypeOf(json, path), path);
-  const counts: Counts = new Map();
-  const configured = family.configure(json, { ...options, path, counts });
-  const files = HfWeights.open(folder, family.prefix);
-  return closedOnError(files, async () => {
-    const source = await quantizedWeights(files);
-    checkCounts(path, counts, source.shapes);
-    return { gguf: false, family, configured, source };
+async function open(place: string, options: ConfigOptions): Promise<LoadableModel> {
+  const opened = await openModel(place, options, {
+    ofType: familyOf,
+    ofGguf: familyOfGguf,
+    prefixOf: ({ prefix }) => prefix,
   });
-}
-
-async function openDecoderGguf(path: string, options: ConfigOptions): Promise<OpenedModel> {
-  const { family, json, source } = await openGguf(path, options, familyOfGguf);
-  return closedOnError(source, () => {
-    const counts: Counts = new Map();
-    const configured = family.configure(json, { path, counts });
-    checkCounts(path, counts, source.shapes);
-    return { gguf: true, family, configured, source };
+  const { gguf, family, path, stored } = opened;
+  return closedOnError(stored, async () => {
+    const json = withoutQuantization(opened.json, path);
+    const source = stored instanceof HfWeights ? await quantizedWeights(stored) : stored;
+    const config = configured({ path, stored: source }, options, (own) =>
+      family.configure(json, own),
+    );
+    return { gguf, family, configured: config, source };
   });
 }
 
@@ -445,7 +425,7 @@ async function closedOnError<T>(source: WeightSource, make: () => T | Promise<T>
 }
 
 async function build(
-  { family, configured, source }: OpenedModel,
+  { family, configured, source }: LoadableModel,
   {
     device,
     ...read

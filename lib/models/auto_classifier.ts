@@ -1,5 +1,6 @@
 /** Loading of models with a classification or regression head: the checkpoint's, or a new one on a pre-trained model. */
 
+import { findModel } from '../io/hub.ts';
 import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
 import { labelTable } from '../options/labels.ts';
 import { DEFAULT_SEED } from '../options/option.ts';
@@ -13,9 +14,9 @@ import {
   refuseBlocks,
 } from './auto.ts';
 import type { ClassifierKind, MakeClassifier } from './classifier_kind.ts';
-import { type Counts, checkCounts, initializerRange, modelTypeOf } from './config_keys.ts';
+import { initializerRange, modelTypeOf } from './config_keys.ts';
 import type { ModelOrigin } from './model.ts';
-import { type OpenedModel, openModel, requireDevice } from './opened.ts';
+import { configured, type OpenedModel, openModel, requireDevice } from './opened.ts';
 import { RandomWeights } from './random_weights.ts';
 import { classifierKind, classifierKindOfGguf } from './registry.ts';
 import { CompletedWeights, RenamedWeights } from './renamed_weights.ts';
@@ -66,9 +67,7 @@ export const AutoModelForSequenceClassification = {
     const opened = await openClassifier(nameOrPath, options);
     const { folder, path, json, family: kind, stored } = opened;
     try {
-      const counts: Counts = new Map();
-      const make = kind.fromJson(json, { ...options, path, counts });
-      checkCounts(path, counts, stored.shapes);
+      const make = configured(opened, options, (own) => kind.fromJson(json, own));
       const { onProgress } = options;
       const read = { dtype, checkFinite, share: !trainable, onProgress };
       const { source, head } = withHead(kind, stored, { json, path, options, make, read });
@@ -163,7 +162,8 @@ async function openClassifier(
   options: FromPretrainedOptions,
 ): Promise<OpenedModel<ClassifierKind>> {
   requireDevice(options);
-  return openModel(nameOrPath, options, classifierKind, classifierKindOfGguf);
+  const families = { ofType: classifierKind, ofGguf: classifierKindOfGguf };
+  return openModel(await findModel(nameOrPath, options), options, families);
 }
 
 interface HeadInput {

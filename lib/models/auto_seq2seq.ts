@@ -1,4 +1,5 @@
 /** Loading of encoder-decoders from a folder or a GGUF file. */
+import { findModel } from '../io/hub.ts';
 import { checkCall } from '../options/call.ts';
 import {
   buildOn,
@@ -9,8 +10,7 @@ import {
   loadTable,
   refuseBlocks,
 } from './auto.ts';
-import { type Counts, checkCounts } from './config_keys.ts';
-import { type OpenedModel, openModel, requireDevice } from './opened.ts';
+import { configured, type OpenedModel, openModel, requireDevice } from './opened.ts';
 import { seq2SeqFamilyOf, seq2SeqFamilyOfGguf } from './registry.ts';
 import { RenamedWeights } from './renamed_weights.ts';
 import type { Seq2SeqFamily, Seq2SeqLM } from './seq2seq_lm.ts';
@@ -36,17 +36,18 @@ export const AutoModelForSeq2SeqLM = {
     refuseBlocks(options);
     const { dtype = 'f32', device, trainable = false, checkFinite = true } = options;
     requireDevice(options);
-    const { folder, path, family, json, stored } = await openSeq2Seq(nameOrPath, options);
+    const opened = await openSeq2Seq(nameOrPath, options);
+    const { folder, family, stored } = opened;
     try {
-      const configured = configure({ family, json, path, stored }, options);
+      const config = configure(opened, options);
       const source = new RenamedWeights(stored, family.rename);
-      const tied = configured.tied && (await headIsEmbedding(source, family.embedding));
+      const tied = config.tied && (await headIsEmbedding(source, family.embedding));
       const { onProgress } = options;
       const ignore = tied ? [kHead] : [];
       const read = { dtype, checkFinite, share: !trainable, ignore, onProgress };
       const origin = { nameOrPath, folder, dtype };
       const model = buildOn(device, () =>
-        WeightLoader.build(source, read, (weights) => configured.make({ weights, origin, tied })),
+        WeightLoader.build(source, read, (weights) => config.make({ weights, origin, tied })),
       );
       await finishLoading(model, stored, { trainable });
       return model;
@@ -65,28 +66,26 @@ export async function checkSeq2SeqLM(
   options: FromPretrainedOptions = {},
 ): Promise<void> {
   requireDevice(options);
-  const { family, json, path, stored } = await openSeq2Seq(nameOrPath, options);
+  const opened = await openSeq2Seq(nameOrPath, options);
   try {
-    configure({ family, json, path, stored }, options);
+    configure(opened, options);
   } finally {
-    stored.close();
+    opened.stored.close();
   }
 }
 
-/** Reads the configuration, and checks its counts against the weights. */
 function configure(
-  { family, json, path, stored }: Omit<OpenedModel<Seq2SeqFamily>, 'folder'>,
+  opened: OpenedModel<Seq2SeqFamily>,
   options: FromPretrainedOptions,
 ): ReturnType<Seq2SeqFamily['configure']> {
-  const counts: Counts = new Map();
-  const configured = family.configure(json, { ...options, path, counts });
-  checkCounts(path, counts, stored.shapes);
-  return configured;
+  const { family, json } = opened;
+  return configured(opened, options, (own) => family.configure(json, own));
 }
 
-function openSeq2Seq(
+async function openSeq2Seq(
   nameOrPath: string,
   options: FromPretrainedOptions,
 ): Promise<OpenedModel<Seq2SeqFamily>> {
-  return openModel(nameOrPath, options, seq2SeqFamilyOf, seq2SeqFamilyOfGguf);
+  const families = { ofType: seq2SeqFamilyOf, ofGguf: seq2SeqFamilyOfGguf };
+  return openModel(await findModel(nameOrPath, options), options, families);
 }

@@ -2,18 +2,24 @@
 import { join } from 'node:path';
 import { withDevice } from '../device.ts';
 import { FormatError } from '../errors.ts';
-import { findModel, type ResolveOptions } from '../io/hub.ts';
 import { GgufFile } from '../io/index.ts';
 import { isModelFolder } from '../io/model_folder.ts';
 import { listFolder, statPath } from '../io/regular_file.ts';
 import { shown } from '../shown.ts';
-import { type ConfigOptions, modelTypeOf, readConfigJson } from './config_keys.ts';
+import {
+  type ConfigOptions,
+  type Counts,
+  checkCounts,
+  modelTypeOf,
+  type ParseConfigOptions,
+  readConfigJson,
+} from './config_keys.ts';
 import { type GgufTable, readGguf } from './gguf.ts';
 import { HfWeights } from './hf_weights.ts';
 import type { WeightSource } from './weights.ts';
 
 /** The files of a model: a folder with config.json and safetensors, or a GGUF file. */
-export interface FoundFiles {
+interface FoundFiles {
   /** The folder or the file. */
   readonly path: string;
   readonly gguf: boolean;
@@ -47,14 +53,19 @@ export async function findFiles(path: string): Promise<FoundFiles> {
   throw new FormatError(`${path}: ${reason}`, { path, advice });
 }
 
-/**
- * Opens a GGUF file: the family of its architecture, its metadata as config.json, and its tensors as a source that is not read yet.
- * @throws FormatError, UnsupportedError as `find` and readGguf do
- */
-export async function openGguf<F>(
+/** The families of models that a loader knows. */
+export interface Families<F> {
+  /** Finds the family of a model_type. */
+  ofType(type: string, path: string): F;
+  /** Finds the family of a GGUF file's architecture, with the table of its files. */
+  ofGguf(architecture: string, path: string, file: GgufFile): { family: F; table: GgufTable };
+}
+
+/** Opens a GGUF file: the family of its architecture, its metadata as config.json, and its tensors as a source that is not read yet. */
+async function openGguf<F>(
   path: string,
   options: ConfigOptions,
-  find: (architecture: string, path: string, file: GgufFile) => { family: F; table: GgufTable },
+  { ofGguf }: Families<F>,
 ): Promise<{ family: F; json: Record<string, unknown>; source: WeightSource }> {
   const file = GgufFile.open(path);
   try {
@@ -63,7 +74,7 @@ export async function openGguf<F>(
       const found = shown(architecture);
       throw new FormatError(`${path}: general.architecture must be a text, got ${found}`, { path });
     }
-    const { family, table } = find(architecture, path, file);
+    const { family, table } = ofGguf(architecture, path, file);
     return { family, ...(await readGguf(file, table, options)) };
   } catch (error) {
     file.close();
@@ -75,6 +86,7 @@ export async function openGguf<F>(
 export interface OpenedModel<F> {
   /** The folder, or the GGUF file. */
   readonly folder: string;
+  readonly gguf: boolean;
   /** Path of the configuration, for messages. */
   readonly path: string;
   readonly family: F;
@@ -83,26 +95,37 @@ export interface OpenedModel<F> {
 }
 
 /**
- * Finds and opens the files of a model.
- * @param ofType finds the family of a model_type
- * @param ofGguf that of a GGUF file's architecture, see {@link openGguf}
- * @throws FormatError, UnsupportedError as they, findModel and {@link findFiles} do
+ * Opens the files of a model.
+ * @param prefixOf prefix of the tensors of the model without its head, see {@link HfWeights.open}. Default: none
+ * @throws FormatError, UnsupportedError as the families, {@link findFiles} and readGguf do
  */
 export async function openModel<F>(
-  nameOrPath: string,
-  options: ConfigOptions & ResolveOptions,
-  ofType: (type: string, path: string) => F,
-  ofGguf: Parameters<typeof openGguf<F>>[2],
+  place: string,
+  options: ConfigOptions,
+  families: Families<F> & { prefixOf?(family: F): string },
 ): Promise<OpenedModel<F>> {
-  const { path: folder, gguf } = await findFiles(await findModel(nameOrPath, options));
+  const { path: folder, gguf } = await findFiles(place);
   if (gguf) {
-    const { source, ...opened } = await openGguf(folder, options, ofGguf);
-    return { folder, path: folder, ...opened, stored: source };
+    const { source, ...opened } = await openGguf(folder, options, families);
+    return { folder, gguf, path: folder, ...opened, stored: source };
   }
   const path = join(folder, 'config.json');
   const json = await readConfigJson(path);
-  const family = ofType(modelTypeOf(json, path), path);
-  return { folder, path, family, json, stored: HfWeights.open(folder, '') };
+  const family = families.ofType(modelTypeOf(json, path), path);
+  const stored = HfWeights.open(folder, families.prefixOf?.(family) ?? '');
+  return { folder, gguf, path, family, json, stored };
+}
+
+/** The result of reading the configuration, whose counts are checked against the weights. */
+export function configured<T>(
+  { path, stored }: Pick<OpenedModel<unknown>, 'path' | 'stored'>,
+  options: ConfigOptions,
+  read: (options: ParseConfigOptions) => T,
+): T {
+  const counts: Counts = new Map();
+  const made = read({ ...options, path, counts });
+  checkCounts(path, counts, stored.shapes);
+  return made;
 }
 
 /** Checks that a device can be used, before anything is downloaded or read. @throws UnsupportedError as setDefaultDevice does */
