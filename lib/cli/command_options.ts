@@ -117,10 +117,17 @@ export async function readOptions<T extends OptionTable>(
   const given = checkFlags(table, flags);
   const path = command.getOptionValue('config') as string | undefined;
   if (path === '') throw new ArgumentError(`--config ${complaint({ wanted: 'a path' }, path)}`);
-  const file = path === undefined ? {} : checkConfig(table, await readConfigFile(path), path);
+  const reading = { table, flags: given };
+  const file =
+    path === undefined ? {} : checkConfig(table, await readConfigFile(path, reading), path);
   const values = { ...file, ...given } as ValuesOf<T>;
   requireAll(table, values);
   return values;
+}
+
+/** The options of a parsed command that its configuration file gives. */
+export function keysOfFile(command: Command, values: object): ReadonlySet<string> {
+  return new Set(Object.keys(values).filter((key) => command.getOptionValueSource(key) !== 'cli'));
 }
 
 function isShown(value: unknown): boolean {

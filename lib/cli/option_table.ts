@@ -106,15 +106,6 @@ export function requireAll(table: OptionTable, values: Readonly<Record<string, u
   }
 }
 
-/** Values by kebab-case key, in the form of a configuration file: a null that was chosen is written as `none`. */
-export function toConfig(values: Readonly<Record<string, unknown>>): Record<string, unknown> {
-  return Object.fromEntries(
-    Object.entries(values)
-      .filter(([, value]) => value !== undefined)
-      .map(([key, value]) => [kebab(key), value === null ? 'none' : value]),
-  );
-}
-
 /** A list of names, where a single text becomes a list of one. */
 export function listOf(value: string | string[] | undefined): string[] | undefined {
   return typeof value === 'string' ? [value] : value;

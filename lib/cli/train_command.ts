@@ -5,7 +5,7 @@ import { setNumThreads } from '../runtime.ts';
 import { checkOutput } from '../train/output.ts';
 import { Trainer, type TrainerOptions } from '../train/trainer.ts';
 import type { TrainResult } from '../train/types.ts';
-import { addOptions, readOptions } from './command_options.ts';
+import { addOptions, keysOfFile, readOptions } from './command_options.ts';
 import { exampleText } from './example_view.ts';
 import { abortable, type Interrupt, interruptOf } from './interrupt.ts';
 import { dataText, planText } from './plan_view.ts';
@@ -21,13 +21,14 @@ export const addTrain: CommandModule = (program, context, run) => {
   const command = program.command('train').description('fine-tune a model');
   addOptions(command, kTrainOptions, { config: true });
   command.action(
-    run(kTrainOptions, async (_: unknown, self: Command) =>
-      train(await readOptions(self, kTrainOptions), context),
-    ),
+    run(kTrainOptions, async (_: unknown, self: Command) => {
+      const settings = await readOptions(self, kTrainOptions);
+      return train(settings, { ...context, fromFile: keysOfFile(self, settings) });
+    }),
   );
 };
 
-async function train(settings: TrainSettings, context: CommandContext): Promise<number> {
+async function train(settings: TrainSettings, context: TrainCommand): Promise<number> {
   const progress = new Progress(context.stderr);
   let begun = false;
   const onBegin = () => {
@@ -56,8 +57,13 @@ async function train(settings: TrainSettings, context: CommandContext): Promise<
   }
 }
 
+/** The context of the command, and the options that its configuration file gives. */
+interface TrainCommand extends CommandContext {
+  readonly fromFile: ReadonlySet<string>;
+}
+
 interface TrainContext extends RunContext {
-  readonly context: CommandContext;
+  readonly context: TrainCommand;
   /** Called when training itself begins; from then on there may be steps to save when it is interrupted. */
   readonly onBegin: () => void;
 }
@@ -66,7 +72,7 @@ async function run(
   settings: TrainSettings,
   { context, progress, signal, onBegin }: TrainContext,
 ): Promise<number> {
-  const setup = trainSetup(settings);
+  const setup = trainSetup(settings, context.fromFile);
   if (settings.threads !== undefined) setNumThreads(settings.threads);
   if (settings.output !== undefined && !settings.dryRun) {
     const { overwrite = false, resume = false } = settings;
@@ -81,7 +87,7 @@ async function run(
   const { input, tokenizer, statistics, format, close } = prepared;
   try {
     const commandLine = context.args;
-    const trainer = new Trainer({ ...(input as TrainerOptions), commandLine }, setup.run);
+    const trainer = new Trainer({ ...(input as TrainerOptions), commandLine }, prepared.run);
     if (settings.dryRun) {
       const plan = await trainer.plan({ measure: true });
       context.stdout.write(`${planText(plan, statistics, format)}\n`);

@@ -312,13 +312,12 @@ export const kTrainOptions = withFlags({
 
 export type TrainSettings = ValuesOf<typeof kTrainOptions>;
 
-/** Defaults of `balora train` that run/config.json keeps. */
+/** The defaults that the command itself reads. */
 export const kTrainDefaults = defaultsOf({
   method: kTrainOptions.method,
   dtype: kTrainOptions.dtype,
   device: kTrainOptions.device,
   perDeviceTrainBatchSize: kTrainOptions.perDeviceTrainBatchSize,
-  maxLength: kTrainOptions.maxLength,
   seed: kTrainOptions.seed,
   shuffle: kTrainOptions.shuffle,
 });

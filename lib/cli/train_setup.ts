@@ -23,24 +23,30 @@ import {
   type ResolvedOf,
   type ValuesOf,
 } from '../options/option.ts';
-import { REGULARIZER_OPTIONS } from '../train/regularizers.ts';
+import { TASKS } from '../tasks/list.ts';
+import { REGULARIZER_OPTIONS, termOptionsOf } from '../train/regularizers.ts';
 import { resolveRun } from '../train/resolve_run.ts';
+import { runConfigOf } from '../train/run_config.ts';
 import {
   bestOptions,
   optimizationOptions,
   outputOptions,
   resourceOptions,
 } from '../train/schema.ts';
-import { flagOf, listOf, pick, toConfig } from './option_table.ts';
+import { fileOptions, flagOf, listOf, pick } from './option_table.ts';
 import type { TrainSetup } from './tasks/cli_task.ts';
 import { CLI_TASKS, cliTaskOf } from './tasks/list.ts';
-import { kTrainDefaults, type TrainSettings } from './train_options.ts';
+import { kTrainDefaults, kTrainOptions, type TrainSettings } from './train_options.ts';
 
 /**
  * Distributes the settings over the options of the library.
+ * @param fromFile options that a configuration file gives
  * @throws ArgumentError for settings that exclude each other
  */
-export function trainSetup(settings: TrainSettings): TrainSetup {
+export function trainSetup(
+  settings: TrainSettings,
+  fromFile: ReadonlySet<string> = new Set(),
+): TrainSetup {
   checkTask(settings);
   checkWeights([settings.data ?? []].flat().length, settings.dataWeights);
   const task = cliTaskOf(settings);
@@ -56,8 +62,11 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
     seed,
     ...task.runSettings?.(settings),
   };
+  const about = { task: task.task.name, method };
+  const table = recordedOptions(settings, adapter);
+  const config = runConfigOf(table, settings, { ...about, fromFile });
   return {
-    run: resolveRun(training, { task: task.task.name, method, name: flagOf }),
+    run: resolveRun(training, { ...about, name: flagOf, config }),
     adapter: adapter && {
       ...adapter,
       method: method as AdapterMethodName,
@@ -66,7 +75,6 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
         ? {}
         : { baseModelNameOrPath: hubIdOf(settings.model) ?? settings.model }),
     },
-    runConfig: toConfig(whole),
     columns: listOf(settings.columns),
     dataWeights: settings.dataWeights,
     examples: task.examples(settings, {
@@ -74,6 +82,28 @@ export function trainSetup(settings: TrainSettings): TrainSetup {
       corruption: corruptionOf(settings),
     }),
   };
+}
+
+/** The options that run/config.json records: those that have a meaning for the run. */
+function recordedOptions(settings: TrainSettings, adapter: LoraConfigInput | null): OptionTable {
+  const { task, ownOptions } = cliTaskOf(settings);
+  const tasks = Object.values(CLI_TASKS).flatMap((other) => other.ownOptions as string[]);
+  const kinds = {
+    task: { all: tasks, own: ownOptions as readonly string[] },
+    terms: {
+      all: Object.keys(REGULARIZER_OPTIONS),
+      own: Object.keys(termOptionsOf(TASKS[task.name])),
+    },
+    adapter: {
+      all: Object.keys(loraOptions),
+      own:
+        adapter === null || settings.adapter !== undefined ? [] : Object.keys(loraConfig(adapter)),
+    },
+  };
+  const entries = Object.entries(fileOptions(kTrainOptions)).filter(([key]) =>
+    Object.values(kinds).every(({ all, own }) => !all.includes(key) || own.includes(key)),
+  );
+  return Object.fromEntries(entries);
 }
 
 /** The corruptions of the training data; undefined where none is asked for. */

@@ -29,7 +29,7 @@ type AllOptions = Intersection<
 export const REGULARIZER_OPTIONS: AllOptions = group(
   'BA-LoRA regularizers',
   withWeights(
-    Object.assign({}, ...Object.values(TASKS).map(optionsOf).reverse()) as OptionTable,
+    Object.assign({}, ...Object.values(TASKS).map(termOptionsOf).reverse()) as OptionTable,
     Object.values<Pick<Task, 'terms'>>(TASKS).flatMap(({ terms }) => terms),
   ) as AllOptions,
 );
@@ -61,7 +61,7 @@ export interface RegularizerOptions extends InputOf<AllOptions> {}
 export interface ResolvedRegularizers extends ResolvedOf<AllOptions> {}
 
 /** The options that apply to a task. */
-function optionsOf({ options, terms }: Pick<Task, 'options' | 'terms'>): OptionTable {
+export function termOptionsOf({ options, terms }: Pick<Task, 'options' | 'terms'>): OptionTable {
   return Object.assign({}, ...terms.map((term) => term.options), options);
 }
 
@@ -79,7 +79,7 @@ export function resolveRegularizers(
     Object.entries(options).filter(([, value]) => value !== undefined),
   );
   const all: OptionTable = REGULARIZER_OPTIONS;
-  const own = optionsOf(TASKS[task]);
+  const own = termOptionsOf(TASKS[task]);
   const defaults: Record<string, unknown> = defaultsOf(all, { task });
   for (const [key, value] of Object.entries(given)) {
     const option = Object.hasOwn(all, key) ? all[key] : undefined;

@@ -12,8 +12,10 @@ import {
   type RegularizerOptions,
   type ResolvedRegularizers,
   resolveRegularizers,
+  termOptionsOf,
   termsOf,
 } from './regularizers.ts';
+import { type RunConfig, runConfigOf } from './run_config.ts';
 import {
   bestOptions,
   optimizationOptions,
@@ -22,6 +24,7 @@ import {
   resourceOptions,
   seedOptions,
   trainerChecks,
+  trainerOptions,
 } from './schema.ts';
 import type {
   BestOptions,
@@ -51,6 +54,8 @@ export interface ResolvedRun extends Readonly<ResolvedOf<typeof kSingleOptions>>
   readonly resources: ResolvedResources;
   /** Terms of the loss beside that of the task; a loss of the caller's own replaces them all. */
   readonly terms: readonly Term[];
+  /** The settings for run/config.json. */
+  readonly config: RunConfig;
   /** The same settings resolved for another method. */
   forMethod(method: MethodName | null): ResolvedRun;
 }
@@ -87,6 +92,8 @@ interface RunCircumstances {
   readonly method?: MethodName | null;
   /** Gives the caller's spelling of an option's name; by default the library's. */
   readonly name?: (key: string) => string;
+  /** The record of the settings, where there are more of them than those of the Trainer. */
+  readonly config?: RunConfig;
 }
 
 /**
@@ -95,7 +102,7 @@ interface RunCircumstances {
  */
 export function resolveRun(
   settings: RunSettings,
-  { task = 'causal-lm', method = null, name }: RunCircumstances = {},
+  { task = 'causal-lm', method = null, name, config }: RunCircumstances = {},
 ): ResolvedRun {
   const given = withOptimizationOf(method, settings);
   const optimization = resolveTable(optimizationOptions, given);
@@ -113,8 +120,21 @@ export function resolveRun(
     output: { ...whenWritten, output },
     ...single,
     terms: isCustom ? [] : termsOf(TASKS[task], regularizers, settings.terms),
+    config: config ?? configOf(settings, { task, method }),
     forMethod: (other) => resolveRun(settings, { task, method: other, name }),
   };
+}
+
+/** The record of the Trainer's own options. */
+function configOf(
+  settings: RunSettings,
+  about: { task: TaskName; method: MethodName | null },
+): RunConfig {
+  const terms = settings.loss === undefined ? termOptionsOf(TASKS[about.task]) : {};
+  const table = Object.entries({ ...trainerOptions, ...terms }).filter(
+    ([, { only }]) => only !== 'library',
+  );
+  return runConfigOf(Object.fromEntries(table), { ...settings, ...settings.regularizers }, about);
 }
 
 /**

@@ -9,6 +9,7 @@ import { ArgumentError } from '../errors.ts';
 import type { Evaluation } from '../eval/types.ts';
 import { completeResult } from '../export/result_folder.ts';
 import { removeAll, removeFile, writeFileAtomic } from '../io/files.ts';
+import { packageVersion } from '../io/package_version.ts';
 import { CHECKPOINT_FORMAT, RUN_FILES } from '../io/run_folder.ts';
 import { dropoutWarning } from '../models/dropout_rates.ts';
 import { useModel } from '../models/in_use.ts';
@@ -34,6 +35,7 @@ import { learningRateOf, makePlan, planMemory, requireRunMemory } from './plan.t
 import { StepClock } from './record.ts';
 import { type ResolvedRun, teacherCacheOption } from './resolve_run.ts';
 import { openCheckpoint, restore, savedTensors } from './resume.ts';
+import { RUN_CONFIG_FORMAT } from './run_config.ts';
 import { RunRecord } from './run_record.ts';
 import type { Runner } from './runner.ts';
 import { answerSamples, type Sample } from './samples.ts';
@@ -645,16 +647,18 @@ async function removeTeacherCache(folder: OutputFolder): Promise<void> {
   await removeFile(join(folder.run, kTeacherCacheName));
 }
 
+/** The text of run/config.json. */
 function configText(
   { runConfig = null }: AnyTrainerOptions,
-  options: ResolvedRun,
+  { config }: ResolvedRun,
   identity: Identity,
 ): string {
-  const trainer = {
-    ...options.optimization,
-    ...(identity.customLoss !== true && options.regularizers),
-    ...options.output,
-    seed: options.seed,
+  const whole = {
+    format: RUN_CONFIG_FORMAT,
+    version: packageVersion(),
+    ...config,
+    ...(runConfig !== null && { runConfig }),
+    identity,
   };
-  return `${JSON.stringify({ command: runConfig, trainer, identity }, null, 2)}\n`;
+  return `${JSON.stringify(whole, null, 2)}\n`;
 }

@@ -279,7 +279,7 @@ export const preparationOptions = group(kOutputGroup, {
 
 /** The options by which a program says more of its run, which is written beside it. */
 export const noteOptions = group(kOutputGroup, {
-  /** Any JSON value, kept in run/config.json under "command" beside the trainer's own resolved options. */
+  /** Any JSON value, kept in run/config.json under "runConfig" beside the settings of the run. */
   runConfig: json<unknown, null>({
     of: 'JSON',
     schema: z.unknown(),

@@ -6,6 +6,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
+import { trainedHead } from '../../lib/cli/tasks/classifier_load.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { balora } from '../support/run_cli.ts';
 import { tinyRows, writeTinyClassifier } from '../support/tiny_classifier.ts';
@@ -69,7 +70,7 @@ it('a GLUE task from its original file without a header, with the best step by i
   );
   const best = bestOf(err, 'matthews');
   expect(err).toContain(`(matthews ${best.toFixed(4)})`);
-  expect((await runOf(output)).command).toMatchObject({
+  expect((await runOf(output)).values).toMatchObject({
     glue: 'cola',
     variant: '2024',
     'group-by-length': true,
@@ -93,6 +94,18 @@ it('regression on pairs of texts, in bf16', async () => {
   const { text, json } = await evaluate(output, data, '--dtype', 'bf16', '--label-field', 'score');
   expect(text).toMatch(/^pearson +[-\d.]+\nspearman +[-\d.]+\npearsonSpearmanMean +[-\d.]+$/m);
   expect(json).toMatchObject({ problemType: 'regression', examples: 20 });
+  // The record of a run of version 0.2.0 is read as well.
+  const record = join(output, 'run', 'config.json');
+  const now = await readFile(record, 'utf8');
+  const typeIn = async (content: string) => {
+    await writeFile(record, content);
+    return (await trainedHead(model, { adapter: output }))?.problemType;
+  };
+  const command = { 'problem-type': 'multi_label_classification' };
+  expect(await typeIn(JSON.stringify({ command, trainer: {}, identity: {} }))).toBe(
+    'multi_label_classification',
+  );
+  expect(await typeIn(now)).toBe('regression');
   expect(json.labels[0]).toBe(0.5 + (tinyRows(1)[0]?.label as number));
   expect(json.tokens).toBeGreaterThan(20 * 10);
 });
@@ -114,7 +127,7 @@ it('multi-label classification of pairs of named fields, from JSON Lines', async
   expect(json.problemType).toBe('multi_label_classification');
   // The label names in order: bad, good, long, middling.
   expect(json.labels.every((flags: number[]) => flags.length === 4)).toBe(true);
-  expect((await runOf(output)).command['problem-type']).toBe('multi_label_classification');
+  expect((await runOf(output)).values['problem-type']).toBe('multi_label_classification');
   expect(json.labels.map((flags: number[]) => flags[2])).toEqual(
     Array.from({ length: 20 }, (_, i) => i % 2),
   );
@@ -127,7 +140,7 @@ it('the problem type is kept in the run, the merged model and the evaluation', a
     tinyRows(20).map((given) => JSON.stringify(row(given))),
   );
   const { output } = await train('two', data, '--problem-type', 'regression', '--new-head');
-  expect((await runOf(output)).command['problem-type']).toBe('regression');
+  expect((await runOf(output)).values['problem-type']).toBe('regression');
   const { json } = await evaluate(output, data); // two numbers, no flags
   expect(json).toMatchObject({ problemType: 'regression', examples: 20 });
 

@@ -66,7 +66,7 @@ describe('several files with weights', () => {
     expect(resumed.code).toBe(0);
     expect(await losses(join(folder, 'stopped'))).toEqual(await losses(join(folder, 'whole')));
     const config = JSON.parse(await readFile(join(folder, 'whole', 'run', 'config.json'), 'utf8'));
-    expect(config.command).toMatchObject({ data: kFiles, 'data-weights': [1, 2, 1] });
+    expect(config.values).toMatchObject({ data: kFiles, 'data-weights': [1, 2, 1] });
   });
 
   it('may stand in a configuration file, and are refused by the name of the flag', async () => {
@@ -187,7 +187,7 @@ describe('corruptions', () => {
     expect(same).toEqual(first);
     expect(other).not.toEqual(first);
     const record = join(folder, 'noise-a', 'run', 'config.json');
-    expect(JSON.parse(await readFile(record, 'utf8')).command).toMatchObject({
+    expect(JSON.parse(await readFile(record, 'utf8')).values).toMatchObject({
       'text-noise': 0.5,
       'duplicate-rows': 1,
       'corruption-seed': 3,

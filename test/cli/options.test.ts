@@ -9,9 +9,9 @@ import { loraOptions } from '../../lib/adapters/lora_options.ts';
 import { METHOD_NAMES } from '../../lib/adapters/methods/registry.ts';
 import { addOptions, readOptions } from '../../lib/cli/command_options.ts';
 import { kEvaluateOptions } from '../../lib/cli/evaluate_options.ts';
-import { toConfig } from '../../lib/cli/option_table.ts';
 import { refuseOthers } from '../../lib/cli/other_arguments.ts';
 import { kTrainOptions, type TrainSettings } from '../../lib/cli/train_options.ts';
+import { trainSetup } from '../../lib/cli/train_setup.ts';
 import { editDistance, nearest } from '../../lib/nearest.ts';
 import { camel, kebab, type OptionTable, snake } from '../../lib/options/option.ts';
 import { REGULARIZER_OPTIONS } from '../../lib/train/regularizers.ts';
@@ -317,10 +317,74 @@ describe('configuration files', () => {
     ]);
   });
 
-  it('written by toConfig give the same settings', async () => {
-    const values = await parse(...kNeeded, '--r', '4', '--no-shuffle', '--target-modules', 'a,b');
-    const path = await configFile(JSON.stringify(toConfig(values)), 'again.json');
-    expect(await parse('--config', path)).toEqual(values);
+  describe('that a run recorded', () => {
+    const given = ['--r', '4', '--no-shuffle', '--target-modules', 'a,b', '--lora-alpha', '4'];
+    const recorded = async (changes: object = {}) => {
+      const values = await parse(...kNeeded, ...given, '--overwrite', '--output', 'o');
+      const { overwrite: _, ...settings } = values as Record<string, unknown>;
+      const { run } = trainSetup(values as TrainSettings);
+      const record = { format: 2, version: '0.3.0', ...run.config, identity: {}, ...changes };
+      return { settings, config: run.config, path: await file(record) };
+    };
+    const file = (content: object) => configFile(JSON.stringify(content), 'run.json');
+
+    it('give the same settings, but for how the command began', async () => {
+      const { settings, config, path } = await recorded();
+      expect(await parse('--config', path)).toEqual(settings);
+      expect(config).toMatchObject({
+        values: { r: 4, 'consistency-weight': 0.025, 'weight-decay': 0, 'max-length': 512 },
+        source: {
+          ...{ r: 'given', 'consistency-weight': 'method' },
+          ...{ 'weight-decay': 'default', 'max-length': 'default' },
+        },
+      });
+      const other = { task: 'seq2seq-lm', model: 'm', data: 'd' } as const;
+      const { values, source } = trainSetup(other, new Set(['model'])).run.config;
+      expect(values).toMatchObject({ 'max-source-length': 512, 'use-rslora': false });
+      expect(source).toMatchObject({ model: 'file', data: 'given' });
+      for (const key of ['max-length', 'variant', 'd-initial'])
+        expect(values).not.toHaveProperty(key);
+    });
+
+    it('have the defaults of then, unless a flag changes what these depend on', async () => {
+      const { settings, config } = await recorded();
+      const values = { ...config.values, 'weight-decay': 0.1, 'consistency-weight': 0.02 };
+      const { path } = await recorded({ values });
+      const then = { weightDecay: 0.1, consistencyWeight: 0.02 };
+      expect(await parse('--config', path)).toEqual({ ...settings, ...then });
+      expect(await parse('--config', path, '--method', 'balora')).toMatchObject(then);
+      const other = await parse('--config', path, '--method', 'lora');
+      expect(other).toEqual({ ...settings, method: 'lora' });
+      expect(await parse('--config', path, '--weight-decay', '0.5')).toMatchObject({
+        weightDecay: 0.5,
+      });
+    });
+
+    it('of version 0.2.0 are those of its command', async () => {
+      const command = { model: 'm', data: 'd', 'lora-alpha': 4, method: 'lora' };
+      const path = await file({ command, trainer: { seed: 42 }, identity: { seed: 42 } });
+      expect(await parse('--config', path)).toEqual({
+        ...{ model: 'm', data: 'd', loraAlpha: 4, method: 'lora' },
+      });
+    });
+
+    it.each([
+      [{ format: 3 }, 'format 3 is not known, only those up to 2; use the version of balora'],
+      [{ task: 'chess' }, 'its task, method, values and source are not those of a run; take'],
+      [{ method: 'toString' }, 'its task, method, values and source are not those of a run; take'],
+      [{ values: 1 }, 'its task, method, values and source are not those of a run; take'],
+      [{ values: { lr: 1 } }, 'unknown option "lr"'],
+    ])('are refused with %j', async (changes, message) => {
+      const { path } = await recorded({ source: { lr: 'given' }, ...changes });
+      await expect(parse('--config', path)).rejects.toThrow(message);
+    });
+
+    it('are refused from a program without settings of a command', async () => {
+      const path = await file({ command: null, trainer: {}, identity: {} });
+      await expect(parse('--config', path)).rejects.toThrow(
+        'is of a run that a program made, and has no settings of a command',
+      );
+    });
   });
 
   it.each([

@@ -94,10 +94,11 @@ describe('balora train', () => {
       ...['tokenizer.json', 'tokenizer_config.json'],
     ]);
     expect((await metrics('plain')).map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6]);
-    const { command } = JSON.parse(
+    const recorded = JSON.parse(
       await readFile(join(folder, 'plain', 'run', 'config.json'), 'utf8'),
-    ) as { command: Record<string, unknown> };
-    expect(command).toMatchObject({ r: 4, method: 'balora', 'learning-rate': 0.01, data });
+    ) as { values: Record<string, unknown> };
+    expect(recorded).toMatchObject({ format: 2, task: 'causal-lm', method: 'balora' });
+    expect(recorded.values).toMatchObject({ r: 4, method: 'balora', 'learning-rate': 0.01, data });
   });
 
   it('trains with DoRA, dropout, modules to save, Adafactor and LoRA+, and merges the result', async () => {
@@ -168,10 +169,10 @@ describe('balora train', () => {
     expect(await readdir(join(folder, 'best', 'run', 'checkpoints'))).toHaveLength(3);
     const last = await balora(train('last', ...eachStep, '--metric-for-best-model', 'none'));
     expect(last.err).not.toContain('exported step');
-    const { command } = JSON.parse(
+    const { values: recorded } = JSON.parse(
       await readFile(join(folder, 'last', 'run', 'config.json'), 'utf8'),
-    ) as { command: Record<string, unknown> };
-    expect(command['metric-for-best-model']).toBe('none');
+    ) as { values: Record<string, unknown> };
+    expect(recorded['metric-for-best-model']).toBe('none');
     const without = await balora(train('refused', '--metric-for-best-model', 'loss'));
     expect(without.err).toBe('error: --metric-for-best-model needs --eval-data\n');
   });
@@ -201,15 +202,19 @@ describe('balora train', () => {
     expect(existsSync(join(folder, 'refused', 'adapter_config.json'))).toBe(false);
   });
 
-  it('gives the same run from a configuration file', async () => {
-    const run = JSON.parse(await readFile(join(folder, 'plain', 'run', 'config.json'), 'utf8')) as {
-      command: object;
-    };
-    const config = join(folder, 'again.json');
-    await writeFile(config, JSON.stringify({ ...run.command, 'eval-data': null }));
-    const { code } = await balora(['train', '--config', config, '--output', join(folder, 'again')]);
-    expect(code).toBe(0);
+  it('gives the same run from the record of a run', async () => {
+    const config = (run: string) => join(folder, run, 'run', 'config.json');
+    const again = ['train', '--config', config('plain'), '--output', join(folder, 'again')];
+    expect((await balora(again)).code).toBe(0);
     expect(values(await metrics('again'))).toEqual(values(await metrics('plain')));
+    const [first, second] = await Promise.all(
+      ['plain', 'again'].map(async (run) => JSON.parse(await readFile(config(run), 'utf8'))),
+    );
+    expect(second.identity).toEqual(first.identity);
+    expect(second.values).toEqual({ ...first.values, output: join(folder, 'again') });
+    expect([first.source.r, second.source.r, second.source.output]).toEqual([
+      ...['given', 'file', 'given'],
+    ]);
   });
 
   it('stops at an interrupt with a checkpoint, from which it resumes bit for bit', async () => {

@@ -105,8 +105,8 @@ describe('trainSetup', () => {
       rareClass: { classImbalance: 3 },
     };
     const handedOn = (settings: Partial<TrainSettings>) => {
-      const { runConfig: _, ...rest } = setup(settings);
-      return JSON.stringify(rest);
+      const { run, ...rest } = setup(settings);
+      return JSON.stringify({ ...rest, run: { ...run, config: null } });
     };
     for (const key of Object.keys(kTrainOptions)) {
       if (own.includes(key) || key in values || key in labelled) continue;
@@ -159,7 +159,7 @@ describe('trainSetup', () => {
   });
 
   it('keeps the settings for run/config.json, in the spelling of a configuration file', () => {
-    expect(setup({ loraAlpha: 4 }).runConfig).toMatchObject({
+    expect(setup({ loraAlpha: 4 }).run.config.values).toMatchObject({
       model: 'm',
       'lora-alpha': 4,
       method: 'balora',

@@ -136,6 +136,12 @@ describe('a wrong value', () => {
     expect(() => trainSetup({ model: 'm', data: 'd', ...(input as object) })).toThrow(commandLine);
   });
 
+  it('is refused before a model is looked for', async () => {
+    const wrong = ['--lr-scheduler-type', 'cosine_with_min_lr'];
+    const { err } = await balora(['train', '--model', 'no/model', '--data', 'd', ...wrong]);
+    expect(err).toMatch(/^error: --lr-scheduler-kwargs: cosine_with_min_lr: one of minLr and/);
+  });
+
   it('in combination with the preset of a method is reported with flags, too', () => {
     const bounds = { consistencyWeightMin: 0.2, consistencySchedule: 'adaptive' } as const;
     expect(() => trainSetup({ model: 'm', data: 'd', ...bounds })).toThrow(

@@ -182,7 +182,12 @@ describe('Trainer', () => {
     const lines = readFileSync(join(output, 'run/metrics.jsonl'), 'utf8').trimEnd().split('\n');
     expect(lines.map((line) => (JSON.parse(line) as StepRecord).step)).toEqual([1, 2, 3, 4, 5, 6]);
     const config = JSON.parse(readFileSync(join(output, 'run/config.json'), 'utf8'));
-    expect(config).toMatchObject({ command: { model: 'tiny' }, trainer: { learningRate: 0.02 } });
+    expect(config).toMatchObject({
+      format: 2,
+      runConfig: { model: 'tiny' },
+      values: { 'learning-rate': 0.02 },
+      source: { 'learning-rate': 'given', 'weight-decay': 'default' },
+    });
 
     const again = await AdapterModel.fromPretrained(new TinyModel(), output);
     const batch = tinyBatches({ count: 1 })[0] as Batch;
@@ -498,8 +503,8 @@ describe('setAdapter', () => {
     tuned.setAdapter('default');
     expect((await plain.plan()).trainableParameters).toBeGreaterThan(0);
     expect((await run(plain)).consistency).not.toBeNull();
-    const { trainer } = JSON.parse(readFileSync(join(folder, 'out/run/config.json'), 'utf8'));
-    expect(trainer.consistencyWeight).toBe(0.025);
+    const { values } = JSON.parse(readFileSync(join(folder, 'out/run/config.json'), 'utf8'));
+    expect(values['consistency-weight']).toBe(0.025);
   });
 
   it('leaves what the options themselves set, and refuses an adapter that they do not go with', async () => {

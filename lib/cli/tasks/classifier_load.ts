@@ -19,6 +19,7 @@ import {
   type SequenceClassifier,
 } from '../../models/index.ts';
 import { findFiles } from '../../models/opened.ts';
+import type { Values } from '../../options/option.ts';
 import type { Tokenizer } from '../../text/tokenizer.ts';
 import { copyHead, warmUpHead } from '../../train/head_warmup.ts';
 import {
@@ -106,12 +107,14 @@ async function labelsOfRun(
 ): Promise<Pick<TrainedHead, 'names' | 'problemType'>> {
   const path = join(recordOf(folder), RUN_FILES.config);
   if (!existsSync(path)) return { names: null, problemType: null };
-  const { command } = (await readConfigJson(path)) as { command?: Record<string, unknown> };
-  const names = command?.['label-names'];
+  // The settings of a run of version 0.2.0 are under `command`.
+  const { values, command } = (await readConfigJson(path)) as Readonly<Record<string, Values>>;
+  const recorded = values ?? command;
+  const names = recorded?.['label-names'];
   const isComplete = Array.isArray(names) && names.length === labels;
   return {
     names: isComplete && names.every((name) => typeof name === 'string') ? names : null,
-    problemType: problemTypeOf(command?.['problem-type']),
+    problemType: problemTypeOf(recorded?.['problem-type']),
   };
 }
 

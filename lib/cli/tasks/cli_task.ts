@@ -45,8 +45,6 @@ export interface TrainSetup<E extends Examples = Examples> {
   readonly run: ResolvedRun;
   /** Configuration of a new adapter; null for full fine-tuning. */
   readonly adapter: AdapterConfigInput | null;
-  /** The settings, as run/config.json keeps them. */
-  readonly runConfig: Readonly<Record<string, unknown>>;
   /** Names of the columns, for files that have no header. */
   readonly columns: readonly string[] | undefined;
   /** Weights of the training data's files. */
@@ -58,6 +56,8 @@ export interface TrainSetup<E extends Examples = Examples> {
 /** A run that is ready to begin, with the statistics of its data. */
 export interface Prepared {
   readonly input: AnyTrainerOptions;
+  /** The options of the Trainer, with what is known of the data. */
+  readonly run: ResolvedRun;
   readonly tokenizer: Tokenizer;
   readonly statistics: PlanStatistics;
   readonly format: string;

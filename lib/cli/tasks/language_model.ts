@@ -162,8 +162,8 @@ export function languageModelCli<M extends CausalLM | Seq2SeqLM, D extends objec
         },
       );
       return {
+        run: setup.run,
         input: {
-          runConfig: setup.runConfig,
           ...{ tuned, data, ...evalData, ...samples, signal },
         } as AnyTrainerOptions,
         tokenizer,

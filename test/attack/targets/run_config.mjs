@@ -36,7 +36,7 @@ function input(random, { names }) {
 async function run({ files }, _state, folder) {
   const [name] = Object.keys(files);
   const path = join(folder, name);
-  const values = checkConfig(kTrainOptions, await readConfigFile(path), path);
+  const values = checkConfig(kTrainOptions, await readConfigFile(path, { table: kTrainOptions, flags: {} }), path);
   for (const key of Object.keys(values)) require(Object.hasOwn(kTrainOptions, key), `an option called ${key} was accepted`);
   require(Object.getPrototypeOf(values) === Object.prototype, 'the prototype of the options was changed');
 }

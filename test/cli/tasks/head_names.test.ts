@@ -111,7 +111,7 @@ it('a head that is trained further keeps its label names in the run and the merg
   expect(err).toContain('stand for CONTRADICTION, NEUTRAL, ENTAILMENT');
   const adapter = join(folder, 'tuned');
   const run = await configOf(join(adapter, 'run'));
-  expect(run.command['label-names']).toEqual(kHead);
+  expect(run.values['label-names']).toEqual(kHead);
   for (const [data, ...more] of [[words], [ids, '--glue', 'mnli']] as const) {
     expect((await labelsOf(nli, data, '--adapter', adapter, ...more)).labels).toEqual(kByHead);
   }

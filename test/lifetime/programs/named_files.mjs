@@ -74,7 +74,7 @@ const ways = {
   loadSafetensors: () => loadSafetensors(named('x.safetensors')),
   'GgufFile.open': async () => GgufFile.open(named('x.gguf')),
   inspect: () => listTensors(named('x.safetensors')),
-  '--config': () => readConfigFile(named('options.yaml')),
+  '--config': () => readConfigFile(named('options.yaml'), { table: {}, flags: {} }),
   'generation_config.json': async () => {
     const own = await load(copyWith('model', 'generation_config.json'));
     await generate(own, { ids: [[1]], maxNewTokens: 1 }).result;
