@@ -154,10 +154,8 @@ export function stepLine(event: {
   secondsLeft: number;
 }): string {
   const { record, totalSteps, secondsLeft } = event;
-  const { consistency, diversity, svd } = record;
-  const own = Object.entries(record.terms ?? {}).map(([key, { value }]) => [key, value] as const);
-  const terms = [...Object.entries({ consistency, diversity, svd }), ...own].flatMap(
-    ([key, value]) => (value === null ? [] : [`${key} ${fixed(value)}`]),
+  const terms = Object.entries(record.terms).flatMap(([key, { value }]) =>
+    value === null ? [] : [`${key} ${fixed(value)}`],
   );
   const step = String(record.step).padStart(String(totalSteps).length);
   // The most important values stand first, since a narrow terminal cuts the end of the line.

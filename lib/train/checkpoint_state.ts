@@ -34,7 +34,10 @@ const kState = z
     ...RUN_STATE,
     position: z.strictObject({ epoch: count, microBatch: count }),
     elapsedSeconds: z.number().nonnegative(),
-    last: z.looseObject({ step: count, epoch: z.number(), loss: z.number() }).nullable(),
+    last: z
+      .looseObject({ step: count, epoch: z.number(), loss: z.number() })
+      .transform(withTerms)
+      .nullable(),
     identity: z.record(z.string(), z.unknown()),
     optimizerSteps: z.record(z.string(), count),
     owesEvaluation: z.boolean().optional(),
@@ -51,6 +54,19 @@ const kState = z
     path: ['optimizerSteps'],
     error: 'has more steps than the run',
   });
+
+/** The record of a step with its terms in one map: records of version 0.2 have fields for the built-in ones. */
+function withTerms<R extends Readonly<Record<string, unknown>>>(record: R): R {
+  const { terms: own = {}, ...fields }: Record<string, unknown> = record;
+  const terms: Record<string, unknown> = {};
+  for (const key of ['consistency', 'diversity', 'svd']) {
+    const { [key]: value = null, [`${key}Weight`]: weight = 0 } = fields;
+    if (value !== null || weight !== 0) terms[key] = { value, weight };
+    delete fields[key];
+    delete fields[`${key}Weight`];
+  }
+  return { ...fields, terms: { ...terms, ...(own as object) } } as unknown as R;
+}
 
 /**
  * Reads the text of a state file.

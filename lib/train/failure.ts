@@ -2,7 +2,7 @@
 import { BaloraError, NativeError, withoutAdvice } from '../errors.ts';
 import { oneLine } from '../shown.ts';
 import type { DType } from '../tensor.ts';
-import type { CombinedTerms } from './record.ts';
+import type { StepLosses } from './types.ts';
 
 /** The settings that a run's numbers depend on and its user may change, for the advice of an error. */
 export interface Tried {
@@ -23,8 +23,9 @@ function advice({ learningRate, maxGradNorm, dtype }: Tried): string {
 }
 
 /** The values of a step that show what is not finite, as text. */
-export function valuesOf(terms: CombinedTerms, norm: number): string {
-  return Object.entries({ taskLoss: terms.taskLoss, ...terms.values, gradNorm: norm })
+export function valuesOf({ taskLoss, terms }: StepLosses, norm: number): string {
+  const values = Object.entries(terms).map(([key, { value }]) => [key, value] as const);
+  return [['taskLoss', taskLoss], ...values, ['gradNorm', norm]]
     .filter(([, value]) => value !== null)
     .map(([name, value]) => `${name} ${value}`)
     .join(', ');

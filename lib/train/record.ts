@@ -1,41 +1,29 @@
 /** The computation of a step's record from the values of its micro-batches. */
 import { peakRssBytes } from '../io/peak_memory.ts';
 import type { TermValues } from '../losses/term_sums.ts';
-import type { StepRecord } from './types.ts';
-
-/** The values of the loss terms in a window, with the weights that were applied. */
-export interface CombinedTerms {
-  /** The weighted sum of the task's loss and the terms. */
-  readonly loss: number;
-  readonly taskLoss: number;
-  /** Unweighted values by the key of the term, in the order of the terms; null where a term is undefined for the window. */
-  readonly values: Readonly<Record<string, number | null>>;
-  readonly weights: Readonly<Record<string, number>>;
-  /** Metrics reported by the caller's own loss; null where there is none. */
-  readonly custom: Readonly<Record<string, number>> | null;
-}
+import type { StepLosses, StepRecord } from './types.ts';
 
 /** The beginning of the keys of metrics that a loss of the caller's own reports, among the keys of terms. */
 export const kCustom = 'custom.';
-
-function nonEmpty<T extends object>(values: T): T | null {
-  return Object.keys(values).length === 0 ? null : values;
-}
 
 /** Combines the values: the loss is the task's loss plus the sum, over the terms, of weight times value. */
 export function weightedTerms(
   { task, ...all }: TermValues,
   weights: Readonly<Record<string, number>>,
-): CombinedTerms {
+): StepLosses {
   let loss = task;
-  const values: Record<string, number | null> = {};
+  const terms: Record<string, StepLosses['terms'][string]> = {};
   const custom: Record<string, number> = {};
   for (const [key, value] of Object.entries(all)) {
-    if (key.startsWith(kCustom)) custom[key.slice(kCustom.length)] = value as number;
-    else values[key] = value;
-    loss += (weights[key] ?? 0) * (value ?? 0);
+    if (key.startsWith(kCustom)) {
+      custom[key.slice(kCustom.length)] = value as number;
+      continue;
+    }
+    const weight = weights[key] ?? 0;
+    terms[key] = { value, weight };
+    loss += weight * (value ?? 0);
   }
-  return { loss, taskLoss: task, values, weights, custom: nonEmpty(custom) };
+  return { loss, taskLoss: task, terms, ...(Object.keys(custom).length > 0 && { custom }) };
 }
 
 /** A clock for the time that a run has taken, including the time before it was resumed, and for the speed of its steps. */
@@ -77,54 +65,28 @@ export class StepClock {
 
 const kRecentSteps = 20;
 
-export interface RecordInput {
-  readonly step: number;
-  readonly epoch: number;
-  readonly terms: CombinedTerms;
-  readonly gradNorm: number;
-  readonly learningRate: number;
-  readonly tokens: number;
-  readonly supervisedTokens: number;
-  readonly seconds: number;
-  readonly elapsedSeconds: number;
-}
-
-/** The terms that have a field of their own in every record, even when they are switched off. */
-const kFields = ['consistency', 'diversity', 'svd'] as const;
-
 /** Makes the record of a step, with its keys in the order of metrics.jsonl. */
-export function makeRecord(input: RecordInput): StepRecord {
-  const { custom, loss, taskLoss, values, weights } = input.terms;
-  const own = Object.keys(values).filter((key) => !(kFields as readonly string[]).includes(key));
+export function makeRecord({
+  losses: { custom, ...losses },
+  step,
+  epoch,
+  seconds,
+  ...facts
+}: Omit<StepRecord, keyof StepLosses | 'tokensPerSecond' | 'peakRssBytes'> & {
+  readonly losses: StepLosses;
+  readonly seconds: number;
+}): StepRecord {
   return {
-    step: input.step,
-    epoch: input.epoch,
-    loss,
-    taskLoss,
-    consistency: values.consistency ?? null,
-    diversity: values.diversity ?? null,
-    svd: values.svd ?? null,
-    consistencyWeight: weights.consistency ?? 0,
-    diversityWeight: weights.diversity ?? 0,
-    svdWeight: weights.svd ?? 0,
-    gradNorm: input.gradNorm,
-    learningRate: input.learningRate,
-    tokens: input.tokens,
-    supervisedTokens: input.supervisedTokens,
-    tokensPerSecond: input.tokens / input.seconds,
-    elapsedSeconds: input.elapsedSeconds,
+    step,
+    epoch,
+    ...losses,
+    gradNorm: facts.gradNorm,
+    learningRate: facts.learningRate,
+    tokens: facts.tokens,
+    supervisedTokens: facts.supervisedTokens,
+    tokensPerSecond: facts.tokens / seconds,
+    elapsedSeconds: facts.elapsedSeconds,
     peakRssBytes: peakRssBytes(),
-    ...(own.length === 0 ? {} : { terms: pairsOf(own, values, weights) }),
-    ...(custom === null ? {} : { custom }),
+    ...(custom && { custom }),
   };
-}
-
-function pairsOf(
-  keys: readonly string[],
-  values: CombinedTerms['values'],
-  weights: CombinedTerms['weights'],
-): Record<string, { value: number | null; weight: number }> {
-  return Object.fromEntries(
-    keys.map((key) => [key, { value: values[key] ?? null, weight: weights[key] ?? 0 }]),
-  );
 }

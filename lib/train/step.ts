@@ -16,9 +16,9 @@ import type { Model } from '../models/index.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize, withPhase } from '../runtime.ts';
 import { notFinite, placed, type Tried, valuesOf } from './failure.ts';
-import { type CombinedTerms, makeRecord, type StepClock, weightedTerms } from './record.ts';
+import { makeRecord, type StepClock, weightedTerms } from './record.ts';
 import type { Runner } from './runner.ts';
-import type { StepRecord } from './types.ts';
+import type { StepLosses, StepRecord } from './types.ts';
 import { Update } from './update.ts';
 import type { Window, WindowReader } from './window.ts';
 
@@ -82,7 +82,7 @@ async function computeStep(
   const method = tuned.methodTraining ?? null;
   const inMethod = { ...at, microBatches: window.batches.length };
   await method?.beforeStep(inMethod);
-  const terms = await accumulateWindow(parts, window, at);
+  const losses = await accumulateWindow(parts, window, at);
 
   withPhase('optimizer', () => tuned.collectGradients());
   await parts.afterBackward?.({ ...at, parameters: tuned.parameters() });
@@ -96,10 +96,10 @@ async function computeStep(
     }),
   );
   const norm = await update.norm();
-  if (!Number.isFinite(terms.loss) || !Number.isFinite(norm)) {
+  if (!Number.isFinite(losses.loss) || !Number.isFinite(norm)) {
     update.dispose();
     optimizer.zeroGrad();
-    throw new NativeError(valuesOf(terms, norm), { code: 'ERR_NOT_FINITE' });
+    throw new NativeError(valuesOf(losses, norm), { code: 'ERR_NOT_FINITE' });
   }
   onUpdate();
   withPhase('optimizer', () => update.step(learningRate));
@@ -111,7 +111,7 @@ async function computeStep(
   });
   await synchronize();
   const record = makeRecord({
-    ...{ step: at.step + 1, epoch: window.epoch, terms, gradNorm: norm, learningRate },
+    ...{ step: at.step + 1, epoch: window.epoch, losses, gradNorm: norm, learningRate },
     tokens: window.totals.tokens,
     supervisedTokens: window.totals.supervised,
     seconds: clock.stop(),
@@ -128,7 +128,7 @@ export async function accumulateWindow(
   { runner, signal }: Pick<StepParts, 'runner' | 'signal'>,
   window: Window,
   at: StepOfRun,
-): Promise<CombinedTerms> {
+): Promise<StepLosses> {
   const sums = new TermSums(runner.terms);
   try {
     const weights = await runner.begin(window, at, signal);

@@ -78,24 +78,25 @@ export interface LossContext<B = Batch> {
  */
 export type LossFunction<B = Batch> = (context: LossContext<B>) => LossResult | Promise<LossResult>;
 
-/**
- * The record of a step, one line of run/metrics.jsonl. The values of the terms are unweighted and those of the whole window.
- */
-export interface StepRecord {
+/** The loss of a step and its parts, which are those of the whole window. */
+export interface StepLosses {
+  /** Weighted sum of the task's loss and the terms. */
+  readonly loss: number;
+  readonly taskLoss: number;
+  /** Unweighted values and weights of the terms by key; a value is null where the term is undefined for the window. */
+  readonly terms: Readonly<
+    Record<string, { readonly value: number | null; readonly weight: number }>
+  >;
+  /** Metrics reported by the caller's own loss. */
+  readonly custom?: Readonly<Record<string, number>>;
+}
+
+/** The record of a step, one line of run/metrics.jsonl. */
+export interface StepRecord extends StepLosses {
   /** Number of the step, counted from 1. */
   readonly step: number;
   /** Epochs completed after this step, as a fraction. */
   readonly epoch: number;
-  /** Weighted sum of the task's loss and the terms. */
-  readonly loss: number;
-  readonly taskLoss: number;
-  /** Value of the consistency term; null where it is switched off. */
-  readonly consistency: number | null;
-  readonly diversity: number | null;
-  readonly svd: number | null;
-  readonly consistencyWeight: number;
-  readonly diversityWeight: number;
-  readonly svdWeight: number;
   /** Norm of the gradients before clipping. */
   readonly gradNorm: number;
   readonly learningRate: number;
@@ -106,12 +107,6 @@ export interface StepRecord {
   /** Seconds since the run began, including the time before it was resumed. */
   readonly elapsedSeconds: number;
   readonly peakRssBytes: number;
-  /** Values and weights of the caller's own terms, by key. */
-  readonly terms?: Readonly<
-    Record<string, { readonly value: number | null; readonly weight: number }>
-  >;
-  /** Metrics reported by the caller's own loss. */
-  readonly custom?: Readonly<Record<string, number>>;
 }
 
 /**

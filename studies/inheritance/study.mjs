@@ -152,14 +152,21 @@ async function train(condition, arm, { seed, settings }) {
   tuned.dispose();
   model.dispose();
   const { accuracy, matthews, recallPerClass, f1Macro } = evaluation.metrics;
-  const { loss, taskLoss, consistency, diversity, svd } = last;
+  const { loss, taskLoss, terms } = last;
+  const value = (key) => terms[key]?.value ?? null;
   return {
     accuracy,
     matthews,
     recallPerClass,
     f1Macro,
     evalLoss: evaluation.loss,
-    last: { loss, taskLoss, consistency, diversity, svd },
+    last: {
+      loss,
+      taskLoss,
+      consistency: value('consistency'),
+      diversity: value('diversity'),
+      svd: value('svd'),
+    },
     probeLoss: probe?.loss ?? null,
     seconds: (performance.now() - begun) / 1000,
   };

@@ -142,7 +142,8 @@ async function compareGradients() {
   const tokenizer = await Tokenizer.fromPretrained(options.model);
   const state = await movedStudent(tokenizer);
   const exact = await gradients(tokenizer, state, { dtype: 'f32', compute: 'dtype' });
-  const { consistency, supervisedTokens, tokens } = exact.record;
+  const { terms, supervisedTokens, tokens } = exact.record;
+  const consistency = terms.consistency.value;
   console.log(
     `${tokens} tokens, ${supervisedTokens} of them supervised; consistency ${consistency.toFixed(3)}`,
   );

@@ -11,12 +11,7 @@ const record = (step: number, over: Partial<StepRecord> = {}): StepRecord => ({
   epoch: 0.1,
   loss: 1.23456,
   taskLoss: 1.2,
-  consistency: null,
-  diversity: null,
-  svd: null,
-  consistencyWeight: 0,
-  diversityWeight: 0,
-  svdWeight: 0,
+  terms: {},
   gradNorm: 1,
   learningRate: 2e-5,
   tokens: 100,
@@ -26,6 +21,8 @@ const record = (step: number, over: Partial<StepRecord> = {}): StepRecord => ({
   peakRssBytes: 1536 * 1024 ** 2,
   ...over,
 });
+const termsOf = (values: Record<string, number | null>): StepRecord['terms'] =>
+  Object.fromEntries(Object.entries(values).map(([key, value]) => [key, { value, weight: 0.1 }]));
 const event = (type: 'step' | 'log', step: number): TrainEvent => ({
   type,
   record: record(step),
@@ -77,7 +74,7 @@ describe('stepLine', () => {
 
   it('shows the terms that have a weight', () => {
     const line = stepLine({
-      record: record(1, { consistency: 0.5, svd: -1.4 }),
+      record: record(1, { terms: termsOf({ consistency: 0.5, diversity: null, svd: -1.4 }) }),
       totalSteps: 2,
       secondsLeft: 1,
     });
@@ -87,7 +84,7 @@ describe('stepLine', () => {
 
   it('shows a divergence below 0, which is rounding, as 0', () => {
     const line = stepLine({
-      record: record(1, { consistency: -1e-9, svd: -0.00006 }),
+      record: record(1, { terms: termsOf({ consistency: -1e-9, svd: -0.00006 }) }),
       totalSteps: 2,
       secondsLeft: 1,
     });

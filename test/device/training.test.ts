@@ -262,14 +262,17 @@ describe.skipIf(kReason !== null)('fine-tuning on a device', () => {
     ];
     // On AVX2, f32 logits from widened bf16 have sums that depend on the other rows of the product.
     const most = deviceInfo('cpu').instructions === 'avx2' ? 1e-6 : 0;
-    expect(Math.abs(found[0]?.consistency as number)).toBeLessThanOrEqual(most);
+    expect(Math.abs(found[0]?.terms.consistency?.value as number)).toBeLessThanOrEqual(most);
     // Root mean square error over the figures of all steps, each relative to its largest value.
     const off = (records: readonly StepRecord[]): number => {
-      const keys = ['loss', 'consistency', 'diversity', 'svd', 'gradNorm'] as const;
-      const squares = keys.flatMap((key) => {
-        const truth = exact.map((record) => Number(record[key]));
+      const [seen, truths] = [records, exact].map((all) => all.map(numbersOf)) as [
+        number[][],
+        number[][],
+      ];
+      const squares = (truths[0] as number[]).flatMap((_, key) => {
+        const truth = truths.map((numbers) => numbers[key] as number);
         const scale = Math.max(...truth.map(Math.abs));
-        return truth.map((want, i) => ((Number(records[i]?.[key]) - want) / scale) ** 2);
+        return truth.map((want, i) => (((seen[i]?.[key] as number) - want) / scale) ** 2);
       });
       return Math.sqrt(squares.reduce((sum, square) => sum + square) / squares.length);
     };

@@ -242,7 +242,12 @@ function sourceOf(rows: readonly Row[], size: number): BatchSource {
   };
 }
 
-function near(found: number | null, expected: number, tolerance: number, what: string): void {
+function near(
+  found: number | null | undefined,
+  expected: number,
+  tolerance: number,
+  what: string,
+): void {
   const error = Math.abs((found as number) - expected);
   expect(error, `${what}: ${found}, expected ${expected}`).toBeLessThanOrEqual(tolerance);
 }
@@ -270,14 +275,19 @@ const kBounds: Readonly<Record<'f32' | 'bf16', Bounds>> = {
 function compareStep(record: StepRecord, step: Step, bounds: Bounds): void {
   const at = (name: string): string => `step ${record.step} ${name}`;
   near(record.taskLoss, step.task, bounds.task, at('task'));
-  near(record.diversity, step.dr, bounds.task, at('dr'));
-  near(record.consistency, step.cr, record.step <= 2 ? 1e-6 : bounds.consistency, at('cr'));
-  near(record.svd, step.svdr, bounds.svd, at('svdr'));
+  near(record.terms.diversity?.value, step.dr, bounds.task, at('dr'));
+  near(
+    record.terms.consistency?.value,
+    step.cr,
+    record.step <= 2 ? 1e-6 : bounds.consistency,
+    at('cr'),
+  );
+  near(record.terms.svd?.value, step.svdr, bounds.svd, at('svdr'));
   near(record.gradNorm, step.grad_norm, bounds.gradNorm * step.grad_norm, at('grad_norm'));
   near(record.learningRate, step.lr, 1e-12, at('lr'));
-  near(record.consistencyWeight, step.l1, 1e-12, at('l1'));
-  near(record.diversityWeight, step.l2, 1e-12, at('l2'));
-  near(record.svdWeight, step.l3, 1e-12, at('l3'));
+  near(record.terms.consistency?.weight, step.l1, 1e-12, at('l1'));
+  near(record.terms.diversity?.weight, step.l2, 1e-12, at('l2'));
+  near(record.terms.svd?.weight, step.l3, 1e-12, at('l3'));
   expect(record.supervisedTokens).toBe(step.supervised_tokens);
   expect(record.tokens).toBe(step.tokens);
 }

@@ -18,16 +18,16 @@ interface Line {
   step: number;
   loss: number;
   gradNorm: number;
-  consistency: number;
+  terms: Record<string, { value: number; weight: number }>;
 }
 
-const metrics = (name: string): Pick<Line, 'step' | 'loss' | 'gradNorm' | 'consistency'>[] =>
+const metrics = (name: string): Pick<Line, 'step' | 'loss' | 'gradNorm' | 'terms'>[] =>
   readFileSync(join(folder, name, 'run/metrics.jsonl'), 'utf8')
     .trimEnd()
     .split('\n')
     .map((line) => {
-      const { step, loss, gradNorm, consistency } = JSON.parse(line) as Line;
-      return { step, loss, gradNorm, consistency };
+      const { step, loss, gradNorm, terms } = JSON.parse(line) as Line;
+      return { step, loss, gradNorm, terms };
     });
 
 /** Step and loss of each evaluation. */

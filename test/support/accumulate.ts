@@ -7,6 +7,7 @@ import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
 import { resolveRun } from '../../lib/train/resolve_run.ts';
 import { accumulateWindow } from '../../lib/train/step.ts';
 import type { Window } from '../../lib/train/window.ts';
+import { termValuesOf } from './run_numbers.ts';
 import { tinySource } from './tiny_model.ts';
 
 /** The terms of a window in one object, as in a record. */
@@ -28,8 +29,7 @@ export function accumulator(tuned: TunedModel<Model>, regularizers: RegularizerO
     async accumulate(window: Window<never> | Window, totalSteps = 1): Promise<FlatTerms> {
       const at = { step: 0, totalSteps };
       const terms = await accumulateWindow({ runner, signal: undefined }, window as Window, at);
-      const { consistency = null, diversity = null, svd = null } = terms.values;
-      return { loss: terms.loss, taskLoss: terms.taskLoss, consistency, diversity, svd };
+      return { loss: terms.loss, taskLoss: terms.taskLoss, ...termValuesOf(terms) };
     },
     dispose: () => runner.dispose(),
   };

@@ -5,15 +5,21 @@ import { opTimes } from '../../lib/runtime.ts';
 import type { StepRecord } from '../../lib/train/types.ts';
 import { values } from './compare.ts';
 
+/** The values of BA-LoRA's terms in a record; null where a term is switched off or undefined. */
+export function termValuesOf({ terms }: Pick<StepRecord, 'terms'>) {
+  const { consistency, diversity, svd } = terms;
+  return {
+    consistency: consistency?.value ?? null,
+    diversity: diversity?.value ?? null,
+    svd: svd?.value ?? null,
+  };
+}
+
 /** The loss, its terms and the norm of the gradients of a step. */
-export const numbersOf = ({
-  loss,
-  taskLoss,
-  consistency,
-  diversity,
-  svd,
-  gradNorm,
-}: StepRecord): number[] => [loss, taskLoss, consistency, diversity, svd, gradNorm].map(Number);
+export const numbersOf = (record: StepRecord): number[] => {
+  const { consistency, diversity, svd } = termValuesOf(record);
+  return [record.loss, record.taskLoss, consistency, diversity, svd, record.gradNorm].map(Number);
+};
 
 /** The fields of a record that do not depend on the clock or the process. */
 export const timeless = ({

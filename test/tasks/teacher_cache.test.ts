@@ -21,6 +21,7 @@ import { type CachedSequence, TeacherCache } from '../../lib/tasks/teacher_cache
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { Batch, StepRecord } from '../../lib/train/types.ts';
 import { randomTensor } from '../support/gradcheck.ts';
+import { numbersOf } from '../support/run_numbers.ts';
 import { TinyModel, tinySource } from '../support/tiny_model.ts';
 
 let folder: string;
@@ -166,9 +167,7 @@ async function run(options: RunOptions = {}) {
 }
 
 const numbers = (records: readonly StepRecord[]) =>
-  records.map(({ loss, taskLoss, consistency, diversity, svd, gradNorm, consistencyWeight }) =>
-    [loss, taskLoss, consistency, diversity, svd, gradNorm, consistencyWeight].map(Number),
-  );
+  records.map((record) => [...numbersOf(record), Number(record.terms.consistency?.weight)]);
 
 describe('a cached teacher', () => {
   it.each([

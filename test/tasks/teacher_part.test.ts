@@ -173,7 +173,10 @@ describe('a run', () => {
       .reduce((sum, { calls }) => sum + calls, 0);
     tuned.dispose();
     model.dispose();
-    return { records: records.map(({ loss, consistency }) => [loss, consistency]), teacherRows };
+    return {
+      records: records.map(({ loss, terms }) => [loss, terms.consistency?.value]),
+      teacherRows,
+    };
   }
 
   it('repeats its draws after an interruption, and with a cache', async () => {

@@ -80,8 +80,8 @@ describe('training', () => {
       maxSteps: 60,
       output: join(folder, name),
     });
-    expect(records[0]?.consistency).toBeCloseTo(0, 6);
-    expect(records[59]?.consistency).toBeGreaterThan(0);
+    expect(records[0]?.terms.consistency?.value).toBeCloseTo(0, 6);
+    expect(records[59]?.terms.consistency?.value).toBeGreaterThan(0);
     expect(records[59]?.taskLoss).toBeLessThan(0.2 * (records[0] as StepRecord).taskLoss);
     expect(records[0]?.supervisedTokens).toBe(8);
     expect(await accuracyOf(tuned.model)).toBe(1);
@@ -98,8 +98,8 @@ describe('training', () => {
       regularizers: kBaLora,
       maxSteps: 3,
     });
-    expect(records[0]?.consistency).toBeCloseTo(0, 6);
-    expect(records[2]?.consistency).toBeGreaterThan(0);
+    expect(records[0]?.terms.consistency?.value).toBeCloseTo(0, 6);
+    expect(records[2]?.terms.consistency?.value).toBeGreaterThan(0);
   });
 
   it('takes the same step from one micro-batch of 8 and 8 of 1, except for diversity and svd', async () => {
@@ -127,18 +127,15 @@ describe('training', () => {
     }
     const [one, eight] = runs as [StepRecord[], StepRecord[]];
     one.forEach((record, i) => {
-      for (const key of [
-        'loss',
-        'taskLoss',
-        'consistency',
-        'consistencyWeight',
-        'gradNorm',
-      ] as const) {
-        expect(Math.abs((record[key] as number) - (eight[i]?.[key] as number)), key).toBeLessThan(
-          1e-5,
-        );
+      const other = eight[i] as StepRecord;
+      for (const key of ['loss', 'taskLoss', 'gradNorm'] as const) {
+        expect(Math.abs(record[key] - other[key]), key).toBeLessThan(1e-5);
       }
-      expect(record.diversity).toBeNull();
+      const [term, same] = [record.terms.consistency, other.terms.consistency];
+      for (const key of ['value', 'weight'] as const) {
+        expect(Math.abs(Number(term?.[key]) - Number(same?.[key])), key).toBeLessThan(1e-5);
+      }
+      expect(record.terms).not.toHaveProperty('diversity');
     });
   });
 
@@ -147,11 +144,14 @@ describe('training', () => {
     const { records } = await run(await adapted(), { regularizers, maxSteps: 3 });
     const { records: others } = await run(await adapted(), { regularizers: kBaLora, maxSteps: 3 });
     // Both terms start at 0. Rows of unit length have a distance of at most 2, so that the mean over 3 outputs is at most 4 / 3.
-    expect(records[0]?.consistency).toBeCloseTo(0, 6);
+    expect(records[0]?.terms.consistency?.value).toBeCloseTo(0, 6);
     expect(records[0]?.taskLoss).toBe(others[0]?.taskLoss);
-    expect(records[2]?.consistency).toBeGreaterThan(0);
-    expect(records[2]?.consistency).toBeLessThanOrEqual(4 / 3);
-    expect(records[2]?.consistency).not.toBeCloseTo(others[2]?.consistency as number, 4);
+    expect(records[2]?.terms.consistency?.value).toBeGreaterThan(0);
+    expect(records[2]?.terms.consistency?.value).toBeLessThanOrEqual(4 / 3);
+    expect(records[2]?.terms.consistency?.value).not.toBeCloseTo(
+      others[2]?.terms.consistency?.value as number,
+      4,
+    );
   });
 
   it('warns once of a term that is skipped', async () => {
@@ -177,8 +177,8 @@ describe('training', () => {
       const tuned = await AdapterModel.create(model, { r: 4, loraAlpha: 8 });
       const { records } = await run(tuned, { data, regularizers: kBaLora, maxSteps: 40 });
       expect(records[39]?.taskLoss).toBeLessThan(0.5 * (records[0] as StepRecord).taskLoss);
-      expect(records[0]?.consistency).toBeCloseTo(0, 6);
-      if (problemType === 'regression') expect(records[0]?.svd).toBeNull();
+      expect(records[0]?.terms.consistency?.value).toBeCloseTo(0, 6);
+      if (problemType === 'regression') expect(records[0]?.terms.svd?.value).toBeNull();
       const { metrics } = await evaluateClassifier(model, data.batches());
       expect(Object.keys(metrics)).toContain(numLabels === 1 ? 'pearson' : 'exactMatch');
     }

@@ -146,12 +146,12 @@ function expectEqual(mine: Run, builtIn: Run): void {
     expect(found.loss / record.loss).toBeCloseTo(1, 5);
     expect(found.gradNorm / record.gradNorm).toBeCloseTo(1, 4);
     expect((found.custom?.task as number) / record.taskLoss).toBeCloseTo(1, 5);
-    expect(found.custom?.consistency).toBeCloseTo(record.consistency as number, 5);
-    expect(found.custom?.diversity).toBeCloseTo(record.diversity as number, 5);
-    expect(found.custom?.svd).toBeCloseTo(record.svd as number, 5);
+    expect(found.custom?.consistency).toBeCloseTo(record.terms.consistency?.value as number, 5);
+    expect(found.custom?.diversity).toBeCloseTo(record.terms.diversity?.value as number, 5);
+    expect(found.custom?.svd).toBeCloseTo(record.terms.svd?.value as number, 5);
   });
   // The terms matter: the student differs from the teacher.
-  expect(builtIn.records.at(-1)?.consistency).toBeGreaterThan(1e-4);
+  expect(builtIn.records.at(-1)?.terms.consistency?.value).toBeGreaterThan(1e-4);
   mine.state.forEach(([name, values], i) => {
     const [other, expected] = builtIn.state[i] as (typeof builtIn.state)[number];
     expect(name).toBe(other);

@@ -106,7 +106,7 @@ describe.each(kMethodConfigs)('the method %s', (method, adapter) => {
     const exact = await run('dtype', { adapter, training: { maxSteps: 2 } });
     for (const mode of ['int8', 'teacher,dx'] as const) {
       const { records, numbers } = await run(mode, { adapter, training: { maxSteps: 2 } });
-      const consistency = records[0]?.consistency as number;
+      const consistency = records[0]?.terms.consistency?.value as number;
       if (mode === 'int8') expect(consistency).toBeLessThanOrEqual(most);
       else expect(consistency).toBeGreaterThan(0);
       expect(numbers).not.toEqual(exact.numbers);

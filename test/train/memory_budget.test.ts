@@ -19,6 +19,7 @@ import { resolveRun } from '../../lib/train/resolve_run.ts';
 import { Trainer } from '../../lib/train/trainer.ts';
 import type { Batch, RunPlan } from '../../lib/train/types.ts';
 import { collectGarbage } from '../support/collect_garbage.ts';
+import { numbersOf } from '../support/run_numbers.ts';
 import { writeTinyCheckpoint } from '../support/tiny_checkpoint.ts';
 import { tinySource } from '../support/tiny_model.ts';
 import { tinyTokenizer } from '../support/tiny_tokenizer.ts';
@@ -64,9 +65,8 @@ async function run(dtype: 'f32' | 'bf16', memoryBudget?: MemoryBudget) {
     ...(memoryBudget === undefined ? {} : { memoryBudget }),
   }).run()) {
     if (event.type !== 'step') continue;
-    const { loss, taskLoss, consistency, diversity, svd, gradNorm } = event.record;
-    numbers.push([loss, taskLoss, consistency, diversity, svd].map(Number));
-    norms.push(gradNorm);
+    numbers.push(numbersOf(event.record).slice(0, -1));
+    norms.push(event.record.gradNorm);
   }
   tuned.model.dispose();
   tuned.dispose();

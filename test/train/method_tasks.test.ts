@@ -75,7 +75,7 @@ describe.each(Object.keys(kTasks) as (keyof typeof kTasks)[])('%s', (task) => {
         const records = await train(tuned, training);
         expect(records).toHaveLength(2);
         // The model begins as its base, but for the rounding of a start whose parts cancel.
-        expect(Math.abs(records[0]?.consistency as number)).toBeLessThan(1e-6);
+        expect(Math.abs(records[0]?.terms.consistency?.value as number)).toBeLessThan(1e-6);
         for (const { loss, gradNorm } of records) {
           expect(Number.isFinite(loss)).toBe(true);
           expect(gradNorm).toBeGreaterThan(0);

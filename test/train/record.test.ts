@@ -8,21 +8,25 @@ it('adds up the terms with their weights', () => {
   expect(weightedTerms(values, weights)).toEqual({
     loss: 2 + 1.5 - 0.25,
     taskLoss: 2,
-    values: { consistency: 3, diversity: -1, svd: null },
-    weights,
-    custom: null,
+    terms: {
+      consistency: { value: 3, weight: 0.5 },
+      diversity: { value: -1, weight: 0.25 },
+      svd: { value: null, weight: 0.1 },
+    },
   });
 });
 
-it('keeps custom terms separate from the fields of every record', () => {
-  const { terms, consistency } = recordOf({ task: 2, consistency: 3, mine: 4 }, { mine: 0.5 });
-  expect(consistency).toBe(3);
-  expect(terms).toEqual({ mine: { value: 4, weight: 0.5 } });
+it('keeps metrics of a loss apart from the terms', () => {
+  const losses = weightedTerms({ task: 2, mine: 4, 'custom.norm': 7 }, { mine: 0.5 });
+  expect(losses).toEqual({
+    ...{ loss: 4, taskLoss: 2 },
+    ...{ terms: { mine: { value: 4, weight: 0.5 } }, custom: { norm: 7 } },
+  });
 });
 
 function recordOf(values: TermValues, weights: Record<string, number>) {
   return makeRecord({
-    ...{ step: 1, epoch: 0.5, terms: weightedTerms(values, weights), gradNorm: 3 },
+    ...{ step: 1, epoch: 0.5, losses: weightedTerms(values, weights), gradNorm: 3 },
     ...{ learningRate: 1e-4, tokens: 100, supervisedTokens: 40, seconds: 2, elapsedSeconds: 2 },
   });
 }
@@ -37,12 +41,7 @@ it('writes a record with the keys of metrics.jsonl', () => {
     'epoch',
     'loss',
     'taskLoss',
-    'consistency',
-    'diversity',
-    'svd',
-    'consistencyWeight',
-    'diversityWeight',
-    'svdWeight',
+    'terms',
     'gradNorm',
     'learningRate',
     'tokens',

@@ -37,5 +37,5 @@ it('a fresh head with 1100 labels counts as uncertain', async () => {
   const trainer = new Trainer({ tuned, data, regularizers: kAdaptive, maxSteps: 1 });
   const { last } = await trainer.train();
   // The weight goes from a tenth of l1 for an uncertain teacher to l1 for a certain one.
-  expect(last?.consistencyWeight).toBeLessThan(0.02);
+  expect(last?.terms.consistency?.weight).toBeLessThan(0.02);
 });

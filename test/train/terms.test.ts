@@ -37,7 +37,10 @@ describe('a custom term of a language model', () => {
       gradientAccumulationSteps: 2,
     });
     expect(own.last?.terms?.mine?.weight).toBe(0.1);
-    expect(own.last?.terms?.mine?.value).toBeCloseTo(builtIn.last?.diversity as number, 5);
+    expect(own.last?.terms?.mine?.value).toBeCloseTo(
+      builtIn.last?.terms.diversity?.value as number,
+      5,
+    );
     expect(own.last?.loss).toBeCloseTo(builtIn.last?.loss as number, 5);
     own.parameters.forEach((values, i) => {
       values.forEach((value, j) => {

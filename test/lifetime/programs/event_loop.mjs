@@ -71,4 +71,4 @@ const busy = await delays(async () => {
 });
 const used = threads().map(({ id, main, nice, ticks }) => ({ main, nice, ticks: ticks - (before.get(id) ?? 0) }));
 await events.return();
-console.log(JSON.stringify({ idle, busy, steps, consistency: last.consistency, threads: used }));
+console.log(JSON.stringify({ idle, busy, steps, consistency: last.terms.consistency.value, threads: used }));
