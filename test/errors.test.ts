@@ -123,7 +123,7 @@ describe('every code', () => {
 
 it('a loss that is not finite has the code ERR_NOT_FINITE', () => {
   const tried = { learningRate: 1, maxGradNorm: 0, dtype: 'bf16' as const };
-  const values = valuesOf({ taskLoss: Number.NaN, values: {} } as never, 1);
+  const values = valuesOf({ loss: Number.NaN, taskLoss: Number.NaN, terms: {} }, 1);
   const error = notFinite(3, values, { tried });
   expect(error).toMatchObject({
     code: 'ERR_NOT_FINITE',

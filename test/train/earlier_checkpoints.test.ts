@@ -7,6 +7,7 @@ import { afterAll, expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import { AutoModelForCausalLM, type Model } from '../../lib/models/index.ts';
+import { parseState } from '../../lib/train/checkpoint_state.ts';
 import { Trainer, type TrainerOptions } from '../../lib/train/trainer.ts';
 import { fixturePath } from '../support/fixtures.ts';
 import { tinyClassifier, tinyLabelled } from '../support/tiny_classifier.ts';
@@ -85,4 +86,29 @@ it.each(Object.entries(kBegun))('continue: %s', async (name, { tuned, data, opti
   expect(lines.map((line) => JSON.parse(line).step)).toEqual(
     Array.from({ length: kStepsBefore + found.length }, (_, i) => i + 1),
   );
+});
+
+it('have the terms of their last step in the map that records have now', () => {
+  const path = join(kRuns, 'balora/run/checkpoints/step-2/state.json');
+  const before = JSON.parse(readFileSync(path, 'utf8'));
+  const { last } = parseState(JSON.stringify(before), path);
+  const { consistency, diversity, svd, consistencyWeight, diversityWeight, svdWeight, ...rest } =
+    before.last;
+  const terms = {
+    consistency: { value: consistency, weight: consistencyWeight },
+    diversity: { value: diversity, weight: diversityWeight },
+    svd: { value: svd, weight: svdWeight },
+  };
+  expect(last).toEqual({ ...rest, terms });
+  // The record of a run without them, with a term of the caller's own, and one of today, which stays as it is.
+  const off = { consistency: null, diversity: null, svd: null };
+  const weights = { consistencyWeight: 0, diversityWeight: 0, svdWeight: 0 };
+  const own = { mine: { value: 3, weight: 0.5 } };
+  for (const given of [
+    { ...rest, ...off, ...weights, terms: own },
+    { ...rest, terms: own },
+  ]) {
+    const found = parseState(JSON.stringify({ ...before, last: given }), path);
+    expect(found.last).toEqual({ ...rest, terms: own });
+  }
 });
