@@ -183,7 +183,6 @@ export type { BatchPlan, MemoryBudget } from './train/memory_plan.ts';
 export { type AdapterMethod, type ResolvedMethod, resolveMethod } from './train/methods.ts';
 export type { RegularizerOptions, ResolvedRegularizers } from './train/regularizers.ts';
 export type { ResolvedRun } from './train/resolve_run.ts';
-export type { AfterBackward } from './train/step.ts';
 export {
   type ClassifierTrainerOptions,
   type Seq2SeqTrainerOptions,
@@ -191,6 +190,7 @@ export {
   type TrainerOptions,
 } from './train/trainer.ts';
 export type {
+  AfterBackward,
   BestOptions,
   BestStep,
   LossContext,

@@ -18,8 +18,10 @@ import type {
   StepOfWindow,
 } from '../tasks/task.ts';
 import { Tensor } from '../tensor.ts';
-import { kCustom } from './record.ts';
 import type { LossContext, LossFunction, LossResult } from './types.ts';
+
+/** The beginning of the keys of metrics that a loss of the caller's own reports, among the keys of terms. */
+export const kCustom = 'custom.';
 
 /** Minimises the caller's own loss, each micro-batch weighted by its share of the window's supervised rows. */
 export class CustomObjective implements Objective {

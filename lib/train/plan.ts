@@ -22,8 +22,8 @@ import {
   type RunMemory,
 } from './memory_plan.ts';
 import { momentCount, updatedBy, withoutGradients } from './optimizers.ts';
-import { objectiveOf, runnerOf, selectorOf } from './passes.ts';
 import { type ResolvedRun, teacherCacheOption } from './resolve_run.ts';
+import { objectiveOf, Runner, selectorOf } from './runner.ts';
 import { samplingMemory } from './samples.ts';
 import { accumulateWindow } from './step.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
@@ -263,7 +263,7 @@ async function measureMicroBatch(
   const window = await windows.next();
   await windows.close();
   const planner = await planMemory(input, options, { plan });
-  const runner = runnerOf(input, options, {
+  const runner = new Runner(input, options, {
     chunkBytes: planner?.chunkBytes ?? 0,
     captureGraphs: false,
     ...(teacherCacheOption(options) !== null && { teacherCache: { path: null } }),

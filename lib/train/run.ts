@@ -23,24 +23,22 @@ import { BestKeeper, bestMetric } from './best.ts';
 import { type Checkpoint, saveCheckpoint } from './checkpoints.ts';
 import { type ClaimedCache, claimTeacherCache } from './claimed_cache.ts';
 import { describeEnvironment } from './environment.ts';
-import { addNotes, notFinite, placedInEvaluation, type Tried } from './failure.ts';
+import { addNotes, notFinite, placed, placedInEvaluation, type Tried } from './failure.ts';
 import { type Identity, identityOf } from './identity.ts';
 import { idleOptions, withoutTraining } from './idle_options.ts';
 import { type MemoryPlanner, planBefore } from './memory_plan.ts';
 import { makeOptimizer, updatedBy, withoutGradients } from './optimizers.ts';
 import { checkOutput, claimOutput, type OutputFolder } from './output.ts';
 import { parameterGroups } from './parameter_groups.ts';
-import { runnerOf, selectorOf } from './passes.ts';
 import { learningRateOf, makePlan, planMemory, requireRunMemory } from './plan.ts';
-import { StepClock } from './record.ts';
 import { type ResolvedRun, teacherCacheOption } from './resolve_run.ts';
 import { openCheckpoint, restore, savedTensors } from './resume.ts';
 import { RUN_CONFIG_FORMAT } from './run_config.ts';
 import { RunRecord } from './run_record.ts';
-import type { Runner } from './runner.ts';
+import { Runner, selectorOf } from './runner.ts';
 import { answerSamples, type Sample } from './samples.ts';
-import { takeStep } from './step.ts';
-import { nullIfAborted } from './stop.ts';
+import { StepClock, takeStep } from './step.ts';
+import { isStop } from './stop.ts';
 import type { AnyTrainerOptions } from './trainer_options.ts';
 import type { RunPlan, StepRecord, TrainResult, Warning } from './types.ts';
 import { type Position, WindowReader } from './window.ts';
@@ -204,18 +202,23 @@ export class Run {
     }
     const { maxGradNorm } = options.optimization;
     const { step, totalSteps } = this;
-    const taken = await nullIfAborted(signal, () =>
-      takeStep(
-        { tuned, runner, windows, optimizer, maxGradNorm, clock, afterBackward, signal },
-        {
-          ...{ step, totalSteps, learningRate: rate(step) },
-          // Until commit(), the parameters belong to no step and must not be saved.
-          onUpdate: () => {
-            this.updating = true;
-          },
+    const learningRate = rate(step);
+    const taken = await takeStep(
+      { tuned, runner, windows, optimizer, maxGradNorm, clock, afterBackward, signal },
+      {
+        ...{ step, totalSteps, learningRate },
+        // Until commit(), the parameters belong to no step and must not be saved.
+        onUpdate: () => {
+          this.updating = true;
         },
-      ),
-    );
+      },
+    ).catch(async (error: unknown) => {
+      if (isStop(error, signal)) return null;
+      const { updating } = this;
+      throw placed(error, (what, found) =>
+        notFinite(step + 1, what, { tried: { ...this.tried, learningRate }, updating, ...found }),
+      );
+    });
     if (taken === null) {
       await this.discardWindow();
       return null;
@@ -587,7 +590,7 @@ function openRunner(
     const message = `${cache.place.path}: ${cache.readOnly}; this run reads it and keeps nothing in it`;
     onNote({ code: 'teacher_cache_read_only', message });
   }
-  return runnerOf(input, options, {
+  return new Runner(input, options, {
     chunkBytes: memory?.chunkBytes ?? 0,
     captureGraphs: options.resources.captureGraphs,
     onNote,

@@ -5,38 +5,44 @@
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { NamedTensors } from '../graph.ts';
 import type { StepOfRun } from '../losses/schedules.ts';
-import type { Term } from '../losses/term.ts';
+import type { Term, TermNote } from '../losses/term.ts';
 import { TermSums } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
 import { synchronize, withPhase, yieldToEventLoop } from '../runtime.ts';
-import type { Inputs, MicroBatch, Objective, Outputs, StepOfWindow } from '../tasks/task.ts';
+import { taskOf } from '../tasks/list.ts';
+import type {
+  Inputs,
+  LossSettings,
+  MicroBatch,
+  Objective,
+  Outputs,
+  StepOfWindow,
+} from '../tasks/task.ts';
 import { collecting, scope, type Tensor } from '../tensor.ts';
-import type { StepGraphs } from './graphs.ts';
+import { productsOf } from './compute.ts';
+import { CustomObjective } from './custom_objective.ts';
+import { StepGraphs } from './graphs.ts';
+import type { ResolvedRun } from './resolve_run.ts';
+import type { AnyTrainerOptions } from './trainer_options.ts';
+import type { LossFunction } from './types.ts';
 import type { Window } from './window.ts';
-
-/** The components of a runner. */
-export interface RunnerParts {
-  readonly tuned: TunedModel<Model>;
-  readonly objective: Objective;
-  /** null: op by op. */
-  readonly graphs: StepGraphs | null;
-}
 
 /** Runs micro-batches: adds their gradients to the parameters', and gives the values of their terms. */
 export class Runner {
   readonly terms: readonly Term[];
   readonly objective: Objective;
+  /** null: op by op. */
   readonly graphs: StepGraphs | null;
   readonly #tuned: TunedModel<Model>;
   /** Outputs of the teacher that were needed before the first pass of a window. */
   readonly #early = new Map<MicroBatch, NamedTensors>();
   #step: StepOfWindow | null = null;
 
-  constructor({ tuned, objective, graphs }: RunnerParts) {
-    this.#tuned = tuned;
-    this.objective = objective;
-    this.terms = objective.terms;
-    this.graphs = graphs;
+  constructor(input: AnyTrainerOptions, options: ResolvedRun, resources: PassResources) {
+    this.#tuned = input.tuned;
+    this.objective = objectiveOf(input, options, resources);
+    this.terms = this.objective.terms;
+    this.graphs = resources.captureGraphs ? new StepGraphs(input.tuned) : null;
   }
 
   /** Begins a window and returns the weights of its terms. Where one depends on the teacher's entropy, the teacher runs on all of it. */
@@ -162,4 +168,36 @@ export class Runner {
 
 function disposeAll(tensors: readonly (Tensor | null)[]): void {
   for (const tensor of tensors) tensor?.dispose();
+}
+
+/** Settings for the passes of a run that are not options of its loss. */
+export interface PassResources
+  extends Pick<LossSettings, 'chunkBytes' | 'teacherCache' | 'teacherIdentity'> {
+  readonly captureGraphs: boolean;
+  readonly onNote?: (note: TermNote) => void;
+}
+
+/** Makes the objective of a run: its task's, or the caller's own loss. */
+export function objectiveOf(
+  { tuned, loss }: AnyTrainerOptions,
+  { regularizers, seed, terms, resources: { compute } }: ResolvedRun,
+  { captureGraphs: graphs, ...resources }: PassResources,
+): Objective {
+  const int8 = productsOf(compute);
+  if (loss !== undefined) {
+    return new CustomObjective(tuned as never, loss as LossFunction, int8);
+  }
+  const task = taskOf(tuned.model);
+  return task.objective(tuned, {
+    ...{ ...resources, graphs, terms, seed, int8, regularizers: { ...regularizers } },
+  });
+}
+
+/** Makes the function that selects and counts the rows of a batch. */
+export function selectorOf(
+  model: Model,
+  { regularizers }: Pick<ResolvedRun, 'regularizers'>,
+): (data: unknown) => Omit<MicroBatch, 'index'> {
+  const task = taskOf(model);
+  return (data) => task.select(data, { ...regularizers });
 }

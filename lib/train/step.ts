@@ -8,27 +8,28 @@
  * needs a value. The effects of a step become visible only when it is complete. Each loss is weighted by its share of the
  * window BEFORE its backward pass, so that the gradients of the micro-batches add up to the gradient of the window.
  */
-import type { NamedTensor, TunedModel } from '../adapters/tuned_model.ts';
+import { copyOf } from '../adapters/copies.ts';
+import type { TunedModel } from '../adapters/tuned_model.ts';
 import { NativeError } from '../errors.ts';
+import type { NamedTensors } from '../graph.ts';
+import { shapesOf } from '../graph_cache.ts';
+import { peakRssBytes } from '../io/peak_memory.ts';
 import type { StepOfRun } from '../losses/schedules.ts';
-import { TermSums } from '../losses/term_sums.ts';
+import { TermSums, type TermValues } from '../losses/term_sums.ts';
 import type { Model } from '../models/index.ts';
+import { clippedNorm } from '../optim/clip.ts';
 import type { Optimizer } from '../optim/optimizer.ts';
 import { synchronize, withPhase } from '../runtime.ts';
-import { notFinite, placed, type Tried, valuesOf } from './failure.ts';
-import { makeRecord, type StepClock, weightedTerms } from './record.ts';
+import type { Tensor } from '../tensor.ts';
+import { kCustom } from './custom_objective.ts';
+import { valuesOf } from './failure.ts';
+import type { StepGraphs } from './graphs.ts';
 import type { Runner } from './runner.ts';
-import type { StepLosses, StepRecord } from './types.ts';
-import { Update } from './update.ts';
+import type { AfterBackward, StepLosses, StepRecord } from './types.ts';
 import type { Window, WindowReader } from './window.ts';
 
-/** Function that is called when all gradients of a step have been computed, before they are measured and clipped. */
-export type AfterBackward = (
-  at: StepOfRun & { readonly parameters: readonly NamedTensor[] },
-) => void | Promise<void>;
-
 /** The components that all steps of a run share. */
-export interface StepParts {
+interface StepParts {
   readonly tuned: TunedModel<Model>;
   readonly runner: Runner;
   readonly windows: WindowReader;
@@ -40,7 +41,7 @@ export interface StepParts {
 }
 
 /** The position of a step in the run, its learning rate, and a callback for the start of its update. */
-export interface StepOptions extends StepOfRun {
+interface StepOptions extends StepOfRun {
   readonly learningRate: number;
   /** Called before the first parameter is written. */
   readonly onUpdate: () => void;
@@ -48,31 +49,10 @@ export interface StepOptions extends StepOfRun {
 
 /**
  * Runs one optimiser step.
- * @throws the signal's reason where it stops the step before its end; NativeError naming the step where the loss or gradients
- *   are not finite. In both cases no parameter has changed.
+ * @throws the signal's reason where it stops the step before its end; NativeError where the loss or gradients are not finite. In both
+ *   cases no parameter has changed.
  */
 export async function takeStep(
-  parts: StepParts,
-  options: StepOptions,
-): Promise<{ record: StepRecord; window: Window }> {
-  const { tuned, maxGradNorm } = parts;
-  const { learningRate } = options;
-  const tried: Tried = { learningRate, maxGradNorm, dtype: tuned.model.dtype };
-  let updating = false;
-  const onUpdate = (): void => {
-    updating = true;
-    options.onUpdate();
-  };
-  try {
-    return await computeStep(parts, { ...options, onUpdate });
-  } catch (error) {
-    throw placed(error, (what, found) =>
-      notFinite(options.step + 1, what, { tried, updating, ...found }),
-    );
-  }
-}
-
-async function computeStep(
   parts: StepParts,
   { learningRate, onUpdate, ...at }: StepOptions,
 ): Promise<{ record: StepRecord; window: Window }> {
@@ -82,41 +62,39 @@ async function computeStep(
   const method = tuned.methodTraining ?? null;
   const inMethod = { ...at, microBatches: window.batches.length };
   await method?.beforeStep(inMethod);
-  const losses = await accumulateWindow(parts, window, at);
+  const { custom, ...losses } = await accumulateWindow(parts, window, at);
 
   withPhase('optimizer', () => tuned.collectGradients());
   await parts.afterBackward?.({ ...at, parameters: tuned.parameters() });
-  const update = withPhase('optimizer', () =>
-    Update.begin({
-      parameters: tuned.parameters().map(({ tensor }) => tensor),
-      optimizer,
-      maxNorm: maxGradNorm,
-      // A graph uses the gradient buffers that it was recorded with, but a hook may have replaced the gradients.
-      graphs: parts.afterBackward === null ? runner.graphs : null,
-    }),
-  );
-  const norm = await update.norm();
-  if (!Number.isFinite(losses.loss) || !Number.isFinite(norm)) {
-    update.dispose();
+  // A graph uses the gradient buffers that it was recorded with, but a hook may have replaced the gradients.
+  const graphs = parts.afterBackward === null ? runner.graphs : null;
+  const trained = tuned.parameters().map(({ tensor }) => tensor);
+  const { norm, coefficient } = withPhase('optimizer', () => normOf(trained, maxGradNorm, graphs));
+  const freeGradients = (): void => {
+    norm.dispose();
+    coefficient?.dispose();
     optimizer.zeroGrad();
-    throw new NativeError(valuesOf(losses, norm), { code: 'ERR_NOT_FINITE' });
+  };
+  const gradNorm = await norm.item();
+  if (!Number.isFinite(losses.loss) || !Number.isFinite(gradNorm)) {
+    freeGradients();
+    throw new NativeError(valuesOf(losses, gradNorm), { code: 'ERR_NOT_FINITE' });
   }
   onUpdate();
-  withPhase('optimizer', () => update.step(learningRate));
-  await method?.afterStep({ ...inMethod, coefficient: update.coefficient });
+  withPhase('optimizer', () => update(optimizer, { learningRate, coefficient, graphs }));
+  await method?.afterStep({ ...inMethod, coefficient });
   withPhase('optimizer', () => {
-    update.dispose();
-    optimizer.zeroGrad();
+    freeGradients();
     tuned.afterStep();
   });
   await synchronize();
-  const record = makeRecord({
-    ...{ step: at.step + 1, epoch: window.epoch, losses, gradNorm: norm, learningRate },
-    tokens: window.totals.tokens,
-    supervisedTokens: window.totals.supervised,
-    seconds: clock.stop(),
-    elapsedSeconds: clock.elapsed(),
-  });
+  const { tokens, supervised: supervisedTokens } = window.totals;
+  // The keys have the order of metrics.jsonl.
+  const record = {
+    ...{ step: at.step + 1, epoch: window.epoch, ...losses, gradNorm, learningRate },
+    ...{ tokens, supervisedTokens, tokensPerSecond: tokens / clock.stop() },
+    ...{ elapsedSeconds: clock.elapsed(), peakRssBytes: peakRssBytes(), custom },
+  };
   return { record, window };
 }
 
@@ -143,3 +121,104 @@ export async function accumulateWindow(
     runner.abandon();
   }
 }
+
+/** Combines the values: the loss is the task's loss plus the sum, over the terms, of weight times value. */
+export function weightedTerms(
+  { task, ...all }: TermValues,
+  weights: Readonly<Record<string, number>>,
+): StepLosses {
+  let loss = task;
+  const terms: Record<string, StepLosses['terms'][string]> = {};
+  let custom: Record<string, number> | undefined;
+  for (const [key, value] of Object.entries(all)) {
+    if (key.startsWith(kCustom)) {
+      custom = { ...custom, [key.slice(kCustom.length)]: value as number };
+      continue;
+    }
+    const weight = weights[key] ?? 0;
+    terms[key] = { value, weight };
+    loss += weight * (value ?? 0);
+  }
+  return { loss, taskLoss: task, terms, custom };
+}
+
+/**
+ * Enqueues the norm of the gradients and the factor that clips them. This and the update run as graphs if the micro-batches do and the
+ * optimiser reads its scalars from the device (AdamW); other optimisers update op by op.
+ */
+function normOf(
+  parameters: readonly Tensor[],
+  maxNorm: number,
+  graphs: StepGraphs | null,
+): { norm: Tensor; coefficient: Tensor | null } {
+  const body = () => clippedNorm(parameters, { maxNorm });
+  if (graphs === null) return body();
+  const { results, release } = graphs.cache.run(`norm ${graphs.gradients.reached}`, {}, body);
+  const { norm, coefficient } = results;
+  // The graph of the update may overwrite what this one made.
+  const kept = { norm: norm.detach(), coefficient: coefficient && copyOf(coefficient) };
+  release();
+  return kept;
+}
+
+/** Enqueues the update of the parameters. */
+function update(
+  optimizer: Optimizer,
+  {
+    learningRate,
+    coefficient,
+    graphs,
+  }: { learningRate: number; coefficient: Tensor | null; graphs: StepGraphs | null },
+): void {
+  optimizer.begin(learningRate);
+  const { recordingKey } = optimizer;
+  if (graphs === null || recordingKey === null) {
+    optimizer.finish(coefficient);
+    return;
+  }
+  const inputs = { coefficient: coefficient?.detach() ?? null };
+  const finish = (now: NamedTensors): NamedTensors => {
+    optimizer.finish(now.coefficient ?? null);
+    return {};
+  };
+  graphs.cache.run(`update ${shapesOf(inputs)} ${recordingKey}`, inputs, finish).release();
+}
+
+/** A clock for the time that a run has taken, including the time before it was resumed, and for the speed of its steps. */
+export class StepClock {
+  private readonly begun = performance.now();
+  private stepBegun = this.begun;
+  private readonly recent: number[] = [];
+
+  /**
+   * Starts the clock.
+   * @param before seconds that the run took before it was resumed
+   */
+  constructor(private readonly before: number) {}
+
+  /** The seconds that the run has taken so far. */
+  elapsed(): number {
+    return this.before + (performance.now() - this.begun) / 1000;
+  }
+
+  /** Marks the start of a step. */
+  start(): void {
+    this.stepBegun = performance.now();
+  }
+
+  /** Marks the end of a step and returns its duration in seconds. */
+  stop(): number {
+    const seconds = (performance.now() - this.stepBegun) / 1000;
+    this.recent.push(seconds);
+    if (this.recent.length > kRecentSteps) this.recent.shift();
+    return seconds;
+  }
+
+  /** The estimated seconds for `steps` more steps, at the speed of the latest ones. */
+  estimate(steps: number): number {
+    const sum = this.recent.reduce((total, seconds) => total + seconds, 0);
+    return this.recent.length === 0 ? 0 : (sum / this.recent.length) * steps;
+  }
+}
+
+const kRecentSteps = 20;

@@ -11,7 +11,7 @@ export async function nullIfAborted<T>(
   try {
     return await work();
   } catch (error) {
-    if (signal?.aborted && isAbort(error, signal)) return null;
+    if (isStop(error, signal)) return null;
     throw error;
   }
 }
@@ -20,8 +20,8 @@ export async function nullIfAborted<T>(
  * Whether an error comes from the signal. Node's own functions throw an AbortError whose cause is the signal's reason, and code
  * that waits for them may wrap that error once more.
  */
-function isAbort(error: unknown, { reason }: AbortSignal): boolean {
-  return causes(error).includes(reason);
+export function isStop(error: unknown, signal: AbortSignal | undefined): boolean {
+  return signal?.aborted === true && causes(error).includes(signal.reason);
 }
 
 /** An error, its cause, the cause of that, and so on. */

@@ -10,8 +10,7 @@ import type { Tokenizer } from '../text/tokenizer.ts';
 import type { RunSettings } from './resolve_run.ts';
 import type { SamplePrompts } from './samples.ts';
 import { trainerOptions } from './schema.ts';
-import type { AfterBackward } from './step.ts';
-import type { LossFunction, TrainCallback } from './types.ts';
+import type { AfterBackward, LossFunction, TrainCallback } from './types.ts';
 
 /** Input of a Trainer for a causal language model, with the options of optimisation and output. */
 export interface TrainerOptions extends RunInput {

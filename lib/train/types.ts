@@ -2,9 +2,11 @@
  * The input and output of a training run: options under the names of transformers (declared in schema.ts), a record for each
  * step, and events. The command line is a thin layer over these types, and nothing is computed here.
  */
+import type { NamedTensor } from '../adapters/tuned_model.ts';
 import type { Batch } from '../data/collate.ts';
 import type { MetricName } from '../data/glue.ts';
 import type { Evaluation } from '../eval/types.ts';
+import type { StepOfRun } from '../losses/schedules.ts';
 import type { InputOf } from '../options/option.ts';
 import type { Tensor } from '../tensor.ts';
 import type { BatchPlan } from './memory_plan.ts';
@@ -78,6 +80,11 @@ export interface LossContext<B = Batch> {
  */
 export type LossFunction<B = Batch> = (context: LossContext<B>) => LossResult | Promise<LossResult>;
 
+/** Function that is called when all gradients of a step have been computed, before they are measured and clipped. */
+export type AfterBackward = (
+  at: StepOfRun & { readonly parameters: readonly NamedTensor[] },
+) => void | Promise<void>;
+
 /** The loss of a step and its parts, which are those of the whole window. */
 export interface StepLosses {
   /** Weighted sum of the task's loss and the terms. */
@@ -88,7 +95,7 @@ export interface StepLosses {
     Record<string, { readonly value: number | null; readonly weight: number }>
   >;
   /** Metrics reported by the caller's own loss. */
-  readonly custom?: Readonly<Record<string, number>>;
+  readonly custom?: Readonly<Record<string, number>> | undefined;
 }
 
 /** The record of a step, one line of run/metrics.jsonl. */

@@ -2,9 +2,9 @@
 import type { TunedModel } from '../../lib/adapters/tuned_model.ts';
 import type { Model } from '../../lib/models/index.ts';
 import { taskOf } from '../../lib/tasks/list.ts';
-import { runnerOf } from '../../lib/train/passes.ts';
 import type { RegularizerOptions } from '../../lib/train/regularizers.ts';
 import { resolveRun } from '../../lib/train/resolve_run.ts';
+import { Runner } from '../../lib/train/runner.ts';
 import { accumulateWindow } from '../../lib/train/step.ts';
 import type { Window } from '../../lib/train/window.ts';
 import { termValuesOf } from './run_numbers.ts';
@@ -24,7 +24,7 @@ export function accumulator(tuned: TunedModel<Model>, regularizers: RegularizerO
   const task = taskOf(tuned.model);
   const options = resolveRun({ regularizers }, { task: task.name });
   const input = { tuned, data: tinySource([]) as never };
-  const runner = runnerOf(input, options, { captureGraphs: false });
+  const runner = new Runner(input, options, { captureGraphs: false });
   return {
     async accumulate(window: Window<never> | Window, totalSteps = 1): Promise<FlatTerms> {
       const at = { step: 0, totalSteps };
