@@ -20,17 +20,6 @@ export interface Bounds {
   readonly most?: number;
 }
 
-const kEntryKeys = [
-  ...(['default', 'help', 'helpOff', 'group', 'aliases', 'identity', 'requires', 'off'] as const),
-  ...(['required', 'only'] as const),
-] satisfies (keyof Entry)[];
-
-function option<T, D, R = T>(kind: Kind<T, R>, entry: Entry<D>): Option<T, D, R> {
-  const given = kEntryKeys.filter((key) => entry[key] !== undefined);
-  const present = Object.fromEntries(given.map((key) => [key, entry[key]]));
-  return { ...kind, ...(present as unknown as Entry<D>) };
-}
-
 /** Declares an option whose kind of value is defined for it alone. */
 export function value<T, const D = undefined, R = T>(
   entry: Entry<D> & Kind<T, R>,
@@ -82,14 +71,14 @@ export function numberKind(
 export function number<const D extends number | null | undefined = undefined>(
   entry: Entry<D> & Bounds,
 ): Option<number, Widened<D>> {
-  return option(numberKind(z.number(), entry), entry as Entry<Widened<D>>);
+  return { ...(entry as Entry<Widened<D>>), ...numberKind(z.number(), entry) };
 }
 
 /** Declares a whole number within bounds. */
 export function whole<const D extends number | null | undefined = undefined>(
   entry: Entry<D> & Bounds,
 ): Option<number, Widened<D>> {
-  return option(numberKind(z.int(), entry, true), entry as Entry<Widened<D>>);
+  return { ...(entry as Entry<Widened<D>>), ...numberKind(z.int(), entry, true) };
 }
 
 /** Declares a choice among the words in `choices`. */
@@ -99,16 +88,15 @@ export function choice<const C extends string, const D extends C | null | undefi
     readonly refused?: Readonly<Record<string, string>>;
   },
 ): Option<C, D extends string ? C : D> {
-  const { choices, refused } = entry;
-  const kind: Kind<C> = {
-    ...(refused !== undefined && { refused }),
+  const { choices } = entry;
+  return {
+    ...(entry as Entry<D extends string ? C : D>),
     schema: z.enum(choices),
     wanted: `one of ${choices.join(', ')}`,
     placeholder: choices.length < 4 ? choices.join('|') : 'name',
-    ...(choices.length < 4 ? {} : { choices }),
+    choices: choices.length < 4 ? undefined : choices,
     fromText: (given) => given,
   };
-  return option(kind, entry as Entry<D extends string ? C : D>);
 }
 
 /** The word for null where null may be chosen; an empty value in a file means that nothing was chosen. */
@@ -121,7 +109,8 @@ export function choiceOrNull<const C extends string>(
   const { choices } = entry;
   const shown = [...choices, kNone];
   const read = (given: unknown): unknown => (given === kNone ? null : given);
-  const kind: Kind<C | null> = {
+  return {
+    ...entry,
     schema: z.enum(choices).nullable(),
     wanted: `one of ${shown.join(', ')}`,
     placeholder: 'name',
@@ -130,29 +119,32 @@ export function choiceOrNull<const C extends string>(
     fromFile: read,
     fileSchema: z.enum(shown),
   };
-  return option(kind, entry);
 }
 
 /** Declares a switch. On the command line, the bare flag sets it to true and its name after `--no-` sets it to false. */
 export function onOff<const D extends boolean | undefined = undefined>(
   entry: Entry<D>,
 ): Option<boolean, D extends boolean ? boolean : D> {
-  const kind: Kind<boolean> = {
+  return {
+    ...(entry as Entry<D extends boolean ? boolean : D>),
     schema: z.boolean(),
     wanted: 'true or false',
     placeholder: null,
     fromText: (given) => (given === 'true' ? true : given === 'false' ? false : given),
   };
-  return option(kind, entry as Entry<D extends boolean ? boolean : D>);
 }
 
 /** Declares a text. */
 export function text<const D extends string | null | undefined = undefined>(
   entry: Entry<D> & { readonly placeholder?: string },
 ): Option<string, D extends string ? string : D> {
-  const { placeholder = 'text' } = entry;
-  const kind = { schema: z.string(), wanted: 'text', placeholder, fromText: (t: string) => t };
-  return option(kind, entry as Entry<D extends string ? string : D>);
+  return {
+    ...(entry as Entry<D extends string ? string : D>),
+    schema: z.string(),
+    wanted: 'text',
+    placeholder: entry.placeholder ?? 'text',
+    fromText: (given) => given,
+  };
 }
 
 /** Declares the path of a file or folder, or a name that stands for one. */
@@ -167,25 +159,25 @@ export function filePaths(
   entry: Entry<undefined> & { readonly placeholder: string },
 ): Option<string | readonly string[], undefined> {
   const path = z.string().min(1);
-  const kind: Kind<string | readonly string[]> = {
+  return {
+    ...entry,
     schema: z.union([path, z.array(path).min(1).readonly()]),
     wanted: 'a path or a list of paths',
     placeholder: entry.placeholder,
     fromText: (given) => given,
     fromTexts: (given) => (given.length === 1 ? given[0] : given),
   };
-  return option(kind, entry);
 }
 
 /** Declares a list of numbers above 0; on the command line, they are separated by commas. */
 export function numbers(entry: Entry<undefined>): Option<readonly number[], undefined> {
-  const kind: Kind<readonly number[]> = {
+  return {
+    ...entry,
     schema: z.array(z.number().gt(0)).min(1).readonly(),
     wanted: 'a list of numbers > 0',
     placeholder: 'number,number',
     fromText: (given) => commaList(given).map(asNumber),
   };
-  return option(kind, entry);
 }
 
 /** Declares words by name: an object, or on the command line `name=word,name=word`. */
@@ -193,18 +185,13 @@ export function wordsByName(
   entry: Entry<undefined> & { readonly placeholder: string },
 ): Option<Readonly<Record<string, string>>, undefined> {
   const word = z.string().min(1);
-  const kind: Kind<Readonly<Record<string, string>>> = {
+  return {
+    ...entry,
     schema: z.record(word, word),
     wanted: 'name=word,name=word, each name once',
     placeholder: entry.placeholder,
-    fromText: (given) => {
-      const pairs = commaList(given).map((pair) => pair.split('='));
-      const isRight = pairs.every(({ length }) => length === 2);
-      const isUnique = new Set(pairs.map(([name]) => name)).size === pairs.length;
-      return isRight && isUnique ? Object.fromEntries(pairs) : given;
-    },
+    fromText: (given) => valuesIn(given, (word) => word),
   };
-  return option(kind, entry);
 }
 
 /** Declares a prompt template; on the command line, \\n and \\t stand for a line break and a tab. */
@@ -245,14 +232,14 @@ export function size<const W extends string>(
     const [, amount, unit = '', bare] = found;
     return Math.max(1, Math.round(Number(amount ?? bare) * (kUnits[unit.toLowerCase()] as number)));
   };
-  const kind: Kind<W | number> = {
+  return {
+    ...entry,
     schema: readBefore(read, z.union([z.enum(words), z.number().gt(0)])),
     wanted: `${words.join(', ')} or a size with its unit such as 1.2GiB`,
     placeholder: [...words, 'size'].join('|'),
     fromText: (given) => given,
     fileSchema: z.union([z.enum(words), z.number().min(kLeastBare), z.string().regex(kSize)]),
   };
-  return option(kind, entry);
 }
 
 /** Declares paths by name: an object, or on the command line a flag for each (`name=path`, or a path, whose last part is the name). */
@@ -263,7 +250,8 @@ export function namedPaths(
     const [, name = '', path = ''] = /^([^=/]+)=(.+)$/.exec(given) ?? [];
     return name === '' ? [basename(given), given] : [name, path];
   };
-  const kind: Kind<Readonly<Record<string, string>>> = {
+  return {
+    ...entry,
     schema: z.record(z.string().min(1), z.string().min(1)),
     wanted: 'name=path, each name once',
     placeholder: entry.placeholder,
@@ -274,34 +262,41 @@ export function namedPaths(
       return isUnique ? Object.fromEntries(pairs) : given;
     },
   };
-  return option(kind, entry);
 }
 
 const commaList = (given: string): string[] => given.split(',').map((name) => name.trim());
 
+/** The object that a text `name=word,name=word` stands for; the text itself where it is none, or has a name twice. */
+function valuesIn(given: string, read: (word: string) => unknown): unknown {
+  const pairs = commaList(given).map((one) => one.split('='));
+  const values = Object.fromEntries(pairs.map(([name, word = '']) => [name, read(word)]));
+  const isRight = pairs.every(({ length }) => length === 2);
+  return isRight && Object.keys(values).length === pairs.length ? values : given;
+}
+
 /** Declares names, as a list or as a single text; on the command line, names are separated by commas. */
 export function names(entry: Entry<undefined>): Option<string | string[], undefined> {
-  const kind: Kind<string | string[]> = {
+  return {
+    ...entry,
     schema: z.union([z.string(), z.array(z.string()).min(1)]),
     wanted: 'a name or a list of names',
     placeholder: 'name,name',
     fromText: (given) => (given.includes(',') ? commaList(given) : given),
   };
-  return option(kind, entry);
 }
 
 /** Declares a list of names; on the command line, they are separated by commas. */
 export function nameList<const D extends null | undefined = undefined>(
   entry: Entry<D>,
 ): Option<readonly string[], D> {
-  const kind: Kind<readonly string[]> = {
+  return {
+    ...entry,
     schema: z.array(z.string().min(1)).readonly(),
     wanted: 'a list of names',
     placeholder: 'name,name',
     fromText: commaList,
     normalize: (list) => Object.freeze([...list]),
   };
-  return option(kind, entry);
 }
 
 /** Declares a count, a whole number >= 1 for all things or one for each by its name; on the command line `name=n,name=n`. */
@@ -309,7 +304,8 @@ export function countByName(
   entry: Entry<undefined>,
 ): Option<number | Readonly<Record<string, number>>, undefined> {
   const count = z.int().min(1);
-  const kind: Kind<number | Readonly<Record<string, number>>> = {
+  return {
+    ...entry,
     schema: z.union([count, z.record(z.string().min(1), count)]),
     wanted: 'a whole number >= 1, or name=n,name=n',
     placeholder: 'n|name=n',
@@ -320,35 +316,30 @@ export function countByName(
       return Object.fromEntries(pairs.map(([name, n]) => [name, asNumber(n as string)]));
     },
   };
-  return option(kind, entry);
 }
 
 /** Declares numbers, words and switches by name: an object, or on the command line `name=value,name=value`. */
 export function valuesByName(
   entry: Entry<undefined>,
 ): Option<Readonly<Record<string, number | string | boolean>>, undefined> {
-  const kind: Kind<Readonly<Record<string, number | string | boolean>>> = {
+  return {
+    ...entry,
     schema: z.record(z.string().min(1), z.union([z.number(), z.string(), z.boolean()])),
     wanted: 'name=value,name=value, each name once',
     placeholder: 'name=value',
-    fromText: (given) => {
-      const pairs = commaList(given).map((one) => one.split('='));
-      const isRight = pairs.every(({ length }) => length === 2);
-      const isUnique = new Set(pairs.map(([name]) => name)).size === pairs.length;
-      if (!isRight || !isUnique) return given;
-      const read = (text: string): unknown =>
-        text === 'true' || text === 'false' ? text === 'true' : asNumber(text);
-      return Object.fromEntries(pairs.map(([name, text]) => [name, read(text as string)]));
-    },
+    fromText: (given) =>
+      valuesIn(given, (word) =>
+        word === 'true' || word === 'false' ? word === 'true' : asNumber(word),
+      ),
   };
-  return option(kind, entry);
 }
 
 /** Declares a list of paths, which on the command line follow the flag one after the other. */
 export function pathList<const D extends null | undefined = undefined>(
   entry: Entry<D> & { readonly placeholder: string },
 ): Option<readonly string[], D> {
-  const kind: Kind<readonly string[]> = {
+  return {
+    ...entry,
     schema: z.array(z.string().min(1)).min(1).readonly(),
     wanted: 'a list of paths',
     placeholder: `${entry.placeholder}...`,
@@ -356,7 +347,6 @@ export function pathList<const D extends null | undefined = undefined>(
     fromTexts: (texts) => texts,
     normalize: (list) => Object.freeze([...list]),
   };
-  return option(kind, entry);
 }
 
 const kName = /^[\w.-]+$/;
@@ -375,7 +365,8 @@ export function modules<const D extends string | null>(
     const parts = commaList(given);
     return parts.every((part) => kName.test(part)) ? parts : given;
   };
-  const kind: Kind<readonly string[] | string> = {
+  return {
+    ...entry,
     schema: z.union([z.string(), z.array(z.string().min(1)).readonly()]),
     wanted: 'a regular expression or a list of names',
     placeholder: 'name,name',
@@ -383,7 +374,6 @@ export function modules<const D extends string | null>(
     fromFile: read,
     normalize: (given) => (typeof given === 'string' ? given : Object.freeze([...new Set(given)])),
   };
-  return option(kind, entry);
 }
 
 /** Declares a whole number of at least 0, or a list of such numbers; on the command line, they are separated by commas. */
@@ -391,14 +381,14 @@ export function indices(
   entry: Entry<null>,
 ): Option<readonly number[] | number, null, readonly number[]> {
   const index = z.int().min(0);
-  const kind: Kind<readonly number[] | number, readonly number[]> = {
+  return {
+    ...entry,
     schema: z.union([index, z.array(index).readonly()]),
     wanted: 'a whole number >= 0 or a list of them',
     placeholder: 'n,n',
     fromText: (given) => given.split(',').map(asNumber),
     normalize: (given) => Object.freeze(typeof given === 'number' ? [given] : [...given]),
   };
-  return option(kind, entry);
 }
 
 /** Numbers by pattern, as pairs, because an object does not keep the order of all keys. */
@@ -429,7 +419,8 @@ export function patterns(
 ): Option<Readonly<Record<string, number>> | Patterns, Readonly<Record<string, never>>, Patterns> {
   const { schema, wanted } = entry.of;
   const pattern = z.string().min(1);
-  const kind: Kind<Readonly<Record<string, number>> | Patterns, Patterns> = {
+  return {
+    ...entry,
     schema: z.union([numbersByKey(schema), z.array(z.tuple([pattern, schema])).readonly()]),
     wanted: `an object of patterns, each with ${wanted}`,
     placeholder: 'json',
@@ -440,7 +431,6 @@ export function patterns(
       return Object.freeze(pairs.map(([pattern, number]) => [pattern, number] as const));
     },
   };
-  return option(kind, entry);
 }
 
 /** Declares an object of settings, or JSON on the command line. Its keys may be spelled as those of a configuration file. */
@@ -460,20 +450,19 @@ export function settings<T extends object>(
     return isUnique ? Object.fromEntries(entries) : given;
   };
   const inFile = keys.flatMap((key) => spellings(key).map((name) => [name, fields.shape[key]]));
-  const kind: Kind<T> = {
+  return {
+    ...entry,
     schema: readBefore(read, fields),
     wanted: `an object of ${of} (${keys.map(snake).join(', ')})`,
     placeholder: 'json',
     fromText: fromJson,
     fileSchema: z.strictObject(Object.fromEntries(inFile)),
   };
-  return option(kind, entry);
 }
 
 /** Declares any JSON value that a program attaches. */
 export function json<T, const D extends null | undefined>(
   entry: Entry<D> & { readonly of: string; readonly schema: z.ZodType<T> },
 ): Option<T, D> {
-  const { of, schema } = entry;
-  return option({ schema, wanted: of, placeholder: 'json', fromText: fromJson }, entry);
+  return { ...entry, wanted: entry.of, placeholder: 'json', fromText: fromJson };
 }
