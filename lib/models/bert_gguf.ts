@@ -6,6 +6,7 @@
 import { FormatError, UnsupportedError } from '../errors.ts';
 import type { GgufFile } from '../io/index.ts';
 import { shown } from '../shown.ts';
+import { type BlockPaths, kBertBlock } from './encoder.ts';
 import { type GgufKeys, type GgufNames, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 
 /** model_types that the architecture stands for. */
@@ -46,34 +47,24 @@ const head = (inner: string, outer: string): Record<string, string> =>
     ]),
   );
 
-const kBertNames: GgufNames = {
-  top: kEmbeddings,
-  layers: 'encoder.layer',
-  block: {
-    attn_q: 'attention.self.query',
-    attn_k: 'attention.self.key',
-    attn_v: 'attention.self.value',
-    attn_output: 'attention.output.dense',
-    attn_output_norm: 'attention.output.LayerNorm',
-    ffn_up: 'intermediate.dense',
-    ffn_down: 'output.dense',
-    layer_output_norm: 'output.LayerNorm',
-  },
+const kBertNames: GgufNames = { top: kEmbeddings, layers: 'encoder.layer', block: kBertBlock };
+
+/** Paths of the modules of DistilBERT's block. */
+export const kDistilBertBlock: BlockPaths = {
+  attn_q: 'attention.q_lin',
+  attn_k: 'attention.k_lin',
+  attn_v: 'attention.v_lin',
+  attn_output: 'attention.out_lin',
+  attn_output_norm: 'sa_layer_norm',
+  ffn_up: 'ffn.lin1',
+  ffn_down: 'ffn.lin2',
+  layer_output_norm: 'output_layer_norm',
 };
 
 const kDistilBertNames: GgufNames = {
   top: { ...kEmbeddings, ...head('pre_classifier', 'classifier') },
   layers: 'transformer.layer',
-  block: {
-    attn_q: 'attention.q_lin',
-    attn_k: 'attention.k_lin',
-    attn_v: 'attention.v_lin',
-    attn_output: 'attention.out_lin',
-    attn_output_norm: 'sa_layer_norm',
-    ffn_up: 'ffn.lin1',
-    ffn_down: 'ffn.lin2',
-    layer_output_norm: 'output_layer_norm',
-  },
+  block: kDistilBertBlock,
 };
 
 const kCommon = {

@@ -56,6 +56,11 @@ export const windowSize = z
   .nonnegative()
   .max(2 ** 31 - 1);
 
+/** Schemas of keys that change nothing in what a model computes, whatever their values: names with spaces between them. */
+export function ignored(names: string): Readonly<Record<never, z.ZodType>> {
+  return Object.fromEntries(names.split(' ').map((name) => [name, z.unknown().optional()]));
+}
+
 const kCounts = new Map<unknown, 'layers' | 'extent'>([
   [layerCount, 'layers'],
   [size, 'extent'],

@@ -14,30 +14,28 @@ import { Embedding, type LayerNorm, type Linear, LinearGroup, Module } from '../
 import { relativeAttention, reshape } from '../ops/index.ts';
 import { type Tensor, tensor } from '../tensor.ts';
 import { type Activation, activation } from './activations.ts';
-import { checkHeads } from './bert.ts';
-import { BertLayer, type Segments, type SelfAttention } from './bert_layers.ts';
 import type { ClassifierKind } from './classifier_kind.ts';
 import {
-  layerCount,
+  ignored,
   optionalRows,
   optionalSize,
   type ParseConfigOptions,
   parseConfig,
   positionCount,
   refuseValues,
-  size,
 } from './config_keys.ts';
 import {
-  EncoderClassifier,
   type EncoderConfig,
   EncoderEmbeddings,
-  type EncoderPass,
+  encoderClassifier,
+  kBertBlock,
+  kEncoderKeys,
+  PostNormLayer,
+  readEncoder,
+  type Segments,
 } from './encoder.ts';
-import type { ModelInputs, ModelOrigin } from './model.ts';
-import { moduleOf } from './module_of.ts';
 import { byRelativePosition, type DebertaBuckets, debertaBucket } from './relative_positions.ts';
 import { trunkNames } from './renamed_weights.ts';
-import type { HeadOrigin } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface DebertaConfig extends EncoderConfig {
@@ -52,17 +50,10 @@ interface DebertaConfig extends EncoderConfig {
   readonly pooling: Activation;
 }
 
-const ignored = z.unknown().optional();
 const kShape = {
-  vocab_size: size,
-  hidden_size: size,
-  intermediate_size: size,
-  num_hidden_layers: layerCount,
-  num_attention_heads: size,
+  ...kEncoderKeys,
   max_position_embeddings: positionCount,
   type_vocab_size: optionalRows.nullish(),
-  hidden_act: z.string().nullish(),
-  layer_norm_eps: z.number().positive().nullish(),
   relative_attention: z.boolean().nullish(),
   max_relative_positions: z.int().nullish(),
   position_buckets: z.int().nullish(),
@@ -76,14 +67,8 @@ const kShape = {
   attention_head_size: optionalSize,
   conv_kernel_size: z.int().nullish(),
   // Dropout is not applied; the rest is of the convolution that is refused, and of other heads.
-  hidden_dropout_prob: ignored,
-  attention_probs_dropout_prob: ignored,
-  pooler_dropout: ignored,
-  cls_dropout: ignored,
-  conv_act: ignored,
-  conv_groups: ignored,
-  legacy: ignored,
-  tie_word_embeddings: ignored,
+  ...ignored('hidden_dropout_prob attention_probs_dropout_prob pooler_dropout cls_dropout'),
+  ...ignored('conv_act conv_groups legacy tie_word_embeddings'),
 };
 type Json = z.infer<z.ZodObject<typeof kShape>>;
 
@@ -91,19 +76,12 @@ function debertaConfig(json: Record<string, unknown>, options: ParseConfigOption
   const { path } = options;
   const config = parseConfig(kShape, json, options);
   refuseVariants(config, path);
-  checkHeads(config, ['hidden_size', 'num_attention_heads'], path);
   const positions = positionTypes(config.pos_att_type ?? [], path);
   const stated = config.max_relative_positions ?? -1;
   const maxPosition = stated < 1 ? config.max_position_embeddings : stated;
   const buckets = Math.max(config.position_buckets ?? -1, 0);
   return {
-    vocabSize: config.vocab_size,
-    hiddenSize: config.hidden_size,
-    intermediateSize: config.intermediate_size,
-    numLayers: config.num_hidden_layers,
-    numHeads: config.num_attention_heads,
-    layerNormEps: config.layer_norm_eps ?? 1e-7,
-    activation: activation(config.hidden_act ?? 'gelu', { path, key: 'hidden_act' }),
+    ...readEncoder(config, { path, layerNormEps: 1e-7 }),
     buckets: { buckets, maxPosition },
     span: buckets > 0 ? buckets : maxPosition,
     contentToPosition: positions.includes('c2p'),
@@ -155,7 +133,7 @@ interface Shared extends Segments {
   readonly index: Tensor; // (2L-1) i32: rows of `relative` by key - query
 }
 
-class DisentangledSelfAttention extends Module implements SelfAttention<Shared> {
+class DisentangledSelfAttention extends Module {
   readonly query_proj: Linear;
   readonly key_proj: Linear;
   readonly value_proj: Linear;
@@ -199,7 +177,7 @@ class DisentangledSelfAttention extends Module implements SelfAttention<Shared> 
 }
 
 class DebertaEncoder extends Module {
-  readonly layer: readonly BertLayer<Shared>[];
+  readonly layer: readonly PostNormLayer<Shared>[];
   readonly rel_embeddings: Embedding;
   readonly LayerNorm: LayerNorm | null;
   readonly #config: DebertaConfig;
@@ -209,7 +187,10 @@ class DebertaEncoder extends Module {
     this.layer = Array.from({ length: config.numLayers }, (_, i) => {
       const at = weights.at(`layer.${i}`);
       const self = new DisentangledSelfAttention(config, at.at('attention.self'));
-      return new BertLayer(self, config, at);
+      return new PostNormLayer(kBertBlock, config, at, {
+        modules: { 'attention.self': self },
+        attend: (x, shared: Shared) => self.forward(x, shared),
+      });
     });
     this.rel_embeddings = new Embedding(
       weights.tensor('rel_embeddings.weight', [2 * config.span, config.hiddenSize]),
@@ -237,60 +218,41 @@ class DebertaEncoder extends Module {
 }
 
 /** deberta-v2 (and v3) with a linear head on the pooled first token. */
-export class DebertaV2ForSequenceClassification extends EncoderClassifier<Shared> {
-  readonly modelType = 'deberta-v2';
-  protected readonly architecture = 'DebertaV2ForSequenceClassification';
-  protected readonly dropoutKeys = [
-    'hidden_dropout_prob',
-    'attention_probs_dropout_prob',
-    'pooler_dropout',
-    'cls_dropout',
-  ];
-  readonly deberta;
-  readonly pooler: Module & { readonly dense: Linear };
-  readonly classifier: Linear;
-  readonly #pooling: Activation;
-
-  constructor(config: DebertaConfig, weights: WeightLoader, origin: ModelOrigin, head: HeadOrigin) {
-    super(config, origin, head);
-    const c = config.hiddenSize;
-    const at = weights.at('deberta');
-    this.deberta = moduleOf({
-      embeddings: new EncoderEmbeddings(config, at.at('embeddings'), { typesFirst: false }),
-      encoder: new DebertaEncoder(config, at.at('encoder')),
-    });
-    this.pooler = moduleOf({ dense: weights.linear('pooler.dense', [c, c], true) });
-    this.classifier = weights.linear('classifier', [head.numLabels, c], true);
-    this.#pooling = config.pooling;
-  }
-
-  protected pass(inputs: ModelInputs): EncoderPass<Shared> {
-    const { embeddings, encoder } = this.deberta;
-    const { cuSeqlens, lengths, length } = inputs;
-    const embedded = embeddings.forward(inputs);
-    const shared = { cuSeqlens, lengths, ...encoder.relative(length) };
-    return { layers: encoder.layer, embedded, shared };
-  }
-
-  protected classify(rows: Tensor): Tensor {
-    return this.classifier.forward(this.#pooling(this.pooler.dense.forward(rows)));
-  }
-}
-
-export const debertaV2Classifier: ClassifierKind = {
+export const debertaV2Classifier: ClassifierKind = encoderClassifier({
   modelType: 'deberta-v2',
+  architecture: 'DebertaV2ForSequenceClassification',
   features:
     'v2 and v3: disentangled attention, shared or separate position projections, log buckets (no convolution)',
   headWeight: 'classifier.weight',
   mayLack: ['classifier', 'pooler'],
+  dropoutKeys: [
+    'hidden_dropout_prob',
+    'attention_probs_dropout_prob',
+    'pooler_dropout',
+    'cls_dropout',
+  ],
   rename: trunkNames(
     'deberta',
     ['embeddings', 'encoder'],
     /^(cls|lm_predictions|mask_predictions|lm_head)\.|\.position_ids$/,
   ),
-  fromJson(json, options) {
-    const config = debertaConfig(json, options);
-    return (weights, origin, head) =>
-      new DebertaV2ForSequenceClassification(config, weights, origin, head);
+  configure: debertaConfig,
+  build: (config, weights, labels) => {
+    const c = config.hiddenSize;
+    const at = weights.at('deberta');
+    const embeddings = new EncoderEmbeddings(config, at.at('embeddings'), { typesFirst: false });
+    const encoder = new DebertaEncoder(config, at.at('encoder'));
+    const pooler = weights.linear('pooler.dense', [c, c], true);
+    const classifier = weights.linear('classifier', [labels, c], true);
+    const trunk = { 'deberta.embeddings': embeddings, 'deberta.encoder': encoder };
+    return {
+      embeddings,
+      layers: encoder.layer,
+      modules: { ...trunk, 'pooler.dense': pooler, classifier },
+      shared: ({ cuSeqlens, lengths, length }) => {
+        return { cuSeqlens, lengths, ...encoder.relative(length) };
+      },
+      classify: (rows) => classifier.forward(config.pooling(pooler.forward(rows))),
+    };
   },
-};
+});

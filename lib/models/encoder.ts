@@ -1,17 +1,28 @@
-/** The parts that the classifiers on encoders share: their embeddings, their pass, and what they say of their configuration. */
-import { Embedding, type LayerNorm, Module } from '../nn/index.ts';
-import { add, zeros } from '../ops/index.ts';
+/**
+ * The parts that the classifiers on encoders share: reading of their configuration, their embeddings, their blocks of bidirectional
+ * attention, and the model itself, which a family describes. Dimensions: N rows, C hidden, F mlp width.
+ */
+import { z } from 'zod';
+import { Embedding, type LayerNorm, type Linear, LinearGroup, Module } from '../nn/index.ts';
+import { add, attention, reshape, zeros } from '../ops/index.ts';
 import type { Tensor } from '../tensor.ts';
-import type { BlockConfig } from './bert_layers.ts';
+import { type Activation, activation } from './activations.ts';
+import type { ClassifierKind } from './classifier_kind.ts';
+import { configError, layerCount, type ParseConfigOptions, size } from './config_keys.ts';
 import { statedRates } from './dropout_rates.ts';
-import { type Layer, type LayerRun, runLayers } from './layers.ts';
+import { type Branch, Layer, runLayers } from './layers.ts';
 import type { ModelInputs, ModelOrigin } from './model.ts';
 import { type HeadOrigin, SequenceClassifier } from './sequence_classifier.ts';
 import type { WeightLoader } from './weights.ts';
 
-export interface EncoderConfig extends BlockConfig {
+export interface EncoderConfig {
   readonly vocabSize: number;
+  readonly hiddenSize: number;
+  readonly intermediateSize: number;
   readonly numLayers: number;
+  readonly numHeads: number;
+  readonly layerNormEps: number;
+  readonly activation: Activation;
   /** Rows of the table of absolute positions; 0: there is none. */
   readonly positionRows: number;
   /** The first row of the position table that is used. */
@@ -20,6 +31,47 @@ export interface EncoderConfig extends BlockConfig {
   readonly tokenTypes: number;
   /** The keys of config.json as they were read, for writing it again. */
   readonly source: Readonly<Record<string, unknown>>;
+}
+
+/** Keys that the configurations of BERT and DeBERTa share. */
+export const kEncoderKeys = {
+  vocab_size: size,
+  hidden_size: size,
+  intermediate_size: size,
+  num_hidden_layers: layerCount,
+  num_attention_heads: size,
+  hidden_act: z.string().nullish(),
+  layer_norm_eps: z.number().positive().nullish(),
+};
+
+/** The part of a configuration that {@link kEncoderKeys} say. @throws FormatError, UnsupportedError for values that do not fit together */
+export function readEncoder(
+  keys: z.infer<z.ZodObject<typeof kEncoderKeys>>,
+  { path, layerNormEps }: { path: string; layerNormEps: number },
+): Omit<EncoderConfig, 'positionRows' | 'firstPosition' | 'tokenTypes' | 'source'> {
+  checkHeads(keys, ['hidden_size', 'num_attention_heads'], path);
+  return {
+    vocabSize: keys.vocab_size,
+    hiddenSize: keys.hidden_size,
+    intermediateSize: keys.intermediate_size,
+    numLayers: keys.num_hidden_layers,
+    numHeads: keys.num_attention_heads,
+    layerNormEps: keys.layer_norm_eps ?? layerNormEps,
+    activation: activation(keys.hidden_act ?? 'gelu', { path, key: 'hidden_act' }),
+  };
+}
+
+/** Checks that the number of heads divides the hidden size, two keys of the configuration. @throws FormatError if it does not */
+export function checkHeads<K extends string>(
+  config: Readonly<Record<K, number>>,
+  [size, heads]: readonly [size: K, heads: K],
+  path: string,
+): void {
+  if (config[size] % config[heads] === 0) return;
+  throw configError(
+    path,
+    `${size} ${config[size]} must be a multiple of ${heads} ${config[heads]}`,
+  );
 }
 
 /** The normalised sum of the embeddings of ids, positions and token types. */
@@ -61,41 +113,163 @@ export class EncoderEmbeddings extends Module {
   }
 }
 
-/** A pass of an encoder's layers over embedded rows. */
-export interface EncoderPass<S> {
-  readonly layers: readonly Layer<S>[];
-  readonly embedded: Tensor; // (N,C)
-  readonly shared: LayerRun<S>['shared'];
+/** The bounds of a batch's segments, for bidirectional attention. */
+export interface Segments {
+  readonly cuSeqlens: Tensor; // (B+1) i32
+  readonly lengths: Tensor | null; // (B) i32
 }
 
-/** Base class of the classifiers on an encoder; `S` is what its layers share. */
-export abstract class EncoderClassifier<S> extends SequenceClassifier {
-  /** transformers' class, written into config.json. */
-  protected abstract readonly architecture: string;
-  /** Keys of the rates of dropout, which is not applied. */
-  protected abstract readonly dropoutKeys: readonly string[];
+/** Paths of the modules of a block, by their names in GGUF files. */
+export const kBertBlock = {
+  attn_q: 'attention.self.query',
+  attn_k: 'attention.self.key',
+  attn_v: 'attention.self.value',
+  attn_output: 'attention.output.dense',
+  attn_output_norm: 'attention.output.LayerNorm',
+  ffn_up: 'intermediate.dense',
+  ffn_down: 'output.dense',
+  layer_output_norm: 'output.LayerNorm',
+};
+export type BlockPaths = Readonly<typeof kBertBlock>;
+
+/** The attention of a block up to its output projection. */
+export interface BlockAttention<S> {
+  /** Its modules by their paths in the block. */
+  readonly modules: Readonly<Record<string, Module>>;
+  /** x (N,C) -> (N,C) */
+  attend(x: Tensor, shared: S): Tensor;
+}
+
+/** Attention of every row to all rows of its segment, with a projection each for q, k and v. */
+export function attentionBothWays(
+  paths: BlockPaths,
+  { hiddenSize: c, numHeads }: EncoderConfig,
+  weights: WeightLoader,
+): BlockAttention<Segments> {
+  const named = [paths.attn_q, paths.attn_k, paths.attn_v].map(
+    (path) => [path, weights.linear(path, [c, c], true)] as const,
+  );
+  const qkv = new LinearGroup(named.map(([, linear]) => linear));
+  return {
+    modules: Object.fromEntries(named),
+    attend: (x, segments) => {
+      const shape = [x.shape[0] as number, numHeads, c / numHeads];
+      const heads = qkv.forward(x).map((y) => reshape(y, shape));
+      const [q, k, v] = heads as [Tensor, Tensor, Tensor];
+      return reshape(attention(q, k, v, { ...segments, causal: false }), x.shape);
+    },
+  };
+}
+
+/** The block of encoders: attention and a mlp, each with a norm of its sum with the residual. */
+export class PostNormLayer<S> extends Layer<S> {
+  readonly #branches: readonly Branch<S>[];
 
   constructor(
-    readonly config: EncoderConfig,
+    paths: BlockPaths,
+    { hiddenSize: c, intermediateSize: f, layerNormEps, activation }: EncoderConfig,
+    weights: WeightLoader,
+    { modules, attend }: BlockAttention<S>,
+  ) {
+    super();
+    const linear = (path: string, shape: [number, number]): Linear =>
+      weights.linear(path, shape, true);
+    const norm = (path: string): LayerNorm => weights.layerNorm(path, c, layerNormEps);
+    const [out, outNorm] = [linear(paths.attn_output, [c, c]), norm(paths.attn_output_norm)];
+    const [up, down] = [linear(paths.ffn_up, [f, c]), linear(paths.ffn_down, [c, f])];
+    const downNorm = norm(paths.layer_output_norm);
+    this.place({
+      ...modules,
+      [paths.attn_output]: out,
+      [paths.attn_output_norm]: outNorm,
+      [paths.ffn_up]: up,
+      [paths.ffn_down]: down,
+      [paths.layer_output_norm]: downNorm,
+    });
+    this.#branches = [
+      { postNorm: outNorm, attention: attend, forward: (attended) => out.forward(attended) },
+      { postNorm: downNorm, forward: (x) => down.forward(activation(up.forward(x))) },
+    ];
+  }
+
+  branches(): readonly Branch<S>[] {
+    return this.#branches;
+  }
+}
+
+/** The parts of a classifier on an encoder; `S` is what its layers share. */
+export interface EncoderParts<S> {
+  readonly embeddings: EncoderEmbeddings;
+  readonly layers: readonly Layer<S>[];
+  /** All modules by their paths in the checkpoint. */
+  readonly modules: Readonly<Record<string, Module | readonly Module[]>>;
+  /** The inputs of the layers besides their rows. */
+  shared(inputs: ModelInputs): S;
+  /** Applies the head to rows (B,C) -> (B,D) */
+  classify(rows: Tensor): Tensor;
+}
+
+/** A family of encoders. */
+export interface EncoderFamily<C extends EncoderConfig, S>
+  extends Omit<ClassifierKind, 'fromJson'> {
+  /** transformers' class, written into config.json. */
+  readonly architecture: string;
+  /** Keys of the rates of dropout, which is not applied. */
+  readonly dropoutKeys: readonly string[];
+  /** Modules that make up the head. Default: `classifier`. */
+  readonly headPaths?: readonly string[];
+  /** @throws FormatError, UnsupportedError for a configuration that is wrong or not understood */
+  configure(json: Record<string, unknown>, options: ParseConfigOptions): C;
+  /** @param labels D */
+  build(config: C, weights: WeightLoader, labels: number): EncoderParts<S>;
+}
+
+/** The classifier of a family of encoders. */
+export function encoderClassifier<C extends EncoderConfig, S>(
+  family: EncoderFamily<C, S>,
+): ClassifierKind {
+  return {
+    ...family,
+    fromJson: (json, options) => {
+      const config = family.configure(json, options);
+      return (weights, origin, head) => {
+        const parts = family.build(config, weights, head.numLabels);
+        return new EncoderClassifier({ family, config, parts }, origin, head);
+      };
+    },
+  };
+}
+
+/** An encoder with a head on the first token of each sequence. */
+class EncoderClassifier<C extends EncoderConfig, S> extends SequenceClassifier {
+  readonly modelType: string;
+  readonly config: C;
+  readonly #family: EncoderFamily<C, S>;
+  readonly #parts: EncoderParts<S>;
+
+  constructor(
+    { family, config, parts }: { family: EncoderFamily<C, S>; config: C; parts: EncoderParts<S> },
     origin: ModelOrigin,
     head: HeadOrigin,
   ) {
     super(origin, head);
+    this.modelType = family.modelType;
+    this.config = config;
+    this.#family = family;
+    this.#parts = parts;
+    this.place(parts.modules);
   }
-
-  /** The pass over a batch. */
-  protected abstract pass(inputs: ModelInputs): EncoderPass<S>;
 
   get vocabSize(): number {
     return this.config.vocabSize;
   }
 
   get headPaths(): readonly string[] {
-    return ['classifier'];
+    return this.#family.headPaths ?? ['classifier'];
   }
 
   override get dropoutRates(): Readonly<Record<string, number>> {
-    return statedRates(this.config.source, this.dropoutKeys);
+    return statedRates(this.config.source, this.#family.dropoutKeys);
   }
 
   protected override get firstPosition(): number {
@@ -112,18 +286,21 @@ export abstract class EncoderClassifier<S> extends SequenceClassifier {
   }
 
   configJson(): Record<string, unknown> {
-    return this.classifierJson(this.config.source, this.architecture);
+    return this.classifierJson(this.config.source, this.#family.architecture);
   }
 
   protected hidden(inputs: ModelInputs): Tensor {
-    const { layers, embedded, shared } = this.pass(inputs);
-    const { keepOf: keep, onLayer } = this;
-    return runLayers(layers, embedded, {
-      shared,
+    const { embeddings, layers, shared } = this.#parts;
+    return runLayers(layers, embeddings.forward(inputs), {
+      shared: shared(inputs),
       last: null,
       wanted: inputs.wanted,
-      keep,
-      onLayer,
+      keep: this.keepOf,
+      onLayer: this.onLayer,
     });
+  }
+
+  protected classify(rows: Tensor): Tensor {
+    return this.#parts.classify(rows);
   }
 }

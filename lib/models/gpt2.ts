@@ -13,6 +13,7 @@ import { CausalLM, type Head, linearHead } from './causal_lm.ts';
 import {
   configError,
   configJsonOf,
+  ignored,
   layerCount,
   optionalSize,
   parseConfig,
@@ -27,7 +28,6 @@ import { type GgufKeys, type GgufTable, tokenIds, vocabSize } from './gguf.ts';
 import type { CachedLayer } from './kv_cache.ts';
 import { type Branch, Layer, runLayers } from './layers.ts';
 import type { LayerSettings, ModelInputs, ModelOrigin } from './model.ts';
-import { moduleOf } from './module_of.ts';
 import type { WeightLoader } from './weights.ts';
 
 interface Gpt2Config {
@@ -73,25 +73,21 @@ class Gpt2Block extends Layer<Rows> {
   readonly ln_1: LayerNorm;
   readonly attn: Gpt2Attention;
   readonly ln_2: LayerNorm;
-  readonly mlp: Module & { readonly c_fc: Conv1D; readonly c_proj: Conv1D };
-  readonly #activation: Activation;
+  readonly #mlp: (x: Tensor) => Tensor;
 
   constructor(config: Gpt2Config, weights: WeightLoader, i: number) {
     super();
-    const { hiddenSize: c, intermediateSize: f, eps } = config;
+    const { hiddenSize: c, intermediateSize: f, eps, activation } = config;
     this.ln_1 = weights.layerNorm('ln_1', c, eps);
     this.attn = new Gpt2Attention(config, weights.at('attn'), i);
     this.ln_2 = weights.layerNorm('ln_2', c, eps);
-    const [c_fc, c_proj] = [
-      weights.conv1d('mlp.c_fc', [f, c]),
-      weights.conv1d('mlp.c_proj', [c, f]),
-    ];
-    this.mlp = moduleOf({ c_fc, c_proj });
-    this.#activation = config.activation;
+    const up = weights.conv1d('mlp.c_fc', [f, c]);
+    const down = weights.conv1d('mlp.c_proj', [c, f]);
+    this.place({ 'mlp.c_fc': up, 'mlp.c_proj': down });
+    this.#mlp = (x) => down.forward(activation(up.forward(x)));
   }
 
   branches(): readonly Branch<Rows>[] {
-    const { c_fc, c_proj } = this.mlp;
     return [
       {
         preNorm: this.ln_1,
@@ -100,7 +96,7 @@ class Gpt2Block extends Layer<Rows> {
       },
       {
         preNorm: this.ln_2,
-        forward: (x) => c_proj.forward(this.#activation(c_fc.forward(x))),
+        forward: this.#mlp,
       },
     ];
   }
@@ -198,7 +194,6 @@ class Gpt2LM extends CausalLM {
   }
 }
 
-const ignored = z.unknown().optional();
 const kShape = {
   vocab_size: size,
   n_embd: size,
@@ -215,18 +210,12 @@ const kShape = {
   tie_word_embeddings: flag,
   // How scores are computed in half precision; here always in f32.
   reorder_and_upcast_attn: flag,
-  attn_pdrop: ignored,
-  embd_pdrop: ignored,
-  resid_pdrop: ignored,
-  // Heads of other tasks.
-  summary_activation: ignored,
-  summary_first_dropout: ignored,
-  summary_proj_to_labels: ignored,
-  summary_type: ignored,
-  summary_use_proj: ignored,
-  // Keys of the first GPT that are left in the files of the larger models.
-  n_special: ignored,
-  predict_special_tokens: ignored,
+  // Rates of dropout, keys of heads of other tasks, and those of the first GPT that are left in the files of the larger models.
+  ...ignored('attn_pdrop embd_pdrop resid_pdrop'),
+  ...ignored(
+    'summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj',
+  ),
+  ...ignored('n_special predict_special_tokens'),
 };
 
 function gpt2Config(json: Record<string, unknown>, options: ReadOptions): Gpt2Config {

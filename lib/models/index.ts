@@ -12,12 +12,9 @@ export {
 } from './auto_classifier.ts';
 export { AutoModelForSeq2SeqLM, checkSeq2SeqLM } from './auto_seq2seq.ts';
 export type { ModelBatch } from './batch.ts';
-export { BertForSequenceClassification } from './bert.ts';
 export { CausalLM, type Head } from './causal_lm.ts';
-export { DebertaV2ForSequenceClassification } from './deberta_v2.ts';
 export { type DecoderConfig, DecoderLM, type LayerAttention } from './decoder.ts';
 export { demoCheckpoint } from './demo_checkpoint.ts';
-export { DistilBertForSequenceClassification } from './distilbert.ts';
 export { type GgufLayout, ggufLayoutOf } from './gguf_layout.ts';
 export { KvCache } from './kv_cache.ts';
 export type { LayerKeep } from './layers.ts';
@@ -27,7 +24,6 @@ export {
   Model,
   type ModelOrigin,
 } from './model.ts';
-export { RobertaForSequenceClassification } from './roberta.ts';
 export { type RopeConfig, yarnAttentionFactor } from './rope.ts';
 export {
   copyCompanions,

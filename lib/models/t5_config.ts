@@ -4,6 +4,7 @@ import type { RmsNormOptions } from '../ops/index.ts';
 import { type Activation, activation } from './activations.ts';
 import {
   configError,
+  ignored,
   layerCount,
   optionalSize,
   type ParseConfigOptions,
@@ -38,7 +39,6 @@ export interface T5Config {
   readonly source: Readonly<Record<string, unknown>>;
 }
 
-const ignored = z.unknown().optional();
 const kShape = {
   vocab_size: size,
   d_model: size,
@@ -56,12 +56,9 @@ const kShape = {
   decoder_start_token_id: z.int().nonnegative().nullish(),
   pad_token_id: z.int().nullish(), // -1: none
   // feed_forward_proj determines the first two; dropout is not applied; the rest is about initialisation.
-  is_gated_act: ignored,
-  dense_act_fn: ignored,
-  dropout_rate: ignored,
-  classifier_dropout: ignored,
-  initializer_factor: ignored,
-  n_positions: ignored,
+  ...ignored(
+    'is_gated_act dense_act_fn dropout_rate classifier_dropout initializer_factor n_positions',
+  ),
 };
 
 /** Reads a t5 configuration. @throws FormatError for values that are missing or wrong, UnsupportedError for those not supported */

@@ -46,6 +46,20 @@ export class Module {
     return module;
   }
 
+  /** Makes modules children, each at a path below this one, in modules that only hold others. */
+  protected place(placed: Readonly<Record<string, Module | readonly Module[]>>): void {
+    for (const [path, module] of Object.entries(placed)) {
+      const names = path.split('.');
+      const last = names.pop() as string;
+      let at = this as unknown as Record<string, unknown>;
+      for (const name of names) {
+        at[name] ??= new Module();
+        at = at[name] as Record<string, unknown>;
+      }
+      at[last] = module;
+    }
+  }
+
   /** Replaces a parameter in every module that holds it. The caller disposes of the old tensor. */
   replaceParameter(old: Tensor, replacement: Tensor): void {
     for (const [, module] of this.namedModules()) {

@@ -3,17 +3,29 @@ import { readFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
 import { AdapterModel } from '../../lib/adapters/adapter_model.ts';
 import { loadSafetensors } from '../../lib/io/safetensors.ts';
+import type { EncoderEmbeddings, Segments } from '../../lib/models/encoder.ts';
 import {
   AutoModelForSequenceClassification as Auto,
-  type BertForSequenceClassification,
+  type SequenceClassifier,
 } from '../../lib/models/index.ts';
-import { runLayers } from '../../lib/models/layers.ts';
+import { type Layer, runLayers } from '../../lib/models/layers.ts';
 import { modelInputs } from '../../lib/models/model.ts';
+import type { Linear } from '../../lib/nn/index.ts';
 import { tanh } from '../../lib/ops/index.ts';
 import { noGrad, scope, type Tensor } from '../../lib/tensor.ts';
 import { values } from '../support/compare.ts';
 import { unpadded } from '../support/golden_classifiers.ts';
 import { describeShared, sharedPath } from '../support/shared.ts';
+
+/** The modules of the checkpoint. */
+interface Bert extends SequenceClassifier {
+  readonly bert: {
+    readonly embeddings: EncoderEmbeddings;
+    readonly encoder: { readonly layer: readonly Layer<Segments>[] };
+    readonly pooler: { readonly dense: Linear };
+  };
+  readonly classifier: Linear;
+}
 
 const kModel = 'models/all-minilm-l6-v2';
 const kGolden = 'golden/nlu/nlu.safetensors';
@@ -33,7 +45,7 @@ describeShared('MiniLM', [kModel, kGolden], () => {
   };
   const load = async (dtype: 'f32' | 'bf16' | 'f64') => {
     const model = await Auto.fromPretrained(sharedPath(kModel), { numLabels: 2, dtype });
-    return model as BertForSequenceClassification;
+    return model as Bert;
   };
   /** The rows of the first tokens. */
   const firstRows = (t: Tensor, cuSeqlens: Int32Array): number[] => {
