@@ -56,7 +56,7 @@ const kLayers = {
 
 /** Files at the top of lib/ that belong to a layer with another name. */
 const kFiles = {
-  errors: ['nearest', 'shown'],
+  errors: ['nearest', 'phrase', 'shown'],
   native: ['native_ops'],
   tensor: ['abort', 'autograd', 'device', 'gradcheck', 'graph', 'runtime'],
 };

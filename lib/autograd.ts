@@ -123,9 +123,7 @@ function withErrorPrefix<T>(where: string, body: () => T): T {
     return body();
   } catch (error) {
     if (error instanceof BaloraError && !error.message.startsWith(`${where}: `)) {
-      const { message, stack } = error;
-      error.message = `${where}: ${message}`;
-      if (stack !== undefined) error.stack = stack.replace(message, () => error.message);
+      error.amend({ where });
     }
     throw error;
   }

@@ -84,11 +84,11 @@ export function gradcheck(
         const numeric = (moved(step) - moved(-step)) / (2 * step);
         // Not `>`: a NaN on either side disagrees, too.
         if (Math.abs(numeric - (found[at] as number)) <= tolerance * scale) continue;
-        throw new BaloraError(
-          'ERR_GRADIENT',
-          `gradcheck: input ${index}, element ${at}: backward gives ${found[at]}, the central difference is ${numeric}; ` +
-            'mend the backward function, or leave out points where the function has a kink',
-        );
+        throw new BaloraError({
+          code: 'ERR_GRADIENT',
+          fact: `gradcheck: input ${index}, element ${at}: backward gives ${found[at]}, the central difference is ${numeric}`,
+          advice: 'mend the backward function, or leave out points where the function has a kink',
+        });
       }
     }
   } finally {

@@ -8,6 +8,7 @@ import type { ChatInput, Entered } from './chat_input.ts';
 import { kChatOptions } from './chat_options.ts';
 import { withFlags } from './flag_names.ts';
 import { Interrupt, type InterruptSignal, onSignals } from './interrupt.ts';
+import { flagsIn } from './option_table.ts';
 import type { CliContext } from './program.ts';
 import { hasColour, styler, writeAnswer } from './terminal.ts';
 
@@ -134,7 +135,7 @@ export class ChatLoop {
             'of the answer included; /reset begins anew, or send a shorter message',
         );
       } else if (error instanceof BaloraError) {
-        this.#fail(withFlags(error.message, kChatOptions));
+        this.#fail(withFlags(error.in(flagsIn(kChatOptions)), kChatOptions));
       } else {
         throw error;
       }

@@ -12,9 +12,11 @@ import {
   kebab,
   type Option,
   type OptionTable,
+  optionCalled,
   spellings,
   type ValuesOf,
 } from '../options/option.ts';
+import type { Spelling } from '../phrase.ts';
 
 /** The key of a configuration file that names a JSON schema for editors. */
 const kSchemaKey = '$schema';
@@ -92,6 +94,23 @@ function fromFlag(option: Option, given: string | boolean | readonly string[]): 
 /** The flag of an option's key: `learningRate` becomes `--learning-rate`. */
 export function flagOf(key: string): string {
   return `--${kebab(key)}`;
+}
+
+/**
+ * The spelling of a command's options: by their flags. Other options, and names that the caller has written himself, stay as they are.
+ * An option that goes by another name in the library has that of the command.
+ */
+export function flagsIn(table: OptionTable): Spelling {
+  return ({ option: name, text, value }) => {
+    const key = Object.hasOwn(table, name) ? name : optionCalled(name, table);
+    if (key === null || (value === undefined && text !== name)) return text;
+    const flag = flagOf(key);
+    const isSwitch = typeof value === 'boolean';
+    if (value === undefined || isSwitch !== (table[key]?.placeholder === null))
+      return text.replace(name, flag);
+    if (isSwitch) return value ? flag : flagOf(`no-${key}`);
+    return `${flag} ${Array.isArray(value) ? value.join(',') : value}`;
+  };
 }
 
 /**

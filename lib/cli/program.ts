@@ -11,6 +11,7 @@ import type { OptionTable } from '../options/option.ts';
 import { oneLine, printableStack } from '../shown.ts';
 import { EXIT, exitCodeOf } from './exit_codes.ts';
 import { withFlags } from './flag_names.ts';
+import { flagsIn } from './option_table.ts';
 import { refuseCommand, refuseOthers } from './other_arguments.ts';
 import { hasColour, type InputStream, type OutputStream, ShownStream, styler } from './terminal.ts';
 
@@ -85,7 +86,8 @@ export async function runCli(
  */
 function describe(error: unknown, { stderr }: CliContext, options: OptionTable): string {
   const label = styler(hasColour(stderr))('error:', 'red', 'bold');
-  if (error instanceof BaloraError) return `${label} ${withFlags(error.message, options)}`;
+  if (error instanceof BaloraError)
+    return `${label} ${withFlags(error.in(flagsIn(options)), options)}`;
   const reason = reasonOf(error);
   const { path = 'a file or folder' } = (error ?? {}) as NodeJS.ErrnoException;
   if (reason !== undefined) return `${label} ${oneLine(`${path}: ${reason}`)}`;

@@ -10,7 +10,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import { readFileSync, readlinkSync } from 'node:fs';
 import { link, rename } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
 import { diskError, isRunning, removeFile, writeAside } from './files.ts';
 import { isMissing, readText } from './regular_file.ts';
 
@@ -157,7 +157,7 @@ function holderOf({ path, text }: Found): LockHolder {
 }
 
 function noLock(path: string, refusal?: FormatError): ArgumentError {
-  const why = refusal && withoutAdvice(refusal).replace(`${path}: `, '');
+  const why = refusal && `${refusal.fact}`.replace(`${path}: `, '');
   return new ArgumentError(
     `${path} does not name the process that holds it; remove it if there is no such process${why ? ` (it ${why})` : ''}`,
   );

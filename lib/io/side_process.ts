@@ -10,7 +10,8 @@ import { type ChildProcess, fork, type Serializable } from 'node:child_process';
 import type { Socket } from 'node:net';
 import { totalmem } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { BaloraError, type ErrorCode, errorFromCode, NativeError } from '../errors.ts';
+import { BaloraError, type ErrorCode, errorOf, NativeError } from '../errors.ts';
+import { Phrase } from '../phrase.ts';
 import { reasonOf } from './files.ts';
 
 const kIdleMs = 10_000;
@@ -28,11 +29,15 @@ interface Setup {
 /** A message from the process. */
 type Answer = { readonly value: unknown } | { readonly error: Failure };
 
-/** An error in a form that can be sent; code and path are those of a BaloraError. */
-interface Failure {
-  readonly message: string;
-  readonly code?: ErrorCode;
-  readonly path?: string | undefined;
+/** An error in a form that can be sent: the facts of a BaloraError, or the message of any other. */
+type Failure = Sent | { readonly message: string };
+
+/** The facts of an error. Of its phrases their parts are left when it arrives. */
+interface Sent {
+  readonly code: ErrorCode;
+  readonly fact: Pick<Phrase, 'parts'>;
+  readonly advice: Pick<Phrase, 'parts'> | null;
+  readonly path: string | undefined;
 }
 
 interface SideProcessOptions {
@@ -112,7 +117,7 @@ export class SideProcess<Q, A> {
     hold(child, true);
     try {
       const answer = await exchange(running, request as Serializable, options);
-      if ('error' in answer) throw errorOf(answer.error);
+      if ('error' in answer) throw madeAgain(answer.error);
       return answer.value as A;
     } finally {
       hold(child, false);
@@ -223,8 +228,15 @@ function cannotStart(error: Error): NativeError {
   });
 }
 
-function errorOf({ message, code, path }: Failure): Error {
-  return code === undefined ? new Error(message) : errorFromCode(code, message, path);
+function madeAgain(failure: Failure): Error {
+  if ('message' in failure) return new Error(failure.message);
+  const { code, fact, advice, path } = failure;
+  return errorOf({
+    code,
+    fact: new Phrase(fact.parts),
+    advice: advice && new Phrase(advice.parts),
+    path,
+  });
 }
 
 /** Half of the machine's memory, or of the container's. */
@@ -261,9 +273,9 @@ export async function answerRequests<Q>(
 }
 
 function describe(error: unknown): Failure {
-  const { message } = error as Error;
-  if (!(error instanceof BaloraError)) return { message };
-  return { message, code: error.code, path: error.path };
+  if (!(error instanceof BaloraError)) return { message: (error as Error).message };
+  const { code, fact, advice, path } = error;
+  return { code, fact, advice, path };
 }
 
 /**

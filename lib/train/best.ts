@@ -8,7 +8,7 @@ import { z } from 'zod';
 import { copiesOf } from '../adapters/copies.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import type { MetricName } from '../data/glue.ts';
-import { ArgumentError, FormatError, withoutAdvice } from '../errors.ts';
+import { ArgumentError, FormatError } from '../errors.ts';
 import { EVALUATION_TEXTS, type Evaluation, isEvaluation } from '../eval/types.ts';
 import { CheckedFolder, writeChecksums } from '../io/checksums.ts';
 import { namesIn, removeAll, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
@@ -140,7 +140,7 @@ export class BestKeeper {
         text = await checked.text(kNoteFile);
       } catch (error) {
         if (!(error instanceof FormatError)) throw error;
-        problem = `${path} is damaged (${withoutAdvice(error)})`;
+        problem = `${path} is damaged (${error.fact})`;
         continue;
       }
       const note = keptOf(text);

@@ -4,7 +4,7 @@
  * checksums show, the one before it is used.
  */
 import { join } from 'node:path';
-import { ArgumentError, BaloraError, FormatError, withoutAdvice } from '../errors.ts';
+import { ArgumentError, BaloraError, FormatError } from '../errors.ts';
 import { CHECKSUMS, CheckedFolder, writeChecksums } from '../io/checksums.ts';
 import { diskError, namesIn, removeAll, writeFileAtomic, writeFolderAtomic } from '../io/files.ts';
 import { readText } from '../io/regular_file.ts';
@@ -62,7 +62,7 @@ export async function latestCheckpoint(
       return await readCheckpoint(path, { step, device });
     } catch (error) {
       if (!isDamage(error)) throw error;
-      const problem = `${path} is damaged (${withoutAdvice(error)})`;
+      const problem = `${path} is damaged (${error.fact})`;
       problems.push(problem);
       onDamaged(problem);
     }

@@ -1,5 +1,5 @@
 /** Errors that end a run, and the notes in them about the state in which the run was left. */
-import { BaloraError, NativeError, withoutAdvice } from '../errors.ts';
+import { BaloraError, NativeError } from '../errors.ts';
 import { oneLine } from '../shown.ts';
 import type { DType } from '../tensor.ts';
 import type { StepLosses } from './types.ts';
@@ -63,8 +63,7 @@ export function placed(
   make: (what: string, found: FoundBy) => NativeError,
 ): unknown {
   if (!(error instanceof BaloraError) || error.code !== 'ERR_NOT_FINITE') return error;
-  const [first = '', ...lines] = withoutAdvice(error).split('\n');
-  return make(first, { cause: error, lines });
+  return make(`${error.fact}`, { cause: error, lines: error.lines });
 }
 
 /** An error of an evaluation, or of the answers to sample prompts, in a run: see {@link placed}. */
@@ -82,15 +81,19 @@ export function placedInEvaluation(error: unknown, step: number, tried: Tried): 
 export function addNotes(error: unknown, notes: readonly string[], second?: unknown): void {
   if (!(error instanceof Error) || notes.length === 0) return;
   const { message: before, stack, cause } = error;
-  const message = [before, ...notes.map((note) => oneLine(note))].join('; ');
   // Assignment would fail for a DOMException, whose message is a getter, so the property is redefined.
   const define = (key: string, value: unknown): boolean =>
     Reflect.defineProperty(error, key, { value, writable: true, configurable: true });
-  if (!define('message', message)) return;
-  if (stack !== undefined)
-    define(
-      'stack',
-      stack.replace(before, () => message),
-    );
+  if (error instanceof BaloraError) {
+    error.amend({ notes });
+  } else {
+    const message = [before, ...notes.map((note) => oneLine(note))].join('; ');
+    if (!define('message', message)) return;
+    if (stack !== undefined)
+      define(
+        'stack',
+        stack.replace(before, () => message),
+      );
+  }
   if (second !== undefined && cause === undefined) define('cause', second);
 }
