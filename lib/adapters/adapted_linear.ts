@@ -28,17 +28,11 @@ export interface AdapterState {
   readonly constants: Map<string, Tensor>;
 }
 
-export interface AdaptedParts {
-  readonly name: string;
-  readonly linear: Linear;
-  readonly r: number;
-  /** The scale s of the update, and the alpha it was computed from. */
-  readonly scale: number;
-  readonly alpha: number;
-  readonly variant: Variant;
-  /** The tensors by their keys. */
-  readonly parameters: ReadonlyMap<string, Tensor>;
-}
+/** The fields of an adapted linear that its maker gives. */
+export type AdaptedParts = Pick<
+  AdaptedLinear,
+  'name' | 'linear' | 'r' | 'scale' | 'alpha' | 'variant' | 'parameters'
+>;
 
 /** Number of micro-batches in a step that have dropout masks of their own. */
 const kPassesPerStep = 2 ** 20;
@@ -49,6 +43,7 @@ export class AdaptedLinear implements LinearAdapter, VariantModule {
   readonly linear: Linear;
   /** Rank of the module. */
   readonly r: number;
+  /** The scale s of the update, and the alpha it was computed from. */
   readonly scale: number;
   readonly alpha: number;
   readonly variant: Variant;

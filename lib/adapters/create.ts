@@ -1,5 +1,4 @@
 /** Creation of fresh adapters. No adapter may be on in the model meanwhile. */
-
 import { ArgumentError } from '../errors.ts';
 import type { Model } from '../models/index.ts';
 import {

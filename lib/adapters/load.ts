@@ -1,5 +1,4 @@
 /** Adapters from folders. No adapter may be on in the model meanwhile. */
-
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { ArgumentError, FormatError, UnsupportedError } from '../errors.ts';

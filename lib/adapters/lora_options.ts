@@ -21,6 +21,7 @@ import {
   type Check,
   defaultOf,
   group,
+  isObject,
   normalized,
   type Option,
   type OptionTable,
@@ -267,9 +268,7 @@ const inFile = {
   /** Keys of its file that change nothing in what the adapter computes, with the values that are written again. Null: none. */
   keptKeys: json<Readonly<Record<string, PythonJson>>, null>({
     of: 'an object of keys of adapter_config.json',
-    schema: z.custom<Readonly<Record<string, PythonJson>>>(
-      (given) => typeof given === 'object' && given !== null && !Array.isArray(given),
-    ),
+    schema: z.custom<Readonly<Record<string, PythonJson>>>(isObject),
     default: null,
     help: 'idle keys of its file',
     only: 'library',

@@ -6,7 +6,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { METHODS } from '../adapters/methods/registry.ts';
 import { FormatError } from '../errors.ts';
 import { readYamlFile } from '../io/yaml_file.ts';
-import { camel, type OptionTable, type Values } from '../options/option.ts';
+import { camel, isObject, type OptionTable, type Values } from '../options/option.ts';
 import { shown } from '../shown.ts';
 import { TASKS } from '../tasks/list.ts';
 import { RUN_CONFIG_FORMAT, type RunConfig, runConfigOf } from '../train/run_config.ts';
@@ -30,9 +30,6 @@ export async function readConfigFile(path: string, reading: Reading): Promise<Va
   if (isRecord && values.format === undefined) return settingsOfFirst(path, values);
   return isRecord ? settingsOf(runConfigIn(path, values), reading) : values;
 }
-
-const isObject = (value: unknown): value is Values =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
 
 /** The settings in a run/config.json of version 0.2.0, whose command is a configuration file. */
 function settingsOfFirst(path: string, { command }: Values): Values {

@@ -1,5 +1,4 @@
 /** `balora inspect`: shows the tensors of a model or adapter, what an adapter changes in its base, or the tokens of an example. */
-
 import type { Command } from 'commander';
 import { DATA_DEFAULTS } from '../data/data_options.ts';
 import { supervisedCount, truncate } from '../data/example.ts';

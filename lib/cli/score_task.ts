@@ -1,5 +1,4 @@
 /** Scoring of one model on one task, with its records and its programs. */
-
 import { join } from 'node:path';
 import type { AdapterModel } from '../adapters/adapter_model.ts';
 import { BATCH_SIZES } from '../data/data_options.ts';

@@ -164,6 +164,5 @@ function adapterOf(settings: TrainSettings, method: MethodName): LoraConfigInput
   ]);
   const values = Object.fromEntries(whole) as ResolvedOf<typeof loraOptions>;
   checkTogether(loraChecks, values, { name: flagOf });
-  loraConfig(adapter);
   return adapter;
 }

@@ -4,7 +4,13 @@
  * doubled, and the words of each row's texts changed when it is read.
  */
 import { ArgumentError } from '../errors.ts';
-import { checkTogether, checkValue, DEFAULT_SEED, type Option } from '../options/option.ts';
+import {
+  checkTogether,
+  checkValue,
+  DEFAULT_SEED,
+  isObject,
+  type Option,
+} from '../options/option.ts';
 import { shown } from '../shown.ts';
 import {
   type CorruptionOptions,
@@ -14,7 +20,7 @@ import {
   type TextNoiseKind,
 } from './corruption_options.ts';
 import { type DatasetOptions, type DataWarning, forEachRow } from './dataset.ts';
-import { isPlainObject, listValue } from './forms/fields.ts';
+import { listValue } from './forms/fields.ts';
 import { rawLabel } from './labels.ts';
 import { choiceOf, fileOf } from './mixed_rows.ts';
 import { type RandomWords, randomBelow, randomOrder, randomWords } from './philox.ts';
@@ -323,7 +329,7 @@ const kTextKeys: readonly string[] = ['content', 'value', 'text'];
 function mapTexts(value: unknown, change: (text: string) => string): unknown {
   if (typeof value === 'string') return change(value);
   if (Array.isArray(value)) return value.map((part) => mapTexts(part, change));
-  if (!isPlainObject(value)) return value;
+  if (!isObject(value)) return value;
   return Object.fromEntries(
     Object.entries(value).map(([key, part]) => [
       key,

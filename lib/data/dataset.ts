@@ -4,7 +4,6 @@
  * before the first step instead of hours into a run, and lengths are known for packing. The order of an epoch is a pure function of
  * seed and epoch, so that a checkpoint only remembers a position.
  */
-
 import { createHash, type Hash } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { ArgumentError, NativeError } from '../errors.ts';

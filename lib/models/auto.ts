@@ -1,5 +1,4 @@
 /** Loading of causal language models from a folder or a GGUF file, by the model_type in them (see registry.ts). */
-
 import { getDefaultDevice, sharesProcessMemory, withDevice } from '../device.ts';
 import { ArgumentError, UnsupportedError } from '../errors.ts';
 import { findModel, hubTable, type ResolveOptions } from '../io/hub.ts';

@@ -1,5 +1,4 @@
 /** Loading of models with a classification or regression head: the checkpoint's, or a new one on a pre-trained model. */
-
 import { findModel } from '../io/hub.ts';
 import { type CallTable, checkArgument, checkCall, kCall, wholeNumber } from '../options/call.ts';
 import { labelTable } from '../options/labels.ts';

@@ -2,7 +2,6 @@
  * GPT-2: LayerNorm before each branch, learned positions, a plain mlp, biases everywhere. Its linears are stored as (in,out)
  * (Conv1D). The dropouts of its configuration are those it was trained with; fine-tuning here runs without.
  */
-
 import { z } from 'zod';
 import { type Conv1D, Embedding, type LayerNorm, Linear, Module } from '../nn/index.ts';
 import { add, split } from '../ops/index.ts';

@@ -12,6 +12,7 @@ import {
   camel,
   complaint,
   type Entry,
+  isObject,
   type Kind,
   kebab,
   type OptionTable,
@@ -237,10 +238,6 @@ export function checkArgument(name: string, kind: CallKind, value: unknown): voi
   if (kind.schema.safeParse(value).success) return;
   const what = kind.isSecret ? `must be ${kind.wanted}` : complaint(kind, value);
   throw new ArgumentError(`${name} ${what}${kind.note?.(value) ?? ''}`);
-}
-
-function isObject(value: unknown): boolean {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 /** Whether a class of an object, or one that it extends, has this name. */

@@ -25,6 +25,11 @@ export type Default<D> = D | ((context: DefaultContext) => D);
 /** Values of options, by their names in the library. */
 export type Values = Readonly<Record<string, unknown>>;
 
+/** Whether a value is an object with keys, neither null nor a list. */
+export function isObject(value: unknown): value is Values {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
 /** Something that an option needs to have an effect. */
 export interface Requirement {
   holds(values: Values): boolean;

@@ -1,6 +1,7 @@
 /** The bodies of requests: read up to a limit, and refused unread beyond it. */
 import type { IncomingMessage } from 'node:http';
 import { formatBytes } from '../io/format_bytes.ts';
+import { isObject } from '../options/option.ts';
 import { ApiError } from './api_error.ts';
 import { ConnectionLost } from './event_stream.ts';
 import type { Fields } from './request.ts';
@@ -31,7 +32,7 @@ export async function readBody(
       ...{ status: 400, code: 'invalid_json' },
     });
   }
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Fields;
+  if (isObject(value)) return value;
   throw new ApiError('the body must be a JSON object', { status: 400, code: 'invalid_json' });
 }
 

@@ -4,7 +4,6 @@
  * those that share an input, the other the gradients of their weights. Sums that do not fit into `maxBytes` together are made in
  * several passes, a part of the modules each, so that not all of them exist at once.
  */
-
 import { existsSync } from 'node:fs';
 import { delayed, orReason } from '../abort.ts';
 import { checkNoAdapters, freezeBase } from '../adapters/attach.ts';

@@ -3,7 +3,6 @@
  * teacher whose head has random values gives no useful targets; with a probed head, its outputs show what the pre-trained model
  * knows about the task.
  */
-
 import {
   collectGradients,
   decaysIn,

@@ -4,7 +4,13 @@ import { loraOptions } from '../adapters/lora_options.ts';
 import type { TunedModel } from '../adapters/tuned_model.ts';
 import { baseDigest, baseSummary } from '../models/base_digest.ts';
 import type { Model } from '../models/index.ts';
-import { defaultsOf, identityOfTable, type OptionTable, resolveTable } from '../options/option.ts';
+import {
+  defaultsOf,
+  identityOfTable,
+  isObject,
+  type OptionTable,
+  resolveTable,
+} from '../options/option.ts';
 import { shown } from '../shown.ts';
 import { REGULARIZER_OPTIONS } from './regularizers.ts';
 import type { ResolvedRun } from './resolve_run.ts';
@@ -128,10 +134,7 @@ export function differences(then: Identity, now: Identity): string[] {
   return [...found].sort(([a], [b]) => (a < b ? -1 : 1)).map(([key, values]) => line(key, values));
 }
 
-const isObject = (value: unknown): boolean =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
-
-const optionsIn = (part: unknown): Identity => (isObject(part) ? (part as Identity) : {});
+const optionsIn = (part: unknown): Identity => (isObject(part) ? part : {});
 
 const keysOf = (...parts: readonly Identity[]): string[] =>
   [...new Set(parts.flatMap((part) => Object.keys(part)))].sort();

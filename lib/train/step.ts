@@ -131,13 +131,12 @@ export function weightedTerms(
   const terms: Record<string, StepLosses['terms'][string]> = {};
   let custom: Record<string, number> | undefined;
   for (const [key, value] of Object.entries(all)) {
+    const weight = weights[key] ?? 0;
+    // A metric has no weight; one that is not finite still makes the loss so, which ends the run.
+    loss += weight * (value ?? 0);
     if (key.startsWith(kCustom)) {
       custom = { ...custom, [key.slice(kCustom.length)]: value as number };
-      continue;
-    }
-    const weight = weights[key] ?? 0;
-    terms[key] = { value, weight };
-    loss += weight * (value ?? 0);
+    } else terms[key] = { value, weight };
   }
   return { loss, taskLoss: task, terms, custom };
 }

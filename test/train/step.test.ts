@@ -26,6 +26,10 @@ it('keeps metrics of a loss apart from the terms', () => {
   });
 });
 
+it('has no finite loss where a metric is not finite, so that the run ends', () => {
+  expect(weightedTerms({ task: 2, 'custom.norm': Number.NaN }, {}).loss).toBeNaN();
+});
+
 it('writes a record with the keys of metrics.jsonl', async () => {
   const tuned = await AdapterModel.create(new TinyModel(), { r: 2 });
   const data = tinySource(tinyBatches());

@@ -1,5 +1,4 @@
 /** The command-line code that causal language models and encoder-decoders share. */
-
 import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { FullModel } from '../../adapters/full_model.ts';
 import type { TunedModel } from '../../adapters/tuned_model.ts';

@@ -1,5 +1,4 @@
 /** The classification task on the command line: labelled data, a head that may be new, and the meaning of its label ids. */
-
 import { AdapterModel } from '../../adapters/adapter_model.ts';
 import { BATCH_SIZES } from '../../data/data_options.ts';
 import { glueTask, type MetricName } from '../../data/glue.ts';

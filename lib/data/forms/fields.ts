@@ -1,5 +1,6 @@
 /** Fields of rows that several forms have: lists, messages, tools, and the marks of the messages that are trained on. */
 import { ArgumentError } from '../../errors.ts';
+import { isObject } from '../../options/option.ts';
 import { shown } from '../../shown.ts';
 import { type ChatMessage, misspeltRole } from '../../text/chat_template.ts';
 import type { Row } from '../rows.ts';
@@ -67,12 +68,12 @@ export function messageOf(
   where: string,
   roleMap: Readonly<Record<string, string>> = {},
 ): MarkedMessage {
-  if (isPlainObject(value) && Object.hasOwn(value, 'from')) {
+  if (isObject(value) && Object.hasOwn(value, 'from')) {
     throw new ArgumentError(
       `${where} has from in the place of role: a conversation has messages of one form, role and content or from and value`,
     );
   }
-  const { role, content = null, ...rest } = (isPlainObject(value) ? value : {}) as ChatMessage;
+  const { role, content = null, ...rest } = (isObject(value) ? value : {}) as ChatMessage;
   if (typeof role !== 'string') {
     throw new ArgumentError(`${where} has no role; give it one, such as user or assistant`);
   }
@@ -131,10 +132,6 @@ export function marksOf(
   }
   const more = Object.fromEntries(Object.entries(rest).filter(([, value]) => value !== null));
   return { more, trained };
-}
-
-export function isPlainObject(value: unknown): value is Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 /** The messages of a field. */

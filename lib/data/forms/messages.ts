@@ -1,7 +1,8 @@
 /** Conversations in OpenAI's form: `messages`, each with `role` and `content`, and `tools` of the row for the chat template. */
 import { ArgumentError } from '../../errors.ts';
+import { isObject } from '../../options/option.ts';
 import type { Row } from '../rows.ts';
-import { has, isPlainObject, listValue, messagesOf, toolsOf } from './fields.ts';
+import { has, listValue, messagesOf, toolsOf } from './fields.ts';
 import type { FormReader, RowForm } from './form.ts';
 
 /** Names of a conversation's field, tried in this order. */
@@ -42,5 +43,5 @@ export const messages: RowForm = {
 
 /** Whether a message is in the form of ShareGPT. */
 export function isOfShareGpt(message: unknown): boolean {
-  return isPlainObject(message) && has(message, 'from') && !has(message, 'role');
+  return isObject(message) && has(message, 'from') && !has(message, 'role');
 }

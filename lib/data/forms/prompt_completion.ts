@@ -3,9 +3,10 @@
  * lists of messages, which become one conversation whose prompt is not trained on.
  */
 import { ArgumentError } from '../../errors.ts';
+import { isObject } from '../../options/option.ts';
 import { fieldText } from '../prompt_template.ts';
 import type { Row } from '../rows.ts';
-import { has, isPlainObject, listValue, messagesOf, toolsOf } from './fields.ts';
+import { has, listValue, messagesOf, toolsOf } from './fields.ts';
 import type { Conversation, FindOptions, FormReader, RowForm } from './form.ts';
 
 /** Field names of public data sets for prompt and response, tried in this order. */
@@ -107,5 +108,5 @@ function requireField(row: Row, field: string): void {
 /** Whether a field is a list of messages. A text that happens to be JSON, such as a list of numbers, is a text. */
 function hasMessages(row: Row, field: string): boolean {
   const value = listValue(row, field);
-  return Array.isArray(value) && isPlainObject(value[0]);
+  return Array.isArray(value) && isObject(value[0]);
 }

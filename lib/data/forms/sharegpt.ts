@@ -4,10 +4,11 @@
  */
 import { ArgumentError } from '../../errors.ts';
 import { didYouMean, nearest } from '../../nearest.ts';
+import { isObject } from '../../options/option.ts';
 import { shown } from '../../shown.ts';
 import type { ChatMessage } from '../../text/chat_template.ts';
 import type { Row } from '../rows.ts';
-import { has, isPlainObject, list, marksOf, optionalText, toolsOf } from './fields.ts';
+import { has, list, marksOf, optionalText, toolsOf } from './fields.ts';
 import type { FormReader, MarkedMessage, RowForm } from './form.ts';
 import { conversationField, isOfShareGpt } from './messages.ts';
 
@@ -70,9 +71,9 @@ function turnOf(
   where: string,
   roles: Readonly<Record<string, string>>,
 ): MarkedMessage {
-  const { from, value: content = null, ...rest } = isPlainObject(value) ? value : {};
+  const { from, value: content = null, ...rest } = isObject(value) ? value : {};
   if (typeof from !== 'string') {
-    const has = isPlainObject(value) && Object.hasOwn(value, 'role') ? ' but a role' : '';
+    const has = isObject(value) && Object.hasOwn(value, 'role') ? ' but a role' : '';
     throw new ArgumentError(
       `${where} has no from${has}; write every message of the conversation with from and value`,
     );
@@ -102,7 +103,7 @@ function withCalls(message: ChatMessage, json: string, where: string): ChatMessa
     calls = null;
   }
   const all = Array.isArray(calls) ? calls : [calls];
-  if (!all.every((call) => isPlainObject(call) && typeof call.name === 'string')) {
+  if (!all.every((call) => isObject(call) && typeof call.name === 'string')) {
     throw new ArgumentError(
       `${where}.value must be JSON of a tool's call, {"name": ..., "arguments": ...} or a list of them, got ${shown(json, 60)}`,
     );

@@ -2,6 +2,7 @@
 import type { Row } from '../../data/rows.ts';
 import { ArgumentError } from '../../errors.ts';
 import { checkKeys } from '../../options/call.ts';
+import { isObject } from '../../options/option.ts';
 import { shown } from '../../shown.ts';
 
 const kShownCharacters = 60;
@@ -74,9 +75,7 @@ export class Fields {
   /** A field that has fields of its own. @throws ArgumentError for anything else */
   nested(name: string): Fields {
     const value = this.value(name);
-    if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
-      return new Nested(name, value as Row);
-    }
+    if (isObject(value)) return new Nested(name, value);
     throw this.wrong(name, 'an object');
   }
 
