@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/runtime/cpu_kernels.h"
 #include "kernels/cpu/runtime/dispatch.h"
+#include "kernels/cpu/runtime/levels.h"
 #include "kernels/cpu/runtime/strided.h"
 #include "kernels/shared/elementwise_math.h"
 
@@ -17,6 +18,11 @@ void compare_row(const T* a, int64_t a_step, const T* b, int64_t b_step, uint8_t
     const auto x = load_any(a[i * a_step]), z = load_any(b[i * b_step]);
     y[i] = comparison(Op, x, z) ? 1 : 0;
   }
+}
+
+template <typename T>
+BALORA_INLINE void mark_finite(const T* x, uint8_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = std::isfinite(load(x[i])) ? 1 : 0;
 }
 
 }  // namespace
@@ -60,9 +66,8 @@ int32_t where_kernel(Context* ctx, const balora_where& o) {
 int32_t is_finite_kernel(Context* ctx, const balora_is_finite& o) {
   dispatch_float(o.x->dtype, [&]<typename T>() {
     parallel_for(ctx, view_numel(*o.x), 1 << 14, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        data_of<uint8_t>(o.y)[i] = std::isfinite(load(data_of<T>(o.x)[i])) ? 1 : 0;
-      }
+      at_level<&mark_finite<T>>(data_of<T>(o.x) + begin, data_of<uint8_t>(o.y) + begin,
+                                end - begin);
     });
   });
   return 0;
